@@ -1,0 +1,105 @@
+"""The port of lip-sync engines: a bundle and features in, mouth patches out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from musetalk_agent.avatars.bundle import Bundle
+from musetalk_agent.features.base import FeatureExtractor
+from musetalk_agent.media import Feature, Patch
+
+Progress = Callable[[int, int], None]
+"""Called with (done, of how many) while something long is made."""
+
+
+@dataclass(frozen=True, slots=True)
+class PatchRequest:
+    """One frame to make.
+
+    Args:
+        actor: what `Engine.open` returned for the session.
+        pose: index of the idle frame, `0 … bundle.frames-1`, that the patch will lie on.
+        feature: the frame's feature, as the engine's own extractor made it.
+        presence: 0 … 1; how far speech has taken over the mouth from the idle clip. Rises over the first frames of a segment
+            and falls over the frames after it, so that the mouth glides between idle and speech.
+    """
+
+    actor: Actor
+    pose: int
+    feature: Feature
+    presence: float = 1.0
+
+
+class Actor(Protocol):
+    """An avatar made ready for one session by an engine; opaque to everything else.
+
+    Holds per-session state, if the engine has any (smoothing from frame to frame). `rest` is the feature of a silent mouth.
+    """
+
+    @property
+    def rest(self) -> Feature:
+        """Feature of a silent, closed mouth."""
+        ...
+
+    def close(self) -> None:
+        """Releases what the actor holds. Safe to call twice."""
+        ...
+
+
+class Engine(Protocol):
+    """Turns features into patches for every session of the process.
+
+    `prepare`, `open`, `warmup` and `infer` run on the batcher's own thread or a worker thread, never on the event loop.
+    """
+
+    @property
+    def name(self) -> str:
+        """Its name in requests and answers."""
+        ...
+
+    @property
+    def device(self) -> str:
+        """Where it computes: `cpu`, `cuda:0` …"""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes whenever the artefacts it writes into a bundle change."""
+        ...
+
+    @property
+    def batch_sizes(self) -> Sequence[int]:
+        """Batch sizes it likes, ascending; the last is the most it takes at once."""
+        ...
+
+    @property
+    def features(self) -> FeatureExtractor:
+        """The extractor whose output `infer` reads."""
+        ...
+
+    @property
+    def needs_face(self) -> bool:
+        """False for engines that draw their own picture and take no avatar."""
+        ...
+
+    def prepare(self, bundle: Bundle, progress: Progress | None = None) -> None:
+        """Derives the engine's artefacts once and stores them in the bundle under `fingerprint`. Idempotent."""
+        ...
+
+    def open(self, bundle: Bundle) -> Actor:
+        """Readies a prepared bundle for one session."""
+        ...
+
+    def warmup(self) -> None:
+        """Runs one batch at production shape, so that the first session pays nothing."""
+        ...
+
+    def infer(self, batch: Sequence[PatchRequest]) -> list[Patch | None]:
+        """One patch per request, in order; None where the idle frame should be shown as it is."""
+        ...
+
+    def close(self) -> None:
+        """Releases the device. Safe to call twice."""
+        ...

@@ -1,0 +1,44 @@
+"""The port between sound and engines: a streaming extractor of one feature vector (or window) per video frame."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from musetalk_agent.media import Cue, Feature, Pcm
+
+
+class FeatureStream(Protocol):
+    """Features of one segment, in frame order, whatever the chunking of its samples.
+
+    Not thread-safe: one thread at a time pushes.
+    """
+
+    def push(self, samples: Pcm) -> list[Feature]:
+        """Takes int16 mono 16 kHz samples `[n]`, any n; returns the features of the frames that became ready."""
+        ...
+
+    def cue(self, cues: Sequence[Cue]) -> None:
+        """Takes phonemes known beforehand; they must come before their audio. Extractors without use for them ignore them."""
+        ...
+
+    def flush(self) -> list[Feature]:
+        """The segment is over: returns the features of the remaining frames, `media.frames_begun(samples, fps)` in all."""
+        ...
+
+    def reset(self) -> None:
+        """Forgets everything: the next push begins a new segment."""
+        ...
+
+
+class FeatureExtractor(Protocol):
+    """Makes streams; holds the weights that they share."""
+
+    @property
+    def lookahead_ms(self) -> int:
+        """Milliseconds of audio past a frame's end that its feature reads."""
+        ...
+
+    def stream(self, fps: int) -> FeatureStream:
+        """A new stream for video at `fps` (15 … 50)."""
+        ...

@@ -1,0 +1,171 @@
+"""Bodies of the agent's HTTP surface, which only the orchestrator calls. Times are ISO 8601 UTC, durations end in `_s`."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from musetalk_agent.protocol.diagnosis import Diagnosis, FunnelStage
+
+FPS_RANGE = (15, 50)
+MAX_WIDTH = 1280
+MAX_HEIGHT = 720
+DEMO_AVATAR_ID = "demo"
+"""The avatar that ships with the agent."""
+
+
+class SessionState(StrEnum):
+    """Life of a session, told by `GET /session/{id}`."""
+
+    STARTING = "starting"
+    READY = "ready"
+    SPEAKING = "speaking"
+    DRAINING = "draining"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+
+class Strict(BaseModel):
+    """A request body: an unknown field is an error that names it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class AvatarSource(Strict):
+    """Where an avatar comes from. When several are given, `avatar_id` wins over the zip, the zip over the video."""
+
+    frames_zip_url: str | None = Field(default=None, max_length=4096)
+    idle_video_url: str | None = Field(default=None, max_length=4096)
+    avatar_id: str | None = Field(default=None, max_length=128)
+
+    @property
+    def empty(self) -> bool:
+        """No source is named at all."""
+        return not (self.frames_zip_url or self.idle_video_url or self.avatar_id)
+
+
+class Picture(Strict):
+    """Size and rate of the published video; None leaves it to the clip (even, at most 1280×720)."""
+
+    fps: int = Field(default=25, ge=FPS_RANGE[0], le=FPS_RANGE[1])
+    width: int | None = Field(default=None, ge=64, le=MAX_WIDTH)
+    height: int | None = Field(default=None, ge=64, le=MAX_HEIGHT)
+
+
+class AgentStartRequest(Strict):
+    """`POST /session/start` of the agent."""
+
+    session_id: str = Field(min_length=1, max_length=64)
+    room: str = Field(min_length=1, max_length=256)
+    livekit_url: str
+    livekit_token: str = Field(repr=False)
+    avatar: AvatarSource
+    picture: Picture = Picture()
+    engine: str | None = None
+    max_duration_s: int = Field(default=6 * 3600, ge=1)
+    backlog_s: int = Field(default=120, ge=1, le=600)
+
+
+class AvatarWarning(BaseModel):
+    """Something about the clip that works but will not look its best."""
+
+    code: str
+    message: str
+
+
+class AvatarReport(BaseModel):
+    """Quality report of a prepared avatar.
+
+    `face_px` is the median width of the face mesh in the clip's pixels, `motion_px` the median movement of the nose bridge from
+    frame to frame, `closed_mouth_frames` how many frames show closed lips.
+    """
+
+    avatar_id: str
+    frames: int
+    width: int
+    height: int
+    fps: int
+    cached: bool = False
+    face_px: int = 0
+    motion_px: float = 0.0
+    closed_mouth_frames: int = 0
+    frames_without_face: list[int] = []
+    still: bool = False
+    warnings: list[AvatarWarning] = []
+
+
+class TrackInfo(BaseModel):
+    """A published track as the SFU knows it."""
+
+    kind: str
+    sid: str
+    muted: bool
+
+
+class Playback(BaseModel):
+    """Where the voice is: seconds played since the session began, seconds waiting, segments opened."""
+
+    position_s: float = 0.0
+    buffered_s: float = 0.0
+    segments: int = 0
+
+
+class AgentSession(BaseModel):
+    """A session as its agent sees it (`POST /session/start`, `GET /session/{id}`, one entry of `GET /debug`)."""
+
+    session_id: str
+    state: SessionState
+    room: str
+    publisher: str
+    engine: str
+    fps: int
+    width: int
+    height: int
+    avatar: AvatarReport | None = None
+    viewers: int = 0
+    playback: Playback = Playback()
+    diagnosis: Diagnosis
+    funnel: list[FunnelStage] = []
+    tracks: list[TrackInfo] = []
+    started_at: str
+    last_audio_at: str | None = None
+    error: dict[str, Any] | None = None
+    statistics: dict[str, float | int | str | None] = {}
+
+
+class Capacity(BaseModel):
+    """How many sessions the agent holds and could hold."""
+
+    sessions: int
+    sessions_max: int
+
+
+class AgentHealth(BaseModel):
+    """`GET /health` of the agent: 200 when warm, else 503 with the same body."""
+
+    status: str
+    version: str
+    engine: str
+    capacity: Capacity
+    draining: bool = False
+
+
+class FileState(BaseModel):
+    """One file of the models folder. `verified` is None where no checksum is known or it was not checked yet."""
+
+    exists: bool
+    bytes: int | None = None
+    verified: bool | None = None
+
+
+class AgentDebug(BaseModel):
+    """`GET /debug` of the agent, which `/debug/musetalk` hands through."""
+
+    engine: str
+    device: str
+    config_path: str | None = None
+    files: dict[str, FileState] = {}
+    unet_config: dict[str, Any] | None = None
+    sessions: list[AgentSession] = []

@@ -1,0 +1,202 @@
+"""Text messages of the two `/audio` WebSockets.
+
+The public one (client → orchestrator) and the inner one (orchestrator → agent) share the events that come back. Binary messages
+are raw PCM, int16 little endian mono. The inner link numbers what it carries: every message of the orchestrator, text or binary,
+counts as one *item*; the agent tells in `link.hello` and `link.ack` how many items it has taken, so that after a drop the
+orchestrator goes on from there and nothing is lost or taken twice. Events of the agent carry `id`, counted from 1, and the
+orchestrator names the last one it has seen when it connects (`events_after`).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+PROTOCOL_VERSION = 1
+CLOSE_GOING_AWAY = 1001
+CLOSE_POLICY = 1008
+CLOSE_INTERNAL = 1011
+
+
+class Message(BaseModel):
+    """Base of every text message; unknown fields are ignored, so that newer peers may add some."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class AudioStart(Message):
+    """Opens a segment (and ends the one that was open)."""
+
+    type: Literal["audio.start"] = "audio.start"
+
+
+class AudioEnd(Message):
+    """Ends the open segment."""
+
+    type: Literal["audio.end"] = "audio.end"
+
+
+class Clear(Message):
+    """Barge-in: everything not yet played is dropped."""
+
+    type: Literal["clear"] = "clear"
+
+
+class Ping(Message):
+    """Answered by `pong`."""
+
+    type: Literal["ping"] = "ping"
+
+
+ClientMessage = Annotated[AudioStart | AudioEnd | Clear | Ping, Field(discriminator="type")]
+client_message: TypeAdapter[ClientMessage] = TypeAdapter(ClientMessage)
+CLIENT_TYPES = frozenset({"audio.start", "audio.end", "clear", "ping"})
+
+
+class Limits(BaseModel):
+    """What a sender may do; past it comes an `error`, never a silent drop."""
+
+    message_bytes: int
+    backlog_s: float
+    bytes_per_s: int
+
+
+class Hello(Message):
+    """First message of every public connection. A sender resumes with `pcm[received_samples:]`."""
+
+    type: Literal["hello"] = "hello"
+    protocol: int = PROTOCOL_VERSION
+    session_id: str
+    received_samples: int
+    sample_rate: int
+    limits: Limits
+
+
+class Ack(Message):
+    """Samples of `/audio` taken by the session so far, at the sender's rate."""
+
+    type: Literal["ack"] = "ack"
+    received_samples: int
+
+
+class Pong(Message):
+    """Answer to `ping`."""
+
+    type: Literal["pong"] = "pong"
+
+
+class PlaybackStarted(Message):
+    """The first sample of the segment left for the room."""
+
+    type: Literal["playback.started"] = "playback.started"
+    segment: int
+
+
+class PlaybackFinished(Message):
+    """The segment is over: `position_s` seconds of it were played; 0 when it never began."""
+
+    type: Literal["playback.finished"] = "playback.finished"
+    segment: int
+    position_s: float
+    interrupted: bool
+
+
+class Cleared(Message):
+    """A clear took effect; `dropped_s` seconds of speech will not be heard."""
+
+    type: Literal["cleared"] = "cleared"
+    dropped_s: float
+
+
+class Warned(Message):
+    """Something is likely wrong, the connection goes on."""
+
+    type: Literal["warning"] = "warning"
+    code: str
+    message: str
+    suspicion: str | None = None
+
+
+class Failed(Message):
+    """Something is wrong; the connection closes with 1008 (the sender's fault) or 1011 (ours)."""
+
+    type: Literal["error"] = "error"
+    code: str
+    message: str
+
+
+ServerMessage = Hello | Ack | Pong | PlaybackStarted | PlaybackFinished | Cleared | Warned | Failed
+
+
+class SegmentStart(Message):
+    """Inner link: opens segment `segment` (counted from 1); the PCM after it belongs to it, at `sample_rate` Hz."""
+
+    type: Literal["segment.start"] = "segment.start"
+    segment: int = Field(ge=1)
+    sample_rate: int = Field(ge=8000, le=48000)
+
+
+class CueItem(BaseModel):
+    """A phoneme known beforehand: IPA symbol, first and past-the-last sample at the segment's own rate."""
+
+    phoneme: str
+    start: int
+    end: int
+
+
+class SegmentCues(Message):
+    """Inner link: phonemes of the open segment, sent before their audio."""
+
+    type: Literal["segment.cues"] = "segment.cues"
+    segment: int
+    cues: list[CueItem]
+
+
+class SegmentEnd(Message):
+    """Inner link: no more PCM for the segment."""
+
+    type: Literal["segment.end"] = "segment.end"
+    segment: int
+
+
+class LinkClear(Message):
+    """Inner link: drop everything that is not played, whichever segment it belongs to."""
+
+    type: Literal["clear"] = "clear"
+
+
+LinkMessage = Annotated[SegmentStart | SegmentCues | SegmentEnd | LinkClear, Field(discriminator="type")]
+link_message: TypeAdapter[LinkMessage] = TypeAdapter(LinkMessage)
+
+
+class LinkHello(Message):
+    """First message of the agent on every inner connection."""
+
+    type: Literal["link.hello"] = "link.hello"
+    protocol: int = PROTOCOL_VERSION
+    items: int
+
+
+class LinkAck(Message):
+    """Items taken so far; at least every 250 ms while items come."""
+
+    type: Literal["link.ack"] = "link.ack"
+    items: int
+    position_s: float = 0.0
+    buffered_s: float = 0.0
+
+
+Event = Annotated[PlaybackStarted | PlaybackFinished | Cleared | Warned | Failed, Field(discriminator="type")]
+
+
+class LinkEvent(Message):
+    """Inner link: something happened; `id` counts from 1 and never repeats within a session."""
+
+    type: Literal["link.event"] = "link.event"
+    id: int
+    event: Event
+
+
+AgentMessage = Annotated[LinkHello | LinkAck | LinkEvent, Field(discriminator="type")]
+agent_message: TypeAdapter[AgentMessage] = TypeAdapter(AgentMessage)

@@ -1,0 +1,137 @@
+"""Errors on the wire: one stable code each, told as RFC 9457 `application/problem+json`.
+
+Both services raise `ProblemError` (or a subclass that fixes the code) close to the cause; the HTTP layer turns it into a
+`Problem` in one place. A code never changes its meaning; `STATUS` is the HTTP status it travels under.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from pydantic import BaseModel
+
+MEDIA_TYPE = "application/problem+json"
+
+
+class ErrorCode(StrEnum):
+    """Every stable error code of the HTTP and WebSocket surface."""
+
+    UNAUTHORIZED = "unauthorized"
+    NOT_FOUND = "not_found"
+    METHOD_NOT_ALLOWED = "method_not_allowed"
+    INVALID_REQUEST = "invalid_request"
+    SESSION_NOT_FOUND = "session_not_found"
+    SESSION_ENDED = "session_ended"
+    SESSION_CONFLICT = "session_conflict"
+    IDEMPOTENCY_CONFLICT = "idempotency_conflict"
+    AT_CAPACITY = "at_capacity"
+    AGENT_UNAVAILABLE = "agent_unavailable"
+    LIVEKIT_UNAVAILABLE = "livekit_unavailable"
+    NOT_READY = "not_ready"
+    INTERNAL = "internal_error"
+    ENGINE_UNKNOWN = "engine_unknown"
+    ENGINE_UNAVAILABLE = "engine_unavailable"
+    WEIGHTS_MISSING = "weights_missing"
+    VOICE_UNAVAILABLE = "voice_unavailable"
+    VOICE_UNKNOWN = "voice_unknown"
+    TTS_FAILED = "tts_failed"
+    AVATAR_MISSING = "avatar_missing"
+    AVATAR_NOT_FOUND = "avatar_not_found"
+    AVATAR_URL_FORBIDDEN = "avatar_url_forbidden"
+    AVATAR_FETCH_FAILED = "avatar_fetch_failed"
+    AVATAR_TOO_LARGE = "avatar_too_large"
+    AVATAR_UNSAFE_ARCHIVE = "avatar_unsafe_archive"
+    AVATAR_UNDECODABLE = "avatar_undecodable"
+    AVATAR_SIZES_DIFFER = "avatar_sizes_differ"
+    AVATAR_EMPTY = "avatar_empty"
+    NO_FACE_IN_AVATAR = "no_face_in_avatar"
+    INVALID_MESSAGE = "invalid_message"
+    MESSAGE_TOO_LARGE = "message_too_large"
+    BACKLOG_EXCEEDED = "backlog_exceeded"
+    RATE_EXCEEDED = "rate_exceeded"
+    SAMPLE_RATE_CHANGED = "sample_rate_changed"
+    REPLACED = "replaced"
+
+
+STATUS: dict[ErrorCode, int] = {
+    ErrorCode.UNAUTHORIZED: 401,
+    ErrorCode.NOT_FOUND: 404,
+    ErrorCode.METHOD_NOT_ALLOWED: 405,
+    ErrorCode.SESSION_NOT_FOUND: 404,
+    ErrorCode.AVATAR_NOT_FOUND: 404,
+    ErrorCode.SESSION_ENDED: 409,
+    ErrorCode.SESSION_CONFLICT: 409,
+    ErrorCode.IDEMPOTENCY_CONFLICT: 409,
+    ErrorCode.AT_CAPACITY: 503,
+    ErrorCode.AGENT_UNAVAILABLE: 503,
+    ErrorCode.LIVEKIT_UNAVAILABLE: 503,
+    ErrorCode.NOT_READY: 503,
+    ErrorCode.VOICE_UNAVAILABLE: 503,
+    ErrorCode.ENGINE_UNAVAILABLE: 503,
+    ErrorCode.TTS_FAILED: 502,
+    ErrorCode.INTERNAL: 500,
+    ErrorCode.MESSAGE_TOO_LARGE: 413,
+}
+"""HTTP status of a code; codes not listed are 422, the request's own fault."""
+
+
+class Problem(BaseModel):
+    """Body of an error answer (RFC 9457). `code` is stable; `detail` names the wrong value and what to do about it."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    code: ErrorCode
+    detail: str
+    field: str | None = None
+    limit: str | int | float | None = None
+    value: str | int | float | None = None
+
+
+class ProblemError(Exception):
+    """An error that is told to the caller under a stable code.
+
+    Args:
+        code: what went wrong, for programs.
+        detail: one sentence for people, with the value that was wrong and what to do.
+        field: name of the request field at fault, if one is.
+        limit: the limit that was passed, if one was.
+        value: the offending value (never a secret).
+        retry_after_s: seconds after which the same call may succeed (sent as `Retry-After`).
+    """
+
+    def __init__(
+        self,
+        code: ErrorCode,
+        detail: str,
+        *,
+        field: str | None = None,
+        limit: str | int | float | None = None,
+        value: str | int | float | None = None,
+        retry_after_s: int | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.code = code
+        self.detail = detail
+        self.field = field
+        self.limit = limit
+        self.value = value
+        self.retry_after_s = retry_after_s
+
+    @property
+    def status(self) -> int:
+        """HTTP status this error travels under."""
+        return STATUS.get(self.code, 422)
+
+    def problem(self) -> Problem:
+        """The body to answer with."""
+        title = self.code.value.replace("_", " ").capitalize()
+        return Problem(
+            title=title,
+            status=self.status,
+            code=self.code,
+            detail=self.detail,
+            field=self.field,
+            limit=self.limit,
+            value=self.value,
+        )
