@@ -1,0 +1,97 @@
+"""From an articulation vector to the shape of the mouth that makes it.
+
+All sizes are in eye distances; an adult's outer eye corners are about 92 mm apart, so 0.01 is close to a millimetre.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from musetalk_agent.engines.warp.geometry import CHIN, IL, IU, OL, OU, Floats, S, Shape, ordered
+from musetalk_agent.media import Feature
+
+FEATURE_SIZE = 5
+APERTURE = 0.12
+"""Opening of the inner lips at jaw 1, by the contract with the feature extractor."""
+WIDTH = 0.12
+PUCKER = 0.24
+"""How much narrower the mouth is at rounding 1."""
+UPPER_SHARE = 0.22
+"""The upper lip's part of the opening; the lower lip and the jaw do the rest."""
+JAW_SHARE = 0.75
+"""How far the chin drops for an opening: less than the lip, which also curls down."""
+TUCK_GAP = 0.022
+"""Upper teeth seen above a tucked lower lip."""
+
+
+@dataclass(frozen=True)
+class Articulation:
+    """What the mouth does: each 0 … 1, `width` −1 … 1. See `features.visemes` for their meaning."""
+
+    jaw: float
+    width: float
+    rounding: float
+    closure: float
+    tuck: float
+
+    @classmethod
+    def of(cls, feature: Feature) -> Articulation:
+        """From float32 `[5]`; values out of range are clipped, values that are no number count as rest."""
+        values = np.nan_to_num(np.asarray(feature, np.float64), nan=0.0, posinf=1.0, neginf=-1.0)
+        jaw, width, rounding, closure, tuck = values.tolist()
+        clip = (min(max(value, 0.0), 1.0) for value in (jaw, rounding, closure, tuck))
+        jaw, rounding, closure, tuck = clip
+        return cls(jaw, min(max(width, -1.0), 1.0), rounding, closure, tuck)
+
+    @property
+    def aperture(self) -> float:
+        """Opening of the inner lips at the middle."""
+        return max(APERTURE * self.jaw, TUCK_GAP * self.tuck) * (1 - self.closure)
+
+    @property
+    def drop(self) -> float:
+        """How far the chin is below its rest: pressed lips hide most of the jaw's opening."""
+        return JAW_SHARE * APERTURE * self.jaw * (1 - 0.7 * self.closure)
+
+
+def bump(reach: float, power: float) -> Floats:
+    """1 in the mouth's middle, 0 from `|s| = reach` on."""
+    return np.asarray(np.clip(1 - (S / reach) ** 2, 0, 1) ** power, np.float32)
+
+
+JAW_WINDOW = bump(2.3, 1.5)
+
+
+def closed(shape: Shape) -> Shape:
+    """The rest shape of a face whose reference shows `shape`: lips together, a wide smile relaxed a little, chin up with the lip."""
+    gap = shape.curves[IL] - shape.curves[IU]
+    opening = float(gap.max())
+    smile = min(max(opening - 0.03, 0) / 0.05, 1) * max(0.0, shape.half - 0.31)
+    out = shape.curves.copy()
+    out[IU] += 0.35 * gap
+    out[IL] = out[IU]
+    out[OU] += 0.12 * gap
+    out[OL] -= 0.50 * gap
+    out[CHIN] -= 0.45 * opening * JAW_WINDOW
+    return Shape(shape.centre, shape.half - 0.3 * smile, ordered(out))
+
+
+def driven(rest: Shape, act: Articulation) -> Shape:
+    """The rest shape as `act` deforms it."""
+    aperture = act.aperture
+    half = rest.half * (1 + WIDTH * act.width - PUCKER * act.rounding - 0.05 * aperture / APERTURE)
+    opening = bump(0.94 - 0.22 * act.rounding, 0.75) * aperture
+    near = bump(1.7, 2.0)
+    out = rest.curves.copy()
+    out[:4] += 0.22 * aperture * (near - bump(1.0, 1.0))  # corners follow the jaw a little
+    thick_u, thick_l = rest.curves[IU] - rest.curves[OU], rest.curves[OL] - rest.curves[IL]
+    pout = 0.22 * act.rounding - 0.18 * act.closure
+    inner = bump(1.0, 0.5)
+    out[IU] -= UPPER_SHARE * opening + 0.012 * act.tuck * inner
+    out[OU] -= 0.8 * UPPER_SHARE * opening + 0.008 * act.tuck * inner + 0.5 * pout * thick_u * inner
+    out[IL] += (1 - UPPER_SHARE) * opening - 0.012 * act.tuck * inner
+    out[OL] += (0.9 - UPPER_SHARE) * opening + (pout - 0.3 * act.tuck) * thick_l * inner
+    out[CHIN] += (act.drop - 0.006 * act.tuck) * JAW_WINDOW
+    return Shape(rest.centre, half, ordered(out))

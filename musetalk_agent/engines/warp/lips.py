@@ -1,0 +1,138 @@
+"""Where the lips of the reference frame really end: the mesh's inner contour, corrected by what the pixels say.
+
+The mesh places the inner lips up to a tenth of the eye distance off, enough to leave a line of teeth on closed lips. Here each
+column across the mouth is split into upper lip, inside and lower lip: the inside is what is darker than the lips, or less red
+than they are (teeth). The best pair of curves is found by dynamic programming and is exact for its cost.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from musetalk_agent.engines.warp.geometry import IL, IU, OL, OU, SAMPLES, Floats, S, Shape, ordered
+from musetalk_agent.media import Pixels
+
+COLUMNS = 81
+STEP = 0.004
+"""Row height of the search (eye distances): half a pixel of a face 125 px between the eyes."""
+ABOVE, BELOW = 0.12, 0.16
+"""How far above and below the mesh's lip line the inside is looked for (eye distances)."""
+CUT = 0.007
+"""The found edges are moved into the lips by this much, past the mixed pixels of the edge itself (eye distances)."""
+DARK = 0.80
+"""Pixels under this share of the lips' own luminance belong to the inside."""
+BEND = 0.35
+"""Cost of moving an edge by one row from one column to the next, in rows of certain inside."""
+LEAP = 3
+PALE = 0.16
+"""Least difference in redness (log of red over green) between lips and teeth."""
+BRIGHT = 0.18
+"""By how much of a lip's luminance teeth are brighter at least."""
+FAR = 6.0
+"""Doubt per eye distance away from the inside that the mesh sees."""
+
+
+def refine(shape: Shape, frame: Floats, picture: Pixels) -> Shape:
+    """The shape with the inner edges of the lips where `picture` (BGR) shows them; `frame` leads from mouth space to its pixels."""
+    s = np.linspace(-1.0, 1.0, COLUMNS, dtype=np.float32)
+    line = np.interp(s, S, (shape.curves[IU] + shape.curves[IL]) / 2)
+    rows = np.arange(-ABOVE, BELOW, STEP, dtype=np.float32)
+    v = (line + rows[:, None]).astype(np.float32)
+    u = np.broadcast_to(shape.u_of_s(s), v.shape)
+    crop = sample(picture, frame, u, v)
+    outer = np.interp(s, S, shape.curves[OU]), np.interp(s, S, shape.curves[OL])
+    score = _inside_score(crop, v, outer, (np.interp(s, S, shape.curves[IU]), np.interp(s, S, shape.curves[IL])))
+    top, bottom = _best_interval(score)
+    upper, lower = line + rows[0] + top * STEP, line + rows[0] + bottom * STEP
+    gap = np.convolve(np.pad(lower - upper, 4, "edge"), cv2.getGaussianKernel(9, 2.0).ravel(), "valid")
+    fade = np.clip((1 - np.abs(s)) / 0.25, 0, 1)
+    middle = np.polyval(np.polyfit(s, (upper + lower) / 2, 5), s)
+    half_gap = (gap / 2 + CUT) * fade
+    return _with_inner(shape, s, middle - half_gap, middle + half_gap)
+
+
+def sample(picture: Pixels, frame: Floats, u: Floats, v: Floats) -> Pixels:
+    """BGR pixels of `picture` at mouth-space positions, linear, edges repeated."""
+    x = frame[0, 0] * u + frame[0, 1] * v + frame[0, 2]
+    y = frame[1, 0] * u + frame[1, 1] * v + frame[1, 2]
+    mapped = cv2.remap(
+        picture, x.astype(np.float32), y.astype(np.float32), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+    )
+    return np.asarray(mapped, np.uint8)
+
+
+def _inside_score(
+    crop: Pixels, v: Floats, outer: tuple[NDArray[np.float64], ...], inner: tuple[NDArray[np.float64], ...]
+) -> Floats:
+    """How surely each pixel `[rows, COLUMNS]` is inside the mouth, −1 … 1."""
+    bgr = cv2.blur(crop.astype(np.float32), (3, 3)) + 6  # the offset keeps the redness of black pixels quiet
+    light = bgr @ np.array([0.114, 0.587, 0.299], np.float32)
+    red = np.log(bgr[..., 2] / bgr[..., 1])
+    middle = np.abs(np.linspace(-1, 1, COLUMNS)) < 0.65
+    upper = (v > outer[0] + 0.1 * (inner[0] - outer[0])) & (v < outer[0] + 0.6 * (inner[0] - outer[0])) & middle
+    lower = (v > inner[1] + 0.5 * (outer[1] - inner[1])) & (v < inner[1] + 0.9 * (outer[1] - inner[1])) & middle
+    near = (v > inner[0] - 0.025) & (v < inner[1] + 0.025) & middle
+    if min(upper.sum(), lower.sum(), near.sum()) < 10:
+        return np.full(light.shape, -1, np.float32)
+    dim = DARK * min(float(np.median(light[upper])), float(np.median(light[lower])))
+    shown = red[near & (light > dim)]
+    pale = float(np.percentile(shown, 8)) if shown.size else 0.0
+    teeth = np.minimum(_unlike(light, red, upper, pale), _unlike(light, red, lower, pale))
+    score = np.clip(np.maximum(teeth, (dim - light) / (0.25 * dim)), -1, 1)
+    away = np.maximum(np.maximum(inner[0] - v, v - inner[1]), 0)
+    within = (v > outer[0] + 0.3 * (inner[0] - outer[0])) & (v < outer[1] - 0.35 * (outer[1] - inner[1]))
+    doubt = FAR * away * (1 + 3 * np.linspace(-1, 1, COLUMNS) ** 2)
+    return np.where(within, score - doubt, -1).astype(np.float32)
+
+
+def _unlike(light: Floats, red: Floats, lip: NDArray[np.bool_], pale: float) -> Floats:
+    """How much more like teeth than like this lip each pixel is: brighter, or paler; 0 is undecided."""
+    lip_light, lip_red = float(np.median(light[lip])), float(np.median(red[lip]))
+    brighter = (light / lip_light - 1) / BRIGHT - 1
+    paler = (lip_red - red) / max(lip_red - pale, PALE) * 2 - 1
+    return np.asarray(np.maximum(brighter, paler), np.float32)
+
+
+def _best_interval(score: Floats) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """First and last row edge of the inside in each column, a path of least cost through all intervals."""
+    rows, columns = score.shape
+    total = np.vstack([np.zeros((1, columns), np.float32), np.cumsum(score, 0, dtype=np.float32)])
+    starts, ends = np.meshgrid(np.arange(rows + 1), np.arange(rows + 1), indexing="ij")
+    never = np.float32(-1e6)
+    legal = np.where(ends >= starts, 0, never).astype(np.float32)
+    best = np.where(ends == starts, 0, never).astype(np.float32)
+    moves = [(a, b) for a in range(-LEAP, LEAP + 1) for b in range(-LEAP, LEAP + 1)]
+    came = np.zeros((columns, rows + 1, rows + 1), np.uint8)
+    for column in range(columns):
+        wide = np.pad(best, LEAP, constant_values=never)
+        options = np.stack(
+            [
+                wide[LEAP + a : LEAP + a + rows + 1, LEAP + b : LEAP + b + rows + 1] - BEND * (abs(a) + abs(b))
+                for a, b in moves
+            ]
+        )
+        came[column] = options.argmax(0)
+        best = options.max(0) + legal + total[ends, column] - total[starts, column]
+    best = np.where(ends == starts, best, never)
+    top, bottom = (int(i) for i in np.unravel_index(int(best.argmax()), best.shape))
+    path = np.zeros((2, columns))
+    for column in range(columns - 1, -1, -1):
+        path[:, column] = top, bottom
+        a, b = moves[came[column, top, bottom]]
+        top, bottom = top + a, bottom + b
+    return path[0], path[1]
+
+
+def _with_inner(shape: Shape, s: Floats, upper: NDArray[np.float64], lower: NDArray[np.float64]) -> Shape:
+    """The shape with new inner edges, its lips' line beyond the corners continued, and its outer edges kept outside."""
+    curves = shape.curves.copy()
+    within = np.abs(S) <= 1
+    curves[IU][within] = np.interp(S[within], s, upper)
+    curves[IL][within] = np.interp(S[within], s, lower)
+    for side, edge in ((S < -1, 0), (S > 1, -1)):
+        shift = (upper[edge] + lower[edge]) / 2 - curves[IU][side][-1 if edge == 0 else 0]
+        curves[:4, side] += np.float32(shift)
+    assert curves.shape[1] == SAMPLES
+    return Shape(shape.centre, shape.half, ordered(curves))
