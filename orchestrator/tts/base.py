@@ -1,0 +1,67 @@
+"""The port of text to speech: what a provider gives, whatever makes the sound."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Protocol
+
+from musetalk_agent.protocol.messages import CueItem
+
+CHUNK_MS = 200
+"""Longest piece of PCM handed out at once (ms): bounds memory, and how long a cancel can take to be noticed."""
+
+PAUSE = "_"
+"""Phoneme of a cue without speech: silence between and around the words."""
+
+
+@dataclass(frozen=True)
+class VoiceInfo:
+    """One voice: `name` as callers write it (`piper:joe`), BCP 47 `language`, its provider, samples per second."""
+
+    name: str
+    language: str
+    provider: str
+    sample_rate: int
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechChunk:
+    """A piece of an utterance.
+
+    `pcm` is int16 little endian mono, at most 200 ms. `cues` are the phonemes (IPA, stress and length marks attached; `_` for
+    a pause) that begin with this chunk; `start` and `end` count samples at `sample_rate` from the utterance's first sample, so
+    they reach past this chunk: cues always come with or before their sound. Over an utterance they follow each other without
+    a gap from sample 0 to the last. Empty where the provider knows no phonemes.
+    """
+
+    pcm: bytes
+    sample_rate: int
+    cues: tuple[CueItem, ...]
+
+
+class Synthesizer(Protocol):
+    """A provider of voices."""
+
+    async def open(self) -> None:
+        """Makes the voices ready. Having none (nothing installed, no key) is not an error."""
+        ...
+
+    def names(self) -> list[VoiceInfo]:
+        """The voices that can speak now."""
+        ...
+
+    def speak(self, text: str, voice: str) -> AsyncGenerator[SpeechChunk, None]:
+        """Speaks `text` with one of `names()`; makes no more sound ahead than a bounded amount.
+
+        Closing the generator, or cancelling the task inside it, ends the synthesis.
+
+        Raises:
+            ProblemError: `invalid_request`, at once, when nothing in the text can be spoken or it is too long;
+                `tts_failed`, at once or while iterating, when the provider is overloaded or breaks.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Releases everything, in bounded time; utterances in progress end with `tts_failed`. Safe to call twice."""
+        ...

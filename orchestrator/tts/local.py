@@ -1,0 +1,105 @@
+"""The voices that need no network: piper's neural voice and espeak-ng, in the worker process."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections import deque
+from collections.abc import AsyncGenerator, Iterator
+
+from musetalk_agent.protocol.messages import CueItem
+from musetalk_agent.protocol.problems import ErrorCode, ProblemError
+from orchestrator.tts import text as texts
+from orchestrator.tts.base import CHUNK_MS, PAUSE, SpeechChunk, VoiceInfo
+from orchestrator.tts.process import SpeechWorker, SpokenPart, WorkerStatistics
+
+TEXT_CHARACTERS = 10_000
+"""Longest text: ten minutes of speech."""
+PARTS_AHEAD = 2
+"""Parts of an utterance that may be finished or in the making beyond the one being handed out."""
+
+
+class LocalSynthesizer:
+    """`Synthesizer` of the embedded voices `piper:joe` and `espeak:LANGUAGE`."""
+
+    def __init__(self, command: tuple[str, ...] = (sys.executable, "-m", "orchestrator.tts.worker")) -> None:
+        self._worker = SpeechWorker(command)
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the worker, None while there is none."""
+        return self._worker.pid
+
+    @property
+    def statistics(self) -> WorkerStatistics:
+        """Counters of the worker."""
+        return self._worker.statistics
+
+    async def open(self) -> None:
+        """Starts the worker and waits until it is warm (2 s)."""
+        await self._worker.open()
+
+    def names(self) -> list[VoiceInfo]:
+        """What the worker found installed; empty before `open`."""
+        return list(self._worker.voices)
+
+    def speak(self, text: str, voice: str) -> AsyncGenerator[SpeechChunk, None]:
+        """See `Synthesizer.speak`."""
+        cleaned = texts.clean(text)
+        if not cleaned:
+            raise ProblemError(
+                ErrorCode.INVALID_REQUEST,
+                "`text` has nothing that can be spoken: give it at least one letter or digit.",
+                field="text",
+            )
+        if len(cleaned) > TEXT_CHARACTERS:
+            raise ProblemError(
+                ErrorCode.INVALID_REQUEST,
+                f"`text` has {len(cleaned)} characters, at most {TEXT_CHARACTERS} can be spoken at once: send it in pieces.",
+                field="text",
+                limit=TEXT_CHARACTERS,
+                value=len(cleaned),
+            )
+        parts = deque(texts.parts(cleaned))
+        first = self._worker.submit(voice, parts[0].text, first=True)
+        return self._speak(parts, first, voice)
+
+    async def aclose(self) -> None:
+        """Ends the worker."""
+        await self._worker.aclose()
+
+    async def _speak(
+        self, parts: deque[texts.Part], first: asyncio.Future[SpokenPart], voice: str
+    ) -> AsyncGenerator[SpeechChunk, None]:
+        making = deque([(parts.popleft(), first)])
+        position = 0
+        try:
+            while making:
+                part, result = making[0]
+                spoken = await result
+                making.popleft()
+                while parts and len(making) < PARTS_AHEAD:
+                    following = parts.popleft()
+                    making.append((following, self._worker.submit(voice, following.text, first=False)))
+                for chunk in _chunks(spoken, part.pause_ms, position):
+                    yield chunk
+                    position += len(chunk.pcm) // 2
+        finally:
+            for _, result in making:
+                result.cancel()
+
+
+def _chunks(spoken: SpokenPart, pause_ms: int, position: int) -> Iterator[SpeechChunk]:
+    """The part and the pause after it in pieces; all its cues go with the first, so that they come before their sound."""
+    rate = spoken.sample_rate
+    if not spoken.pcm:
+        return
+    pause = rate * pause_ms // 1000
+    samples = len(spoken.pcm) // 2
+    pcm = memoryview(spoken.pcm + bytes(2 * pause))
+    cues = [CueItem(phoneme=p, start=position + a, end=position + b) for p, a, b in spoken.cues]
+    if cues and pause:
+        cues.append(CueItem(phoneme=PAUSE, start=position + samples, end=position + samples + pause))
+    step = 2 * (rate * CHUNK_MS // 1000)
+    for begin in range(0, len(pcm), step):
+        yield SpeechChunk(bytes(pcm[begin : begin + step]), rate, tuple(cues) if begin == 0 else ())

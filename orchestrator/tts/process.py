@@ -1,0 +1,227 @@
+"""The speech worker seen from the core: a process of its own behind a pipe, one part of text at a time.
+
+The voices are GPL and run native code on strangers' text, so they live in another process: nothing here imports them, and
+when the process dies or hangs it is started again. Parts wait in two queues: first parts of an utterance go before later
+parts, which were asked for ahead of their time; within each, first come, first served. Since an utterance has at most two
+parts waiting, several utterances take turns.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from musetalk_agent.protocol.problems import ErrorCode, ProblemError
+from orchestrator.tts.base import VoiceInfo
+from orchestrator.tts.link import WorkerLink, WorkerLostError
+
+logger = logging.getLogger(__name__)
+
+PARTS_MAX = 64
+"""Parts waiting at once, over all utterances; past it a new utterance is refused. At 0.1 s each, 6 s."""
+PART_TIMEOUT_S = 15.0
+"""A part that takes longer hangs: the longest takes 0.4 s, on a machine forty times too busy 15 s."""
+BACKOFF_S = (0.1, 5.0)
+"""First and longest wait before a lost worker is started again; it doubles until a part succeeds."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpokenPart:
+    """A synthesised part: int16 mono PCM and its phonemes `(symbol, start, end)` in samples from the part's first."""
+
+    pcm: bytes
+    sample_rate: int
+    cues: tuple[tuple[str, int, int], ...]
+
+
+@dataclass(eq=False, slots=True)
+class _Job:
+    voice: str
+    text: str
+    result: asyncio.Future[SpokenPart]
+
+
+@dataclass(slots=True)
+class WorkerStatistics:
+    """Counters since the start; `waiting` is the length of the queues now."""
+
+    starts: int = 0
+    parts: int = 0
+    failures: int = 0
+    waiting: int = 0
+
+
+@dataclass(eq=False)
+class SpeechWorker:
+    """Keeps one worker process running and hands parts to it, one at a time. For one event loop."""
+
+    command: tuple[str, ...]
+    statistics: WorkerStatistics = field(default_factory=WorkerStatistics)
+    voices: tuple[VoiceInfo, ...] = ()
+    _first: deque[_Job] = field(default_factory=deque)
+    _later: deque[_Job] = field(default_factory=deque)
+    _wake: asyncio.Event = field(default_factory=asyncio.Event)
+    _settled: asyncio.Event = field(default_factory=asyncio.Event)
+    _task: asyncio.Task[None] | None = None
+    _link: WorkerLink | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the running worker."""
+        return self._link.pid if self._link is not None else None
+
+    async def open(self) -> None:
+        """Starts the worker; returns when it is warm or its first start has failed (then it is tried again meanwhile)."""
+        if self._task is None:
+            self._task = asyncio.create_task(self._run(), name="speech-worker")
+        await self._settled.wait()
+
+    async def aclose(self) -> None:
+        """Ends the process (within three seconds) and fails what waits."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait([task])
+        self._fail_waiting("The speech service is shutting down.")
+
+    def submit(self, voice: str, text: str, *, first: bool) -> asyncio.Future[SpokenPart]:
+        """Queues one part. Cancelling the future takes it out of the queue, or drops the result if it is being made.
+
+        Raises:
+            ProblemError: `tts_failed` when too many parts wait or the worker is closed. The future ends with the same code
+                when the worker breaks over this part or cannot be started.
+        """
+        if self._task is None or self._task.done():
+            raise _failed("The speech service is not running.")
+        for queue in (self._first, self._later):
+            while queue and queue[0].result.cancelled():
+                queue.popleft()
+        # Later parts are few per utterance and were let in with their first: failing them would break speech off.
+        if first and len(self._first) + len(self._later) >= PARTS_MAX:
+            raise _failed(
+                f"The speech service is busy: {PARTS_MAX} parts are waiting. Try again in a second.", retry_after_s=1
+            )
+        job = _Job(voice, text, asyncio.get_running_loop().create_future())
+        (self._first if first else self._later).append(job)
+        self.statistics.waiting = len(self._first) + len(self._later)
+        self._wake.set()
+        return job.result
+
+    async def _run(self) -> None:
+        losses = 0
+        while True:
+            made = self.statistics.parts
+            try:
+                self._link = await WorkerLink.start(self.command)
+                self.statistics.starts += 1
+                try:
+                    if not await self._greet(self._link):
+                        return
+                    await self._serve(self._link)
+                finally:
+                    link, self._link = self._link, None
+                    await link.aclose()
+            except WorkerLostError as error:
+                losses = 1 if self.statistics.parts > made else losses + 1
+                self.statistics.failures += 1
+                logger.warning("speech worker lost", extra={"reason": str(error), "losses_in_a_row": losses})
+                if losses > 1:
+                    self._fail_waiting("The speech worker does not start.")
+            finally:
+                self._settled.set()
+            await asyncio.sleep(min(BACKOFF_S[1], BACKOFF_S[0] * 2 ** (losses - 1)))
+
+    async def _greet(self, link: WorkerLink) -> bool:
+        hello = await link.hello()
+        self.voices = tuple(
+            VoiceInfo(str(v["name"]), str(v["language"]), str(v["provider"]), int(v["sample_rate"]))
+            for v in hello["voices"]
+        )
+        logger.info("speech worker ready", extra={"voices": len(self.voices), "missing": hello.get("missing", [])})
+        self._settled.set()
+        return bool(self.voices)
+
+    async def _serve(self, link: WorkerLink) -> None:
+        gone = asyncio.create_task(link.wait(), name="speech-worker-exit")
+        try:
+            while True:
+                job = await self._next(gone)
+                await self._synthesise(link, job)
+        finally:
+            gone.cancel()
+            await asyncio.wait([gone])
+
+    async def _next(self, gone: asyncio.Task[None]) -> _Job:
+        while True:
+            for queue in (self._first, self._later):
+                while queue:
+                    job = queue.popleft()
+                    self.statistics.waiting = len(self._first) + len(self._later)
+                    if not job.result.done():
+                        return job
+            self._wake.clear()
+            wake = asyncio.create_task(self._wake.wait())
+            try:
+                await asyncio.wait({wake, gone}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                wake.cancel()
+            if gone.done():
+                raise WorkerLostError("the process ended")
+
+    async def _synthesise(self, link: WorkerLink, job: _Job) -> None:
+        try:
+            async with asyncio.timeout(PART_TIMEOUT_S):
+                header, pcm = await link.exchange({"voice": job.voice, "text": job.text})
+            part = _part(header, pcm)
+        except TimeoutError as error:
+            _settle(job, _failed(f"The speech worker gave no answer within {PART_TIMEOUT_S:g} s and was restarted."))
+            raise WorkerLostError("a part took too long") from error
+        except WorkerLostError:
+            _settle(job, _failed("The speech worker ended while it spoke this text; it is being restarted."))
+            raise
+        except asyncio.CancelledError:
+            _settle(job, _failed("The speech service is shutting down."))
+            raise
+        if part is None:
+            self.statistics.failures += 1
+            _settle(job, _failed(f"The voice {job.voice} could not speak this text."))
+            return
+        self.statistics.parts += 1
+        if not job.result.done():
+            job.result.set_result(part)
+
+    def _fail_waiting(self, reason: str) -> None:
+        for queue in (self._first, self._later):
+            while queue:
+                _settle(queue.popleft(), _failed(reason))
+        self.statistics.waiting = 0
+
+
+def _part(header: dict[str, Any], pcm: bytes) -> SpokenPart | None:
+    """The answer's part, None when the voice failed on it.
+
+    Raises:
+        WorkerLostError: the answer is not one: the worker cannot be trusted any more.
+    """
+    if "error" in header:
+        logger.warning("speech worker refused a part", extra={"reason": str(header["error"])})
+        return None
+    try:
+        cues = tuple((str(symbol), int(start), int(end)) for symbol, start, end in header["cues"])
+        return SpokenPart(pcm, int(header["sample_rate"]), cues)
+    except (KeyError, TypeError, ValueError) as error:
+        raise WorkerLostError("the answer was malformed") from error
+
+
+def _settle(job: _Job, error: ProblemError) -> None:
+    if not job.result.done():
+        job.result.set_exception(error)
+        # The utterance may be closed before it looks: its look-ahead's failure is then nobody's news.
+        job.result.exception()
+
+
+def _failed(detail: str, retry_after_s: int | None = None) -> ProblemError:
+    return ProblemError(ErrorCode.TTS_FAILED, detail, retry_after_s=retry_after_s)

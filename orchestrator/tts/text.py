@@ -1,0 +1,133 @@
+"""Text as it is written to text as it is spoken, in parts: each part is one call of the synthesizer.
+
+Only what no voice can pronounce is taken out (markup, control characters, emoji); numbers and abbreviations are the voice's
+own business.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from dataclasses import dataclass
+
+PART_CHARACTERS = 160
+"""Longest part: about 9 s of speech, 0.4 s of synthesis, the longest that other utterances wait for their turn."""
+FIRST_PART_CHARACTERS = 60
+"""Longest first part where the text has a place to cut it: about 3 s of speech, 0.1 s of synthesis."""
+UNCUT_CHARACTERS = 90
+"""A first sentence without any comma is left whole up to here: cut in mid-clause it would sound broken."""
+_SHORTEST_CLAUSE = 8
+
+SENTENCE_PAUSE_MS = 220
+CLAUSE_PAUSE_MS = 110
+PARAGRAPH_PAUSE_MS = 400
+
+_TAG = re.compile(r"<!--.*?-->|</?[A-Za-z][^<>]{0,500}>", re.DOTALL)
+_LINK = re.compile(r"!?\[([^\[\]]*)\]\([^()\s]*\)")
+_FENCE = re.compile(r"`+|~~+|(?<!\w)[*_]+(?=\S)|(?<=\S)[*_]+(?!\w)|^\s*(?:#+|>+)\s+", re.MULTILINE)
+_BULLET = re.compile(r"(?:^|\n)[ \t]*(?:[-*•‣]|\d{1,3}[.)])[ \t]+")
+_LOOSE_MARK = re.compile(r"\s+(?=[.,!?;:…](?:\s|$))")
+_PARAGRAPH = re.compile(r"\n[ \t]*\n\s*")
+# Sounds that symbols of the emoji category have names for in every voice; all the others are pictures.
+_SPOKEN_SYMBOLS = frozenset("°©®™№")
+_JOINERS = frozenset("\u200c\u200d")
+
+_END = r"[.!?…]+[\"'”’»)\]]*(?=\s)|[。！？؟۔।]+[”’」』）]*"
+_SENTENCE = re.compile(_END)
+_ABBREVIATION = re.compile(
+    r"(?:^|[\s(\"“])(?:[A-Z]|Mr|Mrs|Ms|Dr|Prof|St|Sr|Jr|vs|etc|e\.g|i\.e|approx|No|Nr|bzw|z\.B|ca|Mme|Sra?)\.$"
+)
+_CLAUSE = re.compile(r"[,;:][\"'”’»)]*(?=\s)|\s[-–—]+(?=\s)|—|[，、；：،]")
+_CONJUNCTION = re.compile(r"\s(?=(?:and|but|because|which|that|when|while|if|so|or|where|und|et|y|que|weil|dass)\s)")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One call of the synthesizer, and the silence after it (ms; 0 after the last part and inside a clause)."""
+
+    text: str
+    pause_ms: int
+
+
+def clean(text: str) -> str:
+    """The speakable text; empty when nothing can be pronounced. Paragraphs stay apart by one newline."""
+    text = unicodedata.normalize("NFC", text).replace("\r\n", "\n").replace("\r", "\n").replace("\u2028", "\n")
+    text = _LINK.sub(r"\1", _TAG.sub(" ", text))
+    text = _BULLET.sub("\n\n", _PARAGRAPH.sub("\n\n", _FENCE.sub("", text)))
+    # piper reads [[…]] as raw phonemes; nobody means that here.
+    text = text.replace("[[", " ").replace("]]", " ")
+    kept = _speakable(text)
+    paragraphs = (_LOOSE_MARK.sub("", " ".join(part.split())) for part in kept.split("\n\n"))
+    cleaned = "\n".join(part for part in paragraphs if part)
+    return cleaned if any(unicodedata.category(c)[0] in "LN" for c in cleaned) else ""
+
+
+def parts(cleaned: str) -> list[Part]:
+    """Cuts cleaned text into sentences, long ones into clauses, and the first early, so that sound starts early."""
+    out: list[Part] = []
+    for paragraph in cleaned.split("\n"):
+        for sentence in _sentences(paragraph):
+            out += _clauses(sentence, first=not out)
+        if out:
+            out[-1] = Part(out[-1].text, PARAGRAPH_PAUSE_MS)
+    if out:
+        out[-1] = Part(out[-1].text, 0)
+    return out
+
+
+def _speakable(text: str) -> str:
+    out: list[str] = []
+    for i, c in enumerate(text):
+        if c == "\n" or (c in _JOINERS and out and out[-1].isalpha() and text[i + 1 : i + 2].isalpha()):
+            out.append(c)
+            continue
+        category = unicodedata.category(c)
+        if category[0] == "C" or category in ("Me", "Sk") or (category == "So" and c not in _SPOKEN_SYMBOLS):
+            out.append(" ")
+        elif not 0xFE00 <= ord(c) <= 0xFE0F:
+            out.append(c)
+    return "".join(out)
+
+
+def _sentences(paragraph: str) -> list[str]:
+    out: list[str] = []
+    begin = 0
+    for match in _SENTENCE.finditer(paragraph):
+        rest = paragraph[match.end() :].lstrip()
+        if _ABBREVIATION.search(paragraph[begin : match.end()]) or rest[:1].islower():
+            continue
+        out.append(paragraph[begin : match.end()])
+        begin = match.end()
+    out.append(paragraph[begin:])
+    # A piece without a letter or digit ("...", a lone quote) says nothing by itself.
+    return [piece.strip() for piece in out if any(c.isalnum() for c in piece)]
+
+
+def _clauses(sentence: str, *, first: bool) -> list[Part]:
+    out: list[Part] = []
+    while True:
+        limit = FIRST_PART_CHARACTERS if first and not out else PART_CHARACTERS
+        if len(sentence) <= limit:
+            break
+        cut, pause = _cut(sentence, limit, whole=UNCUT_CHARACTERS if limit == FIRST_PART_CHARACTERS else limit)
+        if cut >= len(sentence):
+            break
+        out.append(Part(sentence[:cut].strip(), pause))
+        sentence = sentence[cut:].strip()
+    return [*out, Part(sentence, SENTENCE_PAUSE_MS)]
+
+
+def _cut(sentence: str, limit: int, *, whole: int) -> tuple[int, int]:
+    """Where to end the part that begins `sentence`, and the pause there: the last clause within the limit, or next best."""
+    clauses = [m.end() for m in _CLAUSE.finditer(sentence) if m.end() >= _SHORTEST_CLAUSE]
+    within = [end for end in clauses if end <= limit]
+    if within:
+        return within[-1], CLAUSE_PAUSE_MS
+    if clauses and clauses[0] <= whole:
+        return clauses[0], CLAUSE_PAUSE_MS
+    if len(sentence) <= whole:
+        return len(sentence), 0
+    words = [m.end() for m in _CONJUNCTION.finditer(sentence, _SHORTEST_CLAUSE, limit)]
+    if not words:
+        words = [i for i, c in enumerate(sentence[:limit]) if c == " " and i >= _SHORTEST_CLAUSE]
+    return (words[-1] if words else limit), 0

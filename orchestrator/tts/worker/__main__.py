@@ -1,0 +1,77 @@
+"""Reads requests `{"voice", "text"}` on standard input, answers each with its PCM on standard output, in order.
+
+The first message is a hello: `{"voices": [...], "missing": [...]}`. An answer is `{"sample_rate", "cues"}` and int16 mono PCM,
+or `{"error"}`.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import sys
+import threading
+from typing import BinaryIO
+
+from orchestrator.tts import framing
+from orchestrator.tts.worker.engines import Engine, load_engines
+
+REQUESTS_MAX = 4
+"""The core sends one request at a time; more than a few waiting is not our core."""
+
+
+def main() -> int:
+    """Serves until the input closes."""
+    # Ctrl-C reaches the whole process group; the core decides when this process ends, by closing the pipe.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    replies = _private_stdout()
+    engines, missing = load_engines()
+    voices = [voice for engine in engines for voice in engine.voices()]
+    _send(replies, framing.encode({"voices": voices, "missing": missing}))
+    by_provider = {engine.provider: engine for engine in engines}
+    requests: queue.Queue[tuple[str, str]] = queue.Queue(REQUESTS_MAX)
+    threading.Thread(target=_read, args=(sys.stdin.buffer, requests), daemon=True).start()
+    while True:
+        voice, text = requests.get()
+        _send(replies, _answer(by_provider, voice, text))
+
+
+def _private_stdout() -> BinaryIO:
+    """The pipe to the core, out of reach of native code that prints: descriptor 1 becomes the log."""
+    replies = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    return replies
+
+
+def _read(source: BinaryIO, requests: queue.Queue[tuple[str, str]]) -> None:
+    try:
+        while prefix := source.read(framing.LENGTHS.size):
+            head, payload = framing.lengths(prefix)
+            header = framing.decode_header(source.read(head))
+            source.read(payload)
+            requests.put((str(header["voice"]), str(header["text"])))
+    finally:
+        # At once, whatever the voice is doing: the core is gone, or talks nonsense and will start another worker.
+        os._exit(0)
+
+
+def _answer(engines: dict[str, Engine], voice: str, text: str) -> bytes:
+    provider, _, name = voice.partition(":")
+    try:
+        speech = engines[provider].speak(text, name)
+        return framing.encode({"sample_rate": speech.sample_rate, "cues": speech.cues}, speech.pcm.tobytes())
+    except Exception as error:  # noqa: BLE001
+        # Task boundary: one text that a voice chokes on must not take the other utterances with it. The text stays untold.
+        return framing.encode({"error": type(error).__name__})
+
+
+def _send(replies: BinaryIO, message: bytes) -> None:
+    try:
+        replies.write(message)
+        replies.flush()
+    except BrokenPipeError:
+        os._exit(0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,160 @@
+"""espeak-ng through its C interface: robotic, immediate, every language, with the phonemes' exact places.
+
+The library comes with `espeakng-loader`, or is Debian's `libespeak-ng1`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from orchestrator.tts.worker.engines import VoiceEntry
+from orchestrator.tts.worker.speech import Cue, Pcm, Speech, merge, trim
+
+_SYSTEM_LIBRARY = "libespeak-ng.so.1"
+# From espeak-ng's speak_lib.h.
+_SYNCHRONOUS = 2
+_PHONEME_EVENTS, _PHONEME_IPA, _DONT_EXIT = 1, 2, 0x8000
+_CHARS_UTF8 = 1
+_POS_CHARACTER = 1
+_EVENT_END, _EVENT_PHONEME = 0, 7
+_BUFFER_MS = 200
+
+
+class _EventId(ctypes.Union):
+    _fields_ = [("number", ctypes.c_int), ("name", ctypes.c_char_p), ("string", ctypes.c_char * 8)]
+
+
+class _Event(ctypes.Structure):
+    _fields_ = [
+        ("type", ctypes.c_int),
+        ("unique_identifier", ctypes.c_uint),
+        ("text_position", ctypes.c_int),
+        ("length", ctypes.c_int),
+        ("audio_position", ctypes.c_int),
+        ("sample", ctypes.c_int),
+        ("user_data", ctypes.c_void_p),
+        ("id", _EventId),
+    ]
+
+
+class _Voice(ctypes.Structure):
+    _fields_ = [("name", ctypes.c_char_p), ("languages", ctypes.c_void_p), ("identifier", ctypes.c_char_p)]
+
+
+_Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event))
+
+
+@dataclass
+class _Take:
+    """What one call of the synthesizer gave so far."""
+
+    pieces: list[bytes] = field(default_factory=list)
+    phonemes: list[tuple[str, int]] = field(default_factory=list)
+
+
+class EspeakEngine:
+    """`espeak:LANGUAGE` for every language of the library.
+
+    Raises:
+        OSError: there is no library.
+    """
+
+    provider = "espeak"
+
+    def __init__(self) -> None:
+        path, data = _library()
+        self._lib = ctypes.CDLL(path)
+        self._lib.espeak_Synth.argtypes = [
+            ctypes.c_char_p,
+            ctypes.c_size_t,
+            ctypes.c_uint,
+            ctypes.c_int,
+            ctypes.c_uint,
+            ctypes.c_uint,
+            ctypes.c_void_p,
+            ctypes.c_void_p,
+        ]
+        self._lib.espeak_ListVoices.restype = ctypes.POINTER(ctypes.POINTER(_Voice))
+        options = _PHONEME_EVENTS | _PHONEME_IPA | _DONT_EXIT
+        self._rate = int(self._lib.espeak_Initialize(_SYNCHRONOUS, _BUFFER_MS, data, options))
+        if self._rate <= 0:
+            raise OSError("espeak-ng could not be initialised")
+        self._languages = self._list_languages()
+        self._take = _Take()
+        # The library keeps the pointer only: the object must live as long as it.
+        self._callback = _Callback(self._collect)
+        self._lib.espeak_SetSynthCallback(self._callback)
+
+    def voices(self) -> list[VoiceEntry]:
+        """One voice per language."""
+        return [
+            {"name": f"espeak:{code}", "language": code, "provider": self.provider, "sample_rate": self._rate}
+            for code in self._languages
+        ]
+
+    def speak(self, text: str, name: str) -> Speech:
+        """Speaks `text` in language `name`."""
+        if name not in self._languages or self._lib.espeak_SetVoiceByName(self._languages[name].encode()) != 0:
+            raise KeyError(name)
+        self._take = _Take()
+        data = text.encode() + b"\0"
+        status = self._lib.espeak_Synth(data, len(data), 0, _POS_CHARACTER, 0, _CHARS_UTF8, None, None)
+        if status != 0:
+            raise RuntimeError(f"espeak_Synth: {status}")
+        pcm: Pcm = np.frombuffer(b"".join(self._take.pieces), np.int16)
+        return trim(pcm, self._rate, merge(_spans(self._take.phonemes, len(pcm))))
+
+    def _collect(self, wave: ctypes._Pointer[ctypes.c_short], samples: int, events: ctypes._Pointer[_Event]) -> int:
+        if wave and samples > 0:
+            self._take.pieces.append(ctypes.string_at(wave, 2 * samples))
+        index = 0
+        while events[index].type != _EVENT_END:
+            event = events[index]
+            if event.type == _EVENT_PHONEME:
+                # Seven bytes at most, cut in mid-character when the symbol is longer.
+                symbol = bytes(event.id.string).split(b"\0")[0].decode(errors="ignore")
+                self._take.phonemes.append((symbol, event.sample))
+            index += 1
+        return 0
+
+    def _list_languages(self) -> dict[str, str]:
+        """Language code → identifier of the voice that speaks it best (the library lists priority, then code)."""
+        best: dict[str, tuple[int, str]] = {}
+        voices = self._lib.espeak_ListVoices(None)
+        index = 0
+        while voices[index]:
+            voice = voices[index].contents
+            for priority, code in _codes(voice.languages):
+                if code not in best or priority < best[code][0]:
+                    best[code] = (priority, voice.identifier.decode())
+            index += 1
+        return {code: best[code][1] for code in sorted(best)}
+
+
+def _codes(address: int) -> list[tuple[int, str]]:
+    out: list[tuple[int, str]] = []
+    while priority := ctypes.string_at(address, 1)[0]:
+        code = ctypes.string_at(address + 1)
+        out.append((priority, code.decode()))
+        address += len(code) + 2
+    return out
+
+
+def _library() -> tuple[str, bytes | None]:
+    """Path of the library, and of its data (None: its own place)."""
+    try:
+        loader = importlib.import_module("espeakng_loader")
+    except ImportError:
+        return _SYSTEM_LIBRARY, None
+    return str(loader.get_library_path()), str(loader.get_data_path()).encode()
+
+
+def _spans(phonemes: list[tuple[str, int]], samples: int) -> list[Cue]:
+    """Each phoneme lasts until the next begins. `(en)` marks a switch of language, an empty symbol is a pause."""
+    real = [(symbol, at) for symbol, at in phonemes if not symbol.startswith("(")]
+    ends = [at for _, at in real[1:]] + [samples]
+    return [(symbol, at, end) for (symbol, at), end in zip(real, ends, strict=True) if end > at]

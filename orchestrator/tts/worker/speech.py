@@ -1,0 +1,108 @@
+"""Sound with its phonemes: merging marks into sounds, correcting their lag, trimming silence."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Pcm = NDArray[np.int16]
+Cue = tuple[str, int, int]
+
+PAUSE = "_"
+LEAD_MS = 30
+"""Silence left before the first sound and after the last: enough for a soft consonant that the threshold misses."""
+SILENCE_DBFS = -52.0
+"""Level (RMS of 5 ms) under which nothing is heard; piper's silence is at -70 dBFS, its softest /f/ at -48."""
+_BLOCK_MS = 5
+
+_BEFORE = frozenset("ˈˌ")
+_AFTER = frozenset("ːˑʲʰʷˤ˞ⁿ")
+
+
+@dataclass(frozen=True, slots=True)
+class Speech:
+    """int16 mono PCM `[n]`, samples per second, and the phonemes that cover it from 0 to n without a gap (or none)."""
+
+    pcm: Pcm
+    sample_rate: int
+    cues: list[Cue]
+
+
+def merge(symbols: Sequence[Cue]) -> list[Cue]:
+    """One cue per sound: stress marks join the sound after them, length and other modifiers the one before, with their time.
+
+    Spaces between words join the sound after them: within a phrase nobody pauses there, and a stop's closure lies in it.
+    After punctuation they are part of its pause.
+    Whatever is no sound (punctuation, ends of the phrase) becomes a pause.
+    """
+    out: list[Cue] = []
+    prefix, begin = "", None
+    for symbol, start, end in symbols:
+        start = start if begin is None else begin
+        if symbol == " " and out and out[-1][0] == PAUSE and not prefix:
+            out[-1] = (PAUSE, out[-1][1], end)
+        elif symbol in _BEFORE or symbol == " ":
+            prefix, begin = prefix + symbol.strip(), start
+        elif out and out[-1][0] != PAUSE and _modifies(symbol):
+            out[-1] = (out[-1][0] + symbol, out[-1][1], end)
+        else:
+            sound = _is_sound(symbol)
+            out.append((prefix + symbol if sound else PAUSE, start, end))
+            prefix, begin = "", None
+    return out
+
+
+def shift(cues: Sequence[Cue], by: int) -> list[Cue]:
+    """Moves every cue by `by` samples."""
+    return [(symbol, start + by, end + by) for symbol, start, end in cues]
+
+
+def tile(cues: Sequence[Cue], samples: int) -> list[Cue]:
+    """The cues clipped to `[0, samples)`, gaps filled by pauses, neighbouring pauses joined: they cover every sample once."""
+    out: list[Cue] = []
+    at = 0
+    for symbol, start, end in [*cues, (PAUSE, samples, samples)]:
+        start, end = max(at, min(start, samples)), min(end, samples)
+        for piece in ((PAUSE, at, start), (symbol, start, end)):
+            if piece[2] <= piece[1]:
+                continue
+            if piece[0] == PAUSE and out and out[-1][0] == PAUSE:
+                out[-1] = (PAUSE, out[-1][1], piece[2])
+            else:
+                out.append(piece)
+            at = piece[2]
+    return out
+
+
+def trim(pcm: Pcm, rate: int, cues: Sequence[Cue]) -> Speech:
+    """Cuts silence at both ends down to `LEAD_MS` and makes the cues cover what is left. All silence: nothing is left."""
+    block = rate * _BLOCK_MS // 1000
+    levels = block_levels(pcm, block)
+    loud = np.flatnonzero(levels > SILENCE_DBFS)
+    if not loud.size:
+        return Speech(pcm[:0], rate, [])
+    lead = rate * LEAD_MS // 1000
+    first = max(0, int(loud[0]) * block - lead)
+    last = min(len(pcm), (int(loud[-1]) + 1) * block + lead)
+    kept = pcm[first:last]
+    return Speech(kept, rate, tile(shift(cues, -first), len(kept)) if cues else [])
+
+
+def block_levels(pcm: Pcm, block: int) -> NDArray[np.float64]:
+    """RMS of each block of `block` samples in dB of full scale; the last one is padded with silence."""
+    padded = np.pad(pcm.astype(np.float64), (0, -len(pcm) % block))
+    rms = np.sqrt(np.mean(padded.reshape(-1, block) ** 2, axis=1))
+    levels: NDArray[np.float64] = 20 * np.log10((rms + 0.1) / 32768)
+    return levels
+
+
+def _modifies(symbol: str) -> bool:
+    return all(c in _AFTER or unicodedata.category(c) in ("Mn", "Sk", "Lm") for c in symbol) and symbol != ""
+
+
+def _is_sound(symbol: str) -> bool:
+    return any(unicodedata.category(c)[0] == "L" for c in symbol)
