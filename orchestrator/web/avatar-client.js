@@ -1,0 +1,243 @@
+/**
+ * A client of the orchestrator's HTTP surface and of its `/audio` WebSocket. No dependencies: import it from any page or from
+ * any runtime that has `fetch` and `WebSocket`.
+ *
+ *     import { AudioLink, AvatarClient } from "./avatar-client.js";
+ *     const client = new AvatarClient({ baseUrl: "https://avatars.example", token: apiKey });
+ *     const session = await client.start({ room: "demo", avatar_id: "demo" });
+ *     await client.speak(session.session_id, "Hello there.");
+ *     const link = new AudioLink(session.audio_url);   // or: push 16 kHz int16 mono PCM yourself
+ *
+ * @module avatar-client
+ */
+
+export { AudioLink } from "./audio-link.js";
+
+/**
+ * @typedef {object} StartRequest Body of `POST /session/start`; of several avatar sources the id wins, then the zip.
+ * @property {string} room
+ * @property {string} [avatar_id] `demo` is the built-in face; uploads answer with another.
+ * @property {string} [frames_zip_url]
+ * @property {string} [idle_video_url]
+ * @property {string} [engine] left out: the agent's own default
+ * @property {number} [fps] 15 … 50
+ * @property {number} [width]
+ * @property {number} [height]
+ *
+ * @typedef {{code: string, message: string}} Coded
+ *
+ * @typedef {object} Session Answer of `POST /session/start`.
+ * @property {string} session_id
+ * @property {string} state
+ * @property {string} room
+ * @property {string} livekit_url
+ * @property {string} avatar_identity
+ * @property {string} viewer_token
+ * @property {string} audio_url a WebSocket address that works as it is
+ * @property {string} engine
+ * @property {number} fps
+ * @property {number} width
+ * @property {number} height
+ * @property {string} expires_at ISO 8601
+ * @property {{avatar_id: string, frames: number, cached: boolean, face_px: number, warnings: Coded[]} | null} avatar
+ *
+ * @typedef {object} SessionStatus Answer of `GET /session/{id}`.
+ * @property {string} session_id
+ * @property {"starting"|"ready"|"speaking"|"draining"|"stopped"|"failed"} state
+ * @property {string} publisher
+ * @property {string} engine
+ * @property {number} viewers
+ * @property {{position_s: number, buffered_s: number, segments: number}} playback
+ * @property {Coded} diagnosis
+ * @property {{code?: string, detail?: string, message?: string} | null} error
+ *
+ * @typedef {{stage: string, count: number, last_at: string|null, last_error: string|null}} FunnelStage
+ * @typedef {{id: string, name?: string, language?: string}} Voice
+ */
+
+/** An answer that is not 2xx (told as problem+json), or no answer at all (`code` is then `network`). */
+export class ApiError extends Error {
+  /**
+   * @param {string} message one sentence for people
+   * @param {{code: string, status?: number, field?: string, retryAfterS?: number}} about
+   */
+  constructor(message, { code, status = 0, field, retryAfterS }) {
+    super(message);
+    this.name = "ApiError";
+    this.code = code;
+    this.status = status;
+    this.field = field;
+    this.retryAfterS = retryAfterS;
+  }
+}
+
+/**
+ * @param {number} status
+ * @param {string} text the answer's body
+ * @param {string|null} retryAfter value of its `Retry-After` header
+ */
+function problem(status, text, retryAfter) {
+  let body;
+  try {
+    body = JSON.parse(text);
+  } catch {
+    body = null;
+  }
+  const message = body?.detail || body?.title || `The server answered ${status}.`;
+  return new ApiError(typeof message === "string" ? message : JSON.stringify(message), {
+    code: body?.code || `http_${status}`,
+    status,
+    field: body?.field,
+    retryAfterS: Number(retryAfter) || undefined,
+  });
+}
+
+const unreachable = () =>
+  new ApiError("The server cannot be reached. Check that it is running and that you are online.", { code: "network" });
+
+/** Calls the orchestrator. Every method throws `ApiError`. */
+export class AvatarClient {
+  /**
+   * @param {object} options
+   * @param {string} [options.baseUrl] origin of the orchestrator; "" is the page's own
+   * @param {string | ((refused: boolean) => Promise<string>)} options.token API key, or a function that finds one; it is called
+   *     again with `true` once a call was answered 401, and that call is then tried once more
+   */
+  constructor({ baseUrl = "", token }) {
+    this.baseUrl = baseUrl.replace(/\/$/, "");
+    this.findToken = typeof token === "function" ? token : async () => token;
+    /** @type {string|null} the last token used; needed where nothing can be awaited (`stopOnLeave`) */
+    this.token = null;
+  }
+
+  /** @param {StartRequest} request @param {{idempotencyKey?: string}} [options] @returns {Promise<Session>} */
+  start(request, { idempotencyKey = crypto.randomUUID() } = {}) {
+    return this.#call("POST", "/session/start", request, { "Idempotency-Key": idempotencyKey });
+  }
+
+  /** @param {string} id @returns {Promise<SessionStatus>} */
+  stop(id) {
+    return this.#call("POST", `/session/${encodeURIComponent(id)}/stop`);
+  }
+
+  /** Stops a session while the page is being left: fires and forgets. @param {string} id */
+  stopOnLeave(id) {
+    const headers = { Authorization: `Bearer ${this.token}` };
+    const url = `${this.baseUrl}/session/${encodeURIComponent(id)}/stop`;
+    fetch(url, { method: "POST", headers, keepalive: true }).catch(() => {});
+  }
+
+  /** @param {string} id @returns {Promise<SessionStatus>} */
+  session(id) {
+    return this.#call("GET", `/session/${encodeURIComponent(id)}`);
+  }
+
+  /** @param {string} id @param {string} text @param {string} [voice] @returns {Promise<{segment: number}>} */
+  speak(id, text, voice) {
+    return this.#call("POST", `/session/${encodeURIComponent(id)}/speak`, voice ? { text, voice } : { text });
+  }
+
+  /** @param {string} id @returns {Promise<{dropped_s: number}>} */
+  interrupt(id) {
+    return this.#call("POST", `/session/${encodeURIComponent(id)}/interrupt`);
+  }
+
+  /** The funnel: weights, device, and per session the counts of every stage. @returns {Promise<any>} */
+  debugAgent() {
+    return this.#call("GET", "/debug/musetalk");
+  }
+
+  /** The audio path of every session. @returns {Promise<any>} */
+  debugAudio() {
+    return this.#call("GET", "/debug/audio");
+  }
+
+  /** @returns {Promise<Voice[]>} */
+  async voices() {
+    const body = await this.#call("GET", "/voices");
+    const list = Array.isArray(body) ? body : (body?.voices ?? []);
+    return list.map((/** @type {any} */ voice) => (typeof voice === "string" ? { id: voice } : voice));
+  }
+
+  /**
+   * Uploads a clip, a zip of frames or a picture.
+   * @param {Blob} file
+   * @param {(fraction: number) => void} [onProgress] 0 … 1, of the bytes sent
+   * @returns {Promise<{avatar_id: string}>}
+   */
+  async upload(file, onProgress) {
+    const attempt = async (/** @type {boolean} */ refused) => {
+      this.token = await this.findToken(refused);
+      return uploadOnce(`${this.baseUrl}/avatars`, this.token, file, onProgress);
+    };
+    try {
+      return await attempt(false);
+    } catch (error) {
+      if (error instanceof ApiError && error.status === 401) return attempt(true);
+      throw error;
+    }
+  }
+
+  /**
+   * @param {string} method
+   * @param {string} path
+   * @param {unknown} [body]
+   * @param {Record<string, string>} [headers]
+   * @returns {Promise<any>}
+   */
+  async #call(method, path, body, headers = {}) {
+    this.token = await this.findToken(false);
+    let answer = await this.#fetch(method, path, body, headers);
+    if (answer.status === 401) {
+      this.token = await this.findToken(true);
+      answer = await this.#fetch(method, path, body, headers);
+    }
+    const text = await answer.text().catch(() => "");
+    if (!answer.ok) throw problem(answer.status, text, answer.headers.get("Retry-After"));
+    return text ? JSON.parse(text) : null;
+  }
+
+  /**
+   * @param {string} method
+   * @param {string} path
+   * @param {unknown} body
+   * @param {Record<string, string>} headers
+   */
+  async #fetch(method, path, body, headers) {
+    const json = body === undefined ? {} : { "Content-Type": "application/json" };
+    try {
+      return await fetch(this.baseUrl + path, {
+        method,
+        headers: { Authorization: `Bearer ${this.token}`, ...json, ...headers },
+        body: body === undefined ? undefined : JSON.stringify(body),
+        cache: "no-store",
+      });
+    } catch {
+      throw unreachable();
+    }
+  }
+}
+
+/**
+ * `fetch` tells nothing of an upload's progress, XMLHttpRequest does.
+ * @param {string} url
+ * @param {string} token
+ * @param {Blob} file
+ * @param {(fraction: number) => void} [onProgress]
+ * @returns {Promise<{avatar_id: string}>}
+ */
+function uploadOnce(url, token, file, onProgress) {
+  return new Promise((resolve, reject) => {
+    const request = new XMLHttpRequest();
+    request.open("POST", url);
+    request.setRequestHeader("Authorization", `Bearer ${token}`);
+    request.setRequestHeader("Content-Type", file.type || "application/octet-stream");
+    request.upload.onprogress = (event) => event.lengthComputable && onProgress?.(event.loaded / event.total);
+    request.onerror = () => reject(unreachable());
+    request.onload = () => {
+      if (request.status >= 200 && request.status < 300) resolve(JSON.parse(request.responseText));
+      else reject(problem(request.status, request.responseText, request.getResponseHeader("Retry-After")));
+    };
+    request.send(file);
+  });
+}

@@ -1,0 +1,89 @@
+/**
+ * The form before the start: whose face, which room, which engine.
+ *
+ * @module chooser
+ */
+
+import { ApiError } from "./avatar-client.js";
+import { $ } from "./elements.js";
+
+export class Chooser {
+  constructor() {
+    const query = new URLSearchParams(location.search);
+    $("room").value = query.get("room") ?? `avatar-${crypto.randomUUID().slice(0, 8)}`;
+    if ([...$("engine").options].some((option) => option.value === query.get("engine"))) $("engine").value = query.get("engine");
+    /** @type {{file: File, avatar_id: string} | null} the last upload: starting again need not send it again */
+    this.uploaded = null;
+    this.previewUrl = "";
+    $("chooser").addEventListener("change", () => this.show());
+    $("chooser").addEventListener("submit", (/** @type {Event} */ event) => {
+      event.preventDefault();
+      $("start").click();
+    });
+    this.show();
+  }
+
+  /** @returns {"demo" | "url" | "upload"} */
+  get source() {
+    return new FormData($("chooser")).get("source");
+  }
+
+  /** Shows the fields of the chosen source, and a preview of it where there is one. */
+  show() {
+    const source = this.source;
+    $("source-url").hidden = source !== "url";
+    $("source-upload").hidden = source !== "upload";
+    const file = source === "upload" ? $("file").files[0] : undefined;
+    URL.revokeObjectURL(this.previewUrl);
+    this.previewUrl = file ? URL.createObjectURL(file) : "";
+    const isClip = Boolean(file?.type.startsWith("video/"));
+    const isPicture = Boolean(file?.type.startsWith("image/"));
+    $("poster").hidden = !(source === "demo" || isPicture);
+    $("poster").src = isPicture ? this.previewUrl : "poster.jpg";
+    $("poster-clip").hidden = !isClip;
+    if (isClip) $("poster-clip").src = this.previewUrl;
+    else $("poster-clip").removeAttribute("src");
+    if (isClip && !matchMedia("(prefers-reduced-motion: reduce)").matches) $("poster-clip").play().catch(() => {});
+  }
+
+  /**
+   * The request that the form describes; uploads first where there is something to upload.
+   * @param {import("./avatar-client.js").AvatarClient} client
+   * @param {(status: string) => void} tell
+   * @returns {Promise<import("./avatar-client.js").StartRequest>}
+   */
+  async request(client, tell) {
+    const request = { room: $("room").value.trim() || "avatar", ...($("engine").value && { engine: $("engine").value }) };
+    if (this.source === "demo") return { ...request, avatar_id: "demo" };
+    if (this.source === "upload") return { ...request, avatar_id: await this.#upload(client, tell) };
+    const url = $("url").value.trim();
+    if (!/^https?:\/\/\S+$/.test(url)) {
+      throw new ApiError("Type the address of a face: it begins with http:// or https://.", { code: "avatar_missing", field: "url" });
+    }
+    const isZip = new URL(url).pathname.toLowerCase().endsWith(".zip");
+    return { ...request, ...(isZip ? { frames_zip_url: url } : { idle_video_url: url }) };
+  }
+
+  /**
+   * @param {import("./avatar-client.js").AvatarClient} client
+   * @param {(status: string) => void} tell
+   */
+  async #upload(client, tell) {
+    const file = $("file").files[0];
+    if (!file) throw new ApiError("Choose a file first: a video, a picture or a zip of frames.", { code: "avatar_missing", field: "file" });
+    if (this.uploaded?.file === file) return this.uploaded.avatar_id;
+    const bar = $("upload-progress");
+    bar.hidden = false;
+    try {
+      const { avatar_id } = await client.upload(file, (fraction) => {
+        bar.value = fraction;
+        tell(fraction < 1 ? `Uploading ${file.name}: ${Math.round(100 * fraction)} %` : `Uploaded ${file.name}. The server reads it …`);
+      });
+      this.uploaded = { file, avatar_id };
+      return avatar_id;
+    } finally {
+      bar.hidden = true;
+      bar.value = 0;
+    }
+  }
+}

@@ -1,0 +1,91 @@
+/**
+ * Where the page's Bearer token comes from: a short-lived page token where the server hands one out (the demo), else an API
+ * key that the person types in, which is kept in this tab's session storage and nowhere else.
+ *
+ * @module credentials
+ */
+
+import { ApiError } from "./avatar-client.js";
+
+const STORED = "avatar.api-key";
+const RENEW_BEFORE_MS = 30_000;
+
+export class Credentials {
+  /** @param {(refused: boolean) => Promise<string|null>} ask shows a question for the key; null when it was cancelled */
+  constructor(ask) {
+    this.ask = ask;
+    /** @type {{token: string, until: number} | null} */
+    this.page = null;
+    this.handsOut = true;
+    /** @type {Promise<string> | null} */
+    this.finding = null;
+  }
+
+  /** @param {boolean} refused the last token was answered 401 @returns {Promise<string>} */
+  find(refused) {
+    if (refused) {
+      this.page = null;
+      sessionStorage.removeItem(STORED);
+    }
+    this.finding ??= this.#find(refused).finally(() => (this.finding = null));
+    return this.finding;
+  }
+
+  /** @param {boolean} refused */
+  async #find(refused) {
+    if (this.page && Date.now() < this.page.until - RENEW_BEFORE_MS) return this.page.token;
+    if (this.handsOut) {
+      const token = await this.#pageToken();
+      if (token) return token;
+    }
+    const stored = sessionStorage.getItem(STORED);
+    if (stored) return stored;
+    const key = await this.ask(refused);
+    if (!key) throw new ApiError("Without its API key this server does nothing.", { code: "unauthorized", status: 401 });
+    sessionStorage.setItem(STORED, key);
+    return key;
+  }
+
+  async #pageToken() {
+    let answer;
+    try {
+      answer = await fetch("page/token", { cache: "no-store" });
+    } catch {
+      throw new ApiError("The server cannot be reached. Check that it is running.", { code: "network" });
+    }
+    if (!answer.ok) {
+      this.handsOut = answer.status !== 404;
+      return null;
+    }
+    const { token, expires_at } = await answer.json();
+    this.page = { token, until: Date.parse(expires_at) || Date.now() + 60_000 };
+    return token;
+  }
+}
+
+/**
+ * Asks for the API key in the page's dialog.
+ * @param {HTMLDialogElement} dialog
+ * @param {boolean} refused
+ * @returns {Promise<string|null>}
+ */
+export function askForKey(dialog, refused) {
+  const input = /** @type {HTMLInputElement} */ (dialog.querySelector("input"));
+  const text = /** @type {HTMLElement} */ (dialog.querySelector("p"));
+  if (refused) text.textContent = "The server refused this key. Check it and type it again.";
+  dialog.querySelector("#key-cancel")?.addEventListener("click", () => dialog.close(""), { once: true });
+  dialog.querySelector("form")?.addEventListener("submit", () => (dialog.returnValue = "given"), { once: true });
+  dialog.returnValue = "";
+  dialog.showModal();
+  input.focus();
+  return new Promise((resolve) => {
+    dialog.addEventListener(
+      "close",
+      () => {
+        resolve(dialog.returnValue === "given" ? input.value.trim() : null);
+        input.value = "";
+      },
+      { once: true },
+    );
+  });
+}

@@ -1,0 +1,88 @@
+/**
+ * The microphone as int16 mono PCM at 16 kHz. It is opened at first use, and let go of when it was not used for a while.
+ *
+ * @module microphone
+ */
+
+const RELEASE_AFTER_MS = 60_000;
+
+/** Sentences for what `getUserMedia` refuses with. @type {Record<string, string>} */
+const REASONS = {
+  NotAllowedError: "The browser may not use the microphone. Allow it in the address bar, then hold the button again.",
+  NotFoundError: "No microphone was found. Plug one in, then hold the button again.",
+  NotReadableError: "The microphone is in use by another program.",
+};
+
+/** Events: `pcm` (detail: Int16Array). */
+export class Microphone extends EventTarget {
+  /** @param {AudioContext} context */
+  constructor(context) {
+    super();
+    this.context = context;
+    /** @type {MediaStream|null} */
+    this.stream = null;
+    /** @type {AudioWorkletNode|null} */
+    this.node = null;
+    /** @type {Promise<void>|null} */
+    this.opening = null;
+    this.releaseTimer = 0;
+    this.flushed = () => {};
+  }
+
+  get isOpen() {
+    return this.node !== null;
+  }
+
+  /** Asks for the microphone; many calls are one. Throws an `Error` with a sentence for people. */
+  open() {
+    this.opening ??= this.#open().finally(() => (this.opening = null));
+    return this.opening;
+  }
+
+  begin() {
+    clearTimeout(this.releaseTimer);
+    this.node?.port.postMessage("begin");
+  }
+
+  /** Ends the recording; resolves when its last chunk was given. @returns {Promise<void>} */
+  end() {
+    this.releaseTimer = setTimeout(() => this.close(), RELEASE_AFTER_MS);
+    return new Promise((resolve) => {
+      this.flushed = resolve;
+      if (this.node) this.node.port.postMessage("end");
+      else resolve();
+    });
+  }
+
+  close() {
+    clearTimeout(this.releaseTimer);
+    this.flushed();
+    this.node?.disconnect();
+    this.node = null;
+    for (const track of this.stream?.getTracks() ?? []) track.stop();
+    this.stream = null;
+  }
+
+  async #open() {
+    if (this.isOpen) return;
+    if (!navigator.mediaDevices) {
+      throw new Error("Browsers give the microphone to pages on https or localhost only. Open this page that way.");
+    }
+    const audio = { channelCount: 1, echoCancellation: true, noiseSuppression: true, autoGainControl: true };
+    try {
+      this.stream = await navigator.mediaDevices.getUserMedia({ audio });
+    } catch (error) {
+      const { name } = /** @type {DOMException} */ (error);
+      throw new Error(REASONS[name] ?? `The microphone could not be opened (${name}).`);
+    }
+    await this.context.audioWorklet.addModule(new URL("./pcm-worklet.js", import.meta.url));
+    const node = new AudioWorkletNode(this.context, "pcm", { numberOfOutputs: 0 });
+    node.port.onmessage = ({ data }) => {
+      if (data === "end") this.flushed();
+      else this.dispatchEvent(new CustomEvent("pcm", { detail: data }));
+    };
+    this.context.createMediaStreamSource(this.stream).connect(node);
+    this.stream.getAudioTracks()[0].addEventListener("ended", () => this.close());
+    this.node = node;
+  }
+}

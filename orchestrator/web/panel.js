@@ -1,0 +1,131 @@
+/**
+ * The live details: session, timing, the funnel with its diagnosis, and playback events.
+ *
+ * @module panel
+ */
+
+import { $, make, setText } from "./elements.js";
+
+const EVENTS_KEPT = 8;
+const SKEW_SECONDS = 120;
+const SKEW_RANGE_MS = 60;
+const NONE = "–";
+
+/** The funnel's stages in words, and their unit. @type {Record<string, string>} */
+const STAGES = {
+  audio_in: "Bytes of audio in",
+  samples: "Samples",
+  features: "Feature windows",
+  patches: "Mouth patches",
+  composed: "Frames composed",
+  published: "Frames published",
+  acknowledged: "Frames the room confirmed",
+};
+
+/** Diagnoses that say nothing is wrong. */
+const FINE = new Set(["ok", "no_audio"]);
+
+/** @param {number|null|undefined} value @param {string} unit @param {number} [digits] */
+export const amount = (value, unit, digits = 0) => (value === null || value === undefined ? NONE : `${value.toFixed(digits)} ${unit}`);
+
+const compact = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 });
+const signed = new Intl.NumberFormat("en", { maximumFractionDigits: 0, signDisplay: "exceptZero" });
+const clock = new Intl.DateTimeFormat("en", { hour: "2-digit", minute: "2-digit", second: "2-digit", hour12: false });
+
+export class Panel {
+  constructor() {
+    /** @type {Map<string, {count: number, at: number}>} */
+    this.counts = new Map();
+    /** @type {number[]} */
+    this.skews = [];
+  }
+
+  /** Empties it for a new session. */
+  reset() {
+    for (const id of ["funnel", "events", "warnings", "facts-session", "facts-timing"]) $(id).replaceChildren();
+    this.counts.clear();
+    this.skews = [];
+    $("skew").hidden = true;
+    $("warnings").hidden = true;
+    this.diagnose(null);
+  }
+
+  /** @param {Record<string, string | number | null | undefined>} facts */
+  session(facts) {
+    this.#facts($("facts-session"), facts);
+  }
+
+  /** @param {Record<string, string | number | null | undefined>} facts */
+  timing(facts) {
+    this.#facts($("facts-timing"), facts);
+  }
+
+  /** @param {import("./avatar-client.js").Coded[]} warnings of the avatar's report */
+  warnings(warnings) {
+    $("warnings").hidden = !warnings.length;
+    $("warnings").replaceChildren(...warnings.map(({ code, message }) => {
+      const item = make("li", `${message} `);
+      item.append(make("code", code));
+      return item;
+    }));
+  }
+
+  /** @param {import("./avatar-client.js").Coded | null | undefined} diagnosis */
+  diagnose(diagnosis) {
+    setText($("diagnosis-text"), diagnosis?.message ?? "Waiting for the first report.");
+    setText($("diagnosis-code"), diagnosis?.code ?? "");
+    $("diagnosis-code").hidden = !diagnosis;
+    $("diagnosis").dataset.tone = !diagnosis ? "none" : diagnosis.code === "ok" ? "good" : FINE.has(diagnosis.code) ? "none" : "warn";
+  }
+
+  /** @param {import("./avatar-client.js").FunnelStage[]} stages */
+  funnel(stages) {
+    const now = performance.now();
+    const rows = stages.map(({ stage, count, last_error }) => {
+      const before = this.counts.get(stage);
+      const perSecond = before ? (1000 * (count - before.count)) / (now - before.at) : 0;
+      this.counts.set(stage, { count, at: now });
+      const row = document.createElement("li");
+      const moving = perSecond >= 0.5;
+      row.append(make("span", STAGES[stage] ?? stage));
+      row.append(make("span", compact.format(count)));
+      row.append(make("span", moving ? `${compact.format(Math.round(perSecond))}/s` : "at rest", moving ? "rate flowing" : "rate"));
+      if (last_error) row.append(make("span", last_error, "fault"));
+      return row;
+    });
+    $("funnel").replaceChildren(...rows);
+  }
+
+  /** @param {number|null} skewMs sound ahead of picture is positive; called once a second */
+  skew(skewMs) {
+    if (skewMs === null) return;
+    this.skews = [...this.skews, skewMs].slice(-SKEW_SECONDS);
+    const y = (/** @type {number} */ ms) => 20 - (20 * Math.max(-SKEW_RANGE_MS, Math.min(SKEW_RANGE_MS, ms))) / SKEW_RANGE_MS;
+    const first = SKEW_SECONDS - this.skews.length;
+    $("skew-line").setAttribute("points", this.skews.map((ms, k) => `${first + k},${y(ms).toFixed(1)}`).join(" "));
+    $("skew").hidden = this.skews.length < 3;
+  }
+
+  /** @param {string} text */
+  event(text) {
+    const item = document.createElement("li");
+    item.append(make("time", clock.format(new Date())), make("span", text));
+    $("events").prepend(item);
+    while ($("events").children.length > EVENTS_KEPT) $("events").lastElementChild.remove();
+  }
+
+  /** @param {HTMLElement} list @param {Record<string, string | number | null | undefined>} facts */
+  #facts(list, facts) {
+    const terms = Object.entries(facts);
+    if (list.children.length !== 2 * terms.length) {
+      list.replaceChildren(...terms.flatMap(([term]) => [make("dt", term), make("dd", NONE)]));
+    }
+    terms.forEach(([term, value], k) => {
+      setText(list.children[2 * k], term);
+      setText(list.children[2 * k + 1], value === null || value === undefined || value === "" ? NONE : String(value));
+    });
+  }
+}
+
+/** @param {number|null} skewMs */
+export const skewText = (skewMs) => (skewMs === null ? NONE : `${signed.format(skewMs)} ms`);

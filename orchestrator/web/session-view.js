@@ -1,0 +1,236 @@
+/**
+ * One session on the page, from its start to its end: room, audio link, microphone, and the figures of the panel.
+ *
+ * @module session-view
+ */
+
+import { ApiError, AudioLink } from "./avatar-client.js";
+import { $, setText } from "./elements.js";
+import { amount, skewText } from "./panel.js";
+import { SoundMeter } from "./sound-meter.js";
+import { Talk } from "./talk.js";
+import { Viewer } from "./viewer.js";
+
+const POLL_MS = 1000;
+const LEVEL_MS = 60;
+const OVER = new Set(["stopped", "failed"]);
+const GONE = new Set(["session_not_found", "session_ended"]);
+/** Words of the chip, by the avatar's own state. @type {Record<string, string>} */
+const STATES = { idle: "Idle", speaking: "Speaking", degraded: "Degraded", reconnecting: "Reconnecting" };
+
+/** Events: `ended` (detail: a sentence), `picture`. */
+export class SessionView extends EventTarget {
+  /**
+   * @param {object} parts
+   * @param {import("./avatar-client.js").AvatarClient} parts.client
+   * @param {import("./panel.js").Panel} parts.panel
+   * @param {AudioContext} parts.context
+   * @param {(text: string) => void} parts.tell
+   * @param {(message: string, code: string) => void} parts.fail
+   */
+  constructor({ client, panel, context, tell, fail }) {
+    super();
+    this.client = client;
+    this.panel = panel;
+    this.tell = tell;
+    this.fail = fail;
+    this.context = context;
+    this.startedAt = performance.now();
+    this.viewer = new Viewer({ video: $("video"), audio: $("audio") });
+    this.meter = new SoundMeter(context);
+    this.state = "idle";
+    this.connection = "connected";
+    /** @type {import("./avatar-client.js").Session | null} */
+    this.session = null;
+    /** @type {AudioLink | null} */
+    this.link = null;
+    /** @type {Talk | null} */
+    this.talk = null;
+    this.over = false;
+    /** @type {Record<string, number | null>} measured here, in ms */
+    this.measured = { firstPicture: null, toSound: null, toSilence: null };
+    this.timers = /** @type {number[]} */ ([]);
+    this.#listen();
+  }
+
+  /** @param {import("./avatar-client.js").Session} session */
+  async open(session) {
+    this.session = session;
+    this.panel.warnings(session.avatar?.warnings ?? []);
+    this.#room(session.width / session.height || 1);
+    await this.viewer.join(session);
+    if (this.over) return;
+    this.link = new AudioLink(session.audio_url);
+    this.#listenToLink(this.link);
+    this.link.open();
+    this.talk = new Talk({
+      context: this.context,
+      link: this.link,
+      speaking: () => this.state === "speaking",
+      tell: this.tell,
+      fail: this.fail,
+    });
+    this.timers.push(setInterval(() => this.#level(), LEVEL_MS), setInterval(() => void this.#poll(), POLL_MS));
+    void this.#poll();
+  }
+
+  /** Leaves the room and lets everything go; the session itself is stopped by its owner. Idempotent. */
+  async close() {
+    this.over = true;
+    this.timers.forEach((timer) => clearInterval(timer));
+    this.talk?.close();
+    this.link?.close();
+    this.meter.detach();
+    await this.viewer.leave();
+  }
+
+  /** @param {string} text @param {string} voice */
+  async speak(text, voice) {
+    const at = performance.now();
+    if (!this.meter.loud) this.#measure("toSound", at, this.meter.nextSound());
+    const { segment } = await this.client.speak(this.#id, text, voice);
+    this.panel.event(`Segment ${segment} queued`);
+  }
+
+  async interrupt() {
+    if (this.meter.loud) this.#measure("toSilence", performance.now(), this.meter.nextSilence());
+    const { dropped_s } = await this.client.interrupt(this.#id);
+    return dropped_s;
+  }
+
+  get #id() {
+    if (!this.session) throw new ApiError("No session runs.", { code: "session_not_found" });
+    return this.session.session_id;
+  }
+
+  /** @param {string} name @param {number} from @param {Promise<number>} moment */
+  #measure(name, from, moment) {
+    void moment.then((at) => {
+      this.measured[name] = Math.max(0, at - from);
+    });
+  }
+
+  #listen() {
+    /** @param {string} type @param {(detail: any) => void} handler */
+    const on = (type, handler) => this.viewer.addEventListener(type, (event) => handler(/** @type {CustomEvent} */ (event).detail));
+    on("voice", (track) => this.meter.attach(track));
+    on("blocked", (blocked) => ($("unblock").hidden = !blocked));
+    on("connection", (connection) => {
+      this.connection = connection;
+      this.#chip();
+    });
+    on("avatar", (state) => {
+      this.state = state ?? "idle";
+      this.#chip();
+    });
+    on("picture", (at) => {
+      this.measured.firstPicture = at - this.startedAt;
+      this.#room($("video").videoWidth / $("video").videoHeight);
+      this.dispatchEvent(new Event("picture"));
+    });
+    on("ended", (sentence) => this.#end(sentence));
+  }
+
+  /** @param {AudioLink} link */
+  #listenToLink(link) {
+    /** @param {string} type @param {(detail: any) => void} handler */
+    const on = (type, handler) => link.addEventListener(type, (event) => handler(/** @type {CustomEvent} */ (event).detail));
+    on("playback.started", ({ segment }) => this.panel.event(`Segment ${segment} began`));
+    on("playback.finished", ({ segment, position_s, interrupted }) =>
+      this.panel.event(`Segment ${segment} ${interrupted ? "interrupted" : "finished"} after ${position_s.toFixed(2)} s`),
+    );
+    on("cleared", ({ dropped_s }) => this.panel.event(`Cleared${dropped_s === undefined ? "" : `, ${dropped_s.toFixed(2)} s dropped`}`));
+    on("warning", ({ code, message }) => this.panel.event(`${message} (${code})`));
+    on("error", ({ code, message }) => this.fail(message, code));
+  }
+
+  /** @param {number} ratio of the picture: width over height */
+  #room(ratio) {
+    document.documentElement.style.setProperty("--ratio", String(ratio));
+  }
+
+  #chip() {
+    const state = this.connection === "reconnecting" ? "reconnecting" : this.state;
+    $("chip").dataset.state = state;
+    setText($("chip-text"), STATES[state] ?? state);
+  }
+
+  #level() {
+    $("level").style.transform = `scaleX(${this.meter.level.toFixed(2)})`;
+  }
+
+  async #poll() {
+    if (document.hidden || this.over) return;
+    const figures = await this.viewer.figures();
+    this.#timing(figures);
+    if (!$("panel").open) return;
+    await Promise.all([this.#status(figures), this.#funnel()]);
+  }
+
+  /** @param {import("./statistics.js").Figures} figures */
+  #timing(figures) {
+    this.panel.skew(figures.skewMs);
+    const { firstPicture, toSound, toSilence } = this.measured;
+    this.panel.timing({
+      "Start to first picture": firstPicture === null ? null : amount(firstPicture / 1000, "s", 2),
+      "Speak to first sound": amount(toSound, "ms"),
+      "Interrupt to silence": amount(toSilence, "ms"),
+      "Sound ahead of picture": skewText(figures.skewMs),
+      "Jitter buffer, sound": amount(figures.audioBufferMs, "ms"),
+      "Jitter buffer, picture": amount(figures.videoBufferMs, "ms"),
+      "Round trip": amount(figures.rttMs, "ms"),
+      "Sound lost": amount(figures.lossPercent, "%", 1),
+    });
+  }
+
+  /** @param {import("./statistics.js").Figures} figures */
+  async #status(figures) {
+    const status = await this.#ask(() => this.client.session(this.#id));
+    if (!status) return;
+    if (OVER.has(status.state)) this.#end(status.error?.detail ?? status.error?.message ?? "The session has ended.");
+    const size = figures.width ? `${figures.width} × ${figures.height}, ${amount(figures.fps, "fps")}` : null;
+    this.panel.diagnose(status.diagnosis);
+    this.panel.session({
+      State: status.state,
+      Avatar: this.state,
+      Publisher: status.publisher,
+      Engine: status.engine,
+      Picture: size,
+      "Bit rate": figures.kbps === null ? null : `${figures.kbps.toFixed(0)} kbit/s${figures.codec ? ` ${figures.codec}` : ""}`,
+      "Waiting to be said": amount(status.playback?.buffered_s, "s", 1),
+      Viewers: status.viewers,
+      Room: this.session?.room,
+      Session: this.session?.session_id,
+    });
+  }
+
+  async #funnel() {
+    const debug = await this.#ask(() => this.client.debugAgent());
+    const mine = debug?.sessions?.find((/** @type {any} */ entry) => entry.session_id === this.session?.session_id);
+    if (mine?.funnel?.length) this.panel.funnel(mine.funnel);
+  }
+
+  /**
+   * A report that fails is told in the panel; the session goes on without it, unless it is gone.
+   * @template T
+   * @param {() => Promise<T>} call
+   * @returns {Promise<T | null>}
+   */
+  async #ask(call) {
+    try {
+      return await call();
+    } catch (error) {
+      if (this.over || !(error instanceof ApiError)) return null;
+      if (GONE.has(error.code)) this.#end("The session has ended.");
+      else this.panel.diagnose({ code: error.code, message: error.message });
+      return null;
+    }
+  }
+
+  /** @param {string} sentence */
+  #end(sentence) {
+    if (this.over) return;
+    this.over = true;
+    this.dispatchEvent(new CustomEvent("ended", { detail: sentence }));
+  }
+}

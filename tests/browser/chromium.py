@@ -1,0 +1,192 @@
+"""A headless Chromium driven over the DevTools protocol: just what the page's tests need, with `websockets` alone."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import itertools
+import json
+import shutil
+import subprocess
+import tempfile
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from websockets.asyncio.client import ClientConnection, connect
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+FLAGS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--no-default-browser-check",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-extensions",
+    "--disable-dev-shm-usage",
+    "--mute-audio",
+    "--use-fake-device-for-media-stream",
+    "--use-fake-ui-for-media-stream",
+    # WebRTC on loopback: its candidates are neither left out nor hidden behind mDNS names.
+    "--allow-loopback-in-peer-connection",
+    "--disable-features=WebRtcHideLocalIpsWithMdns,MediaRouter,OptimizationHints,Translate",
+)
+KEYS = {"Tab": 9, "Enter": 13, "Escape": 27, " ": 32}
+
+
+def find_chromium() -> str | None:
+    """Path of a Chromium on PATH, or None."""
+    return next((path for name in PROGRAMS if (path := shutil.which(name))), None)
+
+
+class Page:
+    """One tab. Collects console errors, uncaught exceptions, CSP violations and the address of every request."""
+
+    def __init__(self, socket: ClientConnection) -> None:
+        self._socket = socket
+        self._ids = itertools.count(1)
+        self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._loaded = asyncio.Event()
+        self.errors: list[str] = []
+        self.requests: list[str] = []
+
+    async def listen(self) -> None:
+        """Hands out answers and collects events until the connection closes."""
+        async for raw in self._socket:
+            message = json.loads(raw)
+            if (answer := self._answers.pop(message.get("id", 0), None)) is not None:
+                if not answer.done():
+                    answer.set_result(message)
+            elif "method" in message:
+                self._note(message["method"], message.get("params", {}))
+
+    def _note(self, method: str, about: dict[str, Any]) -> None:
+        if method == "Page.loadEventFired":
+            self._loaded.set()
+        elif method == "Network.requestWillBeSent":
+            self.requests.append(about["request"]["url"])
+        elif method == "Network.webSocketCreated":
+            self.requests.append(about["url"])
+        elif method == "Runtime.exceptionThrown":
+            details = about["exceptionDetails"]
+            self.errors.append(details.get("exception", {}).get("description") or details["text"])
+        elif method == "Runtime.consoleAPICalled" and about["type"] in ("error", "assert"):
+            self.errors.append(" ".join(str(a.get("value", a.get("description"))) for a in about["args"]))
+        elif method == "Log.entryAdded" and about["entry"]["level"] == "error":
+            self.errors.append(f"{about['entry']['text']} {about['entry'].get('url', '')}")
+
+    async def send(self, method: str, **params: Any) -> dict[str, Any]:
+        """Calls the DevTools protocol; raises `RuntimeError` when it answers with an error."""
+        number = next(self._ids)
+        answer = self._answers[number] = asyncio.get_running_loop().create_future()
+        await self._socket.send(json.dumps({"id": number, "method": method, "params": params}))
+        message = await asyncio.wait_for(answer, 30)
+        if "error" in message:
+            raise RuntimeError(f"{method}: {message['error']}")
+        result: dict[str, Any] = message["result"]
+        return result
+
+    async def open(self, url: str) -> None:
+        """Loads a page and waits for its load event."""
+        self._loaded.clear()
+        await self.send("Page.navigate", url=url)
+        await asyncio.wait_for(self._loaded.wait(), 20)
+
+    async def run(self, script: str) -> Any:
+        """Value of a JavaScript expression, awaited when it is a promise."""
+        result = await self.send(
+            "Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True, userGesture=False
+        )
+        if "exceptionDetails" in result:
+            raise RuntimeError(f"{script[:80]}: {result['exceptionDetails'].get('exception', {}).get('description')}")
+        return result["result"].get("value")
+
+    async def until(self, condition: str, timeout_s: float = 15) -> Any:
+        """Waits for a JavaScript expression to be true, and gives its value; raises `TimeoutError`."""
+        async with asyncio.timeout(timeout_s):
+            while not (value := await self.run(condition)):
+                await asyncio.sleep(0.05)
+        return value
+
+    async def mouse(self, selector: str, kind: str) -> None:
+        """`mousePressed` or `mouseReleased`, by the left button in the middle of an element."""
+        box = await self.run(
+            f"(() => {{ const e = document.querySelector({selector!r}); e.scrollIntoView({{block: 'nearest'}});"
+            " const b = e.getBoundingClientRect(); return [b.x + b.width / 2, b.y + b.height / 2]; })()"
+        )
+        where = {"x": box[0], "y": box[1], "button": "left", "clickCount": 1}
+        await self.send("Input.dispatchMouseEvent", type=kind, **where)
+
+    async def click(self, selector: str) -> None:
+        """A real click, which unlocks sound as a person's does."""
+        await self.mouse(selector, "mousePressed")
+        await self.mouse(selector, "mouseReleased")
+
+    async def key(self, key: str, *, hold_s: float = 0) -> None:
+        """Presses and releases `Tab`, `Enter`, `Escape` or the space bar."""
+        text = {"Enter": "\r", " ": " "}.get(key, "")
+        about = {"key": key, "code": "Space" if key == " " else key, "windowsVirtualKeyCode": KEYS[key]}
+        await self.send("Input.dispatchKeyEvent", type="keyDown" if text else "rawKeyDown", text=text, **about)
+        await asyncio.sleep(hold_s)
+        await self.send("Input.dispatchKeyEvent", type="keyUp", **about)
+
+    async def type(self, text: str) -> None:
+        """Types into what has the focus."""
+        await self.send("Input.insertText", text=text)
+
+    async def size(self, width: int, height: int, *, scale: float = 1, dark: bool = False) -> None:
+        """Size of the window in CSS pixels, its pixel ratio and colour scheme; narrow ones are phones."""
+        phone = width < 500
+        await self.send(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=scale, mobile=phone
+        )
+        await self.send("Emulation.setTouchEmulationEnabled", enabled=phone)
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        await self.send("Emulation.setEmulatedMedia", features=[scheme])
+
+    async def screenshot(self, path: Path, *, whole: bool = False) -> None:
+        """Saves what is to be seen, or the whole page, as PNG."""
+        shot = await self.send("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
+        await asyncio.to_thread(path.write_bytes, base64.b64decode(shot["data"]))
+
+
+@asynccontextmanager
+async def browser(program: str, *extra_flags: str) -> AsyncIterator[Page]:
+    """A fresh Chromium with one empty tab; it and its profile are gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True) as profile:
+        command = [program, *FLAGS, *extra_flags, "--remote-debugging-port=0", f"--user-data-dir={profile}", "about:blank"]
+        process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            async with connect(await _tab(Path(profile)), max_size=64 * 2**20, proxy=None) as socket:
+                page = Page(socket)
+                listener = asyncio.create_task(page.listen())
+                for domain in ("Page", "Runtime", "Network", "Log"):
+                    await page.send(f"{domain}.enable")
+                yield page
+                await socket.close()
+                await listener
+        finally:
+            if process.returncode is None:
+                process.terminate()
+            await process.wait()
+
+
+async def _tab(profile: Path) -> str:
+    """DevTools address of the first tab: Chromium writes its port into the profile when it is ready."""
+    port_file = profile / "DevToolsActivePort"
+    async with asyncio.timeout(20):
+        while not port_file.exists() or len(port_file.read_text().split()) < 2:
+            await asyncio.sleep(0.05)
+    port, path = port_file.read_text().split()
+    async with connect(f"ws://127.0.0.1:{port}{path}", proxy=None) as socket:
+        await socket.send('{"id": 1, "method": "Target.getTargets"}')
+        targets = json.loads(await socket.recv())["result"]["targetInfos"]
+    tab = next(target["targetId"] for target in targets if target["type"] == "page")
+    return f"ws://127.0.0.1:{port}/devtools/page/{tab}"
