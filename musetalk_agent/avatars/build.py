@@ -1,0 +1,253 @@
+"""From the source's bytes to a bundle's folder: decode → follow the face → fit → windows → report.
+
+Frames go through one at a time, so that a minute of 720p needs no more memory than a second of it. Pictures of a zip are
+decoded ahead by a few threads; everything else happens in the caller's, which is a worker thread.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from musetalk_agent.avatars import framing, still
+from musetalk_agent.avatars.archive import FrameArchive
+from musetalk_agent.avatars.face import FaceNet
+from musetalk_agent.avatars.limits import AvatarLimits
+from musetalk_agent.avatars.pictures import check_pixels, decode_picture, picture_size
+from musetalk_agent.avatars.quality import report
+from musetalk_agent.avatars.sniff import PICTURES, SNIFF_BYTES, VIDEOS, Kind, sniff
+from musetalk_agent.avatars.store import ArrayWriter, write_head
+from musetalk_agent.avatars.track import FaceTrack, FaceTracker, finish
+from musetalk_agent.avatars.video import video_frames
+from musetalk_agent.errors import AvatarEmpty, AvatarSizesDiffer, AvatarTooLarge, AvatarUndecodable
+from musetalk_agent.media import Box, Pixels
+from musetalk_agent.protocol.http import Picture
+
+Progress = Callable[[str, int, int], None]
+"""Called with (stage, done, of how many); of how many is 0 where it is not known."""
+_AHEAD = 4
+
+
+class Aborted(Exception):
+    """Nobody waits for this bundle any more."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One bundle to build.
+
+    Args:
+        source: file with the clip's bytes.
+        avatar_id: `sha256:…` or `demo`, for the report.
+        key: the bundle's key.
+        picture: wished size and rate.
+        limits: what it may cost.
+        decoders: threads that decode pictures.
+        abort: set when nobody waits any more.
+        progress: told after each frame, in the building thread.
+    """
+
+    source: Path
+    avatar_id: str
+    key: str
+    picture: Picture
+    limits: AvatarLimits
+    decoders: Executor
+    abort: threading.Event
+    progress: Progress | None = None
+
+    def tell(self, stage: str, done: int, total: int) -> None:
+        """Reports progress. Raises Aborted when nobody waits any more."""
+        if self.abort.is_set():
+            raise Aborted
+        if self.progress:
+            self.progress(stage, done, total)
+
+
+def kind_of(path: Path) -> Kind:
+    """What the file is."""
+    with path.open("rb") as file:
+        return sniff(file.read(SNIFF_BYTES))
+
+
+def build(job: Job, net: FaceNet, folder: Path) -> None:
+    """Writes a bundle into `folder`, which exists and is empty.
+
+    Raises:
+        AvatarError: the clip cannot be used.
+        Aborted: `job.abort` was set.
+    """
+    kind = kind_of(job.source)
+    if kind is Kind.ZIP:
+        archive = FrameArchive(job.source, job.limits)
+        try:
+            if len(archive.names) == 1:
+                name = archive.names[0]
+                _build_still(job, net, folder, _decode(archive.read(name), name, job.limits))
+            else:
+                _build_clip(job, net, folder, _pictures(job, archive), len(archive.names))
+        finally:
+            archive.close()
+    elif kind in PICTURES:
+        _build_still(job, net, folder, _decode(job.source.read_bytes(), "the picture", job.limits))
+    elif kind in VIDEOS:
+        frames = video_frames(job.source, kind, job.picture.fps, job.limits)
+        try:
+            _build_clip(job, net, folder, frames, 0)
+        finally:
+            frames.close()
+    else:
+        raise AvatarUndecodable(
+            f"This is neither a zip of pictures nor a video nor a picture: it looks like {kind.value}.",
+            value=kind.value,
+        )
+
+
+def _decode(data: bytes, name: str, limits: AvatarLimits) -> Pixels:
+    check_pixels(*picture_size(data, name), name, limits)
+    return decode_picture(data, name)
+
+
+def _pictures(job: Job, archive: FrameArchive) -> Iterator[Pixels]:
+    """The archive's pictures in order, a few decoded ahead."""
+
+    def load(name: str) -> Pixels:
+        if job.abort.is_set():
+            raise Aborted
+        return _decode(archive.read(name), name, job.limits)
+
+    waiting: deque[Future[Pixels]] = deque()
+    names = list(archive.names)
+    size: tuple[int, int] | None = None
+    try:
+        for k, name in enumerate(names):
+            while len(waiting) < min(_AHEAD, len(names) - k):
+                waiting.append(job.decoders.submit(load, names[k + len(waiting)]))
+            pixels = waiting.popleft().result()
+            shape = (pixels.shape[1], pixels.shape[0])
+            size = size or _first_size(shape, len(names), job.limits)
+            if shape != size:
+                raise AvatarSizesDiffer(
+                    f"{name!r} is {shape[0]}×{shape[1]}, the first frame is {size[0]}×{size[1]}; all must be of one size.",
+                    value=f"{shape[0]}x{shape[1]}",
+                    limit=f"{size[0]}x{size[1]}",
+                )
+            yield pixels
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+def _first_size(size: tuple[int, int], frames: int, limits: AvatarLimits) -> tuple[int, int]:
+    if size[0] * size[1] * frames > limits.decoded_pixels:
+        raise AvatarTooLarge(
+            f"{frames} frames of {size[0]}×{size[1]} have more than {limits.decoded_pixels} pixels in all; send fewer or "
+            "smaller ones.",
+            limit=limits.decoded_pixels,
+            value=size[0] * size[1] * frames,
+        )
+    return size
+
+
+def _build_clip(job: Job, net: FaceNet, folder: Path, frames: Iterator[Pixels], total: int) -> None:
+    tracker, scaled = FaceTracker(net), folder / "scaled.npy"
+    shape: framing.Fit | None = None
+    clip = (0, 0)
+    last: tuple[Pixels, Pixels] | None = None
+    writer = ArrayWriter(scaled)
+    try:
+        for pixels in frames:
+            if shape is None:
+                clip = (pixels.shape[1], pixels.shape[0])
+                shape = framing.fit(clip, job.picture.width, job.picture.height, job.limits)
+            _check_length(tracker, shape, job.limits)
+            tracker.push(pixels)
+            if last is None or pixels is not last[0]:
+                last = (pixels, framing.planes(pixels, shape))
+            writer.append(last[1])
+            job.tell("frames", writer.rows, total)
+    finally:
+        writer.close()
+    if shape is None:
+        raise AvatarEmpty("The clip has no frame in it.")
+    _finish(job, folder, finish(tracker, job.picture.fps), clip, shape, still_picture=False)
+
+
+def _build_still(job: Job, net: FaceNet, folder: Path, pixels: Pixels) -> None:
+    clip = (pixels.shape[1], pixels.shape[0])
+    shape = framing.fit(clip, job.picture.width, job.picture.height, job.limits)
+    tracker = FaceTracker(net)
+    tracker.push(pixels)
+    found = finish(tracker, job.picture.fps)
+    motion = still.IdleMotion(pixels, found.points[0], job.picture.fps)
+    points = []
+    writer = ArrayWriter(folder / "scaled.npy")
+    try:
+        for frame, moved in motion.frames():
+            writer.append(framing.planes(frame, shape))
+            points.append(moved)
+            job.tell("frames", writer.rows, len(motion))
+    finally:
+        writer.close()
+    track = FaceTrack(np.stack(points), [], found.several)
+    _finish(job, folder, track, clip, shape, still_picture=True)
+
+
+def _check_length(tracker: FaceTracker, shape: framing.Fit, limits: AvatarLimits) -> None:
+    frames = len(tracker.meshes) + 1
+    if frames > limits.frames:
+        raise AvatarTooLarge(f"The clip has more than {limits.frames} frames.", limit=limits.frames)
+    if frames * shape.scaled[0] * shape.scaled[1] * 3 // 2 > limits.bundle_bytes:
+        raise AvatarTooLarge(
+            f"The clip is too long for its size: its frames would take more than {limits.bundle_bytes} bytes.",
+            limit=limits.bundle_bytes,
+        )
+
+
+def _finish(
+    job: Job, folder: Path, track: FaceTrack, clip: tuple[int, int], shape: framing.Fit, *, still_picture: bool
+) -> None:
+    """Crops what was scaled, cuts the face windows and writes the head."""
+    points = framing.to_scaled(track.points, clip, shape)
+    if shape.crops:
+        points = _crop(folder, points, shape)
+    else:
+        (folder / "scaled.npy").rename(folder / "frames.npy")
+    _write_faces(job, folder, points, shape)
+    told = report(job.avatar_id, track, clip, (shape.width, shape.height), job.picture.fps, still_picture)
+    write_head(folder, job.key, job.picture.fps, told)
+
+
+def _crop(folder: Path, points: NDArray[np.float32], shape: framing.Fit) -> NDArray[np.float32]:
+    left, top = framing.crop_corner(points, shape)
+    box = Box(left, top, left + shape.width, top + shape.height)
+    writer = ArrayWriter(folder / "frames.npy")
+    try:
+        for frame in np.load(folder / "scaled.npy", mmap_mode="r", allow_pickle=False):
+            writer.append(framing.cut(frame, shape.scaled, box))
+    finally:
+        writer.close()
+    (folder / "scaled.npy").unlink()
+    return points - np.array([left, top], np.float32)
+
+
+def _write_faces(job: Job, folder: Path, points: NDArray[np.float32], shape: framing.Fit) -> None:
+    boxes = framing.windows(points, shape.width, shape.height)
+    np.save(folder / "landmarks.npy", points.astype(np.float32), allow_pickle=False)
+    np.save(folder / "boxes.npy", boxes, allow_pickle=False)
+    frames = np.load(folder / "frames.npy", mmap_mode="r", allow_pickle=False)
+    writer = ArrayWriter(folder / "faces.npy")
+    try:
+        for k, (frame, corners) in enumerate(zip(frames, boxes, strict=True)):
+            window = framing.cut(frame, (shape.width, shape.height), Box(*(int(v) for v in corners)))
+            writer.append(framing.bgr(window))
+            job.tell("faces", k + 1, len(boxes))
+    finally:
+        writer.close()

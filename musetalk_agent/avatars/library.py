@@ -1,0 +1,223 @@
+"""Every avatar the agent knows: fetched, checked, prepared once, kept.
+
+source (URL, id, upload) → bytes, kept by their sha256 → bundle, kept by bytes + settings → engine's artefacts in it
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import re
+import threading
+import weakref
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+from musetalk_agent.avatars.archive import FrameArchive
+from musetalk_agent.avatars.build import Job, Progress, build, kind_of
+from musetalk_agent.avatars.bundle import SCHEMA_VERSION, Bundle
+from musetalk_agent.avatars.cache import AvatarCache
+from musetalk_agent.avatars.face import DETECTORS, MESH, FaceNet
+from musetalk_agent.avatars.fetch import Fetcher
+from musetalk_agent.avatars.flights import Flights
+from musetalk_agent.avatars.limits import AvatarLimits
+from musetalk_agent.avatars.receive import Receiver
+from musetalk_agent.avatars.sniff import PICTURES, VIDEOS, Kind
+from musetalk_agent.errors import AvatarError, AvatarNotFound
+from musetalk_agent.protocol.http import DEMO_AVATAR_ID, AvatarSource, Picture
+from musetalk_agent.weights import ModelStore
+
+T = TypeVar("T")
+
+DEMO_ASSET = Path(__file__).resolve().parent.parent / "assets" / "demo-avatar.png"
+_AVATAR_ID = re.compile(r"sha256:([0-9a-f]{64})")
+_BUILDERS = 2
+_DECODERS = 2
+_ANY = frozenset({Kind.ZIP}) | VIDEOS | PICTURES
+_ACCEPTED = {"frames_zip_url": frozenset({Kind.ZIP}) | PICTURES, "idle_video_url": VIDEOS | PICTURES}
+
+
+@dataclass(frozen=True, slots=True)
+class _Clip:
+    """A source's bytes on disk, the sha256 of them, and the id they are called by."""
+
+    path: Path
+    digest: str
+    avatar_id: str
+
+
+class AvatarLibrary:
+    """The agent's avatars.
+
+    Args:
+        cache_dir: folder of sources and bundles; made when it is not there, may be shared by processes.
+        models: where the face models lie.
+        allow_private_urls: whether avatars may be fetched from loopback and private addresses.
+        limits: what an avatar may cost.
+        cache_bytes: size that the folder is kept to, avatars in use excepted.
+        fetcher: how addresses are fetched; by default one that follows the two settings above.
+    """
+
+    def __init__(
+        self,
+        cache_dir: Path,
+        models: ModelStore,
+        *,
+        allow_private_urls: bool = False,
+        limits: AvatarLimits | None = None,
+        cache_bytes: int = 4 << 30,
+        fetcher: Fetcher | None = None,
+    ) -> None:
+        self._limits = limits or AvatarLimits()
+        self._models = models
+        self._cache = AvatarCache(cache_dir, cache_bytes)
+        self._fetcher = fetcher or Fetcher(self._limits, allow_private=allow_private_urls)
+        self._flights = Flights()
+        self._builders = ThreadPoolExecutor(_BUILDERS, "avatar-build")
+        self._decoders = ThreadPoolExecutor(_DECODERS, "avatar-decode")
+        self._deriving: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def prepare(
+        self,
+        source: AvatarSource,
+        picture: Picture,
+        derive: Callable[[Bundle], None] | None = None,
+        progress: Progress | None = None,
+    ) -> Bundle:
+        """The avatar at the wished size and rate, prepared now or found prepared (`report.cached`).
+
+        `avatar_id` wins over the zip, the zip over the video. A URL is fetched each time; everything after it is done once for
+        the same bytes and settings, also when several callers come together. `derive` runs in a worker thread on the finished
+        bundle, one at a time for each; it is called for a cached one too and is expected to see what is there already.
+        `progress` is called in worker threads. As long as the caller refers to the bundle, it stays on disk.
+
+        Cancelling is safe and does not disturb others who wait for the same avatar.
+
+        Raises:
+            AvatarError: the avatar cannot be used; `field` names the request's field.
+            WeightsMissing: a face model is not there.
+        """
+        field = _field(source)
+        try:
+            clip = await self._clip(source, field)
+            key = self._key(clip.digest, picture)
+            bundle = await self._run(self._cache.bundle, key)
+            cached = bundle is not None
+            if bundle is None:
+                bundle = await self._flights.run(
+                    ("build", key), lambda abort: self._run(self._build, clip, key, picture, abort, progress)
+                )
+            self._cache.hold(bundle)
+            if derive is not None:
+                await self._derived(key, bundle, derive)
+        except AvatarError as error:
+            error.field = error.field or field
+            raise
+        report = bundle.report.model_copy(update={"cached": cached, "avatar_id": clip.avatar_id})
+        return self._cache.hold(replace(bundle, report=report))
+
+    async def add(self, data: AsyncIterator[bytes] | bytes, filename: str | None = None) -> str:
+        """Takes an upload and returns its `avatar_id`; its pictures are looked at by `prepare`. Cancelling is safe.
+
+        Args:
+            data: the file's bytes, whole or in pieces.
+            filename: what the sender calls it, for error messages only.
+
+        Raises:
+            AvatarError: too large, or not a clip.
+        """
+        async with Receiver(self._cache, self._limits, repr((filename or "upload")[:120]), _ANY) as receiver:
+            if isinstance(data, bytes):
+                await receiver.write(data)
+            else:
+                async for piece in data:
+                    await receiver.write(piece)
+            path, digest = await receiver.finish()
+        await self._run(_check_archive, path, self._limits)
+        return f"sha256:{digest}"
+
+    def close(self) -> None:
+        """Stops what is running (at its next frame) and lets go of the threads; who still waits is cancelled. Safe to call
+        twice."""
+        self._flights.abort()
+        self._builders.shutdown(wait=False, cancel_futures=True)
+        self._decoders.shutdown(wait=False, cancel_futures=True)
+
+    async def _run(self, work: Callable[..., T], *args: object) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._builders, work, *args)
+
+    async def _clip(self, source: AvatarSource, field: str) -> _Clip:
+        if field == "avatar_id":
+            return await asyncio.to_thread(self._known, source.avatar_id or "")
+        url = source.frames_zip_url or source.idle_video_url or ""
+
+        async def fetch(abort: threading.Event) -> _Clip:
+            async with Receiver(self._cache, self._limits, "the file at this address", _ACCEPTED[field]) as receiver:
+                await self._fetcher.fetch(url, receiver.write)
+                path, digest = await receiver.finish()
+            return _Clip(path, digest, f"sha256:{digest}")
+
+        return await self._flights.run(("fetch", field, url), fetch)
+
+    def _known(self, avatar_id: str) -> _Clip:
+        if avatar_id == DEMO_AVATAR_ID:
+            digest = hashlib.sha256(DEMO_ASSET.read_bytes()).hexdigest()
+            return _Clip(DEMO_ASSET, digest, avatar_id)
+        match = _AVATAR_ID.fullmatch(avatar_id)
+        path = self._cache.source(match[1]) if match else None
+        if match is None or path is None:
+            raise AvatarNotFound(
+                f"No avatar is known as {avatar_id!r}; send it again by URL or upload.", value=avatar_id[:128]
+            )
+        return _Clip(path, match[1], avatar_id)
+
+    def _key(self, digest: str, picture: Picture) -> str:
+        """Everything that changes the bundle: bytes, size, rate, layout on disk, face models."""
+        nets = [self._models.manifest.entries[name].sha256 for name in (*DETECTORS, MESH)]
+        parts = [digest, picture.fps, picture.width, picture.height, SCHEMA_VERSION, nets]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    def _build(
+        self, clip: _Clip, key: str, picture: Picture, abort: threading.Event, progress: Progress | None
+    ) -> Bundle:
+        net = FaceNet(self._models)
+        part = self._cache.part()
+        job = Job(clip.path, clip.avatar_id, key, picture, self._limits, self._decoders, abort, progress)
+        try:
+            build(job, net, part)
+            return self._cache.keep_bundle(part, key)
+        finally:
+            self._cache.discard_part(part)
+
+    async def _derived(self, key: str, bundle: Bundle, derive: Callable[[Bundle], None]) -> None:
+        """Runs `derive` to its end even if the caller leaves: a thread cannot be cancelled, and the lock must outlast it."""
+
+        async def locked() -> None:
+            lock = self._deriving.setdefault(key, asyncio.Lock())
+            async with lock:
+                await self._run(derive, bundle)
+
+        task = asyncio.create_task(locked(), name="avatar derive")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        await asyncio.shield(task)
+
+
+def _field(source: AvatarSource) -> str:
+    if source.avatar_id:
+        return "avatar_id"
+    if source.frames_zip_url:
+        return "frames_zip_url"
+    if source.idle_video_url:
+        return "idle_video_url"
+    raise AvatarNotFound("No avatar is named; give frames_zip_url, idle_video_url or avatar_id.", field="avatar_id")
+
+
+def _check_archive(path: Path, limits: AvatarLimits) -> None:
+    if kind_of(path) is Kind.ZIP:
+        FrameArchive(path, limits).close()

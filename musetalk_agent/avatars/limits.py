@@ -1,0 +1,45 @@
+"""What an avatar may cost, in bytes, pixels, frames and seconds. Every refusal names the limit it met."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class AvatarLimits:
+    """Limits of fetching, unpacking and decoding. All are checked before the cost is paid.
+
+    Args:
+        source_bytes: size of the zip, video or picture as it is fetched or uploaded.
+        fetch_seconds: whole fetch, every redirect included.
+        fetch_connect_seconds: one TCP or TLS handshake.
+        fetch_redirects: hops after the first request.
+        fetch_grace_seconds: time after which a fetch must have kept `fetch_bytes_per_second` on average.
+        zip_entries: entries in the archive, of any kind.
+        zip_entry_bytes: one unpacked entry.
+        zip_bytes: all unpacked entries.
+        zip_ratio: unpacked by packed size, of an entry and of the whole.
+        frames: frames of the prepared avatar.
+        picture_pixels: pixels of one picture or video frame.
+        decoded_pixels: pixels of all frames together, before scaling.
+        side_pixels_min: shortest side that can hold a usable face.
+        video_seconds: duration of a video.
+        bundle_bytes: I420 frames of the prepared avatar.
+    """
+
+    source_bytes: int = 256 << 20
+    fetch_seconds: float = 30.0
+    fetch_connect_seconds: float = 5.0
+    fetch_redirects: int = 5
+    fetch_grace_seconds: float = 4.0
+    fetch_bytes_per_second: int = 16 << 10
+    zip_entries: int = 5_000
+    zip_entry_bytes: int = 64 << 20
+    zip_bytes: int = 2 << 30
+    zip_ratio: int = 200
+    frames: int = 3_000
+    picture_pixels: int = 4096 * 4096
+    decoded_pixels: int = 4 << 30
+    side_pixels_min: int = 64
+    video_seconds: float = 60.0
+    bundle_bytes: int = 2 << 30

@@ -1,0 +1,123 @@
+"""The quality report: what a viewer would notice about a clip, in numbers and sentences."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from musetalk_agent.avatars.face import LEFT_EYE, RIGHT_EYE
+from musetalk_agent.avatars.track import FaceTrack
+from musetalk_agent.protocol.http import AvatarReport, AvatarWarning
+
+FACE_PX_SMALL = 96
+FACE_PX_TINY = 64
+_UPPER_LIP, _LOWER_LIP = 13, 14  # inner lips, middle
+_NOSE_BRIDGE, _NOSE_TIP, _LEFT_SIDE, _RIGHT_SIDE = 6, 1, 234, 454
+_CLOSED = 0.03
+"""Lips count as closed below this opening, in units of the distance between the outer corners of the eyes."""
+_PROFILE = 0.27
+"""Where the nose tip lies between the sides of the face (0 … 1) in a face that is turned too far: about 45°."""
+_EDGE = 0.02
+_SEVERAL = 0.3
+_SHORT_S = 1.0
+
+
+def face_px(points: NDArray[np.float32]) -> int:
+    """Median width of the mesh in pixels, of points `[n, 468, 2]`."""
+    return round(float(np.median(points[:, :, 0].max(1) - points[:, :, 0].min(1))))
+
+
+def closed_mouth(points: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Which frames show closed lips, bool `[n]`."""
+    opening = np.linalg.norm(points[:, _LOWER_LIP] - points[:, _UPPER_LIP], axis=1)
+    eyes = np.linalg.norm(points[:, RIGHT_EYE] - points[:, LEFT_EYE], axis=1)
+    closed: NDArray[np.bool_] = opening < _CLOSED * eyes
+    return closed
+
+
+def report(
+    avatar_id: str, track: FaceTrack, clip: tuple[int, int], shown: tuple[int, int], fps: int, still: bool
+) -> AvatarReport:
+    """Report of a clip of `clip` (width, height) pixels, shown at `shown`."""
+    points = track.points
+    steps = np.linalg.norm(np.diff(points[:, _NOSE_BRIDGE], axis=0), axis=1)
+    return AvatarReport(
+        avatar_id=avatar_id,
+        frames=len(points),
+        width=shown[0],
+        height=shown[1],
+        fps=fps,
+        face_px=face_px(points),
+        motion_px=round(float(np.median(steps)), 2) if len(steps) else 0.0,
+        closed_mouth_frames=int(closed_mouth(points).sum()),
+        frames_without_face=track.missing,
+        still=still,
+        warnings=[AvatarWarning(code=code, message=message) for code, message in _warnings(track, clip, fps, still)],
+    )
+
+
+def _warnings(track: FaceTrack, clip: tuple[int, int], fps: int, still: bool) -> list[tuple[str, str]]:
+    points, found = track.points, []
+    width = face_px(points)
+    if width < FACE_PX_TINY:
+        found.append(
+            (
+                "face_small",
+                f"The face is only {width} px wide: its mouth will hardly be seen to move; use 96 px or more.",
+            )
+        )
+    elif width < FACE_PX_SMALL:
+        found.append(
+            ("face_small", f"The face is {width} px wide; with 96 px or more the mouth is sharper (200 px is good).")
+        )
+    if track.several >= _SEVERAL:
+        found.append(("several_faces", "Several faces are seen; the largest one speaks. Crop the clip to one face."))
+    turned = _turned(points)
+    if turned > 0.5:
+        found.append(
+            (
+                "face_in_profile",
+                f"The face is turned aside in {turned:.0%} of the frames; use one that looks at the camera.",
+            )
+        )
+    if _at_edge(points, clip):
+        found.append(("face_at_edge", "The face touches the edge of the picture; leave room around it."))
+    if track.missing:
+        found.append(
+            (
+                "frames_without_face",
+                f"{len(track.missing)} of {len(points)} frames show no face and borrow their neighbours'.",
+            )
+        )
+    if not still:
+        found += _motion_warnings(points, fps)
+    return found
+
+
+def _motion_warnings(points: NDArray[np.float32], fps: int) -> list[tuple[str, str]]:
+    found = []
+    if len(points) < _SHORT_S * fps:
+        found.append(
+            (
+                "clip_short",
+                f"The clip has {len(points)} frames ({len(points) / fps:.1f} s); 3 s or more idle naturally.",
+            )
+        )
+    if not closed_mouth(points).any():
+        found.append(
+            ("mouth_open", "No frame shows closed lips; a clip of somebody listening looks better than one of talking.")
+        )
+    return found
+
+
+def _turned(points: NDArray[np.float32]) -> float:
+    """Share of frames in which the nose tip lies far to one side of the face."""
+    across = points[:, _RIGHT_SIDE] - points[:, _LEFT_SIDE]
+    along = ((points[:, _NOSE_TIP] - points[:, _LEFT_SIDE]) * across).sum(1) / np.maximum((across**2).sum(1), 1e-6)
+    return float(((along < _PROFILE) | (along > 1 - _PROFILE)).mean())
+
+
+def _at_edge(points: NDArray[np.float32], clip: tuple[int, int]) -> bool:
+    margin = _EDGE * face_px(points)
+    low, high = np.median(points.min(1), axis=0), np.median(points.max(1), axis=0)
+    return bool((low < margin).any() or (high > np.array(clip) - 1 - margin).any())

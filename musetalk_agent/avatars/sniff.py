@@ -1,0 +1,80 @@
+"""Tells what bytes are by looking at them; names and content types are not believed."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+SNIFF_BYTES = 512
+"""As many leading bytes as `sniff` needs."""
+
+
+class Kind(StrEnum):
+    """What a file is, as it is told in a sentence."""
+
+    ZIP = "a zip archive"
+    PNG = "a PNG picture"
+    JPEG = "a JPEG picture"
+    WEBP = "a WebP picture"
+    MP4 = "an MP4 or MOV video"
+    WEBM = "a WebM or Matroska video"
+    MPEG = "an MPEG program stream"
+    HTML = "an HTML page"
+    GIF = "a GIF picture"
+    TIFF = "a TIFF picture"
+    BMP = "a BMP picture"
+    AVIF = "an AVIF or HEIF picture"
+    TAR = "a gzip, tar, 7z or RAR archive"
+    PLAYLIST = "a streaming playlist"
+    TEXT = "plain text"
+    EMPTY = "an empty file"
+    UNKNOWN = "a file of unknown format"
+
+
+PICTURES = frozenset({Kind.PNG, Kind.JPEG, Kind.WEBP})
+VIDEOS = frozenset({Kind.MP4, Kind.WEBM, Kind.MPEG})
+
+_MAGIC: tuple[tuple[bytes, Kind], ...] = (
+    (b"PK\x03\x04", Kind.ZIP),
+    (b"PK\x05\x06", Kind.ZIP),
+    (b"\x89PNG\r\n\x1a\n", Kind.PNG),
+    (b"\xff\xd8\xff", Kind.JPEG),
+    (b"\x1a\x45\xdf\xa3", Kind.WEBM),
+    (b"\x00\x00\x01\xba", Kind.MPEG),
+    (b"GIF8", Kind.GIF),
+    (b"II*\x00", Kind.TIFF),
+    (b"MM\x00*", Kind.TIFF),
+    (b"BM", Kind.BMP),
+    (b"\x1f\x8b", Kind.TAR),
+    (b"7z\xbc\xaf", Kind.TAR),
+    (b"Rar!", Kind.TAR),
+    (b"#EXTM3U", Kind.PLAYLIST),
+    (b"ffconcat", Kind.PLAYLIST),
+)
+_MP4_BOXES = frozenset({b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"})
+_STILL_BRANDS = frozenset({b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1"})
+
+
+def sniff(head: bytes) -> Kind:
+    """What a file that begins with `head` (its first `SNIFF_BYTES`, or all of it) is."""
+    if not head:
+        return Kind.EMPTY
+    for magic, kind in _MAGIC:
+        if head.startswith(magic):
+            return kind
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return Kind.WEBP
+    if head[4:8] in _MP4_BOXES:
+        return Kind.AVIF if head[4:8] == b"ftyp" and head[8:12] in _STILL_BRANDS else Kind.MP4
+    if head[257:262] == b"ustar":
+        return Kind.TAR
+    return _text(head)
+
+
+def _text(head: bytes) -> Kind:
+    start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if start.startswith((b"<!doctype html", b"<html", b"<head", b"<body")):
+        return Kind.HTML
+    if start.startswith((b"#extm3u", b"ffconcat", b"<mpd", b"<?xml")):
+        return Kind.PLAYLIST if b"<mpd" in start or not start.startswith(b"<?xml") else Kind.TEXT
+    control = sum(byte < 32 and byte not in b"\t\r\n\f\x1b" for byte in head)
+    return Kind.TEXT if control == 0 else Kind.UNKNOWN
