@@ -1,17 +1,198 @@
-"""Fetches a clip from an address that a stranger named (work in progress)."""
+"""Fetches a clip from an address that a stranger named.
+
+Every hop's name is resolved once, all its addresses are checked, and the connection goes to a checked one: a name that
+changes its mind between check and connection changes nothing. httpcore is used directly because it follows no redirect, reads
+no proxy from the environment, keeps no cookie and unpacks no content encoding.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import asyncio
+import ssl
+from collections.abc import Awaitable, Callable, Iterable
+from urllib.parse import urljoin
 
+import httpcore
+
+from musetalk_agent.avatars.addresses import Resolver, Target, checked_addresses, parse, system_resolver
 from musetalk_agent.avatars.limits import AvatarLimits
-from musetalk_agent.errors import AvatarUrlForbidden
+from musetalk_agent.errors import AvatarFetchFailed, AvatarTooLarge, AvatarUrlForbidden
+
+Write = Callable[[bytes], Awaitable[None]]
+
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_HEADERS = [(b"User-Agent", b"musetalk-livekit"), (b"Accept", b"*/*"), (b"Accept-Encoding", b"identity")]
 
 
 class Fetcher:
-    def __init__(self, limits: AvatarLimits, *, allow_private: bool = False) -> None:
-        self._limits = limits
-        self._allow_private = allow_private
+    """Fetches files over http(s) within limits.
 
-    async def fetch(self, url: str, write: Callable[[bytes], Awaitable[None]]) -> None:
-        raise AvatarUrlForbidden("Fetching is not there yet.")
+    Args:
+        limits: bytes, seconds, redirects and least rate.
+        allow_private: whether loopback and private addresses may be fetched from.
+        resolver: how names are resolved.
+        ssl_context: trust of https; by default the public authorities.
+    """
+
+    def __init__(
+        self,
+        limits: AvatarLimits,
+        *,
+        allow_private: bool = False,
+        resolver: Resolver = system_resolver,
+        ssl_context: ssl.SSLContext | None = None,
+    ) -> None:
+        self._limits = limits
+        self._backend = _PinnedBackend(resolver, allow_private)
+        self._ssl_context = ssl_context
+
+    async def fetch(self, url: str, write: Write) -> None:
+        """Fetches a file and hands its bytes to `write` as they come. Cancelling is safe and closes the connection.
+
+        Raises:
+            AvatarUrlForbidden: the address, or one it redirects to, may not be fetched.
+            AvatarFetchFailed: no answer, an error, too slow, or less than was promised.
+            AvatarTooLarge: more bytes than allowed are promised.
+        """
+        target = parse(url)
+        if self._ssl_context is None:
+            self._ssl_context = await asyncio.to_thread(httpcore.default_ssl_context)
+        try:
+            async with asyncio.timeout(self._limits.fetch_seconds):
+                await self._follow(target, url, write)
+        except TimeoutError as error:
+            raise AvatarFetchFailed(
+                f"{target.host} did not deliver the file within {self._limits.fetch_seconds:g} s.",
+                limit=self._limits.fetch_seconds,
+            ) from error
+
+    async def _follow(self, target: Target, url: str, write: Write) -> None:
+        for _ in range(self._limits.fetch_redirects + 1):
+            location = await self._hop(target, write)
+            if location is None:
+                return
+            try:
+                url = urljoin(url, location)
+            except ValueError as error:
+                raise AvatarUrlForbidden(f"{target.host} redirects to something that is no address.") from error
+            target = parse(url)
+        raise AvatarFetchFailed(
+            f"{target.host} redirects more than {self._limits.fetch_redirects} times.",
+            limit=self._limits.fetch_redirects,
+        )
+
+    async def _hop(self, target: Target, write: Write) -> str | None:
+        """One request. Returns where it redirects to, or None when the body was handed over."""
+        address = httpcore.URL(
+            scheme=target.scheme.encode(), host=target.host.encode(), port=target.port, target=target.path.encode()
+        )
+        timeouts = {
+            "connect": self._limits.fetch_connect_seconds,
+            "pool": self._limits.fetch_connect_seconds,
+            "write": self._limits.fetch_connect_seconds,
+            "read": self._limits.fetch_silence_seconds,
+        }
+        pool = httpcore.AsyncConnectionPool(
+            self._ssl_context, max_connections=1, max_keepalive_connections=0, network_backend=self._backend
+        )
+        try:
+            async with (
+                pool,
+                pool.stream("GET", address, headers=_HEADERS, extensions={"timeout": timeouts}) as response,
+            ):
+                location = _header(response, b"location")
+                if response.status in _REDIRECTS and location:
+                    return location
+                self._check_head(target, response)
+                await self._body(target, response, write)
+        except httpcore.TimeoutException as error:
+            raise AvatarFetchFailed(f"{target.host} did not answer in time.", value=target.host) from error
+        except (httpcore.NetworkError, httpcore.ProtocolError) as error:
+            raise AvatarFetchFailed(_broken(target, error), value=target.host) from error
+        return None
+
+    def _check_head(self, target: Target, response: httpcore.Response) -> None:
+        if response.status != 200:
+            raise AvatarFetchFailed(
+                f"{target.host} answered {response.status} instead of the file.", value=response.status
+            )
+        encoding = _header(response, b"content-encoding") or "identity"
+        if encoding.strip().lower() != "identity":
+            raise AvatarFetchFailed(
+                f"{target.host} sends the file with Content-Encoding {encoding[:40]!r}, which was not asked for.",
+                value=encoding[:40],
+            )
+        length = _header(response, b"content-length") or "0"
+        if length.isdecimal() and int(length) > self._limits.source_bytes:
+            raise AvatarTooLarge(
+                f"The file at {target.host} has {length} bytes; at most {self._limits.source_bytes} are allowed.",
+                limit=self._limits.source_bytes,
+                value=int(length),
+            )
+
+    async def _body(self, target: Target, response: httpcore.Response, write: Write) -> None:
+        clock = asyncio.get_running_loop().time
+        begun, received = clock(), 0
+        async for piece in response.aiter_stream():
+            received += len(piece)
+            elapsed = clock() - begun
+            least = self._limits.fetch_bytes_per_second * elapsed
+            if elapsed > self._limits.fetch_grace_seconds and received < least:
+                raise AvatarFetchFailed(
+                    f"{target.host} is too slow: {received} bytes in {elapsed:.0f} s; at least "
+                    f"{self._limits.fetch_bytes_per_second} bytes per second are needed.",
+                    limit=self._limits.fetch_bytes_per_second,
+                )
+            await write(piece)
+
+
+class _PinnedBackend(httpcore.AsyncNetworkBackend):
+    """Connects to addresses that were checked, whatever the name says a moment later."""
+
+    def __init__(self, resolver: Resolver, allow_private: bool) -> None:
+        self._resolver = resolver
+        self._allow_private = allow_private
+        self._tcp = httpcore.AnyIOBackend()
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,  # noqa: ASYNC109 - httpcore's signature
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        addresses = await checked_addresses(host, port, self._resolver, allow_private=self._allow_private)
+        failure: httpcore.NetworkError | httpcore.TimeoutException | None = None
+        for address in addresses:
+            try:
+                return await self._tcp.connect_tcp(address, port, timeout, local_address, socket_options)
+            except (httpcore.NetworkError, httpcore.TimeoutException) as error:
+                failure = error
+        raise failure or httpcore.ConnectError(host)
+
+    async def connect_unix_socket(
+        self,
+        path: str,
+        timeout: float | None = None,  # noqa: ASYNC109 - httpcore's signature
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        raise httpcore.ConnectError("local sockets are never fetched from")
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+
+def _header(response: httpcore.Response, name: bytes) -> str | None:
+    for key, value in response.headers:
+        if key.lower() == name:
+            return value.decode("latin-1")
+    return None
+
+
+def _broken(target: Target, error: Exception) -> str:
+    if isinstance(error, httpcore.ConnectError):
+        return f"{target.host} cannot be connected to at port {target.port}."
+    if isinstance(error, httpcore.RemoteProtocolError):
+        return f"{target.host} sent less than it promised, or something that is not HTTP."
+    return f"The connection to {target.host} broke."

@@ -13,6 +13,7 @@ class AvatarLimits:
         source_bytes: size of the zip, video or picture as it is fetched or uploaded.
         fetch_seconds: whole fetch, every redirect included.
         fetch_connect_seconds: one TCP or TLS handshake.
+        fetch_silence_seconds: longest wait for the next bytes.
         fetch_redirects: hops after the first request.
         fetch_grace_seconds: time after which a fetch must have kept `fetch_bytes_per_second` on average.
         zip_entries: entries in the archive, of any kind.
@@ -30,6 +31,7 @@ class AvatarLimits:
     source_bytes: int = 256 << 20
     fetch_seconds: float = 30.0
     fetch_connect_seconds: float = 5.0
+    fetch_silence_seconds: float = 8.0
     fetch_redirects: int = 5
     fetch_grace_seconds: float = 4.0
     fetch_bytes_per_second: int = 16 << 10

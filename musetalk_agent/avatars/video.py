@@ -56,9 +56,7 @@ def video_frames(path: Path, kind: Kind, fps: int, limits: AvatarLimits) -> Gene
             source = cast("InputContainer", container)
             yield from _resample(_decoded(source, _stream(source, limits), limits), fps, limits)
     except (av.error.FFmpegError, av.error.EOFError, ValueError, IndexError) as error:
-        raise AvatarUndecodable(
-            f"{kind.value.capitalize()} that cannot be decoded: it is damaged or cut short."
-        ) from error
+        raise AvatarUndecodable("The video cannot be decoded: it is damaged or cut short.") from error
 
 
 def _refuse(url: str, flags: int, options: dict[str, str]) -> NoReturn:
