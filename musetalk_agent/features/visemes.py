@@ -1,0 +1,172 @@
+"""Sound to mouth for the `warp` engine: one articulation vector per video frame, on the CPU, while the sound arrives.
+
+An articulation vector is float32[5] (see `phonemes.ARTICULATION`): `jaw` 0..1 (inner lips apart by 0.12 outer eye distances at
+1), `width` -1..1, `rounding` 0..1, `closure` 0..1 (lips pressed together, /p b m/), `tuck` 0..1 (lower lip under the teeth, /f v/). At
+rest and in silence all are 0. Where phonemes are known beforehand they decide; elsewhere a small network listens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from musetalk_agent.features import melspec
+from musetalk_agent.features.coarticulation import CueTrack
+from musetalk_agent.features.mouth_network import LOOKAHEAD_MS, STEP, MouthNetwork, NetworkRun
+from musetalk_agent.features.phonemes import CLOSURE, HOLD, JAW, ROUNDING, SILENCE, TABLE, TUCK, WIDTH
+from musetalk_agent.media import FEATURE_RATE, Cue, Feature, Pcm, frame_start, frames_begun
+
+_PAST = melspec.WINDOW - melspec.HOP  # samples before a step's first that its first mel window reads
+_WAIT = 60 * FEATURE_RATE // 1000
+_ADVANCE = STEP
+"""A frame shows the moment 20 ms before its first sample: where the lips of measured talkers agree with the sound's phonemes
+(a real frame is shown while, and after, it is exposed)."""
+_BEHIND = LOOKAHEAD_MS * FEATURE_RATE // 1000 // STEP - 1  # step n speaks of sample STEP·(n − _BEHIND)
+
+# Decision curves on the network's numbers, chosen on held-out synthetic speech and noises (see models/mouth/README.md).
+_SPEECH_OFF, _SPEECH_ON = 0.35, 0.75
+_CLOSURE_OFF, _CLOSURE_ON = 0.30, 0.55
+_TUCK_OFF, _TUCK_ON = 0.35, 0.65
+_SHAPE_KEEP = 0.35  # share of the last step kept in width and rounding: they are tables on posteriors, which jump
+_QUIET_DBFS = -62.0  # a step quieter than this is silence, whatever the network thinks
+_ROOT = Path(__file__).parents[1]
+
+
+def default_weights() -> Path:
+    """The shipped weights: inside the installed package, or in the repository's `models/`."""
+    packed = _ROOT / "_models" / "mouth" / "mouth.npz"
+    return packed if packed.exists() else _ROOT.parent / "models" / "mouth" / "mouth.npz"
+
+
+class VisemeFeatures:
+    """Loads the network once; makes streams. Immutable: streams of many threads may share it."""
+
+    lookahead_ms: int = 60
+    """Milliseconds of sound past a frame's end that its vector may read."""
+
+    def __init__(self, network: MouthNetwork) -> None:
+        self._network = network
+
+    @classmethod
+    def load(cls, path: Path | None = None) -> VisemeFeatures:
+        """Reads the weights (a few ms), by default the shipped ones. Raises `WeightsMissing`."""
+        return cls(MouthNetwork.load(path or default_weights()))
+
+    def stream(self, fps: int) -> VisemeStream:
+        """A new stream for video at `fps` frames per second (15 … 50). Raises `ValueError` outside."""
+        if not 15 <= fps <= 50:
+            raise ValueError(f"fps {fps} is not within 15 … 50")
+        return VisemeStream(self._network, fps)
+
+
+class VisemeStream:
+    """Articulation vectors of one segment. The same sound gives the same vectors however it is cut. Not thread-safe."""
+
+    def __init__(self, network: MouthNetwork, fps: int) -> None:
+        self._network = network
+        self._fps = fps
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets sound and cues: the next push begins a new segment."""
+        self._pending = np.zeros(_PAST, np.float32)  # the last samples in -1..1, `_PAST` of them already used
+        self._received = 0
+        self._frame = 0
+        self._mouth = _Mouth(self._network.run())
+        self._cues = CueTrack()
+
+    def cue(self, cues: Sequence[Cue]) -> None:
+        """Takes phonemes known beforehand, in samples from the segment's start; they must come before their sound."""
+        self._cues.add(cues)
+
+    def push(self, samples: Pcm) -> list[Feature]:
+        """Takes int16[n] at 16 kHz; returns float32[5] for each consecutive frame whose end + 60 ms has now been heard."""
+        self._received += len(samples)
+        self._listen(samples.astype(np.float32) / np.float32(32768))
+        out = []
+        while self._received >= frame_start(self._frame + 1, self._fps) + _WAIT:
+            out.append(self._vector(self._frame))
+            self._frame += 1
+        self._mouth.forget(self._position(self._frame))
+        return out
+
+    def flush(self) -> list[Feature]:
+        """The segment is over: the remaining frames, as if silence followed; then begins anew, without cues."""
+        total = frames_begun(self._received, self._fps)
+        lacking = frame_start(total, self._fps) + _WAIT - self._received
+        out = self.push(np.zeros(lacking, np.int16)) if total > self._frame else []
+        self.reset()
+        return out
+
+    def _listen(self, sound: NDArray[np.float32]) -> None:
+        sound = np.concatenate([self._pending, sound])
+        at = 0
+        while at + _PAST + STEP <= len(sound):
+            self._mouth.hear(sound[at : at + _PAST + STEP])
+            at += STEP
+        self._pending = sound[at:].copy()
+
+    def _position(self, frame: int) -> float:
+        """The place of a frame among the network's steps, as late as the frame's look-ahead lets it be."""
+        wanted = (frame_start(frame, self._fps) - _ADVANCE) / STEP + _BEHIND
+        return min(wanted, (frame_start(frame + 1, self._fps) + _WAIT) // STEP - 1)
+
+    def _vector(self, frame: int) -> Feature:
+        start, end = frame_start(frame, self._fps), frame_start(frame + 1, self._fps)
+        if self._cues.covers((start + end) // 2):
+            return self._cues.articulation(start, end)
+        return self._mouth.at(self._position(frame))
+
+
+class _Mouth:
+    """The network's steps turned into articulation, kept for as long as frames may ask for them."""
+
+    def __init__(self, run: NetworkRun) -> None:
+        self._run = run
+        self._level = melspec.Normaliser()
+        self._steps: list[NDArray[np.float32]] = []
+        self._first = 0  # number of the first kept step
+        self._shape = np.zeros(2, np.float32)
+        self._powers: list[float] = []  # from the moment the newest step speaks of until now
+
+    def hear(self, sound: NDArray[np.float32]) -> None:
+        """Takes one step's window float32[560]: 240 samples of past, 320 new ones."""
+        windows = np.stack([sound[: melspec.WINDOW], sound[melspec.HOP :]])
+        powers = melspec.frame_powers(windows)
+        mels = melspec.network_input(melspec.band_levels(windows), self._level.levels(powers))
+        told = self._run.step(mels)
+        self._powers = [*self._powers[-_BEHIND - 1 :], float(powers.max())]
+        quiet = max(self._powers) < 10 ** (_QUIET_DBFS / 10)
+        speech = 0.0 if quiet else _ramp(told.speech, _SPEECH_OFF, _SPEECH_ON)
+        closure = _ramp(told.closure, _CLOSURE_OFF, _CLOSURE_ON)
+        weights = told.phonemes * HOLD
+        weights[SILENCE] = told.phonemes[SILENCE]
+        shape = speech * (weights @ TABLE[:, [WIDTH, ROUNDING]]) / weights.sum()
+        self._shape = (self._shape * _SHAPE_KEEP + shape * (1 - _SHAPE_KEEP)).astype(np.float32)
+        step = np.zeros(5, np.float32)
+        step[[WIDTH, ROUNDING]] = self._shape
+        step[JAW] = told.opening * speech
+        step[CLOSURE] = closure * speech
+        step[TUCK] = _ramp(told.tuck, _TUCK_OFF, _TUCK_ON) * speech
+        self._steps.append(step)
+
+    def at(self, position: float) -> Feature:
+        """The mouth at a place between steps."""
+        index = min(max(position - self._first, 0.0), len(self._steps) - 1.0)
+        low = int(index)
+        high = min(low + 1, len(self._steps) - 1)
+        part = np.float32(index - low)
+        return self._steps[low] * (1 - part) + self._steps[high] * part
+
+    def forget(self, position: float) -> None:
+        """Drops the steps before a place."""
+        drop = max(0, min(int(position) - self._first, len(self._steps) - 1))
+        del self._steps[:drop]
+        self._first += drop
+
+
+def _ramp(value: float, off: float, on: float) -> float:
+    return min(1.0, max(0.0, (value - off) / (on - off)))

@@ -1,0 +1,240 @@
+"""The CPU features: streaming contract, silence and noise, loudness, cues."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from musetalk_agent.errors import WeightsMissing
+from musetalk_agent.features.phonemes import CLOSURE, JAW, ROUNDING, TUCK, WIDTH, classes_of, spans
+from musetalk_agent.features.visemes import VisemeFeatures, default_weights
+from musetalk_agent.media import Cue, frame_start, frames_begun
+
+RATE = 16_000
+Pcm = NDArray[np.int16]
+#: First three formants (Hz) of a man's vowels, Peterson & Barney 1952.
+FORMANTS = {"a": (730, 1090, 2440), "i": (270, 2290, 3010), "u": (300, 870, 2240)}
+
+
+@pytest.fixture(scope="module")
+def features() -> VisemeFeatures:
+    return VisemeFeatures.load()
+
+
+def pcm(sound: NDArray[np.floating], dbfs: float) -> Pcm:
+    sound = sound / (np.sqrt(np.mean(sound**2)) + 1e-12) * 10 ** (dbfs / 20)
+    return (np.clip(sound, -1, 1) * 32767).astype(np.int16)
+
+
+def vowel(name: str, seconds: float = 0.35, pitch: float = 115.0) -> NDArray[np.float64]:
+    """A buzz through three resonances."""
+    count = int(seconds * RATE)
+    phase = np.cumsum(pitch * (1 + 0.08 * np.cos(np.arange(count) / RATE * 5)) / RATE)
+    source = np.diff(np.floor(phase), prepend=0.0)
+    source = np.convolve(source, np.exp(-np.arange(80) / 12))[:count]
+    out = source
+    for hz, width in zip(FORMANTS[name], (80, 100, 140), strict=True):
+        radius = np.exp(-np.pi * width / RATE)
+        a1, a2 = 2 * radius * np.cos(2 * np.pi * hz / RATE), -(radius**2)
+        response = np.zeros(1200)
+        response[0] = 1
+        for i in range(1, 1200):
+            response[i] = a1 * response[i - 1] + (a2 * response[i - 2] if i > 1 else 0)
+        out = np.convolve(out, response)[:count]
+    ramp = np.minimum(1, np.minimum(np.arange(count), np.arange(count)[::-1]) / 400)
+    return out / np.abs(out).max() * ramp
+
+
+def babble(dbfs: float = -20.0) -> Pcm:
+    gap = np.zeros(900)
+    parts = [np.zeros(4000)]
+    for name in "aiuaiua":
+        parts += [vowel(name), gap]
+    return pcm(np.concatenate([*parts, np.zeros(4800)]), dbfs)
+
+
+def whole(features: VisemeFeatures, sound: Pcm, fps: int = 25, cues: list[Cue] | None = None) -> NDArray[np.float32]:
+    stream = features.stream(fps)
+    stream.cue(cues or [])
+    return np.array(stream.push(sound) + stream.flush())
+
+
+def aperture(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    return vectors[:, JAW] * (1 - vectors[:, CLOSURE])
+
+
+@pytest.mark.parametrize("fps", [15, 24, 25, 30, 50])
+@pytest.mark.parametrize("sizes", [(1, 7, 159), (320,), (641, 3), (5000, 17)])
+def test_chunking_changes_nothing(features: VisemeFeatures, fps: int, sizes: tuple[int, ...]) -> None:
+    sound = babble()[:20_000]
+    stream, out, at, i = features.stream(fps), [], 0, 0
+    while at < len(sound):
+        out += stream.push(sound[at : at + sizes[i % len(sizes)]])
+        at += sizes[i % len(sizes)]
+        i += 1
+    out += stream.flush()
+    np.testing.assert_array_equal(np.array(out), whole(features, sound, fps))
+
+
+@pytest.mark.parametrize("fps", [15, 23, 25, 29, 30, 48, 50])
+@pytest.mark.parametrize("samples", [0, 1, 319, 639, 640, 641, 1280, 4799, 16_000, 16_001])
+def test_as_many_frames_as_begin(features: VisemeFeatures, fps: int, samples: int) -> None:
+    stream = features.stream(fps)
+    out = stream.push(np.zeros(samples, np.int16)) + stream.flush()
+    assert len(out) == frames_begun(samples, fps)
+    assert all(v.shape == (5,) and v.dtype == np.float32 for v in out)
+
+
+@pytest.mark.parametrize("fps", [15, 25, 30, 50])
+def test_a_frame_comes_with_its_sixty_milliseconds(features: VisemeFeatures, fps: int) -> None:
+    sound, stream, done = babble()[:12_000], features.stream(fps), 0
+    for k in range(fps // 2):
+        ready = frame_start(k + 1, fps) + features.lookahead_ms * RATE // 1000
+        assert stream.push(sound[done : ready - 1]) == []
+        assert len(stream.push(sound[ready - 1 : ready])) == 1
+        done = ready
+
+
+@pytest.mark.parametrize("fps", [15, 25, 30, 50])
+def test_nothing_later_than_the_look_ahead_is_read(features: VisemeFeatures, fps: int) -> None:
+    sound = babble()
+    k = fps // 2
+    cut = frame_start(k + 1, fps) + features.lookahead_ms * RATE // 1000
+    other = np.concatenate([sound[:cut], np.full(8000, 9000, np.int16)])
+    np.testing.assert_array_equal(whole(features, sound, fps)[: k + 1], whole(features, other, fps)[: k + 1])
+
+
+def test_reset_and_flush_begin_anew(features: VisemeFeatures) -> None:
+    sound, stream = babble()[:9000], features.stream(25)
+    first = stream.push(sound) + stream.flush()
+    stream.push(sound[:3001])
+    stream.reset()
+    np.testing.assert_array_equal(np.array(first), np.array(stream.push(sound) + stream.flush()))
+
+
+def test_values_keep_their_ranges(features: VisemeFeatures) -> None:
+    vectors = whole(features, babble(-8))
+    assert np.isfinite(vectors).all()
+    assert (vectors[:, [JAW, ROUNDING, CLOSURE, TUCK]] >= 0).all() and (vectors <= 1).all() and (vectors >= -1).all()
+
+
+def test_silence_keeps_the_mouth_at_rest(features: VisemeFeatures) -> None:
+    assert np.abs(whole(features, np.zeros(RATE, np.int16))).max() < 0.02
+
+
+def test_the_mouth_closes_within_80_ms_of_silence_and_stays(features: VisemeFeatures) -> None:
+    speech = np.concatenate([pcm(np.concatenate([vowel("a"), vowel("i"), vowel("a")]), -20), np.zeros(RATE, np.int16)])
+    vectors = aperture(whole(features, speech))
+    end = int(3 * 0.35 * 25) + 1
+    assert vectors[: end - 2].max() > 0.2
+    assert vectors[end + 2 :].max() < 0.05
+
+
+def _noises() -> dict[str, Pcm]:
+    rng = np.random.default_rng(5)
+    count = 3 * RATE
+    t = np.arange(count) / RATE
+    pink = np.fft.irfft(np.fft.rfft(rng.standard_normal(count)) / np.sqrt(np.maximum(np.fft.rfftfreq(count, 1 / RATE), 40)), count)
+    clicks = np.zeros(count)
+    for at in rng.integers(0, count - 400, 25):
+        clicks[at : at + 300] += rng.standard_normal(300) * np.exp(-np.arange(300) / 50)
+    hum = sum(np.sin(2 * np.pi * 50 * k * t) / k for k in (1, 2, 3, 5, 7))
+    breath = pink * np.maximum(0, np.sin(2 * np.pi * 0.4 * t))
+    sounds = {"pink": pink, "white": rng.standard_normal(count), "clicks": clicks, "hum": hum, "breath": breath}
+    return {f"{name} {level}": pcm(sound, level) for name, sound in sounds.items() for level in (-45, -30, -20)}
+
+
+@pytest.mark.parametrize("name", sorted(_noises()))
+def test_noise_does_not_speak(features: VisemeFeatures, name: str) -> None:
+    assert np.quantile(aperture(whole(features, _noises()[name])), 0.95) < 0.06
+
+
+def test_loudness_does_not_matter(features: VisemeFeatures) -> None:
+    sizes = [np.quantile(aperture(whole(features, babble(level))), 0.95) for level in (-35, -28, -20, -12)]
+    assert max(sizes) < 1.1 * min(sizes)
+
+
+def test_vowels_differ(features: VisemeFeatures) -> None:
+    def middle(name: str) -> NDArray[np.float32]:
+        sound = np.concatenate([np.zeros(3200), vowel(name), np.zeros(640), vowel(name), np.zeros(3200)])
+        vectors = whole(features, pcm(sound, -20))
+        return vectors[8:12].mean(0)
+
+    a, i, u = middle("a"), middle("i"), middle("u")
+    assert a[JAW] > i[JAW] + 0.1 and a[JAW] > u[JAW] + 0.1
+    assert i[WIDTH] > a[WIDTH] + 0.15 and i[WIDTH] > u[WIDTH] + 0.3
+    assert u[ROUNDING] > i[ROUNDING] + 0.2
+
+
+def _cues(text: str, each: int = 1200, start: int = 3200) -> list[Cue]:
+    return [Cue(symbol, start + i * each, start + (i + 1) * each) for i, symbol in enumerate(text.split())]
+
+
+@pytest.mark.parametrize("fps", [15, 25, 30, 50])
+@pytest.mark.parametrize("each", [500, 777, 1200, 2000])
+def test_known_lip_sounds_always_close(features: VisemeFeatures, fps: int, each: int) -> None:
+    cues = _cues("m ɑ p ɑ b i m u b ə p ʌ m ɪ t ɑ v ɑ f i", each)
+    vectors = whole(features, np.zeros(3200 + each * 22, np.int16), fps, cues)
+    for cue in cues:
+        frame = (cue.start + cue.end) // 2 * fps // RATE
+        if cue.phoneme in "pbm":
+            assert vectors[frame, CLOSURE] == 1
+        if cue.phoneme in "fv":
+            assert vectors[frame, TUCK] == 1
+
+
+def test_known_vowels_open_and_round(features: VisemeFeatures) -> None:
+    cues = _cues("t ɑ t u t i t", 3200)
+    vectors = whole(features, np.zeros(3200 * 9, np.int16), 25, cues)
+    a, u, i = (vectors[5 + 5 * n + 2] for n in (1, 3, 5))
+    assert a[JAW] > i[JAW] + 0.2 and u[ROUNDING] > 0.6 and i[WIDTH] > 0.5
+    assert vectors[5 + 5 * 2 + 4][ROUNDING] > vectors[5 + 5 * 4 + 4][ROUNDING] + 0.2  # /t/ before /u/ rounds already
+
+
+def test_known_articulation_is_smooth(features: VisemeFeatures) -> None:
+    vectors = whole(features, np.zeros(RATE * 2, np.int16), 25, _cues("h ə l oʊ h aʊ ɑːɹ j uː", 1600))
+    assert np.abs(np.diff(vectors[:, JAW])).max() < 0.35
+
+
+def test_where_no_cue_is_the_network_decides(features: VisemeFeatures) -> None:
+    sound = babble()
+    plain, mixed = whole(features, sound), whole(features, sound, 25, [Cue("m", 0, 3200)])
+    np.testing.assert_array_equal(plain[5:], mixed[5:])
+
+
+def test_cues_may_come_in_pieces(features: VisemeFeatures) -> None:
+    cues = _cues("m ɑ p ɑ b i", 1200)
+    stream, sound = features.stream(25), np.zeros(16_000, np.int16)
+    stream.cue(cues[:3])
+    out = stream.push(sound[:3200])
+    stream.cue(cues[3:])
+    out += stream.push(sound[3200:]) + stream.flush()
+    np.testing.assert_allclose(np.array(out)[8:], whole(features, sound, 25, cues)[8:])
+
+
+def test_marks_join_their_sounds() -> None:
+    found = spans([("ˈ", 0, 10), ("ɑ", 10, 20), ("ː", 20, 30), (" ", 30, 35), ("p", 35, 50), (",", 50, 60)])
+    assert [(start, end) for _, start, end in found] == [(0, 30), (30, 50), (50, 60)]
+    assert len(classes_of("aɪ")) == 2 and classes_of(",") == classes_of("_")
+
+
+def test_missing_or_broken_weights_are_told(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(WeightsMissing):
+        VisemeFeatures.load(tmp_path / "none.npz")
+    (tmp_path / "bad.npz").write_bytes(b"PK not really")
+    with pytest.raises(WeightsMissing):
+        VisemeFeatures.load(tmp_path / "bad.npz")
+    np.savez(tmp_path / "other.npz", x=np.zeros(3))
+    with pytest.raises(WeightsMissing):
+        VisemeFeatures.load(tmp_path / "other.npz")
+
+
+@pytest.mark.parametrize("fps", [14, 51])
+def test_frame_rates_outside_are_refused(features: VisemeFeatures, fps: int) -> None:
+    with pytest.raises(ValueError, match="fps"):
+        features.stream(fps)
+
+
+def test_the_weights_are_small() -> None:
+    assert default_weights().stat().st_size < 2_000_000
