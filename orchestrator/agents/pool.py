@@ -1,0 +1,131 @@
+"""Which agent takes a session."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from musetalk_agent.protocol.http import AgentHealth
+from musetalk_agent.protocol.problems import ErrorCode, ProblemError
+from orchestrator.agents.client import AgentClient, AgentLease, unavailable
+
+HEALTH_TTL_S = 1.0
+RETRY_AFTER_S = 5
+"""A session ends by a person's decision, so a full fleet is asked again at a person's pace."""
+_AVATARS_REMEMBERED = 1024
+_NEVER: tuple[float, AgentHealth | None] = (float("-inf"), None)
+
+
+@dataclass(frozen=True)
+class AgentStatus:
+    """One agent as the pool sees it. `health` is None when it did not answer."""
+
+    base_url: str
+    health: AgentHealth | None
+    leases: int
+
+    @property
+    def usable(self) -> bool:
+        """Ready, and not draining."""
+        return self.health is not None and self.health.status == "ok" and not self.health.draining
+
+    @property
+    def load(self) -> float:
+        """Share of its places that are taken; our own leases count even when its `/health` is a second old."""
+        if self.health is None or self.health.capacity.sessions_max <= 0:
+            return 1.0
+        return max(self.health.capacity.sessions, self.leases) / self.health.capacity.sessions_max
+
+
+class AgentPool(Protocol):
+    """Gives each session the agent process that everything of it must reach."""
+
+    async def acquire(
+        self, session_id: str, *, avatar_id: str | None = None, avoid: frozenset[str] = frozenset()
+    ) -> AgentLease:
+        """An agent with a free place, not one of `avoid`; one that holds `avatar_id` is preferred.
+
+        Raises ProblemError `at_capacity` when all are full, `agent_unavailable` when none can be used.
+        """
+        ...
+
+    def release(self, session_id: str) -> None:
+        """The session is over. Without effect for one that holds nothing."""
+        ...
+
+    async def status(self) -> list[AgentStatus]:
+        """Every agent, asked at most a second ago."""
+        ...
+
+    def leases(self) -> list[AgentLease]:
+        """A way to every agent."""
+        ...
+
+    def remember_avatar(self, avatar_id: str, lease: AgentLease) -> None:
+        """This agent holds the avatar."""
+        ...
+
+
+class StaticAgentPool:
+    """A fixed list of agents; the least loaded takes the session."""
+
+    def __init__(self, urls: Sequence[str], api_key: str, client: AgentClient) -> None:
+        headers = {"Authorization": f"Bearer {api_key}"}
+        self._agents = {url: AgentLease(url, headers) for url in urls}
+        self._client = client
+        self._held: dict[str, str] = {}
+        self._health: dict[str, tuple[float, AgentHealth | None]] = {}
+        self._avatars: OrderedDict[str, str] = OrderedDict()
+        self._asking = asyncio.Lock()
+
+    async def acquire(
+        self, session_id: str, *, avatar_id: str | None = None, avoid: frozenset[str] = frozenset()
+    ) -> AgentLease:
+        usable = [agent for agent in await self.status() if agent.usable]
+        if not usable:
+            raise unavailable("none is ready")
+        free = [agent for agent in usable if agent.load < 1.0 and agent.base_url not in avoid]
+        if not free:
+            raise ProblemError(
+                ErrorCode.AT_CAPACITY,
+                f"All {len(usable)} agents are full: try again later, or stop a session.",
+                retry_after_s=RETRY_AFTER_S,
+            )
+        home = self._avatars.get(avatar_id or "")
+        chosen = min(free, key=lambda agent: (agent.base_url != home, agent.load))
+        self._held[session_id] = chosen.base_url
+        return self._agents[chosen.base_url]
+
+    def release(self, session_id: str) -> None:
+        url = self._held.pop(session_id, None)
+        if url is not None:
+            self._health.pop(url, None)  # what it told a moment ago counts the session that is gone
+
+    async def status(self) -> list[AgentStatus]:
+        async with self._asking:
+            await asyncio.gather(*(self._ask(url) for url in self._agents))
+        held = list(self._held.values())
+        return [AgentStatus(url, self._health.get(url, _NEVER)[1], held.count(url)) for url in self._agents]
+
+    def leases(self) -> list[AgentLease]:
+        return list(self._agents.values())
+
+    def remember_avatar(self, avatar_id: str, lease: AgentLease) -> None:
+        self._avatars[avatar_id] = lease.base_url
+        self._avatars.move_to_end(avatar_id)
+        while len(self._avatars) > _AVATARS_REMEMBERED:
+            self._avatars.popitem(last=False)
+
+    async def _ask(self, url: str) -> None:
+        asked_at, health = self._health.get(url, _NEVER)
+        if time.monotonic() - asked_at < HEALTH_TTL_S:
+            return
+        try:
+            health = await self._client.health(self._agents[url])
+        except ProblemError:
+            health = None
+        self._health[url] = (time.monotonic(), health)

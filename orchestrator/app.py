@@ -1,0 +1,103 @@
+"""The composition root: settings in, an ASGI app out."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+
+from orchestrator import logs
+from orchestrator.agents.client import AgentClient
+from orchestrator.agents.pool import StaticAgentPool
+from orchestrator.credentials import Credentials
+from orchestrator.metrics import Metrics
+from orchestrator.routes import audio_ws, avatars, debug, ops, page, problems, sessions, speak, tokens
+from orchestrator.routes.context import Context, RouteOptions
+from orchestrator.routes.guard import Guard
+from orchestrator.session.lifecycle import Services, SessionLifecycle
+from orchestrator.session.registry import Idempotency
+from orchestrator.settings import Settings
+from orchestrator.tokens import Rooms, TokenMinter
+from orchestrator.tts.voices import Voices
+
+OPEN_PATHS = frozenset({"/health", "/docs", "/docs/oauth2-redirect", "/openapi.json", page.PAGE_TOKEN_PATH})
+"""What needs no key, beside the page's files. The page token has conditions of its own."""
+_DESCRIPTION = "Talking avatars for LiveKit rooms. Errors are application/problem+json with a stable `code`."
+
+
+def create_app(settings: Settings, *, voices: Voices | None = None) -> FastAPI:
+    """The orchestrator's app. It connects to nothing before its lifespan begins.
+
+    Args:
+        settings: the configuration.
+        voices: text to speech; by default the voices that are installed.
+    """
+    credentials = Credentials(settings.api_keys)
+    metrics = Metrics()
+    spoken = voices or Voices(settings.voice)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        logs.guard()
+        context = _assemble(settings, credentials, metrics, spoken)
+        app.state.context = context
+        await context.rooms.open()
+        try:
+            await spoken.open()
+            yield
+        finally:
+            await context.starts.aclose()
+            await context.sessions.aclose()
+            await spoken.aclose()
+            await context.rooms.aclose()
+            await context.agents.aclose()
+
+    app = FastAPI(
+        title="musetalk-livekit orchestrator",
+        description=_DESCRIPTION,
+        version=version("musetalk-livekit"),
+        lifespan=lifespan,
+        redoc_url=None,
+    )
+    problems.install(app)
+    for module in (tokens, sessions, audio_ws, speak, avatars, debug, ops, page):
+        app.include_router(module.router)
+    app.include_router(page.page_router())
+    open_paths = OPEN_PATHS | {address for address, _ in page.files()}
+    app.add_middleware(Guard, credentials=credentials, metrics=metrics, is_open=open_paths.__contains__)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "X-Filename"],
+        )
+    return app
+
+
+def _assemble(settings: Settings, credentials: Credentials, metrics: Metrics, voices: Voices) -> Context:
+    agents = AgentClient()
+    pool = StaticAgentPool(settings.agent_url, settings.agent_api_key.get_secret_value(), agents)
+    rooms, minter = Rooms(settings.livekit), TokenMinter(settings.livekit)
+    services = Services(pool=pool, agents=agents, rooms=rooms, minter=minter, metrics=metrics)
+    return Context(
+        options=RouteOptions(
+            public_url=settings.public_url,
+            viewer_token_ttl_s=settings.viewer_token_ttl_s,
+            page_token_ttl_s=settings.page_token_ttl_s,
+            page_token_enabled=settings.page_token_enabled,
+            avatar_upload_bytes=settings.avatar_upload_bytes,
+        ),
+        credentials=credentials,
+        metrics=metrics,
+        minter=minter,
+        rooms=rooms,
+        agents=agents,
+        pool=pool,
+        sessions=SessionLifecycle(services, settings.session_options),
+        starts=Idempotency(),
+        voices=voices,
+    )

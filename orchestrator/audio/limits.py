@@ -1,0 +1,52 @@
+"""What a sender of `/audio` may do, and the bucket that holds it to its rate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from musetalk_agent.protocol.messages import Limits
+
+SAMPLE_RATES = (8000, 48000)
+BYTES_PER_SAMPLE = 2
+BURST_S = 4.0
+"""Seconds' worth of `bytes_per_s` that may come at once: a minute of 48 kHz float fits into it."""
+MESSAGE_COST_BYTES = 128
+"""What a message costs beyond its payload, so that a flood of tiny ones meets the limit too."""
+
+
+@dataclass(frozen=True)
+class AudioLimits:
+    """Bounds of one session's `/audio`.
+
+    Attributes:
+        message_bytes: largest message, binary or text.
+        backlog_s: seconds of speech that may wait to be heard.
+        bytes_per_s: sustained rate; `BURST_S` seconds of it may come at once.
+    """
+
+    message_bytes: int = 1 << 20
+    backlog_s: float = 120.0
+    bytes_per_s: int = 4 << 20
+
+    def told(self) -> Limits:
+        """The limits as `hello` tells them."""
+        return Limits(message_bytes=self.message_bytes, backlog_s=self.backlog_s, bytes_per_s=self.bytes_per_s)
+
+
+class TokenBucket:
+    """Bytes that may still be taken; fills at `rate` per second up to `burst`."""
+
+    def __init__(self, rate: float, burst: float, now: float) -> None:
+        self._rate = rate
+        self._burst = burst
+        self._level = burst
+        self._at = now
+
+    def take(self, amount: float, now: float) -> bool:
+        """Takes `amount` and returns True, or leaves the level as it is and returns False."""
+        self._level = min(self._burst, self._level + (now - self._at) * self._rate)
+        self._at = now
+        if amount > self._level:
+            return False
+        self._level -= amount
+        return True

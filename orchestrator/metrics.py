@@ -1,0 +1,48 @@
+"""Prometheus instruments of the orchestrator, in a registry of its own."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0)
+
+
+class Metrics:
+    """Every instrument, under names that begin with `avatar_`."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        self.sessions = Gauge("avatar_orchestrator_sessions", "Sessions by state", ["state"], registry=registry)
+        self.starts = Counter(
+            "avatar_session_starts", "Starts by outcome (ok or error code)", ["outcome"], registry=registry
+        )
+        self.start_seconds = Histogram(
+            "avatar_session_start_seconds", "Time a successful start took", registry=registry, buckets=_SECONDS
+        )
+        self.ends = Counter("avatar_session_ends", "Sessions that ended, by reason", ["reason"], registry=registry)
+        self.audio_bytes = Counter(
+            "avatar_audio_received_bytes", "Bytes taken from senders of /audio", registry=registry
+        )
+        self.audio_connections = Gauge("avatar_audio_connections", "Open /audio connections", registry=registry)
+        self.audio_errors = Counter(
+            "avatar_audio_errors", "/audio connections ended by an error", ["code"], registry=registry
+        )
+        self.backlog_seconds = Gauge(
+            "avatar_audio_backlog_seconds", "Speech that waits to be heard, all sessions together", registry=registry
+        )
+        self.segments = Counter("avatar_segments_finished", "Segments that ended", ["interrupted"], registry=registry)
+        self.events_dropped = Counter(
+            "avatar_audio_events_dropped", "Events nobody was connected for and no room was left for", registry=registry
+        )
+        self.link_connects = Counter("avatar_link_connects", "Connections made to agents' /audio", registry=registry)
+        self.link_drops = Counter("avatar_link_drops", "Connections to agents' /audio that broke", registry=registry)
+        self.interrupt_seconds = Histogram(
+            "avatar_interrupt_seconds", "Clear sent until the agent had cleared", registry=registry, buckets=_SECONDS
+        )
+        self.speech = Counter("avatar_speech_requests", "Texts to speak, by outcome", ["outcome"], registry=registry)
+        self.requests = Counter(
+            "avatar_http_requests", "HTTP requests", ["method", "route", "status"], registry=registry
+        )
+        self.request_seconds = Histogram(
+            "avatar_http_request_seconds", "Duration of HTTP requests", ["route"], registry=registry, buckets=_SECONDS
+        )

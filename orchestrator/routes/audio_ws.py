@@ -1,0 +1,188 @@
+"""`WS /audio`: PCM in, what becomes of it out."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from contextlib import suppress
+from dataclasses import dataclass
+
+from fastapi import APIRouter, WebSocket
+from pydantic import ValidationError
+from starlette.websockets import WebSocketDisconnect, WebSocketState
+
+from musetalk_agent.protocol.messages import (
+    CLIENT_TYPES,
+    CLOSE_INTERNAL,
+    CLOSE_POLICY,
+    AudioEnd,
+    AudioStart,
+    Clear,
+    Failed,
+    Pong,
+    Warned,
+    client_message,
+)
+from musetalk_agent.protocol.problems import ErrorCode, ProblemError
+from orchestrator.audio.ingest import AudioFormat, Decoder
+from orchestrator.audio.limits import SAMPLE_RATES
+from orchestrator.audio.segments import DEFAULT_RATE
+from orchestrator.credentials import bearer
+from orchestrator.routes.context import Context, context
+from orchestrator.routes.problems import problem_response, unauthorized
+from orchestrator.session.live import LiveSession
+from orchestrator.session.outbox import Connection
+
+router = APIRouter()
+FLUSH_S = 2.0
+"""How long a closing connection may take to read what is queued for it."""
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One accepted connection."""
+
+    socket: WebSocket
+    live: LiveSession
+    connection: Connection
+    decoder: Decoder
+    sample_rate: int
+
+
+@router.websocket("/audio")
+async def audio(socket: WebSocket) -> None:
+    """PCM of one session; see docs/protocol.md. Refused before the upgrade with 401, 404 or 422 as problem+json."""
+    ctx = context(socket)
+    try:
+        live, audio_format, sample_rate = _admit(ctx, socket)
+    except ProblemError as error:
+        await socket.send_denial_response(problem_response(error))
+        return
+    await socket.accept()
+    line = Line(socket, live, live.connect(sample_rate), Decoder(audio_format), sample_rate)
+    ctx.metrics.audio_connections.inc()
+    writer = asyncio.create_task(_write(line), name=f"audio-write-{live.session_id}")
+    reader = asyncio.create_task(_read(ctx, line), name=f"audio-read-{live.session_id}")
+    try:
+        await asyncio.wait({writer, reader}, return_when=asyncio.FIRST_COMPLETED)
+        if line.connection.closing and not writer.done():
+            await asyncio.wait({writer}, timeout=FLUSH_S)
+    finally:
+        live.outbox.detach(line.connection)
+        ctx.metrics.audio_connections.dec()
+        writer.cancel()
+        reader.cancel()
+        await asyncio.gather(writer, reader, return_exceptions=True)
+        await _close(line)
+
+
+def _admit(ctx: Context, socket: WebSocket) -> tuple[LiveSession, AudioFormat, int]:
+    """Who may connect, and with what. Raises ProblemError with status 401, 404 or 422."""
+    query = socket.query_params
+    session_id = query.get("session_id", "")
+    key = bearer(socket.headers.get("authorization"))
+    allowed = key is not None and ctx.credentials.authorises(key)
+    if not allowed and not ctx.credentials.opens_audio(session_id, query.get("token", "")):
+        raise unauthorized()
+    if not session_id:
+        raise ProblemError(ErrorCode.INVALID_REQUEST, "session_id: name the session in the query.", field="session_id")
+    session = ctx.sessions.registry.get(session_id)
+    try:
+        live = session.running()
+    except ProblemError as error:
+        raise ProblemError(ErrorCode.SESSION_NOT_FOUND, error.detail) from None
+    audio_format = _format(query.get("format", AudioFormat.S16LE.value))
+    sample_rate = _rate(query.get("sample_rate", str(live.effective_rate)))
+    live.check_rate(sample_rate)
+    return live, audio_format, sample_rate
+
+
+def _format(text: str) -> AudioFormat:
+    try:
+        return AudioFormat(text)
+    except ValueError:
+        known = ", ".join(AudioFormat)
+        raise ProblemError(
+            ErrorCode.INVALID_REQUEST, f"format: {text[:32]!r} is none of {known}.", field="format", value=text[:32]
+        ) from None
+
+
+def _rate(text: str) -> int:
+    low, high = SAMPLE_RATES
+    if not (text.isascii() and text.isdigit() and len(text) < 8 and low <= int(text) <= high):
+        raise ProblemError(
+            ErrorCode.INVALID_REQUEST,
+            f"sample_rate: {text[:32]!r} is not a whole number from {low} to {high}, default {DEFAULT_RATE}.",
+            field="sample_rate",
+            value=text[:32],
+        )
+    return int(text)
+
+
+async def _read(ctx: Context, line: Line) -> None:
+    """Takes messages until the sender leaves, is replaced, or does what it may not."""
+    while True:
+        message = await line.socket.receive()
+        if message["type"] == "websocket.disconnect":
+            return
+        if line.connection.closing:
+            continue  # whatever it still sends is not taken, and received_samples says so
+        try:
+            if message.get("bytes") is not None:
+                line.live.push(message["bytes"], line.decoder, line.sample_rate)
+            else:
+                _take_text(line, message.get("text") or "")
+        except ProblemError as error:
+            ctx.metrics.audio_errors.labels(code=error.code.value).inc()
+            extra = {"session_id": line.live.session_id, "code": error.code.value}
+            _log.warning("audio connection refused a message", extra=extra)
+            line.connection.put(Failed(code=error.code, message=error.detail))
+            line.connection.close(CLOSE_POLICY)
+
+
+def _take_text(line: Line, text: str) -> None:
+    line.live.check_text(len(text.encode(errors="replace")))
+    try:
+        body = json.loads(text)
+    except (ValueError, RecursionError):
+        body = None
+    if not isinstance(body, dict) or not isinstance(body.get("type"), str):
+        raise ProblemError(
+            ErrorCode.INVALID_MESSAGE,
+            'A text message must be a JSON object with a "type", such as {"type":"audio.end"}.',
+        )
+    if body["type"] not in CLIENT_TYPES:
+        known = ", ".join(sorted(CLIENT_TYPES))
+        message = f"The type {body['type'][:32]!r} is unknown and was ignored; known are {known}."
+        line.connection.put(Warned(code="unknown_type", message=message))
+        return
+    try:
+        told = client_message.validate_python(body)
+    except ValidationError as error:
+        raise ProblemError(ErrorCode.INVALID_MESSAGE, f"The message {body['type']} is malformed.") from error
+    if isinstance(told, AudioStart):
+        line.live.audio_start()
+    elif isinstance(told, AudioEnd):
+        line.live.audio_end()
+    elif isinstance(told, Clear):
+        line.live.clear()
+    else:
+        line.connection.put(Pong())
+
+
+async def _write(line: Line) -> None:
+    with suppress(WebSocketDisconnect, RuntimeError):  # Starlette's RuntimeError: the socket closed under the send
+        while (message := await line.connection.take()) is not None:
+            await line.socket.send_text(message.model_dump_json(exclude_none=True))
+
+
+async def _close(line: Line) -> None:
+    if line.socket.application_state is not WebSocketState.CONNECTED:
+        return
+    code = line.connection.close_code or CLOSE_INTERNAL
+    reason = "reads too slowly" if line.connection.overrun else ""
+    with suppress(WebSocketDisconnect, RuntimeError, TimeoutError):
+        async with asyncio.timeout(FLUSH_S):
+            await line.socket.close(code, reason)

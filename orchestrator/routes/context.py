@@ -1,0 +1,64 @@
+"""What the routes share, and how they get it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, cast
+
+from fastapi import Depends
+from starlette.requests import HTTPConnection
+
+from orchestrator.agents.client import AgentClient
+from orchestrator.agents.pool import AgentPool
+from orchestrator.credentials import Credentials
+from orchestrator.metrics import Metrics
+from orchestrator.session.lifecycle import SessionLifecycle
+from orchestrator.session.registry import Idempotency
+from orchestrator.tokens import Rooms, TokenMinter
+from orchestrator.tts.voices import Voices
+
+
+@dataclass(frozen=True)
+class RouteOptions:
+    """Settings of the HTTP surface; see `settings.Settings` for each."""
+
+    public_url: str | None
+    viewer_token_ttl_s: int
+    page_token_ttl_s: int
+    page_token_enabled: bool
+    avatar_upload_bytes: int
+
+
+@dataclass(frozen=True)
+class Context:
+    """The orchestrator's parts, put together by `app`."""
+
+    options: RouteOptions
+    credentials: Credentials
+    metrics: Metrics
+    minter: TokenMinter
+    rooms: Rooms
+    agents: AgentClient
+    pool: AgentPool
+    sessions: SessionLifecycle
+    starts: Idempotency[dict[str, object]]
+    voices: Voices
+
+
+def context(connection: HTTPConnection) -> Context:
+    """The app's parts."""
+    return cast("Context", connection.app.state.context)
+
+
+Ctx = Annotated[Context, Depends(context)]
+
+
+def host_url(connection: HTTPConnection, public_url: str | None) -> str:
+    """This service's WebSocket address as the client reaches it, without a trailing slash."""
+    if public_url:
+        base = public_url.rstrip("/")
+    else:
+        secure = connection.url.scheme in ("https", "wss")
+        base = f"{'https' if secure else 'http'}://{connection.url.netloc}"
+    scheme, _, rest = base.partition("://")
+    return f"{'wss' if scheme == 'https' else 'ws'}://{rest}"

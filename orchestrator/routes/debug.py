@@ -1,0 +1,75 @@
+"""`/debug/…`: why start answered 200, PCM flows, and no lips move."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+from fastapi import APIRouter
+
+from musetalk_agent.protocol.http import AgentDebug
+from musetalk_agent.protocol.problems import ProblemError
+from orchestrator.agents.client import AgentLease, unavailable
+from orchestrator.routes.context import Context, Ctx
+from orchestrator.session.record import Session
+
+router = APIRouter(prefix="/debug", tags=["debug"])
+
+
+@router.get("/musetalk")
+async def musetalk(ctx: Ctx) -> dict[str, Any]:
+    """Weights, configuration and device as the agent sees them, and the funnel of every session.
+
+    With several agents the first that answers describes the models; `agents` tells which ones answered.
+    """
+    leases = ctx.pool.leases()
+    answers = await asyncio.gather(*(_debug(ctx, lease) for lease in leases))
+    told = [answer for answer in answers if answer is not None]
+    if not told:
+        raise unavailable("none of them")
+    body = told[0].model_dump(mode="json")
+    body["sessions"] = [session.model_dump(mode="json") for answer in told for session in answer.sessions]
+    body["agents"] = [
+        {"url": lease.base_url, "reachable": answer is not None, "engine": answer.engine if answer else None}
+        for lease, answer in zip(leases, answers, strict=True)
+    ]
+    return body
+
+
+async def _debug(ctx: Context, lease: AgentLease) -> AgentDebug | None:
+    try:
+        return await ctx.agents.debug(lease)
+    except ProblemError:
+        return None
+
+
+@router.get("/audio")
+async def audio(ctx: Ctx) -> dict[str, Any]:
+    """The audio path of every running session: its source, rate, level, buffer, and the tracks in the room."""
+    running = ctx.sessions.registry.running()
+    await asyncio.gather(*(ctx.sessions.refresh(session) for session in running))
+    return {"sessions": [_audio(session) for session in running]}
+
+
+def _audio(session: Session) -> dict[str, Any]:
+    live, snapshot = session.live, session.snapshot
+    level = live.meter.level(time.monotonic()) if live else None
+    return {
+        "session_id": session.session_id,
+        "room": session.order.room,
+        "publisher": snapshot.publisher if snapshot else None,
+        "state": session.state.value,
+        "source": {
+            "connected": live is not None and live.outbox.connection is not None,
+            "received_samples": live.received_samples if live else 0,
+            "sample_rate": live.effective_rate if live else None,
+            "bytes_per_s": round(level.bytes_per_s, 1) if level else 0.0,
+            "rms_dbfs": level.rms_dbfs if level else None,
+            "peak_dbfs": level.peak_dbfs if level else None,
+            "format_suspicion": live.suspicion if live else None,
+        },
+        "agent_link": {"connected": live.link_connected if live else False, "drops": live.link_drops if live else 0},
+        "buffer_s": round(live.backlog_s, 3) if live else 0.0,
+        "tracks": [track.model_dump(mode="json") for track in snapshot.tracks] if snapshot else [],
+    }

@@ -1,0 +1,107 @@
+"""The ASGI layer around every HTTP route: who may come in, headers on the way out, one log line and one metric each."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from orchestrator.credentials import Credentials, bearer
+from orchestrator.metrics import Metrics
+from orchestrator.routes.problems import internal, problem_response, unauthorized
+
+_log = logging.getLogger(__name__)
+_DOCS = ("/docs", "/openapi.json")
+PAGE_POLICY = (
+    "default-src 'self'; connect-src 'self' ws: wss: http: https:; media-src 'self' blob:; img-src 'self' data: blob:; "
+    "worker-src 'self' blob:; style-src 'self'; script-src 'self'; object-src 'none'; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'"
+)
+"""The page talks to LiveKit, whose address is another host's; everything it runs comes from here."""
+_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=(self)",
+}
+
+
+class Guard:
+    """Refuses HTTP requests without a key before anything of them is read. WebSockets are the audio route's own business.
+
+    `is_open` tells by path what needs no key. A request that breaks is answered `internal_error`.
+    """
+
+    def __init__(
+        self, app: ASGIApp, *, credentials: Credentials, metrics: Metrics, is_open: Callable[[str], bool]
+    ) -> None:
+        self._app = app
+        self._credentials = credentials
+        self._metrics = metrics
+        self._is_open = is_open
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        begun = time.monotonic()
+        status = 0
+
+        async def sending(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                _add_headers(scope["path"], MutableHeaders(scope=message))
+            await send(message)
+
+        try:
+            if self._may_enter(scope):
+                await self._app(scope, receive, sending)
+            else:
+                await problem_response(unauthorized())(scope, receive, sending)
+        except Exception:  # request boundary: whatever broke, the caller gets an answer and the log the reason
+            _log.exception("request failed", extra={"method": scope["method"], "route": _route(scope)})
+            if status:
+                raise
+            await internal()(scope, receive, sending)
+        finally:
+            self._count(scope, status, time.monotonic() - begun)
+
+    def _may_enter(self, scope: Scope) -> bool:
+        if self._is_open(scope["path"]) or _is_preflight(scope):
+            return True
+        given = bearer(Headers(scope=scope).get("authorization"))
+        return given is not None and self._credentials.authorises(given)
+
+    def _count(self, scope: Scope, status: int, seconds: float) -> None:
+        route = _route(scope)
+        self._metrics.requests.labels(method=scope["method"], route=route, status=str(status)).inc()
+        self._metrics.request_seconds.labels(route=route).observe(seconds)
+        extra = {"method": scope["method"], "route": route, "status": status, "seconds": round(seconds, 4)}
+        params = scope.get("path_params", {})
+        if "session_id" in params:
+            extra["session_id"] = str(params["session_id"])[:64]
+        _log.info("request", extra=extra)
+
+
+def _is_preflight(scope: Scope) -> bool:
+    return bool(scope["method"] == "OPTIONS" and "access-control-request-method" in Headers(scope=scope))
+
+
+def _route(scope: Scope) -> str:
+    """The route's pattern, never the path: bounded in number, and free of ids."""
+    return str(getattr(scope.get("route"), "path", "(none)"))
+
+
+def _add_headers(path: str, headers: MutableHeaders) -> None:
+    for name, value in _HEADERS.items():
+        headers.setdefault(name, value)
+    if path not in _DOCS:  # FastAPI's /docs loads its scripts from elsewhere
+        headers.setdefault("Content-Security-Policy", PAGE_POLICY)
+        headers.setdefault("X-Frame-Options", "DENY")
+    if not headers.get("cache-control"):
+        headers["Cache-Control"] = "no-cache"

@@ -1,0 +1,45 @@
+"""`/health` and `/metrics`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from importlib.metadata import version
+
+from fastapi import APIRouter
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.responses import JSONResponse, Response
+
+from musetalk_agent.protocol.http import SessionState
+from orchestrator.routes.context import Ctx
+
+router = APIRouter(tags=["operations"])
+
+
+@router.api_route("/health", methods=["GET", "HEAD"])
+async def health(ctx: Ctx) -> Response:
+    """200 when at least one agent is ready, else 503. Tells no addresses: it is open to everybody."""
+    agents = await ctx.pool.status()
+    usable = [agent for agent in agents if agent.usable]
+    capacities = [agent.health.capacity for agent in usable if agent.health]
+    body = {
+        "status": "ok" if usable else "no_agent_ready",
+        "version": version("musetalk-livekit"),
+        "agents": {"total": len(agents), "ready": len(usable)},
+        "capacity": {
+            "sessions": sum(c.sessions for c in capacities),
+            "sessions_max": sum(c.sessions_max for c in capacities),
+        },
+    }
+    return JSONResponse(body, status_code=200 if usable else 503, headers={"Cache-Control": "no-store"})
+
+
+@router.get("/metrics")
+async def metrics(ctx: Ctx) -> Response:
+    """Prometheus text; needs a key as everything else."""
+    sessions = ctx.sessions.registry.all()
+    counts = Counter(session.state for session in sessions)
+    for state in SessionState:
+        ctx.metrics.sessions.labels(state=state.value).set(counts[state])
+    lives = [session.live for session in sessions if session.live and not session.ended]
+    ctx.metrics.backlog_seconds.set(sum(live.backlog_s for live in lives))
+    return Response(generate_latest(ctx.metrics.registry), media_type=CONTENT_TYPE_LATEST)

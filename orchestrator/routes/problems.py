@@ -1,0 +1,79 @@
+"""Every error as problem+json, in one place."""
+
+from __future__ import annotations
+
+import logging
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
+
+from musetalk_agent.protocol.problems import MEDIA_TYPE, ErrorCode, ProblemError
+
+_log = logging.getLogger(__name__)
+_VALUE_CHARS = 200
+
+
+def problem_response(error: ProblemError) -> Response:
+    """The answer that tells this error."""
+    problem = error.problem()
+    headers = {"Cache-Control": "no-store"}
+    if error.retry_after_s is not None:
+        headers["Retry-After"] = str(error.retry_after_s)
+    if error.code is ErrorCode.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = 'Bearer realm="orchestrator"'
+    body = problem.model_dump(mode="json", exclude_none=True)
+    return JSONResponse(body, status_code=problem.status, headers=headers, media_type=MEDIA_TYPE)
+
+
+def unauthorized() -> ProblemError:
+    """For a request without a key that opens this."""
+    return ProblemError(
+        ErrorCode.UNAUTHORIZED, "Send the header 'Authorization: Bearer KEY' with one of ORCHESTRATOR_API_KEY's keys."
+    )
+
+
+def invalid(error: RequestValidationError) -> ProblemError:
+    """Names the first field at fault and what is wrong with it; further ones are counted."""
+    errors = error.errors()
+    first = errors[0]
+    path = [str(part) for part in first["loc"] if part not in ("body", "query", "path", "header")]
+    field = ".".join(path) if first["type"] != "json_invalid" else ""
+    message = str(first["msg"]).removeprefix("Value error, ")
+    more = f" ({len(errors) - 1} more)" if len(errors) > 1 else ""
+    value = first.get("input")
+    return ProblemError(
+        ErrorCode.INVALID_REQUEST,
+        f"{field}: {message}.{more}" if field else f"The body is wrong: {message}.{more}",
+        field=field or None,
+        value=value[:_VALUE_CHARS] if isinstance(value, str) else value if isinstance(value, int | float) else None,
+    )
+
+
+def install(app: FastAPI) -> None:
+    """Makes the app answer every error as problem+json."""
+
+    @app.exception_handler(ProblemError)
+    async def _problem(request: Request, error: ProblemError) -> Response:
+        return problem_response(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def _invalid(request: Request, error: RequestValidationError) -> Response:
+        return problem_response(invalid(error))
+
+    @app.exception_handler(HTTPException)
+    async def _http(request: Request, error: HTTPException) -> Response:
+        told = {
+            404: ProblemError(ErrorCode.NOT_FOUND, f"There is nothing at {request.url.path[:100]}; see /docs."),
+            405: ProblemError(ErrorCode.METHOD_NOT_ALLOWED, f"{request.url.path} does not take {request.method}."),
+        }.get(error.status_code, ProblemError(ErrorCode.INVALID_REQUEST, str(error.detail)))
+        answer = problem_response(told)
+        if error.headers and "Allow" in error.headers:
+            answer.headers["Allow"] = error.headers["Allow"]
+        return answer
+
+
+def internal() -> Response:
+    """The answer when something of our own broke: no internals."""
+    return problem_response(ProblemError(ErrorCode.INTERNAL, "Something of ours broke; the logs tell what."))

@@ -1,0 +1,126 @@
+"""`/session/start`, and what follows."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Request
+from pydantic import Field
+
+from musetalk_agent.protocol.http import AvatarSource, Picture
+from musetalk_agent.protocol.problems import ErrorCode, ProblemError
+from orchestrator.routes.context import Context, Ctx, host_url
+from orchestrator.session.record import Session, SessionOrder, iso
+
+PATTERN_ENGINE = "pattern"
+router = APIRouter(tags=["sessions"])
+
+
+class StartRequest(AvatarSource, Picture):
+    """Body of `POST /session/start`. `speaker` is the identity of the participant for whom the avatar speaks."""
+
+    room: str = Field(min_length=1, max_length=256)
+    connect_livekit: bool = True
+    engine: str | None = Field(default=None, min_length=1, max_length=64)
+    speaker: str | None = Field(default=None, min_length=1, max_length=256)
+
+    def order(self) -> SessionOrder:
+        """What is asked for. Raises ProblemError for fields that do not go together."""
+        if (self.width is None) != (self.height is None):
+            missing = "height" if self.height is None else "width"
+            raise ProblemError(
+                ErrorCode.INVALID_REQUEST,
+                f"{missing}: give width and height together, or neither for the clip's own size.",
+                field=missing,
+            )
+        source = AvatarSource(
+            frames_zip_url=self.frames_zip_url, idle_video_url=self.idle_video_url, avatar_id=self.avatar_id
+        )
+        if source.empty and self.engine != PATTERN_ENGINE:
+            raise ProblemError(
+                ErrorCode.AVATAR_MISSING, "Give frames_zip_url, idle_video_url or avatar_id.", field="frames_zip_url"
+            )
+        return SessionOrder(
+            room=self.room,
+            avatar=source,
+            picture=Picture(fps=self.fps, width=self.width, height=self.height),
+            engine=self.engine,
+            connect_livekit=self.connect_livekit,
+            speaker=self.speaker,
+        )
+
+
+@router.post("/session/start")
+async def start(
+    body: StartRequest,
+    request: Request,
+    ctx: Ctx,
+    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=256)] = None,
+) -> dict[str, Any]:
+    """Starts an avatar in a room. Both media tracks are published when the answer comes.
+
+    With an `Idempotency-Key`, the same body gets the same answer however often it is sent.
+    """
+    order = body.order()
+
+    async def begin() -> dict[str, object]:
+        return _started(ctx, request, await ctx.sessions.start(order))
+
+    return await ctx.starts.run(idempotency_key, body.model_dump_json(), begin)
+
+
+def _started(ctx: Context, request: Request, session: Session) -> dict[str, object]:
+    agent = session.snapshot
+    assert agent is not None
+    viewer = f"viewer-{secrets.token_urlsafe(6)}"
+    ttl_s = ctx.sessions.options.max_s
+    audio_token = ctx.credentials.audio_token(session.session_id, session.expires_at)
+    base = host_url(request, ctx.options.public_url)
+    report = agent.avatar.model_dump(mode="json") if agent.avatar else None
+    return {
+        "session_id": session.session_id,
+        "state": session.state.value,
+        "room": session.order.room,
+        "livekit_url": ctx.minter.public_url,
+        "avatar_identity": session.identity,
+        "viewer_identity": viewer,
+        "viewer_token": ctx.minter.viewer(session.order.room, viewer, ttl_s),
+        "audio_url": f"{base}/audio?session_id={session.session_id}&token={audio_token}",
+        "engine": agent.engine,
+        "fps": agent.fps,
+        "width": agent.width,
+        "height": agent.height,
+        "publisher": agent.publisher,
+        "expires_at": iso(session.expires_at),
+        "avatar": report,
+    }
+
+
+@router.get("/sessions")
+async def sessions(ctx: Ctx) -> dict[str, Any]:
+    """Every session, ended ones for ten minutes. The state of their media is at most a few seconds old."""
+    return {"sessions": [session.view() for session in ctx.sessions.registry.all()]}
+
+
+@router.get("/session/{session_id}")
+async def session(session_id: str, ctx: Ctx) -> dict[str, Any]:
+    """One session, as its agent sees it now."""
+    found = ctx.sessions.registry.get(session_id)
+    await ctx.sessions.refresh(found)
+    return found.view()
+
+
+@router.post("/session/{session_id}/stop")
+async def stop(session_id: str, ctx: Ctx) -> dict[str, Any]:
+    """Ends the session, in whatever state it is, any number of times."""
+    found = ctx.sessions.registry.get(session_id)
+    await ctx.sessions.stop(found)
+    return found.view()
+
+
+@router.post("/session/{session_id}/interrupt")
+async def interrupt(session_id: str, ctx: Ctx) -> dict[str, float]:
+    """Barge-in: silence at once. Answers with the seconds of speech that will not be heard."""
+    live = ctx.sessions.registry.get(session_id).running()
+    return {"dropped_s": await live.interrupt()}

@@ -1,0 +1,128 @@
+"""What the orchestrator knows of a session, running or ended."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from musetalk_agent.protocol.diagnosis import Diagnosis, DiagnosisCode
+from musetalk_agent.protocol.http import AgentSession, AvatarSource, Picture, SessionState
+from musetalk_agent.protocol.problems import ErrorCode, ProblemError
+from orchestrator.agents.client import AgentLease
+from orchestrator.session.live import LiveSession
+from orchestrator.session.state import ENDED, RUNNING, step
+
+
+@dataclass(frozen=True)
+class SessionOrder:
+    """What a client asked for."""
+
+    room: str
+    avatar: AvatarSource
+    picture: Picture
+    engine: str | None = None
+    connect_livekit: bool = True
+    speaker: str | None = None
+
+
+@dataclass(eq=False)
+class Session:
+    """One session. `owner` is the task that runs it; `started` resolves when it is ready, or with what went wrong."""
+
+    session_id: str
+    order: SessionOrder
+    expires_at: float
+    started: asyncio.Future[None]
+    created_at: float = field(default_factory=time.time)
+    ended_at: float | None = None
+    base_state: SessionState = SessionState.STARTING
+    owner: asyncio.Task[None] | None = None
+    lease: AgentLease | None = None
+    live: LiveSession | None = None
+    snapshot: AgentSession | None = None
+    snapshot_at: float = float("-inf")
+    end_reason: str | None = None
+    error: ProblemError | None = None
+
+    @property
+    def identity(self) -> str:
+        """The avatar's identity in the room."""
+        return f"avatar-{self.session_id}"
+
+    @property
+    def state(self) -> SessionState:
+        """`speaking` while something is heard."""
+        if self.base_state is SessionState.READY and self.live is not None and self.live.speaking:
+            return SessionState.SPEAKING
+        return self.base_state
+
+    @property
+    def ended(self) -> bool:
+        """Stopped or failed."""
+        return self.base_state in ENDED
+
+    def move(self, to: SessionState) -> None:
+        """Steps to `to`. Raises IllegalTransition when the table does not allow it."""
+        self.base_state = step(self.base_state, to)
+
+    def running(self) -> LiveSession:
+        """The session's audio path. Raises ProblemError `session_ended`, or `session_conflict` while it is starting."""
+        if self.live is not None and self.base_state in RUNNING:
+            return self.live
+        if self.base_state is SessionState.STARTING:
+            raise ProblemError(
+                ErrorCode.SESSION_CONFLICT, f"Session {self.session_id} is still starting.", retry_after_s=1
+            )
+        raise self.over()
+
+    def over(self) -> ProblemError:
+        """The error for one who comes after the end."""
+        return ProblemError(
+            ErrorCode.SESSION_ENDED,
+            f"Session {self.session_id} is {self.state.value} ({self.end_reason or 'ended'}): start another one.",
+        )
+
+    def view(self) -> dict[str, Any]:
+        """Body of `GET /session/{id}`."""
+        snapshot, live = self.snapshot, self.live
+        return {
+            "session_id": self.session_id,
+            "state": self.state.value,
+            "room": self.order.room,
+            "avatar_identity": self.identity,
+            "publisher": snapshot.publisher if snapshot else None,
+            "engine": snapshot.engine if snapshot else self.order.engine,
+            "fps": snapshot.fps if snapshot else self.order.picture.fps,
+            "width": snapshot.width if snapshot else self.order.picture.width,
+            "height": snapshot.height if snapshot else self.order.picture.height,
+            "started_at": iso(self.created_at),
+            "expires_at": iso(self.expires_at),
+            "ended_at": iso(self.ended_at),
+            "end_reason": self.end_reason,
+            "last_audio_at": iso(live.last_audio_at) if live else None,
+            "viewers": snapshot.viewers if snapshot and not self.ended else 0,
+            "playback": {
+                "position_s": round(live.position_s, 3) if live else 0.0,
+                "buffered_s": round(live.backlog_s, 3) if live and not self.ended else 0.0,
+                "segments": live.segments if live else 0,
+            },
+            "diagnosis": self.diagnosis.model_dump(mode="json", exclude_none=True),
+            "error": self.error.problem().model_dump(mode="json", exclude_none=True) if self.error else None,
+        }
+
+    @property
+    def diagnosis(self) -> Diagnosis:
+        """The agent's, or that it has not said any."""
+        if self.snapshot is not None:
+            return self.snapshot.diagnosis
+        return Diagnosis(code=DiagnosisCode.ROOM_NOT_JOINED, message="The agent has not joined the room yet.")
+
+
+def iso(at: float | None) -> str | None:
+    """Unix time as ISO 8601 UTC with milliseconds."""
+    if at is None:
+        return None
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,121 @@
+"""Configuration: the one place that reads the environment."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from orchestrator.audio.limits import AudioLimits
+from orchestrator.session.options import SessionOptions
+from orchestrator.tokens import LiveKitKeys
+
+
+class SettingsError(Exception):
+    """Variables are missing or wrong; the message names each and what it should be."""
+
+
+class Settings(BaseSettings):
+    """Environment of `musetalk-orchestrator serve`; names are the upper-case field names. Lists are separated by commas."""
+
+    model_config = SettingsConfigDict(env_file=None, extra="ignore", populate_by_name=True)
+
+    livekit_url: str
+    livekit_api_key: str
+    livekit_api_secret: SecretStr
+    livekit_public_url: str | None = None
+    """Address of LiveKit that clients are told, when it is not the one the services use."""
+    orchestrator_api_key: SecretStr
+    """Accepted API keys, separated by commas, so that a key can be changed without an interruption."""
+    agent_url: Annotated[list[str], NoDecode]
+    agent_api_key: SecretStr
+    public_url: str | None = None
+    """Address of this service that `audio_url` is made from; otherwise the request's own host."""
+    cors_origins: Annotated[list[str], NoDecode] = []
+    page_token_enabled: bool = False
+    """Whether `GET /page/token` hands the page a short-lived token. Loopback callers only; the demo sets it."""
+    voice: str | None = None
+    """Voice of `/speak` when the request names none."""
+    session_max_s: int = Field(default=6 * 3600, ge=1, le=24 * 3600)
+    session_idle_ttl_s: float = Field(default=900.0, gt=0)
+    viewer_grace_s: float = Field(default=300.0, gt=0)
+    start_timeout_s: float = Field(default=180.0, gt=0)
+    viewer_token_ttl_s: int = Field(default=3600, ge=60, le=24 * 3600)
+    page_token_ttl_s: int = Field(default=900, ge=60, le=24 * 3600)
+    audio_message_bytes: int = Field(default=1 << 20, ge=1024, le=16 << 20)
+    audio_backlog_s: float = Field(default=120.0, ge=1, le=570)
+    audio_bytes_per_s: int = Field(default=4 << 20, ge=64_000)
+    avatar_upload_bytes: int = Field(default=256 << 20, ge=1024)
+    log_level: str = "INFO"
+
+    @field_validator("agent_url", "cors_origins", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if isinstance(value, str):
+            return [part.strip().rstrip("/") for part in value.split(",") if part.strip()]
+        return value
+
+    @field_validator("agent_url")
+    @classmethod
+    def _agents(cls, value: list[str]) -> list[str]:
+        if not value or not all(url.startswith(("http://", "https://")) for url in value):
+            raise ValueError("one or more http(s) addresses, separated by commas")
+        return value
+
+    @field_validator("livekit_url", "livekit_public_url")
+    @classmethod
+    def _livekit(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("ws://", "wss://", "http://", "https://")):
+            raise ValueError("an address that begins with ws:// or wss://")
+        return value
+
+    @field_validator("orchestrator_api_key", "agent_api_key", "livekit_api_secret")
+    @classmethod
+    def _not_blank(cls, value: SecretStr) -> SecretStr:
+        if not value.get_secret_value().strip(", "):
+            raise ValueError("must not be empty")
+        return value
+
+    @property
+    def api_keys(self) -> tuple[str, ...]:
+        """Keys that clients may use."""
+        return tuple(k.strip() for k in self.orchestrator_api_key.get_secret_value().split(",") if k.strip())
+
+    @property
+    def livekit(self) -> LiveKitKeys:
+        """Where LiveKit is and how it is spoken to."""
+        return LiveKitKeys(
+            url=self.livekit_url,
+            public_url=self.livekit_public_url or self.livekit_url,
+            api_key=self.livekit_api_key,
+            api_secret=self.livekit_api_secret.get_secret_value(),
+        )
+
+    @property
+    def session_options(self) -> SessionOptions:
+        """What the lifecycle of sessions needs to know."""
+        return SessionOptions(
+            max_s=self.session_max_s,
+            idle_ttl_s=self.session_idle_ttl_s,
+            viewer_grace_s=self.viewer_grace_s,
+            start_timeout_s=self.start_timeout_s,
+            voice=self.voice,
+            limits=AudioLimits(
+                message_bytes=self.audio_message_bytes,
+                backlog_s=self.audio_backlog_s,
+                bytes_per_s=self.audio_bytes_per_s,
+            ),
+        )
+
+
+def load() -> Settings:
+    """Reads the environment. Raises SettingsError with one line per variable that is missing or wrong."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        lines = []
+        for item in error.errors():
+            name = str(item["loc"][0]).upper()
+            lines.append(f"{name} is not set" if item["type"] == "missing" else f"{name} is wrong: {item['msg']}")
+        raise SettingsError("\n".join(lines)) from None

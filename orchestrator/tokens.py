@@ -1,0 +1,144 @@
+"""LiveKit access tokens with the least grants that do, and the rooms they open."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+import aiohttp
+from livekit import api
+
+from musetalk_agent.protocol.problems import ErrorCode, ProblemError
+
+EMPTY_TIMEOUT_S = 300
+"""A room nobody joined closes after this long; LiveKit's own default, set so that it does not depend on the server."""
+DEPARTURE_TIMEOUT_S = 20
+_CALL_TIMEOUT_S = 5.0
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LiveKitKeys:
+    """Address and credentials of LiveKit. `public_url` is what clients are told."""
+
+    url: str
+    public_url: str
+    api_key: str
+    api_secret: str = field(repr=False)
+
+
+class TokenMinter:
+    """Makes join tokens. Both kinds carry the room's configuration, so that the room is right whoever joins first."""
+
+    def __init__(self, keys: LiveKitKeys) -> None:
+        self._keys = keys
+
+    @property
+    def url(self) -> str:
+        """Address of LiveKit for the agent."""
+        return self._keys.url
+
+    @property
+    def public_url(self) -> str:
+        """Address of LiveKit for clients."""
+        return self._keys.public_url
+
+    def viewer(self, room: str, identity: str, ttl_s: float) -> str:
+        """A token that may join `room` and subscribe, and nothing else."""
+        grants = api.VideoGrants(
+            room_join=True, room=room, can_subscribe=True, can_publish=False, can_publish_data=False
+        )
+        return self._token(identity, ttl_s, grants).to_jwt()
+
+    def avatar(self, room: str, identity: str, ttl_s: float, *, name: str, on_behalf_of: str | None) -> str:
+        """The agent's token: publishes camera and microphone, kind `agent`.
+
+        `on_behalf_of` is the identity of the participant whose voice the avatar is (attribute `lk.publish_on_behalf`).
+        """
+        grants = api.VideoGrants(
+            room_join=True,
+            room=room,
+            can_publish=True,
+            can_subscribe=True,
+            can_publish_data=True,
+            can_publish_sources=["camera", "microphone"],
+            can_update_own_metadata=True,
+        )
+        token = self._token(identity, ttl_s, grants).with_kind("agent").with_name(name)
+        if on_behalf_of:
+            token = token.with_attributes({"lk.publish_on_behalf": on_behalf_of})
+        return token.to_jwt()
+
+    def _token(self, identity: str, ttl_s: float, grants: api.VideoGrants) -> api.AccessToken:
+        config = api.RoomConfiguration(
+            sync_streams=True, empty_timeout=EMPTY_TIMEOUT_S, departure_timeout=DEPARTURE_TIMEOUT_S
+        )
+        return (
+            api.AccessToken(self._keys.api_key, self._keys.api_secret)
+            .with_identity(identity)
+            .with_ttl(timedelta(seconds=ttl_s))
+            .with_grants(grants)
+            .with_room_config(config)
+        )
+
+
+class Rooms:
+    """LiveKit's room service. `open()` before use, `aclose()` after it."""
+
+    def __init__(self, keys: LiveKitKeys) -> None:
+        self._keys = keys
+        self._api: api.LiveKitAPI | None = None
+
+    async def open(self) -> None:
+        """Prepares the client; does not connect yet."""
+        timeout = aiohttp.ClientTimeout(total=_CALL_TIMEOUT_S)
+        keys = self._keys
+        self._api = api.LiveKitAPI(keys.url, keys.api_key, keys.api_secret, timeout=timeout, failover=False)
+
+    async def aclose(self) -> None:
+        """Closes the client's connections."""
+        if self._api is not None:
+            await self._api.aclose()
+            self._api = None
+
+    async def ensure(self, room: str) -> None:
+        """Makes the room, or sets its configuration when it exists. Raises ProblemError `livekit_unavailable`.
+
+        `sync_streams` must be set before anybody joins, or browsers do not hold sound and picture together.
+        """
+        request = api.CreateRoomRequest(
+            name=room, sync_streams=True, empty_timeout=EMPTY_TIMEOUT_S, departure_timeout=DEPARTURE_TIMEOUT_S
+        )
+        try:
+            await self._client.room.create_room(request)
+        except (aiohttp.ClientError, TimeoutError, api.TwirpError) as error:
+            _log.warning("LiveKit did not make the room", extra={"room": room, "error": _reason(error)})
+            raise ProblemError(
+                ErrorCode.LIVEKIT_UNAVAILABLE,
+                f"LiveKit did not make the room: {_reason(error)}. Check LIVEKIT_URL and its key, and that it runs.",
+                retry_after_s=2,
+            ) from error
+
+    async def remove(self, room: str, identity: str) -> None:
+        """Removes a participant that may linger. Never raises for LiveKit's sake: a crashed one leaves by time-out anyway."""
+        try:
+            async with asyncio.timeout(2.0):
+                await self._client.room.remove_participant(api.RoomParticipantIdentity(room=room, identity=identity))
+        except api.TwirpError as error:
+            if error.code != "not_found":
+                _log.warning("participant not removed", extra={"room": room, "error": _reason(error)})
+        except (aiohttp.ClientError, TimeoutError) as error:
+            _log.warning("participant not removed", extra={"room": room, "error": _reason(error)})
+
+    @property
+    def _client(self) -> api.LiveKitAPI:
+        if self._api is None:
+            raise RuntimeError("Rooms.open() was not called")
+        return self._api
+
+
+def _reason(error: Exception) -> str:
+    """Without addresses or tokens: the class, or LiveKit's own code."""
+    return error.code if isinstance(error, api.TwirpError) else type(error).__name__

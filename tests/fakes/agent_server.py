@@ -1,0 +1,327 @@
+"""An agent that speaks the real inner protocol over real sockets and plays nothing: time passes only when a test says so.
+
+Segments finish as soon as their end has come, unless `hold` is set: then they stay open until `release()` or a clear. Every item
+of the link is recorded. `cut()` ends the link as a network would.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import FastAPI, Request, WebSocket
+from starlette.responses import JSONResponse, Response
+from starlette.websockets import WebSocketDisconnect
+
+from musetalk_agent.protocol.diagnosis import Diagnosis, DiagnosisCode
+from musetalk_agent.protocol.http import (
+    AgentDebug,
+    AgentHealth,
+    AgentSession,
+    AgentStartRequest,
+    AvatarReport,
+    Capacity,
+    Playback,
+    SessionState,
+    TrackInfo,
+)
+from musetalk_agent.protocol.messages import (
+    Cleared,
+    Event,
+    LinkAck,
+    LinkClear,
+    LinkEvent,
+    LinkHello,
+    PlaybackFinished,
+    PlaybackStarted,
+    SegmentCues,
+    SegmentEnd,
+    SegmentStart,
+    link_message,
+)
+from musetalk_agent.protocol.problems import MEDIA_TYPE, ErrorCode, ProblemError
+
+AGENT_KEY = "agent-key-of-the-tests"
+AVATAR_ID = "sha256:0123"
+
+
+@dataclass
+class FakeSegment:
+    """What arrived of one segment."""
+
+    number: int
+    rate: int
+    pcm: bytearray = field(default_factory=bytearray)
+    cues: list[tuple[str, int, int]] = field(default_factory=list)
+    ended: bool = False
+    started: bool = False
+    finished: bool = False
+
+    @property
+    def seconds(self) -> float:
+        return len(self.pcm) / 2 / self.rate
+
+
+@dataclass
+class FakeSession:
+    """One session: everything the link carried, and the events told."""
+
+    request: AgentStartRequest
+    state: SessionState = SessionState.READY
+    items: int = 0
+    texts: list[dict[str, Any]] = field(default_factory=list)
+    segments: dict[int, FakeSegment] = field(default_factory=dict)
+    events: list[LinkEvent] = field(default_factory=list)
+    current: FakeSegment | None = None
+    sockets: list[WebSocket] = field(default_factory=list)
+    connections: int = 0
+    clears: int = 0
+    viewers: int = 1
+    error: dict[str, Any] | None = None
+    mutes_clears: bool = False
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def pcm(self) -> bytes:
+        return b"".join(bytes(segment.pcm) for segment in self.segments.values())
+
+    def tell(self, event: Event) -> None:
+        """Something happened; sent now or on the next connection."""
+        self.events.append(LinkEvent(id=len(self.events) + 1, event=event))
+        self.wake.set()
+
+
+class FakeAgent:
+    """State of the agent, and the ASGI app in front of it."""
+
+    def __init__(self) -> None:
+        self.sessions: dict[str, FakeSession] = {}
+        self.stopped: list[str] = []
+        self.sessions_max = 8
+        self.draining = False
+        self.status = "ok"
+        self.hold = False
+        self.start_delay_s = 0.0
+        self.start_error: ProblemError | None = None
+        self.uploads: list[tuple[str | None, int]] = []
+        self.drop_link_after: int | None = None
+        """Items after which the link is cut without an acknowledgement, again and again."""
+        self.app = self._make_app()
+
+    @property
+    def only(self) -> FakeSession:
+        """The one session there is."""
+        (session,) = self.sessions.values()
+        return session
+
+    def release(self) -> None:
+        """Plays everything that is held to its end."""
+        for session in self.sessions.values():
+            for segment in session.segments.values():
+                if segment.ended:
+                    _finish(session, segment)
+
+    def begin(self, number: int = 1) -> None:
+        """The first sample of the segment is heard."""
+        _begin(self.only, self.only.segments[number])
+
+    async def cut(self) -> None:
+        """Ends every link."""
+        for session in self.sessions.values():
+            for socket in list(session.sockets):
+                await socket.close(1012)
+
+    # --- HTTP
+
+    def _make_app(self) -> FastAPI:
+        app = FastAPI(openapi_url=None)
+
+        @app.middleware("http")
+        async def key(request: Request, call_next: Any) -> Response:
+            if request.url.path != "/health" and request.headers.get("authorization") != f"Bearer {AGENT_KEY}":
+                return _problem(ProblemError(ErrorCode.UNAUTHORIZED, "no key"))
+            return await call_next(request)  # type: ignore[no-any-return]
+
+        @app.exception_handler(ProblemError)
+        async def problem(request: Request, error: ProblemError) -> Response:
+            return _problem(error)
+
+        app.add_api_route("/session/start", self._start, methods=["POST"])
+        app.add_api_route("/session/{session_id}", self._get, methods=["GET"])
+        app.add_api_route("/session/{session_id}/stop", self._stop, methods=["POST"])
+        app.add_api_route("/avatars", self._upload, methods=["POST"])
+        app.add_api_route("/health", self._health, methods=["GET"])
+        app.add_api_route("/debug", self._debug, methods=["GET"])
+        app.add_api_websocket_route("/audio", self._audio)
+        return app
+
+    async def _start(self, body: AgentStartRequest) -> AgentSession:
+        await asyncio.sleep(self.start_delay_s)
+        if self.start_error is not None:
+            raise self.start_error
+        if len(self.sessions) >= self.sessions_max:
+            raise ProblemError(ErrorCode.AT_CAPACITY, "full", retry_after_s=3)
+        self.sessions[body.session_id] = FakeSession(body)
+        return self._view(body.session_id)
+
+    async def _get(self, session_id: str) -> AgentSession:
+        return self._view(session_id)
+
+    async def _stop(self, session_id: str) -> AgentSession:
+        view = self._view(session_id)
+        self.stopped.append(session_id)
+        session = self.sessions.pop(session_id)
+        for socket in list(session.sockets):
+            await socket.close(1001)
+        return view.model_copy(update={"state": SessionState.STOPPED})
+
+    async def _upload(self, request: Request) -> dict[str, Any]:
+        size = 0
+        async for chunk in request.stream():
+            size += len(chunk)
+        self.uploads.append((request.headers.get("x-filename"), size))
+        return {"avatar_id": AVATAR_ID, "frames": 25}
+
+    async def _health(self) -> Response:
+        body = AgentHealth(
+            status=self.status,
+            version="0",
+            engine="warp",
+            capacity=Capacity(sessions=len(self.sessions), sessions_max=self.sessions_max),
+            draining=self.draining,
+        )
+        return JSONResponse(body.model_dump(), status_code=200 if self.status == "ok" else 503)
+
+    async def _debug(self) -> AgentDebug:
+        return AgentDebug(engine="warp", device="cpu", sessions=[self._view(s) for s in self.sessions])
+
+    def _view(self, session_id: str) -> AgentSession:
+        session = self.sessions.get(session_id)
+        if session is None:
+            raise ProblemError(ErrorCode.SESSION_NOT_FOUND, "no such session")
+        request = session.request
+        return AgentSession(
+            session_id=session_id,
+            state=session.state,
+            room=request.room,
+            publisher="livekit" if request.connect_livekit else "null",
+            engine=request.engine or "warp",
+            fps=request.picture.fps,
+            width=request.picture.width or 512,
+            height=request.picture.height or 512,
+            avatar=AvatarReport(avatar_id=AVATAR_ID, frames=100, width=512, height=512, fps=25, face_px=212),
+            viewers=session.viewers,
+            playback=Playback(),
+            diagnosis=Diagnosis(code=DiagnosisCode.NO_AUDIO, message="No audio came."),
+            tracks=[TrackInfo(kind="audio", sid="TR_a", muted=False), TrackInfo(kind="video", sid="TR_v", muted=False)],
+            started_at="2026-11-21T10:00:00Z",
+            error=session.error,
+        )
+
+    # --- the link
+
+    async def _audio(self, socket: WebSocket, session_id: str, events_after: int = 0) -> None:
+        if socket.headers.get("authorization") != f"Bearer {AGENT_KEY}":
+            await socket.send_denial_response(_problem(ProblemError(ErrorCode.UNAUTHORIZED, "no key")))
+            return
+        session = self.sessions.get(session_id)
+        if session is None:
+            await socket.send_denial_response(_problem(ProblemError(ErrorCode.SESSION_NOT_FOUND, "none")))
+            return
+        await socket.accept()
+        session.connections += 1
+        session.sockets.append(socket)
+        await socket.send_text(LinkHello(items=session.items).model_dump_json())
+        writer = asyncio.create_task(_write(session, socket, events_after))
+        try:
+            await self._read(session, socket)
+        except WebSocketDisconnect:
+            pass
+        finally:
+            session.sockets.remove(socket)
+            writer.cancel()
+            await asyncio.gather(writer, return_exceptions=True)
+
+    async def _read(self, session: FakeSession, socket: WebSocket) -> None:
+        taken = 0
+        while True:
+            message = await socket.receive()
+            if message["type"] == "websocket.disconnect":
+                return
+            if self.drop_link_after is not None and taken >= self.drop_link_after:
+                await socket.close(1012)  # what is on its way now is lost
+                return
+            taken += 1
+            session.items += 1
+            self._take(session, message)
+            if self.drop_link_after is None or session.items % 3 == 0:
+                await socket.send_text(LinkAck(items=session.items).model_dump_json())
+
+    def _take(self, session: FakeSession, message: Any) -> None:
+        if message.get("bytes") is not None:
+            assert session.current is not None, "PCM outside a segment"
+            session.current.pcm += message["bytes"]
+            if not self.hold:
+                _begin(session, session.current)
+            return
+        session.texts.append(json.loads(message["text"]))
+        told = link_message.validate_json(message["text"])
+        if isinstance(told, SegmentStart):
+            assert told.segment not in session.segments, "a segment was opened twice"
+            session.current = session.segments[told.segment] = FakeSegment(told.segment, told.sample_rate)
+        elif isinstance(told, SegmentCues):
+            assert session.current is not None and session.current.number == told.segment
+            session.current.cues += [(cue.phoneme, cue.start, cue.end) for cue in told.cues]
+        elif isinstance(told, SegmentEnd):
+            assert session.current is not None and session.current.number == told.segment
+            session.current.ended = True
+            if not self.hold:
+                _finish(session, session.current)
+            session.current = None
+        elif isinstance(told, LinkClear):
+            self._clear(session)
+
+    def _clear(self, session: FakeSession) -> None:
+        session.clears += 1
+        session.current = None
+        dropped = 0.0
+        if session.mutes_clears:
+            return
+        for segment in session.segments.values():
+            if not segment.finished:
+                segment.finished = True
+                dropped += segment.seconds
+                session.tell(PlaybackFinished(segment=segment.number, position_s=0.0, interrupted=True))
+        session.tell(Cleared(dropped_s=dropped))
+
+
+async def _write(session: FakeSession, socket: WebSocket, sent: int) -> None:
+    while True:
+        session.wake.clear()
+        while sent < len(session.events):
+            await socket.send_text(session.events[sent].model_dump_json())
+            sent += 1
+        await session.wake.wait()
+
+
+def _begin(session: FakeSession, segment: FakeSegment) -> None:
+    if not segment.started:
+        segment.started = True
+        session.tell(PlaybackStarted(segment=segment.number))
+
+
+def _finish(session: FakeSession, segment: FakeSegment) -> None:
+    if segment.finished:
+        return
+    if segment.pcm:
+        _begin(session, segment)
+    segment.finished = True
+    session.tell(PlaybackFinished(segment=segment.number, position_s=segment.seconds, interrupted=False))
+
+
+def _problem(error: ProblemError) -> Response:
+    headers = {"Retry-After": str(error.retry_after_s)} if error.retry_after_s else {}
+    body = error.problem().model_dump(mode="json", exclude_none=True)
+    return JSONResponse(body, status_code=error.status, headers=headers, media_type=MEDIA_TYPE)

@@ -1,0 +1,32 @@
+"""LiveKit's room service on the wire (Twirp, protobuf), as far as the orchestrator uses it: it records what it is asked."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI, Request
+from livekit import api
+from starlette.responses import JSONResponse, Response
+
+
+class FakeRoomService:
+    """Rooms that were made, participants that were removed. `broken` answers every call with an error."""
+
+    def __init__(self) -> None:
+        self.rooms: dict[str, api.CreateRoomRequest] = {}
+        self.removed: list[tuple[str, str]] = []
+        self.broken = False
+        self.app = FastAPI(openapi_url=None)
+        self.app.add_api_route("/twirp/livekit.RoomService/{method}", self._call, methods=["POST"])
+
+    async def _call(self, method: str, request: Request) -> Response:
+        body = await request.body()
+        assert request.headers["authorization"].startswith("Bearer ")
+        if self.broken:
+            return JSONResponse({"code": "unavailable", "msg": "broken on purpose"}, status_code=503)
+        if method == "CreateRoom":
+            asked = api.CreateRoomRequest.FromString(body)
+            self.rooms[asked.name] = asked
+            return Response(api.Room(name=asked.name).SerializeToString(), media_type="application/protobuf")
+        assert method == "RemoveParticipant"
+        gone = api.RoomParticipantIdentity.FromString(body)
+        self.removed.append((gone.room, gone.identity))
+        return JSONResponse({"code": "not_found", "msg": "participant not found"}, status_code=404)
