@@ -31,9 +31,7 @@ class AgentError(ProblemError):
         value: str | int | float | None = None,
         retry_after_s: int | None = None,
     ) -> None:
-        super().__init__(
-            self.error_code, detail, field=field, limit=limit, value=value, retry_after_s=retry_after_s
-        )
+        super().__init__(self.error_code, detail, field=field, limit=limit, value=value, retry_after_s=retry_after_s)
 
 
 class AvatarError(AgentError):

@@ -84,6 +84,11 @@ class Engine(Protocol):
         """False for engines that draw their own picture and take no avatar."""
         ...
 
+    @property
+    def closing_frames(self) -> int:
+        """Frames after a segment over which the mouth glides back to the idle clip (their `presence` falls to 0)."""
+        ...
+
     def prepare(self, bundle: Bundle, progress: Progress | None = None) -> None:
         """Derives the engine's artefacts once and stores them in the bundle under `fingerprint`. Idempotent."""
         ...

@@ -64,6 +64,7 @@ class AgentStartRequest(Strict):
     avatar: AvatarSource
     picture: Picture = Picture()
     engine: str | None = None
+    connect_livekit: bool = True
     max_duration_s: int = Field(default=6 * 3600, ge=1)
     backlog_s: int = Field(default=120, ge=1, le=600)
 

@@ -1,0 +1,74 @@
+"""The agent's command line."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from musetalk_agent.protocol.version import VERSION
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every subcommand with its options."""
+    from musetalk_agent.tools import fetch_models, prepare
+
+    top = argparse.ArgumentParser(prog="musetalk-agent", description="Renders talking avatars into LiveKit rooms.")
+    top.add_argument("--version", action="version", version=f"musetalk-agent {VERSION}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    serve = commands.add_parser(
+        "serve", help="run the agent (settings come from the environment, see docs/operations.md)"
+    )
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
+    serve.add_argument("--port", type=int, default=8090, help="port to listen on (default 8090)")
+    serve.set_defaults(run=_serve)
+    for name, tool, text in (
+        ("prepare", prepare, "prepare an avatar offline and print its quality report"),
+        ("fetch-models", fetch_models, "fetch and verify model files"),
+    ):
+        command = commands.add_parser(name, help=text, description=text)
+        tool.add_arguments(command)
+        command.set_defaults(run=tool.run)
+    return top
+
+
+def _serve(args: argparse.Namespace) -> int:
+    import uvicorn
+    from pydantic import ValidationError
+
+    from musetalk_agent.service.app import create_app
+    from musetalk_agent.service.logs import configure
+    from musetalk_agent.settings import AgentSettings
+
+    try:
+        settings = AgentSettings()
+    except ValidationError as error:
+        for problem in error.errors():
+            name = ".".join(str(part) for part in problem["loc"]).upper()
+            print(f"musetalk-agent: {name}: {problem['msg']}", file=sys.stderr)
+        return 2
+    configure(settings.log_level)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            create_app(settings),
+            host=args.host,
+            port=args.port,
+            log_config=None,
+            access_log=False,  # query strings would be logged
+            ws="websockets-sansio",
+            ws_max_size=4 << 20,
+            timeout_graceful_shutdown=int(settings.drain_s),
+        )
+    )
+    server.run()
+    return 0 if server.started else 1
+
+
+def main() -> int:
+    """Entry point of `musetalk-agent`; returns the exit code."""
+    args = parser().parse_args()
+    code: int = args.run(args)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

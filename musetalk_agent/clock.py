@@ -1,0 +1,131 @@
+"""Time as a value that is passed in: the real one, and one that tests and offline rendering wind forward by themselves."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from typing import Protocol
+
+
+def utc_now() -> str:
+    """The wall clock as ISO 8601 in UTC, to the millisecond; for people, never for pacing."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+class Clock(Protocol):
+    """Monotonic seconds, and waiting for a moment of them."""
+
+    def now(self) -> float:
+        """Seconds since an arbitrary moment; never goes back."""
+        ...
+
+    async def sleep_until(self, deadline: float) -> None:
+        """Returns at `deadline` or as soon after as possible; at once (after one turn of the loop) when it is past."""
+        ...
+
+    async def wait(self, event: asyncio.Event, deadline: float) -> bool:
+        """Waits for `event` or for `deadline`, whichever comes first; clears the event and returns whether it was set."""
+        ...
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Marks work in other threads, during which a virtual clock stands still."""
+        ...
+
+
+class MonotonicClock:
+    """The machine's own monotonic clock."""
+
+    def now(self) -> float:
+        """`time.monotonic()`."""
+        return time.monotonic()
+
+    async def sleep_until(self, deadline: float) -> None:
+        """Sleeps; cancelling is safe."""
+        await asyncio.sleep(max(0.0, deadline - time.monotonic()))
+
+    async def wait(self, event: asyncio.Event, deadline: float) -> bool:
+        """Cancelling is safe."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+                await event.wait()
+        fired = event.is_set()
+        event.clear()
+        return fired
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Real time passes whatever anybody does."""
+        yield
+
+
+class VirtualClock:
+    """Stands still until everybody waits, then jumps to the earliest deadline: `run` drives it."""
+
+    _IDLE_TURNS = 20  # turns of the event loop without anybody moving before time may jump
+
+    def __init__(self, start: float = 0.0) -> None:
+        self._now = start
+        self._sleepers: list[tuple[float, int, asyncio.Future[None]]] = []
+        self._order = itertools.count()
+        self._working = 0
+
+    def now(self) -> float:
+        """Virtual seconds."""
+        return self._now
+
+    async def sleep_until(self, deadline: float) -> None:
+        """Waits for virtual time; cancelling is safe."""
+        if deadline <= self._now:
+            await asyncio.sleep(0)
+            return
+        future = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._sleepers, (deadline, next(self._order), future))
+        await future
+
+    async def wait(self, event: asyncio.Event, deadline: float) -> bool:
+        """Cancelling is safe."""
+        waiting = {asyncio.create_task(event.wait()), asyncio.create_task(self.sleep_until(deadline))}
+        try:
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+        fired = event.is_set()
+        event.clear()
+        return fired
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Keeps time still while a thread works."""
+        self._working += 1
+        try:
+            yield
+        finally:
+            self._working -= 1
+
+    async def run(self, until: float) -> None:
+        """Winds time forward to `until`, waking every sleeper at its moment. Cancelling leaves time where it is."""
+        while self._now < until:
+            for _ in range(self._IDLE_TURNS):
+                await asyncio.sleep(0)
+            if self._working:
+                await asyncio.sleep(0.0005)
+                continue
+            while self._sleepers and self._sleepers[0][2].done():
+                heapq.heappop(self._sleepers)
+            if not self._sleepers or self._sleepers[0][0] > until:
+                self._now = until
+                break
+            deadline, _, future = heapq.heappop(self._sleepers)
+            self._now = max(self._now, deadline)
+            if not future.done():
+                future.set_result(None)
+        for _ in range(self._IDLE_TURNS):
+            await asyncio.sleep(0)

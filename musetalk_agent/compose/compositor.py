@@ -1,0 +1,53 @@
+"""Puts a patch onto its idle frame: one copy of the frame's I420 planes, then work on the patch's box only."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from musetalk_agent.avatars.bundle import Bundle
+from musetalk_agent.compose.blend import paste
+from musetalk_agent.media import Box, Patch, Pixels, Tag, VideoFrame
+
+
+class Compositor:
+    """Composes pictures of one bundle; stateless, so any thread may call it."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._bundle = bundle
+        self._width, self._height = bundle.width, bundle.height
+
+    def idle(self, pose: int) -> VideoFrame:
+        """The idle frame itself; no copy, so its planes are read-only."""
+        return VideoFrame(self._bundle.frames[pose].reshape(-1), self._width, self._height, pose)
+
+    def compose(self, pose: int, patch: Patch | None, tag: Tag | None = None) -> VideoFrame:
+        """Idle frame `pose` with `patch` on it; without a patch, the idle frame."""
+        if patch is None:
+            return self.idle(pose)
+        planes = np.array(self._bundle.frames[pose]).reshape(-1)
+        pixels = patch.pixels
+        if patch.mask is not None:
+            pixels = paste(self._background(pose, patch.box), pixels, patch.mask)
+        self._write(planes, patch.box, pixels)
+        return VideoFrame(planes, self._width, self._height, pose, spoken=True, tag=tag)
+
+    def _background(self, pose: int, box: Box) -> Pixels:
+        """BGR pixels of the idle frame in `box`, which lies within the face window."""
+        window = self._bundle.box(pose)
+        face = self._bundle.faces[pose]
+        return np.asarray(face[box.y0 - window.y0 : box.y1 - window.y0, box.x0 - window.x0 : box.x1 - window.x0])
+
+    def _write(self, planes: Pixels, box: Box, bgr: Pixels) -> None:
+        """Converts `bgr` (even size) and writes it into the three planes at `box` (even coordinates)."""
+        w, h = self._width, self._height
+        converted = cv2.cvtColor(np.ascontiguousarray(bgr), cv2.COLOR_BGR2YUV_I420).reshape(-1)
+        bw, bh = box.width, box.height
+        luma, quarter = bw * bh, bw * bh // 4
+        y = planes[: w * h].reshape(h, w)
+        y[box.y0 : box.y1, box.x0 : box.x1] = converted[:luma].reshape(bh, bw)
+        for index in range(2):
+            start = w * h + index * (w * h // 4)
+            plane = planes[start : start + w * h // 4].reshape(h // 2, w // 2)
+            part = converted[luma + index * quarter : luma + (index + 1) * quarter].reshape(bh // 2, bw // 2)
+            plane[box.y0 // 2 : box.y1 // 2, box.x0 // 2 : box.x1 // 2] = part

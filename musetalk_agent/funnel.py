@@ -1,0 +1,105 @@
+"""The funnel: what went into each stage of a session, and the one sentence that says why the lips do not move."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from musetalk_agent.clock import utc_now
+from musetalk_agent.protocol.diagnosis import FUNNEL_STAGES, Diagnosis, DiagnosisCode, FunnelStage, Suspicion
+
+SILENCE_PEAK = 100
+"""Peak below which PCM counts as silence: −50 dBFS, under any microphone's or TTS's speech (int16 units)."""
+
+
+@dataclass(slots=True)
+class Stage:
+    """Counts of one stage; `last_at` is ISO 8601 UTC."""
+
+    count: int = 0
+    last_at: str | None = None
+    last_error: str | None = None
+
+
+@dataclass(slots=True)
+class Facts:
+    """What the diagnosis looks at besides the counts."""
+
+    joined: bool = False
+    join_error: str | None = None
+    viewers: int = 0
+    subscribed: bool = False
+    weights_missing: str | None = None
+    no_face: str | None = None
+    suspicion: Suspicion | None = None
+    suspicion_text: str = ""
+    slow: str | None = None
+    fallback: bool = False
+
+
+@dataclass(slots=True)
+class Funnel:
+    """Counts per stage of one session, in the order of the path."""
+
+    stages: dict[str, Stage] = field(default_factory=lambda: {name: Stage() for name in FUNNEL_STAGES})
+    peak: int = 0
+
+    def add(self, stage: str, count: int) -> None:
+        """`count` more went through `stage`."""
+        entry = self.stages[stage]
+        entry.count += count
+        entry.last_at = utc_now()
+
+    def fail(self, stage: str, error: str) -> None:
+        """Something went wrong in `stage`."""
+        self.stages[stage].last_error = error
+
+    def set_acknowledged(self, count: int, at: str | None) -> None:
+        """The SFU's statistics say that it has `count` frames."""
+        entry = self.stages["acknowledged"]
+        entry.count, entry.last_at = count, at
+
+    def report(self) -> list[FunnelStage]:
+        """The stages for `/debug/musetalk`."""
+        return [
+            FunnelStage(stage=name, count=s.count, last_at=s.last_at, last_error=s.last_error)
+            for name, s in self.stages.items()
+        ]
+
+    def diagnose(self, facts: Facts) -> Diagnosis:
+        """The first cause that holds, in the order of `DiagnosisCode`."""
+        for code, message in self._causes(facts):
+            suspicion = facts.suspicion if code is DiagnosisCode.WRONG_FORMAT_SUSPECTED else None
+            return Diagnosis(code=code, message=message, suspicion=suspicion)
+        return Diagnosis(code=DiagnosisCode.OK, message="Speech comes in and lip-synced video reaches the room.")
+
+    def _causes(self, facts: Facts) -> list[tuple[DiagnosisCode, str]]:
+        heard = self.stages["samples"].count
+        causes: list[tuple[bool, DiagnosisCode, str]] = [
+            (
+                not facts.joined,
+                DiagnosisCode.ROOM_NOT_JOINED,
+                facts.join_error or "The avatar is not in the room: it is still joining, or the connection was lost.",
+            ),
+            (facts.weights_missing is not None, DiagnosisCode.WEIGHTS_MISSING, facts.weights_missing or ""),
+            (facts.no_face is not None, DiagnosisCode.NO_FACE_IN_AVATAR, facts.no_face or ""),
+            (facts.suspicion is not None, DiagnosisCode.WRONG_FORMAT_SUSPECTED, facts.suspicion_text),
+            (
+                heard == 0,
+                DiagnosisCode.NO_AUDIO,
+                "No PCM has arrived yet: send int16 little endian mono to audio_url, or text to /speak.",
+            ),
+            (
+                self.peak < SILENCE_PEAK,
+                DiagnosisCode.SILENT_AUDIO,
+                f"{heard} samples arrived and all are silence (peak {self.peak} of 32767): is the source muted?",
+            ),
+            (facts.slow is not None, DiagnosisCode.ENGINE_SLOW, facts.slow or ""),
+            (facts.fallback, DiagnosisCode.RTMP_FALLBACK_ACTIVE, "WebRTC failed; the avatar is sent by RTMP."),
+            (
+                not (facts.viewers and facts.subscribed),
+                DiagnosisCode.TRACK_NOT_SUBSCRIBED,
+                "The avatar publishes, but nobody in the room subscribes to it "
+                f"({facts.viewers} viewers): join with viewer_token and subscribe to its tracks.",
+            ),
+        ]
+        return [(code, message) for holds, code, message in causes if holds]

@@ -1,0 +1,34 @@
+"""Prometheus instruments of the agent; names begin with `avatar_`. One process, one registry."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+REGISTRY = CollectorRegistry()
+
+LIP_LATENCY = Histogram(
+    "avatar_lip_latency_seconds",
+    "From the last PCM of a frame to its lips leaving for the room",
+    buckets=(0.02, 0.04, 0.06, 0.08, 0.1, 0.12, 0.14, 0.16, 0.2, 0.25, 0.3, 0.5, 1.0, 3.0),
+    registry=REGISTRY,
+)
+SESSIONS = Gauge("avatar_sessions", "Sessions held by this agent", registry=REGISTRY)
+SESSIONS_MAX = Gauge("avatar_sessions_max", "Sessions this agent takes", registry=REGISTRY)
+SESSIONS_ENDED = Counter("avatar_sessions_ended_total", "Sessions ended, by how", ["outcome"], registry=REGISTRY)
+PCM_SAMPLES = Counter("avatar_pcm_samples_total", "PCM samples taken", registry=REGISTRY)
+PICTURES = Counter("avatar_pictures_total", "Pictures, by what was done with them", ["kind"], registry=REGISTRY)
+UNDERRUNS = Counter("avatar_underruns_total", "Times a segment ran dry before its end", registry=REGISTRY)
+START_SECONDS = Histogram(
+    "avatar_session_start_seconds",
+    "From the request to both tracks published",
+    buckets=(0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0),
+    registry=REGISTRY,
+)
+ENGINE_QUEUE = Gauge("avatar_engine_queue", "Pictures that wait for the engine", ["engine"], registry=REGISTRY)
+ENGINE_BUSY = Gauge("avatar_engine_busy_seconds", "Seconds the engine has worked", ["engine"], registry=REGISTRY)
+PREPARE_SECONDS = Histogram(
+    "avatar_prepare_seconds",
+    "Fetching and preparing an avatar",
+    buckets=(0.05, 0.1, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0),
+    registry=REGISTRY,
+)

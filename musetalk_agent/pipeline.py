@@ -1,0 +1,132 @@
+"""The order of the stages: PCM → features → engine → compositor → scheduler → publisher, for one session.
+
+    push ─► Segment ─┬─ 16 kHz ─► Production: features ─► engine ─► compositor ─► ready ─┐
+                     └─ 48 kHz ───────────────────────────────────────────────► Playback ─► Publisher
+
+Back travel only back-pressure (bounded channels), clear (the generation) and playback events.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+
+import numpy as np
+
+from musetalk_agent.audio_format import EXPLANATIONS, FormatWatch
+from musetalk_agent.avatars.bundle import Bundle
+from musetalk_agent.clock import Clock
+from musetalk_agent.compose.compositor import Compositor
+from musetalk_agent.compose.idle import IdleCursor, IdleCycle
+from musetalk_agent.engines.base import Actor
+from musetalk_agent.engines.batcher import Batcher
+from musetalk_agent.funnel import Funnel
+from musetalk_agent.media import Cue, Pcm, VideoFrame
+from musetalk_agent.metrics import PCM_SAMPLES
+from musetalk_agent.playback import Playback
+from musetalk_agent.production import Production
+from musetalk_agent.protocol.messages import Cleared, Event, Warned
+from musetalk_agent.publishers.base import Publisher
+from musetalk_agent.sync.segment import Segment
+
+
+class Pipeline:
+    """One session's media path.
+
+    Args:
+        publisher: opened before `run`.
+        batcher, actor, bundle: the engine, and the avatar as the engine readied it.
+        executor: threads for features and composition.
+        emit: takes playback events and warnings, in order.
+        speaking: called when speech begins (True) and when all of it is over (False).
+    """
+
+    def __init__(
+        self,
+        publisher: Publisher,
+        batcher: Batcher,
+        actor: Actor,
+        bundle: Bundle,
+        clock: Clock,
+        executor: Executor,
+        emit: Callable[[Event], None],
+        speaking: Callable[[bool], None],
+    ) -> None:
+        self.funnel = Funnel()
+        self._clock, self._emit, self._fps = clock, emit, bundle.fps
+        compositor = Compositor(bundle)
+        cycle, cursor = IdleCycle(len(bundle)), IdleCursor()
+        self.first: VideoFrame = compositor.idle(cycle.pose(cursor.idle()))
+        self.production = Production(
+            batcher, actor, compositor, cycle, cursor, clock, executor, self.funnel, bundle.fps, self._on_ready
+        )
+        self.playback = Playback(
+            publisher, self.production, compositor, cycle, cursor, clock, self.funnel, bundle.fps, emit, speaking
+        )
+        self._segment: Segment | None = None
+        self._watch: FormatWatch | None = None
+
+    @property
+    def watch(self) -> FormatWatch | None:
+        """The judge of the sender's PCM, once there was some."""
+        return self._watch
+
+    async def run(self) -> None:
+        """Works until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.production.run(), name="production")
+            group.create_task(self.playback.run(), name="playback")
+
+    def begin(self, number: int, rate: int) -> None:
+        """Opens segment `number` at `rate` samples per second; ends the one that was open."""
+        self.end()
+        self._segment = Segment(number, self.production.generation, rate, self._fps)
+        if self._watch is None or self._watch.rate != rate:
+            self._watch = FormatWatch(rate)
+        self.production.add(self._segment)
+        self.playback.add(self._segment)
+
+    def cue(self, cues: Sequence[Cue]) -> None:
+        """Phonemes of the open segment, in samples at its rate, ahead of their PCM."""
+        if self._segment is not None:
+            self._segment.add_cues(cues)
+
+    def push(self, samples: Pcm) -> None:
+        """PCM of the open segment, int16 `[n]`. PCM without one (it was cleared) is dropped."""
+        self.funnel.add("audio_in", samples.nbytes)
+        if self._segment is None or not len(samples):
+            return
+        now = self._clock.now()
+        self.funnel.add("samples", len(samples))
+        self.funnel.peak = max(self.funnel.peak, int(np.abs(samples.astype(np.int32)).max()))
+        PCM_SAMPLES.inc(len(samples))
+        self._segment.push(samples, now)
+        self._judge(samples, now)
+        self._poke()
+
+    def end(self) -> None:
+        """No more PCM for the open segment."""
+        if self._segment is not None:
+            self._segment.end(self._clock.now())
+            self._segment = None
+            self._poke()
+
+    def clear(self) -> Cleared:
+        """Barge-in; see `Playback.clear`."""
+        self._segment = None
+        return self.playback.clear()
+
+    def _judge(self, samples: Pcm, now: float) -> None:
+        assert self._watch is not None
+        arisen = self._watch.push(samples, now)
+        if arisen is not None:
+            self.funnel.fail("audio_in", EXPLANATIONS[arisen])
+            self._emit(Warned(code="wrong_format_suspected", message=EXPLANATIONS[arisen], suspicion=arisen.value))
+
+    def _poke(self) -> None:
+        self.production.poke()
+        self.playback.poke()
+
+    def _on_ready(self) -> None:
+        self.playback.poke()

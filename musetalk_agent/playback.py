@@ -1,0 +1,307 @@
+"""From ready pictures and PCM to the publisher, in step: the voice is handed over first, the pictures follow its position."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from musetalk_agent.clock import Clock
+from musetalk_agent.compose.compositor import Compositor
+from musetalk_agent.compose.idle import IdleCursor, IdleCycle
+from musetalk_agent.funnel import Funnel
+from musetalk_agent.metrics import LIP_LATENCY, PICTURES, UNDERRUNS
+from musetalk_agent.production import Made, Production
+from musetalk_agent.protocol.messages import Cleared, Event, PlaybackFinished, PlaybackStarted
+from musetalk_agent.publishers.base import Publisher
+from musetalk_agent.sync.scheduler import Act, Scheduler
+from musetalk_agent.sync.segment import ROOM_RATE, Segment
+
+log = logging.getLogger(__name__)
+
+MARGIN_S = 0.04
+"""Head start of a live segment's first sound over the next PCM: the jitter a sender at real-time pace may have."""
+MARGIN_LIMIT_S = 0.16
+"""The margin grows by half whenever a segment runs dry, up to this."""
+RICH_SAMPLES = ROOM_RATE // 4
+"""With a quarter of a second in hand the sender is ahead of real time, and no margin is needed."""
+PATIENCE_S = 0.6
+"""A voice does not wait longer than this for its first picture."""
+
+
+@dataclass(slots=True)
+class PlaybackStatistics:
+    """What was shown and heard. Latencies are milliseconds from a frame's last PCM to its lips leaving, newest last."""
+
+    spoken: int = 0
+    idle: int = 0
+    underruns: int = 0
+    began_without_lips: int = 0
+    lip_latency_ms: deque[float] = field(default_factory=lambda: deque(maxlen=512))
+    recent: deque[bool] = field(default_factory=lambda: deque(maxlen=250))
+
+    @property
+    def missed_share(self) -> float:
+        """Share of the last ten seconds' spoken pictures that came too late or not at all, 0 … 1."""
+        return 1 - sum(self.recent) / len(self.recent) if len(self.recent) >= 50 else 0.0
+
+
+class Playback:
+    """Paces one session.
+
+    Args:
+        publisher: an open publisher.
+        production: makes the pictures.
+        emit: takes playback events.
+        speaking: called with True when the first segment begins and False when the last one is over.
+    """
+
+    def __init__(
+        self,
+        publisher: Publisher,
+        production: Production,
+        compositor: Compositor,
+        cycle: IdleCycle,
+        cursor: IdleCursor,
+        clock: Clock,
+        funnel: Funnel,
+        fps: int,
+        emit: Callable[[Event], None],
+        speaking: Callable[[bool], None],
+    ) -> None:
+        self.statistics = PlaybackStatistics()
+        self._publisher, self._production = publisher, production
+        self._compositor, self._cycle, self._cursor = compositor, cycle, cursor
+        self._clock, self._funnel, self._emit, self._speaking = clock, funnel, emit, speaking
+        self._scheduler = Scheduler(fps, clock.now())
+        self._open: deque[Segment] = deque()  # not yet finished, in order; the first ones may be handed over whole
+        self._video_wake, self._audio_wake = asyncio.Event(), asyncio.Event()
+        self._shown: Made | None = None
+        self._margin_s = MARGIN_S
+        self._played_s = 0.0
+        self._is_speaking = False
+
+    @property
+    def open_segments(self) -> int:
+        """Segments that are not over."""
+        return len(self._open)
+
+    def report(self) -> dict[str, float | int | str | None]:
+        """Figures for `/debug`: pictures by fate, underruns, and the p50 and p95 of the lips' latency in milliseconds."""
+        statistics, latencies = self.statistics, sorted(self.statistics.lip_latency_ms)
+        return {
+            "spoken": statistics.spoken,
+            "idle": statistics.idle,
+            "dropped": self._scheduler.dropped,
+            "held": self._scheduler.held,
+            "stalls": self._scheduler.stalls,
+            "underruns": statistics.underruns,
+            "began_without_lips": statistics.began_without_lips,
+            "margin_ms": round(1000 * self._margin_s),
+            "lip_latency_p50_ms": round(latencies[len(latencies) // 2], 1) if latencies else None,
+            "lip_latency_p95_ms": round(latencies[len(latencies) * 95 // 100], 1) if latencies else None,
+        }
+
+    @property
+    def position_s(self) -> float:
+        """Seconds of speech heard since the session began."""
+        position = self._publisher.playout.position()
+        return self._played_s + sum(s.played_s(position) for s in self._open)
+
+    @property
+    def buffered_s(self) -> float:
+        """Seconds of speech received and not yet heard."""
+        position = self._publisher.playout.position()
+        return sum(s.duration_s - s.played_s(position) for s in self._open)
+
+    def add(self, segment: Segment) -> None:
+        """A new segment, played after those before it."""
+        self._open.append(segment)
+        self._audio_wake.set()
+
+    def poke(self) -> None:
+        """More PCM, an end, or a picture has come."""
+        self._audio_wake.set()
+        self._video_wake.set()
+
+    def clear(self) -> Cleared:
+        """Silence at once: drops every segment, tells the end of each, and lets the mouth close."""
+        position = self._publisher.playout.position()
+        dropped_s = self.buffered_s
+        self._publisher.clear_audio()
+        segments, self._open = list(self._open), deque()
+        for segment in segments:
+            played = segment.played_s(position)
+            self._played_s += played
+            self._tell_started(segment, position)
+            self._emit(PlaybackFinished(segment=segment.number, position_s=round(played, 3), interrupted=True))
+        self._production.clear(self._shown)
+        self._set_speaking(False)
+        self.poke()
+        cleared = Cleared(dropped_s=round(dropped_s, 3))
+        self._emit(cleared)
+        return cleared
+
+    async def run(self) -> None:
+        """Plays until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._voice(), name="playback-voice")
+            group.create_task(self._pictures(), name="playback-pictures")
+
+    # --- the voice ---------------------------------------------------------------------------------------------------
+
+    async def _voice(self) -> None:
+        while True:
+            segment = next((s for s in self._open if not s.handed_all), None)
+            if segment is None:
+                self._audio_wake.clear()
+                await self._audio_wake.wait()
+                continue
+            if await self._may_begin(segment):
+                await self._hand_over(segment)
+
+    async def _may_begin(self, segment: Segment) -> bool:
+        """Waits until the segment's next sound may be heard: its picture is ready, and a live sender has its margin."""
+        frame = segment.handed * self._fps // ROOM_RATE
+        ready_at: float | None = None
+        since = self._clock.now()
+        while segment in self._open:
+            now = self._clock.now()
+            if ready_at is None and segment.frames_ready > frame:
+                ready_at = now
+            if not segment.received and segment.ended:
+                self._tell_finished()
+                return False
+            give_up = since + PATIENCE_S if len(segment.for_room) else now + PATIENCE_S
+            begin_at = give_up
+            if ready_at is not None:
+                rich = segment.ended or len(segment.for_room) >= RICH_SAMPLES
+                begin_at = now if rich else min(give_up, ready_at + self._margin_s)
+            if not len(segment.for_room):
+                since = now
+            elif now >= begin_at:
+                self.statistics.began_without_lips += ready_at is None
+                return True
+            await self._clock.wait(self._audio_wake, begin_at)
+        return False
+
+    async def _hand_over(self, segment: Segment) -> None:
+        playout = self._publisher.playout
+        while segment in self._open and not segment.handed_all:
+            block = segment.take_block()
+            if block is not None:
+                if segment.origin is None:
+                    segment.origin = playout.handed
+                    self._video_wake.set()
+                await self._publisher.push_audio(block)
+            elif playout.dry:
+                self.statistics.underruns += 1
+                UNDERRUNS.inc()
+                self._margin_s = min(MARGIN_LIMIT_S, self._margin_s * 1.5)
+                self._production.close_mouth()
+                return
+            else:
+                await self._clock.wait(self._audio_wake, playout.time_of(playout.handed))
+
+    # --- the pictures ------------------------------------------------------------------------------------------------
+
+    async def _pictures(self) -> None:
+        while True:
+            made = self._next_made()
+            due = None
+            waiting = made is not None
+            if made is not None and made.segment is not None:
+                if made.segment.origin is None:
+                    waiting = False
+                else:
+                    position = made.segment.frame_position(made.tag.frame)
+                    due = self._publisher.playout.time_of(position)
+            decision = self._scheduler.decide(
+                self._clock.now(), waiting=waiting, due=due, missing=made is None and self._picture_missing()
+            )
+            if decision.at > self._clock.now() and await self._clock.wait(self._video_wake, decision.at):
+                continue
+            self._scheduler.done(decision)
+            self._account(decision.act)
+            if decision.act in (Act.SHOW, Act.DROP):
+                assert made is not None
+                self._show(self._production.ready.pop(), dropped=decision.act is Act.DROP)
+            elif decision.act is Act.IDLE:
+                self._show_idle()
+            self._tell_finished()
+
+    def _account(self, act: Act) -> None:
+        PICTURES.labels(act.name.lower()).inc()
+        if act is not Act.IDLE:
+            self.statistics.recent.append(act is Act.SHOW)
+
+    def _next_made(self) -> Made | None:
+        """The next ready picture; closing pictures give way as soon as speech that is being heard waits behind them."""
+        ready = self._production.ready
+        spoken = next((m for m in ready.items() if m.segment is not None), None)
+        if spoken is not None and spoken.segment is not None and spoken.segment.origin is not None:
+            while ready.peek() is not spoken:
+                self._cursor.show(ready.pop().tick)
+        return ready.peek()
+
+    def _picture_missing(self) -> bool:
+        """The voice goes on and its next picture is still being made."""
+        voiced = next((s for s in self._open if s.origin is not None and s.frames_ready < s.frames), None)
+        return voiced is not None and not self._publisher.playout.dry
+
+    def _show(self, made: Made, *, dropped: bool) -> None:
+        self._cursor.show(made.tick)
+        if not dropped:
+            self._push(made)
+            self._shown = made
+            self.statistics.spoken += 1
+        if made.segment is not None:
+            arrived = made.segment.arrivals.pop(made.tag.frame)
+            if arrived is not None and not dropped:
+                latency = self._clock.now() - arrived
+                self.statistics.lip_latency_ms.append(1000 * latency)
+                LIP_LATENCY.observe(latency)
+
+    def _push(self, made: Made) -> None:
+        self._publisher.push_video(made.frame)
+        self._funnel.add("published", 1)
+
+    def _show_idle(self) -> None:
+        self._shown = None
+        self._publisher.push_video(self._compositor.idle(self._cycle.pose(self._cursor.idle())))
+        self._funnel.add("published", 1)
+        self.statistics.idle += 1
+
+    # --- what the room has heard -------------------------------------------------------------------------------------
+
+    def _tell_finished(self) -> None:
+        """Tells what has begun and what is over by now, in order."""
+        position = self._publisher.playout.position()
+        while self._open:
+            segment = self._open[0]
+            self._tell_started(segment, position)
+            if not segment.handed_all or (segment.origin is not None and position < segment.end_position):
+                break
+            if segment.origin is None and segment.frames:
+                break
+            self._open.popleft()
+            self._played_s += segment.duration_s
+            position_s = round(segment.duration_s, 3)
+            self._emit(PlaybackFinished(segment=segment.number, position_s=position_s, interrupted=False))
+        self._set_speaking(any(s.origin is not None for s in self._open))
+
+    def _tell_started(self, segment: Segment, position: int) -> None:
+        if not segment.started and segment.origin is not None and position > segment.origin:
+            segment.started = True
+            self._emit(PlaybackStarted(segment=segment.number))
+
+    def _set_speaking(self, speaking: bool) -> None:
+        if speaking != self._is_speaking:
+            self._is_speaking = speaking
+            self._speaking(speaking)
+
+    @property
+    def _fps(self) -> int:
+        return round(1 / self._scheduler.period)

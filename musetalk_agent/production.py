@@ -1,0 +1,229 @@
+"""From PCM to finished pictures, a little ahead of time: features → engine → compositor → the channel of ready pictures."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import TypeVar
+
+from musetalk_agent.channel import Channel
+from musetalk_agent.clock import Clock
+from musetalk_agent.compose.compositor import Compositor
+from musetalk_agent.compose.idle import IdleCursor, IdleCycle
+from musetalk_agent.engines.base import Actor, PatchRequest
+from musetalk_agent.engines.batcher import Batcher, Result
+from musetalk_agent.funnel import Funnel
+from musetalk_agent.media import FEATURE_RATE, Feature, Tag, VideoFrame
+from musetalk_agent.sync.segment import Segment
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+AHEAD_FRAMES = 8
+"""Pictures kept ready: 320 ms at 25 fps, enough for a hiccup and little to throw away on a barge-in."""
+IN_FLIGHT = 3
+"""Pictures of one session that the engine and the compositor work on at once."""
+_FEATURE_STEP = (
+    FEATURE_RATE // 5
+)  # samples per call, so that a long utterance sent at once shows its first picture early
+_OPENING_FRAMES = 3  # over which speech takes the mouth over from the idle clip
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A picture that is ready, with what the next one may need to know of it. Closing pictures have no frame number."""
+
+    frame: VideoFrame
+    segment: Segment | None
+    tag: Tag
+    tick: int
+    feature: Feature
+    presence: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    segment: Segment | None
+    tag: Tag
+    tick: int
+    feature: Feature
+    presence: float
+    patch: Result
+
+
+class Production:
+    """Makes one session's pictures.
+
+    Args:
+        batcher: the engine that serves every session.
+        actor: what the engine made of the avatar for this session.
+        compositor, cycle, cursor: the idle clip and where it is.
+        executor: threads for features and composition.
+        on_ready: called when a picture was added to `ready`.
+    """
+
+    def __init__(
+        self,
+        batcher: Batcher,
+        actor: Actor,
+        compositor: Compositor,
+        cycle: IdleCycle,
+        cursor: IdleCursor,
+        clock: Clock,
+        executor: Executor,
+        funnel: Funnel,
+        fps: int,
+        on_ready: Callable[[], None],
+    ) -> None:
+        self.ready: Channel[Made] = Channel("ready", AHEAD_FRAMES)
+        self.generation = 0
+        self._batcher, self._actor, self._compositor = batcher, actor, compositor
+        self._cycle, self._cursor, self._clock, self._executor = cycle, cursor, clock, executor
+        self._funnel, self._fps, self._on_ready = funnel, fps, on_ready
+        self._stream = batcher.engine.features.stream(fps)
+        self._segments: deque[Segment] = deque()
+        self._flights: Channel[_Flight] = Channel("flights", IN_FLIGHT)
+        self._wake = asyncio.Event()
+        self._close_from: tuple[Feature, float] | None = None
+        self._last: tuple[Feature, float] = (actor.rest, 0.0)
+        self._cued = 0
+
+    def add(self, segment: Segment) -> None:
+        """A new segment; its pictures follow those of the segments before it."""
+        self._segments.append(segment)
+        self._wake.set()
+
+    def poke(self) -> None:
+        """A segment got more PCM or has ended."""
+        self._wake.set()
+
+    def clear(self, shown: Made | None) -> None:
+        """Drops everything under way and lets the mouth close from the picture shown last."""
+        self.generation += 1
+        self._segments.clear()
+        self.ready.discard()
+        self._flights.discard()
+        self._cursor.release()
+        if shown is not None and shown.presence > 0:
+            self._close_from = (shown.feature, shown.presence)
+        self._last = (self._actor.rest, 0.0)
+        self._wake.set()
+
+    def close_mouth(self) -> None:
+        """The voice pauses inside a segment: the mouth glides shut until it goes on."""
+        self._close_from = self._last
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Works until cancelled. What the engine raises is counted and shown as the idle picture, not raised here."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._order(), name="production-order")
+            group.create_task(self._compose(), name="production-compose")
+
+    async def _order(self) -> None:
+        generation = self.generation
+        while True:
+            if generation != self.generation:
+                generation = self.generation
+                self._restart()
+            if self._close_from is not None:
+                (feature, presence), self._close_from = self._close_from, None
+                await self._close(feature, presence)
+            elif not self._segments or not await self._advance(self._segments[0]):
+                self._wake.clear()
+                if self._close_from is None and generation == self.generation and not self._has_work():
+                    await self._wake.wait()
+
+    def _has_work(self) -> bool:
+        if not self._segments:
+            return False
+        first = self._segments[0]
+        return len(first.for_features) > 0 or first.ended
+
+    def _restart(self) -> None:
+        self._stream.reset()
+        self._cued = 0
+
+    async def _advance(self, segment: Segment) -> bool:
+        """One step of the segment; False when it has to wait for PCM."""
+        if len(segment.cues) > self._cued:
+            self._stream.cue(segment.cues[self._cued :])
+            self._cued = len(segment.cues)
+        samples = segment.for_features.take(_FEATURE_STEP)
+        if not len(samples) and not segment.ended:
+            return False
+        last = not len(samples)
+        features = await self._in_thread(self._stream.flush if last else lambda: self._stream.push(samples))
+        for feature in features:
+            if segment.generation != self.generation:
+                return True
+            self._funnel.add("features", 1)
+            await self._submit(segment, feature)
+        if last and segment.generation == self.generation:
+            segment.features_done = True
+            self._segments.popleft()
+            self._restart()
+            if not self._segments:
+                self._close_from = self._last
+        return True
+
+    async def _submit(self, segment: Segment, feature: Feature) -> None:
+        presence = min(1.0, self._last[1] + 1 / _OPENING_FRAMES)
+        tag = Tag(segment.number, segment.frames_ordered, segment.generation)
+        segment.frames_ordered += 1
+        await self._fly(segment, tag, feature, presence)
+
+    async def _close(self, feature: Feature, presence: float) -> None:
+        """The pictures after a segment: its last mouth shape fades to rest while the idle clip takes the mouth back."""
+        count = self._batcher.engine.closing_frames
+        rest, generation = self._actor.rest, self.generation
+        for step in range(1, count + 1):
+            if generation != self.generation or self._has_work():
+                return
+            eased = feature + (rest - feature) * min(1.0, 2 * step / count)
+            fading = presence * (1 - step / (count + 1))
+            await self._fly(None, Tag(0, 0, generation), eased.astype(feature.dtype), fading)
+        self._last = (rest, 0.0)
+
+    async def _fly(self, segment: Segment | None, tag: Tag, feature: Feature, presence: float) -> None:
+        tick = self._cursor.reserve()
+        request = PatchRequest(self._actor, self._cycle.pose(tick), feature, presence)
+        # a session with many pictures ready can wait longer than one with none
+        deadline = self._clock.now() + (len(self.ready) + 1) / self._fps
+        self._last = (feature, presence)
+        flight = _Flight(segment, tag, tick, feature, presence, self._batcher.submit(request, deadline))
+        await self._flights.put(flight)
+        if tag.generation != self.generation:
+            self._flights.discard(lambda f: f.tag.generation != self.generation)
+
+    async def _compose(self) -> None:
+        while True:
+            flight = await self._flights.get()
+            pose = self._cycle.pose(flight.tick)
+            try:
+                with self._clock.working():
+                    patch = await flight.patch
+                self._funnel.add("patches", 1)
+            except Exception as error:  # noqa: BLE001 - one picture that fails is shown idle; the funnel tells, speech goes on
+                self._funnel.fail("patches", f"{type(error).__name__}: {error}")
+                patch = None
+            frame = await self._in_thread(lambda: self._compositor.compose(pose, patch, flight.tag))  # noqa: B023
+            if flight.tag.generation != self.generation:
+                continue
+            self._funnel.add("composed", 1)
+            made = Made(frame, flight.segment, flight.tag, flight.tick, flight.feature, flight.presence)
+            await self.ready.put(made)
+            if flight.tag.generation != self.generation:
+                self.ready.discard(lambda m: m.tag.generation != self.generation)
+                continue
+            if flight.segment is not None:
+                flight.segment.frames_ready += 1
+            self._on_ready()
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        with self._clock.working():
+            return await asyncio.get_running_loop().run_in_executor(self._executor, work)

@@ -1,0 +1,71 @@
+"""The port of publishers: a sink for paced sound and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from musetalk_agent.media import Pcm, VideoFrame
+from musetalk_agent.protocol.http import TrackInfo
+from musetalk_agent.sync.playout import PlayoutClock
+
+
+@dataclass(slots=True)
+class PublisherState:
+    """What a publisher knows of its own connection; it keeps the one object up to date."""
+
+    connected: bool = False
+    reconnecting: bool = False
+    subscribed: bool = False
+    viewers: int = 0
+    tracks: list[TrackInfo] = field(default_factory=list)
+    published_frames: int = 0
+    acknowledged_frames: int = 0
+    acknowledged_at: str | None = None
+    error: str | None = None
+
+
+Lost = Callable[[str], None]
+"""Called once, with the reason, when the connection has ended for good and nobody asked for it."""
+
+
+class Publisher(Protocol):
+    """A sink. `playout` is the master clock; pictures are pushed at the moment they are due.
+
+    `open` is called once, before anything else. All methods run on the event loop.
+    """
+
+    name: str
+    state: PublisherState
+    playout: PlayoutClock
+
+    async def open(self, first: VideoFrame, lost: Lost) -> None:
+        """Connects and publishes both tracks, showing `first` from the start. Raises `PublishFailed`.
+
+        Cancelling is safe: the connection attempt is finished or torn down in the background.
+        """
+        ...
+
+    async def push_audio(self, block: Pcm) -> None:
+        """Hands over int16 mono samples at `sync.segment.ROOM_RATE`, a multiple of 10 ms; waits while the sink's queue is full.
+
+        Only one call at a time. Must not be cancelled while it waits.
+        """
+        ...
+
+    def push_video(self, frame: VideoFrame) -> None:
+        """Shows a picture now. Never waits."""
+        ...
+
+    def clear_audio(self) -> int:
+        """Empties the sink's queue; returns how many samples will not be heard."""
+        ...
+
+    async def set_state(self, state: str) -> None:
+        """Tells the room what the avatar does (`idle`, `speaking`, `degraded`); best effort."""
+        ...
+
+    async def aclose(self) -> None:
+        """Leaves the room. Idempotent, callable in any state, bounded in time."""
+        ...

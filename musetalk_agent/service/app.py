@@ -1,0 +1,98 @@
+"""The agent's HTTP application. Only the orchestrator calls it, with the agent's own key."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.exceptions import HTTPException as StarletteHTTPException
+
+from musetalk_agent.factory import Factory
+from musetalk_agent.metrics import REGISTRY
+from musetalk_agent.protocol.http import AgentHealth
+from musetalk_agent.protocol.problems import MEDIA_TYPE, ErrorCode, ProblemError
+from musetalk_agent.protocol.version import VERSION
+from musetalk_agent.service.audio_ws import LinkServer
+from musetalk_agent.service.routes import router
+from musetalk_agent.service.sessions import Sessions
+from musetalk_agent.settings import AgentSettings
+
+log = logging.getLogger(__name__)
+
+
+def create_app(settings: AgentSettings) -> FastAPI:
+    """Builds the application; engines warm up in its lifespan, and `/health` is 503 until they have."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        factory = Factory(settings)
+        await factory.start()
+        app.state.factory, app.state.sessions, app.state.links = factory, Sessions(factory), LinkServer()
+        try:
+            yield
+        finally:
+            await app.state.sessions.aclose()
+            await factory.aclose()
+
+    app = FastAPI(title="musetalk-agent", version=VERSION, lifespan=lifespan)
+    app.state.settings = settings
+    app.include_router(router)
+    app.add_api_route("/health", _health, response_model=AgentHealth)
+    app.add_api_route("/metrics", _metrics)
+    app.add_exception_handler(ProblemError, _on_problem)
+    app.add_exception_handler(RequestValidationError, _on_invalid)
+    app.add_exception_handler(StarletteHTTPException, _on_http)
+    app.add_exception_handler(Exception, _on_crash)
+    return app
+
+
+async def _health(request: Request, response: Response) -> AgentHealth:
+    sessions: Sessions = request.app.state.sessions
+    factory: Factory = request.app.state.factory
+    if sessions.draining:
+        response.status_code = 503
+    return AgentHealth(
+        status="draining" if sessions.draining else "ok",
+        version=VERSION,
+        engine=factory.default_engine,
+        capacity=sessions.capacity(),
+        draining=sessions.draining,
+    )
+
+
+async def _metrics() -> Response:
+    return Response(generate_latest(REGISTRY), media_type=CONTENT_TYPE_LATEST)
+
+
+def _answer(error: ProblemError) -> JSONResponse:
+    headers = {"Retry-After": str(error.retry_after_s)} if error.retry_after_s else None
+    body = error.problem().model_dump(exclude_none=True)
+    return JSONResponse(body, error.status, headers, media_type=MEDIA_TYPE)
+
+
+async def _on_problem(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, ProblemError)
+    return _answer(error)
+
+
+async def _on_invalid(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"] if part != "body")
+    return _answer(ProblemError(ErrorCode.INVALID_REQUEST, f"{field}: {first['msg']}", field=field))
+
+
+async def _on_http(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, StarletteHTTPException)
+    codes = {404: ErrorCode.NOT_FOUND, 405: ErrorCode.METHOD_NOT_ALLOWED}
+    return _answer(ProblemError(codes.get(error.status_code, ErrorCode.INVALID_REQUEST), str(error.detail)))
+
+
+async def _on_crash(request: Request, _: Exception) -> JSONResponse:
+    log.error("request crashed", extra={"path": request.url.path})
+    return _answer(ProblemError(ErrorCode.INTERNAL, "The agent failed on this request; its log has the details."))

@@ -1,0 +1,87 @@
+"""The agent's routes."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Query, Request, WebSocket
+from fastapi.responses import JSONResponse
+
+from musetalk_agent.factory import Factory
+from musetalk_agent.protocol.http import AgentDebug, AgentSession, AgentStartRequest
+from musetalk_agent.protocol.problems import MEDIA_TYPE, ErrorCode, ProblemError
+from musetalk_agent.service.auth import authorised
+from musetalk_agent.service.sessions import Sessions
+from musetalk_agent.session import ENDED
+
+
+async def _require_key(request: Request) -> None:
+    if not authorised(request.headers.get("authorization"), request.app.state.settings.agent_api_key):
+        raise ProblemError(ErrorCode.UNAUTHORIZED, "Send the agent's key: Authorization: Bearer AGENT_API_KEY.")
+
+
+router = APIRouter()
+guarded = APIRouter(dependencies=[Depends(_require_key)])
+
+
+def _sessions(request: Request) -> Sessions:
+    sessions: Sessions = request.app.state.sessions
+    return sessions
+
+
+SessionsHere = Annotated[Sessions, Depends(_sessions)]
+
+
+@guarded.post("/session/start")
+async def start(body: AgentStartRequest, sessions: SessionsHere) -> AgentSession:
+    """Prepares the avatar, joins the room and publishes both tracks; answers when the server has acknowledged them."""
+    return (await sessions.start(body)).status()
+
+
+@guarded.post("/session/{session_id}/stop")
+async def stop(session_id: str, sessions: SessionsHere) -> AgentSession:
+    """Ends the session; any number of times."""
+    return (await sessions.stop(session_id)).status()
+
+
+@guarded.get("/session/{session_id}")
+async def session(session_id: str, sessions: SessionsHere) -> AgentSession:
+    """State, playback, funnel and diagnosis."""
+    return sessions.get(session_id).status()
+
+
+@guarded.get("/debug")
+async def debug(request: Request, sessions: SessionsHere) -> AgentDebug:
+    """Engine, device, model files and every live session."""
+    factory: Factory = request.app.state.factory
+    return AgentDebug(
+        engine=factory.default_engine,
+        device=factory.device,
+        files=factory.models.state(),
+        sessions=[s.status() for s in sessions.all() if s.state not in ENDED],
+    )
+
+
+@guarded.post("/avatars")
+async def add_avatar(request: Request) -> dict[str, str]:
+    """Takes a clip as the raw body (zip, video or picture) and keeps it; `avatar_id` starts sessions with it."""
+    factory: Factory = request.app.state.factory
+    avatar_id = await factory.library.add(request.stream(), request.headers.get("x-filename"))
+    return {"avatar_id": avatar_id}
+
+
+@router.websocket("/audio")
+async def audio(socket: WebSocket, session_id: str, events_after: Annotated[int, Query(ge=0)] = 0) -> None:
+    """The inner link; see `protocol.messages`. Refused before the upgrade with problem+json."""
+    try:
+        if not authorised(socket.headers.get("authorization"), socket.app.state.settings.agent_api_key):
+            raise ProblemError(ErrorCode.UNAUTHORIZED, "Send the agent's key: Authorization: Bearer AGENT_API_KEY.")
+        found = socket.app.state.sessions.get(session_id)
+    except ProblemError as error:
+        body = error.problem().model_dump(exclude_none=True)
+        await socket.send_denial_response(JSONResponse(body, error.status, media_type=MEDIA_TYPE))
+        return
+    await socket.app.state.links.serve(socket, found, events_after)
+
+
+router.include_router(guarded)

@@ -1,0 +1,100 @@
+"""Every session of the process: capacity, start, stop, and the memory of those that ended."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+from musetalk_agent.errors import AtCapacity, SessionConflict, SessionNotFound
+from musetalk_agent.factory import Factory
+from musetalk_agent.metrics import SESSIONS, SESSIONS_ENDED, SESSIONS_MAX, START_SECONDS
+from musetalk_agent.protocol.http import AgentStartRequest, Capacity
+from musetalk_agent.session import ENDED, Session
+
+log = logging.getLogger(__name__)
+
+REMEMBER_S = 600
+"""Ended sessions stay readable for ten minutes (design, "Decided cases")."""
+_REMEMBER_MOST = 256
+_RETRY_AFTER_S = 5
+
+
+class Sessions:
+    """Holds sessions by id. A start that is under way counts against the capacity."""
+
+    def __init__(self, factory: Factory) -> None:
+        self._factory = factory
+        self._most = factory.settings.max_sessions
+        self._sessions: dict[str, Session] = {}
+        self._starting: set[str] = set()
+        self.draining = False
+        SESSIONS_MAX.set(self._most)
+        SESSIONS.set_function(lambda: self.capacity().sessions)
+
+    def capacity(self) -> Capacity:
+        """Sessions held (starting ones too) and the most."""
+        return Capacity(sessions=len(self._starting) + len(self.live()), sessions_max=self._most)
+
+    def live(self) -> list[Session]:
+        """Sessions that are not over."""
+        return [s for s in self._sessions.values() if s.state not in ENDED]
+
+    def all(self) -> list[Session]:
+        """Live and remembered sessions."""
+        self._forget()
+        return list(self._sessions.values())
+
+    def get(self, session_id: str) -> Session:
+        """Raises `SessionNotFound`."""
+        session = self._sessions.get(session_id)
+        if session is None:
+            raise SessionNotFound(f"This agent has no session {session_id!r}.", value=session_id)
+        return session
+
+    async def start(self, request: AgentStartRequest) -> Session:
+        """Prepares the avatar, joins the room, publishes. Raises `AtCapacity`, `SessionConflict`, avatar and engine errors."""
+        self._forget()
+        if request.session_id in self._starting or request.session_id in self._sessions:
+            raise SessionConflict(f"A session {request.session_id!r} is here already.", value=request.session_id)
+        capacity = self.capacity()
+        if self.draining or capacity.sessions >= capacity.sessions_max:
+            why = (
+                "is shutting down"
+                if self.draining
+                else f"holds {capacity.sessions} of {capacity.sessions_max} sessions"
+            )
+            raise AtCapacity(
+                f"The agent {why}; try again later.", limit=capacity.sessions_max, retry_after_s=_RETRY_AFTER_S
+            )
+        begun = time.monotonic()
+        self._starting.add(request.session_id)
+        try:
+            session = await self._factory.session(request)
+            await session.start()
+        finally:
+            self._starting.discard(request.session_id)
+        self._sessions[session.id] = session
+        START_SECONDS.observe(time.monotonic() - begun)
+        return session
+
+    async def stop(self, session_id: str) -> Session:
+        """Ends a session; stopping one that ended is fine. Raises `SessionNotFound`."""
+        session = self.get(session_id)
+        await session.stop()
+        return session
+
+    async def aclose(self) -> None:
+        """Stops every session at once."""
+        self.draining = True
+        await asyncio.gather(*(s.stop() for s in self.live()), return_exceptions=True)
+
+    def _forget(self) -> None:
+        now = asyncio.get_running_loop().time()
+        ended = [s for s in self._sessions.values() if s.ended_at is not None]
+        ended.sort(key=lambda s: s.ended_at or 0.0)
+        for index, session in enumerate(ended):
+            surplus = len(ended) - index > _REMEMBER_MOST
+            if surplus or now - (session.ended_at or now) > REMEMBER_S:
+                del self._sessions[session.id]
+                SESSIONS_ENDED.labels(session.state.value).inc()

@@ -1,0 +1,291 @@
+"""One avatar in one room, from start to stop: a state machine around the pipeline and its publisher."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from musetalk_agent.audio_format import EXPLANATIONS
+from musetalk_agent.avatars.bundle import Bundle
+from musetalk_agent.clock import utc_now
+from musetalk_agent.funnel import Facts
+from musetalk_agent.media import Cue
+from musetalk_agent.pipeline import Pipeline
+from musetalk_agent.protocol import messages as m
+from musetalk_agent.protocol.diagnosis import Diagnosis
+from musetalk_agent.protocol.http import AgentSession, AgentStartRequest, Playback, SessionState
+from musetalk_agent.protocol.problems import ErrorCode, ProblemError
+from musetalk_agent.publishers.base import Publisher
+
+log = logging.getLogger(__name__)
+
+_MOVES: dict[SessionState, frozenset[SessionState]] = {
+    SessionState.STARTING: frozenset({SessionState.READY, SessionState.STOPPED, SessionState.FAILED}),
+    SessionState.READY: frozenset(
+        {SessionState.SPEAKING, SessionState.DRAINING, SessionState.STOPPED, SessionState.FAILED}
+    ),
+    SessionState.SPEAKING: frozenset(
+        {SessionState.READY, SessionState.DRAINING, SessionState.STOPPED, SessionState.FAILED}
+    ),
+    SessionState.DRAINING: frozenset({SessionState.STOPPED, SessionState.FAILED}),
+    SessionState.STOPPED: frozenset(),
+    SessionState.FAILED: frozenset(),
+}
+ENDED = frozenset({SessionState.STOPPED, SessionState.FAILED})
+_NORMAL_ENDS = frozenset({"PARTICIPANT_REMOVED", "ROOM_DELETED", "ROOM_CLOSED", "DUPLICATE_IDENTITY"})
+_EVENTS_KEPT = 512
+_OPEN_SEGMENTS = 256
+
+
+class Outbox:
+    """Events for the orchestrator, numbered from 1; the last 512 are kept for one that reconnects."""
+
+    def __init__(self) -> None:
+        self._events: deque[m.LinkEvent] = deque(maxlen=_EVENTS_KEPT)
+        self._next = 1
+        self.changed = asyncio.Event()
+
+    def add(self, event: m.Event) -> None:
+        """Numbers and keeps an event."""
+        self._events.append(m.LinkEvent(id=self._next, event=event))
+        self._next += 1
+        self.changed.set()
+
+    def after(self, last_seen: int) -> list[m.LinkEvent]:
+        """Events newer than `last_seen`."""
+        return [e for e in self._events if e.id > last_seen]
+
+
+class Session:
+    """Owns the pipeline and the publisher; tells events through `outbox`.
+
+    Args:
+        request: what the orchestrator asked for.
+        bundle: the prepared avatar.
+        engine: the name of the engine in use.
+        publisher: not yet open.
+        build: makes the pipeline, given the callbacks for events and for speech beginning and ending.
+        release: called once when the session is over, to give back what the engine holds.
+    """
+
+    def __init__(
+        self,
+        request: AgentStartRequest,
+        bundle: Bundle,
+        engine: str,
+        publisher: Publisher,
+        build: Callable[[Callable[[m.Event], None], Callable[[bool], None]], Pipeline],
+        release: Callable[[], None],
+    ) -> None:
+        self.id = request.session_id
+        self.room = request.room
+        self.bundle, self.engine, self.publisher = bundle, engine, publisher
+        self.state = SessionState.STARTING
+        self.outbox = Outbox()
+        self.items = 0
+        self.started_at = utc_now()
+        self.ended_at: float | None = None
+        self.last_audio_at: str | None = None
+        self.error: dict[str, Any] | None = None
+        self.segments = 0
+        self.backlog_s = request.backlog_s
+        self.max_duration_s = request.max_duration_s
+        self.pipeline = build(self.outbox.add, self._on_speaking)
+        self._release = release
+        self._over = asyncio.Event()
+        self._attribute = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self.ended = asyncio.Event()
+
+    # --- life --------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Joins the room, publishes both tracks and begins to play. Raises `PublishFailed`; the session is then over."""
+        try:
+            await self.publisher.open(self.pipeline.first, self._on_lost)
+        except BaseException as error:
+            self._fail(error)
+            await self._leave()
+            raise
+        self._move(SessionState.READY)
+        self._task = asyncio.create_task(self._run(), name=f"session-{self.id}")
+
+    async def stop(self) -> None:
+        """Ends it: leaves the room and waits until nothing of it is left. Idempotent, safe in every state.
+
+        Cancelling leaves the rest of the ending to the session's own task.
+        """
+        if self._task is None:
+            if self.state not in ENDED:
+                self._move(SessionState.STOPPED)
+                await self._leave()
+            return
+        self._over.set()
+        await asyncio.shield(self._task)
+
+    async def _run(self) -> None:
+        """The session's only task: everything it starts ends with it."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self.pipeline.run(), name="pipeline")
+                group.create_task(self._tell_state(), name="attributes")
+                group.create_task(self._until_over(), name="watch")
+        except* _Over:
+            self._move(SessionState.STOPPED)
+        except* Exception as errors:  # the session's boundary: whatever broke, it leaves the room and says so
+            log.exception("session failed", extra={"session_id": self.id})
+            self._fail(errors.exceptions[0])
+        finally:
+            await self._leave()
+
+    async def _until_over(self) -> None:
+        try:
+            async with asyncio.timeout(self.max_duration_s):
+                await self._over.wait()
+        except TimeoutError:
+            log.info("session reached its longest duration", extra={"session_id": self.id})
+        self.pipeline.clear()
+        raise _Over
+
+    async def _leave(self) -> None:
+        await self.publisher.aclose()
+        self._release()
+        self.ended_at = asyncio.get_running_loop().time()
+        self.ended.set()
+        self.outbox.changed.set()
+
+    def _on_lost(self, reason: str) -> None:
+        log.warning("room connection ended", extra={"session_id": self.id, "reason": reason})
+        if reason not in _NORMAL_ENDS:
+            text = f"The connection to room {self.room!r} was lost for good ({reason})."
+            self.error = {"code": ErrorCode.LIVEKIT_UNAVAILABLE.value, "message": text}
+            self.outbox.add(m.Failed(code=ErrorCode.LIVEKIT_UNAVAILABLE.value, message=text))
+        self._over.set()
+
+    def _fail(self, error: BaseException) -> None:
+        known = isinstance(error, ProblemError)
+        code = error.code if isinstance(error, ProblemError) else ErrorCode.INTERNAL
+        text = str(error) if known else "The session broke unexpectedly; the agent's log has the details."
+        self.error = {"code": code.value, "message": text}
+        self.outbox.add(m.Failed(code=code.value, message=text))
+        self._move(SessionState.FAILED)
+
+    def _move(self, to: SessionState) -> None:
+        """The one place that changes the state."""
+        if to is SessionState.STOPPED and self.error is not None:
+            to = SessionState.FAILED
+        if to not in _MOVES[self.state]:
+            return
+        log.info("session state", extra={"session_id": self.id, "from": self.state.value, "to": to.value})
+        self.state = to
+
+    def _on_speaking(self, speaking: bool) -> None:
+        self._move(SessionState.SPEAKING if speaking else SessionState.READY)
+        self._attribute.set()
+
+    async def _tell_state(self) -> None:
+        told = ""
+        while True:
+            state = "speaking" if self.state is SessionState.SPEAKING else "idle"
+            if self.pipeline.playback.statistics.missed_share > 0.1:
+                state = "degraded"
+            if state != told:
+                told = state
+                await self.publisher.set_state(state)
+            await self._attribute.wait()
+            self._attribute.clear()
+
+    # --- the link ----------------------------------------------------------------------------------------------------
+
+    def take(self, item: str | bytes) -> None:
+        """One item of the orchestrator, in order: PCM or a `LinkMessage`. Raises `ProblemError` for what breaks the protocol."""
+        if isinstance(item, bytes):
+            if len(item) % 2:
+                raise ProblemError(ErrorCode.INVALID_MESSAGE, f"PCM of {len(item)} bytes is not whole int16 samples")
+            if self.pipeline.playback.buffered_s > self.backlog_s + 5:
+                text = f"More than {self.backlog_s} s of speech wait to be played."
+                raise ProblemError(ErrorCode.BACKLOG_EXCEEDED, text, limit=self.backlog_s)
+            self.pipeline.push(np.frombuffer(item, "<i2"))
+            self.last_audio_at = utc_now()
+        else:
+            try:
+                message = m.link_message.validate_json(item)
+            except (ValidationError, json.JSONDecodeError) as error:
+                raise ProblemError(ErrorCode.INVALID_MESSAGE, f"not a link message: {error}") from error
+            self._obey(message)
+        self.items += 1
+
+    def _obey(self, message: m.LinkMessage) -> None:
+        match message:
+            case m.SegmentStart(segment=number, sample_rate=rate):
+                if self.pipeline.playback.open_segments >= _OPEN_SEGMENTS:
+                    text = f"More than {_OPEN_SEGMENTS} segments wait to be played."
+                    raise ProblemError(ErrorCode.BACKLOG_EXCEEDED, text, limit=_OPEN_SEGMENTS)
+                self.segments = max(self.segments, number)
+                self.pipeline.begin(number, rate)
+            case m.SegmentCues(cues=cues):
+                self.pipeline.cue([Cue(c.phoneme, c.start, c.end) for c in cues])
+            case m.SegmentEnd():
+                self.pipeline.end()
+            case m.LinkClear():
+                self.pipeline.clear()
+
+    # --- what it says of itself --------------------------------------------------------------------------------------
+
+    def diagnose(self) -> Diagnosis:
+        """Why the lips do not move, or `ok`."""
+        state, watch = self.publisher.state, self.pipeline.watch
+        missed = self.pipeline.playback.statistics.missed_share
+        suspicion = watch.suspicion if watch else None
+        facts = Facts(
+            joined=state.connected,
+            join_error=state.error,
+            viewers=state.viewers,
+            subscribed=state.subscribed,
+            suspicion=suspicion,
+            suspicion_text=EXPLANATIONS[suspicion] if suspicion else "",
+            slow=f"{missed:.0%} of the last pictures were late: the {self.engine} engine is too slow for this machine's load."
+            if missed > 0.1
+            else None,
+        )
+        return self.pipeline.funnel.diagnose(facts)
+
+    def status(self) -> AgentSession:
+        """The session as `GET /session/{id}` tells it."""
+        state, playback = self.publisher.state, self.pipeline.playback
+        self.pipeline.funnel.set_acknowledged(state.acknowledged_frames, state.acknowledged_at)
+        return AgentSession(
+            session_id=self.id,
+            state=self.state,
+            room=self.room,
+            publisher=self.publisher.name,
+            engine=self.engine,
+            fps=self.bundle.fps,
+            width=self.bundle.width,
+            height=self.bundle.height,
+            avatar=self.bundle.report,
+            viewers=state.viewers,
+            playback=Playback(
+                position_s=round(playback.position_s, 3),
+                buffered_s=round(playback.buffered_s, 3),
+                segments=self.segments,
+            ),
+            diagnosis=self.diagnose(),
+            funnel=self.pipeline.funnel.report(),
+            tracks=state.tracks,
+            started_at=self.started_at,
+            last_audio_at=self.last_audio_at,
+            error=self.error,
+            statistics=playback.report(),
+        )
+
+
+class _Over(Exception):
+    """Ends the task group of a session that is over."""

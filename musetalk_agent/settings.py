@@ -1,0 +1,33 @@
+"""Everything the agent reads from its environment; nothing else reads it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import AliasChoices, Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+CACHE = Path("~/.cache/musetalk-livekit").expanduser()
+
+
+class AgentSettings(BaseSettings):
+    """Environment of `musetalk-agent serve`; `docs/operations.md` lists it for people.
+
+    `engine` is what a session gets that names none: `auto` is MuseTalk where it can run, else `warp`.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="", extra="ignore", populate_by_name=True)
+
+    agent_api_key: SecretStr = Field(min_length=1)
+    engine: str = Field(default="auto", validation_alias=AliasChoices("AGENT_ENGINE", "engine"))
+    max_sessions: int = Field(
+        default=8, ge=1, le=256, validation_alias=AliasChoices("AGENT_MAX_SESSIONS", "max_sessions")
+    )
+    allow_private_urls: bool = False
+    cache_dir: Path = Field(default=CACHE / "avatars", validation_alias=AliasChoices("AVATAR_CACHE_DIR", "cache_dir"))
+    cache_bytes: int = Field(
+        default=4 << 30, ge=1 << 20, validation_alias=AliasChoices("AVATAR_CACHE_BYTES", "cache_bytes")
+    )
+    models_dir: Path | None = None
+    log_level: str = "INFO"
+    drain_s: float = Field(default=5.0, ge=0, validation_alias=AliasChoices("AGENT_DRAIN_S", "drain_s"))

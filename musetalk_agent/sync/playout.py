@@ -1,0 +1,75 @@
+"""Where the voice is: the master clock that video follows.
+
+A sink (LiveKit's AudioSource, an RTMP muxer, nothing) takes blocks faster than they are heard and plays them without gaps as long
+as it has some. The clock counts what was handed over and knows when each sample is heard; now and then the sink tells its true queue.
+"""
+
+from __future__ import annotations
+
+from musetalk_agent.clock import Clock
+
+_SNAP_S = 0.02  # an error of more than this is a hiccup and not jitter: believe the sink at once
+_TRUST = 1 / 8  # weight of one observation of the sink's queue; its own grain is 10 ms
+
+
+class PlayoutClock:
+    """Positions are samples at `rate` since the sink was opened; the sink's silence between segments does not count.
+
+    Args:
+        clock: monotonic time.
+        rate: samples per second.
+        grain_s: the sink takes samples in steps of this length (10 ms in WebRTC), so a block handed to an idle sink begins half a
+            step later on average.
+    """
+
+    def __init__(self, clock: Clock, rate: int, grain_s: float = 0.01) -> None:
+        self._clock = clock
+        self._rate = rate
+        self._grain_s = grain_s
+        self._base_position = 0.0
+        self._base_time = clock.now()
+        self.handed = 0
+
+    def position(self) -> int:
+        """Samples heard by now; stands still when everything handed over was heard."""
+        return min(self.handed, int(self._line(self._clock.now())))
+
+    @property
+    def dry(self) -> bool:
+        """Nothing is left in the sink."""
+        return self._line(self._clock.now()) >= self.handed
+
+    def queued_s(self) -> float:
+        """Seconds of sound that wait in the sink."""
+        return max(0.0, (self.handed - self._line(self._clock.now())) / self._rate)
+
+    def time_of(self, position: int) -> float:
+        """Monotonic time at which sample `position` is heard, if the sink never runs dry before it."""
+        return self._base_time + (position - self._base_position) / self._rate
+
+    def hand(self, samples: int) -> None:
+        """`samples` samples are being handed to the sink now."""
+        if self.dry:
+            self._base_position = float(self.handed)
+            self._base_time = self._clock.now() + self._grain_s / 2
+        self.handed += samples
+
+    def observe(self, queued: int) -> None:
+        """The sink says that `queued` samples wait in it now."""
+        now = self._clock.now()
+        error = (self.handed - queued) - self._line(now)
+        if abs(error) > _SNAP_S * self._rate:
+            self._base_position, self._base_time = float(self.handed - queued), now
+        else:
+            self._base_position += _TRUST * error
+
+    def clear(self) -> int:
+        """The sink's queue was emptied: returns how many samples will not be heard."""
+        position = self.position()
+        dropped = self.handed - position
+        self.handed = position
+        self._base_position, self._base_time = float(position), self._clock.now()
+        return dropped
+
+    def _line(self, now: float) -> float:
+        return self._base_position + max(0.0, now - self._base_time) * self._rate
