@@ -14,13 +14,17 @@ from musetalk_agent.media import Feature
 
 FEATURE_SIZE = 5
 APERTURE = 0.12
-"""Opening of the inner lips at jaw 1, by the contract with the feature extractor."""
+"""Opening of the inner lips at jaw 1 as the face mesh reads it, by the contract with the feature extractor."""
+READING = 0.62
+"""What the mesh reads of a real opening: its inner lips stay closer together than those of the picture. Seen on real talkers."""
+OPENING = APERTURE / READING
+"""How far the lips part at jaw 1."""
 WIDTH = 0.12
 PUCKER = 0.24
 """How much narrower the mouth is at rounding 1."""
 UPPER_SHARE = 0.22
 """The upper lip's part of the opening; the lower lip and the jaw do the rest."""
-JAW_SHARE = 0.75
+JAW_SHARE = 0.5
 """How far the chin drops for an opening: less than the lip, which also curls down."""
 TUCK_GAP = 0.022
 """Upper teeth seen above a tucked lower lip."""
@@ -47,13 +51,13 @@ class Articulation:
 
     @property
     def aperture(self) -> float:
-        """Opening of the inner lips at the middle."""
-        return max(APERTURE * self.jaw, TUCK_GAP * self.tuck) * (1 - self.closure)
+        """How far the lips are apart at the middle."""
+        return max(OPENING * self.jaw, TUCK_GAP * self.tuck) * (1 - self.closure)
 
     @property
     def drop(self) -> float:
         """How far the chin is below its rest: pressed lips hide most of the jaw's opening."""
-        return JAW_SHARE * APERTURE * self.jaw * (1 - 0.7 * self.closure)
+        return JAW_SHARE * OPENING * self.jaw * (1 - 0.7 * self.closure)
 
 
 def bump(reach: float, power: float) -> Floats:
@@ -65,13 +69,15 @@ JAW_WINDOW = bump(2.3, 1.5)
 
 
 def closed(shape: Shape) -> Shape:
-    """The rest shape of a face whose reference shows `shape`: lips together, a wide smile relaxed a little, chin up with the lip."""
+    """The rest shape of a face whose reference shows `shape`: lips together, chin up, a wide smile relaxed a little."""
     gap = shape.curves[IL] - shape.curves[IU]
     opening = float(gap.max())
     smile = min(max(opening - 0.03, 0) / 0.05, 1) * max(0.0, shape.half - 0.31)
     out = shape.curves.copy()
-    out[IU] += 0.35 * gap
-    out[IL] = out[IU]
+    line = out[IU] + 0.35 * gap
+    middle = np.abs(S) < 1.3
+    smooth = np.polyval(np.polyfit(S[middle], line[middle], 4), S)  # lips meet in a simple curve, whatever was found
+    out[IU] = out[IL] = line + (smooth - line) * bump(1.3, 0.3)
     out[OU] += 0.12 * gap
     out[OL] -= 0.50 * gap
     out[CHIN] -= 0.45 * opening * JAW_WINDOW
@@ -81,11 +87,14 @@ def closed(shape: Shape) -> Shape:
 def driven(rest: Shape, act: Articulation) -> Shape:
     """The rest shape as `act` deforms it."""
     aperture = act.aperture
-    half = rest.half * (1 + WIDTH * act.width - PUCKER * act.rounding - 0.05 * aperture / APERTURE)
-    opening = bump(0.94 - 0.22 * act.rounding, 0.75) * aperture
+    pucker = PUCKER * min(1.0, 0.29 / rest.half)  # a grin has further to go, and folds that must not be dragged along
+    half = rest.half * (1 + WIDTH * act.width - pucker * act.rounding - 0.10 * aperture / OPENING)
+    opening = bump(0.88 - 0.16 * act.rounding, 0.7) * aperture
     near = bump(1.7, 2.0)
     out = rest.curves.copy()
-    out[:4] += 0.22 * aperture * (near - bump(1.0, 1.0))  # corners follow the jaw a little
+    out[:4] += 0.4 * aperture * (near - bump(1.0, 1.0))  # corners follow the jaw a little
+    bow = rest.curves[IU] - rest.curves[IU][S.size // 2]
+    out[:4] -= (0.6 * act.rounding + 0.25 * aperture / OPENING) * np.clip(bow, -0.12, 0.12) * bump(2.0, 1.0)
     thick_u, thick_l = rest.curves[IU] - rest.curves[OU], rest.curves[OL] - rest.curves[IL]
     pout = 0.22 * act.rounding - 0.18 * act.closure
     inner = bump(1.0, 0.5)

@@ -15,6 +15,10 @@ from musetalk_agent.engines.warp.geometry import CHIN, IL, IU, NECK, OL, OU, SPA
 from musetalk_agent.media import Box
 
 
+SIDEWAYS = 0.54
+"""Where skin beside the mouth stops following its corners (eye distances): before the face's outline."""
+
+
 @dataclass(frozen=True)
 class Lattice:
     """Nodes `[rows, cols]` spread over a box of pixels, at the centres of its cells; `u`, `v` are theirs in mouth space."""
@@ -89,9 +93,12 @@ def displacement(
     upper = stretch[0] + stretch[1]
     lower = (at[IL + 1] - to[IL + 1]) + stretch[3] + stretch[4] + stretch[5]
     sideways = source.u_of_s(columns.s) - target.u_of_s(columns.s)
-    fade = np.clip((lattice.v - to[0]) / np.maximum(to[OU + 1] - to[0], 1e-4), 0, 1) * np.clip(
-        (to[CHIN + 1] - lattice.v) / np.maximum(to[CHIN + 1] - to[OL + 1], 1e-4), 0, 1
-    )
+    middle = target.curves[:, S.size // 2]
+    begin = min(top, float(middle[OU]) - 0.03)
+    fade = np.clip((lattice.v - begin) / (middle[OU] - begin), 0, 1)
+    fade *= np.clip((middle[CHIN] - lattice.v) / (middle[CHIN] - middle[OL]), 0, 1)
+    beside = np.clip((SIDEWAYS - np.abs(lattice.u - target.centre)) / (SIDEWAYS - target.half), 0, 1)
+    fade *= beside
     return sideways * fade * fade * (3 - 2 * fade), upper, lower
 
 

@@ -33,6 +33,8 @@ SAMPLES = 97
 S = np.linspace(-SPAN, SPAN, SAMPLES, dtype=np.float32)
 REACH = 0.66
 """Where the deformation ends, left and right of the mouth's middle (eye distances)."""
+BESIDE = 0.3
+"""`u` per `s` just outside the corners, for every mouth: so a mouth that narrows or widens drags no more skin than it must."""
 NECK = 0.34
 """How far below the chin the deformation ends (eye distances)."""
 
@@ -55,17 +57,16 @@ class Shape:
     curves: Floats
 
     def u_of_s(self, s: Floats) -> Floats:
-        """`u` for `s`: linear between the corners, and from there to the end of the deformation."""
-        beyond = np.maximum(np.abs(s) - 1, 0)
-        side = np.minimum(np.abs(s), 1) * self.half + beyond * ((REACH - self.half) / (SPAN - 1))
-        return np.asarray(self.centre + np.copysign(side, s), np.float32)
+        """`u` for `s`: linear between the corners, and from there in a smooth curve to the end of the deformation."""
+        away = np.abs(s)
+        t = np.clip((away - 1) / (SPAN - 1), 0, 1)
+        start, end = BESIDE * (SPAN - 1), REACH - self.half
+        beyond = start * t + (3 * end - 2 * start - end) * t**2 + (start + end - 2 * end) * t**3
+        return np.asarray(self.centre + np.copysign(np.minimum(away, 1) * self.half + beyond, s), np.float32)
 
     def s_of_u(self, u: Floats) -> Floats:
-        """The inverse of `u_of_s`."""
-        away = np.abs(u - self.centre)
-        s = np.minimum(away, self.half) / self.half
-        s += np.maximum(away - self.half, 0) * ((SPAN - 1) / (REACH - self.half))
-        return np.asarray(np.copysign(s, u - self.centre), np.float32)
+        """The inverse of `u_of_s`, exact at `S` and linear in between."""
+        return np.interp(u.ravel(), self.u_of_s(S), S).astype(np.float32).reshape(u.shape)
 
     def towards(self, other: Shape, amount: float) -> Shape:
         """The shape `amount` (0 … 1) of the way from this one to `other`."""

@@ -1,4 +1,4 @@
-"""The inside of the mouth: upper teeth fixed to the skull, tongue and lower teeth that move with the jaw, shade towards the lips."""
+"""The inside of the mouth: upper teeth fixed to the skull, tongue and lower teeth that move with the jaw, and shade."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from musetalk_agent.media import Pixels
 
 # Sizes of adult teeth over the 92 mm between the outer eye corners: half widths from the middle out.
 TOOTH_EDGES = (0.0, 0.092, 0.163, 0.243, 0.315)
-UPPER_EDGE = 0.026
+UPPER_EDGE = 0.018
 """How far the upper incisors reach below the rest line of the lips."""
-LOWER_EDGE = 0.016
+LOWER_EDGE = 0.012
 """How far the lower incisors' edge is below that line while the jaw is shut."""
+LOWER_SHARE = 0.5
+"""How far it goes down with an opening: the lower lip goes further, so wide vowels show these teeth."""
 ARCH = 1.1
 """How the teeth's edges curve upwards and into the dark: v = edge − ARCH·u²."""
 OPEN_ENOUGH = 0.05
@@ -43,11 +45,11 @@ class Palette:
         if teeth is None:
             teeth = _teeth_for(skin)
         light = float(skin @ GREY)
-        tongue = lip * 0.62 + np.array([6, 2, 8], np.float32) * (light / 160)
+        tongue = lip * 0.66 + np.array([6, 2, 8], np.float32) * (light / 160)
         return cls(
             teeth,
             tongue.astype(np.float32),
-            (lip * [0.17, 0.13, 0.22]).astype(np.float32),
+            (lip * [0.24, 0.20, 0.30]).astype(np.float32),
             (lip * 0.42).astype(np.float32),
         )
 
@@ -102,6 +104,7 @@ class Opening:
     Args:
         u, v: position, `u` from the mouth's middle, `v` from the lips' rest line in the middle.
         below, above: distance below the upper lip's edge, and above the lower lip's.
+        rounding: 0 … 1; rounded lips stand before the teeth and shade them.
         drop: how far the jaw is down; aperture: the lips' opening in the middle; half: half the mouth's width.
     """
 
@@ -109,6 +112,7 @@ class Opening:
     v: Floats
     below: Floats
     above: Floats
+    rounding: float
     drop: float
     aperture: float
     half: float
@@ -119,16 +123,17 @@ def paint(opening: Opening, palette: Palette, soft: float) -> Floats:
     u2 = opening.u * opening.u
     size = min(opening.aperture / 0.06, 1.0)
     upper = _step(UPPER_EDGE - ARCH * u2 - opening.v, soft) * _fall(opening.u, 0.13, 0.27)
-    lower = _step(opening.v - (LOWER_EDGE + opening.drop * 1.02) - 0.6 * ARCH * u2, soft) * _fall(opening.u, 0.08, 0.20)
-    tongue_top = 0.045 + 0.75 * opening.drop + 1.2 * u2 - 0.25 * opening.aperture
-    tongue = _step(opening.v - tongue_top, 2.5 * soft + 0.015) * _fall(opening.u, 0.10, 0.26)
-    depth = np.clip(opening.below / 0.05, 0, 1)
-    colour = palette.dark + (palette.tongue * 0.85 - palette.dark) * (tongue * (0.35 + 0.5 * depth) * size)[..., None]
-    colour = colour + (palette.teeth * 0.62 - colour) * (lower * 0.8)[..., None]
-    teeth_light = _crowns(opening.u, soft) * (1 - 0.9 * np.clip(u2 / 0.075, 0, 1))
-    shade = 0.50 + 0.42 * np.clip(opening.below / 0.022, 0, 1)  # the upper lip's shadow
+    lower = _step(opening.v - (LOWER_EDGE + LOWER_SHARE * opening.aperture) - 0.5 * ARCH * u2, soft) * _fall(opening.u, 0.09, 0.20)
+    tongue_top = 0.012 + 0.3 * opening.aperture + 1.0 * u2
+    tongue = _step(opening.v - tongue_top, 0.03) * _fall(opening.u, 0.07, 0.25)
+    colour = palette.dark + (palette.tongue - palette.dark) * (tongue * 0.85 * size)[..., None]
+    colour = colour + (palette.teeth * 0.72 * _crowns(opening.u * 1.5, soft)[..., None] - colour) * (lower * 0.85)[..., None]
+    teeth_light = _crowns(opening.u, soft) * (1 - 0.8 * np.clip(u2 / 0.075, 0, 1))
+    shade = 0.62 + 0.36 * np.clip(opening.below / 0.022, 0, 1)  # the upper lip's shadow
+    shade *= 0.7 + 0.3 * size
+    upper = upper * (1 - 0.75 * opening.rounding)
     colour = colour + ((teeth_light * shade)[..., None] * palette.teeth - colour) * upper[..., None]
-    rim = 0.72 + 0.28 * np.clip(np.minimum(opening.below, opening.above) / 0.014, 0, 1)
+    rim = 0.75 + 0.25 * np.clip(np.minimum(opening.below, opening.above) / 0.014, 0, 1)
     return np.asarray(colour * rim[..., None], np.float32)
 
 
@@ -149,7 +154,7 @@ def _crowns(u: Floats, soft: float) -> Floats:
     light = np.ones(341, np.float32)
     for edge in TOOTH_EDGES:
         for side in (-edge, edge):
-            light = np.minimum(light, 1 - 0.22 * np.exp(-(((positions - side) / 0.007) ** 2)))
+            light = np.minimum(light, 1 - 0.13 * np.exp(-(((positions - side) / 0.007) ** 2)))
     width = 2 * int(max(soft, 0.004) / 0.002) + 1
     light = cv2.GaussianBlur(light[None], (0, 0), width / 3).ravel()
     return np.asarray(np.interp(u, positions, light), np.float32)
@@ -157,5 +162,5 @@ def _crowns(u: Floats, soft: float) -> Floats:
 
 def shadow_line(below: NDArray[np.float32], above: NDArray[np.float32], soft: float) -> Floats:
     """How much of the line between closed lips lies on each pixel: the lips' meeting is never lit."""
-    distance = np.maximum(np.abs(below), np.abs(above))
-    return np.asarray(np.clip(1 - distance / (0.006 + soft), 0, 1), np.float32)
+    distance = np.clip(np.maximum(np.abs(below), np.abs(above)) / (0.012 + soft), 0, 1)
+    return np.asarray((1 - distance * distance) ** 2, np.float32)

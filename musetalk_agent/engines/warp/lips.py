@@ -17,18 +17,22 @@ from musetalk_agent.media import Pixels
 COLUMNS = 81
 STEP = 0.004
 """Row height of the search (eye distances): half a pixel of a face 125 px between the eyes."""
+SIDE = 1.12
+"""The inside is looked for a little past the mesh's corners."""
 ABOVE, BELOW = 0.12, 0.16
 """How far above and below the mesh's lip line the inside is looked for (eye distances)."""
-CUT = 0.007
+CUT = 0.010
 """The found edges are moved into the lips by this much, past the mixed pixels of the edge itself (eye distances)."""
 DARK = 0.80
 """Pixels under this share of the lips' own luminance belong to the inside."""
 BEND = 0.35
 """Cost of moving an edge by one row from one column to the next, in rows of certain inside."""
 LEAP = 3
-PALE = 0.16
+CLOSED_LINE = 0.05
+"""A dark line up to this thick on the average (eye distances) may be the shadow between closed lips."""
+PALE = 0.12
 """Least difference in redness (log of red over green) between lips and teeth."""
-BRIGHT = 0.18
+BRIGHT = 0.10
 """By how much of a lip's luminance teeth are brighter at least."""
 FAR = 6.0
 """Doubt per eye distance away from the inside that the mesh sees."""
@@ -36,20 +40,25 @@ FAR = 6.0
 
 def refine(shape: Shape, frame: Floats, picture: Pixels) -> Shape:
     """The shape with the inner edges of the lips where `picture` (BGR) shows them; `frame` leads from mouth space to its pixels."""
-    s = np.linspace(-1.0, 1.0, COLUMNS, dtype=np.float32)
+    s = np.linspace(-SIDE, SIDE, COLUMNS, dtype=np.float32)
     line = np.interp(s, S, (shape.curves[IU] + shape.curves[IL]) / 2)
     rows = np.arange(-ABOVE, BELOW, STEP, dtype=np.float32)
     v = (line + rows[:, None]).astype(np.float32)
     u = np.broadcast_to(shape.u_of_s(s), v.shape)
     crop = sample(picture, frame, u, v)
     outer = np.interp(s, S, shape.curves[OU]), np.interp(s, S, shape.curves[OL])
-    score = _inside_score(crop, v, outer, (np.interp(s, S, shape.curves[IU]), np.interp(s, S, shape.curves[IL])))
+    score, teeth, light = _inside_score(crop, v, outer, (np.interp(s, S, shape.curves[IU]), np.interp(s, S, shape.curves[IL])))
     top, bottom = _best_interval(score)
     upper, lower = line + rows[0] + top * STEP, line + rows[0] + bottom * STEP
-    gap = np.convolve(np.pad(lower - upper, 4, "edge"), cv2.getGaussianKernel(9, 2.0).ravel(), "valid")
-    fade = np.clip((1 - np.abs(s)) / 0.25, 0, 1)
-    middle = np.polyval(np.polyfit(s, (upper + lower) / 2, 5), s)
-    half_gap = (gap / 2 + CUT) * fade
+    if not _parted(teeth, light, top, bottom):
+        middle = _meeting(light, top, bottom, line + rows[0])
+        return _with_inner(shape, s, middle, middle)
+    kernel = cv2.getGaussianKernel(9, 2.0).ravel()
+    smooth = [np.convolve(np.pad(edge, 4, "edge"), kernel, "valid") for edge in (upper, lower)]
+    fitted = [np.polyval(np.polyfit(s, edge, 6), s) for edge in (upper, lower)]
+    upper, lower = np.minimum(smooth[0], fitted[0]), np.maximum(smooth[1], fitted[1])
+    middle = (upper + lower) / 2
+    half_gap = (np.maximum(lower - upper, 0) / 2 + CUT) * np.clip((SIDE - np.abs(s)) / 0.25, 0, 1)
     return _with_inner(shape, s, middle - half_gap, middle + half_gap)
 
 
@@ -65,17 +74,18 @@ def sample(picture: Pixels, frame: Floats, u: Floats, v: Floats) -> Pixels:
 
 def _inside_score(
     crop: Pixels, v: Floats, outer: tuple[NDArray[np.float64], ...], inner: tuple[NDArray[np.float64], ...]
-) -> Floats:
-    """How surely each pixel `[rows, COLUMNS]` is inside the mouth, −1 … 1."""
+) -> tuple[Floats, Floats, Floats]:
+    """How surely each pixel `[rows, COLUMNS]` is inside the mouth, −1 … 1, how surely a tooth, and its luminance."""
     bgr = cv2.blur(crop.astype(np.float32), (3, 3)) + 6  # the offset keeps the redness of black pixels quiet
     light = bgr @ np.array([0.114, 0.587, 0.299], np.float32)
     red = np.log(bgr[..., 2] / bgr[..., 1])
-    middle = np.abs(np.linspace(-1, 1, COLUMNS)) < 0.65
+    middle = np.abs(np.linspace(-SIDE, SIDE, COLUMNS)) < 0.65
     upper = (v > outer[0] + 0.1 * (inner[0] - outer[0])) & (v < outer[0] + 0.6 * (inner[0] - outer[0])) & middle
     lower = (v > inner[1] + 0.5 * (outer[1] - inner[1])) & (v < inner[1] + 0.9 * (outer[1] - inner[1])) & middle
     near = (v > inner[0] - 0.025) & (v < inner[1] + 0.025) & middle
     if min(upper.sum(), lower.sum(), near.sum()) < 10:
-        return np.full(light.shape, -1, np.float32)
+        none = np.full(light.shape, -1, np.float32)
+        return none, none, light
     dim = DARK * min(float(np.median(light[upper])), float(np.median(light[lower])))
     shown = red[near & (light > dim)]
     pale = float(np.percentile(shown, 8)) if shown.size else 0.0
@@ -83,8 +93,39 @@ def _inside_score(
     score = np.clip(np.maximum(teeth, (dim - light) / (0.25 * dim)), -1, 1)
     away = np.maximum(np.maximum(inner[0] - v, v - inner[1]), 0)
     within = (v > outer[0] + 0.3 * (inner[0] - outer[0])) & (v < outer[1] - 0.35 * (outer[1] - inner[1]))
-    doubt = FAR * away * (1 + 3 * np.linspace(-1, 1, COLUMNS) ** 2)
-    return np.where(within, score - doubt, -1).astype(np.float32)
+    doubt = FAR * away * (1 + 3 * np.linspace(-SIDE, SIDE, COLUMNS) ** 2)
+    return np.where(within, score - doubt, -1).astype(np.float32), teeth, light
+
+
+def _parted(teeth: Floats, light: Floats, top: NDArray[np.float64], bottom: NDArray[np.float64]) -> bool:
+    """Whether the lips are apart: wide enough, or with something bright between them. A thin dark line is where they meet."""
+    middle = np.flatnonzero(np.abs(np.linspace(-SIDE, SIDE, COLUMNS)) < 0.6)
+    thickness = float((bottom - top)[middle].mean()) * STEP
+    if thickness > CLOSED_LINE:
+        return True
+    rows = np.arange(teeth.shape[0])[:, None]
+    inside = ((rows >= top) & (rows < bottom))[:, middle]
+    if not inside.any():
+        return False
+    lit = light[:, middle]
+    # A peak between two troughs is a row of teeth; a line has a trough only.
+    above, below = np.minimum.accumulate(lit, 0), np.minimum.accumulate(lit[::-1], 0)[::-1]
+    peaks = np.where(inside, lit / np.maximum(np.maximum(above, below), 1) - 1, 0).max(0)
+    pale = float((teeth[:, middle][inside] > 0).mean()) > 0.35 and thickness > 0.6 * CLOSED_LINE
+    return pale or float(np.percentile(peaks, 85)) > 0.05
+
+
+def _meeting(
+    light: Floats, top: NDArray[np.float64], bottom: NDArray[np.float64], origin: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Where closed lips meet, `v` per column: a smooth curve through the darkest pixels near what was found."""
+    s = np.linspace(-SIDE, SIDE, COLUMNS)
+    rows = np.arange(light.shape[0])[:, None]
+    near = (rows >= top - 2) & (rows < bottom + 2)
+    darkness = np.where(near, np.maximum(light.max(0) - light, 0), 0) ** 4
+    row = (darkness * (rows + 0.5)).sum(0) / np.maximum(darkness.sum(0), 1e-6)
+    weight = np.where(darkness.any(0), 1.2 - np.abs(s), 1e-3)
+    return np.asarray(np.polyval(np.polyfit(s, origin + row * STEP, 6, w=weight), s))
 
 
 def _unlike(light: Floats, red: Floats, lip: NDArray[np.bool_], pale: float) -> Floats:
@@ -128,10 +169,10 @@ def _best_interval(score: Floats) -> tuple[NDArray[np.float64], NDArray[np.float
 def _with_inner(shape: Shape, s: Floats, upper: NDArray[np.float64], lower: NDArray[np.float64]) -> Shape:
     """The shape with new inner edges, its lips' line beyond the corners continued, and its outer edges kept outside."""
     curves = shape.curves.copy()
-    within = np.abs(S) <= 1
+    within = np.abs(S) <= SIDE
     curves[IU][within] = np.interp(S[within], s, upper)
     curves[IL][within] = np.interp(S[within], s, lower)
-    for side, edge in ((S < -1, 0), (S > 1, -1)):
+    for side, edge in ((S < -SIDE, 0), (S > SIDE, -1)):
         shift = (upper[edge] + lower[edge]) / 2 - curves[IU][side][-1 if edge == 0 else 0]
         curves[:4, side] += np.float32(shift)
     assert curves.shape[1] == SAMPLES

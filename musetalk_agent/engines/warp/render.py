@@ -17,6 +17,8 @@ from musetalk_agent.media import Box, Patch, Pixels
 
 COARSE, FINE = 0.035, 0.016
 """Lattice cells of the whole patch and of the lips (eye distances)."""
+SOFT = 0.008
+"""Half the blur of the lips' edges (eye distances): skin has no sharper ones, and cameras none at all."""
 OWN_TEXTURE = 0.5
 """Presence at which the reference's lips have taken over from the idle frame's."""
 
@@ -128,7 +130,7 @@ def _lips(
         np.float32
     )
     lips += _light_over(art, pose, lattice)
-    soft = max(0.6 / eyes, 0.004)
+    soft = max(0.8 / eyes, SOFT)
     lips = _between(lips, fields[..., 3:], lattice, art, target, act, soft)
     alpha = fields[..., 5:6] * min(presence / OWN_TEXTURE, 1.0)
     return np.asarray(np.clip(below + alpha * (lips - below) + 0.5, 0, 255), np.uint8)
@@ -183,12 +185,16 @@ def _between(
     place = lattice.enlarge(np.stack([lattice.u, lattice.v], -1))[rows]
     line = float(art.rest.curves[IU][SAMPLES // 2])
     opening = Opening(
-        place[..., 0] - target.centre, place[..., 1] - line, under[rows], over[rows], act.drop, gap, target.half
+        place[..., 0] - target.centre, place[..., 1] - line, under[rows], over[rows], act.rounding, act.drop, gap, target.half
     )
     part = lips[rows]
-    shadow = shadow_line(under[rows], over[rows], soft) * np.clip(from_corner[rows] / 0.25, 0, 1)
-    shadow *= 0.55 * (1 - min(gap / 0.03, 1.0))
+    apart = np.clip((under[rows] + over[rows]) / 0.03, 0, 1)
+    meeting = (shadow_line(under[rows], over[rows], soft) * (1 - apart))[..., None]
+    part += (cv2.blur(part, (1, 3)) - part) * meeting
+    shadow = meeting[..., 0] * np.clip(from_corner[rows] / 0.25, 0, 1)
+    cut = art.shape.curves[IL] - art.shape.curves[IU]  # what was cut out took the line's own shadow with it
+    shadow *= 0.4 * min(float(cut.max()) / 0.03, 1.0)
     part += (art.palette.line - part) * shadow[..., None]
-    cover = inside[rows] * np.clip(from_corner[rows] / 0.1, 0, 1) * min(gap / 0.012, 1.0)
+    cover = inside[rows] * np.clip(from_corner[rows] / 0.15, 0, 1) * min(gap / 0.012, 1.0)
     part += (paint(opening, art.palette, soft) - part) * cover[..., None]
     return lips
