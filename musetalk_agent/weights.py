@@ -86,11 +86,19 @@ class _Document(_Table):
     file: tuple[ModelFile, ...]
 
 
+_PACKAGED = Path(__file__).resolve().parent / "_models"
+_CHECKOUT = Path(__file__).resolve().parent.parent / "models"
+_USER = Path("~/.cache/musetalk-livekit/models")
+
+
 def packaged_models_dir() -> Path:
-    """The `models` folder that ships with the code: in a wheel beside the package, in a checkout at its top."""
-    here = Path(__file__).resolve().parent
-    packaged = here / "_models"
-    return packaged if packaged.is_dir() else here.parent / "models"
+    """The `models` folder that ships with the code: in a wheel inside the package, in a checkout at its top."""
+    return _PACKAGED if _PACKAGED.is_dir() else _CHECKOUT
+
+
+def default_models_dir() -> Path:
+    """Where model files are fetched to: in a checkout its `models` folder, else the user's cache."""
+    return _USER.expanduser() if _PACKAGED.is_dir() else _CHECKOUT
 
 
 @dataclass(frozen=True)
@@ -121,10 +129,15 @@ class Manifest:
 
 
 class ModelStore:
-    """The models folder as the manifest describes it. Reads and hashes files: call it off the event loop."""
+    """The models folder as the manifest describes it. Reads and hashes files: call it off the event loop.
 
-    def __init__(self, directory: Path, manifest: Manifest) -> None:
-        self.directory = directory
+    Args:
+        directory: the models folder; None for `default_models_dir()`.
+        manifest: what should be in it.
+    """
+
+    def __init__(self, directory: Path | None, manifest: Manifest) -> None:
+        self.directory = directory or default_models_dir()
         self.manifest = manifest
 
     def location(self, name: str) -> Path:
