@@ -12,7 +12,7 @@ from typing import Any
 
 LENGTHS = struct.Struct(">II")
 HEADER_LIMIT = 256 * 1024
-"""Bytes. A part of 160 characters has some hundred phonemes of 40 bytes; the list of voices has 20 KB."""
+"""Bytes. A part of 120 characters has some hundred phonemes of 40 bytes; the list of voices has 20 KB."""
 PAYLOAD_LIMIT = 8 * 1024 * 1024
 """Bytes: 90 s of speech at 48 kHz, several times what the longest part can be."""
 

@@ -87,6 +87,12 @@ class LocalSynthesizer:
         finally:
             for _, result in making:
                 result.cancel()
+        if position == 0:
+            raise ProblemError(
+                ErrorCode.INVALID_REQUEST,
+                f"The voice {voice!r} can pronounce nothing of `text`: use a voice of the text's language.",
+                field="text",
+            )
 
 
 def _chunks(spoken: SpokenPart, pause_ms: int, position: int) -> Iterator[SpeechChunk]:

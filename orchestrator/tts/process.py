@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 PARTS_MAX = 64
 """Parts waiting at once, over all utterances; past it a new utterance is refused. At 0.1 s each, 6 s."""
 PART_TIMEOUT_S = 15.0
-"""A part that takes longer hangs: the longest takes 0.4 s, on a machine forty times too busy 15 s."""
+"""A part that takes longer hangs: the longest takes 0.3 s, on a machine fifty times too busy 15 s."""
 BACKOFF_S = (0.1, 5.0)
 """First and longest wait before a lost worker is started again; it doubles until a part succeeds."""
 
@@ -59,6 +59,7 @@ class SpeechWorker:
     """Keeps one worker process running and hands parts to it, one at a time. For one event loop."""
 
     command: tuple[str, ...]
+    part_timeout_s: float = PART_TIMEOUT_S
     statistics: WorkerStatistics = field(default_factory=WorkerStatistics)
     voices: tuple[VoiceInfo, ...] = ()
     _first: deque[_Job] = field(default_factory=deque)
@@ -76,6 +77,7 @@ class SpeechWorker:
     async def open(self) -> None:
         """Starts the worker; returns when it is warm or its first start has failed (then it is tried again meanwhile)."""
         if self._task is None:
+            self._settled.clear()
             self._task = asyncio.create_task(self._run(), name="speech-worker")
         await self._settled.wait()
 
@@ -113,13 +115,14 @@ class SpeechWorker:
     async def _run(self) -> None:
         losses = 0
         while True:
-            made = self.statistics.parts
+            made, greeted = self.statistics.parts, False
             try:
                 self._link = await WorkerLink.start(self.command)
                 self.statistics.starts += 1
                 try:
                     if not await self._greet(self._link):
                         return
+                    greeted = True
                     await self._serve(self._link)
                 finally:
                     link, self._link = self._link, None
@@ -128,7 +131,7 @@ class SpeechWorker:
                 losses = 1 if self.statistics.parts > made else losses + 1
                 self.statistics.failures += 1
                 logger.warning("speech worker lost", extra={"reason": str(error), "losses_in_a_row": losses})
-                if losses > 1:
+                if not greeted:
                     self._fail_waiting("The speech worker does not start.")
             finally:
                 self._settled.set()
@@ -173,11 +176,13 @@ class SpeechWorker:
 
     async def _synthesise(self, link: WorkerLink, job: _Job) -> None:
         try:
-            async with asyncio.timeout(PART_TIMEOUT_S):
+            async with asyncio.timeout(self.part_timeout_s):
                 header, pcm = await link.exchange({"voice": job.voice, "text": job.text})
             part = _part(header, pcm)
         except TimeoutError as error:
-            _settle(job, _failed(f"The speech worker gave no answer within {PART_TIMEOUT_S:g} s and was restarted."))
+            _settle(
+                job, _failed(f"The speech worker gave no answer within {self.part_timeout_s:g} s and was restarted.")
+            )
             raise WorkerLostError("a part took too long") from error
         except WorkerLostError:
             _settle(job, _failed("The speech worker ended while it spoke this text; it is being restarted."))

@@ -10,11 +10,11 @@ import re
 import unicodedata
 from dataclasses import dataclass
 
-PART_CHARACTERS = 160
-"""Longest part: about 9 s of speech, 0.4 s of synthesis, the longest that other utterances wait for their turn."""
-FIRST_PART_CHARACTERS = 60
-"""Longest first part where the text has a place to cut it: about 3 s of speech, 0.1 s of synthesis."""
-UNCUT_CHARACTERS = 90
+PART_CHARACTERS = 120
+"""Longest part: about 7 s of speech, 0.3 s of synthesis, the longest that other utterances wait for their turn."""
+FIRST_PART_CHARACTERS = 40
+"""Longest first part where the text has a place to cut it: about 2.5 s of speech, 0.1 s of synthesis."""
+UNCUT_CHARACTERS = 64
 """A first sentence without any comma is left whole up to here: cut in mid-clause it would sound broken."""
 _SHORTEST_CLAUSE = 8
 

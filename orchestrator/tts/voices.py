@@ -25,26 +25,28 @@ class Voices:
 
     def __init__(self, default: str | None = None, *, synthesizers: Sequence[Synthesizer] | None = None) -> None:
         self._default = default
-        self._synthesizers = list(synthesizers) if synthesizers is not None else [LocalSynthesizer()]
+        self.synthesizers: tuple[Synthesizer, ...] = (
+            tuple(synthesizers) if synthesizers is not None else (LocalSynthesizer(),)
+        )
 
     async def open(self) -> None:
         """Starts the providers and warms them up (2 s for the embedded voices). Nothing installed is not an error."""
-        for synthesizer in self._synthesizers:
+        for synthesizer in self.synthesizers:
             await synthesizer.open()
 
     async def aclose(self) -> None:
         """Ends the providers, within seconds; no process is left. Safe to call twice."""
-        for synthesizer in self._synthesizers:
+        for synthesizer in self.synthesizers:
             await synthesizer.aclose()
 
     @property
     def available(self) -> bool:
         """Some voice can speak."""
-        return any(synthesizer.names() for synthesizer in self._synthesizers)
+        return any(synthesizer.names() for synthesizer in self.synthesizers)
 
     def names(self) -> list[VoiceInfo]:
         """Every voice that can speak now; empty before `open`."""
-        return [info for synthesizer in self._synthesizers for info in synthesizer.names()]
+        return [info for synthesizer in self.synthesizers for info in synthesizer.names()]
 
     def check(self, voice: str | None) -> None:
         """Says at once whether `speak` would find this voice.
@@ -58,7 +60,7 @@ class Voices:
     def speak(self, text: str, voice: str | None) -> AsyncGenerator[SpeechChunk, None]:
         """Speaks `text`; the first chunk comes before the last sentence is made, and little is made ahead of the consumer.
 
-        Closing the generator stops the synthesis within one part (0.4 s of work at most), and the voice is ready for others.
+        Closing the generator stops the synthesis within one part (0.3 s of work at most), and the voice is ready for others.
         Must be iterated or closed.
 
         Raises:
@@ -69,7 +71,7 @@ class Voices:
         return synthesizer.speak(text, name)
 
     def _find(self, voice: str | None) -> tuple[Synthesizer, str]:
-        known = {info.name: synthesizer for synthesizer in self._synthesizers for info in synthesizer.names()}
+        known = {info.name: synthesizer for synthesizer in self.synthesizers for info in synthesizer.names()}
         name = voice or self._default
         if not name:
             name = DEFAULT_VOICE if DEFAULT_VOICE in known else FALLBACK_VOICE

@@ -16,8 +16,6 @@ from piper.voice import PiperVoice
 from orchestrator.tts.worker.engines import VoiceEntry
 from orchestrator.tts.worker.speech import Cue, Pcm, Speech, merge, shift, trim
 
-LABEL_LAG_MS = 5
-"""How much later than their sound the labels come."""
 GAIN = 1.5
 """From the voice's own level, -24 dBFS RMS, to -20.5; one gain for all parts, or their loudness would jump."""
 PEAK = 0.95
@@ -63,7 +61,7 @@ class PiperEngine:
             pieces.append(pcm)
         if not pieces:
             return Speech(np.zeros(0, np.int16), rate, [])
-        return trim(np.concatenate(pieces), rate, shift(merge(cues), -rate * LABEL_LAG_MS // 1000))
+        return trim(np.concatenate(pieces), rate, merge(cues))
 
     def _sentence(self, phonemes: list[str]) -> tuple[Pcm, list[Cue]]:
         known = [phoneme for phoneme in phonemes if phoneme in self._voice.config.phoneme_id_map]
@@ -75,8 +73,13 @@ class PiperEngine:
 
 
 def _symbols(phonemes: list[str], durations: NDArray[np.int64]) -> list[Cue]:
-    """Spans of `^`, the phonemes and `$` from the samples of each id: between two of them lies a blank, which belongs to the
-    one after it (measured: that is where the sound changes)."""
+    """Spans of `^`, the phonemes and `$` from the samples of each id.
+
+    Between two of them the voice puts a blank, with a duration of its own. piper gives it to the sound before, and its labels
+    then come 20 ms late (/p b/: 32). Given to the sound after, they are right: of the lags from -40 to 80 ms, 0 explains most
+    of the spectrum (60 sentences, R² 0.66 against 0.61), and the middle of a /p/ is 6 ms (10th to 90th percentile -17 to 35)
+    from the middle of its silence. Hence no further correction.
+    """
     edges = np.concatenate(([0], np.cumsum(durations)))
     names = ["^", *phonemes, "$"]
     if len(edges) != 2 * len(names):

@@ -1,0 +1,190 @@
+"""The worker process when things go wrong: killed, hung, refusing to start, orphaned."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from musetalk_agent.protocol.problems import ErrorCode, ProblemError
+from orchestrator.tts import framing
+from orchestrator.tts.local import LocalSynthesizer
+from orchestrator.tts.process import SpeechWorker
+from orchestrator.tts.voices import Voices
+
+COMMAND = (sys.executable, "-m", "orchestrator.tts.worker")
+LONG = " ".join(f"This is sentence number {n} of a long story that nobody waits for." for n in range(20))
+
+
+def gone(pid: int) -> bool:
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def wait_gone(pid: int, within_s: float) -> bool:
+    until = time.monotonic() + within_s
+    while not gone(pid) and time.monotonic() < until:
+        time.sleep(0.02)
+    return gone(pid)
+
+
+@pytest.mark.voice
+async def test_a_killed_worker_fails_its_utterance_and_the_next_one_speaks() -> None:
+    synthesizer = LocalSynthesizer()
+    voices = Voices(synthesizers=[synthesizer])
+    await voices.open()
+    try:
+        first = synthesizer.pid
+        assert first is not None
+        speech = voices.speak(LONG, None)
+        await anext(speech)
+        os.kill(first, signal.SIGKILL)
+        with pytest.raises(ProblemError) as caught:
+            async for _ in speech:
+                pass
+        assert caught.value.code is ErrorCode.TTS_FAILED
+        # Asked for while the worker is down: waits for the new one.
+        assert [chunk async for chunk in voices.speak("And on we go.", None)]
+        assert synthesizer.pid not in (None, first)
+        assert synthesizer.statistics.starts == 2
+    finally:
+        pid = synthesizer.pid
+        await voices.aclose()
+        await voices.aclose()
+    assert pid is not None and gone(pid)
+    assert not psutil.Process().children(recursive=True)
+    with pytest.raises(ProblemError) as caught:
+        voices.speak("Too late.", None)
+    assert caught.value.code is ErrorCode.TTS_FAILED
+
+
+# Speaks the protocol without a voice: answers with 10 ms of silence, dies over "die", hangs over "hang", babbles over "babble".
+SCRIPTED = """
+import sys, time
+from orchestrator.tts import framing as f
+i, o = sys.stdin.buffer, sys.stdout.buffer
+def send(b): o.write(b); o.flush()
+send(f.encode({'voices': [{'name': 'x:y', 'language': 'en', 'provider': 'x', 'sample_rate': 16000}]}))
+while p := i.read(8):
+    h = f.decode_header(i.read(f.lengths(p)[0]))
+    if h['text'] == 'die': sys.exit(3)
+    if h['text'] == 'hang': time.sleep(60)
+    if h['text'] == 'babble': send(b'x' * 64)
+    if h['text'] == 'refuse': send(f.encode({'error': 'KeyError'}))
+    send(f.encode({'sample_rate': 16000, 'cues': [['a', 0, 160]]}, bytes(320)))
+"""
+
+
+@pytest.fixture
+def scripted() -> SpeechWorker:
+    return SpeechWorker((sys.executable, "-c", SCRIPTED), part_timeout_s=0.5)
+
+
+@pytest.mark.parametrize("text", ["die", "hang", "babble"])
+async def test_only_the_part_in_progress_fails(scripted: SpeechWorker, text: str) -> None:
+    await scripted.open()
+    try:
+        bad = scripted.submit("x:y", text, first=True)
+        good = scripted.submit("x:y", "hello", first=True)
+        with pytest.raises(ProblemError) as caught:
+            await bad
+        assert caught.value.code is ErrorCode.TTS_FAILED
+        assert len((await good).pcm) == 320
+        assert scripted.statistics.starts == 2 and scripted.statistics.failures == 1
+    finally:
+        await scripted.aclose()
+    assert not psutil.Process().children(recursive=True)
+
+
+async def test_a_part_the_voice_refuses_costs_no_worker(scripted: SpeechWorker) -> None:
+    await scripted.open()
+    try:
+        with pytest.raises(ProblemError) as caught:
+            await scripted.submit("x:y", "refuse", first=True)
+        assert caught.value.code is ErrorCode.TTS_FAILED
+        assert scripted.statistics.starts == 1
+    finally:
+        await scripted.aclose()
+
+
+async def test_a_worker_that_dies_idle_is_replaced(scripted: SpeechWorker) -> None:
+    await scripted.open()
+    try:
+        assert scripted.pid is not None
+        os.kill(scripted.pid, signal.SIGKILL)
+        await asyncio.sleep(0.5)
+        async with asyncio.timeout(5):
+            assert await scripted.submit("x:y", "hello", first=True)
+    finally:
+        await scripted.aclose()
+
+
+async def test_closing_ends_a_hung_worker_and_fails_what_waits(scripted: SpeechWorker) -> None:
+    scripted.part_timeout_s = 60
+    await scripted.open()
+    pid = scripted.pid
+    waiting = [scripted.submit("x:y", "hang", first=True), scripted.submit("x:y", "hello", first=False)]
+    await asyncio.sleep(0.1)
+    began = time.monotonic()
+    await scripted.aclose()
+    assert time.monotonic() - began < 3 and pid is not None and gone(pid)
+    for result in waiting:
+        with pytest.raises(ProblemError):
+            await result
+
+
+async def test_a_worker_that_cannot_start_is_no_crash() -> None:
+    worker = SpeechWorker(("/nonexistent/worker",))
+    await worker.open()
+    assert worker.voices == ()
+    waiting = worker.submit("x:y", "hello", first=True)
+    async with asyncio.timeout(5):
+        with pytest.raises(ProblemError) as caught:
+            await waiting
+    assert caught.value.code is ErrorCode.TTS_FAILED
+    await worker.aclose()
+
+
+async def test_cancelled_parts_are_never_made(scripted: SpeechWorker) -> None:
+    await scripted.open()
+    try:
+        results = [scripted.submit("x:y", "hello", first=False) for _ in range(5)]
+        for result in results[1:]:
+            result.cancel()
+        await results[0]
+        await scripted.submit("x:y", "hello", first=False)
+        assert scripted.statistics.parts == 2
+    finally:
+        await scripted.aclose()
+
+
+@pytest.mark.voice
+def test_the_worker_leaves_when_its_core_is_killed() -> None:
+    program = (
+        f"import subprocess; p = subprocess.Popen({list(COMMAND)!r}, stdin=-1, stdout=-1); print(p.pid, flush=True); "
+    )
+    program += "p.stdout.read(8); print('ready', flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as core:
+        assert core.stdout is not None
+        worker = int(core.stdout.readline())
+        assert core.stdout.readline().strip() == b"ready"
+        assert not gone(worker)
+        core.kill()
+        core.wait()
+        assert wait_gone(worker, 3.0)
+
+
+@pytest.mark.voice
+def test_the_worker_leaves_at_nonsense() -> None:
+    with subprocess.Popen(COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as worker:
+        assert worker.stdin is not None and worker.stdout is not None
+        head, _ = framing.lengths(worker.stdout.read(framing.LENGTHS.size))
+        assert framing.decode_header(worker.stdout.read(head))["voices"]
+        worker.stdin.write(b"\xff" * 64)
+        worker.stdin.flush()
+        assert worker.wait(5) == 0
