@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
+
+from musetalk_agent.protocol.version import VERSION
 
 _EPILOG = """environment of serve:
   LIVEKIT_URL LIVEKIT_API_KEY LIVEKIT_API_SECRET   the LiveKit server
@@ -22,7 +23,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="musetalk-orchestrator",
         description="Talking avatars for LiveKit rooms: tokens, sessions, audio and speech.",
     )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {version('musetalk-livekit')}")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     serve = commands.add_parser(
         "serve",

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from importlib.metadata import version
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
+from musetalk_agent.protocol.version import VERSION
 from orchestrator import logs
 from orchestrator.agents.client import AgentClient
 from orchestrator.agents.pool import StaticAgentPool
@@ -58,7 +58,7 @@ def create_app(settings: Settings, *, voices: Voices | None = None) -> FastAPI:
     app = FastAPI(
         title="musetalk-livekit orchestrator",
         description=_DESCRIPTION,
-        version=version("musetalk-livekit"),
+        version=VERSION,
         lifespan=lifespan,
         redoc_url=None,
     )
@@ -67,7 +67,13 @@ def create_app(settings: Settings, *, voices: Voices | None = None) -> FastAPI:
         app.include_router(module.router)
     app.include_router(page.page_router())
     open_paths = OPEN_PATHS | {address for address, _ in page.files()}
-    app.add_middleware(Guard, credentials=credentials, metrics=metrics, is_open=open_paths.__contains__)
+    app.add_middleware(
+        Guard,
+        credentials=credentials,
+        metrics=metrics,
+        is_open=open_paths.__contains__,
+        uploads=frozenset({avatars.PATH}),
+    )
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

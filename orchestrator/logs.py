@@ -13,6 +13,7 @@ _SECRETS = (
     (re.compile(r"(Bearer )[A-Za-z0-9._~+/=-]+", re.IGNORECASE), r"\1***"),
     (re.compile(r"\beyJ[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+"), "***"),
 )
+_REFUSED = "ASGI callable returned without completing handshake."
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message", "websocket"}
 _FOREIGN = ("uvicorn", "uvicorn.error", "uvicorn.access", "websockets", "websockets.client", "httpx", "asyncio")
 
@@ -28,9 +29,9 @@ class RedactingFilter(logging.Filter):
     """For loggers that are not ours and may print a request's address: what they say is redacted before any handler sees it."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Rewrites the record; keeps it."""
+        """Rewrites the record; keeps it, but for what uvicorn says of every refused WebSocket (our own log tells of it)."""
         record.msg, record.args = redact(record.getMessage()), None
-        return True
+        return record.msg != _REFUSED
 
 
 class JsonFormatter(logging.Formatter):

@@ -58,6 +58,8 @@ async def audio(socket: WebSocket) -> None:
     try:
         live, audio_format, sample_rate = _admit(ctx, socket)
     except ProblemError as error:
+        ctx.metrics.audio_errors.labels(code=error.code.value).inc()
+        _log.info("audio connection refused", extra={"code": error.code.value})
         await socket.send_denial_response(problem_response(error))
         return
     await socket.accept()

@@ -12,10 +12,11 @@ from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.routes.context import Ctx
 
 router = APIRouter(tags=["avatars"])
+PATH = "/avatars"
 _UPLOAD = "upload"
 
 
-@router.post("/avatars")
+@router.post(PATH)
 async def upload(
     request: Request,
     ctx: Ctx,

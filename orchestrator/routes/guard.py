@@ -9,11 +9,14 @@ from collections.abc import Callable
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.credentials import Credentials, bearer
 from orchestrator.metrics import Metrics
 from orchestrator.routes.problems import internal, problem_response, unauthorized
 
 _log = logging.getLogger(__name__)
+MAX_BODY = 256 << 10
+"""Bytes of a JSON body: 5000 characters to speak, escaped, take 30 KiB."""
 _DOCS = ("/docs", "/openapi.json")
 PAGE_POLICY = (
     "default-src 'self'; connect-src 'self' ws: wss: http: https:; media-src 'self' blob:; img-src 'self' data: blob:; "
@@ -32,16 +35,24 @@ _HEADERS = {
 class Guard:
     """Refuses HTTP requests without a key before anything of them is read. WebSockets are the audio route's own business.
 
-    `is_open` tells by path what needs no key. A request that breaks is answered `internal_error`.
+    `is_open` tells by path what needs no key; `uploads` are the paths whose bodies have a limit of their own. A request that
+    breaks is answered `internal_error`.
     """
 
     def __init__(
-        self, app: ASGIApp, *, credentials: Credentials, metrics: Metrics, is_open: Callable[[str], bool]
+        self,
+        app: ASGIApp,
+        *,
+        credentials: Credentials,
+        metrics: Metrics,
+        is_open: Callable[[str], bool],
+        uploads: frozenset[str],
     ) -> None:
         self._app = app
         self._credentials = credentials
         self._metrics = metrics
         self._is_open = is_open
+        self._uploads = uploads
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -59,10 +70,14 @@ class Guard:
             await send(message)
 
         try:
-            if self._may_enter(scope):
-                await self._app(scope, receive, sending)
-            else:
+            if not self._may_enter(scope):
                 await problem_response(unauthorized())(scope, receive, sending)
+            elif scope["path"] in self._uploads:
+                await self._app(scope, receive, sending)
+            elif _announced(scope) > MAX_BODY:
+                await problem_response(_too_large())(scope, receive, sending)
+            else:
+                await self._app(scope, _bounded(receive), sending)
         except Exception:  # request boundary: whatever broke, the caller gets an answer and the log the reason
             _log.exception("request failed", extra={"method": scope["method"], "route": _route(scope)})
             if status:
@@ -86,6 +101,32 @@ class Guard:
         if "session_id" in params:
             extra["session_id"] = str(params["session_id"])[:64]
         _log.info("request", extra=extra)
+
+
+def _announced(scope: Scope) -> int:
+    length = Headers(scope=scope).get("content-length", "0")
+    return int(length) if length.isdigit() else 0
+
+
+def _bounded(receive: Receive) -> Receive:
+    """For bodies that do not announce their length: reading fails past the limit."""
+    size = 0
+
+    async def receiving() -> Message:
+        nonlocal size
+        message = await receive()
+        size += len(message.get("body", b""))
+        if size > MAX_BODY:
+            raise _too_large()
+        return message
+
+    return receiving
+
+
+def _too_large() -> ProblemError:
+    return ProblemError(
+        ErrorCode.MESSAGE_TOO_LARGE, f"The body passes {MAX_BODY} bytes; clips go to POST /avatars.", limit=MAX_BODY
+    )
 
 
 def _is_preflight(scope: Scope) -> bool:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from importlib.metadata import version
 
 from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.responses import JSONResponse, Response
 
 from musetalk_agent.protocol.http import SessionState
+from musetalk_agent.protocol.version import VERSION
 from orchestrator.routes.context import Ctx
 
 router = APIRouter(tags=["operations"])
@@ -23,7 +23,7 @@ async def health(ctx: Ctx) -> Response:
     capacities = [agent.health.capacity for agent in usable if agent.health]
     body = {
         "status": "ok" if usable else "no_agent_ready",
-        "version": version("musetalk-livekit"),
+        "version": VERSION,
         "agents": {"total": len(agents), "ready": len(usable)},
         "capacity": {
             "sessions": sum(c.sessions for c in capacities),

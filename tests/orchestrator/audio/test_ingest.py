@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from musetalk_agent.protocol.problems import ErrorCode, ProblemError
+from orchestrator.audio.ingest import AudioFormat, Decoder, Gate
+from orchestrator.audio.levels import Meter, peak
+from orchestrator.audio.limits import AudioLimits
+
+
+@given(st.binary(max_size=200), st.lists(st.integers(0, 200), max_size=8))
+def test_any_split_of_the_bytes_gives_the_same_samples(data: bytes, cuts: list[int]) -> None:
+    decoder = Decoder(AudioFormat.S16LE)
+    edges = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
+    announced, out = 0, b""
+    for start, end in zip(edges, edges[1:], strict=False):
+        announced += decoder.samples(end - start)
+        out += decoder.decode(data[start:end])
+    assert out == data[: len(data) - len(data) % 2]
+    assert announced == len(out) // 2
+
+
+def test_floats_become_int16_and_are_clipped() -> None:
+    floats = np.array([0.0, 0.5, -0.5, 1.0, 2.0, -3.0, np.nan, np.inf], "<f4").tobytes()
+    decoder = Decoder(AudioFormat.F32LE)
+    out = np.frombuffer(decoder.decode(floats[:7]) + decoder.decode(floats[7:]), "<i2")
+    assert out.tolist() == [0, 16384, -16384, 32767, 32767, -32767, 0, 32767]
+
+
+def test_a_message_that_is_too_large_is_refused_with_its_size() -> None:
+    gate = Gate(AudioLimits(message_bytes=100), now=0.0)
+    gate.check_message(100, 0.0)
+    with pytest.raises(ProblemError) as caught:
+        gate.check_message(101, 0.0)
+    assert (caught.value.code, caught.value.limit, caught.value.value) == (ErrorCode.MESSAGE_TOO_LARGE, 100, 101)
+
+
+def test_the_rate_allows_a_burst_and_then_its_own_pace() -> None:
+    gate = Gate(AudioLimits(message_bytes=10**6, bytes_per_s=10**5), now=0.0)
+    gate.check_message(399_000, 0.0)
+    with pytest.raises(ProblemError, match="100000 bytes per second"):
+        gate.check_message(50_000, 0.1)
+    gate.check_message(50_000, 0.6)
+
+
+def test_a_flood_of_tiny_messages_meets_the_rate_too() -> None:
+    gate = Gate(AudioLimits(bytes_per_s=64_000), now=0.0)
+    with pytest.raises(ProblemError) as caught:
+        for _ in range(3000):
+            gate.check_message(0, 0.0)
+    assert caught.value.code is ErrorCode.RATE_EXCEEDED
+
+
+@pytest.mark.parametrize(("waiting", "more", "refused"), [(119.0, 1.0, False), (119.5, 1.0, True), (0.0, 121.0, True)])
+def test_the_backlog_is_bounded_in_seconds(waiting: float, more: float, refused: bool) -> None:
+    gate = Gate(AudioLimits(), now=0.0)
+    if not refused:
+        gate.check_backlog(waiting, more)
+        return
+    with pytest.raises(ProblemError) as caught:
+        gate.check_backlog(waiting, more)
+    assert caught.value.code is ErrorCode.BACKLOG_EXCEEDED
+    assert caught.value.value == pytest.approx(waiting + more)
+
+
+def test_a_minute_of_speech_at_once_is_within_the_default_limits() -> None:
+    gate = Gate(AudioLimits(), now=0.0)
+    for _ in range(60):
+        gate.check_message(48000 * 4, 0.0)  # 48 kHz float
+
+
+def test_levels_of_the_last_second() -> None:
+    meter = Meter()
+    meter.add(np.full(16000, 32767, "<i2").tobytes(), 32000, now=0.0)
+    half = np.tile(np.array([16384, -16384], "<i2"), 4000).tobytes()
+    meter.add(half, 16000, now=1.5)
+    level = meter.level(2.0)
+    assert level.rms_dbfs == pytest.approx(-6.0, abs=0.1)
+    assert level.peak_dbfs == pytest.approx(-6.0, abs=0.1)
+    assert level.bytes_per_s == 16000
+    assert meter.level(9.0).rms_dbfs is None
+
+
+def test_the_peak_of_the_most_negative_sample() -> None:
+    assert peak(np.array([-32768, 5], "<i2").tobytes()) == 32768
+    assert peak(b"") == 0
