@@ -7,7 +7,7 @@
 import { ApiError, AvatarClient } from "./avatar-client.js";
 import { Chooser } from "./chooser.js";
 import { Credentials, askForKey } from "./credentials.js";
-import { $, make, setText } from "./elements.js";
+import { $, setText } from "./elements.js";
 import { Panel } from "./panel.js";
 import { SessionView } from "./session-view.js";
 
@@ -104,7 +104,7 @@ async function start() {
 function live() {
   if (document.body.dataset.phase === "live" || page.view?.over) return;
   enter("live");
-  tell("The avatar listens. Type something, or hold the button and talk.");
+  tell("Type something, or hold the button and talk.");
   $("text").focus({ preventScroll: NARROW.matches });
   void loadVoices();
 }
@@ -122,14 +122,29 @@ async function finish(sentence) {
   if (view.session) await client.stop(view.session.session_id).catch(() => {});
 }
 
+/** Fills the list of voices, by provider; without it the default voice speaks. */
 async function loadVoices() {
-  const list = $("voice");
-  if (list.options.length > 1) return;
-  const voices = await client.voices().catch(() => []);
-  for (const { id, name, language } of voices) {
-    const option = /** @type {HTMLOptionElement} */ (make("option", language ? `${name ?? id} (${language})` : (name ?? id)));
-    option.value = id;
-    list.append(option);
+  if ($("voice").options.length > 1) return;
+  const { voices } = await client.voices().catch(() => ({ voices: [] }));
+  const languages = new Intl.DisplayNames("en", { type: "language", fallback: "code" });
+  /** @type {Map<string, HTMLOptGroupElement>} */
+  const groups = new Map();
+  for (const { name, language, provider } of voices) {
+    const group = groups.get(provider) ?? Object.assign(document.createElement("optgroup"), { label: provider });
+    groups.set(provider, group);
+    const called = name.replace(`${provider}:`, "");
+    const spoken = languageName(languages, language);
+    group.append(new Option(called === language ? spoken : `${called}, ${spoken}`, name));
+  }
+  $("voice").append(...groups.values());
+}
+
+/** @param {Intl.DisplayNames} names @param {string} tag that may be none that the browser knows */
+function languageName(names, tag) {
+  try {
+    return names.of(tag) ?? tag;
+  } catch {
+    return tag;
   }
 }
 

@@ -52,7 +52,7 @@ export { AudioLink } from "./audio-link.js";
  * @property {{code?: string, detail?: string, message?: string} | null} error
  *
  * @typedef {{stage: string, count: number, last_at: string|null, last_error: string|null}} FunnelStage
- * @typedef {{id: string, name?: string, language?: string}} Voice
+ * @typedef {{name: string, language: string, provider: string}} Voice `name` goes into `speak`, `language` is BCP 47
  */
 
 /** An answer that is not 2xx (told as problem+json), or no answer at all (`code` is then `network`). */
@@ -152,11 +152,9 @@ export class AvatarClient {
     return this.#call("GET", "/debug/audio");
   }
 
-  /** @returns {Promise<Voice[]>} */
-  async voices() {
-    const body = await this.#call("GET", "/voices");
-    const list = Array.isArray(body) ? body : (body?.voices ?? []);
-    return list.map((/** @type {any} */ voice) => (typeof voice === "string" ? { id: voice } : voice));
+  /** @returns {Promise<{voices: Voice[], default: string | null}>} */
+  voices() {
+    return this.#call("GET", "/voices");
   }
 
   /**
@@ -204,6 +202,7 @@ export class AvatarClient {
    * @param {Record<string, string>} headers
    */
   async #fetch(method, path, body, headers) {
+    /** @type {Record<string, string>} */
     const json = body === undefined ? {} : { "Content-Type": "application/json" };
     try {
       return await fetch(this.baseUrl + path, {

@@ -25,7 +25,7 @@ export class Chooser {
 
   /** @returns {"demo" | "url" | "upload"} */
   get source() {
-    return new FormData($("chooser")).get("source");
+    return $("chooser").elements.source.value;
   }
 
   /** Shows the fields of the chosen source, and a preview of it where there is one. */
@@ -38,8 +38,8 @@ export class Chooser {
     this.previewUrl = file ? URL.createObjectURL(file) : "";
     const isClip = Boolean(file?.type.startsWith("video/"));
     const isPicture = Boolean(file?.type.startsWith("image/"));
-    $("poster").hidden = !(source === "demo" || isPicture);
-    $("poster").src = isPicture ? this.previewUrl : "poster.jpg";
+    $("poster").hidden = isClip;
+    $("poster").src = isPicture ? this.previewUrl : source === "demo" ? "poster.jpg" : "face.svg";
     $("poster-clip").hidden = !isClip;
     if (isClip) $("poster-clip").src = this.previewUrl;
     else $("poster-clip").removeAttribute("src");
@@ -71,7 +71,7 @@ export class Chooser {
   async #upload(client, tell) {
     const file = $("file").files[0];
     if (!file) throw new ApiError("Choose a file first: a video, a picture or a zip of frames.", { code: "avatar_missing", field: "file" });
-    if (this.uploaded?.file === file) return this.uploaded.avatar_id;
+    if (this.uploaded && this.uploaded.file === file) return this.uploaded.avatar_id;
     const bar = $("upload-progress");
     bar.hidden = false;
     try {

@@ -19,7 +19,7 @@ const STAGES = {
   patches: "Mouth patches",
   composed: "Frames composed",
   published: "Frames published",
-  acknowledged: "Frames the room confirmed",
+  acknowledged: "Frames acknowledged",
 };
 
 /** Diagnoses that say nothing is wrong. */
@@ -42,7 +42,7 @@ export class Panel {
 
   /** Empties it for a new session. */
   reset() {
-    for (const id of ["funnel", "events", "warnings", "facts-session", "facts-timing"]) $(id).replaceChildren();
+    for (const id of ["funnel", "events", "warnings", "session-facts", "timing-facts"]) $(id).replaceChildren();
     this.counts.clear();
     this.skews = [];
     $("skew").hidden = true;
@@ -52,12 +52,12 @@ export class Panel {
 
   /** @param {Record<string, string | number | null | undefined>} facts */
   session(facts) {
-    this.#facts($("facts-session"), facts);
+    this.#facts($("session-facts"), facts);
   }
 
   /** @param {Record<string, string | number | null | undefined>} facts */
   timing(facts) {
-    this.#facts($("facts-timing"), facts);
+    this.#facts($("timing-facts"), facts);
   }
 
   /** @param {import("./avatar-client.js").Coded[]} warnings of the avatar's report */
@@ -117,15 +117,20 @@ export class Panel {
   /** @param {HTMLElement} list @param {Record<string, string | number | null | undefined>} facts */
   #facts(list, facts) {
     const terms = Object.entries(facts);
-    if (list.children.length !== 2 * terms.length) {
-      list.replaceChildren(...terms.flatMap(([term]) => [make("dt", term), make("dd", NONE)]));
+    if (list.children.length !== terms.length) {
+      const tiles = terms.map(([term]) => {
+        const tile = document.createElement("div");
+        tile.append(make("dt", term), make("dd", NONE));
+        return tile;
+      });
+      list.replaceChildren(...tiles);
     }
-    terms.forEach(([term, value], k) => {
-      setText(list.children[2 * k], term);
-      setText(list.children[2 * k + 1], value === null || value === undefined || value === "" ? NONE : String(value));
-    });
+    for (const [k, [, value]] of terms.entries()) {
+      const told = value === null || value === undefined || value === "" ? NONE : String(value);
+      setText(/** @type {Element} */ (list.children[k].lastElementChild), told);
+    }
   }
 }
 
 /** @param {number|null} skewMs */
-export const skewText = (skewMs) => (skewMs === null ? NONE : `${signed.format(skewMs)} ms`);
+export const skewText = (skewMs) => (skewMs === null ? NONE : `${signed.format(skewMs).replace("-", "−")} ms`);

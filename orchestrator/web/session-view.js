@@ -172,13 +172,14 @@ export class SessionView extends EventTarget {
     this.panel.skew(figures.skewMs);
     const { firstPicture, toSound, toSilence } = this.measured;
     this.panel.timing({
-      "Start to first picture": firstPicture === null ? null : amount(firstPicture / 1000, "s", 2),
-      "Speak to first sound": amount(toSound, "ms"),
+      "First picture after": firstPicture === null ? null : amount(firstPicture / 1000, "s", 2),
+      "Speak to sound": amount(toSound, "ms"),
       "Interrupt to silence": amount(toSilence, "ms"),
-      "Sound ahead of picture": skewText(figures.skewMs),
-      "Jitter buffer, sound": amount(figures.audioBufferMs, "ms"),
-      "Jitter buffer, picture": amount(figures.videoBufferMs, "ms"),
+      "Sound vs picture": skewText(figures.skewMs),
+      "Sound buffered": amount(figures.audioBufferMs, "ms"),
+      "Picture buffered": amount(figures.videoBufferMs, "ms"),
       "Round trip": amount(figures.rttMs, "ms"),
+      "Frame rate": amount(figures.fps, "fps"),
       "Sound lost": amount(figures.lossPercent, "%", 1),
     });
   }
@@ -188,19 +189,20 @@ export class SessionView extends EventTarget {
     const status = await this.#ask(() => this.client.session(this.#id));
     if (!status) return;
     if (OVER.has(status.state)) this.#end(status.error?.detail ?? status.error?.message ?? "The session has ended.");
-    const size = figures.width ? `${figures.width} × ${figures.height}, ${amount(figures.fps, "fps")}` : null;
+    const size = figures.width ? `${figures.width} × ${figures.height}` : null;
     this.panel.diagnose(status.diagnosis);
     this.panel.session({
-      State: status.state,
+      Session: status.state,
       Avatar: this.state,
       Publisher: status.publisher,
       Engine: status.engine,
       Picture: size,
-      "Bit rate": figures.kbps === null ? null : `${figures.kbps.toFixed(0)} kbit/s${figures.codec ? ` ${figures.codec}` : ""}`,
-      "Waiting to be said": amount(status.playback?.buffered_s, "s", 1),
+      "Bit rate": amount(figures.kbps, "kbit/s"),
+      Codec: figures.codec,
+      "Still to say": amount(status.playback?.buffered_s, "s", 1),
       Viewers: status.viewers,
       Room: this.session?.room,
-      Session: this.session?.session_id,
+      "Session id": this.session?.session_id,
     });
   }
 

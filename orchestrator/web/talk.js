@@ -46,7 +46,7 @@ export class Talk {
     if (this.wanted) return;
     this.wanted = true;
     this.pressedAt = performance.now();
-    this.#show("Opening the microphone …");
+    this.#show("Wait …");
     try {
       await Promise.all([this.microphone.open(), this.handedOver]);
     } catch (error) {
@@ -64,7 +64,7 @@ export class Talk {
     this.link.start();
     this.recording = true;
     this.microphone.begin();
-    this.#show("Listening … let go to stop");
+    this.#show("Listening …");
   }
 
   release() {

@@ -99,10 +99,10 @@ class Page:
         await self.send("Page.navigate", url=url)
         await asyncio.wait_for(self._loaded.wait(), 20)
 
-    async def run(self, script: str) -> Any:
-        """Value of a JavaScript expression, awaited when it is a promise."""
+    async def run(self, script: str, *, gesture: bool = False) -> Any:
+        """Value of a JavaScript expression, awaited when it is a promise; `gesture`: as if in a click."""
         result = await self.send(
-            "Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True, userGesture=False
+            "Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True, userGesture=gesture
         )
         if "exceptionDetails" in result:
             raise RuntimeError(f"{script[:80]}: {result['exceptionDetails'].get('exception', {}).get('description')}")
@@ -111,9 +111,10 @@ class Page:
     async def until(self, condition: str, timeout_s: float = 15) -> Any:
         """Waits for a JavaScript expression to be true, and gives its value; raises `TimeoutError`."""
         async with asyncio.timeout(timeout_s):
-            while not (value := await self.run(condition)):
+            while True:
+                if value := await self.run(condition):
+                    return value
                 await asyncio.sleep(0.05)
-        return value
 
     async def mouse(self, selector: str, kind: str) -> None:
         """`mousePressed` or `mouseReleased`, by the left button in the middle of an element."""
@@ -161,7 +162,14 @@ class Page:
 async def browser(program: str, *extra_flags: str) -> AsyncIterator[Page]:
     """A fresh Chromium with one empty tab; it and its profile are gone afterwards."""
     with tempfile.TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True) as profile:
-        command = [program, *FLAGS, *extra_flags, "--remote-debugging-port=0", f"--user-data-dir={profile}", "about:blank"]
+        command = [
+            program,
+            *FLAGS,
+            *extra_flags,
+            "--remote-debugging-port=0",
+            f"--user-data-dir={profile}",
+            "about:blank",
+        ]
         process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             async with connect(await _tab(Path(profile)), max_size=64 * 2**20, proxy=None) as socket:
@@ -169,9 +177,11 @@ async def browser(program: str, *extra_flags: str) -> AsyncIterator[Page]:
                 listener = asyncio.create_task(page.listen())
                 for domain in ("Page", "Runtime", "Network", "Log"):
                     await page.send(f"{domain}.enable")
-                yield page
-                await socket.close()
-                await listener
+                try:
+                    yield page
+                finally:
+                    listener.cancel()
+                    await asyncio.gather(listener, return_exceptions=True)
         finally:
             if process.returncode is None:
                 process.terminate()
@@ -181,10 +191,12 @@ async def browser(program: str, *extra_flags: str) -> AsyncIterator[Page]:
 async def _tab(profile: Path) -> str:
     """DevTools address of the first tab: Chromium writes its port into the profile when it is ready."""
     port_file = profile / "DevToolsActivePort"
+    words: list[str] = []
     async with asyncio.timeout(20):
-        while not port_file.exists() or len(port_file.read_text().split()) < 2:
+        while len(words) < 2:
             await asyncio.sleep(0.05)
-    port, path = port_file.read_text().split()
+            words = await asyncio.to_thread(lambda: port_file.read_text().split() if port_file.exists() else [])
+    port, path = words
     async with connect(f"ws://127.0.0.1:{port}{path}", proxy=None) as socket:
         await socket.send('{"id": 1, "method": "Target.getTargets"}')
         targets = json.loads(await socket.recv())["result"]["targetInfos"]

@@ -1,0 +1,89 @@
+"""What the page's tests share: a Chromium, the page's files on loopback, and the whole demo as a process."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import json
+import select
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.browser.chromium import Page, browser, find_chromium
+
+ROOT = Path(__file__).resolve().parents[2]
+STACK_READY_S = 90
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The running demo."""
+
+    url: str
+    api_key: str
+
+    def get(self, path: str) -> httpx.Response:
+        return httpx.get(self.url + path, headers={"Authorization": f"Bearer {self.api_key}"}, trust_env=False)
+
+    def post(self, path: str) -> httpx.Response:
+        return httpx.post(self.url + path, headers={"Authorization": f"Bearer {self.api_key}"}, trust_env=False)
+
+
+@pytest.fixture
+async def page() -> AsyncIterator[Page]:
+    """A tab of a fresh Chromium. Afterwards: nothing in its console, and no request left this machine."""
+    program = find_chromium()
+    if program is None:
+        pytest.skip("no Chromium on PATH")
+    async with browser(program) as tab:
+        yield tab
+
+
+@pytest.fixture(scope="session")
+def web() -> Iterator[str]:
+    """Address of the page's files, served as files are, without an orchestrator."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    handler = functools.partial(Quiet, directory=str(ROOT / "orchestrator" / "web"))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """`musetalk-orchestrator demo`: livekit-server, agent and orchestrator, as processes."""
+    log = tmp_path_factory.mktemp("demo") / "log"
+    command = [sys.executable, "-m", "orchestrator", "demo", "--json", "--port", "0"]
+    with (
+        log.open("wb") as errors,
+        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=errors) as process,
+    ):
+        try:
+            assert process.stdout is not None
+            readable, _, _ = select.select([process.stdout], [], [], STACK_READY_S)
+            line = process.stdout.readline() if readable else b""
+            if not line:
+                pytest.fail(f"the demo did not start:\n{log.read_text()[-4000:]}")
+            info = json.loads(line)
+            yield Stack(url=info["orchestrator_url"], api_key=info["api_key"])
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
