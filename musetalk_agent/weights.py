@@ -1,7 +1,7 @@
 """Model files: what the manifest says of them, where they lie, whether they are whole.
 
 Nothing here fetches: `musetalk-agent fetch-models` does (`tools.fetch_models`). Files that were checked against their sha256 are
-written down in `verified.json` beside them with size and modification time, so that no file is hashed twice.
+written down in `.cache/verified.json` beside them with size and modification time, so that no file is hashed twice.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from musetalk_agent.errors import WeightsMissing
 from musetalk_agent.protocol.http import FileState
 
-LEDGER = "verified.json"
+LEDGER = ".cache/verified.json"
 _HASH_BLOCK_BYTES = 1 << 20
 
 
@@ -212,6 +212,7 @@ class ModelStore:
         ledger = self._ledger() | {name: [stat.st_size, stat.st_mtime_ns, digest]}
         part = self.directory / f"{LEDGER}.{os.getpid()}.part"
         try:
+            part.parent.mkdir(exist_ok=True)
             part.write_text(json.dumps(ledger, indent=1), "utf-8")
             part.replace(self.directory / LEDGER)
         except OSError:

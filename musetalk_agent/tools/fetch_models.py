@@ -30,7 +30,6 @@ from musetalk_agent.weights import (
     ModelStore,
     UrlSource,
     WheelSource,
-    packaged_models_dir,
 )
 
 _DEFAULT_GROUP = "face"

@@ -1,0 +1,127 @@
+"""Closes the eyes of a still picture: the skin between brow and lid is drawn down over the eye."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from musetalk_agent.avatars.face import Points
+from musetalk_agent.media import Pixels
+
+_EYES = (
+    # corner, upper lid …, corner / corner, lower lid …, corner / lower edge of the brow
+    (
+        (33, 246, 161, 160, 159, 158, 157, 173, 133),
+        (33, 7, 163, 144, 145, 153, 154, 155, 133),
+        (46, 53, 52, 65, 55),
+    ),
+    (
+        (362, 398, 384, 385, 386, 387, 388, 466, 263),
+        (362, 382, 381, 380, 374, 373, 390, 249, 263),
+        (285, 295, 282, 283, 276),
+    ),
+)
+_LEAST_OPENING = 0.16
+"""Eyes that are less open than this (by the eye's width) are closed or hidden: they are left alone."""
+_LASHES = (0.25, 0.12)
+"""The band of lashes, which moves without being stretched: so far above and below the upper lid, by the eye's opening."""
+_BROW_GAP = 0.35
+"""The skin begins to stretch this far from the brow to the lid, so that the brow stays where it is."""
+_MEETS = 1.3
+"""Where the lids meet, from upper (0) to lower (1); the mesh's lower lid lies a little inside the eye."""
+
+
+@dataclass(frozen=True)
+class _Eye:
+    """Curves across one eye in pixels of its patch, each float32 `[h, w]` or broadcastable to it."""
+
+    left: int
+    top: int
+    rows: NDArray[np.float32]
+    columns: NDArray[np.float32]
+    across: NDArray[np.float32]
+    skin: NDArray[np.float32]
+    upper: NDArray[np.float32]
+    lower: NDArray[np.float32]
+    down: NDArray[np.float32]
+
+
+class Blink:
+    """Draws a picture with its eyes closed by degrees.
+
+    Args:
+        pixels: uint8 BGR `[h, w, 3]`.
+        points: its mesh, float32 `[468, 2]` in pixels.
+    """
+
+    def __init__(self, pixels: Pixels, points: Points) -> None:
+        self._pixels = pixels
+        self._eyes = [eye for curves in _EYES if (eye := _eye(points, curves, pixels.shape)) is not None]
+
+    def closed(self, closure: float) -> Pixels:
+        """The picture with its eyes closed by `closure`, 0 (as it is) … 1 (shut)."""
+        if closure <= 0 or not self._eyes:
+            return self._pixels
+        picture = self._pixels.copy()
+        for eye in self._eyes:
+            height, width = eye.rows.shape
+            part = picture[eye.top : eye.top + height, eye.left : eye.left + width]
+            part[:] = _lowered(self._pixels, eye, closure)
+        return picture
+
+
+def _eye(points: Points, curves: tuple[tuple[int, ...], ...], shape: tuple[int, ...]) -> _Eye | None:
+    upper, lower, brow = (points[list(curve)] for curve in curves)
+    axis = upper[-1] - upper[0]
+    width = float(np.linalg.norm(axis))
+    if width < 8:
+        return None
+    axis = axis / width
+    down = np.array([-axis[1], axis[0]], np.float32)
+    middle = len(upper) // 2
+    if float((lower[middle] - upper[middle]) @ down) < _LEAST_OPENING * width:
+        return None
+    around = np.concatenate([upper, lower, brow])
+    low = np.floor(around.min(0) - 3).astype(int)
+    high = np.ceil(around.max(0) + 4).astype(int)
+    if (low < 0).any() or high[0] > shape[1] or high[1] > shape[0]:
+        return None
+    rows, columns = np.mgrid[low[1] : high[1], low[0] : high[0]].astype(np.float32)
+    offset = np.stack([columns, rows], axis=2) - upper[0]
+    along = (offset @ axis).astype(np.float32)
+    across = (offset @ down).astype(np.float32)
+    lid, edge, forehead = (_curve(along, curve - upper[0], axis, down) for curve in (upper, lower, brow))
+    skin = forehead + _BROW_GAP * (lid - forehead)
+    return _Eye(int(low[0]), int(low[1]), rows, columns, across, skin, lid, edge, down)
+
+
+def _curve(
+    along: NDArray[np.float32], curve: Points, axis: NDArray[np.float32], down: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Height of a curve at each pixel of the patch, in pixels across the eye."""
+    at = curve @ axis
+    order = np.argsort(at)
+    height = np.interp(along.ravel(), at[order], (curve @ down)[order])
+    return np.asarray(height, np.float32).reshape(along.shape)
+
+
+def _lowered(pixels: Pixels, eye: _Eye, closure: float) -> Pixels:
+    opening = np.maximum(eye.lower - eye.upper, 0)
+    lashes, edge = eye.upper - _LASHES[0] * opening, eye.upper + _LASHES[1] * opening
+    drop = np.float32(closure) * np.maximum(eye.upper + _MEETS * opening - edge, 0)
+    skin = np.minimum(eye.skin, lashes - 2)
+    stretched = skin + (eye.across - skin) * (lashes - skin) / (lashes + drop - skin)
+    source = np.where(eye.across < lashes + drop, np.where(eye.across < skin, eye.across, stretched), eye.across - drop)
+    shift = (source - eye.across).astype(np.float32)
+    edge = edge + drop
+    lid = cv2.remap(pixels, eye.columns + shift * eye.down[0], eye.rows + shift * eye.down[1], cv2.INTER_LINEAR).astype(
+        np.float32
+    )
+    covers = np.clip(edge - eye.across + 0.5, 0, 1)[..., None]
+    height, width = eye.rows.shape
+    open_eye = pixels[eye.top : eye.top + height, eye.left : eye.left + width].astype(np.float32)
+    return cast("Pixels", np.rint(lid * covers + open_eye * (1 - covers)).astype(np.uint8))
