@@ -1,0 +1,29 @@
+# Each target does its own set-up on a fresh machine (tools/setup) and is quick the second time.
+.PHONY: demo test check bench setup clean
+PY := .venv/bin/python
+ARGS ?=
+
+demo: ## a face that speaks in a browser
+	@tools/setup venv models livekit
+	@exec .venv/bin/musetalk-orchestrator demo $(ARGS)
+
+test: ## the test suite, against a real livekit-server and a real Chromium
+	@tools/setup venv models livekit browser
+	@$(PY) -m pytest $(ARGS)
+
+check: ## formatting, lint, types, import rules
+	@tools/setup venv
+	@.venv/bin/ruff format --check .
+	@.venv/bin/ruff check .
+	@.venv/bin/mypy
+	@.venv/bin/lint-imports
+
+bench: ## one JSON line a figure, with the machine
+	@tools/setup venv models livekit
+	@$(PY) -m tests.bench $(ARGS)
+
+setup: ## everything the other targets need
+	@tools/setup venv models livekit browser
+
+clean:
+	rm -rf .venv
