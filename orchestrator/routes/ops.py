@@ -15,7 +15,8 @@ from orchestrator.routes.context import Ctx
 router = APIRouter(tags=["operations"])
 
 
-@router.api_route("/health", methods=["GET", "HEAD"])
+@router.head("/health", include_in_schema=False)
+@router.get("/health")
 async def health(ctx: Ctx) -> Response:
     """200 when at least one agent is ready, else 503. Tells no addresses: it is open to everybody."""
     agents = await ctx.pool.status()

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -16,7 +18,7 @@ def test_any_split_of_the_bytes_gives_the_same_samples(data: bytes, cuts: list[i
     decoder = Decoder(AudioFormat.S16LE)
     edges = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
     announced, out = 0, b""
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in pairwise(edges):
         announced += decoder.samples(end - start)
         out += decoder.decode(data[start:end])
     assert out == data[: len(data) - len(data) % 2]

@@ -1,0 +1,158 @@
+"""The link over real sockets: cut, resumed, refused, given up."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import deque
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+
+import pytest
+
+from musetalk_agent.protocol.http import AgentStartRequest, AvatarSource
+from musetalk_agent.protocol.messages import Event, SegmentEnd, SegmentStart
+from orchestrator.agents.client import AgentLease
+from orchestrator.agents.link import AgentLink, LinkLost, LinkOver, LinkPeer
+from orchestrator.audio.items import LinkItem
+from orchestrator.metrics import Metrics
+from tests.fakes.agent_server import AGENT_KEY, FakeAgent, FakeSession
+from tests.fakes.relay import Relay, relay
+from tests.fakes.serving import plain_config, serving
+
+HEADERS = {"Authorization": f"Bearer {AGENT_KEY}"}
+
+
+class Source:
+    """Items that wait, events that came."""
+
+    def __init__(self) -> None:
+        self.items: deque[LinkItem] = deque()
+        self.events: list[Event] = []
+
+    def peer(self) -> LinkPeer:
+        return LinkPeer(lambda: self.items.popleft() if self.items else None, self.events.append)
+
+
+@asynccontextmanager
+async def agent_behind_relay() -> AsyncIterator[tuple[FakeAgent, FakeSession, Relay]]:
+    agent = FakeAgent()
+    request = AgentStartRequest(
+        session_id="s", room="r", livekit_url="ws://none", livekit_token="t", avatar=AvatarSource()
+    )
+    session = agent.sessions["s"] = FakeSession(request)
+    async with serving(plain_config(agent.app)) as url, relay(url) as between:
+        yield agent, session, between
+
+
+@contextmanager
+def running(link: AgentLink) -> Iterator[asyncio.Task[None]]:
+    task = asyncio.create_task(link.run())
+    try:
+        yield task
+    finally:
+        task.cancel()
+
+
+async def until(condition: object, within_s: float = 5.0) -> None:
+    async with asyncio.timeout(within_s):
+        while not condition():  # type: ignore[operator]
+            await asyncio.sleep(0.005)  # noqa: ASYNC110 - polled from outside on purpose
+
+
+async def test_twenty_cuts_lose_nothing_and_double_nothing() -> None:
+    source = Source()
+    async with agent_behind_relay() as (_, session, between):
+        link = AgentLink(AgentLease(between.url, HEADERS), "s", source.peer(), Metrics())
+        with running(link) as task:
+            blocks = [bytes([n % 256, n // 256]) * 320 for n in range(420)]
+            source.items.append(LinkItem(SegmentStart(segment=1, sample_rate=16000).model_dump_json()))
+            cuts = 0
+            for index, block in enumerate(blocks):
+                source.items.append(LinkItem(block, 0.02))
+                link.wake()
+                if index % 20 == 10:
+                    cuts += 1
+                    await until(lambda: link.connected and link.drops == cuts - 1)  # noqa: B023
+                    await asyncio.sleep(0.003 * (index % 3))
+                    between.cut()
+            source.items.append(LinkItem(SegmentEnd(segment=1).model_dump_json()))
+            link.wake()
+            await until(lambda: len(source.events) == 2, within_s=20)
+        with suppress(asyncio.CancelledError):
+            await task
+        assert session.pcm == b"".join(blocks)
+        assert session.items == len(blocks) + 2
+        assert [event.type for event in source.events] == ["playback.started", "playback.finished"]
+        assert link.drops >= 20
+        assert session.connections >= 21
+
+
+async def test_a_link_whose_agent_takes_one_item_a_connection_still_delivers() -> None:
+    source = Source()
+    async with agent_behind_relay() as (agent, session, between):
+        agent.drop_link_after = 2
+        link = AgentLink(AgentLease(between.url, HEADERS), "s", source.peer(), Metrics())
+        source.items.append(LinkItem(SegmentStart(segment=1, sample_rate=16000).model_dump_json()))
+        source.items.extend(LinkItem(bytes([n, 0]), 0.0) for n in range(8))
+        with running(link):
+            await until(lambda: len(session.pcm) == 16, within_s=10)
+        assert session.pcm == b"".join(bytes([n, 0]) for n in range(8))
+
+
+async def test_an_agent_that_stays_away_is_given_up() -> None:
+    async with agent_behind_relay() as (_, _, between):
+        between.refuse = True
+        link = AgentLink(AgentLease(between.url, HEADERS), "s", Source().peer(), Metrics(), give_up_s=0.3)
+        with pytest.raises(LinkLost, match=r"for 0\.3 s"):
+            await asyncio.wait_for(link.run(), 5)
+
+
+async def test_a_session_the_agent_does_not_know_is_over() -> None:
+    async with agent_behind_relay() as (_, _, between):
+        link = AgentLink(AgentLease(between.url, HEADERS), "unknown", Source().peer(), Metrics())
+        with pytest.raises(LinkOver):
+            await asyncio.wait_for(link.run(), 5)
+
+
+async def test_a_wrong_key_is_not_tried_again() -> None:
+    async with agent_behind_relay() as (_, _, between):
+        lease = AgentLease(between.url, {"Authorization": "Bearer wrong"})
+        with pytest.raises(LinkLost, match="refuses our key"):
+            await asyncio.wait_for(AgentLink(lease, "s", Source().peer(), Metrics()).run(), 5)
+        assert between.accepted == 1
+
+
+async def test_going_away_is_the_end_of_the_session() -> None:
+    async with agent_behind_relay() as (_, session, between):
+        link = AgentLink(AgentLease(between.url, HEADERS), "s", Source().peer(), Metrics())
+        with running(link) as task:
+            await link.wait_connected()
+            await session.sockets[0].close(1001)
+            with pytest.raises(LinkOver):
+                await asyncio.wait_for(task, 5)
+
+
+async def test_an_agent_that_forgot_what_it_took_is_noticed() -> None:
+    source = Source()
+    async with agent_behind_relay() as (_, session, between):
+        link = AgentLink(AgentLease(between.url, HEADERS), "s", source.peer(), Metrics())
+        with running(link) as task:
+            source.items.append(LinkItem(SegmentStart(segment=1, sample_rate=16000).model_dump_json()))
+            link.wake()
+            await until(lambda: session.items == 1)
+            await asyncio.sleep(0.05)
+            session.items = 0
+            between.cut()
+            with pytest.raises(LinkLost, match="items"):
+                await asyncio.wait_for(task, 5)
+
+
+async def test_what_is_sent_is_the_protocols_json() -> None:
+    source = Source()
+    async with agent_behind_relay() as (_, session, between):
+        link = AgentLink(AgentLease(between.url, HEADERS), "s", source.peer(), Metrics())
+        source.items.append(LinkItem(SegmentStart(segment=1, sample_rate=16000).model_dump_json()))
+        with running(link):
+            await until(lambda: session.texts)
+        assert session.texts == [json.loads('{"type":"segment.start","segment":1,"sample_rate":16000}')]

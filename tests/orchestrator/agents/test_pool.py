@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import pytest
+
+from musetalk_agent.protocol.problems import ErrorCode, ProblemError
+from orchestrator.agents.client import AgentClient
+from orchestrator.agents.pool import StaticAgentPool
+from tests.fakes.agent_server import AGENT_KEY, FakeAgent
+from tests.fakes.serving import plain_config, serving
+
+DEAD = "http://127.0.0.1:9"  # the discard port: nobody listens
+
+
+@asynccontextmanager
+async def fleet(count: int, *more: str) -> AsyncIterator[tuple[StaticAgentPool, list[FakeAgent], list[str]]]:
+    agents = [FakeAgent() for _ in range(count)]
+    async with AsyncExitStack() as stack:
+        urls = [await stack.enter_async_context(serving(plain_config(agent.app))) for agent in agents]
+        client = AgentClient()
+        stack.push_async_callback(client.aclose)
+        yield StaticAgentPool([*urls, *more], AGENT_KEY, client), agents, urls
+
+
+async def test_the_least_loaded_agent_takes_the_session() -> None:
+    async with fleet(2) as (pool, agents, urls):
+        agents[0].sessions_max, agents[1].sessions_max = 2, 4
+        taken = [(await pool.acquire(f"s{n}")).base_url for n in range(6)]
+        assert (taken.count(urls[0]), taken.count(urls[1])) == (2, 4)
+        with pytest.raises(ProblemError) as caught:
+            await pool.acquire("one too many")
+        assert (caught.value.code, caught.value.retry_after_s) == (ErrorCode.AT_CAPACITY, 5)
+        pool.release("s0")
+        assert (await pool.acquire("again")).base_url == taken[0]
+
+
+async def test_draining_unready_and_dead_agents_are_left_out() -> None:
+    async with fleet(3, DEAD) as (pool, agents, urls):
+        agents[0].draining = True
+        agents[1].status = "warming"
+        for n in range(3):
+            assert (await pool.acquire(f"s{n}")).base_url == urls[2]
+        assert [status.usable for status in await pool.status()] == [False, False, True, False]
+
+
+async def test_no_agent_at_all_is_not_the_same_as_a_full_one() -> None:
+    async with fleet(0, DEAD) as (pool, _, _):
+        with pytest.raises(ProblemError) as caught:
+            await pool.acquire("s")
+        assert caught.value.code is ErrorCode.AGENT_UNAVAILABLE
+
+
+async def test_an_agent_that_holds_the_avatar_is_preferred_while_it_has_room() -> None:
+    async with fleet(2) as (pool, agents, urls):
+        agents[1].sessions_max = 1
+        lease = next(lease for lease in pool.leases() if lease.base_url == urls[1])
+        pool.remember_avatar("sha256:a", lease)
+        assert (await pool.acquire("s0", avatar_id="sha256:a")).base_url == urls[1]
+        assert (await pool.acquire("s1", avatar_id="sha256:a")).base_url == urls[0]
+
+
+async def test_avoided_agents_are_not_asked_twice() -> None:
+    async with fleet(2) as (pool, _, urls):
+        assert (await pool.acquire("s", avoid=frozenset({urls[0]}))).base_url == urls[1]
+
+
+async def test_the_key_is_not_shown() -> None:
+    async with fleet(1) as (pool, _, _):
+        assert AGENT_KEY not in repr(pool.leases())
