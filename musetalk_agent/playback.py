@@ -203,7 +203,7 @@ class Playback:
                 self._production.close_mouth()
                 return
             else:
-                await self._clock.wait(self._audio_wake, playout.time_of(playout.handed))
+                await self._clock.wait(self._audio_wake, self._clock.now() + max(0.001, playout.queued_s()))
 
     # --- the pictures ------------------------------------------------------------------------------------------------
 

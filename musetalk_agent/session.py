@@ -91,7 +91,6 @@ class Session:
         self.outbox = Outbox()
         self.items = 0
         self.started_at = utc_now()
-        self.ended_at: float | None = None
         self.last_audio_at: str | None = None
         self.error: dict[str, Any] | None = None
         self.segments = 0
@@ -157,7 +156,6 @@ class Session:
     async def _leave(self) -> None:
         await self.publisher.aclose()
         self._release()
-        self.ended_at = asyncio.get_running_loop().time()
         self.ended.set()
         self.outbox.changed.set()
 

@@ -12,7 +12,6 @@ from musetalk_agent.protocol.http import AgentDebug, AgentSession, AgentStartReq
 from musetalk_agent.protocol.problems import MEDIA_TYPE, ErrorCode, ProblemError
 from musetalk_agent.service.auth import authorised
 from musetalk_agent.service.sessions import Sessions
-from musetalk_agent.session import ENDED
 
 
 async def _require_key(request: Request) -> None:
@@ -41,13 +40,13 @@ async def start(body: AgentStartRequest, sessions: SessionsHere) -> AgentSession
 @guarded.post("/session/{session_id}/stop")
 async def stop(session_id: str, sessions: SessionsHere) -> AgentSession:
     """Ends the session; any number of times."""
-    return (await sessions.stop(session_id)).status()
+    return await sessions.stop(session_id)
 
 
 @guarded.get("/session/{session_id}")
 async def session(session_id: str, sessions: SessionsHere) -> AgentSession:
     """State, playback, funnel and diagnosis."""
-    return sessions.get(session_id).status()
+    return sessions.status(session_id)
 
 
 @guarded.get("/debug")
@@ -58,7 +57,7 @@ async def debug(request: Request, sessions: SessionsHere) -> AgentDebug:
         engine=factory.default_engine,
         device=factory.device,
         files=factory.models.state(),
-        sessions=[s.status() for s in sessions.all() if s.state not in ENDED],
+        sessions=[s.status() for s in sessions.live()],
     )
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import OrderedDict
 
-from musetalk_agent.errors import AtCapacity, SessionConflict, SessionNotFound
+from musetalk_agent.errors import AtCapacity, SessionConflict, SessionEnded, SessionNotFound
 from musetalk_agent.factory import Factory
 from musetalk_agent.metrics import SESSIONS, SESSIONS_ENDED, SESSIONS_MAX, START_SECONDS
-from musetalk_agent.protocol.http import AgentStartRequest, Capacity
+from musetalk_agent.protocol.http import AgentSession, AgentStartRequest, Capacity
 from musetalk_agent.session import ENDED, Session
 
 log = logging.getLogger(__name__)
@@ -27,6 +28,7 @@ class Sessions:
         self._factory = factory
         self._most = factory.settings.max_sessions
         self._sessions: dict[str, Session] = {}
+        self._ended: OrderedDict[str, tuple[float, AgentSession]] = OrderedDict()
         self._starting: set[str] = set()
         self.draining = False
         SESSIONS_MAX.set(self._most)
@@ -34,28 +36,34 @@ class Sessions:
 
     def capacity(self) -> Capacity:
         """Sessions held (starting ones too) and the most."""
+        self._archive()
         return Capacity(sessions=len(self._starting) + len(self.live()), sessions_max=self._most)
 
     def live(self) -> list[Session]:
         """Sessions that are not over."""
         return [s for s in self._sessions.values() if s.state not in ENDED]
 
-    def all(self) -> list[Session]:
-        """Live and remembered sessions."""
-        self._forget()
-        return list(self._sessions.values())
-
     def get(self, session_id: str) -> Session:
-        """Raises `SessionNotFound`."""
+        """A live session. Raises `SessionEnded` or `SessionNotFound`."""
+        self._archive()
+        if session_id in self._ended:
+            raise SessionEnded(f"The session {session_id!r} is over; start a new one.", value=session_id)
         session = self._sessions.get(session_id)
         if session is None:
             raise SessionNotFound(f"This agent has no session {session_id!r}.", value=session_id)
         return session
 
+    def status(self, session_id: str) -> AgentSession:
+        """What a session says of itself, or last said. Raises `SessionNotFound`."""
+        self._archive()
+        if session_id in self._ended:
+            return self._ended[session_id][1]
+        return self.get(session_id).status()
+
     async def start(self, request: AgentStartRequest) -> Session:
         """Prepares the avatar, joins the room, publishes. Raises `AtCapacity`, `SessionConflict`, avatar and engine errors."""
-        self._forget()
-        if request.session_id in self._starting or request.session_id in self._sessions:
+        self._archive()
+        if request.session_id in (*self._starting, *self._sessions, *self._ended):
             raise SessionConflict(f"A session {request.session_id!r} is here already.", value=request.session_id)
         capacity = self.capacity()
         if self.draining or capacity.sessions >= capacity.sessions_max:
@@ -78,23 +86,26 @@ class Sessions:
         START_SECONDS.observe(time.monotonic() - begun)
         return session
 
-    async def stop(self, session_id: str) -> Session:
+    async def stop(self, session_id: str) -> AgentSession:
         """Ends a session; stopping one that ended is fine. Raises `SessionNotFound`."""
-        session = self.get(session_id)
-        await session.stop()
-        return session
+        if session_id in self._sessions:
+            await self._sessions[session_id].stop()
+        return self.status(session_id)
 
     async def aclose(self) -> None:
         """Stops every session at once."""
         self.draining = True
         await asyncio.gather(*(s.stop() for s in self.live()), return_exceptions=True)
 
-    def _forget(self) -> None:
-        now = asyncio.get_running_loop().time()
-        ended = [s for s in self._sessions.values() if s.ended_at is not None]
-        ended.sort(key=lambda s: s.ended_at or 0.0)
-        for index, session in enumerate(ended):
-            surplus = len(ended) - index > _REMEMBER_MOST
-            if surplus or now - (session.ended_at or now) > REMEMBER_S:
-                del self._sessions[session.id]
-                SESSIONS_ENDED.labels(session.state.value).inc()
+    def _archive(self) -> None:
+        """Of a session that is over only its last words stay, and those for ten minutes."""
+        now = time.monotonic()
+        for session in [s for s in self._sessions.values() if s.ended.is_set()]:
+            del self._sessions[session.id]
+            self._ended[session.id] = (now, session.status())
+            SESSIONS_ENDED.labels(session.state.value).inc()
+        while self._ended:
+            oldest, (ended_at, _) = next(iter(self._ended.items()))
+            if len(self._ended) <= _REMEMBER_MOST and now - ended_at <= REMEMBER_S:
+                break
+            del self._ended[oldest]

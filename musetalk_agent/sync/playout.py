@@ -20,23 +20,25 @@ class PlayoutClock:
         rate: samples per second.
         grain_s: the sink takes samples in steps of this length (10 ms in WebRTC), so a block handed to an idle sink begins half a
             step later on average.
+        path_s: how much longer than a picture a sample takes from the sink to the viewer.
     """
 
-    def __init__(self, clock: Clock, rate: int, grain_s: float = 0.01) -> None:
+    def __init__(self, clock: Clock, rate: int, grain_s: float = 0.01, path_s: float = 0.0) -> None:
         self._clock = clock
         self._rate = rate
         self._grain_s = grain_s
+        self._path_s = path_s
         self._base_position = 0.0
         self._base_time = clock.now()
         self.handed = 0
 
     def position(self) -> int:
         """Samples heard by now; stands still when everything handed over was heard."""
-        return min(self.handed, int(self._line(self._clock.now())))
+        return min(self.handed, int(self._line(self._clock.now() - self._path_s)))
 
     @property
     def dry(self) -> bool:
-        """Nothing is left in the sink."""
+        """Nothing is left in the sink; its last samples may still be on their way."""
         return self._line(self._clock.now()) >= self.handed
 
     def queued_s(self) -> float:
@@ -45,7 +47,7 @@ class PlayoutClock:
 
     def time_of(self, position: int) -> float:
         """Monotonic time at which sample `position` is heard, if the sink never runs dry before it."""
-        return self._base_time + (position - self._base_position) / self._rate
+        return self._base_time + (position - self._base_position) / self._rate + self._path_s
 
     def hand(self, samples: int) -> None:
         """`samples` samples are being handed to the sink now."""
@@ -65,7 +67,7 @@ class PlayoutClock:
 
     def clear(self) -> int:
         """The sink's queue was emptied: returns how many samples will not be heard."""
-        position = self.position()
+        position = min(self.handed, int(self._line(self._clock.now())))
         dropped = self.handed - position
         self.handed = position
         self._base_position, self._base_time = float(position), self._clock.now()
