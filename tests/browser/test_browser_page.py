@@ -1,0 +1,216 @@
+"""The page in a real Chromium, before the real stack: a person starts the avatar, makes it speak, interrupts, and leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from tests.browser.chromium import Page
+from tests.browser.conftest import Stack
+
+pytestmark = [pytest.mark.browser, pytest.mark.livekit, pytest.mark.voice]
+
+PROBE = Path(__file__).with_name("probe.js")
+LIVE = "document.body.dataset.phase === 'live'"
+SAID = "The quick brown fox jumps over the lazy dog, and my lips move with every word that I say to you."
+LOUD = 10 ** (-40 / 20)
+QUIET = 10 ** (-60 / 20)
+OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+TARGETS = """[...document.querySelectorAll('button, select, textarea, summary')].filter((e) => e.checkVisibility())
+  .map((e) => [e.id || e.textContent.trim(), e.getBoundingClientRect().height])"""
+
+
+async def text(page: Page, element: str) -> str:
+    value = await page.run(f"document.getElementById({element!r}).textContent")
+    assert isinstance(value, str)
+    return value
+
+
+async def session_id(page: Page) -> str:
+    """Of the session on the page, from its panel."""
+    value = await page.until(
+        "[...document.querySelectorAll('#session-facts dd')].map((e) => e.textContent).find((t) => t.startsWith('ses_'))"
+    )
+    assert isinstance(value, str)
+    return value
+
+
+async def start(page: Page, stack: Stack) -> None:
+    """Opens the page and presses Start; the avatar is seen afterwards."""
+    await page.size(1280, 800)
+    await page.open(f"{stack.url}/")
+    await page.click("#start")
+    await page.until(LIVE, 30)
+
+
+async def watch(page: Page, seconds: float) -> NDArray[np.float64]:
+    """[frame, (time, change of the mouth, change of the forehead, loudness)] of what is shown from now on."""
+    await page.run("probe.take(), null")
+    await asyncio.sleep(seconds)
+    return np.array(await page.run("probe.take()"))
+
+
+async def stopped(stack: Stack, session: str) -> float:
+    """Seconds until the orchestrator says that the session is over."""
+    begin = time.monotonic()
+    async with asyncio.timeout(10):
+        while True:
+            status = await asyncio.to_thread(stack.get, f"/session/{session}")
+            if status.json()["state"] == "stopped":
+                return time.monotonic() - begin
+            await asyncio.sleep(0.1)
+
+
+def clean(page: Page, *expected: str) -> None:
+    """No error in the console but those expected, and nothing was asked of any other machine."""
+    assert [e for e in page.errors if not any(part in e for part in expected)] == []
+    hosts = {urlsplit(url).hostname for url in page.requests if not url.startswith(("data:", "blob:", "about:"))}
+    assert hosts <= {"127.0.0.1", "localhost"}
+
+
+async def test_types_hears_and_sees_it_speak_and_interrupts(page: Page, stack: Stack) -> None:
+    await start(page, stack)
+    await page.run(PROBE.read_text(), gesture=True)
+    idle = await watch(page, 2)
+    assert len(idle) > 40
+    assert idle[5:, 3].max() < QUIET
+
+    await page.click("#text")
+    await page.type(SAID)
+    await page.key("Enter")
+    await page.until("document.getElementById('chip').dataset.state === 'speaking'", 5)
+    await page.until(f"probe.rms() > {LOUD}", 5)
+    said = await watch(page, 3)
+    assert 23 < (len(said) - 1) / (said[-1, 0] - said[0, 0]) * 1000 < 27
+    assert np.mean(said[:, 3] > LOUD) > 0.5
+    mouth_idle, mouth = idle[5:, 1].mean(), said[:, 1].mean()
+    assert mouth > 3 * mouth_idle + 1, f"the mouth changes by {mouth:.2f} speaking, {mouth_idle:.2f} idle"
+    assert mouth > 3 * said[:, 2].mean(), "as much happens on the forehead as around the mouth"
+
+    assert await page.run("document.getElementById('text').value") == ""
+    pressed = time.monotonic()
+    await page.key("Escape")
+    await page.until(f"probe.rms() < {QUIET}", 2)
+    assert time.monotonic() - pressed < 0.8
+    await asyncio.sleep(0.3)
+    after = await watch(page, 1.5)
+    assert after[:, 3].max() < QUIET
+    assert after[5:, 1].mean() < 2 * mouth_idle + 1
+    assert "Interrupted" in await text(page, "status")
+    await page.until("document.getElementById('events').textContent.includes('interrupted')", 3)
+    clean(page)
+
+
+async def test_panel_tells_what_goes_on(page: Page, stack: Stack) -> None:
+    await start(page, stack)
+    await page.click("#text")
+    await page.type("One, two, three.")
+    await page.click("#speak")
+    await page.until("document.getElementById('diagnosis-code').textContent === 'ok'", 10)
+    await page.until("document.getElementById('events').textContent.includes('finished after')", 15)
+    await page.until("!document.getElementById('skew').hidden", 20)
+    tiles: dict[str, Any] = await page.run(
+        "Object.fromEntries([...document.querySelectorAll('.tiles > div')].map((e) => [...e.children].map((c) => c.textContent)))"
+    )
+    assert tiles["Publisher"] == "livekit"
+    assert 0 < float(tiles["First picture after"].split()[0]) < 10
+    assert 20 < float(tiles["Speak to sound"].split()[0]) < 3000
+    assert 20 <= float(tiles["Frame rate"].split()[0]) <= 30
+    assert abs(float(tiles["Sound vs picture"].replace("−", "-").split()[0])) < 120
+    counts = await page.run("[...document.querySelectorAll('#funnel li')].map((e) => e.children[1].textContent)")
+    assert len(counts) == 7
+    assert "0" not in counts[:6]
+    clean(page)
+
+
+async def test_keyboard_alone_does_everything(page: Page, stack: Stack) -> None:
+    focus = "document.activeElement.id"
+
+    async def tab_to(element: str) -> None:
+        for _ in range(20):
+            if await page.run(focus) == element:
+                return
+            await page.key("Tab")
+        pytest.fail(f"#{element} cannot be reached with Tab")
+
+    await page.size(1280, 800)
+    await page.open(f"{stack.url}/")
+    await tab_to("start")
+    await page.key("Enter")
+    await page.until(LIVE, 30)
+    assert await page.run(focus) == "text"
+    await page.type("Hello.")
+    await page.key("Enter")
+    await page.until("document.getElementById('events').textContent.includes('finished after')", 15)
+
+    session = await session_id(page)
+    await tab_to("talk")
+    await page.key(" ", hold_s=1.5)
+    await page.until("document.getElementById('events').textContent.includes('Segment 2 began')", 5)
+    await page.until("document.getElementById('talk').ariaPressed === 'false'", 5)
+    sources = (await asyncio.to_thread(stack.get, "/debug/audio")).json()["sessions"]
+    taken = next(s["source"]["received_samples"] for s in sources if s["session_id"] == session)
+    assert 0.7 * 16_000 < taken < 2.0 * 16_000
+    await page.key("Escape")
+    await tab_to("stop")
+    await page.key("Enter")
+    await page.until("document.body.dataset.phase === 'ready'")
+    assert await page.run(focus) == "start"
+    assert await stopped(stack, session) < 5
+    clean(page)
+
+
+async def test_blocked_sound_takes_one_button(page: Page, stack: Stack) -> None:
+    await page.open(f"{stack.url}/")
+    await page.run("document.getElementById('start').click()")  # no person clicked: Chromium holds the sound back
+    await page.until(LIVE, 30)
+    await page.until("!document.getElementById('unblock').hidden", 5)
+    assert await page.run("document.getElementById('audio').paused")
+    await page.click("#unblock")
+    await page.until("document.getElementById('unblock').hidden", 5)
+    assert not await page.run("document.getElementById('audio').paused || document.getElementById('video').paused")
+
+
+async def test_phone_shows_everything_without_scrolling_sideways(page: Page, stack: Stack) -> None:
+    await page.size(360, 740, scale=2)
+    await page.open(f"{stack.url}/")
+    assert await page.run(OVERFLOW) == 0
+    await page.click("input[value=url]")
+    await page.click("#url")
+    await page.type("http://169.254.169.254/latest/meta-data/a-rather-long-address-of-a-face-that-is-none.mp4")
+    await page.click("#start")
+    await page.until("!document.getElementById('problem').hidden", 20)
+    assert await text(page, "problem-code") == "avatar_url_forbidden"
+    assert "169.254.169.254" in await text(page, "problem-text")
+    assert await page.run(OVERFLOW) == 0
+    await page.click("input[value=demo]")
+    await page.click("#start")
+    await page.until(LIVE, 30)
+    await page.run("document.getElementById('panel').open = true")
+    await session_id(page)
+    assert await page.run(OVERFLOW) == 0
+    small = {name: height for name, height in await page.run(TARGETS) if height < 24}
+    assert small == {}
+    clean(page, "/session/start")
+
+
+async def test_session_ends_with_the_page_and_the_page_with_the_session(page: Page, stack: Stack) -> None:
+    await start(page, stack)
+    first = await session_id(page)
+    await page.open("about:blank")
+    assert await stopped(stack, first) < 5
+
+    await start(page, stack)
+    await asyncio.to_thread(stack.post, f"/session/{await session_id(page)}/stop")
+    await page.until("document.body.dataset.phase === 'ready'", 15)
+    assert "Press Start to begin again" in await text(page, "status")
+    await page.click("#start")
+    await page.until(LIVE, 30)
+    clean(page)
