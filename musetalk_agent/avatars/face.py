@@ -7,7 +7,7 @@ Constants (anchors, scale of the crop, thresholds) are those of MediaPipe's grap
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import cv2
@@ -99,6 +99,17 @@ class FaceNet:
                 return sorted(found, key=lambda d: -d.side)
         return []
 
+    def search(self, rgb: Pixels) -> list[Detection]:
+        """Faces too small for `detect`, largest first: the full-range network over overlapping quarters of the picture."""
+        height, width = rgb.shape[:2]
+        side = max(height, width) // 2
+        found = []
+        for top in _offsets(height, side):
+            for left in _offsets(width, side):
+                tile = np.ascontiguousarray(rgb[top : top + side, left : left + side])
+                found += [replace(d, x=d.x + left, y=d.y + top) for d in self._detectors[1].find(tile)]
+        return sorted(found, key=lambda d: -d.side)
+
     def settle(self, rgb: Pixels, face: Detection) -> Points | None:
         """Mesh of a detected face: the crop follows the mesh a few rounds, as one pass alone is off by percents."""
         points: Points | None = None
@@ -161,6 +172,11 @@ def _shrunk(rgb: Pixels, crop: Detection) -> tuple[Pixels, tuple[int, int, int]]
         return rgb, (0, 0, 1)
     part = rgb[y0 : y0 + rows * factor, x0 : x0 + columns * factor]
     return cast("Pixels", cv2.resize(part, (columns, rows), interpolation=cv2.INTER_AREA)), (x0, y0, factor)
+
+
+def _offsets(whole: int, side: int) -> list[int]:
+    """Where tiles of `side` begin, half overlapping, the last one at the end."""
+    return [*range(0, max(1, whole - side), max(1, side // 2)), max(0, whole - side)]
 
 
 def _anchors(side: int) -> NDArray[np.float32]:

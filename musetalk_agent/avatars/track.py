@@ -15,10 +15,10 @@ from musetalk_agent.errors import NoFaceInAvatar
 from musetalk_agent.media import Pixels
 
 _COUNT_EVERY = 12
-"""Every how many frames all faces are counted."""
+"""Every how many frames all faces are counted, and a small one is searched for while none is seen: both cost time."""
 _SECOND_FACE = 0.35
 """A face is another one in the picture when it is at least this much of the followed one's size."""
-_SMOOTHING = OneEuro(min_cutoff_hz=2.5, beta=12.0, speed_cutoff_hz=4.0)
+_SMOOTHING = OneEuro(min_cutoff_hz=1.5, beta=30.0, speed_cutoff_hz=6.0)
 """For points in units of the face's width: steadies a resting face to the mesh's noise floor, passes a closing mouth."""
 _LISTED = 12
 
@@ -52,7 +52,10 @@ class FaceTracker:
         self.meshes.append(points)
 
     def _find(self, rgb: Pixels) -> Points | None:
-        for face in self.net.detect(rgb):
+        faces = self.net.detect(rgb)
+        if not faces and len(self.meshes) % _COUNT_EVERY == 0:
+            faces = self.net.search(rgb)
+        for face in faces:
             points = self.net.settle(rgb, face)
             if points is not None and _plausible(points, rgb):
                 return points

@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+
+from musetalk_agent.avatars.face import LEFT_EYE, RIGHT_EYE, FaceNet
+from musetalk_agent.avatars.quality import closed_mouth, face_px, report
+from musetalk_agent.avatars.track import FaceTrack, FaceTracker, finish
+from musetalk_agent.errors import NoFaceInAvatar
+from musetalk_agent.media import Pixels
+from musetalk_agent.weights import ModelStore
+
+from .clips import face, flat, moving, noise
+
+
+@pytest.fixture(scope="module")
+def net(models: ModelStore) -> FaceNet:
+    return FaceNet(models)
+
+
+def track(net: FaceNet, pictures: list[Pixels]) -> FaceTrack:
+    tracker = FaceTracker(net)
+    for picture in pictures:
+        tracker.push(picture)
+    return finish(tracker, 25)
+
+
+def warnings(found: FaceTrack, picture: Pixels) -> set[str]:
+    size = (picture.shape[1], picture.shape[0])
+    return {warning.code for warning in report("x", found, size, size, 25, still=False).warnings}
+
+
+def beside(left: Pixels, right: Pixels) -> Pixels:
+    height = max(left.shape[0], right.shape[0])
+    canvas = flat(127, left.shape[1] + right.shape[1], height)
+    canvas[: left.shape[0], : left.shape[1]] = left
+    canvas[: right.shape[0], left.shape[1] :] = right
+    return canvas
+
+
+def test_points_scale_and_move_with_the_picture(net: FaceNet) -> None:
+    small, large = track(net, [face(320)]).points[0], track(net, [face(640)]).points[0]
+    assert np.abs(large / 2 - small).max() < 0.012 * 320
+    shifted = track(net, [beside(flat(127, 100, 320), face(320))]).points[0]
+    assert np.abs(shifted - [100, 0] - small).mean() < 1.0
+
+
+def test_where_the_eyes_and_the_mouth_of_the_demo_avatar_are(net: FaceNet) -> None:
+    points = track(net, [face(640)]).points[0]
+    assert np.allclose(points[LEFT_EYE], [256, 250], atol=9)
+    assert np.allclose(points[RIGHT_EYE], [423, 254], atol=9)
+    assert np.allclose(points[[13, 14]].mean(0), [335, 360], atol=12)
+
+
+def test_a_tilted_face_is_found(net: FaceNet) -> None:
+    turn = cv2.getRotationMatrix2D((160, 160), 35, 1.0)
+    tilted = cv2.warpAffine(face(320), turn, (320, 320), borderMode=cv2.BORDER_REPLICATE)
+    upright = track(net, [face(320)]).points[0]
+    found = track(net, [np.asarray(tilted, np.uint8)]).points[0]
+    assert np.abs(found - (upright @ turn[:, :2].T + turn[:, 2])).mean() < 3.0
+
+
+def test_the_face_is_followed(net: FaceNet) -> None:
+    points = track(net, moving(20, step=2.0)).points
+    steps = np.diff(points[:, 6, 0])
+    assert np.allclose(steps[2:-2], 2.0, atol=0.6)
+
+
+def test_the_largest_face_is_followed_and_the_other_told(net: FaceNet) -> None:
+    picture = beside(face(160), face(320))
+    found = track(net, [picture] * 3)
+    assert found.points[0][:, 0].min() > 160
+    assert "several_faces" in warnings(found, picture)
+
+
+def test_frames_without_a_face_borrow_their_neighbours(net: FaceNet) -> None:
+    clip = moving(12, step=1.5)
+    whole = track(net, clip).points
+    for gap in (3, 4, 5, 11):
+        clip[gap] = flat(127, 256, 256)
+    found = track(net, clip)
+    assert found.missing == [3, 4, 5, 11]
+    assert np.abs(found.points - whole).mean() < 1.0
+    assert "frames_without_face" in warnings(found, clip[0])
+
+
+@pytest.mark.parametrize("count", [2, 7])
+def test_exactly_half_is_enough_and_fewer_are_not(net: FaceNet, count: int) -> None:
+    faces = [face()] * count
+    assert track(net, [*faces, *[flat(127, 256, 256)] * count]).missing == list(range(count, 2 * count))
+    with pytest.raises(NoFaceInAvatar) as caught:
+        track(net, [*faces, *[flat(127, 256, 256)] * (count + 1)])
+    assert f"frames {count}–{2 * count}" in caught.value.detail
+    assert caught.value.value == count + 1
+
+
+@pytest.mark.parametrize("picture", [noise(), flat(), flat(0), flat(255)], ids=["noise", "grey", "black", "white"])
+def test_no_face_where_there_is_none(net: FaceNet, picture: Pixels) -> None:
+    with pytest.raises(NoFaceInAvatar):
+        track(net, [picture] * 2)
+
+
+def test_a_small_face_in_a_large_picture_is_found_and_told(net: FaceNet) -> None:
+    picture = flat(127, 1280, 720)
+    picture[200:360, 600:760] = face(160)
+    found = track(net, [picture])
+    assert 45 < face_px(found.points) < 75
+    assert "face_small" in warnings(found, picture)
+
+
+def test_a_face_at_the_edge_is_told(net: FaceNet) -> None:
+    picture = face(320)[:, 120:]
+    assert "face_at_edge" in warnings(track(net, [np.ascontiguousarray(picture)]), picture)
+    assert "face_at_edge" not in warnings(track(net, [face(320)]), face(320))
+
+
+def test_profile_is_told_by_where_the_nose_is(net: FaceNet) -> None:
+    found = track(net, [face(320)])
+    assert "face_in_profile" not in warnings(found, face(320))
+    turned = found.points.copy()
+    turned[:, 1] = turned[:, 234] * 0.8 + turned[:, 454] * 0.2
+    assert "face_in_profile" in warnings(FaceTrack(turned, [], 0.0), face(320))
+
+
+def test_lips_closed_or_not(net: FaceNet) -> None:
+    points = track(net, [face(320)]).points
+    assert closed_mouth(points).all()
+    points[:, 14, 1] += 10
+    assert not closed_mouth(points).any()
+
+
+def test_one_euro_steadies_a_face_in_camera_noise(net: FaceNet) -> None:
+    generator = np.random.default_rng(0)
+    noisy = [np.clip(face() + generator.normal(0, 4, (256, 256, 3)), 0, 255).astype(np.uint8) for _ in range(20)]
+    tracker = FaceTracker(net)
+    for picture in noisy:
+        tracker.push(picture)
+    raw = np.stack([points for points in tracker.meshes if points is not None])
+    smooth = finish(tracker, 25).points
+    assert np.abs(np.diff(smooth, 2, axis=0)).mean() < 0.5 * np.abs(np.diff(raw, 2, axis=0)).mean()

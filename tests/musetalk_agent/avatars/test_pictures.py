@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+
+from musetalk_agent.avatars.pictures import decode_picture, picture_size
+from musetalk_agent.avatars.sniff import Kind, sniff
+
+from .clips import encoded, face, frames_zip, video
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
+@pytest.mark.parametrize(("width", "height"), [(64, 64), (129, 67), (640, 480)])
+def test_size_from_the_header_is_the_decoded_one(suffix: str, width: int, height: int) -> None:
+    data = encoded(np.zeros((height, width, 3), np.uint8), suffix)
+    assert picture_size(data, "a") == (width, height)
+    assert decode_picture(data, "a").shape == (height, width, 3)
+
+
+def test_webp_of_every_layout() -> None:
+    picture = np.zeros((80, 96, 4), np.uint8)
+    lossless = bytes(cv2.imencode(".webp", picture[:, :, :3], [cv2.IMWRITE_WEBP_QUALITY, 101])[1])
+    with_alpha = bytes(cv2.imencode(".webp", picture, [cv2.IMWRITE_WEBP_QUALITY, 80])[1])
+    assert {lossless[12:16], with_alpha[12:16]} == {b"VP8L", b"VP8X"}
+    assert picture_size(lossless, "a") == picture_size(with_alpha, "b") == (96, 80)
+
+
+def test_progressive_jpeg() -> None:
+    data = bytes(cv2.imencode(".jpg", face(128), [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])[1])
+    assert picture_size(data, "a") == (128, 128)
+
+
+def test_transparency_is_laid_on_white() -> None:
+    picture = np.zeros((64, 64, 4), np.uint8)
+    picture[:, 32:] = (10, 20, 30, 255)
+    pixels = decode_picture(encoded(picture), "a")
+    assert pixels.shape == (64, 64, 3)
+    assert pixels[0, 0].tolist() == [255, 255, 255] and pixels[0, 63].tolist() == [10, 20, 30]
+
+
+def test_sixteen_bits_and_grey_become_eight_bit_bgr() -> None:
+    deep = encoded(np.full((64, 64, 3), 128 << 8, np.uint16))
+    grey = encoded(np.full((64, 64), 77, np.uint8))
+    assert decode_picture(deep, "a")[0, 0].tolist() == [128, 128, 128]
+    assert decode_picture(grey, "a")[0, 0].tolist() == [77, 77, 77]
+
+
+def test_sniffing() -> None:
+    pictures = [face(64)] * 2
+    assert sniff(frames_zip(pictures)) is Kind.ZIP
+    assert sniff(video(pictures)[:512]) is Kind.MP4
+    assert sniff(video(pictures, container="webm", codec="libvpx")[:512]) is Kind.WEBM
+    assert sniff(b"  <!DOCTYPE HTML><p>") is Kind.HTML
+    assert sniff(b"") is Kind.EMPTY
+    assert sniff(b"#EXTM3U\n") is Kind.PLAYLIST
+    assert sniff(b"{}") is Kind.TEXT
+    assert sniff(bytes(range(256))) is Kind.UNKNOWN

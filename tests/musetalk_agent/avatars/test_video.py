@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from musetalk_agent.avatars.limits import AvatarLimits
+from musetalk_agent.avatars.sniff import Kind
+from musetalk_agent.avatars.video import video_frames
+from musetalk_agent.errors import AvatarTooLarge, AvatarUndecodable
+
+from .clips import flat, video
+
+LIMITS = AvatarLimits()
+
+
+def levels(tmp_path: Path, data: bytes, fps: int = 25, kind: Kind = Kind.MP4) -> list[int]:
+    """Grey level of every frame, in steps of 20: which source frame it is."""
+    path = tmp_path / "clip"
+    path.write_bytes(data)
+    return [round(float(frame.mean()) / 20) for frame in video_frames(path, kind, fps, LIMITS)]
+
+
+def greys(count: int) -> list[np.ndarray]:
+    return [flat(20 * k + 20, 96, 80) for k in range(count)]
+
+
+def test_constant_rate_passes_through(tmp_path: Path) -> None:
+    assert levels(tmp_path, video(greys(6))) == [1, 2, 3, 4, 5, 6]
+
+
+def test_variable_rate_follows_the_timestamps(tmp_path: Path) -> None:
+    """At 25 fps frames begin at 0, 40, 80 … ms; each shows the newest source frame at or before it."""
+    data = video(greys(5), times_ms=[0, 10, 100, 130, 200])
+    assert levels(tmp_path, data)[:6] == [1, 2, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(("fps", "expected"), [(50, [1, 1, 2, 2, 3, 3, 4, 4]), (25, [1, 2, 3, 4])])
+def test_rate_of_the_session(tmp_path: Path, fps: int, expected: list[int]) -> None:
+    assert levels(tmp_path, video(greys(4)), fps) == expected
+
+
+def test_a_lower_rate_skips_frames_but_keeps_the_duration(tmp_path: Path) -> None:
+    seen = levels(tmp_path, video(greys(10)), 15)  # 400 ms: frames at 0, 67, 133, 200, 267, 333 ms
+    assert seen == [1, 2, 4, 6, 7, 9]
+
+
+def test_a_repeated_frame_is_the_same_array(tmp_path: Path) -> None:
+    path = tmp_path / "clip"
+    path.write_bytes(video(greys(2)))
+    frames = list(video_frames(path, Kind.MP4, 50, LIMITS))
+    assert frames[0] is frames[1] and frames[1] is not frames[2]
+
+
+@pytest.mark.parametrize(
+    ("kind", "container", "codec"),
+    [
+        (Kind.WEBM, "webm", "libvpx"),
+        (Kind.WEBM, "webm", "libvpx-vp9"),
+        (Kind.MP4, "mov", "libx264"),
+        (Kind.MP4, "mp4", "libx265"),
+        (Kind.MPEG, "mpeg", "mpeg1video"),
+    ],
+)
+def test_containers(tmp_path: Path, kind: Kind, container: str, codec: str) -> None:
+    seen = levels(tmp_path, video(greys(6), container=container, codec=codec), kind=kind)
+    assert seen[0] == 1 and seen[-1] == 6 and 5 <= len(seen) <= 7
+
+
+def test_rotation_is_honoured(tmp_path: Path) -> None:
+    picture = flat(40, 128, 96)
+    picture[:48, :64] = 200  # bright at the top left
+    path = tmp_path / "clip"
+    path.write_bytes(video([picture] * 3, clockwise=90))
+    frame = next(video_frames(path, Kind.MP4, 25, LIMITS))
+    assert frame.shape == (128, 96, 3)
+    assert frame[:60, 52:].mean() > 180 and frame[:60, :44].mean() < 60  # now at the top right
+
+
+def test_length_limit_is_read_before_decoding(tmp_path: Path) -> None:
+    path = tmp_path / "clip"
+    path.write_bytes(video(greys(3), times_ms=[0, 40, 70_000]))
+    with pytest.raises(AvatarTooLarge, match="60 s"):
+        next(video_frames(path, Kind.MP4, 25, LIMITS))
+
+
+def test_pixel_limit(tmp_path: Path) -> None:
+    path = tmp_path / "clip"
+    path.write_bytes(video(greys(3)))
+    with pytest.raises(AvatarTooLarge, match="96×80"):
+        next(video_frames(path, Kind.MP4, 25, AvatarLimits(picture_pixels=96 * 80 - 1)))
+
+
+def test_codecs_that_nobody_films_in_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "clip"
+    path.write_bytes(video(greys(3), container="mov", codec="rawvideo"))
+    with pytest.raises(AvatarUndecodable, match="rawvideo"):
+        next(video_frames(path, Kind.MP4, 25, LIMITS))
