@@ -21,8 +21,8 @@ import skimage.data
 from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.avatars.face import FaceNet
 from musetalk_agent.avatars.framing import windows
-from musetalk_agent.engines.warp.articulation import Articulation
 from musetalk_agent.engines.warp.artefacts import Artefacts
+from musetalk_agent.engines.warp.articulation import Articulation
 from musetalk_agent.engines.warp.render import render
 from musetalk_agent.media import Pixels
 from musetalk_agent.protocol.http import AvatarReport

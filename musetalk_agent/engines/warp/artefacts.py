@@ -14,6 +14,7 @@ from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.engines.warp.articulation import closed
 from musetalk_agent.engines.warp.geometry import (
     CHIN,
+    EYES,
     IL,
     IU,
     LEVELS,
@@ -21,12 +22,13 @@ from musetalk_agent.engines.warp.geometry import (
     SUBNASALE,
     Floats,
     Shape,
+    eye_frame,
     mesh_shape,
     ordered,
     pose_frames,
     to_mouth,
 )
-from musetalk_agent.engines.warp.interior import Palette
+from musetalk_agent.engines.warp.interior import Palette, teeth_seen
 from musetalk_agent.engines.warp.lips import refine, sample
 
 FILE = "warp.npz"
@@ -73,7 +75,7 @@ class Artefacts:
         poses = _settled(meshes, shape, reference)
         picture, frame = np.asarray(bundle.faces[reference]), _in_window(bundle, frames, reference)
         top = float(to_mouth(frames[reference], landmarks[reference, SUBNASALE])[1])
-        palette = Palette.of(picture, frame, shape)
+        palette = Palette.of(picture, frame, shape, _teeth(bundle, landmarks))
         return cls(reference, frames, poses, shape, closed(shape), top, palette, _light(bundle, frames, reference))
 
     def save(self, folder: Path) -> None:
@@ -99,8 +101,11 @@ class Artefacts:
 
     @classmethod
     def load(cls, folder: Path) -> Artefacts:
-        """Reads what `save` wrote. Raises OSError, ValueError or KeyError where there is nothing, or nothing whole."""
-        with np.load(folder / FILE, allow_pickle=False) as stored:
+        """Reads what `save` wrote.
+
+        Raises OSError where there is nothing, and BadZipFile, EOFError, ValueError or KeyError where it is not whole.
+        """
+        with (folder / FILE).open("rb") as file, np.load(file, allow_pickle=False) as stored:
             sizes, curves = stored["sizes"], stored["curves"]
             if curves.shape[1:] != (LEVELS, SAMPLES):
                 raise ValueError(f"curves have the shape {curves.shape}")
@@ -119,21 +124,38 @@ class Artefacts:
 
 def _in_window(bundle: Bundle, frames: Floats, pose: int) -> Floats:
     """Mouth space to pixels of the face window of `pose`."""
-    frame = frames[pose].copy()
+    frame = frames[pose].astype(np.float32, copy=True)
     frame[:, 2] -= bundle.boxes[pose, :2]
-    return frame
+    return np.asarray(frame, np.float32)
+
+
+def _apertures(landmarks: Floats) -> Floats:
+    """How open the mesh sees the lips of each pose, in eye distances."""
+    eyes = np.linalg.norm(landmarks[:, EYES[0]] - landmarks[:, EYES[1]], axis=1)
+    return np.asarray(np.linalg.norm(landmarks[:, 13] - landmarks[:, 14], axis=1) / np.maximum(eyes, 1), np.float32)
+
+
+def _exact(bundle: Bundle, landmarks: Floats, pose: int) -> tuple[Shape, Floats]:
+    """The shape of one pose, its inner edges from the pixels, and the map from its own mouth space to its face window."""
+    frame = eye_frame(landmarks[pose])
+    mesh = mesh_shape(to_mouth(frame, landmarks[pose]))
+    frame[:, 2] -= bundle.boxes[pose, :2]
+    return refine(mesh, frame, np.asarray(bundle.faces[pose])), frame
+
+
+def _teeth(bundle: Bundle, landmarks: Floats) -> Floats | None:
+    """The colour of the avatar's teeth, from the frame with the widest open mouth."""
+    pose = int(np.argmax(_apertures(landmarks)))
+    shape, frame = _exact(bundle, landmarks, pose)
+    return teeth_seen(np.asarray(bundle.faces[pose]), frame, shape)
 
 
 def _reference(bundle: Bundle, landmarks: Floats) -> tuple[int, Shape]:
     """The frame with the most closed lips, by the mesh first and then by its pixels, and its exact shape."""
-    eyes = np.linalg.norm(landmarks[:, 33] - landmarks[:, 263], axis=1)
-    aperture = np.linalg.norm(landmarks[:, 13] - landmarks[:, 14], axis=1) / np.maximum(eyes, 1)
+    aperture = _apertures(landmarks)
     best: tuple[float, int, Shape] | None = None
     for pose in np.argsort(aperture, kind="stable")[:CANDIDATES]:
-        frame = pose_frames(landmarks, int(pose))[pose]
-        mesh = mesh_shape(to_mouth(frame, landmarks[pose]))
-        frame[:, 2] -= bundle.boxes[pose, :2]
-        shape = refine(mesh, frame, np.asarray(bundle.faces[pose]))
+        shape = _exact(bundle, landmarks, int(pose))[0]
         area = float((shape.curves[IL] - shape.curves[IU]).mean())
         if best is None or area < best[0]:
             best = area, int(pose), shape
@@ -145,7 +167,9 @@ def _settled(meshes: list[Shape], shape: Shape, reference: int) -> tuple[Shape, 
     """The poses' shapes, smoothed over time, with the mesh's error at the reference taken off all of them."""
     rows = np.array([np.concatenate([[m.centre, m.half], m.curves.ravel()]) for m in meshes], np.float32)
     if len(rows) > 2:
-        rows = cv2.GaussianBlur(rows, (1, 0), sigmaX=1e-3, sigmaY=SETTLE, borderType=cv2.BORDER_REFLECT_101)
+        rows = np.asarray(
+            cv2.GaussianBlur(rows, (1, 0), sigmaX=1e-3, sigmaY=SETTLE, borderType=cv2.BORDER_REFLECT_101), np.float32
+        )
     error = shape.curves - meshes[reference].curves
     error[CHIN] = 0
     return tuple(Shape(float(row[0]), float(row[1]), ordered(row[2:].reshape(LEVELS, SAMPLES) + error)) for row in rows)

@@ -20,13 +20,15 @@ READING = 0.62
 OPENING = APERTURE / READING
 """How far the lips part at jaw 1."""
 WIDTH = 0.12
-PUCKER = 0.24
+PUCKER = 0.27
 """How much narrower the mouth is at rounding 1."""
 UPPER_SHARE = 0.22
 """The upper lip's part of the opening; the lower lip and the jaw do the rest."""
 JAW_SHARE = 0.5
 """How far the chin drops for an opening: less than the lip, which also curls down."""
-TUCK_GAP = 0.022
+LINE = 0.02
+"""Thickness of the shadow line between closed lips."""
+TUCK_GAP = 0.034
 """Upper teeth seen above a tucked lower lip."""
 
 
@@ -76,8 +78,8 @@ def closed(shape: Shape) -> Shape:
     out = shape.curves.copy()
     line = out[IU] + 0.35 * gap
     middle = np.abs(S) < 1.3
-    smooth = np.polyval(np.polyfit(S[middle], line[middle], 4), S)  # lips meet in a simple curve, whatever was found
-    out[IU] = out[IL] = line + (smooth - line) * bump(1.3, 0.3)
+    smooth = np.polyval(np.polyfit(S[middle], line[middle], 4), S)  # lips that were apart meet in a simple curve
+    out[IU] = out[IL] = line + (smooth - line) * bump(1.3, 0.3) * min(opening / 0.03, 1.0)
     out[OU] += 0.12 * gap
     out[OL] -= 0.50 * gap
     out[CHIN] -= 0.45 * opening * JAW_WINDOW
@@ -87,7 +89,7 @@ def closed(shape: Shape) -> Shape:
 def driven(rest: Shape, act: Articulation) -> Shape:
     """The rest shape as `act` deforms it."""
     aperture = act.aperture
-    pucker = PUCKER * min(1.0, 0.29 / rest.half)  # a grin has further to go, and folds that must not be dragged along
+    pucker = PUCKER * min(1.0, 0.33 / rest.half)  # a grin has further to go, and folds that must not be dragged along
     half = rest.half * (1 + WIDTH * act.width - pucker * act.rounding - 0.10 * aperture / OPENING)
     opening = bump(0.88 - 0.16 * act.rounding, 0.7) * aperture
     near = bump(1.7, 2.0)
@@ -98,9 +100,19 @@ def driven(rest: Shape, act: Articulation) -> Shape:
     thick_u, thick_l = rest.curves[IU] - rest.curves[OU], rest.curves[OL] - rest.curves[IL]
     pout = 0.22 * act.rounding - 0.18 * act.closure
     inner = bump(1.0, 0.5)
-    out[IU] -= UPPER_SHARE * opening + 0.012 * act.tuck * inner
+    out[IU] -= UPPER_SHARE * opening + 0.016 * act.tuck * inner
     out[OU] -= 0.8 * UPPER_SHARE * opening + 0.008 * act.tuck * inner + 0.5 * pout * thick_u * inner
-    out[IL] += (1 - UPPER_SHARE) * opening - 0.012 * act.tuck * inner
+    out[IL] += (1 - UPPER_SHARE) * opening - 0.016 * act.tuck * inner
     out[OL] += (0.9 - UPPER_SHARE) * opening + (pout - 0.3 * act.tuck) * thick_l * inner
     out[CHIN] += (act.drop - 0.006 * act.tuck) * JAW_WINDOW
     return Shape(rest.centre, half, ordered(out))
+
+
+def opened(shape: Shape, gap: float) -> Shape:
+    """Where to cut a reference whose lips meet, when they are to be `gap` apart: the line between them is not part of the lips."""
+    share = min(gap / 0.03, 1.0)
+    out = shape.curves.copy()
+    cut = np.maximum(LINE / 2 * share - (out[IL] - out[IU]) / 2, 0) * bump(1.0, 0.5)
+    out[IU] -= cut
+    out[IL] += cut
+    return Shape(shape.centre, shape.half, ordered(out))

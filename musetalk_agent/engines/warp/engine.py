@@ -43,6 +43,7 @@ class WarpEngine:
     fingerprint = "warp-1"
     batch_sizes: Sequence[int] = (1,)
     needs_face = True
+    closing_frames = 4
 
     def __init__(self, features: FeatureExtractor) -> None:
         self._features = features
@@ -68,7 +69,7 @@ class WarpEngine:
             return Artefacts.load(folder)
         except FileNotFoundError:
             pass
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
             log.warning("damaged artefacts are made again", extra={"engine": self.name, "error": str(error)})
         artefacts = Artefacts.of(bundle)
         artefacts.save(folder)

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from musetalk_agent.engines.warp.geometry import CHIN, IL, IU, NECK, OL, OU, SPAN, Floats, S, Shape
 from musetalk_agent.media import Box
-
 
 SIDEWAYS = 0.54
 """Where skin beside the mouth stops following its corners (eye distances): before the face's outline."""
@@ -31,13 +31,18 @@ class Lattice:
     def over(cls, box: Box, frame: Floats, cell: float) -> Lattice:
         """Nodes about `cell` pixels apart; `frame` leads from mouth space to pixels."""
         rows, cols = max(4, round(box.height / cell)), max(4, round(box.width / cell))
-        x = box.x0 + (np.arange(cols) + 0.5) * (box.width / cols) - 0.5
-        y = box.y0 + (np.arange(rows) + 0.5) * (box.height / rows) - 0.5
+        x, y = _centres(box.x0, box.width, cols), _centres(box.y0, box.height, rows)
         inverse = np.linalg.inv(frame[:, :2].astype(np.float64))
         px, py = np.meshgrid(x - frame[0, 2], y - frame[1, 2])
         u = inverse[0, 0] * px + inverse[0, 1] * py
         v = inverse[1, 0] * px + inverse[1, 1] * py
         return cls(box, u.astype(np.float32), v.astype(np.float32))
+
+    def positions(self) -> tuple[Floats, Floats]:
+        """Pixel positions of the nodes: `[1, cols]` and `[rows, 1]`."""
+        rows, cols = self.u.shape
+        x, y = _centres(self.box.x0, self.box.width, cols), _centres(self.box.y0, self.box.height, rows)
+        return x.astype(np.float32)[None], y.astype(np.float32)[:, None]
 
     def enlarge(self, nodes: Floats) -> Floats:
         """Values at nodes `[rows, cols, c]` to pixels `[height, width, c]`."""
@@ -45,12 +50,17 @@ class Lattice:
         return np.asarray(cv2.resize(nodes, size, interpolation=cv2.INTER_LINEAR), np.float32)
 
 
+def _centres(start: int, length: int, count: int) -> NDArray[np.float64]:
+    """Centres of `count` cells over `length` pixels from `start`: where `cv2.resize` takes its samples to be."""
+    return np.asarray(start + (np.arange(count) + 0.5) * (length / count) - 0.5, np.float64)
+
+
 @dataclass(frozen=True)
 class Columns:
     """A target shape looked up at a lattice's nodes: `s`, and for each level its `v` there."""
 
     s: Floats
-    index: np.ndarray[tuple[int, ...], np.dtype[np.intp]]
+    index: NDArray[np.intp]
     share: Floats
     levels: list[Floats]
 

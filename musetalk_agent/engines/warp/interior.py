@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,15 +15,32 @@ from musetalk_agent.media import Pixels
 TOOTH_EDGES = (0.0, 0.092, 0.163, 0.243, 0.315)
 UPPER_EDGE = 0.018
 """How far the upper incisors reach below the rest line of the lips."""
-LOWER_EDGE = 0.012
+LOWER_EDGE = 0.018
 """How far the lower incisors' edge is below that line while the jaw is shut."""
 LOWER_SHARE = 0.5
 """How far it goes down with an opening: the lower lip goes further, so wide vowels show these teeth."""
 ARCH = 1.1
 """How the teeth's edges curve upwards and into the dark: v = edge − ARCH·u²."""
 OPEN_ENOUGH = 0.05
-"""A reference whose lips are this far apart may show its own teeth."""
+"""Lips this far apart may show teeth."""
 GREY = np.array([0.114, 0.587, 0.299], np.float32)
+
+
+CROWNS_REACH = 0.34
+
+
+def _crown_light() -> Floats:
+    """Light on the teeth across the arch, over `u` in ±CROWNS_REACH: each tooth a little darker towards its neighbours."""
+    positions = np.linspace(-CROWNS_REACH, CROWNS_REACH, 681, dtype=np.float32)
+    light = np.ones_like(positions)
+    for edge in TOOTH_EDGES:
+        for side in (-edge, edge):
+            light = np.minimum(light, 1 - 0.10 * np.exp(-(((positions - side) / 0.009) ** 2)))
+    light.flags.writeable = False
+    return light
+
+
+CROWNS = _crown_light()
 
 
 @dataclass(frozen=True)
@@ -37,11 +53,10 @@ class Palette:
     line: Floats
 
     @classmethod
-    def of(cls, picture: Pixels, frame: Floats, shape: Shape) -> Palette:
-        """Taken from the reference: lips and skin always, teeth where they can be seen."""
+    def of(cls, picture: Pixels, frame: Floats, shape: Shape, teeth: Floats | None) -> Palette:
+        """Taken from the reference's lips and skin; `teeth` is their colour where one has been seen (see `teeth_seen`)."""
         lip = _lip_colour(picture, frame, shape)
         skin = _skin_colour(picture, frame, shape)
-        teeth = _own_teeth(picture, frame, shape)
         if teeth is None:
             teeth = _teeth_for(skin)
         light = float(skin @ GREY)
@@ -74,8 +89,8 @@ def _skin_colour(picture: Pixels, frame: Floats, shape: Shape) -> Floats:
     return np.asarray(np.median(pixels, 0), np.float32)
 
 
-def _own_teeth(picture: Pixels, frame: Floats, shape: Shape) -> Floats | None:
-    """The colour of the teeth that the open mouth of the reference shows, or None."""
+def teeth_seen(picture: Pixels, frame: Floats, shape: Shape) -> Floats | None:
+    """The colour of the teeth that the open mouth of a picture shows (BGR), or None where it shows none for sure."""
     if float((shape.curves[IL] - shape.curves[IU]).max()) < OPEN_ENOUGH:
         return None
     u, v = _strip(shape, IU, IL, (0.3, 0.4, 0.5, 0.6, 0.7), 0.5)
@@ -86,15 +101,15 @@ def _own_teeth(picture: Pixels, frame: Floats, shape: Shape) -> Floats | None:
     redness = float(np.log((colour[2] + 6) / (colour[1] + 6)) - np.log((lip[2] + 6) / (lip[1] + 6)))
     if redness > -0.08 or float(colour @ GREY) < 0.75 * float(lip @ GREY):
         return None
-    return colour
+    return np.asarray(colour, np.float32)
 
 
 def _teeth_for(skin: Floats) -> Floats:
     """Off-white as bright as the light on this skin makes it, tinted a little by it."""
-    light = float(np.clip(0.72 * float(skin @ GREY) + 34, 60, 190))
+    light = float(np.clip(0.82 * float(skin @ GREY) + 34, 60, 215))
     tint = skin / max(1.0, float(skin @ GREY))
-    neutral = np.array([0.86, 1.0, 1.06], np.float32)
-    return np.asarray(light * (0.65 * neutral + 0.35 * tint), np.float32)
+    neutral = np.array([0.9, 1.0, 1.04], np.float32)
+    return np.asarray(light * (0.75 * neutral + 0.25 * tint), np.float32)
 
 
 @dataclass(frozen=True)
@@ -105,7 +120,7 @@ class Opening:
         u, v: position, `u` from the mouth's middle, `v` from the lips' rest line in the middle.
         below, above: distance below the upper lip's edge, and above the lower lip's.
         rounding: 0 … 1; rounded lips stand before the teeth and shade them.
-        drop: how far the jaw is down; aperture: the lips' opening in the middle; half: half the mouth's width.
+        aperture: the lips' opening in the middle.
     """
 
     u: Floats
@@ -113,9 +128,7 @@ class Opening:
     below: Floats
     above: Floats
     rounding: float
-    drop: float
     aperture: float
-    half: float
 
 
 def paint(opening: Opening, palette: Palette, soft: float) -> Floats:
@@ -123,13 +136,15 @@ def paint(opening: Opening, palette: Palette, soft: float) -> Floats:
     u2 = opening.u * opening.u
     size = min(opening.aperture / 0.06, 1.0)
     upper = _step(UPPER_EDGE - ARCH * u2 - opening.v, soft) * _fall(opening.u, 0.13, 0.27)
-    lower = _step(opening.v - (LOWER_EDGE + LOWER_SHARE * opening.aperture) - 0.5 * ARCH * u2, soft) * _fall(opening.u, 0.09, 0.20)
+    lower = _step(opening.v - (LOWER_EDGE + LOWER_SHARE * opening.aperture) - 0.5 * ARCH * u2, soft) * _fall(
+        opening.u, 0.09, 0.20
+    )
     tongue_top = 0.012 + 0.3 * opening.aperture + 1.0 * u2
     tongue = _step(opening.v - tongue_top, 0.03) * _fall(opening.u, 0.07, 0.25)
     colour = palette.dark + (palette.tongue - palette.dark) * (tongue * 0.85 * size)[..., None]
-    colour = colour + (palette.teeth * 0.72 * _crowns(opening.u * 1.5, soft)[..., None] - colour) * (lower * 0.85)[..., None]
-    teeth_light = _crowns(opening.u, soft) * (1 - 0.8 * np.clip(u2 / 0.075, 0, 1))
-    shade = 0.62 + 0.36 * np.clip(opening.below / 0.022, 0, 1)  # the upper lip's shadow
+    colour = colour + (palette.teeth * 0.72 * _crowns(opening.u * 1.5)[..., None] - colour) * (lower * 0.7)[..., None]
+    teeth_light = _crowns(opening.u) * (1 - 0.8 * np.clip(u2 / 0.075, 0, 1))
+    shade = 0.68 + 0.30 * np.clip(opening.below / 0.022, 0, 1)  # the upper lip's shadow
     shade *= 0.7 + 0.3 * size
     upper = upper * (1 - 0.75 * opening.rounding)
     colour = colour + ((teeth_light * shade)[..., None] * palette.teeth - colour) * upper[..., None]
@@ -148,16 +163,9 @@ def _fall(u: Floats, full: float, none: float) -> Floats:
     return np.asarray(t * t * (3 - 2 * t), np.float32)
 
 
-def _crowns(u: Floats, soft: float) -> Floats:
-    """Light on the teeth across the arch: each tooth a little darker towards its neighbours."""
-    positions = np.linspace(-0.34, 0.34, 341, dtype=np.float32)
-    light = np.ones(341, np.float32)
-    for edge in TOOTH_EDGES:
-        for side in (-edge, edge):
-            light = np.minimum(light, 1 - 0.13 * np.exp(-(((positions - side) / 0.007) ** 2)))
-    width = 2 * int(max(soft, 0.004) / 0.002) + 1
-    light = cv2.GaussianBlur(light[None], (0, 0), width / 3).ravel()
-    return np.asarray(np.interp(u, positions, light), np.float32)
+def _crowns(u: Floats) -> Floats:
+    index = np.clip((u + CROWNS_REACH) * ((CROWNS.size - 1) / (2 * CROWNS_REACH)), 0, CROWNS.size - 1).astype(np.intp)
+    return np.asarray(np.take(CROWNS, index), np.float32)
 
 
 def shadow_line(below: NDArray[np.float32], above: NDArray[np.float32], soft: float) -> Floats:

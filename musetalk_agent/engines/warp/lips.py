@@ -47,7 +47,9 @@ def refine(shape: Shape, frame: Floats, picture: Pixels) -> Shape:
     u = np.broadcast_to(shape.u_of_s(s), v.shape)
     crop = sample(picture, frame, u, v)
     outer = np.interp(s, S, shape.curves[OU]), np.interp(s, S, shape.curves[OL])
-    score, teeth, light = _inside_score(crop, v, outer, (np.interp(s, S, shape.curves[IU]), np.interp(s, S, shape.curves[IL])))
+    score, teeth, light = _inside_score(
+        crop, v, outer, (np.interp(s, S, shape.curves[IU]), np.interp(s, S, shape.curves[IL]))
+    )
     top, bottom = _best_interval(score)
     upper, lower = line + rows[0] + top * STEP, line + rows[0] + bottom * STEP
     if not _parted(teeth, light, top, bottom):
@@ -77,14 +79,14 @@ def _inside_score(
 ) -> tuple[Floats, Floats, Floats]:
     """How surely each pixel `[rows, COLUMNS]` is inside the mouth, −1 … 1, how surely a tooth, and its luminance."""
     bgr = cv2.blur(crop.astype(np.float32), (3, 3)) + 6  # the offset keeps the redness of black pixels quiet
-    light = bgr @ np.array([0.114, 0.587, 0.299], np.float32)
-    red = np.log(bgr[..., 2] / bgr[..., 1])
+    light: Floats = np.asarray(bgr @ np.array([0.114, 0.587, 0.299], np.float32), np.float32)
+    red: Floats = np.log(bgr[..., 2] / bgr[..., 1])
     middle = np.abs(np.linspace(-SIDE, SIDE, COLUMNS)) < 0.65
     upper = (v > outer[0] + 0.1 * (inner[0] - outer[0])) & (v < outer[0] + 0.6 * (inner[0] - outer[0])) & middle
     lower = (v > inner[1] + 0.5 * (outer[1] - inner[1])) & (v < inner[1] + 0.9 * (outer[1] - inner[1])) & middle
     near = (v > inner[0] - 0.025) & (v < inner[1] + 0.025) & middle
     if min(upper.sum(), lower.sum(), near.sum()) < 10:
-        none = np.full(light.shape, -1, np.float32)
+        none: Floats = np.full(light.shape, -1, np.float32)
         return none, none, light
     dim = DARK * min(float(np.median(light[upper])), float(np.median(light[lower])))
     shown = red[near & (light > dim)]
@@ -108,11 +110,11 @@ def _parted(teeth: Floats, light: Floats, top: NDArray[np.float64], bottom: NDAr
     if not inside.any():
         return False
     lit = light[:, middle]
-    # A peak between two troughs is a row of teeth; a line has a trough only.
+    # A peak between two troughs is a row of teeth; a line has a trough only, and a gleam on a lip is narrower.
     above, below = np.minimum.accumulate(lit, 0), np.minimum.accumulate(lit[::-1], 0)[::-1]
     peaks = np.where(inside, lit / np.maximum(np.maximum(above, below), 1) - 1, 0).max(0)
-    pale = float((teeth[:, middle][inside] > 0).mean()) > 0.35 and thickness > 0.6 * CLOSED_LINE
-    return pale or float(np.percentile(peaks, 85)) > 0.05
+    pale = float((teeth[:, middle][inside] > 0).mean()) > 0.33 and thickness > 2 * STEP
+    return pale or float(np.percentile(peaks, 60)) > 0.05
 
 
 def _meeting(

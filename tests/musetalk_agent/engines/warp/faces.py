@@ -1,0 +1,125 @@
+"""Faces to work on: the demo avatar with its mesh, and drawn ones whose mouth is known exactly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from musetalk_agent.avatars.bundle import Bundle
+from musetalk_agent.avatars.framing import windows
+from musetalk_agent.avatars.library import DEMO_ASSET
+from musetalk_agent.engines.warp import WarpEngine
+from musetalk_agent.engines.warp.engine import WarpActor
+from musetalk_agent.engines.warp.geometry import INNER_LOWER, INNER_UPPER, OUTER_LOWER, OUTER_UPPER
+from musetalk_agent.features.base import FeatureStream
+from musetalk_agent.media import Box, Patch, Pixels
+from musetalk_agent.protocol.http import AvatarReport
+
+Points = NDArray[np.float32]
+SKIN, LIP, TEETH = (150, 175, 215), (95, 90, 190), (225, 235, 240)
+
+
+class NoFeatures:
+    """The tests bring their own articulation vectors."""
+
+    lookahead_ms = 0
+
+    def stream(self, fps: int) -> FeatureStream:
+        raise NotImplementedError(fps)
+
+
+def demo_points() -> Points:
+    """The mesh of the demo avatar, `[468, 2]`."""
+    return np.asarray(np.load(Path(__file__).with_name("demo-landmarks.npy")), np.float32)
+
+
+def demo_picture() -> Pixels:
+    picture = cv2.imread(str(DEMO_ASSET))
+    assert picture is not None
+    return np.asarray(picture, np.uint8)
+
+
+def placed(
+    points: Points, centre: tuple[float, float], eyes: float, angle: float = 0.0, squeeze: float = 1.0
+) -> Points:
+    """The mesh moved: mouth at `centre`, outer eye corners `eyes` pixels apart, turned by `angle`, narrowed by `squeeze`."""
+    mouth = points[[13, 14]].mean(0)
+    scale = eyes / float(np.linalg.norm(points[33] - points[263]))
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    moved = (points - mouth) * scale * (squeeze, 1.0)
+    return np.asarray(moved @ turn.T + centre, np.float32)
+
+
+def opened(points: Points, gap: float) -> Points:
+    """The mesh with its lips `gap` eye distances apart in the middle, the lower lip and chin moved down."""
+    out = points.copy()
+    eyes = points[263] - points[33]
+    down = np.array([-eyes[1], eyes[0]])
+    middle, half = points[[61, 291]].mean(0), float(np.linalg.norm(points[291] - points[61])) / 2
+    for index in (*INNER_LOWER, *OUTER_LOWER):
+        across = float((points[index] - middle) @ eyes) / float(np.linalg.norm(eyes)) / half
+        out[index] += down * gap * max(0.0, 1 - across * across)
+    out[[152, 148, 377, 176, 400]] += down * gap * 0.5
+    return np.asarray(out, np.float32)
+
+
+def drawn(points: Points, size: tuple[int, int], teeth: bool = False) -> Pixels:
+    """A flat face: skin, lips by the mesh's outlines, and teeth or the dark between them."""
+    picture = np.full((size[1], size[0], 3), (90, 110, 90), np.uint8)
+
+    def fill(outline: NDArray[np.float32], colour: tuple[int, int, int]) -> None:
+        cv2.fillPoly(picture, [np.round(outline * 16).astype(np.int32)], colour, cv2.LINE_AA, 4)
+
+    fill(cv2.convexHull(points)[:, 0], SKIN)
+    fill(points[[*OUTER_UPPER, *OUTER_LOWER[::-1]]], LIP)
+    inside = points[[*INNER_UPPER, *INNER_LOWER[::-1]]]
+    if float(np.linalg.norm(points[13] - points[14])) > 1.5:
+        fill(inside, TEETH if teeth else (25, 20, 40))
+    else:
+        cv2.polylines(picture, [np.round(inside * 16).astype(np.int32)], True, (60, 55, 110), 1, cv2.LINE_AA, 4)
+    return picture
+
+
+def bundle_of(folder: Path, pictures: list[Pixels], points: list[Points]) -> Bundle:
+    """A bundle as `avatars` would make it."""
+    height, width = pictures[0].shape[:2]
+    landmarks = np.stack(points)
+    boxes = windows(landmarks, width, height)
+    faces = np.stack([p[y0:y1, x0:x1] for p, (x0, y0, x1, y1) in zip(pictures, boxes, strict=True)])
+    planes = np.stack([cv2.cvtColor(p, cv2.COLOR_BGR2YUV_I420) for p in pictures])
+    report = AvatarReport(avatar_id="drawn", frames=len(pictures), width=width, height=height, fps=25)
+    return Bundle(folder, width, height, 25, planes, landmarks, boxes, faces, report)
+
+
+def opened_with(folder: Path, pictures: list[Pixels], points: list[Points]) -> tuple[WarpEngine, WarpActor]:
+    """An engine, and the actor of a bundle made from these pictures."""
+    engine = WarpEngine(NoFeatures())
+    return engine, engine.open(bundle_of(folder, pictures, points))
+
+
+def composed(picture: Pixels, patch: Patch | None) -> Pixels:
+    """The picture with the patch on it."""
+    out = picture.copy()
+    if patch is not None:
+        out[patch.box.y0 : patch.box.y1, patch.box.x0 : patch.box.x1] = patch.pixels
+    return out
+
+
+def idle(actor: WarpActor, pose: int, box: Box) -> Pixels:
+    """The idle frame's pixels of `box`."""
+    window = actor.bundle.box(pose)
+    face = actor.bundle.faces[pose]
+    return np.asarray(face[box.y0 - window.y0 : box.y1 - window.y0, box.x0 - window.x0 : box.x1 - window.x0])
+
+
+def inside_pixels(picture: Pixels, points: Points) -> int:
+    """How many pixels near a drawn mouth's middle column are neither skin nor lip: the opening, in pixels."""
+    x = round(float(points[[13, 14], 0].mean()))
+    reach = float(np.linalg.norm(points[33] - points[263])) * 0.4
+    y = float(points[[13, 14], 1].mean())
+    column = picture[int(max(0, y - reach)) : int(y + reach), x].astype(int)
+    unlike = [np.abs(column - np.array(colour)).max(1) > 45 for colour in (SKIN, LIP)]
+    return int((unlike[0] & unlike[1]).sum())
