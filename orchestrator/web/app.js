@@ -76,7 +76,7 @@ async function start() {
   void page.context.resume();
   const view = new SessionView({ client, panel, context: page.context, tell, fail });
   page.view = view;
-  void view.viewer.allowSound();
+  view.viewer.allowSound();
   view.addEventListener("ended", (event) => void finish(/** @type {CustomEvent<string>} */ (event).detail));
   view.addEventListener("picture", live);
   try {
@@ -193,7 +193,7 @@ function listen() {
   $("problem-close").addEventListener("click", forgive);
   $("unblock").addEventListener("click", () => {
     void page.context?.resume();
-    void page.view?.viewer.allowSound();
+    page.view?.viewer.allowSound();
   });
   $("speak-form").addEventListener("submit", (/** @type {Event} */ event) => {
     event.preventDefault();

@@ -192,7 +192,7 @@ export class SessionView extends EventTarget {
     const size = figures.width ? `${figures.width} × ${figures.height}` : null;
     this.panel.diagnose(status.diagnosis);
     this.panel.session({
-      Session: status.state,
+      State: status.state,
       Avatar: this.state,
       Publisher: status.publisher,
       Engine: status.engine,

@@ -39,11 +39,11 @@ export class Viewer extends EventTarget {
     this.#listen();
   }
 
-  /** Call inside a click: lets the browser play sound later on. Never throws. */
-  async allowSound() {
-    await this.room.startAudio().catch(() => {});
-    await this.elements.audio.play().catch(() => {});
-    await this.elements.video.play().catch(() => {});
+  /** Call inside a click: lets the browser play sound, now or once there is some. */
+  allowSound() {
+    this.room.startAudio().catch(() => {});
+    // Elements that nothing is attached to yet stay pending, and are unlocked by having been asked in the click.
+    for (const element of Object.values(this.elements)) element.play().catch(() => {});
   }
 
   /**

@@ -18,6 +18,8 @@ from tests.browser.conftest import Stack
 pytestmark = [pytest.mark.browser, pytest.mark.livekit, pytest.mark.voice]
 
 PROBE = Path(__file__).with_name("probe.js")
+SKEW = Path(__file__).with_name("skew.js")
+DEMO_FACE = Path(__file__).resolve().parents[2] / "musetalk_agent" / "assets" / "demo-avatar.png"
 LIVE = "document.body.dataset.phase === 'live'"
 SAID = "The quick brown fox jumps over the lazy dog, and my lips move with every word that I say to you."
 LOUD = 10 ** (-40 / 20)
@@ -130,6 +132,21 @@ async def test_panel_tells_what_goes_on(page: Page, stack: Stack) -> None:
     clean(page)
 
 
+async def test_lips_and_sound_meet_in_the_browser(page: Page, stack: Stack) -> None:
+    await page.open(f"{stack.url}/")
+    await page.run(SKEW.read_text(), gesture=True)
+    await page.until("skew.measured.heard.length >= 16 && skew.measured.told.filter(Number.isFinite).length >= 8", 30)
+    measured = await page.run("skew.measured")
+    await page.run("skew.stop(), null")
+    seen = np.array(measured["seen"])
+    # The first bursts still settle the jitter buffers. Positive: the sound comes first.
+    ahead = [seen[np.abs(seen - heard).argmin()] - heard for heard in measured["heard"][4:]]
+    assert abs(np.median(ahead)) < 60
+    told = [value for value in measured["told"] if value is not None][-1]
+    assert told == pytest.approx(np.median(ahead), abs=30), "the panel's figure is not what is seen and heard"
+    clean(page)
+
+
 async def test_keyboard_alone_does_everything(page: Page, stack: Stack) -> None:
     focus = "document.activeElement.id"
 
@@ -176,6 +193,36 @@ async def test_blocked_sound_takes_one_button(page: Page, stack: Stack) -> None:
     await page.click("#unblock")
     await page.until("document.getElementById('unblock').hidden", 5)
     assert not await page.run("document.getElementById('audio').paused || document.getElementById('video').paused")
+
+
+async def test_asks_for_the_key_where_no_token_is_handed_out(page: Page, stack: Stack) -> None:
+    port = urlsplit(stack.url).port
+    await page.open(f"http://page.localhost:{port}/")  # not a name that the demo trusts
+    await page.click("#start")
+    for key, told in (("a-wrong-one", "refused"), (stack.api_key, None)):
+        await page.until("document.getElementById('key-dialog').open", 10)
+        await page.type(key)
+        await page.key("Enter")
+        if told:
+            await page.until(f"document.getElementById('key-text').textContent.includes({told!r})", 10)
+    await page.until(LIVE, 30)
+    kept = await page.run("JSON.stringify({...localStorage}) + document.cookie")
+    assert stack.api_key not in kept
+    assert [e for e in page.errors if "404" not in e and "401" not in e] == []
+
+
+async def test_uploaded_face_speaks(page: Page, stack: Stack) -> None:
+    await page.size(1280, 800)
+    await page.open(f"{stack.url}/")
+    await page.click("input[value=upload]")
+    document = await page.send("DOM.getDocument")
+    field = await page.send("DOM.querySelector", nodeId=document["root"]["nodeId"], selector="#file")
+    await page.send("DOM.setFileInputFiles", nodeId=field["nodeId"], files=[str(DEMO_FACE)])
+    await page.until("document.getElementById('poster').src.startsWith('blob:')")
+    await page.click("#start")
+    await page.until(LIVE, 30)
+    assert await page.run("document.getElementById('video').videoWidth") == 640
+    clean(page)
 
 
 async def test_phone_shows_everything_without_scrolling_sideways(page: Page, stack: Stack) -> None:
