@@ -87,6 +87,10 @@ class FakeSession:
     def pcm(self) -> bytes:
         return b"".join(bytes(segment.pcm) for segment in self.segments.values())
 
+    @property
+    def buffered_s(self) -> float:
+        return sum(segment.seconds for segment in self.segments.values() if not segment.finished)
+
     def tell(self, event: Event) -> None:
         """Something happened; sent now or on the next connection."""
         self.events.append(LinkEvent(id=len(self.events) + 1, event=event))
@@ -99,6 +103,7 @@ class FakeAgent:
     def __init__(self) -> None:
         self.sessions: dict[str, FakeSession] = {}
         self.stopped: list[str] = []
+        self.every_socket: list[WebSocket] = []
         self.sessions_max = 8
         self.draining = False
         self.status = "ok"
@@ -233,6 +238,7 @@ class FakeAgent:
         await socket.accept()
         session.connections += 1
         session.sockets.append(socket)
+        self.every_socket.append(socket)
         await socket.send_text(LinkHello(items=session.items).model_dump_json())
         writer = asyncio.create_task(_write(session, socket, events_after))
         try:
@@ -257,7 +263,8 @@ class FakeAgent:
             session.items += 1
             self._take(session, message)
             if self.drop_link_after is None or session.items % 3 == 0:
-                await socket.send_text(LinkAck(items=session.items).model_dump_json())
+                ack = LinkAck(items=session.items, buffered_s=session.buffered_s)
+                await socket.send_text(ack.model_dump_json())
 
     def _take(self, session: FakeSession, message: Any) -> None:
         if message.get("bytes") is not None:

@@ -56,8 +56,8 @@ def running(link: AgentLink) -> Iterator[asyncio.Task[None]]:
 
 async def until(condition: object, within_s: float = 5.0) -> None:
     async with asyncio.timeout(within_s):
-        while not condition():  # type: ignore[operator]
-            await asyncio.sleep(0.005)  # noqa: ASYNC110 - polled from outside on purpose
+        while not condition():  # type: ignore[operator]  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
 
 
 async def test_twenty_cuts_lose_nothing_and_double_nothing() -> None:

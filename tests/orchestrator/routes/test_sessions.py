@@ -40,8 +40,11 @@ async def test_the_viewers_token_can_watch_and_nothing_else(running: Stage) -> N
     started = await running.start(room="demo")
     told = claims(started["viewer_token"])
     assert told["video"] == {
-        **{"roomJoin": True, "room": "demo", "canSubscribe": True},
-        **{"canPublish": False, "canPublishData": False},
+        "roomJoin": True,
+        "room": "demo",
+        "canSubscribe": True,
+        "canPublish": False,
+        "canPublishData": False,
     }
     assert told["roomConfig"]["syncStreams"] is True
     assert told["sub"] == started["viewer_identity"]

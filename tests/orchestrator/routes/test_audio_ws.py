@@ -1,0 +1,323 @@
+"""`WS /audio` as a sender sees it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+
+import numpy as np
+import pytest
+import websockets
+
+from musetalk_agent.protocol.messages import Failed, Warned
+from tests.fakes.stage import Line, Stage, stage
+
+
+def tone(seconds: float, rate: int = 16000) -> bytes:
+    return (np.sin(np.arange(round(seconds * rate)) * 0.3) * 8000).astype("<i2").tobytes()
+
+
+async def until(condition: object, within_s: float = 3.0) -> None:
+    async with asyncio.timeout(within_s):
+        while not condition():  # type: ignore[operator]  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+
+
+async def test_raw_pcm_alone_is_enough(running: Stage) -> None:
+    pcm = tone(1.0)
+    async with running.live() as (started, line):
+        hello = line.messages[0]
+        assert hello == {
+            "type": "hello",
+            "protocol": 1,
+            "session_id": started["session_id"],
+            "received_samples": 0,
+            "sample_rate": 16000,
+            "limits": {"message_bytes": 1 << 20, "backlog_s": 120.0, "bytes_per_s": 4 << 20},
+        }
+        for offset in range(0, len(pcm), 1281):  # odd lengths: every other message splits a sample
+            await line.socket.send(pcm[offset : offset + 1281])
+        finished = await line.wait("playback.finished")
+        assert finished == {"type": "playback.finished", "segment": 1, "position_s": 1.0, "interrupted": False}
+        assert [m["type"] for m in line.messages if m["type"].startswith("playback")] == [
+            "playback.started",
+            "playback.finished",
+        ]
+        assert running.agent.only.pcm == pcm
+        assert running.agent.only.segments[1].rate == 16000
+        assert line.of("ack")[-1]["received_samples"] == 16000
+
+
+async def test_acknowledgements_come_at_least_once_a_second(running: Stage) -> None:
+    async with running.live() as (_, line):
+        for _ in range(30):
+            await line.socket.send(tone(0.04))
+            await asyncio.sleep(0.04)
+        await asyncio.sleep(0.3)
+        counts = [ack["received_samples"] for ack in line.of("ack")]
+        assert len(counts) >= 4 and counts == sorted(set(counts)) and counts[-1] == 30 * 640
+
+
+@pytest.mark.parametrize(("query", "rate"), [("&sample_rate=8000", 8000), ("&sample_rate=48000", 48000)])
+async def test_other_rates_are_passed_on_at_their_own(running: Stage, query: str, rate: int) -> None:
+    async with running.live(query) as (_, line):
+        assert line.messages[0]["sample_rate"] == rate
+        await line.socket.send(tone(0.5, rate))
+        await line.say("audio.end")
+        assert (await line.wait("playback.finished"))["position_s"] == 0.5
+        assert running.agent.only.segments[1].rate == rate
+        ack = await line.wait("ack")
+        assert ack["received_samples"] == rate // 2
+
+
+async def test_floats_are_taken_when_they_are_announced(running: Stage) -> None:
+    async with running.live("&format=f32le") as (_, line):
+        await line.socket.send((np.ones(1600, "<f4") * 0.5).tobytes())
+        await line.say("audio.end")
+        await line.wait("playback.finished")
+        assert set(np.frombuffer(running.agent.only.pcm, "<i2").tolist()) == {16384}
+        assert (await line.wait("ack"))["received_samples"] == 1600
+
+
+async def test_the_rate_belongs_to_the_session(running: Stage) -> None:
+    async with running.live() as (started, line):
+        await line.socket.send(tone(0.1))
+        await line.wait("ack")
+        with pytest.raises(websockets.InvalidStatus) as caught:
+            async with websockets.connect(started["audio_url"] + "&sample_rate=48000", proxy=None):
+                pass
+        assert caught.value.response.status_code == 422
+        assert json.loads(caught.value.response.body)["code"] == "sample_rate_changed"
+        await line.say("ping")
+        await line.wait("pong")  # the older connection was left alone
+
+
+async def test_a_new_connection_takes_over(running: Stage) -> None:
+    async with running.live() as (started, old):
+        await old.socket.send(tone(0.1))
+        await old.wait("ack")
+        async with running.audio(started["audio_url"]) as new:
+            hello = await new.wait("hello")
+            assert hello["received_samples"] == 1600
+            assert (await old.wait("error"))["code"] == "replaced"
+            assert await old.closed() == 1008
+            await new.socket.send(tone(0.1))
+            await new.say("audio.end")
+            await new.wait("playback.finished")
+            assert len(running.agent.only.pcm) == 6400
+            session = (await running.http.get("/debug/audio")).json()["sessions"][0]
+            assert session["source"]["connected"] is True
+        await until(lambda: running.app.state.context.sessions.registry.all()[0].live.outbox.connection is None)
+
+
+async def test_a_sender_that_is_cut_resumes_and_nothing_is_lost_or_doubled(running: Stage) -> None:
+    pcm = np.random.default_rng(3).integers(-9000, 9000, 40 * 640).astype("<i2").tobytes()
+    started = await running.start()
+    position = cuts = 0
+    while position < len(pcm) // 2:
+        async with running.audio(started["audio_url"]) as line:
+            position = (await line.wait("hello"))["received_samples"]
+            if cuts == 0:
+                await line.say("audio.start")
+            upto = len(pcm) if cuts == 20 else min(len(pcm), 2 * position + 2 * 1280 + 1)
+            for offset in range(2 * position, upto, 333):
+                await line.socket.send(pcm[offset : min(offset + 333, upto)])
+            if upto == len(pcm):
+                await line.say("audio.end")
+                await line.wait("playback.finished")
+                break
+            line.cut()
+            cuts += 1
+    assert cuts >= 15
+    assert running.agent.only.pcm == pcm
+
+
+async def test_twenty_cuts_between_orchestrator_and_agent_are_not_heard(running: Stage) -> None:
+    pcm = np.random.default_rng(4).integers(-9000, 9000, 400 * 160).astype("<i2").tobytes()
+    async with running.live() as (_, line):
+        session = running.agent.only
+        await line.say("audio.start")
+        for index, offset in enumerate(range(0, len(pcm), 320)):
+            await line.socket.send(pcm[offset : offset + 320])
+            if index % 20 == 19:
+                connections = session.connections
+                await running.agent.cut()
+                await until(lambda: session.connections > connections)  # noqa: B023
+        await line.say("audio.end")
+        assert (await line.wait("playback.finished"))["position_s"] == 4.0
+        assert session.pcm == pcm
+        assert session.connections >= 21
+        assert [len(line.of(kind)) for kind in ("playback.started", "playback.finished")] == [1, 1]
+
+
+async def test_clear_by_message(running: Stage) -> None:
+    running.agent.hold = True
+    async with running.live() as (_, line):
+        await line.say("audio.start")
+        await line.socket.send(tone(1.0))
+        await line.say("audio.start")
+        await line.socket.send(tone(0.5))
+        await line.say("audio.end")
+        await until(lambda: len(running.agent.only.pcm) == 48000)
+        await line.say("clear")
+        cleared = await line.wait("cleared")
+        assert cleared["dropped_s"] == 1.5
+        kinds = [(m["type"], m.get("segment"), m.get("interrupted")) for m in line.messages if m["type"] != "ack"]
+        assert kinds[1:] == [
+            ("playback.finished", 1, True),
+            ("playback.finished", 2, True),
+            ("cleared", None, None),
+        ]
+
+
+async def test_interrupt_answers_with_what_was_dropped_and_is_quick(running: Stage) -> None:
+    running.agent.hold = True
+    async with running.live() as (started, line):
+        await line.socket.send(tone(20.0))
+        await until(lambda: len(running.agent.only.pcm) == 640_000)
+        begun = time.monotonic()
+        answer = await running.http.post(f"/session/{started['session_id']}/interrupt")
+        took = time.monotonic() - begun
+        assert (answer.status_code, answer.json()) == (200, {"dropped_s": 20.0})
+        assert took < 0.2
+        assert (await line.wait("playback.finished"))["interrupted"] is True
+        assert (await line.wait("cleared"))["dropped_s"] == 20.0
+        await line.socket.send(tone(0.1))  # it has not noticed yet
+        await asyncio.sleep(0.05)
+        assert len(running.agent.only.segments) == 1
+        assert (await line.wait("ack", count=len(line.of("ack")) + 1))["received_samples"] == 321_600
+
+
+async def test_interrupt_does_not_wait_for_an_agent_that_is_silent(running: Stage) -> None:
+    async with running.live() as (started, line):
+        running.agent.only.mutes_clears = True
+        begun = time.monotonic()
+        answer = await running.http.post(f"/session/{started['session_id']}/interrupt")
+        assert answer.json() == {"dropped_s": 0.0}
+        assert 0.9 < time.monotonic() - begun < 1.6
+        assert line.of("cleared") == []
+
+
+async def test_wrong_messages(running: Stage) -> None:
+    for text in ("{not json", "[]", '"clear"', "{}", '{"type": 7}', "[" * 50_000):
+        async with running.live() as (_, line):
+            await line.socket.send(text)
+            assert (await line.wait("error"))["code"] == "invalid_message", text[:10]
+            assert await line.closed() == 1008
+    async with running.live() as (_, line):
+        await line.socket.send('{"type": "audio.begin"}')
+        warning = await line.wait("warning")
+        assert warning["code"] == "unknown_type" and "audio.begin" in warning["message"]
+        await line.socket.send('{"type": "ping", "later": 1}')
+        await line.wait("pong")
+
+
+async def test_limits_are_errors_and_nothing_of_the_message_is_taken() -> None:
+    async with stage(audio_message_bytes=4096, audio_backlog_s=1, audio_bytes_per_s=64000) as running:
+        running.agent.hold = True
+
+        async def broken_by(line: Line, *messages: bytes) -> str:
+            for message in messages:
+                await line.socket.send(message)
+            code = (await line.wait("error"))["code"]
+            assert await line.closed() == 1008
+            return str(code)
+
+        started = await running.start()
+        async with running.audio(started["audio_url"]) as line:
+            assert await broken_by(line, tone(0.1), bytes(4098)) == "message_too_large"
+        async with running.audio(started["audio_url"]) as line:
+            assert (await line.wait("hello"))["received_samples"] == 1600
+            assert await broken_by(line, *[tone(0.1)] * 12) == "backlog_exceeded"
+        async with running.audio(started["audio_url"]) as line:
+            taken = (await line.wait("hello"))["received_samples"]
+            assert taken in (16_000, 17_600)  # a second, and what was played by the clock meanwhile
+            assert await broken_by(line, *[b""] * 2100) == "rate_exceeded"
+        session = (await running.http.get(f"/session/{started['session_id']}")).json()
+        assert session["state"] in ("ready", "speaking") and session["error"] is None
+
+
+async def test_stopping_closes_with_1001_and_tells_what_was_open(running: Stage) -> None:
+    running.agent.hold = True
+    async with running.live() as (started, line):
+        await line.say("audio.start")
+        await line.socket.send(tone(0.1))
+        await running.http.post(f"/session/{started['session_id']}/stop")
+        assert await line.closed() == 1001
+        assert line.of("playback.finished") == [
+            {"type": "playback.finished", "segment": 1, "position_s": 0.0, "interrupted": True}
+        ]
+
+
+async def test_an_error_of_the_agent_ends_the_session_with_1011(running: Stage) -> None:
+    async with running.live() as (started, line):
+        running.agent.only.tell(Failed(code="livekit_unavailable", message="The room is gone."))
+        error = await line.wait("error")
+        assert error == {"type": "error", "code": "livekit_unavailable", "message": "The room is gone."}
+        assert await line.closed() == 1011
+        session = (await running.http.get(f"/session/{started['session_id']}")).json()
+        assert session["state"] == "failed" and session["error"]["code"] == "livekit_unavailable"
+
+
+async def test_a_lost_agent_fails_the_session(running: Stage) -> None:
+    async with running.live() as (_, line):
+        running.agent.sessions.clear()
+        for socket in running.agent.every_socket:
+            await socket.close(1012)
+        assert (await line.wait("error"))["code"] == "agent_unavailable"
+        assert await line.closed() == 1011
+
+
+async def test_warnings_of_the_agent_reach_the_sender_and_debug(running: Stage) -> None:
+    async with running.live() as (_, line):
+        message = "This looks like float32."
+        running.agent.only.tell(Warned(code="wrong_format_suspected", message=message, suspicion="float32"))
+        warning = await line.wait("warning")
+        assert warning["suspicion"] == "float32"
+        (session,) = (await running.http.get("/debug/audio")).json()["sessions"]
+        assert session["source"]["format_suspicion"] == "float32"
+
+
+async def test_events_between_two_connections_are_told_to_the_next(running: Stage) -> None:
+    running.agent.hold = True
+    async with running.live() as (started, line):
+        await line.say("audio.start")
+        await line.socket.send(tone(0.1))
+        await line.say("audio.end")
+        await until(lambda: running.agent.only.segments and running.agent.only.segments[1].ended)
+        line.cut()
+        await line.closed()
+    await until(lambda: running.app.state.context.sessions.registry.all()[0].live.outbox.connection is None)
+    running.agent.release()
+    await asyncio.sleep(0.1)
+    async with running.audio(started["audio_url"]) as again:
+        assert (await again.wait("playback.finished"))["segment"] == 1
+        assert again.messages[0]["type"] == "hello"
+
+
+async def test_a_reader_that_reads_nothing_is_closed_and_the_memory_bounded(running: Stage) -> None:
+    started = await running.start()
+    socket = await websockets.connect(started["audio_url"], proxy=None, compression=None, max_queue=1)
+    try:
+        live = running.app.state.context.sessions.registry.get(started["session_id"]).live
+        connection = live.outbox.connection
+        for _ in range(40):
+            for _ in range(400):
+                live.warn("test", "x" * 2000)
+            await asyncio.sleep(0.002)
+            if connection.closing:
+                break
+        assert connection.overrun and connection.close_code == 1008
+    finally:
+        socket.transport.abort()
+
+
+async def test_tokens_are_blotted_out_of_the_logs(running: Stage, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG")
+    async with running.live() as (started, line):
+        await line.say("ping")
+        await line.wait("pong")
+    assert "WebSocket /audio" in caplog.text
+    assert started["audio_url"].split("token=")[1] not in caplog.text
+    assert started["viewer_token"] not in caplog.text

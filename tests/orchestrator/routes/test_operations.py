@@ -1,0 +1,148 @@
+"""Health, metrics, debug, uploads, the page and its token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from orchestrator.routes.page import files
+from tests.fakes.agent_server import AVATAR_ID
+from tests.fakes.stage import Stage, stage
+
+
+async def test_health_follows_the_agents(running: Stage) -> None:
+    answer = await running.http.get("/health")
+    body = answer.json()
+    assert (answer.status_code, body["status"]) == (200, "ok")
+    assert body["agents"] == {"total": 1, "ready": 1} and body["capacity"] == {"sessions": 0, "sessions_max": 8}
+    async with stage() as other:
+        other.agent.status = "warming"
+        answer = await other.http.get("/health")
+        assert (answer.status_code, answer.json()["status"]) == (503, "no_agent_ready")
+        assert "127.0.0.1" not in answer.text
+
+
+async def test_metrics_count_what_happened(running: Stage) -> None:
+    async with running.live() as (started, line):
+        await line.socket.send(bytes(3200))
+        await line.say("audio.end")
+        await line.wait("playback.finished")
+        values = await metrics(running)
+        assert values[("avatar_orchestrator_sessions", "ready")] == 1
+        assert values[("avatar_session_starts_total", "ok")] == 1
+        assert values[("avatar_audio_received_bytes_total", "")] == 3200
+        assert values[("avatar_segments_finished_total", "false")] == 1
+        assert values[("avatar_audio_connections", "")] == 1
+        await running.http.post(f"/session/{started['session_id']}/stop")
+    values = await metrics(running)
+    assert values[("avatar_orchestrator_sessions", "stopped")] == 1
+    assert values[("avatar_session_ends_total", "stopped")] == 1
+    assert values[("avatar_audio_connections", "")] == 0
+
+
+async def metrics(running: Stage) -> dict[tuple[str, str], float]:
+    text = (await running.http.get("/metrics")).text
+    families = list(text_string_to_metric_families(text))
+    assert families and all(family.name.startswith("avatar_") for family in families)
+    return {
+        (sample.name, ",".join(sample.labels.values())): sample.value
+        for family in families
+        for sample in family.samples
+    }
+
+
+async def test_debug_audio_tells_the_source(running: Stage) -> None:
+    async with running.live() as (started, line):
+        pcm = np.tile(np.array([16384, -16384], "<i2"), 4000).tobytes()
+        await line.socket.send(pcm)
+        await line.wait("ack")
+        (session,) = (await running.http.get("/debug/audio")).json()["sessions"]
+        assert session["session_id"] == started["session_id"] and session["publisher"] == "livekit"
+        source = session["source"]
+        assert source["connected"] is True and source["received_samples"] == 8000
+        assert source["rms_dbfs"] == pytest.approx(-6.0, abs=0.1) and source["bytes_per_s"] == 16000
+        assert source["format_suspicion"] is None
+        assert [track["kind"] for track in session["tracks"]] == ["audio", "video"]
+
+
+async def test_debug_musetalk_is_the_agents(running: Stage) -> None:
+    started = await running.start()
+    body = (await running.http.get("/debug/musetalk")).json()
+    assert body["engine"] == "warp" and body["device"] == "cpu" and body["unet_config"] is None
+    (session,) = body["sessions"]
+    assert session["session_id"] == started["session_id"] and session["diagnosis"]["code"] == "no_audio"
+
+
+async def test_debug_musetalk_says_when_no_agent_answers() -> None:
+    async with stage(agent_url="http://127.0.0.1:9") as running:
+        answer = await running.http.get("/debug/musetalk")
+        assert (answer.status_code, answer.json()["code"]) == (503, "agent_unavailable")
+
+
+async def test_an_upload_is_streamed_to_the_agent(running: Stage) -> None:
+    body = bytes(range(256)) * 4096
+    answer = await running.http.post("/avatars", content=body, headers={"X-Filename": "me.mp4"})
+    assert (answer.status_code, answer.json()["avatar_id"]) == (200, AVATAR_ID)
+    assert running.agent.uploads == [("me.mp4", len(body))]
+
+
+@pytest.mark.parametrize("announced", [True, False])
+async def test_an_upload_that_is_too_large_is_refused(announced: bool) -> None:
+    async def chunks() -> Any:
+        for _ in range(20):
+            yield bytes(1024)
+
+    async with stage(avatar_upload_bytes=10_000) as running:
+        answer = await running.http.post("/avatars", content=bytes(20_480) if announced else chunks())
+        problem = answer.json()
+        assert (answer.status_code, problem["code"], problem["limit"]) == (422, "avatar_too_large", 10_000)
+        assert running.agent.uploads == []
+
+
+async def test_the_page_and_its_files_are_served_with_a_strict_policy(running: Stage) -> None:
+    async with httpx.AsyncClient(base_url=running.url, trust_env=False) as anybody:
+        for address, file in files():
+            answer = await anybody.get(address)
+            assert answer.status_code == 200 and answer.content == file.read_bytes()
+            assert answer.headers["x-content-type-options"] == "nosniff"
+            assert "script-src 'self'" in answer.headers["content-security-policy"]
+            if address.endswith(".js"):
+                assert answer.headers["content-type"].startswith("text/javascript")
+        page = await anybody.get("/")
+        assert page.headers["content-type"].startswith("text/html")
+        for path in ("/../settings.py", "/%2e%2e/settings.py", "/..%2fsettings.py", "/__init__.py"):
+            assert (await anybody.get(path)).status_code in (401, 404)
+
+
+async def test_the_page_token_is_for_the_demo_alone(running: Stage) -> None:
+    answer = await running.http.get("/page/token")
+    assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
+
+
+async def test_the_page_token_opens_the_api_for_a_while() -> None:
+    async with stage(page_token_enabled=True) as running:
+        async with httpx.AsyncClient(base_url=running.url, trust_env=False) as page:
+            told = (await page.get("/page/token")).json()
+            headers = {"Authorization": f"Bearer {told['token']}"}
+            assert (await page.get("/sessions", headers=headers)).status_code == 200
+            for wrong in (told["token"][:-2] + "AA", told["token"].replace(".", "9.", 1), "9999999999.", "x.y"):
+                answer = await page.get("/sessions", headers={"Authorization": f"Bearer {wrong}"})
+                assert answer.status_code == 401, wrong
+            for headers in ({"Host": "evil.example"}, {"Sec-Fetch-Site": "cross-site"}):
+                assert (await page.get("/page/token", headers=headers)).status_code == 404, headers
+
+
+async def test_cors_is_off_unless_asked_for(running: Stage) -> None:
+    headers = {"Origin": "https://app.example", "Access-Control-Request-Method": "POST"}
+    assert "access-control-allow-origin" not in (await running.http.options("/token", headers=headers)).headers
+    async with stage(cors_origins="https://app.example") as other:
+        async with httpx.AsyncClient(base_url=other.url, trust_env=False) as browser:
+            answer = await browser.options("/token", headers=headers)
+            assert answer.headers["access-control-allow-origin"] == "https://app.example"
+            refused = await browser.get("/sessions", headers={"Origin": "https://app.example"})
+            assert refused.status_code == 401
+            assert refused.headers["access-control-allow-origin"] == "https://app.example"

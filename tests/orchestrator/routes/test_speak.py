@@ -1,0 +1,177 @@
+"""Text to speech through the session, with a voice made of tones."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+
+import numpy as np
+import pytest
+
+from musetalk_agent.protocol.messages import CueItem
+from musetalk_agent.protocol.problems import ErrorCode, ProblemError
+from orchestrator.tts.base import SpeechChunk, VoiceInfo
+from orchestrator.tts.voices import Voices
+from tests.fakes.stage import Stage, stage
+
+RATE = 22050
+
+
+class TonePerWord:
+    """A synthesizer: 100 ms of tone a word. The word `break` breaks it, `hang` waits for ever, `crash` is a bug."""
+
+    def __init__(self) -> None:
+        self.closed = 0
+
+    async def open(self) -> None: ...
+
+    async def aclose(self) -> None: ...
+
+    def names(self) -> list[VoiceInfo]:
+        return [VoiceInfo("tone:one", "en", "tone", RATE), VoiceInfo("tone:two", "de", "tone", RATE)]
+
+    async def speak(self, text: str, voice: str) -> AsyncGenerator[SpeechChunk, None]:
+        at, samples = 0, RATE // 10
+        try:
+            for word in text.split():
+                if word == "hang":
+                    await asyncio.Event().wait()
+                if word == "break":
+                    raise ProblemError(ErrorCode.TTS_FAILED, "The voice broke.")
+                if word == "crash":
+                    raise RuntimeError("a bug")
+                pcm = np.full(samples, 1000 if voice == "tone:one" else 2000, "<i2").tobytes()
+                yield SpeechChunk(pcm, RATE, (CueItem(phoneme=word, start=at, end=at + samples),))
+                at += samples
+                await asyncio.sleep(0)
+        finally:
+            self.closed += 1
+
+
+@pytest.fixture
+def voice() -> TonePerWord:
+    return TonePerWord()
+
+
+@pytest.fixture
+async def speaking(voice: TonePerWord) -> AsyncIterator[Stage]:
+    async with stage(voices=Voices("tone:one", synthesizers=[voice])) as ready:
+        yield ready
+
+
+async def say(running: Stage, session_id: str, text: str, **more: str) -> tuple[int, dict[str, object]]:
+    answer = await running.http.post(f"/session/{session_id}/speak", json={"text": text, **more})
+    return answer.status_code, answer.json()
+
+
+async def test_text_becomes_a_segment_with_its_phonemes(speaking: Stage) -> None:
+    async with speaking.live() as (started, line):
+        assert await say(speaking, started["session_id"], "one two three") == (202, {"segment": 1})
+        finished = await line.wait("playback.finished")
+        assert finished["position_s"] == pytest.approx(0.3)
+        segment = speaking.agent.only.segments[1]
+        assert segment.rate == RATE
+        assert segment.cues == [("one", 0, 2205), ("two", 2205, 4410), ("three", 4410, 6615)]
+        assert set(np.frombuffer(segment.pcm, "<i2").tolist()) == {1000}
+
+
+async def test_texts_queue_behind_each_other_and_behind_pcm(speaking: Stage) -> None:
+    async with speaking.live() as (started, line):
+        await line.say("audio.start")
+        await line.socket.send(bytes(3200))
+        await line.wait("ack")
+        answers = [await say(speaking, started["session_id"], text, voice="tone:two") for text in ("a b", "c")]
+        assert answers == [(202, {"segment": 2}), (202, {"segment": 3})]
+        await asyncio.sleep(0.05)
+        assert list(speaking.agent.only.segments) == [1]
+        await line.say("audio.end")
+        await line.wait("playback.finished", count=3)
+        assert [m["segment"] for m in line.of("playback.finished")] == [1, 2, 3]
+        assert [len(s.pcm) for s in speaking.agent.only.segments.values()] == [3200, 2 * 4410, 4410]
+        assert set(np.frombuffer(speaking.agent.only.segments[2].pcm, "<i2").tolist()) == {2000}
+
+
+async def test_interrupt_ends_the_synthesis(speaking: Stage, voice: TonePerWord) -> None:
+    async with speaking.live() as (started, line):
+        await say(speaking, started["session_id"], "one hang")
+        await say(speaking, started["session_id"], "never heard")
+        await line.wait("playback.started")
+        await speaking.http.post(f"/session/{started['session_id']}/interrupt")
+        await line.wait("playback.finished", count=2)
+        assert [(m["segment"], m["interrupted"]) for m in line.of("playback.finished")] == [(1, True), (2, True)]
+        await asyncio.sleep(0.05)
+        assert voice.closed == 2
+        assert await say(speaking, started["session_id"], "again") == (202, {"segment": 3})
+        assert (await line.wait("playback.finished", count=3))["interrupted"] is False
+
+
+@pytest.mark.parametrize("word", ["break", "crash"])
+async def test_a_voice_that_breaks_ends_its_segment_with_a_warning(speaking: Stage, word: str) -> None:
+    async with speaking.live() as (started, line):
+        await say(speaking, started["session_id"], f"one {word} three")
+        warning = await line.wait("warning")
+        assert warning["code"] == "tts_failed" and "Segment 1" in warning["message"]
+        assert "a bug" not in warning["message"]
+        assert (await line.wait("playback.finished"))["position_s"] == pytest.approx(0.1)
+        assert await say(speaking, started["session_id"], "works again") == (202, {"segment": 2})
+
+
+async def test_stop_ends_the_synthesis(speaking: Stage, voice: TonePerWord) -> None:
+    started = await speaking.start()
+    await say(speaking, started["session_id"], "one hang")
+    await asyncio.sleep(0.05)
+    await speaking.http.post(f"/session/{started['session_id']}/stop")
+    assert voice.closed == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "field"),
+    [
+        ({}, "invalid_request", "text"),
+        ({"text": ""}, "invalid_request", "text"),
+        ({"text": " \n\t"}, "invalid_request", "text"),
+        ({"text": "x" * 5001}, "invalid_request", "text"),
+        ({"text": "hello", "voice": "tone:three"}, "voice_unknown", None),
+        ({"text": "hello", "speed": 2}, "invalid_request", "speed"),
+    ],
+)
+async def test_what_cannot_be_spoken(speaking: Stage, body: dict[str, object], code: str, field: str | None) -> None:
+    started = await speaking.start()
+    answer = await speaking.http.post(f"/session/{started['session_id']}/speak", json=body)
+    problem = answer.json()
+    assert (answer.status_code, problem["code"]) == (422, code)
+    if field:
+        assert problem["field"] == field
+
+
+async def test_texts_that_wait_are_bounded(speaking: Stage) -> None:
+    started = await speaking.start()
+    for _ in range(32):
+        assert (await say(speaking, started["session_id"], "hang"))[0] == 202
+    status, problem = await say(speaking, started["session_id"], "one more")
+    assert (status, problem["code"], problem["limit"]) == (422, "backlog_exceeded", 32)
+
+
+async def test_a_long_text_waits_for_the_backlog_instead_of_failing(voice: TonePerWord) -> None:
+    async with stage(voices=Voices("tone:one", synthesizers=[voice]), audio_backlog_s=1) as running:
+        async with running.live() as (started, line):
+            running.agent.hold = True
+            await say(running, started["session_id"], "word " * 15)
+            await asyncio.sleep(0.3)
+            held = len(running.agent.only.pcm) / 2 / RATE
+            assert held < 1.4
+            running.agent.hold = False
+            assert (await line.wait("playback.finished"))["position_s"] == pytest.approx(1.5)
+
+
+async def test_without_voices_it_says_what_to_install(running: Stage) -> None:
+    started = await running.start()
+    status, problem = await say(running, started["session_id"], "hello")
+    assert (status, problem["code"]) == (503, "voice_unavailable")
+    assert "musetalk-livekit[voice]" in str(problem["detail"])
+    assert (await running.http.get("/voices")).json() == {"voices": [], "default": None}
+
+
+async def test_voices_are_listed(speaking: Stage) -> None:
+    listed = (await speaking.http.get("/voices")).json()["voices"]
+    assert listed[0] == {"name": "tone:one", "language": "en", "provider": "tone", "sample_rate": RATE}
