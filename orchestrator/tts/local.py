@@ -15,6 +15,8 @@ from orchestrator.tts.process import SpeechWorker, SpokenPart, WorkerStatistics
 
 TEXT_CHARACTERS = 10_000
 """Longest text: ten minutes of speech."""
+CHARACTER_S = 0.06
+"""About how long a character of text sounds (s): orders the parts of different utterances, nothing depends on it."""
 PARTS_AHEAD = 2
 """Parts of an utterance that may be finished or in the making beyond the one being handed out."""
 
@@ -61,7 +63,7 @@ class LocalSynthesizer:
                 value=len(cleaned),
             )
         parts = deque(texts.parts(cleaned))
-        first = self._worker.submit(voice, parts[0].text, first=True)
+        first = self._worker.submit(voice, parts[0].text)
         return self._speak(parts, first, voice)
 
     async def aclose(self) -> None:
@@ -73,14 +75,19 @@ class LocalSynthesizer:
     ) -> AsyncGenerator[SpeechChunk, None]:
         making = deque([(parts.popleft(), first)])
         position = 0
+        began: float | None = None
         try:
             while making:
                 part, result = making[0]
                 spoken = await result
                 making.popleft()
+                began = asyncio.get_running_loop().time() if began is None else began
+                due = began + (position + len(spoken.pcm) // 2) / spoken.sample_rate
+                due += sum(CHARACTER_S * len(ahead.text) for ahead, _ in making)
                 while parts and len(making) < PARTS_AHEAD:
                     following = parts.popleft()
-                    making.append((following, self._worker.submit(voice, following.text, first=False)))
+                    making.append((following, self._worker.submit(voice, following.text, due=due)))
+                    due += CHARACTER_S * len(following.text)
                 for chunk in _chunks(spoken, part.pause_ms, position):
                     yield chunk
                     position += len(chunk.pcm) // 2

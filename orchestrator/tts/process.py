@@ -1,16 +1,16 @@
 """The speech worker seen from the core: a process of its own behind a pipe, one part of text at a time.
 
 The voices are GPL and run native code on strangers' text, so they live in another process: nothing here imports them, and
-when the process dies or hangs it is started again. Parts wait in two queues: first parts of an utterance go before later
-parts, which were asked for ahead of their time; within each, first come, first served. Since an utterance has at most two
-parts waiting, several utterances take turns.
+when the process dies or hangs it is started again. Parts that wait are made in the order in which their sound is due, so a new
+utterance does not wait for the look-ahead of others, and several utterances take turns.
 """
 
 from __future__ import annotations
 
 import asyncio
+import heapq
+import itertools
 import logging
-from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,8 +62,8 @@ class SpeechWorker:
     part_timeout_s: float = PART_TIMEOUT_S
     statistics: WorkerStatistics = field(default_factory=WorkerStatistics)
     voices: tuple[VoiceInfo, ...] = ()
-    _first: deque[_Job] = field(default_factory=deque)
-    _later: deque[_Job] = field(default_factory=deque)
+    _queue: list[tuple[float, int, _Job]] = field(default_factory=list)
+    _order: itertools.count[int] = field(default_factory=itertools.count)
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
     _settled: asyncio.Event = field(default_factory=asyncio.Event)
     _task: asyncio.Task[None] | None = None
@@ -89,26 +89,29 @@ class SpeechWorker:
             await asyncio.wait([task])
         self._fail_waiting("The speech service is shutting down.")
 
-    def submit(self, voice: str, text: str, *, first: bool) -> asyncio.Future[SpokenPart]:
+    def submit(self, voice: str, text: str, *, due: float | None = None) -> asyncio.Future[SpokenPart]:
         """Queues one part. Cancelling the future takes it out of the queue, or drops the result if it is being made.
 
+        Args:
+            voice: one of `voices` by name.
+            text: a part as `text.parts` makes them.
+            due: when its sound is needed, in the event loop's time; None for the first part of an utterance: now.
+
         Raises:
-            ProblemError: `tts_failed` when too many parts wait or the worker is closed. The future ends with the same code
-                when the worker breaks over this part or cannot be started.
+            ProblemError: `tts_failed` when an utterance begins while too many parts wait, or the worker is closed. The future
+                ends with the same code when the worker breaks over this part or cannot be started.
         """
         if self._task is None or self._task.done():
             raise _failed("The speech service is not running.")
-        for queue in (self._first, self._later):
-            while queue and queue[0].result.cancelled():
-                queue.popleft()
+        loop = asyncio.get_running_loop()
         # Later parts are few per utterance and were let in with their first: failing them would break speech off.
-        if first and len(self._first) + len(self._later) >= PARTS_MAX:
+        if due is None and sum(not job.result.done() for _, _, job in self._queue) >= PARTS_MAX:
             raise _failed(
                 f"The speech service is busy: {PARTS_MAX} parts are waiting. Try again in a second.", retry_after_s=1
             )
-        job = _Job(voice, text, asyncio.get_running_loop().create_future())
-        (self._first if first else self._later).append(job)
-        self.statistics.waiting = len(self._first) + len(self._later)
+        job = _Job(voice, text, loop.create_future())
+        heapq.heappush(self._queue, (loop.time() if due is None else due, next(self._order), job))
+        self.statistics.waiting = len(self._queue)
         self._wake.set()
         return job.result
 
@@ -159,12 +162,11 @@ class SpeechWorker:
 
     async def _next(self, gone: asyncio.Task[None]) -> _Job:
         while True:
-            for queue in (self._first, self._later):
-                while queue:
-                    job = queue.popleft()
-                    self.statistics.waiting = len(self._first) + len(self._later)
-                    if not job.result.done():
-                        return job
+            while self._queue:
+                _, _, job = heapq.heappop(self._queue)
+                self.statistics.waiting = len(self._queue)
+                if not job.result.done():
+                    return job
             self._wake.clear()
             wake = asyncio.create_task(self._wake.wait())
             try:
@@ -199,9 +201,9 @@ class SpeechWorker:
             job.result.set_result(part)
 
     def _fail_waiting(self, reason: str) -> None:
-        for queue in (self._first, self._later):
-            while queue:
-                _settle(queue.popleft(), _failed(reason))
+        for _, _, job in self._queue:
+            _settle(job, _failed(reason))
+        self._queue.clear()
         self.statistics.waiting = 0
 
 

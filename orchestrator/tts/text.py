@@ -11,7 +11,7 @@ import unicodedata
 from dataclasses import dataclass
 
 PART_CHARACTERS = 120
-"""Longest part: about 7 s of speech, 0.3 s of synthesis, the longest that other utterances wait for their turn."""
+"""Longest part, in letters: about 7 s of speech, 0.3 s of synthesis, the longest that other utterances wait for their turn."""
 FIRST_PART_CHARACTERS = 40
 """Longest first part where the text has a place to cut it: about 2.5 s of speech, 0.1 s of synthesis."""
 UNCUT_CHARACTERS = 64
@@ -106,10 +106,11 @@ def _sentences(paragraph: str) -> list[str]:
 def _clauses(sentence: str, *, first: bool) -> list[Part]:
     out: list[Part] = []
     while True:
-        limit = FIRST_PART_CHARACTERS if first and not out else PART_CHARACTERS
+        early = first and not out
+        limit = _reach(sentence, FIRST_PART_CHARACTERS if early else PART_CHARACTERS)
         if len(sentence) <= limit:
             break
-        cut, pause = _cut(sentence, limit, whole=UNCUT_CHARACTERS if limit == FIRST_PART_CHARACTERS else limit)
+        cut, pause = _cut(sentence, limit, whole=_reach(sentence, UNCUT_CHARACTERS) if early else limit)
         if cut >= len(sentence):
             break
         out.append(Part(sentence[:cut].strip(), pause))
@@ -131,3 +132,17 @@ def _cut(sentence: str, limit: int, *, whole: int) -> tuple[int, int]:
     if not words:
         words = [i for i, c in enumerate(sentence[:limit]) if c == " " and i >= _SHORTEST_CLAUSE]
     return (words[-1] if words else limit), 0
+
+
+def _reach(sentence: str, characters: int) -> int:
+    """How many characters from the start last as long as `characters` letters: a digit or symbol is a word or two, a Chinese
+    character a syllable."""
+    left = characters
+    for i, c in enumerate(sentence):
+        if unicodedata.category(c)[0] in "NS" or c in "%#&@*/":
+            left -= 5
+        else:
+            left -= 3 if unicodedata.east_asian_width(c) in "WF" else 1
+        if left < 0:
+            return max(i, 1)
+    return len(sentence)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import signal
 import subprocess
@@ -89,8 +90,8 @@ def scripted() -> SpeechWorker:
 async def test_only_the_part_in_progress_fails(scripted: SpeechWorker, text: str) -> None:
     await scripted.open()
     try:
-        bad = scripted.submit("x:y", text, first=True)
-        good = scripted.submit("x:y", "hello", first=True)
+        bad = scripted.submit("x:y", text)
+        good = scripted.submit("x:y", "hello")
         with pytest.raises(ProblemError) as caught:
             await bad
         assert caught.value.code is ErrorCode.TTS_FAILED
@@ -105,7 +106,7 @@ async def test_a_part_the_voice_refuses_costs_no_worker(scripted: SpeechWorker) 
     await scripted.open()
     try:
         with pytest.raises(ProblemError) as caught:
-            await scripted.submit("x:y", "refuse", first=True)
+            await scripted.submit("x:y", "refuse")
         assert caught.value.code is ErrorCode.TTS_FAILED
         assert scripted.statistics.starts == 1
     finally:
@@ -119,7 +120,7 @@ async def test_a_worker_that_dies_idle_is_replaced(scripted: SpeechWorker) -> No
         os.kill(scripted.pid, signal.SIGKILL)
         await asyncio.sleep(0.5)
         async with asyncio.timeout(5):
-            assert await scripted.submit("x:y", "hello", first=True)
+            assert await scripted.submit("x:y", "hello")
     finally:
         await scripted.aclose()
 
@@ -128,7 +129,7 @@ async def test_closing_ends_a_hung_worker_and_fails_what_waits(scripted: SpeechW
     scripted.part_timeout_s = 60
     await scripted.open()
     pid = scripted.pid
-    waiting = [scripted.submit("x:y", "hang", first=True), scripted.submit("x:y", "hello", first=False)]
+    waiting = [scripted.submit("x:y", "hang"), scripted.submit("x:y", "hello", due=math.inf)]
     await asyncio.sleep(0.1)
     began = time.monotonic()
     await scripted.aclose()
@@ -142,7 +143,7 @@ async def test_a_worker_that_cannot_start_is_no_crash() -> None:
     worker = SpeechWorker(("/nonexistent/worker",))
     await worker.open()
     assert worker.voices == ()
-    waiting = worker.submit("x:y", "hello", first=True)
+    waiting = worker.submit("x:y", "hello")
     async with asyncio.timeout(5):
         with pytest.raises(ProblemError) as caught:
             await waiting
@@ -150,14 +151,32 @@ async def test_a_worker_that_cannot_start_is_no_crash() -> None:
     await worker.aclose()
 
 
+async def test_parts_are_made_in_the_order_they_are_due(scripted: SpeechWorker) -> None:
+    await scripted.open()
+    made: list[str] = []
+    try:
+        now = asyncio.get_running_loop().time()
+        due = {"in progress": None, "late": now + 9, "soon": now + 1, "starving": now - 1, "new": None}
+        results = {name: scripted.submit("x:y", "hello", due=when) for name, when in due.items()}
+
+        async def note(name: str) -> None:
+            await results[name]
+            made.append(name)
+
+        await asyncio.gather(*map(note, results))
+    finally:
+        await scripted.aclose()
+    assert made[0] == "starving" and made[-2:] == ["soon", "late"]
+
+
 async def test_cancelled_parts_are_never_made(scripted: SpeechWorker) -> None:
     await scripted.open()
     try:
-        results = [scripted.submit("x:y", "hello", first=False) for _ in range(5)]
+        results = [scripted.submit("x:y", "hello", due=math.inf) for _ in range(5)]
         for result in results[1:]:
             result.cancel()
         await results[0]
-        await scripted.submit("x:y", "hello", first=False)
+        await scripted.submit("x:y", "hello", due=math.inf)
         assert scripted.statistics.parts == 2
     finally:
         await scripted.aclose()

@@ -79,3 +79,10 @@ def test_text_without_any_space_is_still_cut() -> None:
     spoken = parts("x" * 1000)
     assert "".join(p.text for p in spoken) == "x" * 1000
     assert max(len(p.text) for p in spoken) <= PART_CHARACTERS
+
+
+def test_digits_and_chinese_count_for_what_they_last() -> None:
+    assert max(len(p.text) for p in parts("0" * 400)) == PART_CHARACTERS // 5
+    assert max(len(p.text) for p in parts("你" * 400)) == PART_CHARACTERS // 3
+    assert "".join(p.text for p in parts("0" * 400)) == "0" * 400
+    assert [p.text for p in parts("It was 3,200 dollars in 1999.")] == ["It was 3,200 dollars in 1999."]
