@@ -26,7 +26,7 @@ def frame_start(frame: int, fps: int, rate: int = FEATURE_RATE) -> int:
 
 def frames_begun(samples: int, fps: int, rate: int = FEATURE_RATE) -> int:
     """How many frames begin within the first `samples` samples: the frames a segment of that length has."""
-    return -(-samples * fps // rate)
+    return (samples - 1) * fps // rate + 1 if samples > 0 else 0
 
 
 def frames_complete(samples: int, fps: int, rate: int = FEATURE_RATE) -> int:

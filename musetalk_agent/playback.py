@@ -169,17 +169,17 @@ class Playback:
         since = self._clock.now()
         while segment in self._open:
             now = self._clock.now()
-            if ready_at is None and segment.frames_ready > frame:
+            if ready_at is None and segment.has_block and segment.frames_ready > frame:
                 ready_at = now
             if not segment.received and segment.ended:
                 self._tell_finished()
                 return False
-            give_up = since + PATIENCE_S if len(segment.for_room) else now + PATIENCE_S
+            give_up = since + PATIENCE_S if segment.has_block else now + PATIENCE_S
             begin_at = give_up
             if ready_at is not None:
                 rich = segment.ended or len(segment.for_room) >= RICH_SAMPLES
                 begin_at = now if rich else min(give_up, ready_at + self._margin_s)
-            if not len(segment.for_room):
+            if not segment.has_block:
                 since = now
             elif now >= begin_at:
                 self.statistics.began_without_lips += ready_at is None

@@ -111,7 +111,7 @@ class PatternEngine:
         for request in batch:
             actor = request.actor
             assert isinstance(actor, PatternActor)
-            patches.append(actor.white if float(request.feature[0]) > THRESHOLD else actor.black)
+            patches.append(actor.white if request.feature[0] > np.float32(THRESHOLD) else actor.black)
         return patches
 
     def close(self) -> None:

@@ -143,9 +143,14 @@ class Segment:
         """Length at ROOM_RATE: whole frames, then whole `GRAIN`s, since a sink keeps a partial one for the next segment."""
         return -(-frame_start(self.frames, self.fps, ROOM_RATE) // GRAIN) * GRAIN
 
+    @property
+    def has_block(self) -> bool:
+        """There is enough for the sink."""
+        return len(self.for_room) >= (GRAIN if self.ended else _LEAST_BLOCK)
+
     def take_block(self) -> Pcm | None:
         """The next 20–40 ms for the sink in whole grains; None when there is not as much yet."""
-        if len(self.for_room) < (GRAIN if self.ended else _LEAST_BLOCK):
+        if not self.has_block:
             return None
         block = self.for_room.take(min(BLOCK, len(self.for_room) // GRAIN * GRAIN))
         self.handed += len(block)

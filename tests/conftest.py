@@ -1,0 +1,51 @@
+"""What every test gets: no task left behind, a clean environment, and a real livekit-server where one is asked for."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from orchestrator.livekit_server import LiveKitAccess, LiveKitServer, find
+
+_SCRUBBED = ("LIVEKIT_", "ORCHESTRATOR_", "AGENT_", "AVATAR_", "ALLOW_PRIVATE_URLS", "ENGINE", "ELEVENLABS_")
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith(_SCRUBBED):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+async def _no_task_left() -> AsyncIterator[None]:
+    """Fails a test that leaves a task running."""
+    before = asyncio.all_tasks()
+    yield
+    await asyncio.sleep(0)
+    left = [t for t in asyncio.all_tasks() - before - {asyncio.current_task()} if not t.done()]
+    assert not left, f"tasks left running: {[t.get_name() for t in left]}"
+
+
+@pytest.fixture
+def executor() -> Iterator[ThreadPoolExecutor]:
+    """Threads for features and composition."""
+    with ThreadPoolExecutor(2, "media") as pool:
+        yield pool
+
+
+@pytest.fixture
+async def livekit_server() -> AsyncIterator[LiveKitAccess]:
+    """A livekit-server of the test's own, on loopback and free ports."""
+    program = find()
+    assert program is not None, "livekit-server is missing: run `tools/setup livekit`"
+    server = LiveKitServer(program, log_level="error")
+    try:
+        await server.start()
+        yield server.access
+    finally:
+        await server.stop()
