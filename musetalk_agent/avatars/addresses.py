@@ -37,6 +37,12 @@ _METADATA = tuple(
     )
 )
 """Link-local, and where clouds hand out credentials: AWS, Google, Azure, Alibaba. Never fetched."""
+_RESERVED = tuple(
+    ipaddress.ip_network(block)
+    for block in ("0.0.0.0/8", "100.64.0.0/10", "192.0.0.0/24", "192.88.99.0/24", "198.18.0.0/15", "240.0.0.0/4")
+)
+"""Special blocks (RFC 6890) of which some Python versions hold parts to be global."""
+_GLOBAL_V6 = ipaddress.ip_network("2000::/3")
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
@@ -139,4 +145,8 @@ def _allowed(address: Address, allow_private: bool) -> bool:
         return False
     if any(address in block for block in _PRIVATE if block.version == address.version):
         return allow_private
-    return address.is_global and not (address.is_multicast or address.is_reserved or address.is_unspecified)
+    if any(address in block for block in _RESERVED if block.version == address.version):
+        return False
+    if address.version == 6 and address not in _GLOBAL_V6 and address not in _NAT64:
+        return False
+    return address.is_global and not (address.is_multicast or address.is_unspecified)

@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import asyncio
+import ssl
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from musetalk_agent.avatars.fetch import Fetcher
+from musetalk_agent.avatars.library import AvatarLibrary
+from musetalk_agent.avatars.limits import AvatarLimits
+from musetalk_agent.errors import AvatarFetchFailed, AvatarUrlForbidden
+from musetalk_agent.protocol.http import AvatarSource, Picture
+
+from .clips import frames_zip, moving, video
+from .hosts import hosting, ok, redirect
+
+
+async def fetched(fetcher: Fetcher, url: str) -> bytes:
+    got = bytearray()
+
+    async def write(piece: bytes) -> None:
+        got.extend(piece)
+
+    await fetcher.fetch(url, write)
+    return bytes(got)
+
+
+def private(limits: AvatarLimits | None = None) -> Fetcher:
+    return Fetcher(limits or AvatarLimits(), allow_private=True)
+
+
+async def test_a_file_comes_whole() -> None:
+    body = bytes(range(256)) * 5000
+    async with hosting() as host:
+        host.replies["/a"] = ok(body)
+        assert await fetched(private(), host.url("/a?signature=x%2Fy")) == body
+        assert host.asked == [("GET /a?signature=x%2Fy HTTP/1.1", f"127.0.0.1:{host.port}")]
+
+
+async def test_chunked_and_unmeasured_answers() -> None:
+    async with hosting() as host:
+        host.replies["/c"] = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n"
+        host.replies["/u"] = b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nabcde"
+        assert await fetched(private(), host.url("/c")) == b"abcde"
+        assert await fetched(private(), host.url("/u")) == b"abcde"
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_redirects_are_followed(status: int) -> None:
+    async with hosting() as host:
+        host.replies |= {"/a": redirect("/b?c=1", status), "/b": ok(b"here")}
+        assert await fetched(private(), host.url()) == b"here"
+
+
+async def test_five_redirects_and_no_more() -> None:
+    async with hosting() as host:
+        host.replies |= {f"/{k}": redirect(f"/{k + 1}") for k in range(6)} | {"/5": ok(b"here")}
+        assert await fetched(private(), host.url("/0")) == b"here"
+        host.replies |= {"/5": redirect("/6"), "/6": ok(b"here")}
+        with pytest.raises(AvatarFetchFailed, match="more than 5"):
+            await fetched(private(), host.url("/0"))
+
+
+async def test_the_name_is_asked_for_once_and_the_checked_address_is_connected_to() -> None:
+    """DNS rebinding: the second answer would be another one, but nobody asks a second time."""
+    asked: list[str] = []
+
+    async def resolver(name: str, port: int) -> list[str]:
+        asked.append(name)
+        return ["127.0.0.1"] if len(asked) == 1 else ["127.0.0.2"]
+
+    async with hosting() as host:
+        host.replies["/a"] = ok(b"here")
+        fetcher = Fetcher(AvatarLimits(), allow_private=True, resolver=resolver)
+        assert await fetched(fetcher, host.url(host="rebind.example")) == b"here"
+        assert asked == ["rebind.example"]
+        assert host.asked[0][1] == f"rebind.example:{host.port}"  # the name still goes into the Host header
+
+
+async def test_a_name_that_turns_private_between_hops() -> None:
+    async def resolver(name: str, port: int) -> list[str]:
+        return ["127.0.0.1"] if name == "first.example" else ["169.254.169.254"]
+
+    async with hosting() as host:
+        host.replies["/a"] = redirect("http://second.example/latest/meta-data/")
+        with pytest.raises(AvatarUrlForbidden, match="second.example"):
+            await fetched(
+                Fetcher(AvatarLimits(), allow_private=True, resolver=resolver), host.url(host="first.example")
+            )
+
+
+async def test_one_private_address_among_public_ones_is_enough_to_refuse() -> None:
+    async def resolver(name: str, port: int) -> list[str]:
+        return ["93.184.216.34", "10.0.0.7"]
+
+    with pytest.raises(AvatarUrlForbidden):
+        await fetched(Fetcher(AvatarLimits(), resolver=resolver), "http://mixed.example/a")
+
+
+async def test_the_next_address_is_tried_when_one_does_not_answer() -> None:
+    async def resolver(name: str, port: int) -> list[str]:
+        return ["127.0.0.9", "127.0.0.1"]
+
+    async with hosting() as host:
+        host.replies["/a"] = ok(b"here")
+        fetcher = Fetcher(AvatarLimits(), allow_private=True, resolver=resolver)
+        assert await fetched(fetcher, host.url(host="two.example")) == b"here"
+
+
+async def test_https_is_verified_against_the_name(tmp_path: Path) -> None:
+    """The certificate is for `tls.example`, the connection goes to 127.0.0.1: the name decides."""
+    key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=tls.example"
+    subprocess.run(
+        [*command.split(), "-addext", "subjectAltName=DNS:tls.example", "-keyout", str(key), "-out", str(certificate)],
+        check=True,
+        capture_output=True,
+    )
+    served = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    served.load_cert_chain(certificate, key)
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(ok(b"secret"))
+        await writer.drain()
+        writer.close()
+
+    async def resolver(name: str, port: int) -> list[str]:
+        return ["127.0.0.1"]
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=served)
+    port = server.sockets[0].getsockname()[1]
+    trust = ssl.create_default_context(cafile=str(certificate))
+    fetcher = Fetcher(AvatarLimits(), allow_private=True, resolver=resolver, ssl_context=trust)
+    try:
+        assert await fetched(fetcher, f"https://tls.example:{port}/a") == b"secret"
+        with pytest.raises(AvatarFetchFailed):
+            await fetched(fetcher, f"https://other.example:{port}/a")
+    finally:
+        server.close()
+
+
+async def test_no_proxy_is_taken_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    async with hosting() as host:
+        host.replies["/a"] = ok(b"here")
+        assert await fetched(private(), host.url()) == b"here"
+
+
+async def test_cancelling_closes_the_connection() -> None:
+    async with hosting() as host:
+        gone = asyncio.Event()
+
+        async def endless(write: object) -> None:
+            try:
+                while True:
+                    await write(b"HTTP/1.1 200 OK\r\n\r\n" + bytes(1 << 16))  # type: ignore[operator]
+            finally:
+                gone.set()
+
+        host.replies["/a"] = endless
+        task = asyncio.create_task(fetched(private(), host.url()))
+        await asyncio.sleep(0.1)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await asyncio.wait_for(gone.wait(), 2)
+
+
+async def test_from_address_to_bundle(library: AvatarLibrary, tmp_path: Path) -> None:
+    async with hosting() as host:
+        host.replies |= {"/z": ok(frames_zip(moving(5, 128))), "/v": ok(video(moving(7, 128)))}
+        both = AvatarSource(frames_zip_url=host.url("/z"), idle_video_url=host.url("/v"))
+        assert len(await library.prepare(both, Picture())) == 5  # the zip wins
+        assert len(await library.prepare(AvatarSource(idle_video_url=host.url("/v")), Picture())) == 7
+        again = await library.prepare(AvatarSource(frames_zip_url=host.url("/z")), Picture())
+        assert again.report.cached
+        by_id = AvatarSource(avatar_id=again.report.avatar_id, idle_video_url=host.url("/nowhere"))
+        assert len(await library.prepare(by_id, Picture())) == 5  # the id wins
+    assert not list((tmp_path / "cache" / "parts").iterdir())
+
+
+async def test_callers_who_come_together_fetch_once(library: AvatarLibrary) -> None:
+    async with hosting() as host:
+        host.replies["/z"] = ok(frames_zip(moving(3, 128)))
+        source = AvatarSource(frames_zip_url=host.url("/z"))
+        await asyncio.gather(*(library.prepare(source, Picture()) for _ in range(4)))
+        assert len(host.asked) == 1
