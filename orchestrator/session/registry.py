@@ -73,6 +73,10 @@ class Idempotency(Generic[_Answer]):
     def __init__(self) -> None:
         self._entries: OrderedDict[str, _Entry[_Answer]] = OrderedDict()
 
+    def __len__(self) -> int:
+        """Keys remembered."""
+        return len(self._entries)
+
     async def run(self, key: str | None, body: str, operation: Callable[[], Awaitable[_Answer]]) -> _Answer:
         """The operation's answer, or the one it gave before. It goes on when the caller is cancelled; failures are forgotten.
 

@@ -109,6 +109,8 @@ class FakeAgent:
         self.status = "ok"
         self.hold = False
         self.start_delay_s = 0.0
+        self.refuse_link = False
+        self.full_times = 0
         self.start_error: ProblemError | None = None
         self.uploads: list[tuple[str | None, int]] = []
         self.drop_link_after: int | None = None
@@ -166,7 +168,8 @@ class FakeAgent:
         await asyncio.sleep(self.start_delay_s)
         if self.start_error is not None:
             raise self.start_error
-        if len(self.sessions) >= self.sessions_max:
+        self.full_times -= 1
+        if self.full_times >= 0 or len(self.sessions) >= self.sessions_max:
             raise ProblemError(ErrorCode.AT_CAPACITY, "full", retry_after_s=3)
         self.sessions[body.session_id] = FakeSession(body)
         return self._view(body.session_id)
@@ -230,6 +233,9 @@ class FakeAgent:
     async def _audio(self, socket: WebSocket, session_id: str, events_after: int = 0) -> None:
         if socket.headers.get("authorization") != f"Bearer {AGENT_KEY}":
             await socket.send_denial_response(_problem(ProblemError(ErrorCode.UNAUTHORIZED, "no key")))
+            return
+        if self.refuse_link:
+            await socket.send_denial_response(_problem(ProblemError(ErrorCode.NOT_READY, "not now")))
             return
         session = self.sessions.get(session_id)
         if session is None:

@@ -1,0 +1,115 @@
+"""What a session leaves behind, however it begins and ends."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from musetalk_agent.protocol.problems import ErrorCode, ProblemError
+from tests.fakes.stage import Stage, stage
+
+BODY = {"room": "r", "engine": "pattern"}
+
+
+def own_tasks() -> set[str]:
+    """Names of the tasks of sessions that run."""
+    prefixes = ("session-", "live-", "link-", "watch-", "speech-", "audio-")
+    return {task.get_name() for task in asyncio.all_tasks() if task.get_name().startswith(prefixes)}
+
+
+async def ended(running: Stage, session_id: str, within_s: float = 5.0) -> dict[str, Any]:
+    async with asyncio.timeout(within_s):
+        while True:
+            session = (await running.http.get(f"/session/{session_id}")).json()
+            if session["state"] in ("stopped", "failed"):
+                return dict(session)
+            await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "viewers", "reason"),
+    [
+        ({"session_max_s": 1}, 1, "expired"),
+        ({"session_idle_ttl_s": 0.5}, 1, "idle"),
+        ({"viewer_grace_s": 0.5}, 0, "no_viewers"),
+    ],
+)
+async def test_sessions_end_by_themselves(overrides: dict[str, float], viewers: int, reason: str) -> None:
+    async with stage(**overrides) as running:
+        started = await running.start()
+        running.agent.only.viewers = viewers
+        session = await ended(running, started["session_id"])
+        assert (session["state"], session["end_reason"], session["error"]) == ("stopped", reason, None)
+        assert running.agent.stopped == [started["session_id"]]
+        assert own_tasks() == set()
+
+
+async def test_audio_keeps_a_session_alive() -> None:
+    async with stage(session_idle_ttl_s=0.6) as running, running.live() as (started, line):
+        for _ in range(10):
+            await line.socket.send(bytes(640))
+            await asyncio.sleep(0.1)
+        assert (await running.http.get(f"/session/{started['session_id']}")).json()["state"] == "speaking"
+        assert (await ended(running, started["session_id"]))["end_reason"] == "idle"
+        assert await line.closed() == 1001
+
+
+async def test_twenty_sessions_leave_nothing_behind(running: Stage) -> None:
+    running.agent.sessions_max = 20
+    started = await asyncio.gather(*(running.start(room=f"r{n}") for n in range(20)))
+    assert len(own_tasks()) >= 60
+    await asyncio.gather(*(running.http.post(f"/session/{s['session_id']}/stop") for s in started))
+    assert own_tasks() == set()
+    assert running.agent.sessions == {} and sorted(running.agent.stopped) == sorted(s["session_id"] for s in started)
+    assert len(running.rooms.removed) == 20
+    status = await running.app.state.context.pool.status()
+    assert status[0].leases == 0
+
+
+async def test_a_start_that_fails_is_undone(running: Stage) -> None:
+    running.agent.start_error = ProblemError(ErrorCode.AVATAR_EMPTY, "No frame in it.")
+    assert (await running.http.post("/session/start", json=BODY)).status_code == 422
+    assert (await running.http.get("/sessions")).json() == {"sessions": []}
+    assert own_tasks() == set()
+    assert (await running.app.state.context.pool.status())[0].leases == 0
+
+
+async def test_a_link_that_does_not_open_undoes_the_start(running: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.session.lifecycle.LINK_OPEN_S", 0.3)
+    running.agent.refuse_link = True
+    answer = await running.http.post("/session/start", json=BODY)
+    assert (answer.status_code, answer.json()["code"]) == (503, "agent_unavailable")
+    assert len(running.agent.stopped) == 1 and running.agent.sessions == {}
+    assert own_tasks() == set()
+
+
+async def test_an_agent_that_filled_up_meanwhile_is_passed_over() -> None:
+    async with stage(agents=2) as running:  # both addresses lead to the same agent, full for its first caller only
+        running.agent.full_times = 1
+        started = await running.start()
+        assert started["state"] == "ready"
+
+
+async def test_stopping_a_session_whose_agent_died_still_ends_it(running: Stage) -> None:
+    started = await running.start()
+    running.agent.sessions.clear()
+    stopped = await running.http.post(f"/session/{started['session_id']}/stop")
+    assert stopped.json()["state"] == "stopped"
+    assert own_tasks() == set()
+
+
+async def test_the_apps_end_is_every_sessions_end() -> None:
+    async with stage() as running:
+        started = await running.start()
+        agent = running.agent
+    assert agent.stopped == [started["session_id"]]
+    assert own_tasks() == set()
+
+
+async def test_a_session_without_any_agent_says_so() -> None:
+    async with stage(agent_url="http://127.0.0.1:9") as running:
+        answer = await running.http.post("/session/start", json=BODY)
+        assert (answer.status_code, answer.json()["code"]) == (503, "agent_unavailable")
+        assert own_tasks() == set()

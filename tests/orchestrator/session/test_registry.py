@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from musetalk_agent.protocol.http import AvatarSource, Picture, SessionState
+from musetalk_agent.protocol.problems import ErrorCode, ProblemError
+from orchestrator.session.record import Session, SessionOrder
+from orchestrator.session.registry import MAX_ENDED, MAX_KEYS, Idempotency, SessionRegistry
+
+ORDER = SessionOrder(room="r", avatar=AvatarSource(), picture=Picture())
+
+
+def session(name: str, ended_at: float | None = None) -> Session:
+    made = Session(name, ORDER, time.time() + 60, asyncio.get_running_loop().create_future())
+    if ended_at is not None:
+        made.base_state, made.ended_at = SessionState.STOPPED, ended_at
+    return made
+
+
+async def test_ended_sessions_are_kept_for_a_while_and_running_ones_for_ever() -> None:
+    registry = SessionRegistry(keep_s=600)
+    now = time.time()
+    for name, ended_at in (("old", now - 601), ("recent", now - 599), ("running", None)):
+        registry.add(session(name, ended_at))
+    assert [kept.session_id for kept in registry.all()] == ["recent", "running"]
+    assert [kept.session_id for kept in registry.running()] == ["running"]
+    with pytest.raises(ProblemError) as caught:
+        registry.get("old")
+    assert caught.value.code is ErrorCode.SESSION_NOT_FOUND
+
+
+async def test_the_memory_of_ended_sessions_is_bounded() -> None:
+    registry = SessionRegistry(keep_s=600)
+    running = session("running")
+    registry.add(running)
+    for n in range(MAX_ENDED + 20):
+        registry.add(session(f"s{n}", time.time()))
+    kept = registry.all()
+    assert len(kept) == MAX_ENDED + 1 and kept[0] is running and kept[1].session_id == "s20"
+
+
+async def test_one_operation_for_all_who_ask_with_the_same_key() -> None:
+    idempotency: Idempotency[int] = Idempotency()
+    calls = 0
+
+    async def operation() -> int:
+        nonlocal calls
+        calls += 1
+        await asyncio.sleep(0.01)
+        return calls
+
+    answers = await asyncio.gather(*(idempotency.run("k", "body", operation) for _ in range(5)))
+    assert answers == [1] * 5 and await idempotency.run("k", "body", operation) == 1
+    assert await idempotency.run("other", "body", operation) == 2
+    assert await idempotency.run(None, "body", operation) == 3
+    with pytest.raises(ProblemError) as caught:
+        await idempotency.run("k", "another body", operation)
+    assert caught.value.code is ErrorCode.IDEMPOTENCY_CONFLICT
+
+
+async def test_an_operation_survives_the_caller_and_a_failure_is_forgotten() -> None:
+    idempotency: Idempotency[str] = Idempotency()
+    outcomes = [ProblemError(ErrorCode.AT_CAPACITY, "full"), None]
+    release = asyncio.Event()
+
+    async def operation() -> str:
+        await release.wait()
+        outcome = outcomes.pop(0)
+        if outcome:
+            raise outcome
+        return "made"
+
+    first = asyncio.create_task(idempotency.run("k", "b", operation))
+    await asyncio.sleep(0)
+    first.cancel()
+    second = asyncio.create_task(idempotency.run("k", "b", operation))
+    await asyncio.sleep(0)
+    release.set()
+    with pytest.raises(ProblemError):
+        await second
+    assert await idempotency.run("k", "b", operation) == "made"
+
+
+async def test_keys_are_bounded() -> None:
+    idempotency: Idempotency[int] = Idempotency()
+
+    async def operation() -> int:
+        return 1
+
+    for n in range(MAX_KEYS + 5):
+        await idempotency.run(str(n), "b", operation)
+    assert len(idempotency) == MAX_KEYS

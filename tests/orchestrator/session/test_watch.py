@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import pytest
+
+from orchestrator.session.options import SessionOptions
+from orchestrator.session.watch import Lifetime
+
+OPTIONS = SessionOptions(idle_ttl_s=100, viewer_grace_s=30)
+
+
+@pytest.mark.parametrize(
+    ("audio_at", "viewers", "now", "reason"),
+    [
+        (None, [], 29.9, None),
+        (None, [], 30, "no_viewers"),
+        (None, [(1, 25)], 54.9, None),
+        (None, [(1, 25), (0, 40)], 55, "no_viewers"),
+        (None, [(1, 95)], 99.9, None),
+        (None, [(1, 95)], 100, "idle"),
+        (90, [(1, 185)], 189.9, None),
+        (90, [(1, 185)], 190, "idle"),
+        (495, [(2, 499)], 499.9, None),
+        (495, [(2, 499)], 500, "expired"),
+    ],
+)
+def test_a_session_ends_when_it_has_outlived_its_use(
+    audio_at: float | None, viewers: list[tuple[int, float]], now: float, reason: str | None
+) -> None:
+    life = Lifetime(OPTIONS, begun_at=0, expires_at=500)
+    if audio_at is not None:
+        life.note_audio(audio_at)
+    for count, at in viewers:
+        life.note_viewers(count, at)
+    assert life.over(now) == reason
+    assert (life.next_at() <= now) == (reason is not None)
+
+
+def test_viewers_do_not_count_where_no_room_is_joined() -> None:
+    life = Lifetime(OPTIONS, begun_at=0, expires_at=500, counts_viewers=False)
+    assert life.over(99) is None and life.next_at() == 100
