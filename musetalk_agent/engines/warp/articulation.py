@@ -20,7 +20,7 @@ READING = 0.62
 OPENING = APERTURE / READING
 """How far the lips part at jaw 1."""
 WIDTH = 0.12
-PUCKER = 0.27
+PUCKER = 0.26
 """How much narrower the mouth is at rounding 1."""
 UPPER_SHARE = 0.22
 """The upper lip's part of the opening; the lower lip and the jaw do the rest."""
@@ -89,7 +89,7 @@ def closed(shape: Shape) -> Shape:
 def driven(rest: Shape, act: Articulation) -> Shape:
     """The rest shape as `act` deforms it."""
     aperture = act.aperture
-    pucker = PUCKER * min(1.0, 0.33 / rest.half)  # a grin has further to go, and folds that must not be dragged along
+    pucker = PUCKER * min(1.0, 0.30 / rest.half)  # a grin has further to go, and folds that must not be dragged along
     half = rest.half * (1 + WIDTH * act.width - pucker * act.rounding - 0.10 * aperture / OPENING)
     opening = bump(0.88 - 0.16 * act.rounding, 0.7) * aperture
     near = bump(1.7, 2.0)

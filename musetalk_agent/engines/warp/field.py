@@ -12,10 +12,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from musetalk_agent.engines.warp.geometry import CHIN, IL, IU, NECK, OL, OU, SPAN, Floats, S, Shape
+from musetalk_agent.engines.warp.geometry import CHIN, IL, IU, LEVELS, NECK, OL, OU, SPAN, Floats, S, Shape
 from musetalk_agent.media import Box
 
-SIDEWAYS = 0.54
+SIDEWAYS = 0.60
 """Where skin beside the mouth stops following its corners (eye distances): before the face's outline."""
 
 
@@ -56,64 +56,61 @@ def _centres(start: int, length: int, count: int) -> NDArray[np.float64]:
 
 
 @dataclass(frozen=True)
-class Columns:
-    """A target shape looked up at a lattice's nodes: `s`, and for each level its `v` there."""
+class Field:
+    """How a source is deformed into a target, at a lattice's nodes; all float32 `[rows, cols]`, in mouth space.
+
+    Args:
+        s: place across the target's mouth.
+        levels: the target's `v` of where the deformation begins, of its five curves, and of where it ends.
+        du: how far to the side of each node its source lies.
+        upper, lower: how far below it its source lies, if it is above or below the lips' line. Each goes on past its lip's edge
+            with the lip's own shift, so that nothing of the source's inside is ever sampled at the edge.
+    """
 
     s: Floats
-    index: NDArray[np.intp]
-    share: Floats
-    levels: list[Floats]
+    levels: tuple[Floats, ...]
+    du: Floats
+    upper: Floats
+    lower: Floats
 
     @classmethod
-    def of(cls, shape: Shape, lattice: Lattice, top: float) -> Columns:
-        s = shape.s_of_u(lattice.u)
+    def between(cls, source: Shape, target: Shape, lattice: Lattice, top: float) -> Field:
+        """Stretches each column piecewise between corresponding levels, and shifts it sideways with the corners."""
+        s = target.s_of_u(lattice.u)
         position = np.clip((s + SPAN) * ((S.size - 1) / (2 * SPAN)), 0, S.size - 1.001)
         index = position.astype(np.intp)
-        columns = cls(s, index, position - index, [])
-        columns.levels.extend(columns.look_up(shape, top))
-        return columns
-
-    def look_up(self, shape: Shape, top: float) -> list[Floats]:
-        """The seven levels of `shape` at the nodes: where the deformation begins, its five curves, where it ends."""
-        base = shape.curves[CHIN]
-        curves = [
-            np.take(c, self.index) * (1 - self.share) + np.take(c, self.index + 1) * self.share for c in shape.curves
-        ]
+        share = (position - index)[..., None]
+        apart = np.stack([*target.curves, *(source.curves - target.curves), source.u_of_s(S) - target.u_of_s(S)], 1)
+        looked = apart[index] * (1 - share) + apart[index + 1] * share
+        curves = [looked[..., k] for k in range(LEVELS)]
+        shifts = [looked[..., LEVELS + k] for k in range(LEVELS)]
         begin = np.minimum(np.float32(top), curves[OU] - 0.03)
-        end = np.full_like(begin, float(base[base.size // 2]) + NECK)
-        return [begin, *curves, end]
+        end = max(float(shape.curves[CHIN][S.size // 2]) for shape in (source, target)) + NECK
+        levels = (begin, *curves, np.full_like(begin, end))
+        v = lattice.v
+        upper = shifts[OU] * _ramp(v, begin, curves[OU]) + (shifts[IU] - shifts[OU]) * _ramp(v, curves[OU], curves[IU])
+        lower = shifts[IL] + (shifts[OL] - shifts[IL]) * _ramp(v, curves[IL], curves[OL])
+        lower += (shifts[CHIN] - shifts[OL]) * _ramp(v, curves[OL], curves[CHIN])
+        lower -= shifts[CHIN] * _ramp(v, curves[CHIN], levels[-1])
+        return cls(s, levels, looked[..., -1] * _sideways(target, lattice, top), upper, lower)
+
+    def through(self, v: Floats) -> Floats:
+        """One continuous shift downwards from `upper` and `lower`: between the lips' edges it passes from one to the other."""
+        iu, il = self.levels[IU + 1], self.levels[IL + 1]
+        share = np.clip((v - iu) / np.maximum(il - iu, 0.012), 0, 1)
+        return np.asarray(self.upper + share * (self.lower - self.upper), np.float32)
 
 
-def displacement(
-    columns: Columns, source: Shape, target: Shape, lattice: Lattice, top: float
-) -> tuple[Floats, Floats, Floats]:
-    """How far from each node its source lies, in mouth space: `du` for all, `dv` above the lips' line and `dv` below it.
+def _ramp(v: Floats, start: Floats, end: Floats) -> Floats:
+    """0 up to `start`, 1 from `end` on, linear in between."""
+    return np.asarray(np.clip((v - start) / np.maximum(end - start, 1e-4), 0, 1), np.float32)
 
-    Each column is stretched piecewise between corresponding levels. Above the line the map goes on past the upper lip's edge with
-    the lip's own shift, and below likewise, so that nothing of the source's inside is ever sampled at the edge.
-    """
-    to, at = columns.levels, columns.look_up(source, top)
-    at[0] = to[0]
-    at[6] = to[6] = np.maximum(to[6], at[6])
-    stretch = [
-        np.clip((lattice.v - to[k]) / np.maximum(to[k + 1] - to[k], 1e-4), 0, 1)
-        * ((at[k + 1] - to[k + 1]) - (at[k] - to[k]))
-        for k in range(6)
-    ]
-    upper = stretch[0] + stretch[1]
-    lower = (at[IL + 1] - to[IL + 1]) + stretch[3] + stretch[4] + stretch[5]
-    sideways = source.u_of_s(columns.s) - target.u_of_s(columns.s)
+
+def _sideways(target: Shape, lattice: Lattice, top: float) -> Floats:
+    """How much of the corners' movement each node takes part in: all on the lips, none at nose, chin and the face's outline."""
     middle = target.curves[:, S.size // 2]
     begin = min(top, float(middle[OU]) - 0.03)
-    fade = np.clip((lattice.v - begin) / (middle[OU] - begin), 0, 1)
-    fade *= np.clip((middle[CHIN] - lattice.v) / (middle[CHIN] - middle[OL]), 0, 1)
-    beside = np.clip((SIDEWAYS - np.abs(lattice.u - target.centre)) / (SIDEWAYS - target.half), 0, 1)
-    fade *= beside
-    return sideways * fade * fade * (3 - 2 * fade), upper, lower
-
-
-def through(columns: Columns, upper: Floats, lower: Floats, lattice: Lattice) -> Floats:
-    """One continuous `dv` from the two: between the lips' edges it passes from one to the other."""
-    iu, il = columns.levels[IU + 1], columns.levels[IL + 1]
-    share = np.clip((lattice.v - iu) / np.maximum(il - iu, 0.012), 0, 1)
-    return np.asarray(upper + share * (lower - upper), np.float32)
+    part = np.clip((lattice.v - begin) / (middle[OU] - begin), 0, 1)
+    part *= np.clip((middle[CHIN] - lattice.v) / (middle[CHIN] - middle[OL]), 0, 1)
+    part *= np.clip((SIDEWAYS - np.abs(lattice.u - target.centre)) / (SIDEWAYS - target.half), 0, 1)
+    return np.asarray(part * part * (3 - 2 * part), np.float32)

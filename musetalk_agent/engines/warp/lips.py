@@ -23,6 +23,10 @@ ABOVE, BELOW = 0.12, 0.16
 """How far above and below the mesh's lip line the inside is looked for (eye distances)."""
 CUT = 0.010
 """The found edges are moved into the lips by this much, past the mixed pixels of the edge itself (eye distances)."""
+DOUBTFUL = 0.035
+"""Where the mesh sees lips this far apart, pale pixels under their line are teeth; otherwise they are a gleam on the lip."""
+SLIT = 8
+"""Rows under the line in which such teeth are looked for."""
 DARK = 0.80
 """Pixels under this share of the lips' own luminance belong to the inside."""
 BEND = 0.35
@@ -54,7 +58,9 @@ def refine(shape: Shape, frame: Floats, picture: Pixels) -> Shape:
     upper, lower = line + rows[0] + top * STEP, line + rows[0] + bottom * STEP
     if not _parted(teeth, light, top, bottom):
         middle = _meeting(light, top, bottom, line + rows[0])
-        return _with_inner(shape, s, middle, middle)
+        mesh_gap = float((shape.curves[IL] - shape.curves[IU]).max())
+        slit = _slit(teeth, middle - line - rows[0]) if mesh_gap > DOUBTFUL else 0.0
+        return _with_inner(shape, s, middle, middle + slit)
     kernel = cv2.getGaussianKernel(9, 2.0).ravel()
     smooth = [np.convolve(np.pad(edge, 4, "edge"), kernel, "valid") for edge in (upper, lower)]
     fitted = [np.polyval(np.polyfit(s, edge, 6), s) for edge in (upper, lower)]
@@ -126,8 +132,19 @@ def _meeting(
     near = (rows >= top - 2) & (rows < bottom + 2)
     darkness = np.where(near, np.maximum(light.max(0) - light, 0), 0) ** 4
     row = (darkness * (rows + 0.5)).sum(0) / np.maximum(darkness.sum(0), 1e-6)
-    weight = np.where(darkness.any(0), 1.2 - np.abs(s), 1e-3)
-    return np.asarray(np.polyval(np.polyfit(s, origin + row * STEP, 6, w=weight), s))
+    weight = np.where(darkness.any(0), 1.3 - np.abs(s), 1e-3)
+    return np.asarray(np.polyval(np.polyfit(s, origin + row * STEP, 5, w=weight), s))
+
+
+def _slit(teeth: Floats, row: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Depth of the teeth that show right under the line of nearly closed lips, per column (eye distances)."""
+    first = np.clip(np.rint(row / STEP).astype(int) + 1, 0, teeth.shape[0] - 1)
+    below = np.minimum(first + np.arange(SLIT)[:, None], teeth.shape[0] - 1)
+    pale = np.take_along_axis(teeth, below, 0) > 0
+    last = np.where(pale, np.arange(1, SLIT + 1)[:, None], 0).max(0)
+    depth = np.where(pale.mean(0) >= 0.3, last * STEP + CUT / 2, 0).astype(np.float32)
+    wide = cv2.dilate(depth[None], np.ones((1, 7), np.uint8))
+    return np.asarray(cv2.GaussianBlur(wide, (9, 1), 2.0).ravel(), np.float64)
 
 
 def _unlike(light: Floats, red: Floats, lip: NDArray[np.bool_], pale: float) -> Floats:

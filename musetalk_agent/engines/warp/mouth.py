@@ -7,7 +7,7 @@ import numpy as np
 
 from musetalk_agent.engines.warp.artefacts import LIGHT_AREA, LIGHT_COLS, LIGHT_ROWS
 from musetalk_agent.engines.warp.articulation import opened
-from musetalk_agent.engines.warp.field import Columns, Lattice, displacement
+from musetalk_agent.engines.warp.field import Field, Lattice
 from musetalk_agent.engines.warp.geometry import CHIN, IL, IU, OL, OU, SAMPLES, Floats
 from musetalk_agent.engines.warp.interior import Opening, paint, shadow_line
 from musetalk_agent.engines.warp.shot import Shot, fetch
@@ -47,29 +47,28 @@ def _fields(shot: Shot, box: Box) -> Floats:
     """
     art, to = shot.art, shot.art.frames[shot.art.reference]
     lattice = Lattice.over(box, shot.frame, max(1.5, CELL * shot.eyes))
-    columns = Columns.of(shot.target, lattice, art.top)
-    du, upper, lower = displacement(columns, opened(art.shape, shot.gap), shot.target, lattice, art.top)
-    u, v = lattice.u + du, lattice.v + upper
+    field = Field.between(opened(art.shape, shot.gap), shot.target, lattice, art.top)
+    u, v = lattice.u + field.du, lattice.v + field.upper
     x, y = lattice.positions()
     nodes = np.empty((*u.shape, 9), np.float32)
     nodes[..., X] = to[0, 0] * u + to[0, 1] * v + to[0, 2] - x
     nodes[..., Y] = to[1, 0] * u + to[1, 1] * v + to[1, 2] - y
-    nodes[..., SPLIT] = lower - upper
-    nodes[..., UNDER] = lattice.v - columns.levels[IU + 1]
-    nodes[..., OVER] = columns.levels[IL + 1] - lattice.v
-    nodes[..., COVER] = _cover(columns, lattice)
-    nodes[..., CORNER] = 1 - np.abs(columns.s)
+    nodes[..., SPLIT] = field.lower - field.upper
+    nodes[..., UNDER] = lattice.v - field.levels[IU + 1]
+    nodes[..., OVER] = field.levels[IL + 1] - lattice.v
+    nodes[..., COVER] = _cover(field, lattice)
+    nodes[..., CORNER] = 1 - np.abs(field.s)
     nodes[..., U] = lattice.u
     nodes[..., V] = lattice.v
     return lattice.enlarge(nodes)
 
 
-def _cover(columns: Columns, lattice: Lattice) -> Floats:
+def _cover(field: Field, lattice: Lattice) -> Floats:
     """How much of the reference is shown at each node: all of it on the lips, none half way to chin, nose and cheek."""
-    top, ou, ol, chin = (columns.levels[k] for k in (0, OU + 1, OL + 1, CHIN + 1))
+    top, ou, ol, chin = (field.levels[k] for k in (0, OU + 1, OL + 1, CHIN + 1))
     above = np.clip((lattice.v - (top + 0.25 * (ou - top))) / (0.5 * (ou - top)), 0, 1)
     under = np.clip((ol + 0.8 * (chin - ol) - lattice.v) / (0.5 * (chin - ol)), 0, 1)
-    beside = np.clip((1.65 - np.abs(columns.s)) / 0.45, 0, 1)
+    beside = np.clip((1.65 - np.abs(field.s)) / 0.45, 0, 1)
     cover = above * under * beside
     return np.asarray(cover * cover * (3 - 2 * cover), np.float32)
 

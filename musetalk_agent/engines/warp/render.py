@@ -7,7 +7,7 @@ import numpy as np
 from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.engines.warp.artefacts import Artefacts
 from musetalk_agent.engines.warp.articulation import Articulation
-from musetalk_agent.engines.warp.field import Columns, Lattice, displacement, through
+from musetalk_agent.engines.warp.field import Field, Lattice
 from musetalk_agent.engines.warp.geometry import NECK, REACH, Floats
 from musetalk_agent.engines.warp.mouth import lay_lips
 from musetalk_agent.engines.warp.shot import Shot, fetch
@@ -34,9 +34,8 @@ def _skin(shot: Shot, box: Box) -> Pixels:
     """The idle frame itself, its own mouth and chin moved to where the target's are."""
     art, frame, window = shot.art, shot.frame, shot.bundle.box(shot.pose)
     lattice = Lattice.over(box, frame, max(2.0, CELL * shot.eyes))
-    columns = Columns.of(shot.target, lattice, art.top)
-    du, upper, lower = displacement(columns, art.poses[shot.pose], shot.target, lattice, art.top)
-    dv = through(columns, upper, lower, lattice)
+    field = Field.between(art.poses[shot.pose], shot.target, lattice, art.top)
+    du, dv = field.du, field.through(lattice.v)
     rim = _rim(lattice, max(2.0, BORDER * shot.eyes))
     shift = np.stack([(frame[k, 0] * du + frame[k, 1] * dv) * rim for k in (0, 1)], -1).astype(np.float32)
     source = np.asarray(shot.bundle.faces[shot.pose])
