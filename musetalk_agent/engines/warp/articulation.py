@@ -89,9 +89,12 @@ def closed(shape: Shape) -> Shape:
 def driven(rest: Shape, act: Articulation) -> Shape:
     """The rest shape as `act` deforms it."""
     aperture = act.aperture
-    pucker = PUCKER * min(1.0, 0.30 / rest.half)  # a grin has further to go, and folds that must not be dragged along
+    grin = max(
+        0.0, rest.half - 0.30
+    )  # its corners must not drag the folds beside them along: the opening narrows instead
+    pucker = PUCKER * max(0.4, 1 - 10 * grin)
     half = rest.half * (1 + WIDTH * act.width - pucker * act.rounding - 0.10 * aperture / OPENING)
-    opening = bump(0.88 - 0.16 * act.rounding, 0.7) * aperture
+    opening = bump(0.88 - (0.16 + 2.5 * grin) * act.rounding, 0.7) * aperture
     near = bump(1.7, 2.0)
     out = rest.curves.copy()
     out[:4] += 0.4 * aperture * (near - bump(1.0, 1.0))  # corners follow the jaw a little

@@ -106,7 +106,7 @@ def teeth_seen(picture: Pixels, frame: Floats, shape: Shape) -> Floats | None:
 
 def _teeth_for(skin: Floats) -> Floats:
     """Off-white as bright as the light on this skin makes it, tinted a little by it."""
-    light = float(np.clip(0.82 * float(skin @ GREY) + 34, 60, 215))
+    light = float(np.clip(0.95 * float(skin @ GREY) + 30, 60, 225))
     tint = skin / max(1.0, float(skin @ GREY))
     neutral = np.array([0.9, 1.0, 1.04], np.float32)
     return np.asarray(light * (0.75 * neutral + 0.25 * tint), np.float32)
@@ -148,6 +148,8 @@ def paint(opening: Opening, palette: Palette, soft: float) -> Floats:
     shade *= 0.7 + 0.3 * size
     upper = upper * (1 - 0.75 * opening.rounding)
     colour = colour + ((teeth_light * shade)[..., None] * palette.teeth - colour) * upper[..., None]
+    narrow = 0.8 * np.clip(1 - (opening.below + opening.above) / 0.035, 0, 1)  # at its corners it is all lip
+    colour = colour + (palette.line - colour) * narrow[..., None]
     rim = 0.75 + 0.25 * np.clip(np.minimum(opening.below, opening.above) / 0.014, 0, 1)
     return np.asarray(colour * rim[..., None], np.float32)
 
