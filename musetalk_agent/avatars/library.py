@@ -36,6 +36,7 @@ T = TypeVar("T")
 DEMO_ASSET = Path(__file__).resolve().parent.parent / "assets" / "demo-avatar.png"
 _AVATAR_ID = re.compile(r"sha256:([0-9a-f]{64})")
 _BUILDERS = 2
+_PIECE_BYTES = 1 << 20
 _DECODERS = 2
 _ANY = frozenset({Kind.ZIP}) | VIDEOS | PICTURES
 _ACCEPTED = {"frames_zip_url": frozenset({Kind.ZIP}) | PICTURES, "idle_video_url": VIDEOS | PICTURES}
@@ -133,7 +134,8 @@ class AvatarLibrary:
         """
         async with Receiver(self._cache, self._limits, repr((filename or "upload")[:120]), _ANY) as receiver:
             if isinstance(data, bytes):
-                await receiver.write(data)
+                for at in range(0, len(data), _PIECE_BYTES):
+                    await receiver.write(data[at : at + _PIECE_BYTES])
             else:
                 async for piece in data:
                     await receiver.write(piece)
