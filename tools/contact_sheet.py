@@ -158,7 +158,8 @@ def main() -> None:
         for clip in options.clips
     ]
     width = max(r.shape[1] for r in rows)
-    cv2.imwrite(str(options.out), np.vstack([np.pad(r, ((0, 4), (0, width - r.shape[1]), (0, 0))) for r in rows]))
+    sheet = np.vstack([np.pad(r, ((0, 4), (0, width - r.shape[1]), (0, 0))) for r in rows])
+    cv2.imwrite(str(options.out), sheet, [cv2.IMWRITE_PNG_COMPRESSION, 9])
 
 
 if __name__ == "__main__":
