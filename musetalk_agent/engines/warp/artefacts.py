@@ -159,6 +159,8 @@ def _reference(bundle: Bundle, landmarks: Floats) -> tuple[int, Shape]:
         area = float((shape.curves[IL] - shape.curves[IU]).mean())
         if best is None or area < best[0]:
             best = area, int(pose), shape
+        if area == 0:
+            break
     assert best is not None
     return best[1], best[2]
 

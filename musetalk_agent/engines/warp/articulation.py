@@ -99,7 +99,7 @@ def driven(rest: Shape, act: Articulation) -> Shape:
     out = rest.curves.copy()
     out[:4] += 0.4 * aperture * (near - bump(1.0, 1.0))  # corners follow the jaw a little
     bow = rest.curves[IU] - rest.curves[IU][S.size // 2]
-    out[:4] -= (0.6 * act.rounding + 0.25 * aperture / OPENING) * np.clip(bow, -0.12, 0.12) * bump(2.0, 1.0)
+    out[:4] -= (0.6 * act.rounding + 0.4 * aperture / OPENING) * np.clip(bow, -0.12, 0.12) * bump(2.0, 1.0)
     thick_u, thick_l = rest.curves[IU] - rest.curves[OU], rest.curves[OL] - rest.curves[IL]
     pout = 0.22 * act.rounding - 0.18 * act.closure
     inner = bump(1.0, 0.5)
