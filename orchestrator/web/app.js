@@ -57,7 +57,8 @@ function enter(phase) {
   $("cover").inert = phase === "live";
   $("cover-text").hidden = phase !== "starting";
   $("chip").hidden = phase !== "live";
-  $("chooser").hidden = phase !== "ready";
+  $("chooser").hidden = phase === "live";
+  $("chooser").inert = phase !== "ready";
   $("controls").hidden = phase !== "live";
   if (phase !== "live") $("unblock").hidden = true;
   setText($("start"), phase === "starting" ? "Cancel" : "Start");

@@ -39,7 +39,7 @@ class Stack:
 
 @pytest.fixture
 async def page() -> AsyncIterator[Page]:
-    """A tab of a fresh Chromium. Afterwards: nothing in its console, and no request left this machine."""
+    """A tab of a fresh Chromium."""
     program = find_chromium()
     if program is None:
         pytest.skip("no Chromium on PATH")
@@ -64,8 +64,16 @@ def web() -> Iterator[str]:
         thread.join()
 
 
+@pytest.fixture
+def stack(demo: Stack) -> Iterator[Stack]:
+    """The demo, with no session left behind for the next test."""
+    yield demo
+    for session in demo.get("/sessions").json()["sessions"]:
+        demo.post(f"/session/{session['session_id']}/stop")
+
+
 @pytest.fixture(scope="session")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """`musetalk-orchestrator demo`: livekit-server, agent and orchestrator, as processes."""
     log = tmp_path_factory.mktemp("demo") / "log"
     command = [sys.executable, "-m", "orchestrator", "demo", "--json", "--port", "0"]

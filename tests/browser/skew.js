@@ -1,5 +1,5 @@
 // Runs inside the page: joins a `pattern` session of its own, sends bursts of tone on frame boundaries (200 ms of every
-// second) and notes when the picture turns white and when the sound begins, in `performance.now()` milliseconds.
+// 600 ms) and notes when the picture turns white and when the sound begins, in `performance.now()` milliseconds.
 // Also a check that `avatar-client.js` and `viewer.js` can be used by themselves.
 (async () => {
   const { AvatarClient, AudioLink } = await import("/avatar-client.js");
@@ -33,7 +33,7 @@
     const first = samples.findIndex((sample) => Math.abs(sample) > 0.05);
     if (first < 0) return;
     const now = performance.now();
-    if (now - loudAt > 300) measured.heard.push(now - ((samples.length - first) / context.sampleRate) * 1000);
+    if (now - loudAt > 200) measured.heard.push(now - ((samples.length - first) / context.sampleRate) * 1000);
     loudAt = now;
   };
   viewer.addEventListener("voice", ({ detail }) => {
@@ -52,7 +52,7 @@
   let sent = 0;
   const send = () => {
     while (sent / 16 < performance.now() - began) {
-      const loud = (sent / 640) % 25 < 5;
+      const loud = (sent / 640) % 15 < 5;
       link.push(Int16Array.from({ length: 640 }, (_, k) => (loud ? 12000 * Math.sin((2 * Math.PI * 440 * (sent + k)) / 16000) : 0)));
       sent += 640;
     }
