@@ -8,8 +8,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 import re
 import threading
+import time
 import weakref
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +32,8 @@ from musetalk_agent.avatars.sniff import PICTURES, VIDEOS, Kind
 from musetalk_agent.errors import AvatarError, AvatarNotFound
 from musetalk_agent.protocol.http import DEMO_AVATAR_ID, AvatarSource, Picture
 from musetalk_agent.weights import ModelStore
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -191,8 +195,16 @@ class AvatarLibrary:
         part = self._cache.part()
         job = Job(clip.path, clip.avatar_id, key, picture, self._limits, self._decoders, abort, progress)
         try:
+            begun = time.perf_counter()
             build(job, net, part)
-            return self._cache.keep_bundle(part, key)
+            bundle = self._cache.keep_bundle(part, key)
+            told = {
+                "avatar_id": clip.avatar_id,
+                "frames": len(bundle),
+                "seconds": round(time.perf_counter() - begun, 3),
+            }
+            log.info("avatar prepared", extra=told)
+            return bundle
         finally:
             self._cache.discard_part(part)
 
