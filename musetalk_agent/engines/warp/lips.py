@@ -57,7 +57,7 @@ def refine(shape: Shape, frame: Floats, picture: Pixels) -> Shape:
     top, bottom = _best_interval(score)
     upper, lower = line + rows[0] + top * STEP, line + rows[0] + bottom * STEP
     if not _parted(teeth, light, top, bottom):
-        middle = _meeting(light, top, bottom, line + rows[0])
+        middle = _meeting(light, top, bottom, line)
         mesh_gap = float((shape.curves[IL] - shape.curves[IU]).max())
         slit = _slit(teeth, middle - line - rows[0]) if mesh_gap > DOUBTFUL else 0.0
         return _with_inner(shape, s, middle, middle + slit)
@@ -124,16 +124,24 @@ def _parted(teeth: Floats, light: Floats, top: NDArray[np.float64], bottom: NDAr
 
 
 def _meeting(
-    light: Floats, top: NDArray[np.float64], bottom: NDArray[np.float64], origin: NDArray[np.float64]
+    light: Floats, top: NDArray[np.float64], bottom: NDArray[np.float64], line: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Where closed lips meet, `v` per column: a smooth curve through the darkest pixels near what was found."""
+    """Where closed lips meet, `v` per column: a smooth curve through the darkest pixels near what was found.
+
+    `line` is the mesh's lip line, in whose form the curve ends: at the corners stubble and folds are as dark as lips.
+    """
     s = np.linspace(-SIDE, SIDE, COLUMNS)
     rows = np.arange(light.shape[0])[:, None]
     near = (rows >= top - 2) & (rows < bottom + 2)
     darkness = np.where(near, np.maximum(light.max(0) - light, 0), 0) ** 4
     row = (darkness * (rows + 0.5)).sum(0) / np.maximum(darkness.sum(0), 1e-6)
-    weight = np.where(darkness.any(0), 1.3 - np.abs(s), 1e-3)
-    return np.asarray(np.polyval(np.polyfit(s, origin + row * STEP, 5, w=weight), s))
+    seen = line - ABOVE + row * STEP
+    sure = np.where(darkness.any(0), np.clip((1.05 - np.abs(s)) / 0.3, 0, 1), 0)
+    shift = float(np.median((seen - line)[sure > 0.9])) if (sure > 0.9).any() else 0.0
+    both = np.concatenate([seen, line + shift])
+    return np.asarray(
+        np.polyval(np.polyfit(np.tile(s, 2), both, 5, w=np.concatenate([sure, 0.3 + 0.3 * (1 - sure)])), s)
+    )
 
 
 def _slit(teeth: Floats, row: NDArray[np.float64]) -> NDArray[np.float64]:
