@@ -31,6 +31,10 @@ class Decoder:
         """Whole samples there will be once `size` more bytes have come."""
         return (len(self._carry) + size) // _WIDTH[self._format]
 
+    def reset(self) -> None:
+        """An utterance begins or ends: half a sample left over belongs to nothing, and would shift every byte after it."""
+        self._carry = b""
+
     def decode(self, data: bytes) -> bytes:
         """Takes the next bytes and returns every whole sample; floats beyond ±1 are clipped, NaN is silence."""
         joined = self._carry + data if self._carry else data

@@ -165,8 +165,10 @@ def _take_text(line: Line, text: str) -> None:
     except ValidationError as error:
         raise ProblemError(ErrorCode.INVALID_MESSAGE, f"The message {body['type']} is malformed.") from error
     if isinstance(told, AudioStart):
+        line.decoder.reset()
         line.live.audio_start()
     elif isinstance(told, AudioEnd):
+        line.decoder.reset()
         line.live.audio_end()
     elif isinstance(told, Clear):
         line.live.clear()

@@ -238,6 +238,7 @@ class SessionLifecycle:
             if session.order.connect_livekit:
                 await services.rooms.remove(session.order.room, session.identity)
         services.pool.release(session.session_id)
+        session.retire()
         session.error = problem
         session.ended_at = time.time()
         session.move(SessionState.STOPPED if problem is None else SessionState.FAILED)

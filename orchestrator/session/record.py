@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -28,6 +28,16 @@ class SessionOrder:
     speaker: str | None = None
 
 
+@dataclass(frozen=True)
+class Heard:
+    """What is worth knowing of a session's audio path, also when that is gone."""
+
+    position_s: float = 0.0
+    buffered_s: float = 0.0
+    segments: int = 0
+    last_audio_at: float | None = None
+
+
 @dataclass(eq=False)
 class Session:
     """One session. `owner` is the task that runs it; `started` resolves when it is ready, or with what went wrong."""
@@ -42,6 +52,7 @@ class Session:
     owner: asyncio.Task[None] | None = None
     lease: AgentLease | None = None
     live: LiveSession | None = None
+    final: Heard = Heard()
     snapshot: AgentSession | None = None
     snapshot_at: float = float("-inf")
     end_reason: str | None = None
@@ -63,6 +74,19 @@ class Session:
     def ended(self) -> bool:
         """Stopped or failed."""
         return self.base_state in ENDED
+
+    @property
+    def heard(self) -> Heard:
+        """Of now while the session runs, of its end afterwards."""
+        live = self.live
+        if live is None:
+            return self.final
+        return Heard(live.position_s, live.backlog_s, live.segments, live.last_audio_at)
+
+    def retire(self) -> None:
+        """Lets go of the audio path and whatever it buffers; the session only has to be readable."""
+        self.final = replace(self.heard, buffered_s=0.0)
+        self.live = None
 
     def move(self, to: SessionState) -> None:
         """Steps to `to`. Raises IllegalTransition when the table does not allow it."""
@@ -87,7 +111,7 @@ class Session:
 
     def view(self) -> dict[str, Any]:
         """Body of `GET /session/{id}`."""
-        snapshot, live = self.snapshot, self.live
+        snapshot, heard = self.snapshot, self.heard
         return {
             "session_id": self.session_id,
             "state": self.state.value,
@@ -102,12 +126,12 @@ class Session:
             "expires_at": iso(self.expires_at),
             "ended_at": iso(self.ended_at),
             "end_reason": self.end_reason,
-            "last_audio_at": iso(live.last_audio_at) if live else None,
+            "last_audio_at": iso(heard.last_audio_at),
             "viewers": snapshot.viewers if snapshot and not self.ended else 0,
             "playback": {
-                "position_s": round(live.position_s, 3) if live else 0.0,
-                "buffered_s": round(live.backlog_s, 3) if live and not self.ended else 0.0,
-                "segments": live.segments if live else 0,
+                "position_s": round(heard.position_s, 3),
+                "buffered_s": round(heard.buffered_s, 3),
+                "segments": heard.segments,
             },
             "diagnosis": self.diagnosis.model_dump(mode="json", exclude_none=True),
             "error": self.error.problem().model_dump(mode="json", exclude_none=True) if self.error else None,

@@ -25,6 +25,13 @@ def test_any_split_of_the_bytes_gives_the_same_samples(data: bytes, cuts: list[i
     assert announced == len(out) // 2
 
 
+def test_half_a_sample_does_not_reach_into_the_next_utterance() -> None:
+    decoder = Decoder(AudioFormat.S16LE)
+    assert decoder.decode(b"\x01\x02\x03") == b"\x01\x02"
+    decoder.reset()
+    assert decoder.decode(b"\x05\x06") == b"\x05\x06"
+
+
 def test_floats_become_int16_and_are_clipped() -> None:
     floats = np.array([0.0, 0.5, -0.5, 1.0, 2.0, -3.0, np.nan, np.inf], "<f4").tobytes()
     decoder = Decoder(AudioFormat.F32LE)

@@ -28,7 +28,7 @@ def routes(running: Stage) -> list[tuple[str, str]]:
     return listed
 
 
-@pytest.mark.parametrize("header", [None, "Bearer wrong", "Bearer ", f"Basic {API_KEY}", API_KEY, f"Bearer {API_KEY}x"])
+@pytest.mark.parametrize("header", [None, "Bearer wrong", "Bearer", f"Basic {API_KEY}", API_KEY, f"Bearer {API_KEY}x"])
 async def test_every_route_but_the_open_ones_is_closed(running: Stage, header: str | None) -> None:
     headers = {"Authorization": header} if header else {}
     async with httpx.AsyncClient(base_url=running.url, headers=headers, trust_env=False) as nobody:
