@@ -45,12 +45,14 @@ def band_levels(frames: NDArray[np.float32]) -> NDArray[np.float32]:
     """Windows float32[n, 400] in -1..1 → band levels float32[n, 40] in dB of full scale, not below -120."""
     spectrum = np.fft.rfft(frames * _HANN, _FFT, axis=1)
     power = (spectrum.real**2 + spectrum.imag**2).astype(np.float32)
-    return 10 * np.log10(np.maximum(power @ _FILTERS, np.float32(1e-12)))
+    levels: NDArray[np.float32] = 10 * np.log10(np.maximum(power @ _FILTERS, np.float32(1e-12)))
+    return levels
 
 
 def frame_powers(frames: NDArray[np.float32]) -> NDArray[np.float32]:
     """Windows float32[n, 400] → mean power float32[n] (1.0 is a full-scale square wave)."""
-    return np.einsum("ij,ij->i", frames, frames) / np.float32(frames.shape[1])
+    powers: NDArray[np.float32] = np.einsum("ij,ij->i", frames, frames) / np.float32(frames.shape[1])
+    return powers
 
 
 class Normaliser:
@@ -76,7 +78,8 @@ class Normaliser:
 def network_input(bands: NDArray[np.float32], levels: NDArray[np.float32]) -> NDArray[np.float32]:
     """Band levels [n, 40] and remembered levels [n], both dB → the network's input float32[n, 40]."""
     relative = np.maximum(bands - levels[:, None], np.float32(-_RANGE_DB))
-    return (relative + np.float32(_RANGE_DB / 2)) / np.float32(_SCALE_DB)
+    scaled: NDArray[np.float32] = (relative + np.float32(_RANGE_DB / 2)) / np.float32(_SCALE_DB)
+    return scaled
 
 
 def whole(sound: NDArray[np.int16]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

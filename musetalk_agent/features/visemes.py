@@ -27,8 +27,10 @@ _ADVANCE = STEP
 _BEHIND = LOOKAHEAD_MS * FEATURE_RATE // 1000 // STEP - 1  # step n speaks of sample STEP·(n − _BEHIND)
 
 # Decision curves on the network's numbers, chosen on held-out synthetic speech and noises (see models/mouth/README.md).
-_SPEECH_OFF, _SPEECH_ON = 0.35, 0.75
-_CLOSURE_OFF, _CLOSURE_ON = 0.30, 0.55
+_SPEECH_OFF, _SPEECH_ON = 0.05, 0.30
+_SURE_OFF, _SURE_ON = 0.50, 0.80
+_SURE_STEPS = 20  # 400 ms
+_CLOSURE_OFF, _CLOSURE_ON = 0.45, 0.70
 _TUCK_OFF, _TUCK_ON = 0.35, 0.65
 _SHAPE_KEEP = 0.35  # share of the last step kept in width and rounding: they are tables on posteriors, which jump
 _QUIET_DBFS = -62.0  # a step quieter than this is silence, whatever the network thinks
@@ -130,6 +132,7 @@ class _Mouth:
         self._steps: list[NDArray[np.float32]] = []
         self._first = 0  # number of the first kept step
         self._shape = np.zeros(2, np.float32)
+        self._likely: list[float] = []
         self._powers: list[float] = []  # from the moment the newest step speaks of until now
 
     def hear(self, sound: NDArray[np.float32]) -> None:
@@ -140,7 +143,9 @@ class _Mouth:
         told = self._run.step(mels)
         self._powers = [*self._powers[-_BEHIND - 1 :], float(powers.max())]
         quiet = max(self._powers) < 10 ** (_QUIET_DBFS / 10)
-        speech = 0.0 if quiet else _ramp(told.speech, _SPEECH_OFF, _SPEECH_ON)
+        self._likely = [*self._likely[1 - _SURE_STEPS :], told.speech]
+        sure = _ramp(max(self._likely), _SURE_OFF, _SURE_ON)
+        speech = 0.0 if quiet else sure * _ramp(told.speech, _SPEECH_OFF, _SPEECH_ON)
         closure = _ramp(told.closure, _CLOSURE_OFF, _CLOSURE_ON)
         weights = told.phonemes * HOLD
         weights[SILENCE] = told.phonemes[SILENCE]

@@ -25,7 +25,10 @@ def hum(rng: Rng, count: int) -> Array:
     """Mains hum, a fan or a steady tone with harmonics, slowly swelling."""
     t = np.arange(count) / RATE
     base = rng.choice([50.0, 60.0, 100.0, 120.0, rng.uniform(60, 1200)])
-    parts = [rng.uniform(0.1, 1) / k * np.sin(2 * np.pi * base * k * t + rng.uniform(0, 6)) for k in range(1, rng.integers(2, 12))]
+    parts = [
+        rng.uniform(0.1, 1) / k * np.sin(2 * np.pi * base * k * t + rng.uniform(0, 6))
+        for k in range(1, rng.integers(2, 12))
+    ]
     wave = np.sum(parts, axis=0) * (1 + 0.3 * np.sin(2 * np.pi * rng.uniform(0.1, 2) * t))
     return (wave / (wave.std() + 1e-9)).astype(np.float32)
 
@@ -66,7 +69,9 @@ def tones(rng: Rng, count: int) -> Array:
         t = np.arange(size) / RATE
         root = rng.uniform(100, 900)
         for ratio in rng.choice([1, 1.25, 1.5, 2, 3, 4], rng.integers(1, 4), replace=False):
-            out[at : at + size] += (np.sin(2 * np.pi * root * ratio * t) * np.exp(-t * rng.uniform(0, 6))).astype(np.float32)
+            out[at : at + size] += (np.sin(2 * np.pi * root * ratio * t) * np.exp(-t * rng.uniform(0, 6))).astype(
+                np.float32
+            )
         at += size + int(rng.choice([0, 0, 0.3]) * RATE)
     return out
 

@@ -45,7 +45,13 @@ class Mesh:
         self._mesh = Interpreter(str(folder / "face_landmark.tflite"), num_threads=1)
         self._detect.allocate_tensors()
         self._mesh.allocate_tensors()
-        grid = [((x + 0.5) / n, (y + 0.5) / n) for n, per in ((16, 2), (8, 6)) for y in range(n) for x in range(n) for _ in range(per)]
+        grid = [
+            ((x + 0.5) / n, (y + 0.5) / n)
+            for n, per in ((16, 2), (8, 6))
+            for y in range(n)
+            for x in range(n)
+            for _ in range(per)
+        ]
         self._anchors = np.array(grid)
         self._box: tuple[float, float, float, float] | None = None  # centre x, centre y, size, angle
 

@@ -12,10 +12,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
-
 import sentences
 import voices
+from numpy.typing import NDArray
+
 from musetalk_agent.features.phonemes import CLASSES, SILENCE, spans
 
 RATE = voices.RATE
@@ -27,12 +27,25 @@ _STEP = RATE // 100
 _REACH = 8
 _ESPEAK = (
     *("en-us", "en-us+f2", "en-us+m3", "en-us+klatt2", "en-us+Annie", "en-us+Mike", "en-us+steph", "en-us+Andy"),
-    *("en+f3", "en+m7", "en+Alicia", "en+klatt4", "en+travis", "en+linda", "en-us+f4", "en-us+m5", "en+max", "en-us+anika"),
+    *(
+        "en+f3",
+        "en+m7",
+        "en+Alicia",
+        "en+klatt4",
+        "en+travis",
+        "en+linda",
+        "en-us+f4",
+        "en-us+m5",
+        "en+max",
+        "en-us+anika",
+    ),
     *("de+f2", "fr+m2", "es+f1", "it", "pt-br+f3", "pl", "nl+m4", "sv+f2"),
 )
 
 
-def _stops_begin_with_silence(sound: NDArray[np.float32], found: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+def _stops_begin_with_silence(
+    sound: NDArray[np.float32], found: list[tuple[int, int, int]]
+) -> list[tuple[int, int, int]]:
     count = len(sound) // _STEP
     level = 10 * np.log10(np.mean(sound[: count * _STEP].reshape(count, _STEP) ** 2, axis=1) + 1e-9)
     quiet = level < np.percentile(level, 90) - 18
@@ -53,7 +66,9 @@ def _stops_begin_with_silence(sound: NDArray[np.float32], found: list[tuple[int,
     return out
 
 
-def _assemble(said: Iterable[voices.Utterance], late_ms: int, rng: random.Random) -> tuple[NDArray[np.int16], NDArray[np.int32]]:
+def assemble(
+    said: Iterable[voices.Utterance], late_ms: int, rng: random.Random
+) -> tuple[NDArray[np.int16], NDArray[np.int32]]:
     sounds: list[NDArray[np.float32]] = []
     labels: list[tuple[int, int, int]] = []
     at = 0
@@ -111,7 +126,7 @@ def main() -> None:
         path = folder / f"{name}.npz"
         if path.exists():
             continue
-        sound, labels = _assemble(said, LATE_MS.get(name.split("-")[0], 0), random.Random(name))
+        sound, labels = assemble(said, LATE_MS.get(name.split("-")[0], 0), random.Random(name))
         np.savez(path, sound=sound, spans=labels)
         print(f"{name}: {len(sound) / RATE / 60:.1f} min, {len(labels)} sounds", flush=True)
 

@@ -1,6 +1,6 @@
 """Figures of exported weights, through the very code that runs in the product.
 
-Run: `python evaluate.py CACHE WEIGHTS.npz [--only-clip NAME] [--brief]`. Clips are judged as a viewer samples frames: half way
+Run: `python evaluate.py CACHE WEIGHTS.npz [--brief]`, or with a folder of `finetune.py --leave-one-out`. Clips are judged as a viewer samples frames: half way
 between frame k and the next, against the real lips, at lag 0.
 """
 
@@ -10,10 +10,10 @@ import argparse
 import time
 from pathlib import Path
 
+import augment
 import numpy as np
 from numpy.typing import NDArray
 
-import augment
 from musetalk_agent.features.phonemes import CLOSURE, JAW, LIP_TUCKS, LIPS_MEET, SILENCE, TUCK
 from musetalk_agent.features.visemes import VisemeFeatures
 
@@ -103,9 +103,20 @@ def loudness(features: VisemeFeatures, sound: NDArray[np.int16]) -> dict[int, fl
     """p95 of the aperture by level (dBFS)."""
     x = sound.astype(np.float32) / np.sqrt(np.mean(sound.astype(np.float32) ** 2))
     return {
-        level: float(np.quantile(drawn(mouth(features, np.clip(x * 32767 * 10 ** (level / 20), -32768, 32767).astype(np.int16))), 0.95))
+        level: float(
+            np.quantile(
+                drawn(mouth(features, np.clip(x * 32767 * 10 ** (level / 20), -32768, 32767).astype(np.int16))), 0.95
+            )
+        )
         for level in (-35, -25, -15, -10)
     }
+
+
+def _tell(figures: dict[str, tuple[float, float]]) -> None:
+    for name, (r, partial) in figures.items():
+        print(f"{name}: r {r:.2f}, given the mean mouth {partial:.2f}")
+    print("median", *np.round(np.median(list(figures.values()), axis=0), 3))
+    print("mean", *np.round(np.mean(list(figures.values()), axis=0), 3))
 
 
 def main() -> None:
@@ -113,15 +124,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("cache", type=Path)
     parser.add_argument("weights", type=Path)
-    parser.add_argument("--only-clip")
     parser.add_argument("--brief", action="store_true", help="clips only")
     options = parser.parse_args()
+    if options.weights.is_dir():
+        found = {path.stem: VisemeFeatures.load(path) for path in sorted(options.weights.glob("*.npz"))}
+        _tell({name: clip_figures(features, options.cache)[name] for name, features in found.items()})
+        return
     features = VisemeFeatures.load(options.weights)
-    figures = clip_figures(features, options.cache)
-    for name, (r, partial) in figures.items():
-        if options.only_clip in (None, name):
-            print(f"{name}: r {r:.2f}, given the mean mouth {partial:.2f}")
-    print("median", *np.round(np.median(list(figures.values()), axis=0), 3))
+    _tell(clip_figures(features, options.cache))
     if options.brief:
         return
     for name in ("festival-ked_diphone", "piper-5", "flite-slt-1"):

@@ -10,11 +10,11 @@ import argparse
 import zlib
 from pathlib import Path
 
+import augment
+import labels
 import numpy as np
 from numpy.typing import NDArray
 
-import augment
-import labels
 from musetalk_agent.features import melspec
 from musetalk_agent.features.phonemes import CLASSES, SILENCE
 
@@ -46,7 +46,9 @@ def _stretched(values: NDArray[np.floating], factor: float, count: int) -> NDArr
     return out
 
 
-def _packed(sound: NDArray[np.int16], wanted: dict[str, NDArray[np.floating]], factor: float) -> dict[str, NDArray[np.generic]]:
+def _packed(
+    sound: NDArray[np.int16], wanted: dict[str, NDArray[np.floating]], factor: float
+) -> dict[str, NDArray[np.generic]]:
     mels, _ = melspec.whole(sound)
     count = len(mels) // 2
     out: dict[str, NDArray[np.generic]] = {"mels": mels[: 2 * count].astype(np.float16)}

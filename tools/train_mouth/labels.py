@@ -29,7 +29,7 @@ def _marks(spans: NDArray[np.int32], count: int, kinds: tuple[int, ...], early_s
         if kind in kinds:
             last = start + max(0.6 * (end - start), 0.04 * RATE) if kind == _PB else end - 0.01 * RATE
             first = start - early_s * RATE
-            middle = int(round((first + last) / 2 / STEP))
+            middle = round((first + last) / 2 / STEP)
             low, high = min(int(np.ceil(first / STEP)), middle), max(int(last // STEP), middle)
             out[max(0, low) : max(0, high) + 1] = 1
     return out

@@ -8,12 +8,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import labels
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-import labels
 from musetalk_agent.features.phonemes import CLASSES, SILENCE
 
 Array = NDArray[np.float32]

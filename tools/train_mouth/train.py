@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from model import CLOSURE, SPEECH, TUCK, Mouth
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from model import CLOSURE, SPEECH, TUCK, Mouth
 from musetalk_agent.features.phonemes import CLASSES, SILENCE
 
 SEED = 11
@@ -27,9 +27,9 @@ HELD_OUT = ("festival-ked_diphone", "piper-5")
 Arrays = dict[str, NDArray[np.float16]]
 
 
-def load(cache: Path) -> list[Arrays]:
-    """Every recording but the held-out ones, with its augmented copies."""
-    found = sorted((cache / "examples").glob("*.npz"))
+def load(cache: Path, pattern: str = "*.npz") -> list[Arrays]:
+    """Every recording but the held-out ones, with its augmented copies (or those of a pattern), and the noises."""
+    found = sorted({*(cache / "examples").glob(pattern), cache / "examples" / "nothing.npz"})
     return [dict(np.load(path)) for path in found if path.stem.rsplit(".", 1)[0] not in HELD_OUT]
 
 
@@ -63,9 +63,7 @@ def losses(logits: Tensor, openings: Tensor, batch: dict[str, Tensor]) -> dict[s
     silent = want["hard"][..., SILENCE]
 
     def event(index: int, target: Tensor, weight: float) -> Tensor:
-        return functional.binary_cross_entropy_with_logits(
-            logits[..., index], target, pos_weight=torch.tensor(weight)
-        )
+        return functional.binary_cross_entropy_with_logits(logits[..., index], target, pos_weight=torch.tensor(weight))
 
     error = openings - want["jaw"]
     return {

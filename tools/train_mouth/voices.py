@@ -72,7 +72,18 @@ def flite(name: str, texts: list[str], stretch: float = 1.0) -> Iterator[Utteran
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "out.wav"
         for text in texts:
-            command = ["flite", "-voice", name, "--setf", f"duration_stretch={stretch}", "-psdur", "-t", text, "-o", str(path)]
+            command = [
+                "flite",
+                "-voice",
+                name,
+                "--setf",
+                f"duration_stretch={stretch}",
+                "-psdur",
+                "-t",
+                text,
+                "-o",
+                str(path),
+            ]
             told = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
             sound, rate = soundfile.read(path, dtype="float32")
             ends = [item.rsplit(":", 1) for item in told]
@@ -134,7 +145,9 @@ class Espeak:
 
         self._lib = ctypes.CDLL(espeakng_loader.get_library_path())
         retrieval, phoneme_events_ipa = 1, 0x0001 | 0x0002
-        self._rate = self._lib.espeak_Initialize(retrieval, 0, espeakng_loader.get_data_path().encode(), phoneme_events_ipa)
+        self._rate = self._lib.espeak_Initialize(
+            retrieval, 0, espeakng_loader.get_data_path().encode(), phoneme_events_ipa
+        )
         self._sound: list[NDArray[np.int16]] = []
         self._events: list[tuple[str, int]] = []
         kind = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event))

