@@ -8,13 +8,15 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+import cv2
+
 from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.avatars.library import AvatarLibrary
 from musetalk_agent.clock import Clock, MonotonicClock
 from musetalk_agent.engines.base import Engine
 from musetalk_agent.engines.batcher import Batcher
 from musetalk_agent.engines.pattern import PatternEngine, pattern_bundle
-from musetalk_agent.errors import EngineUnavailable, EngineUnknown
+from musetalk_agent.errors import EngineUnavailable, EngineUnknown, WeightsMissing
 from musetalk_agent.metrics import ENGINE_BUSY, ENGINE_QUEUE
 from musetalk_agent.pipeline import Pipeline
 from musetalk_agent.protocol.http import AgentStartRequest
@@ -58,6 +60,7 @@ class Factory:
             allow_private_urls=settings.allow_private_urls,
             cache_bytes=settings.cache_bytes,
         )
+        cv2.setNumThreads(1)  # its pool gains nothing on small remaps and takes the cores from other sessions
         self._executor = ThreadPoolExecutor(min(_MEDIA_THREADS, (os.cpu_count() or 1) + 1), "media")
         self._batchers: dict[str, Batcher] = {}
         self.default_engine = self._resolve(settings.engine)
@@ -129,6 +132,13 @@ class Factory:
             log.info("engine auto: no CUDA engine in this build, using warp")
             return "warp"
         if name not in _MAKERS:
+            missing = [f for f, state in self.models.state().items() if f.startswith(name) and not state.exists]
+            if missing:
+                raise WeightsMissing(
+                    f"The engine {name!r} needs {', '.join(missing)}, not in {self.settings.models_dir}; use 'warp' or 'auto'.",
+                    field="engine",
+                    value=name,
+                )
             raise EngineUnavailable(
                 f"The engine {name!r} is not part of this build yet; use 'warp' or 'auto'.", field="engine", value=name
             )

@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import AliasChoices, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from musetalk_agent.weights import packaged_models_dir
+from musetalk_agent.weights import default_models_dir
 
 CACHE = Path("~/.cache/musetalk-livekit").expanduser()
 
@@ -30,6 +30,6 @@ class AgentSettings(BaseSettings):
     cache_bytes: int = Field(
         default=4 << 30, ge=1 << 20, validation_alias=AliasChoices("AVATAR_CACHE_BYTES", "cache_bytes")
     )
-    models_dir: Path = Field(default_factory=packaged_models_dir)
+    models_dir: Path = Field(default_factory=default_models_dir)
     log_level: str = "INFO"
     drain_s: float = Field(default=5.0, ge=0, validation_alias=AliasChoices("AGENT_DRAIN_S", "drain_s"))

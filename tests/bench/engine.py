@@ -24,7 +24,7 @@ from musetalk_agent.media import Pcm
 from musetalk_agent.pipeline import Pipeline
 from musetalk_agent.protocol.http import DEMO_AVATAR_ID, AvatarSource, Picture
 from musetalk_agent.publishers.null import NullPublisher
-from musetalk_agent.weights import Manifest, ModelStore, packaged_models_dir
+from musetalk_agent.weights import Manifest, ModelStore, default_models_dir
 from tests.bench.figures import Figure, percentile
 
 SPEECH = Path(__file__).resolve().parents[1] / "data" / "spoken_joe.npz"
@@ -40,7 +40,7 @@ def speech() -> Pcm:
 
 async def bundle_of(folder: Path, picture: Picture, clip: bytes | None = None) -> Bundle:
     """The demo avatar, or a clip, as the warp engine prepares it."""
-    library = AvatarLibrary(folder, ModelStore(packaged_models_dir(), Manifest.load()))
+    library = AvatarLibrary(folder, ModelStore(default_models_dir(), Manifest.load()))
     try:
         avatar_id = await library.add(clip) if clip else DEMO_AVATAR_ID
         return await library.prepare(AvatarSource(avatar_id=avatar_id), picture, derive=make_warp().prepare)
