@@ -1,7 +1,8 @@
 """Sound to mouth for the `warp` engine: one articulation vector per video frame, on the CPU, while the sound arrives.
 
 An articulation vector is float32[5] (see `phonemes.ARTICULATION`): `jaw` 0..1 (inner lips apart by 0.12 outer eye distances at
-1), `width` -1..1, `rounding` 0..1, `closure` 0..1 (lips pressed together, /p b m/), `tuck` 0..1 (lower lip under the teeth, /f v/). At
+1), `width` -1..1, `rounding` 0..1, `closure` 0..1 (lips pressed together, /p b m/), `tuck` 0..1 (lower lip under the teeth,
+/f v/). At
 rest and in silence all are 0. Where phonemes are known beforehand they decide; elsewhere a small network listens.
 """
 

@@ -1,6 +1,7 @@
 """Figures of exported weights, through the very code that runs in the product.
 
-Run: `python evaluate.py CACHE WEIGHTS.npz [--brief]`, or with a folder of `finetune.py --leave-one-out`. Clips are judged as a viewer samples frames: half way
+Run: `python evaluate.py CACHE WEIGHTS.npz [--brief]`, or with a folder of `finetune.py --leave-one-out`. Clips are judged
+as a viewer samples frames: half way
 between frame k and the next, against the real lips, at lag 0.
 """
 

@@ -1,7 +1,8 @@
 """Training examples: normalised log-mels of clean and augmented sound beside what the network should say.
 
 Run: `python examples.py CACHE [--copies 3] [--minutes-of-nothing 16]`; writes `examples/NAME.npz` with `mels` float16[2·t, 40] and
-the 50 Hz targets `hard`, `soft` float16[t, 25] (label, teacher), `closure`, `tuck` float16[t, 1], `jaw` float16[t, n] (see `aperture.py`).
+the 50 Hz targets `hard`, `soft` float16[t, 25] (label, teacher), `closure`, `tuck` float16[t, 1], `jaw` float16[t, n] (see
+`aperture.py`).
 """
 
 from __future__ import annotations

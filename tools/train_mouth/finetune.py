@@ -1,6 +1,7 @@
 """Fine-tunes the trained network on measured clips of real talkers, and exports it.
 
-Run: `python finetune.py CACHE --out FILE.npz [--steps 40]`, also `--leave-one-out FOLDER`. With `--steps 0` nothing is fine-tuned: the
+Run: `python finetune.py CACHE --out FILE.npz [--steps 40]`, also `--leave-one-out FOLDER`. With `--steps 0` nothing is
+fine-tuned: the
 opening is the one taught by the table alone (`--table`) or by the teacher fitted on the clips.
 Few steps on purpose: 250 of them fit the clips at 0.97 and carry less to a clip left out than none.
 A frame's vector is judged as a viewer samples it: half way between frame k and frame k + 1.

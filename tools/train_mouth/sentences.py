@@ -1,3 +1,4 @@
+# ruff: noqa: E501  (lists of sentences)
 """Sentences to speak: varied English, rich in lip sounds, GRID-like commands, and some other languages' own sentences."""
 
 from __future__ import annotations
