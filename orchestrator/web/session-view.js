@@ -13,6 +13,7 @@ import { Viewer } from "./viewer.js";
 
 const POLL_MS = 1000;
 const LEVEL_MS = 60;
+const STALLS_TOLERATED = 2;
 const OVER = new Set(["stopped", "failed"]);
 const GONE = new Set(["session_not_found", "session_ended"]);
 /** Words of the chip, by the avatar's own state. @type {Record<string, string>} */
@@ -40,6 +41,8 @@ export class SessionView extends EventTarget {
     this.meter = new SoundMeter(context);
     this.state = "idle";
     this.connection = "connected";
+    /** Readings in a row in which no frame came: LiveKit notices a dead line only after many seconds. */
+    this.stalls = 0;
     /** @type {import("./avatar-client.js").Session | null} */
     this.session = null;
     /** @type {AudioLink | null} */
@@ -150,7 +153,8 @@ export class SessionView extends EventTarget {
   }
 
   #chip() {
-    const state = this.connection === "reconnecting" ? "reconnecting" : this.state;
+    const lost = this.connection === "reconnecting" || this.stalls >= STALLS_TOLERATED;
+    const state = lost ? "reconnecting" : this.state;
     $("chip").dataset.state = state;
     setText($("chip-text"), STATES[state] ?? state);
   }
@@ -162,6 +166,8 @@ export class SessionView extends EventTarget {
   async #poll() {
     if (document.hidden || this.over) return;
     const figures = await this.viewer.figures();
+    this.stalls = figures.stalled ? this.stalls + 1 : 0;
+    this.#chip();
     this.#timing(figures);
     if (!$("panel").open) return;
     await Promise.all([this.#status(figures), this.#funnel()]);

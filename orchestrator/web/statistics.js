@@ -16,6 +16,7 @@
  * @property {number|null} skewMs sound ahead of picture is positive
  * @property {number|null} lossPercent of audio packets since the last reading
  * @property {string|null} codec
+ * @property {boolean} stalled no frame came since the last reading
  */
 
 const MEDIAN_OF = 15;
@@ -60,6 +61,7 @@ export class Statistics {
       rttMs: rtt === undefined ? null : rtt * 1000,
       skewMs: this.#skew(audio, video),
       lossPercent: loss(audio, before.audio),
+      stalled: Boolean(video && before.video && video.framesDecoded === before.video.framesDecoded),
       codec: videoReport?.get(video?.codecId)?.mimeType?.replace("video/", "") ?? null,
     };
   }
@@ -84,7 +86,7 @@ const sum = (a, b) => (a === null && b === null ? null : (a ?? 0) + (b ?? 0));
 /** @param {any} now @param {any} before @returns {number|null} kilobits per second */
 function rate(now, before) {
   if (!now || !before || now.timestamp <= before.timestamp) return null;
-  return (8 * (now.bytesReceived - before.bytesReceived)) / (now.timestamp - before.timestamp);
+  return Math.max(0, (8 * (now.bytesReceived - before.bytesReceived)) / (now.timestamp - before.timestamp));
 }
 
 /** @param {any} now @param {any} before @returns {number|null} */
