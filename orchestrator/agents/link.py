@@ -30,6 +30,8 @@ from orchestrator.metrics import Metrics
 
 _FIRST_DELAY_S = 0.1
 _LAST_DELAY_S = 2.0
+_SETTLED_S = 1.0
+"""A connection that held this long is worth another at once: every tenth of a second away can be heard."""
 GIVE_UP_S = 20.0
 """How long an agent may stay away: a hard-killed one leaves the room by LiveKit's own time-outs after 15 to 20 s."""
 _OPEN_TIMEOUT_S = 5.0
@@ -68,6 +70,7 @@ class AgentLink:
         self._core = LinkCore()
         self._wake = asyncio.Event()
         self._up = asyncio.Event()
+        self._up_at = 0.0
         self._buffered = (0.0, 0.0)
         self.position_s = 0.0
         self.drops = 0
@@ -107,12 +110,14 @@ class AgentLink:
                     self._up.clear()
                     self.drops += 1
                     self._metrics.link_drops.inc()
-                    delay, lost_at = _FIRST_DELAY_S, time.monotonic()
+                    now = time.monotonic()
+                    delay = 0.0 if now - self._up_at > _SETTLED_S else _FIRST_DELAY_S
+                    lost_at = now
             if time.monotonic() - lost_at > self._give_up_s:
                 raise LinkLost(f"no connection to the agent for {self._give_up_s:g} s ({reason})")
             _log.info("agent link down", extra={"session_id": self._session_id, "reason": reason})
             await asyncio.sleep(delay)
-            delay = min(_LAST_DELAY_S, 2 * delay)
+            delay = min(_LAST_DELAY_S, max(_FIRST_DELAY_S, 2 * delay))
 
     async def _connection(self) -> None:
         query = urlencode({"session_id": self._session_id, "events_after": self._core.events_seen})
@@ -134,6 +139,7 @@ class AgentLink:
             self._sync(lambda: self._core.connected(hello.items))
             self._metrics.link_connects.inc()
             self._up.set()
+            self._up_at = time.monotonic()
             writer = asyncio.create_task(self._write(socket), name=f"link-write-{self._session_id}")
             writer.add_done_callback(lambda _: socket.transport.abort())  # it ends by an error or with us
             try:

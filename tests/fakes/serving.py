@@ -13,34 +13,40 @@ import uvicorn
 
 @asynccontextmanager
 async def serving(config: uvicorn.Config) -> AsyncIterator[str]:
-    """Runs the server and yields its address; waits until everything of it has ended."""
+    """Runs the server and yields its address; everything of it has ended afterwards.
+
+    A server without a lifespan is a fake: its connections are cut instead of being waited for.
+    """
     # The protocol is named, for asyncio turns Nagle's algorithm off only where it is (40 ms an answer otherwise).
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
+        config.load()
         server = uvicorn.Server(config)
-        server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
-        task = asyncio.create_task(server._serve([listener]))
+        server.lifespan = config.lifespan_class(config)
+        await server.startup([listener])
+        assert server.started, "the app did not start"
         try:
-            while not server.started:
-                if task.done():
-                    task.result()
-                    raise RuntimeError("the server did not start")
-                await asyncio.sleep(0.005)
             yield f"http://127.0.0.1:{port}"
         finally:
-            server.should_exit = True
-            await task
+            if config.lifespan == "off":
+                await _cut(server)
+            else:
+                await server.shutdown([listener])
+
+
+async def _cut(server: uvicorn.Server) -> None:
+    for each in server.servers:
+        each.close()
+    for connection in list(server.server_state.connections):
+        connection.transport.abort()  # type: ignore[union-attr]
+    for task in list(server.server_state.tasks):
+        task.cancel()
+    await asyncio.gather(*server.server_state.tasks, return_exceptions=True)
 
 
 def plain_config(app: Any) -> uvicorn.Config:
     """A configuration for the fakes."""
     return uvicorn.Config(
-        app,
-        access_log=False,
-        log_config=None,
-        ws="websockets-sansio",
-        ws_per_message_deflate=False,
-        lifespan="off",
-        timeout_graceful_shutdown=1,
+        app, access_log=False, log_config=None, ws="websockets-sansio", ws_per_message_deflate=False, lifespan="off"
     )
