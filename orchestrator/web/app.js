@@ -13,6 +13,8 @@ import { SessionView } from "./session-view.js";
 
 const STOP_WHEN_HIDDEN_MS = 5 * 60_000;
 const NARROW = matchMedia("(max-width: 899px)");
+const INVITATION = "Type something, or hold the button and talk.";
+const TOUCH = matchMedia("(pointer: coarse)");
 
 const credentials = new Credentials((refused) => askForKey($("key-dialog"), refused));
 const client = new AvatarClient({ token: (refused) => credentials.find(refused) });
@@ -105,8 +107,8 @@ async function start() {
 function live() {
   if (document.body.dataset.phase === "live" || page.view?.over) return;
   enter("live");
-  tell("Type something, or hold the button and talk.");
-  $("text").focus({ preventScroll: NARROW.matches });
+  tell(INVITATION);
+  if (!TOUCH.matches) $("text").focus({ preventScroll: true }); // on a phone it would open the keyboard over the avatar
   void loadVoices();
 }
 
@@ -156,6 +158,7 @@ async function speak() {
   try {
     await page.view.speak(text, $("voice").value);
     $("text").value = "";
+    tell(INVITATION);
   } catch (error) {
     failWith(error);
   }
