@@ -10,9 +10,9 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 
-from musetalk_agent.protocol.http import AgentStartRequest, SessionState
+from musetalk_agent.protocol.http import AgentSession, AgentStartRequest, SessionState
 from musetalk_agent.protocol.problems import ErrorCode, Problem, ProblemError
-from orchestrator.agents.client import AgentClient
+from orchestrator.agents.client import AgentClient, AgentLease
 from orchestrator.agents.link import LinkLost, LinkOver
 from orchestrator.agents.pool import AgentPool
 from orchestrator.metrics import Metrics
@@ -24,6 +24,7 @@ from orchestrator.session.watch import Lifetime
 from orchestrator.tokens import Rooms, TokenMinter
 
 LINK_OPEN_S = 10.0
+UNDO_S = 5.0
 SNAPSHOT_FRESH_S = 0.5
 SNAPSHOT_TIMEOUT_S = 2.0
 _ID_LETTERS = string.ascii_letters + string.digits
@@ -51,6 +52,7 @@ class SessionLifecycle:
         self._services = services
         self.options = options
         self.registry = SessionRegistry(options.keep_s)
+        self._undoing: set[asyncio.Task[None]] = set()
 
     async def start(self, order: SessionOrder) -> Session:
         """Starts a session and returns it when its agent is ready and linked. Cancelling undoes the start.
@@ -91,8 +93,13 @@ class SessionLifecycle:
         await asyncio.wait({owner})
 
     async def aclose(self) -> None:
-        """Ends every session."""
+        """Ends every session; starts that were given up are waited for a moment, so that they too are undone."""
         await asyncio.gather(*(self.stop(session, "shutdown") for session in self.registry.running()))
+        if self._undoing:
+            _, late = await asyncio.wait(self._undoing, timeout=UNDO_S)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
 
     async def refresh(self, session: Session) -> None:
         """Asks the agent for the session's state, unless that was done a moment ago. Keeps the old one on failure."""
@@ -152,15 +159,33 @@ class SessionLifecycle:
         while True:
             lease = await services.pool.acquire(session.session_id, avatar_id=order.avatar.avatar_id, avoid=avoid)
             session.lease = lease
+            call = services.agents.start(lease, request, self.options.start_timeout_s)
+            starting = asyncio.create_task(call, name=f"start-{session.session_id}")
             try:
-                session.snapshot = await services.agents.start(lease, request, self.options.start_timeout_s)
+                session.snapshot = await asyncio.shield(starting)
                 return
+            except asyncio.CancelledError:
+                self._undo_later(session, lease, starting)
+                raise
             except ProblemError as error:
                 if error.code is not ErrorCode.AT_CAPACITY:
                     raise
                 session.lease = None  # it filled up after it was asked: the next one may have a place
                 services.pool.release(session.session_id)
                 avoid |= {lease.base_url}
+
+    def _undo_later(self, session: Session, lease: AgentLease, starting: asyncio.Task[AgentSession]) -> None:
+        """The agent does not notice that nobody waits for its start: once it is through, the session is stopped there."""
+
+        async def undo() -> None:
+            with suppress(ProblemError):
+                await starting
+                await self._services.agents.stop(lease, session.session_id)
+                await self._services.rooms.remove(session.order.room, session.identity)
+
+        task = asyncio.create_task(undo(), name=f"undo-{session.session_id}")
+        self._undoing.add(task)
+        task.add_done_callback(self._undoing.discard)
 
     async def _serve(self, session: Session) -> str:
         """Runs the session until it ends by itself; returns why."""

@@ -15,7 +15,7 @@ BODY = {"room": "r", "engine": "pattern"}
 
 def own_tasks() -> set[str]:
     """Names of the tasks of sessions that run."""
-    prefixes = ("session-", "live-", "link-", "watch-", "speech-", "audio-")
+    prefixes = ("session-", "start-", "undo-", "live-", "link-", "watch-", "speech-", "audio-")
     return {task.get_name() for task in asyncio.all_tasks() if task.get_name().startswith(prefixes)}
 
 
@@ -74,6 +74,17 @@ async def test_a_start_that_fails_is_undone(running: Stage) -> None:
     assert (await running.http.get("/sessions")).json() == {"sessions": []}
     assert own_tasks() == set()
     assert (await running.app.state.context.pool.status())[0].leases == 0
+
+
+async def test_a_start_that_is_given_up_is_undone_when_the_agent_is_through(running: Stage) -> None:
+    running.agent.start_delay_s = 0.5
+    starting = asyncio.create_task(running.http.post("/session/start", json=BODY))
+    await asyncio.sleep(0.2)
+    (listed,) = (await running.http.get("/sessions")).json()["sessions"]
+    assert (await running.http.post(f"/session/{listed['session_id']}/stop")).json()["state"] == "stopped"
+    assert (await starting).json()["code"] == "session_ended"
+    await asyncio.sleep(0.6)
+    assert running.agent.stopped == [listed["session_id"]] and running.agent.sessions == {}
 
 
 async def test_a_link_that_does_not_open_undoes_the_start(running: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
