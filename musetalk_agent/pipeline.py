@@ -55,14 +55,24 @@ class Pipeline:
     ) -> None:
         self.funnel = Funnel()
         self._clock, self._emit, self._fps = clock, emit, bundle.fps
-        compositor = Compositor(bundle)
+        compositor = Compositor(bundle, actor.idle)
         cycle, cursor = IdleCycle(len(bundle)), IdleCursor()
         self.first: VideoFrame = compositor.idle(cycle.pose(cursor.idle()))
         self.production = Production(
             batcher, actor, compositor, cycle, cursor, clock, executor, self.funnel, bundle.fps, self._on_ready
         )
         self.playback = Playback(
-            publisher, self.production, compositor, cycle, cursor, clock, self.funnel, bundle.fps, emit, speaking
+            publisher,
+            self.production,
+            compositor,
+            cycle,
+            cursor,
+            clock,
+            self.funnel,
+            bundle.fps,
+            batcher.engine.features.lookahead_ms / 1000,
+            emit,
+            speaking,
         )
         self._segment: Segment | None = None
         self._watch: FormatWatch | None = None

@@ -22,9 +22,12 @@ from musetalk_agent.sync.segment import ROOM_RATE, Segment
 log = logging.getLogger(__name__)
 
 MARGIN_S = 0.04
-"""Head start of a live segment's first sound over the next PCM: the jitter a sender at real-time pace may have."""
+"""Head start of a live segment's first sound over the next PCM: the jitter a sender at real-time pace may have. An engine
+that looks ahead has that much PCM in hand already."""
+MARGIN_LEAST_S = 0.01
+MARGIN_STEP_S = 0.02
 MARGIN_LIMIT_S = 0.16
-"""The margin grows by half whenever a segment runs dry, up to this."""
+"""The margin grows by a step whenever a segment runs dry, up to this."""
 RICH_SAMPLES = ROOM_RATE // 4
 """With a quarter of a second in hand the sender is ahead of real time, and no margin is needed."""
 PATIENCE_S = 0.6
@@ -55,6 +58,7 @@ class Playback:
         publisher: an open publisher.
         production: makes the pictures.
         emit: takes playback events.
+        lookahead_s: PCM beyond a picture's end that the engine waits for.
         speaking: called with True when the first segment begins and False when the last one is over.
     """
 
@@ -68,6 +72,7 @@ class Playback:
         clock: Clock,
         funnel: Funnel,
         fps: int,
+        lookahead_s: float,
         emit: Callable[[Event], None],
         speaking: Callable[[bool], None],
     ) -> None:
@@ -79,7 +84,7 @@ class Playback:
         self._open: deque[Segment] = deque()  # not yet finished, in order; the first ones may be handed over whole
         self._video_wake, self._audio_wake = asyncio.Event(), asyncio.Event()
         self._shown: Made | None = None
-        self._margin_s = MARGIN_S
+        self._margin_s = max(MARGIN_LEAST_S, MARGIN_S - lookahead_s)
         self._played_s = 0.0
         self._is_speaking = False
 
@@ -199,7 +204,7 @@ class Playback:
             elif playout.dry:
                 self.statistics.underruns += 1
                 UNDERRUNS.inc()
-                self._margin_s = min(MARGIN_LIMIT_S, self._margin_s * 1.5)
+                self._margin_s = min(MARGIN_LIMIT_S, self._margin_s + MARGIN_STEP_S)
                 self._production.close_mouth()
                 return
             else:

@@ -15,4 +15,5 @@ def paste(background: Pixels, patch: Pixels, mask: Pixels) -> Pixels:
     """
     weight = mask.astype(np.uint32)[..., None]
     mixed = background.astype(np.uint32) * (255 - weight) + patch.astype(np.uint32) * weight + 128
-    return (((mixed >> 8) + mixed) >> 8).astype(np.uint8)
+    blended: Pixels = (((mixed >> 8) + mixed) >> 8).astype(np.uint8)
+    return blended

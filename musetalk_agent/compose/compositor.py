@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import cv2
 import numpy as np
 
@@ -11,26 +13,37 @@ from musetalk_agent.media import Box, Patch, Pixels, Tag, VideoFrame
 
 
 class Compositor:
-    """Composes pictures of one bundle; stateless, so any thread may call it."""
+    """Composes pictures of one bundle; stateless, so any thread may call it.
 
-    def __init__(self, bundle: Bundle) -> None:
+    Args:
+        idle_patch: what lies over each idle frame while nobody speaks, by pose; None for nothing.
+    """
+
+    def __init__(self, bundle: Bundle, idle_patch: Callable[[int], Patch | None] = lambda _: None) -> None:
         self._bundle = bundle
+        self._idle_patch = idle_patch
         self._width, self._height = bundle.width, bundle.height
 
     def idle(self, pose: int) -> VideoFrame:
-        """The idle frame itself; no copy, so its planes are read-only."""
+        """The idle picture; without a patch over it no copy is made, so its planes are read-only."""
+        patch = self._idle_patch(pose)
+        if patch is not None:
+            return VideoFrame(self._planes(pose, patch), self._width, self._height, pose)
         return VideoFrame(self._bundle.frames[pose].reshape(-1), self._width, self._height, pose)
 
     def compose(self, pose: int, patch: Patch | None, tag: Tag | None = None) -> VideoFrame:
         """Idle frame `pose` with `patch` on it; without a patch, the idle frame."""
         if patch is None:
             return self.idle(pose)
+        return VideoFrame(self._planes(pose, patch), self._width, self._height, pose, spoken=True, tag=tag)
+
+    def _planes(self, pose: int, patch: Patch) -> Pixels:
         planes = np.array(self._bundle.frames[pose]).reshape(-1)
         pixels = patch.pixels
         if patch.mask is not None:
             pixels = paste(self._background(pose, patch.box), pixels, patch.mask)
         self._write(planes, patch.box, pixels)
-        return VideoFrame(planes, self._width, self._height, pose, spoken=True, tag=tag)
+        return planes
 
     def _background(self, pose: int, box: Box) -> Pixels:
         """BGR pixels of the idle frame in `box`, which lies within the face window."""

@@ -43,6 +43,10 @@ class Actor(Protocol):
         """Feature of a silent, closed mouth."""
         ...
 
+    def idle(self, pose: int) -> Patch | None:
+        """What lies over idle frame `pose` while nobody speaks; None shows the clip as it is. Called on the event loop: no work."""
+        ...
+
     def close(self) -> None:
         """Releases what the actor holds. Safe to call twice."""
         ...

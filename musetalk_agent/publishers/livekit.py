@@ -124,7 +124,9 @@ class LiveKitPublisher:
         if self._video is None:
             return
         planes = frame.i420
-        if not planes.flags.writeable:  # the SDK takes the address of writable buffers only; it copies before it returns
+        if (
+            not planes.flags.writeable
+        ):  # the SDK takes the address of writable buffers only; it copies before it returns
             if self._scratch is None or len(self._scratch) != len(planes):
                 self._scratch = np.empty(len(planes), np.uint8)
             np.copyto(self._scratch, planes)

@@ -1,7 +1,7 @@
 """Where the voice is: the master clock that video follows.
 
-A sink (LiveKit's AudioSource, an RTMP muxer, nothing) takes blocks faster than they are heard and plays them without gaps as long
-as it has some. The clock counts what was handed over and knows when each sample is heard; now and then the sink tells its true queue.
+A sink (LiveKit's AudioSource, an RTMP muxer, nothing) takes blocks faster than they are heard and plays them without gaps while it
+has some. The clock counts what was handed over and knows when each sample is heard; now and then the sink tells its true queue.
 """
 
 from __future__ import annotations

@@ -126,8 +126,8 @@ async def latency() -> list[Figure]:
                 begun, count, sounds = loop.time(), len(seen), len(heard)
                 pipeline.begin(number, 16_000)
                 pipeline.push(pcm[: 2 * 16_000])
-                while len(seen) == count or len(heard) == sounds:
-                    await asyncio.sleep(0.001)  # noqa: ASYNC110 - a millisecond's grain is the measurement's
+                while len(seen) == count or len(heard) == sounds:  # noqa: ASYNC110 - one millisecond is the measurement's grain
+                    await asyncio.sleep(0.001)
                 first_lips.append(1000 * (seen[count] - begun))
                 first_sound.append(1000 * (heard[sounds] - begun))
                 pipeline.clear()

@@ -12,6 +12,7 @@ from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.engines.base import PatchRequest, Progress
 from musetalk_agent.engines.warp.artefacts import Artefacts
 from musetalk_agent.engines.warp.articulation import FEATURE_SIZE, Articulation
+from musetalk_agent.engines.warp.quiet import quiet_patches
 from musetalk_agent.engines.warp.render import render
 from musetalk_agent.features.base import FeatureExtractor
 from musetalk_agent.media import Feature, Patch
@@ -20,16 +21,25 @@ log = logging.getLogger(__name__)
 
 
 class WarpActor:
-    """A bundle and its artefacts. It keeps nothing from frame to frame, so the same request always gives the same patch."""
+    """A bundle and its artefacts. It keeps nothing from frame to frame, so the same request always gives the same patch.
 
-    def __init__(self, bundle: Bundle, artefacts: Artefacts) -> None:
+    Args:
+        quiet: one patch per idle frame when the clip's own mouth is to be closed while nobody speaks, else none.
+    """
+
+    def __init__(self, bundle: Bundle, artefacts: Artefacts, quiet: tuple[Patch, ...] = ()) -> None:
         self.bundle = bundle
         self.artefacts = artefacts
+        self.quiet = quiet
 
     @property
     def rest(self) -> Feature:
         """Feature of a silent, closed mouth: float32 zeros `[5]`."""
         return np.zeros(FEATURE_SIZE, np.float32)
+
+    def idle(self, pose: int) -> Patch | None:
+        """The closed lips of a clip that talks; None for one that is silent by itself."""
+        return self.quiet[pose] if self.quiet else None
 
     def close(self) -> None:
         """Nothing to release: the bundle belongs to the cache."""
@@ -55,13 +65,14 @@ class WarpEngine:
 
     def prepare(self, bundle: Bundle, progress: Progress | None = None) -> None:
         """Derives the artefacts unless they are there. Raises OSError when the bundle's folder cannot be written."""
-        self._artefacts(bundle)
+        self.open(bundle)
         if progress:
             progress(len(bundle), len(bundle))
 
     def open(self, bundle: Bundle) -> WarpActor:
         """Readies a bundle; prepares it first where `prepare` has not been called."""
-        return WarpActor(bundle, self._artefacts(bundle))
+        artefacts = self._artefacts(bundle)
+        return WarpActor(bundle, artefacts, quiet_patches(bundle, artefacts, bundle.engine_path(self.fingerprint)))
 
     def _artefacts(self, bundle: Bundle) -> Artefacts:
         folder = bundle.engine_path(self.fingerprint)
@@ -79,7 +90,7 @@ class WarpEngine:
         """Nothing to warm: no device, no weights."""
 
     def infer(self, batch: Sequence[PatchRequest]) -> list[Patch | None]:
-        """One patch per request. None where presence is 0: the idle frame as it is.
+        """One patch per request. None where presence is 0 and the clip is silent by itself: the idle frame as it is.
 
         Raises TypeError for an actor of another engine, IndexError for a pose that the bundle does not have.
         """
@@ -92,9 +103,12 @@ class WarpEngine:
         if not 0 <= request.pose < len(actor.bundle):
             raise IndexError(f"pose {request.pose} of a clip of {len(actor.bundle)} frames")
         presence = min(max(request.presence, 0.0), 1.0)
-        if presence == 0.0:
+        feature = request.feature
+        if actor.quiet:  # idle has the lips at rest: the way there is to open them less
+            feature, presence = (feature * presence).astype(np.float32), 1.0
+        elif presence == 0.0:
             return None
-        return render(actor.bundle, actor.artefacts, request.pose, Articulation.of(request.feature), presence)
+        return render(actor.bundle, actor.artefacts, request.pose, Articulation.of(feature), presence)
 
     def close(self) -> None:
         """Nothing to release."""

@@ -61,7 +61,7 @@ async def agent(cache: Path, **settings: Any) -> AsyncIterator[Agent]:
     server.install_signal_handlers = lambda: None  # type: ignore[attr-defined,method-assign]
     task = asyncio.create_task(server._serve())
     try:
-        while not server.started:
+        while not server.started:  # noqa: ASYNC110 - uvicorn offers no event
             await asyncio.sleep(0.01)
         base = f"http://127.0.0.1:{port}"
         async with httpx.AsyncClient(base_url=base, headers=HEADERS, timeout=10, trust_env=False) as http:

@@ -1,0 +1,78 @@
+"""Idle clips of somebody who talks: while nobody speaks, their lips are shown closed.
+
+A clip whose mouth hangs open or moves would go on talking without a sound after every utterance. Where the lips part in most of the
+frames, each idle frame gets a patch with the lips at rest, drawn once when the avatar is prepared.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from musetalk_agent.avatars.bundle import Bundle
+from musetalk_agent.engines.warp.artefacts import Artefacts
+from musetalk_agent.engines.warp.articulation import FEATURE_SIZE, Articulation
+from musetalk_agent.engines.warp.geometry import IL, IU
+from musetalk_agent.engines.warp.render import render
+from musetalk_agent.media import Box, Patch
+
+FILE = "quiet.npz"
+PARTED = 0.02
+"""Median opening of a clip's lips, in eye distances, above which its idle mouth is closed: silent faces measured 0.000–0.002, the
+same talkers 0.02–0.10."""
+
+
+def parted(artefacts: Artefacts) -> bool:
+    """Whether the clip's own lips are mostly apart."""
+    openings = [float((pose.curves[IL] - pose.curves[IU]).max()) for pose in artefacts.poses]
+    return float(np.median(openings)) > PARTED
+
+
+def quiet_patches(bundle: Bundle, artefacts: Artefacts, folder: Path) -> tuple[Patch, ...]:
+    """A patch per idle frame, or none at all when the clip's lips are closed anyway. Stored in `folder`, whole or not at all.
+
+    Raises OSError when the folder cannot be written.
+    """
+    if not parted(artefacts):
+        return ()
+    try:
+        return _load(folder / FILE, len(bundle))
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+        rest = Articulation.of(np.zeros(FEATURE_SIZE, np.float32))
+        drawn = (render(bundle, artefacts, pose, rest, 1.0) for pose in range(len(bundle)))
+        patches = tuple(patch for patch in drawn if patch is not None)
+        if len(patches) < len(bundle):  # a face too small or too far out of the picture to draw on
+            return ()
+        _save(folder, patches)
+        return patches
+
+
+def _save(folder: Path, patches: tuple[Patch, ...]) -> None:
+    boxes = np.array([(p.box.x0, p.box.y0, p.box.x1, p.box.y1) for p in patches], np.int32)
+    pixels = np.concatenate([p.pixels.reshape(-1) for p in patches])
+    handle, name = tempfile.mkstemp(dir=folder, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.savez(file, boxes=boxes, pixels=pixels)
+        Path(name).replace(folder / FILE)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def _load(path: Path, count: int) -> tuple[Patch, ...]:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+        boxes, pixels = stored["boxes"], stored["pixels"]
+    if len(boxes) != count:
+        raise ValueError(f"{len(boxes)} patches for {count} frames")
+    patches, at = [], 0
+    for x0, y0, x1, y1 in boxes.tolist():
+        box = Box(x0, y0, x1, y1)
+        size = box.width * box.height * 3
+        patches.append(Patch(box, pixels[at : at + size].reshape(box.height, box.width, 3)))
+        at += size
+    return tuple(patches)
