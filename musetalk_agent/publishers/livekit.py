@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 QUEUE_MS = 60
 """Sound that waits in the SDK; with one block of 40 ms on top the most is 100 ms, which is the tail a barge-in would leave."""
-SOUND_PATH_S = 0.025
+SOUND_PATH_S = 0.035
 """Sound reaches a viewer this much later than a picture that leaves at the same moment: an Opus packet goes out when its 20 ms are
 complete, and the jitter buffers differ. Measured at a viewer on loopback; receivers leave differences under 30 ms uncorrected."""
 CONNECT_TIMEOUT_S = 5.0

@@ -1,0 +1,81 @@
+"""The demo as a newcomer starts it: a face in a room that speaks text and PCM, and nothing left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import numpy as np
+import psutil
+import pytest
+
+from tests.bench.engine import speech
+from tests.bench.stack import Demo, demo
+
+pytestmark = [pytest.mark.livekit, pytest.mark.timeout(180)]
+
+
+async def _events(live_socket: object, until: str, within_s: float) -> list[str]:
+    kinds: list[str] = []
+    async with asyncio.timeout(within_s):
+        while not kinds or kinds[-1] != until:
+            kinds.append(json.loads(await live_socket.recv())["type"])  # type: ignore[attr-defined]
+    return kinds
+
+
+async def _speaks_pcm(stack: Demo) -> None:
+    pcm = speech()[: 3 * 16_000]
+    async with stack.live(avatar_id="demo") as live:
+        assert live.started["engine"] == "warp" and live.started["avatar"]["face_px"] > 150
+        begun = asyncio.get_running_loop().time()
+        await live.send(pcm, paced=False, block=3200)
+        await live.say("audio.end")
+        kinds = await _events(live.socket, "playback.finished", 10)
+        assert kinds.count("playback.started") == 1
+        assert await live.viewer.until(3, lambda: len(live.viewer.heard(begun, 1000)) > 50)
+        heard = np.concatenate([block for at, block in live.viewer.sound if at > begun]).astype(float)
+        said = pcm.astype(float)
+        # what is heard is what was said: the best match of the two explains nearly all of its power
+        size = 1 << (len(heard) + len(said)).bit_length()
+        match = np.fft.irfft(np.fft.rfft(heard, size) * np.conj(np.fft.rfft(said, size)), size).max()
+        assert match / np.sum(said**2) > 0.7
+        statistics = await live.statistics()
+        assert statistics["spoken"] >= 75 and statistics["underruns"] == 0
+        diagnosis = (await stack.http.get(f"/session/{live.started['session_id']}")).json()["diagnosis"]
+        assert diagnosis["code"] == "ok"
+
+
+async def _speaks_text_and_is_interrupted(stack: Demo) -> None:
+    voices = (await stack.http.get("/voices")).json()["voices"]
+    if not any(v["provider"] == "piper" for v in voices):
+        pytest.skip("the [voice] extra is not installed")
+    async with stack.live(avatar_id="demo") as live:
+        begun = asyncio.get_running_loop().time()
+        text = "Hello there. I am a face in a room, and I could talk about the moon for a very long time."
+        answer = await stack.http.post(f"/session/{live.started['session_id']}/speak", json={"text": text})
+        assert answer.status_code == 202 and answer.json()["segment"] == 1
+        assert await live.viewer.until(6, lambda: len(live.viewer.heard(begun)) > 40)
+        await live.interrupt()
+        asked = asyncio.get_running_loop().time()
+        await asyncio.sleep(1.2)
+        assert max([asked, *live.viewer.heard(asked)]) - asked < 0.5
+
+
+async def _room_closes_behind(stack: Demo) -> None:
+    async with stack.live(avatar_id="demo") as live:
+        identity = live.started["avatar_identity"]
+        await stack.http.post(f"/session/{live.started['session_id']}/stop")
+        assert await live.viewer.until(3, lambda: identity in live.viewer.gone)
+    sessions = (await stack.http.get("/sessions")).json()["sessions"]
+    assert not [s for s in sessions if s["state"] not in ("stopped", "failed")]
+
+
+async def test_a_newcomers_quarter_of_an_hour() -> None:
+    async with demo() as stack:
+        family = [psutil.Process(stack.process.pid), *psutil.Process(stack.process.pid).children(recursive=True)]
+        assert len(family) >= 4
+        await _speaks_pcm(stack)
+        await _speaks_text_and_is_interrupted(stack)
+        await _room_closes_behind(stack)
+    _, alive = psutil.wait_procs(family, timeout=3)
+    assert alive == []
