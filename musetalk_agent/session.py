@@ -155,6 +155,7 @@ class Session:
 
     async def _leave(self) -> None:
         await self.publisher.aclose()
+        self.pipeline.production.ready.discard()
         self._release()
         self.ended.set()
         self.outbox.changed.set()

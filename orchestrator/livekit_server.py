@@ -29,6 +29,7 @@ _MODULE = f"github.com/livekit/livekit-server/cmd/server@v{VERSION}"
 _RELEASE = f"https://github.com/livekit/livekit/releases/download/v{VERSION}"
 _CACHE = Path("~/.cache/musetalk-livekit/bin").expanduser()
 _READY_S = 20.0
+_GOGC = "30"  # a server for one machine's demo need not keep twice its live memory
 
 
 class LiveKitServerMissing(Exception):
@@ -148,7 +149,7 @@ class LiveKitServer:
             "room": {"auto_create": True, "empty_timeout": 300, "departure_timeout": 20, "sync_streams": True},
             "logging": {"level": log_level},
         }
-        self.child = Child("livekit-server", [str(program)], {"LIVEKIT_CONFIG": json.dumps(config)})
+        self.child = Child("livekit-server", [str(program)], {"LIVEKIT_CONFIG": json.dumps(config), "GOGC": _GOGC})
 
     async def start(self) -> None:
         """Starts it and waits until it answers. Raises `ChildFailed`."""

@@ -165,7 +165,7 @@ class LiveKitPublisher:
         for source in (self._audio, self._video):
             if source is not None:
                 await self._bounded(source.aclose())
-        self._audio = self._video = None
+        self._audio = self._video = self._scratch = None
         self.state.connected = False
         self.state.tracks = []
 

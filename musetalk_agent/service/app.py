@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -32,6 +33,8 @@ def create_app(settings: AgentSettings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         factory = Factory(settings)
         await factory.start()
+        gc.collect()
+        gc.freeze()
         app.state.factory, app.state.sessions, app.state.links = factory, Sessions(factory), LinkServer()
         try:
             yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import time
 from collections import OrderedDict
@@ -29,7 +30,7 @@ class Sessions:
         self._most = factory.settings.max_sessions
         self._sessions: dict[str, Session] = {}
         self._ended: OrderedDict[str, tuple[float, AgentSession]] = OrderedDict()
-        self._starting: set[str] = set()
+        self._starting: dict[str, asyncio.Task[Session]] = {}
         self.draining = False
         SESSIONS_MAX.set(self._most)
         SESSIONS.set_function(lambda: self.capacity().sessions)
@@ -75,19 +76,33 @@ class Sessions:
             raise AtCapacity(
                 f"The agent {why}; try again later.", limit=capacity.sessions_max, retry_after_s=_RETRY_AFTER_S
             )
-        begun = time.monotonic()
-        self._starting.add(request.session_id)
+        task = asyncio.create_task(self._begin(request), name=f"start-{request.session_id}")
+        self._starting[request.session_id] = task
         try:
-            session = await self._factory.session(request)
-            await session.start()
+            return await task
+        except asyncio.CancelledError:
+            current = asyncio.current_task()
+            if current is not None and current.cancelling():
+                raise
+            text = f"The session {request.session_id!r} was stopped while it was starting."
+            raise SessionEnded(text, value=request.session_id) from None
         finally:
-            self._starting.discard(request.session_id)
+            del self._starting[request.session_id]
+
+    async def _begin(self, request: AgentStartRequest) -> Session:
+        begun = time.monotonic()
+        session = await self._factory.session(request)
+        await session.start()
         self._sessions[session.id] = session
         START_SECONDS.observe(time.monotonic() - begun)
         return session
 
     async def stop(self, session_id: str) -> AgentSession:
-        """Ends a session; stopping one that ended is fine. Raises `SessionNotFound`."""
+        """Ends a session; stopping one that ended is fine, and one that is starting is called off. Raises `SessionNotFound`."""
+        starting = self._starting.get(session_id)
+        if starting is not None:
+            starting.cancel()
+            await asyncio.gather(starting, return_exceptions=True)
         if session_id in self._sessions:
             await self._sessions[session_id].stop()
         return self.status(session_id)
@@ -95,15 +110,23 @@ class Sessions:
     async def aclose(self) -> None:
         """Stops every session at once."""
         self.draining = True
-        await asyncio.gather(*(s.stop() for s in self.live()), return_exceptions=True)
+        for task in self._starting.values():
+            task.cancel()
+        await asyncio.gather(*self._starting.values(), *(s.stop() for s in self.live()), return_exceptions=True)
 
     def _archive(self) -> None:
         """Of a session that is over only its last words stay, and those for ten minutes."""
         now = time.monotonic()
-        for session in [s for s in self._sessions.values() if s.ended.is_set()]:
+        over = [s for s in self._sessions.values() if s.ended.is_set()]
+        for session in over:
             del self._sessions[session.id]
             self._ended[session.id] = (now, session.status())
             SESSIONS_ENDED.labels(session.state.value).inc()
+        if over:
+            # the SDK's rooms are in reference cycles with their callbacks and hold native memory; what was there before
+            # the first session is frozen (see the application's lifespan), so that this looks at little
+            over.clear()
+            gc.collect()
         while self._ended:
             oldest, (ended_at, _) = next(iter(self._ended.items()))
             if len(self._ended) <= _REMEMBER_MOST and now - ended_at <= REMEMBER_S:

@@ -189,3 +189,36 @@ async def test_the_link_closes_with_1001_when_the_session_is_over(tmp_path: Path
         with pytest.raises(websockets.InvalidStatus) as ended:
             await here.link()
         assert ended.value.response.status_code == 409
+
+
+async def test_a_session_that_is_starting_can_be_stopped(tmp_path: Path) -> None:
+    async with agent(tmp_path, allow_private_urls=True) as here, silent_host() as (port, asked):
+        source = {"frames_zip_url": f"http://127.0.0.1:{port}/never.zip"}
+        starting = asyncio.create_task(here.start(engine="warp", avatar=source))
+        await asked.wait()
+        assert (await here.http.get("/health")).json()["capacity"]["sessions"] == 1
+        stopped = await here.http.post("/session/s1/stop")
+        assert stopped.status_code == 404
+        answer = await starting
+        assert (answer.status_code, answer.json()["code"]) == (409, "session_ended")
+        assert (await here.http.get("/health")).json()["capacity"]["sessions"] == 0
+
+
+@asynccontextmanager
+async def silent_host() -> AsyncIterator[tuple[int, asyncio.Event]]:
+    """A host that takes a connection and never answers."""
+    asked = asyncio.Event()
+
+    async def never(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.set()
+        try:
+            await reader.read(-1)
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(never, "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname()[1], asked
+    finally:
+        server.close()
+        await server.wait_closed()
