@@ -35,8 +35,8 @@ def _serve(args: argparse.Namespace) -> int:
     import uvicorn
     from pydantic import ValidationError
 
+    from musetalk_agent.protocol.logs import configure
     from musetalk_agent.service.app import create_app
-    from musetalk_agent.service.logs import configure
     from musetalk_agent.settings import AgentSettings
 
     try:

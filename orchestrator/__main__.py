@@ -56,7 +56,7 @@ def serve(host: str, port: int) -> int:
     """Serves until SIGINT or SIGTERM."""
     import uvicorn
 
-    from orchestrator import logs
+    from musetalk_agent.protocol import logs
     from orchestrator.app import create_app
     from orchestrator.serving import server_config
     from orchestrator.settings import SettingsError, load

@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
+from musetalk_agent.protocol import logs
 from musetalk_agent.protocol.version import VERSION
-from orchestrator import logs
 from orchestrator.agents.client import AgentClient
 from orchestrator.agents.pool import StaticAgentPool
 from orchestrator.credentials import Credentials

@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from orchestrator.logs import JsonFormatter, RedactingFilter, redact
+from musetalk_agent.protocol.logs import JsonFormatter, RedactingFilter, redact
 
 JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJ2aWV3ZXIifQ.c2lnbmF0dXJl"
 

@@ -1,4 +1,4 @@
-"""Structured logs without secrets: one JSON object a line, whatever logged it."""
+"""Structured logs of both services, without secrets: one JSON object a line, whatever logged it."""
 
 from __future__ import annotations
 
