@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Security
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import HTMLResponse
+from fastapi.security import HTTPBearer
 from starlette.middleware.cors import CORSMiddleware
 
 from musetalk_agent.protocol import logs
@@ -23,7 +26,7 @@ from orchestrator.settings import Settings
 from orchestrator.tokens import Rooms, TokenMinter
 from orchestrator.tts.voices import Voices
 
-OPEN_PATHS = frozenset({"/health", "/docs", "/docs/oauth2-redirect", "/openapi.json", page.PAGE_TOKEN_PATH})
+OPEN_PATHS = frozenset({"/health", "/docs", "/openapi.json", page.PAGE_TOKEN_PATH})
 """What needs no key, beside the page's files. The page token has conditions of its own."""
 _DESCRIPTION = "Talking avatars for LiveKit rooms. Errors are application/problem+json with a stable `code`."
 
@@ -60,12 +63,17 @@ def create_app(settings: Settings, *, voices: Voices | None = None) -> FastAPI:
         description=_DESCRIPTION,
         version=VERSION,
         lifespan=lifespan,
+        docs_url=None,
         redoc_url=None,
     )
     problems.install(app)
-    for module in (tokens, sessions, audio_ws, speak, avatars, debug, ops, page):
+    bearer = Security(HTTPBearer(auto_error=False, description="An API key."))  # says so in /docs; the guard checks it
+    for module in (tokens, sessions, speak, avatars, debug):
+        app.include_router(module.router, dependencies=[bearer])
+    for module in (audio_ws, ops, page):
         app.include_router(module.router)
     app.include_router(page.page_router())
+    app.add_api_route("/docs", _docs, include_in_schema=False)
     open_paths = OPEN_PATHS | {address for address, _ in page.files()}
     app.add_middleware(
         Guard,
@@ -106,4 +114,15 @@ def _assemble(settings: Settings, credentials: Credentials, metrics: Metrics, vo
         sessions=SessionLifecycle(services, settings.session_options),
         starts=Idempotency(),
         voices=voices,
+    )
+
+
+async def _docs() -> HTMLResponse:
+    """The API's pages, from vendored files: they work without a network too."""
+    return get_swagger_ui_html(
+        openapi_url="/openapi.json",
+        title="musetalk-livekit API",
+        swagger_js_url="/vendor/swagger-ui-bundle.js",
+        swagger_css_url="/vendor/swagger-ui.css",
+        swagger_favicon_url="/favicon.svg",
     )

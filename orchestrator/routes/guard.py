@@ -141,7 +141,7 @@ def _route(scope: Scope) -> str:
 def _add_headers(path: str, headers: MutableHeaders) -> None:
     for name, value in _HEADERS.items():
         headers.setdefault(name, value)
-    if path not in _DOCS:  # FastAPI's /docs loads its scripts from elsewhere
+    if path not in _DOCS:  # Swagger UI starts from a script in its page
         headers.setdefault("Content-Security-Policy", PAGE_POLICY)
         headers.setdefault("X-Frame-Options", "DENY")
     if not headers.get("cache-control"):
