@@ -74,6 +74,7 @@ class VirtualClock:
         self._sleepers: list[tuple[float, int, asyncio.Future[None]]] = []
         self._order = itertools.count()
         self._working = 0
+        self._works = 0
 
     def now(self) -> float:
         """Virtual seconds."""
@@ -105,19 +106,17 @@ class VirtualClock:
     def working(self) -> Iterator[None]:
         """Keeps time still while a thread works."""
         self._working += 1
+        self._works += 1
         try:
             yield
         finally:
             self._working -= 1
+            self._works += 1
 
     async def run(self, until: float) -> None:
         """Winds time forward to `until`, waking every sleeper at its moment. Cancelling leaves time where it is."""
         while self._now < until:
-            for _ in range(self._IDLE_TURNS):
-                await asyncio.sleep(0)
-            if self._working:
-                await asyncio.sleep(0.0005)
-                continue
+            await self._settle()
             while self._sleepers and self._sleepers[0][2].done():
                 heapq.heappop(self._sleepers)
             if not self._sleepers or self._sleepers[0][0] > until:
@@ -127,5 +126,12 @@ class VirtualClock:
             self._now = max(self._now, deadline)
             if not future.done():
                 future.set_result(None)
-        for _ in range(self._IDLE_TURNS):
-            await asyncio.sleep(0)
+        await self._settle()
+
+    async def _settle(self) -> None:
+        """Returns when no thread has worked, begun or ended for a while of loop turns: all that follows from it is done too."""
+        quiet, seen = 0, self._works
+        while quiet < self._IDLE_TURNS:
+            await asyncio.sleep(0.0005 if self._working else 0)
+            quiet = 0 if self._working or self._works != seen else quiet + 1
+            seen = self._works

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
 import psutil
 import pytest
@@ -21,6 +22,14 @@ from orchestrator.tts.voices import Voices
 
 COMMAND = (sys.executable, "-m", "orchestrator.tts.worker")
 LONG = " ".join(f"This is sentence number {n} of a long story that nobody waits for." for n in range(20))
+
+
+@pytest.fixture(autouse=True)
+def no_process_left() -> Iterator[None]:
+    """Fails a test that leaves a process behind. Those of other tests' fixtures (a whole demo) may be there."""
+    before = set(psutil.Process().children())
+    yield
+    assert not set(psutil.Process().children()) - before
 
 
 def gone(pid: int) -> bool:
@@ -58,7 +67,6 @@ async def test_a_killed_worker_fails_its_utterance_and_the_next_one_speaks() -> 
         await voices.aclose()
         await voices.aclose()
     assert pid is not None and gone(pid)
-    assert not psutil.Process().children(recursive=True)
     with pytest.raises(ProblemError) as caught:
         voices.speak("Too late.", None)
     assert caught.value.code is ErrorCode.TTS_FAILED
@@ -99,7 +107,6 @@ async def test_only_the_part_in_progress_fails(scripted: SpeechWorker, text: str
         assert scripted.statistics.starts == 2 and scripted.statistics.failures == 1
     finally:
         await scripted.aclose()
-    assert not psutil.Process().children(recursive=True)
 
 
 async def test_a_part_the_voice_refuses_costs_no_worker(scripted: SpeechWorker) -> None:
