@@ -58,7 +58,7 @@ class Demo:
             answer.raise_for_status()
             started = answer.json()
             try:
-                async with websockets.connect(started["audio_url"]) as socket:
+                async with websockets.connect(started["audio_url"], max_queue=None) as socket:
                     live = Live(self, started, viewer, socket, asked)
                     assert await viewer.until(20, lambda: viewer.video), "no picture within 20 s"
                     yield live
