@@ -5,7 +5,7 @@ AgentError
 │   ├── AvatarUrlForbidden, AvatarFetchFailed, AvatarTooLarge
 │   ├── AvatarUnsafeArchive, AvatarUndecodable, AvatarSizesDiffer, AvatarEmpty
 │   └── NoFaceInAvatar, AvatarNotFound
-├── EngineUnknown, EngineUnavailable, WeightsMissing
+├── EngineUnknown, EngineUnavailable, EngineFailed, WeightsMissing, WeightsInvalid
 ├── SessionNotFound, SessionConflict, SessionEnded, AtCapacity
 └── PublishFailed          the room could not be joined or published to
 """
@@ -106,10 +106,22 @@ class EngineUnavailable(AgentError):
     error_code = ErrorCode.ENGINE_UNAVAILABLE
 
 
+class EngineFailed(AgentError):
+    """The engine's device failed under running sessions."""
+
+    error_code = ErrorCode.ENGINE_FAILED
+
+
 class WeightsMissing(AgentError):
     """A model file the engine needs is not there."""
 
     error_code = ErrorCode.WEIGHTS_MISSING
+
+
+class WeightsInvalid(AgentError):
+    """A model file is there, but its configuration, keys or shapes are not those of the model."""
+
+    error_code = ErrorCode.WEIGHTS_INVALID
 
 
 class SessionNotFound(AgentError):

@@ -31,7 +31,9 @@ class ErrorCode(StrEnum):
     INTERNAL = "internal_error"
     ENGINE_UNKNOWN = "engine_unknown"
     ENGINE_UNAVAILABLE = "engine_unavailable"
+    ENGINE_FAILED = "engine_failed"
     WEIGHTS_MISSING = "weights_missing"
+    WEIGHTS_INVALID = "weights_invalid"
     VOICE_UNAVAILABLE = "voice_unavailable"
     VOICE_UNKNOWN = "voice_unknown"
     TTS_FAILED = "tts_failed"
@@ -68,6 +70,7 @@ STATUS: dict[ErrorCode, int] = {
     ErrorCode.NOT_READY: 503,
     ErrorCode.VOICE_UNAVAILABLE: 503,
     ErrorCode.ENGINE_UNAVAILABLE: 503,
+    ErrorCode.ENGINE_FAILED: 503,
     ErrorCode.TTS_FAILED: 502,
     ErrorCode.INTERNAL: 500,
     ErrorCode.MESSAGE_TOO_LARGE: 413,
