@@ -6,6 +6,7 @@ head is evaluated: the two others guide training. Licence of the weights: see `m
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -164,13 +165,13 @@ class Parser:
 
     @torch.inference_mode()
     def __call__(self, crops: Pixels) -> Pixels:
-        """uint8 BGR `[b, h, w, 3]` → uint8 `[b, 512, 512]`: 0 background, 1 skin, 10 nose, 11 mouth, 12 and 13 lips, 14 neck …
+        """uint8 BGR `[b, n, n, 3]` → uint8 `[b, 512, 512]`: 0 background, 1 skin, 10 nose, 11 mouth, 12 and 13 lips, 14 neck …
 
         Each crop is resized as Pillow does it (bilinear, antialiased), scaled to 0 … 1 and normalised with ImageNet's mean and
         deviation (numerics §3.6). Crops that are 512×512 already are taken as they are.
         """
-        sized = [resize(crop, SIDE, SIDE, "bilinear") for crop in crops]
-        pictures = torch.stack([torch.from_numpy(crop) for crop in sized]).to(self._mean.device)
+        sized = [resize(crop, SIDE, "bilinear") for crop in crops]
+        pictures = torch.stack([torch.from_numpy(np.ascontiguousarray(crop)) for crop in sized]).to(self._mean.device)
         rgb = pictures.flip(3).permute(0, 3, 1, 2).float().div(255)
         classes: Pixels = self._network((rgb - self._mean) / self._deviation).argmax(1).to(torch.uint8).cpu().numpy()
         return classes

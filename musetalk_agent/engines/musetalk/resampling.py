@@ -1,7 +1,8 @@
 """Pillow's resizing of 8-bit pictures, to the bit: upstream's masks go through it, and Pillow is no dependency of the product.
 
 Pillow's way (`ImagingResample`): a filter that widens when shrinking, its weights as whole numbers of 2⁻²², first along the
-rows, the result rounded and clipped to 8 bits, then along the columns.
+rows, the result rounded and clipped to 8 bits, then along the columns. (From Pillow 13 a picture whose height shrinks more than
+its width is done the other way round; upstream resizes only squares to squares, and so does this.)
 """
 
 from __future__ import annotations
@@ -21,13 +22,17 @@ _FRACTION_BITS = 32 - 8 - 2
 Filter = Literal["bilinear", "bicubic"]
 
 
-def resize(picture: Pixels, width: int, height: int, kind: Filter) -> Pixels:
-    """`Image.fromarray(picture).resize((width, height), kind)` of uint8 `[h, w]` or `[h, w, c]`; a picture of that size as it is."""
-    if picture.shape[1] != width:
-        picture = np.swapaxes(_along_first(np.swapaxes(picture, 0, 1), width, kind), 0, 1)
-    if picture.shape[0] != height:
-        picture = _along_first(picture, height, kind)
-    return np.ascontiguousarray(picture)
+def resize(square: Pixels, side: int, kind: Filter) -> Pixels:
+    """`Image.fromarray(square).resize((side, side), kind)` of uint8 `[n, n]` or `[n, n, c]`; one of that size as it is.
+
+    Raises ValueError for a picture that is not square.
+    """
+    if square.shape[0] != square.shape[1]:
+        raise ValueError(f"a picture of {square.shape[1]}×{square.shape[0]} is not square")
+    if square.shape[0] == side:
+        return square
+    rows = np.swapaxes(_along_first(np.swapaxes(square, 0, 1), side, kind), 0, 1)
+    return _along_first(rows, side, kind)
 
 
 def _along_first(picture: Pixels, size: int, kind: Filter) -> Pixels:
@@ -78,5 +83,8 @@ def _cubic(x: float) -> float:
     return 0.0
 
 
-_FILTERS: dict[Filter, tuple[Callable[[float], float], float]] = {"bilinear": (_triangle, 1.0), "bicubic": (_cubic, 2.0)}
+_FILTERS: dict[Filter, tuple[Callable[[float], float], float]] = {
+    "bilinear": (_triangle, 1.0),
+    "bicubic": (_cubic, 2.0),
+}
 """Each filter's function and how far it reaches."""

@@ -1,0 +1,72 @@
+"""Where MuseTalk looks and paints: the face box that becomes the 256×256 crop, and the square around it that masks are made in.
+
+Upstream takes both from 68 points in dlib's order (numerics §3.4, §3.6). The bundle has MediaPipe's mesh, so the points that
+matter are translated here:
+
+- dlib 0 … 16, the jaw from temple to temple: the mesh's face oval below the temples.
+- dlib 29, the third of four points down the bridge of the nose (27 between the eyes … 30 the tip).
+- the lowest of the 68 points: the chin.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from musetalk_agent.errors import NoFaceInAvatar
+
+Boxes = NDArray[np.int32]
+Floats = NDArray[np.float32]
+
+# fmt: off
+JAW = (127, 234, 93, 132, 58, 172, 136, 150, 149, 176, 148, 152, 377, 400, 378, 379, 365, 397, 288, 361, 323, 454, 356)
+# fmt: on
+"""The face oval from temple over chin to temple, as seen in the picture from left to right."""
+BRIDGE = (195, 5)
+"""dlib 29 lies between these two (`docs/topics/blending.md` says how that was found)."""
+MARGIN = 10
+"""Pixels that v1.5 adds below the chin (`extra_margin`, numerics §3.4)."""
+
+
+def face_boxes(landmarks: Floats, width: int, height: int, bbox_shift: int = 0) -> Boxes:
+    """The face box of every frame, int32 `[n, 4]`: x1, y1, x2, y2 in pixels, within the picture.
+
+    Args:
+        landmarks: float32 `[n, 468, 2]`, pixels of a picture of `width`×`height`.
+        bbox_shift: pixels that the middle of the box is moved down: more of the face is repainted the smaller it is.
+
+    Raises:
+        NoFaceInAvatar: the face is outside the picture in every frame.
+    """
+    points = np.trunc(landmarks).astype(np.int32)
+    jaw = points[:, JAW]
+    middle = np.trunc(landmarks[:, BRIDGE, 1].mean(1)).astype(np.int32) + bbox_shift
+    bottom = jaw[:, :, 1].max(1)
+    boxes = np.stack(
+        [
+            np.maximum(jaw[:, :, 0].min(1), 0),
+            np.maximum(2 * middle - bottom, 0),
+            np.minimum(jaw[:, :, 0].max(1), width),
+            np.minimum(bottom + MARGIN, height),
+        ],
+        axis=1,
+    )
+    return _with_neighbours(boxes.astype(np.int32))
+
+
+def crop_box(box: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
+    """The square around a face box that masks are made in: 1.5 times its longer side; may reach out of the picture (§3.6)."""
+    x1, y1, x2, y2 = box
+    x, y = (x1 + x2) // 2, (y1 + y2) // 2
+    half = int(max(x2 - x1, y2 - y1) // 2 * 1.5)
+    return x - half, y - half, x + half, y + half
+
+
+def _with_neighbours(boxes: Boxes) -> Boxes:
+    """Empty boxes, of faces outside the picture, replaced by the nearest frame's that is not."""
+    valid = np.flatnonzero((boxes[:, 2:] > boxes[:, :2]).all(1))
+    if len(valid) == 0:
+        raise NoFaceInAvatar("The face lies outside the picture in every frame.")
+    frames = np.arange(len(boxes))
+    nearest = valid[np.abs(frames[:, None] - valid).argmin(1)] if len(valid) < len(boxes) else frames
+    return boxes[nearest]
