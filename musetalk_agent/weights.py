@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
@@ -60,11 +61,13 @@ class ModelFile(_Table):
 
     Args:
         name: path below the models folder, with `/`; also the name it is asked for by.
+        also: other paths where the same file is looked for: names that users of other programs have.
         group: what is fetched together.
         size, sha256: bytes and lower-case hex digest; None where they are not known.
     """
 
     name: str
+    also: tuple[str, ...] = ()
     group: str
     source: Source
     size: int | None = None
@@ -72,13 +75,19 @@ class ModelFile(_Table):
     licence: str
     needed_by: str
 
-    @field_validator("name")
+    @field_validator("name", "also")
     @classmethod
-    def _inside(cls, name: str) -> str:
-        path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts or "\\" in name:
-            raise ValueError(f"{name!r} leaves the models folder")
-        return name
+    def _inside(cls, given: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        for name in (given,) if isinstance(given, str) else given:
+            path = PurePosixPath(name)
+            if path.is_absolute() or ".." in path.parts or "\\" in name:
+                raise ValueError(f"{name!r} leaves the models folder")
+        return given
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Paths below the models folder where the file may lie, its own first."""
+        return (self.name, *self.also)
 
 
 class _Document(_Table):
@@ -142,7 +151,10 @@ class ModelStore:
 
     def location(self, name: str) -> Path:
         """Where a file of the manifest lies or would lie. Raises KeyError for a name that is not in the manifest."""
-        return self.directory / self.manifest.entries[name].name
+        entry = self.manifest.entries[name]
+        return next(
+            (path for place in entry.places if (path := self.directory / place).is_file()), self.directory / name
+        )
 
     def path(self, name: str) -> Path:
         """Where a file lies.
@@ -153,7 +165,7 @@ class ModelStore:
         entry = self.manifest.entries.get(name)
         if entry is None:
             raise WeightsMissing(f"{name} is not listed in the models manifest; check its spelling.", value=name)
-        path = self.directory / name
+        path = self.location(name)
         command = f"run `musetalk-agent fetch-models {entry.group}`"
         if not path.is_file():
             raise WeightsMissing(f"The model file {name} is missing from {self.directory}; {command}.", value=name)
@@ -172,10 +184,13 @@ class ModelStore:
         ledger = self._ledger()
         return {name: self._file_state(entry, ledger) for name, entry in self.manifest.entries.items()}
 
-    def verify(self, name: str) -> bool | None:
-        """Hashes one file and writes the verdict down. None when the manifest knows no checksum, False when it is absent too."""
+    def verify(self, name: str, progress: Callable[[int], object] = lambda _: None) -> bool | None:
+        """Hashes one file and writes the verdict down. None when the manifest knows no checksum, False when it is absent too.
+
+        `progress` is told the bytes that were hashed.
+        """
         entry = self.manifest.entries[name]
-        path = self.directory / name
+        path = self.location(name)
         if not path.is_file():
             return False
         if entry.sha256 is None:
@@ -183,13 +198,26 @@ class ModelStore:
         known = self._file_state(entry, self._ledger()).verified
         if known is not None:
             return known
-        if _sha256(path) != entry.sha256:
+        if sha256_of(path, progress) != entry.sha256:
             return False
         self._write_down(name, path, entry.sha256)
         return True
 
+    def accept(self, name: str, made: Path) -> bool:
+        """Moves a file that lies in the same file system into its place, unless its sha256 is not the manifest's: then it stays
+        where it is and False is returned. What is in the place already is replaced only by a file that is right."""
+        entry = self.manifest.entries[name]
+        digest = sha256_of(made) if entry.sha256 else None
+        if digest != entry.sha256:
+            return False
+        target = self.location(name)
+        made.replace(target)
+        if digest:
+            self._write_down(name, target, digest)
+        return True
+
     def _file_state(self, entry: ModelFile, ledger: dict[str, list[int | str]]) -> FileState:
-        path = self.directory / entry.name
+        path = self.location(entry.name)
         if not path.is_file():
             return FileState(exists=False)
         stat = path.stat()
@@ -212,7 +240,7 @@ class ModelStore:
         ledger = self._ledger() | {name: [stat.st_size, stat.st_mtime_ns, digest]}
         part = self.directory / f"{LEDGER}.{os.getpid()}.part"
         try:
-            part.parent.mkdir(exist_ok=True)
+            part.parent.mkdir(parents=True, exist_ok=True)
             part.write_text(json.dumps(ledger, indent=1), "utf-8")
             part.replace(self.directory / LEDGER)
         except OSError:
@@ -220,9 +248,11 @@ class ModelStore:
             part.unlink(missing_ok=True)
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path, progress: Callable[[int], object] = lambda _: None) -> str:
+    """The lower-case hex digest of a file's content; `progress` is told the bytes of every block. Raises OSError."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(_HASH_BLOCK_BYTES):
             digest.update(block)
+            progress(len(block))
     return digest.hexdigest()

@@ -1,7 +1,7 @@
 """Seeded random weights in upstream's exact files: names, formats, key names and shapes (numerics §1).
 
-The configuration files at full scale are upstream's byte for byte (their sha256 is the manifest's). Values are normal, scaled by the
-fan-in, so that activations stay of order one through every layer and pictures are neither black nor saturated.
+The UNet's, the VAE's and TAESD's configurations at full scale are upstream's byte for byte (their sha256 is the manifest's).
+Values are normal, scaled by the fan-in, so that activations stay of order one and pictures are neither black nor saturated.
 """
 
 from __future__ import annotations

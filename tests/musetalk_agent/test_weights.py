@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from musetalk_agent.errors import WeightsMissing
-from musetalk_agent.weights import LEDGER, Manifest, ModelStore
+from musetalk_agent.weights import LEDGER, HubSource, Manifest, ModelStore
 
 BODY = b"weights"
 ENTRY = """
@@ -38,16 +38,33 @@ def store(tmp_path: Path) -> ModelStore:
 
 def test_the_shipped_manifest() -> None:
     shipped = Manifest.load()
-    assert shipped.groups == ["face", "musetalk"]
-    assert all(entry.sha256 and entry.size for entry in shipped.entries.values() if entry.group == "face")
+    assert shipped.groups == ["face", "musetalk", "parsing", "fast", "syncnet"]
+    assert all(entry.sha256 and entry.size for entry in shipped.entries.values())
     assert shipped.entries["musetalkV15/unet.pth"].size == 3_400_074_924
     assert all(entry.licence and entry.needed_by for entry in shipped.entries.values())
+
+
+def test_hub_files_are_pinned_to_a_commit() -> None:
+    for entry in Manifest.load().entries.values():
+        assert not isinstance(entry.source, HubSource) or len(entry.source.revision) == 40
+
+
+def test_the_licence_that_forbids_business_is_not_in_the_required_group() -> None:
+    groups = {entry.group for entry in Manifest.load().entries.values() if "non-commercial" in entry.licence}
+    assert groups == {"parsing"}
 
 
 @pytest.mark.parametrize("name", ["../a", "/a", "a/../../b", "a\\\\b"])
 def test_names_stay_inside(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match="leaves the models folder"):
         manifest(tmp_path, name)
+
+
+def test_other_places_stay_inside_too(tmp_path: Path) -> None:
+    path = tmp_path / "manifest.toml"
+    path.write_text(ENTRY.format(name="a", digest="0" * 64) + 'also = ["../a"]')
+    with pytest.raises(ValueError, match="leaves the models folder"):
+        Manifest.load(path)
 
 
 def test_a_file_listed_twice(tmp_path: Path) -> None:
@@ -93,3 +110,30 @@ def test_a_garbled_ledger_is_no_ledger(store: ModelStore) -> None:
     (store.directory / LEDGER).parent.mkdir()
     (store.directory / LEDGER).write_text("[1, 2")
     assert store.verify("net/a.bin") is True
+
+
+def test_the_older_name_of_a_folder_does_as_well(tmp_path: Path) -> None:
+    store = ModelStore(tmp_path, Manifest.load())
+    name, older = "sd-vae/config.json", tmp_path / "sd-vae-ft-mse" / "config.json"
+    assert store.location(name) == tmp_path / name
+    older.parent.mkdir()
+    older.write_bytes(b"{" + b" " * 545 + b"}")
+    assert store.path(name) == older and store.state()[name].bytes == 547
+    (tmp_path / "sd-vae").mkdir()
+    (tmp_path / name).write_bytes(b"{}")
+    assert store.location(name) == tmp_path / name
+
+
+def test_a_right_file_is_accepted_and_a_wrong_one_left(store: ModelStore) -> None:
+    made = store.directory / "made"
+    made.write_bytes(b"WEIGHTS")
+    assert not store.accept("net/a.bin", made) and made.exists()
+    made.write_bytes(BODY)
+    assert store.accept("net/a.bin", made) and not made.exists()
+    assert store.state()["net/a.bin"].verified is True
+
+
+def test_hashing_tells_its_progress(store: ModelStore) -> None:
+    (store.directory / "net/a.bin").write_bytes(BODY)
+    done: list[int] = []
+    assert store.verify("net/a.bin", done.append) and sum(done) == len(BODY)

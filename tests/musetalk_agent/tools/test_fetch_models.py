@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from musetalk_agent.tools import fetch_models
+from musetalk_agent.tools import downloads, fetch_models
+from musetalk_agent.tools.downloads import FetchFailed, Network
 from musetalk_agent.weights import HubSource, Manifest, ModelFile, ModelStore, UrlSource
 
 BODY = bytes(range(256)) * 100
@@ -62,6 +63,12 @@ def store_of(tmp_path: Path, url: str, digest: str | None = None) -> ModelStore:
     return ModelStore(tmp_path / "models", Manifest({entry.name: entry}))
 
 
+def partial(store: ModelStore) -> Path:
+    path = store.directory / ".cache" / "parts" / "net--a.bin.part"
+    path.parent.mkdir(parents=True)
+    return path
+
+
 def test_fetched_once_and_verified(tmp_path: Path) -> None:
     with serving() as (url, ranges):
         store = store_of(tmp_path, url)
@@ -74,30 +81,101 @@ def test_fetched_once_and_verified(tmp_path: Path) -> None:
 def test_a_broken_download_goes_on_where_it_stopped(tmp_path: Path) -> None:
     with serving() as (url, ranges):
         store = store_of(tmp_path, url)
-        part = store.directory / "net" / "a.bin.part"
-        part.parent.mkdir(parents=True)
+        part = partial(store)
         part.write_bytes(BODY[:1000])
         fetch_models.fetch(store, ["test"], quiet=True)
         assert ranges == ["bytes=1000-"]
     assert store.path("net/a.bin").read_bytes() == BODY and not part.exists()
 
 
+def test_a_download_that_was_complete_is_only_checked(tmp_path: Path) -> None:
+    store = store_of(tmp_path, "http://127.0.0.1:1/")
+    partial(store).write_bytes(BODY)
+    assert fetch_models.fetch(store, ["test"], quiet=True) == 1
+    assert store.state()["net/a.bin"].verified
+
+
 def test_a_wrong_checksum_is_not_kept(tmp_path: Path) -> None:
     with serving() as (url, _):
         store = store_of(tmp_path, url, "0" * 64)
-        with pytest.raises(fetch_models.FetchFailed, match="sha256"):
+        with pytest.raises(FetchFailed, match="sha256"):
             fetch_models.fetch(store, ["test"], quiet=True)
     assert not list((store.directory / "net").iterdir())
+    assert not list((store.directory / ".cache" / "parts").iterdir())
+
+
+def test_what_is_there_is_replaced_only_by_what_is_right(tmp_path: Path) -> None:
+    with serving() as (url, _):
+        store = store_of(tmp_path, url, "0" * 64)
+        mine = store.directory / "net" / "a.bin"
+        mine.parent.mkdir(parents=True)
+        mine.write_bytes(b"my own")
+        with pytest.raises(FetchFailed):
+            fetch_models.fetch(store, ["test"], quiet=True)
+    assert mine.read_bytes() == b"my own"
+
+
+def test_a_dead_host_is_tried_again_and_then_told(tmp_path: Path) -> None:
+    waits: list[float] = []
+    store = store_of(tmp_path, "http://127.0.0.1:1/a.bin")
+    with pytest.raises(FetchFailed, match=r"net/a\.bin could not be fetched.*run the command again"):
+        fetch_models.fetch(store, ["test"], quiet=True, network=Network(pause=waits.append))
+    assert waits == [1, 2, 4, 8]
 
 
 def test_hub_files_need_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetch_models.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(downloads.importlib.util, "find_spec", lambda name: None)
     store = store_of(tmp_path, "http://127.0.0.1:1/")
     entry = store.manifest.entries["net/a.bin"].model_copy(
         update={"source": HubSource(kind="hub", repo="a/b", revision="main", file="c")}
     )
-    with pytest.raises(fetch_models.FetchFailed, match=r"\[musetalk\]"):
+    with pytest.raises(FetchFailed, match=r"\[musetalk\]"):
         fetch_models.fetch(ModelStore(store.directory, Manifest({entry.name: entry})), ["test"], quiet=True)
+
+
+def nest(store: ModelStore, content: bytes) -> Path:
+    path = store.directory / "net" / "net" / "a.bin"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    return path
+
+
+def test_a_nested_folder_is_put_right(tmp_path: Path) -> None:
+    store = store_of(tmp_path, "http://127.0.0.1:1/")
+    nested = nest(store, BODY)
+    assert fetch_models.repair(store) == ["net/net/a.bin to net/a.bin"]
+    assert not nested.parent.exists()
+    assert fetch_models.faults(store, ["test"], quiet=True) == {}
+    assert fetch_models.repair(store) == []
+
+
+def test_a_nested_file_replaces_a_cut_one_but_not_a_whole_one(tmp_path: Path) -> None:
+    store = store_of(tmp_path, "http://127.0.0.1:1/")
+    nested = nest(store, b"another")
+    (nested.parent / "README.md").write_text("not ours")
+    target = store.directory / "net" / "a.bin"
+    target.write_bytes(BODY)
+    assert fetch_models.repair(store) == [] and nested.exists()
+    target.write_bytes(BODY[:10])
+    assert fetch_models.repair(store) == ["net/net/a.bin to net/a.bin"]
+    assert target.read_bytes() == b"another"
+    assert [path.name for path in nested.parent.iterdir()] == ["README.md"]
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (None, "missing"),
+        (BODY[:-1], "damaged: 25599 bytes instead of 25600"),
+        (b"\1" + BODY[1:], "damaged: its sha256 is another than the manifest's"),
+    ],
+)
+def test_faults_are_named(tmp_path: Path, content: bytes | None, told: str) -> None:
+    store = store_of(tmp_path, "http://127.0.0.1:1/")
+    (store.directory / "net").mkdir(parents=True)
+    if content is not None:
+        (store.directory / "net" / "a.bin").write_bytes(content)
+    assert fetch_models.faults(store, ["test"], quiet=True) == {"net/a.bin": told}
 
 
 def run(*argv: str) -> int:
@@ -111,4 +189,26 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "face, musetalk" in capsys.readouterr().err
     assert run("--list", "--models-dir", str(tmp_path)) == 0
     listed = capsys.readouterr().out
-    assert "face/face_landmark.tflite" in listed and "missing" in listed and "no checksum known" in listed
+    assert "face/face_landmark.tflite" in listed and "missing" in listed
+
+
+def test_check_says_exactly_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "sd-vae-ft-mse").mkdir()
+    (tmp_path / "sd-vae-ft-mse" / "diffusion_pytorch_model.bin").write_bytes(b"cut")
+    assert run("musetalk", "--check", "--quiet", "--models-dir", str(tmp_path)) == 1
+    told = capsys.readouterr().err
+    assert "musetalkV15/unet.pth is missing" in told
+    assert "sd-vae/diffusion_pytorch_model.bin is damaged: 3 bytes instead of 334707217" in told
+    assert f"7 files to fetch in {tmp_path}" in told
+    assert "face-parse-bisent" not in told
+
+
+def test_check_of_what_is_whole(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = store_of(tmp_path, "http://127.0.0.1:1/")
+    (store.directory / "net").mkdir(parents=True)
+    (store.directory / "net" / "a.bin").write_bytes(BODY)
+    monkeypatch.setattr(Manifest, "load", classmethod(lambda cls, path=None: store.manifest))
+    assert run("test", "--check", "--quiet", "--models-dir", str(store.directory)) == 0
+    assert f"no files to fetch in {store.directory}" in capsys.readouterr().err

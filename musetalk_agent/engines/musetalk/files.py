@@ -1,0 +1,109 @@
+"""Which of the models folder's files MuseTalk uses, under any of the names that upstream users have. Imports no torch.
+
+    musetalkV15/   unet.pth  musetalk.json
+    sd-vae/        diffusion_pytorch_model.bin (or .safetensors)  config.json      sd-vae-ft-mse/ is the same by its older name
+    whisper/       pytorch_model.bin (or model.safetensors)  config.json
+    face-parse-bisent/79999_iter.pth      optional: upstream's blend mask
+    taesd/         diffusion_pytorch_model.safetensors  config.json                optional: the profile `fast`
+
+Beside each of the first three may lie a half-precision copy of it, which loads faster and suffices alone (`copies`).
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from musetalk_agent.engines.musetalk.copies import HALVES, Half, copy_path, problem_of
+from musetalk_agent.weights import ModelStore
+
+log = logging.getLogger(__name__)
+
+Part = Literal["unet", "vae", "whisper", "parsing", "taesd"]
+
+UNET_CONFIG = "musetalkV15/musetalk.json"
+WHISPER_CONFIG = "whisper/config.json"
+TAESD_CONFIG = "taesd/config.json"
+_VAE_FOLDERS = ("sd-vae", "sd-vae-ft-mse")
+_WEIGHTS: dict[Part, tuple[str, ...]] = {
+    "unet": ("musetalkV15/unet.pth",),
+    "vae": tuple(
+        f"{folder}/diffusion_pytorch_model.{kind}" for folder in _VAE_FOLDERS for kind in ("bin", "safetensors")
+    ),
+    "whisper": ("whisper/pytorch_model.bin", "whisper/model.safetensors"),
+    "parsing": ("face-parse-bisent/79999_iter.pth",),
+    "taesd": ("taesd/diffusion_pytorch_model.safetensors",),
+}
+CONVERTED: tuple[Part, ...] = ("unet", "vae", "whisper")
+"""Parts that `convert-weights` writes half-precision copies of; the others are small."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A file to read weights from.
+
+    Args:
+        path: the file.
+        half: what it was converted to, None for a file as published.
+    """
+
+    path: Path
+    half: Half | None = None
+
+
+def name_of(part: Part) -> str:
+    """The manifest's name of a part's weights."""
+    return _WEIGHTS[part][0]
+
+
+def vae_config_path(folder: Path) -> Path:
+    """Where the VAE's configuration lies, or would lie."""
+    paths = [folder / name / "config.json" for name in _VAE_FOLDERS]
+    return next((path for path in paths if path.is_file()), paths[0])
+
+
+def find_original(folder: Path, part: Part) -> Path | None:
+    """A part's weights as published, None where they are not there."""
+    return next((folder / name for name in _WEIGHTS[part] if (folder / name).is_file()), None)
+
+
+def find(folder: Path, part: Part, half: Half | None) -> Checkpoint | None:
+    """The file to read a part's weights from, None where there is none.
+
+    A copy of the wanted precision comes first, then the weights as published, then a copy of another precision. A copy that is
+    broken or was made from other weights than those beside it is passed over with a warning.
+    """
+    copies: list[Checkpoint] = []
+    for name in _WEIGHTS[part]:
+        for kind in HALVES:
+            path = copy_path(folder / name, kind)
+            if not path.is_file() or any(path == known.path for known in copies):
+                continue
+            if problem := problem_of(path, find_original(folder, part)):
+                log.warning("a converted weight file is not used", extra={"file": str(path), "reason": problem})
+            else:
+                copies.append(Checkpoint(path, kind))
+    for copy in copies:
+        if copy.half == half:
+            return copy
+    if original := find_original(folder, part):
+        return Checkpoint(original)
+    return copies[0] if copies else None
+
+
+def musetalk_state(store: ModelStore) -> list[str]:
+    """The manifest's names of required files that are not there; empty when MuseTalk can be loaded.
+
+    A folder of another name, another format or a converted copy stands for a file. Contents are not looked at: loading does.
+    """
+    folder = store.directory
+    missing: list[str] = []
+    for config, part in ((UNET_CONFIG, "unet"), ("sd-vae/config.json", "vae"), (WHISPER_CONFIG, "whisper")):
+        path = vae_config_path(folder) if part == "vae" else folder / config
+        if not path.is_file():
+            missing.append(config)
+        if find(folder, part, None) is None:
+            missing.append(name_of(part))
+    return missing
