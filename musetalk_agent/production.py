@@ -27,6 +27,7 @@ AHEAD_FRAMES = 8
 """Pictures kept ready: 320 ms at 25 fps, enough for a hiccup and little to throw away on a barge-in."""
 IN_FLIGHT = 3
 """Pictures of one session that the engine and the compositor work on at once."""
+UNFIT = "The engine made a picture that is not fit to be shown (black, or not a number); the idle picture stands in."
 _FEATURE_STEP = (
     FEATURE_RATE // 5
 )  # samples per call, so that a long utterance sent at once shows its first picture early
@@ -106,7 +107,7 @@ class Production:
         self.generation += 1
         self._segments.clear()
         self.ready.discard()
-        self._flights.discard()
+        self._drop_flights()
         self._cursor.release()
         if shown is not None and shown.presence > 0:
             self._close_from = (shown.feature, shown.presence)
@@ -198,7 +199,16 @@ class Production:
         flight = _Flight(segment, tag, tick, feature, presence, self._batcher.submit(request, deadline))
         await self._flights.put(flight)
         if tag.generation != self.generation:
-            self._flights.discard(lambda f: f.tag.generation != self.generation)
+            self._drop_flights()
+
+    def _drop_flights(self) -> None:
+        """Drops what belongs to a cleared generation; frames that the engine has not begun never reach it."""
+        for (
+            flight
+        ) in self._flights.items():  # nobody awaits these: `_compose` took the one that it awaits out of the channel
+            if flight.tag.generation != self.generation:
+                flight.patch.cancel()
+        self._flights.discard(lambda flight: flight.tag.generation != self.generation)
 
     async def _compose(self) -> None:
         while True:
@@ -208,6 +218,8 @@ class Production:
                 with self._clock.working():
                     patch = await flight.patch
                 self._funnel.add("patches", 1)
+                if patch is None and flight.presence > 0:
+                    self._funnel.fail("patches", UNFIT)
             except Exception as error:  # noqa: BLE001 - one picture that fails is shown idle; the funnel tells, speech goes on
                 self._funnel.fail("patches", f"{type(error).__name__}: {error}")
                 patch = None

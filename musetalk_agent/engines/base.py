@@ -52,10 +52,40 @@ class Actor(Protocol):
         ...
 
 
+class Flight(Protocol):
+    """A batch under way. The batcher calls `wait`, then `patches`, once each, on a thread other than the one that launched it."""
+
+    def wait(self) -> None:
+        """Blocks until the device is through with the batch. Raises `EngineFailed` when the device failed."""
+        ...
+
+    def patches(self) -> list[Patch | None]:
+        """After `wait`: what is left to do on the host, then one patch per request, in order.
+
+        None where the idle frame is to be shown as it is: presence 0, or a patch that the engine found unfit to be shown.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Landed:
+    """The flight of an engine that computes while it launches."""
+
+    made: list[Patch | None]
+
+    def wait(self) -> None:
+        """It is done."""
+
+    def patches(self) -> list[Patch | None]:
+        """What was made."""
+        return self.made
+
+
 class Engine(Protocol):
     """Turns features into patches for every session of the process.
 
-    `prepare`, `open`, `warmup` and `infer` run on the batcher's own thread or a worker thread, never on the event loop.
+    `launch` runs on the batcher's own thread, and nothing else does; `prepare`, `open` and `warmup` run on worker threads, never on
+    the event loop, and beside `launch`.
     """
 
     @property
@@ -75,12 +105,12 @@ class Engine(Protocol):
 
     @property
     def batch_sizes(self) -> Sequence[int]:
-        """Batch sizes it likes, ascending; the last is the most it takes at once."""
+        """Batch sizes it likes, ascending; the last is the most it takes at once. May shrink while it runs."""
         ...
 
     @property
     def features(self) -> FeatureExtractor:
-        """The extractor whose output `infer` reads."""
+        """The extractor whose output `launch` reads."""
         ...
 
     @property
@@ -105,8 +135,15 @@ class Engine(Protocol):
         """Runs one batch at production shape, so that the first session pays nothing."""
         ...
 
-    def infer(self, batch: Sequence[PatchRequest]) -> list[Patch | None]:
-        """One patch per request, in order; None where the idle frame should be shown as it is."""
+    def launch(self, batch: Sequence[PatchRequest]) -> Flight:
+        """Starts a batch and returns without waiting for the device.
+
+        Raises `EngineFailed` when the device failed, which ends the batcher; anything else fails this batch only.
+        """
+        ...
+
+    def capacity(self, fps: int) -> int | None:
+        """Sessions that may all speak at once at `fps`, as measured in `warmup`; None where the engine sets no limit."""
         ...
 
     def close(self) -> None:

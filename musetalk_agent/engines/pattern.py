@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from musetalk_agent.avatars.bundle import Bundle
-from musetalk_agent.engines.base import PatchRequest, Progress
+from musetalk_agent.engines.base import Landed, PatchRequest, Progress
 from musetalk_agent.media import Box, Cue, Feature, Patch, Pcm, Pixels, frame_start, frames_begun
 from musetalk_agent.protocol.http import AvatarReport
 
@@ -108,6 +108,14 @@ class PatternEngine:
 
     def warmup(self) -> None:
         """Nothing to warm."""
+
+    def launch(self, batch: Sequence[PatchRequest]) -> Landed:
+        """Draws at once."""
+        return Landed(self.infer(batch))
+
+    def capacity(self, fps: int) -> int | None:
+        """No limit of its own."""
+        return None
 
     def infer(self, batch: Sequence[PatchRequest]) -> list[Patch | None]:
         """White above the threshold, else black."""

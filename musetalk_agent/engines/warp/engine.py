@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from musetalk_agent.avatars.bundle import Bundle
-from musetalk_agent.engines.base import PatchRequest, Progress
+from musetalk_agent.engines.base import Landed, PatchRequest, Progress
 from musetalk_agent.engines.warp.artefacts import Artefacts
 from musetalk_agent.engines.warp.articulation import FEATURE_SIZE, Articulation
 from musetalk_agent.engines.warp.quiet import quiet_patches
@@ -88,6 +88,14 @@ class WarpEngine:
 
     def warmup(self) -> None:
         """Nothing to warm: no device, no weights."""
+
+    def launch(self, batch: Sequence[PatchRequest]) -> Landed:
+        """Renders at once, on the batcher's thread."""
+        return Landed(self.infer(batch))
+
+    def capacity(self, fps: int) -> int | None:
+        """No limit of its own: the processor's is the agent's `max_sessions`."""
+        return None
 
     def infer(self, batch: Sequence[PatchRequest]) -> list[Patch | None]:
         """One patch per request. None where presence is 0 and the clip is silent by itself: the idle frame as it is.

@@ -1,25 +1,26 @@
-"""The batcher: order, batches across sessions, failures that stay where they happen."""
+"""The batcher: order, batches across sessions, the pipeline of two, failures that stay where they happen."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 
 import numpy as np
 import pytest
 
-from musetalk_agent.engines.base import PatchRequest
+from musetalk_agent.engines.base import Flight, PatchRequest
 from musetalk_agent.engines.batcher import QUEUE_LIMIT, Batcher
 from musetalk_agent.engines.pattern import PatternEngine, pattern_bundle
-from musetalk_agent.errors import EngineUnavailable
+from musetalk_agent.errors import EngineFailed, EngineUnavailable
 from musetalk_agent.media import Patch
 
 
 class GatedEngine(PatternEngine):
     """A real engine that waits at a gate and writes down what it was given."""
 
-    batch_sizes = (1, 4)
+    batch_sizes: Sequence[int] = (1, 4)
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,54 +32,251 @@ class GatedEngine(PatternEngine):
         assert self.gate.wait(5)
         self.seen.append([r.pose for r in batch])
         if any(r.pose == 666 for r in batch):
-            raise RuntimeError("card on fire")
+            raise RuntimeError("lips on fire")
         return super().infer(batch)
+
+
+class CardFlight:
+    """A batch on a card that a test drives."""
+
+    def __init__(self, poses: list[int], patches: list[Patch | None]) -> None:
+        self.poses, self.made = poses, patches
+        self.done, self.waited = threading.Event(), threading.Event()
+        self.error: Exception | None = None
+        self.host_work: threading.Event | None = None
+
+    def wait(self) -> None:
+        self.waited.set()
+        assert self.done.wait(5)
+        if self.error is not None:
+            raise self.error
+
+    def patches(self) -> list[Patch | None]:
+        if self.host_work is not None:
+            assert self.host_work.wait(5)
+        return self.made
+
+
+class CardEngine(PatternEngine):
+    """Launches without computing: the test ends each batch."""
+
+    batch_sizes: Sequence[int] = (1, 2, 4)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flights: list[CardFlight] = []
+        self.threads: set[str] = set()
+        self.closed = 0
+        self.refuse: Exception | None = None
+
+    def launch(self, batch: Sequence[PatchRequest]) -> Flight:  # type: ignore[override]
+        if self.refuse is not None:
+            raise self.refuse
+        self.threads.add(threading.current_thread().name)
+        flight = CardFlight([r.pose for r in batch], self.infer(batch))
+        self.flights.append(flight)
+        return flight
+
+    def close(self) -> None:
+        self.closed += 1
+
+    async def launched(self, count: int) -> list[list[int]]:
+        """Poses by batch, once `count` batches were launched."""
+        await until(lambda: len(self.flights) >= count)
+        return [flight.poses for flight in self.flights]
+
+    def land(self) -> bool:
+        """Ends every batch under way."""
+        for flight in self.flights:
+            flight.done.set()
+        return True
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Returns when `condition` holds."""
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110 - what is waited for happens in the batcher's threads
+            await asyncio.sleep(0.001)
 
 
 def request(engine: PatternEngine, pose: int) -> PatchRequest:
     return PatchRequest(engine.open(pattern_bundle(64, 64, 25)), pose, np.ones(1, np.float32))
 
 
+@asynccontextmanager
+async def running(engine: PatternEngine, failures: list[EngineFailed] | None = None) -> AsyncIterator[Batcher]:
+    batcher = Batcher(engine, None if failures is None else failures.append)
+    await batcher.start()
+    try:
+        yield batcher
+    finally:
+        if isinstance(engine, CardEngine):
+            engine.land()
+        await batcher.aclose()
+
+
 async def test_earliest_deadline_first_in_batches() -> None:
     engine = GatedEngine()
-    batcher = Batcher(engine)
-    await batcher.start()
-    first = batcher.submit(request(engine, 0), 0.0)
-    await asyncio.to_thread(engine.entered.wait, 5)
-    rest = [
-        batcher.submit(request(engine, pose), deadline)
-        for pose, deadline in ((5, 5.0), (1, 1.0), (3, 3.0), (2, 2.0), (4, 4.0))
-    ]
-    rest[2].cancel()
-    engine.gate.set()
-    await asyncio.gather(first, *rest, return_exceptions=True)
-    await batcher.aclose()
+    async with running(engine) as batcher:
+        first = batcher.submit(request(engine, 0), 0.0)
+        await asyncio.to_thread(engine.entered.wait, 5)
+        rest = [
+            batcher.submit(request(engine, pose), deadline)
+            for pose, deadline in ((5, 5.0), (1, 1.0), (3, 3.0), (2, 2.0), (4, 4.0))
+        ]
+        rest[2].cancel()
+        engine.gate.set()
+        await asyncio.gather(first, *rest, return_exceptions=True)
     assert engine.seen == [[0], [1, 2, 4, 5]]
-    assert batcher.statistics().frames == 5
+    statistics = batcher.statistics()
+    assert (statistics.frames, statistics.batches, statistics.dropped) == (5, 2, 1)
+    assert statistics.sizes == {1: 1, 4: 1}
+
+
+async def test_a_sessions_frames_stay_in_order_whatever_their_deadlines() -> None:
+    engine = GatedEngine()
+    async with running(engine) as batcher:
+        first = batcher.submit(request(engine, 0), 0.0)
+        await asyncio.to_thread(engine.entered.wait, 5)
+        one, other = request(engine, 0).actor, request(engine, 0).actor
+        made = [
+            batcher.submit(PatchRequest(actor, pose, np.ones(1, np.float32)), deadline)
+            for actor, pose, deadline in (
+                (one, 10, 9.0),
+                (one, 11, 2.0),
+                (other, 20, 5.0),
+                (one, 12, 3.0),
+                (other, 21, 9.5),
+            )
+        ]
+        engine.gate.set()
+        await asyncio.gather(first, *made)
+    assert engine.seen == [[0], [20, 10, 11, 12], [21]]
 
 
 async def test_a_batch_that_fails_fails_its_frames_and_no_others() -> None:
     engine = GatedEngine()
     engine.gate.set()
-    batcher = Batcher(engine)
-    await batcher.start()
-    with pytest.raises(RuntimeError, match="on fire"):
-        await batcher.submit(request(engine, 666), 0.0)
-    assert await batcher.submit(request(engine, 1), 0.0) is not None
-    await batcher.aclose()
+    async with running(engine) as batcher:
+        with pytest.raises(RuntimeError, match="on fire"):
+            await batcher.submit(request(engine, 666), 0.0)
+        assert await batcher.submit(request(engine, 1), 0.0) is not None
+        assert batcher.failed is None
 
 
 async def test_a_full_queue_refuses_and_a_closed_one_too() -> None:
     engine = GatedEngine()
-    batcher = Batcher(engine)
-    await batcher.start()
-    shared = request(engine, 0)
-    waiting = [batcher.submit(shared, 0.0) for _ in range(QUEUE_LIMIT + 2)]
-    with pytest.raises(EngineUnavailable):
-        await waiting[-1]
-    engine.gate.set()
-    await batcher.aclose()
-    with pytest.raises(EngineUnavailable):
-        await batcher.submit(shared, 0.0)
-    await asyncio.gather(*waiting, return_exceptions=True)
-    await batcher.aclose()
+    async with running(engine) as batcher:
+        shared = request(engine, 0)
+        waiting = [batcher.submit(shared, 0.0) for _ in range(QUEUE_LIMIT + 2)]
+        with pytest.raises(EngineUnavailable):
+            await waiting[-1]
+        engine.gate.set()
+        await batcher.aclose()
+        with pytest.raises(EngineUnavailable):
+            await batcher.submit(shared, 0.0)
+        await asyncio.gather(*waiting, return_exceptions=True)
+
+
+async def test_the_next_batch_is_launched_before_the_last_has_landed_and_no_third() -> None:
+    engine = CardEngine()
+    async with running(engine) as batcher:
+        made = [batcher.submit(request(engine, pose), float(pose)) for pose in range(10)]
+        await engine.launched(2)
+        await asyncio.sleep(0.02)
+        assert len(engine.flights) == 2
+        engine.flights[0].done.set()
+        await asyncio.wait_for(made[0], 5)
+        await engine.launched(3)
+        assert not made[9].done()
+        await until(lambda: engine.land() and all(future.done() for future in made))
+    assert sorted(pose for flight in engine.flights for pose in flight.poses) == list(range(10))
+    assert engine.threads == {"engine-pattern"}
+
+
+async def test_frames_gather_while_the_card_works() -> None:
+    """Once a batch's length is known, a small next one waits for its end, so that it can grow."""
+    engine = CardEngine()
+    async with running(engine) as batcher:
+        for _ in range(2):  # the first teaches how long a batch of one takes: 150 ms
+            batcher.submit(request(engine, 0), 0.0)
+            count = len(engine.flights) + 1
+            await engine.launched(count)
+            if count == 1:
+                await asyncio.sleep(0.15)
+                engine.flights[0].done.set()
+                await until(lambda: batcher.statistics().batches == 1)
+        batcher.submit(request(engine, 1), 1.0)
+        await asyncio.sleep(0.03)
+        batcher.submit(request(engine, 2), 2.0)
+        assert len(engine.flights) == 2  # the second batch of one is under way, nothing behind it yet
+        assert (await engine.launched(3))[2] == [1, 2]
+        assert not engine.flights[1].done.is_set()  # launched before it ended
+
+
+async def test_host_work_on_patches_does_not_hold_up_the_card() -> None:
+    engine = CardEngine()
+    async with running(engine) as batcher:
+        first = batcher.submit(request(engine, 0), 0.0)
+        await engine.launched(1)
+        gate = engine.flights[0].host_work = threading.Event()
+        engine.flights[0].done.set()
+        await until(lambda: batcher.statistics().batches == 1)
+        batcher.submit(request(engine, 1), 1.0)
+        assert await engine.launched(2) == [[0], [1]]
+        assert not first.done()
+        gate.set()
+        assert await asyncio.wait_for(first, 5) is not None
+
+
+async def test_a_device_that_fails_ends_the_batcher_and_says_so() -> None:
+    engine, failures = CardEngine(), list[EngineFailed]()
+    async with running(engine, failures) as batcher:
+        under_way = batcher.submit(request(engine, 0), 0.0)
+        await engine.launched(1)
+        engine.flights[0].error = EngineFailed("the card is gone")
+        shared = request(engine, 1).actor
+        waiting = [batcher.submit(PatchRequest(shared, 1, np.ones(1, np.float32)), 1.0) for _ in range(9)]
+        await engine.launched(2)
+        engine.flights[0].done.set()
+        engine.flights[1].done.set()
+        for future in (under_way, waiting[-1]):
+            with pytest.raises(EngineFailed, match="gone"):
+                await asyncio.wait_for(future, 5)
+        await asyncio.gather(*waiting, return_exceptions=True)
+        assert [str(error) for error in failures] == ["the card is gone"]
+        assert batcher.failed is failures[0]
+        with pytest.raises(EngineFailed, match="gone"):
+            await batcher.submit(request(engine, 2), 2.0)
+    assert engine.closed == 1
+
+
+async def test_a_device_that_fails_while_launching_is_noticed() -> None:
+    engine, failures = CardEngine(), list[EngineFailed]()
+    engine.refuse = EngineFailed("no launch")
+    async with running(engine, failures) as batcher:
+        with pytest.raises(EngineFailed, match="no launch"):
+            await asyncio.wait_for(batcher.submit(request(engine, 0), 0.0), 5)
+        await asyncio.sleep(0)
+        assert len(failures) == 1
+
+
+async def test_what_was_cancelled_under_way_is_dropped_when_it_lands() -> None:
+    engine = CardEngine()
+    async with running(engine) as batcher:
+        made = [batcher.submit(request(engine, pose), float(pose)) for pose in range(2)]
+        await engine.launched(1)
+        made[0].cancel()
+        await until(lambda: engine.land() and made[1].done())
+        assert made[0].cancelled() and made[1].result() is not None
+
+
+async def test_busy_time_is_the_cards_not_the_sum_of_waits() -> None:
+    engine = CardEngine()
+    async with running(engine) as batcher:
+        made = [batcher.submit(request(engine, pose), float(pose)) for pose in range(8)]
+        await engine.launched(2)
+        await asyncio.sleep(0.1)
+        await until(lambda: engine.land() and all(future.done() for future in made))
+        busy = batcher.statistics().busy_s
+    assert 0.1 <= busy < 0.19  # two batches overlapped for 0.1 s
