@@ -1,0 +1,107 @@
+"""The same mouth twice: how far it is open in the pictures of a film, and how far it should be open by the sound."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import cast
+
+import av
+import av.error
+import numpy as np
+from av.container import InputContainer
+from numpy.typing import NDArray
+
+from musetalk_agent.avatars.face import LEFT_EYE, RIGHT_EYE, FaceNet, Points
+from musetalk_agent.avatars.track import FaceTracker
+from musetalk_agent.features.phonemes import CLOSURE, JAW
+from musetalk_agent.features.visemes import VisemeFeatures
+from musetalk_agent.media import Pcm, Pixels
+
+Track = NDArray[np.float64]
+
+UPPER_LIP, LOWER_LIP = 13, 14  # inner edges of the lips in the middle, of the 468 mesh points
+_FULL = 0.12  # aperture at jaw 1, see features/visemes.py
+_STEP_HZ = 50  # the mouth network's own steps
+_PIECE = 16_000
+_ZERO_S = 0.02
+"""The network was fitted to real lips as a viewer samples them, half a frame of 25 fps after the frame begins (see
+models/mouth/README.md). Set back by that much, a recording of a real talker has lag 0."""
+_QUARTER_TURNS = {0: 0, 90: 1, 180: 2, 270: 3}
+
+
+class FilmUnreadable(Exception):
+    """The film is not there, is damaged, or has no pictures; the message says which."""
+
+
+@dataclass(frozen=True)
+class MouthTrack:
+    """Openings of a mouth over time.
+
+    Args:
+        times: float64 `[n]`, seconds, ascending: when each value begins to be shown or heard.
+        aperture: float64 `[n]`, how far the inner lips are apart across the eye line, in outer eye distances (a little below 0 is a
+            closed mouth, too); NaN where no face is seen.
+    """
+
+    times: Track
+    aperture: Track
+
+
+def seen_mouth(path: Path, net: FaceNet, progress: Callable[[int], object] = lambda _: None) -> MouthTrack:
+    """Follows the largest face of a film; times are the film's own. `progress` is called with the frames done.
+
+    Raises:
+        FilmUnreadable: no film, or one without pictures.
+    """
+    tracker = FaceTracker(net)
+    times: list[float] = []
+    for time, picture in _pictures(path):
+        tracker.push(picture)
+        times.append(time)
+        progress(len(times))
+    if not times:
+        raise FilmUnreadable(f"{path} has no pictures.")
+    return MouthTrack(np.array(times), np.array([_aperture(points) for points in tracker.meshes]))
+
+
+def heard_mouth(features: VisemeFeatures, sound: Pcm, start_s: float) -> MouthTrack:
+    """What the mouth network makes of a whole recording, int16 `[n]` at 16 kHz whose first sample has the time `start_s`."""
+    stream = features.stream(_STEP_HZ)
+    vectors = [v for at in range(0, len(sound), _PIECE) for v in stream.push(sound[at : at + _PIECE])]
+    told = np.array(vectors + stream.flush(), np.float64)
+    times = start_s + np.arange(len(told)) / _STEP_HZ - _ZERO_S
+    return MouthTrack(times, _FULL * told[:, JAW] * (1 - told[:, CLOSURE]))
+
+
+def _aperture(points: Points | None) -> float:
+    if points is None:
+        return float("nan")
+    along = points[RIGHT_EYE] - points[LEFT_EYE]
+    down = np.array([-along[1], along[0]])
+    return float((points[LOWER_LIP] - points[UPPER_LIP]) @ down) / float(along @ along)
+
+
+def _pictures(path: Path) -> Iterator[tuple[float, Pixels]]:
+    """Frames with their times in seconds, in order, uint8 BGR."""
+    try:
+        with path.open("rb") as file, av.open(file) as container:
+            source = cast("InputContainer", container)
+            if not source.streams.video:
+                raise FilmUnreadable(f"{path} has no picture track.")
+            stream = source.streams.video[0]
+            stream.thread_type = "AUTO"
+            last = -np.inf
+            for frame in source.decode(stream):
+                time = float((frame.pts or 0) * (frame.time_base or Fraction(0)))
+                if time > last:  # a damaged time stamp shows nothing new
+                    last = time
+                    turns = _QUARTER_TURNS.get(round(frame.rotation / 90) * 90 % 360, 0)
+                    picture = np.rot90(np.asarray(frame.to_ndarray(format="bgr24"), np.uint8), turns)
+                    yield time, np.ascontiguousarray(picture)
+    except (av.error.FFmpegError, av.error.EOFError, ValueError) as error:
+        raise FilmUnreadable(f"{path} is no film that can be read, or it is damaged.") from error
+    except OSError as error:
+        raise FilmUnreadable(f"{path} cannot be read: {error.strerror}.") from error

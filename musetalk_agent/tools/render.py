@@ -1,0 +1,200 @@
+"""`musetalk-agent render`: a talking film from a clip and a recording, by the pipeline that serves rooms, as fast as it goes.
+
+Two things differ from a session: time is virtual, so that it stands still while pictures are made, and the publisher writes a file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from pydantic import ValidationError
+from tqdm import tqdm
+
+from musetalk_agent.clock import VirtualClock
+from musetalk_agent.errors import AgentError
+from musetalk_agent.factory import ENGINES, Factory
+from musetalk_agent.media import FEATURE_RATE, frames_begun
+from musetalk_agent.protocol.http import DEMO_AVATAR_ID, AgentStartRequest, AvatarSource, AvatarWarning, Picture
+from musetalk_agent.protocol.messages import PlaybackFinished, SegmentEnd, SegmentStart
+from musetalk_agent.publishers.base import Publisher
+from musetalk_agent.publishers.file import FilePublisher, Film, FilmSound
+from musetalk_agent.session import ENDED, Session
+from musetalk_agent.settings import AgentSettings
+from musetalk_agent.tools.offline import offline_settings
+from musetalk_agent.tools.prepare import prepare_clip
+from musetalk_agent.tools.sound import SoundFile, SoundUnreadable
+
+_AHEAD_S = 1.0
+"""Sound in hand ahead of the voice: past what any engine looks ahead, little to hold in memory."""
+_STEP_S = 0.1
+_WITHOUT_FACE = "pattern"
+_A_LONG_TIME_S = 10**8
+"""The session's longest duration: real seconds, of which an offline film may need many."""
+
+
+class RenderFailed(Exception):
+    """The film could not be made as it should be; the message says why."""
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """What was made: engine, picture size, real seconds from the ready avatar on, and what is to be said of the clip."""
+
+    engine: str
+    width: int
+    height: int
+    seconds: float
+    warnings: list[AvatarWarning]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments."""
+    parser.add_argument(
+        "--avatar", required=True, metavar="CLIP", help=f"zip, video or picture, an avatar_id or {DEMO_AVATAR_ID!r}"
+    )
+    parser.add_argument("--audio", required=True, type=Path, metavar="SOUND", help="what it says: wav, mp3, flac …")
+    parser.add_argument("-o", "--output", required=True, type=Path, metavar="OUT.mp4", help="the film to make")
+    parser.add_argument("--engine", choices=ENGINES, default=None, help="default: AGENT_ENGINE, else auto")
+    parser.add_argument("--fps", type=int, default=25, help="frames per second, 15 … 50 (default: 25)")
+    parser.add_argument("--width", type=int, default=None, help="width of the picture (default: the clip's)")
+    parser.add_argument("--height", type=int, default=None, help="height of the picture (default: the clip's)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command: 0 made, 1 refused (a sentence on stderr), 2 wrong usage, 130 interrupted. No part of a film is left."""
+    try:
+        picture = Picture(fps=args.fps, width=args.width, height=args.height)
+        settings = offline_settings()
+    except ValidationError as error:
+        for problem in error.errors():
+            print(f"render: {problem['loc'][0]} {problem['input']}: {problem['msg']}", file=sys.stderr)
+        return 2
+    if args.engine:
+        settings = settings.model_copy(update={"engine": args.engine})
+    if (wrong := _wrong_target(args)) is not None:
+        print(f"render: {wrong}", file=sys.stderr)
+        return 2
+    try:
+        sound = SoundFile.open(args.audio)
+        frames = frames_begun(-(-sound.samples * FEATURE_RATE // sound.rate), picture.fps)
+        track = FilmSound(sound.blocks(), sound.rate, sound.channels)
+        with Film(args.output, picture.fps, frames, track) as film:
+            made = asyncio.run(render(settings, args.avatar, picture, sound, film))
+            film.finish()
+    except AgentError as error:
+        print(f"{error.code.value}: {error.detail}", file=sys.stderr)
+        return 1
+    except (SoundUnreadable, RenderFailed) as error:
+        print(f"render: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"render: {args.output} cannot be written: {error.strerror}.", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("render: interrupted; nothing was written.", file=sys.stderr)
+        return 130
+    for warning in made.warnings:
+        print(f"! {warning.code}: {warning.message}", file=sys.stderr)
+    print(
+        f"{args.output}: {frames} frames of {made.width}×{made.height} at {picture.fps} fps, {sound.seconds:.2f} s of sound at "
+        f"{sound.rate} Hz; engine {made.engine}, made in {made.seconds:.1f} s ({sound.seconds / made.seconds:.1f} × real time)"
+    )
+    return 0
+
+
+async def render(settings: AgentSettings, clip: str, picture: Picture, sound: SoundFile, film: Film) -> Rendered:
+    """Plays `sound` through a session with the avatar `clip` into `film`, with a progress bar; the film is not finished yet.
+
+    Cancelling is safe.
+
+    Raises:
+        AgentError: the avatar or the engine cannot be used.
+        SoundUnreadable: the sound is damaged further on.
+        RenderFailed: the session broke, or pictures could not be made.
+    """
+    clock = VirtualClock()
+    factory = _FilmFactory(settings, clock, film)
+    try:
+        await factory.start()
+        engine = factory.engine_name(None)
+        avatar_id, warnings = DEMO_AVATAR_ID, []
+        if engine != _WITHOUT_FACE:
+            report = await prepare_clip(factory.library, clip, picture)
+            avatar_id, warnings = report.avatar_id, report.warnings
+        session = await factory.session(_request(avatar_id, picture))
+        await session.start()
+        try:
+            with tqdm(total=film.frames, unit=" frames", desc="render", file=sys.stderr, leave=False) as bar:
+                begun = time.perf_counter()
+                await _play(session, clock, sound, lambda: bar.update(film.written - bar.n))
+                took = time.perf_counter() - begun
+        finally:
+            await session.stop()
+    finally:
+        await factory.aclose()
+    return Rendered(engine, session.bundle.width, session.bundle.height, took, warnings)
+
+
+class _FilmFactory(Factory):
+    """The agent's composition with another publisher."""
+
+    def __init__(self, settings: AgentSettings, clock: VirtualClock, film: Film) -> None:
+        super().__init__(settings, clock)
+        self._film = film
+
+    def _publisher(self, request: AgentStartRequest, fps: int) -> Publisher:
+        return FilePublisher(self._film, self.clock)
+
+
+def _request(avatar_id: str, picture: Picture) -> AgentStartRequest:
+    return AgentStartRequest(
+        session_id="render",
+        room="render",
+        livekit_url="",
+        livekit_token="",
+        avatar=AvatarSource(avatar_id=avatar_id),
+        picture=picture,
+        connect_livekit=False,
+        max_duration_s=_A_LONG_TIME_S,
+    )
+
+
+async def _play(session: Session, clock: VirtualClock, sound: SoundFile, progress: Callable[[], object]) -> None:
+    """Sends the sound as one segment, a little ahead of the voice, until all of it was heard."""
+    blocks = sound.blocks(channels=1)
+    session.take(SegmentStart(segment=1, sample_rate=sound.rate).model_dump_json())
+    ended = False
+    while not any(isinstance(told.event, PlaybackFinished) for told in session.outbox.after(0)):
+        while not ended and session.pipeline.playback.buffered_s < _AHEAD_S:
+            block = next(blocks, None)
+            ended = block is None
+            session.take(
+                SegmentEnd(segment=1).model_dump_json() if block is None else np.asarray(block, "<i2").tobytes()
+            )
+        await clock.run(clock.now() + _STEP_S)
+        progress()
+        if session.state in ENDED:
+            raise RenderFailed((session.error or {}).get("message", "the session ended by itself"))
+    failed = session.pipeline.funnel.stages["patches"].last_error
+    if failed is not None:
+        raise RenderFailed(f"the engine failed on some frames ({failed}); nothing was written.")
+
+
+def _wrong_target(args: argparse.Namespace) -> str | None:
+    """Why the film cannot be called so; None when it can."""
+    output: Path = args.output
+    if output.suffix.lower() != ".mp4":
+        return f"{output} does not end in .mp4, the one kind of film that is made."
+    if output.is_dir():
+        return f"{output} is a folder."
+    for source in (Path(args.avatar), args.audio):
+        if output.exists() and source.exists() and output.samefile(source):
+            return f"{output} would be written over its own source."
+    return None
