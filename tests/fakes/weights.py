@@ -16,7 +16,7 @@ import torch
 
 Scale = Literal["tiny", "full"]
 
-_POOL = 1 << 22
+_POOL = 1 << 20
 _OLD_ATTENTION = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
 
 
@@ -97,22 +97,25 @@ def whisper_config(scale: Scale) -> dict[str, Any]:
         "activation_function": "gelu",
         "architectures": ["WhisperForConditionalGeneration"],
         "attention_dropout": 0.0,
-        "bos_token_id": 50257 if not tiny else 1,
+        "bos_token_id": 1 if tiny else 50257,
         "d_model": 384,
         "decoder_attention_heads": 2 if tiny else 6,
         "decoder_ffn_dim": 64 if tiny else 1536,
         "decoder_layers": 1 if tiny else 4,
+        "decoder_start_token_id": 1 if tiny else 50258,
         "dropout": 0.0,
         "encoder_attention_heads": 2 if tiny else 6,
         "encoder_ffn_dim": 64 if tiny else 1536,
         "encoder_layerdrop": 0.0,
         "encoder_layers": 4,
+        "eos_token_id": 1 if tiny else 50257,
         "is_encoder_decoder": True,
         "max_source_positions": 1500,
         "max_target_positions": 8 if tiny else 448,
         "model_type": "whisper",
         "num_hidden_layers": 4,
         "num_mel_bins": 80,
+        "pad_token_id": 0 if tiny else 50257,
         "scale_embedding": False,
         "torch_dtype": "float32",
         "transformers_version": "4.27.0.dev0",
@@ -183,9 +186,9 @@ class _Values:
         if name.endswith("num_batches_tracked"):
             return torch.tensor(80000)
         count = shape.numel()
-        offset = int(torch.randint(_POOL, (1,), generator=self._random))
-        rows = -(-(count + offset) // _POOL)
-        values = self._pool.repeat(rows)[offset : offset + count].reshape(shape)
+        pool = self._pool if count < _POOL else self._pool.repeat(2 + count // _POOL)
+        offset = int(torch.randint(min(_POOL, len(pool) - count), (1,), generator=self._random))
+        values = pool[offset : offset + count].reshape(shape)
         if name.endswith("running_var"):
             return 1 + 0.1 * values.abs()
         if len(shape) == 1:
@@ -194,7 +197,7 @@ class _Values:
         if "embed_" in name:
             return 0.1 * values
         gain = 0.5 if name.endswith("conv_out.weight") else 1.0
-        return values.mul(gain / math.sqrt(count // shape[0]))
+        return values * (gain / math.sqrt(count // shape[0]))
 
 
 def _unet_shapes(scale: Scale) -> dict[str, torch.Size]:
@@ -220,7 +223,7 @@ def _whisper_shapes(scale: Scale) -> dict[str, torch.Size]:
     from transformers import WhisperConfig, WhisperModel
 
     with torch.device("meta"):
-        model = WhisperModel(WhisperConfig(**whisper_config(scale), pad_token_id=0))
+        model = WhisperModel(WhisperConfig(**whisper_config(scale)))
     return {f"model.{name}": value.shape for name, value in model.state_dict().items()}
 
 
