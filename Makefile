@@ -1,5 +1,5 @@
 # Each target does its own set-up on a fresh machine (tools/setup) and is quick the second time.
-.PHONY: demo test check bench setup clean
+.PHONY: demo test check bench bench-gpu setup clean
 PY := .venv/bin/python
 ARGS ?=
 
@@ -8,11 +8,11 @@ demo: ## a face that speaks in a browser
 	@exec .venv/bin/musetalk-orchestrator demo $(ARGS)
 
 test: ## the test suite, against a real livekit-server and a real Chromium
-	@tools/setup venv models livekit browser
+	@tools/setup torch models livekit browser
 	@$(PY) -m pytest $(ARGS)
 
 check: ## formatting, lint, types, import rules
-	@tools/setup venv
+	@tools/setup torch
 	@.venv/bin/ruff format --check .
 	@.venv/bin/ruff check .
 	@.venv/bin/mypy
@@ -22,8 +22,12 @@ bench: ## one JSON line a figure, with the machine
 	@tools/setup venv models livekit
 	@$(PY) -m tests.bench $(ARGS)
 
+bench-gpu: ## the same for MuseTalk, on a machine with CUDA
+	@tools/setup torch models
+	@$(PY) -m tests.bench.gpu $(ARGS)
+
 setup: ## everything the other targets need
-	@tools/setup venv models livekit browser
+	@tools/setup torch models livekit browser
 
 clean:
 	rm -rf .venv

@@ -29,6 +29,7 @@ _MODULE = f"github.com/livekit/livekit-server/cmd/server@v{VERSION}"
 _RELEASE = f"https://github.com/livekit/livekit/releases/download/v{VERSION}"
 _CACHE = Path("~/.cache/musetalk-livekit/bin").expanduser()
 _READY_S = 20.0
+_PLI_THROTTLE = "300ms"  # WebRTC heeds one request for a key frame in 300 ms; the default asks again after 500 to 1000
 _GOGC = "30"  # a server for one machine's demo need not keep twice its live memory
 
 
@@ -144,6 +145,7 @@ class LiveKitServer:
                 "enable_loopback_candidate": True,
                 "ips": {"includes": ["127.0.0.1/32"]},
                 "stun_servers": ["127.0.0.1:3478"],  # nobody listens there; else clients are told public ones
+                "pli_throttle": dict.fromkeys(("low_quality", "mid_quality", "high_quality"), _PLI_THROTTLE),
             },
             "keys": {self.access.api_key: self.access.api_secret},
             "room": {"auto_create": True, "empty_timeout": 300, "departure_timeout": 20, "sync_streams": True},

@@ -15,8 +15,8 @@ _WS_MESSAGE_FACTOR = 4
 def server_config(app: FastAPI, settings: Settings, *, host: str, port: int) -> uvicorn.Config:
     """uvicorn's configuration: no access log (addresses carry tokens), our own logging, no compression of PCM.
 
-    Pings keep proxies from closing a quiet connection. An unanswered one closes nothing: a sender that only sends, and whose library
-    stops reading (and so answering) once its queue of messages is full, is alive as long as its PCM comes.
+    Pings keep proxies from closing a quiet connection. An unanswered one closes nothing: a sender that only sends, and whose
+    library stops reading (and so answering) once its queue of messages is full, is alive as long as its PCM comes.
     """
     return uvicorn.Config(
         app,
