@@ -1,0 +1,314 @@
+"""MuseTalk v1.5 behind the engine port: artefacts once per bundle, frames of all sessions in batches on one device."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from musetalk_agent.avatars.bundle import Bundle
+from musetalk_agent.engines.base import PatchRequest, Progress
+from musetalk_agent.engines.musetalk.admission import Pace
+from musetalk_agent.engines.musetalk.artefacts import Artefacts
+from musetalk_agent.engines.musetalk.avatars import Avatar, AvatarStore
+from musetalk_agent.engines.musetalk.graphs import Card, card_for, device_errors
+from musetalk_agent.engines.musetalk.loading import load_parsing, load_taesd, load_unet, load_vae, load_whisper
+from musetalk_agent.engines.musetalk.network import Network
+from musetalk_agent.engines.musetalk.parsing import Parser
+from musetalk_agent.engines.musetalk.profiles import BUCKETS, Profile, profile_named
+from musetalk_agent.engines.musetalk.runner import Launched, Runner
+from musetalk_agent.engines.musetalk.unet import FoldedUNet
+from musetalk_agent.engines.musetalk.vae import FACE, FaceEncoder, PatchDecoder, TinyDecoder
+from musetalk_agent.engines.musetalk.whisper import AudioEncoder
+from musetalk_agent.errors import EngineUnavailable, WeightsMissing
+from musetalk_agent.features.base import FeatureExtractor
+from musetalk_agent.features.whisper import WhisperFeatures, rest
+from musetalk_agent.media import Feature, Patch, Pixels
+
+log = logging.getLogger(__name__)
+
+ENCODE_BATCH = 4
+"""Poses encoded at once while an avatar is prepared: 2 TFLOP, a few milliseconds of a large card, which speech may have to wait."""
+GEOMETRY_VERSION = 1
+"""Of boxes, crops and masks in artefacts; raise it when `geometry`, `masks` or `artefacts` make other ones of the same clip."""
+CPU_BUCKETS = (1,)
+"""A processor gains nothing from batches: one frame of the full network keeps it busy for seconds."""
+_UNFIT_LOGGED = 100  # one line of the log for so many faces
+_PRECISIONS = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How the engine works.
+
+    Args:
+        device: `cpu`, `cuda:0` …
+        profile: a name of `profiles.PROFILES`.
+        precision: of weights and activations; None for float16 on a card, float32 on the processor.
+        lookahead_ms: sound past a frame's end that its feature waits for, 0 … 200.
+        bbox_shift: upstream's, pixels of the picture; moves the line between upper and lower face.
+        buckets: batch sizes, ascending; None for those of the device.
+        compiled: let `torch.compile` make the kernels (minutes at the first start on a machine, its cache then helps).
+    """
+
+    device: str = "cpu"
+    profile: str = "quality"
+    precision: Literal["float16", "bfloat16", "float32"] | None = None
+    lookahead_ms: int = 80
+    bbox_shift: int = 0
+    buckets: tuple[int, ...] | None = None
+    compiled: bool = False
+
+
+class MuseTalkActor:
+    """An avatar for one session. It keeps nothing from frame to frame."""
+
+    def __init__(self, store: AvatarStore, folder: Path, avatar: Avatar, rest: Feature) -> None:
+        self._store, self._folder, self._rest = store, folder, rest
+        self._closed = False
+        self.avatar = avatar
+
+    @property
+    def rest(self) -> Feature:
+        """Feature of silence."""
+        return self._rest
+
+    def idle(self, pose: int) -> Patch | None:
+        """The clip as it is."""
+        return None
+
+    def close(self) -> None:
+        """The last session's end leaves the latents on the card for a while (`AvatarStore`)."""
+        if not self._closed:
+            self._closed = True
+            self._store.give_back(self._folder)
+
+
+class MuseTalkFlight:
+    """A batch under way: which requests are on the card, and in which pieces."""
+
+    def __init__(self, engine: MuseTalkEngine, batch: Sequence[PatchRequest], speaking: Sequence[int]) -> None:
+        self._engine, self._batch, self._speaking = engine, batch, speaking
+        self.pieces: list[Launched] = []
+
+    def wait(self) -> None:
+        """Blocks until all faces lie in host memory."""
+        for piece in self.pieces:
+            piece.wait()
+
+    def patches(self) -> list[Patch | None]:
+        """Resizes each face to its box and gives it its mask: OpenCV on the batcher's collecting thread."""
+        made: list[Patch | None] = [None] * len(self._batch)
+        speaking = iter(self._speaking)
+        for piece in self.pieces:
+            for face, good in zip(piece.pixels, piece.good, strict=True):
+                index = next(speaking)
+                made[index] = self._engine.patch(self._batch[index], face, good=bool(good))
+            piece.release()
+        return made
+
+
+class MuseTalkEngine:
+    """Loads the weights of a models folder and makes frames with them.
+
+    `card` and `network` are there to be measured; sessions go through `launch`.
+
+    Raises:
+        WeightsMissing, WeightsInvalid: of the models folder.
+        EngineUnavailable: no such device, profile or precision.
+    """
+
+    name = "musetalk"
+    needs_face = True
+    closing_frames = 4
+
+    def __init__(self, models_dir: Path, options: Options | None = None) -> None:
+        self.options = options or Options()
+        self.profile: Profile = profile_named(self.options.profile)
+        self.card: Card = card_for(self.options.device)
+        device, dtype = self.card.device, self._dtype()
+        self._features = WhisperFeatures(lookahead_ms=self.options.lookahead_ms)
+        self._rest = rest()
+        vae = load_vae(models_dir, device, dtype)
+        self._encoder = FaceEncoder(vae).to(device)
+        network = Network(
+            AudioEncoder(load_whisper(models_dir, device, dtype)),
+            FoldedUNet(load_unet(models_dir, device, dtype)),
+            _decoder(self.profile, vae, models_dir, device, dtype),
+            dtype,
+        )
+        bisenet = load_parsing(models_dir, device, torch.float32)
+        self._parse = None if bisenet is None else Parser(bisenet)
+        self._fingerprint = _fingerprint(self._encoder, self._parse is not None, self.options.bbox_shift)
+        self.network = network.to(device).eval().requires_grad_(False)
+        self._runner = self._run_by(self.network)
+        self._avatars = AvatarStore(self.card)
+        self.pace = Pace()
+        self.unfit_faces = 0
+
+    @property
+    def device(self) -> str:
+        """Where it computes."""
+        return self.options.device
+
+    @property
+    def fingerprint(self) -> str:
+        """Of what preparation depends on: the VAE's encoder, how boxes and masks are found, `bbox_shift`."""
+        return self._fingerprint
+
+    @property
+    def batch_sizes(self) -> Sequence[int]:
+        """Bucket sizes; fewer after memory ran out."""
+        return self._runner.sizes
+
+    @property
+    def features(self) -> FeatureExtractor:
+        """Mel windows."""
+        return self._features
+
+    def prepare(self, bundle: Bundle, progress: Progress | None = None) -> None:
+        """Derives the artefacts unless they are there. Raises OSError when the bundle's folder cannot be written."""
+        self._artefacts(bundle, progress)
+        if progress:
+            progress(len(bundle), len(bundle))
+
+    def open(self, bundle: Bundle) -> MuseTalkActor:
+        """Readies a bundle; prepares it first where `prepare` has not been called. Raises `EngineUnavailable` without memory."""
+        folder = bundle.engine_path(self.fingerprint)
+        with device_errors():
+            avatar = self._avatars.take(folder, lambda: self._artefacts(bundle))
+        return MuseTalkActor(self._avatars, folder, avatar, self._rest)
+
+    def warmup(self) -> None:
+        """Readies every bucket and measures it. Raises `EngineFailed`, or `EngineUnavailable` when the card is too small."""
+        self._runner.warmup()
+        self.pace = Pace(self._runner.measure())
+        log.info(
+            "musetalk ready",
+            extra={
+                "device": self.device,
+                "profile": self.profile.name,
+                "frames_per_second": round(self.pace.frames_per_second, 1),
+                "buckets": {size: round(1000 * seconds, 2) for size, seconds in self.pace.seconds.items()},
+                "bytes": self.card.allocated(),
+            },
+        )
+
+    def capacity(self, fps: int) -> int | None:
+        """As measured in `warmup` (`admission.Pace`); 0 where the device cannot hold one session in real time."""
+        return self.pace.capacity(fps)
+
+    def memory(self) -> dict[str, int]:
+        """Bytes on the card: `allocated` in all, `avatars` of it for latents."""
+        return {"allocated": self.card.allocated(), "avatars": self._avatars.allocated()}
+
+    def launch(self, batch: Sequence[PatchRequest]) -> MuseTalkFlight:
+        """Starts the frames with presence above 0; the others, and faces that are black or no numbers, become None.
+
+        Raises TypeError for an actor of another engine, IndexError for a pose that its bundle does not have, `EngineFailed`.
+        """
+        speaking = [index for index, request in enumerate(batch) if request.presence > 0]
+        flight = MuseTalkFlight(self, batch, speaking)
+        if speaking:
+            latents = [_actor(batch[index]).avatar.latents[batch[index].pose] for index in speaking]
+            flight.pieces = self._runner.launch([batch[index].feature for index in speaking], latents)
+        return flight
+
+    def patch(self, request: PatchRequest, rows: Pixels, *, good: bool) -> Patch | None:
+        """The patch of a request from the lowest rows of its face, uint8 BGR `[h, 256, 3]`; those above are under the mask.
+
+        None, counted in `unfit_faces`, for a face that is not `good`.
+        """
+        if not good:
+            self.unfit_faces += 1
+            if self.unfit_faces % _UNFIT_LOGGED == 1:
+                log.warning("the network made a black face or no numbers", extra={"so_far": self.unfit_faces})
+            return None
+        face = rows
+        if len(rows) < FACE:
+            face = np.zeros((FACE, FACE, 3), np.uint8)
+            face[FACE - len(rows) :] = rows
+        made: Patch = _actor(request).avatar.artefacts.patch(request.pose, face, min(request.presence, 1.0))
+        return made
+
+    def close(self) -> None:
+        """Releases the device. Safe to call twice."""
+        self._avatars.clear()
+        self._runner.close()
+
+    def _dtype(self) -> torch.dtype:
+        name = self.options.precision or ("float32" if self.options.device == "cpu" else "float16")
+        if name not in _PRECISIONS:
+            raise EngineUnavailable(f"There is no precision {name!r}.", field="precision", value=name)
+        return _PRECISIONS[name]
+
+    def _run_by(self, network: Network) -> Runner:
+        on_card = self.card.device.type == "cuda"
+        if on_card:
+            self._encoder.to(memory_format=torch.channels_last)
+            network.to(memory_format=torch.channels_last)  # what tensor cores read; else each layer transposes
+        if self.options.compiled:
+            network.compile(dynamic=False)
+        sizes = self.options.buckets or (BUCKETS if on_card else CPU_BUCKETS)
+        return Runner(network, self.card, self._rest.shape, self.profile.rows, sizes)
+
+    def _artefacts(self, bundle: Bundle, progress: Progress | None = None) -> Artefacts:
+        def make() -> Artefacts:
+            return Artefacts.of(bundle, self._encode, self._parse, self.options.bbox_shift, progress)
+
+        with device_errors():
+            return Artefacts.found_or_made(bundle.engine_path(self.fingerprint), bundle, make)
+
+    def _encode(self, faces: Pixels) -> NDArray[np.float16]:
+        """uint8 BGR `[b, 256, 256, 3]` → float16 `[b, 8, 32, 32]`; smaller batches when memory is short."""
+        done: list[NDArray[np.float16]] = []
+        step, at = ENCODE_BATCH, 0
+        while at < len(faces):
+            try:
+                with self.card.background():
+                    part = torch.from_numpy(np.ascontiguousarray(faces[at : at + step]))
+                    done.append(self._encoder(part.to(self.card.device)).cpu().numpy())
+                at += step
+            except torch.cuda.OutOfMemoryError as error:
+                if step == 1:
+                    raise EngineUnavailable("The card has no memory to prepare an avatar.") from error
+                self.card.trim()
+                step //= 2
+        return np.concatenate(done)
+
+
+def _decoder(profile: Profile, vae: nn.Module, models: Path, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    if profile.decoder == "sd-vae":
+        return PatchDecoder(vae, profile.first_row)
+    taesd = load_taesd(models, device, dtype)
+    if taesd is None:
+        raise WeightsMissing(
+            f"The profile {profile.name!r} needs taesd, not in {models}; run `musetalk-agent fetch-models taesd`.",
+            field="profile",
+            value=profile.name,
+        )
+    return TinyDecoder(taesd)
+
+
+def _actor(request: PatchRequest) -> MuseTalkActor:
+    if not isinstance(request.actor, MuseTalkActor):
+        raise TypeError(
+            f"the musetalk engine was given a {type(request.actor).__name__}; open the bundle with this engine"
+        )
+    return request.actor
+
+
+def _fingerprint(encoder: nn.Module, parsing: bool, bbox_shift: int) -> str:
+    """Of a few values of every layer in float16, so that the processor and a card agree on the same weights."""
+    values = [parameter.detach().flatten()[:4].to("cpu", torch.float16) for parameter in encoder.parameters()]
+    digest = hashlib.sha256(torch.cat(values).numpy().tobytes())
+    digest.update(f"{GEOMETRY_VERSION} {parsing} {bbox_shift}".encode())
+    return f"musetalk-{digest.hexdigest()[:16]}"

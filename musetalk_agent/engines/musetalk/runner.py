@@ -1,0 +1,199 @@
+"""Runs the network in buckets of fixed size and never waits for the card while launching."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from musetalk_agent.engines.musetalk.graphs import Card, Mark, Outputs, device_errors
+from musetalk_agent.engines.musetalk.network import LATENT_SHAPE, Network
+from musetalk_agent.engines.musetalk.profiles import bucket_of
+from musetalk_agent.errors import EngineUnavailable
+from musetalk_agent.media import Feature, Pixels
+
+log = logging.getLogger(__name__)
+
+MEASURED_BATCHES = 4
+"""Most batches over which a bucket's pace is taken, two of them under way at any moment, as in service."""
+MEASURED_S = 0.5
+"""A bucket is measured no longer than this and two batches: the processor takes seconds for one."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Bucket:
+    """A batch size with its device memory: `run` reads `mel` and `latents` and always writes the same outputs."""
+
+    size: int
+    mel: Tensor
+    latents: Tensor
+    run: Callable[[], Outputs]
+
+
+@dataclass(frozen=True, slots=True)
+class _Slot:
+    """Host memory of one batch under way."""
+
+    mel: Tensor
+    pixels: Tensor
+    good: Tensor
+
+
+class Launched:
+    """A batch under way. `wait`, then read `pixels` and `good`, then `release`; they belong to the next batch after that."""
+
+    def __init__(self, slot: _Slot, mark: Mark, count: int, give_back: Callable[[_Slot], None]) -> None:
+        self._slot, self._mark, self._count, self._give_back = slot, mark, count, give_back
+
+    def __len__(self) -> int:
+        return self._count
+
+    def wait(self) -> None:
+        """Blocks until the faces lie in host memory. Raises `EngineFailed` when the card failed."""
+        with device_errors():
+            self._mark.wait()
+
+    @property
+    def pixels(self) -> Pixels:
+        """uint8 BGR `[n, rows, 256, 3]`, the lowest rows of the faces. Valid until `release`."""
+        return np.asarray(self._slot.pixels[: self._count].numpy(), np.uint8)
+
+    @property
+    def good(self) -> NDArray[np.bool_]:
+        """bool `[n]`; False where the face is black or was not a number. Valid until `release`."""
+        return np.asarray(self._slot.good[: self._count].numpy(), np.bool_)
+
+    def release(self) -> None:
+        """Gives the host memory back. Once."""
+        self._give_back(self._slot)
+
+
+class Runner:
+    """One network on one card.
+
+    `launch` belongs to one thread; `Launched` may be waited for by another.
+
+    Args:
+        window: shape of a feature.
+        rows: rows of the 256 that the network's decoder makes.
+        sizes: bucket sizes, ascending.
+    """
+
+    def __init__(self, network: Network, card: Card, window: tuple[int, ...], rows: int, sizes: Sequence[int]) -> None:
+        self._network, self._card = network, card
+        self._window, self._rows = window, rows
+        self._sizes = tuple(sizes)
+        self._buckets: dict[int, _Bucket] = {}
+        self._slots: list[_Slot] = []
+        self._most = self._sizes[-1]
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Bucket sizes in use, ascending. Shrinks for good when memory runs out."""
+        return self._sizes
+
+    def warmup(self) -> None:
+        """Readies every bucket, the largest first, because the smaller ones then fit into its memory.
+
+        Buckets that do not fit are given up with a warning. Raises `EngineUnavailable` when not even one frame fits,
+        `EngineFailed` when the card failed.
+        """
+        while missing := [size for size in self._sizes if size not in self._buckets]:
+            try:
+                with device_errors(), self._card.frames():
+                    self._buckets[missing[-1]] = self._bucket(missing[-1])
+            except torch.cuda.OutOfMemoryError:
+                self._shrink()
+
+    def launch(self, mels: Sequence[Feature], latents: Sequence[Tensor]) -> list[Launched]:
+        """Starts a batch, in pieces where it is larger than the largest bucket.
+
+        `mels` float32 features, `latents` float16 `[8, 32, 32]` each on the card, as many. When memory runs out the
+        largest bucket is given up, with a warning, and the batch goes on in smaller ones.
+
+        Raises:
+            EngineFailed: the card failed.
+            EngineUnavailable: there is no memory for a single frame.
+        """
+        launched: list[Launched] = []
+        at = 0
+        with device_errors(), self._card.frames():
+            while at < len(mels):
+                end = min(len(mels), at + self._sizes[-1])
+                try:
+                    launched.append(self._start(mels[at:end], latents[at:end]))
+                except torch.cuda.OutOfMemoryError:
+                    self._shrink()
+                    continue
+                at = end
+        return launched
+
+    def measure(self) -> dict[int, float]:
+        """Seconds per batch of each bucket, launched as in service, copies included. Best after `warmup`."""
+        window = np.zeros(self._window, np.float32)
+        latent = torch.zeros(LATENT_SHAPE, dtype=torch.float16, device=self._card.device)
+        found: dict[int, float] = {}
+        for size in self._sizes:
+            batch = [window] * size, [latent] * size
+            begun, made = time.perf_counter(), 1
+            ahead = self.launch(*batch)
+            while made < MEASURED_BATCHES and time.perf_counter() - begun < MEASURED_S:
+                after = self.launch(*batch)
+                _finish(ahead)
+                ahead, made = after, made + 1
+            _finish(ahead)
+            found[size] = (time.perf_counter() - begun) / made
+        return found
+
+    def close(self) -> None:
+        """Lets go of graphs and buffers. Safe to call twice."""
+        self._buckets.clear()
+        self._slots.clear()
+        self._card.trim()
+
+    def _start(self, mels: Sequence[Feature], latents: Sequence[Tensor]) -> Launched:
+        count = len(mels)
+        size = bucket_of(count, self._sizes)
+        bucket = self._buckets.get(size) or self._buckets.setdefault(size, self._bucket(size))
+        slot = self._slots.pop() if self._slots else self._slot()
+        np.stack(mels, out=slot.mel[:count].numpy())
+        bucket.mel[:count].copy_(slot.mel[:count], non_blocking=True)
+        torch.stack(list(latents), out=bucket.latents[:count])
+        pixels, good = bucket.run()
+        # one stream: the next batch overwrites the outputs only after these copies
+        slot.pixels[:count].copy_(pixels[:count], non_blocking=True)
+        slot.good[:count].copy_(good[:count], non_blocking=True)
+        return Launched(slot, self._card.mark(), count, self._slots.append)
+
+    def _bucket(self, size: int) -> _Bucket:
+        mel = torch.zeros((size, *self._window), device=self._card.device)
+        latents = torch.zeros((size, *LATENT_SHAPE), dtype=torch.float16, device=self._card.device)
+        return _Bucket(size, mel, latents, self._card.fix(lambda: self._network(mel, latents)))
+
+    def _slot(self) -> _Slot:
+        return _Slot(
+            self._card.host((self._most, *self._window), torch.float32),
+            self._card.host((self._most, self._rows, 256, 3), torch.uint8),
+            self._card.host((self._most,), torch.bool),
+        )
+
+    def _shrink(self) -> None:
+        largest, kept = self._sizes[-1], [s for s in self._sizes if s <= self._sizes[-1] // 2]
+        self._buckets = {size: bucket for size, bucket in self._buckets.items() if size in kept}
+        self._card.trim()
+        if not kept:
+            raise EngineUnavailable("The card has no memory left for a single frame.", value=self._card.allocated())
+        self._sizes = tuple(kept)
+        log.warning("out of memory on the card: smaller batches", extra={"largest": largest, "now": kept[-1]})
+
+
+def _finish(batch: Sequence[Launched]) -> None:
+    for piece in batch:
+        piece.wait()
+        piece.release()
