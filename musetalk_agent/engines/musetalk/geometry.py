@@ -23,7 +23,11 @@ JAW = (127, 234, 93, 132, 58, 172, 136, 150, 149, 176, 148, 152, 377, 400, 378, 
 # fmt: on
 """The face oval from temple over chin to temple, as seen in the picture from left to right."""
 BRIDGE = (195, 5)
-"""dlib 29 lies between these two (`docs/topics/blending.md` says how that was found)."""
+"""dlib 29 lies between these two (measured: `docs/topics/blending.md`)."""
+BETWEEN_EYES = 168
+"""dlib 27, the top of the bridge."""
+JAW_REACH = 0.035
+"""The mesh's jaw ends above the visible edge of the chin by this share of the way down from the eyes (measured, as above)."""
 MARGIN = 10
 """Pixels that v1.5 adds below the chin (`extra_margin`, numerics §3.4)."""
 
@@ -38,8 +42,7 @@ def face_boxes(landmarks: Floats, width: int, height: int, bbox_shift: int = 0) 
     Raises:
         NoFaceInAvatar: the face is outside the picture in every frame.
     """
-    points = np.trunc(landmarks).astype(np.int32)
-    jaw = points[:, JAW]
+    jaw = np.trunc(jaw_lines(landmarks)).astype(np.int32)
     middle = np.trunc(landmarks[:, BRIDGE, 1].mean(1)).astype(np.int32) + bbox_shift
     bottom = jaw[:, :, 1].max(1)
     boxes = np.stack(
@@ -52,6 +55,13 @@ def face_boxes(landmarks: Floats, width: int, height: int, bbox_shift: int = 0) 
         axis=1,
     )
     return _with_neighbours(boxes.astype(np.int32))
+
+
+def jaw_lines(landmarks: Floats) -> Floats:
+    """dlib's jaw of every frame, float32 `[n, 23, 2]`, from temple over chin to temple, from meshes `[n, 468, 2]`."""
+    jaw = landmarks[:, JAW, :].copy()
+    jaw[..., 1] += np.float32(JAW_REACH) * np.maximum(0, jaw[..., 1] - landmarks[:, BETWEEN_EYES, 1, None])
+    return jaw
 
 
 def crop_box(box: tuple[int, int, int, int]) -> tuple[int, int, int, int]:

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from musetalk_agent.engines.musetalk.geometry import JAW, crop_box
+from musetalk_agent.engines.musetalk.geometry import crop_box, jaw_lines
 from musetalk_agent.engines.musetalk.resampling import resize
 from musetalk_agent.media import Pixels
 
@@ -62,7 +62,7 @@ def region_of_mesh(points: NDArray[np.float32], box: FaceBox) -> Pixels:
     x1, _, x2, y2 = box
     top = middle(box)
     side = crop_box(box)[2] - crop_box(box)[0]
-    outline = points[JAW, :].astype(np.float64)
+    outline = jaw_lines(points[None])[0].astype(np.float64)
     centre = (x1 + x2) / 2
     away = outline[:, 0] - centre
     strip = _CHEEK / _SIDE * side

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from musetalk_agent.engines.musetalk.geometry import BRIDGE, JAW, crop_box, face_boxes
+from musetalk_agent.engines.musetalk.geometry import BRIDGE, JAW, JAW_REACH, crop_box, face_boxes
 from musetalk_agent.errors import NoFaceInAvatar
 from tests.musetalk_agent.engines.warp.faces import demo_points
 from tests.reference import musetalk as reference
@@ -24,23 +24,23 @@ def box(points: np.ndarray, width: int = 1280, height: int = 720, shift: int = 0
 
 
 def test_the_box_is_symmetric_about_the_bridge_and_ends_ten_pixels_below_the_chin() -> None:
-    # By hand: bridge 300, chin 420 → 120 up to 180; 420 + 10 down.
-    assert box(mesh(100, 310, 300, 420)) == (100, 180, 310, 430)
+    # By hand: bridge 300, the mesh's chin 420, the visible one 420 + 0.035 · 120 = 424.2 → 424; 124 up to 176; 424 + 10 down.
+    assert box(mesh(100, 310, 300, 420)) == (100, 176, 310, 434)
 
 
 def test_points_are_cut_to_whole_pixels_first() -> None:
-    # By hand: 300.9 → 300, 420.9 → 420, 100.9 → 100, 310.2 → 310.
-    assert box(mesh(100.9, 310.2, 300.9, 420.9)) == (100, 180, 310, 430)
+    # By hand: 300.9 → 300, 420.6 + 4.1895 → 424, 100.9 → 100, 310.2 → 310.
+    assert box(mesh(100.9, 310.2, 300.9, 420.6)) == (100, 176, 310, 434)
 
 
 def test_a_shift_moves_the_middle_and_so_the_top_twice_as_far() -> None:
-    assert box(mesh(100, 310, 300, 420), shift=5) == (100, 190, 310, 430)
-    assert box(mesh(100, 310, 300, 420), shift=-5) == (100, 170, 310, 430)
+    assert box(mesh(100, 310, 300, 420), shift=5) == (100, 186, 310, 434)
+    assert box(mesh(100, 310, 300, 420), shift=-5) == (100, 166, 310, 434)
 
 
 def test_boxes_end_at_the_picture() -> None:
-    assert box(mesh(-8, 310, 100, 420)) == (0, 0, 310, 430)  # the top would be at -220
-    assert box(mesh(1100, 1290, 500, 715)) == (1100, 285, 1280, 720)
+    assert box(mesh(-8, 310, 100, 420)) == (0, 0, 310, 441)  # the top would be at -231
+    assert box(mesh(1100, 1290, 500, 715)) == (1100, 278, 1280, 720)
 
 
 def test_a_box_equals_upstreams_on_the_same_68_points() -> None:
@@ -50,7 +50,9 @@ def test_a_box_equals_upstreams_on_the_same_68_points() -> None:
         points = mesh(left, left + rng.uniform(40, 400), bridge, bridge + rng.uniform(30, 300))
         face68 = np.zeros((68, 2), np.int32)
         face68[:] = points[BRIDGE[0]].astype(np.int32)
-        face68[:17] = points[list(JAW)][np.linspace(0, len(JAW) - 1, 17).round().astype(int)].astype(np.int32)
+        jaw = points[list(JAW)][np.linspace(0, len(JAW) - 1, 17).round().astype(int)]
+        jaw[:, 1] += np.float32(JAW_REACH) * (jaw[:, 1] - bridge)
+        face68[:17] = jaw.astype(np.int32)
         shift = int(rng.integers(-9, 10))
         assert box(points, 1280, 720, shift) == reference.face_box(face68, 720, shift)
 
@@ -78,6 +80,6 @@ def test_the_demo_avatars_box_holds_its_face_from_the_brows_to_the_chin() -> Non
     x1, y1, x2, y2 = box(points, 640, 640)
     brows, lips, nose = points[[105, 334], 1].mean(), points[[0, 17], 1], points[4, 1]
     assert x1 < points[:, 0].min() + 4 and x2 > points[:, 0].max() - 4
-    assert y1 < brows and y2 - 12 < points[152, 1] < y2
+    assert y1 < brows and y2 - 20 < points[152, 1] < y2 - 10
     assert nose - 30 < (y1 + y2) / 2 < nose  # the lower half begins just above the tip of the nose
     assert (lips > (y1 + y2) / 2 + 20).all()
