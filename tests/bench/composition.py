@@ -43,7 +43,7 @@ def _figures(bundle: Bundle, artefacts: Artefacts) -> list[Figure]:
     cut = _times(lambda k: artefacts.patch(poses[k], faces[k % 8]))
     theirs = _times(lambda k: _pillow(frames[poses[k]], faces[k % 8], artefacts.boxes[poses[k]], whole_masks[poses[k]]))
     x1, y1, x2, y2 = (int(v) for v in artefacts.boxes[0])
-    face = f"face box {x2 - x1}x{y2 - y1}, picture {bundle.width}x{bundle.height}, {_FRAMES} frames, one thread"
+    face = f"face box {x2 - x1}x{y2 - y1}, picture {bundle.width}x{bundle.height}, {_FRAMES} frames, called from one thread"
     median = {name: percentile(times, 50) or 0.0 for name, times in (("ours", ours), ("cut", cut), ("pillow", theirs))}
     return [
         Figure(
