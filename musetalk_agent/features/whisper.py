@@ -1,0 +1,168 @@
+"""Sound to whisper's log-mel windows for the `musetalk` engine, one per video frame, while the sound arrives: numpy only.
+
+The encoder itself runs in the engine's batch on the card (`engines/musetalk/whisper.py`); what travels to it is the feature,
+float32 `[MEL_COLUMNS, 80]`, about 20 ms positions a, a+1 … of the segment:
+
+    rows 0 … 2·POSITIONS+2: columns 2a-2 … 2·(a+POSITIONS), scaled as whisper reads them
+    last row: a's place on whisper's 30 s, and three indices of positions: the first that exists (-1 when more did before),
+        the first after what was heard (and the silence behind it), the first after the segment's end
+
+The frame's own ten positions are at `TARGET` in every feature. How it was chosen: docs/topics/audio-features.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from musetalk_agent.features import whisper_mel as mel
+from musetalk_agent.media import FEATURE_RATE, Cue, Feature, Pcm, frame_start, frames_begun
+
+STEP = 2 * mel.HOP
+"""Samples per position of the encoder (20 ms); position p begins at sample 320·p."""
+PLACES = 1500
+"""Positions whisper has learned: 30 s."""
+BEFORE, AFTER = 4, 6
+"""A frame sees the positions r-4 … r+5 around r, the one in which it begins."""
+CONTEXT = 187
+"""Positions before a frame's ten: 3.74 s."""
+TAIL = 3
+"""Silent positions after what was heard: with them whisper knows that the sound ends there, and comes nearest to offline."""
+_BEHIND = 8 + TAIL  # positions after the ten: 8 for the longest look-ahead at the lowest fps
+POSITIONS = CONTEXT + BEFORE + AFTER + _BEHIND
+TARGET = slice(CONTEXT, CONTEXT + BEFORE + AFTER)
+MEL_COLUMNS = 2 * POSITIONS + 3 + 1
+PLACE, BEGIN, HEARD, END = range(4)
+"""Where the last row holds which number."""
+LOOKAHEAD_MS = 80
+"""The least look-ahead with which all of a frame's ten positions have been heard."""
+_MOST_MS = 200
+
+
+def rest() -> Feature:
+    """The feature of silence, for a closed mouth: float32 [MEL_COLUMNS, 80]."""
+    out = np.full((MEL_COLUMNS, mel.BANDS), _scaled_silence(np.float32(mel.SILENCE)), np.float32)
+    out[-1] = 0
+    out[-1, BEGIN], out[-1, HEARD], out[-1, END] = -1, TARGET.stop + TAIL, POSITIONS
+    return out
+
+
+def _scaled_silence(loudest: np.float32) -> np.float32:
+    return np.float32(mel.scaled(np.full(1, mel.SILENCE, np.float32), loudest)[0])
+
+
+class WhisperFeatures:
+    """Makes streams of whisper windows. Immutable.
+
+    Args:
+        lookahead_ms: milliseconds of sound after a frame's end that its feature waits for and reads, 0 … 200.
+
+    Raises `ValueError` outside.
+    """
+
+    def __init__(self, lookahead_ms: int = LOOKAHEAD_MS) -> None:
+        if not 0 <= lookahead_ms <= _MOST_MS:
+            raise ValueError(f"lookahead_ms {lookahead_ms} is not within 0 … {_MOST_MS}")
+        self._lookahead_ms = lookahead_ms
+
+    @property
+    def lookahead_ms(self) -> int:
+        """Milliseconds of sound past a frame's end that its feature reads."""
+        return self._lookahead_ms
+
+    def stream(self, fps: int) -> WhisperStream:
+        """A new stream for video at `fps` frames per second (15 … 50). Raises `ValueError` outside."""
+        if not 15 <= fps <= 50:
+            raise ValueError(f"fps {fps} is not within 15 … 50")
+        return WhisperStream(fps, self._lookahead_ms)
+
+
+class WhisperStream:
+    """Windows of one segment. The same sound gives the same windows, bit for bit, however it is cut. Not thread-safe."""
+
+    def __init__(self, fps: int, lookahead_ms: int) -> None:
+        self._fps = fps
+        self._lookahead = lookahead_ms * FEATURE_RATE // 1000
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets everything: the next push begins a new segment."""
+        self._sound = np.zeros(0, np.float32)  # from sample `_from` on, in -1 … 1
+        self._from = 0
+        self._received = 0
+        self._frame = 0
+        self._logs = np.zeros((0, mel.BANDS), np.float32)  # the last columns that are heard whole, up to `_whole`
+        self._whole = 0
+        self._loudest = np.float32(mel.SILENCE)
+
+    def cue(self, cues: Sequence[Cue]) -> None:
+        """Whisper listens only: phonemes known beforehand are ignored."""
+
+    def push(self, samples: Pcm) -> list[Feature]:
+        """Takes int16[n] at 16 kHz; returns the windows of the frames whose end plus the look-ahead has now been heard."""
+        self._received += len(samples)
+        self._sound = np.concatenate([self._sound, samples.astype(np.float32) / np.float32(32768)])
+        out = []
+        while self._received >= (cut := self._cut(self._frame)):
+            out.append(self._window(cut, None))
+            self._frame += 1
+        return out
+
+    def flush(self) -> list[Feature]:
+        """The segment is over: the remaining frames, with nothing after its last whole position; then begins anew."""
+        end, total = self._received, frames_begun(self._received, self._fps)
+        lacking = self._cut(total - 1) - end if total else 0
+        self._sound = np.concatenate([self._sound, np.zeros(max(0, lacking), np.float32)])
+        out = []
+        while self._frame < total:
+            out.append(self._window(self._cut(self._frame), end // STEP))
+            self._frame += 1
+        self.reset()
+        return out
+
+    def _cut(self, frame: int) -> int:
+        """The sample before which a frame's feature hears, and which it waits for."""
+        return frame_start(frame + 1, self._fps) + self._lookahead
+
+    def _window(self, cut: int, end: int | None) -> Feature:
+        """The next frame's feature from the samples before `cut`; the segment has `end` positions, when that is known."""
+        row = 50 * self._frame // self._fps
+        first = row - BEFORE - CONTEXT
+        logs, loudest = self._columns(cut)
+        out = np.full((MEL_COLUMNS, mel.BANDS), _scaled_silence(loudest), np.float32)
+        oldest, begin = self._whole - len(self._logs), 2 * first - 2  # numbers of the columns logs[0] and out[0]
+        taken = logs[max(0, begin - oldest) :]
+        at = max(0, oldest - begin)
+        out[at : at + len(taken)] = mel.scaled(taken, loudest)
+        heard = max(row + AFTER, cut // STEP) + TAIL
+        out[-1] = 0
+        out[-1, PLACE], out[-1, BEGIN] = first % PLACES, max(-1, -first)
+        out[-1, HEARD], out[-1, END] = heard - first, POSITIONS if end is None else end - first
+        return out
+
+    def _columns(self, cut: int) -> tuple[NDArray[np.float32], np.float32]:
+        """All kept columns as heard before `cut`, those it cuts included, and the loudest of the segment so far."""
+        whole = (cut - mel.REACH) // mel.HOP + 1  # columns that end at or before the cut
+        fresh = [self._column(j, cut) for j in range(self._whole, whole)]
+        self._loudest = max([self._loudest, *(column.max() for column in fresh)])
+        self._logs = np.concatenate([self._logs, *(c[None] for c in fresh)])[-MEL_COLUMNS:]
+        self._whole = max(self._whole, whole)
+        self._forget()
+        parted = [self._column(j, cut) for j in range(self._whole, -(-(cut + mel.REACH) // mel.HOP))]
+        loudest = max([self._loudest, *(column.max() for column in parted)])
+        return np.concatenate([self._logs, *(c[None] for c in parted)]), loudest
+
+    def _column(self, j: int, cut: int) -> NDArray[np.float32]:
+        """Column j, with silence from `cut` on; before the segment its mirror image, as upstream has it."""
+        index = np.abs(np.arange(j * mel.HOP - mel.REACH, j * mel.HOP + mel.REACH))
+        heard = index < cut
+        window = np.zeros(mel.WINDOW, np.float32)
+        window[heard] = self._sound[index[heard] - self._from]
+        return mel.columns(window[None])[0]
+
+    def _forget(self) -> None:
+        needed = max(0, self._whole * mel.HOP - mel.REACH)
+        self._sound = self._sound[needed - self._from :]
+        self._from = needed
