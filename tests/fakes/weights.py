@@ -143,12 +143,12 @@ def write_models(
         parsing, taesd: write these optional models too. BiSeNet has one size only (53 MB).
     """
     source = _Values(seed)
-    _write_json(folder / "musetalkV15" / "musetalk.json", unet_config(scale))
+    write_config(folder / "musetalkV15" / "musetalk.json", unet_config(scale))
     _save(source.fill(_unet_shapes(scale)), folder / "musetalkV15" / "unet.pth")
-    _write_json(folder / vae_folder / "config.json", vae_config(scale))
+    write_config(folder / vae_folder / "config.json", vae_config(scale))
     _save(source.fill(_vae_shapes(scale)), folder / vae_folder / "diffusion_pytorch_model.bin")
-    _write_json(folder / "whisper" / "config.json", whisper_config(scale))
-    _write_json(folder / "whisper" / "preprocessor_config.json", _preprocessor_config())
+    write_config(folder / "whisper" / "config.json", whisper_config(scale))
+    write_config(folder / "whisper" / "preprocessor_config.json", _preprocessor_config())
     _save(source.fill(_whisper_shapes(scale)), folder / "whisper" / "pytorch_model.bin")
     if parsing:
         write_parsing(folder, seed=seed)
@@ -167,7 +167,7 @@ def write_taesd(folder: Path, *, scale: Scale = "tiny", seed: int = 0) -> None:
     from diffusers import AutoencoderTiny
     from safetensors.torch import save_file
 
-    _write_json(folder / "taesd" / "config.json", taesd_config(scale))
+    write_config(folder / "taesd" / "config.json", taesd_config(scale))
     shapes = _meta_shapes(AutoencoderTiny, taesd_config(scale))
     save_file(_Values(seed).fill(shapes), folder / "taesd" / "diffusion_pytorch_model.safetensors")
 
@@ -283,7 +283,8 @@ def _preprocessor_config() -> dict[str, Any]:
     }
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def write_config(path: Path, content: dict[str, Any]) -> None:
+    """A configuration file as diffusers writes it; makes its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
 

@@ -2,6 +2,9 @@
 
 Every function raises WeightsMissing where a file is not there and WeightsInvalid where one is not of this model; both say which and
 how to mend it. fp32 belongs on the CPU, fp16 or bf16 on a card.
+
+On the CPU, weights that need no conversion stay mapped as long as the module lives: a file may be replaced meanwhile (renamed over,
+as every command here does), but writing into it ends the process.
 """
 
 from __future__ import annotations
