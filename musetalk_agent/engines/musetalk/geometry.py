@@ -30,6 +30,8 @@ JAW_REACH = 0.035
 """The mesh's jaw ends above the visible edge of the chin by this share of the way down from the eyes (measured, as above)."""
 MARGIN = 10
 """Pixels that v1.5 adds below the chin (`extra_margin`, numerics §3.4)."""
+SLACK = 0.5
+"""Pixels that a side may stray from its whole pixel before the box follows: a resting face's box stands still."""
 
 
 def face_boxes(landmarks: Floats, width: int, height: int, bbox_shift: int = 0) -> Boxes:
@@ -42,14 +44,15 @@ def face_boxes(landmarks: Floats, width: int, height: int, bbox_shift: int = 0) 
     Raises:
         NoFaceInAvatar: the face is outside the picture in every frame.
     """
-    jaw = np.trunc(jaw_lines(landmarks)).astype(np.int32)
-    middle = np.trunc(landmarks[:, BRIDGE, 1].mean(1)).astype(np.int32) + bbox_shift
-    bottom = jaw[:, :, 1].max(1)
+    jaw = jaw_lines(landmarks)
+    left, right = _whole(jaw[..., 0].min(1)), _whole(jaw[..., 0].max(1))
+    bottom = _whole(jaw[..., 1].max(1))
+    middle = _whole(landmarks[:, BRIDGE, 1].mean(1)) + bbox_shift
     boxes = np.stack(
         [
-            np.maximum(jaw[:, :, 0].min(1), 0),
+            np.maximum(left, 0),
             np.maximum(2 * middle - bottom, 0),
-            np.minimum(jaw[:, :, 0].max(1), width),
+            np.minimum(right, width),
             np.minimum(bottom + MARGIN, height),
         ],
         axis=1,
@@ -70,6 +73,15 @@ def crop_box(box: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
     x, y = (x1 + x2) // 2, (y1 + y2) // 2
     half = int(max(x2 - x1, y2 - y1) // 2 * 1.5)
     return x - half, y - half, x + half, y + half
+
+
+def _whole(track: Floats) -> NDArray[np.int32]:
+    """A track over the frames, cut to whole pixels as upstream cuts points, but only when it has left the last one by `SLACK`."""
+    out = np.trunc(track).astype(np.int32)
+    for k in range(1, len(out)):
+        if out[k - 1] - SLACK <= track[k] < out[k - 1] + 1 + SLACK:
+            out[k] = out[k - 1]
+    return out
 
 
 def _with_neighbours(boxes: Boxes) -> Boxes:

@@ -57,6 +57,16 @@ def test_a_box_equals_upstreams_on_the_same_68_points() -> None:
         assert box(points, 1280, 720, shift) == reference.face_box(face68, 720, shift)
 
 
+def test_the_box_of_a_resting_face_stands_still_and_that_of_a_moving_one_follows() -> None:
+    rng = np.random.default_rng(3)
+    resting = np.stack([mesh(100.9, 310.9, 300.9, 420.9) + np.float32(v) for v in rng.uniform(-0.4, 0.4, 50)])
+    assert len(np.unique(face_boxes(resting, 1280, 720), axis=0)) == 1
+    moving = np.stack([mesh(100, 310, 300, 420) + np.float32(0.2 * k) for k in range(100)])
+    alone = np.stack([box(points) for points in moving])
+    assert np.abs(face_boxes(moving, 1280, 720) - alone)[:, [0, 2, 3]].max() == 1
+    assert np.abs(face_boxes(moving, 1280, 720) - alone)[:, 1].max() <= 2  # twice the middle less the chin
+
+
 def test_a_face_outside_the_picture_takes_the_nearest_frames_box() -> None:
     inside, later = mesh(100, 310, 300, 420), mesh(200, 410, 300, 420)
     outside = mesh(-300, -100, 300, 420)
