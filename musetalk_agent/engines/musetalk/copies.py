@@ -50,8 +50,9 @@ def notes_of(path: Path) -> dict[str, str]:
         ValueError: it is not a whole safetensors file.
     """
     with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if not 2 <= length <= HEADER_LIMIT:
+        start = file.read(8)
+        length = int.from_bytes(start, "little")
+        if len(start) < 8 or not 2 <= length <= HEADER_LIMIT:
             raise ValueError("it has no safetensors header")
         header = json.loads(file.read(length))
     notes = header.pop("__metadata__", {})
@@ -73,6 +74,8 @@ def problem_of(copy: Path, original: Path | None) -> str | None:
             return f"{original.name} has another size than what it was made from"
         if notes.get("source_fingerprint") != fingerprint(original):
             return f"{original.name} is not what it was made from"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except OSError as error:
         return str(error)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"its header is broken: {error}"
     return None

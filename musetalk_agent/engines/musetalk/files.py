@@ -99,9 +99,13 @@ def musetalk_state(store: ModelStore) -> list[str]:
     A folder of another name, another format or a converted copy stands for a file. Contents are not looked at: loading does.
     """
     folder = store.directory
+    configs: dict[Part, tuple[str, Path]] = {
+        "unet": (UNET_CONFIG, folder / UNET_CONFIG),
+        "vae": ("sd-vae/config.json", vae_config_path(folder)),
+        "whisper": (WHISPER_CONFIG, folder / WHISPER_CONFIG),
+    }
     missing: list[str] = []
-    for config, part in ((UNET_CONFIG, "unet"), ("sd-vae/config.json", "vae"), (WHISPER_CONFIG, "whisper")):
-        path = vae_config_path(folder) if part == "vae" else folder / config
+    for part, (config, path) in configs.items():
         if not path.is_file():
             missing.append(config)
         if find(folder, part, None) is None:

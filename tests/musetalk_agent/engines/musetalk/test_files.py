@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from musetalk_agent.engines.musetalk.files import find, musetalk_state, vae_config_path
+from musetalk_agent.weights import Manifest, ModelStore
+
+REQUIRED = [
+    "musetalkV15/musetalk.json",
+    "musetalkV15/unet.pth",
+    "sd-vae/config.json",
+    "sd-vae/diffusion_pytorch_model.bin",
+    "whisper/config.json",
+    "whisper/pytorch_model.bin",
+]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ModelStore:
+    return ModelStore(tmp_path, Manifest.load())
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"{}")
+
+
+def test_what_is_missing_is_named_as_in_the_manifest(store: ModelStore) -> None:
+    assert musetalk_state(store) == REQUIRED
+    assert set(REQUIRED) < set(store.manifest.entries)
+    touch(store.directory, *REQUIRED)
+    assert musetalk_state(store) == []
+    (store.directory / "whisper" / "config.json").unlink()
+    assert musetalk_state(store) == ["whisper/config.json"]
+
+
+def test_the_older_folder_and_other_formats_do_as_well(store: ModelStore) -> None:
+    touch(store.directory, *REQUIRED)
+    (store.directory / "sd-vae").rename(store.directory / "sd-vae-ft-mse")
+    assert musetalk_state(store) == []
+    assert vae_config_path(store.directory) == store.directory / "sd-vae-ft-mse" / "config.json"
+    (store.directory / "whisper" / "pytorch_model.bin").rename(store.directory / "whisper" / "model.safetensors")
+    assert musetalk_state(store) == []
+
+
+def test_a_file_that_is_no_copy_stands_for_nothing(store: ModelStore) -> None:
+    touch(store.directory, *REQUIRED, "musetalkV15/unet.fp16.safetensors")
+    (store.directory / "musetalkV15" / "unet.pth").unlink()
+    assert musetalk_state(store) == ["musetalkV15/unet.pth"]
+    assert find(store.directory, "unet", "fp16") is None
+
+
+def test_asking_needs_no_torch() -> None:
+    """/debug and the choice of an engine ask on machines without the extra."""
+    code = (
+        "import sys; from musetalk_agent.engines.musetalk import config, copies, files; "
+        "sys.exit(any(name in sys.modules for name in ('torch', 'diffusers', 'transformers', 'safetensors')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_command_line_needs_no_torch() -> None:
+    code = (
+        "import sys; from musetalk_agent.tools import convert_weights, fetch_models; "
+        "sys.exit(any(name in sys.modules for name in ('torch', 'diffusers', 'transformers', 'huggingface_hub')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
