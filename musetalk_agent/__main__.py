@@ -10,7 +10,14 @@ from musetalk_agent.protocol.version import VERSION
 
 def parser() -> argparse.ArgumentParser:
     """Every subcommand with its options."""
-    from musetalk_agent.tools import fetch_models, prepare
+    from musetalk_agent.tools import (
+        convert_weights,
+        fetch_models,
+        measure_sync,
+        monitor,
+        prepare,
+        render,
+    )
 
     top = argparse.ArgumentParser(prog="musetalk-agent", description="Renders talking avatars into LiveKit rooms.")
     top.add_argument("--version", action="version", version=f"musetalk-agent {VERSION}")
@@ -23,7 +30,11 @@ def parser() -> argparse.ArgumentParser:
     serve.set_defaults(run=_serve)
     for name, tool, text in (
         ("prepare", prepare, "prepare an avatar offline and print its quality report"),
+        ("render", render, "make a film of an avatar that speaks a recording"),
+        ("measure-sync", measure_sync, "measure how late the lips of a video are"),
+        ("monitor", monitor, "a live table of an agent's sessions"),
         ("fetch-models", fetch_models, "fetch and verify model files"),
+        ("convert-weights", convert_weights, "write half-precision copies of MuseTalk's weights, which load faster"),
     ):
         command = commands.add_parser(name, help=text, description=text)
         tool.add_arguments(command)
@@ -35,6 +46,7 @@ def _serve(args: argparse.Namespace) -> int:
     import uvicorn
     from pydantic import ValidationError
 
+    from musetalk_agent.errors import AgentError
     from musetalk_agent.protocol.logs import configure
     from musetalk_agent.service.app import create_app
     from musetalk_agent.settings import AgentSettings
@@ -48,9 +60,14 @@ def _serve(args: argparse.Namespace) -> int:
         return 2
     configure(settings.log_level)
     _limit_arenas()
+    try:
+        app = create_app(settings)
+    except AgentError as error:
+        print(f"musetalk-agent: {error.code.value}: {error.detail}", file=sys.stderr)
+        return 1
     server = uvicorn.Server(
         uvicorn.Config(
-            create_app(settings),
+            app,
             host=args.host,
             port=args.port,
             log_config=None,

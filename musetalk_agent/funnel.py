@@ -34,6 +34,7 @@ class Facts:
     suspicion_text: str = ""
     slow: str | None = None
     fallback: bool = False
+    note: str | None = None
 
 
 @dataclass(slots=True)
@@ -70,7 +71,8 @@ class Funnel:
         for code, message in self._causes(facts):
             suspicion = facts.suspicion if code is DiagnosisCode.WRONG_FORMAT_SUSPECTED else None
             return Diagnosis(code=code, message=message, suspicion=suspicion)
-        return Diagnosis(code=DiagnosisCode.OK, message="Speech comes in and lip-synced video reaches the room.")
+        message = "Speech comes in and lip-synced video reaches the room."
+        return Diagnosis(code=DiagnosisCode.OK, message=f"{message} {facts.note}" if facts.note else message)
 
     def _causes(self, facts: Facts) -> list[tuple[DiagnosisCode, str]]:
         heard = self.stages["samples"].count

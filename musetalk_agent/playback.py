@@ -36,13 +36,16 @@ PATIENCE_S = 0.6
 
 @dataclass(slots=True)
 class PlaybackStatistics:
-    """What was shown and heard. Latencies are milliseconds from a frame's last PCM to its lips leaving, newest last."""
+    """What was shown and heard. Latencies are milliseconds from a frame's last PCM to its lips leaving, newest last; `late_ms` is
+    how long after its sound's moment a spoken picture left.
+    """
 
     spoken: int = 0
     idle: int = 0
     underruns: int = 0
     began_without_lips: int = 0
     lip_latency_ms: deque[float] = field(default_factory=lambda: deque(maxlen=512))
+    late_ms: deque[float] = field(default_factory=lambda: deque(maxlen=250))
     recent: deque[bool] = field(default_factory=lambda: deque(maxlen=250))
 
     @property
@@ -96,6 +99,7 @@ class Playback:
     def report(self) -> dict[str, float | int | str | None]:
         """Figures for `/debug`: pictures by fate, underruns, and the p50 and p95 of the lips' latency in milliseconds."""
         statistics, latencies = self.statistics, sorted(self.statistics.lip_latency_ms)
+        late = sorted(statistics.late_ms)
         return {
             "spoken": statistics.spoken,
             "idle": statistics.idle,
@@ -105,6 +109,7 @@ class Playback:
             "underruns": statistics.underruns,
             "began_without_lips": statistics.began_without_lips,
             "margin_ms": round(1000 * self._margin_s),
+            "skew_ms": round(late[len(late) // 2], 1) if late else None,
             "lip_latency_p50_ms": round(latencies[len(latencies) // 2], 1) if latencies else None,
             "lip_latency_p95_ms": round(latencies[len(latencies) * 95 // 100], 1) if latencies else None,
         }
@@ -232,6 +237,8 @@ class Playback:
             self._account(decision.act)
             if decision.act in (Act.SHOW, Act.DROP):
                 assert made is not None
+                if due is not None and decision.act is Act.SHOW:
+                    self.statistics.late_ms.append(1000 * (self._clock.now() - due))
                 self._show(self._production.ready.pop(), dropped=decision.act is Act.DROP)
             elif decision.act is Act.IDLE:
                 self._show_idle()

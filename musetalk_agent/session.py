@@ -73,6 +73,7 @@ class Session:
         publisher: not yet open.
         build: makes the pipeline, given the callbacks for events and for speech beginning and ending.
         release: called once when the session is over, to give back what the engine holds.
+        engine_note: why the engine is not the one that its user may expect.
     """
 
     def __init__(
@@ -83,10 +84,12 @@ class Session:
         publisher: Publisher,
         build: Callable[[Callable[[m.Event], None], Callable[[bool], None]], Pipeline],
         release: Callable[[], None],
+        engine_note: str | None = None,
     ) -> None:
         self.id = request.session_id
         self.room = request.room
         self.bundle, self.engine, self.publisher = bundle, engine, publisher
+        self.engine_note = engine_note
         self.state = SessionState.STARTING
         self.outbox = Outbox()
         self.items = 0
@@ -128,6 +131,14 @@ class Session:
             return
         self._over.set()
         await asyncio.shield(self._task)
+
+    def break_off(self, error: ProblemError) -> None:
+        """Ends it as failed, from outside: what it runs on has failed. Returns at once."""
+        if self.state in ENDED or self.error is not None:
+            return
+        self.error = {"code": error.code.value, "message": str(error)}
+        self.outbox.add(m.Failed(code=error.code.value, message=str(error)))
+        self._over.set()
 
     async def _run(self) -> None:
         """The session's only task: everything it starts ends with it."""
@@ -253,6 +264,7 @@ class Session:
             slow=f"{missed:.0%} of the last pictures were late: the {self.engine} engine is too slow for this machine's load."
             if missed > 0.1
             else None,
+            note=self.engine_note,
         )
         return self.pipeline.funnel.diagnose(facts)
 
@@ -266,6 +278,7 @@ class Session:
             room=self.room,
             publisher=self.publisher.name,
             engine=self.engine,
+            engine_note=self.engine_note,
             fps=self.bundle.fps,
             width=self.bundle.width,
             height=self.bundle.height,

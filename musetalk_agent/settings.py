@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import AliasChoices, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -15,16 +16,22 @@ CACHE = Path("~/.cache/musetalk-livekit").expanduser()
 class AgentSettings(BaseSettings):
     """Environment of `musetalk-agent serve`; `docs/operations.md` lists it for people.
 
-    `engine` is what a session gets that names none: `auto` is MuseTalk where it can run, else `warp`.
+    `engine` is what a session gets that names none: `auto` is MuseTalk where a CUDA device and the weights are there, else `warp`.
+    `max_sessions` None is what the default engine was measured to hold, or 8 where it sets no limit.
     """
 
     model_config = SettingsConfigDict(env_prefix="", extra="ignore", populate_by_name=True)
 
     agent_api_key: SecretStr = Field(min_length=1)
     engine: str = Field(default="auto", validation_alias=AliasChoices("AGENT_ENGINE", "engine"))
-    max_sessions: int = Field(
-        default=8, ge=1, le=256, validation_alias=AliasChoices("AGENT_MAX_SESSIONS", "max_sessions")
+    max_sessions: int | None = Field(
+        default=None, ge=1, le=256, validation_alias=AliasChoices("AGENT_MAX_SESSIONS", "max_sessions")
     )
+    musetalk_device: str = Field(default="cuda:0", pattern=r"^(cpu|cuda(:\d+)?)$")
+    musetalk_profile: Literal["quality", "lower", "fast"] = "quality"
+    musetalk_precision: Literal["float16", "bfloat16", "float32"] | None = None
+    musetalk_lookahead_ms: int = Field(default=80, ge=0, le=200)
+    musetalk_compile: bool = False
     allow_private_urls: bool = False
     cache_dir: Path = Field(default=CACHE / "avatars", validation_alias=AliasChoices("AVATAR_CACHE_DIR", "cache_dir"))
     cache_bytes: int = Field(

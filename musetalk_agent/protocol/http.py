@@ -121,6 +121,7 @@ class AgentSession(BaseModel):
     room: str
     publisher: str
     engine: str
+    engine_note: str | None = None
     fps: int
     width: int
     height: int
@@ -149,6 +150,7 @@ class AgentHealth(BaseModel):
     status: str
     version: str
     engine: str
+    engine_note: str | None = None
     capacity: Capacity
     draining: bool = False
 
@@ -165,6 +167,7 @@ class AgentDebug(BaseModel):
     """`GET /debug` of the agent, which `/debug/musetalk` hands through."""
 
     engine: str
+    engine_note: str | None = None
     device: str
     config_path: str | None = None
     files: dict[str, FileState] = {}

@@ -27,11 +27,14 @@ log = logging.getLogger(__name__)
 
 
 def create_app(settings: AgentSettings) -> FastAPI:
-    """Builds the application; engines warm up in its lifespan, and `/health` is 503 until they have."""
+    """Builds the application. Engines warm up in its lifespan: the port opens when they have.
+
+    Raises `EngineUnknown`, `EngineUnavailable` or `WeightsMissing` when the engine that the settings name cannot run here.
+    """
+    factory = Factory(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        factory = Factory(settings)
         await factory.start()
         gc.collect()
         gc.freeze()
@@ -57,12 +60,14 @@ def create_app(settings: AgentSettings) -> FastAPI:
 async def _health(request: Request, response: Response) -> AgentHealth:
     sessions: Sessions = request.app.state.sessions
     factory: Factory = request.app.state.factory
-    if sessions.draining:
+    status = "draining" if sessions.draining else "ok" if factory.engines.ready else "engine_failed"
+    if status != "ok":
         response.status_code = 503
     return AgentHealth(
-        status="draining" if sessions.draining else "ok",
+        status=status,
         version=VERSION,
-        engine=factory.default_engine,
+        engine=factory.engines.default,
+        engine_note=factory.engines.note(None),
         capacity=sessions.capacity(),
         draining=sessions.draining,
     )

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import asyncio
+from pathlib import Path
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, WebSocket
 from fastapi.responses import JSONResponse
 
+from musetalk_agent.engines.musetalk.config import unet_config
+from musetalk_agent.engines.musetalk.files import UNET_CONFIG
+from musetalk_agent.errors import WeightsInvalid
 from musetalk_agent.factory import Factory
 from musetalk_agent.protocol.http import AgentDebug, AgentSession, AgentStartRequest
 from musetalk_agent.protocol.problems import MEDIA_TYPE, ErrorCode, ProblemError
@@ -53,12 +58,27 @@ async def session(session_id: str, sessions: SessionsHere) -> AgentSession:
 async def debug(request: Request, sessions: SessionsHere) -> AgentDebug:
     """Engine, device, model files and every live session."""
     factory: Factory = request.app.state.factory
+    engines = factory.engines
+    config_path, config = await asyncio.to_thread(_unet_config, factory.models.directory)
     return AgentDebug(
-        engine=factory.default_engine,
-        device=factory.device,
-        files=factory.models.state(),
+        engine=engines.default,
+        engine_note=engines.note(None),
+        device=engines.device,
+        config_path=config_path,
+        files=await asyncio.to_thread(factory.models.state),
+        unet_config=config,
         sessions=[s.status() for s in sessions.live()],
     )
+
+
+def _unet_config(models: Path) -> tuple[str | None, dict[str, Any] | None]:
+    """Where MuseTalk's configuration lies, and what it says; a broken one says what is wrong with it."""
+    path = models / UNET_CONFIG
+    try:
+        config = unet_config(models)
+    except WeightsInvalid as error:
+        return str(path), {"error": error.detail}
+    return (str(path), config) if config is not None else (None, None)
 
 
 @guarded.post("/avatars")

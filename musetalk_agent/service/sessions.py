@@ -8,7 +8,7 @@ import logging
 import time
 from collections import OrderedDict
 
-from musetalk_agent.errors import AtCapacity, SessionConflict, SessionEnded, SessionNotFound
+from musetalk_agent.errors import AtCapacity, EngineFailed, SessionConflict, SessionEnded, SessionNotFound
 from musetalk_agent.factory import Factory
 from musetalk_agent.metrics import SESSIONS, SESSIONS_ENDED, SESSIONS_MAX, START_SECONDS
 from musetalk_agent.protocol.http import AgentSession, AgentStartRequest, Capacity
@@ -20,6 +20,8 @@ REMEMBER_S = 600
 """Ended sessions stay readable for ten minutes (design, "Decided cases")."""
 _REMEMBER_MOST = 256
 _RETRY_AFTER_S = 5
+_MOST_SESSIONS = 8  # of an engine that sets no limit, where the settings set none either
+_USUAL_FPS = 25
 
 
 class Sessions:
@@ -27,18 +29,23 @@ class Sessions:
 
     def __init__(self, factory: Factory) -> None:
         self._factory = factory
-        self._most = factory.settings.max_sessions
+        factory.engines.on_failure = self._break_off
         self._sessions: dict[str, Session] = {}
         self._ended: OrderedDict[str, tuple[float, AgentSession]] = OrderedDict()
         self._starting: dict[str, asyncio.Task[Session]] = {}
+        self._starting_on: dict[str, str] = {}  # the engines of those
         self.draining = False
-        SESSIONS_MAX.set(self._most)
+        SESSIONS_MAX.set_function(lambda: self.capacity().sessions_max)
         SESSIONS.set_function(lambda: self.capacity().sessions)
 
     def capacity(self) -> Capacity:
         """Sessions held (starting ones too) and the most."""
         self._archive()
-        return Capacity(sessions=len(self._starting) + len(self.live()), sessions_max=self._most)
+        engines, most = self._factory.engines, self._factory.settings.max_sessions
+        holds = engines.capacity(engines.default, _USUAL_FPS)
+        if holds is not None:
+            most = min(holds, most or holds)
+        return Capacity(sessions=len(self._starting) + len(self.live()), sessions_max=most or _MOST_SESSIONS)
 
     def live(self) -> list[Session]:
         """Sessions that are not over."""
@@ -62,22 +69,17 @@ class Sessions:
         return self.get(session_id).status()
 
     async def start(self, request: AgentStartRequest) -> Session:
-        """Prepares the avatar, joins the room, publishes. Raises `AtCapacity`, `SessionConflict`, avatar and engine errors."""
+        """Prepares the avatar, joins the room, publishes.
+
+        Raises `AtCapacity`, `SessionConflict`, avatar and engine errors. Cancelling the caller gives the start up.
+        """
         self._archive()
         if request.session_id in (*self._starting, *self._sessions, *self._ended):
             raise SessionConflict(f"A session {request.session_id!r} is here already.", value=request.session_id)
-        capacity = self.capacity()
-        if self.draining or capacity.sessions >= capacity.sessions_max:
-            why = (
-                "is shutting down"
-                if self.draining
-                else f"holds {capacity.sessions} of {capacity.sessions_max} sessions"
-            )
-            raise AtCapacity(
-                f"The agent {why}; try again later.", limit=capacity.sessions_max, retry_after_s=_RETRY_AFTER_S
-            )
+        engine = self._factory.engines.resolve(request.engine)
+        self._admit(engine, request.picture.fps)
         task = asyncio.create_task(self._begin(request), name=f"start-{request.session_id}")
-        self._starting[request.session_id] = task
+        self._starting[request.session_id], self._starting_on[request.session_id] = task, engine
         try:
             return await task
         except asyncio.CancelledError:
@@ -87,7 +89,30 @@ class Sessions:
             text = f"The session {request.session_id!r} was stopped while it was starting."
             raise SessionEnded(text, value=request.session_id) from None
         finally:
-            del self._starting[request.session_id]
+            del self._starting[request.session_id], self._starting_on[request.session_id]
+
+    def _admit(self, engine: str, fps: int) -> None:
+        """Raises `AtCapacity` when the process, or the engine at this rate of pictures, holds no session more."""
+        capacity = self.capacity()
+        held = [*self._starting_on.values(), *(s.engine for s in self.live())].count(engine)
+        holds = self._factory.engines.capacity(engine, fps)
+        limit = capacity.sessions_max
+        if self.draining:
+            why = "is shutting down"
+        elif holds == 0:
+            why, limit = f"runs the engine {engine!r} too slowly for one session at {fps} pictures a second", 0
+        elif capacity.sessions >= capacity.sessions_max:
+            why = f"holds {capacity.sessions} of {capacity.sessions_max} sessions"
+        elif holds is not None and held >= holds:
+            why, limit = f"holds {held} sessions of the engine {engine!r}, as many as its device can", holds
+        else:
+            return
+        raise AtCapacity(f"The agent {why}; try again later.", limit=limit, retry_after_s=_RETRY_AFTER_S)
+
+    def _break_off(self, engine: str, error: EngineFailed) -> None:
+        for session in self.live():
+            if session.engine == engine:
+                session.break_off(error)
 
     async def _begin(self, request: AgentStartRequest) -> Session:
         begun = time.monotonic()

@@ -88,6 +88,7 @@ def _started(ctx: Context, request: Request, session: Session) -> dict[str, obje
         "viewer_token": ctx.minter.viewer(session.order.room, viewer, ttl_s),
         "audio_url": f"{base}/audio?session_id={session.session_id}&token={audio_token}",
         "engine": agent.engine,
+        "engine_note": agent.engine_note,
         "fps": agent.fps,
         "width": agent.width,
         "height": agent.height,

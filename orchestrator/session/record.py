@@ -119,6 +119,7 @@ class Session:
             "avatar_identity": self.identity,
             "publisher": snapshot.publisher if snapshot else None,
             "engine": snapshot.engine if snapshot else self.order.engine,
+            "engine_note": snapshot.engine_note if snapshot else None,
             "fps": snapshot.fps if snapshot else self.order.picture.fps,
             "width": snapshot.width if snapshot else self.order.picture.width,
             "height": snapshot.height if snapshot else self.order.picture.height,

@@ -118,7 +118,7 @@ async def test_capacity_conflict_and_unknown_things_have_codes(tmp_path: Path) -
             assert (await here.http.post("/session/a/stop")).json()["state"] == "stopped"
         assert (await here.http.get("/session/a")).json()["state"] == "stopped"
         assert (await here.start("c")).status_code == 200
-        assert (await here.start("d", engine="nonsense")).json()["code"] == "at_capacity"
+        assert (await here.start("d", engine="nonsense")).json()["code"] == "engine_unknown"
         await here.http.post("/session/c/stop")
         assert (await here.start("d", engine="nonsense")).json()["code"] == "engine_unknown"
         assert (await here.start("d", engine="musetalk")).json()["code"] == "weights_missing"

@@ -1,0 +1,190 @@
+"""The engines of the process: which can run here, which one `auto` means, and a new one when a device fails."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import logging
+from collections.abc import Callable
+from functools import cached_property
+
+from musetalk_agent.engines.base import Engine
+from musetalk_agent.engines.batcher import Batcher
+from musetalk_agent.engines.pattern import PatternEngine
+from musetalk_agent.errors import AgentError, EngineFailed, EngineUnavailable, EngineUnknown, WeightsMissing
+from musetalk_agent.metrics import ENGINE_BUSY, ENGINE_QUEUE
+from musetalk_agent.settings import AgentSettings
+from musetalk_agent.weights import ModelStore
+
+log = logging.getLogger(__name__)
+
+ENGINES = ("auto", "warp", "pattern", "musetalk")
+RESTART_AFTER_S = (1.0, 5.0, 15.0, 60.0)
+"""Waits before a failed engine is made again; the last is repeated. A driver needs a moment, a broken card stays broken."""
+_LIBRARIES = ("torch", "diffusers", "transformers", "safetensors")
+
+OnFailure = Callable[[str, EngineFailed], None]
+
+
+def make_warp() -> Engine:
+    """The CPU engine with its own mouth network."""
+    from musetalk_agent.engines.warp.engine import WarpEngine
+    from musetalk_agent.features.visemes import VisemeFeatures
+
+    return WarpEngine(VisemeFeatures.load())
+
+
+class EnginePool:
+    """One batcher per engine that can run here, shared by all sessions.
+
+    Args:
+        settings: of the agent; `engine` is the one that a session gets which names none.
+        models: the models folder.
+        on_failure: called on the event loop with the name of an engine whose device failed; it is already being made again.
+
+    Raises:
+        EngineUnknown, EngineUnavailable, WeightsMissing: the engine that the settings name cannot run here.
+    """
+
+    def __init__(
+        self, settings: AgentSettings, models: ModelStore, on_failure: OnFailure = lambda name, error: None
+    ) -> None:
+        self._settings, self._models = settings, models
+        self.on_failure = on_failure
+        self._batchers: dict[str, Batcher] = {}
+        self._restarts: dict[str, asyncio.Task[None]] = {}
+        self._makers: dict[str, Callable[[], Engine]] = {"warp": make_warp, "pattern": PatternEngine}
+        if settings.engine in ("auto", "musetalk") and self._musetalk_refusal is None:
+            self._makers["musetalk"] = self._make_musetalk
+        self.default = self.resolve(settings.engine)
+        if note := self.note(settings.engine):
+            log.warning("engine auto is not MuseTalk", extra={"engine": self.default, "reason": note})
+
+    # --- names -------------------------------------------------------------------------------------------------------
+
+    def resolve(self, asked: str | None) -> str:
+        """The engine of a session that asks for `asked`. Raises `EngineUnknown`, `EngineUnavailable`, `WeightsMissing`."""
+        name = asked or self.default
+        if name not in ENGINES:
+            raise EngineUnknown(
+                f"There is no engine {name!r}; this agent knows {', '.join(ENGINES)}.", field="engine", value=name
+            )
+        if name == "auto":
+            return "musetalk" if "musetalk" in self._makers else "warp"
+        if name not in self._makers:
+            raise self._musetalk_refusal or EngineUnavailable(
+                f"This agent was started with AGENT_ENGINE={self._settings.engine} and has not loaded MuseTalk.",
+                field="engine",
+                value=name,
+            )
+        return name
+
+    def note(self, asked: str | None) -> str | None:
+        """Why a session that leaves the choice to the agent does not get MuseTalk; None where there is nothing to say."""
+        asked = asked or self._settings.engine
+        if asked != "auto" or "musetalk" in self._makers:
+            return None
+        reason = self._musetalk_refusal.detail if self._musetalk_refusal else "it was not loaded."
+        return f"The engine is 'warp', not MuseTalk: {reason}"
+
+    @cached_property
+    def _musetalk_refusal(self) -> AgentError | None:
+        """Why MuseTalk cannot run here. Looked at once: torch takes seconds to import, and cards do not come and go."""
+        absent = [name for name in _LIBRARIES if importlib.util.find_spec(name) is None]
+        if absent:
+            text = f"{', '.join(absent)} is not installed: install the extra [musetalk]."
+            return EngineUnavailable(text, field="engine", value="musetalk")
+        from musetalk_agent.engines.musetalk.files import musetalk_state
+
+        if missing := musetalk_state(self._models):
+            text = f"{', '.join(missing)} is missing from {self._models.directory}: run `musetalk-agent fetch-models musetalk`."
+            return WeightsMissing(text, field="engine", value="musetalk")
+        if self._settings.musetalk_device.startswith("cuda"):
+            import torch
+
+            if not torch.cuda.is_available():
+                text = "torch sees no CUDA device. MUSETALK_DEVICE=cpu runs it on the processor, at seconds a picture."
+                return EngineUnavailable(text, field="engine", value="musetalk")
+        return None
+
+    def _make_musetalk(self) -> Engine:
+        from musetalk_agent.engines.musetalk.engine import MuseTalkEngine, Options
+
+        settings = self._settings
+        options = Options(
+            device=settings.musetalk_device,
+            profile=settings.musetalk_profile,
+            precision=settings.musetalk_precision,
+            lookahead_ms=settings.musetalk_lookahead_ms,
+            compiled=settings.musetalk_compile,
+        )
+        return MuseTalkEngine(self._models.directory, options)
+
+    # --- life --------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Makes and warms every engine that can run here. Raises what the default engine raises."""
+        for name in dict.fromkeys((self.default, *self._makers)):
+            await self._begin(name)
+
+    async def aclose(self) -> None:
+        """Ends the engines' threads. Sessions must be over."""
+        for task in self._restarts.values():
+            task.cancel()
+        await asyncio.gather(*self._restarts.values(), return_exceptions=True)
+        for batcher in self._batchers.values():
+            await batcher.aclose()
+        self._batchers.clear()
+
+    def batcher(self, name: str) -> Batcher:
+        """The batcher of an engine that `resolve` gave. Raises `EngineFailed` while it is being made again."""
+        batcher = self._batchers.get(name)
+        if batcher is None or batcher.failed is not None:
+            raise EngineFailed(f"The engine {name!r} is starting again after its device failed.", retry_after_s=5)
+        return batcher
+
+    @property
+    def ready(self) -> bool:
+        """False while an engine is being made again."""
+        return not self._restarts
+
+    @property
+    def device(self) -> str:
+        """Where the default engine computes."""
+        batcher = self._batchers.get(self.default)
+        return batcher.engine.device if batcher else "none"
+
+    def capacity(self, name: str, fps: int) -> int | None:
+        """Sessions that the engine holds at `fps`, all speaking; None where it sets no limit, 0 while it is away."""
+        batcher = self._batchers.get(name)
+        return batcher.engine.capacity(fps) if batcher else 0
+
+    async def _begin(self, name: str) -> None:
+        engine = await asyncio.to_thread(self._makers[name])
+        batcher = Batcher(engine, on_failure=lambda error: self._failed(name, error))
+        try:
+            await batcher.start()
+        except BaseException:
+            await batcher.aclose()
+            raise
+        self._batchers[name] = batcher
+        ENGINE_QUEUE.labels(name).set_function(lambda: batcher.statistics().waiting)
+        ENGINE_BUSY.labels(name).set_function(lambda: batcher.statistics().busy_s)
+
+    def _failed(self, name: str, error: EngineFailed) -> None:
+        log.error("engine failed; it is made again", extra={"engine": name, "reason": error.detail})
+        self._restarts[name] = asyncio.create_task(self._restart(name), name=f"restart-{name}")
+        self.on_failure(name, error)
+
+    async def _restart(self, name: str) -> None:
+        await self._batchers.pop(name).aclose()
+        for attempt in range(1 << 30):
+            await asyncio.sleep(RESTART_AFTER_S[min(attempt, len(RESTART_AFTER_S) - 1)])
+            try:
+                await self._begin(name)
+            except Exception as error:  # noqa: BLE001 - a card that is still broken: health says so, and it is tried again
+                log.error("engine did not start again", extra={"engine": name, "reason": str(error)})
+                continue
+            del self._restarts[name]
+            log.info("engine runs again", extra={"engine": name})
+            return
