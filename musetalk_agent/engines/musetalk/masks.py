@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from musetalk_agent.engines.musetalk.geometry import crop_box, jaw_lines
 from musetalk_agent.engines.musetalk.resampling import resize
-from musetalk_agent.media import Pixels
+from musetalk_agent.media import Box, Pixels
 
 FaceBox = tuple[int, int, int, int]
 
@@ -81,8 +81,8 @@ def region_of_classes(classes: Pixels, box: FaceBox) -> Pixels:
     """Upstream's `jaw` recipe on the classes uint8 `[512, 512]` of the crop around `box`; returns uint8 `[y2 - middle, w]`."""
     x1, _, x2, y2 = box
     left, top, right, _ = crop_box(box)
-    resized = resize(_jaw(classes), right - left, "bicubic")
-    return resized[middle(box) - top : y2 - top, x1 - left : x2 - left]
+    part = Box(x1 - left, middle(box) - top, x2 - left, y2 - top)
+    return resize(_jaw(classes), right - left, "bicubic", part)
 
 
 def _jaw(classes: Pixels) -> Pixels:
