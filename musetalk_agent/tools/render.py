@@ -18,12 +18,12 @@ from pydantic import ValidationError
 from tqdm import tqdm
 
 from musetalk_agent.clock import VirtualClock
+from musetalk_agent.engine_pool import ENGINES
 from musetalk_agent.errors import AgentError
-from musetalk_agent.factory import ENGINES, Factory
+from musetalk_agent.factory import Factory
 from musetalk_agent.media import FEATURE_RATE, frames_begun
 from musetalk_agent.protocol.http import DEMO_AVATAR_ID, AgentStartRequest, AvatarSource, AvatarWarning, Picture
 from musetalk_agent.protocol.messages import PlaybackFinished, SegmentEnd, SegmentStart
-from musetalk_agent.publishers.base import Publisher
 from musetalk_agent.publishers.file import FilePublisher, Film, FilmSound
 from musetalk_agent.session import ENDED, Session
 from musetalk_agent.settings import AgentSettings
@@ -120,10 +120,10 @@ async def render(settings: AgentSettings, clip: str, picture: Picture, sound: So
         RenderFailed: the session broke, or pictures could not be made.
     """
     clock = VirtualClock()
-    factory = _FilmFactory(settings, clock, film)
+    factory = Factory(settings, clock, publisher=lambda request, fps: FilePublisher(film, clock))
     try:
         await factory.start()
-        engine = factory.engine_name(None)
+        engine = factory.engines.resolve(None)
         avatar_id, warnings = DEMO_AVATAR_ID, []
         if engine != _WITHOUT_FACE:
             report = await prepare_clip(factory.library, clip, picture)
@@ -140,17 +140,6 @@ async def render(settings: AgentSettings, clip: str, picture: Picture, sound: So
     finally:
         await factory.aclose()
     return Rendered(engine, session.bundle.width, session.bundle.height, took, warnings)
-
-
-class _FilmFactory(Factory):
-    """The agent's composition with another publisher."""
-
-    def __init__(self, settings: AgentSettings, clock: VirtualClock, film: Film) -> None:
-        super().__init__(settings, clock)
-        self._film = film
-
-    def _publisher(self, request: AgentStartRequest, fps: int) -> Publisher:
-        return FilePublisher(self._film, self.clock)
 
 
 def _request(avatar_id: str, picture: Picture) -> AgentStartRequest:
