@@ -9,6 +9,8 @@ On disk, in the engine's folder of the bundle (written whole and renamed into pl
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import logging
 import shutil
 import tempfile
@@ -42,6 +44,7 @@ SIDE = 256
 _PARSED_SIDE = 512
 _BATCH = 8
 _LATENT = (8, 32, 32)
+_REPLACED = "replaced"
 
 
 @dataclass(frozen=True)
@@ -121,10 +124,15 @@ class Artefacts:
             np.save(part / "latents.npy", self.latents, allow_pickle=False)
             np.save(part / "boxes.npy", np.stack([self.boxes, self.shown], axis=1), allow_pickle=False)
             np.save(part / "masks.npy", self.masks, allow_pickle=False)
-            if folder.exists():  # readers keep what they have mapped
-                folder.rename(part / "replaced")
-            part.rename(folder)
-            shutil.rmtree(folder / "replaced", ignore_errors=True)
+            with contextlib.suppress(FileNotFoundError):  # readers keep what they have mapped
+                folder.rename(part / _REPLACED)
+            try:
+                part.rename(folder)
+            except OSError as error:
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                    raise
+                shutil.rmtree(part)  # another process was quicker; its artefacts are the same
+            shutil.rmtree(folder / _REPLACED, ignore_errors=True)
         except BaseException:
             shutil.rmtree(part, ignore_errors=True)
             raise
