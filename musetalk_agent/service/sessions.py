@@ -92,7 +92,8 @@ class Sessions:
             del self._starting[request.session_id], self._starting_on[request.session_id]
 
     def _admit(self, engine: str, fps: int) -> None:
-        """Raises `AtCapacity` when the process, or the engine at this rate of pictures, holds no session more."""
+        """Raises `AtCapacity` when the process, or the engine at this rate of pictures, holds no session more; `EngineFailed`."""
+        self._factory.engines.batcher(engine)
         capacity = self.capacity()
         held = [*self._starting_on.values(), *(s.engine for s in self.live())].count(engine)
         holds = self._factory.engines.capacity(engine, fps)

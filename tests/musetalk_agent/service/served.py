@@ -1,0 +1,66 @@
+"""The agent's service as a real server on a free port."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import uvicorn
+import websockets
+
+from musetalk_agent.service.app import create_app
+from musetalk_agent.settings import AgentSettings
+from orchestrator.processes import free_port
+
+KEY = "agent-key"
+HEADERS = {"Authorization": f"Bearer {KEY}"}
+
+
+@dataclass
+class Agent:
+    http: httpx.AsyncClient
+    port: int
+
+    async def start(self, session_id: str = "s1", **more: Any) -> httpx.Response:
+        body = {
+            "session_id": session_id,
+            "room": "r",
+            "livekit_url": "ws://127.0.0.1:1",
+            "livekit_token": "unused",
+            "avatar": {},
+            "engine": "pattern",
+            "connect_livekit": False,
+            **more,
+        }
+        return await self.http.post("/session/start", json=body)
+
+    def link(self, session_id: str = "s1", after: int = 0) -> websockets.connect:
+        url = f"ws://127.0.0.1:{self.port}/audio?session_id={session_id}&events_after={after}"
+        return websockets.connect(url, additional_headers=HEADERS, proxy=None)
+
+
+@asynccontextmanager
+async def agent(cache: Path, **settings: Any) -> AsyncIterator[Agent]:
+    port = free_port()
+    app = create_app(AgentSettings(**{"agent_api_key": KEY, "engine": "pattern", "cache_dir": cache, **settings}))
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app, host="127.0.0.1", port=port, log_config=None, ws="websockets-sansio", timeout_graceful_shutdown=2
+        )
+    )
+    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined,method-assign]
+    task = asyncio.create_task(server._serve())
+    try:
+        while not server.started:  # noqa: ASYNC110 - uvicorn offers no event
+            await asyncio.sleep(0.01)
+        base = f"http://127.0.0.1:{port}"
+        async with httpx.AsyncClient(base_url=base, headers=HEADERS, timeout=10, trust_env=False) as http:
+            yield Agent(http, port)
+    finally:
+        server.should_exit = True
+        await task

@@ -1,0 +1,88 @@
+"""A device that fails under running sessions: they end with a code, the agent is unready, and then runs again."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from musetalk_agent import engine_pool
+from musetalk_agent.engines.base import Flight, PatchRequest
+from musetalk_agent.engines.pattern import PatternEngine
+from musetalk_agent.errors import EngineFailed
+from tests.musetalk_agent.service.served import Agent, agent
+
+
+class Fragile(PatternEngine):
+    """Fails once it has made some frames, as a card does that falls off the bus; made again, it holds."""
+
+    made = 0
+
+    def launch(self, batch: Sequence[PatchRequest]) -> Flight:
+        Fragile.made += len(batch)
+        if Fragile.made == 10:
+            raise EngineFailed("the card is gone")
+        return super().launch(batch)
+
+    def capacity(self, fps: int) -> int | None:
+        return 100 // fps
+
+
+@pytest.fixture
+def fragile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Fragile, "made", 0)
+    monkeypatch.setattr(engine_pool, "PatternEngine", Fragile)
+    monkeypatch.setattr(engine_pool, "RESTART_AFTER_S", (0.3,))
+
+
+async def _health(here: Agent) -> tuple[int, str]:
+    answer = await here.http.get("/health")
+    return answer.status_code, answer.json()["status"]
+
+
+async def _speak(here: Agent, session_id: str) -> dict[str, object]:
+    """Sends a second of sound; the first failure or end that is told."""
+    async with here.link(session_id) as socket, asyncio.timeout(5):
+        await socket.send(json.dumps({"type": "segment.start", "segment": 1, "sample_rate": 16000}))
+        await socket.send(np.full(16_000, 9000, "<i2").tobytes())
+        await socket.send(json.dumps({"type": "segment.end", "segment": 1}))
+        while True:
+            event: dict[str, object] = json.loads(await socket.recv()).get("event", {})
+            if event.get("type") in ("error", "playback.finished"):
+                return event
+
+
+@pytest.mark.usefixtures("fragile")
+async def test_sessions_fail_with_a_code_and_new_ones_run_when_the_engine_is_back(tmp_path: Path) -> None:
+    async with agent(tmp_path) as here:
+        await here.start("a")
+        assert await _health(here) == (200, "ok")
+        told = await _speak(here, "a")
+        assert (told["type"], told["code"]) == ("error", "engine_failed")
+        assert await _health(here) == (503, "engine_failed")
+        refused = await here.start("b")
+        assert (refused.status_code, refused.json()["code"]) == (503, "engine_failed")
+        last = (await here.http.get("/session/a")).json()
+        assert (last["state"], last["error"]["code"]) == ("failed", "engine_failed")
+        async with asyncio.timeout(5):
+            while (await _health(here))[0] != 200:  # noqa: ASYNC110 - seen from outside
+                await asyncio.sleep(0.02)
+        assert (await here.start("b")).status_code == 200
+        assert (await _speak(here, "b"))["type"] == "playback.finished"
+
+
+@pytest.mark.usefixtures("fragile")
+async def test_capacity_is_what_the_engine_was_measured_to_hold(tmp_path: Path) -> None:
+    async with agent(tmp_path, max_sessions=3) as here:
+        assert (await here.http.get("/health")).json()["capacity"] == {"sessions": 0, "sessions_max": 3}
+        assert (await here.start("a", picture={"fps": 50})).status_code == 200
+        assert (await here.start("b", picture={"fps": 50})).status_code == 200
+        full = await here.start("c", picture={"fps": 50})
+        assert (full.status_code, full.json()["code"], full.json()["limit"]) == (503, "at_capacity", 2)
+        assert "as many as its device can" in full.json()["detail"]
+    async with agent(tmp_path) as here:
+        assert (await here.http.get("/health")).json()["capacity"]["sessions_max"] == 4
