@@ -1,0 +1,93 @@
+"""Small random networks of MuseTalk's architecture, through the real loader, and stand-ins for a card."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from musetalk_agent.engines.musetalk.graphs import CpuCard, Mark, Outputs
+from musetalk_agent.engines.musetalk.loading import load_taesd, load_unet, load_vae
+from tests.reference.network import PlainNetwork
+
+CPU = torch.device("cpu")
+
+
+def plain(models: Path) -> PlainNetwork:
+    """The reference on weights of its own."""
+    return PlainNetwork(
+        load_unet(models, CPU, torch.float32),
+        load_vae(models, CPU, torch.float32),
+        load_taesd(models, CPU, torch.float32),
+    )
+
+
+def inputs(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Audio `[n, 50, 384]` and latents float16 `[n, 8, 32, 32]`."""
+    source = torch.Generator().manual_seed(seed)
+    audio = torch.randn(count, 50, 384, generator=source)
+    return audio, torch.randn(count, 8, 32, 32, generator=source).half()
+
+
+def difference(made: object, wanted: object) -> int:
+    """The largest difference of two pictures, in steps of a byte."""
+    return int(np.abs(np.asarray(made).astype(np.int16) - np.asarray(wanted).astype(np.int16)).max())
+
+
+class MeanNetwork(nn.Module):
+    """Stands in for the network: every pixel of a face is the sum of its feature and the mean of its latents, as a byte.
+
+    `fails` is called with each batch size and may raise.
+    """
+
+    def __init__(self, fails: Callable[[int], None] = lambda _: None, rows: int = 256) -> None:
+        super().__init__()
+        self.fails, self.rows = fails, rows
+        self.batches: list[int] = []
+
+    def forward(self, mel: Tensor, latents: Tensor) -> tuple[Tensor, Tensor]:
+        self.batches.append(len(mel))
+        self.fails(len(mel))
+        value = mel.flatten(1).sum(1) + latents.float().flatten(1).mean(1)
+        pixels = value.round().to(torch.uint8)[:, None, None, None].expand(-1, self.rows, 256, 3).contiguous()
+        return pixels, value < 250
+
+
+class CardWithPinnedMemory(CpuCard):
+    """The processor, posing as a card: marks are passed only when the test says so, and captures are counted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.captured = 0
+        self.waited = 0
+        self.trimmed = 0
+        self.error: Exception | None = None
+
+    def fix(self, call: Callable[[], Outputs]) -> Callable[[], Outputs]:
+        self.captured += 1
+        return call
+
+    def mark(self) -> Mark:
+        return _CountedMark(self)
+
+    def trim(self) -> None:
+        self.trimmed += 1
+
+    @contextmanager
+    def frames(self) -> Iterator[None]:
+        with torch.inference_mode():
+            yield
+
+
+class _CountedMark:
+    def __init__(self, card: CardWithPinnedMemory) -> None:
+        self._card = card
+
+    def wait(self) -> None:
+        self._card.waited += 1
+        if self._card.error is not None:
+            raise self._card.error

@@ -1,0 +1,237 @@
+"""The engine through its port: avatars prepared and shared, patches beside the reference, what is refused, what is replaced."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("diffusers")
+pytest.importorskip("transformers")
+
+from musetalk_agent.avatars.bundle import Bundle  # noqa: E402
+from musetalk_agent.engines.base import PatchRequest  # noqa: E402
+from musetalk_agent.engines.batcher import Batcher  # noqa: E402
+from musetalk_agent.engines.musetalk.avatars import AvatarStore  # noqa: E402
+from musetalk_agent.engines.musetalk.engine import MuseTalkActor, MuseTalkEngine, Options  # noqa: E402
+from musetalk_agent.engines.musetalk.graphs import CpuCard  # noqa: E402
+from musetalk_agent.engines.pattern import PatternEngine, pattern_bundle  # noqa: E402
+from musetalk_agent.errors import EngineUnavailable, WeightsMissing  # noqa: E402
+from musetalk_agent.media import Feature, Patch  # noqa: E402
+from tests.fakes.weights import write_models  # noqa: E402
+from tests.musetalk_agent.engines.musetalk.faces import bundle_of, moved  # noqa: E402
+from tests.musetalk_agent.engines.musetalk.models import difference, plain  # noqa: E402
+
+OPTIONS = Options(buckets=(1, 2, 4))
+POSES = 3
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_models(tmp_path_factory.mktemp("models"), taesd=True)
+
+
+@pytest.fixture(scope="module")
+def engine(models: Path) -> MuseTalkEngine:
+    made = MuseTalkEngine(models, OPTIONS)
+    made.warmup()
+    return made
+
+
+@pytest.fixture(scope="module")
+def bundle(engine: MuseTalkEngine, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return clip(tmp_path_factory.mktemp("bundle"))
+
+
+def clip(folder: Path) -> Bundle:
+    return bundle_of(folder, [moved(40 + x, 20, 0.5, (400, 360)) for x in range(POSES)])
+
+
+def features(engine: MuseTalkEngine, count: int, seed: int = 0) -> list[Feature]:
+    noise = np.random.default_rng(seed).normal(0, 5000, 16_000).astype(np.int16)
+    return engine.features.stream(25).push(noise)[:count]
+
+
+def made_by(engine: MuseTalkEngine, batch: list[PatchRequest]) -> list[Patch | None]:
+    flight = engine.launch(batch)
+    flight.wait()
+    return flight.patches()
+
+
+def test_patches_are_the_references_faces_on_their_boxes(engine: MuseTalkEngine, bundle: Bundle, models: Path) -> None:
+    actor = engine.open(bundle)
+    windows = features(engine, 5)
+    made = made_by(engine, [PatchRequest(actor, i % POSES, window) for i, window in enumerate(windows)])
+    reference = plain(models)
+    artefacts = actor.avatar.artefacts
+    with torch.inference_mode():
+        audio = engine.network.encoder(torch.from_numpy(np.stack(windows)))
+    for index, patch in enumerate(made):
+        assert patch is not None and patch.mask is not None
+        latents = torch.from_numpy(np.array(artefacts.latents[index % POSES]))
+        face = reference.decoded(reference.predicted(audio[index], latents))
+        wanted = artefacts.patch(index % POSES, face)
+        assert patch.box == wanted.box
+        assert difference(patch.pixels, wanted.pixels) <= 1
+        assert np.array_equal(patch.mask, wanted.mask)
+    actor.close()
+
+
+def test_latents_are_prepared_as_the_reference_encodes(engine: MuseTalkEngine, bundle: Bundle, models: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    engine.prepare(bundle, lambda done, of: seen.append((done, of)))
+    assert seen[-1] == (POSES, POSES)
+    faces = np.random.default_rng(1).integers(0, 255, (9, 256, 256, 3), np.uint8)
+    made = engine._encode(faces)
+    reference = plain(models)
+    assert made.shape == (9, 8, 32, 32)
+    wanted = np.stack([reference.encoded(face) for face in faces[[0, 4, 8]]])
+    # a masked face is half constant, which amplifies float32's rounding: diffusers itself is 2.4e-4 from its own float64
+    assert np.abs(made[[0, 4, 8]].astype(np.float32) - wanted.astype(np.float32)).max() <= 5e-4
+
+
+def test_silence_costs_nothing(engine: MuseTalkEngine, bundle: Bundle) -> None:
+    actor = engine.open(bundle)
+    assert actor.idle(0) is None
+    assert actor.rest.shape == features(engine, 1)[0].shape
+    before = engine.launch([])
+    flight = engine.launch([PatchRequest(actor, 0, actor.rest, presence=0.0)] * 3)
+    assert flight.pieces == before.pieces == []
+    flight.wait()
+    assert flight.patches() == [None, None, None]
+    mixed = made_by(engine, [PatchRequest(actor, 0, actor.rest, presence=p) for p in (0.0, 0.5, 1.0)])
+    assert mixed[0] is None and mixed[1] is not None and mixed[2] is not None
+    assert mixed[1].mask is not None and mixed[2].mask is not None
+    assert 0 < mixed[1].mask.max() < mixed[2].mask.max()
+    actor.close()
+
+
+def test_patches_outlive_the_memory_they_came_through(engine: MuseTalkEngine, bundle: Bundle) -> None:
+    actor, windows = engine.open(bundle), features(engine, 2)
+    first = made_by(engine, [PatchRequest(actor, 0, windows[0])])[0]
+    assert first is not None
+    kept = first.pixels.copy()
+    made_by(engine, [PatchRequest(actor, 0, windows[1])])
+    assert np.array_equal(first.pixels, kept)
+    actor.close()
+
+
+async def test_two_sessions_in_one_batch_get_what_each_gets_alone(engine: MuseTalkEngine, bundle: Bundle) -> None:
+    one, two = engine.open(bundle), engine.open(bundle)
+    requests = [
+        PatchRequest(actor, k, window)
+        for seed, actor in enumerate((one, two))
+        for k, window in enumerate(features(engine, POSES, seed))
+    ]
+    alone = [made_by(engine, [request])[0] for request in requests]
+    batcher = Batcher(engine)
+    await batcher.start()
+    together = await asyncio.gather(*(batcher.submit(request, request.pose) for request in requests))
+    assert max(batcher.statistics().sizes or {}) > 1
+    await batcher.aclose()
+    for a, b in zip(alone, together, strict=True):
+        assert a is not None and b is not None
+        assert difference(a.pixels, b.pixels) <= 1
+    assert difference(alone[0].pixels, alone[POSES].pixels) > 1  # type: ignore[union-attr]
+
+
+def test_sessions_of_an_avatar_share_its_latents_and_the_last_leaves_them(
+    engine: MuseTalkEngine, bundle: Bundle
+) -> None:
+    one, two = engine.open(bundle), engine.open(bundle)
+    assert one.avatar is two.avatar
+    assert engine.memory() == {"allocated": 0, "avatars": POSES * 8 * 32 * 32 * 2}
+    one.close()
+    one.close()
+    two.close()
+    assert one.avatar.sessions == 0
+    again = engine.open(bundle)
+    assert again.avatar is one.avatar
+    again.close()
+
+
+def test_avatars_without_sessions_are_dropped_oldest_first(
+    engine: MuseTalkEngine, bundle: Bundle, tmp_path: Path
+) -> None:
+    actor = engine.open(bundle)
+    artefacts = actor.avatar.artefacts
+    store = AvatarStore(CpuCard(), spare_bytes=2 * artefacts.latents.nbytes)
+    names = [tmp_path / name for name in "abcd"]
+    for name in names:
+        store.take(name, lambda: artefacts)
+    for name in names:
+        store.give_back(name)
+    loads: list[int] = []
+    for name in (names[3], names[2], names[0]):
+        store.take(name, lambda: loads.append(1) or artefacts)  # type: ignore[func-returns-value]
+    assert len(loads) == 1  # c and d were kept
+    actor.close()
+
+
+def test_faces_that_are_no_numbers_become_the_idle_frame_and_are_counted(
+    models: Path, bundle: Bundle, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = MuseTalkEngine(models, OPTIONS)
+    norm = broken.network.decoder.decoder.conv_norm_out
+    norm.weight = torch.nn.Parameter(norm.weight * float("nan"), requires_grad=False)
+    actor = broken.open(bundle)
+    with caplog.at_level(logging.WARNING):
+        assert made_by(broken, [PatchRequest(actor, 0, w) for w in features(broken, 3)]) == [None] * 3
+    assert broken.unfit_faces == 3
+    assert len(caplog.records) == 1
+    actor.close()
+
+
+@pytest.mark.parametrize("profile", ["lower", "fast"])
+def test_other_profiles_make_patches_of_the_same_boxes(
+    models: Path, engine: MuseTalkEngine, bundle: Bundle, profile: str
+) -> None:
+    other = MuseTalkEngine(models, Options(profile=profile))
+    assert other.fingerprint == engine.fingerprint
+    actor, theirs, window = engine.open(bundle), other.open(bundle), features(engine, 1)[0]
+    wanted = made_by(engine, [PatchRequest(actor, 1, window)])[0]
+    made = made_by(other, [PatchRequest(theirs, 1, window)])[0]
+    assert made is not None and wanted is not None
+    assert made.box == wanted.box and made.pixels.std() > 0
+    if profile == "lower":
+        assert wanted.mask is not None
+        seen = wanted.mask > 0
+        assert np.abs(made.pixels[seen].astype(int) - wanted.pixels[seen]).mean() < 10
+    actor.close()
+    theirs.close()
+
+
+def test_the_fingerprint_is_of_what_preparation_reads(models: Path, tmp_path: Path) -> None:
+    first = MuseTalkEngine(models, OPTIONS).fingerprint
+    assert MuseTalkEngine(models, OPTIONS).fingerprint == first
+    assert MuseTalkEngine(models, Options(precision="float16")).fingerprint == first
+    assert MuseTalkEngine(models, Options(bbox_shift=5)).fingerprint != first
+    assert MuseTalkEngine(write_models(tmp_path, seed=1)).fingerprint != first
+
+
+def test_what_is_asked_wrongly_is_said(models: Path, engine: MuseTalkEngine, bundle: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(EngineUnavailable, match="no profile"):
+        MuseTalkEngine(models, Options(profile="best"))
+    with pytest.raises(EngineUnavailable, match="no precision"):
+        MuseTalkEngine(models, Options(precision="int8"))  # type: ignore[arg-type]
+    with pytest.raises(WeightsMissing):
+        MuseTalkEngine(tmp_path)
+    with pytest.raises(WeightsMissing, match="taesd"):
+        MuseTalkEngine(write_models(tmp_path), Options(profile="fast"))
+    stranger = PatternEngine().open(pattern_bundle(64, 64, 25))
+    with pytest.raises(TypeError, match="PatternActor"):
+        engine.launch([PatchRequest(stranger, 0, engine.open(bundle).rest)])
+    with pytest.raises(IndexError):
+        engine.launch([PatchRequest(engine.open(bundle), POSES, engine.open(bundle).rest)])
+
+
+def test_its_pace_is_measured_when_it_is_warm(engine: MuseTalkEngine) -> None:
+    assert set(engine.pace.seconds) == {1, 2, 4}
+    assert engine.capacity(25) == engine.pace.capacity(25)
+    assert engine.capacity(1) == int(0.75 * engine.pace.frames_per_second)
+    assert isinstance(engine.batch_sizes, tuple) and engine.device == "cpu"
+    assert MuseTalkActor.idle is not None
