@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from transformers import WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from musetalk_agent.engines.musetalk.whisper import hidden_states
+from musetalk_agent.engines.musetalk.whisper import AudioEncoder, hidden_states
+from musetalk_agent.features.whisper import END, POSITIONS, WhisperFeatures
 from musetalk_agent.features.whisper_mel import HOP, REACH, SILENCE, WINDOW, columns, scaled
 
 RATE, FPS, FRAME, STEP = 16_000, 25, 640, 320
@@ -214,17 +215,18 @@ def stretch(
     return scaled(logs, loudest), present, places, row - BEFORE - first
 
 
-def measured(way: Way, encoder: WhisperEncoder, jobs: list[tuple[Sound, int]], lookahead: int) -> tuple[Array, float]:
-    """Windows float32[n, 10, 5, 384] and the encoder's milliseconds per frame."""
-    out, spent = [], 0.0
+def measured(way: Way, encoder: WhisperEncoder, jobs: list[tuple[Sound, int]], lookahead: int) -> tuple[Array, str]:
+    """Windows float32[n, 10, 5, 384], and what a frame costs the encoder."""
+    out, spent, work = [], 0.0, 0.0
     for sound, frame in jobs:
         mel, present, places, at = stretch(way, sound, frame, lookahead)
         inputs = (torch.from_numpy(mel)[None], torch.from_numpy(present)[None], torch.from_numpy(places)[None])
         start = time.perf_counter()
         states = hidden_states(encoder, *inputs, slice(max(at, 0), at + BEFORE + AFTER))[0].numpy()
         spent += time.perf_counter() - start
+        work += gflop(len(places))
         out.append(np.pad(states, ((max(-at, 0), 0), (0, 0), (0, 0))))
-    return np.stack(out), 1000 * spent / len(jobs)
+    return np.stack(out), f"{work / len(jobs):5.2f} GFLOP {1000 * spent / len(jobs):6.1f} ms"
 
 
 def gflop(positions: float, rows: int = BEFORE + AFTER) -> float:
@@ -234,6 +236,40 @@ def gflop(positions: float, rows: int = BEFORE + AFTER) -> float:
     full = positions * 12 * d * d + 2 * positions**2 * d
     last = positions * 2 * d * d + rows * (10 * d * d + 2 * positions * d)
     return 2 * (convolutions + 3 * full + last) / 1e9
+
+
+# --- what is shipped --------------------------------------------------------------------------------------------------
+def shipped(encoder: WhisperEncoder, sound: Sound, frames: list[int], lookahead: int, end: bool = True) -> Array:
+    """Windows of the product's stream and encoder, float32[n, 10, 5, 384]; with `end` false it does not say where sound ends."""
+    pcm = np.round(sound * 32768).clip(-32768, 32767).astype(np.int16)
+    stream = WhisperFeatures(lookahead).stream(FPS)
+    features = [
+        feature for at in range(0, len(pcm), 320) for feature in stream.push(pcm[at : at + 320])
+    ] + stream.flush()
+    chosen = torch.from_numpy(np.stack([features[k] for k in frames]))
+    if not end:
+        chosen[:, -1, END] = POSITIONS
+    return torch.cat([AudioEncoder(encoder)(part) for part in chosen.split(8)]).numpy().reshape(len(frames), 10, 5, -1)
+
+
+def print_shipped(encoder: WhisperEncoder, sounds: dict[str, Sound], passes: dict[str, Array]) -> None:
+    """Every fourth frame by look-ahead, the last frames of the recordings, and the frames behind 30 s."""
+
+    def line(name: str, names: list[str], frames: dict[str, list[int]], lookahead: int = 80, end: bool = True) -> None:
+        ours = np.concatenate([shipped(encoder, sounds[n], frames[n], lookahead, end) for n in names])
+        theirs = np.stack([offline_window(passes[n], k) for n in names for k in frames[n]])
+        print(f"{name:32s} {lookahead:4d} ms  {_line(ours, theirs)}  {len(ours)} frames", flush=True)
+
+    names = list(sounds)
+    for lookahead in LOOKAHEADS:
+        line("shipped", names, {n: list(range(0, len(sounds[n]) // FRAME, 4)) for n in names}, lookahead)
+    last = {n: list(range(len(sounds[n]) // FRAME - 3, len(sounds[n]) // FRAME)) for n in names}
+    line("shipped, last three", names, last)
+    line("the same, silence at the end", names, last, end=False)
+    sounds["all"] = np.concatenate([sounds[n] for n in names])
+    passes["all"] = offline(encoder, sounds["all"])
+    for start in (26, 30, 31, 32, 34):
+        line(f"shipped, {start} to {start + 1} s", ["all"], {"all": list(range(start * FPS, (start + 1) * FPS, 2))})
 
 
 # --- the table --------------------------------------------------------------------------------------------------------
@@ -252,7 +288,7 @@ def main() -> None:
     parser.add_argument("--speech", type=Path)
     parser.add_argument("--faces", type=Path)
     parser.add_argument("--frames", type=int, default=48, help="how many frames, spread over the recordings")
-    parser.add_argument("--only", nargs="*", help="names of ways")
+    parser.add_argument("--only", nargs="*", help="names of ways; none: only what is shipped")
     parser.add_argument("--lookaheads", type=int, nargs="*", default=LOOKAHEADS)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -266,11 +302,12 @@ def main() -> None:
         shifted = np.stack([offline_window(passes[name], k + 1) for name, k in picked])
         print("scale: the offline windows one frame later", _line(shifted, theirs))
         for way in ways():
-            if options.only and way.name not in options.only:
+            if options.only is not None and way.name not in options.only:
                 continue
             for lookahead in options.lookaheads:
-                ours, ms = measured(way, encoder, [(sounds[name], k) for name, k in picked], lookahead)
-                print(f"{way.name:32s} {lookahead:4d} ms  {_line(ours, theirs)}  {ms:6.1f} ms", flush=True)
+                ours, cost = measured(way, encoder, [(sounds[name], k) for name, k in picked], lookahead)
+                print(f"{way.name:32s} {lookahead:4d} ms  {_line(ours, theirs)}  {cost}", flush=True)
+        print_shipped(encoder, sounds, passes)
 
 
 def _line(ours: Array, theirs: Array) -> str:

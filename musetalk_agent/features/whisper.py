@@ -160,7 +160,8 @@ class WhisperStream:
         heard = index < cut
         window = np.zeros(mel.WINDOW, np.float32)
         window[heard] = self._sound[index[heard] - self._from]
-        return mel.columns(window[None])[0]
+        column: NDArray[np.float32] = mel.columns(window[None])[0]
+        return column
 
     def _forget(self) -> None:
         needed = max(0, self._whole * mel.HOP - mel.REACH)

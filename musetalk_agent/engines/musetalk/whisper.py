@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.models.whisper.modeling_whisper import WhisperEncoder
+from transformers.models.whisper.modeling_whisper import WhisperEncoder, WhisperEncoderLayer
 
 from musetalk_agent.features.whisper import BEGIN, END, HEARD, MEL_COLUMNS, PLACE, PLACES, POSITIONS, TARGET
 
@@ -39,20 +39,21 @@ def hidden_states(encoder: WhisperEncoder, mel: Tensor, present: Tensor, places:
     return torch.stack(found, dim=2) * here[:, rows, None, None].to(mel.dtype)
 
 
-def _layer(layer: nn.Module, states: Tensor, context: Tensor, heard: Tensor) -> Tensor:
+def _layer(layer: WhisperEncoderLayer, states: Tensor, context: Tensor, heard: Tensor) -> Tensor:
     """One pre-norm layer: `states` (some of the positions, `[B, T, d]`) attend to `context` (all of them, `[B, P, d]`)."""
     attention = layer.self_attn
     asking = layer.self_attn_layer_norm(states)
     told = asking if context is states else layer.self_attn_layer_norm(context)
 
     def split(flat: Tensor) -> Tensor:
-        return flat.unflatten(2, (attention.num_heads, -1)).transpose(1, 2)
+        return flat.view(*flat.shape[:2], attention.num_heads, -1).transpose(1, 2)
 
     mixed = F.scaled_dot_product_attention(
         split(attention.q_proj(asking)), split(attention.k_proj(told)), split(attention.v_proj(told)), attn_mask=heard
     )
     states = states + attention.out_proj(mixed.transpose(1, 2).flatten(2))
-    return states + layer.fc2(layer.activation_fn(layer.fc1(layer.final_layer_norm(states))))
+    out: Tensor = states + layer.fc2(layer.activation_fn(layer.fc1(layer.final_layer_norm(states))))
+    return out
 
 
 class AudioEncoder(nn.Module):
@@ -61,6 +62,8 @@ class AudioEncoder(nn.Module):
     Static shapes and no synchronisation: it can be captured in a CUDA graph. `forward` wants the windows in float32 whatever
     the weights' dtype, because their last row holds integers up to 1499.
     """
+
+    _index: Tensor
 
     def __init__(self, encoder: WhisperEncoder) -> None:
         super().__init__()

@@ -58,7 +58,7 @@ def test_a_window_is_the_plain_encoder_on_what_was_heard(encoder: WhisperEncoder
         row = 50 * k // fps
         first, stop = max(0, row - 4 - CONTEXT), max(row + 6, cut // STEP) + TAIL
         expected = reference.streamed(encoder, heard(sound[:cut]), row, first, stop, 1500)
-        np.testing.assert_allclose(ours[k], expected, atol=1e-4)
+        np.testing.assert_allclose(ours[k], expected, rtol=1e-5, atol=1e-4)
 
 
 def test_after_the_last_sample_vectors_are_zero_and_the_rest_is_as_upstream_pads(encoder: WhisperEncoder) -> None:
@@ -71,7 +71,7 @@ def test_after_the_last_sample_vectors_are_zero_and_the_rest_is_as_upstream_pads
         assert beyond.any() and (vectors[beyond] == 0).all() and (vectors[~beyond] != 0).all()
         stop = max(row + 6, (frame_start(k + 1, 25) + 1280) // STEP) + TAIL
         expected = reference.streamed(encoder, heard(sound), row, max(0, row - 4 - CONTEXT), stop, end)
-        np.testing.assert_allclose(ours[k], expected, atol=1e-4)
+        np.testing.assert_allclose(ours[k], expected, rtol=1e-5, atol=1e-4)
 
 
 def test_before_the_first_sample_vectors_are_zero_as_upstream_pads(encoder: WhisperEncoder) -> None:
