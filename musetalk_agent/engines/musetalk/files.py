@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from musetalk_agent.engines.musetalk.copies import HALVES, Half, copy_path, problem_of
+from musetalk_agent.protocol.http import FileState
 from musetalk_agent.weights import ModelStore
 
 log = logging.getLogger(__name__)
@@ -91,6 +92,21 @@ def find(folder: Path, part: Part, half: Half | None) -> Checkpoint | None:
     if original := find_original(folder, part):
         return Checkpoint(original)
     return copies[0] if copies else None
+
+
+def copies_state(folder: Path) -> dict[str, FileState]:
+    """The half-precision copies in a models folder, as `ModelStore.state` tells of the manifest's files: `verified` is whether one
+    is whole and made from the weights beside it."""
+    found: dict[str, FileState] = {}
+    for part in CONVERTED:
+        for name in _WEIGHTS[part]:
+            for half in HALVES:
+                path = copy_path(folder / name, half)
+                if path.is_file():
+                    fits = problem_of(path, find_original(folder, part)) is None
+                    state = FileState(exists=True, bytes=path.stat().st_size, verified=fits)
+                    found[str(path.relative_to(folder))] = state
+    return found
 
 
 def musetalk_state(store: ModelStore) -> list[str]:

@@ -174,3 +174,11 @@ def test_a_fingerprint_of_a_small_file_covers_all_of_it(tmp_path: Path) -> None:
         path.write_bytes(content)
         prints.add(fingerprint(path))
     assert len(prints) == 4
+
+
+def test_copies_are_shown_with_what_is_known_of_them(models: Path) -> None:
+    shown = files.copies_state(models)
+    assert sorted(shown) == sorted(COPIES) and all(state.verified for state in shown.values())
+    assert shown[COPIES[0]].bytes == (models / COPIES[0]).stat().st_size
+    os.truncate(models / COPIES[0], 100)
+    assert files.copies_state(models)[COPIES[0]].verified is False
