@@ -72,6 +72,10 @@ class VaeConfig(_Config):
     use_post_quant_conv: Literal[True] = True
     mid_block_add_attention: Literal[True] = True
 
+    def arguments(self) -> dict[str, Any]:
+        """Without what says nothing: older versions of diffusers do not know all of these fields."""
+        return self.model_dump(exclude_defaults=True) | {"scaling_factor": self.scaling_factor}
+
 
 class WhisperEncoderConfig(_Config):
     """What `whisper/config.json` says of the encoder. The rest of the file is about decoding text and is not looked at."""

@@ -98,6 +98,22 @@ def test_the_bytes_of_a_bar_add_up_over_a_break(store_of: StoreOf) -> None:
     assert sum(arrived) == len(BODY)
 
 
+def test_a_partial_file_that_does_not_fit_is_thrown_away(store_of: StoreOf) -> None:
+    unsized = FIRST.model_copy(update={"size": None, "sha256": None})
+    store = store_of(unsized)
+    waits: list[float] = []
+    with serving_hub(FILES) as hub:
+        network = Network(hub.endpoint, pause=waits.append)
+        hub.break_after += [5, 0, 0, 0, 0]
+        with pytest.raises(FetchFailed):
+            fetch_models.fetch(store, ["test"], quiet=True, network=network)
+        (part,) = (store.directory / ".cache" / "parts").iterdir()
+        part.write_bytes(CONFIG + b"more")
+        fetch_models.fetch(store, ["test"], quiet=True, network=network)
+        assert hub.gets()[-2:] == [f"bytes={len(CONFIG) + 4}-", None]
+    assert store.path("a/config.json").read_bytes() == CONFIG
+
+
 def test_a_busy_hub_is_asked_again(store_of: StoreOf) -> None:
     waits: list[float] = []
     store = store_of(FIRST)

@@ -85,6 +85,7 @@ def test_the_vaes_scale_has_upstreams_default(tmp_path: Path) -> None:
     assert "scaling_factor" not in content
     assert read_config(VaeConfig, written(tmp_path, content)).scaling_factor == 0.18215
     assert read_config(VaeConfig, written(tmp_path, content | {"scaling_factor": 0.5})).scaling_factor == 0.5
+    assert "mid_block_add_attention" not in read_config(VaeConfig, written(tmp_path, content)).arguments()
     with pytest.raises(WeightsInvalid, match="use_quant_conv"):
         read_config(VaeConfig, written(tmp_path, content | {"use_quant_conv": False}))
 

@@ -120,7 +120,8 @@ def test_patches_outlive_the_memory_they_came_through(engine: MuseTalkEngine, bu
     actor.close()
 
 
-async def test_two_sessions_in_one_batch_get_what_each_gets_alone(engine: MuseTalkEngine, bundle: Bundle) -> None:
+async def test_two_sessions_in_one_batch_get_what_each_gets_alone(models: Path, bundle: Bundle) -> None:
+    engine = MuseTalkEngine(models, OPTIONS)
     one, two = engine.open(bundle), engine.open(bundle)
     requests = [
         PatchRequest(actor, k, window)
@@ -133,6 +134,7 @@ async def test_two_sessions_in_one_batch_get_what_each_gets_alone(engine: MuseTa
     together = await asyncio.gather(*(batcher.submit(request, request.pose) for request in requests))
     assert max(batcher.statistics().sizes or {}) > 1
     await batcher.aclose()
+    engine.close()
     for a, b in zip(alone, together, strict=True):
         assert a is not None and b is not None
         assert difference(a.pixels, b.pixels) <= 1
