@@ -1,0 +1,101 @@
+"""What the parts of MuseTalk's network cost on its device, and what of its own speed they reach. Needs the extra [musetalk].
+
+Each part is fixed by itself the way the engine fixes the whole, as a CUDA graph on a card, so that what is timed is the card's work
+and not the launching of its kernels. In service one graph holds all parts, and copies overlap with the next batch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from musetalk_agent.engines.musetalk.engine import MuseTalkEngine
+from musetalk_agent.engines.musetalk.graphs import Card, Outputs
+from musetalk_agent.engines.musetalk.network import LATENT_SHAPE
+from musetalk_agent.engines.musetalk.vae import to_pixels
+from musetalk_agent.features.whisper import rest
+from musetalk_agent.tools.stages import Stage
+
+_PEAK_SIDE = {"cuda": 8192, "cpu": 1024}
+_PEAK_TRIES = 8
+
+
+@dataclass(frozen=True)
+class CardStages:
+    """The parts of a frame, and `peak`: operations per second of a large matrix product on the device, in the same precision."""
+
+    stages: list[Stage]
+    peak: float
+
+
+def card_stages(engine: MuseTalkEngine, frames: int, batch: int, progress: Callable[[int], object]) -> CardStages:
+    """Times the parts over at least `frames` frames in batches of `batch`; nobody else may be using the engine.
+
+    `progress` is called with the frames done.
+    """
+    network, card = engine.network, engine.card
+    silence = torch.from_numpy(rest()).to(card.device)
+    mel = silence.expand(batch, *silence.shape).contiguous()
+    latents = torch.zeros((batch, *LATENT_SHAPE), dtype=torch.float16, device=card.device)
+
+    def whisper() -> Outputs:
+        return (network.encoder(mel.to(network.dtype)) + network.positions,)
+
+    with card.frames():
+        (audio,) = whisper()
+
+    def unet() -> Outputs:
+        return (network.unet(latents.to(network.dtype), audio),)
+
+    with card.frames():
+        (made,) = unet()
+
+    def decoder() -> Outputs:
+        return to_pixels(network.decoder(made))
+
+    with card.frames():
+        pixels, _ = decoder()
+    host = card.host(tuple(pixels.shape), torch.uint8)
+
+    def copy() -> Outputs:
+        return (host.copy_(pixels, non_blocking=True),)
+
+    parts = {"whisper": whisper, "unet": unet, "decoder": decoder}
+    flop = {name: _operations(part, card) for name, part in parts.items()}
+    with card.frames():
+        fixed = {name: card.fix(part) for name, part in parts.items()} | {"copy": copy}
+        times: dict[str, list[float]] = {name: [] for name in fixed}
+        for done in range(0, frames, batch):
+            for name, part in fixed.items():
+                times[name].append(_seconds(part, card) / batch)
+            progress(done + batch)
+    stages = [Stage(name, each, flop[name] // batch if name in flop else None) for name, each in times.items()]
+    return CardStages(stages, _peak(card, network.dtype))
+
+
+def _seconds(call: Callable[[], Outputs], card: Card) -> float:
+    begun = time.perf_counter()
+    call()
+    card.mark().wait()
+    return time.perf_counter() - begun
+
+
+def _operations(call: Callable[[], Outputs], card: Card) -> int:
+    """Floating-point operations of a call, a multiplication and an addition counted as two."""
+    with card.frames(), FlopCounterMode(display=False) as counter:
+        call()
+    return int(counter.get_total_flops())
+
+
+def _peak(card: Card, dtype: torch.dtype) -> float:
+    side = _PEAK_SIDE[card.device.type]
+    with card.frames():
+        one: Tensor = torch.rand((side, side), device=card.device).to(dtype)
+        product = card.fix(lambda: (one @ one,))
+        best = min(_seconds(product, card) for _ in range(_PEAK_TRIES))
+    return 2 * float(side) ** 3 / best
