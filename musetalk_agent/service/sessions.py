@@ -8,7 +8,7 @@ import logging
 import time
 from collections import OrderedDict
 
-from musetalk_agent.errors import AtCapacity, EngineFailed, SessionConflict, SessionEnded, SessionNotFound
+from musetalk_agent.errors import AtCapacity, EngineFailed, EngineUnavailable, SessionConflict, SessionEnded, SessionNotFound
 from musetalk_agent.factory import Factory
 from musetalk_agent.metrics import SESSIONS, SESSIONS_ENDED, SESSIONS_MAX, START_SECONDS
 from musetalk_agent.protocol.http import AgentSession, AgentStartRequest, Capacity
@@ -43,7 +43,7 @@ class Sessions:
         self._archive()
         engines, most = self._factory.engines, self._factory.settings.max_sessions
         holds = engines.capacity(engines.default, _USUAL_FPS)
-        if holds is not None:
+        if holds:
             most = min(holds, most or holds)
         return Capacity(sessions=len(self._starting) + len(self.live()), sessions_max=most or _MOST_SESSIONS)
 
@@ -92,16 +92,20 @@ class Sessions:
             del self._starting[request.session_id], self._starting_on[request.session_id]
 
     def _admit(self, engine: str, fps: int) -> None:
-        """Raises `AtCapacity` when the process, or the engine at this rate of pictures, holds no session more; `EngineFailed`."""
-        self._factory.engines.batcher(engine)
+        """Raises `AtCapacity` when the process, or the engine at this rate of pictures, holds no session more.
+
+        `EngineFailed` while the engine starts again; `EngineUnavailable` where it is too slow for even one session.
+        """
+        device = self._factory.engines.batcher(engine).engine.device
         capacity = self.capacity()
         held = [*self._starting_on.values(), *(s.engine for s in self.live())].count(engine)
         holds = self._factory.engines.capacity(engine, fps)
         limit = capacity.sessions_max
+        if holds == 0:
+            text = f"The engine {engine!r} on {device} is too slow for one session at {fps} pictures a second; use 'warp'."
+            raise EngineUnavailable(text, field="engine", value=engine)
         if self.draining:
             why = "is shutting down"
-        elif holds == 0:
-            why, limit = f"runs the engine {engine!r} too slowly for one session at {fps} pictures a second", 0
         elif capacity.sessions >= capacity.sessions_max:
             why = f"holds {capacity.sessions} of {capacity.sessions_max} sessions"
         elif holds is not None and held >= holds:

@@ -55,7 +55,7 @@ class Demo:
         try:
             asked = asyncio.get_running_loop().time()
             answer = await self.http.post("/session/start", json={"room": room, **body})
-            answer.raise_for_status()
+            assert answer.is_success, answer.text
             started = answer.json()
             try:
                 async with websockets.connect(started["audio_url"], max_queue=None) as socket:

@@ -86,3 +86,12 @@ async def test_capacity_is_what_the_engine_was_measured_to_hold(tmp_path: Path) 
         assert "as many as its device can" in full.json()["detail"]
     async with agent(tmp_path) as here:
         assert (await here.http.get("/health")).json()["capacity"]["sessions_max"] == 4
+
+
+@pytest.mark.usefixtures("fragile")
+async def test_an_engine_too_slow_for_one_session_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Fragile, "capacity", lambda self, fps: 0)
+    async with agent(tmp_path) as here:
+        answer = await here.start("a")
+        assert (answer.status_code, answer.json()["code"]) == (503, "engine_unavailable")
+        assert "too slow for one session at 25 pictures a second" in answer.json()["detail"]
