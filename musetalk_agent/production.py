@@ -181,14 +181,14 @@ class Production:
     async def _close(self, feature: Feature, presence: float) -> None:
         """The pictures after a segment: its last mouth shape fades to rest while the idle clip takes the mouth back."""
         count = self._batcher.engine.closing_frames
-        rest, generation = self._actor.rest, self.generation
+        generation = self.generation
         for step in range(1, count + 1):
             if generation != self.generation or self._has_work():
                 return
-            eased = feature + (rest - feature) * min(1.0, 2 * step / count)
+            eased = self._actor.towards_rest(feature, min(1.0, 2 * step / count))
             fading = presence * (1 - step / (count + 1))
-            await self._fly(None, Tag(0, 0, generation), eased.astype(feature.dtype), fading)
-        self._last = (rest, 0.0)
+            await self._fly(None, Tag(0, 0, generation), eased, fading)
+        self._last = (self._actor.rest, 0.0)
 
     async def _fly(self, segment: Segment | None, tag: Tag, feature: Feature, presence: float) -> None:
         tick = self._cursor.reserve()

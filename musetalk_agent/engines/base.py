@@ -43,6 +43,10 @@ class Actor(Protocol):
         """Feature of a silent, closed mouth."""
         ...
 
+    def towards_rest(self, feature: Feature, amount: float) -> Feature:
+        """A feature `amount` (0 … 1) of the way from `feature` to silence, for the pictures after a segment."""
+        ...
+
     def idle(self, pose: int) -> Patch | None:
         """What lies over idle frame `pose` while nobody speaks; None shows the clip as it is. Called on the event loop: no work."""
         ...

@@ -78,6 +78,10 @@ class PatternActor:
         self.white = Patch(box, np.full((box.height, box.width, 3), _WHITE, np.uint8))
         self.black = Patch(box, np.full((box.height, box.width, 3), _BLACK, np.uint8))
 
+    def towards_rest(self, feature: Feature, amount: float) -> Feature:
+        """It fades."""
+        return (feature * (1 - amount)).astype(np.float32)
+
     def idle(self, pose: int) -> Patch | None:
         """The idle picture is drawn already."""
         return None

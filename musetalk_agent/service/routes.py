@@ -10,13 +10,14 @@ from fastapi import APIRouter, Depends, Query, Request, WebSocket
 from fastapi.responses import JSONResponse
 
 from musetalk_agent.engines.musetalk.config import unet_config
-from musetalk_agent.engines.musetalk.files import UNET_CONFIG
+from musetalk_agent.engines.musetalk.files import UNET_CONFIG, copies_state
 from musetalk_agent.errors import WeightsInvalid
 from musetalk_agent.factory import Factory
-from musetalk_agent.protocol.http import AgentDebug, AgentSession, AgentStartRequest
+from musetalk_agent.protocol.http import AgentDebug, AgentSession, AgentStartRequest, FileState
 from musetalk_agent.protocol.problems import MEDIA_TYPE, ErrorCode, ProblemError
 from musetalk_agent.service.auth import authorised
 from musetalk_agent.service.sessions import Sessions
+from musetalk_agent.weights import ModelStore
 
 
 async def _require_key(request: Request) -> None:
@@ -65,10 +66,14 @@ async def debug(request: Request, sessions: SessionsHere) -> AgentDebug:
         engine_note=engines.note(None),
         device=engines.device,
         config_path=config_path,
-        files=await asyncio.to_thread(factory.models.state),
+        files=await asyncio.to_thread(_files, factory.models),
         unet_config=config,
         sessions=[s.status() for s in sessions.live()],
     )
+
+
+def _files(models: ModelStore) -> dict[str, FileState]:
+    return models.state() | copies_state(models.directory)
 
 
 def _unet_config(models: Path) -> tuple[str | None, dict[str, Any] | None]:

@@ -8,7 +8,14 @@ import logging
 import time
 from collections import OrderedDict
 
-from musetalk_agent.errors import AtCapacity, EngineFailed, EngineUnavailable, SessionConflict, SessionEnded, SessionNotFound
+from musetalk_agent.errors import (
+    AtCapacity,
+    EngineFailed,
+    EngineUnavailable,
+    SessionConflict,
+    SessionEnded,
+    SessionNotFound,
+)
 from musetalk_agent.factory import Factory
 from musetalk_agent.metrics import SESSIONS, SESSIONS_ENDED, SESSIONS_MAX, START_SECONDS
 from musetalk_agent.protocol.http import AgentSession, AgentStartRequest, Capacity
@@ -102,7 +109,9 @@ class Sessions:
         holds = self._factory.engines.capacity(engine, fps)
         limit = capacity.sessions_max
         if holds == 0:
-            text = f"The engine {engine!r} on {device} is too slow for one session at {fps} pictures a second; use 'warp'."
+            text = (
+                f"The engine {engine!r} on {device} is too slow for one session at {fps} pictures a second; use 'warp'."
+            )
             raise EngineUnavailable(text, field="engine", value=engine)
         if self.draining:
             why = "is shutting down"

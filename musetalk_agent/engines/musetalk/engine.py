@@ -81,6 +81,12 @@ class MuseTalkActor:
         """Feature of silence."""
         return self._rest
 
+    def towards_rest(self, feature: Feature, amount: float) -> Feature:
+        """The sound fades to silence where it is: the last row, which says where that is, stays (`features.whisper`)."""
+        faded = (feature + (self._rest - feature) * np.float32(amount)).astype(np.float32)
+        faded[-1] = feature[-1]
+        return faded
+
     def idle(self, pose: int) -> Patch | None:
         """The clip as it is."""
         return None
@@ -240,8 +246,10 @@ class MuseTalkEngine:
         return made
 
     def close(self) -> None:
-        """Releases the device. Safe to call twice."""
+        """Releases the device: weights, graphs, latents. Safe to call twice."""
         self._avatars.clear()
+        self.network.to_empty(device="meta")
+        self._encoder.to_empty(device="meta")
         self._runner.close()
 
     def _dtype(self) -> torch.dtype:

@@ -37,6 +37,10 @@ class WarpActor:
         """Feature of a silent, closed mouth: float32 zeros `[5]`."""
         return np.zeros(FEATURE_SIZE, np.float32)
 
+    def towards_rest(self, feature: Feature, amount: float) -> Feature:
+        """The lips come together in a straight line."""
+        return (feature * (1 - amount)).astype(np.float32)
+
     def idle(self, pose: int) -> Patch | None:
         """The closed lips of a clip that talks; None for one that is silent by itself."""
         return self.quiet[pose] if self.quiet else None
