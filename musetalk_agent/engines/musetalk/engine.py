@@ -23,7 +23,7 @@ from musetalk_agent.engines.musetalk.graphs import Card, card_for, device_errors
 from musetalk_agent.engines.musetalk.loading import load_parsing, load_taesd, load_unet, load_vae, load_whisper
 from musetalk_agent.engines.musetalk.network import Network
 from musetalk_agent.engines.musetalk.parsing import Parser
-from musetalk_agent.engines.musetalk.profiles import BUCKETS, Profile, profile_named
+from musetalk_agent.engines.musetalk.profiles import BUCKETS, COMPILED_BUCKETS, Profile, profile_named
 from musetalk_agent.engines.musetalk.runner import Launched, Runner
 from musetalk_agent.engines.musetalk.unet import FoldedUNet
 from musetalk_agent.engines.musetalk.vae import FACE, FaceEncoder, PatchDecoder, TinyDecoder
@@ -157,6 +157,7 @@ class MuseTalkEngine:
         self.network = network.to(device).eval().requires_grad_(False)
         self._runner = self._run_by(self.network)
         self._avatars = AvatarStore(self.card)
+        self.card.settle()  # weights were converted on another stream than the frames'
         self.pace = Pace()
         self.unfit_faces = 0
 
@@ -265,7 +266,8 @@ class MuseTalkEngine:
             network.to(memory_format=torch.channels_last)  # what tensor cores read; else each layer transposes
         if self.options.compiled:
             network.compile(dynamic=False)
-        sizes = self.options.buckets or (BUCKETS if on_card else CPU_BUCKETS)
+        card_buckets = COMPILED_BUCKETS if self.options.compiled else BUCKETS
+        sizes = self.options.buckets or (card_buckets if on_card else CPU_BUCKETS)
         return Runner(network, self.card, self._rest.shape, self.profile.rows, sizes)
 
     def _artefacts(self, bundle: Bundle, progress: Progress | None = None) -> Artefacts:

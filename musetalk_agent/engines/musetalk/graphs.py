@@ -56,6 +56,10 @@ class Card(Protocol):
         """A mark behind the work that this thread has given so far in its context."""
         ...
 
+    def settle(self) -> None:
+        """Waits for everything that this process gave to the device, on any of its streams."""
+        ...
+
     def allocated(self) -> int:
         """Bytes of device memory that tensors of this process hold; 0 where it is the host's."""
         ...
@@ -95,6 +99,9 @@ class CpuCard:
     def mark(self) -> Mark:
         """Past already."""
         return _Past()
+
+    def settle(self) -> None:
+        """Nothing is ever under way."""
 
     def allocated(self) -> int:
         """Nothing beyond the process's own memory."""
@@ -152,7 +159,7 @@ class CudaCard:
         """Captured as a CUDA graph. All graphs share one pool of memory, because they never run at the same time."""
         for _ in range(WARM_RUNS):
             outputs = call()
-        torch.cuda.synchronize(self.device)
+        self.settle()
         if not self._graphs:
             return call
         graph = torch.cuda.CUDAGraph()
@@ -171,6 +178,10 @@ class CudaCard:
         event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
         event.record()
         return _Event(event)
+
+    def settle(self) -> None:
+        """`torch.cuda.synchronize`."""
+        torch.cuda.synchronize(self.device)
 
     def allocated(self) -> int:
         """`torch.cuda.memory_allocated`."""
