@@ -68,7 +68,8 @@ class SessionLine:
 
 @dataclass(frozen=True)
 class Look:
-    """An agent in figures; `busy` is the share of time since the look before that its engines worked, 0 … 1 for each of them."""
+    """An agent in figures; `busy` is the share of time since the look before that its engines worked, 0 … 1 for each of them;
+    `note` says why the engine is not the one that was hoped for."""
 
     at: str
     status: str
@@ -79,6 +80,7 @@ class Look:
     sessions_max: int
     queue: dict[str, float]
     busy: dict[str, float]
+    note: str | None
     sessions: list[SessionLine]
 
 
@@ -153,6 +155,7 @@ def look(now: Snapshot, before: Snapshot | None) -> Look:
         now.health.capacity.sessions_max,
         now.queue,
         busy,
+        now.health.engine_note,
         [_line(s, counted.get(s.session_id), passed) for s in now.debug.sessions],
     )
 
@@ -171,7 +174,8 @@ def table(seen: Look) -> list[str]:
     widths = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     causes = [f"{s.session_id}: {s.message}" for s in seen.sessions if s.diagnosis != "ok"]
-    return [head, "", *lines, *([] if seen.sessions else ["no session"]), *([""] if causes else []), *causes]
+    heading = [head, *([seen.note] if seen.note else []), ""]
+    return [*heading, *lines, *([] if seen.sessions else ["no session"]), *([""] if causes else []), *causes]
 
 
 def _watch(http: httpx.Client, args: argparse.Namespace) -> None:
@@ -185,19 +189,23 @@ def _watch(http: httpx.Client, args: argparse.Namespace) -> None:
         except AgentUnreachable as error:
             if before is None or args.once:
                 raise
-            _show([f"{error} Trying again."], live)  # an agent that is being restarted comes back
-            now = None
+            now, gone = None, f"{error} Trying again."  # an agent that is being restarted comes back
+            if live:
+                show([gone], live=True)
+            else:
+                print(f"monitor: {gone}", file=sys.stderr)
         if now is not None:
             if not args.once or before is not None:
                 seen = look(now, before)
-                _show([json.dumps(asdict(seen))] if args.json else table(seen), live)
+                show([json.dumps(asdict(seen))] if args.json else table(seen), live=live)
                 if args.once:
                     return
             before = now
         time.sleep(args.interval)
 
 
-def _show(lines: Sequence[str], live: bool) -> None:
+def show(lines: Sequence[str], *, live: bool) -> None:
+    """Prints lines, in place of those before them on a terminal that is watched (`live`)."""
     # names come from callers of the orchestrator: nothing in them may steer the terminal
     lines = ["".join(c if c.isprintable() else "?" for c in line) for line in lines]
     if live:

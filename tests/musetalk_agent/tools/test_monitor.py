@@ -1,0 +1,144 @@
+"""The live table beside a real agent on loopback."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from musetalk_agent.tools import monitor
+from orchestrator.processes import free_port
+from tests.musetalk_agent.service.served import KEY, Agent, agent
+from tests.musetalk_agent.stand import tone
+
+PROGRAM = """
+import argparse, sys
+from musetalk_agent.tools import monitor
+parser = argparse.ArgumentParser()
+monitor.add_arguments(parser)
+sys.exit(monitor.run(parser.parse_args(sys.argv[1:])))
+"""
+
+
+async def run(*argv: str) -> int:
+    """The command in a thread, so that the agent can answer."""
+    parser = argparse.ArgumentParser()
+    monitor.add_arguments(parser)
+    return await asyncio.to_thread(monitor.run, parser.parse_args(argv))
+
+
+@asynccontextmanager
+async def speaking(here: Agent) -> AsyncIterator[None]:
+    """A session that is sent two seconds of speech at real-time pace."""
+    assert (await here.start()).status_code == 200
+    async with here.link() as socket:
+        await socket.recv()
+        await socket.send('{"type":"segment.start","segment":1,"sample_rate":16000}')
+        speech = tone(2.0)
+
+        async def send() -> None:
+            begun = asyncio.get_running_loop().time()
+            for at in range(0, len(speech), 640):
+                await socket.send(speech[at : at + 640].tobytes())
+                await asyncio.sleep(max(0.0, begun + (at + 640) / 16_000 - asyncio.get_running_loop().time()))
+
+        task = asyncio.create_task(send())
+        await asyncio.sleep(0.4)
+        try:
+            yield
+        finally:
+            await task
+
+
+async def test_figures_of_a_session_that_speaks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    async with agent(tmp_path, max_sessions=3) as here, speaking(here):
+        url = f"http://127.0.0.1:{here.port}"
+        assert await run(url, "--key", KEY, "--once", "--json", "--interval", "0.8") == 0
+        told: dict[str, Any] = json.loads(capsys.readouterr().out)
+        assert (told["status"], told["engine"], told["sessions_held"], told["sessions_max"]) == ("ok", "pattern", 1, 3)
+        assert set(told["queue"]) >= {"pattern"} and 0 <= told["busy"]["pattern"] < 1
+        (session,) = told["sessions"]
+        assert (session["session_id"], session["state"], session["fps_wanted"]) == ("s1", "speaking", 25)
+        assert session["fps"] == pytest.approx(25, abs=6)
+        assert 0 < session["lip_latency_p50_ms"] <= session["lip_latency_p95_ms"] < 1000
+        assert abs(session["skew_ms"]) < 40
+        assert session["viewers"] == 0 and all(session[name] >= 0 for name in ("underruns", "dropped", "held"))
+        assert session["diagnosis"] == "track_not_subscribed" and "nobody in the room" in session["message"]
+        assert await run(url, "--key", KEY, "--once", "--interval", "0.2") == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0].startswith("ok · pattern on cpu · 1 of 3 sessions · ")
+        assert lines[2].split()[:4] == ["session", "state", "engine", "fps"]
+        assert lines[3].split()[:3] == ["s1", "speaking", "pattern"] and lines[3].endswith("track_not_subscribed")
+        assert lines[-1].startswith("s1: The avatar publishes, but nobody")
+
+
+async def test_an_idle_agent_and_what_is_wrong_with_an_address(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with agent(tmp_path) as here:
+        url = f"http://127.0.0.1:{here.port}"
+        monkeypatch.setenv("AGENT_API_KEY", KEY)
+        assert await run(url, "--once", "--interval", "0.1") == 0
+        assert capsys.readouterr().out.splitlines()[-1] == "no session"
+        monkeypatch.delenv("AGENT_API_KEY")
+        for argv, code, sentence in (
+            ((url, "--once"), 2, "give the agent's key with --key, or set AGENT_API_KEY"),
+            ((url, "--key", "wrong", "--once"), 1, "refuses the key"),
+            ((url + "/nowhere", "--key", KEY), 1, "answers /debug with 404: is an agent there?"),
+            ((f"http://127.0.0.1:{free_port()}", "--key", KEY), 1, "cannot be reached: "),
+            (("127.0.0.1:1", "--key", KEY), 2, "is no address of an agent"),
+            ((url, "--key", KEY, "--interval", "0"), 2, "--interval 0 is under 0.1 s"),
+        ):
+            assert await run(*argv) == code
+            seen = capsys.readouterr()
+            assert sentence in seen.err and seen.out == "" and KEY not in seen.err
+
+
+async def test_it_waits_for_an_agent_that_went_away_and_ends_cleanly_on_ctrl_c(tmp_path: Path) -> None:
+    async with agent(tmp_path) as here:
+        argv = [f"http://127.0.0.1:{here.port}", "--key", KEY, "--json", "--interval", "0.1"]
+        child = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", PROGRAM, *argv, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        )
+        assert child.stdout is not None and child.stderr is not None
+        try:
+            async with asyncio.timeout(20):
+                for _ in range(2):
+                    assert json.loads(await child.stdout.readline())["sessions"] == []
+        except BaseException:
+            child.kill()
+            await child.wait()
+            raise
+    try:
+        async with asyncio.timeout(20):
+            assert b"cannot be reached" in await child.stderr.readline()
+            child.send_signal(signal.SIGINT)
+            _, errors = await child.communicate()
+    finally:
+        if child.returncode is None:
+            child.kill()
+    assert child.returncode == 0 and b"Traceback" not in errors
+
+
+def test_names_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    line = monitor.SessionLine(
+        "\x1b[2Jx", "r", "ready", "warp", None, 25, None, None, None, 0.0, 0, 0, 0, 1, "no_audio", "No PCM\nyet."
+    )
+    seen = monitor.Look(
+        "2026-01-01T00:00:00Z", "ok", "0.1", "warp", "cpu", 1, 8, {}, {}, "The engine is 'warp'.", [line]
+    )
+    lines = monitor.table(seen)
+    assert lines[1] == "The engine is 'warp'." and lines[4].split()[1:6] == ["ready", "warp", "–/25", "–", "–"]
+    monitor.show(lines, live=False)
+    out = capsys.readouterr().out
+    assert "\x1b" not in out and "?[2Jx" in out and len(out.splitlines()) == len(lines)
+    assert monitor.table(replace(seen, sessions=[]))[-1] == "no session"
