@@ -45,13 +45,15 @@ class RenderFailed(Exception):
 
 @dataclass(frozen=True)
 class Rendered:
-    """What was made: engine, picture size, real seconds from the ready avatar on, and what is to be said of the clip."""
+    """What was made: engine, picture size, real seconds from the ready avatar on, what is to be said of the clip, and why the
+    engine is not MuseTalk."""
 
     engine: str
     width: int
     height: int
     seconds: float
     warnings: list[AvatarWarning]
+    note: str | None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -100,6 +102,8 @@ def run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("render: interrupted; nothing was written.", file=sys.stderr)
         return 130
+    if made.note:
+        print(f"! {made.note}", file=sys.stderr)
     for warning in made.warnings:
         print(f"! {warning.code}: {warning.message}", file=sys.stderr)
     print(
@@ -139,7 +143,7 @@ async def render(settings: AgentSettings, clip: str, picture: Picture, sound: So
             await session.stop()
     finally:
         await factory.aclose()
-    return Rendered(engine, session.bundle.width, session.bundle.height, took, warnings)
+    return Rendered(engine, session.bundle.width, session.bundle.height, took, warnings, factory.engines.note(None))
 
 
 def _request(avatar_id: str, picture: Picture) -> AgentStartRequest:

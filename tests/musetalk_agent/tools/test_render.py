@@ -9,16 +9,20 @@ import subprocess
 import sys
 import time
 import wave
+from collections.abc import Sequence
 from pathlib import Path
 
 import av
+import cv2
 import numpy as np
 import pytest
 
-from musetalk_agent.engines.pattern import THRESHOLD
+from musetalk_agent.engines.base import Flight, PatchRequest
+from musetalk_agent.engines.pattern import THRESHOLD, PatternEngine
 from musetalk_agent.media import Pcm
 from musetalk_agent.tools import render
-from tests.musetalk_agent.avatars.clips import encoded, flat
+from musetalk_agent.weights import default_models_dir
+from tests.musetalk_agent.avatars.clips import encoded, flat, frames_zip, moving
 
 
 def write_wav(path: Path, samples: Pcm, rate: int) -> Path:
@@ -143,6 +147,46 @@ def test_refusals_have_a_sentence_a_code_and_leave_nothing(tmp_path: Path, capsy
         seen = capsys.readouterr()
         assert told in seen.err and seen.out == ""
     assert [p for p in sorted(tmp_path.iterdir()) if p.name != "cache"] == before
+
+
+def test_a_film_with_frames_that_failed_is_not_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch = PatternEngine.launch
+
+    def sometimes(self: PatternEngine, batch: Sequence[PatchRequest]) -> Flight:
+        if batch[0].feature[0] > 0.3:
+            raise ValueError("no luck")
+        return launch(self, batch)
+
+    monkeypatch.setattr(PatternEngine, "launch", sometimes)
+    sound = np.concatenate([bursts(1.0, 16_000), bursts(1.0, 16_000) * 2])
+    source, target = write_wav(tmp_path / "in.wav", sound, 16_000), tmp_path / "out.mp4"
+    assert run("--avatar", "x", "--audio", str(source), "-o", str(target), "--engine", "pattern") == 1
+    assert "the engine failed on some frames (ValueError: no luck)" in capsys.readouterr().err
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name != "cache") == ["in.wav"]
+
+
+def test_musetalk_speaks_in_a_film(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random weights: a face of noise, and only there."""
+    pytest.importorskip("torch")
+    pytest.importorskip("diffusers")
+    pytest.importorskip("transformers")
+    from tests.fakes.weights import write_models
+
+    write_models(tmp_path / "models", scale="tiny")
+    (tmp_path / "models" / "face").symlink_to(default_models_dir() / "face")
+    monkeypatch.setenv("MODELS_DIR", str(tmp_path / "models"))
+    monkeypatch.setenv("MUSETALK_DEVICE", "cpu")
+    clip = tmp_path / "clip.zip"
+    clip.write_bytes(frames_zip(moving(3, 256, 0.0)))
+    source, target = write_wav(tmp_path / "in.wav", bursts(0.4, 16_000), 16_000), tmp_path / "out.mp4"
+    assert run("--avatar", str(clip), "--audio", str(source), "-o", str(target), "--engine", "musetalk") == 0
+    _, pictures = film(target)
+    still = cv2.cvtColor(moving(1, 256)[0], cv2.COLOR_BGR2YUV_I420)
+    change = np.abs(pictures.astype(int) - still)[:, :256].mean(0)
+    assert len(pictures) == 10
+    assert change[150:190, 110:150].mean() > 10 * change[:50].mean()
 
 
 def test_ctrl_c_leaves_no_half_film(tmp_path: Path) -> None:
