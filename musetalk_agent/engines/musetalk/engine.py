@@ -25,6 +25,7 @@ from musetalk_agent.engines.musetalk.network import Network
 from musetalk_agent.engines.musetalk.parsing import Parser
 from musetalk_agent.engines.musetalk.profiles import BUCKETS, COMPILED_BUCKETS, Profile, profile_named
 from musetalk_agent.engines.musetalk.runner import Launched, Runner
+from musetalk_agent.engines.musetalk.tensorrt import planned
 from musetalk_agent.engines.musetalk.unet import FoldedUNet
 from musetalk_agent.engines.musetalk.vae import FACE, FaceEncoder, PatchDecoder, TinyDecoder
 from musetalk_agent.engines.musetalk.whisper import AudioEncoder
@@ -145,12 +146,12 @@ class MuseTalkEngine:
         self._rest = rest()
         vae = load_vae(models_dir, device, dtype)
         self._encoder = FaceEncoder(vae).to(device)
-        network = Network(
-            AudioEncoder(load_whisper(models_dir, device, dtype)),
-            FoldedUNet(load_unet(models_dir, device, dtype)),
-            _decoder(self.profile, vae, models_dir, device, dtype),
-            dtype,
-        )
+        encoder = AudioEncoder(load_whisper(models_dir, device, dtype))
+        if plan := planned(models_dir, self.profile, device, dtype):
+            network = Network(encoder, plan, nn.Identity(), dtype)
+        else:
+            unet = FoldedUNet(load_unet(models_dir, device, dtype))
+            network = Network(encoder, unet, decoder_of(self.profile, vae, models_dir, device, dtype), dtype)
         bisenet = load_parsing(models_dir, device, torch.float32)
         self._parse = None if bisenet is None else Parser(bisenet)
         self._fingerprint = _fingerprint(self._encoder, self._parse is not None, self.options.bbox_shift)
@@ -295,7 +296,8 @@ class MuseTalkEngine:
         return np.concatenate(done)
 
 
-def _decoder(profile: Profile, vae: nn.Module, models: Path, device: torch.device, dtype: torch.dtype) -> nn.Module:
+def decoder_of(profile: Profile, vae: nn.Module, models: Path, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """The decoder of a profile. Raises `WeightsMissing` where TAESD's weights are not there."""
     if profile.decoder == "sd-vae":
         return PatchDecoder(vae, profile.first_row)
     taesd = load_taesd(models, device, dtype)

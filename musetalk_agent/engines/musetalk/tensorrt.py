@@ -1,0 +1,145 @@
+"""UNet and decoder as one TensorRT plan, where that package and a plan are there. The torch path is the reference.
+
+Written from NVIDIA's documentation (TensorRT 10): no card was at hand to run it on.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from musetalk_agent.engines.musetalk import files
+from musetalk_agent.engines.musetalk.copies import fingerprint
+from musetalk_agent.engines.musetalk.network import AUDIO_ROWS, AUDIO_WIDTH, LATENT_SHAPE
+from musetalk_agent.engines.musetalk.profiles import Profile
+from musetalk_agent.errors import EngineUnavailable, WeightsMissing
+
+log = logging.getLogger(__name__)
+
+WORKSPACE_BYTES = 8 << 30
+"""What the builder may use while it tries kernels."""
+_OPSET = 17
+_INPUTS, _OUTPUT = ("latents", "audio"), "face"
+
+
+class Painter(nn.Module):
+    """What a plan holds: UNet, then decoder."""
+
+    def __init__(self, unet: nn.Module, decoder: nn.Module) -> None:
+        super().__init__()
+        self.unet, self.decoder = unet, decoder
+
+    def forward(self, latents: Tensor, audio: Tensor) -> Tensor:
+        """`[B, 8, 32, 32]` and `[B, 50, 384]` to RGB `[B, 3, h, 256]`, all of the weights' dtype."""
+        decoded: Tensor = self.decoder(self.unet(latents, audio))
+        return decoded
+
+
+def plan_path(models: Path, profile: Profile, dtype: torch.dtype) -> Path:
+    """Where the plan of these weights lies or would lie. Raises `WeightsMissing` without a UNet."""
+    found = files.find(models, "unet", None)
+    if found is None:
+        raise WeightsMissing(f"The model file {files.name_of('unet')} is missing from {models}.")
+    precision = str(dtype).removeprefix("torch.")
+    return models / "tensorrt" / f"{profile.name}-{precision}-{fingerprint(found.path)[:12]}.plan"
+
+
+def export(painter: Painter, path: Path, device: torch.device, dtype: torch.dtype) -> None:
+    """Writes the painter as ONNX with a free batch size. Raises OSError."""
+    latents = torch.zeros((2, *LATENT_SHAPE), device=device, dtype=dtype)
+    audio = torch.zeros((2, AUDIO_ROWS, AUDIO_WIDTH), device=device, dtype=dtype)
+    with torch.no_grad():
+        torch.onnx.export(
+            painter.eval(),
+            (latents, audio),
+            str(path),
+            input_names=list(_INPUTS),
+            output_names=[_OUTPUT],
+            dynamic_axes={name: {0: "batch"} for name in (*_INPUTS, _OUTPUT)},
+            opset_version=_OPSET,
+            dynamo=False,  # the other exporter wants a package more
+        )
+
+
+def build(onnx: Path, plan: Path, most: int) -> None:
+    """Builds the plan for batches of 1 … `most` on the card of this machine; minutes. Raises `EngineUnavailable`."""
+    trt = require()
+    logger = trt.Logger(trt.Logger.WARNING)
+    builder = trt.Builder(logger)
+    # strongly typed: the plan computes in the types of the exported network
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse_from_file(str(onnx)):
+        raise EngineUnavailable(f"TensorRT cannot read the exported network: {parser.get_error(0)}")
+    config = builder.create_builder_config()
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE_BYTES)
+    shapes = builder.create_optimization_profile()
+    for name, shape in zip(_INPUTS, (LATENT_SHAPE, (AUDIO_ROWS, AUDIO_WIDTH)), strict=True):
+        shapes.set_shape(name, (1, *shape), (min(8, most), *shape), (most, *shape))
+    config.add_optimization_profile(shapes)
+    serialized = builder.build_serialized_network(network, config)
+    if serialized is None:
+        raise EngineUnavailable("TensorRT could not build the plan; its own messages above say why.")
+    plan.parent.mkdir(parents=True, exist_ok=True)
+    part = plan.with_suffix(".part")
+    part.write_bytes(serialized)
+    part.replace(plan)
+
+
+class Planned(nn.Module):
+    """A plan in place of UNet and decoder; can be captured in a CUDA graph like them."""
+
+    def __init__(self, plan: Path, profile: Profile, device: torch.device) -> None:
+        super().__init__()
+        trt = require()
+        self._runtime: Any = trt.Runtime(trt.Logger(trt.Logger.WARNING))
+        self._engine: Any = self._runtime.deserialize_cuda_engine(plan.read_bytes())
+        if self._engine is None:
+            raise EngineUnavailable(
+                f"{plan.name} was built for another card or TensorRT; run `musetalk-agent build-engine`."
+            )
+        self._context: Any = self._engine.create_execution_context()
+        self._rows, self._device = profile.rows, device
+
+    def forward(self, latents: Tensor, audio: Tensor) -> Tensor:
+        """As `Painter.forward`."""
+        face = torch.empty((len(latents), 3, self._rows, 256), device=self._device, dtype=latents.dtype)
+        for name, value in zip(_INPUTS, (latents.contiguous(), audio.contiguous()), strict=True):
+            self._context.set_input_shape(name, tuple(value.shape))
+            self._context.set_tensor_address(name, value.data_ptr())
+        self._context.set_tensor_address(_OUTPUT, face.data_ptr())
+        if not self._context.execute_async_v3(torch.cuda.current_stream(self._device).cuda_stream):
+            raise RuntimeError("CUDA error: TensorRT did not run the plan")
+        return face
+
+
+def planned(models: Path, profile: Profile, device: torch.device, dtype: torch.dtype) -> Planned | None:
+    """The plan that `build-engine` made for these weights and this profile, None where there is none to use."""
+    if device.type != "cuda" or importlib.util.find_spec("tensorrt") is None:
+        return None
+    path = plan_path(models, profile, dtype)
+    if not path.is_file():
+        return None
+    try:
+        found = Planned(path, profile, device)
+    except EngineUnavailable as error:
+        log.warning("the TensorRT plan is not used", extra={"reason": error.detail})
+        return None
+    log.info("TensorRT plan in use", extra={"plan": str(path)})
+    return found
+
+
+def require() -> Any:
+    """The package. Raises `EngineUnavailable` where it is not installed."""
+    try:
+        return importlib.import_module("tensorrt")
+    except ImportError:
+        raise EngineUnavailable(
+            "The package tensorrt is not installed: `pip install tensorrt` beside a CUDA build of torch."
+        ) from None
