@@ -10,6 +10,7 @@ enough that the card never idles.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import queue
 import threading
@@ -268,7 +269,7 @@ class Batcher:
             )
         if isinstance(batch.error, EngineFailed):
             self._fail(batch.error)
-        if not self._closed:
+        with contextlib.suppress(RuntimeError):  # the loop is gone: so is everybody who waited
             self._loop.call_soon_threadsafe(_settle, batch.jobs, patches, batch.error)
 
     def _fail(self, error: EngineFailed) -> None:
@@ -279,7 +280,7 @@ class Batcher:
             self.failed = error
             waiting = self._take_all()
             self._changed.notify()
-            if self._closed:
+            if self._closed:  # nobody waits, and the owner is closing it already
                 return
         self._loop.call_soon_threadsafe(_settle, waiting, (), error)
         if self._on_failure is not None:
