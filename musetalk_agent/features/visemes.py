@@ -33,6 +33,10 @@ _SURE_OFF, _SURE_ON = 0.50, 0.80
 _SURE_STEPS = 20  # 400 ms
 _CLOSURE_OFF, _CLOSURE_ON = 0.45, 0.70
 _TUCK_OFF, _TUCK_ON = 0.35, 0.65
+_STEADY_STEPS = 10  # 200 ms
+_STEADY_DB, _MOVING_DB = 0.2, 0.5
+"""How much the level moves within 200 ms (standard deviation). Machines: mains hum and tones under 0.25 dB, white noise 0.3. Speech, eight
+recordings of it, clean and noisy, steps within 25 dB of the loudest: seven always above 0.35 dB, the noisiest in 98 % of them."""
 _SHAPE_KEEP = 0.35  # share of the last step kept in width and rounding: they are tables on posteriors, which jump
 _QUIET_DBFS = -62.0  # a step quieter than this is silence, whatever the network thinks
 _ROOT = Path(__file__).parents[1]
@@ -135,6 +139,7 @@ class _Mouth:
         self._shape = np.zeros(2, np.float32)
         self._likely: list[float] = []
         self._powers: list[float] = []  # from the moment the newest step speaks of until now
+        self._levels = np.full(_STEADY_STEPS, -120.0)
 
     def hear(self, sound: NDArray[np.float32]) -> None:
         """Takes one step's window float32[560]: 240 samples of past, 320 new ones."""
@@ -144,9 +149,11 @@ class _Mouth:
         told = self._run.step(mels)
         self._powers = [*self._powers[-_BEHIND - 1 :], float(powers.max())]
         quiet = max(self._powers) < 10 ** (_QUIET_DBFS / 10)
+        self._levels = np.append(self._levels[1:], 10 * np.log10(float(powers.mean()) + 1e-12))
+        moving = _ramp(float(self._levels.std()), _STEADY_DB, _MOVING_DB)
         self._likely = [*self._likely[1 - _SURE_STEPS :], told.speech]
         sure = _ramp(max(self._likely), _SURE_OFF, _SURE_ON)
-        speech = 0.0 if quiet else sure * _ramp(told.speech, _SPEECH_OFF, _SPEECH_ON)
+        speech = 0.0 if quiet else sure * moving * _ramp(told.speech, _SPEECH_OFF, _SPEECH_ON)
         closure = _ramp(told.closure, _CLOSURE_OFF, _CLOSURE_ON)
         weights = told.phonemes * HOLD
         weights[SILENCE] = told.phonemes[SILENCE]
