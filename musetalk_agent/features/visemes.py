@@ -35,8 +35,9 @@ _CLOSURE_OFF, _CLOSURE_ON = 0.45, 0.70
 _TUCK_OFF, _TUCK_ON = 0.35, 0.65
 _STEADY_STEPS = 10  # 200 ms
 _STEADY_DB, _MOVING_DB = 0.2, 0.5
-"""How much the level moves within 200 ms (standard deviation). Machines: mains hum and tones under 0.25 dB, white noise 0.3. Speech, eight
-recordings of it, clean and noisy, steps within 25 dB of the loudest: seven always above 0.35 dB, the noisiest in 98 % of them."""
+"""How much the level moves within 200 ms (standard deviation). Machines: mains hum and tones under 0.25 dB, white noise 0.3.
+Speech, eight recordings of it, clean and noisy, steps within 25 dB of the loudest: seven always above 0.35 dB, the noisiest in
+98 % of them."""
 _SHAPE_KEEP = 0.35  # share of the last step kept in width and rounding: they are tables on posteriors, which jump
 _QUIET_DBFS = -62.0  # a step quieter than this is silence, whatever the network thinks
 _ROOT = Path(__file__).parents[1]
