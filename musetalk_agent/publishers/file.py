@@ -83,10 +83,15 @@ class Film:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._container is not None:
-            self._container.close()
-            self._container = None
-        self._part.unlink(missing_ok=True)
+        container, self._container = self._container, None
+        try:
+            if container is not None:
+                container.close()
+        except OSError:
+            if error is None:  # else the disk that is full has been told of already
+                raise
+        finally:
+            self._part.unlink(missing_ok=True)
 
     def open(self, width: int, height: int) -> None:
         """Begins the file with pictures of this size (both even)."""

@@ -97,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"{error.code.value}: {error.detail}", file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"profile: {args.picture} cannot be written: {error.strerror}.", file=sys.stderr)
+        print(f"profile: {error.filename or args.picture} cannot be written: {error.strerror}.", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

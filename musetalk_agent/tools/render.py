@@ -97,7 +97,9 @@ def run(args: argparse.Namespace) -> int:
         print(f"render: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"render: {args.output} cannot be written: {error.strerror}.", file=sys.stderr)
+        own = error.filename is None or str(error.filename).endswith(".part")
+        where = args.output if own else error.filename  # else the avatars' cache, for one
+        print(f"render: {where} cannot be written: {error.strerror}.", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("render: interrupted; nothing was written.", file=sys.stderr)

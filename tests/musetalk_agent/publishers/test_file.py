@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from fractions import Fraction
 from pathlib import Path
 
@@ -98,6 +99,21 @@ def test_what_is_not_finished_is_deleted_and_what_was_there_stays(tmp_path: Path
     with pytest.raises(FileNotFoundError), Film(tmp_path / "nowhere" / "x.mp4", 25, 1, FilmSound([], 16_000, 1)):
         raise AssertionError
     assert [p.name for p in tmp_path.iterdir()] == ["out.mp4"]
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, before[1]))
+    try:
+        with pytest.raises(OSError), Film(tmp_path / "out.mp4", 25, 50, FilmSound([], 16_000, 1)) as film:
+            film.open(640, 480)
+            for index in range(50):
+                film.picture(index, VideoFrame(rng.integers(0, 255, 640 * 720, np.uint8), 640, 480, 0))
+            film.finish()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
 
 
 async def test_only_what_is_shown_while_the_voice_is_heard_is_in_the_film(tmp_path: Path) -> None:
