@@ -11,11 +11,13 @@ from musetalk_agent.protocol.version import VERSION
 def parser() -> argparse.ArgumentParser:
     """Every subcommand with its options."""
     from musetalk_agent.tools import (
+        build_engine,
         convert_weights,
         fetch_models,
         measure_sync,
         monitor,
         prepare,
+        profile,
         render,
     )
 
@@ -33,8 +35,10 @@ def parser() -> argparse.ArgumentParser:
         ("render", render, "make a film of an avatar that speaks a recording"),
         ("measure-sync", measure_sync, "measure how late the lips of a video are"),
         ("monitor", monitor, "a live table of an agent's sessions"),
+        ("profile", profile, "measure an engine stage by stage"),
         ("fetch-models", fetch_models, "fetch and verify model files"),
         ("convert-weights", convert_weights, "write half-precision copies of MuseTalk's weights, which load faster"),
+        ("build-engine", build_engine, "build TensorRT plans of MuseTalk's networks"),
     ):
         command = commands.add_parser(name, help=text, description=text)
         tool.add_arguments(command)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 import platform
 from collections.abc import Sequence
@@ -48,12 +49,13 @@ class Figure:
             "unit": self.unit,
         }
         if self.bar is not None and self.value is not None:
-            ratio = (
-                self.bar / self.value if self.at_least and self.value else self.value / self.bar if self.bar else 0.0
-            )
+            if self.at_least:
+                ratio = self.bar / self.value if self.value else math.inf
+            else:
+                ratio = self.value / self.bar if self.bar else 0.0
             row |= {
                 "bar": f"{'>=' if self.at_least else '<='} {self.bar:g}",
-                "ratio": round(ratio, 3),
+                "ratio": round(ratio, 3) if math.isfinite(ratio) else None,
                 "held": ratio <= 1,
             }
         if self.note:
