@@ -7,6 +7,9 @@ import sys
 
 from musetalk_agent.protocol.version import VERSION
 
+_ENGINE_LOST = 70
+"""Exit code when a card failed for good (EX_SOFTWARE of sysexits.h): whoever watches the process starts a new one."""
+
 
 def parser() -> argparse.ArgumentParser:
     """Every subcommand with its options."""
@@ -81,7 +84,14 @@ def _serve(args: argparse.Namespace) -> int:
             timeout_graceful_shutdown=int(settings.drain_s),
         )
     )
+
+    def end() -> None:
+        server.should_exit = True
+
+    app.state.engines.on_lost = end
     server.run()
+    if app.state.engines.lost:
+        return _ENGINE_LOST
     return 0 if server.started else 1
 
 

@@ -7,6 +7,7 @@ import importlib.util
 import logging
 from collections.abc import Callable
 from functools import cached_property
+from typing import Any
 
 from musetalk_agent.engines.base import Engine
 from musetalk_agent.engines.batcher import Batcher
@@ -19,11 +20,13 @@ from musetalk_agent.weights import ModelStore
 log = logging.getLogger(__name__)
 
 ENGINES = ("auto", "warp", "pattern", "musetalk")
-RESTART_AFTER_S = (1.0, 5.0, 15.0, 60.0)
-"""Waits before a failed engine is made again; the last is repeated. A driver needs a moment, a broken card stays broken."""
+RESTART_AFTER_S = (1.0, 5.0, 15.0)
+"""Waits before a failed engine is made again. After the last the process gives up: some errors of a card (an illegal address)
+leave its context in the process broken for good, and only a new process helps."""
 _LIBRARIES = ("torch", "diffusers", "transformers", "safetensors")
 
 OnFailure = Callable[[str, EngineFailed], None]
+OnLost = Callable[[], None]
 
 
 def make_warp() -> Engine:
@@ -41,16 +44,22 @@ class EnginePool:
         settings: of the agent; `engine` is the one that a session gets which names none.
         models: the models folder.
         on_failure: called on the event loop with the name of an engine whose device failed; it is already being made again.
+        on_lost: called on the event loop when that did not help: the process should end.
 
     Raises:
         EngineUnknown, EngineUnavailable, WeightsMissing: the engine that the settings name cannot run here.
     """
 
     def __init__(
-        self, settings: AgentSettings, models: ModelStore, on_failure: OnFailure = lambda name, error: None
+        self,
+        settings: AgentSettings,
+        models: ModelStore,
+        on_failure: OnFailure = lambda name, error: None,
+        on_lost: OnLost = lambda: None,
     ) -> None:
         self._settings, self._models = settings, models
-        self.on_failure = on_failure
+        self.on_failure, self.on_lost = on_failure, on_lost
+        self.lost = False
         self._batchers: dict[str, Batcher] = {}
         self._restarts: dict[str, asyncio.Task[None]] = {}
         self._makers: dict[str, Callable[[], Engine]] = {"warp": make_warp, "pattern": PatternEngine}
@@ -154,6 +163,16 @@ class EnginePool:
         batcher = self._batchers.get(self.default)
         return batcher.engine.device if batcher else "none"
 
+    def figures(self) -> dict[str, Any]:
+        """What the default engine measured of itself and how its batches are filled, for `/debug`."""
+        batcher = self._batchers.get(self.default)
+        if batcher is None:
+            return {}
+        done = batcher.statistics()
+        sizes = {str(size): count for size, count in (done.sizes or {}).items()}
+        counts = {"frames": done.frames, "batches": sizes, "waiting": done.waiting, "dropped": done.dropped}
+        return batcher.engine.figures() | counts | {"busy_s": round(done.busy_s, 3)}
+
     def capacity(self, name: str, fps: int) -> int | None:
         """Sessions that the engine holds at `fps`, all speaking; None where it sets no limit, 0 while it is away."""
         batcher = self._batchers.get(name)
@@ -178,8 +197,8 @@ class EnginePool:
 
     async def _restart(self, name: str) -> None:
         await self._batchers.pop(name).aclose()
-        for attempt in range(1 << 30):
-            await asyncio.sleep(RESTART_AFTER_S[min(attempt, len(RESTART_AFTER_S) - 1)])
+        for wait_s in RESTART_AFTER_S:
+            await asyncio.sleep(wait_s)
             try:
                 await self._begin(name)
             except Exception as error:  # noqa: BLE001 - a card that is still broken: health says so, and it is tried again
@@ -188,3 +207,6 @@ class EnginePool:
             del self._restarts[name]
             log.info("engine runs again", extra={"engine": name})
             return
+        self.lost = True
+        log.critical("engine is lost; the process ends", extra={"engine": name})
+        self.on_lost()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.features.base import FeatureExtractor
@@ -148,6 +148,10 @@ class Engine(Protocol):
 
     def capacity(self, fps: int) -> int | None:
         """Sessions that may all speak at once at `fps`, as measured in `warmup`; None where the engine sets no limit."""
+        ...
+
+    def figures(self) -> dict[str, Any]:
+        """What it measured of itself, for `/debug`: JSON values. Called on the event loop: no work."""
         ...
 
     def close(self) -> None:

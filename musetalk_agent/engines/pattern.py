@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -116,6 +117,10 @@ class PatternEngine:
     def launch(self, batch: Sequence[PatchRequest]) -> Landed:
         """Draws at once."""
         return Landed(self.infer(batch))
+
+    def figures(self) -> dict[str, Any]:
+        """Nothing to tell."""
+        return {}
 
     def capacity(self, fps: int) -> int | None:
         """No limit of its own."""

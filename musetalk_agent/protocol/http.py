@@ -168,6 +168,7 @@ class AgentDebug(BaseModel):
 
     engine: str
     engine_note: str | None = None
+    engine_figures: dict[str, Any] = {}
     device: str
     config_path: str | None = None
     files: dict[str, FileState] = {}

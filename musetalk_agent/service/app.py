@@ -46,7 +46,7 @@ def create_app(settings: AgentSettings) -> FastAPI:
             await factory.aclose()
 
     app = FastAPI(title="musetalk-agent", version=VERSION, lifespan=lifespan)
-    app.state.settings = settings
+    app.state.settings, app.state.engines = settings, factory.engines
     app.include_router(router)
     app.add_api_route("/health", _health, response_model=AgentHealth)
     app.add_api_route("/metrics", _metrics)

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -213,6 +213,18 @@ class MuseTalkEngine:
     def capacity(self, fps: int) -> int | None:
         """As measured in `warmup` (`admission.Pace`); 0 where the device cannot hold one session in real time."""
         return self.pace.capacity(fps)
+
+    def figures(self) -> dict[str, Any]:
+        """Profile, pace, memory, and how many faces were unfit to be shown."""
+        return {
+            "profile": self.profile.name,
+            "precision": str(self._dtype()).removeprefix("torch."),
+            "lookahead_ms": self.options.lookahead_ms,
+            "frames_per_second": round(self.pace.frames_per_second, 1),
+            "batch_ms": {str(size): round(1000 * seconds, 3) for size, seconds in self.pace.seconds.items()},
+            "memory_bytes": self.memory(),
+            "unfit_faces": self.unfit_faces,
+        }
 
     def memory(self) -> dict[str, int]:
         """Bytes on the card: `allocated` in all, `avatars` of it for latents."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import zipfile
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -96,6 +97,10 @@ class WarpEngine:
     def launch(self, batch: Sequence[PatchRequest]) -> Landed:
         """Renders at once, on the batcher's thread."""
         return Landed(self.infer(batch))
+
+    def figures(self) -> dict[str, Any]:
+        """Nothing to tell."""
+        return {}
 
     def capacity(self, fps: int) -> int | None:
         """No limit of its own: the processor's is the agent's `max_sessions`."""

@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 
 from musetalk_agent import engine_pool
+from musetalk_agent.engine_pool import EnginePool
 from musetalk_agent.engines.base import Flight, PatchRequest
-from musetalk_agent.engines.pattern import PatternEngine
+from musetalk_agent.engines.pattern import PatternEngine, pattern_bundle
 from musetalk_agent.errors import EngineFailed
+from musetalk_agent.settings import AgentSettings
+from musetalk_agent.weights import Manifest, ModelStore
 from tests.musetalk_agent.service.served import Agent, agent
 
 
@@ -95,3 +98,39 @@ async def test_an_engine_too_slow_for_one_session_says_so(tmp_path: Path, monkey
         answer = await here.start("a")
         assert (answer.status_code, answer.json()["code"]) == (503, "engine_unavailable")
         assert "too slow for one session at 25 pictures a second" in answer.json()["detail"]
+
+
+@pytest.mark.usefixtures("fragile")
+async def test_an_engine_that_stays_broken_ends_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_pool, "RESTART_AFTER_S", (0.02, 0.02))
+    settings = AgentSettings.model_validate({"agent_api_key": "k", "engine": "pattern", "cache_dir": tmp_path})
+    failed, lost = [], asyncio.Event()
+    pool = EnginePool(settings, ModelStore(None, Manifest.load()), on_lost=lost.set)
+    pool.on_failure = lambda name, error: failed.append((name, error.detail))
+    await pool.start()
+    try:
+        monkeypatch.setattr(Fragile, "warmup", lambda self: (_ for _ in ()).throw(EngineFailed("still gone")))
+        monkeypatch.setattr(Fragile, "made", 9)
+        batcher = pool.batcher("pattern")
+        actor = batcher.engine.open(pattern_bundle(64, 64, 25))
+        with pytest.raises(EngineFailed):
+            await batcher.submit(PatchRequest(actor, 0, np.zeros(1, np.float32)), 0.0)
+        async with asyncio.timeout(5):
+            await lost.wait()
+        assert failed == [("pattern", "the card is gone")] and pool.lost and not pool.ready
+        with pytest.raises(EngineFailed, match="starting again"):
+            pool.batcher("pattern")
+    finally:
+        await pool.aclose()
+
+
+async def test_debug_tells_what_the_engine_did(tmp_path: Path) -> None:
+    async with agent(tmp_path) as here:
+        await here.start("a")
+        await _speak(here, "a")
+        told = (await here.http.get("/debug")).json()
+        assert told["engine"] == "pattern" and told["engine_note"] is None
+        figures = told["engine_figures"]
+        assert figures["frames"] >= 25
+        assert sum(int(size) * count for size, count in figures["batches"].items()) == figures["frames"]
+        assert told["files"]["musetalkV15/unet.pth"]["exists"] is False and told["unet_config"] is None
