@@ -31,7 +31,7 @@ ON_DEVICE = 2
 """Batches given to the device at once: the one it works on and the next."""
 UNCOLLECTED = 4
 """Batches launched and not yet delivered; more would mean that the host's work on patches is slower than the device."""
-LAUNCH_AHEAD_S = 0.003
+LAUNCH_AHEAD_S = 0.001
 """How long before the expected end of a batch the next is launched: longer than a launch takes (a graph's replay and some copies),
 and a small part of a frame."""
 

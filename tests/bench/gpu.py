@@ -112,16 +112,9 @@ def _against_upstream(bench: Bench, ours: float, avatar: tuple[Any, Any]) -> lis
     return found
 
 
-def _speech(bench: Bench) -> Any:
-    with np.load(Path(__file__).resolve().parents[1] / "data" / "spoken_joe.npz", allow_pickle=False) as stored:
-        coded = stored["mulaw"] / 127.5 - 1  # as `tests.bench.engine.speech`, which needs more than a lent machine has
-    pcm = (np.sign(coded) * np.expm1(np.abs(coded) * np.log(256)) / 255 * 32767).astype(np.int16)
-    return np.tile(pcm, 1 + int(40 * 16_000 / len(pcm)))  # sessions begin at different places of it
-
-
 async def latency(bench: Bench) -> list[Figure]:
     """PCM at real-time pace to patches, one session and many."""
-    from tests.bench.talkers import patch_latencies
+    from tests.bench.talkers import patch_latencies, speech
 
     batcher = await bench.batcher()
     bundle = await bench.bundle(batcher.engine)
@@ -129,7 +122,7 @@ async def latency(bench: Bench) -> list[Figure]:
     for sessions, bar in ((1, 170.0), (16, 200.0)):
         if bench.tiny and sessions > 1:
             continue
-        values = await patch_latencies(batcher, bundle, _speech(bench), sessions, bench.seconds)
+        values = await patch_latencies(batcher, bundle, speech(40), sessions, bench.seconds)
         note = f"p50 {percentile(values, 50) or 0:.1f}, max {max(values):.1f}, {len(values)} frames, 80 ms of it look-ahead"
         found.append(
             Figure(f"real-time PCM to patch, {sessions} speaking, p95", percentile(values, 95), "ms", bar, note=note)
@@ -139,13 +132,13 @@ async def latency(bench: Bench) -> list[Figure]:
 
 async def hold(bench: Bench) -> list[Figure]:
     """Speaking sessions held by the whole agent, without a room; the limit, and what set it."""
-    from tests.bench.talkers import speak_together
+    from tests.bench.talkers import speak_together, speech
 
     batcher = await bench.batcher()
     bundle = await bench.bundle(batcher.engine)
     best, first_bad, found = 0, None, []
     for sessions in (1, 2) if bench.tiny else (8, 16, 20, 24, 28, 32, 40, 48):
-        held = await speak_together(batcher, bundle, _speech(bench), sessions, bench.seconds)
+        held = await speak_together(batcher, bundle, speech(40), sessions, bench.seconds)
         note = (
             f"worst picture {held.worst_late_ms:.1f} ms late, dropped {held.dropped}, held {held.held}, "
             f"underruns {held.underruns}, lips p95 {held.latency_p95_ms:.0f} ms, card busy {held.device_busy:.2f}, "
@@ -164,10 +157,10 @@ async def hold(bench: Bench) -> list[Figure]:
 
 async def lips(bench: Bench) -> list[Figure]:
     """First PCM of a fast TTS to the first lip picture leaving the pipeline, warm."""
-    from tests.bench.talkers import first_lips
+    from tests.bench.talkers import first_lips, speech
 
     batcher = await bench.batcher()
-    values = await first_lips(batcher, await bench.bundle(batcher.engine), _speech(bench), 5 if bench.tiny else 20)
+    values = await first_lips(batcher, await bench.bundle(batcher.engine), speech(40), 5 if bench.tiny else 20)
     note = f"median {np.median(values):.0f} of {len(values)}"
     return [Figure("fast TTS: first PCM to first lips, p95", percentile(values, 95), "ms", 120, note=note)]
 
