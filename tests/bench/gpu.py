@@ -201,14 +201,21 @@ def main() -> int:
     parser.add_argument("--tiny", action="store_true", help="a small network instead of the full one")
     parser.add_argument("--profile", default="quality", choices=("quality", "lower", "fast"))
     parser.add_argument("--seconds", type=float, default=12, help="length of each measurement (default 12)")
-    parser.add_argument("--models", type=Path, default=None, help="models folder (default: random weights, made now)")
+    parser.add_argument(
+        "--models",
+        type=Path,
+        default=None,
+        help="models folder; random weights are written there when it does not exist (default: one for this run)",
+    )
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.device != "cpu" and not _has_card():
         print("bench-gpu: PyTorch sees no CUDA device here; these figures are not measured.", file=sys.stderr)
         return NO_CARD
     with tempfile.TemporaryDirectory(prefix="bench-gpu-") as folder:
-        models = options.models or _made(Path(folder) / "models", tiny=options.tiny)
+        models = options.models or Path(folder) / "models"
+        if not models.is_dir():
+            _made(models, tiny=options.tiny)
         bench = Bench(models, options.device, options.tiny, options.profile, options.seconds, Path(folder))
         if options.child:
             return child(bench)
@@ -239,13 +246,12 @@ def _has_card() -> bool:
     return bool(torch.cuda.is_available())
 
 
-def _made(folder: Path, *, tiny: bool) -> Path:
+def _made(folder: Path, *, tiny: bool) -> None:
     from tests.fakes.weights import write_models
 
     begun = time.perf_counter()
     write_models(folder, scale="tiny" if tiny else "full", taesd=True, parsing=False)
     print(f"bench-gpu: random weights written in {time.perf_counter() - begun:.0f} s", file=sys.stderr)
-    return folder
 
 
 if __name__ == "__main__":
