@@ -125,6 +125,7 @@ class EnginePool:
             profile=settings.musetalk_profile,
             precision=settings.musetalk_precision,
             lookahead_ms=settings.musetalk_lookahead_ms,
+            bbox_shift=settings.musetalk_bbox_shift,
             compiled=settings.musetalk_compile,
         )
         return MuseTalkEngine(self._models.directory, options)

@@ -31,6 +31,7 @@ class AgentSettings(BaseSettings):
     musetalk_profile: Literal["quality", "lower", "fast"] = "quality"
     musetalk_precision: Literal["float16", "bfloat16", "float32"] | None = None
     musetalk_lookahead_ms: int = Field(default=80, ge=0, le=200)
+    musetalk_bbox_shift: int = Field(default=0, ge=-50, le=50)
     musetalk_compile: bool = False
     allow_private_urls: bool = False
     cache_dir: Path = Field(default=CACHE / "avatars", validation_alias=AliasChoices("AVATAR_CACHE_DIR", "cache_dir"))
