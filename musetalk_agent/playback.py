@@ -16,20 +16,14 @@ from musetalk_agent.metrics import LIP_LATENCY, PICTURES, UNDERRUNS
 from musetalk_agent.production import Made, Production
 from musetalk_agent.protocol.messages import Cleared, Event, PlaybackFinished, PlaybackStarted
 from musetalk_agent.publishers.base import Publisher
+from musetalk_agent.sync.head_start import HeadStart
 from musetalk_agent.sync.scheduler import Act, Scheduler
 from musetalk_agent.sync.segment import ROOM_RATE, Segment
 
 log = logging.getLogger(__name__)
 
-MARGIN_S = 0.04
-"""Head start of a live segment's first sound over the next PCM: the jitter a sender at real-time pace may have. An engine
-that looks ahead has that much PCM in hand already."""
-MARGIN_LEAST_S = 0.01
-MARGIN_STEP_S = 0.02
-MARGIN_LIMIT_S = 0.16
-"""The margin grows by a step whenever a segment runs dry, up to this."""
 RICH_SAMPLES = ROOM_RATE // 4
-"""With a quarter of a second in hand the sender is ahead of real time, and no margin is needed."""
+"""With a quarter of a second in hand the sender is ahead of real time, and no head start is needed."""
 PATIENCE_S = 0.6
 """A voice does not wait longer than this for its first picture."""
 
@@ -87,7 +81,8 @@ class Playback:
         self._open: deque[Segment] = deque()  # not yet finished, in order; the first ones may be handed over whole
         self._video_wake, self._audio_wake = asyncio.Event(), asyncio.Event()
         self._shown: Made | None = None
-        self._margin_s = max(MARGIN_LEAST_S, MARGIN_S - lookahead_s)
+        self._head_start = HeadStart(lookahead_s)
+        self._dropped_before = 0  # of the segments that are over
         self._played_s = 0.0
         self._is_speaking = False
 
@@ -108,7 +103,7 @@ class Playback:
             "stalls": self._scheduler.stalls,
             "underruns": statistics.underruns,
             "began_without_lips": statistics.began_without_lips,
-            "margin_ms": round(1000 * self._margin_s),
+            "margin_ms": round(1000 * self._head_start.seconds),
             "skew_ms": round(late[len(late) // 2], 1) if late else None,
             "lip_latency_p50_ms": round(latencies[len(latencies) // 2], 1) if latencies else None,
             "lip_latency_p95_ms": round(latencies[len(latencies) * 95 // 100], 1) if latencies else None,
@@ -177,8 +172,14 @@ class Playback:
         frame = segment.handed * self._fps // ROOM_RATE
         ready_at: float | None = None
         since = self._clock.now()
+        going_on = segment.origin is not None
         while segment in self._open:
             now = self._clock.now()
+            if going_on and segment.has_block:
+                going_on = False
+                if self._head_start.resumed(now):
+                    self.statistics.underruns += 1
+                    UNDERRUNS.inc()
             if ready_at is None and segment.has_block and segment.frames_ready > frame:
                 ready_at = now
             if not segment.received and segment.ended:
@@ -188,7 +189,7 @@ class Playback:
             begin_at = give_up
             if ready_at is not None:
                 rich = segment.ended or len(segment.for_room) >= RICH_SAMPLES
-                begin_at = now if rich else min(give_up, ready_at + self._margin_s)
+                begin_at = now if rich else min(give_up, ready_at + self._head_start.seconds)
             if not segment.has_block:
                 since = now
             elif now >= begin_at:
@@ -207,9 +208,7 @@ class Playback:
                     self._video_wake.set()
                 await self._publisher.push_audio(block)
             elif playout.dry:
-                self.statistics.underruns += 1
-                UNDERRUNS.inc()
-                self._margin_s = min(MARGIN_LIMIT_S, self._margin_s + MARGIN_STEP_S)
+                self._head_start.dry(self._clock.now())
                 self._production.close_mouth()
                 return
             else:
@@ -300,6 +299,8 @@ class Playback:
                 break
             self._open.popleft()
             self._played_s += segment.duration_s
+            self._head_start.over(segment.frames, self._scheduler.dropped - self._dropped_before)
+            self._dropped_before = self._scheduler.dropped
             position_s = round(segment.duration_s, 3)
             self._emit(PlaybackFinished(segment=segment.number, position_s=position_s, interrupted=False))
         self._set_speaking(any(s.origin is not None for s in self._open))

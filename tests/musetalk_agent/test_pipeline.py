@@ -63,8 +63,25 @@ async def test_a_pause_inside_a_segment_holds_both_and_they_go_on_together(execu
         await made.pass_time(1)
     assert len(made.onsets()) == 4
     assert max(abs(s) for s in _skews(made)) < 0.002
-    assert made.pipeline.playback.report()["underruns"] == 1
+    report = made.pipeline.playback.report()
+    assert (report["underruns"], report["margin_ms"]) == (0, 40)
     assert made.kinds() == ["playback.started", "playback.finished"]
+
+
+async def test_a_late_sender_gets_more_head_start_and_a_steady_one_gets_it_back(executor: ThreadPoolExecutor) -> None:
+    async with stand(executor) as made:
+        playback = made.pipeline.playback
+        for number in range(1, 7):
+            made.pipeline.begin(number, 16_000)
+            await made.live(tone(1))
+            if number <= 2:
+                await made.pass_time(0.12)
+            await made.live(tone(1))
+            await made.pass_time(0.5)  # what a sender without `audio.end` leaves open
+            made.pipeline.end()
+            await made.pass_time(0.5)
+            assert playback.report()["underruns"] == min(number, 2)
+            assert playback.report()["margin_ms"] == [60, 80, 70, 60, 50, 40][number - 1]
 
 
 async def test_clear_is_silent_and_dark_at_once(executor: ThreadPoolExecutor) -> None:
