@@ -50,21 +50,39 @@ class MouthTrack:
     aperture: Track
 
 
-def seen_mouth(path: Path, net: FaceNet, progress: Callable[[int], object] = lambda _: None) -> MouthTrack:
-    """Follows the largest face of a film; times are the film's own. `progress` is called with the frames done.
+@dataclass(frozen=True)
+class Faces:
+    """The largest face of a film.
+
+    Args:
+        times: float64 `[n]`, seconds on the film's own time line, ascending: when each picture begins to be shown.
+        meshes: n meshes, float32 `[468, 2]` in pixels, None where no face is seen.
+    """
+
+    times: Track
+    meshes: list[Points | None]
+
+
+def find_faces(path: Path, net: FaceNet, progress: Callable[[int], object] = lambda _: None) -> Faces:
+    """Follows the largest face of a film. `progress` is called with the frames done.
 
     Raises:
         FilmUnreadable: no film, or one without pictures.
     """
     tracker = FaceTracker(net)
     times: list[float] = []
-    for time, picture in _pictures(path):
+    for time, picture in pictures(path):
         tracker.push(picture)
         times.append(time)
         progress(len(times))
     if not times:
         raise FilmUnreadable(f"{path} has no pictures.")
-    return MouthTrack(np.array(times), np.array([_aperture(points) for points in tracker.meshes]))
+    return Faces(np.array(times), tracker.meshes)
+
+
+def seen_mouth(faces: Faces) -> MouthTrack:
+    """How far the mouth of a followed face is open."""
+    return MouthTrack(faces.times, np.array([_aperture(points) for points in faces.meshes]))
 
 
 def heard_mouth(features: VisemeFeatures, sound: Pcm, start_s: float) -> MouthTrack:
@@ -84,8 +102,8 @@ def _aperture(points: Points | None) -> float:
     return float((points[LOWER_LIP] - points[UPPER_LIP]) @ down) / float(along @ along)
 
 
-def _pictures(path: Path) -> Iterator[tuple[float, Pixels]]:
-    """Frames with their times in seconds, in order, uint8 BGR."""
+def pictures(path: Path) -> Iterator[tuple[float, Pixels]]:
+    """Frames with their times in seconds, in order, uint8 BGR `[h, w, 3]`. Raises `FilmUnreadable`."""
     try:
         with path.open("rb") as file, av.open(file) as container:
             source = cast("InputContainer", container)

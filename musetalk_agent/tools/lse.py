@@ -1,0 +1,159 @@
+"""LSE-C and LSE-D, by which papers on lip sync compare themselves: how well SyncNet finds lips and voice of a film to agree.
+
+The figures are defined by joonson/syncnet_python (`SyncNetInstance.evaluate`) and Wav2Lip (`evaluation/scores_LSE`), and so are all
+constants here, but for the face: theirs is cut out by the boxes of the detector S3FD (`run_pipeline.py`, `crop_video`), ours by the
+box around the 468 mesh points, and they compress the cut pictures once more. So values compare with published ones only roughly.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from musetalk_agent.media import FEATURE_RATE, Pcm, Pixels
+from musetalk_agent.tools.mfcc import mfcc
+from musetalk_agent.tools.mouth_tracks import Faces, pictures
+from musetalk_agent.weights import ModelStore
+
+WEIGHTS = "syncnet/syncnet_v2.model"
+SIDE = 224
+SHIFT = 15
+"""Frames of 40 ms that lips and voice are moved against each other, to both sides."""
+LEAST_FRAMES = 50
+
+_FPS = 25
+_FRAME_SAMPLES = FEATURE_RATE // _FPS
+_LAST_WINDOWS = 5  # frames at the end with which no window begins
+_MARGIN = 0.4  # crop_scale
+_SMOOTHED = 13  # frames of the running median
+_GREY = (110, 110, 110)  # beyond the picture's edges
+_EPSILON = 1e-6  # of torch's pairwise_distance
+
+Vectors = NDArray[np.float32]
+Squares = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class LipSync:
+    """SyncNet's verdict.
+
+    Args:
+        confidence: LSE-C, higher is better: the median of the mean distances at all 31 shifts, less the least of them.
+        distance: LSE-D, lower is better: the least mean distance of lips and voice.
+        offset_ms: by how much the lips are late at that shift, in whole frames of 40 ms, -600 … 600.
+    """
+
+    confidence: float
+    distance: float
+    offset_ms: int
+
+
+def weights(store: ModelStore) -> Path | None:
+    """Where SyncNet's weights are; None where they, or the extra [musetalk] that runs them, are not there."""
+    path = store.location(WEIGHTS)
+    able = all(importlib.util.find_spec(name) for name in ("torch", "safetensors"))
+    return path if able and path.is_file() else None
+
+
+def judge(
+    path: Path, video: Path, faces: Faces, sound: Pcm, start_s: float, progress: Callable[[int], object]
+) -> LipSync | None:
+    """Scores a film whose faces were followed, against int16 `[n]` at 16 kHz whose first sample has the time `start_s`.
+
+    `progress` is called with the pictures read. None with a face in fewer than half of the pictures, or less than two seconds of
+    pictures and sound.
+
+    Raises:
+        WeightsInvalid: the weights at `path` are not SyncNet's.
+        FilmUnreadable: the film cannot be read.
+    """
+    chosen = _at_25_fps(faces)
+    voice = _from(sound, float(faces.times[0]) - start_s)
+    squares = _squares(faces, chosen)
+    frames = min(len(chosen), len(voice) // _FRAME_SAMPLES)
+    if squares is None or frames < LEAST_FRAMES:
+        return None
+    from musetalk_agent.tools import syncnet  # here, because torch is an extra and takes seconds to import
+
+    net = syncnet.load(path)
+    count = frames - _LAST_WINDOWS
+    lips = syncnet.embed_lips(net, _cuts(video, chosen[:frames], squares, progress))[:count]
+    return score(lips, syncnet.embed_voice(net, mfcc(voice), count))
+
+
+def score(lips: Vectors, voice: Vectors) -> LipSync:
+    """The figures of float32 `[n, d]` each, one row a frame.
+
+    As upstream has it: beyond the ends the voice is zeros, to which the lips have a distance, too; so in short films LSE-D at
+    large shifts says less than it seems to.
+    """
+    padded = np.pad(voice.astype(np.float64), ((SHIFT, SHIFT), (0, 0)))
+    means = [
+        float(np.linalg.norm(lips - padded[at : at + len(lips)] + _EPSILON, axis=1).mean())
+        for at in range(2 * SHIFT + 1)
+    ]
+    best = int(np.argmin(means))
+    return LipSync(float(np.median(means)) - means[best], means[best], (SHIFT - best) * 1000 // _FPS)
+
+
+def cut(picture: Pixels, x: float, y: float, half: float) -> Pixels:
+    """What SyncNet looks at, uint8 BGR `[224, 224, 3]`: a square 1.4 times as long as the face's box, level with its top.
+
+    `x`, `y` is the centre of the box, `half` half its longer side, all in pixels.
+    """
+    left, top = x - half * (1 + _MARGIN), y - half
+    pixel = half * 2 * (1 + _MARGIN) / SIDE
+    shift = pixel / 2 - 0.5  # between the centres of the first pixels
+    matrix = np.array([[pixel, 0, left + shift], [0, pixel, top + shift]])
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    made = cv2.warpAffine(picture, matrix, (SIDE, SIDE), flags=flags, borderMode=cv2.BORDER_CONSTANT, borderValue=_GREY)
+    return np.asarray(made, np.uint8)
+
+
+def _at_25_fps(faces: Faces) -> NDArray[np.int64]:
+    """For every 25th of a second from the first picture to the last, the index of the picture that begins nearest."""
+    times = faces.times - faces.times[0]
+    slots = np.arange(round(times[-1] * _FPS) + 1) / _FPS
+    after = np.clip(np.searchsorted(times, slots), 1, max(1, len(times) - 1))
+    nearer = slots - times[after - 1] <= times[np.minimum(after, len(times) - 1)] - slots
+    return np.asarray(np.where(nearer, after - 1, after), np.int64)
+
+
+def _squares(faces: Faces, chosen: NDArray[np.int64]) -> Squares | None:
+    """float64 `[n, 3]`: centre and half length of the face's box in every chosen picture; straight lines over gaps, then a running
+    median. None where too few pictures show a face."""
+    seen = [index for index, points in enumerate(faces.meshes) if points is not None]
+    if not seen or 2 * len(seen) < len(faces.meshes):
+        return None
+    corners = np.array([[p.min(0), p.max(0)] for p in faces.meshes if p is not None], np.float64)
+    found = np.column_stack([corners.mean(1), (corners[:, 1] - corners[:, 0]).max(1) / 2])
+    lines = np.column_stack([np.interp(chosen, seen, column) for column in found.T])
+    padded = np.pad(lines, ((_SMOOTHED // 2, _SMOOTHED // 2), (0, 0)), mode="edge")
+    windows = np.lib.stride_tricks.sliding_window_view(padded, _SMOOTHED, axis=0)
+    return np.asarray(np.median(windows, axis=-1), np.float64)
+
+
+def _cuts(
+    video: Path, chosen: NDArray[np.int64], squares: Squares, progress: Callable[[int], object]
+) -> Iterator[Pixels]:
+    """The face of every chosen picture, read anew: all of a film's pictures would fill the memory."""
+    slot = 0
+    for index, (_, picture) in enumerate(pictures(video)):
+        while slot < len(chosen) and chosen[slot] == index:
+            yield cut(picture, *squares[slot])
+            slot += 1
+        progress(index + 1)
+        if slot == len(chosen):
+            return
+
+
+def _from(sound: Pcm, lead_s: float) -> Pcm:
+    """The sound from `lead_s` after its first sample on; silence where that is before."""
+    samples = round(lead_s * FEATURE_RATE)
+    return sound[samples:] if samples >= 0 else np.concatenate([np.zeros(-samples, np.int16), sound])
