@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import av
+import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -100,6 +101,9 @@ def test_the_cut_is_level_with_the_box_and_grey_beyond_the_picture() -> None:
     inside = lse.cut(picture, 300, 150, 80)  # left 188, top 70, 224 long: pixel for pixel
     assert inside.shape == (224, 224, 3)
     np.testing.assert_array_equal(inside, picture[70:294, 188:412])
+    noise = np.random.default_rng(7).integers(0, 256, picture.shape).astype(np.uint8)
+    resized = cv2.resize(noise[0:336, 132:468], (224, 224))  # two thirds, as upstream does it
+    assert np.abs(lse.cut(noise, 300, 120, 120).astype(int) - resized).mean() < 1
     beyond = lse.cut(picture, 20, 60, 100)  # from −120 to 160 and from −40 to 240
     assert (beyond[:30, :] == 110).all() and (beyond[:, :94] == 110).all()
     assert not (beyond[34:, 98:, 2] == 110).any()
@@ -122,6 +126,19 @@ def test_pictures_are_taken_at_25_a_second_and_the_box_is_steady() -> None:
     np.testing.assert_array_equal(lse._at_25_fps(even), np.arange(60))
     assert lse._squares(even, np.arange(60)) is None
     assert list(lse._at_25_fps(Faces(np.array([3.0]), [still]))) == [0]
+
+
+def test_every_picture_is_cut_at_its_own_box_and_repeated_where_the_film_is_slower(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    film = list(np.random.default_rng(6).integers(0, 256, (5, 60, 60, 3)).astype(np.uint8))
+    monkeypatch.setattr(lse, "pictures", lambda _: ((k / 15, picture) for k, picture in enumerate(film)))
+    chosen, squares = np.array([0, 1, 1, 3]), np.array([[30.0, 20, 10], [31, 20, 10], [35, 22, 12], [20, 30, 9]])
+    read: list[int] = []
+    cuts = list(lse._cuts(Path("film"), chosen, squares, read.append))
+    assert len(cuts) == 4 and read == [1, 2, 3, 4]
+    for made, index, (x, y, half) in zip(cuts, chosen, squares, strict=True):
+        np.testing.assert_array_equal(made, lse.cut(film[index], x, y, half))
 
 
 def random_state() -> dict[str, Tensor]:
