@@ -26,8 +26,9 @@ class Fragile(PatternEngine):
     made = 0
 
     def launch(self, batch: Sequence[PatchRequest]) -> Flight:
+        before = Fragile.made
         Fragile.made += len(batch)
-        if Fragile.made == 10:
+        if before < 10 <= Fragile.made:
             raise EngineFailed("the card is gone")
         return super().launch(batch)
 
