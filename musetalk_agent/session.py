@@ -34,6 +34,7 @@ _MOVES: dict[SessionState, frozenset[SessionState]] = {
     SessionState.SPEAKING: frozenset(
         {SessionState.READY, SessionState.DRAINING, SessionState.STOPPED, SessionState.FAILED}
     ),
+    SessionState.RECOVERING: frozenset(),
     SessionState.DRAINING: frozenset({SessionState.STOPPED, SessionState.FAILED}),
     SessionState.STOPPED: frozenset(),
     SessionState.FAILED: frozenset(),

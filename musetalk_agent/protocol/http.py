@@ -17,11 +17,12 @@ DEMO_AVATAR_ID = "demo"
 
 
 class SessionState(StrEnum):
-    """Life of a session, told by `GET /session/{id}`."""
+    """Life of a session, told by `GET /session/{id}`. `recovering`: its agent was lost, and it moves to another one."""
 
     STARTING = "starting"
     READY = "ready"
     SPEAKING = "speaking"
+    RECOVERING = "recovering"
     DRAINING = "draining"
     STOPPED = "stopped"
     FAILED = "failed"
@@ -54,8 +55,44 @@ class Picture(Strict):
     height: int | None = Field(default=None, ge=64, le=MAX_HEIGHT)
 
 
+class PublisherMode(StrEnum):
+    """Which way media take: `auto` is WebRTC with a fallback, the others hold to one way."""
+
+    AUTO = "auto"
+    WEBRTC = "webrtc"
+    RTMP = "rtmp"
+
+
+class PublisherRequest(Strict):
+    """`POST /session/{id}/publisher`."""
+
+    mode: PublisherMode
+
+
+class VoiceSource(StrEnum):
+    """Who publishes the speech. With `orchestrator` the agent publishes pictures only, and tells when each sound is due."""
+
+    AGENT = "agent"
+    ORCHESTRATOR = "orchestrator"
+
+
+class RtmpTarget(Strict):
+    """Where RTMP goes.
+
+    `url` holds the stream key and is secret. `ingress`: it leads into the session's own room, as a participant of the avatar's
+    identity, so that it and WebRTC exclude each other. `beside`: it runs all the time, beside WebRTC.
+    """
+
+    url: str = Field(min_length=8, max_length=2048, repr=False)
+    ingress: bool = False
+    beside: bool = False
+
+
 class AgentStartRequest(Strict):
-    """`POST /session/start` of the agent."""
+    """`POST /session/start` of the agent.
+
+    `probe_token` joins the same room, hidden and under another identity, to find out whether WebRTC is possible again.
+    """
 
     session_id: str = Field(min_length=1, max_length=64)
     room: str = Field(min_length=1, max_length=256)
@@ -65,6 +102,10 @@ class AgentStartRequest(Strict):
     picture: Picture = Picture()
     engine: str | None = None
     connect_livekit: bool = True
+    voice: VoiceSource = VoiceSource.AGENT
+    rtmp: RtmpTarget | None = None
+    probe_token: str | None = Field(default=None, repr=False)
+    publisher_mode: PublisherMode = PublisherMode.AUTO
     max_duration_s: int = Field(default=6 * 3600, ge=1)
     backlog_s: int = Field(default=120, ge=1, le=600)
 
@@ -113,6 +154,27 @@ class Playback(BaseModel):
     segments: int = 0
 
 
+class Transport(BaseModel):
+    """How media leave.
+
+    `rung` is the step of the ladder that is in use (`livekit`, `whip`, `rtmp`; `none` while it changes), `reason` why it is not
+    the first one. `adaptation` is the step of the adaptation, 0 for full quality; `beside` is the state of a simulcast (`live`,
+    `retrying`).
+    """
+
+    mode: PublisherMode = PublisherMode.AUTO
+    rung: str = "livekit"
+    since: str | None = None
+    reason: str | None = None
+    changes: int = 0
+    adaptation: int = 0
+    width: int | None = None
+    height: int | None = None
+    fps: float | None = None
+    bitrate: int | None = None
+    beside: str | None = None
+
+
 class AgentSession(BaseModel):
     """A session as its agent sees it (`POST /session/start`, `GET /session/{id}`, one entry of `GET /debug`)."""
 
@@ -131,6 +193,7 @@ class AgentSession(BaseModel):
     diagnosis: Diagnosis
     funnel: list[FunnelStage] = []
     tracks: list[TrackInfo] = []
+    transport: Transport = Transport()
     started_at: str
     last_audio_at: str | None = None
     error: dict[str, Any] | None = None

@@ -126,15 +126,49 @@ class Failed(Message):
     message: str
 
 
-ServerMessage = Hello | Ack | Pong | PlaybackStarted | PlaybackFinished | Cleared | Warned | Failed
+class PublisherChanged(Message):
+    """Media take another way now: `publisher` is `livekit`, `whip`, `rtmp`, or `none` while nothing can be reached."""
+
+    type: Literal["publisher.changed"] = "publisher.changed"
+    publisher: str
+    reason: str
+
+
+class StateChanged(Message):
+    """The session's state, as `GET /session/{id}` tells it, has changed. Not told for `ready` ⇄ `speaking`."""
+
+    type: Literal["session.state"] = "session.state"
+    state: str
+    reason: str | None = None
+
+
+ServerMessage = (
+    Hello
+    | Ack
+    | Pong
+    | PlaybackStarted
+    | PlaybackFinished
+    | Cleared
+    | Warned
+    | Failed
+    | PublisherChanged
+    | StateChanged
+)
 
 
 class SegmentStart(Message):
-    """Inner link: opens segment `segment` (counted from 1); the PCM after it belongs to it, at `sample_rate` Hz."""
+    """Inner link: opens segment `segment` (counted from 1); the PCM after it belongs to it, at `sample_rate` Hz.
+
+    `heard_s` seconds of the segment were heard before, through another agent: what follows begins there, `playback.started` was
+    told if it is above 0, and `position_s` counts from the segment's own beginning. `received` is the session's count of `/audio`
+    samples before the segment's first one; None for speech that did not come over `/audio`.
+    """
 
     type: Literal["segment.start"] = "segment.start"
     segment: int = Field(ge=1)
     sample_rate: int = Field(ge=8000, le=48000)
+    heard_s: float = Field(default=0.0, ge=0)
+    received: int | None = Field(default=None, ge=0)
 
 
 class CueItem(BaseModel):
@@ -171,23 +205,54 @@ link_message: TypeAdapter[LinkMessage] = TypeAdapter(LinkMessage)
 
 
 class LinkHello(Message):
-    """First message of the agent on every inner connection."""
+    """First message of the agent on every inner connection.
+
+    For an orchestrator that adopts the session: `segments` were begun so far, `received_samples` of `/audio` were taken (None
+    when no segment has told), `events` were numbered.
+    """
 
     type: Literal["link.hello"] = "link.hello"
     protocol: int = PROTOCOL_VERSION
     items: int
+    segments: int = 0
+    received_samples: int | None = None
+    events: int = 0
 
 
 class LinkAck(Message):
-    """Items taken so far; at least every 250 ms while items come."""
+    """Items taken so far; at least every 250 ms while items come or sound is heard.
+
+    `segment` is the one that is being heard, or was heard last (0: none yet), and `heard_s` how much of it, from its own beginning.
+    `frames` counts pictures published, `draining` asks that the session be moved elsewhere.
+    """
 
     type: Literal["link.ack"] = "link.ack"
     items: int
     position_s: float = 0.0
     buffered_s: float = 0.0
+    segment: int = 0
+    heard_s: float = 0.0
+    frames: int = 0
+    draining: bool = False
 
 
-Event = Annotated[PlaybackStarted | PlaybackFinished | Cleared | Warned | Failed, Field(discriminator="type")]
+class LinkVoice(Message):
+    """Inner link, when the orchestrator publishes the voice: sample `heard_s` of segment `segment` is due `in_s` after this message
+    was sent, and those after it follow without a gap until the next such message, a clear, or `held`.
+
+    `held`: the voice pauses there.
+    """
+
+    type: Literal["link.voice"] = "link.voice"
+    segment: int
+    heard_s: float
+    in_s: float
+    held: bool = False
+
+
+Event = Annotated[
+    PlaybackStarted | PlaybackFinished | Cleared | Warned | Failed | PublisherChanged, Field(discriminator="type")
+]
 
 
 class LinkEvent(Message):
@@ -198,5 +263,5 @@ class LinkEvent(Message):
     event: Event
 
 
-AgentMessage = Annotated[LinkHello | LinkAck | LinkEvent, Field(discriminator="type")]
+AgentMessage = Annotated[LinkHello | LinkAck | LinkEvent | LinkVoice, Field(discriminator="type")]
 agent_message: TypeAdapter[AgentMessage] = TypeAdapter(AgentMessage)

@@ -53,6 +53,15 @@ class ErrorCode(StrEnum):
     RATE_EXCEEDED = "rate_exceeded"
     SAMPLE_RATE_CHANGED = "sample_rate_changed"
     REPLACED = "replaced"
+    IDLE_TIMEOUT = "idle_timeout"
+    FORBIDDEN = "forbidden"
+    RATE_LIMITED = "rate_limited"
+    QUOTA_EXCEEDED = "quota_exceeded"
+    SESSION_ELSEWHERE = "session_elsewhere"
+    PUBLISHER_UNAVAILABLE = "publisher_unavailable"
+    RTMP_URL_FORBIDDEN = "rtmp_url_forbidden"
+    WEBHOOK_URL_FORBIDDEN = "webhook_url_forbidden"
+    DRAINING = "draining"
 
 
 STATUS: dict[ErrorCode, int] = {
@@ -74,6 +83,12 @@ STATUS: dict[ErrorCode, int] = {
     ErrorCode.TTS_FAILED: 502,
     ErrorCode.INTERNAL: 500,
     ErrorCode.MESSAGE_TOO_LARGE: 413,
+    ErrorCode.FORBIDDEN: 403,
+    ErrorCode.RATE_LIMITED: 429,
+    ErrorCode.QUOTA_EXCEEDED: 429,
+    ErrorCode.SESSION_ELSEWHERE: 421,
+    ErrorCode.PUBLISHER_UNAVAILABLE: 409,
+    ErrorCode.DRAINING: 503,
 }
 """HTTP status of a code; codes not listed are 422, the request's own fault."""
 

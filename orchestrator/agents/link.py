@@ -17,6 +17,7 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidSta
 from musetalk_agent.protocol.messages import (
     CLOSE_GOING_AWAY,
     CLOSE_POLICY,
+    AgentMessage,
     Event,
     LinkAck,
     LinkEvent,
@@ -186,7 +187,7 @@ class AgentLink:
             raise LinkLost(str(error)) from error
 
 
-def _read(message: str | bytes) -> LinkHello | LinkAck | LinkEvent:
+def _read(message: str | bytes) -> AgentMessage:
     try:
         return agent_message.validate_json(message)
     except ValidationError as error:

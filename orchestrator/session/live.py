@@ -19,6 +19,7 @@ from musetalk_agent.protocol.messages import (
     Hello,
     PlaybackFinished,
     PlaybackStarted,
+    PublisherChanged,
     Warned,
 )
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
@@ -259,6 +260,8 @@ class LiveSession:
                 waiter.set_result(clearing.dropped_s)
         elif isinstance(event, Warned):
             self.suspicion = event.suspicion or self.suspicion
+            self.outbox.put(event)
+        elif isinstance(event, PublisherChanged):
             self.outbox.put(event)
         elif not self._failure.done():
             self._failure.set_result(ProblemError(_code(event.code), event.message))

@@ -152,7 +152,8 @@ async def test_what_is_sent_is_the_protocols_json() -> None:
     source = Source()
     async with agent_behind_relay() as (_, session, between):
         link = AgentLink(AgentLease(between.url, HEADERS), "s", source.peer(), Metrics())
-        source.items.append(LinkItem(SegmentStart(segment=1, sample_rate=16000).model_dump_json()))
+        source.items.append(LinkItem(SegmentStart(segment=1, sample_rate=16000, received=0).model_dump_json()))
         with running(link):
             await until(lambda: session.texts)
-        assert session.texts == [json.loads('{"type":"segment.start","segment":1,"sample_rate":16000}')]
+        expected = '{"type":"segment.start","segment":1,"sample_rate":16000,"heard_s":0.0,"received":0}'
+        assert session.texts == [json.loads(expected)]
