@@ -1,0 +1,109 @@
+"""The image definitions and the compose file: linted, and held against the code that they start. No engine runs here."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from musetalk_agent.settings import AgentSettings
+from orchestrator.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+DOCKERFILES = sorted((ROOT / "containers").glob("*.Dockerfile"))
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text("utf-8"))
+OURS = {"agent": AgentSettings, "orchestrator": Settings}
+
+
+def tool(name: str) -> str:
+    found = shutil.which(name, path=str(Path(sys.executable).parent))
+    assert found, f"{name} belongs to the [dev] extra"
+    return found
+
+
+def variables(settings: type[AgentSettings] | type[Settings]) -> set[str]:
+    names: set[str] = set()
+    for name, field in settings.model_fields.items():
+        alias = field.validation_alias
+        names |= {name.upper()} | (
+            {str(choice).upper() for choice in alias.choices} if hasattr(alias, "choices") else set()
+        )
+    return names
+
+
+@pytest.mark.parametrize("file", DOCKERFILES, ids=lambda file: file.name)
+def test_hadolint_finds_nothing(file: Path) -> None:
+    told = subprocess.run([tool("hadolint"), str(file)], capture_output=True, text=True, timeout=60)
+    assert told.returncode == 0, told.stdout + told.stderr
+
+
+def test_the_compose_file_is_one() -> None:
+    command = [tool("check-jsonschema"), "--builtin-schema", "vendor.compose-spec", str(ROOT / "compose.yaml")]
+    told = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert told.returncode == 0, told.stdout + told.stderr
+
+
+@pytest.mark.parametrize("file", DOCKERFILES, ids=lambda file: file.name)
+def test_images_are_not_root_and_know_their_health(file: Path) -> None:
+    final = file.read_text("utf-8").rpartition("\nFROM ")[2]
+    user = re.search(r"^USER (\d+):(\d+)$", final, re.MULTILINE)
+    assert user and int(user[1]) > 0 and int(user[2]) > 0
+    assert "\nHEALTHCHECK " in final and "\nSTOPSIGNAL SIGTERM" in final
+
+
+@pytest.mark.parametrize("file", DOCKERFILES, ids=lambda file: file.name)
+def test_what_is_copied_is_there_and_not_ignored(file: Path) -> None:
+    allowed = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
+    for line in re.findall(r"^COPY (?!--)(.+)$", file.read_text("utf-8"), re.MULTILINE):
+        for source in line.split()[:-1]:
+            assert (ROOT / source).exists(), source
+            assert source in allowed, f"{source} is ignored"
+
+
+@pytest.mark.parametrize("file", DOCKERFILES, ids=lambda file: file.name)
+def test_extras_and_commands_exist(file: Path) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    text = file.read_text("utf-8")
+    extras = re.search(r'^ARG EXTRAS="(.*)"$', text, re.MULTILINE)
+    assert extras and set(filter(None, extras[1].split(","))) <= set(project["optional-dependencies"])
+    command = re.search(r'^CMD \["([^"]+)"', text, re.MULTILINE)
+    assert command and command[1] in project["scripts"]
+
+
+@pytest.mark.parametrize("name", COMPOSE["services"])
+def test_every_service_is_hardened_and_healthy(name: str) -> None:
+    service = COMPOSE["services"][name]
+    assert service["read_only"] is True and service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"] and "privileged" not in service
+    own = ROOT / service.get("build", {}).get("dockerfile", "")
+    if own.is_file():
+        assert "\nHEALTHCHECK " in own.read_text("utf-8")
+    else:
+        assert service["healthcheck"]["test"] and int(service["user"].partition(":")[0]) > 0
+        assert not service["image"].endswith(":latest") and ":" in service["image"]
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_the_services_variables_are_known(name: str) -> None:
+    assert set(COMPOSE["services"][name]["environment"]) <= variables(OURS[name])
+
+
+def test_no_secret_has_a_default() -> None:
+    text = (ROOT / "compose.yaml").read_text("utf-8")
+    for name in ("LIVEKIT_API_KEY", "LIVEKIT_API_SECRET", "ORCHESTRATOR_API_KEY", "AGENT_API_KEY"):
+        assert set(re.findall(rf"\$\{{{name}([^}}]*)\}}", text)) == {":?"}
+
+
+def test_weights_and_caches_stay_out_of_the_images() -> None:
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    assert ignored[1] == "*"
+    for folder in ("models/musetalkV15", "models/sd-vae-ft-mse", "models/whisper"):
+        assert any(fnmatch.fnmatch(folder, pattern) for pattern in ignored)
