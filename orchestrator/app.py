@@ -16,8 +16,9 @@ from musetalk_agent.protocol.version import VERSION
 from orchestrator.agents.client import AgentClient
 from orchestrator.agents.pool import StaticAgentPool
 from orchestrator.credentials import Credentials
+from orchestrator.events import EventBus
 from orchestrator.metrics import Metrics
-from orchestrator.routes import audio_ws, avatars, debug, ops, page, problems, sessions, speak, tokens
+from orchestrator.routes import audio_ws, avatars, debug, events, ops, page, problems, sessions, speak, tokens
 from orchestrator.routes.context import Context, RouteOptions
 from orchestrator.routes.guard import Guard
 from orchestrator.session.lifecycle import Services, SessionLifecycle
@@ -68,7 +69,7 @@ def create_app(settings: Settings, *, voices: Voices | None = None) -> FastAPI:
     )
     problems.install(app)
     bearer = Security(HTTPBearer(auto_error=False, description="An API key."))  # says so in /docs; the guard checks it
-    for module in (tokens, sessions, speak, avatars, debug):
+    for module in (tokens, sessions, events, speak, avatars, debug):
         app.include_router(module.router, dependencies=[bearer])
     for module in (audio_ws, ops, page):
         app.include_router(module.router)
@@ -96,7 +97,8 @@ def _assemble(settings: Settings, credentials: Credentials, metrics: Metrics, vo
     agents = AgentClient()
     pool = StaticAgentPool(settings.agent_url, settings.agent_api_key.get_secret_value(), agents)
     rooms, minter = Rooms(settings.livekit), TokenMinter(settings.livekit)
-    services = Services(pool=pool, agents=agents, rooms=rooms, minter=minter, metrics=metrics)
+    bus = EventBus(metrics)
+    services = Services(pool=pool, agents=agents, rooms=rooms, minter=minter, metrics=metrics, events=bus)
     return Context(
         options=RouteOptions(
             public_url=settings.public_url,
@@ -107,6 +109,7 @@ def _assemble(settings: Settings, credentials: Credentials, metrics: Metrics, vo
         ),
         credentials=credentials,
         metrics=metrics,
+        events=bus,
         minter=minter,
         rooms=rooms,
         agents=agents,

@@ -46,3 +46,8 @@ class Metrics:
         self.request_seconds = Histogram(
             "avatar_http_request_seconds", "Duration of HTTP requests", ["route"], registry=registry, buckets=_SECONDS
         )
+        self.events = Counter("avatar_events", "Events of sessions, by type", ["type"], registry=registry)
+        self.event_streams = Gauge("avatar_event_streams", "Open streams of /session/{id}/events", registry=registry)
+        self.event_overruns = Counter(
+            "avatar_event_overruns", "Streams of events cut off because they were read too slowly", registry=registry
+        )

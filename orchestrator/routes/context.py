@@ -11,6 +11,7 @@ from starlette.requests import HTTPConnection
 from orchestrator.agents.client import AgentClient
 from orchestrator.agents.pool import AgentPool
 from orchestrator.credentials import Credentials
+from orchestrator.events import EventBus
 from orchestrator.metrics import Metrics
 from orchestrator.session.lifecycle import SessionLifecycle
 from orchestrator.session.registry import Idempotency
@@ -36,6 +37,7 @@ class Context:
     options: RouteOptions
     credentials: Credentials
     metrics: Metrics
+    events: EventBus
     minter: TokenMinter
     rooms: Rooms
     agents: AgentClient

@@ -15,6 +15,7 @@ from musetalk_agent.protocol.problems import ErrorCode, Problem, ProblemError
 from orchestrator.agents.client import AgentClient, AgentLease
 from orchestrator.agents.link import LinkLost, LinkOver
 from orchestrator.agents.pool import AgentPool
+from orchestrator.events import EventBus
 from orchestrator.metrics import Metrics
 from orchestrator.session.live import LiveSession
 from orchestrator.session.options import SessionOptions
@@ -43,6 +44,7 @@ class Services:
     rooms: Rooms
     minter: TokenMinter
     metrics: Metrics
+    events: EventBus
 
 
 class SessionLifecycle:

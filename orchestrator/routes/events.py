@@ -1,0 +1,93 @@
+"""`GET /session/{id}/events`: what happens in a session, as server-sent events."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+from fastapi import APIRouter, Header
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from musetalk_agent.protocol.problems import ErrorCode, ProblemError
+from orchestrator.events import EventBus, EventStream, SessionEvent
+from orchestrator.routes.context import Ctx
+
+router = APIRouter(tags=["sessions"])
+HEARTBEAT_S = 15.0
+"""A comment this often, so that no proxy takes a quiet stream for a dead one."""
+RETRY_MS = 1000
+_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+
+
+@router.get(
+    "/session/{session_id}/events",
+    response_class=StreamingResponse,
+    responses={200: {"content": {"text/event-stream": {}}, "description": "Events until the session is over."}},
+)
+async def events(
+    session_id: str, ctx: Ctx, last_event_id: Annotated[str | None, Header(max_length=20)] = None
+) -> StreamingResponse:
+    """The session's events as they happen, those of its history first; ends when the session is over.
+
+    With `Last-Event-ID` the history begins after that event, so that a reader that was cut off misses nothing.
+    """
+    ctx.sessions.registry.get(session_id)
+    stream = ctx.events.subscribe(session_id, _after(last_event_id))
+    return _EventResponse(ctx.events, session_id, stream)
+
+
+class _EventResponse(StreamingResponse):
+    """Unsubscribes however it ends, also when the client went before the first line."""
+
+    def __init__(self, bus: EventBus, session_id: str, stream: EventStream) -> None:
+        super().__init__(_lines(session_id, stream), media_type="text/event-stream", headers=_HEADERS)
+        self._subscription = bus, session_id, stream
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        bus, session_id, stream = self._subscription
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            bus.unsubscribe(session_id, stream)
+
+
+def _after(last_event_id: str | None) -> int:
+    if last_event_id is None or last_event_id == "":
+        return 0
+    if not (last_event_id.isascii() and last_event_id.isdigit()):
+        raise ProblemError(
+            ErrorCode.INVALID_REQUEST,
+            f"Last-Event-ID: {last_event_id!r} is not the id of an event.",
+            field="Last-Event-ID",
+            value=last_event_id,
+        )
+    return int(last_event_id)
+
+
+async def _lines(session_id: str, stream: EventStream) -> AsyncIterator[str]:
+    taking: asyncio.Task[SessionEvent | None] | None = None
+    try:
+        yield f"retry: {RETRY_MS}\n\n"
+        while True:
+            taking = taking or asyncio.create_task(stream.take(), name=f"events-{session_id}")
+            await asyncio.wait({taking}, timeout=HEARTBEAT_S)
+            if not taking.done():
+                yield ": \n\n"
+                continue
+            event, taking = taking.result(), None
+            if event is None:
+                return
+            yield sse(event)
+    finally:
+        if taking is not None:
+            taking.cancel()
+            await asyncio.gather(taking, return_exceptions=True)
+
+
+def sse(event: SessionEvent) -> str:
+    """One event as the lines of an event stream. One that is not in the history has no id, so that readers keep their place."""
+    place = f"id: {event.id}\n" if event.id else ""
+    return f"{place}event: {event.type}\ndata: {event.text}\n\n"
