@@ -17,6 +17,7 @@ import sys
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -128,29 +129,49 @@ class LiveKitAccess:
 
 
 class LiveKitServer:
-    """One server process on 127.0.0.1, on free ports, with keys of its own."""
+    """One server process on one address of this machine, on free ports, with keys of its own; it may be started again.
 
-    def __init__(self, program: Path, log_level: str = "warn") -> None:
+    Args:
+        program: the binary.
+        log_level: its own word for it.
+        host: the address it binds and tells clients.
+        redis: `host:port` of the Redis it shares with LiveKit Ingress.
+        rtmp_base_url: where that Ingress takes RTMP.
+    """
+
+    def __init__(
+        self,
+        program: Path,
+        log_level: str = "warn",
+        *,
+        host: str = "127.0.0.1",
+        redis: str | None = None,
+        rtmp_base_url: str | None = None,
+    ) -> None:
         port, udp = free_port(), free_port(socket.SOCK_DGRAM)
-        self.access = LiveKitAccess(f"ws://127.0.0.1:{port}", "API" + secrets.token_hex(6), secrets.token_urlsafe(32))
-        self._http = f"http://127.0.0.1:{port}"
-        config = {
+        self.access = LiveKitAccess(f"ws://{host}:{port}", "API" + secrets.token_hex(6), secrets.token_urlsafe(32))
+        self._http = f"http://{host}:{port}"
+        config: dict[str, Any] = {
             "port": port,
-            "bind_addresses": ["127.0.0.1"],
+            "bind_addresses": [host],
             "rtc": {
                 "udp_port": udp,
                 "tcp_port": 0,  # its ICE/TCP listener has no bind address and would listen everywhere
                 "use_external_ip": False,
-                "node_ip": "127.0.0.1",
+                "node_ip": host,
                 "enable_loopback_candidate": True,
-                "ips": {"includes": ["127.0.0.1/32"]},
-                "stun_servers": ["127.0.0.1:3478"],  # nobody listens there; else clients are told public ones
+                "ips": {"includes": [f"{host}/32"]},
+                "stun_servers": [f"{host}:3478"],  # nobody listens there; else clients are told public ones
                 "pli_throttle": dict.fromkeys(("low_quality", "mid_quality", "high_quality"), _PLI_THROTTLE),
             },
             "keys": {self.access.api_key: self.access.api_secret},
             "room": {"auto_create": True, "empty_timeout": 300, "departure_timeout": 20, "sync_streams": True},
             "logging": {"level": log_level},
         }
+        if redis:
+            config["redis"] = {"address": redis}
+        if rtmp_base_url:
+            config["ingress"] = {"rtmp_base_url": rtmp_base_url}
         self.child = Child("livekit-server", [str(program)], {"LIVEKIT_CONFIG": json.dumps(config), "GOGC": _GOGC})
 
     async def start(self) -> None:

@@ -44,6 +44,11 @@ class Child:
         self._command, self._environment = command, environment
         self._process: asyncio.subprocess.Process | None = None
 
+    @property
+    def pid(self) -> int | None:
+        """Of the running process; None before `start`."""
+        return self._process.pid if self._process else None
+
     async def start(self) -> None:
         """Starts it. Raises OSError when the program is not there."""
         setpriv = shutil.which("setpriv")  # util-linux: the child ends even when this process is killed outright
