@@ -20,7 +20,7 @@ _UPLOAD = "upload"
 async def upload(
     request: Request,
     ctx: Ctx,
-    content_length: Annotated[int | None, Header(ge=0)] = None,
+    content_length: Annotated[int | None, Header(ge=0, include_in_schema=False)] = None,
     x_filename: Annotated[str | None, Header(max_length=256)] = None,
 ) -> dict[str, Any]:
     """Takes a zip of frames or a video as the raw body and prepares it. The answer's `avatar_id` goes into `/session/start`."""

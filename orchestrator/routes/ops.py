@@ -6,7 +6,7 @@ from collections import Counter
 
 from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from musetalk_agent.protocol.http import SessionState
 from musetalk_agent.protocol.version import VERSION
@@ -34,7 +34,7 @@ async def health(ctx: Ctx) -> Response:
     return JSONResponse(body, status_code=200 if usable else 503, headers={"Cache-Control": "no-store"})
 
 
-@router.get("/metrics")
+@router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(ctx: Ctx) -> Response:
     """Prometheus text; needs a key as everything else."""
     sessions = ctx.sessions.registry.all()

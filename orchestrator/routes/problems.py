@@ -10,6 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 from musetalk_agent.protocol.problems import MEDIA_TYPE, ErrorCode, ProblemError
+from orchestrator.routes import openapi
 
 _log = logging.getLogger(__name__)
 _VALUE_CHARS = 200
@@ -52,7 +53,8 @@ def invalid(error: RequestValidationError) -> ProblemError:
 
 
 def install(app: FastAPI) -> None:
-    """Makes the app answer every error as problem+json."""
+    """Makes the app answer every error as problem+json, and say so in its description."""
+    openapi.install(app)
 
     @app.exception_handler(ProblemError)
     async def _problem(request: Request, error: ProblemError) -> Response:

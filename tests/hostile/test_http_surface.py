@@ -1,0 +1,34 @@
+"""The whole HTTP surface under schemathesis: whatever is sent, the answer is one that the API's description knows, and never a crash."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.stage import API_KEY, stage
+
+CHECKS = (
+    "not_a_server_error,status_code_conformance,content_type_conformance,response_headers_conformance,"
+    "response_schema_conformance,ignored_auth,missing_required_header"
+)
+EXAMPLES = 8
+
+
+@pytest.mark.timeout(240)
+async def test_schemathesis_finds_nothing(tmp_path: Path) -> None:
+    async with stage() as running:
+        running.agent.sessions_max = 100_000
+        process = await asyncio.create_subprocess_exec(
+            str(Path(sys.executable).with_name("schemathesis")),
+            *("run", f"{running.url}/openapi.json", "--header", f"Authorization: Bearer {API_KEY}"),
+            *("--checks", CHECKS, "--max-examples", str(EXAMPLES), "--seed", "5", "--generation-database", "none"),
+            *("--no-color", "--warnings", "off", "--no-shrink", "--suppress-health-check", "all"),
+            cwd=tmp_path,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        told, _ = await process.communicate()
+    assert process.returncode == 0, told.decode()[-6000:]
