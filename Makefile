@@ -8,7 +8,7 @@ demo: ## a face that speaks in a browser
 	@exec .venv/bin/musetalk-orchestrator demo $(ARGS)
 
 test: ## the test suite, against a real livekit-server and a real Chromium
-	@tools/setup torch models livekit browser
+	@tools/setup torch models livekit browser redis
 	@$(PY) -m pytest $(ARGS)
 
 check: ## formatting, lint, types, import rules
@@ -27,7 +27,7 @@ bench-gpu: ## the same for MuseTalk, on a machine with CUDA
 	@$(PY) -m tests.bench.gpu $(ARGS)
 
 setup: ## everything the other targets need
-	@tools/setup torch models livekit browser
+	@tools/setup torch models livekit browser redis
 
 clean:
 	rm -rf .venv

@@ -103,6 +103,8 @@ async def _start(args: argparse.Namespace, children: list[Child]) -> DemoInfo:
         "AGENT_URL": info.agent_url,
         "AGENT_API_KEY": info.agent_api_key,
         "PAGE_TOKEN_ENABLED": "true",
+        "STORE_PATH": ":memory:",  # what it ran ends with it, and is no business of the next demo
+        "DRAIN_S": "0",
         **level,
     }
     agent = Child("agent", _command("musetalk_agent", agent_port), agent_environment)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
@@ -10,6 +13,12 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from orchestrator.audio.limits import AudioLimits
 from orchestrator.session.options import SessionOptions
 from orchestrator.tokens import LiveKitKeys
+
+
+def default_store_path() -> str:
+    """In the user's state folder, as the XDG specification has it."""
+    state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+    return str(Path(state).expanduser() / "musetalk-livekit" / "orchestrator.db")
 
 
 class SettingsError(Exception):
@@ -47,6 +56,12 @@ class Settings(BaseSettings):
     audio_backlog_s: float = Field(default=120.0, ge=1, le=570)
     audio_bytes_per_s: int = Field(default=4 << 20, ge=64_000)
     avatar_upload_bytes: int = Field(default=256 << 20, ge=1024)
+    store_path: str = Field(default_factory=default_store_path)
+    """File of the sessions' store; `:memory:` keeps nothing beyond the process."""
+    redis_url: SecretStr | None = None
+    """The store when several orchestrators share it; `STORE_PATH` is then not used."""
+    drain_s: float = Field(default=20.0, ge=0, le=600)
+    """How long SIGTERM lets speech that is under way be heard."""
     log_level: str = "INFO"
 
     @field_validator("agent_url", "cors_origins", mode="before")
@@ -68,6 +83,17 @@ class Settings(BaseSettings):
     def _livekit(cls, value: str | None) -> str | None:
         if value is not None and not value.startswith(("ws://", "wss://", "http://", "https://")):
             raise ValueError("an address that begins with ws:// or wss://")
+        return value
+
+    @field_validator("redis_url")
+    @classmethod
+    def _redis(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None or not value.get_secret_value():
+            return None
+        if not value.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("an address that begins with redis:// or rediss://")
+        if find_spec("redis") is None:
+            raise ValueError("it needs the package redis: pip install 'musetalk-livekit[redis]'")
         return value
 
     @field_validator("orchestrator_api_key", "agent_api_key", "livekit_api_secret")

@@ -15,6 +15,8 @@ from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 EMPTY_TIMEOUT_S = 300
 """A room nobody joined closes after this long; LiveKit's own default, set so that it does not depend on the server."""
 DEPARTURE_TIMEOUT_S = 20
+DEPLOYMENT = "avatar.deployment"
+"""Attribute of our participants that tells whose they are."""
 _CALL_TIMEOUT_S = 5.0
 _log = logging.getLogger(__name__)
 
@@ -34,6 +36,7 @@ class TokenMinter:
 
     def __init__(self, keys: LiveKitKeys) -> None:
         self._keys = keys
+        self.deployment_id = ""
 
     @property
     def url(self) -> str:
@@ -66,10 +69,11 @@ class TokenMinter:
             can_publish_sources=["camera", "microphone"],
             can_update_own_metadata=True,
         )
-        token = self._token(identity, ttl_s, grants).with_kind("agent").with_name(name)
+        attributes = {DEPLOYMENT: self.deployment_id} if self.deployment_id else {}
         if on_behalf_of:
-            token = token.with_attributes({"lk.publish_on_behalf": on_behalf_of})
-        return token.to_jwt()
+            attributes["lk.publish_on_behalf"] = on_behalf_of
+        token = self._token(identity, ttl_s, grants).with_kind("agent").with_name(name)
+        return token.with_attributes(attributes).to_jwt()
 
     def _token(self, identity: str, ttl_s: float, grants: api.VideoGrants) -> api.AccessToken:
         config = api.RoomConfiguration(

@@ -11,7 +11,18 @@ import pytest
 
 from orchestrator.livekit_server import LiveKitAccess, LiveKitServer, find
 
-_SCRUBBED = ("LIVEKIT_", "ORCHESTRATOR_", "AGENT_", "AVATAR_", "ALLOW_PRIVATE_URLS", "ENGINE", "ELEVENLABS_")
+_SCRUBBED = (
+    "LIVEKIT_",
+    "ORCHESTRATOR_",
+    "AGENT_",
+    "AVATAR_",
+    "ALLOW_PRIVATE_URLS",
+    "ENGINE",
+    "ELEVENLABS_",
+    "STORE_PATH",
+    "REDIS_URL",
+    "DRAIN_S",
+)
 
 
 @pytest.fixture(autouse=True)

@@ -132,6 +132,7 @@ async def stage(agents: int = 1, voices: Voices | None = None, **overrides: Any)
             "orchestrator_api_key": f"{API_KEY}, {OTHER_KEY}",
             "agent_url": addresses,
             "agent_api_key": AGENT_KEY,
+            "store_path": ":memory:",
         }
         settings = Settings(**{**fields, **overrides})
         app = create_app(settings, voices=voices or Voices(synthesizers=[]))
