@@ -7,7 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class LinkItem:
-    """One message to the agent: PCM as bytes or JSON as text. `seconds` is how long its audio lasts."""
+    """One message to the agent: PCM as bytes or JSON as text. `seconds` is how long its audio lasts.
+
+    Of PCM, `segment` and `rate` say what it belongs to, `start` is its first sample's number within the segment.
+    """
 
     payload: bytes | str
     seconds: float = 0.0
+    segment: int = 0
+    rate: int = 0
+    start: int = 0

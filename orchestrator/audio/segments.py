@@ -4,13 +4,16 @@ A segment is opened by `audio.start`, by the first PCM after a pause, or by `/sp
 opened: only the first that is not complete is forwarded to the agent, the others wait here. The agent tells how a segment it
 has heard of ends; the tracker tells of those that never got that far. What goes out is pulled by `next_item` (to the agent)
 and `take_events` (to the sender).
+
+PCM stays here until it is known to be heard. When the agent is lost, `rewind` queues the rest again under the same numbers, for
+whoever speaks next: another agent, or the orchestrator's own voice. Each of them begins with `attach`.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from musetalk_agent.protocol.messages import (
     Cleared,
@@ -18,15 +21,15 @@ from musetalk_agent.protocol.messages import (
     LinkClear,
     PlaybackFinished,
     PlaybackStarted,
-    SegmentCues,
-    SegmentEnd,
-    SegmentStart,
     ServerMessage,
     Warned,
 )
 from orchestrator.audio.items import LinkItem
 from orchestrator.audio.levels import SILENT_PEAK, peak
 from orchestrator.audio.limits import BYTES_PER_SAMPLE
+from orchestrator.audio.segment import DEFAULT_RATE, Segment
+
+__all__ = ["DEFAULT_RATE", "Clearing", "Segment", "SegmentTracker"]
 
 IDLE_END_S = 0.5
 """A segment that began by itself ends after this long without PCM."""
@@ -34,57 +37,38 @@ EXPLICIT_END_S = 10.0
 """One opened by `audio.start` is waited for this long."""
 CLEAR_PAUSE_S = 0.3
 """After a clear, a sender that pauses (or sends silence) this long has noticed."""
-DEFAULT_RATE = 16000
-_ITEM_BYTES = 32 << 10
-
-
-@dataclass
-class Segment:
-    """One utterance on its way to the agent. `pcm` and `cues` have not been forwarded."""
-
-    number: int
-    rate: int | None
-    speech: bool = False
-    explicit: bool = False
-    input_at: float = 0.0
-    announced: bool = False
-    complete: bool = False
-    waiting: deque[bytearray | list[CueItem]] = field(default_factory=deque)
-    waiting_bytes: int = 0
-    samples: int = 0
-    started_at: float | None = None
-
-    @property
-    def waiting_s(self) -> float:
-        """Seconds of PCM that have not been forwarded."""
-        return self.waiting_bytes / (BYTES_PER_SAMPLE * self.rate) if self.rate else 0.0
-
-    def played_s(self, now: float) -> float:
-        """Seconds that can have been heard by now."""
-        if self.started_at is None or not self.rate:
-            return 0.0
-        return min(now - self.started_at, self.samples / self.rate)
+KEEP_S = 150.0
+"""Forwarded PCM that is kept for another agent: the default backlog and a margin."""
 
 
 @dataclass
 class Clearing:
-    """A clear on its way to the agent and back. `segments` are those the agent never heard of."""
+    """A clear on its way to the agent and back. `segments` are those it ends; `answered` once its effect is known."""
 
+    at: float
     dropped_s: float
     segments: list[int]
+    answered: bool = False
 
 
 class SegmentTracker:
-    """Segments of one session. Bounded by its caller, who looks at `waiting_s` before it pushes."""
+    """Segments of one session. What waits is bounded by its caller, who looks at `waiting_s` before it pushes.
 
-    def __init__(self) -> None:
+    Args:
+        keep_s: forwarded PCM beyond this many seconds is taken for heard, although nobody said so.
+    """
+
+    def __init__(self, keep_s: float = KEEP_S) -> None:
         self.opened = 0
+        self._keep_s = keep_s
+        self._attached = True
         self._open: dict[int, Segment] = {}
         self._queue: deque[Segment] = deque()
         self._live: Segment | None = None
         self._muted = False
         self._last_pcm_at: float | None = None
         self._silent_s = 0.0
+        self._finished_s = 0.0
         self._clears_to_send = 0
         self._clearings: deque[Clearing] = deque()
         self._events: list[ServerMessage] = []
@@ -104,8 +88,11 @@ class SegmentTracker:
             self._live.complete = True
             self._live = None
 
-    def push(self, pcm: bytes, rate: int, now: float) -> None:
-        """Whole int16 samples at `rate` Hz. Opens a segment when none is; dropped while a clear is not noticed."""
+    def push(self, pcm: bytes, rate: int, now: float, received: int | None = None) -> None:
+        """Whole int16 samples at `rate` Hz. Opens a segment when none is; dropped while a clear is not noticed.
+
+        `received` is the session's count of `/audio` samples before these.
+        """
         if not pcm:
             return
         paused = self._last_pcm_at is None or now - self._last_pcm_at >= CLEAR_PAUSE_S
@@ -114,19 +101,22 @@ class SegmentTracker:
             return
         if self._live is None:
             self._live = self._open_segment(now, rate, explicit=False)
-        self._append(self._live, pcm, rate, now)
+        self._live.append(pcm, rate, now, received)
 
     def clear(self, now: float) -> Clearing:
-        """Drops everything that has not been heard. The result fills when the agent has answered."""
-        clearing = Clearing(self.waiting_s, [s.number for s in self._open.values() if not s.announced])
-        for segment in self._queue:
-            segment.waiting.clear()
-            segment.waiting_bytes = 0
+        """Drops everything that has not been heard. The result fills when the agent has answered; at once when there is none."""
+        covered = {number for clearing in self._clearings for number in clearing.segments}
+        clearing = Clearing(now, self.waiting_s, [number for number in self._open if number not in covered])
+        for number in clearing.segments:
+            self._open[number].drop()
         self._queue.clear()
         self._live = None
         self._muted, self._silent_s = True, 0.0
-        self._clears_to_send += 1
-        self._clearings.append(clearing)
+        if self._attached:
+            self._clears_to_send += 1
+            self._clearings.append(clearing)
+        else:
+            self._answer(clearing, 0.0)
         return clearing
 
     # --- what `/speak` does
@@ -141,9 +131,9 @@ class SegmentTracker:
         if segment is None:
             return False
         if cues:
-            segment.waiting.append(list(cues))
+            segment.add_cues(cues)
         if pcm:
-            self._append(segment, pcm, rate, now)
+            segment.append(pcm, rate, now)
         return True
 
     def end_speech(self, number: int) -> None:
@@ -180,15 +170,25 @@ class SegmentTracker:
     # --- what the agent tells
 
     def on_started(self, event: PlaybackStarted, now: float) -> None:
-        """The segment begins to be heard."""
+        """The segment begins to be heard; a second word about it is ignored."""
         segment = self._open.get(event.segment)
-        if segment is not None and segment.started_at is None:
-            segment.started_at = now
+        if segment is not None and not segment.told_started:
+            segment.told_started = True
+            segment.hear(segment.heard, now)
             self._events.append(event)
+
+    def on_heard(self, number: int, heard_s: float, now: float) -> None:
+        """So much of a segment was heard by now. Those before it were heard whole; 0 says nothing."""
+        for segment in self._open.values():
+            if segment.number < number and segment.complete:
+                segment.hear(segment.sent, None)
+        if number in self._open:
+            self._open[number].hear_s(heard_s, now)
 
     def on_finished(self, event: PlaybackFinished) -> None:
         """The segment is over; a second word about it is ignored."""
         if self._open.pop(event.segment, None) is not None:
+            self._finished_s += event.position_s
             self._events.append(event)
 
     def on_cleared(self, event: Cleared) -> Clearing | None:
@@ -196,22 +196,70 @@ class SegmentTracker:
         if not self._clearings:
             return None
         clearing = self._clearings.popleft()
-        for number in clearing.segments:
-            self.on_finished(PlaybackFinished(segment=number, position_s=0.0, interrupted=True))
-        clearing.dropped_s += event.dropped_s
-        self._events.append(Cleared(dropped_s=round(clearing.dropped_s, 3)))
+        self._answer(clearing, event.dropped_s)
         return clearing
+
+    def _answer(self, clearing: Clearing, more_s: float) -> None:
+        for number in clearing.segments:
+            self._finish(number, clearing.at)
+        clearing.dropped_s += more_s
+        clearing.answered = True
+        self._events.append(Cleared(dropped_s=round(clearing.dropped_s, 3)))
 
     def finish_all(self, now: float) -> None:
         """The session is over: every open segment gets its `playback.finished`, every clear its `cleared`."""
-        for number, segment in sorted(self._open.items()):
-            position = round(segment.played_s(now), 3)
-            self._events.append(PlaybackFinished(segment=number, position_s=position, interrupted=True))
+        for number in sorted(self._open):
+            self._finish(number, now)
         self._events.extend(Cleared(dropped_s=round(clearing.dropped_s, 3)) for clearing in self._clearings)
-        self._open.clear()
         self._queue.clear()
         self._clearings.clear()
         self._live = None
+
+    def _finish(self, number: int, now: float) -> None:
+        """Ends an open segment that the agent will not tell of."""
+        segment = self._open.get(number)
+        if segment is not None:
+            position = round(segment.played_s(now), 3)
+            self.on_finished(PlaybackFinished(segment=number, position_s=position, interrupted=True))
+
+    # --- when the agent is lost
+
+    def position(self, at: float) -> tuple[int, float]:
+        """The segment that was being heard at `at` and how many seconds of it; (0, 0) when none was.
+
+        It stays behind the truth rather than beyond it: what was heard twice is a pity, what was not heard is lost.
+        """
+        current = next((s for s in reversed(self._open.values()) if s.heard_at is not None), None)
+        return (current.number, current.surely_s(at)) if current is not None else (0, 0.0)
+
+    def rewind(self, number: int, heard_s: float, now: float) -> list[Clearing]:
+        """Whoever spoke is gone, `heard_s` of segment `number` and all before it were heard: the rest is queued again.
+
+        Nothing is forwarded before `attach`. Returns the clears that were under way; they are answered.
+        """
+        self.on_heard(number, heard_s, now)
+        answered, self._clearings = list(self._clearings), deque()
+        for clearing in answered:
+            covered = [self._open[n] for n in clearing.segments if n in self._open]
+            self._answer(clearing, sum(segment.at_agent_s for segment in covered))
+        self._clears_to_send = 0
+        self._attached = False
+        for segment in list(self._open.values()):
+            if segment.heard and not segment.told_started:
+                segment.told_started = True
+                self._events.append(PlaybackStarted(segment=segment.number))
+            if segment.complete and segment.number <= number and segment.heard == segment.samples:
+                over = PlaybackFinished(
+                    segment=segment.number, position_s=round(segment.duration_s, 3), interrupted=False
+                )
+                self.on_finished(over)
+            segment.rewind()
+        self._queue = deque(self._open.values())
+        return answered
+
+    def attach(self) -> None:
+        """Somebody speaks again: another agent, or the orchestrator itself."""
+        self._attached = True
 
     # --- what goes out
 
@@ -221,9 +269,18 @@ class SegmentTracker:
         return sum(segment.waiting_s for segment in self._queue)
 
     @property
+    def at_agent_s(self) -> float:
+        """Seconds of PCM that were forwarded and are not known to be heard."""
+        return sum(segment.at_agent_s for segment in self._open.values())
+
+    def position_s(self, now: float) -> float:
+        """Seconds heard since the session began."""
+        return self._finished_s + sum(segment.played_s(now) for segment in self._open.values())
+
+    @property
     def playing(self) -> bool:
         """Whether a segment is being heard."""
-        return any(segment.started_at is not None for segment in self._open.values())
+        return any(segment.told_started for segment in self._open.values())
 
     @property
     def idle(self) -> bool:
@@ -237,34 +294,32 @@ class SegmentTracker:
 
     def next_item(self) -> LinkItem | None:
         """The next message to the agent, None when there is nothing to forward now."""
+        if not self._attached:
+            return None
         if self._clears_to_send:
             self._clears_to_send -= 1
             return LinkItem(LinkClear().model_dump_json())
         while self._queue:
             head = self._queue[0]
             if not head.announced and (head.waiting or head.complete):
-                head.announced = True
-                start = SegmentStart(segment=head.number, sample_rate=head.rate or DEFAULT_RATE)
-                return LinkItem(start.model_dump_json())
+                return head.start_item()
             if head.waiting:
-                return self._forward(head)
+                item = head.next_item()
+                self._let_go()
+                return item
             if not head.complete:
                 return None
             self._queue.popleft()
-            return LinkItem(SegmentEnd(segment=head.number).model_dump_json())
+            return head.end_item()
         return None
 
-    def _forward(self, head: Segment) -> LinkItem:
-        entry = head.waiting[0]
-        if isinstance(entry, list):
-            head.waiting.popleft()
-            return LinkItem(SegmentCues(segment=head.number, cues=entry).model_dump_json())
-        pcm = bytes(entry[:_ITEM_BYTES])
-        del entry[:_ITEM_BYTES]
-        if not entry:
-            head.waiting.popleft()
-        head.waiting_bytes -= len(pcm)
-        return LinkItem(pcm, len(pcm) / (BYTES_PER_SAMPLE * (head.rate or DEFAULT_RATE)))
+    def _let_go(self) -> None:
+        """Keeps no more than `keep_s` of what was forwarded, the newest."""
+        excess_s = self.at_agent_s - self._keep_s
+        for segment in self._open.values():
+            if excess_s <= 0:
+                return
+            excess_s -= segment.forget_s(excess_s)
 
     def _open_segment(self, now: float, rate: int | None, *, explicit: bool = False, speech: bool = False) -> Segment:
         self.opened += 1
@@ -272,20 +327,6 @@ class SegmentTracker:
         self._open[segment.number] = segment
         self._queue.append(segment)
         return segment
-
-    def _append(self, segment: Segment, pcm: bytes, rate: int, now: float) -> None:
-        if segment.rate is None:
-            segment.rate = rate
-        elif segment.rate != rate:
-            raise ValueError(f"segment {segment.number} has {segment.rate} Hz, PCM came at {rate} Hz")
-        last = segment.waiting[-1] if segment.waiting else None
-        if isinstance(last, bytearray):
-            last.extend(pcm)
-        else:
-            segment.waiting.append(bytearray(pcm))
-        segment.waiting_bytes += len(pcm)
-        segment.samples += len(pcm) // BYTES_PER_SAMPLE
-        segment.input_at = now
 
     def _noticed(self, pcm: bytes, rate: int, paused: bool) -> bool:
         """Whether the sender's PCM is to be heard again after a clear."""

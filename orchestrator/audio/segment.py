@@ -1,0 +1,165 @@
+"""One utterance: its PCM from the first sample that is not known to be heard, and how far it was forwarded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from musetalk_agent.protocol.messages import CueItem, SegmentCues, SegmentEnd, SegmentStart
+from orchestrator.audio.items import LinkItem
+from orchestrator.audio.limits import BYTES_PER_SAMPLE
+
+DEFAULT_RATE = 16000
+ITEM_BYTES = 32 << 10
+ACK_LATE_S = 0.3
+"""An agent that speaks tells its position at least every 250 ms; one whose word is older stands still, or nobody knows."""
+DOUBT_S = 0.06
+"""How far an estimated position stays behind: a syllable heard twice is better than one that is lost."""
+
+
+@dataclass
+class Segment:
+    """One utterance on its way to the agent. Counts are samples at its own rate, from its first one.
+
+    `pcm` begins at sample `heard`; what lies before `sent` was forwarded. `heard_at` is when `heard` was the truth, None as long
+    as nothing of it was heard. `received` is the session's count of `/audio` samples before the first one.
+    """
+
+    number: int
+    rate: int | None
+    speech: bool = False
+    explicit: bool = False
+    input_at: float = 0.0
+    received: int | None = None
+    announced: bool = False
+    complete: bool = False
+    told_started: bool = False
+    pcm: bytearray = field(default_factory=bytearray, repr=False)
+    samples: int = 0
+    sent: int = 0
+    heard: int = 0
+    heard_at: float | None = None
+    cues: list[tuple[int, list[CueItem]]] = field(default_factory=list)
+    cues_sent: int = 0
+
+    # --- what comes
+
+    def append(self, pcm: bytes, rate: int, now: float, received: int | None = None) -> None:
+        """More PCM. Raises ValueError for another rate than before."""
+        if self.rate is None:
+            self.rate = rate
+        elif self.rate != rate:
+            raise ValueError(f"segment {self.number} has {self.rate} Hz, PCM came at {rate} Hz")
+        if not self.samples:
+            self.received = received
+        self.pcm += pcm
+        self.samples += len(pcm) // BYTES_PER_SAMPLE
+        self.input_at = now
+
+    def add_cues(self, cues: Sequence[CueItem]) -> None:
+        """Phonemes of the PCM that comes next."""
+        self.cues.append((self.samples, list(cues)))
+
+    # --- what goes out
+
+    @property
+    def waiting(self) -> bool:
+        """Whether PCM or cues have not been forwarded."""
+        return self.sent < self.samples or self.cues_sent < len(self.cues)
+
+    @property
+    def waiting_s(self) -> float:
+        """Seconds of PCM that have not been forwarded."""
+        return self._seconds(self.samples - self.sent)
+
+    @property
+    def at_agent_s(self) -> float:
+        """Seconds that were forwarded and are not known to be heard."""
+        return self._seconds(self.sent - self.heard)
+
+    @property
+    def duration_s(self) -> float:
+        """Seconds of PCM so far."""
+        return self._seconds(self.samples)
+
+    def start_item(self) -> LinkItem:
+        """Opens the segment at the agent; counts as announced."""
+        self.announced = True
+        start = SegmentStart(
+            segment=self.number,
+            sample_rate=self.rate or DEFAULT_RATE,
+            heard_s=self._seconds(self.heard),
+            received=self.received,
+        )
+        return LinkItem(start.model_dump_json())
+
+    def next_item(self) -> LinkItem:
+        """The next cues or PCM; only while something is `waiting`. Counts as forwarded."""
+        if self.cues_sent < len(self.cues) and self.cues[self.cues_sent][0] <= self.sent:
+            self.cues_sent += 1
+            return LinkItem(SegmentCues(segment=self.number, cues=self.cues[self.cues_sent - 1][1]).model_dump_json())
+        begin = (self.sent - self.heard) * BYTES_PER_SAMPLE
+        end = begin + ITEM_BYTES
+        if self.cues_sent < len(self.cues):
+            end = min(end, (self.cues[self.cues_sent][0] - self.heard) * BYTES_PER_SAMPLE)
+        pcm = bytes(memoryview(self.pcm)[begin:end])
+        start, rate = self.sent, self.rate or DEFAULT_RATE
+        self.sent += len(pcm) // BYTES_PER_SAMPLE
+        return LinkItem(pcm, len(pcm) / (BYTES_PER_SAMPLE * rate), self.number, rate, start)
+
+    def end_item(self) -> LinkItem:
+        """No more PCM for it."""
+        return LinkItem(SegmentEnd(segment=self.number).model_dump_json())
+
+    # --- what was heard
+
+    def hear(self, sample: int, now: float | None) -> None:
+        """Everything before `sample` was heard by `now` (None: at a time that tells nothing) and is let go.
+
+        Never goes back, nor beyond what was forwarded.
+        """
+        sample = min(max(sample, self.heard), self.sent)
+        del self.pcm[: (sample - self.heard) * BYTES_PER_SAMPLE]
+        self.heard = sample
+        self.heard_at = now if now is not None else self.heard_at
+
+    def hear_s(self, seconds: float, now: float) -> None:
+        """The agent's word: so many seconds from the segment's beginning were heard by `now`."""
+        self.hear(round(seconds * (self.rate or DEFAULT_RATE)), now)
+
+    def forget_s(self, seconds: float) -> float:
+        """Takes that much of what was forwarded for heard. Returns how much it was."""
+        before = self.heard
+        self.hear(before + round(seconds * (self.rate or DEFAULT_RATE)) + 1, None)
+        return self._seconds(self.heard - before)
+
+    def played_s(self, now: float) -> float:
+        """Seconds heard by now, if it went on since the last word about it."""
+        known = self._seconds(self.heard)
+        if self.heard_at is None:
+            return known
+        return max(known, min(known + now - self.heard_at, self._seconds(self.sent)))
+
+    def surely_s(self, at: float) -> float:
+        """Seconds heard by `at` that one may rely on."""
+        known = self._seconds(self.heard)
+        if self.heard_at is None or at - self.heard_at > ACK_LATE_S:
+            return known
+        return max(known, self.played_s(at) - DOUBT_S)
+
+    def rewind(self) -> None:
+        """Nobody has it now: what was not heard will be forwarded again, with the phonemes that are not over."""
+        self.cues = [(at, cues) for at, cues in self.cues if not cues or cues[-1].end > self.heard]
+        self.sent, self.cues_sent = self.heard, 0
+        self.announced = False
+        self.heard_at = None
+
+    def drop(self) -> None:
+        """Cleared: it will not be heard, and takes no more memory."""
+        self.samples = self.sent
+        self.pcm.clear()
+        self.cues.clear()
+        self.cues_sent = 0
+
+    def _seconds(self, samples: int) -> float:
+        return samples / self.rate if self.rate else 0.0
