@@ -119,11 +119,27 @@ class Rooms:
             await self._client.room.create_room(request)
         except (aiohttp.ClientError, TimeoutError, api.TwirpError) as error:
             _log.warning("LiveKit did not make the room", extra={"room": room, "error": _reason(error)})
-            raise ProblemError(
-                ErrorCode.LIVEKIT_UNAVAILABLE,
-                f"LiveKit did not make the room: {_reason(error)}. Check LIVEKIT_URL and its key, and that it runs.",
-                retry_after_s=2,
-            ) from error
+            raise _unavailable("make the room", error) from error
+
+    async def names(self) -> list[str]:
+        """Every room there is. Raises ProblemError `livekit_unavailable`."""
+        try:
+            answer = await self._client.room.list_rooms(api.ListRoomsRequest())
+        except (aiohttp.ClientError, TimeoutError, api.TwirpError) as error:
+            raise _unavailable("tell its rooms", error) from error
+        return [room.name for room in answer.rooms]
+
+    async def participants(self, room: str, deployment_id: str) -> list[str]:
+        """Identities of a deployment's own participants in a room. Raises ProblemError `livekit_unavailable`."""
+        try:
+            answer = await self._client.room.list_participants(api.ListParticipantsRequest(room=room))
+        except api.TwirpError as error:
+            if error.code == "not_found":
+                return []
+            raise _unavailable("tell who is in the room", error) from error
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise _unavailable("tell who is in the room", error) from error
+        return [one.identity for one in answer.participants if one.attributes.get(DEPLOYMENT) == deployment_id]
 
     async def remove(self, room: str, identity: str) -> None:
         """Removes a participant that may linger. Never raises for LiveKit's sake: a crashed one leaves by time-out anyway."""
@@ -141,6 +157,14 @@ class Rooms:
         if self._api is None:
             raise RuntimeError("Rooms.open() was not called")
         return self._api
+
+
+def _unavailable(what: str, error: Exception) -> ProblemError:
+    return ProblemError(
+        ErrorCode.LIVEKIT_UNAVAILABLE,
+        f"LiveKit did not {what}: {_reason(error)}. Check LIVEKIT_URL and its key, and that it runs.",
+        retry_after_s=2,
+    )
 
 
 def _reason(error: Exception) -> str:
