@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import logging
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from musetalk_agent.protocol.problems import MEDIA_TYPE, ErrorCode, ProblemError
 from orchestrator.routes import openapi
 
 _log = logging.getLogger(__name__)
 _VALUE_CHARS = 200
+_FIELD_CHARS = 80
 
 
 def problem_response(error: ProblemError) -> Response:
@@ -24,8 +26,9 @@ def problem_response(error: ProblemError) -> Response:
         headers["Retry-After"] = str(error.retry_after_s)
     if error.code is ErrorCode.UNAUTHORIZED:
         headers["WWW-Authenticate"] = 'Bearer realm="orchestrator"'
-    body = problem.model_dump(mode="json", exclude_none=True)
-    return JSONResponse(body, status_code=problem.status, headers=headers, media_type=MEDIA_TYPE)
+    body = json.dumps(problem.model_dump(exclude_none=True), ensure_ascii=False)
+    content = body.encode("utf-8", "replace")  # a wrong value may hold half of a surrogate pair
+    return Response(content, status_code=problem.status, headers=headers, media_type=MEDIA_TYPE)
 
 
 def unauthorized() -> ProblemError:
@@ -40,7 +43,7 @@ def invalid(error: RequestValidationError) -> ProblemError:
     errors = error.errors()
     first = errors[0]
     path = [str(part) for part in first["loc"] if part not in ("body", "query", "path", "header")]
-    field = ".".join(path) if first["type"] != "json_invalid" else ""
+    field = ".".join(path)[:_FIELD_CHARS] if first["type"] != "json_invalid" else ""
     message = str(first["msg"]).removeprefix("Value error, ")
     more = f" ({len(errors) - 1} more)" if len(errors) > 1 else ""
     value = first.get("input")
@@ -66,6 +69,8 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> Response:
+        if isinstance(error.__cause__, ProblemError):  # raised while FastAPI read the body
+            return problem_response(error.__cause__)
         told = {
             404: ProblemError(ErrorCode.NOT_FOUND, f"There is nothing at {request.url.path[:100]}; see /docs."),
             405: ProblemError(ErrorCode.METHOD_NOT_ALLOWED, f"{request.url.path} does not take {request.method}."),

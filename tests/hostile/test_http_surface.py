@@ -1,4 +1,4 @@
-"""The whole HTTP surface under schemathesis: whatever is sent, the answer is one that the API's description knows, and never a crash."""
+"""The whole HTTP surface under schemathesis: every answer is one that the API's description knows, and none a crash."""
 
 from __future__ import annotations
 
