@@ -62,6 +62,7 @@ class ErrorCode(StrEnum):
     RTMP_URL_FORBIDDEN = "rtmp_url_forbidden"
     WEBHOOK_URL_FORBIDDEN = "webhook_url_forbidden"
     DRAINING = "draining"
+    STORE_UNAVAILABLE = "store_unavailable"
 
 
 STATUS: dict[ErrorCode, int] = {
@@ -89,6 +90,7 @@ STATUS: dict[ErrorCode, int] = {
     ErrorCode.SESSION_ELSEWHERE: 421,
     ErrorCode.PUBLISHER_UNAVAILABLE: 409,
     ErrorCode.DRAINING: 503,
+    ErrorCode.STORE_UNAVAILABLE: 503,
 }
 """HTTP status of a code; codes not listed are 422, the request's own fault."""
 
