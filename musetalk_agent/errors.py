@@ -7,7 +7,9 @@ AgentError
 │   └── NoFaceInAvatar, AvatarNotFound
 ├── EngineUnknown, EngineUnavailable, EngineFailed, WeightsMissing, WeightsInvalid
 ├── SessionNotFound, SessionConflict, SessionEnded, AtCapacity
-└── PublishFailed          the room could not be joined or published to
+├── PublishFailed          the room could not be joined or published to
+├── PublisherUnavailable   this way to publish is not there for the session
+└── RtmpUrlForbidden       the RTMP address may not be pushed to
 """
 
 from __future__ import annotations
@@ -152,3 +154,15 @@ class PublishFailed(AgentError):
     """The room could not be joined, or a track not published."""
 
     error_code = ErrorCode.LIVEKIT_UNAVAILABLE
+
+
+class PublisherUnavailable(AgentError):
+    """The session has no target for this way to publish."""
+
+    error_code = ErrorCode.PUBLISHER_UNAVAILABLE
+
+
+class RtmpUrlForbidden(AgentError):
+    """The RTMP address may not be pushed to: scheme, credentials, no stream key, or a host that may not be reached."""
+
+    error_code = ErrorCode.RTMP_URL_FORBIDDEN

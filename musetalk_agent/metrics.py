@@ -34,3 +34,16 @@ PREPARE_SECONDS = Histogram(
     buckets=(0.05, 0.1, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0),
     registry=REGISTRY,
 )
+STREAM_FRAMES = Counter(
+    "avatar_stream_frames_total", "Pictures pushed, by sink (rtmp, whip)", ["sink"], registry=REGISTRY
+)
+STREAM_DROPPED = Counter(
+    "avatar_stream_dropped_total",
+    "What was too old to be pushed, by sink and kind (picture, sound block)",
+    ["sink", "kind"],
+    registry=REGISTRY,
+)
+STREAM_RECONNECTS = Counter("avatar_stream_reconnects_total", "Pushes begun again", ["sink"], registry=REGISTRY)
+STREAM_QUEUE = Gauge(
+    "avatar_stream_queue_seconds", "Media that wait to be pushed, all sessions", ["sink"], registry=REGISTRY
+)

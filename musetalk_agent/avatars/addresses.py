@@ -6,7 +6,7 @@ import asyncio
 import ipaddress
 import re
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 import httpx
@@ -56,25 +56,26 @@ class Target:
     path: str
 
 
-def parse(url: str) -> Target:
-    """Takes a URL apart and refuses what is never fetched.
+def parse(url: str, ports: Mapping[str, int] = _PORTS) -> Target:
+    """Takes a URL apart and refuses what is never connected to. `ports` are the schemes allowed, with their usual ports.
 
     Raises:
-        AvatarUrlForbidden: not http(s), no host, credentials in it, or a number that is no plain address.
+        AvatarUrlForbidden: not of these schemes, no host, credentials in it, or a number that is no plain address.
     """
+    schemes = " and ".join(f"{scheme}://" for scheme in ports)
     try:
         parts = httpx.URL(url.strip())
         host = parts.raw_host.decode("ascii").strip("[]").rstrip(".").lower()
     except (httpx.InvalidURL, UnicodeError, ValueError, TypeError) as error:
-        raise AvatarUrlForbidden("This is not a valid address; use http:// or https://.") from error
-    if parts.scheme not in _PORTS:
+        raise AvatarUrlForbidden(f"This is not a valid address; only {schemes} are allowed.") from error
+    if parts.scheme not in ports:
         raise AvatarUrlForbidden(
-            f"Only http:// and https:// are fetched, not {parts.scheme[:20] + ':' if parts.scheme else 'a relative path'}.",
+            f"Only {schemes} are allowed, not {parts.scheme[:20] + ':' if parts.scheme else 'a relative path'}.",
             value=parts.scheme[:20],
         )
     if not host:
         raise AvatarUrlForbidden("The address names no host.")
-    port = parts.port or _PORTS[parts.scheme]
+    port = parts.port or ports[parts.scheme]
     if not _HOST.fullmatch(host) or not 0 < port < 65_536:
         raise AvatarUrlForbidden("The address has an impossible host name or port.", value=host[:80])
     if parts.userinfo:

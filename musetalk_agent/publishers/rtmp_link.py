@@ -1,0 +1,277 @@
+"""A connection that publishes to an RTMP server: the blocking shell around `rtmp_wire`, for a thread of its own.
+
+The socket is ours, and not FFmpeg's: so it goes to the checked address while the certificate is checked against the name, it
+holds little (what a server does not take shows at once), a silent network is noticed, and another thread can end it at any moment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import select
+import socket
+import ssl
+import struct
+import termios
+import time
+from collections.abc import Callable
+
+from musetalk_agent.publishers import rtmp_wire as wire
+from musetalk_agent.publishers.rtmp_address import RtmpAddress
+
+CONNECT_S = 2.5
+"""From the first SYN to "publish started"."""
+STALL_S = 2.0
+"""A server that takes nothing for so long, or a network that acknowledges nothing, is gone."""
+SEND_BUFFER = 96 * 1024
+"""Bytes the kernel holds (it doubles the number for its own use): half a second at 1.5 Mbit/s."""
+
+_POLL_S = 0.1
+_READ = 16_384
+_FLASH = "FMLE/3.0 (compatible; musetalk-livekit)"
+
+
+class RtmpLink:
+    """One push. `abort` may be called from any thread; all else belongs to one thread.
+
+    Args:
+        address: where to, checked.
+        attempt: which of the addresses to take, counted on over the attempts.
+        tls: makes the context that checks certificates; only asked for rtmps.
+    """
+
+    def __init__(
+        self, address: RtmpAddress, attempt: int = 0, tls: Callable[[], ssl.SSLContext] = ssl.create_default_context
+    ) -> None:
+        self._address = address
+        self._ip = address.addresses[attempt % len(address.addresses)]
+        self._tls = tls
+        self._plain: socket.socket | None = None
+        self._socket: socket.socket | None = None
+        self._reader = wire.ChunkReader()
+        self._flv = wire.FlvReader()
+        self._inbox: list[wire.Message] = []
+        self._stream = 0
+        self._received = self._told = 0
+        self._window = 2_500_000
+        self._aborted = False
+        self.broken = False
+        self.sent = 0
+
+    def open(self) -> None:
+        """Connects and begins to publish. Raises OSError (with TimeoutError and ssl.SSLError) or RtmpError."""
+        deadline = time.monotonic() + CONNECT_S
+        family = socket.AF_INET6 if ":" in self._ip else socket.AF_INET
+        self._plain = plain = socket.socket(family, socket.SOCK_STREAM)
+        if self._aborted:
+            raise ConnectionAbortedError
+        plain.settimeout(CONNECT_S)
+        plain.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(STALL_S * 1000))
+        plain.connect((self._ip, self._address.port))
+        self._socket = plain
+        plain.setblocking(False)
+        if self._address.tls:
+            self._encrypt(plain, deadline)
+        self._shake_hands(deadline)
+        self._begin(deadline)
+
+    def write(self, data: bytes) -> int:
+        """Takes what an FLV muxer writes (the file it sees). After a failure it swallows everything, so that the muxer can end."""
+        if not self.broken:
+            try:
+                for message in self._flv.feed(bytes(data), self._stream):
+                    self._send(wire.chunks(message))
+            except OSError:
+                self.broken = True
+                raise
+        return len(data)
+
+    def poll(self) -> None:
+        """Answers what the server has said meanwhile. Raises OSError or RtmpError when the connection is over."""
+        self._receive()
+        while self._inbox:
+            for message in self._take():
+                if message.kind == wire.COMMAND and _failure(message):
+                    self.broken = True
+                    raise wire.RtmpError(f"The server ended the stream: {_failure(message)}.")
+
+    def pending(self) -> int:
+        """Bytes that the other side's kernel has not acknowledged; 0 where that cannot be told."""
+        assert self._socket is not None
+        with contextlib.suppress(OSError, ValueError):
+            (waiting,) = struct.unpack("i", fcntl.ioctl(self._socket.fileno(), termios.TIOCOUTQ, bytes(4)))
+            return int(waiting)
+        return 0
+
+    def finish(self) -> None:
+        """Says goodbye; best effort."""
+        if self._socket is None or self.broken:
+            return
+        farewell = wire.command("FCUnpublish", 6, None, self._address.key)
+        delete = wire.command("deleteStream", 7, None, float(self._stream))
+        with contextlib.suppress(OSError):
+            self._send(wire.chunks(farewell) + wire.chunks(delete), time.monotonic() + _POLL_S)
+
+    def abort(self) -> None:
+        """Makes whatever call is under way fail at once; from any thread."""
+        self._aborted = True
+        with contextlib.suppress(OSError, AttributeError):
+            socket.socket.shutdown(self._plain, socket.SHUT_RDWR)  # type: ignore[arg-type]  # None is suppressed
+
+    def close(self) -> None:
+        """Frees the socket. Idempotent."""
+        self.broken = True
+        for one in (self._socket, self._plain):
+            if one is not None:
+                one.close()
+
+    def _encrypt(self, plain: socket.socket, deadline: float) -> None:
+        secure = self._tls().wrap_socket(plain, server_hostname=self._address.host, do_handshake_on_connect=False)
+        self._socket = self._plain = secure  # the plain one has given its descriptor away
+        while True:
+            try:
+                return secure.do_handshake()
+            except ssl.SSLWantReadError:
+                self._wait(deadline, reading=True)
+            except ssl.SSLWantWriteError:
+                self._wait(deadline, reading=False)
+
+    def _shake_hands(self, deadline: float) -> None:
+        hello = b"\x03" + bytes(8) + os.urandom(wire.HANDSHAKE - 8)
+        self._send(hello, deadline)
+        answer = self._read_exactly(1 + 2 * wire.HANDSHAKE, deadline)
+        if answer[0] != 3:
+            raise wire.RtmpError("The server does not speak RTMP.")
+        self._send(answer[1 : 1 + wire.HANDSHAKE], deadline)
+
+    def _begin(self, deadline: float) -> None:
+        address = self._address
+        about = {"app": address.app, "type": "nonprivate", "flashVer": _FLASH, "tcUrl": address.tc_url}
+        first = wire.control(wire.SET_CHUNK_SIZE, wire.CHUNK)
+        self._send(wire.chunks(first) + wire.chunks(wire.command("connect", 1, dict(about))), deadline)
+        self._answer(1, deadline)
+        for number, name in ((2, "releaseStream"), (3, "FCPublish")):
+            self._send(wire.chunks(wire.command(name, number, None, address.key)), deadline)
+        self._send(wire.chunks(wire.command("createStream", 4, None)), deadline)
+        values = self._answer(4, deadline)
+        if len(values) < 4 or not isinstance(values[3], float):
+            raise wire.RtmpError("The server made no stream.")
+        self._stream = int(values[3])
+        publish = wire.command("publish", 5, None, address.key, "live", stream=self._stream)
+        self._send(wire.chunks(publish), deadline)
+        while True:
+            message = self._next_command(deadline)
+            if "NetStream.Publish.Start" in _codes(message):
+                return
+
+    def _answer(self, number: int, deadline: float) -> list[wire.Amf]:
+        while True:
+            values = wire.unpack(self._next_command(deadline).body)
+            if values[:2] == ["_result", float(number)]:
+                return values
+
+    def _next_command(self, deadline: float) -> wire.Message:
+        """The next command that is no failure, save one of the courtesies that servers may not know."""
+        while True:
+            for message in self._take():
+                if message.kind != wire.COMMAND:
+                    continue
+                if wire.unpack(message.body)[:2] not in (["_error", 2.0], ["_error", 3.0]) and _failure(message):
+                    raise wire.RtmpError(f"The server refuses: {_failure(message)}.")
+                return message
+            self._wait(deadline, reading=True)
+            self._receive()
+
+    def _take(self) -> list[wire.Message]:
+        """Messages up to the first command, which stays for a later call when it is not the last."""
+        taken: list[wire.Message] = []
+        while self._inbox and (not taken or taken[-1].kind != wire.COMMAND):
+            taken.append(self._inbox.pop(0))
+        for message in taken:
+            number = int.from_bytes(message.body[:4], "big")
+            if message.kind == wire.USER_CONTROL and int.from_bytes(message.body[:2], "big") == wire.PING_REQUEST:
+                pong = wire.PING_RESPONSE.to_bytes(2, "big") + message.body[2:6]
+                self._send(wire.chunks(wire.Message(wire.USER_CONTROL, pong)))
+            elif message.kind == wire.WINDOW_SIZE and number:
+                self._window = number
+            elif message.kind == wire.PEER_BANDWIDTH:
+                self._send(wire.chunks(wire.control(wire.WINDOW_SIZE, number)))
+        if self._received - self._told >= self._window // 2:
+            self._told = self._received
+            told = wire.control(wire.ACKNOWLEDGEMENT, self._received & 0xFFFFFFFF)
+            self._send(wire.chunks(told))
+        return taken
+
+    def _receive(self) -> bool:
+        """Reads what is there; returns whether there was anything."""
+        data = self._read(_READ)
+        if data:
+            self._inbox += self._reader.feed(data)
+        return bool(data)
+
+    def _read_exactly(self, size: int, deadline: float) -> bytes:
+        data = b""
+        while len(data) < size:
+            self._wait(deadline, reading=True)
+            data += self._read(size - len(data))
+        return data
+
+    def _read(self, size: int) -> bytes:
+        """Up to `size` bytes; none when none are there yet."""
+        assert self._socket is not None
+        try:
+            data = self._socket.recv(size)
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return b""
+        if not data:
+            self.broken = True
+            raise ConnectionResetError("the server closed the connection")
+        self._received += len(data)
+        return data
+
+    def _send(self, data: bytes, deadline: float | None = None) -> None:
+        """Sends all of it by `deadline`; without one, as long as the server takes a little of it every `STALL_S`."""
+        assert self._socket is not None
+        left = memoryview(data)
+        while left:
+            try:
+                sent = self._socket.send(left)
+                self.sent += sent
+                left = left[sent:]
+            except (BlockingIOError, ssl.SSLWantWriteError):
+                self._wait(deadline or time.monotonic() + STALL_S, reading=False)
+            except ssl.SSLWantReadError:
+                self._wait(deadline or time.monotonic() + STALL_S, reading=True)
+
+    def _wait(self, deadline: float, *, reading: bool) -> None:
+        """Until the socket can be read or written. Raises TimeoutError after `deadline`."""
+        assert self._socket is not None
+        if reading and isinstance(self._socket, ssl.SSLSocket) and self._socket.pending():
+            return
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN if reading else select.POLLOUT)
+        while not poll.poll(_POLL_S * 1000):
+            if time.monotonic() > deadline:
+                self.broken = True
+                raise TimeoutError(f"the server {'says' if reading else 'takes'} nothing")
+            if self._aborted:
+                raise ConnectionAbortedError
+
+
+def _codes(message: wire.Message) -> list[str]:
+    """Codes that a command's information objects carry. Descriptions are left alone: servers quote the stream key in them."""
+    found = [value.get("code") for value in wire.unpack(message.body) if isinstance(value, dict)]
+    return [code[:80] for code in found if isinstance(code, str)]
+
+
+def _failure(message: wire.Message) -> str | None:
+    """Why a command tells of a failure, or None."""
+    values = wire.unpack(message.body)
+    levels = [value.get("level") for value in values if isinstance(value, dict)]
+    if values[:1] == ["_error"] or "error" in levels:
+        return ", ".join(_codes(message)) or "error"
+    return None

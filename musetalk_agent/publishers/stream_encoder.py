@@ -1,0 +1,136 @@
+"""Encodes and muxes one push: H.264 beside AAC or Opus on one time line that begins with the first thing heard or seen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+from av.audio.frame import AudioFrame
+from av.audio.stream import AudioStream
+from av.container import OutputContainer
+from av.video.frame import PictureType
+from av.video.frame import VideoFrame as StreamFrame
+from av.video.reformatter import ColorRange, Colorspace
+from av.video.stream import VideoStream
+
+from musetalk_agent.media import Pcm, VideoFrame
+from musetalk_agent.publishers.stream_queue import Picture, Sound
+from musetalk_agent.sync.segment import ROOM_RATE
+
+KEYFRAME_S = 2.0
+_TICK = Fraction(1, 90_000)
+_WOBBLE = ROOM_RATE * 15 // 1000
+"""Samples by which the clock of the sound may be off before sound is moved: a seam in a word is worse than 15 ms."""
+_LATE = ROOM_RATE // 10
+"""Samples by which sound may come late and still be heard whole, a little later; the next silence makes good for it."""
+_SILENCE = ROOM_RATE // 50
+
+
+@dataclass(frozen=True, slots=True)
+class Codecs:
+    """How to encode: of H.264 its profile and preset, of sound the codec and its bits per second."""
+
+    video: Mapping[str, str]
+    audio: str
+    audio_bitrate: int
+    audio_options: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Size (even) and greatest rate of the pictures, and what they may take in bit/s."""
+
+    width: int
+    height: int
+    fps: int
+    bitrate: int
+
+
+class StreamEncoder:
+    """Writes what it is given, in order of time, into `container`. One thread only. Its methods raise what the container does."""
+
+    def __init__(self, container: OutputContainer, shape: Shape, codecs: Codecs) -> None:
+        self._container, self._shape = container, shape
+        self._video: VideoStream = container.add_stream("libx264", rate=shape.fps, options=dict(codecs.video))
+        self._video.width, self._video.height, self._video.pix_fmt = shape.width, shape.height, "yuv420p"
+        self._video.bit_rate = shape.bitrate
+        context = self._video.codec_context
+        context.time_base = _TICK
+        context.thread_count = 1
+        context.gop_size = 100 * shape.fps  # key frames are asked for by time, as the rate may go down
+        context.colorspace, context.color_range = Colorspace.ITU601, ColorRange.MPEG
+        audio = container.add_stream(codecs.audio, rate=ROOM_RATE, layout="mono", options=dict(codecs.audio_options))
+        assert isinstance(audio, AudioStream)
+        self._audio = audio
+        self._audio.bit_rate = codecs.audio_bitrate
+        self._start: float | None = None
+        self._samples = 0
+        self._last_key = -KEYFRAME_S
+        self._last_tick = -1
+        self.frames = 0
+
+    def open(self) -> None:
+        """Writes the header, which connects those formats that connect by themselves."""
+        self._container.start_encoding()
+
+    def set_bitrate(self, bitrate: int) -> None:
+        """Takes effect with the next picture; the encoder goes on."""
+        self._video.bit_rate = bitrate
+
+    def play(self, sound: Sound) -> None:
+        """Adds sound at its time. Where none was before it there is silence; what comes too late to be heard is left out."""
+        place = self._sample(sound.at)
+        block = sound.block
+        if place > self._samples + _WOBBLE:
+            self._hush(place)
+        elif place < self._samples - _LATE:
+            block = block[self._samples - place :]
+        self._encode_sound(block)
+
+    def show(self, picture: Picture) -> None:
+        """Adds a picture at its time, and silence up to it where no sound was offered: sound is always offered before."""
+        self._hush(self._sample(picture.at))
+        assert self._start is not None
+        seconds = max(0.0, picture.at - self._start)
+        frame = self._frame(picture.frame)
+        frame.time_base, frame.pts = _TICK, max(self._last_tick + 1, round(seconds / _TICK))
+        if picture.key or seconds - self._last_key >= KEYFRAME_S - 0.5 / self._shape.fps:
+            frame.pict_type = PictureType.I
+            self._last_key = seconds
+        self._last_tick = frame.pts
+        self._container.mux(self._video.encode(frame))
+        self.frames += 1
+
+    def finish(self) -> None:
+        """Writes what the encoders still hold, and the trailer."""
+        self._container.mux(self._video.encode(None))
+        self._container.mux(self._audio.encode(None))
+
+    def _sample(self, at: float) -> int:
+        """Place of a moment among the samples; the first moment asked for is place 0."""
+        if self._start is None:
+            self._start = at
+        return round((at - self._start) * ROOM_RATE)
+
+    def _hush(self, until: int) -> None:
+        while self._samples < until:
+            self._encode_sound(np.zeros(min(_SILENCE, until - self._samples), np.int16))
+
+    def _encode_sound(self, block: Pcm) -> None:
+        if not len(block):
+            return
+        packed = AudioFrame.from_ndarray(np.ascontiguousarray(block).reshape(1, -1), format="s16", layout="mono")
+        packed.sample_rate, packed.time_base, packed.pts = ROOM_RATE, Fraction(1, ROOM_RATE), self._samples
+        self._samples += len(block)
+        self._container.mux(self._audio.encode(packed))
+
+    def _frame(self, picture: VideoFrame) -> StreamFrame:
+        """A view of the picture's own planes; another size is scaled."""
+        planes = picture.i420.reshape(picture.height * 3 // 2, picture.width)
+        frame = StreamFrame.from_numpy_buffer(planes, format="yuv420p")
+        frame.colorspace, frame.color_range = Colorspace.ITU601, ColorRange.MPEG
+        if (picture.width, picture.height) != (self._shape.width, self._shape.height):
+            frame = frame.reformat(self._shape.width, self._shape.height)
+        return frame

@@ -1,0 +1,89 @@
+"""Debian's nginx with its RTMP module, on loopback, with a configuration and files of the test's own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import socket
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from orchestrator.processes import free_port
+
+_MODULES = (Path("/usr/lib/nginx/modules"), Path("/usr/lib64/nginx/modules"), Path("/usr/share/nginx/modules"))
+_CONFIG = """
+load_module {module};
+daemon off; master_process off; worker_processes 1;
+pid {folder}/nginx.pid;
+error_log {folder}/error.log warn;
+events {{ worker_connections 64; }}
+rtmp {{
+  access_log off;
+  server {{
+    listen 127.0.0.1:{port};
+    chunk_size 4096;
+    max_streams 32;
+    application live {{ live on; wait_key on; wait_video off; idle_streams off; drop_idle_publisher 10s; }}
+  }}
+}}
+"""
+
+
+def module() -> Path | None:
+    """The RTMP module, where nginx and it are installed."""
+    found = next(
+        (folder / "ngx_rtmp_module.so" for folder in _MODULES if (folder / "ngx_rtmp_module.so").exists()), None
+    )
+    return found if shutil.which("nginx") or Path("/usr/sbin/nginx").exists() else None
+
+
+class NginxRtmp:
+    """One nginx process; `url(key)` can be pushed to and pulled from. It may be started again after `stop` or `kill`."""
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self._folder = Path(tempfile.mkdtemp(prefix="nginx-rtmp-"))
+        self._process: asyncio.subprocess.Process | None = None
+
+    def url(self, key: str = "secret-key") -> str:
+        """Where to push to and to pull from."""
+        return f"rtmp://127.0.0.1:{self.port}/live/{key}"
+
+    async def start(self) -> None:
+        """Returns when it accepts connections; skips the test where nginx is missing."""
+        found = module()
+        if found is None:
+            pytest.skip("nginx with its RTMP module is missing: run tools/setup rtmp")
+        config = self._folder / "nginx.conf"
+        config.write_text(_CONFIG.format(module=found, folder=self._folder, port=self.port))
+        program = shutil.which("nginx") or "/usr/sbin/nginx"
+        self._process = await asyncio.create_subprocess_exec(
+            program, "-p", str(self._folder), "-c", str(config), "-e", str(self._folder / "error.log"),
+            stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
+        )  # fmt: skip
+        for _ in range(200):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                    return
+            assert self._process.returncode is None, (self._folder / "error.log").read_text()
+            await asyncio.sleep(0.05)
+        raise AssertionError("nginx does not answer")
+
+    async def kill(self) -> None:
+        """As a crash does."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
+            await self._process.wait()
+
+    def freeze(self, signal: int) -> None:
+        """SIGSTOP or SIGCONT."""
+        assert self._process is not None
+        os.kill(self._process.pid, signal)
+
+    async def aclose(self) -> None:
+        """Ends it and removes its files."""
+        await self.kill()
+        shutil.rmtree(self._folder, ignore_errors=True)
