@@ -88,10 +88,10 @@ class Pipeline:
             group.create_task(self.production.run(), name="production")
             group.create_task(self.playback.run(), name="playback")
 
-    def begin(self, number: int, rate: int) -> None:
-        """Opens segment `number` at `rate` samples per second; ends the one that was open."""
+    def begin(self, number: int, rate: int, heard_s: float = 0.0) -> None:
+        """Opens segment `number` at `rate` samples per second, `heard_s` of which were heard before; ends the one that was open."""
         self.end()
-        self._segment = Segment(number, self.production.generation, rate, self._fps)
+        self._segment = Segment(number, self.production.generation, rate, self._fps, heard_s)
         if self._watch is None or self._watch.rate != rate:
             self._watch = FormatWatch(rate)
         self.production.add(self._segment)
@@ -126,6 +126,12 @@ class Pipeline:
         """Barge-in; see `Playback.clear`."""
         self._segment = None
         return self.playback.clear()
+
+    def rewind(self, position: int) -> None:
+        """Nothing after sample `position` of the playout clock was heard; see `Playback.rewind`."""
+        rests = self.playback.rewind(position)
+        if self._segment is not None:
+            self._segment = rests[self._segment]
 
     def _judge(self, samples: Pcm, now: float) -> None:
         assert self._watch is not None

@@ -14,11 +14,12 @@ from musetalk_agent.compose.idle import IdleCursor, IdleCycle
 from musetalk_agent.funnel import Funnel
 from musetalk_agent.metrics import LIP_LATENCY, PICTURES, UNDERRUNS
 from musetalk_agent.production import Made, Production
-from musetalk_agent.protocol.messages import Cleared, Event, PlaybackFinished, PlaybackStarted
+from musetalk_agent.protocol.messages import Cleared, Event
 from musetalk_agent.publishers.base import Publisher
 from musetalk_agent.sync.head_start import HeadStart
 from musetalk_agent.sync.scheduler import Act, Scheduler
 from musetalk_agent.sync.segment import ROOM_RATE, Segment
+from musetalk_agent.sync.speech import Speech
 
 log = logging.getLogger(__name__)
 
@@ -78,18 +79,17 @@ class Playback:
         self._compositor, self._cycle, self._cursor = compositor, cycle, cursor
         self._clock, self._funnel, self._emit, self._speaking = clock, funnel, emit, speaking
         self._scheduler = Scheduler(fps, clock.now())
-        self._open: deque[Segment] = deque()  # not yet finished, in order; the first ones may be handed over whole
+        self._speech = Speech(emit)
         self._video_wake, self._audio_wake = asyncio.Event(), asyncio.Event()
         self._shown: Made | None = None
         self._head_start = HeadStart(lookahead_s)
         self._dropped_before = 0  # of the segments that are over
-        self._played_s = 0.0
         self._is_speaking = False
 
     @property
     def open_segments(self) -> int:
         """Segments that are not over."""
-        return len(self._open)
+        return len(self._speech.open)
 
     def report(self) -> dict[str, float | int | str | None]:
         """Figures for `/debug`: pictures by fate, underruns, and the p50 and p95 of the lips' latency in milliseconds."""
@@ -112,18 +112,21 @@ class Playback:
     @property
     def position_s(self) -> float:
         """Seconds of speech heard since the session began."""
-        position = self._publisher.playout.position()
-        return self._played_s + sum(s.played_s(position) for s in self._open)
+        return self._speech.position_s(self._publisher.playout.position())
 
     @property
     def buffered_s(self) -> float:
         """Seconds of speech received and not yet heard."""
-        position = self._publisher.playout.position()
-        return sum(s.duration_s - s.played_s(position) for s in self._open)
+        return self._speech.buffered_s(self._publisher.playout.position())
+
+    @property
+    def heard(self) -> tuple[int, float]:
+        """The segment that is being heard, or was heard last (0: none yet), and how many seconds of it."""
+        return self._speech.heard(self._publisher.playout.position())
 
     def add(self, segment: Segment) -> None:
         """A new segment, played after those before it."""
-        self._open.append(segment)
+        self._speech.open.append(segment)
         self._audio_wake.set()
 
     def poke(self) -> None:
@@ -134,20 +137,28 @@ class Playback:
     def clear(self) -> Cleared:
         """Silence at once: drops every segment, tells the end of each, and lets the mouth close."""
         position = self._publisher.playout.position()
-        dropped_s = self.buffered_s
         self._publisher.clear_audio()
-        segments, self._open = list(self._open), deque()
-        for segment in segments:
-            played = segment.played_s(position)
-            self._played_s += played
-            self._tell_started(segment, position)
-            self._emit(PlaybackFinished(segment=segment.number, position_s=round(played, 3), interrupted=True))
+        dropped_s = self._speech.clear(position)
         self._production.clear(self._shown)
         self._set_speaking(False)
         self.poke()
         cleared = Cleared(dropped_s=round(dropped_s, 3))
         self._emit(cleared)
         return cleared
+
+    def rewind(self, position: int) -> dict[Segment, Segment]:
+        """Plays everything after sample `position` of the playout clock again, pictures and sound; tells no event twice.
+
+        Returns the segments that take the place of others, by those. A block that the publisher holds back meanwhile is among what
+        comes again: it must drop it.
+        """
+        self._publisher.playout.rewind(position)
+        self._production.clear(self._shown)
+        rests = self._speech.rewind(position, self._production.generation)
+        for rest in rests.values():
+            self._production.add(rest)
+        self.poke()
+        return rests
 
     async def run(self) -> None:
         """Plays until cancelled."""
@@ -159,7 +170,7 @@ class Playback:
 
     async def _voice(self) -> None:
         while True:
-            segment = next((s for s in self._open if not s.handed_all), None)
+            segment = self._speech.next_to_hand()
             if segment is None:
                 self._audio_wake.clear()
                 await self._audio_wake.wait()
@@ -173,7 +184,7 @@ class Playback:
         ready_at: float | None = None
         since = self._clock.now()
         going_on = segment.origin is not None
-        while segment in self._open:
+        while segment in self._speech.open:
             now = self._clock.now()
             if going_on and segment.has_block:
                 going_on = False
@@ -183,7 +194,7 @@ class Playback:
             if ready_at is None and segment.has_block and segment.frames_ready > frame:
                 ready_at = now
             if not segment.received and segment.ended:
-                self._tell_finished()
+                self._tell()
                 return False
             give_up = since + PATIENCE_S if segment.has_block else now + PATIENCE_S
             begin_at = give_up
@@ -200,7 +211,7 @@ class Playback:
 
     async def _hand_over(self, segment: Segment) -> None:
         playout = self._publisher.playout
-        while segment in self._open and not segment.handed_all:
+        while segment in self._speech.open and not segment.handed_all:
             block = segment.take_block()
             if block is not None:
                 if segment.origin is None:
@@ -241,7 +252,7 @@ class Playback:
                 self._show(self._production.ready.pop(), dropped=decision.act is Act.DROP)
             elif decision.act is Act.IDLE:
                 self._show_idle()
-            self._tell_finished()
+            self._tell()
 
     def _account(self, act: Act) -> None:
         PICTURES.labels(act.name.lower()).inc()
@@ -259,7 +270,7 @@ class Playback:
 
     def _picture_missing(self) -> bool:
         """The voice goes on and its next picture is still being made."""
-        voiced = next((s for s in self._open if s.origin is not None and s.frames_ready < s.frames), None)
+        voiced = next((s for s in self._speech.open if s.origin is not None and s.frames_ready < s.frames), None)
         return voiced is not None and not self._publisher.playout.dry
 
     def _show(self, made: Made, *, dropped: bool) -> None:
@@ -285,30 +296,12 @@ class Playback:
         self._funnel.add("published", 1)
         self.statistics.idle += 1
 
-    # --- what the room has heard -------------------------------------------------------------------------------------
-
-    def _tell_finished(self) -> None:
-        """Tells what has begun and what is over by now, in order."""
-        position = self._publisher.playout.position()
-        while self._open:
-            segment = self._open[0]
-            self._tell_started(segment, position)
-            if not segment.handed_all or (segment.origin is not None and position < segment.end_position):
-                break
-            if segment.origin is None and segment.frames:
-                break
-            self._open.popleft()
-            self._played_s += segment.duration_s
+    def _tell(self) -> None:
+        """Tells what has begun and what is over by now."""
+        for segment in self._speech.tell(self._publisher.playout.position()):
             self._head_start.over(segment.frames, self._scheduler.dropped - self._dropped_before)
             self._dropped_before = self._scheduler.dropped
-            position_s = round(segment.duration_s, 3)
-            self._emit(PlaybackFinished(segment=segment.number, position_s=position_s, interrupted=False))
-        self._set_speaking(any(s.origin is not None for s in self._open))
-
-    def _tell_started(self, segment: Segment, position: int) -> None:
-        if not segment.started and segment.origin is not None and position > segment.origin:
-            segment.started = True
-            self._emit(PlaybackStarted(segment=segment.number))
+        self._set_speaking(self._speech.speaking)
 
     def _set_speaking(self, speaking: bool) -> None:
         if speaking != self._is_speaking:

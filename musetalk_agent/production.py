@@ -154,7 +154,7 @@ class Production:
         if len(segment.cues) > self._cued:
             self._stream.cue(segment.cues[self._cued :])
             self._cued = len(segment.cues)
-        samples = segment.for_features.take(_FEATURE_STEP)
+        samples = segment.take_features(_FEATURE_STEP)
         if not len(samples) and not segment.ended:
             return False
         last = not len(samples)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from musetalk_agent.media import Pcm, VideoFrame
-from musetalk_agent.protocol.http import TrackInfo
+from musetalk_agent.protocol.http import TrackInfo, Transport
+from musetalk_agent.protocol.messages import PublisherChanged
 from musetalk_agent.sync.playout import PlayoutClock
 
 
@@ -50,7 +51,8 @@ class Publisher(Protocol):
     async def push_audio(self, block: Pcm) -> None:
         """Hands over int16 mono samples at `sync.segment.ROOM_RATE`, a multiple of 10 ms; waits while the sink's queue is full.
 
-        Only one call at a time. Must not be cancelled while it waits.
+        Only one call at a time. Must not be cancelled while it waits. A block that waits and was not handed to the sink when the
+        sound is cleared or rewound is dropped: it comes again, or is not wanted.
         """
         ...
 
@@ -69,3 +71,16 @@ class Publisher(Protocol):
     async def aclose(self) -> None:
         """Leaves the room. Idempotent, callable in any state, bounded in time."""
         ...
+
+
+@runtime_checkable
+class MovingPublisher(Publisher, Protocol):
+    """A publisher that has several ways out and changes from one to the other. The session sets both callbacks before `open`.
+
+    `on_rewind(position)`: what was handed over after sample `position` of `playout` was not heard, and is wanted again. It winds
+    `playout` back itself. `on_change` tells which way media take now.
+    """
+
+    transport: Transport
+    on_rewind: Callable[[int], None]
+    on_change: Callable[[PublisherChanged], None]

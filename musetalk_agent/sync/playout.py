@@ -73,5 +73,10 @@ class PlayoutClock:
         self._base_position, self._base_time = float(position), self._clock.now()
         return dropped
 
+    def rewind(self, position: int) -> None:
+        """What was handed over after sample `position` was not heard and will come again; until then the clock stands there."""
+        self.handed = min(self.handed, position)
+        self._base_position, self._base_time = float(self.handed), self._clock.now()
+
     def _line(self, now: float) -> float:
         return self._base_position + max(0.0, now - self._base_time) * self._rate

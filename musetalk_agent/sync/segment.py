@@ -10,55 +10,18 @@ import numpy as np
 
 from musetalk_agent.media import FEATURE_RATE, Cue, Pcm, frame_start, frames_begun, frames_complete
 from musetalk_agent.resample import Resampler
+from musetalk_agent.sync.tape import Tape
 
 ROOM_RATE = 48_000
 """Samples per second of every sink: Opus's own rate, so that no source loses bandwidth (Hz)."""
-
-
+KEPT_S = 12.0
+"""So much sound that was handed over can be played again; a way out that is dead is found dead long before."""
 GRAIN = ROOM_RATE // 100
 """Sinks take sound in steps of 10 ms."""
 BLOCK = 4 * GRAIN
 """Most samples handed over at once: 40 ms."""
 _LEAST_BLOCK = 2 * GRAIN
-
-
-class PcmBuffer:
-    """First in, first out of int16 samples."""
-
-    def __init__(self) -> None:
-        self._parts: deque[Pcm] = deque()
-        self._size = 0
-
-    def __len__(self) -> int:
-        return self._size
-
-    def push(self, samples: Pcm) -> None:
-        """Adds samples at the end."""
-        if len(samples):
-            self._parts.append(samples)
-            self._size += len(samples)
-
-    def take(self, most: int) -> Pcm:
-        """Takes up to `most` samples from the front."""
-        taken: list[Pcm] = []
-        missing = min(most, self._size)
-        while missing > 0:
-            part = self._parts.popleft()
-            if len(part) > missing:
-                self._parts.appendleft(part[missing:])
-                part = part[:missing]
-            taken.append(part)
-            missing -= len(part)
-        if not taken:
-            return np.zeros(0, np.int16)
-        result = np.concatenate(taken) if len(taken) > 1 else taken[0]
-        self._size -= len(result)
-        return result.astype(np.int16, copy=False)
-
-    def clear(self) -> None:
-        """Drops everything."""
-        self._parts.clear()
-        self._size = 0
+_FEATURES_AHEAD_S = 2.0  # features are taken this much earlier than sound, at most
 
 
 @dataclass(slots=True)
@@ -73,7 +36,7 @@ class Arrivals:
         while self.times and self.first_frame < frame:
             self.times.popleft()
             self.first_frame += 1
-        return self.times[0] if self.times else None
+        return self.times[0] if self.times and self.first_frame == frame else None
 
 
 class Segment:
@@ -84,17 +47,20 @@ class Segment:
         generation: the session's generation when it was opened.
         rate: the sender's samples per second.
         fps: frames per second of the video.
+        heard_before_s: seconds of it that were heard through another agent, before what is pushed here.
     """
 
-    def __init__(self, number: int, generation: int, rate: int, fps: int) -> None:
+    def __init__(self, number: int, generation: int, rate: int, fps: int, heard_before_s: float = 0.0) -> None:
         self.number = number
         self.generation = generation
         self.rate = rate
         self.fps = fps
-        self.received = 0
+        self.heard_before_s = heard_before_s
+        self.skipped = 0  # samples at ROOM_RATE that were heard before a rewind, and are not in here
+        self.received = 0  # at `rate`, the skipped ones too
         self.ended = False
-        self.for_features = PcmBuffer()
-        self.for_room = PcmBuffer()
+        self.for_features = Tape()
+        self.for_room = Tape()
         self.cues: list[Cue] = []
         self.arrivals = Arrivals()
         self.frames_ordered = 0
@@ -102,7 +68,8 @@ class Segment:
         self.features_done = False
         self.origin: int | None = None  # playout position of its first sample, once it has begun
         self.handed = 0  # samples at ROOM_RATE given to the sink
-        self.started = False  # `playback.started` was told
+        self.started = heard_before_s > 0  # `playback.started` was told
+        self.finished = False  # `playback.finished` was told
         self._features_in = 0
         self._to_features = Resampler(rate, FEATURE_RATE)
         self._to_room = Resampler(rate, ROOM_RATE)
@@ -112,7 +79,7 @@ class Segment:
         self.received += len(samples)
         self._feed(self._to_features.push(samples))
         self.for_room.push(self._to_room.push(samples))
-        complete = frames_complete(self.received, self.fps, self.rate)
+        complete = frames_complete(self.received - self.skipped * self.rate // ROOM_RATE, self.fps, self.rate)
         seen = self.arrivals.first_frame + len(self.arrivals.times)
         self.arrivals.times.extend([now] * (complete - seen))
 
@@ -123,8 +90,7 @@ class Segment:
         self.ended = True
         self._feed(self._to_features.flush())
         self.for_room.push(self._to_room.flush())
-        missing = self.room_samples - self.handed - len(self.for_room)
-        self.for_room.push(np.zeros(max(0, missing), np.int16))
+        self._pad()
         seen = self.arrivals.first_frame + len(self.arrivals.times)
         self.arrivals.times.extend([now] * (self.frames - seen))
 
@@ -154,7 +120,42 @@ class Segment:
             return None
         block = self.for_room.take(min(BLOCK, len(self.for_room) // GRAIN * GRAIN))
         self.handed += len(block)
+        self.for_room.forget(round(KEPT_S * ROOM_RATE))
         return block
+
+    def take_features(self, most: int) -> Pcm:
+        """The next samples at FEATURE_RATE, up to `most`."""
+        samples = self.for_features.take(most)
+        self.for_features.forget(round((KEPT_S + _FEATURES_AHEAD_S) * FEATURE_RATE))
+        return samples
+
+    def forget(self, position: int) -> None:
+        """What was heard before playout position `position` will not be played again. Only once it has begun."""
+        keep = max(0, self.end_position - position)
+        self.for_room.forget(keep)
+        self.for_features.forget(-(-keep * FEATURE_RATE // ROOM_RATE))
+
+    def rest(self, position: int, generation: int) -> Segment:
+        """What lies after playout position `position`, as a new segment that has not begun. It takes this one's place: further
+        PCM is pushed there. Less lies in it when the position is further back than `KEPT_S`.
+        """
+        heard = 0 if self.origin is None else max(0, min(position - self.origin, self.handed))
+        again = min(self.handed - heard, self.for_room.kept)
+        rest = Segment(self.number, generation, self.rate, self.fps, self.heard_before_s)
+        rest.skipped, rest.received = self.skipped + self.handed - again, self.received
+        rest.for_room = self.for_room.rest(again)
+        taken = self._features_in - len(self.for_features)
+        begin = min((self.handed - again) * FEATURE_RATE // ROOM_RATE, self._features_in)
+        begin = max(begin, taken - self.for_features.kept)
+        rest.for_features = self.for_features.rest(taken - begin)
+        rest._features_in = len(rest.for_features)
+        rest._to_features, rest._to_room = self._to_features, self._to_room
+        rest.cues = [Cue(c.phoneme, max(0, c.start - begin), c.end - begin) for c in self.cues if c.end > begin]
+        rest.started, rest.finished, rest.ended = self.started, self.finished, self.ended
+        rest.arrivals.first_frame = frames_begun(rest._features_in, self.fps)  # those come again, and are no latency
+        if rest.ended:
+            rest._pad()
+        return rest
 
     @property
     def handed_all(self) -> bool:
@@ -173,15 +174,24 @@ class Segment:
         return self.received / self.rate
 
     def played_s(self, position: int) -> float:
-        """Seconds of it heard when the playout position is `position`; never more than it has."""
-        if self.origin is None:
-            return 0.0
-        return min(self.duration_s, max(0, min(position - self.origin, self.handed)) / ROOM_RATE)
+        """Seconds of the PCM received that are heard when the playout position is `position`; never more than it has."""
+        played = 0 if self.origin is None else max(0, min(position - self.origin, self.handed))
+        return min(self.duration_s, (self.skipped + played) / ROOM_RATE)
+
+    def heard_s(self, position: int) -> float:
+        """Seconds of the whole segment heard by then: `played_s`, and what another agent played."""
+        return self.heard_before_s + self.played_s(position)
 
     def frame_position(self, frame: int) -> int:
         """Playout position at which frame `frame` is due. Only once it has begun."""
         assert self.origin is not None
         return self.origin + frame_start(frame, self.fps, ROOM_RATE)
+
+    def _pad(self) -> None:
+        """Fills the room's side with silence up to whole frames and whole grains."""
+        have = self.handed + len(self.for_room)
+        missing = max(self.room_samples, -(-have // GRAIN) * GRAIN) - have
+        self.for_room.push(np.zeros(missing, np.int16))
 
     def _feed(self, samples: Pcm) -> None:
         self._features_in += len(samples)
