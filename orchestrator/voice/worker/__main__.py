@@ -1,0 +1,129 @@
+"""Reads orders on standard input and carries them out; tells on standard output where each line is.
+
+The first message out is `hello`, and again every second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from typing import BinaryIO
+
+from pydantic import BaseModel, ValidationError
+
+from orchestrator.tts import framing
+from orchestrator.voice.messages import Air, Clear, Cut, End, Follow, Hello, Join, Leave, Sound, order
+from orchestrator.voice.worker.line import Line
+from orchestrator.voice.worker.score import Due
+from orchestrator.voice.worker.sound import ROOM_RATE
+
+BEAT_S = 1.0
+_UNREAD_BYTES = 1 << 20
+"""Past this much unread the core hangs, and is told no more."""
+_GOODBYE_S = 4.0
+
+
+class Desk:
+    """The lines of this process."""
+
+    def __init__(self, out: asyncio.WriteTransport) -> None:
+        self._out = out
+        self._lines: dict[str, Line] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def tell(self, message: BaseModel) -> None:
+        """Queues a message for the core; never blocks."""
+        if self._out.get_write_buffer_size() < _UNREAD_BYTES:
+            self._out.write(framing.encode(message.model_dump(mode="json")))
+
+    def take(self, header: bytes, payload: bytes) -> None:
+        """Carries out one order. Raises ValidationError for what is none, ValueError for PCM with a gap."""
+        said = order.validate_json(header)
+        if isinstance(said, Join):
+            self._join(said)
+            return
+        line = self._lines.get(said.line)
+        if line is None:
+            return
+        if isinstance(said, Sound):
+            line.score.append(said.segment, said.rate, said.start, payload)
+        elif isinstance(said, End):
+            line.score.end(said.segment)
+        elif isinstance(said, Follow):
+            _follow(line, said)
+        elif isinstance(said, Clear):
+            line.clear()
+        elif isinstance(said, Cut):
+            self.tell(line.cut(said))
+        elif isinstance(said, Air):
+            line.air(said.on)
+        elif isinstance(said, Leave):
+            line.leave()
+        line.changed()
+
+    async def aclose(self) -> None:
+        """Leaves every room, in bounded time."""
+        for line in self._lines.values():
+            line.leave()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=_GOODBYE_S)
+
+    async def beat(self) -> None:
+        """Says that the process lives, for ever."""
+        while True:
+            self.tell(Hello())
+            await asyncio.sleep(BEAT_S)
+
+    def _join(self, said: Join) -> None:
+        line = self._lines[said.line] = Line(said, self.tell)
+        task = asyncio.create_task(line.run(), name=f"voice-{said.line}")
+        self._tasks.add(task)
+
+        def over(ended: asyncio.Task[None]) -> None:
+            self._tasks.discard(ended)
+            if self._lines.get(said.line) is line:
+                del self._lines[said.line]
+
+        task.add_done_callback(over)
+
+
+def _follow(line: Line, said: Follow) -> None:
+    if said.free:
+        line.score.free()
+    else:
+        line.score.follow(Due(said.segment, round(said.heard_s * ROOM_RATE), said.at, said.held))
+
+
+async def _serve(replies: BinaryIO) -> None:
+    loop = asyncio.get_running_loop()
+    out, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, replies)
+    source = asyncio.StreamReader()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(source), sys.stdin)
+    desk = Desk(out)
+    beat = asyncio.create_task(desk.beat(), name="voice-beat")
+    try:
+        while True:
+            head, payload = framing.lengths(await source.readexactly(framing.LENGTHS.size))
+            desk.take(await source.readexactly(head), await source.readexactly(payload))
+    except asyncio.IncompleteReadError:
+        pass  # the core closed the pipe: the end
+    except (framing.FramingError, ValidationError, ValueError) as error:
+        print(f"the core talks nonsense: {error!r}"[:500], file=sys.stderr, flush=True)  # noqa: T201 - the core logs it
+    finally:
+        beat.cancel()
+        await desk.aclose()
+
+
+def main() -> int:
+    """Serves until the input closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the core ends us by closing the pipe
+    replies = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)  # native code that prints writes to the log, not into the pipe
+    asyncio.run(_serve(replies))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,302 @@
+"""One line: a participant of a LiveKit room that publishes one voice at 48 kHz.
+
+The SDK's traps are those of docs/topics/livekit.md: connect is never cancelled, one capture at a time, blocks of whole 10 ms,
+nothing is published again by us after a reconnect.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import numpy as np
+from livekit import rtc
+from livekit.rtc._proto.room_pb2 import AudioEncoding
+
+from orchestrator.voice.messages import Cut, CutMade, Join, Report
+from orchestrator.voice.worker.playout import QUEUE_MS, Playout
+from orchestrator.voice.worker.score import Block, Score
+from orchestrator.voice.worker.sound import ROOM_RATE
+
+log = logging.getLogger(__name__)
+
+STREAM = "avatar"
+"""The avatar's own, so that browsers hold its pictures and this sound together."""
+TRACK = "avatar-voice"
+REPORT_S = 0.1
+CONNECT_TIMEOUT_S = 5.0
+SUBSCRIBED_S = 0.6
+"""What is said before the first listener has subscribed is heard by nobody; a line does not wait longer than this for it."""
+_BACKOFF_S = (0.3, 5.0)
+_CLOSE_TIMEOUT_S = 2.0
+_WAITED_S = 0.002  # a capture that took longer than this has waited for the queue to drain
+_SILENT_DBFS = -96.0
+
+
+class Line:
+    """Keeps one room joined until it is left; `run()` must be running.
+
+    The SDK reconnects by itself; when it gives up, the line joins again.
+    """
+
+    def __init__(self, join: Join, report: Callable[[Report], None]) -> None:
+        self._join = join
+        self._report = report
+        self._on_air = join.on_air
+        self._wanted = asyncio.Event()  # something has changed: the air, what there is to say, the room
+        self._room: rtc.Room | None = None
+        self._source: rtc.AudioSource | None = None
+        self._publication: rtc.LocalTrackPublication | None = None
+        self._lost: str | None = None
+        self._leaving = False
+        self._level: float | None = None
+        self._spoken = False
+        self._ends: list[tuple[int, int]] = []
+        self.state = "joining"
+        self.error: str | None = None
+        self.score = Score()
+        self.playout = Playout(time.monotonic())
+
+    # --- what the core says
+
+    def air(self, on: bool) -> None:
+        """Publishes the track or takes it back; what was to be said goes with it."""
+        if on != self._on_air:
+            self._on_air = on
+            self._renew()
+
+    def changed(self) -> None:
+        """The score has changed."""
+        self._wanted.set()
+
+    def clear(self) -> None:
+        """Silence: at most what WebRTC has under way, 20 ms, is still heard."""
+        self.score.clear()
+        if self._source is not None:
+            self._source.clear_queue()
+        self.playout.clear(time.monotonic())
+        self._ends.clear()
+
+    def cut(self, asked: Cut) -> CutMade:
+        """Chooses where to stop; see `Score.cut`."""
+        now = time.monotonic()
+        stop = self.score.cut(asked.after_s, asked.within_s, self.playout.next_at(now), spoken=self._spoken)
+        self._wanted.set()
+        if stop is None:
+            return CutMade(line=asked.line, call=asked.call, segment=0, heard_s=0.0, at=now, whole=False)
+        heard_s = stop.position / ROOM_RATE
+        return CutMade(
+            line=asked.line, call=asked.call, segment=stop.segment, heard_s=heard_s, at=stop.at, whole=stop.whole
+        )
+
+    def leave(self) -> None:
+        """Ends `run()`, in bounded time."""
+        self._leaving = True
+        self._wanted.set()
+
+    # --- life
+
+    async def run(self) -> None:
+        """Joins, speaks, and leaves when told to. Is not to be cancelled: `leave` ends it."""
+        reporter = asyncio.create_task(self._reporting(), name=f"voice-report-{self._join.line}")
+        delay = _BACKOFF_S[0]
+        try:
+            while not self._leaving:
+                try:
+                    if await self._connect():
+                        delay = _BACKOFF_S[0]
+                        await self._stay()
+                finally:
+                    await self._disconnect()
+                if not self._leaving:
+                    self.state = "reconnecting"
+                    self.tell()
+                    await self._pause(delay)
+                    delay = min(_BACKOFF_S[1], 2 * delay)
+        finally:
+            reporter.cancel()
+            await asyncio.gather(reporter, return_exceptions=True)
+            self.state = "left"
+            self.tell()
+
+    async def _connect(self) -> bool:
+        self._lost = None
+        self._room = room = rtc.Room()
+        room.on("disconnected", self._on_disconnected)
+        room.on("reconnecting", lambda: self._move("reconnecting"))
+        room.on("reconnected", lambda: self._move("live" if self._publication else "joined"))
+        options = rtc.RoomOptions(auto_subscribe=False, dynacast=False, connect_timeout=CONNECT_TIMEOUT_S)
+        try:
+            # nobody cancels this: a connect that is dropped half-way ends in a panic of the native library (rust-sdks#1340)
+            await room.connect(self._join.url, self._join.token, options)
+        except rtc.ConnectError as error:
+            self.error = f"could not join: {error}"
+            return False
+        self.error = None
+        self._move("joined")
+        return True
+
+    async def _stay(self) -> None:
+        """On the air or not, until the room is lost or left."""
+        while not self._leaving and self._lost is None:
+            if self._on_air:
+                await self._speak()
+            self._wanted.clear()
+            if not (self._leaving or self._lost or self._on_air):
+                await self._wanted.wait()
+
+    async def _speak(self) -> None:
+        assert self._room is not None
+        self._source = source = rtc.AudioSource(ROOM_RATE, 1, queue_size_ms=QUEUE_MS)
+        self.playout = Playout(time.monotonic())
+        options = rtc.TrackPublishOptions(
+            source=rtc.TrackSource.SOURCE_MICROPHONE,
+            stream=STREAM,
+            audio_encoding=AudioEncoding(max_bitrate=64_000),
+            dtx=True,
+            red=True,
+        )
+        track = rtc.LocalAudioTrack.create_audio_track(TRACK, source)
+        try:
+            self._publication = await self._room.local_participant.publish_track(track, options)
+            self._move("live")
+            await self._wait_subscribed(self._publication)
+            score = self.score
+            while self._on_air and score is self.score and not self._leaving and self._lost is None:
+                await self._pump(source)
+        except rtc.participant.PublishTrackError as error:
+            self._lost = self.error = f"could not publish: {error}"
+        finally:
+            await self._unpublish(source)
+
+    async def _wait_subscribed(self, publication: rtc.LocalTrackPublication) -> None:
+        """Returns once somebody listens, or when nobody is there to."""
+        assert self._room is not None
+        standard = rtc.ParticipantKind.PARTICIPANT_KIND_STANDARD
+        if any(who.kind == standard for who in self._room.remote_participants.values()):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(SUBSCRIBED_S):
+                    await publication.wait_for_subscription()
+
+    async def _pump(self, source: rtc.AudioSource) -> None:
+        """Hands over one block, or waits until there may be one."""
+        now = time.monotonic()
+        self._wanted.clear()
+        block = self.score.next(self.playout.next_at(now), dry=self.playout.dry(now))
+        self._note_ends()
+        if block is None:
+            wake_at, now = self.score.wake_at, time.monotonic()
+            queued_s = self.playout.queued_s(now)
+            limit = wake_at - self.playout.next_at(now) if wake_at is not None else queued_s or None
+            await self._pause(limit)
+            return
+        await self._hand(source, block, now)
+
+    async def _hand(self, source: rtc.AudioSource, block: Block, now: float) -> None:
+        self.playout.hand(now, block.spans)
+        self._note_ends()
+        self._spoken = self._spoken or any(span.position is not None for span in block.spans)
+        self._level = _dbfs(block)
+        handed = self.playout.handed
+        try:
+            await source.capture_frame(rtc.AudioFrame(block.samples.tobytes(), ROOM_RATE, 1, len(block.samples)))
+        except Exception as error:  # noqa: BLE001 - the SDK raises bare Exceptions: a lost block is told, speech goes on
+            self.error = f"audio block refused by the SDK: {error}"
+            log.warning("audio block refused", extra={"line": self._join.line, "error": str(error)})
+            return
+        after = time.monotonic()
+        if after - now > _WAITED_S and self.playout.handed == handed:
+            self.playout.full(after)
+
+    # --- leaving
+
+    async def _unpublish(self, source: rtc.AudioSource) -> None:
+        self._source = None
+        publication, self._publication = self._publication, None
+        if publication is not None and self._room is not None and self._lost is None:
+            await _bounded(self._room.local_participant.unpublish_track(publication.sid))
+            self._move("joined")
+        await _bounded(source.aclose())
+
+    async def _disconnect(self) -> None:
+        room, self._room = self._room, None
+        if room is not None:
+            await _bounded(room.disconnect())
+
+    def _on_disconnected(self, reason: int) -> None:
+        self._lost = rtc.DisconnectReason.Name(reason)  # type: ignore[arg-type]  # the SDK hands out the bare integer
+        if not self._leaving:
+            self.error = f"disconnected by the server: {self._lost}"
+        self._wanted.set()
+
+    # --- what the core is told
+
+    def tell(self) -> None:
+        """One report."""
+        now = time.monotonic()
+        playout = self.playout
+        playout.advance(now)
+        finished = [number for number, end in self._ends if end <= playout.passed]
+        self._ends = [(number, end) for number, end in self._ends if end > playout.passed]
+        publication = self._publication
+        self._report(
+            Report(
+                line=self._join.line,
+                state=self.state,
+                at=now,
+                segment=playout.segment,
+                heard_s=playout.heard / ROOM_RATE,
+                handed_s=playout.goes_on_to() / ROOM_RATE,
+                next_segment=self.score.segment,
+                next_s=self.score.position / ROOM_RATE,
+                finished=finished,
+                stopped=self.score.stopped and playout.passed >= playout.handed,
+                room=self._room.name if self._room is not None and self._room.isconnected() else None,
+                sid=publication.sid if publication is not None else None,
+                level_dbfs=None if playout.dry(now) else self._level,
+                buffer_s=round(self.score.buffer_s + playout.queued_s(now), 3),
+                corrections=self.score.corrections,
+                error=self.error,
+            )
+        )
+
+    async def _reporting(self) -> None:
+        while True:
+            self.tell()
+            await asyncio.sleep(REPORT_S)
+
+    def _note_ends(self) -> None:
+        self._ends += [(number, self.playout.handed) for number in self.score.handed_out]
+        self.score.handed_out.clear()
+
+    def _move(self, state: str) -> None:
+        self.state = state
+        self.tell()
+
+    def _renew(self) -> None:
+        self.score, self.playout = Score(), Playout(time.monotonic())
+        self._ends.clear()
+        self._spoken = False
+        self._wanted.set()
+
+    async def _pause(self, seconds: float | None) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds if seconds is None else max(0.001, seconds)):
+                await self._wanted.wait()
+
+
+def _dbfs(block: Block) -> float:
+    rms = float(np.sqrt(np.mean(np.square(block.samples.astype(np.float32)))))
+    return round(max(_SILENT_DBFS, 20 * float(np.log10(max(rms, 1e-3) / 32768))), 1)
+
+
+async def _bounded(step: Coroutine[Any, Any, None]) -> None:
+    try:
+        async with asyncio.timeout(_CLOSE_TIMEOUT_S):
+            await step
+    except Exception as error:  # noqa: BLE001 - leaving: report and go on with the next step
+        log.warning("leaving was not clean", extra={"error": repr(error)})

@@ -1,0 +1,96 @@
+"""When each sample that was handed to LiveKit's AudioSource is heard, and of which segment it is. No I/O; time is passed in."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from orchestrator.voice.worker.sound import ROOM_RATE
+
+QUEUE_MS = 60
+"""Sound that waits in the SDK."""
+SOUND_PATH_S = 0.035
+"""Sound reaches a viewer this much later than a picture that leaves at the same moment; the agent counts the same."""
+_GRAIN_S = 0.01
+_SNAP_S = 0.02  # an error of more than this is a hiccup and not jitter
+_TRUST = 1 / 8
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """`count` samples handed at `at` (samples since the source was opened): `position` of segment `segment`, None for silence."""
+
+    at: int
+    count: int
+    segment: int
+    position: int | None
+
+
+class Playout:
+    """Positions are samples at 48 kHz since the source was opened; its silence while nothing is handed over does not count."""
+
+    def __init__(self, now: float) -> None:
+        self._base, self._base_at = 0.0, now
+        self._spans: deque[Span] = deque()
+        self.handed = 0
+        self.segment, self.heard = 0, 0
+        self.passed = 0
+
+    def next_at(self, now: float) -> float:
+        """When the next sample handed over at `now` is heard."""
+        begins = now + _GRAIN_S / 2 if self.dry(now) else self._base_at + (self.handed - self._base) / ROOM_RATE
+        return begins + SOUND_PATH_S
+
+    def dry(self, now: float) -> bool:
+        """Nothing is left in the source."""
+        return self._line(now) >= self.handed
+
+    def queued_s(self, now: float) -> float:
+        """Seconds of sound that wait in the source."""
+        return max(0.0, (self.handed - self._line(now)) / ROOM_RATE)
+
+    def hand(self, now: float, spans: list[Span]) -> None:
+        """Samples are being handed over; the spans' `at` count from the block's first sample."""
+        if self.dry(now):
+            self._base, self._base_at = float(self.handed), now + _GRAIN_S / 2
+        for span in spans:
+            self._spans.append(Span(self.handed, span.count, span.segment, span.position))
+            self.handed += span.count
+
+    def full(self, now: float) -> None:
+        """The source's queue holds exactly `QUEUE_MS` now."""
+        error = (self.handed - QUEUE_MS * ROOM_RATE / 1000) - self._line(now)
+        if abs(error) > _SNAP_S * ROOM_RATE:
+            self._base, self._base_at = self.handed - QUEUE_MS * ROOM_RATE / 1000, now
+        else:
+            self._base += _TRUST * error
+
+    def clear(self, now: float) -> None:
+        """The source's queue was emptied."""
+        self.advance(now)
+        self.handed = min(self.handed, int(self._line(now)))
+        self._spans.clear()
+        self._base, self._base_at = float(self.handed), now
+
+    def advance(self, now: float) -> None:
+        """Moves `passed` (samples in all), `segment` and `heard` (samples of it) to what is heard at `now`."""
+        line = min(float(self.handed), self._line(now - SOUND_PATH_S))
+        self.passed = max(self.passed, int(line))
+        while self._spans:
+            span = self._spans[0]
+            part = min(span.count, self.passed - span.at)
+            if part <= 0:
+                return
+            if span.position is not None:
+                self.segment, self.heard = span.segment, span.position + part
+            if part < span.count:
+                return
+            self._spans.popleft()
+
+    def goes_on_to(self) -> int:
+        """Position of segment `segment` up to which the sound handed over goes."""
+        ends = [s.position + s.count for s in self._spans if s.segment == self.segment and s.position is not None]
+        return max([self.heard, *ends])
+
+    def _line(self, now: float) -> float:
+        return self._base + max(0.0, now - self._base_at) * ROOM_RATE

@@ -1,0 +1,85 @@
+"""Speech whose every 100 ms can be told apart: loss, doubling and order are visible at the other end."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+from livekit import rtc
+
+from tests.viewer import RATE, Viewer
+
+SYMBOL_S = 0.1
+_LOWEST_HZ, _STEP_HZ = 600, 90
+_WINDOW = RATE // 50
+
+
+def tone_code(symbols: int, rate: int = RATE) -> bytes:
+    """int16 mono PCM: symbol `k` is 100 ms of its own frequency, up to 70 of them."""
+    count = round(SYMBOL_S * rate)
+    at = np.arange(count) / rate
+    edge = np.minimum(1, np.minimum(np.arange(count), np.arange(count)[::-1]) / (0.003 * rate))
+    tones = [np.sin(2 * np.pi * (_LOWEST_HZ + _STEP_HZ * k) * at) * edge for k in range(symbols)]
+    return (np.concatenate(tones) * 9000).astype("<i2").tobytes()
+
+
+@dataclass
+class Ears(Viewer):
+    """A viewer that keeps the tracks' sound apart."""
+
+    by_track: dict[str, list[tuple[float, np.ndarray]]] = field(default_factory=dict)
+
+    async def _listen(self, track: rtc.Track) -> None:
+        blocks = self.by_track.setdefault(track.sid, [])
+        stream = rtc.AudioStream(track, sample_rate=RATE, num_channels=1)
+        try:
+            async for event in stream:
+                block = np.frombuffer(event.frame.data, np.int16).copy()
+                blocks.append((time.monotonic(), block))
+                self.sound.append((time.monotonic(), block))
+        finally:
+            await stream.aclose()
+
+    def spoken(self) -> list[tuple[float, int]]:
+        """When each 20 ms with a tone came, and its symbol, of all tracks, in order of time."""
+        found: list[tuple[float, int]] = []
+        for blocks in self.by_track.values():
+            held, heard_at = np.zeros(0), 0.0
+            for at, block in blocks:
+                held, heard_at = np.concatenate([held, block]), at
+                while len(held) >= _WINDOW:
+                    symbol = _symbol(held[:_WINDOW])
+                    held = held[_WINDOW:]
+                    if symbol is not None:
+                        found.append((heard_at - len(held) / RATE, symbol))
+        return sorted(found)
+
+    def durations(self, symbols: int) -> np.ndarray:
+        """How many seconds of each symbol were heard."""
+        counts = np.bincount([s for _, s in self.spoken() if 0 <= s < symbols], minlength=symbols)
+        return counts * _WINDOW / RATE
+
+    def longest_gap(self) -> float:
+        """Seconds of the longest silence between the first and the last tone."""
+        times = [at for at, _ in self.spoken()]
+        return max(b - a for a, b in zip(times, times[1:], strict=False)) - _WINDOW / RATE
+
+
+def _symbol(window: np.ndarray) -> int | None:
+    if np.abs(window).max() < 1500:
+        return None
+    spectrum = np.abs(np.fft.rfft(window * np.hanning(len(window)), 4096))
+    return round((float(np.argmax(spectrum)) * RATE / 4096 - _LOWEST_HZ) / _STEP_HZ)
+
+
+async def heard_all(ears: Ears, symbol: int, within_s: float = 10) -> bool:
+    """Waits until `symbol` was heard and nothing more comes."""
+    end = time.monotonic() + within_s
+    while time.monotonic() < end:
+        await asyncio.sleep(0.1)
+        if any(s == symbol for _, s in ears.spoken()[-20:]):
+            await asyncio.sleep(0.25)
+            return True
+    return False
