@@ -1,5 +1,5 @@
 # Each target does its own set-up on a fresh machine (tools/setup) and is quick the second time.
-.PHONY: demo test check bench bench-gpu setup clean
+.PHONY: demo test test-ingress check bench bench-gpu setup clean
 PY := .venv/bin/python
 ARGS ?=
 
@@ -10,6 +10,11 @@ demo: ## a face that speaks in a browser
 test: ## the test suite, against a real livekit-server and a real Chromium
 	@tools/setup torch models livekit browser redis
 	@$(PY) -m pytest $(ARGS)
+
+test-ingress: ## the tests against a real LiveKit Ingress, which is built once (four minutes)
+	@tools/setup venv models livekit redis
+	@tools/build_ingress >/dev/null
+	@$(PY) -m pytest tests/ingress $(ARGS)
 
 check: ## formatting, lint, types, import rules
 	@tools/setup torch
