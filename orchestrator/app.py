@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -15,10 +16,15 @@ from musetalk_agent.protocol import logs
 from musetalk_agent.protocol.version import VERSION
 from orchestrator.agents.client import AgentClient
 from orchestrator.agents.pool import StaticAgentPool
+from orchestrator.audit import AuditLog
 from orchestrator.credentials import Credentials
 from orchestrator.events import EventBus
+from orchestrator.keyfile import KeysFile
+from orchestrator.keys import KeyRing, operators
 from orchestrator.metrics import Metrics
+from orchestrator.quotas import Failures, Quotas
 from orchestrator.routes import audio_ws, avatars, debug, events, ops, page, problems, sessions, speak, tokens
+from orchestrator.routes.access import Access
 from orchestrator.routes.context import Context, RouteOptions
 from orchestrator.routes.guard import Guard
 from orchestrator.session.lifecycle import Services, SessionLifecycle
@@ -39,19 +45,20 @@ def create_app(settings: Settings, *, voices: Voices | None = None) -> FastAPI:
         settings: the configuration.
         voices: text to speech; by default the voices that are installed.
     """
-    credentials = Credentials(settings.api_keys)
     metrics = Metrics()
+    access = _access(settings, metrics)
     spoken = voices or Voices(settings.voice)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         logs.guard()
-        context = _assemble(settings, credentials, metrics, spoken)
+        context = _assemble(settings, access, metrics, spoken)
         app.state.context = context
         await context.rooms.open()
         try:
-            await spoken.open()
-            yield
+            async with _trust(settings, access, metrics):
+                await spoken.open()
+                yield
         finally:
             await context.starts.aclose()
             await context.sessions.aclose()
@@ -78,10 +85,11 @@ def create_app(settings: Settings, *, voices: Voices | None = None) -> FastAPI:
     open_paths = OPEN_PATHS | {address for address, _ in page.files()}
     app.add_middleware(
         Guard,
-        credentials=credentials,
+        access=access,
         metrics=metrics,
         is_open=open_paths.__contains__,
         uploads=frozenset({avatars.PATH}),
+        secure=(settings.public_url or "").startswith("https://"),
     )
     if settings.cors_origins:
         app.add_middleware(
@@ -93,7 +101,32 @@ def create_app(settings: Settings, *, voices: Voices | None = None) -> FastAPI:
     return app
 
 
-def _assemble(settings: Settings, credentials: Credentials, metrics: Metrics, voices: Voices) -> Context:
+def _access(settings: Settings, metrics: Metrics) -> Access:
+    return Access(
+        credentials=Credentials(KeyRing(operators(settings.api_keys)), settings.livekit.api_secret),
+        audit=AuditLog(settings.audit_log, metrics),
+        quotas=Quotas(),
+        failures=Failures(),
+    )
+
+
+@asynccontextmanager
+async def _trust(settings: Settings, access: Access, metrics: Metrics) -> AsyncIterator[None]:
+    """The keys file is watched, and the audit log written."""
+    path = settings.orchestrator_keys_file
+    keys = KeysFile(path, access.credentials.keys, metrics) if path else None
+    await asyncio.to_thread(access.audit.open)
+    try:
+        if keys is not None:
+            await keys.open()
+        yield
+    finally:
+        if keys is not None:
+            await keys.aclose()
+        await asyncio.to_thread(access.audit.close)
+
+
+def _assemble(settings: Settings, access: Access, metrics: Metrics, voices: Voices) -> Context:
     agents = AgentClient()
     pool = StaticAgentPool(settings.agent_url, settings.agent_api_key.get_secret_value(), agents)
     rooms, minter = Rooms(settings.livekit), TokenMinter(settings.livekit)
@@ -106,8 +139,10 @@ def _assemble(settings: Settings, credentials: Credentials, metrics: Metrics, vo
             page_token_ttl_s=settings.page_token_ttl_s,
             page_token_enabled=settings.page_token_enabled,
             avatar_upload_bytes=settings.avatar_upload_bytes,
+            allowed_origins=frozenset(settings.allowed_origins or settings.cors_origins),
+            audio_idle_s=settings.audio_idle_s,
         ),
-        credentials=credentials,
+        access=access,
         metrics=metrics,
         events=bus,
         minter=minter,

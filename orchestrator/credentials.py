@@ -4,36 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import secrets
 import time
 from base64 import urlsafe_b64encode
-from collections.abc import Iterable
+
+from orchestrator.keys import Caller, KeyRing, Scope
 
 _AUDIO = "audio"
 _PAGE = "page"
+PAGE = Caller(_PAGE, Scope.OPERATOR)
+"""Who holds a page token."""
 
 
 class Credentials:
-    """Checks keys and makes tokens of the form `EXPIRY.SIGNATURE`, good for one purpose and one subject.
+    """Knows callers by their keys, and makes tokens of the form `EXPIRY.SIGNATURE`, good for one purpose and one subject.
 
-    The signing key lives as long as the process, as the sessions do. Comparisons take the same time whatever is wrong.
+    The tokens' signing key is derived from `secret`, so that they hold over a restart, and at every orchestrator that has the
+    same secret. Comparisons take the same time whatever is wrong.
     """
 
-    def __init__(self, api_keys: Iterable[str]) -> None:
-        self._keys = [key.encode() for key in api_keys]
-        self._secret = secrets.token_bytes(32)
+    def __init__(self, keys: KeyRing, secret: str) -> None:
+        self.keys = keys
+        self._signing_key = hmac.new(secret.encode(), b"tokens of the orchestrator", hashlib.sha256).digest()
 
-    def is_api_key(self, candidate: str) -> bool:
-        """Whether this is one of the configured keys."""
-        given = candidate.encode()
-        found = False
-        for key in self._keys:  # every key is compared, so that the time does not tell which came close
-            found |= hmac.compare_digest(key, given)
-        return found
-
-    def authorises(self, bearer: str) -> bool:
-        """Whether a Bearer value opens the API: an API key, or a page token that has not expired."""
-        return self.is_api_key(bearer) or self._valid(_PAGE, "", bearer)
+    def caller(self, bearer: str) -> Caller | None:
+        """Whose Bearer value this is: a key's, or a page token's that has not expired."""
+        return self.keys.find(bearer, time.time()) or (PAGE if self._valid(_PAGE, "", bearer) else None)
 
     def page_token(self, ttl_s: float) -> str:
         """A token that opens the API for `ttl_s` seconds."""
@@ -53,12 +48,14 @@ class Credentials:
 
     def _valid(self, purpose: str, subject: str, token: str) -> bool:
         expiry, _, signature = token.partition(".")
-        genuine = hmac.compare_digest(self._signature(purpose, subject, expiry).encode(), signature.encode())
+        genuine = hmac.compare_digest(
+            self._signature(purpose, subject, expiry).encode(), signature.encode(errors="replace")
+        )
         return genuine and time.time() < int(expiry)
 
     def _signature(self, purpose: str, subject: str, expiry: str) -> str:
-        message = "\0".join((purpose, subject, expiry)).encode()
-        return urlsafe_b64encode(hmac.new(self._secret, message, hashlib.sha256).digest()).decode().rstrip("=")
+        message = "\0".join((purpose, subject, expiry)).encode(errors="replace")
+        return urlsafe_b64encode(hmac.new(self._signing_key, message, hashlib.sha256).digest()).decode().rstrip("=")
 
 
 def bearer(header: str | None) -> str | None:

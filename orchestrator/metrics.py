@@ -47,6 +47,13 @@ class Metrics:
             "avatar_http_request_seconds", "Duration of HTTP requests", ["route"], registry=registry, buckets=_SECONDS
         )
         self.events = Counter("avatar_events", "Events of sessions, by type", ["type"], registry=registry)
+        self.keys = Gauge("avatar_keys", "API keys that count", registry=registry)
+        self.keys_file_errors = Counter(
+            "avatar_keys_file_errors", "Times the keys file changed and was broken", registry=registry
+        )
+        self.audit_dropped = Counter(
+            "avatar_audit_dropped", "Lines of the audit log that could not be written", registry=registry
+        )
         self.event_streams = Gauge("avatar_event_streams", "Open streams of /session/{id}/events", registry=registry)
         self.event_overruns = Counter(
             "avatar_event_overruns", "Streams of events cut off because they were read too slowly", registry=registry

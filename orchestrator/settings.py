@@ -42,6 +42,12 @@ class Settings(BaseSettings):
     public_url: str | None = None
     """Address of this service that `audio_url` is made from; otherwise the request's own host."""
     cors_origins: Annotated[list[str], NoDecode] = []
+    allowed_origins: Annotated[list[str], NoDecode] = []
+    """Origins whose pages may open `/audio`, beside our own; by default those of CORS_ORIGINS. `*`: any."""
+    orchestrator_keys_file: Path | None = None
+    """JSON file of further keys with scopes and limits; read again when it changes."""
+    audit_log: Path | None = None
+    """File of the audit log, one JSON line each; without it the lines are in the service's own log."""
     page_token_enabled: bool = False
     """Whether `GET /page/token` hands the page a short-lived token. Loopback callers only; the demo sets it."""
     voice: str | None = None
@@ -55,6 +61,8 @@ class Settings(BaseSettings):
     audio_message_bytes: int = Field(default=1 << 20, ge=1024, le=16 << 20)
     audio_backlog_s: float = Field(default=120.0, ge=1, le=570)
     audio_bytes_per_s: int = Field(default=4 << 20, ge=64_000)
+    audio_idle_s: float = Field(default=900.0, gt=0)
+    """An `/audio` connection without any message for this long is closed."""
     avatar_upload_bytes: int = Field(default=256 << 20, ge=1024)
     store_path: str = Field(default_factory=default_store_path)
     """File of the sessions' store; `:memory:` keeps nothing beyond the process."""
@@ -64,7 +72,7 @@ class Settings(BaseSettings):
     """How long SIGTERM lets speech that is under way be heard."""
     log_level: str = "INFO"
 
-    @field_validator("agent_url", "cors_origins", mode="before")
+    @field_validator("agent_url", "cors_origins", "allowed_origins", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):

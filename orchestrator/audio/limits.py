@@ -50,3 +50,7 @@ class TokenBucket:
             return False
         self._level -= amount
         return True
+
+    def wait_s(self, amount: float) -> float:
+        """Seconds from the last `take` until `amount` is there."""
+        return max(0.0, (amount - self._level) / self._rate)

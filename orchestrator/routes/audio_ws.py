@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from contextlib import suppress
+import time
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from fastapi import APIRouter, WebSocket
 from pydantic import ValidationError
@@ -28,11 +30,12 @@ from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.audio.ingest import AudioFormat, Decoder
 from orchestrator.audio.limits import SAMPLE_RATES
 from orchestrator.audio.segments import DEFAULT_RATE
-from orchestrator.credentials import bearer
-from orchestrator.routes.context import Context, context
-from orchestrator.routes.problems import problem_response, unauthorized
+from orchestrator.routes.access import sees
+from orchestrator.routes.context import Context, RouteOptions, context
+from orchestrator.routes.problems import problem_response
 from orchestrator.session.live import LiveSession
 from orchestrator.session.outbox import Connection
+from orchestrator.session.record import Session
 
 router = APIRouter()
 FLUSH_S = 2.0
@@ -53,16 +56,25 @@ class Line:
 
 @router.websocket("/audio")
 async def audio(socket: WebSocket) -> None:
-    """PCM of one session; see docs/protocol.md. Refused before the upgrade with 401, 404 or 422 as problem+json."""
+    """PCM of one session; see docs/protocol.md. Refused before the upgrade with 401, 403, 404, 422 or 429 as problem+json."""
     ctx = context(socket)
-    try:
-        live, audio_format, sample_rate = _admit(ctx, socket)
-    except ProblemError as error:
-        ctx.metrics.audio_errors.labels(code=error.code.value).inc()
-        _log.info("audio connection refused", extra={"code": error.code.value})
-        await socket.send_denial_response(problem_response(error))
-        return
-    await socket.accept()
+    with ExitStack() as held:
+        try:
+            session, audio_format, sample_rate = _admit(ctx, socket)
+            held.enter_context(ctx.access.quotas.connection(session.order.key))
+        except ProblemError as error:
+            ctx.metrics.audio_errors.labels(code=error.code.value).inc()
+            _log.info("audio connection refused", extra={"code": error.code.value})
+            await socket.send_denial_response(problem_response(error))
+            return
+        ctx.access.audit.note(session.order.key, "audio", "ok", session_id=session.session_id)
+        await socket.accept()
+        await _serve(ctx, socket, session.running(), audio_format, sample_rate)
+
+
+async def _serve(
+    ctx: Context, socket: WebSocket, live: LiveSession, audio_format: AudioFormat, sample_rate: int
+) -> None:
     line = Line(socket, live, live.connect(sample_rate), Decoder(audio_format), sample_rate)
     ctx.metrics.audio_connections.inc()
     writer = asyncio.create_task(_write(line), name=f"audio-write-{live.session_id}")
@@ -80,17 +92,17 @@ async def audio(socket: WebSocket) -> None:
         await _close(line)
 
 
-def _admit(ctx: Context, socket: WebSocket) -> tuple[LiveSession, AudioFormat, int]:
-    """Who may connect, and with what. Raises ProblemError with status 401, 404 or 422."""
+def _admit(ctx: Context, socket: WebSocket) -> tuple[Session, AudioFormat, int]:
+    """Who may connect, and with what. Raises ProblemError with status 401, 403, 404, 422 or 429."""
+    _check_origin(ctx.options, socket)
     query = socket.query_params
     session_id = query.get("session_id", "")
-    key = bearer(socket.headers.get("authorization"))
-    allowed = key is not None and ctx.credentials.authorises(key)
-    if not allowed and not ctx.credentials.opens_audio(session_id, query.get("token", "")):
-        raise unauthorized()
+    caller = ctx.access.audio_caller(socket.scope, session_id)
     if not session_id:
         raise ProblemError(ErrorCode.INVALID_REQUEST, "session_id: name the session in the query.", field="session_id")
     session = ctx.sessions.registry.get(session_id)
+    if caller is not None and not sees(caller, session):
+        raise ctx.sessions.registry.unknown(session_id)
     try:
         live = session.running()
     except ProblemError as error:
@@ -98,7 +110,23 @@ def _admit(ctx: Context, socket: WebSocket) -> tuple[LiveSession, AudioFormat, i
     audio_format = _format(query.get("format", AudioFormat.S16LE.value))
     sample_rate = _rate(query.get("sample_rate", str(live.effective_rate)))
     live.check_rate(sample_rate)
-    return live, audio_format, sample_rate
+    ctx.access.quotas.connect(session_id, time.monotonic())
+    return session, audio_format, sample_rate
+
+
+def _check_origin(options: RouteOptions, socket: WebSocket) -> None:
+    """Browsers let any page open a WebSocket, and say whose page it is. What is no browser sends no Origin."""
+    origin = socket.headers.get("origin")
+    if origin is None or {origin, "*"} & options.allowed_origins:
+        return
+    ours = {socket.headers.get("host", ""), urlsplit(options.public_url or "").netloc}
+    if (host := urlsplit(origin).netloc) and host in ours:
+        return
+    raise ProblemError(
+        ErrorCode.FORBIDDEN,
+        f"Pages of {origin[:100]!r} may not open /audio: name the origin in ALLOWED_ORIGINS.",
+        value=origin[:100],
+    )
 
 
 def _format(text: str) -> AudioFormat:
@@ -126,7 +154,12 @@ def _rate(text: str) -> int:
 async def _read(ctx: Context, line: Line) -> None:
     """Takes messages until the sender leaves, is replaced, or does what it may not."""
     while True:
-        message = await line.socket.receive()
+        try:
+            async with asyncio.timeout(ctx.options.audio_idle_s):
+                message = await line.socket.receive()
+        except TimeoutError:
+            _refuse(ctx, line, _idle(ctx.options.audio_idle_s))
+            return
         if message["type"] == "websocket.disconnect":
             return
         if line.connection.closing:
@@ -137,11 +170,24 @@ async def _read(ctx: Context, line: Line) -> None:
             else:
                 _take_text(line, message.get("text") or "")
         except ProblemError as error:
-            ctx.metrics.audio_errors.labels(code=error.code.value).inc()
-            extra = {"session_id": line.live.session_id, "code": error.code.value}
-            _log.warning("audio connection refused a message", extra=extra)
-            line.connection.put(Failed(code=error.code, message=error.detail))
-            line.connection.close(CLOSE_POLICY)
+            _refuse(ctx, line, error)
+
+
+def _refuse(ctx: Context, line: Line, error: ProblemError) -> None:
+    """Tells why, and closes."""
+    ctx.metrics.audio_errors.labels(code=error.code.value).inc()
+    extra = {"session_id": line.live.session_id, "code": error.code.value}
+    _log.warning("audio connection ended by an error", extra=extra)
+    line.connection.put(Failed(code=error.code, message=error.detail))
+    line.connection.close(CLOSE_POLICY)
+
+
+def _idle(idle_s: float) -> ProblemError:
+    return ProblemError(
+        ErrorCode.IDLE_TIMEOUT,
+        f"Nothing came for {idle_s:g} s: connect again when there is something to say, or send a ping now and then.",
+        limit=idle_s,
+    )
 
 
 def _take_text(line: Line, text: str) -> None:

@@ -13,6 +13,7 @@ from orchestrator.agents.pool import AgentPool
 from orchestrator.credentials import Credentials
 from orchestrator.events import EventBus
 from orchestrator.metrics import Metrics
+from orchestrator.routes.access import Access
 from orchestrator.session.lifecycle import SessionLifecycle
 from orchestrator.session.registry import Idempotency
 from orchestrator.tokens import Rooms, TokenMinter
@@ -28,6 +29,8 @@ class RouteOptions:
     page_token_ttl_s: int
     page_token_enabled: bool
     avatar_upload_bytes: int
+    allowed_origins: frozenset[str]
+    audio_idle_s: float
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Context:
     """The orchestrator's parts, put together by `app`."""
 
     options: RouteOptions
-    credentials: Credentials
+    access: Access
     metrics: Metrics
     events: EventBus
     minter: TokenMinter
@@ -45,6 +48,11 @@ class Context:
     sessions: SessionLifecycle
     starts: Idempotency[dict[str, object]]
     voices: Voices
+
+    @property
+    def credentials(self) -> Credentials:
+        """Keys, and the tokens made here."""
+        return self.access.credentials
 
 
 def context(connection: HTTPConnection) -> Context:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import ExitStack
 from typing import Annotated
 
-from fastapi import APIRouter, Header
+from fastapi import APIRouter, Header, Request
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
-from orchestrator.events import EventBus, EventStream, SessionEvent
+from orchestrator.events import EventStream, SessionEvent
+from orchestrator.routes.access import current
 from orchestrator.routes.context import Ctx
 
 router = APIRouter(tags=["sessions"])
@@ -27,31 +29,32 @@ _HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     responses={200: {"content": {"text/event-stream": {}}, "description": "Events until the session is over."}},
 )
 async def events(
-    session_id: str, ctx: Ctx, last_event_id: Annotated[str | None, Header(max_length=20)] = None
+    session_id: str, ctx: Ctx, request: Request, last_event_id: Annotated[str | None, Header(max_length=20)] = None
 ) -> StreamingResponse:
     """The session's events as they happen, those of its history first; ends when the session is over.
 
     With `Last-Event-ID` the history begins after that event, so that a reader that was cut off misses nothing.
     """
     ctx.sessions.registry.get(session_id)
-    stream = ctx.events.subscribe(session_id, _after(last_event_id))
-    return _EventResponse(ctx.events, session_id, stream)
+    after = _after(last_event_id)
+    with ExitStack() as held:
+        held.enter_context(ctx.access.quotas.connection(current(request.scope).name))
+        stream = ctx.events.subscribe(session_id, after)
+        held.callback(ctx.events.unsubscribe, session_id, stream)
+        return _EventResponse(_lines(session_id, stream), held.pop_all())
 
 
 class _EventResponse(StreamingResponse):
-    """Unsubscribes however it ends, also when the client went before the first line."""
+    """Lets go of what it holds however it ends, also when the client went before the first line."""
 
-    def __init__(self, bus: EventBus, session_id: str, stream: EventStream) -> None:
-        super().__init__(_lines(session_id, stream), media_type="text/event-stream", headers=_HEADERS)
-        self._subscription = bus, session_id, stream
+    def __init__(self, lines: AsyncIterator[str], held: ExitStack) -> None:
+        super().__init__(lines, media_type="text/event-stream", headers=_HEADERS)
+        self._held = held
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
-        bus, session_id, stream = self._subscription
-        try:
+        with self._held:
             await super().__call__(scope, receive, send)
-        finally:
-            bus.unsubscribe(session_id, stream)
 
 
 def _after(last_event_id: str | None) -> int:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
-from orchestrator.credentials import Credentials, bearer
 from orchestrator.metrics import Metrics
-from orchestrator.routes.problems import internal, problem_response, unauthorized
+from orchestrator.routes.access import NOBODY, Access, Rule, own, require, rule
+from orchestrator.routes.problems import internal, problem_response
 
 _log = logging.getLogger(__name__)
 MAX_BODY = 256 << 10
@@ -30,27 +31,33 @@ _HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=(self)",
 }
+HSTS = "max-age=31536000"
+"""For a service that is reached over https: browsers shall not try without, for a year."""
+_SESSION_ID = re.compile(r"ses_[A-Za-z0-9]{1,60}")
+_DENIED = frozenset({401, 403, 429})
 
 
 class Guard:
-    """Refuses HTTP requests without a key before anything of them is read. WebSockets are the audio route's own business.
+    """Refuses HTTP requests that may not be made before anything of them is read. WebSockets are the audio route's own business.
 
-    `is_open` tells by path what needs no key; `uploads` are the paths whose bodies have a limit of their own. A request that
-    breaks is answered `internal_error`.
+    `is_open` tells by path what needs no key; `uploads` are the paths whose bodies have a limit of their own; `secure` says that
+    clients come over https. A request that breaks is answered `internal_error`.
     """
 
     def __init__(
         self,
         app: ASGIApp,
         *,
-        credentials: Credentials,
+        access: Access,
         metrics: Metrics,
         is_open: Callable[[str], bool],
         uploads: frozenset[str],
+        secure: bool,
     ) -> None:
         self._app = app
-        self._credentials = credentials
+        self._access = access
         self._metrics = metrics
+        self._headers = {**_HEADERS, **({"Strict-Transport-Security": HSTS} if secure else {})}
         self._is_open = is_open
         self._uploads = uploads
 
@@ -61,17 +68,22 @@ class Guard:
             return
         begun = time.monotonic()
         status = 0
+        scope.setdefault("state", {})
+        needed, session_id = rule(scope["method"], scope["path"])
 
         async def sending(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                _add_headers(scope["path"], MutableHeaders(scope=message))
+                _add_headers(scope["path"], MutableHeaders(scope=message), self._headers)
+                self._note(scope, needed, session_id, status)
             await send(message)
 
         try:
-            if not self._may_enter(scope):
-                await problem_response(unauthorized())(scope, receive, sending)
+            refusal = self._refusal(scope, needed, session_id)
+            if refusal is not None:
+                scope["state"]["code"] = refusal.code.value
+                await problem_response(refusal)(scope, receive, sending)
             elif scope["path"] in self._uploads:
                 await self._app(scope, receive, sending)
             elif _announced(scope) > MAX_BODY:
@@ -84,13 +96,41 @@ class Guard:
                 raise
             await internal()(scope, receive, sending)
         finally:
+            if not status:
+                self._note(scope, needed, session_id, status)
             self._count(scope, status, time.monotonic() - begun)
 
-    def _may_enter(self, scope: Scope) -> bool:
+    def _refusal(self, scope: Scope, needed: Rule, session_id: str | None) -> ProblemError | None:
         if self._is_open(scope["path"]) or _is_preflight(scope):
-            return True
-        given = bearer(Headers(scope=scope).get("authorization"))
-        return given is not None and self._credentials.authorises(given)
+            return None
+        try:
+            scope["state"]["caller"] = caller = self._access.caller(scope)
+            require(caller, needed)
+            if session_id is not None:
+                own(caller, scope["app"].state.context.sessions.registry, session_id)
+        except ProblemError as error:
+            return error
+        return None
+
+    def _note(self, scope: Scope, needed: Rule, session_id: str | None, status: int) -> None:
+        """One line of the audit log for what changes something, and for what is denied to a key."""
+        state = scope["state"]
+        caller, code = state.get("caller"), state.get("code")
+        if code == ErrorCode.RATE_LIMITED or (caller is None and "authorization" not in Headers(scope=scope)):
+            return  # counted in the metrics: whoever floods the service shall not fill the disk
+        if status in _DENIED:
+            outcome = "denied"
+        elif needed.action is None or caller is None:
+            return
+        else:
+            outcome = "aborted" if not status else "ok" if status < 400 else "failed"
+        self._access.audit.note(
+            caller.name if caller else NOBODY,
+            needed.action or "read",
+            outcome,
+            session_id=state.get("session_id") or _id(session_id),
+            code=code,
+        )
 
     def _count(self, scope: Scope, status: int, seconds: float) -> None:
         route = _route(scope)
@@ -138,8 +178,13 @@ def _route(scope: Scope) -> str:
     return str(getattr(scope.get("route"), "path", "(none)"))
 
 
-def _add_headers(path: str, headers: MutableHeaders) -> None:
-    for name, value in _HEADERS.items():
+def _id(session_id: str | None) -> str | None:
+    """Of a known session or not: what a caller writes there is no name of anybody as long as it looks like an id."""
+    return session_id if session_id and _SESSION_ID.fullmatch(session_id) else None
+
+
+def _add_headers(path: str, headers: MutableHeaders, always: Mapping[str, str]) -> None:
+    for name, value in always.items():
         headers.setdefault(name, value)
     if path not in _DOCS:  # Swagger UI starts from a script in its page
         headers.setdefault("Content-Security-Policy", PAGE_POLICY)

@@ -61,24 +61,29 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(ProblemError)
     async def _problem(request: Request, error: ProblemError) -> Response:
-        return problem_response(error)
+        return _answer(request, error)
 
     @app.exception_handler(RequestValidationError)
     async def _invalid(request: Request, error: RequestValidationError) -> Response:
-        return problem_response(invalid(error))
+        return _answer(request, invalid(error))
 
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> Response:
         if isinstance(error.__cause__, ProblemError):  # raised while FastAPI read the body
-            return problem_response(error.__cause__)
+            return _answer(request, error.__cause__)
         told = {
             404: ProblemError(ErrorCode.NOT_FOUND, f"There is nothing at {request.url.path[:100]}; see /docs."),
             405: ProblemError(ErrorCode.METHOD_NOT_ALLOWED, f"{request.url.path} does not take {request.method}."),
         }.get(error.status_code, ProblemError(ErrorCode.INVALID_REQUEST, str(error.detail)))
-        answer = problem_response(told)
+        answer = _answer(request, told)
         if error.headers and "Allow" in error.headers:
             answer.headers["Allow"] = error.headers["Allow"]
         return answer
+
+
+def _answer(request: Request, error: ProblemError) -> Response:
+    request.state.code = error.code.value  # for the audit log
+    return problem_response(error)
 
 
 def internal() -> Response:

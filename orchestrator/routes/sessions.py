@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import secrets
+import time
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Request
@@ -10,6 +12,7 @@ from pydantic import Field
 
 from musetalk_agent.protocol.http import AvatarSource, Picture
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
+from orchestrator.routes.access import current, visible
 from orchestrator.routes.context import Context, Ctx, host_url
 from orchestrator.session.record import Session, SessionOrder, iso
 
@@ -62,12 +65,18 @@ async def start(
 
     With an `Idempotency-Key`, the same body gets the same answer however often it is sent.
     """
-    order = body.order()
+    caller = current(request.scope)
+    order = replace(body.order(), key=caller.name)
 
     async def begin() -> dict[str, object]:
+        mine = sum(session.order.key == caller.name for session in ctx.sessions.registry.running())
+        ctx.access.quotas.start(caller, mine, time.monotonic())
         return _started(ctx, request, await ctx.sessions.start(order))
 
-    return await ctx.starts.run(idempotency_key, body.model_dump_json(), begin)
+    own_key = idempotency_key and f"{caller.name} {idempotency_key}"
+    answer = await ctx.starts.run(own_key, body.model_dump_json(), begin)
+    request.state.session_id = answer["session_id"]
+    return answer
 
 
 def _started(ctx: Context, request: Request, session: Session) -> dict[str, object]:
@@ -99,9 +108,10 @@ def _started(ctx: Context, request: Request, session: Session) -> dict[str, obje
 
 
 @router.get("/sessions")
-async def sessions(ctx: Ctx) -> dict[str, Any]:
-    """Every session, ended ones for ten minutes. The state of their media is at most a few seconds old."""
-    return {"sessions": [session.view() for session in ctx.sessions.registry.all()]}
+async def sessions(ctx: Ctx, request: Request) -> dict[str, Any]:
+    """Every session that the caller sees, ended ones for ten minutes. The state of their media is at most a few seconds old."""
+    seen = visible(current(request.scope), ctx.sessions.registry.all())
+    return {"sessions": [session.view() for session in seen]}
 
 
 @router.get("/session/{session_id}")

@@ -18,7 +18,7 @@ from orchestrator.session.state import ENDED, RUNNING, step
 
 @dataclass(frozen=True)
 class SessionOrder:
-    """What a client asked for."""
+    """What a client asked for. `key` names the caller whose session it is."""
 
     room: str
     avatar: AvatarSource
@@ -26,6 +26,7 @@ class SessionOrder:
     engine: str | None = None
     connect_livekit: bool = True
     speaker: str | None = None
+    key: str = ""
 
 
 @dataclass(frozen=True)

@@ -38,11 +38,15 @@ class SessionRegistry:
         self._prune()
         session = self._sessions.get(session_id)
         if session is None:
-            raise ProblemError(
-                ErrorCode.SESSION_NOT_FOUND,
-                f"There is no session {session_id[:64]!r}; ended ones are forgotten after {self._keep_s / 60:g} minutes.",
-            )
+            raise self.unknown(session_id)
         return session
+
+    def unknown(self, session_id: str) -> ProblemError:
+        """The error for a session that is not here, or not for this caller."""
+        return ProblemError(
+            ErrorCode.SESSION_NOT_FOUND,
+            f"There is no session {session_id[:64]!r}; ended ones are forgotten after {self._keep_s / 60:g} minutes.",
+        )
 
     def all(self) -> list[Session]:
         """Oldest first."""
