@@ -6,6 +6,8 @@ has some. The clock counts what was handed over and knows when each sample is he
 
 from __future__ import annotations
 
+import math
+
 from musetalk_agent.clock import Clock
 
 _SNAP_S = 0.02  # an error of more than this is a hiccup and not jitter: believe the sink at once
@@ -20,21 +22,25 @@ class PlayoutClock:
         rate: samples per second.
         grain_s: the sink takes samples in steps of this length (10 ms in WebRTC), so a block handed to an idle sink begins half a
             step later on average.
-        path_s: how much longer than a picture a sample takes from the sink to the viewer.
+        path_s: how much longer than a picture a sample takes from the sink to the viewer; the sink in use may set it.
+
+    While `held`, nothing can be handed over: nobody knows when what comes next is heard.
     """
 
     def __init__(self, clock: Clock, rate: int, grain_s: float = 0.01, path_s: float = 0.0) -> None:
         self._clock = clock
         self._rate = rate
         self._grain_s = grain_s
-        self._path_s = path_s
+        self.path_s = path_s
+        self.held = False
         self._base_position = 0.0
         self._base_time = clock.now()
+        self._settled = 0  # what lies before it will not come again
         self.handed = 0
 
     def position(self) -> int:
         """Samples heard by now; stands still when everything handed over was heard."""
-        return min(self.handed, int(self._line(self._clock.now() - self._path_s)))
+        return min(self.handed, int(self._line(self._clock.now() - self.path_s)))
 
     @property
     def dry(self) -> bool:
@@ -46,8 +52,10 @@ class PlayoutClock:
         return max(0.0, (self.handed - self._line(self._clock.now())) / self._rate)
 
     def time_of(self, position: int) -> float:
-        """Monotonic time at which sample `position` is heard, if the sink never runs dry before it."""
-        return self._base_time + (position - self._base_position) / self._rate + self._path_s
+        """Monotonic time at which sample `position` is heard, if the sink never runs dry before it; infinite while it is held."""
+        if self.held and position >= self.handed:
+            return math.inf
+        return self._base_time + (position - self._base_position) / self._rate + self.path_s
 
     def hand(self, samples: int) -> None:
         """`samples` samples are being handed to the sink now."""
@@ -69,14 +77,20 @@ class PlayoutClock:
         """The sink's queue was emptied: returns how many samples will not be heard."""
         position = min(self.handed, int(self._line(self._clock.now())))
         dropped = self.handed - position
-        self.handed = position
-        self._base_position, self._base_time = float(position), self._clock.now()
+        self._settle(position)
         return dropped
 
-    def rewind(self, position: int) -> None:
-        """What was handed over after sample `position` was not heard and will come again; until then the clock stands there."""
-        self.handed = min(self.handed, position)
-        self._base_position, self._base_time = float(self.handed), self._clock.now()
+    def rewind(self, position: int) -> int:
+        """What was handed over after sample `position` was not heard and will come again; until then the clock stands there.
+
+        It never goes back to before the last rewind or clear, up to which all is settled. Returns where it stands.
+        """
+        self._settle(max(self._settled, min(self.handed, position)))
+        return self.handed
+
+    def _settle(self, position: int) -> None:
+        self.handed = self._settled = position
+        self._base_position, self._base_time = float(position), self._clock.now()
 
     def _line(self, now: float) -> float:
         return self._base_position + max(0.0, now - self._base_time) * self._rate
