@@ -88,10 +88,14 @@ class Pipeline:
             group.create_task(self.production.run(), name="production")
             group.create_task(self.playback.run(), name="playback")
 
-    def begin(self, number: int, rate: int, heard_s: float = 0.0) -> None:
-        """Opens segment `number` at `rate` samples per second, `heard_s` of which were heard before; ends the one that was open."""
+    def begin(self, number: int, rate: int, heard_s: float = 0.0, in_s: float = 0.0) -> None:
+        """Opens segment `number` at `rate` samples per second; ends the one that was open.
+
+        `heard_s` of it were heard before, and its sound does not leave within `in_s`.
+        """
         self.end()
         self._segment = Segment(number, self.production.generation, rate, self._fps, heard_s)
+        self._segment.not_before = self._clock.now() + in_s
         if self._watch is None or self._watch.rate != rate:
             self._watch = FormatWatch(rate)
         self.production.add(self._segment)

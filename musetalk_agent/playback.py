@@ -152,7 +152,7 @@ class Playback:
         Returns the segments that take the place of others, by those. A block that the publisher holds back meanwhile is among what
         comes again: it must drop it.
         """
-        self._publisher.playout.rewind(position)
+        position = self._publisher.playout.rewind(position)
         self._production.clear(self._shown)
         rests = self._speech.rewind(position, self._production.generation)
         for rest in rests.values():
@@ -201,6 +201,7 @@ class Playback:
             if ready_at is not None:
                 rich = segment.ended or len(segment.for_room) >= RICH_SAMPLES
                 begin_at = now if rich else min(give_up, ready_at + self._head_start.seconds)
+            begin_at = max(begin_at, segment.not_before)
             if not segment.has_block:
                 since = now
             elif now >= begin_at:

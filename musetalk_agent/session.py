@@ -235,12 +235,12 @@ class Session:
 
     def _obey(self, message: m.LinkMessage) -> None:
         match message:
-            case m.SegmentStart(segment=number, sample_rate=rate):
+            case m.SegmentStart(segment=number, sample_rate=rate, heard_s=heard_s, in_s=in_s):
                 if self.pipeline.playback.open_segments >= _OPEN_SEGMENTS:
                     text = f"More than {_OPEN_SEGMENTS} segments wait to be played."
                     raise ProblemError(ErrorCode.BACKLOG_EXCEEDED, text, limit=_OPEN_SEGMENTS)
                 self.segments = max(self.segments, number)
-                self.pipeline.begin(number, rate)
+                self.pipeline.begin(number, rate, heard_s, in_s)
             case m.SegmentCues(cues=cues):
                 self.pipeline.cue([Cue(c.phoneme, c.start, c.end) for c in cues])
             case m.SegmentEnd():

@@ -68,6 +68,7 @@ class Segment:
         self.features_done = False
         self.origin: int | None = None  # playout position of its first sample, once it has begun
         self.handed = 0  # samples at ROOM_RATE given to the sink
+        self.not_before = 0.0  # monotonic time at which its first sample may leave
         self.started = heard_before_s > 0  # `playback.started` was told
         self.finished = False  # `playback.finished` was told
         self._features_in = 0
