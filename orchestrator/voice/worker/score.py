@@ -285,13 +285,11 @@ class Score:
 
 
 def _quietest(sound: SegmentSound, low: int, high: int) -> int:
-    """The middle of the quietest 20 ms of what is known between `low` and `high`; `low` when too little is."""
+    """The middle of the quietest 20 ms between `low` and `high`; never beyond what is known, which is all the next one lacks."""
     high = min(high, sound.ready)
     steps = (high - low) // STEP
-    if sound.ended and low + _WINDOW >= sound.ready:
-        return sound.ready
     if steps < 2:
-        return low
+        return min(low, sound.ready)
     energy = np.square(sound.take(low, steps * STEP).reshape(steps, STEP)).sum(axis=1)
     return low + (int(np.argmin(energy[:-1] + energy[1:])) + 1) * STEP
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from dataclasses import dataclass, field
 
@@ -64,7 +65,7 @@ class Ears(Viewer):
     def longest_gap(self) -> float:
         """Seconds of the longest silence between the first and the last tone."""
         times = [at for at, _ in self.spoken()]
-        return max(b - a for a, b in zip(times, times[1:], strict=False)) - _WINDOW / RATE
+        return max(b - a for a, b in itertools.pairwise(times)) - _WINDOW / RATE
 
 
 def _symbol(window: np.ndarray) -> int | None:
