@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
-from dataclasses import dataclass
+import re
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 from livekit import rtc
 from livekit.rtc._proto.room_pb2 import AudioEncoding, DegradationPreference
 
 from musetalk_agent.clock import Clock, utc_now
 from musetalk_agent.errors import PublishFailed
-from musetalk_agent.media import Pcm, Pixels, VideoFrame
+from musetalk_agent.media import Pcm, VideoFrame
 from musetalk_agent.protocol.http import TrackInfo
 from musetalk_agent.publishers.base import Lost, PublisherState
+from musetalk_agent.publishers.camera import Camera
+from musetalk_agent.publishers.transport import Liveness, Reading, read
 from musetalk_agent.sync.playout import PlayoutClock
 from musetalk_agent.sync.segment import ROOM_RATE
 
@@ -33,9 +36,12 @@ SOUND_PATH_S = 0.035
 complete, and the jitter buffers differ. Measured at a viewer on loopback; receivers leave differences under 30 ms uncorrected."""
 CONNECT_TIMEOUT_S = 5.0
 _CLOSE_TIMEOUT_S = 5.0
-_STATS_PERIOD_S = 1.0
+_STATS_PERIOD_S = 0.2
+_STATS_TIMEOUT_S = 0.5
 _GRACE_AFTER_STALL_S = 0.002  # a capture that took longer than this has waited for the queue to drain
 STREAM = "avatar"
+_TOKEN = re.compile(r"eyJ[\w.-]+")  # the SDK's errors quote tokens
+_abandoned: set[asyncio.Task[None]] = set()  # rooms that are left when their joins, which cannot be called off, end
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,37 +49,53 @@ class LiveKitOptions:
     """How to join and what to publish.
 
     `max_bitrate` None chooses by picture size: 1.5 Mbit/s up to 512×512, 3 Mbit/s up to 720p. The library's own default for 512×512
-    would be 300 kbit/s at 20 fps.
+    would be 300 kbit/s at 20 fps. Without `sound` there is a picture only: somebody else publishes the voice.
     """
 
     url: str
-    token: str
+    token: str = field(repr=False)
     room: str
     fps: int
     max_bitrate: int | None = None
+    sound: bool = True
 
 
-def _bitrate(frame: VideoFrame) -> int:
+def video_bitrate(frame: VideoFrame) -> int:
+    """Bits per second for pictures of this size."""
     pixels = frame.width * frame.height
     return int(min(3_000_000, max(1_200_000, 1_500_000 * pixels / (512 * 512))))
 
 
 class LiveKitPublisher:
-    """A participant of kind agent that only publishes."""
+    """A participant of kind agent that only publishes: one connection to a room.
+
+    Args:
+        playout: the session's clock, where another owns it.
+        on_reading: called about five times a second once it is open, after `liveness` and `reading` were brought up to date.
+    """
 
     name = "livekit"
 
-    def __init__(self, options: LiveKitOptions, clock: Clock) -> None:
+    def __init__(
+        self,
+        options: LiveKitOptions,
+        clock: Clock,
+        playout: PlayoutClock | None = None,
+        on_reading: Callable[[], None] | None = None,
+    ) -> None:
         self._options = options
         self._clock = clock
+        self._on_reading = on_reading
         self.state = PublisherState()
-        self.playout = PlayoutClock(clock, ROOM_RATE, path_s=SOUND_PATH_S)
+        self.playout = playout or PlayoutClock(clock, ROOM_RATE, path_s=SOUND_PATH_S)
+        self.liveness = Liveness(clock.now())
+        self.reading = Reading()
+        self.token = options.token
         self._room = rtc.Room()
         self._audio: rtc.AudioSource | None = None
-        self._video: rtc.VideoSource | None = None
+        self._camera: Camera | None = None
         self._publications: list[rtc.LocalTrackPublication] = []
         self._lost: Lost | None = None
-        self._scratch: Pixels | None = None
         self._closing = False
         self._stats: asyncio.Task[None] | None = None
         self._connecting: asyncio.Task[None] | None = None
@@ -82,9 +104,9 @@ class LiveKitPublisher:
         """Joins and publishes; see `Publisher.open`. The room's tracks are acknowledged by the server when this returns."""
         self._lost = lost
         self._listen()
-        self._audio = rtc.AudioSource(ROOM_RATE, 1, queue_size_ms=QUEUE_MS)
-        self._video = rtc.VideoSource(first.width, first.height)
-        self.push_video(first)
+        if self._options.sound:
+            self._audio = rtc.AudioSource(ROOM_RATE, 1, queue_size_ms=QUEUE_MS)
+        self._camera = Camera(first)
         options = rtc.RoomOptions(auto_subscribe=False, dynacast=False, connect_timeout=CONNECT_TIMEOUT_S)
         self._connecting = asyncio.create_task(
             self._room.connect(self._options.url, self._options.token, options), name="livekit-connect"
@@ -94,20 +116,24 @@ class LiveKitPublisher:
             await asyncio.shield(self._connecting)
             await self._publish(first)
         except (rtc.ConnectError, rtc.participant.PublishTrackError) as error:
+            told = _TOKEN.sub("…", str(error))
             raise PublishFailed(
-                f"the agent could not publish to room {self._options.room!r} at {self._options.url}: {error}; "
+                f"the agent could not publish to room {self._options.room!r} at {self._options.url}: {told}; "
                 "check LIVEKIT_URL, the key and secret, and that UDP reaches the server",
                 value=self._options.url,
             ) from error
         self.state.connected = True
+        self.liveness = Liveness(self._clock.now())
         self._count_viewers()
         self._stats = asyncio.create_task(self._poll_stats(), name="livekit-stats")
 
     async def push_audio(self, block: Pcm) -> None:
         """Hands a block to the SDK and takes its back-pressure as the truth about the queue."""
-        if self._audio is None:
-            return
         self.playout.hand(len(block))
+        if self._audio is None:
+            excess = self.playout.queued_s() - QUEUE_MS / 1000
+            await self._clock.sleep_until(self._clock.now() + max(0.0, excess))
+            return
         frame = rtc.AudioFrame(block.tobytes(), ROOM_RATE, 1, len(block))
         handed, begun = self.playout.handed, self._clock.now()
         try:
@@ -121,19 +147,13 @@ class LiveKitPublisher:
 
     def push_video(self, frame: VideoFrame) -> None:
         """Copies the planes into the SDK (0.06 ms at 720p)."""
-        if self._video is None:
-            return
-        planes = frame.i420
-        if (
-            not planes.flags.writeable
-        ):  # the SDK takes the address of writable buffers only; it copies before it returns
-            if self._scratch is None or len(self._scratch) != len(planes):
-                self._scratch = np.empty(len(planes), np.uint8)
-            np.copyto(self._scratch, planes)
-            planes = self._scratch
-        data = memoryview(planes)  # type: ignore[arg-type]  # arrays declare themselves buffers from Python 3.12 on
-        self._video.capture_frame(rtc.VideoFrame(frame.width, frame.height, rtc.VideoBufferType.I420, data))
-        self.state.published_frames += 1
+        if self._camera is not None and self._camera.push(frame):
+            self.state.published_frames += 1
+
+    def set_quality(self, *, scale: float, fps_divisor: int) -> None:
+        """Pictures are made smaller by `scale`, and only every `fps_divisor`-th is published, from now on."""
+        if self._camera is not None:
+            self._camera.scale, self._camera.fps_divisor = scale, fps_divisor
 
     def clear_audio(self) -> int:
         """Silences the SDK's queue."""
@@ -152,7 +172,10 @@ class LiveKitPublisher:
             log.info("attribute not set", extra={"room": self._options.room, "error": str(error)})
 
     async def aclose(self) -> None:
-        """Leaves. Waits at most 5 s for a connect in flight and as long for the goodbye."""
+        """Leaves. Waits at most 6 s for a connect in flight and 5 s for the goodbye.
+
+        A join that takes longer cannot be called off; its room is left when it ends, within a minute.
+        """
         if self._closing:
             return
         self._closing = True
@@ -161,11 +184,13 @@ class LiveKitPublisher:
             await asyncio.gather(self._stats, return_exceptions=True)
         if self._connecting is not None and not self._connecting.done():
             await asyncio.wait([self._connecting], timeout=CONNECT_TIMEOUT_S + 1)
+            if not self._connecting.done():
+                _abandon(self._room, self._connecting)
         await self._bounded(self._room.disconnect())
-        for source in (self._audio, self._video):
+        for source in (self._audio, self._camera):
             if source is not None:
                 await self._bounded(source.aclose())
-        self._audio = self._video = self._scratch = None
+        self._audio = self._camera = None
         self.state.connected = False
         self.state.tracks = []
 
@@ -177,9 +202,9 @@ class LiveKitPublisher:
             log.warning("leaving was not clean", extra={"room": self._options.room, "error": repr(error)})
 
     async def _publish(self, first: VideoFrame) -> None:
-        assert self._audio is not None and self._video is not None
+        assert self._camera is not None
         participant = self._room.local_participant
-        bitrate = self._options.max_bitrate or _bitrate(first)
+        bitrate = self._options.max_bitrate or video_bitrate(first)
         video = rtc.TrackPublishOptions(
             source=rtc.TrackSource.SOURCE_CAMERA,
             stream=STREAM,
@@ -197,9 +222,10 @@ class LiveKitPublisher:
             red=True,
         )
         # sound first: a viewer that sees a picture then always has the voice too
-        audio_track = rtc.LocalAudioTrack.create_audio_track("avatar-audio", self._audio)
-        self._publications.append(await participant.publish_track(audio_track, audio))
-        video_track = rtc.LocalVideoTrack.create_video_track("avatar-video", self._video)
+        if self._audio is not None:
+            audio_track = rtc.LocalAudioTrack.create_audio_track("avatar-audio", self._audio)
+            self._publications.append(await participant.publish_track(audio_track, audio))
+        video_track = rtc.LocalVideoTrack.create_video_track("avatar-video", self._camera.source)
         self._publications.append(await participant.publish_track(video_track, video))
         self._describe_tracks()
 
@@ -218,6 +244,10 @@ class LiveKitPublisher:
         room.on("reconnecting", self._on_reconnecting)
         room.on("reconnected", self._on_reconnected)
         room.on("disconnected", self._on_disconnected)
+        room.on("token_refreshed", self._on_token)
+
+    def _on_token(self) -> None:
+        self.token = self._room._token or self.token  # the SDK tells that there is a new one, and keeps it here
 
     def _on_subscribed(self, _: object) -> None:
         self.state.subscribed = True
@@ -246,26 +276,34 @@ class LiveKitPublisher:
     async def _poll_stats(self) -> None:
         while True:
             await asyncio.sleep(_STATS_PERIOD_S)
+            reading: Reading | None = None
             try:
-                async with asyncio.timeout(_STATS_PERIOD_S * 2):
-                    stats = await self._room.get_rtc_stats()
+                async with asyncio.timeout(_STATS_TIMEOUT_S):
+                    reading = read((await self._room.get_rtc_stats()).publisher_stats)
             except Exception as error:  # noqa: BLE001 - statistics are missing during a reconnect; the next poll comes
                 log.debug("no statistics", extra={"room": self._options.room, "error": repr(error)})
-                continue
-            self._read_stats(stats.publisher_stats)
+            self.liveness.note(reading, self._clock.now(), time.time() * 1000)
+            if reading is not None:
+                self.reading = reading
+                self._acknowledge(reading)
+            if self._on_reading is not None:
+                self._on_reading()
 
-    def _read_stats(self, entries: list[Any]) -> None:
+    def _acknowledge(self, reading: Reading) -> None:
         """Frames the SFU acknowledges: those sent, less the share its receiver reports as lost."""
-        sent, lost, answered = 0, 0.0, False
-        for entry in entries:
-            kind = entry.WhichOneof("stats")
-            if kind == "outbound_rtp" and entry.outbound_rtp.stream.kind == "video":
-                sent = entry.outbound_rtp.outbound.frames_sent
-            elif kind == "remote_inbound_rtp" and entry.remote_inbound_rtp.stream.kind == "video":
-                remote = entry.remote_inbound_rtp.remote_inbound
-                answered = answered or remote.round_trip_time_measurements > 0
-                lost = remote.fraction_lost
-        acknowledged = int(sent * (1 - lost)) if answered else 0
+        acknowledged = int(reading.frames_sent * (1 - reading.fraction_lost)) if reading.reports else 0
         if acknowledged > self.state.acknowledged_frames:
             self.state.acknowledged_frames = acknowledged
             self.state.acknowledged_at = utc_now()
+
+
+def _abandon(room: rtc.Room, connecting: asyncio.Task[None]) -> None:
+    async def leave() -> None:
+        await asyncio.wait([connecting])
+        if connecting.cancelled() or connecting.exception() is not None:
+            return
+        await room.disconnect()
+
+    task = asyncio.create_task(leave(), name="livekit-abandoned")
+    _abandoned.add(task)
+    task.add_done_callback(_abandoned.discard)

@@ -1,0 +1,93 @@
+"""What the SDK's statistics say of the way to the SFU: whether anything comes back, and how much fits.
+
+Liveness is the count of packets received on the candidate pairs, and the time of the last one. Feedback about the pictures
+(transport-wide congestion control) comes every 0.1 to 0.3 s as long as pictures flow, with a viewer or without; STUN answers alone
+would be 2.5 s apart. Measured: docs/topics/failover.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+_UNANSWERED_S = 6.0
+"""Pictures leave and the SFU's receiver reports, which come every second, do not come for so long: it does not take them."""
+_BANDWIDTH = 2  # QualityLimitationReason
+
+
+@dataclass(slots=True)
+class Reading:
+    """One reading of the statistics; counts since the connection began, rates in bit/s, times in seconds."""
+
+    packets_received: int = 0
+    received_at_ms: float = 0.0  # wall clock, of the last packet
+    bytes_sent: int = 0
+    available_bitrate: float = 0.0
+    frames_sent: int = 0
+    frames_encoded: int = 0
+    encode_s: float = 0.0
+    limited: bool = False  # the encoder is held back for want of bandwidth
+    reports: int = 0
+    fraction_lost: float = 0.0
+    width: int = 0
+    height: int = 0
+
+
+def read(entries: Iterable[Any]) -> Reading:
+    """Reads `get_rtc_stats().publisher_stats`."""
+    found = Reading()
+    for entry in entries:
+        kind = entry.WhichOneof("stats")
+        if kind == "candidate_pair":
+            pair = entry.candidate_pair.candidate_pair
+            found.packets_received += pair.packets_received
+            found.received_at_ms = max(found.received_at_ms, pair.last_packet_received_timestamp)
+            found.bytes_sent += pair.bytes_sent
+            found.available_bitrate = max(found.available_bitrate, pair.available_outgoing_bitrate)
+        elif kind == "outbound_rtp" and entry.outbound_rtp.stream.kind == "video":
+            out = entry.outbound_rtp.outbound
+            found.frames_sent, found.frames_encoded = out.frames_sent, out.frames_encoded
+            found.encode_s, found.limited = out.total_encode_time, out.quality_limitation_reason == _BANDWIDTH
+            found.width, found.height = out.frame_width, out.frame_height
+        elif kind == "remote_inbound_rtp" and entry.remote_inbound_rtp.stream.kind == "video":
+            remote = entry.remote_inbound_rtp.remote_inbound
+            found.reports, found.fraction_lost = remote.round_trip_time_measurements, remote.fraction_lost
+    return found
+
+
+class Liveness:
+    """When something last came back. Times are monotonic seconds.
+
+    `heard_at`: what was heard then has reached the SFU. `silent_s`: how long ago that was, when it was last looked at.
+
+    Args:
+        now: the connection has just been made.
+    """
+
+    def __init__(self, now: float) -> None:
+        self.heard_at = now
+        self.silent_s = 0.0
+        self._last_at = now
+        self._polled_at = now
+        self._packets = 0
+        self._reports = self._frames = 0
+        self._answered_at = now
+
+    def note(self, reading: Reading | None, now: float, wall_ms: float) -> None:
+        """Takes a reading, or that there was none.
+
+        The wall clock only places a packet between two readings, so that a step of it does no harm.
+        """
+        if reading is not None and reading.packets_received != self._packets and reading.packets_received:
+            age = (wall_ms - reading.received_at_ms) / 1000
+            self._last_at = max(self._last_at, now - min(max(0.0, age), now - self._polled_at))
+            self._packets = reading.packets_received
+        if reading is not None:
+            if reading.reports != self._reports or reading.frames_sent == self._frames:
+                self._answered_at = now
+            self._reports, self._frames = reading.reports, reading.frames_sent
+        self._polled_at = now
+        unanswered = now - self._answered_at > _UNANSWERED_S
+        self.heard_at = min(self._last_at, self._answered_at) if unanswered else self._last_at
+        self.silent_s = now - self.heard_at
