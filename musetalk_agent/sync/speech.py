@@ -92,7 +92,7 @@ class Speech:
     def rewind(self, position: int, generation: int) -> dict[Segment, Segment]:
         """Nothing after `position` was heard: what lies there is to be played again, before anything else.
 
-        Every open segment, and each that was over too early, gives way to one of `generation` that holds the rest of it, and that has
+        Every open segment, and each that was over too early, gives way to one of `generation` that holds the rest of it and has
         not begun; returned are the new ones by the old.
         """
         again = [s for s in self._over if s.end_position > position]

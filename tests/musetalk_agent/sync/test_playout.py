@@ -59,3 +59,20 @@ async def test_clear_tells_what_is_not_heard() -> None:
     await clock.run(0.04)
     assert playout.clear() == pytest.approx(2880, abs=1)
     assert playout.dry
+
+
+async def test_a_rewound_clock_stands_until_the_sound_comes_again_and_never_undoes_what_is_settled() -> None:
+    clock = VirtualClock()
+    playout = PlayoutClock(clock, RATE, grain_s=0.0, path_s=0.025)
+    playout.hand(48_000)
+    await clock.run(0.5)
+    assert playout.rewind(12_000) == 12_000
+    await clock.run(0.7)
+    assert (playout.position(), playout.handed, playout.dry) == (12_000, 12_000, True)
+    playout.hand(4800)
+    assert playout.time_of(12_000) == pytest.approx(0.725)
+    assert playout.rewind(0) == 12_000
+    playout.hand(4800)
+    await clock.run(0.75)
+    playout.clear()
+    assert playout.rewind(12_000) == 14_400
