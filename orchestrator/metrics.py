@@ -47,6 +47,10 @@ class Metrics:
             "avatar_http_request_seconds", "Duration of HTTP requests", ["route"], registry=registry, buckets=_SECONDS
         )
         self.events = Counter("avatar_events", "Events of sessions, by type", ["type"], registry=registry)
+        self.webhooks = Counter(
+            "avatar_webhooks", "Webhooks by outcome (delivered, failed, dropped)", ["outcome"], registry=registry
+        )
+        self.webhooks_pending = Gauge("avatar_webhooks_pending", "Webhooks that wait", registry=registry)
         self.keys = Gauge("avatar_keys", "API keys that count", registry=registry)
         self.keys_file_errors = Counter(
             "avatar_keys_file_errors", "Times the keys file changed and was broken", registry=registry

@@ -27,6 +27,8 @@ class SessionOrder:
     connect_livekit: bool = True
     speaker: str | None = None
     key: str = ""
+    webhook_url: str | None = field(default=None, repr=False)
+    webhook_secret: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
