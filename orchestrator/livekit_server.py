@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import tarfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,7 @@ class LiveKitServer:
         host: the address it binds and tells clients.
         redis: `host:port` of the Redis it shares with LiveKit Ingress.
         rtmp_base_url: where that Ingress takes RTMP.
+        through: a command that runs the program, for another network namespace.
     """
 
     def __init__(
@@ -147,6 +149,7 @@ class LiveKitServer:
         host: str = "127.0.0.1",
         redis: str | None = None,
         rtmp_base_url: str | None = None,
+        through: Sequence[str] = (),
     ) -> None:
         port, udp = free_port(), free_port(socket.SOCK_DGRAM)
         self.access = LiveKitAccess(f"ws://{host}:{port}", "API" + secrets.token_hex(6), secrets.token_urlsafe(32))
@@ -172,7 +175,9 @@ class LiveKitServer:
             config["redis"] = {"address": redis}
         if rtmp_base_url:
             config["ingress"] = {"rtmp_base_url": rtmp_base_url}
-        self.child = Child("livekit-server", [str(program)], {"LIVEKIT_CONFIG": json.dumps(config), "GOGC": _GOGC})
+        self.child = Child(
+            "livekit-server", [*through, str(program)], {"LIVEKIT_CONFIG": json.dumps(config), "GOGC": _GOGC}
+        )
 
     async def start(self) -> None:
         """Starts it and waits until it answers. Raises `ChildFailed`."""

@@ -34,6 +34,8 @@ class Viewer:
     sound: list[tuple[float, np.ndarray]] = field(default_factory=list)
     tracks: list[tuple[str, str]] = field(default_factory=list)
     gone: list[str] = field(default_factory=list)
+    strands: dict[str, list[tuple[float, np.ndarray]]] = field(default_factory=dict)  # sound by track
+    owners: dict[str, str] = field(default_factory=dict)  # identity by track
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     async def join(self, url: str, token: str) -> Viewer:
@@ -46,6 +48,7 @@ class Viewer:
         self, track: rtc.Track, publication: rtc.RemoteTrackPublication, who: rtc.RemoteParticipant
     ) -> None:
         self.tracks.append((publication.name, who.identity))
+        self.owners[track.sid] = who.identity
         video = track.kind == rtc.TrackKind.KIND_VIDEO
         self._tasks.append(asyncio.create_task(self._watch(track) if video else self._listen(track)))
 
@@ -67,9 +70,12 @@ class Viewer:
 
     async def _listen(self, track: rtc.Track) -> None:
         stream = rtc.AudioStream(track, sample_rate=RATE, num_channels=1)
+        strand = self.strands.setdefault(track.sid, [])
         try:
             async for event in stream:
-                self.sound.append((time.monotonic(), np.frombuffer(event.frame.data, np.int16).copy()))
+                heard = (time.monotonic(), np.frombuffer(event.frame.data, np.int16).copy())
+                self.sound.append(heard)
+                strand.append(heard)
         finally:
             await stream.aclose()
 
