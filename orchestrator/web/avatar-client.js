@@ -43,13 +43,22 @@ export { AudioLink } from "./audio-link.js";
  *
  * @typedef {object} SessionStatus Answer of `GET /session/{id}`.
  * @property {string} session_id
- * @property {"starting"|"ready"|"speaking"|"draining"|"stopped"|"failed"} state
+ * @property {"starting"|"ready"|"speaking"|"recovering"|"draining"|"stopped"|"failed"} state
  * @property {string} publisher
+ * @property {Transport} [transport]
  * @property {string} engine
  * @property {number} viewers
  * @property {{position_s: number, buffered_s: number, segments: number}} playback
  * @property {Coded} diagnosis
  * @property {{code?: string, detail?: string, message?: string} | null} error
+ *
+ * @typedef {object} Transport How media leave the agent; `adaptation` is 0 at full quality.
+ * @property {string} rung `livekit`, `whip`, `rtmp`, or `none`
+ * @property {string | null} reason
+ * @property {number} adaptation
+ * @property {number | null} width
+ * @property {number | null} height
+ * @property {number | null} fps
  *
  * @typedef {{stage: string, count: number, last_at: string|null, last_error: string|null}} FunnelStage
  * @typedef {{name: string, language: string, provider: string}} Voice `name` goes into `speak`, `language` is BCP 47

@@ -17,7 +17,7 @@ const STALLS_TOLERATED = 2;
 const OVER = new Set(["stopped", "failed"]);
 const GONE = new Set(["session_not_found", "session_ended"]);
 /** Words of the chip, by the avatar's own state. @type {Record<string, string>} */
-const STATES = { idle: "Idle", speaking: "Speaking", degraded: "Degraded", reconnecting: "Reconnecting" };
+const STATES = { idle: "Idle", speaking: "Speaking", degraded: "Degraded", reconnecting: "Reconnecting", elsewhere: "Sent by RTMP" };
 
 /** Events: `ended` (detail: a sentence), `picture`. */
 export class SessionView extends EventTarget {
@@ -37,10 +37,11 @@ export class SessionView extends EventTarget {
     this.fail = fail;
     this.context = context;
     this.startedAt = performance.now();
-    this.viewer = new Viewer({ video: $("video"), audio: $("audio") });
+    this.viewer = new Viewer({ video: $("video"), audio: $("audio"), voice: $("voice-sound") });
     this.meter = new SoundMeter(context);
     this.state = "idle";
     this.connection = "connected";
+    this.publisher = "livekit";
     /** Readings in a row in which no frame came: LiveKit notices a dead line only after many seconds. */
     this.stalls = 0;
     /** @type {import("./avatar-client.js").Session | null} */
@@ -143,6 +144,12 @@ export class SessionView extends EventTarget {
       this.panel.event(`Segment ${segment} ${interrupted ? "interrupted" : "finished"} after ${position_s.toFixed(2)} s`),
     );
     on("cleared", ({ dropped_s }) => this.panel.event(`Cleared${dropped_s === undefined ? "" : `, ${dropped_s.toFixed(2)} s dropped`}`));
+    on("publisher.changed", ({ publisher, reason }) => {
+      this.publisher = publisher;
+      this.panel.event(`${publisher === "none" ? "Sent by nothing now" : `Sent by ${publisher}`}: ${reason}`);
+      this.#chip();
+    });
+    on("session.state", ({ state, reason }) => this.panel.event(reason ? `Session ${state}: ${reason}` : `Session ${state}`));
     on("warning", ({ code, message }) => this.panel.event(`${message} (${code})`));
     on("error", ({ code, message }) => this.fail(message, code));
   }
@@ -153,8 +160,8 @@ export class SessionView extends EventTarget {
   }
 
   #chip() {
-    const lost = this.connection === "reconnecting" || this.stalls >= STALLS_TOLERATED;
-    const state = lost ? "reconnecting" : this.state;
+    const lost = this.connection === "reconnecting" || this.state === "reconnecting" || this.stalls >= STALLS_TOLERATED;
+    const state = lost ? (this.publisher === "rtmp" ? "elsewhere" : "reconnecting") : this.state;
     $("chip").dataset.state = state;
     setText($("chip-text"), STATES[state] ?? state);
   }
@@ -169,8 +176,8 @@ export class SessionView extends EventTarget {
     this.stalls = figures.stalled ? this.stalls + 1 : 0;
     this.#chip();
     this.#timing(figures);
-    if (!$("panel").open) return;
-    await Promise.all([this.#status(figures), this.#funnel()]);
+    if ($("panel").open) await Promise.all([this.#status(figures), this.#funnel()]);
+    else if (this.state === "reconnecting") await this.#status(figures); // whether it comes back, the orchestrator knows
   }
 
   /** @param {import("./statistics.js").Figures} figures */
@@ -201,6 +208,7 @@ export class SessionView extends EventTarget {
       State: status.state,
       Avatar: this.state,
       Publisher: status.publisher,
+      Quality: qualityText(status.transport),
       Engine: status.engine,
       Picture: size,
       "Bit rate": amount(figures.kbps, "kbit/s"),
@@ -241,4 +249,13 @@ export class SessionView extends EventTarget {
     this.over = true;
     this.dispatchEvent(new CustomEvent("ended", { detail: sentence }));
   }
+}
+
+/** @param {import("./avatar-client.js").Transport | undefined} transport @returns {string | null} the step of the adaptation, in words */
+function qualityText(transport) {
+  if (!transport) return null;
+  if (!transport.adaptation) return "full";
+  const size = transport.width ? `, ${transport.width} × ${transport.height}` : "";
+  const rate = transport.fps ? `, ${transport.fps} fps` : "";
+  return `step ${transport.adaptation} down${size}${rate}`;
 }

@@ -1,5 +1,7 @@
 /**
- * The avatar's room: joins with a viewer token, shows the avatar's two tracks and tells what becomes of them.
+ * The avatar's room: joins with a viewer token, shows the avatar's two tracks and tells what becomes of them. Its sound may come
+ * from the orchestrator (`voice-…`), while the avatar is away or always. An avatar that leaves may return; whether the session
+ * is over, the orchestrator knows.
  *
  * @module viewer
  */
@@ -7,7 +9,6 @@
 import { DisconnectReason, Room, RoomEvent, Track, setLogLevel } from "./vendor/livekit-client.esm.js";
 import { Statistics } from "./statistics.js";
 
-const AVATAR_MAY_RETURN_MS = 6000; // it rejoins when its own connection is renewed
 const EMPTY_PICTURE_PX = 2; // a track that ends leaves a last frame of 2×2
 
 /** Why the room was left, in words. @type {Record<number, string>} */
@@ -25,12 +26,13 @@ const REASONS = {
  * back), `ended` (detail: a sentence).
  */
 export class Viewer extends EventTarget {
-  /** @param {{video: HTMLVideoElement, audio: HTMLAudioElement}} elements */
-  constructor({ video, audio }) {
+  /** @param {{video: HTMLVideoElement, audio: HTMLAudioElement, voice?: HTMLAudioElement}} elements */
+  constructor({ video, audio, voice = new Audio() }) {
     super();
     setLogLevel("error");
-    this.elements = { video, audio };
+    this.elements = { video, audio, voice };
     this.identity = "";
+    this.voiceIdentity = "";
     this.ended = false;
     this.statistics = new Statistics();
     /** @type {{audio: any, video: any}} */
@@ -47,11 +49,12 @@ export class Viewer extends EventTarget {
   }
 
   /**
-   * @param {{livekit_url: string, viewer_token: string, avatar_identity: string}} session
+   * @param {{session_id: string, livekit_url: string, viewer_token: string, avatar_identity: string}} session
    * @throws when the room cannot be joined
    */
-  async join({ livekit_url, viewer_token, avatar_identity }) {
+  async join({ session_id, livekit_url, viewer_token, avatar_identity }) {
     this.identity = avatar_identity;
+    this.voiceIdentity = `voice-${session_id}`;
     this.#firstPicture();
     await this.room.connect(livekit_url, viewer_token, { autoSubscribe: true, maxRetries: 2 });
     this.#emit("connection", "connected");
@@ -65,6 +68,7 @@ export class Viewer extends EventTarget {
     await this.room.disconnect();
     this.elements.video.srcObject = null;
     this.elements.audio.srcObject = null;
+    this.elements.voice.srcObject = null;
   }
 
   /** @returns {Promise<import("./statistics.js").Figures>} */
@@ -79,22 +83,19 @@ export class Viewer extends EventTarget {
   #listen() {
     const mine = (/** @type {any} */ participant) => participant.identity === this.identity;
     this.room
-      .on(RoomEvent.TrackSubscribed, (track, _, participant) => mine(participant) && this.#attach(track))
-      .on(RoomEvent.TrackUnsubscribed, (track, _, participant) => mine(participant) && track.detach())
+      .on(RoomEvent.TrackSubscribed, (track, _, who) => {
+        if (mine(who)) this.#attach(track);
+        else if (who.identity === this.voiceIdentity) this.#attachVoice(track);
+      })
+      .on(RoomEvent.TrackUnsubscribed, (track) => track.detach())
       .on(RoomEvent.ParticipantAttributesChanged, (_, who) => mine(who) && this.#emit("avatar", this.#avatarState()))
       .on(RoomEvent.ParticipantConnected, (who) => mine(who) && this.#emit("avatar", this.#avatarState()))
-      .on(RoomEvent.ParticipantDisconnected, (who) => mine(who) && this.#avatarLeft())
+      .on(RoomEvent.ParticipantDisconnected, (who) => mine(who) && this.#emit("avatar", "reconnecting"))
       .on(RoomEvent.AudioPlaybackStatusChanged, () => this.#emit("blocked", !this.room.canPlaybackAudio))
       .on(RoomEvent.Reconnecting, () => this.#emit("connection", "reconnecting"))
       .on(RoomEvent.SignalReconnecting, () => this.#emit("connection", "reconnecting"))
       .on(RoomEvent.Reconnected, () => this.#emit("connection", "connected"))
       .on(RoomEvent.Disconnected, (reason) => this.#end(REASONS[reason ?? 0] ?? "The connection to the room was lost."));
-  }
-
-  #avatarLeft() {
-    this.#emit("avatar", "reconnecting");
-    const isBack = () => this.room.remoteParticipants.has(this.identity);
-    setTimeout(() => isBack() || this.#end("The avatar left the room."), AVATAR_MAY_RETURN_MS);
   }
 
   /** @param {any} track */
@@ -107,6 +108,12 @@ export class Viewer extends EventTarget {
       track.attach(this.elements.audio);
       this.#emit("voice", track.mediaStreamTrack);
     }
+  }
+
+  /** @param {any} track the orchestrator's own, which stands in for the avatar's or takes its place */
+  #attachVoice(track) {
+    track.attach(this.elements.voice);
+    this.#emit("voice", track.mediaStreamTrack);
   }
 
   #firstPicture() {
