@@ -23,8 +23,10 @@ _CODECS = Codecs(
         "x264-params": "scenecut=0",
     },
     audio="aac",
+    channels=1,
     audio_bitrate=96_000,
     audio_options={},
+    keyframe_s=2.0,
 )
 
 

@@ -7,6 +7,7 @@ holds little (what a server does not take shows at once), a silent network is no
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import select
@@ -27,6 +28,8 @@ STALL_S = 2.0
 SEND_BUFFER = 96 * 1024
 """Bytes the kernel holds (it doubles the number for its own use): half a second at 1.5 Mbit/s."""
 
+_ACK_WINDOW = 8192
+"""Bytes after which the server is asked to say that it has read them: when it hangs, its kernel still takes megabytes."""
 _POLL_S = 0.1
 _READ = 16_384
 _FLASH = "FMLE/3.0 (compatible; musetalk-livekit)"
@@ -58,6 +61,9 @@ class RtmpLink:
         self._aborted = False
         self.broken = False
         self.sent = 0
+        self._acks = 0
+        self._acked = (0.0, 0)  # when the server last said that it read, and what was sent by then
+        self._hung = False
 
     def open(self) -> None:
         """Connects and begins to publish. Raises OSError (with TimeoutError and ssl.SSLError) or RtmpError."""
@@ -65,7 +71,7 @@ class RtmpLink:
         family = socket.AF_INET6 if ":" in self._ip else socket.AF_INET
         self._plain = plain = socket.socket(family, socket.SOCK_STREAM)
         if self._aborted:
-            raise ConnectionAbortedError
+            raise ConnectionAbortedError(errno.ECONNABORTED, "ended on our side")
         plain.settimeout(CONNECT_S)
         plain.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -91,17 +97,27 @@ class RtmpLink:
         return len(data)
 
     def poll(self) -> None:
-        """Answers what the server has said meanwhile. Raises OSError or RtmpError when the connection is over."""
+        """Answers what the server has said meanwhile. Raises OSError or RtmpError when the connection is over.
+
+        A server that used to say that it reads, and does so no more, counts as gone.
+        """
         self._receive()
         while self._inbox:
             for message in self._take():
                 if message.kind == wire.COMMAND and _failure(message):
                     self.broken = True
                     raise wire.RtmpError(f"The server ended the stream: {_failure(message)}.")
+        at, sent = self._acked
+        if self._acks > 1 and self.sent - sent > 2 * _ACK_WINDOW and time.monotonic() - at > STALL_S:
+            self.broken = self._hung = True
+            raise TimeoutError(errno.ETIMEDOUT, "the server reads nothing")
 
     def pending(self) -> int:
-        """Bytes that the other side's kernel has not acknowledged; 0 where that cannot be told."""
-        assert self._socket is not None
+        """Bytes that the other side has not taken: its kernel, or a server that hangs itself. 0 where that cannot be told."""
+        if self._hung:
+            return self.sent - self._acked[1]
+        if self._socket is None:
+            return 0
         with contextlib.suppress(OSError, ValueError):
             (waiting,) = struct.unpack("i", fcntl.ioctl(self._socket.fileno(), termios.TIOCOUTQ, bytes(4)))
             return int(waiting)
@@ -154,6 +170,7 @@ class RtmpLink:
         first = wire.control(wire.SET_CHUNK_SIZE, wire.CHUNK)
         self._send(wire.chunks(first) + wire.chunks(wire.command("connect", 1, dict(about))), deadline)
         self._answer(1, deadline)
+        self._send(wire.chunks(wire.control(wire.WINDOW_SIZE, _ACK_WINDOW)), deadline)
         for number, name in ((2, "releaseStream"), (3, "FCPublish")):
             self._send(wire.chunks(wire.command(name, number, None, address.key)), deadline)
         self._send(wire.chunks(wire.command("createStream", 4, None)), deadline)
@@ -196,6 +213,8 @@ class RtmpLink:
             if message.kind == wire.USER_CONTROL and int.from_bytes(message.body[:2], "big") == wire.PING_REQUEST:
                 pong = wire.PING_RESPONSE.to_bytes(2, "big") + message.body[2:6]
                 self._send(wire.chunks(wire.Message(wire.USER_CONTROL, pong)))
+            elif message.kind == wire.ACKNOWLEDGEMENT:
+                self._acks, self._acked = self._acks + 1, (time.monotonic(), self.sent)
             elif message.kind == wire.WINDOW_SIZE and number:
                 self._window = number
             elif message.kind == wire.PEER_BANDWIDTH:
@@ -229,7 +248,7 @@ class RtmpLink:
             return b""
         if not data:
             self.broken = True
-            raise ConnectionResetError("the server closed the connection")
+            raise ConnectionResetError(errno.ECONNRESET, "the server closed the connection")
         self._received += len(data)
         return data
 
@@ -257,9 +276,9 @@ class RtmpLink:
         while not poll.poll(_POLL_S * 1000):
             if time.monotonic() > deadline:
                 self.broken = True
-                raise TimeoutError(f"the server {'says' if reading else 'takes'} nothing")
+                raise TimeoutError(errno.ETIMEDOUT, f"the server {'says' if reading else 'takes'} nothing")
             if self._aborted:
-                raise ConnectionAbortedError
+                raise ConnectionAbortedError(errno.ECONNABORTED, "ended on our side")
 
 
 def _codes(message: wire.Message) -> list[str]:

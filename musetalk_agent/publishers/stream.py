@@ -143,7 +143,7 @@ class StreamSink:
             self._queue.offer_video(Picture(at, frame))
 
     def set_quality(self, *, bitrate: int, fps_divisor: int) -> None:
-        """Bits per second of the pictures from now on, and that only every `fps_divisor`-th of them is pushed."""
+        """Bits per second of the pictures from now on (at most those of the options); only every `fps_divisor`-th is pushed."""
         self._bitrate, self._divisor = bitrate, max(1, fps_divisor)
 
     async def wait_connected(self, timeout_s: float) -> bool:
@@ -166,7 +166,7 @@ class StreamSink:
         if self._thread is None or self._ended.is_set():
             return
         assert self._loop is not None
-        aborting = self._loop.call_later(_ABORT_S, self._abort)
+        aborting = self._loop.call_later(_ABORT_S if self.state.connected else 0, self._abort)
         try:
             async with asyncio.timeout(_CLOSE_S):
                 await self._ended.wait()
@@ -185,8 +185,9 @@ class StreamSink:
 
     def _abort(self) -> None:
         self._aborted = True
-        if self._connection is not None:
-            self._connection.abort()
+        connection = self._connection
+        if connection is not None:
+            connection.abort()
 
     def _run(self) -> None:
         wait_s, attempt = _FIRST_WAIT_S, 0
@@ -196,7 +197,7 @@ class StreamSink:
                 try:
                     self._push(attempt)
                 except (OSError, FFmpegError, RtmpError) as error:
-                    self._change(connected=False, error=self._tell(error))
+                    self._change(connected=False, error=None if self._aborted else self._tell(error))
                 except Exception as error:
                     log.exception("a push failed in an unknown way", extra={"sink": self.name})
                     self._change(connected=False, error=self._tell(error))
@@ -212,14 +213,14 @@ class StreamSink:
 
     def _push(self, attempt: int) -> None:
         """One stream, from connecting to its end. Raises what ended it; returns when the sink is closed."""
-        options, bitrate = self.options, self._bitrate
+        options = self.options
         self._connection = connection = self._connect(attempt)
         container: OutputContainer | None = None
         try:
             if self._aborted:
                 return
             container = connection.connect()
-            shape = Shape(options.width, options.height, options.fps, bitrate)
+            shape = Shape(options.width, options.height, options.fps, options.bitrate)
             encoder = StreamEncoder(container, shape, self.codecs)
             encoder.open()
             self.state.connected_at = self._clock.now()
@@ -227,7 +228,7 @@ class StreamSink:
                 self.state.reconnects += 1
                 metrics.STREAM_RECONNECTS.labels(self.name).inc()
             self._change(connected=True, error=None)
-            self._pump(connection, encoder, bitrate)
+            self._pump(connection, encoder)
             encoder.finish()
             container.close()
             connection.finish()
@@ -239,9 +240,10 @@ class StreamSink:
             self._connection = None
             _discard(container)
 
-    def _pump(self, connection: Connection, encoder: StreamEncoder, bitrate: int) -> None:
+    def _pump(self, connection: Connection, encoder: StreamEncoder) -> None:
         """Encodes and pushes what is offered, until the sink is closed and nothing waits any more."""
         last: float | None = None
+        bitrate = self.options.bitrate
         while True:
             if self._queue.stopped:
                 last = last or self._clock.now() + _DRAIN_S

@@ -19,7 +19,6 @@ from musetalk_agent.media import Pcm, VideoFrame
 from musetalk_agent.publishers.stream_queue import Picture, Sound
 from musetalk_agent.sync.segment import ROOM_RATE
 
-KEYFRAME_S = 2.0
 _TICK = Fraction(1, 90_000)
 _WOBBLE = ROOM_RATE * 15 // 1000
 """Samples by which the clock of the sound may be off before sound is moved: a seam in a word is worse than 15 ms."""
@@ -30,12 +29,17 @@ _SILENCE = ROOM_RATE // 50
 
 @dataclass(frozen=True, slots=True)
 class Codecs:
-    """How to encode: of H.264 its profile and preset, of sound the codec and its bits per second."""
+    """How to encode: of H.264 its profile and preset, of sound the codec, its channels (all the same) and its bits per second.
+
+    `keyframe_s` seconds after a key frame there is another.
+    """
 
     video: Mapping[str, str]
     audio: str
+    channels: int
     audio_bitrate: int
     audio_options: Mapping[str, str]
+    keyframe_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +57,9 @@ class StreamEncoder:
 
     def __init__(self, container: OutputContainer, shape: Shape, codecs: Codecs) -> None:
         self._container, self._shape = container, shape
-        self._video: VideoStream = container.add_stream("libx264", rate=shape.fps, options=dict(codecs.video))
+        # x264 takes another bitrate while it runs only where a buffer was limited from the start
+        limits = {"maxrate": str(shape.bitrate), "bufsize": str(shape.bitrate)}
+        self._video: VideoStream = container.add_stream("libx264", rate=shape.fps, options={**codecs.video, **limits})
         self._video.width, self._video.height, self._video.pix_fmt = shape.width, shape.height, "yuv420p"
         self._video.bit_rate = shape.bitrate
         context = self._video.codec_context
@@ -61,13 +67,17 @@ class StreamEncoder:
         context.thread_count = 1
         context.gop_size = 100 * shape.fps  # key frames are asked for by time, as the rate may go down
         context.colorspace, context.color_range = Colorspace.ITU601, ColorRange.MPEG
-        audio = container.add_stream(codecs.audio, rate=ROOM_RATE, layout="mono", options=dict(codecs.audio_options))
+        self._channels = codecs.channels
+        self._layout = "mono" if codecs.channels == 1 else "stereo"
+        options = dict(codecs.audio_options)
+        audio = container.add_stream(codecs.audio, rate=ROOM_RATE, layout=self._layout, options=options)
         assert isinstance(audio, AudioStream)
         self._audio = audio
         self._audio.bit_rate = codecs.audio_bitrate
         self._start: float | None = None
         self._samples = 0
-        self._last_key = -KEYFRAME_S
+        self._keyframe_s = codecs.keyframe_s - 0.5 / shape.fps
+        self._last_key = -codecs.keyframe_s
         self._last_tick = -1
         self.frames = 0
 
@@ -96,7 +106,7 @@ class StreamEncoder:
         seconds = max(0.0, picture.at - self._start)
         frame = self._frame(picture.frame)
         frame.time_base, frame.pts = _TICK, max(self._last_tick + 1, round(seconds / _TICK))
-        if picture.key or seconds - self._last_key >= KEYFRAME_S - 0.5 / self._shape.fps:
+        if picture.key or seconds - self._last_key >= self._keyframe_s:
             frame.pict_type = PictureType.I
             self._last_key = seconds
         self._last_tick = frame.pts
@@ -121,7 +131,8 @@ class StreamEncoder:
     def _encode_sound(self, block: Pcm) -> None:
         if not len(block):
             return
-        packed = AudioFrame.from_ndarray(np.ascontiguousarray(block).reshape(1, -1), format="s16", layout="mono")
+        interleaved = np.repeat(block, self._channels).reshape(1, -1)
+        packed = AudioFrame.from_ndarray(interleaved, format="s16", layout=self._layout)
         packed.sample_rate, packed.time_base, packed.pts = ROOM_RATE, Fraction(1, ROOM_RATE), self._samples
         self._samples += len(block)
         self._container.mux(self._audio.encode(packed))

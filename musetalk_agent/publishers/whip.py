@@ -22,8 +22,10 @@ _CODECS = Codecs(
         "x264-params": "scenecut=0",
     },
     audio="libopus",
+    channels=2,  # its muxer takes nothing else
     audio_bitrate=48_000,
     audio_options={"application": "lowdelay", "frame_duration": "20"},
+    keyframe_s=1.0,  # the muxer cannot hear a viewer ask for one
 )
 
 
