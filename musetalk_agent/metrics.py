@@ -47,3 +47,15 @@ STREAM_RECONNECTS = Counter("avatar_stream_reconnects_total", "Pushes begun agai
 STREAM_QUEUE = Gauge(
     "avatar_stream_queue_seconds", "Media that wait to be pushed, all sessions", ["sink"], registry=REGISTRY
 )
+PUBLISHER_RUNG = Gauge(
+    "avatar_publisher_rung", "Sessions by the way their media take (livekit, whip, rtmp)", ["rung"], registry=REGISTRY
+)
+PUBLISHER_CHANGES = Counter(
+    "avatar_publisher_changes_total",
+    "Changes to another way (none: nothing could be reached)",
+    ["rung"],
+    registry=REGISTRY,
+)
+ADAPTATION_STEP = Gauge(
+    "avatar_adaptation_step", "Sessions by the step of their adaptation", ["step"], registry=REGISTRY
+)
