@@ -82,11 +82,13 @@ class VoiceLine:
             self._ask_to_join()
 
     def air(self, on: bool) -> None:
-        """Publishes the track, or takes it back and forgets what was to be said."""
-        if on != self._on_air:
+        """Publishes the track, or takes it back and forgets what was to be said. Only once it has joined."""
+        if self._joined and on != self._on_air:
             self._on_air = on
-            self._forget()
+            if not on:
+                self._forget()
             self._send(Air(line=self.name, on=on))
+            self._feed()
 
     def leave(self) -> None:
         """Leaves the room; the line is of no more use."""
@@ -166,6 +168,16 @@ class VoiceLine:
             return heard
         now_s = min(report.heard_s + time.monotonic() - report.at, max(report.handed_s, report.heard_s))
         return VoicePosition(heard.segment, max(heard.heard_s, now_s))
+
+    @property
+    def outstanding_s(self) -> float:
+        """Seconds it was given and that were not heard by now."""
+        heard = self.position()
+        total = 0.0
+        for number, kept in self._kept.items():
+            from_s = max(kept.start / kept.rate, heard.heard_s if number == heard.segment else 0.0)
+            total += max(0.0, kept.past / kept.rate - from_s) if number >= heard.segment else 0.0
+        return total
 
     @property
     def live(self) -> bool:

@@ -84,7 +84,8 @@ class Score:
 
     def follow(self, due: Due) -> None:
         """Something is due; what was said before about an earlier segment is ignored."""
-        if due.segment == 0 or due.segment >= self.segment:
+        current = max(self.segment, self._due.segment if self._due is not None else 0)
+        if due.segment == 0 or due.segment >= current:
             self._due, self._stop = due, None
 
     def free(self) -> None:
