@@ -54,7 +54,7 @@ class Pipeline:
         speaking: Callable[[bool], None],
     ) -> None:
         self.funnel = Funnel()
-        self._clock, self._emit, self._fps = clock, emit, bundle.fps
+        self.clock, self._emit, self._fps = clock, emit, bundle.fps
         compositor = Compositor(bundle, actor.idle)
         cycle, cursor = IdleCycle(len(bundle)), IdleCursor()
         self.first: VideoFrame = compositor.idle(cycle.pose(cursor.idle()))
@@ -95,7 +95,7 @@ class Pipeline:
         """
         self.end()
         self._segment = Segment(number, self.production.generation, rate, self._fps, heard_s)
-        self._segment.not_before = self._clock.now() + in_s
+        self._segment.not_before = self.clock.now() + in_s
         if self._watch is None or self._watch.rate != rate:
             self._watch = FormatWatch(rate)
         self.production.add(self._segment)
@@ -111,7 +111,7 @@ class Pipeline:
         self.funnel.add("audio_in", samples.nbytes)
         if self._segment is None or not len(samples):
             return
-        now = self._clock.now()
+        now = self.clock.now()
         self.funnel.add("samples", len(samples))
         self.funnel.peak = max(self.funnel.peak, int(np.abs(samples.astype(np.int32)).max()))
         PCM_SAMPLES.inc(len(samples))
@@ -122,7 +122,7 @@ class Pipeline:
     def end(self) -> None:
         """No more PCM for the open segment."""
         if self._segment is not None:
-            self._segment.end(self._clock.now())
+            self._segment.end(self.clock.now())
             self._segment = None
             self._poke()
 
@@ -135,7 +135,7 @@ class Pipeline:
         """Nothing after sample `position` of the playout clock was heard; see `Playback.rewind`."""
         rests = self.playback.rewind(position)
         if self._segment is not None:
-            self._segment = rests[self._segment]
+            self._segment = rests.get(self._segment, self._segment)
 
     def _judge(self, samples: Pcm, now: float) -> None:
         assert self._watch is not None

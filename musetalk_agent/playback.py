@@ -16,6 +16,7 @@ from musetalk_agent.metrics import LIP_LATENCY, PICTURES, UNDERRUNS
 from musetalk_agent.production import Made, Production
 from musetalk_agent.protocol.messages import Cleared, Event
 from musetalk_agent.publishers.base import Publisher
+from musetalk_agent.sync.due import VOICE_LEAD_S, DueTimes
 from musetalk_agent.sync.head_start import HeadStart
 from musetalk_agent.sync.scheduler import Act, Scheduler
 from musetalk_agent.sync.segment import ROOM_RATE, Segment
@@ -85,6 +86,12 @@ class Playback:
         self._head_start = HeadStart(lookahead_s)
         self._dropped_before = 0  # of the segments that are over
         self._is_speaking = False
+        self._due: DueTimes | None = None
+
+    def follow(self, due: DueTimes) -> None:
+        """`due` is told the times of a voice published elsewhere; pictures leave later by `VOICE_LEAD_S`. Call it before `run`."""
+        self._due = due
+        self._publisher.playout.lead_s = VOICE_LEAD_S
 
     @property
     def open_segments(self) -> int:
@@ -139,6 +146,8 @@ class Playback:
         position = self._publisher.playout.position()
         self._publisher.clear_audio()
         dropped_s = self._speech.clear(position)
+        if self._due is not None:
+            self._due.clear()
         self._production.clear(self._shown)
         self._set_speaking(False)
         self.poke()
@@ -150,8 +159,10 @@ class Playback:
         """Plays everything after sample `position` of the playout clock again, pictures and sound; tells no event twice.
 
         Returns the segments that take the place of others, by those. A block that the publisher holds back meanwhile is among what
-        comes again: it must drop it.
+        comes again: it must drop it. A voice that is published elsewhere was heard all the same: then nothing is played again.
         """
+        if self._due is not None:
+            return {}
         position = self._publisher.playout.rewind(position)
         self._production.clear(self._shown)
         rests = self._speech.rewind(position, self._production.generation)
@@ -215,13 +226,19 @@ class Playback:
         while segment in self._speech.open and not segment.handed_all:
             block = segment.take_block()
             if block is not None:
+                begin = playout.handed
                 if segment.origin is None:
-                    segment.origin = playout.handed
+                    segment.origin = begin
                     self._video_wake.set()
                 await self._publisher.push_audio(block)
+                if self._due is not None and segment in self._speech.open:
+                    self._due.plays(segment.number, segment.second_at(begin), playout.leaves_at(begin))
             elif playout.dry:
                 self._head_start.dry(self._clock.now())
                 self._production.close_mouth()
+                if self._due is not None:
+                    end = segment.end_position
+                    self._due.holds(segment.number, segment.second_at(end), playout.leaves_at(end))
                 return
             else:
                 await self._clock.wait(self._audio_wake, self._clock.now() + max(0.001, playout.queued_s()))

@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-from collections import deque
 from collections.abc import Callable
 from typing import Any
-
-import numpy as np
-from pydantic import ValidationError
 
 from musetalk_agent.audio_format import EXPLANATIONS
 from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.clock import utc_now
 from musetalk_agent.funnel import Facts
-from musetalk_agent.media import Cue
+from musetalk_agent.inbox import Inbox
+from musetalk_agent.outbox import Outbox
 from musetalk_agent.pipeline import Pipeline
 from musetalk_agent.protocol import messages as m
 from musetalk_agent.protocol.diagnosis import Diagnosis
-from musetalk_agent.protocol.http import AgentSession, AgentStartRequest, Playback, SessionState
+from musetalk_agent.protocol.http import AgentSession, AgentStartRequest, Playback, SessionState, Transport, VoiceSource
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
-from musetalk_agent.publishers.base import Publisher
+from musetalk_agent.publishers.base import MovingPublisher, Publisher
 
 log = logging.getLogger(__name__)
 
@@ -41,31 +37,10 @@ _MOVES: dict[SessionState, frozenset[SessionState]] = {
 }
 ENDED = frozenset({SessionState.STOPPED, SessionState.FAILED})
 _NORMAL_ENDS = frozenset({"PARTICIPANT_REMOVED", "ROOM_DELETED", "ROOM_CLOSED", "DUPLICATE_IDENTITY"})
-_EVENTS_KEPT = 512
-_OPEN_SEGMENTS = 256
-
-
-class Outbox:
-    """Events for the orchestrator, numbered from 1; the last 512 are kept for one that reconnects."""
-
-    def __init__(self) -> None:
-        self._events: deque[m.LinkEvent] = deque(maxlen=_EVENTS_KEPT)
-        self._next = 1
-        self.changed = asyncio.Event()
-
-    def add(self, event: m.Event) -> None:
-        """Numbers and keeps an event."""
-        self._events.append(m.LinkEvent(id=self._next, event=event))
-        self._next += 1
-        self.changed.set()
-
-    def after(self, last_seen: int) -> list[m.LinkEvent]:
-        """Events newer than `last_seen`."""
-        return [e for e in self._events if e.id > last_seen]
 
 
 class Session:
-    """Owns the pipeline and the publisher; tells events through `outbox`.
+    """Owns the pipeline and the publisher; takes items through `inbox` and tells events through `outbox`.
 
     Args:
         request: what the orchestrator asked for.
@@ -93,14 +68,15 @@ class Session:
         self.engine_note = engine_note
         self.state = SessionState.STARTING
         self.outbox = Outbox()
-        self.items = 0
         self.started_at = utc_now()
-        self.last_audio_at: str | None = None
         self.error: dict[str, Any] | None = None
-        self.segments = 0
-        self.backlog_s = request.backlog_s
         self.max_duration_s = request.max_duration_s
         self.pipeline = build(self.outbox.add, self._on_speaking)
+        self.inbox = Inbox(self.pipeline, request.backlog_s)
+        if request.voice is VoiceSource.ORCHESTRATOR:
+            self.pipeline.playback.follow(self.outbox.due)
+        if isinstance(publisher, MovingPublisher):
+            publisher.on_rewind, publisher.on_change = self.pipeline.rewind, self.outbox.add
         self._release = release
         self._over = asyncio.Event()
         self._attribute = asyncio.Event()
@@ -213,40 +189,9 @@ class Session:
             await self._attribute.wait()
             self._attribute.clear()
 
-    # --- the link ----------------------------------------------------------------------------------------------------
-
     def take(self, item: str | bytes) -> None:
-        """One item of the orchestrator, in order: PCM or a `LinkMessage`. Raises `ProblemError` for what breaks the protocol."""
-        if isinstance(item, bytes):
-            if len(item) % 2:
-                raise ProblemError(ErrorCode.INVALID_MESSAGE, f"PCM of {len(item)} bytes is not whole int16 samples")
-            if self.pipeline.playback.buffered_s > self.backlog_s + 5:
-                text = f"More than {self.backlog_s} s of speech wait to be played."
-                raise ProblemError(ErrorCode.BACKLOG_EXCEEDED, text, limit=self.backlog_s)
-            self.pipeline.push(np.frombuffer(item, "<i2"))
-            self.last_audio_at = utc_now()
-        else:
-            try:
-                message = m.link_message.validate_json(item)
-            except (ValidationError, json.JSONDecodeError) as error:
-                raise ProblemError(ErrorCode.INVALID_MESSAGE, f"not a link message: {error}") from error
-            self._obey(message)
-        self.items += 1
-
-    def _obey(self, message: m.LinkMessage) -> None:
-        match message:
-            case m.SegmentStart(segment=number, sample_rate=rate, heard_s=heard_s, in_s=in_s):
-                if self.pipeline.playback.open_segments >= _OPEN_SEGMENTS:
-                    text = f"More than {_OPEN_SEGMENTS} segments wait to be played."
-                    raise ProblemError(ErrorCode.BACKLOG_EXCEEDED, text, limit=_OPEN_SEGMENTS)
-                self.segments = max(self.segments, number)
-                self.pipeline.begin(number, rate, heard_s, in_s)
-            case m.SegmentCues(cues=cues):
-                self.pipeline.cue([Cue(c.phoneme, c.start, c.end) for c in cues])
-            case m.SegmentEnd():
-                self.pipeline.end()
-            case m.LinkClear():
-                self.pipeline.clear()
+        """One item of the orchestrator; see `Inbox.take`."""
+        self.inbox.take(item)
 
     # --- what it says of itself --------------------------------------------------------------------------------------
 
@@ -265,6 +210,7 @@ class Session:
             slow=f"{missed:.0%} of the last pictures were late: the {self.engine} engine is too slow for this machine's load."
             if missed > 0.1
             else None,
+            fallback=self.publisher.name == "rtmp",
             note=self.engine_note,
         )
         return self.pipeline.funnel.diagnose(facts)
@@ -288,13 +234,16 @@ class Session:
             playback=Playback(
                 position_s=round(playback.position_s, 3),
                 buffered_s=round(playback.buffered_s, 3),
-                segments=self.segments,
+                segments=self.inbox.segments,
             ),
             diagnosis=self.diagnose(),
             funnel=self.pipeline.funnel.report(),
             tracks=state.tracks,
+            transport=self.publisher.transport
+            if isinstance(self.publisher, MovingPublisher)
+            else Transport(rung=self.publisher.name),
             started_at=self.started_at,
-            last_audio_at=self.last_audio_at,
+            last_audio_at=self.inbox.last_audio_at,
             error=self.error,
             statistics=playback.report(),
         )

@@ -38,7 +38,8 @@ def create_app(settings: AgentSettings) -> FastAPI:
         await factory.start()
         gc.collect()
         gc.freeze()
-        app.state.factory, app.state.sessions, app.state.links = factory, Sessions(factory), LinkServer()
+        app.state.factory, app.state.sessions = factory, Sessions(factory)
+        app.state.links = LinkServer(lambda: app.state.sessions.draining)
         try:
             yield
         finally:

@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 
 from fastapi import WebSocket, WebSocketDisconnect
 
 from musetalk_agent.protocol import messages as m
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from musetalk_agent.session import Session
+from musetalk_agent.sync.due import Due
 
 log = logging.getLogger(__name__)
 
-ACK_PERIOD_S = 0.2
+ACK_PERIOD_S = 0.1
+"""What an orchestrator that loses the agent does not know of what was heard."""
 _SEND_TIMEOUT_S = 5.0  # an orchestrator that reads nothing for this long has lost its connection
 
 
 class LinkServer:
-    """Serves connections one after the other; a new one takes over from the old."""
+    """Serves connections one after the other; a new one takes over from the old.
 
-    def __init__(self) -> None:
+    Args:
+        draining: whether the agent asks that its sessions be moved elsewhere.
+    """
+
+    def __init__(self, draining: Callable[[], bool]) -> None:
+        self._draining = draining
         self._current: dict[str, asyncio.Task[None]] = {}
 
     async def serve(self, socket: WebSocket, session: Session, events_after: int) -> None:
@@ -45,7 +53,7 @@ class LinkServer:
 
     async def _converse(self, socket: WebSocket, session: Session, events_after: int) -> None:
         try:
-            await socket.send_text(m.LinkHello(items=session.items).model_dump_json())
+            await self._send(socket, _hello(session))
             async with asyncio.TaskGroup() as group:
                 reading = group.create_task(self._read(socket, session), name="link-read")
                 telling = group.create_task(self._tell(socket, session, events_after), name="link-tell")
@@ -74,34 +82,66 @@ class LinkServer:
             session.take(item)
 
     async def _tell(self, socket: WebSocket, session: Session, events_after: int) -> None:
-        """Events as they happen, and an acknowledgement every 200 ms while items come or sound is played."""
-        told_items, told_position = -1, -1.0
+        """Events as they happen, and an acknowledgement every 100 ms while items come or sound is played."""
+        outbox, told = session.outbox, None
         while True:
-            session.outbox.changed.clear()
-            for event in session.outbox.after(events_after):
-                await self._send(socket, event.model_dump_json())
+            outbox.changed.clear()
+            for event in outbox.after(events_after):
+                await self._send(socket, event)
                 events_after = event.id
-            playback = session.pipeline.playback
-            position = round(playback.position_s, 3)
-            if session.items != told_items or position != told_position:
-                told_items, told_position = session.items, position
-                buffered = round(playback.buffered_s, 3)
-                ack = m.LinkAck(items=told_items, position_s=position, buffered_s=buffered)
-                await self._send(socket, ack.model_dump_json())
-            if session.ended.is_set() and not session.outbox.after(events_after):
+            for due in outbox.due.take():
+                await self._send(socket, _voice(due, session.pipeline.clock.now()))
+            ack = _ack(session, draining=self._draining())
+            if told is None or _differs(ack, told):
+                told = ack
+                await self._send(socket, ack)
+            if session.ended.is_set() and not outbox.after(events_after):
                 return
             try:
                 async with asyncio.timeout(ACK_PERIOD_S):
-                    await session.outbox.changed.wait()
+                    await outbox.changed.wait()
             except TimeoutError:
                 continue
 
-    async def _send(self, socket: WebSocket, text: str) -> None:
+    async def _send(self, socket: WebSocket, message: m.AgentMessage) -> None:
         async with asyncio.timeout(_SEND_TIMEOUT_S):
-            await socket.send_text(text)
+            await socket.send_text(message.model_dump_json())
 
     async def _close(self, socket: WebSocket, code: int, reason: str = "") -> None:
         try:
             await socket.close(code, reason[:120])
         except RuntimeError:
             log.debug("link was closed already")
+
+
+def _hello(session: Session) -> m.LinkHello:
+    inbox = session.inbox
+    return m.LinkHello(
+        items=inbox.items,
+        segments=inbox.segments,
+        received_samples=inbox.received_samples,
+        events=session.outbox.numbered,
+    )
+
+
+def _ack(session: Session, *, draining: bool) -> m.LinkAck:
+    playback = session.pipeline.playback
+    segment, heard_s = playback.heard
+    return m.LinkAck(
+        items=session.inbox.items,
+        position_s=round(playback.position_s, 3),
+        buffered_s=round(playback.buffered_s, 3),
+        segment=segment,
+        heard_s=round(heard_s, 3),
+        frames=session.publisher.state.published_frames,
+        draining=draining,
+    )
+
+
+def _differs(ack: m.LinkAck, told: m.LinkAck) -> bool:
+    """Pictures alone are news only while speech waits: they are then the agent's sign of life."""
+    return (ack if ack.buffered_s else ack.model_copy(update={"frames": told.frames})) != told
+
+
+def _voice(due: Due, now: float) -> m.LinkVoice:
+    return m.LinkVoice(segment=due.segment, heard_s=round(due.heard_s, 4), in_s=round(due.at - now, 4), held=due.held)

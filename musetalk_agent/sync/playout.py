@@ -6,8 +6,6 @@ has some. The clock counts what was handed over and knows when each sample is he
 
 from __future__ import annotations
 
-import math
-
 from musetalk_agent.clock import Clock
 
 _SNAP_S = 0.02  # an error of more than this is a hiccup and not jitter: believe the sink at once
@@ -31,16 +29,23 @@ class PlayoutClock:
         self._clock = clock
         self._rate = rate
         self._grain_s = grain_s
-        self.path_s = path_s
-        self.held = False
+        self._path_s = path_s
+        self.lead_s = 0.0
         self._base_position = 0.0
         self._base_time = clock.now()
+        self._begun = 0, self._base_time  # where and when the sink last began after running dry
+        self._before = 0.0, self._base_time  # the line up to there
         self._settled = 0  # what lies before it will not come again
         self.handed = 0
 
     def position(self) -> int:
         """Samples heard by now; stands still when everything handed over was heard."""
-        return min(self.handed, int(self._line(self._clock.now() - self.path_s)))
+        at = self._clock.now() - self._path_s - self.lead_s
+        begun, begun_at = self._begun
+        if at >= begun_at:
+            return min(self.handed, int(self._line(at)))
+        position, time = self._before
+        return min(begun, int(position + max(0.0, at - time) * self._rate))
 
     @property
     def dry(self) -> bool:
@@ -51,17 +56,22 @@ class PlayoutClock:
         """Seconds of sound that wait in the sink."""
         return max(0.0, (self.handed - self._line(self._clock.now())) / self._rate)
 
+    def leaves_at(self, position: int) -> float:
+        """Monotonic time at which sample `position` leaves the sink, if the sink never runs dry before it."""
+        base_position, base_time = self._before if position < self._begun[0] else (self._base_position, self._base_time)
+        return base_time + (position - base_position) / self._rate + self.lead_s
+
     def time_of(self, position: int) -> float:
-        """Monotonic time at which sample `position` is heard, if the sink never runs dry before it; infinite while it is held."""
-        if self.held and position >= self.handed:
-            return math.inf
-        return self._base_time + (position - self._base_position) / self._rate + self.path_s
+        """Monotonic time at which sample `position` is heard, and a picture of it is due."""
+        return self.leaves_at(position) + self._path_s
 
     def hand(self, samples: int) -> None:
         """`samples` samples are being handed to the sink now."""
         if self.dry:
+            self._before = self._base_position, self._base_time
             self._base_position = float(self.handed)
             self._base_time = self._clock.now() + self._grain_s / 2
+            self._begun = self.handed, self._base_time
         self.handed += samples
 
     def observe(self, queued: int) -> None:
@@ -90,7 +100,8 @@ class PlayoutClock:
 
     def _settle(self, position: int) -> None:
         self.handed = self._settled = position
-        self._base_position, self._base_time = float(position), self._clock.now()
+        self._base_position, self._base_time = self._before = float(position), self._clock.now()
+        self._begun = position, self._base_time
 
     def _line(self, now: float) -> float:
-        return self._base_position + max(0.0, now - self._base_time) * self._rate
+        return max(self._begun[0], self._base_position + (now - self._base_time) * self._rate)

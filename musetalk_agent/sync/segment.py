@@ -152,6 +152,7 @@ class Segment:
         rest._features_in = len(rest.for_features)
         rest._to_features, rest._to_room = self._to_features, self._to_room
         rest.cues = [Cue(c.phoneme, max(0, c.start - begin), c.end - begin) for c in self.cues if c.end > begin]
+        rest.not_before = self.not_before
         rest.started, rest.finished, rest.ended = self.started, self.finished, self.ended
         rest.arrivals.first_frame = frames_begun(rest._features_in, self.fps)  # those come again, and are no latency
         if rest.ended:
@@ -178,6 +179,11 @@ class Segment:
         """Seconds of the PCM received that are heard when the playout position is `position`; never more than it has."""
         played = 0 if self.origin is None else max(0, min(position - self.origin, self.handed))
         return min(self.duration_s, (self.skipped + played) / ROOM_RATE)
+
+    def second_at(self, position: int) -> float:
+        """Which second of the whole segment is heard at the playout position `position`. Only once it has begun."""
+        assert self.origin is not None
+        return self.heard_before_s + (self.skipped + position - self.origin) / ROOM_RATE
 
     def heard_s(self, position: int) -> float:
         """Seconds of the whole segment heard by then: `played_s`, and what another agent played."""
