@@ -13,6 +13,7 @@ from fastapi.security import HTTPBearer
 from starlette.middleware.cors import CORSMiddleware
 
 from musetalk_agent.protocol import logs
+from musetalk_agent.protocol.problems import ProblemError
 from musetalk_agent.protocol.version import VERSION
 from orchestrator.agents.client import AgentClient
 from orchestrator.agents.pool import StaticAgentPool
@@ -32,6 +33,7 @@ from orchestrator.session.registry import Idempotency
 from orchestrator.settings import Settings
 from orchestrator.tokens import Rooms, TokenMinter
 from orchestrator.tts.voices import Voices
+from orchestrator.webhooks import Endpoint, Webhooks, secret
 
 OPEN_PATHS = frozenset({"/health", "/docs", "/openapi.json", page.PAGE_TOKEN_PATH})
 """What needs no key, beside the page's files. The page token has conditions of its own."""
@@ -62,6 +64,7 @@ def create_app(settings: Settings, *, voices: Voices | None = None) -> FastAPI:
         finally:
             await context.starts.aclose()
             await context.sessions.aclose()
+            await context.webhooks.aclose()
             await spoken.aclose()
             await context.rooms.aclose()
             await context.agents.aclose()
@@ -132,6 +135,13 @@ def _assemble(settings: Settings, access: Access, metrics: Metrics, voices: Voic
     rooms, minter = Rooms(settings.livekit), TokenMinter(settings.livekit)
     bus = EventBus(metrics)
     services = Services(pool=pool, agents=agents, rooms=rooms, minter=minter, metrics=metrics, events=bus)
+    sessions = SessionLifecycle(services, settings.session_options)
+    webhooks = Webhooks(
+        lambda session_id: endpoints(settings, sessions, session_id),
+        metrics,
+        allow_private=settings.allow_private_urls,
+    )
+    bus.listen(webhooks.on_event)
     return Context(
         options=RouteOptions(
             public_url=settings.public_url,
@@ -141,18 +151,33 @@ def _assemble(settings: Settings, access: Access, metrics: Metrics, voices: Voic
             avatar_upload_bytes=settings.avatar_upload_bytes,
             allowed_origins=frozenset(settings.allowed_origins or settings.cors_origins),
             audio_idle_s=settings.audio_idle_s,
+            webhooks_signed=bool(settings.webhook_secrets),
         ),
         access=access,
         metrics=metrics,
         events=bus,
+        webhooks=webhooks,
         minter=minter,
         rooms=rooms,
         agents=agents,
         pool=pool,
-        sessions=SessionLifecycle(services, settings.session_options),
+        sessions=sessions,
         starts=Idempotency(),
         voices=voices,
     )
+
+
+def endpoints(settings: Settings, sessions: SessionLifecycle, session_id: str) -> list[Endpoint]:
+    """Where a session's events are posted: to everybody's endpoints, and to the session's own."""
+    common = [Endpoint(url, settings.webhook_secrets) for url in settings.webhook_url]
+    try:
+        order = sessions.registry.get(session_id).order
+    except ProblemError:
+        return common
+    if order.webhook_url is None:
+        return common
+    secrets = (secret(order.webhook_secret),) if order.webhook_secret else settings.webhook_secrets
+    return [*common, Endpoint(order.webhook_url, secrets)]
 
 
 async def _docs() -> HTMLResponse:

@@ -7,12 +7,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from orchestrator.audio.limits import AudioLimits
 from orchestrator.session.options import SessionOptions
 from orchestrator.tokens import LiveKitKeys
+from orchestrator.webhooks import secret, secure_address
 
 
 def default_store_path() -> str:
@@ -46,6 +47,12 @@ class Settings(BaseSettings):
     """Origins whose pages may open `/audio`, beside our own; by default those of CORS_ORIGINS. `*`: any."""
     orchestrator_keys_file: Path | None = None
     """JSON file of further keys with scopes and limits; read again when it changes."""
+    webhook_url: Annotated[list[str], NoDecode] = Field(default=[], repr=False)
+    """Where every session's events are posted; https."""
+    webhook_secret: SecretStr | None = None
+    """Signs them: `whsec_` and base64. Several, separated by commas, while receivers change from one to another."""
+    allow_private_urls: bool = False
+    """Whether webhooks may go to loopback and private addresses."""
     audit_log: Path | None = None
     """File of the audit log, one JSON line each; without it the lines are in the service's own log."""
     page_token_enabled: bool = False
@@ -72,7 +79,7 @@ class Settings(BaseSettings):
     """How long SIGTERM lets speech that is under way be heard."""
     log_level: str = "INFO"
 
-    @field_validator("agent_url", "cors_origins", "allowed_origins", mode="before")
+    @field_validator("agent_url", "cors_origins", "allowed_origins", "webhook_url", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):
@@ -104,6 +111,24 @@ class Settings(BaseSettings):
             raise ValueError("it needs the package redis: pip install 'musetalk-livekit[redis]'")
         return value
 
+    @field_validator("webhook_url")
+    @classmethod
+    def _webhooks(cls, value: list[str]) -> list[str]:
+        return [secure_address(url) for url in value]
+
+    @field_validator("webhook_secret")
+    @classmethod
+    def _webhook_secret(cls, value: SecretStr | None) -> SecretStr | None:
+        for each in _listed(value):
+            secret(each)
+        return value if _listed(value) else None
+
+    @model_validator(mode="after")
+    def _signed(self) -> Settings:
+        if self.webhook_url and self.webhook_secret is None:
+            raise ValueError("WEBHOOK_URL needs WEBHOOK_SECRET")
+        return self
+
     @field_validator("orchestrator_api_key", "agent_api_key", "livekit_api_secret")
     @classmethod
     def _not_blank(cls, value: SecretStr) -> SecretStr:
@@ -114,7 +139,12 @@ class Settings(BaseSettings):
     @property
     def api_keys(self) -> tuple[str, ...]:
         """Keys that clients may use."""
-        return tuple(k.strip() for k in self.orchestrator_api_key.get_secret_value().split(",") if k.strip())
+        return _listed(self.orchestrator_api_key)
+
+    @property
+    def webhook_secrets(self) -> tuple[bytes, ...]:
+        """What signs webhooks."""
+        return tuple(secret(each) for each in _listed(self.webhook_secret))
 
     @property
     def livekit(self) -> LiveKitKeys:
@@ -150,6 +180,14 @@ def load() -> Settings:
     except ValidationError as error:
         lines = []
         for item in error.errors():
+            if not item["loc"]:
+                lines.append(item["msg"].removeprefix("Value error, "))
+                continue
             name = str(item["loc"][0]).upper()
             lines.append(f"{name} is not set" if item["type"] == "missing" else f"{name} is wrong: {item['msg']}")
         raise SettingsError("\n".join(lines)) from None
+
+
+def _listed(value: SecretStr | None) -> tuple[str, ...]:
+    text = value.get_secret_value() if value else ""
+    return tuple(part.strip() for part in text.split(",") if part.strip())

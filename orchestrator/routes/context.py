@@ -18,6 +18,7 @@ from orchestrator.session.lifecycle import SessionLifecycle
 from orchestrator.session.registry import Idempotency
 from orchestrator.tokens import Rooms, TokenMinter
 from orchestrator.tts.voices import Voices
+from orchestrator.webhooks import Webhooks
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class RouteOptions:
     avatar_upload_bytes: int
     allowed_origins: frozenset[str]
     audio_idle_s: float
+    webhooks_signed: bool
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Context:
     access: Access
     metrics: Metrics
     events: EventBus
+    webhooks: Webhooks
     minter: TokenMinter
     rooms: Rooms
     agents: AgentClient

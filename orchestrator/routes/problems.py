@@ -16,6 +16,8 @@ from orchestrator.routes import openapi
 _log = logging.getLogger(__name__)
 _VALUE_CHARS = 200
 _FIELD_CHARS = 80
+_SECRET_FIELDS = frozenset({"webhook_secret", "webhook_url", "rtmp_url"})
+"""Values that an error does not repeat."""
 
 
 def problem_response(error: ProblemError) -> Response:
@@ -46,7 +48,7 @@ def invalid(error: RequestValidationError) -> ProblemError:
     field = ".".join(path)[:_FIELD_CHARS] if first["type"] != "json_invalid" else ""
     message = str(first["msg"]).removeprefix("Value error, ")
     more = f" ({len(errors) - 1} more)" if len(errors) > 1 else ""
-    value = first.get("input")
+    value = None if field in _SECRET_FIELDS else first.get("input")
     return ProblemError(
         ErrorCode.INVALID_REQUEST,
         f"{field}: {message}.{more}" if field else f"The body is wrong: {message}.{more}",

@@ -8,13 +8,14 @@ from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Request
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from musetalk_agent.protocol.http import AvatarSource, Picture
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.routes.access import current, visible
 from orchestrator.routes.context import Context, Ctx, host_url
 from orchestrator.session.record import Session, SessionOrder, iso
+from orchestrator.webhooks import secret
 
 PATTERN_ENGINE = "pattern"
 router = APIRouter(tags=["sessions"])
@@ -27,6 +28,15 @@ class StartRequest(AvatarSource, Picture):
     connect_livekit: bool = True
     engine: str | None = Field(default=None, min_length=1, max_length=64)
     speaker: str | None = Field(default=None, min_length=1, max_length=256)
+    webhook_url: str | None = Field(default=None, min_length=8, max_length=2048, repr=False)
+    webhook_secret: str | None = Field(default=None, max_length=128, repr=False)
+
+    @field_validator("webhook_secret")
+    @classmethod
+    def _is_secret(cls, value: str | None) -> str | None:
+        if value is not None:
+            secret(value)
+        return value
 
     def order(self) -> SessionOrder:
         """What is asked for. Raises ProblemError for fields that do not go together."""
@@ -51,6 +61,8 @@ class StartRequest(AvatarSource, Picture):
             engine=self.engine,
             connect_livekit=self.connect_livekit,
             speaker=self.speaker,
+            webhook_url=self.webhook_url,
+            webhook_secret=self.webhook_secret,
         )
 
 
@@ -65,6 +77,7 @@ async def start(
 
     With an `Idempotency-Key`, the same body gets the same answer however often it is sent.
     """
+    await _check_webhook(ctx, body)
     caller = current(request.scope)
     order = replace(body.order(), key=caller.name)
 
@@ -77,6 +90,18 @@ async def start(
     answer = await ctx.starts.run(own_key, body.model_dump_json(), begin)
     request.state.session_id = answer["session_id"]
     return answer
+
+
+async def _check_webhook(ctx: Context, body: StartRequest) -> None:
+    if body.webhook_url is None:
+        return
+    if not (body.webhook_secret or ctx.options.webhooks_signed):
+        raise ProblemError(
+            ErrorCode.INVALID_REQUEST,
+            "webhook_secret: give one, for this service has no WEBHOOK_SECRET to sign with.",
+            field="webhook_secret",
+        )
+    await ctx.webhooks.check(body.webhook_url)
 
 
 def _started(ctx: Context, request: Request, session: Session) -> dict[str, object]:

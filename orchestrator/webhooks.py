@@ -1,0 +1,293 @@
+"""Events of sessions, posted to whoever wants to know: over https to public addresses, signed, in order, and again when it fails.
+
+The scheme is Standard Webhooks': the headers `webhook-id`, `webhook-timestamp` and `webhook-signature`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import hmac
+import logging
+import random
+import ssl
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import httpcore
+
+from musetalk_agent.protocol.addresses import (
+    AddressRefused,
+    Resolver,
+    Target,
+    checked_addresses,
+    parse,
+    system_resolver,
+)
+from musetalk_agent.protocol.problems import ErrorCode, ProblemError
+from orchestrator.events import SessionEvent
+from orchestrator.metrics import Metrics
+
+PENDING = 1024
+"""Deliveries that may wait, all sessions together; past it the oldest goes."""
+DELAYS_S = (1.0, 5.0, 25.0, 90.0)
+"""Between five tries: about two minutes, give or take a fifth."""
+TRY_S = 10.0
+CLOSE_S = 3.0
+AT_ONCE = 16
+_PORTS = {"https": 443}
+_PREFIX = "whsec_"
+_SECRET_BYTES = (24, 64)
+_GONE = 410
+_RESOLVE_S = 5.0
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where events go. Each secret signs, so that the receiver may change from one to the next at any time."""
+
+    url: str = field(repr=False)
+    secrets: tuple[bytes, ...] = field(repr=False)
+
+
+def secret(text: str) -> bytes:
+    """The bytes of a secret `whsec_…`. Raises ValueError."""
+    try:
+        decoded = base64.b64decode(text.removeprefix(_PREFIX), validate=True)
+    except ValueError:
+        decoded = b""
+    low, high = _SECRET_BYTES
+    if not text.startswith(_PREFIX) or not low <= len(decoded) <= high:
+        raise ValueError(f"a webhook secret is {_PREFIX} and the base64 of {low} to {high} random bytes")
+    return decoded
+
+
+def signature(secrets: Iterable[bytes], message_id: str, timestamp: int, body: bytes) -> str:
+    """Value of `webhook-signature`: one signature for each secret."""
+    signed = f"{message_id}.{timestamp}.".encode() + body
+    made = (hmac.new(key, signed, hashlib.sha256).digest() for key in secrets)
+    return " ".join(f"v1,{base64.b64encode(one).decode()}" for one in made)
+
+
+def secure_address(url: str) -> str:
+    """The address, when it is one of https. Raises ValueError that says what is wrong."""
+    try:
+        parse(url, _PORTS)
+    except AddressRefused as error:
+        raise ValueError(error.detail) from None
+    return url
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """One event for one endpoint."""
+
+    endpoint: Endpoint
+    event: SessionEvent
+
+    @property
+    def lane(self) -> tuple[Endpoint, str]:
+        """What is delivered in order: the events of one session at one endpoint."""
+        return self.endpoint, self.event.session_id
+
+    @property
+    def message_id(self) -> str:
+        """The same for every try."""
+        return f"{self.event.session_id}-{self.event.id}"
+
+
+class Queue:
+    """Deliveries that wait, by lane; bounded over all lanes. Pure."""
+
+    def __init__(self, most: int = PENDING) -> None:
+        self._most = most
+        self._pending: OrderedDict[int, Delivery] = OrderedDict()
+        self._lanes: dict[tuple[Endpoint, str], deque[int]] = {}
+        self._next = 0
+
+    def __len__(self) -> int:
+        return len(self._pending)
+
+    def put(self, delivery: Delivery) -> Delivery | None:
+        """Queues it. Returns the oldest one when that had to make room."""
+        self._next += 1
+        self._pending[self._next] = delivery
+        self._lanes.setdefault(delivery.lane, deque()).append(self._next)
+        return self._pending.popitem(last=False)[1] if len(self._pending) > self._most else None
+
+    def head(self, lane: tuple[Endpoint, str]) -> tuple[int, Delivery] | None:
+        """The lane's first delivery with its ticket; None, and the lane is gone, when there is no more."""
+        tickets = self._lanes.get(lane, deque())
+        while tickets and tickets[0] not in self._pending:
+            tickets.popleft()
+        if not tickets:
+            self._lanes.pop(lane, None)
+            return None
+        return tickets[0], self._pending[tickets[0]]
+
+    def holds(self, ticket: int) -> bool:
+        """Whether it still waits, and was not dropped."""
+        return ticket in self._pending
+
+    def done(self, ticket: int) -> None:
+        """Delivered, or given up."""
+        self._pending.pop(ticket, None)
+
+
+class Webhooks:
+    """Posts events. `on_event` is the bus's listener; nothing there blocks.
+
+    Args:
+        endpoints: those of a session, by its id.
+        metrics: where deliveries are counted.
+        allow_private: whether loopback and private addresses may be posted to.
+        resolver, ssl_context: how names are resolved, and whom https trusts; by default the public authorities.
+        delays_s: waiting times between the tries.
+    """
+
+    def __init__(
+        self,
+        endpoints: Callable[[str], Sequence[Endpoint]],
+        metrics: Metrics,
+        *,
+        allow_private: bool = False,
+        resolver: Resolver = system_resolver,
+        ssl_context: ssl.SSLContext | None = None,
+        delays_s: Sequence[float] = DELAYS_S,
+    ) -> None:
+        self._endpoints = endpoints
+        self._metrics = metrics
+        self._allow_private = allow_private
+        self._resolver = resolver
+        self._ssl_context = ssl_context
+        self._delays_s = delays_s
+        self._queue = Queue()
+        self._lanes: dict[tuple[Endpoint, str], asyncio.Task[None]] = {}
+        self._slots = asyncio.Semaphore(AT_ONCE)
+        self._closed = False
+
+    def on_event(self, event: SessionEvent) -> None:
+        """Queues the event for each of its session's endpoints."""
+        if self._closed:
+            return
+        for endpoint in self._endpoints(event.session_id):
+            delivery = Delivery(endpoint, event)
+            if self._queue.put(delivery) is not None:
+                self._metrics.webhooks.labels(outcome="dropped").inc()
+            if delivery.lane not in self._lanes:
+                task = asyncio.create_task(self._run(delivery.lane), name=f"webhook-{event.session_id}")
+                self._lanes[delivery.lane] = task
+        self._metrics.webhooks_pending.set(len(self._queue))
+
+    async def check(self, url: str) -> None:
+        """Raises ProblemError `webhook_url_forbidden` for an address that nothing would ever be posted to."""
+        try:
+            async with asyncio.timeout(_RESOLVE_S):
+                target = parse(url, _PORTS)
+                await self._checked(target)
+        except AddressRefused as error:
+            raise _forbidden(error.detail, error.value) from error
+        except TimeoutError as error:
+            raise _forbidden(f"The name {target.host} was not found in {_RESOLVE_S:g} s.", target.host) from error
+
+    async def aclose(self) -> None:
+        """Gives what waits some seconds, and takes nothing more. Idempotent."""
+        self._closed = True
+        tasks = list(self._lanes.values())
+        if tasks:
+            await asyncio.wait(tasks, timeout=CLOSE_S)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if len(self._queue):
+            _log.warning("webhooks were not delivered before the end", extra={"count": len(self._queue)})
+
+    async def _run(self, lane: tuple[Endpoint, str]) -> None:
+        try:
+            while (head := self._queue.head(lane)) is not None:
+                ticket, delivery = head
+                outcome = await self._deliver(ticket, delivery)
+                self._queue.done(ticket)
+                if outcome is not None:
+                    self._metrics.webhooks.labels(outcome=outcome).inc()
+                self._metrics.webhooks_pending.set(len(self._queue))
+        finally:
+            del self._lanes[lane]
+
+    async def _deliver(self, ticket: int, delivery: Delivery) -> str | None:
+        """Tries until it is taken or given up. Returns which, None when it was dropped meanwhile."""
+        reason = ""
+        for delay_s in (*self._delays_s, None):
+            try:
+                async with self._slots, asyncio.timeout(TRY_S):
+                    status = await self._post(delivery)
+            except AddressRefused as error:
+                reason = error.detail
+            except (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError, TimeoutError) as error:
+                reason = type(error).__name__
+            except Exception as error:  # noqa: BLE001 - task boundary: one endpoint's trouble is not the others'
+                _log.exception("a webhook broke", extra={"session_id": delivery.event.session_id})
+                reason = type(error).__name__
+            else:
+                if 200 <= status < 300:
+                    return "delivered"
+                reason = f"HTTP {status}"
+                if status == _GONE:
+                    break
+            if delay_s is None:
+                break
+            await asyncio.sleep(delay_s * random.uniform(0.8, 1.2))
+            if not self._queue.holds(ticket):
+                return None
+        extra = {"session_id": delivery.event.session_id, "type": delivery.event.type, "reason": reason}
+        _log.warning("a webhook was given up", extra=extra)
+        return "failed"
+
+    async def _checked(self, target: Target) -> list[str]:
+        return await checked_addresses(target.host, target.port, self._resolver, allow_private=self._allow_private)
+
+    async def _post(self, delivery: Delivery) -> int:
+        """One try: the name is resolved once, and only a checked address connected to. Returns the status."""
+        target = parse(delivery.endpoint.url, _PORTS)
+        addresses = await self._checked(target)
+        if self._ssl_context is None:
+            self._ssl_context = await asyncio.to_thread(httpcore.default_ssl_context)
+        headers, body = _message(delivery, target, int(time.time()))
+        failure: Exception = httpcore.ConnectError("no address")
+        for address in addresses:
+            url = httpcore.URL(scheme=b"https", host=address.encode(), port=target.port, target=target.path.encode())
+            pool = httpcore.AsyncConnectionPool(self._ssl_context, max_connections=1, max_keepalive_connections=0)
+            try:
+                async with (
+                    pool,
+                    pool.stream(
+                        "POST", url, headers=headers, content=body, extensions={"sni_hostname": target.host}
+                    ) as answer,
+                ):
+                    return answer.status  # whatever it says beside that is not read
+            except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
+                failure = error
+        raise failure
+
+
+def _message(delivery: Delivery, target: Target, timestamp: int) -> tuple[list[tuple[bytes, bytes]], bytes]:
+    body = delivery.event.text.encode()
+    host = f"[{target.host}]" if ":" in target.host else target.host
+    signed = signature(delivery.endpoint.secrets, delivery.message_id, timestamp, body)
+    headers = {
+        "Host": host if target.port == _PORTS["https"] else f"{host}:{target.port}",
+        "Content-Type": "application/json",
+        "User-Agent": "musetalk-livekit",
+        "webhook-id": delivery.message_id,
+        "webhook-timestamp": str(timestamp),
+        "webhook-signature": signed,
+    }
+    return [(name.encode(), value.encode()) for name, value in headers.items()], body
+
+
+def _forbidden(why: str, value: str | None) -> ProblemError:
+    return ProblemError(ErrorCode.WEBHOOK_URL_FORBIDDEN, f"webhook_url: {why}", field="webhook_url", value=value)

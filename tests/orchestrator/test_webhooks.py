@@ -1,0 +1,233 @@
+"""Webhooks against a real https server, whose certificate is by an authority that only the test knows."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import hmac
+import secrets
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import pytest
+
+from musetalk_agent.protocol.problems import ProblemError
+from orchestrator.events import EventBus, SessionEvent
+from orchestrator.metrics import Metrics
+from orchestrator.webhooks import Delivery, Endpoint, Queue, Webhooks, secret, signature
+from tests.fakes.certificates import Authority
+from tests.fakes.hook_receiver import Hook, Receiver, receiving
+
+SECRET = "whsec_" + base64.b64encode(bytes(range(32))).decode()
+AUTHORITY = Authority()
+
+
+def verified(hook: Hook, shared: str) -> bool:
+    """As docs/security.md tells receivers to do it."""
+    key = base64.b64decode(shared.removeprefix("whsec_"))
+    signed = f"{hook.headers['webhook-id']}.{hook.headers['webhook-timestamp']}.".encode() + hook.body
+    expected = base64.b64encode(hmac.new(key, signed, hashlib.sha256).digest()).decode()
+    fresh = abs(time.time() - int(hook.headers["webhook-timestamp"])) < 300
+    return fresh and any(
+        hmac.compare_digest(f"v1,{expected}", each) for each in hook.headers["webhook-signature"].split()
+    )
+
+
+async def local(host: str, port: int) -> list[str]:
+    return ["127.0.0.1"]
+
+
+@asynccontextmanager
+async def posting(
+    *urls: str, delays_s: Sequence[float] = (0.01, 0.02, 0.03, 0.04), keys: Sequence[str] = (SECRET,), **options: object
+) -> AsyncIterator[tuple[EventBus, Metrics]]:
+    """A bus whose events go to these addresses."""
+    metrics = Metrics()
+    bus = EventBus(metrics)
+    endpoints = [Endpoint(url, tuple(secret(key) for key in keys)) for url in urls]
+    options = {"allow_private": True, "resolver": local, "ssl_context": AUTHORITY.trust, **options}
+    hooks = Webhooks(lambda session_id: endpoints, metrics, delays_s=delays_s, **options)  # type: ignore[arg-type]
+    bus.listen(hooks.on_event)
+    try:
+        yield bus, metrics
+    finally:
+        await hooks.aclose()
+
+
+def count(metrics: Metrics, outcome: str) -> float:
+    return metrics.registry.get_sample_value("avatar_webhooks_total", {"outcome": outcome}) or 0.0
+
+
+async def counted(metrics: Metrics, outcome: str, wanted: float) -> None:
+    for _ in range(1000):
+        if count(metrics, outcome) >= wanted:
+            break
+        await asyncio.sleep(0.01)
+    assert count(metrics, outcome) == wanted
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[Receiver]:
+    async with receiving(AUTHORITY.server("hooks.example", "127.0.0.1")) as made:
+        yield made
+
+
+async def test_an_event_is_posted_and_its_signature_holds(receiver: Receiver) -> None:
+    async with posting(receiver.url("hooks.example")) as (bus, metrics):
+        bus.publish("ses_a", "session.state", {"state": "ready"})
+        (hook,) = await receiver.wait(1)
+        await counted(metrics, "delivered", 1)
+    assert hook.path == "/hook?a=1" and hook.headers["host"] == f"hooks.example:{receiver.port}"
+    assert hook.headers["content-type"] == "application/json"
+    event = hook.event
+    assert event["session_id"] == "ses_a" and event["type"] == "session.state" and event["data"] == {"state": "ready"}
+    assert hook.headers["webhook-id"] == f"ses_a-{event['id']}"
+    assert verified(hook, SECRET)
+    other = "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
+    assert not verified(hook, other)
+    assert not verified(Hook(hook.path, hook.headers, hook.body + b" "), SECRET)
+
+
+def test_the_signature_is_that_of_the_standard() -> None:
+    """The example of github.com/standard-webhooks/standard-webhooks."""
+    made = signature(
+        [secret("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")],
+        "msg_p5jXN8AQM9LWM0D4loKWxJek",
+        1614265330,
+        b'{"test": 2432232314}',
+    )
+    assert made == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+
+
+async def test_every_secret_signs_while_they_change(receiver: Receiver) -> None:
+    new = "whsec_" + base64.b64encode(secrets.token_bytes(24)).decode()
+    async with posting(receiver.url(), keys=[SECRET, new]) as (bus, _):
+        bus.publish("ses_a", "warning", {})
+        (hook,) = await receiver.wait(1)
+    assert verified(hook, SECRET) and verified(hook, new)
+
+
+async def test_failures_are_tried_again_in_order_and_with_the_same_id(receiver: Receiver) -> None:
+    receiver.answers = [500, 503, 302, 429, 200]
+    receiver.location = "https://127.0.0.1:1/elsewhere"
+    async with posting(receiver.url()) as (bus, metrics):
+        for number in (1, 2):
+            bus.publish("ses_a", "playback.started", {"segment": number})
+        hooks = await receiver.wait(6)
+        await counted(metrics, "delivered", 2)
+    assert [hook.event["data"]["segment"] for hook in hooks] == [1, 1, 1, 1, 1, 2]
+    assert len({hook.headers["webhook-id"] for hook in hooks[:5]}) == 1
+    assert all(verified(hook, SECRET) for hook in hooks)
+
+
+@pytest.mark.parametrize(("answers", "tries"), [([500] * 5, 5), ([410], 1)])
+async def test_one_that_always_fails_is_given_up(receiver: Receiver, answers: list[int], tries: int) -> None:
+    receiver.answers = [*answers, 200]
+    async with posting(receiver.url()) as (bus, metrics):
+        bus.publish("ses_a", "warning", {"number": 1})
+        bus.publish("ses_a", "warning", {"number": 2})
+        hooks = await receiver.wait(tries + 1)
+        await counted(metrics, "failed", 1)
+    assert [hook.event["data"]["number"] for hook in hooks] == [1] * tries + [2]
+
+
+async def test_one_session_does_not_wait_for_another(receiver: Receiver) -> None:
+    receiver.hold.clear()
+    async with posting(receiver.url()) as (bus, metrics):
+        for session in ("ses_a", "ses_b", "ses_a"):
+            bus.publish(session, "warning", {})
+        hooks = await receiver.wait(2)
+        assert [hook.event["session_id"] for hook in hooks] == ["ses_a", "ses_b"]
+        receiver.hold.set()
+        await counted(metrics, "delivered", 3)
+
+
+async def test_only_the_right_certificate_is_talked_to(receiver: Receiver) -> None:
+    async with receiving(Authority().server("hooks.example")) as stranger:
+        for url in (receiver.url("other.example"), stranger.url("hooks.example")):
+            async with posting(url, delays_s=()) as (bus, metrics):
+                bus.publish("ses_a", "warning", {})
+                await counted(metrics, "failed", 1)
+    assert receiver.hooks == [] and stranger.hooks == []
+
+
+async def test_a_name_that_changes_its_mind_is_checked_at_every_try(receiver: Receiver) -> None:
+    answers = [["127.0.0.1"], ["169.254.169.254"], ["10.0.0.1", "169.254.169.254"], ["127.0.0.1"]]
+    asked: list[str] = []
+
+    async def resolver(host: str, port: int) -> list[str]:
+        asked.append(host)
+        return answers[len(asked) - 1]
+
+    receiver.answers = [500, 200]
+    async with posting(receiver.url("hooks.example"), resolver=resolver) as (bus, metrics):
+        bus.publish("ses_a", "warning", {})
+        await counted(metrics, "delivered", 1)
+    assert len(asked) == 4 and len(receiver.hooks) == 2
+
+
+async def test_private_addresses_are_not_posted_to(receiver: Receiver) -> None:
+    async with posting(receiver.url(), delays_s=(), allow_private=False) as (bus, metrics):
+        bus.publish("ses_a", "warning", {})
+        await counted(metrics, "failed", 1)
+    assert receiver.hooks == []
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://hooks.example/a",
+        "https://127.0.0.1/a",
+        "https://localhost/a",
+        "https://169.254.169.254/latest",
+        "https://[::ffff:10.0.0.1]/a",
+        "https://2130706433/a",
+        "https://user:pass@hooks.example/a",
+        "https://",
+        "ftp://hooks.example",
+        "hooks.example",
+    ],
+)
+async def test_what_is_never_posted_to_is_refused_beforehand(url: str) -> None:
+    hooks = Webhooks(lambda session_id: [], Metrics(), resolver=local)
+    with pytest.raises(ProblemError) as caught:
+        await hooks.check(url)
+    assert (caught.value.code, caught.value.status, caught.value.field) == ("webhook_url_forbidden", 422, "webhook_url")
+    assert "pass" not in caught.value.detail
+
+
+@pytest.mark.parametrize("text", ["", "whsec_", "whsec_AAAA", "AAAA", "whsec_" + "A" * 200, "whsec_ä", SECRET[6:]])
+def test_a_secret_has_its_form(text: str) -> None:
+    with pytest.raises(ValueError, match="whsec_"):
+        secret(text)
+
+
+def delivery(session: str, number: int) -> Delivery:
+    return Delivery(Endpoint("https://a", ()), SessionEvent(number, session, "warning", "{}"))
+
+
+def test_the_queue_drops_the_oldest_and_keeps_the_order() -> None:
+    queue = Queue(3)
+    first, other, second, third = (delivery(s, n) for s, n in (("a", 1), ("b", 1), ("a", 2), ("a", 3)))
+    assert [queue.put(each) for each in (first, other, second)] == [None] * 3
+    ticket = queue.head(first.lane)
+    assert ticket is not None and ticket[1] is first
+    assert queue.put(third) is first and len(queue) == 3
+    assert not queue.holds(ticket[0])
+    taken = []
+    while (head := queue.head(first.lane)) is not None:
+        taken.append(head[1])
+        queue.done(head[0])
+    assert taken == [second, third] and len(queue) == 1
+    assert queue.head(("https://b", "c")) is None  # type: ignore[arg-type]
+
+
+async def test_what_waits_at_the_end_is_given_up(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.webhooks.CLOSE_S", 0.05)
+    receiver.hold.clear()
+    async with posting(receiver.url()) as (bus, metrics):
+        bus.publish("ses_a", "warning", {})
+        await receiver.wait(1)
+    assert count(metrics, "delivered") == 0
