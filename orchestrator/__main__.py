@@ -1,18 +1,21 @@
-"""`musetalk-orchestrator`: serve, demo."""
+"""`musetalk-orchestrator`: serve, demo, key."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from musetalk_agent.protocol.version import VERSION
+from orchestrator.keys import Scope
 
 _EPILOG = """environment of serve:
   LIVEKIT_URL LIVEKIT_API_KEY LIVEKIT_API_SECRET   the LiveKit server
   ORCHESTRATOR_API_KEY                             keys clients may use, separated by commas
   AGENT_URL AGENT_API_KEY                          agents, separated by commas, and their key
-optional: PUBLIC_URL LIVEKIT_PUBLIC_URL CORS_ORIGINS VOICE SESSION_MAX_S SESSION_IDLE_TTL_S VIEWER_GRACE_S
+optional: ORCHESTRATOR_KEYS_FILE ALLOWED_ORIGINS AUDIT_LOG WEBHOOK_URL WEBHOOK_SECRET ALLOW_PRIVATE_URLS AUDIO_IDLE_S
+          PUBLIC_URL LIVEKIT_PUBLIC_URL CORS_ORIGINS VOICE SESSION_MAX_S SESSION_IDLE_TTL_S VIEWER_GRACE_S
           AUDIO_MESSAGE_BYTES AUDIO_BACKLOG_S AUDIO_BYTES_PER_S AVATAR_UPLOAD_BYTES LOG_LEVEL
 """
 
@@ -39,7 +42,17 @@ def build_parser() -> argparse.ArgumentParser:
     from orchestrator import demo as demonstration
 
     demonstration.add_arguments(demo)
+    _add_key(commands.add_parser("key", help="make keys for the keys file"))
     return parser
+
+
+def _add_key(parser: argparse.ArgumentParser) -> None:
+    new = parser.add_subparsers(dest="action", required=True, metavar="ACTION").add_parser(
+        "new", help="make a key and print it; only its hash is kept"
+    )
+    new.add_argument("--name", required=True, help="whose key it is; several keys of one name are one caller")
+    new.add_argument("--scope", required=True, choices=[scope.value for scope in Scope], help="what it may do")
+    new.add_argument("--file", type=Path, help="keys file to add it to; by default the entry is printed too")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,7 +62,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         from orchestrator import demo as demonstration
 
         return demonstration.run(arguments)
+    if arguments.command == "key":
+        return new_key(arguments.name, Scope(arguments.scope), arguments.file)
     return serve(arguments.host, arguments.port)
+
+
+def new_key(name: str, scope: Scope, file: Path | None) -> int:
+    """Prints a new key, and adds its entry to the file. Returns the exit code."""
+    from orchestrator import keyfile
+    from orchestrator.keys import KeysError
+
+    try:
+        key, entry = keyfile.new(name, scope)
+        if file is not None:
+            keyfile.add(file, entry)
+    except KeysError as error:
+        print(f"{file or 'key new'}: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"{file}: {error.strerror}", file=sys.stderr)
+        return 1
+    if file is None:
+        print(f"entry for the keys file:\n{entry.model_dump_json(exclude_none=True)}\nkey:", file=sys.stderr)
+    print(key)
+    return 0
 
 
 def serve(host: str, port: int) -> int:
