@@ -14,6 +14,7 @@ import pytest
 import websockets
 
 from musetalk_agent.protocol.http import AgentSession
+from musetalk_agent.protocol.messages import LinkAck, LinkHello, SegmentStart
 from tests.musetalk_agent.service.served import KEY, agent
 from tests.musetalk_agent.stand import tone
 
@@ -136,6 +137,52 @@ async def test_the_link_closes_with_1001_when_the_session_is_over(tmp_path: Path
         with pytest.raises(websockets.InvalidStatus) as ended:
             await here.link()
         assert ended.value.response.status_code == 409
+
+
+async def test_the_link_tells_what_an_adopter_must_know(tmp_path: Path) -> None:
+    part = tone(0.5).tobytes()
+    async with agent(tmp_path) as here:
+        await here.start()
+        async with here.link() as socket:
+            assert json.loads(await socket.recv()) == LinkHello(items=0).model_dump()
+            for number, received, heard_s in ((3, 40_000, 1.25), (4, None, 0), (5, 48_000, 0)):
+                start = SegmentStart(segment=number, sample_rate=16_000, received=received, heard_s=heard_s)
+                await socket.send(start.model_dump_json())
+                await socket.send(part)
+                await socket.send(json.dumps({"type": "segment.end", "segment": number}))
+            acks: list[LinkAck] = []
+            positions: list[tuple[int, float]] = []
+            async with asyncio.timeout(8):
+                while True:
+                    message = json.loads(await socket.recv())
+                    if message.get("id") == 5:
+                        break
+                    if message["type"] == "link.ack":
+                        acks.append(LinkAck.model_validate(message))
+                        positions.append((acks[-1].segment, acks[-1].heard_s))
+        assert positions == sorted(positions)
+        # told every 100 ms while speech is heard, from the segment's own beginning
+        assert sum(segment == 3 for segment, _ in positions) >= 3
+        assert all(1.25 <= heard <= 1.75 for segment, heard in positions if segment == 3)
+        assert acks[-1].frames > 20 and acks[-1].draining is False
+        assert message["event"] == {"type": "playback.finished", "segment": 5, "position_s": 0.5, "interrupted": False}
+        async with here.link() as socket:
+            hello = LinkHello.model_validate_json(await socket.recv())
+            assert (hello.items, hello.segments, hello.received_samples) == (9, 5, 56_000)
+            assert hello.events == 5  # the third segment was told to have begun by another agent
+
+
+async def test_a_voice_elsewhere_is_told_when_its_sound_is_due(tmp_path: Path) -> None:
+    async with agent(tmp_path) as here:
+        await here.start(voice="orchestrator")
+        async with here.link() as socket:
+            await socket.send('{"type":"segment.start","segment":1,"sample_rate":16000,"heard_s":2.0}')
+            await socket.send(tone(1.2).tobytes())
+            told = [await _until(socket, "link.voice") for _ in range(3)]
+    first, again, last = told
+    assert (first["segment"], first["heard_s"], first["held"]) == (1, 2.0, False)
+    assert first["in_s"] <= 0.25
+    assert 2.0 < again["heard_s"] < last["heard_s"] <= 3.24
 
 
 async def test_a_session_that_is_starting_can_be_stopped(tmp_path: Path) -> None:

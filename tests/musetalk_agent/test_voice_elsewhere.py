@@ -1,0 +1,85 @@
+"""A voice that somebody else publishes by what the agent tells: seen when it is heard, and never doubled."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from musetalk_agent.protocol.messages import PlaybackFinished
+from musetalk_agent.sync.due import VOICE_LEAD_S, Due, DueTimes
+from tests.musetalk_agent.stand import Stand, bursts, stand
+
+BURSTS_AT_S = [0.48, 1.48]  # of `bursts(2)`, which last 2.48 s
+
+
+class Voice:
+    """Says what it is told to, and nothing of what it was not told in time."""
+
+    def __init__(self, made: Stand) -> None:
+        self.told: list[tuple[float, Due]] = []
+        self._made = made
+        self._due = DueTimes(self._note)
+        made.pipeline.playback.follow(self._due)
+
+    def _note(self) -> None:
+        self.told += [(self._made.clock.now(), due) for due in self._due.take()]
+
+    def said_at(self, segment: int, second: float) -> float:
+        """When that second left, by the last word about it that came before."""
+        at = -1.0
+        for came, due in self.told:
+            if due.segment == segment and due.heard_s <= second + 1e-9 and not due.held:
+                assert due.at - came > 0.05, "it came too late to be said in time"
+                at = due.at + second - due.heard_s
+        return at
+
+
+@pytest.mark.parametrize("gap_s", [0.0, 0.12, 0.7])
+async def test_lips_move_when_the_told_sound_leaves(executor: ThreadPoolExecutor, gap_s: float) -> None:
+    async with stand(executor) as made:
+        voice = Voice(made)
+        made.pipeline.begin(1, 16_000)
+        await made.live(bursts(2))
+        await made.pass_time(gap_s)
+        await made.live(bursts(2))
+        made.pipeline.end()
+        made.pipeline.begin(2, 16_000)
+        await made.live(bursts(2))
+        made.pipeline.end()
+        await made.pass_time(1)
+    seconds = [(1, at) for at in BURSTS_AT_S] + [(1, 2.48 + at) for at in BURSTS_AT_S] + [(2, at) for at in BURSTS_AT_S]
+    said = [voice.said_at(*second) for second in seconds]
+    assert max(abs(white - at) for white, at in zip(made.whites(), said, strict=True)) <= 0.006
+    came, first = voice.told[0]
+    assert first.heard_s == 0 and first.at - came == pytest.approx(VOICE_LEAD_S, abs=0.05)
+    assert any(due.held for _, due in voice.told) is (gap_s > 0)
+    gaps = [b[0] - a[0] for a, b in zip(voice.told, voice.told[1:], strict=False) if not a[1].held]
+    assert max(gaps) <= 1.0
+
+
+async def test_a_last_picture_keeps_its_time_when_the_voice_begins_again_soon(executor: ThreadPoolExecutor) -> None:
+    async with stand(executor) as made:
+        voice = Voice(made)
+        made.pipeline.begin(1, 16_000)
+        await made.live(bursts(1)[: 7_680 + 640])  # 40 ms of tone, and the voice stops
+        await made.pass_time(0.1)
+        await made.live(bursts(1))
+        await made.pass_time(1)
+    assert voice.said_at(1, 0.48) == pytest.approx(made.whites()[0], abs=0.006)
+    assert voice.said_at(1, 1.0) == pytest.approx(made.whites()[1], abs=0.006)
+
+
+async def test_a_way_out_that_died_does_not_make_it_speak_twice(executor: ThreadPoolExecutor) -> None:
+    async with stand(executor) as made:
+        voice = Voice(made)
+        made.pipeline.begin(1, 16_000)
+        made.pipeline.push(bursts(2))
+        await made.pass_time(1)
+        made.pipeline.rewind(0)
+        made.pipeline.end()
+        await made.pass_time(3)
+    assert [d.heard_s for _, d in voice.told] == sorted(d.heard_s for _, d in voice.told)
+    assert made.events[-1][1] == PlaybackFinished(segment=1, position_s=2.48, interrupted=False)
+    assert len(asyncio.all_tasks()) == 1
