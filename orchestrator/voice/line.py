@@ -128,7 +128,7 @@ class VoiceLine:
         self._feed()
 
     def follow(self, segment: int, heard_s: float, at: float, *, held: bool = False) -> None:
-        """Second `heard_s` of the segment is due at `at` (monotonic); see `Follow`. Segment 0: nothing is due until told."""
+        """Second `heard_s` of the segment leaves at `at` (monotonic); see `Follow`. Segment 0: nothing is due until told."""
         self._say(Follow(line=self.name, segment=segment, heard_s=heard_s, at=at, held=held))
 
     def free(self) -> None:

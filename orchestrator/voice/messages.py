@@ -55,7 +55,7 @@ class End(BaseModel):
 
 
 class Follow(BaseModel):
-    """Second `heard_s` of the segment is due at `at`, and what follows without a gap; `held`: the voice pauses there.
+    """Second `heard_s` of the segment leaves at `at`, and what follows without a gap; `held`: the voice pauses there.
 
     Without this a line says what it has as soon as it can; `free` returns to that.
     """
@@ -124,7 +124,9 @@ class Report(BaseModel):
 
 
 class CutMade(BaseModel):
-    """Answer to `cut`: the line says `heard_s` of `segment` and no more, and ends at `at`. `segment` 0: it has nothing to say.
+    """Answer to `cut`: the line says `heard_s` of `segment` and no more; the last sample leaves at `at`.
+
+    `segment` 0: it has nothing to say.
 
     `whole`: that is the segment's end.
     """

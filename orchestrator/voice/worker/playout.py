@@ -37,9 +37,8 @@ class Playout:
         self.passed = 0
 
     def next_at(self, now: float) -> float:
-        """When the next sample handed over at `now` is heard."""
-        begins = now + _GRAIN_S / 2 if self.dry(now) else self._base_at + (self.handed - self._base) / ROOM_RATE
-        return begins + SOUND_PATH_S
+        """When the next sample handed over at `now` leaves the source; it is heard `SOUND_PATH_S` later."""
+        return now + _GRAIN_S / 2 if self.dry(now) else self._base_at + (self.handed - self._base) / ROOM_RATE
 
     def dry(self, now: float) -> bool:
         """Nothing is left in the source."""

@@ -35,7 +35,7 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """Sample `position` of `segment` is due at `at`; `held`: nothing after it is."""
+    """Sample `position` of `segment` leaves at `at`; `held`: nothing after it does."""
 
     segment: int
     position: int
@@ -107,7 +107,7 @@ class Score:
         Args:
             after_s: at least this long after the next block begins.
             within_s: a pause is looked for in as much after that.
-            next_at: when the next block is heard.
+            next_at: when the next block leaves.
             spoken: whether the line has said anything yet; if not, it stops where it is.
         """
         sound = self._current()
@@ -137,7 +137,7 @@ class Score:
         return sum(max(0, s.ready - max(s.begin, self._from(s))) for s in self._segments.values()) / ROOM_RATE
 
     def next(self, at: float, *, dry: bool) -> Block | None:
-        """The block whose first sample is heard at `at`, or None: ask again at `wake_at`, or when something has come.
+        """The block whose first sample leaves at `at`, or None: ask again at `wake_at`, or when something has come.
 
         Args:
             at: seconds, monotonic.
