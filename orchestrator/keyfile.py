@@ -6,11 +6,13 @@ import asyncio
 import json
 import logging
 import os
+import re
 import tempfile
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 
-from orchestrator.keys import Key, KeyEntry, KeyRing, KeysError, Scope, digest, generate, parse
+from orchestrator.keys import NAME, Key, KeyEntry, KeyRing, KeysError, Scope, digest, generate, parse
 from orchestrator.metrics import Metrics
 
 POLL_S = 1.0
@@ -89,7 +91,9 @@ def read(path: Path) -> tuple[Key, ...]:
 
 
 def new(name: str, scope: Scope) -> tuple[str, KeyEntry]:
-    """A new key, and the entry that makes it count: the entry holds only the key's hash. Raises ValueError for a wrong name."""
+    """A new key, and the entry that makes it count: the entry holds only the key's hash. Raises KeysError."""
+    if not re.fullmatch(NAME, name):
+        raise KeysError(f"the name {name[:64]!r} is not 1 to 64 letters, digits, dots, dashes and underscores")
     key = generate()
     return key, KeyEntry(name=name, scope=scope, sha256=digest(key).hex())
 
@@ -97,11 +101,14 @@ def new(name: str, scope: Scope) -> tuple[str, KeyEntry]:
 def add(path: Path, entry: KeyEntry) -> None:
     """Adds an entry to the file, which is made when it is missing, readable by its owner only. Blocks.
 
-    The file is replaced whole, so that no reader sees half of it. Raises OSError, and KeysError when the file is broken already.
+    It gets the limits of the other keys of its name. The file is replaced whole, so that no reader sees half of it. Raises
+    OSError, and KeysError when the file is broken already.
     """
     old = path.read_bytes() if path.exists() else b"[]"
-    parse(old)
-    text = json.dumps([*json.loads(old), entry.model_dump(mode="json", exclude_none=True)], indent=2) + "\n"
+    same = [key.caller for key in parse(old) if key.caller.name == entry.name]
+    limits = asdict(same[0].limits) if same else {}
+    added = entry.model_copy(update=limits).model_dump(mode="json", exclude_none=True)
+    text = json.dumps([*json.loads(old), added], indent=2) + "\n"
     KeyRing(()).replace(parse(text))
     handle, partial = tempfile.mkstemp(prefix=path.name, dir=path.parent)
     try:

@@ -37,6 +37,9 @@ class _Recent(Generic[_Value]):
     def __init__(self) -> None:
         self._values: OrderedDict[str, _Value] = OrderedDict()
 
+    def __len__(self) -> int:
+        return len(self._values)
+
     def get(self, name: str, make: Callable[[], _Value]) -> _Value:
         value = self._values.get(name)
         if value is None:
