@@ -179,8 +179,9 @@ class Ladder:
 
     def _arrive(self) -> None:
         """The room carries from now on."""
-        self._retry_s, self._whip_tried, self._returned_at = w.RETRY_S[0], False, self._now
-        self.silent_s = 0.0
+        self._retry_s, self._whip_tried, self.silent_s = w.RETRY_S[0], False, 0.0
+        if self._carried:
+            self._returned_at = self._now
         if self.mode is PublisherMode.RTMP and self.ways.rtmp:
             self._take_stream("mode")
             return

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum, StrEnum, auto
 
-SUSPECT_S = 0.7
+SUSPECT_S = 1.0
 """Nothing came back from the SFU for so long (its answers are 0.3 s apart, 0.8 s when it stalls): a stream is opened in case."""
 DEAD_S = 1.5
 """Nothing for so long: the room counts as dead. A cut of one second, which the SDK rides out by itself, looks shorter than this."""

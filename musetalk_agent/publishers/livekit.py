@@ -21,6 +21,7 @@ from musetalk_agent.clock import Clock, utc_now
 from musetalk_agent.errors import PublishFailed
 from musetalk_agent.media import Pcm, VideoFrame
 from musetalk_agent.protocol.http import TrackInfo
+from musetalk_agent.publishers.abandoned import abandon
 from musetalk_agent.publishers.base import Lost, PublisherState
 from musetalk_agent.publishers.camera import Camera
 from musetalk_agent.publishers.transport import Liveness, Reading, read
@@ -41,7 +42,6 @@ _STATS_TIMEOUT_S = 0.5
 _GRACE_AFTER_STALL_S = 0.002  # a capture that took longer than this has waited for the queue to drain
 STREAM = "avatar"
 _TOKEN = re.compile(r"eyJ[\w.-]+")  # the SDK's errors quote tokens
-_abandoned: set[asyncio.Task[None]] = set()  # rooms that are left when their joins, which cannot be called off, end
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +130,10 @@ class LiveKitPublisher:
     async def push_audio(self, block: Pcm) -> None:
         """Hands a block to the SDK and takes its back-pressure as the truth about the queue."""
         self.playout.hand(len(block))
+        await self.capture(block)
+
+    async def capture(self, block: Pcm) -> None:
+        """Takes a block that was counted as handed over already."""
         if self._audio is None:
             excess = self.playout.queued_s() - QUEUE_MS / 1000
             await self._clock.sleep_until(self._clock.now() + max(0.0, excess))
@@ -185,7 +189,7 @@ class LiveKitPublisher:
         if self._connecting is not None and not self._connecting.done():
             await asyncio.wait([self._connecting], timeout=CONNECT_TIMEOUT_S + 1)
             if not self._connecting.done():
-                _abandon(self._room, self._connecting)
+                abandon(self._room, self._connecting)
         await self._bounded(self._room.disconnect())
         for source in (self._audio, self._camera):
             if source is not None:
@@ -295,15 +299,3 @@ class LiveKitPublisher:
         if acknowledged > self.state.acknowledged_frames:
             self.state.acknowledged_frames = acknowledged
             self.state.acknowledged_at = utc_now()
-
-
-def _abandon(room: rtc.Room, connecting: asyncio.Task[None]) -> None:
-    async def leave() -> None:
-        await asyncio.wait([connecting])
-        if connecting.cancelled() or connecting.exception() is not None:
-            return
-        await room.disconnect()
-
-    task = asyncio.create_task(leave(), name="livekit-abandoned")
-    _abandoned.add(task)
-    task.add_done_callback(_abandoned.discard)

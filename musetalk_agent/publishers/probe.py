@@ -1,0 +1,88 @@
+"""Whether the room can be reached again: tried hidden, under another identity, while media take another way."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from urllib.parse import urlsplit
+
+from livekit import rtc
+
+from musetalk_agent.publishers.abandoned import abandon
+
+HEALTHY_S = 2.0
+_EVERY_S = 1.0
+_HTTP_TIMEOUT_S = 1.0
+_CONNECT_TIMEOUT_S = 3.0
+
+
+async def answers(livekit_url: str) -> bool:
+    """Whether the SFU's HTTP side says anything, within a second."""
+    parts = urlsplit(livekit_url)
+    tls = parts.scheme in ("wss", "https")
+    try:
+        async with asyncio.timeout(_HTTP_TIMEOUT_S):
+            reader, writer = await asyncio.open_connection(parts.hostname, parts.port or (443 if tls else 80), ssl=tls)
+            try:
+                writer.write(f"HEAD / HTTP/1.0\r\nHost: {parts.netloc}\r\n\r\n".encode())
+                return (await reader.read(5)).startswith(b"HTTP")
+            finally:
+                writer.close()
+                with contextlib.suppress(OSError):
+                    await writer.wait_closed()
+    except (OSError, TimeoutError):
+        return False
+
+
+class Probe:
+    """Tries until it is closed.
+
+    A try looks whether the SFU answers over HTTP, then joins, which needs UDP both ways, and stays two seconds. A join through
+    blocked UDP goes on for a minute, and succeeds at once when the way is free.
+
+    Args:
+        token: joins hidden; None leaves it at HTTP, and at two seconds of it.
+        tell: called with the outcome of every try.
+        impatient: a first join that succeeds is enough, for a start.
+    """
+
+    def __init__(self, url: str, token: str | None, tell: Callable[[bool], None], *, impatient: bool = False) -> None:
+        self._url, self._token, self._tell = url, token, tell
+        self._healthy_s = 0.0 if impatient else HEALTHY_S
+        self._room: rtc.Room | None = None
+        self._connecting: asyncio.Task[None] | None = None
+        self._task = asyncio.create_task(self._run(), name="probe")
+
+    async def aclose(self) -> None:
+        """Ends it and leaves the room; a join under way is let go. Idempotent."""
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        await self._leave()
+
+    async def _run(self) -> None:
+        while True:
+            healthy = await answers(self._url) and await self._try()
+            self._tell(healthy)
+            await self._leave()
+            await asyncio.sleep(_EVERY_S)
+
+    async def _try(self) -> bool:
+        if self._token is None:
+            await asyncio.sleep(self._healthy_s)
+            return await answers(self._url)
+        self._room = rtc.Room()
+        options = rtc.RoomOptions(auto_subscribe=False, connect_timeout=_CONNECT_TIMEOUT_S)
+        self._connecting = asyncio.create_task(self._room.connect(self._url, self._token, options), name="probe-join")
+        try:
+            await asyncio.shield(self._connecting)
+        except rtc.ConnectError:
+            return False
+        await asyncio.sleep(self._healthy_s)
+        return self._room.connection_state == rtc.ConnectionState.CONN_CONNECTED
+
+    async def _leave(self) -> None:
+        room, self._room = self._room, None
+        if room is None or self._connecting is None:
+            return
+        abandon(room, self._connecting)

@@ -1,0 +1,161 @@
+"""A session that can fall back to a real RTMP server, its viewer in the room, and the faults of the SFU."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import numpy as np
+from livekit import api
+
+from musetalk_agent.clock import MonotonicClock
+from musetalk_agent.engines.batcher import Batcher
+from musetalk_agent.engines.pattern import PatternEngine, pattern_bundle
+from musetalk_agent.media import Pcm
+from musetalk_agent.pipeline import Pipeline
+from musetalk_agent.protocol.http import AgentStartRequest, AvatarSource, PublisherMode
+from musetalk_agent.protocol.messages import PublisherChanged
+from musetalk_agent.publishers.failover import FailoverPublisher
+from musetalk_agent.publishers.livekit import LiveKitOptions
+from musetalk_agent.publishers.outlets import OutletOptions
+from musetalk_agent.publishers.rtmp_address import check_rtmp
+from musetalk_agent.session import Session
+from orchestrator.livekit_server import LiveKitAccess, LiveKitServer, find
+from tests.musetalk_agent.publishers.spoken_code import SLOT_S
+from tests.viewer import RATE, join_token
+
+ROOM = "studio"
+START = '{"type":"segment.start","segment":%d,"sample_rate":16000}'
+END = '{"type":"segment.end","segment":%d}'
+
+
+class Sfu:
+    """A livekit-server that can hang, crash and come back."""
+
+    def __init__(self) -> None:
+        program = find()
+        assert program is not None, "livekit-server is missing: run `tools/setup livekit`"
+        self.server = LiveKitServer(program, log_level="error")
+
+    @property
+    def access(self) -> LiveKitAccess:
+        return self.server.access
+
+    def signal(self, number: int) -> None:
+        """SIGSTOP: no packet and no answer, until SIGCONT."""
+        process = self.server.child._process
+        assert process is not None
+        os.kill(process.pid, number)
+
+    async def crash(self) -> None:
+        """SIGKILL."""
+        self.signal(signal.SIGKILL)
+        assert self.server.child._process is not None
+        await self.server.child._process.wait()
+
+
+@asynccontextmanager
+async def sfu() -> AsyncIterator[Sfu]:
+    made = Sfu()
+    try:
+        await made.server.start()
+        yield made
+    finally:
+        if made.server.child._process is not None and made.server.child._process.returncode is None:
+            made.signal(signal.SIGCONT)
+        await made.server.stop()
+
+
+@dataclass
+class Failing:
+    """A session, and when it took which way."""
+
+    session: Session
+    publisher: FailoverPublisher
+    changes: list[tuple[float, PublisherChanged]]
+
+    def ways(self) -> list[str]:
+        return [change.publisher for _, change in self.changes]
+
+    def when(self, way: str) -> float:
+        """When that way was taken last."""
+        return next(at for at, change in reversed(self.changes) if change.publisher == way)
+
+    async def until(self, seconds: float, way: str) -> None:
+        async with asyncio.timeout(seconds):
+            while self.publisher.name != way:
+                await asyncio.sleep(0.02)
+
+    async def speak(self, pcm: Pcm, number: int = 1) -> None:
+        """Sends a segment at the pace of its sound."""
+        begun = time.monotonic()
+        self.session.take(START % number)
+        step = round(SLOT_S * RATE)
+        for at in range(0, len(pcm), step):
+            await asyncio.sleep(max(0.0, begun + (at + step) / RATE - time.monotonic()))
+            self.session.take(pcm[at : at + step].tobytes())
+        self.session.take(END % number)
+
+
+def probe_token(access: LiveKitAccess) -> str:
+    grants = api.VideoGrants(room_join=True, room=ROOM, can_publish=False, can_subscribe=False, hidden=True)
+    made = api.AccessToken(access.api_key, access.api_secret).with_identity("probe-s1").with_grants(grants)
+    return made.to_jwt()
+
+
+@asynccontextmanager
+async def failing(
+    access: LiveKitAccess,
+    executor: ThreadPoolExecutor,
+    rtmp_url: str | None = None,
+    *,
+    mode: PublisherMode = PublisherMode.AUTO,
+    beside: bool = False,
+    token: str = "",
+    url: str = "",
+) -> AsyncIterator[Failing]:
+    """A session with the pattern engine, built but not started; stopped at the end."""
+    batcher = Batcher(PatternEngine())
+    await batcher.start()
+    bundle, clock = pattern_bundle(256, 256, 25), MonotonicClock()
+    token = token or join_token(access, ROOM, "avatar", "agent", publish=True)
+    address = await check_rtmp(rtmp_url, True) if rtmp_url else None
+    room = LiveKitOptions(url or access.url, token, ROOM, 25)
+    options = OutletOptions(room, address=address, beside=beside, probe_token=probe_token(access))
+    publisher = FailoverPublisher(options, mode, clock)
+    request = AgentStartRequest(
+        session_id="s1", room=ROOM, livekit_url=access.url, livekit_token=token, avatar=AvatarSource()
+    )
+    actor = batcher.engine.open(bundle)
+    session = Session(
+        request,
+        bundle,
+        "pattern",
+        publisher,
+        lambda emit, speaking: Pipeline(publisher, batcher, actor, bundle, clock, executor, emit, speaking),
+        actor.close,
+    )
+    changes: list[tuple[float, PublisherChanged]] = []
+    told = publisher.on_change
+
+    def note(change: PublisherChanged) -> None:
+        changes.append((time.monotonic(), change))
+        told(change)
+
+    publisher.on_change = note
+    try:
+        yield Failing(session, publisher, changes)
+    finally:
+        await session.stop()
+        await batcher.aclose()
+
+
+def coarse(wave: np.ndarray) -> np.ndarray:
+    """48 kHz at 16 kHz."""
+    return wave[: len(wave) // 3 * 3].reshape(-1, 3).mean(1)
