@@ -141,6 +141,7 @@ class StreamSink:
         self._offered += 1
         if not self._queue.stopped and self._offered % self._divisor == 0:
             self._queue.offer_video(Picture(at, frame))
+            self._count()
 
     def set_quality(self, *, bitrate: int, fps_divisor: int) -> None:
         """Bits per second of the pictures from now on (at most those of the options); only every `fps_divisor`-th is pushed."""
@@ -174,6 +175,7 @@ class StreamSink:
             log.warning("a push would not end", extra={"sink": self.name})
         finally:
             aborting.cancel()
+            self._count(ended=True)
 
     def _connect(self, attempt: int) -> Connection:
         """A new connection, not yet open."""
@@ -205,10 +207,8 @@ class StreamSink:
                 wait_s = _FIRST_WAIT_S if self._clock.now() - begun > _STEADY_S else wait_s
                 self._queue.rest(wait_s)
                 wait_s = min(_LONGEST_WAIT_S, 2 * wait_s)
-                self._count()
         finally:
             self._change(connected=False, error=self.state.error)
-            self._count(ended=True)
             self._on_loop(self._ended.set)
 
     def _push(self, attempt: int) -> None:
@@ -267,7 +267,6 @@ class StreamSink:
                 metrics.STREAM_FRAMES.labels(self.name).inc()
             connection.poll()
             self._confirm(connection)
-            self._count()
 
     def _confirm(self, connection: Connection) -> None:
         """Forgets the sound that has reached the server."""

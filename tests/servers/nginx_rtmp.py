@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.processes import free_port
+from tests.servers.puller import Received, read
 
 _MODULES = (Path("/usr/lib/nginx/modules"), Path("/usr/lib64/nginx/modules"), Path("/usr/share/nginx/modules"))
 _CONFIG = """
@@ -26,7 +27,8 @@ rtmp {{
     listen 127.0.0.1:{port};
     chunk_size 4096;
     max_streams 32;
-    application live {{ live on; wait_key on; wait_video off; idle_streams off; drop_idle_publisher 10s; }}
+    application live {{ live on; wait_key on; wait_video off; drop_idle_publisher 10s; }}
+    application kept {{ live on; record all; record_path {folder}; record_unique on; }}
   }}
 }}
 """
@@ -48,9 +50,15 @@ class NginxRtmp:
         self._folder = Path(tempfile.mkdtemp(prefix="nginx-rtmp-"))
         self._process: asyncio.subprocess.Process | None = None
 
-    def url(self, key: str = "secret-key") -> str:
-        """Where to push to and to pull from."""
-        return f"rtmp://127.0.0.1:{self.port}/live/{key}"
+    def url(self, key: str = "secret-key", app: str = "live") -> str:
+        """Where to push to and to pull from. What is pushed to the application `kept` is kept in files too."""
+        return f"rtmp://127.0.0.1:{self.port}/{app}/{key}"
+
+    async def kept(self, push: int = 0) -> Received:
+        """What came with one of the pushes to `kept`, once it has ended."""
+        await asyncio.sleep(0.3)
+        files = sorted(self._folder.glob("*.flv"), key=lambda path: path.stat().st_ctime)
+        return await asyncio.to_thread(read, files[push])
 
     async def start(self) -> None:
         """Returns when it accepts connections; skips the test where nginx is missing."""
