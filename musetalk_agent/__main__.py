@@ -50,12 +50,12 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _serve(args: argparse.Namespace) -> int:
-    import uvicorn
     from pydantic import ValidationError
 
     from musetalk_agent.errors import AgentError
     from musetalk_agent.protocol.logs import configure
     from musetalk_agent.service.app import create_app
+    from musetalk_agent.service.serving import DrainingServer
     from musetalk_agent.settings import AgentSettings
 
     try:
@@ -72,18 +72,7 @@ def _serve(args: argparse.Namespace) -> int:
     except AgentError as error:
         print(f"musetalk-agent: {error.code.value}: {error.detail}", file=sys.stderr)
         return 1
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app,
-            host=args.host,
-            port=args.port,
-            log_config=None,
-            access_log=False,  # query strings would be logged
-            ws="websockets-sansio",
-            ws_max_size=4 << 20,
-            timeout_graceful_shutdown=int(settings.drain_s),
-        )
-    )
+    server = DrainingServer(app, settings, host=args.host, port=args.port)
 
     def end() -> None:
         server.should_exit = True

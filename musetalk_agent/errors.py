@@ -6,7 +6,7 @@ AgentError
 │   ├── AvatarUnsafeArchive, AvatarUndecodable, AvatarSizesDiffer, AvatarEmpty
 │   └── NoFaceInAvatar, AvatarNotFound
 ├── EngineUnknown, EngineUnavailable, EngineFailed, WeightsMissing, WeightsInvalid
-├── SessionNotFound, SessionConflict, SessionEnded, AtCapacity
+├── SessionNotFound, SessionConflict, SessionEnded, AtCapacity, Draining
 ├── PublishFailed          the room could not be joined or published to
 ├── PublisherUnavailable   this way to publish is not there for the session
 └── RtmpUrlForbidden       the RTMP address may not be pushed to
@@ -148,6 +148,12 @@ class AtCapacity(AgentError):
     """No room for another session now."""
 
     error_code = ErrorCode.AT_CAPACITY
+
+
+class Draining(AgentError):
+    """The process shuts down."""
+
+    error_code = ErrorCode.DRAINING
 
 
 class PublishFailed(AgentError):

@@ -40,4 +40,4 @@ class AgentSettings(BaseSettings):
     )
     models_dir: Path = Field(default_factory=default_models_dir)
     log_level: str = "INFO"
-    drain_s: float = Field(default=5.0, ge=0, validation_alias=AliasChoices("AGENT_DRAIN_S", "drain_s"))
+    drain_s: float = Field(default=25.0, ge=0, le=600, validation_alias=AliasChoices("AGENT_DRAIN_S", "drain_s"))

@@ -92,6 +92,7 @@ async def _start(args: argparse.Namespace, children: list[Child]) -> DemoInfo:
     agent_environment = {
         "AGENT_API_KEY": info.agent_api_key,
         "AGENT_ENGINE": args.engine,
+        "AGENT_DRAIN_S": "0",
         "ALLOW_PRIVATE_URLS": "true" if args.allow_private_urls else "false",
         **level,
     }

@@ -31,6 +31,11 @@ class LinkServer:
         self._draining = draining
         self._current: dict[str, asyncio.Task[None]] = {}
 
+    @property
+    def empty(self) -> bool:
+        """No link is open."""
+        return not self._current
+
     async def serve(self, socket: WebSocket, session: Session, events_after: int) -> None:
         """Runs until the orchestrator leaves, the session is over, or a newer connection takes over."""
         task = asyncio.current_task()

@@ -11,10 +11,11 @@ from fastapi.responses import JSONResponse
 
 from musetalk_agent.engines.musetalk.config import unet_config
 from musetalk_agent.engines.musetalk.files import UNET_CONFIG, copies_state
-from musetalk_agent.errors import WeightsInvalid
+from musetalk_agent.errors import PublisherUnavailable, WeightsInvalid
 from musetalk_agent.factory import Factory
-from musetalk_agent.protocol.http import AgentDebug, AgentSession, AgentStartRequest, FileState
+from musetalk_agent.protocol.http import AgentDebug, AgentSession, AgentStartRequest, FileState, PublisherRequest
 from musetalk_agent.protocol.problems import MEDIA_TYPE, ErrorCode, ProblemError
+from musetalk_agent.publishers.base import MovingPublisher
 from musetalk_agent.service.auth import authorised
 from musetalk_agent.service.sessions import Sessions
 from musetalk_agent.weights import ModelStore
@@ -53,6 +54,17 @@ async def stop(session_id: str, sessions: SessionsHere) -> AgentSession:
 async def session(session_id: str, sessions: SessionsHere) -> AgentSession:
     """State, playback, funnel and diagnosis."""
     return sessions.status(session_id)
+
+
+@guarded.post("/session/{session_id}/publisher")
+async def publisher(session_id: str, body: PublisherRequest, sessions: SessionsHere) -> AgentSession:
+    """Says which ways media may take; answers at once, and `transport` tells which one they take."""
+    found = sessions.get(session_id)
+    if not isinstance(found.publisher, MovingPublisher):
+        text = "This session publishes nothing (connect_livekit false, and no rtmp_url); start another one."
+        raise PublisherUnavailable(text, field="mode", value=body.mode.value)
+    found.publisher.set_mode(body.mode)
+    return found.status()
 
 
 @guarded.get("/debug")

@@ -10,6 +10,7 @@ from collections import OrderedDict
 
 from musetalk_agent.errors import (
     AtCapacity,
+    Draining,
     EngineFailed,
     EngineUnavailable,
     SessionConflict,
@@ -78,8 +79,12 @@ class Sessions:
     async def start(self, request: AgentStartRequest) -> Session:
         """Prepares the avatar, joins the room, publishes.
 
-        Raises `AtCapacity`, `SessionConflict`, avatar and engine errors. Cancelling the caller gives the start up.
+        Raises `Draining`, `AtCapacity`, `SessionConflict`, avatar and engine errors. Cancelling the caller gives the start up.
         """
+        if self.draining:
+            raise Draining(
+                "The agent shuts down and takes no new session; use another one.", retry_after_s=_RETRY_AFTER_S
+            )
         self._archive()
         if request.session_id in (*self._starting, *self._sessions, *self._ended):
             raise SessionConflict(f"A session {request.session_id!r} is here already.", value=request.session_id)
@@ -113,9 +118,7 @@ class Sessions:
                 f"The engine {engine!r} on {device} is too slow for one session at {fps} pictures a second; use 'warp'."
             )
             raise EngineUnavailable(text, field="engine", value=engine)
-        if self.draining:
-            why = "is shutting down"
-        elif capacity.sessions >= capacity.sessions_max:
+        if capacity.sessions >= capacity.sessions_max:
             why = f"holds {capacity.sessions} of {capacity.sessions_max} sessions"
         elif holds is not None and held >= holds:
             why, limit = f"holds {held} sessions of the engine {engine!r}, as many as its device can", holds
@@ -145,6 +148,18 @@ class Sessions:
         if session_id in self._sessions:
             await self._sessions[session_id].stop()
         return self.status(session_id)
+
+    @property
+    def empty(self) -> bool:
+        """No session is starting, running, or still on its way out."""
+        self._archive()
+        return not (self._starting or self._sessions)
+
+    def drain(self) -> None:
+        """Takes no new session from now on, and asks through every link that the others be moved elsewhere."""
+        self.draining = True
+        for session in self.live():
+            session.outbox.changed.set()
 
     async def aclose(self) -> None:
         """Stops every session at once."""
