@@ -9,8 +9,11 @@ import sys
 from datetime import UTC, datetime
 
 _SECRETS = (
-    (re.compile(r"([?&]token=)[^&\s\"'\\]+"), r"\1***"),
+    (re.compile(r"([?&](?:access_)?token=)[^&\s\"'\\]+"), r"\1***"),
     (re.compile(r"(Bearer )[A-Za-z0-9._~+/=-]+", re.IGNORECASE), r"\1***"),
+    (re.compile(r"\b(whsec_|mtk_)[A-Za-z0-9+/=_-]+"), r"\1***"),
+    (re.compile(r"\b([a-z][a-z0-9+.-]{1,15}://)[^/@\s\"'\\]+@"), r"\1***@"),
+    (re.compile(r"\b(rtmps?://[^/\s\"'\\]+/)[^\s\"'\\,]+", re.IGNORECASE), r"\1***"),
     (re.compile(r"\beyJ[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+"), "***"),
 )
 _REFUSED = "ASGI callable returned without completing handshake."
@@ -19,7 +22,7 @@ _FOREIGN = ("uvicorn", "uvicorn.error", "uvicorn.access", "websockets", "websock
 
 
 def redact(text: str) -> str:
-    """Blots out session tokens, bearer keys and LiveKit tokens."""
+    """Blots out tokens, keys and secrets, the names and passwords of addresses, and the paths of RTMP ones, which are keys."""
     for pattern, replacement in _SECRETS:
         text = pattern.sub(replacement, text)
     return text

@@ -20,6 +20,12 @@ JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJ2aWV3ZXIifQ.c2lnbmF0dXJl"
         ("GET /audio?token=1.abc&session_id=s", "GET /audio?token=***&session_id=s"),
         ("Authorization: Bearer key_abc", "Authorization: Bearer ***"),
         (f"joined with {JWT}!", "joined with ***!"),
+        ("wss://sfu.example/rtc?access_token=1.abc&auto=1", "wss://sfu.example/rtc?access_token=***&auto=1"),
+        ("to rtmps://live.example:443/app/key?sig=1, failed", "to rtmps://live.example:443/***, failed"),
+        ("redis://:the-password@redis:6379/0", "redis://***@redis:6379/0"),
+        ("http://me:pw@example.com/a@b", "http://***@example.com/a@b"),
+        ("signed with whsec_AAAA+/== and mtk_a-b_c.", "signed with whsec_*** and mtk_***."),
+        ("at http://example.com/a and https://example.com", "at http://example.com/a and https://example.com"),
         ("nothing to hide", "nothing to hide"),
     ],
 )
