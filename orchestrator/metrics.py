@@ -36,6 +36,12 @@ class Metrics:
         )
         self.link_connects = Counter("avatar_link_connects", "Connections made to agents' /audio", registry=registry)
         self.link_drops = Counter("avatar_link_drops", "Connections to agents' /audio that broke", registry=registry)
+        self.moves = Counter(
+            "avatar_session_moves", "Sessions that lost their agent, by cause", ["cause"], registry=registry
+        )
+        self.move_seconds = Histogram(
+            "avatar_session_move_seconds", "Agent lost until another one had started", registry=registry, buckets=_SECONDS
+        )
         self.interrupt_seconds = Histogram(
             "avatar_interrupt_seconds", "Clear sent until the agent had cleared", registry=registry, buckets=_SECONDS
         )

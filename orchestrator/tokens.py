@@ -55,6 +55,13 @@ class TokenMinter:
         )
         return self._token(identity, ttl_s, grants).to_jwt()
 
+    def probe(self, room: str, identity: str, ttl_s: float) -> str:
+        """A token that joins `room` unseen, to find out whether that is possible."""
+        grants = api.VideoGrants(
+            room_join=True, room=room, can_subscribe=False, can_publish=False, can_publish_data=False, hidden=True
+        )
+        return self._token(identity, ttl_s, grants).to_jwt()
+
     def avatar(self, room: str, identity: str, ttl_s: float, *, name: str, on_behalf_of: str | None) -> str:
         """The agent's token: publishes camera and microphone, kind `agent`.
 

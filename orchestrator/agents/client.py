@@ -9,7 +9,14 @@ from typing import Any, TypeVar
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from musetalk_agent.protocol.http import AgentDebug, AgentHealth, AgentSession, AgentStartRequest
+from musetalk_agent.protocol.http import (
+    AgentDebug,
+    AgentHealth,
+    AgentSession,
+    AgentStartRequest,
+    PublisherMode,
+    PublisherRequest,
+)
 from musetalk_agent.protocol.problems import ErrorCode, Problem, ProblemError
 
 _CALL_TIMEOUT_S = 5.0
@@ -60,6 +67,11 @@ class AgentClient:
     async def session(self, lease: AgentLease, session_id: str, timeout_s: float = _CALL_TIMEOUT_S) -> AgentSession:
         """The session as the agent sees it."""
         return _parse(AgentSession, await self._call(lease, "GET", f"/session/{session_id}", timeout_s=timeout_s))
+
+    async def publisher(self, lease: AgentLease, session_id: str, mode: PublisherMode) -> AgentSession:
+        """Holds the session's media to one way, or leaves it to the agent."""
+        body = PublisherRequest(mode=mode).model_dump(mode="json")
+        return _parse(AgentSession, await self._call(lease, "POST", f"/session/{session_id}/publisher", json=body))
 
     async def debug(self, lease: AgentLease) -> AgentDebug:
         """Weights, configuration, and the funnel of every session."""

@@ -22,6 +22,7 @@ from musetalk_agent.protocol.messages import (
     LinkAck,
     LinkEvent,
     LinkHello,
+    LinkVoice,
     agent_message,
 )
 from orchestrator.agents.client import AgentLease
@@ -33,9 +34,13 @@ _FIRST_DELAY_S = 0.1
 _LAST_DELAY_S = 2.0
 _SETTLED_S = 1.0
 """A connection that held this long is worth another at once: every tenth of a second away can be heard."""
-GIVE_UP_S = 20.0
-"""How long an agent may stay away: a hard-killed one leaves the room by LiveKit's own time-outs after 15 to 20 s."""
-_OPEN_TIMEOUT_S = 5.0
+GIVE_UP_S = 1.5
+"""How long an agent may stay away before the session moves to another one: a mere drop is over in a tenth of a second."""
+REFUSALS = 2
+"""Connections refused in a row after which the agent's process is gone."""
+OPEN_S = 5.0
+"""How long the first connection may take; an agent that hangs lets a later one wait for `_REOPEN_S`."""
+_REOPEN_S = 2.5
 _PING_S = 5.0
 _MAX_MESSAGE = 1 << 20
 _log = logging.getLogger(__name__)
@@ -46,34 +51,62 @@ class LinkLost(Exception):
 
 
 class LinkOver(Exception):
-    """The agent says that the session is over."""
+    """The agent says that the session is over, or knows of none."""
+
+
+def _ignore(_: object) -> None:
+    """For words nobody waits for."""
 
 
 @dataclass(frozen=True)
 class LinkPeer:
-    """What the link serves: where items come from and where events go. All are called on the event loop and must not block."""
+    """What the link serves: where items come from and where the agent's words go. All are called on the event loop and must not
+    block.
+    """
 
     next_item: Callable[[], LinkItem | None]
     on_event: Callable[[Event], None]
+    on_ack: Callable[[LinkAck], None] = _ignore
+    on_voice: Callable[[LinkVoice], None] = _ignore
+    on_hello: Callable[[LinkHello], None] = _ignore
 
 
 class AgentLink:
-    """One session's link. `run()` keeps it up until it is cancelled, lost or over; `wake()` says that items may be waiting."""
+    """One session's link. `run()` keeps it up until it is cancelled, lost or over; `wake()` says that items may be waiting.
+
+    Args:
+        give_up_s: how long the agent may stay away, once it was there.
+        open_s: how long it may take to be there for the first time.
+        adopt_after: for a session that another orchestrator began: the last event of the agent that the sender was told. What
+            the agent has taken is then where the items begin.
+    """
 
     def __init__(
-        self, lease: AgentLease, session_id: str, peer: LinkPeer, metrics: Metrics, *, give_up_s: float = GIVE_UP_S
+        self,
+        lease: AgentLease,
+        session_id: str,
+        peer: LinkPeer,
+        metrics: Metrics,
+        *,
+        give_up_s: float = GIVE_UP_S,
+        open_s: float = OPEN_S,
+        adopt_after: int | None = None,
     ) -> None:
         self._lease = lease
-        self._session_id = session_id
+        self.session_id = session_id
         self._peer = peer
         self._metrics = metrics
         self._give_up_s = give_up_s
+        self._open_s = open_s
+        self._adopting = adopt_after is not None
         self._core = LinkCore()
+        self._core.events_seen = adopt_after or 0
         self._wake = asyncio.Event()
         self._up = asyncio.Event()
         self._up_at = 0.0
         self._buffered = (0.0, 0.0)
-        self.position_s = 0.0
+        self._was_up = False
+        self.lost_at = time.monotonic()
         self.drops = 0
 
     @property
@@ -89,6 +122,16 @@ class AgentLink:
         """There may be something to send."""
         self._wake.set()
 
+    @property
+    def unacked(self) -> bool:
+        """Whether items are on their way that the agent has not acknowledged."""
+        return self._core.unacked
+
+    @property
+    def events_seen(self) -> int:
+        """Events of the agent so far."""
+        return self._core.events_seen
+
     def outstanding_s(self, now: float) -> float:
         """Seconds of speech on their way to the agent or waiting there to be heard."""
         buffered, at = self._buffered
@@ -97,51 +140,57 @@ class AgentLink:
     async def run(self) -> None:
         """Connects, and reconnects with back-off. Cancelling closes the connection.
 
-        Raises LinkLost when the agent stayed away for too long or has forgotten the session, LinkOver when it ended it.
+        Raises LinkLost when the agent stayed away for too long, refuses connections or has forgotten what it took; LinkOver when
+        it has ended the session or knows of none. `lost_at` is when it was there last.
         """
-        delay, lost_at = _FIRST_DELAY_S, time.monotonic()
+        delay, refusals = _FIRST_DELAY_S, 0
         while True:
             reason = "the agent closed the connection"
             try:
                 await self._connection()
             except (OSError, TimeoutError, ConnectionClosed, InvalidHandshake) as error:
                 reason = _judge(error)
+                refusals = refusals + 1 if isinstance(error, ConnectionRefusedError) else 0
             finally:
                 if self._up.is_set():
                     self._up.clear()
                     self.drops += 1
+                    refusals = 0
                     self._metrics.link_drops.inc()
-                    now = time.monotonic()
-                    delay = 0.0 if now - self._up_at > _SETTLED_S else _FIRST_DELAY_S
-                    lost_at = now
-            if time.monotonic() - lost_at > self._give_up_s:
-                raise LinkLost(f"no connection to the agent for {self._give_up_s:g} s ({reason})")
-            _log.info("agent link down", extra={"session_id": self._session_id, "reason": reason})
+                    self.lost_at = time.monotonic()
+                    delay = 0.0 if self.lost_at - self._up_at > _SETTLED_S else _FIRST_DELAY_S
+            self._give_up(reason, refusals)
+            _log.info("agent link down", extra={"session_id": self.session_id, "reason": reason})
             await asyncio.sleep(delay)
             delay = min(_LAST_DELAY_S, max(_FIRST_DELAY_S, 2 * delay))
 
+    def _give_up(self, reason: str, refusals: int) -> None:
+        if refusals >= REFUSALS and self._was_up:
+            raise LinkLost("the agent refuses connections: its process is gone")
+        patience_s = self._give_up_s if self._was_up else self._open_s
+        if time.monotonic() - self.lost_at > patience_s:
+            raise LinkLost(f"no connection to the agent for {patience_s:g} s ({reason})")
+
     async def _connection(self) -> None:
-        query = urlencode({"session_id": self._session_id, "events_after": self._core.events_seen})
+        open_s = _REOPEN_S if self._was_up else self._open_s
+        query = urlencode({"session_id": self.session_id, "events_after": self._core.events_seen})
         async with connect(
             f"{self._lease.audio_url}?{query}",
             additional_headers=dict(self._lease.headers),
             compression=None,
             max_size=_MAX_MESSAGE,
-            open_timeout=_OPEN_TIMEOUT_S,
+            open_timeout=open_s,
             ping_interval=_PING_S,
             ping_timeout=_PING_S,
             close_timeout=1.0,
             proxy=None,
         ) as socket:
-            async with asyncio.timeout(_OPEN_TIMEOUT_S):
+            async with asyncio.timeout(open_s):
                 hello = _read(await socket.recv())
             if not isinstance(hello, LinkHello):
                 raise LinkLost("the agent did not begin with link.hello")
-            self._sync(lambda: self._core.connected(hello.items))
-            self._metrics.link_connects.inc()
-            self._up.set()
-            self._up_at = time.monotonic()
-            writer = asyncio.create_task(self._write(socket), name=f"link-write-{self._session_id}")
+            self._greet(hello)
+            writer = asyncio.create_task(self._write(socket), name=f"link-write-{self.session_id}")
             writer.add_done_callback(lambda _: socket.transport.abort())  # it ends by an error or with us
             try:
                 async for message in socket:
@@ -152,6 +201,17 @@ class AgentLink:
                 writer.cancel()
                 with suppress(asyncio.CancelledError, ConnectionClosed):
                     await writer
+
+    def _greet(self, hello: LinkHello) -> None:
+        if self._adopting:
+            self._core.adopt(hello.items, self._core.events_seen)
+            self._adopting = False
+        self._sync(lambda: self._core.connected(hello.items))
+        self._metrics.link_connects.inc()
+        self._was_up = True
+        self._up_at = time.monotonic()
+        self._up.set()
+        self._peer.on_hello(hello)
 
     async def _write(self, socket: ClientConnection) -> None:
         while True:
@@ -174,11 +234,13 @@ class AgentLink:
         if isinstance(told, LinkAck):
             self._sync(lambda: self._core.acked(told.items))
             self._buffered = (told.buffered_s, time.monotonic())
-            self.position_s = told.position_s
+            self._peer.on_ack(told)
             self._wake.set()
         elif isinstance(told, LinkEvent):
             if self._sync(lambda: self._core.is_new(told.id)):
                 self._peer.on_event(told.event)
+        elif isinstance(told, LinkVoice):
+            self._peer.on_voice(told)
 
     def _sync(self, step: Callable[[], bool | None]) -> bool | None:
         try:

@@ -46,6 +46,16 @@ class LinkCore:
         """Whether another item may be pushed now."""
         return self._bytes < WINDOW_BYTES and len(self._unacked) < WINDOW_ITEMS
 
+    @property
+    def unacked(self) -> bool:
+        """Whether the agent has not acknowledged everything."""
+        return bool(self._unacked)
+
+    def adopt(self, items: int, events_seen: int) -> None:
+        """Another orchestrator had this session before: it sent `items`, its sender was told the events so far."""
+        self._acked = self._cursor = items
+        self.events_seen = events_seen
+
     def push(self, item: LinkItem) -> None:
         """Numbers the item and keeps it until it is acknowledged."""
         self._unacked.append(item)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,6 +14,8 @@ from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.agents.client import AgentClient, AgentLease, unavailable
 
 HEALTH_TTL_S = 1.0
+LOST_S = 5.0
+"""An agent that lost a session is asked last for this long: it may be dying, or take long to say that it is well."""
 RETRY_AFTER_S = 5
 """A session ends by a person's decision, so a full fleet is asked again at a person's pace."""
 _AVATARS_REMEMBERED = 1024
@@ -47,7 +49,8 @@ class AgentPool(Protocol):
     async def acquire(
         self, session_id: str, *, avatar_id: str | None = None, avoid: frozenset[str] = frozenset()
     ) -> AgentLease:
-        """An agent with a free place, not one of `avoid`; one that holds `avatar_id` is preferred.
+        """An agent with a free place, not one of `avoid`; one that holds `avatar_id` is preferred. One that lost a session a
+        moment ago is taken only when nothing else is there.
 
         Raises ProblemError `at_capacity` when all are full, `agent_unavailable` when none can be used.
         """
@@ -55,6 +58,10 @@ class AgentPool(Protocol):
 
     def release(self, session_id: str) -> None:
         """The session is over. Without effect for one that holds nothing."""
+        ...
+
+    def lost(self, lease: AgentLease) -> None:
+        """This agent lost a session: what it last said of itself no longer counts."""
         ...
 
     async def status(self) -> list[AgentStatus]:
@@ -80,15 +87,22 @@ class StaticAgentPool:
         self._held: dict[str, str] = {}
         self._health: dict[str, tuple[float, AgentHealth | None]] = {}
         self._avatars: OrderedDict[str, str] = OrderedDict()
-        self._asking = asyncio.Lock()
+        self._lost: dict[str, float] = {}
+        self._asking = {url: asyncio.Lock() for url in urls}
 
     async def acquire(
         self, session_id: str, *, avatar_id: str | None = None, avoid: frozenset[str] = frozenset()
     ) -> AgentLease:
-        usable = [agent for agent in await self.status() if agent.usable]
+        lost = [url for url, at in self._lost.items() if time.monotonic() - at < LOST_S]
+        usable: list[AgentStatus] = []
+        free: list[AgentStatus] = []
+        for urls in ([url for url in self._agents if url not in lost], lost):
+            usable += [agent for agent in await self._status(urls) if agent.usable]
+            free = [agent for agent in usable if agent.load < 1.0 and agent.base_url not in avoid]
+            if free:
+                break
         if not usable:
             raise unavailable("none is ready")
-        free = [agent for agent in usable if agent.load < 1.0 and agent.base_url not in avoid]
         if not free:
             raise ProblemError(
                 ErrorCode.AT_CAPACITY,
@@ -105,11 +119,18 @@ class StaticAgentPool:
         if url is not None:
             self._health.pop(url, None)  # what it told a moment ago counts the session that is gone
 
+    def lost(self, lease: AgentLease) -> None:
+        self._lost[lease.base_url] = time.monotonic()
+        self._health.pop(lease.base_url, None)
+
     async def status(self) -> list[AgentStatus]:
-        async with self._asking:
-            await asyncio.gather(*(self._ask(url) for url in self._agents))
+        return await self._status(self._agents)
+
+    async def _status(self, urls: Iterable[str]) -> list[AgentStatus]:
+        asked = list(urls)
+        await asyncio.gather(*(self._ask(url) for url in asked))
         held = list(self._held.values())
-        return [AgentStatus(url, self._health.get(url, _NEVER)[1], held.count(url)) for url in self._agents]
+        return [AgentStatus(url, self._health.get(url, _NEVER)[1], held.count(url)) for url in asked]
 
     def leases(self) -> list[AgentLease]:
         return list(self._agents.values())
@@ -121,11 +142,12 @@ class StaticAgentPool:
             self._avatars.popitem(last=False)
 
     async def _ask(self, url: str) -> None:
-        asked_at, health = self._health.get(url, _NEVER)
-        if time.monotonic() - asked_at < HEALTH_TTL_S:
-            return
-        try:
-            health = await self._client.health(self._agents[url])
-        except ProblemError:
-            health = None
-        self._health[url] = (time.monotonic(), health)
+        async with self._asking[url]:
+            asked_at, health = self._health.get(url, _NEVER)
+            if time.monotonic() - asked_at < HEALTH_TTL_S:
+                return
+            try:
+                health = await self._client.health(self._agents[url])
+            except ProblemError:
+                health = None
+            self._health[url] = (time.monotonic(), health)

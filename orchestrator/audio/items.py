@@ -9,7 +9,7 @@ from dataclasses import dataclass
 class LinkItem:
     """One message to the agent: PCM as bytes or JSON as text. `seconds` is how long its audio lasts.
 
-    Of PCM, `segment` and `rate` say what it belongs to, `start` is its first sample's number within the segment.
+    `segment` is what it belongs to, 0 for a clear. Of PCM, `rate` is in Hz and `start` its first sample's number in the segment.
     """
 
     payload: bytes | str

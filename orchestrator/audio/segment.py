@@ -82,22 +82,24 @@ class Segment:
         """Seconds of PCM so far."""
         return self._seconds(self.samples)
 
-    def start_item(self) -> LinkItem:
-        """Opens the segment at the agent; counts as announced."""
+    def start_item(self, in_s: float) -> LinkItem:
+        """Opens the segment at the agent, whose turn is in `in_s` seconds; counts as announced."""
         self.announced = True
         start = SegmentStart(
             segment=self.number,
             sample_rate=self.rate or DEFAULT_RATE,
             heard_s=self._seconds(self.heard),
             received=self.received,
+            in_s=in_s,
         )
-        return LinkItem(start.model_dump_json())
+        return LinkItem(start.model_dump_json(), segment=self.number)
 
     def next_item(self) -> LinkItem:
         """The next cues or PCM; only while something is `waiting`. Counts as forwarded."""
         if self.cues_sent < len(self.cues) and self.cues[self.cues_sent][0] <= self.sent:
             self.cues_sent += 1
-            return LinkItem(SegmentCues(segment=self.number, cues=self.cues[self.cues_sent - 1][1]).model_dump_json())
+            cues = SegmentCues(segment=self.number, cues=self.cues[self.cues_sent - 1][1])
+            return LinkItem(cues.model_dump_json(), segment=self.number)
         begin = (self.sent - self.heard) * BYTES_PER_SAMPLE
         end = begin + ITEM_BYTES
         if self.cues_sent < len(self.cues):
@@ -109,7 +111,7 @@ class Segment:
 
     def end_item(self) -> LinkItem:
         """No more PCM for it."""
-        return LinkItem(SegmentEnd(segment=self.number).model_dump_json())
+        return LinkItem(SegmentEnd(segment=self.number).model_dump_json(), segment=self.number)
 
     # --- what was heard
 

@@ -37,6 +37,7 @@ EXPLICIT_END_S = 10.0
 """One opened by `audio.start` is waited for this long."""
 CLEAR_PAUSE_S = 0.3
 """After a clear, a sender that pauses (or sends silence) this long has noticed."""
+MOST_IN_S = 5.0
 KEEP_S = 150.0
 """Forwarded PCM that is kept for another agent: the default backlog and a margin."""
 
@@ -292,8 +293,8 @@ class SegmentTracker:
         events, self._events = self._events, []
         return events
 
-    def next_item(self) -> LinkItem | None:
-        """The next message to the agent, None when there is nothing to forward now."""
+    def next_item(self, in_s: float = 0.0) -> LinkItem | None:
+        """The next message to the agent, None when there is nothing to forward now. `in_s`: somebody else speaks so long."""
         if not self._attached:
             return None
         if self._clears_to_send:
@@ -302,7 +303,7 @@ class SegmentTracker:
         while self._queue:
             head = self._queue[0]
             if not head.announced and (head.waiting or head.complete):
-                return head.start_item()
+                return head.start_item(min(in_s, MOST_IN_S))
             if head.waiting:
                 item = head.next_item()
                 self._let_go()

@@ -1,12 +1,15 @@
-"""One session that runs: its segments, its link to the agent, and what its sender is told. All on one event loop."""
+"""One session that runs: its segments, who speaks them, and what its sender is told. All on one event loop.
+
+Segments are spoken by an agent (`serve`), or by whoever stands in while there is none (`hand_to`).
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from musetalk_agent.protocol.messages import (
     CLOSE_GOING_AWAY,
@@ -17,19 +20,24 @@ from musetalk_agent.protocol.messages import (
     Event,
     Failed,
     Hello,
+    LinkVoice,
     PlaybackFinished,
     PlaybackStarted,
     PublisherChanged,
+    ServerMessage,
+    StateChanged,
     Warned,
 )
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.agents.client import AgentLease
-from orchestrator.agents.link import AgentLink, LinkPeer
 from orchestrator.audio.ingest import Decoder, Gate
+from orchestrator.audio.items import LinkItem
 from orchestrator.audio.levels import Meter
 from orchestrator.audio.limits import BYTES_PER_SAMPLE
 from orchestrator.audio.segments import DEFAULT_RATE, Clearing, SegmentTracker
+from orchestrator.events import EventBus
 from orchestrator.metrics import Metrics
+from orchestrator.session.agent_side import AgentSide
 from orchestrator.session.options import SessionOptions
 from orchestrator.session.outbox import Connection, Outbox
 from orchestrator.session.speech import Speech
@@ -38,27 +46,43 @@ TICK_S = 0.05
 ACK_EVERY_S = 0.2
 CLEAR_ANSWER_S = 1.0
 """How long `/interrupt` waits for the agent; a link that is down must not hold the caller."""
+PAUSE_S = 0.05
+"""Speech at the agent below which nobody would call it speaking."""
+KEEP_MORE_S = 30.0
+"""Speech kept for another agent beyond the backlog limit."""
+_QUIET = frozenset({"hello", "ack", "pong", "session.state"})
+"""Messages that are no event of the session; the owner tells its states."""
 _log = logging.getLogger(__name__)
 
 
+class Speaker(Protocol):
+    """Who turns items into sound: it pulls them with `LiveSession.next_item` and tells what was heard."""
+
+    def wake(self) -> None:
+        """There may be an item."""
+        ...
+
+    def outstanding_s(self, now: float) -> float:
+        """Seconds of speech pulled and not yet heard."""
+        ...
+
+
 class LiveSession:
-    """The audio path of one session.
+    """The audio path of one session. `run()` must be running, and `serve()` as long as an agent has the session."""
 
-    `run()` must be running; it returns never, and raises what ends the session (`LinkLost`, `LinkOver`, or ProblemError for an
-    error the agent told).
-    """
-
-    def __init__(self, session_id: str, lease: AgentLease, options: SessionOptions, metrics: Metrics) -> None:
+    def __init__(self, session_id: str, options: SessionOptions, metrics: Metrics, events: EventBus) -> None:
         self.session_id = session_id
         self._options = options
         self._metrics = metrics
-        self._tracker = SegmentTracker()
-        self._link = AgentLink(lease, session_id, LinkPeer(self._tracker.next_item, self._on_event), metrics)
+        self._events = events
+        self._tracker = SegmentTracker(options.limits.backlog_s + KEEP_MORE_S)
+        self._speaker: Speaker | None = None
+        self._drops_before = 0
         self._gate = Gate(options.limits, time.monotonic())
         self._waiters: dict[int, asyncio.Future[float]] = {}
-        self._failure: asyncio.Future[ProblemError] = asyncio.get_running_loop().create_future()
         self._told_samples = 0
         self._told_at = 0.0
+        self.side: AgentSide | None = None
         self.outbox = Outbox(metrics)
         self.meter = Meter()
         self.speech = Speech(self, metrics)
@@ -66,37 +90,76 @@ class LiveSession:
         self.received_samples = 0
         self.last_audio_at: float | None = None
         self.suspicion: str | None = None
+        self.not_before = 0.0
+        """Monotonic time until which whoever spoke before goes on speaking."""
+        self.on_forwarded: Callable[[LinkItem], None] = _ignore
+        """Called with every item that is forwarded."""
+        self.on_voice: Callable[[LinkVoice], None] = _ignore
+        """Called when the agent says what is due, where the orchestrator publishes the voice."""
 
     # --- life
 
     async def run(self) -> None:
-        """Keeps the link up and the segments' time. Cancelling closes the link."""
-        link = asyncio.create_task(self._link.run(), name=f"link-{self.session_id}")
-        ends: set[asyncio.Future[Any]] = {link, self._failure}
+        """Keeps the segments' time; returns never. Cancelling ends every synthesis."""
         try:
-            while not link.done() and not self._failure.done():
-                await asyncio.wait(ends, timeout=TICK_S, return_when=asyncio.FIRST_COMPLETED)
+            while True:
+                await asyncio.sleep(TICK_S)
                 self._tick(time.monotonic())
-            if self._failure.done():
-                raise self._failure.result()
-            link.result()
         finally:
-            link.cancel()
-            await asyncio.gather(link, self.speech.aclose(), return_exceptions=True)
+            await self.speech.aclose()
+
+    async def serve(self, lease: AgentLease, *, adopt_after: int | None = None) -> None:
+        """Speaks through this agent; returns never. Cancelling closes the link. See `AgentSide.run` for what it raises."""
+        side = AgentSide(
+            self.session_id,
+            lease,
+            self._metrics,
+            take=self.next_item,
+            hear=self._tracker.on_heard,
+            tell=self.on_event,
+            voice=lambda due: self.on_voice(due),
+            adopt_after=adopt_after,
+        )
+        self.side = side
+        self.hand_to(side.link)
+        try:
+            await side.run(lambda: self._tracker.at_agent_s)
+        finally:
+            self._drops_before += side.link.drops
+            if self.side is side:
+                self.side = None
 
     async def wait_connected(self) -> None:
         """Returns once the agent's `/audio` is open."""
-        await self._link.wait_connected()
+        while self.side is None:  # noqa: ASYNC110 - `serve` was started a moment ago
+            await asyncio.sleep(0)
+        await self.side.link.wait_connected()
+
+    def hand_to(self, speaker: Speaker) -> None:
+        """This one speaks from now on; items are its to pull."""
+        self._speaker = speaker
+        self._tracker.attach()
+
+    def position(self, at: float) -> tuple[int, float]:
+        """The segment that was being heard at `at` (monotonic) and how many seconds of it; stays behind the truth."""
+        return self._tracker.position(at)
+
+    def rewind(self, segment: int, heard_s: float) -> None:
+        """Whoever spoke is gone; what was not heard waits for the next one. Clears that were under way are answered."""
+        self._speaker = None
+        for clearing in self._tracker.rewind(segment, heard_s, time.monotonic()):
+            self._answer(clearing)
+        self._flush()
 
     def end(self, problem: ProblemError | None) -> None:
         """The session is over: everything open is told finished, then the connection closes (1001, or 1011 with the error)."""
         self._tracker.finish_all(time.monotonic())
-        self._tell()
+        self._flush()
         for waiter in self._waiters.values():
             if not waiter.done():
                 waiter.set_result(0.0)
         if problem is not None:
-            self.outbox.put(Failed(code=problem.code, message=problem.detail))
+            self.tell(Failed(code=problem.code, message=problem.detail))
         self.outbox.close(CLOSE_GOING_AWAY if problem is None else CLOSE_INTERNAL)
 
     # --- the sender
@@ -133,10 +196,10 @@ class LiveSession:
         if not pcm:
             return
         self.sample_rate = sample_rate
+        self._tracker.push(pcm, sample_rate, now, self.received_samples)
         self.received_samples += len(pcm) // BYTES_PER_SAMPLE
         self.last_audio_at = time.time()
-        self._tracker.push(pcm, sample_rate, now)
-        self._link.wake()
+        self._wake()
 
     def check_text(self, size: int) -> None:
         """Raises ProblemError for a text message that passes a limit."""
@@ -145,24 +208,27 @@ class LiveSession:
     def audio_start(self) -> None:
         """`audio.start`."""
         self._tracker.audio_start(time.monotonic())
-        self._link.wake()
+        self._wake()
 
     def audio_end(self) -> None:
         """`audio.end`."""
         self._tracker.audio_end()
-        self._link.wake()
+        self._wake()
 
     def clear(self) -> Clearing:
         """`clear`: takes effect at once; `cleared` follows when the agent has answered."""
         self.speech.cancel()
         clearing = self._tracker.clear(time.monotonic())
-        self._link.wake()
+        self._wake()
+        self._flush()
         return clearing
 
     async def interrupt(self) -> float:
         """A clear that waits for the agent's answer, a second at most. Returns the seconds of speech that were dropped."""
         begun = time.monotonic()
         clearing = self.clear()
+        if clearing.answered:
+            return round(clearing.dropped_s, 3)
         waiter: asyncio.Future[float] = asyncio.get_running_loop().create_future()
         self._waiters[id(clearing)] = waiter
         try:
@@ -191,24 +257,35 @@ class LiveSession:
                 return False
         going = self._tracker.push_speech(segment, pcm, rate, cues, time.monotonic())
         self.last_audio_at = time.time()
-        self._link.wake()
+        self._wake()
         return going
 
     def end_speech(self, segment: int) -> None:
         """No more speech for the segment."""
         self._tracker.end_speech(segment)
-        self._link.wake()
+        self._wake()
 
     def warn(self, code: str, message: str) -> None:
         """Tells the sender that something went wrong which does not end the connection."""
-        self.outbox.put(Warned(code=code, message=message))
+        self.tell(Warned(code=code, message=message))
+
+    def tell(self, message: ServerMessage) -> None:
+        """Tells the sender, and whoever follows the session's events."""
+        self.outbox.put(message)
+        if message.type not in _QUIET:
+            self._events.publish(self.session_id, message.type, message.model_dump(exclude={"type"}, exclude_none=True))
+
+    def tell_state(self, state: str, reason: str | None) -> None:
+        """Tells the sender of the session's state."""
+        self.tell(StateChanged(state=state, reason=reason))
 
     # --- what is known
 
     @property
     def backlog_s(self) -> float:
         """Seconds of speech that wait to be heard, here or at the agent."""
-        return self._tracker.waiting_s + self._link.outstanding_s(time.monotonic())
+        speaker = self._speaker
+        return self._tracker.waiting_s + (speaker.outstanding_s(time.monotonic()) if speaker else 0.0)
 
     @property
     def speaking(self) -> bool:
@@ -221,33 +298,50 @@ class LiveSession:
         return self._tracker.idle
 
     @property
+    def pausing(self) -> bool:
+        """Nothing is being heard, and nothing waits to be."""
+        return self._tracker.waiting_s == 0 and self._tracker.at_agent_s < PAUSE_S
+
+    @property
     def segments(self) -> int:
         """Segments opened so far."""
         return self._tracker.opened
 
     @property
     def position_s(self) -> float:
-        """Seconds heard since the session began, as last told by the agent."""
-        return self._link.position_s
+        """Seconds heard since the session began."""
+        return self._tracker.position_s(time.monotonic())
 
     @property
     def link_connected(self) -> bool:
         """Whether the agent is connected now."""
-        return self._link.connected
+        return self.side is not None and self.side.link.connected
 
     @property
     def link_drops(self) -> int:
-        """How often the link broke."""
-        return self._link.drops
+        """How often the link broke, over all agents."""
+        return self._drops_before + (self.side.link.drops if self.side else 0)
 
     @property
     def effective_rate(self) -> int:
         """The session's sample rate, the default before the first sample."""
         return self.sample_rate or DEFAULT_RATE
 
-    # --- inside
+    # --- who speaks
 
-    def _on_event(self, event: Event) -> None:
+    def next_item(self) -> LinkItem | None:
+        """The next item to speak, None when there is none now."""
+        item = self._tracker.next_item(max(0.0, self.not_before - time.monotonic()))
+        if item is not None:
+            self.on_forwarded(item)
+        return item
+
+    def on_heard(self, segment: int, heard_s: float) -> None:
+        """So much of a segment was heard by now, and those before it whole."""
+        self._tracker.on_heard(segment, heard_s, time.monotonic())
+
+    def on_event(self, event: Event) -> None:
+        """Something happened where the speech is spoken."""
         now = time.monotonic()
         if isinstance(event, PlaybackStarted):
             self._tracker.on_started(event, now)
@@ -255,36 +349,41 @@ class LiveSession:
             self._tracker.on_finished(event)
         elif isinstance(event, Cleared):
             clearing = self._tracker.on_cleared(event)
-            waiter = self._waiters.get(id(clearing))
-            if clearing is not None and waiter is not None and not waiter.done():
-                waiter.set_result(clearing.dropped_s)
+            if clearing is not None:
+                self._answer(clearing)
         elif isinstance(event, Warned):
             self.suspicion = event.suspicion or self.suspicion
-            self.outbox.put(event)
+            self.tell(event)
         elif isinstance(event, PublisherChanged):
-            self.outbox.put(event)
-        elif not self._failure.done():
-            self._failure.set_result(ProblemError(_code(event.code), event.message))
-        self._tell()
+            self.tell(event)
+        self._flush()
+
+    # --- inside
+
+    def _wake(self) -> None:
+        if self._speaker is not None:
+            self._speaker.wake()
+
+    def _answer(self, clearing: Clearing) -> None:
+        waiter = self._waiters.get(id(clearing))
+        if waiter is not None and not waiter.done():
+            waiter.set_result(clearing.dropped_s)
 
     def _tick(self, now: float) -> None:
         if self._tracker.tick(now):
-            self._link.wake()
-        self._tell()
+            self._wake()
+        self._flush()
         if self.received_samples != self._told_samples and now - self._told_at >= ACK_EVERY_S:
             self._told_samples, self._told_at = self.received_samples, now
             if self.outbox.connection is not None:
                 self.outbox.put(Ack(received_samples=self.received_samples))
 
-    def _tell(self) -> None:
+    def _flush(self) -> None:
         for event in self._tracker.take_events():
             if isinstance(event, PlaybackFinished):
                 self._metrics.segments.labels(interrupted=str(event.interrupted).lower()).inc()
-            self.outbox.put(event)
+            self.tell(event)
 
 
-def _code(code: str) -> ErrorCode:
-    try:
-        return ErrorCode(code)
-    except ValueError:
-        return ErrorCode.INTERNAL
+def _ignore(_: object) -> None:
+    """For what nobody wants to know."""

@@ -9,16 +9,27 @@ from datetime import UTC, datetime
 from typing import Any
 
 from musetalk_agent.protocol.diagnosis import Diagnosis, DiagnosisCode
-from musetalk_agent.protocol.http import AgentSession, AvatarSource, Picture, SessionState
+from musetalk_agent.protocol.http import (
+    AgentSession,
+    AvatarSource,
+    Picture,
+    PublisherMode,
+    SessionState,
+    Transport,
+    VoiceSource,
+)
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.agents.client import AgentLease
+from orchestrator.ingress import RoomIngress
 from orchestrator.session.live import LiveSession
 from orchestrator.session.state import ENDED, RUNNING, step
 
 
 @dataclass(frozen=True)
 class SessionOrder:
-    """What a client asked for. `key` names the caller whose session it is."""
+    """What a client asked for. `speaker` is the participant for whom the avatar speaks, `voice` who publishes the speech.
+    `rtmp_url` is secret. `key` names the caller whose session it is.
+    """
 
     room: str
     avatar: AvatarSource
@@ -26,6 +37,10 @@ class SessionOrder:
     engine: str | None = None
     connect_livekit: bool = True
     speaker: str | None = None
+    voice: VoiceSource = VoiceSource.AGENT
+    rtmp_url: str | None = field(default=None, repr=False)
+    wants_rtmp: bool = False
+    publisher: PublisherMode = PublisherMode.AUTO
     key: str = ""
     webhook_url: str | None = field(default=None, repr=False)
     webhook_secret: str | None = field(default=None, repr=False)
@@ -43,7 +58,10 @@ class Heard:
 
 @dataclass(eq=False)
 class Session:
-    """One session. `owner` is the task that runs it; `started` resolves when it is ready, or with what went wrong."""
+    """One session. `owner` is the task that runs it; `started` resolves when it is ready, or with what went wrong.
+
+    `lease` is None while it has no agent, `placed` says that it had one. `moved_at` are monotonic times.
+    """
 
     session_id: str
     order: SessionOrder
@@ -54,12 +72,20 @@ class Session:
     base_state: SessionState = SessionState.STARTING
     owner: asyncio.Task[None] | None = None
     lease: AgentLease | None = None
+    placed: bool = False
+    ingress: RoomIngress | None = None
+    moves: int = 0
+    moved_at: list[float] = field(default_factory=list)
+    agent_lost_at: float | None = None
     live: LiveSession | None = None
     final: Heard = Heard()
     snapshot: AgentSession | None = None
     snapshot_at: float = float("-inf")
     end_reason: str | None = None
     error: ProblemError | None = None
+
+    def __post_init__(self) -> None:
+        self.publisher_mode = self.order.publisher
 
     @property
     def identity(self) -> str:
@@ -95,6 +121,12 @@ class Session:
         """Steps to `to`. Raises IllegalTransition when the table does not allow it."""
         self.base_state = step(self.base_state, to)
 
+    def note_loss(self, at: float, now: float) -> None:
+        """The agent was lost at `at` (Unix time), `now` on the monotonic clock: the session moves."""
+        self.moves += 1
+        self.moved_at.append(now)
+        self.agent_lost_at = at
+
     def running(self) -> LiveSession:
         """The session's audio path. Raises ProblemError `session_ended`, or `session_conflict` while it is starting."""
         if self.live is not None and self.base_state in RUNNING:
@@ -121,6 +153,9 @@ class Session:
             "room": self.order.room,
             "avatar_identity": self.identity,
             "publisher": snapshot.publisher if snapshot else None,
+            "transport": self.transport.model_dump(mode="json", exclude_none=True),
+            "moves": self.moves,
+            "agent_lost_at": iso(self.agent_lost_at),
             "engine": snapshot.engine if snapshot else self.order.engine,
             "engine_note": snapshot.engine_note if snapshot else None,
             "fps": snapshot.fps if snapshot else self.order.picture.fps,
@@ -140,6 +175,13 @@ class Session:
             "diagnosis": self.diagnosis.model_dump(mode="json", exclude_none=True),
             "error": self.error.problem().model_dump(mode="json", exclude_none=True) if self.error else None,
         }
+
+    @property
+    def transport(self) -> Transport:
+        """How media leave; none do while there is no agent."""
+        if self.snapshot is not None and self.base_state is not SessionState.RECOVERING:
+            return self.snapshot.transport
+        return Transport(mode=self.publisher_mode, rung="none")
 
     @property
     def diagnosis(self) -> Diagnosis:

@@ -103,7 +103,7 @@ async def test_a_link_whose_agent_takes_one_item_a_connection_still_delivers() -
 async def test_an_agent_that_stays_away_is_given_up() -> None:
     async with agent_behind_relay() as (_, _, between):
         between.refuse = True
-        link = AgentLink(AgentLease(between.url, HEADERS), "s", Source().peer(), Metrics(), give_up_s=0.3)
+        link = AgentLink(AgentLease(between.url, HEADERS), "s", Source().peer(), Metrics(), open_s=0.3)
         with pytest.raises(LinkLost, match=r"for 0\.3 s"):
             await asyncio.wait_for(link.run(), 5)
 
@@ -155,5 +155,5 @@ async def test_what_is_sent_is_the_protocols_json() -> None:
         source.items.append(LinkItem(SegmentStart(segment=1, sample_rate=16000, received=0).model_dump_json()))
         with running(link):
             await until(lambda: session.texts)
-        expected = '{"type":"segment.start","segment":1,"sample_rate":16000,"heard_s":0.0,"received":0}'
+        expected = '{"type":"segment.start","segment":1,"sample_rate":16000,"heard_s":0.0,"received":0,"in_s":0.0}'
         assert session.texts == [json.loads(expected)]

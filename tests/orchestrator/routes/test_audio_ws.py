@@ -260,9 +260,11 @@ async def test_an_error_of_the_agent_ends_the_session_with_1011(running: Stage) 
         assert session["state"] == "failed" and session["error"]["code"] == "livekit_unavailable"
 
 
-async def test_a_lost_agent_fails_the_session(running: Stage) -> None:
+async def test_a_lost_agent_without_another_fails_the_session(running: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.session.moving.MOVE_S", 0.5)
     async with running.live() as (_, line):
         running.agent.sessions.clear()
+        running.agent.status = "warming"
         for socket in running.agent.every_socket:
             await socket.close(1012)
         assert (await line.wait("error"))["code"] == "agent_unavailable"

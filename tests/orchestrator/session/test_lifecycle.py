@@ -15,7 +15,7 @@ BODY = {"room": "r", "engine": "pattern"}
 
 def own_tasks() -> set[str]:
     """Names of the tasks of sessions that run."""
-    prefixes = ("session-", "start-", "undo-", "live-", "link-", "watch-", "speech-", "audio-")
+    prefixes = ("session-", "start-", "undo-", "live-", "link-", "watch-", "attend-", "serve-", "goodbye-", "speech-", "audio-")
     return {task.get_name() for task in asyncio.all_tasks() if task.get_name().startswith(prefixes)}
 
 
@@ -88,7 +88,7 @@ async def test_a_start_that_is_given_up_is_undone_when_the_agent_is_through(runn
 
 
 async def test_a_link_that_does_not_open_undoes_the_start(running: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.session.lifecycle.LINK_OPEN_S", 0.3)
+    monkeypatch.setattr("orchestrator.session.owner.LINK_OPEN_S", 0.3)
     running.agent.refuse_link = True
     answer = await running.http.post("/session/start", json=BODY)
     assert (answer.status_code, answer.json()["code"]) == (503, "agent_unavailable")

@@ -1,0 +1,31 @@
+"""Work that outlives what began it, and is bounded all the same."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+
+
+class Background:
+    """Tasks of their own. `aclose` gives some of them a moment."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._awaited: set[asyncio.Task[None]] = set()
+
+    def spawn(self, work: Coroutine[None, None, None], name: str, *, awaited: bool) -> asyncio.Task[None]:
+        """Begins work. `awaited`: what it does matters also when the service ends."""
+        task = asyncio.create_task(work, name=name)
+        for kept in (self._tasks, self._awaited) if awaited else (self._tasks,):
+            kept.add(task)
+            task.add_done_callback(kept.discard)
+        return task
+
+    async def aclose(self, timeout_s: float) -> None:
+        """Waits for what matters, `timeout_s` at most; the rest is cancelled."""
+        if self._awaited:
+            await asyncio.wait(self._awaited, timeout=timeout_s)
+        late = list(self._tasks)
+        for task in late:
+            task.cancel()
+        await asyncio.gather(*late, return_exceptions=True)

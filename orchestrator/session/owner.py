@@ -1,0 +1,235 @@
+"""The task that owns one session from its start to its end, and undoes all it did however it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import Any
+
+from musetalk_agent.protocol.http import SessionState
+from musetalk_agent.protocol.problems import ErrorCode, Problem, ProblemError
+from orchestrator.agents.link import LinkOver
+from orchestrator.session.agent_side import AgentLost
+from orchestrator.session.live import LiveSession
+from orchestrator.session.moving import Moving
+from orchestrator.session.options import SessionOptions
+from orchestrator.session.placing import Placing
+from orchestrator.session.record import Session
+from orchestrator.session.services import Services
+from orchestrator.session.snapshots import SNAPSHOT_TIMEOUT_S, refresh
+from orchestrator.session.telling import tell_state
+from orchestrator.session.watch import Lifetime
+
+LINK_OPEN_S = 10.0
+_log = logging.getLogger(__name__)
+
+
+class SessionOwner:
+    """Runs one session. `end_reason` set on the session before `run` is cancelled says why it ends."""
+
+    def __init__(self, session: Session, services: Services, options: SessionOptions) -> None:
+        self._session = session
+        self._services = services
+        self._options = options
+        self._placing = Placing(services, options)
+        self._moving = Moving(services, self._placing)
+        self._serving: asyncio.Task[None] | None = None
+
+    async def run(self) -> None:
+        """Returns when the session has ended and nothing of it is left."""
+        session = self._session
+        problem: ProblemError | None = None
+        reason = "stopped"
+        try:
+            await self._open()
+            reason = await self._serve()
+        except asyncio.CancelledError:  # only `stop` cancels the owner: what follows is the end it asked for
+            reason = session.end_reason or "stopped"
+        except AgentLost as error:
+            problem = ProblemError(ErrorCode.AGENT_UNAVAILABLE, f"The session was lost: {error}. Start another one.")
+            reason = "agent_lost"
+        except ProblemError as error:
+            problem = error
+            lost = error.code is ErrorCode.AGENT_UNAVAILABLE and session.moves > 0
+            reason = "agent_lost" if lost else error.code.value
+        except Exception:  # noqa: BLE001 - task boundary: nobody else would hear of it
+            _log.exception("session failed", extra={"session_id": session.session_id})
+            problem = ProblemError(ErrorCode.INTERNAL, "The session failed for a reason of our own; see the logs.")
+            reason = problem.code.value
+        session.end_reason = session.end_reason or reason  # from here on `stop` waits and does not cancel
+        await self._close(problem)
+
+    # --- the beginning
+
+    async def _open(self) -> None:
+        """Room, ingress, place at an agent, avatar in the room. What it did is on the session for `_close` to undo."""
+        session, order, ingresses = self._session, self._session.order, self._services.ingresses
+        await self._services.rooms.ensure(order.room)
+        if order.connect_livekit and order.rtmp_url is None and ingresses is not None:
+            session.ingress = await ingresses.create(order.room, session.identity, "Avatar")
+        await self._placing.place(session)
+
+    # --- the middle
+
+    async def _serve(self) -> str:
+        """Runs the session until it ends by itself; returns why."""
+        session = self._session
+        live = LiveSession(session.session_id, self._options, self._services.metrics, self._services.events)
+        session.live = live
+        tasks: set[asyncio.Task[Any]] = {asyncio.create_task(live.run(), name=f"live-{session.session_id}")}
+        try:
+            await self._link(live)
+            tell_state(self._services.events, session, SessionState.READY)
+            session.started.set_result(None)
+            _log.info("session ready", extra={"session_id": session.session_id, "room": session.order.room})
+            tasks.add(asyncio.create_task(self._attend(live), name=f"attend-{session.session_id}"))
+            tasks.add(asyncio.create_task(self._watch(live), name=f"watch-{session.session_id}"))
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+            return session.end_reason or "stopped"
+        finally:
+            if self._serving is not None:
+                tasks.add(self._serving)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _link(self, live: LiveSession) -> None:
+        """Opens the link to the session's agent. Raises what ended it, or AgentLost when it takes too long."""
+        lease = self._session.lease
+        assert lease is not None
+        self._serving = serving = asyncio.create_task(live.serve(lease), name=f"serve-{live.session_id}")
+        up = asyncio.create_task(live.wait_connected())
+        try:
+            await asyncio.wait({up, serving}, timeout=LINK_OPEN_S, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            up.cancel()
+            await asyncio.gather(up, return_exceptions=True)
+        if serving.done():
+            raise await self._explain(serving)
+        if not live.link_connected:
+            serving.cancel()
+            await asyncio.gather(serving, return_exceptions=True)
+            raise AgentLost("link_lost", f"the agent's /audio did not open within {LINK_OPEN_S:g} s", time.monotonic())
+
+    async def _attend(self, live: LiveSession) -> None:
+        """Keeps an agent with the session; returns never."""
+        session = self._session
+        while True:
+            lost, to = await self._until_lost(live)
+            await self._moving.move(session, live, lost, to)
+            try:
+                await self._link(live)
+            except AgentLost as again:
+                _log.warning("the next agent was lost at once", extra={"session_id": session.session_id})
+                self._serving = asyncio.create_task(_raise(again))
+                continue
+            tell_state(self._services.events, session, SessionState.READY, "moved")
+
+    async def _until_lost(self, live: LiveSession) -> tuple[AgentLost, Any]:
+        """Returns how the agent was lost, and where a planned move goes. Raises what ends the session."""
+        serving = self._serving
+        assert serving is not None
+        leaving = asyncio.create_task(self._moving.wait_to_leave(self._session, live))
+        try:
+            await asyncio.wait({serving, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if serving.done():
+                return await self._explain(serving), None
+            at = time.monotonic()
+            serving.cancel()
+            await asyncio.gather(serving, return_exceptions=True)
+            return AgentLost("draining", "its agent shuts down", at), leaving.result()
+        finally:
+            leaving.cancel()
+            await asyncio.gather(leaving, return_exceptions=True)
+
+    async def _explain(self, serving: asyncio.Task[None]) -> AgentLost:
+        """How the agent was lost. Raises ProblemError when it told what went wrong with the session itself."""
+        session = self._session
+        assert session.lease is not None
+        at = time.monotonic()
+        try:
+            serving.result()
+        except AgentLost as lost:
+            return lost
+        except LinkOver:
+            try:
+                snapshot = await self._services.agents.session(session.lease, session.session_id, SNAPSHOT_TIMEOUT_S)
+            except ProblemError:
+                return AgentLost("session_lost", "its agent has forgotten it", at)
+            session.snapshot = snapshot
+            told = _told(snapshot.error)
+            if told is None:
+                return AgentLost("session_lost", "its agent has ended it", at)
+            if told.code is not ErrorCode.ENGINE_FAILED:
+                raise told from None
+            return AgentLost("engine_failed", told.detail, at)
+        raise AssertionError("serving returns never")
+
+    async def _watch(self, live: LiveSession) -> None:
+        """Returns when the session has outlived its use, with `end_reason` set."""
+        session = self._session
+        life = Lifetime(self._options, time.time(), session.expires_at, counts_viewers=session.order.connect_livekit)
+        while True:
+            await refresh(self._services.agents, session)
+            now = time.time()
+            life.note_audio(live.last_audio_at or 0.0)
+            if not live.quiet:
+                life.note_audio(now)
+            if session.snapshot is not None:
+                life.note_viewers(session.snapshot.viewers, now)
+            reason = life.over(now)
+            if reason is not None:
+                session.end_reason = reason
+                return
+            await asyncio.sleep(max(0.01, min(self._options.poll_s, life.next_at() - now)))
+
+    # --- the end
+
+    async def _close(self, problem: ProblemError | None) -> None:
+        session, services = self._session, self._services
+        if problem is None:
+            tell_state(services.events, session, SessionState.DRAINING, session.end_reason)
+        if session.live is not None:
+            session.live.end(problem)
+        if session.lease is not None:
+            await self._stop_agent()
+        if session.placed and session.order.connect_livekit:
+            await services.rooms.remove(session.order.room, session.identity)
+        if session.ingress is not None and services.ingresses is not None:
+            await services.ingresses.remove(session.ingress.ingress_id)
+        services.pool.release(session.session_id)
+        session.retire()
+        session.error = problem
+        session.ended_at = time.time()
+        over = SessionState.STOPPED if problem is None else SessionState.FAILED
+        tell_state(services.events, session, over, session.end_reason)
+        services.metrics.ends.labels(reason=session.end_reason or "stopped").inc()
+        _log.info("session ended", extra={"session_id": session.session_id, "reason": session.end_reason})
+        if not session.started.done():
+            session.started.set_exception(problem or session.over())
+            session.started.exception()  # whoever waited may be gone; that is no reason for a warning
+
+    async def _stop_agent(self) -> None:
+        session = self._session
+        assert session.lease is not None
+        try:
+            session.snapshot = await self._services.agents.stop(session.lease, session.session_id)
+        except ProblemError as error:
+            if error.code is not ErrorCode.SESSION_NOT_FOUND:
+                extra = {"session_id": session.session_id, "code": error.code.value}
+                _log.warning("the agent did not stop the session", extra=extra)
+
+
+async def _raise(lost: AgentLost) -> None:
+    raise lost
+
+
+def _told(error: dict[str, object] | None) -> ProblemError | None:
+    """What the agent says went wrong."""
+    if not error:
+        return None
+    told = Problem.model_validate({"title": "", "status": 500, "detail": "", **error})
+    return ProblemError(told.code, told.detail, field=told.field)

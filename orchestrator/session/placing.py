@@ -1,0 +1,123 @@
+"""Gives a session an agent: the first one at its start, another one when it moves."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import suppress
+
+from musetalk_agent.protocol.http import AgentSession, AgentStartRequest, RtmpTarget
+from musetalk_agent.protocol.problems import ErrorCode, ProblemError
+from orchestrator.agents.client import AgentLease
+from orchestrator.session.options import SessionOptions
+from orchestrator.session.record import Session
+from orchestrator.session.services import Services
+
+_AGENT_BACKLOG_MARGIN_S = 30
+"""The agent's own limit lies above ours, so that ours is the one a sender meets."""
+GOODBYE_S = 60.0
+"""How long an agent that does not answer is asked to stop a session that it lost."""
+_GOODBYE_EVERY_S = 1.0
+_NEXT = frozenset({ErrorCode.AT_CAPACITY, ErrorCode.AGENT_UNAVAILABLE})
+"""Errors that say something of one agent only."""
+
+
+class Placing:
+    """Starts sessions at agents."""
+
+    def __init__(self, services: Services, options: SessionOptions) -> None:
+        self._services = services
+        self._options = options
+
+    async def place(self, session: Session) -> None:
+        """Starts the session at an agent that takes it. Raises ProblemError. Cancelling undoes what was begun."""
+        avoid: frozenset[str] = frozenset()
+        problem: ProblemError | None = None
+        while True:
+            try:
+                lease = await self.acquire(session, avoid)
+            except ProblemError as error:
+                raise problem or error from None
+            try:
+                await self.start(session, lease)
+                return
+            except ProblemError as error:
+                if error.code not in _NEXT:
+                    raise
+                problem = error if error.code is ErrorCode.AGENT_UNAVAILABLE else None
+                avoid |= {lease.base_url}  # it filled up or died after it was asked: the next one may have a place
+
+    async def acquire(self, session: Session, avoid: frozenset[str] = frozenset()) -> AgentLease:
+        """A place at an agent. Raises ProblemError `at_capacity` or `agent_unavailable`."""
+        avatar_id = session.order.avatar.avatar_id
+        return await self._services.pool.acquire(session.session_id, avatar_id=avatar_id, avoid=avoid)
+
+    async def start(self, session: Session, lease: AgentLease) -> None:
+        """Starts the session there. On failure it has no lease. Cancelling stops it there once the start is through."""
+        session.lease = lease
+        call = self._services.agents.start(lease, self._request(session), self._options.start_timeout_s)
+        starting = asyncio.create_task(call, name=f"start-{session.session_id}")
+        try:
+            session.snapshot = await asyncio.shield(starting)
+            session.placed = True
+        except asyncio.CancelledError:
+            undo = self._undo(session, lease, starting)
+            self._services.background.spawn(undo, f"undo-{session.session_id}", awaited=True)
+            raise
+        except ProblemError as error:
+            session.lease = None
+            self._services.pool.release(session.session_id)
+            if error.code is ErrorCode.AGENT_UNAVAILABLE:
+                self.leave(session, lease)
+            raise
+
+    def leave(self, session: Session, lease: AgentLease) -> asyncio.Task[None]:
+        """Has the session stopped at an agent that lost it, in the background; one that hangs may wake up and speak again."""
+        goodbye = self._goodbye(session, lease)
+        return self._services.background.spawn(goodbye, f"goodbye-{session.session_id}", awaited=False)
+
+    async def _goodbye(self, session: Session, lease: AgentLease) -> None:
+        until = time.monotonic() + GOODBYE_S
+        while time.monotonic() < until and (session.lease is None or session.lease.base_url != lease.base_url):
+            try:
+                await self._services.agents.stop(lease, session.session_id)
+                return
+            except ProblemError as error:
+                if error.code is not ErrorCode.AGENT_UNAVAILABLE:
+                    return
+            await asyncio.sleep(_GOODBYE_EVERY_S)
+
+    async def _undo(self, session: Session, lease: AgentLease, starting: asyncio.Task[AgentSession]) -> None:
+        """The agent does not notice that nobody waits for its start."""
+        with suppress(ProblemError):
+            await starting
+            await self._services.agents.stop(lease, session.session_id)
+            await self._services.rooms.remove(session.order.room, session.identity)
+
+    def _request(self, session: Session) -> AgentStartRequest:
+        """The same at every agent, but for tokens."""
+        minter, order = self._services.minter, session.order
+        ttl_s = session.expires_at - time.time()
+        token = minter.avatar(order.room, session.identity, ttl_s, name="Avatar", on_behalf_of=order.speaker)
+        return AgentStartRequest(
+            session_id=session.session_id,
+            room=order.room,
+            livekit_url=minter.url,
+            livekit_token=token,
+            avatar=order.avatar,
+            picture=order.picture,
+            engine=order.engine,
+            connect_livekit=order.connect_livekit,
+            voice=order.voice,
+            rtmp=self._target(session),
+            probe_token=minter.probe(order.room, f"probe-{session.session_id}", ttl_s),
+            publisher_mode=session.publisher_mode,
+            max_duration_s=max(1, round(ttl_s)),
+            backlog_s=min(600, int(self._options.limits.backlog_s) + _AGENT_BACKLOG_MARGIN_S),
+        )
+
+    def _target(self, session: Session) -> RtmpTarget | None:
+        order = session.order
+        if order.rtmp_url is not None:
+            return RtmpTarget(url=order.rtmp_url, beside=order.wants_rtmp)
+        return session.ingress.target if session.ingress is not None else None

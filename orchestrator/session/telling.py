@@ -1,0 +1,19 @@
+"""The state of a session, told to whoever must know."""
+
+from __future__ import annotations
+
+from musetalk_agent.protocol.http import SessionState
+from orchestrator.events import STATE, EventBus
+from orchestrator.session.record import Session
+
+
+def tell_state(events: EventBus, session: Session, to: SessionState, reason: str | None = None) -> None:
+    """Steps to `to` and tells it: as an event, and to the sender unless nobody can have connected yet.
+
+    Raises IllegalTransition when the table does not allow it.
+    """
+    known = session.base_state is not SessionState.STARTING
+    session.move(to)
+    events.publish(session.session_id, STATE, {"state": to.value, "reason": reason})
+    if known and session.live is not None:
+        session.live.tell_state(to.value, reason)
