@@ -16,7 +16,7 @@ from musetalk_agent.engine_pool import EnginePool
 from musetalk_agent.engines.base import Engine
 from musetalk_agent.engines.pattern import pattern_bundle
 from musetalk_agent.pipeline import Pipeline
-from musetalk_agent.protocol.http import AgentStartRequest
+from musetalk_agent.protocol.http import AgentStartRequest, VoiceSource
 from musetalk_agent.protocol.messages import Event
 from musetalk_agent.publishers.base import Publisher
 from musetalk_agent.session import Session
@@ -36,8 +36,8 @@ class Factory:
 
     Args:
         clock: None for the monotonic one.
-        publisher: makes the publisher of a session, given its request and its frames per second; None for LiveKit's, or one that
-            publishes nothing where the request says so.
+        publisher: makes the publisher of a session, given its request and its frames per second; None for one that goes to the
+            room and where else the request says.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Factory:
     ) -> None:
         self.settings = settings
         self.clock: Clock = clock or MonotonicClock()
-        self._make_publisher: MakePublisher = publisher or self._room_publisher
+        self._make_publisher = publisher
         self.models = ModelStore(settings.models_dir, Manifest.load())
         self.library = AvatarLibrary(
             settings.cache_dir,
@@ -73,7 +73,8 @@ class Factory:
         batcher = self.engines.batcher(name)
         bundle = await self._bundle(request, batcher.engine)
         actor = await asyncio.to_thread(batcher.engine.open, bundle)
-        publisher = self._make_publisher(request, bundle.fps)
+        make = self._make_publisher
+        publisher = make(request, bundle.fps) if make else await self._publisher(request, bundle.fps)
 
         def build(emit: Callable[[Event], None], speaking: Callable[[bool], None]) -> Pipeline:
             return Pipeline(publisher, batcher, actor, bundle, self.clock, self._executor, emit, speaking)
@@ -89,12 +90,27 @@ class Factory:
             return pattern_bundle(width, height, picture.fps)
         return await self.library.prepare(request.avatar, picture, derive=engine.prepare)
 
-    def _room_publisher(self, request: AgentStartRequest, fps: int) -> Publisher:
-        if not request.connect_livekit:
+    async def _publisher(self, request: AgentStartRequest, fps: int) -> Publisher:
+        """Raises `RtmpUrlForbidden`. An ingress is the orchestrator's own, wherever it is."""
+        rtmp = request.rtmp
+        if not request.connect_livekit and rtmp is None:
             from musetalk_agent.publishers.null import NullPublisher
 
             return NullPublisher(self.clock)
-        from musetalk_agent.publishers.livekit import LiveKitOptions, LiveKitPublisher
+        from musetalk_agent.publishers.failover import FailoverPublisher
+        from musetalk_agent.publishers.livekit import LiveKitOptions
+        from musetalk_agent.publishers.outlets import OutletOptions
+        from musetalk_agent.publishers.rtmp_address import check_rtmp
 
-        options = LiveKitOptions(request.livekit_url, request.livekit_token, request.room, fps)
-        return LiveKitPublisher(options, self.clock)
+        room = LiveKitOptions(
+            request.livekit_url, request.livekit_token, request.room, fps, sound=request.voice is VoiceSource.AGENT
+        )
+        options = OutletOptions(
+            room,
+            address=await check_rtmp(rtmp.url, rtmp.ingress or self.settings.allow_private_urls) if rtmp else None,
+            ingress=rtmp is not None and rtmp.ingress,
+            beside=rtmp is not None and rtmp.beside and not rtmp.ingress,
+            joins=request.connect_livekit,
+            probe_token=request.probe_token,
+        )
+        return FailoverPublisher(options, request.publisher_mode, self.clock)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from musetalk_agent.media import Pcm, VideoFrame
-from musetalk_agent.protocol.http import TrackInfo, Transport
+from musetalk_agent.protocol.http import PublisherMode, TrackInfo, Transport
 from musetalk_agent.protocol.messages import PublisherChanged
 from musetalk_agent.sync.playout import PlayoutClock
 
@@ -84,3 +84,7 @@ class MovingPublisher(Publisher, Protocol):
     transport: Transport
     on_rewind: Callable[[int], None]
     on_change: Callable[[PublisherChanged], None]
+
+    def set_mode(self, mode: PublisherMode) -> None:
+        """Allows other ways from now on. Raises `PublisherUnavailable` for one that the session does not have."""
+        ...

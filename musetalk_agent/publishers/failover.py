@@ -23,6 +23,7 @@ from musetalk_agent.publishers.ladder_words import Act, Event, Rung, Ways
 from musetalk_agent.publishers.livekit import QUEUE_MS, SOUND_PATH_S
 from musetalk_agent.publishers.moving_clock import MovingClock
 from musetalk_agent.publishers.outlets import OutletOptions, Outlets
+from musetalk_agent.sync.playout import PlayoutClock
 from musetalk_agent.sync.segment import ROOM_RATE
 
 log = logging.getLogger(__name__)
@@ -46,12 +47,16 @@ class FailoverPublisher:
         self._options, self._clock = options, clock
         self.name = Rung.NONE.value
         self.state = PublisherState()
+        mode = mode if options.joins else PublisherMode.RTMP
         self.transport = Transport(mode=mode, rung=Rung.NONE.value)
-        self.playout = MovingClock(clock, ROOM_RATE, path_s=SOUND_PATH_S)
-        self.playout.held = True
+        self._playout = MovingClock(clock, ROOM_RATE, path_s=SOUND_PATH_S)
+        self.playout: PlayoutClock = self._playout
+        self._playout.held = True
         self.on_rewind: Callable[[int], None] = self._wind_back
         self.on_change: Callable[[PublisherChanged], None] = lambda _: None
-        ways = Ways(rtmp=options.address is not None, ingress=options.ingress, beside=options.beside, whip=options.whip)
+        ways = Ways(
+            rtmp=options.address is not None, ingress=options.ingress, beside=options.beside, whip=options.joins
+        )
         self._ladder = Ladder(ways, mode, clock.now())
         self._outlets = Outlets(options, clock, self.playout, self._step, self._tick)
         self._heard = Heard()
@@ -122,9 +127,12 @@ class FailoverPublisher:
             await self._outlets.room.set_state(state)
 
     def set_mode(self, mode: PublisherMode) -> None:
-        """Allows other ways, from now on. Raises `PublisherUnavailable` where RTMP is asked for and there is no address for it."""
+        """See `MovingPublisher.set_mode`."""
         if mode is PublisherMode.RTMP and self._options.address is None:
             text = "This session has no RTMP address to publish to; give rtmp_url at /session/start."
+            raise PublisherUnavailable(text, field="mode", value=mode.value)
+        if mode is not PublisherMode.RTMP and not self._options.joins:
+            text = "This session was started without joining its room (connect_livekit false); start another one."
             raise PublisherUnavailable(text, field="mode", value=mode.value)
         self._ladder.mode = self.transport.mode = mode
         self._step(Event.MODE)
@@ -225,7 +233,7 @@ class FailoverPublisher:
         if rung is not self._rung:
             self._change(rung)
         flows = rung is not Rung.NONE and not self._ladder.holding
-        self.playout.held = not flows
+        self._playout.held = not flows
         if flows:
             self._flow.set()
         else:
@@ -238,7 +246,7 @@ class FailoverPublisher:
             if labels is not Rung.NONE:
                 PUBLISHER_RUNG.labels(labels.value).inc(step)
         self._rung, self.name = rung, rung.value
-        self.playout.take_path(SOUND_PATH_S if rung is Rung.LIVEKIT else 0.0)
+        self._playout.take_path(SOUND_PATH_S if rung is Rung.LIVEKIT else 0.0)
         self.state.connected = rung is not Rung.NONE
         transport = self.transport
         transport.rung, transport.since, transport.reason = rung.value, utc_now(), self._ladder.reason

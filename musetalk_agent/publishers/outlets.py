@@ -37,13 +37,16 @@ Tell = Callable[[Event, str], None]
 
 @dataclass(frozen=True, slots=True)
 class OutletOptions:
-    """What ways there are. `address` is where RTMP goes, if anywhere; `ingress` and `beside` are those of `RtmpTarget`."""
+    """What ways there are.
+
+    `address` is where RTMP goes, if anywhere; `ingress` and `beside` are those of `RtmpTarget`. Without `joins` the room is let alone.
+    """
 
     room: LiveKitOptions
     address: RtmpAddress | None = None
     ingress: bool = False
     beside: bool = False
-    whip: bool = True
+    joins: bool = True
     probe_token: str | None = None
 
 
