@@ -106,6 +106,7 @@ class AgentLink:
         self._up_at = 0.0
         self._buffered = (0.0, 0.0)
         self._was_up = False
+        self._socket: ClientConnection | None = None
         self.lost_at = time.monotonic()
         self.drops = 0
 
@@ -126,6 +127,11 @@ class AgentLink:
     def unacked(self) -> bool:
         """Whether items are on their way that the agent has not acknowledged."""
         return self._core.unacked
+
+    @property
+    def delay_s(self) -> float:
+        """How long a message is under way, as its pings tell; 0 without a connection."""
+        return self._socket.latency / 2 if self._socket is not None else 0.0
 
     @property
     def events_seen(self) -> int:
@@ -190,6 +196,7 @@ class AgentLink:
             if not isinstance(hello, LinkHello):
                 raise LinkLost("the agent did not begin with link.hello")
             self._greet(hello)
+            self._socket = socket
             writer = asyncio.create_task(self._write(socket), name=f"link-write-{self.session_id}")
             writer.add_done_callback(lambda _: socket.transport.abort())  # it ends by an error or with us
             try:
@@ -198,6 +205,7 @@ class AgentLink:
                 if socket.close_code == CLOSE_GOING_AWAY:
                     raise LinkOver("the agent ended the session")
             finally:
+                self._socket = None
                 writer.cancel()
                 with suppress(asyncio.CancelledError, ConnectionClosed):
                     await writer

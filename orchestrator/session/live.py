@@ -78,6 +78,7 @@ class LiveSession:
         self._tracker = SegmentTracker(options.limits.backlog_s + KEEP_MORE_S)
         self._speaker: Speaker | None = None
         self._drops_before = 0
+        self._due_at = 0.0
         self._gate = Gate(options.limits, time.monotonic())
         self._waiters: dict[int, asyncio.Future[float]] = {}
         self._told_samples = 0
@@ -90,8 +91,8 @@ class LiveSession:
         self.received_samples = 0
         self.last_audio_at: float | None = None
         self.suspicion: str | None = None
-        self.not_before = 0.0
-        """Monotonic time until which whoever spoke before goes on speaking."""
+        self.known_position: Callable[[], tuple[int, float] | None] = lambda: None
+        """Where the voice is, if somebody knows it better than the agent."""
         self.on_forwarded: Callable[[LinkItem], None] = _ignore
         """Called with every item that is forwarded."""
         self.on_voice: Callable[[LinkVoice], None] = _ignore
@@ -142,11 +143,15 @@ class LiveSession:
 
     def position(self, at: float) -> tuple[int, float]:
         """The segment that was being heard at `at` (monotonic) and how many seconds of it; stays behind the truth."""
-        return self._tracker.position(at)
+        return self.known_position() or self._tracker.position(at)
 
-    def rewind(self, segment: int, heard_s: float) -> None:
-        """Whoever spoke is gone; what was not heard waits for the next one. Clears that were under way are answered."""
+    def rewind(self, segment: int, heard_s: float, due_at: float | None = None) -> None:
+        """Whoever spoke is gone; what was not heard waits for the next one. Clears that were under way are answered.
+
+        `due_at`: when the next one may begin (monotonic); until then what comes before is still being said.
+        """
         self._speaker = None
+        self._due_at = due_at or 0.0
         for clearing in self._tracker.rewind(segment, heard_s, time.monotonic()):
             self._answer(clearing)
         self._flush()
@@ -322,6 +327,10 @@ class LiveSession:
         """How often the link broke, over all agents."""
         return self._drops_before + (self.side.link.drops if self.side else 0)
 
+    def link_delay_s(self) -> float:
+        """How long a message of the agent is under way."""
+        return self.side.link.delay_s if self.side else 0.0
+
     @property
     def effective_rate(self) -> int:
         """The session's sample rate, the default before the first sample."""
@@ -331,7 +340,7 @@ class LiveSession:
 
     def next_item(self) -> LinkItem | None:
         """The next item to speak, None when there is none now."""
-        item = self._tracker.next_item(max(0.0, self.not_before - time.monotonic()))
+        item = self._tracker.next_item(max(0.0, self._due_at - time.monotonic()))
         if item is not None:
             self.on_forwarded(item)
         return item

@@ -55,7 +55,7 @@ class Moving:
         _log.warning("agent lost: the session moves", extra=extra)
         tell_state(self._services.events, session, SessionState.RECOVERING, lost.cause)
         goodbye = self._placing.leave(session, old)
-        async with self._services.stand_in(session):
+        async with self._services.voices.stand_in(session):
             await self._find(session, old, goodbye, to, lost)
         self._services.metrics.move_seconds.observe(time.monotonic() - session.moved_at[-1])
 

@@ -79,6 +79,7 @@ class SessionOwner:
         session.live = live
         tasks: set[asyncio.Task[Any]] = {asyncio.create_task(live.run(), name=f"live-{session.session_id}")}
         try:
+            self._services.voices.begin(session)
             await self._link(live)
             tell_state(self._services.events, session, SessionState.READY)
             session.started.set_result(None)
@@ -194,6 +195,7 @@ class SessionOwner:
             tell_state(services.events, session, SessionState.DRAINING, session.end_reason)
         if session.live is not None:
             session.live.end(problem)
+        services.voices.end(session)
         if session.lease is not None:
             await self._stop_agent()
         if session.placed and session.order.connect_livekit:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from orchestrator.agents.client import AgentClient
 from orchestrator.agents.pool import AgentPool
@@ -15,14 +15,45 @@ from orchestrator.session.background import Background
 from orchestrator.session.record import Session
 from orchestrator.tokens import Rooms, TokenMinter
 
-StandIn = Callable[[Session], AbstractAsyncContextManager[None]]
-"""Speaks for a session from the moment its agent is lost until the next one has joined: it may take the speech with
-`live.hand_to`, and gives it back with `live.rewind` before the context ends."""
+
+class OwnVoices(Protocol):
+    """The orchestrator's own voice in sessions."""
+
+    def begin(self, session: Session) -> None:
+        """The session's audio path is there. Raises ProblemError `at_capacity`."""
+        ...
+
+    def stand_in(self, session: Session) -> AbstractAsyncContextManager[None]:
+        """Entered when an agent is lost, left when the next one has joined. It may take the speech with `live.hand_to`, and then
+        gives it back with `live.rewind` before it ends.
+        """
+        ...
+
+    def end(self, session: Session) -> None:
+        """The session is over. Without effect for one that did not begin."""
+        ...
+
+    def view(self, session: Session) -> dict[str, Any] | None:
+        """The voice's part of `/debug/audio`; None while it is not in the room."""
+        ...
 
 
-def nobody(_: Session) -> AbstractAsyncContextManager[None]:
+class NoVoices:
     """Silence until there is an agent again."""
-    return nullcontext()
+
+    def begin(self, session: Session) -> None:
+        """Nothing."""
+
+    def stand_in(self, session: Session) -> AbstractAsyncContextManager[None]:
+        """Nobody."""
+        return nullcontext()
+
+    def end(self, session: Session) -> None:
+        """Nothing."""
+
+    def view(self, session: Session) -> dict[str, Any] | None:
+        """Not there."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -36,5 +67,5 @@ class Services:
     metrics: Metrics
     events: EventBus
     ingresses: Ingresses | None = None
-    stand_in: StandIn = nobody
+    voices: OwnVoices = field(default_factory=NoVoices)
     background: Background = field(default_factory=Background)
