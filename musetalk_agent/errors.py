@@ -7,6 +7,7 @@ AgentError
 │   └── NoFaceInAvatar, AvatarNotFound
 ├── EngineUnknown, EngineUnavailable, EngineFailed, WeightsMissing, WeightsInvalid
 ├── SessionNotFound, SessionConflict, SessionEnded, AtCapacity, Draining
+├── DiskFull               an avatar cannot be written
 ├── PublishFailed          the room could not be joined or published to
 ├── PublisherUnavailable   this way to publish is not there for the session
 └── RtmpUrlForbidden       the RTMP address may not be pushed to
@@ -148,6 +149,12 @@ class AtCapacity(AgentError):
     """No room for another session now."""
 
     error_code = ErrorCode.AT_CAPACITY
+
+
+class DiskFull(AgentError):
+    """No room on the disk for an avatar."""
+
+    error_code = ErrorCode.DISK_FULL
 
 
 class Draining(AgentError):

@@ -9,6 +9,7 @@ All methods touch the disk: call them off the event loop. Several processes may 
 
 from __future__ import annotations
 
+import errno
 import itertools
 import logging
 import os
@@ -17,11 +18,14 @@ import tempfile
 import threading
 import time
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.avatars.store import HEAD, DamagedBundle, load_bundle
+from musetalk_agent.errors import DiskFull
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +33,9 @@ _SOURCES_SHARE = 4
 """Sources get one of so many parts of the cache, bundles the rest: a source is far smaller than its frames."""
 _STALE_S = 3600.0
 """Parts older than this belong to a process that died."""
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_WRITTEN = " requested and "
+_FULL_RETRY_AFTER_S = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +65,21 @@ class AvatarCache:
         for path in (self._sources, self._bundles, self._parts):
             path.mkdir(parents=True, exist_ok=True)
         self._clear_stale()
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Raises `DiskFull` for whatever fails within because nothing more can be written."""
+        try:
+            yield
+        except OSError as error:
+            # numpy tells no number when it writes an array, only how much of it was written
+            if error.errno not in _FULL and (error.errno is not None or _WRITTEN not in str(error)):
+                raise
+            log.error("disk full", extra={"folder": str(self._parts)})
+            raise DiskFull(
+                "The agent's disk is full, so the avatar could not be prepared: free some of it, or lower AVATAR_CACHE_BYTES.",
+                retry_after_s=_FULL_RETRY_AFTER_S,
+            ) from error
 
     def part(self) -> Path:
         """A new empty folder to write into."""

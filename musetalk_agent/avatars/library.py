@@ -105,26 +105,40 @@ class AvatarLibrary:
 
         Raises:
             AvatarError: the avatar cannot be used; `field` names the request's field.
+            DiskFull: it cannot be written; nothing of it is left.
             WeightsMissing: a face model is not there.
         """
         field = _field(source)
         try:
-            clip = await self._clip(source, field)
-            key = self._key(clip.digest, picture)
-            bundle = await self._run(self._cache.bundle, key)
-            cached = bundle is not None
-            if bundle is None:
-                bundle = await self._flights.run(
-                    ("build", key), lambda abort: self._run(self._build, clip, key, picture, abort, progress)
-                )
-            self._cache.hold(bundle)
-            if derive is not None:
-                await self._derived(key, bundle, derive)
+            with self._cache.writing():
+                clip, bundle, cached = await self._found_or_built(source, field, picture, derive, progress)
         except AvatarError as error:
             error.field = error.field or field
             raise
         report = bundle.report.model_copy(update={"cached": cached, "avatar_id": clip.avatar_id})
         return self._cache.hold(replace(bundle, report=report))
+
+    async def _found_or_built(
+        self,
+        source: AvatarSource,
+        field: str,
+        picture: Picture,
+        derive: Callable[[Bundle], None] | None,
+        progress: Progress | None,
+    ) -> tuple[_Clip, Bundle, bool]:
+        """The clip, its bundle, and whether that was there already."""
+        clip = await self._clip(source, field)
+        key = self._key(clip.digest, picture)
+        bundle = await self._run(self._cache.bundle, key)
+        cached = bundle is not None
+        if bundle is None:
+            bundle = await self._flights.run(
+                ("build", key), lambda abort: self._run(self._build, clip, key, picture, abort, progress)
+            )
+        self._cache.hold(bundle)
+        if derive is not None:
+            await self._derived(key, bundle, derive)
+        return clip, bundle, cached
 
     async def add(self, data: AsyncIterator[bytes] | bytes, filename: str | None = None) -> str:
         """Takes an upload and returns its `avatar_id`; its pictures are looked at by `prepare`. Cancelling is safe.
@@ -135,15 +149,18 @@ class AvatarLibrary:
 
         Raises:
             AvatarError: too large, or not a clip.
+            DiskFull: it cannot be written; nothing of it is left.
         """
-        async with Receiver(self._cache, self._limits, repr((filename or "upload")[:120]), _ANY) as receiver:
-            if isinstance(data, bytes):
-                for at in range(0, len(data), _PIECE_BYTES):
-                    await receiver.write(data[at : at + _PIECE_BYTES])
-            else:
-                async for piece in data:
-                    await receiver.write(piece)
-            path, digest = await receiver.finish()
+        name = repr((filename or "upload")[:120])
+        with self._cache.writing():
+            async with Receiver(self._cache, self._limits, name, _ANY) as receiver:
+                if isinstance(data, bytes):
+                    for at in range(0, len(data), _PIECE_BYTES):
+                        await receiver.write(data[at : at + _PIECE_BYTES])
+                else:
+                    async for piece in data:
+                        await receiver.write(piece)
+                path, digest = await receiver.finish()
         await self._run(_check_archive, path, self._limits)
         return f"sha256:{digest}"
 

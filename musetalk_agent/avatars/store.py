@@ -47,10 +47,12 @@ class ArrayWriter:
         """Fills the count in. Safe to call twice."""
         if self._file.closed:
             return
-        if self._row is not None:
-            self._file.seek(0)
-            self._write_header()
-        self._file.close()
+        try:
+            if self._row is not None:
+                self._file.seek(0)
+                self._write_header()
+        finally:
+            self._file.close()
 
     def _write_header(self) -> None:
         shape = (self.rows, *(self._row or ()))

@@ -62,6 +62,7 @@ class ErrorCode(StrEnum):
     RTMP_URL_FORBIDDEN = "rtmp_url_forbidden"
     WEBHOOK_URL_FORBIDDEN = "webhook_url_forbidden"
     DRAINING = "draining"
+    DISK_FULL = "disk_full"
     STORE_UNAVAILABLE = "store_unavailable"
 
 
@@ -90,6 +91,7 @@ STATUS: dict[ErrorCode, int] = {
     ErrorCode.SESSION_ELSEWHERE: 421,
     ErrorCode.PUBLISHER_UNAVAILABLE: 409,
     ErrorCode.DRAINING: 503,
+    ErrorCode.DISK_FULL: 503,
     ErrorCode.STORE_UNAVAILABLE: 503,
 }
 """HTTP status of a code; codes not listed are 422, the request's own fault."""
