@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 import av
@@ -10,8 +11,9 @@ from av.container import OutputContainer
 from musetalk_agent.clock import Clock
 from musetalk_agent.publishers.rtmp_address import RtmpAddress
 from musetalk_agent.publishers.rtmp_link import RtmpLink
-from musetalk_agent.publishers.stream import Connection, StreamOptions, StreamSink
-from musetalk_agent.publishers.stream_encoder import Codecs
+from musetalk_agent.publishers.stream import Push, StreamOptions, StreamSink
+from musetalk_agent.publishers.stream_encoder import Codecs, Shape, StreamEncoder
+from musetalk_agent.publishers.stream_queue import Picture, Sound
 
 _FLV = {"flvflags": "no_duration_filesize", "flush_packets": "1"}
 _CODECS = Codecs(
@@ -30,20 +32,69 @@ _CODECS = Codecs(
 )
 
 
-class _RtmpPush(RtmpLink):
-    """A link with FFmpeg's FLV muxer in front of it."""
+class _RtmpPush:
+    """A link, with the encoders and FFmpeg's FLV muxer in front of it."""
 
-    def connect(self) -> OutputContainer:
-        """Begins to publish; see `Connection.connect`."""
-        self.open()
-        return av.open(self, "w", format="flv", options=_FLV)
+    def __init__(self, address: RtmpAddress, attempt: int) -> None:
+        self._link = RtmpLink(address, attempt)
+        self._container: OutputContainer | None = None
+        self._encoder: StreamEncoder
+
+    @property
+    def sent(self) -> int:
+        """Bytes given to the socket."""
+        return self._link.sent
+
+    def open(self, shape: Shape) -> None:
+        """Connects and begins the stream."""
+        self._link.open()
+        self._container = av.open(self._link, "w", format="flv", options=_FLV)
+        self._encoder = StreamEncoder(self._container, shape, _CODECS)
+        self._encoder.open()
+
+    def play(self, sound: Sound) -> None:
+        """Adds sound."""
+        self._encoder.play(sound)
+
+    def show(self, picture: Picture) -> None:
+        """Adds a picture."""
+        self._encoder.show(picture)
+
+    def set_bitrate(self, bitrate: int) -> None:
+        """Takes effect with the next picture."""
+        self._encoder.set_bitrate(bitrate)
+
+    def poll(self) -> None:
+        """Raises when the connection is over."""
+        self._link.poll()
+
+    def pending(self) -> int:
+        """Bytes that the server has not acknowledged."""
+        return self._link.pending()
+
+    def finish(self) -> None:
+        """Ends the stream in order."""
+        assert self._container is not None
+        self._encoder.finish()
+        self._container.close()
+        self._link.finish()
+
+    def abort(self) -> None:
+        """Makes the call under way fail soon."""
+        self._link.abort()
+
+    def close(self) -> None:
+        """Frees the socket, and the muxer: what it still writes the link swallows."""
+        self._link.close()
+        if self._container is not None:
+            with contextlib.suppress(OSError, av.FFmpegError):
+                self._container.close()
 
 
 class RtmpSink(StreamSink):
     """H.264 and AAC to `options.address`, which `check_rtmp` made. Raises ValueError without one."""
 
     name = "rtmp"
-    codecs = _CODECS
 
     def __init__(self, options: StreamOptions, clock: Clock, on_change: Callable[[], None]) -> None:
         super().__init__(options, clock, on_change)
@@ -51,7 +102,7 @@ class RtmpSink(StreamSink):
             raise ValueError("RTMP is pushed to a checked address only: see check_rtmp")
         self._address: RtmpAddress = options.address
 
-    def _connect(self, attempt: int) -> Connection:
+    def _connect(self, attempt: int) -> Push:
         return _RtmpPush(self._address, attempt)
 
     def _tell(self, error: Exception) -> str:

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from av.container import OutputContainer
 from av.error import FFmpegError
 
 from musetalk_agent import metrics
@@ -22,7 +21,7 @@ from musetalk_agent.clock import Clock
 from musetalk_agent.media import Pcm, VideoFrame
 from musetalk_agent.publishers.rtmp_address import RtmpAddress
 from musetalk_agent.publishers.rtmp_wire import RtmpError
-from musetalk_agent.publishers.stream_encoder import Codecs, Shape, StreamEncoder
+from musetalk_agent.publishers.stream_encoder import Shape
 from musetalk_agent.publishers.stream_queue import AUDIO_S, MediaQueue, Picture, Sound
 
 log = logging.getLogger(__name__)
@@ -33,6 +32,7 @@ _TICK_S = 0.1
 _DRAIN_S = 0.7  # what waits at the end is pushed for so long
 _ABORT_S = 1.5  # then the connection is ended under the thread's hands
 _CLOSE_S = 2.7
+_NOT_YET = 1 << 62  # more bytes than are ever sent
 _ENCODER_HOLDS_S = 0.1  # sound that encoder and muxer keep before it becomes bytes
 
 
@@ -72,18 +72,35 @@ class StreamState:
     delivered_at: float | None = None
 
 
-class Connection(Protocol):
-    """One push. `abort` may be called from any thread, all else belongs to the sink's."""
+class Push(Protocol):
+    """One stream, from connecting to its end. `abort` may be called from any thread, all else belongs to the sink's.
 
-    sent: int
-    """Bytes given to the transport."""
+    What fails raises OSError, RtmpError or FFmpegError, in bounded time.
+    """
 
-    def connect(self) -> OutputContainer:
-        """Connects as far as the format does not do so itself. Raises OSError, RtmpError or FFmpegError, in bounded time."""
+    @property
+    def sent(self) -> int:
+        """Bytes given to the transport."""
+        ...
+
+    def open(self, shape: Shape) -> None:
+        """Connects, and begins the stream."""
+        ...
+
+    def play(self, sound: Sound) -> None:
+        """Adds sound."""
+        ...
+
+    def show(self, picture: Picture) -> None:
+        """Adds a picture, after the sound before it."""
+        ...
+
+    def set_bitrate(self, bitrate: int) -> None:
+        """Takes effect with the next picture; no more than the shape's."""
         ...
 
     def poll(self) -> None:
-        """Raises as `connect` does when the connection is over."""
+        """Raises when the connection is over."""
         ...
 
     def pending(self) -> int:
@@ -91,7 +108,7 @@ class Connection(Protocol):
         ...
 
     def finish(self) -> None:
-        """Says goodbye, after the container's trailer; best effort."""
+        """Ends the stream in order."""
         ...
 
     def abort(self) -> None:
@@ -99,7 +116,7 @@ class Connection(Protocol):
         ...
 
     def close(self) -> None:
-        """Frees everything. Idempotent."""
+        """Frees everything. Idempotent; never raises."""
         ...
 
 
@@ -107,7 +124,6 @@ class StreamSink:
     """Base of `RtmpSink` and `WhipSink`, which say how to connect. All public methods are for the event loop's thread."""
 
     name = "stream"
-    codecs: Codecs
 
     def __init__(self, options: StreamOptions, clock: Clock, on_change: Callable[[], None]) -> None:
         self.options = options
@@ -119,7 +135,7 @@ class StreamSink:
         self._thread: threading.Thread | None = None
         self._settled = asyncio.Event()
         self._ended = asyncio.Event()
-        self._connection: Connection | None = None
+        self._current: Push | None = None
         self._aborted = False
         self._bitrate, self._divisor, self._offered = options.bitrate, 1, 0
         self._sent: deque[tuple[int, Sound]] = deque()
@@ -177,8 +193,8 @@ class StreamSink:
             aborting.cancel()
             self._count(ended=True)
 
-    def _connect(self, attempt: int) -> Connection:
-        """A new connection, not yet open."""
+    def _connect(self, attempt: int) -> Push:
+        """A new push, not yet open."""
         raise NotImplementedError
 
     def _tell(self, error: Exception) -> str:
@@ -187,9 +203,9 @@ class StreamSink:
 
     def _abort(self) -> None:
         self._aborted = True
-        connection = self._connection
-        if connection is not None:
-            connection.abort()
+        push = self._current
+        if push is not None:
+            push.abort()
 
     def _run(self) -> None:
         wait_s, attempt = _FIRST_WAIT_S, 0
@@ -214,33 +230,26 @@ class StreamSink:
     def _push(self, attempt: int) -> None:
         """One stream, from connecting to its end. Raises what ended it; returns when the sink is closed."""
         options = self.options
-        self._connection = connection = self._connect(attempt)
-        container: OutputContainer | None = None
+        self._current = push = self._connect(attempt)
         try:
             if self._aborted:
                 return
-            container = connection.connect()
-            shape = Shape(options.width, options.height, options.fps, options.bitrate)
-            encoder = StreamEncoder(container, shape, self.codecs)
-            encoder.open()
+            push.open(Shape(options.width, options.height, options.fps, options.bitrate))
             self.state.connected_at = self._clock.now()
-            if attempt and self.state.frames_sent:
+            if self.state.frames_sent:
                 self.state.reconnects += 1
                 metrics.STREAM_RECONNECTS.labels(self.name).inc()
             self._change(connected=True, error=None)
-            self._pump(connection, encoder)
-            encoder.finish()
-            container.close()
-            connection.finish()
+            self._pump(push)
+            push.finish()
         except BaseException:
-            self._take_back(connection)
+            self._take_back(push)
             raise
         finally:
-            connection.close()
-            self._connection = None
-            _discard(container)
+            push.close()
+            self._current = None
 
-    def _pump(self, connection: Connection, encoder: StreamEncoder) -> None:
+    def _pump(self, push: Push) -> None:
         """Encodes and pushes what is offered, until the sink is closed and nothing waits any more."""
         last: float | None = None
         bitrate = self.options.bitrate
@@ -255,22 +264,22 @@ class StreamSink:
                     return
                 self._queue.wait(_TICK_S)
             elif isinstance(item, Sound):
-                self._sent.append((1 << 62, item))
-                encoder.play(item)
-                self._sent[-1] = (connection.sent, item)
+                self._sent.append((_NOT_YET, item))
+                push.play(item)
+                self._sent[-1] = (push.sent, item)
             else:
                 if self._bitrate != bitrate:
                     bitrate = self._bitrate
-                    encoder.set_bitrate(bitrate)
-                encoder.show(item)
+                    push.set_bitrate(bitrate)
+                push.show(item)
                 self.state.frames_sent += 1
                 metrics.STREAM_FRAMES.labels(self.name).inc()
-            connection.poll()
-            self._confirm(connection)
+            push.poll()
+            self._confirm(push)
 
-    def _confirm(self, connection: Connection) -> None:
+    def _confirm(self, push: Push) -> None:
         """Forgets the sound that has reached the server."""
-        arrived = connection.sent - connection.pending()
+        arrived = push.sent - push.pending()
         newest = next((sound.at for offset, sound in reversed(self._sent) if offset <= arrived), None)
         while newest is not None and self._sent[0][1].at < newest - _ENCODER_HOLDS_S:
             self.state.delivered_at = self._sent[0][1].at
@@ -278,9 +287,9 @@ class StreamSink:
         while self._sent and self._sent[-1][1].at - self._sent[0][1].at > AUDIO_S:
             self._sent.popleft()
 
-    def _take_back(self, connection: Connection) -> None:
+    def _take_back(self, push: Push) -> None:
         """Sound that has not reached the server waits again, for the next push."""
-        self._confirm(connection)
+        self._confirm(push)
         while self._sent:
             self._queue.give_back(self._sent.pop()[1])
 
@@ -306,13 +315,3 @@ class StreamSink:
             self._loop.call_soon_threadsafe(call)
         except RuntimeError:  # the loop is closed: nobody waits any more
             log.debug("a push ended after its event loop", extra={"sink": self.name})
-
-
-def _discard(container: OutputContainer | None) -> None:
-    """Closes a container whose connection is gone; its file swallows what it still writes."""
-    if container is None:
-        return
-    try:
-        container.close()
-    except (OSError, FFmpegError) as error:
-        log.debug("a broken stream was closed", extra={"error": type(error).__name__})

@@ -193,7 +193,7 @@ async def test_quality_goes_down_and_up_in_a_running_stream(nginx: NginxRtmp) ->
 
         def watch(frame: int) -> None:
             if frame % (2 * FPS) == 0:
-                connection = sink._connection
+                connection = sink._current
                 assert connection is not None
                 sent.append((connection.sent, sink.state.frames_sent))
             if frame == 2 * FPS:

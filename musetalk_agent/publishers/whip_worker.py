@@ -1,0 +1,109 @@
+"""The process that pushes by WHIP. FFmpeg's WHIP connects and ends while PyAV holds the interpreter: no agent can wait for that.
+
+Standard input begins with a line of JSON and goes on with records (`whip.RECORD` and a payload); standard output tells `up`, and
+`error` with the reason before it ends. It ends with its input, and a call of FFmpeg that hangs ends it too.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import sys
+import time
+from typing import BinaryIO
+
+import av
+import numpy as np
+
+from musetalk_agent.media import VideoFrame
+from musetalk_agent.publishers.stream_encoder import Codecs, Shape, StreamEncoder
+from musetalk_agent.publishers.stream_queue import Picture, Sound
+from musetalk_agent.publishers.whip_pipe import BITRATE, END, PICTURE, RECORD, SOUND
+
+_HANDSHAKE_MS = 3000
+_HANG_S = 8
+_END_S = 1
+_SILENT_S = 6.5
+"""Consent to send (RFC 7675) is asked for every 5 s; two without an answer, and nobody is there. FFmpeg would wait for 30 s."""
+_CODECS = Codecs(
+    video={
+        "preset": "veryfast",
+        "tune": "zerolatency",
+        "profile": "baseline",
+        "forced-idr": "1",
+        "x264-params": "scenecut=0",
+    },
+    audio="libopus",
+    audio_bitrate=48_000,
+    channels=2,  # its muxer takes nothing else
+    audio_options={"application": "lowdelay", "frame_duration": "20"},
+    keyframe_s=1.0,  # the muxer cannot hear a viewer ask for one
+)
+
+
+class _Consent(logging.Handler):
+    """Hears from FFmpeg's log when the server has answered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: float | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        told = record.getMessage()
+        if "Consent Freshness check received" in told:
+            self.asked = None
+        elif "Consent Freshness check sent" in told and self.asked is None:
+            self.asked = time.monotonic()
+
+
+def _tell(line: str) -> None:
+    sys.stdout.write(line.replace("\n", " ") + "\n")
+    sys.stdout.flush()
+
+
+def _push(source: BinaryIO, consent: _Consent) -> None:
+    about = json.loads(source.readline())
+    options = {"authorization": about["token"], "handshake_timeout": str(_HANDSHAKE_MS)}
+    signal.alarm(_HANG_S)  # its default is to end the process, also from within FFmpeg
+    container = av.open(about["url"], "w", format="whip", options=options)
+    encoder = StreamEncoder(container, Shape(**about["shape"]), _CODECS)
+    encoder.open()
+    signal.alarm(0)
+    _tell("up")
+    try:
+        while head := source.read(RECORD.size):
+            kind, at, size, width, height, key = RECORD.unpack(head)
+            payload = source.read(size)
+            if kind == END:
+                break
+            if kind == SOUND:
+                encoder.play(Sound(at, np.frombuffer(payload, np.int16)))
+            elif kind == PICTURE:
+                frame = VideoFrame(np.frombuffer(payload, np.uint8), width, height, 0)
+                encoder.show(Picture(at, frame, key))
+            elif kind == BITRATE:
+                encoder.set_bitrate(width)
+            if consent.asked is not None and time.monotonic() - consent.asked > _SILENT_S:
+                raise TimeoutError(0, "the server answers nothing")
+    finally:
+        signal.alarm(_END_S)
+        container.close()
+
+
+def main() -> None:
+    """Pushes what comes; the exit code is 0 when it was told to end."""
+    consent = _Consent()
+    logging.getLogger("libav").addHandler(consent)
+    logging.getLogger("libav").setLevel(1)  # FFmpeg has levels below DEBUG
+    logging.getLogger("libav").propagate = False
+    av.logging.set_level(av.logging.DEBUG)
+    try:
+        _push(sys.stdin.buffer, consent)
+    except (OSError, av.FFmpegError) as error:
+        _tell(f"error {error.strerror or type(error).__name__}")
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
