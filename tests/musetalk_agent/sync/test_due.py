@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 from musetalk_agent.sync.due import Due, DueTimes
@@ -21,7 +22,7 @@ def test_it_is_told_when_it_begins_pauses_goes_on_moves_and_now_and_then() -> No
     for step in range(100):
         due.plays(1, 0.44 + 0.04 * step, 11 + 0.04 * step)
     times = [d.at for d in due.take()]
-    assert len(times) == 7 and max(b - a for a, b in zip(times, times[1:], strict=False)) <= 0.56
+    assert len(times) == 7 and max(b - a for a, b in itertools.pairwise(times)) <= 0.56
     due.plays(2, 0.0, 15.0)
     due.clear()
     assert due.take() == []
