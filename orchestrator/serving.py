@@ -1,6 +1,12 @@
-"""How the app is served: the one place that knows uvicorn's switches."""
+"""How the app is served: the one place that knows uvicorn's switches, and what a signal means."""
 
 from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Awaitable, Callable
+from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
@@ -10,6 +16,7 @@ from orchestrator.settings import Settings
 SHUTDOWN_S = 5
 _WS_MESSAGE_FACTOR = 4
 """The WebSocket library cuts the connection at this multiple of our limit; below it the sender gets an error with a code."""
+_log = logging.getLogger(__name__)
 
 
 def server_config(app: FastAPI, settings: Settings, *, host: str, port: int) -> uvicorn.Config:
@@ -32,3 +39,48 @@ def server_config(app: FastAPI, settings: Settings, *, host: str, port: int) -> 
         timeout_graceful_shutdown=SHUTDOWN_S,
         server_header=False,
     )
+
+
+class DrainingServer(uvicorn.Server):
+    """Serves until a signal, then drains before it ends; a second signal ends it at once.
+
+    uvicorn itself stops listening at the first signal and closes every WebSocket with 1012.
+
+    Args:
+        config: uvicorn's.
+        drain: returns when nothing stands in the way of the end any more. It must be bounded.
+    """
+
+    def __init__(self, config: uvicorn.Config, drain: Callable[[], Awaitable[None]]) -> None:
+        super().__init__(config)
+        self._drain = drain
+        self._signal: int | None = None
+        self._draining: asyncio.Task[None] | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A signal came. May interrupt anything, so it only takes a note."""
+        if self._signal is None:
+            self._signal = sig
+        else:
+            super().handle_exit(sig, frame)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second; True ends the server."""
+        if self._signal is not None and self._draining is None:
+            self._draining = asyncio.create_task(self._drained(self._signal), name="drain")
+        return await super().on_tick(counter)
+
+    async def _drained(self, sig: int) -> None:
+        try:
+            await self._drain()
+        except Exception:  # noqa: BLE001 - task boundary: whatever broke, the process was told to end
+            _log.exception("draining failed")
+        if not self.should_exit:
+            super().handle_exit(sig, None)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Closes what is left."""
+        if self._draining is not None:
+            self._draining.cancel()
+            await asyncio.gather(self._draining, return_exceptions=True)
+        await super().shutdown(sockets)

@@ -25,7 +25,10 @@ class StoredSession(BaseModel):
         owner_url: its public address, for clients that came to the wrong one.
         moves: how often it changed its agent.
         segments: utterances opened so far.
+        open: those that are not finished, and whether they have begun to be heard.
         events_seen: events of the agent that its sender was told.
+        sample_rate: of its `/audio`, once sound has come.
+        cleared_samples: of `/audio`, taken when the last clear came: they are not to be sent again, heard or not.
         view: body of `GET /session/{id}` when it was last saved.
     """
 
@@ -43,7 +46,10 @@ class StoredSession(BaseModel):
     owner_url: str | None = None
     moves: int = 0
     segments: int = 0
+    open: dict[int, bool] = {}
     events_seen: int = 0
+    sample_rate: int | None = None
+    cleared_samples: int = 0
     view: dict[str, Any] = {}
 
     @property

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -51,6 +50,7 @@ class RedisStore:
         )
         self._where = f"{urlsplit(url).hostname}:{urlsplit(url).port or 6379}"
         self._keep_s = keep_s
+        self._calls: set[asyncio.Future[Any]] = set()
         self.deployment_id = ""
 
     async def open(self) -> None:
@@ -65,64 +65,68 @@ class RedisStore:
             await asyncio.sleep(0.2)
 
     async def aclose(self) -> None:
+        if self._calls:
+            await asyncio.wait(self._calls, timeout=2 * _ANSWER_S)
         await self._redis.aclose()
 
     async def save(self, session: StoredSession) -> bool:
-        keep_ms: Any = ""
+        keep_ms: int | str = ""
         if session.ended_at is not None:
             keep_ms = max(1, round((session.ended_at + self._keep_s - time.time()) * 1000))
         keys = (_lease(session.session_id), _record(session.session_id), _INDEX)
-        async with self._told():
-            values = (session.owner, session.model_dump_json(), keep_ms, session.session_id)
-            return bool(await self._redis.eval(_SAVE, len(keys), *keys, *values))
+        values = (session.owner, session.model_dump_json(), str(keep_ms), session.session_id)
+        return bool(await self._call(self._redis.eval(_SAVE, len(keys), *keys, *values)))
 
     async def load(self, session_id: str) -> StoredSession | None:
-        async with self._told():
-            record = await self._redis.get(_record(session_id))
+        record = await self._call(self._redis.get(_record(session_id)))
         return StoredSession.model_validate_json(record) if record else None
 
     async def delete(self, session_id: str) -> None:
-        async with self._told():
-            await self._redis.delete(_record(session_id), _lease(session_id))
-            await self._redis.srem(_INDEX, session_id)
+        await self._call(self._redis.delete(_record(session_id), _lease(session_id)))
+        await self._call(self._redis.srem(_INDEX, session_id))
 
     async def sessions(self) -> list[StoredSession]:
         await self._deployment(self.deployment_id)
-        async with self._told():
-            ids = [str(member) for member in await self._redis.smembers(_INDEX)]
-            records = await self._redis.mget([_record(i) for i in ids]) if ids else []
-            gone = [i for i, record in zip(ids, records, strict=True) if record is None]
-            if gone:
-                await self._redis.srem(_INDEX, *gone)
+        ids = [str(member) for member in await self._call(self._redis.smembers(_INDEX))]
+        if not ids:
+            return []
+        records = await self._call(self._redis.mget([_record(session_id) for session_id in ids]))
+        gone = [session_id for session_id, record in zip(ids, records, strict=True) if record is None]
+        if gone:
+            await self._call(self._redis.srem(_INDEX, *gone))
         sessions = [StoredSession.model_validate_json(record) for record in records if record]
         return sorted(sessions, key=lambda session: session.created_at)
 
     async def claim(self, session_id: str, owner: str, ttl_s: float) -> bool:
-        async with self._told():
-            return bool(await self._redis.eval(_CLAIM, 1, _lease(session_id), owner, round(ttl_s * 1000)))
+        return bool(await self._call(self._redis.eval(_CLAIM, 1, _lease(session_id), owner, str(round(ttl_s * 1000)))))
 
     async def holder(self, session_id: str) -> str | None:
-        async with self._told():
-            holder = await self._redis.get(_lease(session_id))
+        holder = await self._call(self._redis.get(_lease(session_id)))
         return None if holder is None else str(holder)
 
     async def release(self, session_id: str, owner: str) -> None:
-        async with self._told():
-            await self._redis.eval(_RELEASE, 1, _lease(session_id), owner)
+        await self._call(self._redis.eval(_RELEASE, 1, _lease(session_id), owner))
 
     async def _deployment(self, ours: str) -> str:
         """The deployment's id; ours where there is none, as in a Redis that came back empty."""
-        async with self._told():
-            await self._redis.set(_DEPLOYMENT, ours, nx=True)
-            return str(await self._redis.get(_DEPLOYMENT))
+        await self._call(self._redis.set(_DEPLOYMENT, ours, nx=True))
+        return str(await self._call(self._redis.get(_DEPLOYMENT)))
 
-    @asynccontextmanager
-    async def _told(self) -> AsyncIterator[None]:
+    async def _call(self, command: Awaitable[Any]) -> Any:
+        """The command's answer. The client takes a cancellation for a broken connection and goes on, so it never sees one."""
+        call = asyncio.ensure_future(command)
+        self._calls.add(call)
+        call.add_done_callback(self._over)
         try:
             async with asyncio.timeout(2 * _ANSWER_S):
-                yield
+                return await asyncio.shield(call)
         except (RedisError, OSError, TimeoutError) as error:
             raise StoreError(f"Redis at {self._where} does not answer ({type(error).__name__}).") from error
+
+    def _over(self, call: asyncio.Future[Any]) -> None:
+        self._calls.discard(call)
+        if not call.cancelled():
+            call.exception()  # who asked may be gone; that is no reason for a warning
 
 
 def _record(session_id: str) -> str:

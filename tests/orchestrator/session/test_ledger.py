@@ -1,0 +1,166 @@
+"""What is written of sessions, and what happens when the store does not take it."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from musetalk_agent.protocol.http import SessionState
+from musetalk_agent.protocol.problems import ProblemError
+from orchestrator.metrics import Metrics
+from orchestrator.session.ledger import Ledger
+from orchestrator.store.base import SessionStore, StoredSession
+from orchestrator.store.redis_store import RedisStore
+from orchestrator.store.sqlite import MEMORY, SqliteStore
+from tests.orchestrator.store.test_stores import stored
+from tests.servers.redis import redis_server
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.session.ledger.RENEW_S", 0.1)
+    monkeypatch.setattr("orchestrator.session.ledger.RETRY_S", 0.05)
+
+
+async def until(true: Callable[[], bool], within_s: float = 10.0) -> None:
+    async with asyncio.timeout(within_s):
+        while not true():  # noqa: ASYNC110 - the ledger tells nobody
+            await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def kept(store: SessionStore) -> AsyncIterator[Ledger]:
+    """A ledger at work on a store."""
+    await store.open()
+    ledger = Ledger(store, "https://here", Metrics())
+    work = asyncio.create_task(ledger.run())
+    try:
+        yield ledger
+    finally:
+        work.cancel()
+        await asyncio.gather(work, return_exceptions=True)
+        await store.aclose()
+
+
+class Life:
+    """A session's record as it changes."""
+
+    def __init__(self, ledger: Ledger, session_id: str = "ses_a") -> None:
+        self.now = stored(session_id, owner=ledger.owner, owner_url=ledger.owner_url)
+
+    def record(self) -> StoredSession:
+        return self.now
+
+    def turn(self, **fields: object) -> None:
+        self.now = self.now.model_copy(update=fields)
+
+
+async def test_a_change_is_written_and_the_end_too() -> None:
+    async with kept(SqliteStore(MEMORY, 600)) as ledger:
+        life = Life(ledger)
+        await ledger.enter("ses_a", life.record)
+        assert await ledger.store.load("ses_a") == life.now
+        assert await ledger.store.holder("ses_a") == ledger.owner
+        life.turn(segments=3)
+        ledger.note("ses_a")
+        ledger.note("ses_never_entered")
+        await asyncio.sleep(0.1)
+        assert [record.segments for record in await ledger.store.sessions()] == [3]
+        life.turn(state=SessionState.STOPPED)
+        ledger.leave("ses_a")
+        await asyncio.sleep(0.1)
+        assert (await ledger.elsewhere("ses_a") or life.now).state is SessionState.STOPPED
+        assert await ledger.store.holder("ses_a") is None
+        assert [one.session_id for one in await ledger.others(set())] == ["ses_a"]
+        assert await ledger.others({"ses_a"}) == []
+
+
+async def test_what_is_handed_over_belongs_to_nobody() -> None:
+    async with kept(SqliteStore(MEMORY, 600)) as ledger:
+        life = Life(ledger)
+        await ledger.enter("ses_a", life.record)
+        await ledger.hand_over("ses_a")
+        left = await ledger.store.load("ses_a")
+        assert left is not None and (left.owner, left.owner_url, left.ended) == ("", None, False)
+        assert await ledger.store.claim("ses_a", "another", 10)
+
+
+async def test_a_session_that_another_took_is_let_go() -> None:
+    async with redis_server() as server, kept(RedisStore(server.url, 600)) as ledger:
+        lost: list[str] = []
+        ledger.on_lost = lost.append
+        life = Life(ledger)
+        await ledger.enter("ses_a", life.record)
+        assert await ledger.owns("ses_a")
+        await ledger.store.release("ses_a", ledger.owner)
+        assert await ledger.store.claim("ses_a", "another", 10)
+        theirs = stored("ses_a", owner="another", moves=1)
+        assert await ledger.store.save(theirs)
+        await until(lambda: lost == ["ses_a"])
+        assert not await ledger.owns("ses_a")
+        assert await ledger.store.load("ses_a") == theirs
+
+
+async def test_redis_that_comes_back_empty_is_filled_again_and_no_session_begins_without_it() -> None:
+    async with redis_server() as server, kept(RedisStore(server.url, 600)) as ledger:
+        lost: list[str] = []
+        ledger.on_lost = lost.append
+        life = Life(ledger)
+        await ledger.enter("ses_a", life.record)
+        await server.stop()
+        await until(lambda: ledger.failing)
+        with pytest.raises(ProblemError, match="does not answer") as refused:
+            await ledger.enter("ses_b", Life(ledger, "ses_b").record)
+        assert refused.value.code == "store_unavailable" and refused.value.status == 503
+        assert await ledger.owns("ses_a")
+        assert await ledger.others(set()) == []
+        with pytest.raises(ProblemError):
+            await ledger.elsewhere("ses_a")
+        await server.start()
+        await until(lambda: not ledger.failing)
+        assert await ledger.store.load("ses_a") == life.now
+        assert await ledger.store.holder("ses_a") == ledger.owner
+        assert lost == []
+        errors = ledger._metrics.registry.get_sample_value("avatar_store_errors_total")
+        assert errors is not None and errors >= 4
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 256 KiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", disk], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("a tmpfs cannot be mounted here")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+async def test_a_full_disk_ends_nothing_and_is_made_up_for(small_disk: Path) -> None:
+    ballast = small_disk / "ballast"
+    async with kept(SqliteStore(str(small_disk / "o.db"), 600)) as ledger:
+        life = Life(ledger)
+        await ledger.enter("ses_a", life.record)
+        assert not ledger.failing
+        with pytest.raises(OSError, match="space"), ballast.open("wb") as file:
+            while True:
+                file.write(bytes(1024))
+                file.flush()
+        life.turn(view={"room": "x" * 50_000})
+        ledger.note("ses_a")
+        await until(lambda: ledger.failing)
+        other = Life(ledger, "ses_b")
+        other.turn(view={"room": "x" * 50_000})
+        await ledger.enter("ses_b", other.record)  # it begins all the same
+        ballast.unlink()
+        await until(lambda: not ledger.failing)
+        assert await ledger.store.load("ses_a") == life.now
+        assert await ledger.store.load("ses_b") == other.now
