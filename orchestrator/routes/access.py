@@ -53,7 +53,7 @@ _OPERATORS = Rule(Scope.OPERATOR)
 def rule(method: str, path: str) -> tuple[Rule, str | None]:
     """What a request needs, and the session it is about."""
     found = _SESSION.fullmatch(path)
-    session_id = found[1] if found and ("POST", path) not in RULES else None
+    session_id = found[1] if found and (method, path) not in RULES else None
     if found and session_id:
         path = "/session/{session_id}" + (f"/{found[2]}" if found[2] else "")
     return RULES.get(("GET" if method == "HEAD" else method, path), _OPERATORS), session_id

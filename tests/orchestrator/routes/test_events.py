@@ -1,0 +1,148 @@
+"""`GET /session/{id}/events` over a real socket."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import pytest
+
+from orchestrator.events import EventBus
+from tests.fakes.stage import API_KEY, Stage
+
+
+@dataclass
+class Told:
+    """One block of the stream."""
+
+    id: str | None = None
+    type: str | None = None
+    data: dict[str, Any] = field(default_factory=dict)
+    comment: bool = False
+
+
+async def blocks(answer: httpx.Response) -> AsyncIterator[Told]:
+    told = Told()
+    async for line in answer.aiter_lines():
+        name, _, value = line.partition(": ")
+        if line == "":
+            if told != Told():
+                yield told
+            told = Told()
+        elif name == "id":
+            told.id = value
+        elif name == "event":
+            told.type = value
+        elif name == "data":
+            told.data = json.loads(value)
+        elif name == "":
+            told.comment = True
+
+
+@asynccontextmanager
+async def following(running: Stage, session_id: str, **headers: str) -> AsyncIterator[AsyncIterator[Told]]:
+    async with running.http.stream("GET", f"/session/{session_id}/events", headers=headers) as answer:
+        assert answer.status_code == 200, await answer.aread()
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        assert answer.headers["cache-control"] == "no-store"
+        yield blocks(answer)
+
+
+async def until(stream: AsyncIterator[Told], number: int) -> list[Told]:
+    """Events up to the one the test has published under this number."""
+    seen = []
+    async with asyncio.timeout(10):
+        async for told in stream:
+            seen.append(told)
+            if told.data.get("data", {}).get("number") == number:
+                return seen
+    raise AssertionError(f"event {number} did not come: {seen}")
+
+
+def bus(running: Stage) -> EventBus:
+    events: EventBus = running.app.state.context.events
+    return events
+
+
+async def test_events_come_as_they_happen_and_the_stream_ends_with_the_session(running: Stage) -> None:
+    session_id = (await running.start())["session_id"]
+    async with following(running, session_id) as stream:
+        bus(running).publish(session_id, "warning", {"number": 1})
+        seen = await until(stream, 1)
+        told = seen[-1]
+        assert told.type == told.data["type"] == "warning" and told.data["session_id"] == session_id
+        assert told.id == str(told.data["id"]) and told.data["at"].endswith("Z")
+        bus(running).publish(session_id, "session.state", {"state": "stopped"})
+        async with asyncio.timeout(10):
+            rest = [each async for each in stream]
+        assert rest[-1].data["data"] == {"state": "stopped"}
+
+
+async def test_last_event_id_resumes(running: Stage) -> None:
+    session_id = (await running.start())["session_id"]
+    async with following(running, session_id) as stream:
+        for number in (1, 2):
+            bus(running).publish(session_id, "warning", {"number": number})
+        (*_, first, _) = await until(stream, 2)
+    bus(running).publish(session_id, "warning", {"number": 3})
+    async with following(running, session_id, **{"Last-Event-ID": str(first.id)}) as stream:
+        seen = await until(stream, 3)
+    assert [told.data["data"].get("number") for told in seen] == [2, 3]
+
+
+async def test_a_quiet_stream_has_a_heartbeat(running: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.routes.events.HEARTBEAT_S", 0.02)
+    session_id = (await running.start())["session_id"]
+    async with following(running, session_id) as stream, asyncio.timeout(10):
+        async for told in stream:
+            if told.comment:
+                break
+
+
+async def test_a_reader_that_leaves_is_forgotten(running: Stage) -> None:
+    session_id = (await running.start())["session_id"]
+    registry = running.app.state.context.metrics.registry
+    async with following(running, session_id):
+        assert registry.get_sample_value("avatar_event_streams") == 1
+    for _ in range(500):
+        if registry.get_sample_value("avatar_event_streams") == 0:
+            break
+        await asyncio.sleep(0.01)
+    assert registry.get_sample_value("avatar_event_streams") == 0
+    assert [task.get_name() for task in asyncio.all_tasks() if task.get_name().startswith("events-")] == []
+
+
+@pytest.mark.parametrize(
+    ("session", "header", "status", "code"),
+    [
+        ("none", "", 404, "session_not_found"),
+        (None, "x1", 422, "invalid_request"),
+        (None, "-1", 422, "invalid_request"),
+    ],
+)
+async def test_what_is_wrong_is_told_before_the_stream(
+    running: Stage, session: str | None, header: str, status: int, code: str
+) -> None:
+    session_id = session or (await running.start())["session_id"]
+    answer = await running.http.get(f"/session/{session_id}/events", headers={"Last-Event-ID": header})
+    assert (answer.status_code, answer.json()["code"]) == (status, code)
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+async def test_curl_follows_it(running: Stage) -> None:
+    session_id = (await running.start())["session_id"]
+    bus(running).publish(session_id, "warning", {"number": 1})
+    bus(running).publish(session_id, "session.state", {"state": "stopped"})
+    url = f"{running.url}/session/{session_id}/events"
+    curl = await asyncio.create_subprocess_exec(
+        "curl", "-sN", "--max-time", "10", "-H", f"Authorization: Bearer {API_KEY}", url, stdout=asyncio.subprocess.PIPE
+    )
+    out, _ = await curl.communicate()
+    assert curl.returncode == 0
+    assert "event: warning\ndata: {" in out.decode() and out.decode().endswith("}\n\n")
