@@ -30,9 +30,11 @@ from orchestrator.routes.context import Context, RouteOptions
 from orchestrator.routes.guard import Guard
 from orchestrator.session.lifecycle import Services, SessionLifecycle
 from orchestrator.session.registry import Idempotency
+from orchestrator.session.voices import SessionVoices
 from orchestrator.settings import Settings
 from orchestrator.tokens import Rooms, TokenMinter
 from orchestrator.tts.voices import Voices
+from orchestrator.voice.process import VoiceWorker
 from orchestrator.webhooks import Endpoint, Webhooks, secret
 
 OPEN_PATHS = frozenset({"/health", "/docs", "/openapi.json", page.PAGE_TOKEN_PATH})
@@ -59,11 +61,13 @@ def create_app(settings: Settings, *, voices: Voices | None = None) -> FastAPI:
         await context.rooms.open()
         try:
             async with _trust(settings, access, metrics):
+                context.own_voices.open()
                 await spoken.open()
                 yield
         finally:
             await context.starts.aclose()
             await context.sessions.aclose()
+            await context.own_voices.aclose()
             await context.webhooks.aclose()
             await spoken.aclose()
             await context.rooms.aclose()
@@ -134,7 +138,10 @@ def _assemble(settings: Settings, access: Access, metrics: Metrics, voices: Voic
     pool = StaticAgentPool(settings.agent_url, settings.agent_api_key.get_secret_value(), agents)
     rooms, minter = Rooms(settings.livekit), TokenMinter(settings.livekit)
     bus = EventBus(metrics)
-    services = Services(pool=pool, agents=agents, rooms=rooms, minter=minter, metrics=metrics, events=bus)
+    own_voices = SessionVoices(VoiceWorker(), minter, settings.voice_standby)
+    services = Services(
+        pool=pool, agents=agents, rooms=rooms, minter=minter, metrics=metrics, events=bus, voices=own_voices
+    )
     sessions = SessionLifecycle(services, settings.session_options)
     webhooks = Webhooks(
         lambda session_id: endpoints(settings, sessions, session_id),
@@ -164,6 +171,7 @@ def _assemble(settings: Settings, access: Access, metrics: Metrics, voices: Voic
         sessions=sessions,
         starts=Idempotency(),
         voices=voices,
+        own_voices=own_voices,
     )
 
 

@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from orchestrator.audio.limits import AudioLimits
 from orchestrator.session.options import SessionOptions
+from orchestrator.session.voices import VoiceStandby
 from orchestrator.tokens import LiveKitKeys
 from orchestrator.webhooks import secret, secure_address
 
@@ -59,6 +60,8 @@ class Settings(BaseSettings):
     """Whether `GET /page/token` hands the page a short-lived token. Loopback callers only; the demo sets it."""
     voice: str | None = None
     """Voice of `/speak` when the request names none."""
+    voice_standby: VoiceStandby = VoiceStandby.WARM
+    """How ready the orchestrator's own voice is for the loss of an agent: `off`, `warm`, or `joined`."""
     session_max_s: int = Field(default=6 * 3600, ge=1, le=24 * 3600)
     session_idle_ttl_s: float = Field(default=900.0, gt=0)
     viewer_grace_s: float = Field(default=300.0, gt=0)

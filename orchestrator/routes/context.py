@@ -16,6 +16,7 @@ from orchestrator.metrics import Metrics
 from orchestrator.routes.access import Access
 from orchestrator.session.lifecycle import SessionLifecycle
 from orchestrator.session.registry import Idempotency
+from orchestrator.session.voices import SessionVoices
 from orchestrator.tokens import Rooms, TokenMinter
 from orchestrator.tts.voices import Voices
 from orchestrator.webhooks import Webhooks
@@ -51,6 +52,7 @@ class Context:
     sessions: SessionLifecycle
     starts: Idempotency[dict[str, object]]
     voices: Voices
+    own_voices: SessionVoices
 
     @property
     def credentials(self) -> Credentials:

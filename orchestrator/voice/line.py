@@ -190,12 +190,12 @@ class VoiceLine:
         return {
             "state": report.state if report is not None else "waiting",
             "room": report.room if report is not None else None,
-            "sid": report.sid if report is not None else None,
+            "track": report.sid if report is not None else None,
             "following": self._follow is not None and not self._follow.free,
             "segment": position.segment,
             "heard_s": round(position.heard_s, 3),
             "buffer_s": round((report.buffer_s if report is not None else 0.0) + self._unsent_s(), 3),
-            "level_dbfs": report.level_dbfs if report is not None else None,
+            "level": report.level_dbfs if report is not None else None,
             "corrections": report.corrections if report is not None else 0,
             "error": report.error if report is not None else None,
         }

@@ -133,6 +133,7 @@ async def stage(agents: int = 1, voices: Voices | None = None, **overrides: Any)
             "agent_url": addresses,
             "agent_api_key": AGENT_KEY,
             "store_path": ":memory:",
+            "voice_standby": "off",
         }
         settings = Settings(**{**fields, **overrides})
         app = create_app(settings, voices=voices or Voices(synthesizers=[]))

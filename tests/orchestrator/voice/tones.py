@@ -31,6 +31,13 @@ class Ears(Viewer):
     """A viewer that keeps the tracks' sound apart."""
 
     by_track: dict[str, list[tuple[float, np.ndarray]]] = field(default_factory=dict)
+    speakers: dict[str, str] = field(default_factory=dict)
+
+    def _subscribed(
+        self, track: rtc.Track, publication: rtc.RemoteTrackPublication, who: rtc.RemoteParticipant
+    ) -> None:
+        self.speakers[track.sid] = who.identity
+        super()._subscribed(track, publication, who)
 
     async def _listen(self, track: rtc.Track) -> None:
         blocks = self.by_track.setdefault(track.sid, [])
@@ -43,19 +50,31 @@ class Ears(Viewer):
         finally:
             await stream.aclose()
 
-    def spoken(self) -> list[tuple[float, int]]:
-        """When each 20 ms with a tone came, and its symbol, of all tracks, in order of time."""
+    def spoken(self, *sids: str) -> list[tuple[float, int]]:
+        """When each 20 ms with a tone came, and its symbol, of these tracks or of all, in order of time."""
         found: list[tuple[float, int]] = []
-        for blocks in self.by_track.values():
-            held, heard_at = np.zeros(0), 0.0
+        for sid, blocks in self.by_track.items():
+            if sids and sid not in sids:
+                continue
+            held, heard_at, last = np.zeros(0), 0.0, 0.0
             for at, block in blocks:
                 held, heard_at = np.concatenate([held, block]), at
                 while len(held) >= _WINDOW:
                     symbol = _symbol(held[:_WINDOW])
                     held = held[_WINDOW:]
+                    last = max(last, heard_at - len(held) / RATE)  # blocks may come in bursts
                     if symbol is not None:
-                        found.append((heard_at - len(held) / RATE, symbol))
+                        found.append((last, symbol))
         return sorted(found)
+
+    def forget(self) -> None:
+        """What was heard so far."""
+        for blocks in self.by_track.values():
+            blocks.clear()
+
+    def who_said(self, symbol: int) -> str:
+        """The track that said it last."""
+        return max(self.by_track, key=lambda sid: max((at for at, s in self.spoken(sid) if s == symbol), default=0.0))
 
     def durations(self, symbols: int) -> np.ndarray:
         """How many seconds of each symbol were heard."""
@@ -75,12 +94,12 @@ def _symbol(window: np.ndarray) -> int | None:
     return round((float(np.argmax(spectrum)) * RATE / 4096 - _LOWEST_HZ) / _STEP_HZ)
 
 
-async def heard_all(ears: Ears, symbol: int, within_s: float = 10) -> bool:
+async def heard_all(ears: Ears, symbol: int, within_s: float = 20, settle_s: float = 0.25) -> bool:
     """Waits until `symbol` was heard and nothing more comes."""
     end = time.monotonic() + within_s
     while time.monotonic() < end:
         await asyncio.sleep(0.1)
         if any(s == symbol for _, s in ears.spoken()[-20:]):
-            await asyncio.sleep(0.25)
+            await asyncio.sleep(settle_s)
             return True
     return False

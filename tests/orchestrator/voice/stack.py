@@ -1,0 +1,97 @@
+"""Two real agents, a real SFU, the orchestrator, and a listener."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.livekit_server import LiveKitAccess
+from orchestrator.processes import Child, free_port
+from tests.fakes.agent_server import AGENT_KEY
+from tests.fakes.stage import Line, Stage, stage
+from tests.orchestrator.voice.tones import Ears
+from tests.viewer import RATE, join_token
+
+ROOM = "stage"
+
+
+class Agent(Child):
+    """An agent's process, which can be killed."""
+
+    def __init__(self) -> None:
+        self.url = f"http://127.0.0.1:{(port := free_port())}"
+        command = [sys.executable, "-m", "musetalk_agent", "serve", "--host", "127.0.0.1", "--port", str(port)]
+        super().__init__(
+            "agent", command, {"AGENT_API_KEY": AGENT_KEY, "AGENT_ENGINE": "pattern", "LOG_LEVEL": "WARNING"}
+        )
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        os.kill(self._process.pid, number)
+
+    def kill(self) -> None:
+        """-9."""
+        self.signal(signal.SIGKILL)
+
+
+@dataclass
+class Stack:
+    """What a test drives."""
+
+    stage: Stage
+    agents: list[Agent]
+    ears: Ears
+
+    def agent_of(self, started: dict[str, Any]) -> Agent:
+        session = self.stage.app.state.context.sessions.registry.get(started["session_id"])
+        return next(agent for agent in self.agents if agent.url == session.lease.base_url)
+
+    def other_than(self, agent: Agent) -> Agent:
+        return next(one for one in self.agents if one is not agent)
+
+    async def voice_of(self, started: dict[str, Any]) -> dict[str, Any] | None:
+        told = (await self.stage.http.get("/debug/audio")).json()["sessions"]
+        voice: dict[str, Any] | None = next(s for s in told if s["session_id"] == started["session_id"])["voice"]
+        return voice
+
+
+@asynccontextmanager
+async def stack(access: LiveKitAccess, agents: int = 2, **settings: Any) -> AsyncIterator[Stack]:
+    """Everything started; ended in reverse."""
+    async with AsyncExitStack() as exits:
+        children = [Agent() for _ in range(agents)]
+        for child in children:
+            await child.start()
+            exits.push_async_callback(child.stop)
+        for child in children:
+            await child.ready(child.url + "/health", 60)
+        ears = Ears()
+        await ears.join(access.url, join_token(access, ROOM, "viewer"))
+        exits.push_async_callback(ears.leave)
+        running = await exits.enter_async_context(
+            stage(
+                livekit_url=access.url,
+                livekit_api_key=access.api_key,
+                livekit_api_secret=access.api_secret,
+                agent_url=[child.url for child in children],
+                **{"voice_standby": "warm", **settings},
+            )
+        )
+        yield Stack(running, children, ears)
+
+
+async def speak(line: Line, pcm: bytes, block_s: float = 0.04) -> None:
+    """Sends PCM at its own pace, as one segment."""
+    begun, step = time.monotonic(), round(block_s * RATE)
+    await line.say("audio.start")
+    for at in range(0, len(pcm) // 2, step):
+        await asyncio.sleep(max(0.0, begun + at / RATE - time.monotonic()))
+        await line.socket.send(pcm[2 * at : 2 * (at + step)])
+    await line.say("audio.end")
