@@ -87,6 +87,7 @@ class Playback:
         self._dropped_before = 0  # of the segments that are over
         self._is_speaking = False
         self._due: DueTimes | None = None
+        self._pushing: Segment | None = None  # of which a block is being handed over
 
     def follow(self, due: DueTimes) -> None:
         """`due` is told the times of a voice published elsewhere; pictures leave later by `VOICE_LEAD_S`. Call it before `run`."""
@@ -230,18 +231,25 @@ class Playback:
                 if segment.origin is None:
                     segment.origin = begin
                     self._video_wake.set()
+                self._pushing = segment
                 await self._publisher.push_audio(block)
+                self._pushing = None
                 if self._due is not None and segment in self._speech.open:
                     self._due.plays(segment.number, segment.second_at(begin), playout.leaves_at(begin))
             elif playout.dry:
                 self._head_start.dry(self._clock.now())
                 self._production.close_mouth()
-                if self._due is not None:
-                    end = segment.end_position
-                    self._due.holds(segment.number, segment.second_at(end), playout.leaves_at(end))
+                self._tell_pause(segment)
                 return
             else:
                 await self._clock.wait(self._audio_wake, self._clock.now() + max(0.001, playout.queued_s()))
+
+    def _tell_pause(self, segment: Segment) -> None:
+        """The voice stops after what was handed over: no PCM is there, or nothing takes it."""
+        playout = self._publisher.playout
+        if self._due is not None and playout.handed:
+            last = playout.handed - 1
+            self._due.holds(segment.number, segment.second_at(playout.handed), playout.leaves_at(last) + 1 / ROOM_RATE)
 
     # --- the pictures ------------------------------------------------------------------------------------------------
 
@@ -261,6 +269,8 @@ class Playback:
             )
             if decision.at > self._clock.now() and await self._clock.wait(self._video_wake, decision.at):
                 continue
+            if self._pushing is not None and self._pushing.origin is not None and self._publisher.playout.dry:
+                self._tell_pause(self._pushing)
             self._scheduler.done(decision)
             self._account(decision.act)
             if decision.act in (Act.SHOW, Act.DROP):

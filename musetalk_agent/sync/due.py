@@ -51,7 +51,9 @@ class DueTimes:
 
     def holds(self, segment: int, heard_s: float, at: float) -> None:
         """The voice pauses when it has come to second `heard_s` of the segment, at `at`."""
-        self._tell(Due(segment, heard_s, at, held=True))
+        due, told = Due(segment, heard_s, at, held=True), self._told
+        if told is None or (told.segment, told.heard_s, told.held) != (segment, heard_s, True):
+            self._tell(due)
 
     def clear(self) -> None:
         """Nothing is due any more."""

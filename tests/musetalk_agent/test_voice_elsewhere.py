@@ -7,8 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from musetalk_agent.media import Pcm
 from musetalk_agent.protocol.messages import PlaybackFinished
+from musetalk_agent.publishers.moving_clock import MovingClock
 from musetalk_agent.sync.due import VOICE_LEAD_S, Due, DueTimes
+from musetalk_agent.sync.segment import ROOM_RATE
 from tests.musetalk_agent.stand import Stand, bursts, stand
 
 BURSTS_AT_S = [0.48, 1.48]  # of `bursts(2)`, which last 2.48 s
@@ -69,6 +72,38 @@ async def test_a_last_picture_keeps_its_time_when_the_voice_begins_again_soon(ex
         await made.pass_time(1)
     assert voice.said_at(1, 0.48) == pytest.approx(made.whites()[0], abs=0.006)
     assert voice.said_at(1, 1.0) == pytest.approx(made.whites()[1], abs=0.006)
+
+
+async def test_it_waits_while_nothing_takes_the_pictures_and_says_no_word_twice(executor: ThreadPoolExecutor) -> None:
+    async with stand(executor) as made:
+        publisher = made.pipeline.playback._publisher
+        publisher.playout = playout = MovingClock(made.clock, ROOM_RATE, grain_s=0.0)
+        voice = Voice(made)
+        push, flows = publisher.push_audio, asyncio.Event()
+
+        async def stalled(block: Pcm) -> None:
+            await flows.wait()
+            await push(block)
+
+        flows.set()
+        made.pipeline.playback._publisher.push_audio = stalled  # type: ignore[method-assign]
+        made.pipeline.begin(1, 16_000)
+        made.pipeline.push(bursts(3))
+        made.pipeline.end()
+        await made.pass_time(1)
+        flows.clear()
+        playout.held = True
+        await made.pass_time(2)
+        stood = [due for _, due in voice.told if due.held]
+        assert len(stood) == 1  # told once, and in time
+        assert next(came for came, due in voice.told if due.held) < stood[0].at - 0.05
+        playout.held = False
+        flows.set()
+        await made.pass_time(4)
+    going_on = voice.told[voice.told.index(next(t for t in voice.told if t[1].held)) + 1][1]
+    assert going_on.heard_s == pytest.approx(stood[0].heard_s, abs=0.001) and going_on.at > stood[0].at + 1
+    said = [voice.said_at(1, 0.48 + k) for k in range(3)]
+    assert max(abs(white - at) for white, at in zip(made.whites(), said, strict=True)) <= 0.006
 
 
 async def test_a_way_out_that_died_does_not_make_it_speak_twice(executor: ThreadPoolExecutor) -> None:

@@ -17,6 +17,7 @@ def test_it_is_told_when_it_begins_pauses_goes_on_moves_and_now_and_then() -> No
     assert due.take() == [Due(1, 0.0, 10.0)]
     due.plays(1, 0.4, 10.406)  # later than was promised
     due.holds(1, 0.44, 10.446)
+    due.holds(1, 0.44, 10.446)
     due.plays(1, 0.44, 11.0)
     assert due.take() == [Due(1, 0.4, 10.406), Due(1, 0.44, 10.446, held=True), Due(1, 0.44, 11.0)]
     for step in range(100):
