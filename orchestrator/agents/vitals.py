@@ -25,13 +25,15 @@ class Vitals:
         self._items = 0
         self._place: tuple[int, float, float, int] = (0, 0.0, 0.0, 0)
         self.ack_at: float | None = None
+        self.last: LinkAck | None = None
         self.draining = False
+        self.publisher = "livekit"
         self.nowhere = False
         """The agent's publisher reaches nothing."""
 
     def acked(self, ack: LinkAck, now: float) -> None:
         """The agent's word."""
-        self.ack_at = now
+        self.ack_at, self.last = now, ack
         if ack.items != self._items:
             self._items, self._taken_at = ack.items, now
         place = (ack.segment, ack.heard_s, ack.position_s, ack.frames)
@@ -41,6 +43,7 @@ class Vitals:
 
     def published(self, publisher: str, now: float) -> None:
         """Media take another way now, or none."""
+        self.publisher = publisher
         self.nowhere = publisher == "none"
         self._moved_at = now
 

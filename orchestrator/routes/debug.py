@@ -49,12 +49,13 @@ async def audio(ctx: Ctx) -> dict[str, Any]:
     """The audio path of every running session: its source, rate, level, buffer, and the tracks in the room."""
     running = ctx.sessions.registry.running()
     await asyncio.gather(*(ctx.sessions.refresh(session) for session in running))
-    return {"sessions": [_audio(session) for session in running]}
+    return {"sessions": [_audio(ctx, session) for session in running]}
 
 
-def _audio(session: Session) -> dict[str, Any]:
+def _audio(ctx: Context, session: Session) -> dict[str, Any]:
     live, snapshot = session.live, session.snapshot
-    level = live.meter.level(time.monotonic()) if live else None
+    now = time.monotonic()
+    level = live.meter.level(now) if live else None
     return {
         "session_id": session.session_id,
         "room": session.order.room,
@@ -69,7 +70,31 @@ def _audio(session: Session) -> dict[str, Any]:
             "peak_dbfs": level.peak_dbfs if level else None,
             "format_suspicion": live.suspicion if live else None,
         },
-        "agent_link": {"connected": live.link_connected if live else False, "drops": live.link_drops if live else 0},
+        "agent_link": {
+            "url": session.lease.base_url if session.lease else None,
+            "connected": live.link_connected if live else False,
+            "drops": live.link_drops if live else 0,
+            **(live.side.figures(now) if live and live.side else {}),
+        },
+        "voice": _voice(ctx, session),
+        "moves": session.moves,
         "buffer_s": round(live.backlog_s, 3) if live else 0.0,
         "tracks": [track.model_dump(mode="json") for track in snapshot.tracks] if snapshot else [],
     }
+
+
+def _voice(ctx: Context, session: Session) -> dict[str, Any]:
+    """Who speaks, over which track, with how much in hand."""
+    own = ctx.sessions.voice(session)
+    if own is not None and own.get("role") in ("speaks", "stands_in"):
+        return {"source": "orchestrator", **own}
+    live, tracks = session.live, session.snapshot.tracks if session.snapshot else []
+    track = next((track.sid for track in tracks if track.kind == "audio"), None)
+    figures: dict[str, Any] = {
+        "source": "agent" if session.lease else None,
+        "room": session.order.room if session.order.connect_livekit else None,
+        "track": track if session.lease else None,
+        "level": None,
+        "buffer_s": round(live.at_agent_s, 3) if live else 0.0,
+    }
+    return figures if own is None else {**figures, "own": own}

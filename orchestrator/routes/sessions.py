@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Request
 from pydantic import Field, field_validator
 
-from musetalk_agent.protocol.http import AvatarSource, Picture
+from musetalk_agent.protocol.http import AvatarSource, Picture, PublisherMode, PublisherRequest, VoiceSource
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.routes.access import current, visible
 from orchestrator.routes.context import Context, Ctx, host_url
@@ -22,12 +22,19 @@ router = APIRouter(tags=["sessions"])
 
 
 class StartRequest(AvatarSource, Picture):
-    """Body of `POST /session/start`. `speaker` is the identity of the participant for whom the avatar speaks."""
+    """Body of `POST /session/start`.
+
+    `speaker` says who publishes the speech, `agent` or `orchestrator`; any other value is the identity of the participant for
+    whom the avatar speaks. `rtmp_url` holds a stream key and is shown nowhere.
+    """
 
     room: str = Field(min_length=1, max_length=256)
     connect_livekit: bool = True
     engine: str | None = Field(default=None, min_length=1, max_length=64)
     speaker: str | None = Field(default=None, min_length=1, max_length=256)
+    rtmp_url: str | None = Field(default=None, min_length=8, max_length=2048, repr=False)
+    wants_rtmp: bool = False
+    publisher: PublisherMode = PublisherMode.AUTO
     webhook_url: str | None = Field(default=None, min_length=8, max_length=2048, repr=False)
     webhook_secret: str | None = Field(default=None, max_length=128, repr=False)
 
@@ -54,16 +61,36 @@ class StartRequest(AvatarSource, Picture):
             raise ProblemError(
                 ErrorCode.AVATAR_MISSING, "Give frames_zip_url, idle_video_url or avatar_id.", field="frames_zip_url"
             )
+        self._check_rtmp()
+        voices = {source.value: source for source in VoiceSource}
         return SessionOrder(
             room=self.room,
             avatar=source,
             picture=Picture(fps=self.fps, width=self.width, height=self.height),
             engine=self.engine,
             connect_livekit=self.connect_livekit,
-            speaker=self.speaker,
+            speaker=self.speaker if self.speaker not in voices else None,
+            voice=voices.get(self.speaker or "", VoiceSource.AGENT),
+            rtmp_url=self.rtmp_url,
+            wants_rtmp=self.wants_rtmp,
+            publisher=self.publisher,
             webhook_url=self.webhook_url,
             webhook_secret=self.webhook_secret,
         )
+
+    def _check_rtmp(self) -> None:
+        if self.rtmp_url is not None and not self.rtmp_url.lower().startswith(("rtmp://", "rtmps://")):
+            raise ProblemError(
+                ErrorCode.RTMP_URL_FORBIDDEN,
+                "rtmp_url: give an address that begins with rtmp:// or rtmps://.",
+                field="rtmp_url",
+            )
+        if self.wants_rtmp and self.rtmp_url is None:
+            raise ProblemError(
+                ErrorCode.INVALID_REQUEST,
+                "rtmp_url: wants_rtmp needs an address to push to beside WebRTC.",
+                field="rtmp_url",
+            )
 
 
 @router.post("/session/start")
@@ -160,3 +187,11 @@ async def interrupt(session_id: str, ctx: Ctx) -> dict[str, float]:
     """Barge-in: silence at once. Answers with the seconds of speech that will not be heard."""
     live = ctx.sessions.registry.get(session_id).running()
     return {"dropped_s": await live.interrupt()}
+
+
+@router.post("/session/{session_id}/publisher")
+async def publisher(session_id: str, body: PublisherRequest, ctx: Ctx) -> dict[str, Any]:
+    """Holds the session's media to WebRTC or RTMP, or leaves the choice to the agent. `publisher.changed` tells when it is done."""
+    found = ctx.sessions.registry.get(session_id)
+    await ctx.sessions.set_publisher(found, body.mode)
+    return found.view()

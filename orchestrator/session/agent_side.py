@@ -82,6 +82,18 @@ class AgentSide:
             link.cancel()
             await asyncio.gather(link, return_exceptions=True)
 
+    def figures(self, now: float) -> dict[str, Any]:
+        """For `/debug/audio`: what the agent said last, and how long ago."""
+        ack, at = self.vitals.last, self.vitals.ack_at
+        return {
+            "ack_age_s": round(now - at, 3) if at is not None else None,
+            "segment": ack.segment if ack else 0,
+            "heard_s": round(ack.heard_s, 3) if ack else 0.0,
+            "frames": ack.frames if ack else 0,
+            "delay_ms": round(1000 * self.link.delay_s, 1),
+            "draining": self.vitals.draining,
+        }
+
     def _end(self, link: asyncio.Task[None]) -> None:
         try:
             link.result()

@@ -6,6 +6,7 @@ import asyncio
 import secrets
 import string
 import time
+from typing import Any
 
 from musetalk_agent.protocol.http import AgentSession, PublisherMode
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
@@ -78,6 +79,10 @@ class SessionLifecycle:
     async def refresh(self, session: Session) -> None:
         """Asks the agent for the session's state, unless that was done a moment ago. Keeps the old one on failure."""
         await refresh(self._services.agents, session)
+
+    def voice(self, session: Session) -> dict[str, Any] | None:
+        """What the orchestrator's own voice does in the session; None where it is not in the room."""
+        return self._services.voices.view(session)
 
     async def set_publisher(self, session: Session, mode: PublisherMode) -> AgentSession:
         """Holds a running session's media to one way, also after a move.

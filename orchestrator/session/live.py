@@ -6,7 +6,6 @@ Segments are spoken by an agent (`serve`), or by whoever stands in while there i
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -38,21 +37,19 @@ from orchestrator.audio.segments import DEFAULT_RATE, Clearing, SegmentTracker
 from orchestrator.events import EventBus
 from orchestrator.metrics import Metrics
 from orchestrator.session.agent_side import AgentSide
+from orchestrator.session.clears import Clears
 from orchestrator.session.options import SessionOptions
 from orchestrator.session.outbox import Connection, Outbox
 from orchestrator.session.speech import Speech
 
 TICK_S = 0.05
 ACK_EVERY_S = 0.2
-CLEAR_ANSWER_S = 1.0
-"""How long `/interrupt` waits for the agent; a link that is down must not hold the caller."""
 PAUSE_S = 0.05
 """Speech at the agent below which nobody would call it speaking."""
 KEEP_MORE_S = 30.0
 """Speech kept for another agent beyond the backlog limit."""
 _QUIET = frozenset({"hello", "ack", "pong", "session.state"})
 """Messages that are no event of the session; the owner tells its states."""
-_log = logging.getLogger(__name__)
 
 
 class Speaker(Protocol):
@@ -80,7 +77,7 @@ class LiveSession:
         self._drops_before = 0
         self._due_at = 0.0
         self._gate = Gate(options.limits, time.monotonic())
-        self._waiters: dict[int, asyncio.Future[float]] = {}
+        self._clears = Clears(session_id, metrics)
         self._told_samples = 0
         self._told_at = 0.0
         self.side: AgentSide | None = None
@@ -153,16 +150,14 @@ class LiveSession:
         self._speaker = None
         self._due_at = due_at or 0.0
         for clearing in self._tracker.rewind(segment, heard_s, time.monotonic()):
-            self._answer(clearing)
+            self._clears.answer(clearing)
         self._flush()
 
     def end(self, problem: ProblemError | None) -> None:
         """The session is over: everything open is told finished, then the connection closes (1001, or 1011 with the error)."""
         self._tracker.finish_all(time.monotonic())
         self._flush()
-        for waiter in self._waiters.values():
-            if not waiter.done():
-                waiter.set_result(0.0)
+        self._clears.give_up()
         if problem is not None:
             self.tell(Failed(code=problem.code, message=problem.detail))
         self.outbox.close(CLOSE_GOING_AWAY if problem is None else CLOSE_INTERNAL)
@@ -230,22 +225,7 @@ class LiveSession:
 
     async def interrupt(self) -> float:
         """A clear that waits for the agent's answer, a second at most. Returns the seconds of speech that were dropped."""
-        begun = time.monotonic()
-        clearing = self.clear()
-        if clearing.answered:
-            return round(clearing.dropped_s, 3)
-        waiter: asyncio.Future[float] = asyncio.get_running_loop().create_future()
-        self._waiters[id(clearing)] = waiter
-        try:
-            async with asyncio.timeout(CLEAR_ANSWER_S):
-                dropped_s = await waiter
-        except TimeoutError:
-            _log.warning("the agent did not answer a clear in time", extra={"session_id": self.session_id})
-            dropped_s = clearing.dropped_s
-        finally:
-            del self._waiters[id(clearing)]
-        self._metrics.interrupt_seconds.observe(time.monotonic() - begun)
-        return round(dropped_s, 3)
+        return await self._clears.wait(self.clear())
 
     # --- speech
 
@@ -291,6 +271,11 @@ class LiveSession:
         """Seconds of speech that wait to be heard, here or at the agent."""
         speaker = self._speaker
         return self._tracker.waiting_s + (speaker.outstanding_s(time.monotonic()) if speaker else 0.0)
+
+    @property
+    def at_agent_s(self) -> float:
+        """Seconds that were handed to whoever speaks, and are not known to be heard."""
+        return self._tracker.at_agent_s
 
     @property
     def speaking(self) -> bool:
@@ -359,7 +344,7 @@ class LiveSession:
         elif isinstance(event, Cleared):
             clearing = self._tracker.on_cleared(event)
             if clearing is not None:
-                self._answer(clearing)
+                self._clears.answer(clearing)
         elif isinstance(event, Warned):
             self.suspicion = event.suspicion or self.suspicion
             self.tell(event)
@@ -372,11 +357,6 @@ class LiveSession:
     def _wake(self) -> None:
         if self._speaker is not None:
             self._speaker.wake()
-
-    def _answer(self, clearing: Clearing) -> None:
-        waiter = self._waiters.get(id(clearing))
-        if waiter is not None and not waiter.done():
-            waiter.set_result(clearing.dropped_s)
 
     def _tick(self, now: float) -> None:
         if self._tracker.tick(now):
