@@ -20,6 +20,7 @@ from orchestrator.agents.pool import StaticAgentPool
 from orchestrator.audit import AuditLog
 from orchestrator.credentials import Credentials
 from orchestrator.events import EventBus
+from orchestrator.ingress import Ingresses
 from orchestrator.keyfile import KeysFile
 from orchestrator.keys import KeyRing, operators
 from orchestrator.metrics import Metrics
@@ -59,6 +60,7 @@ def create_app(settings: Settings, *, voices: Voices | None = None) -> FastAPI:
         context = _assemble(settings, access, metrics, spoken)
         app.state.context = context
         await context.rooms.open()
+        await context.ingresses.open()
         try:
             async with _trust(settings, access, metrics):
                 context.own_voices.open()
@@ -70,6 +72,7 @@ def create_app(settings: Settings, *, voices: Voices | None = None) -> FastAPI:
             await context.own_voices.aclose()
             await context.webhooks.aclose()
             await spoken.aclose()
+            await context.ingresses.aclose()
             await context.rooms.aclose()
             await context.agents.aclose()
 
@@ -139,8 +142,16 @@ def _assemble(settings: Settings, access: Access, metrics: Metrics, voices: Voic
     rooms, minter = Rooms(settings.livekit), TokenMinter(settings.livekit)
     bus = EventBus(metrics)
     own_voices = SessionVoices(VoiceWorker(), minter, settings.voice_standby)
+    ingresses = Ingresses(settings.livekit, settings.livekit_ingress)
     services = Services(
-        pool=pool, agents=agents, rooms=rooms, minter=minter, metrics=metrics, events=bus, voices=own_voices
+        pool=pool,
+        agents=agents,
+        rooms=rooms,
+        minter=minter,
+        metrics=metrics,
+        events=bus,
+        ingresses=ingresses,
+        voices=own_voices,
     )
     sessions = SessionLifecycle(services, settings.session_options)
     webhooks = Webhooks(
@@ -166,6 +177,7 @@ def _assemble(settings: Settings, access: Access, metrics: Metrics, voices: Voic
         webhooks=webhooks,
         minter=minter,
         rooms=rooms,
+        ingresses=ingresses,
         agents=agents,
         pool=pool,
         sessions=sessions,

@@ -93,15 +93,15 @@ class Ingresses:
             if not (isinstance(error, api.TwirpError) and error.code == "not_found"):
                 _log.warning("ingress not removed", extra={"ingress_id": ingress_id, "error": _reason(error)})
 
-    async def accompany(self, room: str, identity: str, attributes: Callable[[], dict[str, str]]) -> None:
+    async def accompany(self, room: str, identity: str, attributes: Callable[[], dict[str, str] | None]) -> None:
         """Sets the attributes of the participant that comes by ingress, which cannot set its own, whenever they change.
 
-        Runs until it is cancelled.
+        None: it does not come by ingress now. Runs until it is cancelled.
         """
-        told: dict[str, str] = {}
+        told: dict[str, str] | None = None
         while True:
             wanted = attributes()
-            if wanted != told and await self._tell(room, identity, wanted):
+            if wanted is None or (wanted != told and await self._tell(room, identity, wanted)):
                 told = wanted
             await asyncio.sleep(_POLL_S)
 

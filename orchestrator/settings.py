@@ -11,6 +11,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from orchestrator.audio.limits import AudioLimits
+from orchestrator.ingress import IngressMode
 from orchestrator.session.options import SessionOptions
 from orchestrator.session.voices import VoiceStandby
 from orchestrator.tokens import LiveKitKeys
@@ -62,6 +63,8 @@ class Settings(BaseSettings):
     """Voice of `/speak` when the request names none."""
     voice_standby: VoiceStandby = VoiceStandby.WARM
     """How ready the orchestrator's own voice is for the loss of an agent: `off`, `warm`, or `joined`."""
+    livekit_ingress: IngressMode = IngressMode.AUTO
+    """Whether the fallback by RTMP leads into the room where LiveKit has Ingress."""
     session_max_s: int = Field(default=6 * 3600, ge=1, le=24 * 3600)
     session_idle_ttl_s: float = Field(default=900.0, gt=0)
     viewer_grace_s: float = Field(default=300.0, gt=0)

@@ -12,6 +12,7 @@ from orchestrator.agents.client import AgentClient
 from orchestrator.agents.pool import AgentPool
 from orchestrator.credentials import Credentials
 from orchestrator.events import EventBus
+from orchestrator.ingress import Ingresses
 from orchestrator.metrics import Metrics
 from orchestrator.routes.access import Access
 from orchestrator.session.lifecycle import SessionLifecycle
@@ -47,6 +48,7 @@ class Context:
     webhooks: Webhooks
     minter: TokenMinter
     rooms: Rooms
+    ingresses: Ingresses
     agents: AgentClient
     pool: AgentPool
     sessions: SessionLifecycle

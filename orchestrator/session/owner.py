@@ -10,6 +10,7 @@ from typing import Any
 from musetalk_agent.protocol.http import SessionState
 from musetalk_agent.protocol.problems import ErrorCode, Problem, ProblemError
 from orchestrator.agents.link import LinkOver
+from orchestrator.ingress import RoomIngress
 from orchestrator.session.agent_side import AgentLost
 from orchestrator.session.live import LiveSession
 from orchestrator.session.moving import Moving
@@ -18,7 +19,7 @@ from orchestrator.session.placing import Placing
 from orchestrator.session.record import Session
 from orchestrator.session.services import Services
 from orchestrator.session.snapshots import SNAPSHOT_TIMEOUT_S, refresh
-from orchestrator.session.telling import tell_state
+from orchestrator.session.telling import ingress_attributes, tell_state
 from orchestrator.session.watch import Lifetime
 
 LINK_OPEN_S = 10.0
@@ -65,9 +66,14 @@ class SessionOwner:
     async def _open(self) -> None:
         """Room, ingress, place at an agent, avatar in the room. What it did is on the session for `_close` to undo."""
         session, order, ingresses = self._session, self._session.order, self._services.ingresses
-        await self._services.rooms.ensure(order.room)
+        making: asyncio.Task[RoomIngress | None] | None = None
         if order.connect_livekit and order.rtmp_url is None and ingresses is not None:
-            session.ingress = await ingresses.create(order.room, session.identity, "Avatar")
+            making = asyncio.create_task(ingresses.create(order.room, session.identity, "Avatar"))
+        try:
+            await self._services.rooms.ensure(order.room)
+        finally:
+            if making is not None:
+                session.ingress = await making
         await self._placing.place(session)
 
     # --- the middle
@@ -86,6 +92,11 @@ class SessionOwner:
             _log.info("session ready", extra={"session_id": session.session_id, "room": session.order.room})
             tasks.add(asyncio.create_task(self._attend(live), name=f"attend-{session.session_id}"))
             tasks.add(asyncio.create_task(self._watch(live), name=f"watch-{session.session_id}"))
+            if session.ingress is not None and self._services.ingresses is not None:
+                presence = self._services.ingresses.accompany(
+                    session.order.room, session.identity, lambda: ingress_attributes(session, live)
+                )
+                tasks.add(asyncio.create_task(presence, name=f"presence-{session.session_id}"))
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from musetalk_agent.protocol.http import SessionState
 from orchestrator.events import STATE, EventBus
+from orchestrator.session.live import LiveSession
 from orchestrator.session.record import Session
 
 
@@ -17,3 +18,13 @@ def tell_state(events: EventBus, session: Session, to: SessionState, reason: str
     events.publish(session.session_id, STATE, {"state": to.value, "reason": reason})
     if known and session.live is not None:
         session.live.tell_state(to.value, reason)
+
+
+def ingress_attributes(session: Session, live: LiveSession) -> dict[str, str] | None:
+    """Attributes of the avatar while it comes by ingress and cannot set its own; None while it does not."""
+    if session.ingress is None or live.side is None or live.side.vitals.publisher != "rtmp":
+        return None
+    attributes = {"avatar.state": "speaking" if live.speaking else "idle"}
+    if session.order.speaker:
+        attributes["lk.publish_on_behalf"] = session.order.speaker
+    return attributes
