@@ -13,6 +13,7 @@ from musetalk_agent.factory import Factory
 from musetalk_agent.media import Pcm
 from musetalk_agent.protocol.http import AgentStartRequest, AvatarSource, PublisherMode, Transport
 from musetalk_agent.protocol.messages import PublisherChanged
+from musetalk_agent.publishers.base import MovingPublisher
 from musetalk_agent.publishers.null import NullPublisher
 from musetalk_agent.settings import AgentSettings
 from tests.musetalk_agent.stand import tone
@@ -27,6 +28,9 @@ class Moving(NullPublisher):
         self.transport = Transport(rung="livekit")
         self.on_rewind: Callable[[int], None] = lambda _: None
         self.on_change: Callable[[PublisherChanged], None] = lambda _: None
+
+    def set_mode(self, mode: PublisherMode) -> None:
+        """It moves when the test says so."""
 
     def move(self) -> None:
         """Nothing was heard but the first quarter of a second."""
@@ -52,6 +56,7 @@ async def test_a_change_of_the_way_out_is_told_and_loses_no_speech(tmp_path: Pat
             session_id="s", room="r", livekit_url="ws://x", livekit_token="t", avatar=AvatarSource(), engine="pattern"
         )
         session = await factory.session(request)
+        assert isinstance(made[0], MovingPublisher)
         await session.start()
         assert session.status().transport.rung == "livekit"
         session.take('{"type":"segment.start","segment":1,"sample_rate":16000}')
