@@ -74,7 +74,7 @@ async def test_a_change_of_the_way_out_is_told_and_loses_no_speech(tmp_path: Pat
         await session.stop()
     finally:
         await factory.aclose()
-    assert sum(len(b) for b in made[0].heard) == 48_000
+    assert 48_000 <= sum(len(b) for b in made[0].heard) < 49_920  # filled up to a whole picture
     events = [e.event for e in session.outbox.after(0)]
     assert [e.type for e in events if e.type != "cleared"] == [
         "playback.started",
