@@ -86,7 +86,7 @@ class Sessions:
                 "The agent shuts down and takes no new session; use another one.", retry_after_s=_RETRY_AFTER_S
             )
         self._archive()
-        if request.session_id in (*self._starting, *self._sessions, *self._ended):
+        if request.session_id in (*self._starting, *self._sessions):
             raise SessionConflict(f"A session {request.session_id!r} is here already.", value=request.session_id)
         engine = self._factory.engines.resolve(request.engine)
         self._admit(engine, request.picture.fps)
@@ -135,6 +135,7 @@ class Sessions:
         begun = time.monotonic()
         session = await self._factory.session(request)
         await session.start()
+        self._ended.pop(session.id, None)  # it was here before, and came back
         self._sessions[session.id] = session
         START_SECONDS.observe(time.monotonic() - begun)
         return session

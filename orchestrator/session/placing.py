@@ -18,7 +18,7 @@ _AGENT_BACKLOG_MARGIN_S = 30
 GOODBYE_S = 60.0
 """How long an agent that does not answer is asked to stop a session that it lost."""
 _GOODBYE_EVERY_S = 1.0
-_NEXT = frozenset({ErrorCode.AT_CAPACITY, ErrorCode.AGENT_UNAVAILABLE})
+_NEXT = frozenset({ErrorCode.AT_CAPACITY, ErrorCode.AGENT_UNAVAILABLE, ErrorCode.DRAINING})
 """Errors that say something of one agent only."""
 
 

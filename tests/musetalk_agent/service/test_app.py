@@ -65,6 +65,8 @@ async def test_capacity_conflict_and_unknown_things_have_codes(tmp_path: Path) -
         for _ in range(2):
             assert (await here.http.post("/session/a/stop")).json()["state"] == "stopped"
         assert (await here.http.get("/session/a")).json()["state"] == "stopped"
+        assert (await here.start("a")).status_code == 200, "a session may come back"
+        await here.http.post("/session/a/stop")
         assert (await here.start("c")).status_code == 200
         assert (await here.start("d", engine="nonsense")).json()["code"] == "engine_unknown"
         await here.http.post("/session/c/stop")
