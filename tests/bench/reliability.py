@@ -7,40 +7,19 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import dataclasses
 import sys
 from typing import Any
 
 import numpy as np
 
 from tests.bench.figures import Figure, pairs, percentile
-from tests.net.coded import Seen, account, coded, decode, strand
+from tests.net.coded import account, coded
+from tests.net.hearing import heard, lines, smoothness
 from tests.net.inside import inside, unavailable
 from tests.net.stack import stack
 from tests.net.world import World
-from tests.viewer import Viewer
 
 PATTERN = {"engine": "pattern"}
-
-
-def heard(viewer: Viewer, since: float = 0.0) -> list[Seen]:
-    """The pieces of coded speech that a viewer heard, on all its tracks."""
-    return [
-        piece
-        for blocks in list(viewer.strands.values())
-        for begun, pcm in strand(blocks)
-        for piece in decode(begun, pcm)
-        if piece.at >= since
-    ]
-
-
-def smoothness(viewer: Viewer, begun: float, ended: float) -> tuple[float, float]:
-    """Median pictures in a second, and the longest time without one, in seconds."""
-    times = np.array([at for at, *_ in viewer.video if begun <= at <= ended])
-    if len(times) < 2:
-        return 0.0, ended - begun
-    rates, _ = np.histogram(times, bins=np.arange(begun, ended, 1.0))
-    return float(np.median(rates)), float(np.diff(times).max())
 
 
 async def loss(world: World, seconds: int = 30, sfu_far: bool = False) -> list[dict[str, Any]]:
@@ -59,7 +38,7 @@ async def loss(world: World, seconds: int = 30, sfu_far: bool = False) -> list[d
             told = account(heard(viewer, begun), seconds)
     where = "up and down" if sfu_far else "up"
     note = f"{len(skews)} of {seconds} bursts matched, longest gap between pictures {1000 * gap:.0f} ms"
-    return _lines(
+    return lines(
         Figure(f"5 % loss, 80 ms RTT, 20 ms jitter {where}: median rate", fps, "1/s", 22, at_least=True),
         Figure(f"5 % loss, 80 ms RTT, 20 ms jitter {where}: skew p95", percentile(skews, 95), "ms", 60, note=note),
         Figure(
@@ -71,13 +50,12 @@ async def loss(world: World, seconds: int = 30, sfu_far: bool = False) -> list[d
     )
 
 
-def _lines(*figures: Figure) -> list[dict[str, Any]]:
-    return [dataclasses.asdict(figure) for figure in figures]
-
-
+_HERE, _FAILOVER = "tests.bench.reliability", "tests.bench.reliability_failover"
 BENCHES: dict[str, tuple[str, dict[str, Any]]] = {
-    "loss": ("loss", {}),
-    "loss_both": ("loss", {"sfu_far": True}),
+    "loss": (f"{_HERE}:loss", {}),
+    "loss_both": (f"{_HERE}:loss", {"sfu_far": True}),
+    "to_rtmp": (f"{_FAILOVER}:to_rtmp", {}),
+    "to_rtmp_udp": (f"{_FAILOVER}:to_rtmp", {"udp_only": True}),
 }
 
 
@@ -91,7 +69,7 @@ def main() -> int:
         return 1
     for name in [n for n in options.only.split(",") if n] or BENCHES:
         function, arguments = BENCHES[name]
-        for line in asyncio.run(inside(f"tests.bench.reliability:{function}", within_s=1200, **arguments)):
+        for line in asyncio.run(inside(function, within_s=1200, **arguments)):
             print(Figure(**line).line(), flush=True)
     return 0
 

@@ -97,12 +97,13 @@ async def stack(
         folder = opened.enter_context(TemporaryDirectory())
         server = await opened.enter_async_context(_sfu(world, ingress=ingress, far=sfu_far))
         agent_key, key = "agent_" + secrets.token_urlsafe(8), "key_" + secrets.token_urlsafe(8)
+        common = {"ALLOW_PRIVATE_URLS": "true", "LOG_LEVEL": _level()}  # the RTMP server is on a private address
         children: dict[str, Child] = {}
         urls = []
         for number in range(agents):
             host, port = (NEAR if sfu_far else FAR), free_port()
             command = [sys.executable, "-m", "musetalk_agent", "serve", "--host", host, "--port", str(port)]
-            environment = {"AGENT_API_KEY": agent_key, "AGENT_ENGINE": engine, "LOG_LEVEL": _level()}
+            environment = {"AGENT_API_KEY": agent_key, "AGENT_ENGINE": engine, **common}
             child = Child(f"agent {number}", command if sfu_far else world.there(command), environment)
             children[f"agent {number}"] = child
             urls.append(f"http://{host}:{port}")
@@ -117,7 +118,7 @@ async def stack(
             "AGENT_URL": ",".join(urls),
             "AGENT_API_KEY": agent_key,
             "STORE_PATH": str(Path(folder) / "sessions.sqlite"),
-            "LOG_LEVEL": _level(),
+            **common,
             **settings,
         }
         command = [sys.executable, "-m", "orchestrator", "serve", "--host", "127.0.0.1", "--port", str(port)]

@@ -24,7 +24,7 @@ events {{ worker_connections 64; }}
 rtmp {{
   access_log off;
   server {{
-    listen 127.0.0.1:{port};
+    listen {host}:{port};
     chunk_size 4096;
     max_streams 32;
     application live {{ live on; wait_key on; wait_video off; drop_idle_publisher 10s; }}
@@ -45,20 +45,24 @@ def module() -> Path | None:
 class NginxRtmp:
     """One nginx process; `url(key)` can be pushed to and pulled from. It may be started again after `stop` or `kill`."""
 
-    def __init__(self) -> None:
+    def __init__(self, host: str = "127.0.0.1") -> None:
+        self._host = host
         self.port = free_port()
         self._folder = Path(tempfile.mkdtemp(prefix="nginx-rtmp-"))
         self._process: asyncio.subprocess.Process | None = None
 
     def url(self, key: str = "secret-key", app: str = "live") -> str:
         """Where to push to and to pull from. What is pushed to the application `kept` is kept in files too."""
-        return f"rtmp://127.0.0.1:{self.port}/{app}/{key}"
+        return f"rtmp://{self._host}:{self.port}/{app}/{key}"
 
     async def kept(self, push: int = 0) -> Received:
         """What came with one of the pushes to `kept`, once it has ended."""
         await asyncio.sleep(0.3)
-        files = sorted(self._folder.glob("*.flv"), key=lambda path: path.stat().st_ctime)
-        return await asyncio.to_thread(read, files[push])
+        return await asyncio.to_thread(read, self.files()[push])
+
+    def files(self) -> list[Path]:
+        """One of each push to `kept`, in order."""
+        return sorted(self._folder.glob("*.flv"), key=lambda path: path.stat().st_ctime)
 
     async def start(self) -> None:
         """Returns when it accepts connections; skips the test where nginx is missing."""
@@ -66,7 +70,7 @@ class NginxRtmp:
         if found is None:
             pytest.skip("nginx with its RTMP module is missing: run tools/setup rtmp")
         config = self._folder / "nginx.conf"
-        config.write_text(_CONFIG.format(module=found, folder=self._folder, port=self.port))
+        config.write_text(_CONFIG.format(module=found, folder=self._folder, host=self._host, port=self.port))
         program = shutil.which("nginx") or "/usr/sbin/nginx"
         self._process = await asyncio.create_subprocess_exec(
             program, "-p", str(self._folder), "-c", str(config), "-e", str(self._folder / "error.log"),
@@ -74,7 +78,7 @@ class NginxRtmp:
         )  # fmt: skip
         for _ in range(200):
             with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                if probe.connect_ex((self._host, self.port)) == 0:
                     return
             assert self._process.returncode is None, (self._folder / "error.log").read_text()
             await asyncio.sleep(0.05)

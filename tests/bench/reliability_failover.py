@@ -1,0 +1,151 @@
+"""The ways media take: WebRTC made impossible, the link cut, the SFU started again; what was seen and heard meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import numpy as np
+
+from tests.bench.figures import Figure, pairs, percentile
+from tests.bench.stack import Live
+from tests.net.coded import Seen, account, coded, decode
+from tests.net.hearing import heard, lines
+from tests.net.stack import stack
+from tests.net.world import NEAR, World
+from tests.servers.nginx_rtmp import NginxRtmp
+from tests.servers.puller import Puller, Received
+
+PATTERN = {"engine": "pattern"}
+_LEAD_S = 6.0
+
+
+class Watcher(Puller):
+    """Pulls from the RTMP server and notes when each picture and each sound came, on the monotonic clock."""
+
+    def __init__(self, url: str) -> None:
+        self.pictures_at: list[float] = []
+        self.sounds_at: list[float] = []
+        super().__init__(url)
+
+    def keep(self, frame: Any) -> None:
+        super().keep(frame)
+        (self.sounds_at if hasattr(frame, "samples") else self.pictures_at).append(time.monotonic())
+
+    def speaks_at(self) -> float | None:
+        """When a sound that is loud first came."""
+        return next(
+            (at for at, (_, block) in zip(self.sounds_at, self.sound, strict=False) if np.abs(block).max() > 0.05), None
+        )
+
+
+def pieces(received: Received) -> list[Seen]:
+    """The pieces of coded speech in a stream, by stream time."""
+    found: list[Seen] = []
+    run: list[np.ndarray] = []
+    begun = end = 0.0
+    for at, block in [*received.sound, (float("inf"), np.zeros(0, np.float32))]:
+        if run and abs(at - end) > 0.05:
+            wave = np.concatenate(run)
+            wave = wave[: len(wave) // 3 * 3].reshape(-1, 3).mean(axis=1)
+            found += decode(begun, (32767 * np.clip(wave, -1, 1)).astype(np.int16))
+            run = []
+        if not run:
+            begun = at
+        run.append(block)
+        end = at + len(block) / 48_000
+    return found
+
+
+def stream_skews(received: Received) -> list[float]:
+    """Milliseconds from each burst's sound to its picture, by stream time."""
+    try:
+        onsets = received.onsets()
+    except (AssertionError, IndexError):  # a stream with a hole: each run would need its own
+        onsets = [piece.at for piece in pieces(received) if piece.number % 10 == 0]
+    return [abs(1000 * (white - onset)) for onset, white in pairs(onsets, received.whites(), 0.5)]
+
+
+@asynccontextmanager
+async def rtmp_server() -> AsyncIterator[NginxRtmp]:
+    """An nginx that keeps what it is sent."""
+    server = NginxRtmp(NEAR)
+    try:
+        await server.start()
+        yield server
+    finally:
+        await server.aclose()
+
+
+async def wait(seconds: float, *conditions: Any) -> None:
+    """Polls until all hold, or for so long."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and not all(condition() for condition in conditions):
+        await asyncio.sleep(0.02)
+
+
+def longest_without(times: Sequence[float], begun: float, ended: float) -> float:
+    """The longest time without a picture, seconds."""
+    inside = [begun, *sorted(t for t in times if begun <= t <= ended), ended]
+    return float(np.diff(inside).max())
+
+
+async def finished(live: Live, within_s: float) -> bool:
+    """Whether all that was sent is spoken."""
+    path = f"/session/{live.started['session_id']}"
+    end = time.monotonic() + within_s
+    while time.monotonic() < end:
+        told = (await live.demo.http.get(path)).json()
+        if told["playback"]["buffered_s"] == 0 and told["state"] == "ready":
+            return True
+        await asyncio.sleep(0.25)
+    return False
+
+
+async def to_rtmp(world: World, udp_only: bool = False, seconds: int = 30) -> list[dict[str, Any]]:
+    """WebRTC made impossible mid-sentence: to RTMP, and back once it is possible again."""
+    async with rtmp_server() as server, stack(world) as running:
+        url = server.url(app="kept")
+        watcher = Watcher(url)
+        async with running.live(rtmp_url=url, **PATTERN) as live:
+            await asyncio.sleep(2)
+            begun = time.monotonic()
+            sending = asyncio.create_task(live.send(coded(seconds)))
+            await asyncio.sleep(_LEAD_S)
+            if udp_only:
+                await world.block()
+            else:
+                await running.make_webrtc_impossible()
+            broken = time.monotonic()
+            await wait(20, lambda: watcher.pictures_at, watcher.speaks_at)
+            seen_after = watcher.pictures_at[0] - broken if watcher.pictures_at else 99.0
+            spoken = watcher.speaks_at()
+            await asyncio.sleep(6)
+            await world.drop()
+            opened = time.monotonic()
+            viewer = live.viewer
+            await wait(30, lambda: [at for at, *_ in viewer.video if at > opened + 0.2])
+            back = next((at for at, *_ in viewer.video if at > opened + 0.2), opened + 99)
+            await sending
+            await finished(live, 20)
+            await asyncio.sleep(2)
+            transport = (await live.demo.http.get(f"/session/{live.started['session_id']}")).json()["transport"]
+        watcher.close()
+        pushes = [await server.kept(number) for number in range(len(list(server.files())))]
+    streamed = [piece for push in pushes for piece in pieces(push)]
+    told = account([*heard(viewer, begun), *streamed], seconds)
+    skews = [skew for push in pushes for skew in stream_skews(push)]
+    dark = longest_without([*watcher.pictures_at, *(at for at, *_ in viewer.video)], opened, back + 2)
+    how = "UDP blocked" if udp_only else "WebRTC impossible"
+    return lines(
+        Figure(f"{how}: picture at the RTMP server", seen_after, "s", 3),
+        Figure(f"{how}: speech at the RTMP server", spoken - broken if spoken else 99.0, "s", 3),
+        Figure(f"{how}: speech lost", told.lost_ms, "ms", 0, note=f"pieces {told.lost}"),
+        Figure(f"{how}: speech heard twice, room and stream together", told.doubled_ms, "ms", note=f"{told.doubled}"),
+        Figure(f"{how}: skew in the stream, p95", percentile(skews, 95), "ms", 40, note=f"{len(skews)} bursts"),
+        Figure(f"{how}: possible again to picture in the room", back - opened, "s", 10, note=str(transport)),
+        Figure(f"{how}: on the way back, longest without a picture anywhere", dark, "s", 1),
+    )
