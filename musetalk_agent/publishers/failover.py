@@ -19,10 +19,11 @@ from musetalk_agent.protocol.messages import PublisherChanged
 from musetalk_agent.publishers.base import Lost, PublisherState
 from musetalk_agent.publishers.heard import Heard
 from musetalk_agent.publishers.ladder import Ladder
-from musetalk_agent.publishers.ladder_words import Act, Event, Rung, Ways
-from musetalk_agent.publishers.livekit import QUEUE_MS, SOUND_PATH_S
+from musetalk_agent.publishers.ladder_words import SUSPECT_S, Act, Event, Rung, Ways
+from musetalk_agent.publishers.livekit import QUEUE_MS, SOUND_PATH_S, video_bitrate
 from musetalk_agent.publishers.moving_clock import MovingClock
 from musetalk_agent.publishers.outlets import OutletOptions, Outlets
+from musetalk_agent.publishers.quality import QualityWatch
 from musetalk_agent.sync.playout import PlayoutClock
 from musetalk_agent.sync.segment import ROOM_RATE
 
@@ -65,6 +66,7 @@ class FailoverPublisher:
         self._turn = 0
         self._settled = asyncio.Event()
         self._lost: Lost | None = None
+        self._quality: QualityWatch | None = None
         self._ticker: asyncio.Task[None] | None = None
         self._closing = False
 
@@ -73,6 +75,8 @@ class FailoverPublisher:
     async def open(self, first: VideoFrame, lost: Lost) -> None:
         """Takes the first way that works: the room, else RTMP after 6 s at the latest. See `Publisher.open`."""
         self._outlets.show(first)
+        bitrate = self._options.room.max_bitrate or video_bitrate(first)
+        self._quality = QualityWatch(bitrate, self._options.room.fps, self._clock.now())
         if self._options.beside:
             self._outlets.open_stream()
         self._ticker = asyncio.create_task(self._tick_on(), name="failover-ticker")
@@ -147,6 +151,8 @@ class FailoverPublisher:
             self._ticker.cancel()
             await asyncio.gather(self._ticker, return_exceptions=True)
         await self._outlets.aclose()
+        if self._quality is not None:
+            self._quality.close()
         if self._rung is not Rung.NONE:
             PUBLISHER_RUNG.labels(self._rung.value).dec()
             self._rung = Rung.NONE
@@ -270,5 +276,8 @@ class FailoverPublisher:
         if acknowledged > state.acknowledged_frames:
             state.acknowledged_frames, state.acknowledged_at = acknowledged, utc_now()
         stream = outlets.stream
+        sinks = {Rung.LIVEKIT: room, Rung.RTMP: stream, Rung.WHIP: outlets.whip}
+        if self._quality is not None and outlets.latest is not None and self._ladder.silent_s < SUSPECT_S:
+            self._quality.look(sinks.get(self._rung), outlets.latest, transport, self._clock.now())
         if self._options.beside:
             transport.beside = "live" if stream is not None and stream.state.connected else "retrying"

@@ -10,7 +10,7 @@ SUSPECT_S = 1.0
 DEAD_S = 1.5
 """Nothing for so long: the room counts as dead. A cut of one second, which the SDK rides out by itself, looks shorter than this."""
 PROBE_AT_START_S = 2.5
-JOIN_AT_START_S = 3.5
+JOIN_AT_START_S = 3.0
 """A start that has another way waits so long for the room."""
 STREAM_AT_START_S = 2.5
 ALONE_AT_START_S = 15.0

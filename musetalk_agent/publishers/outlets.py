@@ -39,7 +39,7 @@ Tell = Callable[[Event, str], None]
 class OutletOptions:
     """What ways there are.
 
-    `address` is where RTMP goes, if anywhere; `ingress` and `beside` are those of `RtmpTarget`. Without `joins` the room is let alone.
+    `address` is where RTMP goes, if anywhere; `ingress` and `beside` are those of `RtmpTarget`. Without `joins` there is no room.
     """
 
     room: LiveKitOptions
@@ -75,7 +75,7 @@ class Outlets:
         self.heard_at = clock.now()
         self.attribute = "idle"
         self._token = options.room.token
-        self._latest: VideoFrame | None = None
+        self.latest: VideoFrame | None = None
         self._probe: Probe | None = None
         self._joining: asyncio.Task[None] | None = None
         self._pending: LiveKitPublisher | None = None
@@ -91,7 +91,7 @@ class Outlets:
 
     def show(self, frame: VideoFrame) -> None:
         """A picture for everything that is open."""
-        self._latest = frame
+        self.latest = frame
         now = self._clock.now()
         for room in (self.room, self._pending):
             if room is not None:
@@ -116,12 +116,12 @@ class Outlets:
         self._joining = self._spawn(self._join(room), "failover-join")
 
     async def _join(self, room: LiveKitPublisher) -> None:
-        assert self._latest is not None
+        assert self.latest is not None
         if self._exclusive:
             await asyncio.wait(self._exclusive)
         begun = self._clock.now()
         try:
-            await room.open(self._latest, lambda reason: self._on_ended(room, reason))
+            await room.open(self.latest, lambda reason: self._on_ended(room, reason))
         except Exception as error:  # noqa: BLE001 - whatever the SDK does, the ladder has other ways
             self._pending = None
             if isinstance(error, PublishFailed):
@@ -199,8 +199,8 @@ class Outlets:
             self._exclude(self._spawn(sink.aclose(), "failover-whip-end"))
 
     def _stream_options(self) -> StreamOptions:
-        assert self._latest is not None
-        room, frame = self._options.room, self._latest
+        assert self.latest is not None
+        room, frame = self._options.room, self.latest
         return StreamOptions(
             url=room.url,
             fps=room.fps,

@@ -1,0 +1,421 @@
+"""The failover's state machine: every state and event in a table, and what must hold whatever happens in whatever order."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from musetalk_agent.protocol.http import PublisherMode as Mode
+from musetalk_agent.publishers import ladder_words as w
+from musetalk_agent.publishers.ladder import Ladder
+from musetalk_agent.publishers.ladder_words import Act, Event, Rung, State, Ways
+
+ALONE = Ways(whip=True)
+PLAIN = Ways(rtmp=True, whip=True)
+INGRESS = Ways(rtmp=True, ingress=True, whip=True)
+BESIDE = Ways(rtmp=True, beside=True, whip=True)
+
+TICK_S = 0.2
+
+
+@dataclass
+class Stand:
+    """A ladder, its time, and all that it asked for."""
+
+    ladder: Ladder
+    now: float = 100.0
+    acts: list[Act] = field(default_factory=list)
+
+    def on(self, *events: Event, reason: str = "") -> list[Act]:
+        acts = [act for event in events for act in self.ladder.on(event, self.now, reason)]
+        self.acts += acts
+        return acts
+
+    def after(self, seconds: float, silent_s: float = 0.0, pause: bool = True, *, grows: bool = False) -> list[Act]:
+        """Ticks through `seconds`; with `grows` nothing comes back meanwhile."""
+        acts: list[Act] = []
+        for _ in range(max(1, round(seconds / TICK_S))):
+            self.now += TICK_S
+            silent_s += TICK_S if grows else 0.0
+            acts += self.ladder.tick(self.now, silent_s, pause)
+        self.acts += acts
+        return acts
+
+    def mode(self, mode: Mode) -> list[Act]:
+        self.ladder.mode = mode
+        return self.on(Event.MODE)
+
+    @property
+    def state(self) -> State:
+        return self.ladder.state
+
+
+def begun(ways: Ways, mode: Mode = Mode.AUTO) -> Stand:
+    made = Stand(Ladder(ways, mode, 100.0))
+    made.on(Event.START)
+    return made
+
+
+def reach(state: State, ways: Ways) -> Stand:
+    """A ladder in `state`, by the shortest way there."""
+    made = begun(ways, Mode.RTMP if state is State.RTMP_OPENING and ways.ingress else Mode.AUTO)
+    if state is State.NEW:
+        return Stand(Ladder(ways, Mode.AUTO, 100.0))
+    if state is State.JOINING and ways.ingress:
+        made.on(Event.PROBE_OK)
+    if state in (State.PROBING, State.JOINING) or (state is State.RTMP_OPENING and ways.ingress):
+        return made
+    if state is State.LOST:
+        made.on(Event.ROOM_ENDED, reason="ROOM_CLOSED")
+        return made
+    if ways.ingress:
+        made.on(Event.PROBE_OK)
+    made.on(Event.JOINED)
+    match state:
+        case State.WEBRTC:
+            pass
+        case State.SUSPECT:
+            made.after(TICK_S, w.SUSPECT_S)
+        case State.MOVING:
+            made.mode(Mode.RTMP)
+        case State.WAITING:
+            made.on(Event.ROOM_LOST, Event.JOIN_FAILED)
+        case State.WHIP_OPENING:
+            made.on(Event.ROOM_LOST, Event.JOIN_BROKE)
+        case State.WHIP:
+            made.on(Event.ROOM_LOST, Event.JOIN_BROKE, Event.WHIP_UP)
+        case _:
+            made.after(TICK_S, w.DEAD_S)
+            if state in (State.RTMP, State.REJOINING, State.SETTLING):
+                made.on(Event.STREAM_UP)
+            if state in (State.REJOINING, State.SETTLING):
+                made.on(Event.PROBE_OK)
+            if state is State.SETTLING:
+                made.on(Event.JOINED)
+            if state is State.DRAINING:
+                made.on(Event.ROOM_LEFT, Event.STREAM_UP, Event.PROBE_OK)
+    assert made.state is state, made.state
+    return made
+
+
+S, E, A = State, Event, Act
+TABLE: list[tuple[State, Ways, Event, State, list[Act]]] = [
+    (S.NEW, ALONE, E.START, S.JOINING, [A.JOIN]),
+    (S.NEW, PLAIN, E.START, S.JOINING, [A.JOIN]),
+    (S.NEW, INGRESS, E.START, S.PROBING, []),
+    (S.PROBING, INGRESS, E.PROBE_OK, S.JOINING, [A.JOIN]),
+    (S.PROBING, INGRESS, E.PROBE_FAILED, S.RTMP_OPENING, [A.OPEN_STREAM]),
+    (S.JOINING, ALONE, E.JOINED, S.WEBRTC, []),
+    (S.JOINING, ALONE, E.JOIN_FAILED, S.LOST, [A.CLOSE_WHIP, A.GIVE_UP]),
+    (S.JOINING, ALONE, E.JOIN_BROKE, S.WHIP_OPENING, [A.OPEN_WHIP]),
+    (S.JOINING, ALONE, E.JOIN_REFUSED, S.LOST, [A.CLOSE_WHIP, A.GIVE_UP]),
+    (S.JOINING, PLAIN, E.JOIN_FAILED, S.RTMP_OPENING, [A.OPEN_STREAM]),
+    (S.JOINING, PLAIN, E.JOIN_BROKE, S.WHIP_OPENING, [A.OPEN_WHIP]),
+    (S.JOINING, PLAIN, E.JOIN_REFUSED, S.RTMP_OPENING, [A.OPEN_STREAM]),
+    (S.JOINING, INGRESS, E.JOIN_FAILED, S.RTMP_OPENING, [A.OPEN_STREAM]),
+    (S.WEBRTC, ALONE, E.ROOM_LOST, S.JOINING, [A.REWIND, A.JOIN]),
+    (S.WEBRTC, PLAIN, E.ROOM_LOST, S.RTMP_OPENING, [A.REWIND, A.OPEN_STREAM]),
+    (S.WEBRTC, INGRESS, E.ROOM_LOST, S.RTMP_OPENING, [A.REWIND, A.OPEN_STREAM]),
+    (S.WEBRTC, PLAIN, E.ROOM_ENDED, S.LOST, [A.CLOSE_STREAM, A.CLOSE_WHIP, A.GIVE_UP]),
+    (S.WEBRTC, ALONE, E.STREAM_UP, S.WEBRTC, []),
+    (S.SUSPECT, PLAIN, E.ROOM_LOST, S.RTMP_OPENING, [A.REWIND, A.OPEN_STREAM]),
+    (S.SUSPECT, PLAIN, E.STREAM_UP, S.SUSPECT, []),
+    (S.MOVING, PLAIN, E.STREAM_UP, S.RTMP, [A.LEAVE_ROOM]),
+    (S.MOVING, PLAIN, E.ROOM_LOST, S.RTMP_OPENING, [A.REWIND, A.OPEN_STREAM]),
+    (S.SILENT, ALONE, E.ROOM_LOST, S.JOINING, [A.JOIN]),
+    (S.SILENT, ALONE, E.ROOM_ENDED, S.LOST, [A.CLOSE_WHIP, A.GIVE_UP]),
+    (S.LEAVING, INGRESS, E.ROOM_LEFT, S.RTMP_OPENING, [A.OPEN_STREAM]),
+    (S.WHIP_OPENING, ALONE, E.WHIP_UP, S.WHIP, []),
+    (S.WHIP_OPENING, ALONE, E.WHIP_DOWN, S.WAITING, [A.CLOSE_WHIP]),
+    (S.WHIP, ALONE, E.WHIP_DOWN, S.JOINING, [A.CLOSE_WHIP, A.REWIND, A.JOIN]),
+    (S.WHIP, ALONE, E.PROBE_OK, S.DRAINING, []),
+    (S.RTMP_OPENING, PLAIN, E.STREAM_UP, S.RTMP, []),
+    (S.RTMP_OPENING, PLAIN, E.PROBE_OK, S.JOINING, [A.CLOSE_WHIP, A.CLOSE_STREAM, A.JOIN]),
+    (S.RTMP_OPENING, INGRESS, E.STREAM_UP, S.RTMP, []),
+    (S.RTMP, PLAIN, E.STREAM_DOWN, S.RTMP_OPENING, []),
+    (S.RTMP, PLAIN, E.PROBE_OK, S.REJOINING, [A.JOIN]),
+    (S.RTMP, PLAIN, E.PROBE_FAILED, S.RTMP, []),
+    (S.REJOINING, PLAIN, E.JOINED, S.SETTLING, []),
+    (S.REJOINING, PLAIN, E.JOIN_FAILED, S.RTMP, []),
+    (S.REJOINING, PLAIN, E.JOIN_REFUSED, S.RTMP, []),
+    (S.REJOINING, PLAIN, E.STREAM_DOWN, S.JOINING, []),
+    (S.SETTLING, PLAIN, E.ROOM_LOST, S.RTMP, []),
+    (S.SETTLING, PLAIN, E.STREAM_DOWN, S.WEBRTC, [A.CLOSE_STREAM]),
+    (S.DRAINING, INGRESS, E.STREAM_DOWN, S.JOINING, [A.REWIND, A.CLOSE_WHIP, A.CLOSE_STREAM, A.JOIN]),
+    (S.LOST, PLAIN, E.JOINED, S.LOST, [A.LEAVE_ROOM]),
+    (S.LOST, PLAIN, E.STREAM_UP, S.LOST, []),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("state", "ways", "event", "then", "acts"), TABLE)
+def test_every_event_does_what_the_table_says(
+    state: State, ways: Ways, event: Event, then: State, acts: list[Act]
+) -> None:
+    made = reach(state, ways)
+    assert (made.on(event), made.state) == (acts, then)
+
+
+def test_a_short_silence_opens_a_stream_and_closes_it_again() -> None:
+    made = reach(S.WEBRTC, PLAIN)
+    assert made.after(TICK_S, w.SUSPECT_S) == [A.OPEN_STREAM]
+    assert made.on(Event.STREAM_UP) == [] and made.ladder.rung is Rung.LIVEKIT
+    assert made.after(TICK_S, 0.1) == [A.CLOSE_STREAM] and made.state is S.WEBRTC
+    assert A.REWIND not in made.acts
+
+
+def test_a_dead_room_is_left_and_the_stream_that_is_there_carries_at_once() -> None:
+    made = reach(S.SUSPECT, PLAIN)
+    made.on(Event.STREAM_UP)
+    assert made.after(TICK_S, w.DEAD_S) == [A.REWIND, A.LEAVE_ROOM]
+    assert made.ladder.rung is Rung.RTMP and made.ladder.reason == "transport_silent"
+
+
+def test_a_second_of_silence_is_the_sdks_own_affair() -> None:
+    for ways in (ALONE, PLAIN, INGRESS):
+        made = reach(S.WEBRTC, ways)
+        made.after(1.2, grows=True)
+        assert made.ladder.rung is Rung.LIVEKIT and A.REWIND not in made.acts and A.LEAVE_ROOM not in made.acts
+
+
+def test_without_another_way_the_sdk_reconnects_then_rooms_are_tried_then_it_is_lost() -> None:
+    made = reach(S.SILENT, ALONE)
+    assert made.acts == [A.JOIN, A.REWIND]
+    made.after(w.SDK_S + 1, w.DEAD_S, grows=True)
+    assert made.acts == [A.JOIN, A.REWIND, A.LEAVE_ROOM, A.JOIN] and made.state is S.JOINING
+    joins = []
+    while made.state is not S.LOST:
+        made.on(Event.JOIN_FAILED)
+        before = made.now
+        acts = made.after(TICK_S)
+        while not acts:
+            acts = made.after(TICK_S)
+        joins.append((made.now - before, acts[0]))
+    waits = [wait for wait, act in joins if act is A.JOIN]
+    assert waits[:4] == pytest.approx([2.0, 4.0, 8.0, 10.0], abs=0.3) and max(waits) < 10.5
+    assert made.ladder.reason == "nothing_reachable" and 115 < made.now - 100 < 135
+
+
+def test_the_sdk_that_reconnects_goes_on_from_what_was_heard() -> None:
+    made = reach(S.SILENT, ALONE)
+    made.after(20, w.DEAD_S, grows=True)
+    assert made.after(TICK_S, 0.1) == [] and made.state is S.WEBRTC
+    assert made.acts.count(A.REWIND) == 1
+
+
+def test_the_way_back_waits_for_a_pause_three_seconds_at_most() -> None:
+    made = reach(S.SETTLING, PLAIN)
+    assert made.after(TICK_S, pause=True) == [A.CLOSE_STREAM] and made.state is S.WEBRTC
+    made = reach(S.SETTLING, PLAIN)
+    assert made.after(w.PAUSE_S - 2 * TICK_S, pause=False) == []
+    assert made.after(3 * TICK_S, pause=False) == [A.CLOSE_STREAM] and made.state is S.WEBRTC
+    assert A.LEAVE_ROOM in made.acts and made.acts.count(A.REWIND) == 1
+
+
+def test_a_room_that_dies_while_it_settles_is_left_and_not_trusted_for_a_while() -> None:
+    made = reach(S.SETTLING, PLAIN)
+    assert made.after(w.DEAD_S + TICK_S, pause=False, grows=True) == [A.LEAVE_ROOM]
+    assert made.state is S.RTMP and not made.ladder.probing
+    made.after(w.BACK_OFF_S[0] + TICK_S)
+    assert made.ladder.probing
+
+
+def test_returns_back_off_twice_as_long_each_time_up_to_two_minutes() -> None:
+    made = reach(S.RTMP, PLAIN)
+    waits = []
+    for _ in range(6):
+        since = made.now
+        while not made.ladder.probing:
+            made.after(TICK_S)
+        waits.append(made.now - since)
+        made.on(Event.PROBE_OK, Event.JOINED)
+        made.after(TICK_S)
+        assert made.state is S.WEBRTC
+        made.after(20)
+        made.after(TICK_S, w.DEAD_S)
+        made.on(Event.STREAM_UP)
+    assert waits == pytest.approx([0, 10, 20, 40, 80, 120], abs=0.3)
+    made.after(130)
+    made.on(Event.PROBE_OK, Event.JOINED)
+    made.after(70)
+    made.after(TICK_S, w.DEAD_S)
+    assert made.ladder.probing  # it had held for more than a minute
+
+
+def test_an_ingress_is_pushed_to_only_when_the_room_was_left() -> None:
+    made = reach(S.WEBRTC, INGRESS)
+    assert made.after(TICK_S, w.DEAD_S) == [A.REWIND, A.LEAVE_ROOM] and made.state is S.LEAVING
+    assert made.ladder.rung is Rung.NONE
+    assert made.after(w.LEAVE_S) == [A.OPEN_STREAM]
+    made.on(Event.ROOM_LEFT)
+    assert made.acts.count(A.OPEN_STREAM) == 1
+
+
+def test_from_an_ingress_the_voice_is_held_until_all_was_heard() -> None:
+    made = reach(S.DRAINING, INGRESS)
+    assert made.ladder.rung is Rung.RTMP and not made.ladder.holding
+    made.after(w.PAUSE_S + TICK_S, pause=False)
+    assert made.ladder.holding
+    assert made.after(TICK_S, pause=True) == [A.CLOSE_WHIP, A.CLOSE_STREAM, A.JOIN]
+    assert made.state is S.JOINING
+    assert made.on(Event.JOIN_FAILED) == [A.OPEN_STREAM]
+
+
+def test_a_start_has_another_way_within_six_seconds() -> None:
+    made = begun(PLAIN)
+    assert made.after(w.JOIN_AT_START_S + TICK_S) == [A.OPEN_STREAM]
+    made.after(w.STREAM_AT_START_S + TICK_S)
+    assert made.state is S.LOST and made.now - 100 <= 6
+    made = begun(INGRESS)
+    assert made.after(w.PROBE_AT_START_S + TICK_S) == [A.OPEN_STREAM] and made.ladder.probing
+    assert begun(INGRESS).ladder.probing
+    made = begun(ALONE)
+    made.after(w.ALONE_AT_START_S + TICK_S)
+    assert made.state is S.LOST
+
+
+def test_a_join_that_succeeds_late_brings_the_room_back() -> None:
+    made = begun(PLAIN)
+    made.after(w.JOIN_AT_START_S + TICK_S)
+    assert made.on(Event.JOINED) == [A.CLOSE_STREAM] and made.state is S.WEBRTC
+    made = begun(PLAIN)
+    made.after(w.JOIN_AT_START_S + TICK_S)
+    made.on(Event.STREAM_UP)
+    assert not made.ladder.probing  # the join under way is one
+    made.on(Event.JOINED)
+    assert made.state is S.SETTLING
+
+
+def test_modes_hold_to_one_way() -> None:
+    made = reach(S.WEBRTC, PLAIN)
+    assert made.mode(Mode.RTMP) == [A.OPEN_STREAM] and made.ladder.rung is Rung.LIVEKIT
+    assert made.on(Event.STREAM_UP) == [A.LEAVE_ROOM] and made.ladder.rung is Rung.RTMP
+    assert not made.ladder.probing
+    assert made.mode(Mode.WEBRTC) == [A.JOIN] and made.state is S.REJOINING
+    made.on(Event.JOINED)
+    made.after(TICK_S)
+    assert made.state is S.WEBRTC
+    made.after(TICK_S, w.DEAD_S)
+    assert made.state is S.SILENT and A.REWIND in made.acts
+    assert made.mode(Mode.AUTO) == [A.LEAVE_ROOM, A.OPEN_STREAM]
+    made = begun(PLAIN, Mode.RTMP)
+    assert made.acts == [A.OPEN_STREAM]
+    made = reach(S.WEBRTC, INGRESS)
+    assert made.mode(Mode.RTMP) == [A.REWIND, A.LEAVE_ROOM] and made.state is S.LEAVING
+
+
+def test_a_stream_beside_has_heard_everything_already() -> None:
+    made = reach(S.WEBRTC, BESIDE)
+    made.on(Event.STREAM_UP)
+    assert A.REWIND not in made.after(TICK_S, w.DEAD_S) and made.ladder.rung is Rung.RTMP
+    made.on(Event.PROBE_OK, Event.JOINED)
+    assert A.CLOSE_STREAM not in made.after(TICK_S) and made.state is S.WEBRTC
+
+
+@dataclass
+class World:
+    """What the acts have led to: who publishes under the identity."""
+
+    ways: Ways
+    room: bool = False
+    joining: bool = False
+    stream: bool = False
+    whip: bool = False
+
+    def take(self, acts: list[Act]) -> None:
+        for act in acts:
+            match act:
+                case Act.JOIN:
+                    assert not self.joining, "two joins of one identity"
+                    assert not self.room, "a join although the room is joined"
+                    self.joining = True
+                case Act.LEAVE_ROOM:
+                    assert self.room
+                    self.room = False
+                case Act.OPEN_STREAM:
+                    self.stream = True
+                case Act.CLOSE_STREAM:
+                    self.stream = False
+                case Act.OPEN_WHIP:
+                    self.whip = True
+                case Act.CLOSE_WHIP:
+                    self.whip = False
+                case _:
+                    pass
+        inside = [self.room or self.joining, self.whip, self.stream and self.ways.ingress]
+        assert sum(inside) <= 1, f"two publishers of one identity: {inside}"
+
+    def possible(self, event: Event) -> bool:
+        match event:
+            case Event.JOINED | Event.JOIN_FAILED | Event.JOIN_BROKE | Event.JOIN_REFUSED:
+                return self.joining
+            case Event.ROOM_LOST | Event.ROOM_ENDED:
+                return self.room
+            case Event.STREAM_UP | Event.STREAM_DOWN:
+                return self.stream or self.ways.beside
+            case Event.WHIP_UP | Event.WHIP_DOWN:
+                return self.whip
+            case _:
+                return True
+
+    def happen(self, event: Event) -> None:
+        if event in (Event.JOINED, Event.JOIN_FAILED, Event.JOIN_BROKE, Event.JOIN_REFUSED):
+            self.joining, self.room = False, event is Event.JOINED
+        elif event in (Event.ROOM_LOST, Event.ROOM_ENDED):
+            self.room = False
+
+
+_STEPS = st.one_of(
+    st.sampled_from([e for e in Event if e not in (Event.START, Event.TICK, Event.MODE)]),
+    st.tuples(st.sampled_from([0.2, 1.0, 4.0, 20.0]), st.sampled_from([0.0, 1.1, 1.6, 30.0]), st.booleans()),
+    st.sampled_from(list(Mode)),
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.sampled_from([ALONE, PLAIN, INGRESS, BESIDE]), st.sampled_from(list(Mode)), st.lists(_STEPS, max_size=60))
+def test_whatever_happens_one_publisher_of_an_identity_and_no_flapping(
+    ways: Ways, mode: Mode, steps: list[object]
+) -> None:
+    if not ways.rtmp and mode is Mode.RTMP:
+        mode = Mode.AUTO
+    made, world = Stand(Ladder(ways, mode, 100.0)), World(ways)
+    world.take(made.on(Event.START))
+    returns: list[float] = []
+
+    def look(before: State) -> None:
+        ladder = made.ladder
+        if made.state is State.WEBRTC and before is State.SETTLING:
+            returns.append(made.now)
+        if ladder.rung is Rung.LIVEKIT:
+            assert world.room
+        if ladder.rung is Rung.RTMP:
+            assert world.stream or ways.beside
+        if ladder.rung is Rung.WHIP:
+            assert world.whip
+        if made.state is State.LOST:
+            assert not (world.room or world.whip or (world.stream and not ways.beside))
+
+    for step in steps:
+        before = made.state
+        if isinstance(step, Event):
+            if world.possible(step):
+                world.happen(step)
+                world.take(made.on(step, reason="ROOM_CLOSED"))
+        elif isinstance(step, Mode):
+            if ways.rtmp or step is not Mode.RTMP:
+                world.take(made.mode(step))
+        else:
+            seconds, silent_s, pause = step  # type: ignore[misc]
+            for _ in range(round(seconds / TICK_S)):
+                before = made.state
+                world.take(made.after(TICK_S, silent_s, pause))
+                look(before)
+            continue
+        look(before)
+    if not any(isinstance(step, Mode) for step in steps):
+        for one, other in itertools.pairwise(returns):
+            assert other - one >= w.BACK_OFF_S[0]
