@@ -56,9 +56,9 @@ class Stack:
     def other_than(self, agent: Agent) -> Agent:
         return next(one for one in self.agents if one is not agent)
 
-    async def voice_of(self, started: dict[str, Any]) -> dict[str, Any] | None:
+    async def voice_of(self, started: dict[str, Any]) -> dict[str, Any]:
         told = (await self.stage.http.get("/debug/audio")).json()["sessions"]
-        voice: dict[str, Any] | None = next(s for s in told if s["session_id"] == started["session_id"])["voice"]
+        voice: dict[str, Any] = next(s for s in told if s["session_id"] == started["session_id"])["voice"]
         return voice
 
 

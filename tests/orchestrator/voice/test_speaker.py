@@ -37,7 +37,11 @@ async def test_the_orchestrators_voice_is_in_step_and_a_killed_agent_is_not_hear
         ]
         assert len(skews) >= 3 and abs(float(np.median(skews))) < 0.1, skews
         told = (await running.stage.http.get("/debug/audio")).json()["sessions"][0]
-        assert told["speaks"] == "orchestrator" and told["voice"]["role"] == "speaks" and told["voice"]["following"]
+        assert (
+            told["voice"]["source"] == "orchestrator"
+            and told["voice"]["role"] == "speaks"
+            and told["voice"]["following"]
+        )
         ears.forget()
 
         sending = asyncio.create_task(speak(line, tone_code(40)))
