@@ -168,11 +168,11 @@ class Webhooks:
         self._queue = Queue()
         self._lanes: dict[tuple[Endpoint, str], asyncio.Task[None]] = {}
         self._slots = asyncio.Semaphore(AT_ONCE)
-        self._closed = False
+        self._closing = asyncio.Event()
 
     def on_event(self, event: SessionEvent) -> None:
         """Queues the event for each of its session's endpoints."""
-        if self._closed:
+        if self._closing.is_set():
             return
         for endpoint in self._endpoints(event.session_id):
             delivery = Delivery(endpoint, event)
@@ -196,7 +196,7 @@ class Webhooks:
 
     async def aclose(self) -> None:
         """Gives what waits some seconds, and takes nothing more. Idempotent."""
-        self._closed = True
+        self._closing.set()
         tasks = list(self._lanes.values())
         if tasks:
             await asyncio.wait(tasks, timeout=CLOSE_S)
@@ -238,14 +238,22 @@ class Webhooks:
                 reason = f"HTTP {status}"
                 if status == _GONE:
                     break
-            if delay_s is None:
+            if delay_s is None or await self._closes_within(delay_s * random.uniform(0.8, 1.2)):
                 break
-            await asyncio.sleep(delay_s * random.uniform(0.8, 1.2))
             if not self._queue.holds(ticket):
                 return None
         extra = {"session_id": delivery.event.session_id, "type": delivery.event.type, "reason": reason}
         _log.warning("a webhook was given up", extra=extra)
         return "failed"
+
+    async def _closes_within(self, delay_s: float) -> bool:
+        """Waits, unless the service ends: then each event is tried once more at most."""
+        try:
+            async with asyncio.timeout(delay_s):
+                await self._closing.wait()
+        except TimeoutError:
+            return False
+        return True
 
     async def _checked(self, target: Target) -> list[str]:
         return await checked_addresses(target.host, target.port, self._resolver, allow_private=self._allow_private)

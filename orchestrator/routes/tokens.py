@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from musetalk_agent.protocol.http import Strict
+from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.routes.context import Ctx
 from orchestrator.session.record import iso
 
 router = APIRouter(tags=["rooms"])
+_OURS = re.compile(r"(avatar|voice|probe)-ses_")
+"""How the identities of a session's own participants begin: a room has each identity once, and the newer one puts the older out."""
 
 
 class TokenRequest(Strict):
@@ -35,6 +39,13 @@ class TokenAnswer(BaseModel):
 @router.post("/token")
 async def token(body: TokenRequest, ctx: Ctx) -> TokenAnswer:
     """A viewer token: joins the room, subscribes, nothing else. The room exists, rightly configured, when it is answered."""
+    if _OURS.match(body.identity):
+        raise ProblemError(
+            ErrorCode.INVALID_REQUEST,
+            f"identity: {body.identity[:80]!r} is how sessions name their own participants; take another one.",
+            field="identity",
+            value=body.identity[:80],
+        )
     ttl_s = body.ttl_s or ctx.options.viewer_token_ttl_s
     await ctx.rooms.ensure(body.room)
     return TokenAnswer(

@@ -118,6 +118,25 @@ async def test_the_page_and_its_files_are_served_with_a_strict_policy(running: S
             assert (await anybody.get(path)).status_code in (401, 404)
 
 
+@pytest.mark.parametrize(
+    ("public_url", "told"), [("https://avatars.example", True), ("http://avatars.example", False), (None, False)]
+)
+async def test_where_clients_come_over_https_browsers_are_told_to_stay_there(
+    public_url: str | None, told: bool
+) -> None:
+    async with stage(public_url=public_url) as running:
+        for path in ("/", "/sessions", "/health", "/no/such/path", "/docs"):
+            headers = (await running.http.get(path)).headers
+            assert ("strict-transport-security" in headers) is told, path
+            assert headers["x-content-type-options"] == "nosniff" and headers["referrer-policy"] == "no-referrer"
+            assert headers["cache-control"] in ("no-cache", "no-store")
+            assert path == "/docs" or (
+                headers["x-frame-options"] == "DENY" and "frame-ancestors 'none'" in headers["content-security-policy"]
+            )
+        answer = await running.http.get("/sessions", headers={"Authorization": "Bearer wrong"})
+        assert ("strict-transport-security" in answer.headers) is told and answer.status_code == 401
+
+
 async def test_the_page_token_is_for_the_demo_alone(running: Stage) -> None:
     answer = await running.http.get("/page/token")
     assert (answer.status_code, answer.json()["code"]) == (404, "not_found")

@@ -60,6 +60,7 @@ async def test_a_wrong_start_names_its_field(running: Stage, body: Any, code: st
         ("GET", "/audio", None, 404, "not_found"),
         ("POST", "/token", {"identity": "me"}, 422, "invalid_request"),
         ("POST", "/token", {"room": "r"}, 422, "invalid_request"),
+        ("POST", "/token", {"room": "r", "identity": "avatar-ses_8JkQ"}, 422, "invalid_request"),
         ("POST", "/token", {"room": "r", "identity": "me", "ttl_s": 0}, 422, "invalid_request"),
         ("POST", "/token", {"room": "r", "identity": "me", "admin": True}, 422, "invalid_request"),
         ("POST", "/token", {"room": "r", "identity": "x" * 300_000}, 413, "message_too_large"),
