@@ -49,6 +49,7 @@ class ErrorCode(StrEnum):
     NO_FACE_IN_AVATAR = "no_face_in_avatar"
     INVALID_MESSAGE = "invalid_message"
     MESSAGE_TOO_LARGE = "message_too_large"
+    BODY_TIMEOUT = "body_timeout"
     BACKLOG_EXCEEDED = "backlog_exceeded"
     RATE_EXCEEDED = "rate_exceeded"
     SAMPLE_RATE_CHANGED = "sample_rate_changed"
@@ -85,6 +86,7 @@ STATUS: dict[ErrorCode, int] = {
     ErrorCode.TTS_FAILED: 502,
     ErrorCode.INTERNAL: 500,
     ErrorCode.MESSAGE_TOO_LARGE: 413,
+    ErrorCode.BODY_TIMEOUT: 408,
     ErrorCode.FORBIDDEN: 403,
     ErrorCode.RATE_LIMITED: 429,
     ErrorCode.QUOTA_EXCEEDED: 429,

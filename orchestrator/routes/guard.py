@@ -13,11 +13,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.metrics import Metrics
 from orchestrator.routes.access import NOBODY, Access, Rule, own, require, rule
+from orchestrator.routes.bodies import MAX_BODY, bounded, timely, too_large
 from orchestrator.routes.problems import internal, problem_response
 
 _log = logging.getLogger(__name__)
-MAX_BODY = 256 << 10
-"""Bytes of a JSON body: 5000 characters to speak, escaped, take 30 KiB."""
 _DOCS = ("/docs", "/openapi.json")
 PAGE_POLICY = (
     "default-src 'self'; connect-src 'self' ws: wss: http: https:; media-src 'self' blob:; img-src 'self' data: blob:; "
@@ -85,11 +84,11 @@ class Guard:
                 scope["state"]["code"] = refusal.code.value
                 await problem_response(refusal)(scope, receive, sending)
             elif scope["path"] in self._uploads:
-                await self._app(scope, receive, sending)
+                await self._app(scope, timely(receive), sending)
             elif _announced(scope) > MAX_BODY:
-                await problem_response(_too_large())(scope, receive, sending)
+                await problem_response(too_large())(scope, receive, sending)
             else:
-                await self._app(scope, _bounded(receive), sending)
+                await self._app(scope, bounded(receive), sending)
         except Exception:  # request boundary: whatever broke, the caller gets an answer and the log the reason
             _log.exception("request failed", extra={"method": scope["method"], "route": _route(scope)})
             if status:
@@ -146,27 +145,6 @@ class Guard:
 def _announced(scope: Scope) -> int:
     length = Headers(scope=scope).get("content-length", "0")
     return int(length) if length.isdigit() else 0
-
-
-def _bounded(receive: Receive) -> Receive:
-    """For bodies that do not announce their length: reading fails past the limit."""
-    size = 0
-
-    async def receiving() -> Message:
-        nonlocal size
-        message = await receive()
-        size += len(message.get("body", b""))
-        if size > MAX_BODY:
-            raise _too_large()
-        return message
-
-    return receiving
-
-
-def _too_large() -> ProblemError:
-    return ProblemError(
-        ErrorCode.MESSAGE_TOO_LARGE, f"The body passes {MAX_BODY} bytes; clips go to POST /avatars.", limit=MAX_BODY
-    )
 
 
 def _is_preflight(scope: Scope) -> bool:

@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from musetalk_agent.protocol.problems import MEDIA_TYPE, ErrorCode
+from orchestrator.routes import bodies
 from tests.fakes.stage import API_KEY, Stage, stage
 
 ROUTES = ("/token", "/session/start", "/session/{id}/speak")
@@ -183,3 +184,18 @@ async def test_keys_that_are_none(session: tuple[Stage, str], header: str) -> No
     running, _ = session
     answer = await running.http.get("/sessions", headers={"Authorization": header.encode("latin-1")})
     assert await told(answer) in ("unauthorized", "rate_limited")
+
+
+@pytest.mark.parametrize("path", ["/token", "/avatars"])
+async def test_a_body_that_stops_coming_ends(
+    session: tuple[Stage, str], path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bodies, "SILENCE_S", 0.2)
+    running, _ = session
+    host, port = running.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {API_KEY}\r\nContent-Length: 5000\r\n\r\nPK"
+    writer.write(head.encode())
+    answer = await asyncio.wait_for(reader.readuntil(b"}"), 10)
+    writer.close()
+    assert answer.startswith(b"HTTP/1.1 408") and b'"code": "body_timeout"' in answer

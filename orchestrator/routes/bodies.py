@@ -1,0 +1,66 @@
+"""Bodies of requests, bounded in size and in time: nobody holds a request open by sending nothing."""
+
+from __future__ import annotations
+
+import asyncio
+
+from starlette.types import Message, Receive
+
+from musetalk_agent.protocol.problems import ErrorCode, ProblemError
+
+MAX_BODY = 256 << 10
+"""Bytes of a JSON body: 5000 characters to speak, escaped, take 30 KiB."""
+SILENCE_S = 15.0
+"""Longest wait for the next part of a body."""
+_JSON_S = 30.0
+"""Longest wait for the whole of a JSON body."""
+
+
+def bounded(receive: Receive) -> Receive:
+    """For JSON: reading raises ProblemError `message_too_large` or `body_timeout` past the limits."""
+    size, parts = 0, timely(receive)
+    deadline = asyncio.get_running_loop().time() + _JSON_S
+
+    async def receiving() -> Message:
+        nonlocal size
+        message = await parts()
+        size += len(message.get("body", b""))
+        if size > MAX_BODY:
+            raise too_large()
+        if message.get("more_body") and asyncio.get_running_loop().time() > deadline:
+            raise _too_slow()
+        return message
+
+    return receiving
+
+
+def timely(receive: Receive) -> Receive:
+    """Reading raises ProblemError `body_timeout` when the body goes on and nothing of it comes for `SILENCE_S`."""
+    complete = False
+
+    async def receiving() -> Message:
+        nonlocal complete
+        if complete:
+            return await receive()  # what comes now is the end of the connection, at its own time
+        try:
+            async with asyncio.timeout(SILENCE_S):
+                message = await receive()
+        except TimeoutError:
+            raise _too_slow() from None
+        complete = not message.get("more_body", False)
+        return message
+
+    return receiving
+
+
+def too_large() -> ProblemError:
+    """For a JSON body past `MAX_BODY`."""
+    return ProblemError(
+        ErrorCode.MESSAGE_TOO_LARGE, f"The body passes {MAX_BODY} bytes; clips go to POST /avatars.", limit=MAX_BODY
+    )
+
+
+def _too_slow() -> ProblemError:
+    return ProblemError(
+        ErrorCode.BODY_TIMEOUT, f"The body was not sent whole: nothing came for {SILENCE_S:g} s.", limit=SILENCE_S
+    )
