@@ -21,7 +21,7 @@ from musetalk_agent.sync.segment import ROOM_RATE
 
 _TICK = Fraction(1, 90_000)
 _WOBBLE = ROOM_RATE * 15 // 1000
-"""Samples by which the clock of the sound may be off before sound is moved: a seam in a word is worse than 15 ms."""
+"""Samples by which the clock may be off before sound is moved that follows on sound: a seam in a word is worse than 15 ms."""
 _LATE = ROOM_RATE // 10
 """Samples by which sound may come late and still be heard whole, a little later; the next silence makes good for it."""
 _SILENCE = ROOM_RATE // 50
@@ -76,6 +76,7 @@ class StreamEncoder:
         self._audio.bit_rate = codecs.audio_bitrate
         self._start: float | None = None
         self._samples = 0
+        self._silent = True
         self._keyframe_s = codecs.keyframe_s - 0.5 / shape.fps
         self._last_key = -codecs.keyframe_s
         self._last_tick = -1
@@ -93,11 +94,12 @@ class StreamEncoder:
         """Adds sound at its time. Where none was before it there is silence; what comes too late to be heard is left out."""
         place = self._sample(sound.at)
         block = sound.block
-        if place > self._samples + _WOBBLE:
+        if place > self._samples + (0 if self._silent else _WOBBLE):
             self._hush(place)
         elif place < self._samples - _LATE:
             block = block[self._samples - place :]
         self._encode_sound(block)
+        self._silent = False
 
     def show(self, picture: Picture) -> None:
         """Adds a picture at its time, and silence up to it where no sound was offered: sound is always offered before."""
@@ -125,6 +127,7 @@ class StreamEncoder:
         return round((at - self._start) * ROOM_RATE)
 
     def _hush(self, until: int) -> None:
+        self._silent = self._silent or self._samples < until
         while self._samples < until:
             self._encode_sound(np.zeros(min(_SILENCE, until - self._samples), np.int16))
 

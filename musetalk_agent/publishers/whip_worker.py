@@ -6,6 +6,7 @@ Standard input begins with a line of JSON and goes on with records (`whip.RECORD
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import signal
@@ -26,6 +27,8 @@ _HANG_S = 8
 _END_S = 1
 _SILENT_S = 6.5
 """Consent to send (RFC 7675) is asked for every 5 s; two without an answer, and nobody is there. FFmpeg would wait for 30 s."""
+_SOUND_PATH_S = 0.045
+"""A viewer's jitter buffer keeps sound so much longer than pictures; measured on loopback, as for the SDK."""
 _CODECS = Codecs(
     video={
         "preset": "veryfast",
@@ -65,34 +68,42 @@ def _tell(line: str) -> None:
 def _push(source: BinaryIO, consent: _Consent) -> None:
     about = json.loads(source.readline())
     options = {"authorization": about["token"], "handshake_timeout": str(_HANDSHAKE_MS)}
-    signal.alarm(_HANG_S)  # its default is to end the process, also from within FFmpeg
     container = av.open(about["url"], "w", format="whip", options=options)
-    encoder = StreamEncoder(container, Shape(**about["shape"]), _CODECS)
-    encoder.open()
-    signal.alarm(0)
-    _tell("up")
     try:
-        while head := source.read(RECORD.size):
-            kind, at, size, width, height, key = RECORD.unpack(head)
-            payload = source.read(size)
-            if kind == END:
-                break
-            if kind == SOUND:
-                encoder.play(Sound(at, np.frombuffer(payload, np.int16)))
-            elif kind == PICTURE:
-                frame = VideoFrame(np.frombuffer(payload, np.uint8), width, height, 0)
-                encoder.show(Picture(at, frame, key))
-            elif kind == BITRATE:
-                encoder.set_bitrate(width)
-            if consent.asked is not None and time.monotonic() - consent.asked > _SILENT_S:
-                raise TimeoutError(0, "the server answers nothing")
+        signal.alarm(_HANG_S)  # its default is to end the process, also from within FFmpeg
+        encoder = StreamEncoder(container, Shape(**about["shape"]), _CODECS)
+        encoder.open()
+        signal.alarm(0)
+        _tell("up")
+        _carry(source, encoder, consent)
+        encoder.finish()
+    except (OSError, av.FFmpegError) as error:
+        _tell(f"error {error.strerror or type(error).__name__}")  # before the end, which may take until the alarm
+        raise
     finally:
         signal.alarm(_END_S)
         container.close()
 
 
+def _carry(source: BinaryIO, encoder: StreamEncoder, consent: _Consent) -> None:
+    while head := source.read(RECORD.size):
+        kind, at, size, width, height, key = RECORD.unpack(head)
+        payload = source.read(size)
+        if kind == END:
+            return
+        if kind == SOUND:
+            encoder.play(Sound(at - _SOUND_PATH_S, np.frombuffer(payload, np.int16)))
+        elif kind == PICTURE:
+            frame = VideoFrame(np.frombuffer(payload, np.uint8), width, height, 0)
+            encoder.show(Picture(at, frame, key))
+        elif kind == BITRATE:
+            encoder.set_bitrate(width)
+        if consent.asked is not None and time.monotonic() - consent.asked > _SILENT_S:
+            raise TimeoutError(errno.ETIMEDOUT, "the server answers nothing")
+
+
 def main() -> None:
-    """Pushes what comes; the exit code is 0 when it was told to end."""
+    """Pushes what comes; the exit code is 0 when nothing failed."""
     consent = _Consent()
     logging.getLogger("libav").addHandler(consent)
     logging.getLogger("libav").setLevel(1)  # FFmpeg has levels below DEBUG
@@ -100,8 +111,7 @@ def main() -> None:
     av.logging.set_level(av.logging.DEBUG)
     try:
         _push(sys.stdin.buffer, consent)
-    except (OSError, av.FFmpegError) as error:
-        _tell(f"error {error.strerror or type(error).__name__}")
+    except (OSError, av.FFmpegError):
         sys.exit(1)
 
 

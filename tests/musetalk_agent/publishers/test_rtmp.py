@@ -69,26 +69,26 @@ def place(part: np.ndarray, wave: np.ndarray) -> tuple[int, float]:
 
 
 async def test_everything_arrives_whole_and_in_step(nginx: NginxRtmp) -> None:
-    said = speech(5)
+    said = speech(4)
     flash = [picture(235), picture(16)]
     async with pushing(nginx.url(app="kept")) as sink:
-        start = await feed(sink, 5 * FPS, said, lambda frame: flash[frame % FPS not in (5, 6, 7)])
-        assert sink.state.delivered_at is not None and sink.state.delivered_at > start + 4
+        start = await feed(sink, 4 * FPS, said, lambda frame: flash[frame % FPS not in (5, 6, 7)])
+        assert sink.state.delivered_at is not None and sink.state.delivered_at > start + 3
     received = await nginx.kept()
-    assert sink.state.frames_sent == len(received.pictures) == 5 * FPS
+    assert sink.state.frames_sent == len(received.pictures) == 4 * FPS
     assert sink.state.dropped == sink.state.lost_sounds == 0
     keys = received.keys()
-    assert [round(b - a, 2) for a, b in itertools.pairwise(keys)] == [2.0, 2.0]
+    assert [round(b - a, 2) for a, b in itertools.pairwise(keys)] == [2.0]
     first, wave = received.wave()
     assert len(wave) >= len(said)
-    for second in range(5):
+    for second in range(4):
         part = said[second * RATE : (second + 1) * RATE].astype(float)
         at, likeness = place(part, wave)
         assert likeness > 0.9, second
         # heard AHEAD_S after the picture that was offered with it; the first picture is the stream's beginning
         assert abs(first + at / RATE - second - AHEAD_S - received.pictures[0][0]) < 0.015, second
     whites = received.whites()
-    assert len(whites) == 5
+    assert len(whites) == 4
     for number, white in enumerate(whites):
         assert abs(white - received.pictures[0][0] - number - 5 / FPS) < 0.015
 
@@ -100,29 +100,29 @@ async def test_a_viewer_sees_flash_and_burst_in_step_also_after_silence(nginx: N
             white, black = picture(235), picture(16)
             burst = (10_000 * np.sin(2 * np.pi * 1000 * np.arange(BLOCK) / RATE)).astype(np.int16)
             start = time.monotonic()
-            for frame in range(4 * FPS):
+            for frame in range(3 * FPS):
                 at = start + frame / FPS
                 if (frame + 1) % FPS in (5, 6, 7):  # sound is offered only where it is loud, a frame ahead
                     sink.offer_audio(at + 1 / FPS, burst)
                 sink.offer_video(at, white if frame % FPS in (5, 6, 7) else black)
                 await asyncio.sleep(max(0.0, at + 1 / FPS - time.monotonic()))
     whites, onsets = puller.whites(), puller.onsets()
-    assert len(whites) >= 2, "it may have joined after the first key frame"
+    assert len(whites) >= 1, "it may have joined after the first key frame"
     assert max(min(abs(onset - white) for onset in onsets) for white in whites) < 0.015
 
 
 async def test_a_server_that_dies_and_comes_back_misses_no_word(nginx: NginxRtmp) -> None:
-    said = speech(6)
+    said = speech(4.6)
     grey = picture(90)
 
     async def fail(frame: int) -> None:
-        if frame == 2 * FPS:
+        if frame == FPS:
             await nginx.kill()
-        elif frame == 2 * FPS + 20:
+        elif frame == FPS + 15:
             await nginx.start()
 
     async with pushing(nginx.url(app="kept")) as sink:
-        await feed(sink, 6 * FPS, said, lambda frame: grey, fail)
+        await feed(sink, 115, said, lambda frame: grey, fail)
         assert await sink.wait_connected(5)
         assert sink.state.reconnects == 1 and sink.state.lost_sounds == 0
     before, after = [(await nginx.kept(push)).wave()[1] for push in (0, 1)]
@@ -148,7 +148,7 @@ async def test_a_server_that_stops_reading_is_noticed_and_old_pictures_are_dropp
 
         def watch(frame: int) -> None:
             nonlocal longest, stopped
-            if frame == FPS:
+            if frame == FPS // 2:
                 nginx.freeze(signal.SIGSTOP)
                 stopped = time.monotonic()
             longest = max(longest, sink.state.queue_s)
@@ -156,8 +156,8 @@ async def test_a_server_that_stops_reading_is_noticed_and_old_pictures_are_dropp
                 noticed.append(time.monotonic() - stopped)
 
         try:
-            await feed(sink, 5 * FPS, speech(5), lambda frame: noisy[frame % 3], watch)
-            assert noticed and noticed[0] < 3.5
+            await feed(sink, 4 * FPS, speech(4), lambda frame: noisy[frame % 3], watch)
+            assert noticed and noticed[0] < 3.2
             assert longest < 3.5
             assert sink.state.dropped > 0
             begun = time.monotonic()
@@ -192,18 +192,18 @@ async def test_quality_goes_down_and_up_in_a_running_stream(nginx: NginxRtmp) ->
         sent: list[tuple[int, int]] = []
 
         def watch(frame: int) -> None:
-            if frame % (2 * FPS) == 0:
+            if frame % 30 == 0:
                 connection = sink._current
                 assert connection is not None
                 sent.append((connection.sent, sink.state.frames_sent))
-            if frame == 2 * FPS:
+            if frame == 30:
                 sink.set_quality(bitrate=200_000, fps_divisor=2)
 
-        await feed(sink, 4 * FPS + 1, None, lambda frame: noisy[frame % 5], watch)
+        await feed(sink, 61, None, lambda frame: noisy[frame % 5], watch)
         await sink.aclose()
         (a, b, c) = sent
         assert (c[0] - b[0]) < 0.6 * (b[0] - a[0])
-        assert abs((c[1] - b[1]) - FPS) <= 2 and abs((b[1] - a[1]) - 2 * FPS) <= 2
+        assert abs((c[1] - b[1]) - 15) <= 2 and abs((b[1] - a[1]) - 30) <= 2
         assert sink.state.reconnects == 0
 
 

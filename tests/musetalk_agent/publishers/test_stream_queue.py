@@ -1,0 +1,68 @@
+"""What waits to be pushed: order, age, what is given up, and what comes back."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from musetalk_agent.publishers.stream_queue import AUDIO_S, MediaQueue, Picture, Sound
+from tests.musetalk_agent.publishers.feed import picture
+
+GREY = picture(90, 16)
+
+
+def sound(at: float, seconds: float = 0.04) -> Sound:
+    return Sound(at, np.zeros(int(seconds * 48_000), np.int16))
+
+
+def test_media_come_in_the_order_of_their_times_sound_first() -> None:
+    queue = MediaQueue()
+    queue.offer_video(Picture(1.0, GREY))
+    queue.offer_audio(sound(1.0))
+    queue.offer_video(Picture(1.02, GREY))
+    queue.offer_audio(sound(1.04))
+    taken = [queue.take(1.0) for _ in range(4)]
+    assert [(type(item), item.at) for item in taken if item] == [
+        (Sound, 1.0), (Picture, 1.0), (Picture, 1.02), (Sound, 1.04),
+    ]  # fmt: skip
+    assert queue.take(1.0) is None and queue.seconds() == 0.0
+
+
+def test_more_than_half_a_second_of_pictures_is_dropped_up_to_a_key_frame() -> None:
+    queue = MediaQueue()
+    for index in range(14):
+        queue.offer_video(Picture(index * 0.04, GREY))
+    assert queue.dropped_pictures == 13
+    item = queue.take(0.52)
+    assert isinstance(item, Picture) and item.at == 13 * 0.04 and item.key
+    queue.offer_video(Picture(0.56, GREY))
+    item = queue.take(0.56)
+    assert isinstance(item, Picture) and not item.key
+
+
+def test_pictures_that_grew_old_while_they_waited_are_not_pushed() -> None:
+    queue = MediaQueue()
+    queue.offer_video(Picture(1.0, GREY))
+    queue.offer_video(Picture(1.2, GREY))
+    item = queue.take(1.6)
+    assert isinstance(item, Picture) and item.at == 1.2 and item.key
+    assert queue.dropped_pictures == 1
+
+
+def test_sound_is_kept_for_three_seconds_and_what_comes_back_is_first() -> None:
+    queue = MediaQueue()
+    for index in range(100):
+        queue.offer_audio(sound(index * 0.04))
+    assert abs(queue.seconds() - AUDIO_S) < 0.05
+    assert queue.dropped_sounds == 25
+    first = queue.take(0.0)
+    assert isinstance(first, Sound) and abs(first.at - 1.0) < 1e-9
+    queue.give_back(first)
+    assert queue.take(0.0) is first
+
+
+def test_a_stopped_queue_waits_for_nobody() -> None:
+    queue = MediaQueue()
+    queue.stop()
+    queue.wait(60)
+    queue.rest(60)
+    assert queue.stopped
