@@ -8,6 +8,7 @@ import logging
 import os
 import queue
 import threading
+from contextlib import suppress
 from datetime import UTC, datetime
 from logging.handlers import WatchedFileHandler
 from pathlib import Path
@@ -68,8 +69,12 @@ class AuditLog:
 
     def _run(self, file: _File) -> None:
         while (line := self._lines.get()) is not None:
-            file.emit(logging.makeLogRecord({"msg": line}))
-        file.close()
+            try:
+                file.emit(logging.makeLogRecord({"msg": line}))
+            except OSError:  # it was moved away, and the folder with it
+                self._metrics.audit_dropped.inc()
+        with suppress(OSError):  # what a full disk did not take is counted already
+            file.close()
 
 
 class _File(WatchedFileHandler):
@@ -83,5 +88,5 @@ class _File(WatchedFileHandler):
         return open(self.baseFilename, "a", encoding="utf-8", opener=lambda path, flags: os.open(path, flags, 0o600))
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """The disk is full, or the folder gone."""
+        """The disk is full."""
         self._metrics.audit_dropped.inc()
