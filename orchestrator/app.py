@@ -141,7 +141,7 @@ def _assemble(settings: Settings, access: Access, metrics: Metrics, voices: Voic
     pool = StaticAgentPool(settings.agent_url, settings.agent_api_key.get_secret_value(), agents)
     rooms, minter = Rooms(settings.livekit), TokenMinter(settings.livekit)
     bus = EventBus(metrics)
-    own_voices = SessionVoices(VoiceWorker(), minter, settings.voice_standby)
+    own_voices = SessionVoices(VoiceWorker(metrics), minter, rooms, metrics, settings.voice_standby)
     ingresses = Ingresses(settings.livekit, settings.livekit_ingress)
     services = Services(
         pool=pool,

@@ -46,6 +46,11 @@ class Metrics:
             "avatar_interrupt_seconds", "Clear sent until the agent had cleared", registry=registry, buckets=_SECONDS
         )
         self.speech = Counter("avatar_speech_requests", "Texts to speak, by outcome", ["outcome"], registry=registry)
+        self.voice_lines = Gauge("avatar_voice_lines", "Rooms in which the orchestrator has a voice", registry=registry)
+        self.voice_stand_ins = Counter(
+            "avatar_voice_stand_ins", "Lost agents that the orchestrator's voice stood in for", registry=registry
+        )
+        self.voice_losses = Counter("avatar_voice_worker_losses", "Voice workers that were lost", registry=registry)
         self.requests = Counter(
             "avatar_http_requests", "HTTP requests", ["method", "route", "status"], registry=registry
         )

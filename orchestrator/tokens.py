@@ -148,6 +148,15 @@ class Rooms:
             raise _unavailable("tell who is in the room", error) from error
         return [one.identity for one in answer.participants if one.attributes.get(DEPLOYMENT) == deployment_id]
 
+    async def mute(self, room: str, identity: str, track: str) -> None:
+        """Mutes a track for everybody, whatever its publisher still sends. Never raises for LiveKit's sake."""
+        request = api.MuteRoomTrackRequest(room=room, identity=identity, track_sid=track, muted=True)
+        try:
+            async with asyncio.timeout(2.0):
+                await self._client.room.mute_published_track(request)
+        except (aiohttp.ClientError, TimeoutError, api.TwirpError) as error:
+            _log.info("track not muted", extra={"room": room, "error": _reason(error)})
+
     async def remove(self, room: str, identity: str) -> None:
         """Removes a participant that may linger. Never raises for LiveKit's sake: a crashed one leaves by time-out anyway."""
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -10,9 +11,10 @@ from typing import Any
 
 from musetalk_agent.protocol.http import VoiceSource
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
+from orchestrator.metrics import Metrics
 from orchestrator.session.record import Session
 from orchestrator.session.voicing import Voicing
-from orchestrator.tokens import TokenMinter
+from orchestrator.tokens import Rooms, TokenMinter
 from orchestrator.voice.line import VoiceLine
 from orchestrator.voice.messages import Report
 from orchestrator.voice.process import LINES_MAX, VoiceBusyError, VoiceWorker
@@ -35,9 +37,12 @@ class VoiceStandby(StrEnum):
 class SessionVoices:
     """Gives sessions their voice. The worker is the caller's to close."""
 
-    def __init__(self, worker: VoiceWorker, minter: TokenMinter, standby: VoiceStandby) -> None:
+    def __init__(
+        self, worker: VoiceWorker, minter: TokenMinter, rooms: Rooms, metrics: Metrics, standby: VoiceStandby
+    ) -> None:
         self._worker = worker
-        self._minter = minter
+        self._minter, self._rooms = minter, rooms
+        self._metrics = metrics
         self._standby = standby
         self._voicings: dict[str, Voicing] = {}
 
@@ -83,14 +88,27 @@ class SessionVoices:
         if voicing is None:
             yield
             return
+        self._metrics.voice_stand_ins.inc()
         voicing.stand_in()
-        yield
+        muting = asyncio.create_task(self._mute_agent(session), name=f"mute-{session.session_id}")
+        try:
+            yield
+        finally:
+            muting.cancel()
+            await asyncio.gather(muting, return_exceptions=True)
         await voicing.hand_over()
 
     def view(self, session: Session) -> dict[str, Any] | None:
         """The voice's part of `/debug/audio`; None while it is not in the room."""
         voicing = self._voicings.get(session.session_id)
         return voicing.view() if voicing is not None else None
+
+    async def _mute_agent(self, session: Session) -> None:
+        """An agent that only we have lost may go on speaking; its next tracks have other ids."""
+        tracks = session.snapshot.tracks if session.snapshot is not None else []
+        for track in tracks:
+            if track.kind == "audio":
+                await self._rooms.mute(session.order.room, session.identity, track.sid)
 
     def _maker(self, session: Session) -> Callable[[Callable[[Report], None]], VoiceLine]:
         minter, order = self._minter, session.order

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel, ValidationError
 
+from orchestrator.metrics import Metrics
 from orchestrator.tts import framing
 from orchestrator.voice.line import VoiceLine
 from orchestrator.voice.messages import CutMade, Report, told
@@ -51,8 +52,9 @@ class VoiceStatistics:
 class VoiceWorker:
     """Runs the worker for the lines of one event loop. `open()` starts it at once; otherwise the first line does."""
 
-    def __init__(self, command: tuple[str, ...] = COMMAND) -> None:
+    def __init__(self, metrics: Metrics, command: tuple[str, ...] = COMMAND) -> None:
         self.statistics = VoiceStatistics()
+        self._metrics = metrics
         self._command = command
         self._lines: dict[str, VoiceLine] = {}
         self._numbers = 0
@@ -105,11 +107,13 @@ class VoiceWorker:
         name = f"line-{self._numbers}"
         line = VoiceLine(name, url, token, self._send, on_report, self._drop)
         self._lines[name] = line
+        self._metrics.voice_lines.set(len(self._lines))
         self.open()
         return line
 
     def _drop(self, line: VoiceLine) -> None:
         self._lines.pop(line.name, None)
+        self._metrics.voice_lines.set(len(self._lines))
 
     def _send(self, message: BaseModel, payload: bytes = b"") -> bool:
         process = self._process
@@ -128,6 +132,7 @@ class VoiceWorker:
                 await self._one_process()
             except _WorkerLostError as error:
                 self.statistics.losses += 1
+                self._metrics.voice_losses.inc()
                 log.warning("voice worker lost", extra={"reason": str(error), "losses": self.statistics.losses})
             if loop.time() - begun > _SETTLED_S:
                 delay = BACKOFF_S[0]

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from orchestrator.livekit_server import LiveKitAccess
+from orchestrator.metrics import Metrics
 from orchestrator.voice.line import VoiceLine
 from orchestrator.voice.messages import Report
 from orchestrator.voice.process import VoiceWorker
@@ -25,7 +26,7 @@ RATE = 16_000
 
 @asynccontextmanager
 async def worker() -> AsyncIterator[VoiceWorker]:
-    voices = VoiceWorker()
+    voices = VoiceWorker(Metrics())
     voices.open()
     try:
         async with asyncio.timeout(20):
