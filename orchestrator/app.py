@@ -106,7 +106,8 @@ def create_app(settings: Settings, *, voices: Voices | None = None) -> FastAPI:
             CORSMiddleware,
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "X-Filename"],
+            allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "X-Filename"],
+            expose_headers=["Retry-After"],
         )
     return app
 

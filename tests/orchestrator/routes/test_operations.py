@@ -162,6 +162,10 @@ async def test_cors_is_off_unless_asked_for(running: Stage) -> None:
         async with httpx.AsyncClient(base_url=other.url, trust_env=False) as browser:
             answer = await browser.options("/token", headers=headers)
             assert answer.headers["access-control-allow-origin"] == "https://app.example"
+            for_events = {**headers, "Access-Control-Request-Headers": "authorization, last-event-id"}
+            assert (await browser.options("/session/a/events", headers=for_events)).status_code == 200
+            stranger = await browser.options("/token", headers={**headers, "Origin": "https://app.example.evil"})
+            assert "access-control-allow-origin" not in stranger.headers
             refused = await browser.get("/sessions", headers={"Origin": "https://app.example"})
             assert refused.status_code == 401
             assert refused.headers["access-control-allow-origin"] == "https://app.example"
