@@ -32,8 +32,8 @@ log = logging.getLogger(__name__)
 _TICK_S = 0.2
 _STREAM_DOUBT_S = 1.5
 """What a stream that breaks was given last is not known to be heard for so long."""
-INGRESS_LATENCY_S = 2.0
-"""So long after it is pushed to an ingress, sound is heard in the room."""
+INGRESS_LATENCY_S = 4.5
+"""So long after it is pushed to an ingress, sound is heard in the room: 3.7 s with Ingress 1.5, which throws it away at the end."""
 
 
 class FailoverPublisher:
