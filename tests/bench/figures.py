@@ -52,7 +52,7 @@ class Figure:
             if self.at_least:
                 ratio = self.bar / self.value if self.value else math.inf
             else:
-                ratio = self.value / self.bar if self.bar else 0.0
+                ratio = self.value / self.bar if self.bar else math.inf if self.value > 0 else 0.0
             row |= {
                 "bar": f"{'>=' if self.at_least else '<='} {self.bar:g}",
                 "ratio": round(ratio, 3) if math.isfinite(ratio) else None,

@@ -55,6 +55,7 @@ BENCHES: dict[str, tuple[str, dict[str, Any]]] = {
     "loss": (f"{_HERE}:loss", {}),
     "loss_both": (f"{_HERE}:loss", {"sfu_far": True}),
     "to_rtmp": (f"{_FAILOVER}:to_rtmp", {}),
+    "to_ingress": (f"{_FAILOVER}:to_ingress", {}),
     "to_rtmp_udp": (f"{_FAILOVER}:to_rtmp", {"udp_only": True}),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -18,6 +19,7 @@ from tests.net.stack import stack
 from tests.net.world import NEAR, World
 from tests.servers.nginx_rtmp import NginxRtmp
 from tests.servers.puller import Puller, Received
+from tests.viewer import Viewer
 
 PATTERN = {"engine": "pattern"}
 _LEAD_S = 6.0
@@ -149,3 +151,57 @@ async def to_rtmp(world: World, udp_only: bool = False, seconds: int = 30) -> li
         Figure(f"{how}: possible again to picture in the room", back - opened, "s", 10, note=str(transport)),
         Figure(f"{how}: on the way back, longest without a picture anywhere", dark, "s", 1),
     )
+
+
+async def to_ingress(world: World, seconds: int = 40) -> list[dict[str, Any]]:
+    """The same where LiveKit has Ingress: the avatar comes back to its own room by RTMP, under its own identity."""
+    async with stack(world, ingress=True) as running, running.live(**PATTERN, speaker="somebody") as live:
+        viewer, identity = live.viewer, live.started["avatar_identity"]
+        await asyncio.sleep(2)
+        begun = time.monotonic()
+        sending = asyncio.create_task(live.send(coded(seconds)))
+        await asyncio.sleep(_LEAD_S)
+        await running.make_webrtc_impossible()
+        broken = time.monotonic()
+        await asyncio.sleep(1)
+        await wait(20, lambda: _came(viewer, broken + 1), lambda: list(heard(viewer, broken + 1)))
+        seen = _came(viewer, broken + 1) or broken + 99
+        spoken = min((piece.at for piece in heard(viewer, broken + 1)), default=broken + 99)
+        await asyncio.sleep(8)
+        present = await running.participant(live.started["room"], identity)
+        ingressed = time.monotonic()
+        await world.drop()
+        opened = time.monotonic()
+        await wait(30, lambda: _tracks(viewer, identity) >= 6)
+        joined = time.monotonic()
+        await wait(10, lambda: viewer.video[-1][0] > joined)
+        back = viewer.video[-1][0] - opened if viewer.video[-1][0] > joined else 99.0
+        await sending
+        spoke = await finished(live, 30)
+        await asyncio.sleep(3)
+        again = await running.participant(live.started["room"], identity)
+        told = account(heard(viewer, begun), seconds)
+        times = [at for at, *_ in viewer.video]
+        onsets, whites = viewer.onsets(seen + 2), viewer.whites(seen + 2)
+        skews = [abs(1000 * (w - s)) for s, w in pairs(onsets, whites, 0.5) if s < ingressed]
+        dark = longest_without(times, opened, min(opened + 20, times[-1]))
+        left = await running.ingresses()
+        print("skews", [round(1000 * (w - s)) for s, w in pairs(onsets, whites, 0.5)], file=sys.stderr)
+    return lines(
+        Figure("ingress: the avatar seen in its room again", seen - broken, "s", 6),
+        Figure("ingress: the avatar heard in its room again", spoken - broken, "s", 6, note=str(present)),
+        Figure("ingress: speech lost", told.lost_ms, "ms", 0, note=f"pieces {told.lost}; all spoken {spoke}"),
+        Figure("ingress: speech heard twice", told.doubled_ms, "ms", note=f"pieces {told.doubled}"),
+        Figure("ingress: skew in the room meanwhile, p95", percentile(skews, 95), "ms", note=f"{len(skews)} bursts"),
+        Figure("ingress: possible again to picture by WebRTC", back, "s", 10),
+        Figure("ingress: on the way back, longest without a picture", dark, "s", 1, note=str(again)),
+        Figure("ingress: ingresses while the session ran", left, "", 1),
+    )
+
+
+def _came(viewer: Viewer, since: float) -> float | None:
+    return next((at for at, *_ in list(viewer.video) if at > since), None)
+
+
+def _tracks(viewer: Viewer, identity: str) -> int:
+    return sum(who == identity for who in viewer.owners.values())

@@ -10,10 +10,13 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 import psutil
+from livekit import api
+from livekit.protocol import models
 
 from orchestrator.livekit_server import LiveKitAccess, LiveKitServer, find
 from orchestrator.processes import Child, free_port
@@ -46,6 +49,29 @@ class Stack(Demo):
     async def make_webrtc_impossible(self) -> None:
         """No UDP, and nothing to the SFU's port."""
         await self.world.block(self.sfu_port)
+
+    async def participant(self, room: str, identity: str) -> dict[str, Any]:
+        """Who that is in the room now: kind, attributes, tracks; empty when nobody is."""
+        async with self._api() as livekit:
+            try:
+                who = await livekit.room.get_participant(api.RoomParticipantIdentity(room=room, identity=identity))
+            except api.TwirpError:
+                return {}
+        kind = models.ParticipantInfo.Kind.Name(who.kind)
+        return {"kind": kind, "tracks": len(who.tracks), "attributes": dict(who.attributes)}
+
+    async def ingresses(self) -> int:
+        """How many there are."""
+        async with self._api() as livekit:
+            return len((await livekit.ingress.list_ingress(api.ListIngressRequest())).items)
+
+    @asynccontextmanager
+    async def _api(self) -> AsyncIterator[api.LiveKitAPI]:
+        livekit = api.LiveKitAPI(self.access.url, self.access.api_key, self.access.api_secret)
+        try:
+            yield livekit
+        finally:
+            await livekit.aclose()
 
     def memory_mb(self) -> dict[str, float]:
         """Resident megabytes of our own processes, with their children."""
