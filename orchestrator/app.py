@@ -85,6 +85,12 @@ def create_app(settings: Settings, *, voices: Voices | None = None) -> FastAPI:
         redoc_url=None,
     )
     problems.install(app)
+    _add_routes(app)
+    _add_guards(app, settings, access, metrics)
+    return app
+
+
+def _add_routes(app: FastAPI) -> None:
     bearer = Security(HTTPBearer(auto_error=False, description="An API key."))  # says so in /docs; the guard checks it
     for module in (tokens, sessions, events, speak, avatars, debug):
         app.include_router(module.router, dependencies=[bearer])
@@ -92,6 +98,9 @@ def create_app(settings: Settings, *, voices: Voices | None = None) -> FastAPI:
         app.include_router(module.router)
     app.include_router(page.page_router())
     app.add_api_route("/docs", _docs, include_in_schema=False)
+
+
+def _add_guards(app: FastAPI, settings: Settings, access: Access, metrics: Metrics) -> None:
     open_paths = OPEN_PATHS | {address for address, _ in page.files()}
     app.add_middleware(
         Guard,
@@ -109,7 +118,6 @@ def create_app(settings: Settings, *, voices: Voices | None = None) -> FastAPI:
             allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "X-Filename"],
             expose_headers=["Retry-After"],
         )
-    return app
 
 
 def _access(settings: Settings, metrics: Metrics) -> Access:

@@ -11,7 +11,12 @@ class Metrics:
     """Every instrument, under names that begin with `avatar_`."""
 
     def __init__(self) -> None:
-        self.registry = registry = CollectorRegistry()
+        self.registry = CollectorRegistry()
+        self._add_sessions(self.registry)
+        self._add_audio(self.registry)
+        self._add_surface(self.registry)
+
+    def _add_sessions(self, registry: CollectorRegistry) -> None:
         self.sessions = Gauge("avatar_orchestrator_sessions", "Sessions by state", ["state"], registry=registry)
         self.starts = Counter(
             "avatar_session_starts", "Starts by outcome (ok or error code)", ["outcome"], registry=registry
@@ -20,6 +25,8 @@ class Metrics:
             "avatar_session_start_seconds", "Time a successful start took", registry=registry, buckets=_SECONDS
         )
         self.ends = Counter("avatar_session_ends", "Sessions that ended, by reason", ["reason"], registry=registry)
+
+    def _add_audio(self, registry: CollectorRegistry) -> None:
         self.audio_bytes = Counter(
             "avatar_audio_received_bytes", "Bytes taken from senders of /audio", registry=registry
         )
@@ -51,6 +58,8 @@ class Metrics:
             "avatar_voice_stand_ins", "Lost agents that the orchestrator's voice stood in for", registry=registry
         )
         self.voice_losses = Counter("avatar_voice_worker_losses", "Voice workers that were lost", registry=registry)
+
+    def _add_surface(self, registry: CollectorRegistry) -> None:
         self.requests = Counter(
             "avatar_http_requests", "HTTP requests", ["method", "route", "status"], registry=registry
         )
