@@ -47,7 +47,10 @@ class Metrics:
             "avatar_session_moves", "Sessions that lost their agent, by cause", ["cause"], registry=registry
         )
         self.move_seconds = Histogram(
-            "avatar_session_move_seconds", "Agent lost until another one had started", registry=registry, buckets=_SECONDS
+            "avatar_session_move_seconds",
+            "Agent lost until another one had started",
+            registry=registry,
+            buckets=_SECONDS,
         )
         self.interrupt_seconds = Histogram(
             "avatar_interrupt_seconds", "Clear sent until the agent had cleared", registry=registry, buckets=_SECONDS
