@@ -91,6 +91,10 @@ class _History:
     """Newest event that the history has no room for any more."""
     over: bool = False
 
+    def follows(self, id: int) -> bool:
+        """Whether every event after this one is here."""
+        return id == self.forgotten_id or any(event.id == id for event in self.events)
+
 
 class EventBus:
     """Takes events from sessions and hands them to streams and listeners. All on one event loop.
@@ -138,8 +142,11 @@ class EventBus:
                 retry_after_s=5,
             )
         waiting = [event for event in history.events if event.id > after]
-        if 0 < after < history.forgotten_id:
-            waiting.insert(0, self._overrun(session_id, f"Events after {after} are missing: only {HISTORY} are kept."))
+        if after and not history.follows(after):
+            message = (
+                f"Events after {after} may be missing: {HISTORY} are kept, by the orchestrator that runs the session."
+            )
+            waiting.insert(0, self._overrun(session_id, message))
         stream = EventStream(waiting, ended=history.over)
         history.streams.add(stream)
         self._metrics.event_streams.inc()

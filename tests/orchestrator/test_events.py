@@ -97,6 +97,9 @@ async def test_a_gap_is_told() -> None:
     bus.publish("a", "warning", {})
     event = await bus.subscribe("a", seen.id).take()
     assert event is not None and (event.type, event.id) == ("overrun", 0)
+    other, _, _ = made()  # another orchestrator, which has taken the session over
+    event = await other.subscribe("a", seen.id).take()
+    assert event is not None and event.type == "overrun"
     fresh = await bus.subscribe("a").take()
     assert fresh is not None and fresh.type == "warning"
 
