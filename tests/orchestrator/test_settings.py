@@ -57,12 +57,26 @@ def test_everything_that_is_missing_is_named_at_once(monkeypatch: pytest.MonkeyP
         ("ORCHESTRATOR_API_KEY", " , "),
         ("SESSION_MAX_S", "0"),
         ("AUDIO_BACKLOG_S", "many"),
+        ("WEBHOOK_URL", "http://hooks.example/of-mine"),
+        ("WEBHOOK_URL", "https://hooks.example/a, https://2130706433/of-mine"),
+        ("WEBHOOK_SECRET", "whsec_of-mine"),
     ],
 )
 def test_a_wrong_value_is_named_and_not_echoed(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(name, value)
-    with pytest.raises(SettingsError, match=f"^{name} is wrong: "):
+    with pytest.raises(SettingsError, match=f"^{name} is wrong: ") as caught:
         load()
+    assert "of-mine" not in str(caught.value)
+
+
+def test_webhooks_are_never_sent_unsigned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WEBHOOK_URL", "https://hooks.example/a, https://other.example/b")
+    with pytest.raises(SettingsError, match="^WEBHOOK_URL needs WEBHOOK_SECRET$"):
+        load()
+    monkeypatch.setenv("WEBHOOK_SECRET", "whsec_" + "A" * 32 + ",whsec_" + "B" * 32)
+    settings = load()
+    assert settings.webhook_url == ["https://hooks.example/a", "https://other.example/b"]
+    assert len(settings.webhook_secrets) == 2 and "hooks.example" not in repr(settings)
 
 
 def program(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
