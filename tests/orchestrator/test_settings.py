@@ -71,7 +71,7 @@ def test_a_wrong_value_is_named_and_not_echoed(monkeypatch: pytest.MonkeyPatch, 
 
 def test_webhooks_are_never_sent_unsigned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WEBHOOK_URL", "https://hooks.example/a, https://other.example/b")
-    with pytest.raises(SettingsError, match="^WEBHOOK_URL needs WEBHOOK_SECRET$"):
+    with pytest.raises(SettingsError, match=r"^WEBHOOK_URL needs WEBHOOK_SECRET$"):
         load()
     monkeypatch.setenv("WEBHOOK_SECRET", "whsec_" + "A" * 32 + ",whsec_" + "B" * 32)
     settings = load()
