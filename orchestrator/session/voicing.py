@@ -34,6 +34,10 @@ AFTER_S = 0.7
 """The cut lies at least this far ahead: an agent on a busy machine has its first picture by then."""
 WITHIN_S = 0.4
 """A pause is looked for in as much after that."""
+SPOKEN_S = 1.0
+"""A voice that has only begun to join is waited for: it is heard before an agent whose track is new to the listeners."""
+NEW_TRACK_S = 0.4
+"""Without that, as long is left to the listeners to subscribe to the agent's track."""
 UNDER_WAY_S = 0.1
 """What the SDK still has of the last sound."""
 MakeLine = Callable[[Callable[[Report], None]], VoiceLine]
@@ -150,6 +154,7 @@ class Voicing:
         line = self._line
         if line is None or not self._standing_in:
             return
+        spoken = not self._ends or await line.wait_spoken(SPOKEN_S)
         cut = await line.cut(AFTER_S, WITHIN_S)
         self._standing_in = False
         if cut is None:  # the worker is gone this moment
@@ -162,7 +167,8 @@ class Voicing:
         else:  # segment 0: all it was given is under way
             segment = cut.segment or max(self._ends)
             heard_s = cut.heard_s if cut.segment else self._ends[segment]
-            self._until = cut.at if cut.segment else cut.at + UNDER_WAY_S
+            more_s = NEW_TRACK_S if not spoken else 0.0 if cut.segment else UNDER_WAY_S
+            self._until = cut.at + more_s
             self._live.rewind(segment, heard_s, self._until)
             extra = {"session_id": self._live.session_id, "segment": segment, "heard_s": round(heard_s, 3)}
             _log.info("voice hands over", extra=extra)

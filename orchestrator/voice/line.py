@@ -68,7 +68,7 @@ class VoiceLine:
         self._joined = self._on_air = False
         self._follow: Follow | None = None
         self._report: Report | None = None
-        self._live = asyncio.Event()
+        self._live, self._spoken = asyncio.Event(), asyncio.Event()
         self._calls: dict[int, asyncio.Future[CutMade]] = {}
         self._numbers = 0
         self._heard = VoicePosition()
@@ -100,12 +100,11 @@ class VoiceLine:
 
     async def wait_live(self, timeout_s: float) -> bool:
         """Waits until the track is published; False when that takes longer."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._live.wait()
-        except TimeoutError:
-            return False
-        return True
+        return await _within(self._live, timeout_s)
+
+    async def wait_spoken(self, timeout_s: float) -> bool:
+        """Waits until something of what was given was heard; False when that takes longer."""
+        return await _within(self._spoken, timeout_s)
 
     # --- what it says
 
@@ -215,6 +214,7 @@ class VoiceLine:
         else:
             self._live.clear()
         if message.segment:
+            self._spoken.set()
             self._heard = VoicePosition(message.segment, message.heard_s)
         self._trim()
         self._feed()
@@ -258,6 +258,7 @@ class VoiceLine:
         self._kept.clear()
         self._follow = None
         self._heard = VoicePosition()
+        self._spoken.clear()
 
     def _feed(self) -> None:
         """Sends what the worker will need within `AHEAD_S`."""
@@ -301,3 +302,12 @@ class VoiceLine:
 
     def _unsent_s(self) -> float:
         return sum((kept.past - kept.sent) / kept.rate for kept in self._kept.values())
+
+
+async def _within(event: asyncio.Event, timeout_s: float) -> bool:
+    try:
+        async with asyncio.timeout(timeout_s):
+            await event.wait()
+    except TimeoutError:
+        return False
+    return True
