@@ -51,7 +51,9 @@ class LinkLost(Exception):
 
 
 class LinkOver(Exception):
-    """The agent says that the session is over, or knows of none."""
+    """The agent says that the session is over, or knows of none. `at` is the monotonic time at which it was there last."""
+
+    at = float("-inf")
 
 
 def _ignore(_: object) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from musetalk_agent.protocol.messages import Event, Failed, LinkAck, LinkVoice, PublisherChanged
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.agents.client import AgentLease
-from orchestrator.agents.link import AgentLink, LinkLost, LinkPeer
+from orchestrator.agents.link import AgentLink, LinkLost, LinkOver, LinkPeer
 from orchestrator.agents.vitals import Vitals
 from orchestrator.audio.items import LinkItem
 from orchestrator.metrics import Metrics
@@ -99,6 +99,9 @@ class AgentSide:
             link.result()
         except LinkLost as error:
             raise AgentLost("link_lost", str(error), self.link.lost_at) from error
+        except LinkOver as over:
+            over.at = self.link.lost_at
+            raise
 
     def _check(self, now: float, at_agent_s: float) -> None:
         if not self.link.connected:

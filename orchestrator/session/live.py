@@ -44,8 +44,6 @@ from orchestrator.session.speech import Speech
 
 TICK_S = 0.05
 ACK_EVERY_S = 0.2
-PAUSE_S = 0.05
-"""Speech at the agent below which nobody would call it speaking."""
 KEEP_MORE_S = 30.0
 """Speech kept for another agent beyond the backlog limit."""
 _QUIET = frozenset({"hello", "ack", "pong", "session.state"})
@@ -290,7 +288,7 @@ class LiveSession:
     @property
     def pausing(self) -> bool:
         """Nothing is being heard, and nothing waits to be."""
-        return self._tracker.waiting_s == 0 and self._tracker.at_agent_s < PAUSE_S
+        return self._tracker.waiting_s == 0 and self._tracker.at_agent_s == 0
 
     @property
     def segments(self) -> int:

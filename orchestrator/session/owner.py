@@ -161,12 +161,12 @@ class SessionOwner:
         """How the agent was lost. Raises ProblemError when it told what went wrong with the session itself."""
         session = self._session
         assert session.lease is not None
-        at = time.monotonic()
         try:
             serving.result()
         except AgentLost as lost:
             return lost
-        except LinkOver:
+        except LinkOver as over:
+            at = over.at
             try:
                 snapshot = await self._services.agents.session(session.lease, session.session_id, SNAPSHOT_TIMEOUT_S)
             except ProblemError:

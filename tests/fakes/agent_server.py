@@ -1,14 +1,17 @@
 """An agent that speaks the real inner protocol over real sockets and plays nothing: time passes only when a test says so.
 
-Segments finish as soon as their end has come, unless `hold` is set: then they stay open until `release()` or a clear. Every item
-of the link is recorded. `cut()` ends the link as a network would.
+Segments finish as soon as their end has come, unless `hold` is set: then they stay open until `release()` or a clear. With `pace`
+they are played, so many seconds a second, and acknowledged with their positions. Every item of the link is recorded. `cut()` ends
+the link as a network would, `hung` is a process that was stopped.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import time
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 from fastapi import FastAPI, Request, WebSocket
@@ -24,8 +27,11 @@ from musetalk_agent.protocol.http import (
     AvatarReport,
     Capacity,
     Playback,
+    PublisherMode,
+    PublisherRequest,
     SessionState,
     TrackInfo,
+    Transport,
 )
 from musetalk_agent.protocol.messages import (
     Cleared,
@@ -53,6 +59,9 @@ class FakeSegment:
 
     number: int
     rate: int
+    base: int = 0
+    received: int | None = None
+    heard: int = 0
     pcm: bytearray = field(default_factory=bytearray)
     cues: list[tuple[str, int, int]] = field(default_factory=list)
     ended: bool = False
@@ -62,6 +71,15 @@ class FakeSegment:
     @property
     def seconds(self) -> float:
         return len(self.pcm) / 2 / self.rate
+
+    @property
+    def end(self) -> int:
+        """Samples from the segment's own beginning to where its PCM ends."""
+        return self.base + len(self.pcm) // 2
+
+    @property
+    def heard_pcm(self) -> bytes:
+        return bytes(self.pcm[: 2 * (self.heard - self.base)])
 
 
 @dataclass
@@ -81,6 +99,9 @@ class FakeSession:
     viewers: int = 1
     error: dict[str, Any] | None = None
     mutes_clears: bool = False
+    frames: int = 0
+    last: FakeSegment | None = None
+    mode: PublisherMode = PublisherMode.AUTO
     wake: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -89,7 +110,31 @@ class FakeSession:
 
     @property
     def buffered_s(self) -> float:
-        return sum(segment.seconds for segment in self.segments.values() if not segment.finished)
+        waiting = [segment for segment in self.segments.values() if not segment.finished]
+        return sum((segment.end - segment.heard) / segment.rate for segment in waiting)
+
+    def play(self, seconds: float) -> None:
+        """So much of what there is is heard."""
+        for segment in [s for s in self.segments.values() if not s.finished]:
+            step = min(round(seconds * segment.rate), segment.end - segment.heard)
+            if step:
+                self.last = segment
+                _begin(self, segment)
+            segment.heard += step
+            seconds -= step / segment.rate
+            if not segment.ended or segment.heard < segment.end:
+                return
+            _finish(self, segment)
+
+    def ack(self) -> LinkAck:
+        last = self.last
+        return LinkAck(
+            items=self.items,
+            buffered_s=self.buffered_s,
+            segment=last.number if last else 0,
+            heard_s=last.heard / last.rate if last else 0.0,
+            frames=self.frames,
+        )
 
     def tell(self, event: Event) -> None:
         """Something happened; sent now or on the next connection."""
@@ -108,6 +153,8 @@ class FakeAgent:
         self.draining = False
         self.status = "ok"
         self.hold = False
+        self.pace = 0.0
+        self.hung = False
         self.start_delay_s = 0.0
         self.refuse_link = False
         self.full_times = 0
@@ -147,6 +194,8 @@ class FakeAgent:
 
         @app.middleware("http")
         async def key(request: Request, call_next: Any) -> Response:
+            while self.hung:  # noqa: ASYNC110 - a stopped process
+                await asyncio.sleep(0.02)
             if request.url.path != "/health" and request.headers.get("authorization") != f"Bearer {AGENT_KEY}":
                 return _problem(ProblemError(ErrorCode.UNAUTHORIZED, "no key"))
             return await call_next(request)  # type: ignore[no-any-return]
@@ -158,6 +207,7 @@ class FakeAgent:
         app.add_api_route("/session/start", self._start, methods=["POST"])
         app.add_api_route("/session/{session_id}", self._get, methods=["GET"])
         app.add_api_route("/session/{session_id}/stop", self._stop, methods=["POST"])
+        app.add_api_route("/session/{session_id}/publisher", self._publisher, methods=["POST"])
         app.add_api_route("/avatars", self._upload, methods=["POST"])
         app.add_api_route("/health", self._health, methods=["GET"])
         app.add_api_route("/debug", self._debug, methods=["GET"])
@@ -184,6 +234,14 @@ class FakeAgent:
         for socket in list(session.sockets):
             await socket.close(1001)
         return view.model_copy(update={"state": SessionState.STOPPED})
+
+    async def _publisher(self, session_id: str, body: PublisherRequest) -> AgentSession:
+        view = self._view(session_id)
+        request = self.sessions[session_id].request
+        if body.mode is PublisherMode.RTMP and request.rtmp is None:
+            raise ProblemError(ErrorCode.PUBLISHER_UNAVAILABLE, "no RTMP target")
+        self.sessions[session_id].mode = body.mode
+        return view.model_copy(update={"transport": Transport(mode=body.mode)})
 
     async def _upload(self, request: Request) -> dict[str, Any]:
         size = 0
@@ -222,6 +280,7 @@ class FakeAgent:
             avatar=AvatarReport(avatar_id=AVATAR_ID, frames=100, width=512, height=512, fps=25, face_px=212),
             viewers=session.viewers,
             playback=Playback(),
+            transport=Transport(mode=session.mode),
             diagnosis=Diagnosis(code=DiagnosisCode.NO_AUDIO, message="No audio came."),
             tracks=[TrackInfo(kind="audio", sid="TR_a", muted=False), TrackInfo(kind="video", sid="TR_v", muted=False)],
             started_at="2026-11-21T10:00:00Z",
@@ -246,15 +305,32 @@ class FakeAgent:
         session.sockets.append(socket)
         self.every_socket.append(socket)
         await socket.send_text(LinkHello(items=session.items).model_dump_json())
-        writer = asyncio.create_task(_write(session, socket, events_after))
+        tasks = [asyncio.create_task(_write(session, socket, events_after))]
+        if self.pace:
+            tasks.append(asyncio.create_task(self._play(session, socket)))
         try:
             await self._read(session, socket)
         except WebSocketDisconnect:
             pass
         finally:
             session.sockets.remove(socket)
-            writer.cancel()
-            await asyncio.gather(writer, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _play(self, session: FakeSession, socket: WebSocket) -> None:
+        """Time passes; every 50 ms the agent says where it is."""
+        at = time.monotonic()
+        for tick in count():
+            await asyncio.sleep(0.01)
+            now = time.monotonic()
+            if not self.hung:
+                session.play((now - at) * self.pace)
+                if tick % 5 == 0:
+                    session.frames += 1
+                    ack = session.ack().model_copy(update={"draining": self.draining})
+                    await socket.send_text(ack.model_dump_json())
+            at = now
 
     async def _read(self, session: FakeSession, socket: WebSocket) -> None:
         taken = 0
@@ -262,35 +338,39 @@ class FakeAgent:
             message = await socket.receive()
             if message["type"] == "websocket.disconnect":
                 return
+            while self.hung:  # noqa: ASYNC110 - a stopped process
+                await asyncio.sleep(0.02)
             if self.drop_link_after is not None and taken >= self.drop_link_after:
                 await socket.close(1012)  # what is on its way now is lost
                 return
             taken += 1
             session.items += 1
             self._take(session, message)
-            if self.drop_link_after is None or session.items % 3 == 0:
-                ack = LinkAck(items=session.items, buffered_s=session.buffered_s)
-                await socket.send_text(ack.model_dump_json())
+            if not self.pace and (self.drop_link_after is None or session.items % 3 == 0):
+                await socket.send_text(session.ack().model_dump_json())
 
     def _take(self, session: FakeSession, message: Any) -> None:
         if message.get("bytes") is not None:
             assert session.current is not None, "PCM outside a segment"
             session.current.pcm += message["bytes"]
-            if not self.hold:
+            if not self.hold and not self.pace:
                 _begin(session, session.current)
             return
         session.texts.append(json.loads(message["text"]))
         told = link_message.validate_json(message["text"])
         if isinstance(told, SegmentStart):
             assert told.segment not in session.segments, "a segment was opened twice"
-            session.current = session.segments[told.segment] = FakeSegment(told.segment, told.sample_rate)
+            base = round(told.heard_s * told.sample_rate)
+            fresh = FakeSegment(told.segment, told.sample_rate, base=base, heard=base, received=told.received)
+            fresh.started = told.heard_s > 0
+            session.current = session.segments[told.segment] = fresh
         elif isinstance(told, SegmentCues):
             assert session.current is not None and session.current.number == told.segment
             session.current.cues += [(cue.phoneme, cue.start, cue.end) for cue in told.cues]
         elif isinstance(told, SegmentEnd):
             assert session.current is not None and session.current.number == told.segment
             session.current.ended = True
-            if not self.hold:
+            if not self.hold and not self.pace:
                 _finish(session, session.current)
             session.current = None
         elif isinstance(told, LinkClear):
@@ -305,8 +385,9 @@ class FakeAgent:
         for segment in session.segments.values():
             if not segment.finished:
                 segment.finished = True
-                dropped += segment.seconds
-                session.tell(PlaybackFinished(segment=segment.number, position_s=0.0, interrupted=True))
+                dropped += (segment.end - segment.heard) / segment.rate
+                position_s = segment.heard / segment.rate
+                session.tell(PlaybackFinished(segment=segment.number, position_s=position_s, interrupted=True))
         session.tell(Cleared(dropped_s=dropped))
 
 
@@ -331,7 +412,8 @@ def _finish(session: FakeSession, segment: FakeSegment) -> None:
     if segment.pcm:
         _begin(session, segment)
     segment.finished = True
-    session.tell(PlaybackFinished(segment=segment.number, position_s=segment.seconds, interrupted=False))
+    segment.heard = segment.end
+    session.tell(PlaybackFinished(segment=segment.number, position_s=segment.end / segment.rate, interrupted=False))
 
 
 def _problem(error: ProblemError) -> Response:
