@@ -87,6 +87,10 @@ class Failing:
         """When that way was taken last."""
         return next(at for at, change in reversed(self.changes) if change.publisher == way)
 
+    def kinds(self) -> list[str]:
+        """Types of the session's events, in order."""
+        return [numbered.event.type for numbered in self.session.outbox.after(0)]
+
     async def until(self, seconds: float, way: str) -> None:
         for _ in range(round(seconds / 0.02)):
             if self.publisher.name == way:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
 from musetalk_agent.media import Pcm
@@ -10,7 +12,7 @@ SLOT_S = 0.1
 LOW = 400 + 60 * np.arange(11)
 HIGH = 1400 + 80 * np.arange(13)
 SLOTS = len(LOW) * len(HIGH)
-_WINDOW_S, _HOP_S = 0.05, 0.01
+_WINDOW_S, _HOP_S = 0.05, 0.02
 
 
 def spoken_code(slots: int, rate: int) -> Pcm:
@@ -22,30 +24,25 @@ def spoken_code(slots: int, rate: int) -> Pcm:
     return (7_000 * wave).astype(np.int16)
 
 
-def _strongest(window: np.ndarray, tones: np.ndarray, rate: int) -> tuple[int, float]:
-    t = np.arange(len(window)) / rate
-    power = np.abs(np.exp(-2j * np.pi * tones[:, None] * t) @ (window * np.hanning(len(window))))
-    order = np.argsort(power)
-    return int(order[-1]), float(power[order[-1]] / max(1e-9, power[order[-2]]))
+def _strongest(windows: np.ndarray, tones: np.ndarray, rate: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of every window the strongest tone, and how much it stands out."""
+    t = np.arange(windows.shape[1]) / rate
+    power = np.abs(windows @ np.exp(-2j * np.pi * t[:, None] * tones))
+    order = np.sort(power, axis=1)
+    return power.argmax(axis=1), order[:, -1] / np.maximum(1e-9, order[:, -2])
 
 
 def heard_slots(wave: np.ndarray, rate: int) -> list[int]:
-    """Slots in the order in which they were heard, each once while it lasts; a slot counts from 30 ms on."""
-    wave = wave.astype(float) / max(1.0, float(np.abs(wave).max(initial=0)))
-    votes: list[int] = []
+    """Slots in the order in which they were heard, each once while it lasts; a slot counts when it is clear twice, 20 ms apart."""
+    wave = wave.astype(np.float32) / max(1.0, float(np.abs(wave).max(initial=0)))
     size, hop = round(_WINDOW_S * rate), round(_HOP_S * rate)
-    for at in range(0, len(wave) - size, hop):
-        window = wave[at : at + size]
-        if np.sqrt(np.mean(window**2)) < 0.1:
-            continue
-        (low, sure), (high, certain) = (_strongest(window, tones, rate) for tones in (LOW, HIGH))
-        if min(sure, certain) > 1.5:
-            votes.append(next(i for i in range(SLOTS) if i % 11 == low and i % 13 == high))
-    runs: list[tuple[int, int]] = []
-    for slot in votes:
-        if runs and runs[-1][0] == slot:
-            runs[-1] = slot, runs[-1][1] + 1
-        else:
-            runs.append((slot, 1))
-    kept = [slot for slot, length in runs if length >= 3]
-    return [slot for i, slot in enumerate(kept) if i == 0 or kept[i - 1] != slot]
+    windows = np.lib.stride_tricks.sliding_window_view(wave, size)[::hop]
+    windows = windows[np.sqrt(np.mean(windows**2, axis=1)) > 0.1] * np.hanning(size)
+    (low, sure), (high, certain) = (_strongest(windows, tones, rate) for tones in (LOW, HIGH))
+    clear = np.minimum(sure, certain) > 1.5
+    votes = [
+        next(i for i in range(SLOTS) if i % 11 == one and i % 13 == two)
+        for one, two in zip(low[clear], high[clear], strict=True)
+    ]
+    runs = [(slot, len(list(group))) for slot, group in itertools.groupby(votes)]
+    return [slot for slot, _ in itertools.groupby(slot for slot, length in runs if length >= 2)]
