@@ -77,5 +77,5 @@ class Inbox:
         self.segments = max(self.segments, start.segment)
         self._counting = start.received is not None
         if start.received is not None:
-            self.received_samples = start.received
+            self.received_samples = start.received + round(start.heard_s * start.sample_rate)
         self._pipeline.begin(start.segment, start.sample_rate, start.heard_s, start.in_s)

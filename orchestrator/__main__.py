@@ -90,11 +90,9 @@ def new_key(name: str, scope: Scope, file: Path | None) -> int:
 
 def serve(host: str, port: int) -> int:
     """Serves until SIGINT or SIGTERM."""
-    import uvicorn
-
     from musetalk_agent.protocol import logs
     from orchestrator.app import create_app
-    from orchestrator.serving import server_config
+    from orchestrator.serving import DrainingServer, server_config
     from orchestrator.settings import SettingsError, load
 
     try:
@@ -103,7 +101,12 @@ def serve(host: str, port: int) -> int:
         print(f"{error}\nSee musetalk-orchestrator serve --help.", file=sys.stderr)
         return 2
     logs.configure(settings.log_level)
-    uvicorn.Server(server_config(create_app(settings), settings, host=host, port=port)).run()
+    app = create_app(settings)
+
+    async def drain() -> None:
+        await app.state.context.sessions.drain(settings.drain_s)
+
+    DrainingServer(server_config(app, settings, host=host, port=port), drain).run()
     return 0
 
 

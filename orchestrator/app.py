@@ -29,10 +29,12 @@ from orchestrator.routes import audio_ws, avatars, debug, events, ops, page, pro
 from orchestrator.routes.access import Access
 from orchestrator.routes.context import Context, RouteOptions
 from orchestrator.routes.guard import Guard
+from orchestrator.session.ledger import Ledger
 from orchestrator.session.lifecycle import Services, SessionLifecycle
 from orchestrator.session.registry import Idempotency
 from orchestrator.session.voices import SessionVoices
 from orchestrator.settings import Settings
+from orchestrator.survival import make_store, surviving
 from orchestrator.tokens import Rooms, TokenMinter
 from orchestrator.tts.voices import Voices
 from orchestrator.voice.process import VoiceWorker
@@ -65,10 +67,9 @@ def create_app(settings: Settings, *, voices: Voices | None = None) -> FastAPI:
             async with _trust(settings, access, metrics):
                 context.own_voices.open()
                 await spoken.open()
-                yield
+                async with surviving(context):
+                    yield
         finally:
-            await context.starts.aclose()
-            await context.sessions.aclose()
             await context.own_voices.aclose()
             await context.webhooks.aclose()
             await spoken.aclose()
@@ -152,6 +153,7 @@ def _assemble(settings: Settings, access: Access, metrics: Metrics, voices: Voic
     bus = EventBus(metrics)
     own_voices = SessionVoices(VoiceWorker(metrics), minter, rooms, metrics, settings.voice_standby)
     ingresses = Ingresses(settings.livekit, settings.livekit_ingress)
+    ledger = Ledger(make_store(settings), settings.livekit.api_secret, settings.public_url, metrics)
     services = Services(
         pool=pool,
         agents=agents,
@@ -159,6 +161,7 @@ def _assemble(settings: Settings, access: Access, metrics: Metrics, voices: Voic
         minter=minter,
         metrics=metrics,
         events=bus,
+        ledger=ledger,
         ingresses=ingresses,
         voices=own_voices,
     )
@@ -183,6 +186,7 @@ def _assemble(settings: Settings, access: Access, metrics: Metrics, voices: Voic
         access=access,
         metrics=metrics,
         events=bus,
+        ledger=ledger,
         webhooks=webhooks,
         minter=minter,
         rooms=rooms,

@@ -56,6 +56,10 @@ class AgentPool(Protocol):
         """
         ...
 
+    def adopt(self, session_id: str, base_url: str) -> AgentLease | None:
+        """The place that a session has had since before this process; None when there is no such agent any more."""
+        ...
+
     def release(self, session_id: str) -> None:
         """The session is over. Without effect for one that holds nothing."""
         ...
@@ -113,6 +117,12 @@ class StaticAgentPool:
         chosen = min(free, key=lambda agent: (agent.base_url != home, agent.load))
         self._held[session_id] = chosen.base_url
         return self._agents[chosen.base_url]
+
+    def adopt(self, session_id: str, base_url: str) -> AgentLease | None:
+        lease = self._agents.get(base_url)
+        if lease is not None:
+            self._held[session_id] = base_url
+        return lease
 
     def release(self, session_id: str) -> None:
         url = self._held.pop(session_id, None)

@@ -12,7 +12,7 @@ whoever speaks next: another agent, or the orchestrator's own voice. Each of the
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from musetalk_agent.protocol.messages import (
@@ -222,6 +222,28 @@ class SegmentTracker:
         if segment is not None:
             position = round(segment.played_s(now), 3)
             self.on_finished(PlaybackFinished(segment=number, position_s=position, interrupted=True))
+
+    # --- when another process began
+
+    @property
+    def unfinished(self) -> dict[int, bool]:
+        """Numbers of the open segments, and whether they have begun to be heard."""
+        return {number: segment.told_started for number, segment in self._open.items()}
+
+    def inherit(self, opened: int, unfinished: Mapping[int, bool], at_agent: int) -> None:
+        """Goes on where another process was lost, of which `opened` and `unfinished` are known.
+
+        The agent heard of `at_agent` segments and has their PCM; the one that is open there is ended. Those it never heard of are
+        over, for nobody has them.
+        """
+        self.opened = max(opened, at_agent)
+        for number in sorted({*unfinished, *range(opened + 1, at_agent + 1)}):
+            started = unfinished.get(number, False)
+            self._open[number] = Segment(number, None, announced=True, complete=True, told_started=started)
+            if number > at_agent:
+                self.on_finished(PlaybackFinished(segment=number, position_s=0.0, interrupted=True))
+        if at_agent in self._open:
+            self._queue.append(self._open[at_agent])
 
     # --- when the agent is lost
 

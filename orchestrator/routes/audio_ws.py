@@ -30,8 +30,10 @@ from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.audio.ingest import AudioFormat, Decoder
 from orchestrator.audio.limits import SAMPLE_RATES
 from orchestrator.audio.segments import DEFAULT_RATE
+from orchestrator.keys import Caller
 from orchestrator.routes.access import sees
 from orchestrator.routes.context import Context, RouteOptions, context
+from orchestrator.routes.elsewhere import here
 from orchestrator.routes.problems import problem_response
 from orchestrator.session.live import LiveSession
 from orchestrator.session.outbox import Connection
@@ -56,11 +58,11 @@ class Line:
 
 @router.websocket("/audio")
 async def audio(socket: WebSocket) -> None:
-    """PCM of one session; see docs/protocol.md. Refused before the upgrade with 401, 403, 404, 422 or 429 as problem+json."""
+    """PCM of one session; see docs/protocol.md. Refused before the upgrade, with problem+json: see `_admit`."""
     ctx = context(socket)
     with ExitStack() as held:
         try:
-            session, audio_format, sample_rate = _admit(ctx, socket)
+            session, audio_format, sample_rate = await _admit(ctx, socket)
             held.enter_context(ctx.access.quotas.connection(session.order.key))
         except ProblemError as error:
             ctx.metrics.audio_errors.labels(code=error.code.value).inc()
@@ -92,26 +94,35 @@ async def _serve(
         await _close(line)
 
 
-def _admit(ctx: Context, socket: WebSocket) -> tuple[Session, AudioFormat, int]:
-    """Who may connect, and with what. Raises ProblemError with status 401, 403, 404, 422 or 429."""
+async def _admit(ctx: Context, socket: WebSocket) -> tuple[Session, AudioFormat, int]:
+    """Who may connect, and with what. Raises ProblemError with status 401, 403, 404, 409, 421, 422, 429 or 503."""
     _check_origin(ctx.options, socket)
     query = socket.query_params
     session_id = query.get("session_id", "")
     caller = ctx.access.audio_caller(socket.scope, session_id)
     if not session_id:
         raise ProblemError(ErrorCode.INVALID_REQUEST, "session_id: name the session in the query.", field="session_id")
-    session = ctx.sessions.registry.get(session_id)
+    session = await _here(ctx, caller, session_id)
     if caller is not None and not sees(caller, session):
         raise ctx.sessions.registry.unknown(session_id)
-    try:
-        live = session.running()
-    except ProblemError as error:
-        raise ProblemError(ErrorCode.SESSION_NOT_FOUND, error.detail) from None
+    live = session.running()
     audio_format = _format(query.get("format", AudioFormat.S16LE.value))
     sample_rate = _rate(query.get("sample_rate", str(live.effective_rate)))
     live.check_rate(sample_rate)
     ctx.access.quotas.connect(session_id, time.monotonic())
     return session, audio_format, sample_rate
+
+
+async def _here(ctx: Context, caller: Caller | None, session_id: str) -> Session:
+    """The session; one that is over is not there for a sender."""
+    try:
+        session = await here(ctx, caller, session_id)
+        session.running()
+    except ProblemError as error:
+        if error.code is ErrorCode.SESSION_ENDED:
+            raise ProblemError(ErrorCode.SESSION_NOT_FOUND, error.detail) from None
+        raise
+    return session
 
 
 def _check_origin(options: RouteOptions, socket: WebSocket) -> None:

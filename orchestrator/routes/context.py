@@ -15,6 +15,7 @@ from orchestrator.events import EventBus
 from orchestrator.ingress import Ingresses
 from orchestrator.metrics import Metrics
 from orchestrator.routes.access import Access
+from orchestrator.session.ledger import Ledger
 from orchestrator.session.lifecycle import SessionLifecycle
 from orchestrator.session.registry import Idempotency
 from orchestrator.session.voices import SessionVoices
@@ -45,6 +46,7 @@ class Context:
     access: Access
     metrics: Metrics
     events: EventBus
+    ledger: Ledger
     webhooks: Webhooks
     minter: TokenMinter
     rooms: Rooms

@@ -18,20 +18,22 @@ router = APIRouter(tags=["operations"])
 @router.head("/health", include_in_schema=False)
 @router.get("/health")
 async def health(ctx: Ctx) -> Response:
-    """200 when at least one agent is ready, else 503. Tells no addresses: it is open to everybody."""
+    """200 when an agent is ready, else 503, as while the service drains. Tells no addresses: it is open to everybody."""
     agents = await ctx.pool.status()
     usable = [agent for agent in agents if agent.usable]
     capacities = [agent.health.capacity for agent in usable if agent.health]
+    status = "draining" if ctx.sessions.draining else "ok" if usable else "no_agent_ready"
     body = {
-        "status": "ok" if usable else "no_agent_ready",
+        "status": status,
         "version": VERSION,
+        "store": "failing" if ctx.ledger.failing else "ok",
         "agents": {"total": len(agents), "ready": len(usable)},
         "capacity": {
             "sessions": sum(c.sessions for c in capacities),
             "sessions_max": sum(c.sessions_max for c in capacities),
         },
     }
-    return JSONResponse(body, status_code=200 if usable else 503, headers={"Cache-Control": "no-store"})
+    return JSONResponse(body, status_code=200 if status == "ok" else 503, headers={"Cache-Control": "no-store"})
 
 
 @router.get("/metrics", response_class=PlainTextResponse)

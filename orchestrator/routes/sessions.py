@@ -14,6 +14,7 @@ from musetalk_agent.protocol.http import AvatarSource, Picture, PublisherMode, P
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.routes.access import current, visible
 from orchestrator.routes.context import Context, Ctx, host_url
+from orchestrator.routes.elsewhere import here, stored, views
 from orchestrator.session.record import Session, SessionOrder, iso
 from orchestrator.webhooks import secret
 
@@ -162,36 +163,43 @@ def _started(ctx: Context, request: Request, session: Session) -> dict[str, obje
 @router.get("/sessions")
 async def sessions(ctx: Ctx, request: Request) -> dict[str, Any]:
     """Every session that the caller sees, ended ones for ten minutes. The state of their media is at most a few seconds old."""
-    seen = visible(current(request.scope), ctx.sessions.registry.all())
-    return {"sessions": [session.view() for session in seen]}
+    caller, known = current(request.scope), ctx.sessions.registry.all()
+    others = await views(ctx, caller, {session.session_id for session in known})
+    return {"sessions": [*others, *(session.view() for session in visible(caller, known))]}
 
 
 @router.get("/session/{session_id}")
-async def session(session_id: str, ctx: Ctx) -> dict[str, Any]:
-    """One session, as its agent sees it now."""
+async def session(session_id: str, ctx: Ctx, request: Request) -> dict[str, Any]:
+    """One session, as its agent sees it now; as its owner last stored it when that is another orchestrator."""
+    if not ctx.sessions.registry.holds(session_id):
+        return (await stored(ctx, current(request.scope), session_id)).view
     found = ctx.sessions.registry.get(session_id)
     await ctx.sessions.refresh(found)
     return found.view()
 
 
 @router.post("/session/{session_id}/stop")
-async def stop(session_id: str, ctx: Ctx) -> dict[str, Any]:
+async def stop(session_id: str, ctx: Ctx, request: Request) -> dict[str, Any]:
     """Ends the session, in whatever state it is, any number of times."""
-    found = ctx.sessions.registry.get(session_id)
+    if not ctx.sessions.registry.holds(session_id):
+        record = await stored(ctx, current(request.scope), session_id)
+        if record.ended:
+            return record.view
+    found = await here(ctx, current(request.scope), session_id)
     await ctx.sessions.stop(found)
     return found.view()
 
 
 @router.post("/session/{session_id}/interrupt")
-async def interrupt(session_id: str, ctx: Ctx) -> dict[str, float]:
+async def interrupt(session_id: str, ctx: Ctx, request: Request) -> dict[str, float]:
     """Barge-in: silence at once. Answers with the seconds of speech that will not be heard."""
-    live = ctx.sessions.registry.get(session_id).running()
+    live = (await here(ctx, current(request.scope), session_id)).running()
     return {"dropped_s": await live.interrupt()}
 
 
 @router.post("/session/{session_id}/publisher")
-async def publisher(session_id: str, body: PublisherRequest, ctx: Ctx) -> dict[str, Any]:
+async def publisher(session_id: str, body: PublisherRequest, ctx: Ctx, request: Request) -> dict[str, Any]:
     """Holds the session's media to WebRTC or RTMP, or leaves the choice to the agent. `publisher.changed` tells when it is done."""
-    found = ctx.sessions.registry.get(session_id)
+    found = await here(ctx, current(request.scope), session_id)
     await ctx.sessions.set_publisher(found, body.mode)
     return found.view()

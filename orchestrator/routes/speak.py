@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from pydantic import Field
 
 from musetalk_agent.protocol.http import Strict
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
+from orchestrator.routes.access import current
 from orchestrator.routes.context import Ctx
+from orchestrator.routes.elsewhere import here
 
 router = APIRouter(tags=["speech"])
 MAX_TEXT = 5000
@@ -24,9 +26,10 @@ class SpeakRequest(Strict):
 
 
 @router.post("/session/{session_id}/speak", status_code=202)
-async def speak(session_id: str, body: SpeakRequest, ctx: Ctx) -> dict[str, int]:
+async def speak(session_id: str, body: SpeakRequest, ctx: Ctx, request: Request) -> dict[str, int]:
     """Speaks a text. Answers at once with the number of its segment; playback events tell the rest."""
-    live = ctx.sessions.registry.get(session_id).running()
+    live = (await here(ctx, current(request.scope), session_id)).running()
+    ctx.sessions.admit()
     if not body.text.strip():
         raise ProblemError(ErrorCode.INVALID_REQUEST, "text: there is nothing to say in it.", field="text")
     live.speech.check()

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from musetalk_agent.protocol.messages import Event, Failed, LinkAck, LinkVoice, PublisherChanged
+from musetalk_agent.protocol.messages import Event, Failed, LinkAck, LinkHello, LinkVoice, PublisherChanged
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.agents.client import AgentLease
 from orchestrator.agents.link import AgentLink, LinkLost, LinkOver, LinkPeer
@@ -40,6 +40,7 @@ class AgentSide:
         hear: takes what the agent says was heard (segment, seconds, now).
         tell: takes the agent's events, but for failures, which end `run`.
         voice: takes what the agent says is due, when the orchestrator publishes the voice.
+        greet: takes what the agent says when it is reached.
         adopt_after: see `AgentLink`.
     """
 
@@ -53,13 +54,14 @@ class AgentSide:
         hear: Callable[[int, float, float], None],
         tell: Callable[[Event], None],
         voice: Callable[[LinkVoice], None],
+        greet: Callable[[LinkHello], None],
         adopt_after: int | None = None,
     ) -> None:
         self.lease = lease
         self.vitals = Vitals(time.monotonic())
         self._hear, self._tell = hear, tell
         self._failure: asyncio.Future[ProblemError] = asyncio.get_running_loop().create_future()
-        peer = LinkPeer(take, self._on_event, self._on_ack, voice)
+        peer = LinkPeer(take, self._on_event, self._on_ack, voice, greet)
         self.link = AgentLink(lease, session_id, peer, metrics, adopt_after=adopt_after)
 
     async def run(self, at_agent_s: Callable[[], float]) -> None:

@@ -11,11 +11,14 @@ from collections.abc import Awaitable, Callable
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.metrics import Metrics
 from orchestrator.store.base import SessionStore, StoredSession, StoreError
+from orchestrator.store.seal import Seal, derive
 
 LEASE_S = 10.0
 RENEW_S = 2.5
 RETRY_S = 1.0
 """Between two tries of a store that fails."""
+OWNS_S = 0.5
+"""A session that lost its agent does not wait longer for the store before it moves."""
 Record = Callable[[], StoredSession]
 _log = logging.getLogger(__name__)
 
@@ -24,28 +27,36 @@ class Ledger:
     """Writes behind: `note` returns at once, and a task writes what a session is then. It also keeps the leases.
 
     Args:
-        store: open.
+        store: not yet open.
+        secret: from which the key of what is sealed is derived.
         owner_url: this orchestrator's public address, if it has one.
         metrics: where failures are counted.
 
     Attributes:
         owner: this process's name in the store.
         failing: whether the store's last call failed.
+        seal: closes what is secret; there after `open`.
         on_lost: called with the id of a session that another orchestrator has taken; set before `run`.
     """
 
-    def __init__(self, store: SessionStore, owner_url: str | None, metrics: Metrics) -> None:
+    def __init__(self, store: SessionStore, secret: str, owner_url: str | None, metrics: Metrics) -> None:
         self.store = store
+        self._secret = secret
         self.owner = "orc_" + secrets.token_hex(6)
         self.owner_url = owner_url
         self.failing = False
-        self.on_lost: Callable[[str], None] = lambda session_id: None
+        self.on_lost: Callable[[str], object] = lambda session_id: None
         self._metrics = metrics
         self._held: dict[str, Record] = {}
         self._left: dict[str, StoredSession] = {}
         self._dirty: set[str] = set()
         self._wake = asyncio.Event()
         self._renew_at = 0.0
+
+    async def open(self) -> None:
+        """Opens the store. Raises StoreError."""
+        await self.store.open()
+        self.seal = Seal(derive(self._secret, "sessions", self.store.deployment_id))
 
     async def run(self) -> None:
         """Writes and renews until it is cancelled."""
@@ -63,19 +74,19 @@ class Ledger:
 
     # --- sessions of this process
 
-    async def enter(self, session_id: str, record: Record) -> None:
-        """A session begins here. Raises ProblemError `store_unavailable` where the store is shared and fails.
+    async def enter(self, session_id: str, record: Record, *, known: bool = False) -> None:
+        """A session begins here, or goes on here that the store has `known` already.
 
-        Elsewhere the session goes on and is written when that is possible again. With a shared store it must not: another
-        orchestrator's reaper would take its avatar for an orphan.
+        Raises ProblemError `store_unavailable` where the store is shared and fails: another orchestrator's reaper would take a
+        new session's avatar for an orphan. Any other session goes on, and is written when that is possible again.
         """
         self._held[session_id] = record
         try:
             await self.store.claim(session_id, self.owner, LEASE_S)
             await self.store.save(record())
         except StoreError as error:
-            self._failed(error)
-            if self.store.shared:
+            self.failed(error)
+            if self.store.shared and not known:
                 del self._held[session_id]
                 raise unavailable() from error
             self.note(session_id)
@@ -99,6 +110,14 @@ class Ledger:
         self._held.pop(session_id, None)
         self._dirty.discard(session_id)
         await self._try(self.store.delete(session_id))
+        await self._try(self.store.release(session_id, self.owner))
+
+    def freeze(self, session_id: str) -> None:
+        """What the session is now is what will be handed over, whatever becomes of its parts until then."""
+        record = self._held.get(session_id)
+        if record is not None:
+            last = record()
+            self._held[session_id] = lambda: last
 
     async def hand_over(self, session_id: str) -> None:
         """Gives a running session up for another orchestrator, or the next process, to take at once."""
@@ -118,9 +137,10 @@ class Ledger:
     async def owns(self, session_id: str) -> bool:
         """Whether the session is still this process's; a store that fails is no reason to doubt it."""
         try:
-            return await self.store.claim(session_id, self.owner, LEASE_S)
-        except StoreError as error:
-            self._failed(error)
+            async with asyncio.timeout(OWNS_S):
+                return await self.store.claim(session_id, self.owner, LEASE_S)
+        except (StoreError, TimeoutError) as error:
+            self.failed(error)
             return True
 
     async def flush(self) -> None:
@@ -134,7 +154,7 @@ class Ledger:
         try:
             return await self.store.load(session_id)
         except StoreError as error:
-            self._failed(error)
+            self.failed(error)
             raise unavailable() from error
 
     async def others(self, known: set[str]) -> list[StoredSession]:
@@ -142,8 +162,25 @@ class Ledger:
         try:
             return [session for session in await self.store.sessions() if session.session_id not in known]
         except StoreError as error:
-            self._failed(error)
+            self.failed(error)
             return []
+
+    async def holder(self, session_id: str) -> str | None:
+        """Who owns a session now. Raises ProblemError `store_unavailable`."""
+        try:
+            return await self.store.holder(session_id)
+        except StoreError as error:
+            self.failed(error)
+            raise unavailable() from error
+
+    def failed(self, error: Exception) -> None:
+        """A call of the store failed."""
+        self._metrics.store_errors.inc()
+        if not self.failing:
+            _log.error("the store fails", extra={"error": str(error)})
+        self.failing = True
+        self._renew_at = 0.0  # the leases are the first thing to see to when it works again
+        self._wake.set()
 
     # --- inside
 
@@ -160,7 +197,7 @@ class Ledger:
                 await self.store.release(session_id, self.owner)
                 self._left.pop(session_id, None)
         except StoreError as error:
-            self._failed(error)
+            self.failed(error)
             return False
         if self.failing:
             _log.info("the store works again")
@@ -196,14 +233,7 @@ class Ledger:
         try:
             await call
         except StoreError as error:
-            self._failed(error)
-
-    def _failed(self, error: StoreError) -> None:
-        self._metrics.store_errors.inc()
-        if not self.failing:
-            _log.error("the store fails", extra={"error": str(error)})
-        self.failing = True
-        self._renew_at = 0.0  # the leases are the first thing to see to when it works again
+            self.failed(error)
 
 
 def unavailable() -> ProblemError:

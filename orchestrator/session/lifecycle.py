@@ -8,18 +8,22 @@ import string
 import time
 from typing import Any
 
-from musetalk_agent.protocol.http import AgentSession, PublisherMode
+from musetalk_agent.protocol.http import AgentSession, PublisherMode, SessionState
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.session.options import SessionOptions
-from orchestrator.session.owner import SessionOwner
+from orchestrator.session.owner import HANDED_OVER, SessionOwner
 from orchestrator.session.record import Session, SessionOrder
 from orchestrator.session.registry import SessionRegistry
 from orchestrator.session.services import Services
 from orchestrator.session.snapshots import refresh
+from orchestrator.session.stored import from_record
+from orchestrator.store.base import StoredSession
 
 __all__ = ["Services", "SessionLifecycle"]
 
 UNDO_S = 5.0
+_DRAINING_RETRY_S = 5
+_DRAINING_POLL_S = 0.05
 _ID_LETTERS = string.ascii_letters + string.digits
 _ID_LENGTH = 16  # 95 bits
 
@@ -31,6 +35,7 @@ class SessionLifecycle:
         self._services = services
         self.options = options
         self.registry = SessionRegistry(options.keep_s)
+        self.draining = False
 
     async def start(self, order: SessionOrder) -> Session:
         """Starts a session and returns it when its agent is ready and linked. Cancelling undoes the start.
@@ -38,6 +43,7 @@ class SessionLifecycle:
         Raises ProblemError: the agent's own, `at_capacity`, `agent_unavailable`, `livekit_unavailable`, or `session_ended`
         when it was stopped meanwhile. Nothing of a failed start remains.
         """
+        self.admit()
         begun = time.time()
         session = Session(
             session_id="ses_" + "".join(secrets.choice(_ID_LETTERS) for _ in range(_ID_LENGTH)),
@@ -61,6 +67,37 @@ class SessionLifecycle:
         metrics.start_seconds.observe(time.time() - begun)
         return session
 
+    def adopt(self, record: StoredSession) -> Session:
+        """Goes on with a session that another process began; its lease is ours. Returns at once: `started` tells the rest."""
+        session = from_record(record, self._services.ledger.seal)
+        self.registry.add(session)
+        owner = SessionOwner(session, self._services, self.options, record)
+        session.owner = asyncio.create_task(self._own(session, owner), name=f"session-{session.session_id}")
+        return session
+
+    def admit(self) -> None:
+        """Raises ProblemError `draining` when nothing new may begin."""
+        if self.draining:
+            text = "The service shuts down: try again, another one takes over."
+            raise ProblemError(ErrorCode.DRAINING, text, retry_after_s=_DRAINING_RETRY_S)
+
+    async def drain(self, within_s: float) -> None:
+        """Lets nothing new begin. Returns when nobody speaks any more, or after `within_s`."""
+        self.draining = True
+        until = time.monotonic() + within_s
+        while time.monotonic() < until and any(s.live and not s.live.quiet for s in self.registry.running()):  # noqa: ASYNC110
+            await asyncio.sleep(_DRAINING_POLL_S)
+
+    def let_go(self, session_id: str) -> asyncio.Task[None] | None:
+        """Another process goes on with the session, or will: here it ends, and elsewhere nothing changes."""
+        session = next((s for s in self.registry.running() if s.session_id == session_id), None)
+        if session is None or session.owner is None or session.end_reason is not None:
+            return None
+        self._services.ledger.freeze(session_id)
+        session.end_reason = HANDED_OVER
+        session.owner.cancel()
+        return session.owner
+
     async def stop(self, session: Session, reason: str = "stopped") -> None:
         """Ends a session in whatever state it is; any number of times, also at once. Returns when it has ended."""
         owner = session.owner
@@ -72,7 +109,15 @@ class SessionLifecycle:
         await asyncio.wait({owner})
 
     async def aclose(self) -> None:
-        """Ends every session; starts that were given up are waited for a moment, so that they too are undone."""
+        """Ends every session, or leaves those that run for the next process where the store outlives this one.
+
+        Starts that were given up are waited for a moment, so that they too are undone.
+        """
+        self.draining = True
+        if self._services.ledger.store.durable:
+            ready = [s for s in self.registry.running() if s.base_state is not SessionState.STARTING]
+            leaving = [self.let_go(session.session_id) for session in ready]
+            await asyncio.gather(*(owner for owner in leaving if owner is not None))
         await asyncio.gather(*(self.stop(session, "shutdown") for session in self.registry.running()))
         await self._services.background.aclose(UNDO_S)
 
@@ -100,5 +145,10 @@ class SessionLifecycle:
 
     async def _own(self, session: Session, owner: SessionOwner) -> None:
         await owner.run()
-        if session.started.exception() is not None:
+        if session.end_reason == HANDED_OVER:
             self.registry.forget(session)
+        elif session.started.exception() is not None and not owner.adopted:
+            self.registry.forget(session)
+            await self._services.ledger.forget(session.session_id)
+        else:
+            self._services.ledger.leave(session.session_id)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 from musetalk_agent.protocol.messages import (
     CLOSE_GOING_AWAY,
@@ -19,6 +18,7 @@ from musetalk_agent.protocol.messages import (
     Event,
     Failed,
     Hello,
+    LinkHello,
     LinkVoice,
     PlaybackFinished,
     PlaybackStarted,
@@ -40,7 +40,9 @@ from orchestrator.session.agent_side import AgentSide
 from orchestrator.session.clears import Clears
 from orchestrator.session.options import SessionOptions
 from orchestrator.session.outbox import Connection, Outbox
+from orchestrator.session.speaker import Speaker
 from orchestrator.session.speech import Speech
+from orchestrator.store.base import Progress
 
 TICK_S = 0.05
 ACK_EVERY_S = 0.2
@@ -48,18 +50,6 @@ KEEP_MORE_S = 30.0
 """Speech kept for another agent beyond the backlog limit."""
 _QUIET = frozenset({"hello", "ack", "pong", "session.state"})
 """Messages that are no event of the session; the owner tells its states."""
-
-
-class Speaker(Protocol):
-    """Who turns items into sound: it pulls them with `LiveSession.next_item` and tells what was heard."""
-
-    def wake(self) -> None:
-        """There may be an item."""
-        ...
-
-    def outstanding_s(self, now: float) -> float:
-        """Seconds of speech pulled and not yet heard."""
-        ...
 
 
 class LiveSession:
@@ -84,8 +74,13 @@ class LiveSession:
         self.speech = Speech(self, metrics)
         self.sample_rate: int | None = None
         self.received_samples = 0
+        self._cleared_samples = 0
+        self._inherited: Progress | None = None
+        self._segments_told = 0
         self.last_audio_at: float | None = None
         self.suspicion: str | None = None
+        self.on_progress: Callable[[], None] = lambda: None
+        """Called when `progress` has changed without an event."""
         self.known_position: Callable[[], tuple[int, float] | None] = lambda: None
         """Where the voice is, if somebody knows it better than the agent."""
         self.on_forwarded: Callable[[LinkItem], None] = _ignore
@@ -114,6 +109,7 @@ class LiveSession:
             hear=self._tracker.on_heard,
             tell=self.on_event,
             voice=lambda due: self.on_voice(due),
+            greet=self._greeted,
             adopt_after=adopt_after,
         )
         self.side = side
@@ -124,6 +120,33 @@ class LiveSession:
             self._drops_before += side.link.drops
             if self.side is side:
                 self.side = None
+
+    def inherit(self, known: Progress) -> None:
+        """Another process had the session before; what its agent says of it counts more than what is known here."""
+        self._inherited = known
+        self.sample_rate = known.sample_rate
+
+    def _greeted(self, hello: LinkHello) -> None:
+        known, self._inherited = self._inherited, None
+        if known is not None:
+            self._tracker.inherit(known.segments, known.unfinished, hello.segments)
+            self.received_samples = max(hello.received_samples or 0, known.cleared_samples)
+
+    def without_agent(self) -> None:
+        """The agent that had the inherited session is gone, and with it what it had not said."""
+        if self._inherited is not None:
+            self._greeted(LinkHello(items=0, received_samples=self._inherited.received_samples))
+
+    def progress(self) -> Progress:
+        """What another process must know to go on with the session."""
+        return self._inherited or Progress(
+            segments=self._tracker.opened,
+            unfinished=self._tracker.unfinished,
+            events_seen=self.side.link.events_seen if self.side else 0,
+            sample_rate=self.sample_rate,
+            received_samples=self.received_samples,
+            cleared_samples=self._cleared_samples,
+        )
 
     async def wait_connected(self) -> None:
         """Returns once the agent's `/audio` is open."""
@@ -217,6 +240,8 @@ class LiveSession:
         """`clear`: takes effect at once; `cleared` follows when the agent has answered."""
         self.speech.cancel()
         clearing = self._tracker.clear(time.monotonic())
+        self._cleared_samples = self.received_samples
+        self.on_progress()
         self._wake()
         self._flush()
         return clearing
@@ -359,6 +384,9 @@ class LiveSession:
     def _tick(self, now: float) -> None:
         if self._tracker.tick(now):
             self._wake()
+        if self._segments_told != self._tracker.opened:
+            self._segments_told = self._tracker.opened
+            self.on_progress()
         self._flush()
         if self.received_samples != self._told_samples and now - self._told_at >= ACK_EVERY_S:
             self._told_samples, self._told_at = self.received_samples, now

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from functools import partial
 from typing import Any
 
 from musetalk_agent.protocol.http import SessionState
+from musetalk_agent.protocol.messages import CLOSE_RESTART
 from musetalk_agent.protocol.problems import ErrorCode, Problem, ProblemError
+from orchestrator.agents.client import AgentLease
 from orchestrator.agents.link import LinkOver
 from orchestrator.ingress import RoomIngress
 from orchestrator.session.agent_side import AgentLost
@@ -19,18 +22,30 @@ from orchestrator.session.placing import Placing
 from orchestrator.session.record import Session
 from orchestrator.session.services import Services
 from orchestrator.session.snapshots import SNAPSHOT_TIMEOUT_S, refresh
+from orchestrator.session.stored import to_record
 from orchestrator.session.telling import ingress_attributes, tell_state
 from orchestrator.session.watch import Lifetime
+from orchestrator.store.base import StoredSession
 
 LINK_OPEN_S = 10.0
+HANDED_OVER = "handed_over"
+"""The `end_reason` of a session that ends only here: another process goes on with it."""
 _log = logging.getLogger(__name__)
 
 
 class SessionOwner:
-    """Runs one session. `end_reason` set on the session before `run` is cancelled says why it ends."""
+    """Runs one session. `end_reason` set on the session before `run` is cancelled says why it ends.
 
-    def __init__(self, session: Session, services: Services, options: SessionOptions) -> None:
+    Args:
+        known: what the store has of a session that another process began.
+    """
+
+    def __init__(
+        self, session: Session, services: Services, options: SessionOptions, known: StoredSession | None = None
+    ) -> None:
         self._session = session
+        self._known = known
+        self.adopted = known is not None
         self._services = services
         self._options = options
         self._placing = Placing(services, options)
@@ -43,10 +58,12 @@ class SessionOwner:
         problem: ProblemError | None = None
         reason = "stopped"
         try:
-            await self._open()
+            await self._enter()
             reason = await self._serve()
         except asyncio.CancelledError:  # only `stop` cancels the owner: what follows is the end it asked for
             reason = session.end_reason or "stopped"
+        except TakenOver:
+            session.end_reason = HANDED_OVER
         except AgentLost as error:
             problem = ProblemError(ErrorCode.AGENT_UNAVAILABLE, f"The session was lost: {error}. Start another one.")
             reason = "agent_lost"
@@ -59,9 +76,28 @@ class SessionOwner:
             problem = ProblemError(ErrorCode.INTERNAL, "The session failed for a reason of our own; see the logs.")
             reason = problem.code.value
         session.end_reason = session.end_reason or reason  # from here on `stop` waits and does not cancel
-        await self._close(problem)
+        if session.end_reason == HANDED_OVER:
+            await self._let_go()
+        else:
+            await self._close(problem)
 
     # --- the beginning
+
+    async def _enter(self) -> None:
+        """Opens the session, or takes it up where another process was lost."""
+        session, known, ledger = self._session, self._known, self._services.ledger
+        record = partial(to_record, session, ledger)
+        if known is not None and known.agent_url is not None:
+            session.lease = self._services.pool.adopt(session.session_id, known.agent_url)
+        await ledger.enter(session.session_id, record, known=known is not None)
+        if known is None:
+            await self._open()
+        elif known.state is SessionState.STARTING:
+            text = "The session was lost while it was starting. Start another one."
+            raise ProblemError(ErrorCode.AGENT_UNAVAILABLE, text)
+        elif not session.readable:
+            text = "The session was lost: what was stored of it cannot be read with this LIVEKIT_API_SECRET."
+            raise ProblemError(ErrorCode.INTERNAL, text)
 
     async def _open(self) -> None:
         """Room, ingress, place at an agent, avatar in the room. What it did is on the session for `_close` to undo."""
@@ -85,9 +121,10 @@ class SessionOwner:
         session.live = live
         tasks: set[asyncio.Task[Any]] = {asyncio.create_task(live.run(), name=f"live-{session.session_id}")}
         try:
+            live.on_progress = partial(self._services.ledger.note, session.session_id)
             self._services.voices.begin(session)
-            await self._link(live)
-            tell_state(self._services.events, session, SessionState.READY)
+            await (self._link(live) if self._known is None else self._relink(live, self._known))
+            tell_state(self._services.events, session, SessionState.READY, "adopted" if self._known else None)
             session.started.set_result(None)
             _log.info("session ready", extra={"session_id": session.session_id, "room": session.order.room})
             tasks.add(asyncio.create_task(self._attend(live), name=f"attend-{session.session_id}"))
@@ -108,11 +145,29 @@ class SessionOwner:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _link(self, live: LiveSession) -> None:
+    async def _relink(self, live: LiveSession, known: StoredSession) -> None:
+        """The same for a session of another process. When its agent is gone too, it moves to another one as soon as it is ready."""
+        session = self._session
+        live.inherit(known.progress)
+        try:
+            if session.lease is None:
+                raise AgentLost("session_lost", "its agent is none of AGENT_URL's any more", time.monotonic())
+            agents = self._services.agents
+            session.snapshot = await agents.session(session.lease, session.session_id, SNAPSHOT_TIMEOUT_S)
+            await self._link(live, known.progress.events_seen)
+        except (AgentLost, ProblemError) as error:
+            live.without_agent()
+            session.lease = session.lease or AgentLease(known.agent_url or "")
+            lost = error if isinstance(error, AgentLost) else AgentLost("session_lost", str(error), time.monotonic())
+            self._serving = asyncio.create_task(_raise(lost))
+
+    async def _link(self, live: LiveSession, adopt_after: int | None = None) -> None:
         """Opens the link to the session's agent. Raises what ended it, or AgentLost when it takes too long."""
         lease = self._session.lease
         assert lease is not None
-        self._serving = serving = asyncio.create_task(live.serve(lease), name=f"serve-{live.session_id}")
+        self._serving = serving = asyncio.create_task(
+            live.serve(lease, adopt_after=adopt_after), name=f"serve-{live.session_id}"
+        )
         up = asyncio.create_task(live.wait_connected())
         try:
             await asyncio.wait({up, serving}, timeout=LINK_OPEN_S, return_when=asyncio.FIRST_COMPLETED)
@@ -131,6 +186,8 @@ class SessionOwner:
         session = self._session
         while True:
             lost, to = await self._until_lost(live)
+            if not await self._services.ledger.owns(session.session_id):
+                raise TakenOver
             await self._moving.move(session, live, lost, to)
             try:
                 await self._link(live)
@@ -225,6 +282,20 @@ class SessionOwner:
             session.started.set_exception(problem or session.over())
             session.started.exception()  # whoever waited may be gone; that is no reason for a warning
 
+    async def _let_go(self) -> None:
+        """Another process goes on with the session: agent and room are left as they are, the sender is to come again."""
+        session, services = self._session, self._services
+        if session.live is not None:
+            session.live.outbox.close(CLOSE_RESTART)
+        services.voices.end(session)
+        await services.ledger.hand_over(session.session_id)
+        services.pool.release(session.session_id)
+        session.retire()
+        _log.info("session handed over", extra={"session_id": session.session_id})
+        if not session.started.done():
+            session.started.set_exception(session.over())
+            session.started.exception()
+
     async def _stop_agent(self) -> None:
         session = self._session
         assert session.lease is not None
@@ -234,6 +305,10 @@ class SessionOwner:
             if error.code is not ErrorCode.SESSION_NOT_FOUND:
                 extra = {"session_id": session.session_id, "code": error.code.value}
                 _log.warning("the agent did not stop the session", extra=extra)
+
+
+class TakenOver(Exception):
+    """The session is another orchestrator's now."""
 
 
 async def _raise(lost: AgentLost) -> None:

@@ -55,6 +55,7 @@ class Placing:
     async def start(self, session: Session, lease: AgentLease) -> None:
         """Starts the session there. On failure it has no lease. Cancelling stops it there once the start is through."""
         session.lease = lease
+        self._services.ledger.note(session.session_id)
         call = self._services.agents.start(lease, self._request(session), self._options.start_timeout_s)
         starting = asyncio.create_task(call, name=f"start-{session.session_id}")
         try:

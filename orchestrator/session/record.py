@@ -61,6 +61,7 @@ class Session:
     """One session. `owner` is the task that runs it; `started` resolves when it is ready, or with what went wrong.
 
     `lease` is None while it has no agent, `placed` says that it had one. `moved_at` are monotonic times.
+    `readable` is false for a session whose stored order cannot be read.
     """
 
     session_id: str
@@ -69,6 +70,7 @@ class Session:
     started: asyncio.Future[None]
     created_at: float = field(default_factory=time.time)
     ended_at: float | None = None
+    readable: bool = True
     base_state: SessionState = SessionState.STARTING
     owner: asyncio.Task[None] | None = None
     lease: AgentLease | None = None
@@ -131,7 +133,7 @@ class Session:
         """The session's audio path. Raises ProblemError `session_ended`, or `session_conflict` while it is starting."""
         if self.live is not None and self.base_state in RUNNING:
             return self.live
-        if self.base_state is SessionState.STARTING:
+        if self.base_state is SessionState.STARTING:  # also while this process takes it over from another
             raise ProblemError(
                 ErrorCode.SESSION_CONFLICT, f"Session {self.session_id} is still starting.", retry_after_s=1
             )

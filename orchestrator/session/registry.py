@@ -41,6 +41,11 @@ class SessionRegistry:
             raise self.unknown(session_id)
         return session
 
+    def holds(self, session_id: str) -> bool:
+        """Whether the session is here, ended or not."""
+        self._prune()
+        return session_id in self._sessions
+
     def unknown(self, session_id: str) -> ProblemError:
         """The error for a session that is not here, or not for this caller."""
         return ProblemError(

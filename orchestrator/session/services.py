@@ -12,6 +12,7 @@ from orchestrator.events import EventBus
 from orchestrator.ingress import Ingresses
 from orchestrator.metrics import Metrics
 from orchestrator.session.background import Background
+from orchestrator.session.ledger import Ledger
 from orchestrator.session.record import Session
 from orchestrator.tokens import Rooms, TokenMinter
 
@@ -66,6 +67,7 @@ class Services:
     minter: TokenMinter
     metrics: Metrics
     events: EventBus
+    ledger: Ledger
     ingresses: Ingresses | None = None
     voices: OwnVoices = field(default_factory=NoVoices)
     background: Background = field(default_factory=Background)

@@ -15,26 +15,44 @@ class StoreError(Exception):
     """The store cannot be used now, or at all; the message says why and holds no secret."""
 
 
+class Progress(BaseModel):
+    """How far a session's sound is.
+
+    Attributes:
+        segments: utterances opened so far.
+        unfinished: those that are not over, and whether they have begun to be heard.
+        events_seen: events of the agent that its sender was told.
+        sample_rate: of its `/audio`, once sound has come.
+        received_samples: of `/audio`, taken so far.
+        cleared_samples: of `/audio`, taken when the last clear came: they are not to be sent again, heard or not.
+    """
+
+    segments: int = 0
+    unfinished: dict[int, bool] = {}
+    events_seen: int = 0
+    sample_rate: int | None = None
+    received_samples: int = 0
+    cleared_samples: int = 0
+
+
 class StoredSession(BaseModel):
     """One session, without sound and without text.
 
     Attributes:
         sealed: the order as the client gave it, encrypted: addresses in it may carry keys. See `seal.Seal`.
         agent_url: the agent that runs it; None while it has none.
+        key: name of the caller's key.
         owner: the orchestrator whose session it is, "" when that one has given it up for another to take.
         owner_url: its public address, for clients that came to the wrong one.
         moves: how often it changed its agent.
-        segments: utterances opened so far.
-        open: those that are not finished, and whether they have begun to be heard.
-        events_seen: events of the agent that its sender was told.
-        sample_rate: of its `/audio`, once sound has come.
-        cleared_samples: of `/audio`, taken when the last clear came: they are not to be sent again, heard or not.
+        progress: how far it is.
         view: body of `GET /session/{id}` when it was last saved.
     """
 
     session_id: str
     identity: str
     room: str
+    key: str = ""
     sealed: str
     agent_url: str | None = None
     created_at: float
@@ -45,11 +63,7 @@ class StoredSession(BaseModel):
     owner: str
     owner_url: str | None = None
     moves: int = 0
-    segments: int = 0
-    open: dict[int, bool] = {}
-    events_seen: int = 0
-    sample_rate: int | None = None
-    cleared_samples: int = 0
+    progress: Progress = Progress()
     view: dict[str, Any] = {}
 
     @property

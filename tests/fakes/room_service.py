@@ -26,6 +26,11 @@ class FakeRoomService:
             asked = api.CreateRoomRequest.FromString(body)
             self.rooms[asked.name] = asked
             return Response(api.Room(name=asked.name).SerializeToString(), media_type="application/protobuf")
+        if method == "ListRooms":
+            listed = api.ListRoomsResponse(rooms=[api.Room(name=name) for name in self.rooms])
+            return Response(listed.SerializeToString(), media_type="application/protobuf")
+        if method == "ListParticipants":
+            return Response(api.ListParticipantsResponse().SerializeToString(), media_type="application/protobuf")
         assert method == "RemoveParticipant"
         gone = api.RoomParticipantIdentity.FromString(body)
         self.removed.append((gone.room, gone.identity))

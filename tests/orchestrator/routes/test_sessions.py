@@ -54,7 +54,8 @@ async def test_the_agents_token_publishes_as_an_agent(running: Stage) -> None:
     started = await running.start(room="demo", speaker="agent-7")
     told = claims(running.agent.only.request.livekit_token)
     assert told["kind"] == "agent" and told["sub"] == started["avatar_identity"]
-    assert told["attributes"] == {"lk.publish_on_behalf": "agent-7"}
+    deployment_id = running.app.state.context.ledger.store.deployment_id
+    assert told["attributes"] == {"lk.publish_on_behalf": "agent-7", "avatar.deployment": deployment_id}
     assert told["video"]["canPublishSources"] == ["camera", "microphone"]
     assert told["video"]["canUpdateOwnMetadata"] is True and "roomAdmin" not in told["video"]
     assert told["roomConfig"]["syncStreams"] is True

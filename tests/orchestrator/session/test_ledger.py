@@ -36,8 +36,8 @@ async def until(true: Callable[[], bool], within_s: float = 10.0) -> None:
 @asynccontextmanager
 async def kept(store: SessionStore) -> AsyncIterator[Ledger]:
     """A ledger at work on a store."""
-    await store.open()
-    ledger = Ledger(store, "https://here", Metrics())
+    ledger = Ledger(store, "secret", "https://here", Metrics())
+    await ledger.open()
     work = asyncio.create_task(ledger.run())
     try:
         yield ledger
@@ -66,11 +66,11 @@ async def test_a_change_is_written_and_the_end_too() -> None:
         await ledger.enter("ses_a", life.record)
         assert await ledger.store.load("ses_a") == life.now
         assert await ledger.store.holder("ses_a") == ledger.owner
-        life.turn(segments=3)
+        life.turn(moves=3)
         ledger.note("ses_a")
         ledger.note("ses_never_entered")
         await asyncio.sleep(0.1)
-        assert [record.segments for record in await ledger.store.sessions()] == [3]
+        assert [record.moves for record in await ledger.store.sessions()] == [3]
         life.turn(state=SessionState.STOPPED)
         ledger.leave("ses_a")
         await asyncio.sleep(0.1)

@@ -1,0 +1,67 @@
+"""What keeps sessions beyond the life of a process: the store, the ledger that fills it, adoption, and the reaper."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from orchestrator.reaper import Reaper
+from orchestrator.routes.context import Context
+from orchestrator.session.adoption import Adoption
+from orchestrator.settings import Settings
+from orchestrator.store.base import SessionStore
+from orchestrator.store.sqlite import SqliteStore
+
+
+def make_store(settings: Settings) -> SessionStore:
+    """The store that the settings name, not yet open."""
+    keep_s = settings.session_options.keep_s
+    if settings.redis_url is None:
+        return SqliteStore(settings.store_path, keep_s)
+    from orchestrator.store.redis_store import RedisStore  # the extra [redis]
+
+    return RedisStore(settings.redis_url.get_secret_value(), keep_s)
+
+
+@asynccontextmanager
+async def surviving(context: Context) -> AsyncIterator[None]:
+    """Sessions of earlier processes are there when it is entered. When it is left they have ended, or wait for the next process.
+
+    Raises StoreError when the store cannot be opened.
+    """
+    ledger, sessions = context.ledger, context.sessions
+    await ledger.open()
+    context.minter.deployment_id = ledger.store.deployment_id
+    context.events.listen(lambda event: ledger.note(event.session_id))
+    ledger.on_lost = sessions.let_go
+    adoption = Adoption(sessions, ledger, context.metrics)
+    reaper = Reaper(
+        ledger.store,
+        context.rooms,
+        context.ingresses,
+        lambda: {session.session_id for session in sessions.registry.running()},
+        context.metrics,
+    )
+    writing = asyncio.create_task(ledger.run(), name="ledger")
+    looking: list[asyncio.Task[None]] = []
+    try:
+        await adoption.first()
+        looking += [
+            asyncio.create_task(adoption.run(), name="adoption"),
+            asyncio.create_task(reaper.run(), name="reaper"),
+        ]
+        yield
+    finally:
+        await _end(looking)
+        await context.starts.aclose()
+        await sessions.aclose()
+        await ledger.flush()
+        await _end([writing])
+        await ledger.store.aclose()
+
+
+async def _end(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
