@@ -33,6 +33,8 @@ _HEADERS = {
 HSTS = "max-age=31536000"
 """For a service that is reached over https: browsers shall not try without, for a year."""
 _SESSION_ID = re.compile(r"ses_[A-Za-z0-9]{1,60}")
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+"""What is told apart in the metrics; a client may send any word."""
 _DENIED = frozenset({401, 403, 429})
 
 
@@ -133,9 +135,10 @@ class Guard:
 
     def _count(self, scope: Scope, status: int, seconds: float) -> None:
         route = _route(scope)
-        self._metrics.requests.labels(method=scope["method"], route=route, status=str(status)).inc()
+        method = scope["method"] if scope["method"] in _METHODS else "other"
+        self._metrics.requests.labels(method=method, route=route, status=str(status)).inc()
         self._metrics.request_seconds.labels(route=route).observe(seconds)
-        extra = {"method": scope["method"], "route": route, "status": status, "seconds": round(seconds, 4)}
+        extra = {"method": method, "route": route, "status": status, "seconds": round(seconds, 4)}
         params = scope.get("path_params", {})
         if "session_id" in params:
             extra["session_id"] = str(params["session_id"])[:64]

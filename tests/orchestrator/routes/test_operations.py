@@ -55,6 +55,15 @@ async def metrics(running: Stage) -> dict[tuple[str, str], float]:
     }
 
 
+async def test_callers_cannot_make_metrics(running: Stage) -> None:
+    for number in range(3):
+        await running.http.request(f"WORD{number}", f"/no/{number}")
+        await running.http.request("GET", f"/session/{number}")
+    requests = [labels for labels in await metrics(running) if labels[0] == "avatar_http_requests_total"]
+    assert ("avatar_http_requests_total", "other,(none),404") in requests
+    assert not any("WORD" in labels or "/no/" in labels or "/session/1" in labels for _, labels in requests)
+
+
 async def test_debug_audio_tells_the_source(running: Stage) -> None:
     async with running.live() as (started, line):
         pcm = np.tile(np.array([16384, -16384], "<i2"), 4000).tobytes()
