@@ -1,0 +1,187 @@
+"""Orchestrators as processes that can be killed, with a real agent and a real LiveKit; and a sender that does not give up."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import numpy as np
+import websockets
+
+from orchestrator.livekit_server import LiveKitAccess
+from orchestrator.processes import Child, free_port
+from orchestrator.tokens import LiveKitKeys, Rooms
+from tests.fakes.agent_server import AGENT_KEY
+from tests.fakes.stage import API_KEY
+
+RATE = 16_000
+BLOCK = 640
+
+
+class Server(Child):
+    """A process of ours on a port of its own."""
+
+    def __init__(self, module: str, environment: dict[str, str], port: int | None = None) -> None:
+        self.port = port or free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        command = [sys.executable, "-m", module, "serve", "--host", "127.0.0.1", "--port", str(self.port)]
+        super().__init__(module, command, {"LOG_LEVEL": "ERROR", **environment})
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        os.kill(self._process.pid, number)
+
+    async def kill(self) -> None:
+        """-9; returns when it is gone."""
+        self.signal(signal.SIGKILL)
+        await self.ended()
+
+
+@dataclass
+class World:
+    """A LiveKit, an agent, and the orchestrators that a test starts."""
+
+    livekit: LiveKitAccess
+    agent: Server
+    rooms: Rooms
+    stack: AsyncExitStack
+
+    async def orchestrator(self, port: int | None = None, **environment: str) -> Server:
+        """Starts one; on the same port to follow another."""
+        known = {
+            "LIVEKIT_URL": self.livekit.url,
+            "LIVEKIT_API_KEY": self.livekit.api_key,
+            "LIVEKIT_API_SECRET": self.livekit.api_secret,
+            "ORCHESTRATOR_API_KEY": API_KEY,
+            "AGENT_URL": self.agent.url,
+            "AGENT_API_KEY": AGENT_KEY,
+            "VOICE_STANDBY": "off",
+        }
+        server = Server("orchestrator", known | environment, port)
+        await server.start()
+        self.stack.push_async_callback(server.stop)
+        await server.ready(f"{server.url}/health", 60)
+        return server
+
+    async def call(self, server: Server, method: str, path: str, **body: Any) -> httpx.Response:
+        """One request."""
+        headers = {"Authorization": f"Bearer {API_KEY}"}
+        async with httpx.AsyncClient(trust_env=False, timeout=30, headers=headers) as http:
+            return await http.request(method, server.url + path, json=body or None)
+
+    async def begin(self, server: Server) -> dict[str, Any]:
+        """A session in the room `survivors`."""
+        answer = await self.call(server, "POST", "/session/start", room="survivors", engine="pattern")
+        assert answer.status_code == 200, answer.text
+        return dict(answer.json())
+
+    async def avatars(self) -> list[str]:
+        """Who of ours is in the room, of whatever deployment."""
+        from livekit import api
+
+        answer = await self.rooms._client.room.list_participants(api.ListParticipantsRequest(room="survivors"))
+        return [one.identity for one in answer.participants]
+
+    async def taken(self, session_id: str) -> int:
+        """Samples that the agent has taken of the session."""
+        headers = {"Authorization": f"Bearer {AGENT_KEY}"}
+        async with httpx.AsyncClient(trust_env=False, timeout=10, headers=headers) as http:
+            answer = (await http.get(f"{self.agent.url}/session/{session_id}")).json()
+        return next((stage["count"] for stage in answer["funnel"] if stage["stage"] == "samples"), 0)
+
+
+@asynccontextmanager
+async def world(livekit: LiveKitAccess) -> AsyncIterator[World]:
+    """Everything but an orchestrator."""
+    async with AsyncExitStack() as stack:
+        agent = Server("musetalk_agent", {"AGENT_API_KEY": AGENT_KEY, "AGENT_ENGINE": "pattern"})
+        await agent.start()
+        stack.push_async_callback(agent.stop)
+        rooms = Rooms(LiveKitKeys(livekit.url, livekit.url, livekit.api_key, livekit.api_secret))
+        await rooms.open()
+        stack.push_async_callback(rooms.aclose)
+        await agent.ready(f"{agent.url}/health", 60)
+        yield World(livekit, agent, rooms, stack)
+
+
+def speech(seconds: float) -> np.ndarray[Any, np.dtype[np.int16]]:
+    """A tone that is no silence anywhere."""
+    return (np.sin(np.arange(round(seconds * RATE)) * 0.3) * 8000).astype("<i2")
+
+
+@dataclass
+class Sender:
+    """Sends PCM in real time, and goes on where `hello` says whenever its connection is lost.
+
+    `address` is asked before every connection. `messages` are all that came, `hellos` the counts and when they came.
+    """
+
+    address: Callable[[], str]
+    pcm: np.ndarray[Any, np.dtype[np.int16]]
+    messages: list[dict[str, Any]] = field(default_factory=list)
+    hellos: list[tuple[float, int]] = field(default_factory=list)
+    closes: list[int | None] = field(default_factory=list)
+
+    def of(self, kind: str) -> list[dict[str, Any]]:
+        return [message for message in self.messages if message["type"] == kind]
+
+    async def run(self) -> None:
+        """Returns when everything was sent and every segment that was told of has finished."""
+        while True:
+            try:
+                async with websockets.connect(self.address(), proxy=None, compression=None) as socket:
+                    reading = asyncio.create_task(self._read(socket))
+                    try:
+                        await self._send(socket)
+                        await self._finished()
+                        return
+                    finally:
+                        reading.cancel()
+                        await asyncio.gather(reading, return_exceptions=True)
+            except (OSError, websockets.ConnectionClosed, websockets.InvalidHandshake) as error:
+                if isinstance(error, websockets.ConnectionClosed):
+                    self.closes.append(error.rcvd.code if error.rcvd else None)
+                await asyncio.sleep(0.1)
+
+    async def until(self, kind: str, within_s: float = 30.0) -> None:
+        async with asyncio.timeout(within_s):
+            while not self.of(kind):  # noqa: ASYNC110 - the reader tells nobody
+                await asyncio.sleep(0.02)
+
+    async def _read(self, socket: websockets.ClientConnection) -> None:
+        async for text in socket:
+            message = json.loads(text)
+            if message["type"] == "hello":
+                self.hellos.append((time.monotonic(), message["received_samples"]))
+            self.messages.append(message)
+
+    async def _send(self, socket: websockets.ClientConnection) -> None:
+        known = len(self.hellos)
+        while len(self.hellos) == known:
+            if socket.close_code is not None:
+                await socket.send("")  # raises why it is closed
+            await asyncio.sleep(0.005)
+        at, begun = self.hellos[-1][1], time.monotonic()
+        first = at
+        await socket.send('{"type":"audio.start"}')
+        while at < len(self.pcm):
+            await socket.send(self.pcm[at : at + BLOCK].tobytes())
+            at += BLOCK
+            await asyncio.sleep(max(0.0, begun + (at - first) / RATE - time.monotonic()))
+        await socket.send('{"type":"audio.end"}')
+
+    async def _finished(self) -> None:
+        started = {message["segment"] for message in self.of("playback.started")}
+        async with asyncio.timeout(30):
+            while not started or started - {message["segment"] for message in self.of("playback.finished")}:
+                await asyncio.sleep(0.02)
+                started = {message["segment"] for message in self.of("playback.started")}

@@ -1,0 +1,144 @@
+"""Orchestrators that are killed, restarted, drained and doubled: real processes, a real agent, LiveKit, Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from orchestrator.livekit_server import LiveKitAccess
+from tests.orchestrator.survivors import RATE, Sender, Server, World, speech, world
+from tests.servers.redis import redis_server
+
+pytestmark = [pytest.mark.livekit, pytest.mark.timeout(150)]
+
+
+def nothing_lost(sender: Sender, seconds: float) -> None:
+    """Every segment was finished once, none was cut, and together they are what was said."""
+    finished = [message["segment"] for message in sender.of("playback.finished")]
+    assert sorted(finished) == list(range(1, len(finished) + 1)), finished
+    assert not any(message["interrupted"] for message in sender.of("playback.finished"))
+    played = sum(message["position_s"] for message in sender.of("playback.finished"))
+    assert played == pytest.approx(seconds, abs=0.005)
+    assert sender.of("error") == []
+
+
+async def ended(here: World, server: Server, session_id: str) -> None:
+    """Stops the session; nothing of it is left."""
+    stopped = await here.call(server, "POST", f"/session/{session_id}/stop")
+    assert stopped.json()["state"] == "stopped"
+    async with asyncio.timeout(10):
+        while await here.avatars():  # noqa: ASYNC110 - LiveKit tells nobody here
+            await asyncio.sleep(0.1)
+
+
+async def test_killed_mid_sentence_and_started_again(livekit_server: LiveKitAccess, tmp_path: Path) -> None:
+    store = str(tmp_path / "o.db")
+    async with world(livekit_server) as here:
+        first = await here.orchestrator(STORE_PATH=store)
+        started = await here.begin(first)
+        sender = Sender(lambda: started["audio_url"], speech(6.0))
+        sending = asyncio.create_task(sender.run())
+        await sender.until("playback.started")
+        await asyncio.sleep(1.0)
+        await first.kill()
+        killed = time.monotonic()
+        taken = await here.taken(started["session_id"])
+        second = await here.orchestrator(first.port, STORE_PATH=store)
+        await asyncio.wait_for(sending, 60)
+        print(f"killed -> heard of again: {sender.hellos[-1][0] - killed:.1f} s")
+        assert 0 < sender.hellos[-1][1] == taken < 6 * RATE
+        assert await here.taken(started["session_id"]) == 6 * RATE
+        nothing_lost(sender, 6.0)
+        assert await here.avatars() == [started["avatar_identity"]]
+        session = (await here.call(second, "GET", f"/session/{started['session_id']}")).json()
+        assert (session["state"], session["moves"], session["room"]) == ("ready", 0, "survivors")
+        await ended(here, second, started["session_id"])
+        await second.kill()
+        third = await here.orchestrator(first.port, STORE_PATH=store)
+        over = (await here.call(third, "GET", f"/session/{started['session_id']}")).json()
+        assert (over["state"], over["end_reason"]) == ("stopped", "stopped")
+        again = await here.call(third, "POST", f"/session/{started['session_id']}/stop")
+        assert again.json() == over
+
+
+async def test_sigterm_lets_speech_end_and_hands_the_session_over(
+    livekit_server: LiveKitAccess, tmp_path: Path
+) -> None:
+    store = str(tmp_path / "o.db")
+    async with world(livekit_server) as here:
+        first = await here.orchestrator(STORE_PATH=store, DRAIN_S="30")
+        started = await here.begin(first)
+        sender = Sender(lambda: started["audio_url"], speech(2.0))
+        sending = asyncio.create_task(sender.run())
+        await sender.until("playback.started")
+        first.signal(signal.SIGTERM)
+        await asyncio.sleep(0.3)
+        refused = await here.call(first, "POST", "/session/start", room="other", engine="pattern")
+        assert (refused.status_code, refused.json()["code"]) == (503, "draining")
+        assert "retry-after" in refused.headers
+        health = await here.call(first, "GET", "/health")
+        assert (health.status_code, health.json()["status"]) == (503, "draining")
+        await asyncio.wait_for(sending, 30)
+        nothing_lost(sender, 2.0)
+        await asyncio.wait_for(first.ended(), 20)
+        assert await here.avatars() == [started["avatar_identity"]]
+        second = await here.orchestrator(first.port, STORE_PATH=store, DRAIN_S="0")
+        more = Sender(lambda: started["audio_url"], speech(8.0))
+        sending = asyncio.create_task(more.run())
+        await more.until("playback.started")
+        second.signal(signal.SIGTERM)  # mid-sentence, and nobody waits
+        await asyncio.wait_for(second.ended(), 20)
+        assert more.closes in ([], [1012])
+        await here.orchestrator(first.port, STORE_PATH=store)
+        await asyncio.wait_for(sending, 60)
+        assert more.closes == [1012] and more.hellos[0][1] == 2 * RATE
+        assert await here.taken(started["session_id"]) == 8 * RATE
+
+
+async def test_two_on_one_redis_do_not_fight(livekit_server: LiveKitAccess) -> None:
+    async with redis_server() as redis, world(livekit_server) as here:
+        one = await here.orchestrator(REDIS_URL=redis.url, PUBLIC_URL="https://one.example")
+        two = await here.orchestrator(REDIS_URL=redis.url)
+        started = await here.begin(one)
+        path = f"/session/{started['session_id']}"
+        seen = (await here.call(two, "GET", path)).json()
+        assert (seen["state"], seen["avatar_identity"]) == ("ready", started["avatar_identity"])
+        assert [s["session_id"] for s in (await here.call(two, "GET", "/sessions")).json()["sessions"]] == [
+            seen["session_id"]
+        ]
+        for verb in ("stop", "interrupt"):
+            refused = await here.call(two, "POST", f"{path}/{verb}")
+            assert (refused.status_code, refused.json()["code"]) == (421, "session_elsewhere")
+            assert refused.json()["value"] == "https://one.example"
+        owner = one
+        query = started["audio_url"].partition("?")[2]
+        sender = Sender(lambda: f"ws://127.0.0.1:{owner.port}/audio?{query}", speech(5.0))
+        sending = asyncio.create_task(sender.run())
+        await sender.until("playback.started")
+        await asyncio.sleep(1.0)
+        await one.kill()
+        killed, owner = time.monotonic(), two
+        assert (await here.call(two, "POST", f"{path}/stop")).status_code in (409, 421)
+        await asyncio.wait_for(sending, 60)
+        took = sender.hellos[-1][0] - killed
+        print(f"owner killed -> session at the other: {took:.1f} s")
+        assert took < 25
+        assert await here.taken(started["session_id"]) == 5 * RATE
+        nothing_lost(sender, 5.0)
+        assert await here.avatars() == [started["avatar_identity"]]
+        await redis.stop()
+        await asyncio.sleep(3)
+        health = await here.call(two, "GET", "/health")
+        assert (health.status_code, health.json()["store"]) == (200, "failing")
+        refused = await here.call(two, "POST", "/session/start", room="other", engine="pattern")
+        assert (refused.status_code, refused.json()["code"]) == (503, "store_unavailable")
+        assert (await here.call(two, "GET", path)).json()["state"] == "ready"
+        await redis.start()
+        async with asyncio.timeout(20):
+            while (await here.call(two, "GET", "/health")).json()["store"] != "ok":  # noqa: ASYNC110
+                await asyncio.sleep(0.2)
+        await ended(here, two, started["session_id"])
