@@ -17,6 +17,7 @@ _EPILOG = """environment of serve:
 optional: ORCHESTRATOR_KEYS_FILE ALLOWED_ORIGINS AUDIT_LOG WEBHOOK_URL WEBHOOK_SECRET ALLOW_PRIVATE_URLS AUDIO_IDLE_S
           PUBLIC_URL LIVEKIT_PUBLIC_URL CORS_ORIGINS VOICE SESSION_MAX_S SESSION_IDLE_TTL_S VIEWER_GRACE_S
           AUDIO_MESSAGE_BYTES AUDIO_BACKLOG_S AUDIO_BYTES_PER_S AVATAR_UPLOAD_BYTES LOG_LEVEL
+          STORE_PATH REDIS_URL DRAIN_S
 """
 
 
@@ -92,6 +93,7 @@ def serve(host: str, port: int) -> int:
     """Serves until SIGINT or SIGTERM."""
     from musetalk_agent.protocol import logs
     from orchestrator.app import create_app
+    from orchestrator.routes.context import Context
     from orchestrator.serving import DrainingServer, server_config
     from orchestrator.settings import SettingsError, load
 
@@ -104,7 +106,9 @@ def serve(host: str, port: int) -> int:
     app = create_app(settings)
 
     async def drain() -> None:
-        await app.state.context.sessions.drain(settings.drain_s)
+        context: Context = app.state.context
+        await context.sessions.drain(settings.drain_s)
+        context.events.close()
 
     DrainingServer(server_config(app, settings, host=host, port=port), drain).run()
     return 0

@@ -66,8 +66,7 @@ class LiveSession:
         self._due_at = 0.0
         self._gate = Gate(options.limits, time.monotonic())
         self._clears = Clears(session_id, metrics)
-        self._told_samples = 0
-        self._told_at = 0.0
+        self._told_samples, self._told_at, self._told_segments = 0, 0.0, 0
         self.side: AgentSide | None = None
         self.outbox = Outbox(metrics)
         self.meter = Meter()
@@ -76,16 +75,15 @@ class LiveSession:
         self.received_samples = 0
         self._cleared_samples = 0
         self._inherited: Progress | None = None
-        self._segments_told = 0
         self.last_audio_at: float | None = None
         self.suspicion: str | None = None
         self.on_progress: Callable[[], None] = lambda: None
         """Called when `progress` has changed without an event."""
         self.known_position: Callable[[], tuple[int, float] | None] = lambda: None
         """Where the voice is, if somebody knows it better than the agent."""
-        self.on_forwarded: Callable[[LinkItem], None] = _ignore
+        self.on_forwarded: Callable[[LinkItem], None] = lambda _: None
         """Called with every item that is forwarded."""
-        self.on_voice: Callable[[LinkVoice], None] = _ignore
+        self.on_voice: Callable[[LinkVoice], None] = lambda _: None
         """Called when the agent says what is due, where the orchestrator publishes the voice."""
 
     # --- life
@@ -130,6 +128,7 @@ class LiveSession:
         known, self._inherited = self._inherited, None
         if known is not None:
             self._tracker.inherit(known.segments, known.unfinished, hello.segments)
+            self._cleared_samples = known.cleared_samples
             self.received_samples = max(hello.received_samples or 0, known.cleared_samples)
 
     def without_agent(self) -> None:
@@ -384,8 +383,8 @@ class LiveSession:
     def _tick(self, now: float) -> None:
         if self._tracker.tick(now):
             self._wake()
-        if self._segments_told != self._tracker.opened:
-            self._segments_told = self._tracker.opened
+        if self._told_segments != self._tracker.opened:
+            self._told_segments = self._tracker.opened
             self.on_progress()
         self._flush()
         if self.received_samples != self._told_samples and now - self._told_at >= ACK_EVERY_S:
@@ -398,7 +397,3 @@ class LiveSession:
             if isinstance(event, PlaybackFinished):
                 self._metrics.segments.labels(interrupted=str(event.interrupted).lower()).inc()
             self.tell(event)
-
-
-def _ignore(_: object) -> None:
-    """For what nobody wants to know."""

@@ -14,7 +14,7 @@ from orchestrator.store.base import Progress, StoredSession
 from orchestrator.store.seal import Seal, SealBroken
 
 
-class _Sealed(BaseModel):
+class Sealed(BaseModel):
     """What only this deployment may read: addresses carry keys."""
 
     order: SessionOrder
@@ -25,7 +25,7 @@ class _Sealed(BaseModel):
 def to_record(session: Session, ledger: Ledger) -> StoredSession:
     """The session as it is now."""
     live, ingress = session.live, session.ingress
-    sealed = _Sealed(
+    sealed = Sealed(
         order=session.order,
         publisher_mode=session.publisher_mode,
         ingress_url=ingress.target.url if ingress is not None else None,
@@ -55,7 +55,7 @@ def from_record(record: StoredSession, seal: Seal) -> Session:
     order = SessionOrder(room=record.room, avatar=AvatarSource(), picture=Picture(), key=record.key)
     mode, ingress_url, readable = order.publisher, None, True
     try:
-        sealed = _Sealed.model_validate_json(seal.open(record.sealed))
+        sealed = Sealed.model_validate_json(seal.open(record.sealed))
         order, mode, ingress_url = sealed.order, sealed.publisher_mode, sealed.ingress_url
     except (SealBroken, ValueError):
         readable = False
