@@ -6,12 +6,12 @@ import asyncio
 import json
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 
 import pytest
 
 from musetalk_agent.protocol.http import AgentStartRequest, AvatarSource
-from musetalk_agent.protocol.messages import Event, SegmentEnd, SegmentStart
+from musetalk_agent.protocol.messages import Event, PlaybackStarted, SegmentEnd, SegmentStart
 from orchestrator.agents.client import AgentLease
 from orchestrator.agents.link import AgentLink, LinkLost, LinkOver, LinkPeer
 from orchestrator.audio.items import LinkItem
@@ -21,6 +21,7 @@ from tests.fakes.relay import Relay, relay
 from tests.fakes.serving import plain_config, serving
 
 HEADERS = {"Authorization": f"Bearer {AGENT_KEY}"}
+REQUEST = AgentStartRequest(session_id="s", room="r", livekit_url="ws://none", livekit_token="t", avatar=AvatarSource())
 
 
 class Source:
@@ -37,10 +38,7 @@ class Source:
 @asynccontextmanager
 async def agent_behind_relay() -> AsyncIterator[tuple[FakeAgent, FakeSession, Relay]]:
     agent = FakeAgent()
-    request = AgentStartRequest(
-        session_id="s", room="r", livekit_url="ws://none", livekit_token="t", avatar=AvatarSource()
-    )
-    session = agent.sessions["s"] = FakeSession(request)
+    session = agent.sessions["s"] = FakeSession(REQUEST)
     async with serving(plain_config(agent.app)) as url, relay(url) as between:
         yield agent, session, between
 
@@ -106,6 +104,42 @@ async def test_an_agent_that_stays_away_is_given_up() -> None:
         link = AgentLink(AgentLease(between.url, HEADERS), "s", Source().peer(), Metrics(), open_s=0.3)
         with pytest.raises(LinkLost, match=r"for 0\.3 s"):
             await asyncio.wait_for(link.run(), 5)
+
+
+async def test_an_agent_that_was_there_is_given_up_sooner_and_at_once_when_its_port_is_closed() -> None:
+    for refuses, why in ((True, r"for 0\.5 s"), (False, "process is gone")):
+        async with AsyncExitStack() as stack:
+            agent = FakeAgent()
+            agent.sessions["s"] = FakeSession(REQUEST)
+            url = await stack.enter_async_context(serving(plain_config(agent.app)))
+            network = AsyncExitStack()
+            stack.push_async_callback(network.aclose)
+            between = await network.enter_async_context(relay(url))
+            link = AgentLink(AgentLease(between.url, HEADERS), "s", Source().peer(), Metrics(), give_up_s=0.5)
+            with running(link) as task:
+                await link.wait_connected()
+                if refuses:
+                    between.refuse = True
+                    between.cut()
+                else:
+                    await network.aclose()
+                with pytest.raises(LinkLost, match=why):
+                    await asyncio.wait_for(task, 5)
+
+
+async def test_a_session_that_another_orchestrator_began_goes_on_from_what_the_agent_has() -> None:
+    source = Source()
+    async with agent_behind_relay() as (_, session, between):
+        session.items = 7
+        for number in (1, 2, 3):
+            session.tell(PlaybackStarted(segment=number))
+        link = AgentLink(AgentLease(between.url, HEADERS), "s", source.peer(), Metrics(), adopt_after=2)
+        with running(link):
+            await until(lambda: len(source.events) == 1)
+            source.items.append(LinkItem(SegmentStart(segment=4, sample_rate=16000).model_dump_json()))
+            link.wake()
+            await until(lambda: session.items == 8 and not link.unacked)
+        assert link.events_seen == 3
 
 
 async def test_a_session_the_agent_does_not_know_is_over() -> None:

@@ -66,6 +66,24 @@ async def test_avoided_agents_are_not_asked_twice() -> None:
         assert (await pool.acquire("s", avoid=frozenset({urls[0]}))).base_url == urls[1]
 
 
+async def test_an_agent_that_lost_a_session_is_the_last_to_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with fleet(2) as (pool, agents, urls):
+        for n in range(2):
+            await pool.acquire(f"s{n}")
+        lost, other = pool.leases()
+        pool.lost(lost)
+        agents[0].hung = True  # whoever is lost may not answer at all: nobody waits for it
+        assert [(await pool.acquire(f"t{n}")).base_url for n in range(3)] == [other.base_url] * 3
+        agents[0].hung = False
+        agents[1].sessions_max = 4
+        pool.release("t0")
+        await pool.acquire("t0")
+        assert (await pool.acquire("u")).base_url == lost.base_url, "nothing else is there"
+        monkeypatch.setattr("orchestrator.agents.pool.LOST_S", 0.0)
+        pool.release("u")
+        assert (await pool.acquire("v")).base_url == urls[0]
+
+
 async def test_the_key_is_not_shown() -> None:
     async with fleet(1) as (pool, _, _):
         assert AGENT_KEY not in repr(pool.leases())
