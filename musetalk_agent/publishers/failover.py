@@ -23,6 +23,7 @@ from musetalk_agent.publishers.ladder_words import SUSPECT_S, Act, Event, Rung, 
 from musetalk_agent.publishers.livekit import QUEUE_MS, SOUND_PATH_S, video_bitrate
 from musetalk_agent.publishers.moving_clock import MovingClock
 from musetalk_agent.publishers.outlets import OutletOptions, Outlets
+from musetalk_agent.publishers.probe import HEALTHY_S
 from musetalk_agent.publishers.quality import QualityWatch
 from musetalk_agent.sync.playout import PlayoutClock
 from musetalk_agent.sync.segment import ROOM_RATE
@@ -32,8 +33,14 @@ log = logging.getLogger(__name__)
 _TICK_S = 0.2
 _STREAM_DOUBT_S = 1.5
 """What a stream that breaks was given last is not known to be heard for so long."""
-INGRESS_LATENCY_S = 4.5
-"""So long after it is pushed to an ingress, sound is heard in the room: 3.7 s with Ingress 1.5, which throws it away at the end."""
+INGRESS_LATENCY_S = 6.0
+"""So long after it is pushed to an ingress, sound is heard in the room: 3.7 s with Ingress 1.5, which throws it away at the end, and
+up to 5.9 s where its machine was busy when it began."""
+_INGRESS_HEALTHY_S = 1.0
+"""A probe is believed sooner, because leaving an ingress takes so long."""
+_WHIP_LATENCY_S = 0.4
+_HUSH_S = 1.0
+"""In a room that was just joined the voice waits so long for a viewer to subscribe to it."""
 
 
 class FailoverPublisher:
@@ -177,6 +184,12 @@ class FailoverPublisher:
         """Time passed, and what the room says of itself is known anew."""
         if self._closing:
             return
+        try:
+            self._look()
+        except Exception:  # a tick that breaks must not be the last one
+            log.exception("the failover's tick broke", extra={"room": self._options.room.room})
+
+    def _look(self) -> None:
         now = self._clock.now()
         self._heard.note(now, self.playout.position())
         room = self._outlets.room
@@ -185,7 +198,9 @@ class FailoverPublisher:
         self._report()
 
     def _all_heard(self, now: float) -> bool:
-        latency_s = INGRESS_LATENCY_S if self._rung is Rung.RTMP and self._options.ingress else 0.0
+        latency_s = _WHIP_LATENCY_S if self._rung is Rung.WHIP else 0.0
+        if self._rung is Rung.RTMP and self._options.ingress:
+            latency_s = INGRESS_LATENCY_S
         return self.playout.dry and self._heard.at(now - latency_s) >= self.playout.handed
 
     def _carry_out(self, acts: list[Act]) -> None:
@@ -238,13 +253,21 @@ class FailoverPublisher:
         rung = self._ladder.rung
         if rung is not self._rung:
             self._change(rung)
-        flows = rung is not Rung.NONE and not self._ladder.holding
+        flows = rung is not Rung.NONE and not self._ladder.holding and not self._hushed()
         self._playout.held = not flows
         if flows:
             self._flow.set()
         else:
             self._flow.clear()
-        self._outlets.probe_if(self._ladder.probing, impatient=not self._settled.is_set())
+        healthy_s = _INGRESS_HEALTHY_S if self._options.ingress else HEALTHY_S
+        self._outlets.probe_if(self._ladder.probing, healthy_s if self._settled.is_set() else 0.0)
+
+    def _hushed(self) -> bool:
+        """Somebody is in the room and cannot hear the avatar yet."""
+        room = self._outlets.room
+        if self._rung is not Rung.LIVEKIT or room is None or not room.state.viewers or room.state.subscribed:
+            return False
+        return self._clock.now() - self._outlets.joined_at < _HUSH_S
 
     def _change(self, rung: Rung) -> None:
         begins = not self._settled.is_set()

@@ -148,6 +148,8 @@ class Ladder(Moves):
         self._go(State.RTMP, "mode")
 
     def _stream_lost(self) -> None:
+        if self.ways.ingress:  # what it had not played yet went with it; a sink keeps only what it could not push
+            self._do(Act.REWIND)
         self._go(State.RTMP_OPENING, "stream_lost")
 
     def _tick_rtmp_opening(self) -> None:

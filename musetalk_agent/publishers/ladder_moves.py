@@ -47,7 +47,10 @@ class Moves:
     @property
     def holding(self) -> bool:
         """The voice waits although something carries: what was sent has to be heard first."""
-        return self.state is State.DRAINING and self._now - self.since >= w.PAUSE_S
+        patience_s = (
+            w.PAUSE_S if self._way is Rung.WHIP else 0.0
+        )  # an ingress is too slow for natural pauses to be seen
+        return self.state is State.DRAINING and self._now - self.since >= patience_s
 
     @property
     def probing(self) -> bool:

@@ -72,7 +72,7 @@ class Outlets:
         self.stream: StreamSink | None = None
         self.whip: StreamSink | None = None
         self.error: PublishFailed | None = None
-        self.heard_at = clock.now()
+        self.heard_at = self.joined_at = clock.now()
         self.attribute = "idle"
         self._token = options.room.token
         self.latest: VideoFrame | None = None
@@ -130,7 +130,7 @@ class Outlets:
             self._spawn(room.aclose(), "failover-leave")
             self._tell(await self._judge(error, self._clock.now() - begun), "")
             return
-        self._pending, self.room = None, room
+        self._pending, self.room, self.joined_at = None, room, self._clock.now()
         self._tell(Event.JOINED, "")
         if self.attribute != "idle":
             await room.set_state(self.attribute)
@@ -228,11 +228,11 @@ class Outlets:
 
     # --- the probe ---------------------------------------------------------------------------------------------------
 
-    def probe_if(self, wanted: bool, *, impatient: bool) -> None:
+    def probe_if(self, wanted: bool, healthy_s: float = 0.0) -> None:
         """Begins or ends the probing of the room."""
         if wanted and self._probe is None:
             options = self._options
-            self._probe = Probe(options.room.url, options.probe_token, self._on_probe, impatient=impatient)
+            self._probe = Probe(options.room.url, options.probe_token, self._on_probe, healthy_s)
         elif not wanted and self._probe is not None:
             probe, self._probe = self._probe, None
             self._spawn(probe.aclose(), "failover-probe-end")
@@ -244,7 +244,7 @@ class Outlets:
 
     async def aclose(self) -> None:
         """Leaves and ends everything, within 7 s; a join that hangs is let go. Idempotent."""
-        self.probe_if(False, impatient=False)
+        self.probe_if(False)
         if self._joining is not None and self._pending is not None:
             self._joining.cancel()
             self._spawn(self._pending.aclose(), "failover-leave")

@@ -38,18 +38,18 @@ async def answers(livekit_url: str) -> bool:
 class Probe:
     """Tries until it is closed.
 
-    A try looks whether the SFU answers over HTTP, then joins, which needs UDP both ways, and stays two seconds. A join through
+    A try looks whether the SFU answers over HTTP, then joins, which needs UDP both ways, and stays a while. A join through
     blocked UDP goes on for a minute, and succeeds at once when the way is free.
 
     Args:
-        token: joins hidden; None leaves it at HTTP, and at two seconds of it.
+        token: joins hidden; None leaves it at HTTP.
         tell: called with the outcome of every try.
-        impatient: a first join that succeeds is enough, for a start.
+        healthy_s: how long a join has to hold.
     """
 
-    def __init__(self, url: str, token: str | None, tell: Callable[[bool], None], *, impatient: bool = False) -> None:
+    def __init__(self, url: str, token: str | None, tell: Callable[[bool], None], healthy_s: float) -> None:
         self._url, self._token, self._tell = url, token, tell
-        self._healthy_s = 0.0 if impatient else HEALTHY_S
+        self._healthy_s = healthy_s
         self._room: rtc.Room | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._task = asyncio.create_task(self._run(), name="probe")

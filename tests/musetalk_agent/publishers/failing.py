@@ -123,6 +123,7 @@ async def failing(
     *,
     mode: PublisherMode = PublisherMode.AUTO,
     beside: bool = False,
+    ingress: bool = False,
     token: str = "",
     url: str = "",
 ) -> AsyncIterator[Failing]:
@@ -133,7 +134,7 @@ async def failing(
     token = token or join_token(access, ROOM, "avatar", "agent", publish=True)
     address = await check_rtmp(rtmp_url, True) if rtmp_url else None
     room = LiveKitOptions(url or access.url, token, ROOM, 25)
-    options = OutletOptions(room, address=address, beside=beside, probe_token=probe_token(access))
+    options = OutletOptions(room, address=address, beside=beside, ingress=ingress, probe_token=probe_token(access))
     publisher = FailoverPublisher(options, mode, clock)
     request = AgentStartRequest(
         session_id="s1", room=ROOM, livekit_url=access.url, livekit_token=token, avatar=AvatarSource()

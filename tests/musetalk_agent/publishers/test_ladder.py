@@ -91,7 +91,7 @@ def reach(state: State, ways: Ways) -> Stand:
         case _:
             made.after(TICK_S, w.DEAD_S)
             if state in (State.RTMP, State.REJOINING, State.SETTLING):
-                made.on(Event.STREAM_UP)
+                made.on(Event.ROOM_LEFT, Event.STREAM_UP)
             if state in (State.REJOINING, State.SETTLING):
                 made.on(Event.PROBE_OK)
             if state is State.SETTLING:
@@ -137,6 +137,7 @@ TABLE: list[tuple[State, Ways, Event, State, list[Act]]] = [
     (S.RTMP_OPENING, PLAIN, E.PROBE_OK, S.JOINING, [A.CLOSE_WHIP, A.CLOSE_STREAM, A.JOIN]),
     (S.RTMP_OPENING, INGRESS, E.STREAM_UP, S.RTMP, []),
     (S.RTMP, PLAIN, E.STREAM_DOWN, S.RTMP_OPENING, []),
+    (S.RTMP, INGRESS, E.STREAM_DOWN, S.RTMP_OPENING, [A.REWIND]),
     (S.RTMP, PLAIN, E.PROBE_OK, S.REJOINING, [A.JOIN]),
     (S.RTMP, PLAIN, E.PROBE_FAILED, S.RTMP, []),
     (S.REJOINING, PLAIN, E.JOINED, S.SETTLING, []),
@@ -256,12 +257,21 @@ def test_an_ingress_is_pushed_to_only_when_the_room_was_left() -> None:
 
 def test_from_an_ingress_the_voice_is_held_until_all_was_heard() -> None:
     made = reach(S.DRAINING, INGRESS)
-    assert made.ladder.rung is Rung.RTMP and not made.ladder.holding
-    made.after(w.PAUSE_S + TICK_S, pause=False)
-    assert made.ladder.holding
+    assert made.ladder.rung is Rung.RTMP and made.ladder.holding
+    assert made.after(w.PAUSE_S + TICK_S, pause=False) == []
     assert made.after(TICK_S, pause=True) == [A.CLOSE_WHIP, A.CLOSE_STREAM, A.JOIN]
     assert made.state is S.JOINING
     assert made.on(Event.JOIN_FAILED) == [A.OPEN_STREAM]
+
+
+def test_from_whip_a_pause_is_waited_for_before_the_voice_is_held() -> None:
+    made = reach(S.WHIP, ALONE)
+    made.after(w.BACK_OFF_S[0])
+    made.on(Event.PROBE_OK)
+    assert made.ladder.rung is Rung.WHIP and not made.ladder.holding
+    made.after(w.PAUSE_S + TICK_S, pause=False)
+    assert made.ladder.holding
+    assert made.after(TICK_S, pause=True)[:1] == [A.CLOSE_WHIP] and made.state is S.JOINING
 
 
 def test_a_start_has_another_way_within_six_seconds() -> None:
