@@ -105,6 +105,7 @@ class Voicing:
 
     def open(self) -> None:
         """The session begins. Raises VoiceBusyError when the orchestrator is to speak and has no line left."""
+        self._live.known_position = self.position
         if not self._stays or self._make is None:
             return
         try:
@@ -118,7 +119,6 @@ class Voicing:
         if self._always:
             self._line.follow(0, 0.0, 0.0)
             self._live.on_forwarded, self._live.on_voice = self._take, self._due
-        self._live.known_position = self.position
 
     def close(self) -> None:
         """The session is over: leaves the room."""
