@@ -23,8 +23,6 @@ from musetalk_agent.protocol.messages import (
     PlaybackFinished,
     PlaybackStarted,
     PublisherChanged,
-    ServerMessage,
-    StateChanged,
     Warned,
 )
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
@@ -48,8 +46,6 @@ TICK_S = 0.05
 ACK_EVERY_S = 0.2
 KEEP_MORE_S = 30.0
 """Speech kept for another agent beyond the backlog limit."""
-_QUIET = frozenset({"hello", "ack", "pong", "session.state"})
-"""Messages that are no event of the session; the owner tells its states."""
 
 
 class LiveSession:
@@ -59,7 +55,6 @@ class LiveSession:
         self.session_id = session_id
         self._options = options
         self._metrics = metrics
-        self._events = events
         self._tracker = SegmentTracker(options.limits.backlog_s + KEEP_MORE_S)
         self._speaker: Speaker | None = None
         self._drops_before = 0
@@ -68,7 +63,7 @@ class LiveSession:
         self._clears = Clears(session_id, metrics)
         self._told_samples, self._told_at, self._told_segments = 0, 0.0, 0
         self.side: AgentSide | None = None
-        self.outbox = Outbox(metrics)
+        self.outbox = Outbox(session_id, metrics, events)
         self.meter = Meter()
         self.speech = Speech(self, metrics)
         self.sample_rate: int | None = None
@@ -179,7 +174,7 @@ class LiveSession:
         self._flush()
         self._clears.give_up()
         if problem is not None:
-            self.tell(Failed(code=problem.code, message=problem.detail))
+            self.outbox.tell(Failed(code=problem.code, message=problem.detail))
         self.outbox.close(CLOSE_GOING_AWAY if problem is None else CLOSE_INTERNAL)
 
     # --- the sender
@@ -274,17 +269,7 @@ class LiveSession:
 
     def warn(self, code: str, message: str) -> None:
         """Tells the sender that something went wrong which does not end the connection."""
-        self.tell(Warned(code=code, message=message))
-
-    def tell(self, message: ServerMessage) -> None:
-        """Tells the sender, and whoever follows the session's events."""
-        self.outbox.put(message)
-        if message.type not in _QUIET:
-            self._events.publish(self.session_id, message.type, message.model_dump(exclude={"type"}, exclude_none=True))
-
-    def tell_state(self, state: str, reason: str | None) -> None:
-        """Tells the sender of the session's state."""
-        self.tell(StateChanged(state=state, reason=reason))
+        self.outbox.tell(Warned(code=code, message=message))
 
     # --- what is known
 
@@ -369,9 +354,9 @@ class LiveSession:
                 self._clears.answer(clearing)
         elif isinstance(event, Warned):
             self.suspicion = event.suspicion or self.suspicion
-            self.tell(event)
+            self.outbox.tell(event)
         elif isinstance(event, PublisherChanged):
-            self.tell(event)
+            self.outbox.tell(event)
         self._flush()
 
     # --- inside
@@ -396,4 +381,4 @@ class LiveSession:
         for event in self._tracker.take_events():
             if isinstance(event, PlaybackFinished):
                 self._metrics.segments.labels(interrupted=str(event.interrupted).lower()).inc()
-            self.tell(event)
+            self.outbox.tell(event)

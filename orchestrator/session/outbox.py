@@ -1,4 +1,4 @@
-"""What a session tells its one `/audio` connection, also when there is none for a moment."""
+"""What a session tells: its one `/audio` connection, also when there is none for a moment, and whoever follows its events."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections import deque
 
 from musetalk_agent.protocol.messages import CLOSE_POLICY, Ack, Failed, ServerMessage
 from musetalk_agent.protocol.problems import ErrorCode
+from orchestrator.events import EventBus
 from orchestrator.metrics import Metrics
 
 QUEUE_MESSAGES = 512
@@ -61,10 +62,12 @@ class Connection:
 
 
 class Outbox:
-    """Where a session's messages go: the newest connection, or a bounded memory for the next one."""
+    """Where a session's messages go: the newest connection, or a bounded memory for the next one; events to the bus too."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, session_id: str, metrics: Metrics, events: EventBus) -> None:
+        self._session_id = session_id
         self._metrics = metrics
+        self._events = events
         self._missed: deque[tuple[float, ServerMessage]] = deque()
         self.connection: Connection | None = None
 
@@ -88,6 +91,11 @@ class Outbox:
         """The connection's socket is gone."""
         if self.connection is connection:
             self.connection = None
+
+    def tell(self, event: ServerMessage) -> None:
+        """Tells the sender of an event, and whoever follows the session."""
+        self.put(event)
+        self._events.publish(self._session_id, event.type, event.model_dump(exclude={"type"}, exclude_none=True))
 
     def put(self, message: ServerMessage) -> None:
         """Tells the sender; without one it is kept for the next."""

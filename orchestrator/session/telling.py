@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from musetalk_agent.protocol.http import SessionState
+from musetalk_agent.protocol.messages import StateChanged
 from orchestrator.events import STATE, EventBus
 from orchestrator.session.live import LiveSession
 from orchestrator.session.record import Session
@@ -17,7 +18,7 @@ def tell_state(events: EventBus, session: Session, to: SessionState, reason: str
     session.move(to)
     events.publish(session.session_id, STATE, {"state": to.value, "reason": reason})
     if known and session.live is not None:
-        session.live.tell_state(to.value, reason)
+        session.live.outbox.put(StateChanged(state=to.value, reason=reason))
 
 
 def ingress_attributes(session: Session, live: LiveSession) -> dict[str, str] | None:
