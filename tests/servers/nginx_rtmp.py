@@ -72,8 +72,10 @@ class NginxRtmp:
         config = self._folder / "nginx.conf"
         config.write_text(_CONFIG.format(module=found, folder=self._folder, host=self._host, port=self.port))
         program = shutil.which("nginx") or "/usr/sbin/nginx"
+        setpriv = shutil.which("setpriv")  # it ends even when the tests are killed outright
+        through = [setpriv, "--pdeathsig", "KILL"] if setpriv else []
         self._process = await asyncio.create_subprocess_exec(
-            program, "-p", str(self._folder), "-c", str(config), "-e", str(self._folder / "error.log"),
+            *through, program, "-p", str(self._folder), "-c", str(config), "-e", str(self._folder / "error.log"),
             stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
         )  # fmt: skip
         for _ in range(200):
