@@ -109,6 +109,7 @@ class EventBus:
         self._clock = clock
         self._histories: OrderedDict[str, _History] = OrderedDict()
         self._listeners: list[Listener] = []
+        self._closed = False
 
     def publish(self, session_id: str, type: str, data: Mapping[str, object]) -> None:
         """Tells everybody who listens; never blocks. `data` is JSON and holds no secret.
@@ -147,7 +148,7 @@ class EventBus:
                 f"Events after {after} may be missing: {HISTORY} are kept, by the orchestrator that runs the session."
             )
             waiting.insert(0, self._overrun(session_id, message))
-        stream = EventStream(waiting, ended=history.over)
+        stream = EventStream(waiting, ended=history.over or self._closed)
         history.streams.add(stream)
         self._metrics.event_streams.inc()
         return stream
@@ -163,7 +164,8 @@ class EventBus:
         self._listeners.append(listener)
 
     def close(self) -> None:
-        """Ends every stream, so that nobody holds up the end of the service."""
+        """Ends every stream, and every later one, so that nobody holds up the end of the service."""
+        self._closed = True
         for history in self._histories.values():
             for stream in list(history.streams):
                 stream.end()

@@ -63,6 +63,7 @@ async def audio(socket: WebSocket) -> None:
     with ExitStack() as held:
         try:
             session, audio_format, sample_rate = await _admit(ctx, socket)
+            live = session.running()
             held.enter_context(ctx.access.quotas.connection(session.order.key))
         except ProblemError as error:
             ctx.metrics.audio_errors.labels(code=error.code.value).inc()
@@ -71,7 +72,7 @@ async def audio(socket: WebSocket) -> None:
             return
         ctx.access.audit.note(session.order.key, "audio", "ok", session_id=session.session_id)
         await socket.accept()
-        await _serve(ctx, socket, session.running(), audio_format, sample_rate)
+        await _serve(ctx, socket, live, audio_format, sample_rate)
 
 
 async def _serve(

@@ -15,6 +15,7 @@ from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.events import EventStream, SessionEvent
 from orchestrator.routes.access import current
 from orchestrator.routes.context import Ctx
+from orchestrator.routes.elsewhere import here
 
 router = APIRouter(tags=["sessions"])
 HEARTBEAT_S = 15.0
@@ -35,7 +36,7 @@ async def events(
 
     With `Last-Event-ID` the history begins after that event, so that a reader that was cut off misses nothing.
     """
-    ctx.sessions.registry.get(session_id)
+    await here(ctx, current(request.scope), session_id)
     after = _after(last_event_id)
     with ExitStack() as held:
         held.enter_context(ctx.access.quotas.connection(current(request.scope).name))

@@ -153,6 +153,7 @@ async def test_closing_ends_every_stream() -> None:
     await asyncio.sleep(0)
     bus.close()
     assert await waiting is None
+    assert await drained(bus.subscribe("a")) == []
 
 
 async def test_no_secret_is_told() -> None:
