@@ -253,3 +253,19 @@ async def test_rtmps_goes_to_the_checked_address_and_checks_the_name(nginx: Ngin
     finally:
         tls.close()
         await asyncio.sleep(0.1)
+
+
+async def test_a_refusal_that_quotes_the_key_is_told_without_it(nginx: NginxRtmp) -> None:
+    url = nginx.url("topsecret-key", app="nowhere")
+    told = asyncio.Event()
+    async with pushing(url, changed=told.set, connect_s=0) as sink:
+        await asyncio.wait_for(told.wait(), 5)
+        assert sink.state.error and "topsecret" not in sink.state.error
+        assert "topsecret" not in repr(sink.options) and "topsecret" not in repr(sink.state)
+
+
+async def test_two_pushes_of_one_key_are_not_both_taken(nginx: NginxRtmp) -> None:
+    told = asyncio.Event()
+    async with pushing(nginx.url()), pushing(nginx.url(), changed=told.set, connect_s=0) as second:
+        await asyncio.wait_for(told.wait(), 5)
+        assert second.state.error == "The server refuses: NetStream.Publish.BadName."
