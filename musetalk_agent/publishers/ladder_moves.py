@@ -103,6 +103,8 @@ class Moves:
 
     def _take_stream(self, reason: str) -> None:
         """From nothing to RTMP."""
+        if self.ways.ingress:
+            self._no_return_before = max(self._no_return_before, self._now + w.INGRESS_STAY_S)
         if self.ways.ingress and self._room:
             self._leave_room()
             self._go(State.LEAVING, reason)

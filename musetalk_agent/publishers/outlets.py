@@ -31,6 +31,8 @@ NEVER_REJOIN = frozenset({"PARTICIPANT_REMOVED", "ROOM_DELETED", "ROOM_CLOSED", 
 _QUICK_S = 2.0
 _REFUSALS = ("401", "403")
 _CLOSE_S = 7.0
+_INGRESS_PICTURE_BYTES = 1500
+"""Ingress hands on what it gets by some kilobytes: of a still picture that is seconds, of pictures this large a fraction of one."""
 
 Tell = Callable[[Event, str], None]
 
@@ -209,6 +211,7 @@ class Outlets:
             bitrate=room.max_bitrate or video_bitrate(frame),
             address=self._options.address,
             token=self._token,
+            picture_bytes=_INGRESS_PICTURE_BYTES if self._options.ingress else 0,
         )
 
     def _on_stream(self) -> None:

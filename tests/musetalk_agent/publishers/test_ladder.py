@@ -280,7 +280,9 @@ def test_a_start_has_another_way_within_six_seconds() -> None:
     made.after(w.STREAM_AT_START_S + TICK_S)
     assert made.state is S.LOST and made.now - 100 < 6.1
     made = begun(INGRESS)
-    assert made.after(w.PROBE_AT_START_S + TICK_S) == [A.OPEN_STREAM] and made.ladder.probing
+    assert made.after(w.PROBE_AT_START_S + TICK_S) == [A.OPEN_STREAM] and not made.ladder.probing
+    made.after(w.INGRESS_STAY_S)
+    assert made.state is S.LOST
     assert begun(INGRESS).ladder.probing
     made = begun(ALONE)
     made.after(w.ALONE_AT_START_S + TICK_S)
