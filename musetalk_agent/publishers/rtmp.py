@@ -35,8 +35,8 @@ _CODECS = Codecs(
 class _RtmpPush:
     """A link, with the encoders and FFmpeg's FLV muxer in front of it."""
 
-    def __init__(self, address: RtmpAddress, attempt: int) -> None:
-        self._link = RtmpLink(address, attempt)
+    def __init__(self, address: RtmpAddress, attempt: int, picture_bytes: int) -> None:
+        self._link = RtmpLink(address, attempt, picture_bytes)
         self._container: OutputContainer | None = None
         self._encoder: StreamEncoder
 
@@ -103,7 +103,7 @@ class RtmpSink(StreamSink):
         self._address: RtmpAddress = options.address
 
     def _connect(self, attempt: int) -> Push:
-        return _RtmpPush(self._address, attempt)
+        return _RtmpPush(self._address, attempt, self.options.picture_bytes)
 
     def _tell(self, error: Exception) -> str:
         return super()._tell(error).replace(self._address.key, "…")

@@ -41,13 +41,19 @@ class RtmpLink:
     Args:
         address: where to, checked.
         attempt: which of the addresses to take, counted on over the attempts.
+        picture_bytes: pictures smaller than this are padded.
         tls: makes the context that checks certificates; only asked for rtmps.
     """
 
     def __init__(
-        self, address: RtmpAddress, attempt: int = 0, tls: Callable[[], ssl.SSLContext] = ssl.create_default_context
+        self,
+        address: RtmpAddress,
+        attempt: int = 0,
+        picture_bytes: int = 0,
+        tls: Callable[[], ssl.SSLContext] = ssl.create_default_context,
     ) -> None:
         self._address = address
+        self._picture_bytes = picture_bytes
         self._ip = address.addresses[attempt % len(address.addresses)]
         self._tls = tls
         self._plain: socket.socket | None = None
@@ -90,7 +96,7 @@ class RtmpLink:
         if not self.broken:
             try:
                 for message in self._flv.feed(bytes(data), self._stream):
-                    self._send(wire.chunks(message))
+                    self._send(wire.chunks(wire.padded(message, self._picture_bytes)))
             except OSError:
                 self.broken = True
                 raise

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 Amf = float | bool | str | None | dict[str, "Amf"]
 
@@ -42,6 +42,15 @@ class Message:
     body: bytes
     stream: int = 0
     time_ms: int = 0
+
+
+def padded(message: Message, size: int) -> Message:
+    """A picture (H.264 in FLV) of at least `size` bytes: a NAL unit of filler follows it, which decoders throw away."""
+    missing = size - len(message.body) - 6
+    if message.kind != VIDEO or missing < 0 or message.body[1:2] != b"\x01":  # 0 there: the decoder's configuration
+        return message
+    filler = b"\x0c" + b"\xff" * missing + b"\x80"
+    return replace(message, body=message.body + len(filler).to_bytes(4, "big") + filler)
 
 
 def pack(*values: Amf) -> bytes:

@@ -41,7 +41,7 @@ class StreamOptions:
     """What to push where.
 
     `url` is secret for RTMP, and `address` what `check_rtmp` made of it; for WHIP it is LiveKit's ws(s) URL, and `token` joins.
-    Sizes are even; `bitrate` is that of the pictures, in bit/s.
+    Sizes are even; `bitrate` is that of the pictures, in bit/s. RTMP pads pictures smaller than `picture_bytes`.
     """
 
     url: str = field(repr=False)
@@ -51,6 +51,7 @@ class StreamOptions:
     bitrate: int
     address: RtmpAddress | None = None
     token: str | None = field(default=None, repr=False)
+    picture_bytes: int = 0
 
 
 @dataclass(slots=True)

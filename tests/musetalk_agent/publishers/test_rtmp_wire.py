@@ -103,3 +103,17 @@ def test_any_bytes_are_read_or_refused_and_nothing_else(data: bytes) -> None:
         unpack(data)
     except RtmpError:
         pass
+
+
+def test_small_pictures_are_padded_by_a_nal_unit_of_filler_and_nothing_else_is() -> None:
+    slice_unit = (5).to_bytes(4, "big") + b"\x41aaaa"
+    picture = Message(wire.VIDEO, b"\x27\x01\x00\x00\x00" + slice_unit, 1, 40)
+    padded = wire.padded(picture, 200)
+    assert len(padded.body) == 200 and padded.body.startswith(picture.body) and padded.time_ms == 40
+    filler = padded.body[len(picture.body) :]
+    assert int.from_bytes(filler[:4], "big") == len(filler) - 4
+    assert (filler[4], filler[5:-1], filler[-1]) == (12, b"\xff" * (len(filler) - 6), 0x80)
+    configuration = Message(wire.VIDEO, b"\x17\x00\x00\x00\x00avcC")
+    large = Message(wire.VIDEO, b"\x27\x01" + bytes(300))
+    for other in (configuration, large, Message(wire.AUDIO, b"\xaf\x01abc"), picture):
+        assert wire.padded(other, 200 if other is not picture else 0) == other
