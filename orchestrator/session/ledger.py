@@ -50,6 +50,7 @@ class Ledger:
         self._held: dict[str, Record] = {}
         self._left: dict[str, StoredSession] = {}
         self._dirty: set[str] = set()
+        self._gone: set[str] = set()
         self._wake = asyncio.Event()
         self._renew_at = 0.0
 
@@ -105,12 +106,12 @@ class Ledger:
             self._left[session_id] = record()
             self._wake.set()
 
-    async def forget(self, session_id: str) -> None:
-        """A session nobody was told of."""
-        self._held.pop(session_id, None)
-        self._dirty.discard(session_id)
-        await self._try(self.store.delete(session_id))
-        await self._try(self.store.release(session_id, self.owner))
+    def forget(self, session_id: str) -> None:
+        """A session nobody was told of: for everybody here it is gone at once."""
+        if self._held.pop(session_id, None) is not None:
+            self._dirty.discard(session_id)
+            self._gone.add(session_id)
+            self._wake.set()
 
     def freeze(self, session_id: str) -> None:
         """What the session is now is what will be handed over, whatever becomes of its parts until then."""
@@ -151,6 +152,8 @@ class Ledger:
 
     async def elsewhere(self, session_id: str) -> StoredSession | None:
         """What is known of a session that is not here. Raises ProblemError `store_unavailable`."""
+        if session_id in self._gone:
+            return None
         try:
             return await self.store.load(session_id)
         except StoreError as error:
@@ -160,7 +163,7 @@ class Ledger:
     async def others(self, known: set[str]) -> list[StoredSession]:
         """Every other session, ended ones too; none while the store fails."""
         try:
-            return [session for session in await self.store.sessions() if session.session_id not in known]
+            return [one for one in await self.store.sessions() if one.session_id not in known | self._gone]
         except StoreError as error:
             self.failed(error)
             return []
@@ -196,6 +199,10 @@ class Ledger:
                 await self.store.save(last)
                 await self.store.release(session_id, self.owner)
                 self._left.pop(session_id, None)
+            for session_id in list(self._gone):
+                await self.store.delete(session_id)
+                await self.store.release(session_id, self.owner)
+                self._gone.discard(session_id)
         except StoreError as error:
             self.failed(error)
             return False

@@ -115,7 +115,7 @@ class SessionLifecycle:
         """
         self.draining = True
         if self._services.ledger.store.durable:
-            ready = [s for s in self.registry.running() if s.base_state is not SessionState.STARTING]
+            ready = [s for s in self.registry.running() if s.adopted or s.base_state is not SessionState.STARTING]
             leaving = [self.let_go(session.session_id) for session in ready]
             await asyncio.gather(*(owner for owner in leaving if owner is not None))
         await asyncio.gather(*(self.stop(session, "shutdown") for session in self.registry.running()))
@@ -147,8 +147,8 @@ class SessionLifecycle:
         await owner.run()
         if session.end_reason == HANDED_OVER:
             self.registry.forget(session)
-        elif session.started.exception() is not None and not owner.adopted:
+        elif session.started.exception() is not None and not session.adopted:
             self.registry.forget(session)
-            await self._services.ledger.forget(session.session_id)
+            self._services.ledger.forget(session.session_id)
         else:
             self._services.ledger.leave(session.session_id)

@@ -45,7 +45,6 @@ class SessionOwner:
     ) -> None:
         self._session = session
         self._known = known
-        self.adopted = known is not None
         self._services = services
         self._options = options
         self._placing = Placing(services, options)

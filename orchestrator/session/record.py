@@ -23,6 +23,7 @@ from orchestrator.agents.client import AgentLease
 from orchestrator.ingress import RoomIngress
 from orchestrator.session.live import LiveSession
 from orchestrator.session.state import ENDED, RUNNING, step
+from orchestrator.store.base import Progress
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,8 @@ class Session:
     """One session. `owner` is the task that runs it; `started` resolves when it is ready, or with what went wrong.
 
     `lease` is None while it has no agent, `placed` says that it had one. `moved_at` are monotonic times.
-    `readable` is false for a session whose stored order cannot be read.
+    `adopted`: another process began it; `readable` is false when its stored order cannot be read. `progress` is what is known of
+    its sound while `live` is not there.
     """
 
     session_id: str
@@ -70,7 +72,9 @@ class Session:
     started: asyncio.Future[None]
     created_at: float = field(default_factory=time.time)
     ended_at: float | None = None
+    adopted: bool = False
     readable: bool = True
+    progress: Progress = field(default_factory=Progress)
     base_state: SessionState = SessionState.STARTING
     owner: asyncio.Task[None] | None = None
     lease: AgentLease | None = None
@@ -117,6 +121,7 @@ class Session:
     def retire(self) -> None:
         """Lets go of the audio path and whatever it buffers; the session only has to be readable."""
         self.final = replace(self.heard, buffered_s=0.0)
+        self.progress = self.live.progress() if self.live is not None else self.progress
         self.live = None
 
     def move(self, to: SessionState) -> None:

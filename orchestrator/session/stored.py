@@ -6,11 +6,11 @@ import asyncio
 
 from pydantic import BaseModel
 
-from musetalk_agent.protocol.http import AvatarSource, Picture, PublisherMode, RtmpTarget
+from musetalk_agent.protocol.http import AvatarSource, Picture, PublisherMode, RtmpTarget, SessionState
 from orchestrator.ingress import RoomIngress
 from orchestrator.session.ledger import Ledger
 from orchestrator.session.record import Session, SessionOrder
-from orchestrator.store.base import Progress, StoredSession
+from orchestrator.store.base import StoredSession
 from orchestrator.store.seal import Seal, SealBroken
 
 
@@ -25,6 +25,7 @@ class Sealed(BaseModel):
 def to_record(session: Session, ledger: Ledger) -> StoredSession:
     """The session as it is now."""
     live, ingress = session.live, session.ingress
+    adopting = session.adopted and session.base_state is SessionState.STARTING
     sealed = Sealed(
         order=session.order,
         publisher_mode=session.publisher_mode,
@@ -39,13 +40,13 @@ def to_record(session: Session, ledger: Ledger) -> StoredSession:
         agent_url=session.lease.base_url if session.lease is not None else None,
         created_at=session.created_at,
         expires_at=session.expires_at,
-        state=session.state,
+        state=SessionState.RECOVERING if adopting else session.state,
         ended_at=session.ended_at,
         ingress_id=ingress.ingress_id if ingress is not None and not session.ended else None,
         owner=ledger.owner,
         owner_url=ledger.owner_url,
         moves=session.moves,
-        progress=live.progress() if live is not None else Progress(segments=session.final.segments),
+        progress=live.progress() if live is not None else session.progress,
         view=session.view(),
     )
 
@@ -67,9 +68,11 @@ def from_record(record: StoredSession, seal: Seal) -> Session:
         created_at=record.created_at,
         placed=True,
         moves=record.moves,
+        adopted=True,
+        readable=readable,
+        progress=record.progress,
     )
     session.publisher_mode = mode
-    session.readable = readable
     if record.ingress_id is not None:
         target = RtmpTarget(url=ingress_url or "rtmp://unknown", ingress=True)
         session.ingress = RoomIngress(record.ingress_id, target)

@@ -103,7 +103,7 @@ class World:
 async def world(livekit: LiveKitAccess) -> AsyncIterator[World]:
     """Everything but an orchestrator."""
     async with AsyncExitStack() as stack:
-        agent = Server("musetalk_agent", {"AGENT_API_KEY": AGENT_KEY, "AGENT_ENGINE": "pattern"})
+        agent = Server("musetalk_agent", {"AGENT_API_KEY": AGENT_KEY, "AGENT_ENGINE": "pattern", "AGENT_DRAIN_S": "0"})
         await agent.start()
         stack.push_async_callback(agent.stop)
         rooms = Rooms(LiveKitKeys(livekit.url, livekit.url, livekit.api_key, livekit.api_secret))

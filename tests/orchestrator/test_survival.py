@@ -58,7 +58,7 @@ async def test_killed_mid_sentence_and_started_again(livekit_server: LiveKitAcce
         assert (session["state"], session["moves"], session["room"]) == ("ready", 0, "survivors")
         await ended(here, second, started["session_id"])
         await second.kill()
-        third = await here.orchestrator(first.port, STORE_PATH=store)
+        await here.orchestrator(first.port, STORE_PATH=store)
         over = (await here.call(third, "GET", f"/session/{started['session_id']}")).json()
         assert (over["state"], over["end_reason"]) == ("stopped", "stopped")
         again = await here.call(third, "POST", f"/session/{started['session_id']}/stop")
@@ -86,11 +86,13 @@ async def test_sigterm_lets_speech_end_and_hands_the_session_over(
         nothing_lost(sender, 2.0)
         await asyncio.wait_for(first.ended(), 20)
         assert await here.avatars() == [started["avatar_identity"]]
-        second = await here.orchestrator(first.port, STORE_PATH=store, DRAIN_S="0")
+        second = await here.orchestrator(first.port, STORE_PATH=store, DRAIN_S="60")
         more = Sender(lambda: started["audio_url"], speech(8.0))
         sending = asyncio.create_task(more.run())
         await more.until("playback.started")
-        second.signal(signal.SIGTERM)  # mid-sentence, and nobody waits
+        second.signal(signal.SIGTERM)
+        await asyncio.sleep(0.5)
+        second.signal(signal.SIGTERM)  # mid-sentence, and nobody waits any longer
         await asyncio.wait_for(second.ended(), 20)
         assert more.closes in ([], [1012])
         await here.orchestrator(first.port, STORE_PATH=store)

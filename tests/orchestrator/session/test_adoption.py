@@ -17,6 +17,7 @@ from orchestrator.session.stored import Sealed
 from orchestrator.store.base import Progress
 from orchestrator.store.seal import Seal, derive
 from orchestrator.store.sqlite import SqliteStore
+from tests.fakes.serving import plain_config, serving
 from tests.fakes.stage import LIVEKIT_SECRET, Stage, stage
 from tests.orchestrator.store.test_stores import stored
 
@@ -31,9 +32,14 @@ async def seed(path: Path, secret: str = LIVEKIT_SECRET, **fields: Any) -> None:
     await store.open()
     seal = Seal(derive(secret, "sessions", store.deployment_id))
     sealed = seal.close(Sealed(order=ORDER, publisher_mode=ORDER.publisher).model_dump_json())
-    assert "KEY" not in sealed
+    assert "rtmp:" not in sealed
     await store.save(stored("ses_old", room="old", sealed=sealed, owner="orc_dead", **fields))
     await store.aclose()
+
+
+async def silent(scope: Any, receive: Any, send: Any) -> None:
+    """An agent that hangs."""
+    await asyncio.sleep(60)
 
 
 async def view(running: Stage, until: str, within_s: float = 10.0) -> dict[str, Any]:
@@ -68,6 +74,23 @@ async def test_one_whose_agent_is_gone_goes_on_at_another(tmp_path: Path) -> Non
             await line.say("audio.end")
             assert (await line.wait("playback.finished", 3))["segment"] == 5
         assert (await running.http.post("/session/ses_old/stop")).json()["state"] == "stopped"
+
+
+async def test_one_that_is_handed_on_before_its_agent_answered_is_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = Progress(segments=4, unfinished={4: True}, events_seen=7, sample_rate=24_000, received_samples=4800)
+    monkeypatch.setattr("orchestrator.session.adoption.FIRST_S", 0.05)
+    async with serving(plain_config(silent)) as url:
+        await seed(tmp_path / "o.db", agent_url=url, progress=known)
+        async with stage(store_path=str(tmp_path / "o.db"), agent_url=[url]) as running:
+            busy = await running.http.post("/session/ses_old/interrupt")
+            assert (busy.status_code, busy.json()["code"]) == (409, "session_conflict")
+    store = SqliteStore(str(tmp_path / "o.db"), 600)
+    await store.open()
+    (record,) = await store.sessions()
+    await store.aclose()
+    assert (record.state, record.owner, record.progress) == (SessionState.RECOVERING, "", known)
 
 
 async def test_one_that_has_expired_ends(tmp_path: Path) -> None:
