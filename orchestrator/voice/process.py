@@ -18,8 +18,8 @@ from orchestrator.voice.line import VoiceLine
 from orchestrator.voice.messages import CutMade, Report, told
 
 COMMAND = (sys.executable, "-m", "orchestrator.voice.worker")
-LINES_MAX = 48
-"""Lines at once. Each costs the worker some 2 % of a core while it speaks."""
+LINES_MAX = 32
+"""Lines at once. Each costs the worker 3 % of a core while it is on the air."""
 BACKOFF_S = (0.05, 5.0)
 """First and longest wait before a lost worker is started again; it doubles until one has lived for a while."""
 _SETTLED_S = 10.0

@@ -19,7 +19,7 @@ from livekit.rtc._proto.room_pb2 import AudioEncoding
 
 from orchestrator.voice.messages import Cut, CutMade, Join, Report
 from orchestrator.voice.worker.playout import QUEUE_MS, Playout
-from orchestrator.voice.worker.score import Block, Score
+from orchestrator.voice.worker.score import BLOCK, STEP, Block, Score
 from orchestrator.voice.worker.sound import ROOM_RATE
 
 log = logging.getLogger(__name__)
@@ -33,6 +33,7 @@ SUBSCRIBED_S = 0.6
 """What is said before the first listener has subscribed is heard by nobody; a line does not wait longer than this for it."""
 _BACKOFF_S = (0.3, 5.0)
 _CLOSE_TIMEOUT_S = 2.0
+_LOW_S = 0.05  # with less in the source every 10 ms are handed over as they come
 _WAITED_S = 0.002  # a capture that took longer than this has waited for the queue to drain
 _SILENT_DBFS = -96.0
 
@@ -186,13 +187,16 @@ class Line:
         """Hands over one block, or waits until there may be one."""
         now = time.monotonic()
         self._wanted.clear()
-        block = self.score.next(self.playout.next_at(now), dry=self.playout.dry(now))
+        queued_s = self.playout.queued_s(now)
+        least = STEP if queued_s < _LOW_S else BLOCK // 2
+        block = self.score.next(self.playout.next_at(now), dry=self.playout.dry(now), least=least)
         self._note_ends()
         if block is None:
-            wake_at, now = self.score.wake_at, time.monotonic()
-            queued_s = self.playout.queued_s(now)
-            limit = wake_at - self.playout.next_at(now) if wake_at is not None else queued_s or None
-            await self._pause(limit)
+            wake_at = self.score.wake_at
+            if wake_at is not None:
+                await self._pause(wake_at - self.playout.next_at(now))
+            else:
+                await self._pause(queued_s - _LOW_S if queued_s > _LOW_S else queued_s or None)
             return
         await self._hand(source, block, now)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from orchestrator.voice.worker.sound import ROOM_RATE
 
-QUEUE_MS = 60
+QUEUE_MS = 100
 """Sound that waits in the SDK."""
 SOUND_PATH_S = 0.035
 """Sound reaches a viewer this much later than a picture that leaves at the same moment; the agent counts the same."""

@@ -16,7 +16,9 @@ from orchestrator.voice.worker.sound import ROOM_RATE, Pcm, SegmentSound
 
 STEP = ROOM_RATE // 100
 """WebRTC's 10 ms; blocks are whole ones."""
-BLOCK = 4 * STEP
+BLOCK = 10 * STEP
+"""Most samples at once. The SDK tells each block to every room of the process: many small ones cost more than the sound."""
+_WHILE_OFF = 4 * STEP  # and while there is an error to make up for, so that a quiet place is not missed
 _START = 6 * STEP  # a voice that has run dry begins again with this much in hand
 _FADE = ROOM_RATE // 200
 _LEAVE = 2 * STEP  # errors up to this are left
@@ -136,12 +138,13 @@ class Score:
         """Seconds of sound that can be made now."""
         return sum(max(0, s.ready - max(s.begin, self._from(s))) for s in self._segments.values()) / ROOM_RATE
 
-    def next(self, at: float, *, dry: bool) -> Block | None:
+    def next(self, at: float, *, dry: bool, least: int = STEP) -> Block | None:
         """The block whose first sample leaves at `at`, or None: ask again at `wake_at`, or when something has come.
 
         Args:
             at: seconds, monotonic.
             dry: the source has run dry, so that sound begins anew.
+            least: samples that are worth a block; fewer wait for more, unless they are the last.
         """
         self.wake_at = None
         sound = self._current()
@@ -150,20 +153,25 @@ class Score:
             return None
         if dry:
             self._running = False
-        lead = 0
+        lead, most = 0, BLOCK
         if self._due is not None:
             lead = self._place(sound, self._due, at)
+            if abs(self._late(self._due, at)) > _LEAVE:
+                most = _WHILE_OFF
             if lead > _START:
                 self.wake_at = at + (lead - _START) / ROOM_RATE
                 return self._fading(0)
-        return self._block(sound, lead)
+        return self._block(sound, lead, min(least, most), most)
+
+    def _late(self, due: Due, at: float) -> int:
+        """How many samples behind the voice is at `at`; less than nothing when it is ahead."""
+        want = due.position + round((at - due.at) * ROOM_RATE)
+        return (min(want, due.position) if due.held else want) - self.position
 
     def _place(self, sound: SegmentSound, due: Due, at: float) -> int:
         """Moves `position` to where it should be, if it must; returns how many samples of silence come first."""
-        want = due.position + round((at - due.at) * ROOM_RATE)
-        if due.held:
-            want = min(want, due.position)
-        late = want - self.position
+        late = self._late(due, at)
+        want = self.position + late
         if not self._running:
             if late > _JUMP:
                 self._skip(sound, min(want, sound.ready))
@@ -194,18 +202,18 @@ class Score:
         self.corrections += 1
         return lead
 
-    def _block(self, sound: SegmentSound, lead: int) -> Block | None:
+    def _block(self, sound: SegmentSound, lead: int, least: int, most: int) -> Block | None:
         limit, final = sound.ready, sound.ended
         if self._stop is not None and self._stop.segment == sound.number and self._stop.position <= limit:
             limit, final = self._stop.position, True
         if self._due is not None and self._due.held and self._due.position <= limit:
             limit, final = max(self.position, self._due.position), True
         known = limit - self.position
-        count = min(known, BLOCK)
+        count = min(known, most)
         if not final:
-            count = count - (lead + count) % STEP if known >= (STEP if self._running else _START) else 0
+            count = count - (lead + count) % STEP if known >= (least if self._running else _START) else 0
         if count <= 0:
-            self._running = False
+            self._running = self._running and least > STEP
             return self._fading(lead)
         samples = sound.take(self.position, count)
         if not self._running and self.position > 0:
