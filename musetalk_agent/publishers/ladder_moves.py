@@ -46,11 +46,12 @@ class Moves:
 
     @property
     def holding(self) -> bool:
-        """The voice waits although something carries: what was sent has to be heard first."""
-        patience_s = (
-            w.PAUSE_S if self._way is Rung.WHIP else 0.0
-        )  # an ingress is too slow for natural pauses to be seen
-        return self.state is State.DRAINING and self._now - self.since >= patience_s
+        """The voice waits although something carries: what was sent has to be heard first, or nobody can hear it yet."""
+        elapsed_s = self._now - self.since
+        if self.state is State.RTMP:
+            return self.ways.ingress and elapsed_s < w.INGRESS_LEAD_S
+        patience_s = w.PAUSE_S if self._way is Rung.WHIP else 0.0  # an ingress is too slow for pauses to be seen
+        return self.state is State.DRAINING and elapsed_s >= patience_s
 
     @property
     def probing(self) -> bool:

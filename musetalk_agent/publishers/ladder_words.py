@@ -21,6 +21,8 @@ LEAVE_S = 0.8
 PAUSE_S = 3.0
 """A return waits so long for a pause of the voice."""
 DRAIN_S = 5.0  # on top of it, the most that an identity's own stream may take to be heard
+INGRESS_LEAD_S = 1.0
+"""The voice waits so long when a push to an ingress begins: nobody has subscribed to its tracks yet."""
 INGRESS_STAY_S = 4.0
 """An ingress is not left before it can have begun."""
 SDK_S = 60.0
