@@ -24,8 +24,6 @@ MOVES_WITHIN_S = 600.0
 POLL_S = 0.25
 PAUSE_S = 5.0
 """How long a planned move waits for a pause in speech."""
-_STOP_FIRST_S = 3.0
-"""The agent that lost the session may be the only one: it is told to stop it first."""
 _log = logging.getLogger(__name__)
 
 
@@ -54,9 +52,9 @@ class Moving:
         extra = {"session_id": session.session_id, "cause": lost.cause, "detail": str(lost)}
         _log.warning("agent lost: the session moves", extra=extra)
         tell_state(self._services.events, session, SessionState.RECOVERING, lost.cause)
-        goodbye = self._placing.leave(session, old)
+        self._placing.leave(session, old)
         async with self._services.voices.stand_in(session):
-            await self._find(session, old, goodbye, to, lost)
+            await self._find(session, to, lost)
         self._services.metrics.move_seconds.observe(time.monotonic() - session.moved_at[-1])
 
     def _admit(self, session: Session, lost: AgentLost) -> None:
@@ -67,9 +65,7 @@ class Moving:
                 f"The session was lost: {lost}, after {MOVES} moves in {MOVES_WITHIN_S / 60:g} minutes. Start another one.",
             )
 
-    async def _find(
-        self, session: Session, old: AgentLease, goodbye: asyncio.Task[None], to: AgentLease | None, lost: AgentLost
-    ) -> None:
+    async def _find(self, session: Session, to: AgentLease | None, lost: AgentLost) -> None:
         """Asks every quarter of a second until an agent has taken the session."""
         problem: ProblemError | None = None
         try:
@@ -77,8 +73,6 @@ class Moving:
                 while True:
                     try:
                         lease = to or await self._placing.acquire(session)
-                        if lease.base_url == old.base_url:
-                            await asyncio.wait({goodbye}, timeout=_STOP_FIRST_S)
                         await self._placing.start(session, lease)
                         return
                     except ProblemError as error:

@@ -18,6 +18,8 @@ _AGENT_BACKLOG_MARGIN_S = 30
 GOODBYE_S = 60.0
 """How long an agent that does not answer is asked to stop a session that it lost."""
 _GOODBYE_EVERY_S = 1.0
+_GOODBYE_FIRST_S = 3.0
+"""The agent that lost the session may be the only one: it is told to stop it before it starts it again."""
 _NEXT = frozenset({ErrorCode.AT_CAPACITY, ErrorCode.AGENT_UNAVAILABLE, ErrorCode.DRAINING})
 """Errors that say something of one agent only."""
 
@@ -28,6 +30,7 @@ class Placing:
     def __init__(self, services: Services, options: SessionOptions) -> None:
         self._services = services
         self._options = options
+        self._goodbyes: dict[str, asyncio.Task[None]] = {}
 
     async def place(self, session: Session) -> None:
         """Starts the session at an agent that takes it. Raises ProblemError. Cancelling undoes what was begun."""
@@ -54,6 +57,7 @@ class Placing:
 
     async def start(self, session: Session, lease: AgentLease) -> None:
         """Starts the session there. On failure it has no lease. Cancelling stops it there once the start is through."""
+        await self._settle(lease)
         session.lease = lease
         self._services.ledger.note(session.session_id)
         call = self._services.agents.start(lease, self._request(session), self._options.start_timeout_s)
@@ -72,10 +76,18 @@ class Placing:
                 self.leave(session, lease)
             raise
 
-    def leave(self, session: Session, lease: AgentLease) -> asyncio.Task[None]:
+    def leave(self, session: Session, lease: AgentLease) -> None:
         """Has the session stopped at an agent that lost it, in the background; one that hangs may wake up and speak again."""
         goodbye = self._goodbye(session, lease)
-        return self._services.background.spawn(goodbye, f"goodbye-{session.session_id}", awaited=False)
+        task = self._services.background.spawn(goodbye, f"goodbye-{session.session_id}", awaited=False)
+        self._goodbyes[lease.base_url] = task
+
+    async def _settle(self, lease: AgentLease) -> None:
+        """Waits until what was asked of this agent before is done, or gives that up: it must not stop what begins now."""
+        goodbye = self._goodbyes.pop(lease.base_url, None)
+        if goodbye is not None:
+            await asyncio.wait({goodbye}, timeout=_GOODBYE_FIRST_S)
+            goodbye.cancel()
 
     async def _goodbye(self, session: Session, lease: AgentLease) -> None:
         until = time.monotonic() + GOODBYE_S

@@ -287,3 +287,12 @@ async def test_twenty_cuts_of_the_senders_line_in_a_minute_of_speech_lose_and_do
         segments = here.of(started["session_id"]).only.segments
         assert list(segments) == [1] and bytes(segments[1].pcm) == pcm
         assert finished["position_s"] == pytest.approx(60.0)
+
+
+async def test_a_start_passes_over_an_agent_that_died_a_moment_ago() -> None:
+    async with fleet() as here:
+        first = await here.stage.start()
+        (other,) = here.others(here.of(first["session_id"]))
+        await here.kill(other)  # the pool has not asked it since
+        second = await here.stage.start()
+        assert here.of(second["session_id"]) is here.of(first["session_id"])
