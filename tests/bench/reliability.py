@@ -56,6 +56,10 @@ BENCHES: dict[str, tuple[str, dict[str, Any]]] = {
     "loss_both": (f"{_HERE}:loss", {"sfu_far": True}),
     "to_rtmp": (f"{_FAILOVER}:to_rtmp", {}),
     "to_ingress": (f"{_FAILOVER}:to_ingress", {}),
+    "cut_1": (f"{_FAILOVER}:cut", {"length_s": 1}),
+    "cut_10": (f"{_FAILOVER}:cut", {"length_s": 10}),
+    "cut_60": (f"{_FAILOVER}:cut", {"length_s": 60}),
+    "sfu_restart": (f"{_FAILOVER}:sfu_restart", {}),
     "to_rtmp_udp": (f"{_FAILOVER}:to_rtmp", {"udp_only": True}),
 }
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import sys
+import os
+import signal
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -19,7 +20,7 @@ from tests.net.stack import stack
 from tests.net.world import NEAR, World
 from tests.servers.nginx_rtmp import NginxRtmp
 from tests.servers.puller import Puller, Received
-from tests.viewer import Viewer
+from tests.viewer import Viewer, join_token
 
 PATTERN = {"engine": "pattern"}
 _LEAD_S = 6.0
@@ -85,7 +86,7 @@ async def rtmp_server() -> AsyncIterator[NginxRtmp]:
 async def wait(seconds: float, *conditions: Any) -> None:
     """Polls until all hold, or for so long."""
     end = time.monotonic() + seconds
-    while time.monotonic() < end and not all(condition() for condition in conditions):
+    while time.monotonic() < end and not all(condition() for condition in conditions):  # noqa: ASYNC110
         await asyncio.sleep(0.02)
 
 
@@ -186,7 +187,6 @@ async def to_ingress(world: World, seconds: int = 40) -> list[dict[str, Any]]:
         skews = [abs(1000 * (w - s)) for s, w in pairs(onsets, whites, 0.5) if s < ingressed]
         dark = longest_without(times, opened, min(opened + 20, times[-1]))
         left = await running.ingresses()
-        print("skews", [round(1000 * (w - s)) for s, w in pairs(onsets, whites, 0.5)], file=sys.stderr)
     return lines(
         Figure("ingress: the avatar seen in its room again", seen - broken, "s", 6),
         Figure("ingress: the avatar heard in its room again", spoken - broken, "s", 6, note=str(present)),
@@ -205,3 +205,64 @@ def _came(viewer: Viewer, since: float) -> float | None:
 
 def _tracks(viewer: Viewer, identity: str) -> int:
     return sum(who == identity for who in viewer.owners.values())
+
+
+async def cut(world: World, length_s: float = 10.0, seconds: int = 20) -> list[dict[str, Any]]:
+    """The link between agent and SFU cut for a while mid-sentence, with no other way out."""
+    async with stack(world) as running, running.live(**PATTERN) as live:
+        await asyncio.sleep(2)
+        begun = time.monotonic()
+        sending = asyncio.create_task(live.send(coded(seconds)))
+        await asyncio.sleep(_LEAD_S)
+        await running.make_webrtc_impossible()
+        broken = time.monotonic()
+        await asyncio.sleep(length_s)
+        await world.drop()
+        opened = time.monotonic()
+        viewer = live.viewer
+        await wait(60, lambda: (_came(viewer, opened) or 0) > 0)
+        back = (_came(viewer, opened) or opened + 99) - opened
+        await sending
+        spoke = await finished(live, length_s + 40)
+        await asyncio.sleep(2)
+        told = account(heard(viewer, begun), seconds)
+        transport = (await live.demo.http.get(f"/session/{live.started['session_id']}")).json()["transport"]
+        dark = longest_without([at for at, *_ in viewer.video], broken, opened + back + 1)
+    name = f"link cut for {length_s:g} s"
+    note = f"longest without a picture {dark:.1f} s; {transport['changes']} changes, now {transport['rung']}"
+    return lines(
+        Figure(f"{name}: from its end to a picture", back, "s", note=note),
+        Figure(f"{name}: speech lost", told.lost_ms, "ms", 0, note=f"pieces {told.lost}; all spoken: {spoke}"),
+        Figure(f"{name}: speech heard twice", told.doubled_ms, "ms", note=f"pieces {told.doubled}"),
+        Figure(f"{name}: longest silence within speech", told.longest_gap_s, "s"),
+    )
+
+
+async def sfu_restart(world: World, seconds: int = 20) -> list[dict[str, Any]]:
+    """The SFU killed mid-sentence and started again; a viewer that joins anew sees and hears the rest."""
+    async with stack(world) as running, running.live(**PATTERN) as live:
+        await asyncio.sleep(2)
+        begun = time.monotonic()
+        sending = asyncio.create_task(live.send(coded(seconds)))
+        await asyncio.sleep(_LEAD_S)
+        assert running.server.child.pid is not None
+        os.kill(running.server.child.pid, signal.SIGKILL)
+        await running.server.child.ended()
+        await asyncio.sleep(1)
+        await running.server.start()
+        up = time.monotonic()
+        second = await Viewer().join(running.access.url, join_token(running.access, live.started["room"], "second"))
+        try:
+            await wait(60, lambda: second.video)
+            back = (second.video[0][0] - up) if second.video else 99.0
+            await sending
+            spoke = await finished(live, 60)
+            await asyncio.sleep(2)
+            told = account([*heard(live.viewer, begun), *heard(second)], seconds)
+        finally:
+            await second.leave()
+    return lines(
+        Figure("SFU killed and started again: from its start to a picture", back, "s"),
+        Figure("SFU killed: speech lost", told.lost_ms, "ms", note=f"pieces {told.lost}; all spoken: {spoke}"),
+        Figure("SFU killed: speech heard twice, by two viewers", told.doubled_ms, "ms", note=f"pieces {told.doubled}"),
+    )
