@@ -41,7 +41,7 @@ class Fleet:
 
 
 @asynccontextmanager
-async def fleet(count: int = 2, *, pace: float = 1.0, **overrides: Any) -> AsyncIterator[Fleet]:
+async def fleet(count: int = 2, *, pace: float = 2.0, **overrides: Any) -> AsyncIterator[Fleet]:
     """Starts everything and ends everything."""
     async with AsyncExitStack() as stack:
         agents: dict[str, FakeAgent] = {}

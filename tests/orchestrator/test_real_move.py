@@ -14,7 +14,7 @@ from tests.orchestrator.voice.stack import ROOM, stack
 from tests.orchestrator.voice.tones import Ears, heard_all, tone_code
 
 pytestmark = pytest.mark.livekit
-SYMBOLS = 50
+SYMBOLS = 35
 
 
 async def listening(ears: Ears) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Callable
 from typing import Any
@@ -56,6 +57,14 @@ def states(line: Line) -> list[tuple[str, str | None]]:
     return [(message["state"], message.get("reason")) for message in line.of("session.state")]
 
 
+def published(running: Stage, session_id: str) -> list[str]:
+    """The session's events so far; of its states, which."""
+    stream = running.app.state.context.events.subscribe(session_id)
+    told = [json.loads(event.text) for event in stream._waiting]
+    running.app.state.context.events.unsubscribe(session_id, stream)
+    return [event["data"].get("state") or event["type"] for event in told]
+
+
 async def test_an_agent_that_dies_in_mid_sentence_is_replaced_and_no_sample_is_lost() -> None:
     async with fleet() as here, here.stage.live() as (started, line):
         session_id = started["session_id"]
@@ -74,6 +83,9 @@ async def test_an_agent_that_dies_in_mid_sentence_is_replaced_and_no_sample_is_l
         assert finished["position_s"] == pytest.approx(2.0, abs=0.001) and not finished["interrupted"]
         assert [len(line.of(kind)) for kind in ("playback.started", "playback.finished", "error")] == [1, 1, 0]
         check_whole(here, session_id, 1, pcm)
+        assert published(here.stage, session_id) == [
+            *["ready", "playback.started", "recovering", "ready", "playback.finished"]
+        ]
         (second,) = here.others(first)
         again = second.only.request
         assert again.session_id == session_id and again.probe_token and took < 5
