@@ -18,6 +18,8 @@ CLOSE_GOING_AWAY = 1001
 CLOSE_POLICY = 1008
 CLOSE_INTERNAL = 1011
 CLOSE_RESTART = 1012
+TAKEN_OVER = "a newer link took over"
+"""Reason with which an agent closes (1008) a session's link when another one was made."""
 
 
 class Message(BaseModel):

@@ -51,7 +51,7 @@ class LinkServer:
         except asyncio.CancelledError:
             if self._current.get(session.id) is task:
                 raise
-            await self._close(socket, m.CLOSE_POLICY)  # taken over by a newer connection
+            await self._close(socket, m.CLOSE_POLICY, m.TAKEN_OVER)
         finally:
             if self._current.get(session.id) is task:
                 del self._current[session.id]

@@ -17,6 +17,7 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidSta
 from musetalk_agent.protocol.messages import (
     CLOSE_GOING_AWAY,
     CLOSE_POLICY,
+    TAKEN_OVER,
     AgentMessage,
     Event,
     LinkAck,
@@ -48,6 +49,10 @@ _log = logging.getLogger(__name__)
 
 class LinkLost(Exception):
     """The link will not come back; the message says why."""
+
+
+class LinkTaken(LinkLost):
+    """Another link was made for the session: another orchestrator has it."""
 
 
 class LinkOver(Exception):
@@ -276,5 +281,6 @@ def _judge(error: Exception) -> str:
             raise LinkOver("the agent has no such session any more") from error
         return f"HTTP {status}"
     if isinstance(error, ConnectionClosed) and error.rcvd is not None and error.rcvd.code == CLOSE_POLICY:
-        raise LinkLost(f"the agent refused the link: {error.rcvd.reason}") from error
+        kind = LinkTaken if error.rcvd.reason == TAKEN_OVER else LinkLost
+        raise kind(f"the agent refused the link: {error.rcvd.reason}") from error
     return type(error).__name__

@@ -10,19 +10,21 @@ from typing import Any
 from musetalk_agent.protocol.messages import Event, Failed, LinkAck, LinkHello, LinkVoice, PublisherChanged
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.agents.client import AgentLease
-from orchestrator.agents.link import AgentLink, LinkLost, LinkOver, LinkPeer
+from orchestrator.agents.link import AgentLink, LinkLost, LinkOver, LinkPeer, LinkTaken
 from orchestrator.agents.vitals import Vitals
 from orchestrator.audio.items import LinkItem
 from orchestrator.metrics import Metrics
 
 CHECK_S = 0.1
+TAKEN = "taken"
+"""Cause of a loss that is none: another orchestrator has made a link for the session."""
 
 
 class AgentLost(Exception):
     """The agent serves the session no longer, and another one may.
 
     Attributes:
-        cause: `link_lost`, `hung`, `engine_failed`, `session_lost`, or `draining`.
+        cause: `link_lost`, `hung`, `engine_failed`, `session_lost`, `draining`, or `taken`.
         at: monotonic time up to which it can have spoken.
     """
 
@@ -100,7 +102,8 @@ class AgentSide:
         try:
             link.result()
         except LinkLost as error:
-            raise AgentLost("link_lost", str(error), self.link.lost_at) from error
+            cause = TAKEN if isinstance(error, LinkTaken) else "link_lost"
+            raise AgentLost(cause, str(error), self.link.lost_at) from error
         except LinkOver as over:
             over.at = self.link.lost_at
             raise

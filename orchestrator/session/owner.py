@@ -14,7 +14,7 @@ from musetalk_agent.protocol.problems import ErrorCode, Problem, ProblemError
 from orchestrator.agents.client import AgentLease
 from orchestrator.agents.link import LinkOver
 from orchestrator.ingress import RoomIngress
-from orchestrator.session.agent_side import AgentLost
+from orchestrator.session.agent_side import TAKEN, AgentLost
 from orchestrator.session.live import LiveSession
 from orchestrator.session.moving import Moving
 from orchestrator.session.options import SessionOptions
@@ -185,7 +185,7 @@ class SessionOwner:
         session = self._session
         while True:
             lost, to = await self._until_lost(live)
-            if not await self._services.ledger.owns(session.session_id):
+            if not await self._still_ours(lost):
                 raise TakenOver
             await self._moving.move(session, live, lost, to)
             try:
@@ -195,6 +195,13 @@ class SessionOwner:
                 self._serving = asyncio.create_task(_raise(again))
                 continue
             tell_state(self._services.events, session, SessionState.READY, "moved")
+
+    async def _still_ours(self, lost: AgentLost) -> bool:
+        """Whether it is for us to move the session. Who cannot reach a shared store may have lost it without knowing."""
+        ledger = self._services.ledger
+        if ledger.store.shared and lost.cause == TAKEN:
+            return False
+        return await ledger.owns(self._session.session_id)
 
     async def _until_lost(self, live: LiveSession) -> tuple[AgentLost, Any]:
         """Returns how the agent was lost, and where a planned move goes. Raises what ends the session."""

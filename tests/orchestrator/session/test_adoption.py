@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from musetalk_agent.protocol.http import AvatarSource, Picture, SessionState
+from musetalk_agent.protocol.messages import CLOSE_POLICY, TAKEN_OVER
 from orchestrator.keys import Caller, Scope
 from orchestrator.routes import elsewhere
 from orchestrator.session.record import SessionOrder
@@ -20,6 +21,7 @@ from orchestrator.store.sqlite import SqliteStore
 from tests.fakes.serving import plain_config, serving
 from tests.fakes.stage import LIVEKIT_SECRET, Stage, stage
 from tests.orchestrator.store.test_stores import stored
+from tests.servers.redis import redis_server
 
 ORDER = SessionOrder(
     room="old", avatar=AvatarSource(), picture=Picture(), engine="pattern", rtmp_url="rtmp://host/app/KEY"
@@ -152,3 +154,28 @@ async def test_a_starter_sees_only_its_own_of_what_is_stored(tmp_path: Path) -> 
         assert await elsewhere.views(context, Caller("somebody", Scope.STARTER), set()) == [{"session_id": "x"}]
         assert await elsewhere.views(context, Caller("another", Scope.STARTER), set()) == []
         assert await elsewhere.views(context, Caller("another", Scope.OPERATOR), set()) == [{"session_id": "x"}]
+
+
+async def test_one_whose_link_another_orchestrator_took_is_let_go() -> None:
+    async with redis_server() as redis, stage(redis_url=redis.url) as running:
+        async with running.live() as (started, line):
+            (socket,) = running.agent.only.sockets
+            await socket.close(CLOSE_POLICY, TAKEN_OVER)
+            assert await line.closed() == 1012
+            agent = running.agent
+            assert agent.stopped == [] and agent.only.connections == 1
+            path = f"/session/{started['session_id']}"
+            assert (await running.http.get(path)).json()["state"] == "ready"  # as it was stored
+        session = await back(running, started["session_id"])  # nobody had it after all
+        assert (session["moves"], agent.only.connections) == (0, 2)
+        await running.http.post(f"{path}/stop")
+
+
+async def back(running: Stage, session_id: str) -> dict[str, Any]:
+    """The session once this orchestrator has taken it again."""
+    async with asyncio.timeout(10):
+        while not running.app.state.context.sessions.registry.holds(session_id):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+        while (answer := await running.http.get(f"/session/{session_id}")).json()["state"] != "ready":  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    return dict(answer.json())
