@@ -68,7 +68,7 @@ class Ledger:
                 await asyncio.sleep(RETRY_S)
                 continue
             try:
-                async with asyncio.timeout(RENEW_S if self.store.shared else None):
+                async with asyncio.timeout(RENEW_S):
                     await self._wake.wait()
             except TimeoutError:
                 continue
@@ -190,7 +190,7 @@ class Ledger:
     async def _write(self) -> bool:
         """Everything that is due. False when the store failed; what was not written is kept."""
         try:
-            if self.store.shared and time.monotonic() >= self._renew_at:
+            if time.monotonic() >= self._renew_at:
                 await self._renew()
             while self._dirty:
                 await self._save(next(iter(self._dirty)))
@@ -212,7 +212,7 @@ class Ledger:
         return True
 
     async def _renew(self) -> None:
-        """Prolongs every lease, and writes every record anew: a Redis that came back empty is filled again."""
+        """Prolongs every lease, and writes every record anew: counts have grown, and a Redis that came back empty is filled again."""
         for session_id in list(self._held):
             if await self.store.claim(session_id, self.owner, LEASE_S):
                 self._dirty.add(session_id)
