@@ -212,7 +212,7 @@ class Ledger:
         return True
 
     async def _renew(self) -> None:
-        """Prolongs every lease, and writes every record anew: counts have grown, and a Redis that came back empty is filled again."""
+        """Prolongs every lease, and writes every record anew: counts grow, and a Redis that came back empty is filled again."""
         for session_id in list(self._held):
             if await self.store.claim(session_id, self.owner, LEASE_S):
                 self._dirty.add(session_id)
