@@ -9,7 +9,7 @@ import asyncio
 import os
 import signal
 import sys
-from typing import BinaryIO
+from typing import BinaryIO, NoReturn
 
 from pydantic import BaseModel, ValidationError
 
@@ -116,14 +116,14 @@ async def _serve(replies: BinaryIO) -> None:
         await desk.aclose()
 
 
-def main() -> int:
-    """Serves until the input closes."""
+def main() -> NoReturn:
+    """Serves until the input closes, and ends the process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the core ends us by closing the pipe
     replies = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)  # native code that prints writes to the log, not into the pipe
     asyncio.run(_serve(replies))
-    return 0
+    os._exit(0)  # the rooms are left: the SDK's own tidying up beside its threads panics now and then
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

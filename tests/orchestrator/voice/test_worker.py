@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import numpy as np
+import psutil
 import pytest
 
 from orchestrator.livekit_server import LiveKitAccess
@@ -160,3 +162,37 @@ async def test_a_worker_that_is_killed_comes_back_and_goes_on_where_it_was(livek
         assert lost.sum() <= 2 and np.all(durations[~lost] <= 0.4), durations
         assert voices.statistics.losses == 1 and voices.statistics.starts == 2
         assert ears.longest_gap() < 5
+
+
+_ORCHESTRATOR = """
+import asyncio
+from orchestrator.metrics import Metrics
+from orchestrator.voice.process import VoiceWorker
+
+async def main():
+    voices = VoiceWorker(Metrics())
+    voices.open()
+    await voices.wait_ready()
+    line = voices.line({url!r}, lambda: {token!r})
+    line.join()
+    await line.wait_live(20)
+    print(voices.pid, flush=True)
+    await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+
+
+async def test_a_worker_does_not_outlive_its_orchestrator(livekit_server: LiveKitAccess) -> None:
+    ears = await Ears().join(livekit_server.url, join_token(livekit_server, "orphan", "viewer"))
+    code = _ORCHESTRATOR.format(
+        url=livekit_server.url, token=join_token(livekit_server, "orphan", "voice-1", "agent", publish=True)
+    )
+    orchestrator = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stdout=asyncio.subprocess.PIPE)
+    assert orchestrator.stdout is not None
+    worker_process = psutil.Process(int(await orchestrator.stdout.readline()))
+    orchestrator.kill()
+    await orchestrator.wait()
+    assert await ears.until(5, lambda: ears.gone == ["voice-1"])
+    assert await ears.until(8, lambda: not worker_process.is_running())
+    await ears.leave()
