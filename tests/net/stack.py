@@ -60,6 +60,16 @@ class Stack(Demo):
         kind = models.ParticipantInfo.Kind.Name(who.kind)
         return {"kind": kind, "tracks": len(who.tracks), "attributes": dict(who.attributes)}
 
+    async def avatars(self) -> list[str]:
+        """Avatars and voices in all rooms."""
+        async with self._api() as livekit:
+            rooms = (await livekit.room.list_rooms(api.ListRoomsRequest())).rooms
+            found = [
+                (await livekit.room.list_participants(api.ListParticipantsRequest(room=room.name))).participants
+                for room in rooms
+            ]
+        return [who.identity for present in found for who in present if who.identity.startswith(("avatar-", "voice-"))]
+
     async def ingresses(self) -> int:
         """How many there are."""
         async with self._api() as livekit:
