@@ -6,6 +6,7 @@ Segments are spoken by an agent (`serve`), or by whoever stands in while there i
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Sequence
 
@@ -59,6 +60,7 @@ class LiveSession:
         self._speaker: Speaker | None = None
         self._drops_before = 0
         self._due_at = 0.0
+        self._nowhere = False
         self._gate = Gate(options.limits, time.monotonic())
         self._clears = Clears(session_id, metrics)
         self._told_samples, self._told_at, self._told_segments = 0, 0.0, 0
@@ -151,11 +153,12 @@ class LiveSession:
     def hand_to(self, speaker: Speaker) -> None:
         """This one speaks from now on; items are its to pull."""
         self._speaker = speaker
+        self._nowhere = False
         self._tracker.attach()
 
     def position(self, at: float) -> tuple[int, float]:
         """The segment that was being heard at `at` (monotonic) and how many seconds of it; stays behind the truth."""
-        return self.known_position() or self._tracker.position(at)
+        return self.known_position() or self._tracker.position(math.inf if self._nowhere else at)
 
     def rewind(self, segment: int, heard_s: float, due_at: float | None = None) -> None:
         """Whoever spoke is gone; what was not heard waits for the next one. Clears that were under way are answered.
@@ -356,6 +359,7 @@ class LiveSession:
             self.suspicion = event.suspicion or self.suspicion
             self.outbox.tell(event)
         elif isinstance(event, PublisherChanged):
+            self._nowhere = event.publisher == "none"  # and its clock stands
             self.outbox.tell(event)
         self._flush()
 

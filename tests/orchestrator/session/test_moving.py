@@ -173,9 +173,15 @@ async def test_an_agent_whose_network_is_away_is_no_agent_that_hangs(monkeypatch
         await until(playing(agent, started["session_id"], at_least_s=0.1))
         agent.only.tell(PublisherChanged(publisher="none", reason="ICE failed"))
         await line.wait("publisher.changed")
-        agent.pace = 0.0
+        agent.pace = 1e-9
         await asyncio.sleep(0.8)
         assert states(line) == []
+        heard = agent.only.segments[1].heard
+        await here.kill(agent)
+        await line.wait("session.state", count=2, within_s=8)
+        (other,) = here.others(agent)
+        await until(lambda: 1 in other.only.segments)
+        assert heard - 0.2 * RATE <= other.only.segments[1].base <= heard, "its clock stood"
 
 
 @pytest.mark.parametrize("how", ["forgets", "engine_failed", "ends"])
