@@ -16,7 +16,7 @@ from tests.bench.figures import Figure, pairs, percentile
 from tests.bench.stack import Live
 from tests.net.coded import Seen, account, coded, decode
 from tests.net.hearing import heard, lines
-from tests.net.stack import stack
+from tests.net.stack import Stack, stack
 from tests.net.world import NEAR, World
 from tests.servers.nginx_rtmp import NginxRtmp
 from tests.servers.puller import Puller, Received
@@ -108,8 +108,8 @@ async def finished(live: Live, within_s: float) -> bool:
     return False
 
 
-async def to_rtmp(world: World, udp_only: bool = False, seconds: int = 30) -> list[dict[str, Any]]:
-    """WebRTC made impossible mid-sentence: to RTMP, and back once it is possible again."""
+async def to_rtmp(world: World, udp_only: bool = False, seconds: int = 30, stay_s: float = 6.0) -> list[dict[str, Any]]:
+    """WebRTC made impossible mid-sentence: to RTMP, and back once it is possible again after `stay_s` of the stream."""
     async with rtmp_server() as server, stack(world) as running:
         url = server.url(app="kept")
         watcher = Watcher(url)
@@ -117,7 +117,7 @@ async def to_rtmp(world: World, udp_only: bool = False, seconds: int = 30) -> li
             await asyncio.sleep(2)
             begun = time.monotonic()
             sending = asyncio.create_task(live.send(coded(seconds)))
-            await asyncio.sleep(_LEAD_S)
+            await asyncio.sleep(min(_LEAD_S, seconds / 4))
             if udp_only:
                 await world.block()
             else:
@@ -126,7 +126,7 @@ async def to_rtmp(world: World, udp_only: bool = False, seconds: int = 30) -> li
             await wait(20, lambda: watcher.pictures_at, watcher.speaks_at)
             seen_after = watcher.pictures_at[0] - broken if watcher.pictures_at else 99.0
             spoken = watcher.speaks_at()
-            await asyncio.sleep(6)
+            await asyncio.sleep(stay_s)
             await world.drop()
             opened = time.monotonic()
             viewer = live.viewer
@@ -156,7 +156,14 @@ async def to_rtmp(world: World, udp_only: bool = False, seconds: int = 30) -> li
 
 async def to_ingress(world: World, seconds: int = 40) -> list[dict[str, Any]]:
     """The same where LiveKit has Ingress: the avatar comes back to its own room by RTMP, under its own identity."""
-    async with stack(world, ingress=True) as running, running.live(**PATTERN, speaker="somebody") as live:
+    async with stack(world, ingress=True) as running:
+        figures = await _by_ingress(running, seconds)
+        left = await running.ingresses()
+    return lines(*figures, Figure("ingress: ingresses left", left, "", 0))
+
+
+async def _by_ingress(running: Stack, seconds: int) -> list[Figure]:
+    async with running.live(**PATTERN, speaker="somebody") as live:
         viewer, identity = live.viewer, live.started["avatar_identity"]
         await asyncio.sleep(2)
         begun = time.monotonic()
@@ -171,7 +178,7 @@ async def to_ingress(world: World, seconds: int = 40) -> list[dict[str, Any]]:
         await asyncio.sleep(8)
         present = await running.participant(live.started["room"], identity)
         ingressed = time.monotonic()
-        await world.drop()
+        await running.world.drop()
         opened = time.monotonic()
         await wait(30, lambda: _tracks(viewer, identity) >= 6)
         joined = time.monotonic()
@@ -186,8 +193,8 @@ async def to_ingress(world: World, seconds: int = 40) -> list[dict[str, Any]]:
         onsets, whites = viewer.onsets(seen + 2), viewer.whites(seen + 2)
         skews = [abs(1000 * (w - s)) for s, w in pairs(onsets, whites, 0.5) if s < ingressed]
         dark = longest_without(times, opened, min(opened + 20, times[-1]))
-        left = await running.ingresses()
-    return lines(
+        made = await running.ingresses()
+    return [
         Figure("ingress: the avatar seen in its room again", seen - broken, "s", 6),
         Figure("ingress: the avatar heard in its room again", spoken - broken, "s", 6, note=str(present)),
         Figure("ingress: speech lost", told.lost_ms, "ms", 0, note=f"pieces {told.lost}; all spoken {spoke}"),
@@ -195,8 +202,8 @@ async def to_ingress(world: World, seconds: int = 40) -> list[dict[str, Any]]:
         Figure("ingress: skew in the room meanwhile, p95", percentile(skews, 95), "ms", note=f"{len(skews)} bursts"),
         Figure("ingress: possible again to picture by WebRTC", back, "s", 10),
         Figure("ingress: on the way back, longest without a picture", dark, "s", 1, note=str(again)),
-        Figure("ingress: ingresses while the session ran", left, "", 1),
-    )
+        Figure("ingress: ingresses while the session ran", made, "", 1),
+    ]
 
 
 def _came(viewer: Viewer, since: float) -> float | None:

@@ -185,11 +185,10 @@ def _course(memory: list[tuple[float, dict[str, float]]], name: str) -> list[str
 
 async def _left_over(running: Stack) -> tuple[int, dict[str, Any]]:
     """What there should be none of: sessions at agents, avatars in rooms, sessions that have not ended."""
-    busy = []
     async with httpx.AsyncClient(trust_env=False, timeout=5) as http:
-        for url in running.agent_urls:
-            busy.append((await http.get(f"{url}/health")).json()["capacity"]["sessions"])
+        told = [(await http.get(f"{url}/health")).json() for url in running.agent_urls]
+    busy = [answer["capacity"]["sessions"] for answer in told]
     avatars = await running.avatars()
-    metrics = (await running.http.get("/metrics")).text
-    open_sessions = [row for row in metrics.splitlines() if row.startswith("orchestrator_sessions{")]
-    return sum(busy) + len(avatars), {"at agents": busy, "in rooms": avatars, "sessions": open_sessions}
+    listed = (await running.http.get("/sessions")).json()["sessions"]
+    unended = [session["session_id"] for session in listed if session["state"] not in ("stopped", "failed")]
+    return sum(busy) + len(avatars) + len(unended), {"at agents": busy, "in rooms": avatars, "unended": unended}
