@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -96,10 +97,13 @@ def serve(host: str, port: int) -> int:
     from orchestrator.routes.context import Context
     from orchestrator.serving import DrainingServer, server_config
     from orchestrator.settings import SettingsError, load
+    from orchestrator.store.base import StoreError
+    from orchestrator.survival import check_store
 
     try:
         settings = load()
-    except SettingsError as error:
+        asyncio.run(check_store(settings))
+    except (SettingsError, StoreError) as error:
         print(f"{error}\nSee musetalk-orchestrator serve --help.", file=sys.stderr)
         return 2
     logs.configure(settings.log_level)

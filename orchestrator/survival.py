@@ -24,6 +24,15 @@ def make_store(settings: Settings) -> SessionStore:
     return RedisStore(settings.redis_url.get_secret_value(), keep_s)
 
 
+async def check_store(settings: Settings) -> None:
+    """Opens the store and closes it. Raises StoreError: better said before anything is served than by a traceback."""
+    store = make_store(settings)
+    try:
+        await store.open()
+    finally:
+        await store.aclose()
+
+
 @asynccontextmanager
 async def surviving(context: Context) -> AsyncIterator[None]:
     """Sessions of earlier processes are there when it is entered. When it is left they have ended, or wait for the next process.

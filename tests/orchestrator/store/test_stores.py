@@ -50,7 +50,11 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
 
 async def test_a_record_comes_back_as_it_was(store: SessionStore) -> None:
     session = stored(
-        agent_url="http://agent", ingress_id="IN_1", moves=2, progress={"segments": 7, "unfinished": {"6": True}, "events_seen": 11}, view={"a": ["ä"]}
+        agent_url="http://agent",
+        ingress_id="IN_1",
+        moves=2,
+        progress={"segments": 7, "unfinished": {"6": True}, "events_seen": 11},
+        view={"a": ["ä"]},
     )
     assert await store.save(session)
     assert await store.load("ses_a") == session
