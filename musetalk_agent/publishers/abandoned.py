@@ -17,11 +17,12 @@ _LEAVE_S = 5.0
 _tasks: set[asyncio.Task[None]] = set()
 
 
-def abandon(room: rtc.Room, connecting: asyncio.Task[None]) -> None:
-    """Leaves `room` as soon as `connecting` has ended, in the background."""
+def abandon(room: rtc.Room, connecting: asyncio.Task[None]) -> asyncio.Task[None]:
+    """Leaves `room` as soon as `connecting` has ended, in the background; the task may be waited for, under a shield."""
     task = asyncio.create_task(_leave(room, connecting), name="livekit-abandoned")
     _tasks.add(task)
     task.add_done_callback(_tasks.discard)
+    return task
 
 
 async def _leave(room: rtc.Room, connecting: asyncio.Task[None]) -> None:

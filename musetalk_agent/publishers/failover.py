@@ -34,8 +34,8 @@ _TICK_S = 0.2
 _STREAM_DOUBT_S = 1.5
 """What a stream that breaks was given last is not known to be heard for so long."""
 INGRESS_LATENCY_S = 2.5
-"""So long after it is pushed to an ingress, sound is heard in the room: 1.0 s with Ingress 1.5, if pictures are padded (3.7 s and more
-where they are not). At the end of a push it throws away what it holds."""
+"""So long after it is pushed to an ingress, sound is heard in the room: 1.0 s with Ingress 1.5, if pictures are padded (3.7 s and
+more where they are not). At the end of a push it throws away what it holds."""
 _INGRESS_HEALTHY_S = 1.0
 """A probe is believed sooner, because leaving an ingress takes so long."""
 _WHIP_LATENCY_S = 0.4
@@ -295,6 +295,8 @@ class FailoverPublisher:
             state.viewers, state.tracks = room.state.viewers, room.state.tracks
         else:
             state.reconnecting, state.tracks = False, []
+            if self._rung is not Rung.NONE:  # who watches a stream nobody knows: the session goes on as if somebody did
+                state.viewers = max(1, state.viewers)
         acknowledged = outlets.frames_acknowledged()
         if acknowledged > state.acknowledged_frames:
             state.acknowledged_frames, state.acknowledged_at = acknowledged, utc_now()

@@ -52,6 +52,7 @@ class Probe:
         self._healthy_s = healthy_s
         self._room: rtc.Room | None = None
         self._connecting: asyncio.Task[None] | None = None
+        self._leaving: asyncio.Task[None] | None = None
         self._task = asyncio.create_task(self._run(), name="probe")
 
     async def aclose(self) -> None:
@@ -82,7 +83,9 @@ class Probe:
         return self._room.connection_state == rtc.ConnectionState.CONN_CONNECTED
 
     async def _leave(self) -> None:
+        """Leaves the room now, or in the background while it is still being joined."""
         room, self._room = self._room, None
-        if room is None or self._connecting is None:
-            return
-        abandon(room, self._connecting)
+        if room is not None and self._connecting is not None:
+            self._leaving = abandon(room, self._connecting)
+        if self._leaving is not None and self._connecting is not None and self._connecting.done():
+            await asyncio.shield(self._leaving)

@@ -68,7 +68,7 @@ async def sfu() -> AsyncIterator[Sfu]:
         yield made
     finally:
         if made.server.child._process is not None and made.server.child._process.returncode is None:
-            made.signal(signal.SIGCONT)
+            await made.crash()  # a server that is asked to end waits for its participants
         await made.server.stop()
 
 

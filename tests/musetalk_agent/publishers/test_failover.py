@@ -11,8 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from musetalk_agent.errors import PublisherUnavailable
+from musetalk_agent.errors import PublisherUnavailable, PublishFailed
+from musetalk_agent.media import VideoFrame
 from musetalk_agent.protocol.http import PublisherMode
+from musetalk_agent.publishers.base import Lost
+from musetalk_agent.publishers.livekit import LiveKitPublisher
 from orchestrator.livekit_server import LiveKitAccess
 from orchestrator.processes import free_port
 from tests.musetalk_agent.publishers.failing import Sfu, coarse, failing, sfu
@@ -45,6 +48,15 @@ def quiet(viewer: Viewer) -> bool:
     return time.monotonic() - max(viewer.heard(0.0), default=0.0) > 0.7
 
 
+async def seen_out(puller: Puller) -> None:
+    """Waits until the stream that has ended has been seen to its end; the puller's thread ends with the server."""
+    seen = -1
+    while seen != len(puller.sound):
+        seen = len(puller.sound)
+        await asyncio.sleep(0.7)
+    puller._stopping = True
+
+
 async def test_a_hanging_sfu_mid_sentence_and_back(server: Sfu, nginx: NginxRtmp, executor: ThreadPoolExecutor) -> None:
     viewer = await Viewer().join(server.access.url, join_token(server.access, "studio", "viewer"))
     puller = Puller(nginx.url("avatar"))
@@ -68,7 +80,7 @@ async def test_a_hanging_sfu_mid_sentence_and_back(server: Sfu, nginx: NginxRtmp
         assert await viewer.until(5, lambda: quiet(viewer))
         assert [change.reason for _, change in made.changes] == ["transport_silent", "healthy"]
         assert made.kinds().count("playback.started") == made.kinds().count("playback.finished") == 1
-    puller._stopping = True  # its thread ends with the server
+    await seen_out(puller)
     in_room = heard_slots(np.concatenate([b for _, b in viewer.sound]), RATE)
     at_rtmp = heard_slots(coarse(np.concatenate([b for _, b in puller.sound])), RATE)
     await viewer.leave()
@@ -117,7 +129,7 @@ async def test_a_start_without_the_sfu_is_a_start_on_rtmp(nginx: NginxRtmp, exec
         status = made.session.status()
         assert (status.publisher, status.transport.rung) == ("rtmp", "rtmp")
         await asyncio.sleep(1)
-    puller._stopping = True  # its thread ends with the server
+    await seen_out(puller)
     assert set(heard_slots(coarse(puller.wave()[1]), RATE)) == set(range(10))
 
 
@@ -139,7 +151,7 @@ async def test_modes_move_the_session_and_back(server: Sfu, nginx: NginxRtmp, ex
         assert await viewer.until(10, lambda: "playback.finished" in made.kinds())
         assert await viewer.until(5, lambda: quiet(viewer))
         assert made.ways() == ["rtmp", "livekit"]
-    puller._stopping = True  # its thread ends with the server
+    await seen_out(puller)
     in_room = heard_slots(np.concatenate([block for _, block in viewer.sound]), RATE)
     at_rtmp = heard_slots(coarse(puller.wave()[1]), RATE)
     await viewer.leave()
@@ -162,7 +174,7 @@ async def test_a_stream_beside_has_all_of_it(server: Sfu, nginx: NginxRtmp, exec
         server.signal(signal.SIGCONT)
         await speech
         await asyncio.sleep(1.5)
-    puller._stopping = True  # its thread ends with the server
+    await seen_out(puller)
     assert heard_slots(coarse(puller.wave()[1]), RATE) == list(range(40))
 
 
@@ -172,3 +184,31 @@ async def test_without_an_address_rtmp_is_refused(server: Sfu, executor: ThreadP
         with pytest.raises(PublisherUnavailable, match="rtmp_url"):
             made.publisher.set_mode(PublisherMode.RTMP)
         assert made.publisher.name == "livekit"
+
+
+async def test_an_sdk_that_fails_at_once_is_replaced_by_whip(
+    server: Sfu, executor: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def breaks(self: LiveKitPublisher, first: VideoFrame, lost: Lost) -> None:
+        raise PublishFailed("the native library is broken")
+
+    monkeypatch.setattr(LiveKitPublisher, "open", breaks)
+    viewer = await Viewer().join(server.access.url, join_token(server.access, "studio", "viewer"))
+    async with failing(server.access, executor) as made:
+        await made.session.start()
+        assert made.publisher.name == "whip" and [c.reason for _, c in made.changes] == ["join_broke"]
+        assert await viewer.until(5, lambda: len(viewer.tracks) == 2 and viewer.video)
+        await made.speak(spoken_code(15, RATE))
+        assert await viewer.until(5, lambda: "playback.finished" in made.kinds())
+        assert await viewer.until(5, lambda: quiet(viewer))
+    await viewer.leave()
+    assert heard_slots(np.concatenate([block for _, block in viewer.sound]), RATE) == list(range(15))
+
+
+async def test_a_token_that_is_refused_is_told_without_quoting_it(server: Sfu, executor: ThreadPoolExecutor) -> None:
+    wrong = LiveKitAccess(server.access.url, server.access.api_key, "x" * 40)
+    token = join_token(wrong, "studio", "avatar", "agent", publish=True)
+    async with failing(server.access, executor, token=token) as made:
+        with pytest.raises(PublishFailed, match="LIVEKIT_URL") as told:
+            await made.session.start()
+    assert "eyJ" not in str(told.value) and made.session.state == "failed"
