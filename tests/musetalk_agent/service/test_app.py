@@ -174,6 +174,17 @@ async def test_the_link_tells_what_an_adopter_must_know(tmp_path: Path) -> None:
             assert hello.events == 5  # the third segment was told to have begun by another agent
 
 
+async def test_what_was_heard_elsewhere_counts_as_taken(tmp_path: Path) -> None:
+    async with agent(tmp_path) as here:
+        await here.start()
+        async with here.link() as socket:
+            await socket.send(SegmentStart(segment=3, sample_rate=16_000, received=40_000, heard_s=1.0).model_dump_json())
+            await socket.send(tone(0.5).tobytes())
+            await _until(socket, "link.ack")
+        async with here.link() as socket:
+            assert (await _until(socket, "link.hello"))["received_samples"] == 40_000 + 16_000 + 8_000
+
+
 async def test_a_voice_elsewhere_is_told_when_its_sound_is_due(tmp_path: Path) -> None:
     async with agent(tmp_path) as here:
         await here.start(voice="orchestrator")
