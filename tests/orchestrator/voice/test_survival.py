@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import signal
 
-import numpy as np
 import pytest
 
 from orchestrator.livekit_server import LiveKitAccess
 from tests.orchestrator.voice.stack import ROOM, speak, stack
-from tests.orchestrator.voice.tones import heard_all, tone_code
+from tests.orchestrator.voice.tones import heard_all, once, tone_code
 
 pytestmark = pytest.mark.livekit
 
@@ -36,7 +35,7 @@ async def test_a_killed_agent_costs_no_word_and_the_next_one_takes_over_in_its_t
         assert [len(line.of(kind)) for kind in ("playback.started", "playback.finished", "error")] == [1, 1, 0]
         durations = ears.durations(50)
         assert ears.longest_gap() < 1.5
-        assert durations[1:].min() >= 0.05 and np.sort(durations)[:-3].max() <= 0.17, durations
+        assert once(durations[1:]), durations
         (voice_sid,) = [sid for sid, who in ears.speakers.items() if who == "voice-" + started["session_id"]]
         last, first = ears.spoken(voice_sid)[-1], ears.spoken(ears.who_said(49))[0]
         assert abs(first[1] - last[1]) <= 2 and abs(first[0] - last[0] - 0.02) < 0.3  # a faded edge is misread

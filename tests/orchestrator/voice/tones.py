@@ -87,6 +87,11 @@ class Ears(Viewer):
         return max(b - a for a, b in itertools.pairwise(times)) - _WINDOW / RATE
 
 
+def once(durations: np.ndarray) -> bool:
+    """Whether every symbol was heard once. The jitter buffer may stretch a few: at the loss of a track, and when the machine is busy."""
+    return bool(durations.min() >= 0.05 and np.sort(durations)[:-3].max() <= 0.17)
+
+
 def _symbol(window: np.ndarray) -> int | None:
     if np.sqrt(np.mean(np.square(window))) < 2500:  # silence, or a faded edge that would be misread
         return None
