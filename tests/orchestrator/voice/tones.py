@@ -88,7 +88,7 @@ class Ears(Viewer):
 
 
 def once(durations: np.ndarray) -> bool:
-    """Whether every symbol was heard once. The jitter buffer may stretch a few: at the loss of a track, and when the machine is busy."""
+    """Whether every symbol was heard once. Jitter buffers stretch a few: when a track is lost, and on a busy machine."""
     return bool(durations.min() >= 0.05 and np.sort(durations)[:-3].max() <= 0.17)
 
 
