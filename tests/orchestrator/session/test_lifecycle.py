@@ -15,7 +15,19 @@ BODY = {"room": "r", "engine": "pattern"}
 
 def own_tasks() -> set[str]:
     """Names of the tasks of sessions that run."""
-    prefixes = ("session-", "start-", "undo-", "live-", "link-", "watch-", "attend-", "serve-", "goodbye-", "speech-", "audio-")
+    prefixes = (
+        "session-",
+        "start-",
+        "undo-",
+        "live-",
+        "link-",
+        "watch-",
+        "attend-",
+        "serve-",
+        "goodbye-",
+        "speech-",
+        "audio-",
+    )
     return {task.get_name() for task in asyncio.all_tasks() if task.get_name().startswith(prefixes)}
 
 
