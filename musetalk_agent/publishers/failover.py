@@ -90,9 +90,11 @@ class FailoverPublisher:
         self._step(Event.START)
         await self._settled.wait()
         if self._rung is Rung.NONE:
+            room = self._options.room
             raise self._outlets.error or PublishFailed(
-                f"the agent could not publish to room {self._options.room.room!r}: {self._ladder.reason}",
-                value=self._options.room.url,
+                f"the agent could not publish to room {room.room!r} at {room.url} ({self._ladder.reason}); "
+                "check LIVEKIT_URL, that UDP reaches the server, and rtmp_url where there is one",
+                value=room.url,
             )
         self._lost = lost
 

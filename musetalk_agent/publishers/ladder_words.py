@@ -13,7 +13,7 @@ PROBE_AT_START_S = 2.5
 JOIN_AT_START_S = 3.0
 """A start that has another way waits so long for the room."""
 STREAM_AT_START_S = 2.5
-ALONE_AT_START_S = 15.0
+ALONE_AT_START_S = 10.0
 """A start that has no other way waits so long: a join through blocked UDP fails by itself after a minute only."""
 WHIP_S = 4.0
 LEAVE_S = 0.8

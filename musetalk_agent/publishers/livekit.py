@@ -37,6 +37,7 @@ SOUND_PATH_S = 0.035
 complete, and the jitter buffers differ. Measured at a viewer on loopback; receivers leave differences under 30 ms uncorrected."""
 CONNECT_TIMEOUT_S = 5.0
 _CLOSE_TIMEOUT_S = 5.0
+_JOIN_GRACE_S = 1.0  # the end waits so long for a join under way
 _STATS_PERIOD_S = 0.2
 _STATS_TIMEOUT_S = 0.5
 _GRACE_AFTER_STALL_S = 0.002  # a capture that took longer than this has waited for the queue to drain
@@ -176,9 +177,9 @@ class LiveKitPublisher:
             log.info("attribute not set", extra={"room": self._options.room, "error": str(error)})
 
     async def aclose(self) -> None:
-        """Leaves. Waits at most 6 s for a connect in flight and 5 s for the goodbye.
+        """Leaves. Waits at most 1 s for a join under way and 5 s for the goodbye.
 
-        A join that takes longer cannot be called off; its room is left when it ends, within a minute.
+        A join that takes longer cannot be called off; its room is left when it ends, in a minute or so.
         """
         if self._closing:
             return
@@ -187,7 +188,7 @@ class LiveKitPublisher:
             self._stats.cancel()
             await asyncio.gather(self._stats, return_exceptions=True)
         if self._connecting is not None and not self._connecting.done():
-            await asyncio.wait([self._connecting], timeout=CONNECT_TIMEOUT_S + 1)
+            await asyncio.wait([self._connecting], timeout=_JOIN_GRACE_S)
             if not self._connecting.done():
                 abandon(self._room, self._connecting)
         await self._bounded(self._room.disconnect())
