@@ -60,6 +60,8 @@ BENCHES: dict[str, tuple[str, dict[str, Any]]] = {
     "cut_10": (f"{_FAILOVER}:cut", {"length_s": 10}),
     "cut_60": (f"{_FAILOVER}:cut", {"length_s": 60}),
     "sfu_restart": (f"{_FAILOVER}:sfu_restart", {}),
+    "agent_killed": ("tests.bench.reliability_agents:agent_lost", {"how": "killed"}),
+    "agent_hung": ("tests.bench.reliability_agents:agent_lost", {"how": "hung"}),
     "soak": ("tests.bench.reliability_soak:soak", {}),
     "to_rtmp_udp": (f"{_FAILOVER}:to_rtmp", {"udp_only": True}),
 }

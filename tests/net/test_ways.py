@@ -16,7 +16,7 @@ pytestmark = [
 
 @pytest.mark.skipif(nginx_rtmp.module() is None, reason="nginx with its RTMP module is missing: run tools/setup rtmp")
 async def test_webrtc_made_impossible_goes_to_rtmp_and_back_without_losing_a_word() -> None:
-    figures = await inside("tests.bench.reliability_failover:to_rtmp", within_s=150, seconds=8, stay_s=2)
+    figures = await inside("tests.bench.reliability_failover:to_rtmp", within_s=150, seconds=6, stay_s=1)
     found = {figure["name"].removeprefix("WebRTC impossible: "): figure["value"] for figure in figures}
     assert found["speech lost"] == 0
     assert found["picture at the RTMP server"] < 20 and found["speech at the RTMP server"] < 20

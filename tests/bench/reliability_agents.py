@@ -1,0 +1,59 @@
+"""An agent killed or hung in mid-sentence while another one is warm: who speaks on, and when."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from typing import Any
+
+import httpx
+
+from tests.bench.figures import Figure
+from tests.bench.reliability_failover import PATTERN, finished, wait
+from tests.net.coded import account, coded
+from tests.net.hearing import heard, lines
+from tests.net.stack import Stack, stack
+from tests.net.world import World
+
+_LEAD_S = 6.0
+
+
+async def agent_lost(world: World, how: str = "killed", seconds: int = 25) -> list[dict[str, Any]]:
+    """`how`: killed (SIGKILL) or hung (SIGSTOP)."""
+    async with stack(world, agents=2) as running, running.live(**PATTERN) as live:
+        await asyncio.sleep(2)
+        begun = time.monotonic()
+        sending = asyncio.create_task(live.send(coded(seconds)))
+        await asyncio.sleep(_LEAD_S)
+        child = running.agents[await _serving(running)]
+        assert child.pid is not None
+        os.kill(child.pid, signal.SIGKILL if how == "killed" else signal.SIGSTOP)
+        lost = time.monotonic()
+        await asyncio.sleep(1)
+        viewer, path = live.viewer, f"/session/{live.started['session_id']}"
+        before = len(viewer.video)
+        await wait(30, lambda: len(viewer.video) > before)
+        seen = viewer.video[before][0] - lost if len(viewer.video) > before else 99.0
+        await sending
+        spoke = await finished(live, 40)
+        await asyncio.sleep(2)
+        told = account(heard(viewer, begun), seconds)
+        view = (await running.http.get(path)).json()
+        voices = sorted({who.partition("-")[0] for who in viewer.owners.values()})
+        if how != "killed":
+            os.kill(child.pid, signal.SIGCONT)
+    note = f"moves {view['moves']}; spoken by {voices}; gap {told.gap_at - lost:.1f} s after"
+    return lines(
+        Figure(f"agent {how} in mid-sentence: the avatar moves again", seen, "s", 5, note=note),
+        Figure(f"agent {how}: longest silence within speech", told.longest_gap_s, "s", 1 if how == "killed" else None),
+        Figure(f"agent {how}: speech lost", told.lost_ms, "ms", 0, note=f"pieces {told.lost}; all spoken: {spoke}"),
+        Figure(f"agent {how}: speech heard twice", told.doubled_ms, "ms", note=f"pieces {told.doubled}"),
+    )
+
+
+async def _serving(running: Stack) -> int:
+    async with httpx.AsyncClient(trust_env=False, timeout=5) as http:
+        told = [(await http.get(f"{url}/health")).json() for url in running.agent_urls]
+    return next(number for number, answer in enumerate(told) if answer["capacity"]["sessions"])
