@@ -1,5 +1,5 @@
 # Each target does its own set-up on a fresh machine (tools/setup) and is quick the second time.
-.PHONY: demo test test-ingress check bench bench-gpu setup clean
+.PHONY: demo test test-ingress check bench bench-reliability bench-gpu setup clean
 PY := .venv/bin/python
 ARGS ?=
 
@@ -8,11 +8,11 @@ demo: ## a face that speaks in a browser
 	@exec .venv/bin/musetalk-orchestrator demo $(ARGS)
 
 test: ## the test suite, against a real livekit-server and a real Chromium
-	@tools/setup torch models livekit browser redis rtmp
+	@tools/setup torch models livekit browser redis rtmp network
 	@$(PY) -m pytest $(ARGS)
 
 test-ingress: ## the tests against a real LiveKit Ingress, which is built once (four minutes)
-	@tools/setup venv models livekit redis
+	@tools/setup venv models livekit redis network
 	@tools/build_ingress >/dev/null
 	@$(PY) -m pytest tests/ingress $(ARGS)
 
@@ -26,6 +26,11 @@ check: ## formatting, lint, types, import rules
 bench: ## one JSON line a figure, with the machine
 	@tools/setup venv models livekit
 	@$(PY) -m tests.bench $(ARGS)
+
+bench-reliability: ## what faults do: networks made bad on purpose, processes killed (a quarter of an hour)
+	@tools/setup venv models livekit redis rtmp network
+	@tools/build_ingress >/dev/null
+	@$(PY) -m tests.bench.reliability $(ARGS)
 
 bench-gpu: ## the same for MuseTalk, on a machine with CUDA
 	@tools/setup torch models
