@@ -27,13 +27,26 @@ RATE = 16_000
 BLOCK = 640
 
 
+HASTY = """
+import sys
+from orchestrator.__main__ import main
+from orchestrator.session import adoption, ledger
+adoption.LEASE_S = ledger.LEASE_S = 2.0
+ledger.RENEW_S = adoption.SECOND_LOOK_S = 0.5
+sys.exit(main())
+"""
+
+
 class Server(Child):
     """A process of ours on a port of its own."""
 
-    def __init__(self, module: str, environment: dict[str, str], port: int | None = None) -> None:
+    def __init__(
+        self, module: str, environment: dict[str, str], port: int | None = None, program: list[str] | None = None
+    ) -> None:
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        command = [sys.executable, "-m", module, "serve", "--host", "127.0.0.1", "--port", str(self.port)]
+        program = program or ["-m", module]
+        command = [sys.executable, *program, "serve", "--host", "127.0.0.1", "--port", str(self.port)]
         super().__init__(module, command, {"LOG_LEVEL": "ERROR", **environment})
 
     def signal(self, number: signal.Signals) -> None:
@@ -55,8 +68,8 @@ class World:
     rooms: Rooms
     stack: AsyncExitStack
 
-    async def orchestrator(self, port: int | None = None, **environment: str) -> Server:
-        """Starts one; on the same port to follow another."""
+    async def orchestrator(self, port: int | None = None, *, hasty: bool = False, **environment: str) -> Server:
+        """Starts one; on the same port to follow another. `hasty` ones have leases of two seconds."""
         known = {
             "LIVEKIT_URL": self.livekit.url,
             "LIVEKIT_API_KEY": self.livekit.api_key,
@@ -66,7 +79,7 @@ class World:
             "AGENT_API_KEY": AGENT_KEY,
             "VOICE_STANDBY": "off",
         }
-        server = Server("orchestrator", known | environment, port)
+        server = Server("orchestrator", known | environment, port, ["-c", HASTY] if hasty else None)
         await server.start()
         self.stack.push_async_callback(server.stop)
         await server.ready(f"{server.url}/health", 60)

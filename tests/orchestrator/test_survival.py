@@ -149,3 +149,27 @@ async def test_two_on_one_redis_do_not_fight(livekit_server: LiveKitAccess) -> N
         await redis.start()
         await store_of(here, two, "ok")
         await ended(here, two, started["session_id"])
+
+
+async def test_an_owner_that_was_frozen_lets_go_of_what_another_took(livekit_server: LiveKitAccess) -> None:
+    async with redis_server() as redis, world(livekit_server) as here:
+        one = await here.orchestrator(REDIS_URL=redis.url, hasty=True)
+        two = await here.orchestrator(REDIS_URL=redis.url, hasty=True)
+        started = await here.begin(one)
+        path = f"/session/{started['session_id']}"
+        one.signal(signal.SIGSTOP)
+        async with asyncio.timeout(30):
+            while (await here.call(two, "POST", f"{path}/interrupt")).status_code != 200:  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+        one.signal(signal.SIGCONT)
+        async with asyncio.timeout(20):
+            while (await here.call(one, "POST", f"{path}/interrupt")).status_code != 421:  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+        session = (await here.call(two, "GET", path)).json()
+        assert (session["state"], session["moves"]) == ("ready", 0)
+        query = started["audio_url"].partition("?")[2]
+        sender = Sender(lambda: f"ws://127.0.0.1:{two.port}/audio?{query}", speech(1.0))
+        await asyncio.wait_for(sender.run(), 30)
+        nothing_lost(sender, 1.0)
+        assert await here.avatars() == [started["avatar_identity"]]
+        await ended(here, two, started["session_id"])
