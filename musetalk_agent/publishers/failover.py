@@ -97,6 +97,7 @@ class FailoverPublisher:
                 value=room.url,
             )
         self._lost = lost
+        self._report()
 
     async def push_audio(self, block: Pcm) -> None:
         """Hands a block to the way in use, as fast as it takes it; waits while there is none."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
 from typing import Any
@@ -29,7 +30,7 @@ log = logging.getLogger(__name__)
 NEVER_REJOIN = frozenset({"PARTICIPANT_REMOVED", "ROOM_DELETED", "ROOM_CLOSED", "DUPLICATE_IDENTITY"})
 """Somebody ended the avatar's stay, or took its identity: joining again would work against them."""
 _QUICK_S = 2.0
-_REFUSALS = ("401", "403")
+_REFUSAL = re.compile(r"\b40[13]\b")
 _CLOSE_S = 7.0
 _INGRESS_PICTURE_BYTES = 1500
 """Ingress hands on what it gets by some kilobytes: of a still picture that is seconds, of pictures this large a fraction of one."""
@@ -139,7 +140,7 @@ class Outlets:
 
     async def _judge(self, error: Exception, took_s: float) -> Event:
         told = str(error.__cause__ or error)
-        if any(code in told for code in _REFUSALS):
+        if _REFUSAL.search(told):
             return Event.JOIN_REFUSED
         if took_s < _QUICK_S and await answers(self._options.room.url):
             return Event.JOIN_BROKE

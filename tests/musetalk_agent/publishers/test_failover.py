@@ -63,6 +63,7 @@ async def test_a_hanging_sfu_mid_sentence_and_back(server: Sfu, nginx: NginxRtmp
     async with failing(server.access, executor, nginx.url("avatar")) as made:
         await made.session.start()
         assert made.publisher.name == "livekit" and not made.changes
+        assert {track.kind for track in made.session.status().tracks} == {"audio", "video"}
         assert await viewer.until(5, lambda: len(viewer.tracks) == 2 and viewer.video)
         speech = asyncio.create_task(made.speak(spoken_code(100, RATE)))
         await asyncio.sleep(2)
@@ -74,7 +75,7 @@ async def test_a_hanging_sfu_mid_sentence_and_back(server: Sfu, nginx: NginxRtmp
         server.signal(signal.SIGCONT)
         freed = time.monotonic()
         await made.until(15, "livekit")
-        print("back after", made.when("livekit") - freed)
+        assert made.when("livekit") - freed < 15
         await speech
         assert await viewer.until(10, lambda: "playback.finished" in made.kinds())
         assert await viewer.until(5, lambda: quiet(viewer))
@@ -121,7 +122,7 @@ async def test_a_start_without_the_sfu_is_a_start_on_rtmp(nginx: NginxRtmp, exec
         await made.session.start()
         assert time.monotonic() - begun < 6
         assert made.publisher.name == "rtmp" and made.ways() == ["rtmp"]
-        await made.speak(spoken_code(10, RATE))
+        made.say(spoken_code(10, RATE))
         for _ in range(400):
             if "playback.finished" in made.kinds():
                 break
@@ -139,7 +140,7 @@ async def test_modes_move_the_session_and_back(server: Sfu, nginx: NginxRtmp, ex
     async with failing(server.access, executor, nginx.url("avatar")) as made:
         await made.session.start()
         assert await viewer.until(5, lambda: len(viewer.tracks) == 2)
-        speech = asyncio.create_task(made.speak(spoken_code(50, RATE)))
+        speech = asyncio.create_task(made.speak(spoken_code(40, RATE)))
         await asyncio.sleep(1)
         made.publisher.set_mode(PublisherMode.RTMP)
         await made.until(5, "rtmp")
@@ -155,7 +156,7 @@ async def test_modes_move_the_session_and_back(server: Sfu, nginx: NginxRtmp, ex
     in_room = heard_slots(np.concatenate([block for _, block in viewer.sound]), RATE)
     at_rtmp = heard_slots(coarse(puller.wave()[1]), RATE)
     await viewer.leave()
-    assert set(in_room) | set(at_rtmp) >= set(range(50))
+    assert set(in_room) | set(at_rtmp) >= set(range(40))
     assert len(set(in_room) & set(at_rtmp)) <= 4  # the slots in which it changed
 
 
@@ -167,7 +168,7 @@ async def test_a_stream_beside_has_all_of_it(server: Sfu, nginx: NginxRtmp, exec
             if made.publisher.transport.beside == "live" and puller.pictures:
                 break
             await asyncio.sleep(0.02)
-        speech = asyncio.create_task(made.speak(spoken_code(40, RATE)))
+        speech = asyncio.create_task(made.speak(spoken_code(28, RATE)))
         await asyncio.sleep(1)
         server.signal(signal.SIGSTOP)
         await made.until(5, "rtmp")
@@ -175,7 +176,7 @@ async def test_a_stream_beside_has_all_of_it(server: Sfu, nginx: NginxRtmp, exec
         await speech
         await asyncio.sleep(1.5)
     await seen_out(puller)
-    assert heard_slots(coarse(puller.wave()[1]), RATE) == list(range(40))
+    assert heard_slots(coarse(puller.wave()[1]), RATE) == list(range(28))
 
 
 async def test_without_an_address_rtmp_is_refused(server: Sfu, executor: ThreadPoolExecutor) -> None:
@@ -198,7 +199,7 @@ async def test_an_sdk_that_fails_at_once_is_replaced_by_whip(
         await made.session.start()
         assert made.publisher.name == "whip" and [c.reason for _, c in made.changes] == ["join_broke"]
         assert await viewer.until(5, lambda: len(viewer.tracks) == 2 and viewer.video)
-        await made.speak(spoken_code(15, RATE))
+        made.say(spoken_code(15, RATE))
         assert await viewer.until(5, lambda: "playback.finished" in made.kinds())
         assert await viewer.until(5, lambda: quiet(viewer))
     await viewer.leave()
