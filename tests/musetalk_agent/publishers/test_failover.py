@@ -168,15 +168,18 @@ async def test_a_stream_beside_has_all_of_it(server: Sfu, nginx: NginxRtmp, exec
             if made.publisher.transport.beside == "live" and puller.pictures:
                 break
             await asyncio.sleep(0.02)
-        speech = asyncio.create_task(made.speak(spoken_code(28, RATE)))
+        made.say(spoken_code(45, RATE))
         await asyncio.sleep(1)
         server.signal(signal.SIGSTOP)
         await made.until(5, "rtmp")
         server.signal(signal.SIGCONT)
-        await speech
-        await asyncio.sleep(1.5)
+        for _ in range(400):
+            if "playback.finished" in made.kinds():
+                break
+            await asyncio.sleep(0.02)
+        await asyncio.sleep(0.5)
     await seen_out(puller)
-    assert heard_slots(coarse(puller.wave()[1]), RATE) == list(range(28))
+    assert heard_slots(coarse(puller.wave()[1]), RATE) == list(range(45))
 
 
 async def test_without_an_address_rtmp_is_refused(server: Sfu, executor: ThreadPoolExecutor) -> None:
