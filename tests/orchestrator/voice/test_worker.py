@@ -132,9 +132,9 @@ async def _a_line_that_follows_says_each_sound_when_it_is_due(access: LiveKitAcc
         line.follow(1, 0.0, due + 0.08)  # 80 ms later than was said: made up for in the quiet part
         assert await heard_all(ears, 29)
         first = {s: at for at, s in reversed(ears.spoken())}
-        assert 0.0 < first[0] - due < 0.3
-        assert first[14] - first[8] == pytest.approx(0.68, abs=0.06)
-        assert first[28] - first[14] == pytest.approx(1.4, abs=0.06)
+        assert -0.05 < first[0] - due < 0.4
+        assert first[14] - first[8] == pytest.approx(0.68, abs=0.12)
+        assert first[28] - first[14] == pytest.approx(1.4, abs=0.12)
         assert line.view()["corrections"] >= 1
 
 
