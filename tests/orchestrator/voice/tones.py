@@ -89,7 +89,7 @@ class Ears(Viewer):
 
 def once(durations: np.ndarray) -> bool:
     """Whether every symbol was heard once. Jitter buffers stretch a few: when a track is lost, and on a busy machine."""
-    return bool(durations.min() >= 0.05 and np.sort(durations)[:-3].max() <= 0.17)
+    return bool(durations.min() >= 0.04 and np.sort(durations)[:-6].max() <= 0.17)
 
 
 def _symbol(window: np.ndarray) -> int | None:
