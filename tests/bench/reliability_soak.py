@@ -47,7 +47,8 @@ async def soak(world: World, sessions: int = 100, every_s: float = 45.0) -> list
         await world.drop()
         await asyncio.sleep(30)  # an avatar whose agent was killed leaves by time-out
         leaked, notes = await _left_over(running)
-    slopes = {name: _slope([(at, sizes.get(name)) for at, sizes in memory]) for name in ("orchestrator", "agent 0")}
+    watched = [name for name in memory[-1][1] if name.startswith(("orchestrator", "agent 0"))]
+    slopes = {name: _slope([(at, sizes.get(name)) for at, sizes in memory]) for name in watched}
     took = (memory[-1][0] - memory[0][0]) / 60
     note = f"{dict(outcomes)}; faults {dict(faults)}; {took:.1f} min"
     return lines(
@@ -106,7 +107,7 @@ async def _speak(url: str, dice: random.Random) -> str:
         async with websockets.connect(url, max_queue=None) as socket:
             for _ in range(utterances):
                 await socket.send(json.dumps({"type": "audio.start"}))
-                pcm = coded(dice.randint(3, 8))
+                pcm = coded(dice.randint(8, 16))
                 for at in range(0, len(pcm), 3200):
                     await socket.send(pcm[at : at + 3200].tobytes())
                 await socket.send(json.dumps({"type": "audio.end"}))

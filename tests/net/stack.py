@@ -84,8 +84,12 @@ class Stack(Demo):
             await livekit.aclose()
 
     def memory_mb(self) -> dict[str, float]:
-        """Resident megabytes of our own processes, with their children."""
-        return {name: _resident(child.pid) for name, child in self.children.items() if child.pid}
+        """Resident megabytes of our own processes and, by their modules, of those they started."""
+        return {
+            name if member.pid == child.pid else f"{name}: {_module(member)}": member.memory_info().rss / 2**20
+            for name, child in self.children.items()
+            for member in _family(child.pid)
+        }
 
     def usage(self) -> dict[str, float]:
         """Sums over our own processes."""
@@ -105,8 +109,9 @@ def _family(pid: int | None) -> list[psutil.Process]:
         return []
 
 
-def _resident(pid: int) -> float:
-    return sum(member.memory_info().rss for member in _family(pid)) / 2**20
+def _module(process: psutil.Process) -> str:
+    words = process.cmdline()
+    return words[words.index("-m") + 1] if "-m" in words[:-1] else process.name()
 
 
 @asynccontextmanager
