@@ -132,18 +132,23 @@ async def test_panel_tells_what_goes_on(page: Page, stack: Stack) -> None:
     clean(page)
 
 
+def settled(measured: dict[str, list[float]]) -> bool:
+    """The last ten bursts are seen and heard together, and the panel says what is so. Positive: the sound comes first."""
+    seen = np.array(measured["seen"])
+    ahead = np.median([seen[np.abs(seen - heard).argmin()] - heard for heard in measured["heard"][-10:]])
+    told = [value for value in measured["told"] if value is not None][-1]
+    return bool(abs(ahead) < 60 and abs(told - ahead) < 30)
+
+
 async def test_lips_and_sound_meet_in_the_browser(page: Page, stack: Stack) -> None:
     await page.open(f"{stack.url}/")
     await page.run(SKEW.read_text(), gesture=True)
     await page.until("skew.measured.heard.length >= 16 && skew.measured.told.filter(Number.isFinite).length >= 8", 30)
-    measured = await page.run("skew.measured")
+    # The jitter buffers settle first; on a machine that is busy with other tests that takes longer.
+    async with asyncio.timeout(40):
+        while not settled(await page.run("skew.measured")):  # noqa: ASYNC110 - the browser tells nothing
+            await asyncio.sleep(1)
     await page.run("skew.stop(), null")
-    seen = np.array(measured["seen"])
-    # The first bursts still settle the jitter buffers. Positive: the sound comes first.
-    ahead = [seen[np.abs(seen - heard).argmin()] - heard for heard in measured["heard"][6:]]
-    assert abs(np.median(ahead)) < 60
-    told = [value for value in measured["told"] if value is not None][-1]
-    assert told == pytest.approx(np.median(ahead), abs=30), "the panel's figure is not what is seen and heard"
     clean(page)
 
 
