@@ -192,6 +192,25 @@ class SegmentCues(Message):
     cues: list[CueItem]
 
 
+class CaptionWord(BaseModel):
+    """A piece of the text as viewers read it, with the space after it: a word, or a clause where words are not known.
+
+    First and past-the-last sample of its sound, at the segment's own rate and from its beginning.
+    """
+
+    text: str = Field(max_length=1024)
+    start: int
+    end: int
+
+
+class SegmentCaptions(Message):
+    """Inner link: what the open segment says, in order, sent before its audio."""
+
+    type: Literal["segment.captions"] = "segment.captions"
+    segment: int
+    words: list[CaptionWord]
+
+
 class SegmentEnd(Message):
     """Inner link: no more PCM for the segment."""
 
@@ -205,7 +224,9 @@ class LinkClear(Message):
     type: Literal["clear"] = "clear"
 
 
-LinkMessage = Annotated[SegmentStart | SegmentCues | SegmentEnd | LinkClear, Field(discriminator="type")]
+LinkMessage = Annotated[
+    SegmentStart | SegmentCues | SegmentCaptions | SegmentEnd | LinkClear, Field(discriminator="type")
+]
 link_message: TypeAdapter[LinkMessage] = TypeAdapter(LinkMessage)
 
 

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Protocol
 
-from musetalk_agent.protocol.messages import CueItem
+from musetalk_agent.protocol.messages import CaptionWord, CueItem
 
 CHUNK_MS = 200
 """Longest piece of PCM handed out at once (ms): bounds memory, and how long a cancel can take to be noticed."""
@@ -32,12 +32,14 @@ class SpeechChunk:
     `pcm` is int16 little endian mono, at most 200 ms. `cues` are the phonemes (IPA, stress and length marks attached; `_` for
     a pause) that begin with this chunk; `start` and `end` count samples at `sample_rate` from the utterance's first sample, so
     they reach past this chunk: cues always come with or before their sound. Over an utterance they follow each other without
-    a gap from sample 0 to the last. Empty where the provider knows no phonemes.
+    a gap from sample 0 to the last. Empty where the provider knows no phonemes. `words` are what is said, counted and sent the
+    same way; put together they are the text. A provider that knows the length of a sentence and no more uses `captions.spread`.
     """
 
     pcm: bytes
     sample_rate: int
     cues: tuple[CueItem, ...]
+    words: tuple[CaptionWord, ...] = ()
 
 
 class Synthesizer(Protocol):
