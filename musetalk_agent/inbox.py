@@ -12,6 +12,7 @@ from musetalk_agent.media import Cue
 from musetalk_agent.pipeline import Pipeline
 from musetalk_agent.protocol import messages as m
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
+from musetalk_agent.sync.captions import Word
 
 _OPEN_SEGMENTS = 256
 
@@ -32,6 +33,7 @@ class Inbox:
         self.items = 0
         self.segments = 0
         self.received_samples: int | None = None
+        self._rate = 1
         self._counting = False  # the open segment's PCM came over `/audio`
         self.last_audio_at: str | None = None
 
@@ -65,6 +67,8 @@ class Inbox:
                 self._begin(message)
             case m.SegmentCues(cues=cues):
                 self._pipeline.cue([Cue(c.phoneme, c.start, c.end) for c in cues])
+            case m.SegmentCaptions(words=words):
+                self._pipeline.caption([Word(w.text, w.start / self._rate) for w in words])
             case m.SegmentEnd():
                 self._pipeline.end()
             case m.LinkClear():
@@ -75,6 +79,7 @@ class Inbox:
             text = f"More than {_OPEN_SEGMENTS} segments wait to be played."
             raise ProblemError(ErrorCode.BACKLOG_EXCEEDED, text, limit=_OPEN_SEGMENTS)
         self.segments = max(self.segments, start.segment)
+        self._rate = start.sample_rate
         self._counting = start.received is not None
         if start.received is not None:
             self.received_samples = start.received + round(start.heard_s * start.sample_rate)

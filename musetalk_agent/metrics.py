@@ -56,6 +56,12 @@ PUBLISHER_CHANGES = Counter(
     ["rung"],
     registry=REGISTRY,
 )
+CAPTIONS = Counter(
+    "avatar_captions_total",
+    "Pieces of captions, by what became of them (sent, dropped)",
+    ["outcome"],
+    registry=REGISTRY,
+)
 ADAPTATION_STEP = Gauge(
     "avatar_adaptation_step", "Sessions by the step of their adaptation", ["step"], registry=REGISTRY
 )

@@ -28,6 +28,7 @@ from musetalk_agent.playback import Playback
 from musetalk_agent.production import Production
 from musetalk_agent.protocol.messages import Cleared, Event, Warned
 from musetalk_agent.publishers.base import Publisher
+from musetalk_agent.sync.captions import Word
 from musetalk_agent.sync.segment import Segment
 
 
@@ -105,6 +106,11 @@ class Pipeline:
         """Phonemes of the open segment, in samples at its rate, ahead of their PCM."""
         if self._segment is not None:
             self._segment.add_cues(cues)
+
+    def caption(self, words: Sequence[Word]) -> None:
+        """What the open segment says, ahead of its PCM."""
+        if self._segment is not None:
+            self._segment.script.add(words)
 
     def push(self, samples: Pcm) -> None:
         """PCM of the open segment, int16 `[n]`. PCM without one (it was cleared) is dropped."""

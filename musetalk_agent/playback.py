@@ -16,6 +16,7 @@ from musetalk_agent.metrics import LIP_LATENCY, PICTURES, UNDERRUNS
 from musetalk_agent.production import Made, Production
 from musetalk_agent.protocol.messages import Cleared, Event
 from musetalk_agent.publishers.base import Publisher
+from musetalk_agent.sync.captions import Caption
 from musetalk_agent.sync.due import VOICE_LEAD_S, DueTimes
 from musetalk_agent.sync.head_start import HeadStart
 from musetalk_agent.sync.scheduler import Act, Scheduler
@@ -93,6 +94,10 @@ class Playback:
         """`due` is told the times of a voice published elsewhere; pictures leave later by `VOICE_LEAD_S`. Call it before `run`."""
         self._due = due
         self._publisher.playout.lead_s = VOICE_LEAD_S
+
+    def caption(self, show: Callable[[Caption], None]) -> None:
+        """`show` is told what viewers are to read, as they hear it."""
+        self._speech.show = show
 
     @property
     def open_segments(self) -> int:

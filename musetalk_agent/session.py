@@ -18,7 +18,7 @@ from musetalk_agent.protocol import messages as m
 from musetalk_agent.protocol.diagnosis import Diagnosis
 from musetalk_agent.protocol.http import AgentSession, AgentStartRequest, Playback, SessionState, Transport, VoiceSource
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
-from musetalk_agent.publishers.base import MovingPublisher, Publisher
+from musetalk_agent.publishers.base import CaptionPublisher, MovingPublisher, Publisher
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +77,8 @@ class Session:
             self.pipeline.playback.follow(self.outbox.due)
         if isinstance(publisher, MovingPublisher):
             publisher.on_rewind, publisher.on_change = self.pipeline.rewind, self.outbox.add
+        if request.captions and isinstance(publisher, CaptionPublisher):
+            self.pipeline.playback.caption(publisher.push_caption)
         self._release = release
         self._over = asyncio.Event()
         self._attribute = asyncio.Event()

@@ -9,6 +9,7 @@ from typing import Protocol, runtime_checkable
 from musetalk_agent.media import Pcm, VideoFrame
 from musetalk_agent.protocol.http import PublisherMode, TrackInfo, Transport
 from musetalk_agent.protocol.messages import PublisherChanged
+from musetalk_agent.sync.captions import Caption
 from musetalk_agent.sync.playout import PlayoutClock
 
 
@@ -70,6 +71,15 @@ class Publisher(Protocol):
 
     async def aclose(self) -> None:
         """Leaves the room. Idempotent, callable in any state, bounded in time."""
+        ...
+
+
+@runtime_checkable
+class CaptionPublisher(Publisher, Protocol):
+    """A publisher whose viewers can read."""
+
+    def push_caption(self, caption: Caption) -> None:
+        """Shows text now. Never waits; best effort."""
         ...
 
 

@@ -25,6 +25,7 @@ from musetalk_agent.publishers.moving_clock import MovingClock
 from musetalk_agent.publishers.outlets import OutletOptions, Outlets
 from musetalk_agent.publishers.probe import HEALTHY_S
 from musetalk_agent.publishers.quality import QualityWatch
+from musetalk_agent.sync.captions import Caption
 from musetalk_agent.sync.playout import PlayoutClock
 from musetalk_agent.sync.segment import ROOM_RATE
 
@@ -126,6 +127,11 @@ class FailoverPublisher:
         self._outlets.show(frame)
         if self._rung is not Rung.NONE:
             self.state.published_frames += 1
+
+    def push_caption(self, caption: Caption) -> None:
+        """Text for the room; other ways have no place for it."""
+        if self._rung is Rung.LIVEKIT and self._outlets.room is not None:
+            self._outlets.room.push_caption(caption)
 
     def clear_audio(self) -> int:
         """Silences what the way in use has not played."""

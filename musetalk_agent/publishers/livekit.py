@@ -24,7 +24,9 @@ from musetalk_agent.protocol.http import TrackInfo
 from musetalk_agent.publishers.abandoned import abandon
 from musetalk_agent.publishers.base import Lost, PublisherState
 from musetalk_agent.publishers.camera import Camera
+from musetalk_agent.publishers.captions import CaptionWriter
 from musetalk_agent.publishers.transport import Liveness, Reading, read
+from musetalk_agent.sync.captions import Caption
 from musetalk_agent.sync.playout import PlayoutClock
 from musetalk_agent.sync.segment import ROOM_RATE
 
@@ -98,6 +100,7 @@ class LiveKitPublisher:
         self._publications: list[rtc.LocalTrackPublication] = []
         self._lost: Lost | None = None
         self._closing = False
+        self._captions = CaptionWriter(self._room, self._sound_sid)
         self._stats: asyncio.Task[None] | None = None
         self._connecting: asyncio.Task[None] | None = None
 
@@ -155,6 +158,11 @@ class LiveKitPublisher:
         if self._camera is not None and self._camera.push(frame):
             self.state.published_frames += 1
 
+    def push_caption(self, caption: Caption) -> None:
+        """Text for those who watch."""
+        if self.state.connected and not self._closing:
+            self._captions.push(caption)
+
     def set_quality(self, *, scale: float, fps_divisor: int) -> None:
         """Pictures are made smaller by `scale`, and only every `fps_divisor`-th is published, from now on."""
         if self._camera is not None:
@@ -191,6 +199,7 @@ class LiveKitPublisher:
             await asyncio.wait([self._connecting], timeout=_JOIN_GRACE_S)
             if not self._connecting.done():
                 abandon(self._room, self._connecting)
+        await self._bounded(self._captions.aclose())
         await self._bounded(self._room.disconnect())
         for source in (self._audio, self._camera):
             if source is not None:
@@ -233,6 +242,9 @@ class LiveKitPublisher:
         video_track = rtc.LocalVideoTrack.create_video_track("avatar-video", self._camera.source)
         self._publications.append(await participant.publish_track(video_track, video))
         self._describe_tracks()
+
+    def _sound_sid(self) -> str | None:
+        return next((track.sid for track in self.state.tracks if track.kind == "audio"), None)
 
     def _describe_tracks(self) -> None:
         kinds = {rtc.TrackKind.KIND_AUDIO: "audio", rtc.TrackKind.KIND_VIDEO: "video"}

@@ -10,6 +10,7 @@ import numpy as np
 
 from musetalk_agent.media import FEATURE_RATE, Cue, Pcm, frame_start, frames_begun, frames_complete
 from musetalk_agent.resample import Resampler
+from musetalk_agent.sync.captions import Script
 from musetalk_agent.sync.tape import Tape
 
 ROOM_RATE = 48_000
@@ -62,6 +63,7 @@ class Segment:
         self.for_features = Tape()
         self.for_room = Tape()
         self.cues: list[Cue] = []
+        self.script = Script(self._line)
         self.arrivals = Arrivals()
         self.frames_ordered = 0
         self.frames_ready = 0
@@ -72,6 +74,7 @@ class Segment:
         self.started = heard_before_s > 0  # `playback.started` was told
         self.finished = False  # `playback.finished` was told
         self._features_in = 0
+        self._cue_base = round(heard_before_s * FEATURE_RATE)  # where the features begin, in the whole segment
         self._to_features = Resampler(rate, FEATURE_RATE)
         self._to_room = Resampler(rate, ROOM_RATE)
 
@@ -96,9 +99,10 @@ class Segment:
         self.arrivals.times.extend([now] * (self.frames - seen))
 
     def add_cues(self, cues: Sequence[Cue]) -> None:
-        """Phonemes known beforehand, in samples at the sender's rate."""
-        scale = FEATURE_RATE / self.rate
-        self.cues += [Cue(c.phoneme, int(c.start * scale), int(c.end * scale)) for c in cues]
+        """Phonemes known beforehand, in samples at the sender's rate from the whole segment's beginning."""
+        scale, base = FEATURE_RATE / self.rate, self._cue_base
+        at = [Cue(c.phoneme, int(c.start * scale) - base, int(c.end * scale) - base) for c in cues]
+        self.cues += [Cue(c.phoneme, max(0, c.start), c.end) for c in at if c.end > 0]
 
     @property
     def frames(self) -> int:
@@ -152,6 +156,8 @@ class Segment:
         rest._features_in = len(rest.for_features)
         rest._to_features, rest._to_room = self._to_features, self._to_room
         rest.cues = [Cue(c.phoneme, max(0, c.start - begin), c.end - begin) for c in self.cues if c.end > begin]
+        rest._cue_base = self._cue_base + begin
+        rest.script = self.script.rest(rest._line, rest.begins_s)
         rest.not_before = self.not_before
         rest.started, rest.finished, rest.ended = self.started, self.finished, self.ended
         rest.arrivals.first_frame = frames_begun(rest._features_in, self.fps)  # those come again, and are no latency
@@ -175,6 +181,15 @@ class Segment:
         """Seconds of PCM received."""
         return self.received / self.rate
 
+    @property
+    def begins_s(self) -> float:
+        """Which second of the whole segment its first sample is."""
+        return self.heard_before_s + self.skipped / ROOM_RATE
+
+    @property
+    def _line(self) -> str:
+        return str(self.number) if not self.begins_s else f"{self.number}+{self.begins_s:.3f}"
+
     def played_s(self, position: int) -> float:
         """Seconds of the PCM received that are heard when the playout position is `position`; never more than it has."""
         played = 0 if self.origin is None else max(0, min(position - self.origin, self.handed))
@@ -183,7 +198,7 @@ class Segment:
     def second_at(self, position: int) -> float:
         """Which second of the whole segment is heard at the playout position `position`. Only once it has begun."""
         assert self.origin is not None
-        return self.heard_before_s + (self.skipped + position - self.origin) / ROOM_RATE
+        return self.begins_s + (position - self.origin) / ROOM_RATE
 
     def heard_s(self, position: int) -> float:
         """Seconds of the whole segment heard by then: `played_s`, and what another agent played."""

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable
 
 from musetalk_agent.protocol.messages import Event, PlaybackFinished, PlaybackStarted
+from musetalk_agent.sync.captions import Caption
 from musetalk_agent.sync.segment import KEPT_S, ROOM_RATE, Segment
 
 log = logging.getLogger(__name__)
@@ -26,6 +27,8 @@ class Speech:
     def __init__(self, emit: Callable[[Event], None]) -> None:
         self.open: deque[Segment] = deque()  # the first ones may be handed over whole
         self._emit = emit
+        self.show: Callable[[Caption], None] = lambda _: None
+        """Takes what viewers read, as it is heard."""
         self._over: deque[Segment] = deque()  # heard whole, and kept for a rewind
         self._over_s = 0.0
         self._told_s = 0.0
@@ -65,6 +68,7 @@ class Speech:
         while self.open:
             segment = self.open[0]
             self._tell_started(segment, position)
+            self._read(segment, position)
             if not segment.handed_all or (segment.origin is not None and position < segment.end_position):
                 break
             if segment.origin is None and segment.frames:
@@ -74,6 +78,7 @@ class Speech:
             self._over_s += segment.duration_s
             self._told = max(self._told, (segment.number, segment.heard_before_s + segment.duration_s))
             self._tell_finished(segment, segment.heard_before_s + segment.duration_s, interrupted=False)
+            self._show(segment.script.end())
             self._keep(segment)
         return over
 
@@ -87,6 +92,7 @@ class Speech:
             self._tell_started(segment, position)
             heard = max(segment.heard_s(position), self._told[1] if segment.number == self._told[0] else 0.0)
             self._tell_finished(segment, heard, interrupted=True)
+            self._show(segment.script.end())
         return dropped_s
 
     def rewind(self, position: int, generation: int) -> dict[Segment, Segment]:
@@ -109,6 +115,8 @@ class Speech:
                     "speech lost: rewound further than is kept", extra={"segment": first.number, "lost_s": lost_s}
                 )
         self.open = deque(rests.values())
+        for segment in rests:
+            self._show(segment.script.end())
         return rests
 
     def _keep(self, segment: Segment) -> None:
@@ -119,6 +127,14 @@ class Speech:
         while self._over[0].end_position <= oldest:
             self._over.popleft()
         self._over[0].forget(oldest)
+
+    def _read(self, segment: Segment, position: int) -> None:
+        if segment.origin is not None and position >= segment.origin:
+            self._show(segment.script.hear(segment.second_at(position)))
+
+    def _show(self, caption: Caption | None) -> None:
+        if caption is not None:
+            self.show(caption)
 
     def _tell_started(self, segment: Segment, position: int) -> None:
         if not segment.started and segment.origin is not None and position > segment.origin:

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from musetalk_agent.protocol.messages import CueItem, SegmentCues, SegmentEnd, SegmentStart
+from musetalk_agent.protocol.messages import (
+    CaptionWord,
+    CueItem,
+    SegmentCaptions,
+    SegmentCues,
+    SegmentEnd,
+    SegmentStart,
+)
 from orchestrator.audio.items import LinkItem
 from orchestrator.audio.limits import BYTES_PER_SAMPLE
 
@@ -17,12 +24,16 @@ DOUBT_S = 0.06
 """How far an estimated position stays behind: a syllable heard twice is better than one that is lost."""
 
 
+Note = SegmentCues | SegmentCaptions
+
+
 @dataclass
 class Segment:
     """One utterance on its way to the agent. Counts are samples at its own rate, from its first one.
 
     `pcm` begins at sample `heard`; what lies before `sent` was forwarded. `heard_at` is when `heard` was the truth, None as long
-    as nothing of it was heard. `received` is the session's count of `/audio` samples before the first one.
+    as nothing of it was heard. `received` is the session's count of `/audio` samples before the first one. `notes` are what is told
+    of the sound, each before the sample with which it comes.
     """
 
     number: int
@@ -39,8 +50,8 @@ class Segment:
     sent: int = 0
     heard: int = 0
     heard_at: float | None = None
-    cues: list[tuple[int, list[CueItem]]] = field(default_factory=list)
-    cues_sent: int = 0
+    notes: list[tuple[int, Note]] = field(default_factory=list)
+    notes_sent: int = 0
 
     # --- what comes
 
@@ -58,14 +69,20 @@ class Segment:
 
     def add_cues(self, cues: Sequence[CueItem]) -> None:
         """Phonemes of the PCM that comes next."""
-        self.cues.append((self.samples, list(cues)))
+        if cues:
+            self.notes.append((self.samples, SegmentCues(segment=self.number, cues=list(cues))))
+
+    def add_words(self, words: Sequence[CaptionWord]) -> None:
+        """What is said in the PCM that comes next."""
+        if words:
+            self.notes.append((self.samples, SegmentCaptions(segment=self.number, words=list(words))))
 
     # --- what goes out
 
     @property
     def waiting(self) -> bool:
-        """Whether PCM or cues have not been forwarded."""
-        return self.sent < self.samples or self.cues_sent < len(self.cues)
+        """Whether PCM or notes have not been forwarded."""
+        return self.sent < self.samples or self.notes_sent < len(self.notes)
 
     @property
     def waiting_s(self) -> float:
@@ -95,15 +112,14 @@ class Segment:
         return LinkItem(start.model_dump_json(), segment=self.number)
 
     def next_item(self) -> LinkItem:
-        """The next cues or PCM; only while something is `waiting`. Counts as forwarded."""
-        if self.cues_sent < len(self.cues) and self.cues[self.cues_sent][0] <= self.sent:
-            self.cues_sent += 1
-            cues = SegmentCues(segment=self.number, cues=self.cues[self.cues_sent - 1][1])
-            return LinkItem(cues.model_dump_json(), segment=self.number)
+        """The next note or PCM; only while something is `waiting`. Counts as forwarded."""
+        if self.notes_sent < len(self.notes) and self.notes[self.notes_sent][0] <= self.sent:
+            self.notes_sent += 1
+            return LinkItem(self.notes[self.notes_sent - 1][1].model_dump_json(), segment=self.number)
         begin = (self.sent - self.heard) * BYTES_PER_SAMPLE
         end = begin + ITEM_BYTES
-        if self.cues_sent < len(self.cues):
-            end = min(end, (self.cues[self.cues_sent][0] - self.heard) * BYTES_PER_SAMPLE)
+        if self.notes_sent < len(self.notes):
+            end = min(end, (self.notes[self.notes_sent][0] - self.heard) * BYTES_PER_SAMPLE)
         pcm = bytes(memoryview(self.pcm)[begin:end])
         start, rate = self.sent, self.rate or DEFAULT_RATE
         self.sent += len(pcm) // BYTES_PER_SAMPLE
@@ -150,9 +166,9 @@ class Segment:
         return max(known, self.played_s(at) - DOUBT_S)
 
     def rewind(self) -> None:
-        """Nobody has it now: what was not heard will be forwarded again, with the phonemes that are not over."""
-        self.cues = [(at, cues) for at, cues in self.cues if not cues or cues[-1].end > self.heard]
-        self.sent, self.cues_sent = self.heard, 0
+        """Nobody has it now: what was not heard is forwarded again, with phonemes not yet over and words not yet begun."""
+        self.notes = [(at, left) for at, note in self.notes if (left := _after(note, self.heard)) is not None]
+        self.sent, self.notes_sent = self.heard, 0
         self.announced = False
         self.heard_at = None
 
@@ -160,8 +176,15 @@ class Segment:
         """Cleared: it will not be heard, and takes no more memory."""
         self.samples = self.sent
         self.pcm.clear()
-        self.cues.clear()
-        self.cues_sent = 0
+        self.notes.clear()
+        self.notes_sent = 0
 
     def _seconds(self, samples: int) -> float:
         return samples / self.rate if self.rate else 0.0
+
+
+def _after(note: Note, heard: int) -> Note | None:
+    if isinstance(note, SegmentCues):
+        return note if note.cues[-1].end > heard else None
+    left = [word for word in note.words if word.start >= heard]
+    return note.model_copy(update={"words": left}) if left else None

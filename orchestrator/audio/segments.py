@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from musetalk_agent.protocol.messages import (
+    CaptionWord,
     Cleared,
     CueItem,
     LinkClear,
@@ -126,13 +127,21 @@ class SegmentTracker:
         """Opens a segment behind those that are open and returns its number."""
         return self._open_segment(now, rate=None, speech=True).number
 
-    def push_speech(self, number: int, pcm: bytes, rate: int, cues: Sequence[CueItem], now: float) -> bool:
-        """Appends PCM and the phonemes spoken in it. False when the segment is over (cleared): stop synthesising."""
+    def push_speech(
+        self,
+        number: int,
+        pcm: bytes,
+        rate: int,
+        cues: Sequence[CueItem],
+        now: float,
+        words: Sequence[CaptionWord] = (),
+    ) -> bool:
+        """Appends PCM, and the phonemes and words that begin with it. False when the segment is over: synthesise no more."""
         segment = self._speech(number)
         if segment is None:
             return False
-        if cues:
-            segment.add_cues(cues)
+        segment.add_cues(cues)
+        segment.add_words(words)
         if pcm:
             segment.append(pcm, rate, now)
         return True

@@ -36,6 +36,7 @@ class StartRequest(AvatarSource, Picture):
     rtmp_url: str | None = Field(default=None, min_length=8, max_length=2048, repr=False)
     wants_rtmp: bool = False
     publisher: PublisherMode = PublisherMode.AUTO
+    captions: bool = True
     webhook_url: str | None = Field(default=None, min_length=8, max_length=2048, repr=False)
     webhook_secret: str | None = Field(default=None, max_length=128, repr=False)
 
@@ -75,6 +76,7 @@ class StartRequest(AvatarSource, Picture):
             rtmp_url=self.rtmp_url,
             wants_rtmp=self.wants_rtmp,
             publisher=self.publisher,
+            captions=self.captions,
             webhook_url=self.webhook_url,
             webhook_secret=self.webhook_secret,
         )

@@ -14,6 +14,7 @@ from musetalk_agent.protocol.messages import (
     CLOSE_GOING_AWAY,
     CLOSE_INTERNAL,
     Ack,
+    CaptionWord,
     Cleared,
     CueItem,
     Event,
@@ -253,14 +254,16 @@ class LiveSession:
         """Opens a segment for text to speak and returns its number."""
         return self._tracker.open_speech(time.monotonic())
 
-    async def push_speech(self, segment: int, pcm: bytes, rate: int, cues: Sequence[CueItem]) -> bool:
+    async def push_speech(
+        self, segment: int, pcm: bytes, rate: int, cues: Sequence[CueItem], words: Sequence[CaptionWord] = ()
+    ) -> bool:
         """Appends speech, after waiting until the backlog has room for it. False when the segment was cleared."""
         more_s = len(pcm) / (BYTES_PER_SAMPLE * rate)
         while self.backlog_s + more_s > self._options.limits.backlog_s:
             await asyncio.sleep(TICK_S)  # playback makes room at its own pace; there is nothing sharper to wait for
             if not self._tracker.is_open(segment):
                 return False
-        going = self._tracker.push_speech(segment, pcm, rate, cues, time.monotonic())
+        going = self._tracker.push_speech(segment, pcm, rate, cues, time.monotonic(), words)
         self.last_audio_at = time.time()
         self._wake()
         return going

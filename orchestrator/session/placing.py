@@ -124,6 +124,7 @@ class Placing:
             voice=order.voice,
             rtmp=self._target(session),
             probe_token=minter.probe(order.room, f"probe-{session.session_id}", ttl_s),
+            captions=order.captions,
             publisher_mode=session.publisher_mode,
             max_duration_s=max(1, round(ttl_s)),
             backlog_s=min(600, int(self._options.limits.backlog_s) + _AGENT_BACKLOG_MARGIN_S),

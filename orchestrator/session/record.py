@@ -42,6 +42,7 @@ class SessionOrder:
     rtmp_url: str | None = field(default=None, repr=False)
     wants_rtmp: bool = False
     publisher: PublisherMode = PublisherMode.AUTO
+    captions: bool = True
     key: str = ""
     webhook_url: str | None = field(default=None, repr=False)
     webhook_secret: str | None = field(default=None, repr=False)

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Protocol
 
-from musetalk_agent.protocol.messages import CueItem
+from musetalk_agent.protocol.messages import CaptionWord, CueItem
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.metrics import Metrics
 from orchestrator.tts.base import SpeechChunk
@@ -27,7 +27,9 @@ class SpeechSink(Protocol):
         """Opens a segment and returns its number."""
         ...
 
-    async def push_speech(self, segment: int, pcm: bytes, rate: int, cues: Sequence[CueItem]) -> bool:
+    async def push_speech(
+        self, segment: int, pcm: bytes, rate: int, cues: Sequence[CueItem], words: Sequence[CaptionWord] = ()
+    ) -> bool:
         """Appends speech when there is room for it. False: the segment is over."""
         ...
 
@@ -80,7 +82,7 @@ class Speech:
         try:
             async with aclosing(chunks):
                 async for chunk in chunks:
-                    if not await self._sink.push_speech(segment, chunk.pcm, chunk.sample_rate, chunk.cues):
+                    if not await self._sink.push_speech(segment, chunk.pcm, chunk.sample_rate, chunk.cues, chunk.words):
                         outcome = "interrupted"
                         break
         except asyncio.CancelledError:

@@ -9,7 +9,7 @@ from musetalk_agent.protocol.messages import CaptionWord
 _WORD = re.compile(r"\s*\S+\s*")
 _CLAUSE_MARKS = "，、；：。！？,;:.!?"
 LONGEST = 40
-"""A piece without a space that is longer is cut, behind a mark where there is one: scripts without spaces have no words to go by."""
+"""A longer piece is cut, behind a mark where there is one: scripts without spaces have no words to go by."""
 
 
 def words(text: str) -> list[str]:

@@ -7,10 +7,11 @@ import sys
 from collections import deque
 from collections.abc import AsyncGenerator, Iterator
 
-from musetalk_agent.protocol.messages import CueItem
+from musetalk_agent.protocol.messages import CaptionWord, CueItem
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.tts import text as texts
 from orchestrator.tts.base import CHUNK_MS, PAUSE, SpeechChunk, VoiceInfo
+from orchestrator.tts.captions import spread
 from orchestrator.tts.process import SpeechWorker, SpokenPart, WorkerStatistics
 
 TEXT_CHARACTERS = 10_000
@@ -88,7 +89,7 @@ class LocalSynthesizer:
                     following = parts.popleft()
                     making.append((following, self._worker.submit(voice, following.text, due=due)))
                     due += CHARACTER_S * len(following.text)
-                for chunk in _chunks(spoken, part.pause_ms, position):
+                for chunk in _chunks(spoken, part, position):
                     yield chunk
                     position += len(chunk.pcm) // 2
         finally:
@@ -102,17 +103,28 @@ class LocalSynthesizer:
             )
 
 
-def _chunks(spoken: SpokenPart, pause_ms: int, position: int) -> Iterator[SpeechChunk]:
-    """The part and the pause after it in pieces; all its cues go with the first, so that they come before their sound."""
+def _chunks(spoken: SpokenPart, part: texts.Part, position: int) -> Iterator[SpeechChunk]:
+    """The part and the pause after it in pieces; all its cues and words go with the first, so that they come before their sound."""
     rate = spoken.sample_rate
     if not spoken.pcm:
         return
-    pause = rate * pause_ms // 1000
+    pause = rate * part.pause_ms // 1000
     samples = len(spoken.pcm) // 2
     pcm = memoryview(spoken.pcm + bytes(2 * pause))
     cues = [CueItem(phoneme=p, start=position + a, end=position + b) for p, a, b in spoken.cues]
     if cues and pause:
         cues.append(CueItem(phoneme=PAUSE, start=position + samples, end=position + samples + pause))
+    words = _words(spoken, part.text, position)
     step = 2 * (rate * CHUNK_MS // 1000)
     for begin in range(0, len(pcm), step):
-        yield SpeechChunk(bytes(pcm[begin : begin + step]), rate, tuple(cues) if begin == 0 else ())
+        piece = bytes(pcm[begin : begin + step])
+        yield SpeechChunk(piece, rate, tuple(cues), words) if begin == 0 else SpeechChunk(piece, rate, ())
+
+
+def _words(spoken: SpokenPart, text: str, position: int) -> tuple[CaptionWord, ...]:
+    """What is said, with a space after the part."""
+    if not spoken.words:
+        return spread(text + " ", position, position + len(spoken.pcm) // 2)
+    words = [CaptionWord(text=word, start=position + a, end=position + b) for word, a, b in spoken.words]
+    words[-1].text += " "
+    return tuple(words)

@@ -30,11 +30,12 @@ BACKOFF_S = (0.1, 5.0)
 
 @dataclass(frozen=True, slots=True)
 class SpokenPart:
-    """A synthesised part: int16 mono PCM and its phonemes `(symbol, start, end)` in samples from the part's first."""
+    """A synthesised part: int16 mono PCM, its phonemes and words `(text, start, end)` in samples from the part's first."""
 
     pcm: bytes
     sample_rate: int
     cues: tuple[tuple[str, int, int], ...]
+    words: tuple[tuple[str, int, int], ...] = ()
 
 
 @dataclass(eq=False, slots=True)
@@ -217,8 +218,11 @@ def _part(header: dict[str, Any], pcm: bytes) -> SpokenPart | None:
         logger.warning("speech worker refused a part", extra={"reason": str(header["error"])})
         return None
     try:
-        cues = tuple((str(symbol), int(start), int(end)) for symbol, start, end in header["cues"])
-        return SpokenPart(pcm, int(header["sample_rate"]), cues)
+        cues, words = (
+            tuple((str(text), int(start), int(end)) for text, start, end in header.get(kind, ()))
+            for kind in ("cues", "words")
+        )
+        return SpokenPart(pcm, int(header["sample_rate"]), cues, words)
     except (KeyError, TypeError, ValueError) as error:
         raise WorkerLostError("the answer was malformed") from error
 

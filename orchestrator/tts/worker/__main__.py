@@ -1,7 +1,7 @@
 """Reads requests `{"voice", "text"}` on standard input, answers each with its PCM on standard output, in order.
 
-The first message is a hello: `{"voices": [...], "missing": [...]}`. An answer is `{"sample_rate", "cues"}` and int16 mono PCM,
-or `{"error"}`.
+The first message is a hello: `{"voices": [...], "missing": [...]}`. An answer is `{"sample_rate", "cues", "words"}` and int16
+mono PCM, or `{"error"}`.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ def _answer(engines: dict[str, Engine], voice: str, text: str) -> bytes:
     provider, _, name = voice.partition(":")
     try:
         speech = engines[provider].speak(text, name)
-        return framing.encode({"sample_rate": speech.sample_rate, "cues": speech.cues}, speech.pcm.tobytes())
+        header = {"sample_rate": speech.sample_rate, "cues": speech.cues, "words": speech.words}
+        return framing.encode(header, speech.pcm.tobytes())
     except Exception as error:  # noqa: BLE001
         # Task boundary: one text that a voice chokes on must not take the other utterances with it. The text stays untold.
         return framing.encode({"error": type(error).__name__})

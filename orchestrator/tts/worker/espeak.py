@@ -13,6 +13,7 @@ import numpy as np
 
 from orchestrator.tts.worker.engines import VoiceEntry
 from orchestrator.tts.worker.speech import Cue, Pcm, Speech, block_levels, merge, trim
+from orchestrator.tts.worker.words import marked
 
 _SYSTEM_LIBRARY = "libespeak-ng.so.1"
 # From espeak-ng's speak_lib.h.
@@ -20,7 +21,7 @@ _SYNCHRONOUS = 2
 _PHONEME_EVENTS, _PHONEME_IPA, _DONT_EXIT = 1, 2, 0x8000
 _CHARS_UTF8 = 1
 _POS_CHARACTER = 1
-_EVENT_END, _EVENT_PHONEME = 0, 7
+_EVENT_END, _EVENT_WORD, _EVENT_PHONEME = 0, 1, 7
 _BUFFER_MS = 200
 
 _STOPS = frozenset("ptkbdɡcʈɖɟq")
@@ -59,6 +60,7 @@ class _Take:
 
     pieces: list[bytes] = field(default_factory=list)
     phonemes: list[tuple[str, int]] = field(default_factory=list)
+    words: list[tuple[int, int]] = field(default_factory=list)
 
 
 class EspeakEngine:
@@ -112,7 +114,7 @@ class EspeakEngine:
             raise RuntimeError(f"espeak_Synth: {status}")
         pcm: Pcm = np.frombuffer(b"".join(self._take.pieces), np.int16)
         cues = merge(_spans(self._take.phonemes, len(pcm)))
-        return trim(pcm, self._rate, close_stops(cues, pcm, self._rate))
+        return trim(pcm, self._rate, close_stops(cues, pcm, self._rate), marked(text, self._take.words, len(pcm)))
 
     def _collect(self, wave: ctypes._Pointer[ctypes.c_short], samples: int, events: ctypes._Pointer[_Event]) -> int:
         if wave and samples > 0:
@@ -124,6 +126,8 @@ class EspeakEngine:
                 # Seven bytes at most, cut in mid-character when the symbol is longer.
                 symbol = bytes(event.id.string).split(b"\0")[0].decode(errors="ignore")
                 self._take.phonemes.append((symbol, event.sample))
+            elif event.type == _EVENT_WORD:
+                self._take.words.append((event.text_position - 1, event.sample))
             index += 1
         return 0
 

@@ -15,6 +15,7 @@ from piper.voice import PiperVoice
 
 from orchestrator.tts.worker.engines import VoiceEntry
 from orchestrator.tts.worker.speech import Cue, Pcm, Speech, merge, shift, trim
+from orchestrator.tts.worker.words import count_sounds, counted, written
 
 GAIN = 1.5
 """From the voice's own level, -24 dBFS RMS, to -20.5; one gain for all parts, or their loudness would jump."""
@@ -61,7 +62,11 @@ class PiperEngine:
             pieces.append(pcm)
         if not pieces:
             return Speech(np.zeros(0, np.int16), rate, [])
-        return trim(np.concatenate(pieces), rate, merge(cues))
+        words = counted([(word, self._sounds(word)) for word in written(text)], cues)
+        return trim(np.concatenate(pieces), rate, merge(cues), words)
+
+    def _sounds(self, word: str) -> int:
+        return max(1, sum(count_sounds(phonemes) for phonemes in self._voice.phonemize(word)))
 
     def _sentence(self, phonemes: list[str]) -> tuple[Pcm, list[Cue]]:
         known = [phoneme for phoneme in phonemes if phoneme in self._voice.config.phoneme_id_map]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,11 +25,12 @@ _AFTER = frozenset("ːˑʲʰʷˤ˞ⁿ")
 
 @dataclass(frozen=True, slots=True)
 class Speech:
-    """int16 mono PCM `[n]`, samples per second, and the phonemes that cover it from 0 to n without a gap (or none)."""
+    """int16 mono PCM `[n]`, samples per second, the phonemes that cover it from 0 to n without a gap (or none), and the words."""
 
     pcm: Pcm
     sample_rate: int
     cues: list[Cue]
+    words: list[Cue] = field(default_factory=list)
 
 
 def merge(symbols: Sequence[Cue]) -> list[Cue]:
@@ -78,7 +79,7 @@ def tile(cues: Sequence[Cue], samples: int) -> list[Cue]:
     return out
 
 
-def trim(pcm: Pcm, rate: int, cues: Sequence[Cue]) -> Speech:
+def trim(pcm: Pcm, rate: int, cues: Sequence[Cue], words: Sequence[Cue] = ()) -> Speech:
     """Cuts silence at both ends down to `LEAD_MS` and makes the cues cover what is left. All silence: nothing is left."""
     block = rate * _BLOCK_MS // 1000
     levels = block_levels(pcm, block)
@@ -89,7 +90,8 @@ def trim(pcm: Pcm, rate: int, cues: Sequence[Cue]) -> Speech:
     first = max(0, int(loud[0]) * block - lead)
     last = min(len(pcm), (int(loud[-1]) + 1) * block + lead)
     kept = pcm[first:last]
-    return Speech(kept, rate, tile(shift(cues, -first), len(kept)) if cues else [])
+    within = [(word, min(max(0, a), len(kept)), min(max(0, b), len(kept))) for word, a, b in shift(words, -first)]
+    return Speech(kept, rate, tile(shift(cues, -first), len(kept)) if cues else [], within)
 
 
 def block_levels(pcm: Pcm, block: int) -> NDArray[np.float64]:
