@@ -75,6 +75,7 @@ def create_app(settings: Settings, *, voices: Voices | None = None) -> FastAPI:
             await spoken.aclose()
             await context.ingresses.aclose()
             await context.rooms.aclose()
+            await context.pool.aclose()
             await context.agents.aclose()
 
     app = FastAPI(

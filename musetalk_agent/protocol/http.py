@@ -76,6 +76,13 @@ class VoiceSource(StrEnum):
     ORCHESTRATOR = "orchestrator"
 
 
+class AudioSource(StrEnum):
+    """Where the speech comes from: `/audio` and `/speak`, or through the room from an agent of livekit-agents."""
+
+    HTTP = "http"
+    DATASTREAM = "datastream"
+
+
 class RtmpTarget(Strict):
     """Where RTMP goes.
 
@@ -92,6 +99,7 @@ class AgentStartRequest(Strict):
     """`POST /session/start` of the agent.
 
     `probe_token` joins the same room, hidden and under another identity, to find out whether WebRTC is possible again.
+    `livekit_agent` is the identity of the participant whose speech comes through the room, by LiveKit's avatar protocol.
     """
 
     session_id: str = Field(min_length=1, max_length=64)
@@ -103,8 +111,10 @@ class AgentStartRequest(Strict):
     engine: str | None = None
     connect_livekit: bool = True
     voice: VoiceSource = VoiceSource.AGENT
+    livekit_agent: str | None = Field(default=None, min_length=1, max_length=256)
     rtmp: RtmpTarget | None = None
     probe_token: str | None = Field(default=None, repr=False)
+    captions: bool = True
     publisher_mode: PublisherMode = PublisherMode.AUTO
     max_duration_s: int = Field(default=6 * 3600, ge=1)
     backlog_s: int = Field(default=120, ge=1, le=600)
@@ -176,7 +186,10 @@ class Transport(BaseModel):
 
 
 class AgentSession(BaseModel):
-    """A session as its agent sees it (`POST /session/start`, `GET /session/{id}`, one entry of `GET /debug`)."""
+    """A session as its agent sees it (`POST /session/start`, `GET /session/{id}`, one entry of `GET /debug`).
+
+    `speaker_present`: whether the agent of livekit-agents is in the room; None for sessions whose speech comes over `/audio`.
+    """
 
     session_id: str
     state: SessionState
@@ -196,6 +209,7 @@ class AgentSession(BaseModel):
     transport: Transport = Transport()
     started_at: str
     last_audio_at: str | None = None
+    speaker_present: bool | None = None
     error: dict[str, Any] | None = None
     statistics: dict[str, float | int | str | None] = {}
 
@@ -216,6 +230,8 @@ class AgentHealth(BaseModel):
     engine_note: str | None = None
     capacity: Capacity
     draining: bool = False
+    instance: str = ""
+    """Another one for each process: behind one address it tells agents apart."""
 
 
 class FileState(BaseModel):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -48,6 +49,7 @@ def create_app(settings: AgentSettings) -> FastAPI:
 
     app = FastAPI(title="musetalk-agent", version=VERSION, lifespan=lifespan)
     app.state.settings, app.state.engines = settings, factory.engines
+    app.state.instance = secrets.token_hex(8)
     app.include_router(router)
     app.add_api_route("/health", _health, response_model=AgentHealth)
     app.add_api_route("/metrics", _metrics)
@@ -71,6 +73,7 @@ async def _health(request: Request, response: Response) -> AgentHealth:
         engine_note=factory.engines.note(None),
         capacity=sessions.capacity(),
         draining=sessions.draining,
+        instance=request.app.state.instance,
     )
 
 

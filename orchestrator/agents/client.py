@@ -28,10 +28,18 @@ _Model = TypeVar("_Model", bound=BaseModel)
 
 @dataclass(frozen=True)
 class AgentLease:
-    """The agent process a session belongs to: everything of the session goes there. `headers` may carry its key."""
+    """The agent process a session belongs to: everything of the session goes there. `headers` may carry its key.
+
+    `name` tells it from others, here and in the store: its address, but for agents that share one.
+    """
 
     base_url: str
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    name: str = field(default="", repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            object.__setattr__(self, "name", self.base_url)
 
     @property
     def audio_url(self) -> str:

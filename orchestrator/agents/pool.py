@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,6 +20,7 @@ LOST_S = 5.0
 RETRY_AFTER_S = 5
 """A session ends by a person's decision, so a full fleet is asked again at a person's pace."""
 _AVATARS_REMEMBERED = 1024
+_ERRAND = "errand"
 _NEVER: tuple[float, AgentHealth | None] = (float("-inf"), None)
 
 
@@ -49,19 +51,27 @@ class AgentPool(Protocol):
     async def acquire(
         self, session_id: str, *, avatar_id: str | None = None, avoid: frozenset[str] = frozenset()
     ) -> AgentLease:
-        """An agent with a free place, not one of `avoid`; one that holds `avatar_id` is preferred. One that lost a session a
-        moment ago is taken only when nothing else is there.
+        """An agent with a free place, none whose lease's `name` is in `avoid`; one that holds `avatar_id` is preferred. One that
+        lost a session a moment ago is taken only when nothing else is there.
 
         Raises ProblemError `at_capacity` when all are full, `agent_unavailable` when none can be used.
         """
         ...
 
-    def adopt(self, session_id: str, base_url: str) -> AgentLease | None:
+    def errand(self) -> AbstractAsyncContextManager[AgentLease]:
+        """A way to some agent, for as long as it is entered, for what is no session. Raises as `acquire` does."""
+        ...
+
+    def adopt(self, session_id: str, name: str) -> AgentLease | None:
         """The place that a session has had since before this process; None when there is no such agent any more."""
         ...
 
     def release(self, session_id: str) -> None:
         """The session is over. Without effect for one that holds nothing."""
+        ...
+
+    def forget(self, session_id: str) -> None:
+        """The place is no longer ours, but somebody may still have to reach the agent: it is not taken away."""
         ...
 
     def lost(self, lease: AgentLease) -> None:
@@ -78,6 +88,10 @@ class AgentPool(Protocol):
 
     def remember_avatar(self, avatar_id: str, lease: AgentLease) -> None:
         """This agent holds the avatar."""
+        ...
+
+    async def aclose(self) -> None:
+        """Waits for what was released to be given back; a matter of seconds."""
         ...
 
 
@@ -118,16 +132,25 @@ class StaticAgentPool:
         self._held[session_id] = chosen.base_url
         return self._agents[chosen.base_url]
 
-    def adopt(self, session_id: str, base_url: str) -> AgentLease | None:
-        lease = self._agents.get(base_url)
+    @asynccontextmanager
+    async def errand(self) -> AsyncIterator[AgentLease]:
+        lease = await self.acquire(_ERRAND)
+        self.release(_ERRAND)  # it takes no session's place
+        yield lease
+
+    def adopt(self, session_id: str, name: str) -> AgentLease | None:
+        lease = self._agents.get(name)
         if lease is not None:
-            self._held[session_id] = base_url
+            self._held[session_id] = name
         return lease
 
     def release(self, session_id: str) -> None:
         url = self._held.pop(session_id, None)
         if url is not None:
             self._health.pop(url, None)  # what it told a moment ago counts the session that is gone
+
+    def forget(self, session_id: str) -> None:
+        self.release(session_id)
 
     def lost(self, lease: AgentLease) -> None:
         self._lost[lease.base_url] = time.monotonic()
@@ -150,6 +173,9 @@ class StaticAgentPool:
         self._avatars.move_to_end(avatar_id)
         while len(self._avatars) > _AVATARS_REMEMBERED:
             self._avatars.popitem(last=False)
+
+    async def aclose(self) -> None:
+        pass
 
     async def _ask(self, url: str) -> None:
         async with self._asking[url]:

@@ -13,7 +13,6 @@ from orchestrator.routes.context import Ctx
 
 router = APIRouter(tags=["avatars"])
 PATH = "/avatars"
-_UPLOAD = "upload"
 
 
 @router.post(PATH)
@@ -27,18 +26,17 @@ async def upload(
     limit = ctx.options.avatar_upload_bytes
     if content_length is not None and content_length > limit:
         raise _too_large(limit)
-    lease = await ctx.pool.acquire(_UPLOAD)
-    ctx.pool.release(_UPLOAD)
     headers = {"Content-Type": request.headers.get("content-type", "application/octet-stream")}
     if x_filename:
         headers["X-Filename"] = x_filename
-    try:
-        report = await ctx.agents.upload(lease, _bounded(request, limit), headers)
-    except ClientDisconnect:
-        raise ProblemError(ErrorCode.INVALID_REQUEST, "The upload was broken off.") from None
-    if isinstance(report.get("avatar_id"), str):
-        ctx.pool.remember_avatar(report["avatar_id"], lease)
-    return report
+    async with ctx.pool.errand() as lease:
+        try:
+            report = await ctx.agents.upload(lease, _bounded(request, limit), headers)
+        except ClientDisconnect:
+            raise ProblemError(ErrorCode.INVALID_REQUEST, "The upload was broken off.") from None
+        if isinstance(report.get("avatar_id"), str):
+            ctx.pool.remember_avatar(report["avatar_id"], lease)
+        return report
 
 
 async def _bounded(request: Request, limit: int) -> AsyncIterator[bytes]:

@@ -92,7 +92,7 @@ class Moving:
             await asyncio.sleep(POLL_S)
         while True:
             try:
-                lease = await self._placing.acquire(session, frozenset({session.lease.base_url}))
+                lease = await self._placing.acquire(session, frozenset({session.lease.name}))
                 break
             except ProblemError:
                 await asyncio.sleep(POLL_S)

@@ -6,7 +6,7 @@ import asyncio
 import time
 from contextlib import suppress
 
-from musetalk_agent.protocol.http import AgentSession, AgentStartRequest, RtmpTarget
+from musetalk_agent.protocol.http import AgentSession, AgentStartRequest, AudioSource, RtmpTarget
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.agents.client import AgentLease
 from orchestrator.session.options import SessionOptions
@@ -48,7 +48,7 @@ class Placing:
                 if error.code not in _NEXT:
                     raise
                 problem = error if error.code is ErrorCode.AGENT_UNAVAILABLE else None
-                avoid |= {lease.base_url}  # it filled up or died after it was asked: the next one may have a place
+                avoid |= {lease.name}  # it filled up or died after it was asked: the next one may have a place
 
     async def acquire(self, session: Session, avoid: frozenset[str] = frozenset()) -> AgentLease:
         """A place at an agent. Raises ProblemError `at_capacity` or `agent_unavailable`."""
@@ -71,27 +71,29 @@ class Placing:
             raise
         except ProblemError as error:
             session.lease = None
-            self._services.pool.release(session.session_id)
             if error.code is ErrorCode.AGENT_UNAVAILABLE:
+                self._services.pool.forget(session.session_id)
                 self.leave(session, lease)
+            else:
+                self._services.pool.release(session.session_id)
             raise
 
     def leave(self, session: Session, lease: AgentLease) -> None:
         """Has the session stopped at an agent that lost it, in the background; one that hangs may wake up and speak again."""
         goodbye = self._goodbye(session, lease)
         task = self._services.background.spawn(goodbye, f"goodbye-{session.session_id}", awaited=False)
-        self._goodbyes[lease.base_url] = task
+        self._goodbyes[lease.name] = task
 
     async def _settle(self, lease: AgentLease) -> None:
         """Waits until what was asked of this agent before is done, or gives that up: it must not stop what begins now."""
-        goodbye = self._goodbyes.pop(lease.base_url, None)
+        goodbye = self._goodbyes.pop(lease.name, None)
         if goodbye is not None:
             await asyncio.wait({goodbye}, timeout=_GOODBYE_FIRST_S)
             goodbye.cancel()
 
     async def _goodbye(self, session: Session, lease: AgentLease) -> None:
         until = time.monotonic() + GOODBYE_S
-        while time.monotonic() < until and (session.lease is None or session.lease.base_url != lease.base_url):
+        while time.monotonic() < until and (session.lease is None or session.lease.name != lease.name):
             try:
                 await self._services.agents.stop(lease, session.session_id)
                 return
@@ -122,6 +124,7 @@ class Placing:
             engine=order.engine,
             connect_livekit=order.connect_livekit,
             voice=order.voice,
+            livekit_agent=order.speaker if order.audio_source is AudioSource.DATASTREAM else None,
             rtmp=self._target(session),
             probe_token=minter.probe(order.room, f"probe-{session.session_id}", ttl_s),
             captions=order.captions,

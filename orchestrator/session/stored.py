@@ -37,7 +37,7 @@ def to_record(session: Session, ledger: Ledger) -> StoredSession:
         room=session.order.room,
         key=session.order.key,
         sealed=ledger.seal.close(sealed.model_dump_json()),
-        agent_url=session.lease.base_url if session.lease is not None else None,
+        agent_url=session.lease.name if session.lease is not None else None,
         created_at=session.created_at,
         expires_at=session.expires_at,
         state=SessionState.RECOVERING if adopting else session.state,
