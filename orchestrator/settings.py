@@ -38,6 +38,8 @@ class Settings(BaseSettings):
     livekit_api_secret: SecretStr
     livekit_public_url: str | None = None
     """Address of LiveKit that clients are told, when it is not the one the services use."""
+    livekit_playout_delay_ms: int = Field(default=0, ge=0, le=2000)
+    """What viewers hold pictures back for at least: 200 on networks that lose packets, see docs/reliability.md."""
     orchestrator_api_key: SecretStr
     """Accepted API keys, separated by commas, so that a key can be changed without an interruption."""
     agent_url: Annotated[list[str], NoDecode]
@@ -160,6 +162,7 @@ class Settings(BaseSettings):
             public_url=self.livekit_public_url or self.livekit_url,
             api_key=self.livekit_api_key,
             api_secret=self.livekit_api_secret.get_secret_value(),
+            playout_delay_ms=self.livekit_playout_delay_ms,
         )
 
     @property

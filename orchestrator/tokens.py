@@ -23,12 +23,16 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LiveKitKeys:
-    """Address and credentials of LiveKit. `public_url` is what clients are told."""
+    """Address and credentials of LiveKit. `public_url` is what clients are told.
+
+    `playout_delay_ms` is what viewers hold pictures back for at least, so that a lost packet can be sent again in time.
+    """
 
     url: str
     public_url: str
     api_key: str
     api_secret: str = field(repr=False)
+    playout_delay_ms: int = 0
 
 
 class TokenMinter:
@@ -84,7 +88,11 @@ class TokenMinter:
 
     def _token(self, identity: str, ttl_s: float, grants: api.VideoGrants) -> api.AccessToken:
         config = api.RoomConfiguration(
-            sync_streams=True, empty_timeout=EMPTY_TIMEOUT_S, departure_timeout=DEPARTURE_TIMEOUT_S
+            sync_streams=True,
+            empty_timeout=EMPTY_TIMEOUT_S,
+            departure_timeout=DEPARTURE_TIMEOUT_S,
+            min_playout_delay=self._keys.playout_delay_ms,
+            max_playout_delay=self._keys.playout_delay_ms,
         )
         return (
             api.AccessToken(self._keys.api_key, self._keys.api_secret)
@@ -120,7 +128,12 @@ class Rooms:
         `sync_streams` must be set before anybody joins, or browsers do not hold sound and picture together.
         """
         request = api.CreateRoomRequest(
-            name=room, sync_streams=True, empty_timeout=EMPTY_TIMEOUT_S, departure_timeout=DEPARTURE_TIMEOUT_S
+            name=room,
+            sync_streams=True,
+            empty_timeout=EMPTY_TIMEOUT_S,
+            departure_timeout=DEPARTURE_TIMEOUT_S,
+            min_playout_delay=self._keys.playout_delay_ms,
+            max_playout_delay=self._keys.playout_delay_ms,
         )
         try:
             await self._client.room.create_room(request)

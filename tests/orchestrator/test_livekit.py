@@ -45,6 +45,14 @@ async def test_the_room_exists_rightly_configured_before_anybody_joins(livekit_s
             await livekit.aclose()
 
 
+async def test_a_room_holds_pictures_back_where_packets_are_lost(livekit_server: Any) -> None:
+    async with stage(**overrides(livekit_server), livekit_playout_delay_ms=200) as running:
+        token = (await running.http.post("/token", json={"room": "lossy", "identity": "me"})).json()["token"]
+        config = api.TokenVerifier(livekit_server.api_key, livekit_server.api_secret).verify(token).room_config
+        assert config is not None
+        assert (config.min_playout_delay, config.max_playout_delay, config.sync_streams) == (200, 200, True)
+
+
 async def test_stop_removes_an_avatar_that_lingers(livekit_server: Any) -> None:
     async with stage(**overrides(livekit_server)) as running:
         started = await running.start(room="lingers")
