@@ -257,6 +257,7 @@ class FakeAgent:
             engine="warp",
             capacity=Capacity(sessions=len(self.sessions), sessions_max=self.sessions_max),
             draining=self.draining,
+            instance=f"fake-{id(self):x}",
         )
         return JSONResponse(body.model_dump(), status_code=200 if self.status == "ok" else 503)
 

@@ -1,0 +1,202 @@
+"""Agents in Modal's containers: each session has a place of its own, and the autoscaler decides how many containers there are."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import secrets
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from musetalk_agent.protocol.http import AgentHealth, Capacity
+from musetalk_agent.protocol.problems import ErrorCode, ProblemError
+from musetalk_agent.protocol.version import VERSION
+from orchestrator.agents.client import AgentClient, AgentLease, unavailable
+from orchestrator.agents.pool import LOST_S, AgentStatus
+from orchestrator.agents.sticky import HEADER, StickySessions, Ticket, full
+from orchestrator.store.seal import Seal, SealBroken, derive
+
+TRIES = 3
+"""Places looked at before the one that is least bad is taken, or none."""
+TERMINATE_S = 10.0
+_FAILED_S = 10.0
+"""How long a start that failed, for other reasons than capacity, makes the fleet count as not usable."""
+_KIND = "modal:"
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ModalOptions:
+    """How places are asked for.
+
+    Attributes:
+        wait_s: longest wait for one; a cold container has to load its weights within it.
+        idle_s: a place that nobody uses or ends is gone after so long; an orchestrator must be back by then.
+        sessions_max: what the fleet may hold at most, for people; 0 where nobody said.
+    """
+
+    wait_s: float = 90.0
+    idle_s: int = 120
+    sessions_max: int = 0
+
+
+@dataclass(frozen=True)
+class _Place:
+    lease: AgentLease
+    ticket: Ticket
+    instance: str = ""
+
+
+class ModalAgentPool:
+    """An `AgentPool` over sticky sessions. Which container a session gets is Modal's choice; the pool looks at it before it is
+    taken, and gives it back when the agent in it is not well, is full or drains.
+
+    Args:
+        sticky: where places come from.
+        api_key: the agents' key. Places are sealed under it before the store sees them.
+        client: speaks to agents.
+        options: see there.
+    """
+
+    def __init__(
+        self, sticky: StickySessions, api_key: str, client: AgentClient, options: ModalOptions | None = None
+    ) -> None:
+        self._sticky = sticky
+        self._api_key = api_key
+        self._client = client
+        self._options = options or ModalOptions()
+        self._seal = Seal(derive(api_key, "modal place", ""))
+        self._held: dict[str, _Place] = {}
+        self._lost: dict[str, float] = {}
+        self._failed_at = float("-inf")
+        self._ending: set[asyncio.Task[None]] = set()
+
+    async def acquire(
+        self, session_id: str, *, avatar_id: str | None = None, avoid: frozenset[str] = frozenset()
+    ) -> AgentLease:
+        avoided = {place.instance for place in self._held.values() if place.lease.name in avoid} - {""}
+        refused: list[_Place] = []
+        try:
+            async with asyncio.timeout(self._options.wait_s):
+                place = await self._find(avoided, refused)
+        except TimeoutError:
+            raise full(f"none came within {self._options.wait_s:g} s") from None
+        except ProblemError as error:
+            if error.code is not ErrorCode.AT_CAPACITY:
+                self._failed_at = time.monotonic()
+            raise
+        finally:
+            for each in refused:
+                self._end(each.ticket)
+        self._held[session_id] = place  # an earlier one is left to its idle time: its agent may have to be told to stop
+        return place.lease
+
+    async def _find(self, avoided: set[str], refused: list[_Place]) -> _Place:
+        """A place at an agent that is well. Those it does not take are added to `refused`, which holds them meanwhile: the next
+        place is then likely another container's.
+        """
+        second: _Place | None = None
+        problem = unavailable("none is ready")
+        for _ in range(TRIES):
+            place = self._place(await self._sticky.start(self._options.idle_s))
+            refused.append(place)
+            try:
+                health = await self._client.health(place.lease)
+            except ProblemError as error:
+                problem = error
+                continue
+            if health.status != "ok" or health.draining or health.instance in avoided:
+                problem = unavailable(f"it is {health.status}")
+                continue
+            if health.capacity.sessions >= health.capacity.sessions_max:
+                problem = full(f"the container holds {health.capacity.sessions} sessions, as many as it can")
+                continue
+            place = refused[-1] = _Place(place.lease, place.ticket, health.instance)
+            if not self._lost_lately(health.instance):
+                refused.remove(place)
+                return place
+            second = place
+        if second is None:
+            raise problem
+        refused.remove(second)
+        return second
+
+    def _place(self, ticket: Ticket) -> _Place:
+        headers = {"Authorization": f"Bearer {self._api_key}", HEADER: f"Bearer {ticket.token}"}
+        name = _KIND + self._seal.close(json.dumps([ticket.url, ticket.token]))
+        return _Place(AgentLease(ticket.url, headers, name), ticket)
+
+    def _lost_lately(self, instance: str) -> bool:
+        now = time.monotonic()
+        self._lost = {each: at for each, at in self._lost.items() if now - at < LOST_S}
+        return instance in self._lost
+
+    @asynccontextmanager
+    async def errand(self) -> AsyncIterator[AgentLease]:
+        name = f"errand-{secrets.token_hex(4)}"
+        lease = await self.acquire(name)
+        try:
+            yield lease
+        finally:
+            self.release(name)
+
+    def adopt(self, session_id: str, name: str) -> AgentLease | None:
+        """None too for a place of another key, or of another kind of pool."""
+        try:
+            url, token = json.loads(self._seal.open(name.removeprefix(_KIND)))
+        except (SealBroken, ValueError):
+            return None
+        place = self._place(Ticket(url, token))
+        self._held[session_id] = place
+        return place.lease
+
+    def release(self, session_id: str) -> None:
+        place = self._held.pop(session_id, None)
+        if place is not None:
+            self._end(place.ticket)
+
+    def forget(self, session_id: str) -> None:
+        self._held.pop(session_id, None)
+
+    def lost(self, lease: AgentLease) -> None:
+        for place in self._held.values():
+            if place.lease.name == lease.name and place.instance:
+                self._lost[place.instance] = time.monotonic()
+
+    async def status(self) -> list[AgentStatus]:
+        """One line for the fleet: containers have no address, and there may rightly be none until a session wants one."""
+        held = len(self._held)
+        try:
+            await self._sticky.check()
+        except ProblemError:
+            return [AgentStatus("modal", None, held)]
+        if time.monotonic() - self._failed_at < _FAILED_S:
+            return [AgentStatus("modal", None, held)]
+        capacity = Capacity(sessions=held, sessions_max=max(held, self._options.sessions_max))
+        return [AgentStatus("modal", AgentHealth(status="ok", version=VERSION, engine="", capacity=capacity), held)]
+
+    def leases(self) -> list[AgentLease]:
+        """A way to every container that holds a session of ours."""
+        ways = {place.instance or place.lease.name: place.lease for place in self._held.values()}
+        return list(ways.values())
+
+    def remember_avatar(self, avatar_id: str, lease: AgentLease) -> None:
+        """Without effect: containers share the volume of prepared avatars, and none can be asked for."""
+
+    async def aclose(self) -> None:
+        await asyncio.gather(*self._ending)
+
+    def _end(self, ticket: Ticket) -> None:
+        task = asyncio.create_task(self._terminate(ticket), name="modal-terminate")
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+
+    async def _terminate(self, ticket: Ticket) -> None:
+        try:
+            async with asyncio.timeout(TERMINATE_S):
+                await self._sticky.terminate(ticket.token)
+        except (ProblemError, TimeoutError) as error:
+            _log.warning("a place was not ended; it will be after its idle time", extra={"error": str(error)})

@@ -1,0 +1,145 @@
+"""The numbers of a deployment at Modal, read from the environment of whoever deploys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+
+CARDS = {"L4": 1, "A10": 2, "L40S": 6, "A100-40GB": 6, "A100-80GB": 6, "H100": 16, "H200": 16}
+"""Speaking sessions a card is asked to hold. No card was measured: these are half of what 0.8 TFLOP a frame at 25 frames a second
+leaves of its dense half-precision speed. An agent that measures less of itself refuses the rest."""
+KILL_S = 30
+"""After SIGTERM Modal waits so long, and no longer."""
+_MARGIN_S = 3
+_THE_STORES = frozenset({"REDIS_URL", "ORCHESTRATOR_CONTAINERS"})
+
+
+class NumbersError(Exception):
+    """Variables are wrong; the message names each, with what it should be."""
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """Each field is the variable of its upper-case name.
+
+    Attributes:
+        agent_gpu: a card of Modal's, such as `L40S`, `A100-80GB`, `H100`, `H200`.
+        agent_sessions: sessions a container is given at most; 0 is what `CARDS` says of the card.
+        agent_containers, agent_containers_min: at most, and always.
+        agent_containers_spare: idle ones beyond demand, while there is demand.
+        agent_engine: what a session gets that names none; `musetalk` keeps an agent without weights from starting.
+        agent_linger_s: how long sessions of a replaced version may end by themselves before its agents are told to end.
+        agent_drain_s: how long sessions then have to move to another container.
+        agent_startup_s: weights, warm-up and all.
+        agent_idle_s: a place that nobody uses ends after so long.
+        agent_wait_s: longest wait for a place.
+        agent_snapshot: starts containers from a snapshot of a warm one. Experimental with cards.
+        scaledown_s: how long an idle container stays.
+        orchestrator_containers: more than one needs `redis_url`.
+        orchestrator_requests: requests and connections of one before another one is started.
+        routing_region: where requests enter; near the clients.
+        modal_app: the app's name.
+        with_elevenlabs: whether the secret `elevenlabs` is there to be used.
+        redis_url: the store that sessions survive in, and that several orchestrators share. Secret.
+        public_url: the orchestrator's address where it is not Modal's own.
+    """
+
+    agent_gpu: str = "L40S"
+    agent_sessions: int = 0
+    agent_containers: int = 10
+    agent_containers_min: int = 0
+    agent_containers_spare: int = 0
+    agent_engine: str = "musetalk"
+    agent_linger_s: int = 600
+    agent_drain_s: int = 25
+    agent_startup_s: int = 300
+    agent_idle_s: int = 120
+    agent_wait_s: int = 90
+    agent_snapshot: bool = False
+    scaledown_s: int = 300
+    orchestrator_containers: int = 1
+    orchestrator_requests: int = 500
+    routing_region: str = "us-east"
+    modal_app: str = "musetalk-livekit"
+    with_elevenlabs: bool = False
+    redis_url: str = field(default="", repr=False)
+    public_url: str = ""
+
+    @classmethod
+    def read(cls, environment: Mapping[str, str]) -> Numbers:
+        """Raises NumbersError."""
+        given: dict[str, object] = {}
+        faults: list[str] = []
+        for each in fields(cls):
+            name, text = each.name.upper(), environment.get(each.name.upper(), "").strip()
+            if not text:
+                continue
+            try:
+                given[each.name] = _parsed(type(each.default), text)
+            except ValueError as error:
+                faults.append(f"{name} is {text!r}: {error}")
+        if faults:
+            raise NumbersError("\n".join(faults))
+        numbers = cls(**given)  # type: ignore[arg-type]
+        faults = list(numbers._faults())
+        if faults:
+            raise NumbersError("\n".join(faults))
+        return numbers
+
+    @property
+    def sessions(self) -> int:
+        """Sessions of one container."""
+        return self.agent_sessions or CARDS.get(self.agent_gpu, 4)
+
+    def variables(self) -> dict[str, str]:
+        """What `read` makes the same numbers of: the containers read them again."""
+        given = {each.name.upper(): str(getattr(self, each.name)) for each in fields(self)}
+        return {name: value for name, value in given.items() if value}
+
+    def agent_variables(self) -> dict[str, str]:
+        """The agent's environment, but for its key and folders; the store is not its business."""
+        known = {name: value for name, value in self.variables().items() if name not in _THE_STORES}
+        return known | {"AGENT_MAX_SESSIONS": str(self.sessions)}
+
+    def orchestrator_variables(self) -> dict[str, str]:
+        """The orchestrator's environment, but for keys and its own address."""
+        most = str(self.sessions * self.agent_containers)
+        return self.variables() | {"AGENT_POOL": "modal", "AGENT_SESSIONS_MAX": most, "STORE_PATH": ":memory:"}
+
+    def _faults(self) -> list[str]:
+        limits = {
+            "agent_sessions": (0, 256),
+            "agent_containers": (1, 10_000),
+            "agent_containers_min": (0, self.agent_containers),
+            "agent_containers_spare": (0, self.agent_containers),
+            "agent_linger_s": (0, 3600),
+            "agent_drain_s": (0, KILL_S - _MARGIN_S),
+            "agent_startup_s": (30, 3600),
+            "agent_idle_s": (30, 3600),
+            "agent_wait_s": (1, 600),
+            "scaledown_s": (2, 3600),
+            "orchestrator_containers": (1, 100),
+            "orchestrator_requests": (1, 1000),
+        }
+        found = [
+            f"{name.upper()} is {getattr(self, name)}: {low} … {high}"
+            for name, (low, high) in limits.items()
+            if not low <= getattr(self, name) <= high
+        ]
+        if self.orchestrator_containers > 1 and not self.redis_url:
+            found.append(f"ORCHESTRATOR_CONTAINERS is {self.orchestrator_containers}: more than one needs REDIS_URL")
+        return found
+
+
+def _parsed(kind: type, text: str) -> object:
+    if kind is bool:
+        if text.lower() in ("1", "true", "yes"):
+            return True
+        if text.lower() in ("0", "false", "no"):
+            return False
+        raise ValueError("true or false")
+    if kind is int:
+        if not text.isdecimal():
+            raise ValueError("a whole number")
+        return int(text)
+    return text

@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import pytest
+
+from orchestrator.deploy.numbers import CARDS, KILL_S, Numbers, NumbersError
+
+
+def test_what_was_read_is_read_again() -> None:
+    given = {"AGENT_GPU": "H200", "AGENT_SNAPSHOT": "yes", "REDIS_URL": "redis://r", "ORCHESTRATOR_CONTAINERS": "4"}
+    numbers = Numbers.read(given)
+    assert Numbers.read(numbers.variables()) == numbers
+    assert Numbers.read(Numbers().variables()) == Numbers()
+    assert (numbers.sessions, numbers.agent_snapshot) == (CARDS["H200"], True)
+
+
+def test_an_unknown_card_holds_few_and_a_given_number_wins() -> None:
+    assert Numbers.read({"AGENT_GPU": "RTX-PRO-6000"}).sessions == 4
+    assert Numbers.read({"AGENT_GPU": "L4", "AGENT_SESSIONS": "3"}).sessions == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("AGENT_DRAIN_S", "28", "0 … 27"),
+        ("AGENT_LINGER_S", "3601", "0 … 3600"),
+        ("AGENT_CONTAINERS_MIN", "11", "0 … 10"),
+        ("AGENT_SESSIONS", "many", "a whole number"),
+        ("AGENT_SNAPSHOT", "perhaps", "true or false"),
+        ("ORCHESTRATOR_CONTAINERS", "2", "needs REDIS_URL"),
+    ],
+)
+def test_a_wrong_number_is_named(name: str, value: str, said: str) -> None:
+    with pytest.raises(NumbersError) as caught:
+        Numbers.read({name: value})
+    assert name in str(caught.value) and value in str(caught.value) and said in str(caught.value)
+
+
+def test_an_agent_has_drained_before_modal_kills_it() -> None:
+    assert Numbers().agent_drain_s < KILL_S
+    assert Numbers().agent_idle_s > 14, "an orchestrator on Redis takes over within that"

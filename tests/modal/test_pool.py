@@ -1,0 +1,172 @@
+"""The pool over sticky sessions: the package's own client, real HTTP, fake agents as containers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from musetalk_agent.protocol.problems import ErrorCode, ProblemError
+from orchestrator.agents.client import AgentClient
+from orchestrator.agents.modal_pool import ModalAgentPool, ModalOptions
+from orchestrator.agents.sticky import HEADER, ModalSessions
+from tests.fakes.agent_server import AGENT_KEY, FakeAgent
+from tests.fakes.serving import plain_config, serving
+from tests.fakes.sticky_router import StickyRouter, router_server
+
+
+@dataclass
+class Cloud:
+    pool: ModalAgentPool
+    router: StickyRouter
+    agents: list[FakeAgent]
+    make: Callable[..., ModalAgentPool]
+
+
+@asynccontextmanager
+async def cloud(
+    monkeypatch: pytest.MonkeyPatch, containers: int = 2, places: int = 2, **options: Any
+) -> AsyncIterator[Cloud]:
+    async with AsyncExitStack() as stack:
+        agents = [FakeAgent() for _ in range(containers)]
+        urls = [await stack.enter_async_context(serving(plain_config(agent.app))) for agent in agents]
+        router = StickyRouter(urls, max_concurrency=places)
+        url = await stack.enter_async_context(router.running())
+        server = await stack.enter_async_context(router_server(url, monkeypatch))
+        monkeypatch.setattr("modal.Server.from_name", lambda app, name: server)
+        client = AgentClient()
+        stack.push_async_callback(client.aclose)
+
+        def make(key: str = AGENT_KEY) -> ModalAgentPool:
+            pool = ModalAgentPool(ModalSessions("app", "Agent"), key, client, ModalOptions(**options))
+            stack.push_async_callback(pool.aclose)
+            return pool
+
+        yield Cloud(make(), router, agents, make)
+
+
+def token_of(lease: Any) -> str:
+    return str(lease.headers[HEADER].removeprefix("Bearer "))
+
+
+async def test_each_session_has_a_place_of_its_own_and_gives_it_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with cloud(monkeypatch) as here:
+        leases = [await here.pool.acquire(f"s{n}") for n in range(4)]
+        assert len({lease.name for lease in leases}) == 4 and len({lease.base_url for lease in leases}) == 1
+        assert [len(here.router.of(url)) for url in here.router.containers] == [2, 2]
+        assert {place.idle_s for place in here.router.places.values()} == {120}
+        here.pool.release("s0")
+        here.pool.release("s0")
+        here.pool.release("never there")
+        await here.pool.aclose()
+        assert here.router.ended == [token_of(leases[0])] and len(here.router.places) == 3
+
+
+async def test_waiting_for_a_place_has_a_limit_and_a_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with cloud(monkeypatch, containers=1, places=1, wait_s=0.6) as here:
+        here.router.queue_s = 30
+        await here.pool.acquire("s0")
+        with pytest.raises(ProblemError) as caught:
+            await here.pool.acquire("one too many")
+        assert caught.value.code is ErrorCode.AT_CAPACITY and caught.value.retry_after_s == 5
+        assert "0.6 s" in caught.value.detail
+        here.pool.release("s0")
+        assert await here.pool.acquire("again")
+        assert (await here.pool.status())[0].usable, "a full fleet is not a broken one"
+
+
+async def test_a_place_freed_while_somebody_waits_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with cloud(monkeypatch, containers=1, places=1, wait_s=30) as here:
+        here.router.queue_s = 30
+        await here.pool.acquire("s0")
+        waiting = asyncio.create_task(here.pool.acquire("s1"))
+        await asyncio.sleep(0.1)
+        assert not waiting.done()
+        here.pool.release("s0")
+        assert (await waiting).name
+
+
+@pytest.mark.parametrize("fault", ["draining", "status", "full", "hung"])
+async def test_a_container_that_is_not_well_is_given_back(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+    async with cloud(monkeypatch) as here:
+        bad = here.agents[0]
+        bad.draining, bad.hung = fault == "draining", fault == "hung"
+        bad.status = "engine_failed" if fault == "status" else "ok"
+        bad.sessions_max = 0 if fault == "full" else 8
+        lease = await here.pool.acquire("s")
+        assert here.router.places[token_of(lease)].container == here.router.containers[1]
+        await here.pool.aclose()
+        assert here.router.of(here.router.containers[0]) == []
+        bad.hung = False
+
+
+async def test_none_that_is_well_is_not_the_same_as_none_with_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with cloud(monkeypatch, places=8) as here:
+        for agent in here.agents:
+            agent.status = "engine_failed"
+        with pytest.raises(ProblemError) as caught:
+            await here.pool.acquire("s")
+        assert caught.value.code is ErrorCode.AGENT_UNAVAILABLE
+        assert not (await here.pool.status())[0].usable
+        await here.pool.aclose()
+        assert here.router.places == {}, "what was looked at was given back"
+
+
+async def test_a_container_that_lost_a_session_is_taken_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with cloud(monkeypatch, places=4) as here:
+        lease = await here.pool.acquire("s")
+        lost = here.router.places[token_of(lease)].container
+        here.pool.lost(lease)
+        moved = await here.pool.acquire("s")
+        assert here.router.places[token_of(moved)].container != lost
+        other = here.agents[1 - here.router.containers.index(lost)]
+        other.draining = True
+        assert here.router.places[token_of(await here.pool.acquire("t"))].container == lost, "nothing else is there"
+
+
+async def test_another_orchestrator_goes_on_with_a_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with cloud(monkeypatch) as here:
+        lease = await here.pool.acquire("s")
+        here.pool.forget("s")
+        await here.pool.aclose()
+        assert here.router.ended == []
+        adopted = here.make().adopt("s", lease.name)
+        assert adopted is not None and dict(adopted.headers) == dict(lease.headers)
+        assert token_of(lease) not in lease.name + repr(lease), "the store sees it sealed"
+        assert here.make("another key").adopt("s", lease.name) is None
+        assert here.pool.adopt("s", "http://10.0.0.1:8090") is None
+
+
+async def test_an_errand_takes_a_place_only_as_long_as_it_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with cloud(monkeypatch) as here:
+        async with here.pool.errand() as lease, here.pool.errand() as other:
+            assert {token_of(lease), token_of(other)} == set(here.router.places)
+        await here.pool.aclose()
+        assert here.router.places == {}
+
+
+async def test_a_place_that_nobody_uses_ends_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with cloud(monkeypatch, idle_s=1) as here:
+        lease = await here.pool.acquire("s")
+        for place in here.router.places.values():
+            place.used_at -= 1.5
+        client = AgentClient()
+        with pytest.raises(ProblemError) as caught:
+            await client.health(lease)
+        await client.aclose()
+        assert caught.value.code is ErrorCode.AGENT_UNAVAILABLE and here.router.refused == 1
+
+
+async def test_a_way_to_each_container_and_one_line_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with cloud(monkeypatch, sessions_max=20) as here:
+        assert (await here.pool.status())[0].usable, "none runs while nobody speaks, and that is well"
+        for n in range(4):
+            await here.pool.acquire(f"s{n}")
+        assert len(here.pool.leases()) == 2
+        (status,) = await here.pool.status()
+        assert status.health is not None
+        assert (status.health.capacity.sessions, status.health.capacity.sessions_max) == (4, 20)
