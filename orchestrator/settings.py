@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from orchestrator.agents.modal_pool import ModalOptions
 from orchestrator.audio.limits import AudioLimits
 from orchestrator.ingress import IngressMode
 from orchestrator.session.options import SessionOptions
@@ -42,8 +44,19 @@ class Settings(BaseSettings):
     """What viewers hold pictures back for at least: 200 on networks that lose packets, see docs/reliability.md."""
     orchestrator_api_key: SecretStr
     """Accepted API keys, separated by commas, so that a key can be changed without an interruption."""
-    agent_url: Annotated[list[str], NoDecode]
+    agent_pool: Literal["static", "modal"] = "static"
+    """Where agents are: at the addresses of `AGENT_URL`, or in Modal's containers."""
+    agent_url: Annotated[list[str], NoDecode] = Field(default=[], validate_default=True)
     agent_api_key: SecretStr
+    modal_app: str = "musetalk-livekit"
+    modal_agent: str = "Agent"
+    """Names of the app and of the agents' server at Modal."""
+    agent_wait_s: float = Field(default=90.0, gt=0, le=600)
+    """Longest wait for a place in a container."""
+    agent_idle_s: int = Field(default=120, ge=30, le=3600)
+    """A place in a container that nobody uses ends after so long."""
+    agent_sessions_max: int = Field(default=0, ge=0)
+    """What all containers may hold together, told by `/health`."""
     public_url: str | None = None
     """Address of this service that `audio_url` is made from; otherwise the request's own host."""
     cors_origins: Annotated[list[str], NoDecode] = []
@@ -94,9 +107,20 @@ class Settings(BaseSettings):
             return [part.strip().rstrip("/") for part in value.split(",") if part.strip()]
         return value
 
+    @field_validator("agent_pool")
+    @classmethod
+    def _pool(cls, value: str) -> str:
+        if value == "modal" and find_spec("modal") is None:
+            raise ValueError("modal needs the package modal: pip install 'musetalk-livekit[modal]'")
+        return value
+
     @field_validator("agent_url")
     @classmethod
-    def _agents(cls, value: list[str]) -> list[str]:
+    def _agents(cls, value: list[str], info: ValidationInfo) -> list[str]:
+        if info.data.get("agent_pool") == "modal":
+            return value
+        if not value and "AGENT_URL" not in os.environ:
+            raise PydanticCustomError("missing", "Field required")
         if not value or not all(url.startswith(("http://", "https://")) for url in value):
             raise ValueError("one or more http(s) addresses, separated by commas")
         return value
@@ -164,6 +188,11 @@ class Settings(BaseSettings):
             api_secret=self.livekit_api_secret.get_secret_value(),
             playout_delay_ms=self.livekit_playout_delay_ms,
         )
+
+    @property
+    def modal_options(self) -> ModalOptions:
+        """How places in Modal's containers are asked for."""
+        return ModalOptions(self.agent_wait_s, self.agent_idle_s, self.agent_sessions_max)
 
     @property
     def session_options(self) -> SessionOptions:
