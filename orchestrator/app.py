@@ -16,7 +16,9 @@ from musetalk_agent.protocol import logs
 from musetalk_agent.protocol.problems import ProblemError
 from musetalk_agent.protocol.version import VERSION
 from orchestrator.agents.client import AgentClient
-from orchestrator.agents.pool import StaticAgentPool
+from orchestrator.agents.modal_pool import ModalAgentPool
+from orchestrator.agents.pool import AgentPool, StaticAgentPool
+from orchestrator.agents.sticky import ModalSessions
 from orchestrator.audit import AuditLog
 from orchestrator.credentials import Credentials
 from orchestrator.events import EventBus
@@ -149,7 +151,7 @@ async def _trust(settings: Settings, access: Access, metrics: Metrics) -> AsyncI
 
 def _assemble(settings: Settings, access: Access, metrics: Metrics, voices: Voices) -> Context:
     agents = AgentClient()
-    pool = StaticAgentPool(settings.agent_url, settings.agent_api_key.get_secret_value(), agents)
+    pool = _pool(settings, agents)
     rooms, minter = Rooms(settings.livekit), TokenMinter(settings.livekit)
     bus = EventBus(metrics)
     own_voices = SessionVoices(VoiceWorker(metrics), minter, rooms, metrics, settings.voice_standby)
@@ -199,6 +201,13 @@ def _assemble(settings: Settings, access: Access, metrics: Metrics, voices: Voic
         voices=voices,
         own_voices=own_voices,
     )
+
+
+def _pool(settings: Settings, agents: AgentClient) -> AgentPool:
+    key = settings.agent_api_key.get_secret_value()
+    if settings.agent_pool == "static":
+        return StaticAgentPool(settings.agent_url, key, agents)
+    return ModalAgentPool(ModalSessions(settings.modal_app, settings.modal_agent), key, agents, settings.modal_options)
 
 
 def endpoints(settings: Settings, sessions: SessionLifecycle, session_id: str) -> list[Endpoint]:
