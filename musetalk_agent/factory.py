@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import cv2
 
@@ -22,6 +23,9 @@ from musetalk_agent.publishers.base import Publisher
 from musetalk_agent.session import Session
 from musetalk_agent.settings import AgentSettings
 from musetalk_agent.weights import Manifest, ModelStore
+
+if TYPE_CHECKING:
+    from musetalk_agent.avatar_protocol.speech import RoomSpeech  # loads the SDK, which not every session needs
 
 _PATTERN_SIDE = 512
 _MEDIA_THREADS = 4  # features and composition of all sessions; numpy and OpenCV let the others run meanwhile
@@ -73,14 +77,21 @@ class Factory:
         batcher = self.engines.batcher(name)
         bundle = await self._bundle(request, batcher.engine)
         actor = await asyncio.to_thread(batcher.engine.open, bundle)
-        make = self._make_publisher
-        publisher = make(request, bundle.fps) if make else await self._publisher(request, bundle.fps)
+        make, speech = self._make_publisher, self._speech(request)
+        publisher = make(request, bundle.fps) if make else await self._publisher(request, bundle.fps, speech)
 
         def build(emit: Callable[[Event], None], speaking: Callable[[bool], None]) -> Pipeline:
             return Pipeline(publisher, batcher, actor, bundle, self.clock, self._executor, emit, speaking)
 
         note = self.engines.note(request.engine)
-        return Session(request, bundle, name, publisher, build, actor.close, engine_note=note)
+        return Session(request, bundle, name, publisher, build, actor.close, engine_note=note, speech=speech)
+
+    def _speech(self, request: AgentStartRequest) -> RoomSpeech | None:
+        if request.livekit_agent is None:
+            return None
+        from musetalk_agent.avatar_protocol.speech import RoomSpeech
+
+        return RoomSpeech(request.livekit_agent, request.backlog_s, self.clock)
 
     async def _bundle(self, request: AgentStartRequest, engine: Engine) -> Bundle:
         picture = request.picture
@@ -90,7 +101,7 @@ class Factory:
             return pattern_bundle(width, height, picture.fps)
         return await self.library.prepare(request.avatar, picture, derive=engine.prepare)
 
-    async def _publisher(self, request: AgentStartRequest, fps: int) -> Publisher:
+    async def _publisher(self, request: AgentStartRequest, fps: int, speech: RoomSpeech | None) -> Publisher:
         """Raises `RtmpUrlForbidden`. An ingress is the orchestrator's own, wherever it is."""
         rtmp = request.rtmp
         if not request.connect_livekit and rtmp is None:
@@ -103,7 +114,12 @@ class Factory:
         from musetalk_agent.publishers.rtmp_address import check_rtmp
 
         room = LiveKitOptions(
-            request.livekit_url, request.livekit_token, request.room, fps, sound=request.voice is VoiceSource.AGENT
+            request.livekit_url,
+            request.livekit_token,
+            request.room,
+            fps,
+            sound=request.voice is VoiceSource.AGENT,
+            on_joined=speech.attach if speech is not None else None,
         )
         options = OutletOptions(
             room,

@@ -62,6 +62,12 @@ CAPTIONS = Counter(
     ["outcome"],
     registry=REGISTRY,
 )
+AGENT_CALLS = Counter(
+    "avatar_agent_calls_total",
+    "Calls to an agent of livekit-agents, by method and outcome (ok, agent_absent, no_room, overrun, error_CODE)",
+    ["method", "outcome"],
+    registry=REGISTRY,
+)
 ADAPTATION_STEP = Gauge(
     "avatar_adaptation_step", "Sessions by the step of their adaptation", ["step"], registry=REGISTRY
 )

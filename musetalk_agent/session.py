@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from musetalk_agent.audio_format import EXPLANATIONS
 from musetalk_agent.avatars.bundle import Bundle
@@ -19,6 +19,9 @@ from musetalk_agent.protocol.diagnosis import Diagnosis
 from musetalk_agent.protocol.http import AgentSession, AgentStartRequest, Playback, SessionState, Transport, VoiceSource
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from musetalk_agent.publishers.base import CaptionPublisher, MovingPublisher, Publisher
+
+if TYPE_CHECKING:
+    from musetalk_agent.avatar_protocol.speech import RoomSpeech  # loads the SDK, which not every session needs
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +53,7 @@ class Session:
         build: makes the pipeline, given the callbacks for events and for speech beginning and ending.
         release: called once when the session is over, to give back what the engine holds.
         engine_note: why the engine is not the one that its user may expect.
+        speech: speech that comes through the room, where it does not come from the orchestrator.
     """
 
     def __init__(
@@ -61,6 +65,7 @@ class Session:
         build: Callable[[Callable[[m.Event], None], Callable[[bool], None]], Pipeline],
         release: Callable[[], None],
         engine_note: str | None = None,
+        speech: RoomSpeech | None = None,
     ) -> None:
         self.id = request.session_id
         self.room = request.room
@@ -71,7 +76,10 @@ class Session:
         self.started_at = utc_now()
         self.error: dict[str, Any] | None = None
         self.max_duration_s = request.max_duration_s
-        self.pipeline = build(self.outbox.add, self._on_speaking)
+        self.speech = speech
+        self.pipeline = build(self._tell, self._on_speaking)
+        if speech is not None:
+            speech.feed(self.pipeline)
         self.inbox = Inbox(self.pipeline, request.backlog_s)
         if request.voice is VoiceSource.ORCHESTRATOR:
             self.pipeline.playback.follow(self.outbox.due)
@@ -126,6 +134,8 @@ class Session:
                 group.create_task(self.pipeline.run(), name="pipeline")
                 group.create_task(self._tell_state(), name="attributes")
                 group.create_task(self._until_over(), name="watch")
+                if self.speech is not None:
+                    group.create_task(self.speech.run(), name="speech")
         except* _Over:
             self._move(SessionState.STOPPED)
         except* Exception as errors:  # the session's boundary: whatever broke, it leaves the room and says so
@@ -191,6 +201,11 @@ class Session:
             await self._attribute.wait()
             self._attribute.clear()
 
+    def _tell(self, event: m.Event) -> None:
+        self.outbox.add(event)
+        if self.speech is not None:
+            self.speech.told(event)
+
     def take(self, item: str | bytes) -> None:
         """One item of the orchestrator; see `Inbox.take`."""
         self.inbox.take(item)
@@ -236,7 +251,7 @@ class Session:
             playback=Playback(
                 position_s=round(playback.position_s, 3),
                 buffered_s=round(playback.buffered_s, 3),
-                segments=self.inbox.segments,
+                segments=self.speech.segments if self.speech else self.inbox.segments,
             ),
             diagnosis=self.diagnose(),
             funnel=self.pipeline.funnel.report(),
@@ -245,7 +260,8 @@ class Session:
             if isinstance(self.publisher, MovingPublisher)
             else Transport(rung=self.publisher.name),
             started_at=self.started_at,
-            last_audio_at=self.inbox.last_audio_at,
+            last_audio_at=self.speech.last_audio_at if self.speech else self.inbox.last_audio_at,
+            speaker_present=self.speech.present if self.speech else None,
             error=self.error,
             statistics=playback.report(),
         )

@@ -83,6 +83,7 @@ class Settings(BaseSettings):
     session_max_s: int = Field(default=6 * 3600, ge=1, le=24 * 3600)
     session_idle_ttl_s: float = Field(default=900.0, gt=0)
     viewer_grace_s: float = Field(default=300.0, gt=0)
+    speaker_grace_s: float = Field(default=60.0, gt=0)
     start_timeout_s: float = Field(default=180.0, gt=0)
     viewer_token_ttl_s: int = Field(default=3600, ge=60, le=24 * 3600)
     page_token_ttl_s: int = Field(default=900, ge=60, le=24 * 3600)
@@ -201,6 +202,7 @@ class Settings(BaseSettings):
             max_s=self.session_max_s,
             idle_ttl_s=self.session_idle_ttl_s,
             viewer_grace_s=self.viewer_grace_s,
+            speaker_grace_s=self.speaker_grace_s,
             start_timeout_s=self.start_timeout_s,
             voice=self.voice,
             limits=AudioLimits(

@@ -59,6 +59,7 @@ class ErrorCode(StrEnum):
     RATE_LIMITED = "rate_limited"
     QUOTA_EXCEEDED = "quota_exceeded"
     SESSION_ELSEWHERE = "session_elsewhere"
+    SPEECH_ELSEWHERE = "speech_elsewhere"
     PUBLISHER_UNAVAILABLE = "publisher_unavailable"
     RTMP_URL_FORBIDDEN = "rtmp_url_forbidden"
     WEBHOOK_URL_FORBIDDEN = "webhook_url_forbidden"
@@ -91,6 +92,7 @@ STATUS: dict[ErrorCode, int] = {
     ErrorCode.RATE_LIMITED: 429,
     ErrorCode.QUOTA_EXCEEDED: 429,
     ErrorCode.SESSION_ELSEWHERE: 421,
+    ErrorCode.SPEECH_ELSEWHERE: 409,
     ErrorCode.PUBLISHER_UNAVAILABLE: 409,
     ErrorCode.DRAINING: 503,
     ErrorCode.DISK_FULL: 503,

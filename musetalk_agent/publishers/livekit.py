@@ -52,7 +52,8 @@ class LiveKitOptions:
     """How to join and what to publish.
 
     `max_bitrate` None chooses by picture size: 1.5 Mbit/s up to 512×512, 3 Mbit/s up to 720p. The library's own default for 512×512
-    would be 300 kbit/s at 20 fps. Without `sound` there is a picture only: somebody else publishes the voice.
+    would be 300 kbit/s at 20 fps. Without `sound` there is a picture only: somebody else publishes the voice. `on_joined` is called
+    with each room that is joined, before anything is published.
     """
 
     url: str
@@ -61,6 +62,7 @@ class LiveKitOptions:
     fps: int
     max_bitrate: int | None = None
     sound: bool = True
+    on_joined: Callable[[rtc.Room], None] | None = field(default=None, compare=False)
 
 
 def video_bitrate(frame: VideoFrame) -> int:
@@ -118,6 +120,8 @@ class LiveKitPublisher:
         try:
             # never cancelled: a connect that is dropped half-way ends in a panic of the native library (rust-sdks#1340)
             await asyncio.shield(self._connecting)
+            if self._options.on_joined is not None:
+                self._options.on_joined(self._room)
             await self._publish(first)
         except (rtc.ConnectError, rtc.participant.PublishTrackError) as error:
             told = _TOKEN.sub("…", str(error))

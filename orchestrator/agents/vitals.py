@@ -31,6 +31,11 @@ class Vitals:
         self.nowhere = False
         """The agent's publisher reaches nothing."""
 
+    @property
+    def buffered_s(self) -> float:
+        """Speech that it says it has, also such as came to it through the room."""
+        return self.last.buffered_s if self.last is not None else 0.0
+
     def acked(self, ack: LinkAck, now: float) -> None:
         """The agent's word."""
         self.ack_at, self.last = now, ack

@@ -106,7 +106,7 @@ async def _admit(ctx: Context, socket: WebSocket) -> tuple[Session, AudioFormat,
     session = await _here(ctx, caller, session_id)
     if caller is not None and not sees(caller, session):
         raise ctx.sessions.registry.unknown(session_id)
-    live = session.running()
+    live = session.speakable()
     audio_format = _format(query.get("format", AudioFormat.S16LE.value))
     sample_rate = _rate(query.get("sample_rate", str(live.effective_rate)))
     live.check_rate(sample_rate)

@@ -10,7 +10,14 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Request
 from pydantic import Field, field_validator
 
-from musetalk_agent.protocol.http import AvatarSource, Picture, PublisherMode, PublisherRequest, VoiceSource
+from musetalk_agent.protocol.http import (
+    AudioSource,
+    AvatarSource,
+    Picture,
+    PublisherMode,
+    PublisherRequest,
+    VoiceSource,
+)
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.routes.access import current, visible
 from orchestrator.routes.context import Context, Ctx, host_url
@@ -26,13 +33,15 @@ class StartRequest(AvatarSource, Picture):
     """Body of `POST /session/start`.
 
     `speaker` says who publishes the speech, `agent` or `orchestrator`; any other value is the identity of the participant for
-    whom the avatar speaks. `rtmp_url` holds a stream key and is shown nowhere.
+    whom the avatar speaks, and with `audio_source` `datastream` that one sends the speech through the room. `rtmp_url` holds a
+    stream key and is shown nowhere.
     """
 
     room: str = Field(min_length=1, max_length=256)
     connect_livekit: bool = True
     engine: str | None = Field(default=None, min_length=1, max_length=64)
     speaker: str | None = Field(default=None, min_length=1, max_length=256)
+    audio_source: AudioSource = AudioSource.HTTP
     rtmp_url: str | None = Field(default=None, min_length=8, max_length=2048, repr=False)
     wants_rtmp: bool = False
     publisher: PublisherMode = PublisherMode.AUTO
@@ -64,6 +73,7 @@ class StartRequest(AvatarSource, Picture):
                 ErrorCode.AVATAR_MISSING, "Give frames_zip_url, idle_video_url or avatar_id.", field="frames_zip_url"
             )
         self._check_rtmp()
+        self._check_source()
         voices = {source.value: source for source in VoiceSource}
         return SessionOrder(
             room=self.room,
@@ -73,6 +83,7 @@ class StartRequest(AvatarSource, Picture):
             connect_livekit=self.connect_livekit,
             speaker=self.speaker if self.speaker not in voices else None,
             voice=voices.get(self.speaker or "", VoiceSource.AGENT),
+            audio_source=self.audio_source,
             rtmp_url=self.rtmp_url,
             wants_rtmp=self.wants_rtmp,
             publisher=self.publisher,
@@ -80,6 +91,22 @@ class StartRequest(AvatarSource, Picture):
             webhook_url=self.webhook_url,
             webhook_secret=self.webhook_secret,
         )
+
+    def _check_source(self) -> None:
+        if self.audio_source is not AudioSource.DATASTREAM:
+            return
+        if self.speaker is None or self.speaker in {source.value for source in VoiceSource}:
+            raise ProblemError(
+                ErrorCode.INVALID_REQUEST,
+                f"speaker: audio_source datastream needs the identity of the participant that sends speech, not {self.speaker!r}.",
+                field="speaker",
+            )
+        if not self.connect_livekit:
+            raise ProblemError(
+                ErrorCode.INVALID_REQUEST,
+                "connect_livekit: audio_source datastream needs the room; leave connect_livekit at true.",
+                field="connect_livekit",
+            )
 
     def _check_rtmp(self) -> None:
         if self.rtmp_url is not None and not self.rtmp_url.lower().startswith(("rtmp://", "rtmps://")):

@@ -28,7 +28,7 @@ class SpeakRequest(Strict):
 @router.post("/session/{session_id}/speak", status_code=202)
 async def speak(session_id: str, body: SpeakRequest, ctx: Ctx, request: Request) -> dict[str, int]:
     """Speaks a text. Answers at once with the number of its segment; playback events tell the rest."""
-    live = (await here(ctx, current(request.scope), session_id)).running()
+    live = (await here(ctx, current(request.scope), session_id)).speakable()
     ctx.sessions.admit()
     if not body.text.strip():
         raise ProblemError(ErrorCode.INVALID_REQUEST, "text: there is nothing to say in it.", field="text")

@@ -111,7 +111,7 @@ class LiveSession:
         self.side = side
         self.hand_to(side.link)
         try:
-            await side.run(lambda: self._tracker.at_agent_s)
+            await side.run(lambda: max(self._tracker.at_agent_s, side.vitals.buffered_s))
         finally:
             self._drops_before += side.link.drops
             if self.side is side:
@@ -303,7 +303,8 @@ class LiveSession:
     @property
     def pausing(self) -> bool:
         """Nothing is being heard, and nothing waits to be."""
-        return self._tracker.waiting_s == 0 and self._tracker.at_agent_s == 0
+        elsewhere_s = self.side.vitals.buffered_s if self.side else 0.0  # speech that came through the room
+        return self._tracker.waiting_s == 0 and self._tracker.at_agent_s == 0 and elsewhere_s == 0
 
     @property
     def segments(self) -> int:

@@ -15,6 +15,7 @@ class SessionOptions:
         max_s: longest life, and that of its tokens.
         idle_ttl_s: a session without audio for this long ends.
         viewer_grace_s: a session whose room has had no viewer for this long ends.
+        speaker_grace_s: a session whose speech comes through the room ends when its speaker has been away for this long.
         start_timeout_s: how long the agent may prepare the avatar.
         keep_s: how long an ended session stays readable.
         poll_s: how often the agent is asked for the session's state.
@@ -25,6 +26,7 @@ class SessionOptions:
     max_s: int = 6 * 3600
     idle_ttl_s: float = 900.0
     viewer_grace_s: float = 300.0
+    speaker_grace_s: float = 60.0
     start_timeout_s: float = 180.0
     keep_s: float = 600.0
     poll_s: float = 5.0

@@ -11,6 +11,7 @@ from typing import Any
 from musetalk_agent.protocol.diagnosis import Diagnosis, DiagnosisCode
 from musetalk_agent.protocol.http import (
     AgentSession,
+    AudioSource,
     AvatarSource,
     Picture,
     PublisherMode,
@@ -28,7 +29,8 @@ from orchestrator.store.base import Progress
 
 @dataclass(frozen=True)
 class SessionOrder:
-    """What a client asked for. `speaker` is the participant for whom the avatar speaks, `voice` who publishes the speech.
+    """What a client asked for. `speaker` is the participant for whom the avatar speaks, `voice` who publishes the speech,
+    `audio_source` how it comes: with `datastream` `speaker` sends it through the room.
     `rtmp_url` is secret. `key` names the caller whose session it is.
     """
 
@@ -39,6 +41,7 @@ class SessionOrder:
     connect_livekit: bool = True
     speaker: str | None = None
     voice: VoiceSource = VoiceSource.AGENT
+    audio_source: AudioSource = AudioSource.HTTP
     rtmp_url: str | None = field(default=None, repr=False)
     wants_rtmp: bool = False
     publisher: PublisherMode = PublisherMode.AUTO
@@ -144,6 +147,17 @@ class Session:
                 ErrorCode.SESSION_CONFLICT, f"Session {self.session_id} is still starting.", retry_after_s=1
             )
         raise self.over()
+
+    def speakable(self) -> LiveSession:
+        """`running`, for those who bring speech. Raises ProblemError `speech_elsewhere` where it comes through the room."""
+        if self.order.audio_source is AudioSource.DATASTREAM:
+            raise ProblemError(
+                ErrorCode.SPEECH_ELSEWHERE,
+                f"The speech of session {self.session_id} comes through its room, from {self.order.speaker!r} "
+                "(audio_source datastream): let that one speak, or start another session.",
+                value=self.order.speaker,
+            )
+        return self.running()
 
     def over(self) -> ProblemError:
         """The error for one who comes after the end."""

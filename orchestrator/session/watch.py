@@ -18,10 +18,12 @@ class Lifetime:
     begun_at: float
     expires_at: float
     counts_viewers: bool = True
+    counts_speaker: bool = False
 
     def __post_init__(self) -> None:
         self._audio_at = self.begun_at
         self._viewer_at = self.begun_at
+        self._speaker_at = self.begun_at
 
     def note_audio(self, at: float) -> None:
         """Audio came, or speech is being heard."""
@@ -32,8 +34,12 @@ class Lifetime:
         if count > 0:
             self._viewer_at = max(self._viewer_at, at)
 
+    def note_speaker(self, at: float) -> None:
+        """Whoever sends speech through the room is there, and may do so any time."""
+        self._speaker_at = self._audio_at = max(self._speaker_at, at)
+
     def over(self, now: float) -> str | None:
-        """`expired`, `idle`, `no_viewers`, or None while the session may live."""
+        """`expired`, `idle`, `no_viewers`, `speaker_left`, or None while the session may live."""
         return next((reason for reason, at in self._deadlines() if now >= at), None)
 
     def next_at(self) -> float:
@@ -44,4 +50,6 @@ class Lifetime:
         deadlines = [("expired", self.expires_at), ("idle", self._audio_at + self.options.idle_ttl_s)]
         if self.counts_viewers:
             deadlines.append(("no_viewers", self._viewer_at + self.options.viewer_grace_s))
+        if self.counts_speaker:
+            deadlines.append(("speaker_left", self._speaker_at + self.options.speaker_grace_s))
         return deadlines

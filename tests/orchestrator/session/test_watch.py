@@ -35,6 +35,21 @@ def test_a_session_ends_when_it_has_outlived_its_use(
     assert (life.next_at() <= now) == (reason is not None)
 
 
+@pytest.mark.parametrize(
+    ("there_until", "now", "reason"),
+    [(None, 19.9, None), (None, 20, "speaker_left"), (300, 319.9, None), (300, 320, "speaker_left")],
+)
+def test_one_who_speaks_through_the_room_keeps_the_session_alive(
+    there_until: float | None, now: float, reason: str | None
+) -> None:
+    options = SessionOptions(idle_ttl_s=100, speaker_grace_s=20)
+    life = Lifetime(options, begun_at=0, expires_at=500, counts_viewers=False, counts_speaker=True)
+    if there_until is not None:
+        life.note_speaker(there_until)
+    assert life.over(now) == reason
+    assert (life.next_at() <= now) == (reason is not None)
+
+
 def test_viewers_do_not_count_where_no_room_is_joined() -> None:
     life = Lifetime(OPTIONS, begun_at=0, expires_at=500, counts_viewers=False)
     assert life.over(99) is None and life.next_at() == 100

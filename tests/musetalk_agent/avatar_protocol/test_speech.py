@@ -1,0 +1,142 @@
+"""A session in a real room that hears an agent: here one that speaks the protocol by hand, faults included."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+from livekit import rtc
+
+from musetalk_agent.avatar_protocol import core
+from musetalk_agent.factory import Factory
+from musetalk_agent.protocol.http import AgentStartRequest, AvatarSource
+from musetalk_agent.session import Session
+from musetalk_agent.settings import AgentSettings
+from orchestrator.livekit_server import LiveKitAccess
+from tests.viewer import join_token
+
+pytestmark = pytest.mark.livekit
+ROOM, AVATAR, SENDER = "studio", "avatar-1", "agent-1"
+RATE = 24_000
+
+
+@dataclass
+class ByHand:
+    """What an agent does, and what it is told: (method, payload)."""
+
+    room: rtc.Room = field(default_factory=rtc.Room)
+    told: list[tuple[str, str]] = field(default_factory=list)
+
+    async def join(self, access: LiveKitAccess, identity: str = SENDER) -> ByHand:
+        await self.room.connect(access.url, join_token(access, ROOM, identity, "agent", publish=True))
+        for method in (core.STARTED_METHOD, core.FINISHED_METHOD):
+            self.room.local_participant.register_rpc_method(method, self._on_call)
+        return self
+
+    def _on_call(self, call: rtc.RpcInvocationData) -> str:
+        self.told.append((call.method, call.payload))
+        return "ok"
+
+    async def begin(self) -> rtc.ByteStreamWriter:
+        return await self.room.local_participant.stream_bytes(
+            name="AUDIO_x",
+            topic=core.AUDIO_TOPIC,
+            destination_identities=[AVATAR],
+            attributes={"sample_rate": str(RATE), "num_channels": "1"},
+        )
+
+    async def say(self, seconds: float) -> None:
+        writer = await self.begin()
+        await writer.write(tone(seconds))
+        await writer.aclose()
+
+    async def clear(self) -> str:
+        return await self.room.local_participant.perform_rpc(
+            destination_identity=AVATAR, method=core.CLEAR_METHOD, payload=""
+        )
+
+    @property
+    def finished(self) -> list[tuple[float, bool]]:
+        events = [json.loads(payload) for method, payload in self.told if method == core.FINISHED_METHOD]
+        assert all(set(event) == {"playback_position", "interrupted"} for event in events)
+        return [(event["playback_position"], event["interrupted"]) for event in events]
+
+    async def until_finished(self, count: int, within_s: float = 15) -> list[tuple[float, bool]]:
+        end = time.monotonic() + within_s
+        while len(self.finished) < count:
+            assert time.monotonic() < end, f"told {self.told}"
+            await asyncio.sleep(0.02)
+        return self.finished
+
+
+def tone(seconds: float) -> bytes:
+    return (np.sin(np.arange(round(seconds * RATE)) * 0.2) * 8000).astype("<i2").tobytes()
+
+
+@asynccontextmanager
+async def on_air(access: LiveKitAccess, tmp_path: Path) -> AsyncIterator[Session]:
+    """A session that listens to the agent, as the worker makes it."""
+    factory = Factory(AgentSettings(agent_api_key="k", engine="pattern", cache_dir=tmp_path))  # type: ignore[arg-type]
+    await factory.start()
+    try:
+        request = AgentStartRequest(
+            session_id="s1",
+            room=ROOM,
+            livekit_url=access.url,
+            livekit_token=join_token(access, ROOM, AVATAR, "agent", publish=True),
+            avatar=AvatarSource(),
+            livekit_agent=SENDER,
+        )
+        session = await factory.session(request)
+        await session.start()
+        try:
+            yield session
+        finally:
+            await session.stop()
+    finally:
+        await factory.aclose()
+
+
+async def test_speech_comes_in_and_is_acknowledged_once(livekit_server: LiveKitAccess, tmp_path: Path) -> None:
+    agent = await ByHand().join(livekit_server)
+    stranger = await ByHand().join(livekit_server, "somebody")
+    try:
+        async with on_air(livekit_server, tmp_path) as session:
+            await agent.say(0.5)
+            assert await agent.until_finished(1) == [(0.5, False)]
+            assert [method for method, _ in agent.told] == [core.STARTED_METHOD, core.FINISHED_METHOD]
+
+            await stranger.say(0.5)
+            assert await stranger.clear() == "reject"
+
+            await agent.say(20)  # far more than was heard when it is interrupted
+            await agent.say(5)
+            while len(agent.told) < 3:  # noqa: ASYNC110 - the agent's own list
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.2)
+            assert await agent.clear() == "ok"
+            first, second = (await agent.until_finished(3))[1:]
+            assert first[1] is second[1] is True and 0.1 < first[0] < 3 and second[0] == 0.0
+
+            open_end = await agent.begin()
+            await open_end.write(tone(0.3) + b"\1")  # a trailer that does not come, and half a sample
+            await agent.say(0.4)
+            assert (await agent.until_finished(5))[3:] == [(0.3, False), (0.4, False)]
+            await open_end.aclose()
+
+            assert stranger.told == [] and len(agent.finished) == 5
+            status = session.status()
+            assert status.playback.segments == 5 and status.speaker_present is True and status.last_audio_at
+            await agent.room.disconnect()
+            while session.status().speaker_present:  # noqa: ASYNC110 - the room tells it in its own time
+                await asyncio.sleep(0.02)
+    finally:
+        await agent.room.disconnect()
+        await stranger.room.disconnect()

@@ -1,0 +1,48 @@
+"""Sessions whose speech comes through the room: what they need, and what they refuse."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import websockets
+
+from musetalk_agent.protocol.http import AudioSource
+from tests.fakes.stage import Stage
+
+BODY = {"room": "stage", "engine": "pattern", "audio_source": "datastream"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({}, "speaker"),
+        ({"speaker": "agent"}, "speaker"),
+        ({"speaker": "orchestrator"}, "speaker"),
+        ({"speaker": "agent-1", "connect_livekit": False}, "connect_livekit"),
+        ({"speaker": "agent-1", "audio_source": "telepathy"}, "audio_source"),
+    ],
+)
+async def test_what_cannot_be_is_named(running: Stage, fields: dict[str, Any], field: str) -> None:
+    answer = await running.http.post("/session/start", json={**BODY, **fields})
+    assert (answer.status_code, answer.json()["code"], answer.json()["field"]) == (422, "invalid_request", field)
+
+
+async def test_speech_from_elsewhere_is_refused_and_an_interrupt_is_not(running: Stage) -> None:
+    started = await running.start(audio_source="datastream", speaker="agent-1")
+    assert running.agent.only.request.livekit_agent == "agent-1"
+    path = f"/session/{started['session_id']}"
+    spoken = await running.http.post(f"{path}/speak", json={"text": "Hello."})
+    assert (spoken.status_code, spoken.json()["code"], spoken.json()["value"]) == (409, "speech_elsewhere", "agent-1")
+    with pytest.raises(websockets.InvalidStatus) as refused:
+        async with running.audio(started["audio_url"]):
+            pass
+    assert refused.value.response.status_code == 409
+    assert (await running.http.post(f"{path}/interrupt")).status_code == 200
+
+
+async def test_other_sessions_take_speech_as_ever(running: Stage) -> None:
+    await running.start(speaker="agent-1")
+    assert running.agent.only.request.livekit_agent is None
+    (session,) = running.app.state.context.sessions.registry.running()
+    assert session.order.audio_source is AudioSource.HTTP and session.speakable() is session.live
