@@ -1,4 +1,4 @@
-"""`musetalk-orchestrator`: serve, demo, key."""
+"""`musetalk-orchestrator`: serve, demo, loadtest, key."""
 
 from __future__ import annotations
 
@@ -45,6 +45,10 @@ def build_parser() -> argparse.ArgumentParser:
     from orchestrator import demo as demonstration
 
     demonstration.add_arguments(demo)
+    loadtest = commands.add_parser("loadtest", help="measure a deployment with sessions, viewers and speech of its own")
+    from orchestrator.loadtest import arguments as load_arguments
+
+    load_arguments.add_arguments(loadtest)
     _add_key(commands.add_parser("key", help="make keys for the keys file"))
     return parser
 
@@ -65,6 +69,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from orchestrator import demo as demonstration
 
         return demonstration.run(arguments)
+    if arguments.command == "loadtest":
+        from orchestrator.loadtest import command as loadtest
+
+        return loadtest.run(arguments)
     if arguments.command == "key":
         return new_key(arguments.name, Scope(arguments.scope), arguments.file)
     return serve(arguments.host, arguments.port)

@@ -1,0 +1,171 @@
+"""The run: sessions start over the ramp, figures are taken window by window, and nothing is left running."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+
+from orchestrator.loadtest import report as told
+from orchestrator.loadtest import services
+from orchestrator.loadtest.bars import judge
+from orchestrator.loadtest.crowd import Crowd
+from orchestrator.loadtest.deployment import CallError, Deployment
+from orchestrator.loadtest.plan import Plan
+from orchestrator.loadtest.report import Point, Report
+from orchestrator.loadtest.services import Services
+from orchestrator.loadtest.session import LoadSession, Shared
+from orchestrator.loadtest.speech import Speech
+
+_BEAT_S = 0.25
+_SWEEPS = 4
+_SWEEP_S = 1.0
+
+
+class LoadRun:
+    """One run. `stop()` ends it early; the report then says `cut_short`.
+
+    Args:
+        plan: what to do.
+        speech: what sessions say.
+        bars: by option, see `bars`.
+        on_beat: called four times a second with the seconds gone, the sessions running and the errors so far.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        speech: Speech,
+        deployment: Deployment,
+        bars: Mapping[str, float],
+        on_beat: Callable[[float, int, int], None],
+    ) -> None:
+        self._plan, self._bars, self._on_beat = plan, bars, on_beat
+        self._deployment = deployment
+        self._shared = Shared(plan, speech, deployment, Crowd(), asyncio.Event())
+        self._sessions = [LoadSession(self._shared, index) for index in range(plan.sessions)]
+        self._timeline: list[Point] = []
+        self._errors_before = 0
+
+    def stop(self) -> None:
+        """Ends the run: every session is stopped, what was measured is reported."""
+        self._shared.stop.set()
+
+    async def run(self) -> Report:
+        """Runs it. Raises CallError when the deployment cannot be spoken to, or the key is refused, before anything was started.
+
+        Cancelling stops the sessions too.
+        """
+        await self._deployment.running(self._plan.rooms)
+        before = await services.counters(self._deployment)
+        begun_at, begun, cpu = datetime.now(UTC), time.monotonic(), _cpu_s()
+        tasks: list[asyncio.Task[None]] = []
+        try:
+            await self._hold(begun, tasks)
+            cut_short = self._shared.stop.is_set()
+            seconds = time.monotonic() - begun
+            seen = await services.agents(self._deployment, {each.session_id or "" for each in self._sessions})
+        finally:
+            self.stop()
+            await asyncio.shield(asyncio.ensure_future(self._clean(tasks)))
+        services.risen(seen, before, await services.counters(self._deployment))
+        return self._report(begun_at, seconds, seen, cut_short, _cpu_s() - cpu)
+
+    async def _hold(self, begun: float, tasks: list[asyncio.Task[None]]) -> None:
+        """Starts sessions when their turn comes, and looks at them, until the time is over."""
+        plan, stop = self._plan, self._shared.stop
+        window_ends = begun + plan.window_s
+        while (gone := time.monotonic() - begun) < plan.seconds and not stop.is_set():
+            while len(tasks) < plan.sessions and plan.begins_at(len(tasks)) <= gone:
+                tasks.append(asyncio.create_task(self._sessions[len(tasks)].run()))
+            if len(tasks) == plan.sessions and all(task.done() for task in tasks):
+                return  # nothing is left to look at
+            for session in self._sessions:
+                session.settle(begun + gone)
+            if begun + gone >= window_ends:
+                self._point(gone)
+                window_ends += plan.window_s
+            running = sum(session.active for session in self._sessions)
+            self._on_beat(gone, running, self._shared.counts.errors.total())
+            try:
+                async with asyncio.timeout(_BEAT_S):
+                    await stop.wait()
+            except TimeoutError:
+                continue
+
+    def _point(self, gone: float) -> None:
+        active = [(session, session.sight.window()) for session in self._sessions if session.active]
+        rates = [window.fps for _, window in active if window.fps is not None]
+        for rate in rates:
+            self._shared.tallies.fps.add(rate)
+        errors = self._shared.counts.errors.total()
+        self._timeline.append(
+            Point(
+                at_s=round(gone, 1),
+                sessions=len(active),
+                fps_low=round(min(rates), 2) if rates else None,
+                fps_mean=round(sum(rates) / len(rates), 2) if rates else None,
+                gap_ms=round(max((window.gap_ms for _, window in active), default=0.0), 1),
+                errors=errors - self._errors_before,
+            )
+        )
+        self._errors_before = errors
+
+    async def _clean(self, tasks: list[asyncio.Task[None]]) -> None:
+        ends = await asyncio.gather(*tasks, return_exceptions=True)
+        await self._shared.crowd.aclose()
+        await self._sweep()
+        for end in ends:
+            if isinstance(end, Exception):
+                raise end
+
+    async def _sweep(self) -> None:
+        """Stops what still runs in this run's rooms: a start whose answer nobody waited for."""
+        unknown = any(session.session_id is None for session in self._sessions)
+        for sweep in range(_SWEEPS):
+            try:
+                left = await self._deployment.running(self._plan.rooms)
+                for each in left:
+                    await self._deployment.stop(each["session_id"])
+            except CallError as error:
+                self._shared.counts.errors[error.code] += 1
+            else:
+                if not left and (sweep or not unknown):
+                    return
+            await asyncio.sleep(_SWEEP_S)
+
+    def _report(self, begun_at: datetime, seconds: float, seen: Services, cut_short: bool, cpu_s: float) -> Report:
+        shared, sessions = self._shared, self._sessions
+        figures = told.figures(shared.tallies)
+        failed = sum(session.error is not None for session in sessions)
+        verdicts = judge(self._bars, figures, failed)
+        return Report(
+            begun_at=begun_at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            seconds=round(seconds, 1),
+            cut_short=cut_short,
+            held=all(each.held for each in verdicts),
+            bars=verdicts,
+            plan=told.plan_told(self._plan),
+            machine=told.machine(cpu_s, seconds),
+            sessions=told.Sessions(
+                wanted=self._plan.sessions,
+                started=sum(session.session_id is not None for session in sessions),
+                failed=failed,
+            ),
+            figures=figures,
+            losses=told.losses(sessions),
+            happened=told.happened(shared.counts),
+            errors=dict(shared.counts.errors.most_common()),
+            warnings=dict(shared.counts.warnings.most_common()),
+            services=seen,
+            timeline=self._timeline,
+            each=[told.session_told(session) for session in sessions],
+        )
+
+
+def _cpu_s() -> float:
+    """Of this process and of those of its viewers that have ended."""
+    usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)

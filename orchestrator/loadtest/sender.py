@@ -1,0 +1,136 @@
+"""The speech of one session: its `/audio`, opened again after a drop at the sample where the session stands."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Callable
+from typing import Any
+
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
+
+from orchestrator.loadtest.speech import BLOCK, RATE, Pcm
+
+_AWAY_S = 30.0
+"""How long the service may be away; after that the session counts as lost."""
+_DELAY_S = (0.1, 2.0)
+_GONE = (401, 403, 404, 409, 421)
+Message = dict[str, Any]
+
+
+class SenderLost(Exception):
+    """The session takes no more speech. `code` is the service's own, or `closed_CODE`, `refused_STATUS`, `unreachable`."""
+
+    def __init__(self, code: str) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+class Sender:
+    """Speaks into a session.
+
+    Args:
+        url: `audio_url`.
+        on_message: called with every text message of the session; must not block.
+    """
+
+    def __init__(self, url: str, on_message: Callable[[Message], None]) -> None:
+        self.reconnects = 0
+        self._url, self._on_message = url, on_message
+        self._socket: ClientConnection | None = None
+        self._reader: asyncio.Task[None] | None = None
+        self._sent = 0  # samples since the session began
+        self._taken = 0  # samples that the session had when the connection was made
+        self._error: str | None = None
+
+    async def open(self) -> None:
+        """Connects. Raises SenderLost."""
+        loop = asyncio.get_running_loop()
+        delay, deadline = _DELAY_S[0], loop.time() + _AWAY_S
+        while True:
+            try:
+                self._socket = await connect(self._url, max_queue=None, open_timeout=10)
+                hello = json.loads(await self._socket.recv())
+                self._taken = hello["received_samples"]
+                self._reader = asyncio.create_task(self._read(self._socket), name="loadtest-audio")
+                return
+            except InvalidStatus as error:
+                if error.response.status_code in _GONE:
+                    raise SenderLost(f"refused_{error.response.status_code}") from error
+            except (OSError, InvalidHandshake, ConnectionClosed, TimeoutError):
+                pass  # it is away for a moment
+            if loop.time() > deadline:
+                raise SenderLost("unreachable")
+            await asyncio.sleep(delay)
+            delay = min(_DELAY_S[1], 2 * delay)
+
+    async def send(self, pcm: Pcm, *, paced: bool = True, on_block: Callable[[int, float], None] | None = None) -> None:
+        """Sends speech, in real time or at once. Cancelling leaves a part of it unsent.
+
+        Args:
+            on_block: called with the past-the-last sample of each block and the moment it was sent.
+
+        Raises:
+            SenderLost: the session is over.
+        """
+        loop = asyncio.get_running_loop()
+        begun, base, at = loop.time(), self._sent, 0
+        while at < len(pcm):
+            end = min(at + BLOCK, len(pcm))
+            if paced:
+                await asyncio.sleep(max(0.0, begun + end / RATE - loop.time()))
+            try:
+                assert self._socket is not None
+                sent = loop.time()
+                await self._socket.send(pcm[at:end].astype("<i2").tobytes())
+            except ConnectionClosed as error:
+                await self._again(error)
+                at = max(0, min(at, self._taken - base))
+                continue
+            at, self._sent = end, base + end
+            if on_block is not None:
+                on_block(end, sent)
+
+    async def say(self, kind: str) -> None:
+        """Sends a control message. Raises SenderLost."""
+        while True:
+            try:
+                assert self._socket is not None
+                await self._socket.send(json.dumps({"type": kind}))
+                return
+            except ConnectionClosed as error:
+                await self._again(error)
+
+    async def aclose(self) -> None:
+        """Closes the connection."""
+        if self._socket is not None:
+            with contextlib.suppress(ConnectionClosed, TimeoutError):
+                async with asyncio.timeout(5):
+                    await self._socket.close()
+        await self._end_reader()
+
+    async def _again(self, closed: ConnectionClosed) -> None:
+        await self._end_reader()
+        code = closed.rcvd.code if closed.rcvd else 1006
+        if self._error is not None:
+            raise SenderLost(self._error)
+        if code in (1001, 1008):
+            raise SenderLost(f"closed_{code}")
+        self.reconnects += 1
+        await self.open()
+
+    async def _end_reader(self) -> None:
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            reader.cancel()
+            await asyncio.gather(reader, return_exceptions=True)
+
+    async def _read(self, socket: ClientConnection) -> None:
+        with contextlib.suppress(ConnectionClosed):
+            async for text in socket:
+                message = json.loads(text)
+                if message["type"] == "error":
+                    self._error = message["code"]
+                self._on_message(message)

@@ -1,0 +1,224 @@
+"""One session of a run: its viewer joins, it starts, speaks, is interrupted now and then, and is stopped, whatever happens."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from orchestrator.loadtest.crowd import Crowd, ViewerLost, Watch
+from orchestrator.loadtest.deployment import CallError, Deployment
+from orchestrator.loadtest.messages import Left, Link
+from orchestrator.loadtest.plan import PATTERN, Plan
+from orchestrator.loadtest.sender import Message, Sender, SenderLost
+from orchestrator.loadtest.sight import INTERRUPT_WINDOW_S, Sight, Tallies
+from orchestrator.loadtest.speech import Speech, Utterance
+
+FIRST_PICTURE_S = 30.0
+"""After this long without a picture the session has failed: `no_picture`."""
+_INTERRUPTED_AFTER_S = 1.2
+_SPREAD = 0.618  # golden ratio: sessions speak spread over the pause, not all at once
+_POLL_S = 0.02
+_Result = TypeVar("_Result")
+
+
+@dataclass
+class Counts:
+    """What happened in all sessions together. `warnings` are the service's own."""
+
+    utterances: int = 0
+    finished: int = 0
+    interrupts: int = 0
+    audio_reconnects: int = 0
+    viewer_reconnects: int = 0
+    moves: int = 0
+    errors: Counter[str] = field(default_factory=Counter)
+    warnings: Counter[str] = field(default_factory=Counter)
+
+
+class _Stopped(Exception):
+    """The run is over."""
+
+
+@dataclass
+class Shared:
+    """What the sessions of a run have in common."""
+
+    plan: Plan
+    speech: Speech
+    deployment: Deployment
+    crowd: Crowd
+    stop: asyncio.Event
+    tallies: Tallies = field(default_factory=Tallies)
+    counts: Counts = field(default_factory=Counts)
+
+
+class LoadSession:
+    """Runs once. `error` is the code of what ended it early, `detail` its sentence."""
+
+    def __init__(self, shared: Shared, index: int) -> None:
+        self.index = index
+        self.session_id: str | None = None
+        self.engine: str | None = None
+        self.fps = 25
+        self.start_s: float | None = None
+        self.first_picture_s: float | None = None
+        self.error: str | None = None
+        self.detail: str | None = None
+        self.moves = 0
+        self.active = False
+        self.left = Left(name=str(index))
+        self.sight = Sight(shared.tallies, shared.speech.window_s)
+        self._shared = shared
+        self._lost: str | None = None
+        self._recovering_at: float | None = None
+
+    async def run(self) -> None:
+        """The whole life; ends soon after the run's `stop` is set. Raises nothing of the service's."""
+        watch = Watch(str(self.index), self.sight.take, self._on_link)
+        try:
+            await self._within(self._live(watch))
+        except _Stopped:
+            pass
+        except (CallError, SenderLost) as error:
+            self._fail(error.code, str(error))
+        except ViewerLost as error:
+            self._fail("viewer_lost", str(error))
+        finally:
+            self.active = False
+            await self._end(watch)
+
+    def settle(self, now: float) -> None:
+        """Takes figures that are old enough."""
+        self.sight.settle(now)
+
+    async def _live(self, watch: Watch) -> None:
+        shared, plan = self._shared, self._shared.plan
+        body = plan.body(self.index)
+        ticket = await shared.deployment.token(body["room"], f"loadtest-viewer-{self.index}")
+        await shared.crowd.join(watch, ticket["livekit_url"], ticket["token"])
+        asked = time.monotonic()
+        started = await shared.deployment.start(body)
+        self.start_s = time.monotonic() - asked
+        self.session_id, self.engine, self.fps = started["session_id"], started["engine"], started["fps"]
+        shared.tallies.start_s.add(self.start_s)
+        self.sight.pattern = self.engine == PATTERN and shared.speech.tones
+        self.active = True
+        sender = Sender(started["audio_url"], self._on_message)
+        try:
+            await sender.open()
+            await self._first_picture(asked)
+            await self._speak(sender)
+        finally:
+            shared.counts.audio_reconnects += sender.reconnects
+            await sender.aclose()
+
+    async def _first_picture(self, asked: float) -> None:
+        deadline = time.monotonic() + FIRST_PICTURE_S
+        while self.sight.first is None:
+            if time.monotonic() > deadline:
+                raise CallError("no_picture", f"no picture within {FIRST_PICTURE_S:.0f} s")
+            self._check_viewer()
+            await asyncio.sleep(_POLL_S)
+        self.first_picture_s = self.sight.first - asked
+        self._shared.tallies.first_picture_s.add(self.first_picture_s)
+
+    async def _speak(self, sender: Sender) -> None:
+        plan, speech = self._shared.plan, self._shared.speech
+        await asyncio.sleep(plan.pause_s * (self.index * _SPREAD % 1))
+        count = 0
+        while True:
+            self._check_viewer()
+            count += 1
+            if plan.interrupt_every and count % plan.interrupt_every == 0:
+                await self._interrupt(sender, speech.interrupted[count % len(speech.interrupted)])
+            else:
+                await self._utter(sender, speech.utterances[count % len(speech.utterances)])
+            await asyncio.sleep(plan.pause_s)
+
+    async def _utter(self, sender: Sender, utterance: Utterance) -> None:
+        marks = list(utterance.marks)
+
+        def sent(end: int, at: float) -> None:
+            while marks and marks[0] < end:
+                marks.pop(0)
+                self.sight.spoke(at)
+
+        await sender.say("audio.start")
+        self._shared.counts.utterances += 1
+        await sender.send(utterance.pcm, on_block=sent)
+        await sender.say("audio.end")
+
+    async def _interrupt(self, sender: Sender, utterance: Utterance) -> None:
+        """All of it is sent at once, as a TTS does, so that there is something to drop."""
+        counts = self._shared.counts
+        assert self.session_id is not None
+        await sender.say("audio.start")
+        counts.utterances += 1
+        await sender.send(utterance.pcm, paced=False)
+        await sender.say("audio.end")
+        await asyncio.sleep(_INTERRUPTED_AFTER_S)
+        counts.interrupts += 1
+        self.sight.interrupted(time.monotonic())
+        await self._shared.deployment.interrupt(self.session_id)
+        await asyncio.sleep(INTERRUPT_WINDOW_S)
+
+    async def _within(self, life: Coroutine[Any, Any, _Result]) -> _Result:
+        """Runs it until the run stops. Raises _Stopped then."""
+        task = asyncio.create_task(life, name=f"loadtest-{self.index}")
+        stop = asyncio.create_task(self._shared.stop.wait())
+        try:
+            await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                return task.result()
+            raise _Stopped
+        finally:
+            for each in (task, stop):
+                each.cancel()
+            await asyncio.gather(task, stop, return_exceptions=True)
+
+    async def _end(self, watch: Watch) -> None:
+        """The viewer goes first: WebRTC forgets its counts with the tracks."""
+        try:
+            self.left = await self._shared.crowd.leave(watch)
+        finally:
+            if self.session_id is not None:
+                try:
+                    await self._shared.deployment.stop(self.session_id)
+                except CallError as error:
+                    self._shared.counts.errors[error.code] += 1
+
+    def _fail(self, code: str, detail: str) -> None:
+        self.error, self.detail = code, detail
+        self._shared.counts.errors[code] += 1
+
+    def _check_viewer(self) -> None:
+        if self._lost is not None:
+            raise ViewerLost(self._lost)
+
+    def _on_link(self, link: Link) -> None:
+        if link.state == "reconnecting":
+            self._shared.counts.viewer_reconnects += 1
+        elif link.state == "disconnected":
+            self._lost = f"disconnected: {link.reason}"
+
+    def _on_message(self, message: Message) -> None:
+        counts = self._shared.counts
+        if message["type"] == "playback.finished":
+            counts.finished += 1
+        elif message["type"] == "warning":
+            counts.warnings[message["code"]] += 1
+        elif message["type"] == "session.state":
+            self._on_state(message["state"])
+
+    def _on_state(self, state: str) -> None:
+        if state == "recovering":
+            self._recovering_at = time.monotonic()
+        elif state == "ready" and self._recovering_at is not None:
+            self._shared.tallies.move_s.add(time.monotonic() - self._recovering_at)
+            self._recovering_at = None
+            self.moves += 1
+            self._shared.counts.moves += 1

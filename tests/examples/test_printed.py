@@ -1,0 +1,50 @@
+"""Every example that a page marks is run by a test, and taken to the letter."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.examples.printed import ROOT, example, examples
+
+RUN_BY = {"http": "tests/examples/test_http.py"}
+"""The test that runs an example."""
+
+
+def test_every_marked_example_is_run_by_one_test() -> None:
+    assert set(examples()) == set(RUN_BY)
+    for name, path in RUN_BY.items():
+        assert re.search(rf"""example\(["']{name}["']\)""", (ROOT / path).read_text()), f"{path} does not take {name!r}"
+
+
+def test_every_example_of_the_readme_that_is_code_is_marked() -> None:
+    text = (ROOT / "README.md").read_text()
+    marked = {each.code for each in examples().values() if "README.md" in each.places}
+    blocks = re.findall(r"^```(?:python|javascript|js|html|dart)\n(.*?\n)```", text, re.DOTALL | re.MULTILINE)
+    assert blocks and set(blocks) == marked
+
+
+def test_the_block_is_taken_to_the_letter(tmp_path: Path) -> None:
+    code = 'if True:\n    print("`a`")  # é\n\n\nprint(1)\n'
+    page = tmp_path / "page.md"
+    page.write_text(
+        f"# Page\n```python\nother()\n```\n<!-- example: one -->\n\n```python\n{code}```\ntext\n```\nmore\n```\n"
+    )
+    (found,) = examples([page]).values()
+    assert (found.name, found.language, found.code, found.places) == ("one", "python", code, ("page.md",))
+
+
+def test_what_is_wrong_with_a_marker_is_told(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("<!-- example: one -->\nwords\n```python\npass\n```\n")
+    with pytest.raises(ValueError, match="no fenced block follows the marker of 'one'"):
+        examples([page])
+    page.write_text("<!-- example: one -->\n```python\npass\n```\n")
+    other = tmp_path / "other.md"
+    other.write_text("<!-- example: one -->\n```python\n...\n```\n")
+    with pytest.raises(ValueError, match=r"other.md: 'one' is not what page.md prints"):
+        examples([page, other])
+    with pytest.raises(KeyError):
+        example("nowhere")

@@ -1,0 +1,85 @@
+"""The command against a real stack: what it reports, and that nothing stays behind, whichever way it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from orchestrator.loadtest.report import Report
+from tests.bench.stack import Demo, demo
+
+pytestmark = [pytest.mark.livekit, pytest.mark.timeout(180)]
+
+
+async def _loadtest(stack: Demo, *options: str) -> asyncio.subprocess.Process:
+    command = [sys.executable, "-m", "orchestrator", "loadtest", "--url", stack.info["orchestrator_url"], *options]
+    environment = {**os.environ, "ORCHESTRATOR_API_KEY": stack.info["api_key"]}
+    pipe = asyncio.subprocess.PIPE
+    return await asyncio.create_subprocess_exec(*command, env=environment, stdout=pipe, stderr=pipe)
+
+
+async def _running(stack: Demo) -> list[dict[str, Any]]:
+    sessions = (await stack.http.get("/sessions")).json()["sessions"]
+    return [each for each in sessions if each["state"] not in ("stopped", "failed")]
+
+
+def _check(report: Report) -> None:
+    assert report.held and not report.cut_short and report.errors == {}
+    assert (report.sessions.wanted, report.sessions.started, report.sessions.failed) == (2, 2, 0)
+    figures, lost = report.figures, report.losses
+    assert figures["start_s"].count == figures["first_picture_s"].count == 2
+    assert figures["first_picture_s"].max < 20 and figures["gap_ms"].count > 100
+    assert 15 < figures["fps"].p50 < 27
+    assert 4 <= lost.marks_said <= 16 and lost.marks_heard >= 1 and lost.marks_shown and lost.packets > 100
+    assert 20 < figures["sound_ms"].p50 < 950 and 20 < figures["picture_ms"].p50 < 950
+    assert figures["skew_abs_ms"].p50 < 300
+    assert report.happened.interrupts >= 1 and report.happened.utterances >= 2
+    assert report.services.note is None and report.services.sessions_seen == 2
+    assert report.services.agents["spoken"] > 20
+    assert report.services.orchestrator["avatar_session_starts_total{outcome=ok}"] >= 2
+    assert [each.engine for each in report.each] == ["pattern", "pattern"]
+    assert report.timeline and max(point.sessions for point in report.timeline) == 2
+    assert report.machine.viewer_cores > 0
+
+
+async def test_a_run_and_one_that_is_cut_short(tmp_path: Path) -> None:
+    picture, kept = tmp_path / "report.png", tmp_path / "cut.json"
+    common = ("--engine", "pattern", "--interrupt-every", "2", "--speak-share", "0.9", "--yes")
+    async with demo("--engine", "pattern") as stack:
+        whole = await _loadtest(
+            stack, "--sessions", "2", "--minutes", "0.17", "--json", "-", "--picture", str(picture), *common
+        )
+        refused = await _loadtest(stack, "--sessions", "1", "--minutes", "1", "--api-key", "wrong-key-wrong-key")
+        cut = await _loadtest(stack, "--sessions", "1", "--minutes", "60", "--json", str(kept), *common)
+        try:
+            async with asyncio.timeout(60):
+                while len(await _running(stack)) < 3:  # noqa: ASYNC110 - another process starts them
+                    await asyncio.sleep(0.1)
+            viewers = psutil.Process(cut.pid).children()
+            assert [child.cmdline()[-1] for child in viewers] == ["orchestrator.loadtest.viewer"]
+            cut.send_signal(signal.SIGINT)
+            out, _ = await asyncio.wait_for(cut.communicate(), 60)
+            assert cut.returncode == 130, out
+            assert not any(child.is_running() for child in viewers)
+            assert json.loads(kept.read_text())["cut_short"]
+            out, err = await asyncio.wait_for(whole.communicate(), 90)
+            assert whole.returncode == 0, (out[-3000:], err[-3000:])
+            _check(Report.model_validate_json(out))
+            assert "2 sessions with one viewer each" in err.decode()
+            assert picture.stat().st_size > 10_000
+            assert await _running(stack) == []
+            _, err = await refused.communicate()
+            assert refused.returncode == 2 and b"unauthorized" in err
+        finally:
+            for process in (whole, cut, refused):
+                if process.returncode is None:
+                    process.kill()
+                    await process.wait()
