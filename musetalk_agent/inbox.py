@@ -83,4 +83,4 @@ class Inbox:
         self._counting = start.received is not None
         if start.received is not None:
             self.received_samples = start.received + round(start.heard_s * start.sample_rate)
-        self._pipeline.begin(start.segment, start.sample_rate, start.heard_s, start.in_s)
+        self._pipeline.begin(start.segment, start.sample_rate, start.heard_s, start.in_s, start.traceparent)

@@ -30,6 +30,7 @@ from musetalk_agent.protocol.messages import Cleared, Event, Warned
 from musetalk_agent.publishers.base import Publisher
 from musetalk_agent.sync.captions import Word
 from musetalk_agent.sync.segment import Segment
+from musetalk_agent.sync.stages import FIRST_PCM, Stages
 
 
 class Pipeline:
@@ -89,13 +90,16 @@ class Pipeline:
             group.create_task(self.production.run(), name="production")
             group.create_task(self.playback.run(), name="playback")
 
-    def begin(self, number: int, rate: int, heard_s: float = 0.0, in_s: float = 0.0) -> None:
+    def begin(
+        self, number: int, rate: int, heard_s: float = 0.0, in_s: float = 0.0, traceparent: str | None = None
+    ) -> None:
         """Opens segment `number` at `rate` samples per second; ends the one that was open.
 
-        `heard_s` of it were heard before, and its sound does not leave within `in_s`.
+        `heard_s` of it were heard before, and its sound does not leave within `in_s`. `traceparent` is its span.
         """
         self.end()
-        self._segment = Segment(number, self.production.generation, rate, self._fps, heard_s)
+        stages = Stages(number, traceparent)
+        self._segment = Segment(number, self.production.generation, rate, self._fps, heard_s, stages)
         self._segment.not_before = self.clock.now() + in_s
         if self._watch is None or self._watch.rate != rate:
             self._watch = FormatWatch(rate)
@@ -121,6 +125,7 @@ class Pipeline:
         self.funnel.add("samples", len(samples))
         self.funnel.peak = max(self.funnel.peak, int(np.abs(samples.astype(np.int32)).max()))
         PCM_SAMPLES.inc(len(samples))
+        self._segment.stages.reach(FIRST_PCM)
         self._segment.push(samples, now)
         self._judge(samples, now)
         self._poke()

@@ -22,6 +22,7 @@ from musetalk_agent.sync.head_start import HeadStart
 from musetalk_agent.sync.scheduler import Act, Scheduler
 from musetalk_agent.sync.segment import ROOM_RATE, Segment
 from musetalk_agent.sync.speech import Speech
+from musetalk_agent.sync.stages import PUBLISHED
 
 log = logging.getLogger(__name__)
 
@@ -313,6 +314,8 @@ class Playback:
             self._shown = made
             self.statistics.spoken += 1
         if made.segment is not None:
+            if not dropped:
+                made.segment.stages.reach(PUBLISHED)
             arrived = made.segment.arrivals.pop(made.tag.frame)
             if arrived is not None and not dropped:
                 latency = self._clock.now() - arrived

@@ -19,6 +19,7 @@ from musetalk_agent.engines.batcher import Batcher, Result
 from musetalk_agent.funnel import Funnel
 from musetalk_agent.media import FEATURE_RATE, Feature, Tag, VideoFrame
 from musetalk_agent.sync.segment import Segment
+from musetalk_agent.sync.stages import FEATURES, FRAME
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -159,6 +160,8 @@ class Production:
             return False
         last = not len(samples)
         features = await self._in_thread(self._stream.flush if last else lambda: self._stream.push(samples))
+        if features:
+            segment.stages.reach(FEATURES)
         for feature in features:
             if segment.generation != self.generation:
                 return True
@@ -234,6 +237,7 @@ class Production:
                 continue
             if flight.segment is not None:
                 flight.segment.frames_ready += 1
+                flight.segment.stages.reach(FRAME)
             self._on_ready()
 
     async def _in_thread(self, work: Callable[[], T]) -> T:

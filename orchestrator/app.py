@@ -12,7 +12,7 @@ from fastapi.responses import HTMLResponse
 from fastapi.security import HTTPBearer
 from starlette.middleware.cors import CORSMiddleware
 
-from musetalk_agent.protocol import logs
+from musetalk_agent.protocol import logs, traces
 from musetalk_agent.protocol.problems import ProblemError
 from musetalk_agent.protocol.version import VERSION
 from orchestrator.agents.client import AgentClient
@@ -61,6 +61,7 @@ def create_app(settings: Settings, *, voices: Voices | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         logs.guard()
+        traces.start("musetalk-orchestrator")
         context = _assemble(settings, access, metrics, spoken)
         app.state.context = context
         await context.rooms.open()
@@ -79,6 +80,7 @@ def create_app(settings: Settings, *, voices: Voices | None = None) -> FastAPI:
             await context.rooms.aclose()
             await context.pool.aclose()
             await context.agents.aclose()
+            await traces.stop()
 
     app = FastAPI(
         title="musetalk-livekit orchestrator",
@@ -122,6 +124,7 @@ def _add_guards(app: FastAPI, settings: Settings, access: Access, metrics: Metri
             allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "X-Filename"],
             expose_headers=["Retry-After"],
         )
+    app.add_middleware(traces.TracedPosts)
 
 
 def _access(settings: Settings, metrics: Metrics) -> Access:

@@ -22,6 +22,7 @@ _SCRUBBED = (
     "STORE_PATH",
     "REDIS_URL",
     "DRAIN_S",
+    "OTEL_",
 )
 
 

@@ -165,7 +165,7 @@ class SegmentStart(Message):
     `heard_s` seconds of the segment were heard before, through another agent: what follows begins there, `playback.started` was
     told if it is above 0, and `position_s` counts from the segment's own beginning. `received` is the session's count of `/audio`
     samples before the segment's first one; None for speech that did not come over `/audio`. What comes before is said by somebody
-    else for `in_s` more seconds: the segment's sound does not leave earlier.
+    else for `in_s` more seconds: the segment's sound does not leave earlier. `traceparent` is the utterance's span.
     """
 
     type: Literal["segment.start"] = "segment.start"
@@ -174,6 +174,7 @@ class SegmentStart(Message):
     heard_s: float = Field(default=0.0, ge=0)
     received: int | None = Field(default=None, ge=0)
     in_s: float = Field(default=0.0, ge=0, le=5)
+    traceparent: str | None = Field(default=None, max_length=64)
 
 
 class CueItem(BaseModel):

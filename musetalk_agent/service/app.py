@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from musetalk_agent.factory import Factory
 from musetalk_agent.metrics import REGISTRY
+from musetalk_agent.protocol import traces
 from musetalk_agent.protocol.http import AgentHealth
 from musetalk_agent.protocol.problems import MEDIA_TYPE, ErrorCode, ProblemError
 from musetalk_agent.protocol.version import VERSION
@@ -36,6 +37,7 @@ def create_app(settings: AgentSettings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        traces.start("musetalk-agent")
         await factory.start()
         gc.collect()
         gc.freeze()
@@ -46,10 +48,12 @@ def create_app(settings: AgentSettings) -> FastAPI:
         finally:
             await app.state.sessions.aclose()
             await factory.aclose()
+            await traces.stop()
 
     app = FastAPI(title="musetalk-agent", version=VERSION, lifespan=lifespan)
     app.state.settings, app.state.engines = settings, factory.engines
     app.state.instance = secrets.token_hex(8)
+    app.add_middleware(traces.TracedPosts)
     app.include_router(router)
     app.add_api_route("/health", _health, response_model=AgentHealth)
     app.add_api_route("/metrics", _metrics)

@@ -11,6 +11,7 @@ import numpy as np
 from musetalk_agent.media import FEATURE_RATE, Cue, Pcm, frame_start, frames_begun, frames_complete
 from musetalk_agent.resample import Resampler
 from musetalk_agent.sync.captions import Script
+from musetalk_agent.sync.stages import UNTRACED, Stages
 from musetalk_agent.sync.tape import Tape
 
 ROOM_RATE = 48_000
@@ -49,14 +50,24 @@ class Segment:
         rate: the sender's samples per second.
         fps: frames per second of the video.
         heard_before_s: seconds of it that were heard through another agent, before what is pushed here.
+        stages: its trace.
     """
 
-    def __init__(self, number: int, generation: int, rate: int, fps: int, heard_before_s: float = 0.0) -> None:
+    def __init__(
+        self,
+        number: int,
+        generation: int,
+        rate: int,
+        fps: int,
+        heard_before_s: float = 0.0,
+        stages: Stages = UNTRACED,
+    ) -> None:
         self.number = number
         self.generation = generation
         self.rate = rate
         self.fps = fps
         self.heard_before_s = heard_before_s
+        self.stages = stages
         self.skipped = 0  # samples at ROOM_RATE that were heard before a rewind, and are not in here
         self.received = 0  # at `rate`, the skipped ones too
         self.ended = False
@@ -146,7 +157,7 @@ class Segment:
         """
         heard = 0 if self.origin is None else max(0, min(position - self.origin, self.handed))
         again = min(self.handed - heard, self.for_room.kept)
-        rest = Segment(self.number, generation, self.rate, self.fps, self.heard_before_s)
+        rest = Segment(self.number, generation, self.rate, self.fps, self.heard_before_s, self.stages)
         rest.skipped, rest.received = self.skipped + self.handed - again, self.received
         rest.for_room = self.for_room.rest(again)
         taken = self._features_in - len(self.for_features)

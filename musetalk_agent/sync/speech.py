@@ -139,9 +139,11 @@ class Speech:
     def _tell_started(self, segment: Segment, position: int) -> None:
         if not segment.started and segment.origin is not None and position > segment.origin:
             segment.started = True
+            segment.stages.event("playback.started")
             self._emit(PlaybackStarted(segment=segment.number))
 
     def _tell_finished(self, segment: Segment, heard_s: float, *, interrupted: bool) -> None:
         if not segment.finished:
             segment.finished = True
+            segment.stages.end(interrupted=interrupted, position_s=round(heard_s, 3))
             self._emit(PlaybackFinished(segment=segment.number, position_s=round(heard_s, 3), interrupted=interrupted))

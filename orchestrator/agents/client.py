@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import httpx
 from pydantic import BaseModel, ValidationError
 
+from musetalk_agent.protocol import traces
 from musetalk_agent.protocol.http import (
     AgentDebug,
     AgentHealth,
@@ -48,13 +49,21 @@ class AgentLease:
         return f"{'wss' if scheme == 'https' else 'ws'}://{rest}/audio"
 
 
+async def _trace(request: httpx.Request) -> None:
+    parent = traces.current()
+    if parent is not None and request.method == "POST":
+        request.headers[traces.HEADER] = parent
+
+
 class AgentClient:
     """Speaks to agents. Errors they tell are raised as they are; one that does not answer is `agent_unavailable`."""
 
     def __init__(self) -> None:
         # Proxies of the environment are not for the way between our own services.
         self._http = httpx.AsyncClient(
-            timeout=httpx.Timeout(_CALL_TIMEOUT_S, connect=_CONNECT_TIMEOUT_S), trust_env=False
+            timeout=httpx.Timeout(_CALL_TIMEOUT_S, connect=_CONNECT_TIMEOUT_S),
+            trust_env=False,
+            event_hooks={"request": [_trace]},
         )
 
     async def aclose(self) -> None:

@@ -42,6 +42,7 @@ class Segment:
     explicit: bool = False
     input_at: float = 0.0
     received: int | None = None
+    traceparent: str | None = None
     announced: bool = False
     complete: bool = False
     told_started: bool = False
@@ -108,6 +109,7 @@ class Segment:
             heard_s=self._seconds(self.heard),
             received=self.received,
             in_s=in_s,
+            traceparent=self.traceparent,
         )
         return LinkItem(start.model_dump_json(), segment=self.number)
 

@@ -12,7 +12,7 @@ whoever speaks next: another agent, or the orchestrator's own voice. Each of the
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from musetalk_agent.protocol.messages import (
@@ -58,11 +58,12 @@ class SegmentTracker:
 
     Args:
         keep_s: forwarded PCM beyond this many seconds is taken for heard, although nobody said so.
+        trace: told of each segment that is opened; returns the span that it is traced in.
     """
 
-    def __init__(self, keep_s: float = KEEP_S) -> None:
+    def __init__(self, keep_s: float = KEEP_S, trace: Callable[[int], str | None] = lambda _: None) -> None:
         self.opened = 0
-        self._keep_s = keep_s
+        self._keep_s, self._trace = keep_s, trace
         self._attached = True
         self._open: dict[int, Segment] = {}
         self._queue: deque[Segment] = deque()
@@ -356,6 +357,7 @@ class SegmentTracker:
     def _open_segment(self, now: float, rate: int | None, *, explicit: bool = False, speech: bool = False) -> Segment:
         self.opened += 1
         segment = Segment(self.opened, rate, speech=speech, explicit=explicit, input_at=now)
+        segment.traceparent = self._trace(self.opened)
         self._open[segment.number] = segment
         self._queue.append(segment)
         return segment

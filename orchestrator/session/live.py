@@ -42,6 +42,7 @@ from orchestrator.session.options import SessionOptions
 from orchestrator.session.outbox import Connection, Outbox
 from orchestrator.session.speaker import Speaker
 from orchestrator.session.speech import Speech
+from orchestrator.session.utterances import Utterances
 from orchestrator.store.base import Progress
 
 TICK_S = 0.05
@@ -57,7 +58,8 @@ class LiveSession:
         self.session_id = session_id
         self._options = options
         self._metrics = metrics
-        self._tracker = SegmentTracker(options.limits.backlog_s + KEEP_MORE_S)
+        self.traces = Utterances(session_id)
+        self._tracker = SegmentTracker(options.limits.backlog_s + KEEP_MORE_S, self.traces.begin)
         self._speaker: Speaker | None = None
         self._drops_before = 0
         self._due_at = 0.0
@@ -389,4 +391,5 @@ class LiveSession:
         for event in self._tracker.take_events():
             if isinstance(event, PlaybackFinished):
                 self._metrics.segments.labels(interrupted=str(event.interrupted).lower()).inc()
+            self.traces.tell(event)
             self.outbox.tell(event)

@@ -45,6 +45,7 @@ class Moving:
         live.rewind(*live.position(lost.at))
         self._admit(session, lost)
         session.note_loss(time.time(), time.monotonic())
+        live.traces.lost(lost.cause)
         session.lease = None
         if lost.cause != "draining":
             self._services.pool.lost(old)

@@ -189,5 +189,5 @@ async def test_what_is_sent_is_the_protocols_json() -> None:
         source.items.append(LinkItem(SegmentStart(segment=1, sample_rate=16000, received=0).model_dump_json()))
         with running(link):
             await until(lambda: session.texts)
-        expected = '{"type":"segment.start","segment":1,"sample_rate":16000,"heard_s":0.0,"received":0,"in_s":0.0}'
-        assert session.texts == [json.loads(expected)]
+        expected = '{"type":"segment.start","segment":1,"sample_rate":16000,"heard_s":0.0,"received":0,"in_s":0.0'
+        assert session.texts == [json.loads(expected + ',"traceparent":null}')]
