@@ -90,8 +90,9 @@ class Factory:
         if request.livekit_agent is None:
             return None
         from musetalk_agent.avatar_protocol.speech import RoomSpeech
+        from musetalk_agent.publishers.livekit import SOUND_PATH_S
 
-        return RoomSpeech(request.livekit_agent, request.backlog_s, self.clock)
+        return RoomSpeech(request.livekit_agent, request.backlog_s, self.clock, tail_s=SOUND_PATH_S)
 
     async def _bundle(self, request: AgentStartRequest, engine: Engine) -> Bundle:
         picture = request.picture

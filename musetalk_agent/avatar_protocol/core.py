@@ -100,13 +100,15 @@ class AvatarProtocol:
 
     Attributes:
         sender: identity of the agent; streams and calls of others are ignored.
+        tail_s: what is on its way to the listeners when the sound is cut, and is still heard.
         segments: streams that came so far; their segments are numbered from 1.
     """
 
     sender: str
+    tail_s: float = 0.0
     segments: int = 0
     _streams: dict[str, _Stream] = field(default_factory=dict)  # in the order of coming; the first is being read
-    _untold: set[int] = field(default_factory=set)  # segments whose end the agent waits for
+    _untold: dict[int, float] = field(default_factory=dict)  # segments whose end the agent waits for: seconds that came
     _here: bool = True
     _progress: tuple[int, int, float] = (0, 0, 0.0)
     _received: int = 0
@@ -125,7 +127,7 @@ class AvatarProtocol:
         self.segments += 1
         opened = _Stream(self.segments, alive_at=now)
         self._streams[stream] = opened
-        self._untold.add(opened.number)
+        self._untold[opened.number] = 0.0
         self._moved_at = now
         rate, channels = _number(attributes, "sample_rate"), _number(attributes, "num_channels")
         if rate in _RATES and channels in _CHANNELS:
@@ -155,6 +157,8 @@ class AvatarProtocol:
         if not found.rate or not len(samples):
             return []
         self._received += len(samples)
+        if found.number in self._untold:
+            self._untold[found.number] += len(samples) / found.channels / found.rate
         if found.channels > 1:
             samples = samples.reshape(-1, found.channels).mean(axis=1).astype(np.int16)
         return [Push(samples)]
@@ -187,10 +191,15 @@ class AvatarProtocol:
                 del self._streams[stream]  # it was cleared by somebody else
                 acts.append(Close(stream))
             if event.segment in self._untold:
-                self._untold.remove(event.segment)
-                acts.append(_finished(event.position_s, interrupted=event.interrupted))
+                acts.append(self._finished(event, self._untold.pop(event.segment)))
             return acts
         return []
+
+    def _finished(self, event: PlaybackFinished, sent_s: float) -> Call:
+        position_s = event.position_s
+        if event.interrupted and position_s:
+            position_s = round(max(position_s, min(position_s + self.tail_s, sent_s)), 3)
+        return _finished(position_s, interrupted=event.interrupted)
 
     # --- what time does
 

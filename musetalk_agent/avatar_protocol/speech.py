@@ -44,14 +44,15 @@ class RoomSpeech:
 
     Args:
         sender: identity of the agent.
+        tail_s: see `core.AvatarProtocol`.
         backlog_s: with so much speech in hand no more is read; what the agent sends meanwhile waits in the SDK.
     """
 
-    def __init__(self, sender: str, backlog_s: int, clock: Clock) -> None:
+    def __init__(self, sender: str, backlog_s: int, clock: Clock, tail_s: float) -> None:
         self.sender = sender
         self.last_audio_at: str | None = None
         self._backlog_s, self._clock = backlog_s, clock
-        self._core = core.AvatarProtocol(sender)
+        self._core = core.AvatarProtocol(sender, tail_s)
         self._room: rtc.Room | None = None
         self._joined = asyncio.Event()
         self._pipeline: Pipeline | None = None

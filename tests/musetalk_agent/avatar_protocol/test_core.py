@@ -123,6 +123,18 @@ def test_ten_clears_in_a_row_are_ten_acknowledgements() -> None:
     assert calls == 10
 
 
+@pytest.mark.parametrize(
+    ("position_s", "interrupted", "told_s"),
+    [(0.01, True, 0.02), (0.02, True, 0.025), (0.0, True, 0.0), (0.025, False, 0.025), (0.03, True, 0.03)],
+)
+def test_what_is_under_way_when_the_sound_is_cut_is_heard(position_s: float, interrupted: bool, told_s: float) -> None:
+    made = AvatarProtocol(SENDER, tail_s=0.01)
+    made.arrived("a", SENDER, PLAIN, 0)
+    made.begin("a", 0)
+    made.data("a", PCM.tobytes(), 0)  # 25 ms
+    assert made.told(finished(1, position_s, interrupted=interrupted))[-1] == told(told_s, interrupted=interrupted)
+
+
 def test_somebody_else_clears() -> None:
     """`POST …/interrupt`: the pipeline drops the segment while its stream is still being read."""
     made = protocol("a")

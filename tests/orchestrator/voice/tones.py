@@ -13,7 +13,7 @@ from livekit import rtc
 from tests.viewer import RATE, Viewer
 
 SYMBOL_S = 0.1
-_LOWEST_HZ, _STEP_HZ = 600, 90
+LOWEST_HZ, STEP_HZ = 600, 90
 _WINDOW = RATE // 50
 
 
@@ -22,7 +22,7 @@ def tone_code(symbols: int, rate: int = RATE) -> bytes:
     count = round(SYMBOL_S * rate)
     at = np.arange(count) / rate
     edge = np.minimum(1, np.minimum(np.arange(count), np.arange(count)[::-1]) / (0.003 * rate))
-    tones = [np.sin(2 * np.pi * (_LOWEST_HZ + _STEP_HZ * k) * at) * edge for k in range(symbols)]
+    tones = [np.sin(2 * np.pi * (LOWEST_HZ + STEP_HZ * k) * at) * edge for k in range(symbols)]
     return (np.concatenate(tones) * 9000).astype("<i2").tobytes()
 
 
@@ -96,7 +96,7 @@ def _symbol(window: np.ndarray) -> int | None:
     if np.sqrt(np.mean(np.square(window))) < 2500:  # silence, or a faded edge that would be misread
         return None
     spectrum = np.abs(np.fft.rfft(window * np.hanning(len(window)), 4096))
-    return round((float(np.argmax(spectrum)) * RATE / 4096 - _LOWEST_HZ) / _STEP_HZ)
+    return round((float(np.argmax(spectrum)) * RATE / 4096 - LOWEST_HZ) / STEP_HZ)
 
 
 async def heard_all(ears: Ears, symbol: int, within_s: float = 20, settle_s: float = 0.25) -> bool:

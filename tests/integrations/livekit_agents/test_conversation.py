@@ -1,0 +1,98 @@
+"""A real `AgentSession` of livekit-agents whose voice is tones, with an avatar in a real room."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import Any
+
+import pytest
+
+from orchestrator.livekit_server import LiveKitAccess
+from tests.integrations.livekit_agents.world import MISSING, SPEAKER, Scene, heard_to, scene
+from tests.orchestrator.voice.tones import heard_all, once
+
+pytestmark = [pytest.mark.livekit, pytest.mark.skipif(MISSING is not None, reason=str(MISSING))]
+SYMBOLS = 12
+LONG = 40
+
+
+def whole(finished: dict[str, Any]) -> bool:
+    """It was heard to its end: the position is what was sent, and that is the tones and a little silence."""
+    position = finished["position"]
+    return (
+        not finished["interrupted"] and abs(position - finished["sent"]) < 0.002 and 0 <= position - SYMBOLS / 10 < 0.1
+    )
+
+
+async def interrupted(playing: Scene, count: int, after_s: float) -> tuple[float, float]:
+    """Says something long, interrupts it so long after it began: (the position told, the position heard)."""
+    talker, ears = playing.talker, playing.ears
+    ears.forget()
+    begun, over = len(talker.of("started")), len(talker.of("finished"))
+    await talker.do("say", symbols=LONG)
+    await talker.wait("started", begun + 1)
+    await asyncio.sleep(after_s)
+    await talker.do("interrupt")
+    finished = await talker.wait("finished", over + 1)
+    assert finished["interrupted"] is True
+    assert (await talker.wait("said", count))["interrupted"] is True
+    await asyncio.sleep(0.4)
+    return finished["position"], heard_to(ears)
+
+
+async def test_the_agent_speaks_through_the_avatar_and_is_interrupted(livekit_server: LiveKitAccess) -> None:
+    async with scene(livekit_server, speaker_grace_s=1.0) as playing:
+        talker, ears = playing.talker, playing.ears
+        avatar = talker.of("ready")[0]["avatar"]
+        assert ears.room.remote_participants[avatar].attributes["lk.publish_on_behalf"] == SPEAKER
+
+        await talker.do("say", symbols=SYMBOLS)
+        assert await heard_all(ears, SYMBOLS - 1)
+        finished = await talker.wait("finished")
+        assert whole(finished)
+        assert (await talker.wait("said"))["interrupted"] is False
+        assert once(ears.durations(SYMBOLS)), "every tone was heard, and once"
+        assert {who for track, who in ears.speakers.items() if ears.by_track.get(track)} == {avatar}
+        (white,), (onset,) = ears.whites(), ears.onsets(level=1500)[:1]
+        assert white - onset == pytest.approx(0, abs=0.2), "the lips begin with the voice"
+
+        draw = random.Random(6)
+        positions = [await interrupted(playing, 2 + n, draw.uniform(0.1, 0.6)) for n in range(10)]
+        errors = sorted(abs(told - heard) for told, heard in positions)
+        print("position errors, ms:", [round(1000 * error) for error in errors], positions)
+        assert errors[5] <= 0.06 and errors[-1] <= 0.15
+        assert [len(talker.of(kind)) for kind in ("started", "finished", "said")] == [11, 11, 11]
+        assert talker.complaints == []
+
+        session = await playing.session()
+        assert session["state"] == "ready" and session["playback"]["segments"] == 0
+        refused = await playing.stack.stage.http.post(f"/session/{session['session_id']}/speak", json={"text": "No."})
+        assert refused.status_code == 409 and refused.json()["code"] == "speech_elsewhere"
+        assert SPEAKER in refused.json()["detail"]
+
+        await talker.do("vanish")
+        assert await ears.until(15, lambda: avatar in ears.gone)
+        assert (await playing.session())["end_reason"] == "speaker_left"
+
+
+async def test_a_worker_that_dies_is_replaced_and_the_agent_does_not_hang(livekit_server: LiveKitAccess) -> None:
+    async with scene(livekit_server, agents=2) as playing:
+        talker, ears = playing.talker, playing.ears
+        await talker.do("say", symbols=LONG)
+        assert await heard_all(ears, 10, settle_s=0)
+        playing.stack.agent_of(talker.of("ready")[0]).kill()
+        finished = await talker.wait("finished", within_s=30)
+        assert finished["interrupted"] is True and 0.9 < finished["position"] <= LONG / 10
+        await talker.wait("said")
+        ears.forget()
+        await talker.do("say", symbols=SYMBOLS)
+        assert await heard_all(ears, SYMBOLS - 1)
+        finished = await talker.wait("finished", 2)
+        assert whole(finished)
+        assert (await playing.session())["moves"] == 1
+        await talker.do("leave")
+        await talker.wait("left")
+        session = await playing.session()
+        assert session["state"] == "stopped" and session["end_reason"] == "stopped"
+        assert talker.complaints == []
