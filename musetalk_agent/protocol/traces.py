@@ -1,7 +1,7 @@
 """Traces of both services: what an utterance and a request went through, and how long each took.
 
 Off unless `OTEL_EXPORTER_OTLP_ENDPOINT` (or `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`) is set and the extra `[otel]` is installed; else
-nothing of OpenTelemetry's SDK is imported, and a span costs a call that does nothing. The other `OTEL_*` variables count as it says.
+nothing of OpenTelemetry's SDK is imported, and a span costs a call that does nothing. The other `OTEL_*` variables count too.
 A span travels between processes as a W3C `traceparent` (docs/topics/traces.md).
 """
 

@@ -23,6 +23,8 @@ SEGMENT_ID, TRACK_ID, FINAL = "lk.segment_id", "lk.transcribed_track_id", "lk.tr
 _MOST_WAITING = 64
 """Words come three a second; as many wait only when the room takes none."""
 _TIMEOUT_S = 2.0
+_LAST_S = 0.5
+"""So long the end waits for what was pushed last."""
 
 
 class CaptionWriter:
@@ -37,6 +39,7 @@ class CaptionWriter:
         self._waiting: deque[Caption] = deque()
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._closing = False
         self._line = ""
         self._stream: rtc.TextStreamWriter | None = None
 
@@ -51,8 +54,11 @@ class CaptionWriter:
             self._task = asyncio.create_task(self._run(), name="livekit-captions")
 
     async def aclose(self) -> None:
-        """Ends; a line that is open stays as it is."""
+        """Ends, after half a second at the latest; a line that is open then stays as it is."""
+        self._closing = True
+        self._wake.set()
         if self._task is not None:
+            await asyncio.wait([self._task], timeout=_LAST_S)
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
@@ -61,6 +67,8 @@ class CaptionWriter:
             self._wake.clear()
             while self._waiting:
                 await self._take(self._waiting.popleft())
+            if self._closing:
+                return
             await self._wake.wait()
 
     async def _take(self, caption: Caption) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -112,3 +114,23 @@ def test_an_address_without_the_extra_is_told_and_harmless(
     traces.start("x")
     assert traces.begin("y") is traces.OFF
     assert ("musetalk-livekit[otel]" in caplog.text) == (not more)
+
+
+async def test_a_collector_that_does_not_answer_keeps_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    released = threading.Event()
+
+    class Stuck:
+        def begin(self, *_: object) -> traces.Span:
+            return traces.Span()
+
+        def close(self) -> None:
+            released.wait(30)
+
+    monkeypatch.setattr(traces, "_FLUSH_S", 0.05)
+    before = traces.use(Stuck())
+    try:
+        await asyncio.wait_for(traces.stop(), 5)
+        assert traces.begin("y") is traces.OFF
+    finally:
+        released.set()
+        traces.use(before)
