@@ -77,7 +77,6 @@ class Left(BaseModel):
     packets_lost: int = 0
     frames_dropped: int = 0
     freezes: int = 0
-    frozen_s: float = 0.0
     concealed_s: float = 0.0
 
 

@@ -58,9 +58,8 @@ def _head(canvas: Canvas, report: Report) -> None:
     note = f"{plan.url} · {engine} · {plan.speech} {100 * plan.speak_share:.0f} % · {report.begun_at}"
     canvas.text(_PAD, 56, note, 12, _FAINT)
     machine = report.machine
-    note = (
-        f"viewers on {machine.processor}, {machine.cores} cores, {machine.viewer_cores:.2f} of them busy with viewing"
-    )
+    busy = f"load {machine.load:g}, {machine.viewer_cores:g} of them busy with viewing"
+    note = f"viewers on {machine.processor}, {machine.cores} cores, {busy}"
     canvas.text(_PAD, 74, note, 12, _FAINT)
 
 
@@ -142,8 +141,8 @@ def _words(report: Report) -> list[tuple[str, str]]:
     if report.errors:
         lines.append(("errors: " + ", ".join(f"{code} {many}" for code, many in report.errors.items()), _BAD))
     for bar in report.bars:
-        value = "nothing measured" if bar.value is None else _number(bar.value)
-        told = f"--{bar.option} {bar.bar:g}: {value} {bar.unit} {'held' if bar.held else 'NOT held'}"
+        value = "nothing measured" if bar.value is None else f"{_number(bar.value)} {bar.unit}".rstrip()
+        told = f"--{bar.option} {bar.bar:g}: {value}, {'held' if bar.held else 'NOT held'}"
         lines.append((told, _GOOD if bar.held else _BAD))
     return lines
 

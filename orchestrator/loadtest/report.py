@@ -51,7 +51,7 @@ class Sessions(BaseModel):
 
 class Losses(BaseModel):
     """What did not arrive. `marks` are recognisable moments of the speech; `frames_missing` counts pictures that the frame rate
-    promised; the last five are WebRTC's own counts at the viewers."""
+    promised; the last four are WebRTC's own counts at the viewers."""
 
     marks_said: int = 0
     marks_heard: int = 0
@@ -61,7 +61,6 @@ class Losses(BaseModel):
     packets: int = 0
     packets_lost: int = 0
     freezes: int = 0
-    frozen_s: float = 0.0
     concealed_s: float = 0.0
 
 
@@ -172,7 +171,6 @@ def losses(sessions: Sequence[LoadSession]) -> Losses:
         lost.packets += each.left.packets_received
         lost.packets_lost += each.left.packets_lost
         lost.freezes += each.left.freezes
-        lost.frozen_s = round(lost.frozen_s + each.left.frozen_s, 3)
         lost.concealed_s = round(lost.concealed_s + each.left.concealed_s, 3)
     return lost
 

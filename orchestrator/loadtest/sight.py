@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from orchestrator.loadtest.messages import Seen
@@ -13,8 +12,8 @@ SETTLED_S = 1.0
 INTERRUPT_WINDOW_S = 2.0
 """How long after an interruption sound counts as what was interrupted; the sender is silent for longer."""
 _SKEW_WITHIN_S = 0.5
-_EARLY_S = 0.1
-"""A listener may play a little faster than it was spoken."""
+_EARLY_S = 0.05
+"""A mark is the end of the 40 ms in which its sound begins, and those may be heard before the rest was sent."""
 
 
 @dataclass
@@ -125,13 +124,13 @@ class Sight:
 
     def _mark(self, mark: float) -> None:
         self.said += 1
-        heard = _first(self._onsets, mark - _EARLY_S, mark + self._window_s)
+        heard = _take(self._onsets, mark - _EARLY_S, mark + self._window_s)
         if heard is not None:
             self.heard += 1
             self._tallies.sound_ms.add(1000 * (heard - mark))
         if not self.pattern:
             return
-        seen = _first(self._whites, mark - _EARLY_S, mark + self._window_s)
+        seen = _take(self._whites, mark - _EARLY_S, mark + self._window_s)
         if seen is None:
             return
         self.shown += 1
@@ -146,5 +145,12 @@ class Sight:
             self._tallies.interrupt_ms.add(1000 * (after[-1] - asked))
 
 
-def _first(events: Sequence[float], since: float, until: float) -> float | None:
-    return next((at for at in events if since <= at < until), None)
+def _take(events: list[float], since: float, until: float) -> float | None:
+    """The first event in the window; it and those before it are used up, so that no event is two marks'."""
+    for index, at in enumerate(events):
+        if at >= until:
+            return None
+        if at >= since:
+            del events[: index + 1]
+            return at
+    return None

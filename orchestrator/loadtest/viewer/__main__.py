@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import sys
@@ -69,6 +70,7 @@ async def _serve(replies: BinaryIO) -> None:
 def main() -> NoReturn:
     """Serves until the input closes, and ends the process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the load generator ends us
+    logging.getLogger("livekit").setLevel(logging.ERROR)  # what it warns of shows in the figures: gaps, losses
     replies = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)  # native code that prints writes to standard error, not into the pipe
     asyncio.run(_serve(replies))

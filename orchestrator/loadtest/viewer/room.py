@@ -104,7 +104,6 @@ class Viewer:
             left.packets_lost += max(0, received.packets_lost)
             left.frames_dropped += inbound.frames_dropped
             left.freezes += inbound.freeze_count
-            left.frozen_s += inbound.total_freeze_duration
             left.concealed_s += max(0, inbound.concealed_samples - inbound.silent_concealed_samples) / 48_000
 
     def _subscribed(

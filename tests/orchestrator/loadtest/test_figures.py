@@ -97,6 +97,16 @@ def test_a_mark_is_never_taken_for_the_next_ones_sound() -> None:
     assert figure and figure.max == 80.0
 
 
+def test_no_sound_is_two_marks() -> None:
+    tallies = Tallies()
+    sight = Sight(tallies, 0.95)
+    sight.spoke(10.0)
+    sight.spoke(10.95)
+    sight.take(Seen(name="0", onsets=[10.93]))
+    sight.settle(20.0)
+    assert (sight.said, sight.heard) == (2, 1)
+
+
 def test_an_interruption_lasts_until_the_last_sound_that_follows() -> None:
     tallies = Tallies()
     sight = Sight(tallies, 0.95)
