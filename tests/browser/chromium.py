@@ -36,7 +36,7 @@ FLAGS = (
     "--use-fake-ui-for-media-stream",
     # WebRTC on loopback: its candidates are neither left out nor hidden behind mDNS names.
     "--allow-loopback-in-peer-connection",
-    "--disable-features=WebRtcHideLocalIpsWithMdns,MediaRouter,OptimizationHints,Translate",
+    "--disable-features=WebRtcHideLocalIpsWithMdns,LocalNetworkAccessChecks,MediaRouter,OptimizationHints,Translate",
 )
 KEYS = {"Tab": 9, "Enter": 13, "Escape": 27, " ": 32}
 
@@ -56,6 +56,8 @@ class Page:
         self._loaded = asyncio.Event()
         self.errors: list[str] = []
         self.requests: list[str] = []
+        self._pages: dict[str, str] = {}
+        self._serving: set[asyncio.Task[Any]] = set()
 
     async def listen(self) -> None:
         """Hands out answers and collects events until the connection closes."""
@@ -72,6 +74,8 @@ class Page:
             self._loaded.set()
         elif method == "Network.requestWillBeSent":
             self.requests.append(about["request"]["url"])
+        elif method == "Fetch.requestPaused":
+            self._fulfil(about["requestId"], self._pages[about["request"]["url"].partition("#")[0]])
         elif method == "Network.webSocketCreated":
             self.requests.append(about["url"])
         elif method == "Runtime.exceptionThrown":
@@ -98,6 +102,21 @@ class Page:
         self._loaded.clear()
         await self.send("Page.navigate", url=url)
         await asyncio.wait_for(self._loaded.wait(), 20)
+
+    async def serve(self, url: str, html: str) -> None:
+        """Answers `url` with this page from now on, as if its host did."""
+        self._pages[url] = html
+        await self.send("Fetch.enable", patterns=[{"urlPattern": page} for page in self._pages])
+
+    def _fulfil(self, request: str, html: str) -> None:
+        headers = [{"name": "Content-Type", "value": "text/html; charset=utf-8"}]
+        body = base64.b64encode(html.encode()).decode()
+        answer = self.send(
+            "Fetch.fulfillRequest", requestId=request, responseCode=200, responseHeaders=headers, body=body
+        )
+        task = asyncio.create_task(answer)
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
 
     async def run(self, script: str, *, gesture: bool = False) -> Any:
         """Value of a JavaScript expression, awaited when it is a promise; `gesture`: as if in a click."""

@@ -33,8 +33,9 @@ class Stack:
     def get(self, path: str) -> httpx.Response:
         return httpx.get(self.url + path, headers={"Authorization": f"Bearer {self.api_key}"}, trust_env=False)
 
-    def post(self, path: str) -> httpx.Response:
-        return httpx.post(self.url + path, headers={"Authorization": f"Bearer {self.api_key}"}, trust_env=False)
+    def post(self, path: str, body: dict[str, object] | None = None) -> httpx.Response:
+        headers = {"Authorization": f"Bearer {self.api_key}"}
+        return httpx.post(self.url + path, headers=headers, json=body, timeout=30, trust_env=False)
 
 
 @pytest.fixture

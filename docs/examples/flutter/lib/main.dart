@@ -1,0 +1,111 @@
+/// An avatar that speaks what is typed.
+///
+///     flutter run --dart-define=ORCHESTRATOR_URL=https://avatars.example --dart-define=API_KEY=…
+///
+/// A key in an app is a key for everybody who has the app: in production let your server start sessions and hand the answer out.
+library;
+
+import 'package:flutter/material.dart';
+import 'package:flutter_webrtc/flutter_webrtc.dart' show RTCVideoView, RTCVideoViewObjectFit;
+
+import 'avatar.dart';
+import 'orchestrator.dart';
+
+const url = String.fromEnvironment('ORCHESTRATOR_URL', defaultValue: 'http://127.0.0.1:8080');
+const apiKey = String.fromEnvironment('API_KEY');
+const rtmpUrl = String.fromEnvironment('RTMP_URL');
+
+void main() => runApp(const MaterialApp(home: AvatarScreen()));
+
+class AvatarScreen extends StatefulWidget {
+  const AvatarScreen({super.key});
+
+  @override
+  State<AvatarScreen> createState() => _AvatarScreenState();
+}
+
+class _AvatarScreenState extends State<AvatarScreen> {
+  final avatar = Avatar(Orchestrator(url, apiKey));
+  final text = TextEditingController(text: 'Hello. My lips say what you hear.');
+
+  static const _words = {
+    AvatarState.off: 'Off',
+    AvatarState.starting: 'Starting …',
+    AvatarState.ready: 'Listening',
+    AvatarState.speaking: 'Speaking',
+    AvatarState.recovering: 'One moment …',
+    AvatarState.draining: 'Ending',
+    AvatarState.stopped: 'Stopped',
+    AvatarState.failed: 'Failed',
+  };
+
+  bool get _live => switch (avatar.state) {
+        AvatarState.ready || AvatarState.speaking || AvatarState.recovering => true,
+        _ => false,
+      };
+
+  Future<void> _try(Future<void> Function() action) async {
+    try {
+      await action();
+    } catch (error) {
+      if (!mounted) return;
+      ScaffoldMessenger.of(context).showSnackBar(SnackBar(content: Text('$error')));
+    }
+  }
+
+  @override
+  void dispose() {
+    avatar.dispose();
+    text.dispose();
+    super.dispose();
+  }
+
+  @override
+  Widget build(BuildContext context) => ListenableBuilder(
+        listenable: avatar,
+        builder: (context, _) => Scaffold(
+          appBar: AppBar(title: Text(_words[avatar.state]!)),
+          body: Column(children: [
+            Expanded(child: _picture()),
+            if (avatar.publisher == 'rtmp') const _Hint('The picture is sent by RTMP now. It comes back here by itself.'),
+            if (avatar.problem case final problem?) _Hint(problem),
+            Padding(padding: const EdgeInsets.all(12), child: TextField(controller: text, maxLines: 3, minLines: 1)),
+            _buttons(),
+          ]),
+        ),
+      );
+
+  /// The idle picture until the first frame, and whenever the avatar is away; the avatar above it.
+  Widget _picture() => Stack(fit: StackFit.expand, children: [
+        Image.network('$url/poster.jpg', fit: BoxFit.contain),
+        if (avatar.seen)
+          RTCVideoView(avatar.renderer, objectFit: RTCVideoViewObjectFit.RTCVideoViewObjectFitContain),
+      ]);
+
+  Widget _buttons() => OverflowBar(alignment: MainAxisAlignment.center, spacing: 8, children: [
+        if (!_live)
+          FilledButton(
+            onPressed: avatar.state == AvatarState.starting
+                ? null
+                : () => _try(() => avatar.start(room: 'flutter', avatarId: 'demo', rtmpUrl: rtmpUrl.isEmpty ? null : rtmpUrl)),
+            child: const Text('Start'),
+          ),
+        if (_live) ...[
+          FilledButton(onPressed: () => _try(() => avatar.speak(text.text)), child: const Text('Speak')),
+          OutlinedButton(onPressed: () => _try(avatar.interrupt), child: const Text('Interrupt')),
+          TextButton(onPressed: () => _try(avatar.stop), child: const Text('Stop')),
+        ],
+      ]);
+}
+
+class _Hint extends StatelessWidget {
+  const _Hint(this.text);
+
+  final String text;
+
+  @override
+  Widget build(BuildContext context) => Padding(
+        padding: const EdgeInsets.symmetric(horizontal: 12, vertical: 4),
+        child: Text(text, style: TextStyle(color: Theme.of(context).colorScheme.error)),
+      );
+}
