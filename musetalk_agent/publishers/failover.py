@@ -40,8 +40,12 @@ more where they are not). At the end of a push it throws away what it holds."""
 _INGRESS_HEALTHY_S = 1.0
 """A probe is believed sooner, because leaving an ingress takes so long."""
 _WHIP_LATENCY_S = 0.4
+_SWALLOWED_S = 0.5
+"""A reconnect of the SDK in which nothing came back for so long has swallowed what was said; in others only signalling moved."""
 _HUSH_S = 1.0
 """In a room that was just joined the voice waits so long for a viewer to subscribe to it."""
+_RETURN_S = 4.0
+"""And so long where somebody watched before: after an SFU's restart viewers join again too, and need longer than the avatar."""
 
 
 class FailoverPublisher:
@@ -76,6 +80,8 @@ class FailoverPublisher:
         self._lost: Lost | None = None
         self._quality: QualityWatch | None = None
         self._ticker: asyncio.Task[None] | None = None
+        self._doubt_at: float | None = None  # when the SDK began to reconnect, and nothing came back any more
+        self._watched = False  # there were viewers when the room was last well
         self._closing = False
 
     # --- the port ----------------------------------------------------------------------------------------------------
@@ -203,8 +209,21 @@ class FailoverPublisher:
         self._heard.note(now, self.playout.position())
         room = self._outlets.room
         silent_s = room.liveness.silent_s if room is not None else 0.0
+        self._mind_reconnect()
         self._carry_out(self._ladder.tick(now, silent_s, self._all_heard(now)))
         self._report()
+
+    def _mind_reconnect(self) -> None:
+        """What was said into a reconnect of the SDK's own is said again when it is through."""
+        room = self._outlets.room
+        if room is None or self._rung is not Rung.LIVEKIT:
+            self._doubt_at = None
+        elif room.state.reconnecting:
+            if self._doubt_at is None and room.liveness.silent_s > _SWALLOWED_S:
+                self._doubt_at = room.liveness.heard_at
+        elif self._doubt_at is not None:
+            self._rewind_to(self._doubt_at)
+            self._doubt_at = None
 
     def _all_heard(self, now: float) -> bool:
         latency_s = _WHIP_LATENCY_S if self._rung is Rung.WHIP else 0.0
@@ -241,7 +260,10 @@ class FailoverPublisher:
             moment = room.liveness.heard_at if room is not None else self._outlets.heard_at
         elif self._options.ingress and self._rung is Rung.RTMP:
             moment = now - INGRESS_LATENCY_S
-        self._heard.note(now, self.playout.position())
+        self._rewind_to(moment)
+
+    def _rewind_to(self, moment: float) -> None:
+        self._heard.note(self._clock.now(), self.playout.position())
         position = min(self._heard.at(moment), self.playout.handed)
         if position < self.playout.handed:
             log.info("unheard speech is played again", extra={"samples": self.playout.handed - position})
@@ -272,11 +294,12 @@ class FailoverPublisher:
         self._outlets.probe_if(self._ladder.probing, healthy_s if self._settled.is_set() else 0.0)
 
     def _hushed(self) -> bool:
-        """Somebody is in the room and cannot hear the avatar yet."""
+        """Somebody is in the room, or was, and cannot hear the avatar yet."""
         room = self._outlets.room
-        if self._rung is not Rung.LIVEKIT or room is None or not room.state.viewers or room.state.subscribed:
+        if self._rung is not Rung.LIVEKIT or room is None or room.state.subscribed:
             return False
-        return self._clock.now() - self._outlets.joined_at < _HUSH_S
+        patience_s = _RETURN_S if self._watched else _HUSH_S if room.state.viewers else 0.0
+        return self._clock.now() - self._outlets.joined_at < patience_s
 
     def _change(self, rung: Rung) -> None:
         begins = not self._settled.is_set()
@@ -302,6 +325,8 @@ class FailoverPublisher:
         if room is not None:
             state.reconnecting, state.subscribed = room.state.reconnecting, room.state.subscribed
             state.viewers, state.tracks = room.state.viewers, room.state.tracks
+            if state.viewers or self._clock.now() - outlets.joined_at >= _RETURN_S:
+                self._watched = state.viewers > 0
         else:
             state.reconnecting, state.tracks = False, []
             if self._rung is not Rung.NONE:  # who watches a stream nobody knows: the session goes on as if somebody did
