@@ -27,7 +27,7 @@ from orchestrator.keyfile import KeysFile
 from orchestrator.keys import KeyRing, operators
 from orchestrator.metrics import Metrics
 from orchestrator.quotas import Failures, Quotas
-from orchestrator.routes import audio_ws, avatars, debug, events, ops, page, problems, sessions, speak, tokens
+from orchestrator.routes import audio_ws, avatars, debug, events, ops, page, problems, sessions, speak, speak_ws, tokens
 from orchestrator.routes.access import Access
 from orchestrator.routes.context import Context, RouteOptions
 from orchestrator.routes.guard import Guard
@@ -38,6 +38,7 @@ from orchestrator.session.voices import SessionVoices
 from orchestrator.settings import Settings
 from orchestrator.survival import make_store, surviving
 from orchestrator.tokens import Rooms, TokenMinter
+from orchestrator.tts.providers import synthesizers
 from orchestrator.tts.voices import Voices
 from orchestrator.voice.process import VoiceWorker
 from orchestrator.webhooks import Endpoint, Webhooks, secret
@@ -56,7 +57,7 @@ def create_app(settings: Settings, *, voices: Voices | None = None) -> FastAPI:
     """
     metrics = Metrics()
     access = _access(settings, metrics)
-    spoken = voices or Voices(settings.voice)
+    spoken = voices or Voices(settings.voice, synthesizers=synthesizers(settings.voice_options))
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -98,9 +99,10 @@ def create_app(settings: Settings, *, voices: Voices | None = None) -> FastAPI:
 
 def _add_routes(app: FastAPI) -> None:
     bearer = Security(HTTPBearer(auto_error=False, description="An API key."))  # says so in /docs; the guard checks it
+    app.include_router(speak.growing)  # before the other route of its address
     for module in (tokens, sessions, events, speak, avatars, debug):
         app.include_router(module.router, dependencies=[bearer])
-    for module in (audio_ws, ops, page):
+    for module in (audio_ws, speak_ws, ops, page):
         app.include_router(module.router)
     app.include_router(page.page_router())
     app.add_api_route("/docs", _docs, include_in_schema=False)

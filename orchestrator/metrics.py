@@ -56,6 +56,15 @@ class Metrics:
             "avatar_interrupt_seconds", "Clear sent until the agent had cleared", registry=registry, buckets=_SECONDS
         )
         self.speech = Counter("avatar_speech_requests", "Texts to speak, by outcome", ["outcome"], registry=registry)
+        self.speech_waiting = Gauge(
+            "avatar_speech_waiting", "Texts on their way into their segments", registry=registry
+        )
+        self.speech_first_seconds = Histogram(
+            "avatar_speech_first_seconds",
+            "First word of a text to its first sound",
+            registry=registry,
+            buckets=_SECONDS,
+        )
         self.voice_lines = Gauge("avatar_voice_lines", "Rooms in which the orchestrator has a voice", registry=registry)
         self.voice_stand_ins = Counter(
             "avatar_voice_stand_ins", "Lost agents that the orchestrator's voice stood in for", registry=registry

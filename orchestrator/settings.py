@@ -17,6 +17,9 @@ from orchestrator.ingress import IngressMode
 from orchestrator.session.options import SessionOptions
 from orchestrator.session.voices import VoiceStandby
 from orchestrator.tokens import LiveKitKeys
+from orchestrator.tts.elevenlabs import ELEVENLABS_URL, ElevenLabsOptions
+from orchestrator.tts.openai_speech import OPENAI_URL, OPENAI_VOICES, OpenAIOptions
+from orchestrator.tts.providers import VoiceOptions
 from orchestrator.webhooks import secret, secure_address
 
 
@@ -76,6 +79,21 @@ class Settings(BaseSettings):
     """Whether `GET /page/token` hands the page a short-lived token. Loopback callers only; the demo sets it."""
     voice: str | None = None
     """Voice of `/speak` when the request names none."""
+    elevenlabs_api_key: SecretStr | None = None
+    """Makes the voices `elevenlabs:ID` available."""
+    elevenlabs_voices: Annotated[list[str], NoDecode] = []
+    """Ids that `GET /voices` lists; others work as well."""
+    elevenlabs_model: str = "eleven_flash_v2_5"
+    elevenlabs_sample_rate: Literal[16000, 22050, 24000] = 24000
+    elevenlabs_base_url: str | None = None
+    """Another address than `wss://api.elevenlabs.io` serves data residency: `wss://api.eu.residency.elevenlabs.io`."""
+    openai_api_key: SecretStr | None = None
+    openai_base_url: str | None = None
+    """Address of `/v1` that has `/audio/speech`; it or the key makes the voices `openai:NAME` available."""
+    openai_voices: Annotated[list[str], NoDecode] = []
+    """Names that `GET /voices` lists; by default OpenAI's own, where no other server is named."""
+    openai_tts_model: str = "gpt-4o-mini-tts"
+    openai_tts_format: Literal["pcm", "wav"] = "pcm"
     voice_standby: VoiceStandby = VoiceStandby.WARM
     """How ready the orchestrator's own voice is for the loss of an agent: `off`, `warm`, or `joined`."""
     livekit_ingress: IngressMode = IngressMode.AUTO
@@ -101,7 +119,15 @@ class Settings(BaseSettings):
     """How long SIGTERM lets speech that is under way be heard."""
     log_level: str = "INFO"
 
-    @field_validator("agent_url", "cors_origins", "allowed_origins", "webhook_url", mode="before")
+    @field_validator(
+        "agent_url",
+        "cors_origins",
+        "allowed_origins",
+        "webhook_url",
+        "elevenlabs_voices",
+        "openai_voices",
+        mode="before",
+    )
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):
@@ -132,6 +158,13 @@ class Settings(BaseSettings):
         if value is not None and not value.startswith(("ws://", "wss://", "http://", "https://")):
             raise ValueError("an address that begins with ws:// or wss://")
         return value
+
+    @field_validator("elevenlabs_base_url", "openai_base_url")
+    @classmethod
+    def _provider(cls, value: str | None) -> str | None:
+        if value and not value.startswith(("ws://", "wss://", "http://", "https://")):
+            raise ValueError("an address that begins with https:// or wss://")
+        return value.rstrip("/") if value else None
 
     @field_validator("redis_url")
     @classmethod
@@ -194,6 +227,31 @@ class Settings(BaseSettings):
     def modal_options(self) -> ModalOptions:
         """How places in Modal's containers are asked for."""
         return ModalOptions(self.agent_wait_s, self.agent_idle_s, self.agent_sessions_max)
+
+    @property
+    def voice_options(self) -> VoiceOptions:
+        """The voices elsewhere that are configured."""
+        eleven, openai = (_listed(key)[:1] for key in (self.elevenlabs_api_key, self.openai_api_key))
+        return VoiceOptions(
+            elevenlabs=ElevenLabsOptions(
+                eleven[0],
+                tuple(self.elevenlabs_voices),
+                self.elevenlabs_model,
+                self.elevenlabs_sample_rate,
+                (self.elevenlabs_base_url or ELEVENLABS_URL).replace("http", "ws", 1),
+            )
+            if eleven
+            else None,
+            openai=OpenAIOptions(
+                "".join(openai),
+                self.openai_base_url or OPENAI_URL,
+                tuple(self.openai_voices) or (() if self.openai_base_url else OPENAI_VOICES),
+                self.openai_tts_model,
+                self.openai_tts_format,
+            )
+            if openai or self.openai_base_url
+            else None,
+        )
 
     @property
     def session_options(self) -> SessionOptions:

@@ -19,6 +19,7 @@ _SCRUBBED = (
     "ALLOW_PRIVATE_URLS",
     "ENGINE",
     "ELEVENLABS_",
+    "OPENAI_",
     "STORE_PATH",
     "REDIS_URL",
     "DRAIN_S",

@@ -36,6 +36,9 @@ class ErrorCode(StrEnum):
     WEIGHTS_INVALID = "weights_invalid"
     VOICE_UNAVAILABLE = "voice_unavailable"
     VOICE_UNKNOWN = "voice_unknown"
+    VOICE_UNAUTHORIZED = "voice_unauthorized"
+    VOICE_QUOTA_EXCEEDED = "voice_quota_exceeded"
+    VOICE_TIMEOUT = "voice_timeout"
     TTS_FAILED = "tts_failed"
     AVATAR_MISSING = "avatar_missing"
     AVATAR_NOT_FOUND = "avatar_not_found"
@@ -85,6 +88,9 @@ STATUS: dict[ErrorCode, int] = {
     ErrorCode.ENGINE_UNAVAILABLE: 503,
     ErrorCode.ENGINE_FAILED: 503,
     ErrorCode.TTS_FAILED: 502,
+    ErrorCode.VOICE_UNAUTHORIZED: 502,
+    ErrorCode.VOICE_QUOTA_EXCEEDED: 502,
+    ErrorCode.VOICE_TIMEOUT: 504,
     ErrorCode.INTERNAL: 500,
     ErrorCode.MESSAGE_TOO_LARGE: 413,
     ErrorCode.BODY_TIMEOUT: 408,

@@ -8,7 +8,6 @@ import logging
 import time
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 from fastapi import APIRouter, WebSocket
 from pydantic import ValidationError
@@ -30,11 +29,9 @@ from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.audio.ingest import AudioFormat, Decoder
 from orchestrator.audio.limits import SAMPLE_RATES
 from orchestrator.audio.segments import DEFAULT_RATE
-from orchestrator.keys import Caller
-from orchestrator.routes.access import sees
-from orchestrator.routes.context import Context, RouteOptions, context
-from orchestrator.routes.elsewhere import here
+from orchestrator.routes.context import Context, context
 from orchestrator.routes.problems import problem_response
+from orchestrator.routes.senders import admit
 from orchestrator.session.live import LiveSession
 from orchestrator.session.outbox import Connection
 from orchestrator.session.record import Session
@@ -97,48 +94,15 @@ async def _serve(
 
 async def _admit(ctx: Context, socket: WebSocket) -> tuple[Session, AudioFormat, int]:
     """Who may connect, and with what. Raises ProblemError with status 401, 403, 404, 409, 421, 422, 429 or 503."""
-    _check_origin(ctx.options, socket)
     query = socket.query_params
     session_id = query.get("session_id", "")
-    caller = ctx.access.audio_caller(socket.scope, session_id)
-    if not session_id:
-        raise ProblemError(ErrorCode.INVALID_REQUEST, "session_id: name the session in the query.", field="session_id")
-    session = await _here(ctx, caller, session_id)
-    if caller is not None and not sees(caller, session):
-        raise ctx.sessions.registry.unknown(session_id)
+    session = await admit(ctx, socket, session_id)
     live = session.speakable()
     audio_format = _format(query.get("format", AudioFormat.S16LE.value))
     sample_rate = _rate(query.get("sample_rate", str(live.effective_rate)))
     live.check_rate(sample_rate)
     ctx.access.quotas.connect(session_id, time.monotonic())
     return session, audio_format, sample_rate
-
-
-async def _here(ctx: Context, caller: Caller | None, session_id: str) -> Session:
-    """The session; one that is over is not there for a sender."""
-    try:
-        session = await here(ctx, caller, session_id)
-        session.running()
-    except ProblemError as error:
-        if error.code is ErrorCode.SESSION_ENDED:
-            raise ProblemError(ErrorCode.SESSION_NOT_FOUND, error.detail) from None
-        raise
-    return session
-
-
-def _check_origin(options: RouteOptions, socket: WebSocket) -> None:
-    """Browsers let any page open a WebSocket, and say whose page it is. What is no browser sends no Origin."""
-    origin = socket.headers.get("origin")
-    if origin is None or {origin, "*"} & options.allowed_origins:
-        return
-    ours = {socket.headers.get("host", ""), urlsplit(options.public_url or "").netloc}
-    if (host := urlsplit(origin).netloc) and host in ours:
-        return
-    raise ProblemError(
-        ErrorCode.FORBIDDEN,
-        f"Pages of {origin[:100]!r} may not open /audio: name the origin in ALLOWED_ORIGINS.",
-        value=origin[:100],
-    )
 
 
 def _format(text: str) -> AudioFormat:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
 
-from starlette.types import Message, Receive
+from starlette.datastructures import Headers
+from starlette.types import Message, Receive, Scope
 
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 
@@ -14,6 +16,7 @@ SILENCE_S = 15.0
 """Longest wait for the next part of a body."""
 _JSON_S = 30.0
 """Longest wait for the whole of a JSON body."""
+_SPEAK = re.compile(r"/session/[^/]+/speak/?")
 
 
 def bounded(receive: Receive) -> Receive:
@@ -34,8 +37,14 @@ def bounded(receive: Receive) -> Receive:
     return receiving
 
 
-def timely(receive: Receive) -> Receive:
-    """Reading raises ProblemError `body_timeout` when the body goes on and nothing of it comes for `SILENCE_S`."""
+def dictated(scope: Scope) -> bool:
+    """Whether the body is a text that may still be being written."""
+    kind = Headers(scope=scope).get("content-type", "").partition(";")[0].strip().lower()
+    return scope.get("method") == "POST" and kind == "text/plain" and _SPEAK.fullmatch(scope["path"]) is not None
+
+
+def timely(receive: Receive, silence_s: float = SILENCE_S) -> Receive:
+    """Reading raises ProblemError `body_timeout` when the body goes on and nothing of it comes for `silence_s`."""
     complete = False
 
     async def receiving() -> Message:
@@ -43,10 +52,10 @@ def timely(receive: Receive) -> Receive:
         if complete:
             return await receive()  # what comes now is the end of the connection, at its own time
         try:
-            async with asyncio.timeout(SILENCE_S):
+            async with asyncio.timeout(silence_s):
                 message = await receive()
         except TimeoutError:
-            raise _too_slow() from None
+            raise _too_slow(silence_s) from None
         complete = not message.get("more_body", False)
         return message
 
@@ -60,7 +69,7 @@ def too_large() -> ProblemError:
     )
 
 
-def _too_slow() -> ProblemError:
+def _too_slow(silence_s: float = SILENCE_S) -> ProblemError:
     return ProblemError(
-        ErrorCode.BODY_TIMEOUT, f"The body was not sent whole: nothing came for {SILENCE_S:g} s.", limit=SILENCE_S
+        ErrorCode.BODY_TIMEOUT, f"The body was not sent whole: nothing came for {silence_s:g} s.", limit=silence_s
     )

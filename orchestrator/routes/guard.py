@@ -13,8 +13,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.metrics import Metrics
 from orchestrator.routes.access import NOBODY, Access, Rule, own, require, rule
-from orchestrator.routes.bodies import MAX_BODY, bounded, timely, too_large
+from orchestrator.routes.bodies import MAX_BODY, bounded, dictated, timely, too_large
 from orchestrator.routes.problems import internal, problem_response
+from orchestrator.session.dictation import PAUSE_S
 
 _log = logging.getLogger(__name__)
 _DOCS = ("/docs", "/openapi.json")
@@ -87,6 +88,8 @@ class Guard:
                 await problem_response(refusal)(scope, receive, sending)
             elif scope["path"] in self._uploads:
                 await self._app(scope, timely(receive), sending)
+            elif dictated(scope):
+                await self._app(scope, timely(receive, PAUSE_S), sending)  # the route bounds its length
             elif _announced(scope) > MAX_BODY:
                 await problem_response(too_large())(scope, receive, sending)
             else:

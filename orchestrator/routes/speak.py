@@ -1,39 +1,119 @@
-"""`POST /session/{id}/speak` and the voices for it."""
+"""`POST /session/{id}/speak`, for a whole text and for one that is still being written, and the voices for it."""
 
 from __future__ import annotations
 
+import asyncio
+import codecs
+from contextlib import suppress
 from dataclasses import asdict
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
+from fastapi.routing import APIRoute
 from pydantic import Field
+from starlette.requests import ClientDisconnect
+from starlette.routing import Match
+from starlette.types import Scope
 
 from musetalk_agent.protocol.http import Strict
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.routes.access import current
+from orchestrator.routes.bodies import dictated
 from orchestrator.routes.context import Ctx
 from orchestrator.routes.elsewhere import here
+from orchestrator.session.dictation import Dictation
+from orchestrator.tts.voices import nothing_to_say
+
+MAX_TEXT = 5000
+VOICE_CHARACTERS = 128
+_GROWING = {
+    "parameters": [
+        {
+            "name": "voice",
+            "in": "query",
+            "required": False,
+            "schema": {"type": "string", "minLength": 1, "maxLength": VOICE_CHARACTERS},
+            "description": "Voice of a text in `text/plain`.",
+        }
+    ],
+    "requestBody": {"content": {"text/plain": {"schema": {"type": "string"}}}},
+}
+
+
+class _DictatedRoute(APIRoute):
+    """Takes texts that come as such; JSON is another route's at the same address."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        if scope["type"] != "http" or not dictated(scope):
+            return Match.NONE, {}
+        return super().matches(scope)
+
 
 router = APIRouter(tags=["speech"])
-MAX_TEXT = 5000
+growing = APIRouter(tags=["speech"], route_class=_DictatedRoute)
 
 
 class SpeakRequest(Strict):
     """What to say, and with which voice."""
 
     text: str = Field(min_length=1, max_length=MAX_TEXT)
-    voice: str | None = Field(default=None, min_length=1, max_length=128)
+    voice: str | None = Field(default=None, min_length=1, max_length=VOICE_CHARACTERS)
 
 
-@router.post("/session/{session_id}/speak", status_code=202)
+@growing.post("/session/{session_id}/speak", status_code=202, include_in_schema=False)
+async def dictate(
+    session_id: str,
+    ctx: Ctx,
+    request: Request,
+    voice: Annotated[str | None, Query(min_length=1, max_length=VOICE_CHARACTERS)] = None,
+) -> dict[str, int]:
+    """Speaks the body while it comes. Answers at its end, or when the segment is over."""
+    session = await here(ctx, current(request.scope), session_id)
+    live = session.speakable()
+    ctx.sessions.admit()
+    chosen = voice or ctx.sessions.options.voice
+    ctx.voices.check(chosen)
+    live.speech.check()
+    dictation = Dictation(live.speech, lambda text: ctx.voices.stream(text, chosen))
+    reading = asyncio.create_task(_read(request, dictation), name=f"dictation-{session_id}")
+    over = asyncio.create_task(dictation.over.wait())
+    try:
+        await asyncio.wait({reading, over}, return_when=asyncio.FIRST_COMPLETED)
+        if reading.done():
+            reading.result()
+    finally:
+        dictation.end()
+        reading.cancel()
+        over.cancel()
+        await asyncio.gather(reading, over, return_exceptions=True)
+    if dictation.utterance is None:
+        raise nothing_to_say()
+    if dictation.utterance.failure is not None:
+        raise dictation.utterance.failure
+    return {"segment": dictation.utterance.segment}
+
+
+async def _read(request: Request, dictation: Dictation) -> None:
+    """Returns at the end of the body, or when nobody speaks it any more."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    with suppress(ClientDisconnect):  # what has come is said
+        async for part in request.stream():
+            if not await dictation.write(decoder.decode(part)):
+                return
+
+
+@router.post("/session/{session_id}/speak", status_code=202, openapi_extra=_GROWING)
 async def speak(session_id: str, body: SpeakRequest, ctx: Ctx, request: Request) -> dict[str, int]:
-    """Speaks a text. Answers at once with the number of its segment; playback events tell the rest."""
+    """Speaks a text. Answers at once with the number of its segment; playback events tell the rest. A body of `text/plain` is
+    spoken while it comes, and answered at its end.
+    """
     live = (await here(ctx, current(request.scope), session_id)).speakable()
     ctx.sessions.admit()
     if not body.text.strip():
         raise ProblemError(ErrorCode.INVALID_REQUEST, "text: there is nothing to say in it.", field="text")
     live.speech.check()
-    return {"segment": live.speech.say(ctx.voices.speak(body.text, body.voice or ctx.sessions.options.voice))}
+    spoken = ctx.voices.speak(body.text, body.voice or ctx.sessions.options.voice)
+    return {"segment": live.speech.say(spoken).segment}
 
 
 @router.get("/voices")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Sequence
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Protocol
 
 from musetalk_agent.protocol.messages import CaptionWord, CueItem
@@ -42,6 +44,14 @@ class SpeechSink(Protocol):
         ...
 
 
+@dataclass(eq=False)
+class Utterance:
+    """A text on its way into its segment. `failure` is why it ended early, if a voice broke."""
+
+    segment: int
+    failure: ProblemError | None = None
+
+
 class Speech:
     """The utterances of one session. They synthesise at the same time and play in the order in which they were asked for."""
 
@@ -59,13 +69,19 @@ class Speech:
                 limit=MAX_WAITING,
             )
 
-    def say(self, chunks: AsyncGenerator[SpeechChunk, None]) -> int:
-        """Opens a segment, begins to fill it in the background, and returns its number."""
-        segment = self._sink.open_speech()
-        task = asyncio.create_task(self._fill(segment, chunks), name=f"speech-{self._sink.session_id}-{segment}")
+    def say(
+        self, chunks: AsyncGenerator[SpeechChunk, None], *, on_over: Callable[[], None] = lambda: None
+    ) -> Utterance:
+        """Opens a segment and begins to fill it in the background. `on_over` is called when nothing more is put into it."""
+        utterance = Utterance(self._sink.open_speech())
+        name = f"speech-{self._sink.session_id}-{utterance.segment}"
+        task = asyncio.create_task(self._fill(utterance, chunks), name=name)
         self._tasks.add(task)
+        self._metrics.speech_waiting.inc()
         task.add_done_callback(self._tasks.discard)
-        return segment
+        task.add_done_callback(lambda _: self._metrics.speech_waiting.dec())
+        task.add_done_callback(lambda _: on_over())
+        return utterance
 
     def cancel(self) -> None:
         """Barge-in: ends every synthesis."""
@@ -77,11 +93,15 @@ class Speech:
         self.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _fill(self, segment: int, chunks: AsyncGenerator[SpeechChunk, None]) -> None:
-        outcome = "ok"
+    async def _fill(self, utterance: Utterance, chunks: AsyncGenerator[SpeechChunk, None]) -> None:
+        outcome, segment = "ok", utterance.segment
+        begun: float | None = time.monotonic()
         try:
             async with aclosing(chunks):
                 async for chunk in chunks:
+                    if begun is not None:
+                        self._metrics.speech_first_seconds.observe(time.monotonic() - begun)
+                        begun = None
                     if not await self._sink.push_speech(segment, chunk.pcm, chunk.sample_rate, chunk.cues, chunk.words):
                         outcome = "interrupted"
                         break
@@ -89,10 +109,11 @@ class Speech:
             outcome = "interrupted"
             raise
         except ProblemError as error:
-            outcome = error.code.value
+            outcome, utterance.failure = error.code.value, error
             self._sink.warn(error.code.value, f"Segment {segment} ends early: {error.detail}")
         except Exception:  # noqa: BLE001 - task boundary: a voice that breaks must not take the session with it
             outcome = ErrorCode.TTS_FAILED.value
+            utterance.failure = ProblemError(ErrorCode.TTS_FAILED, "The voice broke: try again.")
             _log.exception("speech failed", extra={"session_id": self._sink.session_id, "segment": segment})
             self._sink.warn(ErrorCode.TTS_FAILED.value, f"Segment {segment} ends early: the voice broke.")
         finally:

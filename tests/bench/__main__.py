@@ -7,7 +7,7 @@ import asyncio
 import sys
 from collections.abc import Awaitable, Callable
 
-from tests.bench import composition, engine, room
+from tests.bench import composition, engine, room, voices
 from tests.bench.figures import Figure
 
 BENCHES: dict[str, Callable[[int], Awaitable[list[Figure]]]] = {
@@ -19,6 +19,7 @@ BENCHES: dict[str, Callable[[int], Awaitable[list[Figure]]]] = {
     "barge_in": room.barge_in,
     "cycles": room.cycles,
     "capacity": room.capacity,
+    "voices": voices.voices,
 }
 
 

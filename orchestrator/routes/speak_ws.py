@@ -1,0 +1,191 @@
+"""`WS /session/{id}/speak`: text in as it is written, spoken sentence by sentence."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from contextlib import ExitStack, suppress
+from typing import Any
+
+from fastapi import APIRouter, WebSocket
+from starlette.websockets import WebSocketDisconnect, WebSocketState
+
+from musetalk_agent.protocol.messages import CLOSE_GOING_AWAY, CLOSE_POLICY
+from musetalk_agent.protocol.problems import ErrorCode, ProblemError
+from orchestrator.routes.context import Context, context
+from orchestrator.routes.problems import problem_response
+from orchestrator.routes.senders import admit
+from orchestrator.session.dictation import PAUSE_S, Dictation
+from orchestrator.session.live import LiveSession
+from orchestrator.session.record import Session
+
+router = APIRouter()
+MESSAGE_BYTES = 16 << 10
+TICK_S = 0.25
+"""How often it is looked whether the speech broke, the text pauses or the session is over (s)."""
+SEND_S = 2.0
+"""A client that takes nothing for this long is closed."""
+VOICE_CHARACTERS = 128
+_log = logging.getLogger(__name__)
+
+
+@router.websocket("/session/{session_id}/speak")
+async def speak(socket: WebSocket, session_id: str) -> None:
+    """Texts for one session; see docs/protocol.md. Refused before the upgrade, with problem+json."""
+    ctx = context(socket)
+    with ExitStack() as held:
+        try:
+            session = await admit(ctx, socket, session_id)
+            live = session.speakable()
+            ctx.sessions.admit()
+            voice = _voice(ctx, socket)
+            ctx.access.quotas.connect(session_id, time.monotonic())
+            held.enter_context(ctx.access.quotas.connection(session.order.key))
+        except ProblemError as error:
+            ctx.metrics.audio_errors.labels(code=error.code.value).inc()
+            await socket.send_denial_response(problem_response(error))
+            return
+        ctx.access.audit.note(session.order.key, "speak", "ok", session_id=session_id)
+        await socket.accept()
+        with suppress(WebSocketDisconnect, RuntimeError, TimeoutError):  # RuntimeError: Starlette's for a closed socket
+            await _Line(ctx, socket, session, live, voice).run()
+
+
+def _voice(ctx: Context, socket: WebSocket) -> str | None:
+    """The voice that was asked for, if it can speak. Raises ProblemError."""
+    voice = socket.query_params.get("voice") or ctx.sessions.options.voice
+    if voice is not None and len(voice) > VOICE_CHARACTERS:
+        raise ProblemError(
+            ErrorCode.INVALID_REQUEST,
+            f"voice: {len(voice)} characters are too many.",
+            field="voice",
+            limit=VOICE_CHARACTERS,
+        )
+    ctx.voices.check(voice)
+    return voice
+
+
+class _Line:
+    """One accepted connection."""
+
+    def __init__(self, ctx: Context, socket: WebSocket, session: Session, live: LiveSession, voice: str | None) -> None:
+        self._ctx = ctx
+        self._socket = socket
+        self._session = session
+        self._live = live
+        self._voice = voice
+        self._dictation: Dictation | None = None
+        self._told: Dictation | None = None
+        self._heard_at = time.monotonic()
+
+    async def run(self) -> None:
+        """Until the client leaves, does what it may not, or the session is over."""
+        receiving: asyncio.Task[Any] | None = None
+        try:
+            while self._session.live is self._live:
+                receiving = receiving or asyncio.create_task(self._socket.receive(), name="speak-read")
+                await asyncio.wait({receiving}, timeout=TICK_S)
+                await self._look()
+                if receiving.done():
+                    message, receiving = receiving.result(), None
+                    self._heard_at = time.monotonic()
+                    if message["type"] == "websocket.disconnect":
+                        return
+                    await self._take(message.get("text"))
+            await self._close(CLOSE_GOING_AWAY)
+        except ProblemError as error:
+            self._ctx.metrics.audio_errors.labels(code=error.code.value).inc()
+            _log.info("text connection refused", extra={"session_id": self._live.session_id, "code": error.code.value})
+            await self._tell("error", code=error.code.value, message=error.detail)
+            await self._close(CLOSE_POLICY)
+        finally:
+            self._end()
+            if receiving is not None:
+                receiving.cancel()
+                await asyncio.wait([receiving])
+
+    async def _look(self) -> None:
+        dictation, quiet_s = self._dictation, time.monotonic() - self._heard_at
+        if dictation is not None and quiet_s > PAUSE_S:
+            self._end()
+            await self._tell(
+                "warning", code="segment_timeout", message=f"The text paused for {PAUSE_S:g} s and was ended."
+            )
+        if quiet_s > self._ctx.options.audio_idle_s:
+            raise ProblemError(
+                ErrorCode.IDLE_TIMEOUT, "Nothing came for too long: connect again when there is something to say."
+            )
+        told = self._told
+        if told is not None and told.over.is_set():
+            self._told = None
+            failure = told.utterance.failure if told.utterance else None
+            if failure is not None:
+                await self._tell("warning", code=failure.code.value, message=failure.detail)
+
+    async def _take(self, text: str | None) -> None:
+        message = _parsed(text)
+        match message["type"]:
+            case "text":
+                await self._write(message.get("text"))
+            case "end":
+                self._end()
+            case "clear":
+                self._end()
+                self._live.clear()
+            case "ping":
+                await self._tell("pong")
+            case unknown:
+                known = "clear, end, ping, text"
+                note = f"The type {unknown[:32]!r} is unknown and was ignored; known are {known}."
+                await self._tell("warning", code="unknown_type", message=note)
+
+    async def _write(self, piece: object) -> None:
+        if not isinstance(piece, str):
+            raise ProblemError(ErrorCode.INVALID_MESSAGE, 'A message of the type "text" has its text as a string.')
+        if self._dictation is None:
+            self._session.speakable()
+            self._ctx.sessions.admit()
+            self._dictation = Dictation(self._live.speech, lambda text: self._ctx.voices.stream(text, self._voice))
+        dictation, new = self._dictation, self._dictation.utterance is None
+        writing = asyncio.ensure_future(dictation.write(piece))
+        await asyncio.sleep(0)
+        if new and dictation.utterance is not None:
+            self._told = dictation
+            await self._tell("segment", segment=dictation.utterance.segment)
+        await writing
+
+    def _end(self) -> None:
+        dictation, self._dictation = self._dictation, None
+        if dictation is not None:
+            dictation.end()
+
+    async def _tell(self, kind: str, **fields: Any) -> None:
+        async with asyncio.timeout(SEND_S):
+            await self._socket.send_text(json.dumps({"type": kind, **fields}, ensure_ascii=False))
+
+    async def _close(self, code: int) -> None:
+        if self._socket.application_state is WebSocketState.CONNECTED:
+            async with asyncio.timeout(SEND_S):
+                await self._socket.close(code)
+
+
+def _parsed(text: str | None) -> dict[str, Any]:
+    """The message. Raises ProblemError `invalid_message`, `message_too_large`."""
+    if text is not None and len(text.encode(errors="replace")) > MESSAGE_BYTES:
+        raise ProblemError(
+            ErrorCode.MESSAGE_TOO_LARGE,
+            f"A message passes {MESSAGE_BYTES} bytes: send the text in pieces.",
+            limit=MESSAGE_BYTES,
+        )
+    try:
+        value = json.loads(text or "")
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict) or not isinstance(value.get("type"), str):
+        raise ProblemError(
+            ErrorCode.INVALID_MESSAGE,
+            'A message must be a JSON object with a "type", such as {"type":"text","text":"Hello."}.',
+        )
+    return value

@@ -1,0 +1,135 @@
+"""A text that is still being written, and the sentences of it that can be spoken already."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections import deque
+
+from orchestrator.tts import text as texts
+
+SENTENCES_WAITING = 64
+"""Sentences that wait for the voice; who writes more waits with them."""
+RIPE_S = 0.08
+"""A sentence that ends where the text ends so far is taken after this long: what comes may belong to it ("3." and "14")."""
+_SHORTEST_CLAUSE = 12
+"""Characters; a shorter beginning ("Well,") waits for what follows."""
+_SENTENCE = re.compile(r"[.!?…]+[\"'”’»)\]*_]*(?=\s)|[。！？؟۔।]+[”’」』）]*|\n+")
+_RIPE = re.compile(r"[.!?…]+[\"'”’»)\]*_]*$")
+_CLAUSE = re.compile(r"[,;:][\"'”’»)]*(?=\s)|\s[-–—]+(?=\s)|—|[，、；：،]")
+
+
+class Splitter:
+    """Cuts a growing text: whole sentences, a clause where nothing was cut yet, and long sentences where they can bear it.
+
+    What comes out is clean (see `text.clean`) and never empty.
+    """
+
+    def __init__(self) -> None:
+        self._buffer = ""
+        self._first = True
+
+    def push(self, piece: str) -> list[str]:
+        """More text. Returns what is complete now."""
+        self._buffer += piece
+        out: list[str] = []
+        while (cut := self._sentence() or self._clause()) is not None:
+            out += self._take(cut)
+        return out
+
+    @property
+    def ripe(self) -> bool:
+        """Whether the text so far ends as sentences end."""
+        found = _RIPE.search(self._buffer)
+        return found is not None and not texts.abbreviated(self._buffer[: found.end()])
+
+    def flush(self) -> list[str]:
+        """What is left."""
+        return self._take(len(self._buffer))
+
+    def _take(self, cut: int) -> list[str]:
+        taken, self._buffer = self._buffer[:cut], self._buffer[cut:]
+        cleaned = " ".join(texts.clean(taken).split())
+        if not cleaned:
+            return []
+        self._first = False
+        return [cleaned]
+
+    def _sentence(self) -> int | None:
+        for match in _SENTENCE.finditer(self._buffer):
+            following = self._buffer[match.end() :].lstrip()[:1]
+            if texts.abbreviated(self._buffer[: match.end()]) or following.islower():
+                continue
+            return match.end()
+        return None
+
+    def _clause(self) -> int | None:
+        long = len(self._buffer) > texts.PART_CHARACTERS
+        if not (self._first or long):
+            return None
+        clauses = [m.end() for m in _CLAUSE.finditer(self._buffer) if m.end() >= _SHORTEST_CLAUSE]
+        if clauses:
+            return clauses[-1] if long else clauses[0]
+        if len(self._buffer) > 2 * texts.PART_CHARACTERS:
+            space = self._buffer.rfind(" ", 0, 2 * texts.PART_CHARACTERS)
+            return space if space > 0 else 2 * texts.PART_CHARACTERS
+        return None
+
+
+class GrowingText:
+    """Between who writes and the voice that reads. For one event loop; one writer, one reader."""
+
+    def __init__(self) -> None:
+        self._splitter = Splitter()
+        self._ready: deque[str] = deque()
+        self._ended = False
+        self._more = asyncio.Event()
+        self._less = asyncio.Event()
+        self.abandoned = False
+
+    @classmethod
+    def whole(cls, text: str) -> GrowingText:
+        """A text that is known to its end."""
+        made = cls()
+        made._ready.extend(made._splitter.push(text))
+        made.end()
+        return made
+
+    async def push(self, piece: str) -> bool:
+        """More text; waits while `SENTENCES_WAITING` sentences wait. False: nobody reads it any more. Cancelling loses nothing."""
+        if self.abandoned or self._ended:
+            return False
+        self._ready.extend(self._splitter.push(piece))
+        self._more.set()
+        while len(self._ready) > SENTENCES_WAITING and not self.abandoned:
+            self._less.clear()
+            await self._less.wait()
+        return not self.abandoned
+
+    def end(self) -> None:
+        """No more text. Safe to call twice."""
+        if not self._ended:
+            self._ready.extend(self._splitter.flush())
+            self._ended = True
+            self._more.set()
+
+    def abandon(self) -> None:
+        """Nobody will read the rest."""
+        self.abandoned = True
+        self._ready.clear()
+        self._less.set()
+
+    async def next(self) -> str | None:
+        """The next sentence, None after the last. Cancelling loses nothing."""
+        while not self._ready:
+            if self._ended:
+                return None
+            self._more.clear()
+            try:
+                async with asyncio.timeout(RIPE_S if self._splitter.ripe else None):
+                    await self._more.wait()
+            except TimeoutError:
+                self._ready.extend(self._splitter.flush())
+        sentence = self._ready.popleft()
+        self._less.set()
+        return sentence

@@ -1,0 +1,223 @@
+"""ElevenLabs against a stand-in that speaks its wire format, over real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from musetalk_agent.protocol.messages import CaptionWord
+from musetalk_agent.protocol.problems import ErrorCode, ProblemError
+from orchestrator.tts import elevenlabs
+from orchestrator.tts.base import RemoteSynthesizer, SpeechChunk
+from orchestrator.tts.elevenlabs import ElevenLabs, ElevenLabsOptions
+from orchestrator.tts.sentences import GrowingText
+from tests.fakes.elevenlabs import KEY, FakeElevenLabs, letters, until
+
+VOICE = "elevenlabs:Rachel/1"
+TEXT = "Good morning to you all. The weather is fine today."
+
+
+@pytest.fixture
+def fake() -> FakeElevenLabs:
+    return FakeElevenLabs()
+
+
+@pytest.fixture
+async def voice(fake: FakeElevenLabs) -> AsyncIterator[ElevenLabs]:
+    async with fake.serving() as url:
+        made = ElevenLabs(ElevenLabsOptions(KEY, ("Rachel/1",), base_url=url))
+        await made.open()
+        yield made
+        await made.aclose()
+
+
+async def spoken(chunks: Any) -> tuple[str, tuple[CaptionWord, ...]]:
+    """What was heard, and the words that were told. Words come with or before their sound."""
+    every: list[SpeechChunk] = [chunk async for chunk in chunks]
+    position = 0
+    for chunk in every:
+        assert len(chunk.pcm) <= 2 * chunk.sample_rate // 5 and chunk.sample_rate == every[0].sample_rate
+        assert all(word.start >= position for word in chunk.words if word.end > word.start)
+        position += len(chunk.pcm) // 2
+    pcm = b"".join(chunk.pcm for chunk in every)
+    words = tuple(word for chunk in every for word in chunk.words)
+    return letters(pcm, every[0].sample_rate) if every else "", words
+
+
+async def failure(chunks: Any) -> ProblemError:
+    with pytest.raises(ProblemError) as caught:
+        await spoken(chunks)
+    return caught.value
+
+
+async def test_a_text_is_spoken_with_its_words(fake: FakeElevenLabs, voice: ElevenLabs) -> None:
+    assert isinstance(voice, RemoteSynthesizer) and [info.name for info in voice.names()] == [VOICE]
+    heard, words = await spoken(voice.speak(TEXT, VOICE))
+    assert heard.split() == TEXT.split()
+    assert "".join(word.text for word in words).strip() == TEXT
+    for word in words:
+        begin, end = (sample // (24 * 20) for sample in (word.start, word.end))
+        assert heard[begin:end] == word.text.strip()
+    (call,) = fake.calls
+    assert call.voice == "Rachel%2F1"
+    assert call.query == {
+        "model_id": "eleven_flash_v2_5",
+        "output_format": "pcm_24000",
+        "inactivity_timeout": "60",
+        "sync_alignment": "true",
+        "auto_mode": "true",
+    }
+    assert call.texts == [" ", "Good morning to you all. ", "The weather is fine today. ", ""]
+
+
+async def test_the_rate_is_the_configured_one(fake: FakeElevenLabs) -> None:
+    async with fake.serving() as url:
+        voice = ElevenLabs(ElevenLabsOptions(KEY, base_url=url, sample_rate=16000))
+        chunks = [chunk async for chunk in voice.speak("Hi there.", VOICE)]
+    assert {chunk.sample_rate for chunk in chunks} == {16000} and fake.calls[0].query["output_format"] == "pcm_16000"
+
+
+async def test_a_growing_text_is_spoken_before_it_is_complete(fake: FakeElevenLabs, voice: ElevenLabs) -> None:
+    text = GrowingText()
+    chunks = voice.stream(text, VOICE)
+    for piece in ("Good mor", "ning. And", " now"):
+        await text.push(piece)
+    async with asyncio.timeout(10):
+        first = await anext(chunks)
+    assert letters(first.pcm, 24000).startswith("Good")
+    assert fake.calls[0].texts == [" ", "Good morning. "]
+    await text.push(" the rest.")
+    text.end()
+    heard, _ = await spoken(chunks)
+    assert heard.split()[-4:] == ["And", "now", "the", "rest."]
+    assert len(fake.calls) == 1
+
+
+@pytest.mark.parametrize("drops", [[0], [9], [22, 13], [48], [3, 0, 20]])
+async def test_a_connection_that_breaks_repeats_and_loses_no_word(
+    fake: FakeElevenLabs, voice: ElevenLabs, drops: list[int | None]
+) -> None:
+    fake.drops = [*drops]
+    heard, words = await spoken(voice.speak(TEXT, VOICE))
+    assert heard.split() == TEXT.split()
+    assert "".join(word.text for word in words).strip() == TEXT
+    assert [w.start for w in words] == sorted(w.start for w in words)
+    assert len(fake.calls) == len(drops) + 1
+    assert fake.calls[-1].texts[0] == " " and fake.calls[-1].texts[1].strip() in TEXT
+
+
+async def test_one_that_keeps_breaking_is_given_up(
+    fake: FakeElevenLabs, voice: ElevenLabs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(elevenlabs, "BACKOFF_S", (0.0, 0.0))
+    fake.drops = [9, *[0] * 9]
+    problem = await failure(voice.speak(TEXT, VOICE))
+    assert problem.code is ErrorCode.TTS_FAILED and len(fake.calls) == 3
+
+
+async def test_without_alignment_nothing_is_said_twice(fake: FakeElevenLabs, voice: ElevenLabs) -> None:
+    fake.aligned = False
+    heard, words = await spoken(voice.speak(TEXT, VOICE))
+    assert heard.split() == TEXT.split() and "".join(word.text for word in words).strip() == TEXT
+    fake.drops = [20]
+    assert (await failure(voice.speak(TEXT, VOICE))).code is ErrorCode.TTS_FAILED
+    fake.drops = [0]
+    heard, _ = await spoken(voice.speak(TEXT, VOICE))
+    assert heard.split() == TEXT.split()
+
+
+async def test_a_pause_in_the_text_outlasts_the_inactivity_of_the_provider(
+    fake: FakeElevenLabs, voice: ElevenLabs
+) -> None:
+    fake.inactivity_s = 0.2
+    text = GrowingText()
+    chunks = voice.stream(text, VOICE)
+    await text.push("Good morning. ")
+    saying = asyncio.create_task(spoken(chunks))
+    await until(lambda: bool(fake.calls) and fake.calls[0].closed)
+    await text.push("Here I am again. ")
+    text.end()
+    heard, _ = await saying
+    assert heard.split() == "Good morning. Here I am again.".split()
+    assert [call.texts[1] for call in fake.calls[:1]] == ["Good morning. "] and len(fake.calls) >= 2
+
+
+async def test_blanks_keep_a_connection_whose_text_pauses(
+    fake: FakeElevenLabs, voice: ElevenLabs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(elevenlabs, "KEEP_ALIVE_S", 0.05)
+    fake.inactivity_s = 1.0
+    text = GrowingText()
+    saying = asyncio.create_task(spoken(voice.stream(text, VOICE)))
+    await text.push("Good morning. ")
+    await until(lambda: bool(fake.calls) and fake.calls[0].texts.count(" ") >= 30)
+    await text.push("Here I am again.")
+    text.end()
+    assert (await saying)[0].split() == "Good morning. Here I am again.".split()
+    assert len(fake.calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("word", "code"),
+    [
+        ("invalid_api_key", ErrorCode.VOICE_UNAUTHORIZED),
+        ("quota_exceeded", ErrorCode.VOICE_QUOTA_EXCEEDED),
+        ("voice_not_found", ErrorCode.VOICE_UNKNOWN),
+        ("model_not_found", ErrorCode.TTS_FAILED),
+    ],
+)
+async def test_refusals_have_codes(fake: FakeElevenLabs, voice: ElevenLabs, word: str, code: ErrorCode) -> None:
+    fake.errors = [word]
+    problem = await failure(voice.speak(TEXT, VOICE))
+    assert problem.code is code and KEY not in problem.detail and len(fake.calls) == 1
+
+
+async def test_a_wrong_key_is_told(fake: FakeElevenLabs) -> None:
+    async with fake.serving() as url:
+        voice = ElevenLabs(ElevenLabsOptions("wrong", base_url=url))
+        problem = await failure(voice.speak(TEXT, VOICE))
+    assert problem.code is ErrorCode.VOICE_UNAUTHORIZED and "ELEVENLABS_API_KEY" in problem.detail
+
+
+async def test_a_busy_provider_is_asked_again(fake: FakeElevenLabs, voice: ElevenLabs) -> None:
+    fake.refusals = [(429, {"detail": {"status": "too_many_concurrent_requests"}}), (503, {})]
+    fake.errors = [None, "system_busy"]
+    heard, _ = await spoken(voice.speak(TEXT, VOICE))
+    assert heard.split() == TEXT.split() and len(fake.calls) == 2
+
+
+async def test_quota_as_an_answer_to_the_handshake(fake: FakeElevenLabs, voice: ElevenLabs) -> None:
+    fake.refusals = [(401, {"detail": {"status": "quota_exceeded", "message": "…"}})]
+    assert (await failure(voice.speak(TEXT, VOICE))).code is ErrorCode.VOICE_QUOTA_EXCEEDED
+
+
+async def test_one_that_is_silent_is_given_up(fake: FakeElevenLabs) -> None:
+    fake.mute = True
+    async with fake.serving() as url:
+        voice = ElevenLabs(replace(ElevenLabsOptions(KEY, base_url=url), answer_s=0.3))
+        problem = await failure(voice.speak(TEXT, VOICE))
+    assert problem.code is ErrorCode.VOICE_TIMEOUT and problem.limit == 0.3
+
+
+async def test_nobody_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(elevenlabs, "BACKOFF_S", (0.0,))
+    voice = ElevenLabs(ElevenLabsOptions(KEY, base_url="ws://127.0.0.1:9"))
+    assert (await failure(voice.speak(TEXT, VOICE))).code is ErrorCode.TTS_FAILED
+
+
+async def test_closing_ends_the_connection_and_the_text(fake: FakeElevenLabs, voice: ElevenLabs) -> None:
+    text = GrowingText()
+    chunks = voice.stream(text, VOICE)
+    await text.push("Good morning. ")
+    await anext(chunks)
+    await chunks.aclose()
+    await until(lambda: fake.calls[0].closed)
+    assert text.abandoned and await text.push("more") is False
+
+
+def test_the_key_is_not_shown() -> None:
+    assert KEY not in repr(ElevenLabsOptions(KEY))
