@@ -173,6 +173,10 @@ class AvatarProtocol:
             return None
         return self._drop()
 
+    def rejoined(self) -> list[Act]:
+        """The worker is in the room again, after it was away: it says that it still has the speech it had."""
+        return [Call(STARTED_METHOD)] if self._untold else []
+
     def sender_left(self) -> list[Act]:
         """The agent is not in the room any more: nobody waits to be told, and what it sent whole is still said."""
         self._here = False

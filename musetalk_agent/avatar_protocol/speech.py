@@ -55,6 +55,7 @@ class RoomSpeech:
         self._core = core.AvatarProtocol(sender, tail_s)
         self._room: rtc.Room | None = None
         self._joined = asyncio.Event()
+        self._attached = False
         self._pipeline: Pipeline | None = None
         self._readers: asyncio.Queue[rtc.ByteStreamReader] = asyncio.Queue()  # bounded by `core.STREAMS_MOST`
         self._reading: tuple[str, asyncio.Task[None]] | None = None
@@ -76,12 +77,16 @@ class RoomSpeech:
 
     def attach(self, room: rtc.Room) -> None:
         """Listens in a room that was just joined, instead of the one before. Call it before anything is published there."""
+        again, self._attached = self._attached, True
         self._room = room
         self._joined.set()
         room.register_byte_stream_handler(core.AUDIO_TOPIC, self._on_stream)
         room.local_participant.register_rpc_method(core.CLEAR_METHOD, self._on_clear)
         room.on("participant_disconnected", self._on_left)
         room.on("disconnected", lambda _: self._detach(room))
+        room.on("reconnected", self._on_rejoined)
+        if again:
+            self._on_rejoined()
 
     def told(self, event: Event) -> None:
         """A playback event of the pipeline."""
@@ -119,6 +124,9 @@ class RoomSpeech:
     def _on_left(self, who: rtc.RemoteParticipant) -> None:
         if who.identity == self.sender:
             self._carry_out(self._core.sender_left())
+
+    def _on_rejoined(self) -> None:
+        self._carry_out(self._core.rejoined())
 
     def _detach(self, room: rtc.Room) -> None:
         if room is self._room:

@@ -37,7 +37,7 @@ async def interrupted(playing: Scene, count: int, after_s: float) -> tuple[float
     finished = await talker.wait("finished", over + 1)
     assert finished["interrupted"] is True
     assert (await talker.wait("said", count))["interrupted"] is True
-    await asyncio.sleep(0.4)
+    await asyncio.sleep(0.2)
     return finished["position"], heard_to(ears)
 
 
@@ -58,7 +58,7 @@ async def test_the_agent_speaks_through_the_avatar_and_is_interrupted(livekit_se
         assert white - onset == pytest.approx(0, abs=0.2), "the lips begin with the voice"
 
         draw = random.Random(6)
-        positions = [await interrupted(playing, 2 + n, draw.uniform(0.1, 0.6)) for n in range(10)]
+        positions = [await interrupted(playing, 2 + n, draw.uniform(0.05, 0.3)) for n in range(10)]
         errors = sorted(abs(told - heard) for told, heard in positions)
         print("position errors, ms:", [round(1000 * error) for error in errors], positions)
         assert errors[5] <= 0.06 and errors[-1] <= 0.15

@@ -72,7 +72,7 @@ class Talker:
 
 @asynccontextmanager
 async def talker(access: LiveKitAccess, orchestrator_url: str) -> AsyncIterator[Talker]:
-    """An agent that has its avatar; killed at the end, if it did not leave."""
+    """An agent that has its avatar. It leaves at the end, and is killed if it does not."""
     grants = api.VideoGrants(room_join=True, room=ROOM, can_update_own_metadata=True)
     token = api.AccessToken(access.api_key, access.api_secret).with_kind("agent").with_identity(SPEAKER)
     environment = {
@@ -92,6 +92,11 @@ async def talker(access: LiveKitAccess, orchestrator_url: str) -> AsyncIterator[
         await found.wait("ready", within_s=60)
         yield found
     finally:
+        assert process.stdin is not None
+        process.stdin.close()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(5):
+                await process.wait()
         if process.returncode is None:
             process.kill()
         await process.wait()

@@ -194,6 +194,14 @@ def test_nobody_is_told_once_the_agent_has_left() -> None:
     assert made.told(finished(2)) == [told(1.0, interrupted=False)], "it came back"
 
 
+def test_one_who_comes_back_says_that_it_still_has_the_speech() -> None:
+    made = protocol("a")
+    assert made.rejoined() == [Call(core.STARTED_METHOD)]
+    made.ended("a")
+    assert made.told(finished(1)) == [told(1.0, interrupted=False)]
+    assert made.rejoined() == []
+
+
 def test_streams_that_wait_are_bounded_and_each_is_acknowledged() -> None:
     made = protocol(*(f"s{n}" for n in range(core.STREAMS_MOST)))
     warning, close, call = made.arrived("more", SENDER, PLAIN, 0)
