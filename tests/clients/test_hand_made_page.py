@@ -74,3 +74,18 @@ def test_folders_and_settings_exist() -> None:
         assert f"`{setting}`" in operations, setting
     for target in re.findall(r"\]\(([^)#]+)", PAGE):
         assert (ROOT / "docs" / target).exists(), target
+
+
+async def test_what_the_page_says_of_wrong_messages_and_fields_is_so() -> None:
+    async with stage() as on:
+        wrong = await on.http.post("/session/start", json={"room": "stage", "frameZipUrl": "https://example.org/f.zip"})
+        assert (wrong.status_code, wrong.json()["code"], wrong.json()["field"]) == (
+            422,
+            "invalid_request",
+            "frameZipUrl",
+        )
+        async with on.live() as (_, line):
+            await line.say("flush")
+            assert (await line.wait("warning"))["code"] == "unknown_type"
+            await line.socket.send('{"audio": "AAAA"}')
+            assert (await line.wait("error"))["code"] == "invalid_message"
