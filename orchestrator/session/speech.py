@@ -13,6 +13,7 @@ from typing import Protocol
 from musetalk_agent.protocol.messages import CaptionWord, CueItem
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.metrics import Metrics
+from orchestrator.session.utterances import Utterances
 from orchestrator.tts.base import SpeechChunk
 
 MAX_WAITING = 32
@@ -24,6 +25,7 @@ class SpeechSink(Protocol):
     """Where the speech goes."""
 
     session_id: str
+    traces: Utterances
 
     def open_speech(self) -> int:
         """Opens a segment and returns its number."""
@@ -96,12 +98,14 @@ class Speech:
     async def _fill(self, utterance: Utterance, chunks: AsyncGenerator[SpeechChunk, None]) -> None:
         outcome, segment = "ok", utterance.segment
         begun: float | None = time.monotonic()
+        span = self._sink.traces.child(segment, "synthesis")
         try:
             async with aclosing(chunks):
                 async for chunk in chunks:
                     if begun is not None:
                         self._metrics.speech_first_seconds.observe(time.monotonic() - begun)
                         begun = None
+                        span.event("first.sound")
                     if not await self._sink.push_speech(segment, chunk.pcm, chunk.sample_rate, chunk.cues, chunk.words):
                         outcome = "interrupted"
                         break
@@ -118,4 +122,6 @@ class Speech:
             self._sink.warn(ErrorCode.TTS_FAILED.value, f"Segment {segment} ends early: the voice broke.")
         finally:
             self._metrics.speech.labels(outcome=outcome).inc()
+            span.set(outcome=outcome)
+            span.end()
             self._sink.end_speech(segment)

@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import pytest
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -20,24 +19,15 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from musetalk_agent.protocol import traces
-from musetalk_agent.protocol.otel import OtelTracer
 from tests.musetalk_agent.stand import bursts, stand
-
-PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-TRACE, SPAN = 0x0AF7651916CD43DD8448EB211C80319C, 0xB7AD6B7169203331
+from tests.spans import PARENT, SPAN, TRACE, recorded
 
 
 @pytest.fixture
 def spans() -> Iterator[InMemorySpanExporter]:
     """What is traced while the test runs."""
-    exporter = InMemorySpanExporter()
-    tracer = OtelTracer("test", SimpleSpanProcessor(exporter))
-    before = traces.use(tracer)
-    try:
+    with recorded() as exporter:
         yield exporter
-    finally:
-        traces.use(before)
-        tracer.close()
 
 
 async def test_a_segment_is_traced_from_its_pcm_to_its_first_picture(

@@ -14,8 +14,7 @@ from tests.fakes.collector import Collector
 from tests.fakes.serving import plain_config, serving
 from tests.fakes.stage import stage
 from tests.orchestrator.test_real_agent import tone
-
-CALLER = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+from tests.spans import PARENT
 
 
 async def test_an_utterance_is_one_trace_from_its_pcm_to_the_room(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,7 +35,7 @@ async def test_an_utterance_is_one_trace_from_its_pcm_to_the_room(monkeypatch: p
             for name, value in variables.items():
                 monkeypatch.setenv(name, value)
             async with stage(agent_url=f"http://127.0.0.1:{port}") as running:
-                running.http.headers["traceparent"] = CALLER
+                running.http.headers["traceparent"] = PARENT
                 async with running.live(connect_livekit=False) as (started, line):
                     for _ in range(2):
                         await line.say("audio.start")
@@ -69,4 +68,4 @@ async def test_an_utterance_is_one_trace_from_its_pcm_to_the_room(monkeypatch: p
 
     (asked,) = collector.named("POST /session/start", "musetalk-orchestrator")
     (begun,) = collector.named("POST /session/start", "musetalk-agent")
-    assert asked.trace == begun.trace == CALLER.split("-")[1] and begun.parent == asked.span
+    assert asked.trace == begun.trace == PARENT.split("-")[1] and begun.parent == asked.span
