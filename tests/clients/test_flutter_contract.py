@@ -90,7 +90,7 @@ def test_every_message_is_one_of_the_protocol(name: str) -> None:
 
 def test_what_it_sends_and_the_states_it_knows() -> None:
     link, avatar = dart("audio_link.dart"), dart("avatar.dart")
-    sent = set(re.findall(r"_Item\.mark\(_position, '([\w.]+)'\)", link)) | set(
+    sent = set(re.findall(r"_Item\.control\(_position, '([\w.]+)'\)", link)) | set(
         re.findall(r"\{'type': '(\w+)'\}", link)
     )
     assert sent == CLIENT_TYPES

@@ -8,8 +8,8 @@ import 'dart:typed_data';
 
 /// What was sent and is not known to have arrived: PCM, or a control message, at its place in samples.
 class _Item {
-  _Item.pcm(this.at, this.pcm) : mark = null;
-  _Item.mark(this.at, this.mark) : pcm = null;
+  _Item.sound(this.at, this.pcm) : mark = null;
+  _Item.control(this.at, this.mark) : pcm = null;
 
   int at;
   Int16List? pcm;
@@ -55,15 +55,15 @@ class AudioLink {
   }
 
   /// Opens a segment; `end` closes it. `clear` drops everything that was not heard yet.
-  void start() => _append(_Item.mark(_position, 'audio.start'));
-  void end() => _append(_Item.mark(_position, 'audio.end'));
-  void clear() => _append(_Item.mark(_position, 'clear'));
+  void start() => _append(_Item.control(_position, 'audio.start'));
+  void end() => _append(_Item.control(_position, 'audio.end'));
+  void clear() => _append(_Item.control(_position, 'clear'));
 
   /// 16-bit mono PCM at 16 kHz. False when too much waits for a connection: then nothing was taken.
   bool push(Int16List pcm) {
     final waiting = _pending.isEmpty ? 0 : _position - _pending.first.at;
     if (waiting + pcm.length > maxWaiting) return false;
-    _append(_Item.pcm(_position, pcm));
+    _append(_Item.sound(_position, pcm));
     _position += pcm.length;
     return true;
   }

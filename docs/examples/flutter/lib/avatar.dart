@@ -36,6 +36,7 @@ class Avatar extends ChangeNotifier {
   Room? _room;
   EventsListener<RoomEvent>? _events;
   bool _rendererReady = false;
+  bool _disposed = false;
 
   static const _emptyPicture = 16; // a track that ends leaves a last picture of 2 × 2
 
@@ -108,10 +109,10 @@ class Avatar extends ChangeNotifier {
         if (state == AvatarState.speaking) _become(AvatarState.ready);
       case 'publisher.changed':
         publisher = message['publisher'] as String;
-        notifyListeners();
+        _tell();
       case 'warning' || 'error':
         problem = '${message['message']} (${message['code']})';
-        notifyListeners();
+        _tell();
     }
   }
 
@@ -161,17 +162,22 @@ class Avatar extends ChangeNotifier {
   void _see(bool now) {
     if (seen == now) return;
     seen = now;
-    notifyListeners();
+    _tell();
   }
 
   void _become(AvatarState next) {
     if (state == next) return;
     state = next;
-    notifyListeners();
+    _tell();
+  }
+
+  void _tell() {
+    if (!_disposed) notifyListeners();
   }
 
   @override
   void dispose() {
+    _disposed = true;
     renderer.removeListener(_look);
     unawaited(_leave(AvatarState.stopped).whenComplete(() async {
       if (_rendererReady) await renderer.dispose();
