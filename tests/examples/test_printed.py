@@ -7,16 +7,24 @@ from pathlib import Path
 
 import pytest
 
+from tests.clients.printed import printed
 from tests.examples.printed import ROOT, example, examples
 
-RUN_BY = {"http": "tests/examples/test_http.py"}
-"""The test that runs an example."""
+RUN_BY = {
+    "http": ("tests/examples/test_http.py", 'example("http")'),
+    "livekit-agents": ("tests/examples/test_livekit_agents.py", 'example("livekit-agents")'),
+    "javascript": ("tests/browser/test_browser_client.py", 'printed("docs/clients/javascript.md", "html")'),
+}
+"""The one test that runs an example, and how it takes the text."""
 
 
 def test_every_marked_example_is_run_by_one_test() -> None:
-    assert set(examples()) == set(RUN_BY)
-    for name, path in RUN_BY.items():
-        assert re.search(rf"""example\(["']{name}["']\)""", (ROOT / path).read_text()), f"{path} does not take {name!r}"
+    found = examples()
+    assert set(found) == set(RUN_BY)
+    for name, (path, taken) in RUN_BY.items():
+        assert taken in (ROOT / path).read_text(), f"{path} does not take {name!r}"
+        elsewhere = re.fullmatch(r'printed\("(.+)", "(.+)"\)', taken)
+        assert elsewhere is None or printed(elsewhere[1], elsewhere[2]) == found[name].code
 
 
 def test_every_example_of_the_readme_that_is_code_is_marked() -> None:
