@@ -48,7 +48,10 @@ def _image(extras: str) -> modal.Image:
         image = image.add_local_file(here / name, f"/src/{name}", copy=True)
     for name in ("musetalk_agent", "orchestrator", "models"):
         image = image.add_local_dir(
-            here / name, f"/src/{name}", copy=True, ignore=["**/__pycache__", "**/*.pth", "**/*.bin"]
+            here / name,
+            f"/src/{name}",
+            copy=True,
+            ignore=["**/__pycache__", "**/*.pth", "**/*.bin", "musetalkV15", "sd-vae", "whisper"],
         )
     install = f"pip install --no-cache-dir --constraint /src/constraints.txt '/src[{extras}]'"
     return image.run_commands(install).env({"PYTHONUNBUFFERED": "1"})
@@ -80,6 +83,7 @@ class Orchestrator:
     def start(self) -> None:
         url = NUMBERS.public_url or modal.Server.from_name(NUMBERS.modal_app, "Orchestrator").get_url()
         self.service = Service("orchestrator", ORCHESTRATOR_PORT, {"PUBLIC_URL": url or ""})
+        print(NUMBERS.how_many_orchestrators(), flush=True)
         self.service.start(within_s=100)
 
     @modal.exit()
@@ -163,7 +167,6 @@ def doctor() -> None:
     """Tells what is missing, and what to do about it. Uses nothing and starts nothing."""
     findings = examine(ModalCloud(), NUMBERS, wanted())
     print("\n".join(finding.line() for finding in findings))
-    alone = "" if NUMBERS.redis_url else ", for there is no REDIS_URL"
-    print(f"orchestrators: {NUMBERS.orchestrator_containers}{alone}")
+    print(NUMBERS.how_many_orchestrators())
     if any(finding.cure for finding in findings):
         raise SystemExit(1)

@@ -91,6 +91,17 @@ class Numbers:
         """Sessions of one container."""
         return self.agent_sessions or CARDS.get(self.agent_gpu, 4)
 
+    def how_many_orchestrators(self) -> str:
+        """For people: how many containers there may be, and why no more."""
+        if self.orchestrator_containers > 1:
+            return f"Up to {self.orchestrator_containers} orchestrators share the store at REDIS_URL."
+        why = (
+            "set ORCHESTRATOR_CONTAINERS for more"
+            if self.redis_url
+            else "more would need REDIS_URL, and its sessions end with it"
+        )
+        return f"One orchestrator: {why}."
+
     def variables(self) -> dict[str, str]:
         """What `read` makes the same numbers of: the containers read them again."""
         given = {each.name.upper(): str(getattr(self, each.name)) for each in fields(self)}

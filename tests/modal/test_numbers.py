@@ -38,3 +38,8 @@ def test_a_wrong_number_is_named(name: str, value: str, said: str) -> None:
 def test_an_agent_has_drained_before_modal_kills_it() -> None:
     assert Numbers().agent_drain_s < KILL_S
     assert Numbers().agent_idle_s > 14, "an orchestrator on Redis takes over within that"
+
+
+def test_it_says_how_many_orchestrators_there_are() -> None:
+    assert "would need REDIS_URL" in Numbers().how_many_orchestrators()
+    assert "Up to 3" in Numbers(orchestrator_containers=3, redis_url="redis://r").how_many_orchestrators()
