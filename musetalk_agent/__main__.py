@@ -79,9 +79,21 @@ def _serve(args: argparse.Namespace) -> int:
 
     app.state.engines.on_lost = end
     server.run()
-    if app.state.engines.lost:
-        return _ENGINE_LOST
-    return 0 if server.started else 1
+    return _leave(_ENGINE_LOST if app.state.engines.lost else 0 if server.started else 1)
+
+
+def _leave(code: int) -> int:
+    """Ends the process at once where the LiveKit SDK was loaded: its threads abort now and then when the interpreter goes away
+    under them, and what was a clean end would look like a crash."""
+    import logging
+    import os
+
+    if "livekit.rtc" in sys.modules:
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 def _limit_arenas() -> None:

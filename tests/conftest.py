@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,6 +12,7 @@ import pytest
 
 from orchestrator.livekit_server import LiveKitAccess, LiveKitServer, find
 
+_STATUS = pytest.StashKey[int]()
 _SCRUBBED = (
     "LIVEKIT_",
     "ORCHESTRATOR_",
@@ -25,6 +27,20 @@ _SCRUBBED = (
     "DRAIN_S",
     "OTEL_",
 )
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    session.config.stash[_STATUS] = int(exitstatus)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Leaves at once where the LiveKit SDK was loaded: its threads abort now and then when the interpreter goes away under them."""
+    if "livekit.rtc" in sys.modules and _STATUS in config.stash:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(config.stash[_STATUS])
 
 
 @pytest.fixture(autouse=True)
