@@ -199,7 +199,7 @@ class CaptionWord(BaseModel):
     First and past-the-last sample of its sound, at the segment's own rate and from its beginning.
     """
 
-    text: str = Field(max_length=1024)
+    text: str
     start: int
     end: int
 
