@@ -23,6 +23,19 @@ export { AudioLink } from "./audio-link.js";
  * @property {number} [fps] 15 … 50
  * @property {number} [width]
  * @property {number} [height]
+ * @property {boolean} [connect_livekit] default true
+ * @property {string} [speaker] `agent`, `orchestrator`, or the identity of the participant for whom it speaks
+ * @property {"http" | "datastream"} [audio_source] where the speech comes from
+ * @property {boolean} [captions] default true
+ * @property {string} [rtmp_url] where media go when WebRTC fails; it holds a stream key: only a server should know it
+ * @property {boolean} [wants_rtmp] pushes there all the time
+ * @property {PublisherMode} [publisher]
+ * @property {string} [webhook_url]
+ * @property {string} [webhook_secret]
+ *
+ * @typedef {"auto" | "webrtc" | "rtmp"} PublisherMode
+ *
+ * @typedef {{token: string, livekit_url: string, room: string, identity: string, expires_at: string | null}} ViewerToken
  *
  * @typedef {{code: string, message: string}} Coded
  *
@@ -149,6 +162,16 @@ export class AvatarClient {
   /** @param {string} id @returns {Promise<{dropped_s: number}>} */
   interrupt(id) {
     return this.#call("POST", `/session/${encodeURIComponent(id)}/interrupt`);
+  }
+
+  /** Holds media to one way, or leaves it to the agent. @param {string} id @param {PublisherMode} mode @returns {Promise<SessionStatus>} */
+  setPublisher(id, mode) {
+    return this.#call("POST", `/session/${encodeURIComponent(id)}/publisher`, { mode });
+  }
+
+  /** What another viewer joins a room with. @param {string} room @param {string} identity @returns {Promise<ViewerToken>} */
+  viewerToken(room, identity) {
+    return this.#call("POST", "/token", { room, identity });
   }
 
   /** The funnel: weights, device, and per session the counts of every stage. @returns {Promise<any>} */

@@ -120,3 +120,8 @@ async def test_start_that_is_refused_tells_code_and_state(page: Page, stack: Sta
     ]
     assert await page.run("avatar.start({room: 'x'}).catch((e) => e.code)") == "session_conflict"
     assert await page.run(START % ("wrong", "{room: 'x', avatar_id: 'demo'}")) == ["unauthorized", "failed"]
+    another = "import('/avatar.js').then(({ AvatarClient }) => new AvatarClient({ token: %r }).%s)"
+    token = await page.run(another % (stack.api_key, "viewerToken('x', 'another')"))
+    assert (token["room"], token["identity"], token["livekit_url"][:5]) == ("x", "another", "ws://")
+    nowhere = await page.run(another % (stack.api_key, "setPublisher('ses_none', 'rtmp').catch((error) => error.code)"))
+    assert nowhere == "session_not_found"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.routes.sessions import StartRequest
 from tests.clients.printed import ROOT
 
 WEB = ROOT / "orchestrator" / "web"
@@ -63,3 +64,11 @@ def test_types_hold_together_and_tell_a_wrong_call(tmp_path: Path) -> None:
     right.write_text(CALLER % WEB)
     wrong.write_text(CALLER % WEB + WRONG)
     assert check(tmp_path, *modules, right, wrong) == {"wrong.mts": [10, 11, 12, 13, 14]}
+
+
+def test_what_may_be_asked_of_a_start_is_what_the_api_takes() -> None:
+    source = (WEB / "avatar-client.js").read_text("utf-8")
+    typedef = source[
+        source.index("StartRequest Body of") : source.index("@typedef", source.index("StartRequest Body of"))
+    ]
+    assert set(re.findall(r"@property \{[^}]+\} \[?(\w+)", typedef)) == set(StartRequest.model_fields)
