@@ -32,8 +32,8 @@ class Segment:
     """One utterance on its way to the agent. Counts are samples at its own rate, from its first one.
 
     `pcm` begins at sample `heard`; what lies before `sent` was forwarded. `heard_at` is when `heard` was the truth, None as long
-    as nothing of it was heard. `received` is the session's count of `/audio` samples before the first one. `notes` are what is told
-    of the sound, each before the sample with which it comes.
+    as nothing of it was heard; words before sample `shown` have been shown. `received` is the session's count of `/audio` samples
+    before the first one. `notes` are what is told of the sound, each before the sample with which it comes.
     """
 
     number: int
@@ -51,6 +51,7 @@ class Segment:
     sent: int = 0
     heard: int = 0
     heard_at: float | None = None
+    shown: int = 0
     notes: list[tuple[int, Note]] = field(default_factory=list)
     notes_sent: int = 0
 
@@ -167,9 +168,13 @@ class Segment:
             return known
         return max(known, self.played_s(at) - DOUBT_S)
 
-    def rewind(self) -> None:
-        """Nobody has it now: what was not heard is forwarded again, with phonemes not yet over and words not yet begun."""
-        self.notes = [(at, left) for at, note in self.notes if (left := _after(note, self.heard)) is not None]
+    def rewind(self, shown: bool = True) -> None:
+        """Nobody has it now: what was not heard is forwarded again, with phonemes not yet over and words not yet shown.
+
+        `shown`: who had it shows the words that it says.
+        """
+        self.shown = self.heard if shown else self.shown
+        self.notes = [(at, left) for at, note in self.notes if (left := self._left(note)) is not None]
         self.sent, self.notes_sent = self.heard, 0
         self.announced = False
         self.heard_at = None
@@ -184,9 +189,8 @@ class Segment:
     def _seconds(self, samples: int) -> float:
         return samples / self.rate if self.rate else 0.0
 
-
-def _after(note: Note, heard: int) -> Note | None:
-    if isinstance(note, SegmentCues):
-        return note if note.cues[-1].end > heard else None
-    left = [word for word in note.words if word.start >= heard]
-    return note.model_copy(update={"words": left}) if left else None
+    def _left(self, note: Note) -> Note | None:
+        if isinstance(note, SegmentCues):
+            return note if note.cues[-1].end > self.heard else None
+        words = [word for word in note.words if word.start >= self.shown]
+        return note.model_copy(update={"words": words}) if words else None

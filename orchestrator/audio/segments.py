@@ -64,7 +64,7 @@ class SegmentTracker:
     def __init__(self, keep_s: float = KEEP_S, trace: Callable[[int], str | None] = lambda _: None) -> None:
         self.opened = 0
         self._keep_s, self._trace = keep_s, trace
-        self._attached = True
+        self._attached = self._shows = True
         self._open: dict[int, Segment] = {}
         self._queue: deque[Segment] = deque()
         self._live: Segment | None = None
@@ -286,13 +286,13 @@ class SegmentTracker:
                     segment=segment.number, position_s=round(segment.duration_s, 3), interrupted=False
                 )
                 self.on_finished(over)
-            segment.rewind()
+            segment.rewind(self._shows)
         self._queue = deque(self._open.values())
         return answered
 
-    def attach(self) -> None:
-        """Somebody speaks again: another agent, or the orchestrator itself."""
-        self._attached = True
+    def attach(self, shows: bool = True) -> None:
+        """Somebody speaks again: another agent, or the orchestrator itself, which does not show what it says."""
+        self._attached, self._shows = True, shows
 
     # --- what goes out
 

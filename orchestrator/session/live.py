@@ -157,7 +157,7 @@ class LiveSession:
         """This one speaks from now on; items are its to pull."""
         self._speaker = speaker
         self._nowhere = False
-        self._tracker.attach()
+        self._tracker.attach(shows=self.side is not None)
 
     def position(self, at: float) -> tuple[int, float]:
         """The segment that was being heard at `at` (monotonic) and how many seconds of it; stays behind the truth."""

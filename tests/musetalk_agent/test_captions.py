@@ -70,10 +70,10 @@ async def test_what_was_not_heard_is_read_again_in_a_line_of_its_own(executor: T
 async def test_a_segment_that_goes_on_here_names_its_line_so(executor: ThreadPoolExecutor) -> None:
     async with reading(executor) as (made, shown):
         made.pipeline.begin(7, 16_000, heard_s=2.0)
-        made.pipeline.caption([Word("again ", 2.25)])
+        made.pipeline.caption([Word("meanwhile ", 1.5), Word("again ", 2.25)])
         made.pipeline.push(np.full(16_000, 4000, np.int16))
         made.pipeline.end()
         await made.pass_time(3.0)
-    assert text(shown, "7+2.000") == "again "
-    (first,) = [at for at, caption in shown if caption.text]
-    assert first - made.sound[0][0] == pytest.approx(0.25, abs=FRAME_S + 0.001)
+    assert [caption.text for _, caption in shown if caption.line == "7+2.000"] == ["meanwhile ", "again ", ""]
+    begun = made.sound[0][0]
+    assert [at - begun for at, _ in shown[:2]] == pytest.approx([0.0, 0.25], abs=FRAME_S + 0.001)

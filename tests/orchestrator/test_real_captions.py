@@ -53,7 +53,7 @@ def lags(line: Line, onsets: list[float]) -> list[float]:
 
 async def test_captions_follow_the_voice(livekit_server: LiveKitAccess) -> None:
     voices = Voices(synthesizers=[Metronome()])
-    async with stack(livekit_server, voices=voices, voice_standby="off") as running:
+    async with stack(livekit_server, voices=voices) as running:
         reader = Reader().read(running.ears.room)
         lines = reader.lines
         async with running.stage.live(room=ROOM) as (started, line):

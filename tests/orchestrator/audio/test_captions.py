@@ -47,6 +47,17 @@ def test_another_agent_gets_the_words_that_have_not_begun() -> None:
     assert forwarded(tracker) == ["segment.start", ["two "], 4800, ["three"], 8000, "segment.end"]
 
 
+def test_what_was_said_but_not_shown_is_shown_by_the_next_agent() -> None:
+    tracker = tracked()
+    forwarded(tracker)
+    tracker.rewind(1, 0.2, 1.0)
+    tracker.attach(shows=False)
+    forwarded(tracker)
+    tracker.rewind(1, 0.8, 2.0)
+    tracker.attach()
+    assert forwarded(tracker) == ["segment.start", ["two "], ["three"], 3200, "segment.end"]
+
+
 def test_words_of_a_cleared_segment_are_gone() -> None:
     tracker = tracked()
     tracker.next_item()
