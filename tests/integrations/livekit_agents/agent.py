@@ -41,7 +41,7 @@ def tones(symbols: int) -> bytes:
 
 
 class Tones(tts.TTS):
-    """Says "35 symbols" as 35 tones."""
+    """Says "35 symbols" as 35 tones, and anything else as ten."""
 
     def __init__(self) -> None:
         super().__init__(capabilities=tts.TTSCapabilities(streaming=False), sample_rate=RATE, num_channels=1)
@@ -55,7 +55,8 @@ class _Spoken(tts.ChunkedStream):
         output_emitter.initialize(
             request_id=uuid.uuid4().hex, sample_rate=RATE, num_channels=1, mime_type="audio/pcm", frame_size_ms=100
         )
-        output_emitter.push(tones(int(self.input_text.split()[0])))
+        first = self.input_text.split()[0]
+        output_emitter.push(tones(int(first) if first.isdigit() else 10))
         output_emitter.flush()
 
 

@@ -71,21 +71,25 @@ class Talker:
 
 
 @asynccontextmanager
-async def talker(access: LiveKitAccess, orchestrator_url: str) -> AsyncIterator[Talker]:
-    """An agent that has its avatar. It leaves at the end, and is killed if it does not."""
+async def talker(
+    access: LiveKitAccess, orchestrator_url: str, script: str = "agent.py", *arguments: str
+) -> AsyncIterator[Talker]:
+    """An agent that is ready. It leaves at the end, and is killed if it does not."""
     grants = api.VideoGrants(room_join=True, room=ROOM, can_update_own_metadata=True)
     token = api.AccessToken(access.api_key, access.api_secret).with_kind("agent").with_identity(SPEAKER)
     environment = {
         **os.environ,
         "LIVEKIT_URL": access.url,
+        "LIVEKIT_API_KEY": access.api_key,
+        "LIVEKIT_API_SECRET": access.api_secret,
         "LIVEKIT_TOKEN": token.with_grants(grants).to_jwt(),
         "MUSETALK_URL": orchestrator_url,
         "MUSETALK_API_KEY": API_KEY,
         "PYTHONPATH": str(_REPOSITORY / "integrations/livekit_agents"),
     }
     pipe = asyncio.subprocess.PIPE
-    script = str(Path(__file__).with_name("agent.py"))
-    process = await asyncio.create_subprocess_exec(str(PYTHON), script, stdin=pipe, stdout=pipe, env=environment)
+    command = (str(PYTHON), str(Path(__file__).with_name(script)), *arguments)
+    process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, env=environment)
     found = Talker(process)
     reading = asyncio.create_task(found.read())
     try:
