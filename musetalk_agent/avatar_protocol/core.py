@@ -25,6 +25,8 @@ IDLE_S = 10.0
 """A stream of which nothing comes for so long has lost its end. Agents send faster than real time."""
 SUPERSEDED_S = 0.5
 """The same for one behind which another stream waits, or whose agent has left the room."""
+ABSENT_S = 3.0
+"""An agent that is out of sight for so long has left. It is for a moment when the worker's own connection is made anew."""
 STUCK_S = 20.0
 """Speech of which nothing comes and nothing is heard for so long is dropped, so that the agent is told something."""
 STREAMS_MOST = 64
@@ -110,6 +112,7 @@ class AvatarProtocol:
     _streams: dict[str, _Stream] = field(default_factory=dict)  # in the order of coming; the first is being read
     _untold: dict[int, float] = field(default_factory=dict)  # segments whose end the agent waits for: seconds that came
     _here: bool = True
+    _seen_at: float = 0.0
     _progress: tuple[int, int, float] = (0, 0, 0.0)
     _received: int = 0
     _moved_at: float = 0.0
@@ -120,7 +123,7 @@ class AvatarProtocol:
         """A stream's header came. It is read when those before it have ended."""
         if sender != self.sender or stream in self._streams:
             return [Close(stream)]
-        self._here = True
+        self._here, self._seen_at = True, now
         if len(self._streams) >= STREAMS_MOST:
             text = f"More than {STREAMS_MOST} streams of {sender!r} wait to be read: this one is not played."
             return [Warn(text), Close(stream), _finished(0.0, interrupted=True)]
@@ -177,12 +180,6 @@ class AvatarProtocol:
         """The worker is in the room again, after it was away: it says that it still has the speech it had."""
         return [Call(STARTED_METHOD)] if self._untold else []
 
-    def sender_left(self) -> list[Act]:
-        """The agent is not in the room any more: nobody waits to be told, and what it sent whole is still said."""
-        self._here = False
-        self._untold.clear()
-        return []
-
     # --- what the pipeline says
 
     def told(self, event: Event) -> list[Act]:
@@ -207,8 +204,12 @@ class AvatarProtocol:
 
     # --- what time does
 
-    def tick(self, now: float, heard: tuple[int, float]) -> list[Act]:
-        """Ends a stream that lost its end, and drops speech that is stuck. `heard`: segment and seconds of it."""
+    def tick(self, now: float, heard: tuple[int, float], *, present: bool = True) -> list[Act]:
+        """Ends a stream that lost its end, and drops speech that is stuck.
+
+        `heard`: segment and seconds of it. `present`: the agent is in the room.
+        """
+        self._look(now, present)
         progress = (self._received, *heard)
         if progress != self._progress or not self._untold:
             self._progress, self._moved_at = progress, now
@@ -226,6 +227,14 @@ class AvatarProtocol:
             return []
         self._streams.pop(stream)
         return [Warn(f"A stream of {self.sender!r} has lost its end: what came of it is said."), End(), Close(stream)]
+
+    def _look(self, now: float, present: bool) -> None:
+        """Once the agent has left, nobody waits to be told; what it sent is still said."""
+        if present:
+            self._here, self._seen_at = True, now
+        elif self._here and now - self._seen_at > ABSENT_S:
+            self._here = False
+            self._untold.clear()
 
     def _drop(self) -> list[Act]:
         """Every stream gets a segment before all are cleared, so that each is told of."""

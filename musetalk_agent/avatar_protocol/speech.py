@@ -82,7 +82,6 @@ class RoomSpeech:
         self._joined.set()
         room.register_byte_stream_handler(core.AUDIO_TOPIC, self._on_stream)
         room.local_participant.register_rpc_method(core.CLEAR_METHOD, self._on_clear)
-        room.on("participant_disconnected", self._on_left)
         room.on("disconnected", lambda _: self._detach(room))
         room.on("reconnected", self._on_rejoined)
         if again:
@@ -120,10 +119,6 @@ class RoomSpeech:
             return "reject"
         self._carry_out(acts)
         return "ok"
-
-    def _on_left(self, who: rtc.RemoteParticipant) -> None:
-        if who.identity == self.sender:
-            self._carry_out(self._core.sender_left())
 
     def _on_rejoined(self) -> None:
         self._carry_out(self._core.rejoined())
@@ -173,7 +168,8 @@ class RoomSpeech:
         while True:
             await asyncio.sleep(_TICK_S)
             if self._pipeline is not None:
-                self._carry_out(self._core.tick(self._clock.now(), self._pipeline.playback.heard))
+                heard, now = self._pipeline.playback.heard, self._clock.now()
+                self._carry_out(self._core.tick(now, heard, present=self.present))
 
     async def _tell(self) -> None:
         """Makes the calls, in order and one at a time, so that the agent hears of a beginning before its end."""
@@ -189,9 +185,7 @@ class RoomSpeech:
         for attempt in range(_TRIES):
             if attempt:
                 await asyncio.sleep(_AGAIN_S)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_ROOM_S):
-                    await self._joined.wait()
+            await self._wait_for_sender()
             room = self._room
             if room is None or not self.present:
                 return "no_room" if room is None else "agent_absent"
@@ -208,6 +202,15 @@ class RoomSpeech:
                 if error.code not in _NOT_TAKEN:
                     break
         return outcome
+
+    async def _wait_for_sender(self) -> None:
+        """Until the room is joined and the agent in sight, or for as long as either may stay away."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_ROOM_S):
+                await self._joined.wait()
+        until = self._clock.now() + core.ABSENT_S
+        while not self.present and self._clock.now() < until:  # noqa: ASYNC110 - the room has no event for both
+            await asyncio.sleep(_TICK_S)
 
     # --- what is to be done
 

@@ -1,4 +1,4 @@
-"""Runs the documentation's example in a real worker of livekit-agents until its input ends; only the voice is replaced, by tones."""
+"""Runs the documentation's example in a real worker of livekit-agents until its input ends. Only the voice is replaced: tones."""
 
 from __future__ import annotations
 

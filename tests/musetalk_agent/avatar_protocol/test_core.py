@@ -147,14 +147,10 @@ def _newer(made: AvatarProtocol) -> None:
     made.arrived("b", SENDER, PLAIN, 0)
 
 
-def _left(made: AvatarProtocol) -> None:
-    made.sender_left()
-
-
 @pytest.mark.parametrize(
     ("how", "patience"),
-    [(lambda _: None, core.IDLE_S), (_newer, core.SUPERSEDED_S), (_left, core.SUPERSEDED_S)],
-    ids=["nothing comes", "a newer stream", "the agent left"],
+    [(lambda _: None, core.IDLE_S), (_newer, core.SUPERSEDED_S)],
+    ids=["nothing comes", "a newer stream"],
 )
 def test_a_lost_end_does_not_wedge(how: Callable[[AvatarProtocol], None], patience: float) -> None:
     made = protocol("a")
@@ -185,13 +181,16 @@ def test_speech_that_is_stuck_is_dropped() -> None:
 
 
 def test_nobody_is_told_once_the_agent_has_left() -> None:
-    made = protocol("a")
+    made = protocol("a", "b")
     made.ended("a")
-    made.sender_left()
-    assert made.told(PlaybackStarted(segment=1)) == [] == made.told(finished(1))
+    made.begin("b", 0)
+    assert made.tick(core.ABSENT_S - 0.1, (0, 0.0), present=False) == []
+    assert made.told(PlaybackStarted(segment=1)) == [Call(core.STARTED_METHOD)], "it may be out of sight for a moment"
+    assert kinds(made.tick(core.ABSENT_S + 0.1, (0, 0.0), present=False)) == [Warn, End, Close], "its stream has no end"
+    assert made.told(finished(1)) == [] == made.told(finished(2))
     made.arrived("b", SENDER, PLAIN, 5)
-    assert made.begin("b", 5) == [Begin(2, 24000)] and made.ended("b") == [End()]
-    assert made.told(finished(2)) == [told(1.0, interrupted=False)], "it came back"
+    assert made.begin("b", 5) == [Begin(3, 24000)] and made.ended("b") == [End()]
+    assert made.told(finished(3)) == [told(1.0, interrupted=False)], "it came back"
 
 
 def test_one_who_comes_back_says_that_it_still_has_the_speech() -> None:

@@ -13,10 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from livekit import rtc
+from livekit.rtc._proto.room_pb2 import SimulateScenarioKind
 
 from musetalk_agent.avatar_protocol import core
 from musetalk_agent.factory import Factory
 from musetalk_agent.protocol.http import AgentStartRequest, AvatarSource
+from musetalk_agent.publishers.failover import FailoverPublisher
 from musetalk_agent.session import Session
 from musetalk_agent.settings import AgentSettings
 from orchestrator.livekit_server import LiveKitAccess
@@ -140,3 +142,21 @@ async def test_speech_comes_in_and_is_acknowledged_once(livekit_server: LiveKitA
     finally:
         await agent.room.disconnect()
         await stranger.room.disconnect()
+
+
+async def test_an_avatar_that_had_to_reconnect_still_has_the_speech(
+    livekit_server: LiveKitAccess, tmp_path: Path
+) -> None:
+    agent = await ByHand().join(livekit_server)
+    try:
+        async with on_air(livekit_server, tmp_path) as session:
+            await agent.say(5)
+            while not agent.told:  # noqa: ASYNC110 - the agent's own list
+                await asyncio.sleep(0.01)
+            publisher = session.publisher
+            assert isinstance(publisher, FailoverPublisher) and publisher._outlets.room is not None
+            await publisher._outlets.room._room.simulate_scenario(SimulateScenarioKind.SIMULATE_FULL_RECONNECT)
+            assert await agent.until_finished(1, 30) == [(5.0, False)]
+            assert [method for method, _ in agent.told] == [*2 * [core.STARTED_METHOD], core.FINISHED_METHOD]
+    finally:
+        await agent.room.disconnect()
