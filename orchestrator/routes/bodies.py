@@ -31,7 +31,7 @@ def bounded(receive: Receive) -> Receive:
         if size > MAX_BODY:
             raise too_large()
         if message.get("more_body") and asyncio.get_running_loop().time() > deadline:
-            raise _too_slow()
+            raise _too_slow(SILENCE_S)
         return message
 
     return receiving
@@ -43,19 +43,19 @@ def dictated(scope: Scope) -> bool:
     return scope.get("method") == "POST" and kind == "text/plain" and _SPEAK.fullmatch(scope["path"]) is not None
 
 
-def timely(receive: Receive, silence_s: float = SILENCE_S) -> Receive:
-    """Reading raises ProblemError `body_timeout` when the body goes on and nothing of it comes for `silence_s`."""
-    complete = False
+def timely(receive: Receive, silence_s: float | None = None) -> Receive:
+    """Reading raises ProblemError `body_timeout` when the body goes on and nothing of it comes for `silence_s` (`SILENCE_S`)."""
+    complete, longest_s = False, silence_s or SILENCE_S
 
     async def receiving() -> Message:
         nonlocal complete
         if complete:
             return await receive()  # what comes now is the end of the connection, at its own time
         try:
-            async with asyncio.timeout(silence_s):
+            async with asyncio.timeout(longest_s):
                 message = await receive()
         except TimeoutError:
-            raise _too_slow(silence_s) from None
+            raise _too_slow(longest_s) from None
         complete = not message.get("more_body", False)
         return message
 
@@ -69,7 +69,7 @@ def too_large() -> ProblemError:
     )
 
 
-def _too_slow(silence_s: float = SILENCE_S) -> ProblemError:
+def _too_slow(silence_s: float) -> ProblemError:
     return ProblemError(
         ErrorCode.BODY_TIMEOUT, f"The body was not sent whole: nothing came for {silence_s:g} s.", limit=silence_s
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
@@ -45,7 +45,10 @@ class FakeOpenAI:
     async def _speech(self, request: Request) -> Response:
         if request.headers.get("authorization") != f"Bearer {KEY}":
             return JSONResponse(error("invalid_api_key", "Incorrect API key provided: sk-***."), 401)
-        body = await request.json()
+        try:
+            body = await request.json()
+        except ClientDisconnect:
+            return Response(status_code=400)
         self.bodies.append(body)
         refusal = self.refusals.pop(0) if self.refusals else None
         if refusal is not None:

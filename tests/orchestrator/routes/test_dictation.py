@@ -15,6 +15,7 @@ import websockets
 from orchestrator.routes import guard, speak_ws
 from orchestrator.tts.voices import Voices
 from tests.fakes.stage import Line, Stage, stage
+from tests.hostile.test_bodies import NOT_AN_OBJECT
 from tests.orchestrator.routes.test_speak import RATE, TonePerWord
 
 PLAIN = {"Content-Type": "text/plain; charset=utf-8"}
@@ -157,6 +158,15 @@ async def test_what_cannot_be_spoken(
     started = await speaking.start()
     answer = await post(speaking, started["session_id"], body, **query)
     assert (answer.status_code, answer.json()["code"]) == (status, code)
+
+
+async def test_any_bytes_are_a_text_or_an_error(speaking: Stage) -> None:
+    started = await speaking.start()
+    for name, body in NOT_AN_OBJECT.items():
+        answer = await post(speaking, started["session_id"], body)
+        assert answer.status_code in (202, 413, 422), name
+        await speaking.http.post(f"/session/{started['session_id']}/interrupt")
+    assert (await speaking.http.get(f"/session/{started['session_id']}")).json()["state"] in ("ready", "speaking")
 
 
 async def test_a_body_that_stops_coming_is_ended(speaking: Stage, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -221,3 +221,16 @@ async def test_closing_ends_the_connection_and_the_text(fake: FakeElevenLabs, vo
 
 def test_the_key_is_not_shown() -> None:
     assert KEY not in repr(ElevenLabsOptions(KEY))
+
+
+async def test_neither_the_key_nor_the_text_is_logged(
+    fake: FakeElevenLabs, voice: ElevenLabs, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+    fake.drops = [9]
+    await spoken(voice.speak(TEXT, VOICE))
+    ours = [record for record in caplog.records if record.name.startswith("orchestrator")]
+    assert ours and not any(KEY in str(vars(record)) or "weather" in str(vars(record)) for record in ours)
+    assert not any(
+        "xi-api-key" in record.getMessage() for record in caplog.records if record.name == "websockets.client"
+    )
