@@ -1,0 +1,95 @@
+"""The load generator's `/audio` against a server that drops it, refuses it, or is away."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.exceptions import ConnectionClosed
+
+from orchestrator.loadtest.sender import Sender, SenderLost
+
+
+@dataclass
+class Session:
+    """As the orchestrator does: what was taken is taken, whatever becomes of the connection."""
+
+    drop_after: int = 1 << 30
+    error: str | None = None
+    taken: bytearray = field(default_factory=bytearray)
+    said: list[str] = field(default_factory=list)
+    connections: int = 0
+
+    async def handle(self, socket: ServerConnection) -> None:
+        self.connections += 1
+        hello = {"type": "hello", "received_samples": len(self.taken) // 2}
+        await socket.send(json.dumps(hello))
+        try:
+            async for message in socket:
+                if isinstance(message, str):
+                    self.said.append(json.loads(message)["type"])
+                    continue
+                self.taken += message
+                if self.error:
+                    await socket.send(json.dumps({"type": "error", "code": self.error, "message": ""}))
+                    return await socket.close(1008)
+                if len(self.taken) >= self.drop_after:
+                    self.drop_after = 1 << 30
+                    return await socket.close(1012)
+        except ConnectionClosed:
+            return None
+
+
+@asynccontextmanager
+async def sender(session: Session, on_message: Callable[[dict[str, Any]], None] = print) -> AsyncIterator[Sender]:
+    async with serve(session.handle, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        made = Sender(f"ws://127.0.0.1:{port}/audio", on_message)
+        try:
+            await made.open()
+            yield made
+        finally:
+            await made.aclose()
+
+
+async def test_a_dropped_connection_loses_and_repeats_nothing() -> None:
+    pcm = np.random.default_rng(3).integers(-20_000, 20_000, 16_000).astype(np.int16)
+    session, blocks = Session(drop_after=9_000), []
+    async with sender(session) as link:
+        await link.say("audio.start")
+        await link.send(pcm[:8_000], on_block=lambda end, at: blocks.append(end))
+        await link.send(pcm[8_000:], paced=False)
+        await link.say("audio.end")
+        async with asyncio.timeout(20):
+            while session.said[-1] != "audio.end":  # noqa: ASYNC110 - another task's list
+                await asyncio.sleep(0.01)
+        assert bytes(session.taken) == pcm.astype("<i2").tobytes()
+        assert (link.reconnects, session.connections) == (1, 2)
+        assert session.said == ["audio.start", "audio.end"] and blocks[-1] == 8_000
+
+
+async def test_an_error_of_the_service_is_the_code() -> None:
+    heard: list[dict[str, Any]] = []
+    session = Session(error="backlog_exceeded")
+    async with sender(session, heard.append) as link:
+        with pytest.raises(SenderLost, match="backlog_exceeded"):
+            await link.send(np.zeros(160_000, np.int16))
+        assert heard[-1]["code"] == "backlog_exceeded" and session.connections == 1
+
+
+async def test_a_session_that_is_over_is_not_opened_again() -> None:
+    def gone(connection: ServerConnection, request: Any) -> Any:
+        return connection.respond(409, "session_ended")
+
+    async with serve(Session().handle, "127.0.0.1", 0, process_request=gone) as server:
+        link = Sender(f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}/audio", print)
+        with pytest.raises(SenderLost, match="refused_409"):
+            await link.open()
+        await link.aclose()
