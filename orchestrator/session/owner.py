@@ -8,7 +8,7 @@ import time
 from functools import partial
 from typing import Any
 
-from musetalk_agent.protocol.http import SessionState
+from musetalk_agent.protocol.http import AudioSource, SessionState
 from musetalk_agent.protocol.messages import CLOSE_RESTART
 from musetalk_agent.protocol.problems import ErrorCode, Problem, ProblemError
 from orchestrator.agents.client import AgentLease
@@ -246,7 +246,14 @@ class SessionOwner:
     async def _watch(self, live: LiveSession) -> None:
         """Returns when the session has outlived its use, with `end_reason` set."""
         session = self._session
-        life = Lifetime(self._options, time.time(), session.expires_at, counts_viewers=session.order.connect_livekit)
+        order = session.order
+        life = Lifetime(
+            self._options,
+            time.time(),
+            session.expires_at,
+            counts_viewers=order.connect_livekit,
+            counts_speaker=order.audio_source is AudioSource.DATASTREAM,
+        )
         while True:
             await refresh(self._services.agents, session)
             now = time.time()
@@ -255,6 +262,8 @@ class SessionOwner:
                 life.note_audio(now)
             if session.snapshot is not None:
                 life.note_viewers(session.snapshot.viewers, now)
+                if session.snapshot.speaker_present:
+                    life.note_speaker(now)
             reason = life.over(now)
             if reason is not None:
                 session.end_reason = reason

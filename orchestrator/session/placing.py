@@ -6,7 +6,7 @@ import asyncio
 import time
 from contextlib import suppress
 
-from musetalk_agent.protocol.http import AgentSession, AgentStartRequest, RtmpTarget
+from musetalk_agent.protocol.http import AgentSession, AgentStartRequest, AudioSource, RtmpTarget
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.agents.client import AgentLease
 from orchestrator.session.options import SessionOptions
@@ -124,6 +124,7 @@ class Placing:
             engine=order.engine,
             connect_livekit=order.connect_livekit,
             voice=order.voice,
+            livekit_agent=order.speaker if order.audio_source is AudioSource.DATASTREAM else None,
             rtmp=self._target(session),
             probe_token=minter.probe(order.room, f"probe-{session.session_id}", ttl_s),
             captions=order.captions,
