@@ -15,6 +15,7 @@ from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.tts.base import CHUNK_MS, SpeechChunk
 from orchestrator.tts.local import LocalSynthesizer
 from orchestrator.tts.process import PARTS_MAX, WorkerStatistics
+from orchestrator.tts.sentences import GrowingText
 from orchestrator.tts.text import SENTENCE_PAUSE_MS
 from orchestrator.tts.voices import Voices
 
@@ -116,6 +117,26 @@ async def test_the_first_chunk_comes_before_the_last_sentence_is_made(voices: Vo
     # A slow consumer holds the synthesis back: two parts beyond its own, and no more.
     assert _statistics(voices).parts - made <= 2
     await speech.aclose()
+
+
+@pytest.mark.parametrize("voice", ["piper:joe", "espeak:en-us"])
+async def test_a_growing_text_is_one_utterance(voices: Voices, voice: str) -> None:
+    text = GrowingText()
+    speech = voices.stream(text, voice)
+    await text.push("Hello, dear friends, and")
+    chunks = [await anext(speech)]
+    assert chunks[0].pcm, "the first clause is spoken before the sentence is complete"
+    await text.push(" welcome. It is")
+    await text.push(" a fine day!")
+    text.end()
+    chunks += [chunk async for chunk in speech]
+    pcm, _, cues = join(chunks)
+    assert cues[0].start == 0 and cues[-1].end == len(pcm)
+    assert all(before.end == after.start for before, after in pairwise(cues))
+    assert (
+        "".join(w.text for c in chunks for w in c.words).split()
+        == "Hello, dear friends, and welcome. It is a fine day!".split()
+    )
 
 
 async def test_cancelling_stops_the_synthesis_and_keeps_the_voice(voices: Voices) -> None:
