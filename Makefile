@@ -8,7 +8,7 @@ demo: ## a face that speaks in a browser
 	@exec .venv/bin/musetalk-orchestrator demo $(ARGS)
 
 test: ## the test suite, against a real livekit-server and a real Chromium
-	@tools/setup torch models livekit browser redis rtmp network web pipecat
+	@tools/setup torch models livekit browser redis rtmp network web pipecat agents
 	@$(PY) -m pytest $(ARGS)
 
 test-ingress: ## the tests against a real LiveKit Ingress, which is built once (four minutes)
@@ -37,7 +37,7 @@ bench-gpu: ## the same for MuseTalk, on a machine with CUDA
 	@$(PY) -m tests.bench.gpu $(ARGS)
 
 setup: ## everything the other targets need
-	@tools/setup torch models livekit browser redis rtmp web pipecat
+	@tools/setup torch models livekit browser redis rtmp web pipecat agents
 
 clean:
 	rm -rf .venv

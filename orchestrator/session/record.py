@@ -105,9 +105,20 @@ class Session:
     @property
     def state(self) -> SessionState:
         """`speaking` while something is heard."""
-        if self.base_state is SessionState.READY and self.live is not None and self.live.speaking:
+        if self.base_state is SessionState.READY and self.live is not None and self._speaking:
             return SessionState.SPEAKING
         return self.base_state
+
+    @property
+    def _speaking(self) -> bool:
+        if self._by_room is not None:
+            return self._by_room.state is SessionState.SPEAKING
+        return self.live is not None and self.live.speaking
+
+    @property
+    def _by_room(self) -> AgentSession | None:
+        """What its agent says, where the speech comes through the room and nobody else knows of it."""
+        return self.snapshot if self.order.audio_source is AudioSource.DATASTREAM else None
 
     @property
     def ended(self) -> bool:
@@ -120,6 +131,11 @@ class Session:
         live = self.live
         if live is None:
             return self.final
+        if self._by_room is not None:
+            told, at = self._by_room.playback, self._by_room.last_audio_at
+            return Heard(
+                told.position_s, told.buffered_s, told.segments, datetime.fromisoformat(at).timestamp() if at else None
+            )
         return Heard(live.position_s, live.backlog_s, live.segments, live.last_audio_at)
 
     def retire(self) -> None:

@@ -97,6 +97,7 @@ class FakeSession:
     connections: int = 0
     clears: int = 0
     viewers: int = 1
+    speaker_present: bool | None = None
     error: dict[str, Any] | None = None
     mutes_clears: bool = False
     frames: int = 0
@@ -280,6 +281,7 @@ class FakeAgent:
             height=request.picture.height or 512,
             avatar=AvatarReport(avatar_id=AVATAR_ID, frames=100, width=512, height=512, fps=25, face_px=212),
             viewers=session.viewers,
+            speaker_present=session.speaker_present,
             playback=Playback(),
             transport=Transport(mode=session.mode),
             diagnosis=Diagnosis(code=DiagnosisCode.NO_AUDIO, message="No audio came."),

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 import websockets
 
 from musetalk_agent.protocol.http import AudioSource
-from tests.fakes.stage import Stage
+from tests.fakes.stage import Stage, stage
+from tests.orchestrator.session.test_lifecycle import ended
 
 BODY = {"room": "stage", "engine": "pattern", "audio_source": "datastream"}
 
@@ -46,3 +48,17 @@ async def test_other_sessions_take_speech_as_ever(running: Stage) -> None:
     assert running.agent.only.request.livekit_agent is None
     (session,) = running.app.state.context.sessions.registry.running()
     assert session.order.audio_source is AudioSource.HTTP and session.speakable() is session.live
+
+
+async def test_the_speaker_keeps_the_session_alive_and_ends_it_by_leaving() -> None:
+    async with stage(speaker_grace_s=0.5, session_idle_ttl_s=0.7) as running:
+        started = await running.start(audio_source="datastream", speaker="agent-1")
+        agent = running.agent.only
+        agent.viewers, agent.speaker_present = 1, True
+        for _ in range(10):
+            await asyncio.sleep(0.1)
+            running.app.state.context.sessions.registry.get(started["session_id"]).snapshot_at = 0.0  # asked anew
+            assert (await running.http.get(f"/session/{started['session_id']}")).json()["state"] == "ready"
+        agent.speaker_present = False
+        session = await ended(running, started["session_id"])
+        assert (session["state"], session["end_reason"]) == ("stopped", "speaker_left")
