@@ -140,7 +140,7 @@ def test_a_container_reads_the_numbers_that_were_deployed(
     shutil.copy(FILE, tmp_path / "modal_app.py")  # nothing else of the checkout is beside it in a container
     again = inspected(monkeypatch, tmp_path / "modal_app.py", **there)
     assert again.module.NUMBERS.modal_app == "faces"
-    assert again.asked["Agent"]["max_concurrent_inputs"] == given.asked["Agent"]["max_concurrent_inputs"] == 1
+    assert again.asked["Agent"]["max_concurrent_inputs"] == given.asked["Agent"]["max_concurrent_inputs"] == 2
 
 
 @pytest.mark.parametrize(("snapshot", "flag"), [("0", "ENTER_POST_SNAPSHOT"), ("1", "ENTER_PRE_SNAPSHOT")])
