@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, fields
 
 CARDS = {"L4": 2, "A10": 2, "L40S": 6, "A100-40GB": 5, "A100-80GB": 5, "H100": 16, "H200": 16}
 """Speaking sessions a card is asked to hold. No card was measured: these are a third of its dense half-precision speed on paper
-(121, 125, 362, 312 and 989 TFLOP/s) over 0.8 TFLOP a frame at 25 frames a second. An agent that measures less of itself refuses the rest."""
+(121, 125, 362, 312 and 989 TFLOP/s) over 0.8 TFLOP a frame at 25 frames a second. An agent that measures less of itself refuses
+the rest."""
 KILL_S = 30
 """After SIGTERM Modal waits so long, and no longer."""
 _MARGIN_S = 3
