@@ -82,7 +82,7 @@ class AvatarSession(BaseAvatarSession[str]):
         """The orchestrator's name for the session. Known once it has started: RuntimeError before."""
         return str(self._known["session_id"])
 
-    async def start(self, agent_session: AgentSession, room: rtc.Room) -> None:
+    async def start(self, agent_session: AgentSession[Any], room: rtc.Room) -> None:
         """Brings the avatar into the room and sends the agent's speech to it. Call it before `AgentSession.start`.
 
         The avatar is in the room, with both tracks, when this returns. Raises `MuseTalkError`, and RuntimeError when neither a job
