@@ -39,6 +39,8 @@ INGRESS_LATENCY_S = 2.5
 more where they are not). At the end of a push it throws away what it holds."""
 _INGRESS_HEALTHY_S = 1.0
 """A probe is believed sooner, because leaving an ingress takes so long."""
+_ROOM_LATENCY_S = 0.3
+"""So long sound is on its way to a viewer's ears: a track that ends takes with it what waits in jitter buffers."""
 _WHIP_LATENCY_S = 0.4
 _SWALLOWED_S = 0.5
 """A reconnect of the SDK in which nothing came back for so long has swallowed what was said; in others only signalling moved."""
@@ -258,6 +260,7 @@ class FailoverPublisher:
         moment = now - _STREAM_DOUBT_S
         if self._rung is Rung.LIVEKIT:
             moment = room.liveness.heard_at if room is not None else self._outlets.heard_at
+            moment = min(moment, now - _ROOM_LATENCY_S)
         elif self._options.ingress and self._rung is Rung.RTMP:
             moment = now - INGRESS_LATENCY_S
         self._rewind_to(moment)

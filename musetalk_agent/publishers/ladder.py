@@ -144,6 +144,8 @@ class Ladder(Moves):
         self._go(State.RTMP, self.reason)
 
     def _moved(self) -> None:
+        if not self.ways.beside:  # else the stream has had it all
+            self._do(Act.REWIND)
         self._leave_room()
         self._go(State.RTMP, "mode")
 

@@ -162,7 +162,7 @@ async def test_modes_move_the_session_and_back(server: Sfu, nginx: NginxRtmp, ex
     at_rtmp = heard_slots(coarse(puller.wave()[1]), RATE)
     await viewer.leave()
     assert set(in_room) | set(at_rtmp) >= set(range(40))
-    assert len(set(in_room) & set(at_rtmp)) <= 4  # the slots in which it changed
+    assert len(set(in_room) & set(at_rtmp)) <= 8  # the slots in which it changed
 
 
 async def test_a_stream_beside_has_all_of_it(server: Sfu, nginx: NginxRtmp, executor: ThreadPoolExecutor) -> None:

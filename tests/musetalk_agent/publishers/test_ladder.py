@@ -124,7 +124,7 @@ TABLE: list[tuple[State, Ways, Event, State, list[Act]]] = [
     (S.WEBRTC, ALONE, E.STREAM_UP, S.WEBRTC, []),
     (S.SUSPECT, PLAIN, E.ROOM_LOST, S.RTMP_OPENING, [A.REWIND, A.OPEN_STREAM]),
     (S.SUSPECT, PLAIN, E.STREAM_UP, S.SUSPECT, []),
-    (S.MOVING, PLAIN, E.STREAM_UP, S.RTMP, [A.LEAVE_ROOM]),
+    (S.MOVING, PLAIN, E.STREAM_UP, S.RTMP, [A.REWIND, A.LEAVE_ROOM]),
     (S.MOVING, PLAIN, E.ROOM_LOST, S.RTMP_OPENING, [A.REWIND, A.OPEN_STREAM]),
     (S.SILENT, ALONE, E.ROOM_LOST, S.JOINING, [A.JOIN]),
     (S.SILENT, ALONE, E.ROOM_ENDED, S.LOST, [A.CLOSE_WHIP, A.GIVE_UP]),
@@ -304,7 +304,7 @@ def test_a_join_that_succeeds_late_brings_the_room_back() -> None:
 def test_modes_hold_to_one_way() -> None:
     made = reach(S.WEBRTC, PLAIN)
     assert made.mode(Mode.RTMP) == [A.OPEN_STREAM] and made.ladder.rung is Rung.LIVEKIT
-    assert made.on(Event.STREAM_UP) == [A.LEAVE_ROOM] and made.ladder.rung is Rung.RTMP
+    assert made.on(Event.STREAM_UP) == [A.REWIND, A.LEAVE_ROOM] and made.ladder.rung is Rung.RTMP
     assert not made.ladder.probing
     assert made.mode(Mode.WEBRTC) == [A.JOIN] and made.state is S.REJOINING
     made.on(Event.JOINED)
