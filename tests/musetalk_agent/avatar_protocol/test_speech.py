@@ -153,6 +153,9 @@ async def test_an_avatar_that_had_to_reconnect_still_has_the_speech(
             await agent.say(5)
             while not agent.told:  # noqa: ASYNC110 - the agent's own list
                 await asyncio.sleep(0.01)
+            await asyncio.sleep(
+                1.5
+            )  # all of it has come: a chunk on its way when the connection goes is the SDK's to lose
             publisher = session.publisher
             assert isinstance(publisher, FailoverPublisher) and publisher._outlets.room is not None
             await publisher._outlets.room._room.simulate_scenario(SimulateScenarioKind.SIMULATE_FULL_RECONNECT)

@@ -180,7 +180,9 @@ async def test_a_port_that_says_nothing_or_refuses_does_not_hold_up_the_end() ->
     async with pushing(url, changed=told.set, connect_s=0) as sink:
         await asyncio.wait_for(told.wait(), 5)
         assert sink.state.error == "Connection refused" and not sink.state.connected
-    assert not [thread for thread in threading.enumerate() if thread.name == "rtmp-sink"]
+    for thread in [thread for thread in threading.enumerate() if thread.name == "rtmp-sink"]:
+        await asyncio.to_thread(thread.join, 5)  # it says that it has ended just before it does
+        assert not thread.is_alive()
 
 
 async def test_quality_goes_down_and_up_in_a_running_stream(nginx: NginxRtmp) -> None:
