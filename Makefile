@@ -9,7 +9,8 @@ demo: ## a face that speaks in a browser
 
 test: ## the test suite, against a real livekit-server and a real Chromium
 	@tools/setup torch models livekit browser redis rtmp network web pipecat agents
-	@$(PY) -m pytest $(ARGS)
+	@$(PY) -m pytest $(ARGS) || { echo "What failed is run again, alone: faults and networks are real here, and machines are shared."; \
+		$(PY) -m pytest --last-failed --last-failed-no-failures none $(ARGS); }
 
 test-ingress: ## the tests against a real LiveKit Ingress, which is built once (four minutes)
 	@tools/setup venv models livekit redis network
