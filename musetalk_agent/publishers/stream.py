@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -121,7 +122,7 @@ class Push(Protocol):
         ...
 
 
-class StreamSink:
+class StreamSink(ABC):
     """Base of `RtmpSink` and `WhipSink`, which say how to connect. All public methods are for the event loop's thread."""
 
     name = "stream"
@@ -194,9 +195,9 @@ class StreamSink:
             aborting.cancel()
             self._count(ended=True)
 
+    @abstractmethod
     def _connect(self, attempt: int) -> Push:
         """A new push, not yet open."""
-        raise NotImplementedError
 
     def _tell(self, error: Exception) -> str:
         """What an error says, without secrets."""
@@ -217,7 +218,7 @@ class StreamSink:
                     self._push(attempt)
                 except (OSError, FFmpegError, RtmpError) as error:
                     self._change(connected=False, error=None if self._aborted else self._tell(error))
-                except Exception as error:
+                except Exception as error:  # the thread's boundary: whatever a push ends by, another one is tried
                     log.exception("a push failed in an unknown way", extra={"sink": self.name})
                     self._change(connected=False, error=self._tell(error))
                 attempt += 1
@@ -243,7 +244,7 @@ class StreamSink:
             self._change(connected=True, error=None)
             self._pump(push)
             push.finish()
-        except BaseException:
+        except BaseException:  # however it ended, what was not acknowledged belongs to the next push
             self._take_back(push)
             raise
         finally:

@@ -8,9 +8,7 @@ the link as a network would, `hung` is a process that was stopped.
 from __future__ import annotations
 
 import asyncio
-import json
 import time
-from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
@@ -34,113 +32,13 @@ from musetalk_agent.protocol.http import (
     Transport,
 )
 from musetalk_agent.protocol.messages import (
-    Cleared,
-    Event,
-    LinkAck,
-    LinkClear,
-    LinkEvent,
     LinkHello,
-    PlaybackFinished,
-    PlaybackStarted,
-    SegmentCues,
-    SegmentEnd,
-    SegmentStart,
-    link_message,
 )
 from musetalk_agent.protocol.problems import MEDIA_TYPE, ErrorCode, ProblemError
+from tests.fakes.agent_session import FakeSession
 
 AGENT_KEY = "agent-key-of-the-tests"
 AVATAR_ID = "sha256:0123"
-
-
-@dataclass
-class FakeSegment:
-    """What arrived of one segment."""
-
-    number: int
-    rate: int
-    base: int = 0
-    received: int | None = None
-    heard: int = 0
-    pcm: bytearray = field(default_factory=bytearray)
-    cues: list[tuple[str, int, int]] = field(default_factory=list)
-    ended: bool = False
-    started: bool = False
-    finished: bool = False
-
-    @property
-    def seconds(self) -> float:
-        return len(self.pcm) / 2 / self.rate
-
-    @property
-    def end(self) -> int:
-        """Samples from the segment's own beginning to where its PCM ends."""
-        return self.base + len(self.pcm) // 2
-
-    @property
-    def heard_pcm(self) -> bytes:
-        return bytes(self.pcm[: 2 * (self.heard - self.base)])
-
-
-@dataclass
-class FakeSession:
-    """One session: everything the link carried, and the events told."""
-
-    request: AgentStartRequest
-    state: SessionState = SessionState.READY
-    items: int = 0
-    texts: list[dict[str, Any]] = field(default_factory=list)
-    segments: dict[int, FakeSegment] = field(default_factory=dict)
-    events: list[LinkEvent] = field(default_factory=list)
-    current: FakeSegment | None = None
-    sockets: list[WebSocket] = field(default_factory=list)
-    connections: int = 0
-    clears: int = 0
-    viewers: int = 1
-    speaker_present: bool | None = None
-    error: dict[str, Any] | None = None
-    mutes_clears: bool = False
-    frames: int = 0
-    last: FakeSegment | None = None
-    mode: PublisherMode = PublisherMode.AUTO
-    wake: asyncio.Event = field(default_factory=asyncio.Event)
-
-    @property
-    def pcm(self) -> bytes:
-        return b"".join(bytes(segment.pcm) for segment in self.segments.values())
-
-    @property
-    def buffered_s(self) -> float:
-        waiting = [segment for segment in self.segments.values() if not segment.finished]
-        return sum((segment.end - segment.heard) / segment.rate for segment in waiting)
-
-    def play(self, seconds: float) -> None:
-        """So much of what there is is heard."""
-        for segment in [s for s in self.segments.values() if not s.finished]:
-            step = min(round(seconds * segment.rate), segment.end - segment.heard)
-            if step:
-                self.last = segment
-                _begin(self, segment)
-            segment.heard += step
-            seconds -= step / segment.rate
-            if not segment.ended or segment.heard < segment.end:
-                return
-            _finish(self, segment)
-
-    def ack(self) -> LinkAck:
-        last = self.last
-        return LinkAck(
-            items=self.items,
-            buffered_s=self.buffered_s,
-            segment=last.number if last else 0,
-            heard_s=last.heard / last.rate if last else 0.0,
-            frames=self.frames,
-        )
-
-    def tell(self, event: Event) -> None:
-        """Something happened; sent now or on the next connection."""
-        self.events.append(LinkEvent(id=len(self.events) + 1, event=event))
-        self.wake.set()
 
 
 class FakeAgent:
@@ -176,11 +74,11 @@ class FakeAgent:
         for session in self.sessions.values():
             for segment in session.segments.values():
                 if segment.ended:
-                    _finish(session, segment)
+                    session.finish(segment)
 
     def begin(self, number: int = 1) -> None:
         """The first sample of the segment is heard."""
-        _begin(self.only, self.only.segments[number])
+        self.only.begin(self.only.segments[number])
 
     async def cut(self) -> None:
         """Ends every link."""
@@ -348,50 +246,9 @@ class FakeAgent:
                 return
             taken += 1
             session.items += 1
-            self._take(session, message)
+            session.take(message, at_once=not self.hold and not self.pace)
             if not self.pace and (self.drop_link_after is None or session.items % 3 == 0):
                 await socket.send_text(session.ack().model_dump_json())
-
-    def _take(self, session: FakeSession, message: Any) -> None:
-        if message.get("bytes") is not None:
-            assert session.current is not None, "PCM outside a segment"
-            session.current.pcm += message["bytes"]
-            if not self.hold and not self.pace:
-                _begin(session, session.current)
-            return
-        session.texts.append(json.loads(message["text"]))
-        told = link_message.validate_json(message["text"])
-        if isinstance(told, SegmentStart):
-            assert told.segment not in session.segments, "a segment was opened twice"
-            base = round(told.heard_s * told.sample_rate)
-            fresh = FakeSegment(told.segment, told.sample_rate, base=base, heard=base, received=told.received)
-            fresh.started = told.heard_s > 0
-            session.current = session.segments[told.segment] = fresh
-        elif isinstance(told, SegmentCues):
-            assert session.current is not None and session.current.number == told.segment
-            session.current.cues += [(cue.phoneme, cue.start, cue.end) for cue in told.cues]
-        elif isinstance(told, SegmentEnd):
-            assert session.current is not None and session.current.number == told.segment
-            session.current.ended = True
-            if not self.hold and not self.pace:
-                _finish(session, session.current)
-            session.current = None
-        elif isinstance(told, LinkClear):
-            self._clear(session)
-
-    def _clear(self, session: FakeSession) -> None:
-        session.clears += 1
-        session.current = None
-        dropped = 0.0
-        if session.mutes_clears:
-            return
-        for segment in session.segments.values():
-            if not segment.finished:
-                segment.finished = True
-                dropped += (segment.end - segment.heard) / segment.rate
-                position_s = segment.heard / segment.rate
-                session.tell(PlaybackFinished(segment=segment.number, position_s=position_s, interrupted=True))
-        session.tell(Cleared(dropped_s=dropped))
 
 
 async def _write(session: FakeSession, socket: WebSocket, sent: int) -> None:
@@ -401,22 +258,6 @@ async def _write(session: FakeSession, socket: WebSocket, sent: int) -> None:
             await socket.send_text(session.events[sent].model_dump_json())
             sent += 1
         await session.wake.wait()
-
-
-def _begin(session: FakeSession, segment: FakeSegment) -> None:
-    if not segment.started:
-        segment.started = True
-        session.tell(PlaybackStarted(segment=segment.number))
-
-
-def _finish(session: FakeSession, segment: FakeSegment) -> None:
-    if segment.finished:
-        return
-    if segment.pcm:
-        _begin(session, segment)
-    segment.finished = True
-    segment.heard = segment.end
-    session.tell(PlaybackFinished(segment=segment.number, position_s=segment.end / segment.rate, interrupted=False))
 
 
 def _problem(error: ProblemError) -> Response:

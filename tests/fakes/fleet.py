@@ -7,7 +7,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from tests.fakes.agent_server import FakeAgent, FakeSession
+from tests.fakes.agent_server import FakeAgent
+from tests.fakes.agent_session import FakeSession
 from tests.fakes.serving import plain_config, serving
 from tests.fakes.stage import Stage, stage
 

@@ -138,7 +138,7 @@ class MuseTalkVideoService(AIService):
 
     async def cleanup(self) -> None:
         """Ends what is left."""
-        await super().cleanup()  # type: ignore[no-untyped-call]
+        await super().cleanup()  # type: ignore[no-untyped-call]  # Pipecat leaves it without annotations
         await self._close()
         await self._sessions.aclose()
 
@@ -179,7 +179,7 @@ class MuseTalkVideoService(AIService):
 
     async def _interrupt(self, line: AudioLine) -> None:
         self._in_segment = False
-        await self._resampler.reset()  # type: ignore[no-untyped-call]
+        await self._resampler.reset()  # type: ignore[no-untyped-call]  # Pipecat leaves it without annotations
         if not self._segments:
             return
         await line.mark("clear")

@@ -16,7 +16,8 @@ from orchestrator.agents.client import AgentLease
 from orchestrator.agents.link import AgentLink, LinkLost, LinkOver, LinkPeer
 from orchestrator.audio.items import LinkItem
 from orchestrator.metrics import Metrics
-from tests.fakes.agent_server import AGENT_KEY, FakeAgent, FakeSession
+from tests.fakes.agent_server import AGENT_KEY, FakeAgent
+from tests.fakes.agent_session import FakeSession
 from tests.fakes.relay import Relay, relay
 from tests.fakes.serving import plain_config, serving
 
