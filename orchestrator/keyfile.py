@@ -14,6 +14,7 @@ from pathlib import Path
 
 from orchestrator.keys import NAME, Key, KeyEntry, KeyRing, KeysError, Scope, digest, generate, parse
 from orchestrator.metrics import Metrics
+from orchestrator.supervisor import supervise
 
 POLL_S = 1.0
 MAX_BYTES = 1 << 20
@@ -42,7 +43,7 @@ class KeysFile:
         except KeysError as error:
             raise KeysError(f"ORCHESTRATOR_KEYS_FILE {self._path}: {error}") from error
         self._metrics.keys.set(len(self._ring))
-        self._watching = asyncio.create_task(self._watch(), name="keys-file")
+        self._watching = asyncio.create_task(supervise("keys-file", self._watch, self._metrics), name="keys-file")
 
     async def aclose(self) -> None:
         """Stops watching. Idempotent."""

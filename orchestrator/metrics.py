@@ -94,6 +94,12 @@ class Metrics:
         self.event_overruns = Counter(
             "avatar_event_overruns", "Streams of events cut off because they were read too slowly", registry=registry
         )
+        self.loop_failures = Counter(
+            "avatar_loop_failures",
+            "Background loops that failed and were restarted, by loop",
+            ["loop"],
+            registry=registry,
+        )
         self.store_errors = Counter("avatar_store_errors", "Calls of the store that failed", registry=registry)
         self.adoptions = Counter(
             "avatar_adoptions", "Sessions of another or an earlier process, by outcome", ["outcome"], registry=registry

@@ -12,6 +12,7 @@ from orchestrator.session.adoption import Adoption
 from orchestrator.settings import Settings
 from orchestrator.store.base import SessionStore
 from orchestrator.store.sqlite import SqliteStore
+from orchestrator.supervisor import supervise
 
 
 def make_store(settings: Settings) -> SessionStore:
@@ -52,13 +53,13 @@ async def surviving(context: Context) -> AsyncIterator[None]:
         lambda: {session.session_id for session in sessions.registry.running()},
         context.metrics,
     )
-    writing = asyncio.create_task(ledger.run(), name="ledger")
+    writing = asyncio.create_task(supervise("ledger", ledger.run, context.metrics), name="ledger")
     looking: list[asyncio.Task[None]] = []
     try:
         await adoption.first()
         looking += [
-            asyncio.create_task(adoption.run(), name="adoption"),
-            asyncio.create_task(reaper.run(), name="reaper"),
+            asyncio.create_task(supervise("adoption", adoption.run, context.metrics), name="adoption"),
+            asyncio.create_task(supervise("reaper", reaper.run, context.metrics), name="reaper"),
         ]
         yield
     finally:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
+from orchestrator.supervisor import supervise
 from orchestrator.tts.base import VoiceInfo
 from orchestrator.tts.link import WorkerLink, WorkerLostError
 
@@ -79,7 +80,7 @@ class SpeechWorker:
         """Starts the worker; returns when it is warm or its first start has failed (then it is tried again meanwhile)."""
         if self._task is None:
             self._settled.clear()
-            self._task = asyncio.create_task(self._run(), name="speech-worker")
+            self._task = asyncio.create_task(supervise("speech-worker", self._run, None), name="speech-worker")
         await self._settled.wait()
 
     async def aclose(self) -> None:

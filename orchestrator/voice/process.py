@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pydantic import BaseModel, ValidationError
 
 from orchestrator.metrics import Metrics
+from orchestrator.supervisor import supervise
 from orchestrator.tts import framing
 from orchestrator.voice.line import VoiceLine
 from orchestrator.voice.messages import CutMade, Report, told
@@ -76,7 +77,7 @@ class VoiceWorker:
     def open(self) -> None:
         """Starts the worker in the background: it takes half a second until it is warm."""
         if self._task is None and not self._closed:
-            self._task = asyncio.create_task(self._run(), name="voice-worker")
+            self._task = asyncio.create_task(supervise("voice-worker", self._run, self._metrics), name="voice-worker")
 
     async def wait_ready(self) -> None:
         """Returns once the worker is warm. Cancelling is harmless."""
