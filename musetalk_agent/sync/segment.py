@@ -24,6 +24,10 @@ BLOCK = 4 * GRAIN
 """Most samples handed over at once: 40 ms."""
 _LEAST_BLOCK = 2 * GRAIN
 _FEATURES_AHEAD_S = 2.0  # features are taken this much earlier than sound, at most
+_CONVERTED_S = 1.0
+"""PCM is resampled this far ahead of its readers and no further, so that a minute of PCM that comes at once costs the event loop
+nothing but its copy, and a clear behind it does not wait for work that it makes void."""
+_STEP_S = 0.2  # resampled at once
 
 
 @dataclass(slots=True)
@@ -84,6 +88,8 @@ class Segment:
         self.not_before = 0.0  # monotonic time at which its first sample may leave
         self.started = heard_before_s > 0  # `playback.started` was told
         self.finished = False  # `playback.finished` was told
+        self._unconverted = Tape()  # at `rate`
+        self._end_at: float | None = None  # when `end` was called
         self._features_in = 0
         self._cue_base = round(heard_before_s * FEATURE_RATE)  # where the features begin, in the whole segment
         self._to_features = Resampler(rate, FEATURE_RATE)
@@ -92,22 +98,17 @@ class Segment:
     def push(self, samples: Pcm, now: float) -> None:
         """Adds PCM at the sender's rate, int16 `[n]`, that came at `now`."""
         self.received += len(samples)
-        self._feed(self._to_features.push(samples))
-        self.for_room.push(self._to_room.push(samples))
+        self._unconverted.push(samples)
+        self._convert()
         complete = frames_complete(self.received - self.skipped * self.rate // ROOM_RATE, self.fps, self.rate)
         seen = self.arrivals.first_frame + len(self.arrivals.times)
         self.arrivals.times.extend([now] * (complete - seen))
 
     def end(self, now: float) -> None:
-        """No more PCM: flushes both sides and pads the last frame of the room's side with silence."""
-        if self.ended:
-            return
-        self.ended = True
-        self._feed(self._to_features.flush())
-        self.for_room.push(self._to_room.flush())
-        self._pad()
-        seen = self.arrivals.first_frame + len(self.arrivals.times)
-        self.arrivals.times.extend([now] * (self.frames - seen))
+        """No more PCM. `ended` follows once all of it is resampled; the last frame of the room's side is padded with silence."""
+        if self._end_at is None:
+            self._end_at = now
+            self._convert()
 
     def add_cues(self, cues: Sequence[Cue]) -> None:
         """Phonemes known beforehand, in samples at the sender's rate from the whole segment's beginning."""
@@ -117,7 +118,7 @@ class Segment:
 
     @property
     def frames(self) -> int:
-        """Video frames begun so far; final once ended."""
+        """Video frames begun in what was resampled so far; final once ended."""
         return frames_begun(self._features_in, self.fps)
 
     @property
@@ -137,12 +138,14 @@ class Segment:
         block = self.for_room.take(min(BLOCK, len(self.for_room) // GRAIN * GRAIN))
         self.handed += len(block)
         self.for_room.forget(round(KEPT_S * ROOM_RATE))
+        self._convert()
         return block
 
     def take_features(self, most: int) -> Pcm:
         """The next samples at FEATURE_RATE, up to `most`."""
         samples = self.for_features.take(most)
         self.for_features.forget(round((KEPT_S + _FEATURES_AHEAD_S) * FEATURE_RATE))
+        self._convert()
         return samples
 
     def forget(self, position: int) -> None:
@@ -166,14 +169,18 @@ class Segment:
         rest.for_features = self.for_features.rest(taken - begin)
         rest._features_in = len(rest.for_features)
         rest._to_features, rest._to_room = self._to_features, self._to_room
+        rest._unconverted, rest._end_at = self._unconverted, self._end_at
         rest.cues = [Cue(c.phoneme, max(0, c.start - begin), c.end - begin) for c in self.cues if c.end > begin]
         rest._cue_base = self._cue_base + begin
         rest.script = self.script.rest(rest._line, rest.begins_s)
         rest.not_before = self.not_before
         rest.started, rest.finished, rest.ended = self.started, self.finished, self.ended
-        rest.arrivals.first_frame = frames_begun(rest._features_in, self.fps)  # those come again, and are no latency
+        waiting = len(rest._unconverted) * FEATURE_RATE // self.rate
+        rest.arrivals.first_frame = frames_begun(rest._features_in + waiting, self.fps)  # they come again: no latency
         if rest.ended:
             rest._pad()
+        else:
+            rest._convert()
         return rest
 
     @property
@@ -226,6 +233,28 @@ class Segment:
         missing = max(self.room_samples, -(-have // GRAIN) * GRAIN) - have
         self.for_room.push(np.zeros(missing, np.int16))
 
-    def _feed(self, samples: Pcm) -> None:
-        self._features_in += len(samples)
-        self.for_features.push(samples)
+    def _convert(self) -> None:
+        """Resamples until both readers have `_CONVERTED_S` in hand; flushes at the end of the PCM.
+
+        While PCM is left unconverted neither reader is empty, so an empty reader has had all there is.
+        """
+        while len(self._unconverted) and self._readers_low:
+            samples = self._unconverted.take(max(1, round(_STEP_S * self.rate)))
+            self._unconverted.forget(0)
+            self._feed(self._to_features.push(samples), self._to_room.push(samples))
+        if self._end_at is None or len(self._unconverted) or self.ended:
+            return
+        self.ended = True
+        self._feed(self._to_features.flush(), self._to_room.flush())
+        self._pad()
+        seen = self.arrivals.first_frame + len(self.arrivals.times)
+        self.arrivals.times.extend([self._end_at] * (self.frames - seen))
+
+    @property
+    def _readers_low(self) -> bool:
+        return len(self.for_room) < _CONVERTED_S * ROOM_RATE or len(self.for_features) < _CONVERTED_S * FEATURE_RATE
+
+    def _feed(self, features: Pcm, room: Pcm) -> None:
+        self._features_in += len(features)
+        self.for_features.push(features)
+        self.for_room.push(room)
