@@ -26,9 +26,7 @@ def read(segment: Segment) -> tuple[Pcm, Pcm]:
     room, features = [np.zeros(0, np.int16)], [np.zeros(0, np.int16)]
     while not segment.handed_all or len(segment.for_features):
         features.append(segment.take_features(FEATURE_RATE // 5))
-        for _ in range(5):
-            if (block := segment.take_block()) is not None:
-                room.append(block)
+        room += [block for _ in range(5) if (block := segment.take_block()) is not None]
     return np.concatenate(room), np.concatenate(features)
 
 
