@@ -10,14 +10,18 @@ from musetalk_agent.protocol.diagnosis import FUNNEL_STAGES, Diagnosis, Diagnosi
 SILENCE_PEAK = 100
 """Peak below which PCM counts as silence: −50 dBFS, under any microphone's or TTS's speech (int16 units)."""
 
+FAILING_IN_ROW = 3
+"""A single frame that fails is shown idle for a fraction of a second and needs no diagnosis; three in a row are visible."""
+
 
 @dataclass(slots=True)
 class Stage:
-    """Counts of one stage; `last_at` is ISO 8601 UTC."""
+    """Counts of one stage; `last_at` is ISO 8601 UTC. `failed_in_row`: failures since something went through."""
 
     count: int = 0
     last_at: str | None = None
     last_error: str | None = None
+    failed_in_row: int = 0
 
 
 @dataclass(slots=True)
@@ -32,6 +36,7 @@ class Facts:
     no_face: str | None = None
     suspicion: Suspicion | None = None
     suspicion_text: str = ""
+    failing: str | None = None
     slow: str | None = None
     fallback: bool = False
     note: str | None = None
@@ -48,11 +53,14 @@ class Funnel:
         """`count` more went through `stage`."""
         entry = self.stages[stage]
         entry.count += count
+        entry.failed_in_row = 0
         entry.last_at = utc_now()
 
     def fail(self, stage: str, error: str) -> None:
         """Something went wrong in `stage`."""
-        self.stages[stage].last_error = error
+        entry = self.stages[stage]
+        entry.last_error = error
+        entry.failed_in_row += 1
 
     def set_acknowledged(self, count: int, at: str | None) -> None:
         """The SFU's statistics say that it has `count` frames."""
@@ -74,8 +82,18 @@ class Funnel:
         message = "Speech comes in and lip-synced video reaches the room."
         return Diagnosis(code=DiagnosisCode.OK, message=f"{message} {facts.note}" if facts.note else message)
 
+    def _engine_error(self) -> str | None:
+        """The last error of a stage of the engine that lets nothing through at present, or has let nothing through yet."""
+        for name in ("features", "patches"):
+            stage = self.stages[name]
+            if stage.failed_in_row and (stage.failed_in_row >= FAILING_IN_ROW or not stage.count):
+                return stage.last_error
+        return None
+
     def _causes(self, facts: Facts) -> list[tuple[DiagnosisCode, str]]:
         heard = self.stages["samples"].count
+        error = self._engine_error()
+        failing = facts.failing or (error and f"The engine fails on every frame, so the lips stand still: {error}")
         causes: list[tuple[bool, DiagnosisCode, str]] = [
             (
                 not facts.joined,
@@ -95,6 +113,7 @@ class Funnel:
                 DiagnosisCode.SILENT_AUDIO,
                 f"{heard} samples arrived and all are silence (peak {self.peak} of 32767): is the source muted?",
             ),
+            (bool(failing), DiagnosisCode.ENGINE_FAILING, failing or ""),
             (facts.slow is not None, DiagnosisCode.ENGINE_SLOW, facts.slow or ""),
             (facts.fallback, DiagnosisCode.RTMP_FALLBACK_ACTIVE, "WebRTC failed; the avatar is sent by RTMP."),
             (

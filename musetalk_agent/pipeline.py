@@ -19,6 +19,7 @@ from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.clock import Clock
 from musetalk_agent.compose.compositor import Compositor
 from musetalk_agent.compose.idle import IdleCursor, IdleCycle
+from musetalk_agent.compose.idle_frames import IdleFrames
 from musetalk_agent.engines.base import Actor
 from musetalk_agent.engines.batcher import Batcher
 from musetalk_agent.funnel import Funnel
@@ -42,6 +43,7 @@ class Pipeline:
         executor: threads for features and composition.
         emit: takes playback events and warnings, in order.
         speaking: called when speech begins (True) and when all of it is over (False).
+        first: the idle frame of pose 0, loaded in a worker thread (`load_idle`); None loads it here.
     """
 
     def __init__(
@@ -54,20 +56,21 @@ class Pipeline:
         executor: Executor,
         emit: Callable[[Event], None],
         speaking: Callable[[bool], None],
+        first: VideoFrame | None = None,
     ) -> None:
         self.funnel = Funnel()
         self.clock, self._emit, self._fps = clock, emit, bundle.fps
         compositor = Compositor(bundle, actor.idle)
         cycle, cursor = IdleCycle(len(bundle)), IdleCursor()
-        self.first: VideoFrame = compositor.idle(cycle.pose(cursor.idle()))
+        self.first: VideoFrame = first or compositor.idle(cycle.pose(cursor.next_idle()))
+        cursor.idle()
         self.production = Production(
             batcher, actor, compositor, cycle, cursor, clock, executor, self.funnel, bundle.fps, self._on_ready
         )
         self.playback = Playback(
             publisher,
             self.production,
-            compositor,
-            cycle,
+            IdleFrames(compositor, cycle, cursor, clock, executor, self.first),
             cursor,
             clock,
             self.funnel,

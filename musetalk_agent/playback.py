@@ -9,9 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from musetalk_agent.clock import Clock
-from musetalk_agent.compose.compositor import Compositor
-from musetalk_agent.compose.idle import IdleCursor, IdleCycle
+from musetalk_agent.compose.idle import IdleCursor
+from musetalk_agent.compose.idle_frames import IdleFrames
 from musetalk_agent.funnel import Funnel
+from musetalk_agent.media import VideoFrame
 from musetalk_agent.metrics import LIP_LATENCY, PICTURES, UNDERRUNS
 from musetalk_agent.production import Made, Production
 from musetalk_agent.protocol.messages import Cleared, Event
@@ -19,6 +20,7 @@ from musetalk_agent.publishers.base import Publisher
 from musetalk_agent.sync.captions import Caption
 from musetalk_agent.sync.due import VOICE_LEAD_S, DueTimes
 from musetalk_agent.sync.head_start import HeadStart
+from musetalk_agent.sync.recent import Outcome, RecentFrames
 from musetalk_agent.sync.scheduler import Act, Scheduler
 from musetalk_agent.sync.segment import ROOM_RATE, Segment
 from musetalk_agent.sync.speech import Speech
@@ -35,21 +37,17 @@ PATIENCE_S = 0.6
 @dataclass(slots=True)
 class PlaybackStatistics:
     """What was shown and heard. Latencies are milliseconds from a frame's last PCM to its lips leaving, newest last; `late_ms` is
-    how long after its sound's moment a spoken picture left.
+    how long after its sound's moment a spoken picture left. `failed` pictures have no patch: the idle frame was shown in their
+    place, and they count neither as spoken nor in the latencies.
     """
 
     spoken: int = 0
+    failed: int = 0
     idle: int = 0
     underruns: int = 0
     began_without_lips: int = 0
     lip_latency_ms: deque[float] = field(default_factory=lambda: deque(maxlen=512))
     late_ms: deque[float] = field(default_factory=lambda: deque(maxlen=250))
-    recent: deque[bool] = field(default_factory=lambda: deque(maxlen=250))
-
-    @property
-    def missed_share(self) -> float:
-        """Share of the last ten seconds' spoken pictures that came too late or not at all, 0 … 1."""
-        return 1 - sum(self.recent) / len(self.recent) if len(self.recent) >= 50 else 0.0
 
 
 class Playback:
@@ -58,6 +56,7 @@ class Playback:
     Args:
         publisher: an open publisher.
         production: makes the pictures.
+        idle, cursor: the idle frames, and where their cycle is.
         emit: takes playback events.
         lookahead_s: PCM beyond a picture's end that the engine waits for.
         speaking: called with True when the first segment begins and False when the last one is over.
@@ -67,8 +66,7 @@ class Playback:
         self,
         publisher: Publisher,
         production: Production,
-        compositor: Compositor,
-        cycle: IdleCycle,
+        idle: IdleFrames,
         cursor: IdleCursor,
         clock: Clock,
         funnel: Funnel,
@@ -79,12 +77,14 @@ class Playback:
     ) -> None:
         self.statistics = PlaybackStatistics()
         self._publisher, self._production = publisher, production
-        self._compositor, self._cycle, self._cursor = compositor, cycle, cursor
+        self._idle, self._cursor = idle, cursor
         self._clock, self._funnel, self._emit, self._speaking = clock, funnel, emit, speaking
         self._scheduler = Scheduler(fps, clock.now())
+        self.recent = RecentFrames(fps)
         self._speech = Speech(emit)
         self._video_wake, self._audio_wake = asyncio.Event(), asyncio.Event()
         self._shown: Made | None = None
+        self._latest: VideoFrame | None = None
         self._head_start = HeadStart(lookahead_s)
         self._dropped_before = 0  # of the segments that are over
         self._is_speaking = False
@@ -111,7 +111,9 @@ class Playback:
         late = sorted(statistics.late_ms)
         return {
             "spoken": statistics.spoken,
+            "failed": statistics.failed,
             "idle": statistics.idle,
+            "idle_late": self._idle.late,
             "dropped": self._scheduler.dropped,
             "held": self._scheduler.held,
             "stalls": self._scheduler.stalls,
@@ -156,6 +158,7 @@ class Playback:
         if self._due is not None:
             self._due.clear()
         self._production.clear(self._shown)
+        self._idle.prepare()
         self._set_speaking(False)
         self.poke()
         cleared = Cleared(dropped_s=round(dropped_s, 3))
@@ -172,6 +175,7 @@ class Playback:
             return {}
         position = self._publisher.playout.rewind(position)
         self._production.clear(self._shown)
+        self._idle.prepare()
         rests = self._speech.rewind(position, self._production.generation)
         for rest in rests.values():
             self._production.add(rest)
@@ -260,6 +264,7 @@ class Playback:
     # --- the pictures ------------------------------------------------------------------------------------------------
 
     async def _pictures(self) -> None:
+        self._idle.prepare()
         while True:
             made = self._next_made()
             due = None
@@ -278,20 +283,22 @@ class Playback:
             if self._pushing is not None and self._pushing.origin is not None and self._publisher.playout.dry:
                 self._tell_pause(self._pushing)
             self._scheduler.done(decision)
-            self._account(decision.act)
+            failed = decision.act is Act.SHOW and made is not None and made.failed
+            self._account(decision.act, failed=failed)
             if decision.act in (Act.SHOW, Act.DROP):
                 assert made is not None
-                if due is not None and decision.act is Act.SHOW:
+                if due is not None and decision.act is Act.SHOW and not failed:
                     self.statistics.late_ms.append(1000 * (self._clock.now() - due))
                 self._show(self._production.ready.pop(), dropped=decision.act is Act.DROP)
             elif decision.act is Act.IDLE:
                 self._show_idle()
             self._tell()
 
-    def _account(self, act: Act) -> None:
-        PICTURES.labels(act.name.lower()).inc()
+    def _account(self, act: Act, *, failed: bool) -> None:
+        PICTURES.labels("failed" if failed else act.name.lower()).inc()
         if act is not Act.IDLE:
-            self.statistics.recent.append(act is Act.SHOW)
+            outcome = Outcome.FAILED if failed else Outcome.SHOWN if act is Act.SHOW else Outcome.LATE
+            self.recent.note(self._clock.now(), outcome)
 
     def _next_made(self) -> Made | None:
         """The next ready picture; closing pictures give way as soon as speech that is being heard waits behind them."""
@@ -309,27 +316,34 @@ class Playback:
 
     def _show(self, made: Made, *, dropped: bool) -> None:
         self._cursor.show(made.tick)
+        good = not (dropped or made.failed)
         if not dropped:
-            self._push(made)
-            self._shown = made
-            self.statistics.spoken += 1
+            self._push(made.frame)
+            self._shown = None if made.failed else made
+            self.statistics.spoken += good
+            self.statistics.failed += made.failed
         if made.segment is not None:
-            if not dropped:
+            if good:
                 made.segment.stages.reach(PUBLISHED)
             arrived = made.segment.arrivals.pop(made.tag.frame)
-            if arrived is not None and not dropped:
+            if arrived is not None and good:
                 latency = self._clock.now() - arrived
                 self.statistics.lip_latency_ms.append(1000 * latency)
                 LIP_LATENCY.observe(latency)
+        if self._production.ready.peek() is None:
+            self._idle.prepare()
 
-    def _push(self, made: Made) -> None:
-        self._publisher.push_video(made.frame)
+    def _push(self, frame: VideoFrame) -> None:
+        self._publisher.push_video(frame)
+        self._latest = frame
         self._funnel.add("published", 1)
 
     def _show_idle(self) -> None:
+        """The next idle frame; once more what was shown last while that is not made yet."""
         self._shown = None
-        self._publisher.push_video(self._compositor.idle(self._cycle.pose(self._cursor.idle())))
-        self._funnel.add("published", 1)
+        frame = self._idle.take() or self._latest
+        if frame is not None:
+            self._push(frame)
         self.statistics.idle += 1
 
     def _tell(self) -> None:

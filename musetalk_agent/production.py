@@ -37,7 +37,10 @@ _OPENING_FRAMES = 3  # over which speech takes the mouth over from the idle clip
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A picture that is ready, with what the next one may need to know of it. Closing pictures have no frame number."""
+    """A picture that is ready, with what the next one may need to know of it. Closing pictures have no frame number.
+
+    `failed`: the engine made no patch for it, so that it is the idle frame.
+    """
 
     frame: VideoFrame
     segment: Segment | None
@@ -45,6 +48,7 @@ class Made:
     tick: int
     feature: Feature
     presence: float
+    failed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,17 +224,19 @@ class Production:
             try:
                 with self._clock.working():
                     patch = await flight.patch
-                self._funnel.add("patches", 1)
-                if patch is None and flight.presence > 0:
+                failed = patch is None and flight.presence > 0
+                if failed:
                     self._funnel.fail("patches", UNFIT)
+                else:
+                    self._funnel.add("patches", 1)
             except Exception as error:  # noqa: BLE001 - one picture that fails is shown idle; the funnel tells, speech goes on
                 self._funnel.fail("patches", f"{type(error).__name__}: {error}")
-                patch = None
+                patch, failed = None, True
             frame = await self._in_thread(lambda: self._compositor.compose(pose, patch, flight.tag))  # noqa: B023
             if flight.tag.generation != self.generation:
                 continue
             self._funnel.add("composed", 1)
-            made = Made(frame, flight.segment, flight.tag, flight.tick, flight.feature, flight.presence)
+            made = Made(frame, flight.segment, flight.tag, flight.tick, flight.feature, flight.presence, failed)
             await self.ready.put(made)
             if flight.tag.generation != self.generation:
                 self.ready.discard(lambda m: m.tag.generation != self.generation)

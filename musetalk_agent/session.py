@@ -19,6 +19,7 @@ from musetalk_agent.protocol.diagnosis import Diagnosis
 from musetalk_agent.protocol.http import AgentSession, AgentStartRequest, Playback, SessionState, Transport, VoiceSource
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from musetalk_agent.publishers.base import CaptionPublisher, MovingPublisher, Publisher
+from musetalk_agent.sync.recent import Outcome
 
 if TYPE_CHECKING:
     from musetalk_agent.avatar_protocol.speech import RoomSpeech  # loads the SDK, which not every session needs
@@ -39,6 +40,8 @@ _MOVES: dict[SessionState, frozenset[SessionState]] = {
     SessionState.FAILED: frozenset(),
 }
 ENDED = frozenset({SessionState.STOPPED, SessionState.FAILED})
+_LOOK_EVERY_S = 0.5
+_ATTRIBUTE_S = 5.0
 _NORMAL_ENDS = frozenset({"PARTICIPANT_REMOVED", "ROOM_DELETED", "ROOM_CLOSED", "DUPLICATE_IDENTITY"})
 
 
@@ -132,7 +135,7 @@ class Session:
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self.pipeline.run(), name="pipeline")
-                group.create_task(self._tell_state(), name="attributes")
+                group.create_task(self._report_state(), name="attributes")
                 group.create_task(self._until_over(), name="watch")
                 if self.speech is not None:
                     group.create_task(self.speech.run(), name="speech")
@@ -189,17 +192,21 @@ class Session:
         self._move(SessionState.SPEAKING if speaking else SessionState.READY)
         self._attribute.set()
 
-    async def _tell_state(self) -> None:
-        told = ""
+    async def _report_state(self) -> None:
+        """Keeps the attribute `avatar.state` true: looks when speech begins and ends, and twice a second."""
+        reported, clock = "", self.pipeline.clock
         while True:
             state = "speaking" if self.state is SessionState.SPEAKING else "idle"
-            if self.pipeline.playback.statistics.missed_share > 0.1:
+            if self.pipeline.playback.recent.degraded(clock.now()):
                 state = "degraded"
-            if state != told:
-                told = state
-                await self.publisher.set_state(state)
-            await self._attribute.wait()
-            self._attribute.clear()
+            if state != reported:
+                try:
+                    async with asyncio.timeout(_ATTRIBUTE_S):
+                        await self.publisher.set_state(state)
+                    reported = state
+                except Exception as error:  # noqa: BLE001 - a courtesy to viewers must not end the session; it is tried again
+                    log.warning("avatar.state not set", extra={"session_id": self.id, "error": repr(error)})
+            await clock.wait(self._attribute, clock.now() + _LOOK_EVERY_S)
 
     def _tell(self, event: m.Event) -> None:
         self.outbox.add(event)
@@ -215,7 +222,8 @@ class Session:
     def diagnose(self) -> Diagnosis:
         """Why the lips do not move, or `ok`."""
         state, watch = self.publisher.state, self.pipeline.watch
-        missed = self.pipeline.playback.statistics.missed_share
+        recent, now = self.pipeline.playback.recent, self.pipeline.clock.now()
+        late, failed = recent.share(now, Outcome.LATE), recent.share(now, Outcome.FAILED)
         suspicion = watch.suspicion if watch else None
         facts = Facts(
             joined=state.connected,
@@ -224,8 +232,11 @@ class Session:
             subscribed=state.subscribed,
             suspicion=suspicion,
             suspicion_text=EXPLANATIONS[suspicion] if suspicion else "",
-            slow=f"{missed:.0%} of the last pictures were late: the {self.engine} engine is too slow for this machine's load."
-            if missed > 0.1
+            failing=f"The engine {self.engine} failed on {failed:.0%} of the last frames, which show the idle clip instead."
+            if failed > 0.1
+            else None,
+            slow=f"{late:.0%} of the last pictures were late: the {self.engine} engine is too slow for this machine's load."
+            if late > 0.1
             else None,
             fallback=self.publisher.name == "rtmp",
             note=self.engine_note,

@@ -47,12 +47,16 @@ class IdleCursor:
             self._reserved.popleft()
         self._shown = max(self._shown, tick)
 
-    def idle(self) -> int:
-        """The tick of an idle picture shown now: the next one, but never past what spoken pictures have reserved."""
+    def next_idle(self) -> int:
+        """The tick that `idle` would return now."""
         tick = self._shown + 1
         if self._reserved:
             tick = max(self._shown, min(tick, self._reserved[0] - 1))
-        self._shown = max(0, tick)
+        return max(0, tick)
+
+    def idle(self) -> int:
+        """The tick of an idle picture shown now: the next one, but never past what spoken pictures have reserved."""
+        self._shown = self.next_idle()
         return self._shown
 
     def release(self) -> None:

@@ -16,6 +16,7 @@ class DiagnosisCode(StrEnum):
     WRONG_FORMAT_SUSPECTED = "wrong_format_suspected"
     NO_AUDIO = "no_audio"
     SILENT_AUDIO = "silent_audio"
+    ENGINE_FAILING = "engine_failing"
     ENGINE_SLOW = "engine_slow"
     RTMP_FALLBACK_ACTIVE = "rtmp_fallback_active"
     TRACK_NOT_SUBSCRIBED = "track_not_subscribed"

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -70,13 +70,16 @@ class Stand:
 
 @asynccontextmanager
 async def stand(
-    executor: ThreadPoolExecutor, fps: int = 25, engine: PatternEngine | None = None
+    executor: ThreadPoolExecutor, fps: int = 25, engine: PatternEngine | None = None, frames: int = 1
 ) -> AsyncIterator[Stand]:
-    """A running pipeline with the pattern engine."""
+    """A running pipeline with the pattern engine, and an idle clip of as many equal frames."""
     clock = VirtualClock()
     batcher = Batcher(engine or PatternEngine())
     await batcher.start()
     bundle = pattern_bundle(64, 64, fps)
+    if frames > 1:
+        repeated = {n: np.repeat(getattr(bundle, n), frames, 0) for n in ("frames", "landmarks", "boxes", "faces")}
+        bundle = replace(bundle, **repeated)
 
     def watch(at: float, frame: VideoFrame) -> None:
         made.pictures.append((at, int(frame.i420[32 * 64 + 32]) > 160))

@@ -1,0 +1,123 @@
+"""Idle frames are made in worker threads, one beat ahead; a busy pool delays the idle clip and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from musetalk_agent.avatars.bundle import Bundle
+from musetalk_agent.clock import VirtualClock
+from musetalk_agent.compose.compositor import Compositor
+from musetalk_agent.compose.idle import IdleCursor, IdleCycle
+from musetalk_agent.compose.idle_frames import IdleFrames
+from musetalk_agent.engines.base import PatchRequest
+from musetalk_agent.engines.pattern import PatternActor, PatternEngine, pattern_bundle
+from musetalk_agent.media import Patch
+from tests.musetalk_agent.stand import stand, tone
+
+
+class QuietActor(PatternActor):
+    """Lies a patch over every idle frame, as an engine does that closes the mouth of a clip, and writes down in which thread."""
+
+    threads: set[int]
+
+    def __init__(self, bundle: Bundle) -> None:
+        super().__init__(bundle)
+        self.threads = set()
+
+    def idle(self, pose: int) -> Patch | None:
+        self.threads.add(threading.get_ident())
+        return self.black
+
+
+class QuietEngine(PatternEngine):
+    """Makes `QuietActor`s."""
+
+    actor: QuietActor
+
+    def open(self, bundle: Bundle) -> PatternActor:
+        self.actor = QuietActor(bundle)
+        return self.actor
+
+
+async def test_no_frame_is_composed_on_the_event_loop(executor: ThreadPoolExecutor) -> None:
+    engine = QuietEngine()
+    async with stand(executor, engine=engine, frames=5) as made:
+        engine.actor.threads.clear()  # the first frame of all, which `Factory` loads in a thread
+        await made.pass_time(1)
+        made.pipeline.begin(1, 16_000)
+        made.pipeline.push(tone(0.4))
+        await made.pass_time(0.2)
+        made.pipeline.clear()
+        await made.pass_time(1)
+        assert engine.actor.threads and threading.get_ident() not in engine.actor.threads
+        assert made.pipeline.playback.report()["idle_late"] == 0
+    idle = made.poses[:20]
+    assert idle == [0, 1, 2, 3, 4, 3, 2, 1, 0, 1, 2, 3, 4, 3, 2, 1, 0, 1, 2, 3], "no frame twice, none left out"
+    beats = np.diff([at for at, _ in made.pictures])
+    assert np.allclose(beats, 0.04)
+
+
+async def test_a_busy_pool_repeats_a_frame_and_the_clip_goes_on_where_it_was() -> None:
+    bundle = pattern_bundle(64, 64, 25)
+    frames = np.repeat(bundle.frames, 4, 0)
+    compositor = Compositor(Bundle(**{**vars(bundle), "frames": frames}))
+    clock, cycle, cursor = VirtualClock(), IdleCycle(4), IdleCursor()
+    gate = threading.Event()
+    with ThreadPoolExecutor(1) as busy:
+        first = compositor.idle(cycle.pose(cursor.idle()))
+        idle = IdleFrames(compositor, cycle, cursor, clock, busy, first)
+        busy.submit(gate.wait)
+        assert [idle.take(), idle.take()] == [None, None] and idle.late == 2
+        gate.set()
+        await clock.run(clock.now() + 0.01)
+        shown: list[int] = []
+        for _ in range(6):
+            frame = idle.take()
+            assert frame is not None
+            shown.append(frame.pose)
+            await clock.run(clock.now() + 0.01)
+    assert shown == [1, 2, 3, 2, 1, 0]
+
+
+async def test_what_making_a_frame_raises_reaches_the_session() -> None:
+    def broken(pose: int) -> Patch | None:
+        raise OSError("the clip's file is gone")
+
+    bundle = pattern_bundle(64, 64, 25)
+    frames = np.repeat(bundle.frames, 2, 0)
+    clock, cycle, cursor = VirtualClock(), IdleCycle(2), IdleCursor()
+    plain = Compositor(bundle).idle(cycle.pose(cursor.idle()))
+    with ThreadPoolExecutor(1) as pool:
+        compositor = Compositor(Bundle(**{**vars(bundle), "frames": frames}), broken)
+        idle = IdleFrames(compositor, cycle, cursor, clock, pool, plain)
+        idle.prepare()
+        await clock.run(0.01)
+        with pytest.raises(OSError, match="is gone"):
+            idle.take()
+
+
+class Failing(PatternEngine):
+    """Fails on every frame, and only on frames."""
+
+    def infer(self, batch: Sequence[PatchRequest]) -> list[Patch | None]:
+        raise RuntimeError("lips on fire")
+
+
+async def test_frames_that_fail_count_neither_as_shown_nor_as_quick(executor: ThreadPoolExecutor) -> None:
+    async with stand(executor, engine=Failing(), frames=3) as made:
+        made.pipeline.begin(1, 16_000)
+        made.pipeline.push(tone(1))
+        made.pipeline.end()
+        await made.pass_time(2)
+        await asyncio.sleep(0)
+        report = made.pipeline.playback.report()
+        assert (report["spoken"], report["failed"]) == (0, 25)
+        assert report["lip_latency_p50_ms"] is None and report["skew_ms"] is None
+        assert made.pipeline.playback.recent.degraded(made.clock.now())
+    assert {s.stage: s.count for s in made.pipeline.funnel.report()}["patches"] == 0
