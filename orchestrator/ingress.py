@@ -9,18 +9,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
-import aiohttp
 from livekit import api
 from livekit.protocol import models
 from pydantic import ValidationError
 
 from musetalk_agent.protocol.http import RtmpTarget
+from orchestrator.livekit_client import LiveKitClient, LiveKitFailed
 from orchestrator.tokens import LiveKitKeys
 
 ABSENT_FOR_S = 300.0
 """A deployment that has no ingress is not asked again for this long."""
 _REFUSED_FOR_S = 10.0
-_CALL_TIMEOUT_S = 2.0
+CALL_S = 2.0
 _POLL_S = 0.25
 _NAME = "musetalk-avatar"
 _log = logging.getLogger(__name__)
@@ -45,22 +45,17 @@ class Ingresses:
     """Makes and removes ingresses. `open()` before use, `aclose()` after it. Nothing here raises for LiveKit's sake."""
 
     def __init__(self, keys: LiveKitKeys, mode: IngressMode = IngressMode.AUTO) -> None:
-        self._keys = keys
         self._mode = mode
-        self._api: api.LiveKitAPI | None = None
+        self._livekit = LiveKitClient(keys.url, keys.api_key, keys.api_secret)
         self._absent_until = 0.0
 
     async def open(self) -> None:
         """Prepares the client; does not connect yet."""
-        timeout = aiohttp.ClientTimeout(total=_CALL_TIMEOUT_S)
-        keys = self._keys
-        self._api = api.LiveKitAPI(keys.url, keys.api_key, keys.api_secret, timeout=timeout, failover=False)
+        await self._livekit.open()
 
     async def aclose(self) -> None:
         """Closes the client's connections."""
-        if self._api is not None:
-            await self._api.aclose()
-            self._api = None
+        await self._livekit.aclose()
 
     async def create(self, room: str, identity: str, name: str) -> RoomIngress | None:
         """An idle ingress: whoever pushes to its target is `identity` in `room`. None where there is none to be had.
@@ -69,11 +64,12 @@ class Ingresses:
         """
         if self._mode is IngressMode.OFF or time.monotonic() < self._absent_until:
             return None
+        request = _request(room, identity, name)
         try:
-            info = await self._client.ingress.create_ingress(_request(room, identity, name))
-        except (aiohttp.ClientError, TimeoutError, api.TwirpError) as error:
-            absent = isinstance(error, api.TwirpError) and "redis required" in error.message
-            self._hold_off("no Redis" if absent else _reason(error), ABSENT_FOR_S if absent else _REFUSED_FOR_S)
+            info = await self._livekit.call(lambda livekit: livekit.ingress.create_ingress(request), CALL_S)
+        except LiveKitFailed as error:
+            absent = "redis required" in error.detail
+            self._hold_off("no Redis" if absent else str(error), ABSENT_FOR_S if absent else _REFUSED_FOR_S)
             return None
         try:
             target = RtmpTarget(url=f"{info.url.rstrip('/')}/{info.stream_key}", ingress=True)
@@ -85,13 +81,18 @@ class Ingresses:
             return None
         return RoomIngress(info.ingress_id, target)
 
-    async def remove(self, ingress_id: str) -> None:
-        """Removes it, and the participant that comes through it. Fine when it is gone already."""
+    async def remove(self, ingress_id: str) -> bool:
+        """Removes it, and the participant that comes through it. Returns whether it is gone; one that was not there is. Takes at
+        most 2 s.
+        """
+        request = api.DeleteIngressRequest(ingress_id=ingress_id)
         try:
-            await self._client.ingress.delete_ingress(api.DeleteIngressRequest(ingress_id=ingress_id))
-        except (aiohttp.ClientError, TimeoutError, api.TwirpError) as error:
-            if not (isinstance(error, api.TwirpError) and error.code == "not_found"):
-                _log.warning("ingress not removed", extra={"ingress_id": ingress_id, "error": _reason(error)})
+            await self._livekit.call(lambda livekit: livekit.ingress.delete_ingress(request), CALL_S)
+        except LiveKitFailed as error:
+            if error.code != "not_found":
+                _log.warning("ingress not removed", extra={"ingress_id": ingress_id, "error": str(error)})
+                return False
+        return True
 
     async def accompany(self, room: str, identity: str, attributes: Callable[[], dict[str, str] | None]) -> None:
         """Sets the attributes of the participant that comes by ingress, which cannot set its own, whenever they change.
@@ -106,26 +107,20 @@ class Ingresses:
             await asyncio.sleep(_POLL_S)
 
     async def _tell(self, room: str, identity: str, attributes: dict[str, str]) -> bool:
-        rooms = self._client.room
+        sought = api.RoomParticipantIdentity(room=room, identity=identity)
+        update = api.UpdateParticipantRequest(room=room, identity=identity, attributes=attributes)
         try:
-            who = await rooms.get_participant(api.RoomParticipantIdentity(room=room, identity=identity))
+            who = await self._livekit.call(lambda livekit: livekit.room.get_participant(sought), CALL_S)
             if who.kind != models.ParticipantInfo.Kind.INGRESS:
                 return False
-            request = api.UpdateParticipantRequest(room=room, identity=identity, attributes=attributes)
-            await rooms.update_participant(request)
-        except (aiohttp.ClientError, TimeoutError, api.TwirpError):
+            await self._livekit.call(lambda livekit: livekit.room.update_participant(update), CALL_S)
+        except LiveKitFailed:
             return False  # not there yet, or not any more
         return True
 
     def _hold_off(self, reason: str, seconds: float) -> None:
         self._absent_until = time.monotonic() + seconds
         _log.info("no ingress: the fallback is without one", extra={"reason": reason, "asked_again_s": seconds})
-
-    @property
-    def _client(self) -> api.LiveKitAPI:
-        if self._api is None:
-            raise RuntimeError("Ingresses.open() was not called")
-        return self._api
 
 
 def _request(room: str, identity: str, name: str) -> api.CreateIngressRequest:
@@ -142,8 +137,3 @@ def _request(room: str, identity: str, name: str) -> api.CreateIngressRequest:
             source=api.TrackSource.CAMERA, preset=api.IngressVideoEncodingPreset.H264_720P_30FPS_1_LAYER
         ),
     )
-
-
-def _reason(error: Exception) -> str:
-    """Without addresses or keys: the class, or LiveKit's own code."""
-    return error.code if isinstance(error, api.TwirpError) else type(error).__name__

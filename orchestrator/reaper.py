@@ -26,8 +26,8 @@ Participant = tuple[str, str]
 class IngressRemover(Protocol):
     """Where ingresses are removed."""
 
-    async def remove(self, ingress_id: str) -> None:
-        """Without effect when there is none."""
+    async def remove(self, ingress_id: str) -> bool:
+        """Returns whether it is gone; without effect when there is none."""
         ...
 
 
@@ -106,7 +106,8 @@ class Reaper:
     async def _remove_ingresses(self, records: list[StoredSession]) -> None:
         for record in records:
             if record.ended and record.ingress_id and self._ingresses is not None:
-                await self._ingresses.remove(record.ingress_id)
+                if not await self._ingresses.remove(record.ingress_id):
+                    return  # LiveKit does not answer: the next sweep asks again
                 await self._store.save(record.model_copy(update={"ingress_id": None}))
                 self._metrics.reaped.labels(kind="ingress").inc()
 

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from dataclasses import dataclass, field
 from datetime import timedelta
 
-import aiohttp
 from livekit import api
 
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
+from orchestrator.livekit_client import LiveKitClient, LiveKitFailed
 
 EMPTY_TIMEOUT_S = 300
 """A room nobody joined closes after this long; LiveKit's own default, set so that it does not depend on the server."""
 DEPARTURE_TIMEOUT_S = 20
 DEPLOYMENT = "avatar.deployment"
 """Attribute of our participants that tells whose they are."""
-_CALL_TIMEOUT_S = 5.0
+CALL_S = 5.0
+"""Longest wait for an answer that a caller of ours needs."""
+COURTESY_S = 2.0
+"""The same for what is only tidier when it succeeds."""
 _log = logging.getLogger(__name__)
 
 
@@ -104,23 +106,19 @@ class TokenMinter:
 
 
 class Rooms:
-    """LiveKit's room service. `open()` before use, `aclose()` after it."""
+    """LiveKit's room service. `open()` before use, `aclose()` after it. Each call has a deadline."""
 
     def __init__(self, keys: LiveKitKeys) -> None:
         self._keys = keys
-        self._api: api.LiveKitAPI | None = None
+        self._livekit = LiveKitClient(keys.url, keys.api_key, keys.api_secret)
 
     async def open(self) -> None:
         """Prepares the client; does not connect yet."""
-        timeout = aiohttp.ClientTimeout(total=_CALL_TIMEOUT_S)
-        keys = self._keys
-        self._api = api.LiveKitAPI(keys.url, keys.api_key, keys.api_secret, timeout=timeout, failover=False)
+        await self._livekit.open()
 
     async def aclose(self) -> None:
         """Closes the client's connections."""
-        if self._api is not None:
-            await self._api.aclose()
-            self._api = None
+        await self._livekit.aclose()
 
     async def ensure(self, room: str) -> None:
         """Makes the room, or sets its configuration when it exists. Raises ProblemError `livekit_unavailable`.
@@ -136,66 +134,59 @@ class Rooms:
             max_playout_delay=self._keys.playout_delay_ms,
         )
         try:
-            await self._client.room.create_room(request)
-        except (aiohttp.ClientError, TimeoutError, api.TwirpError) as error:
-            _log.warning("LiveKit did not make the room", extra={"room": room, "error": _reason(error)})
+            await self._livekit.call(lambda livekit: livekit.room.create_room(request), CALL_S)
+        except LiveKitFailed as error:
+            _log.warning("LiveKit did not make the room", extra={"room": room, "error": str(error)})
             raise _unavailable("make the room", error) from error
 
     async def names(self) -> list[str]:
         """Every room there is. Raises ProblemError `livekit_unavailable`."""
         try:
-            answer = await self._client.room.list_rooms(api.ListRoomsRequest())
-        except (aiohttp.ClientError, TimeoutError, api.TwirpError) as error:
+            answer = await self._livekit.call(lambda livekit: livekit.room.list_rooms(api.ListRoomsRequest()), CALL_S)
+        except LiveKitFailed as error:
             raise _unavailable("tell its rooms", error) from error
         return [room.name for room in answer.rooms]
 
     async def participants(self, room: str, deployment_id: str) -> list[str]:
         """Identities of a deployment's own participants in a room. Raises ProblemError `livekit_unavailable`."""
-        try:
-            answer = await self._client.room.list_participants(api.ListParticipantsRequest(room=room))
-        except api.TwirpError as error:
-            if error.code == "not_found":
-                return []
-            raise _unavailable("tell who is in the room", error) from error
-        except (aiohttp.ClientError, TimeoutError) as error:
-            raise _unavailable("tell who is in the room", error) from error
-        return [one.identity for one in answer.participants if one.attributes.get(DEPLOYMENT) == deployment_id]
+        present = await self._present(room)
+        return [one.identity for one in present if one.attributes.get(DEPLOYMENT) == deployment_id]
+
+    async def identities(self, room: str) -> set[str]:
+        """Identities of everybody in a room; empty for a room that does not exist. Raises ProblemError `livekit_unavailable`."""
+        return {one.identity for one in await self._present(room)}
 
     async def mute(self, room: str, identity: str, track: str) -> None:
         """Mutes a track for everybody, whatever its publisher still sends. Never raises for LiveKit's sake."""
         request = api.MuteRoomTrackRequest(room=room, identity=identity, track_sid=track, muted=True)
         try:
-            async with asyncio.timeout(2.0):
-                await self._client.room.mute_published_track(request)
-        except (aiohttp.ClientError, TimeoutError, api.TwirpError) as error:
-            _log.info("track not muted", extra={"room": room, "error": _reason(error)})
+            await self._livekit.call(lambda livekit: livekit.room.mute_published_track(request), COURTESY_S)
+        except LiveKitFailed as error:
+            _log.info("track not muted", extra={"room": room, "error": str(error)})
 
     async def remove(self, room: str, identity: str) -> None:
         """Removes a participant that may linger. Never raises for LiveKit's sake: a crashed one leaves by time-out anyway."""
+        who = api.RoomParticipantIdentity(room=room, identity=identity)
         try:
-            async with asyncio.timeout(2.0):
-                await self._client.room.remove_participant(api.RoomParticipantIdentity(room=room, identity=identity))
-        except api.TwirpError as error:
+            await self._livekit.call(lambda livekit: livekit.room.remove_participant(who), COURTESY_S)
+        except LiveKitFailed as error:
             if error.code != "not_found":
-                _log.warning("participant not removed", extra={"room": room, "error": _reason(error)})
-        except (aiohttp.ClientError, TimeoutError) as error:
-            _log.warning("participant not removed", extra={"room": room, "error": _reason(error)})
+                _log.warning("participant not removed", extra={"room": room, "error": str(error)})
 
-    @property
-    def _client(self) -> api.LiveKitAPI:
-        if self._api is None:
-            raise RuntimeError("Rooms.open() was not called")
-        return self._api
+    async def _present(self, room: str) -> list[api.ParticipantInfo]:
+        request = api.ListParticipantsRequest(room=room)
+        try:
+            answer = await self._livekit.call(lambda livekit: livekit.room.list_participants(request), CALL_S)
+        except LiveKitFailed as error:
+            if error.code == "not_found":
+                return []
+            raise _unavailable("tell who is in the room", error) from error
+        return list(answer.participants)
 
 
-def _unavailable(what: str, error: Exception) -> ProblemError:
+def _unavailable(what: str, error: LiveKitFailed) -> ProblemError:
     return ProblemError(
         ErrorCode.LIVEKIT_UNAVAILABLE,
-        f"LiveKit did not {what}: {_reason(error)}. Check LIVEKIT_URL and its key, and that it runs.",
+        f"LiveKit did not {what}: {error}. Check LIVEKIT_URL and its key, and that it runs.",
         retry_after_s=2,
     )
-
-
-def _reason(error: Exception) -> str:
-    """Without addresses or tokens: the class, or LiveKit's own code."""
-    return error.code if isinstance(error, api.TwirpError) else type(error).__name__

@@ -284,7 +284,8 @@ class SessionOwner:
         if session.placed and session.order.connect_livekit:
             await services.rooms.remove(session.order.room, session.identity)
         if session.ingress is not None and services.ingresses is not None:
-            await services.ingresses.remove(session.ingress.ingress_id)
+            if await services.ingresses.remove(session.ingress.ingress_id):
+                session.ingress = None  # one that is left stays in the record, for the reaper
         services.pool.release(session.session_id)
         session.retire()
         session.error = problem

@@ -42,7 +42,7 @@ def to_record(session: Session, ledger: Ledger) -> StoredSession:
         expires_at=session.expires_at,
         state=SessionState.RECOVERING if adopting else session.state,
         ended_at=session.ended_at,
-        ingress_id=ingress.ingress_id if ingress is not None and not session.ended else None,
+        ingress_id=ingress.ingress_id if ingress is not None else None,
         owner=ledger.owner,
         owner_url=ledger.owner_url,
         moves=session.moves,

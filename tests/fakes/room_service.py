@@ -8,14 +8,21 @@ from starlette.responses import JSONResponse, Response
 
 
 class FakeRoomService:
-    """Rooms that were made, participants that were removed. `broken` answers every call with an error."""
+    """Rooms that were made, participants that are there or were removed. `broken` answers every call with an error.
+
+    `ingress_url` None is a deployment without Ingress; `ingresses` are those that are there, by id.
+    """
 
     def __init__(self) -> None:
+        self.members: dict[str, list[api.ParticipantInfo]] = {}
+        self.ingress_url: str | None = None
+        self.ingresses: dict[str, api.CreateIngressRequest] = {}
         self.rooms: dict[str, api.CreateRoomRequest] = {}
         self.removed: list[tuple[str, str]] = []
         self.broken = False
         self.app = FastAPI(openapi_url=None)
         self.app.add_api_route("/twirp/livekit.RoomService/{method}", self._call, methods=["POST"])
+        self.app.add_api_route("/twirp/livekit.Ingress/{method}", self._ingress, methods=["POST"])
 
     async def _call(self, method: str, request: Request) -> Response:
         body = await request.body()
@@ -30,8 +37,24 @@ class FakeRoomService:
             listed = api.ListRoomsResponse(rooms=[api.Room(name=name) for name in self.rooms])
             return Response(listed.SerializeToString(), media_type="application/protobuf")
         if method == "ListParticipants":
-            return Response(api.ListParticipantsResponse().SerializeToString(), media_type="application/protobuf")
+            room = api.ListParticipantsRequest.FromString(body).room
+            present = api.ListParticipantsResponse(participants=self.members.get(room, []))
+            return Response(present.SerializeToString(), media_type="application/protobuf")
         assert method == "RemoveParticipant"
         gone = api.RoomParticipantIdentity.FromString(body)
         self.removed.append((gone.room, gone.identity))
         return JSONResponse({"code": "not_found", "msg": "participant not found"}, status_code=404)
+
+    async def _ingress(self, method: str, request: Request) -> Response:
+        body = await request.body()
+        if self.ingress_url is None:
+            return JSONResponse({"code": "internal", "msg": "ingress not connected (redis required)"}, status_code=500)
+        if method == "CreateIngress":
+            name = f"IN_{len(self.ingresses)}"
+            self.ingresses[name] = api.CreateIngressRequest.FromString(body)
+            info = api.IngressInfo(ingress_id=name, url=self.ingress_url, stream_key="key")
+            return Response(info.SerializeToString(), media_type="application/protobuf")
+        assert method == "DeleteIngress"
+        asked = api.DeleteIngressRequest.FromString(body).ingress_id
+        self.ingresses.pop(asked, None)
+        return Response(api.IngressInfo(ingress_id=asked).SerializeToString(), media_type="application/protobuf")

@@ -20,6 +20,7 @@ from orchestrator.serving import server_config
 from orchestrator.settings import Settings
 from orchestrator.tts.voices import Voices
 from tests.fakes.agent_server import AGENT_KEY, FakeAgent
+from tests.fakes.balky import Balky
 from tests.fakes.room_service import FakeRoomService
 from tests.fakes.serving import plain_config, serving
 
@@ -90,6 +91,8 @@ class Stage:
     http: httpx.AsyncClient
     agent: FakeAgent
     rooms: FakeRoomService
+    livekit: Balky
+    """In front of `rooms`."""
     settings: Settings
 
     async def start(self, **body: Any) -> dict[str, Any]:
@@ -124,7 +127,8 @@ async def stage(agents: int = 1, voices: Voices | None = None, **overrides: Any)
     async with AsyncExitStack() as stack:
         agent, rooms = FakeAgent(), FakeRoomService()
         addresses = [await stack.enter_async_context(serving(plain_config(agent.app))) for _ in range(agents)]
-        livekit_url = await stack.enter_async_context(serving(plain_config(rooms.app)))
+        livekit = Balky(rooms.app)
+        livekit_url = await stack.enter_async_context(serving(plain_config(livekit)))
         fields: dict[str, Any] = {
             "livekit_url": livekit_url.replace("http", "ws"),
             "livekit_api_key": "devkey",
@@ -142,4 +146,4 @@ async def stage(agents: int = 1, voices: Voices | None = None, **overrides: Any)
         http = await stack.enter_async_context(
             httpx.AsyncClient(base_url=url, headers=headers, timeout=10, trust_env=False)
         )
-        yield Stage(url, app, http, agent, rooms, settings)
+        yield Stage(url, app, http, agent, rooms, livekit, settings)

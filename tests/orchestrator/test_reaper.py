@@ -26,8 +26,12 @@ class Ingresses:
     def __init__(self) -> None:
         self.removed: list[str] = []
 
-    async def remove(self, ingress_id: str) -> None:
-        self.removed.append(ingress_id)
+        self.answers = True
+
+    async def remove(self, ingress_id: str) -> bool:
+        if self.answers:
+            self.removed.append(ingress_id)
+        return self.answers
 
 
 @asynccontextmanager
@@ -120,6 +124,17 @@ async def test_ingresses_of_ended_sessions_go_once_and_those_of_running_ones_sta
     async with opened_store(stored("ses_a", ingress_id="IN_a"), ended) as store:
         reaper = Reaper(store, FakeRooms({}), ingresses, set, Metrics())  # type: ignore[arg-type]
         await reaper.sweep()
+        await reaper.sweep()
+        assert ingresses.removed == ["IN_b"]
+
+
+async def test_an_ingress_that_could_not_be_removed_is_asked_for_again() -> None:
+    ingresses = Ingresses()
+    ingresses.answers = False
+    async with opened_store(stored("ses_b", state=SessionState.STOPPED, ingress_id="IN_b")) as store:
+        reaper = Reaper(store, FakeRooms({}), ingresses, set, Metrics())  # type: ignore[arg-type]
+        await reaper.sweep()
+        ingresses.answers = True
         await reaper.sweep()
         assert ingresses.removed == ["IN_b"]
 
