@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from fastapi import WebSocket, WebSocketDisconnect
+from starlette.types import Message
 
 from musetalk_agent.protocol import messages as m
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
@@ -17,7 +19,21 @@ log = logging.getLogger(__name__)
 
 ACK_PERIOD_S = 0.1
 """What an orchestrator that loses the agent does not know of what was heard."""
+ACK_BYTES = 16 << 10
+"""PCM taken after which an acknowledgement leaves at once: the orchestrator sends 2 s ahead of them, and goes on when they come."""
 _SEND_TIMEOUT_S = 5.0  # an orchestrator that reads nothing for this long has lost its connection
+_CLOSE_TIMEOUT_S = 1.0
+
+
+class _ConnectionLost(Exception):
+    """The orchestrator's connection is gone; the session waits for the next one."""
+
+
+@dataclass
+class _Connection:
+    task: asyncio.Task[None]
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+    """It takes no more items; its socket may still be closing."""
 
 
 class LinkServer:
@@ -29,7 +45,7 @@ class LinkServer:
 
     def __init__(self, draining: Callable[[], bool]) -> None:
         self._draining = draining
-        self._current: dict[str, asyncio.Task[None]] = {}
+        self._current: dict[str, _Connection] = {}
 
     @property
     def empty(self) -> bool:
@@ -40,20 +56,22 @@ class LinkServer:
         """Runs until the orchestrator leaves, the session is over, or a newer connection takes over."""
         task = asyncio.current_task()
         assert task is not None
-        older = self._current.get(session.id)
-        self._current[session.id] = task
-        if older is not None:
-            older.cancel()
-            await asyncio.gather(older, return_exceptions=True)
-        await socket.accept()
+        older, connection = self._current.get(session.id), _Connection(task)
+        self._current[session.id] = connection
         try:
+            if older is not None:
+                older.task.cancel()
+                await older.over.wait()
+            await socket.accept()
             await self._converse(socket, session, events_after)
         except asyncio.CancelledError:
-            if self._current.get(session.id) is task:
+            connection.over.set()
+            if self._current.get(session.id) is connection:
                 raise
             await self._close(socket, m.CLOSE_POLICY, m.TAKEN_OVER)
         finally:
-            if self._current.get(session.id) is task:
+            connection.over.set()
+            if self._current.get(session.id) is connection:
                 del self._current[session.id]
 
     async def _converse(self, socket: WebSocket, session: Session, events_after: int) -> None:
@@ -65,26 +83,33 @@ class LinkServer:
                 done, _ = await asyncio.wait({reading, telling}, return_when=asyncio.FIRST_COMPLETED)
                 for other in {reading, telling} - done:
                     other.cancel()
-        except* (WebSocketDisconnect, RuntimeError, TimeoutError):
-            log.info("link lost", extra={"session_id": session.id})
+        except* _ConnectionLost as errors:
+            log.info("link lost", extra={"session_id": session.id, "reason": str(errors.exceptions[0])})
         except* ProblemError as errors:
             error = errors.exceptions[0]
             log.warning("link refused", extra={"session_id": session.id, "error": str(error)})
             await self._close(socket, m.CLOSE_POLICY, str(error))
+        except* Exception as errors:  # task boundary: a fault of ours, and an item half taken must not come again
+            log.exception("link failed", extra={"session_id": session.id})
+            session.break_off(ProblemError(ErrorCode.INTERNAL, "The agent broke on an item; its log has the details."))
+            await self._close(socket, m.CLOSE_INTERNAL, type(errors.exceptions[0]).__name__)
         else:
             await self._close(socket, m.CLOSE_GOING_AWAY)
 
     async def _read(self, socket: WebSocket, session: Session) -> None:
+        unacknowledged = 0
         while not session.ended.is_set():
-            message = await socket.receive()
-            if message["type"] == "websocket.disconnect":
-                raise WebSocketDisconnect(message.get("code", 1006))
+            message = await self._receive(socket)
             item = message.get("bytes")
             if item is None:
                 item = message.get("text")
             if item is None:
                 raise ProblemError(ErrorCode.INVALID_MESSAGE, "an empty WebSocket message")
             session.take(item)
+            unacknowledged += len(item)
+            if unacknowledged >= ACK_BYTES:
+                unacknowledged = 0
+                session.outbox.changed.set()
 
     async def _tell(self, socket: WebSocket, session: Session, events_after: int) -> None:
         """Events as they happen, and an acknowledgement every 100 ms while items come or sound is played."""
@@ -108,15 +133,34 @@ class LinkServer:
             except TimeoutError:
                 continue
 
+    async def _receive(self, socket: WebSocket) -> Message:
+        try:
+            message = await socket.receive()
+        except RuntimeError as error:  # Starlette's: the socket was closed before
+            raise _ConnectionLost(str(error)) from error
+        if message["type"] == "websocket.disconnect":
+            raise _ConnectionLost(f"closed with {message.get('code', 1006)}")
+        return message
+
     async def _send(self, socket: WebSocket, message: m.AgentMessage) -> None:
-        async with asyncio.timeout(_SEND_TIMEOUT_S):
-            await socket.send_text(message.model_dump_json())
+        text = message.model_dump_json()
+        try:
+            async with asyncio.timeout(_SEND_TIMEOUT_S):
+                await socket.send_text(text)
+        except (
+            WebSocketDisconnect,
+            RuntimeError,
+            OSError,
+            TimeoutError,
+        ) as error:  # RuntimeError: Starlette's, as above
+            raise _ConnectionLost(f"{type(error).__name__}: {error}") from error
 
     async def _close(self, socket: WebSocket, code: int, reason: str = "") -> None:
         try:
-            await socket.close(code, reason[:120])
-        except RuntimeError:
-            log.debug("link was closed already")
+            async with asyncio.timeout(_CLOSE_TIMEOUT_S):
+                await socket.close(code, reason[:120])
+        except (WebSocketDisconnect, RuntimeError, OSError, TimeoutError) as error:
+            log.debug("link was closed already, or its peer reads nothing", extra={"error": str(error)})
 
 
 def _hello(session: Session) -> m.LinkHello:

@@ -76,6 +76,8 @@ class LinkPeer:
     on_ack: Callable[[LinkAck], None] = _ignore
     on_voice: Callable[[LinkVoice], None] = _ignore
     on_hello: Callable[[LinkHello], None] = _ignore
+    control_waiting: Callable[[], bool] = lambda: False
+    """Whether `next_item` gives a control item now, which does not wait for the window."""
 
 
 class AgentLink:
@@ -237,7 +239,7 @@ class AgentLink:
 
     def _next(self) -> LinkItem | None:
         item = self._core.next_item()
-        if item is None and self._core.window_open:
+        if item is None and (self._core.window_open or self._peer.control_waiting()):
             fresh = self._peer.next_item()
             if fresh is not None:
                 self._core.push(fresh)

@@ -11,8 +11,12 @@ from collections import deque
 
 from orchestrator.audio.items import LinkItem
 
+WINDOW_S = 2.0
+"""Unacknowledged seconds of audio at which the link takes no more PCM: the most that a clear can wait behind.
+
+The agent acknowledges each large item at once, so that a round trip of 100 ms still carries twenty times real time.
+"""
 WINDOW_BYTES = 1 << 20
-"""Unacknowledged bytes at which the link takes no more: what a clear may have to wait behind (acks come every 250 ms)."""
 WINDOW_ITEMS = 2048
 
 
@@ -43,8 +47,8 @@ class LinkCore:
 
     @property
     def window_open(self) -> bool:
-        """Whether another item may be pushed now."""
-        return self._bytes < WINDOW_BYTES and len(self._unacked) < WINDOW_ITEMS
+        """Whether more PCM may be pushed now. Control items are always pushed."""
+        return self._seconds < WINDOW_S and self._bytes < WINDOW_BYTES and len(self._unacked) < WINDOW_ITEMS
 
     @property
     def unacked(self) -> bool:

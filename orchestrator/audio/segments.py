@@ -325,6 +325,11 @@ class SegmentTracker:
         events, self._events = self._events, []
         return events
 
+    @property
+    def control_waiting(self) -> bool:
+        """Whether `next_item` gives a control item, which overtakes PCM."""
+        return self._attached and self._clears_to_send > 0
+
     def next_item(self, in_s: float = 0.0) -> LinkItem | None:
         """The next message to the agent, None when there is nothing to forward now. `in_s`: somebody else speaks so long."""
         if not self._attached:

@@ -39,6 +39,7 @@ class AgentSide:
 
     Args:
         take: the next item for the agent.
+        control_waiting: whether that is a control item.
         hear: takes what the agent says was heard (segment, seconds, now).
         tell: takes the agent's events, but for failures, which end `run`.
         voice: takes what the agent says is due, when the orchestrator publishes the voice.
@@ -53,6 +54,7 @@ class AgentSide:
         metrics: Metrics,
         *,
         take: Callable[[], LinkItem | None],
+        control_waiting: Callable[[], bool],
         hear: Callable[[int, float, float], None],
         tell: Callable[[Event], None],
         voice: Callable[[LinkVoice], None],
@@ -63,7 +65,7 @@ class AgentSide:
         self.vitals = Vitals(time.monotonic())
         self._hear, self._tell = hear, tell
         self._failure: asyncio.Future[ProblemError] = asyncio.get_running_loop().create_future()
-        peer = LinkPeer(take, self._on_event, self._on_ack, voice, greet)
+        peer = LinkPeer(take, self._on_event, self._on_ack, voice, greet, control_waiting)
         self.link = AgentLink(lease, session_id, peer, metrics, adopt_after=adopt_after)
 
     async def run(self, at_agent_s: Callable[[], float]) -> None:

@@ -104,6 +104,7 @@ class LiveSession:
             lease,
             self._metrics,
             take=self.next_item,
+            control_waiting=lambda: self._tracker.control_waiting,
             hear=self._tracker.on_heard,
             tell=self.on_event,
             voice=lambda due: self.on_voice(due),

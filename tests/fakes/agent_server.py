@@ -35,6 +35,7 @@ from musetalk_agent.protocol.messages import (
     LinkHello,
 )
 from musetalk_agent.protocol.problems import MEDIA_TYPE, ErrorCode, ProblemError
+from musetalk_agent.service.audio_ws import ACK_BYTES
 from tests.fakes.agent_session import FakeSession
 
 AGENT_KEY = "agent-key-of-the-tests"
@@ -61,6 +62,8 @@ class FakeAgent:
         self.uploads: list[tuple[str | None, int]] = []
         self.drop_link_after: int | None = None
         """Items after which the link is cut without an acknowledgement, again and again."""
+        self.acknowledges = True
+        """Whether items are acknowledged as they come."""
         self.app = self._make_app()
 
     @property
@@ -247,7 +250,12 @@ class FakeAgent:
             taken += 1
             session.items += 1
             session.take(message, at_once=not self.hold and not self.pace)
-            if not self.pace and (self.drop_link_after is None or session.items % 3 == 0):
+            large = len(message.get("bytes") or b"") >= ACK_BYTES
+            if (
+                self.acknowledges
+                and (large or not self.pace)
+                and (self.drop_link_after is None or session.items % 3 == 0)
+            ):
                 await socket.send_text(session.ack().model_dump_json())
 
 

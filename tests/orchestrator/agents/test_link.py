@@ -7,13 +7,15 @@ import json
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from dataclasses import replace
 
 import pytest
 
 from musetalk_agent.protocol.http import AgentStartRequest, AvatarSource
-from musetalk_agent.protocol.messages import Event, PlaybackStarted, SegmentEnd, SegmentStart
+from musetalk_agent.protocol.messages import Event, LinkClear, PlaybackStarted, SegmentEnd, SegmentStart
 from orchestrator.agents.client import AgentLease
 from orchestrator.agents.link import AgentLink, LinkLost, LinkOver, LinkPeer
+from orchestrator.agents.link_core import WINDOW_S
 from orchestrator.audio.items import LinkItem
 from orchestrator.metrics import Metrics
 from tests.fakes.agent_server import AGENT_KEY, FakeAgent
@@ -97,6 +99,27 @@ async def test_a_link_whose_agent_takes_one_item_a_connection_still_delivers() -
         with running(link):
             await until(lambda: len(session.pcm) == 16, within_s=10)
         assert session.pcm == b"".join(bytes([n, 0]) for n in range(8))
+
+
+async def test_a_clear_overtakes_pcm_that_an_agent_does_not_acknowledge() -> None:
+    source, clear = Source(), LinkItem(LinkClear().model_dump_json())
+    async with agent_behind_relay() as (agent, session, between):
+        agent.acknowledges = False
+        pending: deque[LinkItem] = deque()
+
+        def next_item() -> LinkItem | None:
+            return pending.popleft() if pending else source.peer().next_item()
+
+        peer = replace(source.peer(), next_item=next_item, control_waiting=lambda: bool(pending))
+        link = AgentLink(AgentLease(between.url, HEADERS), "s", peer, Metrics())
+        source.items.append(LinkItem(SegmentStart(segment=1, sample_rate=16000).model_dump_json()))
+        source.items.extend(LinkItem(bytes(32000), 1.0) for _ in range(60))
+        with running(link):
+            await until(lambda: len(session.pcm) == 32000 * WINDOW_S)  # the window is full
+            pending.append(clear)
+            link.wake()
+            await until(lambda: session.texts[-1] == {"type": "clear"})
+        assert len(session.pcm) == 32000 * WINDOW_S and len(source.items) == 60 - WINDOW_S
 
 
 async def test_an_agent_that_stays_away_is_given_up() -> None:

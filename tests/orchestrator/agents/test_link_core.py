@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.agents.link_core import WINDOW_BYTES, LinkCore, LinkDesync
+from orchestrator.agents.link_core import WINDOW_BYTES, WINDOW_S, LinkCore, LinkDesync
 from orchestrator.audio.items import LinkItem
 
 
@@ -78,17 +78,18 @@ def test_every_item_arrives_once_and_in_order_and_every_event_is_heard_once(step
     assert core.unacked_s == 0
 
 
-def test_the_window_bounds_what_a_clear_waits_behind() -> None:
+@pytest.mark.parametrize(("seconds", "items"), [(0.5, round(WINDOW_S / 0.5)), (0.0, WINDOW_BYTES // (32 << 10))])
+def test_the_window_bounds_what_a_clear_waits_behind(seconds: float, items: int) -> None:
     core = LinkCore()
     while core.window_open:
-        core.push(LinkItem(bytes(32 << 10), 1.0))
-    assert core.pushed == WINDOW_BYTES // (32 << 10)
-    assert core.unacked_s == core.pushed
+        core.push(LinkItem(bytes(32 << 10), seconds))
+    assert core.pushed == items
+    assert core.unacked_s == items * seconds
     core.connected(0)
     while core.next_item():
         pass
-    core.acked(5)
-    assert core.window_open and core.unacked_s == core.pushed - 5
+    core.acked(3)
+    assert core.window_open and core.unacked_s == (items - 3) * seconds
 
 
 @pytest.mark.parametrize("items", [-1, 1, 4])
