@@ -167,7 +167,10 @@ async def test_one_whose_link_another_orchestrator_took_is_let_go() -> None:
             path = f"/session/{started['session_id']}"
             assert (await running.http.get(path)).json()["state"] == "ready"  # as it was stored
         session = await back(running, started["session_id"])  # nobody had it after all
-        assert (session["moves"], agent.only.connections) == (0, 2)
+        assert session["moves"] == 0
+        async with asyncio.timeout(10):
+            while agent.only.connections != 2:  # noqa: ASYNC110 - the session is taken before its link is up
+                await asyncio.sleep(0.01)
         await running.http.post(f"{path}/stop")
 
 
