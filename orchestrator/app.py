@@ -131,7 +131,9 @@ def _add_guards(app: FastAPI, settings: Settings, access: Access, metrics: Metri
 
 def _access(settings: Settings, metrics: Metrics) -> Access:
     return Access(
-        credentials=Credentials(KeyRing(operators(settings.api_keys)), settings.livekit.api_secret),
+        credentials=Credentials(
+            KeyRing(operators(settings.api_keys)), settings.token_secret, page_tokens=settings.page_token_enabled
+        ),
         audit=AuditLog(settings.audit_log, metrics),
         quotas=Quotas(),
         failures=Failures(),

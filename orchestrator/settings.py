@@ -41,6 +41,8 @@ class Settings(BaseSettings):
     livekit_url: str
     livekit_api_key: str
     livekit_api_secret: SecretStr
+    audio_token_secret: SecretStr | None = None
+    """Signs the tokens of `audio_url`; the same at every orchestrator. By default LIVEKIT_API_SECRET does."""
     livekit_public_url: str | None = None
     """Address of LiveKit that clients are told, when it is not the one the services use."""
     livekit_playout_delay_ms: int = Field(default=0, ge=0, le=2000)
@@ -206,6 +208,12 @@ class Settings(BaseSettings):
     def api_keys(self) -> tuple[str, ...]:
         """Keys that clients may use."""
         return _listed(self.orchestrator_api_key)
+
+    @property
+    def token_secret(self) -> str:
+        """What the tokens of `/audio` are signed with."""
+        own = self.audio_token_secret.get_secret_value() if self.audio_token_secret else ""
+        return own or self.livekit_api_secret.get_secret_value()
 
     @property
     def webhook_secrets(self) -> tuple[bytes, ...]:

@@ -149,12 +149,14 @@ class Rooms:
 
     async def participants(self, room: str, deployment_id: str) -> list[str]:
         """Identities of a deployment's own participants in a room. Raises ProblemError `livekit_unavailable`."""
-        present = await self._present(room)
-        return [one.identity for one in present if one.attributes.get(DEPLOYMENT) == deployment_id]
-
-    async def identities(self, room: str) -> set[str]:
-        """Identities of everybody in a room; empty for a room that does not exist. Raises ProblemError `livekit_unavailable`."""
-        return {one.identity for one in await self._present(room)}
+        request = api.ListParticipantsRequest(room=room)
+        try:
+            answer = await self._livekit.call(lambda livekit: livekit.room.list_participants(request), CALL_S)
+        except LiveKitFailed as error:
+            if error.code == "not_found":
+                return []
+            raise _unavailable("tell who is in the room", error) from error
+        return [one.identity for one in answer.participants if one.attributes.get(DEPLOYMENT) == deployment_id]
 
     async def mute(self, room: str, identity: str, track: str) -> None:
         """Mutes a track for everybody, whatever its publisher still sends. Never raises for LiveKit's sake."""
@@ -172,16 +174,6 @@ class Rooms:
         except LiveKitFailed as error:
             if error.code != "not_found":
                 _log.warning("participant not removed", extra={"room": room, "error": str(error)})
-
-    async def _present(self, room: str) -> list[api.ParticipantInfo]:
-        request = api.ListParticipantsRequest(room=room)
-        try:
-            answer = await self._livekit.call(lambda livekit: livekit.room.list_participants(request), CALL_S)
-        except LiveKitFailed as error:
-            if error.code == "not_found":
-                return []
-            raise _unavailable("tell who is in the room", error) from error
-        return list(answer.participants)
 
 
 def _unavailable(what: str, error: LiveKitFailed) -> ProblemError:

@@ -74,7 +74,7 @@ class Access:
         given = bearer(Headers(scope=scope).get("authorization"))
         if given is None:
             raise unauthorized()
-        caller = self.credentials.caller(given)
+        caller = self.credentials.caller(given, address(scope))
         self.failures.admit(address(scope), caller, self.clock())
         if caller is None:
             raise unauthorized()
@@ -85,13 +85,30 @@ class Access:
         """Who opens a session's `/audio`; None for the holder of the session's token. Raises as `caller` does, and `forbidden`."""
         token = QueryParams(scope["query_string"]).get("token")
         if token is None:
-            caller = self.caller(scope)
-            require(caller, AUDIO)
-            return caller
+            return self.speaker(scope, session_id)
         if self.credentials.opens_audio(session_id, token):
             return None
         self.failures.admit(address(scope), None, self.clock())
         raise unauthorized()
+
+    def speaker(self, scope: AsgiScope, session_id: str) -> Caller:
+        """Who makes a session speak by a key. The token of `audio_url` does not: text costs money at a voice's provider.
+
+        Raises as `caller` does, and `forbidden`.
+        """
+        token = QueryParams(scope["query_string"]).get("token")
+        if token is not None and "authorization" not in Headers(scope=scope):
+            if self.credentials.opens_audio(session_id, token):
+                raise ProblemError(
+                    ErrorCode.FORBIDDEN,
+                    "The token of audio_url opens /audio only: send an API key as Authorization: Bearer KEY.",
+                    field="token",
+                )
+            self.failures.admit(address(scope), None, self.clock())
+            raise unauthorized()
+        caller = self.caller(scope)
+        require(caller, AUDIO)
+        return caller
 
 
 def require(caller: Caller, rule: Rule) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import FileResponse, Response
 
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
+from orchestrator.credentials import is_loopback
 from orchestrator.routes.context import Ctx
 from orchestrator.session.record import iso
 
@@ -63,11 +63,4 @@ def _is_local(request: Request) -> bool:
         return False
     client = request.client.host if request.client else ""
     host = request.url.hostname or ""
-    return _is_loopback(client) and (host == "localhost" or _is_loopback(host))
-
-
-def _is_loopback(address: str) -> bool:
-    try:
-        return ipaddress.ip_address(address).is_loopback
-    except ValueError:
-        return False
+    return is_loopback(client) and (host == "localhost" or is_loopback(host))

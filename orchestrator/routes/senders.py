@@ -14,10 +14,14 @@ from orchestrator.routes.elsewhere import here
 from orchestrator.session.record import Session
 
 
-async def admit(ctx: Context, socket: WebSocket, session_id: str) -> Session:
-    """The session, for who may speak in it. Raises ProblemError with status 401, 403, 404, 409, 421, 422, 429 or 503."""
+async def admit(ctx: Context, socket: WebSocket, session_id: str, *, text: bool = False) -> Session:
+    """The session, for who may speak in it; `text` is for those who hold a key.
+
+    Raises ProblemError with status 401, 403, 404, 409, 421, 422, 429 or 503.
+    """
     _check_origin(ctx.options, socket)
-    caller = ctx.access.audio_caller(socket.scope, session_id)
+    access = ctx.access
+    caller = access.speaker(socket.scope, session_id) if text else access.audio_caller(socket.scope, session_id)
     if not session_id:
         raise ProblemError(ErrorCode.INVALID_REQUEST, "session_id: name the session in the query.", field="session_id")
     session = await _here(ctx, caller, session_id)

@@ -37,7 +37,7 @@ async def speak(socket: WebSocket, session_id: str) -> None:
     ctx = context(socket)
     with ExitStack() as held:
         try:
-            session = await admit(ctx, socket, session_id)
+            session = await admit(ctx, socket, session_id, text=True)
             live = session.speakable()
             ctx.sessions.admit()
             voice = _voice(ctx, socket)

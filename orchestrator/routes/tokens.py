@@ -5,17 +5,22 @@ from __future__ import annotations
 import re
 import time
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
 from musetalk_agent.protocol.http import Strict
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
+from orchestrator.keys import Caller, Scope
+from orchestrator.routes.access import current
 from orchestrator.routes.context import Ctx
 from orchestrator.session.record import iso
 
 router = APIRouter(tags=["rooms"])
 _OURS = re.compile(r"(avatar|voice|probe)-ses_")
 """How the identities of a session's own participants begin: a room has each identity once, and the newer one puts the older out."""
+
+_IDENTITY_LENGTH = 256
+"""LiveKit's own limit (`limit.max_participant_identity_length`)."""
 
 
 class TokenRequest(Strict):
@@ -37,21 +42,33 @@ class TokenAnswer(BaseModel):
 
 
 @router.post("/token")
-async def token(body: TokenRequest, ctx: Ctx) -> TokenAnswer:
-    """A viewer token: joins the room, subscribes, nothing else. The room exists, rightly configured, when it is answered."""
-    if _OURS.match(body.identity):
-        raise ProblemError(
-            ErrorCode.INVALID_REQUEST,
-            f"identity: {body.identity[:80]!r} is how sessions name their own participants; take another one.",
-            field="identity",
-            value=body.identity[:80],
-        )
+async def token(body: TokenRequest, ctx: Ctx, request: Request) -> TokenAnswer:
+    """A viewer token: joins the room, subscribes, nothing else. The room exists, rightly configured, when it is answered.
+
+    To a viewer's or a starter's key the identity is `KEY/IDENTITY`: LiveKit puts out of a room who has the same identity, so
+    these keys get identities that nobody else has.
+    """
+    identity = _identity(body.identity, current(request.scope))
     ttl_s = body.ttl_s or ctx.options.viewer_token_ttl_s
     await ctx.rooms.ensure(body.room)
     return TokenAnswer(
-        token=ctx.minter.viewer(body.room, body.identity, ttl_s),
+        token=ctx.minter.viewer(body.room, identity, ttl_s),
         livekit_url=ctx.minter.public_url,
         room=body.room,
-        identity=body.identity,
+        identity=identity,
         expires_at=iso(time.time() + ttl_s),
+    )
+
+
+def _identity(asked: str, caller: Caller) -> str:
+    """Under which identity this caller's viewers join. Raises ProblemError `invalid_request`."""
+    prefix = "" if caller.scope is Scope.OPERATOR else f"{caller.name}/"  # a key's name has no slash
+    if _OURS.match(asked):
+        why = "is how sessions name their own participants; take another one"
+    elif len(prefix) + len(asked.removeprefix(prefix)) > _IDENTITY_LENGTH:
+        why = f"has no room for the prefix {prefix!r} within {_IDENTITY_LENGTH} characters; take a shorter one"
+    else:
+        return prefix + asked.removeprefix(prefix)
+    raise ProblemError(
+        ErrorCode.INVALID_REQUEST, f"identity: {asked[:80]!r} {why}.", field="identity", value=asked[:80]
     )

@@ -8,13 +8,12 @@ from starlette.responses import JSONResponse, Response
 
 
 class FakeRoomService:
-    """Rooms that were made, participants that are there or were removed. `broken` answers every call with an error.
+    """Rooms that were made, participants that were removed. `broken` answers every call with an error.
 
     `ingress_url` None is a deployment without Ingress; `ingresses` are those that are there, by id.
     """
 
     def __init__(self) -> None:
-        self.members: dict[str, list[api.ParticipantInfo]] = {}
         self.ingress_url: str | None = None
         self.ingresses: dict[str, api.CreateIngressRequest] = {}
         self.rooms: dict[str, api.CreateRoomRequest] = {}
@@ -37,9 +36,7 @@ class FakeRoomService:
             listed = api.ListRoomsResponse(rooms=[api.Room(name=name) for name in self.rooms])
             return Response(listed.SerializeToString(), media_type="application/protobuf")
         if method == "ListParticipants":
-            room = api.ListParticipantsRequest.FromString(body).room
-            present = api.ListParticipantsResponse(participants=self.members.get(room, []))
-            return Response(present.SerializeToString(), media_type="application/protobuf")
+            return Response(api.ListParticipantsResponse().SerializeToString(), media_type="application/protobuf")
         assert method == "RemoveParticipant"
         gone = api.RoomParticipantIdentity.FromString(body)
         self.removed.append((gone.room, gone.identity))

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import base64
+import hmac
 import time
 
 import pytest
@@ -7,9 +9,19 @@ import pytest
 from orchestrator.credentials import Credentials, bearer
 from orchestrator.keys import KeyRing, Scope, operators
 
+HERE = "127.0.0.1"
 
-def made(*keys: str, secret: str = "of this deployment") -> Credentials:
-    return Credentials(KeyRing(operators(keys)), secret)
+
+def made(*keys: str, secret: str = "of this deployment", page_tokens: bool = True) -> Credentials:
+    return Credentials(KeyRing(operators(keys)), secret, page_tokens=page_tokens)
+
+
+def forged(secret: str, purpose: str, subject: str, expires_at: float) -> str:
+    """A token that is signed with a deployment's secret, as who knows LIVEKIT_API_SECRET can make it offline."""
+    expiry = str(int(expires_at))
+    key = hmac.digest(secret.encode(), b"tokens of the orchestrator", "sha256")
+    made = hmac.digest(key, "\0".join((purpose, subject, expiry)).encode(), "sha256")
+    return f"{expiry}.{base64.urlsafe_b64encode(made).decode().rstrip('=')}"
 
 
 @pytest.mark.parametrize(
@@ -57,10 +69,36 @@ def test_tokens_hold_where_the_deployments_secret_is_the_same() -> None:
 def test_a_page_token_is_no_audio_token_and_ends() -> None:
     credentials = made("key")
     token = credentials.page_token(60)
-    caller = credentials.caller(token)
-    assert caller is not None and caller.name == "page"
+    for address in (HERE, "::1"):
+        caller = credentials.caller(token, address)
+        assert caller is not None and caller.name == "page"
     assert not credentials.opens_audio("", token)
-    assert credentials.caller(credentials.page_token(-1)) is None
+    assert credentials.caller(credentials.page_token(-1), HERE) is None
+
+
+def test_a_page_token_counts_only_where_it_is_handed_out() -> None:
+    credentials = made("key")
+    token = credentials.page_token(60)
+    for elsewhere in ("", "192.0.2.7", "2001:db8::1", "localhost", "testclient"):
+        assert credentials.caller(token, elsewhere) is None
+    assert made("key").caller(token, HERE) is None  # another process
+    off = made("key", page_tokens=False)
+    assert off.caller(off.page_token(60), HERE) is None
+
+
+def test_the_deployments_secret_makes_no_page_token() -> None:
+    secret = "of this deployment"
+    token = forged(secret, "page", "", time.time() + 60)
+    assert made("key", secret=secret).caller(token, HERE) is None
+
+
+def test_no_token_lasts_for_ever() -> None:
+    """An audio token is as long as a session at most, whatever signs it."""
+    secret = "of this deployment"
+    credentials = made("key", secret=secret)
+    assert credentials.opens_audio("ses_a", forged(secret, "audio", "ses_a", time.time() + 24 * 3600))
+    assert not credentials.opens_audio("ses_a", forged(secret, "audio", "ses_a", time.time() + 25 * 3600))
+    assert credentials.caller(credentials.page_token(25 * 3600), HERE) is None
 
 
 @pytest.mark.parametrize(
@@ -69,10 +107,11 @@ def test_a_page_token_is_no_audio_token_and_ends() -> None:
 )
 def test_a_mangled_token_opens_nothing(mangle: object) -> None:
     credentials = made("key")
-    assert credentials.caller(mangle(credentials.page_token(60))) is None  # type: ignore[operator]
+    assert credentials.caller(mangle(credentials.page_token(60)), HERE) is None  # type: ignore[operator]
 
 
 def test_expiry_cannot_be_moved() -> None:
     credentials = made("key")
     expiry, _, signature = credentials.page_token(60).partition(".")
-    assert credentials.caller(f"{int(expiry) + 1000}.{signature}") is None
+    assert credentials.caller(f"{expiry}.{signature}", HERE) is not None
+    assert credentials.caller(f"{int(expiry) + 1000}.{signature}", HERE) is None

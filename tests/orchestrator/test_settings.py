@@ -31,6 +31,9 @@ def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.session_options.limits.backlog_s == 30
     assert settings.livekit.public_url == "ws://127.0.0.1:7880"
     assert not settings.page_token_enabled
+    assert settings.token_secret == "the-livekit-secret"
+    monkeypatch.setenv("AUDIO_TOKEN_SECRET", "a-secret-of-its-own")
+    assert load().token_secret == "a-secret-of-its-own" and "a-secret-of-its-own" not in repr(load())
 
 
 def test_secrets_are_not_shown() -> None:

@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 import httpx
 import pytest
@@ -16,6 +17,7 @@ from orchestrator.routes import guard, speak_ws
 from orchestrator.tts.voices import Voices
 from tests.fakes.stage import Line, Stage, stage
 from tests.hostile.test_bodies import NOT_AN_OBJECT
+from tests.orchestrator.routes.test_auth import refused
 from tests.orchestrator.routes.test_speak import RATE, TonePerWord
 
 PLAIN = {"Content-Type": "text/plain; charset=utf-8"}
@@ -83,10 +85,11 @@ async def chunked(running: Stage, session_id: str, *pieces: str) -> AsyncIterato
 
 @asynccontextmanager
 async def writing(running: Stage, started: dict[str, Any], query: str = "") -> AsyncIterator[Line]:
-    """A text connection with the session's own token."""
-    base, _, token = started["audio_url"].partition("/audio?")
-    token = dict(pair.split("=", 1) for pair in token.split("&"))["token"]
-    async with running.audio(f"{base}/session/{started['session_id']}/speak?token={token}{query}") as line:
+    """A text connection."""
+    base = running.url.replace("http", "ws")
+    key = running.http.headers["Authorization"]
+    url = f"{base}/session/{started['session_id']}/speak?{query.removeprefix('&')}"
+    async with running.audio(url, Authorization=key) as line:
         yield line
 
 
@@ -265,6 +268,17 @@ async def test_a_text_has_an_end(speaking: Stage) -> None:
         for _ in range(5):
             await say(pen, "text", text="x" * (15 << 10))
         assert (await pen.wait("error"))["code"] == "message_too_large"
+
+
+async def test_the_token_of_the_audio_url_does_not_write(speaking: Stage) -> None:
+    """It is for `/audio`; text costs money at a voice's provider."""
+    started = await speaking.start()
+    token = dict(parse_qsl(urlsplit(started["audio_url"]).query))["token"]
+    url = f"{speaking.url.replace('http', 'ws')}/session/{started['session_id']}/speak?token={token}"
+    assert await refused(url) == (403, "forbidden")
+    assert await refused(url.replace(token, "9" + token)) == (401, "unauthorized")
+    async with speaking.audio(started["audio_url"]) as line:
+        await line.wait("hello")
 
 
 async def test_it_ends_with_the_session(speaking: Stage) -> None:

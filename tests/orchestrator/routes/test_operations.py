@@ -157,6 +157,8 @@ async def test_the_page_token_opens_the_api_for_a_while() -> None:
             told = (await page.get("/page/token")).json()
             headers = {"Authorization": f"Bearer {told['token']}"}
             assert (await page.get("/sessions", headers=headers)).status_code == 200
+            away = {**headers, "X-Forwarded-For": "192.0.2.7"}
+            assert (await page.get("/sessions", headers=away)).status_code == 401
             for wrong in (told["token"][:-2] + "AA", told["token"].replace(".", "9.", 1), "9999999999.", "x.y"):
                 answer = await page.get("/sessions", headers={"Authorization": f"Bearer {wrong}"})
                 assert answer.status_code == 401, wrong

@@ -11,10 +11,11 @@ from typing import Any
 
 import httpx
 import pytest
+from livekit import api
 
 from orchestrator.app import OPEN_PATHS
 from orchestrator.routes.access import RULES, rule
-from tests.fakes.stage import API_KEY, Stage, stage
+from tests.fakes.stage import API_KEY, LIVEKIT_SECRET, Stage, stage
 
 STARTER, SECOND, VIEWER = "starter-key-of-the-tests", "second-key-of-the-tests", "viewer-key-of-the-tests"
 LIMITED = "limited-key-of-the-tests"
@@ -209,3 +210,20 @@ async def test_the_audit_log_tells_who_did_what_and_nothing_of_persons(shared: S
         {**mine, "action": "stop", "outcome": "ok"},
     ]
     assert path.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(("key", "name"), [(VIEWER, "tv"), (STARTER, "shop")])
+async def test_a_key_gives_identities_that_no_other_participant_has(shared: Stage, key: str, name: str) -> None:
+    """LiveKit puts out of a room whoever has the identity of the one that joins, as the speaker of a data stream."""
+    for asked in ("bot", "shop/bot", "club/bot", "tv/bot"):
+        answer = (await ask(shared, key, "POST", "/token", json={"room": "r", "identity": asked})).json()
+        wanted = asked if asked.startswith(f"{name}/") else f"{name}/{asked}"
+        assert answer["identity"] == wanted
+        told = api.TokenVerifier("devkey", LIVEKIT_SECRET).verify(answer["token"])
+        assert told.identity == wanted and told.video is not None and told.video.room == "r"
+    mine = await ask(shared, API_KEY, "POST", "/token", json={"room": "r", "identity": "bot"})
+    assert mine.json()["identity"] == "bot"
+    long = await ask(shared, key, "POST", "/token", json={"room": "r", "identity": "x" * 256})
+    assert (long.status_code, long.json()["field"]) == (422, "identity")
+    ours = await ask(shared, key, "POST", "/token", json={"room": "r", "identity": "avatar-ses_1"})
+    assert ours.status_code == 422
