@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from musetalk_agent.protocol.diagnosis import Diagnosis, FunnelStage
 
@@ -32,6 +33,23 @@ class Strict(BaseModel):
     """A request body: an unknown field is an error that names it."""
 
     model_config = ConfigDict(extra="forbid")
+
+
+class Answer(BaseModel):
+    """An answer of the agent, or a part of one. Its numbers are finite: JSON has no others."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+
+def _is_time(value: str) -> str:
+    at = datetime.fromisoformat(value)
+    if at.tzinfo is None or not 1970 <= at.year < 9999:
+        raise ValueError(f"{value!r} is not a time of this age with a zone")
+    return value
+
+
+Timestamp = Annotated[str, AfterValidator(_is_time)]
+"""ISO 8601, with a zone."""
 
 
 class AvatarSource(Strict):
@@ -120,14 +138,14 @@ class AgentStartRequest(Strict):
     backlog_s: int = Field(default=120, ge=1, le=600)
 
 
-class AvatarWarning(BaseModel):
+class AvatarWarning(Answer):
     """Something about the clip that works but will not look its best."""
 
     code: str
     message: str
 
 
-class AvatarReport(BaseModel):
+class AvatarReport(Answer):
     """Quality report of a prepared avatar.
 
     `face_px` is the median width of the face mesh in the clip's pixels, `motion_px` the median movement of the nose bridge from
@@ -148,7 +166,7 @@ class AvatarReport(BaseModel):
     warnings: list[AvatarWarning] = []
 
 
-class TrackInfo(BaseModel):
+class TrackInfo(Answer):
     """A published track as the SFU knows it."""
 
     kind: str
@@ -156,7 +174,7 @@ class TrackInfo(BaseModel):
     muted: bool
 
 
-class Playback(BaseModel):
+class Playback(Answer):
     """Where the voice is: seconds played since the session began, seconds waiting, segments opened."""
 
     position_s: float = 0.0
@@ -164,7 +182,7 @@ class Playback(BaseModel):
     segments: int = 0
 
 
-class Transport(BaseModel):
+class Transport(Answer):
     """How media leave.
 
     `rung` is the step of the ladder that is in use (`livekit`, `whip`, `rtmp`; `none` while it changes), `reason` why it is not
@@ -185,7 +203,7 @@ class Transport(BaseModel):
     beside: str | None = None
 
 
-class AgentSession(BaseModel):
+class AgentSession(Answer):
     """A session as its agent sees it (`POST /session/start`, `GET /session/{id}`, one entry of `GET /debug`).
 
     `speaker_present`: whether the agent of livekit-agents is in the room; None for sessions whose speech comes over `/audio`.
@@ -208,20 +226,20 @@ class AgentSession(BaseModel):
     tracks: list[TrackInfo] = []
     transport: Transport = Transport()
     started_at: str
-    last_audio_at: str | None = None
+    last_audio_at: Timestamp | None = None
     speaker_present: bool | None = None
     error: dict[str, Any] | None = None
     statistics: dict[str, float | int | str | None] = {}
 
 
-class Capacity(BaseModel):
+class Capacity(Answer):
     """How many sessions the agent holds and could hold."""
 
     sessions: int
     sessions_max: int
 
 
-class AgentHealth(BaseModel):
+class AgentHealth(Answer):
     """`GET /health` of the agent: 200 when warm, else 503 with the same body."""
 
     status: str
@@ -234,7 +252,7 @@ class AgentHealth(BaseModel):
     """Another one for each process: behind one address it tells agents apart."""
 
 
-class FileState(BaseModel):
+class FileState(Answer):
     """One file of the models folder. `verified` is None where no checksum is known or it was not checked yet."""
 
     exists: bool
@@ -242,7 +260,7 @@ class FileState(BaseModel):
     verified: bool | None = None
 
 
-class AgentDebug(BaseModel):
+class AgentDebug(Answer):
     """`GET /debug` of the agent, which `/debug/musetalk` hands through."""
 
     engine: str

@@ -23,9 +23,9 @@ TAKEN_OVER = "a newer link took over"
 
 
 class Message(BaseModel):
-    """Base of every text message; unknown fields are ignored, so that newer peers may add some."""
+    """Base of every text message; unknown fields are ignored, so that newer peers may add some. Numbers are finite."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
 
 
 class AudioStart(Message):

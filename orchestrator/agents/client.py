@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+import asyncio
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import httpx
 from pydantic import BaseModel, ValidationError
+from pydantic_core import from_json
 
 from musetalk_agent.protocol import traces
 from musetalk_agent.protocol.http import (
@@ -24,7 +28,16 @@ _CALL_TIMEOUT_S = 5.0
 _CONNECT_TIMEOUT_S = 2.0
 _STOP_TIMEOUT_S = 10.0
 _UPLOAD_TIMEOUT_S = 300.0
+MAX_ANSWER = 4 << 20
+"""Bytes of an answer: `/debug` of an agent with a hundred sessions takes 300 KB."""
+_MAX_DETAIL = 2000
+_LANES = {"health": 64, "state": 128, "control": 256, "start": 512, "upload": 64}
+"""Connections of each kind of call. Each kind has its own: slow starts never hold up a look at an agent's health."""
+_BUSY_RETRY_S = 5
+_LAST_PORT = 65535
+_SECONDS = re.compile(r"[0-9]{1,5}")
 _Model = TypeVar("_Model", bound=BaseModel)
+_Scalar = TypeVar("_Scalar", str | None, str | int | float | None)
 
 
 @dataclass(frozen=True)
@@ -55,20 +68,36 @@ async def _trace(request: httpx.Request) -> None:
         request.headers[traces.HEADER] = parent
 
 
+class AgentFailed(ProblemError):
+    """`agent_unavailable` after the agent was reached: it may have begun, or died of, what it was asked."""
+
+
 class AgentClient:
-    """Speaks to agents. Errors they tell are raised as they are; one that does not answer is `agent_unavailable`."""
+    """Speaks to agents. Errors they tell are raised as they are; one that does not answer in time is `agent_unavailable`.
+
+    Every call has a deadline for the whole answer, and at most `MAX_ANSWER` bytes of it are read.
+    """
 
     def __init__(self) -> None:
-        # Proxies of the environment are not for the way between our own services.
-        self._http = httpx.AsyncClient(
-            timeout=httpx.Timeout(_CALL_TIMEOUT_S, connect=_CONNECT_TIMEOUT_S),
-            trust_env=False,
-            event_hooks={"request": [_trace]},
-        )
+        tls = httpx.create_ssl_context(trust_env=False)  # made once: it takes 20 ms
+
+        def lane(connections: int) -> httpx.AsyncClient:
+            # Proxies of the environment are not for the way between our own services.
+            limits = httpx.Limits(max_connections=connections, max_keepalive_connections=20)
+            return httpx.AsyncClient(
+                verify=tls,
+                limits=limits,
+                trust_env=False,
+                event_hooks={"request": [_trace]},
+                headers={"Accept-Encoding": "identity"},
+            )
+
+        self._lanes = {name: lane(connections) for name, connections in _LANES.items()}
 
     async def aclose(self) -> None:
         """Closes the connections."""
-        await self._http.aclose()
+        for client in self._lanes.values():
+            await client.aclose()
 
     async def start(self, lease: AgentLease, request: AgentStartRequest, timeout_s: float) -> AgentSession:
         """Prepares the avatar and starts the session. Cancelling leaves it to the caller to stop the session."""
@@ -103,22 +132,12 @@ class AgentClient:
 
     async def upload(self, lease: AgentLease, body: AsyncIterator[bytes], headers: dict[str, str]) -> dict[str, Any]:
         """Streams an avatar's file to the agent and returns its report. What `body` raises is raised."""
-        request = self._http.build_request(
-            "POST",
-            f"{lease.base_url}/avatars",
-            content=body,
-            headers={**headers, **lease.headers},
-            timeout=httpx.Timeout(_UPLOAD_TIMEOUT_S, connect=_CONNECT_TIMEOUT_S),
-        )
-        try:
-            answer = await self._http.send(request)
-        except httpx.HTTPError as error:
-            raise unavailable(type(error).__name__) from error
+        answer = await self._send(lease, "POST", "/avatars", _UPLOAD_TIMEOUT_S, content=body, headers=headers)
         if answer.is_error:
             raise _problem(answer)
-        report = answer.json()
+        report = _json(answer)
         if not isinstance(report, dict):
-            raise unavailable("its answer is not the protocol's")
+            raise _strange()
         return report
 
     async def _call(
@@ -130,47 +149,121 @@ class AgentClient:
         return answer
 
     async def _send(
-        self, lease: AgentLease, method: str, path: str, timeout_s: float, json: Any = None
+        self,
+        lease: AgentLease,
+        method: str,
+        path: str,
+        timeout_s: float,
+        json: Any = None,
+        *,
+        content: AsyncIterator[bytes] | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> httpx.Response:
+        """The answer, read whole within `timeout_s`. Raises ProblemError; what `content` raises is raised."""
+        client = self._lanes[_lane(method, path)]
         timeout = httpx.Timeout(timeout_s, connect=_CONNECT_TIMEOUT_S)
         try:
-            return await self._http.request(
-                method, lease.base_url + path, json=json, headers=dict(lease.headers), timeout=timeout
-            )
-        except httpx.HTTPError as error:
+            async with asyncio.timeout(timeout_s):
+                request = client.build_request(
+                    method,
+                    lease.base_url + path,
+                    json=json,
+                    content=content,
+                    headers={**(headers or {}), **lease.headers},
+                    timeout=timeout,
+                )
+                if (request.url.port or 0) > _LAST_PORT:
+                    raise httpx.InvalidURL(f"port {request.url.port}")  # what is below would raise an OverflowError
+                return await _read(await client.send(request, stream=True))
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
             raise unavailable(type(error).__name__) from error
+        except httpx.PoolTimeout as error:
+            raise ProblemError(
+                ErrorCode.AT_CAPACITY,
+                f"{_LANES[_lane(method, path)]} calls of this kind wait for agents: try again.",
+                retry_after_s=_BUSY_RETRY_S,
+            ) from error
+        except (httpx.HTTPError, TimeoutError) as error:
+            raise _failed(type(error).__name__) from error
+
+
+def _lane(method: str, path: str) -> str:
+    """The kind of call, which decides whose connections it shares."""
+    known = {"/health": "health", "/session/start": "start", "/avatars": "upload"}
+    return known.get(path) or ("state" if method == "GET" else "control")
+
+
+async def _read(answer: httpx.Response) -> httpx.Response:
+    """The answer with its body, which is not decompressed: nobody asked for that. Raises ProblemError for one that is too long."""
+    parts: list[bytes] = []
+    size = 0
+    try:
+        if answer.headers.get("content-encoding", "identity") != "identity":
+            raise _failed("its answer is compressed")
+        async with aclosing(cast("AsyncGenerator[bytes]", answer.aiter_raw())) as coming:
+            async for part in coming:
+                size += len(part)
+                if size > MAX_ANSWER:
+                    raise _failed(f"its answer passes {MAX_ANSWER} bytes")
+                parts.append(part)
+    finally:
+        await answer.aclose()
+    headers = {name: value for name, value in answer.headers.items() if name.lower() == "retry-after"}
+    return httpx.Response(answer.status_code, headers=headers, content=b"".join(parts))
 
 
 def unavailable(reason: str) -> ProblemError:
     """The agent cannot be used."""
-    return ProblemError(
-        ErrorCode.AGENT_UNAVAILABLE,
-        f"The agent did not answer ({reason}). Check AGENT_URL and AGENT_API_KEY, and that it runs.",
-        retry_after_s=2,
-    )
+    return ProblemError(ErrorCode.AGENT_UNAVAILABLE, _unanswered(reason), retry_after_s=2)
+
+
+def _failed(reason: str) -> AgentFailed:
+    return AgentFailed(ErrorCode.AGENT_UNAVAILABLE, _unanswered(reason), retry_after_s=2)
+
+
+def _strange() -> AgentFailed:
+    return _failed("its answer is not the protocol's")
+
+
+def _unanswered(reason: str) -> str:
+    return f"The agent did not answer ({reason}). Check AGENT_URL and AGENT_API_KEY, and that it runs."
 
 
 def _problem(answer: httpx.Response) -> ProblemError:
     """The agent's own error. Its 401 is not the client's fault and becomes `agent_unavailable`."""
     try:
-        told = Problem.model_validate_json(answer.content)
-    except ValidationError:
-        return unavailable(f"HTTP {answer.status_code}")
+        told = Problem.model_validate(_json(answer))
+    except (ValidationError, AgentFailed):
+        reason = f"HTTP {answer.status_code}"  # a proxy's word; one that lost the agent meanwhile says 502 or 503
+        return unavailable(reason) if answer.status_code < 500 else _failed(reason)
     if told.code is ErrorCode.UNAUTHORIZED:
         return unavailable("it refuses our key")
     wait = answer.headers.get("Retry-After", "")
     return ProblemError(
         told.code,
-        told.detail,
-        field=told.field,
-        limit=told.limit,
-        value=told.value,
-        retry_after_s=int(wait) if wait.isdigit() else None,
+        told.detail[:_MAX_DETAIL],
+        field=_cut(told.field),
+        limit=_cut(told.limit),
+        value=_cut(told.value),
+        retry_after_s=int(wait) if _SECONDS.fullmatch(wait) else None,
     )
+
+
+def _cut(value: _Scalar) -> _Scalar:
+    """Bounded, for an agent's words go on to the client."""
+    return cast("_Scalar", value[:_MAX_DETAIL]) if isinstance(value, str) else value
 
 
 def _parse(kind: type[_Model], answer: httpx.Response) -> _Model:
     try:
-        return kind.model_validate_json(answer.content)
+        return kind.model_validate(_json(answer))
     except ValidationError as error:
-        raise unavailable("its answer is not the protocol's") from error
+        raise _strange() from error
+
+
+def _json(answer: httpx.Response) -> Any:
+    """The JSON of an answer, without NaN and infinities, which no answer of ours can hold. Raises AgentFailed."""
+    try:
+        return from_json(answer.content, allow_inf_nan=False)
+    except ValueError as error:
+        raise _strange() from error

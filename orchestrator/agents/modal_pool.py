@@ -7,6 +7,7 @@ import json
 import logging
 import secrets
 import time
+from collections import OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ from orchestrator.store.seal import Seal, SealBroken, derive
 TRIES = 3
 """Places looked at before the one that is least bad is taken, or none."""
 TERMINATE_S = 10.0
+CHECK_S = 2.0
+"""How long `status` waits for Modal's word on the server."""
+_NAMES_REMEMBERED = 4096
 _FAILED_S = 10.0
 """How long a start that failed, for other reasons than capacity, makes the fleet count as not usable."""
 _KIND = "modal:"
@@ -70,6 +74,7 @@ class ModalAgentPool:
         self._options = options or ModalOptions()
         self._seal = Seal(derive(api_key, "modal place", ""))
         self._held: dict[str, _Place] = {}
+        self._instances: OrderedDict[str, str] = OrderedDict()
         self._lost: dict[str, float] = {}
         self._failed_at = float("-inf")
         self._ending: set[asyncio.Task[None]] = set()
@@ -77,7 +82,7 @@ class ModalAgentPool:
     async def acquire(
         self, session_id: str, *, avatar_id: str | None = None, avoid: frozenset[str] = frozenset()
     ) -> AgentLease:
-        avoided = {place.instance for place in self._held.values() if place.lease.name in avoid} - {""}
+        avoided = {self._instances[name] for name in avoid if name in self._instances}
         refused: list[_Place] = []
         try:
             async with asyncio.timeout(self._options.wait_s):
@@ -91,6 +96,7 @@ class ModalAgentPool:
         finally:
             for each in refused:
                 self._end(each.ticket)
+        self._remember(place)
         self._held[session_id] = place  # an earlier one is left to its idle time: its agent may have to be told to stop
         return place.lease
 
@@ -108,8 +114,11 @@ class ModalAgentPool:
             except ProblemError as error:
                 problem = error
                 continue
-            if health.status != "ok" or health.draining or health.instance in avoided:
-                problem = unavailable(f"it is {health.status}")
+            if health.status != "ok" or health.draining:
+                problem = unavailable(f"it is {'draining' if health.draining else health.status[:40]}")
+                continue
+            if health.instance in avoided:
+                problem = full("the only containers that are there have just refused the session")
                 continue
             if health.capacity.sessions >= health.capacity.sessions_max:
                 problem = full(f"the container holds {health.capacity.sessions} sessions, as many as it can")
@@ -128,6 +137,13 @@ class ModalAgentPool:
         headers = {"Authorization": f"Bearer {self._api_key}", HEADER: f"Bearer {ticket.token}"}
         name = _KIND + self._seal.close(json.dumps([ticket.url, ticket.token]))
         return _Place(AgentLease(ticket.url, headers, name), ticket)
+
+    def _remember(self, place: _Place) -> None:
+        """Which container a name led to, also when the place is given back: each place has a new name, and `avoid` has names."""
+        if place.instance:
+            self._instances[place.lease.name] = place.instance
+        while len(self._instances) > _NAMES_REMEMBERED:
+            self._instances.popitem(last=False)
 
     def _lost_lately(self, instance: str) -> bool:
         now = time.monotonic()
@@ -162,16 +178,17 @@ class ModalAgentPool:
         self._held.pop(session_id, None)
 
     def lost(self, lease: AgentLease) -> None:
-        for place in self._held.values():
-            if place.lease.name == lease.name and place.instance:
-                self._lost[place.instance] = time.monotonic()
+        instance = self._instances.get(lease.name)
+        if instance is not None:
+            self._lost[instance] = time.monotonic()
 
     async def status(self) -> list[AgentStatus]:
         """One line for the fleet: containers have no address, and there may rightly be none until a session wants one."""
         held = len(self._held)
         try:
-            await self._sticky.check()
-        except ProblemError:
+            async with asyncio.timeout(CHECK_S):
+                await self._sticky.check()
+        except (ProblemError, TimeoutError):
             return [AgentStatus("modal", None, held)]
         if time.monotonic() - self._failed_at < _FAILED_S:
             return [AgentStatus("modal", None, held)]
@@ -187,7 +204,7 @@ class ModalAgentPool:
         """Without effect: containers share the volume of prepared avatars, and none can be asked for."""
 
     async def aclose(self) -> None:
-        await asyncio.gather(*self._ending)
+        await asyncio.gather(*self._ending, return_exceptions=True)
 
     def _end(self, ticket: Ticket) -> None:
         task = asyncio.create_task(self._terminate(ticket), name="modal-terminate")

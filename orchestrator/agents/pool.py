@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from musetalk_agent.protocol.http import AgentHealth
@@ -20,8 +20,6 @@ LOST_S = 5.0
 RETRY_AFTER_S = 5
 """A session ends by a person's decision, so a full fleet is asked again at a person's pace."""
 _AVATARS_REMEMBERED = 1024
-_ERRAND = "errand"
-_NEVER: tuple[float, AgentHealth | None] = (float("-inf"), None)
 
 
 @dataclass(frozen=True)
@@ -51,8 +49,9 @@ class AgentPool(Protocol):
     async def acquire(
         self, session_id: str, *, avatar_id: str | None = None, avoid: frozenset[str] = frozenset()
     ) -> AgentLease:
-        """An agent with a free place, none whose lease's `name` is in `avoid`; one that holds `avatar_id` is preferred. One that
-        lost a session a moment ago is taken only when nothing else is there.
+        """An agent with a free place, none that `avoid` names (a lease's `name`, also of a lease that was given back).
+
+        One that holds `avatar_id` is preferred. One that lost a session a moment ago is taken only when nothing else is there.
 
         Raises ProblemError `at_capacity` when all are full, `agent_unavailable` when none can be used.
         """
@@ -95,6 +94,16 @@ class AgentPool(Protocol):
         ...
 
 
+@dataclass
+class _Known:
+    """What an agent last said of itself: None where it did not answer. `stale`: something has changed since it was asked."""
+
+    asked_at: float = float("-inf")
+    health: AgentHealth | None = None
+    stale: bool = True
+    asking: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
 class StaticAgentPool:
     """A fixed list of agents; the least loaded takes the session."""
 
@@ -103,40 +112,39 @@ class StaticAgentPool:
         self._agents = {url: AgentLease(url, headers) for url in urls}
         self._client = client
         self._held: dict[str, str] = {}
-        self._health: dict[str, tuple[float, AgentHealth | None]] = {}
+        self._known = {url: _Known() for url in urls}
         self._avatars: OrderedDict[str, str] = OrderedDict()
         self._lost: dict[str, float] = {}
-        self._asking = {url: asyncio.Lock() for url in urls}
 
     async def acquire(
         self, session_id: str, *, avatar_id: str | None = None, avoid: frozenset[str] = frozenset()
     ) -> AgentLease:
-        lost = [url for url, at in self._lost.items() if time.monotonic() - at < LOST_S]
-        usable: list[AgentStatus] = []
-        free: list[AgentStatus] = []
-        for urls in ([url for url in self._agents if url not in lost], lost):
-            usable += [agent for agent in await self._status(urls) if agent.usable]
-            free = [agent for agent in usable if agent.load < 1.0 and agent.base_url not in avoid]
-            if free:
-                break
-        if not usable:
-            raise unavailable("none is ready")
-        if not free:
-            raise ProblemError(
-                ErrorCode.AT_CAPACITY,
-                f"All {len(usable)} agents are full: try again later, or stop a session.",
-                retry_after_s=RETRY_AFTER_S,
-            )
-        home = self._avatars.get(avatar_id or "")
-        chosen = min(free, key=lambda agent: (agent.base_url != home, agent.load))
+        chosen = await self._choose(avatar_id, avoid)
         self._held[session_id] = chosen.base_url
         return self._agents[chosen.base_url]
 
+    async def _choose(self, avatar_id: str | None, avoid: frozenset[str]) -> AgentStatus:
+        """The agent to take. Nothing is awaited once the places are counted, so that no two callers get the last one."""
+        lost = [url for url, at in self._lost.items() if time.monotonic() - at < LOST_S]
+        healths: dict[str, AgentHealth | None] = {}
+        for urls in ([url for url in self._agents if url not in lost], lost):
+            healths |= await self._ask_all(urls)
+            usable = [agent for agent in self._statuses(healths) if agent.usable]
+            free = [agent for agent in usable if agent.load < 1.0 and agent.base_url not in avoid]
+            if free:
+                home = self._avatars.get(avatar_id or "")
+                return min(free, key=lambda agent: (agent.base_url != home, agent.load))
+        if not usable:
+            raise unavailable("none is ready")
+        raise ProblemError(
+            ErrorCode.AT_CAPACITY,
+            f"All {len(usable)} agents are full: try again later, or stop a session.",
+            retry_after_s=RETRY_AFTER_S,
+        )
+
     @asynccontextmanager
     async def errand(self) -> AsyncIterator[AgentLease]:
-        lease = await self.acquire(_ERRAND)
-        self.release(_ERRAND)  # it takes no session's place
-        yield lease
+        yield self._agents[(await self._choose(None, frozenset())).base_url]  # it takes no session's place
 
     def adopt(self, session_id: str, name: str) -> AgentLease | None:
         lease = self._agents.get(name)
@@ -147,23 +155,23 @@ class StaticAgentPool:
     def release(self, session_id: str) -> None:
         url = self._held.pop(session_id, None)
         if url is not None:
-            self._health.pop(url, None)  # what it told a moment ago counts the session that is gone
+            self._known[url].stale = True  # what it told a moment ago counts the session that is gone
 
     def forget(self, session_id: str) -> None:
         self.release(session_id)
 
     def lost(self, lease: AgentLease) -> None:
         self._lost[lease.base_url] = time.monotonic()
-        self._health.pop(lease.base_url, None)
+        known = self._known.get(lease.base_url)
+        if known is not None:
+            known.stale = True
 
     async def status(self) -> list[AgentStatus]:
-        return await self._status(self._agents)
+        return self._statuses(await self._ask_all(self._agents))
 
-    async def _status(self, urls: Iterable[str]) -> list[AgentStatus]:
-        asked = list(urls)
-        await asyncio.gather(*(self._ask(url) for url in asked))
-        held = list(self._held.values())
-        return [AgentStatus(url, self._health.get(url, _NEVER)[1], held.count(url)) for url in asked]
+    def _statuses(self, healths: Mapping[str, AgentHealth | None]) -> list[AgentStatus]:
+        held = Counter(self._held.values())
+        return [AgentStatus(url, health, held[url]) for url, health in healths.items()]
 
     def leases(self) -> list[AgentLease]:
         return list(self._agents.values())
@@ -177,13 +185,23 @@ class StaticAgentPool:
     async def aclose(self) -> None:
         pass
 
-    async def _ask(self, url: str) -> None:
-        async with self._asking[url]:
-            asked_at, health = self._health.get(url, _NEVER)
-            if time.monotonic() - asked_at < HEALTH_TTL_S:
-                return
-            try:
-                health = await self._client.health(self._agents[url])
-            except ProblemError:
-                health = None
-            self._health[url] = (time.monotonic(), health)
+    async def _ask_all(self, urls: Iterable[str]) -> dict[str, AgentHealth | None]:
+        """What each says of itself, None for those that do not answer."""
+        asked = list(urls)
+        return dict(zip(asked, await asyncio.gather(*(self._ask(url) for url in asked)), strict=True))
+
+    async def _ask(self, url: str) -> AgentHealth | None:
+        """The agent's health, at most a second old, and no older than the last session that left it."""
+        known = self._known[url]
+        async with known.asking:
+            if known.stale or time.monotonic() - known.asked_at >= HEALTH_TTL_S:
+                known.stale = False  # before the question: what becomes stale meanwhile is asked again
+                try:
+                    known.health = await self._client.health(self._agents[url])
+                except ProblemError:
+                    known.health = None
+                except BaseException:
+                    known.stale = True  # cancelled: nothing was learnt
+                    raise
+                known.asked_at = time.monotonic()
+            return known.health

@@ -135,13 +135,14 @@ class SessionLifecycle:
         Raises ProblemError: `publisher_unavailable`, `session_ended`, or `session_conflict` while it moves.
         """
         session.running()
-        if session.lease is None:
-            text = f"Session {session.session_id} has no agent at the moment: try again."
-            raise ProblemError(ErrorCode.SESSION_CONFLICT, text, retry_after_s=2)
-        session.snapshot = await self._services.agents.publisher(session.lease, session.session_id, mode)
-        session.snapshot_at = time.monotonic()
-        session.publisher_mode = mode
-        return session.snapshot
+        lease = session.lease
+        if lease is None or session.base_state is SessionState.RECOVERING:  # then a lease is only being tried
+            raise _moving(session)
+        snapshot = await self._services.agents.publisher(lease, session.session_id, mode)
+        if session.lease is not lease:  # it has moved meanwhile, and the next agent does not know the mode
+            raise _moving(session)
+        session.snapshot, session.snapshot_at, session.publisher_mode = snapshot, time.monotonic(), mode
+        return snapshot
 
     async def _own(self, session: Session, owner: SessionOwner) -> None:
         await owner.run()
@@ -152,3 +153,8 @@ class SessionLifecycle:
             self._services.ledger.forget(session.session_id)
         else:
             self._services.ledger.leave(session.session_id)
+
+
+def _moving(session: Session) -> ProblemError:
+    text = f"Session {session.session_id} has no agent at the moment: try again."
+    return ProblemError(ErrorCode.SESSION_CONFLICT, text, retry_after_s=2)

@@ -8,10 +8,10 @@ import time
 
 from musetalk_agent.protocol.http import SessionState
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
-from orchestrator.agents.client import AgentLease
+from orchestrator.agents.client import AgentFailed, AgentLease
 from orchestrator.session.agent_side import AgentLost
 from orchestrator.session.live import LiveSession
-from orchestrator.session.placing import Placing
+from orchestrator.session.placing import Placing, Tries
 from orchestrator.session.record import Session
 from orchestrator.session.services import Services
 from orchestrator.session.telling import tell_state
@@ -67,17 +67,24 @@ class Moving:
             )
 
     async def _find(self, session: Session, to: AgentLease | None, lost: AgentLost) -> None:
-        """Asks every quarter of a second until an agent has taken the session."""
+        """Asks every quarter of a second until an agent has taken the session.
+
+        Agents that fail over it after they were reached are not asked again, and the second one ends it.
+        """
         problem: ProblemError | None = None
+        tries = Tries()
         try:
             async with asyncio.timeout(MOVE_S):
                 while True:
+                    lease = to
                     try:
-                        lease = to or await self._placing.acquire(session)
+                        lease = lease or await self._placing.acquire(session, tries.avoid)
                         await self._placing.start(session, lease)
                         return
                     except ProblemError as error:
                         problem, to = error, None
+                        if lease is not None and isinstance(error, AgentFailed) and not tries.failed(lease, error):
+                            raise
                     await asyncio.sleep(POLL_S)
         except TimeoutError:
             why = problem.detail if problem is not None else "no agent was ready in time"

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 from musetalk_agent.protocol.http import AgentSession, AgentStartRequest, AudioSource, RtmpTarget
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
-from orchestrator.agents.client import AgentLease
+from orchestrator.agents.client import AgentFailed, AgentLease
 from orchestrator.session.options import SessionOptions
 from orchestrator.session.record import Session
 from orchestrator.session.services import Services
@@ -22,6 +22,34 @@ _GOODBYE_FIRST_S = 3.0
 """The agent that lost the session may be the only one: it is told to stop it before it starts it again."""
 _NEXT = frozenset({ErrorCode.AT_CAPACITY, ErrorCode.AGENT_UNAVAILABLE, ErrorCode.DRAINING})
 """Errors that say something of one agent only."""
+ACCEPTED_TRIES = 2
+"""Agents that may fail over one start: a clip that kills agents must not walk through the fleet."""
+REFUSED_TRIES = 8
+"""Agents that may refuse one start because they filled up or drained after they were asked."""
+
+
+class Tries:
+    """What has become of the attempts to start one session: whom to ask no more, and when to give up.
+
+    Attributes:
+        avoid: names of agents that are not asked again.
+    """
+
+    def __init__(self) -> None:
+        self.avoid: frozenset[str] = frozenset()
+        self._accepted = 0
+        self._refused = 0
+
+    def failed(self, lease: AgentLease, error: ProblemError) -> bool:
+        """Notes a start that failed at `lease`. Returns whether another agent may be asked."""
+        self.avoid |= {lease.name}
+        if error.code not in _NEXT:
+            return False
+        if isinstance(error, AgentFailed):
+            self._accepted += 1
+        else:
+            self._refused += 1
+        return self._accepted < ACCEPTED_TRIES and self._refused < REFUSED_TRIES
 
 
 class Placing:
@@ -33,34 +61,42 @@ class Placing:
         self._goodbyes: dict[str, asyncio.Task[None]] = {}
 
     async def place(self, session: Session) -> None:
-        """Starts the session at an agent that takes it. Raises ProblemError. Cancelling undoes what was begun."""
-        avoid: frozenset[str] = frozenset()
-        problem: ProblemError | None = None
+        """Starts the session at an agent that takes it. Raises ProblemError. Cancelling undoes what was begun.
+
+        An agent that refuses is passed over for another one. One that fails after it was reached is too, but only once, and all
+        attempts together have `start_timeout_s` and the waits for a place.
+        """
+        tries, problem = Tries(), None
+        left_s = self._options.start_timeout_s
         while True:
             try:
-                lease = await self.acquire(session, avoid)
+                lease = await self.acquire(session, tries.avoid)
             except ProblemError as error:
                 raise problem or error from None
+            begun = time.monotonic()
             try:
-                await self.start(session, lease)
+                await self.start(session, lease, left_s)
                 return
             except ProblemError as error:
-                if error.code not in _NEXT:
+                left_s -= time.monotonic() - begun
+                if not tries.failed(lease, error) or left_s <= 0:
                     raise
                 problem = error if error.code is ErrorCode.AGENT_UNAVAILABLE else None
-                avoid |= {lease.name}  # it filled up or died after it was asked: the next one may have a place
 
     async def acquire(self, session: Session, avoid: frozenset[str] = frozenset()) -> AgentLease:
         """A place at an agent. Raises ProblemError `at_capacity` or `agent_unavailable`."""
         avatar_id = session.order.avatar.avatar_id
         return await self._services.pool.acquire(session.session_id, avatar_id=avatar_id, avoid=avoid)
 
-    async def start(self, session: Session, lease: AgentLease) -> None:
-        """Starts the session there. On failure it has no lease. Cancelling stops it there once the start is through."""
+    async def start(self, session: Session, lease: AgentLease, timeout_s: float | None = None) -> None:
+        """Starts the session there within `timeout_s` (`start_timeout_s`). On failure it has no lease.
+
+        Cancelling stops it there once the start is through.
+        """
         await self._settle(lease)
         session.lease = lease
         self._services.ledger.note(session.session_id)
-        call = self._services.agents.start(lease, self._request(session), self._options.start_timeout_s)
+        call = self._services.agents.start(lease, self._request(session), timeout_s or self._options.start_timeout_s)
         starting = asyncio.create_task(call, name=f"start-{session.session_id}")
         try:
             session.snapshot = await asyncio.shield(starting)
@@ -103,11 +139,19 @@ class Placing:
             await asyncio.sleep(_GOODBYE_EVERY_S)
 
     async def _undo(self, session: Session, lease: AgentLease, starting: asyncio.Task[AgentSession]) -> None:
-        """The agent does not notice that nobody waits for its start."""
-        with suppress(ProblemError):
+        """Stops at its agent a session whose start was cancelled: the agent does not notice that the caller has left.
+
+        A start that failed is stopped too, unless the agent refused it: it may go on there all the same.
+        """
+        try:
             await starting
+        except AgentFailed:
+            pass
+        except ProblemError:
+            return
+        with suppress(ProblemError):
             await self._services.agents.stop(lease, session.session_id)
-            await self._services.rooms.remove(session.order.room, session.identity)
+        await self._services.rooms.remove(session.order.room, session.identity)
 
     def _request(self, session: Session) -> AgentStartRequest:
         """The same at every agent, but for tokens."""

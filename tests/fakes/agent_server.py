@@ -59,6 +59,10 @@ class FakeAgent:
         self.refuse_link = False
         self.full_times = 0
         self.start_error: ProblemError | None = None
+        self.start_breaks = False
+        """A start ends the connection without an answer, as one that kills the agent does."""
+        self.starts = 0
+        """Starts that were asked for."""
         self.uploads: list[tuple[str | None, int]] = []
         self.drop_link_after: int | None = None
         """Items after which the link is cut without an acknowledgement, again and again."""
@@ -117,6 +121,9 @@ class FakeAgent:
         return app
 
     async def _start(self, body: AgentStartRequest) -> AgentSession:
+        self.starts += 1
+        if self.start_breaks:
+            raise ConnectionAbortedError("the process dies of it")
         await asyncio.sleep(self.start_delay_s)
         if self.start_error is not None:
             raise self.start_error

@@ -6,17 +6,29 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
+from musetalk_agent.protocol.http import AgentStartRequest, AvatarSource, Picture
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.agents.client import AgentClient
 from orchestrator.agents.modal_pool import ModalAgentPool, ModalOptions
 from orchestrator.agents.sticky import HEADER, ModalSessions
+from orchestrator.session.background import Background
+from orchestrator.session.options import SessionOptions
+from orchestrator.session.placing import Placing
+from orchestrator.session.record import Session, SessionOrder
+from orchestrator.session.services import Services
 from tests.fakes.agent_server import AGENT_KEY, FakeAgent
 from tests.fakes.serving import plain_config, serving
 from tests.fakes.sticky_router import StickyRouter, router_server
+
+ORDER = SessionOrder(room="r", avatar=AvatarSource(), picture=Picture(), engine="pattern")
+REQUEST = AgentStartRequest(
+    session_id="ses_a", room="r", livekit_url="ws://x", livekit_token="t", avatar=AvatarSource()
+)
 
 
 @dataclass
@@ -170,3 +182,64 @@ async def test_a_way_to_each_container_and_one_line_for_all(monkeypatch: pytest.
         (status,) = await here.pool.status()
         assert status.health is not None
         assert (status.health.capacity.sessions, status.health.capacity.sessions_max) == (4, 20)
+
+
+async def test_containers_that_refused_are_avoided_after_their_places_were_given_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with cloud(monkeypatch, places=8) as here:
+        first = await here.pool.acquire("s")
+        refused = here.router.places[token_of(first)].container
+        here.pool.release("s")
+        await here.pool.aclose()
+        second = await here.pool.acquire("s", avoid=frozenset({first.name}))
+        other = here.router.places[token_of(second)].container
+        assert other != refused
+        here.pool.forget("s")
+        with pytest.raises(ProblemError) as caught:
+            await here.pool.acquire("s", avoid=frozenset({first.name, second.name}))
+        assert caught.value.code is ErrorCode.AT_CAPACITY
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "starts"),
+    [(ErrorCode.AT_CAPACITY, "at_capacity", [1, 1]), (None, "agent_unavailable", [1, 1])],
+    ids=["refuse", "die"],
+)
+async def test_a_start_that_every_container_fails_ends(
+    monkeypatch: pytest.MonkeyPatch, error: ErrorCode | None, code: str, starts: list[int]
+) -> None:
+    async with cloud(monkeypatch, containers=2, places=8) as here:
+        for agent in here.agents:
+            agent.start_error = ProblemError(error, "no") if error else None
+            agent.start_breaks = error is None
+        agents = AgentClient()
+        placing = Placing(
+            cast("Services", SimpleNamespace(pool=here.pool, agents=agents, ledger=Notes(), background=Background())),
+            SessionOptions(),
+        )
+        monkeypatch.setattr(placing, "_request", lambda session: REQUEST)
+        session = Session("ses_a", ORDER, 0.0, asyncio.get_running_loop().create_future())
+        async with asyncio.timeout(30):
+            with pytest.raises(ProblemError) as caught:
+                await placing.place(session)
+        await agents.aclose()
+        await placing._services.background.aclose(0)
+        assert caught.value.code == code
+        assert [agent.starts for agent in here.agents] == starts
+
+
+class Notes:
+    """A ledger that nothing is written in."""
+
+    def note(self, session_id: str) -> None:
+        pass
+
+
+async def test_modal_that_says_nothing_is_no_fleet_and_holds_nothing_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with cloud(monkeypatch) as here:
+        monkeypatch.setattr("orchestrator.agents.modal_pool.CHECK_S", 0.1)
+        monkeypatch.setattr(here.pool._sticky, "check", asyncio.Event().wait)
+        async with asyncio.timeout(20):
+            (status,) = await here.pool.status()
+        assert not status.usable

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import cast
 
 import pytest
 
+from musetalk_agent.protocol.http import AgentHealth, Capacity
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
-from orchestrator.agents.client import AgentClient
+from orchestrator.agents.client import AgentClient, AgentLease
 from orchestrator.agents.pool import StaticAgentPool
 from tests.fakes.agent_server import AGENT_KEY, FakeAgent
 from tests.fakes.serving import plain_config, serving
@@ -82,6 +86,74 @@ async def test_an_agent_that_lost_a_session_is_the_last_to_be_asked(monkeypatch:
         monkeypatch.setattr("orchestrator.agents.pool.LOST_S", 0.0)
         pool.release("u")
         assert (await pool.acquire("v")).base_url == urls[0]
+
+
+class Clockwork:
+    """Agents whose answers come when the test says so."""
+
+    def __init__(self, *urls: str) -> None:
+        self.answer = {url: asyncio.Event() for url in urls}
+        self.sessions = dict.fromkeys(urls, 0)
+        self.asked: Counter[str] = Counter()
+
+    async def health(self, lease: AgentLease) -> AgentHealth:
+        sessions = self.sessions[lease.base_url]
+        self.asked[lease.base_url] += 1
+        await self.answer[lease.base_url].wait()
+        capacity = Capacity(sessions=sessions, sessions_max=4)
+        return AgentHealth(status="ok", version="0", engine="warp", capacity=capacity)
+
+
+async def test_what_ends_while_agents_are_asked_makes_none_of_them_look_gone() -> None:
+    clockwork = Clockwork("http://a", "http://b")
+    pool = StaticAgentPool(["http://a", "http://b"], "key", cast("AgentClient", clockwork))
+    clockwork.answer["http://a"].set()
+    pool.adopt("s", "http://a")
+    asking = asyncio.create_task(pool.status())
+    while clockwork.asked["http://b"] == 0:  # noqa: ASYNC110 - some iterations of the loop
+        await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    pool.release("s")  # `a` has answered, `b` has not yet
+    clockwork.answer["http://b"].set()
+    assert [agent.usable for agent in await asking] == [True, True]
+    await pool.status()
+    assert clockwork.asked == {"http://a": 2, "http://b": 1}, "what was said before the end no longer counts"
+
+
+async def test_an_end_while_its_own_agent_is_asked_makes_the_answer_stale() -> None:
+    clockwork = Clockwork("http://a")
+    pool = StaticAgentPool(["http://a"], "key", cast("AgentClient", clockwork))
+    clockwork.sessions["http://a"] = 4
+    for n in range(4):
+        pool.adopt(f"s{n}", "http://a")
+    asking = asyncio.create_task(pool.status())
+    while clockwork.asked["http://a"] == 0:  # noqa: ASYNC110 - some iterations of the loop
+        await asyncio.sleep(0)
+    clockwork.sessions["http://a"] = 3
+    pool.release("s0")
+    clockwork.answer["http://a"].set()
+    assert (await asking)[0].usable
+    assert (await pool.acquire("next")).base_url == "http://a"
+
+
+async def test_looks_starts_and_uploads_beside_uploads_all_find_the_agent() -> None:
+    async with fleet(1) as (pool, _, urls):
+
+        async def upload() -> None:
+            for _ in range(20):
+                async with pool.errand() as lease:
+                    assert lease.base_url == urls[0]
+
+        async def start(n: int) -> None:
+            for m in range(20):
+                await pool.acquire(f"s{n}-{m}")
+                pool.release(f"s{n}-{m}")
+
+        async def look() -> None:
+            for _ in range(20):
+                assert (await pool.status())[0].usable
+
+        await asyncio.gather(*(upload() for _ in range(10)), *(start(n) for n in range(3)), look(), look())
 
 
 async def test_the_key_is_not_shown() -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
+from tests.fakes.fleet import fleet
 from tests.fakes.stage import Stage, stage
 
 BODY = {"room": "r", "engine": "pattern"}
@@ -29,6 +31,12 @@ def own_tasks() -> set[str]:
         "audio-",
     )
     return {task.get_name() for task in asyncio.all_tasks() if task.get_name().startswith(prefixes)}
+
+
+async def until(true: Callable[[], bool], within_s: float = 20.0) -> None:
+    async with asyncio.timeout(within_s):
+        while not true():  # noqa: ASYNC110 - the fakes tell nobody
+            await asyncio.sleep(0.01)
 
 
 async def ended(running: Stage, session_id: str, within_s: float = 5.0) -> dict[str, Any]:
@@ -91,12 +99,12 @@ async def test_a_start_that_fails_is_undone(running: Stage) -> None:
 async def test_a_start_that_is_given_up_is_undone_when_the_agent_is_through(running: Stage) -> None:
     running.agent.start_delay_s = 0.5
     starting = asyncio.create_task(running.http.post("/session/start", json=BODY))
-    await asyncio.sleep(0.2)
+    await until(lambda: running.agent.starts == 1)
     (listed,) = (await running.http.get("/sessions")).json()["sessions"]
     assert (await running.http.post(f"/session/{listed['session_id']}/stop")).json()["state"] == "stopped"
     assert (await starting).json()["code"] == "session_ended"
-    await asyncio.sleep(0.6)
-    assert running.agent.stopped == [listed["session_id"]] and running.agent.sessions == {}
+    await until(lambda: running.agent.stopped == [listed["session_id"]])
+    assert running.agent.sessions == {}
 
 
 async def test_a_link_that_does_not_open_undoes_the_start(running: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,3 +144,32 @@ async def test_a_session_without_any_agent_says_so() -> None:
         answer = await running.http.post("/session/start", json=BODY)
         assert (answer.status_code, answer.json()["code"]) == (503, "agent_unavailable")
         assert own_tasks() == set()
+
+
+async def test_a_start_that_kills_agents_reaches_two_of_them_and_no_more() -> None:
+    async with fleet(4) as here:
+        for agent in here.agents.values():
+            agent.start_breaks = True
+        answer = await here.stage.http.post("/session/start", json=BODY)
+        assert (answer.status_code, answer.json()["code"]) == (503, "agent_unavailable")
+        assert sorted(agent.starts for agent in here.agents.values()) == [0, 0, 1, 1]
+        assert here.stage.app.state.context.sessions.registry.all() == []
+
+
+async def test_an_agent_that_dies_of_a_start_is_passed_over_once() -> None:
+    async with fleet(2) as here:
+        first, second = here.agents.values()
+        first.start_breaks = True
+        second.sessions_max = 4  # the first one is asked first
+        started = await here.stage.start()
+        assert here.of(started["session_id"]) is second and (first.starts, second.starts) == (1, 1)
+
+
+async def test_agents_that_fill_up_meanwhile_are_each_asked_once() -> None:
+    async with fleet(3) as here:
+        for agent in here.agents.values():
+            agent.full_times = 100
+        async with asyncio.timeout(20):
+            answer = await here.stage.http.post("/session/start", json=BODY)
+        assert (answer.status_code, answer.json()["code"]) == (503, "at_capacity")
+        assert [agent.starts for agent in here.agents.values()] == [1, 1, 1]
