@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -45,6 +46,7 @@ class PlaybackStatistics:
     failed: int = 0
     idle: int = 0
     underruns: int = 0
+    cut: int = 0
     began_without_lips: int = 0
     lip_latency_ms: deque[float] = field(default_factory=lambda: deque(maxlen=512))
     late_ms: deque[float] = field(default_factory=lambda: deque(maxlen=250))
@@ -90,6 +92,8 @@ class Playback:
         self._is_speaking = False
         self._due: DueTimes | None = None
         self._pushing: Segment | None = None  # of which a block is being handed over
+        self._resting = False  # nobody speaks in the segment that is being heard
+        production.due_in = self._due_in
 
     def follow(self, due: DueTimes) -> None:
         """`due` is told the times of a voice published elsewhere; pictures leave later by `VOICE_LEAD_S`. Call it before `run`."""
@@ -116,6 +120,8 @@ class Playback:
             "idle_late": self._idle.late,
             "dropped": self._scheduler.dropped,
             "held": self._scheduler.held,
+            "resting": self._resting,
+            "cut_ms": round(1000 * self.statistics.cut / ROOM_RATE),
             "stalls": self._scheduler.stalls,
             "underruns": statistics.underruns,
             "began_without_lips": statistics.began_without_lips,
@@ -235,6 +241,8 @@ class Playback:
     async def _hand_over(self, segment: Segment) -> None:
         playout = self._publisher.playout
         while segment in self._speech.open and not segment.handed_all:
+            if self._due is None:  # elsewhere the voice is published by its own times
+                self.statistics.cut += segment.cut_delay(self._head_start.seconds)
             block = segment.take_block()
             if block is not None:
                 begin = playout.handed
@@ -248,7 +256,8 @@ class Playback:
                     self._due.plays(segment.number, segment.second_at(begin), playout.leaves_at(begin))
             elif playout.dry:
                 self._head_start.dry(self._clock.now())
-                self._production.close_mouth()
+                if not segment.resting:
+                    self._production.close_mouth()
                 self._tell_pause(segment)
                 return
             else:
@@ -279,6 +288,7 @@ class Playback:
                 self._clock.now(), waiting=waiting, due=due, missing=made is None and self._picture_missing()
             )
             if decision.at > self._clock.now() and await self._clock.wait(self._video_wake, decision.at):
+                self._note_speaking()
                 continue
             if self._pushing is not None and self._pushing.origin is not None and self._publisher.playout.dry:
                 self._tell_pause(self._pushing)
@@ -311,8 +321,10 @@ class Playback:
 
     def _picture_missing(self) -> bool:
         """The voice goes on and its next picture is still being made."""
+        if self._shown is None:  # the idle clip has taken over, or speech returns after a rest
+            return False
         voiced = next((s for s in self._speech.open if s.origin is not None and s.frames_ready < s.frames), None)
-        return voiced is not None and not self._publisher.playout.dry
+        return voiced is not None and not voiced.resting and not self._publisher.playout.dry
 
     def _show(self, made: Made, *, dropped: bool) -> None:
         self._cursor.show(made.tick)
@@ -351,7 +363,24 @@ class Playback:
         for segment in self._speech.tell(self._publisher.playout.position()):
             self._head_start.over(segment.frames, self._scheduler.dropped - self._dropped_before)
             self._dropped_before = self._scheduler.dropped
-        self._set_speaking(self._speech.speaking)
+        self._note_speaking()
+
+    def _note_speaking(self) -> None:
+        position = self._publisher.playout.position()
+        segment = next((s for s in self._speech.open if s.origin is not None), None)
+        resting = segment is not None and segment.rests_at(position)
+        if resting and not self._resting and segment is not None:  # a stretch of speech is over, as at a segment's end
+            self._head_start.over(segment.frames_ready, self._scheduler.dropped - self._dropped_before)
+            self._dropped_before = self._scheduler.dropped
+        self._resting = resting
+        self._set_speaking(self._speech.speaking(position))
+
+    def _due_in(self, segment: Segment, frame: int) -> float:
+        """Seconds until a frame is heard: infinite while the segment has not begun, 0 while nothing carries the voice."""
+        if segment.origin is None:
+            return math.inf
+        seconds = self._publisher.playout.time_of(segment.frame_position(frame)) - self._clock.now()
+        return seconds if math.isfinite(seconds) else 0.0
 
     def _set_speaking(self, speaking: bool) -> None:
         if speaking != self._is_speaking:

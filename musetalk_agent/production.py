@@ -16,6 +16,7 @@ from musetalk_agent.compose.compositor import Compositor
 from musetalk_agent.compose.idle import IdleCursor, IdleCycle
 from musetalk_agent.engines.base import Actor, PatchRequest
 from musetalk_agent.engines.batcher import Batcher, Result
+from musetalk_agent.features.listening import Listening
 from musetalk_agent.funnel import Funnel
 from musetalk_agent.media import FEATURE_RATE, Feature, Tag, VideoFrame
 from musetalk_agent.sync.segment import Segment
@@ -33,6 +34,11 @@ _FEATURE_STEP = (
     FEATURE_RATE // 5
 )  # samples per call, so that a long utterance sent at once shows its first picture early
 _OPENING_FRAMES = 3  # over which speech takes the mouth over from the idle clip
+_REST_AHEAD_S = 0.6  # silence is judged this much before it is heard, at most: what was taken for it is kept in memory
+_WAKE_AHEAD_FRAMES = (
+    4  # pictures of returning speech are begun this much before they are due: the engine's time and a margin
+)
+_LOOK_AGAIN_S = 0.25  # the voice's place may change while one waits for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +96,9 @@ class Production:
         self._batcher, self._actor, self._compositor = batcher, actor, compositor
         self._cycle, self._cursor, self._clock, self._executor = cycle, cursor, clock, executor
         self._funnel, self._fps, self._on_ready = funnel, fps, on_ready
-        self._stream = batcher.engine.features.stream(fps)
+        self._listening = Listening(batcher.engine.features, fps)
+        self.due_in: Callable[[Segment, int], float] = lambda _segment, _frame: 0.0
+        """Seconds until a segment's frame is heard; infinite while the segment has not begun, 0 where that is not known."""
         self._segments: deque[Segment] = deque()
         self._flights: Channel[_Flight] = Channel("flights", IN_FLIGHT)
         self._wake = asyncio.Event()
@@ -151,24 +159,28 @@ class Production:
         return len(first.for_features) > 0 or first.ended
 
     def _restart(self) -> None:
-        self._stream.reset()
+        self._listening.reset()
         self._cued = 0
 
     async def _advance(self, segment: Segment) -> bool:
         """One step of the segment; False when it has to wait for PCM."""
         if len(segment.cues) > self._cued:
-            self._stream.cue(segment.cues[self._cued :])
+            self._listening.cue(segment.cues[self._cued :])
             self._cued = len(segment.cues)
+        if segment.resting and not await self._heard_up_to(segment, _REST_AHEAD_S):
+            return True
         samples = segment.take_features(_FEATURE_STEP)
         if not len(samples) and not segment.ended:
             return False
         last = not len(samples)
-        features = await self._in_thread(self._stream.flush if last else lambda: self._stream.push(samples))
-        if features:
-            segment.stages.reach(FEATURES)
-        for feature in features:
+        decided = await self._in_thread(self._listening.flush if last else lambda: self._listening.push(samples))
+        for feature in decided:
             if segment.generation != self.generation:
                 return True
+            if feature is None:
+                await self._rest(segment)
+                continue
+            segment.stages.reach(FEATURES)
             self._funnel.add("features", 1)
             await self._submit(segment, feature)
         if last and segment.generation == self.generation:
@@ -179,26 +191,54 @@ class Production:
                 self._close_from = self._last
         return True
 
-    async def _submit(self, segment: Segment, feature: Feature) -> None:
-        presence = min(1.0, self._last[1] + 1 / _OPENING_FRAMES)
-        tag = Tag(segment.number, segment.frames_ordered, segment.generation)
-        segment.frames_ordered += 1
-        await self._fly(segment, tag, feature, presence)
+    async def _rest(self, segment: Segment) -> None:
+        """Nobody speaks in the segment's next frame. Before the first such frame the mouth glides shut; then nothing is made."""
+        begins = not segment.resting
+        segment.frame_rests()
+        self._on_ready()
+        if begins:
+            self._close_from = None
+            await self._close(*self._last, going_on=lambda: segment.resting)
 
-    async def _close(self, feature: Feature, presence: float) -> None:
-        """The pictures after a segment: its last mouth shape fades to rest while the idle clip takes the mouth back."""
-        count = self._batcher.engine.closing_frames
+    async def _heard_up_to(self, segment: Segment, ahead_s: float) -> bool:
+        """Waits until the segment's next frame is at most `ahead_s` ahead of the voice. False when it was cleared meanwhile."""
+        while segment.generation == self.generation:
+            wait_s = self.due_in(segment, segment.frames_ordered) - ahead_s
+            if wait_s <= 0:
+                return True
+            await self._clock.wait(self._wake, self._clock.now() + min(wait_s, _LOOK_AGAIN_S))
+        return False
+
+    async def _submit(self, segment: Segment, feature: Feature) -> None:
+        lead: int | None = None
+        if segment.resting:
+            if not await self._heard_up_to(segment, _WAKE_AHEAD_FRAMES / self._fps):
+                return
+            lead = max(0, int(min(1.0, self.due_in(segment, segment.frames_ordered)) * self._fps))
+        presence = min(1.0, self._last[1] + 1 / _OPENING_FRAMES)
+        tag = Tag(segment.number, segment.frame_ordered(), segment.generation)
+        await self._fly(segment, tag, feature, presence, lead)
+
+    async def _close(self, feature: Feature, presence: float, going_on: Callable[[], bool] | None = None) -> None:
+        """The pictures after speech: its last mouth shape fades to rest while the idle clip takes the mouth back.
+
+        They end when there is other work, or, with `going_on`, when that is false.
+        """
+        count = self._batcher.engine.closing_frames if presence > 0 else 0
         generation = self.generation
         for step in range(1, count + 1):
-            if generation != self.generation or self._has_work():
+            over = self._has_work() if going_on is None else not going_on()
+            if generation != self.generation or over:
                 return
             eased = self._actor.towards_rest(feature, min(1.0, 2 * step / count))
             fading = presence * (1 - step / (count + 1))
             await self._fly(None, Tag(0, 0, generation), eased, fading)
         self._last = (self._actor.rest, 0.0)
 
-    async def _fly(self, segment: Segment | None, tag: Tag, feature: Feature, presence: float) -> None:
-        tick = self._cursor.reserve()
+    async def _fly(
+        self, segment: Segment | None, tag: Tag, feature: Feature, presence: float, lead: int | None = None
+    ) -> None:
+        tick = self._cursor.reserve(lead)
         request = PatchRequest(self._actor, self._cycle.pose(tick), feature, presence)
         # a session with many pictures ready can wait longer than one with none
         deadline = self._clock.now() + (len(self.ready) + 1) / self._fps
@@ -242,7 +282,7 @@ class Production:
                 self.ready.discard(lambda m: m.tag.generation != self.generation)
                 continue
             if flight.segment is not None:
-                flight.segment.frames_ready += 1
+                flight.segment.frame_made()
                 flight.segment.stages.reach(FRAME)
             self._on_ready()
 

@@ -35,9 +35,9 @@ class IdleCursor:
         self._shown = -1
         self._reserved: deque[int] = deque()
 
-    def reserve(self) -> int:
-        """The tick of the next spoken picture."""
-        tick = self._reserved[-1] + 1 if self._reserved else self._shown + 1 + self._lead
+    def reserve(self, lead: int | None = None) -> int:
+        """The tick of the next spoken picture. `lead`: idle pictures that pass before it, where more is known than the usual."""
+        tick = self._reserved[-1] + 1 if self._reserved else self._shown + 1 + (self._lead if lead is None else lead)
         self._reserved.append(tick)
         return tick
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.engines.base import Landed, PatchRequest, Progress
+from musetalk_agent.features.speech_detector import LevelDetector
 from musetalk_agent.media import Box, Cue, Feature, Patch, Pcm, Pixels, frame_start, frames_begun
 from musetalk_agent.protocol.http import AvatarReport
 
@@ -64,6 +65,10 @@ class PatternFeatures:
     """Makes RMS streams; reads nothing beyond the frame."""
 
     lookahead_ms = 0
+
+    def detector(self) -> LevelDetector:
+        """Loudness, since that is what the pattern shows: tones and noise too."""
+        return LevelDetector()
 
     def stream(self, fps: int) -> PatternStream:
         """A new stream."""

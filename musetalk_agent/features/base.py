@@ -31,12 +31,24 @@ class FeatureStream(Protocol):
         ...
 
 
+class Detector(Protocol):
+    """Tells what is to be shown as speech from silence and noise. Not thread-safe."""
+
+    def push(self, samples: Pcm) -> list[bool]:
+        """Takes int16 mono 16 kHz samples `[n]`, any n; returns one verdict for each 20 ms that are complete, in order."""
+        ...
+
+
 class FeatureExtractor(Protocol):
     """Makes streams; holds the weights that they share."""
 
     @property
     def lookahead_ms(self) -> int:
         """Milliseconds of audio past a frame's end that its feature reads."""
+        ...
+
+    def detector(self) -> Detector:
+        """A new detector of the sound that moves the mouth, for one segment."""
         ...
 
     def stream(self, fps: int) -> FeatureStream:

@@ -27,6 +27,13 @@ WIDTH = 128
 DILATIONS = (1, 2, 4)
 _FRAMES = 4  # mel frames under the strided convolution
 HEADS = len(CLASSES) + 3  # phonemes, speech, closure, tuck; the opening has a layer of its own
+_ROOT = Path(__file__).parents[1]
+
+
+def default_weights() -> Path:
+    """The shipped weights: inside the installed package, or in the repository's `models/`."""
+    packed = _ROOT / "_models" / "mouth" / "mouth.npz"
+    return packed if packed.exists() else _ROOT.parent / "models" / "mouth" / "mouth.npz"
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from musetalk_agent.features import melspec
 from musetalk_agent.features.coarticulation import CueTrack
-from musetalk_agent.features.mouth_network import LOOKAHEAD_MS, STEP, MouthNetwork, NetworkRun
+from musetalk_agent.features.mouth_network import LOOKAHEAD_MS, STEP, MouthNetwork, NetworkRun, default_weights
 from musetalk_agent.features.phonemes import CLOSURE, HOLD, JAW, ROUNDING, SILENCE, TABLE, TUCK, WIDTH
+from musetalk_agent.features.speech_detector import SpeechDetector
 from musetalk_agent.media import FEATURE_RATE, Cue, Feature, Pcm, frame_start, frames_begun
 
 _PAST = melspec.WINDOW - melspec.HOP  # samples before a step's first that its first mel window reads
@@ -40,13 +41,6 @@ Speech, eight recordings of it, clean and noisy, steps within 25 dB of the loude
 98 % of them."""
 _SHAPE_KEEP = 0.35  # share of the last step kept in width and rounding: they are tables on posteriors, which jump
 _QUIET_DBFS = -62.0  # a step quieter than this is silence, whatever the network thinks
-_ROOT = Path(__file__).parents[1]
-
-
-def default_weights() -> Path:
-    """The shipped weights: inside the installed package, or in the repository's `models/`."""
-    packed = _ROOT / "_models" / "mouth" / "mouth.npz"
-    return packed if packed.exists() else _ROOT.parent / "models" / "mouth" / "mouth.npz"
 
 
 class VisemeFeatures:
@@ -62,6 +56,10 @@ class VisemeFeatures:
     def load(cls, path: Path | None = None) -> VisemeFeatures:
         """Reads the weights (a few ms), by default the shipped ones. Raises `WeightsMissing`."""
         return cls(MouthNetwork.load(path or default_weights()))
+
+    def detector(self) -> SpeechDetector:
+        """Tells speech from silence and noise with the same network."""
+        return SpeechDetector(self._network)
 
     def stream(self, fps: int) -> VisemeStream:
         """A new stream for video at `fps` frames per second (15 … 50). Raises `ValueError` outside."""

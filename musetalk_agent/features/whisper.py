@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from musetalk_agent.features import whisper_mel as mel
+from musetalk_agent.features.speech_detector import SpeechDetector
 from musetalk_agent.media import FEATURE_RATE, Cue, Feature, Pcm, frame_start, frames_begun
 
 STEP = 2 * mel.HOP
@@ -71,6 +72,10 @@ class WhisperFeatures:
     def lookahead_ms(self) -> int:
         """Milliseconds of sound past a frame's end that its feature reads."""
         return self._lookahead_ms
+
+    def detector(self) -> SpeechDetector:
+        """Tells speech from silence and noise. Raises `WeightsMissing` without the network that is shipped."""
+        return SpeechDetector.shipped()
 
     def stream(self, fps: int) -> WhisperStream:
         """A new stream for video at `fps` frames per second (15 … 50). Raises `ValueError` outside."""

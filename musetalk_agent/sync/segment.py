@@ -28,6 +28,11 @@ _CONVERTED_S = 1.0
 """PCM is resampled this far ahead of its readers and no further, so that a minute of PCM that comes at once costs the event loop
 nothing but its copy, and a clear behind it does not wait for work that it makes void."""
 _STEP_S = 0.2  # resampled at once
+_LIVE_AHEAD_S = 0.35
+"""A sender that was never further than this ahead of real time is live: a delay that its segment has is a stall's."""
+_LEAST_CUT = 2 * GRAIN
+_REST_SEEN_S = 0.2
+"""A rest is told this much before its first frame: nobody spoke then either, and a live segment is not yet heard that far."""
 
 
 @dataclass(slots=True)
@@ -83,6 +88,12 @@ class Segment:
         self.frames_ordered = 0
         self.frames_ready = 0
         self.features_done = False
+        self.rests: deque[tuple[int, int | None]] = deque(maxlen=32)  # frames [first, end) in which nobody speaks
+        self.live = True  # its PCM comes at real-time pace
+        self._rested: set[int] = set()  # frames that rest, after one that is not ready
+        self._began_at: float | None = None
+        self._cuts: list[tuple[int, int]] = []  # samples at ROOM_RATE left out, and where
+        self._cut: Pcm | None = None  # the beginning of what was just left out
         self.origin: int | None = None  # playout position of its first sample, once it has begun
         self.handed = 0  # samples at ROOM_RATE given to the sink
         self.not_before = 0.0  # monotonic time at which its first sample may leave
@@ -97,7 +108,9 @@ class Segment:
 
     def push(self, samples: Pcm, now: float) -> None:
         """Adds PCM at the sender's rate, int16 `[n]`, that came at `now`."""
+        self._began_at = now if self._began_at is None else self._began_at
         self.received += len(samples)
+        self.live = self.live and self.received / self.rate - (now - self._began_at) <= _LIVE_AHEAD_S
         self._unconverted.push(samples)
         self._convert()
         complete = frames_complete(self.received - self.skipped * self.rate // ROOM_RATE, self.fps, self.rate)
@@ -137,6 +150,10 @@ class Segment:
             return None
         block = self.for_room.take(min(BLOCK, len(self.for_room) // GRAIN * GRAIN))
         self.handed += len(block)
+        if self._cut is not None:  # what follows a cut fades in over what was cut
+            fade = np.linspace(0, 1, GRAIN, dtype=np.float32)
+            joined = self._cut * (1 - fade) + block[:GRAIN] * fade
+            block, self._cut = np.concatenate([joined.astype(np.int16), block[GRAIN:]]), None
         self.for_room.forget(round(KEPT_S * ROOM_RATE))
         self._convert()
         return block
@@ -148,9 +165,67 @@ class Segment:
         self._convert()
         return samples
 
+    def frame_made(self) -> None:
+        """The next frame that was ordered is ready; so are those that rest behind it."""
+        self.frames_ready += 1
+        self._pass_rests()
+
+    def frame_rests(self) -> None:
+        """Nobody speaks in the next frame: no picture is made for it."""
+        if not self.resting:
+            self.rests.append((self.frames_ordered, None))
+        self._rested.add(self.frames_ordered)
+        self.arrivals.pop(self.frames_ordered - self.fps)  # keeps those of pictures that are not shown yet
+        self.frames_ordered += 1
+        self._pass_rests()
+
+    def frame_ordered(self) -> int:
+        """Somebody speaks in the next frame, which is being made. Returns its number."""
+        if self.resting:
+            self.rests.append((self.rests.pop()[0], self.frames_ordered))
+        self.frames_ordered += 1
+        return self.frames_ordered - 1
+
+    @property
+    def resting(self) -> bool:
+        """Nobody speaks in the frame that was decided last."""
+        return bool(self.rests) and self.rests[-1][1] is None
+
+    def rests_at(self, position: int) -> bool:
+        """Nobody speaks at playout position `position`."""
+        if self.origin is None:
+            return False
+        sample = self._sample(position)
+        early = sample + _REST_SEEN_S * ROOM_RATE
+        return any(
+            early >= frame_start(first, self.fps, ROOM_RATE)
+            and (end is None or sample < frame_start(end, self.fps, ROOM_RATE))
+            for first, end in self.rests
+        )
+
+    def cut_delay(self, margin_s: float) -> int:
+        """Leaves silence out where a live segment has more in hand than it needs, so that a stall's delay ends where it is free.
+
+        All that is left out was judged to be silence; `margin_s` of it stays before what is not judged yet. Returns the samples
+        that were left out, 0 mostly. Positions count them as heard.
+        """
+        if not self.live or not self.resting or self.handed < frame_start(self.rests[-1][0], self.fps, ROOM_RATE):
+            return 0
+        judged = frame_start(self.frames_ordered, self.fps, ROOM_RATE) - round(margin_s * ROOM_RATE)
+        excess = min(judged - self.handed, len(self.for_room) - BLOCK) // GRAIN * GRAIN
+        if excess < _LEAST_CUT:
+            return 0
+        assert self.origin is not None
+        while self._cuts and self._cuts[0][0] + self._cuts[0][1] < self.handed - KEPT_S * ROOM_RATE:
+            self.origin -= self._cuts.pop(0)[1]  # nobody asks for what lies before it any more
+        self._cuts.append((self.handed, excess))
+        self._cut = self.for_room.take(excess)[:GRAIN]
+        self.handed += excess
+        return excess
+
     def forget(self, position: int) -> None:
         """What was heard before playout position `position` will not be played again. Only once it has begun."""
-        keep = max(0, self.end_position - position)
+        keep = max(0, self.handed - self._sample(position))
         self.for_room.forget(keep)
         self.for_features.forget(-(-keep * FEATURE_RATE // ROOM_RATE))
 
@@ -158,7 +233,7 @@ class Segment:
         """What lies after playout position `position`, as a new segment that has not begun. It takes this one's place: further
         PCM is pushed there. Less lies in it when the position is further back than `KEPT_S`.
         """
-        heard = 0 if self.origin is None else max(0, min(position - self.origin, self.handed))
+        heard = 0 if self.origin is None else max(0, min(self._sample(position), self.handed))
         again = min(self.handed - heard, self.for_room.kept)
         rest = Segment(self.number, generation, self.rate, self.fps, self.heard_before_s, self.stages)
         rest.skipped, rest.received = self.skipped + self.handed - again, self.received
@@ -169,6 +244,7 @@ class Segment:
         rest.for_features = self.for_features.rest(taken - begin)
         rest._features_in = len(rest.for_features)
         rest._to_features, rest._to_room = self._to_features, self._to_room
+        rest.live, rest._began_at = self.live, self._began_at
         rest._unconverted, rest._end_at = self._unconverted, self._end_at
         rest.cues = [Cue(c.phoneme, max(0, c.start - begin), c.end - begin) for c in self.cues if c.end > begin]
         rest._cue_base = self._cue_base + begin
@@ -191,8 +267,7 @@ class Segment:
     @property
     def end_position(self) -> int:
         """Playout position after its last handed sample. Only once it has begun."""
-        assert self.origin is not None
-        return self.origin + self.handed
+        return self.position_of(self.handed)
 
     @property
     def duration_s(self) -> float:
@@ -210,13 +285,12 @@ class Segment:
 
     def played_s(self, position: int) -> float:
         """Seconds of the PCM received that are heard when the playout position is `position`; never more than it has."""
-        played = 0 if self.origin is None else max(0, min(position - self.origin, self.handed))
+        played = 0 if self.origin is None else max(0, min(self._sample(position), self.handed))
         return min(self.duration_s, (self.skipped + played) / ROOM_RATE)
 
     def second_at(self, position: int) -> float:
         """Which second of the whole segment is heard at the playout position `position`. Only once it has begun."""
-        assert self.origin is not None
-        return self.begins_s + (position - self.origin) / ROOM_RATE
+        return self.begins_s + self._sample(position) / ROOM_RATE
 
     def heard_s(self, position: int) -> float:
         """Seconds of the whole segment heard by then: `played_s`, and what another agent played."""
@@ -224,8 +298,26 @@ class Segment:
 
     def frame_position(self, frame: int) -> int:
         """Playout position at which frame `frame` is due. Only once it has begun."""
+        return self.position_of(frame_start(frame, self.fps, ROOM_RATE))
+
+    def position_of(self, sample: int) -> int:
+        """Playout position of one of its samples at ROOM_RATE. Only once it has begun."""
         assert self.origin is not None
-        return self.origin + frame_start(frame, self.fps, ROOM_RATE)
+        left_out = sum(min(length, max(0, sample - at)) for at, length in self._cuts)
+        return self.origin + sample - left_out
+
+    def _sample(self, position: int) -> int:
+        assert self.origin is not None
+        sample = position - self.origin
+        for at, length in self._cuts:
+            if sample >= at:
+                sample += length
+        return sample
+
+    def _pass_rests(self) -> None:
+        while self.frames_ready in self._rested:
+            self._rested.discard(self.frames_ready)
+            self.frames_ready += 1
 
     def _pad(self) -> None:
         """Fills the room's side with silence up to whole frames and whole grains."""

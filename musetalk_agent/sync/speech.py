@@ -38,10 +38,9 @@ class Speech:
         """The first segment of which the sink has not everything."""
         return next((s for s in self.open if not s.handed_all), None)
 
-    @property
-    def speaking(self) -> bool:
-        """A segment is under way."""
-        return any(s.origin is not None or s.started for s in self.open)
+    def speaking(self, position: int) -> bool:
+        """A segment is under way, and somebody speaks in it."""
+        return any((s.origin is not None or s.started) and not s.rests_at(position) for s in self.open)
 
     def position_s(self, position: int) -> float:
         """Seconds heard through this agent. Stands still while something is heard again."""
@@ -108,7 +107,7 @@ class Speech:
         rests = {segment: segment.rest(position, generation) for segment in (*again, *self.open)}
         first = next((s for s in rests if s.origin is not None), None)
         if first is not None and first.origin is not None:
-            begin = first.origin + rests[first].skipped - first.skipped
+            begin = first.position_of(rests[first].skipped - first.skipped)
             if begin > position:
                 lost_s = round((begin - position) / ROOM_RATE, 3)
                 log.error(

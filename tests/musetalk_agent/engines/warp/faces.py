@@ -14,7 +14,7 @@ from musetalk_agent.avatars.library import DEMO_ASSET
 from musetalk_agent.engines.warp import WarpEngine
 from musetalk_agent.engines.warp.engine import WarpActor
 from musetalk_agent.engines.warp.geometry import INNER_LOWER, INNER_UPPER, OUTER_LOWER, OUTER_UPPER
-from musetalk_agent.features.base import FeatureStream
+from musetalk_agent.features.base import Detector, FeatureStream
 from musetalk_agent.media import Box, Patch, Pixels
 from musetalk_agent.protocol.http import AvatarReport
 
@@ -26,6 +26,9 @@ class NoFeatures:
     """The tests bring their own articulation vectors."""
 
     lookahead_ms = 0
+
+    def detector(self) -> Detector:
+        raise NotImplementedError
 
     def stream(self, fps: int) -> FeatureStream:
         raise NotImplementedError(fps)

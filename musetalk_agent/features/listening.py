@@ -1,0 +1,133 @@
+"""What is to be made of a segment's sound, frame by frame: a feature, or rest where nobody speaks.
+
+After `HOLD_S` without speech the extractor's stream is dropped and frames rest, which costs nothing but the detector. When speech
+returns a new stream begins a little before it, in the silence that is kept for this, so that its first frame is made with the
+sound before it: the frame in which speech returns is still to be decided then, since features wait for their look-ahead too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from musetalk_agent.features.base import Detector, FeatureExtractor, FeatureStream
+from musetalk_agent.features.coarticulation import CueTrack
+from musetalk_agent.media import FEATURE_RATE, Cue, Feature, Pcm, frame_start, frames_begun
+
+HOLD_S = 0.5
+"""Silence that ends what is visible, and how long a segment counts as speech from its beginning."""
+WARM_S = 0.4
+"""Sound before returning speech that a new stream hears first: what `visemes` looks back to be sure of speech."""
+_STEP = FEATURE_RATE // 50  # of the detector
+_CUES_AHEAD = FEATURE_RATE // 10  # lips move before a sound that is known beforehand
+
+
+class Listening:
+    """One segment's features. Not thread-safe.
+
+    Args:
+        extractor: makes the stream and the detector.
+        fps: frames per second of the video.
+    """
+
+    def __init__(self, extractor: FeatureExtractor, fps: int) -> None:
+        self._extractor, self._fps = extractor, fps
+        self._lookahead = extractor.lookahead_ms * FEATURE_RATE // 1000
+        self._aligned = fps // math.gcd(FEATURE_RATE, fps)  # frames after which one begins at a whole sample again
+        self._keep = round(WARM_S * FEATURE_RATE) + frame_start(self._aligned + 2, fps) + self._lookahead + _STEP
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets everything: the next push begins a new segment, which counts as speech at first."""
+        self._detector: Detector = self._extractor.detector()
+        self._stream: FeatureStream | None = self._extractor.stream(self._fps)
+        self._begun_at = 0  # sample at which the stream began
+        self._skip = 0  # frames of the stream that were decided before it began
+        self._frame = 0  # the next one to be decided
+        self._received = 0
+        self._recent: Pcm = np.zeros(0, np.int16)  # the last samples, for the beginning of a stream
+        self._speech_until = round(HOLD_S * FEATURE_RATE)
+        self._cues: list[Cue] = []
+        self._track = CueTrack()
+
+    @property
+    def resting(self) -> bool:
+        """Nobody speaks."""
+        return self._stream is None
+
+    def cue(self, cues: Sequence[Cue]) -> None:
+        """Takes phonemes known beforehand, in samples from the segment's start; what they cover is speech."""
+        self._cues += cues
+        self._track.add(cues)
+        if self._stream is not None:
+            self._stream.cue(self._shifted(cues, self._begun_at))
+
+    def push(self, samples: Pcm) -> list[Feature | None]:
+        """Takes int16[n] at 16 kHz; returns what is to be shown in the frames that are decided now: a feature, None for rest."""
+        decided: list[Feature | None] = []
+        at = 0
+        while at < len(samples):
+            part = samples[at : at + _STEP - self._received % _STEP]
+            at += len(part)
+            decided += self._take(part)
+        return decided
+
+    def flush(self) -> list[Feature | None]:
+        """The segment is over: the remaining frames; then begins anew."""
+        decided: list[Feature | None]
+        if self._stream is None:
+            decided = [None] * (frames_begun(self._received, self._fps) - self._frame)
+        else:
+            decided = list(self._stream.flush()[self._skip :])
+        self.reset()
+        return decided
+
+    def _take(self, part: Pcm) -> list[Feature | None]:
+        begin, self._received = self._received, self._received + len(part)
+        self._recent = np.concatenate([self._recent, part])[-self._keep :]
+        if any(self._detector.push(part)) or self._cued(begin):
+            self._speech_until = self._received + round(HOLD_S * FEATURE_RATE)
+            if self._stream is None:
+                return self._wake()
+        if self._stream is None:
+            return self._rest()
+        made = self._made(self._stream.push(part))
+        if self._received >= self._speech_until:
+            self._stream = None
+        return made
+
+    def _made(self, features: list[Feature]) -> list[Feature | None]:
+        """Those of the stream's frames that were not decided before it began."""
+        skipped = min(self._skip, len(features))
+        self._skip -= skipped
+        made: list[Feature | None] = [*features[skipped:]]
+        self._frame += len(made)
+        return made
+
+    def _rest(self) -> list[Feature | None]:
+        rest: list[Feature | None] = []
+        while self._received >= frame_start(self._frame + 1, self._fps) + self._lookahead:
+            rest.append(None)
+            self._frame += 1
+        return rest
+
+    def _wake(self) -> list[Feature | None]:
+        """Begins a stream at a frame that begins at a whole sample, `WARM_S` before the next frame or as far back as is kept."""
+        oldest = self._received - len(self._recent)
+        warm = max(0, self._frame - math.ceil(WARM_S * self._fps)) // self._aligned * self._aligned
+        while frame_start(warm, self._fps) < oldest:
+            warm += self._aligned
+        self._begun_at, self._skip = frame_start(warm, self._fps), self._frame - warm
+        self._stream = self._extractor.stream(self._fps)
+        self._stream.cue(self._shifted(self._cues, self._begun_at))
+        return self._made(self._stream.push(self._recent[self._begun_at - oldest :]))
+
+    def _cued(self, at: int) -> bool:
+        """A sound that is known beforehand is said here, or soon."""
+        return any(self._track.covers(t) and not self._track.silent(t) for t in (at, at + _CUES_AHEAD))
+
+    @staticmethod
+    def _shifted(cues: Sequence[Cue], by: int) -> list[Cue]:
+        return [Cue(c.phoneme, max(0, c.start - by), c.end - by) for c in cues if c.end > by]
