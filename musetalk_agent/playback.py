@@ -105,6 +105,11 @@ class Playback:
         self._speech.show = show
 
     @property
+    def resting(self) -> bool:
+        """Nobody speaks in the segment that is being heard."""
+        return self._resting
+
+    @property
     def open_segments(self) -> int:
         """Segments that are not over."""
         return len(self._speech.open)

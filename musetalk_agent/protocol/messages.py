@@ -250,7 +250,8 @@ class LinkAck(Message):
     """Items taken so far; at least every 250 ms while items come or sound is heard.
 
     `segment` is the one that is being heard, or was heard last (0: none yet), and `heard_s` how much of it, from its own beginning.
-    `frames` counts pictures published, `draining` asks that the session be moved elsewhere.
+    `frames` counts pictures published, `draining` asks that the session be moved elsewhere. `resting`: nobody speaks in what is
+    being heard, so the avatar is idle although a segment is open.
     """
 
     type: Literal["link.ack"] = "link.ack"
@@ -261,6 +262,7 @@ class LinkAck(Message):
     heard_s: float = 0.0
     frames: int = 0
     draining: bool = False
+    resting: bool = False
 
 
 class LinkVoice(Message):

@@ -184,6 +184,7 @@ def _ack(session: Session, *, draining: bool) -> m.LinkAck:
         heard_s=round(heard_s, 3),
         frames=session.publisher.state.published_frames,
         draining=draining,
+        resting=playback.resting,
     )
 
 

@@ -36,6 +36,11 @@ class Vitals:
         """Speech that it says it has, also such as came to it through the room."""
         return self.last.buffered_s if self.last is not None else 0.0
 
+    @property
+    def resting(self) -> bool:
+        """It hears nobody speak in what it plays."""
+        return self.last is not None and self.last.resting
+
     def acked(self, ack: LinkAck, now: float) -> None:
         """The agent's word."""
         self.ack_at, self.last = now, ack

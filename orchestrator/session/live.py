@@ -295,8 +295,8 @@ class LiveSession:
 
     @property
     def speaking(self) -> bool:
-        """Whether a segment is being heard."""
-        return self._tracker.playing
+        """Whether a segment is being heard and somebody speaks in it."""
+        return self._tracker.playing and not self._resting
 
     @property
     def quiet(self) -> bool:
@@ -305,9 +305,15 @@ class LiveSession:
 
     @property
     def pausing(self) -> bool:
-        """Nothing is being heard, and nothing waits to be."""
+        """Nobody is heard to speak: nothing is played nor waits to be, or what is played is silence."""
+        if self._resting:
+            return True
         elsewhere_s = self.side.vitals.buffered_s if self.side else 0.0  # speech that came through the room
         return self._tracker.waiting_s == 0 and self._tracker.at_agent_s == 0 and elsewhere_s == 0
+
+    @property
+    def _resting(self) -> bool:
+        return self.side is not None and self.side.vitals.resting
 
     @property
     def segments(self) -> int:

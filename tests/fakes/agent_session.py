@@ -73,6 +73,7 @@ class FakeSession:
     error: dict[str, Any] | None = None
     mutes_clears: bool = False
     frames: int = 0
+    resting: bool = False
     last: FakeSegment | None = None
     mode: PublisherMode = PublisherMode.AUTO
     wake: asyncio.Event = field(default_factory=asyncio.Event)
@@ -107,6 +108,7 @@ class FakeSession:
             segment=last.number if last else 0,
             heard_s=last.heard / last.rate if last else 0.0,
             frames=self.frames,
+            resting=self.resting,
         )
 
     def tell(self, event: Event) -> None:
