@@ -101,7 +101,9 @@ async def test_the_delay_of_a_stall_ends_in_the_next_silence(executor: ThreadPoo
     finished = made.events[-1][1]
     assert isinstance(finished, PlaybackFinished) and finished.position_s == pytest.approx(6.38, abs=0.001)
     loud = int(np.sum(np.abs(_heard(made)) > 500))
-    assert loud == pytest.approx(int(np.sum(np.abs(np.repeat(tone(3.38), 3)) > 500)), rel=0.01)  # nothing but silence was cut
+    assert loud == pytest.approx(
+        int(np.sum(np.abs(np.repeat(tone(3.38), 3)) > 500)), rel=0.01
+    )  # nothing but silence was cut
 
 
 async def test_a_clear_in_silence_and_a_rewind_over_it(executor: ThreadPoolExecutor) -> None:

@@ -76,6 +76,22 @@ async def test_audio_keeps_a_session_alive() -> None:
         assert await line.closed() == 1001
 
 
+async def test_a_session_is_ready_while_its_agent_hears_nobody_speak() -> None:
+    async def until(running: Stage, session_id: str, state: str) -> None:
+        while (await running.http.get(f"/session/{session_id}")).json()["state"] != state:  # noqa: ASYNC110 - over HTTP
+            await asyncio.sleep(0.02)
+
+    async with stage() as running, running.live() as (started, line), asyncio.timeout(10):
+        await line.socket.send(bytes(32_000))
+        await until(running, started["session_id"], "speaking")
+        running.agent.only.resting = True
+        await line.socket.send(bytes(640))
+        await until(running, started["session_id"], "ready")
+        running.agent.only.resting = False
+        await line.socket.send(bytes(640))
+        await until(running, started["session_id"], "speaking")
+
+
 async def test_twenty_sessions_leave_nothing_behind(running: Stage) -> None:
     running.agent.sessions_max = 20
     started = await asyncio.gather(*(running.start(room=f"r{n}") for n in range(20)))
