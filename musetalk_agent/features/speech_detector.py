@@ -23,6 +23,7 @@ _FLOOR_DBFS = (
 )  # RMS of 20 ms under which nothing is speech: a speaker whose loudest peak is -42 dBFS stays above it
 _SPEECH = 0.2  # the network's number from which it is speech
 _SUPPORT = 0.05  # and from which a rise of the level is: key strokes get less
+_ABOVE_DB = 6.0  # and only so far above the background: to the network some rumble of machines is speech for certain
 _RISE_DB = 9.0
 _RISE_DBFS = -62.0  # a rise that stays below this is none
 _RISE_STEPS = 2  # a key stroke is over after one
@@ -84,7 +85,8 @@ class SpeechDetector:
         if level < _FLOOR_DBFS:
             return False
         moving = float(self._levels.std()) > _STEADY_DB
-        return (moving and speech > _SPEECH) or (self._risen >= _RISE_STEPS and speech > _SUPPORT)
+        above = level > self._background + _ABOVE_DB
+        return (moving and above and speech > _SPEECH) or (self._risen >= _RISE_STEPS and speech > _SUPPORT)
 
     def _hear(self, window: NDArray[np.float32]) -> float:
         windows = np.stack([window[: melspec.WINDOW], window[melspec.HOP :]])

@@ -5,7 +5,8 @@
 FOLDER holds speech (wav or flac, any depth). `--silero` is the model file of the PyPI package silero-vad, run by onnxruntime.
 Speech is judged whole, at several peaks, whispered, and after two seconds of silence; noises are made here. "lost": share of the
 loud 20 ms (within 25 dB of the clip's loudest) that do not count as speech, where a verdict holds for half a second and a
-beginning has 60 ms to be noticed (the features' look-ahead). "moving": share of the time, after the first 0.6 s, that counts as speech.
+beginning has 60 ms to be noticed (the features' look-ahead). "moving": share of the time after the first 0.6 s that counts as
+speech.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def main() -> None:
     print(f"{len(clips)} clips, {sum(map(len, clips)) / RATE:.0f} s\n")
     print(f"| | {' | '.join(judges)} |\n|---|{'---|' * len(judges)}")
     for name, sounds in speech(clips).items():
-        figures = [np.array([lost(judge, sound) for sound in sounds]) for judge in judges.values()]
+        figures = [np.array([lost(judge, *pair) for pair in sounds]) for judge in judges.values()]
         _row(f"lost, {name}: mean (worst clip)", [f"{f.mean():.1%} ({f.max():.0%})" for f in figures])
     for name, sound in noises().items():
         _row(f"moving, {name}", [f"{held(judge, sound)[30:].mean():.0%}" for judge in judges.values()])
@@ -123,11 +124,11 @@ def held(judge: Judge, sound: Sound) -> NDArray[np.bool_]:
     return np.asarray(np.convolve(verdicts, np.ones(HOLD))[: len(verdicts)] > 0)
 
 
-def lost(judge: Judge, sound: Sound) -> float:
-    """Share of the loud 20 ms that do not count as speech."""
+def lost(judge: Judge, sound: Sound, clean: Sound) -> float:
+    """Share of the 20 ms which are loud in `clean` that do not count as speech in `sound`."""
     speaking = held(judge, sound)
     speaking |= np.append(speaking[LEAD:], [True] * LEAD)
-    level = levels(sound)
+    level = levels(clean)
     return float(np.mean(~speaking[level > level.max() - 25]))
 
 
@@ -171,19 +172,19 @@ def whispered(sound: Sound) -> Sound:
     return np.fft.irfft(spectrum, len(sound))
 
 
-def speech(clips: list[Sound]) -> dict[str, list[Sound]]:
-    """The clips in the conditions they are judged in."""
-    quiet = np.zeros(2 * RATE)
-    floor = [at_rms(noise(len(clip) + 2 * RATE), -60) for clip in clips]
+def speech(clips: list[Sound]) -> dict[str, list[tuple[Sound, Sound]]]:
+    """The clips in the conditions they are judged in, each with the clean one."""
+    late = [np.concatenate([np.zeros(2 * RATE), at_peak(clip, -6)]) for clip in clips]
+    whispers = [at_peak(whispered(clip), -20) for clip in clips]
     return {
-        "peak -3 dBFS": [at_peak(clip, -3) for clip in clips],
-        "peak -20": [at_peak(clip, -20) for clip in clips],
-        "peak -42": [at_peak(clip, -42) for clip in clips],
-        "after 2 s of zeros": [np.concatenate([quiet, at_peak(clip, -6)]) for clip in clips],
-        "after and over noise of -60 dBFS": [
-            np.concatenate([quiet, at_peak(clip, -6)]) + under for clip, under in zip(clips, floor, strict=True)
-        ],
-        "whispered, peak -20": [at_peak(whispered(clip), -20) for clip in clips],
+        "peak -3 dBFS": [(at_peak(clip, -3), clip) for clip in clips],
+        "peak -20": [(at_peak(clip, -20), clip) for clip in clips],
+        "peak -42": [(at_peak(clip, -42), clip) for clip in clips],
+        "after 2 s of zeros": [(clip, clip) for clip in late],
+        "after and over noise of -60 dBFS": [(clip + at_rms(noise(len(clip)), -60), clip) for clip in late],
+        "10 dB over a noisy room": [(_over_a_room(clip, 10), clip) for clip in late],
+        "5 dB over a noisy room": [(_over_a_room(clip, 5), clip) for clip in late],
+        "whispered, peak -20": [(whisper, whisper) for whisper in whispers],
     }
 
 
@@ -213,6 +214,10 @@ def _room(dbfs: float) -> Sound:
     t = np.arange(SECONDS * RATE) / RATE
     air = at_rms(noise(SECONDS * RATE, 30, 6000, -0.5), -20) * (1 + 0.3 * np.sin(2 * np.pi * 0.3 * t))
     return at_rms(air + _hum(100, -30), dbfs)
+
+
+def _over_a_room(clip: Sound, db: float) -> Sound:
+    return at_rms(clip, -20) + _room(-20 - db)[: len(clip)]
 
 
 def _keys() -> Sound:
