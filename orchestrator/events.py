@@ -47,6 +47,11 @@ class SessionEvent:
 Listener = Callable[[SessionEvent], None]
 
 
+def event_id(now: float) -> int:
+    """Least id of an event that happens at `now` (Unix time, s): ids rise over restarts and over orchestrators."""
+    return int(now * 1000)
+
+
 class EventStream:
     """The events of one session for one reader, on their way."""
 
@@ -111,8 +116,8 @@ class EventBus:
         self._listeners: list[Listener] = []
         self._closed = False
 
-    def publish(self, session_id: str, type: str, data: Mapping[str, object]) -> None:
-        """Tells everybody who listens; never blocks. `data` is JSON and holds no secret.
+    def publish(self, session_id: str, type: str, data: Mapping[str, object]) -> int:
+        """Hands the event to every reader and listener, without blocking, and returns its id. `data` is JSON and holds no secret.
 
         `session.state` with `stopped` or `failed` ends the session's streams.
         """
@@ -128,6 +133,7 @@ class EventBus:
         self._metrics.events.labels(type=type).inc()
         for listener in self._listeners:
             listener(event)
+        return event.id
 
     def subscribe(self, session_id: str, after: int = 0) -> EventStream:
         """The session's events from its history, those with an id above `after`, and then as they come. `unsubscribe` when done.
@@ -197,7 +203,7 @@ class EventBus:
         self, history: _History, session_id: str, type: str, data: Mapping[str, object], *, last: bool
     ) -> SessionEvent:
         now = self._clock()
-        history.last_id = max(history.last_id + 1, int(now * 1000))
+        history.last_id = max(history.last_id + 1, event_id(now))
         return SessionEvent(
             history.last_id, session_id, type, self._text(session_id, type, data, now, history.last_id), last
         )

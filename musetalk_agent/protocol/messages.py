@@ -89,14 +89,20 @@ class Pong(Message):
     type: Literal["pong"] = "pong"
 
 
-class PlaybackStarted(Message):
+class EventMessage(Message):
+    """Something happened. `id` is its number in the session's history, as on `/events`; none on the inner link."""
+
+    id: int | None = None
+
+
+class PlaybackStarted(EventMessage):
     """The first sample of the segment left for the room."""
 
     type: Literal["playback.started"] = "playback.started"
     segment: int
 
 
-class PlaybackFinished(Message):
+class PlaybackFinished(EventMessage):
     """The segment is over: `position_s` seconds of it were played; 0 when it never began."""
 
     type: Literal["playback.finished"] = "playback.finished"
@@ -105,14 +111,14 @@ class PlaybackFinished(Message):
     interrupted: bool
 
 
-class Cleared(Message):
+class Cleared(EventMessage):
     """A clear took effect; `dropped_s` seconds of speech will not be heard."""
 
     type: Literal["cleared"] = "cleared"
     dropped_s: float
 
 
-class Warned(Message):
+class Warned(EventMessage):
     """Something is likely wrong, the connection goes on."""
 
     type: Literal["warning"] = "warning"
@@ -121,7 +127,7 @@ class Warned(Message):
     suspicion: str | None = None
 
 
-class Failed(Message):
+class Failed(EventMessage):
     """Something is wrong; the connection closes with 1008 (the sender's fault) or 1011 (ours)."""
 
     type: Literal["error"] = "error"
@@ -129,7 +135,7 @@ class Failed(Message):
     message: str
 
 
-class PublisherChanged(Message):
+class PublisherChanged(EventMessage):
     """Media take another way now: `publisher` is `livekit`, `whip`, `rtmp`, or `none` while nothing can be reached."""
 
     type: Literal["publisher.changed"] = "publisher.changed"
@@ -137,7 +143,7 @@ class PublisherChanged(Message):
     reason: str
 
 
-class StateChanged(Message):
+class StateChanged(EventMessage):
     """The session's state, as `GET /session/{id}` tells it, has changed. Not told for `ready` ⇄ `speaking`."""
 
     type: Literal["session.state"] = "session.state"
@@ -145,18 +151,8 @@ class StateChanged(Message):
     reason: str | None = None
 
 
-ServerMessage = (
-    Hello
-    | Ack
-    | Pong
-    | PlaybackStarted
-    | PlaybackFinished
-    | Cleared
-    | Warned
-    | Failed
-    | PublisherChanged
-    | StateChanged
-)
+PublicEvent = PlaybackStarted | PlaybackFinished | Cleared | Warned | Failed | PublisherChanged | StateChanged
+ServerMessage = Hello | Ack | Pong | PublicEvent
 
 
 class SegmentStart(Message):

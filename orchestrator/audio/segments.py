@@ -22,7 +22,7 @@ from musetalk_agent.protocol.messages import (
     LinkClear,
     PlaybackFinished,
     PlaybackStarted,
-    ServerMessage,
+    PublicEvent,
     Warned,
 )
 from orchestrator.audio.items import LinkItem
@@ -74,7 +74,7 @@ class SegmentTracker:
         self._finished_s = 0.0
         self._clears_to_send = 0
         self._clearings: deque[Clearing] = deque()
-        self._events: list[ServerMessage] = []
+        self._events: list[PublicEvent] = []
 
     # --- what the sender does
 
@@ -320,7 +320,7 @@ class SegmentTracker:
         """Nothing is open."""
         return not self._open
 
-    def take_events(self) -> list[ServerMessage]:
+    def take_events(self) -> list[PublicEvent]:
         """Events since the last call, in order."""
         events, self._events = self._events, []
         return events

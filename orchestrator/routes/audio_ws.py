@@ -30,6 +30,7 @@ from orchestrator.audio.ingest import AudioFormat, Decoder
 from orchestrator.audio.limits import SAMPLE_RATES
 from orchestrator.audio.segments import DEFAULT_RATE
 from orchestrator.routes.context import Context, context
+from orchestrator.routes.events import event_number
 from orchestrator.routes.problems import problem_response
 from orchestrator.routes.senders import admit
 from orchestrator.session.live import LiveSession
@@ -59,7 +60,7 @@ async def audio(socket: WebSocket) -> None:
     ctx = context(socket)
     with ExitStack() as held:
         try:
-            session, audio_format, sample_rate = await _admit(ctx, socket)
+            session, audio_format, sample_rate, last_event_id = await _admit(ctx, socket)
             live = session.running()
             held.enter_context(ctx.access.quotas.connection(session.order.key))
         except ProblemError as error:
@@ -69,13 +70,12 @@ async def audio(socket: WebSocket) -> None:
             return
         ctx.access.audit.note(session.order.key, "audio", "ok", session_id=session.session_id)
         await socket.accept()
-        await _serve(ctx, socket, live, audio_format, sample_rate)
+        connection = live.connect(sample_rate, last_event_id)
+        await _serve(ctx, Line(socket, live, connection, Decoder(audio_format), sample_rate))
 
 
-async def _serve(
-    ctx: Context, socket: WebSocket, live: LiveSession, audio_format: AudioFormat, sample_rate: int
-) -> None:
-    line = Line(socket, live, live.connect(sample_rate), Decoder(audio_format), sample_rate)
+async def _serve(ctx: Context, line: Line) -> None:
+    live = line.live
     ctx.metrics.audio_connections.inc()
     writer = asyncio.create_task(_write(line), name=f"audio-write-{live.session_id}")
     reader = asyncio.create_task(_read(ctx, line), name=f"audio-read-{live.session_id}")
@@ -92,8 +92,11 @@ async def _serve(
         await _close(line)
 
 
-async def _admit(ctx: Context, socket: WebSocket) -> tuple[Session, AudioFormat, int]:
-    """Who may connect, and with what. Raises ProblemError with status 401, 403, 404, 409, 421, 422, 429 or 503."""
+async def _admit(ctx: Context, socket: WebSocket) -> tuple[Session, AudioFormat, int, int | None]:
+    """The session, and the connection's format, sample rate (Hz) and last event seen.
+
+    Raises ProblemError with status 401, 403, 404, 409, 421, 422, 429 or 503.
+    """
     query = socket.query_params
     session_id = query.get("session_id", "")
     session = await admit(ctx, socket, session_id)
@@ -101,8 +104,9 @@ async def _admit(ctx: Context, socket: WebSocket) -> tuple[Session, AudioFormat,
     audio_format = _format(query.get("format", AudioFormat.S16LE.value))
     sample_rate = _rate(query.get("sample_rate", str(live.effective_rate)))
     live.check_rate(sample_rate)
+    last_event_id = event_number(query.get("last_event_id") or socket.headers.get("last-event-id"))
     ctx.access.quotas.connect(session_id, time.monotonic())
-    return session, audio_format, sample_rate
+    return session, audio_format, sample_rate, last_event_id
 
 
 def _format(text: str) -> AudioFormat:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import ExitStack
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Request
+from fastapi import APIRouter, Header, Query, Request
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
@@ -30,14 +30,19 @@ _HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     responses={200: {"content": {"text/event-stream": {}}, "description": "Events until the session is over."}},
 )
 async def events(
-    session_id: str, ctx: Ctx, request: Request, last_event_id: Annotated[str | None, Header(max_length=20)] = None
+    session_id: str,
+    ctx: Ctx,
+    request: Request,
+    last_event_id: Annotated[str | None, Header(max_length=20)] = None,
+    query_id: Annotated[str | None, Query(alias="last_event_id", max_length=20)] = None,
 ) -> StreamingResponse:
     """The session's events as they happen, those of its history first; ends when the session is over.
 
-    With `Last-Event-ID` the history begins after that event, so that a reader that was cut off misses nothing.
+    With `Last-Event-ID`, or `last_event_id` in the query, the history begins after that event, so that a reader that was cut off
+    misses nothing.
     """
     await here(ctx, current(request.scope), session_id)
-    after = _after(last_event_id)
+    after = event_number(last_event_id or query_id) or 0
     with ExitStack() as held:
         held.enter_context(ctx.access.quotas.connection(current(request.scope).name))
         stream = ctx.events.subscribe(session_id, after)
@@ -58,17 +63,18 @@ class _EventResponse(StreamingResponse):
             await super().__call__(scope, receive, send)
 
 
-def _after(last_event_id: str | None) -> int:
-    if last_event_id is None or last_event_id == "":
-        return 0
-    if not (last_event_id.isascii() and last_event_id.isdigit()):
+def event_number(text: str | None) -> int | None:
+    """The id in `Last-Event-ID` or `last_event_id`, None without one. Raises ProblemError `invalid_request`."""
+    if text is None or text == "":
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) <= 20):
         raise ProblemError(
             ErrorCode.INVALID_REQUEST,
-            f"Last-Event-ID: {last_event_id!r} is not the id of an event.",
+            f"last_event_id: {text[:32]!r} is not the id of an event.",
             field="Last-Event-ID",
-            value=last_event_id,
+            value=text[:32],
         )
-    return int(last_event_id)
+    return int(text)
 
 
 async def _lines(session_id: str, stream: EventStream) -> AsyncIterator[str]:

@@ -123,6 +123,7 @@ class LiveSession:
     def inherit(self, known: Progress) -> None:
         """Another process had the session before; what its agent says of it counts more than what is known here."""
         self._inherited = known
+        self.outbox.inherit()
         self.sample_rate = known.sample_rate
 
     def _greeted(self, hello: LinkHello) -> None:
@@ -186,8 +187,11 @@ class LiveSession:
 
     # --- the sender
 
-    def connect(self, sample_rate: int) -> Connection:
-        """A new `/audio` connection takes over. Raises ProblemError `sample_rate_changed`."""
+    def connect(self, sample_rate: int, last_event_id: int | None = None) -> Connection:
+        """A new `/audio` connection takes over; `last_event_id` as `Outbox.attach` has it.
+
+        Raises ProblemError `sample_rate_changed`.
+        """
         self.check_rate(sample_rate)
         hello = Hello(
             session_id=self.session_id,
@@ -195,7 +199,7 @@ class LiveSession:
             sample_rate=sample_rate,
             limits=self._options.limits.told(),
         )
-        return self.outbox.attach(hello)
+        return self.outbox.attach(hello, last_event_id)
 
     def check_rate(self, sample_rate: int) -> None:
         """Raises ProblemError `sample_rate_changed` when audio has come at another rate before."""

@@ -16,9 +16,9 @@ def tell_state(events: EventBus, session: Session, to: SessionState, reason: str
     """
     known = session.base_state is not SessionState.STARTING
     session.move(to)
-    events.publish(session.session_id, STATE, {"state": to.value, "reason": reason})
+    id = events.publish(session.session_id, STATE, {"state": to.value, "reason": reason})
     if known and session.live is not None:
-        session.live.outbox.put(StateChanged(state=to.value, reason=reason))
+        session.live.outbox.put(StateChanged(id=id, state=to.value, reason=reason))
 
 
 def ingress_attributes(session: Session, live: LiveSession) -> dict[str, str] | None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections.abc import AsyncIterator
 
+import httpx
 import numpy as np
 import pytest
 import websockets
@@ -39,6 +41,7 @@ async def test_raw_pcm_alone_is_enough(running: Stage) -> None:
         for offset in range(0, len(pcm), 1281):  # odd lengths: every other message splits a sample
             await line.socket.send(pcm[offset : offset + 1281])
         finished = await line.wait("playback.finished")
+        assert finished.pop("id") > line.of("playback.started")[0]["id"]
         assert finished == {"type": "playback.finished", "segment": 1, "position_s": 1.0, "interrupted": False}
         assert [m["type"] for m in line.messages if m["type"].startswith("playback")] == [
             "playback.started",
@@ -245,16 +248,15 @@ async def test_stopping_closes_with_1001_and_tells_what_was_open(running: Stage)
         await line.socket.send(tone(0.1))
         await running.http.post(f"/session/{started['session_id']}/stop")
         assert await line.closed() == 1001
-        assert line.of("playback.finished") == [
-            {"type": "playback.finished", "segment": 1, "position_s": 0.0, "interrupted": True}
-        ]
+        (finished,) = line.of("playback.finished")
+        assert (finished["segment"], finished["position_s"], finished["interrupted"]) == (1, 0.0, True)
 
 
 async def test_an_error_of_the_agent_ends_the_session_with_1011(running: Stage) -> None:
     async with running.live() as (started, line):
         running.agent.only.tell(Failed(code="livekit_unavailable", message="The room is gone."))
         error = await line.wait("error")
-        assert error == {"type": "error", "code": "livekit_unavailable", "message": "The room is gone."}
+        assert (error["code"], error["message"]) == ("livekit_unavailable", "The room is gone.")
         assert await line.closed() == 1011
         session = (await running.http.get(f"/session/{started['session_id']}")).json()
         assert session["state"] == "failed" and session["error"]["code"] == "livekit_unavailable"
@@ -296,6 +298,53 @@ async def test_events_between_two_connections_are_told_to_the_next(running: Stag
     async with running.audio(started["audio_url"]) as again:
         assert (await again.wait("playback.finished"))["segment"] == 1
         assert again.messages[0]["type"] == "hello"
+
+
+async def test_events_after_the_last_one_seen_are_sent_again(running: Stage) -> None:
+    """What was written to a connection that was half open is lost to its client, who says how far it has read."""
+    async with running.live() as (started, line):
+        for number in (1, 2):
+            await line.say("audio.start")
+            await line.socket.send(tone(0.1))
+            await line.say("audio.end")
+            await until(lambda: len(line.of("playback.finished")) == number)  # noqa: B023
+        events = [m for m in line.messages if "id" in m]
+        line.cut()
+        await line.closed()
+    for seen in (0, events[1]["id"], events[-1]["id"]):
+        async with running.audio(f"{started['audio_url']}&last_event_id={seen}") as again:
+            await again.say("ping")
+            await again.wait("pong")
+            assert [m for m in again.messages if "id" in m] == [e for e in events if e["id"] > seen]
+            assert not again.of("warning")
+
+
+async def test_the_ids_of_both_event_streams_are_the_same(running: Stage) -> None:
+    async with running.live() as (started, line):
+        await line.socket.send(tone(0.1))
+        finished = await line.wait("playback.finished")
+        after = f"/session/{started['session_id']}/events?last_event_id={finished['id'] - 1}"
+        async with running.http.stream("GET", after) as stream:
+            async with asyncio.timeout(5):
+                lines = [text async for text in until_data(stream)]
+    assert lines[-3:-1] == [f"id: {finished['id']}", "event: playback.finished"]
+
+
+async def until_data(stream: httpx.Response) -> AsyncIterator[str]:
+    async for text in stream.aiter_lines():
+        yield text
+        if text.startswith("data:"):
+            return
+
+
+@pytest.mark.parametrize("seen", ["-1", "x", "٣", "9" * 21])
+async def test_a_last_event_id_that_is_none_is_refused(running: Stage, seen: str) -> None:
+    started = await running.start()
+    with pytest.raises(websockets.InvalidStatus) as refused:
+        async with running.audio(f"{started['audio_url']}&last_event_id={seen}"):
+            pass
+    assert refused.value.response.status_code == 422
+    assert json.loads(refused.value.response.body)["field"] == "Last-Event-ID"
 
 
 async def test_a_reader_that_reads_nothing_is_closed_and_the_memory_bounded(running: Stage) -> None:
