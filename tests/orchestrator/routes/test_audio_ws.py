@@ -323,7 +323,8 @@ async def test_the_ids_of_both_event_streams_are_the_same(running: Stage) -> Non
     async with running.live() as (started, line):
         await line.socket.send(tone(0.1))
         finished = await line.wait("playback.finished")
-        after = f"/session/{started['session_id']}/events?last_event_id={finished['id'] - 1}"
+        (begun,) = line.of("playback.started")
+        after = f"/session/{started['session_id']}/events?last_event_id={begun['id']}"
         async with running.http.stream("GET", after) as stream:
             async with asyncio.timeout(5):
                 lines = [text async for text in until_data(stream)]
