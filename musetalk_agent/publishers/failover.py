@@ -119,11 +119,8 @@ class FailoverPublisher:
         self.playout.hand(len(block))
         at = self.playout.time_of(begins)
         room = self._outlets.room
-        if self._rung is Rung.WHIP and self._outlets.whip is not None:
-            self._outlets.whip.offer_audio(at, block)
-        elif (self._rung is Rung.RTMP or self._options.beside) and self._outlets.stream is not None:
-            if self._options.room.sound or not self._options.ingress:
-                self._outlets.stream.offer_audio(at, block)
+        for sink in self._outlets.audio_sinks(self._rung):
+            sink.offer_audio(at, block)
         if self._rung is Rung.LIVEKIT and room is not None:
             await room.capture(block)
         else:
@@ -142,8 +139,9 @@ class FailoverPublisher:
             self._outlets.room.push_caption(caption)
 
     def clear_audio(self) -> int:
-        """Silences what the way in use has not played."""
+        """Silences every way: the one in use, and what waits in any stream."""
         self._turn += 1
+        self._outlets.clear_audio()
         if self._rung is Rung.LIVEKIT and self._outlets.room is not None:
             return self._outlets.room.clear_audio()
         return self.playout.clear()
@@ -266,11 +264,15 @@ class FailoverPublisher:
         self._rewind_to(moment)
 
     def _rewind_to(self, moment: float) -> None:
+        """Plays again what was handed over and heard after `moment`. A voice that is published elsewhere was heard all the same."""
+        if not self._options.room.sound:
+            return
         self._heard.note(self._clock.now(), self.playout.position())
         position = min(self._heard.at(moment), self.playout.handed)
         if position < self.playout.handed:
             log.info("unheard speech is played again", extra={"samples": self.playout.handed - position})
             self._turn += 1
+            self._outlets.clear_audio(moment)  # what waits in a stream comes again as well
             self.on_rewind(position)
 
     def _wind_back(self, position: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import re
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from typing import Any
 from musetalk_agent.clock import Clock
 from musetalk_agent.errors import PublishFailed
 from musetalk_agent.media import VideoFrame
-from musetalk_agent.publishers.ladder_words import Event
+from musetalk_agent.publishers.ladder_words import Event, Rung
 from musetalk_agent.publishers.livekit import LiveKitOptions, LiveKitPublisher, video_bitrate
 from musetalk_agent.publishers.probe import Probe, answers
 from musetalk_agent.publishers.rtmp import RtmpSink
@@ -102,6 +103,24 @@ class Outlets:
         for sink in (self.stream, self.whip):
             if sink is not None:
                 sink.offer_video(now, frame)
+
+    def audio_sinks(self, rung: Rung) -> list[StreamSink]:
+        """The streams that take the sound while `rung` is in use; the room itself is not among them.
+
+        A stream that leads into the room (WHIP, an ingress) takes sound only where the agent publishes it: else it would be heard
+        twice. A plain RTMP address is another place, and always has the sound.
+        """
+        options = self._options
+        wants_whip = rung is Rung.WHIP and options.room.sound
+        wants_rtmp = (rung is Rung.RTMP or options.beside) and (options.room.sound or not options.ingress)
+        offered = ((self.whip, wants_whip), (self.stream, wants_rtmp))
+        return [sink for sink, wanted in offered if sink is not None and wanted]
+
+    def clear_audio(self, since: float = -math.inf) -> None:
+        """Drops the sound that waits in any stream and would be heard at `since` (monotonic seconds) or later."""
+        for sink in (self.stream, self.whip):
+            if sink is not None:
+                sink.clear_audio(since)
 
     def frames_acknowledged(self) -> int:
         """Pictures that the other side is known to have, over all the ways so far."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
@@ -154,6 +155,11 @@ class StreamSink(ABC):
         if not self._queue.stopped and len(block):
             self._queue.offer_audio(Sound(at, block))
 
+    def clear_audio(self, since: float = -math.inf) -> None:
+        """Drops the sound heard at `since` (monotonic seconds) or later that was not pushed yet, and never pushes it again."""
+        self._queue.clear_audio(since)
+        self._count()
+
     def offer_video(self, at: float, frame: VideoFrame) -> None:
         """Adds a picture seen at `at`, after the sound up to there. When more than 500 ms wait, pictures are dropped."""
         self._offered += 1
@@ -260,6 +266,7 @@ class StreamSink(ABC):
                 last = last or self._clock.now() + _DRAIN_S
                 if self._clock.now() > last:
                     return
+            self._forget_cleared()
             item = self._queue.take(self._clock.now())
             if item is None:
                 if last:
@@ -289,9 +296,16 @@ class StreamSink(ABC):
         while self._sent and self._sent[-1][1].at - self._sent[0][1].at > AUDIO_S:
             self._sent.popleft()
 
+    def _forget_cleared(self) -> None:
+        """Cleared sound is not pushed again. Called before each `take`, when later sound is not in `_sent` yet."""
+        cut = self._queue.take_cut()
+        while cut is not None and self._sent and self._sent[-1][1].at >= cut:
+            self._sent.pop()
+
     def _take_back(self, push: Push) -> None:
         """Sound that has not reached the server waits again, for the next push."""
         self._confirm(push)
+        self._forget_cleared()
         while self._sent:
             self._queue.give_back(self._sent.pop()[1])
 

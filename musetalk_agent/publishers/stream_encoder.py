@@ -23,8 +23,13 @@ _TICK = Fraction(1, 90_000)
 _WOBBLE = ROOM_RATE * 15 // 1000
 """Samples by which the clock may be off before sound is moved that follows on sound: a seam in a word is worse than 15 ms."""
 _LATE = ROOM_RATE // 10
-"""Samples by which sound may come late and still be heard whole, a little later; the next silence makes good for it."""
+"""Samples by which sound may come late and still be heard whole. Pictures are then as much later, so that both stay in step."""
 _SILENCE = ROOM_RATE // 50
+_QUIET = 58
+"""Peak of a block that counts as silence: -55 dBFS."""
+_GIVEN_BACK = ROOM_RATE // 100
+"""Samples of delay that one block of silence, or one picture without sound, gives back at most. Less than a picture lasts (at
+50 pictures a second), so that time stamps go on rising."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +81,7 @@ class StreamEncoder:
         self._audio.bit_rate = codecs.audio_bitrate
         self._start: float | None = None
         self._samples = 0
+        self._delay = 0  # samples by which both tracks are behind their times, since sound came late
         self._silent = True
         self._keyframe_s = codecs.keyframe_s - 0.5 / shape.fps
         self._last_key = -codecs.keyframe_s
@@ -91,21 +97,31 @@ class StreamEncoder:
         self._video.bit_rate = bitrate
 
     def play(self, sound: Sound) -> None:
-        """Adds sound at its time. Where none was before it there is silence; what comes too late to be heard is left out."""
-        place = self._sample(sound.at)
+        """Adds sound at its time. Where none was before it there is silence; what comes too late to be heard is left out.
+
+        Sound that is a little late is heard whole and delays both tracks; silence gives the delay back.
+        """
         block = sound.block
-        if place > self._samples + (0 if self._silent else _WOBBLE):
-            self._hush(place)
-        elif place < self._samples - _LATE:
-            block = block[self._samples - place :]
+        place = self._sample(sound.at)
+        if np.abs(block.astype(np.int32)).max(initial=0) <= _QUIET:
+            block = block[self._give_back(len(block)) :]
+        late = self._samples - place
+        if late > _LATE:
+            block = block[late:]
+        elif late > (0 if self._silent else _WOBBLE):
+            self._delay += late
+        elif -late > (0 if self._silent else _WOBBLE):
+            self._hush(self._samples - late)
         self._encode_sound(block)
         self._silent = False
 
     def show(self, picture: Picture) -> None:
         """Adds a picture at its time, and silence up to it where no sound was offered: sound is always offered before."""
-        self._hush(self._sample(picture.at))
-        assert self._start is not None
-        seconds = max(0.0, picture.at - self._start)
+        if self._silent:
+            self._give_back(_GIVEN_BACK)
+        place = self._sample(picture.at)
+        self._hush(place)
+        seconds = max(0.0, place / ROOM_RATE)
         frame = self._frame(picture.frame)
         frame.time_base, frame.pts = _TICK, max(self._last_tick + 1, round(seconds / _TICK))
         if picture.key or seconds - self._last_key >= self._keyframe_s:
@@ -124,7 +140,13 @@ class StreamEncoder:
         """Place of a moment among the samples; the first moment asked for is place 0."""
         if self._start is None:
             self._start = at
-        return round((at - self._start) * ROOM_RATE)
+        return round((at - self._start) * ROOM_RATE) + self._delay
+
+    def _give_back(self, most: int) -> int:
+        """Reduces the delay by up to `most` samples; returns by how many."""
+        given = min(most, self._delay, _GIVEN_BACK)
+        self._delay -= given
+        return given
 
     def _hush(self, until: int) -> None:
         self._silent = self._silent or self._samples < until

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import deque
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ class MediaQueue:
         self._pictures: deque[Picture] = deque()
         self._gap = False
         self._stopped = False
+        self._cut: float | None = None
         self.dropped_pictures = 0
         self.dropped_sounds = 0
 
@@ -76,6 +78,19 @@ class MediaQueue:
                 self._gap = False
                 return Picture(picture.at, picture.frame, key=True)
             return picture
+
+    def clear_audio(self, since: float = -math.inf) -> None:
+        """Drops the sound that would be heard at `since` (monotonic seconds) or later; `take_cut` tells the reader of it once."""
+        with self._changed:
+            while self._sounds and self._sounds[-1].at >= since:
+                self._sounds.pop()
+            self._cut = since if self._cut is None else min(self._cut, since)
+
+    def take_cut(self) -> float | None:
+        """The `since` of the clears after the last call, or None. Sound taken before it from then on must not be given back."""
+        with self._changed:
+            cut, self._cut = self._cut, None
+            return cut
 
     def give_back(self, sound: Sound) -> None:
         """Puts sound that could not be pushed to the front again."""

@@ -88,3 +88,46 @@ def test_another_size_is_scaled_and_times_go_on(tmp_path: Path) -> None:
     start = received.pictures[0][0]
     assert [round(at - start, 2) for at, _, _ in received.pictures] == [0.0, 0.04, 0.08, 0.12]
     assert [round(luma / 50) for _, luma, _ in received.pictures] == [1, 2, 3, 4]
+
+
+def skews(received: Received) -> list[float]:
+    """How much earlier than its burst each flash is shown, in seconds."""
+    whites = received.whites()
+    return [onset - min(whites, key=lambda white: abs(white - onset)) for onset in received.onsets()]
+
+
+def flashes(begin: float, seconds: int) -> list[Sound | Picture]:
+    """A flash with a burst at 0.2 s of each second, and blocks of silence between."""
+    items: list[Sound | Picture] = []
+    for index in range(25 * seconds):
+        at = begin + index * 0.04
+        flash = index % 25 in (5, 6, 7)
+        block = tone(0.04) if flash else np.zeros(1920, np.int16)
+        items += [Sound(at, block), Picture(at, picture(235 if flash else 16, 64))]
+    return items
+
+
+def test_sound_that_comes_late_stays_in_step_and_silence_gives_the_delay_back(tmp_path: Path) -> None:
+    stalled = Picture(
+        101.075, picture(16, 64)
+    )  # it fills the sound's line up to there; the sound for it comes after it
+    received = encode(tmp_path / "out.flv", [*flashes(100.0, 1), stalled, *flashes(101.0, 6)])
+    found = skews(received)
+    assert len(found) == 7 and max(abs(skew - found[0]) for skew in found) < 0.012, found
+    start = received.pictures[0][0]
+    delays = [onset - start - second - 0.2 for second, onset in enumerate(received.onsets())]
+    assert 0.02 < delays[1] - delays[0] < 0.08 and abs(delays[-1] - delays[0]) < 0.004, delays
+    steps = np.diff([at for at, _, _ in received.pictures])
+    assert steps.min() >= 0 and steps[50:].max() < 0.05
+
+
+def test_a_delay_is_given_back_while_no_sound_is_offered_and_times_go_on_rising(tmp_path: Path) -> None:
+    items = [*pictures(100.0, 100.5), Sound(100.41, tone(0.2)), *pictures(100.52, 101.98), Sound(102.0, tone(0.2))]
+    received = encode(tmp_path / "out.flv", [*items, *pictures(102.0, 102.5)])
+    start = received.pictures[0][0]
+    first, second = received.onsets()
+    assert first - start == pytest.approx(0.48, abs=0.004)
+    assert second - start == pytest.approx(2.0, abs=0.004)
+    times = [at for at, _, _ in received.pictures]
+    steps = np.diff(times)
+    assert steps.min() > 0.025 and times[-1] - start == pytest.approx(2.48, abs=0.05)

@@ -60,6 +60,22 @@ def test_sound_is_kept_for_three_seconds_and_what_comes_back_is_first() -> None:
     assert queue.take(0.0) is first
 
 
+def test_a_clear_drops_sound_from_a_moment_on_and_no_picture() -> None:
+    queue = MediaQueue()
+    for index in range(10):
+        queue.offer_audio(sound(index * 0.04))
+    queue.offer_video(Picture(0.2, GREY))
+    queue.clear_audio(0.2)
+    queue.clear_audio(0.3)
+    assert queue.take_cut() == 0.2 and queue.take_cut() is None
+    taken = [queue.take(0.2) for _ in range(7)]
+    assert [item.at for item in taken if isinstance(item, Sound)] == [0.0, 0.04, 0.08, 0.12, 0.16]
+    assert [item.at for item in taken if isinstance(item, Picture)] == [0.2] and taken[-1] is None
+    queue.offer_audio(sound(0.4))
+    queue.clear_audio()
+    assert queue.take(0.4) is None and queue.dropped_sounds == 0
+
+
 def test_a_stopped_queue_waits_for_nobody() -> None:
     queue = MediaQueue()
     queue.stop()

@@ -1,0 +1,104 @@
+"""What a sink pushes again after its connection broke, and what it must not: sound that was cleared meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from musetalk_agent.clock import MonotonicClock
+from musetalk_agent.publishers.stream import Push, StreamOptions, StreamSink
+from musetalk_agent.publishers.stream_encoder import Shape
+from musetalk_agent.publishers.stream_queue import Picture, Sound
+
+BLOCK = np.full(1920, 9000, np.int16)
+
+
+@dataclass
+class ScriptedPush:
+    """Takes sound and acknowledges none of it; breaks when `broken` is set. Every kind of `Push`'s calls is there."""
+
+    played: list[float] = field(default_factory=list)
+    broken: threading.Event = field(default_factory=threading.Event)
+    sent: int = 0
+
+    def open(self, shape: Shape) -> None:
+        pass
+
+    def play(self, sound: Sound) -> None:
+        self.played.append(sound.at)
+        self.sent += len(sound.block)
+
+    def show(self, picture: Picture) -> None:
+        pass
+
+    def set_bitrate(self, bitrate: int) -> None:
+        pass
+
+    def poll(self) -> None:
+        if self.broken.is_set():
+            raise ConnectionResetError(104, "the server closed the connection")
+
+    def pending(self) -> int:
+        return self.sent
+
+    def finish(self) -> None:
+        pass
+
+    def abort(self) -> None:
+        self.broken.set()
+
+    def close(self) -> None:
+        pass
+
+
+class ScriptedSink(StreamSink):
+    def __init__(self) -> None:
+        super().__init__(StreamOptions("", 25, 64, 64, 100_000), MonotonicClock(), lambda: None)
+        self.pushes: list[ScriptedPush] = []
+
+    def _connect(self, attempt: int) -> Push:
+        self.pushes.append(ScriptedPush())
+        return self.pushes[-1]
+
+    async def until_played(self, push: int, count: int) -> list[float]:
+        async with asyncio.timeout(20):
+            while len(self.pushes) <= push or len(self.pushes[push].played) < count:  # noqa: ASYNC110 - a thread does it
+                await asyncio.sleep(0.01)
+        return self.pushes[push].played
+
+
+async def test_sound_that_was_not_acknowledged_is_pushed_again_and_cleared_sound_is_not() -> None:
+    sink = ScriptedSink()
+    sink.start()
+    try:
+        for index in range(5):
+            sink.offer_audio(100.0 + index * 0.04, BLOCK)
+        await sink.until_played(0, 5)
+        sink.pushes[0].broken.set()
+        assert (await sink.until_played(1, 5))[:5] == [100.0 + index * 0.04 for index in range(5)]
+        sink.clear_audio()
+        sink.offer_audio(100.1, BLOCK)  # the next words may be due before the last of the cleared ones was
+        await sink.until_played(1, 6)
+        sink.pushes[1].broken.set()
+        sink.offer_audio(100.14, BLOCK)
+        assert (await sink.until_played(2, 2)) == [100.1, 100.14]
+    finally:
+        await sink.aclose()
+
+
+async def test_a_clear_while_the_server_is_away_leaves_nothing_to_push() -> None:
+    sink = ScriptedSink()
+    for index in range(25):
+        sink.offer_audio(100.0 + index * 0.04, BLOCK)
+    assert sink._queue.seconds() > 0.9
+    sink.clear_audio()
+    assert sink._queue.seconds() == 0.0
+    sink.start()
+    try:
+        sink.offer_audio(101.0, BLOCK)
+        assert await sink.until_played(0, 1) == [101.0]
+    finally:
+        await sink.aclose()

@@ -1,0 +1,112 @@
+"""Which sinks get the sound: every combination of who speaks, what runs beside, where RTMP leads and which way is in use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from musetalk_agent.clock import VirtualClock
+from musetalk_agent.media import Pcm, VideoFrame
+from musetalk_agent.protocol.http import PublisherMode
+from musetalk_agent.publishers.failover import FailoverPublisher
+from musetalk_agent.publishers.ladder_words import Rung
+from musetalk_agent.publishers.livekit import LiveKitOptions
+from musetalk_agent.publishers.outlets import OutletOptions
+from musetalk_agent.publishers.rtmp_address import RtmpAddress
+from musetalk_agent.publishers.stream import StreamOptions, StreamSink
+
+ADDRESS = RtmpAddress("rtmp", "host", 1935, "app", "key", ("127.0.0.1",))
+BLOCK = np.ones(1920, np.int16)
+
+
+class Ear(StreamSink):
+    """A sink that is never started: what it was offered stays in its queue."""
+
+    def __init__(self, clock: VirtualClock) -> None:
+        super().__init__(StreamOptions("", 25, 64, 64, 1), clock, lambda: None)
+
+    def _connect(self, attempt: int) -> None:  # type: ignore[override]  # it is never started
+        raise AssertionError
+
+    @property
+    def hears(self) -> bool:
+        return self._queue.seconds() > 0
+
+
+@dataclass
+class RoomEar:
+    """The room's connection: its sound source is there only where the agent publishes the sound (see `LiveKitPublisher.open`)."""
+
+    sound: bool
+    heard: list[Pcm] = field(default_factory=list)
+
+    async def capture(self, block: Pcm) -> None:
+        if self.sound:
+            self.heard.append(block)
+
+    def clear_audio(self) -> int:
+        return 0
+
+    def push_video(self, frame: VideoFrame) -> None:
+        pass
+
+
+# speaker, where RTMP leads (None, "plain", "beside", "ingress"), the way in use → who hears it: room, whip, rtmp
+TABLE = [
+    ("agent", None, Rung.LIVEKIT, "room"),
+    ("agent", None, Rung.WHIP, "whip"),
+    ("agent", None, Rung.NONE, ""),
+    ("agent", "plain", Rung.LIVEKIT, "room"),
+    ("agent", "plain", Rung.WHIP, "whip"),
+    ("agent", "plain", Rung.RTMP, "rtmp"),
+    ("agent", "beside", Rung.LIVEKIT, "room rtmp"),
+    ("agent", "beside", Rung.WHIP, "whip rtmp"),
+    ("agent", "beside", Rung.RTMP, "rtmp"),
+    ("agent", "ingress", Rung.LIVEKIT, "room"),
+    ("agent", "ingress", Rung.WHIP, "whip"),
+    ("agent", "ingress", Rung.RTMP, "rtmp"),
+    # the orchestrator publishes the sound in the room: whatever leads there has a picture only
+    ("orchestrator", None, Rung.LIVEKIT, ""),
+    ("orchestrator", None, Rung.WHIP, ""),
+    ("orchestrator", None, Rung.NONE, ""),
+    ("orchestrator", "plain", Rung.LIVEKIT, ""),
+    ("orchestrator", "plain", Rung.WHIP, ""),
+    ("orchestrator", "plain", Rung.RTMP, "rtmp"),
+    ("orchestrator", "beside", Rung.LIVEKIT, "rtmp"),
+    ("orchestrator", "beside", Rung.WHIP, "rtmp"),
+    ("orchestrator", "beside", Rung.RTMP, "rtmp"),
+    ("orchestrator", "ingress", Rung.LIVEKIT, ""),
+    ("orchestrator", "ingress", Rung.WHIP, ""),
+    ("orchestrator", "ingress", Rung.RTMP, ""),
+]
+
+
+@pytest.mark.parametrize("mode", list(PublisherMode))
+@pytest.mark.parametrize(("speaker", "target", "rung", "hears"), TABLE)
+async def test_the_sound_goes_to_each_place_once(
+    speaker: str, target: str | None, rung: Rung, hears: str, mode: PublisherMode
+) -> None:
+    clock = VirtualClock()
+    sound = speaker == "agent"
+    options = OutletOptions(
+        LiveKitOptions("ws://x", "token", "room", 25, sound=sound),
+        address=ADDRESS if target else None,
+        ingress=target == "ingress",
+        beside=target == "beside",
+    )
+    publisher = FailoverPublisher(options, mode, clock)
+    whip, stream, room = Ear(clock), Ear(clock), RoomEar(sound)
+    outlets = publisher._outlets
+    outlets.whip = whip if rung is Rung.WHIP else None
+    outlets.stream = stream if target is not None else None  # it is opened in case also where it is not in use
+    outlets.room = room if rung is Rung.LIVEKIT else None  # type: ignore[assignment]  # what is asked of it is there
+    publisher._rung = rung
+    publisher._flow.set()
+    publisher._playout.held = False
+    await publisher.push_audio(BLOCK)
+    heard = {"room": bool(room.heard), "whip": whip.hears, "rtmp": stream.hears}
+    assert " ".join(name for name, hearing in heard.items() if hearing) == hears
+    publisher.clear_audio()
+    assert not whip.hears and not stream.hears
