@@ -14,6 +14,7 @@ import httpx
 from livekit import rtc
 
 from musetalk_agent.protocol.http import DEMO_AVATAR_ID
+from musetalk_agent.protocol.retries import CALL, NO_ANSWER, Tries, Verdict, retry_after_s, verdict
 
 SENTENCE = "If you can read this from my lips, the deployment works."
 _START_S = 300.0
@@ -63,14 +64,15 @@ async def smoke(url: str, key: str, **order: Any) -> SmokeReport:
     async with httpx.AsyncClient(base_url=url, headers=headers, timeout=30, trust_env=False) as http:
         begun = time.monotonic()
         body = {"room": f"smoke-{secrets.token_hex(6)}", "avatar_id": DEMO_AVATAR_ID, **order}
-        session = _told(await http.post("/session/start", json=body, timeout=_START_S), "start")
+        once = {"Idempotency-Key": secrets.token_hex(16)}
+        session = await _call(http, "start", "POST", "/session/start", json=body, timeout=_START_S, headers=once)
         path = f"/session/{session['session_id']}"
         try:
             report.engine, report.start_s = session["engine"], round(time.monotonic() - begun, 2)
             async with _watching(session, report):
                 await _speak(http, path, report)
         finally:
-            _told(await http.post(f"{path}/stop"), "stop")
+            await _call(http, "stop", "POST", f"{path}/stop")
     return report
 
 
@@ -79,10 +81,10 @@ async def _speak(http: httpx.AsyncClient, path: str, report: SmokeReport) -> Non
     while not report.pictures and time.monotonic() - begun < _PICTURES_S:  # noqa: ASYNC110 - a matter of time too
         await asyncio.sleep(_POLL_S)
     begun = time.monotonic()
-    _told(await http.post(f"{path}/speak", json={"text": SENTENCE}), "speak")
+    await _call(http, "speak", "POST", f"{path}/speak", repeatable=False, json={"text": SENTENCE})
     spoke = False
     while time.monotonic() - begun < _SPOKEN_S:
-        told = _told(await http.get(path), "session")
+        told = await _call(http, "session", "GET", path)
         speaking = told["state"] == "speaking"
         if speaking and told["playback"]["position_s"] > 0:
             report.diagnosis = told["diagnosis"]["code"]
@@ -93,9 +95,7 @@ async def _speak(http: httpx.AsyncClient, path: str, report: SmokeReport) -> Non
     else:
         raise SmokeFailed(f"speak: not heard within {_SPOKEN_S:g} s; the session says {report.diagnosis}")
     report.speech_s = round(time.monotonic() - begun, 2)
-    debug = _told(await http.get("/debug/musetalk"), "debug")
-    found = next((each for each in debug["sessions"] if path.endswith(each["session_id"])), None)
-    report.funnel = {stage["stage"]: stage["count"] for stage in found["funnel"]} if found else {}
+    report.funnel = {stage["stage"]: stage["count"] for stage in told["funnel"]}
 
 
 @asynccontextmanager
@@ -131,8 +131,38 @@ async def _watching(session: dict[str, Any], report: SmokeReport) -> AsyncIterat
         await room.disconnect()
 
 
-def _told(answer: httpx.Response, step: str) -> dict[str, Any]:
-    if answer.is_error:
-        raise SmokeFailed(f"{step}: HTTP {answer.status_code} {answer.text[:500]}")
-    told: dict[str, Any] = answer.json()
-    return told
+async def _call(
+    http: httpx.AsyncClient, step: str, method: str, path: str, *, repeatable: bool = True, **options: Any
+) -> dict[str, Any]:
+    """The answer's object. A refusal that may pass is asked again, as every client of ours does; one that may have been carried out
+    only when the call is `repeatable`. Raises SmokeFailed, httpx.HTTPError.
+    """
+    tries = Tries(CALL)
+    while True:
+        failure: SmokeFailed | httpx.TransportError
+        try:
+            answer = await http.request(method, path, **options)
+        except httpx.TransportError as error:
+            failure, status, code, asked_s = error, NO_ANSWER, "", None
+        else:
+            told = _object(answer)
+            if answer.is_success:
+                return told
+            failure = SmokeFailed(f"{step}: HTTP {answer.status_code} {answer.text[:500]}")
+            status, code = answer.status_code, str(told.get("code", ""))
+            asked_s = retry_after_s(answer.headers.get("Retry-After"))
+        again = verdict(status, code)
+        if again is Verdict.FINAL or (again is Verdict.UNKNOWN and not repeatable):
+            raise failure
+        wait_s = tries.next_wait_s(asked_s)
+        if wait_s is None:
+            raise failure
+        await asyncio.sleep(wait_s)
+
+
+def _object(answer: httpx.Response) -> dict[str, Any]:
+    try:
+        told = answer.json()
+    except ValueError:
+        return {}
+    return told if isinstance(told, dict) else {}

@@ -6,17 +6,17 @@ import asyncio
 import contextlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 
+from musetalk_agent.protocol.retries import LINK, SILENCE_S, Tries, Verdict, close_verdict, retry_after_s, verdict
 from orchestrator.loadtest.speech import BLOCK, RATE, Pcm
 
-_AWAY_S = 30.0
-"""How long the service may be away; after that the session counts as lost."""
-_DELAY_S = (0.1, 2.0)
-_GONE = (401, 403, 404, 409, 421)
+_SCHEDULE = replace(LINK, total_s=30.0)
+"""A service that is away for longer has failed the load test, though its clients would wait on."""
 Message = dict[str, Any]
 
 
@@ -47,24 +47,35 @@ class Sender:
 
     async def open(self) -> None:
         """Connects. Raises SenderLost."""
-        loop = asyncio.get_running_loop()
-        delay, deadline = _DELAY_S[0], loop.time() + _AWAY_S
+        tries = Tries(_SCHEDULE)
         while True:
+            asked_s = None
             try:
-                self._socket = await connect(self._url, max_queue=None, open_timeout=10)
-                hello = json.loads(await self._socket.recv())
-                self._taken = hello["received_samples"]
+                self._socket = await self._greeted()
                 self._reader = asyncio.create_task(self._read(self._socket), name="loadtest-audio")
                 return
             except InvalidStatus as error:
-                if error.response.status_code in _GONE:
-                    raise SenderLost(f"refused_{error.response.status_code}") from error
+                answer = error.response
+                if verdict(answer.status_code, _code(answer.body)) is Verdict.FINAL:
+                    raise SenderLost(f"refused_{answer.status_code}") from error
+                asked_s = retry_after_s(answer.headers.get("Retry-After"))
             except (OSError, InvalidHandshake, ConnectionClosed, TimeoutError):
                 pass  # it is away for a moment
-            if loop.time() > deadline:
+            wait_s = tries.next_wait_s(asked_s)
+            if wait_s is None:
                 raise SenderLost("unreachable")
-            await asyncio.sleep(delay)
-            delay = min(_DELAY_S[1], 2 * delay)
+            await asyncio.sleep(wait_s)
+
+    async def _greeted(self) -> ClientConnection:
+        """A connection whose greeting has come; one that does not come in `SILENCE_S` is a TimeoutError."""
+        socket = await connect(self._url, max_queue=None, open_timeout=SILENCE_S, close_timeout=1)
+        try:
+            async with asyncio.timeout(SILENCE_S):
+                self._taken = json.loads(await socket.recv())["received_samples"]
+        except BaseException:
+            await socket.close()
+            raise
+        return socket
 
     async def send(self, pcm: Pcm, *, paced: bool = True, on_block: Callable[[int, float], None] | None = None) -> None:
         """Sends speech, in real time or at once. Cancelling leaves a part of it unsent.
@@ -114,10 +125,9 @@ class Sender:
     async def _again(self, closed: ConnectionClosed) -> None:
         await self._end_reader()
         code = closed.rcvd.code if closed.rcvd else 1006
-        if self._error is not None:
-            raise SenderLost(self._error)
-        if code in (1001, 1008):
-            raise SenderLost(f"closed_{code}")
+        if close_verdict(code, self._error or "") is Verdict.FINAL:
+            raise SenderLost(self._error or f"closed_{code}")
+        self._error = None
         self.reconnects += 1
         await self.open()
 
@@ -134,3 +144,12 @@ class Sender:
                 if message["type"] == "error":
                     self._error = message["code"]
                 self._on_message(message)
+
+
+def _code(body: bytes | bytearray | None) -> str:
+    """The problem's code in a refusal; empty where it is no problem+json."""
+    try:
+        told = json.loads(body or b"")
+    except (ValueError, RecursionError):
+        return ""
+    return str(told.get("code", "")) if isinstance(told, dict) else ""

@@ -199,12 +199,14 @@ async def sessions(ctx: Ctx, request: Request) -> dict[str, Any]:
 
 @router.get("/session/{session_id}")
 async def session(session_id: str, ctx: Ctx, request: Request) -> dict[str, Any]:
-    """One session, as its agent sees it now; as its owner last stored it when that is another orchestrator."""
+    """One session with its funnel, as its agent sees it now; as its owner last stored it, without one, when that is another
+    orchestrator.
+    """
     if not ctx.sessions.registry.holds(session_id):
-        return (await stored(ctx, current(request.scope), session_id)).view
+        return {**(await stored(ctx, current(request.scope), session_id)).view, "funnel": []}
     found = ctx.sessions.registry.get(session_id)
     await ctx.sessions.refresh(found)
-    return found.view()
+    return {**found.view(), "funnel": found.funnel}
 
 
 @router.post("/session/{session_id}/stop")

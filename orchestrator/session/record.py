@@ -215,6 +215,11 @@ class Session:
         }
 
     @property
+    def funnel(self) -> list[dict[str, Any]]:
+        """Counts of each stage from PCM to picture, as the agent told them last; empty before that."""
+        return [stage.model_dump(mode="json") for stage in self.snapshot.funnel] if self.snapshot else []
+
+    @property
     def transport(self) -> Transport:
         """How media leave; none do while there is no agent."""
         if self.snapshot is not None and self.base_state is not SessionState.RECOVERING:

@@ -28,6 +28,8 @@ const page = {
   /** @type {AudioContext | null} */
   context: null,
   hiddenTimer: 0,
+  /** Ends a start that is under way. @type {AbortController | null} */
+  starting: null,
 };
 
 /** @param {string} text */
@@ -89,7 +91,9 @@ async function start() {
     if (view.over) return;
     progress("Preparing the avatar …");
     view.startedAt = performance.now();
-    const session = await client.start(request);
+    page.starting = new AbortController();
+    const session = await client.start(request, { signal: page.starting.signal });
+    page.starting = null;
     if (view.over) {
       await client.stop(session.session_id); // it was cancelled meanwhile
       return;
@@ -176,9 +180,9 @@ async function interrupt() {
 
 /** The page is being left: the session must not outlive it. */
 function leave() {
-  const session = page.view?.session;
-  if (!session || page.view?.over) return;
-  client.stopOnLeave(session.session_id);
+  if (!page.view || page.view.over) return;
+  page.starting?.abort(); // the orchestrator gives up a start whose caller has gone
+  if (page.view.session) client.stopOnLeave(page.view.session.session_id);
   void finish("The page was left.");
 }
 

@@ -1,13 +1,17 @@
 /**
  * A session's `/audio` WebSocket: PCM and segment marks out, playback events in. When the connection drops it is opened
- * again, and the sender goes on from the `received_samples` of the new `hello`: nothing is lost, nothing is sent twice.
+ * again, and the sender goes on from the `received_samples` of the new `hello`: nothing is lost, nothing is sent twice. A
+ * connection on which no greeting, or no `pong`, comes for ten seconds counts as dropped: TCP tells of it much later.
  *
  * @module audio-link
  */
 
-const RETRY_MS = [100, 250, 500, 1000, 2000, 4000];
+import { RETRIES, Tries, closeVerdict } from "./retries.js";
+
 const PING_MS = 15_000;
-const CLOSED_FOR_GOOD = new Set([1000, 1001, 1008]);
+/** At the third failed try, and at each fifth after it, it is asked whether the session is still there. */
+const ASKED_AT = 3;
+const ASKED_EACH = 5;
 
 /**
  * What was pushed and is not known to have arrived, in order: PCM, and marks in between, each at its position in samples.
@@ -19,16 +23,25 @@ const CLOSED_FOR_GOOD = new Set([1000, 1001, 1008]);
 
 /**
  * Events (`CustomEvent`, `detail` as it came from the wire): `hello`, `playback.started`, `playback.finished`, `cleared`,
- * `warning`, `error`; and the link's own `state`, with detail `connecting`, `open`, `reconnecting` or `closed`.
+ * `warning`, `error`; and the link's own `state`, with detail `connecting`, `open`, `reconnecting` or `closed`. When the link gives
+ * up by itself an `error` comes first: `network` (the orchestrator cannot be reached), or `session_ended`.
  */
 export class AudioLink extends EventTarget {
   /**
    * @param {string} url `audio_url` of the session
-   * @param {{backlogS?: number}} [options] seconds that may wait for a lost connection; past them `push` refuses
+   * @param {object} [options]
+   * @param {number} [options.backlogS] seconds that may wait for a lost connection; past them `push` refuses
+   * @param {() => Promise<boolean | null>} [options.lives] whether the session is still there, null where that is not known. It is
+   *     asked while the link is down: true lets it go on past its two minutes, false ends it at once
+   * @param {import("./retries.js").Schedule} [options.schedule]
+   * @param {number} [options.silenceS] a connection that says nothing for so long after it was asked is dead
    */
-  constructor(url, { backlogS = 20 } = {}) {
+  constructor(url, { backlogS = 20, lives = async () => null, schedule = RETRIES.link, silenceS = RETRIES.silence_s } = {}) {
     super();
     this.url = url;
+    this.lives = lives;
+    this.tries = new Tries(schedule);
+    this.silenceS = silenceS;
     /** @type {"closed" | "connecting" | "open" | "reconnecting"} */
     this.state = "closed";
     this.backlogS = backlogS;
@@ -46,6 +59,9 @@ export class AudioLink extends EventTarget {
     this.pongs = 0;
     this.retryTimer = 0;
     this.pingTimer = 0;
+    this.silenceTimer = 0;
+    /** Code of the last `error` of this connection. */
+    this.lastError = "";
   }
 
   /** Opens the connection; idempotent, and starts over when it was closed for good. */
@@ -53,6 +69,7 @@ export class AudioLink extends EventTarget {
     if (this.wanted) return;
     this.wanted = true;
     this.attempts = 0;
+    this.tries.succeeded();
     this.#connect();
   }
 
@@ -94,7 +111,8 @@ export class AudioLink extends EventTarget {
   }
 
   #connect() {
-    this.#setState(this.attempts ? "reconnecting" : "connecting");
+    this.#setState(this.attempts || this.state === "reconnecting" ? "reconnecting" : "connecting");
+    this.lastError = "";
     const socket = new WebSocket(this.url);
     socket.binaryType = "arraybuffer";
     socket.onmessage = (event) => {
@@ -102,13 +120,28 @@ export class AudioLink extends EventTarget {
     };
     socket.onclose = (event) => socket === this.socket && this.#closed(event.code);
     this.socket = socket;
+    this.#expect();
+  }
+
+  /** Something must be received soon, or the connection is dead. */
+  #expect() {
+    clearTimeout(this.silenceTimer);
+    const { socket } = this;
+    this.silenceTimer = setTimeout(() => {
+      if (socket !== this.socket) return;
+      this.#closed(1006);
+      socket?.close(); // on a dead line this takes the browser a minute: another connection does not wait for it
+    }, 1000 * this.silenceS);
   }
 
   /** @param {any} message */
   #receive(message) {
+    clearTimeout(this.silenceTimer);
     if (message.type === "hello") this.#resume(message);
     else if (message.type === "ack") this.#forget(message.received_samples);
     else if (message.type === "pong") this.#confirm();
+    else if (message.type === "error") this.lastError = message.code;
+    if (this.pings > this.pongs) this.#expect();
     if (message.type === "ack" || message.type === "pong") return;
     this.dispatchEvent(new CustomEvent(message.type, { detail: message }));
   }
@@ -119,6 +152,7 @@ export class AudioLink extends EventTarget {
     this.sampleRate = hello.sample_rate;
     this.backlogS = Math.min(this.backlogS, hello.limits?.backlog_s ?? this.backlogS);
     this.attempts = 0;
+    this.tries.succeeded();
     if (this.inStep) this.#forget(received);
     else this.#rebase(received);
     this.#setState("open");
@@ -165,20 +199,44 @@ export class AudioLink extends EventTarget {
   #ping() {
     this.socket?.send('{"type":"ping"}');
     this.pings += 1;
+    if (this.pings === this.pongs + 1) this.#expect();
     return this.pings;
   }
 
   /** @param {number} code of the WebSocket's close */
   #closed(code) {
-    const wait = RETRY_MS[this.attempts];
-    if (!this.wanted || CLOSED_FOR_GOOD.has(code) || wait === undefined) {
+    if (!this.wanted || closeVerdict(code, this.lastError) === "final") {
       this.#end();
       return;
     }
     this.#disconnect();
     this.attempts += 1;
     this.#setState("reconnecting");
-    this.retryTimer = setTimeout(() => this.#connect(), wait);
+    const wait = this.tries.nextWaitMs();
+    if (wait !== null) this.retryTimer = setTimeout(() => this.#connect(), wait);
+    if (wait === null || this.attempts % ASKED_EACH === ASKED_AT) void this.#ask(wait === null);
+  }
+
+  /** @param {boolean} last the time for tries is over */
+  async #ask(last) {
+    const { attempts } = this;
+    const lives = await this.lives().catch(() => null);
+    if (!this.wanted || this.state !== "reconnecting" || this.attempts < attempts) return; // it is up again, or was closed
+    if (lives === false) {
+      this.#giveUp("session_ended", "The session is over.");
+    } else if (last && lives) {
+      this.attempts = 0;
+      this.tries.succeeded();
+      this.#connect();
+    } else if (last) {
+      this.#giveUp("network", "The orchestrator cannot be reached any more.");
+    }
+  }
+
+  /** @param {string} code @param {string} message */
+  #giveUp(code, message) {
+    this.dispatchEvent(new CustomEvent("error", { detail: { type: "error", code, message } }));
+    this.close();
   }
 
   #end() {
@@ -194,6 +252,7 @@ export class AudioLink extends EventTarget {
     this.pings = 0;
     this.pongs = 0;
     clearInterval(this.pingTimer);
+    clearTimeout(this.silenceTimer);
   }
 
   /** @param {"closed" | "connecting" | "open" | "reconnecting"} state */

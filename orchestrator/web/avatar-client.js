@@ -11,7 +11,13 @@
  * @module avatar-client
  */
 
+import { RETRIES, Tries, retryAfterS, verdict } from "./retries.js";
+
 export { AudioLink } from "./audio-link.js";
+
+/** Longest wait for an answer; a new avatar is prepared first, for which the orchestrator itself takes 180 s by default. */
+const START_MS = 200_000;
+const CALL_MS = 20_000;
 
 /**
  * @typedef {object} StartRequest Body of `POST /session/start`; of several avatar sources the id wins, then the zip.
@@ -54,6 +60,12 @@ export { AudioLink } from "./audio-link.js";
  * @property {string} expires_at ISO 8601
  * @property {{avatar_id: string, frames: number, cached: boolean, face_px: number, warnings: Coded[]} | null} avatar
  *
+ * @typedef {object} Asking How a call is made.
+ * @property {boolean} [repeatable] it does no harm when it is carried out twice: it is made again also when it was not answered
+ * @property {boolean} [once] it is not made again at all
+ * @property {number} [withinMs] longest wait for its answer
+ * @property {AbortSignal} [signal] ends it; `ApiError` `cancelled` is thrown
+ *
  * @typedef {object} SessionStatus Answer of `GET /session/{id}`.
  * @property {string} session_id
  * @property {"starting"|"ready"|"speaking"|"recovering"|"draining"|"stopped"|"failed"} state
@@ -63,6 +75,7 @@ export { AudioLink } from "./audio-link.js";
  * @property {number} viewers
  * @property {{position_s: number, buffered_s: number, segments: number}} playback
  * @property {Coded} diagnosis
+ * @property {FunnelStage[]} [funnel] empty while another orchestrator has the session
  * @property {{code?: string, detail?: string, message?: string} | null} error
  *
  * @typedef {object} Transport How media leave the agent; `adaptation` is 0 at full quality.
@@ -77,7 +90,7 @@ export { AudioLink } from "./audio-link.js";
  * @typedef {{name: string, language: string, provider: string}} Voice `name` goes into `speak`, `language` is BCP 47
  */
 
-/** An answer that is not 2xx (told as problem+json), or no answer at all (`code` is then `network`). */
+/** An answer that is not 2xx (told as problem+json), or no answer at all (`code` is then `network`, or `cancelled`). */
 export class ApiError extends Error {
   /**
    * @param {string} message one sentence for people
@@ -110,14 +123,19 @@ function problem(status, text, retryAfter) {
     code: body?.code || `http_${status}`,
     status,
     field: body?.field,
-    retryAfterS: Number(retryAfter) || undefined,
+    retryAfterS: retryAfterS(retryAfter),
   });
 }
 
 const unreachable = () =>
   new ApiError("The server cannot be reached. Check that it is running and that you are online.", { code: "network" });
 
-/** Calls the orchestrator. Every method throws `ApiError`. */
+const cancelled = () => new ApiError("The call was cancelled.", { code: "cancelled" });
+
+/**
+ * Calls the orchestrator. Every method throws `ApiError`. What may succeed later is tried again for half a minute, with the waits of
+ * `retries.js` or the answer's `Retry-After`; what may have been carried out, only where a second time does no harm.
+ */
 export class AvatarClient {
   /**
    * @param {object} options
@@ -132,14 +150,15 @@ export class AvatarClient {
     this.token = null;
   }
 
-  /** @param {StartRequest} request @param {{idempotencyKey?: string}} [options] @returns {Promise<Session>} */
-  start(request, { idempotencyKey = crypto.randomUUID() } = {}) {
-    return this.#call("POST", "/session/start", request, { "Idempotency-Key": idempotencyKey });
+  /** @param {StartRequest} request @param {{idempotencyKey?: string, signal?: AbortSignal}} [options] @returns {Promise<Session>} */
+  start(request, { idempotencyKey = crypto.randomUUID(), signal } = {}) {
+    const asking = { repeatable: true, withinMs: START_MS, signal };
+    return this.#call("POST", "/session/start", request, asking, { "Idempotency-Key": idempotencyKey });
   }
 
   /** @param {string} id @returns {Promise<SessionStatus>} */
   stop(id) {
-    return this.#call("POST", `/session/${encodeURIComponent(id)}/stop`);
+    return this.#call("POST", `/session/${encodeURIComponent(id)}/stop`, undefined, { repeatable: true });
   }
 
   /** Stops a session while the page is being left: fires and forgets. @param {string} id */
@@ -149,9 +168,9 @@ export class AvatarClient {
     fetch(url, { method: "POST", headers, keepalive: true }).catch(() => {});
   }
 
-  /** @param {string} id @returns {Promise<SessionStatus>} */
-  session(id) {
-    return this.#call("GET", `/session/${encodeURIComponent(id)}`);
+  /** @param {string} id @param {Asking} [asking] @returns {Promise<SessionStatus>} */
+  session(id, asking) {
+    return this.#call("GET", `/session/${encodeURIComponent(id)}`, undefined, { repeatable: true, ...asking });
   }
 
   /** @param {string} id @param {string} text @param {string} [voice] @returns {Promise<{segment: number}>} */
@@ -161,7 +180,7 @@ export class AvatarClient {
 
   /** @param {string} id @returns {Promise<{dropped_s: number}>} */
   interrupt(id) {
-    return this.#call("POST", `/session/${encodeURIComponent(id)}/interrupt`);
+    return this.#call("POST", `/session/${encodeURIComponent(id)}/interrupt`, undefined, { once: true }); // later it would hit other words
   }
 
   /** Holds media to one way, or leaves it to the agent. @param {string} id @param {PublisherMode} mode @returns {Promise<SessionStatus>} */
@@ -171,22 +190,22 @@ export class AvatarClient {
 
   /** What another viewer joins a room with. @param {string} room @param {string} identity @returns {Promise<ViewerToken>} */
   viewerToken(room, identity) {
-    return this.#call("POST", "/token", { room, identity });
+    return this.#call("POST", "/token", { room, identity }, { repeatable: true });
   }
 
   /** The funnel: weights, device, and per session the counts of every stage. @returns {Promise<any>} */
   debugAgent() {
-    return this.#call("GET", "/debug/musetalk");
+    return this.#call("GET", "/debug/musetalk", undefined, { repeatable: true });
   }
 
   /** The audio path of every session. @returns {Promise<any>} */
   debugAudio() {
-    return this.#call("GET", "/debug/audio");
+    return this.#call("GET", "/debug/audio", undefined, { repeatable: true });
   }
 
   /** @returns {Promise<{voices: Voice[], default: string | null}>} */
   voices() {
-    return this.#call("GET", "/voices");
+    return this.#call("GET", "/voices", undefined, { repeatable: true });
   }
 
   /**
@@ -212,39 +231,75 @@ export class AvatarClient {
    * @param {string} method
    * @param {string} path
    * @param {unknown} [body]
+   * @param {Asking} [asking]
    * @param {Record<string, string>} [headers]
    * @returns {Promise<any>}
    */
-  async #call(method, path, body, headers = {}) {
-    this.token = await this.findToken(false);
-    let answer = await this.#fetch(method, path, body, headers);
-    if (answer.status === 401) {
-      this.token = await this.findToken(true);
-      answer = await this.#fetch(method, path, body, headers);
+  async #call(method, path, body, asking = {}, headers = {}) {
+    const tries = new Tries(RETRIES.call);
+    for (;;) {
+      try {
+        return await this.#once(method, path, body, asking, headers);
+      } catch (error) {
+        if (!(error instanceof ApiError) || asking.once || error.code === "cancelled") throw error;
+        const again = verdict(error.status, error.code);
+        if (again === "final" || (again === "unknown" && !asking.repeatable)) throw error;
+        const wait = tries.nextWaitMs(error.retryAfterS);
+        if (wait === null) throw error;
+        await new Promise((resolve) => setTimeout(resolve, wait));
+        if (asking.signal?.aborted) throw cancelled();
+      }
     }
-    const text = await answer.text().catch(() => "");
-    if (!answer.ok) throw problem(answer.status, text, answer.headers.get("Retry-After"));
-    return text ? JSON.parse(text) : null;
   }
 
   /**
    * @param {string} method
    * @param {string} path
    * @param {unknown} body
+   * @param {Asking} asking
+   * @param {Record<string, string>} headers
+   * @returns {Promise<any>}
+   */
+  async #once(method, path, body, asking, headers) {
+    this.token = await this.findToken(false);
+    let answer = await this.#fetch(method, path, body, asking, headers);
+    if (answer.status === 401) {
+      this.token = await this.findToken(true);
+      answer = await this.#fetch(method, path, body, asking, headers);
+    }
+    if (!answer.ok) throw problem(answer.status, answer.text, answer.retryAfter);
+    return answer.text ? JSON.parse(answer.text) : null;
+  }
+
+  /**
+   * @param {string} method
+   * @param {string} path
+   * @param {unknown} body
+   * @param {Asking} asking
    * @param {Record<string, string>} headers
    */
-  async #fetch(method, path, body, headers) {
+  async #fetch(method, path, body, { withinMs = CALL_MS, signal }, headers) {
     /** @type {Record<string, string>} */
     const json = body === undefined ? {} : { "Content-Type": "application/json" };
+    const ending = new AbortController();
+    const end = () => ending.abort();
+    const timer = setTimeout(end, withinMs);
+    signal?.addEventListener("abort", end);
     try {
-      return await fetch(this.baseUrl + path, {
+      const answer = await fetch(this.baseUrl + path, {
         method,
         headers: { Authorization: `Bearer ${this.token}`, ...json, ...headers },
         body: body === undefined ? undefined : JSON.stringify(body),
         cache: "no-store",
+        signal: ending.signal,
       });
+      const text = await answer.text();
+      return { ok: answer.ok, status: answer.status, text, retryAfter: answer.headers.get("Retry-After") };
     } catch {
-      throw unreachable();
+      throw signal?.aborted ? cancelled() : unreachable();
+    } finally {
+      clearTimeout(timer);
+      signal?.removeEventListener("abort", end);
     }
   }
 }

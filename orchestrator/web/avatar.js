@@ -33,6 +33,7 @@ export { ApiError, AudioLink, AvatarClient, Viewer };
  *   "picture": number,
  *   "blocked": boolean,
  *   "connection": "connected" | "reconnecting",
+ *   "link": "connecting" | "open" | "reconnecting" | "closed",
  *   "publisher.changed": {publisher: "livekit" | "whip" | "rtmp" | "none", reason: string},
  *   "playback.started": {segment: number},
  *   "playback.finished": {segment: number, position_s: number, interrupted: boolean},
@@ -40,7 +41,7 @@ export { ApiError, AudioLink, AvatarClient, Viewer };
  *   "warning": {code: string, message: string, suspicion?: string},
  *   "error": {code: string, message: string},
  * }} AvatarEvents Events and their `detail`. `picture`: the first frame is shown, at this `performance.now()`. `blocked`: whether the
- *     browser holds the sound back; call `allowSound` in a click. `connection` is the room's. Those of the wire are as `docs/protocol.md` has them.
+ *     browser holds the sound back; call `allowSound` in a click. `connection` is the room's, `link` that of our own sound and of events. Those of the wire are as `docs/protocol.md` has them.
  */
 
 const OF_THE_LINK = /** @type {const} */ (["publisher.changed", "playback.started", "playback.finished", "cleared", "warning", "error"]);
@@ -48,6 +49,8 @@ const OF_THE_VIEWER = /** @type {const} */ (["picture", "blocked", "connection"]
 /** Errors after which the session goes on, though not by this connection. */
 const SENDER_ONLY = new Set(["replaced", "idle_timeout", "backlog_exceeded", "rate_exceeded", "message_too_large", "invalid_message"]);
 const OVER = new Set(["stopped", "failed"]);
+/** Errors of a session that is no more. */
+const GONE = new Set(["session_not_found", "session_ended"]);
 
 /** One avatar on a page. Methods that call the orchestrator throw `ApiError`. */
 export class Avatar extends EventTarget {
@@ -98,14 +101,15 @@ export class Avatar extends EventTarget {
   /**
    * Starts a session and joins its room. Call it in a click, or the browser will hold the sound back.
    * @param {import("./avatar-client.js").StartRequest} request
+   * @param {{signal?: AbortSignal}} [options] `signal` ends a start that is under way, such as when the page is left
    * @returns {Promise<import("./avatar-client.js").Session>}
    */
-  async start(request) {
+  async start(request, { signal } = {}) {
     const client = this.#authorised();
     this.#only("new");
     this.allowSound();
     this.#enter("starting");
-    const session = await client.start(request).catch((error) => {
+    const session = await client.start(request, { signal }).catch((error) => {
       this.#enter("failed");
       throw error;
     });
@@ -177,23 +181,41 @@ export class Avatar extends EventTarget {
 
   /** @param {string} url */
   #listen(url) {
-    const link = new AudioLink(url);
+    const link = new AudioLink(url, { lives: () => this.#lives() });
     this.link = link;
     this.#relay(link, OF_THE_LINK);
     /** @param {string} type @param {(detail: any) => void} handler */
     const on = (type, handler) => link.addEventListener(type, (event) => handler(/** @type {CustomEvent} */ (event).detail));
     on("session.state", ({ state, reason }) => this.#enter(state, reason));
     on("error", ({ code }) => (this.lastError = code));
-    on("state", (state) => state === "closed" && void this.#closed());
+    on("state", (state) => {
+      this.dispatchEvent(new CustomEvent("link", { detail: state }));
+      if (state === "closed") void this.#closed();
+    });
     link.open();
+  }
+
+  /** Whether the session is still there: as the orchestrator says, else while the avatar is in the room; null when neither tells. */
+  async #lives() {
+    if (OVER.has(this.base)) return false;
+    if (this.client && this.session) {
+      try {
+        const { state } = await this.client.session(this.session.session_id, { once: true });
+        return !OVER.has(state);
+      } catch (error) {
+        if (GONE.has(/** @type {ApiError} */ (error).code)) return false;
+      }
+    }
+    return this.viewer.present || null;
   }
 
   /** The link closed for good: either the session is over, or only our place as its sender. */
   async #closed() {
     if (OVER.has(this.base) || SENDER_ONLY.has(this.lastError)) return;
-    const status = this.client && this.session ? await this.client.session(this.session.session_id).catch(() => null) : null;
+    const status = this.client && this.session ? await this.client.session(this.session.session_id, { once: true }).catch(() => null) : null;
     if (OVER.has(this.base)) return;
-    this.#enter(status?.state === "failed" || this.lastError ? "failed" : "stopped", this.lastError || undefined);
+    const failed = status?.state === "failed" || (this.lastError && !GONE.has(this.lastError));
+    this.#enter(failed ? "failed" : "stopped", this.lastError || undefined);
     await this.leave();
   }
 

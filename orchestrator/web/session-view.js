@@ -41,6 +41,8 @@ export class SessionView extends EventTarget {
     this.meter = new SoundMeter(context);
     this.state = "idle";
     this.connection = "connected";
+    this.linkLost = false;
+    this.polling = false;
     this.publisher = "livekit";
     /** Readings in a row in which no frame came: LiveKit notices a dead line only after many seconds. */
     this.stalls = 0;
@@ -64,7 +66,7 @@ export class SessionView extends EventTarget {
     this.#room(session.width / session.height || 1);
     await this.viewer.join(session);
     if (this.over) return;
-    this.link = new AudioLink(session.audio_url);
+    this.link = new AudioLink(session.audio_url, { lives: () => this.#lives() });
     this.#listenToLink(this.link);
     this.link.open();
     this.talk = new Talk({
@@ -135,6 +137,25 @@ export class SessionView extends EventTarget {
     on("ended", (sentence) => this.#end(sentence));
   }
 
+  /** Whether the session is still there, null when nothing tells. */
+  async #lives() {
+    try {
+      return !OVER.has((await this.client.session(this.#id, { once: true })).state);
+    } catch (error) {
+      if (GONE.has(/** @type {ApiError} */ (error).code)) return false;
+      return this.viewer.present || null;
+    }
+  }
+
+  /** @param {string} state of the audio link */
+  #linkIs(state) {
+    if (this.over) return;
+    if (state === "reconnecting") this.panel.event("Connection to the orchestrator lost: trying again");
+    else if (state === "open" && this.linkLost) this.panel.event("Connection to the orchestrator is back");
+    this.linkLost = state === "reconnecting";
+    this.#chip();
+  }
+
   /** @param {AudioLink} link */
   #listenToLink(link) {
     /** @param {string} type @param {(detail: any) => void} handler */
@@ -151,7 +172,11 @@ export class SessionView extends EventTarget {
     });
     on("session.state", ({ state, reason }) => this.panel.event(reason ? `Session ${state}: ${reason}` : `Session ${state}`));
     on("warning", ({ code, message }) => this.panel.event(`${message} (${code})`));
-    on("error", ({ code, message }) => this.fail(message, code));
+    on("error", ({ code, message }) => {
+      if (GONE.has(code)) this.#end("The session has ended.");
+      else this.fail(message, code);
+    });
+    on("state", (state) => this.#linkIs(state));
   }
 
   /** @param {number} ratio of the picture: width over height */
@@ -160,7 +185,7 @@ export class SessionView extends EventTarget {
   }
 
   #chip() {
-    const lost = this.connection === "reconnecting" || this.state === "reconnecting" || this.stalls >= STALLS_TOLERATED;
+    const lost = this.connection === "reconnecting" || this.linkLost || this.state === "reconnecting" || this.stalls >= STALLS_TOLERATED;
     const state = lost ? (this.publisher === "rtmp" ? "elsewhere" : "reconnecting") : this.state;
     $("chip").dataset.state = state;
     setText($("chip-text"), STATES[state] ?? state);
@@ -171,13 +196,17 @@ export class SessionView extends EventTarget {
   }
 
   async #poll() {
-    if (document.hidden || this.over) return;
-    const figures = await this.viewer.figures();
-    this.stalls = figures.stalled ? this.stalls + 1 : 0;
-    this.#chip();
-    this.#timing(figures);
-    if ($("panel").open) await Promise.all([this.#status(figures), this.#funnel()]);
-    else if (this.state === "reconnecting") await this.#status(figures); // whether it comes back, the orchestrator knows
+    if (document.hidden || this.over || this.polling) return; // one at a time, also when answers take longer than a second
+    this.polling = true;
+    try {
+      const figures = await this.viewer.figures();
+      this.stalls = figures.stalled ? this.stalls + 1 : 0;
+      this.#chip();
+      this.#timing(figures);
+      if ($("panel").open || this.state === "reconnecting") await this.#status(figures); // whether it comes back, the orchestrator knows
+    } finally {
+      this.polling = false;
+    }
   }
 
   /** @param {import("./statistics.js").Figures} figures */
@@ -199,11 +228,12 @@ export class SessionView extends EventTarget {
 
   /** @param {import("./statistics.js").Figures} figures */
   async #status(figures) {
-    const status = await this.#ask(() => this.client.session(this.#id));
+    const status = await this.#ask(() => this.client.session(this.#id, { once: true }));
     if (!status) return;
     if (OVER.has(status.state)) this.#end(status.error?.detail ?? status.error?.message ?? "The session has ended.");
     const size = figures.width ? `${figures.width} × ${figures.height}` : null;
     this.panel.diagnose(status.diagnosis);
+    if (status.funnel?.length) this.panel.funnel(status.funnel);
     this.panel.session({
       State: status.state,
       Avatar: this.state,
@@ -218,12 +248,6 @@ export class SessionView extends EventTarget {
       Room: this.session?.room,
       "Session id": this.session?.session_id,
     });
-  }
-
-  async #funnel() {
-    const debug = await this.#ask(() => this.client.debugAgent());
-    const mine = debug?.sessions?.find((/** @type {any} */ entry) => entry.session_id === this.session?.session_id);
-    if (mine?.funnel?.length) this.panel.funnel(mine.funnel);
   }
 
   /**

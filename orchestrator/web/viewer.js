@@ -76,6 +76,11 @@ export class Viewer extends EventTarget {
     return this.statistics.read(this.tracks.audio, this.tracks.video);
   }
 
+  /** Whether the avatar is in the room now. */
+  get present() {
+    return this.room.remoteParticipants.has(this.identity);
+  }
+
   #avatarState() {
     return this.room.remoteParticipants.get(this.identity)?.attributes["avatar.state"] ?? null;
   }

@@ -19,7 +19,10 @@ pytestmark = pytest.mark.browser
 
 OPEN = """(async () => {
   const { AudioLink } = await import('/avatar-client.js');
-  globalThis.link = new AudioLink(%r);
+  globalThis.lives = null;
+  globalThis.asked = 0;
+  const options = {lives: async () => { asked += 1; return lives; }, ...%s};
+  globalThis.link = new AudioLink(%r, options);
   globalThis.seen = [];
   for (const type of ['hello', 'playback.started', 'error', 'state'])
     link.addEventListener(type, (event) => seen.push([type, event.detail]));
@@ -46,12 +49,16 @@ class Session:
         self.marks: list[tuple[str, int]] = []
         self.connections = 0
         self.refuses = False
+        self.mute = False  # accepts, and says nothing: no greeting, no pong
         self.ended = asyncio.Event()
 
     async def serve(self, socket: ServerConnection) -> None:
         self.connections += 1
         if self.refuses:
             socket.transport.abort()
+            return
+        if self.mute:
+            await socket.wait_closed()
             return
         hello = {"type": "hello", "protocol": 1, "session_id": "s", "received_samples": self.received}
         limits = {"message_bytes": 65536, "backlog_s": 30, "bytes_per_s": 10**6}
@@ -72,6 +79,8 @@ class Session:
             pass
 
     async def _text(self, socket: ServerConnection, kind: str) -> None:
+        if kind == "ping" and self.mute:
+            return
         if kind == "ping":
             await socket.send('{"type": "pong"}')
             return
@@ -87,12 +96,12 @@ class Session:
 
 
 @asynccontextmanager
-async def linked(page: Page, web: str, session: Session) -> AsyncIterator[None]:
-    """A page with a link to the session, after its first `hello`."""
+async def linked(page: Page, web: str, session: Session, options: str = "{}") -> AsyncIterator[None]:
+    """A page with a link to the session, after its first `hello`. `lives` answers whether the session is still there."""
     async with serve(session.serve, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
         await page.open(f"{web}/LICENSE-of-nothing")
-        await page.run(OPEN % f"ws://127.0.0.1:{port}/audio")
+        await page.run(OPEN % (options, f"ws://127.0.0.1:{port}/audio"))
         await page.until("seen.some(([type]) => type === 'hello')")
         yield
 
@@ -135,3 +144,52 @@ async def test_stays_away_when_another_took_over(page: Page, web: str) -> None:
         assert errors == ["replaced"]
         await page.run("link.open()")  # talking again takes the line back
         await page.until("link.state === 'open'")
+
+
+QUICK = "{schedule: {first_s: 0.02, factor: 1, longest_s: 0.02, total_s: %s}, silenceS: %s}"
+CODES = "seen.filter(([type]) => type === 'error').map(([, detail]) => detail.code)"
+
+
+async def test_a_line_whose_pongs_stay_away_is_opened_again(page: Page, web: str) -> None:
+    session = Session(cuts=[])
+    async with linked(page, web, session, QUICK % (60, 0.3)):
+        session.mute = True
+        await page.run("link.push(Int16Array.from({length: 320})), link.start()")  # a mark is followed by a ping
+        await page.until("link.state === 'reconnecting'")
+        await page.until("link.attempts >= 2")  # nor does the next connection greet
+        session.mute = False
+        await page.until("link.state === 'open'")
+        await page.run("link.push(Int16Array.from({length: 320})), link.end()")
+        await asyncio.wait_for(session.ended.wait(), 10)
+    assert session.received == 640  # what was sent before is not sent twice
+
+
+async def test_gives_up_after_its_time_and_says_so(page: Page, web: str) -> None:
+    session = Session(cuts=[])
+    async with linked(page, web, session, QUICK % (0.5, 5)):
+        session.refuses = True
+        await page.run("link.socket.close()")
+        await page.until("link.state === 'closed'")
+        assert await page.run(CODES) == ["network"]
+        assert session.connections > 3
+        assert await page.run("asked") >= 2  # early, and at the end
+
+
+async def test_goes_on_as_long_as_the_session_lives(page: Page, web: str) -> None:
+    session = Session(cuts=[])
+    async with linked(page, web, session, QUICK % (0.2, 5)):
+        session.refuses = True
+        await page.run("lives = true, link.socket.close()")
+        await page.until("asked >= 6")  # several times of 0.2 s are over
+        assert await page.run("link.state") == "reconnecting" and await page.run(CODES) == []
+        session.refuses = False
+        await page.until("link.state === 'open'")
+
+
+async def test_ends_at_once_when_the_session_is_over(page: Page, web: str) -> None:
+    session = Session(cuts=[])
+    async with linked(page, web, session, QUICK % (600, 5)):
+        session.refuses = True
+        await page.run("lives = false, link.socket.close()")
+        await page.until("link.state === 'closed'")
+        assert await page.run(CODES) == ["session_ended"]

@@ -129,6 +129,7 @@ async def test_panel_tells_what_goes_on(page: Page, stack: Stack) -> None:
     counts = await page.run("[...document.querySelectorAll('#funnel li')].map((e) => e.children[1].textContent)")
     assert len(counts) == 7
     assert "0" not in counts[:6]
+    assert [url for url in page.requests if "/debug/" in url] == []  # which are for operators only
     clean(page)
 
 

@@ -16,7 +16,7 @@ from fastapi import FastAPI, Request, WebSocket
 from starlette.responses import JSONResponse, Response
 from starlette.websockets import WebSocketDisconnect
 
-from musetalk_agent.protocol.diagnosis import Diagnosis, DiagnosisCode
+from musetalk_agent.protocol.diagnosis import FUNNEL_STAGES, Diagnosis, DiagnosisCode, FunnelStage
 from musetalk_agent.protocol.http import (
     AgentDebug,
     AgentHealth,
@@ -193,6 +193,7 @@ class FakeAgent:
             playback=Playback(),
             transport=Transport(mode=session.mode),
             diagnosis=Diagnosis(code=DiagnosisCode.NO_AUDIO, message="No audio came."),
+            funnel=[FunnelStage(stage=name, count=n, last_error=None) for n, name in enumerate(FUNNEL_STAGES)],
             tracks=[TrackInfo(kind="audio", sid="TR_a", muted=False), TrackInfo(kind="video", sid="TR_v", muted=False)],
             started_at="2026-11-21T10:00:00Z",
             error=session.error,

@@ -11,15 +11,23 @@ from typing import Any
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 
-from musetalk_pipecat.errors import AvatarError
+from musetalk_agent.protocol.retries import (
+    LINK,
+    SILENCE_S,
+    Schedule,
+    Tries,
+    Verdict,
+    close_verdict,
+    retry_after_s,
+    verdict,
+)
+from musetalk_pipecat.errors import AvatarError, problem
 from musetalk_pipecat.unconfirmed import BYTES_PER_SAMPLE, Chunk, Mark, Unconfirmed
 
 AHEAD_S = 10.0
 """Speech handed over before it can have been heard; the session takes 120 s. Past it `push` waits."""
-RETRY_S = (0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 8.0)
-"""Waits between attempts, of which the sum outlives a restart of the orchestrator."""
-CLOSED_FOR_GOOD = frozenset({1000, 1001, 1008})
-REFUSED_FOR_GOOD = frozenset({401, 403, 404, 409, 422})
+_OVER = frozenset({"session_not_found", "session_ended", "http_404"})
+"""Refusals that say the session is over: the service tells all of them as `session_ended`."""
 
 Hear = Callable[[Mapping[str, Any]], Awaitable[None]]
 
@@ -27,7 +35,12 @@ Hear = Callable[[Mapping[str, Any]], Awaitable[None]]
 class AudioLine:
     """One session's line. `run` keeps it up; the other methods may be called at any time and keep their order."""
 
-    def __init__(self, url: str, sample_rate: int, hear: Hear) -> None:
+    def __init__(
+        self, url: str, sample_rate: int, hear: Hear, *, schedule: Schedule = LINK, silence_s: float = SILENCE_S
+    ) -> None:
+        """`silence_s`: a connection on which no greeting, or no answer to a ping, comes for so long is given up for another one."""
+        self._schedule = schedule
+        self._silence_s = silence_s
         self._url = f"{url}&sample_rate={sample_rate}"
         self._sample_rate = sample_rate
         self._hear = hear
@@ -45,22 +58,28 @@ class AudioLine:
 
     async def run(self) -> None:
         """Keeps the line up. Raises AvatarError when the session is over, or the orchestrator stays away. Cancelling closes it."""
-        attempt = 0
+        tries = Tries(self._schedule)
         while True:
+            asked_s = None
             try:
-                async with connect(self._url, close_timeout=2) as socket:
-                    attempt = await self._talk(socket, attempt)
+                async with connect(
+                    self._url,
+                    open_timeout=self._silence_s,
+                    ping_interval=self._silence_s,
+                    ping_timeout=self._silence_s,
+                    close_timeout=2,
+                ) as socket:
+                    await self._talk(socket, tries)
             except InvalidStatus as refused:
-                if refused.response.status_code in REFUSED_FOR_GOOD:
-                    raise AvatarError("session_ended", "The session takes no more sound.") from refused
+                asked_s = _refused(refused)
             except (OSError, InvalidHandshake, TimeoutError):
                 pass
             finally:
                 self._socket = None
-            if attempt == len(RETRY_S):
+            wait_s = tries.next_wait_s(asked_s)
+            if wait_s is None:
                 raise self._error or AvatarError("network", "The orchestrator cannot be reached any more.")
-            await asyncio.sleep(RETRY_S[attempt])
-            attempt += 1
+            await asyncio.sleep(wait_s)
 
     async def push(self, pcm: bytes) -> None:
         """Sends 16-bit mono PCM. Waits while `AHEAD_S` are under way; cancelled in that wait, the PCM is sent all the same."""
@@ -92,19 +111,21 @@ class AudioLine:
         except ConnectionClosed:
             self._socket = None
 
-    async def _talk(self, socket: ClientConnection, attempt: int) -> int:
-        """Reads one connection to its end; the failed attempts so far. Raises AvatarError when it ended for good."""
+    async def _talk(self, socket: ClientConnection, tries: Tries) -> None:
+        """Reads one connection to its end. Raises AvatarError when it ended for good, TimeoutError when no greeting came."""
+        self._error = None
         try:
+            async with asyncio.timeout(self._silence_s):
+                first = json.loads(await socket.recv())
+            if first["type"] == "hello":
+                tries.succeeded()
+            await self._receive(socket, first)
             async for text in socket:
-                message = json.loads(text)
-                if message["type"] == "hello":
-                    attempt = 0
-                await self._receive(socket, message)
+                await self._receive(socket, json.loads(text))
         except ConnectionClosed:
             pass
-        if socket.close_code in CLOSED_FOR_GOOD:
+        if close_verdict(socket.close_code, self._error.code if self._error else "") is Verdict.FINAL:
             raise self._error or AvatarError("session_ended", "The session is over.")
-        return attempt
 
     async def _receive(self, socket: ClientConnection, message: Mapping[str, Any]) -> None:
         match message["type"]:
@@ -121,3 +142,14 @@ class AudioLine:
                 self._error = AvatarError(message["code"], message["message"])
             case _:
                 await self._hear(message)
+
+
+def _refused(refused: InvalidStatus) -> float | None:
+    """The `Retry-After` of a handshake's refusal. Raises AvatarError when it would be refused again."""
+    answer = refused.response
+    code, detail = problem(answer.status_code, (answer.body or b"").decode(errors="replace"))
+    if verdict(answer.status_code, code) is Verdict.FINAL:
+        if code in _OVER:
+            code, detail = "session_ended", "The session takes no more sound."
+        raise AvatarError(code, detail) from refused
+    return retry_after_s(answer.headers.get("Retry-After"))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import httpx
 
-from musetalk_pipecat.errors import AvatarError
+from musetalk_agent.protocol.retries import CALL, NO_ANSWER, Schedule, Tries, Verdict, retry_after_s, verdict
+from musetalk_pipecat.errors import AvatarError, problem
 
 START_S = 200.0
 """A new avatar is prepared first; the orchestrator itself gives up after 180 s by default."""
@@ -31,21 +34,24 @@ class AvatarSession:
 
 
 class Sessions:
-    """Starts and stops sessions."""
+    """Starts and stops sessions. A call that may succeed later is made again as `schedule` says; both are safe to repeat."""
 
-    def __init__(self, url: str, api_key: str) -> None:
+    def __init__(self, url: str, api_key: str, *, schedule: Schedule = CALL) -> None:
+        self._schedule = schedule
         self._http = httpx.AsyncClient(base_url=url, headers={"Authorization": f"Bearer {api_key}"})
 
     async def start(self, order: Mapping[str, object]) -> AvatarSession:
         """The session, its avatar in the room. Raises AvatarError. Cancelled, it may leave one behind, which ends by itself."""
-        answer = await self._post("/session/start", order, START_S)
+        key = {"Idempotency-Key": uuid.uuid4().hex}
+        answer = await self._call("/session/start", order, START_S, Tries(self._schedule), key)
         fields = ("session_id", "room", "avatar_identity", "audio_url")
         return AvatarSession(**{name: str(answer[name]) for name in fields})
 
     async def stop(self, session_id: str) -> None:
         """Ends a session; one that is over already is no error. Raises AvatarError when the orchestrator cannot be asked."""
         try:
-            await self._post(f"/session/{session_id}/stop", None, STOP_S)
+            tries = Tries(replace(self._schedule, total_s=min(self._schedule.total_s, STOP_S)))
+            await self._call(f"/session/{session_id}/stop", None, STOP_S, tries)
         except AvatarError as error:
             if error.code != "session_not_found":
                 raise
@@ -54,21 +60,33 @@ class Sessions:
         """Closes the connections."""
         await self._http.aclose()
 
-    async def _post(self, path: str, body: Mapping[str, object] | None, timeout_s: float) -> dict[str, object]:
-        try:
-            answer = await self._http.post(path, json=body, timeout=timeout_s)
-        except httpx.HTTPError as error:
-            raise AvatarError(
-                "network", f"{self._http.base_url} does not answer: {error or type(error).__name__}"
-            ) from error
-        told = _object(answer.text)
-        if not answer.is_success:
-            code, detail = (
-                told.get("code", f"http_{answer.status_code}"),
-                told.get("detail", "The request was refused."),
-            )
-            raise AvatarError(str(code), str(detail))
-        return told
+    async def _call(
+        self,
+        path: str,
+        body: Mapping[str, object] | None,
+        timeout_s: float,
+        tries: Tries,
+        headers: Mapping[str, str] | None = None,
+    ) -> dict[str, object]:
+        while True:
+            try:
+                answer = await self._http.post(path, json=body, timeout=timeout_s, headers=dict(headers or {}))
+            except httpx.HTTPError as error:
+                status, asked_s = NO_ANSWER, None
+                refusal = AvatarError(
+                    "network", f"{self._http.base_url} does not answer: {error or type(error).__name__}"
+                )
+            else:
+                if answer.is_success:
+                    return _object(answer.text)
+                status, asked_s = answer.status_code, retry_after_s(answer.headers.get("Retry-After"))
+                refusal = AvatarError(*problem(status, answer.text))
+            if verdict(status, refusal.code) is Verdict.FINAL:
+                raise refusal
+            wait_s = tries.next_wait_s(asked_s)
+            if wait_s is None:
+                raise refusal
+            await asyncio.sleep(wait_s)
 
 
 def _object(text: str) -> dict[str, object]:

@@ -26,6 +26,8 @@ PYTHON = ENVIRONMENT / "bin/python"
 MISSING = None if PYTHON.exists() else f"livekit-agents has no environment at {ENVIRONMENT}: run `tools/setup agents`"
 SPEAKER = "agent-of-the-tests"
 _REPOSITORY = Path(__file__).resolve().parents[3]
+PATHS = f"{_REPOSITORY / 'integrations/livekit_agents'}{os.pathsep}{_REPOSITORY}"
+"""The plugin, and the protocol's table of retries."""
 _WINDOW = RATE // 100
 _FULL_LEVEL = 4500.0  # RMS; the tones have 6364
 
@@ -85,7 +87,7 @@ async def talker(
         "LIVEKIT_TOKEN": token.with_grants(grants).to_jwt(),
         "MUSETALK_URL": orchestrator_url,
         "MUSETALK_API_KEY": API_KEY,
-        "PYTHONPATH": str(_REPOSITORY / "integrations/livekit_agents"),
+        "PYTHONPATH": PATHS,
     }
     pipe = asyncio.subprocess.PIPE
     command = (str(PYTHON), str(Path(__file__).with_name(script)), *arguments)

@@ -107,7 +107,12 @@ async def main(url: str, key: str) -> None:
         await runner.run()
     finally:
         orders.cancel()
-    foreign = sorted({name.partition(".")[0] for name in sys.modules} & {"musetalk_agent", "orchestrator", "livekit"})
+    ours = {"musetalk_agent", "musetalk_agent.protocol", "musetalk_agent.protocol.retries"}
+    foreign = sorted(
+        name
+        for name in sys.modules
+        if name.partition(".")[0] in ("musetalk_agent", "orchestrator", "livekit") and name not in ours
+    )
     tell(over=True, foreign=foreign)
 
 

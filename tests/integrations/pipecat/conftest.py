@@ -74,10 +74,10 @@ class Bot:
 
 @asynccontextmanager
 async def program(*command: str | Path) -> AsyncIterator[Bot]:
-    """Runs a Python program in Pipecat's environment, which knows our package and nothing else of ours."""
+    """Runs a Python program in Pipecat's environment, which knows our package and the protocol's table of retries."""
     if not PYTHON.is_file():
         pytest.skip("no environment with pipecat-ai: `tools/setup pipecat` makes it where PyPI can be had")
-    environment = {"PATH": os.environ["PATH"], "HOME": os.environ["HOME"], "PYTHONPATH": str(PACKAGE)}
+    environment = {"PATH": os.environ["PATH"], "HOME": os.environ["HOME"], "PYTHONPATH": f"{PACKAGE}{os.pathsep}{ROOT}"}
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(
         PYTHON, *command, stdin=pipe, stdout=pipe, env=environment, limit=1 << 20

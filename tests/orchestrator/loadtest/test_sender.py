@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 
+from orchestrator.loadtest import sender as sender_module
 from orchestrator.loadtest.sender import Sender, SenderLost
 
 
@@ -84,12 +86,53 @@ async def test_an_error_of_the_service_is_the_code() -> None:
         assert heard[-1]["code"] == "backlog_exceeded" and session.connections == 1
 
 
-async def test_a_session_that_is_over_is_not_opened_again() -> None:
-    def gone(connection: ServerConnection, request: Any) -> Any:
-        return connection.respond(409, "session_ended")
+def refusing(*answers: tuple[int, str]) -> tuple[Callable[[ServerConnection, Any], Any], list[int]]:
+    """A handshake's answers, one each, before it succeeds; and how many came."""
+    left, came = list(answers), []
 
-    async with serve(Session().handle, "127.0.0.1", 0, process_request=gone) as server:
+    def process(connection: ServerConnection, request: Any) -> Any:
+        came.append(1)
+        if not left:
+            return None
+        status, code = left.pop(0)
+        return connection.respond(HTTPStatus(status), json.dumps({"code": code}))
+
+    return process, came
+
+
+@pytest.mark.parametrize(("status", "code"), [(409, "session_ended"), (404, "session_not_found"), (403, "forbidden")])
+async def test_a_session_that_is_over_is_not_opened_again(status: int, code: str) -> None:
+    process, came = refusing((status, code), (status, code))
+    async with serve(Session().handle, "127.0.0.1", 0, process_request=process) as server:
         link = Sender(f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}/audio", print)
-        with pytest.raises(SenderLost, match="refused_409"):
+        with pytest.raises(SenderLost, match=f"refused_{status}"):
             await link.open()
         await link.aclose()
+    assert len(came) == 1
+
+
+async def test_a_session_between_two_owners_is_opened_again() -> None:
+    process, came = refusing((409, "session_conflict"), (421, "session_elsewhere"), (503, "draining"), (429, ""))
+    async with serve(Session().handle, "127.0.0.1", 0, process_request=process) as server:
+        link = Sender(f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}/audio", print)
+        await link.open()
+        await link.aclose()
+    assert len(came) == 5
+
+
+async def test_a_server_that_never_greets_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sender_module, "SILENCE_S", 0.2)
+    session = Session()
+
+    async def mute_at_first(socket: ServerConnection) -> None:
+        if session.connections:
+            return await session.handle(socket)
+        session.connections += 1
+        await socket.wait_closed()
+
+    async with serve(mute_at_first, "127.0.0.1", 0) as server:
+        link = Sender(f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}/audio", print)
+        async with asyncio.timeout(20):
+            await link.open()
+        await link.aclose()
+    assert session.connections == 2

@@ -115,6 +115,28 @@ async def test_a_starter_sees_its_own_sessions_only(shared: Stage) -> None:
     assert (await ask(shared, STARTER, "POST", f"/session/{mine}/stop")).json()["state"] == "stopped"
 
 
+async def test_a_starter_sees_the_funnel_of_its_own_session_and_nothing_is_audited(shared: Stage) -> None:
+    mine, theirs = await start(shared, STARTER), await start(shared, SECOND)
+    for _ in range(3):  # as the page does, each second
+        told = (await ask(shared, STARTER, "GET", f"/session/{mine}")).json()
+    assert [(stage["stage"], stage["count"]) for stage in told["funnel"]][:3] == [
+        ("audio_in", 0),
+        ("samples", 1),
+        ("features", 2),
+    ]
+    assert told["funnel"][6] == {"stage": "acknowledged", "count": 6, "last_at": None, "last_error": None}
+    assert (await ask(shared, STARTER, "GET", f"/session/{theirs}")).status_code == 404
+    assert "funnel" not in (await ask(shared, STARTER, "GET", "/sessions")).json()["sessions"][0]
+    assert shared.settings.audit_log is not None
+    await ask(shared, STARTER, "POST", f"/session/{mine}/stop")
+    for _ in range(500):
+        lines = [json.loads(line) for line in shared.settings.audit_log.read_text().splitlines()]
+        if lines and lines[-1]["action"] == "stop":
+            break
+        await asyncio.sleep(0.01)
+    assert [line["action"] for line in lines] == ["start", "start", "stop"]
+
+
 async def test_an_idempotency_key_is_its_callers(shared: Stage) -> None:
     answers = [
         await shared.http.post("/session/start", json=BODY, headers={**by(key), "Idempotency-Key": "same"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,10 +12,13 @@ from typing import Any
 import aiohttp
 from livekit.agents import APIConnectOptions
 
+from musetalk_agent.protocol.retries import NO_ANSWER, Verdict, retry_after_s, verdict
+
 START_TIMEOUT_S = 180.0
 """An avatar that is new to the service is prepared first."""
 _STOP_TIMEOUT_S = 10.0
 _WAIT_MOST_S = 10.0
+"""A longer `Retry-After` is an error at once: the caller may try elsewhere."""
 
 
 class MuseTalkError(Exception):
@@ -25,19 +29,23 @@ class MuseTalkError(Exception):
         status: of HTTP; 0 when nobody answered.
     """
 
-    def __init__(self, code: str, detail: str, status: int = 0, retry_after_s: float | None = None) -> None:
+    def __init__(self, code: str, detail: str, status: int = NO_ANSWER, retry_after_s: float | None = None) -> None:
         super().__init__(f"{code}: {detail}")
         self.code, self.detail, self.status, self.retry_after_s = code, detail, status, retry_after_s
 
     @property
     def passing(self) -> bool:
         """The same call may succeed later."""
-        return self.status in (0, 502, 503, 504) or (self.status == 429 and self.retry_after_s is not None)
+        return verdict(self.status, self.code) is not Verdict.FINAL
 
 
 @dataclass(frozen=True)
 class Orchestrator:
-    """Where it is, and the key for it. A failed call is made again as `retries` says; starts are safe to repeat."""
+    """Where it is, and the key for it.
+
+    Which failed calls are made again is the protocol's own table; how often and after how long, `retries` says, or the answer's
+    `Retry-After`. Both calls are safe to repeat.
+    """
 
     url: str
     api_key: str = field(repr=False)
@@ -46,18 +54,24 @@ class Orchestrator:
     async def start(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """`POST /session/start`. Raises `MuseTalkError`. Cancelling leaves a session that ends when its speaker does not come."""
         key = {"Idempotency-Key": uuid.uuid4().hex}
-        for attempt in range(self.retries.max_retry + 1):
-            try:
-                return await self._post("/session/start", body, key, START_TIMEOUT_S)
-            except MuseTalkError as error:
-                if not error.passing or attempt == self.retries.max_retry:
-                    raise
-                await asyncio.sleep(min(_WAIT_MOST_S, error.retry_after_s or self.retries.retry_interval))
-        raise AssertionError("the last try returns or raises")
+        return await self._call("/session/start", body, key, START_TIMEOUT_S)
 
     async def stop(self, session_id: str) -> None:
         """`POST /session/{id}/stop`. Raises `MuseTalkError`."""
-        await self._post(f"/session/{session_id}/stop", None, {}, _STOP_TIMEOUT_S)
+        await self._call(f"/session/{session_id}/stop", None, {}, _STOP_TIMEOUT_S)
+
+    async def _call(
+        self, path: str, body: Mapping[str, Any] | None, headers: Mapping[str, str], timeout_s: float
+    ) -> dict[str, Any]:
+        for attempt in range(self.retries.max_retry + 1):
+            try:
+                return await self._post(path, body, headers, timeout_s)
+            except MuseTalkError as error:
+                asked_s = error.retry_after_s or 0.0
+                if not error.passing or attempt == self.retries.max_retry or asked_s > _WAIT_MOST_S:
+                    raise
+                await asyncio.sleep(max(asked_s, self.retries.retry_interval))
+        raise AssertionError("the last try returns or raises")
 
     async def _post(
         self, path: str, body: Mapping[str, Any] | None, headers: Mapping[str, str], timeout_s: float
@@ -69,21 +83,24 @@ class Orchestrator:
                 aiohttp.ClientSession(timeout=timeout, trust_env=True) as http,
                 http.post(self.url.rstrip("/") + path, json=body, headers=own) as answer,
             ):
-                told = await answer.json(content_type=None) if answer.content_length != 0 else {}
-                if answer.status < 400:
-                    return dict(told)
-                raise _error(answer, told)
-        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+                text = await answer.text(errors="replace")
+                if answer.status >= 400:
+                    raise _error(answer, text)
+                return dict(json.loads(text)) if text else {}
+        except (aiohttp.ClientError, TimeoutError, TypeError, ValueError) as error:
             text = f"{self.url} did not answer as an orchestrator does ({error!r}); check orchestrator_url"
             raise MuseTalkError("unreachable", text) from error
 
 
-def _error(answer: aiohttp.ClientResponse, told: object) -> MuseTalkError:
+def _error(answer: aiohttp.ClientResponse, text: str) -> MuseTalkError:
+    try:
+        told = json.loads(text)
+    except ValueError:
+        told = None
     problem = told if isinstance(told, dict) else {}
-    after = answer.headers.get("Retry-After", "")
     return MuseTalkError(
         str(problem.get("code", f"http_{answer.status}")),
         str(problem.get("detail", answer.reason)),
         answer.status,
-        float(after) if after.isdigit() else None,
+        retry_after_s(answer.headers.get("Retry-After")),
     )

@@ -1,0 +1,140 @@
+"""Which answers are tried again, how, and for how long: one table for every client of ours. Standard library only.
+
+The Pipecat service, the livekit-agents plugin, the load test, `smoke` and the orchestrator's own calls to voice providers use this
+module; the browser's copy is `orchestrator/web/retries.js`, and a test holds the two equal. Webhooks have a schedule of their own
+(`orchestrator/webhooks.py`), which receivers know from docs/protocol.md.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from enum import StrEnum
+
+
+class Verdict(StrEnum):
+    """What a refusal means for the same call made again.
+
+    `later`: it was not carried out and may succeed later. `unknown`: it may have been carried out, so only a call that is safe to
+    repeat is repeated. `final`: it will be refused again.
+    """
+
+    LATER = "later"
+    UNKNOWN = "unknown"
+    FINAL = "final"
+
+
+NO_ANSWER = 0
+"""Status of a call that was not answered: refused, reset, timed out."""
+STATUSES: dict[int, Verdict] = {
+    NO_ANSWER: Verdict.UNKNOWN,
+    408: Verdict.LATER,
+    409: Verdict.LATER,
+    421: Verdict.LATER,
+    425: Verdict.LATER,
+    429: Verdict.LATER,
+    500: Verdict.UNKNOWN,
+    502: Verdict.UNKNOWN,
+    503: Verdict.LATER,
+    504: Verdict.UNKNOWN,
+}
+"""By HTTP status; what is not listed (401, 403, 404, 422 …) is final."""
+CODES: dict[str, Verdict] = {
+    "session_ended": Verdict.FINAL,
+    "idempotency_conflict": Verdict.FINAL,
+    "speech_elsewhere": Verdict.FINAL,
+    "publisher_unavailable": Verdict.FINAL,
+    "engine_unavailable": Verdict.FINAL,
+    "voice_unavailable": Verdict.FINAL,
+    "idle_timeout": Verdict.LATER,
+}
+"""By the problem's own code, where its status says something else. `idle_timeout` closes a WebSocket and has no status."""
+CLOSES: dict[int, Verdict] = {1000: Verdict.FINAL, 1001: Verdict.FINAL, 1008: Verdict.FINAL}
+"""By the code a WebSocket was closed with; what is not listed (1006, 1011, 1012 …) is tried again."""
+
+
+def verdict(status: int, code: str = "") -> Verdict:
+    """Of an HTTP answer (or `NO_ANSWER`) and the problem's code in it, if it has one."""
+    return CODES.get(code) or STATUSES.get(status, Verdict.FINAL)
+
+
+def close_verdict(close: int | None, code: str = "") -> Verdict:
+    """Of a WebSocket's close code (None: it broke), and the code of the `error` message before it."""
+    return CODES.get(code) or CLOSES.get(close or 0, Verdict.LATER)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Waits between tries, in seconds: `first_s`, then `factor` times as long each time, at most `longest_s`, until `total_s` after
+    the first failure.
+    """
+
+    first_s: float
+    factor: float
+    longest_s: float
+    total_s: float
+
+
+LINK = Schedule(first_s=0.1, factor=2.0, longest_s=5.0, total_s=120.0)
+"""A session's `/audio`: outlives a restart of the orchestrator, and an adoption by another one (some 15 s)."""
+CALL = Schedule(first_s=0.25, factor=2.0, longest_s=5.0, total_s=30.0)
+"""An HTTP call to the orchestrator."""
+VOICE = Schedule(first_s=0.25, factor=4.0, longest_s=4.0, total_s=10.0)
+"""A provider of voices: somebody waits for the sentence."""
+SILENCE_S = 10.0
+"""A connection whose greeting, or whose `pong`, does not come for so long is dead, whatever TCP says."""
+SPREAD = 0.2
+"""Waits are longer by up to this share, at random, so that the clients of one orchestrator do not come back in one moment."""
+
+
+class Tries:
+    """How long to wait before the next try of one call; times are seconds."""
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        spread: Callable[[], float] = random.random,
+    ) -> None:
+        self._schedule = schedule
+        self._clock = clock
+        self._spread = spread
+        self._wait_s = schedule.first_s
+        self._until: float | None = None
+
+    def succeeded(self) -> None:
+        """Starts the schedule over."""
+        self._wait_s = self._schedule.first_s
+        self._until = None
+
+    def next_wait_s(self, retry_after_s: float | None = None) -> float | None:
+        """The wait before the next try, at least what the answer's `Retry-After` asks for.
+
+        None: the schedule's time is over, or would be before that.
+        """
+        now = self._clock()
+        if self._until is None:
+            self._until = now + self._schedule.total_s
+        wait_s = max(self._wait_s, retry_after_s or 0.0) * (1 + SPREAD * self._spread())
+        if now + max(retry_after_s or 0.0, 0.0) >= self._until:
+            return None
+        self._wait_s = min(self._schedule.longest_s, self._wait_s * self._schedule.factor)
+        return min(wait_s, self._until - now)
+
+
+def retry_after_s(value: str | None, now: Callable[[], float] = time.time) -> float | None:
+    """Seconds of a `Retry-After` header (RFC 9110: a number, or a date). None when it is missing or is neither."""
+    text = (value or "").strip()
+    if text.isascii() and text.isdigit():
+        return float(text) if len(text) <= 9 else None
+    try:
+        at = parsedate_to_datetime(text)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    at = at if at.tzinfo is not None else at.replace(tzinfo=UTC)
+    return max(0.0, (at - datetime.fromtimestamp(now(), UTC)).total_seconds())

@@ -1,0 +1,73 @@
+/**
+ * Which answers are tried again, how, and for how long: the table of `musetalk_agent/protocol/retries.py`, for browsers. A test holds the
+ * two equal, so `RETRIES` is written as JSON.
+ *
+ * `later`: the call was not carried out and may succeed later. `unknown`: it may have been carried out, so only a call that is safe
+ * to repeat is repeated. `final`: it will be refused again.
+ *
+ * @module retries
+ */
+
+/** @typedef {"later" | "unknown" | "final"} Verdict */
+/** @typedef {{first_s: number, factor: number, longest_s: number, total_s: number}} Schedule Seconds; see `Tries`. */
+
+/** @type {{statuses: Record<string, Verdict>, codes: Record<string, Verdict>, closes: Record<string, Verdict>, link: Schedule, call: Schedule, silence_s: number, spread: number}} */
+export const RETRIES = {
+  "statuses": {
+    "0": "unknown", "408": "later", "409": "later", "421": "later", "425": "later", "429": "later",
+    "500": "unknown", "502": "unknown", "503": "later", "504": "unknown"
+  },
+  "codes": {
+    "session_ended": "final", "idempotency_conflict": "final", "speech_elsewhere": "final", "publisher_unavailable": "final",
+    "engine_unavailable": "final", "voice_unavailable": "final", "idle_timeout": "later"
+  },
+  "closes": { "1000": "final", "1001": "final", "1008": "final" },
+  "link": { "first_s": 0.1, "factor": 2.0, "longest_s": 5.0, "total_s": 120.0 },
+  "call": { "first_s": 0.25, "factor": 2.0, "longest_s": 5.0, "total_s": 30.0 },
+  "silence_s": 10.0,
+  "spread": 0.2
+};
+
+/** @param {number} status of an HTTP answer; 0: there was none @param {string} [code] the problem's own @returns {Verdict} */
+export const verdict = (status, code = "") => RETRIES.codes[code] ?? RETRIES.statuses[status] ?? "final";
+
+/** @param {number} close a WebSocket's close code @param {string} [code] of the `error` message before it @returns {Verdict} */
+export const closeVerdict = (close, code = "") => RETRIES.codes[code] ?? RETRIES.closes[close] ?? "later";
+
+/** Seconds of a `Retry-After` header: a number, or a date. @param {string | null} value @returns {number | undefined} */
+export function retryAfterS(value) {
+  if (value === null || value.trim() === "") return undefined;
+  const seconds = /^\d{1,9}$/.test(value.trim()) ? Number(value) : (Date.parse(value) - Date.now()) / 1000;
+  return Number.isFinite(seconds) ? Math.max(0, seconds) : undefined;
+}
+
+/** How long to wait before the next try of one call. */
+export class Tries {
+  /** @param {Schedule} schedule */
+  constructor(schedule) {
+    this.schedule = schedule;
+    this.wait_s = schedule.first_s;
+    /** `performance.now()` when the schedule's time is over. @type {number | null} */
+    this.until = null;
+  }
+
+  /** Starts the schedule over. */
+  succeeded() {
+    this.wait_s = this.schedule.first_s;
+    this.until = null;
+  }
+
+  /**
+   * The wait before the next try, in ms, at least what the answer's `Retry-After` asks for.
+   * @param {number} [askedS]
+   * @returns {number | null} null: the schedule's time is over, or would be before that
+   */
+  nextWaitMs(askedS = 0) {
+    const now = performance.now();
+    this.until ??= now + 1000 * this.schedule.total_s;
+    const wait = 1000 * Math.max(this.wait_s, askedS) * (1 + RETRIES.spread * Math.random());
+    if (now + 1000 * askedS >= this.until) return null;
+    this.wait_s = Math.min(this.schedule.longest_s, this.wait_s * this.schedule.factor);
+    return Math.min(wait, this.until - now);
+  }
+}
