@@ -39,5 +39,6 @@ class AgentSettings(BaseSettings):
         default=4 << 30, ge=1 << 20, validation_alias=AliasChoices("AVATAR_CACHE_BYTES", "cache_bytes")
     )
     models_dir: Path = Field(default_factory=default_models_dir)
+    open_metrics: bool = Field(default=False, validation_alias=AliasChoices("AGENT_OPEN_METRICS", "open_metrics"))
     log_level: str = "INFO"
     drain_s: float = Field(default=25.0, ge=0, le=600, validation_alias=AliasChoices("AGENT_DRAIN_S", "drain_s"))

@@ -14,6 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from musetalk_agent.protocol import logs, traces
 from musetalk_agent.protocol.problems import ProblemError
+from musetalk_agent.protocol.throttle import Failures
 from musetalk_agent.protocol.version import VERSION
 from orchestrator.agents.client import AgentClient
 from orchestrator.agents.modal_pool import ModalAgentPool
@@ -26,7 +27,7 @@ from orchestrator.ingress import Ingresses
 from orchestrator.keyfile import KeysFile
 from orchestrator.keys import KeyRing, operators
 from orchestrator.metrics import Metrics
-from orchestrator.quotas import Failures, Quotas
+from orchestrator.quotas import Quotas
 from orchestrator.routes import audio_ws, avatars, debug, events, ops, page, problems, sessions, speak, speak_ws, tokens
 from orchestrator.routes.access import Access
 from orchestrator.routes.context import Context, RouteOptions

@@ -1,17 +1,13 @@
-"""How much a caller may do, and how often an address may be wrong about its key. Pure: time is passed in."""
+"""How much a caller may do. Pure: time is passed in."""
 
 from __future__ import annotations
 
-import ipaddress
-import math
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Generic, TypeVar
 
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
-from orchestrator.audio.limits import TokenBucket
+from musetalk_agent.protocol.throttle import Recent, TokenBucket, limited
 from orchestrator.keys import Caller
 
 REQUEST_BURST_S = 2.0
@@ -22,39 +18,6 @@ CONNECTIONS_PER_CALLER = 512
 CONNECTS_PER_S = 2.0
 CONNECTS_BURST = 30
 """A session's `/audio` may be opened this often at once: a bad network, not a loop."""
-FAILURES_PER_S = 0.5
-FAILURES_BURST = 30
-"""Wrong keys that an address may send."""
-REMEMBERED = 4096
-"""Callers, sessions and addresses whose buckets are kept; the one that was quiet for longest goes first."""
-_IPV6_NETWORK = 64
-_Value = TypeVar("_Value")
-
-
-class _Recent(Generic[_Value]):
-    """Values by name, the lately used ones only."""
-
-    def __init__(self) -> None:
-        self._values: OrderedDict[str, _Value] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-    def get(self, name: str, make: Callable[[], _Value]) -> _Value:
-        value = self._values.get(name)
-        if value is None:
-            value = self._values[name] = make()
-            if len(self._values) > REMEMBERED:
-                self._values.popitem(last=False)
-        self._values.move_to_end(name)
-        return value
-
-    def find(self, name: str) -> _Value | None:
-        return self._values.get(name)
-
-    def put(self, name: str, value: _Value) -> _Value:
-        self._values[name] = value
-        return value
 
 
 @dataclass(frozen=True)
@@ -70,8 +33,8 @@ class Quotas:
     """Holds callers to their limits. Every method raises ProblemError and takes nothing when a limit is passed."""
 
     def __init__(self) -> None:
-        self._rates: _Recent[_Rates] = _Recent()
-        self._connects: _Recent[TokenBucket] = _Recent()
+        self._rates: Recent[_Rates] = Recent()
+        self._connects: Recent[TokenBucket] = Recent()
         self._open: dict[str, int] = {}
 
     def request(self, caller: Caller, now: float) -> None:
@@ -129,52 +92,6 @@ class Quotas:
         if rates.caller != caller:  # its limits were changed
             rates = self._rates.put(caller.name, _rates(caller, now))
         return rates
-
-
-class Failures:
-    """Slows down who tries keys: past a number of wrong ones, an address is refused whatever it sends.
-
-    A caller that was let in from there before still is: neighbours behind one address do not lock each other out.
-    """
-
-    def __init__(self) -> None:
-        self._wrong: _Recent[TokenBucket] = _Recent()
-        self._known: _Recent[bool] = _Recent()
-
-    def admit(self, address: str, caller: Caller | None, now: float) -> None:
-        """A key came from this address, `caller` tells whose; None: nobody's. Raises `rate_limited`."""
-        place = network(address)
-        known = f"{place} {caller.name}" if caller else ""
-        bucket = self._wrong.get(place, lambda: TokenBucket(FAILURES_PER_S, FAILURES_BURST, now))
-        bucket.take(0, now)
-        if bucket.wait_s(1) > 0 and self._known.find(known) is None:
-            raise limited("Too many wrong keys came from your address.", FAILURES_PER_S, bucket.wait_s(1))
-        if caller is None:
-            bucket.take(1, now)
-        else:
-            self._known.get(known, lambda: True)
-
-
-def network(address: str) -> str:
-    """Whom an address belongs to: itself, or its /64 for IPv6, where one customer has them all."""
-    try:
-        parsed = ipaddress.ip_address(address)
-    except ValueError:
-        return address
-    if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped is None:
-        return str(ipaddress.ip_network((parsed, _IPV6_NETWORK), strict=False))
-    return address
-
-
-def limited(why: str, limit: float | None, wait_s: float) -> ProblemError:
-    """`rate_limited`, with the time after which the same call may succeed."""
-    retry_after_s = max(1, math.ceil(wait_s))
-    return ProblemError(
-        ErrorCode.RATE_LIMITED,
-        f"{why} Try again in {retry_after_s} s.",
-        limit=limit,
-        retry_after_s=retry_after_s,
-    )
 
 
 def _rates(caller: Caller, now: float) -> _Rates:

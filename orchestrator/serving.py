@@ -11,6 +11,7 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
+from musetalk_agent.protocol.connections import TimedHttp
 from orchestrator.settings import Settings
 
 SHUTDOWN_S = 5
@@ -29,6 +30,7 @@ def server_config(app: FastAPI, settings: Settings, *, host: str, port: int) -> 
         app,
         host=host,
         port=port,
+        http=TimedHttp,
         access_log=False,
         log_config=None,
         ws="websockets-sansio",

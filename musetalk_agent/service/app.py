@@ -18,9 +18,11 @@ from musetalk_agent.factory import Factory
 from musetalk_agent.metrics import REGISTRY
 from musetalk_agent.protocol import traces
 from musetalk_agent.protocol.http import AgentHealth
-from musetalk_agent.protocol.problems import MEDIA_TYPE, ErrorCode, ProblemError
+from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from musetalk_agent.protocol.version import VERSION
 from musetalk_agent.service.audio_ws import LinkServer
+from musetalk_agent.service.auth import Door
+from musetalk_agent.service.guard import Guard, problem_response
 from musetalk_agent.service.routes import router
 from musetalk_agent.service.sessions import Sessions
 from musetalk_agent.settings import AgentSettings
@@ -50,9 +52,11 @@ def create_app(settings: AgentSettings) -> FastAPI:
             await factory.aclose()
             await traces.stop()
 
-    app = FastAPI(title="musetalk-agent", version=VERSION, lifespan=lifespan)
+    app = FastAPI(title="musetalk-agent", version=VERSION, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.settings, app.state.engines = settings, factory.engines
     app.state.instance = secrets.token_hex(8)
+    app.state.door = Door(settings.agent_api_key)
+    app.add_middleware(Guard, door=app.state.door, open_metrics=settings.open_metrics)
     app.add_middleware(traces.TracedPosts)
     app.include_router(router)
     app.add_api_route("/health", _health, response_model=AgentHealth)
@@ -85,30 +89,28 @@ async def _metrics() -> Response:
     return Response(generate_latest(REGISTRY), media_type=CONTENT_TYPE_LATEST)
 
 
-def _answer(error: ProblemError) -> JSONResponse:
-    headers = {"Retry-After": str(error.retry_after_s)} if error.retry_after_s else None
-    body = error.problem().model_dump(exclude_none=True)
-    return JSONResponse(body, error.status, headers, media_type=MEDIA_TYPE)
-
-
 async def _on_problem(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ProblemError)
-    return _answer(error)
+    return problem_response(error)
 
 
 async def _on_invalid(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     field = ".".join(str(part) for part in first["loc"] if part != "body")
-    return _answer(ProblemError(ErrorCode.INVALID_REQUEST, f"{field}: {first['msg']}", field=field))
+    return problem_response(ProblemError(ErrorCode.INVALID_REQUEST, f"{field}: {first['msg']}", field=field))
 
 
 async def _on_http(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, StarletteHTTPException)
+    if isinstance(error.__cause__, ProblemError):  # raised while FastAPI read the body
+        return problem_response(error.__cause__)
     codes = {404: ErrorCode.NOT_FOUND, 405: ErrorCode.METHOD_NOT_ALLOWED}
-    return _answer(ProblemError(codes.get(error.status_code, ErrorCode.INVALID_REQUEST), str(error.detail)))
+    return problem_response(ProblemError(codes.get(error.status_code, ErrorCode.INVALID_REQUEST), str(error.detail)))
 
 
 async def _on_crash(request: Request, _: Exception) -> JSONResponse:
     log.error("request crashed", extra={"path": request.url.path})
-    return _answer(ProblemError(ErrorCode.INTERNAL, "The agent failed on this request; its log has the details."))
+    return problem_response(
+        ProblemError(ErrorCode.INTERNAL, "The agent failed on this request; its log has the details.")
+    )

@@ -7,27 +7,19 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, WebSocket
-from fastapi.responses import JSONResponse
 
 from musetalk_agent.engines.musetalk.config import unet_config
 from musetalk_agent.engines.musetalk.files import UNET_CONFIG, copies_state
 from musetalk_agent.errors import PublisherUnavailable, WeightsInvalid
 from musetalk_agent.factory import Factory
 from musetalk_agent.protocol.http import AgentDebug, AgentSession, AgentStartRequest, FileState, PublisherRequest
-from musetalk_agent.protocol.problems import MEDIA_TYPE, ErrorCode, ProblemError
+from musetalk_agent.protocol.problems import ProblemError
 from musetalk_agent.publishers.base import MovingPublisher
-from musetalk_agent.service.auth import authorised
+from musetalk_agent.service.guard import problem_response
 from musetalk_agent.service.sessions import Sessions
 from musetalk_agent.weights import ModelStore
 
-
-async def _require_key(request: Request) -> None:
-    if not authorised(request.headers.get("authorization"), request.app.state.settings.agent_api_key):
-        raise ProblemError(ErrorCode.UNAUTHORIZED, "Send the agent's key: Authorization: Bearer AGENT_API_KEY.")
-
-
 router = APIRouter()
-guarded = APIRouter(dependencies=[Depends(_require_key)])
 
 
 def _sessions(request: Request) -> Sessions:
@@ -38,25 +30,25 @@ def _sessions(request: Request) -> Sessions:
 SessionsHere = Annotated[Sessions, Depends(_sessions)]
 
 
-@guarded.post("/session/start")
+@router.post("/session/start")
 async def start(body: AgentStartRequest, sessions: SessionsHere) -> AgentSession:
     """Prepares the avatar, joins the room and publishes both tracks; answers when the server has acknowledged them."""
     return (await sessions.start(body)).status()
 
 
-@guarded.post("/session/{session_id}/stop")
+@router.post("/session/{session_id}/stop")
 async def stop(session_id: str, sessions: SessionsHere) -> AgentSession:
     """Ends the session; any number of times."""
     return await sessions.stop(session_id)
 
 
-@guarded.get("/session/{session_id}")
+@router.get("/session/{session_id}")
 async def session(session_id: str, sessions: SessionsHere) -> AgentSession:
     """State, playback, funnel and diagnosis."""
     return sessions.status(session_id)
 
 
-@guarded.post("/session/{session_id}/publisher")
+@router.post("/session/{session_id}/publisher")
 async def publisher(session_id: str, body: PublisherRequest, sessions: SessionsHere) -> AgentSession:
     """Says which ways media may take; answers at once, and `transport` tells which one they take."""
     found = sessions.get(session_id)
@@ -67,7 +59,7 @@ async def publisher(session_id: str, body: PublisherRequest, sessions: SessionsH
     return found.status()
 
 
-@guarded.get("/debug")
+@router.get("/debug")
 async def debug(request: Request, sessions: SessionsHere) -> AgentDebug:
     """Engine, device, model files and every live session."""
     factory: Factory = request.app.state.factory
@@ -99,7 +91,7 @@ def _unet_config(models: Path) -> tuple[str | None, dict[str, Any] | None]:
     return (str(path), config) if config is not None else (None, None)
 
 
-@guarded.post("/avatars")
+@router.post("/avatars")
 async def add_avatar(request: Request) -> dict[str, str]:
     """Takes a clip as the raw body (zip, video or picture) and keeps it; `avatar_id` starts sessions with it."""
     factory: Factory = request.app.state.factory
@@ -111,14 +103,9 @@ async def add_avatar(request: Request) -> dict[str, str]:
 async def audio(socket: WebSocket, session_id: str, events_after: Annotated[int, Query(ge=0)] = 0) -> None:
     """The inner link; see `protocol.messages`. Refused before the upgrade with problem+json."""
     try:
-        if not authorised(socket.headers.get("authorization"), socket.app.state.settings.agent_api_key):
-            raise ProblemError(ErrorCode.UNAUTHORIZED, "Send the agent's key: Authorization: Bearer AGENT_API_KEY.")
+        socket.app.state.door.admit(socket.headers.get("authorization"), socket.scope.get("client"))
         found = socket.app.state.sessions.get(session_id)
     except ProblemError as error:
-        body = error.problem().model_dump(exclude_none=True)
-        await socket.send_denial_response(JSONResponse(body, error.status, media_type=MEDIA_TYPE))
+        await socket.send_denial_response(problem_response(error))
         return
     await socket.app.state.links.serve(socket, found, events_after)
-
-
-router.include_router(guarded)

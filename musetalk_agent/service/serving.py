@@ -10,12 +10,28 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
+from musetalk_agent.protocol.connections import TimedHttp
 from musetalk_agent.settings import AgentSettings
 
 log = logging.getLogger(__name__)
 
 _SHUTDOWN_S = 5  # for open requests, once nothing else is left
 _WS_MAX_BYTES = 4 << 20
+
+
+def server_config(app: FastAPI, *, host: str, port: int) -> uvicorn.Config:
+    """uvicorn's configuration."""
+    return uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        log_config=None,
+        http=TimedHttp,
+        access_log=False,  # query strings would be logged
+        ws="websockets-sansio",
+        ws_max_size=_WS_MAX_BYTES,
+        timeout_graceful_shutdown=_SHUTDOWN_S,
+    )
 
 
 class DrainingServer(uvicorn.Server):
@@ -26,17 +42,7 @@ class DrainingServer(uvicorn.Server):
     """
 
     def __init__(self, app: FastAPI, settings: AgentSettings, *, host: str, port: int) -> None:
-        config = uvicorn.Config(
-            app,
-            host=host,
-            port=port,
-            log_config=None,
-            access_log=False,  # query strings would be logged
-            ws="websockets-sansio",
-            ws_max_size=_WS_MAX_BYTES,
-            timeout_graceful_shutdown=_SHUTDOWN_S,
-        )
-        super().__init__(config)
+        super().__init__(server_config(app, host=host, port=port))
         self._state = app.state
         self._drain_s = settings.drain_s
         self._until: float | None = None

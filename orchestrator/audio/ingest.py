@@ -7,7 +7,8 @@ from enum import StrEnum
 import numpy as np
 
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
-from orchestrator.audio.limits import BURST_S, MESSAGE_COST_BYTES, AudioLimits, TokenBucket
+from musetalk_agent.protocol.throttle import TokenBucket
+from orchestrator.audio.limits import BURST_S, MESSAGE_COST_BYTES, AudioLimits
 
 
 class AudioFormat(StrEnum):

@@ -1,4 +1,4 @@
-"""What a sender of `/audio` may do, and the bucket that holds it to its rate."""
+"""What a sender of `/audio` may do."""
 
 from __future__ import annotations
 
@@ -31,26 +31,3 @@ class AudioLimits:
     def told(self) -> Limits:
         """The limits as `hello` tells them."""
         return Limits(message_bytes=self.message_bytes, backlog_s=self.backlog_s, bytes_per_s=self.bytes_per_s)
-
-
-class TokenBucket:
-    """Bytes that may still be taken; fills at `rate` per second up to `burst`."""
-
-    def __init__(self, rate: float, burst: float, now: float) -> None:
-        self._rate = rate
-        self._burst = burst
-        self._level = burst
-        self._at = now
-
-    def take(self, amount: float, now: float) -> bool:
-        """Takes `amount` and returns True, or leaves the level as it is and returns False."""
-        self._level = min(self._burst, self._level + (now - self._at) * self._rate)
-        self._at = now
-        if amount > self._level:
-            return False
-        self._level -= amount
-        return True
-
-    def wait_s(self, amount: float) -> float:
-        """Seconds from the last `take` until `amount` is there."""
-        return max(0.0, (amount - self._level) / self._rate)

@@ -12,10 +12,11 @@ from starlette.datastructures import Headers, QueryParams
 from starlette.types import Scope as AsgiScope
 
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
+from musetalk_agent.protocol.throttle import Failures
 from orchestrator.audit import AuditLog
 from orchestrator.credentials import Credentials, bearer
 from orchestrator.keys import Caller, Scope
-from orchestrator.quotas import Failures, Quotas
+from orchestrator.quotas import Quotas
 from orchestrator.routes.problems import unauthorized
 from orchestrator.session.record import Session
 from orchestrator.session.registry import SessionRegistry
@@ -75,7 +76,7 @@ class Access:
         if given is None:
             raise unauthorized()
         caller = self.credentials.caller(given, address(scope))
-        self.failures.admit(address(scope), caller, self.clock())
+        self.failures.admit(address(scope), caller.name if caller else None, self.clock())
         if caller is None:
             raise unauthorized()
         self.quotas.request(caller, self.clock())

@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from musetalk_agent.protocol.bodies import MAX_BODY, UPLOAD_S, announced, bounded, dictated, timely, too_large
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.metrics import Metrics
 from orchestrator.routes.access import NOBODY, Access, Rule, own, require, rule
-from orchestrator.routes.bodies import MAX_BODY, bounded, dictated, timely, too_large
 from orchestrator.routes.problems import internal, problem_response
 from orchestrator.session.dictation import PAUSE_S
 
@@ -87,10 +87,10 @@ class Guard:
                 scope["state"]["code"] = refusal.code.value
                 await problem_response(refusal)(scope, receive, sending)
             elif scope["path"] in self._uploads:
-                await self._app(scope, timely(receive), sending)
+                await self._app(scope, timely(receive, longest_s=UPLOAD_S), sending)
             elif dictated(scope):
                 await self._app(scope, timely(receive, PAUSE_S), sending)  # the route bounds its length
-            elif _announced(scope) > MAX_BODY:
+            elif announced(scope) > MAX_BODY:
                 await problem_response(too_large())(scope, receive, sending)
             else:
                 await self._app(scope, bounded(receive), sending)
@@ -146,11 +146,6 @@ class Guard:
         if "session_id" in params:
             extra["session_id"] = str(params["session_id"])[:64]
         _log.info("request", extra=extra)
-
-
-def _announced(scope: Scope) -> int:
-    length = Headers(scope=scope).get("content-length", "0")
-    return int(length) if length.isdigit() else 0
 
 
 def _is_preflight(scope: Scope) -> bool:

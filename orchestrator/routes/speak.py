@@ -15,10 +15,10 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 from starlette.types import Scope
 
+from musetalk_agent.protocol.bodies import dictated
 from musetalk_agent.protocol.http import Strict
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.routes.access import current
-from orchestrator.routes.bodies import dictated
 from orchestrator.routes.context import Ctx
 from orchestrator.routes.elsewhere import here
 from orchestrator.session.dictation import Dictation

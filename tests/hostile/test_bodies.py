@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 
+from musetalk_agent.protocol import bodies
 from musetalk_agent.protocol.problems import MEDIA_TYPE, ErrorCode
-from orchestrator.routes import bodies
 from tests.fakes.stage import API_KEY, Stage, stage
 
 ROUTES = ("/token", "/session/start", "/session/{id}/speak")

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import pytest
 
+from musetalk_agent.protocol import throttle
 from musetalk_agent.protocol.problems import ProblemError
+from musetalk_agent.protocol.throttle import Failures, network
 from orchestrator import quotas
 from orchestrator.keys import Caller, KeyLimits, Scope
-from orchestrator.quotas import Failures, Quotas, network
+from orchestrator.quotas import Quotas
 
 
 def caller(name: str = "shop", **limits: float) -> Caller:
@@ -80,16 +82,16 @@ def test_an_audio_that_is_opened_in_a_loop_is_slowed_down() -> None:
 
 def test_an_address_that_tries_keys_is_refused_whatever_it_sends() -> None:
     failures, friend, stranger = Failures(), caller("friend"), caller("stranger")
-    failures.admit("192.0.2.1", friend, 0.0)
-    for _ in range(quotas.FAILURES_BURST):
+    failures.admit("192.0.2.1", friend.name, 0.0)
+    for _ in range(throttle.FAILURES_BURST):
         failures.admit("192.0.2.1", None, 0.0)
-    for each in (None, stranger):
+    for each in (None, stranger.name):
         with pytest.raises(ProblemError) as caught:
             failures.admit("192.0.2.1", each, 0.0)
         assert (caught.value.code, caught.value.retry_after_s) == ("rate_limited", 2)
-    failures.admit("192.0.2.1", friend, 0.0)  # who came before is not locked out by a neighbour
-    failures.admit("192.0.2.2", stranger, 0.0)
-    failures.admit("192.0.2.1", stranger, 2.0)
+    failures.admit("192.0.2.1", friend.name, 0.0)  # who came before is not locked out by a neighbour
+    failures.admit("192.0.2.2", stranger.name, 0.0)
+    failures.admit("192.0.2.1", stranger.name, 2.0)
     with pytest.raises(ProblemError):
         for _ in range(3):
             failures.admit("192.0.2.1", None, 2.0)
@@ -110,7 +112,7 @@ def test_whom_an_address_belongs_to(one: str, other: str, same: bool) -> None:
 
 
 def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quotas, "REMEMBERED", 8)
+    monkeypatch.setattr(throttle, "REMEMBERED", 8)
     failures = Failures()
     for number in range(100):
         failures.admit(f"192.0.2.{number}", None, 0.0)

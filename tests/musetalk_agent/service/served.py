@@ -14,6 +14,7 @@ import uvicorn
 import websockets
 
 from musetalk_agent.service.app import create_app
+from musetalk_agent.service.serving import server_config
 from musetalk_agent.settings import AgentSettings
 from orchestrator.processes import free_port
 
@@ -48,11 +49,7 @@ class Agent:
 async def agent(cache: Path, **settings: Any) -> AsyncIterator[Agent]:
     port = free_port()
     app = create_app(AgentSettings(**{"agent_api_key": KEY, "engine": "pattern", "cache_dir": cache, **settings}))
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app, host="127.0.0.1", port=port, log_config=None, ws="websockets-sansio", timeout_graceful_shutdown=2
-        )
-    )
+    server = uvicorn.Server(server_config(app, host="127.0.0.1", port=port))
     server.install_signal_handlers = lambda: None  # type: ignore[attr-defined,method-assign]
     task = asyncio.create_task(server._serve())
     try:

@@ -28,13 +28,18 @@ async def _until(socket: websockets.ClientConnection, kind: str) -> dict[str, An
                 return message
 
 
-async def test_everything_but_health_and_metrics_needs_the_key(tmp_path: Path) -> None:
+async def test_everything_but_health_needs_the_key(tmp_path: Path) -> None:
     async with agent(tmp_path) as here:
         for method, path in (
             ("POST", "/session/start"),
             ("GET", "/debug"),
             ("POST", "/avatars"),
             ("GET", "/session/x"),
+            ("GET", "/metrics"),
+            ("GET", "/openapi.json"),
+            ("GET", "/docs"),
+            ("GET", "/redoc"),
+            ("GET", "/nowhere"),
         ):
             for headers in (
                 {"Authorization": ""},
@@ -51,6 +56,13 @@ async def test_everything_but_health_and_metrics_needs_the_key(tmp_path: Path) -
         with pytest.raises(websockets.InvalidStatus) as unknown:
             await here.link("x")
         assert unknown.value.response.status_code == 404
+
+
+async def test_metrics_are_open_where_that_is_set(tmp_path: Path) -> None:
+    async with agent(tmp_path, open_metrics=True) as here:
+        answer = await here.http.get("/metrics", headers={"Authorization": ""})
+        assert answer.status_code == 200 and "avatar_lip_latency_seconds" in answer.text
+        assert (await here.http.get("/debug", headers={"Authorization": ""})).status_code == 401
 
 
 async def test_capacity_conflict_and_unknown_things_have_codes(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import websockets
 
+from musetalk_agent.protocol import throttle
 from orchestrator import quotas
 from tests.fakes.stage import Stage, stage
 from tests.orchestrator.routes.test_auth import refused
@@ -127,7 +128,7 @@ async def test_connections_of_a_caller_are_bounded(running: Stage, monkeypatch: 
 async def test_tokens_cannot_be_tried_quickly(running: Stage) -> None:
     started = await running.start()
     url = started["audio_url"]
-    codes = [(await refused(f"{url[:-4]}{number:04d}"))[0] for number in range(quotas.FAILURES_BURST + 5)]
+    codes = [(await refused(f"{url[:-4]}{number:04d}"))[0] for number in range(throttle.FAILURES_BURST + 5)]
     assert codes[0] == 401 and codes[-1] == 429
     async with running.audio(url) as line:  # the right one is no guess
         await line.wait("hello")

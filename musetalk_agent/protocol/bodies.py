@@ -1,4 +1,4 @@
-"""Bodies of requests, bounded in size and in time: nobody holds a request open by sending nothing."""
+"""Bodies of requests, bounded in size and in time, at both services: nothing is held open by sending nothing."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ SILENCE_S = 15.0
 """Longest wait for the next part of a body."""
 _JSON_S = 30.0
 """Longest wait for the whole of a JSON body."""
+UPLOAD_S = 1800.0
+"""Longest wait for the whole of a clip: 256 MiB at 1.2 Mbit/s."""
 _SPEAK = re.compile(r"/session/[^/]+/speak/?")
 
 
 def bounded(receive: Receive) -> Receive:
     """For JSON: reading raises ProblemError `message_too_large` or `body_timeout` past the limits."""
-    size, parts = 0, timely(receive)
-    deadline = asyncio.get_running_loop().time() + _JSON_S
+    size, parts = 0, timely(receive, longest_s=_JSON_S)
 
     async def receiving() -> Message:
         nonlocal size
@@ -30,8 +31,6 @@ def bounded(receive: Receive) -> Receive:
         size += len(message.get("body", b""))
         if size > MAX_BODY:
             raise too_large()
-        if message.get("more_body") and asyncio.get_running_loop().time() > deadline:
-            raise _too_slow(SILENCE_S)
         return message
 
     return receiving
@@ -43,23 +42,35 @@ def dictated(scope: Scope) -> bool:
     return scope.get("method") == "POST" and kind == "text/plain" and _SPEAK.fullmatch(scope["path"]) is not None
 
 
-def timely(receive: Receive, silence_s: float | None = None) -> Receive:
-    """Reading raises ProblemError `body_timeout` when the body goes on and nothing of it comes for `silence_s` (`SILENCE_S`)."""
-    complete, longest_s = False, silence_s or SILENCE_S
+def timely(receive: Receive, silence_s: float | None = None, *, longest_s: float | None = None) -> Receive:
+    """Reading raises ProblemError `body_timeout` when the body goes on and nothing of it comes for `silence_s` (`SILENCE_S`).
+
+    And when the whole of it takes more than `longest_s`, however evenly it trickles.
+    """
+    complete, pause_s = False, silence_s or SILENCE_S
+    begun = asyncio.get_running_loop().time()
 
     async def receiving() -> Message:
         nonlocal complete
         if complete:
             return await receive()  # what comes now is the end of the connection, at its own time
         try:
-            async with asyncio.timeout(longest_s):
+            async with asyncio.timeout(pause_s):
                 message = await receive()
         except TimeoutError:
-            raise _too_slow(longest_s) from None
+            raise _too_slow(pause_s) from None
         complete = not message.get("more_body", False)
+        if not complete and longest_s is not None and asyncio.get_running_loop().time() - begun > longest_s:
+            raise _too_long(longest_s)
         return message
 
     return receiving
+
+
+def announced(scope: Scope) -> int:
+    """Bytes that the head of a request promises; 0 where it does not say."""
+    length = Headers(scope=scope).get("content-length", "0")
+    return int(length) if length.isdigit() else 0
 
 
 def too_large() -> ProblemError:
@@ -73,3 +84,7 @@ def _too_slow(silence_s: float) -> ProblemError:
     return ProblemError(
         ErrorCode.BODY_TIMEOUT, f"The body was not sent whole: nothing came for {silence_s:g} s.", limit=silence_s
     )
+
+
+def _too_long(longest_s: float) -> ProblemError:
+    return ProblemError(ErrorCode.BODY_TIMEOUT, f"The body was not sent whole within {longest_s:g} s.", limit=longest_s)

@@ -1,0 +1,91 @@
+"""uvicorn's HTTP protocol with a deadline for what a client has not sent, and a bound on open connections; both services use it.
+
+uvicorn itself waits for ever for the rest of a request's head, and takes every connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import resource
+from typing import Any
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+HEAD_S = 10.0
+"""A connection on which no request is being answered has so long for the next one's whole head, also the one of a handshake."""
+_log = logging.getLogger(__name__)
+
+
+def most_connections() -> int:
+    """Half the file descriptors that the process may have, and at most 4096: the other half is for what it opens itself."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 4096 if files == resource.RLIM_INFINITY else max(64, min(4096, files // 2))
+
+
+CONNECTIONS = most_connections()
+
+
+class TimedHttp(H11Protocol):
+    """One connection. It is closed when a head takes longer than `HEAD_S`.
+
+    When more than `CONNECTIONS` are open, the one that has waited longest for a head is closed; where none waits, the new one is.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._deadline: asyncio.TimerHandle | None = None
+        self._over = False
+
+    @property
+    def waits_until(self) -> float | None:
+        """When this connection is closed for want of a head (the loop's clock); None while it is not waited for."""
+        return None if self._deadline is None else self._deadline.when()
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
+        """A client has connected."""
+        super().connection_made(transport)
+        self._wait()
+        if len(self.connections) > CONNECTIONS:
+            self._make_room()
+
+    def data_received(self, data: bytes) -> None:
+        """Something of a request, or of a body that its answer did not wait for."""
+        super().data_received(data)
+        answering = self.cycle is not None and not self.cycle.response_complete
+        if answering or self._over:
+            self._stop_waiting()
+        else:
+            self._wait()
+
+    def handle_websocket_upgrade(self, event: h11.Request) -> None:
+        """The connection is another protocol's from now on."""
+        self._over = True
+        self._stop_waiting()
+        super().handle_websocket_upgrade(event)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It is gone."""
+        self._over = True
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def _wait(self) -> None:
+        if self._deadline is None:
+            self._deadline = self.loop.call_later(HEAD_S, self._close)
+
+    def _stop_waiting(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _close(self) -> None:
+        self._deadline = None
+        self.transport.abort()
+
+    def _make_room(self) -> None:
+        waiting = [one for one in self.connections if isinstance(one, TimedHttp) and one.waits_until is not None]
+        oldest = min(waiting, key=lambda one: one.waits_until or 0.0)  # never empty: this one waits too
+        _log.warning("too many connections: one that sent no request is closed", extra={"limit": CONNECTIONS})
+        oldest.transport.abort()
