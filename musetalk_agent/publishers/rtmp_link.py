@@ -32,6 +32,12 @@ _ACK_WINDOW = 8192
 """Bytes after which the server is asked to say that it has read them: when it hangs, its kernel still takes megabytes."""
 _POLL_S = 0.1
 _READ = 16_384
+_SEND_S = 8.0
+"""No message of ours takes longer than this to send: a server that takes some bytes now and then is of no use either."""
+_MOST_BYTES, _MOST_MESSAGES = 65_536, 1000
+"""What a server may send in a second. It has nothing to say to a publisher but acknowledgements (about 60 a second at 4 Mbit/s)
+and pings; reading a flood would take a core from the sessions beside this one."""
+_LEAST_WINDOW = 2500  # bytes; a server that wants acknowledgements more often does not get them
 _FLASH = "FMLE/3.0 (compatible; musetalk-livekit)"
 
 
@@ -63,6 +69,8 @@ class RtmpLink:
         self._inbox: list[wire.Message] = []
         self._stream = 0
         self._received = self._told = 0
+        self._allowance = _Allowance()
+        self._deadline: float | None = None  # of the whole of connecting, in whatever portions the server answers
         self._window = 2_500_000
         self._aborted = False
         self.broken = False
@@ -73,7 +81,7 @@ class RtmpLink:
 
     def open(self) -> None:
         """Connects and begins to publish. Raises OSError (with TimeoutError and ssl.SSLError) or RtmpError."""
-        deadline = time.monotonic() + CONNECT_S
+        self._deadline = time.monotonic() + CONNECT_S
         family = socket.AF_INET6 if ":" in self._ip else socket.AF_INET
         self._plain = plain = socket.socket(family, socket.SOCK_STREAM)
         if self._aborted:
@@ -87,9 +95,10 @@ class RtmpLink:
         self._socket = plain
         plain.setblocking(False)
         if self._address.tls:
-            self._encrypt(plain, deadline)
-        self._shake_hands(deadline)
-        self._begin(deadline)
+            self._encrypt(plain)
+        self._shake_hands()
+        self._begin()
+        self._deadline = None
 
     def write(self, data: bytes) -> int:
         """Takes what an FLV muxer writes (the file it sees). After a failure it swallows everything, so that the muxer can end."""
@@ -151,53 +160,53 @@ class RtmpLink:
             if one is not None:
                 one.close()
 
-    def _encrypt(self, plain: socket.socket, deadline: float) -> None:
+    def _encrypt(self, plain: socket.socket) -> None:
         secure = self._tls().wrap_socket(plain, server_hostname=self._address.host, do_handshake_on_connect=False)
         self._socket = self._plain = secure  # the plain one has given its descriptor away
         while True:
             try:
                 return secure.do_handshake()
             except ssl.SSLWantReadError:
-                self._wait(deadline, reading=True)
+                self._wait(reading=True)
             except ssl.SSLWantWriteError:
-                self._wait(deadline, reading=False)
+                self._wait(reading=False)
 
-    def _shake_hands(self, deadline: float) -> None:
+    def _shake_hands(self) -> None:
         hello = b"\x03" + bytes(8) + os.urandom(wire.HANDSHAKE - 8)
-        self._send(hello, deadline)
-        answer = self._read_exactly(1 + 2 * wire.HANDSHAKE, deadline)
+        self._send(hello)
+        answer = self._read_exactly(1 + 2 * wire.HANDSHAKE)
         if answer[0] != 3:
             raise wire.RtmpError("The server does not speak RTMP.")
-        self._send(answer[1 : 1 + wire.HANDSHAKE], deadline)
+        self._send(answer[1 : 1 + wire.HANDSHAKE])
 
-    def _begin(self, deadline: float) -> None:
+    def _begin(self) -> None:
         address = self._address
         about = {"app": address.app, "type": "nonprivate", "flashVer": _FLASH, "tcUrl": address.tc_url}
         first = wire.control(wire.SET_CHUNK_SIZE, wire.CHUNK)
-        self._send(wire.chunks(first) + wire.chunks(wire.command("connect", 1, dict(about))), deadline)
-        self._answer(1, deadline)
-        self._send(wire.chunks(wire.control(wire.WINDOW_SIZE, _ACK_WINDOW)), deadline)
+        self._send(wire.chunks(first) + wire.chunks(wire.command("connect", 1, dict(about))))
+        self._answer(1)
+        self._send(wire.chunks(wire.control(wire.WINDOW_SIZE, _ACK_WINDOW)))
         for number, name in ((2, "releaseStream"), (3, "FCPublish")):
-            self._send(wire.chunks(wire.command(name, number, None, address.key)), deadline)
-        self._send(wire.chunks(wire.command("createStream", 4, None)), deadline)
-        values = self._answer(4, deadline)
-        if len(values) < 4 or not isinstance(values[3], float):
+            self._send(wire.chunks(wire.command(name, number, None, address.key)))
+        self._send(wire.chunks(wire.command("createStream", 4, None)))
+        values = self._answer(4)
+        if len(values) < 4 or not isinstance(values[3], float) or not 0 <= values[3] < 1 << 32:  # NaN is neither
             raise wire.RtmpError("The server made no stream.")
         self._stream = int(values[3])
         publish = wire.command("publish", 5, None, address.key, "live", stream=self._stream)
-        self._send(wire.chunks(publish), deadline)
+        self._send(wire.chunks(publish))
         while True:
-            message = self._next_command(deadline)
+            message = self._next_command()
             if "NetStream.Publish.Start" in _codes(message):
                 return
 
-    def _answer(self, number: int, deadline: float) -> list[wire.Amf]:
+    def _answer(self, number: int) -> list[wire.Amf]:
         while True:
-            values = wire.unpack(self._next_command(deadline).body)
+            values = wire.unpack(self._next_command().body)
             if values[:2] == ["_result", float(number)]:
                 return values
 
-    def _next_command(self, deadline: float) -> wire.Message:
+    def _next_command(self) -> wire.Message:
         """The next command that is no failure, save one of the courtesies that servers may not know."""
         while True:
             for message in self._take():
@@ -206,7 +215,7 @@ class RtmpLink:
                 if wire.unpack(message.body)[:2] not in (["_error", 2.0], ["_error", 3.0]) and _failure(message):
                     raise wire.RtmpError(f"The server refuses: {_failure(message)}.")
                 return message
-            self._wait(deadline, reading=True)
+            self._wait(reading=True)
             self._receive()
 
     def _take(self) -> list[wire.Message]:
@@ -222,7 +231,7 @@ class RtmpLink:
             elif message.kind == wire.ACKNOWLEDGEMENT:
                 self._acks, self._acked = self._acks + 1, (time.monotonic(), self.sent)
             elif message.kind == wire.WINDOW_SIZE and number:
-                self._window = number
+                self._window = max(number, _LEAST_WINDOW)
             elif message.kind == wire.PEER_BANDWIDTH:
                 self._send(wire.chunks(wire.control(wire.WINDOW_SIZE, number)))
         if self._received - self._told >= self._window // 2:
@@ -232,16 +241,18 @@ class RtmpLink:
         return taken
 
     def _receive(self) -> bool:
-        """Reads what is there; returns whether there was anything."""
+        """Reads what is there; returns whether there was anything. Raises RtmpError for a flood."""
         data = self._read(_READ)
-        if data:
-            self._inbox += self._reader.feed(data)
+        self._allowance.spend(len(data), 0)
+        for message in self._reader.feed(data) if data else ():
+            self._allowance.spend(0, 1)
+            self._inbox.append(message)
         return bool(data)
 
-    def _read_exactly(self, size: int, deadline: float) -> bytes:
+    def _read_exactly(self, size: int) -> bytes:
         data = b""
         while len(data) < size:
-            self._wait(deadline, reading=True)
+            self._wait(reading=True)
             data += self._read(size - len(data))
         return data
 
@@ -259,32 +270,61 @@ class RtmpLink:
         return data
 
     def _send(self, data: bytes, deadline: float | None = None) -> None:
-        """Sends all of it by `deadline`; without one, as long as the server takes a little of it every `STALL_S`."""
+        """Sends all of it by `deadline`, or that of connecting. Without one the server has to take a little of it every `STALL_S`,
+        and all of it within `_SEND_S`.
+        """
         assert self._socket is not None
         left = memoryview(data)
+        latest = deadline or self._deadline
+        last = latest or time.monotonic() + _SEND_S
         while left:
             try:
                 sent = self._socket.send(left)
                 self.sent += sent
                 left = left[sent:]
             except (BlockingIOError, ssl.SSLWantWriteError):
-                self._wait(deadline or time.monotonic() + STALL_S, reading=False)
+                self._wait(latest or min(last, time.monotonic() + STALL_S), reading=False)
             except ssl.SSLWantReadError:
-                self._wait(deadline or time.monotonic() + STALL_S, reading=True)
+                self._wait(latest or min(last, time.monotonic() + STALL_S), reading=True)
 
-    def _wait(self, deadline: float, *, reading: bool) -> None:
-        """Until the socket can be read or written. Raises TimeoutError after `deadline`."""
+    def _wait(self, deadline: float | None = None, *, reading: bool) -> None:
+        """Until the socket can be read or written. Raises TimeoutError after `deadline`, or that of connecting, also when it can:
+        a server that answers a byte at a time gets no longer than one that says nothing.
+        """
         assert self._socket is not None
-        if reading and isinstance(self._socket, ssl.SSLSocket) and self._socket.pending():
-            return
+        latest = deadline or self._deadline
+        assert latest is not None
         poll = select.poll()
         poll.register(self._socket, select.POLLIN if reading else select.POLLOUT)
-        while not poll.poll(_POLL_S * 1000):
-            if time.monotonic() > deadline:
+        while True:
+            left_s = latest - time.monotonic()
+            if left_s < 0:
                 self.broken = True
-                raise TimeoutError(errno.ETIMEDOUT, f"the server {'says' if reading else 'takes'} nothing")
+                raise TimeoutError(errno.ETIMEDOUT, f"the server {'says' if reading else 'takes'} too little in time")
             if self._aborted:
                 raise ConnectionAbortedError(errno.ECONNABORTED, "ended on our side")
+            if reading and isinstance(self._socket, ssl.SSLSocket) and self._socket.pending():
+                return
+            if poll.poll(1000 * min(_POLL_S, left_s)):
+                return
+
+
+class _Allowance:
+    """Counts what the server sends within a second."""
+
+    def __init__(self) -> None:
+        self._until = 0.0
+        self._bytes = self._messages = 0
+
+    def spend(self, size: int, messages: int) -> None:
+        """Raises RtmpError beyond `_MOST_BYTES` or `_MOST_MESSAGES` within a second."""
+        now = time.monotonic()
+        if now >= self._until:
+            self._until, self._bytes, self._messages = now + 1, 0, 0
+        self._bytes += size
+        self._messages += messages
+        if self._bytes > _MOST_BYTES or self._messages > _MOST_MESSAGES:
+            raise wire.RtmpError("The server floods the connection, where it has hardly anything to say.")
 
 
 def _codes(message: wire.Message) -> list[str]:

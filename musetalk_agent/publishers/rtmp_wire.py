@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 Amf = float | bool | str | None | dict[str, "Amf"]
 
@@ -155,37 +155,44 @@ class _Channel:
     kind: int = 0
     stream: int = 0
     long: bool = False
-    body: bytes = b""
+    body: bytearray = field(default_factory=bytearray)
 
 
 class ChunkReader:
-    """Puts the server's chunks together again: `feed` bytes as they come, get whole messages."""
+    """Puts the server's chunks together again: `feed` bytes as they come, get whole messages.
+
+    Holds at most `_MAX_MESSAGE` bytes for each of `_MAX_CHANNELS` chunk streams, and one chunk that is not complete.
+    """
 
     def __init__(self) -> None:
-        self._buffer = bytearray()
+        self._rest = b""
         self._channels: dict[int, _Channel] = {}
         self._size = _FIRST_CHUNK
 
     def feed(self, data: bytes) -> Iterator[Message]:
-        """Messages that are complete now. Raises `RtmpError` for what is no RTMP."""
-        self._buffer += data
+        """Messages that are complete now. Raises `RtmpError` for what is no RTMP. Read it to its end before the next call."""
+        data = self._rest + data
+        at = 0
         while True:
             try:
-                used, message = self._chunk(bytes(self._buffer[: self._size + 18]))
+                at, message = self._chunk(data, at)
             except (IndexError, struct.error):
-                return  # not all of the chunk is here
-            del self._buffer[:used]
+                self._rest = data[at:]  # not all of the chunk is here
+                return
             if message is None:
                 continue
             if message.kind == SET_CHUNK_SIZE and len(message.body) == 4:
                 self._size = min(max(1, int.from_bytes(message.body, "big") & 0x7FFFFFFF), _MAX_MESSAGE)
             yield message
 
-    def _chunk(self, data: bytes) -> tuple[int, Message | None]:
-        form, number, at = data[0] >> 6, data[0] & 0x3F, 1
+    def _chunk(self, data: bytes, at: int) -> tuple[int, Message | None]:
+        """The chunk at `at`: where it ends, and the message that it completes. Raises IndexError when it is not all there."""
+        first = data[at]
+        form, number = first >> 6, first & 0x3F
+        at += 1
         if number < 2:
-            number = 64 + data[1] + (data[2] << 8 if number else 0)
-            at = 3 if data[0] & 1 else 2
+            number = 64 + data[at] + (data[at + 1] << 8 if number else 0)
+            at += 1 + (first & 1)
         known = self._channels.get(number)
         if known is None and len(self._channels) >= _MAX_CHANNELS:
             raise RtmpError("The server opens too many chunk streams.")
@@ -197,13 +204,13 @@ class ChunkReader:
         self._channels[number] = channel
         if len(channel.body) < channel.size:
             return at + part, None
-        message = Message(channel.kind, channel.body, channel.stream, channel.time_ms)
-        channel.body = b""
+        message = Message(channel.kind, bytes(channel.body), channel.stream, channel.time_ms)
+        channel.body = bytearray()
         return at + part, message
 
     @staticmethod
     def _header(data: bytes, at: int, form: int, old: _Channel) -> tuple[_Channel, int]:
-        """The channel as this chunk's header makes it: a copy, as the chunk may not be all here yet."""
+        """The channel as this chunk's header makes it: a copy, as the chunk may not be all here yet; the body is the same."""
         new = _Channel(old.time_ms, old.step_ms, old.size, old.kind, old.stream, old.long, old.body)
         length = (11, 7, 3, 0)[form]
         head = data[at : at + length]
@@ -219,6 +226,8 @@ class ChunkReader:
             (new.stream,) = struct.unpack("<I", head[7:11])
         if new.size > _MAX_MESSAGE:
             raise RtmpError(f"The server sends a message of {new.size} bytes.")
+        if new.size < len(new.body):
+            raise RtmpError("The server shortens a message that it has begun.")
         if new.long:
             (step,) = struct.unpack_from(">I", data, at)
             at += 4

@@ -105,6 +105,51 @@ def test_any_bytes_are_read_or_refused_and_nothing_else(data: bytes) -> None:
         pass
 
 
+def test_a_message_that_is_shortened_in_its_midst_is_refused() -> None:
+    begun = bytes([0x03]) + bytes(3) + (200).to_bytes(3, "big") + bytes([9]) + bytes(4) + bytes(128)
+    shorter = bytes([0x43]) + bytes(3) + (50).to_bytes(3, "big") + bytes([9]) + bytes(100)
+    reader = ChunkReader()
+    assert list(reader.feed(begun)) == []
+    with pytest.raises(RtmpError, match="shortens"):
+        list(reader.feed(shorter))
+
+
+@st.composite
+def hostile_chunks(draw: st.DrawFn) -> bytes:
+    """Chunks whose headers contradict one another: a few channels, any form, sizes and times at their limits."""
+    parts = []
+    for _ in range(draw(st.integers(1, 12))):
+        form, channel = draw(st.integers(0, 3)), draw(st.integers(2, 5))
+        size = draw(st.sampled_from([0, 1, 4, 127, 128, 129, 300, 65_536, 65_537, 0xFFFFFF]))
+        time = draw(st.sampled_from([0, 1, 0xFFFFFE, 0xFFFFFF]))
+        kind = draw(st.sampled_from([1, 2, 3, 4, 5, 6, 8, 9, 18, 20, 255]))
+        head = time.to_bytes(3, "big") + size.to_bytes(3, "big") + bytes([kind]) + bytes(4)
+        parts.append(bytes([form << 6 | channel]) + head[: (11, 7, 3, 0)[form]] + draw(st.binary(max_size=140)))
+    return b"".join(parts)
+
+
+@given(hostile_chunks(), st.integers(1, 200))
+def test_contradicting_chunks_are_read_or_refused_and_no_byte_is_read_twice(data: bytes, portion: int) -> None:
+    reader, count, size = ChunkReader(), 0, 0
+    try:
+        for at in range(0, len(data), portion):
+            for message in reader.feed(data[at : at + portion]):
+                count, size = count + 1, size + len(message.body)
+                unpack(message.body)
+    except RtmpError:
+        pass
+    assert count <= len(data) and size <= len(data)
+
+
+@given(st.recursive(st.binary(max_size=8), lambda inner: st.lists(inner, max_size=4).map(b"".join), max_leaves=20))
+def test_values_of_any_depth_are_read_or_refused(body: bytes) -> None:
+    for nested in (body, b"\x03\x00\x01a" * 200 + body, b"\x08\xff\xff\xff\xff" + body, b"\x02\xff\xff" + body):
+        try:
+            unpack(nested)
+        except RtmpError:
+            pass
+
+
 def test_small_pictures_are_padded_by_a_nal_unit_of_filler_and_nothing_else_is() -> None:
     slice_unit = (5).to_bytes(4, "big") + b"\x41aaaa"
     picture = Message(wire.VIDEO, b"\x27\x01\x00\x00\x00" + slice_unit, 1, 40)
