@@ -83,7 +83,7 @@ class Session:
         self.pipeline = build(self._tell, self._on_speaking)
         if speech is not None:
             speech.feed(self.pipeline)
-        self.inbox = Inbox(self.pipeline, request.backlog_s)
+        self.inbox = Inbox(self.pipeline, request.backlog_s, bundle.fps, self._tell)
         if request.voice is VoiceSource.ORCHESTRATOR:
             self.pipeline.playback.follow(self.outbox.due)
         if isinstance(publisher, MovingPublisher):

@@ -37,6 +37,19 @@ class Metrics:
         self.backlog_seconds = Gauge(
             "avatar_audio_backlog_seconds", "Speech that waits to be heard, all sessions together", registry=registry
         )
+        self.open_segments = Gauge("avatar_open_segments", "Segments that are open, all sessions", registry=registry)
+        self.clears_waiting = Gauge(
+            "avatar_clears_waiting", "Clears that agents have not answered, all sessions", registry=registry
+        )
+        self.speech_ahead = Gauge(
+            "avatar_speech_ahead_seconds", "Speech of texts that waits to be heard, all sessions", registry=registry
+        )
+        self.speech_notes = Gauge(
+            "avatar_speech_notes", "Phonemes and words kept with speech, all sessions", registry=registry
+        )
+        self.speech_notes_dropped = Counter(
+            "avatar_speech_notes_dropped", "Phonemes and words that no room was left for", registry=registry
+        )
         self.segments = Counter("avatar_segments_finished", "Segments that ended", ["interrupted"], registry=registry)
         self.events_dropped = Counter(
             "avatar_audio_events_dropped", "Events nobody was connected for and no room was left for", registry=registry

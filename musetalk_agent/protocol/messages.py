@@ -63,6 +63,7 @@ class Limits(BaseModel):
     message_bytes: int
     backlog_s: float
     bytes_per_s: int
+    segments: int = 256
 
 
 class Hello(Message):

@@ -8,7 +8,7 @@ import numpy as np
 
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from musetalk_agent.protocol.throttle import TokenBucket
-from orchestrator.audio.limits import BURST_S, MESSAGE_COST_BYTES, AudioLimits
+from orchestrator.audio.limits import BURST_S, MESSAGE_COST_BYTES, OPEN_SEGMENTS, AudioLimits
 
 
 class AudioFormat(StrEnum):
@@ -21,31 +21,84 @@ class AudioFormat(StrEnum):
 _WIDTH = {AudioFormat.S16LE: 2, AudioFormat.F32LE: 4}
 
 
+_JUDGED_SAMPLES = 4096
+"""As many samples of a message decide where its samples begin."""
+_EVIDENCE = 16
+_FULL_STEP = 65_536.0
+_LOUDEST, _QUIETEST = 4.0, 1e-7
+
+
 class Decoder:
-    """One connection's byte stream as int16 little endian mono. A sample split over two messages is carried over."""
+    """One connection's byte stream as int16 little endian mono. A sample split over two messages is carried over.
+
+    Half a sample belongs to its utterance. Where the sender ends an utterance itself, `reset` drops it. Where an utterance ends
+    by a pause or by somebody else's clear, the next message either completes the half sample (the stream was held up) or begins
+    with a whole one (the stream was broken off). The wrong choice is noise at full scale, so the smoother one is taken.
+    """
 
     def __init__(self, audio_format: AudioFormat) -> None:
         self._format = audio_format
         self._carry = b""
+        self._doubtful: bytes | None = None
+        self._utterance = 0
 
     def samples(self, size: int) -> int:
-        """Whole samples there will be once `size` more bytes have come."""
+        """Whole samples there will be once `size` more bytes have come, or one more where an utterance ended inside a sample."""
         return (len(self._carry) + size) // _WIDTH[self._format]
 
     def reset(self) -> None:
-        """An utterance begins or ends: half a sample left over belongs to nothing, and would shift every byte after it."""
-        self._carry = b""
+        """The sender has begun or ended an utterance: half a sample left over would shift every byte after it."""
+        self._carry, self._doubtful = b"", None
 
-    def decode(self, data: bytes) -> bytes:
-        """Takes the next bytes and returns every whole sample; floats beyond ±1 are clipped, NaN is silence."""
-        joined = self._carry + data if self._carry else data
-        whole = len(joined) - len(joined) % _WIDTH[self._format]
-        self._carry = joined[whole:]
-        pcm = joined[:whole]
+    def decode(self, data: bytes, utterance: int = 0) -> bytes:
+        """Takes the next bytes and returns every whole sample; floats beyond ±1 are clipped, NaN is silence.
+
+        Args:
+            utterance: another number than at the last call says that the utterance before is over.
+        """
+        if utterance != self._utterance:
+            self._utterance = utterance
+            if self._carry and self._doubtful is None:
+                self._carry, self._doubtful = b"", self._carry
+        if self._doubtful is None:
+            pcm, self._carry = self._whole(self._carry + data if self._carry else data)
+            return self._int16(pcm)
+        apart, carry = self._whole(self._carry + data)
+        joined, joined_carry = self._whole(self._doubtful + data)
+        rough_apart, rough_joined = self._roughness(apart), self._roughness(joined)
+        if rough_apart == rough_joined:  # silence: a later message decides
+            self._carry, self._doubtful = carry, joined_carry
+            return self._int16(apart)
+        self._doubtful = None
+        self._carry = carry if rough_apart < rough_joined else joined_carry
+        return self._int16(apart if rough_apart < rough_joined else joined)
+
+    def _whole(self, data: bytes) -> tuple[bytes, bytes]:
+        whole = len(data) - len(data) % _WIDTH[self._format]
+        return data[:whole], data[whole:]
+
+    def _int16(self, pcm: bytes) -> bytes:
         if self._format is AudioFormat.S16LE:
             return pcm
         floats = np.nan_to_num(np.frombuffer(pcm, "<f4"), nan=0.0, posinf=1.0, neginf=-1.0)
         return bytes(np.round(np.clip(floats, -1.0, 1.0) * 32767.0).astype("<i2").data)
+
+    def _roughness(self, pcm: bytes) -> float:
+        """The median step between neighbouring samples that differ: small for sound, a third of full scale for samples cut at the
+        wrong byte. 0 where less than `_EVIDENCE` of them do.
+
+        Floats that are cut at the wrong byte are seldom as loud or as quiet as a sender means them; that counts before the steps.
+        """
+        pcm = pcm[: _JUDGED_SAMPLES * _WIDTH[self._format]]
+        steps = np.abs(np.diff(np.frombuffer(self._int16(pcm), "<i2").astype(np.int32)))
+        steps = steps[steps > 0]
+        rough = float(np.median(steps)) if steps.size >= _EVIDENCE else 0.0
+        if self._format is AudioFormat.F32LE:
+            size = np.abs(np.frombuffer(pcm, "<f4"))
+            size = size[~(size == 0)]
+            wild = ~np.isfinite(size) | (size > _LOUDEST) | (size < _QUIETEST)
+            rough += _FULL_STEP * float(np.median(wild)) if size.size >= _EVIDENCE else 0.0
+        return rough
 
 
 class Gate:
@@ -70,6 +123,16 @@ class Gate:
                 ErrorCode.RATE_EXCEEDED,
                 f"More than {limits.bytes_per_s} bytes per second: send more slowly, then resume from received_samples.",
                 limit=limits.bytes_per_s,
+            )
+
+    def check_segments(self, full: bool) -> None:
+        """Raises ProblemError `backlog_exceeded` when no other segment may be opened."""
+        if full:
+            raise ProblemError(
+                ErrorCode.BACKLOG_EXCEEDED,
+                f"{OPEN_SEGMENTS} segments wait to be heard: put more speech into a segment, "
+                "and reconnect and resume from received_samples once some of it was played.",
+                limit=OPEN_SEGMENTS,
             )
 
     def check_backlog(self, waiting_s: float, more_s: float) -> None:

@@ -12,6 +12,8 @@ BURST_S = 4.0
 """Seconds' worth of `bytes_per_s` that may come at once: a minute of 48 kHz float fits into it."""
 MESSAGE_COST_BYTES = 128
 """What a message costs beyond its payload, so that a flood of tiny ones meets the limit too."""
+OPEN_SEGMENTS = 256
+"""Segments of a session that may be open and not cleared. An agent takes as many."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class AudioLimits:
 
     Attributes:
         message_bytes: largest message, binary or text.
-        backlog_s: seconds of speech that may wait to be heard.
+        backlog_s: seconds of `/audio` that may wait to be heard, and seconds of `/speak` that are made ahead.
         bytes_per_s: sustained rate; `BURST_S` seconds of it may come at once.
     """
 
@@ -30,4 +32,9 @@ class AudioLimits:
 
     def told(self) -> Limits:
         """The limits as `hello` tells them."""
-        return Limits(message_bytes=self.message_bytes, backlog_s=self.backlog_s, bytes_per_s=self.bytes_per_s)
+        return Limits(
+            message_bytes=self.message_bytes,
+            backlog_s=self.backlog_s,
+            bytes_per_s=self.bytes_per_s,
+            segments=OPEN_SEGMENTS,
+        )

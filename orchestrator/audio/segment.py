@@ -15,6 +15,7 @@ from musetalk_agent.protocol.messages import (
 )
 from orchestrator.audio.items import LinkItem
 from orchestrator.audio.limits import BYTES_PER_SAMPLE
+from orchestrator.audio.totals import Totals
 
 DEFAULT_RATE = 16000
 ITEM_BYTES = 32 << 10
@@ -22,6 +23,8 @@ ACK_LATE_S = 0.3
 """An agent that speaks tells its position at least every 250 ms; one whose word is older stands still, or nobody knows."""
 DOUBT_S = 0.06
 """How far an estimated position stays behind: a syllable heard twice is better than one that is lost."""
+NOTES = 16_384
+"""Phonemes and words a session may keep with its PCM: those of 120 s of speech are about 2,300."""
 
 
 Note = SegmentCues | SegmentCaptions
@@ -38,6 +41,7 @@ class Segment:
 
     number: int
     rate: int | None
+    totals: Totals = field(default_factory=Totals, repr=False)
     speech: bool = False
     explicit: bool = False
     input_at: float = 0.0
@@ -54,6 +58,8 @@ class Segment:
     shown: int = 0
     notes: list[tuple[int, Note]] = field(default_factory=list)
     notes_sent: int = 0
+    cleared: bool = False
+    _counted: tuple[int, int, int, int] = (0, 0, 0, 0)
 
     # --- what comes
 
@@ -68,16 +74,24 @@ class Segment:
         self.pcm += pcm
         self.samples += len(pcm) // BYTES_PER_SAMPLE
         self.input_at = now
+        self._count()
 
-    def add_cues(self, cues: Sequence[CueItem]) -> None:
-        """Phonemes of the PCM that comes next."""
+    def add_notes(self, cues: Sequence[CueItem], words: Sequence[CaptionWord]) -> int:
+        """Phonemes and words of the PCM that comes next. Returns how many were dropped, because the session keeps `NOTES`."""
+        dropped = 0
         if cues:
-            self.notes.append((self.samples, SegmentCues(segment=self.number, cues=list(cues))))
-
-    def add_words(self, words: Sequence[CaptionWord]) -> None:
-        """What is said in the PCM that comes next."""
+            dropped += self._add_note(SegmentCues(segment=self.number, cues=list(cues)))
         if words:
-            self.notes.append((self.samples, SegmentCaptions(segment=self.number, words=list(words))))
+            dropped += self._add_note(SegmentCaptions(segment=self.number, words=list(words)))
+        return dropped
+
+    def _add_note(self, note: Note) -> int:
+        size = _size(note)
+        if self.totals.notes + size > NOTES:
+            return size
+        self.totals.notes += size
+        self.notes.append((self.samples, note))
+        return 0
 
     # --- what goes out
 
@@ -85,11 +99,6 @@ class Segment:
     def waiting(self) -> bool:
         """Whether PCM or notes have not been forwarded."""
         return self.sent < self.samples or self.notes_sent < len(self.notes)
-
-    @property
-    def waiting_s(self) -> float:
-        """Seconds of PCM that have not been forwarded."""
-        return self._seconds(self.samples - self.sent)
 
     @property
     def at_agent_s(self) -> float:
@@ -126,6 +135,7 @@ class Segment:
         pcm = bytes(memoryview(self.pcm)[begin:end])
         start, rate = self.sent, self.rate or DEFAULT_RATE
         self.sent += len(pcm) // BYTES_PER_SAMPLE
+        self._count()
         return LinkItem(pcm, len(pcm) / (BYTES_PER_SAMPLE * rate), self.number, rate, start)
 
     def end_item(self) -> LinkItem:
@@ -143,16 +153,12 @@ class Segment:
         del self.pcm[: (sample - self.heard) * BYTES_PER_SAMPLE]
         self.heard = sample
         self.heard_at = now if now is not None else self.heard_at
+        self._forget_notes()
+        self._count()
 
-    def hear_s(self, seconds: float, now: float) -> None:
-        """The agent's word: so many seconds from the segment's beginning were heard by `now`."""
-        self.hear(round(seconds * (self.rate or DEFAULT_RATE)), now)
-
-    def forget_s(self, seconds: float) -> float:
-        """Takes that much of what was forwarded for heard. Returns how much it was."""
-        before = self.heard
-        self.hear(before + round(seconds * (self.rate or DEFAULT_RATE)) + 1, None)
-        return self._seconds(self.heard - before)
+    def sample_at(self, seconds: float) -> int:
+        """The sample that is so many seconds from the segment's beginning."""
+        return round(seconds * (self.rate or DEFAULT_RATE))
 
     def played_s(self, now: float) -> float:
         """Seconds heard by now, if it went on since the last word about it."""
@@ -160,6 +166,10 @@ class Segment:
         if self.heard_at is None:
             return known
         return max(known, min(known + now - self.heard_at, self._seconds(self.sent)))
+
+    def since_s(self, now: float) -> float:
+        """Seconds of `played_s` that went by since the last word about it."""
+        return self.played_s(now) - self._seconds(self.heard)
 
     def surely_s(self, at: float) -> float:
         """Seconds heard by `at` that one may rely on."""
@@ -174,15 +184,52 @@ class Segment:
         `shown`: who had it shows the words that it says.
         """
         self.shown = self.heard if shown else self.shown
-        self.notes = [(at, left) for at, note in self.notes if (left := self._left(note)) is not None]
+        left = [(at, left) for at, note in self.notes if (left := self._left(note)) is not None]
+        self.totals.notes += sum(_size(note) for _, note in left) - sum(_size(note) for _, note in self.notes)
+        self.notes = left
         self.sent, self.notes_sent = self.heard, 0
         self.announced = False
         self.heard_at = None
+        self._count()
 
     def drop(self) -> None:
         """Cleared: it will not be heard, and takes no more memory."""
+        self.cleared = True
         self.samples = self.sent
         self.pcm.clear()
+        self._forget_all_notes()
+        self._count()
+
+    def close(self) -> None:
+        """It is over: the totals count it no longer."""
+        self._forget_all_notes()
+        self._count(over=True)
+
+    def _count(self, *, over: bool = False) -> None:
+        """Brings the totals up to date."""
+        unheard = 0 if self.cleared else self.samples - self.heard
+        now = (0, 0, 0, 0) if over else (self.samples - self.sent, self.sent - self.heard, self.heard, unheard)
+        if now == self._counted or self.rate is None:
+            return
+        totals = self.totals
+        tallies = (totals.waiting, totals.at_agent, totals.heard, totals.speech if self.speech else totals.audio)
+        for tally, count, before in zip(tallies, now, self._counted, strict=True):
+            if count != before:
+                tally.add(count - before, self.rate)
+        self._counted = now
+
+    def _forget_notes(self) -> None:
+        """Drops the notes at the front that no rewind would forward again."""
+        over = 0
+        while over < self.notes_sent and self._left(self.notes[over][1]) is None:
+            over += 1
+        if over:
+            self.totals.notes -= sum(_size(note) for _, note in self.notes[:over])
+            del self.notes[:over]
+            self.notes_sent -= over
+
+    def _forget_all_notes(self) -> None:
+        self.totals.notes -= sum(_size(note) for _, note in self.notes)
         self.notes.clear()
         self.notes_sent = 0
 
@@ -194,3 +241,7 @@ class Segment:
             return note if note.cues[-1].end > self.heard else None
         words = [word for word in note.words if word.start >= self.shown]
         return note.model_copy(update={"words": words}) if words else None
+
+
+def _size(note: Note) -> int:
+    return len(note.cues) if isinstance(note, SegmentCues) else len(note.words)

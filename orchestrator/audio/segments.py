@@ -5,6 +5,9 @@ opened: only the first that is not complete is forwarded to the agent, the other
 has heard of ends; the tracker tells of those that never got that far. What goes out is pulled by `next_item` (to the agent)
 and `take_events` (to the sender).
 
+Everything a sender can open is bounded: see `full`, `CLEARS` and `segment.NOTES`. PCM is bounded by the caller, who looks at
+`audio_s` and `speech_s` before it pushes; both are running totals, as is every figure that is asked for often.
+
 PCM stays here until it is known to be heard. When the agent is lost, `rewind` queues the rest again under the same numbers, for
 whoever speaks next: another agent, or the orchestrator's own voice. Each of them begins with `attach`.
 """
@@ -27,8 +30,9 @@ from musetalk_agent.protocol.messages import (
 )
 from orchestrator.audio.items import LinkItem
 from orchestrator.audio.levels import SILENT_PEAK, peak
-from orchestrator.audio.limits import BYTES_PER_SAMPLE
+from orchestrator.audio.limits import BYTES_PER_SAMPLE, OPEN_SEGMENTS
 from orchestrator.audio.segment import DEFAULT_RATE, Segment
+from orchestrator.audio.totals import Totals
 
 __all__ = ["DEFAULT_RATE", "Clearing", "Segment", "SegmentTracker"]
 
@@ -39,13 +43,17 @@ EXPLICIT_END_S = 10.0
 CLEAR_PAUSE_S = 0.3
 """After a clear, a sender that pauses (or sends silence) this long has noticed."""
 MOST_IN_S = 5.0
-KEEP_S = 150.0
-"""Forwarded PCM that is kept for another agent: the default backlog and a margin."""
+_OPEN_AND_CLEARED = 4 * OPEN_SEGMENTS
+"""With those whose clear the agent has not answered: a sender that opens and clears faster than an agent answers."""
+CLEARS = 32
+"""Clears that may wait for an answer, each with its own `cleared`; what comes beyond them joins the last."""
+AHEAD_S = 120.0
+"""PCM that may be at the agent and not heard: the default backlog."""
 
 
 @dataclass
 class Clearing:
-    """A clear on its way to the agent and back. `segments` are those it ends; `answered` once its effect is known."""
+    """A clear on its way to the agent and back. `segments` are those it ends, in order; `answered` once its effect is known."""
 
     at: float
     dropped_s: float
@@ -54,18 +62,25 @@ class Clearing:
 
 
 class SegmentTracker:
-    """Segments of one session. What waits is bounded by its caller, who looks at `waiting_s` before it pushes.
+    """Segments of one session.
 
     Args:
-        keep_s: forwarded PCM beyond this many seconds is taken for heard, although nobody said so.
+        ahead_s: no more than this many seconds of PCM are forwarded before they are known to be heard. It is also what is kept for
+            another agent.
         trace: told of each segment that is opened; returns the span that it is traced in.
     """
 
-    def __init__(self, keep_s: float = KEEP_S, trace: Callable[[int], str | None] = lambda _: None) -> None:
+    def __init__(self, ahead_s: float = AHEAD_S, trace: Callable[[int], str | None] = lambda _: None) -> None:
         self.opened = 0
-        self._keep_s, self._trace = keep_s, trace
+        self.utterance = 0
+        """Another number for each utterance of `/audio`: it changes with whatever ends a segment."""
+        self.notes_dropped = 0
+        self._ahead_s, self._trace = ahead_s, trace
         self._attached = self._shows = True
+        self._totals = Totals()
         self._open: dict[int, Segment] = {}
+        self._uncleared: dict[int, Segment] = {}
+        self._sounding: dict[int, Segment] = {}
         self._queue: deque[Segment] = deque()
         self._live: Segment | None = None
         self._muted = False
@@ -90,6 +105,7 @@ class SegmentTracker:
         if self._live is not None:
             self._live.complete = True
             self._live = None
+            self.utterance += 1
 
     def push(self, pcm: bytes, rate: int, now: float, received: int | None = None) -> None:
         """Whole int16 samples at `rate` Hz. Opens a segment when none is; dropped while a clear is not noticed.
@@ -107,14 +123,25 @@ class SegmentTracker:
         self._live.append(pcm, rate, now, received)
 
     def clear(self, now: float) -> Clearing:
-        """Drops everything that has not been heard. The result fills when the agent has answered; at once when there is none."""
-        covered = {number for clearing in self._clearings for number in clearing.segments}
-        clearing = Clearing(now, self.waiting_s, [number for number in self._open if number not in covered])
-        for number in clearing.segments:
-            self._open[number].drop()
+        """Drops everything that has not been heard. The result fills when the agent has answered; at once when there is none.
+
+        It is an earlier one's when `CLEARS` wait already and the last of them has not been forwarded.
+        """
+        dropped_s, segments = self.waiting_s, list(self._uncleared.values())
+        for segment in segments:
+            segment.drop()
+        self._uncleared.clear()
         self._queue.clear()
         self._live = None
+        self.utterance += 1
         self._muted, self._silent_s = True, 0.0
+        numbers = [segment.number for segment in segments]
+        if self._attached and self._clears_to_send and len(self._clearings) >= CLEARS:
+            joined = self._clearings[-1]
+            joined.segments += numbers
+            joined.dropped_s += dropped_s
+            return joined
+        clearing = Clearing(now, dropped_s, numbers)
         if self._attached:
             self._clears_to_send += 1
             self._clearings.append(clearing)
@@ -141,8 +168,7 @@ class SegmentTracker:
         segment = self._speech(number)
         if segment is None:
             return False
-        segment.add_cues(cues)
-        segment.add_words(words)
+        self.notes_dropped += segment.add_notes(cues, words)
         if pcm:
             segment.append(pcm, rate, now)
         return True
@@ -158,7 +184,8 @@ class SegmentTracker:
         return self._speech(number) is not None
 
     def _speech(self, number: int) -> Segment | None:
-        return next((s for s in self._queue if s.number == number and s.speech and not s.complete), None)
+        segment = self._uncleared.get(number)
+        return segment if segment is not None and segment.speech and not segment.complete else None
 
     # --- what time does
 
@@ -185,20 +212,34 @@ class SegmentTracker:
         segment = self._open.get(event.segment)
         if segment is not None and not segment.told_started:
             segment.told_started = True
-            segment.hear(segment.heard, now)
+            self._hear(segment, segment.heard, now)
             self._events.append(event)
 
     def on_heard(self, number: int, heard_s: float, now: float) -> None:
         """So much of a segment was heard by now. Those before it were heard whole; 0 says nothing."""
         for segment in self._open.values():
-            if segment.number < number and segment.complete:
-                segment.hear(segment.sent, None)
+            if segment.number >= number:
+                break
+            if segment.complete:
+                self._hear(segment, segment.sent, None)
         if number in self._open:
-            self._open[number].hear_s(heard_s, now)
+            segment = self._open[number]
+            self._hear(segment, segment.sample_at(heard_s), now)
+
+    def _hear(self, segment: Segment, sample: int, now: float | None) -> None:
+        segment.hear(sample, now)
+        if self._shows:
+            segment.shown = segment.heard
+        if segment.heard_at is not None:
+            self._sounding[segment.number] = segment
 
     def on_finished(self, event: PlaybackFinished) -> None:
         """The segment is over; a second word about it is ignored."""
-        if self._open.pop(event.segment, None) is not None:
+        segment = self._open.pop(event.segment, None)
+        if segment is not None:
+            self._uncleared.pop(event.segment, None)
+            self._sounding.pop(event.segment, None)
+            segment.close()
             self._finished_s += event.position_s
             self._events.append(event)
 
@@ -249,7 +290,8 @@ class SegmentTracker:
         self.opened = max(opened, at_agent)
         for number in sorted({*unfinished, *range(opened + 1, at_agent + 1)}):
             started = unfinished.get(number, False)
-            self._open[number] = Segment(number, None, announced=True, complete=True, told_started=started)
+            segment = Segment(number, None, self._totals, announced=True, complete=True, told_started=started)
+            self._open[number] = self._uncleared[number] = segment
             if number > at_agent:
                 self.on_finished(PlaybackFinished(segment=number, position_s=0.0, interrupted=True))
         if at_agent in self._open:
@@ -262,7 +304,7 @@ class SegmentTracker:
 
         It stays behind the truth rather than beyond it: what was heard twice is a pity, what was not heard is lost.
         """
-        current = next((s for s in reversed(self._open.values()) if s.heard_at is not None), None)
+        current = self._sounding[max(self._sounding)] if self._sounding else None
         return (current.number, current.surely_s(at)) if current is not None else (0, 0.0)
 
     def rewind(self, number: int, heard_s: float, now: float) -> list[Clearing]:
@@ -287,6 +329,7 @@ class SegmentTracker:
                 )
                 self.on_finished(over)
             segment.rewind(self._shows)
+        self._sounding.clear()
         self._queue = deque(self._open.values())
         return answered
 
@@ -297,18 +340,54 @@ class SegmentTracker:
     # --- what goes out
 
     @property
+    def taking(self) -> bool:
+        """Whether a segment of `/audio` is open."""
+        return self._live is not None
+
+    @property
+    def full(self) -> bool:
+        """Whether no other segment may be opened now."""
+        return len(self._uncleared) >= OPEN_SEGMENTS or len(self._open) >= _OPEN_AND_CLEARED
+
+    @property
     def waiting_s(self) -> float:
         """Seconds of PCM that have not been forwarded."""
-        return sum(segment.waiting_s for segment in self._queue)
+        return self._totals.waiting.seconds
 
     @property
     def at_agent_s(self) -> float:
         """Seconds of PCM that were forwarded and are not known to be heard."""
-        return sum(segment.at_agent_s for segment in self._open.values())
+        return self._totals.at_agent.seconds
+
+    @property
+    def audio_s(self) -> float:
+        """Seconds of `/audio` that are to be heard."""
+        return self._totals.audio.seconds
+
+    @property
+    def speech_s(self) -> float:
+        """Seconds of `/speak` that are to be heard."""
+        return self._totals.speech.seconds
+
+    @property
+    def notes(self) -> int:
+        """Phonemes and words that are kept."""
+        return self._totals.notes
+
+    @property
+    def open_segments(self) -> int:
+        """Segments that are open, without those that were cleared."""
+        return len(self._uncleared)
+
+    @property
+    def clears(self) -> int:
+        """Clears that were not answered."""
+        return len(self._clearings)
 
     def position_s(self, now: float) -> float:
         """Seconds heard since the session began."""
-        return self._finished_s + sum(segment.played_s(now) for segment in self._open.values())
+        sounding = sum(segment.since_s(now) for segment in self._sounding.values())
+        return self._finished_s + self._totals.heard.seconds + sounding
 
     @property
     def playing(self) -> bool:
@@ -328,42 +407,42 @@ class SegmentTracker:
     @property
     def control_waiting(self) -> bool:
         """Whether `next_item` gives a control item, which overtakes PCM."""
-        return self._attached and self._clears_to_send > 0
+        under_way = len(self._clearings) - self._clears_to_send
+        return self._attached and self._clears_to_send > 0 and under_way < CLEARS
 
-    def next_item(self, in_s: float = 0.0) -> LinkItem | None:
-        """The next message to the agent, None when there is nothing to forward now. `in_s`: somebody else speaks so long."""
+    def next_item(self, in_s: float = 0.0, outstanding_s: float = 0.0) -> LinkItem | None:
+        """The next message to the agent, None when there is nothing to forward now.
+
+        Args:
+            in_s: somebody else speaks for so long.
+            outstanding_s: seconds of speech that the agent has, where it knows of more than was forwarded from here.
+        """
         if not self._attached:
             return None
         if self._clears_to_send:
+            if not self.control_waiting:
+                return None
             self._clears_to_send -= 1
             return LinkItem(LinkClear().model_dump_json())
+        if max(self.at_agent_s, outstanding_s) >= self._ahead_s:
+            return None
         while self._queue:
             head = self._queue[0]
             if not head.announced and (head.waiting or head.complete):
                 return head.start_item(min(in_s, MOST_IN_S))
             if head.waiting:
-                item = head.next_item()
-                self._let_go()
-                return item
+                return head.next_item()
             if not head.complete:
                 return None
             self._queue.popleft()
             return head.end_item()
         return None
 
-    def _let_go(self) -> None:
-        """Keeps no more than `keep_s` of what was forwarded, the newest."""
-        excess_s = self.at_agent_s - self._keep_s
-        for segment in self._open.values():
-            if excess_s <= 0:
-                return
-            excess_s -= segment.forget_s(excess_s)
-
     def _open_segment(self, now: float, rate: int | None, *, explicit: bool = False, speech: bool = False) -> Segment:
         self.opened += 1
-        segment = Segment(self.opened, rate, speech=speech, explicit=explicit, input_at=now)
+        segment = Segment(self.opened, rate, self._totals, speech=speech, explicit=explicit, input_at=now)
         segment.traceparent = self._trace(self.opened)
-        self._open[segment.number] = segment
+        self._open[segment.number] = self._uncleared[segment.number] = segment
         self._queue.append(segment)
         return segment
 

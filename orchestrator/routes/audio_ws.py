@@ -191,13 +191,14 @@ def _take_text(line: Line, text: str) -> None:
     except ValidationError as error:
         raise ProblemError(ErrorCode.INVALID_MESSAGE, f"The message {body['type']} is malformed.") from error
     if isinstance(told, AudioStart):
-        line.decoder.reset()
         line.live.audio_start()
-    elif isinstance(told, AudioEnd):
         line.decoder.reset()
+    elif isinstance(told, AudioEnd):
         line.live.audio_end()
+        line.decoder.reset()
     elif isinstance(told, Clear):
         line.live.clear()
+        line.decoder.reset()
     else:
         line.connection.put(Pong())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter
@@ -79,6 +80,7 @@ def _audio(ctx: Context, session: Session) -> dict[str, Any]:
         "voice": _voice(ctx, session),
         "moves": session.moves,
         "buffer_s": round(live.backlog_s, 3) if live else 0.0,
+        "queues": asdict(live.queues()) if live else None,
         "tracks": [track.model_dump(mode="json") for track in snapshot.tracks] if snapshot else [],
     }
 

@@ -45,4 +45,9 @@ async def metrics(ctx: Ctx) -> Response:
         ctx.metrics.sessions.labels(state=state.value).set(counts[state])
     lives = [session.live for session in sessions if session.live and not session.ended]
     ctx.metrics.backlog_seconds.set(sum(live.backlog_s for live in lives))
+    queues = [live.queues() for live in lives]
+    ctx.metrics.open_segments.set(sum(queue.segments for queue in queues))
+    ctx.metrics.clears_waiting.set(sum(queue.clears for queue in queues))
+    ctx.metrics.speech_ahead.set(sum(queue.speech_s for queue in queues))
+    ctx.metrics.speech_notes.set(sum(queue.notes for queue in queues))
     return Response(generate_latest(ctx.metrics.registry), media_type=CONTENT_TYPE_LATEST)

@@ -73,7 +73,7 @@ async def dictate(
     ctx.sessions.admit()
     chosen = voice or ctx.sessions.options.voice
     ctx.voices.check(chosen)
-    live.speech.check()
+    live.check_speech()
     dictation = Dictation(live.speech, lambda text: ctx.voices.stream(text, chosen))
     reading = asyncio.create_task(_read(request, dictation), name=f"dictation-{session_id}")
     over = asyncio.create_task(dictation.over.wait())
@@ -98,8 +98,9 @@ async def _read(request: Request, dictation: Dictation) -> None:
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     with suppress(ClientDisconnect):  # what has come is said
         async for part in request.stream():
-            if not await dictation.write(decoder.decode(part)):
+            if not dictation.write(decoder.decode(part)):
                 return
+            await dictation.drain()
 
 
 @router.post("/session/{session_id}/speak", status_code=202, openapi_extra=_GROWING)
@@ -111,7 +112,7 @@ async def speak(session_id: str, body: SpeakRequest, ctx: Ctx, request: Request)
     ctx.sessions.admit()
     if not body.text.strip():
         raise ProblemError(ErrorCode.INVALID_REQUEST, "text: there is nothing to say in it.", field="text")
-    live.speech.check()
+    live.check_speech()
     spoken = ctx.voices.speak(body.text, body.voice or ctx.sessions.options.voice)
     return {"segment": live.speech.say(spoken).segment}
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import time
+from collections import deque
 from contextlib import ExitStack, suppress
 from typing import Any
 
@@ -14,6 +15,7 @@ from starlette.websockets import WebSocketDisconnect, WebSocketState
 
 from musetalk_agent.protocol.messages import CLOSE_GOING_AWAY, CLOSE_POLICY
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
+from musetalk_agent.protocol.throttle import TokenBucket
 from orchestrator.routes.context import Context, context
 from orchestrator.routes.problems import problem_response
 from orchestrator.routes.senders import admit
@@ -27,6 +29,12 @@ TICK_S = 0.25
 """How often it is looked whether the speech broke, the text pauses or the session is over (s)."""
 SEND_S = 2.0
 """A client that takes nothing for this long is closed."""
+QUEUE_MESSAGES = 128
+"""Messages that may wait for a slow reader; past it the connection closes."""
+MESSAGES_PER_S = 2000.0
+"""A language model writes about 200 tokens a second."""
+BURST_MESSAGES = 65_536.0
+"""That many may come at once: the longest text, letter by letter."""
 VOICE_CHARACTERS = 128
 _log = logging.getLogger(__name__)
 
@@ -68,7 +76,9 @@ def _voice(ctx: Context, socket: WebSocket) -> str | None:
 
 
 class _Line:
-    """One accepted connection."""
+    """One accepted connection. No step of reading waits for the voice or for the client, so that a `clear`, a `ping` and the
+    client's leaving are seen at any moment.
+    """
 
     def __init__(self, ctx: Context, socket: WebSocket, session: Session, live: LiveSession, voice: str | None) -> None:
         self._ctx = ctx
@@ -79,40 +89,61 @@ class _Line:
         self._dictation: Dictation | None = None
         self._told: Dictation | None = None
         self._heard_at = time.monotonic()
+        self._bucket = TokenBucket(MESSAGES_PER_S, BURST_MESSAGES, self._heard_at)
+        self._out: deque[str] = deque()
+        self._out_ready = asyncio.Event()
+        self._close_code: int | None = None
 
     async def run(self) -> None:
         """Until the client leaves, does what it may not, or the session is over."""
+        writing = asyncio.create_task(self._send(), name="speak-write")
+        reading = asyncio.create_task(self._read(writing), name="speak-read")
+        try:
+            await asyncio.wait({reading, writing}, return_when=asyncio.FIRST_COMPLETED)
+            if reading.done() and not writing.done():
+                reading.result()
+                await asyncio.wait({writing}, timeout=SEND_S)
+        finally:
+            self._end()
+            reading.cancel()
+            writing.cancel()
+            await asyncio.gather(reading, writing, return_exceptions=True)
+        for task in (reading, writing):
+            if not task.cancelled():
+                task.result()
+
+    # --- in
+
+    async def _read(self, writing: asyncio.Task[None]) -> None:
         receiving: asyncio.Task[Any] | None = None
         try:
-            while self._session.live is self._live:
-                receiving = receiving or asyncio.create_task(self._socket.receive(), name="speak-read")
+            while self._session.live is self._live and self._close_code is None:
+                receiving = receiving or asyncio.create_task(self._socket.receive(), name="speak-receive")
                 await asyncio.wait({receiving}, timeout=TICK_S)
-                await self._look()
+                self._look()
                 if receiving.done():
                     message, receiving = receiving.result(), None
                     self._heard_at = time.monotonic()
                     if message["type"] == "websocket.disconnect":
+                        writing.cancel()
                         return
-                    await self._take(message.get("text"))
-            await self._close(CLOSE_GOING_AWAY)
+                    self._take(message.get("text"))
+            self._close(CLOSE_GOING_AWAY)
         except ProblemError as error:
             self._ctx.metrics.audio_errors.labels(code=error.code.value).inc()
             _log.info("text connection refused", extra={"session_id": self._live.session_id, "code": error.code.value})
-            await self._tell("error", code=error.code.value, message=error.detail)
-            await self._close(CLOSE_POLICY)
+            self._tell("error", code=error.code.value, message=error.detail)
+            self._close(CLOSE_POLICY)
         finally:
-            self._end()
             if receiving is not None:
                 receiving.cancel()
                 await asyncio.wait([receiving])
 
-    async def _look(self) -> None:
+    def _look(self) -> None:
         dictation, quiet_s = self._dictation, time.monotonic() - self._heard_at
         if dictation is not None and quiet_s > PAUSE_S:
             self._end()
-            await self._tell(
-                "warning", code="segment_timeout", message=f"The text paused for {PAUSE_S:g} s and was ended."
-            )
+            self._tell("warning", code="segment_timeout", message=f"The text paused for {PAUSE_S:g} s and was ended.")
         if quiet_s > self._ctx.options.audio_idle_s:
             raise ProblemError(
                 ErrorCode.IDLE_TIMEOUT, "Nothing came for too long: connect again when there is something to say."
@@ -122,26 +153,32 @@ class _Line:
             self._told = None
             failure = told.utterance.failure if told.utterance else None
             if failure is not None:
-                await self._tell("warning", code=failure.code.value, message=failure.detail)
+                self._tell("warning", code=failure.code.value, message=failure.detail)
 
-    async def _take(self, text: str | None) -> None:
+    def _take(self, text: str | None) -> None:
+        if not self._bucket.take(1, self._heard_at):
+            raise ProblemError(
+                ErrorCode.RATE_EXCEEDED,
+                f"More than {MESSAGES_PER_S:g} messages a second: send longer pieces.",
+                limit=MESSAGES_PER_S,
+            )
         message = _parsed(text)
         match message["type"]:
             case "text":
-                await self._write(message.get("text"))
+                self._write(message.get("text"))
             case "end":
                 self._end()
             case "clear":
                 self._end()
                 self._live.clear()
             case "ping":
-                await self._tell("pong")
+                self._tell("pong")
             case unknown:
                 known = "clear, end, ping, text"
                 note = f"The type {unknown[:32]!r} is unknown and was ignored; known are {known}."
-                await self._tell("warning", code="unknown_type", message=note)
+                self._tell("warning", code="unknown_type", message=note)
 
-    async def _write(self, piece: object) -> None:
+    def _write(self, piece: object) -> None:
         if not isinstance(piece, str):
             raise ProblemError(ErrorCode.INVALID_MESSAGE, 'A message of the type "text" has its text as a string.')
         if self._dictation is None:
@@ -149,26 +186,46 @@ class _Line:
             self._ctx.sessions.admit()
             self._dictation = Dictation(self._live.speech, lambda text: self._ctx.voices.stream(text, self._voice))
         dictation, new = self._dictation, self._dictation.utterance is None
-        writing = asyncio.ensure_future(dictation.write(piece))
-        await asyncio.sleep(0)
+        dictation.write(piece)
         if new and dictation.utterance is not None:
             self._told = dictation
-            await self._tell("segment", segment=dictation.utterance.segment)
-        await writing
+            self._tell("segment", segment=dictation.utterance.segment)
 
     def _end(self) -> None:
         dictation, self._dictation = self._dictation, None
         if dictation is not None:
             dictation.end()
 
-    async def _tell(self, kind: str, **fields: Any) -> None:
-        async with asyncio.timeout(SEND_S):
-            await self._socket.send_text(json.dumps({"type": kind, **fields}, ensure_ascii=False))
+    # --- out
 
-    async def _close(self, code: int) -> None:
+    def _tell(self, kind: str, **fields: Any) -> None:
+        """Queues a message. A client that has fallen too far behind is closed instead."""
+        if self._close_code is not None:
+            return
+        self._out.append(json.dumps({"type": kind, **fields}, ensure_ascii=False))
+        if len(self._out) > QUEUE_MESSAGES:
+            self._out.clear()
+            self._close(CLOSE_POLICY)
+        self._out_ready.set()
+
+    def _close(self, code: int) -> None:
+        """Closes once everything queued has been sent."""
+        if self._close_code is None:
+            self._close_code = code
+        self._out_ready.set()
+
+    async def _send(self) -> None:
+        """Sends what is queued, then closes. Raises TimeoutError when the client takes nothing for `SEND_S`."""
+        while self._out or self._close_code is None:
+            while self._out:
+                async with asyncio.timeout(SEND_S):
+                    await self._socket.send_text(self._out.popleft())
+            if self._close_code is None:
+                self._out_ready.clear()
+                await self._out_ready.wait()
         if self._socket.application_state is WebSocketState.CONNECTED:
             async with asyncio.timeout(SEND_S):
-                await self._socket.close(code)
+                await self._socket.close(self._close_code)
 
 
 def _parsed(text: str | None) -> dict[str, Any]:

@@ -40,6 +40,7 @@ from orchestrator.session.agent_side import AgentSide
 from orchestrator.session.clears import Clears
 from orchestrator.session.options import SessionOptions
 from orchestrator.session.outbox import Connection, Outbox
+from orchestrator.session.queues import Queues
 from orchestrator.session.speaker import Speaker
 from orchestrator.session.speech import Speech
 from orchestrator.session.utterances import Utterances
@@ -47,8 +48,6 @@ from orchestrator.store.base import Progress
 
 TICK_S = 0.05
 ACK_EVERY_S = 0.2
-KEEP_MORE_S = 30.0
-"""Speech kept for another agent beyond the backlog limit."""
 
 
 class LiveSession:
@@ -59,7 +58,8 @@ class LiveSession:
         self._options = options
         self._metrics = metrics
         self.traces = Utterances(session_id)
-        self._tracker = SegmentTracker(options.limits.backlog_s + KEEP_MORE_S, self.traces.begin)
+        self._tracker = SegmentTracker(options.limits.backlog_s, self.traces.begin)
+        self._room = asyncio.Event()
         self._speaker: Speaker | None = None
         self._drops_before = 0
         self._due_at = 0.0
@@ -105,7 +105,7 @@ class LiveSession:
             self._metrics,
             take=self.next_item,
             control_waiting=lambda: self._tracker.control_waiting,
-            hear=self._tracker.on_heard,
+            hear=lambda segment, heard_s, _: self.on_heard(segment, heard_s),
             tell=self.on_event,
             voice=lambda due: self.on_voice(due),
             greet=self._greeted,
@@ -174,11 +174,13 @@ class LiveSession:
         self._due_at = due_at or 0.0
         for clearing in self._tracker.rewind(segment, heard_s, time.monotonic()):
             self._clears.answer(clearing)
+        self._room.set()
         self._flush()
 
     def end(self, problem: ProblemError | None) -> None:
         """The session is over: everything open is told finished, then the connection closes (1001, or 1011 with the error)."""
         self._tracker.finish_all(time.monotonic())
+        self._room.set()
         self._flush()
         self._clears.give_up()
         if problem is not None:
@@ -215,8 +217,12 @@ class LiveSession:
         """Takes a message of PCM whole, or raises ProblemError for the limit it passes and takes nothing of it."""
         now = time.monotonic()
         self._gate.check_message(len(data), now)
-        self._gate.check_backlog(self.backlog_s, decoder.samples(len(data)) / sample_rate)
-        pcm = decoder.decode(data)
+        if self._tracker.tick(now):
+            self._wake()
+        self._gate.check_backlog(self._tracker.audio_s, decoder.samples(len(data)) / sample_rate)
+        if not self._tracker.taking:
+            self._gate.check_segments(self._tracker.full)
+        pcm = decoder.decode(data, self._tracker.utterance)
         self._metrics.audio_bytes.inc(len(data))
         self.meter.add(pcm, len(data), now)
         if not pcm:
@@ -232,7 +238,8 @@ class LiveSession:
         self._gate.check_message(size, time.monotonic())
 
     def audio_start(self) -> None:
-        """`audio.start`."""
+        """`audio.start`. Raises ProblemError `backlog_exceeded` when too many segments are open."""
+        self._gate.check_segments(self._tracker.full)
         self._tracker.audio_start(time.monotonic())
         self._wake()
 
@@ -246,6 +253,7 @@ class LiveSession:
         self.speech.cancel()
         clearing = self._tracker.clear(time.monotonic())
         self._cleared_samples = self.received_samples
+        self._room.set()
         self.on_progress()
         self._wake()
         self._flush()
@@ -257,23 +265,39 @@ class LiveSession:
 
     # --- speech
 
+    def check_speech(self) -> None:
+        """Raises ProblemError `backlog_exceeded` when no other text may be spoken now."""
+        self.speech.check()
+        self._gate.check_segments(self._tracker.full)
+
     def open_speech(self) -> int:
-        """Opens a segment for text to speak and returns its number."""
+        """Opens a segment for text to speak and returns its number. Raises ProblemError `backlog_exceeded`."""
+        self._gate.check_segments(self._tracker.full)
         return self._tracker.open_speech(time.monotonic())
 
     async def push_speech(
         self, segment: int, pcm: bytes, rate: int, cues: Sequence[CueItem], words: Sequence[CaptionWord] = ()
     ) -> bool:
-        """Appends speech, after waiting until the backlog has room for it. False when the segment was cleared."""
+        """Appends speech, after waiting until the texts before it have left room for it: `backlog_s` of texts are made ahead.
+
+        Texts are pushed one after the other, so only what is heard earlier can hold one up. False when the segment is over.
+        """
         more_s = len(pcm) / (BYTES_PER_SAMPLE * rate)
-        while self.backlog_s + more_s > self._options.limits.backlog_s:
-            await asyncio.sleep(TICK_S)  # playback makes room at its own pace; there is nothing sharper to wait for
+        while not self._has_room(more_s):
+            self._room.clear()
+            await self._room.wait()
             if not self._tracker.is_open(segment):
                 return False
+        dropped = self._tracker.notes_dropped
         going = self._tracker.push_speech(segment, pcm, rate, cues, time.monotonic(), words)
+        self._metrics.speech_notes_dropped.inc(self._tracker.notes_dropped - dropped)
         self.last_audio_at = time.time()
         self._wake()
         return going
+
+    def _has_room(self, more_s: float) -> bool:
+        waiting_s = self._tracker.speech_s
+        return waiting_s == 0 or waiting_s + more_s <= self._options.limits.backlog_s
 
     def end_speech(self, segment: int) -> None:
         """No more speech for the segment."""
@@ -285,6 +309,19 @@ class LiveSession:
         self.outbox.tell(Warned(code=code, message=message))
 
     # --- what is known
+
+    def queues(self) -> Queues:
+        """How much waits now, for `/debug/audio` and `/metrics`."""
+        tracker = self._tracker
+        return Queues(
+            audio_s=round(tracker.audio_s, 3),
+            speech_s=round(tracker.speech_s, 3),
+            segments=tracker.open_segments,
+            texts=self.speech.waiting,
+            clears=tracker.clears,
+            notes=tracker.notes,
+            messages=self.outbox.waiting,
+        )
 
     @property
     def backlog_s(self) -> float:
@@ -352,7 +389,9 @@ class LiveSession:
 
     def next_item(self) -> LinkItem | None:
         """The next item to speak, None when there is none now."""
-        item = self._tracker.next_item(max(0.0, self._due_at - time.monotonic()))
+        now = time.monotonic()
+        outstanding_s = self._speaker.outstanding_s(now) if self._speaker else 0.0
+        item = self._tracker.next_item(max(0.0, self._due_at - now), outstanding_s)
         if item is not None:
             self.on_forwarded(item)
         return item
@@ -360,6 +399,7 @@ class LiveSession:
     def on_heard(self, segment: int, heard_s: float) -> None:
         """So much of a segment was heard by now, and those before it whole."""
         self._tracker.on_heard(segment, heard_s, time.monotonic())
+        self._moved_on()
 
     def on_event(self, event: Event) -> None:
         """Something happened where the speech is spoken."""
@@ -378,9 +418,15 @@ class LiveSession:
         elif isinstance(event, PublisherChanged):
             self._nowhere = event.publisher == "none"  # and its clock stands
             self.outbox.tell(event)
+        self._moved_on()
         self._flush()
 
     # --- inside
+
+    def _moved_on(self) -> None:
+        """Something was heard or dropped: there may be room for texts here, and for PCM at the speaker."""
+        self._room.set()
+        self._wake()
 
     def _wake(self) -> None:
         if self._speaker is not None:

@@ -35,6 +35,11 @@ class Connection:
         self.overrun = False
 
     @property
+    def waiting(self) -> int:
+        """Messages that are queued."""
+        return len(self._queue)
+
+    @property
     def closing(self) -> bool:
         """No more messages will be put."""
         return self.close_code is not None
@@ -86,6 +91,11 @@ class Outbox:
         self._forgotten = 0
         self._delivered = 0
         self.connection: Connection | None = None
+
+    @property
+    def waiting(self) -> int:
+        """Messages that no socket has taken."""
+        return self.connection.waiting if self.connection is not None else 0
 
     def inherit(self) -> None:
         """Another orchestrator had the session until now: what happened there is not in this history."""

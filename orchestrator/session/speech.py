@@ -1,4 +1,4 @@
-"""Text being spoken: one task per utterance that moves speech from the voice into its segment."""
+"""Text being spoken: one task per utterance that moves speech from the voice into its segment, one after the other."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class SpeechSink(Protocol):
     traces: Utterances
 
     def open_speech(self) -> int:
-        """Opens a segment and returns its number."""
+        """Opens a segment and returns its number. Raises ProblemError `backlog_exceeded`."""
         ...
 
     async def push_speech(
@@ -55,16 +55,27 @@ class Utterance:
 
 
 class Speech:
-    """The utterances of one session. They synthesise at the same time and play in the order in which they were asked for."""
+    """The utterances of one session. They are synthesised one after the other, in the order in which they were asked for and play.
+
+    An utterance begins when the one before it is complete, so what it waits for is only what is heard before it: texts cannot hold
+    each other up, a provider is asked for one thing at a time, and no sound of a later text takes the room of an earlier one.
+    """
 
     def __init__(self, sink: SpeechSink, metrics: Metrics) -> None:
         self._sink = sink
         self._metrics = metrics
         self._tasks: set[asyncio.Task[None]] = set()
+        self._ending: set[asyncio.Task[None]] = set()
+        self._turn = asyncio.Lock()
+
+    @property
+    def waiting(self) -> int:
+        """Utterances that are spoken or wait for their turn."""
+        return len(self._tasks)
 
     def check(self) -> None:
-        """Raises ProblemError `backlog_exceeded` when too many utterances wait already."""
-        if len(self._tasks) >= MAX_WAITING:
+        """Raises ProblemError `backlog_exceeded` when too many utterances wait already, or too many voices have not closed."""
+        if len(self._tasks) >= MAX_WAITING or len(self._ending) >= 2 * MAX_WAITING:
             raise ProblemError(
                 ErrorCode.BACKLOG_EXCEEDED,
                 f"{MAX_WAITING} texts are waiting to be spoken: wait for playback.finished, or interrupt.",
@@ -74,33 +85,42 @@ class Speech:
     def say(
         self, chunks: AsyncGenerator[SpeechChunk, None], *, on_over: Callable[[], None] = lambda: None
     ) -> Utterance:
-        """Opens a segment and begins to fill it in the background. `on_over` is called when nothing more is put into it."""
+        """Opens a segment and fills it in the background, when its turn comes.
+
+        `on_over` is called when nothing more is put into it.
+
+        Raises ProblemError `backlog_exceeded` when no other segment may be opened; `chunks` is then the caller's.
+        """
         utterance = Utterance(self._sink.open_speech())
         name = f"speech-{self._sink.session_id}-{utterance.segment}"
-        task = asyncio.create_task(self._fill(utterance, chunks), name=name)
+        task = asyncio.create_task(self._fill(utterance, chunks, self._turn), name=name)
         self._tasks.add(task)
         self._metrics.speech_waiting.inc()
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ending.discard)
         task.add_done_callback(lambda _: self._metrics.speech_waiting.dec())
         task.add_done_callback(lambda _: on_over())
         return utterance
 
     def cancel(self) -> None:
-        """Barge-in: ends every synthesis."""
+        """Barge-in: ends every synthesis. What is said next does not wait until voices have closed."""
         for task in self._tasks:
             task.cancel()
+        self._ending |= self._tasks
+        self._tasks.clear()
+        self._turn = asyncio.Lock()
 
     async def aclose(self) -> None:
         """Ends every synthesis and waits for it."""
         self.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*self._ending, return_exceptions=True)
 
-    async def _fill(self, utterance: Utterance, chunks: AsyncGenerator[SpeechChunk, None]) -> None:
+    async def _fill(self, utterance: Utterance, chunks: AsyncGenerator[SpeechChunk, None], turn: asyncio.Lock) -> None:
         outcome, segment = "ok", utterance.segment
-        begun: float | None = time.monotonic()
         span = self._sink.traces.child(segment, "synthesis")
         try:
-            async with aclosing(chunks):
+            async with aclosing(chunks), turn:
+                begun: float | None = time.monotonic()
                 async for chunk in chunks:
                     if begun is not None:
                         self._metrics.speech_first_seconds.observe(time.monotonic() - begun)

@@ -139,6 +139,8 @@ class FakeSession:
             self.current.pcm += message["bytes"]
             if at_once:
                 self.begin(self.current)
+                self.current.heard = self.current.end
+                self.last = self.current
             return
         self.texts.append(json.loads(message["text"]))
         told = link_message.validate_json(message["text"])

@@ -32,6 +32,42 @@ def test_half_a_sample_does_not_reach_into_the_next_utterance() -> None:
     assert decoder.decode(b"\x05\x06") == b"\x05\x06"
 
 
+SPEECH = (np.sin(np.arange(8000) * 0.05) * 9000).astype("<i2")
+NOISE_FLOOR = np.random.default_rng(1).integers(-3, 4, 8000).astype("<i2")
+
+
+@pytest.mark.parametrize("audio_format", AudioFormat)
+@pytest.mark.parametrize("samples", [SPEECH, NOISE_FLOOR], ids=["speech", "noise floor"])
+@pytest.mark.parametrize("quiet_first", [False, True])
+@pytest.mark.parametrize("held_up", [False, True])
+def test_a_sample_cut_in_half_where_an_utterance_ends(
+    audio_format: AudioFormat, samples: np.ndarray, quiet_first: bool, held_up: bool
+) -> None:
+    """The stream goes on with the other half (it was held up), or begins anew with a whole sample (it was broken off)."""
+    width = 2 if audio_format is AudioFormat.S16LE else 4
+    before, after = samples[:4000], samples[4000:]
+    if quiet_first:
+        after = np.concatenate([np.zeros(400, "<i2"), after])
+    raw = before if width == 2 else (before / 32767).astype("<f4")
+    decoder = Decoder(audio_format)
+    cut = len(before) * width - 1
+    head = decoder.decode(raw.tobytes()[:cut], 1)
+    rest = (after if width == 2 else (after / 32767).astype("<f4")).tobytes()
+    stream = raw.tobytes()[cut:] + rest if held_up else rest
+    got = b"".join(decoder.decode(stream[at : at + 321], 2) for at in range(0, len(stream), 321))
+    wanted = after.astype("<i2").tobytes()
+    assert head == before[:-1].tobytes()
+    undecided = 2 * (420 if quiet_first else 2)
+    assert got[-len(wanted) + undecided :] == wanted[undecided:] and abs(len(got) - len(wanted)) <= 4
+
+
+def test_a_half_sample_before_a_message_of_the_sender_is_dropped() -> None:
+    decoder = Decoder(AudioFormat.S16LE)
+    decoder.decode(SPEECH.tobytes() + b"\x01", 1)
+    decoder.reset()
+    assert decoder.decode(SPEECH.tobytes(), 2) == SPEECH.tobytes()
+
+
 def test_floats_become_int16_and_are_clipped() -> None:
     floats = np.array([0.0, 0.5, -0.5, 1.0, 2.0, -3.0, np.nan, np.inf], "<f4").tobytes()
     decoder = Decoder(AudioFormat.F32LE)

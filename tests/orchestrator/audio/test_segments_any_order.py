@@ -4,14 +4,33 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from musetalk_agent.protocol.messages import Cleared, CueItem, PlaybackFinished, PlaybackStarted
+from orchestrator.audio.segment import _size
 from orchestrator.audio.segments import SegmentTracker
 
 RATE = 16000
 STEPS = ["pcm", "start", "end", "clear", "open", "say", "close", "tick", "forward", "play", "finish", "answer"]
+
+
+def check_totals(tracker: SegmentTracker) -> None:
+    """The running totals are the sums over all segments, exactly."""
+    segments = list(tracker._open.values())
+    rates = {s.number: s.rate or 1 for s in segments}
+    audio = [s for s in segments if not s.cleared]
+    assert tracker.waiting_s == pytest.approx(sum((s.samples - s.sent) / rates[s.number] for s in segments), abs=1e-9)
+    assert tracker.at_agent_s == pytest.approx(sum((s.sent - s.heard) / rates[s.number] for s in segments), abs=1e-9)
+    for speech, total_s in ((False, tracker.audio_s), (True, tracker.speech_s)):
+        unheard = [(s.samples - s.heard) / rates[s.number] for s in audio if s.speech is speech]
+        assert total_s == pytest.approx(sum(unheard), abs=1e-9)
+    assert tracker.notes == sum(_size(note) for s in segments for _, note in s.notes)
+    assert tracker.open_segments == len(audio)
+    assert tracker.position_s(0.0) == pytest.approx(tracker._finished_s + sum(s.played_s(0.0) for s in segments))
+    if not segments:
+        assert (tracker.waiting_s, tracker.at_agent_s, tracker.audio_s, tracker.speech_s, tracker.notes) == (0,) * 5
 
 
 class World:
@@ -33,6 +52,7 @@ class World:
     def step(self, what: str, amount: int) -> None:
         self.now += 0.01 * amount
         getattr(self, what)(amount)
+        check_totals(self.tracker)
         self.events += [(e.type, getattr(e, "segment", None)) for e in self.tracker.take_events()]
 
     def pcm(self, amount: int) -> None:

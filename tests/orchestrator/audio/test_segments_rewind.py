@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from musetalk_agent.protocol.messages import Cleared, CueItem, PlaybackFinished, PlaybackStarted
+from orchestrator.audio.segment import ITEM_BYTES
 from orchestrator.audio.segments import SegmentTracker
+from tests.orchestrator.audio.test_segments_any_order import check_totals
 
 RATE = 16000
 STEPS = ["pcm", "pcm", "start", "end", "clear", "open", "say", "say", "close", "forward", "forward", "play", "play"]
@@ -97,6 +99,7 @@ class World:
     def step(self, what: str, amount: int) -> None:
         self.now += 10.0  # so late that positions are never extrapolated
         getattr(self, what)(amount)
+        check_totals(self.tracker)
         for event in self.tracker.take_events():
             self.told.append((event.type, getattr(event, "segment", None)))
             if isinstance(event, PlaybackFinished) and event.interrupted:
@@ -297,9 +300,15 @@ def test_a_clear_that_nobody_answered_and_one_that_nobody_can_are_answered() -> 
     assert forward_all(tracker) == []
 
 
-def test_what_is_kept_is_bounded_also_when_the_agent_never_says_what_was_heard() -> None:
-    tracker = SegmentTracker(keep_s=2.0)
-    for second in range(5):
-        tracker.push(numbered(0, RATE), RATE, float(second) / 10)
-        forward_all(tracker)
-    assert tracker.at_agent_s == pytest.approx(2.0, abs=0.001)
+def test_what_is_kept_is_bounded_because_no_more_is_forwarded_before_it_is_heard() -> None:
+    tracker = SegmentTracker(ahead_s=2.0)
+    tracker.push(numbered(0, 5 * RATE), RATE, 0.0)
+    forward_all(tracker)
+    assert 2.0 <= tracker.at_agent_s < 2.0 + ITEM_BYTES / 2 / RATE
+    assert tracker.waiting_s == pytest.approx(5.0 - tracker.at_agent_s)
+    tracker.on_heard(1, 1.0, 1.0)
+    forward_all(tracker)
+    assert 2.0 <= tracker.at_agent_s < 2.0 + ITEM_BYTES / 2 / RATE
+    tracker.on_heard(1, 1.5, 1.5)
+    assert tracker.next_item(outstanding_s=2.0) is None, "the agent has more than was forwarded from here"
+    assert tracker.next_item(outstanding_s=1.9) is not None

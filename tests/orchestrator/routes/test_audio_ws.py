@@ -36,7 +36,7 @@ async def test_raw_pcm_alone_is_enough(running: Stage) -> None:
             "session_id": started["session_id"],
             "received_samples": 0,
             "sample_rate": 16000,
-            "limits": {"message_bytes": 1 << 20, "backlog_s": 120.0, "bytes_per_s": 4 << 20},
+            "limits": {"message_bytes": 1 << 20, "backlog_s": 120.0, "bytes_per_s": 4 << 20, "segments": 256},
         }
         for offset in range(0, len(pcm), 1281):  # odd lengths: every other message splits a sample
             await line.socket.send(pcm[offset : offset + 1281])
@@ -239,6 +239,54 @@ async def test_limits_are_errors_and_nothing_of_the_message_is_taken() -> None:
             assert await broken_by(line, *[b""] * 2100) == "rate_exceeded"
         session = (await running.http.get(f"/session/{started['session_id']}")).json()
         assert session["state"] in ("ready", "speaking") and session["error"] is None
+
+
+async def test_the_257th_open_segment_is_refused_and_the_session_goes_on(running: Stage) -> None:
+    running.agent.hold = True
+    async with running.live() as (started, line):
+        for _ in range(257):
+            await line.say("audio.start")
+        error = await line.wait("error")
+        assert error["code"] == "backlog_exceeded" and "256 segments" in error["message"]
+        assert await line.closed() == 1008
+        queues = (await running.http.get("/debug/audio")).json()["sessions"][0]["queues"]
+        assert queues["segments"] == 256
+        answer = await running.http.post(f"/session/{started['session_id']}/interrupt")
+        assert answer.json() == {"dropped_s": 0.0}
+        running.agent.hold = False
+        async with running.audio(started["audio_url"]) as again:
+            await again.say("audio.start")
+            await again.socket.send(tone(0.5))
+            await again.say("audio.end")
+            await until(lambda: any(m["segment"] == 257 for m in again.of("playback.finished")))
+            finished = again.of("playback.finished")[-1]
+            assert (finished["position_s"], finished["interrupted"]) == (0.5, False)
+        session = (await running.http.get(f"/session/{started['session_id']}")).json()
+        assert (session["state"], session["moves"]) == ("ready", 0)
+
+
+@pytest.mark.parametrize("ended_by", ["interrupt", "pause", "clear", "reconnect"])
+async def test_half_a_sample_does_not_turn_the_next_utterance_into_noise(running: Stage, ended_by: str) -> None:
+    async with running.live() as (started, line):
+        await line.socket.send(tone(0.2) + b"\x01")
+        await line.wait("ack")
+        if ended_by == "interrupt":
+            await running.http.post(f"/session/{started['session_id']}/interrupt")
+        elif ended_by == "clear":
+            await line.say("clear")
+        if ended_by != "reconnect":
+            await line.wait("playback.finished")
+            await asyncio.sleep(0.31)  # the pause that says that the sender has noticed
+            await line.socket.send(tone(0.5))
+            await line.wait("playback.finished", count=2)
+            assert running.agent.only.segments[2].pcm == tone(0.5)
+            return
+        line.cut()
+        async with running.audio(started["audio_url"]) as again:
+            await again.wait("hello")
+            await again.socket.send(tone(0.5))
+            await again.wait("playback.finished")
+            assert running.agent.only.segments[1].pcm == tone(0.2) + tone(0.5)
 
 
 async def test_stopping_closes_with_1001_and_tells_what_was_open(running: Stage) -> None:

@@ -17,6 +17,7 @@ from orchestrator.routes import guard, speak_ws
 from orchestrator.tts.voices import Voices
 from tests.fakes.stage import Line, Stage, stage
 from tests.hostile.test_bodies import NOT_AN_OBJECT
+from tests.orchestrator.routes.test_audio_ws import until
 from tests.orchestrator.routes.test_auth import refused
 from tests.orchestrator.routes.test_speak import RATE, TonePerWord
 
@@ -219,6 +220,52 @@ async def test_clear_over_a_websocket(speaking: Stage, voice: TonePerWord) -> No
         await say(pen, "end")
         assert (await line.wait("playback.finished", count=2))["interrupted"] is False
         assert words(speaking, 2) == ["New", "one."] and voice.closed >= 1
+
+
+async def test_a_clear_and_a_ping_are_read_whatever_waits_for_the_voice(voice: TonePerWord) -> None:
+    async with stage(voices=Voices("tone:one", synthesizers=[voice]), audio_backlog_s=1) as running:
+        running.agent.hold = True
+        async with running.live() as (started, line), writing(running, started) as pen:
+            for text in ("This is one of many sentences. " * 140, "And a second text. " * 140):
+                await say(pen, "text", text=text)
+                await say(pen, "end")
+            await say(pen, "text", text="x" * (16 << 9))
+            await say(pen, "ping")
+            await pen.wait("pong")
+            await until(lambda: running.agent.only.segments)
+            await say(pen, "clear")
+            await line.wait("cleared")
+            assert [m["interrupted"] for m in line.of("playback.finished")] == [True] * 3
+            running.agent.hold = False
+            await say(pen, "text", text="New one.")
+            await say(pen, "end")
+            assert (await line.wait("playback.finished", count=4))["interrupted"] is False
+            assert words(running, 4) == ["New", "one."]
+
+
+async def test_a_client_that_leaves_is_noticed_whatever_waits_for_the_voice(voice: TonePerWord) -> None:
+    async with stage(voices=Voices("tone:one", synthesizers=[voice]), audio_backlog_s=1) as running:
+        running.agent.hold = True
+        async with running.live() as (started, line):
+            async with writing(running, started) as pen:
+                await say(pen, "text", text="One of many sentences. " * 140)
+                await pen.wait("segment")
+                assert _reading() == 1
+            await until(lambda: _reading() == 0)
+            running.agent.hold = False
+            await say_again(running, started)
+            finished = await line.wait("playback.finished", count=2, within_s=20)
+            assert (finished["segment"], finished["interrupted"]) == (2, False), "what was written is spoken first"
+
+
+def _reading() -> int:
+    """Text connections that are being read."""
+    return sum(task.get_name() == "speak-read" and not task.done() for task in asyncio.all_tasks())
+
+
+async def say_again(running: Stage, started: dict[str, Any]) -> None:
+    answer = await running.http.post(f"/session/{started['session_id']}/speak", json={"text": "again"})
+    assert answer.status_code == 202
 
 
 async def test_a_writer_that_leaves_has_said_what_it_said(speaking: Stage) -> None:

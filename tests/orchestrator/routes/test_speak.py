@@ -13,6 +13,7 @@ from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.tts.base import SpeechChunk, VoiceInfo
 from orchestrator.tts.voices import Voices
 from tests.fakes.stage import Stage, stage
+from tests.orchestrator.routes.test_audio_ws import until
 
 RATE = 22050
 
@@ -21,7 +22,7 @@ class TonePerWord:
     """A synthesizer: 100 ms of tone a word. The word `break` breaks it, `hang` waits for ever, `crash` is a bug."""
 
     def __init__(self) -> None:
-        self.closed = 0
+        self.begun = self.closed = 0
 
     async def open(self) -> None: ...
 
@@ -32,6 +33,7 @@ class TonePerWord:
 
     async def speak(self, text: str, voice: str) -> AsyncGenerator[SpeechChunk, None]:
         at, samples = 0, RATE // 10
+        self.begun += 1
         try:
             for word in text.split():
                 if word == "hang":
@@ -99,8 +101,7 @@ async def test_interrupt_ends_the_synthesis(speaking: Stage, voice: TonePerWord)
         await speaking.http.post(f"/session/{started['session_id']}/interrupt")
         await line.wait("playback.finished", count=2)
         assert [(m["segment"], m["interrupted"]) for m in line.of("playback.finished")] == [(1, True), (2, True)]
-        await asyncio.sleep(0.05)
-        assert voice.closed == 2
+        await until(lambda: voice.begun == voice.closed == 1)  # the second had not had its turn
         assert await say(speaking, started["session_id"], "again") == (202, {"segment": 3})
         assert (await line.wait("playback.finished", count=3))["interrupted"] is False
 
