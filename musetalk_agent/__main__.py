@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import logging
+import os
 import sys
+import threading
 
 from musetalk_agent.protocol.version import VERSION
 
 _ENGINE_LOST = 70
 """Exit code when a card failed for good (EX_SOFTWARE of sysexits.h): whoever watches the process starts a new one."""
+_ENDS_WITHIN_S = 60.0
+"""A process whose engine is lost ends after so long, whatever hangs."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -76,19 +81,24 @@ def _serve(args: argparse.Namespace) -> int:
 
     def end() -> None:
         server.should_exit = True
+        watchdog = threading.Timer(
+            _ENDS_WITHIN_S, os._exit, (_ENGINE_LOST,)
+        )  # a driver that hangs must not keep the process
+        watchdog.daemon = True
+        watchdog.start()
 
     app.state.engines.on_lost = end
     server.run()
-    return _leave(_ENGINE_LOST if app.state.engines.lost else 0 if server.started else 1)
+    if app.state.engines.lost:
+        return _leave(_ENGINE_LOST, at_once=True)
+    return _leave(0 if server.started else 1)
 
 
-def _leave(code: int) -> int:
+def _leave(code: int, *, at_once: bool = False) -> int:
     """Ends the process at once where the LiveKit SDK was loaded: its threads abort now and then when the interpreter goes away
-    under them, and what was a clean end would look like a crash."""
-    import logging
-    import os
-
-    if "livekit.rtc" in sys.modules:
+    under them, and what was a clean end would look like a crash. `at_once` does so anyway: the interpreter's end would wait for
+    threads that hang in a broken device."""
+    if at_once or "livekit.rtc" in sys.modules:
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
+from musetalk_agent.blocking import in_thread
 from musetalk_agent.engines.base import Engine
 from musetalk_agent.engines.batcher import Batcher
 from musetalk_agent.engines.pattern import PatternEngine
@@ -23,6 +24,12 @@ ENGINES = ("auto", "warp", "pattern", "musetalk")
 RESTART_AFTER_S = (1.0, 5.0, 15.0)
 """Waits before a failed engine is made again. After the last the process gives up: some errors of a card (an illegal address)
 leave its context in the process broken for good, and only a new process helps."""
+START_WITHIN_S = 900.0
+"""An engine that is not ready by then is stuck: `MUSETALK_COMPILE` takes some minutes at the first start on a machine."""
+RESTART_WITHIN_S = 300.0
+"""The same for an engine that is made again: what was compiled is cached by then."""
+_AUTO = ("musetalk", "warp")
+"""What `auto` means: the first of these that runs here."""
 _LIBRARIES = ("torch", "diffusers", "transformers", "safetensors")
 
 OnFailure = Callable[[str, EngineFailed], None]
@@ -62,6 +69,7 @@ class EnginePool:
         self.lost = False
         self._batchers: dict[str, Batcher] = {}
         self._restarts: dict[str, asyncio.Task[None]] = {}
+        self._refusals: dict[str, AgentError] = {}  # of engines that did not start
         self._makers: dict[str, Callable[[], Engine]] = {"warp": make_warp, "pattern": PatternEngine}
         if settings.engine in ("auto", "musetalk") and self._musetalk_refusal is None:
             self._makers["musetalk"] = self._make_musetalk
@@ -79,7 +87,10 @@ class EnginePool:
                 f"There is no engine {name!r}; this agent knows {', '.join(ENGINES)}.", field="engine", value=name
             )
         if name == "auto":
-            return "musetalk" if "musetalk" in self._makers else "warp"
+            name = next((engine for engine in _AUTO if engine in self._makers), _AUTO[-1])
+        if name in self._refusals:
+            why = self._refusals[name]
+            raise type(why)(why.detail, field="engine", value=name)
         if name not in self._makers:
             raise self._musetalk_refusal or EngineUnavailable(
                 f"This agent was started with AGENT_ENGINE={self._settings.engine} and has not loaded MuseTalk.",
@@ -93,12 +104,21 @@ class EnginePool:
         asked = asked or self._settings.engine
         if asked != "auto" or "musetalk" in self._makers:
             return None
-        reason = self._musetalk_refusal.detail if self._musetalk_refusal else "it was not loaded."
+        refusal = self._refusals.get("musetalk") or self._musetalk_refusal
+        reason = refusal.detail if refusal else "it was not loaded."
         return f"The engine is 'warp', not MuseTalk: {reason}"
 
     @cached_property
     def _musetalk_refusal(self) -> AgentError | None:
         """Why MuseTalk cannot run here. Looked at once: torch takes seconds to import, and cards do not come and go."""
+        try:
+            return self._look_for_musetalk()
+        except Exception as error:  # whatever is wrong with torch or its driver: another engine may run all the same
+            log.exception("looking for MuseTalk failed")
+            text = f"MuseTalk cannot be loaded here ({type(error).__name__}: {error})."
+            return EngineUnavailable(text, field="engine", value="musetalk")
+
+    def _look_for_musetalk(self) -> AgentError | None:
         absent = [name for name in _LIBRARIES if importlib.util.find_spec(name) is None]
         if absent:
             text = f"{', '.join(absent)} is not installed: install the extra [musetalk]."
@@ -133,18 +153,31 @@ class EnginePool:
     # --- life --------------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Makes and warms every engine that can run here. Raises what the default engine raises."""
-        for name in dict.fromkeys((self.default, *self._makers)):
-            await self._begin(name)
+        """Makes and warms every engine that can run here.
+
+        An engine that does not start is left out: `resolve` says why, and `auto` means the next one. Raises what the engine raises
+        that the settings name; for `auto`, when none of its engines starts.
+        """
+        for name in list(dict.fromkeys((self.default, *self._makers))):
+            try:
+                await self._begin(name, START_WITHIN_S)
+            except Exception as error:
+                log.exception("engine did not start", extra={"engine": name})
+                text = f"The engine {name!r} did not start: {error}"
+                self._refusals[name] = type(error)(text) if isinstance(error, AgentError) else EngineUnavailable(text)
+                del self._makers[name]
+                if name == self._settings.engine:
+                    raise
+        self.default = self.resolve(self._settings.engine)
 
     async def aclose(self) -> None:
-        """Ends the engines' threads. Sessions must be over."""
+        """Ends the engines' threads, all at once, within the time of `Batcher.aclose`. Sessions must be over."""
         for task in self._restarts.values():
             task.cancel()
         await asyncio.gather(*self._restarts.values(), return_exceptions=True)
-        for batcher in self._batchers.values():
-            await batcher.aclose()
+        batchers = list(self._batchers.values())
         self._batchers.clear()
+        await asyncio.gather(*(batcher.aclose() for batcher in batchers), return_exceptions=True)
 
     def batcher(self, name: str) -> Batcher:
         """The batcher of an engine that `resolve` gave. Raises `EngineFailed` while it is being made again."""
@@ -179,14 +212,19 @@ class EnginePool:
         batcher = self._batchers.get(name)
         return batcher.engine.capacity(fps) if batcher else 0
 
-    async def _begin(self, name: str) -> None:
-        engine = await asyncio.to_thread(self._makers[name])
-        batcher = Batcher(engine, on_failure=lambda error: self._failed(name, error))
+    async def _begin(self, name: str, within_s: float) -> None:
+        """Raises what the engine raises, and `EngineFailed` when it is not ready in time."""
         try:
-            await batcher.start()
-        except BaseException:
-            await batcher.aclose()
-            raise
+            async with asyncio.timeout(within_s):
+                engine = await in_thread(self._makers[name], f"engine-{name}-make", give_back=lambda made: made.close())
+                batcher = Batcher(engine, on_failure=lambda error: self._failed(name, error))
+                try:
+                    await batcher.start()
+                except BaseException:
+                    await batcher.aclose()
+                    raise
+        except TimeoutError as error:
+            raise EngineFailed(f"the engine {name!r} was not ready within {within_s:g} s") from error
         self._batchers[name] = batcher
         ENGINE_QUEUE.labels(name).set_function(lambda: batcher.statistics().waiting)
         ENGINE_BUSY.labels(name).set_function(lambda: batcher.statistics().busy_s)
@@ -197,17 +235,30 @@ class EnginePool:
         self.on_failure(name, error)
 
     async def _restart(self, name: str) -> None:
-        await self._batchers.pop(name).aclose()
-        for wait_s in RESTART_AFTER_S:
-            await asyncio.sleep(wait_s)
-            try:
-                await self._begin(name)
-            except Exception as error:  # noqa: BLE001 - a card that is still broken: health says so, and it is tried again
-                log.error("engine did not start again", extra={"engine": name, "reason": str(error)})
-                continue
+        """Makes the engine again, or ends the process. Nothing that the old or the new engine does ends this task otherwise."""
+        try:
+            again = await self._made_again(name)
+        except Exception:  # the task's boundary: health must not say 503 for ever
+            log.exception("the restart of an engine broke", extra={"engine": name})
+            again = False
+        if again:
             del self._restarts[name]
             log.info("engine runs again", extra={"engine": name})
             return
         self.lost = True
         log.critical("engine is lost; the process ends", extra={"engine": name})
         self.on_lost()
+
+    async def _made_again(self, name: str) -> bool:
+        old = self._batchers.pop(name, None)
+        if old is not None:
+            await old.aclose()
+        for wait_s in RESTART_AFTER_S:
+            await asyncio.sleep(wait_s)
+            try:
+                await self._begin(name, RESTART_WITHIN_S)
+            except Exception as error:  # noqa: BLE001 - a card that is still broken: health says so, and it is tried again
+                log.error("engine did not start again", extra={"engine": name, "reason": str(error)})
+                continue
+            return True
+        return False

@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING
 
 import cv2
 
 from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.avatars.library import AvatarLibrary
+from musetalk_agent.blocking import in_thread
 from musetalk_agent.clock import Clock, MonotonicClock
+from musetalk_agent.compose.compositor import Compositor
+from musetalk_agent.compose.idle_frames import load_idle
 from musetalk_agent.engine_pool import EnginePool
-from musetalk_agent.engines.base import Engine
+from musetalk_agent.engines.base import Actor, Engine
 from musetalk_agent.engines.pattern import pattern_bundle
+from musetalk_agent.errors import EngineFailed
+from musetalk_agent.metrics import PREPARE_SECONDS
 from musetalk_agent.pipeline import Pipeline
 from musetalk_agent.protocol.http import AgentStartRequest, VoiceSource
 from musetalk_agent.protocol.messages import Event
 from musetalk_agent.publishers.base import Publisher
-from musetalk_agent.session import Session
+from musetalk_agent.session import LEAVE_S, RELEASE_S, Session
 from musetalk_agent.settings import AgentSettings
+from musetalk_agent.teardown import Step, tear_down
 from musetalk_agent.weights import Manifest, ModelStore
 
 if TYPE_CHECKING:
@@ -29,6 +37,9 @@ if TYPE_CHECKING:
 
 _PATTERN_SIDE = 512
 _MEDIA_THREADS = 4  # features and composition of all sessions; numpy and OpenCV let the others run meanwhile
+
+OPEN_WITHIN_S = 60.0
+"""For the engine to open a prepared avatar: a second or so, unless its device hangs."""
 
 MakePublisher = Callable[[AgentStartRequest, int], Publisher]
 
@@ -72,19 +83,46 @@ class Factory:
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     async def session(self, request: AgentStartRequest) -> Session:
-        """Prepares the avatar and builds the session, not yet started. Raises `AvatarError`s and engine errors."""
+        """Prepares the avatar and builds the session, not yet started.
+
+        Raises `AvatarError`s and engine errors; `EngineFailed` when the device fails meanwhile. Nothing of the session is left when
+        it raises or is cancelled.
+        """
         name = self.engines.resolve(request.engine)
         batcher = self.engines.batcher(name)
         bundle = await self._bundle(request, batcher.engine)
-        actor = await asyncio.to_thread(batcher.engine.open, bundle)
-        make, speech = self._make_publisher, self._speech(request)
-        publisher = make(request, bundle.fps) if make else await self._publisher(request, bundle.fps, speech)
+        batcher.check()
+        actor = await self._opened(batcher.engine, bundle)
+        publisher: Publisher | None = None
+        try:
+            batcher.check()
+            loop = asyncio.get_running_loop()
+            first = await loop.run_in_executor(self._executor, load_idle, Compositor(bundle, actor.idle), 0)
+            batcher.check()
+            make, speech = self._make_publisher, self._speech(request)
+            publisher = make(request, bundle.fps) if make else await self._publisher(request, bundle.fps, speech)
+            batcher.check()
 
-        def build(emit: Callable[[Event], None], speaking: Callable[[bool], None]) -> Pipeline:
-            return Pipeline(publisher, batcher, actor, bundle, self.clock, self._executor, emit, speaking)
+            def build(emit: Callable[[Event], None], speaking: Callable[[bool], None]) -> Pipeline:
+                return Pipeline(publisher, batcher, actor, bundle, self.clock, self._executor, emit, speaking, first)
 
-        note = self.engines.note(request.engine)
-        return Session(request, bundle, name, publisher, build, actor.close, engine_note=note, speech=speech)
+            note = self.engines.note(request.engine)
+            return Session(request, bundle, name, publisher, build, actor.close, note, speech, batcher.check)
+        except BaseException:
+            steps = [Step("engine", partial(in_thread, actor.close, "engine-release"), RELEASE_S)]
+            if publisher is not None:
+                steps.insert(0, Step("publisher", publisher.aclose, LEAVE_S))
+            await tear_down(f"start of session {request.session_id}", steps)
+            raise
+
+    async def _opened(self, engine: Engine, bundle: Bundle) -> Actor:
+        """Opens the avatar in a thread. A caller that is cancelled, or an engine that takes too long, leaves nothing open."""
+        try:
+            async with asyncio.timeout(OPEN_WITHIN_S):
+                return await in_thread(partial(engine.open, bundle), "engine-open", give_back=lambda late: late.close())
+        except TimeoutError as error:
+            text = f"The engine {engine.name!r} did not open the avatar within {OPEN_WITHIN_S:g} s."
+            raise EngineFailed(text, retry_after_s=5) from error
 
     def _speech(self, request: AgentStartRequest) -> RoomSpeech | None:
         if request.livekit_agent is None:
@@ -100,7 +138,10 @@ class Factory:
             width = (picture.width or _PATTERN_SIDE) // 2 * 2
             height = (picture.height or _PATTERN_SIDE) // 2 * 2
             return pattern_bundle(width, height, picture.fps)
-        return await self.library.prepare(request.avatar, picture, derive=engine.prepare)
+        begun = time.monotonic()
+        bundle = await self.library.prepare(request.avatar, picture, derive=engine.prepare)
+        PREPARE_SECONDS.observe(time.monotonic() - begun)
+        return bundle
 
     async def _publisher(self, request: AgentStartRequest, fps: int, speech: RoomSpeech | None) -> Publisher:
         """Raises `RtmpUrlForbidden`. An ingress is the orchestrator's own, wherever it is."""

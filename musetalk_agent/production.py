@@ -18,7 +18,7 @@ from musetalk_agent.engines.base import Actor, PatchRequest
 from musetalk_agent.engines.batcher import Batcher, Result
 from musetalk_agent.features.listening import Listening
 from musetalk_agent.funnel import Funnel
-from musetalk_agent.media import FEATURE_RATE, Feature, Tag, VideoFrame
+from musetalk_agent.media import FEATURE_RATE, Feature, Pcm, Tag, VideoFrame
 from musetalk_agent.sync.segment import Segment
 from musetalk_agent.sync.stages import FEATURES, FRAME
 
@@ -105,6 +105,7 @@ class Production:
         self._close_from: tuple[Feature, float] | None = None
         self._last: tuple[Feature, float] = (actor.rest, 0.0)
         self._cued = 0
+        self._mute: Segment | None = None  # the segment whose features failed
 
     def add(self, segment: Segment) -> None:
         """A new segment; its pictures follow those of the segments before it."""
@@ -173,7 +174,7 @@ class Production:
         if not len(samples) and not segment.ended:
             return False
         last = not len(samples)
-        decided = await self._in_thread(self._listening.flush if last else lambda: self._listening.push(samples))
+        decided = await self._decided(segment, None if last else samples)
         for feature in decided:
             if segment.generation != self.generation:
                 return True
@@ -190,6 +191,25 @@ class Production:
             if not self._segments:
                 self._close_from = self._last
         return True
+
+    async def _decided(self, segment: Segment, samples: Pcm | None) -> list[Feature | None]:
+        """What more samples, or the end (None), decide of the segment's next frames: a feature each, None where nobody speaks.
+
+        An extractor that raises leaves the rest of the segment without lips, because its frames cannot be counted on any more; its
+        sound goes on, and so does the session.
+        """
+        if segment is self._mute:
+            return []
+        listening = self._listening
+        try:
+            return await self._in_thread(listening.flush if samples is None else lambda: listening.push(samples))
+        except Exception as error:
+            log.exception("features failed", extra={"segment": segment.number})
+            self._funnel.fail("features", f"{type(error).__name__}: {error}")
+            self._mute = segment
+            self._listening = Listening(self._batcher.engine.features, self._fps)
+            self._close_from = self._last
+            return []
 
     async def _rest(self, segment: Segment) -> None:
         """Nobody speaks in the segment's next frame. Before the first such frame the mouth glides shut; then nothing is made."""
@@ -269,6 +289,11 @@ class Production:
                     self._funnel.fail("patches", UNFIT)
                 else:
                     self._funnel.add("patches", 1)
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if not flight.patch.cancelled() or (task is not None and task.cancelling()):
+                    raise
+                patch, failed = None, True  # the batcher was closed; this loop must go on
             except Exception as error:  # noqa: BLE001 - one picture that fails is shown idle; the funnel tells, speech goes on
                 self._funnel.fail("patches", f"{type(error).__name__}: {error}")
                 patch, failed = None, True

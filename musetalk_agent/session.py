@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from musetalk_agent.audio_format import EXPLANATIONS
 from musetalk_agent.avatars.bundle import Bundle
+from musetalk_agent.blocking import in_thread
 from musetalk_agent.clock import utc_now
 from musetalk_agent.funnel import Facts
 from musetalk_agent.inbox import Inbox
@@ -20,6 +22,7 @@ from musetalk_agent.protocol.http import AgentSession, AgentStartRequest, Playba
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from musetalk_agent.publishers.base import CaptionPublisher, MovingPublisher, Publisher
 from musetalk_agent.sync.recent import Outcome
+from musetalk_agent.teardown import Step, tear_down
 
 if TYPE_CHECKING:
     from musetalk_agent.avatar_protocol.speech import RoomSpeech  # loads the SDK, which not every session needs
@@ -42,6 +45,12 @@ _MOVES: dict[SessionState, frozenset[SessionState]] = {
 ENDED = frozenset({SessionState.STOPPED, SessionState.FAILED})
 _LOOK_EVERY_S = 0.5
 _ATTRIBUTE_S = 5.0
+MEDIA_END_S = 2.0
+"""The media's tasks end as soon as they are cancelled, unless a publisher's call that may not be cancelled is under way."""
+LEAVE_S = 10.0
+"""To leave the room: a publisher takes 7 s at most (`FailoverPublisher.aclose`)."""
+RELEASE_S = 5.0
+"""For the engine to release what it holds for the session; longer means that its device hangs."""
 _NORMAL_ENDS = frozenset({"PARTICIPANT_REMOVED", "ROOM_DELETED", "ROOM_CLOSED", "DUPLICATE_IDENTITY"})
 
 
@@ -54,7 +63,8 @@ class Session:
         engine: the name of the engine in use.
         publisher: not yet open.
         build: makes the pipeline, given the callbacks for events and for speech beginning and ending.
-        release: called once when the session is over, to give back what the engine holds.
+        release: called once, in a thread, when the session is over, to give back what the engine holds.
+        check: raises when what the session runs on has failed; called once the publisher is open.
         engine_note: why the engine is not the one that its user may expect.
         speech: speech that comes through the room, where it does not come from the orchestrator.
     """
@@ -69,6 +79,7 @@ class Session:
         release: Callable[[], None],
         engine_note: str | None = None,
         speech: RoomSpeech | None = None,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         self.id = request.session_id
         self.room = request.room
@@ -90,7 +101,7 @@ class Session:
             publisher.on_rewind, publisher.on_change = self.pipeline.rewind, self.outbox.add
         if request.captions and isinstance(publisher, CaptionPublisher):
             self.pipeline.playback.caption(publisher.push_caption)
-        self._release = release
+        self._release, self._check = release, check
         self._over = asyncio.Event()
         self._attribute = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -99,12 +110,17 @@ class Session:
     # --- life --------------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Joins the room, publishes both tracks and begins to play. Raises `PublishFailed`; the session is then over."""
+        """Joins the room, publishes both tracks and begins to play.
+
+        Raises `PublishFailed`, and `EngineFailed` when the device failed meanwhile; the session is then over, as it is when this is
+        cancelled.
+        """
         try:
             await self.publisher.open(self.pipeline.first, self._on_lost)
+            self._check()
         except BaseException as error:
             self._fail(error)
-            await self._leave()
+            await self._end()
             raise
         self._move(SessionState.READY)
         self._task = asyncio.create_task(self._run(), name=f"session-{self.id}")
@@ -117,7 +133,7 @@ class Session:
         if self._task is None:
             if self.state not in ENDED:
                 self._move(SessionState.STOPPED)
-                await self._leave()
+                await self._end()
             return
         self._over.set()
         await asyncio.shield(self._task)
@@ -131,37 +147,70 @@ class Session:
         self._over.set()
 
     async def _run(self) -> None:
-        """The session's only task: everything it starts ends with it."""
+        """The session's own task: waits until it is over or its media broke, and ends every part of it."""
+        media = asyncio.create_task(self._play(), name=f"session-{self.id}-media")
         try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self.pipeline.run(), name="pipeline")
-                group.create_task(self._report_state(), name="attributes")
-                group.create_task(self._until_over(), name="watch")
-                if self.speech is not None:
-                    group.create_task(self.speech.run(), name="speech")
-        except* _Over:
-            self._move(SessionState.STOPPED)
-        except* Exception as errors:  # the session's boundary: whatever broke, it leaves the room and says so
+            await self._until_over(media)
+        except Exception as error:  # the session's boundary: whatever broke, it leaves the room and says so
             log.exception("session failed", extra={"session_id": self.id})
-            self._fail(errors.exceptions[0])
+            self._fail(error)
         finally:
-            await self._leave()
+            self._move(SessionState.STOPPED)
+            await self._end(media)
 
-    async def _until_over(self) -> None:
+    async def _play(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.pipeline.run(), name="pipeline")
+            group.create_task(self._report_state(), name="attributes")
+            if self.speech is not None:
+                group.create_task(self.speech.run(), name="speech")
+
+    async def _until_over(self, media: asyncio.Task[None]) -> None:
+        """Returns when the session is stopped, was broken off, lost its room or reached its longest duration. Raises what ended the
+        media's tasks, which end by nothing else.
+        """
+        over = asyncio.create_task(self._over.wait(), name=f"session-{self.id}-over")
         try:
-            async with asyncio.timeout(self.max_duration_s):
-                await self._over.wait()
-        except TimeoutError:
+            await asyncio.wait({media, over}, timeout=self.max_duration_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            over.cancel()
+        if media.done() and not self._over.is_set():
+            error = None if media.cancelled() else media.exception()
+            raise _cause(error) if error is not None else RuntimeError("the media's tasks ended by themselves")
+        if not self._over.is_set():
             log.info("session reached its longest duration", extra={"session_id": self.id})
         self.pipeline.clear()
-        raise _Over
 
-    async def _leave(self) -> None:
-        await self.publisher.aclose()
-        self.pipeline.production.ready.discard()
-        self._release()
-        self.ended.set()
-        self.outbox.changed.set()
+    async def _end(self, media: asyncio.Task[None] | None = None) -> None:
+        """Ends every part, in this order, each whatever the others do, and then says that it is over. See `tear_down`."""
+
+        async def discard() -> None:
+            self.pipeline.production.ready.discard()
+
+        async def stop_media() -> None:
+            if media is not None:
+                media.cancel()
+                await asyncio.wait({media})
+                if (
+                    not media.cancelled()
+                    and (error := media.exception()) is not None
+                    and self.state is not SessionState.FAILED
+                ):
+                    log.error("the media broke as the session ended", exc_info=error, extra={"session_id": self.id})
+
+        try:
+            await tear_down(
+                f"session {self.id}",
+                [
+                    Step("media", stop_media, MEDIA_END_S),
+                    Step("publisher", self.publisher.aclose, LEAVE_S),
+                    Step("frames", discard, MEDIA_END_S),
+                    Step("engine", partial(in_thread, self._release, f"release-{self.id}"), RELEASE_S),
+                ],
+            )
+        finally:
+            self.ended.set()
+            self.outbox.changed.set()
 
     def _on_lost(self, reason: str) -> None:
         log.warning("room connection ended", extra={"session_id": self.id, "reason": reason})
@@ -278,5 +327,8 @@ class Session:
         )
 
 
-class _Over(Exception):
-    """Ends the task group of a session that is over."""
+def _cause(error: BaseException) -> Exception:
+    """The first error of the groups that it came through."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error if isinstance(error, Exception) else RuntimeError(repr(error))

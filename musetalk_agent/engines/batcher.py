@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import queue
 import threading
@@ -19,9 +20,11 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from musetalk_agent.blocking import in_thread
 from musetalk_agent.engines.base import Engine, Flight, PatchRequest
 from musetalk_agent.errors import EngineFailed, EngineUnavailable
 from musetalk_agent.media import Patch
+from musetalk_agent.teardown import Step, tear_down
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +37,16 @@ UNCOLLECTED = 4
 LAUNCH_AHEAD_S = 0.001
 """How long before the expected end of a batch the next is launched: longer than a launch takes (a graph's replay and some copies),
 and a small part of a frame."""
+STUCK_S = 30.0
+"""A batch that is not delivered after so long never will be: the slowest device that is allowed, MuseTalk on a processor, takes a
+few seconds for its batches of one frame."""
+_LOOKS = 10  # for a stuck batch, in the time after which it counts as stuck
+_RETRY_AFTER_S = 5
+_BROKEN_LOGGED = 100  # one traceback for so many batches: an engine that fails on every frame does so 25 times a second
+_JOIN_S = 3.0
+"""A thread that has not ended so long after it should is inside a call of the device that does not return. It is left behind."""
+_CLOSE_S = 5.0
+"""Time for an engine to release its device."""
 
 Result = asyncio.Future[Patch | None]
 
@@ -80,14 +93,25 @@ class Batcher:
     `on_failure` is called. Whoever owns the batcher closes it then and makes a new engine and a new batcher: weights and latents on
     a failed card are worth nothing.
 
+    A batch that is not delivered within `stuck_after_s` is such a failure too, and so is an error in one of the two threads.
+
     Args:
         on_failure: called once, on the event loop, when the device failed.
+        stuck_after_s: seconds after which a device that does not answer has failed.
     """
 
-    def __init__(self, engine: Engine, on_failure: Callable[[EngineFailed], None] | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        on_failure: Callable[[EngineFailed], None] | None = None,
+        stuck_after_s: float = STUCK_S,
+    ) -> None:
         self.engine = engine
         self.failed: EngineFailed | None = None
         self._on_failure = on_failure
+        self._stuck_after_s = stuck_after_s
+        self._watch: asyncio.Task[None] | None = None
+        self._under_way: deque[_Batch] = deque()  # launched or being launched, and not delivered
         self._sessions: dict[int, deque[_Job]] = {}  # by the actor's identity: a session's frames stay in order
         self._waiting = 0
         self._changed = threading.Condition()
@@ -97,19 +121,31 @@ class Batcher:
         self._launched: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()
         self._seconds: dict[int, float] = {}  # what a batch of a size took last
         self._expected_end = self._finished = 0.0
-        self._frames = self._batches = self._dropped = 0
+        self._frames = self._batches = self._dropped = self._broken = 0
         self._sizes: dict[int, int] = {}
         self._busy_s = 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._launcher = threading.Thread(target=self._launch_all, name=f"engine-{engine.name}", daemon=True)
-        self._collector = threading.Thread(target=self._collect_all, name=f"engine-{engine.name}-collect", daemon=True)
+        self._launcher = threading.Thread(
+            target=self._guarded, args=(self._launch_all,), name=f"engine-{engine.name}", daemon=True
+        )
+        self._collector = threading.Thread(
+            target=self._guarded, args=(self._collect_all,), name=f"engine-{engine.name}-collect", daemon=True
+        )
 
     async def start(self) -> None:
         """Warms the engine up and starts the threads. Cancelling leaves the warm-up running; call `aclose` then."""
         self._loop = asyncio.get_running_loop()
-        await asyncio.to_thread(self.engine.warmup)
+        await in_thread(self.engine.warmup, f"engine-{self.engine.name}-warmup")
         self._launcher.start()
         self._collector.start()
+        self._watch = asyncio.create_task(self._look_for_stuck_batches(), name=f"engine-{self.engine.name}-watch")
+
+    def check(self) -> None:
+        """Raises `EngineFailed` when the device has failed or the batcher was closed: for a start, after each of its waits."""
+        if self.failed is not None:
+            raise EngineFailed(self.failed.detail, retry_after_s=_RETRY_AFTER_S)
+        if self._closed:
+            raise EngineFailed(f"The engine {self.engine.name!r} was closed.", retry_after_s=_RETRY_AFTER_S)
 
     def submit(self, request: PatchRequest, deadline: float) -> Result:
         """Queues one frame that should be ready at `deadline` (monotonic seconds).
@@ -143,26 +179,61 @@ class Batcher:
             )
 
     async def aclose(self) -> None:
-        """Ends the threads and cancels what was waiting. Safe to call twice and before `start`."""
+        """Ends the threads, cancels the frames that wait or are under way, and closes the engine. Safe to call twice, and before
+        `start`.
+
+        Each step has its time and runs whatever the ones before it did: an engine whose device hangs, or whose `close` raises, is
+        left behind with a line in the log. Cancelling waits for the steps.
+        """
         with self._changed:
             self._closed = True
             waiting = self._take_all()
             self._changed.notify()
         for job in waiting:
             job.result.cancel()
-        if self._launcher.is_alive():
-            await asyncio.to_thread(self._launcher.join)
-        if self._collector.is_alive():
-            await asyncio.to_thread(self._collector.join)
-        self.engine.close()
+        if self._watch is not None:
+            self._watch.cancel()
+        steps = [
+            Step(f"join-{thread.name}", functools.partial(in_thread, thread.join, "engine-join"), _JOIN_S)
+            for thread in (self._launcher, self._collector)
+            if thread.is_alive()
+        ]
+        steps.append(Step("frames", self._cancel_under_way, _JOIN_S))
+        steps.append(Step("close", lambda: in_thread(self.engine.close, f"engine-{self.engine.name}-close"), _CLOSE_S))
+        await tear_down(f"engine {self.engine.name}", steps)
+
+    async def _cancel_under_way(self) -> None:
+        with self._changed:
+            left = [job for batch in self._under_way for job in batch.jobs]
+        for job in left:
+            job.result.cancel()
+
+    async def _look_for_stuck_batches(self) -> None:
+        while self.failed is None:
+            await asyncio.sleep(self._stuck_after_s / _LOOKS)
+            with self._changed:
+                oldest = self._under_way[0].begun if self._under_way else None
+            if oldest is not None and time.perf_counter() - oldest > self._stuck_after_s:
+                text = f"The device of the engine {self.engine.name!r} has not answered for {self._stuck_after_s:g} s."
+                self._fail(EngineFailed(text))
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        """The body of both threads: one that ends by an error takes the batcher with it, so that its owner hears of it."""
+        try:
+            work()
+        except Exception as error:
+            log.exception("a thread of the batcher broke", extra={"engine": self.engine.name})
+            self._fail(EngineFailed(f"The engine {self.engine.name!r} broke: {type(error).__name__}: {error}"))
 
     # the launcher's thread
 
     def _launch_all(self) -> None:
-        while (jobs := self._take()) is not None:
-            if jobs:
-                self._launched.put(self._launch(jobs))
-        self._launched.put(None)
+        try:
+            while (jobs := self._take()) is not None:
+                if jobs:
+                    self._launched.put(self._launch(jobs))
+        finally:
+            self._launched.put(None)
 
     def _take(self) -> list[_Job] | None:
         """The next batch, once it is time; None when it is over."""
@@ -213,6 +284,7 @@ class Batcher:
         batch = _Batch(jobs, self._size(len(jobs)), time.perf_counter())
         with self._changed:
             self._expected_end = max(batch.begun, self._expected_end) + self._seconds.get(batch.size, 0.0)
+            self._under_way.append(batch)
         try:
             batch.flight = self.engine.launch([job.request for job in jobs])
         except Exception as error:  # noqa: BLE001 - the thread serves every session: a frame that breaks must not end it
@@ -237,10 +309,13 @@ class Batcher:
             try:
                 if batch.flight is not None and batch.error is None:
                     patches = batch.flight.patches()
+                    if len(patches) != len(batch.jobs):
+                        raise RuntimeError(f"{len(patches)} patches for {len(batch.jobs)} requests")
             except Exception as error:  # noqa: BLE001 - as above
                 batch.error = error
             with self._changed:
                 self._undelivered -= 1
+                self._under_way.remove(batch)
                 self._changed.notify()
             self._deliver(batch, patches)
 
@@ -262,29 +337,30 @@ class Batcher:
     def _deliver(self, batch: _Batch, patches: Sequence[Patch | None]) -> None:
         assert self._loop is not None
         if batch.error is not None:
-            log.error(
-                "engine failed on a batch",
-                exc_info=batch.error,
-                extra={"engine": self.engine.name, "batch": len(batch.jobs)},
-            )
+            self._broken += 1
+            if self._broken % _BROKEN_LOGGED == 1:
+                told = {"engine": self.engine.name, "batch": len(batch.jobs), "so_far": self._broken}
+                log.error("engine failed on a batch", exc_info=batch.error, extra=told)
         if isinstance(batch.error, EngineFailed):
             self._fail(batch.error)
         with contextlib.suppress(RuntimeError):  # the loop is gone: so is everybody who waited
             self._loop.call_soon_threadsafe(_settle, batch.jobs, patches, batch.error)
 
     def _fail(self, error: EngineFailed) -> None:
+        """Any thread. Fails what waits and what is under way, and tells the owner; once."""
         assert self._loop is not None
         with self._changed:
             if self.failed is not None:
                 return
             self.failed = error
-            waiting = self._take_all()
+            left = [job for batch in self._under_way for job in batch.jobs] + self._take_all()
             self._changed.notify()
             if self._closed:  # nobody waits, and the owner is closing it already
                 return
-        self._loop.call_soon_threadsafe(_settle, waiting, (), error)
-        if self._on_failure is not None:
-            self._loop.call_soon_threadsafe(self._on_failure, error)
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and everything on it is over
+            self._loop.call_soon_threadsafe(_settle, left, (), error)
+            if self._on_failure is not None:
+                self._loop.call_soon_threadsafe(self._on_failure, error)
 
 
 def _settle(jobs: Sequence[_Job], patches: Sequence[Patch | None], error: Exception | None) -> None:

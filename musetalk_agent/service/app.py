@@ -25,9 +25,15 @@ from musetalk_agent.service.auth import Door
 from musetalk_agent.service.guard import Guard, problem_response
 from musetalk_agent.service.routes import router
 from musetalk_agent.service.sessions import Sessions
+from musetalk_agent.session import LEAVE_S, MEDIA_END_S, RELEASE_S
 from musetalk_agent.settings import AgentSettings
+from musetalk_agent.teardown import Step, tear_down
 
 log = logging.getLogger(__name__)
+
+_SESSIONS_END_S = MEDIA_END_S + LEAVE_S + RELEASE_S + 5.0  # of all sessions at once, and of what is starting
+_ENGINES_END_S = 20.0  # the steps of `Batcher.aclose`
+_TRACES_END_S = 5.0
 
 
 def create_app(settings: AgentSettings) -> FastAPI:
@@ -40,17 +46,20 @@ def create_app(settings: AgentSettings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         traces.start("musetalk-agent")
-        await factory.start()
-        gc.collect()
-        gc.freeze()
-        app.state.factory, app.state.sessions = factory, Sessions(factory)
-        app.state.links = LinkServer(lambda: app.state.sessions.draining)
+        sessions: Sessions | None = None
         try:
+            await factory.start()
+            gc.collect()
+            gc.freeze()
+            sessions = Sessions(factory)
+            app.state.factory, app.state.sessions = factory, sessions
+            app.state.links = LinkServer(lambda: app.state.sessions.draining)
             yield
         finally:
-            await app.state.sessions.aclose()
-            await factory.aclose()
-            await traces.stop()
+            steps = [Step("engines", factory.aclose, _ENGINES_END_S), Step("traces", traces.stop, _TRACES_END_S)]
+            if sessions is not None:
+                steps.insert(0, Step("sessions", sessions.aclose, _SESSIONS_END_S))
+            await tear_down("agent", steps)
 
     app = FastAPI(title="musetalk-agent", version=VERSION, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.settings, app.state.engines = settings, factory.engines

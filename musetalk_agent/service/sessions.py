@@ -42,6 +42,7 @@ class Sessions:
         self._ended: OrderedDict[str, tuple[float, AgentSession]] = OrderedDict()
         self._starting: dict[str, asyncio.Task[Session]] = {}
         self._starting_on: dict[str, str] = {}  # the engines of those
+        self._failed_while_starting: dict[str, EngineFailed] = {}
         self.draining = False
         SESSIONS_MAX.set_function(lambda: self.capacity().sessions_max)
         SESSIONS.set_function(lambda: self.capacity().sessions)
@@ -98,10 +99,13 @@ class Sessions:
             current = asyncio.current_task()
             if current is not None and current.cancelling():
                 raise
+            if (failure := self._failed_while_starting.get(request.session_id)) is not None:
+                raise EngineFailed(failure.detail, retry_after_s=_RETRY_AFTER_S) from None
             text = f"The session {request.session_id!r} was stopped while it was starting."
             raise SessionEnded(text, value=request.session_id) from None
         finally:
             del self._starting[request.session_id], self._starting_on[request.session_id]
+            self._failed_while_starting.pop(request.session_id, None)
 
     def _admit(self, engine: str, fps: int) -> None:
         """Raises `AtCapacity` when the process, or the engine at this rate of pictures, holds no session more.
@@ -127,6 +131,11 @@ class Sessions:
         raise AtCapacity(f"The agent {why}; try again later.", limit=limit, retry_after_s=_RETRY_AFTER_S)
 
     def _break_off(self, engine: str, error: EngineFailed) -> None:
+        """An engine failed: ends its sessions, and calls off those that are starting on it."""
+        for session_id, task in self._starting.items():
+            if self._starting_on[session_id] == engine:
+                self._failed_while_starting[session_id] = error
+                task.cancel()
         for session in self.live():
             if session.engine == engine:
                 session.break_off(error)

@@ -67,7 +67,9 @@ class Scheduler:
                 return Decision(Act.SHOW, due)
         elif waiting:
             return Decision(Act.SHOW, beat)
-        if missing and self._held < REPEAT_FRAMES:
+        if not missing:
+            self._held = 0
+        elif self._held < REPEAT_FRAMES:
             return Decision(Act.HOLD, beat)
         return Decision(Act.IDLE, beat)
 
@@ -80,5 +82,5 @@ class Scheduler:
         if decision.act is Act.HOLD:
             self._held += 1
             self.held += 1
-        else:
+        elif decision.act is Act.SHOW:
             self._held = 0

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
 
-from musetalk_agent.clock import Clock, MonotonicClock
+from musetalk_agent import engine_pool
+from musetalk_agent.clock import Clock, MonotonicClock, VirtualClock
+from musetalk_agent.engines.base import PatchRequest
+from musetalk_agent.engines.pattern import PatternEngine
 from musetalk_agent.factory import Factory
-from musetalk_agent.media import Pcm
+from musetalk_agent.media import Patch, Pcm
 from musetalk_agent.protocol.http import AgentStartRequest, AvatarSource, PublisherMode, Transport
 from musetalk_agent.protocol.messages import PublisherChanged
 from musetalk_agent.publishers.base import MovingPublisher
@@ -81,3 +85,72 @@ async def test_a_change_of_the_way_out_is_told_and_loses_no_speech(tmp_path: Pat
         "publisher.changed",
         "playback.finished",
     ]
+
+
+class Telling(NullPublisher):
+    """Writes down what the room is told of the avatar."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__(clock)
+        self.clock = clock
+        self.states: list[tuple[float, str]] = []
+        self.refuse = False
+
+    async def set_state(self, state: str) -> None:
+        """Raises when the test says so, as an SDK does."""
+        if self.refuse:
+            self.refuse = False
+            raise RuntimeError("no signal connection")
+        self.states.append((self.clock.now(), state))
+
+
+class Failing(PatternEngine):
+    """Makes no frame while it is broken."""
+
+    broken = False
+
+    def infer(self, batch: Sequence[PatchRequest]) -> list[Patch | None]:
+        if Failing.broken:
+            raise RuntimeError("lips on fire")
+        return super().infer(batch)
+
+
+async def test_the_room_hears_of_degraded_lips_in_time_and_of_their_recovery(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = VirtualClock()
+    publisher = Telling(clock)
+    publisher.refuse = True
+    monkeypatch.setattr(engine_pool, "PatternEngine", Failing)
+    monkeypatch.setattr(engine_pool, "make_warp", PatternEngine)
+    settings = AgentSettings.model_validate({"agent_api_key": "k", "engine": "pattern", "cache_dir": tmp_path})
+    factory = Factory(settings, clock, publisher=lambda request, fps: publisher)
+    await factory.start()
+    try:
+        request = AgentStartRequest(
+            session_id="s", room="r", livekit_url="ws://x", livekit_token="t", avatar=AvatarSource(), engine="pattern"
+        )
+        session = await factory.session(request)
+        await session.start()
+        await clock.run(1)
+        assert [state for _, state in publisher.states] == ["idle"], "said again after the SDK refused it"
+        session.take('{"type":"segment.start","segment":1,"sample_rate":16000}')
+        session.take(tone(20).tobytes())
+        await clock.run(8)
+        monkeypatch.setattr(Failing, "broken", True)
+        await clock.run(12)
+        session.take('{"type":"clear"}')
+        monkeypatch.setattr(Failing, "broken", False)
+        await clock.run(20)
+        told = publisher.states[1:]
+        assert [state for _, state in told] == ["speaking", "degraded", "idle"]
+        assert 8 < told[1][0] < 10, "soon after it began, though seven good seconds went before"
+        assert 12 < told[2][0] < 18, "over by itself, with nothing said any more"
+        assert session.diagnose().code == "engine_failing", "until a frame succeeds"
+        session.take('{"type":"segment.start","segment":2,"sample_rate":16000}')
+        session.take(tone(1).tobytes())
+        await clock.run(21)
+        assert session.diagnose().code == "track_not_subscribed" and publisher.states[-1][1] == "speaking"
+        await session.stop()
+    finally:
+        await factory.aclose()

@@ -39,23 +39,28 @@ class AvatarStore:
     def __init__(self, card: Card, spare_bytes: int = SPARE_BYTES) -> None:
         self._card, self._spare_bytes = card, spare_bytes
         self._avatars: dict[Path, Avatar] = {}  # in the order of their last use
+        self._cleared = False
         self._lock = threading.Lock()
 
     def take(self, folder: Path, load: Callable[[], Artefacts]) -> Avatar:
         """The avatar of `folder`, loaded by `load` when it is not here; give it back once.
 
-        Raises what `load` raises, and `EngineUnavailable` when the card has no memory for it.
+        Raises what `load` raises, and `EngineUnavailable` when the card has no memory for it or the store was cleared.
         """
         with self._lock:
+            if self._cleared:
+                raise EngineUnavailable("The engine is closing and takes no avatar.")
             avatar = self._avatars.pop(folder, None) or self._loaded(load())
             avatar.sessions += 1
             self._avatars[folder] = avatar
             return avatar
 
     def give_back(self, folder: Path) -> None:
-        """One session less."""
+        """One session less. Nothing happens where the store was cleared meanwhile."""
         with self._lock:
-            avatar = self._avatars.pop(folder)
+            avatar = self._avatars.pop(folder, None)
+            if avatar is None:
+                return
             avatar.sessions -= 1
             self._avatars[folder] = avatar
             self._drop(self._spare_bytes)
@@ -68,6 +73,7 @@ class AvatarStore:
     def clear(self) -> None:
         """Forgets all of them, in use or not: the engine is closing."""
         with self._lock:
+            self._cleared = True
             self._avatars.clear()
 
     def _loaded(self, artefacts: Artefacts) -> Avatar:

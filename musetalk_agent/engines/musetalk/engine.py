@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -115,11 +116,14 @@ class MuseTalkFlight:
         """Resizes each face to its box and gives it its mask: OpenCV on the batcher's collecting thread."""
         made: list[Patch | None] = [None] * len(self._batch)
         speaking = iter(self._speaking)
-        for piece in self.pieces:
-            for face, good in zip(piece.pixels, piece.good, strict=True):
-                index = next(speaking)
-                made[index] = self._engine.patch(self._batch[index], face, good=bool(good))
-            piece.release()
+        try:
+            for piece in self.pieces:
+                for face, good in zip(piece.pixels, piece.good, strict=True):
+                    index = next(speaking)
+                    made[index] = self._engine.patch(self._batch[index], face, good=bool(good))
+        finally:
+            for piece in self.pieces:
+                piece.release()
         return made
 
 
@@ -260,11 +264,15 @@ class MuseTalkEngine:
         return made
 
     def close(self) -> None:
-        """Releases the device: weights, graphs, latents. Safe to call twice."""
-        self._avatars.clear()
-        self.network.to_empty(device="meta")
-        self._encoder.to_empty(device="meta")
-        self._runner.close()
+        """Releases the device: weights, graphs, latents. Safe to call twice.
+
+        Every part is released whatever the others raise, and on a broken card all of them may; then it raises, at the end.
+        """
+        with ExitStack() as parts:  # called in the opposite order
+            parts.callback(self._runner.close)
+            parts.callback(self._encoder.to_empty, device="meta")
+            parts.callback(self.network.to_empty, device="meta")
+            parts.callback(self._avatars.clear)
 
     def _dtype(self) -> torch.dtype:
         name = self.options.precision or ("float32" if self.options.device == "cpu" else "float16")

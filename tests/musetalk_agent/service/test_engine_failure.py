@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 
 from musetalk_agent import engine_pool
+from musetalk_agent.__main__ import main
 from musetalk_agent.engine_pool import EnginePool
 from musetalk_agent.engines.base import Flight, PatchRequest
 from musetalk_agent.engines.pattern import PatternEngine, pattern_bundle
-from musetalk_agent.errors import EngineFailed
+from musetalk_agent.errors import EngineFailed, EngineUnavailable
 from musetalk_agent.settings import AgentSettings
 from musetalk_agent.weights import Manifest, ModelStore
-from tests.musetalk_agent.service.served import Agent, agent
+from orchestrator.processes import free_port
+from tests.musetalk_agent.service.served import HEADERS, KEY, Agent, agent
 
 
 class Fragile(PatternEngine):
@@ -135,3 +141,127 @@ async def test_debug_tells_what_the_engine_did(tmp_path: Path) -> None:
         assert figures["frames"] >= 25
         assert sum(int(size) * count for size, count in figures["batches"].items()) == figures["frames"]
         assert told["files"]["musetalkV15/unet.pth"]["exists"] is False and told["unet_config"] is None
+
+
+class Doomed(PatternEngine):
+    """Runs until its first frame, then as a card does whose context is broken: nothing of it works any more."""
+
+    broken = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        if Doomed.broken:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    def launch(self, batch: Sequence[PatchRequest]) -> Flight:
+        Doomed.broken = True
+        raise EngineFailed("illegal address")
+
+    def close(self) -> None:
+        if os.environ["CLOSE"] == "hangs":
+            threading.Event().wait()
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+
+def doomed_agent() -> int:
+    """`musetalk-agent serve` with that engine."""
+    engine_pool.PatternEngine = Doomed  # type: ignore[misc]
+    engine_pool.RESTART_AFTER_S = (0.01, 0.01)
+    return main()
+
+
+@pytest.mark.parametrize("close", ["raises", "hangs"])
+async def test_a_process_whose_engine_is_lost_ends_with_70(tmp_path: Path, close: str) -> None:
+    port = free_port()
+    environment = {**os.environ, "AGENT_API_KEY": KEY, "AGENT_ENGINE": "pattern", "CLOSE": close}
+    environment |= {"AVATAR_CACHE_DIR": str(tmp_path), "AGENT_DRAIN_S": "300"}
+    source = "import sys; from tests.musetalk_agent.service.test_engine_failure import doomed_agent; sys.exit(doomed_agent())"
+    command = [sys.executable, "-c", source, "serve", "--port", str(port)]
+    process = await asyncio.create_subprocess_exec(*command, env=environment)
+    try:
+        base = f"http://127.0.0.1:{port}"
+        async with httpx.AsyncClient(base_url=base, headers=HEADERS, timeout=10, trust_env=False) as http:
+            async with asyncio.timeout(60):
+                while True:
+                    try:
+                        await http.get("/health")
+                        break
+                    except httpx.TransportError:
+                        await asyncio.sleep(0.05)
+            here = Agent(http, port)
+            assert (await here.start("a")).status_code == 200
+            told = await _speak(here, "a")
+            assert told["code"] == "engine_failed"
+        async with asyncio.timeout(60):
+            assert await process.wait() == 70
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+class Absent(PatternEngine):
+    """Does not start."""
+
+    def warmup(self) -> None:
+        raise RuntimeError("out of memory on the card")
+
+
+def _pool(tmp_path: Path, engine: str, monkeypatch: pytest.MonkeyPatch, **makers: type[PatternEngine]) -> EnginePool:
+    monkeypatch.setattr(EnginePool, "_look_for_musetalk", lambda self: None)
+    settings = AgentSettings.model_validate({"agent_api_key": "k", "engine": engine, "cache_dir": tmp_path})
+    pool = EnginePool(settings, ModelStore(None, Manifest.load()))
+    pool._makers.update(makers)
+    return pool
+
+
+async def test_auto_takes_the_next_engine_when_one_does_not_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = _pool(tmp_path, "auto", monkeypatch, musetalk=Absent, warp=PatternEngine)
+    assert pool.default == "musetalk"
+    await pool.start()
+    try:
+        assert pool.default == "warp" and pool.resolve("auto") == "warp" and pool.ready
+        note = pool.note(None)
+        assert note is not None and "'warp', not MuseTalk" in note and "out of memory on the card" in note
+        with pytest.raises(EngineUnavailable, match="did not start: out of memory"):
+            pool.resolve("musetalk")
+        assert pool.batcher("warp").engine.name == "pattern"
+    finally:
+        await pool.aclose()
+
+
+async def test_an_engine_that_no_session_needs_may_be_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = _pool(tmp_path, "musetalk", monkeypatch, musetalk=PatternEngine, warp=Absent, pattern=Absent)
+    await pool.start()
+    try:
+        assert pool.default == "musetalk" and pool.ready
+        for name in ("warp", "pattern"):
+            with pytest.raises(EngineUnavailable, match="out of memory"):
+                pool.resolve(name)
+    finally:
+        await pool.aclose()
+
+
+@pytest.mark.parametrize("engine", ["musetalk", "auto"])
+async def test_a_process_without_the_engine_it_was_given_does_not_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str
+) -> None:
+    warp = PatternEngine if engine == "musetalk" else Absent
+    pool = _pool(tmp_path, engine, monkeypatch, musetalk=Absent, warp=warp)
+    try:
+        with pytest.raises((RuntimeError, EngineUnavailable), match="out of memory"):
+            await pool.start()
+    finally:
+        await pool.aclose()
+
+
+async def test_a_broken_torch_does_not_keep_warp_from_running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: EnginePool) -> None:
+        raise OSError("libcudart.so.12: cannot open shared object file")
+
+    monkeypatch.setattr(EnginePool, "_look_for_musetalk", broken)
+    settings = AgentSettings.model_validate({"agent_api_key": "k", "cache_dir": tmp_path})
+    pool = EnginePool(settings, ModelStore(None, Manifest.load()))
+    assert pool.default == "warp" and "libcudart" in (pool.note(None) or "")
