@@ -42,7 +42,8 @@ from orchestrator.tokens import Rooms, TokenMinter
 from orchestrator.tts.providers import synthesizers
 from orchestrator.tts.voices import Voices
 from orchestrator.voice.process import VoiceWorker
-from orchestrator.webhooks import Endpoint, Webhooks, secret
+from orchestrator.webhook_queue import Endpoint
+from orchestrator.webhooks import Webhooks, secret
 
 OPEN_PATHS = frozenset({"/health", "/docs", "/openapi.json", page.PAGE_TOKEN_PATH})
 """What needs no key, beside the page's files. The page token has conditions of its own."""
@@ -228,7 +229,7 @@ def endpoints(settings: Settings, sessions: SessionLifecycle, session_id: str) -
     if order.webhook_url is None:
         return common
     secrets = (secret(order.webhook_secret),) if order.webhook_secret else settings.webhook_secrets
-    return [*common, Endpoint(order.webhook_url, secrets)]
+    return [*common, Endpoint(order.webhook_url, secrets, owner=order.key)]
 
 
 async def _docs() -> HTMLResponse:

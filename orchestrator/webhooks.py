@@ -13,9 +13,7 @@ import logging
 import random
 import ssl
 import time
-from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 
 import httpcore
 
@@ -30,28 +28,18 @@ from musetalk_agent.protocol.addresses import (
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.events import SessionEvent
 from orchestrator.metrics import Metrics
+from orchestrator.webhook_queue import Delivery, Endpoint, Lane, Queue, Slots
 
-PENDING = 1024
-"""Deliveries that may wait, all sessions together; past it the oldest goes."""
 DELAYS_S = (1.0, 5.0, 25.0, 90.0)
 """Between five tries: about two minutes, give or take a fifth."""
 TRY_S = 10.0
 CLOSE_S = 3.0
-AT_ONCE = 16
 _PORTS = {"https": 443}
 _PREFIX = "whsec_"
 _SECRET_BYTES = (24, 64)
 _GONE = 410
 _RESOLVE_S = 5.0
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """Where events go. Each secret signs, so that the receiver may change from one to the next at any time."""
-
-    url: str = field(repr=False)
-    secrets: tuple[bytes, ...] = field(repr=False)
 
 
 def secret(text: str) -> bytes:
@@ -82,62 +70,6 @@ def secure_address(url: str) -> str:
     return url
 
 
-@dataclass(frozen=True)
-class Delivery:
-    """One event for one endpoint."""
-
-    endpoint: Endpoint
-    event: SessionEvent
-
-    @property
-    def lane(self) -> tuple[Endpoint, str]:
-        """What is delivered in order: the events of one session at one endpoint."""
-        return self.endpoint, self.event.session_id
-
-    @property
-    def message_id(self) -> str:
-        """The same for every try."""
-        return f"{self.event.session_id}-{self.event.id}"
-
-
-class Queue:
-    """Deliveries that wait, by lane; bounded over all lanes. Pure."""
-
-    def __init__(self, most: int = PENDING) -> None:
-        self._most = most
-        self._pending: OrderedDict[int, Delivery] = OrderedDict()
-        self._lanes: dict[tuple[Endpoint, str], deque[int]] = {}
-        self._next = 0
-
-    def __len__(self) -> int:
-        return len(self._pending)
-
-    def put(self, delivery: Delivery) -> Delivery | None:
-        """Queues it. Returns the oldest one when that had to make room."""
-        self._next += 1
-        self._pending[self._next] = delivery
-        self._lanes.setdefault(delivery.lane, deque()).append(self._next)
-        return self._pending.popitem(last=False)[1] if len(self._pending) > self._most else None
-
-    def head(self, lane: tuple[Endpoint, str]) -> tuple[int, Delivery] | None:
-        """The lane's first delivery with its ticket; None, and the lane is gone, when there is no more."""
-        tickets = self._lanes.get(lane, deque())
-        while tickets and tickets[0] not in self._pending:
-            tickets.popleft()
-        if not tickets:
-            self._lanes.pop(lane, None)
-            return None
-        return tickets[0], self._pending[tickets[0]]
-
-    def holds(self, ticket: int) -> bool:
-        """Whether it still waits, and was not dropped."""
-        return ticket in self._pending
-
-    def done(self, ticket: int) -> None:
-        """Delivered, or given up."""
-        self._pending.pop(ticket, None)
-
-
 class Webhooks:
     """Posts events. `on_event` is the bus's listener; nothing there blocks.
 
@@ -166,8 +98,8 @@ class Webhooks:
         self._ssl_context = ssl_context
         self._delays_s = delays_s
         self._queue = Queue()
-        self._lanes: dict[tuple[Endpoint, str], asyncio.Task[None]] = {}
-        self._slots = asyncio.Semaphore(AT_ONCE)
+        self._lanes: dict[Lane, asyncio.Task[None]] = {}
+        self._slots = Slots()
         self._closing = asyncio.Event()
 
     def on_event(self, event: SessionEvent) -> None:
@@ -206,7 +138,7 @@ class Webhooks:
         if len(self._queue):
             _log.warning("webhooks were not delivered before the end", extra={"count": len(self._queue)})
 
-    async def _run(self, lane: tuple[Endpoint, str]) -> None:
+    async def _run(self, lane: Lane) -> None:
         try:
             while (head := self._queue.head(lane)) is not None:
                 ticket, delivery = head
@@ -223,7 +155,7 @@ class Webhooks:
         reason = ""
         for delay_s in (*self._delays_s, None):
             try:
-                async with self._slots, asyncio.timeout(TRY_S):
+                async with self._slots.one(delivery.endpoint), asyncio.timeout(TRY_S):
                     status = await self._post(delivery)
             except AddressRefused as error:
                 reason = error.detail

@@ -3,13 +3,13 @@ machine can see. Standard library only."""
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
 import re
-import socket
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from urllib.parse import quote, urlsplit
+
+from musetalk_agent.protocol.resolving import NameResolver
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Resolver = Callable[[str, int], Awaitable[list[str]]]
@@ -109,10 +109,8 @@ def _ascii(host: str) -> str:
     return host.rstrip(".").lower()
 
 
-async def system_resolver(host: str, port: int) -> list[str]:
-    """Asks the operating system."""
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
+system_resolver: Resolver = NameResolver()
+"""Asks the operating system, within 5 s, in threads that strangers' names have for themselves."""
 
 
 async def checked_addresses(host: str, port: int, resolver: Resolver, *, allow_private: bool) -> list[str]:

@@ -8,7 +8,7 @@ import hmac
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +17,8 @@ import pytest
 from musetalk_agent.protocol.problems import ProblemError
 from orchestrator.events import EventBus, SessionEvent
 from orchestrator.metrics import Metrics
-from orchestrator.webhooks import Delivery, Endpoint, Queue, Webhooks, secret, signature
+from orchestrator.webhook_queue import AT_ONCE, AT_ONCE_OWNER, AT_ONCE_PARTY, Delivery, Endpoint, Queue, Slots
+from orchestrator.webhooks import Webhooks, secret, signature
 from tests.fakes.certificates import Authority
 from tests.fakes.hook_receiver import Hook, Receiver, receiving
 
@@ -149,6 +150,18 @@ async def test_one_session_does_not_wait_for_another(receiver: Receiver) -> None
         await counted(metrics, "delivered", 3)
 
 
+async def test_a_receiver_that_never_answers_slows_no_other_one(receiver: Receiver) -> None:
+    """Whatever it is sent: its posts hang in all its slots, and the others have theirs."""
+    async with receiving(AUTHORITY.server("127.0.0.1")) as dead:
+        dead.hold.clear()
+        async with posting(dead.url(), receiver.url()) as (bus, metrics):
+            for number in range(3 * AT_ONCE):
+                bus.publish(f"ses_{number}", "warning", {})
+            await counted(metrics, "delivered", 3 * AT_ONCE)
+            assert len(receiver.hooks) == 3 * AT_ONCE
+            assert len(await dead.wait(AT_ONCE_PARTY)) == len(dead.hooks) == AT_ONCE_PARTY
+
+
 async def test_only_the_right_certificate_is_talked_to(receiver: Receiver) -> None:
     async with receiving(Authority().server("hooks.example")) as stranger:
         for url in (receiver.url("other.example"), stranger.url("hooks.example")):
@@ -209,8 +222,42 @@ def test_a_secret_has_its_form(text: str) -> None:
         secret(text)
 
 
-def delivery(session: str, number: int) -> Delivery:
-    return Delivery(Endpoint("https://a", ()), SessionEvent(number, session, "warning", "{}"))
+def delivery(session: str, number: int, url: str = "https://a", owner: str = "") -> Delivery:
+    return Delivery(Endpoint(url, (), owner), SessionEvent(number, session, "warning", "{}"))
+
+
+def test_a_party_that_takes_nothing_pushes_out_only_its_own() -> None:
+    queue = Queue(most=8, each=4)
+    mine = [delivery("mine", n, "https://good/") for n in range(2)]
+    assert [queue.put(each) for each in mine] == [None, None]
+    dead = [delivery(f"ses_{n}", n, f"https://dead/{n}", "shop") for n in range(100)]
+    dropped = [queue.put(each) for each in dead]
+    assert dropped == [None] * 4 + dead[:96] and len(queue) == 6  # its share is 4, whatever paths it names
+    others = [delivery("x", n, f"https://h{n}/", "club") for n in range(4)]
+    assert [queue.put(each) for each in others] == [None, None, dead[96], dead[97]]
+    head = queue.head(mine[0].lane)
+    assert head is not None and head[1] is mine[0] and len(queue) == 8
+
+
+async def test_slots_are_shared_by_host_and_by_caller() -> None:
+    slots = Slots()
+    async with AsyncExitStack() as held:
+        hosts = AT_ONCE_OWNER // AT_ONCE_PARTY
+        for number in range(AT_ONCE_OWNER):
+            endpoint = Endpoint(f"https://h{number % hosts}/{number}", (), "shop")
+            async with asyncio.timeout(5):
+                await held.enter_async_context(slots.one(endpoint))
+        for full in (Endpoint("https://new/", (), "shop"), Endpoint("https://h0/other", (), "shop")):
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.05), slots.one(full):
+                    pass
+        async with (
+            asyncio.timeout(5),
+            slots.one(Endpoint("https://h0/", (), "club")),
+            slots.one(Endpoint("https://h0/", ())),
+        ):
+            pass
+    assert not slots._shares
 
 
 def test_the_queue_drops_the_oldest_and_keeps_the_order() -> None:
