@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import fnmatch
+import os
 import re
+import secrets
 import shutil
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
 from musetalk_agent.settings import AgentSettings
+from orchestrator.processes import free_port
 from orchestrator.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -83,12 +88,58 @@ def test_every_service_is_hardened_and_healthy(name: str) -> None:
     service = COMPOSE["services"][name]
     assert service["read_only"] is True and service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"] and "privileged" not in service
+    assert 0 < service["pids_limit"] <= 512
+    assert re.fullmatch(r"(\$\{[A-Z]+_MEMORY:-)?\d+[gm]\}?", service["mem_limit"])
     own = ROOT / service.get("build", {}).get("dockerfile", "")
     if own.is_file():
         assert "\nHEALTHCHECK " in own.read_text("utf-8")
     else:
         assert service["healthcheck"]["test"] and int(service["user"].partition(":")[0]) > 0
         assert not service["image"].endswith(":latest") and ":" in service["image"]
+
+
+def test_who_decodes_strangers_files_cannot_reach_redis() -> None:
+    services = COMPOSE["services"]
+    assert services["redis"]["networks"] == ["store"] and COMPOSE["networks"]["store"]["internal"] is True
+    assert "ports" not in services["redis"] and "ports" not in services["agent"]
+    assert {name for name, one in services.items() if "store" in one["networks"]} == {
+        "redis",
+        "livekit",
+        "orchestrator",
+    }
+
+
+def test_redis_wants_its_password_which_is_in_no_arguments(tmp_path: Path) -> None:
+    """Its command, run as it is but for the port and the folder."""
+    service = COMPOSE["services"]["redis"]
+    assert service["environment"]["REDISCLI_AUTH"] == "${REDIS_PASSWORD:?}"
+    shell, flag, script = service["command"]
+    port, password = free_port(), secrets.token_hex(32)
+    script = script.replace("$$", "$").replace("/data", str(tmp_path)).replace("EOF\n", f"EOF\nport {port}\n", 1)
+    environment = {**os.environ, "REDISCLI_AUTH": password}
+    for program in ("redis-server", "redis-cli"):
+        if shutil.which(program) is None:
+            pytest.skip(f"{program} is missing: run `tools/setup redis`")
+
+    def ping(auth: str) -> str:
+        command = ["redis-cli", "-p", str(port), "ping"]
+        asked = subprocess.run(
+            command, env={**os.environ, "REDISCLI_AUTH": auth}, capture_output=True, text=True, timeout=10
+        )
+        return asked.stdout
+
+    with subprocess.Popen([shell, flag, script], env=environment, stdout=subprocess.DEVNULL) as server:
+        try:
+            until = time.monotonic() + 20
+            while ping(password) != "PONG\n" and time.monotonic() < until:
+                time.sleep(0.05)
+            assert ping(password) == "PONG\n"
+            assert "NOAUTH" in ping("") and "PONG" not in ping("wrong")
+            arguments = psutil.Process(server.pid).cmdline()
+            assert "redis-server" in arguments[0] and password not in " ".join(arguments)
+        finally:
+            server.terminate()
+            server.wait(20)
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -98,7 +149,7 @@ def test_the_services_variables_are_known(name: str) -> None:
 
 def test_no_secret_has_a_default() -> None:
     text = (ROOT / "compose.yaml").read_text("utf-8")
-    for name in ("LIVEKIT_API_KEY", "LIVEKIT_API_SECRET", "ORCHESTRATOR_API_KEY", "AGENT_API_KEY"):
+    for name in ("LIVEKIT_API_KEY", "LIVEKIT_API_SECRET", "ORCHESTRATOR_API_KEY", "AGENT_API_KEY", "REDIS_PASSWORD"):
         assert set(re.findall(rf"\$\{{{name}([^}}]*)\}}", text)) == {":?"}
 
 
