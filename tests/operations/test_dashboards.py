@@ -13,10 +13,21 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry
 
+from musetalk_agent import metrics as agent_metrics
 from musetalk_agent.metrics import REGISTRY
+from musetalk_agent.protocol.diagnosis import DiagnosisCode
+from musetalk_agent.protocol.problems import ErrorCode
+from musetalk_agent.publishers.ladder_words import Rung
+from musetalk_agent.sync.scheduler import Act
 from orchestrator.metrics import Metrics
 
-OPERATIONS = Path(__file__).parents[2] / "docs" / "operations"
+ROOT = Path(__file__).parents[2]
+OPERATIONS = ROOT / "docs" / "operations"
+CODE = {
+    path: path.read_text("utf-8") for name in ("musetalk_agent", "orchestrator") for path in (ROOT / name).rglob("*.py")
+}
+CODES = {*map(str, ErrorCode), *map(str, DiagnosisCode), *map(str, Rung), *(act.name.lower() for act in Act)}
+_WORD = re.compile(r"\b[a-z]+(?:_[a-z0-9]+)+\b")
 FROM_SCRAPE = {"le", "instance", "job"}
 _GROUPING = re.compile(r"\bby \(([^)]*)\)")
 _PLACEHOLDER = re.compile(r"\{\{\s*(?:\$labels\.)?(\w+)\s*\}\}")
@@ -95,3 +106,47 @@ def test_the_panels_lie_beside_and_under_each_other_and_their_legends_have_label
     for target in (target for panel in panels() for target in panel["targets"]):
         for label in _PLACEHOLDER.findall(target["legendFormat"]):
             assert re.search(rf"by \([^)]*\b{label}\b", target["expr"]), (label, target["expr"])
+
+
+def emitted(word: str) -> bool:
+    """A code, a string that the services' own code writes, or the name of a field that they answer with."""
+    if word in CODES or word in known():
+        return True
+    written = re.compile(rf"[\"']{re.escape(word)}[\"']|^\s+{re.escape(word)}:", re.MULTILINE)
+    return any(written.search(source) for path, source in CODE.items() if path.name != "metrics.py")
+
+
+@pytest.mark.parametrize("expression", expressions())
+def test_every_value_of_a_label_is_one_that_the_code_writes(expression: str) -> None:
+    for selector in selectors(promql.parse(expression)):
+        for matcher in selector.matchers.matchers:
+            for value in matcher.value.split("|"):
+                if re.fullmatch(r"[a-z_/]+", value):  # else an expression, as 5..
+                    assert emitted(value), f"nothing writes {matcher.name}={value!r} of {selector.name}"
+
+
+def test_every_code_that_the_texts_name_exists() -> None:
+    texts = [text for rule in alerts() for text in rule["annotations"].values()]
+    texts += [panel.get("description", "") for panel in panels()]
+    named = {word for text in texts for word in _WORD.findall(text)}
+    assert {"engine_failed", "at_capacity", "engine_slow"} <= named, "the test finds them"
+    assert not (wrong := {word for word in named if not emitted(word)}), wrong
+    assert not emitted("engine_too_slow")
+
+
+def source_of(package: str) -> str:
+    """Everything but where the instruments are made."""
+    found = (text for path, text in CODE.items() if path.is_relative_to(ROOT / package) and path.name != "metrics.py")
+    return "".join(found)
+
+
+def test_every_instrument_is_used() -> None:
+    """An instrument that nothing writes to is drawn as if nothing ever happened."""
+    agent = source_of("musetalk_agent")
+    instruments = [name for name, value in vars(agent_metrics).items() if hasattr(value, "_labelnames")]
+    assert len(instruments) >= 15
+    assert not (unused := [name for name in instruments if not re.search(rf"\b{name}\b[.(\n]", agent)]), unused
+    other = source_of("orchestrator")
+    fields = [name for name, value in vars(Metrics()).items() if hasattr(value, "_labelnames")]
+    assert len(fields) >= 15
+    assert not (unused := [name for name in fields if not re.search(rf"metrics\.{name}\b", other)]), unused

@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 
 from musetalk_agent import factory, session
+from musetalk_agent.avatars.bundle import Bundle
+from musetalk_agent.engines.pattern import PatternEngine, pattern_bundle
 from musetalk_agent.errors import EngineFailed
+from musetalk_agent.metrics import REGISTRY
 from tests.musetalk_agent.ends.faulty import DEADLINE_S, GatedPublisher, World, world
 
 POINTS = ("prepare", "open", "first frame", "publisher", "session", "join", "joined")
@@ -146,3 +149,16 @@ async def test_a_start_looks_again_after_each_wait(tmp_path: Path, monkeypatch: 
             with pytest.raises(EngineFailed, match="the card is gone"):
                 await starting
         await here.until(lambda: here.factory.engines.ready and here.plan.opened == here.plan.closed)
+
+
+async def test_the_preparation_of_an_avatar_is_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with world(tmp_path, monkeypatch) as here:
+
+        async def prepare(*_: object, **__: object) -> Bundle:
+            return pattern_bundle(64, 64, 25)
+
+        monkeypatch.setattr(here.factory.library, "prepare", prepare)
+        monkeypatch.setattr(PatternEngine, "needs_face", True)
+        before = REGISTRY.get_sample_value("avatar_prepare_seconds_count") or 0
+        await here.start("b")
+        assert REGISTRY.get_sample_value("avatar_prepare_seconds_count") == before + 1
