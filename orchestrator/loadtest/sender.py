@@ -44,6 +44,7 @@ class Sender:
         self._sent = 0  # samples since the session began
         self._taken = 0  # samples that the session had when the connection was made
         self._error: str | None = None
+        self._last_event = 0
 
     async def open(self) -> None:
         """Connects. Raises SenderLost."""
@@ -68,7 +69,8 @@ class Sender:
 
     async def _greeted(self) -> ClientConnection:
         """A connection whose greeting has come; one that does not come in `SILENCE_S` is a TimeoutError."""
-        socket = await connect(self._url, max_queue=None, open_timeout=SILENCE_S, close_timeout=1)
+        after = f"&last_event_id={self._last_event}" if self._last_event else ""
+        socket = await connect(self._url + after, max_queue=None, open_timeout=SILENCE_S, close_timeout=1)
         try:
             async with asyncio.timeout(SILENCE_S):
                 self._taken = json.loads(await socket.recv())["received_samples"]
@@ -141,6 +143,7 @@ class Sender:
         with contextlib.suppress(ConnectionClosed):
             async for text in socket:
                 message = json.loads(text)
+                self._last_event = message.get("id", self._last_event)
                 if message["type"] == "error":
                     self._error = message["code"]
                 self._on_message(message)

@@ -1,7 +1,8 @@
 /**
  * A session's `/audio` WebSocket: PCM and segment marks out, playback events in. When the connection drops it is opened
  * again, and the sender goes on from the `received_samples` of the new `hello`: nothing is lost, nothing is sent twice. A
- * connection on which no greeting, or no `pong`, comes for ten seconds counts as dropped: TCP tells of it much later.
+ * connection on which no greeting, or no `pong`, comes for ten seconds counts as dropped: TCP tells of it much later. The new
+ * connection names the last event that came, and gets every later one.
  *
  * @module audio-link
  */
@@ -51,6 +52,8 @@ export class AudioLink extends EventTarget {
     /** Where the next sample goes, counted as the session counts; only after the first `hello` of a sequence (`inStep`). */
     this.position = 0;
     this.inStep = false;
+    /** The newest event of the session that came; 0 before the first. */
+    this.lastEventId = 0;
     this.attempts = 0;
     /** @type {WebSocket|null} */
     this.socket = null;
@@ -113,7 +116,7 @@ export class AudioLink extends EventTarget {
   #connect() {
     this.#setState(this.attempts || this.state === "reconnecting" ? "reconnecting" : "connecting");
     this.lastError = "";
-    const socket = new WebSocket(this.url);
+    const socket = new WebSocket(this.lastEventId ? `${this.url}&last_event_id=${this.lastEventId}` : this.url);
     socket.binaryType = "arraybuffer";
     socket.onmessage = (event) => {
       if (socket === this.socket && typeof event.data === "string") this.#receive(JSON.parse(event.data));
@@ -142,7 +145,8 @@ export class AudioLink extends EventTarget {
     else if (message.type === "pong") this.#confirm();
     else if (message.type === "error") this.lastError = message.code;
     if (this.pings > this.pongs) this.#expect();
-    if (message.type === "ack" || message.type === "pong") return;
+    if (message.type === "ack" || message.type === "pong" || message.id <= this.lastEventId) return;
+    this.lastEventId = message.id ?? this.lastEventId;
     this.dispatchEvent(new CustomEvent(message.type, { detail: message }));
   }
 

@@ -193,3 +193,24 @@ async def test_ends_at_once_when_the_session_is_over(page: Page, web: str) -> No
         await page.run("lives = false, link.socket.close()")
         await page.until("link.state === 'closed'")
         assert await page.run(CODES) == ["session_ended"]
+
+
+async def test_names_the_last_event_and_dispatches_none_twice(page: Page, web: str) -> None:
+    class Telling(Session):
+        paths: list[str]
+
+        async def serve(self, socket: ServerConnection) -> None:
+            assert socket.request is not None
+            self.paths.append(socket.request.path)
+            for number in range(1, len(self.paths) + 2):  # the first connection lost the last one
+                await socket.send(json.dumps({"type": "playback.started", "id": 1000 + number, "segment": number}))
+            await super().serve(socket)
+
+    session = Telling(cuts=[])
+    session.paths = []
+    async with linked(page, web, session):
+        await page.run("link.socket.close()")
+        await page.until("seen.filter(([type]) => type === 'hello').length === 2")
+        segments = await page.run("seen.filter(([type]) => type === 'playback.started').map(([, d]) => d.segment)")
+    assert segments == [1, 2, 3]
+    assert [path.partition("&last_event_id=")[2] for path in session.paths] == ["", "1002"]

@@ -50,6 +50,7 @@ class AudioLine:
         self._heard_at = 0.0
         """When all that was pushed can have been heard, on the monotonic clock."""
         self._error: AvatarError | None = None
+        self._last_event = 0
 
     @property
     def unheard_s(self) -> float:
@@ -62,8 +63,9 @@ class AudioLine:
         while True:
             asked_s = None
             try:
+                after = f"&last_event_id={self._last_event}" if self._last_event else ""
                 async with connect(
-                    self._url,
+                    self._url + after,
                     open_timeout=self._silence_s,
                     ping_interval=self._silence_s,
                     ping_timeout=self._silence_s,
@@ -128,6 +130,9 @@ class AudioLine:
             raise self._error or AvatarError("session_ended", "The session is over.")
 
     async def _receive(self, socket: ClientConnection, message: Mapping[str, Any]) -> None:
+        if message.get("id", self._last_event + 1) <= self._last_event:
+            return  # it came before
+        self._last_event = message.get("id", self._last_event)
         match message["type"]:
             case "hello":
                 async with self._sending:

@@ -206,3 +206,30 @@ async def test_an_idle_timeout_is_no_end(line: ModuleType) -> None:
     async with server.serving() as url, running(line, url):
         async with asyncio.timeout(20):
             await server.greeted.wait()
+
+
+async def test_events_that_come_again_are_heard_once_and_the_last_one_is_named(line: ModuleType) -> None:
+    server, heard, paths = Server(), asyncio.Queue[Mapping[str, Any]](), list[str]()
+
+    async def talk(socket: ServerConnection) -> None:
+        assert socket.request is not None
+        paths.append(socket.request.path)
+        await socket.send(json.dumps({"type": "hello", "received_samples": 0}))
+        for number in range(1, len(paths) + 2):  # the half-open connection had lost the last one
+            await socket.send(json.dumps({"type": "playback.finished", "id": 1000 + number, "segment": number}))
+        if len(paths) == 1:
+            await socket.close(1012)
+        await socket.wait_closed()
+
+    server.handler = talk
+    async with server.serving() as url:
+        made = line.AudioLine(url, 16_000, heard.put, schedule=QUICK, silence_s=SILENCE_S)
+        task = asyncio.create_task(made.run())
+        try:
+            async with asyncio.timeout(20):
+                segments = [(await heard.get())["segment"] for _ in range(3)]
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+    assert segments == [1, 2, 3] and heard.empty()
+    assert [path.partition("&last_event_id=")[2] for path in paths] == ["", "1002"]

@@ -136,3 +136,28 @@ async def test_a_server_that_never_greets_is_left(monkeypatch: pytest.MonkeyPatc
             await link.open()
         await link.aclose()
     assert session.connections == 2
+
+
+async def test_a_new_connection_names_the_last_event_that_came() -> None:
+    paths = list[str]()
+
+    async def telling(socket: ServerConnection) -> None:
+        assert socket.request is not None
+        paths.append(socket.request.path)
+        await socket.send('{"type": "hello", "received_samples": 0}')
+        await socket.send('{"type": "playback.started", "id": 1007, "segment": 1}')
+        if len(paths) == 1:
+            await socket.recv()
+            await socket.close(1012)
+        await socket.wait_closed()
+
+    heard: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+    async with serve(telling, "127.0.0.1", 0) as server:
+        link = Sender(f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}/audio?x=1", heard.put_nowait)
+        async with asyncio.timeout(20):
+            await link.open()
+            await heard.get()
+            while len(paths) < 2:
+                await link.send(np.zeros(320, np.int16))
+        await link.aclose()
+    assert paths == ["/audio?x=1", "/audio?x=1&last_event_id=1007"]
