@@ -10,7 +10,7 @@ from musetalk_agent.engines.musetalk.files import __file__ as files
 from musetalk_agent.protocol.diagnosis import DiagnosisCode, Suspicion
 from musetalk_agent.protocol.messages import PROTOCOL_VERSION
 from musetalk_agent.protocol.problems import ErrorCode
-from orchestrator.audio.limits import AudioLimits
+from orchestrator.audio.limits import OPEN_SEGMENTS, AudioLimits
 from orchestrator.routes.sessions import StartRequest
 from tests.clients.printed import ROOT
 from tests.fakes.stage import stage
@@ -31,7 +31,8 @@ def test_limits_are_those_of_the_code() -> None:
         f"| frames | {clip.frames:,} (two minutes at 25 fps); a video {clip.video_seconds:.0f} s |",
         f"{clip.side_pixels_min} pixels a side at least, 4096×4096 at most",
         f"up to {sound.message_bytes >> 20} MiB",
-        f"At most {sound.backlog_s:.0f} s may wait (`backlog_exceeded`), and {sound.bytes_per_s >> 20} MiB a second",
+        f"At most {sound.backlog_s:.0f} s and {OPEN_SEGMENTS} segments may wait (`backlog_exceeded`), "
+        f"and {sound.bytes_per_s >> 20} MiB a second",
         f"`protocol`, {PROTOCOL_VERSION} today",
     ):
         assert sentence in PAGE, sentence
