@@ -64,8 +64,14 @@ CAPTIONS = Counter(
 )
 AGENT_CALLS = Counter(
     "avatar_agent_calls_total",
-    "Calls to an agent of livekit-agents, by method and outcome (ok, agent_absent, no_room, overrun, error_CODE)",
+    "Calls to an agent of livekit-agents, by method and outcome (ok, agent_absent, no_room, overrun, error_CODE, error_sdk)",
     ["method", "outcome"],
+    registry=REGISTRY,
+)
+LOOP_FAILURES = Counter(
+    "avatar_loop_failures_total",
+    "Failures of background loops, which are restarted, by loop (probe, speech-read, speech-tell, speech-watch)",
+    ["loop"],
     registry=REGISTRY,
 )
 ADAPTATION_STEP = Gauge(

@@ -15,6 +15,7 @@ from musetalk_agent.clock import Clock, utc_now
 from musetalk_agent.metrics import AGENT_CALLS
 from musetalk_agent.pipeline import Pipeline
 from musetalk_agent.protocol.messages import Event
+from musetalk_agent.supervisor import supervise
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +24,8 @@ _CALLS_MOST = 64
 _TRIES = 3
 _AGAIN_S = 0.1
 _ANSWER_S = 3.0
+_SDK_S = 12.0
+"""And no call is waited for longer than this: the SDK's own limits are `_ANSWER_S`, after up to 7 s for the call to be taken."""
 _ROOM_S = 8.0
 """A call waits so long for the room to be joined again."""
 _NOT_TAKEN = frozenset(
@@ -95,9 +98,8 @@ class RoomSpeech:
         """Works until cancelled."""
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._read(), name="speech-read")
-                group.create_task(self._tell(), name="speech-tell")
-                group.create_task(self._watch(), name="speech-watch")
+                for name, loop in (("read", self._read), ("tell", self._tell), ("watch", self._watch)):
+                    group.create_task(supervise(f"speech-{name}", loop), name=f"speech-{name}")
         finally:
             await self._stop_reading()
 
@@ -108,7 +110,7 @@ class RoomSpeech:
         acts = self._core.arrived(reader.info.stream_id, sender, attributes, self._clock.now())
         if any(isinstance(act, core.Close) for act in acts):
             log.warning("a stream was refused", extra={"sender": sender, "expected": self.sender})
-            reader.close()
+            _close(reader)
         else:
             self._readers.put_nowait(reader)
         self._carry_out(acts)
@@ -142,19 +144,21 @@ class RoomSpeech:
                 self._reading = stream, task
                 await asyncio.wait({task})
                 self._reading = None
-                if not task.cancelled():
-                    task.result()
-            reader.close()
+            _close(reader)
 
     async def _consume(self, reader: rtc.ByteStreamReader) -> None:
         stream = reader.info.stream_id
-        with suppress(StreamError):  # the room was left: what came of it is said
+        try:
             async for chunk in reader:
                 self.last_audio_at = utc_now()
                 self._carry_out(self._core.data(stream, chunk, self._clock.now()))
                 while self._pipeline is not None and self._pipeline.playback.buffered_s > self._backlog_s:
                     await asyncio.sleep(_TICK_S)
                     self._carry_out(self._core.data(stream, b"", self._clock.now()))
+        except StreamError:
+            log.info("a stream was cut off: what came of it is said", extra={"stream": stream})
+        except Exception:  # the SDK raises bare Exceptions: one stream that breaks must not end the session
+            log.exception("a stream broke: what came of it is said", extra={"stream": stream})
         self._carry_out(self._core.ended(stream))
 
     async def _stop_reading(self) -> None:
@@ -162,7 +166,7 @@ class RoomSpeech:
             self._reading[1].cancel()
             await asyncio.gather(self._reading[1], return_exceptions=True)
         while not self._readers.empty():
-            self._readers.get_nowait().close()
+            _close(self._readers.get_nowait())
 
     async def _watch(self) -> None:
         while True:
@@ -190,17 +194,22 @@ class RoomSpeech:
             if room is None or not self.present:
                 return "no_room" if room is None else "agent_absent"
             try:
-                await room.local_participant.perform_rpc(
-                    destination_identity=self.sender,
-                    method=call.method,
-                    payload=call.payload,
-                    response_timeout=_ANSWER_S,
-                )
+                async with asyncio.timeout(_SDK_S):
+                    await room.local_participant.perform_rpc(
+                        destination_identity=self.sender,
+                        method=call.method,
+                        payload=call.payload,
+                        response_timeout=_ANSWER_S,
+                    )
                 return "ok"
             except rtc.RpcError as error:
                 outcome = f"error_{error.code}"
                 if error.code not in _NOT_TAKEN:
                     break
+            except Exception as error:  # noqa: BLE001 - the SDK raises bare Exceptions: the agent may have heard the call
+                log.warning("a call to the agent failed in the SDK", extra={"error": repr(error)})
+                outcome = "error_sdk"
+                break
         return outcome
 
     async def _wait_for_sender(self) -> None:
@@ -240,3 +249,10 @@ class RoomSpeech:
             dropped = self._calls.get_nowait()
             AGENT_CALLS.labels(dropped.method, "overrun").inc()
         self._calls.put_nowait(call)
+
+
+def _close(reader: rtc.ByteStreamReader) -> None:
+    try:
+        reader.close()
+    except Exception as error:  # noqa: BLE001 - the SDK raises bare Exceptions: nothing is read from it any more
+        log.info("a stream was not closed cleanly", extra={"error": repr(error)})

@@ -38,6 +38,12 @@ SOUND_PATH_S = 0.035
 """Sound reaches a viewer this much later than a picture that leaves at the same moment: an Opus packet goes out when its 20 ms are
 complete, and the jitter buffers differ. Measured at a viewer on loopback; receivers leave differences under 30 ms uncorrected."""
 CONNECT_TIMEOUT_S = 5.0
+_CONNECT_MOST_S = 75.0
+"""No join is waited for longer: through blocked UDP it fails by itself after a minute."""
+_PUBLISH_TIMEOUT_S = 10.0
+"""For both tracks. A server that took the join and acknowledges no track would hold the session up for ever."""
+_CAPTURE_TIMEOUT_S = 2.0
+"""The SDK takes a block within 40 ms; one that it never answers for is given up, or the voice would stand still for ever."""
 _CLOSE_TIMEOUT_S = 5.0
 _JOIN_GRACE_S = 1.0  # the end waits so long for a join under way
 _STATS_PERIOD_S = 0.2
@@ -119,12 +125,15 @@ class LiveKitPublisher:
         )
         try:
             # never cancelled: a connect that is dropped half-way ends in a panic of the native library (rust-sdks#1340)
-            await asyncio.shield(self._connecting)
+            async with asyncio.timeout(_CONNECT_MOST_S):
+                await asyncio.shield(self._connecting)
             if self._options.on_joined is not None:
                 self._options.on_joined(self._room)
-            await self._publish(first)
-        except (rtc.ConnectError, rtc.participant.PublishTrackError) as error:
-            told = _TOKEN.sub("…", str(error))
+            async with asyncio.timeout(_PUBLISH_TIMEOUT_S):
+                await self._publish(first)
+        except Exception as error:  # the SDK raises bare Exceptions beside ConnectError and PublishTrackError
+            late = isinstance(error, TimeoutError)
+            told = "the server does not answer in time" if late else _TOKEN.sub("…", str(error))
             raise PublishFailed(
                 f"the agent could not publish to room {self._options.room!r} at {self._options.url}: {told}; "
                 "check LIVEKIT_URL, the key and secret, and that UDP reaches the server",
@@ -149,10 +158,11 @@ class LiveKitPublisher:
         frame = rtc.AudioFrame(block.tobytes(), ROOM_RATE, 1, len(block))
         handed, begun = self.playout.handed, self._clock.now()
         try:
-            await self._audio.capture_frame(frame)
+            async with asyncio.timeout(_CAPTURE_TIMEOUT_S):
+                await self._audio.capture_frame(frame)
         except Exception as error:  # noqa: BLE001 - the SDK raises bare Exceptions: a lost block is counted, speech goes on
-            self.state.error = f"audio block refused by the SDK: {error}"
-            log.warning("audio block refused", extra={"room": self._options.room, "error": str(error)})
+            self.state.error = f"audio block refused by the SDK: {error!r}"
+            log.warning("audio block refused", extra={"room": self._options.room, "error": repr(error)})
             return
         if self._clock.now() - begun > _GRACE_AFTER_STALL_S and self.playout.handed == handed:
             self.playout.observe(QUEUE_MS * ROOM_RATE // 1000)

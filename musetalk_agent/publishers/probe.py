@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from livekit import rtc
 
 from musetalk_agent.publishers.abandoned import abandon
+from musetalk_agent.supervisor import supervise
+
+log = logging.getLogger(__name__)
 
 HEALTHY_S = 2.0
 _EVERY_S = 1.0
 _HTTP_TIMEOUT_S = 1.0
 _CONNECT_TIMEOUT_S = 3.0
+_JOIN_S = 75.0
+"""No join is waited for longer: through blocked UDP it fails by itself after a minute."""
 
 
 async def answers(livekit_url: str) -> bool:
@@ -31,7 +37,7 @@ async def answers(livekit_url: str) -> bool:
                 writer.close()
                 with contextlib.suppress(OSError):
                     await writer.wait_closed()
-    except (OSError, TimeoutError):
+    except (OSError, ValueError):  # ValueError: a port or a host name that cannot be
         return False
 
 
@@ -53,7 +59,7 @@ class Probe:
         self._room: rtc.Room | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._leaving: asyncio.Task[None] | None = None
-        self._task = asyncio.create_task(self._run(), name="probe")
+        self._task = asyncio.create_task(supervise("probe", self._run), name="probe")
 
     async def aclose(self) -> None:
         """Ends it and leaves the room; a join under way is let go. Idempotent."""
@@ -63,6 +69,7 @@ class Probe:
 
     async def _run(self) -> None:
         while True:
+            await self._leave()
             healthy = await answers(self._url) and await self._try()
             self._tell(healthy)
             await self._leave()
@@ -72,15 +79,17 @@ class Probe:
         if self._token is None:
             await asyncio.sleep(self._healthy_s)
             return await answers(self._url)
-        self._room = rtc.Room()
-        options = rtc.RoomOptions(auto_subscribe=False, connect_timeout=_CONNECT_TIMEOUT_S)
-        self._connecting = asyncio.create_task(self._room.connect(self._url, self._token, options), name="probe-join")
         try:
-            await asyncio.shield(self._connecting)
-        except rtc.ConnectError:
+            self._room = room = rtc.Room()
+            options = rtc.RoomOptions(auto_subscribe=False, connect_timeout=_CONNECT_TIMEOUT_S)
+            self._connecting = asyncio.create_task(room.connect(self._url, self._token, options), name="probe-join")
+            async with asyncio.timeout(_JOIN_S):
+                await asyncio.shield(self._connecting)
+        except Exception as error:  # noqa: BLE001 - the SDK raises bare Exceptions: this try has failed, the next one comes
+            log.info("a probe did not join", extra={"error": type(error).__name__})  # its text quotes the token
             return False
         await asyncio.sleep(self._healthy_s)
-        return self._room.connection_state == rtc.ConnectionState.CONN_CONNECTED
+        return room.connection_state == rtc.ConnectionState.CONN_CONNECTED
 
     async def _leave(self) -> None:
         """Leaves the room now, or in the background while it is still being joined."""

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -161,5 +162,43 @@ async def test_an_avatar_that_had_to_reconnect_still_has_the_speech(
             await publisher._outlets.room._room.simulate_scenario(SimulateScenarioKind.SIMULATE_FULL_RECONNECT)
             assert await agent.until_finished(1, 30) == [(5.0, False)]
             assert [method for method, _ in agent.told] == [*2 * [core.STARTED_METHOD], core.FINISHED_METHOD]
+    finally:
+        await agent.room.disconnect()
+
+
+async def test_errors_of_the_sdk_that_no_one_expected_cost_a_call_or_a_stream_and_not_the_session(
+    livekit_server: LiveKitAccess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    perform = rtc.LocalParticipant.perform_rpc
+    read = rtc.ByteStreamReader.__anext__
+    chunks = 0
+
+    async def breaks_once(self: rtc.LocalParticipant, *, method: str, **call: Any) -> str:
+        if call["destination_identity"] == SENDER:
+            calls.append(method)
+            if len(calls) == 1:
+                raise Exception("the library is in a bad mood")
+        return await perform(self, method=method, **call)
+
+    async def breaks_at_its_second_chunk(self: rtc.ByteStreamReader) -> bytes:
+        nonlocal chunks
+        chunks += 1
+        if chunks == 2:
+            raise Exception("the library is in a bad mood")
+        return await read(self)
+
+    monkeypatch.setattr(rtc.LocalParticipant, "perform_rpc", breaks_once)
+    monkeypatch.setattr(rtc.ByteStreamReader, "__anext__", breaks_at_its_second_chunk)
+    agent = await ByHand().join(livekit_server)
+    try:
+        async with on_air(livekit_server, tmp_path) as session:
+            await agent.say(3)  # the stream breaks after its first chunk: what came of it is said
+            (broken,) = await agent.until_finished(1)
+            assert 0 < broken[0] < 3 and not broken[1]
+            await agent.say(0.5)
+            assert (await agent.until_finished(2))[1] == (0.5, False)
+            assert calls[0] == core.STARTED_METHOD and len(agent.told) == 3  # the first call was lost
+            assert session.state in ("ready", "speaking") and session.error is None
     finally:
         await agent.room.disconnect()
