@@ -34,6 +34,15 @@ PREPARE_SECONDS = Histogram(
     buckets=(0.05, 0.1, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0),
     registry=REGISTRY,
 )
+DECODERS_WAITING = Gauge(
+    "avatar_decoders_waiting", "Clips that wait for a process to decode them in", registry=REGISTRY
+)
+DECODERS_LOST = Counter(
+    "avatar_decoders_lost_total",
+    "Decoder processes that ended over a clip, by why (cpu, time, memory, crash, start)",
+    ["reason"],
+    registry=REGISTRY,
+)
 STREAM_FRAMES = Counter(
     "avatar_stream_frames_total", "Pictures pushed, by sink (rtmp, whip)", ["sink"], registry=REGISTRY
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import stat
 import struct
+import unicodedata
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -27,15 +28,28 @@ _END_BYTES = 22
 _COMMENT_BYTES_MAX = 65_535
 _DIRECTORY_ENTRY_BYTES = (46, 1024)
 """Least and most bytes of the directory that one entry may take (PKWARE APPNOTE 4.3.12; names up to about 900 bytes)."""
+_DIRECTORY_BYTES_FREE = 64 << 10
+"""A directory below this is parsed whatever its end record says of the number of entries."""
+_ZIP64_LOCATOR_BYTES, _ZIP64_END_BYTES = 20, 56
 _NUMBER = re.compile(r"(\d+)")
 
 
 def natural_key(name: str) -> list[tuple[str | int, ...]]:
-    """Sort key under which `frame_2` comes before `frame_10`, folder by folder, whatever the case."""
-    return [
-        tuple(int(part) if part.isdecimal() else part.casefold() for part in _NUMBER.split(folder))
-        for folder in name.split("/")
-    ] + [(name,)]
+    """Sort key under which `frame_2` comes before `frame_10`, folder by folder, whatever the case.
+
+    Numbers are compared by their length and digits, never converted: a name may hold thousands of digits.
+    """
+    parts: list[tuple[str | int, ...]] = []
+    for folder in name.split("/"):
+        key: list[str | int] = []
+        for k, part in enumerate(_NUMBER.split(folder)):
+            if k % 2:
+                digits = "".join(str(unicodedata.decimal(digit)) for digit in part).lstrip("0")
+                key += [len(digits), digits]
+            else:
+                key.append(part.casefold())
+        parts.append(tuple(key))
+    return [*parts, (name,)]
 
 
 class FrameArchive:
@@ -94,7 +108,11 @@ class FrameArchive:
 
 
 def _check_directory_size(path: Path, limits: AvatarLimits) -> None:
-    """Reads the archive's end record, so that a directory of millions of entries is refused before it is parsed."""
+    """Reads the archive's end records, so that a directory of millions of entries is refused before it is parsed.
+
+    A zip64 record counts only where `zipfile` reads it, right before its locator. An archive whose locator points elsewhere has two
+    records that may say different things, and is refused.
+    """
     size = path.stat().st_size
     with path.open("rb") as file:
         file.seek(max(0, size - _END_BYTES - _COMMENT_BYTES_MAX))
@@ -103,12 +121,15 @@ def _check_directory_size(path: Path, limits: AvatarLimits) -> None:
         if at < 0 or len(tail) - at < _END_BYTES:
             raise AvatarUndecodable("The zip archive is cut short: its directory at the end is missing.")
         count, directory_bytes = struct.unpack_from("<HI", tail, at + 10)
-        if at >= 20 and tail[at - 20 : at - 16] == b"PK\x06\x07":
-            (offset,) = struct.unpack_from("<Q", tail, at - 12)
-            file.seek(min(offset, size))
-            record = file.read(56)
-            if len(record) == 56 and record[:4] == b"PK\x06\x06":
-                count, directory_bytes = struct.unpack_from("<QQ", record, 32)
+        end = size - len(tail) + at
+        file.seek(max(0, end - _ZIP64_LOCATOR_BYTES - _ZIP64_END_BYTES))
+        before = file.read(end - file.tell())
+    locator, record = before[-_ZIP64_LOCATOR_BYTES:], before[:-_ZIP64_LOCATOR_BYTES]
+    if locator[:4] == b"PK\x06\x07":
+        (offset,) = struct.unpack_from("<Q", locator, 8)
+        if offset != end - len(before) or record[:4] != b"PK\x06\x06" or len(record) != _ZIP64_END_BYTES:
+            raise AvatarUndecodable("The zip archive is damaged: its zip64 end record does not lie before its locator.")
+        count, directory_bytes = struct.unpack_from("<QQ", record, 32)
     least, most = _DIRECTORY_ENTRY_BYTES
     if count > limits.zip_entries or directory_bytes > limits.zip_entries * most:
         entries = max(count, directory_bytes // most)
@@ -117,8 +138,10 @@ def _check_directory_size(path: Path, limits: AvatarLimits) -> None:
             limit=limits.zip_entries,
             value=entries,
         )
-    if directory_bytes < count * least:
-        raise AvatarUndecodable("The zip archive is damaged: its directory is smaller than its entries need.")
+    if not count * least <= directory_bytes <= max(count * most, _DIRECTORY_BYTES_FREE):
+        raise AvatarUndecodable(
+            f"The zip archive is damaged: its directory of {directory_bytes} bytes does not fit its {count} entries."
+        )
 
 
 def _check(entries: list[zipfile.ZipInfo], archive_bytes: int, limits: AvatarLimits) -> None:

@@ -6,7 +6,6 @@ decoded ahead by a few threads; everything else happens in the caller's, which i
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
@@ -18,9 +17,10 @@ from numpy.typing import NDArray
 
 from musetalk_agent.avatars import framing, still
 from musetalk_agent.avatars.archive import FrameArchive
+from musetalk_agent.avatars.decoder_process import Progress
 from musetalk_agent.avatars.face import FaceNet
 from musetalk_agent.avatars.limits import AvatarLimits
-from musetalk_agent.avatars.pictures import check_pixels, decode_picture, picture_size
+from musetalk_agent.avatars.pictures import check_pixels, check_structure, decode_picture, picture_size
 from musetalk_agent.avatars.quality import report
 from musetalk_agent.avatars.sniff import PICTURES, SNIFF_BYTES, VIDEOS, Kind, sniff
 from musetalk_agent.avatars.store import ArrayWriter, write_head
@@ -30,13 +30,7 @@ from musetalk_agent.errors import AvatarEmpty, AvatarSizesDiffer, AvatarTooLarge
 from musetalk_agent.media import Box, Pixels
 from musetalk_agent.protocol.http import Picture
 
-Progress = Callable[[str, int, int], None]
-"""Called with (stage, done, of how many); of how many is 0 where it is not known."""
 _AHEAD = 4
-
-
-class Aborted(Exception):
-    """Nobody waits for this bundle any more."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +44,8 @@ class Job:
         picture: wished size and rate.
         limits: what it may cost.
         decoders: threads that decode pictures.
-        abort: set when nobody waits any more.
-        progress: told after each frame, in the building thread.
+        progress: called after each frame, in the building thread.
+        allow: called with the pixels of a frame before anything of its size is decoded, in any thread.
     """
 
     source: Path
@@ -60,15 +54,8 @@ class Job:
     picture: Picture
     limits: AvatarLimits
     decoders: Executor
-    abort: threading.Event
-    progress: Progress | None = None
-
-    def tell(self, stage: str, done: int, total: int) -> None:
-        """Reports progress. Raises Aborted when nobody waits any more."""
-        if self.abort.is_set():
-            raise Aborted
-        if self.progress:
-            self.progress(stage, done, total)
+    progress: Progress
+    allow: Callable[[int], object]
 
 
 def kind_of(path: Path) -> Kind:
@@ -82,7 +69,7 @@ def build(job: Job, net: FaceNet, folder: Path) -> None:
 
     Raises:
         AvatarError: the clip cannot be used.
-        Aborted: `job.abort` was set.
+        MemoryError: it needs more than there is.
     """
     kind = kind_of(job.source)
     if kind is Kind.ZIP:
@@ -90,15 +77,15 @@ def build(job: Job, net: FaceNet, folder: Path) -> None:
         try:
             if len(archive.names) == 1:
                 name = archive.names[0]
-                _build_still(job, net, folder, _decode(archive.read(name), name, job.limits))
+                _build_still(job, net, folder, _decode(archive.read(name), name, job))
             else:
                 _build_clip(job, net, folder, _pictures(job, archive), len(archive.names))
         finally:
             archive.close()
     elif kind in PICTURES:
-        _build_still(job, net, folder, _decode(job.source.read_bytes(), "the picture", job.limits))
+        _build_still(job, net, folder, _decode(job.source.read_bytes(), "the picture", job))
     elif kind in VIDEOS:
-        frames = video_frames(job.source, kind, job.picture.fps, job.limits)
+        frames = video_frames(job.source, kind, job.picture.fps, job.limits, job.allow)
         try:
             _build_clip(job, net, folder, frames, 0)
         finally:
@@ -110,8 +97,11 @@ def build(job: Job, net: FaceNet, folder: Path) -> None:
         )
 
 
-def _decode(data: bytes, name: str, limits: AvatarLimits) -> Pixels:
-    check_pixels(*picture_size(data, name), name, limits)
+def _decode(data: bytes, name: str, job: Job) -> Pixels:
+    width, height = picture_size(data, name)
+    check_pixels(width, height, name, job.limits)
+    check_structure(data, name, width * height, job.limits)
+    job.allow(width * height)
     return decode_picture(data, name)
 
 
@@ -119,9 +109,7 @@ def _pictures(job: Job, archive: FrameArchive) -> Iterator[Pixels]:
     """The archive's pictures in order, a few decoded ahead."""
 
     def load(name: str) -> Pixels:
-        if job.abort.is_set():
-            raise Aborted
-        return _decode(archive.read(name), name, job.limits)
+        return _decode(archive.read(name), name, job)
 
     waiting: deque[Future[Pixels]] = deque()
     names = list(archive.names)
@@ -172,7 +160,7 @@ def _build_clip(job: Job, net: FaceNet, folder: Path, frames: Iterator[Pixels], 
             if last is None or pixels is not last[0]:
                 last = (pixels, framing.planes(pixels, shape))
             writer.append(last[1])
-            job.tell("frames", writer.rows, total)
+            job.progress("frames", writer.rows, total)
     finally:
         writer.close()
     if shape is None:
@@ -193,7 +181,7 @@ def _build_still(job: Job, net: FaceNet, folder: Path, pixels: Pixels) -> None:
         for frame, moved in motion.frames():
             writer.append(framing.planes(frame, shape))
             points.append(moved)
-            job.tell("frames", writer.rows, len(motion))
+            job.progress("frames", writer.rows, len(motion))
     finally:
         writer.close()
     track = FaceTrack(np.stack(points), [], found.several)
@@ -248,6 +236,6 @@ def _write_faces(job: Job, folder: Path, points: NDArray[np.float32], shape: fra
         for k, (frame, corners) in enumerate(zip(frames, boxes, strict=True)):
             window = framing.cut(frame, (shape.width, shape.height), Box(*(int(v) for v in corners)))
             writer.append(framing.bgr(window))
-            job.tell("faces", k + 1, len(boxes))
+            job.progress("faces", k + 1, len(boxes))
     finally:
         writer.close()

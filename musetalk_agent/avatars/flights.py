@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
@@ -14,16 +13,11 @@ T = TypeVar("T")
 @dataclass
 class _Flight(Generic[T]):
     task: asyncio.Task[T]
-    abort: threading.Event
     waiting: int = 0
 
 
 class Flights:
-    """Runs each key once at a time.
-
-    The work gets an event that is set when nobody waits for it any more; it is then left to end by itself, as threads cannot
-    be cancelled.
-    """
+    """Runs each key once at a time. Work that nobody waits for any more is cancelled."""
 
     def __init__(self) -> None:
         self._flights: dict[Hashable, _Flight[Any]] = {}
@@ -32,16 +26,15 @@ class Flights:
     def __len__(self) -> int:
         return len(self._flights)
 
-    async def run(self, key: Hashable, work: Callable[[threading.Event], Awaitable[T]]) -> T:
+    async def run(self, key: Hashable, work: Callable[[], Awaitable[T]]) -> T:
         """Result of `work` for `key`, shared with everybody who asks while it runs.
 
-        Cancelling is safe: it ends this caller's wait only. When the last one leaves, the work is told to stop.
+        Cancelling is safe: it ends this caller's wait only. When the last one leaves, the work is cancelled.
         """
         flight = cast("_Flight[T] | None", self._flights.get(key))
         if flight is None:
-            abort = threading.Event()
-            task = asyncio.create_task(_call(work, abort), name=f"avatar {key}")
-            flight = _Flight(task, abort)
+            task = asyncio.create_task(_call(work), name=f"avatar {key}")
+            flight = _Flight(task)
             self._flights[key] = flight
             task.add_done_callback(lambda _: self._landed(key, flight))
         flight.waiting += 1
@@ -53,13 +46,12 @@ class Flights:
                 self._leave(key, flight)
 
     def abort(self) -> None:
-        """Tells all work to stop and forgets it."""
+        """Cancels all work and forgets it."""
         for key, flight in list(self._flights.items()):
             self._leave(key, flight)
 
     def _leave(self, key: Hashable, flight: _Flight[Any]) -> None:
-        """A later caller must not board work that was told to stop."""
-        flight.abort.set()
+        """A later caller must not board work that is being cancelled."""
         if self._flights.get(key) is flight:
             del self._flights[key]
         self._ending.add(flight.task)
@@ -73,5 +65,5 @@ class Flights:
             flight.task.exception()  # looked at, so that an error nobody waited for is not reported as lost
 
 
-async def _call(work: Callable[[threading.Event], Awaitable[T]], abort: threading.Event) -> T:
-    return await work(abort)
+async def _call(work: Callable[[], Awaitable[T]]) -> T:
+    return await work()

@@ -10,25 +10,24 @@ import hashlib
 import json
 import logging
 import re
-import threading
 import time
 import weakref
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from musetalk_agent.avatars.archive import FrameArchive
-from musetalk_agent.avatars.build import Job, Progress, build, kind_of
 from musetalk_agent.avatars.bundle import SCHEMA_VERSION, Bundle
 from musetalk_agent.avatars.cache import AvatarCache
-from musetalk_agent.avatars.face import DETECTORS, MESH, FaceNet
+from musetalk_agent.avatars.decoder_pool import Call, DecoderPool
+from musetalk_agent.avatars.decoder_process import Progress
+from musetalk_agent.avatars.face import DETECTORS, MESH
 from musetalk_agent.avatars.fetch import Fetcher
 from musetalk_agent.avatars.flights import Flights
 from musetalk_agent.avatars.limits import AvatarLimits
 from musetalk_agent.avatars.receive import Receiver
-from musetalk_agent.avatars.sniff import PICTURES, VIDEOS, Kind
+from musetalk_agent.avatars.sniff import PICTURES, SNIFF_BYTES, VIDEOS, Kind, sniff
 from musetalk_agent.errors import AvatarError, AvatarNotFound
 from musetalk_agent.protocol.http import DEMO_AVATAR_ID, AvatarSource, Picture
 from musetalk_agent.weights import ModelStore
@@ -40,8 +39,11 @@ T = TypeVar("T")
 DEMO_ASSET = Path(__file__).resolve().parent.parent / "assets" / "demo-avatar.png"
 _AVATAR_ID = re.compile(r"sha256:([0-9a-f]{64})")
 _BUILDERS = 2
+"""Clips that are prepared at a time, and threads that derive engines' artefacts."""
+_CHECKERS = 1
+"""Uploads that are looked at at a time. An upload never waits for a clip that is being prepared."""
+_CACHE_THREADS = 2
 _PIECE_BYTES = 1 << 20
-_DECODERS = 2
 _ANY = frozenset({Kind.ZIP}) | VIDEOS | PICTURES
 _ACCEPTED = {"frames_zip_url": frozenset({Kind.ZIP}) | PICTURES, "idle_video_url": VIDEOS | PICTURES}
 
@@ -82,10 +84,16 @@ class AvatarLibrary:
         self._cache = AvatarCache(cache_dir, cache_bytes)
         self._fetcher = fetcher or Fetcher(self._limits, allow_private=allow_private_urls)
         self._flights = Flights()
-        self._builders = ThreadPoolExecutor(_BUILDERS, "avatar-build")
-        self._decoders = ThreadPoolExecutor(_DECODERS, "avatar-decode")
+        self._builders = DecoderPool(_BUILDERS, models.directory)
+        self._checkers = DecoderPool(_CHECKERS, None)
+        self._derivers = ThreadPoolExecutor(_BUILDERS, "avatar-derive")
+        self._lookups = ThreadPoolExecutor(_CACHE_THREADS, "avatar-cache")
         self._deriving: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         self._tasks: set[asyncio.Task[None]] = set()
+
+    def warm(self) -> None:
+        """Starts the processes that prepare clips, in the background, so that the first clip does not wait for one."""
+        self._builders.warm()
 
     async def prepare(
         self,
@@ -93,17 +101,21 @@ class AvatarLibrary:
         picture: Picture,
         derive: Callable[[Bundle], None] | None = None,
         progress: Progress | None = None,
+        derived: str | None = None,
     ) -> Bundle:
         """The avatar at the wished size and rate, prepared now or found prepared (`report.cached`).
 
         `avatar_id` wins over the zip, the zip over the video. A URL is fetched each time; everything after it is done once for
         the same bytes and settings, also when several callers come together. `derive` runs in a worker thread on the finished
         bundle, one at a time for each; it is called for a cached one too and is expected to see what is there already.
-        `progress` is called in worker threads. As long as the caller refers to the bundle, it stays on disk.
+        `derived` is the engine's fingerprint, under which `derive` keeps what it made: a bundle that has it already waits for no
+        clip that is being prepared. `progress` is called in worker threads. As long as the caller refers to the bundle, it stays on
+        disk.
 
-        Cancelling is safe and does not disturb others who wait for the same avatar.
+        Cancelling is safe and does not disturb others who wait for the same avatar; when nobody waits any more, the work is ended.
 
         Raises:
+            AtCapacity: too many clips wait to be prepared.
             AvatarError: the avatar cannot be used; `field` names the request's field.
             DiskFull: it cannot be written; nothing of it is left.
             WeightsMissing: a face model is not there.
@@ -111,7 +123,9 @@ class AvatarLibrary:
         field = _field(source)
         try:
             with self._cache.writing():
-                clip, bundle, cached = await self._found_or_built(source, field, picture, derive, progress)
+                clip, bundle, cached = await self._found_or_built(source, field, picture, progress)
+                if derive is not None:
+                    await self._derived(bundle, derive, derived)
         except AvatarError as error:
             error.field = error.field or field
             raise
@@ -123,21 +137,16 @@ class AvatarLibrary:
         source: AvatarSource,
         field: str,
         picture: Picture,
-        derive: Callable[[Bundle], None] | None,
         progress: Progress | None,
     ) -> tuple[_Clip, Bundle, bool]:
         """The clip, its bundle, and whether that was there already."""
         clip = await self._clip(source, field)
         key = self._key(clip.digest, picture)
-        bundle = await self._run(self._cache.bundle, key)
+        bundle = await self._run(self._lookups, self._cache.bundle, key)
         cached = bundle is not None
         if bundle is None:
-            bundle = await self._flights.run(
-                ("build", key), lambda abort: self._run(self._build, clip, key, picture, abort, progress)
-            )
+            bundle = await self._flights.run(("build", key), lambda: self._built(clip, key, picture, progress))
         self._cache.hold(bundle)
-        if derive is not None:
-            await self._derived(key, bundle, derive)
         return clip, bundle, cached
 
     async def add(self, data: AsyncIterator[bytes] | bytes, filename: str | None = None) -> str:
@@ -151,6 +160,7 @@ class AvatarLibrary:
             AvatarError: too large, or not a clip.
             DiskFull: it cannot be written; nothing of it is left.
         """
+        self._builders.warm()  # whoever sends a clip wants it prepared
         name = repr((filename or "upload")[:120])
         with self._cache.writing():
             async with Receiver(self._cache, self._limits, name, _ANY) as receiver:
@@ -161,25 +171,29 @@ class AvatarLibrary:
                     async for piece in data:
                         await receiver.write(piece)
                 path, digest = await receiver.finish()
-        await self._run(_check_archive, path, self._limits)
+        if await self._run(self._lookups, _is_zip, path):
+            request = {"do": "check_archive", "source": str(path), "limits": asdict(self._limits)}
+            await self._checkers.run(lambda call: call(request), self._limits)
         return f"sha256:{digest}"
 
     def close(self) -> None:
-        """Stops what is running (at its next frame) and lets go of the threads; who still waits is cancelled. Safe to call
+        """Ends the processes within a tenth of a second and lets go of the threads; who still waits is cancelled. Safe to call
         twice."""
         self._flights.abort()
-        self._builders.shutdown(wait=False, cancel_futures=True)
-        self._decoders.shutdown(wait=False, cancel_futures=True)
+        self._builders.close()
+        self._checkers.close()
+        for threads in (self._derivers, self._lookups):
+            threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _run(self, work: Callable[..., T], *args: object) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._builders, work, *args)
+    async def _run(self, threads: Executor, work: Callable[..., T], *args: object) -> T:
+        return await asyncio.get_running_loop().run_in_executor(threads, work, *args)
 
     async def _clip(self, source: AvatarSource, field: str) -> _Clip:
         if field == "avatar_id":
-            return await asyncio.to_thread(self._known, source.avatar_id or "")
+            return await self._run(self._lookups, self._known, source.avatar_id or "")
         url = source.frames_zip_url or source.idle_video_url or ""
 
-        async def fetch(abort: threading.Event) -> _Clip:
+        async def fetch() -> _Clip:
             async with Receiver(self._cache, self._limits, "the file at this address", _ACCEPTED[field]) as receiver:
                 await self._fetcher.fetch(url, receiver.write)
                 path, digest = await receiver.finish()
@@ -205,33 +219,44 @@ class AvatarLibrary:
         parts = [digest, picture.fps, picture.width, picture.height, SCHEMA_VERSION, nets]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
-    def _build(
-        self, clip: _Clip, key: str, picture: Picture, abort: threading.Event, progress: Progress | None
-    ) -> Bundle:
-        net = FaceNet(self._models)
+    async def _built(self, clip: _Clip, key: str, picture: Picture, progress: Progress | None) -> Bundle:
+        begun = time.perf_counter()
+        bundle = await self._builders.run(lambda call: self._build(call, clip, key, picture, progress), self._limits)
+        seconds = time.perf_counter() - begun
+        log.info(
+            "avatar prepared",
+            extra={"avatar_id": clip.avatar_id, "frames": len(bundle), "seconds": round(seconds, 3)},
+        )
+        return bundle
+
+    def _build(self, call: Call, clip: _Clip, key: str, picture: Picture, progress: Progress | None) -> Bundle:
+        for name in (*DETECTORS, MESH):
+            self._models.path(name)  # raises WeightsMissing
         part = self._cache.part()
-        job = Job(clip.path, clip.avatar_id, key, picture, self._limits, self._decoders, abort, progress)
+        request = {
+            "do": "build",
+            "source": str(clip.path),
+            "avatar_id": clip.avatar_id,
+            "key": key,
+            "picture": picture.model_dump(),
+            "limits": asdict(self._limits),
+            "models": str(self._models.directory),
+            "folder": str(part),
+        }
         try:
-            begun = time.perf_counter()
-            build(job, net, part)
-            bundle = self._cache.keep_bundle(part, key)
-            told = {
-                "avatar_id": clip.avatar_id,
-                "frames": len(bundle),
-                "seconds": round(time.perf_counter() - begun, 3),
-            }
-            log.info("avatar prepared", extra=told)
-            return bundle
+            call(request, progress)
+            return self._cache.keep_bundle(part, key)
         finally:
             self._cache.discard_part(part)
 
-    async def _derived(self, key: str, bundle: Bundle, derive: Callable[[Bundle], None]) -> None:
+    async def _derived(self, bundle: Bundle, derive: Callable[[Bundle], None], derived: str | None) -> None:
         """Runs `derive` to its end even if the caller leaves: a thread cannot be cancelled, and the lock must outlast it."""
 
         async def locked() -> None:
-            lock = self._deriving.setdefault(key, asyncio.Lock())
+            lock = self._deriving.setdefault(str(bundle.path), asyncio.Lock())
             async with lock:
-                await self._run(derive, bundle)
+                there = derived is not None and bundle.engine_path(derived).exists()
+                await self._run(self._lookups if there else self._derivers, derive, bundle)
 
         task = asyncio.create_task(locked(), name="avatar derive")
         self._tasks.add(task)
@@ -249,6 +274,6 @@ def _field(source: AvatarSource) -> str:
     raise AvatarNotFound("No avatar is named; give frames_zip_url, idle_video_url or avatar_id.", field="avatar_id")
 
 
-def _check_archive(path: Path, limits: AvatarLimits) -> None:
-    if kind_of(path) is Kind.ZIP:
-        FrameArchive(path, limits).close()
+def _is_zip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return sniff(file.read(SNIFF_BYTES)) is Kind.ZIP

@@ -24,8 +24,17 @@ class AvatarLimits:
         picture_pixels: pixels of one picture or video frame.
         decoded_pixels: pixels of all frames together, before scaling.
         side_pixels_min: shortest side that can hold a usable face.
+        jpeg_scans: passes of a progressive JPEG; common encoders make about ten, and every one costs a whole picture.
+        jpeg_scan_pixels: those times the pixels.
         video_seconds: duration of a video.
+        video_tracks: tracks of a video, of any kind.
+        video_samples: samples that the index of a video lists, all tracks and edits together.
         bundle_bytes: I420 frames of the prepared avatar.
+        decoder_bytes: memory that a decoder process may take beyond what it has when a clip comes, whatever the clip's size.
+        decoder_bytes_per_pixel: and so much more for each pixel of its largest frame.
+        decoder_step_cpu_seconds: CPU time from one frame to the next.
+        decoder_silence_seconds: real time from one frame to the next.
+        decoder_seconds: real time of the whole preparation.
     """
 
     source_bytes: int = 256 << 20
@@ -43,5 +52,14 @@ class AvatarLimits:
     picture_pixels: int = 4096 * 4096
     decoded_pixels: int = 4 << 30
     side_pixels_min: int = 64
+    jpeg_scans: int = 100
+    jpeg_scan_pixels: int = 1 << 30
     video_seconds: float = 60.0
+    video_tracks: int = 32
+    video_samples: int = 500_000
     bundle_bytes: int = 2 << 30
+    decoder_bytes: int = 96 << 20
+    decoder_bytes_per_pixel: int = 112
+    decoder_step_cpu_seconds: int = 20
+    decoder_silence_seconds: float = 60.0
+    decoder_seconds: float = 300.0

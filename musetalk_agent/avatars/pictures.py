@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import struct
+from collections.abc import Iterator
 from typing import cast
 
 import cv2
@@ -15,8 +17,18 @@ from musetalk_agent.media import Pixels
 
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _JPEG_BARE = frozenset({0x01, *range(0xD0, 0xD9)})
+_JPEG_END, _JPEG_SCAN = 0xD9, 0xDA
+_JPEG_FILL = re.compile(rb"\xff+")
+_JPEG_BEHIND_SCAN = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
+"""The next marker behind coded data, which has FF 00 for a byte FF, and restart markers (T.81, B.1.1.5)."""
+_JPEG_SEGMENTS_MAX = 10_000
+_PNG_PACKED = frozenset({b"zTXt", b"iTXt", b"iCCP"})
+_PNG_PACKED_MAX = 64
+"""libpng unpacks each of these to at most 8 MB (PNG_USER_CHUNK_MALLOC_MAX), and keeps them."""
+_PNG_CHUNKS_MAX = 200_000
 _BACKGROUND = 255.0
 """Transparent pixels are laid on white, as a browser shows them."""
+_ROWS = 64
 
 
 def picture_size(data: bytes, name: str) -> tuple[int, int]:
@@ -60,6 +72,48 @@ def check_pixels(width: int, height: int, name: str, limits: AvatarLimits) -> No
         )
 
 
+def check_structure(data: bytes, name: str, pixels: int, limits: AvatarLimits) -> None:
+    """Refuses a picture of `pixels` pixels that costs far more to decode than its size says.
+
+    Raises:
+        AvatarTooLarge: a JPEG of too many scans.
+        AvatarUndecodable: a PNG with too many packed texts.
+    """
+    kind = sniff(data[:SNIFF_BYTES])
+    if kind is Kind.JPEG:
+        try:
+            scans = sum(marker == _JPEG_SCAN for marker, _ in _jpeg_segments(data))
+        except struct.error as error:
+            raise AvatarUndecodable(f"{name!r} is cut short: the end of the picture is missing.") from error
+        limit = max(1, min(limits.jpeg_scans, limits.jpeg_scan_pixels // pixels))
+        if scans > limit:
+            raise AvatarTooLarge(
+                f"{name!r} is a JPEG of {scans} scans; at most {limit} are allowed at its size. Save it as a baseline JPEG.",
+                limit=limit,
+                value=scans,
+            )
+    if kind is Kind.PNG and not _png_is_plain(data):
+        raise AvatarUndecodable(
+            f"{name!r} is a PNG of more than {_PNG_PACKED_MAX} packed texts or {_PNG_CHUNKS_MAX} chunks; save it without them.",
+            limit=_PNG_PACKED_MAX,
+        )
+
+
+def _png_is_plain(data: bytes) -> bool:
+    at, packed = 8, 0
+    for _ in range(_PNG_CHUNKS_MAX):
+        if at + 8 > len(data):
+            return True
+        length, kind = struct.unpack_from(">I4s", data, at)
+        packed += kind in _PNG_PACKED
+        if packed > _PNG_PACKED_MAX:
+            return False
+        if kind == b"IEND":
+            return True
+        at += 12 + length
+    return False
+
+
 def decode_picture(data: bytes, name: str) -> Pixels:
     """Pixels of a checked picture: uint8 BGR `[h, w, 3]`, upright, transparency laid on white.
 
@@ -72,6 +126,8 @@ def decode_picture(data: bytes, name: str) -> Pixels:
         flags = cv2.IMREAD_UNCHANGED if _has_alpha(data) else cv2.IMREAD_COLOR
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
+        if error.code == cv2.Error.StsNoMem:
+            raise MemoryError from error
         raise AvatarUndecodable(f"{name!r} cannot be decoded: its pixels are damaged.") from error
     if pixels is None:
         raise AvatarUndecodable(f"{name!r} cannot be decoded: its pixels are damaged.")
@@ -85,8 +141,12 @@ def _opaque(pixels: np.ndarray) -> Pixels:
         return cast("Pixels", cv2.cvtColor(pixels, cv2.COLOR_GRAY2BGR))
     if pixels.shape[2] == 3:
         return cast("Pixels", pixels)
-    alpha = pixels[:, :, 3:].astype(np.float32) / 255.0
-    return cast("Pixels", np.rint(pixels[:, :, :3] * alpha + _BACKGROUND * (1.0 - alpha)).astype(np.uint8))
+    opaque = np.empty((*pixels.shape[:2], 3), np.uint8)
+    for top in range(0, len(pixels), _ROWS):  # a few rows at a time: as float32 a whole picture takes 40 bytes a pixel
+        rows = pixels[top : top + _ROWS]
+        alpha = rows[:, :, 3:].astype(np.float32) / 255.0
+        opaque[top : top + _ROWS] = np.rint(rows[:, :, :3] * alpha + _BACKGROUND * (1.0 - alpha)).astype(np.uint8)
+    return cast("Pixels", opaque)
 
 
 def _png(data: bytes) -> tuple[int, int] | None:
@@ -95,24 +155,38 @@ def _png(data: bytes) -> tuple[int, int] | None:
 
 
 def _jpeg(data: bytes) -> tuple[int, int] | None:
-    at = 2
-    while at < len(data):
-        if data[at] != 0xFF:
-            return None
-        while data[at] == 0xFF:
-            at += 1
-        marker = data[at]
-        at += 1
-        if marker in _JPEG_BARE:
-            continue
+    for marker, at in _jpeg_segments(data):
         if marker in _JPEG_FRAMES:
             height, width = struct.unpack_from(">HH", data, at + 3)
             return width, height
-        (length,) = struct.unpack_from(">H", data, at)
-        if length < 2 or marker in (0xD9, 0xDA):
+        if marker == _JPEG_SCAN:
             return None
-        at += length
     return None
+
+
+def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """Markers of the segments of a JPEG and where their length stands; coded data is skipped. Ends at the picture's end, or where
+    it is damaged."""
+    at = 2
+    for _ in range(_JPEG_SEGMENTS_MAX):
+        start = _JPEG_FILL.match(data, at)
+        if start is None or start.end() >= len(data):
+            return
+        marker, at = data[start.end()], start.end() + 1
+        if marker in _JPEG_BARE:
+            continue
+        if marker == _JPEG_END:
+            return
+        (length,) = struct.unpack_from(">H", data, at)
+        if length < 2:
+            return
+        yield marker, at
+        at += length
+        if marker == _JPEG_SCAN:
+            behind = _JPEG_BEHIND_SCAN.search(data, at)
+            if behind is None:
+                return
+            at = behind.start()
 
 
 def _webp(data: bytes) -> tuple[int, int] | None:

@@ -6,7 +6,9 @@ it (playlists, external tracks) is refused: no path or address out of a clip is 
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+import errno
+import os
+from collections.abc import Callable, Generator, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import NoReturn, cast
@@ -19,6 +21,7 @@ from av.video.frame import VideoFrame as DecodedFrame
 from av.video.stream import VideoStream
 
 from musetalk_agent.avatars.limits import AvatarLimits
+from musetalk_agent.avatars.mp4_index import check_index
 from musetalk_agent.avatars.pictures import check_pixels
 from musetalk_agent.avatars.sniff import Kind
 from musetalk_agent.errors import AvatarEmpty, AvatarTooLarge, AvatarUndecodable
@@ -29,33 +32,46 @@ _CODECS = frozenset(
     "h264 hevc av1 libdav1d libaom-av1 vp8 vp9 libvpx libvpx-vp9 mpeg1video mpeg2video mpeg4 mjpeg prores theora".split()
 )
 """Decoders that avatars come in; everything else that FFmpeg knows only widens what a hostile clip can reach."""
+_THREADS_MAX = 4
+"""Every thread holds frames of its own; more of them do not help a clip of a minute."""
 _QUARTER_TURNS = {0: 0, 90: 1, 180: 2, 270: 3}
 
 
-def video_frames(path: Path, kind: Kind, fps: int, limits: AvatarLimits) -> Generator[Pixels]:
+def video_frames(
+    path: Path, kind: Kind, fps: int, limits: AvatarLimits, allow: Callable[[int], object] = lambda pixels: None
+) -> Generator[Pixels]:
     """Frames of a clip at `fps`: for time `k/fps` the newest frame at or before it, uint8 BGR `[h, w, 3]`, upright.
 
-    A frame that serves several times is the same array each time. Sound is ignored.
+    A frame that serves several times is the same array each time. Sound is ignored. `allow` is called with the pixels of a
+    frame before anything of its size is decoded.
 
     Raises:
+        MemoryError: FFmpeg got none.
         AvatarUndecodable: not a whole video of a codec that is accepted.
         AvatarTooLarge: too many pixels or seconds.
         AvatarEmpty: no frame in it.
     """
+    if kind is Kind.MP4:
+        check_index(path, limits)
+    container_options = {"max_streams": str(limits.video_tracks), "codec_whitelist": ",".join(sorted(_CODECS))}
+    if kind is Kind.MP4:
+        container_options["enable_drefs"] = "0"
     try:
         with (
             path.open("rb") as file,
             av.open(
                 file,
                 format=_DEMUXERS[kind],
-                container_options={"enable_drefs": "0"} if kind is Kind.MP4 else {},
+                container_options=container_options,
                 options={"max_pixels": str(limits.picture_pixels)},
                 io_open=_refuse,
             ) as container,
         ):
             source = cast("InputContainer", container)
-            yield from _resample(_decoded(source, _stream(source, limits), limits), fps, limits)
+            yield from _resample(_decoded(source, _stream(source, limits, allow), limits, allow), fps, limits)
     except (av.error.FFmpegError, av.error.EOFError, ValueError, IndexError) as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+            raise MemoryError from error
         raise AvatarUndecodable("The video cannot be decoded: it is damaged or cut short.") from error
 
 
@@ -63,7 +79,7 @@ def _refuse(url: str, flags: int, options: dict[str, str]) -> NoReturn:
     raise AvatarUndecodable("The video refers to another file or address, which is never followed.")
 
 
-def _stream(container: InputContainer, limits: AvatarLimits) -> VideoStream:
+def _stream(container: InputContainer, limits: AvatarLimits, allow: Callable[[int], object]) -> VideoStream:
     if not container.streams.video:
         raise AvatarEmpty("The video has no picture track.")
     stream = container.streams.video[0]
@@ -72,11 +88,13 @@ def _stream(container: InputContainer, limits: AvatarLimits) -> VideoStream:
         name = "unknown" if context is None else context.codec.name
         raise AvatarUndecodable(f"The video's codec is {name}; use H.264, H.265, VP8, VP9 or AV1.", value=name)
     check_pixels(context.width, context.height, "the video", limits)
+    allow(context.width * context.height)
     seconds = (container.duration or 0) / av.time_base
     if seconds > limits.video_seconds:
         raise _too_long(seconds, limits)
     context.options = {"max_pixels": str(limits.picture_pixels)}
     stream.thread_type = "AUTO"
+    context.thread_count = min(_THREADS_MAX, os.cpu_count() or 1)
     return stream
 
 
@@ -89,7 +107,7 @@ def _too_long(seconds: float, limits: AvatarLimits) -> AvatarTooLarge:
 
 
 def _decoded(
-    container: InputContainer, stream: VideoStream, limits: AvatarLimits
+    container: InputContainer, stream: VideoStream, limits: AvatarLimits, allow: Callable[[int], object]
 ) -> Iterator[tuple[Fraction, DecodedFrame]]:
     """Frames with their time in seconds since the first, in order of time."""
     rate = stream.average_rate or Fraction(25)
@@ -98,6 +116,7 @@ def _decoded(
     pixels = 0
     for frame in container.decode(stream):
         check_pixels(frame.width, frame.height, "the video", limits)
+        allow(frame.width * frame.height)
         pixels += frame.width * frame.height
         if pixels > limits.decoded_pixels:
             raise AvatarTooLarge(

@@ -7,7 +7,7 @@ import asyncio
 import sys
 from collections.abc import Awaitable, Callable
 
-from tests.bench import composition, engine, room, voices
+from tests.bench import composition, engine, preparation, room, voices
 from tests.bench.figures import Figure
 
 BENCHES: dict[str, Callable[[int], Awaitable[list[Figure]]]] = {
@@ -20,6 +20,7 @@ BENCHES: dict[str, Callable[[int], Awaitable[list[Figure]]]] = {
     "cycles": room.cycles,
     "capacity": room.capacity,
     "voices": voices.voices,
+    "preparation": lambda _: preparation.preparation(),
 }
 
 

@@ -1,0 +1,168 @@
+"""The index of an MP4 or MOV, added up before FFmpeg builds it in memory.
+
+A box of a few bytes may promise milliards of samples: FFmpeg's mov demuxer (libavformat/mov.c) allocates some 50 bytes for each of
+them, for each edit again, and for each run of a fragment. The sums are cheap to take; the rest is left to the demuxer. Box layouts
+are those of ISO/IEC 14496-12.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from musetalk_agent.avatars.limits import AvatarLimits
+from musetalk_agent.errors import AvatarTooLarge, AvatarUndecodable
+
+_CONTAINERS = frozenset({b"moov", b"trak", b"mdia", b"minf", b"stbl", b"edts", b"moof", b"traf"})
+_DEPTH_MAX = 8
+_BOXES_MAX = 100_000
+_PCM_SAMPLES_PER_ENTRY = 1024
+"""FFmpeg indexes PCM by pieces of so many samples."""
+_PCM_RATE_MAX = 192_000
+
+
+@dataclass(slots=True)
+class _Track:
+    """Counts of one track: samples, edits, timing entries by `stts` and `ctts`, and whether it may be PCM."""
+
+    samples: int = 0
+    edits: int = 0
+    timed: int = 0
+    shifted: int = 0
+    one_duration: bool = False
+    one_size: bool = False
+    runs: NDArray[np.int64] | None = None
+    chunks: int = 0
+
+    @property
+    def entries(self) -> int:
+        """Entries of the index that FFmpeg builds for it, at most."""
+        most = max(self.samples, self.timed, self.shifted)
+        if self.one_duration and self.one_size:
+            most = max(most, self._in_chunks()) // _PCM_SAMPLES_PER_ENTRY + self.chunks
+        return most * max(1, self.edits)
+
+    def _in_chunks(self) -> int:
+        """Samples by the table of runs: each row holds for the chunks from its own to the next row's."""
+        if self.runs is None or not len(self.runs):
+            return 0
+        ends = np.minimum(np.append(self.runs[1:, 0], self.chunks + 1), self.chunks + 1)
+        chunks = np.maximum(ends - self.runs[:, 0], 0)
+        return int((chunks.astype(object) * self.runs[:, 1]).sum())
+
+
+def check_index(path: Path, limits: AvatarLimits) -> None:
+    """Refuses a file whose index would take far more memory than a clip's.
+
+    Raises:
+        AvatarTooLarge: too many tracks, or too many samples in all tracks, edits and fragments.
+        AvatarUndecodable: the index is packed, which QuickTime once did.
+    """
+    tracks: list[_Track] = []
+    fragments = 0
+    with path.open("rb") as file:
+        for kind, start, size in _boxes(file, 0, path.stat().st_size):
+            if kind == b"cmov":
+                raise AvatarUndecodable("The video's index is packed (an old QuickTime file); export it again as MP4.")
+            if kind == b"trak":
+                tracks.append(_Track())
+                if len(tracks) > limits.video_tracks:
+                    raise AvatarTooLarge(
+                        f"The video has more than {limits.video_tracks} tracks; export it with one of pictures.",
+                        limit=limits.video_tracks,
+                    )
+            elif kind == b"trun":
+                fragments += _number(file, start, size, 4)
+            elif tracks:
+                _count(file, kind, start, size, tracks[-1], limits)
+            if fragments > limits.video_samples:
+                break
+    samples = fragments + sum(track.entries for track in tracks)
+    pcm = int(limits.video_seconds * _PCM_RATE_MAX)
+    samples = max(samples, *(track.samples for track in tracks if track.samples > pcm), 0)
+    if samples > limits.video_samples:
+        raise AvatarTooLarge(
+            f"The video's index promises {samples} samples; at most "
+            f"{limits.video_samples} are allowed. Export it again, one minute long at most.",
+            limit=limits.video_samples,
+            value=samples,
+        )
+
+
+def _boxes(file: BinaryIO, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+    """Kind, start and size of the contents of every box, containers before what lies in them; ends where one is damaged."""
+    ends = [end]
+    at = start
+    for _ in range(_BOXES_MAX):
+        while ends and at + 8 > ends[-1]:
+            at = max(at, ends.pop())
+        if not ends:
+            return
+        file.seek(at)
+        head = file.read(16)
+        if len(head) < 8:
+            return
+        size, kind = struct.unpack_from(">I4s", head)
+        begins = at + 8
+        if size == 1 and len(head) == 16:
+            (size,) = struct.unpack_from(">Q", head, 8)
+            begins += 8
+        stops = ends[-1] if size == 0 else min(at + size, ends[-1])
+        if stops < begins:
+            at = ends.pop()  # FFmpeg leaves the container, too
+            continue
+        yield kind, begins, stops - begins
+        if kind in _CONTAINERS and len(ends) < _DEPTH_MAX:
+            ends.append(stops)
+            at = begins
+        else:
+            at = stops
+    raise AvatarTooLarge(f"The video has more than {_BOXES_MAX} boxes; export it again as MP4.", limit=_BOXES_MAX)
+
+
+def _count(file: BinaryIO, kind: bytes, start: int, size: int, track: _Track, limits: AvatarLimits) -> None:
+    if kind == b"stsz":
+        each, count = _number(file, start, size, 4), _number(file, start, size, 8)
+        track.samples, track.one_size = track.samples + count, each != 0
+    elif kind == b"stz2":
+        track.samples += _number(file, start, size, 8)
+    elif kind == b"stts":
+        rows = _table(file, start, size, 2, limits)
+        track.timed += int(rows[:, 0].sum())
+        track.one_duration = len(rows) == 1 and rows[0, 1] == 1
+    elif kind == b"ctts":
+        track.shifted += int(_table(file, start, size, 2, limits)[:, 0].sum())
+    elif kind == b"stsc":
+        track.runs = _table(file, start, size, 3, limits)
+    elif kind in (b"stco", b"co64"):
+        track.chunks += _number(file, start, size, 4)
+    elif kind == b"elst":
+        track.edits += _number(file, start, size, 4)
+
+
+def _table(file: BinaryIO, start: int, size: int, columns: int, limits: AvatarLimits) -> NDArray[np.int64]:
+    """A table `[rows, columns]`: as many rows as it says, and as there are bytes for."""
+    rows = min(_number(file, start, size, 4), max(0, size - 8) // (4 * columns))
+    if rows > limits.video_samples:
+        raise AvatarTooLarge(
+            f"The video's index has a table of {rows} rows; at most {limits.video_samples} are allowed.",
+            limit=limits.video_samples,
+            value=rows,
+        )
+    file.seek(start + 8)
+    data = file.read(rows * columns * 4)
+    return np.frombuffer(data[: len(data) // (4 * columns) * 4 * columns], ">u4").reshape(-1, columns).astype(np.int64)
+
+
+def _number(file: BinaryIO, start: int, size: int, offset: int) -> int:
+    """The 32-bit number at `offset` of a box; 0 where the box is too short."""
+    if size < offset + 4:
+        return 0
+    file.seek(start + offset)
+    return int.from_bytes(file.read(4), "big")
