@@ -10,6 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from musetalk_agent.avatars.decoder_pool import Decoders
+from musetalk_agent.weights import default_models_dir
 from orchestrator.livekit_server import LiveKitAccess, LiveKitServer, find
 
 _STATUS = pytest.StashKey[int]()
@@ -65,6 +67,14 @@ def executor() -> Iterator[ThreadPoolExecutor]:
     """Threads for features and composition."""
     with ThreadPoolExecutor(2, "media") as pool:
         yield pool
+
+
+@pytest.fixture(scope="session")
+def decoders() -> Iterator[Decoders]:
+    """Decoder processes that all tests of avatars share: each takes a second to start."""
+    made = Decoders(default_models_dir())
+    yield made
+    made.close()
 
 
 @pytest.fixture

@@ -99,7 +99,15 @@ class FrameArchive:
         try:
             with self._zip.open(self._entries[name]) as file:
                 return file.read(self._limits.zip_entry_bytes)
-        except (zipfile.BadZipFile, zlib.error, EOFError, struct.error, NotImplementedError, RuntimeError) as error:
+        except (
+            zipfile.BadZipFile,
+            zlib.error,
+            EOFError,
+            struct.error,
+            NotImplementedError,
+            RuntimeError,
+            ValueError,
+        ) as error:
             raise AvatarUndecodable(f"{name!r} in the archive is damaged: it does not unpack.") from error
 
     def close(self) -> None:

@@ -11,8 +11,8 @@ import threading
 
 from musetalk_agent.avatars.limits import AvatarLimits
 
-NICE = 10
-"""A clip that is being prepared takes no core from a session that speaks."""
+NICE = 5
+"""A session that speaks gets three times the CPU time of a clip that is being prepared (sched(7))."""
 _OPEN_FILES = 64
 _FILE_BYTES_SPARE = 64 << 20
 _ADDRESS_BYTES_SPARE = 16 << 30

@@ -29,6 +29,8 @@ CLIPS_MAX = 64
 WAITING_MAX = 32
 """Clips that wait; more are refused. With two processes and clips of two seconds, the last one waits half a minute."""
 _RETRY_AFTER_S = 5
+_BUILDERS = 2
+_CHECKERS = 1
 
 
 class Call(Protocol):
@@ -109,6 +111,8 @@ class DecoderPool:
             while not waiter.done():
                 with suppress(asyncio.CancelledError):
                     await asyncio.wait([waiter])
+            if not waiter.cancelled():
+                waiter.exception()  # retrieved: nothing waits for it any more
             raise
 
     def close(self) -> None:
@@ -130,7 +134,7 @@ class DecoderPool:
 
         def call(request: dict[str, Any], progress: Progress | None = None) -> None:
             nonlocal process
-            for attempt in range(2):
+            for attempt in range(self._size + 1):  # every one that waited may have died meanwhile
                 try:
                     process = process or self._take()
                     process.call(request, limits, lambda: self._closed or aborted.is_set(), progress)
@@ -139,7 +143,7 @@ class DecoderPool:
                     if process is not None:
                         self._end(process)
                     process = None
-                    if lost.begun or attempt:
+                    if lost.begun or attempt == self._size:
                         raise _refusal(lost, limits) from lost
 
         try:
@@ -189,6 +193,23 @@ class DecoderPool:
             log.warning("decoder process not started", extra={"reason": str(lost)})
             return
         self._give_back(process)
+
+
+class Decoders:
+    """The pools of an agent: `builders` prepare clips, `checkers` look at uploads, which so never wait for a clip.
+
+    Args:
+        models: folder of the face models.
+    """
+
+    def __init__(self, models: Path) -> None:
+        self.builders = DecoderPool(_BUILDERS, models)
+        self.checkers = DecoderPool(_CHECKERS, None)
+
+    def close(self) -> None:
+        """Closes both. Safe to call twice."""
+        self.builders.close()
+        self.checkers.close()
 
 
 def _refusal(lost: DecoderLost, limits: AvatarLimits) -> AgentError:

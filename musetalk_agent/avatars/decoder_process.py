@@ -7,6 +7,7 @@ each (see `decoder_main`). Blocking; for worker threads.
 from __future__ import annotations
 
 import json
+import math
 import os
 import select
 import signal
@@ -32,6 +33,8 @@ _LINE_BYTES_MAX = 64 << 10
 _ANSWERS_SPARE = 1000
 _TEXT_MAX = 1000
 _EXIT_S = 5.0
+_START_S = 60.0
+"""Loading the libraries takes 0.7 s; a machine busy with everything else may take many times that."""
 _LAST = frozenset({"done", "error", "os_error"})
 """Answers after which the process is ready for another request."""
 _ERRORS = {
@@ -102,7 +105,7 @@ class DecoderProcess:
 
         Args:
             request: `do` names what, beside its arguments (see `decoder_main.Decoder`).
-            limits: how long it may take, in all and from one answer to the next.
+            limits: how long it may take once it has begun, in all and from one answer to the next.
             aborted: looked at several times a second.
             progress: called in this thread.
 
@@ -116,13 +119,16 @@ class DecoderProcess:
         self.busy, begun = True, False
         try:
             self._send(request)
-            deadline = time.monotonic() + limits.decoder_seconds
+            deadline = math.inf
+            silence_s = _START_S
             for _ in range(2 * limits.frames + _ANSWERS_SPARE):
-                answer = self._receive(min(deadline, time.monotonic() + limits.decoder_silence_seconds), aborted)
+                answer = self._receive(min(deadline, time.monotonic() + silence_s), aborted)
                 self.busy = not answer.keys() & _LAST
                 if "done" in answer:
                     return
-                begun = begun or "begun" in answer
+                if "begun" in answer and not begun:
+                    begun, silence_s = True, limits.decoder_silence_seconds
+                    deadline = time.monotonic() + limits.decoder_seconds
                 _raise_told(answer, begun)
                 if progress is not None and "progress" in answer:
                     stage, done, total = answer["progress"]

@@ -20,7 +20,7 @@ from typing import TypeVar
 
 from musetalk_agent.avatars.bundle import SCHEMA_VERSION, Bundle
 from musetalk_agent.avatars.cache import AvatarCache
-from musetalk_agent.avatars.decoder_pool import Call, DecoderPool
+from musetalk_agent.avatars.decoder_pool import Call, Decoders
 from musetalk_agent.avatars.decoder_process import Progress
 from musetalk_agent.avatars.face import DETECTORS, MESH
 from musetalk_agent.avatars.fetch import Fetcher
@@ -38,10 +38,7 @@ T = TypeVar("T")
 
 DEMO_ASSET = Path(__file__).resolve().parent.parent / "assets" / "demo-avatar.png"
 _AVATAR_ID = re.compile(r"sha256:([0-9a-f]{64})")
-_BUILDERS = 2
-"""Clips that are prepared at a time, and threads that derive engines' artefacts."""
-_CHECKERS = 1
-"""Uploads that are looked at at a time. An upload never waits for a clip that is being prepared."""
+_DERIVERS = 2
 _CACHE_THREADS = 2
 _PIECE_BYTES = 1 << 20
 _ANY = frozenset({Kind.ZIP}) | VIDEOS | PICTURES
@@ -67,6 +64,7 @@ class AvatarLibrary:
         limits: what an avatar may cost.
         cache_bytes: size that the folder is kept to, avatars in use excepted.
         fetcher: how addresses are fetched; by default one that follows the two settings above.
+        decoders: processes that clips are decoded in, shared with others, who close them; by default its own.
     """
 
     def __init__(
@@ -78,22 +76,23 @@ class AvatarLibrary:
         limits: AvatarLimits | None = None,
         cache_bytes: int = 4 << 30,
         fetcher: Fetcher | None = None,
+        decoders: Decoders | None = None,
     ) -> None:
         self._limits = limits or AvatarLimits()
         self._models = models
         self._cache = AvatarCache(cache_dir, cache_bytes)
         self._fetcher = fetcher or Fetcher(self._limits, allow_private=allow_private_urls)
         self._flights = Flights()
-        self._builders = DecoderPool(_BUILDERS, models.directory)
-        self._checkers = DecoderPool(_CHECKERS, None)
-        self._derivers = ThreadPoolExecutor(_BUILDERS, "avatar-derive")
+        self._decoders = decoders or Decoders(models.directory)
+        self._own_decoders = decoders is None
+        self._derivers = ThreadPoolExecutor(_DERIVERS, "avatar-derive")
         self._lookups = ThreadPoolExecutor(_CACHE_THREADS, "avatar-cache")
         self._deriving: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         self._tasks: set[asyncio.Task[None]] = set()
 
     def warm(self) -> None:
         """Starts the processes that prepare clips, in the background, so that the first clip does not wait for one."""
-        self._builders.warm()
+        self._decoders.builders.warm()
 
     async def prepare(
         self,
@@ -160,7 +159,7 @@ class AvatarLibrary:
             AvatarError: too large, or not a clip.
             DiskFull: it cannot be written; nothing of it is left.
         """
-        self._builders.warm()  # whoever sends a clip wants it prepared
+        self._decoders.builders.warm()  # whoever sends a clip wants it prepared
         name = repr((filename or "upload")[:120])
         with self._cache.writing():
             async with Receiver(self._cache, self._limits, name, _ANY) as receiver:
@@ -173,15 +172,15 @@ class AvatarLibrary:
                 path, digest = await receiver.finish()
         if await self._run(self._lookups, _is_zip, path):
             request = {"do": "check_archive", "source": str(path), "limits": asdict(self._limits)}
-            await self._checkers.run(lambda call: call(request), self._limits)
+            await self._decoders.checkers.run(lambda call: call(request), self._limits)
         return f"sha256:{digest}"
 
     def close(self) -> None:
         """Ends the processes within a tenth of a second and lets go of the threads; who still waits is cancelled. Safe to call
         twice."""
         self._flights.abort()
-        self._builders.close()
-        self._checkers.close()
+        if self._own_decoders:
+            self._decoders.close()
         for threads in (self._derivers, self._lookups):
             threads.shutdown(wait=False, cancel_futures=True)
 
@@ -221,7 +220,9 @@ class AvatarLibrary:
 
     async def _built(self, clip: _Clip, key: str, picture: Picture, progress: Progress | None) -> Bundle:
         begun = time.perf_counter()
-        bundle = await self._builders.run(lambda call: self._build(call, clip, key, picture, progress), self._limits)
+        bundle = await self._decoders.builders.run(
+            lambda call: self._build(call, clip, key, picture, progress), self._limits
+        )
         seconds = time.perf_counter() - begun
         log.info(
             "avatar prepared",

@@ -56,7 +56,7 @@ class AvatarLimits:
     jpeg_scan_pixels: int = 1 << 30
     video_seconds: float = 60.0
     video_tracks: int = 32
-    video_samples: int = 500_000
+    video_samples: int = 200_000
     bundle_bytes: int = 2 << 30
     decoder_bytes: int = 96 << 20
     decoder_bytes_per_pixel: int = 112

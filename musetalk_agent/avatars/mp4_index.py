@@ -29,8 +29,9 @@ _PCM_RATE_MAX = 192_000
 
 @dataclass(slots=True)
 class _Track:
-    """Counts of one track: samples, edits, timing entries by `stts` and `ctts`, and whether it may be PCM."""
+    """Counts of one track: samples, edits, timing entries by `stts` and `ctts`, and what tells PCM."""
 
+    sound: bool = False
     samples: int = 0
     edits: int = 0
     timed: int = 0
@@ -44,7 +45,7 @@ class _Track:
     def entries(self) -> int:
         """Entries of the index that FFmpeg builds for it, at most."""
         most = max(self.samples, self.timed, self.shifted)
-        if self.one_duration and self.one_size:
+        if self.sound and self.one_duration and self.one_size:
             most = max(most, self._in_chunks()) // _PCM_SAMPLES_PER_ENTRY + self.chunks
         return most * max(1, self.edits)
 
@@ -127,7 +128,9 @@ def _boxes(file: BinaryIO, start: int, end: int) -> Iterator[tuple[bytes, int, i
 
 
 def _count(file: BinaryIO, kind: bytes, start: int, size: int, track: _Track, limits: AvatarLimits) -> None:
-    if kind == b"stsz":
+    if kind == b"hdlr":
+        track.sound = _number(file, start, size, 8) == int.from_bytes(b"soun", "big")
+    elif kind == b"stsz":
         each, count = _number(file, start, size, 4), _number(file, start, size, 8)
         track.samples, track.one_size = track.samples + count, each != 0
     elif kind == b"stz2":

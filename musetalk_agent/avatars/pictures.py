@@ -88,9 +88,8 @@ def check_structure(data: bytes, name: str, pixels: int, limits: AvatarLimits) -
         limit = max(1, min(limits.jpeg_scans, limits.jpeg_scan_pixels // pixels))
         if scans > limit:
             raise AvatarTooLarge(
-                f"{name!r} is a JPEG of {scans} scans; at most {limit} are allowed at its size. Save it as a baseline JPEG.",
+                f"{name!r} is a JPEG of more than {limit} scans, the most for its size; save it as a baseline JPEG.",
                 limit=limit,
-                value=scans,
             )
     if kind is Kind.PNG and not _png_is_plain(data):
         raise AvatarUndecodable(

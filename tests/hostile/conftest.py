@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from musetalk_agent.avatars.decoder_pool import Decoders
 from musetalk_agent.avatars.library import AvatarLibrary
 from musetalk_agent.avatars.limits import AvatarLimits
 from musetalk_agent.weights import Manifest, ModelStore
@@ -19,8 +20,9 @@ LIMITS = AvatarLimits(
 
 
 @pytest.fixture
-def library(tmp_path: Path) -> Iterator[AvatarLibrary]:
-    made = AvatarLibrary(tmp_path / "cache", ModelStore(None, Manifest.load()), allow_private_urls=True, limits=LIMITS)
+def library(tmp_path: Path, decoders: Decoders) -> Iterator[AvatarLibrary]:
+    models = ModelStore(None, Manifest.load())
+    made = AvatarLibrary(tmp_path / "cache", models, allow_private_urls=True, limits=LIMITS, decoders=decoders)
     yield made
     made.close()
 

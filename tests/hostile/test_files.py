@@ -27,6 +27,7 @@ from musetalk_agent.errors import (
     NoFaceInAvatar,
 )
 from musetalk_agent.protocol.http import AvatarSource, Picture
+from tests.hostile.mp4_boxes import box, fragment, movie, track
 from tests.musetalk_agent.avatars.clips import archive, encoded, face, flat, frames_zip, moving, noise, video
 
 PNG = encoded(face(96))
@@ -114,6 +115,53 @@ def bad_checksum() -> bytes:
     return bytes(data)
 
 
+def two_zip64_records() -> bytes:
+    """The one where the locator points says one entry, and is an entry's contents; the one right before the locator says 70,000."""
+    modest = b"PK\x06\x06" + struct.pack("<QHHIIQQQQ", 44, 45, 45, 0, 0, 1, 1, 60, 0)
+    packed = archive([("0", modest), *((f"{k}", b"") for k in range(1, 70_000))], zipfile.ZIP_STORED)
+    at = packed.rindex(b"PK\x06\x07") + 8
+    return packed[:at] + struct.pack("<Q", packed.index(modest)) + packed[at + 8 :]
+
+
+def few_entries_large_directory() -> bytes:
+    """The end record says one entry, in a directory of 4,000."""
+    data = bytearray(archive([(f"{k}.png", b"") for k in range(4_000)], zipfile.ZIP_STORED))
+    at = data.rindex(b"PK\x05\x06")
+    data[at + 8 : at + 12] = struct.pack("<HH", 1, 1)
+    return bytes(data)
+
+
+def jpeg_of_scans(scans: int, side: int = 4096) -> bytes:
+    """A progressive JPEG of one grey; each scan after the first takes 35 bytes and goes through the whole picture."""
+
+    def segment(marker: int, body: bytes) -> bytes:
+        return b"\xff" + bytes([marker]) + struct.pack(">H", len(body) + 2) + body
+
+    blocks = (side // 8) ** 2
+    table = bytes([1] + [0] * 15)  # one code of one bit
+    out = b"\xff\xd8" + segment(0xDB, b"\0" + bytes([16] * 64))
+    out += segment(0xC2, struct.pack(">BHHB", 8, side, side, 1) + bytes([1, 0x11, 0]))
+    out += segment(0xC4, b"\x00" + table + b"\x00") + segment(0xC4, b"\x10" + table + b"\xe0")
+    out += segment(0xDA, bytes([1, 1, 0, 0, 0, 0])) + bytes(blocks // 8)
+    runs = "0" + "1" * 14  # an end of band for 32,767 blocks
+    bits = runs * -(-blocks // 32_767)
+    bits += "1" * (-len(bits) % 8)
+    coded = int(bits, 2).to_bytes(len(bits) // 8, "big").replace(b"\xff", b"\xff\0")
+    return out + (segment(0xDA, bytes([1, 1, 0, 1, 63, 0])) + coded) * scans + b"\xff\xd9"
+
+
+def png_of_texts(texts: int) -> bytes:
+    """A PNG whose packed texts take eight megabytes each."""
+    text = png_chunk(b"zTXt", b"x\0\0" + zlib.compress(bytes(7_900_000), 9))
+    return PNG[:33] + text * texts + PNG[33:]
+
+
+def name_that_is_no_text() -> bytes:
+    """The entry's own header has a name that is not the UTF-8 which its flag says (found by fuzzing)."""
+    data = archive([("é.png", PNG)], zipfile.ZIP_STORED)
+    return data.replace("é.png".encode(), b"\x89\x89.png", 1)
+
+
 def name_with_nul() -> bytes:
     data = archive([("a.pngX../../b", PNG)], zipfile.ZIP_STORED)
     return data.replace(b"a.pngX../../b", b"a.png\0../../b")
@@ -165,6 +213,21 @@ TOO_LARGE: dict[str, bytes] = {
     "65,500² JPEG": archive([("a.jpg", huge_jpeg())]),
     "16,777,216² WebP": archive([("a.webp", huge_webp())]),
     "huge PNG alone": huge_png(30_000, 30_000),
+    "JPEG of 8,000 scans": jpeg_of_scans(8_000),
+    "JPEG of 101 scans": jpeg_of_scans(101, 512),
+    "MP4 of 20 million samples": movie(track(20_000_000)),
+    "MP4 of 300,000 samples": movie(track(300_000)),
+    "MP4 of 4 milliard samples": movie(track(0xFFFFFFFF)),
+    "MP4 of 30 tracks of 10,000 samples": movie(*[track(10_000)] * 30),
+    "MP4 of 1,000 tracks": movie(*[track()] * 1_000),
+    "MP4 of many durations": movie(track(timed=50_000_000)),
+    "MP4 of many offsets": movie(track(shifted=50_000_000)),
+    "MP4 of 3,000 edits": movie(track(1_000, edits=3_000)),
+    "MP4 of a run of 50 million": movie(track(), behind=fragment(50_000_000)),
+    "MP4 of 500 runs of 1,000": movie(track(), behind=fragment(1_000) * 500),
+    "MOV of hours of PCM": movie(track(), track(2_000_000_000, sound=True)),
+    "MOV of PCM in one chunk": movie(track(), track(1, sound=True, in_chunk=2_000_000_000)),
+    "MP4 of 200,000 boxes": movie(track()) + box(b"free") * 200_000,
 }
 BROKEN: dict[str, bytes] = {
     "cut in half": ZIP[: len(ZIP) // 2],
@@ -188,7 +251,15 @@ BROKEN: dict[str, bytes] = {
     "JPEG of endless fill": archive([("a.jpg", b"\xff\xd8" + b"\xff" * 5000)], zipfile.ZIP_STORED),
     "WebP cut short": archive([("a.webp", WEBP[: len(WEBP) // 2])]),
     "WebP of a header": archive([("a.webp", WEBP[:20])]),
+    "two zip64 end records": two_zip64_records(),
+    "one entry in a directory of 4,000": few_entries_large_directory(),
+    "names of 5,000 digits": archive([("1" * 5_000 + ".png", b"x"), ("2.png", b"y")]),
+    "PNG of 100 packed texts": png_of_texts(100),
+    "JPEG of 7 MB of fill": b"\xff\xd8" + b"\xff" * 7_000_000,
+    "JPEG of 100,000 comments": b"\xff\xd8" + b"\xff\xfe\0\x02" * 100_000,
+    "MP4 of a packed index": b"\0\0\0\x10ftypisom\0\0\0\0" + box(b"moov", box(b"cmov", bytes(100))),
     "a damaged entry": bad_checksum(),
+    "an entry's name that is no text": name_that_is_no_text(),
     "an entry that lies about its size": lying_size(),
     "packed by bzip2": archive([("a.png", PNG)], zipfile.ZIP_BZIP2),
     "tiny": frames_zip([flat(127, 8, 8)] * 3),

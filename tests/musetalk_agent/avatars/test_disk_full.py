@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from musetalk_agent.avatars.bundle import Bundle
+from musetalk_agent.avatars.decoder_pool import Decoders
 from musetalk_agent.avatars.library import AvatarLibrary
 from musetalk_agent.errors import DiskFull
 from musetalk_agent.protocol.http import AvatarSource, Picture
@@ -37,8 +38,8 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
-def small(disk: Path, models: ModelStore) -> Iterator[AvatarLibrary]:
-    made = AvatarLibrary(disk, models)
+def small(disk: Path, models: ModelStore, decoders: Decoders) -> Iterator[AvatarLibrary]:
+    made = AvatarLibrary(disk, models, decoders=decoders)
     yield made
     made.close()
 

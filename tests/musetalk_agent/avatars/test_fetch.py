@@ -153,9 +153,10 @@ async def test_no_proxy_is_taken_from_the_environment(monkeypatch: pytest.Monkey
 
 async def test_cancelling_closes_the_connection() -> None:
     async with hosting() as host:
-        gone = asyncio.Event()
+        begun, gone = asyncio.Event(), asyncio.Event()
 
         async def endless(write: object) -> None:
+            begun.set()
             try:
                 while True:
                     await write(b"HTTP/1.1 200 OK\r\n\r\n" + bytes(1 << 16))  # type: ignore[operator]
@@ -164,11 +165,11 @@ async def test_cancelling_closes_the_connection() -> None:
 
         host.replies["/a"] = endless
         task = asyncio.create_task(fetched(private(), host.url()))
-        await asyncio.sleep(0.1)
+        await asyncio.wait_for(begun.wait(), 30)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        await asyncio.wait_for(gone.wait(), 2)
+        await asyncio.wait_for(gone.wait(), 30)
 
 
 async def test_from_address_to_bundle(library: AvatarLibrary, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.avatars.cache import AvatarCache
+from musetalk_agent.avatars.decoder_pool import Decoders
 from musetalk_agent.avatars.library import AvatarLibrary
 from musetalk_agent.avatars.limits import AvatarLimits
 from musetalk_agent.errors import (
@@ -99,8 +100,8 @@ async def test_unknown_ids(library: AvatarLibrary, avatar_id: str) -> None:
     assert caught.value.field == "avatar_id"
 
 
-async def test_uploads_come_in_pieces_and_are_limited(tmp_path: Path, models: ModelStore) -> None:
-    library = AvatarLibrary(tmp_path / "cache", models, limits=AvatarLimits(source_bytes=len(CLIP)))
+async def test_uploads_come_in_pieces_and_are_limited(tmp_path: Path, models: ModelStore, decoders: Decoders) -> None:
+    library = AvatarLibrary(tmp_path / "cache", models, limits=AvatarLimits(source_bytes=len(CLIP)), decoders=decoders)
 
     async def pieces(data: bytes) -> AsyncIterator[bytes]:
         for at in range(0, len(data), 1000):
@@ -258,9 +259,11 @@ async def test_a_damaged_bundle_is_built_anew(library: AvatarLibrary, damage: Ca
     assert (await prepared(library, CLIP)).report.cached
 
 
-async def test_the_longest_unused_bundle_goes_first_but_never_one_in_use(tmp_path: Path, models: ModelStore) -> None:
+async def test_the_longest_unused_bundle_goes_first_but_never_one_in_use(
+    tmp_path: Path, models: ModelStore, decoders: Decoders
+) -> None:
     """Each bundle here takes about 300 kB; there is room for two."""
-    library = AvatarLibrary(tmp_path / "cache", models, cache_bytes=(800 << 10) * 4 // 3)
+    library = AvatarLibrary(tmp_path / "cache", models, cache_bytes=(800 << 10) * 4 // 3, decoders=decoders)
     try:
         held = await prepared(library, CLIP)
         for width in (100, 110, 120):
