@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -75,6 +76,9 @@ class Factory:
     async def start(self) -> None:
         """Makes and warms every engine that can run here. Raises `EngineUnavailable` when the one asked for cannot."""
         await self.engines.start()
+        with suppress(EngineFailed):  # it failed at once, and is being made again
+            if self.engines.batcher(self.engines.default).engine.needs_face:
+                self.library.warm()
 
     async def aclose(self) -> None:
         """Ends the engines' threads. Sessions must be over."""
@@ -139,9 +143,7 @@ class Factory:
             height = (picture.height or _PATTERN_SIDE) // 2 * 2
             return pattern_bundle(width, height, picture.fps)
         begun = time.monotonic()
-        bundle = await self.library.prepare(
-            request.avatar, picture, derive=engine.prepare, derived=engine.fingerprint
-        )
+        bundle = await self.library.prepare(request.avatar, picture, derive=engine.prepare, derived=engine.fingerprint)
         PREPARE_SECONDS.observe(time.monotonic() - begun)
         return bundle
 

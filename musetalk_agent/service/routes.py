@@ -15,6 +15,7 @@ from musetalk_agent.factory import Factory
 from musetalk_agent.protocol.http import AgentDebug, AgentSession, AgentStartRequest, FileState, PublisherRequest
 from musetalk_agent.protocol.problems import ProblemError
 from musetalk_agent.publishers.base import MovingPublisher
+from musetalk_agent.service.callers import while_connected
 from musetalk_agent.service.guard import problem_response
 from musetalk_agent.service.sessions import Sessions
 from musetalk_agent.weights import ModelStore
@@ -31,9 +32,12 @@ SessionsHere = Annotated[Sessions, Depends(_sessions)]
 
 
 @router.post("/session/start")
-async def start(body: AgentStartRequest, sessions: SessionsHere) -> AgentSession:
-    """Prepares the avatar, joins the room and publishes both tracks; answers when the server has acknowledged them."""
-    return (await sessions.start(body)).status()
+async def start(body: AgentStartRequest, request: Request, sessions: SessionsHere) -> AgentSession:
+    """Prepares the avatar, joins the room and publishes both tracks; answers when the server has acknowledged them.
+
+    A caller that closes the connection meanwhile gives the start up.
+    """
+    return (await while_connected(request, sessions.start(body))).status()
 
 
 @router.post("/session/{session_id}/stop")
