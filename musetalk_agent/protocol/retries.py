@@ -83,7 +83,7 @@ LINK = Schedule(first_s=0.1, factor=2.0, longest_s=5.0, total_s=120.0)
 """A session's `/audio`: outlives a restart of the orchestrator, and an adoption by another one (some 15 s)."""
 CALL = Schedule(first_s=0.25, factor=2.0, longest_s=5.0, total_s=30.0)
 """An HTTP call to the orchestrator."""
-VOICE = Schedule(first_s=0.25, factor=4.0, longest_s=4.0, total_s=10.0)
+VOICE = Schedule(first_s=0.05, factor=4.0, longest_s=4.0, total_s=10.0)
 """A provider of voices: somebody waits for the sentence."""
 SILENCE_S = 10.0
 """A connection whose greeting, or whose `pong`, does not come for so long is dead, whatever TCP says."""

@@ -7,7 +7,6 @@ import base64
 import binascii
 import json
 import logging
-import math
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -17,9 +16,11 @@ from urllib.parse import quote, urlencode
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 
+from musetalk_agent.protocol.problems import ErrorCode, ProblemError
+from musetalk_agent.protocol.retries import VOICE, Schedule, Tries, retry_after_s
 from orchestrator.tts.base import SpeechChunk, VoiceInfo, pieces
 from orchestrator.tts.recital import Letter, Recital
-from orchestrator.tts.remote import ANSWER_S, BACKOFF_S, CONNECT_S, Refusal, silent, unreachable, word_of
+from orchestrator.tts.remote import ANSWER_S, CONNECT_S, Patience, Refusal, silent, unreachable, word_of
 from orchestrator.tts.sentences import GrowingText
 
 _log = logging.getLogger(__name__)
@@ -34,6 +35,14 @@ AHEAD_LETTERS = 800
 """Letters that the provider is given before it has read them: a minute of speech."""
 MESSAGE_BYTES = 4 << 20
 """A message of the provider: 60 s of sound at most."""
+UNTOLD_LETTERS = 24
+"""The provider may count letters a little differently: of so few nobody knows whether they were read."""
+HELD_S = 30.0
+"""Longest sound of one word."""
+LETTER_S, BEGINNING_S = 1.0, 30.0
+"""A text's sound is at most so long: fifteen times what letters take."""
+_LETTER_MS = 3_600_000.0
+_LETTER_CHARACTERS = 16
 _IDLED = frozenset({"input_timeout_exceeded"})
 
 
@@ -47,6 +56,7 @@ class ElevenLabsOptions:
     sample_rate: int = 24000
     base_url: str = ELEVENLABS_URL
     answer_s: float = ANSWER_S
+    schedule: Schedule = VOICE
 
 
 class _BrokenError(Exception):
@@ -85,10 +95,10 @@ class ElevenLabs:
     async def stream(self, text: GrowingText, voice: str) -> AsyncGenerator[SpeechChunk, None]:
         """See `RemoteSynthesizer.stream`. Goes on over connections that break, with the word after the last that was heard."""
         recital = Recital(self._options.sample_rate)
-        tries, position = 0, 0
+        tries, position, begun = Tries(self._options.schedule), 0, False
         try:
             while True:
-                if tries and not recital.unread and not await _more(text, recital):
+                if begun and not recital.unread and not await _more(text, recital):
                     break
                 try:
                     async with self._connection(voice) as socket:
@@ -98,25 +108,28 @@ class ElevenLabs:
                                 yield chunk
                     break
                 except _BrokenError as broken:
-                    tries = 1 if recital.given > position else tries + 1
-                    position = recital.given
-                    self._check(broken.refusal, voice, recital, tries)
+                    if recital.given > position:
+                        tries.succeeded()
+                    begun, position = True, recital.given
+                    wait_s = self._wait_s(broken.refusal, voice, recital, tries)
                 recital.broken()
-                await asyncio.sleep(BACKOFF_S[tries - 1])
+                await asyncio.sleep(wait_s)
             pcm, words = recital.finish()
             for chunk in pieces(pcm, recital.sample_rate, words):
                 yield chunk
         finally:
             text.abandon()
 
-    def _check(self, refusal: Refusal | None, voice: str, recital: Recital, tries: int) -> None:
-        """Raises ProblemError when another connection would be of no use."""
+    def _wait_s(self, refusal: Refusal | None, voice: str, recital: Recital, tries: Tries) -> float:
+        """The wait before another connection. Raises ProblemError when another one would be of no use."""
         extra = {"provider": self.provider, "reason": refusal.word or refusal.status if refusal else "dropped"}
-        _log.warning("voice connection broke", extra={**extra, "tries": tries, "resumable": recital.resumable})
-        if refusal is not None and not refusal.passing and refusal.word not in _IDLED:
-            raise refusal.problem("ELEVENLABS_API_KEY")
-        if self._closed or tries > len(BACKOFF_S) or not recital.resumable:
-            raise refusal.problem("ELEVENLABS_API_KEY") if refusal else unreachable("ElevenLabs")
+        _log.warning("voice connection broke", extra={**extra, "resumable": recital.resumable})
+        passing = refusal is None or refusal.passing or refusal.word in _IDLED
+        if passing and recital.resumable and not self._closed:
+            wait_s = tries.next_wait_s(refusal.retry_after_s if refusal else None)
+            if wait_s is not None:
+                return wait_s
+        raise refusal.problem("ELEVENLABS_API_KEY") if refusal else unreachable("ElevenLabs")
 
     @asynccontextmanager
     async def _connection(self, voice: str) -> AsyncIterator[ClientConnection]:
@@ -152,7 +165,9 @@ class ElevenLabs:
                     raise _BrokenError(replace(broken.refusal or said, voice=voice)) from None
         except InvalidStatus as refused:
             answer = refused.response
-            raise _BrokenError(replace(said, word=word_of(answer.body or b""), status=answer.status_code)) from None
+            asked_s = retry_after_s(answer.headers.get("Retry-After"))
+            word, status = word_of(answer.body or b""), answer.status_code
+            raise _BrokenError(replace(said, word=word, status=status, retry_after_s=asked_s)) from None
         except (OSError, TimeoutError, InvalidHandshake):
             raise _BrokenError from None
 
@@ -165,7 +180,9 @@ class _Reading:
         self._text = text
         self._recital = recital
         self._answer_s = answer_s
-        self._owed_since: float | None = None
+        self._patience = Patience(answer_s)
+        self._unheard = False  # text was sent since the last sound
+        self._ended = False  # and its end: the provider owes the rest, and its own end
         self._room = asyncio.Event()
 
     async def run(self) -> AsyncGenerator[SpeechChunk, None]:
@@ -174,16 +191,28 @@ class _Reading:
         try:
             while not (message := await self._receive()).get("isFinal"):
                 if message.get("error"):
-                    raise _BrokenError(Refusal("ElevenLabs", "", str(message["error"])))
+                    raise _BrokenError(Refusal("ElevenLabs", "", str(message["error"])[:100]))
                 pcm, letters = _sound(message)
-                self._owed_since = None if pcm else self._owed_since
+                self._unheard = self._unheard and not pcm
+                self._patience.heard(len(pcm) / 2 / self._recital.sample_rate)
                 pcm, words = self._recital.hear(pcm, letters)
+                self._bound()
                 for chunk in pieces(pcm, self._recital.sample_rate, words):
                     yield chunk
                 self._room.set()
         finally:
             sender.cancel()
             await asyncio.wait([sender])
+
+    def _bound(self) -> None:
+        """Raises _BrokenError, ProblemError `tts_failed` for sound that no text has."""
+        recital = self._recital
+        if recital.held > HELD_S * recital.sample_rate:
+            raise _BrokenError(Refusal("ElevenLabs", "", "nonsense"))
+        most_s = BEGINNING_S + LETTER_S * recital.letters
+        if recital.given + recital.held > most_s * recital.sample_rate:
+            text = f"ElevenLabs: the sound of {recital.letters} letters does not end after {most_s:g} s."
+            raise ProblemError(ErrorCode.TTS_FAILED, text, limit=most_s)
 
     async def _send(self) -> None:
         with suppress(ConnectionClosed):  # the reader learns of it too
@@ -202,6 +231,7 @@ class _Reading:
                 self._recital.add(sentence)
                 await self._tell(sentence + " ")
             await self._tell("")
+            self._ended = True
 
     async def _next(self) -> str | None:
         """The next sentence, once the provider has not too much to read. Cancelling loses nothing."""
@@ -211,19 +241,32 @@ class _Reading:
         return await self._text.next()
 
     async def _tell(self, text: str) -> None:
-        if text != " ":
-            self._owed_since = asyncio.get_running_loop().time()
+        self._unheard = self._unheard or bool(text.strip())
         await self._socket.send(json.dumps({"text": text}))
 
+    @property
+    def _owed(self) -> bool:
+        """Whether the provider has something to say, as far as it can be known."""
+        if self._ended or self._recital.blind:
+            return self._ended or self._unheard
+        return self._recital.ahead > (0 if self._unheard else UNTOLD_LETTERS)
+
     async def _receive(self) -> dict[str, Any]:
+        """The next message. Raises ProblemError `voice_timeout` when no sound comes though some is owed, whatever else comes."""
+        loop = asyncio.get_running_loop()
         while True:
-            try:
-                async with asyncio.timeout(self._answer_s / 3):
-                    return _parsed(await self._socket.recv())
-            except TimeoutError:
-                waited = asyncio.get_running_loop().time() - (self._owed_since or math.inf)
-                if waited > self._answer_s:
-                    raise silent("ElevenLabs", self._answer_s) from None
+            began, owed, parsed = loop.time(), self._owed, None
+            tick_s = self._answer_s / 4  # sound may come to be owed meanwhile
+            with suppress(TimeoutError):
+                async with asyncio.timeout(min(tick_s, self._patience.left_s) if owed else tick_s):
+                    parsed = _parsed(await self._socket.recv())
+            if owed:
+                self._patience.waited(loop.time() - began)
+            said = parsed is not None and any(parsed.get(name) for name in ("audio", "isFinal", "error"))
+            if owed and not said and self._patience.left_s <= 0:
+                raise silent("ElevenLabs", self._answer_s)
+            if parsed is not None:
+                return parsed
 
 
 def _parsed(message: str | bytes) -> dict[str, Any]:
@@ -245,9 +288,19 @@ def _sound(message: dict[str, Any]) -> tuple[bytes, list[Letter] | None]:
             return pcm, None
         chars, starts = told["chars"], told["charStartTimesMs"]
         lengths = told.get("charDurationsMs") or told["charsDurationsMs"]
-        return pcm, [Letter(str(c), float(at), float(ms)) for c, at, ms in zip(chars, starts, lengths, strict=True)]
-    except (binascii.Error, KeyError, TypeError, ValueError):
+        return pcm, [_letter(char, at, ms) for char, at, ms in zip(chars, starts, lengths, strict=True)]
+    except (AttributeError, binascii.Error, KeyError, OverflowError, TypeError, ValueError):
         raise _BrokenError(Refusal("ElevenLabs", "", "nonsense")) from None
+
+
+def _letter(char: object, at: Any, ms: Any) -> Letter:
+    """Raises ValueError, TypeError, OverflowError for what cannot be a letter in a sound of an hour."""
+    letter = Letter(str(char), float(at), float(ms))
+    if not isinstance(char, str) or not 0 < len(char) <= _LETTER_CHARACTERS:
+        raise ValueError("no letter")
+    if not 0 <= letter.start_ms <= _LETTER_MS or not 0 <= letter.length_ms <= _LETTER_MS:  # nor NaN
+        raise ValueError("no time")
+    return letter
 
 
 def _reason(closed: ConnectionClosed, said: Refusal) -> Refusal | None:

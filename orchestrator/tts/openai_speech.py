@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 
 import httpx
 
 from musetalk_agent.protocol.messages import CaptionWord
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
+from musetalk_agent.protocol.retries import VOICE, Schedule, Tries, retry_after_s
 from orchestrator.tts.base import SpeechChunk, VoiceInfo, pieces
 from orchestrator.tts.captions import spread
-from orchestrator.tts.remote import ANSWER_S, BACKOFF_S, CONNECT_S, Refusal, silent, unreachable, word_of
+from orchestrator.tts.remote import ANSWER_S, CONNECT_S, NO_SOUND, Patience, Refusal, silent, unreachable, word_of
 from orchestrator.tts.sentences import GrowingText
 from orchestrator.tts.turns import in_turn
 from orchestrator.tts.wave import PCM_RATE, SoundReader, WaveError
@@ -43,6 +44,7 @@ class OpenAIOptions:
     model: str = "gpt-4o-mini-tts"
     sound: str = "pcm"
     answer_s: float = ANSWER_S
+    schedule: Schedule = VOICE
 
 
 class OpenAISpeech:
@@ -57,7 +59,10 @@ class OpenAISpeech:
 
     async def open(self) -> None:
         """Makes the client; nothing is sent."""
-        headers = {"Authorization": f"Bearer {self._options.api_key}"} if self._options.api_key else {}
+        # What is unpacked has no bound that a server keeps to.
+        headers = {"Accept-Encoding": "identity"}
+        if self._options.api_key:
+            headers["Authorization"] = f"Bearer {self._options.api_key}"
         self._http = httpx.AsyncClient(
             base_url=self._options.base_url.rstrip("/") + "/",
             headers=headers,
@@ -85,53 +90,85 @@ class OpenAISpeech:
 
     async def _sentence(self, sentence: str, voice: str) -> AsyncGenerator[SpeechChunk, None]:
         words = _Words(sentence + " ", self._letter_s.get(voice, LETTER_S))
-        sound = SoundReader()
-        for wait_s in (*BACKOFF_S, None):
+        tries, samples, rate = Tries(self._options.schedule), 0, PCM_RATE
+        while True:
             try:
-                async with self._answer(sentence, voice) as answer:
-                    async for block in answer.aiter_bytes():
-                        pcm = sound.feed(block)
-                        for chunk in pieces(pcm, sound.rate, words.due(len(pcm) // 2, sound.rate)):
+                async with self._answer(sentence, voice) as answer, aclosing(self._sound(answer)) as blocks:
+                    async for pcm, rate in blocks:
+                        samples += len(pcm) // 2
+                        for chunk in pieces(pcm, rate, words.due(len(pcm) // 2, rate)):
                             yield chunk
-                        if sound.samples > SENTENCE_S * sound.rate:
-                            raise ProblemError(ErrorCode.TTS_FAILED, "openai: the sound of one sentence does not end.")
-                break
-            except httpx.TimeoutException:
+                if samples:
+                    break
+                failure: Exception = _PassingError(Refusal("openai", voice, NO_SOUND))
+            except (TimeoutError, httpx.ReadTimeout, httpx.WriteTimeout):
                 raise silent("openai", self._options.answer_s) from None
+            except httpx.PoolTimeout:
+                text = f"openai: {CONNECTIONS} sentences are spoken already: try again."
+                raise ProblemError(ErrorCode.TTS_FAILED, text, limit=CONNECTIONS, retry_after_s=1) from None
             except (httpx.HTTPError, _PassingError) as error:
-                refusal = error.refusal if isinstance(error, _PassingError) else None
-                reason = refusal.word or refusal.status if refusal else type(error).__name__
-                _log.warning("voice request failed", extra={"provider": self.provider, "reason": reason})
-                if sound.samples or wait_s is None:
-                    raise self._given_up(refusal) from None
-                await asyncio.sleep(wait_s)
+                failure = error
             except WaveError as error:
                 text = f"openai: the answer is no sound we know ({error}): set OPENAI_TTS_FORMAT to pcm or wav."
                 raise ProblemError(ErrorCode.TTS_FAILED, text) from None
-        letters = sum(c.isalnum() for c in sentence)
-        if letters and sound.samples:
-            self._letter_s[voice] = sound.samples / sound.rate / letters
-        for chunk in pieces(b"", sound.rate, words.rest()):
+            refusal = failure.refusal if isinstance(failure, _PassingError) else None
+            reason = refusal.word or refusal.status if refusal else type(failure).__name__
+            _log.warning("voice request failed", extra={"provider": self.provider, "reason": reason})
+            wait_s = None if samples else tries.next_wait_s(refusal.retry_after_s if refusal else None)
+            if wait_s is None:
+                raise refusal.problem("OPENAI_API_KEY") if refusal else unreachable("openai")
+            await asyncio.sleep(wait_s)
+        if letters := sum(c.isalnum() for c in sentence):
+            self._letter_s[voice] = samples / rate / letters
+        for chunk in pieces(b"", rate, words.rest()):
             yield chunk
+
+    async def _sound(self, answer: httpx.Response) -> AsyncGenerator[tuple[bytes, int], None]:
+        """The answer's PCM and its rate, as it comes; nothing for an empty one. Raises WaveError, TimeoutError, httpx.HTTPError."""
+        loop, patience = asyncio.get_running_loop(), Patience(self._options.answer_s)
+        sound, empty = SoundReader(answer.headers.get("content-type", "")), True
+        blocks = answer.aiter_raw()
+        while True:
+            began = loop.time()
+            async with asyncio.timeout(patience.left_s):
+                block = await anext(blocks, None)
+            patience.waited(loop.time() - began)
+            empty = empty and not block
+            pcm = sound.feed(block) if block is not None else b"" if empty else sound.finish()
+            patience.heard(len(pcm) / 2 / sound.rate)
+            if pcm:
+                yield pcm, sound.rate
+            if block is None:
+                return
+            if sound.samples > SENTENCE_S * sound.rate:
+                raise ProblemError(ErrorCode.TTS_FAILED, "openai: the sound of one sentence does not end.")
 
     @asynccontextmanager
     async def _answer(self, sentence: str, voice: str) -> AsyncIterator[httpx.Response]:
-        """Raises ProblemError for a refusal that stays, _PassingError for one that may not."""
+        """Raises ProblemError for a refusal that stays, _PassingError for one that may not, WaveError for sound that is packed."""
         options, name = self._options, voice.partition(":")[2]
         if self._http is None:
             raise ProblemError(ErrorCode.TTS_FAILED, "The speech service is shutting down.")
         body = {"model": options.model, "input": sentence, "voice": name, "response_format": options.sound}
-        async with self._http.stream("POST", "audio/speech", json=body) as answer:
+        request = self._http.build_request("POST", "audio/speech", json=body)
+        async with asyncio.timeout(options.answer_s):  # a head that trickles outlasts the client's own timeouts
+            answer = await self._http.send(request, stream=True)
+        try:
             if answer.is_success:
+                packing = answer.headers.get("content-encoding", "identity")
+                if packing != "identity":
+                    raise WaveError(f"its Content-Encoding is {packing[:60]!r}, which was not asked for")
                 yield answer
                 return
-            refusal = Refusal("openai", voice, word_of(await _start(answer)), answer.status_code)
+            async with asyncio.timeout(options.answer_s):
+                word = word_of(await _start(answer))
+        finally:
+            await answer.aclose()
+        asked_s = retry_after_s(answer.headers.get("retry-after"))
+        refusal = Refusal("openai", voice, word, answer.status_code, asked_s)
         if refusal.passing:
             raise _PassingError(refusal)
         raise refusal.problem("OPENAI_API_KEY")
-
-    def _given_up(self, refusal: Refusal | None) -> ProblemError:
-        return refusal.problem("OPENAI_API_KEY") if refusal else unreachable("openai")
 
 
 class _PassingError(Exception):
@@ -170,7 +207,7 @@ class _Words:
 async def _start(answer: httpx.Response) -> bytes:
     """The beginning of an error's body."""
     body = b""
-    async for block in answer.aiter_bytes():
+    async for block in answer.aiter_raw():
         body += block
         if len(body) > _ERROR_BYTES:
             break

@@ -69,6 +69,21 @@ class Recital:
         return 0 if self._blind else self._letters - self._behind
 
     @property
+    def letters(self) -> int:
+        """Letters of the text so far."""
+        return self._letters
+
+    @property
+    def held(self) -> int:
+        """Samples that wait for the end of their word."""
+        return len(self._held) // 2
+
+    @property
+    def blind(self) -> bool:
+        """Whether the reader tells nothing of what it reads."""
+        return self._blind
+
+    @property
     def resumable(self) -> bool:
         """Whether it is known where to go on."""
         return not (self._blind and self.given)

@@ -3,66 +3,234 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orchestrator.tts.look import LOOK_BYTES, encoded, is_noise
 
 PCM_RATE = 24000
-"""Rate of bare PCM: int16 little endian mono, as OpenAI has it."""
+"""Rate of bare PCM: int16 little endian mono, as OpenAI has it. The Content-Type overrules it: `audio/pcm;rate=16000`."""
 _HEADER_BYTES = 4096
 """The sound of a WAV file begins before this."""
 _RATES = range(8000, 48001)
-_ENCODED = (b"ID3", b"OggS", b"fLaC", b"\xff\xfb", b"\xff\xf3", b"\xff\xf1", b"{")
+_PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE
+_FORMS = {(_PCM, 16), (_PCM, 24), (_PCM, 32), (_FLOAT, 32)}
+_UNKNOWN_LENGTH = 0x7FFFFF00
+"""Sizes from here on are those of a stream whose length was not known when its header was written; so is 0."""
+_AFTER_DATA = (
+    b"LIST",
+    b"id3 ",
+    b"ID3 ",
+    b"bext",
+    b"fact",
+    b"cue ",
+    b"smpl",
+    b"PEAK",
+    b"JUNK",
+    b"junk",
+    b"PAD ",
+    b"_PMX",
+    b"iXML",
+)
+_WINDOW = 1024
+_NO_SOUND = ("text/", "image/", "video/", "application/json", "application/problem+json", "application/xml")
+_PCM_TYPES = ("audio/pcm", "audio/l16", "audio/raw", "audio/x-raw")
 
 
 class WaveError(Exception):
     """The bytes are not sound of a form that is known."""
 
 
-class SoundReader:
-    """Bytes in as they come, whole samples out."""
+class _State(Enum):
+    """Where in the answer a reader is: before the sound, in it, behind what its header knew of, behind all of it."""
 
-    def __init__(self) -> None:
-        self.rate = PCM_RATE
+    HEAD = auto()
+    SOUND = auto()
+    AFTER = auto()
+    OVER = auto()
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the samples of a stream are written: rate in Hz, channels 1 or 2, and `(form, bits)` as WAV numbers them."""
+
+    rate: int = PCM_RATE
+    channels: int = 1
+    form: int = _PCM
+    bits: int = 16
+
+    @property
+    def frame_bytes(self) -> int:
+        """Bytes of one sample of every channel."""
+        return self.channels * self.bits // 8
+
+    def mono(self, block: bytes) -> NDArray[np.int16]:
+        """Whole frames as int16 mono: channels are averaged, deeper samples are cut, floats beyond ±1 are clipped."""
+        if self.form == _FLOAT:
+            wave = np.nan_to_num(np.frombuffer(block, "<f4").astype(np.float64), nan=0.0, posinf=1.0, neginf=-1.0)
+            frames: NDArray[np.float64] | NDArray[np.signedinteger[Any]] = np.clip(wave * 32767, -32768, 32767)
+        elif self.bits == 24:
+            frames = np.frombuffer(np.frombuffer(block, np.uint8).reshape(-1, 3)[:, 1:].tobytes(), "<i2")
+        else:
+            frames = np.frombuffer(block, f"<i{self.bits // 8}") >> (self.bits - 16)
+        if self.channels > 1:
+            frames = frames.reshape(-1, self.channels).mean(axis=1)
+        return frames.astype(np.int16)
+
+
+class SoundReader:
+    """Bytes of one answer in as they come, whole int16 mono samples out.
+
+    Args:
+        content_type: the answer's header. It decides where it says what the bytes are not (`text/html`, `video/webm`), and tells
+            the rate of bare PCM; what it says beside that is not believed, for many servers say `audio/mpeg` whatever they send.
+
+    Raises:
+        WaveError: at once for a type that is no sound; from `feed` and `finish` for bytes that are none. Nothing was handed out of
+            bytes that turn out to be text or compressed sound.
+    """
+
+    def __init__(self, content_type: str = "") -> None:
         self.samples = 0
-        self._head: bytearray | None = bytearray()
-        self._odd = b""
+        self._layout = _announced(content_type)
+        self._state = _State.HEAD
+        self._held = bytearray()  # what cannot be decided yet
+        self._part = b""
+        self._window = np.zeros(0, np.int16)
+        self._left: int | None = None
+
+    @property
+    def rate(self) -> int:
+        """Samples per second; certain once there is sound."""
+        return self._layout.rate
 
     def feed(self, block: bytes) -> bytes:
-        """Int16 mono PCM of what came. Raises WaveError."""
-        if self._head is not None:
-            self._head += block
-            if len(self._head) < 12:
-                return b""
-            begin = self._begin(bytes(self._head))
-            if begin is None:
-                return b""
-            block, self._head = bytes(self._head[begin:]), None
-        block = self._odd + block
-        whole = len(block) // 2 * 2
-        self._odd = block[whole:]
-        self.samples += whole // 2
-        return block[:whole]
+        """PCM of what came."""
+        return self._read(block, complete=False)
 
-    def _begin(self, head: bytes) -> int | None:
-        """Where the sound begins; None while that has not come."""
-        if head.startswith(_ENCODED):
-            raise WaveError(f"it begins with {head[:4]!r}")
-        if not head.startswith(b"RIFF") or head[8:12] != b"WAVE":
-            return 0
+    def finish(self) -> bytes:
+        """The answer is complete: the rest of its PCM."""
+        rest = self._read(b"", complete=True)
+        if not self.samples:
+            raise WaveError("there is no sound in it")
+        return rest
+
+    def _read(self, block: bytes, *, complete: bool) -> bytes:
+        out = bytearray()
+        self._held += block
+        while self._held and self._state is not _State.OVER:
+            match self._state:
+                case _State.HEAD:
+                    begin = self._begin(bytes(self._held), complete=complete)
+                    if begin is None:
+                        break
+                    del self._held[:begin]
+                    self._state = _State.SOUND
+                case _State.SOUND:
+                    count = len(self._held) if self._left is None else min(self._left, len(self._held))
+                    out += self._samples(bytes(self._held[:count]))
+                    del self._held[:count]
+                    if self._left is not None:
+                        self._left -= count
+                        if not self._left:
+                            self._state, self._part, self._left = _State.AFTER, b"", None
+                case _State.AFTER:
+                    if len(self._held) < 5:
+                        break
+                    self._after()
+        if self._state is _State.OVER:
+            self._held.clear()
+        return bytes(out)
+
+    def _begin(self, head: bytes, *, complete: bool) -> int | None:
+        """Where the sound begins in the answer's first bytes; None while that cannot be said."""
+        if head.startswith(b"RIFF"):
+            begin = self._wav(head)
+            if begin is None and (complete or len(head) > _HEADER_BYTES):
+                raise WaveError("a WAV whose sound does not begin")
+            return begin
+        if len(head) < LOOK_BYTES and not complete:
+            return None
+        if (name := encoded(head)) is not None:
+            raise WaveError(f"it is {name} and begins with {head[:4]!r}")
+        return 0
+
+    def _after(self) -> None:
+        """Looks at what follows the sound: another chunk of the file, another file, or more sound than the header knew of."""
+        if self._held[:1] == b"\0" and self._held[1:5] in _AFTER_DATA:
+            del self._held[:1]  # the pad byte of an odd length
+        if self._held[:4] in _AFTER_DATA:
+            self._state = _State.OVER
+        else:
+            self._state = _State.HEAD if self._held[:4] == b"RIFF" else _State.SOUND
+
+    def _samples(self, block: bytes) -> bytes:
+        block = self._part + block
+        whole = len(block) // self._layout.frame_bytes * self._layout.frame_bytes
+        self._part = block[whole:]
+        pcm = self._layout.mono(block[:whole])
+        self._window = np.concatenate((self._window, pcm))
+        for at in range(0, len(self._window) - _WINDOW + 1, _WINDOW):
+            if is_noise(self._window[at : at + _WINDOW]):
+                raise WaveError("it is noise: compressed, encrypted, or samples of another form")
+        self._window = self._window[len(self._window) // _WINDOW * _WINDOW :]
+        self.samples += len(pcm)
+        return pcm.astype("<i2").tobytes()
+
+    def _wav(self, head: bytes) -> int | None:
+        """Where the sound of a WAV file begins; None while that has not come."""
+        if len(head) < 12:
+            return None
+        if head[8:12] != b"WAVE":
+            raise WaveError(f"it is RIFF of the kind {head[8:12]!r}")
         at, known = 12, False
         while at + 8 <= len(head):
             name, size = head[at : at + 4], struct.unpack_from("<I", head, at + 4)[0]
             if name == b"data":
                 if not known:
                     raise WaveError("a WAV without its format")
+                self._left = size if 0 < size < _UNKNOWN_LENGTH else None
                 return at + 8
-            if name == b"fmt " and at + 24 <= len(head):
-                self._format(*struct.unpack_from("<HHIIHH", head, at + 8))
-                known = True
+            if name == b"fmt ":
+                if size < 16:
+                    raise WaveError("a WAV without its format")
+                if at + 8 + min(size, 26) > len(head):
+                    return None
+                layout, known = _described(head[at + 8 : at + 8 + size]), True
+                if self.samples and layout != self._layout:
+                    raise WaveError("it changes its format on the way")
+                self._layout = layout
             at += 8 + size + size % 2
-        if at > _HEADER_BYTES or len(head) > _HEADER_BYTES:
-            raise WaveError("a WAV whose sound does not begin")
+            if at > _HEADER_BYTES:
+                raise WaveError("a WAV whose sound does not begin")
         return None
 
-    def _format(self, form: int, channels: int, rate: int, _bytes_per_s: int, _block: int, bits: int) -> None:
-        if form not in (1, 0xFFFE) or channels != 1 or bits != 16 or rate not in _RATES:
-            raise WaveError(f"a WAV of {channels} channels, {rate} Hz, {bits} bits, format {form}; mono int16 is taken")
-        self.rate = rate
+
+def _described(chunk: bytes) -> Layout:
+    """The layout in a WAV's `fmt ` chunk."""
+    form, channels, rate, _, _, bits = struct.unpack_from("<HHIIHH", chunk)
+    if form == _EXTENSIBLE and len(chunk) >= 26:
+        form = struct.unpack_from("<H", chunk, 24)[0]
+    if (form, bits) not in _FORMS or channels not in (1, 2) or rate not in _RATES:
+        text = f"a WAV of {channels} channels, {rate} Hz, {bits} bits, format {form}; "
+        raise WaveError(text + "one or two channels of 16, 24 or 32 bits or float32, 8 to 48 kHz, are taken")
+    return Layout(rate, channels, form, bits)
+
+
+def _announced(content_type: str) -> Layout:
+    """The layout that an answer's Content-Type tells; WaveError when it tells that there is no sound."""
+    kind, *options = (part.strip().lower() for part in content_type.split(";"))
+    if kind.startswith(_NO_SOUND) or kind.endswith(("+json", "+xml")):
+        raise WaveError(f"its Content-Type is {kind[:60]!r}")
+    told = dict(option.split("=", 1) for option in options if "=" in option)
+    rate, channels = told.get("rate", ""), told.get("channels", "1")
+    if kind not in _PCM_TYPES:
+        return Layout()
+    if channels not in ("1", "2"):
+        raise WaveError(f"its Content-Type says {channels[:20]!r} channels")
+    known = rate.isascii() and rate.isdigit() and len(rate) < 6 and int(rate) in _RATES
+    return Layout(int(rate) if known else PCM_RATE, int(channels))

@@ -53,6 +53,7 @@ class FakeElevenLabs:
     drops: list[int | None] = field(default_factory=list)
     errors: list[str | None] = field(default_factory=list)
     refusals: list[tuple[int, dict[str, Any]] | None] = field(default_factory=list)
+    headers: dict[str, str] = field(default_factory=dict)  # of refusals
     calls: list[Call] = field(default_factory=list)
     first_bytes: list[float] = field(default_factory=list)
 
@@ -69,6 +70,8 @@ class FakeElevenLabs:
         if refusal is None:
             return None
         answer = connection.respond(HTTPStatus(refusal[0]), json.dumps(refusal[1]))
+        for name, value in self.headers.items():
+            answer.headers[name] = value
         return answer
 
     async def _talk(self, connection: ServerConnection) -> None:

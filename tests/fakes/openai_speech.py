@@ -21,7 +21,8 @@ RATE = 24000
 @dataclass
 class FakeOpenAI:
     """Says each letter as `letter_ms` of samples of its code point times ten. `refusals` are answers instead, one a request;
-    `cut_after` breaks a body off after so many bytes, one a request; `mute` sends headers and no sound.
+    `cut_after` breaks a body off after so many bytes, one a request; `mute` sends headers and no sound; `pace_s` is waited before
+    each block; `flood` repeats the sound for ever; `media_type` and `headers` are those of the answers instead of the right ones.
     """
 
     first_byte_s: float = 0.0
@@ -30,7 +31,11 @@ class FakeOpenAI:
     mute: bool = False
     tone: bool = False
     wav_rate: int = 16000
-    junk: bytes = b""
+    junk: bytes | None = None
+    media_type: str | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+    pace_s: float = 0.0
+    flood: bool = False
     refusals: list[tuple[int, dict[str, Any]] | None] = field(default_factory=list)
     cut_after: list[int | None] = field(default_factory=list)
     bodies: list[dict[str, Any]] = field(default_factory=list)
@@ -52,15 +57,16 @@ class FakeOpenAI:
         self.bodies.append(body)
         refusal = self.refusals.pop(0) if self.refusals else None
         if refusal is not None:
-            return JSONResponse(refusal[1], refusal[0])
+            return JSONResponse(refusal[1], refusal[0], self.headers)
         assert body.keys() == {"model", "input", "voice", "response_format"}
         assert 0 < len(body["input"]) <= 4096
         wav = body["response_format"] == "wav"
         rate = self.wav_rate if wav else RATE
         sound = (header(rate) if wav else b"") + self._sound(body["input"], rate)
         cut = self.cut_after.pop(0) if self.cut_after else None
-        media_type = "audio/wav" if wav else "audio/pcm"
-        return StreamingResponse(self._stream(self.junk or sound, cut), media_type=media_type)
+        media_type = self.media_type or ("audio/wav" if wav else "audio/pcm")
+        body = self._stream(sound if self.junk is None else self.junk, cut)
+        return StreamingResponse(body, media_type=media_type, headers=self.headers)
 
     async def _stream(self, sound: bytes, cut: int | None) -> AsyncIterator[bytes]:
         try:
@@ -71,7 +77,10 @@ class FakeOpenAI:
             for at in range(0, len(sound), self.block_bytes):
                 if cut is not None and at >= cut:
                     raise RuntimeError("the server breaks")
+                await asyncio.sleep(self.pace_s)
                 yield sound[at : at + self.block_bytes]
+            while self.flood:
+                yield sound
         finally:
             self.ended += 1
 

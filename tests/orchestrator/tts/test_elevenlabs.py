@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 from collections.abc import AsyncIterator
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.exceptions import ConnectionClosed
 
 from musetalk_agent.protocol.messages import CaptionWord
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
+from musetalk_agent.protocol.retries import Schedule
 from orchestrator.tts import elevenlabs
 from orchestrator.tts.base import RemoteSynthesizer, SpeechChunk
 from orchestrator.tts.elevenlabs import ElevenLabs, ElevenLabsOptions
 from orchestrator.tts.sentences import GrowingText
 from tests.fakes.elevenlabs import KEY, FakeElevenLabs, letters, until
+from tests.fakes.stuck import stuck
 
 VOICE = "elevenlabs:Rachel/1"
+QUICK = Schedule(first_s=0.02, factor=1, longest_s=0.02, total_s=0.1)
 TEXT = "Good morning to you all. The weather is fine today."
 
 
@@ -110,13 +118,12 @@ async def test_a_connection_that_breaks_repeats_and_loses_no_word(
     assert fake.calls[-1].texts[0] == " " and fake.calls[-1].texts[1].strip() in TEXT
 
 
-async def test_one_that_keeps_breaking_is_given_up(
-    fake: FakeElevenLabs, voice: ElevenLabs, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(elevenlabs, "BACKOFF_S", (0.0, 0.0))
-    fake.drops = [9, *[0] * 9]
-    problem = await failure(voice.speak(TEXT, VOICE))
-    assert problem.code is ErrorCode.TTS_FAILED and len(fake.calls) == 3
+async def test_one_that_keeps_breaking_is_given_up(fake: FakeElevenLabs) -> None:
+    fake.drops = [9, *[0] * 99]
+    async with fake.serving() as url:
+        voice = ElevenLabs(ElevenLabsOptions(KEY, base_url=url, schedule=QUICK))
+        problem = await failure(voice.speak(TEXT, VOICE))
+    assert problem.code is ErrorCode.TTS_FAILED and 3 <= len(fake.calls) <= 8
 
 
 async def test_without_alignment_nothing_is_said_twice(fake: FakeElevenLabs, voice: ElevenLabs) -> None:
@@ -203,9 +210,123 @@ async def test_one_that_is_silent_is_given_up(fake: FakeElevenLabs) -> None:
     assert problem.code is ErrorCode.VOICE_TIMEOUT and problem.limit == 0.3
 
 
-async def test_nobody_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(elevenlabs, "BACKOFF_S", (0.0,))
-    voice = ElevenLabs(ElevenLabsOptions(KEY, base_url="ws://127.0.0.1:9"))
+async def test_one_that_is_silent_is_noticed_while_text_keeps_coming(fake: FakeElevenLabs) -> None:
+    fake.mute = True
+    text = GrowingText()
+
+    async def write() -> None:
+        while await text.push("Here is one more sentence. "):  # noqa: ASYNC110 - the text's own pace
+            await asyncio.sleep(0.05)
+
+    async with fake.serving() as url:
+        voice = ElevenLabs(ElevenLabsOptions(KEY, base_url=url, answer_s=0.4))
+        writing = asyncio.create_task(write())
+        problem = await failure(voice.stream(text, VOICE))
+        assert problem.code is ErrorCode.VOICE_TIMEOUT and not writing.done()  # not only when the text is over
+        await writing
+    assert len(fake.calls[0].texts) < 30  # 0.4 s hold 8 sentences; without a deadline it goes on until 800 letters wait
+
+
+@dataclass
+class Script:
+    """A provider that sends what it is told to, as fast or as slowly."""
+
+    messages: list[dict[str, Any]]
+    pace_s: float = 0.0
+    forever: bool = True
+    sent: int = 0
+
+    async def talk(self, socket: ServerConnection) -> None:
+        with suppress(ConnectionClosed):
+            while self.forever or self.sent < len(self.messages):
+                await socket.send(json.dumps(self.messages[self.sent % len(self.messages)]))
+                self.sent += 1
+                await asyncio.sleep(self.pace_s)
+            await socket.wait_closed()
+
+    async def problem(self, **options: Any) -> ProblemError:
+        async with serve(self.talk, "127.0.0.1", 0, compression=None) as server:
+            url = f"ws://127.0.0.1:{next(iter(server.sockets)).getsockname()[1]}"
+            voice = ElevenLabs(ElevenLabsOptions(KEY, base_url=url, schedule=QUICK, **options))
+            async with asyncio.timeout(30):
+                return await failure(voice.speak(TEXT, VOICE))
+
+
+def audio(seconds: float) -> str:
+    return base64.b64encode(bytes(2 * round(24_000 * seconds))).decode()
+
+
+def timed(*chars: object, at: object = 0, ms: object = 20) -> dict[str, Any]:
+    times = {"chars": list(chars), "charStartTimesMs": [at] * len(chars), "charDurationsMs": [ms] * len(chars)}
+    return {"audio": audio(0.1), "alignment": times}
+
+
+@pytest.mark.parametrize("says", [b"", b"HTTP/1.1 101 Switching Protocols\r\nX-"])
+async def test_one_that_never_greets_is_given_up(says: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(elevenlabs, "CONNECT_S", 0.2)
+    async with stuck(says, then=says and b"a") as port:
+        voice = ElevenLabs(ElevenLabsOptions(KEY, base_url=f"ws://127.0.0.1:{port}", schedule=QUICK))
+        async with asyncio.timeout(20):
+            assert (await failure(voice.speak(TEXT, VOICE))).code is ErrorCode.TTS_FAILED
+
+
+async def test_messages_without_sound_do_not_keep_a_silent_one_alive() -> None:
+    assert (await Script([{"audio": None}], 0.02).problem(answer_s=0.4)).code is ErrorCode.VOICE_TIMEOUT
+
+
+async def test_one_that_trickles_is_given_up() -> None:
+    assert (await Script([{"audio": audio(0.001)}], 0.1).problem(answer_s=0.3)).code is ErrorCode.VOICE_TIMEOUT
+
+
+async def test_one_that_falls_silent_after_some_sound_is_given_up() -> None:
+    script = Script([timed(*"Good")], forever=False)
+    assert (await script.problem(answer_s=0.3)).code is ErrorCode.VOICE_TIMEOUT
+
+
+@pytest.mark.parametrize("letters", [None, timed(*"ab cd ")["alignment"]])
+async def test_one_that_floods_is_cut_off(letters: dict[str, Any] | None) -> None:
+    problem = await Script([{"audio": audio(5), "alignment": letters}]).problem(answer_s=5)
+    assert problem.code is ErrorCode.TTS_FAILED and "does not end" in problem.detail
+
+
+async def test_a_word_that_never_ends_is_not_kept() -> None:
+    script = Script([{"audio": audio(5), "alignment": timed("x")["alignment"]}])
+    problem = await script.problem(answer_s=5)
+    assert problem.code is ErrorCode.TTS_FAILED and script.sent < 60
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        timed("a", at=float("nan")),
+        timed("a", at=float("inf")),
+        timed("a", at=10**400),
+        timed("a", at=-1),
+        timed("a", ms="long"),
+        timed("a", ms=1e12),
+        timed("x" * 10_000),
+        timed(["a"]),
+        timed(""),
+        {"audio": 7},
+        {"audio": "no base64"},
+        {"audio": audio(0.1), "alignment": [1]},
+        {"audio": audio(0.1), "alignment": {"chars": "a"}},
+    ],
+)
+async def test_nonsense_has_a_code(message: dict[str, Any]) -> None:
+    problem = await Script([message], 0.01).problem()
+    assert problem.code is ErrorCode.TTS_FAILED and "nonsense" in problem.detail
+
+
+async def test_retry_after_of_the_provider_is_waited(fake: FakeElevenLabs, voice: ElevenLabs) -> None:
+    fake.refusals, fake.headers = [(429, {"detail": {"status": "system_busy"}})], {"Retry-After": "1"}
+    began = asyncio.get_running_loop().time()
+    heard, _ = await spoken(voice.speak(TEXT, VOICE))
+    assert heard.split() == TEXT.split() and asyncio.get_running_loop().time() - began >= 1.0
+
+
+async def test_nobody_there() -> None:
+    voice = ElevenLabs(ElevenLabsOptions(KEY, base_url="ws://127.0.0.1:9", schedule=QUICK))
     assert (await failure(voice.speak(TEXT, VOICE))).code is ErrorCode.TTS_FAILED
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
+from musetalk_agent.protocol.retries import Schedule
 from orchestrator.tts import openai_speech
 from orchestrator.tts.base import RemoteSynthesizer, SpeechChunk
 from orchestrator.tts.openai_speech import OpenAIOptions, OpenAISpeech
@@ -18,6 +21,7 @@ from orchestrator.tts.wave import SoundReader, WaveError
 from tests.fakes.elevenlabs import letters, until
 from tests.fakes.openai_speech import KEY, FakeOpenAI, error, header
 from tests.fakes.serving import plain_config, serving
+from tests.fakes.stuck import stuck
 
 VOICE = "openai:alloy"
 TEXT = "Good morning to you all. The weather is fine."
@@ -124,13 +128,11 @@ async def test_what_may_pass_is_asked_again(fake: FakeOpenAI, voice: OpenAISpeec
     assert len(fake.bodies) == 3
 
 
-async def test_what_does_not_pass_is_given_up(
-    fake: FakeOpenAI, voice: OpenAISpeech, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(openai_speech, "BACKOFF_S", (0.0,))
-    fake.refusals = [(503, {})] * 9
-    assert (await failure(voice.speak(TEXT, VOICE))).code is ErrorCode.TTS_FAILED
-    assert len(fake.bodies) == 2
+async def test_what_does_not_pass_is_given_up(fake: FakeOpenAI, options: OpenAIOptions) -> None:
+    fake.refusals = [(503, {})] * 99
+    async for voice in opened(replace(options, schedule=Schedule(0.02, 1, 0.02, 0.1))):
+        assert (await failure(voice.speak(TEXT, VOICE))).code is ErrorCode.TTS_FAILED
+    assert 2 <= len(fake.bodies) <= 7
 
 
 async def test_a_sentence_that_was_begun_is_not_said_twice(fake: FakeOpenAI, voice: OpenAISpeech) -> None:
@@ -159,6 +161,102 @@ async def test_closing_ends_the_request(fake: FakeOpenAI, voice: OpenAISpeech) -
     assert len(fake.bodies) == 1
 
 
+HTML = b"<!doctype html><title>Sign in</title>" + b"<p>Please sign in.</p>" * 200
+WEBM = b"\x1a\x45\xdf\xa3" + bytes(range(1, 250)) * 40
+NOISE = np.random.default_rng(7).integers(0, 256, 20_000, np.uint8).tobytes()
+SPEECH = (9000 * np.sin(np.arange(24_000) / 9)).astype("<i2").tobytes()
+
+
+@pytest.mark.parametrize(
+    ("media_type", "body", "told"),
+    [
+        ("text/html; charset=utf-8", SPEECH, "text/html"),
+        ("video/webm", WEBM, "video/webm"),
+        ("application/json", b'{"audio": "AAAA"}', "application/json"),
+        ("audio/pcm", HTML, "text"),
+        ("audio/pcm", b'{"ok":true}', "text"),
+        ("audio/pcm", WEBM, "WebM"),
+        ("application/octet-stream", NOISE, "noise"),
+        ("audio/pcm;rate=24000;channels=6", SPEECH, "channels"),
+        ("audio/wav", b"RIFF\0\0", "does not begin"),
+        ("audio/wav", header(24000), "no sound"),
+    ],
+)
+async def test_an_answer_that_is_no_sound_is_told_and_not_spoken(
+    fake: FakeOpenAI, voice: OpenAISpeech, media_type: str, body: bytes, told: str
+) -> None:
+    fake.media_type, fake.junk = media_type, body
+    chunks = voice.speak("Hi you.", VOICE)
+    with pytest.raises(ProblemError) as caught:
+        await anext(chunks)  # not even a first piece is spoken
+    assert caught.value.code is ErrorCode.TTS_FAILED and told in caught.value.detail
+    assert len(fake.bodies) == 1
+
+
+@pytest.mark.parametrize("first", [b"{ ", b'{"', b"\xff\xfb", b"\xff\xf1", b"ID", b"Og", b"<h"])
+async def test_sound_may_begin_with_any_sample(fake: FakeOpenAI, voice: OpenAISpeech, first: bytes) -> None:
+    fake.junk = first + SPEECH
+    assert b"".join(chunk.pcm for chunk in await gathered(voice.speak("Hi you.", VOICE))) == first + SPEECH
+
+
+async def test_an_answer_with_nothing_in_it_is_asked_for_again_and_then_told(
+    fake: FakeOpenAI, options: OpenAIOptions
+) -> None:
+    fake.junk = b""
+    async for voice in opened(replace(options, schedule=Schedule(0.02, 1, 0.02, 0.1))):
+        problem = await failure(voice.speak("Hi you.", VOICE))
+    assert problem.code is ErrorCode.TTS_FAILED and "no_sound" in problem.detail and len(fake.bodies) >= 2
+
+
+async def test_a_packed_answer_is_told(fake: FakeOpenAI, voice: OpenAISpeech) -> None:
+    fake.headers, fake.junk = {"Content-Encoding": "gzip"}, gzip.compress(bytes(50 << 20))
+    problem = await failure(voice.speak("Hi you.", VOICE))
+    assert problem.code is ErrorCode.TTS_FAILED and "gzip" in problem.detail
+
+
+async def test_the_rate_may_be_told_by_the_content_type(fake: FakeOpenAI, voice: OpenAISpeech) -> None:
+    fake.media_type, fake.junk = "audio/pcm; rate=16000", SPEECH
+    assert {chunk.sample_rate for chunk in await gathered(voice.speak("Hi you.", VOICE))} == {16000}
+
+
+async def test_one_that_trickles_is_given_up(fake: FakeOpenAI, options: OpenAIOptions) -> None:
+    fake.junk, fake.pace_s, fake.block_bytes = SPEECH, 0.05, 2
+    async for voice in opened(replace(options, answer_s=0.2)):
+        async with asyncio.timeout(20):
+            assert (await failure(voice.speak("Hi you.", VOICE))).code is ErrorCode.VOICE_TIMEOUT
+
+
+async def test_one_that_floods_is_cut_off(
+    fake: FakeOpenAI, voice: OpenAISpeech, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openai_speech, "SENTENCE_S", 3.0)
+    fake.junk, fake.flood = SPEECH, True
+    problem = await failure(voice.speak("Hi you.", VOICE))
+    assert problem.code is ErrorCode.TTS_FAILED and "does not end" in problem.detail
+
+
+@pytest.mark.parametrize("says", [b"", b"HTTP/1.1 200 OK\r\nX-", b"HTTP/1.1 429 Busy\r\n\r\n{"])
+async def test_one_that_accepts_and_says_no_more_is_given_up(says: bytes) -> None:
+    """Nothing at all, a head that trickles for ever, an error whose body never ends."""
+    async with stuck(says, then=says and b"a") as port:
+        async for voice in opened(OpenAIOptions(KEY, f"http://127.0.0.1:{port}/v1", answer_s=0.3)):
+            async with asyncio.timeout(20):
+                assert (await failure(voice.speak("Hi you.", VOICE))).code is ErrorCode.VOICE_TIMEOUT
+
+
+async def test_retry_after_of_the_provider_is_waited(fake: FakeOpenAI, voice: OpenAISpeech) -> None:
+    fake.refusals, fake.headers = [(429, error("rate_limit_exceeded"))], {"Retry-After": "1"}
+    began = asyncio.get_running_loop().time()
+    assert heard(await gathered(voice.speak("Hi you.", VOICE))) == "Hi you."
+    assert asyncio.get_running_loop().time() - began >= 1.0 and len(fake.bodies) == 2
+
+
+async def test_a_retry_after_that_is_too_long_is_told_at_once(fake: FakeOpenAI, voice: OpenAISpeech) -> None:
+    fake.refusals, fake.headers = [(429, error("rate_limit_exceeded"))], {"Retry-After": "120"}
+    problem = await failure(voice.speak("Hi you.", VOICE))
+    assert (problem.code, problem.retry_after_s, len(fake.bodies)) == (ErrorCode.TTS_FAILED, 120, 1)
+
+
 @pytest.mark.parametrize("size", [1, 2, 7, 1000])
 def test_wav_in_any_pieces(size: int) -> None:
     pcm = bytes(range(200))
@@ -171,9 +269,9 @@ def test_wav_in_any_pieces(size: int) -> None:
 @pytest.mark.parametrize(
     "data",
     [
-        header(22050, channels=2),
+        header(22050, channels=3),
+        header(96000),
         b"OggS" + bytes(99),
-        b'{"error": 1234}',
         b"RIFF0000WAVE" + b"junk\x02\x00\x00\x00xx" * 500,
     ],
 )
