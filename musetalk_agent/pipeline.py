@@ -14,7 +14,7 @@ from concurrent.futures import Executor
 
 import numpy as np
 
-from musetalk_agent.audio_format import EXPLANATIONS, FormatWatch
+from musetalk_agent.audio_format import Finding, FormatWatch
 from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.clock import Clock
 from musetalk_agent.compose.compositor import Compositor
@@ -22,6 +22,8 @@ from musetalk_agent.compose.idle import IdleCursor, IdleCycle
 from musetalk_agent.compose.idle_frames import IdleFrames
 from musetalk_agent.engines.base import Actor
 from musetalk_agent.engines.batcher import Batcher
+from musetalk_agent.features.rate_judge import judge_rate
+from musetalk_agent.features.speech_detector import shipped_network
 from musetalk_agent.funnel import Funnel
 from musetalk_agent.media import Cue, Pcm, VideoFrame
 from musetalk_agent.metrics import PCM_SAMPLES
@@ -81,6 +83,9 @@ class Pipeline:
         )
         self._segment: Segment | None = None
         self._watch: FormatWatch | None = None
+        self._executor = executor
+        self._for_rate: tuple[FormatWatch, Pcm] | None = None  # what is being judged, or will be at once
+        self._rate_wake = asyncio.Event()
 
     @property
     def watch(self) -> FormatWatch | None:
@@ -92,6 +97,7 @@ class Pipeline:
         async with asyncio.TaskGroup() as group:
             group.create_task(self.production.run(), name="production")
             group.create_task(self.playback.run(), name="playback")
+            group.create_task(self._judge_rates(), name="rates")
 
     def begin(
         self, number: int, rate: int, heard_s: float = 0.0, in_s: float = 0.0, traceparent: str | None = None
@@ -106,6 +112,7 @@ class Pipeline:
         self._segment.not_before = self.clock.now() + in_s
         if self._watch is None or self._watch.rate != rate:
             self._watch = FormatWatch(rate)
+        self._watch.begin()
         self.production.add(self._segment)
         self.playback.add(self._segment)
 
@@ -152,11 +159,35 @@ class Pipeline:
             self._segment = rests.get(self._segment, self._segment)
 
     def _judge(self, samples: Pcm, now: float) -> None:
-        assert self._watch is not None
-        arisen = self._watch.push(samples, now)
+        watch = self._watch
+        assert watch is not None
+        self._tell_format(watch, watch.finding, watch.push(samples, now))
+        speaks_a_text = self._segment is not None and self._segment.cues  # a voice of ours
+        if self._for_rate is None and not speaks_a_text and (sound := watch.sound_for_rate()) is not None:
+            self._for_rate = watch, sound
+            self._rate_wake.set()
+
+    async def _judge_rates(self) -> None:
+        """Judges at which rate sound was recorded, five seconds at a time, in a worker thread; returns never."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._rate_wake.wait()
+            self._rate_wake.clear()
+            if self._for_rate is None:
+                continue
+            watch, sound = self._for_rate
+            with self.clock.working():
+                rate = await loop.run_in_executor(self._executor, judge_rate, shipped_network(), sound, watch.rate)
+            self._for_rate = None
+            if watch is self._watch:
+                self._tell_format(watch, watch.finding, watch.judged(rate))
+
+    def _tell_format(self, watch: FormatWatch, before: Finding | None, arisen: Finding | None) -> None:
         if arisen is not None:
-            self.funnel.fail("audio_in", EXPLANATIONS[arisen])
-            self._emit(Warned(code="wrong_format_suspected", message=EXPLANATIONS[arisen], suspicion=arisen.value))
+            self.funnel.fail("audio_in", arisen.text)
+            self._emit(Warned(code="wrong_format_suspected", message=arisen.text, suspicion=arisen.suspicion.value))
+        elif before is not None and watch.finding is None:
+            self._emit(Warned(code="format_recovered", message="The PCM looks right now."))
 
     def _poke(self) -> None:
         self.production.poke()

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from musetalk_agent.audio_format import EXPLANATIONS
 from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.blocking import in_thread
 from musetalk_agent.clock import utc_now
@@ -273,14 +272,14 @@ class Session:
         state, watch = self.publisher.state, self.pipeline.watch
         recent, now = self.pipeline.playback.recent, self.pipeline.clock.now()
         late, failed = recent.share(now, Outcome.LATE), recent.share(now, Outcome.FAILED)
-        suspicion = watch.suspicion if watch else None
+        finding = watch.finding if watch else None
         facts = Facts(
             joined=state.connected,
             join_error=state.error,
             viewers=state.viewers,
             subscribed=state.subscribed,
-            suspicion=suspicion,
-            suspicion_text=EXPLANATIONS[suspicion] if suspicion else "",
+            suspicion=finding.suspicion if finding else None,
+            suspicion_text=finding.text if finding else "",
             failing=f"The engine {self.engine} failed on {failed:.0%} of the last frames, which show the idle clip instead."
             if failed > 0.1
             else None,

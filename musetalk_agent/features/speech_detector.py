@@ -51,7 +51,7 @@ class SpeechDetector:
     @classmethod
     def shipped(cls) -> SpeechDetector:
         """With the network that is shipped, read once per process. Raises `WeightsMissing`."""
-        return cls(_shipped_network())
+        return cls(shipped_network())
 
     def push(self, samples: Pcm) -> list[bool]:
         """Takes int16[n] at 16 kHz; returns for each 20 ms that are now complete whether speech is heard."""
@@ -113,5 +113,6 @@ class LevelDetector:
 
 
 @functools.cache
-def _shipped_network() -> MouthNetwork:
+def shipped_network() -> MouthNetwork:
+    """The network that is shipped, read once per process. Raises `WeightsMissing`."""
     return MouthNetwork.load(default_weights())

@@ -31,6 +31,11 @@ class Suspicion(StrEnum):
     STEREO = "stereo"
     WRONG_RATE = "wrong_rate"
     COMPRESSED = "compressed"
+    PCM24 = "pcm24"
+    PCM32 = "pcm32"
+    PCM8 = "pcm8"
+    MULAW = "mulaw"
+    ALAW = "alaw"
 
 
 class Diagnosis(BaseModel):

@@ -413,7 +413,8 @@ class LiveSession:
             if clearing is not None:
                 self._clears.answer(clearing)
         elif isinstance(event, Warned):
-            self.suspicion = event.suspicion or self.suspicion
+            if event.code in ("wrong_format_suspected", "format_recovered"):
+                self.suspicion = event.suspicion
             self.outbox.tell(event)
         elif isinstance(event, PublisherChanged):
             self._nowhere = event.publisher == "none"  # and its clock stands
