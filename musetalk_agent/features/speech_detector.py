@@ -63,6 +63,11 @@ class SpeechDetector:
         self._sound = self._sound[at:].copy()
         return verdicts
 
+    @property
+    def silent(self) -> bool:
+        """The last 20 ms were so quiet that nobody can have spoken."""
+        return self._quiet > 0
+
     def _begin(self) -> None:
         self._run = self._network.run()
         self._normaliser = melspec.Normaliser()
@@ -97,9 +102,10 @@ class SpeechDetector:
 
 
 class LevelDetector:
-    """Every 20 ms whose RMS reaches `LEVEL_DBFS` are sound that is shown."""
+    """Every 20 ms whose RMS reaches a level (dBFS) are sound that is shown."""
 
-    def __init__(self) -> None:
+    def __init__(self, dbfs: float = LEVEL_DBFS) -> None:
+        self._power = (32768 * 10 ** (dbfs / 20)) ** 2
         self._sound: Pcm = np.zeros(0, np.int16)
 
     def push(self, samples: Pcm) -> list[bool]:
@@ -108,7 +114,7 @@ class LevelDetector:
         whole = len(sound) // STEP
         self._sound = sound[whole * STEP :]
         powers = np.mean(sound[: whole * STEP].reshape(whole, STEP).astype(np.float64) ** 2, axis=1)
-        verdicts: list[bool] = (powers >= (32768 * 10 ** (LEVEL_DBFS / 20)) ** 2).tolist()
+        verdicts: list[bool] = (powers >= self._power).tolist()
         return verdicts
 
 

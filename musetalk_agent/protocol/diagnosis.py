@@ -14,6 +14,7 @@ class DiagnosisCode(StrEnum):
     WEIGHTS_MISSING = "weights_missing"
     NO_FACE_IN_AVATAR = "no_face_in_avatar"
     WRONG_FORMAT_SUSPECTED = "wrong_format_suspected"
+    DROPPING_AFTER_CLEAR = "dropping_after_clear"
     NO_AUDIO = "no_audio"
     SILENT_AUDIO = "silent_audio"
     ENGINE_FAILING = "engine_failing"

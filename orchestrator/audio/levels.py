@@ -11,8 +11,6 @@ import numpy as np
 WINDOW_S = 1.0
 FLOOR_DBFS = -120.0
 _SLOTS = 512  # messages of 2 ms fill a second; beyond that the oldest go first
-SILENT_PEAK = 184
-"""Largest sample that still counts as silence: -45 dBFS, above the noise of a microphone in a quiet room."""
 
 
 @dataclass(frozen=True)

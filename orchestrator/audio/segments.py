@@ -28,9 +28,9 @@ from musetalk_agent.protocol.messages import (
     PublicEvent,
     Warned,
 )
+from orchestrator.audio.after_clear import CLEAR_PAUSE_S, AfterClear
 from orchestrator.audio.items import LinkItem
-from orchestrator.audio.levels import SILENT_PEAK, peak
-from orchestrator.audio.limits import BYTES_PER_SAMPLE, OPEN_SEGMENTS
+from orchestrator.audio.limits import OPEN_SEGMENTS
 from orchestrator.audio.segment import DEFAULT_RATE, Segment
 from orchestrator.audio.totals import Totals
 
@@ -40,8 +40,6 @@ IDLE_END_S = 0.5
 """A segment that began by itself ends after this long without PCM."""
 EXPLICIT_END_S = 10.0
 """One opened by `audio.start` is waited for this long."""
-CLEAR_PAUSE_S = 0.3
-"""After a clear, a sender that pauses (or sends silence) this long has noticed."""
 MOST_IN_S = 5.0
 _OPEN_AND_CLEARED = 4 * OPEN_SEGMENTS
 """With those whose clear the agent has not answered: a sender that opens and clears faster than an agent answers."""
@@ -83,9 +81,8 @@ class SegmentTracker:
         self._sounding: dict[int, Segment] = {}
         self._queue: deque[Segment] = deque()
         self._live: Segment | None = None
-        self._muted = False
+        self._after_clear: AfterClear | None = None  # PCM is dropped
         self._last_pcm_at: float | None = None
-        self._silent_s = 0.0
         self._finished_s = 0.0
         self._clears_to_send = 0
         self._clearings: deque[Clearing] = deque()
@@ -96,7 +93,7 @@ class SegmentTracker:
     def audio_start(self, now: float) -> int:
         """`audio.start`: ends the open segment of `/audio`, opens the next and returns its number."""
         self.audio_end()
-        self._muted = False
+        self._after_clear = None
         self._live = self._open_segment(now, rate=None, explicit=True)
         return self._live.number
 
@@ -116,8 +113,10 @@ class SegmentTracker:
             return
         paused = self._last_pcm_at is None or now - self._last_pcm_at >= CLEAR_PAUSE_S
         self._last_pcm_at = now
-        if self._muted and not self._noticed(pcm, rate, paused):
-            return
+        if self._after_clear is not None:
+            if not self._after_clear.is_over(pcm, rate, now, paused=paused):
+                return
+            self._after_clear = None
         if self._live is None:
             self._live = self._open_segment(now, rate, explicit=False)
         self._live.append(pcm, rate, now, received)
@@ -134,7 +133,7 @@ class SegmentTracker:
         self._queue.clear()
         self._live = None
         self.utterance += 1
-        self._muted, self._silent_s = True, 0.0
+        self._after_clear = AfterClear()
         numbers = [segment.number for segment in segments]
         if self._attached and self._clears_to_send and len(self._clearings) >= CLEARS:
             joined = self._clearings[-1]
@@ -148,6 +147,12 @@ class SegmentTracker:
         else:
             self._answer(clearing, 0.0)
         return clearing
+
+    def dropping(self, now: float) -> bool:
+        """PCM comes and is dropped, since it may be the rest of what a clear interrupted."""
+        return (
+            self._after_clear is not None and self._last_pcm_at is not None and now - self._last_pcm_at < CLEAR_PAUSE_S
+        )
 
     # --- what `/speak` does
 
@@ -445,11 +450,3 @@ class SegmentTracker:
         self._open[segment.number] = self._uncleared[segment.number] = segment
         self._queue.append(segment)
         return segment
-
-    def _noticed(self, pcm: bytes, rate: int, paused: bool) -> bool:
-        """Whether the sender's PCM is to be heard again after a clear."""
-        silent = peak(pcm) <= SILENT_PEAK
-        self._silent_s = self._silent_s + len(pcm) / (BYTES_PER_SAMPLE * rate) if silent else 0.0
-        if paused or self._silent_s >= CLEAR_PAUSE_S:
-            self._muted = False
-        return not self._muted

@@ -9,7 +9,7 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from musetalk_agent.protocol.http import AgentDebug
+from musetalk_agent.protocol.http import AgentDebug, AgentSession
 from musetalk_agent.protocol.problems import ProblemError
 from orchestrator.agents.client import AgentLease, unavailable
 from orchestrator.routes.context import Context, Ctx
@@ -30,12 +30,20 @@ async def musetalk(ctx: Ctx) -> dict[str, Any]:
     if not told:
         raise unavailable("none of them")
     body = told[0].model_dump(mode="json")
-    body["sessions"] = [session.model_dump(mode="json") for answer in told for session in answer.sessions]
+    body["sessions"] = [_session(ctx, session) for answer in told for session in answer.sessions]
     body["agents"] = [
         {"url": lease.base_url, "reachable": answer is not None, "engine": answer.engine if answer else None}
         for lease, answer in zip(leases, answers, strict=True)
     ]
     return body
+
+
+def _session(ctx: Context, told: AgentSession) -> dict[str, Any]:
+    """What its agent says of a session, and what only the orchestrator knows."""
+    here = next((s for s in ctx.sessions.registry.running() if s.session_id == told.session_id), None)
+    if here is not None:
+        told = told.model_copy(update={"diagnosis": here.diagnosed(told.diagnosis)})
+    return told.model_dump(mode="json")
 
 
 async def _debug(ctx: Context, lease: AgentLease) -> AgentDebug | None:
@@ -69,6 +77,7 @@ def _audio(ctx: Context, session: Session) -> dict[str, Any]:
             "bytes_per_s": round(level.bytes_per_s, 1) if level else 0.0,
             "rms_dbfs": level.rms_dbfs if level else None,
             "peak_dbfs": level.peak_dbfs if level else None,
+            "dropping_after_clear": live.dropping if live else False,
             "format_suspicion": live.suspicion if live else None,
         },
         "agent_link": {

@@ -353,6 +353,11 @@ class LiveSession:
         return self._tracker.waiting_s == 0 and self._tracker.at_agent_s == 0 and elsewhere_s == 0
 
     @property
+    def dropping(self) -> bool:
+        """PCM comes and is dropped after a clear; see `AfterClear`."""
+        return self._tracker.dropping(time.monotonic())
+
+    @property
     def _resting(self) -> bool:
         return self.side is not None and self.side.vitals.resting
 

@@ -226,11 +226,23 @@ class Session:
             return self.snapshot.transport
         return Transport(mode=self.publisher_mode, rung="none")
 
+    def diagnosed(self, agents: Diagnosis) -> Diagnosis:
+        """The agent's diagnosis, unless PCM is dropped here and that comes first along `DiagnosisCode`."""
+        codes = list(DiagnosisCode)
+        dropping = DiagnosisCode.DROPPING_AFTER_CLEAR
+        if self.live is None or not self.live.dropping or codes.index(agents.code) < codes.index(dropping):
+            return agents
+        text = (
+            "PCM is dropped since the last clear, for it may be the rest of what was interrupted: send audio.start before new "
+            "speech, or pause for 300 ms. A live source is heard again after a second."
+        )
+        return Diagnosis(code=dropping, message=text)
+
     @property
     def diagnosis(self) -> Diagnosis:
-        """The agent's, or that it has not said any."""
+        """The agent's, or that it has not said any; that PCM is dropped after a clear, which the agent cannot know."""
         if self.snapshot is not None:
-            return self.snapshot.diagnosis
+            return self.diagnosed(self.snapshot.diagnosis)
         return Diagnosis(code=DiagnosisCode.ROOM_NOT_JOINED, message="The agent has not joined the room yet.")
 
 

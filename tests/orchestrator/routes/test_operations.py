@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import httpx
@@ -11,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from orchestrator.routes.page import files
 from tests.fakes.agent_server import AVATAR_ID
+from tests.fakes.elevenlabs import until
 from tests.fakes.stage import Stage, stage
 
 
@@ -76,6 +78,32 @@ async def test_debug_audio_tells_the_source(running: Stage) -> None:
         assert source["rms_dbfs"] == pytest.approx(-6.0, abs=0.1) and source["bytes_per_s"] == 16000
         assert source["format_suspicion"] is None
         assert [track["kind"] for track in session["tracks"]] == ["audio", "video"]
+
+
+async def test_what_is_dropped_after_a_clear_is_told(running: Stage) -> None:
+    async with running.live() as (started, line):
+        noise = np.random.default_rng(1).normal(0, 3000, 3200).astype("<i2").tobytes()
+        path = f"/session/{started['session_id']}"
+        await line.socket.send(noise)
+        await line.wait("ack")
+        async with asyncio.timeout(30):
+            while True:  # it is told as long as such PCM comes, and a busy machine may ask later than that
+                await line.say("clear")
+                await line.wait("cleared")
+                for _ in range(10):
+                    await line.socket.send(noise)
+                state, audio, funnel = [
+                    (await running.http.get(p)).json() for p in (path, "/debug/audio", "/debug/musetalk")
+                ]
+                codes = {state["diagnosis"]["code"], funnel["sessions"][0]["diagnosis"]["code"]}
+                if audio["sessions"][0]["source"]["dropping_after_clear"] and codes == {"dropping_after_clear"}:
+                    break
+        await line.say("audio.start")
+        await line.socket.send(noise)
+        await until(lambda: 2 in running.agent.only.segments)
+        (session,) = (await running.http.get("/debug/audio")).json()["sessions"]
+        assert session["source"]["dropping_after_clear"] is False
+        assert (await running.http.get(path)).json()["diagnosis"]["code"] == "no_audio"
 
 
 async def test_debug_musetalk_is_the_agents(running: Stage) -> None:
