@@ -6,7 +6,7 @@ import asyncio
 import json
 import ssl
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,12 +27,16 @@ class Hook:
 
 @dataclass
 class Receiver:
-    """`answers` are statuses of the next requests (then 200); `hold` keeps every answer back while it is clear."""
+    """`answers` are statuses of the next requests (then 200); `hold` keeps every answer back while it is clear.
+
+    `misbehave` answers in place of that, and may take for ever.
+    """
 
     port: int = 0
     hooks: list[Hook] = field(default_factory=list)
     answers: list[int] = field(default_factory=list)
     location: str = ""
+    misbehave: Callable[[asyncio.StreamWriter], Awaitable[None]] | None = None
     hold: asyncio.Event = field(default_factory=asyncio.Event)
     _came: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -58,6 +62,8 @@ class Receiver:
             self.hooks.append(Hook(head[0].split(" ")[1], headers, body))
             self._came.set()
             await self.hold.wait()
+            if self.misbehave is not None:
+                await self.misbehave(writer)
             status = self.answers.pop(0) if self.answers else 200
             where = f"Location: {self.location}\r\n" if self.location else ""
             writer.write(f"HTTP/1.1 {status} So\r\n{where}Content-Length: 0\r\n\r\n".encode())

@@ -162,6 +162,47 @@ async def test_a_receiver_that_never_answers_slows_no_other_one(receiver: Receiv
             assert len(await dead.wait(AT_ONCE_PARTY)) == len(dead.hooks) == AT_ONCE_PARTY
 
 
+async def trickling(writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\n")
+    while True:
+        writer.write(b"X-Slow: 1\r\n")
+        await writer.drain()
+        await asyncio.sleep(0.02)
+
+
+async def flooding_head(writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\n")
+    while True:
+        writer.write(b"X-Long: " + bytes(b"a" * 8000) + b"\r\n")
+        await writer.drain()
+
+
+async def flooding_body(writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+    while True:
+        writer.write(bytes(1 << 16))
+        await writer.drain()
+
+
+async def silent(writer: asyncio.StreamWriter) -> None:
+    await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize(
+    ("answer", "outcome"),
+    [(silent, "failed"), (trickling, "failed"), (flooding_head, "failed"), (flooding_body, "delivered")],
+)
+async def test_a_receiver_that_answers_badly_ends_by_the_deadline(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch, answer: Any, outcome: str
+) -> None:
+    """Of an answer only the status is read."""
+    monkeypatch.setattr("orchestrator.webhooks.TRY_S", 0.5)
+    receiver.misbehave = answer
+    async with posting(receiver.url(), delays_s=()) as (bus, metrics):
+        bus.publish("ses_a", "warning", {})
+        await counted(metrics, outcome, 1)
+
+
 async def test_only_the_right_certificate_is_talked_to(receiver: Receiver) -> None:
     async with receiving(Authority().server("hooks.example")) as stranger:
         for url in (receiver.url("other.example"), stranger.url("hooks.example")):
