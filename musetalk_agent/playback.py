@@ -19,11 +19,11 @@ from musetalk_agent.production import Made, Production
 from musetalk_agent.protocol.messages import Cleared, Event
 from musetalk_agent.publishers.base import Publisher
 from musetalk_agent.sync.captions import Caption
-from musetalk_agent.sync.due import VOICE_LEAD_S, DueTimes
+from musetalk_agent.sync.due import LEAST_JUMP, VOICE_LEAD_S, DueTimes
 from musetalk_agent.sync.head_start import HeadStart
 from musetalk_agent.sync.recent import Outcome, RecentFrames
 from musetalk_agent.sync.scheduler import Act, Scheduler
-from musetalk_agent.sync.segment import ROOM_RATE, Segment
+from musetalk_agent.sync.segment import LEAST_CUT, ROOM_RATE, Segment
 from musetalk_agent.sync.speech import Speech
 from musetalk_agent.sync.stages import PUBLISHED
 
@@ -246,8 +246,8 @@ class Playback:
     async def _hand_over(self, segment: Segment) -> None:
         playout = self._publisher.playout
         while segment in self._speech.open and not segment.handed_all:
-            if self._due is None:  # elsewhere the voice is published by its own times
-                self.statistics.cut += segment.cut_delay(self._head_start.seconds)
+            least = LEAST_CUT if self._due is None else LEAST_JUMP
+            self.statistics.cut += segment.cut_delay(self._head_start.seconds, least)
             block = segment.take_block()
             if block is not None:
                 begin = playout.handed

@@ -30,7 +30,8 @@ nothing but its copy, and a clear behind it does not wait for work that it makes
 _STEP_S = 0.2  # resampled at once
 _LIVE_AHEAD_S = 0.35
 """A sender that was never further than this ahead of real time is live: a delay that its segment has is a stall's."""
-_LEAST_CUT = 2 * GRAIN
+LEAST_CUT = 2 * GRAIN
+"""Samples of silence that are worth being left out."""
 _REST_SEEN_S = 0.2
 """A rest is told this much before its first frame: nobody spoke then either, and a live segment is not yet heard that far."""
 
@@ -203,17 +204,17 @@ class Segment:
             for first, end in self.rests
         )
 
-    def cut_delay(self, margin_s: float) -> int:
+    def cut_delay(self, margin_s: float, least: int = LEAST_CUT) -> int:
         """Leaves silence out where a live segment has more in hand than it needs, so that a stall's delay ends where it is free.
 
-        All that is left out was judged to be silence; `margin_s` of it stays before what is not judged yet. Returns the samples
-        that were left out, 0 mostly. Positions count them as heard.
+        All that is left out was judged to be silence; `margin_s` of it stays before what is not judged yet. Less than `least`
+        samples at ROOM_RATE are not left out. Returns the samples that were, 0 mostly. Positions count them as heard.
         """
         if not self.live or not self.resting or self.handed < frame_start(self.rests[-1][0], self.fps, ROOM_RATE):
             return 0
         judged = frame_start(self.frames_ordered, self.fps, ROOM_RATE) - round(margin_s * ROOM_RATE)
         excess = min(judged - self.handed, len(self.for_room) - BLOCK) // GRAIN * GRAIN
-        if excess < _LEAST_CUT:
+        if excess < least:
             return 0
         assert self.origin is not None
         while self._cuts and self._cuts[0][0] + self._cuts[0][1] < self.handed - KEPT_S * ROOM_RATE:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 
 from musetalk_agent.media import Pcm
 from musetalk_agent.protocol.messages import PlaybackFinished
 from musetalk_agent.publishers.moving_clock import MovingClock
-from musetalk_agent.sync.due import VOICE_LEAD_S, Due, DueTimes
+from musetalk_agent.sync.due import LEAST_JUMP, VOICE_LEAD_S, Due, DueTimes
 from musetalk_agent.sync.segment import ROOM_RATE
-from tests.musetalk_agent.stand import Stand, bursts, stand
+from tests.musetalk_agent.stand import Stand, bursts, stand, tone
 
 BURSTS_AT_S = [0.48, 1.48]  # of `bursts(2)`, which last 2.48 s
 
@@ -118,3 +119,24 @@ async def test_a_way_out_that_died_does_not_make_it_speak_twice(executor: Thread
     assert [d.heard_s for _, d in voice.told] == sorted(d.heard_s for _, d in voice.told)
     assert made.events[-1][1] == PlaybackFinished(segment=1, position_s=2.48, interrupted=False)
     assert len(asyncio.all_tasks()) == 1
+
+
+async def test_the_delay_of_a_stall_ends_in_the_next_silence_there_too(executor: ThreadPoolExecutor) -> None:
+    seconds = (0.0, 0.88, 4.80)  # of the words: before the stall, after it, and after 2.02 s of silence
+    quiet = np.zeros(32_320, np.int16)
+    async with stand(executor) as made:
+        voice = Voice(made)
+        begun = made.clock.now()
+        made.pipeline.begin(1, 16_000)
+        await made.live(np.concatenate([tone(0.6), quiet[:4_480]]))
+        await made.pass_time(0.9)  # the sender's network is gone, and what it sent meanwhile comes at once
+        made.pipeline.push(tone(0.9))
+        await made.live(np.concatenate([tone(1.0), quiet, tone(0.6), quiet[:3_200]]))
+        made.pipeline.end()
+        await made.pass_time(2)
+    said = [voice.said_at(1, second) for second in seconds]
+    delays = [at - begun - second for at, second in zip(said, seconds, strict=True)]
+    assert delays[1] - delays[0] > 0.8  # the stall
+    assert delays[2] - delays[0] < LEAST_JUMP / ROOM_RATE + 0.1
+    assert max(abs(white - at) for white, at in zip(made.whites(), said, strict=True)) <= 0.006
+    assert 0.5 < float(made.pipeline.playback.report()["cut_ms"] or 0) / 1000 < 0.9
