@@ -114,6 +114,14 @@ class Metrics:
             registry=registry,
         )
         self.store_errors = Counter("avatar_store_errors", "Calls of the store that failed", registry=registry)
+        self.store_unreadable = Gauge(
+            "avatar_store_unreadable", "Stored sessions that cannot be read, and are left alone", registry=registry
+        )
+        self.store_skipped = Counter(
+            "avatar_store_skipped",
+            "Records of sessions that could not be made, and were not written",
+            registry=registry,
+        )
         self.adoptions = Counter(
             "avatar_adoptions", "Sessions of another or an earlier process, by outcome", ["outcome"], registry=registry
         )

@@ -17,6 +17,8 @@ SECOND_LOOK_S = 10.0
 """Between the first look at a participant that nobody knows, and its removal: a store that comes back is filled again by then."""
 MAX_ROOMS = 200
 """Rooms looked into in one sweep; the next sweep goes on behind them."""
+_FAILURES = 3
+"""Rooms in a row that LiveKit does not tell about before the sweep is given up."""
 _KINDS = ("avatar-ses_", "voice-ses_")
 _log = logging.getLogger(__name__)
 Participant = tuple[str, str]
@@ -78,19 +80,29 @@ class Reaper:
         await asyncio.sleep(self._second_look_s)
         known = self._known(await self._store.sessions())
         for room, identity in strangers:
-            if _session_id(identity) not in known:
+            if _session_id(identity) not in known | self._running():
                 _log.info("orphan removed", extra={"room": room, "identity": identity})
                 await self._rooms.remove(room, identity)
                 self._metrics.reaped.labels(kind=identity.partition("-")[0]).inc()
 
     def _known(self, records: list[StoredSession]) -> set[str]:
-        return self._running() | {record.session_id for record in records if not record.ended}
+        """Sessions that run, and those that cannot be read: they may run at an orchestrator of a newer version."""
+        stored = {record.session_id for record in records if not record.ended}
+        return self._running() | stored | self._store.reader.unreadable.keys()
 
     async def _strangers(self, records: list[StoredSession]) -> list[Participant]:
         known = self._known(records)
         found: list[Participant] = []
+        failures = 0
         for room in self._turn(await self._rooms.names(), {record.room for record in records}):
-            present = await self._rooms.participants(room, self._store.deployment_id)
+            try:
+                present = await self._rooms.participants(room, self._store.deployment_id)
+                failures = 0
+            except ProblemError:
+                failures += 1
+                if failures >= _FAILURES:
+                    raise  # it is LiveKit, and not this room
+                continue
             found += [(room, who) for who in present if who.startswith(_KINDS) and _session_id(who) not in known]
         return found
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 
 from orchestrator.reaper import Reaper
 from orchestrator.routes.context import Context
@@ -12,7 +13,10 @@ from orchestrator.session.adoption import Adoption
 from orchestrator.settings import Settings
 from orchestrator.store.base import SessionStore
 from orchestrator.store.sqlite import SqliteStore
-from orchestrator.supervisor import supervise
+from orchestrator.supervisor import run_each, supervise
+
+CLOSE_S = 20.0
+"""How long each step of the end may take: sessions wait up to ten seconds for agents that do not answer."""
 
 
 def make_store(settings: Settings) -> SessionStore:
@@ -53,22 +57,26 @@ async def surviving(context: Context) -> AsyncIterator[None]:
         lambda: {session.session_id for session in sessions.registry.running()},
         context.metrics,
     )
-    writing = asyncio.create_task(supervise("ledger", ledger.run, context.metrics), name="ledger")
+
+    def loop(name: str, run: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
+        return asyncio.create_task(supervise(name, run, context.metrics), name=name)
+
+    writing = [loop("leases", ledger.keep_leases), loop("records", ledger.write_behind)]
     looking: list[asyncio.Task[None]] = []
     try:
         await adoption.first()
-        looking += [
-            asyncio.create_task(supervise("adoption", adoption.run, context.metrics), name="adoption"),
-            asyncio.create_task(supervise("reaper", reaper.run, context.metrics), name="reaper"),
-        ]
+        looking += [loop("adoption", adoption.run), loop("reaper", reaper.run)]
         yield
     finally:
-        await _end(looking)
-        await context.starts.aclose()
-        await sessions.aclose()
-        await ledger.flush()
-        await _end([writing])
-        await ledger.store.aclose()
+        await run_each(
+            ("adoption and reaper", partial(_end, looking)),
+            ("starts", context.starts.aclose),
+            ("sessions", sessions.aclose),
+            ("records", ledger.flush),
+            ("leases", partial(_end, writing)),
+            ("store", ledger.store.aclose),
+            within_s=CLOSE_S,
+        )
 
 
 async def _end(tasks: list[asyncio.Task[None]]) -> None:

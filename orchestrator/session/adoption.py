@@ -28,44 +28,81 @@ class Adoption:
         self._ledger = ledger
         self._metrics = metrics
         self._vacant: dict[str, float] = {}
+        self._again = False
 
     async def first(self) -> None:
         """The first look. Returns when what was found can be used, or after three seconds."""
-        started = [session.started for session in await self._look()]
+        try:
+            started = [session.started for session in await self._look()]
+        except Exception:  # noqa: BLE001 - start boundary: the service begins, and `run` looks again
+            self._again = True
+            _log.exception("the first look at the store failed")
+            return
         if started:
             await asyncio.wait(started, timeout=FIRST_S)
 
     async def run(self) -> None:
         """Looks on until it is cancelled, or there is no use in it."""
-        while self._ledger.store.shared or self._ledger.failing:
+        while self._ledger.store.shared or self._ledger.failing or self._again:
             await asyncio.sleep(EVERY_S)
             await self._look()
+            self._again = False
 
     async def _look(self) -> list[Session]:
+        """Takes every session that is free. One that cannot be taken is logged, and the others are looked at all the same."""
         adopted: list[Session] = []
+        store = self._ledger.store
         try:
-            records = await self._ledger.store.sessions()
-            adopted += [self._take(record) for record in records if not record.ended and await self._may_take(record)]
+            running = [record for record in await store.sessions() if not record.ended]
+            holders = await store.holders([record.session_id for record in running])
+            for record in running:
+                taken = await self._consider(record, holders[record.session_id])
+                if taken is not None:
+                    adopted.append(taken)
         except StoreError as error:
             self._ledger.failed(error)
             self._vacant.clear()
             return adopted
-        running = {record.session_id for record in records if not record.ended}
-        self._vacant = {session_id: at for session_id, at in self._vacant.items() if session_id in running}
+        known = {record.session_id for record in running}
+        self._vacant = {session_id: at for session_id, at in self._vacant.items() if session_id in known}
         return adopted
 
-    async def _may_take(self, record: StoredSession) -> bool:
-        """Whether the session is free, and now this process's."""
+    async def _consider(self, record: StoredSession, holder: str | None) -> Session | None:
+        """Takes one session if it is free. Raises StoreError."""
+        try:
+            fresh = await self._may_take(record, holder)
+            return self._take(fresh) if fresh is not None else None
+        except StoreError:
+            raise
+        except Exception:  # noqa: BLE001 - boundary of one session: whatever is wrong with it must not keep the others away
+            self._metrics.adoptions.labels(outcome="lost").inc()
+            _log.exception("a stored session could not be taken", extra={"session_id": record.session_id})
+            return None
+
+    async def _may_take(self, record: StoredSession, holder: str | None) -> StoredSession | None:
+        """The record as it is now, when the session is free, and now this process's."""
         session_id, store = record.session_id, self._ledger.store
-        if self._sessions.draining or self._sessions.registry.holds(session_id):
-            return False
-        if await store.holder(session_id) is not None:
+        if self._here(session_id):
+            return None
+        if holder is not None:
             self._vacant.pop(session_id, None)
-            return False
+            return None
         since = self._vacant.setdefault(session_id, time.monotonic())
         if store.shared and record.owner and time.monotonic() - since < SECOND_LOOK_S:
-            return False
-        return await store.claim(session_id, self._ledger.owner, LEASE_S)
+            return None
+        if not await store.claim(session_id, self._ledger.owner, LEASE_S):
+            return None
+        # Until the lease was ours another one may have had the session: moved it, ended it, given it back.
+        fresh = await store.load(session_id)
+        if fresh is not None and not fresh.ended and not self._here(session_id):
+            return fresh
+        if not self._sessions.registry.holds(session_id):
+            await store.release(session_id, self._ledger.owner)
+        return None
+
+    def _here(self, session_id: str) -> bool:
+        """Whether nothing is to be taken: it is here, or this process ends."""
+        return self._sessions.draining or self._sessions.registry.holds(session_id)
 
     def _take(self, record: StoredSession) -> Session:
         session = self._sessions.adopt(record)
@@ -74,4 +111,5 @@ class Adoption:
         return session
 
     def _count(self, started: asyncio.Future[None]) -> None:
-        self._metrics.adoptions.labels(outcome="lost" if started.exception() else "ok").inc()
+        lost = started.cancelled() or started.exception() is not None
+        self._metrics.adoptions.labels(outcome="lost" if lost else "ok").inc()

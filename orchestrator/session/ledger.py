@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-import time
 from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
 
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.metrics import Metrics
@@ -19,12 +19,22 @@ RETRY_S = 1.0
 """Between two tries of a store that fails."""
 OWNS_S = 0.5
 """A session that lost its agent does not wait longer for the store before it moves."""
+HAND_OVER_S = 3.0
+"""How long the end of a process waits for the store."""
+BATCH = 64
+"""Records written in one round trip."""
+MAX_UNWRITTEN = 2000
+"""Ended sessions that wait for a store that fails; past it the oldest are not written any more."""
+_LEASES, _RECORDS, _READS = "leases", "records", "reads"
 Record = Callable[[], StoredSession]
+_Item = TypeVar("_Item")
 _log = logging.getLogger(__name__)
 
 
 class Ledger:
-    """Writes behind: `note` returns at once, and a task writes what a session is then. It also keeps the leases.
+    """Writes behind: `note` returns at once, and a task writes what a session is then. Another task keeps the leases.
+
+    The two share nothing but the store: however much there is to write, and however long that takes, leases are renewed in time.
 
     Args:
         store: not yet open.
@@ -34,7 +44,6 @@ class Ledger:
 
     Attributes:
         owner: this process's name in the store.
-        failing: whether the store's last call failed.
         seal: closes what is secret; there after `open`.
         on_lost: called with the id of a session that another orchestrator has taken; set before `run`.
     """
@@ -44,126 +53,159 @@ class Ledger:
         self._secret = secret
         self.owner = "orc_" + secrets.token_hex(6)
         self.owner_url = owner_url
-        self.failing = False
         self.on_lost: Callable[[str], object] = lambda session_id: None
         self._metrics = metrics
+        self._failing: set[str] = set()
         self._held: dict[str, Record] = {}
         self._left: dict[str, StoredSession] = {}
-        self._dirty: set[str] = set()
-        self._gone: set[str] = set()
+        self._dirty: dict[str, None] = {}
+        self._gone: dict[str, None] = {}
         self._wake = asyncio.Event()
-        self._renew_at = 0.0
+
+    @property
+    def failing(self) -> bool:
+        """Whether the store failed when it was used last: for the leases, for records, or for somebody's question."""
+        return bool(self._failing)
 
     async def open(self) -> None:
         """Opens the store. Raises StoreError."""
         await self.store.open()
         self.seal = Seal(derive(self._secret, "sessions", self.store.deployment_id))
+        self._metrics.store_unreadable.set_function(lambda: len(self.store.reader.unreadable))
 
     async def run(self) -> None:
-        """Writes and renews until it is cancelled."""
+        """`keep_leases` and `write_behind` until it is cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.keep_leases())
+            group.create_task(self.write_behind())
+
+    async def keep_leases(self) -> None:
+        """Renews every lease every 2.5 s, all of them in one call, until it is cancelled."""
+        clock = asyncio.get_running_loop().time
+        while True:
+            begun = clock()
+            if await self._renew():
+                await asyncio.sleep(max(0.0, begun + RENEW_S - clock()))
+            else:
+                await asyncio.sleep(RETRY_S)
+
+    async def write_behind(self) -> None:
+        """Writes what has changed until it is cancelled."""
         while True:
             self._wake.clear()
-            written = await self._write()
-            if not written:
+            if await self._write():
+                await self._wake.wait()
+            else:
                 await asyncio.sleep(RETRY_S)
-                continue
-            try:
-                async with asyncio.timeout(RENEW_S):
-                    await self._wake.wait()
-            except TimeoutError:
-                continue
 
     # --- sessions of this process
 
-    async def enter(self, session_id: str, record: Record, *, known: bool = False) -> None:
-        """A session begins here, or goes on here that the store has `known` already.
+    async def enter(self, session_id: str, record: Record, *, known: bool = False) -> bool:
+        """A session begins here, or goes on here that the store has `known` already. False when it is another's meanwhile.
 
         Raises ProblemError `store_unavailable` where the store is shared and fails: another orchestrator's reaper would take a
         new session's avatar for an orphan. Any other session goes on, and is written when that is possible again.
         """
         self._held[session_id] = record
         try:
-            await self.store.claim(session_id, self.owner, LEASE_S)
-            await self.store.save(record())
+            ours = await self.store.claim(session_id, self.owner, LEASE_S) and await self.store.save(record())
         except StoreError as error:
             self.failed(error)
             if self.store.shared and not known:
-                del self._held[session_id]
+                self.forget(session_id)  # the store may have taken it before it failed
                 raise unavailable() from error
             self.note(session_id)
+            return True
+        if not ours:
+            self.drop(session_id)
+        return ours
 
     def note(self, session_id: str) -> None:
         """Something of the session has changed."""
         if session_id in self._held:
-            self._dirty.add(session_id)
+            self._dirty[session_id] = None
             self._wake.set()
 
     def leave(self, session_id: str) -> None:
         """The session has ended: its last state is written, and its lease given back."""
         record = self._held.pop(session_id, None)
-        self._dirty.discard(session_id)
-        if record is not None:
-            self._left[session_id] = record()
+        self._dirty.pop(session_id, None)
+        last = self._made(session_id, record) if record is not None else None
+        if last is not None:
+            self._left[session_id] = last
+            _bound(self._left)
             self._wake.set()
 
     def forget(self, session_id: str) -> None:
         """A session nobody was told of: for everybody here it is gone at once."""
         if self._held.pop(session_id, None) is not None:
-            self._dirty.discard(session_id)
-            self._gone.add(session_id)
+            self._dirty.pop(session_id, None)
+            self._gone[session_id] = None
+            _bound(self._gone)
             self._wake.set()
 
     def freeze(self, session_id: str) -> None:
         """What the session is now is what will be handed over, whatever becomes of its parts until then."""
         record = self._held.get(session_id)
-        if record is not None:
-            last = record()
+        last = self._made(session_id, record) if record is not None else None
+        if last is not None:
             self._held[session_id] = lambda: last
 
     async def hand_over(self, session_id: str) -> None:
         """Gives a running session up for another orchestrator, or the next process, to take at once."""
         record = self._held.pop(session_id, None)
-        self._dirty.discard(session_id)
-        if record is None:
+        self._dirty.pop(session_id, None)
+        last = self._made(session_id, record) if record is not None else None
+        if last is None:
             return
-        last = record().model_copy(update={"owner": "", "owner_url": None})
-        await self._try(self.store.release(session_id, self.owner))
-        await self._try(self.store.save(last))
+        try:
+            async with asyncio.timeout(HAND_OVER_S):
+                await self.store.give_up(last.model_copy(update={"owner": "", "owner_url": None}), self.owner)
+        except (StoreError, TimeoutError) as error:
+            self.failed(error)  # its lease expires: it is taken then
 
     def drop(self, session_id: str) -> None:
         """The session is another orchestrator's now: nothing more is written about it."""
         self._held.pop(session_id, None)
-        self._dirty.discard(session_id)
+        self._dirty.pop(session_id, None)
 
     async def owns(self, session_id: str) -> bool:
         """Whether the session is still this process's; a store that fails is no reason to doubt it."""
         try:
             async with asyncio.timeout(OWNS_S):
-                return await self.store.claim(session_id, self.owner, LEASE_S)
+                return not await self.store.renew([session_id], self.owner, LEASE_S)
         except (StoreError, TimeoutError) as error:
             self.failed(error)
             return True
 
     async def flush(self) -> None:
-        """Tries once to write what is not written."""
-        await self._write()
+        """Tries once, for some seconds, to write what is not written."""
+        try:
+            async with asyncio.timeout(HAND_OVER_S):
+                await self._write()
+        except TimeoutError as error:
+            self.failed(error)
 
     # --- sessions of others
 
     async def elsewhere(self, session_id: str) -> StoredSession | None:
-        """What is known of a session that is not here. Raises ProblemError `store_unavailable`."""
+        """What is known of a session that is not here. Raises ProblemError `store_unavailable`, also where it cannot be read."""
         if session_id in self._gone:
             return None
         try:
-            return await self.store.load(session_id)
+            record = await self.store.load(session_id)
         except StoreError as error:
             self.failed(error)
             raise unavailable() from error
+        if record is None and session_id in self.store.reader.unreadable:
+            text = f"What is stored of session {session_id[:64]} cannot be read by this orchestrator: ask the one that runs it."
+            raise ProblemError(ErrorCode.STORE_UNAVAILABLE, text, retry_after_s=2)
+        return record
 
     async def others(self, known: set[str]) -> list[StoredSession]:
-        """Every other session, ended ones too; none while the store fails."""
+        """Every other session that can be read, ended ones too; none while the store fails."""
         try:
-            return [one for one in await self.store.sessions() if one.session_id not in known | self._gone]
+            return [one for one in await self.store.sessions() if one.session_id not in known | self._gone.keys()]
         except StoreError as error:
             self.failed(error)
             return []
@@ -176,59 +218,98 @@ class Ledger:
             self.failed(error)
             raise unavailable() from error
 
-    def failed(self, error: Exception) -> None:
+    def failed(self, error: Exception, what: str = _READS) -> None:
         """A call of the store failed."""
         self._metrics.store_errors.inc()
-        if not self.failing:
-            _log.error("the store fails", extra={"error": str(error)})
-        self.failing = True
-        self._renew_at = 0.0  # the leases are the first thing to see to when it works again
-        self._wake.set()
+        if not self._failing:
+            _log.error("the store fails", extra={"error": str(error) or type(error).__name__, "call": what})
+        self._failing.add(what)
+
+    def _works(self, *what: str) -> None:
+        if self._failing and not self._failing.difference(what):
+            _log.info("the store works again")
+        self._failing.difference_update(what)
 
     # --- inside
+
+    async def _renew(self) -> bool:
+        """Prolongs every lease; then every record is written anew: counts grow, and a Redis that came back empty is filled again.
+
+        False when the store failed.
+        """
+        held = dict(self._held)
+        try:
+            lost = await self.store.renew(list(held), self.owner, LEASE_S)
+        except StoreError as error:
+            self.failed(error, _LEASES)
+            return False
+        self._works(_LEASES, _READS)
+        for session_id, record in held.items():
+            if self._held.get(session_id) is not record:
+                continue  # it has ended here meanwhile, or began anew: the answer is not about that
+            if session_id in lost:
+                self._lost(session_id)
+            else:
+                self.note(session_id)
+        return True
 
     async def _write(self) -> bool:
         """Everything that is due. False when the store failed; what was not written is kept."""
         try:
-            if time.monotonic() >= self._renew_at:
-                await self._renew()
             while self._dirty:
-                await self._save(next(iter(self._dirty)))
+                await self._save(list(self._dirty)[:BATCH])
             while self._left:
-                session_id, last = next(iter(self._left.items()))
-                await self.store.save(last)
-                await self.store.release(session_id, self.owner)
-                self._left.pop(session_id, None)
-            for session_id in list(self._gone):
-                await self.store.delete(session_id)
-                await self.store.release(session_id, self.owner)
-                self._gone.discard(session_id)
+                await self._each(self._left, lambda last: self.store.give_up(last, self.owner))
+            while self._gone:
+                await self._each({each: each for each in self._gone}, self.store.delete, self._gone)
         except StoreError as error:
-            self.failed(error)
+            self.failed(error, _RECORDS)
             return False
-        if self.failing:
-            _log.info("the store works again")
-        self.failing = False
+        self._works(_RECORDS)
         return True
 
-    async def _renew(self) -> None:
-        """Prolongs every lease, and writes every record anew: counts grow, and a Redis that came back empty is filled again."""
-        for session_id in list(self._held):
-            if await self.store.claim(session_id, self.owner, LEASE_S):
-                self._dirty.add(session_id)
-            else:
-                self._lost(session_id)
-        self._renew_at = time.monotonic() + RENEW_S
-
-    async def _save(self, session_id: str) -> None:
-        self._dirty.discard(session_id)
-        record = self._held.get(session_id)
+    async def _save(self, session_ids: list[str]) -> None:
+        records: dict[str, tuple[Record, StoredSession]] = {}
+        for session_id in session_ids:
+            self._dirty.pop(session_id, None)
+            record = self._held.get(session_id)
+            made = self._made(session_id, record) if record is not None else None
+            if record is not None and made is not None:
+                records[session_id] = record, made
         try:
-            if record is not None and not await self.store.save(record()):
-                self._lost(session_id)
+            refused = await self.store.save_all([made for _, made in records.values()])
         except StoreError:
-            self._dirty.add(session_id)
+            for session_id in records:
+                if session_id in self._held:
+                    self._dirty[session_id] = None
             raise
+        for session_id in refused:
+            if self._held.get(session_id) is records[session_id][0]:
+                self._lost(session_id)
+
+    async def _each(
+        self,
+        waiting: dict[str, _Item],
+        call: Callable[[_Item], Awaitable[object]],
+        done: dict[str, None] | None = None,
+    ) -> None:
+        """Calls the store for some of what waits, at the same time, and takes out what is done. Raises StoreError."""
+        some = list(waiting.items())[:BATCH]
+        results = await asyncio.gather(*(call(item) for _, item in some), return_exceptions=True)
+        for (session_id, item), result in zip(some, results, strict=True):
+            if isinstance(result, BaseException):
+                raise result
+            if waiting.get(session_id) is item:
+                (waiting if done is None else done).pop(session_id, None)
+
+    def _made(self, session_id: str, record: Record) -> StoredSession | None:
+        """The record; None where it cannot be made, which is one session's trouble and not the others'."""
+        try:
+            return record()
+        except Exception:  # noqa: BLE001 - boundary of one session: a bug in its view must not stop the others' records
+            self._metrics.store_skipped.inc()
+            _log.exception("what is to be stored of a session cannot be made", extra={"session_id": session_id})
+            return None
 
     def _lost(self, session_id: str) -> None:
         if session_id in self._held:
@@ -236,11 +317,10 @@ class Ledger:
             self.drop(session_id)
             self.on_lost(session_id)
 
-    async def _try(self, call: Awaitable[object]) -> None:
-        try:
-            await call
-        except StoreError as error:
-            self.failed(error)
+
+def _bound(kept: dict[str, Any]) -> None:
+    while len(kept) > MAX_UNWRITTEN:
+        del kept[next(iter(kept))]
 
 
 def unavailable() -> ProblemError:

@@ -88,7 +88,8 @@ class SessionOwner:
         record = partial(to_record, session, ledger)
         if known is not None and known.agent_url is not None:
             session.lease = self._services.pool.adopt(session.session_id, known.agent_url)
-        await ledger.enter(session.session_id, record, known=known is not None)
+        if not await ledger.enter(session.session_id, record, known=known is not None):
+            raise TakenOver
         if known is None:
             await self._open()
         elif known.state is SessionState.STARTING:

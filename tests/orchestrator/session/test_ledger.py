@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import subprocess
-from collections.abc import AsyncIterator, Callable, Iterator
+import time
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -128,6 +129,105 @@ async def test_redis_that_comes_back_empty_is_filled_again_and_no_session_begins
         assert lost == []
         errors = ledger._metrics.registry.get_sample_value("avatar_store_errors_total")
         assert errors is not None and errors >= 4
+
+
+class Slow(SqliteStore):
+    """A store whose writes wait for the test, and that counts what it is asked."""
+
+    def __init__(self) -> None:
+        super().__init__(MEMORY, 600)
+        self.writable = asyncio.Event()
+        self.writes = 0
+        self.renewals: list[int] = []
+
+    async def save_all(self, sessions: Sequence[StoredSession]) -> set[str]:
+        self.writes += 1
+        await self.writable.wait()
+        return await super().save_all(sessions)
+
+    async def renew(self, session_ids: Collection[str], owner: str, ttl_s: float) -> set[str]:
+        self.renewals.append(len(session_ids))
+        return await super().renew(session_ids, owner, ttl_s)
+
+
+async def test_leases_are_renewed_however_long_writing_takes_and_how_much_there_is() -> None:
+    store = Slow()
+    store.writable.set()
+    async with kept(store) as ledger:
+        lives = [Life(ledger, f"ses_{n}") for n in range(200)]
+        for life in lives:
+            await ledger.enter(life.now.session_id, life.record)
+        store.writable.clear()
+        for life in lives:
+            ledger.note(life.now.session_id)
+        await until(lambda: store.writes > 0 and not store.writable.is_set())
+        seen = len(store.renewals)
+        await until(lambda: len(store.renewals) >= seen + 5)
+        assert store.renewals[-5:] == [200] * 5, "all of them in one call"
+        writes = store.writes
+        lives[7].turn(moves=9)
+        ledger.note("ses_7")
+        store.writable.set()
+        await until(lambda: not ledger._dirty)
+        assert {one.moves for one in await store.sessions() if one.session_id == "ses_7"} == {9}
+        assert store.writes - writes <= 20, "in batches, not one by one"
+
+
+async def test_a_session_that_ended_elsewhere_is_not_brought_back_by_who_slept() -> None:
+    async with redis_server() as server, kept(RedisStore(server.url, 600)) as ledger:
+        lost: list[str] = []
+        ledger.on_lost = lost.append
+        store = ledger.store
+        work = RedisStore(server.url, 600)
+        await work.open()
+        ours = stored("ses_a", owner="sleeper")
+        assert await store.claim("ses_a", "sleeper", 30) and await store.save(ours)
+        await store.release("ses_a", "sleeper")  # its lease expires while it sleeps
+        assert await work.claim("ses_a", "another", 30)
+        over = stored("ses_a", owner="another", state=SessionState.STOPPED, ended_at=time.time())
+        assert await work.give_up(over, "another")
+        assert await store.renew(["ses_a"], "sleeper", 30) == {"ses_a"}
+        assert not await store.save(ours) and await store.save_all([ours]) == {"ses_a"}
+        assert not await store.give_up(ours, "sleeper")
+        assert await store.load("ses_a") == over and await store.holder("ses_a") is None
+        await work.aclose()
+
+
+async def test_a_lease_that_expired_is_taken_again_where_nobody_else_took_the_session() -> None:
+    async with redis_server() as server, kept(RedisStore(server.url, 600)) as ledger:
+        life = Life(ledger)
+        await ledger.enter("ses_a", life.record)
+        await ledger.store.release("ses_a", ledger.owner)
+        assert await ledger.owns("ses_a")
+        assert await ledger.store.holder("ses_a") == ledger.owner
+
+
+async def test_a_session_that_another_has_meanwhile_is_not_entered() -> None:
+    async with kept(SqliteStore(MEMORY, 600)) as ledger:
+        assert await ledger.store.claim("ses_a", "another", 30)
+        assert not await ledger.enter("ses_a", Life(ledger).record, known=True)
+        assert await ledger.store.load("ses_a") is None
+
+
+async def test_a_record_that_cannot_be_made_is_its_own_sessions_trouble() -> None:
+    def broken() -> StoredSession:
+        raise OverflowError("a figure of its agent")
+
+    async with kept(SqliteStore(MEMORY, 600)) as ledger:
+        life = Life(ledger)
+        await ledger.enter("ses_a", life.record)
+        await ledger.enter("ses_b", Life(ledger, "ses_b").record)
+        ledger._held["ses_b"] = broken
+        life.turn(moves=3)
+        ledger.note("ses_b")
+        ledger.note("ses_a")
+        await until(lambda: not ledger._dirty)
+        async with asyncio.timeout(10):
+            while (await ledger.store.load("ses_a") or life.now).moves != 3:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        ledger.leave("ses_b")
+        await ledger.hand_over("ses_a")
+        assert ledger._metrics.registry.get_sample_value("avatar_store_skipped_total") or 0 >= 2
 
 
 @pytest.fixture
