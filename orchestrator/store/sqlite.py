@@ -27,6 +27,8 @@ _LOCK_WAIT_S = 5.0
 _CALL_S = 5.0
 """A disk that hangs holds the thread; who waits for it does not wait longer."""
 _OPEN_S = 20.0
+_CHECKPOINT_PAGES = 64
+"""Pages of 4 KiB that the log may hold: with SQLite's 1000 it would need 4 MB of a disk that is nearly full."""
 _CALLS_MAX = 512
 _KEEP_UNREADABLE_S = 25 * 3600.0
 """A record that cannot be read goes after the longest life of a session, and an hour."""
@@ -159,6 +161,7 @@ class SqliteStore:
             database.execute("PRAGMA locking_mode = EXCLUSIVE")
             database.execute("PRAGMA journal_mode = WAL")
             database.execute("PRAGMA synchronous = NORMAL")
+            database.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
             database.executescript(_SCHEMA)
             row = database.execute("SELECT id FROM deployment").fetchone()
             if row is None:
@@ -180,20 +183,17 @@ class SqliteStore:
         )
 
     def _save(self, rows: list[tuple[object, ...]]) -> None:
-        """All of them or none."""
-        if not rows:
-            return
-        database = self._opened
-        database.execute("BEGIN")
-        try:
-            database.executemany(_SAVE, rows)
-            database.execute("COMMIT")
-        except BaseException:
-            if database.in_transaction:  # a full disk has ended it already
-                database.execute("ROLLBACK")
+        """As many as can be written, each for itself; then the first error. A commit is cheap: it waits for no disk."""
+        failure: sqlite3.Error | None = None
+        for row in rows:
+            try:
+                self._opened.execute(_SAVE, row)
+            except sqlite3.Error as error:
+                failure = failure or error
+        if failure is not None:
             with suppress(sqlite3.Error):  # a log that has grown may be all that fills the disk
-                database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            raise
+                self._opened.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            raise failure
 
     def _execute(self, statement: str, values: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
         return self._opened.execute(statement, values).fetchall()
