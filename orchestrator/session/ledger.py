@@ -255,6 +255,7 @@ class Ledger:
 
     async def _write(self) -> bool:
         """Everything that is due. False when the store failed; what was not written is kept."""
+        due = bool(self._dirty or self._left or self._gone)
         try:
             while self._dirty:
                 await self._save(list(self._dirty)[:BATCH])
@@ -265,7 +266,7 @@ class Ledger:
         except StoreError as error:
             self.failed(error, _RECORDS)
             return False
-        self._works(_RECORDS)
+        self._works(_RECORDS, *([_READS] if due else []))
         return True
 
     async def _save(self, session_ids: list[str]) -> None:
