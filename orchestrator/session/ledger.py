@@ -223,7 +223,7 @@ class Ledger:
         self._metrics.store_errors.inc()
         if not self._failing:
             _log.error("the store fails", extra={"error": str(error) or type(error).__name__, "call": what})
-        self._failing.add(what)
+        self._failing |= {what, _LEASES}  # it works again only once the leases were renewed
 
     def _works(self, *what: str) -> None:
         if self._failing and not self._failing.difference(what):
