@@ -27,7 +27,7 @@ _LOCK_WAIT_S = 5.0
 _CALL_S = 5.0
 """A disk that hangs holds the thread; who waits for it does not wait longer."""
 _OPEN_S = 20.0
-_CHECKPOINT_PAGES = 64
+_CHECKPOINT_PAGES = 16
 """Pages of 4 KiB that the log may hold: with SQLite's 1000 it would need 4 MB of a disk that is nearly full."""
 _CALLS_MAX = 512
 _KEEP_UNREADABLE_S = 25 * 3600.0
