@@ -1,4 +1,4 @@
-"""uvicorn's HTTP protocol with a deadline for what a client has not sent, and a bound on open connections; both services use it.
+"""uvicorn's HTTP protocol with deadlines for what a client does not send or read, and a bound on connections; both services use it.
 
 uvicorn itself waits for ever for the rest of a request's head, and takes every connection.
 """
@@ -15,6 +15,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEAD_S = 10.0
 """A connection on which no request is being answered has so long for the next one's whole head, also the one of a handshake."""
+WRITE_S = 60.0
+"""A client that takes nothing of an answer for so long is gone, or holds the connection on purpose."""
 _log = logging.getLogger(__name__)
 
 
@@ -28,7 +30,7 @@ CONNECTIONS = most_connections()
 
 
 class TimedHttp(H11Protocol):
-    """One connection. It is closed when a head takes longer than `HEAD_S`.
+    """One connection. It is closed when a head takes longer than `HEAD_S`, or when its client reads nothing for `WRITE_S`.
 
     When more than `CONNECTIONS` are open, the one that has waited longest for a head is closed; where none waits, the new one is.
     """
@@ -36,6 +38,7 @@ class TimedHttp(H11Protocol):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._deadline: asyncio.TimerHandle | None = None
+        self._reading: asyncio.TimerHandle | None = None
         self._over = False
 
     @property
@@ -59,17 +62,35 @@ class TimedHttp(H11Protocol):
         else:
             self._wait()
 
+    def pause_writing(self) -> None:
+        """The client does not read as fast as the answer is written."""
+        super().pause_writing()
+        if self._reading is None:
+            self._reading = self.loop.call_later(WRITE_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """It has read."""
+        super().resume_writing()
+        if self._reading is not None:
+            self._reading.cancel()
+            self._reading = None
+
     def handle_websocket_upgrade(self, event: h11.Request) -> None:
         """The connection is another protocol's from now on."""
-        self._over = True
-        self._stop_waiting()
+        self._give_up_deadlines()
         super().handle_websocket_upgrade(event)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """It is gone."""
+        self._give_up_deadlines()
+        super().connection_lost(exc)
+
+    def _give_up_deadlines(self) -> None:
         self._over = True
         self._stop_waiting()
-        super().connection_lost(exc)
+        if self._reading is not None:
+            self._reading.cancel()
+            self._reading = None
 
     def _wait(self) -> None:
         if self._deadline is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
@@ -74,3 +75,19 @@ async def test_a_crowd_that_says_nothing_keeps_nobody_out(port: int, monkeypatch
     finally:
         for _, each in crowd:
             each.close()
+
+
+async def test_who_reads_nothing_of_an_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "WRITE_S", 0.3)
+    ask = b"GET /vendor/livekit-client.esm.js HTTP/1.1\r\nHost: x\r\n\r\n"
+    async with stage() as running, asyncio.timeout(NEVER_S):
+        with socket.create_connection(("127.0.0.1", int(running.url.rpartition(":")[2]))) as idler:
+            idler.setblocking(False)
+            with suppress(BlockingIOError):
+                idler.send(ask * 100)  # more than fits into the sockets' buffers
+            with pytest.raises(ConnectionError):
+                while True:
+                    await asyncio.sleep(0.05)
+                    with suppress(BlockingIOError):
+                        idler.send(b"G")
+        assert (await running.http.get("/health")).status_code == 200
