@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -237,3 +238,57 @@ def test_its_pace_is_measured_when_it_is_warm(engine: MuseTalkEngine) -> None:
     assert engine.capacity(1) == int(0.75 * engine.pace.frames_per_second)
     assert isinstance(engine.batch_sizes, tuple) and engine.device == "cpu"
     assert MuseTalkActor.idle is not None
+
+
+def test_a_session_that_ends_after_its_engine_gives_back_without_an_error(models: Path, bundle: Bundle) -> None:
+    """As after a device failure: the engine is closed while its sessions still leave their rooms."""
+    broken = MuseTalkEngine(models, OPTIONS)
+    actor, other = broken.open(bundle), broken.open(bundle)
+    broken.close()
+    actor.close()
+    other.close()
+    assert broken.memory()["avatars"] == 0
+    with pytest.raises(EngineUnavailable, match="closing"):
+        broken.open(bundle)
+
+
+def test_an_engine_releases_every_part_on_a_card_that_refuses_each(
+    models: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = MuseTalkEngine(models, OPTIONS)
+    broken.open(bundle)
+    done: list[str] = []
+
+    def refuse(part: str) -> Callable[..., None]:
+        def call(*_: object, **__: object) -> None:
+            done.append(part)
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+        return call
+
+    for part in (broken._encoder, broken.network):
+        monkeypatch.setattr(part, "to_empty", refuse(type(part).__name__))
+    monkeypatch.setattr(broken.card, "trim", refuse("trim"))
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        broken.close()
+    assert done == [type(broken.network).__name__, type(broken._encoder).__name__, "trim"]
+    assert broken.memory()["avatars"] == 0 and not broken._runner._buckets
+
+
+def test_a_face_that_cannot_be_resized_keeps_no_memory_of_the_card(
+    engine: MuseTalkEngine, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    actor = engine.open(bundle)
+    batch = [PatchRequest(actor, 0, features(engine, 1)[0])]
+    made_by(engine, batch)
+    slots = len(engine._runner._slots)
+
+    def broken(*_: object, **__: object) -> None:
+        raise ValueError("a box of no size")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "patch", broken)
+        with pytest.raises(ValueError, match="no size"):
+            made_by(engine, batch)
+    assert len(engine._runner._slots) == slots > 0
+    actor.close()
