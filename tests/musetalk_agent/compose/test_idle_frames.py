@@ -73,8 +73,9 @@ async def test_a_busy_pool_repeats_a_frame_and_the_clip_goes_on_where_it_was() -
         first = compositor.idle(cycle.pose(cursor.idle()))
         idle = IdleFrames(compositor, cycle, cursor, clock, busy, first)
         busy.submit(gate.wait)
-        assert [idle.take(), idle.take()] == [None, None] and idle.late == 2
+        taken = [idle.take(), idle.take()]
         gate.set()
+        assert taken == [None, None] and idle.late == 2
         await clock.run(clock.now() + 0.01)
         shown: list[int] = []
         for _ in range(6):
