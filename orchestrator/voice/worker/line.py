@@ -17,6 +17,7 @@ import numpy as np
 from livekit import rtc
 from livekit.rtc._proto.room_pb2 import AudioEncoding
 
+from musetalk_agent.protocol.logs import redact
 from orchestrator.voice.messages import Cut, CutMade, Join, Report
 from orchestrator.voice.worker.playout import QUEUE_MS, Playout
 from orchestrator.voice.worker.score import BLOCK, STEP, Block, Score
@@ -29,6 +30,10 @@ STREAM = "avatar"
 TRACK = "avatar-voice"
 REPORT_S = 0.1
 CONNECT_TIMEOUT_S = 5.0
+PUBLISH_TIMEOUT_S = 10.0
+"""A server that took the join and never acknowledges the track is left, and joined again."""
+CAPTURE_TIMEOUT_S = 2.0
+"""The SDK takes a block within 40 ms; one that it never answers for is given up, or the voice would stand still for ever."""
 SUBSCRIBED_S = 0.6
 """What is said before the first listener has subscribed is heard by nobody; a line does not wait longer than this for it."""
 _BACKOFF_S = (0.3, 5.0)
@@ -134,8 +139,8 @@ class Line:
         try:
             # nobody cancels this: a connect that is dropped half-way ends in a panic of the native library (rust-sdks#1340)
             await room.connect(self._join.url, self._join.token, options)
-        except rtc.ConnectError as error:
-            self.error = f"could not join: {error}"
+        except Exception as error:  # noqa: BLE001 - the SDK raises bare Exceptions beside ConnectError: the line joins again
+            self.error = f"could not join: {redact(str(error))}"
             return False
         self.error = None
         self._move("joined")
@@ -163,14 +168,17 @@ class Line:
         )
         track = rtc.LocalAudioTrack.create_audio_track(TRACK, source)
         try:
-            self._publication = await self._room.local_participant.publish_track(track, options)
+            async with asyncio.timeout(PUBLISH_TIMEOUT_S):
+                self._publication = await self._room.local_participant.publish_track(track, options)
             self._move("live")
             await self._wait_subscribed(self._publication)
             score = self.score
             while self._on_air and score is self.score and not self._leaving and self._lost is None:
                 await self._pump(source)
-        except rtc.participant.PublishTrackError as error:
-            self._lost = self.error = f"could not publish: {error}"
+        except Exception as error:  # noqa: BLE001 - the SDK raises bare Exceptions beside PublishTrackError: the line joins again
+            late = isinstance(error, TimeoutError)
+            told = "the server does not answer in time" if late else redact(str(error))
+            self._lost = self.error = f"could not publish: {told}"
         finally:
             await self._unpublish(source)
 
@@ -207,10 +215,11 @@ class Line:
         self._level = _dbfs(block)
         handed = self.playout.handed
         try:
-            await source.capture_frame(rtc.AudioFrame(block.samples.tobytes(), ROOM_RATE, 1, len(block.samples)))
+            async with asyncio.timeout(CAPTURE_TIMEOUT_S):
+                await source.capture_frame(rtc.AudioFrame(block.samples.tobytes(), ROOM_RATE, 1, len(block.samples)))
         except Exception as error:  # noqa: BLE001 - the SDK raises bare Exceptions: a lost block is told, speech goes on
-            self.error = f"audio block refused by the SDK: {error}"
-            log.warning("audio block refused", extra={"line": self._join.line, "error": str(error)})
+            self.error = f"audio block refused by the SDK: {error!r}"
+            log.warning("audio block refused", extra={"line": self._join.line, "error": repr(error)})
             return
         after = time.monotonic()
         if after - now > _WAITED_S and self.playout.handed == handed:
