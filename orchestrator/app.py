@@ -206,7 +206,10 @@ def _assemble(settings: Settings, access: Access, metrics: Metrics, voices: Voic
         agents=agents,
         pool=pool,
         sessions=sessions,
-        starts=Idempotency(),
+        starts=Idempotency(
+            holds=lambda answer: sessions.goes_on(str(answer["session_id"])),
+            abandon=lambda answer: sessions.abandon(str(answer["session_id"])),
+        ),
         voices=voices,
         own_voices=own_voices,
     )

@@ -6,8 +6,8 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from urllib.parse import urlencode
 
 from pydantic import ValidationError
@@ -207,7 +207,7 @@ class AgentLink:
             self._greet(hello)
             self._socket = socket
             writer = asyncio.create_task(self._write(socket), name=f"link-write-{self.session_id}")
-            writer.add_done_callback(lambda _: socket.transport.abort())  # it ends by an error or with us
+            writer.add_done_callback(partial(_written, socket))  # it ends by an error or with us
             try:
                 async for message in socket:
                     self._take(message)
@@ -216,8 +216,11 @@ class AgentLink:
             finally:
                 self._socket = None
                 writer.cancel()
-                with suppress(asyncio.CancelledError, ConnectionClosed):
-                    await writer
+                await asyncio.wait(
+                    {writer}
+                )  # not `await writer`: its cancellation would look like ours, and ours like its
+                if not writer.cancelled() and not isinstance(writer.exception(), ConnectionClosed | None):
+                    writer.result()
 
     def _greet(self, hello: LinkHello) -> None:
         if self._adopting:
@@ -264,6 +267,13 @@ class AgentLink:
             return step()
         except LinkDesync as error:
             raise LinkLost(str(error)) from error
+
+
+def _written(socket: ClientConnection, writer: asyncio.Task[None]) -> None:
+    """The writer has ended, and with it the connection. Its error may be nobody's any more."""
+    socket.transport.abort()
+    if not writer.cancelled():
+        writer.exception()
 
 
 def _read(message: str | bytes) -> AgentMessage:

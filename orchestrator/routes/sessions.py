@@ -22,6 +22,7 @@ from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.routes.access import current, visible
 from orchestrator.routes.context import Context, Ctx, host_url
 from orchestrator.routes.elsewhere import here, stored, views
+from orchestrator.routes.leaving import unless_gone
 from orchestrator.session.record import Session, SessionOrder, iso
 from orchestrator.webhooks import secret
 
@@ -132,7 +133,8 @@ async def start(
 ) -> dict[str, Any]:
     """Starts an avatar in a room. Both media tracks are published when the answer comes.
 
-    With an `Idempotency-Key`, the same body gets the same answer however often it is sent.
+    With an `Idempotency-Key`, the same body gets the same answer however often it is sent, until the session has ended. A caller
+    that leaves before the answer leaves nothing behind: without a key at once, with one unless it asks again within 30 s.
     """
     await _check_webhook(ctx, body)
     caller = current(request.scope)
@@ -144,7 +146,7 @@ async def start(
         return _started(ctx, request, await ctx.sessions.start(order))
 
     own_key = idempotency_key and f"{caller.name} {idempotency_key}"
-    answer = await ctx.starts.run(own_key, body.model_dump_json(), begin)
+    answer = await unless_gone(request, ctx.starts.run(own_key, body.model_dump_json(), begin))
     request.state.session_id = answer["session_id"]
     return answer
 

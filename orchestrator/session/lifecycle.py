@@ -108,6 +108,28 @@ class SessionLifecycle:
             owner.cancel()
         await asyncio.wait({owner})
 
+    def abandon(self, session_id: str) -> None:
+        """Ends, in the background, a session whose caller never got to know of it."""
+        if self.registry.holds(session_id):
+            ending = self.stop(self.registry.get(session_id), "start_cancelled")
+            self._services.background.spawn(ending, f"abandon-{session_id}", awaited=True)
+
+    async def goes_on(self, session_id: str) -> bool:
+        """Whether a session that was started here runs, at whichever orchestrator. False where nobody knows it any more.
+
+        Raises ProblemError `session_ended`, and `store_unavailable`.
+        """
+        if self.registry.holds(session_id):
+            session = self.registry.get(session_id)
+            if session.ended:
+                raise session.over()
+            return True
+        record = await self._services.ledger.elsewhere(session_id)
+        if record is not None and record.ended:
+            text = f"Session {session_id} has ended: start another one, with a new Idempotency-Key."
+            raise ProblemError(ErrorCode.SESSION_ENDED, text, value=session_id)
+        return record is not None
+
     async def aclose(self) -> None:
         """Ends every session, or leaves those that run for the next process where the store outlives this one.
 

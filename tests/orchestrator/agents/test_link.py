@@ -10,9 +10,10 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, supp
 from dataclasses import replace
 
 import pytest
+from websockets.asyncio.server import ServerConnection, serve
 
 from musetalk_agent.protocol.http import AgentStartRequest, AvatarSource
-from musetalk_agent.protocol.messages import Event, LinkClear, PlaybackStarted, SegmentEnd, SegmentStart
+from musetalk_agent.protocol.messages import Event, LinkClear, LinkHello, PlaybackStarted, SegmentEnd, SegmentStart
 from orchestrator.agents.client import AgentLease
 from orchestrator.agents.link import AgentLink, LinkLost, LinkOver, LinkPeer
 from orchestrator.agents.link_core import WINDOW_S
@@ -215,3 +216,29 @@ async def test_what_is_sent_is_the_protocols_json() -> None:
             await until(lambda: session.texts)
         expected = '{"type":"segment.start","segment":1,"sample_rate":16000,"heard_s":0.0,"received":0,"in_s":0.0'
         assert session.texts == [json.loads(expected + ',"traceparent":null}')]
+
+
+async def test_a_cancel_at_any_moment_of_a_drop_ends_the_link() -> None:
+    """However many iterations of the loop lie between the drop and the cancel: none of them swallows it."""
+    drop = asyncio.Event()
+
+    async def agent(socket: ServerConnection) -> None:
+        await socket.send(LinkHello(items=0).model_dump_json())
+        await drop.wait()
+        await socket.close(1012)
+
+    async with serve(agent, "127.0.0.1", 0) as server:
+        (listener,) = server.sockets
+        lease = AgentLease(f"http://127.0.0.1:{listener.getsockname()[1]}")
+        for iterations in range(40):
+            link = AgentLink(lease, "s", Source().peer(), Metrics())
+            task = asyncio.create_task(link.run())
+            await link.wait_connected()
+            drop.set()
+            for _ in range(iterations):
+                await asyncio.sleep(0)
+            drop.clear()
+            task.cancel()
+            done, _ = await asyncio.wait({task}, timeout=10)
+            assert done, f"a cancel {iterations} iterations after the drop was swallowed"
+            assert task.cancelled()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
+import httpx
 import pytest
 
 from musetalk_agent.protocol.http import SessionState
@@ -162,3 +164,61 @@ async def test_the_agents_word_about_the_session_is_told(running: Stage) -> None
     assert session["state"] == "failed"
     assert session["error"]["code"] == "livekit_unavailable"
     assert session["error"]["detail"] == "The room was closed."
+
+
+async def leave(running: Stage, headers: dict[str, str]) -> None:
+    """Asks for a start and closes the connection once the agent is at it."""
+    async with httpx.AsyncClient(base_url=running.url, headers=running.http.headers, trust_env=False) as caller:
+        asked = running.agent.starts
+        starting = asyncio.create_task(
+            caller.post("/session/start", json={"room": "r", "engine": "pattern"}, headers=headers, timeout=30)
+        )
+        await until(lambda: running.agent.starts > asked)
+        starting.cancel()
+        await asyncio.wait({starting})
+
+
+async def until(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not true():  # noqa: ASYNC110 - the fakes tell nobody
+            await asyncio.sleep(0.01)
+
+
+async def test_a_caller_that_leaves_during_a_start_leaves_nothing_behind(running: Stage) -> None:
+    running.agent.start_delay_s = 0.3
+    await leave(running, {})
+    await until(lambda: len(running.agent.stopped) == 1)
+    assert running.agent.sessions == {}
+    assert (await running.http.get("/sessions")).json()["sessions"] == []
+
+
+async def test_a_caller_that_comes_back_with_its_key_gets_its_session(running: Stage) -> None:
+    running.agent.start_delay_s = 0.3
+    await leave(running, {"Idempotency-Key": "mine"})
+    body = {"room": "r", "engine": "pattern"}
+    answer = await running.http.post("/session/start", json=body, headers={"Idempotency-Key": "mine"})
+    assert answer.status_code == 200
+    assert set(running.agent.sessions) == {answer.json()["session_id"]} and running.agent.starts == 1
+
+
+async def test_a_caller_that_does_not_come_back_with_its_key_leaves_nothing_either(
+    running: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.session.registry.CLAIM_S", 0.5)
+    running.agent.start_delay_s = 0.1
+    await leave(running, {"Idempotency-Key": "mine"})
+    await until(lambda: len(running.agent.stopped) == 1)
+    assert running.agent.sessions == {}
+
+
+async def test_a_key_never_answers_ready_for_a_session_that_has_ended(running: Stage) -> None:
+    body, headers = {"room": "r", "engine": "pattern"}, {"Idempotency-Key": "one"}
+    started = (await running.http.post("/session/start", json=body, headers=headers)).json()
+    await running.http.post(f"/session/{started['session_id']}/stop")
+    again = await running.http.post("/session/start", json=body, headers=headers)
+    assert (again.status_code, again.json()["code"]) == (409, "session_ended")
+    registry = running.app.state.context.sessions.registry
+    registry.forget(registry.get(started["session_id"]))  # as after ten minutes
+    await running.app.state.context.ledger.store.delete(started["session_id"])
+    fresh = await running.http.post("/session/start", json=body, headers=headers)
+    assert fresh.status_code == 200 and fresh.json()["session_id"] != started["session_id"]

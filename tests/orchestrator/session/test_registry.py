@@ -93,3 +93,85 @@ async def test_keys_are_bounded() -> None:
     for n in range(MAX_KEYS + 5):
         await idempotency.run(str(n), "b", operation)
     assert len(idempotency) == MAX_KEYS
+
+
+async def test_an_answer_that_nobody_got_is_undone_unless_its_key_is_used_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("orchestrator.session.registry.CLAIM_S", 0.05)
+    undone: list[str] = []
+    over = asyncio.Event()
+
+    def abandon(answer: str) -> None:
+        undone.append(answer)
+        over.set()
+
+    idempotency: Idempotency[str] = Idempotency(abandon=abandon)
+    release, made = asyncio.Event(), 0
+
+    async def operation() -> str:
+        nonlocal made
+        made += 1
+        number = made
+        await release.wait()
+        return f"made {number}"
+
+    async def left(key: str) -> None:
+        caller = asyncio.create_task(idempotency.run(key, "b", operation))
+        await asyncio.sleep(0)
+        caller.cancel()
+        await asyncio.wait({caller})
+
+    await left("claimed")
+    release.set()
+    assert await idempotency.run("claimed", "b", operation) == "made 1"
+    await left("not claimed")
+    async with asyncio.timeout(10):
+        await over.wait()
+    assert undone == ["made 2"], "the other one reached its caller"
+    assert await idempotency.run("claimed", "b", operation) == "made 1"
+    assert await idempotency.run("not claimed", "b", operation) == "made 3"
+    assert undone == ["made 2"]
+
+
+async def test_an_operation_that_nobody_waits_for_any_more_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.session.registry.CLAIM_S", 0.01)
+    idempotency: Idempotency[str] = Idempotency()
+    cancelled = asyncio.Event()
+
+    async def operation() -> str:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+        return ""
+
+    caller = asyncio.create_task(idempotency.run("k", "b", operation))
+    await asyncio.sleep(0)
+    caller.cancel()
+    async with asyncio.timeout(10):
+        await cancelled.wait()
+    assert len(idempotency) == 0
+    await asyncio.wait({caller})
+
+
+async def test_answers_have_an_age_and_hold_only_as_long_as_they_are_true(monkeypatch: pytest.MonkeyPatch) -> None:
+    true, calls = True, 0
+
+    async def holds(answer: int) -> bool:
+        await asyncio.sleep(0)
+        return true
+
+    async def operation() -> int:
+        nonlocal calls
+        calls += 1
+        return calls
+
+    idempotency: Idempotency[int] = Idempotency(holds=holds)
+    assert [await idempotency.run("k", "b", operation) for _ in range(2)] == [1, 1]
+    true = False
+    answers = await asyncio.gather(*(idempotency.run("k", "b", operation) for _ in range(3)))
+    assert answers == [2, 2, 2], "run again, and once"
+    true = True
+    monkeypatch.setattr("orchestrator.session.registry.MAX_AGE_S", -1.0)
+    assert await idempotency.run("k", "b", operation) == 3
