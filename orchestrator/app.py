@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 from fastapi import FastAPI, Security
 from fastapi.openapi.docs import get_swagger_ui_html
@@ -37,6 +39,7 @@ from orchestrator.session.lifecycle import Services, SessionLifecycle
 from orchestrator.session.registry import Idempotency
 from orchestrator.session.voices import SessionVoices
 from orchestrator.settings import Settings
+from orchestrator.supervisor import run_each
 from orchestrator.survival import make_store, surviving
 from orchestrator.tokens import Rooms, TokenMinter
 from orchestrator.tts.providers import synthesizers
@@ -45,6 +48,9 @@ from orchestrator.voice.process import VoiceWorker
 from orchestrator.webhook_queue import Endpoint
 from orchestrator.webhooks import Webhooks, secret
 
+CLOSE_S = 15.0
+"""How long each step of the end may take."""
+_log = logging.getLogger(__name__)
 OPEN_PATHS = frozenset({"/health", "/docs", "/openapi.json", page.PAGE_TOKEN_PATH})
 """What needs no key, beside the page's files. The page token has conditions of its own."""
 _DESCRIPTION = "Talking avatars for LiveKit rooms. Errors are application/problem+json with a stable `code`."
@@ -67,23 +73,31 @@ def create_app(settings: Settings, *, voices: Voices | None = None) -> FastAPI:
         traces.start("musetalk-orchestrator")
         context = _assemble(settings, access, metrics, spoken)
         app.state.context = context
-        await context.rooms.open()
-        await context.ingresses.open()
+        warming = asyncio.create_task(spoken.open(), name="voices")
+        await asyncio.sleep(0)  # from its first step on `/speak` waits for it
         try:
+            await context.rooms.open()
+            await context.ingresses.open()
             async with _trust(settings, access, metrics):
                 context.own_voices.open()
-                await spoken.open()
                 async with surviving(context):
                     yield
         finally:
-            await context.own_voices.aclose()
-            await context.webhooks.aclose()
-            await spoken.aclose()
-            await context.ingresses.aclose()
-            await context.rooms.aclose()
-            await context.pool.aclose()
-            await context.agents.aclose()
-            await traces.stop()
+            warming.cancel()
+            await run_each(
+                ("voices' start", partial(asyncio.wait, {warming})),
+                ("own voices", context.own_voices.aclose),
+                ("webhooks", context.webhooks.aclose),
+                ("voices", spoken.aclose),
+                ("ingresses", context.ingresses.aclose),
+                ("rooms", context.rooms.aclose),
+                ("pool", context.pool.aclose),
+                ("agents", context.agents.aclose),
+                ("traces", traces.stop),
+                within_s=CLOSE_S,
+            )
+            if not warming.cancelled() and (failure := warming.exception()) is not None:
+                _log.error("the voices did not start", exc_info=failure)
 
     app = FastAPI(
         title="musetalk-livekit orchestrator",
@@ -153,9 +167,11 @@ async def _trust(settings: Settings, access: Access, metrics: Metrics) -> AsyncI
             await keys.open()
         yield
     finally:
-        if keys is not None:
-            await keys.aclose()
-        await asyncio.to_thread(access.audit.close)
+        try:
+            if keys is not None:
+                await keys.aclose()
+        finally:
+            await asyncio.to_thread(access.audit.close)
 
 
 def _assemble(settings: Settings, access: Access, metrics: Metrics, voices: Voices) -> Context:

@@ -68,6 +68,7 @@ async def dictate(
     voice: Annotated[str | None, Query(min_length=1, max_length=VOICE_CHARACTERS)] = None,
 ) -> dict[str, int]:
     """Speaks the body while it comes. Answers at its end, or when the segment is over."""
+    await ctx.voices.wait_open()
     session = await here(ctx, current(request.scope), session_id)
     live = session.speakable()
     ctx.sessions.admit()
@@ -108,6 +109,7 @@ async def speak(session_id: str, body: SpeakRequest, ctx: Ctx, request: Request)
     """Speaks a text. Answers at once with the number of its segment; playback events tell the rest. A body of `text/plain` is
     spoken while it comes, and answered at its end.
     """
+    await ctx.voices.wait_open()
     live = (await here(ctx, current(request.scope), session_id)).speakable()
     ctx.sessions.admit()
     if not body.text.strip():
@@ -120,4 +122,5 @@ async def speak(session_id: str, body: SpeakRequest, ctx: Ctx, request: Request)
 @router.get("/voices")
 async def voices(ctx: Ctx) -> dict[str, Any]:
     """Every voice that `/speak` knows here; empty when none is installed."""
+    await ctx.voices.wait_open()
     return {"voices": [asdict(voice) for voice in ctx.voices.names()], "default": ctx.sessions.options.voice}

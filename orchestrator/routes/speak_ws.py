@@ -46,6 +46,7 @@ async def speak(socket: WebSocket, session_id: str) -> None:
     with ExitStack() as held:
         try:
             session = await admit(ctx, socket, session_id, text=True)
+            await ctx.voices.wait_open()
             live = session.speakable()
             ctx.sessions.admit()
             voice = _voice(ctx, socket)

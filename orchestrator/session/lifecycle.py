@@ -44,16 +44,14 @@ class SessionLifecycle:
         when it was stopped meanwhile. Nothing of a failed start remains.
         """
         self.admit()
-        begun = time.time()
+        begun = time.monotonic()
         session = Session(
             session_id="ses_" + "".join(secrets.choice(_ID_LETTERS) for _ in range(_ID_LENGTH)),
             order=order,
-            expires_at=begun + self.options.max_s,
+            expires_at=time.time() + self.options.max_s,
             started=asyncio.get_running_loop().create_future(),
         )
-        self.registry.add(session)
-        owner = SessionOwner(session, self._services, self.options)
-        session.owner = asyncio.create_task(self._own(session, owner), name=f"session-{session.session_id}")
+        self._begin(session)
         metrics = self._services.metrics
         try:
             await asyncio.shield(session.started)
@@ -64,15 +62,13 @@ class SessionLifecycle:
             await self.stop(session, "start_cancelled")
             raise
         metrics.starts.labels(outcome="ok").inc()
-        metrics.start_seconds.observe(time.time() - begun)
+        metrics.start_seconds.observe(time.monotonic() - begun)
         return session
 
     def adopt(self, record: StoredSession) -> Session:
         """Goes on with a session that another process began; its lease is ours. Returns at once: `started` tells the rest."""
         session = from_record(record, self._services.ledger.seal)
-        self.registry.add(session)
-        owner = SessionOwner(session, self._services, self.options, record)
-        session.owner = asyncio.create_task(self._own(session, owner), name=f"session-{session.session_id}")
+        self._begin(session, record)
         return session
 
     def admit(self) -> None:
@@ -166,6 +162,13 @@ class SessionLifecycle:
         session.snapshot, session.snapshot_at, session.publisher_mode = snapshot, time.monotonic(), mode
         return snapshot
 
+    def _begin(self, session: Session, known: StoredSession | None = None) -> None:
+        """Starts the task that owns the session, in the registry from now on."""
+        self.registry.add(session)
+        owner = SessionOwner(session, self._services, self.options, known)
+        session.owner = asyncio.create_task(self._own(session, owner), name=f"session-{session.session_id}")
+        session.owner.add_done_callback(lambda _: self._owned(session))
+
     async def _own(self, session: Session, owner: SessionOwner) -> None:
         await owner.run()
         if session.end_reason == HANDED_OVER:
@@ -175,6 +178,13 @@ class SessionLifecycle:
             self._services.ledger.forget(session.session_id)
         else:
             self._services.ledger.leave(session.session_id)
+
+    def _owned(self, session: Session) -> None:
+        """The owner has ended. One that was cancelled before its first step has done nothing, not even said so."""
+        if not session.started.done():
+            session.started.set_exception(session.over())
+            session.started.exception()
+            self.registry.forget(session)
 
 
 def _moving(session: Session) -> ProblemError:

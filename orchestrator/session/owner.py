@@ -26,8 +26,11 @@ from orchestrator.session.stored import to_record
 from orchestrator.session.telling import ingress_attributes, tell_state
 from orchestrator.session.watch import Lifetime
 from orchestrator.store.base import StoredSession
+from orchestrator.supervisor import run_each
 
 LINK_OPEN_S = 10.0
+CLOSE_STEP_S = 15.0
+"""Longest step of a session's end: an agent that does not answer a stop is given up after ten seconds."""
 HANDED_OVER = "handed_over"
 """The `end_reason` of a session that ends only here: another process goes on with it."""
 _log = logging.getLogger(__name__)
@@ -102,6 +105,7 @@ class SessionOwner:
     async def _open(self) -> None:
         """Room, ingress, place at an agent, avatar in the room. What it did is on the session for `_close` to undo."""
         session, order, ingresses = self._session, self._session.order, self._services.ingresses
+        self._services.voices.reserve(session)
         making: asyncio.Task[RoomIngress | None] | None = None
         if order.connect_livekit and order.rtmp_url is None and ingresses is not None:
             making = asyncio.create_task(ingresses.create(order.room, session.identity, "Avatar"))
@@ -248,18 +252,20 @@ class SessionOwner:
         """Returns when the session has outlived its use, with `end_reason` set."""
         session = self._session
         order = session.order
+        begun = time.monotonic()
         life = Lifetime(
             self._options,
-            time.time(),
-            session.expires_at,
+            begun,
+            begun + session.expires_at - time.time(),  # from here on a step of the wall clock ends no session
             counts_viewers=order.connect_livekit,
             counts_speaker=order.audio_source is AudioSource.DATASTREAM,
         )
+        last_audio_at = live.last_audio_at
         while True:
             await refresh(self._services.agents, session)
-            now = time.time()
-            life.note_audio(live.last_audio_at or 0.0)
-            if not live.quiet:
+            now = time.monotonic()
+            if live.last_audio_at != last_audio_at or not live.quiet:
+                last_audio_at = live.last_audio_at
                 life.note_audio(now)
             if session.snapshot is not None:
                 life.note_viewers(session.snapshot.viewers, now)
@@ -274,20 +280,46 @@ class SessionOwner:
     # --- the end
 
     async def _close(self, problem: ProblemError | None) -> None:
+        """Undoes all that was done. Every step runs whatever becomes of the others, and at its end the session has ended."""
+        session = self._session
+        await run_each(
+            ("speech", partial(self._end_speech, problem)),
+            ("agent", self._stop_agent),
+            ("room", self._leave_room),
+            ("place", self._give_place_back),
+            ("record", partial(self._settle, problem)),
+            within_s=CLOSE_STEP_S,
+        )
+        if not session.ended:  # the step that says so is the one that failed
+            session.base_state = SessionState.STOPPED if problem is None else SessionState.FAILED
+            session.ended_at = session.ended_at or time.time()
+        if not session.started.done():
+            session.started.set_exception(problem or session.over())
+            session.started.exception()  # whoever waited may be gone; that is no reason for a warning
+
+    async def _end_speech(self, problem: ProblemError | None) -> None:
         session, services = self._session, self._services
-        if problem is None:
-            tell_state(services.events, session, SessionState.DRAINING, session.end_reason)
-        if session.live is not None:
-            session.live.end(problem)
-        services.voices.end(session)
-        if session.lease is not None:
-            await self._stop_agent()
+        try:
+            if problem is None:
+                tell_state(services.events, session, SessionState.DRAINING, session.end_reason)
+            if session.live is not None:
+                session.live.end(problem)
+        finally:
+            services.voices.end(session)
+
+    async def _leave_room(self) -> None:
+        session, services = self._session, self._services
         if session.placed and session.order.connect_livekit:
             await services.rooms.remove(session.order.room, session.identity)
         if session.ingress is not None and services.ingresses is not None:
             if await services.ingresses.remove(session.ingress.ingress_id):
                 session.ingress = None  # one that is left stays in the record, for the reaper
-        services.pool.release(session.session_id)
+
+    async def _give_place_back(self) -> None:
+        self._services.pool.release(self._session.session_id)
+
+    async def _settle(self, problem: ProblemError | None) -> None:
+        session, services = self._session, self._services
         session.retire()
         session.error = problem
         session.ended_at = time.time()
@@ -295,19 +327,28 @@ class SessionOwner:
         tell_state(services.events, session, over, session.end_reason)
         services.metrics.ends.labels(reason=session.end_reason or "stopped").inc()
         _log.info("session ended", extra={"session_id": session.session_id, "reason": session.end_reason})
-        if not session.started.done():
-            session.started.set_exception(problem or session.over())
-            session.started.exception()  # whoever waited may be gone; that is no reason for a warning
 
     async def _let_go(self) -> None:
         """Another process goes on with the session: agent and room are left as they are, the sender is to come again."""
         session, services = self._session, self._services
-        if session.live is not None:
-            session.live.outbox.close(CLOSE_RESTART)
-        services.voices.end(session)
-        await services.ledger.hand_over(session.session_id)
-        services.pool.forget(session.session_id)
-        session.retire()
+
+        async def close_audio() -> None:
+            try:
+                if session.live is not None:
+                    session.live.outbox.close(CLOSE_RESTART)
+            finally:
+                services.voices.end(session)
+
+        async def forget() -> None:
+            services.pool.forget(session.session_id)
+            session.retire()
+
+        await run_each(
+            ("speech", close_audio),
+            ("record", partial(services.ledger.hand_over, session.session_id)),
+            ("place", forget),
+            within_s=CLOSE_STEP_S,
+        )
         _log.info("session handed over", extra={"session_id": session.session_id})
         if not session.started.done():
             session.started.set_exception(session.over())
@@ -315,7 +356,8 @@ class SessionOwner:
 
     async def _stop_agent(self) -> None:
         session = self._session
-        assert session.lease is not None
+        if session.lease is None:
+            return
         try:
             session.snapshot = await self._services.agents.stop(session.lease, session.session_id)
         except ProblemError as error:

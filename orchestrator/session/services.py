@@ -20,6 +20,10 @@ from orchestrator.tokens import Rooms, TokenMinter
 class OwnVoices(Protocol):
     """The orchestrator's own voice in sessions."""
 
+    def reserve(self, session: Session) -> None:
+        """Before the session takes anything else. Raises ProblemError `at_capacity` when it is to speak and has no line left."""
+        ...
+
     def begin(self, session: Session) -> None:
         """The session's audio path is there. Raises ProblemError `at_capacity`."""
         ...
@@ -41,6 +45,9 @@ class OwnVoices(Protocol):
 
 class NoVoices:
     """Silence until there is an agent again."""
+
+    def reserve(self, session: Session) -> None:
+        """Nothing."""
 
     def begin(self, session: Session) -> None:
         """Nothing."""

@@ -45,6 +45,7 @@ class SessionVoices:
         self._metrics = metrics
         self._standby = standby
         self._voicings: dict[str, Voicing] = {}
+        self._reserved: set[str] = set()
 
     def open(self) -> None:
         """Starts the worker in the background, unless nothing is to stand by."""
@@ -55,9 +56,19 @@ class SessionVoices:
         """Ends the worker."""
         await self._worker.aclose()
 
+    def reserve(self, session: Session) -> None:
+        """Keeps a line for a session that is starting. Raises ProblemError `at_capacity` when it needs one and none is left."""
+        order = session.order
+        if order.voice is not VoiceSource.ORCHESTRATOR or not order.connect_livekit:
+            return
+        if len(self._worker.lines) + len(self._reserved) >= LINES_MAX:
+            raise _busy()
+        self._reserved.add(session.session_id)
+
     def begin(self, session: Session) -> None:
         """The session's audio path is there. Raises ProblemError `at_capacity` when it is to speak and has no line left."""
         order, live = session.order, session.live
+        self._reserved.discard(session.session_id)
         if live is None or not order.connect_livekit:
             return
         always = order.voice is VoiceSource.ORCHESTRATOR
@@ -67,16 +78,12 @@ class SessionVoices:
         try:
             voicing.open()
         except VoiceBusyError as error:
-            raise ProblemError(
-                ErrorCode.AT_CAPACITY,
-                f"The orchestrator speaks in {LINES_MAX} rooms already: stop a session, or let the agent speak.",
-                retry_after_s=_RETRY_AFTER_S,
-                limit=LINES_MAX,
-            ) from error
+            raise _busy() from error
         self._voicings[session.session_id] = voicing
 
     def end(self, session: Session) -> None:
         """The session is over."""
+        self._reserved.discard(session.session_id)
         voicing = self._voicings.pop(session.session_id, None)
         if voicing is not None:
             voicing.close()
@@ -123,3 +130,12 @@ class SessionVoices:
             )
 
         return lambda on_report: self._worker.line(minter.url, token, on_report)
+
+
+def _busy() -> ProblemError:
+    return ProblemError(
+        ErrorCode.AT_CAPACITY,
+        f"The orchestrator speaks in {LINES_MAX} rooms already: stop a session, or let the agent speak.",
+        retry_after_s=_RETRY_AFTER_S,
+        limit=LINES_MAX,
+    )

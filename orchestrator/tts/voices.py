@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Sequence
 
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
@@ -34,14 +35,24 @@ class Voices:
 
     def __init__(self, default: str | None = None, *, synthesizers: Sequence[Synthesizer] | None = None) -> None:
         self._default = default
+        self._warm: asyncio.Event | None = None
         self.synthesizers: tuple[Synthesizer, ...] = (
             tuple(synthesizers) if synthesizers is not None else (LocalSynthesizer(),)
         )
 
     async def open(self) -> None:
         """Starts the providers and warms them up (2 s for the embedded voices). Nothing installed is not an error."""
-        for synthesizer in self.synthesizers:
-            await synthesizer.open()
+        self._warm = asyncio.Event()
+        try:
+            for synthesizer in self.synthesizers:
+                await synthesizer.open()
+        finally:
+            self._warm.set()
+
+    async def wait_open(self) -> None:
+        """Returns once `open` has returned, or failed, if it was called. Cancelling is harmless."""
+        if self._warm is not None:
+            await self._warm.wait()
 
     async def aclose(self) -> None:
         """Ends the providers, within seconds; no process is left. Safe to call twice."""

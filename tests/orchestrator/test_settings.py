@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
 import pytest
 
-from orchestrator.settings import SettingsError, load
+from orchestrator.__main__ import _EPILOG
+from orchestrator.settings import Settings, SettingsError, load
 
 ENVIRONMENT = {
     "LIVEKIT_URL": "ws://127.0.0.1:7880",
@@ -99,3 +101,8 @@ def test_the_program_tells_its_version_and_its_options() -> None:
     assert program("--version").stdout.startswith("musetalk-orchestrator 0")
     told = program("serve", "--help").stdout
     assert "ORCHESTRATOR_API_KEY" in told and "--port" in told
+
+
+def test_the_help_of_serve_names_every_variable() -> None:
+    named = set(re.findall(r"[A-Z][A-Z0-9_]+", _EPILOG))
+    assert {name.upper() for name in Settings.model_fields} - named == set()

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from musetalk_agent.protocol.http import AvatarSource, Picture
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
+from orchestrator.session.record import SessionOrder
 from tests.fakes.fleet import fleet
 from tests.fakes.stage import Stage, stage
 
+ORDER = SessionOrder(room="r", avatar=AvatarSource(), picture=Picture(), engine="pattern")
 BODY = {"room": "r", "engine": "pattern"}
 
 
@@ -189,3 +193,72 @@ async def test_agents_that_fill_up_meanwhile_are_each_asked_once() -> None:
             answer = await here.stage.http.post("/session/start", json=BODY)
         assert (answer.status_code, answer.json()["code"]) == (503, "at_capacity")
         assert [agent.starts for agent in here.agents.values()] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("broken", ["live.end", "agents.stop", "rooms.remove", "pool.release", "metrics"])
+async def test_an_end_of_which_a_step_breaks_is_an_end(
+    running: Stage, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    started = await running.start()
+    context = running.app.state.context
+    session = context.sessions.registry.get(started["session_id"])
+
+    def fails(*arguments: object) -> None:
+        raise RuntimeError("a bug")
+
+    async def fails_later(*arguments: object) -> None:
+        raise RuntimeError("a bug")
+
+    if broken == "live.end":
+        monkeypatch.setattr(session.live, "end", fails)
+    elif broken == "metrics":
+        monkeypatch.setattr(context.metrics.ends, "labels", fails)
+    else:
+        part, _, name = broken.partition(".")
+        monkeypatch.setattr(getattr(context, part), name, fails if part == "pool" else fails_later)
+    stopped = await running.http.post(f"/session/{started['session_id']}/stop")
+    assert (stopped.status_code, stopped.json()["state"]) == (200, "stopped")
+    assert session.owner is not None and session.owner.done() and not session.owner.cancelled()
+    if broken != "agents.stop":
+        assert running.agent.stopped == [started["session_id"]]
+    if broken != "rooms.remove":
+        assert running.rooms.removed == [("stage", started["avatar_identity"])]
+    await context.ledger.flush()
+    record = await context.ledger.store.load(started["session_id"])
+    assert record is not None and record.ended and await context.ledger.store.holder(record.session_id) is None
+
+
+async def test_a_start_that_is_ended_before_its_first_step_says_so(running: Stage) -> None:
+    sessions = running.app.state.context.sessions
+    starting = asyncio.create_task(sessions.start(ORDER))
+    await asyncio.sleep(0)
+    (session,) = sessions.registry.running()
+    session.owner.cancel()  # nothing of it has run yet
+    async with asyncio.timeout(10):
+        with pytest.raises(ProblemError) as caught:
+            await starting
+    assert caught.value.code is ErrorCode.SESSION_ENDED
+    assert sessions.registry.all() == []
+
+
+async def test_a_step_of_the_wall_clock_ends_no_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with stage(session_idle_ttl_s=300.0, viewer_grace_s=300.0) as running:
+        started = await running.start()
+        context = running.app.state.context
+        session = context.sessions.registry.get(started["session_id"])
+        real = time.time
+        monkeypatch.setattr("time.time", lambda: real() + 12 * 3600)
+        asked = session.snapshot_at
+        await until(lambda: session.snapshot_at > asked)  # the deadlines are looked at again
+        asked = session.snapshot_at
+        await until(lambda: session.snapshot_at > asked)
+        assert not session.ended and running.agent.stopped == []
+
+
+async def test_a_voice_that_is_not_to_be_had_is_said_before_an_agent_is_asked(
+    running: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.session.voices.LINES_MAX", 0)
+    answer = await running.http.post("/session/start", json={**BODY, "speaker": "orchestrator"})
+    assert (answer.status_code, answer.json()["code"]) == (503, "at_capacity")
+    assert running.agent.starts == 0 and running.rooms.removed == []
