@@ -101,7 +101,8 @@ class World:
         """Who of ours is in the room, of whatever deployment."""
         from livekit import api
 
-        answer = await self.rooms._client.room.list_participants(api.ListParticipantsRequest(room="survivors"))
+        request = api.ListParticipantsRequest(room="survivors")
+        answer = await self.rooms._livekit.call(lambda livekit: livekit.room.list_participants(request), 10.0)
         return [one.identity for one in answer.participants]
 
     async def taken(self, session_id: str) -> int:
