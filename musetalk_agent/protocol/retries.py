@@ -53,7 +53,7 @@ CODES: dict[str, Verdict] = {
     "idle_timeout": Verdict.LATER,
 }
 """By the problem's own code, where its status says something else. `idle_timeout` closes a WebSocket and has no status."""
-CLOSES: dict[int, Verdict] = {1000: Verdict.FINAL, 1001: Verdict.FINAL, 1008: Verdict.FINAL}
+CLOSES: dict[int, Verdict] = dict.fromkeys((1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010), Verdict.FINAL)
 """By the code a WebSocket was closed with; what is not listed (1006, 1011, 1012 …) is tried again."""
 
 

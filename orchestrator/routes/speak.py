@@ -6,6 +6,7 @@ import asyncio
 import codecs
 from contextlib import suppress
 from dataclasses import asdict
+from email.message import Message
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
@@ -71,6 +72,7 @@ async def dictate(
     await ctx.voices.wait_open()
     session = await here(ctx, current(request.scope), session_id)
     live = session.speakable()
+    _check_charset(request)
     ctx.sessions.admit()
     chosen = voice or ctx.sessions.options.voice
     ctx.voices.check(chosen)
@@ -95,13 +97,45 @@ async def dictate(
 
 
 async def _read(request: Request, dictation: Dictation) -> None:
-    """Returns at the end of the body, or when nobody speaks it any more."""
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    """Returns at the end of the body, or when nobody speaks it any more.
+
+    Raises ProblemError `invalid_request` at the first byte that is no UTF-8; what came before it is said.
+    """
+    decoder, taken = codecs.getincrementaldecoder("utf-8")(), 0
     with suppress(ClientDisconnect):  # what has come is said
         async for part in request.stream():
-            if not dictation.write(decoder.decode(part)):
+            waiting = len(decoder.getstate()[0])
+            try:
+                text = decoder.decode(part, final=not part)  # the last part is empty
+            except UnicodeDecodeError as error:
+                raise _no_utf8(taken - waiting + error.start) from None
+            taken += len(part)
+            if not dictation.write(text):
                 return
             await dictation.drain()
+
+
+def _check_charset(request: Request) -> None:
+    """Raises ProblemError `invalid_request` for a text in another encoding."""
+    told = Message()
+    told["content-type"] = request.headers.get("content-type", "")
+    charset = told.get_content_charset("utf-8")
+    if charset not in ("utf-8", "utf8", "us-ascii"):
+        raise ProblemError(
+            ErrorCode.INVALID_REQUEST,
+            f"Content-Type: a text in {charset[:40]!r} cannot be read: send it as UTF-8.",
+            field="Content-Type",
+            value=charset[:40],
+        )
+
+
+def _no_utf8(at: int) -> ProblemError:
+    return ProblemError(
+        ErrorCode.INVALID_REQUEST,
+        f"text: byte {at} of the body is no UTF-8: send the text as UTF-8.",
+        field="text",
+        value=at,
+    )
 
 
 @router.post("/session/{session_id}/speak", status_code=202, openapi_extra=_GROWING)

@@ -182,6 +182,11 @@ class _Line:
     def _write(self, piece: object) -> None:
         if not isinstance(piece, str):
             raise ProblemError(ErrorCode.INVALID_MESSAGE, 'A message of the type "text" has its text as a string.')
+        if any("\ud800" <= c <= "\udfff" for c in piece):
+            raise ProblemError(
+                ErrorCode.INVALID_MESSAGE,
+                "The text has half of a surrogate pair: send whole characters in each message.",
+            )
         if self._dictation is None:
             self._session.speakable()
             self._ctx.sessions.admit()

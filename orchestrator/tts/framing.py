@@ -51,7 +51,7 @@ def decode_header(head: bytes) -> dict[str, Any]:
     """
     try:
         value = json.loads(head)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise FramingError("the header is not JSON") from error
     if not isinstance(value, dict):
         raise FramingError("the header is not an object")

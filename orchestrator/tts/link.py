@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import sys
 from typing import Any
 
 from orchestrator.tts import framing
+from orchestrator.tts.child import end, log_errors
 
 logger = logging.getLogger(__name__)
 
@@ -17,7 +17,6 @@ HELLO_TIMEOUT_S = 60.0
 """Loading and warming up takes 2 s; a machine busy with everything else that starts may take many times that."""
 EXIT_TIMEOUT_S = 1.0
 """The worker leaves as soon as its input closes; after this it is killed."""
-_STDERR_BYTES = 2000
 
 
 class WorkerLostError(Exception):
@@ -29,7 +28,10 @@ class WorkerLink:
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
-        self._log = asyncio.create_task(self._drain(), name="speech-worker-stderr")
+        self._asked = 0
+        self._log = asyncio.create_task(
+            log_errors(process, logger, "speech worker stderr"), name="speech-worker-stderr"
+        )
 
     @classmethod
     async def start(cls, command: tuple[str, ...]) -> WorkerLink:
@@ -77,18 +79,22 @@ class WorkerLink:
         return header
 
     async def exchange(self, header: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
-        """Sends a request and waits for its answer. Cancelled in between, the link is of no more use.
+        """Sends a request, numbered by its `id`, and waits for its answer. Cancelled in between, the link is of no more use.
 
         Raises:
-            WorkerLostError: the process ended or answered nonsense.
+            WorkerLostError: the process ended or answered nonsense, such as an answer to something else.
         """
         assert self._process.stdin is not None
+        self._asked += 1
         try:
-            self._process.stdin.write(framing.encode(header))
+            self._process.stdin.write(framing.encode({**header, "id": self._asked}))
             await self._process.stdin.drain()
         except (ConnectionError, framing.FramingError) as error:
             raise WorkerLostError("the request could not be sent") from error
-        return await self._receive()
+        answer, payload = await self._receive()
+        if answer.get("id") != self._asked:  # one message too many, and every text would get the sound of another
+            raise WorkerLostError("it answered something that was not asked")
+        return answer, payload
 
     async def wait(self) -> None:
         """Waits for the end of the process."""
@@ -96,15 +102,8 @@ class WorkerLink:
 
     async def aclose(self) -> None:
         """Closes the worker's input, waits for its end, kills it if need be."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
         try:
-            async with asyncio.timeout(EXIT_TIMEOUT_S):
-                await self._process.wait()
-        except TimeoutError:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
-            await self._process.wait()
+            await end(self._process, EXIT_TIMEOUT_S)
         finally:
             self._log.cancel()
             await asyncio.wait([self._log])
@@ -119,10 +118,3 @@ class WorkerLink:
             raise WorkerLostError("the process ended") from error
         except (ConnectionError, framing.FramingError) as error:
             raise WorkerLostError(f"it sent nonsense: {error}") from error
-
-    async def _drain(self) -> None:
-        assert self._process.stderr is not None
-        while block := await self._process.stderr.read(_STDERR_BYTES):
-            logger.warning(
-                "speech worker stderr", extra={"worker_pid": self.pid, "text": block.decode(errors="replace").strip()}
-            )

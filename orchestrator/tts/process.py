@@ -25,6 +25,7 @@ PARTS_MAX = 64
 """Parts waiting at once, over all utterances; past it a new utterance is refused. At 0.1 s each, 6 s."""
 PART_TIMEOUT_S = 15.0
 """A part that takes longer hangs: the longest takes 0.3 s, on a machine fifty times too busy 15 s."""
+_RATES = range(8000, 48_001)
 BACKOFF_S = (0.1, 5.0)
 """First and longest wait before a lost worker is started again; it doubles until a part succeeds."""
 
@@ -144,10 +145,13 @@ class SpeechWorker:
 
     async def _greet(self, link: WorkerLink) -> bool:
         hello = await link.hello()
-        self.voices = tuple(
-            VoiceInfo(str(v["name"]), str(v["language"]), str(v["provider"]), int(v["sample_rate"]))
-            for v in hello["voices"]
-        )
+        try:
+            self.voices = tuple(
+                VoiceInfo(str(v["name"]), str(v["language"]), str(v["provider"]), _rate(v["sample_rate"]))
+                for v in hello["voices"]
+            )
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise WorkerLostError("its hello was malformed") from error
         logger.info("speech worker ready", extra={"voices": len(self.voices), "missing": hello.get("missing", [])})
         self._settled.set()
         return bool(self.voices)
@@ -223,9 +227,21 @@ def _part(header: dict[str, Any], pcm: bytes) -> SpokenPart | None:
             tuple((str(text), int(start), int(end)) for text, start, end in header.get(kind, ()))
             for kind in ("cues", "words")
         )
-        return SpokenPart(pcm, int(header["sample_rate"]), cues, words)
-    except (KeyError, TypeError, ValueError) as error:
+        if len(pcm) % 2:
+            raise ValueError("half a sample")
+        samples = len(pcm) // 2
+        if any(not 0 <= start <= end <= samples for _, start, end in (*cues, *words)):
+            raise ValueError("a time outside of the sound")
+        return SpokenPart(pcm, _rate(header["sample_rate"]), cues, words)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise WorkerLostError("the answer was malformed") from error
+
+
+def _rate(value: object) -> int:
+    """Samples per second. Raises ValueError for what is none."""
+    if not isinstance(value, int) or value not in _RATES:
+        raise ValueError("no rate of samples")
+    return value
 
 
 def _settle(job: _Job, error: ProblemError) -> None:

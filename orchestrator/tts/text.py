@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from dataclasses import dataclass
+from html import unescape
 
 PART_CHARACTERS = 120
 """Longest part, in letters: about 7 s of speech, 0.3 s of synthesis, the longest that other utterances wait for their turn."""
@@ -24,9 +25,14 @@ PARAGRAPH_PAUSE_MS = 400
 
 _TAG = re.compile(r"<!--.*?-->|</?[A-Za-z][^<>]{0,500}>", re.DOTALL)
 _LINK = re.compile(r"!?\[([^\[\]]*)\]\([^()\s]*\)")
-_FENCE = re.compile(r"`+|~~+|(?<!\w)[*_]+(?=\S)|(?<=\S)[*_]+(?!\w)|^\s*(?:#+|>+)\s+", re.MULTILINE)
+_FENCE = re.compile(r"`+|~~+|(?<!\w)[*_]+(?=\S)|(?<=\S)[*_]+(?!\w)|^[ \t]*(?:#+|>+)[ \t]+", re.MULTILINE)
 _BULLET = re.compile(r"(?:^|\n)[ \t]*(?:[-*•‣]|\d{1,3}[.)])[ \t]+")
 _LOOSE_MARK = re.compile(r"\s+(?=[.,!?;:…](?:\s|$))")
+_CHECKBOX = re.compile(r"^([ \t]{0,40}(?:[-*+•‣]|\d{1,3}[.)])[ \t])\[[ xX]\][ \t]", re.MULTILINE)
+_NOTE = re.compile(r"\[\^[^\]\s]{1,40}\]:?|(?<=\])\[[^\[\]\n]{0,80}\]")
+_ENTITY = re.compile(r"&(?:[A-Za-z]{2,8}|#\d{1,7}|#[xX][0-9A-Fa-f]{1,6});")
+_DIVIDER = frozenset("|:=-*_~+ \t")
+_RULES = frozenset("-=*_~")
 _PARAGRAPH = re.compile(r"\n[ \t]*\n\s*")
 # Sounds that symbols of the emoji category have names for in every voice; all the others are pictures.
 _SPOKEN_SYMBOLS = frozenset("°©®™№")
@@ -52,6 +58,8 @@ class Part:
 def clean(text: str) -> str:
     """The speakable text; empty when nothing can be pronounced. Paragraphs stay apart by one newline."""
     text = unicodedata.normalize("NFC", text).replace("\r\n", "\n").replace("\r", "\n").replace("\u2028", "\n")
+    text = _ENTITY.sub(lambda entity: unescape(entity[0]), text)
+    text = "\n".join(_line(line) for line in _NOTE.sub("", _CHECKBOX.sub(r"\1", text)).split("\n"))
     text = _LINK.sub(r"\1", _TAG.sub(" ", text))
     text = _BULLET.sub("\n\n", _PARAGRAPH.sub("\n\n", _FENCE.sub("", text)))
     # piper reads [[…]] as raw phonemes; nobody means that here.
@@ -78,6 +86,17 @@ def parts(cleaned: str) -> list[Part]:
 def abbreviated(text: str) -> bool:
     """Whether the full stop at its end is that of an abbreviation or an initial."""
     return _ABBREVIATION.search(text) is not None
+
+
+def _line(line: str) -> str:
+    """A line without what is drawn rather than said: the cells of a table's row are listed, dividers part paragraphs."""
+    bare = line.strip()
+    if not set(bare) - _DIVIDER and sum(c in _RULES for c in bare) >= 3:
+        return "\n"
+    if "|" not in bare:
+        return line
+    listed = ", ".join(cell for cell in (cell.strip() for cell in bare.split("|")) if cell)
+    return f"\n{listed}\n" if bare[0] == bare[-1] == "|" else listed
 
 
 def _speakable(text: str) -> str:

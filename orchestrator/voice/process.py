@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import sys
@@ -15,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from orchestrator.metrics import Metrics
 from orchestrator.supervisor import supervise
 from orchestrator.tts import framing
+from orchestrator.tts.child import end, log_errors
 from orchestrator.voice.line import VoiceLine
 from orchestrator.voice.messages import CutMade, Report, told
 
@@ -28,7 +28,6 @@ _HELLO_TIMEOUT_S = 30.0
 SILENCE_S = 5.0
 """The worker gives a sign of life every second; after this long without one it hangs and is killed."""
 _EXIT_TIMEOUT_S = 5.0
-_STDERR_BYTES = 2000
 _UNSENT_BYTES = 16 << 20
 """A worker that leaves this much unread hangs; lines send two seconds ahead, so it is never reached by one that does not."""
 log = logging.getLogger(__name__)
@@ -156,7 +155,7 @@ class VoiceWorker:
         except OSError as error:
             raise _WorkerLostError(f"it cannot be started: {error.strerror}") from error
         self._process = process
-        errors = asyncio.create_task(_drain(process), name="voice-worker-stderr")
+        errors = asyncio.create_task(log_errors(process, log, "voice worker stderr"), name="voice-worker-stderr")
         try:
             await self._listen(process)
         finally:
@@ -164,7 +163,7 @@ class VoiceWorker:
             self._process = None
             for line in self.lines:
                 line.worker_lost()
-            await _end(process)
+            await end(process, _EXIT_TIMEOUT_S)
             errors.cancel()
             await asyncio.wait([errors])
 
@@ -193,23 +192,3 @@ class VoiceWorker:
                 self._ready.set()
                 for line in self.lines:
                     line.worker_ready()
-
-
-async def _end(process: asyncio.subprocess.Process) -> None:
-    """Closes the worker's input, waits for its end, kills it if need be."""
-    assert process.stdin is not None
-    process.stdin.close()
-    try:
-        async with asyncio.timeout(_EXIT_TIMEOUT_S):
-            await process.wait()
-    except TimeoutError:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
-
-
-async def _drain(process: asyncio.subprocess.Process) -> None:
-    assert process.stderr is not None
-    while block := await process.stderr.read(_STDERR_BYTES):
-        text = block.decode(errors="replace").strip()
-        log.warning("voice worker stderr", extra={"worker_pid": process.pid, "text": text})

@@ -21,7 +21,9 @@ export const RETRIES = {
     "session_ended": "final", "idempotency_conflict": "final", "speech_elsewhere": "final", "publisher_unavailable": "final",
     "engine_unavailable": "final", "voice_unavailable": "final", "idle_timeout": "later"
   },
-  "closes": { "1000": "final", "1001": "final", "1008": "final" },
+  "closes": {
+    "1000": "final", "1001": "final", "1002": "final", "1003": "final", "1007": "final", "1008": "final", "1009": "final", "1010": "final"
+  },
   "link": { "first_s": 0.1, "factor": 2.0, "longest_s": 5.0, "total_s": 120.0 },
   "call": { "first_s": 0.25, "factor": 2.0, "longest_s": 5.0, "total_s": 30.0 },
   "silence_s": 10.0,

@@ -1,7 +1,7 @@
-"""Reads requests `{"voice", "text"}` on standard input, answers each with its PCM on standard output, in order.
+"""Reads requests `{"id", "voice", "text"}` on standard input, answers each with its PCM on standard output, in order.
 
-The first message is a hello: `{"voices": [...], "missing": [...]}`. An answer is `{"sample_rate", "cues", "words"}` and int16
-mono PCM, or `{"error"}`.
+The first message is a hello: `{"voices": [...], "missing": [...]}`. An answer is `{"id", "sample_rate", "cues", "words"}` and int16
+mono PCM, or `{"id", "error"}`.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ def main() -> int:
     voices = [voice for engine in engines for voice in engine.voices()]
     _send(replies, framing.encode({"voices": voices, "missing": missing}))
     by_provider = {engine.provider: engine for engine in engines}
-    requests: queue.Queue[tuple[str, str]] = queue.Queue(REQUESTS_MAX)
+    requests: queue.Queue[tuple[int, str, str]] = queue.Queue(REQUESTS_MAX)
     threading.Thread(target=_read, args=(sys.stdin.buffer, requests), daemon=True).start()
     while True:
-        voice, text = requests.get()
-        _send(replies, _answer(by_provider, voice, text))
+        number, voice, text = requests.get()
+        _send(replies, _answer(by_provider, number, voice, text))
 
 
 def _private_stdout() -> BinaryIO:
@@ -43,27 +43,27 @@ def _private_stdout() -> BinaryIO:
     return replies
 
 
-def _read(source: BinaryIO, requests: queue.Queue[tuple[str, str]]) -> None:
+def _read(source: BinaryIO, requests: queue.Queue[tuple[int, str, str]]) -> None:
     try:
         while prefix := source.read(framing.LENGTHS.size):
             head, payload = framing.lengths(prefix)
             header = framing.decode_header(source.read(head))
             source.read(payload)
-            requests.put((str(header["voice"]), str(header["text"])))
+            requests.put((int(header["id"]), str(header["voice"]), str(header["text"])))
     finally:
         # At once, whatever the voice is doing: the core is gone, or talks nonsense and will start another worker.
         os._exit(0)
 
 
-def _answer(engines: dict[str, Engine], voice: str, text: str) -> bytes:
+def _answer(engines: dict[str, Engine], number: int, voice: str, text: str) -> bytes:
     provider, _, name = voice.partition(":")
     try:
         speech = engines[provider].speak(text, name)
-        header = {"sample_rate": speech.sample_rate, "cues": speech.cues, "words": speech.words}
+        header = {"id": number, "sample_rate": speech.sample_rate, "cues": speech.cues, "words": speech.words}
         return framing.encode(header, speech.pcm.tobytes())
     except Exception as error:  # noqa: BLE001
         # Task boundary: one text that a voice chokes on must not take the other utterances with it. The text stays untold.
-        return framing.encode({"error": type(error).__name__})
+        return framing.encode({"id": number, "error": type(error).__name__})
 
 
 def _send(replies: BinaryIO, message: bytes) -> None:

@@ -164,6 +164,38 @@ async def test_what_cannot_be_spoken(
     assert (answer.status_code, answer.json()["code"]) == (status, code)
 
 
+@pytest.mark.parametrize("body", [b"caf\xe9 is closed.", b"\xff\xfe", "cut off \u20ac".encode()[:-1], b"a\xed\xa0\x80"])
+async def test_a_text_that_is_no_utf8_is_refused_and_nothing_is_said(speaking: Stage, body: bytes) -> None:
+    started = await speaking.start()
+    answer = await post(speaking, started["session_id"], body)
+    problem = answer.json()
+    assert (answer.status_code, problem["code"], problem["field"]) == (422, "invalid_request", "text")
+    assert body[problem["value"]] >= 0x80  # the byte that is wrong
+
+
+async def test_utf8_may_be_cut_anywhere(speaking: Stage) -> None:
+    started = await speaking.start()
+    text = "Gr\u00fc\u00df dich, \U0001f600 Welt.".encode()
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for at in range(len(text)):
+            yield text[at : at + 1]
+
+    assert (await post(speaking, started["session_id"], pieces())).status_code == 202
+
+
+@pytest.mark.parametrize(("charset", "status"), [("latin-1", 422), ("utf-16", 422), ("UTF-8", 202), ('"utf-8"', 202)])
+async def test_another_charset_is_refused(speaking: Stage, charset: str, status: int) -> None:
+    started = await speaking.start()
+    answer = await speaking.http.post(
+        f"/session/{started['session_id']}/speak",
+        content=b"Hello.",
+        headers={"Content-Type": f"text/plain; charset={charset}"},
+    )
+    assert answer.status_code == status
+    assert status == 202 or answer.json()["code"] == "invalid_request"
+
+
 async def test_any_bytes_are_a_text_or_an_error(speaking: Stage) -> None:
     started = await speaking.start()
     for name, body in NOT_AN_OBJECT.items():
@@ -300,6 +332,7 @@ async def test_a_broken_voice_is_told_to_the_writer(speaking: Stage) -> None:
     [
         ("{", "invalid_message"),
         ('{"type":"text"}', "invalid_message"),
+        ('{"type":"text","text":"half \\ud83d of it"}', "invalid_message"),
         ('{"type":"text","text":"' + "x" * (17 << 10) + '"}', "message_too_large"),
     ],
 )

@@ -29,6 +29,18 @@ def test_words_share_the_sound_by_their_letters() -> None:
     assert spread("", 0, 100) == ()
 
 
+MARKED = "# Ages\n\n| Ann | **41** |\n|-----|----|\n| Bob | 7 |\n\n---\n\nThat is *all* \U0001f600 of [it](http://x.y)."
+
+
+@pytest.mark.voice
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize("voice", ["piper:joe", "espeak:en-us"])
+async def test_captions_show_what_is_said_and_no_marks(voices: Voices, voice: str) -> None:
+    chunks = [chunk async for chunk in voices.speak(MARKED, voice)]
+    said = "".join(word.text for chunk in chunks for word in chunk.words)
+    assert said.split() == "Ages Ann, 41 Bob, 7 That is all of it.".split()
+
+
 @pytest.mark.voice
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("voice", ["piper:joe", "espeak:en-us"])

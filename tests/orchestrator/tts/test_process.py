@@ -72,7 +72,7 @@ async def test_a_killed_worker_fails_its_utterance_and_the_next_one_speaks() -> 
     assert caught.value.code is ErrorCode.TTS_FAILED
 
 
-# Speaks the protocol without a voice: answers with 10 ms of silence, dies over "die", hangs over "hang", babbles over "babble".
+# Speaks the protocol without a voice: answers with 10 ms of silence, and does what it should not over certain texts.
 SCRIPTED = """
 import sys, time
 from orchestrator.tts import framing as f
@@ -83,9 +83,21 @@ while p := i.read(8):
     h = f.decode_header(i.read(f.lengths(p)[0]))
     if h['text'] == 'die': sys.exit(3)
     if h['text'] == 'hang': time.sleep(60)
-    if h['text'] == 'babble': send(b'x' * 64)
-    if h['text'] == 'refuse': send(f.encode({'error': 'KeyError'}))
-    send(f.encode({'sample_rate': 16000, 'cues': [['a', 0, 160]]}, bytes(320)))
+    n, t = h['id'], h['text']
+    if t == 'babble': send(b'x' * 64)
+    if t == 'huge': send(b'\\xff' * 8)
+    if t == 'flood':
+        while True: send(f.encode({'id': n + 1, 'sample_rate': 16000}, bytes(320)))
+    if t == 'trickle':
+        while True: send(b'\\0'); time.sleep(0.1)
+    if t == 'deep': b = b'[' * 200_000; send(f.LENGTHS.pack(len(b), 0) + b)
+    if t == 'log':
+        for _ in range(400): sys.stderr.write('y' * 4000)
+    if t == 'refuse': send(f.encode({'id': n, 'error': 'KeyError'})); continue
+    wrong = {'odd': {}, 'rate': {'sample_rate': 0}, 'cue': {'cues': [['a', 0, 161]]}, 'word': {'words': [['a', -1, 1]]}}
+    if t == 'twice': send(f.encode({'id': n, 'sample_rate': 16000, 'cues': []}, b'\\1\\1' * 160))
+    told = {'id': n, 'sample_rate': 16000, 'cues': [['a', 0, 160]], **wrong.get(t, {})}
+    send(f.encode(told, bytes(321 if t == 'odd' else 320)))
 """
 
 
@@ -94,7 +106,9 @@ def scripted() -> SpeechWorker:
     return SpeechWorker((sys.executable, "-c", SCRIPTED), part_timeout_s=0.5)
 
 
-@pytest.mark.parametrize("text", ["die", "hang", "babble"])
+@pytest.mark.parametrize(
+    "text", ["die", "hang", "babble", "huge", "flood", "trickle", "deep", "odd", "rate", "cue", "word"]
+)
 async def test_only_the_part_in_progress_fails(scripted: SpeechWorker, text: str) -> None:
     await scripted.open()
     try:
@@ -107,6 +121,49 @@ async def test_only_the_part_in_progress_fails(scripted: SpeechWorker, text: str
         assert scripted.statistics.starts == 2 and scripted.statistics.failures == 1
     finally:
         await scripted.aclose()
+
+
+async def test_an_answer_too_many_is_nobodys(scripted: SpeechWorker) -> None:
+    """Each text would be spoken with the sound of the one before it."""
+    await scripted.open()
+    try:
+        assert (await scripted.submit("x:y", "twice")).pcm == b"\1\1" * 160
+        with pytest.raises(ProblemError) as caught:
+            await scripted.submit("x:y", "hello")
+        assert caught.value.code is ErrorCode.TTS_FAILED
+        assert (await scripted.submit("x:y", "hello")).pcm == bytes(320) and scripted.statistics.starts == 2
+    finally:
+        await scripted.aclose()
+
+
+async def test_a_worker_that_floods_its_log_fills_not_ours(
+    scripted: SpeechWorker, caplog: pytest.LogCaptureFixture
+) -> None:
+    scripted.part_timeout_s = 20
+    await scripted.open()
+    try:
+        assert await scripted.submit("x:y", "log")
+    finally:
+        await scripted.aclose()
+    assert 1000 < sum(len(record.__dict__.get("text", "")) for record in caplog.records) <= 64 << 10
+
+
+@pytest.mark.parametrize(
+    "voices", ['[{"name": "x:y"}]', "[7]", '[{"name":1,"language":1,"provider":1,"sample_rate":1e99}]']
+)
+async def test_a_hello_that_is_malformed_is_a_lost_worker(voices: str) -> None:
+    program = f"import sys, json; from orchestrator.tts import framing as f; v = json.loads({voices!r}); "
+    program += "sys.stdout.buffer.write(f.encode({'voices': v})); sys.stdout.flush(); sys.stdin.read()"
+    worker = SpeechWorker((sys.executable, "-c", program))
+    await worker.open()
+    try:
+        waiting = worker.submit("x:y", "hello")
+        async with asyncio.timeout(20):
+            with pytest.raises(ProblemError) as caught:
+                await waiting
+        assert caught.value.code is ErrorCode.TTS_FAILED and worker.statistics.failures >= 1
+    finally:
+        await worker.aclose()
 
 
 async def test_a_part_the_voice_refuses_costs_no_worker(scripted: SpeechWorker) -> None:

@@ -25,6 +25,7 @@ def split(*pieces: str) -> list[str]:
         ("**Bold.** And <b>more</b> 😀.", ["Bold.", "And more."]),
         ("... 😀 —", []),
         ("", []),
+        ("Ages:\n\n| Ann | 41 |\n|---|---|\n| Bob | 7 |\n---\nDone.", ["Ages:", "Ann, 41", "Bob, 7", "Done."]),
     ],
 )
 def test_whole_sentences(text: str, sentences: list[str]) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from orchestrator.tts.text import (
@@ -28,6 +30,14 @@ from orchestrator.tts.text import (
         ("20 °C for 5 €", "20 °C for 5 €"),
         ("a\ud800b", "a b"),
         ("line\r\nbreak", "line break"),
+        ("| Name | Age |\n|------|:---:|\n| Ann | 41 |\n\nThat is all.", "Name, Age\nAnn, 41\nThat is all."),
+        ("One.\n\n---\n\nTwo.\n***\nThree\n=====\nFour", "One.\nTwo.\nThree\nFour"),
+        ("ham | eggs", "ham, eggs"),
+        ("| | only |", "only"),
+        ("Tom &amp; Jerry&nbsp;&#33; AT&T &nonsense;", "Tom & Jerry! AT&T &nonsense;"),
+        ("- [ ] to do\n- [x] done[^1]\n\n[^1]: a note", "to do\ndone\na note"),
+        ("- - -\nnext", "next"),
+        ("it goes up - 5 - and down", "it goes up - 5 - and down"),
     ],
 )
 def test_clean_takes_out_what_no_voice_pronounces(raw: str, spoken: str) -> None:
@@ -38,6 +48,14 @@ def test_clean_takes_out_what_no_voice_pronounces(raw: str, spoken: str) -> None
 def test_nothing_to_say_is_empty(raw: str) -> None:
     assert clean(raw) == ""
     assert parts(clean(raw)) == []
+
+
+@pytest.mark.parametrize("line", ["\n \n", "\n", "> ", "| ", "&", "[^", "]["])
+def test_cleaning_takes_no_longer_than_the_text(line: str) -> None:
+    text = line * (20_000 // len(line))
+    began = time.process_time()
+    clean(text + "a")
+    assert time.process_time() - began < 2  # a pattern that goes over the rest again at each line takes half a minute
 
 
 def test_sentences_end_where_a_reader_would_end_them() -> None:
