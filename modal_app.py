@@ -37,6 +37,10 @@ keys = modal.Secret.from_name("musetalk-keys", required_keys=OWN_KEYS)
 elevenlabs = (
     [modal.Secret.from_name("elevenlabs", required_keys=["ELEVENLABS_API_KEY"])] if NUMBERS.with_elevenlabs else []
 )
+# REDIS_URL holds a password: it is a secret of its own, Modal's or one made at deployment, and never in `env`.
+redis = [modal.Secret.from_name("redis", required_keys=["REDIS_URL"])] if NUMBERS.with_redis else []
+if NUMBERS.redis_url and not NUMBERS.with_redis:
+    redis = [modal.Secret.from_dict({"REDIS_URL": NUMBERS.redis_url})]
 models = modal.Volume.from_name("musetalk-models", create_if_missing=True)
 avatars = modal.Volume.from_name("musetalk-avatars", create_if_missing=True)
 
@@ -63,7 +67,7 @@ agent_image = _image("musetalk,modal")
 
 @app.server(
     image=orchestrator_image,
-    secrets=[livekit, keys, *elevenlabs],
+    secrets=[livekit, keys, *elevenlabs, *redis],
     env=NUMBERS.orchestrator_variables(),
     port=ORCHESTRATOR_PORT,
     cpu=2,
@@ -159,6 +163,8 @@ def wanted() -> Wanted:
     ]
     if NUMBERS.with_elevenlabs:
         made.append(("elevenlabs", ["ELEVENLABS_API_KEY"], "modal secret create elevenlabs ELEVENLABS_API_KEY=…"))
+    if NUMBERS.with_redis:
+        made.append(("redis", ["REDIS_URL"], "modal secret create redis REDIS_URL=rediss://…"))
     return Wanted(made, "musetalk-models", "musetalk-avatars", files, ("Orchestrator", "Agent"))
 
 

@@ -12,7 +12,7 @@ the rest."""
 KILL_S = 30
 """After SIGTERM Modal waits so long, and no longer."""
 _MARGIN_S = 3
-_THE_STORES = frozenset({"REDIS_URL", "ORCHESTRATOR_CONTAINERS"})
+_THE_STORES = frozenset({"REDIS_URL", "WITH_REDIS", "ORCHESTRATOR_CONTAINERS"})
 
 
 class NumbersError(Exception):
@@ -36,12 +36,14 @@ class Numbers:
         agent_wait_s: longest wait for a place.
         agent_snapshot: starts containers from a snapshot of a warm one. Experimental with cards.
         scaledown_s: how long an idle container stays.
-        orchestrator_containers: more than one needs `redis_url`.
+        orchestrator_containers: more than one needs `with_redis` or `redis_url`.
         orchestrator_requests: requests and connections of one before another one is started.
         routing_region: where requests enter; near the clients.
         modal_app: the app's name.
         with_elevenlabs: whether the secret `elevenlabs` is there to be used.
-        redis_url: the store that sessions survive in, and that several orchestrators share. Secret.
+        with_redis: whether the secret `redis` is there to be used: the store that sessions survive in, and that several
+            orchestrators share.
+        redis_url: the same from the environment of whoever deploys. Secret: it is in no container's `env`.
         public_url: the orchestrator's address where it is not Modal's own.
     """
 
@@ -63,6 +65,7 @@ class Numbers:
     routing_region: str = "us-east"
     modal_app: str = "musetalk-livekit"
     with_elevenlabs: bool = False
+    with_redis: bool = False
     redis_url: str = field(default="", repr=False)
     public_url: str = ""
 
@@ -92,14 +95,19 @@ class Numbers:
         """Sessions of one container."""
         return self.agent_sessions or CARDS.get(self.agent_gpu, 4)
 
+    @property
+    def shares_a_store(self) -> bool:
+        """Whether sessions are in a Redis."""
+        return self.with_redis or bool(self.redis_url)
+
     def how_many_orchestrators(self) -> str:
         """For people: how many containers there may be, and why no more."""
         if self.orchestrator_containers > 1:
-            return f"Up to {self.orchestrator_containers} orchestrators share the store at REDIS_URL."
+            return f"Up to {self.orchestrator_containers} orchestrators share a Redis."
         why = (
             "set ORCHESTRATOR_CONTAINERS for more"
-            if self.redis_url
-            else "more would need REDIS_URL, and its sessions end with it"
+            if self.shares_a_store
+            else "more would need REDIS_URL or WITH_REDIS, and its sessions end with it"
         )
         return f"One orchestrator: {why}."
 
@@ -114,9 +122,10 @@ class Numbers:
         return known | {"AGENT_MAX_SESSIONS": str(self.sessions)}
 
     def orchestrator_variables(self) -> dict[str, str]:
-        """The orchestrator's environment, but for keys and its own address."""
+        """The orchestrator's environment, but for keys, the store's address, which holds a password, and its own address."""
         most = str(self.sessions * self.agent_containers)
-        return self.variables() | {"AGENT_POOL": "modal", "AGENT_SESSIONS_MAX": most, "STORE_PATH": ":memory:"}
+        known = {name: value for name, value in self.variables().items() if name != "REDIS_URL"}
+        return known | {"AGENT_POOL": "modal", "AGENT_SESSIONS_MAX": most, "STORE_PATH": ":memory:"}
 
     def _faults(self) -> list[str]:
         limits = {
@@ -138,8 +147,10 @@ class Numbers:
             for name, (low, high) in limits.items()
             if not low <= getattr(self, name) <= high
         ]
-        if self.orchestrator_containers > 1 and not self.redis_url:
-            found.append(f"ORCHESTRATOR_CONTAINERS is {self.orchestrator_containers}: more than one needs REDIS_URL")
+        if self.orchestrator_containers > 1 and not self.shares_a_store:
+            found.append(
+                f"ORCHESTRATOR_CONTAINERS is {self.orchestrator_containers}: more than one needs REDIS_URL or WITH_REDIS"
+            )
         return found
 
 

@@ -125,8 +125,17 @@ def test_numbers_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> N
     assert agent["enable_memory_snapshot"] and agent["experimental_options"] == {"enable_gpu_snapshot": "True"}
     assert (orchestrator["max_containers"], orchestrator["target_concurrent_inputs"]) == (3, 500)
     assert secrets_of(orchestrator) == named("livekit", "musetalk-keys", "elevenlabs")
-    assert here.environment("Orchestrator")["REDIS_URL"] == REDIS
+    assert REDIS not in repr(here.environment("Orchestrator")), "a password is no plain variable"
+    assert len(orchestrator["secrets"]) == 1 + len(secrets_of(orchestrator)) + 1, "env, and the store's address"
     assert "REDIS_URL" not in here.environment("Agent") and REDIS not in repr(here.module.NUMBERS)
+
+
+def test_the_store_may_be_a_secret_at_modal(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = inspected(monkeypatch, WITH_REDIS="1", ORCHESTRATOR_CONTAINERS="2")
+    assert secrets_of(here.asked["Orchestrator"]) == named("livekit", "musetalk-keys", "redis")
+    assert secrets_of(here.asked["Agent"]) == named("musetalk-keys")
+    assert ("redis", ["REDIS_URL"]) in [(name, keys) for name, keys, _ in here.module.wanted().secrets]
+    assert "WITH_REDIS" not in here.environment("Agent")
 
 
 @pytest.mark.parametrize("name", ["Orchestrator", "Agent", "fetch_models", "smoke"])
@@ -134,7 +143,7 @@ def test_a_container_reads_the_numbers_that_were_deployed(
     name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     given = inspected(monkeypatch, AGENT_GPU="L4", REDIS_URL=REDIS, ORCHESTRATOR_CONTAINERS="2", MODAL_APP="faces")
-    there = given.environment(name)
+    there = given.environment(name) | ({"REDIS_URL": REDIS} if name == "Orchestrator" else {})  # its secret
     for variable in ("AGENT_GPU", "REDIS_URL", "ORCHESTRATOR_CONTAINERS", "MODAL_APP"):
         monkeypatch.delenv(variable)
     shutil.copy(FILE, tmp_path / "modal_app.py")  # nothing else of the checkout is beside it in a container
