@@ -143,7 +143,7 @@ class LinkServer:
         return message
 
     async def _send(self, socket: WebSocket, message: m.AgentMessage) -> None:
-        text = message.model_dump_json()
+        text = message.model_dump_json(exclude_none=True)
         try:
             async with asyncio.timeout(_SEND_TIMEOUT_S):
                 await socket.send_text(text)

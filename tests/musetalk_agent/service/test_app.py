@@ -159,7 +159,7 @@ async def test_the_link_tells_what_an_adopter_must_know(tmp_path: Path) -> None:
     async with agent(tmp_path) as here:
         await here.start()
         async with here.link() as socket:
-            assert json.loads(await socket.recv()) == LinkHello(items=0).model_dump()
+            assert json.loads(await socket.recv()) == LinkHello(items=0).model_dump(exclude_none=True)
             for number, received, heard_s in ((3, 40_000, 1.25), (4, None, 0), (5, 48_000, 0)):
                 start = SegmentStart(segment=number, sample_rate=16_000, received=received, heard_s=heard_s)
                 await socket.send(start.model_dump_json())

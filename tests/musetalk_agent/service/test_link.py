@@ -55,7 +55,7 @@ class LinkSession:
 
     id = "s"
     inbox = SimpleNamespace(items=0, segments=0, received_samples=None)
-    pipeline = SimpleNamespace(playback=SimpleNamespace(heard=(0, 0.0), position_s=0.0, buffered_s=0.0))
+    pipeline = SimpleNamespace(playback=SimpleNamespace(heard=(0, 0.0), position_s=0.0, buffered_s=0.0, resting=False))
     publisher = SimpleNamespace(state=SimpleNamespace(published_frames=0))
 
     def __init__(self, fails_with: Exception | None = None) -> None:
