@@ -221,8 +221,11 @@ class FormatWatch:
         self._for_rate: list[Pcm] = []
         self._for_rate_size = 0
 
-    def push(self, samples: Pcm, now: float) -> Finding | None:
-        """Takes PCM that came at `now` (monotonic seconds); returns what has just been found, None when nothing is new."""
+    def push(self, samples: Pcm, now: float, *, speech: bool = True) -> Finding | None:
+        """Takes PCM that came at `now` (monotonic seconds); returns what has just been found, None when nothing is new.
+
+        Only of `speech` the rate is judged by its sound.
+        """
         begins = self._received == 0
         self._received += len(samples)
         self._arrivals.append((now, self._received))
@@ -245,7 +248,8 @@ class FormatWatch:
             return found
         loud = float(np.mean(window[:_MOST_SAMPLES].astype(np.float64) ** 2)) >= _LEAST_POWER
         if loud:
-            self._keep_for_rate(window)
+            if speech:
+                self._keep_for_rate(window)
         elif self.suspicion is not Suspicion.COMPRESSED:  # silence says nothing, but that no file goes on
             return found
         return self._conclude(self._wrong_rate or (None if self._rate_is_right else self._pace())) or found

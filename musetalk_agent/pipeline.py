@@ -161,9 +161,10 @@ class Pipeline:
     def _judge(self, samples: Pcm, now: float) -> None:
         watch = self._watch
         assert watch is not None
-        self._tell_format(watch, watch.finding, watch.push(samples, now))
-        speaks_a_text = self._segment is not None and self._segment.cues  # a voice of ours
-        if self._for_rate is None and not speaks_a_text and (sound := watch.sound_for_rate()) is not None:
+        segment = self._segment
+        unknown = segment is not None and not segment.cues and not segment.resting  # no voice of ours, no noise
+        self._tell_format(watch, watch.finding, watch.push(samples, now, speech=unknown))
+        if self._for_rate is None and (sound := watch.sound_for_rate()) is not None:
             self._for_rate = watch, sound
             self._rate_wake.set()
 

@@ -38,6 +38,7 @@ _REST_AHEAD_S = 0.6  # silence is judged this much before it is heard, at most: 
 _WAKE_AHEAD_FRAMES = (
     4  # pictures of returning speech are begun this much before they are due: the engine's time and a margin
 )
+_IDLE_PATIENCE_S = 0.5  # an idle mouth's deadline: later than that of anything that is spoken
 _LOOK_AGAIN_S = 0.25  # the voice's place may change while one waits for it
 
 
@@ -138,6 +139,26 @@ class Production:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._order(), name="production-order")
             group.create_task(self._compose(), name="production-compose")
+            group.create_task(self._close_idle_mouths(), name="production-idle")
+
+    async def _close_idle_mouths(self) -> None:
+        """Has the engine make what the actor wants over idle frames, one at a time, and after everything that is spoken."""
+        for pose in self._actor.idle_wanted():
+            request = PatchRequest(self._actor, pose, self._actor.rest)
+            try:
+                with self._clock.working():
+                    patch = await self._batcher.submit(request, self._clock.now() + _IDLE_PATIENCE_S)
+            except Exception as error:  # noqa: BLE001 - the idle clip is shown as it is; what ends the engine ends the session elsewhere
+                log.warning(
+                    "idle mouths are not closed", extra={"pose": pose, "error": f"{type(error).__name__}: {error}"}
+                )
+                return
+            if patch is None:
+                log.warning(
+                    "idle mouths are not closed: the engine's patch is not fit to be shown", extra={"pose": pose}
+                )
+                return
+            self._actor.keep_idle(pose, patch)
 
     async def _order(self) -> None:
         generation = self.generation

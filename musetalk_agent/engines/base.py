@@ -51,6 +51,14 @@ class Actor(Protocol):
         """What lies over idle frame `pose` while nobody speaks; None shows the clip as it is. Called on the event loop: no work."""
         ...
 
+    def idle_wanted(self) -> Sequence[int]:
+        """Poses whose idle patch the engine has still to make, from `rest` at presence 1: the clip's own mouth talks."""
+        ...
+
+    def keep_idle(self, pose: int, patch: Patch) -> None:
+        """Takes what was made for a pose of `idle_wanted`; `idle` returns such patches once none is wanted any more."""
+        ...
+
     def close(self) -> None:
         """Releases what the actor holds. Safe to call twice."""
         ...

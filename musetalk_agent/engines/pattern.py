@@ -92,6 +92,13 @@ class PatternActor:
         """The idle picture is drawn already."""
         return None
 
+    def idle_wanted(self) -> tuple[int, ...]:
+        """None: the idle picture is drawn already."""
+        return ()
+
+    def keep_idle(self, pose: int, patch: Patch) -> None:
+        """Nothing is kept."""
+
     def close(self) -> None:
         """Nothing to release."""
 

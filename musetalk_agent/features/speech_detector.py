@@ -8,6 +8,7 @@ the network it tells the beginning of a word earlier. Figures, and other detecto
 from __future__ import annotations
 
 import functools
+from collections import deque
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,19 +24,23 @@ _FLOOR_DBFS = (
 )  # RMS of 20 ms under which nothing is speech: a speaker whose loudest peak is -42 dBFS stays above it
 _SPEECH = 0.2  # the network's number from which it is speech
 _SUPPORT = 0.05  # and from which a rise of the level is: key strokes get less
-_ABOVE_DB = 6.0  # and only so far above the background: to the network some rumble of machines is speech for certain
+_ABOVE_DB = 8.0  # and only so far above the background: to the network some rumble of machines is speech for certain
 _RISE_DB = 9.0
 _RISE_DBFS = -62.0  # a rise that stays below this is none
 _RISE_STEPS = 2  # a key stroke is over after one
-_BACKGROUND_DB = 0.06  # by which the remembered background may rise per step: 3 dB/s
+_RISEN_STEPS = 8  # a level that stays up for longer is no beginning
+_BACKGROUND_STEPS = 100  # the background is the quietest tenth of the last 2 s: speech falls that far between its words
+_BACKGROUND_PART = 10
 _STEADY_STEPS = 10  # 200 ms
-_STEADY_DB = 0.3  # standard deviation of the level; machines hum below it (see `visemes`)
-_SLEEP_STEPS = 20  # the network is not asked in digital silence, and begins anew after it
+_STEADY_DB = 0.45  # standard deviation of the level; hum and white noise are below it (see `visemes`)
+_SLEEP_STEPS = 20  # after so many steps near the background the network is not asked
+_WARM_STEPS = 15  # sound that it hears first when it is asked again
 _PAST = melspec.WINDOW - melspec.HOP
 
 
 class SpeechDetector:
-    """One verdict for each 20 ms of a segment, the same however the sound is cut. About 0.15 ms of one core each, in silence 0.01.
+    """One verdict for each 20 ms of a segment, the same however the sound is cut. About 0.15 ms of one core each, and 0.01 in
+    silence, hum and steady noise, where the network is not asked.
 
     Args:
         network: shared and immutable.
@@ -44,8 +49,9 @@ class SpeechDetector:
     def __init__(self, network: MouthNetwork) -> None:
         self._network = network
         self._sound = np.zeros(_PAST, np.float32)  # the last samples in -1 … 1, `_PAST` of them already used
-        self._background = 0.0
-        self._risen = 0
+        self._recent: deque[float] = deque(maxlen=_BACKGROUND_STEPS)  # levels
+        self._windows: deque[NDArray[np.float32]] = deque(maxlen=_WARM_STEPS)  # since the network was asked last
+        self._risen = self._quiet = self._near = 0
         self._begin()
 
     @classmethod
@@ -72,26 +78,30 @@ class SpeechDetector:
         self._run = self._network.run()
         self._normaliser = melspec.Normaliser()
         self._levels = np.full(_STEADY_STEPS, -120.0)
-        self._quiet = 0
 
     def _step(self, window: NDArray[np.float32]) -> bool:
         new = window[_PAST:]
         level = 10 * float(np.log10(float(np.dot(new, new)) / STEP + 1e-12))
-        self._background = min(level, self._background + _BACKGROUND_DB)
-        self._risen = self._risen + 1 if level > max(self._background + _RISE_DB, _RISE_DBFS) else 0
+        self._recent.append(level)
+        background = sorted(self._recent)[len(self._recent) // _BACKGROUND_PART]
+        above = level > background + _ABOVE_DB
+        self._risen = self._risen + 1 if level > max(background + _RISE_DB, _RISE_DBFS) else 0
         self._quiet = self._quiet + 1 if level < _FLOOR_DBFS else 0
-        if self._quiet > _SLEEP_STEPS:
-            if self._quiet == _SLEEP_STEPS + 1:
-                quiet = self._quiet
-                self._begin()
-                self._quiet = quiet
+        self._near = 0 if above and not self._quiet else self._near + 1
+        if self._near > _SLEEP_STEPS:
+            self._windows.append(window.copy())
             return False
+        if self._windows:  # something rises again
+            self._begin()
+            for past in self._windows:
+                self._hear(past)
+            self._windows.clear()
         speech = self._hear(window)
-        if level < _FLOOR_DBFS:
+        if self._quiet:
             return False
         moving = float(self._levels.std()) > _STEADY_DB
-        above = level > self._background + _ABOVE_DB
-        return (moving and above and speech > _SPEECH) or (self._risen >= _RISE_STEPS and speech > _SUPPORT)
+        rises = _RISE_STEPS <= self._risen <= _RISEN_STEPS and speech > _SUPPORT
+        return (moving and above and speech > _SPEECH) or rises
 
     def _hear(self, window: NDArray[np.float32]) -> float:
         windows = np.stack([window[: melspec.WINDOW], window[melspec.HOP :]])

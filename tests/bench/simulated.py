@@ -38,6 +38,12 @@ class _Actor:
     def idle(self, pose: int) -> Patch | None:
         return None
 
+    def idle_wanted(self) -> tuple[int, ...]:
+        return ()
+
+    def keep_idle(self, pose: int, patch: Patch) -> None:
+        pass
+
     def close(self) -> None:
         pass
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor
 from musetalk_agent.engines.musetalk.artefacts import Artefacts
 from musetalk_agent.engines.musetalk.graphs import Card
 from musetalk_agent.errors import EngineUnavailable
+from musetalk_agent.media import Patch
 
 SPARE_BYTES = 128 << 20
 """Latents kept of avatars without a session, in case they come back: 8,192 poses of 16 KiB."""
@@ -26,6 +27,8 @@ class Avatar:
     artefacts: Artefacts
     latents: Tensor
     sessions: int = 0
+    idle: dict[int, Patch] = field(default_factory=dict)
+    """Of a clip that talks by itself: its poses with the mouth that the network makes of silence, as far as they are made."""
 
     @property
     def nbytes(self) -> int:

@@ -20,6 +20,7 @@ from musetalk_agent.engines.base import PatchRequest, Progress
 from musetalk_agent.engines.musetalk.admission import Pace
 from musetalk_agent.engines.musetalk.artefacts import Artefacts
 from musetalk_agent.engines.musetalk.avatars import Avatar, AvatarStore
+from musetalk_agent.engines.musetalk.geometry import talks
 from musetalk_agent.engines.musetalk.graphs import Card, card_for, device_errors
 from musetalk_agent.engines.musetalk.loading import load_parsing, load_taesd, load_unet, load_vae, load_whisper
 from musetalk_agent.engines.musetalk.network import Network
@@ -43,6 +44,8 @@ GEOMETRY_VERSION = 1
 """Of boxes, crops and masks in artefacts; raise it when `geometry`, `masks` or `artefacts` make other ones of the same clip."""
 CPU_BUCKETS = (1,)
 """A processor gains nothing from batches: one frame of the full network keeps it busy for seconds."""
+IDLE_BYTES = 64 << 20
+"""Most memory for the closed mouths of an avatar's idle frames: 600 frames of a face that is shown at 200 by 180 pixels."""
 _UNFIT_LOGGED = 100  # one line of the log for so many faces
 _PRECISIONS = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -71,12 +74,16 @@ class Options:
 
 
 class MuseTalkActor:
-    """An avatar for one session. It keeps nothing from frame to frame."""
+    """An avatar for one session. It keeps nothing from frame to frame.
 
-    def __init__(self, store: AvatarStore, folder: Path, avatar: Avatar, rest: Feature) -> None:
+    Args:
+        talks: the clip's own mouth talks, so that idle frames get the mouth that the network makes of silence.
+    """
+
+    def __init__(self, store: AvatarStore, folder: Path, avatar: Avatar, rest: Feature, *, talks: bool = False) -> None:
         self._store, self._folder, self._rest = store, folder, rest
         self._closed = False
-        self.avatar = avatar
+        self.avatar, self._talks = avatar, talks
 
     @property
     def rest(self) -> Feature:
@@ -90,8 +97,23 @@ class MuseTalkActor:
         return faded
 
     def idle(self, pose: int) -> Patch | None:
-        """The clip as it is."""
-        return None
+        """The closed mouth of a clip that talks, once all of its poses have one; None for the clip as it is."""
+        return self.avatar.idle.get(pose) if self.rests else None
+
+    @property
+    def rests(self) -> bool:
+        """Idle frames have their mouths closed."""
+        return self._talks and len(self.avatar.idle) == len(self.avatar.artefacts)
+
+    def idle_wanted(self) -> tuple[int, ...]:
+        """The poses of a clip that talks for which nothing was made yet, by whichever session shows the avatar."""
+        if not self._talks:
+            return ()
+        return tuple(pose for pose in range(len(self.avatar.artefacts)) if pose not in self.avatar.idle)
+
+    def keep_idle(self, pose: int, patch: Patch) -> None:
+        """Keeps it in memory as long as the avatar is in the store."""
+        self.avatar.idle[pose] = Patch(patch.box, np.ascontiguousarray(patch.pixels), patch.mask)
 
     def close(self) -> None:
         """The last session's end leaves the latents on the card for a while (`AvatarStore`)."""
@@ -197,7 +219,12 @@ class MuseTalkEngine:
         folder = bundle.engine_path(self.fingerprint)
         with device_errors():
             avatar = self._avatars.take(folder, lambda: self._artefacts(bundle))
-        return MuseTalkActor(self._avatars, folder, avatar, self._rest)
+        return MuseTalkActor(self._avatars, folder, avatar, self._rest, talks=self._closes_idle(bundle, avatar))
+
+    def _closes_idle(self, bundle: Bundle, avatar: Avatar) -> bool:
+        """Whether idle mouths are closed: the clip talks, a device in real time makes them, and memory holds them."""
+        pixels = int((avatar.artefacts.shown[:, 2:] - avatar.artefacts.shown[:, :2]).astype(np.int64).prod(1).sum())
+        return talks(bundle.landmarks) and self.pace.capacity(bundle.fps) != 0 and 3 * pixels <= IDLE_BYTES
 
     def warmup(self) -> None:
         """Readies every bucket and measures it. Raises `EngineFailed`, or `EngineUnavailable` when the card is too small."""
@@ -260,7 +287,11 @@ class MuseTalkEngine:
         if len(rows) < FACE:
             face = np.zeros((FACE, FACE, 3), np.uint8)
             face[FACE - len(rows) :] = rows
-        made: Patch = _actor(request).avatar.artefacts.patch(request.pose, face, min(request.presence, 1.0))
+        actor = _actor(request)
+        presence = (
+            1.0 if actor.rests else min(request.presence, 1.0)
+        )  # idle has the lips at rest: nothing to blend with
+        made: Patch = actor.avatar.artefacts.patch(request.pose, face, presence)
         return made
 
     def close(self) -> None:

@@ -26,6 +26,9 @@ BRIDGE = (195, 5)
 """dlib 29 lies between these two (measured: `docs/topics/blending.md`)."""
 BETWEEN_EYES = 168
 """dlib 27, the top of the bridge."""
+PARTED = 0.02
+"""Median distance of a clip's inner lips, in outer eye distances, above which it talks: as measured for the `warp` engine."""
+_UPPER_LIP, _LOWER_LIP, _LEFT_EYE, _RIGHT_EYE = 13, 14, 33, 263
 JAW_REACH = 0.035
 """The mesh's jaw ends above the visible edge of the chin by this share of the way down from the eyes (measured, as above)."""
 MARGIN = 10
@@ -92,3 +95,10 @@ def _with_neighbours(boxes: Boxes) -> Boxes:
     frames = np.arange(len(boxes))
     nearest = valid[np.abs(frames[:, None] - valid).argmin(1)] if len(valid) < len(boxes) else frames
     return boxes[nearest]
+
+
+def talks(landmarks: NDArray[np.float32]) -> bool:
+    """Whether the lips of a clip, mesh points float32 `[n, 468, 2]`, are apart in most of its frames."""
+    gap = np.linalg.norm(landmarks[:, _UPPER_LIP] - landmarks[:, _LOWER_LIP], axis=1)
+    eyes = np.linalg.norm(landmarks[:, _LEFT_EYE] - landmarks[:, _RIGHT_EYE], axis=1)
+    return float(np.median(gap / np.maximum(eyes, 1e-6))) > PARTED

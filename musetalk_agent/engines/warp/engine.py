@@ -46,6 +46,13 @@ class WarpActor:
         """The closed lips of a clip that talks; None for one that is silent by itself."""
         return self.quiet[pose] if self.quiet else None
 
+    def idle_wanted(self) -> tuple[int, ...]:
+        """None: `prepare` has drawn them."""
+        return ()
+
+    def keep_idle(self, pose: int, patch: Patch) -> None:
+        """Nothing is kept."""
+
     def close(self) -> None:
         """Nothing to release: the bundle belongs to the cache."""
 

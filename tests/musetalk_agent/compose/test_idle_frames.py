@@ -122,3 +122,54 @@ async def test_frames_that_fail_count_neither_as_shown_nor_as_quick(executor: Th
         assert report["lip_latency_p50_ms"] is None and report["skew_ms"] is None
         assert made.pipeline.playback.recent.degraded(made.clock.now())
     assert {s.stage: s.count for s in made.pipeline.funnel.report()}["patches"] == 0
+
+
+class TalkingActor(QuietActor):
+    """Wants its idle frames made, as an engine does whose clip talks."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        super().__init__(bundle)
+        self.kept: dict[int, Patch] = {}
+        self.poses = len(bundle)
+
+    def idle_wanted(self) -> tuple[int, ...]:
+        return tuple(pose for pose in range(self.poses) if pose not in self.kept)
+
+    def keep_idle(self, pose: int, patch: Patch) -> None:
+        self.kept[pose] = patch
+
+
+class TalkingEngine(PatternEngine):
+    """Makes `TalkingActor`s; fails from a call on."""
+
+    def __init__(self, fails_from: int = 1000) -> None:
+        super().__init__()
+        self.calls, self.fails_from = 0, fails_from
+
+    def open(self, bundle: Bundle) -> PatternActor:
+        self.actor = TalkingActor(bundle)
+        return self.actor
+
+    def infer(self, batch: Sequence[PatchRequest]) -> list[Patch | None]:
+        self.calls += len(batch)
+        if self.calls > self.fails_from:
+            raise RuntimeError("no mouth today")
+        assert all(float(request.feature[0]) == 0 and request.presence == 1 for request in batch)
+        return super().infer(batch)
+
+
+async def test_idle_mouths_are_made_once_by_the_engine(executor: ThreadPoolExecutor) -> None:
+    engine = TalkingEngine()
+    async with stand(executor, engine=engine, frames=5) as made:
+        await made.pass_time(1)
+        assert sorted(engine.actor.kept) == [0, 1, 2, 3, 4] and engine.calls == 5
+        await made.pass_time(1)
+    assert engine.calls == 5
+
+
+async def test_an_engine_that_cannot_make_them_leaves_the_clip_as_it_is(executor: ThreadPoolExecutor) -> None:
+    engine = TalkingEngine(fails_from=2)
+    async with stand(executor, engine=engine, frames=5) as made:
+        await made.pass_time(2)
+        assert len(engine.actor.kept) == 2 and engine.calls == 3
+        assert len(made.pictures) >= 45  # the session goes on

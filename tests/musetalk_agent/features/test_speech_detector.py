@@ -117,6 +117,27 @@ def test_a_word_after_silence_is_noticed_within_the_look_ahead() -> None:
         assert 0 <= verdicts[len(quiet) // STEP + onset - 3 :].index(True) <= 3 + 2
 
 
+@pytest.mark.parametrize(("dbfs", "within"), [(-60, 8), (-50, 25), (-40, 25)])
+@pytest.mark.parametrize("before", [0, 1])
+def test_noise_after_a_word_is_noise_soon(dbfs: float, within: int, before: int) -> None:
+    """Also where digital silence came before the word, so that the noise lies far above the background."""
+    word = peak(spoken()[RATE : 3 * RATE], -3)
+    sound = np.concatenate([np.zeros(before * RATE, np.int16), word, rms(noise(6), dbfs)])
+    verdicts = SpeechDetector.shipped().push(sound)
+    assert sum(verdicts[50 * before + 100 + within :]) == 0
+
+
+@pytest.mark.parametrize("dbfs", [-60, -35])
+def test_the_network_sleeps_in_steady_sound(dbfs: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    hear = SpeechDetector._hear
+    monkeypatch.setattr(SpeechDetector, "_hear", lambda self, window: asked.append(1) or hear(self, window))
+    for sound in (rms(hum(50), dbfs), rms(noise(20), dbfs), np.zeros(20 * RATE, np.int16)):
+        asked.clear()
+        SpeechDetector.shipped().push(sound)
+        assert len(asked) < 60
+
+
 def test_how_the_sound_is_cut_changes_nothing() -> None:
     sound = np.concatenate([np.zeros(RATE, np.int16), peak(spoken()[: 2 * RATE], -10), np.zeros(RATE, np.int16)])
     whole = SpeechDetector.shipped().push(sound)

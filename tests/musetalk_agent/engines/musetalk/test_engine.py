@@ -17,6 +17,7 @@ pytest.importorskip("transformers")
 from musetalk_agent.avatars.bundle import Bundle  # noqa: E402
 from musetalk_agent.engines.base import PatchRequest  # noqa: E402
 from musetalk_agent.engines.batcher import Batcher  # noqa: E402
+from musetalk_agent.engines.musetalk.admission import Pace  # noqa: E402
 from musetalk_agent.engines.musetalk.avatars import AvatarStore  # noqa: E402
 from musetalk_agent.engines.musetalk.engine import MuseTalkActor, MuseTalkEngine, Options  # noqa: E402
 from musetalk_agent.engines.musetalk.graphs import CpuCard  # noqa: E402
@@ -61,6 +62,46 @@ def made_by(engine: MuseTalkEngine, batch: list[PatchRequest]) -> list[Patch | N
     flight = engine.launch(batch)
     flight.wait()
     return flight.patches()
+
+
+def with_lips(folder: Path, apart: float) -> Bundle:
+    """The same clip with its inner lips so many pixels apart."""
+    frames = [moved(40 + x, 20, 0.5, (400, 360)) for x in range(POSES)]
+    for _, points in frames:
+        points[14] = points[13] + (0, apart)
+    return bundle_of(folder, frames)
+
+
+def test_idle_mouths_of_a_clip_that_talks_are_those_of_silence(models: Path, tmp_path: Path) -> None:
+    engine = MuseTalkEngine(models, OPTIONS)
+    engine.pace = Pace({4: 0.02})  # a device in real time
+    assert engine.open(with_lips(tmp_path / "closed", 0)).idle_wanted() == ()
+    clip = with_lips(tmp_path / "open", 12)
+    actor = engine.open(clip)
+    assert actor.idle_wanted() == (0, 1, 2) and actor.idle(0) is None
+    made = made_by(engine, [PatchRequest(actor, pose, actor.rest) for pose in range(POSES)])
+    for pose, patch in enumerate(made):
+        assert patch is not None
+        assert actor.idle(pose) is None  # all or none, or the mouth would open and shut
+        actor.keep_idle(pose, patch)
+    other = engine.open(clip)
+    assert other.idle_wanted() == ()
+    for pose, patch in enumerate(made):
+        kept = other.idle(pose)
+        assert kept is not None and patch is not None and kept.mask is not None
+        assert np.array_equal(kept.pixels, patch.pixels) and np.array_equal(
+            kept.mask, actor.avatar.artefacts.mask(pose)
+        )
+    (opening,) = made_by(engine, [PatchRequest(other, 0, features(engine, 1)[0], 0.3)])
+    assert opening is not None and opening.mask is not None
+    assert np.array_equal(opening.mask, actor.avatar.artefacts.mask(0))  # the clip's own mouth shows through nowhere
+    assert made_by(engine, [PatchRequest(other, 0, features(engine, 1)[0], 0.0)]) == [None]
+
+
+def test_idle_mouths_are_left_alone_on_a_device_too_slow_for_them(models: Path, tmp_path: Path) -> None:
+    engine = MuseTalkEngine(models, OPTIONS)
+    engine.pace = Pace({1: 2.0})
+    assert engine.open(with_lips(tmp_path, 12)).idle_wanted() == ()
 
 
 def test_patches_are_the_references_faces_on_their_boxes(engine: MuseTalkEngine, bundle: Bundle, models: Path) -> None:
