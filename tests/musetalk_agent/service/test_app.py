@@ -250,17 +250,17 @@ async def silent_host() -> AsyncIterator[tuple[int, asyncio.Event]]:
 async def test_a_caller_who_leaves_gives_its_start_up(tmp_path: Path) -> None:
     """The clip would take many seconds to prepare; no bundle of it is ever made, and its place is free."""
     async with agent(tmp_path, engine="warp") as here:
-        clip = frames_zip([*moving(300, 256)])
+        clip = frames_zip(moving(300, 256, step=0.1))
         avatar_id = (await here.http.post("/avatars", content=clip, timeout=60)).json()["avatar_id"]
         start = asyncio.create_task(here.start(avatar={"avatar_id": avatar_id}, engine="warp"))
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(40):
             while not list((tmp_path / "parts").iterdir()):  # noqa: ASYNC110 - a folder tells nobody
                 await asyncio.sleep(0.01)
         assert (await here.http.get("/health")).json()["capacity"]["sessions"] == 1
         start.cancel()
         with pytest.raises(asyncio.CancelledError):
             await start
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(40):
             while list((tmp_path / "parts").iterdir()):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
             while (await here.http.get("/health")).json()["capacity"]["sessions"]:  # noqa: ASYNC110
