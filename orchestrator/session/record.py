@@ -65,6 +65,7 @@ class Heard:
 class Session:
     """One session. `owner` is the task that runs it; `started` resolves when it is ready, or with what went wrong.
 
+    `snapshot_at` is when its agent was asked last (monotonic), `refreshing` is held while it is asked.
     `lease` is None while it has no agent, `placed` says that it had one. `moved_at` are monotonic times.
     `adopted`: another process began it; `readable` is false when its stored order cannot be read. `progress` is what is known of
     its sound while `live` is not there.
@@ -91,6 +92,7 @@ class Session:
     final: Heard = Heard()
     snapshot: AgentSession | None = None
     snapshot_at: float = float("-inf")
+    refreshing: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False)
     end_reason: str | None = None
     error: ProblemError | None = None
 

@@ -14,12 +14,16 @@ SNAPSHOT_TIMEOUT_S = 2.0
 
 
 async def refresh(agents: AgentClient, session: Session) -> None:
-    """Asks the agent for the session's state, unless that was done a moment ago. Keeps the old one on failure."""
-    lease = session.lease
-    if lease is None or session.ended or time.monotonic() - session.snapshot_at < FRESH_S:
-        return
-    with suppress(ProblemError):
-        snapshot = await agents.session(lease, session.session_id, SNAPSHOT_TIMEOUT_S)
-        if session.lease is lease:
-            session.snapshot = snapshot
-            session.snapshot_at = time.monotonic()
+    """Asks the agent for the session's state, unless that was done a moment ago. Keeps the old one on failure.
+
+    However many ask at the same time, the agent is asked once.
+    """
+    async with session.refreshing:
+        lease = session.lease
+        if lease is None or session.ended or time.monotonic() - session.snapshot_at < FRESH_S:
+            return
+        with suppress(ProblemError):
+            snapshot = await agents.session(lease, session.session_id, SNAPSHOT_TIMEOUT_S)
+            if session.lease is lease:
+                session.snapshot = snapshot
+        session.snapshot_at = time.monotonic()  # also when it did not answer: those who wait do not wait for it in turn

@@ -262,3 +262,25 @@ async def test_a_voice_that_is_not_to_be_had_is_said_before_an_agent_is_asked(
     answer = await running.http.post("/session/start", json={**BODY, "speaker": "orchestrator"})
     assert (answer.status_code, answer.json()["code"]) == (503, "at_capacity")
     assert running.agent.starts == 0 and running.rooms.removed == []
+
+
+async def test_many_who_look_at_a_session_ask_its_agent_once_also_when_it_is_silent(
+    running: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = await running.start()
+    context = running.app.state.context
+    session = context.sessions.registry.get(started["session_id"])
+    asked = 0
+
+    async def silent(*arguments: object) -> None:
+        nonlocal asked
+        asked += 1
+        await asyncio.sleep(0.1)
+        raise ProblemError(ErrorCode.AGENT_UNAVAILABLE, "it says nothing")
+
+    monkeypatch.setattr("orchestrator.session.snapshots.FRESH_S", 60.0)
+    monkeypatch.setattr(context.agents, "session", silent)
+    async with session.refreshing:
+        session.snapshot_at = float("-inf")
+    answers = await asyncio.gather(*(running.http.get(f"/session/{session.session_id}") for _ in range(30)))
+    assert {answer.json()["state"] for answer in answers} == {"ready"} and asked == 1
