@@ -129,7 +129,9 @@ def _boxes(file: BinaryIO, start: int, end: int) -> Iterator[tuple[bytes, int, i
 
 def _count(file: BinaryIO, kind: bytes, start: int, size: int, track: _Track, limits: AvatarLimits) -> None:
     if kind == b"hdlr":
-        track.sound = _number(file, start, size, 8) == int.from_bytes(b"soun", "big")
+        handler = _number(file, start, size, 8).to_bytes(4, "big")
+        if handler in (b"soun", b"vide"):  # QuickTime has others in the same track
+            track.sound = handler == b"soun"
     elif kind == b"stsz":
         each, count = _number(file, start, size, 4), _number(file, start, size, 8)
         track.samples, track.one_size = track.samples + count, each != 0

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
@@ -97,3 +98,20 @@ def test_codecs_that_nobody_films_in_are_refused(tmp_path: Path) -> None:
     path.write_bytes(video(greys(3), container="mov", codec="rawvideo"))
     with pytest.raises(AvatarUndecodable, match="rawvideo"):
         next(video_frames(path, Kind.MP4, 25, LIMITS))
+
+
+def test_a_camera_s_sound_counts_little_in_the_index(tmp_path: Path) -> None:
+    """Uncompressed sound has a sample of its own for each 1/48,000 s, more in ten seconds than any index of pictures may list."""
+    path = tmp_path / "clip.mov"
+    with av.open(str(path), "w", format="mov") as file:
+        pictures = file.add_stream("libx264", rate=25)
+        pictures.width, pictures.height, pictures.pix_fmt = 96, 96, "yuv420p"
+        sound = file.add_stream("pcm_s16le", rate=48_000, layout="stereo")
+        for k in range(250):
+            file.mux(pictures.encode(av.VideoFrame.from_ndarray(np.full((96, 96, 3), k, np.uint8), format="bgr24")))
+            piece = av.AudioFrame.from_ndarray(np.zeros((1, 2 * 1920), np.int16), format="s16", layout="stereo")
+            piece.sample_rate = 48_000
+            file.mux(sound.encode(piece))
+        file.mux(pictures.encode(None))
+    assert 10 * 48_000 > AvatarLimits().video_samples
+    assert len(list(video_frames(path, Kind.MP4, 25, AvatarLimits()))) == 250
