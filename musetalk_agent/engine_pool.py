@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import logging
+import time
+from collections import deque
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any
@@ -24,6 +26,10 @@ ENGINES = ("auto", "warp", "pattern", "musetalk")
 RESTART_AFTER_S = (1.0, 5.0, 15.0)
 """Waits before a failed engine is made again. After the last the process gives up: some errors of a card (an illegal address)
 leave its context in the process broken for good, and only a new process helps."""
+FAILURES_MOST = 5
+FAILURES_WITHIN_S = 600.0
+"""An engine that failed more often than this in so long is given up, however well it starts again: every failure ends its sessions,
+and a card that breaks at each first frame would go on like that for ever."""
 START_WITHIN_S = 900.0
 """An engine that is not ready by then is stuck: `MUSETALK_COMPILE` takes some minutes at the first start on a machine."""
 RESTART_WITHIN_S = 300.0
@@ -69,6 +75,7 @@ class EnginePool:
         self.lost = False
         self._batchers: dict[str, Batcher] = {}
         self._restarts: dict[str, asyncio.Task[None]] = {}
+        self._failures: dict[str, deque[float]] = {}  # when each engine last failed, `FAILURES_MOST` + 1 times at most
         self._refusals: dict[str, AgentError] = {}  # of engines that did not start
         self._makers: dict[str, Callable[[], Engine]] = {"warp": make_warp, "pattern": PatternEngine}
         if settings.engine in ("auto", "musetalk") and self._musetalk_refusal is None:
@@ -231,6 +238,7 @@ class EnginePool:
 
     def _failed(self, name: str, error: EngineFailed) -> None:
         log.error("engine failed; it is made again", extra={"engine": name, "reason": error.detail})
+        self._failures.setdefault(name, deque(maxlen=FAILURES_MOST + 1)).append(time.monotonic())
         self._restarts[name] = asyncio.create_task(self._restart(name), name=f"restart-{name}")
         self.on_failure(name, error)
 
@@ -253,6 +261,10 @@ class EnginePool:
         old = self._batchers.pop(name, None)
         if old is not None:
             await old.aclose()
+        failures = self._failures[name]
+        if len(failures) > FAILURES_MOST and failures[-1] - failures[0] < FAILURES_WITHIN_S:
+            log.error("engine failed too often", extra={"engine": name, "failures": len(failures)})
+            return False
         for wait_s in RESTART_AFTER_S:
             await asyncio.sleep(wait_s)
             try:

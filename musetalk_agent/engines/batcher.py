@@ -24,6 +24,7 @@ from musetalk_agent.blocking import in_thread
 from musetalk_agent.engines.base import Engine, Flight, PatchRequest
 from musetalk_agent.errors import EngineFailed, EngineUnavailable
 from musetalk_agent.media import Patch
+from musetalk_agent.supervisor import supervise
 from musetalk_agent.teardown import Step, tear_down
 
 log = logging.getLogger(__name__)
@@ -138,7 +139,8 @@ class Batcher:
         await in_thread(self.engine.warmup, f"engine-{self.engine.name}-warmup")
         self._launcher.start()
         self._collector.start()
-        self._watch = asyncio.create_task(self._look_for_stuck_batches(), name=f"engine-{self.engine.name}-watch")
+        name = f"engine-{self.engine.name}-watch"
+        self._watch = asyncio.create_task(supervise("engine-watch", self._look_for_stuck_batches), name=name)
 
     def check(self) -> None:
         """Raises `EngineFailed` when the device has failed or the batcher was closed: for a start, after each of its waits."""

@@ -280,3 +280,28 @@ async def test_busy_time_is_the_cards_not_the_sum_of_waits() -> None:
         await until(lambda: engine.land() and all(future.done() for future in made))
         busy = batcher.statistics().busy_s
     assert 0.1 <= busy < 0.19  # two batches overlapped for 0.1 s
+
+
+async def test_the_watch_for_stuck_batches_goes_on_after_an_error_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, failures, calls = CardEngine(), list[EngineFailed](), 0
+    batcher = Batcher(engine, failures.append, stuck_after_s=0.05)
+    fail = batcher._fail
+
+    def breaks_once(error: EngineFailed) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise RuntimeError("the watch broke")
+        fail(error)
+
+    monkeypatch.setattr(batcher, "_fail", breaks_once)
+    await batcher.start()
+    try:
+        batch = batcher.submit(request(engine, 0), 0.0)
+        with pytest.raises(EngineFailed, match="has not answered"):
+            await asyncio.wait_for(batch, 10)
+        await asyncio.sleep(0)
+        assert calls == 2 and len(failures) == 1
+    finally:
+        engine.land()
+        await batcher.aclose()

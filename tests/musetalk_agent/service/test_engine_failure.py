@@ -131,6 +131,45 @@ async def test_an_engine_that_stays_broken_ends_the_process(tmp_path: Path, monk
         await pool.aclose()
 
 
+async def _fail_again(pool: EnginePool, times: int) -> None:
+    """Has the engine fail on its first frame, so often, after each restart."""
+    for _ in range(times):
+        async with asyncio.timeout(10):
+            while not pool.ready:  # noqa: ASYNC110 - the pool has no event for it
+                await asyncio.sleep(0.002)
+        batcher = pool.batcher("pattern")
+        actor = batcher.engine.open(pattern_bundle(64, 64, 25))
+        with pytest.raises(EngineFailed):
+            await batcher.submit(PatchRequest(actor, 0, np.zeros(1, np.float32)), 0.0)
+        await asyncio.sleep(0)  # the pool hears of it
+
+
+@pytest.mark.parametrize("within_s", [600.0, 0.0])
+async def test_an_engine_that_starts_again_each_time_and_fails_on_its_first_frame_ends_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, within_s: float
+) -> None:
+    """Unless the failures are far apart (`within_s` 0)."""
+
+    class Relapsing(PatternEngine):
+        def launch(self, batch: Sequence[PatchRequest]) -> Flight:
+            raise EngineFailed("the card is gone")
+
+    monkeypatch.setattr(engine_pool, "PatternEngine", Relapsing)
+    monkeypatch.setattr(engine_pool, "RESTART_AFTER_S", (0.0,))
+    monkeypatch.setattr(engine_pool, "FAILURES_WITHIN_S", within_s)
+    settings = AgentSettings.model_validate({"agent_api_key": "k", "engine": "pattern", "cache_dir": tmp_path})
+    pool = EnginePool(settings, ModelStore(None, Manifest.load()))
+    await pool.start()
+    try:
+        await _fail_again(pool, engine_pool.FAILURES_MOST + 1)
+        async with asyncio.timeout(10):
+            while not (pool.lost or pool.ready):  # noqa: ASYNC110 - the pool has no event for it
+                await asyncio.sleep(0.002)
+        assert pool.lost == (within_s > 0)
+    finally:
+        await pool.aclose()
+
+
 async def test_debug_tells_what_the_engine_did(tmp_path: Path) -> None:
     async with agent(tmp_path) as here:
         await here.start("a")
