@@ -7,7 +7,9 @@ import gc
 import logging
 import time
 from collections import OrderedDict
+from dataclasses import dataclass
 
+from musetalk_agent.clock import utc_now
 from musetalk_agent.errors import (
     AtCapacity,
     Draining,
@@ -19,7 +21,8 @@ from musetalk_agent.errors import (
 )
 from musetalk_agent.factory import Factory
 from musetalk_agent.metrics import SESSIONS, SESSIONS_ENDED, SESSIONS_MAX, START_SECONDS
-from musetalk_agent.protocol.http import AgentSession, AgentStartRequest, Capacity
+from musetalk_agent.protocol.diagnosis import Diagnosis, DiagnosisCode
+from musetalk_agent.protocol.http import AgentSession, AgentStartRequest, Capacity, SessionState
 from musetalk_agent.session import ENDED, Session
 
 log = logging.getLogger(__name__)
@@ -32,6 +35,16 @@ _MOST_SESSIONS = 8  # of an engine that sets no limit, where the settings set no
 _USUAL_FPS = 25
 
 
+@dataclass(slots=True)
+class _Start:
+    """A start under way. `failure` is why its engine ended it."""
+
+    request: AgentStartRequest
+    engine: str
+    task: asyncio.Task[Session]
+    failure: EngineFailed | None = None
+
+
 class Sessions:
     """Holds sessions by id. A start that is under way counts against the capacity."""
 
@@ -40,9 +53,7 @@ class Sessions:
         factory.engines.on_failure = self._break_off
         self._sessions: dict[str, Session] = {}
         self._ended: OrderedDict[str, tuple[float, AgentSession]] = OrderedDict()
-        self._starting: dict[str, asyncio.Task[Session]] = {}
-        self._starting_on: dict[str, str] = {}  # the engines of those
-        self._failed_while_starting: dict[str, EngineFailed] = {}
+        self._starting: dict[str, _Start] = {}
         self.draining = False
         SESSIONS_MAX.set_function(lambda: self.capacity().sessions_max)
         SESSIONS.set_function(lambda: self.capacity().sessions)
@@ -92,20 +103,21 @@ class Sessions:
         engine = self._factory.engines.resolve(request.engine)
         self._admit(engine, request.picture.fps)
         task = asyncio.create_task(self._begin(request), name=f"start-{request.session_id}")
-        self._starting[request.session_id], self._starting_on[request.session_id] = task, engine
+        starting = self._starting[request.session_id] = _Start(request, engine, task)
         try:
             return await task
         except asyncio.CancelledError:
             current = asyncio.current_task()
             if current is not None and current.cancelling():
+                if task.done() and not task.cancelled() and task.exception() is None:  # too late to cancel it
+                    await task.result().stop()
                 raise
-            if (failure := self._failed_while_starting.get(request.session_id)) is not None:
-                raise EngineFailed(failure.detail, retry_after_s=_RETRY_AFTER_S) from None
+            if starting.failure is not None:
+                raise EngineFailed(starting.failure.detail, retry_after_s=_RETRY_AFTER_S) from None
             text = f"The session {request.session_id!r} was stopped while it was starting."
             raise SessionEnded(text, value=request.session_id) from None
         finally:
-            del self._starting[request.session_id], self._starting_on[request.session_id]
-            self._failed_while_starting.pop(request.session_id, None)
+            del self._starting[request.session_id]
 
     def _admit(self, engine: str, fps: int) -> None:
         """Raises `AtCapacity` when the process, or the engine at this rate of pictures, holds no session more.
@@ -114,7 +126,7 @@ class Sessions:
         """
         device = self._factory.engines.batcher(engine).engine.device
         capacity = self.capacity()
-        held = [*self._starting_on.values(), *(s.engine for s in self.live())].count(engine)
+        held = [*(s.engine for s in self._starting.values()), *(s.engine for s in self.live())].count(engine)
         holds = self._factory.engines.capacity(engine, fps)
         limit = capacity.sessions_max
         if holds == 0:
@@ -132,10 +144,10 @@ class Sessions:
 
     def _break_off(self, engine: str, error: EngineFailed) -> None:
         """An engine failed: ends its sessions, and calls off those that are starting on it."""
-        for session_id, task in self._starting.items():
-            if self._starting_on[session_id] == engine:
-                self._failed_while_starting[session_id] = error
-                task.cancel()
+        for starting in self._starting.values():
+            if starting.engine == engine:
+                starting.failure = error
+                starting.task.cancel()
         for session in self.live():
             if session.engine == engine:
                 session.break_off(error)
@@ -153,8 +165,10 @@ class Sessions:
         """Ends a session; stopping one that ended is fine, and one that is starting is called off. Raises `SessionNotFound`."""
         starting = self._starting.get(session_id)
         if starting is not None:
-            starting.cancel()
-            await asyncio.gather(starting, return_exceptions=True)
+            starting.task.cancel()
+            await asyncio.gather(starting.task, return_exceptions=True)
+            if session_id not in self._sessions:
+                self._ended[session_id] = (time.monotonic(), _never_started(starting))
         if session_id in self._sessions:
             await self._sessions[session_id].stop()
         return self.status(session_id)
@@ -172,11 +186,13 @@ class Sessions:
             session.outbox.changed.set()
 
     async def aclose(self) -> None:
-        """Stops every session at once."""
+        """Stops every session at once, and waits for those that are ending already."""
         self.draining = True
-        for task in self._starting.values():
+        tasks = [starting.task for starting in self._starting.values()]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._starting.values(), *(s.stop() for s in self.live()), return_exceptions=True)
+        ending = (session.stop() for session in list(self._sessions.values()))
+        await asyncio.gather(*tasks, *ending, return_exceptions=True)
 
     def _archive(self) -> None:
         """Of a session that is over only its last words stay, and those for ten minutes."""
@@ -196,3 +212,21 @@ class Sessions:
             if len(self._ended) <= _REMEMBER_MOST and now - ended_at <= REMEMBER_S:
                 break
             del self._ended[oldest]
+
+
+def _never_started(starting: _Start) -> AgentSession:
+    """The status of a session that was stopped while it was starting."""
+    request = starting.request
+    text = f"The session {request.session_id!r} was stopped while it was starting."
+    return AgentSession(
+        session_id=request.session_id,
+        state=SessionState.STOPPED,
+        room=request.room,
+        publisher="none",
+        engine=starting.engine,
+        fps=request.picture.fps,
+        width=request.picture.width or 0,
+        height=request.picture.height or 0,
+        diagnosis=Diagnosis(code=DiagnosisCode.ROOM_NOT_JOINED, message=text),
+        started_at=utc_now(),
+    )
