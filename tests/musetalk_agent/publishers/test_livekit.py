@@ -89,8 +89,9 @@ async def test_both_tracks_idle_and_speech_in_step(livekit_server: LiveKitAccess
         assert await viewer.until(3, lambda: session.diagnose().code is DiagnosisCode.NO_AUDIO)
         begun = time.monotonic()
         session.take(START % 1)
-        await send_live(session, bursts(4))
-        assert who.attributes.get("avatar.state") == "speaking"
+        sending = asyncio.create_task(send_live(session, bursts(4)))
+        assert await viewer.until(5, lambda: who.attributes.get("avatar.state") == "speaking")
+        await sending  # its last 0.8 s are silence, in which the avatar is idle again
         session.take('{"type":"segment.end","segment":1}')
         assert await viewer.until(3, lambda: len(session.outbox.after(0)) == 2)
         assert await viewer.until(3, lambda: who.attributes.get("avatar.state") == "idle")
