@@ -71,7 +71,7 @@ async def test_killed_mid_sentence_and_started_again(livekit_server: LiveKitAcce
         over = (await here.call(third, "GET", f"/session/{started['session_id']}")).json()
         assert (over["state"], over["end_reason"]) == ("stopped", "stopped")
         again = await here.call(third, "POST", f"/session/{started['session_id']}/stop")
-        assert again.json() == over
+        assert {**again.json(), "funnel": []} == over  # which GET alone tells
 
 
 async def test_sigterm_lets_speech_end_and_hands_the_session_over(
