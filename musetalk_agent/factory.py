@@ -81,10 +81,12 @@ class Factory:
                 self.library.warm()
 
     async def aclose(self) -> None:
-        """Ends the engines' threads. Sessions must be over."""
-        await self.engines.aclose()
-        self.library.close()
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        """Ends the engines' threads. Sessions must be over. Cancelling ends the rest all the same, which takes no time."""
+        try:
+            await self.engines.aclose()
+        finally:
+            self._executor.shutdown(wait=False, cancel_futures=True)
+            self.library.close()
 
     async def session(self, request: AgentStartRequest) -> Session:
         """Prepares the avatar and builds the session, not yet started.

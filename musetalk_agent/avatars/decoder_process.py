@@ -7,6 +7,7 @@ each (see `decoder_main`). Blocking; for worker threads.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import select
@@ -21,6 +22,8 @@ from typing import Any
 from musetalk_agent import errors
 from musetalk_agent.avatars.limits import AvatarLimits
 from musetalk_agent.errors import AgentError
+
+log = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done, of how many); of how many is 0 where it is not known."""
@@ -138,10 +141,12 @@ class DecoderProcess:
         raise DecoderLost("crash", begun=True, detail="too many answers")
 
     def close(self) -> None:
-        """Ends the process and waits until it is gone. Safe to call twice."""
+        """Ends the process and waits until it is gone, or for `_EXIT_S` where the kernel keeps it. Safe to call twice."""
         self._process.kill()
         try:
             self._process.wait(_EXIT_S)
+        except subprocess.TimeoutExpired:  # in a call of the kernel that a broken disk does not end; it dies with that
+            log.warning("a decoder process does not end", extra={"pid": self.pid})
         finally:
             for stream in (self._process.stdin, self._process.stdout):
                 if stream is not None:

@@ -15,6 +15,7 @@ import weakref
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -28,7 +29,8 @@ from musetalk_agent.avatars.flights import Flights
 from musetalk_agent.avatars.limits import AvatarLimits
 from musetalk_agent.avatars.receive import Receiver
 from musetalk_agent.avatars.sniff import PICTURES, SNIFF_BYTES, VIDEOS, Kind, sniff
-from musetalk_agent.errors import AvatarError, AvatarNotFound
+from musetalk_agent.blocking import in_thread
+from musetalk_agent.errors import AvatarError, AvatarNotFound, EngineFailed
 from musetalk_agent.protocol.http import DEMO_AVATAR_ID, AvatarSource, Picture
 from musetalk_agent.weights import ModelStore
 
@@ -39,6 +41,8 @@ T = TypeVar("T")
 DEMO_ASSET = Path(__file__).resolve().parent.parent / "assets" / "demo-avatar.png"
 _AVATAR_ID = re.compile(r"sha256:([0-9a-f]{64})")
 _DERIVERS = 2
+DERIVE_S, DERIVE_FRAME_S = 120.0, 5.0
+"""An engine may take so long for an avatar, and for each of its frames: MuseTalk on a processor takes seconds for a frame."""
 _CACHE_THREADS = 2
 _PIECE_BYTES = 1 << 20
 _ANY = frozenset({Kind.ZIP}) | VIDEOS | PICTURES
@@ -85,7 +89,7 @@ class AvatarLibrary:
         self._flights = Flights()
         self._decoders = decoders or Decoders(models.directory)
         self._own_decoders = decoders is None
-        self._derivers = ThreadPoolExecutor(_DERIVERS, "avatar-derive")
+        self._derivers = asyncio.Semaphore(_DERIVERS)
         self._lookups = ThreadPoolExecutor(_CACHE_THREADS, "avatar-cache")
         self._deriving: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -117,6 +121,7 @@ class AvatarLibrary:
             AtCapacity: too many clips wait to be prepared.
             AvatarError: the avatar cannot be used; `field` names the request's field.
             DiskFull: it cannot be written; nothing of it is left.
+            EngineFailed: `derive` did not return in time (`DERIVE_S`); its thread is left behind.
             WeightsMissing: a face model is not there.
         """
         field = _field(source)
@@ -181,8 +186,9 @@ class AvatarLibrary:
         self._flights.abort()
         if self._own_decoders:
             self._decoders.close()
-        for threads in (self._derivers, self._lookups):
-            threads.shutdown(wait=False, cancel_futures=True)
+        for task in self._tasks:
+            task.cancel()
+        self._lookups.shutdown(wait=False, cancel_futures=True)
 
     async def _run(self, threads: Executor, work: Callable[..., T], *args: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(threads, work, *args)
@@ -251,13 +257,27 @@ class AvatarLibrary:
             self._cache.discard_part(part)
 
     async def _derived(self, bundle: Bundle, derive: Callable[[Bundle], None], derived: str | None) -> None:
-        """Runs `derive` to its end even if the caller leaves: a thread cannot be cancelled, and the lock must outlast it."""
+        """Runs `derive` to its end even if the caller leaves: a thread cannot be cancelled, and the lock must outlast it.
+
+        One that does not return in time is left behind, so that the next start of the avatar does not wait for it.
+        """
+        within_s = DERIVE_S + DERIVE_FRAME_S * len(bundle)
+
+        async def bounded() -> None:
+            try:
+                async with asyncio.timeout(within_s):
+                    await in_thread(partial(derive, bundle), "avatar-derive")
+            except TimeoutError as error:
+                raise EngineFailed(f"The engine did not prepare the avatar within {within_s:g} s.") from error
 
         async def locked() -> None:
             lock = self._deriving.setdefault(str(bundle.path), asyncio.Lock())
             async with lock:
-                there = derived is not None and bundle.engine_path(derived).exists()
-                await self._run(self._lookups if there else self._derivers, derive, bundle)
+                if derived is not None and bundle.engine_path(derived).exists():
+                    await self._run(self._lookups, derive, bundle)
+                    return
+                async with self._derivers:
+                    await bounded()
 
         task = asyncio.create_task(locked(), name="avatar derive")
         self._tasks.add(task)

@@ -272,3 +272,22 @@ async def test_an_error_of_such_a_process_is_shortened(monkeypatch: pytest.Monke
         assert len(caught.value.detail) == 1_000 and len(str(caught.value.value)) == 1_000
     finally:
         pool.close()
+
+
+async def test_a_process_that_the_kernel_keeps_holds_up_no_end(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = shop.library()
+    assert await prepare(library, frames_zip(moving(3, 128))) == 3
+    await eventually(lambda: len(shop.decoders.builders.pids) == 2 and len(shop.decoders.checkers.pids) == 1)
+    kept = [process._process for process in shop.decoders.builders._idle]
+    with monkeypatch.context() as patch:
+
+        def never(*_: object) -> int:
+            raise subprocess.TimeoutExpired("decoder", 5.0)
+
+        for process in kept:
+            patch.setattr(process, "wait", never)
+        shop.decoders.close()
+    for process in kept:
+        process.wait(30)
+    await eventually(lambda: not children())  # the checkers' process, too
+    assert shop.decoders.builders._alive == 0

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from musetalk_agent.avatars import library as library_module
 from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.avatars.cache import AvatarCache
 from musetalk_agent.avatars.decoder_pool import Decoders
@@ -22,6 +23,7 @@ from musetalk_agent.errors import (
     AvatarTooLarge,
     AvatarUndecodable,
     AvatarUnsafeArchive,
+    EngineFailed,
     WeightsMissing,
 )
 from musetalk_agent.protocol.http import AvatarSource, Picture
@@ -209,6 +211,27 @@ async def test_what_derive_raises_is_told_and_the_bundle_stays(library: AvatarLi
     with pytest.raises(WeightsMissing):
         await library.prepare(source, Picture(), derive=derive)
     assert (await library.prepare(source, Picture())).report.cached
+
+
+async def test_an_engine_that_hangs_fails_its_start_and_holds_up_no_other(
+    library: AvatarLibrary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(library_module, "DERIVE_S", 0.05)
+    monkeypatch.setattr(library_module, "DERIVE_FRAME_S", 0.0)
+    source = AvatarSource(avatar_id=await library.add(CLIP))
+    gate, done = threading.Event(), []
+
+    def hangs(bundle: Bundle) -> None:
+        assert gate.wait(30)
+
+    try:
+        for _ in range(3):  # more than may be derived at once
+            with pytest.raises(EngineFailed, match=r"did not prepare the avatar within 0\.05 s"):
+                await asyncio.wait_for(library.prepare(source, Picture(), derive=hangs), 10)
+        await asyncio.wait_for(library.prepare(source, Picture(), derive=lambda bundle: done.append(len(bundle))), 10)
+    finally:
+        gate.set()
+    assert done == [6]
 
 
 def _truncate(folder: Path) -> None:

@@ -241,3 +241,23 @@ async def test_a_session_whose_own_task_is_cancelled_leaves_the_room_and_the_eng
                 await task
         assert session.ended.is_set() and session.state is SessionState.STOPPED
         assert here.publishers["b"].left == 1 and here.plan.closed == 1 and here.sessions.empty
+
+
+async def test_the_end_of_the_agent_skips_nothing_when_its_engines_take_too_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world(tmp_path, monkeypatch) as here:
+        with monkeypatch.context() as patch:
+            reached = asyncio.Event()
+
+            async def hangs() -> None:
+                reached.set()
+                await asyncio.Event().wait()
+
+            patch.setattr(here.factory.engines, "aclose", hangs)
+            ending = asyncio.create_task(here.factory.aclose())
+            await reached.wait()
+            ending.cancel()  # as the step's time is up
+            with pytest.raises(asyncio.CancelledError):
+                await ending
+        assert here.factory.library._decoders.builders._closed and here.factory._executor._shutdown
