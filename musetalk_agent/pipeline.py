@@ -31,6 +31,7 @@ from musetalk_agent.playback import Playback
 from musetalk_agent.production import Production
 from musetalk_agent.protocol.messages import Cleared, Event, Warned
 from musetalk_agent.publishers.base import Publisher
+from musetalk_agent.supervisor import supervise
 from musetalk_agent.sync.captions import Word
 from musetalk_agent.sync.segment import Segment
 from musetalk_agent.sync.stages import FIRST_PCM, Stages
@@ -97,7 +98,7 @@ class Pipeline:
         async with asyncio.TaskGroup() as group:
             group.create_task(self.production.run(), name="production")
             group.create_task(self.playback.run(), name="playback")
-            group.create_task(self._judge_rates(), name="rates")
+            group.create_task(supervise("rates", self._judge_rates), name="rates")
 
     def begin(
         self, number: int, rate: int, heard_s: float = 0.0, in_s: float = 0.0, traceparent: str | None = None
@@ -177,9 +178,11 @@ class Pipeline:
             if self._for_rate is None:
                 continue
             watch, sound = self._for_rate
-            with self.clock.working():
-                rate = await loop.run_in_executor(self._executor, judge_rate, shipped_network(), sound, watch.rate)
-            self._for_rate = None
+            try:
+                with self.clock.working():
+                    rate = await loop.run_in_executor(self._executor, judge_rate, shipped_network(), sound, watch.rate)
+            finally:
+                self._for_rate = None
             if watch is self._watch:
                 self._tell_format(watch, watch.finding, watch.judged(rate))
 

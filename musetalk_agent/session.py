@@ -20,6 +20,7 @@ from musetalk_agent.protocol.diagnosis import Diagnosis
 from musetalk_agent.protocol.http import AgentSession, AgentStartRequest, Playback, SessionState, Transport, VoiceSource
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from musetalk_agent.publishers.base import CaptionPublisher, MovingPublisher, Publisher
+from musetalk_agent.supervisor import supervise
 from musetalk_agent.sync.recent import Outcome
 from musetalk_agent.teardown import Step, tear_down
 
@@ -160,7 +161,7 @@ class Session:
     async def _play(self) -> None:
         async with asyncio.TaskGroup() as group:
             group.create_task(self.pipeline.run(), name="pipeline")
-            group.create_task(self._report_state(), name="attributes")
+            group.create_task(supervise("attributes", self._report_state), name="attributes")
             if self.speech is not None:
                 group.create_task(self.speech.run(), name="speech")
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from livekit import rtc
 
 from musetalk_agent.metrics import CAPTIONS
+from musetalk_agent.supervisor import supervise
 from musetalk_agent.sync.captions import Caption
 
 log = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ class CaptionWriter:
         self._waiting.append(caption)
         self._wake.set()
         if self._task is None:
-            self._task = asyncio.create_task(self._run(), name="livekit-captions")
+            self._task = asyncio.create_task(supervise("livekit-captions", self._run), name="livekit-captions")
 
     async def aclose(self) -> None:
         """Ends, after half a second at the latest; a line that is open then stays as it is."""
@@ -72,14 +73,17 @@ class CaptionWriter:
             await self._wake.wait()
 
     async def _take(self, caption: Caption) -> None:
-        outcome = "sent"
+        outcome = "dropped"
         try:
             async with asyncio.timeout(_TIMEOUT_S):
                 await self._write(caption)
+            outcome = "sent"
         except Exception as error:  # noqa: BLE001 - captions are a courtesy; the SDK raises bare Exceptions
-            outcome, self._stream = "dropped", None
             log.info("caption not sent", extra={"line": caption.line, "error": repr(error)})
-        CAPTIONS.labels(outcome).inc()
+        finally:
+            if outcome == "dropped":
+                self._stream = None
+            CAPTIONS.labels(outcome).inc()
 
     async def _write(self, caption: Caption) -> None:
         if caption.line != self._line:

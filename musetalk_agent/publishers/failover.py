@@ -25,6 +25,7 @@ from musetalk_agent.publishers.moving_clock import MovingClock
 from musetalk_agent.publishers.outlets import OutletOptions, Outlets
 from musetalk_agent.publishers.probe import HEALTHY_S
 from musetalk_agent.publishers.quality import QualityWatch
+from musetalk_agent.supervisor import supervise
 from musetalk_agent.sync.captions import Caption
 from musetalk_agent.sync.playout import PlayoutClock
 from musetalk_agent.sync.segment import ROOM_RATE
@@ -95,7 +96,7 @@ class FailoverPublisher:
         self._quality = QualityWatch(bitrate, self._options.room.fps, self._clock.now())
         if self._options.beside:
             self._outlets.open_stream()
-        self._ticker = asyncio.create_task(self._tick_on(), name="failover-ticker")
+        self._ticker = asyncio.create_task(supervise("failover-ticker", self._tick_on), name="failover-ticker")
         self._step(Event.START)
         await self._settled.wait()
         if self._rung is Rung.NONE:
@@ -172,14 +173,16 @@ class FailoverPublisher:
         if self._ticker is not None:
             self._ticker.cancel()
             await asyncio.gather(self._ticker, return_exceptions=True)
-        await self._outlets.aclose()
-        if self._quality is not None:
-            self._quality.close()
-        if self._rung is not Rung.NONE:
-            PUBLISHER_RUNG.labels(self._rung.value).dec()
-            self._rung = Rung.NONE
-        self.state.connected = False
-        self.state.tracks = []
+        try:
+            await self._outlets.aclose()
+        finally:
+            if self._quality is not None:
+                self._quality.close()
+            if self._rung is not Rung.NONE:
+                PUBLISHER_RUNG.labels(self._rung.value).dec()
+                self._rung = Rung.NONE
+            self.state.connected = False
+            self.state.tracks = []
 
     # --- what the ladder decides -------------------------------------------------------------------------------------
 

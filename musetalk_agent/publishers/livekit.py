@@ -26,6 +26,7 @@ from musetalk_agent.publishers.base import Lost, PublisherState
 from musetalk_agent.publishers.camera import Camera
 from musetalk_agent.publishers.captions import CaptionWriter
 from musetalk_agent.publishers.transport import Liveness, Reading, read
+from musetalk_agent.supervisor import supervise
 from musetalk_agent.sync.captions import Caption
 from musetalk_agent.sync.playout import PlayoutClock
 from musetalk_agent.sync.segment import ROOM_RATE
@@ -142,7 +143,7 @@ class LiveKitPublisher:
         self.state.connected = True
         self.liveness = Liveness(self._clock.now())
         self._count_viewers()
-        self._stats = asyncio.create_task(self._poll_stats(), name="livekit-stats")
+        self._stats = asyncio.create_task(supervise("livekit-stats", self._poll_stats), name="livekit-stats")
 
     async def push_audio(self, block: Pcm) -> None:
         """Hands a block to the SDK and takes its back-pressure as the truth about the queue."""
@@ -160,12 +161,21 @@ class LiveKitPublisher:
         try:
             async with asyncio.timeout(_CAPTURE_TIMEOUT_S):
                 await self._audio.capture_frame(frame)
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            self._note_refused(error)  # a future of the SDK's was cancelled, and not this task
+            return
         except Exception as error:  # noqa: BLE001 - the SDK raises bare Exceptions: a lost block is counted, speech goes on
-            self.state.error = f"audio block refused by the SDK: {error!r}"
-            log.warning("audio block refused", extra={"room": self._options.room, "error": repr(error)})
+            self._note_refused(error)
             return
         if self._clock.now() - begun > _GRACE_AFTER_STALL_S and self.playout.handed == handed:
             self.playout.observe(QUEUE_MS * ROOM_RATE // 1000)
+
+    def _note_refused(self, error: BaseException) -> None:
+        self.state.error = f"audio block refused by the SDK: {error!r}"
+        log.warning("audio block refused", extra={"room": self._options.room, "error": repr(error)})
 
     def push_video(self, frame: VideoFrame) -> None:
         """Copies the planes into the SDK (0.06 ms at 720p)."""

@@ -10,11 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from musetalk_agent import pipeline
+from musetalk_agent.audio_format import FormatWatch
 from musetalk_agent.errors import Draining, EngineFailed
+from musetalk_agent.media import Pcm
 from musetalk_agent.protocol.diagnosis import DiagnosisCode
 from musetalk_agent.protocol.http import SessionState
 from musetalk_agent.session import ENDED, Session
-from tests.musetalk_agent.ends.faulty import DEADLINE_S, World, world
+from tests.musetalk_agent.ends.faulty import DEADLINE_S, GatedPublisher, World, world
+from tests.musetalk_agent.stand import tone
 
 STATES = ("starting", "ready", "speaking", "draining")
 FRAMES = ("launch", "wait", "patches")
@@ -222,6 +226,37 @@ async def test_every_part_of_a_session_ends_whatever_the_others_do(
         assert session.ended.is_set() and gated.left == 1 and here.plan.closed == 1
         here.plan.faults.clear()
         await here.start("b")
+        await end_all(here)
+
+
+async def test_courtesies_that_break_are_tried_again_and_cost_no_session(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The attribute of the room, whose future the SDK cancels, and the judge of the sender's rate."""
+    shown, judged = [], []
+
+    async def set_state(self: GatedPublisher, state: str) -> None:
+        shown.append(state)
+        if len(shown) == 1:
+            raise asyncio.CancelledError
+
+    def judge(_: object, sound: Pcm, rate: int) -> None:
+        judged.append(rate)
+        if len(judged) == 1:
+            raise MemoryError
+
+    monkeypatch.setattr(GatedPublisher, "set_state", set_state)
+    monkeypatch.setattr(pipeline, "judge_rate", judge)
+    async with world(tmp_path, monkeypatch) as here:
+        media = (await here.start("b")).pipeline
+        await here.until(lambda: len(shown) == 2)
+        for runs in (1, 2):
+            media._for_rate = FormatWatch(16_000), tone(5)
+            media._rate_wake.set()
+            await here.until(lambda: len(judged) == runs and media._for_rate is None)  # noqa: B023 - awaited here
+        here.speak("b")
+        await here.until(lambda: "playback.finished" in here.events("b"))
+        assert shown[:2] == ["idle", "idle"]
         await end_all(here)
 
 

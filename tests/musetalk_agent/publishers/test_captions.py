@@ -20,7 +20,7 @@ class Room:
     def __init__(self) -> None:
         self.local_participant = SimpleNamespace(identity="avatar-x", stream_text=self.stream_text)
         self.told: list[Any] = []
-        self.broken = self.stuck = False
+        self.broken = self.stuck = self.cancelled = False
 
     async def stream_text(self, *, topic: str, attributes: dict[str, str]) -> Room:
         await self.write(("open", topic, attributes))
@@ -29,6 +29,8 @@ class Room:
     async def write(self, text: Any) -> None:
         if self.broken:
             raise RuntimeError("the SDK is not well")
+        if self.cancelled:
+            raise asyncio.CancelledError  # a future of the SDK's, and not the task
         if self.stuck:
             await asyncio.Event().wait()
         self.told.append(text)
@@ -76,6 +78,21 @@ async def test_after_a_refusal_the_line_goes_on_in_another_stream() -> None:
     writer.push(Caption("1", "three"))
     await writer.aclose()
     assert [told for told in room.told if isinstance(told, str)] == ["one ", "three"]
+    assert counted("dropped") == before + 1
+
+
+async def test_captions_go_on_after_a_future_of_the_sdk_was_cancelled() -> None:
+    room, before = Room(), counted("dropped")
+    writer = CaptionWriter(room, lambda: None)  # type: ignore[arg-type]
+    room.cancelled = True
+    writer.push(Caption("1", "lost "))
+    await asyncio.sleep(0)
+    room.cancelled = False
+    writer.push(Caption("1", "two"))
+    async with asyncio.timeout(20):
+        while "two" not in room.told:  # noqa: ASYNC110 - the writer is restarted after a back-off
+            await asyncio.sleep(0.01)
+    await writer.aclose()
     assert counted("dropped") == before + 1
 
 

@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -171,6 +172,43 @@ async def test_a_block_that_the_sdk_never_takes_does_not_stop_the_voice(
             for _ in range(3):
                 await made.push_audio(np.ones(1920, np.int16))
         assert asked == [1920] * 3 and made.state.error is not None and "TimeoutError" in made.state.error
+    finally:
+        await made.aclose()
+
+
+async def test_a_block_whose_future_the_sdk_cancels_does_not_end_the_voice() -> None:
+    async def cancelled(_: rtc.AudioFrame) -> None:
+        raise asyncio.CancelledError
+
+    made = publisher(NOBODY)
+    made._audio = SimpleNamespace(capture_frame=cancelled)  # type: ignore[assignment]  # all of it that is used here
+    try:
+        await made.push_audio(np.ones(1920, np.int16))
+        assert made.state.error is not None and "CancelledError" in made.state.error
+    finally:
+        made._audio = None
+        await made.aclose()
+
+
+@pytest.mark.livekit
+async def test_statistics_go_on_after_an_error_that_no_one_expected(
+    livekit_server: LiveKitAccess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = 0
+
+    def breaks_once(reading: livekit.Reading) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise ValueError("cannot convert float NaN to integer")
+
+    made = publisher(livekit_server)
+    monkeypatch.setattr(made, "_acknowledge", breaks_once)
+    try:
+        await made.open(picture(90), lambda _: None)
+        async with asyncio.timeout(20):
+            while calls < 2:  # noqa: ASYNC110 - the poll has no event
+                await asyncio.sleep(0.01)
     finally:
         await made.aclose()
 
