@@ -21,7 +21,7 @@ T = TypeVar("T")
 async def in_thread(work: Callable[[], T], name: str, give_back: Callable[[T], object] | None = None) -> T:
     """The result of `work`, which runs in a daemon thread. Raises what it raises.
 
-    Cancelling returns at once and leaves the thread behind. A result that nobody takes any more is handed to `give_back`, in a
+    Cancelling returns at once and leaves the thread behind. A result whose caller has left is handed to `give_back`, in a
     thread, so that what `work` acquired is released however late it comes.
     """
     loop = asyncio.get_running_loop()
@@ -76,5 +76,5 @@ def _give_back(give_back: Callable[[T], object] | None, made: T, name: str) -> N
         return
     try:
         give_back(made)
-    except Exception:  # the boundary of a thread that nobody waits for
+    except Exception:  # the boundary of a thread without a caller
         log.exception("what came too late was not released", extra={"call": name})

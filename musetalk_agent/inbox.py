@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 class Inbox:
     """Hands PCM and messages to the pipeline.
 
-    What passes a limit is dropped and told by a warning. It does not end the link: the session would move to another agent, and the
+    What passes a limit is dropped with a warning. It does not end the link: the session would move to another agent, and the
     same would be sent there. The orchestrator keeps to the same limits, so this is for one that does not.
 
     `items` were taken, `segments` is the highest number begun, and `received_samples` of `/audio` were taken in all (None when no

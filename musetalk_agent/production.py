@@ -214,7 +214,7 @@ class Production:
         return True
 
     async def _decided(self, segment: Segment, samples: Pcm | None) -> list[Feature | None]:
-        """What more samples, or the end (None), decide of the segment's next frames: a feature each, None where nobody speaks.
+        """What more samples, or the end (None), decide of the segment's next frames: a feature each, None where there is no speech.
 
         An extractor that raises leaves the rest of the segment without lips, because its frames cannot be counted on any more; its
         sound goes on, and so does the session.

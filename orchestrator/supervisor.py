@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
+from musetalk_agent.protocol.restarts import run_restarted
 from orchestrator.metrics import Metrics
 
 FIRST_BACKOFF_S = 0.5
@@ -18,10 +19,7 @@ _log = logging.getLogger(__name__)
 async def supervise(
     name: str, loop: Callable[[], Awaitable[None]], metrics: Metrics | None, *, backoff_s: float = FIRST_BACKOFF_S
 ) -> None:
-    """Runs a background loop. When it raises, that is logged and counted, and the loop starts again after a back-off.
-
-    The back-off doubles up to 30 s. Returns when the loop returns. Cancelling ends the loop; a CancelledError that the loop
-    raises although this task was not cancelled counts as a failure.
+    """Runs a background loop and restarts it when it raises; see `run_restarted`.
 
     Args:
         name: names the loop in the log and in `avatar_loop_failures_total`.
@@ -29,27 +27,13 @@ async def supervise(
         metrics: counts the failures; None where there are no metrics.
         backoff_s: before the first restart.
     """
-    clock, delay = asyncio.get_running_loop().time, backoff_s
-    task = asyncio.current_task()
-    while True:
-        begun = clock()
-        try:
-            await loop()
-            return
-        except asyncio.CancelledError as error:
-            if task is None or task.cancelling():
-                raise
-            failure: BaseException = error
-        except Exception as error:  # noqa: BLE001 - task boundary: the loop is restarted whatever broke it
-            failure = error
-        if clock() - begun > SETTLED_S:
-            delay = backoff_s
+
+    def count() -> None:
         if metrics is not None:
             metrics.loop_failures.labels(loop=name).inc()
-        extra = {"loop": name, "restart_in_s": delay}
-        _log.error("a background loop failed: it is restarted", exc_info=failure, extra=extra)
-        await asyncio.sleep(delay)
-        delay = min(LAST_BACKOFF_S, 2 * delay)
+
+    times = {"first_s": backoff_s, "last_s": LAST_BACKOFF_S, "settled_s": SETTLED_S}
+    await run_restarted(name, loop, count, **times, sleep=asyncio.sleep)
 
 
 async def run_each(*steps: tuple[str, Callable[[], Awaitable[object]]], within_s: float) -> list[str]:

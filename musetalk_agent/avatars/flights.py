@@ -17,7 +17,7 @@ class _Flight(Generic[T]):
 
 
 class Flights:
-    """Runs each key once at a time. Work that nobody waits for any more is cancelled."""
+    """Runs each key once at a time. Work is cancelled when its last caller leaves."""
 
     def __init__(self) -> None:
         self._flights: dict[Hashable, _Flight[Any]] = {}

@@ -115,7 +115,7 @@ class AvatarLibrary:
         clip that is being prepared. `progress` is called in worker threads. As long as the caller refers to the bundle, it stays on
         disk.
 
-        Cancelling is safe and does not disturb others who wait for the same avatar; when nobody waits any more, the work is ended.
+        Cancelling is safe and does not disturb others who wait for the same avatar; when the last one leaves, the work is ended.
 
         Raises:
             AtCapacity: too many clips wait to be prepared.
@@ -164,7 +164,7 @@ class AvatarLibrary:
             AvatarError: too large, or not a clip.
             DiskFull: it cannot be written; nothing of it is left.
         """
-        self._decoders.builders.warm()  # whoever sends a clip wants it prepared
+        self._decoders.builders.warm()  # a clip that is sent will be prepared
         name = repr((filename or "upload")[:120])
         with self._cache.writing():
             async with Receiver(self._cache, self._limits, name, _ANY) as receiver:
@@ -181,8 +181,7 @@ class AvatarLibrary:
         return f"sha256:{digest}"
 
     def close(self) -> None:
-        """Ends the processes within a tenth of a second and lets go of the threads; who still waits is cancelled. Safe to call
-        twice."""
+        """Ends the processes within a tenth of a second; callers that wait are cancelled. Safe to call twice."""
         self._flights.abort()
         if self._own_decoders:
             self._decoders.close()

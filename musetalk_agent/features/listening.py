@@ -1,4 +1,4 @@
-"""What is to be made of a segment's sound, frame by frame: a feature, or rest where nobody speaks.
+"""What is to be made of a segment's sound, frame by frame: a feature, or rest where there is no speech.
 
 After `HOLD_S` without speech the extractor's stream is dropped and frames rest, which costs nothing but the detector. When speech
 returns a new stream begins a little before it, in the silence that is kept for this, so that its first frame is made with the

@@ -1,4 +1,4 @@
-"""Looks up names that strangers gave, in threads of its own: a name server that does not answer holds up nobody else's look-ups.
+"""Looks up names that strangers gave, in threads of its own: a name server that does not answer holds up no other look-ups.
 
 asyncio's own `getaddrinfo` shares a pool of a few threads with all that runs in threads, and a thread in it cannot be given up.
 These threads are bounded over all and for each domain, and being daemons they do not hold up the end of the process. Standard

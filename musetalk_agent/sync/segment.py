@@ -89,7 +89,7 @@ class Segment:
         self.frames_ordered = 0
         self.frames_ready = 0
         self.features_done = False
-        self.rests: deque[tuple[int, int | None]] = deque(maxlen=32)  # frames [first, end) in which nobody speaks
+        self.rests: deque[tuple[int, int | None]] = deque(maxlen=32)  # frames [first, end) without speech
         self.live = True  # its PCM comes at real-time pace
         self._rested: set[int] = set()  # frames that rest, after one that is not ready
         self._began_at: float | None = None
