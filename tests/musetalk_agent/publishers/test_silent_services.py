@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import socket
 import threading
@@ -16,9 +17,13 @@ from livekit import rtc
 
 from musetalk_agent.clock import MonotonicClock
 from musetalk_agent.errors import PublishFailed
+from musetalk_agent.metrics import PUBLISHER_RUNG
 from musetalk_agent.protocol.http import PublisherMode
 from musetalk_agent.publishers import ladder_words, livekit, probe, whip
+from musetalk_agent.publishers.failover import FailoverPublisher
+from musetalk_agent.publishers.ladder_words import Rung
 from musetalk_agent.publishers.livekit import LiveKitOptions, LiveKitPublisher
+from musetalk_agent.publishers.outlets import OutletOptions
 from musetalk_agent.publishers.probe import Probe
 from musetalk_agent.publishers.stream_encoder import Shape
 from orchestrator.livekit_server import LiveKitAccess
@@ -188,6 +193,30 @@ async def test_a_block_whose_future_the_sdk_cancels_does_not_end_the_voice() -> 
     finally:
         made._audio = None
         await made.aclose()
+
+
+async def test_an_end_of_the_transports_that_breaks_still_takes_the_session_out_of_the_metrics(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = FailoverPublisher(
+        OutletOptions(LiveKitOptions("ws://x", "t", ROOM, 25)), PublisherMode.AUTO, MonotonicClock()
+    )
+    gauge = PUBLISHER_RUNG.labels("livekit")
+    before = gauge._value.get()
+    made._change(Rung.LIVEKIT)
+    assert gauge._value.get() == before + 1
+
+    async def breaks() -> None:
+        raise OSError("broken")
+
+    with caplog.at_level(logging.ERROR):
+        await asyncio.wait([made._outlets._spawn(breaks(), "failover-test")])
+        await asyncio.sleep(0)
+    assert "a task of a transport broke" in caplog.messages
+    monkeypatch.setattr(made._outlets, "aclose", breaks)
+    with pytest.raises(OSError, match="broken"):
+        await made.aclose()
+    assert gauge._value.get() == before and not made.state.connected
 
 
 @pytest.mark.livekit
