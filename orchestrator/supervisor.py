@@ -40,17 +40,25 @@ async def run_each(*steps: tuple[str, Callable[[], Awaitable[object]]], within_s
     """Runs every step of a clean-up, one after the other; returns the names of those that failed.
 
     A step that raises, or takes longer than `within_s`, is logged, and the next one runs. When this is cancelled the step that
-    runs is cancelled, the steps after it run all the same, and then CancelledError is raised.
+    runs is cancelled, the steps after it run all the same, and then CancelledError is raised. A CancelledError that a step raises
+    although this task was not cancelled (it waited for somebody's task that was) is a failure of that step.
     """
     failed: list[str] = []
     cancelled: asyncio.CancelledError | None = None
+    task = asyncio.current_task()
+    requests = task.cancelling() if task is not None else 0
     for name, step in steps:
         try:
             async with asyncio.timeout(within_s):
                 await step()
         except asyncio.CancelledError as error:
-            cancelled = error
             failed.append(name)
+            if task is None or task.cancelling() > requests:
+                cancelled, requests = error, task.cancelling() if task is not None else 0
+            else:
+                _log.error(
+                    "a step of a clean-up failed", exc_info=error, extra={"step": name, "reason": "CancelledError"}
+                )
         except Exception as error:  # noqa: BLE001 - clean-up boundary: one step that fails must not skip the others
             failed.append(name)
             late = isinstance(error, TimeoutError)

@@ -92,9 +92,7 @@ class Queue:
 
     def head(self, lane: Lane) -> tuple[int, Delivery] | None:
         """The lane's first delivery with its ticket; None, and the lane is gone, when there is no more."""
-        tickets = self._lanes.get(lane, deque())
-        while tickets and tickets[0] not in self._pending:
-            tickets.popleft()
+        tickets = self._lanes.get(lane)
         if not tickets:
             self._lanes.pop(lane, None)
             return None
@@ -111,6 +109,7 @@ class Queue:
 
     def _drop(self, ticket: int) -> Delivery:
         delivery = self._pending.pop(ticket)
+        self._lanes[delivery.lane].remove(ticket)  # the lane's first: what goes is always the oldest
         party = self._parties[delivery.endpoint.party]
         del party[ticket]
         if not party:

@@ -155,8 +155,11 @@ class Webhooks:
         reason = ""
         for delay_s in (*self._delays_s, None):
             try:
-                async with self._slots.one(delivery.endpoint), asyncio.timeout(TRY_S):
-                    status = await self._post(delivery)
+                async with self._slots.one(delivery.endpoint):
+                    if not self._queue.holds(ticket):  # it was dropped, and counted so, while it waited
+                        return None
+                    async with asyncio.timeout(TRY_S):
+                        status = await self._post(delivery)
             except AddressRefused as error:
                 reason = error.detail
             except (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError, TimeoutError) as error:
@@ -172,8 +175,6 @@ class Webhooks:
                     break
             if delay_s is None or await self._closes_within(delay_s * random.uniform(0.8, 1.2)):
                 break
-            if not self._queue.holds(ticket):
-                return None
         extra = {"session_id": delivery.event.session_id, "type": delivery.event.type, "reason": reason}
         _log.warning("a webhook was given up", extra=extra)
         return "failed"

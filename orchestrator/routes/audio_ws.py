@@ -63,14 +63,15 @@ async def audio(socket: WebSocket) -> None:
             session, audio_format, sample_rate, last_event_id = await _admit(ctx, socket)
             live = session.running()
             held.enter_context(ctx.access.quotas.connection(session.order.key))
+            connection = live.connect(sample_rate, last_event_id)  # nothing was awaited since the session was looked at
         except ProblemError as error:
             ctx.metrics.audio_errors.labels(code=error.code.value).inc()
             _log.info("audio connection refused", extra={"code": error.code.value})
             await socket.send_denial_response(problem_response(error))
             return
+        held.callback(live.outbox.detach, connection)
         ctx.access.audit.note(session.order.key, "audio", "ok", session_id=session.session_id)
         await socket.accept()
-        connection = live.connect(sample_rate, last_event_id)
         await _serve(ctx, Line(socket, live, connection, Decoder(audio_format), sample_rate))
 
 
@@ -88,7 +89,9 @@ async def _serve(ctx: Context, line: Line) -> None:
         ctx.metrics.audio_connections.dec()
         writer.cancel()
         reader.cancel()
-        await asyncio.gather(writer, reader, return_exceptions=True)
+        for failure in await asyncio.gather(writer, reader, return_exceptions=True):
+            if isinstance(failure, Exception):
+                _log.error("an audio connection broke", exc_info=failure, extra={"session_id": live.session_id})
         await _close(line)
 
 

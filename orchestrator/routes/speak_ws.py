@@ -88,7 +88,8 @@ class _Line:
         self._live = live
         self._voice = voice
         self._dictation: Dictation | None = None
-        self._told: Dictation | None = None
+        self._speaking: deque[Dictation] = deque()
+        """Texts with a segment that are not over, in order: the client hears of each one that fails. `MAX_WAITING` at most."""
         self._heard_at = time.monotonic()
         self._bucket = TokenBucket(MESSAGES_PER_S, BURST_MESSAGES, self._heard_at)
         self._out: deque[str] = deque()
@@ -149,12 +150,10 @@ class _Line:
             raise ProblemError(
                 ErrorCode.IDLE_TIMEOUT, "Nothing came for too long: connect again when there is something to say."
             )
-        told = self._told
-        if told is not None and told.over.is_set():
-            self._told = None
-            failure = told.utterance.failure if told.utterance else None
-            if failure is not None:
-                self._tell("warning", code=failure.code.value, message=failure.detail)
+        while self._speaking and self._speaking[0].over.is_set():
+            utterance = self._speaking.popleft().utterance
+            if utterance is not None and utterance.failure is not None:
+                self._tell("warning", code=utterance.failure.code.value, message=utterance.failure.detail)
 
     def _take(self, text: str | None) -> None:
         if not self._bucket.take(1, self._heard_at):
@@ -194,7 +193,7 @@ class _Line:
         dictation, new = self._dictation, self._dictation.utterance is None
         dictation.write(piece)
         if new and dictation.utterance is not None:
-            self._told = dictation
+            self._speaking.append(dictation)
             self._tell("segment", segment=dictation.utterance.segment)
 
     def _end(self) -> None:

@@ -62,7 +62,7 @@ class SessionOwner:
         try:
             await self._enter()
             reason = await self._serve()
-        except asyncio.CancelledError:  # only `stop` cancels the owner: what follows is the end it asked for
+        except asyncio.CancelledError:  # `stop` cancels the owner: what follows is the end it asked for
             reason = session.end_reason or "stopped"
         except TakenOver:
             session.end_reason = HANDED_OVER

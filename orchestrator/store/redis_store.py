@@ -47,7 +47,9 @@ end
 _SAVE = (
     _OURS
     + """
-if not ours(KEYS[1], KEYS[2], ARGV[1]) then return 0 end
+local mine, known = ours(KEYS[1], KEYS[2], ARGV[1])
+if not mine then return 0 end
+if ARGV[3] == '' and known and known.ended_at and known.ended_at ~= cjson.null then return 0 end
 if ARGV[3] == '' then redis.call('SET', KEYS[2], ARGV[2])
 else redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[3]) end
 redis.call('SADD', KEYS[3], ARGV[4])

@@ -28,6 +28,8 @@ PART_TIMEOUT_S = 15.0
 _RATES = range(8000, 48_001)
 BACKOFF_S = (0.1, 5.0)
 """First and longest wait before a lost worker is started again; it doubles until a part succeeds."""
+_DOUBLINGS = 10
+"""Enough to reach the longest wait; 2 ** 1024 is no float."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +143,7 @@ class SpeechWorker:
                     self._fail_waiting("The speech worker does not start.")
             finally:
                 self._settled.set()
-            await asyncio.sleep(min(BACKOFF_S[1], BACKOFF_S[0] * 2 ** (losses - 1)))
+            await asyncio.sleep(backoff_s(losses))
 
     async def _greet(self, link: WorkerLink) -> bool:
         hello = await link.hello()
@@ -198,6 +200,9 @@ class SpeechWorker:
         except asyncio.CancelledError:
             _settle(job, _failed("The speech service is shutting down."))
             raise
+        except BaseException:
+            _settle(job, _failed("The speech service broke over this text."))  # `supervise` logs the error
+            raise
         if part is None:
             self.statistics.failures += 1
             _settle(job, _failed(f"The voice {job.voice} could not speak this text."))
@@ -211,6 +216,11 @@ class SpeechWorker:
             _settle(job, _failed(reason))
         self._queue.clear()
         self.statistics.waiting = 0
+
+
+def backoff_s(losses: int) -> float:
+    """Seconds to wait after so many losses in a row, at least one."""
+    return min(BACKOFF_S[1], BACKOFF_S[0] * 2.0 ** min(losses - 1, _DOUBLINGS))
 
 
 def _part(header: dict[str, Any], pcm: bytes) -> SpokenPart | None:

@@ -108,3 +108,37 @@ async def test_a_clean_up_that_is_cancelled_still_runs_the_rest_and_then_says_so
     task.cancel()
     await asyncio.wait({task})
     assert task.cancelled() and done == ["works"]
+
+
+async def test_a_step_that_waited_for_a_cancelled_task_is_a_failure_and_no_cancellation() -> None:
+    done: list[str] = []
+
+    async def waits_for_another() -> None:
+        raise asyncio.CancelledError  # as `await task` does when somebody has cancelled that task
+
+    async def notes() -> None:
+        done.append("last")
+
+    assert await run_each(("first", waits_for_another), ("last", notes), within_s=5) == ["first"]
+    assert done == ["last"]
+
+
+async def test_a_clean_up_that_is_cancelled_twice_still_runs_every_step() -> None:
+    begun = [asyncio.Event(), asyncio.Event()]
+    done: list[str] = []
+
+    async def hangs(index: int) -> None:
+        begun[index].set()
+        await asyncio.Event().wait()
+
+    async def notes() -> None:
+        done.append("last")
+
+    steps = (("0", lambda: hangs(0)), ("1", lambda: hangs(1)), ("last", notes))
+    task = asyncio.create_task(run_each(*steps, within_s=60))
+    async with asyncio.timeout(10):
+        for each in begun:
+            await each.wait()
+            task.cancel()
+        await asyncio.wait({task})
+    assert task.cancelled() and done == ["last"]

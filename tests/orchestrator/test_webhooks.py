@@ -280,6 +280,34 @@ def test_a_party_that_takes_nothing_pushes_out_only_its_own() -> None:
     assert head is not None and head[1] is mine[0] and len(queue) == 8
 
 
+def test_a_lane_that_stands_still_keeps_no_trace_of_what_was_dropped() -> None:
+    queue = Queue(most=8, each=4)
+    for number in range(1, 1000):
+        queue.put(delivery("s", number))
+    assert len(queue) == 4 and sum(len(tickets) for tickets in queue._lanes.values()) == 4
+    head = queue.head(delivery("s", 1).lane)
+    assert head is not None and head[1].event.id == 996
+
+
+async def test_one_that_was_dropped_while_it_waited_for_a_slot_is_not_posted(receiver: Receiver) -> None:
+    endpoint, metrics = Endpoint(receiver.url("hooks.example"), (secret(SECRET),)), Metrics()
+    hooks = Webhooks(lambda _: [endpoint], metrics, allow_private=True, resolver=local, ssl_context=AUTHORITY.trust)
+    hooks._queue = Queue(most=1, each=1)
+    try:
+        async with AsyncExitStack() as stack:
+            for _ in range(AT_ONCE_PARTY):
+                await stack.enter_async_context(hooks._slots.one(endpoint))
+            hooks.on_event(SessionEvent(1, "s", "t", "{}", False))
+            await asyncio.sleep(0)  # its lane waits for a slot
+            hooks.on_event(SessionEvent(2, "s", "t", "{}", False))
+            assert count(metrics, "dropped") == 1
+        (hook,) = await receiver.wait(1)
+        await counted(metrics, "delivered", 1)
+        assert hook.headers["webhook-id"] == "s-2"
+    finally:
+        await hooks.aclose()
+
+
 async def test_slots_are_shared_by_host_and_by_caller() -> None:
     slots = Slots()
     async with AsyncExitStack() as held:

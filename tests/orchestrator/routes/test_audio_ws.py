@@ -6,13 +6,16 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
+from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 import websockets
+from starlette.websockets import WebSocket
 
 from musetalk_agent.protocol.messages import Failed, Warned
+from orchestrator.session.live import LiveSession
 from tests.fakes.stage import Line, Stage, stage
 
 
@@ -421,3 +424,33 @@ async def test_tokens_are_blotted_out_of_the_logs(running: Stage, caplog: pytest
     assert "WebSocket /audio" in caplog.text
     assert started["audio_url"].split("token=")[1] not in caplog.text
     assert started["viewer_token"] not in caplog.text
+
+
+async def test_a_session_that_ends_while_the_connection_is_accepted_closes_it(
+    running: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = await running.start()
+    sessions = running.app.state.context.sessions
+    accept = WebSocket.accept
+
+    async def stops_meanwhile(socket: WebSocket, *args: Any, **named: Any) -> None:
+        await sessions.stop(sessions.registry.get(started["session_id"]))
+        await accept(socket, *args, **named)
+
+    monkeypatch.setattr(WebSocket, "accept", stops_meanwhile)
+    async with running.audio(started["audio_url"]) as line:
+        async with asyncio.timeout(10):
+            assert await line.closed() == 1001
+
+
+async def test_a_fault_of_our_own_ends_the_connection_and_is_logged(
+    running: Stage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def breaks(*_: object) -> None:
+        raise LookupError("a bug")
+
+    async with running.live() as (_, line):
+        monkeypatch.setattr(LiveSession, "push", breaks)
+        await line.socket.send(tone(0.1))
+        assert await line.closed() == 1011
+    assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [LookupError]

@@ -327,6 +327,19 @@ async def test_a_broken_voice_is_told_to_the_writer(speaking: Stage) -> None:
         assert (await pen.wait("segment", count=2))["segment"] == 2
 
 
+async def test_every_text_that_fails_is_reported_however_many_wait(voice: TonePerWord) -> None:
+    async with stage(voices=Voices("tone:one", synthesizers=[voice]), audio_backlog_s=1) as running:
+        running.agent.hold = True
+        async with running.live() as (started, _), writing(running, started) as pen:
+            for text in ("One of many words " * 20 + "break now. ", "Two break now. ", "Three."):
+                await say(pen, "text", text=text)
+                await say(pen, "end")
+            await pen.wait("segment", count=3)  # the first one waits for room, and breaks later
+            running.agent.hold = False
+            warnings = [await pen.wait("warning", count=number, within_s=20) for number in (1, 2)]
+            assert [warning["code"] for warning in warnings] == ["tts_failed"] * 2
+
+
 @pytest.mark.parametrize(
     ("message", "code"),
     [

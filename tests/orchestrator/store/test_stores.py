@@ -107,6 +107,16 @@ async def test_who_lost_the_lease_writes_nothing(store: SessionStore) -> None:
     assert (await store.sessions())[0].owner == "two"
 
 
+@pytest.mark.parametrize("store", ["redis"], indirect=True)
+async def test_a_late_write_of_a_running_session_does_not_bring_an_ended_one_back(store: SessionStore) -> None:
+    assert await store.claim("ses_a", "one", 30) and await store.save(stored())
+    ended = stored(state=SessionState.STOPPED, ended_at=time.time())
+    assert await store.give_up(ended, "one")
+    assert not await store.save(stored(moves=9))  # sent earlier, over a connection that stood still
+    assert await store.load("ses_a") == ended
+    assert await store.save(ended.model_copy(update={"ingress_id": None}))
+
+
 async def test_a_file_remembers_and_belongs_to_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("orchestrator.store.sqlite._LOCK_WAIT_S", 0.1)
     path = tmp_path / "deep" / "o.db"

@@ -10,14 +10,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import psutil
 import pytest
 
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.tts import framing
+from orchestrator.tts.link import WorkerLink
 from orchestrator.tts.local import LocalSynthesizer
-from orchestrator.tts.process import SpeechWorker
+from orchestrator.tts.process import SpeechWorker, backoff_s
 from orchestrator.tts.voices import Voices
 
 COMMAND = (sys.executable, "-m", "orchestrator.tts.worker")
@@ -187,6 +189,32 @@ async def test_a_worker_that_dies_idle_is_replaced(scripted: SpeechWorker) -> No
             assert await scripted.submit("x:y", "hello")
     finally:
         await scripted.aclose()
+
+
+async def test_a_fault_of_our_own_fails_the_part_and_the_worker_is_started_again(
+    scripted: SpeechWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await scripted.open()
+    real = WorkerLink.exchange
+
+    async def breaks(link: WorkerLink, header: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+        if header["text"] == "break":
+            raise LookupError("a bug")
+        return await real(link, header)
+
+    monkeypatch.setattr(WorkerLink, "exchange", breaks)
+    try:
+        async with asyncio.timeout(20):
+            with pytest.raises(ProblemError) as caught:
+                await scripted.submit("x:y", "break")
+            assert caught.value.code is ErrorCode.TTS_FAILED
+            assert (await scripted.submit("x:y", "hello")).pcm == bytes(320)
+    finally:
+        await scripted.aclose()
+
+
+def test_the_back_off_has_a_limit_however_often_a_worker_was_lost() -> None:
+    assert [backoff_s(losses) for losses in (1, 2, 3, 4, 7, 5000)] == [0.1, 0.2, 0.4, 0.8, 5.0, 5.0]
 
 
 async def test_closing_ends_a_hung_worker_and_fails_what_waits(scripted: SpeechWorker) -> None:
