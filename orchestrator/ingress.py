@@ -23,6 +23,7 @@ _REFUSED_FOR_S = 10.0
 CALL_S = 2.0
 _POLL_S = 0.25
 _NAME = "musetalk-avatar"
+_ALL = api.ListIngressRequest()
 _log = logging.getLogger(__name__)
 
 
@@ -48,6 +49,8 @@ class Ingresses:
         self._mode = mode
         self._livekit = LiveKitClient(keys.url, keys.api_key, keys.api_secret)
         self._absent_until = 0.0
+        self.deployment_id = ""
+        """Marks the ingresses of this deployment, in their names."""
 
     async def open(self) -> None:
         """Prepares the client; does not connect yet."""
@@ -64,7 +67,7 @@ class Ingresses:
         """
         if self._mode is IngressMode.OFF or time.monotonic() < self._absent_until:
             return None
-        request = _request(room, identity, name)
+        request = _request(self._name, room, identity, name)
         try:
             info = await self._livekit.call(lambda livekit: livekit.ingress.create_ingress(request), CALL_S)
         except LiveKitFailed as error:
@@ -80,6 +83,20 @@ class Ingresses:
             await self.remove(info.ingress_id)
             return None
         return RoomIngress(info.ingress_id, target)
+
+    async def ours(self) -> dict[str, str]:
+        """The identities of this deployment's ingresses by ingress id; none while LiveKit does not answer. Takes at most 2 s."""
+        if self._mode is IngressMode.OFF or not self.deployment_id:
+            return {}
+        try:
+            listed = await self._livekit.call(lambda livekit: livekit.ingress.list_ingress(_ALL), CALL_S)
+        except LiveKitFailed:
+            return {}
+        return {one.ingress_id: one.participant_identity for one in listed.items if one.name == self._name}
+
+    @property
+    def _name(self) -> str:
+        return f"{_NAME} {self.deployment_id}".strip()
 
     async def remove(self, ingress_id: str) -> bool:
         """Removes it, and the participant that comes through it. Returns whether it is gone; one that was not there is. Takes at
@@ -123,10 +140,10 @@ class Ingresses:
         _log.info("no ingress: the fallback is without one", extra={"reason": reason, "asked_again_s": seconds})
 
 
-def _request(room: str, identity: str, name: str) -> api.CreateIngressRequest:
+def _request(label: str, room: str, identity: str, name: str) -> api.CreateIngressRequest:
     return api.CreateIngressRequest(
         input_type=api.IngressInput.RTMP_INPUT,
-        name=_NAME,
+        name=label,
         room_name=room,
         participant_identity=identity,
         participant_name=name,

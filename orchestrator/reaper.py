@@ -26,7 +26,11 @@ Participant = tuple[str, str]
 
 
 class IngressRemover(Protocol):
-    """Where ingresses are removed."""
+    """Where ingresses are listed and removed."""
+
+    async def ours(self) -> dict[str, str]:
+        """The identities of this deployment's ingresses by ingress id; none while LiveKit does not answer."""
+        ...
 
     async def remove(self, ingress_id: str) -> bool:
         """Returns whether it is gone; without effect when there is none."""
@@ -74,8 +78,8 @@ class Reaper:
         """One look through the rooms and the records. Raises StoreError, and ProblemError `livekit_unavailable`."""
         records = await self._store.sessions()
         await self._remove_ingresses(records)
-        strangers = await self._strangers(records)
-        if not strangers:
+        strangers, ingresses = await self._strangers(records), await self._strange_ingresses(records)
+        if not strangers and not ingresses:
             return
         await asyncio.sleep(self._second_look_s)
         known = self._known(await self._store.sessions())
@@ -84,6 +88,18 @@ class Reaper:
                 _log.info("orphan removed", extra={"room": room, "identity": identity})
                 await self._rooms.remove(room, identity)
                 self._metrics.reaped.labels(kind=identity.partition("-")[0]).inc()
+        for ingress_id, identity in ingresses.items():
+            if self._ingresses is not None and _session_id(identity) not in known | self._running():
+                if await self._ingresses.remove(ingress_id):
+                    self._metrics.reaped.labels(kind="ingress").inc()
+
+    async def _strange_ingresses(self, records: list[StoredSession]) -> dict[str, str]:
+        """Identities by ingress id, of no session that runs: the answer to their making was lost, or that to their removal."""
+        if self._ingresses is None:
+            return {}
+        ours = await self._ingresses.ours()
+        known = self._known(records)
+        return {ingress_id: who for ingress_id, who in ours.items() if _session_id(who) not in known}
 
     def _known(self, records: list[StoredSession]) -> set[str]:
         """Sessions that run, and those that cannot be read: they may run at an orchestrator of a newer version."""
@@ -116,10 +132,14 @@ class Reaper:
         return turn
 
     async def _remove_ingresses(self, records: list[StoredSession]) -> None:
+        failures = 0
         for record in records:
             if record.ended and record.ingress_id and self._ingresses is not None:
                 if not await self._ingresses.remove(record.ingress_id):
-                    return  # LiveKit does not answer: the next sweep asks again
+                    failures += 1
+                    if failures >= _FAILURES:
+                        return  # LiveKit does not answer: the next sweep asks again
+                    continue
                 await self._store.save(record.model_copy(update={"ingress_id": None}))
                 self._metrics.reaped.labels(kind="ingress").inc()
 

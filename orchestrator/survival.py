@@ -46,7 +46,7 @@ async def surviving(context: Context) -> AsyncIterator[None]:
     """
     ledger, sessions = context.ledger, context.sessions
     await ledger.open()
-    context.minter.deployment_id = ledger.store.deployment_id
+    context.minter.deployment_id = context.ingresses.deployment_id = ledger.store.deployment_id
     context.events.listen(lambda event: ledger.note(event.session_id))
     ledger.on_lost = sessions.let_go
     adoption = Adoption(sessions, ledger, context.metrics)

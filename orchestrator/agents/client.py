@@ -96,8 +96,7 @@ class AgentClient:
 
     async def aclose(self) -> None:
         """Closes the connections."""
-        for client in self._lanes.values():
-            await client.aclose()
+        await asyncio.gather(*(client.aclose() for client in self._lanes.values()), return_exceptions=True)
 
     async def start(self, lease: AgentLease, request: AgentStartRequest, timeout_s: float) -> AgentSession:
         """Prepares the avatar and starts the session. Cancelling leaves it to the caller to stop the session."""

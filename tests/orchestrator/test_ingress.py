@@ -54,6 +54,16 @@ async def test_a_session_has_an_ingress_of_its_own_identity_which_goes_with_it(
     assert await listed(access) == []
 
 
+async def test_only_ingresses_of_this_deployment_are_ours(staged: tuple[Stage, LiveKitAccess]) -> None:
+    running, access = staged
+    started = await running.start(room="made")
+    (made,) = await listed(access)
+    ingresses = running.app.state.context.ingresses
+    assert await ingresses.ours() == {made.ingress_id: started["avatar_identity"]}
+    ingresses.deployment_id = "dep_another"
+    assert await ingresses.ours() == {}
+
+
 async def test_a_session_with_an_address_of_its_own_needs_none(staged: tuple[Stage, LiveKitAccess]) -> None:
     running, access = staged
     await running.start(room="own", rtmp_url="rtmp://stream.example/live/key")

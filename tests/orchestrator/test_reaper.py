@@ -25,13 +25,18 @@ class Ingresses:
 
     def __init__(self) -> None:
         self.removed: list[str] = []
-
+        self.there: dict[str, str] = {}
         self.answers = True
+        self.stuck: set[str] = set()
+
+    async def ours(self) -> dict[str, str]:
+        return self.there
 
     async def remove(self, ingress_id: str) -> bool:
-        if self.answers:
-            self.removed.append(ingress_id)
-        return self.answers
+        if not self.answers or ingress_id in self.stuck:
+            return False
+        self.removed.append(ingress_id)
+        return True
 
 
 @asynccontextmanager
@@ -167,3 +172,22 @@ class FakeRooms:
 
     async def remove(self, room: str, identity: str) -> None:
         self.removed.append((room, identity))
+
+
+async def test_an_ingress_that_livekit_refuses_to_remove_holds_up_no_other_one() -> None:
+    ingresses = Ingresses()
+    ingresses.stuck = {"IN_a"}
+    records = [stored(f"ses_{n}", state=SessionState.STOPPED, ingress_id=f"IN_{n}") for n in "ab"]
+    async with opened_store(*records) as store:
+        await Reaper(store, FakeRooms({}), ingresses, set, Metrics()).sweep()  # type: ignore[arg-type]
+        assert ingresses.removed == ["IN_b"]
+
+
+async def test_an_ingress_of_which_no_session_knows_is_removed() -> None:
+    ingresses, metrics = Ingresses(), Metrics()
+    ingresses.there = {f"IN_{name}": f"avatar-ses_{name}" for name in ("stored", "running", "lost", "over")}
+    async with opened_store(stored("ses_stored"), stored("ses_over", state=SessionState.STOPPED)) as store:
+        reaper = Reaper(store, FakeRooms({}), ingresses, lambda: {"ses_running"}, metrics, second_look_s=0)  # type: ignore[arg-type]
+        await reaper.sweep()
+    assert ingresses.removed == ["IN_lost", "IN_over"]
+    assert metrics.registry.get_sample_value("avatar_reaped_total", {"kind": "ingress"}) == 2
