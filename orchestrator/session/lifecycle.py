@@ -170,14 +170,16 @@ class SessionLifecycle:
         session.owner.add_done_callback(lambda _: self._owned(session))
 
     async def _own(self, session: Session, owner: SessionOwner) -> None:
-        await owner.run()
-        if session.end_reason == HANDED_OVER:
-            self.registry.forget(session)
-        elif session.started.exception() is not None and not session.adopted:
-            self.registry.forget(session)
-            self._services.ledger.forget(session.session_id)
-        else:
-            self._services.ledger.leave(session.session_id)
+        try:
+            await owner.run()
+        finally:
+            if session.end_reason == HANDED_OVER:
+                self.registry.forget(session)
+            elif session.started.done() and session.started.exception() is not None and not session.adopted:
+                self.registry.forget(session)
+                self._services.ledger.forget(session.session_id)
+            else:
+                self._services.ledger.leave(session.session_id)
 
     def _owned(self, session: Session) -> None:
         """The owner has ended. One that was cancelled before its first step has done nothing, not even said so."""

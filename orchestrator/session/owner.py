@@ -64,6 +64,9 @@ class SessionOwner:
             reason = await self._serve()
         except asyncio.CancelledError:  # `stop` cancels the owner: what follows is the end it asked for
             reason = session.end_reason or "stopped"
+            if session.end_reason is None and not _cancelled():  # somebody cancelled a task that the session waited for
+                _log.exception("session failed", extra={"session_id": session.session_id})
+                problem, reason = _broken(), ErrorCode.INTERNAL.value
         except TakenOver:
             session.end_reason = HANDED_OVER
         except AgentLost as error:
@@ -75,8 +78,7 @@ class SessionOwner:
             reason = "agent_lost" if lost else error.code.value
         except Exception:  # noqa: BLE001 - task boundary: nobody else would hear of it
             _log.exception("session failed", extra={"session_id": session.session_id})
-            problem = ProblemError(ErrorCode.INTERNAL, "The session failed for a reason of our own; see the logs.")
-            reason = problem.code.value
+            problem, reason = _broken(), ErrorCode.INTERNAL.value
         session.end_reason = session.end_reason or reason  # from here on `stop` waits and does not cancel
         if session.end_reason == HANDED_OVER:
             await self._let_go()
@@ -282,20 +284,22 @@ class SessionOwner:
     async def _close(self, problem: ProblemError | None) -> None:
         """Undoes all that was done. Every step runs whatever becomes of the others, and at its end the session has ended."""
         session = self._session
-        await run_each(
-            ("speech", partial(self._end_speech, problem)),
-            ("agent", self._stop_agent),
-            ("room", self._leave_room),
-            ("place", self._give_place_back),
-            ("record", partial(self._settle, problem)),
-            within_s=CLOSE_STEP_S,
-        )
-        if not session.ended:  # the step that says so is the one that failed
-            session.base_state = SessionState.STOPPED if problem is None else SessionState.FAILED
-            session.ended_at = session.ended_at or time.time()
-        if not session.started.done():
-            session.started.set_exception(problem or session.over())
-            session.started.exception()  # whoever waited may be gone; that is no reason for a warning
+        try:
+            await run_each(
+                ("speech", partial(self._end_speech, problem)),
+                ("agent", self._stop_agent),
+                ("room", self._leave_room),
+                ("place", self._give_place_back),
+                ("record", partial(self._settle, problem)),
+                within_s=CLOSE_STEP_S,
+            )
+        finally:
+            if not session.ended:  # the step that says so is the one that failed
+                session.base_state = SessionState.STOPPED if problem is None else SessionState.FAILED
+                session.ended_at = session.ended_at or time.time()
+            if not session.started.done():
+                session.started.set_exception(problem or session.over())
+                session.started.exception()  # the caller may have left; that is no reason for a warning
 
     async def _end_speech(self, problem: ProblemError | None) -> None:
         session, services = self._session, self._services
@@ -372,6 +376,16 @@ class TakenOver(Exception):
 
 async def _raise(lost: AgentLost) -> None:
     raise lost
+
+
+def _cancelled() -> bool:
+    """Whether the task that runs was cancelled itself."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _broken() -> ProblemError:
+    return ProblemError(ErrorCode.INTERNAL, "The session failed for a reason of our own; see the logs.")
 
 
 def _told(error: dict[str, object] | None) -> ProblemError | None:

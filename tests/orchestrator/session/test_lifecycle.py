@@ -284,3 +284,19 @@ async def test_many_who_look_at_a_session_ask_its_agent_once_also_when_it_is_sil
         session.snapshot_at = float("-inf")
     answers = await asyncio.gather(*(running.http.get(f"/session/{session.session_id}") for _ in range(30)))
     assert {answer.json()["state"] for answer in answers} == {"ready"} and asked == 1
+
+
+async def test_a_cancelled_task_that_a_session_waited_for_is_a_failure_and_no_stop(
+    running: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def cancelled_elsewhere(*_: object) -> None:
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr("orchestrator.session.owner.refresh", cancelled_elsewhere)
+    started = await running.start()
+    session = running.app.state.context.sessions.registry.get(started["session_id"])
+    async with asyncio.timeout(10):
+        await asyncio.wait({session.owner})
+    assert session.state.value == "failed" and session.end_reason == "internal_error"
+    assert session.error is not None and session.error.code is ErrorCode.INTERNAL
+    assert session.session_id not in running.app.state.context.ledger._held
