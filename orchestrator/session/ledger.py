@@ -45,7 +45,7 @@ class Ledger:
     Attributes:
         owner: this process's name in the store.
         seal: closes what is secret; there after `open`.
-        on_lost: called with the id of a session that another orchestrator has taken; set before `run`.
+        on_lost: called with the id of a session that another orchestrator has taken; set before `keep_leases`.
     """
 
     def __init__(self, store: SessionStore, secret: str, owner_url: str | None, metrics: Metrics) -> None:
@@ -72,12 +72,6 @@ class Ledger:
         await self.store.open()
         self.seal = Seal(derive(self._secret, "sessions", self.store.deployment_id))
         self._metrics.store_unreadable.set_function(lambda: len(self.store.reader.unreadable))
-
-    async def run(self) -> None:
-        """`keep_leases` and `write_behind` until it is cancelled."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self.keep_leases())
-            group.create_task(self.write_behind())
 
     async def keep_leases(self) -> None:
         """Renews every lease every 2.5 s, all of them in one call, until it is cancelled."""

@@ -39,7 +39,7 @@ async def kept(store: SessionStore) -> AsyncIterator[Ledger]:
     """A ledger at work on a store."""
     ledger = Ledger(store, "secret", "https://here", Metrics())
     await ledger.open()
-    work = asyncio.create_task(ledger.run())
+    work = asyncio.gather(ledger.keep_leases(), ledger.write_behind())
     try:
         yield ledger
     finally:
