@@ -9,13 +9,16 @@ Back travel only back-pressure (bounded channels), clear (the generation) and pl
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from functools import partial
 
 import numpy as np
 
 from musetalk_agent.audio_format import Finding, FormatWatch
 from musetalk_agent.avatars.bundle import Bundle
+from musetalk_agent.blocking import in_thread
 from musetalk_agent.clock import Clock
 from musetalk_agent.compose.compositor import Compositor
 from musetalk_agent.compose.idle import IdleCursor, IdleCycle
@@ -35,6 +38,8 @@ from musetalk_agent.supervisor import supervise
 from musetalk_agent.sync.captions import Word
 from musetalk_agent.sync.segment import Segment
 from musetalk_agent.sync.stages import FIRST_PCM, Stages
+
+_RATE_REST_S = 0.008
 
 
 class Pipeline:
@@ -84,7 +89,6 @@ class Pipeline:
         )
         self._segment: Segment | None = None
         self._watch: FormatWatch | None = None
-        self._executor = executor
         self._for_rate: tuple[FormatWatch, Pcm] | None = None  # what is being judged, or will be at once
         self._rate_wake = asyncio.Event()
 
@@ -170,8 +174,10 @@ class Pipeline:
             self._rate_wake.set()
 
     async def _judge_rates(self) -> None:
-        """Judges at which rate sound was recorded, five seconds at a time, in a worker thread; returns never."""
-        loop = asyncio.get_running_loop()
+        """Judges at which rate sound was recorded, five seconds at a time; never returns. Its thread rests more than it works.
+
+        At full speed it would take the interpreter's lock from the event loop for 0.2 s, just as speech begins.
+        """
         while True:
             await self._rate_wake.wait()
             self._rate_wake.clear()
@@ -180,7 +186,10 @@ class Pipeline:
             watch, sound = self._for_rate
             try:
                 with self.clock.working():
-                    rate = await loop.run_in_executor(self._executor, judge_rate, shipped_network(), sound, watch.rate)
+                    rate = await in_thread(
+                        partial(judge_rate, shipped_network(), sound, watch.rate, partial(time.sleep, _RATE_REST_S)),
+                        "rates",
+                    )
             finally:
                 self._for_rate = None
             if watch is self._watch:

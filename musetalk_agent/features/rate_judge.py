@@ -6,6 +6,8 @@ sound is therefore read at every common rate; figures in docs/topics/silence.md.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from musetalk_agent.features import melspec
@@ -21,15 +23,18 @@ _LEAST_S = 1.5  # of speech
 _WRONG_NATS = 0.22  # by which another rate must be surer than the declared one, for it to be wrong
 _RIGHT_NATS = 0.05  # and the declared one than every other, for it to be right
 _SPEECH = 0.5
+_STEPS = 12
+"""Steps of the network between two rests: about 2 ms, in which the interpreter's lock is held."""
 
 
-def judge_rate(network: MouthNetwork, sound: Pcm, declared: int) -> int | None:
+def judge_rate(network: MouthNetwork, sound: Pcm, declared: int, rest: Callable[[], None] = lambda: None) -> int | None:
     """The rate of int16 `[n]` that was declared as `declared` Hz: that, another one, or None where it is open.
 
-    Takes about 8 ms of one core for each second of sound and each rate: for worker threads.
+    Takes about 8 ms of one core for each second of sound and each rate, most of it in Python: for a thread of its own, which calls
+    `rest` every 2 ms so that other threads get the interpreter's lock.
     """
     others = [rate for rate in RATES if abs(rate / declared - 1) > _NEAR]
-    doubt = {rate: _doubt(network, sound, rate) for rate in (declared, *others)}
+    doubt = {rate: _doubt(network, sound, rate, rest) for rate in (declared, *others)}
     best = min(others, key=lambda rate: doubt[rate])
     if doubt[best] < doubt[declared] - _WRONG_NATS:
         return best
@@ -38,12 +43,14 @@ def judge_rate(network: MouthNetwork, sound: Pcm, declared: int) -> int | None:
     return None
 
 
-def _doubt(network: MouthNetwork, sound: Pcm, rate: int) -> float:
+def _doubt(network: MouthNetwork, sound: Pcm, rate: int, rest: Callable[[], None]) -> float:
     """Mean entropy of the phonemes (nats) where speech is heard, when the sound is taken to have `rate`; infinite without any."""
     resampler, run = Resampler(rate, FEATURE_RATE), network.run()
     mels, _ = melspec.whole(np.concatenate([resampler.push(sound), resampler.flush()]))
     found = []
     for at in range(0, len(mels) - 1, 2):
+        if at % (2 * _STEPS) == 0:
+            rest()
         step = run.step(mels[at : at + 2])
         if step.speech > _SPEECH and step.phonemes[SILENCE] < _SPEECH:
             found.append(-float(np.sum(step.phonemes * np.log(step.phonemes + 1e-9))))

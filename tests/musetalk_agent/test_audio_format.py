@@ -241,3 +241,11 @@ def test_silence_takes_no_suspicion_back_and_good_speech_does() -> None:
     assert watch.suspicion is Suspicion.BYTE_SWAPPED
     watch.push(voice(1), 2.0)
     assert watch.suspicion is None
+
+
+def test_the_judge_of_rates_rests_between_short_steps() -> None:
+    """It runs beside the event loop: each step of the network holds the interpreter's lock."""
+    rests: list[int] = []
+    judge_rate(shipped_network(), joe(16_000)[:80_000], 16_000, lambda: rests.append(1))
+    seconds_read = sum(5 * 16_000 / rate for rate in (16_000, 8_000, 22_050, 24_000, 44_100, 48_000))
+    assert len(rests) >= 50 * seconds_read / 12

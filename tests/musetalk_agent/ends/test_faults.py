@@ -240,7 +240,7 @@ async def test_courtesies_that_break_are_tried_again_and_cost_no_session(
         if len(shown) == 1:
             raise asyncio.CancelledError
 
-    def judge(_: object, sound: Pcm, rate: int) -> None:
+    def judge(_: object, sound: Pcm, rate: int, rest: object) -> None:
         judged.append(rate)
         if len(judged) == 1:
             raise MemoryError
