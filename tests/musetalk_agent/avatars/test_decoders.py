@@ -54,6 +54,8 @@ class Shop:
 @pytest.fixture
 async def shop(tmp_path: Path, models: ModelStore) -> AsyncIterator[Shop]:
     made = Shop(tmp_path / "cache", models)
+    _others.clear()
+    _others.update(decoder_processes())
     yield made
     made.close()
     await eventually(lambda: not children() and not any(t.get_name().startswith("avatar") for t in asyncio.all_tasks()))
@@ -61,8 +63,16 @@ async def shop(tmp_path: Path, models: ModelStore) -> AsyncIterator[Shop]:
     assert not parts.exists() or not list(parts.iterdir())
 
 
+_others: set[int] = set()
+"""Decoder processes that were there before the test: those of the fixture that other tests share."""
+
+
 def children() -> list[int]:
     """Decoder processes of this test."""
+    return [pid for pid in decoder_processes() if pid not in _others]
+
+
+def decoder_processes() -> list[int]:
     found = []
     for process in psutil.Process().children():
         try:
