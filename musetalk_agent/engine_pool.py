@@ -168,7 +168,7 @@ class EnginePool:
         for name in list(dict.fromkeys((self.default, *self._makers))):
             try:
                 await self._begin(name, START_WITHIN_S)
-            except Exception as error:
+            except Exception as error:  # an engine's boundary: drivers raise anything, and another engine may serve
                 log.exception("engine did not start", extra={"engine": name})
                 text = f"The engine {name!r} did not start: {error}"
                 self._refusals[name] = type(error)(text) if isinstance(error, AgentError) else EngineUnavailable(text)

@@ -224,7 +224,7 @@ class Production:
         listening = self._listening
         try:
             return await self._in_thread(listening.flush if samples is None else lambda: listening.push(samples))
-        except Exception as error:
+        except Exception as error:  # one segment's features: it goes on without lips, and the session lives
             log.exception("features failed", extra={"segment": segment.number})
             self._funnel.fail("features", f"{type(error).__name__}: {error}")
             self._mute = segment

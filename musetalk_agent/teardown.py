@@ -78,7 +78,7 @@ async def _call(step: Step) -> str | None:
         await step.run()
     except asyncio.CancelledError:
         return "it was cancelled"
-    except Exception as error:
+    except Exception as error:  # the step's boundary: the next ones run whatever it raised
         log.exception("a step of an end raised", extra={"step": step.name})
         return f"{type(error).__name__}: {error}"
     return None

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 
 import httpx
 
+from orchestrator.tts.child import kill
+
 log = logging.getLogger(__name__)
 
 _TERMINATE_S = 8.0
@@ -81,7 +83,7 @@ class Child:
         return await self._process.wait()
 
     async def stop(self) -> None:
-        """SIGTERM, then SIGKILL after 8 s. Idempotent; fine before `start`."""
+        """SIGTERM, then SIGKILL after 8 s, and at once when cancelled. Idempotent; fine before `start`."""
         process = self._process
         if process is None or process.returncode is not None:
             return
@@ -92,6 +94,6 @@ class Child:
                 await process.wait()
         except TimeoutError:
             log.warning("had to be killed", extra={"child": self.name})
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
+        finally:
+            kill(process)
             await process.wait()

@@ -69,6 +69,11 @@ class Close:
 
 
 @dataclass(frozen=True, slots=True)
+class Refuse:
+    """Do not read the stream that has just come. Its id says nothing: it may be that of a stream which is being read."""
+
+
+@dataclass(frozen=True, slots=True)
 class Call:
     """Call a method of the agent."""
 
@@ -83,7 +88,7 @@ class Warn:
     message: str
 
 
-Act = Begin | Push | End | Clear | Close | Call | Warn
+Act = Begin | Push | End | Clear | Close | Refuse | Call | Warn
 
 
 @dataclass(slots=True)
@@ -122,11 +127,11 @@ class AvatarProtocol:
     def arrived(self, stream: str, sender: str, attributes: Mapping[str, str], now: float) -> list[Act]:
         """A stream's header came. It is read when those before it have ended."""
         if sender != self.sender or stream in self._streams:
-            return [Close(stream)]
+            return [Refuse()]
         self._here, self._seen_at = True, now
         if len(self._streams) >= STREAMS_MOST:
             text = f"More than {STREAMS_MOST} streams of {sender!r} wait to be read: this one is not played."
-            return [Warn(text), Close(stream), _finished(0.0, interrupted=True)]
+            return [Warn(text), Refuse(), _finished(0.0, interrupted=True)]
         self.segments += 1
         opened = _Stream(self.segments, alive_at=now)
         self._streams[stream] = opened

@@ -108,7 +108,7 @@ class RoomSpeech:
     def _on_stream(self, reader: rtc.ByteStreamReader, sender: str) -> None:
         attributes = reader.info.attributes or {}
         acts = self._core.arrived(reader.info.stream_id, sender, attributes, self._clock.now())
-        if any(isinstance(act, core.Close) for act in acts):
+        if core.Refuse() in acts:
             log.warning("a stream was refused", extra={"sender": sender, "expected": self.sender})
             _close(reader)
         else:
@@ -239,6 +239,8 @@ class RoomSpeech:
                 case core.Close(stream):
                     if self._reading is not None and self._reading[0] == stream:
                         self._reading[1].cancel()
+                case core.Refuse():
+                    pass  # `_on_stream` has closed its reader
                 case core.Call():
                     self._queue(act)
                 case core.Warn(message):

@@ -145,7 +145,7 @@ def main() -> None:
         if len(sys.argv) > 2:
             with suppress(AgentError):  # weights are missing: the first request says so
                 decoder.networks(sys.argv[2])
-    except Exception:
+    except Exception:  # the process's boundary: the parent hears why, then it ends
         send(_crash())
         raise
     while decoder.handle(requests.get()):

@@ -223,7 +223,7 @@ class Batcher:
         """The body of both threads: one that ends by an error takes the batcher with it, so that its owner hears of it."""
         try:
             work()
-        except Exception as error:
+        except Exception as error:  # the thread's boundary: its death must fail the engine
             log.exception("a thread of the batcher broke", extra={"engine": self.engine.name})
             self._fail(EngineFailed(f"The engine {self.engine.name!r} broke: {type(error).__name__}: {error}"))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import sys
@@ -13,6 +12,7 @@ from dataclasses import dataclass, field
 from pydantic import ValidationError
 
 from orchestrator.loadtest.messages import LINE_LIMIT, Hello, Join, Joined, Leave, Left, Link, Seen, line, told
+from orchestrator.tts.child import kill
 
 ROOMS_PER_PROCESS = 4
 COMMAND = (sys.executable, "-m", "orchestrator.loadtest.viewer")
@@ -159,8 +159,9 @@ class _Process:
                 await process.wait()
                 await reader
         except TimeoutError:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
+            pass  # it is killed
+        finally:
+            kill(process)
             await process.wait()
             await asyncio.wait([reader])
 
@@ -176,8 +177,7 @@ class _Process:
                     self.watches[message.name].take(message)
         except (ValidationError, ValueError) as error:
             why = f"the viewers' process talks nonsense: {type(error).__name__}"
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
+            kill(process)
         self._ended = why
         self._hello.set()
         for watch in self.watches.values():

@@ -12,7 +12,7 @@ STDERR_MOST = 64 << 10
 
 
 async def end(process: asyncio.subprocess.Process, within_s: float) -> None:
-    """Closes the worker's input and waits for its end; kills it after `within_s` seconds.
+    """Closes the worker's input and waits for its end; kills it after `within_s` seconds, and at once when cancelled.
 
     What it still writes is read: asyncio's `wait` returns only when the output was read to its end, so a worker that floods would
     be waited for without end. No other task may read the output meanwhile.
@@ -21,15 +21,23 @@ async def end(process: asyncio.subprocess.Process, within_s: float) -> None:
     process.stdin.close()
     emptying = asyncio.create_task(_empty(process), name="worker-rest")
     try:
-        async with asyncio.timeout(within_s):
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                await process.wait()
+    finally:
+        kill(process)
+        try:
             await process.wait()
-    except TimeoutError:
+        finally:
+            emptying.cancel()
+            await asyncio.wait([emptying])
+
+
+def kill(process: asyncio.subprocess.Process) -> None:
+    """Kills a process that has not ended."""
+    if process.returncode is None:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
-        await process.wait()
-    finally:
-        emptying.cancel()
-        await asyncio.wait([emptying])
 
 
 async def log_errors(process: asyncio.subprocess.Process, logger: logging.Logger, message: str) -> None:

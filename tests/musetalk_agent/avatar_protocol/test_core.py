@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from musetalk_agent.avatar_protocol import core
-from musetalk_agent.avatar_protocol.core import Act, AvatarProtocol, Begin, Call, Clear, Close, End, Push, Warn
+from musetalk_agent.avatar_protocol.core import Act, AvatarProtocol, Begin, Call, Clear, Close, End, Push, Refuse, Warn
 from musetalk_agent.protocol.messages import Cleared, PlaybackFinished, PlaybackStarted
 
 SENDER = "agent-1"
@@ -91,11 +91,19 @@ def test_sound_that_cannot_be_used_is_acknowledged_all_the_same(attributes: dict
 
 def test_others_are_not_listened_to() -> None:
     made = protocol("a")
-    assert made.arrived("b", "somebody", PLAIN, 0) == [Close("b")]
+    assert made.arrived("b", "somebody", PLAIN, 0) == [Refuse()]
     assert made.clear("somebody") is None
     assert made.data("b", PCM.tobytes(), 0) == [] == made.ended("b")
     assert made.begin("b", 0) == [Close("b")]
     assert made.segments == 1
+
+
+@pytest.mark.parametrize("sender", ["somebody", SENDER])
+def test_a_stream_with_the_id_of_one_that_is_read_does_not_end_that(sender: str) -> None:
+    made = protocol("a")
+    assert made.arrived("a", sender, PLAIN, 0) == [Refuse()]
+    assert kinds(made.data("a", PCM.tobytes(), 0)) == [Push]
+    assert made.ended("a") == [End()]
 
 
 @pytest.mark.parametrize(("streams", "begun"), [(["a"], 1), (["a"], 0), (["a", "b", "c"], 1), ([], 0)])
@@ -204,5 +212,5 @@ def test_one_who_comes_back_says_that_it_still_has_the_speech() -> None:
 def test_streams_that_wait_are_bounded_and_each_is_acknowledged() -> None:
     made = protocol(*(f"s{n}" for n in range(core.STREAMS_MOST)))
     warning, close, call = made.arrived("more", SENDER, PLAIN, 0)
-    assert isinstance(warning, Warn) and close == Close("more") and call == told(0.0, interrupted=True)
+    assert isinstance(warning, Warn) and close == Refuse() and call == told(0.0, interrupted=True)
     assert made.segments == core.STREAMS_MOST

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
+import psutil
+import pytest
 import pytest_asyncio
 
 from orchestrator.tts.voices import Voices
@@ -16,3 +18,11 @@ async def voices() -> AsyncIterator[Voices]:
         yield voices
     finally:
         await voices.aclose()
+
+
+@pytest.fixture
+def no_process_left() -> Iterator[None]:
+    """Fails a test that leaves a process behind. Those of other tests' fixtures (a whole demo) may be there."""
+    before = set(psutil.Process().children())
+    yield
+    assert not set(psutil.Process().children()) - before

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import psutil
@@ -26,12 +25,7 @@ COMMAND = (sys.executable, "-m", "orchestrator.tts.worker")
 LONG = " ".join(f"This is sentence number {n} of a long story that nobody waits for." for n in range(20))
 
 
-@pytest.fixture(autouse=True)
-def no_process_left() -> Iterator[None]:
-    """Fails a test that leaves a process behind. Those of other tests' fixtures (a whole demo) may be there."""
-    before = set(psutil.Process().children())
-    yield
-    assert not set(psutil.Process().children()) - before
+pytestmark = pytest.mark.usefixtures("no_process_left")
 
 
 def gone(pid: int) -> bool:

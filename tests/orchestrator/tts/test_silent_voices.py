@@ -52,6 +52,7 @@ async def speaking(kind: str, deadline_s: float) -> AsyncIterator[tuple[Stage, s
             yield running, voice
 
 
+pytestmark = pytest.mark.usefixtures("no_process_left")
 KINDS = pytest.mark.parametrize("kind", ["openai", "elevenlabs", "local"])
 
 
