@@ -1,0 +1,49 @@
+"""Waiting for what another task, thread or process does. Every test that cannot await the event itself polls through here."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+NEVER_S = 60.0
+"""A deadline that only catches "never": many times what the slowest machine needs, and less than a test's own time limit."""
+_POLL_S = 0.01
+
+
+async def until(holds: Callable[[], T | Awaitable[T]], within_s: float = NEVER_S) -> T:
+    """Polls `holds` (a plain or an async function) until what it returns is true, and returns that.
+
+    Raises AssertionError with the source of `holds` and what it returned last, after `within_s` seconds.
+    """
+    end = time.monotonic() + within_s
+    while True:
+        got = holds()
+        value: T = await got if inspect.isawaitable(got) else got
+        if value:
+            return value
+        if time.monotonic() > end:
+            raise AssertionError(_never(holds, value, within_s))
+        await asyncio.sleep(_POLL_S)
+
+
+def wait_until(holds: Callable[[], T], within_s: float = NEVER_S) -> T:
+    """The same for a test without an event loop: blocks the calling thread."""
+    end = time.monotonic() + within_s
+    while not (value := holds()):
+        if time.monotonic() > end:
+            raise AssertionError(_never(holds, value, within_s))
+        time.sleep(_POLL_S)
+    return value
+
+
+def _never(holds: Callable[[], object], value: object, within_s: float) -> str:
+    try:
+        source = inspect.getsource(holds).strip()
+    except (OSError, TypeError):
+        source = repr(holds)
+    return f"not within {within_s} s: {source} was {value!r}"
