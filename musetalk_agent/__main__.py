@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import sys
@@ -88,7 +89,8 @@ def _serve(args: argparse.Namespace) -> int:
         watchdog.start()
 
     app.state.engines.on_lost = end
-    server.run()
+    with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises the signal again once all is closed
+        server.run()
     if app.state.engines.lost:
         return _leave(_ENGINE_LOST, at_once=True)
     return _leave(0 if server.started else 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -126,7 +127,8 @@ def serve(host: str, port: int) -> int:
         await context.sessions.drain(settings.drain_s)
         context.events.close()
 
-    DrainingServer(server_config(app, settings, host=host, port=port), drain).run()
+    with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises the signal again once all is closed
+        DrainingServer(server_config(app, settings, host=host, port=port), drain).run()
     return 0
 
 

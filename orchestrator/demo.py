@@ -7,15 +7,15 @@ import asyncio
 import contextlib
 import json
 import secrets
+import shutil
 import signal
 import sys
+import tempfile
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from orchestrator.livekit_server import LiveKitServer, LiveKitServerMissing, obtain
 from orchestrator.processes import Child, ChildFailed, free_port
-
-_AGENT_READY_S = 90.0
-_ORCHESTRATOR_READY_S = 45.0
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-private-urls", action="store_true", help="avatars may be fetched from loopback and private addresses"
     )
-    parser.add_argument("--log-level", default="warning", help="of the services (default warning)")
+    parser.add_argument(
+        "--log-level", help="show the agent's and the orchestrator's logs here, at this level (default: files, info)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -53,29 +55,43 @@ def run(args: argparse.Namespace) -> int:
 
 async def _main(args: argparse.Namespace) -> int:
     stopping = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     children: list[Child] = []
+    logs = Path(tempfile.mkdtemp(prefix="musetalk-demo-"))
+    code = 1
     try:
-        starting = asyncio.create_task(_start(args, children))
-        waiting = asyncio.create_task(stopping.wait())
-        await asyncio.wait({starting, waiting}, return_when=asyncio.FIRST_COMPLETED)
-        if not starting.done():
-            starting.cancel()
-            await asyncio.gather(starting, return_exceptions=True)
-            return 0
-        _announce(args, await starting)
-        return await _watch(children, waiting)
+        code = await _run(args, children, logs, stopping)
     except (LiveKitServerMissing, ChildFailed, OSError) as error:
-        print(f"demo: {error}", file=sys.stderr)
-        return 1
+        _say(str(error))
     finally:
         for child in reversed(children):
             await child.stop()
+        if code == 0:  # a log that explains a failure stays
+            shutil.rmtree(logs, ignore_errors=True)
+    return code
 
 
-async def _start(args: argparse.Namespace, children: list[Child]) -> DemoInfo:
-    server = LiveKitServer(await obtain())
+async def _run(args: argparse.Namespace, children: list[Child], logs: Path, stopping: asyncio.Event) -> int:
+    starting = asyncio.create_task(_start(args, children, logs))
+    waiting = asyncio.create_task(stopping.wait())
+    await asyncio.wait({starting, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    if not starting.done():
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+        return 0
+    _announce(args, await starting)
+    return await _watch(children, waiting)
+
+
+def _say(line: str) -> None:
+    print(f"demo: {line}", file=sys.stderr, flush=True)
+
+
+async def _start(args: argparse.Namespace, children: list[Child], logs: Path) -> DemoInfo:
+    server = LiveKitServer(await obtain(), "info", log_path=logs / "livekit-server.log")
+    names = [server.child.name] if args.log_level else [server.child.name, "agent", "orchestrator"]
+    _say("starting; logs: " + ", ".join(str(logs / f"{name}.log") for name in names))
     children.append(server.child)
     await server.start()
     agent_port, port = free_port(), args.port or free_port()
@@ -88,7 +104,7 @@ async def _start(args: argparse.Namespace, children: list[Child]) -> DemoInfo:
         livekit_api_key=server.access.api_key,
         livekit_api_secret=server.access.api_secret,
     )
-    level = {"LOG_LEVEL": args.log_level.upper()}
+    level = {"LOG_LEVEL": (args.log_level or "info").upper()}
     agent_environment = {
         "AGENT_API_KEY": info.agent_api_key,
         "AGENT_ENGINE": args.engine,
@@ -108,14 +124,15 @@ async def _start(args: argparse.Namespace, children: list[Child]) -> DemoInfo:
         "DRAIN_S": "0",
         **level,
     }
-    agent = Child("agent", _command("musetalk_agent", agent_port), agent_environment)
-    orchestrator = Child("orchestrator", _command("orchestrator", port), orchestrator_environment)
+    agent_log, orchestrator_log = (None if args.log_level else logs / f"{n}.log" for n in ("agent", "orchestrator"))
+    agent = Child("agent", _command("musetalk_agent", agent_port), agent_environment, agent_log)
+    orchestrator = Child("orchestrator", _command("orchestrator", port), orchestrator_environment, orchestrator_log)
     for child in (agent, orchestrator):
         children.append(child)
         await child.start()
     await asyncio.gather(
-        agent.ready(f"{info.agent_url}/health", _AGENT_READY_S),
-        orchestrator.ready(f"{info.orchestrator_url}/health", _ORCHESTRATOR_READY_S),
+        agent.ready(f"{info.agent_url}/health", remind=_say),
+        orchestrator.ready(f"{info.orchestrator_url}/health", remind=_say),
     )
     return info
 
@@ -134,14 +151,15 @@ def _announce(args: argparse.Namespace, info: DemoInfo) -> None:
 
 async def _watch(children: list[Child], stop: asyncio.Task[bool]) -> int:
     """Waits for the order to stop, or for the first part that ends by itself."""
-    ends = {asyncio.create_task(child.ended()): child for child in children}
+    ends: dict[asyncio.Task[int], Child] = {asyncio.create_task(child.ended()): child for child in children}
     try:
         done, _ = await asyncio.wait({stop, *ends}, return_when=asyncio.FIRST_COMPLETED)
-        broken = [child.name for task, child in ends.items() if task in done]
-        if broken and stop not in done:
-            print(f"demo: {', '.join(broken)} ended unexpectedly", file=sys.stderr)
-            return 1
-        return 0
+        if stop in done:
+            return 0
+        for task in done & set(ends):
+            child = ends[task]
+            _say(f"{child.name} ended unexpectedly with exit code {task.result()}{child.last_lines()}")
+        return 1
     finally:
         for task in (*ends, stop):
             task.cancel()

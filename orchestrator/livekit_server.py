@@ -30,7 +30,6 @@ VERSION = "1.13.5"
 _MODULE = f"github.com/livekit/livekit-server/cmd/server@v{VERSION}"
 _RELEASE = f"https://github.com/livekit/livekit/releases/download/v{VERSION}"
 _CACHE = Path("~/.cache/musetalk-livekit/bin").expanduser()
-_READY_S = 20.0
 _PLI_THROTTLE = "300ms"  # WebRTC heeds one request for a key frame in 300 ms; the default asks again after 500 to 1000
 _GOGC = "30"  # a server for one machine's demo need not keep twice its live memory
 
@@ -139,6 +138,7 @@ class LiveKitServer:
         redis: `host:port` of the Redis it shares with LiveKit Ingress.
         rtmp_base_url: where that Ingress takes RTMP.
         through: a command that runs the program, for another network namespace.
+        log_path: the file that its log is appended to; None sends it to this process's standard error.
     """
 
     def __init__(
@@ -150,6 +150,7 @@ class LiveKitServer:
         redis: str | None = None,
         rtmp_base_url: str | None = None,
         through: Sequence[str] = (),
+        log_path: Path | None = None,
     ) -> None:
         port, udp = free_port(), free_port(socket.SOCK_DGRAM)
         self.access = LiveKitAccess(f"ws://{host}:{port}", "API" + secrets.token_hex(6), secrets.token_urlsafe(32))
@@ -175,14 +176,13 @@ class LiveKitServer:
             config["redis"] = {"address": redis}
         if rtmp_base_url:
             config["ingress"] = {"rtmp_base_url": rtmp_base_url}
-        self.child = Child(
-            "livekit-server", [*through, str(program)], {"LIVEKIT_CONFIG": json.dumps(config), "GOGC": _GOGC}
-        )
+        environment = {"LIVEKIT_CONFIG": json.dumps(config), "GOGC": _GOGC}
+        self.child = Child("livekit-server", [*through, str(program)], environment, log_path)
 
     async def start(self) -> None:
         """Starts it and waits until it answers. Raises `ChildFailed`."""
         await self.child.start()
-        await self.child.ready(self._http, _READY_S)
+        await self.child.ready(self._http)
 
     async def stop(self) -> None:
         """Ends it. Idempotent."""

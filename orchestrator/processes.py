@@ -8,7 +8,9 @@ import logging
 import os
 import shutil
 import socket
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import httpx
 
@@ -18,6 +20,12 @@ log = logging.getLogger(__name__)
 
 _TERMINATE_S = 8.0
 _POLL_S = 0.05
+_REMIND_S = 15.0
+_LAST_LINES = 15
+_LAST_BYTES = 8192
+
+READY_S = 600.0
+"""How long a part that is alive is waited for: a slow machine gets its time, and a part that hangs still comes to an end."""
 
 
 def free_port(kind: socket.SocketKind = socket.SOCK_STREAM) -> int:
@@ -33,16 +41,19 @@ class ChildFailed(Exception):
 
 
 class Child:
-    """One child process; its output goes to this process's standard error.
+    """One child process.
 
     Args:
         name: for messages.
         command: program and arguments.
         environment: variables added to this process's own.
+        log_path: the file that its output is appended to; None sends it to this process's standard error.
     """
 
-    def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str]) -> None:
-        self.name = name
+    def __init__(
+        self, name: str, command: Sequence[str], environment: Mapping[str, str], log_path: Path | None = None
+    ) -> None:
+        self.name, self.log_path = name, log_path
         self._command, self._environment = command, environment
         self._process: asyncio.subprocess.Process | None = None
 
@@ -52,30 +63,53 @@ class Child:
         return self._process.pid if self._process else None
 
     async def start(self) -> None:
-        """Starts it. Raises OSError when the program is not there."""
+        """Starts it. Raises OSError when the program is not there or the log file cannot be written."""
         setpriv = shutil.which("setpriv")  # util-linux: the child ends even when this process is killed outright
         guard = [setpriv, "--pdeathsig", "TERM"] if setpriv else []
-        self._process = await asyncio.create_subprocess_exec(
-            *guard,
-            *self._command,
-            env={**os.environ, **self._environment},
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=2,  # standard output belongs to the demo's own line
-        )
+        with contextlib.ExitStack() as closing:
+            # standard output belongs to the demo's own line
+            output = closing.enter_context(self.log_path.open("ab")).fileno() if self.log_path else 2
+            self._process = await asyncio.create_subprocess_exec(
+                *guard,
+                *self._command,
+                env={**os.environ, **self._environment},
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                process_group=0,  # Ctrl-C reaches this process alone, which ends the others in their order
+            )
 
-    async def ready(self, url: str, within_s: float) -> None:
-        """Waits until `url` answers 200. Raises `ChildFailed`."""
+    async def ready(self, url: str, within_s: float = READY_S, remind: Callable[[str], None] | None = None) -> None:
+        """Waits until `url` answers 200. Raises `ChildFailed`.
+
+        `remind` is called every 15 s of waiting, with a sentence that says how long it has lasted.
+        """
         assert self._process is not None
         async with httpx.AsyncClient(timeout=2, trust_env=False) as http:
-            deadline = asyncio.get_running_loop().time() + within_s
-            while asyncio.get_running_loop().time() < deadline:
+            begun = time.monotonic()
+            reminded = begun
+            while (now := time.monotonic()) < begun + within_s:
                 if self._process.returncode is not None:
-                    raise ChildFailed(f"{self.name} ended with exit code {self._process.returncode} while starting")
+                    code = self._process.returncode
+                    raise ChildFailed(f"{self.name} ended with exit code {code} while starting{self.last_lines()}")
                 with contextlib.suppress(httpx.TransportError):
                     if (await http.get(url)).status_code == 200:
                         return
+                if remind is not None and now >= reminded + _REMIND_S:
+                    reminded = now
+                    remind(f"{self.name} is still starting after {now - begun:.0f} s")
                 await asyncio.sleep(_POLL_S)
-        raise ChildFailed(f"{self.name} was not ready within {within_s:.0f} s ({url})")
+        raise ChildFailed(f"{self.name} was not ready within {within_s:.0f} s ({url}){self.last_lines()}")
+
+    def last_lines(self) -> str:
+        """The end of its log file, to be added to a message; empty without a log file or when nothing was written."""
+        if self.log_path is None:
+            return ""
+        with contextlib.suppress(OSError), self.log_path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _LAST_BYTES))
+            lines = file.read().decode(errors="replace").splitlines()[-_LAST_LINES:]
+            return "".join(f"\n  {line}" for line in lines)
+        return ""
 
     async def ended(self) -> int:
         """Waits for its end; returns the exit code."""
@@ -93,7 +127,7 @@ class Child:
             async with asyncio.timeout(_TERMINATE_S):
                 await process.wait()
         except TimeoutError:
-            log.warning("had to be killed", extra={"child": self.name})
+            log.warning("%s did not end within %.0f s and is killed", self.name, _TERMINATE_S)
         finally:
             kill(process)
             await process.wait()
