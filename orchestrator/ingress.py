@@ -13,7 +13,7 @@ from livekit import api
 from livekit.protocol import models
 from pydantic import ValidationError
 
-from musetalk_agent.protocol.http import RtmpTarget
+from musetalk_agent.protocol.http import MAX_SIDE, RtmpTarget
 from orchestrator.livekit_client import LiveKitClient, LiveKitFailed
 from orchestrator.tokens import LiveKitKeys
 
@@ -23,6 +23,9 @@ _REFUSED_FOR_S = 10.0
 CALL_S = 2.0
 _POLL_S = 0.25
 _NAME = "musetalk-avatar"
+_FPS, _VIDEO_BITRATE = 30, 3_000_000
+"""Of what the ingress publishes: its presets' rate, and what the agent gives a picture of 720p in the room. Each preset bounds the
+height too (livekit/ingress, `applyResolutionToLayer`), and would show a portrait of 720×1280 at 404×720."""
 _ALL = api.ListIngressRequest()
 _log = logging.getLogger(__name__)
 
@@ -151,6 +154,15 @@ def _request(label: str, room: str, identity: str, name: str) -> api.CreateIngre
             source=api.TrackSource.MICROPHONE, preset=api.IngressAudioEncodingPreset.OPUS_MONO_64KBS
         ),
         video=api.IngressVideoOptions(
-            source=api.TrackSource.CAMERA, preset=api.IngressVideoEncodingPreset.H264_720P_30FPS_1_LAYER
+            source=api.TrackSource.CAMERA,
+            options=api.IngressVideoEncodingOptions(
+                video_codec=models.VideoCodec.H264_BASELINE,
+                frame_rate=_FPS,
+                layers=[
+                    models.VideoLayer(
+                        quality=models.VideoQuality.HIGH, width=MAX_SIDE, height=MAX_SIDE, bitrate=_VIDEO_BITRATE
+                    )
+                ],
+            ),
         ),
     )

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from musetalk_agent.media import Box, Pixels
 from musetalk_agent.protocol.http import AvatarReport
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 @dataclass(frozen=True)

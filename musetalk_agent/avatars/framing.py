@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import cast
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from musetalk_agent.avatars.limits import AvatarLimits
 from musetalk_agent.errors import AvatarUndecodable
 from musetalk_agent.media import Box, Pixels
-from musetalk_agent.protocol.http import MAX_HEIGHT, MAX_WIDTH
+from musetalk_agent.protocol.http import DEFAULT_PIXELS, DEFAULT_SIDE, MAX_PIXELS, MAX_SIDE
 
 _WINDOW_SCALE = 1.6
 """Side of the face window in units of the mesh's: forehead, chin and cheeks with room for a blend."""
@@ -35,21 +36,22 @@ class Fit:
 def fit(clip: tuple[int, int], width: int | None, height: int | None, limits: AvatarLimits) -> Fit:
     """Size of the picture for a clip of `clip` (width, height) pixels.
 
-    Without a wish the clip's own size, made even and at most 1280×720; with one side wished the other follows the clip's
-    shape; with both, cover and crop.
+    Without a wish the clip's own size, made even, its longer side at most `DEFAULT_SIDE` and its area `DEFAULT_PIXELS`; with
+    one side wished the other follows the clip's shape as far as `MAX_SIDE` and `MAX_PIXELS` allow; with both, cover and crop.
 
     Raises:
         AvatarUndecodable: a side would be too small for a face.
     """
     clip_width, clip_height = clip
     if width is None and height is None:
-        scale = min(1.0, MAX_WIDTH / clip_width, MAX_HEIGHT / clip_height)
-        width, height = _even(clip_width * scale), _even(clip_height * scale)
+        scale = min(1.0, DEFAULT_SIDE / max(clip), math.sqrt(DEFAULT_PIXELS / (clip_width * clip_height)))
+        width = _even(clip_width * scale)
+        height = min(_even(clip_height * scale), DEFAULT_PIXELS // max(1, width))
     elif height is None and width is not None:
-        height = min(MAX_HEIGHT, _even(clip_height * width / clip_width))
+        height = min(MAX_SIDE, MAX_PIXELS // width, _even(clip_height * width / clip_width))
     elif width is None and height is not None:
-        width = min(MAX_WIDTH, _even(clip_width * height / clip_height))
-    width, height = _even(width or 0), _even(height or 0)
+        width = min(MAX_SIDE, MAX_PIXELS // height, _even(clip_width * height / clip_height))
+    width, height = (width or 0) // 2 * 2, (height or 0) // 2 * 2
     if min(width, height) < limits.side_pixels_min:
         raise AvatarUndecodable(
             f"The clip of {clip_width}×{clip_height} would be shown at {width}×{height}; each side must have at least "

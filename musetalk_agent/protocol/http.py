@@ -6,13 +6,15 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from musetalk_agent.protocol.diagnosis import Diagnosis, FunnelStage
 
 FPS_RANGE = (15, 50)
-MAX_WIDTH = 1280
-MAX_HEIGHT = 720
+DEFAULT_SIDE, DEFAULT_PIXELS = 1280, 1280 * 720
+"""Bounds of a picture whose size is left to the clip: its longer side, and its area."""
+MAX_SIDE, MAX_PIXELS = 1920, 1920 * 1080
+"""The same where a size is asked for, in either orientation: 1920×1080 and 1080×1920 are the largest 16:9 pictures."""
 DEMO_AVATAR_ID = "demo"
 """The avatar that ships with the agent."""
 
@@ -66,11 +68,22 @@ class AvatarSource(Strict):
 
 
 class Picture(Strict):
-    """Size and rate of the published video; None leaves it to the clip (even, at most 1280×720)."""
+    """Size and rate of the published video; None leaves it to the clip (even, within `DEFAULT_SIDE` and `DEFAULT_PIXELS`)."""
 
     fps: int = Field(default=25, ge=FPS_RANGE[0], le=FPS_RANGE[1])
-    width: int | None = Field(default=None, ge=64, le=MAX_WIDTH)
-    height: int | None = Field(default=None, ge=64, le=MAX_HEIGHT)
+    width: int | None = Field(default=None, ge=64, le=MAX_SIDE)
+    height: int | None = Field(default=None, ge=64, le=MAX_SIDE)
+
+    @field_validator("height")
+    @classmethod
+    def _within_pixels(cls, height: int | None, info: ValidationInfo) -> int | None:
+        width = info.data.get("width")
+        if width and height and width * height > MAX_PIXELS:
+            raise ValueError(
+                f"{width}×{height} has {width * height} pixels; at most {MAX_PIXELS} are published, "
+                "as 1920×1080 or 1080×1920 have"
+            )
+        return height
 
 
 class PublisherMode(StrEnum):

@@ -54,6 +54,16 @@ async def test_a_session_has_an_ingress_of_its_own_identity_which_goes_with_it(
     assert await listed(access) == []
 
 
+async def test_the_ingress_takes_any_shape_as_it_is(staged: tuple[Stage, LiveKitAccess]) -> None:
+    """LiveKit's ingress fits what comes into the layer's box; a preset's box would show a portrait at 404×720."""
+    running, access = staged
+    await running.start(room="made")
+    (made,) = await listed(access)
+    assert made.video.WhichOneof("encoding_options") == "options" and len(made.video.options.layers) == 1
+    (layer,) = made.video.options.layers
+    assert (layer.width, layer.height, layer.bitrate) == (1920, 1920, 3_000_000)
+
+
 async def test_only_ingresses_of_this_deployment_are_ours(staged: tuple[Stage, LiveKitAccess]) -> None:
     running, access = staged
     started = await running.start(room="made")

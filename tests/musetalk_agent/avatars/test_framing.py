@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from musetalk_agent.avatars import framing
 from musetalk_agent.avatars.limits import AvatarLimits
 from musetalk_agent.errors import AvatarUndecodable
 from musetalk_agent.media import Box
+from musetalk_agent.protocol.http import Picture
 
 from .clips import face, noise
 
@@ -21,13 +23,22 @@ LIMITS = AvatarLimits()
         ((360, 288), (None, None), (360, 288)),
         ((361, 289), (None, None), (360, 288)),
         ((1920, 1080), (None, None), (1280, 720)),
-        ((1080, 1920), (None, None), (404, 720)),
-        ((4000, 3000), (None, None), (960, 720)),
+        ((1080, 1920), (None, None), (720, 1280)),
+        ((720, 1280), (None, None), (720, 1280)),
+        ((2160, 3840), (None, None), (720, 1280)),
+        ((4000, 3000), (None, None), (1108, 830)),
+        ((4096, 4096), (None, None), (960, 960)),
+        ((3000, 500), (None, None), (1280, 212)),
         ((360, 288), (512, 512), (512, 512)),
         ((360, 288), (512, None), (512, 410)),
         ((360, 288), (None, 144), (180, 144)),
         ((360, 288), (333, 211), (332, 210)),
-        ((720, 1280), (1280, None), (1280, 720)),
+        ((1080, 1920), (1080, 1920), (1080, 1920)),
+        ((1920, 1080), (1920, 1080), (1920, 1080)),
+        ((2160, 3840), (1080, None), (1080, 1920)),
+        ((2160, 3840), (None, 1920), (1080, 1920)),
+        ((720, 1280), (1280, None), (1280, 1620)),
+        ((1280, 720), (None, 1920), (1080, 1920)),
     ],
 )
 def test_sizes(clip: tuple[int, int], wish: tuple[int | None, int | None], size: tuple[int, int]) -> None:
@@ -36,15 +47,22 @@ def test_sizes(clip: tuple[int, int], wish: tuple[int | None, int | None], size:
 
 
 @given(
-    st.integers(64, 4096), st.integers(64, 4096), st.none() | st.integers(64, 1280), st.none() | st.integers(64, 720)
+    st.integers(64, 8192), st.integers(64, 8192), st.none() | st.integers(64, 1920), st.none() | st.integers(64, 1920)
 )
 def test_every_size_is_even_and_within_bounds(w: int, h: int, wish_w: int | None, wish_h: int | None) -> None:
+    try:
+        Picture(width=wish_w, height=wish_h)
+    except ValidationError:
+        assert (wish_w or 0) * (wish_h or 0) > 1920 * 1080
+        return
     try:
         fit = framing.fit((w, h), wish_w, wish_h, LIMITS)
     except AvatarUndecodable as error:
         assert error.limit == LIMITS.side_pixels_min
         return
-    assert 64 <= fit.width <= 1280 and 64 <= fit.height <= 720
+    free = wish_w is None and wish_h is None
+    assert 64 <= min(fit.width, fit.height) and max(fit.width, fit.height) <= (1280 if free else 1920)
+    assert fit.width * fit.height <= (1280 * 720 if free else 1920 * 1080)
     assert all(side % 2 == 0 for side in (fit.width, fit.height, *fit.scaled))
     assert fit.scaled[0] >= fit.width and fit.scaled[1] >= fit.height
 
