@@ -11,6 +11,8 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.waiting import NEVER_S
+
 
 @dataclass(frozen=True)
 class Hook:
@@ -43,7 +45,7 @@ class Receiver:
     def url(self, host: str = "127.0.0.1", path: str = "/hook?a=1") -> str:
         return f"https://{host}:{self.port}{path}"
 
-    async def wait(self, count: int, within_s: float = 10.0) -> list[Hook]:
+    async def wait(self, count: int, within_s: float = NEVER_S) -> list[Hook]:
         """The first `count` requests."""
         end = time.monotonic() + within_s
         while len(self.hooks) < count:

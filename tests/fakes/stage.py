@@ -23,6 +23,7 @@ from tests.fakes.agent_server import AGENT_KEY, FakeAgent
 from tests.fakes.balky import Balky
 from tests.fakes.room_service import FakeRoomService
 from tests.fakes.serving import plain_config, serving
+from tests.waiting import NEVER_S
 
 API_KEY = "api-key-of-the-tests"
 OTHER_KEY = "another-key-of-the-tests"
@@ -51,24 +52,32 @@ class Line:
     def of(self, kind: str) -> list[dict[str, Any]]:
         return [message for message in self.messages if message["type"] == kind]
 
-    async def wait(self, kind: str, count: int = 1, within_s: float = 3.0) -> dict[str, Any]:
-        """The `count`-th message of this type."""
+    async def wait(self, *kinds: str, count: int = 1, within_s: float = NEVER_S, **fields: Any) -> dict[str, Any]:
+        """The `count`-th message of one of these types that has these values in its fields."""
+
+        def fitting() -> list[dict[str, Any]]:
+            return [
+                message
+                for message in self.messages
+                if message["type"] in kinds and fields.items() <= {k: message.get(k) for k in fields}.items()
+            ]
+
         end = time.monotonic() + within_s
-        while len(self.of(kind)) < count:
+        while len(fitting()) < count:
             self._arrived.clear()
             left = end - time.monotonic()
             if left <= 0 or self._reader.done():
-                raise AssertionError(f"no {kind} no. {count}; came: {self.messages}")
+                raise AssertionError(f"no {kinds} {fields} no. {count}; came: {self.messages}")
             try:
                 await asyncio.wait_for(self._arrived.wait(), left)
             except TimeoutError:
                 continue
-        return self.of(kind)[count - 1]
+        return fitting()[count - 1]
 
     async def say(self, kind: str) -> None:
         await self.socket.send(json.dumps({"type": kind}))
 
-    async def closed(self, within_s: float = 3.0) -> int | None:
+    async def closed(self, within_s: float = NEVER_S) -> int | None:
         """The close code."""
         await asyncio.wait_for(asyncio.shield(self._reader), within_s)
         return self.socket.close_code
@@ -144,6 +153,6 @@ async def stage(agents: int = 1, voices: Voices | None = None, **overrides: Any)
         url = await stack.enter_async_context(serving(server_config(app, settings, host="127.0.0.1", port=0)))
         headers = {"Authorization": f"Bearer {API_KEY}"}
         http = await stack.enter_async_context(
-            httpx.AsyncClient(base_url=url, headers=headers, timeout=10, trust_env=False)
+            httpx.AsyncClient(base_url=url, headers=headers, timeout=NEVER_S, trust_env=False)
         )
         yield Stage(url, app, http, agent, rooms, livekit, settings)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,20 +10,28 @@ from musetalk_agent.avatars.decoder_pool import Decoders
 from musetalk_agent.avatars.library import AvatarLibrary
 from musetalk_agent.avatars.limits import AvatarLimits
 from musetalk_agent.weights import Manifest, ModelStore
+from tests.waiting import NEVER_S
 
-LIMITS = AvatarLimits(
+PATIENT = AvatarLimits(
     source_bytes=8 << 20,
-    fetch_seconds=3.0,
-    fetch_grace_seconds=0.5,
-    fetch_silence_seconds=1.0,
-    fetch_connect_seconds=1.0,
+    fetch_seconds=NEVER_S,
+    fetch_grace_seconds=NEVER_S,
+    fetch_silence_seconds=NEVER_S,
+    fetch_connect_seconds=NEVER_S,
 )
+IMPATIENT = replace(PATIENT, fetch_seconds=3.0, fetch_grace_seconds=0.5, fetch_silence_seconds=1.0)
+"""For hosts that never come to an end, of which each of these deadlines catches one."""
 
 
 @pytest.fixture
-def library(tmp_path: Path, decoders: Decoders) -> Iterator[AvatarLibrary]:
+def limits() -> AvatarLimits:
+    return PATIENT
+
+
+@pytest.fixture
+def library(tmp_path: Path, decoders: Decoders, limits: AvatarLimits) -> Iterator[AvatarLibrary]:
     models = ModelStore(None, Manifest.load())
-    made = AvatarLibrary(tmp_path / "cache", models, allow_private_urls=True, limits=LIMITS, decoders=decoders)
+    made = AvatarLibrary(tmp_path / "cache", models, allow_private_urls=True, limits=limits, decoders=decoders)
     yield made
     made.close()
 

@@ -13,8 +13,7 @@ import websockets
 
 from musetalk_agent.protocol import bodies, throttle
 from tests.musetalk_agent.service.served import HEADERS, KEY, Agent, agent
-
-NEVER_S = 20.0
+from tests.waiting import NEVER_S
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import pytest
 from musetalk_agent.protocol import bodies
 from musetalk_agent.protocol.problems import MEDIA_TYPE, ErrorCode
 from tests.fakes.stage import API_KEY, Stage, stage
+from tests.waiting import NEVER_S
 
 ROUTES = ("/token", "/session/start", "/session/{id}/speak")
 REFUSED = (
@@ -148,7 +149,7 @@ async def test_paths_lead_nowhere(session: tuple[Stage, str], path: str) -> None
     reader, writer = await asyncio.open_connection(host, int(port))
     request = f"GET {path} HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {API_KEY}\r\nConnection: close\r\n\r\n"
     writer.write(request.encode())
-    answer = await asyncio.wait_for(reader.read(), 10)
+    answer = await asyncio.wait_for(reader.read(), NEVER_S)
     writer.close()
     status = int(answer.split(b" ", 2)[1])
     assert status in (400, 404, 405, 307), answer[:300]
@@ -198,6 +199,6 @@ async def test_a_body_that_stops_coming_ends(
     reader, writer = await asyncio.open_connection(host, int(port))
     head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {API_KEY}\r\nContent-Length: 5000\r\n\r\nPK"
     writer.write(head.encode())
-    answer = await asyncio.wait_for(reader.readuntil(b"}"), 10)
+    answer = await asyncio.wait_for(reader.readuntil(b"}"), NEVER_S)
     writer.close()
     assert answer.startswith(b"HTTP/1.1 408") and b'"code": "body_timeout"' in answer

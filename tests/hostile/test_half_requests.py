@@ -13,8 +13,8 @@ import pytest
 from musetalk_agent.protocol import connections
 from tests.fakes.stage import stage
 from tests.musetalk_agent.service.served import agent
+from tests.waiting import NEVER_S
 
-NEVER_S = 20.0
 HALF = {
     "nothing": b"",
     "half a head": b"GET /health HTTP/1.1\r\nHost: x\r\nX-A: ",
@@ -87,7 +87,7 @@ async def test_who_reads_nothing_of_an_answer_is_cut_off(monkeypatch: pytest.Mon
                 idler.send(ask * 100)  # more than fits into the sockets' buffers
             with pytest.raises(ConnectionError):
                 while True:
-                    await asyncio.sleep(0.05)
+                    await asyncio.sleep(0.05)  # it sends now and then until it is cut off
                     with suppress(BlockingIOError):
                         idler.send(b"G")
         assert (await running.http.get("/health")).status_code == 200

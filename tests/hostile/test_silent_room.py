@@ -13,8 +13,8 @@ import pytest
 
 from musetalk_agent.publishers import abandoned, ladder_words
 from tests.musetalk_agent.service.served import agent
+from tests.waiting import NEVER_S
 
-NEVER_S = 60.0
 _MAGIC = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455
 
 

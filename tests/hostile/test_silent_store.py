@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, contextmanager
 
 import pytest
 
 from tests.fakes.stage import Stage, stage
 from tests.servers.redis import RedisServer, redis_server
+from tests.waiting import NEVER_S, until
 
-NEVER_S = 60.0
-"""Only catches what never comes."""
 BODY = {"room": "r", "engine": "pattern"}
+
+
+@contextmanager
+def silent(redis: RedisServer) -> Iterator[None]:
+    """Redis says nothing meanwhile, and is waited for a moment only."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("orchestrator.store.redis_store._CALL_S", 0.6)
+        redis.freeze()
+        yield
+        redis.thaw()
 
 
 @pytest.fixture
 async def shared(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Stage, RedisServer]]:
-    monkeypatch.setattr("orchestrator.store.redis_store._ANSWER_S", 0.3)
-    monkeypatch.setattr("orchestrator.store.redis_store._CALL_S", 0.6)
     monkeypatch.setattr("orchestrator.session.ledger.HAND_OVER_S", 0.3)
     monkeypatch.setattr("orchestrator.session.ledger.RENEW_S", 0.1)
     monkeypatch.setattr("orchestrator.session.ledger.RETRY_S", 0.1)
@@ -30,8 +38,8 @@ async def shared(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Stage, 
 
 async def test_start_speech_and_stop_while_redis_is_silent(shared: tuple[Stage, RedisServer]) -> None:
     running, redis = shared
-    async with running.live() as (started, line):
-        redis.freeze()
+    async with running.live() as (started, line), AsyncExitStack() as meanwhile:
+        meanwhile.enter_context(silent(redis))
         refused = await running.http.post("/session/start", json=BODY)
         assert (refused.status_code, refused.json()["code"]) == (503, "store_unavailable")
         assert "Retry-After" in refused.headers
@@ -51,12 +59,16 @@ async def test_start_speech_and_stop_while_redis_is_silent(shared: tuple[Stage, 
         ]
         assert (await running.http.post(f"{path}/stop")).json()["state"] == "stopped"
         assert await line.closed() == 1001
-    redis.thaw()
-    while (await running.http.get("/health")).json()["store"] != "ok":  # noqa: ASYNC110 - bounded by the fixture
-        await asyncio.sleep(0.05)
-    store = running.app.state.context.ledger.store
-    while (record := await store.load(started["session_id"])) is None or not record.ended:  # noqa: ASYNC110 - as above
-        await asyncio.sleep(0.05)
+
+    async def well() -> bool:
+        return bool((await running.http.get("/health")).json()["store"] == "ok")
+
+    async def ended() -> bool:
+        record = await running.app.state.context.ledger.store.load(started["session_id"])
+        return record is not None and record.ended
+
+    await until(well)
+    await until(ended)
     assert (await running.http.post("/session/start", json=BODY)).status_code == 200
 
 
@@ -66,11 +78,8 @@ async def test_a_session_outlives_the_silence_and_the_end_of_the_process_does_no
     running, redis = shared
     started = await running.start()
     context = running.app.state.context
-    redis.freeze()
-    while not context.ledger.failing:  # noqa: ASYNC110 - bounded by the fixture
-        await asyncio.sleep(0.05)
-    redis.thaw()
-    while context.ledger.failing:  # noqa: ASYNC110 - bounded by the fixture
-        await asyncio.sleep(0.05)
+    with silent(redis):
+        await until(lambda: context.ledger.failing)
+    await until(lambda: not context.ledger.failing)
     assert await context.ledger.store.holder(started["session_id"]) == context.ledger.owner
     redis.freeze()  # what follows is the end of the service

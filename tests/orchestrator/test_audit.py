@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import logging
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ import pytest
 from orchestrator import audit
 from orchestrator.audit import AuditLog
 from orchestrator.metrics import Metrics
+from tests.waiting import NEVER_S, wait_until
 
 
 def dropped(metrics: Metrics) -> float | None:
@@ -48,10 +48,7 @@ def test_a_file_that_was_moved_away_is_made_anew(tmp_path: Path) -> None:
     log = AuditLog(path, Metrics())
     log.open()
     log.note("shop", "start", "ok")
-    for _ in range(1000):
-        if path.read_text():
-            break
-        time.sleep(0.005)
+    wait_until(path.read_text)
     path.rename(moved)
     log.note("shop", "stop", "ok")
     log.close()
@@ -64,7 +61,7 @@ def test_a_disk_that_hangs_costs_lines_and_no_time(tmp_path: Path, monkeypatch: 
     hangs, metrics = threading.Event(), Metrics()
 
     def emit(self: object, record: logging.LogRecord) -> None:
-        hangs.wait(10)
+        hangs.wait(NEVER_S)
 
     monkeypatch.setattr(audit._File, "emit", emit)
     log = AuditLog(tmp_path / "audit.log", metrics)
@@ -92,10 +89,7 @@ def test_a_folder_that_is_gone_costs_lines_only(tmp_path: Path) -> None:
     log.open()
     folder.rename(tmp_path / "old")
     log.note("shop", "start", "ok")
-    for _ in range(1000):
-        if dropped(metrics):
-            break
-        time.sleep(0.005)
+    wait_until(lambda: dropped(metrics))
     folder.mkdir()
     log.note("shop", "stop", "ok")
     log.close()

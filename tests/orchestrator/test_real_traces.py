@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from itertools import pairwise
 
@@ -15,6 +14,7 @@ from tests.fakes.serving import plain_config, serving
 from tests.fakes.stage import stage
 from tests.orchestrator.test_real_agent import tone
 from tests.spans import PARENT
+from tests.waiting import NEVER_S, until
 
 
 async def test_an_utterance_is_one_trace_from_its_pcm_to_the_room(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,7 +31,7 @@ async def test_an_utterance_is_one_trace_from_its_pcm_to_the_room(monkeypatch: p
         agent = Child("agent", command, {**own, **variables})
         await agent.start()
         try:
-            await agent.ready(f"http://127.0.0.1:{port}/health", 60)
+            await agent.ready(f"http://127.0.0.1:{port}/health", NEVER_S)
             for name, value in variables.items():
                 monkeypatch.setenv(name, value)
             async with stage(agent_url=f"http://127.0.0.1:{port}") as running:
@@ -41,13 +41,11 @@ async def test_an_utterance_is_one_trace_from_its_pcm_to_the_room(monkeypatch: p
                         await line.say("audio.start")
                         await line.socket.send(tone(0.6))
                         await line.say("audio.end")
-                    await line.wait("playback.finished", count=2, within_s=20)
+                    await line.wait("playback.finished", count=2)
                     await running.http.post(f"/session/{started['session_id']}/stop")
         finally:
             await agent.stop()
-        async with asyncio.timeout(10):
-            while len(collector.named("segment")) < 2:  # noqa: ASYNC110
-                await asyncio.sleep(0.02)
+        await until(lambda: len(collector.named("segment")) == 2)
     assert collector.headers["x-key"] == "secret"
 
     utterances = collector.named("utterance", "musetalk-orchestrator")

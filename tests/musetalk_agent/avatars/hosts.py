@@ -30,6 +30,8 @@ class Host:
     port: int = 0
     replies: dict[str, Reply] = field(default_factory=dict)
     asked: list[tuple[str, str]] = field(default_factory=list)
+    connections: set[asyncio.Task[None]] = field(default_factory=set)
+    """Those that are open."""
 
     def url(self, path: str = "/a", host: str = "127.0.0.1") -> str:
         """Where a reply lies."""
@@ -65,12 +67,11 @@ class Host:
 async def hosting() -> AsyncIterator[Host]:
     """Serves on 127.0.0.1 at a free port while the block runs."""
     host = Host()
-    connections: set[asyncio.Task[None]] = set()
 
     def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.create_task(host.serve(reader, writer))
-        connections.add(task)
-        task.add_done_callback(connections.discard)
+        host.connections.add(task)
+        task.add_done_callback(host.connections.discard)
 
     server = await asyncio.start_server(accept, "127.0.0.1", 0)
     host.port = server.sockets[0].getsockname()[1]
@@ -78,7 +79,8 @@ async def hosting() -> AsyncIterator[Host]:
         yield host
     finally:
         server.close()
-        for task in connections:
+        left = list(host.connections)
+        for task in left:
             task.cancel()
-        await asyncio.gather(*connections, return_exceptions=True)
+        await asyncio.gather(*left, return_exceptions=True)
         await server.wait_closed()

@@ -17,6 +17,7 @@ from musetalk_agent.protocol.http import AgentStartRequest, AvatarSource
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.agents import client as module
 from orchestrator.agents.client import AgentClient, AgentFailed, AgentLease
+from tests.waiting import NEVER_S, until
 
 HEALTH = {"status": "ok", "version": "1", "engine": "warp", "capacity": {"sessions": 0, "sessions_max": 9}}
 SESSION = {
@@ -98,7 +99,7 @@ async def raw(agent: RawAgent | None = None) -> AsyncIterator[tuple[RawAgent, Ag
         await client.aclose()
         server.close()
         if serving:
-            await asyncio.wait(serving, timeout=10)
+            await asyncio.wait(serving, timeout=NEVER_S)
         gc.collect()
         for _ in range(5):
             await asyncio.sleep(0)  # httpx leaves the stream of an answer that was not read whole to the loop to close
@@ -110,9 +111,7 @@ async def test_hundreds_of_slow_starts_leave_health_stops_and_states_their_own_c
         agent.json("/session/ses_a", json.dumps(SESSION).encode())
         agent.json("/session/ses_a/stop", json.dumps(SESSION).encode())
         starts = [asyncio.create_task(client.start(lease, REQUEST, 180.0)) for _ in range(150)]
-        async with asyncio.timeout(30):
-            while agent.waiting < len(starts):  # noqa: ASYNC110 - sockets tell nobody
-                await asyncio.sleep(0.01)
+        await until(lambda: agent.waiting == len(starts))
         assert (await client.health(lease)).status == "ok"
         assert (await client.session(lease, "ses_a")).session_id == "ses_a"
         assert (await client.stop(lease, "ses_a")).session_id == "ses_a"
@@ -125,9 +124,7 @@ async def test_more_calls_of_a_kind_than_connections_are_refused_with_a_code(mon
     monkeypatch.setitem(module._LANES, "start", 2)
     async with raw() as (agent, client, lease):
         starts = [asyncio.create_task(client.start(lease, REQUEST, 180.0)) for _ in range(2)]
-        async with asyncio.timeout(30):
-            while agent.waiting < 2:  # noqa: ASYNC110 - sockets tell nobody
-                await asyncio.sleep(0.01)
+        await until(lambda: agent.waiting == 2)
         with pytest.raises(ProblemError) as caught:
             await client._send(lease, "POST", "/session/start", 0.2, {})
         assert caught.value.code in (ErrorCode.AT_CAPACITY, ErrorCode.AGENT_UNAVAILABLE)
@@ -138,7 +135,7 @@ async def test_more_calls_of_a_kind_than_connections_are_refused_with_a_code(mon
 
 async def test_an_answer_that_trickles_has_a_deadline_as_a_whole() -> None:
     async with raw(Trickle()) as (_, client, lease):
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(NEVER_S):
             with pytest.raises(ProblemError, match="TimeoutError") as caught:
                 await client.session(lease, "ses_a", 0.3)
         assert caught.value.code is ErrorCode.AGENT_UNAVAILABLE
