@@ -22,6 +22,7 @@ from orchestrator.processes import Child, free_port
 from orchestrator.tokens import LiveKitKeys, Rooms
 from tests.fakes.agent_server import AGENT_KEY
 from tests.fakes.stage import API_KEY
+from tests.waiting import NEVER_S, until
 
 RATE = 16_000
 BLOCK = 640
@@ -31,7 +32,7 @@ HASTY = """
 import sys
 from orchestrator.__main__ import main
 from orchestrator.session import adoption, ledger
-adoption.LEASE_S = ledger.LEASE_S = 2.0
+adoption.LEASE_S = ledger.LEASE_S = 5.0
 ledger.RENEW_S = adoption.SECOND_LOOK_S = 0.5
 sys.exit(main())
 """
@@ -69,7 +70,7 @@ class World:
     stack: AsyncExitStack
 
     async def orchestrator(self, port: int | None = None, *, hasty: bool = False, **environment: str) -> Server:
-        """Starts one; on the same port to follow another. `hasty` ones have leases of two seconds."""
+        """Starts one; on the same port to follow another. `hasty` ones have leases of five seconds."""
         known = {
             "LIVEKIT_URL": self.livekit.url,
             "LIVEKIT_API_KEY": self.livekit.api_key,
@@ -82,13 +83,13 @@ class World:
         server = Server("orchestrator", known | environment, port, ["-c", HASTY] if hasty else None)
         await server.start()
         self.stack.push_async_callback(server.stop)
-        await server.ready(f"{server.url}/health", 60)
+        await server.ready(f"{server.url}/health", NEVER_S)
         return server
 
     async def call(self, server: Server, method: str, path: str, **body: Any) -> httpx.Response:
         """One request."""
         headers = {"Authorization": f"Bearer {API_KEY}"}
-        async with httpx.AsyncClient(trust_env=False, timeout=30, headers=headers) as http:
+        async with httpx.AsyncClient(trust_env=False, timeout=NEVER_S, headers=headers) as http:
             return await http.request(method, server.url + path, json=body or None)
 
     async def begin(self, server: Server) -> dict[str, Any]:
@@ -102,13 +103,13 @@ class World:
         from livekit import api
 
         request = api.ListParticipantsRequest(room="survivors")
-        answer = await self.rooms._livekit.call(lambda livekit: livekit.room.list_participants(request), 10.0)
+        answer = await self.rooms._livekit.call(lambda livekit: livekit.room.list_participants(request), NEVER_S)
         return [one.identity for one in answer.participants]
 
     async def taken(self, session_id: str) -> int:
         """Samples that the agent has taken of the session."""
         headers = {"Authorization": f"Bearer {AGENT_KEY}"}
-        async with httpx.AsyncClient(trust_env=False, timeout=10, headers=headers) as http:
+        async with httpx.AsyncClient(trust_env=False, timeout=NEVER_S, headers=headers) as http:
             answer = (await http.get(f"{self.agent.url}/session/{session_id}")).json()
         return next((stage["count"] for stage in answer["funnel"] if stage["stage"] == "samples"), 0)
 
@@ -123,7 +124,7 @@ async def world(livekit: LiveKitAccess) -> AsyncIterator[World]:
         rooms = Rooms(LiveKitKeys(livekit.url, livekit.url, livekit.api_key, livekit.api_secret))
         await rooms.open()
         stack.push_async_callback(rooms.aclose)
-        await agent.ready(f"{agent.url}/health", 60)
+        await agent.ready(f"{agent.url}/health", NEVER_S)
         yield World(livekit, agent, rooms, stack)
 
 
@@ -136,14 +137,16 @@ def speech(seconds: float) -> np.ndarray[Any, np.dtype[np.int16]]:
 class Sender:
     """Sends PCM in real time, and goes on where `hello` says whenever its connection is lost.
 
-    `address` is asked before every connection. `messages` are all that came, `hellos` the counts and when they came.
+    `address` is asked before every connection. `messages` are all that came, `hellos` the counts,
+    `sent` the samples that were handed to the connections.
     """
 
     address: Callable[[], str]
     pcm: np.ndarray[Any, np.dtype[np.int16]]
     messages: list[dict[str, Any]] = field(default_factory=list)
-    hellos: list[tuple[float, int]] = field(default_factory=list)
+    hellos: list[int] = field(default_factory=list)
     closes: list[int | None] = field(default_factory=list)
+    sent: int = 0
 
     def of(self, kind: str) -> list[dict[str, Any]]:
         return [message for message in self.messages if message["type"] == kind]
@@ -164,18 +167,16 @@ class Sender:
             except (OSError, websockets.ConnectionClosed, websockets.InvalidHandshake) as error:
                 if isinstance(error, websockets.ConnectionClosed):
                     self.closes.append(error.rcvd.code if error.rcvd else None)
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(0.1)  # between its attempts
 
-    async def until(self, kind: str, within_s: float = 30.0) -> None:
-        async with asyncio.timeout(within_s):
-            while not self.of(kind):  # noqa: ASYNC110 - the reader tells nobody
-                await asyncio.sleep(0.02)
+    async def until(self, kind: str) -> None:
+        await until(lambda: self.of(kind))
 
     async def _read(self, socket: websockets.ClientConnection) -> None:
         async for text in socket:
             message = json.loads(text)
             if message["type"] == "hello":
-                self.hellos.append((time.monotonic(), message["received_samples"]))
+                self.hellos.append(message["received_samples"])
             self.messages.append(message)
 
     async def _send(self, socket: websockets.ClientConnection) -> None:
@@ -184,18 +185,19 @@ class Sender:
             if socket.close_code is not None:
                 await socket.send("")  # raises why it is closed
             await asyncio.sleep(0.005)
-        at, begun = self.hellos[-1][1], time.monotonic()
+        at, begun = self.hellos[-1], time.monotonic()
         first = at
         await socket.send('{"type":"audio.start"}')
         while at < len(self.pcm):
             await socket.send(self.pcm[at : at + BLOCK].tobytes())
             at += BLOCK
-            await asyncio.sleep(max(0.0, begun + (at - first) / RATE - time.monotonic()))
+            self.sent = at
+            await asyncio.sleep(max(0.0, begun + (at - first) / RATE - time.monotonic()))  # its pace
         await socket.send('{"type":"audio.end"}')
 
     async def _finished(self) -> None:
-        started = {message["segment"] for message in self.of("playback.started")}
-        async with asyncio.timeout(30):
-            while not started or started - {message["segment"] for message in self.of("playback.finished")}:
-                await asyncio.sleep(0.02)
-                started = {message["segment"] for message in self.of("playback.started")}
+        def all_are() -> bool:
+            started = {message["segment"] for message in self.of("playback.started")}
+            return bool(started) and started <= {message["segment"] for message in self.of("playback.finished")}
+
+        await until(all_are)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import httpx
 import pytest
@@ -13,8 +14,9 @@ import pytest
 from orchestrator.livekit_server import LiveKitAccess
 from tests.orchestrator.survivors import RATE, Sender, Server, World, speech, world
 from tests.servers.redis import redis_server
+from tests.waiting import NEVER_S, until
 
-pytestmark = [pytest.mark.livekit, pytest.mark.timeout(150)]
+pytestmark = [pytest.mark.livekit, pytest.mark.timeout(300)]
 
 
 def nothing_lost(sender: Sender, seconds: float) -> None:
@@ -31,17 +33,32 @@ async def ended(here: World, server: Server, session_id: str) -> None:
     """Stops the session; nothing of it is left."""
     stopped = await here.call(server, "POST", f"/session/{session_id}/stop")
     assert stopped.json()["state"] == "stopped"
-    async with asyncio.timeout(10):
-        while await here.avatars():  # noqa: ASYNC110 - LiveKit tells nobody here
-            await asyncio.sleep(0.1)
+
+    async def gone() -> bool:
+        return not await here.avatars()
+
+    await until(gone)
 
 
 async def store_of(here: World, server: Server, told: str) -> httpx.Response:
     """The answer of `/health` that says so of the store."""
-    async with asyncio.timeout(20):
-        while (answer := await here.call(server, "GET", "/health")).json()["store"] != told:  # noqa: ASYNC110
-            await asyncio.sleep(0.1)
-    return answer
+    return await answers(here, server, "GET", "/health", lambda answer: bool(answer.json()["store"] == told))
+
+
+async def answers(
+    here: World, server: Server, method: str, path: str, fits: Callable[[httpx.Response], bool]
+) -> httpx.Response:
+    """Asks again and again until an answer fits."""
+
+    async def asked() -> httpx.Response | None:
+        answer = await here.call(server, method, path)
+        return answer if fits(answer) else None
+
+    return cast(httpx.Response, await until(asked))
+
+
+def draining(answer: httpx.Response) -> bool:
+    return bool(answer.json()["status"] == "draining")
 
 
 async def test_killed_mid_sentence_and_started_again(livekit_server: LiveKitAccess, tmp_path: Path) -> None:
@@ -52,14 +69,12 @@ async def test_killed_mid_sentence_and_started_again(livekit_server: LiveKitAcce
         sender = Sender(lambda: started["audio_url"], speech(4.0))
         sending = asyncio.create_task(sender.run())
         await sender.until("playback.started")
-        await asyncio.sleep(1.0)
+        await until(lambda: sender.sent >= 1.5 * RATE)
         await first.kill()
-        killed = time.monotonic()
         taken = await here.taken(started["session_id"])
         second = await here.orchestrator(first.port, STORE_PATH=store)
-        await asyncio.wait_for(sending, 60)
-        print(f"killed -> heard of again: {sender.hellos[-1][0] - killed:.1f} s")
-        assert 0 < sender.hellos[-1][1] == taken < 4 * RATE
+        await asyncio.wait_for(sending, NEVER_S)
+        assert 0 < sender.hellos[-1] == taken < 4 * RATE
         assert await here.taken(started["session_id"]) == 4 * RATE
         nothing_lost(sender, 4.0)
         assert await here.avatars() == [started["avatar_identity"]]
@@ -85,28 +100,28 @@ async def test_sigterm_lets_speech_end_and_hands_the_session_over(
         sending = asyncio.create_task(sender.run())
         await sender.until("playback.started")
         first.signal(signal.SIGTERM)
-        await asyncio.sleep(0.3)
+        health = await answers(here, first, "GET", "/health", draining)
+        assert health.status_code == 503
         refused = await here.call(first, "POST", "/session/start", room="other", engine="pattern")
         assert (refused.status_code, refused.json()["code"]) == (503, "draining")
         assert "retry-after" in refused.headers
-        health = await here.call(first, "GET", "/health")
-        assert (health.status_code, health.json()["status"]) == (503, "draining")
-        await asyncio.wait_for(sending, 30)
+        await asyncio.wait_for(sending, NEVER_S)
         nothing_lost(sender, 2.0)
-        await asyncio.wait_for(first.ended(), 20)
+        await asyncio.wait_for(first.ended(), NEVER_S)
         assert await here.avatars() == [started["avatar_identity"]]
         second = await here.orchestrator(first.port, STORE_PATH=store, DRAIN_S="60")
         more = Sender(lambda: started["audio_url"], speech(5.0))
         sending = asyncio.create_task(more.run())
         await more.until("playback.started")
         second.signal(signal.SIGTERM)
-        await asyncio.sleep(0.5)
+        await answers(here, second, "GET", "/health", draining)
+        assert more.sent < 5 * RATE
         second.signal(signal.SIGTERM)  # mid-sentence, and nobody waits any longer
-        await asyncio.wait_for(second.ended(), 20)
+        await asyncio.wait_for(second.ended(), NEVER_S)
         assert more.closes in ([], [1012])
         await here.orchestrator(first.port, STORE_PATH=store)
-        await asyncio.wait_for(sending, 60)
-        assert more.closes == [1012] and more.hellos[0][1] == 2 * RATE
+        await asyncio.wait_for(sending, NEVER_S)
+        assert more.closes == [1012] and more.hellos[0] == 2 * RATE
         assert await here.taken(started["session_id"]) == 5 * RATE
 
 
@@ -130,14 +145,11 @@ async def test_two_on_one_redis_do_not_fight(livekit_server: LiveKitAccess) -> N
         sender = Sender(lambda: f"ws://127.0.0.1:{owner.port}/audio?{query}", speech(3.0))
         sending = asyncio.create_task(sender.run())
         await sender.until("playback.started")
-        await asyncio.sleep(1.0)
+        await until(lambda: sender.sent >= 1.5 * RATE)
         await one.kill()
-        killed, owner = time.monotonic(), two
+        owner = two
         assert (await here.call(two, "POST", f"{path}/stop")).status_code in (409, 421)
-        await asyncio.wait_for(sending, 60)
-        took = sender.hellos[-1][0] - killed
-        print(f"owner killed -> session at the other: {took:.1f} s")
-        assert took < 25
+        await asyncio.wait_for(sending, NEVER_S)
         assert await here.taken(started["session_id"]) == 3 * RATE
         nothing_lost(sender, 3.0)
         assert await here.avatars() == [started["avatar_identity"]]
@@ -158,18 +170,14 @@ async def test_an_owner_that_was_frozen_lets_go_of_what_another_took(livekit_ser
         started = await here.begin(one)
         path = f"/session/{started['session_id']}"
         one.signal(signal.SIGSTOP)
-        async with asyncio.timeout(30):
-            while (await here.call(two, "POST", f"{path}/interrupt")).status_code != 200:  # noqa: ASYNC110
-                await asyncio.sleep(0.1)
+        await answers(here, two, "POST", f"{path}/interrupt", lambda answer: answer.status_code == 200)
         one.signal(signal.SIGCONT)
-        async with asyncio.timeout(20):
-            while (await here.call(one, "POST", f"{path}/interrupt")).status_code != 421:  # noqa: ASYNC110
-                await asyncio.sleep(0.1)
+        await answers(here, one, "POST", f"{path}/interrupt", lambda answer: answer.status_code == 421)
         session = (await here.call(two, "GET", path)).json()
         assert (session["state"], session["moves"]) == ("ready", 0)
         query = started["audio_url"].partition("?")[2]
         sender = Sender(lambda: f"ws://127.0.0.1:{two.port}/audio?{query}", speech(1.0))
-        await asyncio.wait_for(sender.run(), 30)
+        await asyncio.wait_for(sender.run(), NEVER_S)
         nothing_lost(sender, 1.0)
         assert await here.avatars() == [started["avatar_identity"]]
         await ended(here, two, started["session_id"])
