@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from livekit import api, rtc
 
+from musetalk_agent.publishers.leaving import leave
 from orchestrator.livekit_server import LiveKitAccess
 
 RATE = 16_000
@@ -115,4 +116,4 @@ class Viewer:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self.room.disconnect()
+        await leave(self.room)

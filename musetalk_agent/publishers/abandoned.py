@@ -11,6 +11,8 @@ import logging
 
 from livekit import rtc
 
+from musetalk_agent.publishers.leaving import leave
+
 log = logging.getLogger(__name__)
 
 _LEAVE_S = 5.0
@@ -31,6 +33,6 @@ async def _leave(room: rtc.Room, connecting: asyncio.Task[None]) -> None:
         return
     try:
         async with asyncio.timeout(_LEAVE_S):
-            await room.disconnect()
+            await leave(room)
     except Exception as error:  # noqa: BLE001 - nobody waits: what the SDK raises is only worth a line
         log.warning("an abandoned room was not left cleanly", extra={"error": repr(error)})

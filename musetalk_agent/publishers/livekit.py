@@ -25,6 +25,7 @@ from musetalk_agent.publishers.abandoned import abandon
 from musetalk_agent.publishers.base import Lost, PublisherState
 from musetalk_agent.publishers.camera import Camera
 from musetalk_agent.publishers.captions import CaptionWriter
+from musetalk_agent.publishers.leaving import leave
 from musetalk_agent.publishers.transport import Liveness, Reading, read
 from musetalk_agent.supervisor import supervise
 from musetalk_agent.sync.captions import Caption
@@ -224,7 +225,7 @@ class LiveKitPublisher:
             if not self._connecting.done():
                 abandon(self._room, self._connecting)
         await self._bounded(self._captions.aclose())
-        await self._bounded(self._room.disconnect())
+        await self._bounded(leave(self._room))
         for source in (self._audio, self._camera):
             if source is not None:
                 await self._bounded(source.aclose())

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 
 class Relay:
-    """Forwards to one address. `refuse` lets nobody in."""
+    """Forwards to one address. `refuse` ends each new connection at once; while `deaf`, what the target says is lost."""
 
     def __init__(self, target: str) -> None:
         parts = urlsplit(target)
@@ -17,7 +17,7 @@ class Relay:
         self._open: set[asyncio.StreamWriter] = set()
         self.tasks: set[asyncio.Task[None]] = set()
         self.accepted = 0
-        self.refuse = False
+        self.refuse = self.deaf = False
         self.url = ""
 
     def cut(self) -> None:
@@ -47,21 +47,23 @@ class Relay:
             return
         self._open |= {writer, up_writer}
         try:
-            await asyncio.gather(_pump(reader, up_writer), _pump(up_reader, writer))
+            await asyncio.gather(self._pump(reader, up_writer), self._pump(up_reader, writer, answers=True))
         finally:
             self._open -= {writer, up_writer}
             for side in (writer, up_writer):
                 side.transport.abort()
 
-
-async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    try:
-        while data := await reader.read(1 << 16):
-            writer.write(data)
-            await writer.drain()
-        writer.close()
-    except OSError:
-        writer.transport.abort()
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, answers: bool = False) -> None:
+        try:
+            while data := await reader.read(1 << 16):
+                if answers and self.deaf:
+                    continue
+                writer.write(data)
+                await writer.drain()
+            if not (answers and self.deaf):
+                writer.close()
+        except OSError:
+            writer.transport.abort()
 
 
 @asynccontextmanager
