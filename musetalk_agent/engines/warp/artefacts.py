@@ -34,6 +34,9 @@ from musetalk_agent.engines.warp.lips import refine, sample
 FILE = "warp.npz"
 CANDIDATES = 6
 """How many of the frames that the mesh calls most closed are looked at closely."""
+ALIKE = 0.003
+"""Mouths whose openings the mesh reads within this (eye distances) are one mouth, as in a still: the pixels' reading in the middle
+of theirs is taken, for the least one is the likeliest to have missed teeth."""
 SETTLE = 1.5
 """Standard deviation, in frames, of the smoothing of the poses' own shapes over time: the mesh's noise is shorter than speech."""
 LIGHT_ROWS, LIGHT_COLS = 12, 16
@@ -153,16 +156,17 @@ def _teeth(bundle: Bundle, landmarks: Floats) -> Floats | None:
 def _reference(bundle: Bundle, landmarks: Floats) -> tuple[int, Shape]:
     """The frame with the most closed lips, by the mesh first and then by its pixels, and its exact shape."""
     aperture = _apertures(landmarks)
-    best: tuple[float, int, Shape] | None = None
+    seen: list[tuple[float, int, Shape]] = []
     for pose in np.argsort(aperture, kind="stable")[:CANDIDATES]:
         shape = _exact(bundle, landmarks, int(pose))[0]
         area = float((shape.curves[IL] - shape.curves[IU]).mean())
-        if best is None or area < best[0]:
-            best = area, int(pose), shape
         if area == 0:
-            break
-    assert best is not None
-    return best[1], best[2]
+            return int(pose), shape
+        seen.append((area, int(pose), shape))
+    least = min(seen, key=lambda one: one[0])
+    alike = [one for one in seen if abs(float(aperture[one[1]] - aperture[least[1]])) < ALIKE]
+    _, pose, shape = sorted(alike, key=lambda one: one[0])[len(alike) // 2]
+    return pose, shape
 
 
 def _settled(meshes: list[Shape], shape: Shape, reference: int) -> tuple[Shape, ...]:

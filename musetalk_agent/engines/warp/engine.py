@@ -62,7 +62,7 @@ class WarpEngine:
 
     name = "warp"
     device = "cpu"
-    fingerprint = "warp-1"
+    fingerprint = "warp-2"
     batch_sizes: Sequence[int] = (1,)
     needs_face = True
     closing_frames = 4

@@ -2,7 +2,8 @@
 
 The mesh places the inner lips up to a tenth of the eye distance off, enough to leave a line of teeth on closed lips. Here each
 column across the mouth is split into upper lip, inside and lower lip: the inside is what is darker than the lips, or less red
-than they are (teeth). The best pair of curves is found by dynamic programming and is exact for its cost.
+than they are (teeth). The best pair of curves is found by dynamic programming and is exact for its cost. In a mouth that the
+mesh sees open, tooth, tongue and dark each have a colour of their own, which is learned from what the mesh encloses.
 """
 
 from __future__ import annotations
@@ -20,7 +21,11 @@ STEP = 0.004
 SIDE = 1.12
 """The inside is looked for a little past the mesh's corners."""
 ABOVE, BELOW = 0.12, 0.16
-"""How far above and below the mesh's lip line the inside is looked for (eye distances)."""
+"""How far above and below the mesh's lip line the inside is looked for at least (eye distances)."""
+BEYOND = 0.85, 0.95
+"""The same for a wide open mouth, in openings that the mesh sees: it reads 0.62 of the real one."""
+ROWS = 100
+"""A wide open mouth has larger rows, so that there are no more than this: the search's cost grows with their square."""
 CUT = 0.010
 """The found edges are moved into the lips by this much, past the mixed pixels of the edge itself (eye distances)."""
 DOUBTFUL = 0.035
@@ -38,6 +43,10 @@ PALE = 0.12
 """Least difference in redness (log of red over green) between lips and teeth."""
 BRIGHT = 0.10
 """By how much of a lip's luminance teeth are brighter at least."""
+OPEN = 0.045
+"""Lips that the mesh sees this far apart are open, and no doubt about it (eye distances)."""
+WIDE = 0.12
+"""Lips that the mesh sees further apart are apart by more than that, for it follows a shout only part of the way."""
 FAR = 6.0
 """Doubt per eye distance away from the inside that the mesh sees."""
 
@@ -46,23 +55,28 @@ def refine(shape: Shape, frame: Floats, picture: Pixels) -> Shape:
     """The shape with the inner edges of the lips where `picture` (BGR) shows them; `frame` leads from mouth space to its pixels."""
     s = np.linspace(-SIDE, SIDE, COLUMNS, dtype=np.float32)
     line = np.interp(s, S, (shape.curves[IU] + shape.curves[IL]) / 2)
-    rows = np.arange(-ABOVE, BELOW, STEP, dtype=np.float32)
+    mesh_gap = float((shape.curves[IL] - shape.curves[IU]).max())
+    above, below = max(ABOVE, BEYOND[0] * mesh_gap), max(BELOW, BEYOND[1] * mesh_gap)
+    step = max(STEP, (above + below) / ROWS)
+    rows = np.arange(-above, below, step, dtype=np.float32)
     v = (line + rows[:, None]).astype(np.float32)
     u = np.broadcast_to(shape.u_of_s(s), v.shape)
     crop = sample(picture, frame, u, v)
     outer = np.interp(s, S, shape.curves[OU]), np.interp(s, S, shape.curves[OL])
-    score, teeth, light = _inside_score(
-        crop, v, outer, (np.interp(s, S, shape.curves[IU]), np.interp(s, S, shape.curves[IL]))
-    )
+    inner = np.interp(s, S, shape.curves[IU]), np.interp(s, S, shape.curves[IL])
+    score, teeth, light = _inside_score(crop, v, outer, inner)
+    if mesh_gap > OPEN:
+        score = _open_score(crop, v, outer, inner, teeth)
     top, bottom = _best_interval(score)
-    upper, lower = line + rows[0] + top * STEP, line + rows[0] + bottom * STEP
-    if not _parted(teeth, light, top, bottom):
+    upper, lower = line + rows[0] + top * step, line + rows[0] + bottom * step
+    if mesh_gap <= OPEN and not _parted(teeth, light, top, bottom):
         middle = _meeting(light, top, bottom, line)
-        mesh_gap = float((shape.curves[IL] - shape.curves[IU]).max())
         slit = _slit(teeth, middle - line - rows[0]) if mesh_gap > DOUBTFUL else 0.0
         return _with_inner(shape, s, middle, middle + slit)
     kernel = cv2.getGaussianKernel(9, 2.0).ravel()
     smooth = [np.convolve(np.pad(edge, 4, "edge"), kernel, "valid") for edge in (upper, lower)]
+    if mesh_gap > WIDE:
+        smooth[1] = _bulging(s, smooth[1])
     fitted = [np.polyval(np.polyfit(s, edge, 6), s) for edge in (upper, lower)]
     upper, lower = np.minimum(smooth[0], fitted[0]), np.maximum(smooth[1], fitted[1])
     middle = (upper + lower) / 2
@@ -103,6 +117,76 @@ def _inside_score(
     within = (v > outer[0] + 0.3 * (inner[0] - outer[0])) & (v < outer[1] - 0.35 * (outer[1] - inner[1]))
     doubt = FAR * away * (1 + 3 * np.linspace(-SIDE, SIDE, COLUMNS) ** 2)
     return np.where(within, score - doubt, -1).astype(np.float32), teeth, light
+
+
+def _open_score(
+    crop: Pixels,
+    v: Floats,
+    outer: tuple[NDArray[np.float64], ...],
+    inner: tuple[NDArray[np.float64], ...],
+    teeth: Floats,
+) -> Floats:
+    """The score of a mouth that the mesh sees open: its inside may be tooth, tongue or dark, each with a colour of its own.
+
+    What the mesh encloses for sure gives the colours of the inside, what it calls lip those of the lips.
+    """
+    bgr = cv2.blur(crop.astype(np.float32), (3, 3)) + 6
+    blue, green, red = (np.log(bgr[..., k]) for k in range(3))
+    light = np.log(bgr @ np.array([0.114, 0.587, 0.299], np.float32))
+    colour = np.stack([light / 0.22, (red - green) / 0.10, (blue - green) / 0.14], -1).astype(np.float32)
+    gap = inner[1] - inner[0]
+    middle = np.abs(np.linspace(-SIDE, SIDE, COLUMNS)) < 0.8
+    core = (v > inner[0] + 0.2 * gap) & (v < inner[1] - 0.2 * gap) & middle
+    upper = (v > outer[0] + 0.1 * (inner[0] - outer[0])) & (v < outer[0] + 0.6 * (inner[0] - outer[0])) & middle
+    lower = (v > inner[1] + 0.4 * (outer[1] - inner[1])) & (v < inner[1] + 0.9 * (outer[1] - inner[1])) & middle
+    inside, above, below = (_kinds(colour, *area) for area in ((core, 3), (upper, 2), (lower, 2)))
+    lips = np.concatenate([_unmixed(above, below, inside), _unmixed(below, above, inside)])
+    widest = float(gap.max())
+    deep = np.minimum(v - inner[0], inner[1] - v) / max(widest, 1e-3)
+    within = v > outer[0] + 0.25 * (inner[0] - outer[0]) - 0.02
+    within &= v < outer[1] - 0.25 * (outer[1] - inner[1])
+    score = np.maximum(0.4 * (_far(colour, lips) - _far(colour, inside)), 0.5 * teeth).clip(-1, 1)
+    skin = (v > outer[0] - 0.07) & (v < outer[0] - 0.02) & middle
+    if widest > WIDE and skin.any():  # the mesh lags behind a shout, its outer lips too, but the dark is no lip
+        dark = np.clip((float(np.median(light[skin])) - 1.0 - light) / 0.2, 0, 1)
+        score += 0.8 * dark
+        within |= (dark > 0.5) & (v > outer[0] - 0.1 * gap) & (v < outer[1] + 0.6 * gap)
+    prior = np.where(deep > 0, np.minimum(4 * deep, 0.8), 3.0 * deep)
+    return np.where(within, score + prior, -1).astype(np.float32)
+
+
+def _bulging(s: Floats, edge: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The lowest edge that curves one way only: a tongue of the lips' colour leaves a bay in what was found."""
+    hull: list[int] = []
+    for k in range(len(s)):
+        while len(hull) > 1 and (edge[hull[-1]] - edge[hull[-2]]) * (s[k] - s[hull[-2]]) < (
+            edge[k] - edge[hull[-2]]
+        ) * (s[hull[-1]] - s[hull[-2]]):
+            hull.pop()
+        hull.append(k)
+    return np.interp(s, s[hull], edge[hull])
+
+
+def _kinds(colour: Floats, where: NDArray[np.bool_], kinds: int) -> Floats:
+    """The commonest colours `[kinds, 3]` of the pixels `where`; none where there are too few of them."""
+    pixels = colour[where]
+    if len(pixels) < 4 * kinds:
+        return np.zeros((0, 3), np.float32)
+    cv2.setRNGSeed(1)
+    labels, stop = np.zeros(len(pixels), np.int32), (cv2.TERM_CRITERIA_COUNT, 10, 0)
+    return np.asarray(cv2.kmeans(pixels, kinds, labels, stop, 1, cv2.KMEANS_PP_CENTERS)[2], np.float32)
+
+
+def _unmixed(lip: Floats, other: Floats, inside: Floats) -> Floats:
+    """The colours of one lip without those that are the inside's: where the mesh lies low, its upper lip is teeth."""
+    return lip[_far(lip, inside) > 0.5 * _far(lip, other)]
+
+
+def _far(colour: Floats, kinds: Floats) -> Floats:
+    """Distance of each colour `[…, 3]` from the nearest of `kinds`."""
+    if not len(kinds):
+        return np.full(colour.shape[:-1], 3, np.float32)
+    return np.asarray(np.linalg.norm(colour[..., None, :] - kinds, axis=-1).min(-1), np.float32)
 
 
 def _parted(teeth: Floats, light: Floats, top: NDArray[np.float64], bottom: NDArray[np.float64]) -> bool:

@@ -19,7 +19,7 @@ from musetalk_agent.media import Box, Patch, Pixels
 from musetalk_agent.protocol.http import AvatarReport
 
 Points = NDArray[np.float32]
-SKIN, LIP, TEETH = (150, 175, 215), (95, 90, 190), (225, 235, 240)
+SKIN, LIP, TEETH, DARK = (150, 175, 215), (95, 90, 190), (225, 235, 240), (25, 20, 40)
 
 
 class NoFeatures:
@@ -80,7 +80,7 @@ def drawn(points: Points, size: tuple[int, int], teeth: bool = False) -> Pixels:
     fill(points[[*OUTER_UPPER, *OUTER_LOWER[::-1]]], LIP)
     inside = points[[*INNER_UPPER, *INNER_LOWER[::-1]]]
     if float(np.linalg.norm(points[13] - points[14])) > 1.5:
-        fill(inside, TEETH if teeth else (25, 20, 40))
+        fill(inside, TEETH if teeth else DARK)
     else:
         cv2.polylines(picture, [np.round(inside * 16).astype(np.int32)], True, (60, 55, 110), 1, cv2.LINE_AA, 4)
     return picture

@@ -9,9 +9,12 @@ import cv2
 import numpy as np
 import pytest
 
+from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.engines.base import PatchRequest
+from musetalk_agent.engines.warp import artefacts
 from musetalk_agent.engines.warp.artefacts import FILE
 from musetalk_agent.engines.warp.engine import WarpActor, WarpEngine
+from musetalk_agent.engines.warp.geometry import IL, IU, Shape, eye_frame, mesh_shape, to_mouth
 from musetalk_agent.media import Feature, Patch
 from tests.musetalk_agent.engines.warp import faces
 
@@ -81,6 +84,37 @@ def test_rest_closes_a_mouth_that_is_open_in_the_clip(face: Callable[..., Demo],
     closed = faces.composed(open_mouth, patch_of(face(points, teeth), REST))
     assert faces.inside_pixels(open_mouth, points) >= 12
     assert faces.inside_pixels(closed, points) <= 2
+
+
+@pytest.mark.parametrize(("gap", "read"), [(0.25, 0.62), (0.30, 1.0), (0.40, 0.8), (0.45, 1.0)])
+def test_rest_closes_a_shout_though_the_mesh_reads_only_part_of_it(tmp_path: Path, gap: float, read: float) -> None:
+    shout = faces.drawn(front(gap=gap), SIZE)
+    silenced = faces.composed(shout, patch_of(faces.opened_with(tmp_path, [shout], [front(gap=gap * read)]), REST))
+    before, after = ((np.abs(p.astype(int) - faces.DARK).max(2) < 30).sum() for p in (shout, silenced))
+    assert before > 1200
+    assert after < 0.03 * before
+
+
+def test_of_one_mouth_seen_again_and_again_the_middle_reading_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    points = front(gap=0.12)
+    bundle = faces.bundle_of(tmp_path, [faces.drawn(points, SIZE, teeth=True)] * 5, [points] * 5)
+    gaps = (
+        0.12,
+        0.02,
+        0.13,
+        0.14,
+        0.11,
+    )  # what the pixels of one picture, moved a little, say: 0.02 has missed the teeth
+
+    def exact(_: Bundle, landmarks: np.ndarray, pose: int) -> tuple[Shape, None]:
+        shape = mesh_shape(to_mouth(eye_frame(landmarks[pose]), landmarks[pose]))
+        shape.curves[IL] = shape.curves[IU] + gaps[pose]
+        return shape, None
+
+    monkeypatch.setattr(artefacts, "_exact", exact)
+    assert artefacts._reference(bundle, bundle.landmarks)[0] == 0
 
 
 def test_an_open_frame_borrows_the_closed_lips_of_another(tmp_path: Path) -> None:
