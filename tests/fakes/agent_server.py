@@ -50,6 +50,10 @@ class FakeAgent:
         self.stopped: list[str] = []
         self.every_socket: list[WebSocket] = []
         self.sessions_max = 8
+        self.viewers = 1
+        """In the room of each session that begins."""
+        self.shows = True
+        """Whether it reports pictures while it plays."""
         self.draining = False
         self.status = "ok"
         self.hold = False
@@ -130,7 +134,7 @@ class FakeAgent:
         self.full_times -= 1
         if self.full_times >= 0 or len(self.sessions) >= self.sessions_max:
             raise ProblemError(ErrorCode.AT_CAPACITY, "full", retry_after_s=3)
-        self.sessions[body.session_id] = FakeSession(body)
+        self.sessions[body.session_id] = FakeSession(body, viewers=self.viewers)
         return self._view(body.session_id)
 
     async def _get(self, session_id: str) -> AgentSession:
@@ -239,7 +243,8 @@ class FakeAgent:
             if not self.hung:
                 session.play((now - at) * self.pace)
                 if tick % 5 == 0:
-                    session.frames += 1
+                    session.frames += self.shows
+                    session.reports += 1
                     ack = session.ack().model_copy(update={"draining": self.draining})
                     await socket.send_text(ack.model_dump_json())
             at = now

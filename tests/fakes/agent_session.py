@@ -73,6 +73,8 @@ class FakeSession:
     error: dict[str, Any] | None = None
     mutes_clears: bool = False
     frames: int = 0
+    reports: int = 0
+    """Acknowledgements that were sent because time passed."""
     resting: bool = False
     last: FakeSegment | None = None
     mode: PublisherMode = PublisherMode.AUTO

@@ -60,7 +60,7 @@ async def test_sessions_stay_where_they_are_and_those_of_a_dead_container_move(
 
         speaking = asyncio.gather(*(_speak(line) for line in lines.values()))
         for line in lines.values():
-            await line.wait("playback.started", within_s=20)
+            await line.wait("playback.started")
         victim = homes[next(iter(lines))]
         health = {agent: await _instance_of(running, agent) for agent in agents}
         dead = next(agent for agent in agents if health[agent] == victim)
@@ -76,7 +76,7 @@ async def test_sessions_stay_where_they_are_and_those_of_a_dead_container_move(
         assert max(moved) <= 5.0
         await speaking
         for session_id, line in lines.items():
-            finished = await line.wait("playback.finished", within_s=30)
+            finished = await line.wait("playback.finished")
             assert finished["position_s"] == pytest.approx(SPEECH_S, abs=0.01) and not finished["interrupted"]
             told = (await running.http.get(f"/session/{session_id}")).json()
             assert told["moves"] == (1 if session_id in theirs else 0)
@@ -99,7 +99,7 @@ async def test_sessions_stay_where_they_are_and_those_of_a_dead_container_move(
 
 async def _moved(line: Line) -> None:
     while not [m for m in line.of("session.state") if m.get("reason") == "moved"]:
-        await line.wait("session.state", count=len(line.of("session.state")) + 1, within_s=20)
+        await line.wait("session.state", count=len(line.of("session.state")) + 1)
 
 
 async def _instance_of(running: Stage, agent: Agent) -> str:

@@ -49,7 +49,7 @@ async def test_a_session_leaves_a_container_of_the_old_version(monkeypatch: pyte
             (old,) = (agent for agent in agents.values() if agent.sessions)
             (new,) = (agent for agent in agents.values() if not agent.sessions)
             old.draining = True
-            await line.wait("session.state", count=2, within_s=15)
+            await line.wait("session.state", count=2)
             assert [message.get("reason") for message in line.of("session.state")] == ["draining", "moved"]
             assert list(new.sessions) == old.stopped == [started["session_id"]]
             again = await running.start(**QUIET)

@@ -84,7 +84,7 @@ async def test_captions_follow_the_voice(livekit_server: LiveKitAccess) -> None:
             await say(running, session_id, LONG)
             assert await running.ears.until(10, lambda: len(lines) == 3 and len(lines[2].pieces) == 4)
             running.agent_of(started).kill()
-            await line.wait("playback.finished", count=3, within_s=25)
+            await line.wait("playback.finished", count=3)
             assert await running.ears.until(5, lambda: len(lines) == 4 and lines[3].over)
             begun, rest = lines[2].text.split(), lines[3].text.split()
             assert lines[3].attributes["lk.segment_id"].startswith(f"{avatar}.3+")
@@ -94,6 +94,6 @@ async def test_captions_follow_the_voice(livekit_server: LiveKitAccess) -> None:
 
         async with running.stage.live(room=ROOM, captions=False) as (started, line):
             await say(running, started["session_id"], "silent")
-            await line.wait("playback.finished", within_s=15)
+            await line.wait("playback.finished")
             assert len(lines) == 4
         await reader.aclose()

@@ -72,7 +72,7 @@ async def test_a_connection_without_messages_is_closed() -> None:
     async with stage(audio_idle_s=0.3) as running:
         started = await running.start()
         async with running.audio(started["audio_url"]) as line:
-            error = await line.wait("error", within_s=10)
+            error = await line.wait("error")
             assert error["code"] == "idle_timeout" and "0.3 s" in error["message"]
             assert await line.closed(10) == 1008
         async with running.audio(started["audio_url"]) as line:
@@ -85,7 +85,7 @@ async def test_pings_keep_it_open() -> None:
         for _ in range(6):
             await asyncio.sleep(0.2)
             await line.say("ping")
-        await line.wait("pong", 6)
+        await line.wait("pong", count=6)
         assert not line.of("error")
 
 
@@ -96,7 +96,7 @@ async def test_a_flood_of_text_messages_meets_the_rate() -> None:
                 await line.say("audio.end")
         except websockets.ConnectionClosed:
             pass
-        error = await line.wait("error", within_s=10)
+        error = await line.wait("error")
         assert error["code"] == "rate_exceeded"
         assert await line.closed(10) == 1008
 

@@ -286,7 +286,7 @@ async def test_a_client_that_leaves_is_noticed_whatever_waits_for_the_voice(voic
             await until(lambda: _reading() == 0)
             running.agent.hold = False
             await say_again(running, started)
-            finished = await line.wait("playback.finished", count=2, within_s=20)
+            finished = await line.wait("playback.finished", count=2)
             assert (finished["segment"], finished["interrupted"]) == (2, False), "what was written is spoken first"
 
 
@@ -336,7 +336,7 @@ async def test_every_text_that_fails_is_reported_however_many_wait(voice: TonePe
                 await say(pen, "end")
             await pen.wait("segment", count=3)  # the first one waits for room, and breaks later
             running.agent.hold = False
-            warnings = [await pen.wait("warning", count=number, within_s=20) for number in (1, 2)]
+            warnings = [await pen.wait("warning", count=number) for number in (1, 2)]
             assert [warning["code"] for warning in warnings] == ["tts_failed"] * 2
 
 

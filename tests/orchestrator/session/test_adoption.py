@@ -22,6 +22,7 @@ from tests.fakes.serving import plain_config, serving
 from tests.fakes.stage import LIVEKIT_SECRET, Stage, stage
 from tests.orchestrator.store.test_stores import stored
 from tests.servers.redis import redis_server
+from tests.waiting import until
 
 ORDER = SessionOrder(
     room="old", avatar=AvatarSource(), picture=Picture(), engine="pattern", rtmp_url="rtmp://host/app/KEY"
@@ -41,17 +42,17 @@ async def seed(path: Path, secret: str = LIVEKIT_SECRET, **fields: Any) -> None:
 
 async def silent(scope: Any, receive: Any, send: Any) -> None:
     """An agent that hangs."""
-    await asyncio.sleep(60)
+    await asyncio.Event().wait()
 
 
-async def view(running: Stage, until: str, within_s: float = 10.0) -> dict[str, Any]:
-    """The old session once it is in this state."""
-    async with asyncio.timeout(within_s):
-        while True:
-            answer = await running.http.get("/session/ses_old")
-            if answer.status_code == 200 and answer.json()["state"] == until:
-                return dict(answer.json())
-            await asyncio.sleep(0.02)
+async def view(running: Stage, state: str, session_id: str = "ses_old") -> dict[str, Any]:
+    """The session once it is in this state."""
+
+    async def asked() -> dict[str, Any] | None:
+        answer = await running.http.get(f"/session/{session_id}")
+        return dict(answer.json()) if answer.status_code == 200 and answer.json()["state"] == state else None
+
+    return await until(asked) or {}
 
 
 async def test_one_whose_agent_is_gone_goes_on_at_another(tmp_path: Path) -> None:
@@ -69,12 +70,12 @@ async def test_one_whose_agent_is_gone_goes_on_at_another(tmp_path: Path) -> Non
         async with running.audio(f"{running.url.replace('http', 'ws')}/audio?session_id=ses_old&token={token}") as line:
             hello = await line.wait("hello")
             assert (hello["received_samples"], hello["sample_rate"]) == (4800, 24_000)
-            finished = [await line.wait("playback.finished", count) for count in (1, 2)]
+            finished = [await line.wait("playback.finished", count=count) for count in (1, 2)]
             assert [(one["segment"], one["interrupted"]) for one in finished] == [(3, True), (4, True)]
             await line.say("audio.start")
             await line.socket.send(bytes(4800))
             await line.say("audio.end")
-            assert (await line.wait("playback.finished", 3))["segment"] == 5
+            assert (await line.wait("playback.finished", count=3))["segment"] == 5
         assert (await running.http.post("/session/ses_old/stop")).json()["state"] == "stopped"
 
 
@@ -168,17 +169,11 @@ async def test_one_whose_link_another_orchestrator_took_is_let_go() -> None:
             assert (await running.http.get(path)).json()["state"] == "ready"  # as it was stored
         session = await back(running, started["session_id"])  # nobody had it after all
         assert session["moves"] == 0
-        async with asyncio.timeout(10):
-            while agent.only.connections != 2:  # noqa: ASYNC110 - the session is taken before its link is up
-                await asyncio.sleep(0.01)
+        await until(lambda: agent.only.connections == 2)  # the session is taken before its link is up
         await running.http.post(f"{path}/stop")
 
 
 async def back(running: Stage, session_id: str) -> dict[str, Any]:
     """The session once this orchestrator has taken it again."""
-    async with asyncio.timeout(10):
-        while not running.app.state.context.sessions.registry.holds(session_id):  # noqa: ASYNC110
-            await asyncio.sleep(0.05)
-        while (answer := await running.http.get(f"/session/{session_id}")).json()["state"] != "ready":  # noqa: ASYNC110
-            await asyncio.sleep(0.05)
-    return dict(answer.json())
+    await until(lambda: running.app.state.context.sessions.registry.holds(session_id))
+    return await view(running, "ready", session_id)

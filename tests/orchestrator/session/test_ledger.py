@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -20,18 +20,13 @@ from orchestrator.store.redis_store import RedisStore
 from orchestrator.store.sqlite import MEMORY, SqliteStore
 from tests.orchestrator.store.test_stores import stored
 from tests.servers.redis import redis_server
+from tests.waiting import until
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("orchestrator.session.ledger.RENEW_S", 0.1)
     monkeypatch.setattr("orchestrator.session.ledger.RETRY_S", 0.05)
-
-
-async def until(true: Callable[[], bool], within_s: float = 10.0) -> None:
-    async with asyncio.timeout(within_s):
-        while not true():  # noqa: ASYNC110 - the ledger tells nobody
-            await asyncio.sleep(0.01)
 
 
 @asynccontextmanager
@@ -61,6 +56,16 @@ class Life:
         self.now = self.now.model_copy(update=fields)
 
 
+def stored_is(ledger: Ledger, holds: Callable[[StoredSession], bool]) -> Callable[[], Awaitable[bool]]:
+    """Whether the store has session `ses_a` so."""
+
+    async def asked() -> bool:
+        record = await ledger.store.load("ses_a")
+        return record is not None and holds(record)
+
+    return asked
+
+
 async def test_a_change_is_written_and_the_end_too() -> None:
     async with kept(SqliteStore(MEMORY, 600)) as ledger:
         life = Life(ledger)
@@ -70,11 +75,11 @@ async def test_a_change_is_written_and_the_end_too() -> None:
         life.turn(moves=3)
         ledger.note("ses_a")
         ledger.note("ses_never_entered")
-        await asyncio.sleep(0.1)
+        await until(stored_is(ledger, lambda record: record.moves == 3))
         assert [record.moves for record in await ledger.store.sessions()] == [3]
         life.turn(state=SessionState.STOPPED)
         ledger.leave("ses_a")
-        await asyncio.sleep(0.1)
+        await until(stored_is(ledger, lambda record: record.state is SessionState.STOPPED))
         assert (await ledger.elsewhere("ses_a") or life.now).state is SessionState.STOPPED
         assert await ledger.store.holder("ses_a") is None
         assert [one.session_id for one in await ledger.others(set())] == ["ses_a"]
@@ -222,9 +227,7 @@ async def test_a_record_that_cannot_be_made_is_its_own_sessions_trouble() -> Non
         ledger.note("ses_b")
         ledger.note("ses_a")
         await until(lambda: not ledger._dirty)
-        async with asyncio.timeout(10):
-            while (await ledger.store.load("ses_a") or life.now).moves != 3:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+        await until(stored_is(ledger, lambda record: record.moves == 3))
         ledger.leave("ses_b")
         await ledger.hand_over("ses_a")
         assert ledger._metrics.registry.get_sample_value("avatar_store_skipped_total") or 0 >= 2

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,6 +13,7 @@ from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.session.record import SessionOrder
 from tests.fakes.fleet import fleet
 from tests.fakes.stage import Stage, stage
+from tests.waiting import NEVER_S, until
 
 ORDER = SessionOrder(room="r", avatar=AvatarSource(), picture=Picture(), engine="pattern")
 BODY = {"room": "r", "engine": "pattern"}
@@ -37,19 +37,18 @@ def own_tasks() -> set[str]:
     return {task.get_name() for task in asyncio.all_tasks() if task.get_name().startswith(prefixes)}
 
 
-async def until(true: Callable[[], bool], within_s: float = 20.0) -> None:
-    async with asyncio.timeout(within_s):
-        while not true():  # noqa: ASYNC110 - the fakes tell nobody
-            await asyncio.sleep(0.01)
+async def come_to(running: Stage, session_id: str, *states: str) -> dict[str, Any]:
+    """The session once it is in one of these states."""
+
+    async def asked() -> dict[str, Any] | None:
+        session = dict((await running.http.get(f"/session/{session_id}")).json())
+        return session if session["state"] in states else None
+
+    return await until(asked) or {}
 
 
-async def ended(running: Stage, session_id: str, within_s: float = 5.0) -> dict[str, Any]:
-    async with asyncio.timeout(within_s):
-        while True:
-            session = (await running.http.get(f"/session/{session_id}")).json()
-            if session["state"] in ("stopped", "failed"):
-                return dict(session)
-            await asyncio.sleep(0.05)
+async def ended(running: Stage, session_id: str) -> dict[str, Any]:
+    return await come_to(running, session_id, "stopped", "failed")
 
 
 @pytest.mark.parametrize(
@@ -62,8 +61,8 @@ async def ended(running: Stage, session_id: str, within_s: float = 5.0) -> dict[
 )
 async def test_sessions_end_by_themselves(overrides: dict[str, float], viewers: int, reason: str) -> None:
     async with stage(**overrides) as running:
+        running.agent.viewers = viewers
         started = await running.start()
-        running.agent.only.viewers = viewers
         session = await ended(running, started["session_id"])
         assert (session["state"], session["end_reason"], session["error"]) == ("stopped", reason, None)
         assert running.agent.stopped == [started["session_id"]]
@@ -71,8 +70,11 @@ async def test_sessions_end_by_themselves(overrides: dict[str, float], viewers: 
 
 
 async def test_audio_keeps_a_session_alive() -> None:
-    async with stage(session_idle_ttl_s=0.6) as running, running.live() as (started, line):
-        for _ in range(10):
+    """It sends for longer than a session without audio lives."""
+    idle_s = 2.0
+    async with stage(session_idle_ttl_s=idle_s) as running, running.live() as (started, line):
+        until_s = time.monotonic() + 1.5 * idle_s
+        while time.monotonic() < until_s:
             await line.socket.send(bytes(640))
             await asyncio.sleep(0.1)
         assert (await running.http.get(f"/session/{started['session_id']}")).json()["state"] == "speaking"
@@ -81,19 +83,15 @@ async def test_audio_keeps_a_session_alive() -> None:
 
 
 async def test_a_session_is_ready_while_its_agent_hears_nobody_speak() -> None:
-    async def until(running: Stage, session_id: str, state: str) -> None:
-        while (await running.http.get(f"/session/{session_id}")).json()["state"] != state:  # noqa: ASYNC110 - over HTTP
-            await asyncio.sleep(0.02)
-
-    async with stage() as running, running.live() as (started, line), asyncio.timeout(10):
+    async with stage() as running, running.live() as (started, line):
         await line.socket.send(bytes(32_000))
-        await until(running, started["session_id"], "speaking")
+        await come_to(running, started["session_id"], "speaking")
         running.agent.only.resting = True
         await line.socket.send(bytes(640))
-        await until(running, started["session_id"], "ready")
+        await come_to(running, started["session_id"], "ready")
         running.agent.only.resting = False
         await line.socket.send(bytes(640))
-        await until(running, started["session_id"], "speaking")
+        await come_to(running, started["session_id"], "speaking")
 
 
 async def test_twenty_sessions_leave_nothing_behind(running: Stage) -> None:
@@ -189,7 +187,7 @@ async def test_agents_that_fill_up_meanwhile_are_each_asked_once() -> None:
     async with fleet(3) as here:
         for agent in here.agents.values():
             agent.full_times = 100
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(NEVER_S):
             answer = await here.stage.http.post("/session/start", json=BODY)
         assert (answer.status_code, answer.json()["code"]) == (503, "at_capacity")
         assert [agent.starts for agent in here.agents.values()] == [1, 1, 1]
@@ -234,7 +232,7 @@ async def test_a_start_that_is_ended_before_its_first_step_says_so(running: Stag
     await asyncio.sleep(0)
     (session,) = sessions.registry.running()
     session.owner.cancel()  # nothing of it has run yet
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(NEVER_S):
         with pytest.raises(ProblemError) as caught:
             await starting
     assert caught.value.code is ErrorCode.SESSION_ENDED
@@ -275,7 +273,7 @@ async def test_many_who_look_at_a_session_ask_its_agent_once_also_when_it_is_sil
     async def silent(*arguments: object) -> None:
         nonlocal asked
         asked += 1
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.1)  # it is slow: the others come meanwhile
         raise ProblemError(ErrorCode.AGENT_UNAVAILABLE, "it says nothing")
 
     monkeypatch.setattr("orchestrator.session.snapshots.FRESH_S", 60.0)
@@ -295,7 +293,7 @@ async def test_a_cancelled_task_that_a_session_waited_for_is_a_failure_and_no_st
     monkeypatch.setattr("orchestrator.session.owner.refresh", cancelled_elsewhere)
     started = await running.start()
     session = running.app.state.context.sessions.registry.get(started["session_id"])
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(NEVER_S):
         await asyncio.wait({session.owner})
     assert session.state.value == "failed" and session.end_reason == "internal_error"
     assert session.error is not None and session.error.code is ErrorCode.INTERNAL

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +13,7 @@ from musetalk_agent.protocol.messages import Failed, PublisherChanged
 from tests.fakes.agent_server import FakeAgent
 from tests.fakes.fleet import Fleet, fleet
 from tests.fakes.stage import Line, Stage
+from tests.waiting import until
 
 RATE = 16000
 
@@ -22,12 +21,6 @@ RATE = 16000
 def ramp(seconds: float, first: int = 0) -> bytes:
     """PCM whose samples say which they are, modulo 65536."""
     return np.arange(first, first + round(seconds * RATE), dtype=np.int64).astype("<i2").tobytes()
-
-
-async def until(holds: Callable[[], bool], within_s: float = 10.0) -> None:
-    async with asyncio.timeout(within_s):
-        while not holds():  # noqa: ASYNC110 - nobody tells
-            await asyncio.sleep(0.01)
 
 
 def playing(agent: FakeAgent, session_id: str, number: int = 1, at_least_s: float = 0.3) -> Callable[[], bool]:
@@ -74,12 +67,10 @@ async def test_an_agent_that_dies_in_mid_sentence_is_replaced_and_no_sample_is_l
         await line.socket.send(pcm)
         await line.say("audio.end")
         await until(playing(first, session_id))
-        died = time.monotonic()
         await here.kill(first)
-        await line.wait("session.state", count=2, within_s=8)
-        took = time.monotonic() - died
+        await line.wait("session.state", count=2)
         assert states(line) == [("recovering", "link_lost"), ("ready", "moved")]
-        finished = await line.wait("playback.finished", within_s=8)
+        finished = await line.wait("playback.finished")
         assert finished["position_s"] == pytest.approx(2.0, abs=0.001) and not finished["interrupted"]
         assert [len(line.of(kind)) for kind in ("playback.started", "playback.finished", "error")] == [1, 1, 0]
         check_whole(here, session_id, 1, pcm)
@@ -88,7 +79,7 @@ async def test_an_agent_that_dies_in_mid_sentence_is_replaced_and_no_sample_is_l
         ]
         (second,) = here.others(first)
         again = second.only.request
-        assert again.session_id == session_id and again.probe_token and took < 5
+        assert again.session_id == session_id and again.probe_token
         assert again.avatar == first.only.request.avatar and again.room == first.only.request.room
         assert second.only.segments[1].received == 0
         view = await state(here.stage, session_id)
@@ -112,9 +103,10 @@ async def test_what_is_said_while_there_is_no_agent_is_heard_by_the_next() -> No
         await line.say("audio.start")
         await line.socket.send(ramp(0.4))
         await line.say("audio.end")
-        await asyncio.sleep(0.3)
+        session = here.stage.app.state.context.sessions.registry.get(session_id)
+        await until(lambda: session.live.received_samples == round(0.9 * RATE))
         second.sessions_max = 8
-        await line.wait("playback.finished", count=2, within_s=10)
+        await line.wait("playback.finished", count=2)
         assert [message["segment"] for message in line.of("playback.finished")] == [1, 2]
         check_whole(here, session_id, 1, ramp(0.5))
         check_whole(here, session_id, 2, ramp(0.4))
@@ -136,9 +128,8 @@ async def test_interrupt_and_stop_work_while_there_is_no_agent() -> None:
         assert (await line.wait("cleared"))["dropped_s"] == answer["dropped_s"]
         refused = await here.stage.http.post(f"/session/{session_id}/publisher", json={"mode": "webrtc"})
         assert (refused.status_code, refused.json().get("code")) == (409, "session_conflict"), refused.text
-        begun = time.monotonic()
         stopped = (await here.stage.http.post(f"/session/{session_id}/stop")).json()
-        assert stopped["state"] == "stopped" and time.monotonic() - begun < 5
+        assert stopped["state"] == "stopped"
         assert await line.closed() == 1001
         assert here.stage.rooms.removed == [("stage", started["avatar_identity"])]
 
@@ -154,9 +145,9 @@ async def test_an_agent_that_hangs_is_left_and_told_to_stop_when_it_wakes(monkey
         await line.say("audio.end")
         await until(playing(first, session_id))
         first.hung = True
-        await line.wait("session.state", count=2, within_s=12)
+        await line.wait("session.state", count=2)
         assert states(line) == [("recovering", "hung"), ("ready", "moved")]
-        await line.wait("playback.finished", within_s=12)
+        await line.wait("playback.finished")
         check_whole(here, session_id, 1, pcm)
         kept = first.only
         first.hung = False
@@ -173,12 +164,13 @@ async def test_an_agent_whose_network_is_away_is_no_agent_that_hangs(monkeypatch
         await until(playing(agent, started["session_id"], at_least_s=0.1))
         agent.only.tell(PublisherChanged(publisher="none", reason="ICE failed"))
         await line.wait("publisher.changed")
-        agent.pace = 1e-9
-        await asyncio.sleep(0.8)
+        agent.pace, agent.shows = 1e-9, False
+        reports = agent.only.reports
+        await until(lambda: agent.only.reports > reports + 20)  # a second of them, in which nothing moves
         assert states(line) == []
         heard = agent.only.segments[1].heard
         await here.kill(agent)
-        await line.wait("session.state", count=2, within_s=8)
+        await line.wait("session.state", count=2)
         (other,) = here.others(agent)
         await until(lambda: 1 in other.only.segments)
         assert heard - 0.2 * RATE <= other.only.segments[1].base <= heard, "its clock stood"
@@ -199,7 +191,7 @@ async def test_other_ways_to_lose_an_agent(how: str) -> None:
                 first.sessions.clear()
             for socket in list(kept.sockets):
                 await socket.close(1012 if how == "forgets" else 1001)
-        await line.wait("playback.finished", within_s=8)
+        await line.wait("playback.finished")
         cause = {"forgets": "session_lost", "ends": "session_lost"}.get(how, how)
         assert states(line) == [("recovering", cause), ("ready", "moved")]
         first.sessions[session_id] = kept
@@ -215,7 +207,7 @@ async def test_a_draining_agent_is_left_at_a_pause_in_speech() -> None:
         await until(playing(first, session_id, at_least_s=0.1))
         first.draining = True
         await line.say("audio.end")
-        await line.wait("session.state", count=2, within_s=10)
+        await line.wait("session.state", count=2)
         assert states(line) == [("recovering", "draining"), ("ready", "moved")]
         kinds = [message["type"] for message in line.messages]
         assert kinds.index("playback.finished") < kinds.index("session.state")
@@ -241,7 +233,7 @@ async def test_the_only_agent_gets_its_session_back() -> None:
         await line.socket.send(ramp(0.5))
         await until(playing(agent, started["session_id"], at_least_s=0.1))
         agent.only.tell(Failed(code="engine_failed", message="The card fell off."))
-        await line.wait("playback.finished", within_s=8)
+        await line.wait("playback.finished")
         assert agent.stopped == [started["session_id"]], "it was told to stop before it began again"
         assert agent.only.segments[1].base > 0 and agent.only.segments[1].ended
 
@@ -253,8 +245,8 @@ async def test_a_session_that_moves_too_often_fails() -> None:
             moves = (await state(here.stage, started["session_id"]))["moves"]
             agent.only.tell(Failed(code="engine_failed", message="The card fell off."))
             if moves < 5:
-                await line.wait("session.state", count=2 * (moves + 1), within_s=8)
-        error = await line.wait("error", within_s=8)
+                await line.wait("session.state", count=2 * (moves + 1))
+        error = await line.wait("error")
         assert error["code"] == "agent_unavailable" and "5 moves" in error["message"]
         assert await line.closed() == 1011
         view = await state(here.stage, started["session_id"])
@@ -266,7 +258,7 @@ async def test_no_agent_within_the_bound_fails_the_session(monkeypatch: pytest.M
     async with fleet(1) as here, here.stage.live() as (started, line):
         await line.socket.send(ramp(0.5))
         await here.kill(here.of(started["session_id"]))
-        assert (await line.wait("error", within_s=8))["code"] == "agent_unavailable"
+        assert (await line.wait("error"))["code"] == "agent_unavailable"
         assert len(line.of("playback.finished")) == 1
 
 
@@ -276,9 +268,10 @@ async def test_a_dropped_link_does_not_move_the_session() -> None:
         await line.socket.send(ramp(1.0))
         for _ in range(5):
             await until(lambda: bool(agent.only.sockets))
+            connections = agent.only.connections
             await agent.cut()
-            await asyncio.sleep(0.05)
-        await line.wait("playback.finished", within_s=8)
+            await until(lambda: agent.only.connections > connections)  # noqa: B023
+        await line.wait("playback.finished")
         assert states(line) == [] and agent.only.connections >= 5
         check_whole(here, started["session_id"], 1, ramp(1.0), doubled_s=0)
 
@@ -299,7 +292,7 @@ async def test_twenty_cuts_of_the_senders_line_in_a_minute_of_speech_lose_and_do
                         break
                 else:
                     await again.say("audio.end")
-                    finished = await again.wait("playback.finished", within_s=20)
+                    finished = await again.wait("playback.finished")
                     received = len(pcm) // 2
         assert cuts == 20
         segments = here.of(started["session_id"]).only.segments

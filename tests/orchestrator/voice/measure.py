@@ -50,7 +50,7 @@ async def skew(access: LiveKitAccess) -> None:
             await ears.until(10, lambda ears=ears: len(ears.tracks) == 2)
             begun = time.monotonic()
             await speak(line, bursts(20).tobytes())
-            await line.wait("playback.finished", within_s=10)
+            await line.wait("playback.finished")
             whites = ears.whites(begun)
             skews = 1000 * np.array([min((w - at for w in whites), key=abs) for at in ears.onsets(begun)])
             p50, p95 = np.percentile(skews, 50), np.percentile(np.abs(skews), 95)
