@@ -39,8 +39,9 @@ class Lifetime:
         self._speaker_at = self._audio_at = max(self._speaker_at, at)
 
     def over(self, now: float) -> str | None:
-        """`expired`, `idle`, `no_viewers`, `speaker_left`, or None while the session may live."""
-        return next((reason for reason, at in self._deadlines() if now >= at), None)
+        """`expired`, `idle`, `no_viewers`, `speaker_left`: the deadline that passed first. None while the session may live."""
+        reason, at = min(self._deadlines(), key=lambda deadline: deadline[1])
+        return reason if now >= at else None
 
     def next_at(self) -> float:
         """The earliest deadline."""

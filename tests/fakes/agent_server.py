@@ -59,7 +59,9 @@ class FakeAgent:
         self.hold = False
         self.pace = 0.0
         self.hung = False
-        self.start_delay_s = 0.0
+        self.may_start = asyncio.Event()
+        """While it is clear, starts wait."""
+        self.may_start.set()
         self.refuse_link = False
         self.full_times = 0
         self.start_error: ProblemError | None = None
@@ -104,7 +106,7 @@ class FakeAgent:
 
         @app.middleware("http")
         async def key(request: Request, call_next: Any) -> Response:
-            while self.hung:  # noqa: ASYNC110 - a stopped process
+            while self.hung:  # noqa: ASYNC110 - a stopped process, which a test makes go on by the flag
                 await asyncio.sleep(0.02)
             if request.url.path != "/health" and request.headers.get("authorization") != f"Bearer {AGENT_KEY}":
                 return _problem(ProblemError(ErrorCode.UNAUTHORIZED, "no key"))
@@ -128,7 +130,7 @@ class FakeAgent:
         self.starts += 1
         if self.start_breaks:
             raise ConnectionAbortedError("the process dies of it")
-        await asyncio.sleep(self.start_delay_s)
+        await self.may_start.wait()
         if self.start_error is not None:
             raise self.start_error
         self.full_times -= 1
@@ -222,8 +224,7 @@ class FakeAgent:
         self.every_socket.append(socket)
         await socket.send_text(LinkHello(items=session.items).model_dump_json())
         tasks = [asyncio.create_task(_write(session, socket, events_after))]
-        if self.pace:
-            tasks.append(asyncio.create_task(self._play(session, socket)))
+        tasks.append(asyncio.create_task(self._play(session, socket) if self.pace else self._show(session, socket)))
         try:
             await self._read(session, socket)
         except WebSocketDisconnect:
@@ -233,6 +234,14 @@ class FakeAgent:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _show(self, session: FakeSession, socket: WebSocket) -> None:
+        """While speech is held, pictures go on, so that however long a test takes the agent is none that hangs."""
+        while True:
+            await asyncio.sleep(0.5)
+            if self.hold and not self.hung and self.acknowledges:
+                session.frames += 1
+                await socket.send_text(session.ack().model_dump_json())
 
     async def _play(self, session: FakeSession, socket: WebSocket) -> None:
         """Time passes; every 50 ms the agent says where it is."""
@@ -255,7 +264,7 @@ class FakeAgent:
             message = await socket.receive()
             if message["type"] == "websocket.disconnect":
                 return
-            while self.hung:  # noqa: ASYNC110 - a stopped process
+            while self.hung:  # noqa: ASYNC110 - a stopped process, which a test makes go on by the flag
                 await asyncio.sleep(0.02)
             if self.drop_link_after is not None and taken >= self.drop_link_after:
                 await socket.close(1012)  # what is on its way now is lost

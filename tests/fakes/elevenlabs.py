@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -162,12 +162,3 @@ def letters(pcm: bytes, rate: int, letter_ms: int = 20) -> str:
     """What was heard."""
     samples = np.frombuffer(pcm, "<i2")[rate * letter_ms // 2000 :: rate * letter_ms // 1000]
     return "".join(chr(int(sample) // 10) for sample in samples)
-
-
-async def until(holds: Callable[[], bool], seconds: float = 10.0) -> None:
-    """Returns once `holds()`; fails after `seconds`."""
-    for _ in range(round(seconds / 0.02)):
-        if holds():
-            return
-        await asyncio.sleep(0.02)
-    raise AssertionError("it did not come to pass")

@@ -61,6 +61,13 @@ async def test_a_body_that_stops_coming_ends(here: Agent, path: str, monkeypatch
     assert await answered(here.port, f"{head}Content-Length: 5000\n", b"PK") == (408, "body_timeout")
 
 
+@pytest.fixture
+def no_pardon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slow machine guesses slowly, and would be forgiven meanwhile."""
+    monkeypatch.setattr(throttle, "FAILURES_PER_S", 1e-3)
+
+
+@pytest.mark.usefixtures("no_pardon")
 async def test_wrong_keys_are_limited(here: Agent) -> None:
     assert (await here.http.get("/debug")).status_code == 200  # the orchestrator is known from here on
     codes = []
@@ -75,6 +82,7 @@ async def test_wrong_keys_are_limited(here: Agent) -> None:
     assert (await here.http.get("/debug")).status_code == 200
 
 
+@pytest.mark.usefixtures("no_pardon")
 async def test_a_stranger_with_the_right_key_waits_too(here: Agent) -> None:
     """Else the refusal would tell which guess was right."""
     async with httpx.AsyncClient(base_url=here.http.base_url, trust_env=False) as stranger:

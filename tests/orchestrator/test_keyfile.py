@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import os
@@ -8,7 +7,6 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from orchestrator import keyfile
 from orchestrator.keyfile import KeysFile
 from orchestrator.keys import KeyRing, KeysError, Scope, operators
 from orchestrator.metrics import Metrics
+from tests.waiting import until
 
 OLD, NEW = "the-old-key-of-the-shop", "the-new-key-of-the-shop"
 
@@ -30,14 +29,6 @@ def write(path: Path, *entries: dict[str, Any]) -> None:
     partial = path.with_suffix(".new")
     partial.write_text(json.dumps(entries))
     partial.replace(path)
-
-
-async def until(true: Callable[[], bool]) -> None:
-    for _ in range(500):
-        if true():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("it did not happen")
 
 
 async def test_keys_change_without_a_restart(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

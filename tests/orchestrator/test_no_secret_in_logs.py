@@ -16,6 +16,7 @@ from tests.fakes.agent_server import AGENT_KEY, FakeAgent
 from tests.fakes.room_service import FakeRoomService
 from tests.fakes.serving import plain_config, serving
 from tests.fakes.stage import LIVEKIT_SECRET
+from tests.waiting import NEVER_S, until
 
 KEY = "operator-key-of-this-test"
 HOOK_SECRET = "whsec_" + base64.b64encode(b"h" * 32).decode()
@@ -29,18 +30,19 @@ def free_port() -> int:
 
 
 async def answering(http: httpx.AsyncClient) -> None:
-    for _ in range(300):
+    async def answers() -> bool:
         try:
             await http.get("/health")
-            return
         except httpx.TransportError:
-            await asyncio.sleep(0.1)
-    raise AssertionError("the orchestrator did not begin")
+            return False
+        return True
+
+    await until(answers)
 
 
 async def use(url: str) -> list[str]:
     """What clients do, right and wrong; returns the secrets that were told to them."""
-    async with httpx.AsyncClient(base_url=url, timeout=20, trust_env=False) as http:
+    async with httpx.AsyncClient(base_url=url, timeout=NEVER_S, trust_env=False) as http:
         await answering(http)
         headers = {"Authorization": f"Bearer {KEY}"}
         body = {
@@ -107,7 +109,7 @@ async def test_a_talkative_orchestrator_tells_no_secret(tmp_path: Path) -> None:
                 secrets = await use(f"http://127.0.0.1:{port}")
             finally:
                 process.terminate()
-                await asyncio.wait_for(process.wait(), 40)
+                await asyncio.wait_for(process.wait(), NEVER_S)
     said = log.read_text()
     assert "/audio?session_id=" in said and "a webhook was given up" in said, said[-2000:]
     assert all(line.startswith("{") for line in said.splitlines()), "a line is not in our format"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import pytest
@@ -51,11 +52,12 @@ async def test_other_sessions_take_speech_as_ever(running: Stage) -> None:
 
 
 async def test_the_speaker_keeps_the_session_alive_and_ends_it_by_leaving() -> None:
-    async with stage(speaker_grace_s=0.5, session_idle_ttl_s=0.7) as running:
+    async with stage(speaker_grace_s=2.0, session_idle_ttl_s=2.2) as running:
         started = await running.start(audio_source="datastream", speaker="agent-1")
         agent = running.agent.only
         agent.viewers, agent.speaker_present = 1, True
-        for _ in range(10):
+        until_s = time.monotonic() + 3.0  # longer than it lives without a speaker
+        while time.monotonic() < until_s:
             await asyncio.sleep(0.1)
             running.app.state.context.sessions.registry.get(started["session_id"]).snapshot_at = 0.0  # asked anew
             assert (await running.http.get(f"/session/{started['session_id']}")).json()["state"] == "ready"

@@ -17,9 +17,9 @@ from orchestrator.routes import guard, speak_ws
 from orchestrator.tts.voices import Voices
 from tests.fakes.stage import Line, Stage, stage
 from tests.hostile.test_bodies import NOT_AN_OBJECT
-from tests.orchestrator.routes.test_audio_ws import until
 from tests.orchestrator.routes.test_auth import refused
 from tests.orchestrator.routes.test_speak import RATE, TonePerWord
+from tests.waiting import until
 
 PLAIN = {"Content-Type": "text/plain; charset=utf-8"}
 
@@ -96,6 +96,10 @@ async def writing(running: Stage, started: dict[str, Any], query: str = "") -> A
 
 async def say(line: Line, kind: str, **fields: Any) -> None:
     await line.socket.send(json.dumps({"type": kind, **fields}))
+
+
+def live_of(running: Stage, started: dict[str, Any]) -> Any:
+    return running.app.state.context.sessions.registry.get(started["session_id"]).live
 
 
 def words(running: Stage, segment: int) -> list[str]:
@@ -218,7 +222,7 @@ async def test_a_body_that_stops_coming_is_ended(speaking: Stage, monkeypatch: p
 async def test_a_writer_that_hangs_up_has_said_what_it_said(speaking: Stage) -> None:
     async with speaking.live() as (started, line):
         async with chunked(speaking, started["session_id"], "One two"):
-            await asyncio.sleep(0.1)
+            await until(lambda: live_of(speaking, started).queues().texts == 1)
         await line.wait("playback.finished")
         assert words(speaking, 1) == ["One", "two"]
 

@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from orchestrator.events import EventBus
+from tests import waiting
 from tests.fakes.stage import API_KEY, Stage
 
 
@@ -57,7 +58,7 @@ async def following(running: Stage, session_id: str, **headers: str) -> AsyncIte
 async def until(stream: AsyncIterator[Told], number: int) -> list[Told]:
     """Events up to the one the test has published under this number."""
     seen = []
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(waiting.NEVER_S):
         async for told in stream:
             seen.append(told)
             if told.data.get("data", {}).get("number") == number:
@@ -79,7 +80,7 @@ async def test_events_come_as_they_happen_and_the_stream_ends_with_the_session(r
         assert told.type == told.data["type"] == "warning" and told.data["session_id"] == session_id
         assert told.id == str(told.data["id"]) and told.data["at"].endswith("Z")
         bus(running).publish(session_id, "session.state", {"state": "stopped"})
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(waiting.NEVER_S):
             rest = [each async for each in stream]
         assert rest[-1].data["data"] == {"state": "stopped"}
 
@@ -99,7 +100,7 @@ async def test_last_event_id_resumes(running: Stage) -> None:
 async def test_a_quiet_stream_has_a_heartbeat(running: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("orchestrator.routes.events.HEARTBEAT_S", 0.02)
     session_id = (await running.start())["session_id"]
-    async with following(running, session_id) as stream, asyncio.timeout(10):
+    async with following(running, session_id) as stream, asyncio.timeout(waiting.NEVER_S):
         async for told in stream:
             if told.comment:
                 break
@@ -110,11 +111,7 @@ async def test_a_reader_that_leaves_is_forgotten(running: Stage) -> None:
     registry = running.app.state.context.metrics.registry
     async with following(running, session_id):
         assert registry.get_sample_value("avatar_event_streams") == 1
-    for _ in range(500):
-        if registry.get_sample_value("avatar_event_streams") == 0:
-            break
-        await asyncio.sleep(0.01)
-    assert registry.get_sample_value("avatar_event_streams") == 0
+    await waiting.until(lambda: registry.get_sample_value("avatar_event_streams") == 0)
     assert [task.get_name() for task in asyncio.all_tasks() if task.get_name().startswith("events-")] == []
 
 

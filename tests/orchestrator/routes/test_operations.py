@@ -12,8 +12,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from orchestrator.routes.page import files
 from tests.fakes.agent_server import AVATAR_ID
-from tests.fakes.elevenlabs import until
 from tests.fakes.stage import Stage, stage
+from tests.waiting import until
 
 
 async def test_health_follows_the_agents(running: Stage) -> None:

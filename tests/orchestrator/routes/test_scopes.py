@@ -13,9 +13,11 @@ import httpx
 import pytest
 from livekit import api
 
+from musetalk_agent.protocol import throttle
 from orchestrator.app import OPEN_PATHS
 from orchestrator.routes.access import RULES, rule
 from tests.fakes.stage import API_KEY, LIVEKIT_SECRET, Stage, stage
+from tests.waiting import until
 
 STARTER, SECOND, VIEWER = "starter-key-of-the-tests", "second-key-of-the-tests", "viewer-key-of-the-tests"
 LIMITED = "limited-key-of-the-tests"
@@ -129,12 +131,15 @@ async def test_a_starter_sees_the_funnel_of_its_own_session_and_nothing_is_audit
     assert "funnel" not in (await ask(shared, STARTER, "GET", "/sessions")).json()["sessions"][0]
     assert shared.settings.audit_log is not None
     await ask(shared, STARTER, "POST", f"/session/{mine}/stop")
-    for _ in range(500):
-        lines = [json.loads(line) for line in shared.settings.audit_log.read_text().splitlines()]
-        if lines and lines[-1]["action"] == "stop":
-            break
-        await asyncio.sleep(0.01)
+    path = shared.settings.audit_log
+    await until(lambda: audited(path) and audited(path)[-1]["action"] == "stop")
+    lines = audited(path)
     assert [line["action"] for line in lines] == ["start", "start", "stop"]
+
+
+def audited(path: Path) -> list[dict[str, Any]]:
+    """The lines of the audit log so far."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 async def test_an_idempotency_key_is_its_callers(shared: Stage) -> None:
@@ -162,20 +167,29 @@ async def test_quotas_are_told_with_limit_and_retry_after(shared: Stage) -> None
 
 
 async def test_starts_at_once_do_not_pass_the_quota(shared: Stage) -> None:
-    shared.agent.start_delay_s = 0.1
-    answers = await asyncio.gather(*(ask(shared, LIMITED, "POST", "/session/start", json=BODY) for _ in range(5)))
+    shared.agent.may_start.clear()
+    asked = [asyncio.create_task(ask(shared, LIMITED, "POST", "/session/start", json=BODY)) for _ in range(5)]
+    await until(lambda: sum(each.done() for each in asked) == 4)
+    shared.agent.may_start.set()
+    answers = await asyncio.gather(*asked)
     assert sorted(answer.status_code for answer in answers) == [200, 429, 429, 429, 429]
 
 
 async def test_requests_too_fast_are_refused(shared: Stage) -> None:
-    answers = [await ask(shared, "calm-key-of-the-tests", "GET", "/voices") for _ in range(12)]
-    codes = [answer.status_code for answer in answers]
-    assert codes[:2] == [200, 200] and codes.count(429) >= 5
-    refused = next(answer for answer in answers if answer.status_code == 429)
+    for _ in range(2):
+        assert (await ask(shared, "calm-key-of-the-tests", "GET", "/voices")).status_code == 200
+
+    async def refusal() -> httpx.Response | None:
+        answer = await ask(shared, "calm-key-of-the-tests", "GET", "/voices")
+        return answer if answer.status_code == 429 else None
+
+    refused = await until(refusal)
+    assert refused is not None
     assert refused.json()["code"] == "rate_limited" and refused.headers["retry-after"] == "1"
 
 
-async def test_wrong_keys_are_refused_after_some(shared: Stage) -> None:
+async def test_wrong_keys_are_refused_after_some(shared: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(throttle, "FAILURES_PER_S", 1e-3)  # else a slow machine guesses slowly enough
     assert (await ask(shared, VIEWER, "GET", "/voices")).status_code == 200
     answers = [await ask(shared, f"guess-{number}", "GET", "/voices") for number in range(60)]
     codes = [answer.status_code for answer in answers]
@@ -192,11 +206,11 @@ async def test_a_key_that_is_taken_out_stops_to_count(tmp_path: Path) -> None:
     async with stage(orchestrator_keys_file=keys) as running:
         assert (await ask(running, STARTER, "GET", "/sessions")).status_code == 200
         keys.write_text(json.dumps(KEYS[1:]))
-        for _ in range(500):
-            if (await ask(running, STARTER, "GET", "/sessions")).status_code == 401:
-                break
-            await asyncio.sleep(0.01)
-        assert (await ask(running, STARTER, "GET", "/sessions")).status_code == 401
+
+        async def refused() -> bool:
+            return (await ask(running, STARTER, "GET", "/sessions")).status_code == 401
+
+        await until(refused)
         assert (await ask(running, SECOND, "GET", "/sessions")).status_code == 200
 
 
@@ -213,11 +227,8 @@ async def test_the_audit_log_tells_who_did_what_and_nothing_of_persons(shared: S
     await ask(shared, STARTER, "POST", f"/session/{session_id}/stop")
     path = shared.settings.audit_log
     assert path is not None
-    for _ in range(500):
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
-        if lines and lines[-1]["action"] == "stop" and lines[-1]["outcome"] == "ok":
-            break
-        await asyncio.sleep(0.01)
+    await until(lambda: audited(path) and (audited(path)[-1]["action"], audited(path)[-1]["outcome"]) == ("stop", "ok"))
+    lines = audited(path)
     for line in lines:
         assert line.pop("at").endswith("Z")
     mine = {"key": "shop", "session_id": session_id}

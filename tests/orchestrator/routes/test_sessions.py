@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
@@ -14,6 +13,7 @@ import pytest
 
 from musetalk_agent.protocol.http import SessionState
 from tests.fakes.stage import Stage, stage
+from tests.waiting import NEVER_S, until
 
 
 def claims(token: str) -> dict[str, Any]:
@@ -106,9 +106,13 @@ async def test_stop_is_the_same_any_number_of_times_also_at_once(running: Stage)
 
 
 async def test_the_same_key_and_body_give_the_same_answer_also_at_once(running: Stage) -> None:
-    running.agent.start_delay_s = 0.1
+    running.agent.may_start.clear()
     body, headers = {"room": "r", "engine": "pattern"}, {"Idempotency-Key": "one"}
-    answers = await asyncio.gather(*(running.http.post("/session/start", json=body, headers=headers) for _ in range(5)))
+    call = lambda: running.http.post("/session/start", json=body, headers=headers)  # noqa: E731
+    asked = [asyncio.create_task(call()) for _ in range(5)]
+    await until(lambda: running.agent.starts == 1)
+    running.agent.may_start.set()
+    answers = await asyncio.gather(*asked)
     answers.append(await running.http.post("/session/start", json=body, headers=headers))
     assert len({answer.text for answer in answers}) == 1 and answers[0].status_code == 200
     assert len(running.agent.sessions) == 1
@@ -135,9 +139,9 @@ async def test_several_sessions_may_share_a_room(running: Stage) -> None:
 
 
 async def test_a_session_is_starting_until_it_is_ready_and_can_be_stopped_then(running: Stage) -> None:
-    running.agent.start_delay_s = 2.0
+    running.agent.may_start.clear()
     starting = asyncio.create_task(running.http.post("/session/start", json={"room": "r", "engine": "pattern"}))
-    await asyncio.sleep(0.2)
+    await until(lambda: running.agent.starts == 1)
     (listed,) = (await running.http.get("/sessions")).json()["sessions"]
     assert listed["state"] == "starting"
     early = await running.http.post(f"/session/{listed['session_id']}/interrupt")
@@ -146,22 +150,29 @@ async def test_a_session_is_starting_until_it_is_ready_and_can_be_stopped_then(r
     assert stopped.json()["state"] == "stopped"
     answer = await starting
     assert (answer.status_code, answer.json()["code"]) == (409, "session_ended")
+    running.agent.may_start.set()
 
 
 async def test_the_agents_word_about_the_session_is_told(running: Stage) -> None:
     started = await running.start()
     running.agent.only.viewers = 3
-    await asyncio.sleep(0.6)
-    assert (await running.http.get(f"/session/{started['session_id']}")).json()["viewers"] == 3
+
+    async def told() -> dict[str, Any]:
+        return dict((await running.http.get(f"/session/{started['session_id']}")).json())
+
+    async def viewers_come() -> bool:
+        return bool((await told())["viewers"] == 3)
+
+    async def fails() -> dict[str, Any] | None:
+        session = await told()
+        return session if session["state"] == "failed" else None
+
+    await until(viewers_come)
     running.agent.only.state = SessionState.FAILED
     running.agent.only.error = {"code": "livekit_unavailable", "detail": "The room was closed.", "status": 503}
     await running.agent.only.sockets[0].close(1001)
-    for _ in range(100):
-        session = (await running.http.get(f"/session/{started['session_id']}")).json()
-        if session["state"] == "failed":
-            break
-        await asyncio.sleep(0.02)
-    assert session["state"] == "failed"
+    session = await until(fails)
+    assert session is not None
     assert session["error"]["code"] == "livekit_unavailable"
     assert session["error"]["detail"] == "The room was closed."
 
@@ -171,21 +182,16 @@ async def leave(running: Stage, headers: dict[str, str]) -> None:
     async with httpx.AsyncClient(base_url=running.url, headers=running.http.headers, trust_env=False) as caller:
         asked = running.agent.starts
         starting = asyncio.create_task(
-            caller.post("/session/start", json={"room": "r", "engine": "pattern"}, headers=headers, timeout=30)
+            caller.post("/session/start", json={"room": "r", "engine": "pattern"}, headers=headers, timeout=NEVER_S)
         )
+        running.agent.may_start.clear()
         await until(lambda: running.agent.starts > asked)
         starting.cancel()
         await asyncio.wait({starting})
-
-
-async def until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not true():  # noqa: ASYNC110 - the fakes tell nobody
-            await asyncio.sleep(0.01)
+    running.agent.may_start.set()
 
 
 async def test_a_caller_that_leaves_during_a_start_leaves_nothing_behind(running: Stage) -> None:
-    running.agent.start_delay_s = 0.3
     await leave(running, {})
     await until(lambda: len(running.agent.stopped) == 1)
     assert running.agent.sessions == {}
@@ -193,7 +199,6 @@ async def test_a_caller_that_leaves_during_a_start_leaves_nothing_behind(running
 
 
 async def test_a_caller_that_comes_back_with_its_key_gets_its_session(running: Stage) -> None:
-    running.agent.start_delay_s = 0.3
     await leave(running, {"Idempotency-Key": "mine"})
     body = {"room": "r", "engine": "pattern"}
     answer = await running.http.post("/session/start", json=body, headers={"Idempotency-Key": "mine"})
@@ -205,7 +210,6 @@ async def test_a_caller_that_does_not_come_back_with_its_key_leaves_nothing_eith
     running: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("orchestrator.session.registry.CLAIM_S", 0.5)
-    running.agent.start_delay_s = 0.1
     await leave(running, {"Idempotency-Key": "mine"})
     await until(lambda: len(running.agent.stopped) == 1)
     assert running.agent.sessions == {}

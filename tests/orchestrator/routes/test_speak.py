@@ -13,7 +13,7 @@ from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.tts.base import SpeechChunk, VoiceInfo
 from orchestrator.tts.voices import Voices
 from tests.fakes.stage import Stage, stage
-from tests.orchestrator.routes.test_audio_ws import until
+from tests.waiting import until
 
 RATE = 22050
 
@@ -77,14 +77,14 @@ async def test_text_becomes_a_segment_with_its_phonemes(speaking: Stage) -> None
         assert set(np.frombuffer(segment.pcm, "<i2").tolist()) == {1000}
 
 
-async def test_texts_queue_behind_each_other_and_behind_pcm(speaking: Stage) -> None:
+async def test_texts_queue_behind_each_other_and_behind_pcm(speaking: Stage, voice: TonePerWord) -> None:
     async with speaking.live() as (started, line):
         await line.say("audio.start")
         await line.socket.send(bytes(3200))
         await line.wait("ack")
         answers = [await say(speaking, started["session_id"], text, voice="tone:two") for text in ("a b", "c")]
         assert answers == [(202, {"segment": 2}), (202, {"segment": 3})]
-        await asyncio.sleep(0.05)
+        await until(lambda: voice.closed == 2)  # both are synthesised, and could be heard
         assert list(speaking.agent.only.segments) == [1]
         await line.say("audio.end")
         await line.wait("playback.finished", count=3)
@@ -120,7 +120,7 @@ async def test_a_voice_that_breaks_ends_its_segment_with_a_warning(speaking: Sta
 async def test_stop_ends_the_synthesis(speaking: Stage, voice: TonePerWord) -> None:
     started = await speaking.start()
     await say(speaking, started["session_id"], "one hang")
-    await asyncio.sleep(0.05)
+    await until(lambda: voice.begun == 1)
     await speaking.http.post(f"/session/{started['session_id']}/stop")
     assert voice.closed == 1
 
@@ -157,12 +157,17 @@ async def test_a_long_text_waits_for_the_backlog_instead_of_failing(voice: ToneP
     async with stage(voices=Voices("tone:one", synthesizers=[voice]), audio_backlog_s=1) as running:
         async with running.live() as (started, line):
             running.agent.hold = True
-            await say(running, started["session_id"], "word " * 15)
-            await asyncio.sleep(0.3)
-            held = len(running.agent.only.pcm) / 2 / RATE
-            assert held < 1.4
+            await say(running, started["session_id"], "word " * 100)
+
+            def held() -> float:
+                return len(running.agent.only.pcm) / 2 / RATE
+
+            await until(lambda: held() >= 0.9)
+            for _ in range(1000):
+                await asyncio.sleep(0)  # the voice itself would be over by then
+            assert held() < 2 and voice.closed == 0
             running.agent.hold = False
-            assert (await line.wait("playback.finished"))["position_s"] == pytest.approx(1.5)
+            assert (await line.wait("playback.finished"))["position_s"] == pytest.approx(10.0)
 
 
 async def test_without_voices_it_says_what_to_install(running: Stage) -> None:

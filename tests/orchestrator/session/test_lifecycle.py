@@ -115,12 +115,14 @@ async def test_a_start_that_fails_is_undone(running: Stage) -> None:
 
 
 async def test_a_start_that_is_given_up_is_undone_when_the_agent_is_through(running: Stage) -> None:
-    running.agent.start_delay_s = 0.5
+    running.agent.may_start.clear()
     starting = asyncio.create_task(running.http.post("/session/start", json=BODY))
     await until(lambda: running.agent.starts == 1)
     (listed,) = (await running.http.get("/sessions")).json()["sessions"]
     assert (await running.http.post(f"/session/{listed['session_id']}/stop")).json()["state"] == "stopped"
     assert (await starting).json()["code"] == "session_ended"
+    assert running.agent.stopped == []
+    running.agent.may_start.set()
     await until(lambda: running.agent.stopped == [listed["session_id"]])
     assert running.agent.sessions == {}
 

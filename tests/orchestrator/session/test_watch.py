@@ -53,3 +53,16 @@ def test_one_who_speaks_through_the_room_keeps_the_session_alive(
 def test_viewers_do_not_count_where_no_room_is_joined() -> None:
     life = Lifetime(OPTIONS, begun_at=0, expires_at=500, counts_viewers=False)
     assert life.over(99) is None and life.next_at() == 100
+
+
+def test_the_reason_is_the_deadline_that_passed_first_however_late_it_is_looked_at() -> None:
+    options = SessionOptions(idle_ttl_s=10, viewer_grace_s=8, speaker_grace_s=6)
+    life = Lifetime(options, begun_at=0, expires_at=12, counts_speaker=True)
+    assert life.over(100) == "speaker_left"
+    life.note_speaker(5)
+    assert life.over(100) == "no_viewers"
+    life.note_viewers(1, 5)
+    assert life.over(100) == "speaker_left"
+    life.note_speaker(50)
+    life.note_viewers(1, 50)
+    assert life.over(100) == "expired"

@@ -15,6 +15,7 @@ from orchestrator.store.base import SessionStore, StoredSession, StoreError
 from orchestrator.store.redis_store import RedisStore
 from orchestrator.store.sqlite import MEMORY, SqliteStore
 from tests.servers.redis import redis_server
+from tests.waiting import until
 
 KEEP_S = 600.0
 Open = Callable[[], Awaitable[SessionStore]]
@@ -73,8 +74,12 @@ async def test_records_are_listed_oldest_first_and_ended_ones_for_as_long_as_the
     await store.save(stored("ses_c", created_at=now))
     await store.save(stored("ses_b", created_at=now - 10, ended_at=now - 5, **ended))
     await store.save(stored("ses_a", created_at=now - 1000, ended_at=now - KEEP_S - 1, **ended))
-    await asyncio.sleep(0.01)  # Redis keeps it for the least there is, a millisecond
-    assert [session.session_id for session in await store.sessions()] == ["ses_b", "ses_c"]
+
+    async def listed() -> list[str] | None:
+        ids = [session.session_id for session in await store.sessions()]
+        return None if "ses_a" in ids else ids  # Redis keeps it for the least there is, a millisecond
+
+    assert await until(listed) == ["ses_b", "ses_c"]
 
 
 async def test_one_holds_the_lease_until_it_expires_or_is_given_back(store: SessionStore) -> None:
@@ -82,8 +87,11 @@ async def test_one_holds_the_lease_until_it_expires_or_is_given_back(store: Sess
     assert not await store.claim("ses_a", "two", 30)
     assert await store.claim("ses_a", "one", 0.05)  # prolonged, and shortened here
     assert await store.claim("ses_b", "two", 30)
-    await asyncio.sleep(0.1)
-    assert await store.holder("ses_a") is None
+
+    async def free() -> bool:
+        return await store.holder("ses_a") is None
+
+    await until(free)
     assert await store.claim("ses_a", "two", 30)
     assert await store.holder("ses_a") == "two"
     await store.release("ses_a", "one")  # no longer its business

@@ -31,6 +31,7 @@ from tests.fakes.stage import stage
 from tests.orchestrator.store.test_stores import stored
 from tests.orchestrator.test_reaper import FakeRooms
 from tests.servers.redis import redis_server
+from tests.waiting import until
 
 GOOD = json.loads(stored("ses_bad").model_dump_json())
 BAD: dict[str, Any] = {
@@ -116,9 +117,11 @@ async def test_the_service_starts_and_lists_and_adopts_beside_it(tmp_path: Path)
         pass
     async with stage(store_path=str(path)) as running:
         context = running.app.state.context
-        async with asyncio.timeout(20):
-            while (await running.http.get("/session/ses_good")).json()["state"] not in ("failed", "stopped"):  # noqa: ASYNC110
-                await asyncio.sleep(0.02)  # its agent is gone, and what was sealed cannot be read
+
+        async def over() -> bool:
+            return (await running.http.get("/session/ses_good")).json()["state"] in ("failed", "stopped")
+
+        await until(over)  # its agent is gone, and what was sealed cannot be read
         assert [one["session_id"] for one in (await running.http.get("/sessions")).json()["sessions"]] == ["ses_good"]
         unreadable = await running.http.get("/session/ses_bad")
         assert (unreadable.status_code, unreadable.json()["code"]) == (503, "store_unavailable")

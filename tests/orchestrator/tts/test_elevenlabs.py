@@ -21,8 +21,9 @@ from orchestrator.tts import elevenlabs
 from orchestrator.tts.base import RemoteSynthesizer, SpeechChunk
 from orchestrator.tts.elevenlabs import ElevenLabs, ElevenLabsOptions
 from orchestrator.tts.sentences import GrowingText
-from tests.fakes.elevenlabs import KEY, FakeElevenLabs, letters, until
+from tests.fakes.elevenlabs import KEY, FakeElevenLabs, letters
 from tests.fakes.stuck import stuck
+from tests.waiting import until
 
 VOICE = "elevenlabs:Rachel/1"
 QUICK = Schedule(first_s=0.02, factor=1, longest_s=0.02, total_s=0.1)

@@ -18,10 +18,11 @@ from orchestrator.tts.base import RemoteSynthesizer, SpeechChunk
 from orchestrator.tts.openai_speech import OpenAIOptions, OpenAISpeech
 from orchestrator.tts.sentences import GrowingText
 from orchestrator.tts.wave import SoundReader, WaveError
-from tests.fakes.elevenlabs import letters, until
+from tests.fakes.elevenlabs import letters
 from tests.fakes.openai_speech import KEY, FakeOpenAI, error, header
 from tests.fakes.serving import plain_config, serving
 from tests.fakes.stuck import stuck
+from tests.waiting import until
 
 VOICE = "openai:alloy"
 TEXT = "Good morning to you all. The weather is fine."
