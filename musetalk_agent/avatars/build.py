@@ -1,5 +1,6 @@
-"""From the source's bytes to a bundle's folder: decode → follow the face → fit → windows → report.
+"""From the source's bytes to a bundle's folder: decode → scale → follow the face → crop → windows → report.
 
+Everything after the scaling works on pixels of the picture that is shown, never on the clip's own.
 Frames go through one at a time, so that a minute of 720p needs no more memory than a second of it. Pictures of a zip are
 decoded ahead by a few threads; everything else happens in the caller's, which is a worker thread.
 """
@@ -7,9 +8,10 @@ decoded ahead by a few threads; everything else happens in the caller's, which i
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain, repeat
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +27,14 @@ from musetalk_agent.avatars.quality import report
 from musetalk_agent.avatars.sniff import PICTURES, SNIFF_BYTES, VIDEOS, Kind, sniff
 from musetalk_agent.avatars.store import ArrayWriter, write_head
 from musetalk_agent.avatars.track import FaceTrack, FaceTracker, finish
-from musetalk_agent.avatars.video import video_frames
+from musetalk_agent.avatars.video import VideoClip, open_clip
 from musetalk_agent.errors import AvatarEmpty, AvatarSizesDiffer, AvatarTooLarge, AvatarUndecodable
 from musetalk_agent.media import Box, Pixels
-from musetalk_agent.protocol.http import Picture
+from musetalk_agent.protocol.http import AvatarWarning, Picture
 
 _AHEAD = 4
+Warnings = Sequence[tuple[str, str]]
+"""Codes and sentences."""
 
 
 @dataclass(frozen=True)
@@ -85,14 +89,11 @@ def build(job: Job, net: FaceNet, folder: Path) -> None:
     elif kind in PICTURES:
         _build_still(job, net, folder, _decode(job.source.read_bytes(), "the picture", job))
     elif kind in VIDEOS:
-        frames = video_frames(job.source, kind, job.picture.fps, job.limits, job.allow)
-        try:
-            _build_clip(job, net, folder, frames, 0)
-        finally:
-            frames.close()
+        with open_clip(job.source, kind, job.picture.fps, job.limits, job.allow) as clip:
+            _build_video(job, net, folder, clip)
     else:
         raise AvatarUndecodable(
-            f"This is neither a zip of pictures nor a video nor a picture: it looks like {kind.value}.",
+            f"This is neither a zip of pictures nor a video nor a picture that is read here: it looks like {kind.value}.",
             value=kind.value,
         )
 
@@ -144,33 +145,77 @@ def _first_size(size: tuple[int, int], frames: int, limits: AvatarLimits) -> tup
     return size
 
 
-def _build_clip(job: Job, net: FaceNet, folder: Path, frames: Iterator[Pixels], total: int) -> None:
-    tracker, scaled = FaceTracker(net), folder / "scaled.npy"
+def _build_video(job: Job, net: FaceNet, folder: Path, clip: VideoClip) -> None:
+    """A clip of frames that are scaled while they are decoded; one frame becomes a still."""
+    shape = framing.fit(clip.size, job.picture.width, job.picture.height, job.limits)
+    frames = clip.frames(shape.scaled)
+    try:
+        first = next(frames)
+        same, second = 1, next(frames, None)
+        while second is first:
+            same, second = same + 1, next(frames, None)
+        if second is None:
+            warning = ("single_frame", "The video has one frame; it is shown as a still picture with slight motion.")
+            _build_still(job, net, folder, first, clip.size, [*clip.warnings, warning])
+            return
+        rest = chain(repeat(first, same), [second], frames)
+        _build_clip(job, net, folder, rest, 0, clip.size, lambda: clip.warnings)
+    finally:
+        frames.close()
+
+
+def _build_clip(
+    job: Job,
+    net: FaceNet,
+    folder: Path,
+    frames: Iterator[Pixels],
+    total: int,
+    clip: tuple[int, int] | None = None,
+    warnings: Callable[[], Warnings] = lambda: (),
+) -> None:
+    """Writes the bundle of `frames`.
+
+    Args:
+        total: how many will come; 0 where that is not known.
+        clip: width and height of the clip where its frames come scaled; None for the first frame's.
+        warnings: called after the last frame, for what is to be reported beside what the frames show.
+    """
+    tracker = FaceTracker(net)
     shape: framing.Fit | None = None
-    clip = (0, 0)
-    last: tuple[Pixels, Pixels] | None = None
-    writer = ArrayWriter(scaled)
+    last: tuple[Pixels, Pixels, Pixels] | None = None
+    writer = ArrayWriter(folder / "scaled.npy")
     try:
         for pixels in frames:
-            if shape is None:
+            if clip is None:
                 clip = (pixels.shape[1], pixels.shape[0])
+            if shape is None:
                 shape = framing.fit(clip, job.picture.width, job.picture.height, job.limits)
             _check_length(tracker, shape, job.limits)
-            tracker.push(pixels)
             if last is None or pixels is not last[0]:
-                last = (pixels, framing.planes(pixels, shape))
-            writer.append(last[1])
+                small = framing.scaled(pixels, shape)
+                last = (pixels, small, framing.planes(small))
+            tracker.push(last[1])
+            writer.append(last[2])
             job.progress("frames", writer.rows, total)
     finally:
         writer.close()
-    if shape is None:
+    if clip is None or shape is None:
         raise AvatarEmpty("The clip has no frame in it.")
-    _finish(job, folder, finish(tracker, job.picture.fps), clip, shape, still_picture=False)
+    _finish(job, folder, finish(tracker, job.picture.fps), clip, shape, warnings())
 
 
-def _build_still(job: Job, net: FaceNet, folder: Path, pixels: Pixels) -> None:
-    clip = (pixels.shape[1], pixels.shape[0])
+def _build_still(
+    job: Job,
+    net: FaceNet,
+    folder: Path,
+    pixels: Pixels,
+    clip: tuple[int, int] | None = None,
+    warnings: Warnings = (),
+) -> None:
+    """Writes the bundle of a picture, which is of a clip of `clip` (width, height) pixels where it comes scaled."""
+    clip = clip or (pixels.shape[1], pixels.shape[0])
     shape = framing.fit(clip, job.picture.width, job.picture.height, job.limits)
+    pixels = framing.scaled(pixels, shape)
     tracker = FaceTracker(net)
     tracker.push(pixels)
     found = finish(tracker, job.picture.fps)
@@ -179,13 +224,13 @@ def _build_still(job: Job, net: FaceNet, folder: Path, pixels: Pixels) -> None:
     writer = ArrayWriter(folder / "scaled.npy")
     try:
         for frame, moved in motion.frames():
-            writer.append(framing.planes(frame, shape))
+            writer.append(framing.planes(frame))
             points.append(moved)
             job.progress("frames", writer.rows, len(motion))
     finally:
         writer.close()
     track = FaceTrack(np.stack(points), [], found.several)
-    _finish(job, folder, track, clip, shape, still_picture=True)
+    _finish(job, folder, track, clip, shape, warnings, still_picture=True)
 
 
 def _check_length(tracker: FaceTracker, shape: framing.Fit, limits: AvatarLimits) -> None:
@@ -200,17 +245,26 @@ def _check_length(tracker: FaceTracker, shape: framing.Fit, limits: AvatarLimits
 
 
 def _finish(
-    job: Job, folder: Path, track: FaceTrack, clip: tuple[int, int], shape: framing.Fit, *, still_picture: bool
+    job: Job,
+    folder: Path,
+    track: FaceTrack,
+    clip: tuple[int, int],
+    shape: framing.Fit,
+    warnings: Warnings,
+    *,
+    still_picture: bool = False,
 ) -> None:
-    """Crops what was scaled, cuts the face windows and writes the head."""
-    points = framing.to_scaled(track.points, clip, shape)
+    """Crops what was scaled, cuts the face windows and writes the head. `track` is in pixels of the scaled picture."""
+    points = track.points
     if shape.crops:
         points = _crop(folder, points, shape)
     else:
         (folder / "scaled.npy").rename(folder / "frames.npy")
     _write_faces(job, folder, points, shape)
-    told = report(job.avatar_id, track, clip, (shape.width, shape.height), job.picture.fps, still_picture)
-    write_head(folder, job.key, job.picture.fps, told)
+    track = replace(track, points=framing.to_clip(track.points, clip, shape))
+    made = report(job.avatar_id, track, clip, (shape.width, shape.height), job.picture.fps, still_picture)
+    made.warnings[:0] = [AvatarWarning(code=code, message=message) for code, message in warnings]
+    write_head(folder, job.key, job.picture.fps, made)
 
 
 def _crop(folder: Path, points: NDArray[np.float32], shape: framing.Fit) -> NDArray[np.float32]:

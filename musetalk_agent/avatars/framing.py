@@ -66,25 +66,27 @@ def fit(clip: tuple[int, int], width: int | None, height: int | None, limits: Av
     return Fit(scaled, width, height)
 
 
-def planes(bgr: Pixels, fit: Fit) -> Pixels:
-    """I420 of a frame at the scaled size, uint8 `[h·3/2, w]`, BT.601 limited range."""
+def scaled(bgr: Pixels, fit: Fit) -> Pixels:
+    """A frame at the scaled size, uint8 BGR `[h, w, 3]`, contiguous; the frame itself where it has that size."""
     width, height = fit.scaled
     clip_height, clip_width = bgr.shape[:2]
     if clip_width - width in (0, 1) and clip_height - height in (0, 1):
-        scaled = bgr[:height, :width]
-    else:
-        shrinks = width < clip_width
-        how = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
-        scaled = cast("Pixels", cv2.resize(bgr, (width, height), interpolation=how))
-    return cast("Pixels", cv2.cvtColor(scaled, cv2.COLOR_BGR2YUV_I420))
+        return cast("Pixels", np.ascontiguousarray(bgr[:height, :width]))
+    how = cv2.INTER_AREA if width < clip_width else cv2.INTER_CUBIC
+    return cast("Pixels", cv2.resize(bgr, (width, height), interpolation=how))
 
 
-def to_scaled(points: NDArray[np.float32], clip: tuple[int, int], fit: Fit) -> NDArray[np.float32]:
-    """Points `[…, 2]` of the clip in pixels of the scaled picture (pixel centres at whole numbers)."""
+def planes(bgr: Pixels) -> Pixels:
+    """I420 of a picture with even sides, uint8 `[h·3/2, w]`, BT.601 limited range."""
+    return cast("Pixels", cv2.cvtColor(bgr, cv2.COLOR_BGR2YUV_I420))
+
+
+def to_clip(points: NDArray[np.float32], clip: tuple[int, int], fit: Fit) -> NDArray[np.float32]:
+    """Points `[…, 2]` of the scaled picture in pixels of the clip (pixel centres at whole numbers)."""
     width, height = clip
     if width - fit.scaled[0] in (0, 1) and height - fit.scaled[1] in (0, 1):
         return points
-    scale = np.array([fit.scaled[0] / width, fit.scaled[1] / height], np.float32)
+    scale = np.array([width / fit.scaled[0], height / fit.scaled[1]], np.float32)
     return ((points + np.float32(0.5)) * scale - np.float32(0.5)).astype(np.float32)
 
 

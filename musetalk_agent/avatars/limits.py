@@ -27,6 +27,7 @@ class AvatarLimits:
         jpeg_scans: passes of a progressive JPEG; common encoders make about ten, and every one costs a whole picture.
         jpeg_scan_pixels: those times the pixels.
         video_seconds: duration of a video.
+        video_pixels: pixels of all frames of a video together; they are decoded one at a time.
         video_tracks: tracks of a video, of any kind.
         video_samples: samples that the index of a video lists, all tracks and edits together.
         bundle_bytes: I420 frames of the prepared avatar.
@@ -55,6 +56,7 @@ class AvatarLimits:
     jpeg_scans: int = 100
     jpeg_scan_pixels: int = 1 << 30
     video_seconds: float = 60.0
+    video_pixels: int = 16 << 30
     video_tracks: int = 32
     video_samples: int = 200_000
     bundle_bytes: int = 2 << 30

@@ -7,6 +7,7 @@ are those of ISO/IEC 14496-12.
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,10 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from musetalk_agent.avatars.limits import AvatarLimits
+from musetalk_agent.avatars.upright import Aperture
 from musetalk_agent.errors import AvatarTooLarge, AvatarUndecodable
 
 _CONTAINERS = frozenset({b"moov", b"trak", b"mdia", b"minf", b"stbl", b"edts", b"moof", b"traf"})
 _DEPTH_MAX = 8
+_VISUAL_ENTRY_BYTES = 78
+"""Of a sample entry before the boxes in it."""
 _BOXES_MAX = 100_000
 _PCM_SAMPLES_PER_ENTRY = 1024
 """FFmpeg indexes PCM by pieces of so many samples."""
@@ -94,6 +98,43 @@ def check_index(path: Path, limits: AvatarLimits) -> None:
             limit=limits.video_samples,
             value=samples,
         )
+
+
+def clean_apertures(path: Path) -> dict[int, Aperture]:
+    """The clean aperture of each picture track that has one, by the track's number (ISO/IEC 14496-12, 12.1.4).
+
+    FFmpeg reads it and leaves the cropping to its caller, to whom PyAV does not pass it on.
+    """
+    found: dict[int, Aperture] = {}
+    track = 0
+    with path.open("rb") as file:
+        for kind, start, size in _boxes(file, 0, path.stat().st_size):
+            if kind == b"tkhd":
+                track = _number(file, start, size, 20 if _number(file, start, size, 0) >> 24 else 12)
+            elif kind == b"stsd":
+                for _, entry, length in _boxes(file, start + 8, start + size):
+                    for inner, at, bytes_in in _boxes(file, entry + _VISUAL_ENTRY_BYTES, entry + length):
+                        aperture = _aperture(file, entry, at) if (inner, bytes_in) == (b"clap", 32) else None
+                        if aperture is not None:
+                            found[track] = aperture
+    return found
+
+
+def _aperture(file: BinaryIO, entry: int, clap: int) -> Aperture | None:
+    """The part of the picture of a sample entry that a `clap` box names; None where it is not in the picture."""
+    file.seek(entry + 24)
+    coded = struct.unpack(">HH", file.read(4))
+    file.seek(clap)
+    width, width_by, height, height_by, right, right_by, down, down_by = struct.unpack(">IIIIiIiI", file.read(32))
+    if 0 in (width_by, height_by, right_by, down_by):
+        return None
+    size = width // width_by, height // height_by
+    corner = [
+        math.floor((whole - part) / 2 + offset)
+        for whole, part, offset in zip(coded, size, (right / right_by, down / down_by), strict=True)
+    ]
+    fits = all(at >= 0 and part > 0 and at + part <= whole for at, part, whole in zip(corner, size, coded, strict=True))
+    return Aperture(corner[0], corner[1], size[0], size[1]) if fits else None
 
 
 def _boxes(file: BinaryIO, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:

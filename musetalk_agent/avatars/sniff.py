@@ -18,6 +18,13 @@ class Kind(StrEnum):
     MP4 = "an MP4 or MOV video"
     WEBM = "a WebM or Matroska video"
     MPEG = "an MPEG program stream"
+    MPEG_TS = "an MPEG transport stream"
+    AVI = "an AVI video"
+    WMV = "a Windows Media video"
+    FLASH = "a Flash video"
+    OGG = "an Ogg file"
+    MXF = "an MXF video"
+    AUDIO = "a sound file"
     HTML = "an HTML page"
     GIF = "a GIF picture"
     TIFF = "a TIFF picture"
@@ -31,7 +38,9 @@ class Kind(StrEnum):
 
 
 PICTURES = frozenset({Kind.PNG, Kind.JPEG, Kind.WEBP})
-VIDEOS = frozenset({Kind.MP4, Kind.WEBM, Kind.MPEG})
+VIDEOS = frozenset({Kind.MP4, Kind.WEBM, Kind.MPEG, Kind.MPEG_TS, Kind.AVI})
+VIDEOS_UNREAD = frozenset({Kind.WMV, Kind.FLASH, Kind.OGG, Kind.MXF})
+"""Containers that are known by name only."""
 
 _MAGIC: tuple[tuple[bytes, Kind], ...] = (
     (b"PK\x03\x04", Kind.ZIP),
@@ -40,6 +49,12 @@ _MAGIC: tuple[tuple[bytes, Kind], ...] = (
     (b"\xff\xd8\xff", Kind.JPEG),
     (b"\x1a\x45\xdf\xa3", Kind.WEBM),
     (b"\x00\x00\x01\xba", Kind.MPEG),
+    (b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", Kind.WMV),
+    (b"FLV\x01", Kind.FLASH),
+    (b"OggS", Kind.OGG),
+    (b"\x06\x0e\x2b\x34\x02\x05\x01\x01\x0d\x01\x02", Kind.MXF),
+    (b"ID3", Kind.AUDIO),
+    (b"fLaC", Kind.AUDIO),
     (b"GIF8", Kind.GIF),
     (b"II*\x00", Kind.TIFF),
     (b"MM\x00*", Kind.TIFF),
@@ -50,6 +65,7 @@ _MAGIC: tuple[tuple[bytes, Kind], ...] = (
     (b"#EXTM3U", Kind.PLAYLIST),
     (b"ffconcat", Kind.PLAYLIST),
 )
+_RIFF = {b"WEBP": Kind.WEBP, b"AVI ": Kind.AVI, b"WAVE": Kind.AUDIO}
 _MP4_BOXES = frozenset({b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"})
 _STILL_BRANDS = frozenset({b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1"})
 
@@ -61,13 +77,20 @@ def sniff(head: bytes) -> Kind:
     for magic, kind in _MAGIC:
         if head.startswith(magic):
             return kind
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return Kind.WEBP
+    if head[:4] == b"RIFF" and head[8:12] in _RIFF:
+        return _RIFF[head[8:12]]
+    if _transport_stream(head):
+        return Kind.MPEG_TS
     if head[4:8] in _MP4_BOXES:
         return Kind.AVIF if head[4:8] == b"ftyp" and head[8:12] in _STILL_BRANDS else Kind.MP4
     if head[257:262] == b"ustar":
         return Kind.TAR
     return _text(head)
+
+
+def _transport_stream(head: bytes) -> bool:
+    """Packets of 188 bytes that begin with 0x47 (ISO/IEC 13818-1), or of 192 with a time stamp before each, as camcorders write."""
+    return any(head[at : at + 2 * step + 1 : step] == b"GGG" for at, step in ((0, 188), (4, 192)))
 
 
 def _text(head: bytes) -> Kind:

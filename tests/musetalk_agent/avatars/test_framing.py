@@ -70,24 +70,22 @@ def test_every_size_is_even_and_within_bounds(w: int, h: int, wish_w: int | None
 def test_pixels_of_the_clip_s_own_size_are_not_resampled() -> None:
     picture = noise(321, 241)
     fit = framing.fit((321, 241), None, None, LIMITS)
-    assert np.array_equal(framing.planes(picture, fit), framing.planes(np.ascontiguousarray(picture[:240, :320]), fit))
+    assert np.array_equal(framing.scaled(picture, fit), picture[:240, :320])
 
 
 def test_planes_are_limited_range_bt601() -> None:
-    fit = framing.fit((64, 64), None, None, LIMITS)
     white, black = np.full((64, 64, 3), 255, np.uint8), np.zeros((64, 64, 3), np.uint8)
     red = np.zeros((64, 64, 3), np.uint8)
     red[:, :, 2] = 255
-    assert (framing.planes(white, fit)[:64] == 235).all() and (framing.planes(black, fit)[:64] == 16).all()
-    assert abs(int(framing.planes(red, fit)[0, 0]) - 81) <= 1  # BT.709 would give 63
+    assert (framing.planes(white)[:64] == 235).all() and (framing.planes(black)[:64] == 16).all()
+    assert abs(int(framing.planes(red)[0, 0]) - 81) <= 1  # BT.709 would give 63
 
 
 def test_cut_equals_cutting_the_picture() -> None:
     picture = face(128)
-    fit = framing.fit((128, 128), None, None, LIMITS)
     box = Box(20, 34, 84, 120)
-    part = framing.cut(framing.planes(picture, fit), (128, 128), box)
-    whole = framing.bgr(framing.planes(picture, fit))
+    part = framing.cut(framing.planes(picture), (128, 128), box)
+    whole = framing.bgr(framing.planes(picture))
     assert np.array_equal(framing.bgr(part)[2:-2, 2:-2], whole[36:118, 22:82])
 
 
@@ -115,7 +113,7 @@ def test_windows_are_even_of_one_size_and_follow_the_face() -> None:
     assert abs((centres[4] - centres[0]) - 4 * 12.3) <= 2
 
 
-def test_to_scaled_maps_pixel_centres() -> None:
-    points = np.array([[[-0.5, -0.5], [639.5, 479.5]]], np.float32)
+def test_to_clip_maps_pixel_centres() -> None:
+    points = np.array([[[-0.5, -0.5], [319.5, 239.5]]], np.float32)
     fit = framing.Fit((320, 240), 320, 240)
-    assert np.allclose(framing.to_scaled(points, (640, 480), fit), [[[-0.5, -0.5], [319.5, 239.5]]])
+    assert np.allclose(framing.to_clip(points, (640, 480), fit), [[[-0.5, -0.5], [639.5, 479.5]]])

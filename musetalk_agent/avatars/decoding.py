@@ -1,0 +1,338 @@
+"""The frames of a video's picture track in order of time: whole ones only, deinterlaced.
+
+A file that is cut or damaged gives the frames that are whole, and a warning.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import cast
+
+import av
+import av.error
+from av.codec.context import CodecContext
+from av.container import InputContainer
+from av.filter import Graph
+from av.packet import Packet
+from av.stream import Disposition
+from av.video.codeccontext import VideoCodecContext
+from av.video.frame import VideoFrame as DecodedFrame
+from av.video.stream import VideoStream
+
+from musetalk_agent.avatars.limits import AvatarLimits
+from musetalk_agent.avatars.pictures import check_pixels
+from musetalk_agent.avatars.sniff import Kind
+from musetalk_agent.errors import AvatarEmpty, AvatarTooLarge, AvatarUndecodable
+
+CODECS = frozenset(
+    "h264 hevc av1 libdav1d libaom-av1 vp8 vp9 libvpx libvpx-vp9 mpeg1video mpeg2video mpeg4 msmpeg4v2 msmpeg4 mjpeg prores "
+    "dvvideo theora qtrle png rawvideo".split()
+)
+"""Decoders that avatars come in; everything else that FFmpeg knows only widens what a hostile clip can reach."""
+_WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
+"""Decoders that read the alpha of WebM, which FFmpeg's own leave out."""
+_DOLBY_ONLY = frozenset({"dvh1", "dvhe", "dva1", "dvav", "dav1"})
+"""Sample entries of Dolby Vision that is nothing else as well (ETSI TS 103 572): without its metadata it is green and violet."""
+_THREADS_MAX = 4
+"""Every thread holds frames of its own; more of them do not help a clip of a minute."""
+_CUT_S, _CUT_SHARE = 0.3, 0.05
+"""A clip counts as cut when it ends so much before its header says: muxers round by a frame or two."""
+
+
+@dataclass(frozen=True, slots=True)
+class TimedFrame:
+    """A frame, its time in seconds since the first one, and how long it is shown."""
+
+    time: Fraction
+    duration: Fraction
+    frame: DecodedFrame
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Turns what PyAV raises for a bad file into refusals."""
+    try:
+        yield
+    except av.error.PatchWelcomeError as error:
+        raise AvatarUndecodable(
+            "The video uses a feature of its codec that is not read here; export it as H.264 (MP4)."
+        ) from error
+    except (av.error.FFmpegError, av.error.EOFError, ValueError, IndexError) as error:
+        if _no_memory(error):
+            raise MemoryError from error
+        raise AvatarUndecodable(
+            "The video cannot be decoded: it is damaged or cut short. Send it again, or export it as H.264 (MP4)."
+        ) from error
+
+
+def _no_memory(error: Exception) -> bool:
+    return isinstance(error, OSError) and error.errno == errno.ENOMEM
+
+
+class Decoding:
+    """The picture track of an open container.
+
+    `stream` is the track, `aspect` the width of a pixel by its height.
+
+    Raises:
+        AvatarEmpty: no picture track.
+        AvatarUndecodable: a codec that is not accepted.
+        AvatarTooLarge: too many pixels or seconds.
+    """
+
+    def __init__(
+        self, container: InputContainer, kind: Kind, limits: AvatarLimits, allow: Callable[[int], object]
+    ) -> None:
+        self._container, self._limits, self._allow = container, limits, allow
+        self.stream = _track(container)
+        self._context = self._decoder()
+        self.aspect = self.stream.sample_aspect_ratio or Fraction(1)
+        self._time_base = self.stream.time_base or Fraction(1, 1000)
+        self._by_order: deque[int] | None = deque() if kind is Kind.AVI else None
+        self._rate = self.stream.average_rate or Fraction(25)
+        self._promised = self._length()
+        if self._promised is not None and self._promised > limits.video_seconds:
+            raise _too_long(float(self._promised), limits)
+        self._end = Fraction(0)
+        self._broken_off = False
+        self._bad_from: Fraction | None = None
+        self._good = self.damaged = 0
+
+    def frames(self) -> Iterator[TimedFrame]:
+        """Whole frames. Raises AvatarTooLarge, and what PyAV does."""
+        weave: _Deinterlacer | None = None
+        for timed in self._spaced(self._whole(self._decoded())):
+            if weave is None and timed.frame.interlaced_frame:
+                weave = _Deinterlacer()
+            if weave is None:
+                yield timed
+            else:
+                yield from weave.push(timed)
+        if weave is not None:
+            yield from weave.flush()
+
+    def warnings(self) -> list[tuple[str, str]]:
+        """What is wrong with the file, as codes and sentences."""
+        found = []
+        promised = self._promised or Fraction(0)
+        lacking = promised - self._end > max(Fraction(_CUT_S), promised * Fraction(_CUT_SHARE))
+        short = lacking and (self._broken_off or not self.damaged)
+        if self._broken_off or short:
+            of = f" of the {float(promised):.1f} s that its header promises" if short else ""
+            found.append(
+                ("video_cut_short", f"The video breaks off after {float(self._end):.1f} s{of}; send it again, whole.")
+            )
+        if self.damaged:
+            found.append(
+                (
+                    "video_damaged",
+                    f"{self.damaged} of {self.damaged + self._good} frames of the video are damaged and were left out; "
+                    "export it again.",
+                )
+            )
+        return found
+
+    def undecodable(self) -> AvatarUndecodable:
+        """The refusal of a video without a whole frame."""
+        return AvatarUndecodable(
+            f"None of the {self.damaged} frames of the video can be decoded; export it again, as H.264 (MP4).",
+            value=self.damaged,
+        )
+
+    def _decoder(self) -> VideoCodecContext:
+        stream, context = self.stream, self.stream.codec_context
+        name = "unknown" if context is None else context.codec.name
+        if name not in CODECS:
+            raise AvatarUndecodable(
+                f"The video's codec is {name}, which is not read here; export it as H.264 (MP4), or VP9 with alpha (WebM).",
+                value=name,
+            )
+        if context.codec_tag in _DOLBY_ONLY:
+            raise AvatarUndecodable(
+                f"The video is in a form of Dolby Vision ({context.codec_tag}) whose colours are not read here; export it "
+                "as HDR10, HLG or SDR.",
+                value=context.codec_tag,
+            )
+        check_pixels(context.width, context.height, "the video", self._limits)
+        self._allow(context.width * context.height)
+        if stream.metadata.get("alpha_mode") == "1" and name in _WITH_ALPHA:
+            extradata, context = (
+                context.extradata,
+                cast("VideoCodecContext", CodecContext.create(_WITH_ALPHA[name], "r")),
+            )
+            context.extradata = extradata
+        context.options = {"max_pixels": str(self._limits.picture_pixels)}
+        context.thread_type = av.codec.context.ThreadType.AUTO
+        context.thread_count = min(_THREADS_MAX, os.cpu_count() or 1)
+        return context
+
+    def _length(self) -> Fraction | None:
+        """Seconds that the header promises of the track, or of the file where it does not say."""
+        if self.stream.duration:
+            return self.stream.duration * self._time_base
+        return Fraction(self._container.duration, av.time_base) if self._container.duration else None
+
+    def _packets(self) -> Iterator[Packet[VideoStream]]:
+        packets = self._container.demux(self.stream)
+        torn = False
+        while True:
+            try:
+                packet = next(packets)
+            except StopIteration:
+                return
+            except av.error.FFmpegError as error:
+                if _no_memory(error):
+                    raise
+                self._broken_off = True
+                self.damaged -= torn  # the file ends within that packet
+                return
+            torn = packet.is_corrupt
+            yield packet
+
+    def _decoded(self) -> Iterator[tuple[Fraction | None, DecodedFrame]]:
+        """Frames as they are decoded, with their stamp in seconds; what fails is counted and noted as bad."""
+        for packet in self._packets():
+            if packet.size and self._by_order is not None and packet.dts is not None:
+                self._by_order.append(packet.dts)
+            if packet.is_corrupt:  # its end is missing
+                self._note_damage(packet.pts)
+                continue
+            yield from self._of(packet)
+        yield from self._of(None)
+
+    def _of(self, packet: Packet[VideoStream] | None) -> Iterator[tuple[Fraction | None, DecodedFrame]]:
+        try:
+            frames = self._context.decode(packet)
+        except av.error.PatchWelcomeError:
+            raise
+        except av.error.EOFError:
+            return  # it was flushed already
+        except av.error.FFmpegError as error:
+            if _no_memory(error):
+                raise
+            self._note_damage(None if packet is None else packet.pts)
+            return
+        for frame in frames:
+            stamp = frame.pts
+            if self._by_order:
+                stamp = self._by_order.popleft()
+            yield (None if stamp is None else stamp * self._time_base), frame
+
+    def _note_damage(self, pts: int | None) -> None:
+        self.damaged += 1
+        start = self._end if pts is None else pts * self._time_base
+        self._bad_from = start if self._bad_from is None else min(self._bad_from, start)
+
+    def _whole(self, frames: Iterator[tuple[Fraction | None, DecodedFrame]]) -> Iterator[tuple[Fraction, DecodedFrame]]:
+        """Frames that no damage has reached: after a bad one they begin again with a key frame."""
+        stamp = Fraction(0)
+        for given, frame in frames:
+            stamp = stamp + 1 / self._rate if given is None else given
+            if frame.is_corrupt:
+                self._bad_from = stamp if self._bad_from is None else min(self._bad_from, stamp)
+            if self._bad_from is not None and stamp >= self._bad_from:
+                if frame.is_corrupt or not frame.key_frame:
+                    self.damaged += 1
+                    continue
+                self._bad_from = None
+            yield stamp, frame
+
+    def _spaced(self, frames: Iterator[tuple[Fraction, DecodedFrame]]) -> Iterator[TimedFrame]:
+        """Frames with their times from 0 on; where bad ones were left out, those that follow move up."""
+        limits, shift, pixels, bad = self._limits, None, 0, 0
+        last, usual = Fraction(-1), 1 / self._rate
+        for stamp, frame in frames:
+            check_pixels(frame.width, frame.height, "the video", limits)
+            self._allow(frame.width * frame.height)
+            pixels += frame.width * frame.height
+            if pixels > limits.video_pixels:
+                raise AvatarTooLarge(
+                    f"The video has more than {limits.video_pixels} pixels in all; make it shorter or smaller.",
+                    limit=limits.video_pixels,
+                )
+            shift = -stamp if shift is None else shift
+            time = stamp + shift
+            if self.damaged > bad and self._good and time > last + usual:
+                shift, time = shift + last + usual - time, last + usual
+            bad = self.damaged
+            if time <= last:
+                continue
+            if self._good:
+                usual = time - last
+            last = time
+            if time > limits.video_seconds:
+                raise _too_long(float(time), limits)
+            duration = Fraction(frame.duration) * self._time_base if frame.duration > 0 else usual
+            self._good += 1
+            self._end = time + duration
+            yield TimedFrame(time, duration, frame)
+
+
+class _Deinterlacer:
+    """FFmpeg's `bwdif` at the rate of the frames; frames that are progressive pass as they are."""
+
+    def __init__(self) -> None:
+        self._graph: Graph | None = None
+        self._shape: tuple[object, ...] = ()
+        self._waiting: deque[TimedFrame] = deque()
+        self._count = 0
+
+    def push(self, timed: TimedFrame) -> Iterator[TimedFrame]:
+        """Takes a frame, and gives those that are ready."""
+        frame = timed.frame
+        shape = (frame.width, frame.height, frame.format.name)
+        if shape != self._shape:
+            yield from self.flush()
+            self._graph, self._shape = Graph(), shape
+            source = self._graph.add_buffer(
+                width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 1000)
+            )
+            weave = self._graph.add("bwdif", "mode=send_frame:parity=auto:deint=interlaced")
+            sink = self._graph.add("buffersink")
+            self._graph.link_nodes(source, weave, sink).configure()
+        assert self._graph is not None
+        frame.pts, frame.time_base = self._count, Fraction(1, 1000)
+        self._count += 1
+        self._waiting.append(timed)
+        self._graph.vpush(frame)
+        yield from self._ready()
+
+    def flush(self) -> Iterator[TimedFrame]:
+        """Gives what is left."""
+        if self._graph is not None:
+            self._graph.vpush(None)
+            yield from self._ready()
+            self._graph, self._shape = None, ()
+            self._waiting.clear()
+
+    def _ready(self) -> Iterator[TimedFrame]:
+        assert self._graph is not None
+        while True:
+            try:
+                frame = self._graph.vpull()
+            except (av.error.BlockingIOError, av.error.EOFError):
+                return
+            timed = self._waiting.popleft()
+            yield TimedFrame(timed.time, timed.duration, frame)
+
+
+def _track(container: InputContainer) -> VideoStream:
+    """The picture track: the first that is not the cover of an album."""
+    for stream in container.streams.video:
+        if not stream.disposition & Disposition.attached_pic:
+            return stream
+    raise AvatarEmpty("The video has no picture track.")
+
+
+def _too_long(seconds: float, limits: AvatarLimits) -> AvatarTooLarge:
+    return AvatarTooLarge(
+        f"The video lasts {seconds:.1f} s; at most {limits.video_seconds:g} s are allowed.",
+        limit=limits.video_seconds,
+        value=round(seconds, 1),
+    )

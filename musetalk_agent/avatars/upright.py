@@ -1,0 +1,169 @@
+"""A decoded frame as the picture that a player shows: square pixels, upright, cropped, opaque, sRGB, at the size that is wanted.
+
+What the container and the stream say of a picture is in the frame: FFmpeg puts the display matrix of MP4, Matroska and H.264's SEI
+beside it. Pixels are scaled in the step that converts their colours, before anything else looks at them.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import cast
+
+import cv2
+import numpy as np
+from av.sidedata.sidedata import SideDataContainer
+from av.video.frame import VideoFrame
+from av.video.reformatter import ColorPrimaries, ColorTrc, Interpolation, VideoReformatter
+
+from musetalk_agent.avatars.tone import HDR, ToneMap, maps
+from musetalk_agent.errors import AvatarUndecodable
+from musetalk_agent.media import Pixels
+
+_EXACT = Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+"""Without these swscale is off by one to two levels in green."""
+_MATRIX_UNKNOWN, _MATRIX_709, _MATRIX_2020 = 2, 1, 9
+_MATRIX_STRANGE = {8: "YCgCo", 10: "BT.2020 with constant luminance", 11: "SMPTE 2085", 14: "ICtCp", 15: "IPT"}
+"""Matrices of H.273 that swscale does not know and would take for another."""
+_WHITE = 255
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """How a player turns a picture: rows become columns where `swaps`, then it is mirrored."""
+
+    swaps: bool = False
+    mirrors_x: bool = False
+    mirrors_y: bool = False
+
+    def apply(self, pixels: Pixels) -> Pixels:
+        """The picture upright, contiguous."""
+        turned = np.swapaxes(pixels, 0, 1) if self.swaps else pixels
+        turned = turned[:: -1 if self.mirrors_y else 1, :: -1 if self.mirrors_x else 1]
+        return cast("Pixels", np.ascontiguousarray(turned))
+
+    def size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Width and height after the turn; also before it, of the size after it."""
+        return size[::-1] if self.swaps else size
+
+
+@dataclass(frozen=True, slots=True)
+class Aperture:
+    """The part of each frame that is shown, in pixels of the frame."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+
+def turn_of(frame: VideoFrame) -> Turn:
+    """The turn that the frame's display matrix asks for, to the nearest quarter.
+
+    The matrix maps `(x, y)` to `(a·x + c·y, b·x + d·y)` (libavutil/display.h).
+    """
+    try:
+        matrix = bytes(cast("SideDataContainer", frame.side_data)["DISPLAYMATRIX"])
+    except KeyError:
+        return Turn()
+    except ValueError:  # PyAV has no name for something else that lies beside the frame, and gives the angle alone
+        return Turn(frame.rotation in (90, -90), frame.rotation in (-90, 180, -180), frame.rotation in (90, 180, -180))
+    a, b, _, c, d = struct.unpack_from("=5i", matrix.ljust(20, b"\0"))
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        return Turn(True, c < 0, b < 0)
+    return Turn(False, a < 0, d < 0)
+
+
+class Upright:
+    """Converts the frames of a clip.
+
+    Args:
+        aspect: width by height of a pixel.
+        aperture: what is shown of a frame; None for all.
+    """
+
+    def __init__(self, aspect: Fraction = Fraction(1), aperture: Aperture | None = None) -> None:
+        self._aspect = aspect
+        self._aperture = aperture
+        self._scaler = VideoReformatter()
+        self._tone: ToneMap | None = None
+        self._tone_of: tuple[int, ...] = ()
+
+    def size(self, frame: VideoFrame) -> tuple[int, int]:
+        """Width and height at which a player shows the frame. A side grows for pixels that are not square, none shrinks."""
+        return turn_of(frame).size(self._square(frame))
+
+    def picture(self, frame: VideoFrame, size: tuple[int, int]) -> Pixels:
+        """The frame as uint8 BGR `[h, w, 3]` of `size` (width, height); one pixel a side larger where that is its own size.
+
+        Raises:
+            AvatarUndecodable: its colours are of a kind that is not known here.
+        """
+        turn, shown = turn_of(frame), self._shown(frame)
+        wanted = turn.size(size)
+        if self._aspect == 1 and all(0 <= a - b <= 1 for a, b in zip((shown.width, shown.height), wanted, strict=True)):
+            wanted = (shown.width, shown.height)
+        if any(part.is_alpha for part in frame.format.components):
+            bgra = self._scaler.reformat(_marked(frame), format="bgra", interpolation=_EXACT).to_ndarray()
+            pixels = _opaque(cast("Pixels", bgra))
+        elif self._aperture is None:
+            return turn.apply(self._converted(frame, wanted))
+        else:
+            pixels = self._converted(frame, (frame.width, frame.height))
+        pixels = pixels[shown.top : shown.top + shown.height, shown.left : shown.left + shown.width]
+        if (pixels.shape[1], pixels.shape[0]) != wanted:
+            how = cv2.INTER_AREA if wanted[0] * wanted[1] < shown.width * shown.height else cv2.INTER_CUBIC
+            pixels = cast("Pixels", cv2.resize(pixels, wanted, interpolation=how))
+        return turn.apply(pixels)
+
+    def _shown(self, frame: VideoFrame) -> Aperture:
+        """What is shown of the frame; all of it where the aperture does not lie in it."""
+        part = self._aperture
+        if part is None or part.left + part.width > frame.width or part.top + part.height > frame.height:
+            return Aperture(0, 0, frame.width, frame.height)
+        return part
+
+    def _square(self, frame: VideoFrame) -> tuple[int, int]:
+        shown = self._shown(frame)
+        if self._aspect >= 1:
+            return round(shown.width * self._aspect), shown.height
+        return shown.width, round(shown.height / self._aspect)
+
+    def _converted(self, frame: VideoFrame, size: tuple[int, int]) -> Pixels:
+        """The frame's pixels at `size`, as BGR."""
+        shrinks = size[0] * size[1] < frame.width * frame.height
+        how = _EXACT | (Interpolation.AREA if shrinks else Interpolation.BICUBIC)
+        frame = _marked(frame)
+        mapped = maps(frame.color_trc, frame.color_primaries)
+        picture = self._scaler.reformat(
+            frame, width=size[0], height=size[1], format="rgb48le" if mapped else "bgr24", interpolation=how
+        )
+        if mapped:
+            key = (frame.color_trc, frame.color_primaries, *size)
+            if self._tone is None or self._tone_of != key:
+                self._tone, self._tone_of = ToneMap(*key), key
+            picture = self._tone.apply(picture).reformat(format="bgr24")
+        return cast("Pixels", picture.to_ndarray())
+
+
+def _marked(frame: VideoFrame) -> VideoFrame:
+    """The frame with its matrix filled in where it names only its primaries or its transfer."""
+    if frame.colorspace in _MATRIX_STRANGE:
+        name = _MATRIX_STRANGE[frame.colorspace]
+        raise AvatarUndecodable(
+            f"The video's colours are coded as {name}, which is not read here; export it as H.264 with BT.709 colours.",
+            value=name,
+        )
+    if frame.colorspace == _MATRIX_UNKNOWN:
+        if frame.color_trc in HDR or frame.color_primaries == ColorPrimaries.BT2020:
+            frame.colorspace = _MATRIX_2020
+        elif ColorTrc.BT709 == frame.color_trc or frame.color_primaries == ColorPrimaries.BT709:
+            frame.colorspace = _MATRIX_709
+    return frame
+
+
+def _opaque(bgra: Pixels) -> Pixels:
+    """The picture laid on white, as transparent pictures are."""
+    over = cv2.merge([bgra[..., 3]] * 3)
+    return cast("Pixels", _WHITE - cv2.multiply(_WHITE - bgra[..., :3], over, scale=1 / _WHITE))

@@ -1,0 +1,271 @@
+"""Clips as people have them, made and read back: shape, order, speed, colours and orientation, or a refusal by name."""
+
+from __future__ import annotations
+
+import struct
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+from av.video.stream import VideoStream
+
+from musetalk_agent.avatars.limits import AvatarLimits
+from musetalk_agent.avatars.sniff import SNIFF_BYTES, VIDEOS, sniff
+from musetalk_agent.avatars.video import open_clip
+from musetalk_agent.errors import AvatarUndecodable
+from musetalk_agent.media import Pixels
+
+from .cards import BT601, BT709, BT2020, FULL, HLG, PQ, Film, card, cards, clap, read, with_clap, woven
+
+LIMITS = AvatarLimits()
+LEVELS = 6
+"""Of 256: by so much a colour may be off."""
+COUNT = 5
+HEVC_10 = Film(codec="libx265", pix_fmt="yuv420p10le", options={"x265-params": "log-level=none:crf=16"})
+OPAQUE = np.full((120, 160), 255, np.uint8)
+
+
+def hdr(transfer: int, **more: object) -> Film:
+    return Film(**(vars(HEVC_10) | {"matrix": BT2020, "primaries": BT2020, "transfer": transfer} | more))
+
+
+class Taken:
+    """A clip as it is taken: the size it is shown at, its frames, and the codes of its warnings."""
+
+    def __init__(self, folder: Path, data: bytes, fps: int = 25, size: tuple[int, int] | None = None) -> None:
+        path = folder / "clip"
+        path.write_bytes(data)
+        kind = sniff(data[:SNIFF_BYTES])
+        assert kind in VIDEOS
+        with open_clip(path, kind, fps, LIMITS) as clip:
+            self.size = clip.size
+            self.frames: list[Pixels] = list(clip.frames(size or clip.size))
+            self.warnings = dict(clip.warnings)
+        self.readings = [read(frame) for frame in self.frames]
+
+    @property
+    def numbers(self) -> list[int]:
+        return [reading.number for reading in self.readings]
+
+    def check(self, size: tuple[int, int] = (160, 120), numbers: range | list[int] = range(COUNT)) -> None:
+        """Asserts shape, order, colours and orientation."""
+        assert self.size == size and {frame.shape for frame in self.frames} == {(size[1], size[0], 3)}
+        assert self.numbers == list(numbers)
+        assert max(reading.colour_error() for reading in self.readings) <= LEVELS
+        assert max(reading.corner_error() for reading in self.readings) <= LEVELS
+        assert not self.warnings
+
+
+AS_THEY_ARE: dict[str, Film] = {
+    "H.264": Film(),
+    "H.264 without colour tags": Film(tagged=False),
+    "H.264 in MOV": Film("mov"),
+    "H.264 in AVI, whose frames have no times of their own": Film("avi", tagged=False),
+    "H.264 in a transport stream": Film("mpegts"),
+    "H.264 4:4:4": Film(pix_fmt="yuv444p"),
+    "H.264 4:2:2 10 bit": Film(pix_fmt="yuv422p10le"),
+    "H.265": Film(**(vars(HEVC_10) | {"pix_fmt": "yuv420p"})),
+    "H.265 10 bit": HEVC_10,
+    "VP8": Film("webm", "libvpx", tagged=False),
+    "VP9": Film("webm", "libvpx-vp9"),
+    "AV1": Film(codec="libsvtav1", options={"preset": "12", "crf": "20", "svtav1-params": "lp=1"}),
+    "AV1 10 bit": Film(codec="libsvtav1", pix_fmt="yuv420p10le", options={"preset": "12", "crf": "20"}),
+    "MPEG-1": Film("mpeg", "mpeg1video"),
+    "MPEG-2": Film("mpeg", "mpeg2video"),
+    "MPEG-4 in AVI": Film("avi", "mpeg4", tagged=False, options={"qscale": "2"}),
+    "DivX 3 in AVI": Film("avi", "msmpeg4", tagged=False, options={"qscale": "2"}),
+    "MJPEG in AVI": Film("avi", "mjpeg", "yuvj420p", range=FULL),
+    "uncompressed AVI": Film("avi", "rawvideo", "bgr24", tagged=False),
+    "ProRes": Film("mov", "prores_ks", "yuv422p10le"),
+    "BT.709": Film(matrix=BT709),
+    "BT.709, full range": Film(matrix=BT709, range=FULL),
+    "BT.601, full range": Film(matrix=BT601, range=FULL),
+    "BT.2020, SDR": hdr(14),
+    "PQ": hdr(PQ),
+    "HLG": hdr(HLG),
+    "PQ, 4:4:4": hdr(PQ, pix_fmt="yuv444p10le"),
+    "VP8 with alpha": Film("webm", "libvpx", "yuva420p", tagged=False, alpha=OPAQUE, options={"auto-alt-ref": "0"}),
+    "VP9 with alpha": Film("webm", "libvpx-vp9", "yuva420p", alpha=OPAQUE),
+    "VP9 with alpha, BT.709 in full range": Film(
+        "webm", "libvpx-vp9", "yuva420p", alpha=OPAQUE, matrix=BT709, range=FULL
+    ),
+    "ProRes 4444 with alpha": Film("mov", "prores_ks", "yuva444p10le", alpha=OPAQUE),
+    "QuickTime Animation with alpha": Film("mov", "qtrle", "argb", tagged=False, alpha=OPAQUE),
+    "PNG in MOV with alpha": Film("mov", "png", "rgba", tagged=False, alpha=OPAQUE),
+}
+
+
+@pytest.mark.parametrize("film", AS_THEY_ARE.values(), ids=AS_THEY_ARE)
+def test_taken_as_they_are(tmp_path: Path, film: Film) -> None:
+    Taken(tmp_path, film.of(cards(COUNT))).check()
+
+
+@pytest.mark.parametrize("container", ["mp4", "matroska"])
+@pytest.mark.parametrize("vflip", [False, True])
+@pytest.mark.parametrize("hflip", [False, True])
+@pytest.mark.parametrize("quarters", range(4))
+def test_turned_and_mirrored(tmp_path: Path, quarters: int, hflip: bool, vflip: bool, container: str) -> None:
+    """What is coded lies as a camera held sideways, or looking at its owner, leaves it to the player."""
+    if container == "matroska" and (hflip or vflip):
+        pytest.skip("Matroska has no mirrors")
+    coded = []
+    for picture in cards(COUNT):
+        flipped = picture[:: -1 if vflip else 1, :: -1 if hflip else 1]
+        coded.append(np.ascontiguousarray(np.rot90(flipped, -quarters)))
+    film = Film(container, turn=90 * quarters, hflip=hflip, vflip=vflip)
+    Taken(tmp_path, film.of(coded)).check()
+
+
+@pytest.mark.parametrize("film", [Film(), Film("avi", "mpeg4", tagged=False), Film("mov", "prores_ks", "yuv422p10le")])
+@pytest.mark.parametrize("aspect", [Fraction(2, 5), Fraction(1, 2), Fraction(16, 15), Fraction(64, 45)])
+def test_pixels_that_are_not_square(tmp_path: Path, film: Film, aspect: Fraction) -> None:
+    """A player makes a side longer, and none shorter."""
+    made = Film(**(vars(film) | {"sar": aspect}))
+    Taken(tmp_path, made.of(cards(COUNT))).check(
+        (round(160 * aspect), 120) if aspect > 1 else (160, round(120 / aspect))
+    )
+
+
+def test_pixels_that_are_not_square_in_webm(tmp_path: Path) -> None:
+    """Matroska says at which size the pictures are shown."""
+    data = Film("webm", "libvpx-vp9").of(cards(COUNT))
+    colour = data.index(b"\x55\xb0")
+    size = data[colour + 2] & 0x7F
+    shown = b"\x54\xb0\x82\x01\x40" + b"\x54\xba\x81\x78"  # DisplayWidth 320, DisplayHeight 120
+    void = b"\xec" + bytes([0x80 | (size + 3 - len(shown) - 2)])
+    patched = data[:colour] + (shown + void).ljust(size + 3, b"\0") + data[colour + 3 + size :]
+    Taken(tmp_path, patched).check((320, 120))
+
+
+def test_pixels_that_are_not_square_of_a_picture_that_lies(tmp_path: Path) -> None:
+    coded = [np.ascontiguousarray(np.rot90(picture, -1)) for picture in cards(COUNT, 160, 240)]
+    Taken(tmp_path, Film(turn=90, sar=Fraction(2)).of(coded)).check((160, 480))
+
+
+def test_dv_of_pal_is_interlaced_and_not_square(tmp_path: Path) -> None:
+    Taken(tmp_path, Film("avi", "dvvideo", tagged=False).of(cards(COUNT, 720, 576))).check((768, 576))
+
+
+@pytest.mark.parametrize(
+    "film",
+    [
+        Film(options={"x264-params": "tff=1"}),
+        Film("mpegts", options={"x264-params": "tff=1"}),
+        Film("mov", "prores_ks", "yuv422p10le", prepare=lambda stream: _interlaced(stream)),
+    ],
+    ids=["MP4", "camcorder", "ProRes"],
+)
+def test_interlaced(tmp_path: Path, film: Film) -> None:
+    """Each frame holds two moments, line by line; one is shown."""
+    taken = Taken(tmp_path, film.of(woven(moving_bars())))
+    assert len(taken.frames) == 6 and not taken.warnings
+    for frame in taken.frames[1:]:
+        lines = frame[32:88, :, 1].astype(int)
+        assert np.abs(lines[1:-1] * 2 - lines[:-2] - lines[2:]).max() < 60
+
+
+def moving_bars() -> list[Pixels]:
+    """A bright bar that moves by 8 pixels from one field to the next."""
+    pictures = []
+    for k in range(12):
+        picture = np.full((120, 160, 3), 60, np.uint8)
+        picture[:, 16 + 8 * k : 40 + 8 * k] = 200
+        pictures.append(picture)
+    return pictures
+
+
+def _interlaced(stream: VideoStream) -> None:
+    stream.codec_context.flags |= 1 << 18 | 1 << 29  # AV_CODEC_FLAG_INTERLACED_DCT, _ME
+
+
+@pytest.mark.parametrize("rate", [Fraction(12), Fraction(24000, 1001), Fraction(30), Fraction(60), Fraction(120)])
+def test_rates(tmp_path: Path, rate: Fraction) -> None:
+    """A second lasts a second at any rate: the frame shown at `k/25` is the newest one by then."""
+    taken = Taken(tmp_path, Film(fps=rate).of(cards(30)))
+    expected = [min(29, int(Fraction(k, 25) * rate)) for k in range(len(taken.frames))]
+    assert taken.numbers == expected and abs(len(taken.frames) - 25 * 30 / rate) <= 1
+
+
+def test_a_variable_rate(tmp_path: Path) -> None:
+    taken = Taken(tmp_path, Film(times_ms=[0, 10, 100, 130, 400], tagged=False).of(cards(5)))
+    assert taken.numbers[:11] == [0, 1, 1, 2, 3, 3, 3, 3, 3, 3, 4]
+
+
+@pytest.mark.parametrize("size", [(161, 121), (97, 65), (130, 98)])
+def test_odd_sizes(tmp_path: Path, size: tuple[int, int]) -> None:
+    Taken(tmp_path, Film("webm", "libvpx-vp9").of(cards(COUNT, *size))).check(size)
+
+
+def test_a_clean_aperture_is_all_that_is_shown(tmp_path: Path) -> None:
+    framed = []
+    for picture in cards(COUNT):
+        frame = np.full((160, 224, 3), 0, np.uint8)
+        frame[16:136, 40:200] = picture  # its middle is 8 right of the frame's and 4 above it
+        framed.append(frame)
+    Taken(tmp_path, with_clap(Film().of(framed), clap(160, 120, 8, -4))).check()
+
+
+def test_an_aperture_that_lies_elsewhere_is_no_aperture(tmp_path: Path) -> None:
+    Taken(tmp_path, with_clap(Film().of(cards(COUNT)), clap(160, 120, 800, 0))).check()
+
+
+def test_an_edit_list_begins_and_ends_the_clip(tmp_path: Path) -> None:
+    """A clip that was trimmed on the phone holds what was cut away, too."""
+    data = bytearray(Film(options={"bf": "0", "g": "30"}).of(cards(20)))
+    at = data.index(b"elst") + 4
+    (duration, start) = struct.unpack_from(">Ii", data, at + 8)
+    assert (duration, start) == (800, 0)
+    struct.pack_into(">Ii", data, at + 8, 400, 5 * 512)  # 10 frames from the sixth on
+    Taken(tmp_path, bytes(data)).check(numbers=range(5, 15))
+
+
+@pytest.mark.parametrize("size", [(80, 60), (120, 90), (320, 240)])
+@pytest.mark.parametrize("film", ["H.264", "HLG", "VP9 with alpha"])
+def test_scaled_while_they_are_decoded(tmp_path: Path, film: str, size: tuple[int, int]) -> None:
+    taken = Taken(tmp_path, AS_THEY_ARE[film].of(cards(COUNT)), size=size)
+    assert taken.size == (160, 120) and {frame.shape for frame in taken.frames} == {(size[1], size[0], 3)}
+    assert max(reading.colour_error() for reading in taken.readings) <= LEVELS
+    assert max(reading.corner_error() for reading in taken.readings) <= LEVELS
+
+
+@pytest.mark.parametrize(
+    "film", ["VP8 with alpha", "VP9 with alpha", "ProRes 4444 with alpha", "PNG in MOV with alpha"]
+)
+def test_what_lies_under_the_alpha_is_not_shown(tmp_path: Path, film: str) -> None:
+    """The background is white, as behind pictures, and half of it where the alpha is half."""
+    alpha = np.zeros((120, 160), np.uint8)
+    alpha[20:100, 20:140] = 255
+    alpha[20:100, 100:140] = 128
+    green = card(0)
+    green[alpha == 0] = (0, 255, 0)
+    green[20:100, 100:140] = (40, 40, 40)
+    made = Film(**(vars(AS_THEY_ARE[film]) | {"alpha": alpha}))
+    for frame in Taken(tmp_path, made.of([green] * 3)).frames:
+        assert (np.abs(frame[2:12, 2:-2].astype(int) - 255) <= LEVELS).all()
+        assert np.abs(frame[40:80, 110:130].astype(float).mean((0, 1)) - 147).max() <= LEVELS
+        assert read(frame).colour_error() <= LEVELS
+
+
+def test_a_clip_that_changes_its_size_keeps_its_shape(tmp_path: Path) -> None:
+    """Browsers record a call at the sizes that the network allows."""
+    data = joined(cards(3, 320, 240), cards(6, 160, 120)[3:])
+    taken = Taken(tmp_path, data)
+    assert taken.size == (320, 240) and {frame.shape for frame in taken.frames} == {(240, 320, 3)}
+    assert taken.numbers == list(range(6))
+
+
+def test_a_clip_that_changes_its_shape_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(AvatarUndecodable, match=r"from 160×120 to 80×100 on the way") as refused:
+        Taken(tmp_path, joined(cards(3, 160, 120), cards(3, 80, 100)))
+    assert refused.value.value == "80x100"
+
+
+def joined(first: list[Pixels], second: list[Pixels]) -> bytes:
+    """Two MJPEG clips of different sizes as one AVI, which keeps the first one's header."""
+    films = [Film("avi", "mjpeg", "yuvj420p", range=FULL).of(part) for part in (first, second)]
+    chunks = [part[part.index(b"movi") + 4 : part.index(b"idx1")] for part in films]
+    head = bytearray(films[0][: films[0].index(b"movi") + 4])
+    struct.pack_into("<I", head, len(head) - 8, 4 + len(chunks[0]) + len(chunks[1]))
+    whole = bytes(head) + chunks[0] + chunks[1]
+    return whole[:4] + struct.pack("<I", len(whole) - 8) + whole[8:]
