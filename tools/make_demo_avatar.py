@@ -45,9 +45,10 @@ def portrait() -> Pixels:
 def close_mouth(picture: Pixels, net: FaceNet) -> Pixels:
     """The picture with its lips together."""
     rgb = np.ascontiguousarray(picture[..., ::-1])
-    points = net.settle(rgb, net.detect(rgb)[0])
-    if points is None:
+    faces = net.faces(rgb)
+    if not faces:
         raise SystemExit("no face in the portrait: have the face models changed?")
+    points = faces[0].points
     boxes = windows(points[None], SIZE, SIZE)
     x0, y0, x1, y1 = boxes[0]
     planes = cv2.cvtColor(picture, cv2.COLOR_BGR2YUV_I420)[None]

@@ -229,12 +229,12 @@ def _build_still(
             job.progress("frames", writer.rows, len(motion))
     finally:
         writer.close()
-    track = FaceTrack(np.stack(points), [], found.several)
+    track = replace(found, points=np.stack(points))
     _finish(job, folder, track, clip, shape, warnings, still_picture=True)
 
 
 def _check_length(tracker: FaceTracker, shape: framing.Fit, limits: AvatarLimits) -> None:
-    frames = len(tracker.meshes) + 1
+    frames = len(tracker.sights) + 1
     if frames > limits.frames:
         raise AvatarTooLarge(f"The clip has more than {limits.frames} frames.", limit=limits.frames)
     if frames * shape.scaled[0] * shape.scaled[1] * 3 // 2 > limits.bundle_bytes:
@@ -254,25 +254,31 @@ def _finish(
     *,
     still_picture: bool = False,
 ) -> None:
-    """Crops what was scaled, cuts the face windows and writes the head. `track` is in pixels of the scaled picture."""
+    """Takes the shot out of what was scaled, crops it, cuts the face windows and writes the head.
+
+    `track` is in pixels of the scaled picture.
+    """
     points = track.points
-    if shape.crops:
-        points = _crop(folder, points, shape)
+    if shape.crops or (not still_picture and len(points) < track.total):
+        points = _crop(folder, points, shape, track.start)
     else:
         (folder / "scaled.npy").rename(folder / "frames.npy")
     _write_faces(job, folder, points, shape)
+    np.save(folder / "mouths.npy", track.mouths(), allow_pickle=False)
     track = replace(track, points=framing.to_clip(track.points, clip, shape))
     made = report(job.avatar_id, track, clip, (shape.width, shape.height), job.picture.fps, still_picture)
     made.warnings[:0] = [AvatarWarning(code=code, message=message) for code, message in warnings]
     write_head(folder, job.key, job.picture.fps, made)
 
 
-def _crop(folder: Path, points: NDArray[np.float32], shape: framing.Fit) -> NDArray[np.float32]:
+def _crop(folder: Path, points: NDArray[np.float32], shape: framing.Fit, start: int) -> NDArray[np.float32]:
+    """Cuts the picture's part out of the frames of the shot that begins at `start`; returns the points in that part's pixels."""
     left, top = framing.crop_corner(points, shape)
     box = Box(left, top, left + shape.width, top + shape.height)
     writer = ArrayWriter(folder / "frames.npy")
     try:
-        for frame in np.load(folder / "scaled.npy", mmap_mode="r", allow_pickle=False):
+        scaled = np.load(folder / "scaled.npy", mmap_mode="r", allow_pickle=False)
+        for frame in scaled[start : start + len(points)]:
             writer.append(framing.cut(frame, shape.scaled, box))
     finally:
         writer.close()

@@ -7,6 +7,7 @@ Layout of a bundle's folder (written whole and renamed into place, see `cache`):
     landmarks.npy      float32 [frames, 468, 2]: mesh points in pixels of the frame, smoothed over time
     boxes.npy          int32 [frames, 4]: x0, y0, x1, y1 of the face window (even, one size for all frames)
     faces.npy          uint8 [frames, h, w, 3]: BGR pixels of the face window
+    mouths.npy         float32 [frames]: how far a mouth may be drawn on the frame, 0 … 1
     engines/<fingerprint>/…   what an engine derived for itself
 """
 
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from musetalk_agent.media import Box, Pixels
 from musetalk_agent.protocol.http import AvatarReport
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class Bundle:
         boxes: int32 `[n, 4]`, the face window of each frame.
         faces: uint8 `[n, h, w, 3]`, BGR pixels of the face window.
         report: the quality report.
+        mouths: float32 `[n]`, 0 … 1: 0 on frames that show no mouth (no face, a covered mouth), on which nothing is drawn; it
+            rises to 1 over the frames beside them. None where every frame shows its mouth.
     """
 
     path: Path
@@ -48,6 +51,7 @@ class Bundle:
     boxes: NDArray[np.int32]
     faces: Pixels
     report: AvatarReport
+    mouths: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return int(self.frames.shape[0])
@@ -56,6 +60,17 @@ class Bundle:
         """Face window of idle frame `pose`."""
         x0, y0, x1, y1 = (int(v) for v in self.boxes[pose])
         return Box(x0, y0, x1, y1)
+
+    def mouth(self, pose: int) -> float:
+        """How far a mouth may be drawn on idle frame `pose`, 0 … 1."""
+        return 1.0 if self.mouths is None else float(self.mouths[pose])
+
+    def with_mouth(self) -> NDArray[np.int64]:
+        """The frames that show their mouths best: those on which it is drawn whole, else any part of it, else all of them."""
+        if self.mouths is None or not self.mouths.any():
+            return np.arange(len(self))
+        whole = np.flatnonzero(self.mouths >= 1)
+        return whole if len(whole) else np.flatnonzero(self.mouths > 0)
 
     def engine_path(self, fingerprint: str) -> Path:
         """Where an engine keeps its artefacts."""

@@ -29,6 +29,11 @@ _CROP_SCALE = 1.5
 _SETTLE_ROUNDS = 3
 _MIN_LOGIT = 0.0  # a probability of one half
 _OVERLAP = 0.3
+AGREED = 8.0
+"""The mesh's logit from which on a detection counts as a face. Seen: 12 (a profile) to 60 on upright faces of people, 39 and more
+on frontal ones, below 7 on hands, cloth and noise, up to 11 on faces that are read upside down."""
+STRONG = 20.0
+"""Below this logit a face may be one that is read the wrong way round: turned copies of the picture are looked at, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +45,21 @@ class Detection:
     side: float
     angle: float
     score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Face:
+    """A face as the mesh network sees it: float32 `[468, 2]` points in pixels, and the logit of there being a face at all."""
+
+    points: Points
+    score: float
+
+    @property
+    def width(self) -> float:
+        """Width of the mesh along its own eye line, in pixels: a face that lies is as wide as one that stands."""
+        along = self.points[RIGHT_EYE] - self.points[LEFT_EYE]
+        across = self.points @ (along / max(float(np.linalg.norm(along)), 1e-6))
+        return float(across.max() - across.min())
 
 
 class _Network:
@@ -92,15 +112,48 @@ class FaceNet:
         self._detectors = [_Detector(str(models.path(name))) for name in DETECTORS]
         self._mesh = _Network(str(models.path(MESH)))
 
-    def detect(self, rgb: Pixels) -> list[Detection]:
-        """Faces in an RGB picture, largest first; the full-range network is asked only when the quick one sees none."""
-        for detector in self._detectors:
-            if found := detector.find(rgb):
-                return sorted(found, key=lambda d: -d.side)
-        return []
+    def faces(self, rgb: Pixels, *, thorough: bool = True) -> list[Face]:
+        """Faces that detector and mesh agree on in an RGB picture, widest first.
 
-    def search(self, rgb: Pixels) -> list[Detection]:
-        """Faces too small for `detect`, largest first: the full-range network over overlapping quarters of the picture."""
+        The full-range detector is asked when the quick one shows no face that the mesh confirms. `thorough` asks both in any case;
+        where they find no face or a doubtful one, turned copies of the picture are looked at, and without any face its quarters.
+        """
+        found: list[Face] = []
+        for detector in self._detectors:
+            found = _distinct([*found, *self._settled(rgb, detector.find(rgb))])
+            if found and not thorough:
+                return found
+        if thorough and (not found or found[0].score < STRONG):
+            found = _distinct([*found, *self._settled(rgb, self._turned(rgb))])
+        if thorough and not found:
+            found = _distinct(self._settled(rgb, self._search(rgb)))
+        return found
+
+    def _settled(self, rgb: Pixels, detections: list[Detection]) -> list[Face]:
+        """The detections that the mesh confirms: it sees a face, and it sees it where the detector does."""
+        seen = []
+        for detection in detections:
+            face = self.settle(rgb, detection)
+            if face is not None and face.score >= AGREED and plausible(face, rgb) and _agree(detection, face):
+                seen.append(face)
+        return seen
+
+    def _turned(self, rgb: Pixels) -> list[Detection]:
+        """What the detectors see in copies of the picture turned by quarters, in the picture's own pixels and angles."""
+        height, width = rgb.shape[:2]
+        found = []
+        for turns in (1, 2, 3):
+            copy = np.ascontiguousarray(np.rot90(rgb, turns))
+            for detector in self._detectors:
+                for d in detector.find(copy):
+                    x, y = ((width - 1 - d.y, d.x), (width - 1 - d.x, height - 1 - d.y), (d.y, height - 1 - d.x))[
+                        turns - 1
+                    ]
+                    found.append(replace(d, x=x, y=y, angle=d.angle + turns * math.pi / 2))
+        return found
+
+    def _search(self, rgb: Pixels) -> list[Detection]:
+        """Faces too small for the whole picture: the full-range network over overlapping quarters of it."""
         height, width = rgb.shape[:2]
         side = max(height, width) // 2
         found = []
@@ -108,20 +161,20 @@ class FaceNet:
             for left in _offsets(width, side):
                 tile = np.ascontiguousarray(rgb[top : top + side, left : left + side])
                 found += [replace(d, x=d.x + left, y=d.y + top) for d in self._detectors[1].find(tile)]
-        return sorted(found, key=lambda d: -d.side)
+        return found
 
-    def settle(self, rgb: Pixels, face: Detection) -> Points | None:
+    def settle(self, rgb: Pixels, crop: Detection) -> Face | None:
         """Mesh of a detected face: the crop follows the mesh a few rounds, as one pass alone is off by percents."""
-        points: Points | None = None
+        face: Face | None = None
         for _ in range(_SETTLE_ROUNDS):
-            points = self.mesh(rgb, face)
-            if points is None:
+            face = self.mesh(rgb, crop)
+            if face is None:
                 return None
-            face = crop_of(points)
-        return points
+            crop = crop_of(face.points)
+        return face
 
-    def mesh(self, rgb: Pixels, crop: Detection) -> Points | None:
-        """468 points, float32 `[468, 2]` in pixels, of the face in `crop`; None when the network sees no face there."""
+    def mesh(self, rgb: Pixels, crop: Detection) -> Face | None:
+        """The face in `crop`; None when the network sees none there."""
         picture, offset = _shrunk(rgb, crop)
         shrink = offset[2]
         side = crop.side / shrink
@@ -133,11 +186,12 @@ class FaceNet:
             picture, to_picture, (_MESH_SIDE, _MESH_SIDE), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
         )
         outputs = {out.size: out for out in self._mesh.run(patch.astype(np.float32) / np.float32(255))}
-        if float(outputs[1].reshape(())) < _MIN_LOGIT:
+        score = float(outputs[1].reshape(()))
+        if score < _MIN_LOGIT:
             return None
         flat = outputs[POINTS * 3].reshape(POINTS, 3)[:, :2]
         points = (flat @ to_picture[:, :2].T + to_picture[:, 2]) * shrink + np.array(offset[:2])
-        return cast("Points", points.astype(np.float32))
+        return Face(points.astype(np.float32), score)
 
 
 def crop_of(points: Points) -> Detection:
@@ -152,6 +206,33 @@ def crop_of(points: Points) -> Detection:
         math.atan2(float(eyes[1]), float(eyes[0])),
         0.0,
     )
+
+
+def plausible(face: Face, rgb: Pixels) -> bool:
+    """Whether a mesh lies in its picture and has a size: one that has left it or shrunk to nothing is none, whatever its score."""
+    points = face.points
+    height, width = rgb.shape[:2]
+    low, high = points.min(0), points.max(0)
+    eyes = float(np.linalg.norm(points[RIGHT_EYE] - points[LEFT_EYE]))
+    inside = (min(high[0], width) - max(low[0], 0)) * (min(high[1], height) - max(low[1], 0))
+    area = float((high - low).prod())
+    return bool(high[0] > 0 and high[1] > 0 and low[0] < width and low[1] < height and eyes > 4 and inside > 0.4 * area)
+
+
+def _agree(detection: Detection, face: Face) -> bool:
+    """Whether a mesh lies where its detection is: its middle within the square, its own size not far from it."""
+    seen = crop_of(face.points)
+    near = max(abs(seen.x - detection.x), abs(seen.y - detection.y)) < detection.side / 2
+    return near and 0.4 < seen.side / max(detection.side, 1e-6) < 2.5
+
+
+def _distinct(faces: list[Face]) -> list[Face]:
+    """One face for each place, the one with the best score, widest first."""
+    kept: list[Face] = []
+    for face in sorted(faces, key=lambda f: -f.score):
+        if all(_overlap(crop_of(face.points), crop_of(other.points)) < _OVERLAP for other in kept):
+            kept.append(face)
+    return sorted(kept, key=lambda f: -f.width)
 
 
 def _shrunk(rgb: Pixels, crop: Detection) -> tuple[Pixels, tuple[int, int, int]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,11 +22,17 @@ _PROFILE = 0.27
 _EDGE = 0.02
 _SEVERAL = 0.3
 _SHORT_S = 1.0
+_LYING = math.radians(50)
+"""How far the eye line may be from level before a face counts as lying: people tilt their heads by up to 40°."""
+_LISTED = 5
 
 
 def face_px(points: NDArray[np.float32]) -> int:
-    """Median width of the mesh in pixels, of points `[n, 468, 2]`."""
-    return round(float(np.median(points[:, :, 0].max(1) - points[:, :, 0].min(1))))
+    """Median width of the mesh in pixels along its eye line, of points `[n, 468, 2]`."""
+    along = points[:, RIGHT_EYE] - points[:, LEFT_EYE]
+    along = along / np.maximum(np.linalg.norm(along, axis=1, keepdims=True), 1e-6)
+    across = (points * along[:, None]).sum(2)
+    return round(float(np.median(across.max(1) - across.min(1))))
 
 
 def closed_mouth(points: NDArray[np.float32]) -> NDArray[np.bool_]:
@@ -70,6 +78,18 @@ def _warnings(track: FaceTrack, clip: tuple[int, int], fps: int, still: bool) ->
         found.append(
             ("face_small", f"The face is {width} px wide; with 96 px or more the mouth is sharper (200 px is good).")
         )
+    if track.cuts:
+        found.append(
+            (
+                "scene_cut",
+                f"The clip changes to another shot at frame {_numbers(track.cuts)}; only frames {track.start} to {track.end - 1} "
+                "are used. Send a clip of one shot.",
+            )
+        )
+    if _lying(points) > 0.5:
+        found.append(
+            ("face_lying", "The face lies on its side or is upside down; turn the picture so that it stands upright.")
+        )
     if track.several >= _SEVERAL:
         found.append(("several_faces", "Several faces are seen; the largest one speaks. Crop the clip to one face."))
     turned = _turned(points)
@@ -86,7 +106,8 @@ def _warnings(track: FaceTrack, clip: tuple[int, int], fps: int, still: bool) ->
         found.append(
             (
                 "frames_without_face",
-                f"{len(track.missing)} of {len(points)} frames show no face and borrow their neighbours'.",
+                f"{len(track.missing)} of {len(points)} frames show no face: they are shown as they are, and no mouth moves on "
+                "them. Cut them out of the clip.",
             )
         )
     if not still:
@@ -108,6 +129,19 @@ def _motion_warnings(points: NDArray[np.float32], fps: int) -> list[tuple[str, s
             ("mouth_open", "No frame shows closed lips; a clip of somebody listening looks better than one of talking.")
         )
     return found
+
+
+def _lying(points: NDArray[np.float32]) -> float:
+    """Share of frames in which the eye line is more than `_LYING` from level."""
+    across = points[:, RIGHT_EYE] - points[:, LEFT_EYE]
+    return float((np.abs(np.arctan2(across[:, 1], across[:, 0])) > _LYING).mean())
+
+
+def _numbers(frames: tuple[int, ...]) -> str:
+    """`12, 40 and 77`; of more than five the first five and how many there are."""
+    if len(frames) > _LISTED:
+        return ", ".join(str(frame) for frame in frames[:_LISTED]) + f" … ({len(frames)} changes)"
+    return " and ".join(part for part in (", ".join(str(frame) for frame in frames[:-1]), str(frames[-1])) if part)
 
 
 def _turned(points: NDArray[np.float32]) -> float:

@@ -93,6 +93,7 @@ def load_bundle(folder: Path, key: str) -> Bundle:
             boxes=cast("NDArray[np.int32]", np.load(folder / "boxes.npy", allow_pickle=False)),
             faces=_map(folder / "faces.npy"),
             report=report,
+            mouths=cast("NDArray[np.float32]", np.load(folder / "mouths.npy", allow_pickle=False)),
         )
     except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
         raise DamagedBundle(str(error)) from error
@@ -115,6 +116,7 @@ def _check(bundle: Bundle) -> None:
         (bundle.landmarks, (count, POINTS, 2), np.float32),
         (bundle.boxes, (count, 4), np.int32),
         (bundle.faces, (count, int(window[1]), int(window[0]), 3), np.uint8),
+        (np.asarray(bundle.mouths), (count,), np.float32),
     )
     if count < 1 or any(a.shape != shape or a.dtype != dtype for a, shape, dtype in expected):
         raise DamagedBundle("an array has the wrong shape")
@@ -122,3 +124,5 @@ def _check(bundle: Bundle) -> None:
     outside = (low < 0).any() or (high > (bundle.width, bundle.height)).any() or (high <= low).any()
     if outside or not np.isfinite(bundle.landmarks).all():
         raise DamagedBundle("landmarks or face windows lie outside the picture")
+    if bundle.mouths is not None and not ((bundle.mouths >= 0) & (bundle.mouths <= 1)).all():
+        raise DamagedBundle("a share of a mouth is not in 0 … 1")

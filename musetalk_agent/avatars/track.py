@@ -9,94 +9,167 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from musetalk_agent.avatars.face import LEFT_EYE, RIGHT_EYE, FaceNet, Points, crop_of
+from musetalk_agent.avatars.face import STRONG, Face, FaceNet, Points, crop_of, plausible
+from musetalk_agent.avatars.shots import cut_between, cuts, longest, small
 from musetalk_agent.avatars.smoothing import OneEuro
 from musetalk_agent.errors import NoFaceInAvatar
 from musetalk_agent.media import Pixels
 
 _COUNT_EVERY = 12
-"""Every how many frames all faces are counted, and a small one is searched for while none is seen: both cost time."""
+"""Every how many frames all faces are counted, and a small or lying one is searched for while none is seen: both cost time."""
 _SECOND_FACE = 0.35
 """A face is another one in the picture when it is at least this much of the followed one's size."""
+_HELD = 4.0
+"""The mesh's logit down to which a face that is followed stays one; beginning takes `face.AGREED`."""
+_BETTER = 10.0
+"""A face that is found anew takes the place of a followed one of a doubtful score when its logit is so much higher."""
+_FADED = 0.4
+"""Below this share of the clip's usual contrast a face counts as faded out: the mesh still sees it, eyes hardly do."""
+_EASE = 4
+"""Frames over which the drawn mouth comes and goes beside frames on which none is drawn."""
 _SMOOTHING = OneEuro(min_cutoff_hz=1.5, beta=30.0, speed_cutoff_hz=6.0)
 """For points in units of the face's width: steadies a resting face to the mesh's noise floor, passes a closing mouth."""
 _LISTED = 12
 
 
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What one frame shows: its followed face, if any, that face's contrast in levels, and the frame as a small grey picture."""
+
+    face: Face | None
+    contrast: float
+    picture: Pixels
+
+
 @dataclass
 class FaceTracker:
-    """Feeds frames one after the other; keeps the mesh of the largest face, or None where it is not seen."""
+    """Feeds frames one after the other; keeps the largest face of each, or None where it is not seen."""
 
     net: FaceNet
-    meshes: list[Points | None] = field(default_factory=list)
+    sights: list[Sight] = field(default_factory=list)
     several: int = 0
     counted: int = 0
-    _last: Points | None = None
+    _last: Face | None = None
+    _place: Face | None = None
     _seen: Pixels | None = None
+
+    @property
+    def meshes(self) -> list[Points | None]:
+        """The mesh of each frame so far, None where no face is seen."""
+        return [None if sight.face is None else sight.face.points for sight in self.sights]
 
     def push(self, bgr: Pixels) -> None:
         """Takes the next frame, uint8 BGR `[h, w, 3]`. The same array again means the same picture."""
         if bgr is self._seen:
-            self.meshes.append(self.meshes[-1])
+            self.sights.append(self.sights[-1])
             return
         self._seen = bgr
         rgb = cast("Pixels", cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB))
-        if len(self.meshes) % _COUNT_EVERY == 0:
-            self._count(rgb)
-        points = self.net.mesh(rgb, crop_of(self._last)) if self._last is not None else None
-        if points is not None and not _plausible(points, rgb):
-            points = None
-        if points is None:
-            points = self._find(rgb)
-        self._last = points
-        self.meshes.append(points)
+        picture = small(bgr)
+        if self.sights and cut_between(self.sights[-1].picture, picture):
+            self._last = self._place = None
+        face = self.net.mesh(rgb, crop_of(self._last.points)) if self._last is not None else None
+        if face is not None and (face.score < _HELD or not plausible(face, rgb)):
+            face = None
+        if len(self.sights) % _COUNT_EVERY == 0:
+            face = self._count(rgb, face)
+        elif face is None:
+            face = self._nearest(self.net.faces(rgb, thorough=False))
+        self._last = face
+        self._place = face or self._place
+        self.sights.append(Sight(face, 0.0 if face is None else _contrast(rgb, face.points), picture))
 
-    def _find(self, rgb: Pixels) -> Points | None:
-        faces = self.net.detect(rgb)
-        if not faces and len(self.meshes) % _COUNT_EVERY == 0:
-            faces = self.net.search(rgb)
-        for face in faces:
-            points = self.net.settle(rgb, face)
-            if points is not None and _plausible(points, rgb):
-                return points
-        return None
-
-    def _count(self, rgb: Pixels) -> None:
-        faces = self.net.detect(rgb)
+    def _count(self, rgb: Pixels, followed: Face | None) -> Face | None:
+        """Counts the faces; returns the followed one, or what is found in its place where it is lost or doubtful."""
+        faces = self.net.faces(rgb)
         self.counted += 1
-        self.several += len(faces) > 1 and faces[1].side >= _SECOND_FACE * faces[0].side
+        if followed is not None:
+            others = [face for face in faces if face.width >= _SECOND_FACE * followed.width]
+            self.several += len(others) > 1
+            if followed.score >= STRONG or not faces or faces[0].score < followed.score + _BETTER:
+                return followed
+        else:
+            self.several += len(faces) > 1 and faces[1].width >= _SECOND_FACE * faces[0].width
+        return self._nearest(faces)
+
+    def _nearest(self, faces: list[Face]) -> Face | None:
+        """The face at the place where the followed one was seen last, else the widest."""
+        if self._place is None or not faces:
+            return faces[0] if faces else None
+        place = self._place
+        near = [face for face in faces if _distance(face, place) < place.width]
+        return min(near, key=lambda face: _distance(face, place)) if near else faces[0]
 
 
 @dataclass(frozen=True)
 class FaceTrack:
-    """The followed face. `points` is float32 `[n, 468, 2]` in the clip's pixels, smoothed; `missing` are the frames without
-    a face, whose points are their neighbours'; `several` is the share of looked-at frames that show more than one face."""
+    """The followed face, in one shot of the clip.
+
+    Args:
+        points: float32 `[n, 468, 2]` in the clip's pixels, smoothed.
+        missing: frames of the shot without a face, whose points are their neighbours'.
+        several: share of looked-at frames that show more than one face.
+        start: the clip's frame at which the shot begins.
+        cuts: frames of the clip at which another shot begins.
+        total: frames of the clip.
+    """
 
     points: NDArray[np.float32]
     missing: list[int]
     several: float
+    start: int = 0
+    cuts: tuple[int, ...] = ()
+    total: int = 0
+
+    @property
+    def end(self) -> int:
+        """The clip's frame after the shot's last one."""
+        return self.start + len(self.points)
+
+    def mouths(self) -> NDArray[np.float32]:
+        """How far the mouth may be drawn on each frame, float32 `[n]`, 0 … 1 (`Bundle.mouths`)."""
+        bare = np.zeros(len(self.points), bool)
+        bare[self.missing] = True
+        return eased(bare)
 
 
 def finish(tracker: FaceTracker, fps: int) -> FaceTrack:
-    """Fills the gaps and smooths over time.
+    """Takes the longest shot, fills the gaps and smooths over time.
 
     Raises:
         NoFaceInAvatar: fewer than half of the frames show a face.
     """
-    total = len(tracker.meshes)
-    missing = [k for k, points in enumerate(tracker.meshes) if points is None]
-    if total - len(missing) < total / 2 or len(missing) == total:
+    sights = tracker.sights
+    total = len(sights)
+    usual = np.median([sight.contrast for sight in sights if sight.face] or [0.0])
+    frames = np.array(
+        [k for k, sight in enumerate(sights) if sight.face and sight.contrast >= _FADED * usual], np.int64
+    )
+    at = cuts([sight.picture for sight in sights], frames)
+    start, end = longest(total, frames, at)
+    seen = frames[(frames >= start) & (frames < end)]
+    missing = sorted(set(range(start, end)) - set(seen.tolist()))
+    if len(seen) < (end - start) / 2 or not len(seen):
         raise NoFaceInAvatar(
-            f"{len(missing)} of {total} frames show no face (frames {_listed(missing)}); use a clip in which one face is "
+            f"{len(missing)} of {end - start} frames show no face (frames {_listed(missing)}); use a clip in which one face is "
             "seen from the front, at least 96 pixels wide.",
             value=len(missing),
         )
-    seen = np.array([k for k, points in enumerate(tracker.meshes) if points is not None])
-    known = np.stack([points for points in tracker.meshes if points is not None])
-    raw = _filled(known, seen, total)
+    known = np.stack([face.points for k in seen if (face := sights[k].face)])
+    raw = _filled(known, seen - start, end - start)
     width = float(np.median(raw[:, :, 0].max(1) - raw[:, :, 0].min(1)))
     smooth = _SMOOTHING.both_ways(raw / np.float32(width), float(fps)) * np.float32(width)
-    return FaceTrack(smooth, missing, tracker.several / max(1, tracker.counted))
+    several = tracker.several / max(1, tracker.counted)
+    return FaceTrack(smooth, [k - start for k in missing], several, start, tuple(at), total)
+
+
+def eased(bare: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """0 on the frames that are `bare`, bool `[n]`, rising to 1 over `_EASE` frames on both sides: float32 `[n]`."""
+    away = np.full(len(bare), float(_EASE), np.float32)
+    for k in np.flatnonzero(bare):
+        reach = slice(max(0, k - _EASE), k + _EASE + 1)
+        away[reach] = np.minimum(away[reach], np.abs(np.arange(len(bare))[reach] - k))
+    return np.asarray(away / np.float32(_EASE), np.float32)
 
 
 def _filled(known: NDArray[np.float32], seen: NDArray[np.int64], total: int) -> NDArray[np.float32]:
@@ -110,14 +183,16 @@ def _filled(known: NDArray[np.float32], seen: NDArray[np.int64], total: int) -> 
     return filled
 
 
-def _plausible(points: Points, rgb: Pixels) -> bool:
-    """A mesh that has left the picture or shrunk to nothing is no face, whatever the network's score."""
-    height, width = rgb.shape[:2]
-    low, high = points.min(0), points.max(0)
-    eyes = float(np.linalg.norm(points[RIGHT_EYE] - points[LEFT_EYE]))
-    inside = (min(high[0], width) - max(low[0], 0)) * (min(high[1], height) - max(low[1], 0))
-    area = float((high - low).prod())
-    return bool(high[0] > 0 and high[1] > 0 and low[0] < width and low[1] < height and eyes > 4 and inside > 0.4 * area)
+def _distance(one: Face, other: Face) -> float:
+    return float(np.linalg.norm(one.points.mean(0) - other.points.mean(0)))
+
+
+def _contrast(rgb: Pixels, points: Points) -> float:
+    """Standard deviation of the green in the face's box, in levels."""
+    x0, y0 = np.maximum(points.min(0), 0).astype(int)
+    x1, y1 = points.max(0).astype(int) + 1
+    step = max(1, (x1 - x0) // 64)
+    return float(rgb[y0:y1:step, x0:x1:step, 1].std())
 
 
 def _listed(frames: list[int]) -> str:

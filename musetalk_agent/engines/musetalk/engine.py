@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from musetalk_agent.engines.base import PatchRequest, Progress
 from musetalk_agent.engines.musetalk.admission import Pace
 from musetalk_agent.engines.musetalk.artefacts import Artefacts
 from musetalk_agent.engines.musetalk.avatars import Avatar, AvatarStore
-from musetalk_agent.engines.musetalk.geometry import talks
+from musetalk_agent.engines.musetalk.geometry import talks, upright
 from musetalk_agent.engines.musetalk.graphs import Card, card_for, device_errors
 from musetalk_agent.engines.musetalk.loading import load_parsing, load_taesd, load_unet, load_vae, load_whisper
 from musetalk_agent.engines.musetalk.network import Network
@@ -77,13 +77,24 @@ class MuseTalkActor:
     """An avatar for one session. It keeps nothing from frame to frame.
 
     Args:
+        mouth: how far a mouth may be drawn on each idle frame, 0 … 1 (`Bundle.mouth`, and 0 where the face does not stand upright).
         talks: the clip's own mouth talks, so that idle frames get the mouth that the network makes of silence.
     """
 
-    def __init__(self, store: AvatarStore, folder: Path, avatar: Avatar, rest: Feature, *, talks: bool = False) -> None:
+    def __init__(
+        self,
+        store: AvatarStore,
+        folder: Path,
+        avatar: Avatar,
+        rest: Feature,
+        mouth: Callable[[int], float] = lambda _: 1.0,
+        *,
+        talks: bool = False,
+    ) -> None:
         self._store, self._folder, self._rest = store, folder, rest
         self._closed = False
-        self.avatar, self._talks = avatar, talks
+        self.avatar, self.mouth, self._talks = avatar, mouth, talks
+        self._poses = tuple(pose for pose in range(len(avatar.artefacts)) if mouth(pose) > 0)
 
     @property
     def rest(self) -> Feature:
@@ -103,13 +114,13 @@ class MuseTalkActor:
     @property
     def rests(self) -> bool:
         """Idle frames have their mouths closed."""
-        return self._talks and len(self.avatar.idle) == len(self.avatar.artefacts)
+        return self._talks and len(self.avatar.idle) == len(self._poses)
 
     def idle_wanted(self) -> tuple[int, ...]:
         """The poses of a clip that talks for which nothing was made yet, by whichever session shows the avatar."""
         if not self._talks:
             return ()
-        return tuple(pose for pose in range(len(self.avatar.artefacts)) if pose not in self.avatar.idle)
+        return tuple(pose for pose in self._poses if pose not in self.avatar.idle)
 
     def keep_idle(self, pose: int, patch: Patch) -> None:
         """Keeps it in memory as long as the avatar is in the store."""
@@ -219,12 +230,22 @@ class MuseTalkEngine:
         folder = bundle.engine_path(self.fingerprint)
         with device_errors():
             avatar = self._avatars.take(folder, lambda: self._artefacts(bundle))
-        return MuseTalkActor(self._avatars, folder, avatar, self._rest, talks=self._closes_idle(bundle, avatar))
+        talking = self._closes_idle(bundle, avatar)
+        standing = upright(bundle.landmarks)
+
+        def mouth(pose: int) -> float:
+            return bundle.mouth(pose) if standing[pose] else 0.0
+
+        return MuseTalkActor(self._avatars, folder, avatar, self._rest, mouth, talks=talking)
 
     def _closes_idle(self, bundle: Bundle, avatar: Avatar) -> bool:
         """Whether idle mouths are closed: the clip talks, a device in real time makes them, and memory holds them."""
         pixels = int((avatar.artefacts.shown[:, 2:] - avatar.artefacts.shown[:, :2]).astype(np.int64).prod(1).sum())
-        return talks(bundle.landmarks) and self.pace.capacity(bundle.fps) != 0 and 3 * pixels <= IDLE_BYTES
+        return (
+            talks(bundle.landmarks[bundle.with_mouth()])
+            and self.pace.capacity(bundle.fps) != 0
+            and 3 * pixels <= IDLE_BYTES
+        )
 
     def warmup(self) -> None:
         """Readies every bucket and measures it. Raises `EngineFailed`, or `EngineUnavailable` when the card is too small."""
@@ -262,11 +283,16 @@ class MuseTalkEngine:
         return {"allocated": self.card.allocated(), "avatars": self._avatars.allocated()}
 
     def launch(self, batch: Sequence[PatchRequest]) -> MuseTalkFlight:
-        """Starts the frames with presence above 0; the others, and faces that are black or no numbers, become None.
+        """Starts the frames that show a mouth, with presence above 0; the others, and faces that are black or no numbers, become
+        None.
 
         Raises TypeError for an actor of another engine, IndexError for a pose that its bundle does not have, `EngineFailed`.
         """
-        speaking = [index for index, request in enumerate(batch) if request.presence > 0]
+        speaking = [
+            index
+            for index, request in enumerate(batch)
+            if request.presence > 0 and _actor(request).mouth(request.pose) > 0
+        ]
         flight = MuseTalkFlight(self, batch, speaking)
         if speaking:
             latents = [_actor(batch[index]).avatar.latents[batch[index].pose] for index in speaking]
@@ -291,7 +317,7 @@ class MuseTalkEngine:
         presence = (
             1.0 if actor.rests else min(request.presence, 1.0)
         )  # idle has the lips at rest: nothing to blend with
-        made: Patch = actor.avatar.artefacts.patch(request.pose, face, presence)
+        made: Patch = actor.avatar.artefacts.patch(request.pose, face, presence * actor.mouth(request.pose))
         return made
 
     def close(self) -> None:

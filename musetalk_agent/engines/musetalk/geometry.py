@@ -29,6 +29,8 @@ BETWEEN_EYES = 168
 PARTED = 0.02
 """Median distance of a clip's inner lips, in outer eye distances, above which it talks: as measured for the `warp` engine."""
 _UPPER_LIP, _LOWER_LIP, _LEFT_EYE, _RIGHT_EYE = 13, 14, 33, 263
+LYING = np.pi / 4
+"""How far the eye line may be from level, in radians, before the face is none that this engine can draw."""
 JAW_REACH = 0.035
 """The mesh's jaw ends above the visible edge of the chin by this share of the way down from the eyes (measured, as above)."""
 MARGIN = 10
@@ -102,3 +104,13 @@ def talks(landmarks: NDArray[np.float32]) -> bool:
     gap = np.linalg.norm(landmarks[:, _UPPER_LIP] - landmarks[:, _LOWER_LIP], axis=1)
     eyes = np.linalg.norm(landmarks[:, _LEFT_EYE] - landmarks[:, _RIGHT_EYE], axis=1)
     return float(np.median(gap / np.maximum(eyes, 1e-6))) > PARTED
+
+
+def upright(landmarks: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Which frames of a clip, mesh points float32 `[n, 468, 2]`, show the face standing: bool `[n]`.
+
+    The network knows no others: its boxes are cut along the picture's edges, and it was trained on faces that stand.
+    """
+    along = landmarks[:, _RIGHT_EYE] - landmarks[:, _LEFT_EYE]
+    standing: NDArray[np.bool_] = np.abs(np.arctan2(along[:, 1], along[:, 0])) < LYING
+    return standing

@@ -148,16 +148,18 @@ def _exact(bundle: Bundle, landmarks: Floats, pose: int) -> tuple[Shape, Floats]
 
 def _teeth(bundle: Bundle, landmarks: Floats) -> Floats | None:
     """The colour of the avatar's teeth, from the frame with the widest open mouth."""
-    pose = int(np.argmax(_apertures(landmarks)))
+    usable = bundle.with_mouth()
+    pose = int(usable[np.argmax(_apertures(landmarks[usable]))])
     shape, frame = _exact(bundle, landmarks, pose)
     return teeth_seen(np.asarray(bundle.faces[pose]), frame, shape)
 
 
 def _reference(bundle: Bundle, landmarks: Floats) -> tuple[int, Shape]:
     """The frame with the most closed lips, by the mesh first and then by its pixels, and its exact shape."""
+    usable = bundle.with_mouth()
     aperture = _apertures(landmarks)
     seen: list[tuple[float, int, Shape]] = []
-    for pose in np.argsort(aperture, kind="stable")[:CANDIDATES]:
+    for pose in usable[np.argsort(aperture[usable], kind="stable")[:CANDIDATES]]:
         shape = _exact(bundle, landmarks, int(pose))[0]
         area = float((shape.curves[IL] - shape.curves[IU]).mean())
         if area == 0:

@@ -25,10 +25,11 @@ class WarpActor:
     """A bundle and its artefacts. It keeps nothing from frame to frame, so the same request always gives the same patch.
 
     Args:
-        quiet: one patch per idle frame when the clip's own mouth is to be closed while nobody speaks, else none.
+        quiet: one patch per idle frame when the clip's own mouth is to be closed while nobody speaks, else none at all. None for a
+            frame that shows no mouth.
     """
 
-    def __init__(self, bundle: Bundle, artefacts: Artefacts, quiet: tuple[Patch, ...] = ()) -> None:
+    def __init__(self, bundle: Bundle, artefacts: Artefacts, quiet: tuple[Patch | None, ...] = ()) -> None:
         self.bundle = bundle
         self.artefacts = artefacts
         self.quiet = quiet
@@ -114,7 +115,8 @@ class WarpEngine:
         return None
 
     def infer(self, batch: Sequence[PatchRequest]) -> list[Patch | None]:
-        """One patch per request. None where presence is 0 and the clip is silent by itself: the idle frame as it is.
+        """One patch per request. None where the idle frame is shown as it is: it shows no mouth, or presence is 0 and the clip is
+        silent by itself.
 
         Raises TypeError for an actor of another engine, IndexError for a pose that the bundle does not have.
         """
@@ -126,11 +128,12 @@ class WarpEngine:
             raise TypeError(f"the warp engine was given a {type(actor).__name__}; open the bundle with this engine")
         if not 0 <= request.pose < len(actor.bundle):
             raise IndexError(f"pose {request.pose} of a clip of {len(actor.bundle)} frames")
-        presence = min(max(request.presence, 0.0), 1.0)
+        presence, mouth = min(max(request.presence, 0.0), 1.0), actor.bundle.mouth(request.pose)
         feature = request.feature
         if actor.quiet:  # idle has the lips at rest: the way there is to open them less
             feature, presence = (feature * presence).astype(np.float32), 1.0
-        elif presence == 0.0:
+        presence *= mouth
+        if presence == 0.0:
             return None
         return render(actor.bundle, actor.artefacts, request.pose, Articulation.of(feature), presence)
 

@@ -26,34 +26,40 @@ PARTED = 0.02
 same talkers 0.02–0.10."""
 
 
-def parted(artefacts: Artefacts) -> bool:
+def parted(bundle: Bundle, artefacts: Artefacts) -> bool:
     """Whether the clip's own lips are mostly apart."""
-    openings = [float((pose.curves[IL] - pose.curves[IU]).max()) for pose in artefacts.poses]
+    openings = [
+        float((artefacts.poses[k].curves[IL] - artefacts.poses[k].curves[IU]).max()) for k in bundle.with_mouth()
+    ]
     return float(np.median(openings)) > PARTED
 
 
-def quiet_patches(bundle: Bundle, artefacts: Artefacts, folder: Path) -> tuple[Patch, ...]:
-    """A patch per idle frame, or none at all when the clip's lips are closed anyway. Stored in `folder`, whole or not at all.
+def quiet_patches(bundle: Bundle, artefacts: Artefacts, folder: Path) -> tuple[Patch | None, ...]:
+    """A patch per idle frame (None for one that shows no mouth), or none at all when the clip's lips are closed anyway. Stored in
+    `folder`, whole or not at all.
 
     Raises OSError when the folder cannot be written.
     """
-    if not parted(artefacts):
+    if not parted(bundle, artefacts):
         return ()
     try:
         return _load(folder / FILE, len(bundle))
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
         rest = Articulation.of(np.zeros(FEATURE_SIZE, np.float32))
-        drawn = (render(bundle, artefacts, pose, rest, 1.0) for pose in range(len(bundle)))
-        patches = tuple(patch for patch in drawn if patch is not None)
-        if len(patches) < len(bundle):  # a face too small or too far out of the picture to draw on
-            return ()
+        patches = tuple(
+            render(bundle, artefacts, pose, rest, mouth) if (mouth := bundle.mouth(pose)) > 0 else None
+            for pose in range(len(bundle))
+        )
+        if any(patch is None and bundle.mouth(pose) > 0 for pose, patch in enumerate(patches)):
+            return ()  # a face too small or too far out of the picture to draw on
         _save(folder, patches)
         return patches
 
 
-def _save(folder: Path, patches: tuple[Patch, ...]) -> None:
-    boxes = np.array([(p.box.x0, p.box.y0, p.box.x1, p.box.y1) for p in patches], np.int32)
-    pixels = np.concatenate([p.pixels.reshape(-1) for p in patches])
+def _save(folder: Path, patches: tuple[Patch | None, ...]) -> None:
+    """No patch is an empty box."""
+    boxes = np.array([(p.box.x0, p.box.y0, p.box.x1, p.box.y1) if p else (0, 0, 0, 0) for p in patches], np.int32)
+    pixels = np.concatenate([p.pixels.reshape(-1) for p in patches if p] or [np.empty(0, np.uint8)])
     handle, name = tempfile.mkstemp(dir=folder, suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -64,15 +70,19 @@ def _save(folder: Path, patches: tuple[Patch, ...]) -> None:
         raise
 
 
-def _load(path: Path, count: int) -> tuple[Patch, ...]:
+def _load(path: Path, count: int) -> tuple[Patch | None, ...]:
     with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
         boxes, pixels = stored["boxes"], stored["pixels"]
     if len(boxes) != count:
         raise ValueError(f"{len(boxes)} patches for {count} frames")
-    patches, at = [], 0
+    patches: list[Patch | None] = []
+    at = 0
     for x0, y0, x1, y1 in boxes.tolist():
         box = Box(x0, y0, x1, y1)
         size = box.width * box.height * 3
+        if size == 0:
+            patches.append(None)
+            continue
         patches.append(Patch(box, pixels[at : at + size].reshape(box.height, box.width, 3)))
         at += size
     return tuple(patches)

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from musetalk_agent.avatars.face import LEFT_EYE, RIGHT_EYE, FaceNet
+from musetalk_agent.avatars.face import LEFT_EYE, RIGHT_EYE, Detection, FaceNet
 from musetalk_agent.avatars.quality import closed_mouth, face_px, report
 from musetalk_agent.avatars.track import FaceTrack, FaceTracker, finish
 from musetalk_agent.errors import NoFaceInAvatar
@@ -12,6 +12,7 @@ from musetalk_agent.media import Pixels
 from musetalk_agent.weights import ModelStore
 
 from .clips import face, flat, moving, noise
+from .test_shots import other_shot
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +75,7 @@ def test_the_largest_face_is_followed_and_the_other_told(net: FaceNet) -> None:
     assert "several_faces" in warnings(found, picture)
 
 
-def test_frames_without_a_face_borrow_their_neighbours(net: FaceNet) -> None:
+def test_frames_without_a_face_get_no_mouth(net: FaceNet) -> None:
     clip = moving(12, step=1.5)
     whole = track(net, clip).points
     for gap in (3, 4, 5, 11):
@@ -83,6 +84,80 @@ def test_frames_without_a_face_borrow_their_neighbours(net: FaceNet) -> None:
     assert found.missing == [3, 4, 5, 11]
     assert np.abs(found.points - whole).mean() < 1.0
     assert "frames_without_face" in warnings(found, clip[0])
+    assert np.flatnonzero(found.mouths() == 0).tolist() == [3, 4, 5, 11]
+    assert found.mouths()[[0, 2, 6, 8, 10]].tolist() == [0.75, 0.25, 0.25, 0.75, 0.25]
+
+
+def test_a_face_that_fades_to_black_is_missing_before_it_is_gone(net: FaceNet) -> None:
+    strength = [1.0] * 6 + [0.8, 0.6, 0.45, 0.3, 0.2, 0.1, 0.0]
+    clip = [np.asarray(picture * s, np.uint8) for picture, s in zip(moving(len(strength)), strength, strict=True)]
+    assert track(net, clip).missing == [9, 10, 11, 12]
+
+
+def turned_copy(picture: Pixels, turns: int) -> Pixels:
+    return np.ascontiguousarray(np.rot90(picture, turns))
+
+
+@pytest.mark.parametrize("turns", [1, 2, 3])
+def test_a_lying_face_is_found_in_its_own_rotation_and_told(net: FaceNet, turns: int) -> None:
+    standing, lying = track(net, [face(320)] * 2), track(net, [turned_copy(face(320), turns)] * 2)
+    x, y = lying.points[0].T
+    back = {1: (319 - y, x), 2: (319 - x, 319 - y), 3: (y, 319 - x)}[turns]
+    assert np.abs(np.stack(back, 1) - standing.points[0]).mean() < 4.0
+    assert "face_lying" in warnings(lying, face(320)) and "face_lying" not in warnings(standing, face(320))
+    assert abs(face_px(lying.points) - face_px(standing.points)) < 6
+
+
+def test_a_tilted_head_does_not_lie(net: FaceNet) -> None:
+    turn = cv2.getRotationMatrix2D((160, 160), 38, 1.0)
+    tilted = cv2.warpAffine(face(320), turn, (320, 320), borderMode=cv2.BORDER_REPLICATE)
+    assert "face_lying" not in warnings(track(net, [np.asarray(tilted, np.uint8)]), face(320))
+
+
+def test_small_faces_are_counted_though_the_quick_detector_misses_them(net: FaceNet) -> None:
+    picture = flat(127, 1280, 720)
+    for left, side in ((100, 240), (500, 200), (900, 220)):
+        picture[250 : 250 + side, left : left + side] = face(side)
+    rgb = np.ascontiguousarray(picture[:, :, ::-1])
+    assert len(net.faces(rgb)) == 3
+    found = track(net, [picture] * 2)
+    assert found.points[0][:, 0].max() < 400 and "several_faces" in warnings(found, picture)
+
+
+def test_what_the_mesh_calls_no_face_is_none(net: FaceNet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A detector that also sees a face in the background, larger and surer than the real one."""
+    picture = beside(face(256), noise(256, 256))
+    rgb = np.ascontiguousarray(picture[:, :, ::-1])
+    real = net._detectors[0].find
+    ghost = Detection(384.0, 128.0, 250.0, 0.0, 9.0)
+    monkeypatch.setattr(net._detectors[0], "find", lambda rgb: [ghost, *real(rgb)])
+    assert len(net.faces(rgb)) == 1
+    found = track(net, [picture] * 2)
+    assert found.points[0][:, 0].max() < 256 and "several_faces" not in warnings(found, picture)
+    monkeypatch.setattr(net._detectors[0], "find", lambda rgb: [ghost])  # the next detector is asked
+    assert len(net.faces(rgb, thorough=False)) == 1
+
+
+def test_a_lost_face_is_found_again_at_its_place_though_a_larger_one_is_there_now(net: FaceNet) -> None:
+    before, after = beside(face(320), face(300)), beside(face(306), face(320))
+    after = np.asarray(cv2.resize(after, (620, 320)), np.uint8)
+    found = track(net, [before, before, flat(127, 620, 320), after, after])
+    assert found.missing == [2]
+    assert found.points[-1][:, 0].max() < 310
+    assert (
+        track(net, [after]).points[0][:, 0].min() > 310
+    )  # it is the larger one to somebody who has not seen the clip before
+
+
+def test_another_shot_is_cut_away_and_told(net: FaceNet) -> None:
+    clip = [*moving(6), *[other_shot()] * 8]
+    found = track(net, clip)
+    assert (found.start, found.end, found.cuts, found.total) == (6, 14, (6,), 14)
+    assert len(found.points) == 8 and np.abs(found.points - track(net, clip[6:]).points).mean() < 0.5
+    (told,) = [
+        w.message for w in report("x", found, (256, 256), (256, 256), 25, False).warnings if w.code == "scene_cut"
+    ]
+    assert "at frame 6;" in told and "frames 6 to 13" in told
 
 
 @pytest.mark.parametrize("count", [2, 7])

@@ -29,7 +29,8 @@ from musetalk_agent.errors import (
 from musetalk_agent.protocol.http import AvatarSource, Picture
 from musetalk_agent.weights import Manifest, ModelStore
 
-from .clips import archive, encoded, face, frames_zip, moving, video
+from .clips import archive, encoded, face, flat, frames_zip, moving, video
+from .test_shots import other_shot
 
 CLIP = frames_zip(moving(6, 128))
 
@@ -54,6 +55,28 @@ async def test_a_zip_becomes_a_bundle(library: AvatarLibrary) -> None:
     assert bundle.faces.shape[1:] == (box.height, box.width, 3)
     middle = bundle.landmarks[3].mean(0)
     assert box.x0 < middle[0] < box.x1 and box.y0 < middle[1] < box.y1
+
+
+async def test_black_frames_stay_black_and_get_no_mouth(library: AvatarLibrary) -> None:
+    clip = moving(16, 128)
+    for gap in (6, 7):
+        clip[gap] = flat(0, 128, 128)
+    bundle = await prepared(library, frames_zip(clip))
+    assert bundle.report.frames_without_face == [6, 7] and len(bundle) == 16
+    assert [bundle.mouth(pose) for pose in (0, 2, 4, 6, 7, 8, 11, 15)] == [1, 1, 0.5, 0, 0, 0.25, 1, 1]
+    assert bundle.frames[6][:128].max() <= 17
+    assert bundle.with_mouth().tolist() == [0, 1, 2, 11, 12, 13, 14, 15]
+
+
+@pytest.mark.parametrize("picture", [Picture(), Picture(width=128, height=96)], ids=["whole", "cropped"])
+async def test_only_the_longest_shot_is_kept(library: AvatarLibrary, picture: Picture) -> None:
+    """Six frames of one shot, nine of another; what is stored begins with the seventh."""
+    bundle = await prepared(library, frames_zip([*moving(6, 128, step=0.5), *[other_shot(128)] * 9]), picture)
+    assert len(bundle) == bundle.report.frames == 9
+    assert [w.code for w in bundle.report.warnings if w.code == "scene_cut"] == ["scene_cut"]
+    alone = await prepared(library, frames_zip([other_shot(128)] * 9), picture)
+    assert np.array_equal(bundle.frames, alone.frames)
+    assert np.abs(bundle.landmarks - alone.landmarks).mean() < 1.0 and np.abs(bundle.boxes - alone.boxes).max() <= 4
 
 
 async def test_frames_keep_natural_order(library: AvatarLibrary) -> None:

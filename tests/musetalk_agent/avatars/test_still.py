@@ -17,9 +17,7 @@ SIDE = 256
 @pytest.fixture(scope="module")
 def points(models: ModelStore) -> Points:
     net, rgb = FaceNet(models), np.ascontiguousarray(face(SIDE)[:, :, ::-1])
-    found = net.settle(rgb, net.detect(rgb)[0])
-    assert found is not None
-    return found
+    return net.faces(rgb)[0].points
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +41,7 @@ def test_the_mesh_goes_where_the_picture_goes(frames: list[tuple[Pixels, Points]
     net = FaceNet(models)
     for picture, moved in (frames[0], frames[-1]):
         rgb = np.ascontiguousarray(picture[:, :, ::-1])
-        seen = net.settle(rgb, net.detect(rgb)[0])
-        assert seen is not None and np.abs(seen - moved).mean() < 0.6
+        assert np.abs(net.faces(rgb)[0].points - moved).mean() < 0.6
 
 
 def test_edges_stay_as_they_are(frames: list[tuple[Pixels, Points]]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +97,34 @@ def test_idle_mouths_of_a_clip_that_talks_are_those_of_silence(models: Path, tmp
     assert opening is not None and opening.mask is not None
     assert np.array_equal(opening.mask, actor.avatar.artefacts.mask(0))  # the clip's own mouth shows through nowhere
     assert made_by(engine, [PatchRequest(other, 0, features(engine, 1)[0], 0.0)]) == [None]
+
+
+def test_nothing_is_drawn_where_no_mouth_is(models: Path, tmp_path: Path) -> None:
+    """Neither while it speaks nor while it idles; beside such frames the mask is weaker."""
+    engine = MuseTalkEngine(models, OPTIONS)
+    engine.pace = Pace({4: 0.02})
+    actor = engine.open(replace(with_lips(tmp_path, 12), mouths=np.array([1, 0.5, 0], np.float32)))
+    assert actor.idle_wanted() == (0, 1)
+    made = made_by(engine, [PatchRequest(actor, pose, actor.rest) for pose in range(POSES)])
+    assert [patch is not None for patch in made] == [True, True, False]
+    masks = [patch.mask for patch in made if patch is not None and patch.mask is not None]
+    assert masks[0].max() == actor.avatar.artefacts.mask(0).max() and abs(masks[1].max() - masks[0].max() / 2) <= 1
+    for pose in (0, 1):
+        patch = made[pose]
+        assert patch is not None
+        actor.keep_idle(pose, patch)
+    assert [actor.idle(pose) is not None for pose in range(POSES)] == [True, True, False]
+
+
+@pytest.mark.parametrize("turns", [1, 2, 3])
+def test_a_face_that_lies_is_not_drawn(models: Path, tmp_path: Path, turns: int) -> None:
+    engine = MuseTalkEngine(models, OPTIONS)
+    picture, points = moved(40, 20, 0.5, (400, 400))
+    x, y = points.T
+    lying = np.stack(((y, 399 - x), (399 - x, 399 - y), (399 - y, x))[turns - 1], 1).astype(np.float32)
+    actor = engine.open(bundle_of(tmp_path, [(np.ascontiguousarray(np.rot90(picture, turns)), lying)]))
+    assert made_by(engine, [PatchRequest(actor, 0, features(engine, 1)[0])]) == [None]
+    assert actor.idle_wanted() == ()
 
 
 def test_idle_mouths_are_left_alone_on_a_device_too_slow_for_them(models: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -12,7 +13,7 @@ import pytest
 from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.engines.base import PatchRequest
 from musetalk_agent.engines.warp import artefacts
-from musetalk_agent.engines.warp.artefacts import FILE
+from musetalk_agent.engines.warp.artefacts import FILE, Artefacts
 from musetalk_agent.engines.warp.engine import WarpActor, WarpEngine
 from musetalk_agent.engines.warp.geometry import IL, IU, Shape, eye_frame, mesh_shape, to_mouth
 from musetalk_agent.media import Feature, Patch
@@ -58,6 +59,33 @@ def front(gap: float = 0.0, angle: float = 0.0) -> faces.Points:
 
 def test_presence_nought_shows_the_idle_frame(demo: Demo) -> None:
     assert demo[0].infer([PatchRequest(demo[1], 0, A, 0.0)]) == [None]
+
+
+def test_nothing_is_drawn_where_no_mouth_is(tmp_path: Path) -> None:
+    """Neither in speech nor in idle frames, also of a clip whose own mouth talks; beside them it comes in by degrees."""
+    open_lips = front(0.1)
+    mouths = np.array([1, 0.5, 0, 0], np.float32)
+    bundle = replace(faces.bundle_of(tmp_path, [faces.drawn(open_lips, SIZE)] * 4, [open_lips] * 4), mouths=mouths)
+    engine = WarpEngine(faces.NoFeatures())
+    for _ in range(2):  # made, then loaded
+        actor = engine.open(bundle)
+        made = engine.infer([PatchRequest(actor, pose, REST, 1.0) for pose in range(4)])
+        assert [patch is not None for patch in made] == [True, True, False, False]
+        assert [actor.idle(pose) is not None for pose in range(4)] == [True, True, False, False]
+        changes = [np.abs(faces.idle(actor, k, p.box).astype(int) - p.pixels).mean() for k, p in enumerate(made) if p]
+        assert 0.3 * changes[0] < changes[1] < 0.8 * changes[0]
+
+
+def test_lips_are_taken_from_a_frame_that_shows_them(tmp_path: Path) -> None:
+    """The black frame borrows a mesh whose lips are closed; it is no reference for all that."""
+    shut, ajar = front(), front(0.05)
+    pictures = [np.zeros((480, 480, 3), np.uint8), faces.drawn(ajar, SIZE), faces.drawn(ajar, SIZE)]
+    bundle = faces.bundle_of(tmp_path, pictures, [shut, ajar, ajar])
+    assert Artefacts.of(bundle).reference == 0
+    assert Artefacts.of(replace(bundle, mouths=np.array([0, 1, 1], np.float32))).reference != 0
+    assert (
+        Artefacts.of(replace(bundle, mouths=np.zeros(3, np.float32))).reference == 0
+    )  # none shows any: it must not fail
 
 
 def test_presence_brings_the_mouth_in_without_a_jump(demo: Demo) -> None:
