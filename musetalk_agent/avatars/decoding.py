@@ -16,7 +16,7 @@ from typing import cast
 
 import av
 import av.error
-from av.codec.context import CodecContext
+from av.codec.context import CodecContext, ThreadType
 from av.container import InputContainer
 from av.filter import Graph
 from av.packet import Packet
@@ -28,7 +28,7 @@ from av.video.stream import VideoStream
 from musetalk_agent.avatars.limits import AvatarLimits
 from musetalk_agent.avatars.pictures import check_pixels
 from musetalk_agent.avatars.sniff import Kind
-from musetalk_agent.errors import AvatarEmpty, AvatarTooLarge, AvatarUndecodable
+from musetalk_agent.errors import AvatarEmpty, AvatarError, AvatarTooLarge, AvatarUndecodable
 
 CODECS = frozenset(
     "h264 hevc av1 libdav1d libaom-av1 vp8 vp9 libvpx libvpx-vp9 mpeg1video mpeg2video mpeg4 msmpeg4v2 msmpeg4 mjpeg prores "
@@ -41,6 +41,9 @@ _DOLBY_ONLY = frozenset({"dvh1", "dvhe", "dva1", "dvav", "dav1"})
 """Sample entries of Dolby Vision that is nothing else as well (ETSI TS 103 572): without its metadata it is green and violet."""
 _THREADS_MAX = 4
 """Every thread holds frames of its own; more of them do not help a clip of a minute."""
+_SLICES_PIXELS = 1920 * 1088
+"""Up to here no two frames are decoded at once, so that a decoder's error belongs to the packet that it is raised for. H.264 has
+one thread then: with threads that share a frame FFmpeg does not mark those in which it conceals errors (libavcodec/h264dec.c)."""
 _CUT_S, _CUT_SHARE = 0.3, 0.05
 """A clip counts as cut when it ends so much before its header says: muxers round by a frame or two."""
 
@@ -101,8 +104,11 @@ class Decoding:
             raise _too_long(float(self._promised), limits)
         self._end = Fraction(0)
         self._broken_off = False
-        self._bad_from: Fraction | None = None
-        self._good = self.damaged = 0
+        self._bad: tuple[Fraction, Fraction] | None = None
+        self._good = self._damaged = 0
+        self._lost: list[Fraction] = []
+        frames_at_once = self._context.thread_count if self._context.thread_type & ThreadType.FRAME else 0
+        self._sent: deque[int] = deque(maxlen=frames_at_once + 1)
 
     def frames(self) -> Iterator[TimedFrame]:
         """Whole frames. Raises AvatarTooLarge, and what PyAV does."""
@@ -122,28 +128,32 @@ class Decoding:
         found = []
         promised = self._promised or Fraction(0)
         lacking = promised - self._end > max(Fraction(_CUT_S), promised * Fraction(_CUT_SHARE))
-        short = lacking and (self._broken_off or not self.damaged)
+        short = lacking and (self._broken_off or not self._damaged)
         if self._broken_off or short:
             of = f" of the {float(promised):.1f} s that its header promises" if short else ""
             found.append(
                 ("video_cut_short", f"The video breaks off after {float(self._end):.1f} s{of}; send it again, whole.")
             )
-        if self.damaged:
+        if self._damaged:
             found.append(
                 (
                     "video_damaged",
-                    f"{self.damaged} of {self.damaged + self._good} frames of the video are damaged and were left out; "
+                    f"{self._damaged} of {self._damaged + self._good} frames of the video are damaged and were left out; "
                     "export it again.",
                 )
             )
         return found
 
-    def undecodable(self) -> AvatarUndecodable:
-        """The refusal of a video without a whole frame."""
-        return AvatarUndecodable(
-            f"None of the {self.damaged} frames of the video can be decoded; export it again, as H.264 (MP4).",
-            value=self.damaged,
-        )
+    def refusal(self) -> AvatarError:
+        """Why there is no frame, once there was none."""
+        if self._broken_off or (self._promised and not self._damaged):
+            return AvatarUndecodable("The video breaks off before its first frame is whole; send it again, whole.")
+        if self._damaged:
+            return AvatarUndecodable(
+                f"None of the {self._damaged} frames of the video can be decoded; export it again, as H.264 (MP4).",
+                value=self._damaged,
+            )
+        return AvatarEmpty("The video has no frame in it.")
 
     def _decoder(self) -> VideoCodecContext:
         stream, context = self.stream, self.stream.codec_context
@@ -168,8 +178,10 @@ class Decoding:
             )
             context.extradata = extradata
         context.options = {"max_pixels": str(self._limits.picture_pixels)}
-        context.thread_type = av.codec.context.ThreadType.AUTO
-        context.thread_count = min(_THREADS_MAX, os.cpu_count() or 1)
+        large = context.width * context.height > _SLICES_PIXELS
+        context.thread_type = ThreadType.AUTO if large else ThreadType.SLICE
+        alone = name == "h264" and not large
+        context.thread_count = 1 if alone else min(_THREADS_MAX, os.cpu_count() or 1)
         return context
 
     def _length(self) -> Fraction | None:
@@ -179,29 +191,28 @@ class Decoding:
         return Fraction(self._container.duration, av.time_base) if self._container.duration else None
 
     def _packets(self) -> Iterator[Packet[VideoStream]]:
-        packets = self._container.demux(self.stream)
         torn = False
-        while True:
-            try:
-                packet = next(packets)
-            except StopIteration:
-                return
-            except av.error.FFmpegError as error:
-                if _no_memory(error):
-                    raise
-                self._broken_off = True
-                self.damaged -= torn  # the file ends within that packet
-                return
-            torn = packet.is_corrupt
-            yield packet
+        try:
+            for packet in self._container.demux(self.stream):
+                torn = packet.is_corrupt if packet.size else torn
+                yield packet
+        except av.error.FFmpegError as error:
+            if _no_memory(error):
+                raise
+            self._broken_off = True
+        if torn:  # the file ends within the last packet, which is no damage of its own
+            self._broken_off = True
+            self._damaged -= 1
 
     def _decoded(self) -> Iterator[tuple[Fraction | None, DecodedFrame]]:
         """Frames as they are decoded, with their stamp in seconds; what fails is counted and noted as bad."""
         for packet in self._packets():
             if packet.size and self._by_order is not None and packet.dts is not None:
                 self._by_order.append(packet.dts)
+            if packet.pts is not None:
+                self._sent.append(packet.pts)
             if packet.is_corrupt:  # its end is missing
-                self._note_damage(packet.pts)
+                self._note_damage()
                 continue
             yield from self._of(packet)
         yield from self._of(None)
@@ -216,7 +227,7 @@ class Decoding:
         except av.error.FFmpegError as error:
             if _no_memory(error):
                 raise
-            self._note_damage(None if packet is None else packet.pts)
+            self._note_damage()
             return
         for frame in frames:
             stamp = frame.pts
@@ -224,28 +235,35 @@ class Decoding:
                 stamp = self._by_order.popleft()
             yield (None if stamp is None else stamp * self._time_base), frame
 
-    def _note_damage(self, pts: int | None) -> None:
-        self.damaged += 1
-        start = self._end if pts is None else pts * self._time_base
-        self._bad_from = start if self._bad_from is None else min(self._bad_from, start)
+    def _note_damage(self) -> None:
+        """Counts a packet that gave no frame: one of the last that were sent, where threads decode several at once."""
+        first, last = min(self._sent, default=0), max(self._sent, default=0)
+        self._lose(first * self._time_base, last * self._time_base)
+
+    def _lose(self, first: Fraction, last: Fraction) -> None:
+        """Counts a frame that is lost, of a time from `first` to `last`. What follows it is bad, too, until a key frame."""
+        self._damaged += 1
+        self._lost.append(first)
+        self._bad = (first, last) if self._bad is None else (min(self._bad[0], first), max(self._bad[1], last))
 
     def _whole(self, frames: Iterator[tuple[Fraction | None, DecodedFrame]]) -> Iterator[tuple[Fraction, DecodedFrame]]:
         """Frames that no damage has reached: after a bad one they begin again with a key frame."""
         stamp = Fraction(0)
         for given, frame in frames:
             stamp = stamp + 1 / self._rate if given is None else given
+            if self._bad is not None and frame.key_frame and stamp > self._bad[1]:
+                self._bad = None
             if frame.is_corrupt:
-                self._bad_from = stamp if self._bad_from is None else min(self._bad_from, stamp)
-            if self._bad_from is not None and stamp >= self._bad_from:
-                if frame.is_corrupt or not frame.key_frame:
-                    self.damaged += 1
-                    continue
-                self._bad_from = None
-            yield stamp, frame
+                self._lose(stamp, stamp)
+            elif self._bad is not None and stamp >= self._bad[0]:
+                self._damaged += 1
+                self._lost.append(stamp)
+            else:
+                yield stamp, frame
 
     def _spaced(self, frames: Iterator[tuple[Fraction, DecodedFrame]]) -> Iterator[TimedFrame]:
         """Frames with their times from 0 on; where bad ones were left out, those that follow move up."""
-        limits, shift, pixels, bad = self._limits, None, 0, 0
+        limits, shift, pixels = self._limits, None, 0
         last, usual = Fraction(-1), 1 / self._rate
         for stamp, frame in frames:
             check_pixels(frame.width, frame.height, "the video", limits)
@@ -258,9 +276,10 @@ class Decoding:
                 )
             shift = -stamp if shift is None else shift
             time = stamp + shift
-            if self.damaged > bad and self._good and time > last + usual:
+            missing = [lost for lost in self._lost if lost <= stamp]
+            self._lost = [lost for lost in self._lost if lost > stamp]
+            if missing and self._good and time > last + usual:
                 shift, time = shift + last + usual - time, last + usual
-            bad = self.damaged
             if time <= last:
                 continue
             if self._good:

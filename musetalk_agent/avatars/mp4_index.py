@@ -67,12 +67,14 @@ def check_index(path: Path, limits: AvatarLimits) -> None:
 
     Raises:
         AvatarTooLarge: too many tracks, or too many samples in all tracks, edits and fragments.
-        AvatarUndecodable: the index is packed, which QuickTime once did.
+        AvatarUndecodable: there is no index, or it is packed, which QuickTime once did.
     """
     tracks: list[_Track] = []
     fragments = 0
+    indexed = False
     with path.open("rb") as file:
         for kind, start, size in _boxes(file, 0, path.stat().st_size):
+            indexed |= kind in (b"moov", b"moof")
             if kind == b"cmov":
                 raise AvatarUndecodable("The video's index is packed (an old QuickTime file); export it again as MP4.")
             if kind == b"trak":
@@ -88,6 +90,11 @@ def check_index(path: Path, limits: AvatarLimits) -> None:
                 _count(file, kind, start, size, tracks[-1], limits)
             if fragments > limits.video_samples:
                 break
+    if not indexed:
+        raise AvatarUndecodable(
+            "The video ends before its index, which comes last in many MP4 files: its recording or its upload broke off. Send it "
+            "again, whole."
+        )
     samples = fragments + sum(track.entries for track in tracks)
     pcm = int(limits.video_seconds * _PCM_RATE_MAX)
     samples = max(samples, *(track.samples for track in tracks if track.samples > pcm), 0)

@@ -9,7 +9,7 @@ from types import TracebackType
 
 from musetalk_agent.avatars.cache import AvatarCache
 from musetalk_agent.avatars.limits import AvatarLimits
-from musetalk_agent.avatars.sniff import SNIFF_BYTES, Kind, sniff
+from musetalk_agent.avatars.sniff import SNIFF_BYTES, VIDEOS_UNREAD, Kind, sniff
 from musetalk_agent.errors import AvatarEmpty, AvatarTooLarge, AvatarUndecodable
 
 _BLOCK_BYTES = 1 << 20
@@ -95,8 +95,9 @@ class Receiver:
             raise AvatarEmpty(f"{self._sentence()} is empty (0 bytes).")
         if kind not in self._accepted:
             wanted = sorted(accepted.value for accepted in self._accepted)
+            advice = " Export the video as MP4 (H.264)." if kind in VIDEOS_UNREAD else ""
             raise AvatarUndecodable(
-                f"{self._sentence()} looks like {kind.value}; expected is {', '.join(wanted[:-1])} or {wanted[-1]}.",
+                f"{self._sentence()} looks like {kind.value}; expected is {', '.join(wanted[:-1])} or {wanted[-1]}.{advice}",
                 value=kind.value,
             )
 

@@ -39,7 +39,7 @@ class Kind(StrEnum):
 
 PICTURES = frozenset({Kind.PNG, Kind.JPEG, Kind.WEBP})
 VIDEOS = frozenset({Kind.MP4, Kind.WEBM, Kind.MPEG, Kind.MPEG_TS, Kind.AVI})
-VIDEOS_UNREAD = frozenset({Kind.WMV, Kind.FLASH, Kind.OGG, Kind.MXF})
+VIDEOS_UNREAD = frozenset({Kind.WMV, Kind.FLASH, Kind.OGG, Kind.MXF, Kind.AUDIO})
 """Containers that are known by name only."""
 
 _MAGIC: tuple[tuple[bytes, Kind], ...] = (

@@ -22,7 +22,7 @@ from musetalk_agent.avatars.limits import AvatarLimits
 from musetalk_agent.avatars.mp4_index import check_index, clean_apertures
 from musetalk_agent.avatars.sniff import Kind
 from musetalk_agent.avatars.upright import Aperture, Upright
-from musetalk_agent.errors import AvatarEmpty, AvatarUndecodable
+from musetalk_agent.errors import AvatarUndecodable
 from musetalk_agent.media import Pixels
 
 _DEMUXERS = {
@@ -50,7 +50,7 @@ class VideoClip:
         with refusals():
             self._first = next(self._frames, None)
         if self._first is None:
-            raise AvatarEmpty("The video has no frame in it.") if not decoding.damaged else decoding.undecodable()
+            raise decoding.refusal()
         self.size = upright.size(self._first.frame)
 
     @property

@@ -255,3 +255,10 @@ def with_clap(mp4: bytes, clap: bytes) -> bytes:
 def clap(width: int, height: int, right: int, down: int) -> bytes:
     """A clean aperture of this size whose middle lies `right` and `down` of the picture's (ISO/IEC 14496-12, 12.1.4)."""
     return box(b"clap", struct.pack(">IIIIiIiI", width, 1, height, 1, right, 1, down, 1))
+
+
+def packets(data: bytes) -> list[tuple[int, int]]:
+    """Where each picture's bytes lie in a file, and how many they are."""
+    with av.open(io.BytesIO(data)) as file:
+        found = [(packet.pos or 0, packet.size) for packet in file.demux(file.streams.video[0])]
+    return [part for part in found if part[1]]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import re
 import struct
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from av.video.stream import VideoStream
@@ -16,7 +19,7 @@ from musetalk_agent.avatars.video import open_clip
 from musetalk_agent.errors import AvatarUndecodable
 from musetalk_agent.media import Pixels
 
-from .cards import BT601, BT709, BT2020, FULL, HLG, PQ, Film, card, cards, clap, read, with_clap, woven
+from .cards import BT601, BT709, BT2020, FULL, HLG, PQ, Film, card, cards, clap, packets, read, with_clap, woven
 
 LIMITS = AvatarLimits()
 LEVELS = 6
@@ -101,14 +104,19 @@ def test_taken_as_they_are(tmp_path: Path, film: Film) -> None:
     Taken(tmp_path, film.of(cards(COUNT))).check()
 
 
-@pytest.mark.parametrize("container", ["mp4", "matroska"])
-@pytest.mark.parametrize("vflip", [False, True])
-@pytest.mark.parametrize("hflip", [False, True])
+@pytest.mark.parametrize(
+    ("container", "hflip", "vflip"),
+    [
+        ("mp4", False, False),
+        ("mp4", True, False),
+        ("mp4", False, True),
+        ("mp4", True, True),
+        ("matroska", False, False),
+    ],
+)
 @pytest.mark.parametrize("quarters", range(4))
 def test_turned_and_mirrored(tmp_path: Path, quarters: int, hflip: bool, vflip: bool, container: str) -> None:
-    """What is coded lies as a camera held sideways, or looking at its owner, leaves it to the player."""
-    if container == "matroska" and (hflip or vflip):
-        pytest.skip("Matroska has no mirrors")
+    """What is coded lies as a camera held sideways, or looking at its owner, leaves it to the player; Matroska has no mirrors."""
     coded = []
     for picture in cards(COUNT):
         flipped = picture[:: -1 if vflip else 1, :: -1 if hflip else 1]
@@ -269,3 +277,103 @@ def joined(first: list[Pixels], second: list[Pixels]) -> bytes:
     struct.pack_into("<I", head, len(head) - 8, 4 + len(chunks[0]) + len(chunks[1]))
     whole = bytes(head) + chunks[0] + chunks[1]
     return whole[:4] + struct.pack("<I", len(whole) - 8) + whole[8:]
+
+
+def index_first(data: bytes, folder: Path) -> bytes:
+    """The same MP4 with its index before its pictures, as files for the web have it."""
+    path = folder / "index-first.mp4"
+    with av.open(io.BytesIO(data)) as source, av.open(str(path), "w", options={"movflags": "faststart"}) as target:
+        stream = source.streams.video[0]
+        copied = target.add_stream_from_template(stream)
+        for packet in source.demux(stream):
+            if packet.size:
+                packet.stream = copied
+                target.mux(packet)
+    return path.read_bytes()
+
+
+TWO_GROUPS = {"g": "10", "bf": "2", "sc_threshold": "0"}
+
+
+@pytest.mark.parametrize(
+    ("container", "share"),
+    [("mp4", 0.6), ("mp4", 0.9), ("webm", 0.6), ("avi", 0.6), ("avi", 0.9), ("mpegts", 0.6), ("mpegts", 0.9)],
+)
+def test_a_file_that_is_cut_gives_its_frames_and_a_warning(tmp_path: Path, container: str, share: float) -> None:
+    film = Film(container, "libvpx" if container == "webm" else "libx264", tagged=False, options=TWO_GROUPS)
+    pictures = [np.ascontiguousarray(picture) for picture in cards(20, 320, 240)]
+    data = film.of(pictures)
+    if container == "mp4":
+        data = index_first(data, tmp_path)
+    start, end = packets(data)[0][0], sum(packets(data)[-1])
+    taken = Taken(tmp_path, data[: start + round((end - start) * share)])
+    assert (
+        6 < len(taken.frames) < 20
+        and taken.numbers == sorted(set(taken.numbers))
+        and taken.numbers[:6] == list(range(6))
+    )
+    assert max(reading.corner_error() for reading in taken.readings) <= LEVELS
+    if container == "mpegts":  # whose header promises nothing
+        assert set(taken.warnings) <= {"video_cut_short", "video_damaged"}
+    else:
+        assert re.match(
+            r"The video breaks off after 0\.\d s.*; send it again, whole", taken.warnings["video_cut_short"]
+        )
+
+
+def test_a_file_that_is_cut_before_its_index_is_refused(tmp_path: Path) -> None:
+    data = Film().of(cards(20))
+    with pytest.raises(AvatarUndecodable, match=r"ends before its index.*Send it again, whole"):
+        Taken(tmp_path, data[: len(data) * 6 // 10])
+
+
+@pytest.mark.parametrize(
+    "film",
+    [
+        Film(options=TWO_GROUPS),
+        Film("avi", tagged=False, options=TWO_GROUPS),
+        Film(codec="libx265", options={"x265-params": "log-level=none:keyint=10:min-keyint=10:scenecut=0"}),
+        Film("mov", "prores_ks", "yuv422p10le"),
+    ],
+    ids=["H.264", "AVI", "H.265", "ProRes"],
+)
+def test_frames_that_are_damaged_are_left_out(tmp_path: Path, film: Film) -> None:
+    """What depends on the lost picture goes with it; whole frames come in their order, without a pause where it was."""
+    data = bytearray(film.of(cards(20)))
+    at, size = packets(bytes(data))[3]
+    data[at : at + size] = bytes(size)
+    taken = Taken(tmp_path, bytes(data))
+    whole = taken.numbers
+    assert whole == sorted(set(whole)) and {0, *range(11, 20)} <= set(whole) and len(whole) < 20
+    assert max(reading.corner_error() for reading in taken.readings) <= LEVELS
+    assert re.fullmatch(
+        r"\d+ of \d+ frames of the video are damaged and were left out; export it again\.",
+        taken.warnings["video_damaged"],
+    )
+
+
+def test_a_picture_that_is_damaged_within_is_not_shown(tmp_path: Path) -> None:
+    """FFmpeg conceals what it cannot decode of a picture, and gives the rest."""
+    film = Film(options=TWO_GROUPS | {"bf": "0", "crf": "12"})
+    pictures = [_grained(picture, k) for k, picture in enumerate(cards(20))]
+    data = bytearray(film.of(pictures))
+    at, size = packets(bytes(data))[3]
+    data[at + size // 3 : at + size // 2] = np.random.default_rng(5).bytes(size // 2 - size // 3)
+    taken = Taken(tmp_path, bytes(data))
+    assert taken.numbers == [0, 1, 2, *range(10, 20)] and set(taken.warnings) == {"video_damaged"}
+    for number, frame in zip(taken.numbers, taken.frames, strict=True):
+        assert np.abs(frame.astype(int) - pictures[number]).mean() < 4
+
+
+def _grained(picture: Pixels, seed: int) -> Pixels:
+    """The picture with grain of its own, which takes bits."""
+    grain = np.random.default_rng(seed).integers(-12, 13, (*picture.shape[:2], 1))
+    return np.clip(picture.astype(int) + grain, 0, 255).astype(np.uint8)
+
+
+def test_a_video_of_damaged_frames_is_refused(tmp_path: Path) -> None:
+    data = bytearray(Film().of(cards(20)))
+    at, size = packets(bytes(data))[0]
+    data[at : at + size] = bytes(size)
+    with pytest.raises(AvatarUndecodable, match=r"None of the \d+ frames .* export it again"):
+        Taken(tmp_path, bytes(data))
