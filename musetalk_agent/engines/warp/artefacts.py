@@ -85,6 +85,7 @@ class Artefacts:
         """Writes them into `folder`, whole or not at all."""
         folder.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=folder, suffix=".tmp")
+        teeth, colours = self.palette.stored()
         try:
             with os.fdopen(handle, "wb") as file:
                 np.savez(
@@ -94,7 +95,8 @@ class Artefacts:
                     sizes=np.array([(p.centre, p.half) for p in (*self.poses, self.shape)], np.float32),
                     curves=np.stack([p.curves for p in (*self.poses, self.shape)]),
                     top=self.top,
-                    palette=np.stack([self.palette.teeth, self.palette.tongue, self.palette.dark, self.palette.line]),
+                    teeth=teeth,
+                    palette=colours,
                     light=self.light,
                 )
             Path(name).replace(folder / FILE)
@@ -120,7 +122,7 @@ class Artefacts:
                 shapes[-1],
                 closed(shapes[-1]),
                 float(stored["top"]),
-                Palette(*stored["palette"]),
+                Palette.loaded(stored["teeth"], stored["palette"]),
                 stored["light"],
             )
 

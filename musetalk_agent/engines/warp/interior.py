@@ -9,45 +9,32 @@ from numpy.typing import NDArray
 
 from musetalk_agent.engines.warp.geometry import IL, IU, OL, OU, Floats, S, Shape
 from musetalk_agent.engines.warp.lips import sample
+from musetalk_agent.engines.warp.teeth import Row, drawn
 from musetalk_agent.media import Pixels
 
-# Sizes of adult teeth over the 92 mm between the outer eye corners: half widths from the middle out.
-TOOTH_EDGES = (0.0, 0.092, 0.163, 0.243, 0.315)
-UPPER_EDGE = 0.018
+UPPER_EDGE = 0.023
 """How far the upper incisors reach below the rest line of the lips."""
-LOWER_EDGE = 0.018
+LOWER_EDGE = 0.016
 """How far the lower incisors' edge is below that line while the jaw is shut."""
-LOWER_SHARE = 0.5
+LOWER_SHARE = 0.46
 """How far it goes down with an opening: the lower lip goes further, so wide vowels show these teeth."""
-ARCH = 1.1
-"""How the teeth's edges curve upwards and into the dark: v = edge − ARCH·u²."""
+SOFT = 0.008
+"""Half the least blur of edges (eye distances)."""
+LESS_RED = 0.10
+"""By how much teeth are less red (log of red over green) than skin in the same light, at least: what is redder is a lip."""
+LIGHT_ENOUGH = 0.85
+"""Teeth that were seen in the lips' shadow are made as light as this share of those of another mouth in that light."""
 OPEN_ENOUGH = 0.05
 """Lips this far apart may show teeth."""
 GREY = np.array([0.114, 0.587, 0.299], np.float32)
 
 
-CROWNS_REACH = 0.34
-
-
-def _crown_light() -> Floats:
-    """Light on the teeth across the arch, over `u` in ±CROWNS_REACH: each tooth a little darker towards its neighbours."""
-    positions = np.linspace(-CROWNS_REACH, CROWNS_REACH, 681, dtype=np.float32)
-    light = np.ones_like(positions)
-    for edge in TOOTH_EDGES:
-        for side in (-edge, edge):
-            light = np.minimum(light, 1 - 0.10 * np.exp(-(((positions - side) / 0.009) ** 2)))
-    light.flags.writeable = False
-    return light
-
-
-CROWNS = _crown_light()
-
-
 @dataclass(frozen=True)
 class Palette:
-    """Colours of the inside (BGR, 0 … 255): teeth, tongue, the dark, and the shadow line between closed lips."""
+    """What is inside: the rows of teeth, and colours (BGR, 0 … 255) of tongue, the dark, and the shadow line of closed lips."""
 
-    teeth: Floats
+    upper: Row
+    lower: Row
     tongue: Floats
     dark: Floats
     line: Floats
@@ -57,16 +44,36 @@ class Palette:
         """Taken from the reference's lips and skin; `teeth` is their colour where one has been seen (see `teeth_seen`)."""
         lip = _lip_colour(picture, frame, shape)
         skin = _skin_colour(picture, frame, shape)
-        if teeth is None:
-            teeth = _teeth_for(skin)
+        off_white = _teeth_for(skin)
+        if teeth is None or _redness(teeth) > _redness(skin) - LESS_RED:
+            teeth = off_white
+        teeth = teeth * max(1.0, LIGHT_ENOUGH * float(off_white @ GREY) / float(teeth @ GREY))
         light = float(skin @ GREY)
         tongue = lip * 0.66 + np.array([6, 2, 8], np.float32) * (light / 160)
+        gum = lip * 0.75 + np.array([4, 0, 10], np.float32) * (light / 160)
+        soft = softness(float(np.sqrt(abs(np.linalg.det(frame[:, :2])))))
         return cls(
-            teeth,
+            drawn(teeth, gum, soft, lower=False),
+            drawn(teeth * 0.9, gum, soft, lower=True),
             tongue.astype(np.float32),
             (lip * [0.24, 0.20, 0.30]).astype(np.float32),
             (lip * 0.42).astype(np.float32),
         )
+
+    def stored(self) -> tuple[Floats, Floats]:
+        """Two arrays for `loaded`: rows of teeth, and colours."""
+        return np.stack([self.upper.tile, self.lower.tile]), np.stack([self.tongue, self.dark, self.line])
+
+    @classmethod
+    def loaded(cls, teeth: Floats, colours: Floats) -> Palette:
+        """From what `stored` gave. Raises ValueError or TypeError where it is not whole."""
+        upper, lower = teeth
+        return cls(Row(upper), Row(lower), *colours)
+
+
+def softness(eyes: float) -> float:
+    """Half the blur of edges (eye distances) where one is `eyes` pixels: skin has no sharper ones, and cameras none at all."""
+    return max(0.8 / eyes, SOFT)
 
 
 def _strip(shape: Shape, upper: int, lower: int, shares: tuple[float, ...], reach: float) -> tuple[Floats, Floats]:
@@ -98,10 +105,13 @@ def teeth_seen(picture: Pixels, frame: Floats, shape: Shape) -> Floats | None:
     bright = pixels[pixels @ GREY >= np.percentile(pixels @ GREY, 65)]
     colour = np.median(bright, 0).astype(np.float32)
     lip = _lip_colour(picture, frame, shape)
-    redness = float(np.log((colour[2] + 6) / (colour[1] + 6)) - np.log((lip[2] + 6) / (lip[1] + 6)))
-    if redness > -0.08 or float(colour @ GREY) < 0.75 * float(lip @ GREY):
+    if _redness(colour) > _redness(lip) - 0.08 or float(colour @ GREY) < 0.75 * float(lip @ GREY):
         return None
     return np.asarray(colour, np.float32)
+
+
+def _redness(colour: Floats) -> float:
+    return float(np.log((colour[2] + 6) / (colour[1] + 6)))
 
 
 def _teeth_for(skin: Floats) -> Floats:
@@ -131,25 +141,22 @@ class Opening:
     aperture: float
 
 
-def paint(opening: Opening, palette: Palette, soft: float) -> Floats:
-    """Colours `[h, w, 3]` of the inside. `soft` is half the blur of its edges (eye distances): never sharper than the picture."""
+def paint(opening: Opening, palette: Palette) -> Floats:
+    """Colours `[h, w, 3]` of the inside."""
     u2 = opening.u * opening.u
     size = min(opening.aperture / 0.06, 1.0)
-    upper = _step(UPPER_EDGE - ARCH * u2 - opening.v, soft) * _fall(opening.u, 0.13, 0.27)
-    lower = _step(opening.v - (LOWER_EDGE + LOWER_SHARE * opening.aperture) - 0.5 * ARCH * u2, soft) * _fall(
-        opening.u, 0.09, 0.20
-    )
     tongue_top = 0.012 + 0.3 * opening.aperture + 1.0 * u2
     tongue = _step(opening.v - tongue_top, 0.03) * _fall(opening.u, 0.07, 0.25)
     colour = palette.dark + (palette.tongue - palette.dark) * (tongue * 0.85 * size)[..., None]
-    colour = colour + (palette.teeth * 0.72 * _crowns(opening.u * 1.5)[..., None] - colour) * (lower * 0.7)[..., None]
-    teeth_light = _crowns(opening.u) * (1 - 0.8 * np.clip(u2 / 0.075, 0, 1))
-    shade = 0.68 + 0.30 * np.clip(opening.below / 0.022, 0, 1)  # the upper lip's shadow
-    shade *= 0.7 + 0.3 * size
-    upper = upper * (1 - 0.75 * opening.rounding)
-    colour = colour + ((teeth_light * shade)[..., None] * palette.teeth - colour) * upper[..., None]
+    lower = palette.lower.at(opening.u, (LOWER_EDGE + LOWER_SHARE * opening.aperture) - opening.v)
+    shade = 0.62 + 0.38 * np.clip((opening.v - 0.02) / 0.09, 0, 1)  # the deeper down, the more light falls on them
+    colour += (lower[..., :3] * shade[..., None] - colour) * (lower[..., 3] * (0.9 * size))[..., None]
+    upper = palette.upper.at(opening.u, opening.v - UPPER_EDGE)
+    shade = 0.66 + 0.32 * np.clip(opening.below / 0.022, 0, 1)  # the upper lip's shadow
+    shade *= 0.72 + 0.28 * size
+    colour += (upper[..., :3] * shade[..., None] - colour) * (upper[..., 3] * (1 - 0.75 * opening.rounding))[..., None]
     narrow = 0.8 * np.clip(1 - (opening.below + opening.above) / 0.035, 0, 1)  # at its corners it is all lip
-    colour = colour + (palette.line - colour) * narrow[..., None]
+    colour += (palette.line - colour) * narrow[..., None]
     rim = 0.75 + 0.25 * np.clip(np.minimum(opening.below, opening.above) / 0.014, 0, 1)
     return np.asarray(colour * rim[..., None], np.float32)
 
@@ -163,11 +170,6 @@ def _step(distance: Floats, soft: float) -> Floats:
 def _fall(u: Floats, full: float, none: float) -> Floats:
     t = np.clip((none - np.abs(u)) / (none - full), 0, 1)
     return np.asarray(t * t * (3 - 2 * t), np.float32)
-
-
-def _crowns(u: Floats) -> Floats:
-    index = np.clip((u + CROWNS_REACH) * ((CROWNS.size - 1) / (2 * CROWNS_REACH)), 0, CROWNS.size - 1).astype(np.intp)
-    return np.asarray(np.take(CROWNS, index), np.float32)
 
 
 def shadow_line(below: NDArray[np.float32], above: NDArray[np.float32], soft: float) -> Floats:

@@ -44,7 +44,9 @@ PALE = 0.12
 BRIGHT = 0.10
 """By how much of a lip's luminance teeth are brighter at least."""
 OPEN = 0.045
-"""Lips that the mesh sees this far apart are open, and no doubt about it (eye distances)."""
+"""Lips that the mesh sees this far apart, and that the pixels part too, are open (eye distances)."""
+SURELY = 0.09
+"""The same whatever the pixels say: the mesh errs by no more."""
 WIDE = 0.12
 """Lips that the mesh sees further apart are apart by more than that, for it follows a shout only part of the way."""
 FAR = 6.0
@@ -65,11 +67,12 @@ def refine(shape: Shape, frame: Floats, picture: Pixels) -> Shape:
     outer = np.interp(s, S, shape.curves[OU]), np.interp(s, S, shape.curves[OL])
     inner = np.interp(s, S, shape.curves[IU]), np.interp(s, S, shape.curves[IL])
     score, teeth, light = _inside_score(crop, v, outer, inner)
-    if mesh_gap > OPEN:
-        score = _open_score(crop, v, outer, inner, teeth)
     top, bottom = _best_interval(score)
+    is_open = mesh_gap > SURELY or (mesh_gap > OPEN and _parted(teeth, light, top, bottom))
+    if is_open:
+        top, bottom = _best_interval(_open_score(crop, v, outer, inner, teeth))
     upper, lower = line + rows[0] + top * step, line + rows[0] + bottom * step
-    if mesh_gap <= OPEN and not _parted(teeth, light, top, bottom):
+    if not is_open and not _parted(teeth, light, top, bottom):
         middle = _meeting(light, top, bottom, line)
         slit = _slit(teeth, middle - line - rows[0]) if mesh_gap > DOUBTFUL else 0.0
         return _with_inner(shape, s, middle, middle + slit)

@@ -9,7 +9,7 @@ from musetalk_agent.engines.warp.artefacts import LIGHT_AREA, LIGHT_COLS, LIGHT_
 from musetalk_agent.engines.warp.articulation import opened
 from musetalk_agent.engines.warp.field import Field, Lattice
 from musetalk_agent.engines.warp.geometry import CHIN, IL, IU, OL, OU, SAMPLES, Floats
-from musetalk_agent.engines.warp.interior import Opening, paint, shadow_line
+from musetalk_agent.engines.warp.interior import Opening, paint, shadow_line, softness
 from musetalk_agent.engines.warp.shot import Shot, fetch
 from musetalk_agent.media import Box, Pixels
 
@@ -17,8 +17,6 @@ CELL = 0.016
 """Lattice cells of the lips (eye distances)."""
 SIDES = 2.0
 """How far the lips' box reaches to each side, in halves of the mouth's width."""
-SOFT = 0.008
-"""Half the blur of the lips' edges (eye distances): skin has no sharper ones, and cameras none at all."""
 OWN_TEXTURE = 0.5
 """Presence at which the reference's lips have taken over from the idle frame's."""
 X, Y, SPLIT, UNDER, OVER, COVER, CORNER, U, V = range(9)
@@ -93,7 +91,7 @@ def _reference(shot: Shot, box: Box, fields: Floats) -> Pixels:
 
 def _inside(shot: Shot, lips: Pixels, fields: Floats) -> None:
     """Paints the inside where the lips are apart, and the line where they meet, into `lips` in place."""
-    art, soft = shot.art, max(0.8 / shot.eyes, SOFT)
+    art, soft = shot.art, softness(shot.eyes)
     seen = (fields[..., UNDER] > -soft) & (fields[..., OVER] > -soft) & (fields[..., CORNER] > 0)
     rows, cols = np.flatnonzero(seen.any(1)), np.flatnonzero(seen.any(0))
     if not rows.size:
@@ -113,5 +111,5 @@ def _inside(shot: Shot, lips: Pixels, fields: Floats) -> None:
     )
     cover = np.clip(under / (2 * soft) + 0.5, 0, 1) * np.clip(over / (2 * soft) + 0.5, 0, 1)
     cover *= np.clip(place[..., CORNER] / 0.15, 0, 1) * min(shot.gap / 0.012, 1.0)
-    part += (paint(opening, art.palette, soft) - part) * cover[..., None]
+    part += (paint(opening, art.palette) - part) * cover[..., None]
     lips[area] = np.clip(part + 0.5, 0, 255)

@@ -118,11 +118,11 @@ def idle(actor: WarpActor, pose: int, box: Box) -> Pixels:
     return np.asarray(face[box.y0 - window.y0 : box.y1 - window.y0, box.x0 - window.x0 : box.x1 - window.x0])
 
 
-def inside_pixels(picture: Pixels, points: Points) -> int:
-    """How many pixels near a drawn mouth's middle column are neither skin nor lip: the opening, in pixels."""
+def inside_pixels(picture: Pixels, points: Points, lip: int = 45) -> int:
+    """How many pixels near a drawn mouth's middle column are neither skin nor, by `lip` levels, lip: the opening."""
     x = round(float(points[[13, 14], 0].mean()))
     reach = float(np.linalg.norm(points[33] - points[263])) * 0.4
     y = float(points[[13, 14], 1].mean())
     column = picture[int(max(0, y - reach)) : int(y + reach), x].astype(int)
-    unlike = [np.abs(column - np.array(colour)).max(1) > 45 for colour in (SKIN, LIP)]
+    unlike = [np.abs(column - np.array(colour)).max(1) > most for colour, most in ((SKIN, 45), (LIP, lip))]
     return int((unlike[0] & unlike[1]).sum())

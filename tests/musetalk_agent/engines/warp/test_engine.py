@@ -163,9 +163,12 @@ def test_the_opening_grows_with_the_jaw(face: Callable[..., Demo], angle: float)
     for jaw in (0, 0.2, 0.4, 0.6, 0.8, 1.0):
         made = faces.composed(picture, patch_of(subject, vector(jaw)))
         upright = np.asarray(cv2.warpAffine(made, turn, SIZE), np.uint8)
-        openings.append(faces.inside_pixels(upright, faces.placed(points, tuple(map(float, points[13])), 120, -angle)))
+        upright_points = faces.placed(points, tuple(map(float, points[13])), 120, -angle)
+        openings.append(
+            faces.inside_pixels(upright, upright_points, lip=36)
+        )  # shaded lower teeth come near a lip's colour
     assert all(b > a for a, b in itertools.pairwise(openings))
-    assert openings[0] <= 2
+    assert openings[0] <= 4  # the line where they meet
     assert 16 <= openings[-1] <= 28  # OPENING · 120 px = 23
 
 
