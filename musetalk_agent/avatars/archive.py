@@ -18,7 +18,9 @@ from pathlib import Path, PurePosixPath
 from musetalk_agent.avatars.limits import AvatarLimits
 from musetalk_agent.errors import AvatarEmpty, AvatarTooLarge, AvatarUndecodable, AvatarUnsafeArchive
 
-PICTURE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp"})
+PICTURE_SUFFIXES = frozenset(
+    {".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".avif", ".heic", ".heif", ".hif"}
+)
 _ARCHIVE_SUFFIXES = frozenset({".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".zst"})
 _METHODS = {zipfile.ZIP_STORED: "stored", zipfile.ZIP_DEFLATED: "deflated"}
 _ENCRYPTED_FLAGS = 0x1 | 0x40 | 0x2000
@@ -72,7 +74,7 @@ class FrameArchive:
         try:
             entries = self._zip.infolist()
             _check(entries, path.stat().st_size, limits)
-            self._entries = {entry.orig_filename: entry for entry in entries if _is_frame(entry)}
+            self._entries = _frames(entries)
             self.names: Sequence[str] = sorted(self._entries, key=natural_key)
             self._check_frames(entries)
         except BaseException:
@@ -82,7 +84,7 @@ class FrameArchive:
     def _check_frames(self, entries: list[zipfile.ZipInfo]) -> None:
         if not self.names:
             seen = f"; it holds {entries[0].orig_filename[:80]!r}" if entries else ""
-            raise AvatarEmpty(f"The archive has no PNG, JPEG or WebP picture in it{seen}.")
+            raise AvatarEmpty(f"The archive has no PNG, JPEG, WebP, GIF, AVIF or HEIC picture in it{seen}.")
         if len(self.names) > self._limits.frames:
             raise AvatarTooLarge(
                 f"The archive has {len(self.names)} pictures; at most {self._limits.frames} are allowed.",
@@ -90,15 +92,16 @@ class FrameArchive:
                 value=len(self.names),
             )
 
-    def read(self, name: str) -> bytes:
-        """Unpacked bytes of a frame, at most what its directory entry promises (which was checked against the limit).
+    def read(self, name: str, most: int | None = None) -> bytes:
+        """Unpacked bytes of a frame, or the first `most` of them; never more than its directory entry promises (which was checked
+        against the limit).
 
         Raises:
             AvatarUndecodable: the packed bytes are damaged.
         """
         try:
             with self._zip.open(self._entries[name]) as file:
-                return file.read(self._limits.zip_entry_bytes)
+                return file.read(self._limits.zip_entry_bytes if most is None else most)
         except (
             zipfile.BadZipFile,
             zlib.error,
@@ -230,6 +233,12 @@ def _check_overlap(entries: list[zipfile.ZipInfo], archive_bytes: int) -> None:
         end = entry.header_offset + entry.compress_size
         if end > archive_bytes:
             raise AvatarUndecodable(f"The zip archive is cut short: {_shown(entry)} is not wholly in it.")
+
+
+def _frames(entries: list[zipfile.ZipInfo]) -> dict[str, zipfile.ZipInfo]:
+    """Entries that may be frames, by name. A GIF among other pictures is a preview of them."""
+    frames = {entry.orig_filename: entry for entry in entries if _is_frame(entry)}
+    return {name: entry for name, entry in frames.items() if not name.lower().endswith(".gif")} or frames
 
 
 def _is_frame(entry: zipfile.ZipInfo) -> bool:

@@ -7,9 +7,8 @@ decoded ahead by a few threads; everything else happens in the caller's, which i
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from itertools import chain, repeat
 from pathlib import Path
@@ -18,21 +17,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from musetalk_agent.avatars import framing, still
+from musetalk_agent.avatars.animation import animation_of
 from musetalk_agent.avatars.archive import FrameArchive
 from musetalk_agent.avatars.decoder_process import Progress
 from musetalk_agent.avatars.face import FaceNet
 from musetalk_agent.avatars.limits import AvatarLimits
-from musetalk_agent.avatars.pictures import check_pixels, check_structure, decode_picture, picture_size
+from musetalk_agent.avatars.picture_decoder import Size, Target, decode_picture
 from musetalk_agent.avatars.quality import report
 from musetalk_agent.avatars.sniff import PICTURES, SNIFF_BYTES, VIDEOS, Kind, sniff
 from musetalk_agent.avatars.store import ArrayWriter, write_head
 from musetalk_agent.avatars.track import FaceTrack, FaceTracker, finish
 from musetalk_agent.avatars.video import VideoClip, open_clip
-from musetalk_agent.errors import AvatarEmpty, AvatarSizesDiffer, AvatarTooLarge, AvatarUndecodable
+from musetalk_agent.avatars.zip_clip import choose_frames, zip_frames
+from musetalk_agent.errors import AvatarEmpty, AvatarTooLarge, AvatarUndecodable
 from musetalk_agent.media import Box, Pixels
 from musetalk_agent.protocol.http import AvatarWarning, Picture
 
-_AHEAD = 4
 Warnings = Sequence[tuple[str, str]]
 """Codes and sentences."""
 
@@ -77,17 +77,9 @@ def build(job: Job, net: FaceNet, folder: Path) -> None:
     """
     kind = kind_of(job.source)
     if kind is Kind.ZIP:
-        archive = FrameArchive(job.source, job.limits)
-        try:
-            if len(archive.names) == 1:
-                name = archive.names[0]
-                _build_still(job, net, folder, _decode(archive.read(name), name, job))
-            else:
-                _build_clip(job, net, folder, _pictures(job, archive), len(archive.names))
-        finally:
-            archive.close()
+        _build_zip(job, net, folder)
     elif kind in PICTURES:
-        _build_still(job, net, folder, _decode(job.source.read_bytes(), "the picture", job))
+        _build_picture(job, net, folder, job.source.read_bytes(), "the picture", ())
     elif kind in VIDEOS:
         with open_clip(job.source, kind, job.picture.fps, job.limits, job.allow) as clip:
             _build_video(job, net, folder, clip)
@@ -98,51 +90,45 @@ def build(job: Job, net: FaceNet, folder: Path) -> None:
         )
 
 
-def _decode(data: bytes, name: str, job: Job) -> Pixels:
-    width, height = picture_size(data, name)
-    check_pixels(width, height, name, job.limits)
-    check_structure(data, name, width * height, job.limits)
-    job.allow(width * height)
-    return decode_picture(data, name)
+def _target(job: Job) -> Target:
+    """The size that pictures are scaled down to as they are decoded: the one that is shown, before it is cropped."""
+
+    def scaled(size: Size) -> Size:
+        wanted = framing.fit(size, job.picture.width, job.picture.height, job.limits).scaled
+        whole = size[0] - wanted[0] <= 1 and size[1] - wanted[1] <= 1
+        return size if whole else wanted
+
+    return scaled
 
 
-def _pictures(job: Job, archive: FrameArchive) -> Iterator[Pixels]:
-    """The archive's pictures in order, a few decoded ahead."""
-
-    def load(name: str) -> Pixels:
-        return _decode(archive.read(name), name, job)
-
-    waiting: deque[Future[Pixels]] = deque()
-    names = list(archive.names)
-    size: tuple[int, int] | None = None
+def _build_zip(job: Job, net: FaceNet, folder: Path) -> None:
+    archive = FrameArchive(job.source, job.limits)
     try:
-        for k, name in enumerate(names):
-            while len(waiting) < min(_AHEAD, len(names) - k):
-                waiting.append(job.decoders.submit(load, names[k + len(waiting)]))
-            pixels = waiting.popleft().result()
-            shape = (pixels.shape[1], pixels.shape[0])
-            size = size or _first_size(shape, len(names), job.limits)
-            if shape != size:
-                raise AvatarSizesDiffer(
-                    f"{name!r} is {shape[0]}×{shape[1]}, the first frame is {size[0]}×{size[1]}; all must be of one size.",
-                    value=f"{shape[0]}x{shape[1]}",
-                    limit=f"{size[0]}x{size[1]}",
-                )
-            yield pixels
+        chosen = choose_frames(archive, job.limits)
+        if len(chosen.names) == 1:
+            name = chosen.names[0]
+            _build_picture(job, net, folder, archive.read(name), name, chosen.warnings)
+            return
+        frames = zip_frames(archive, chosen.names, job.limits, _target(job), job.allow, job.decoders)
+        try:
+            first = next(frames)
+            pixels = (frame.pixels for frame in chain([first], frames))
+            _build_clip(job, net, folder, pixels, len(chosen.names), first.size, lambda: chosen.warnings)
+        finally:
+            frames.close()
     finally:
-        for future in waiting:
-            future.cancel()
+        archive.close()
 
 
-def _first_size(size: tuple[int, int], frames: int, limits: AvatarLimits) -> tuple[int, int]:
-    if size[0] * size[1] * frames > limits.decoded_pixels:
-        raise AvatarTooLarge(
-            f"{frames} frames of {size[0]}×{size[1]} have more than {limits.decoded_pixels} pixels in all; send fewer or "
-            "smaller ones.",
-            limit=limits.decoded_pixels,
-            value=size[0] * size[1] * frames,
-        )
-    return size
+def _build_picture(job: Job, net: FaceNet, folder: Path, data: bytes, name: str, warnings: Warnings) -> None:
+    """A picture that moves becomes a clip of its own frames, any other a still."""
+    animation = animation_of(data, name, job.limits, job.allow)
+    if animation is not None:
+        frames = animation.frames(job.picture.fps, _target(job))
+        _build_clip(job, net, folder, frames, 0, animation.size, lambda: warnings)
+        return
+    picture = decode_picture(data, name, job.limits, target=_target(job), allow=job.allow)
+    _build_still(job, net, folder, picture.pixels, picture.size, warnings)
 
 
 def _build_video(job: Job, net: FaceNet, folder: Path, clip: VideoClip) -> None:

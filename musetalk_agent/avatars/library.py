@@ -31,7 +31,7 @@ from musetalk_agent.avatars.receive import Receiver
 from musetalk_agent.avatars.sniff import PICTURES, SNIFF_BYTES, VIDEOS, Kind, sniff
 from musetalk_agent.blocking import in_thread
 from musetalk_agent.errors import AvatarError, AvatarNotFound, EngineFailed
-from musetalk_agent.protocol.http import DEMO_AVATAR_ID, AvatarSource, Picture
+from musetalk_agent.protocol.http import DEMO_AVATAR_ID, AvatarSource, AvatarWarning, Picture
 from musetalk_agent.weights import ModelStore
 
 log = logging.getLogger(__name__)
@@ -108,7 +108,8 @@ class AvatarLibrary:
     ) -> Bundle:
         """The avatar at the wished size and rate, prepared now or found prepared (`report.cached`).
 
-        `avatar_id` wins over the zip, the zip over the video. A URL is fetched each time; everything after it is done once for
+        `avatar_id` wins over the zip, the zip over the video, which is tried when the zip cannot be used (a warning then says why).
+        A URL is fetched each time; everything after it is done once for
         the same bytes and settings, also when several callers come together. `derive` runs in a worker thread on the finished
         bundle, one at a time for each; it is called for a cached one too and is expected to see what is there already.
         `derived` is the engine's fingerprint, under which `derive` keeps what it made: a bundle that has it already waits for no
@@ -124,17 +125,33 @@ class AvatarLibrary:
             EngineFailed: `derive` did not return in time (`DERIVE_S`); its thread is left behind.
             WeightsMissing: a face model is not there.
         """
-        field = _field(source)
+        warnings: list[AvatarWarning] = []
+        with self._cache.writing():
+            try:
+                clip, bundle, cached = await self._found_or_built(source, _field(source), picture, progress)
+            except AvatarError as failed:
+                if not source.idle_video_url or failed.field != "frames_zip_url":
+                    raise
+                clip, bundle, cached = await self._from_video(source.idle_video_url, failed, picture, progress)
+                warnings.append(_zip_failed(failed))
+            if derive is not None:
+                await self._derived(bundle, derive, derived)
+        warnings += bundle.report.warnings
+        update = {"cached": cached, "avatar_id": clip.avatar_id, "warnings": warnings}
+        return self._cache.hold(replace(bundle, report=bundle.report.model_copy(update=update)))
+
+    async def _from_video(
+        self, url: str, zip_failed: AvatarError, picture: Picture, progress: Progress | None
+    ) -> tuple[_Clip, Bundle, bool]:
+        """What `_found_or_built` makes of the video, in place of a zip that cannot be used."""
+        log.warning(
+            "the zip cannot be used, the video is tried", extra={"code": zip_failed.code, "reason": zip_failed.detail}
+        )
         try:
-            with self._cache.writing():
-                clip, bundle, cached = await self._found_or_built(source, field, picture, progress)
-                if derive is not None:
-                    await self._derived(bundle, derive, derived)
+            return await self._found_or_built(AvatarSource(idle_video_url=url), "idle_video_url", picture, progress)
         except AvatarError as error:
-            error.field = error.field or field
-            raise
-        report = bundle.report.model_copy(update={"cached": cached, "avatar_id": clip.avatar_id})
-        return self._cache.hold(replace(bundle, report=report))
+            both = f"{error.detail} The zip cannot be used either ({zip_failed.code}): {zip_failed.detail}"
+            raise type(error)(both, field=error.field, limit=error.limit, value=error.value) from error
 
     async def _found_or_built(
         self,
@@ -143,13 +160,17 @@ class AvatarLibrary:
         picture: Picture,
         progress: Progress | None,
     ) -> tuple[_Clip, Bundle, bool]:
-        """The clip, its bundle, and whether that was there already."""
-        clip = await self._clip(source, field)
-        key = self._key(clip.digest, picture)
-        bundle = await self._run(self._lookups, self._cache.bundle, key)
-        cached = bundle is not None
-        if bundle is None:
-            bundle = await self._flights.run(("build", key), lambda: self._built(clip, key, picture, progress))
+        """The clip, its bundle, and whether that was there already. An AvatarError gets the request's field."""
+        try:
+            clip = await self._clip(source, field)
+            key = self._key(clip.digest, picture)
+            bundle = await self._run(self._lookups, self._cache.bundle, key)
+            cached = bundle is not None
+            if bundle is None:
+                bundle = await self._flights.run(("build", key), lambda: self._built(clip, key, picture, progress))
+        except AvatarError as error:
+            error.field = error.field or field
+            raise
         self._cache.hold(bundle)
         return clip, bundle, cached
 
@@ -292,6 +313,11 @@ def _field(source: AvatarSource) -> str:
     if source.idle_video_url:
         return "idle_video_url"
     raise AvatarNotFound("No avatar is named; give frames_zip_url, idle_video_url or avatar_id.", field="avatar_id")
+
+
+def _zip_failed(error: AvatarError) -> AvatarWarning:
+    message = f"The video is shown, because frames_zip_url cannot be used ({error.code}): {error.detail}"
+    return AvatarWarning(code="frames_zip_failed", message=message)
 
 
 def _is_zip(path: Path) -> bool:

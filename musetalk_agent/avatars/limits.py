@@ -21,7 +21,9 @@ class AvatarLimits:
         zip_bytes: all unpacked entries.
         zip_ratio: unpacked by packed size, of an entry and of the whole.
         frames: frames of the prepared avatar.
-        picture_pixels: pixels of one picture or video frame.
+        picture_pixels: pixels of a frame of a video or of an animated picture.
+        still_pixels: pixels of a still picture or a frame of a zip; a JPEG of so many is scaled down as it is decoded.
+        still_bytes: memory for the pixels of the pictures that are decoded at a time, before they are scaled down.
         decoded_pixels: pixels of all frames together, before scaling.
         side_pixels_min: shortest side that can hold a usable face.
         jpeg_scans: passes of a progressive JPEG; common encoders make about ten, and every one costs a whole picture.
@@ -51,6 +53,8 @@ class AvatarLimits:
     zip_ratio: int = 200
     frames: int = 3_000
     picture_pixels: int = 4096 * 4096
+    still_pixels: int = 256 << 20
+    still_bytes: int = 224 << 20
     decoded_pixels: int = 4 << 30
     side_pixels_min: int = 64
     jpeg_scans: int = 100

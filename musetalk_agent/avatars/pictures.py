@@ -1,19 +1,16 @@
-"""Still pictures: their size from the header, before a single pixel is decoded, and the pixels themselves."""
+"""Pictures before a single pixel of them is decoded: their size, and what decoding them would cost."""
 
 from __future__ import annotations
 
 import re
 import struct
+import zlib
 from collections.abc import Iterator
-from typing import cast
-
-import cv2
-import numpy as np
+from dataclasses import dataclass
 
 from musetalk_agent.avatars.limits import AvatarLimits
 from musetalk_agent.avatars.sniff import PICTURES, SNIFF_BYTES, Kind, sniff
 from musetalk_agent.errors import AvatarTooLarge, AvatarUndecodable
-from musetalk_agent.media import Pixels
 
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _JPEG_BARE = frozenset({0x01, *range(0xD0, 0xD9)})
@@ -26,24 +23,36 @@ _PNG_PACKED = frozenset({b"zTXt", b"iTXt", b"iCCP"})
 _PNG_PACKED_MAX = 64
 """libpng unpacks each of these to at most 8 MB (PNG_USER_CHUNK_MALLOC_MAX), and keeps them."""
 _PNG_CHUNKS_MAX = 200_000
-_BACKGROUND = 255.0
-"""Transparent pixels are laid on white, as a browser shows them."""
-_ROWS = 64
+_BYTES_A_PIXEL = {Kind.PNG: 4.0, Kind.JPEG: 4.0, Kind.WEBP: 13.0, Kind.GIF: 13.0, Kind.AVIF: 13.0, Kind.HEIC: 6.0}
+"""Memory that decoding takes for a pixel, before scaling: Pillow keeps four bytes for one, libwebp's animation decoder two canvases
+of four beside them, libavif and libheif their planes and an RGB copy."""
+_ANIMATED_BYTES_A_PIXEL = 13.0
+"""The same of an animation of any kind: the frame, the one before and what is put back in place of it."""
+_JPEG_DRAFTS = (8, 4, 2)
+_JPEG_PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
+_COEFFICIENT_BYTES = 2
 
 
-def picture_size(data: bytes, name: str) -> tuple[int, int]:
-    """Width and height in pixels that the header of a PNG, JPEG or WebP tells.
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What decoding a picture takes. `draft` is the factor by which libjpeg scales it down as it is decoded, 1 for none."""
+
+    bytes: int
+    draft: int = 1
+
+
+def picture_size(data: bytes, name: str) -> tuple[int, int] | None:
+    """Width and height in pixels that the header of a PNG, JPEG, WebP or GIF tells; None for AVIF and HEIC, whose boxes a library
+    reads. `data` may be the file's beginning.
 
     Raises:
-        AvatarUndecodable: it is none of these, or cut short.
+        AvatarUndecodable: it is no picture, or cut short.
     """
-    kind = sniff(data[:SNIFF_BYTES])
-    if kind not in PICTURES:
-        raise AvatarUndecodable(
-            f"{name!r} is not a PNG, JPEG or WebP picture: it looks like {kind.value}.", value=kind.value
-        )
+    kind = picture_kind(data, name)
+    if kind in (Kind.AVIF, Kind.HEIC):
+        return None
     try:
-        size = {Kind.PNG: _png, Kind.JPEG: _jpeg, Kind.WEBP: _webp}[kind](data)
+        size = {Kind.PNG: _png, Kind.JPEG: _jpeg, Kind.WEBP: _webp, Kind.GIF: _gif}[kind](data)
     except (struct.error, IndexError):
         size = None
     if size is None or min(size) < 1:
@@ -51,17 +60,29 @@ def picture_size(data: bytes, name: str) -> tuple[int, int]:
     return size
 
 
-def check_pixels(width: int, height: int, name: str, limits: AvatarLimits) -> None:
+def picture_kind(data: bytes, name: str) -> Kind:
+    """Which picture it is. Raises AvatarUndecodable when it is none."""
+    kind = sniff(data[:SNIFF_BYTES])
+    if kind not in PICTURES:
+        raise AvatarUndecodable(
+            f"{name!r} is not a PNG, JPEG, WebP, GIF, AVIF or HEIC picture: it looks like {kind.value}; save it as a PNG or JPEG.",
+            value=kind.value,
+        )
+    return kind
+
+
+def check_pixels(width: int, height: int, name: str, limits: AvatarLimits, most: int | None = None) -> None:
     """Refuses a picture or video frame by its size alone.
 
     Raises:
-        AvatarTooLarge: more pixels than allowed.
+        AvatarTooLarge: more pixels than `most`, or than the limit for frames.
         AvatarUndecodable: too few for a face.
     """
-    if width * height > limits.picture_pixels:
+    most = limits.picture_pixels if most is None else most
+    if width * height > most:
         raise AvatarTooLarge(
-            f"{name!r} is {width}×{height}; at most {limits.picture_pixels} pixels are allowed.",
-            limit=limits.picture_pixels,
+            f"{name!r} is {width}×{height}; at most {most} pixels are allowed. Scale it down.",
+            limit=most,
             value=width * height,
         )
     if min(width, height) < limits.side_pixels_min:
@@ -72,12 +93,65 @@ def check_pixels(width: int, height: int, name: str, limits: AvatarLimits) -> No
         )
 
 
+def animation_cost(kind: Kind, size: tuple[int, int], name: str, limits: AvatarLimits) -> Cost:
+    """What it costs to decode an animated picture of `size` (width, height).
+
+    Raises:
+        AvatarTooLarge: more than the limits allow.
+        AvatarUndecodable: too few pixels for a face.
+    """
+    check_pixels(*size, name, limits)
+    return _within(Cost(int(_ANIMATED_BYTES_A_PIXEL * size[0] * size[1])), kind, size, name, limits.still_bytes, "")
+
+
+def still_cost(
+    data: bytes, kind: Kind, size: tuple[int, int], least: tuple[int, int], name: str, bytes_most: int
+) -> Cost:
+    """What it costs to decode a picture of `size` (width, height) that is scaled down to `least` afterwards.
+
+    Raises:
+        AvatarTooLarge: more than `bytes_most` bytes.
+    """
+    pixels, draft, extra = size[0] * size[1], 1, 0
+    if kind is Kind.JPEG:
+        draft = next((f for f in _JPEG_DRAFTS if size[0] // f >= least[0] and size[1] // f >= least[1]), 1)
+        extra = _coefficient_bytes(data, pixels)
+    cost = Cost(int(_BYTES_A_PIXEL[kind] * pixels / draft**2) + extra, draft)
+    how = "" if kind is Kind.JPEG and not extra else "save it as a baseline JPEG, or "
+    return _within(cost, kind, size, name, bytes_most, how)
+
+
+def _within(cost: Cost, kind: Kind, size: tuple[int, int], name: str, bytes_most: int, how: str) -> Cost:
+    if cost.bytes > bytes_most:
+        pixels = size[0] * size[1]
+        most = int(bytes_most / cost.bytes * pixels)
+        raise AvatarTooLarge(
+            f"{name!r} is {kind.value} of {size[0]}×{size[1]}, which would take more memory than is given to one; {how}scale it "
+            f"down to {most} pixels.",
+            limit=most,
+            value=pixels,
+        )
+    return cost
+
+
+def _coefficient_bytes(data: bytes, pixels: int) -> int:
+    """Memory for the coefficients of a progressive JPEG, all of which libjpeg keeps; 0 for a baseline one."""
+    for marker, at in _jpeg_segments(data):
+        if marker in _JPEG_FRAMES:
+            if marker not in _JPEG_PROGRESSIVE:
+                return 0
+            factors = [(byte >> 4, byte & 15) for byte in data[at + 9 : at + 8 + 3 * data[at + 7] : 3]]
+            most = max((h for h, _ in factors), default=1) * max((v for _, v in factors), default=1)
+            return int(_COEFFICIENT_BYTES * pixels * sum(h * v for h, v in factors) / max(1, most))
+    return 0
+
+
 def check_structure(data: bytes, name: str, pixels: int, limits: AvatarLimits) -> None:
     """Refuses a picture of `pixels` pixels that costs far more to decode than its size says.
 
     Raises:
         AvatarTooLarge: a JPEG of too many scans.
-        AvatarUndecodable: a PNG with too many packed texts.
+        AvatarUndecodable: a PNG with too many packed texts, or whose pixels are damaged.
     """
     kind = sniff(data[:SNIFF_BYTES])
     if kind is Kind.JPEG:
@@ -91,61 +165,31 @@ def check_structure(data: bytes, name: str, pixels: int, limits: AvatarLimits) -
                 f"{name!r} is a JPEG of more than {limit} scans, the most for its size; save it as a baseline JPEG.",
                 limit=limit,
             )
-    if kind is Kind.PNG and not _png_is_plain(data):
-        raise AvatarUndecodable(
-            f"{name!r} is a PNG of more than {_PNG_PACKED_MAX} packed texts or {_PNG_CHUNKS_MAX} chunks; save it without them.",
-            limit=_PNG_PACKED_MAX,
-        )
+    if kind is Kind.PNG:
+        _check_png(data, name)
 
 
-def _png_is_plain(data: bytes) -> bool:
+def _check_png(data: bytes, name: str) -> None:
+    """Pillow does not look at the checksums of pixels, nor for the end."""
     at, packed = 8, 0
     for _ in range(_PNG_CHUNKS_MAX):
-        if at + 8 > len(data):
-            return True
+        if at + 12 > len(data):
+            raise AvatarUndecodable(f"{name!r} is cut short: the end of the picture is missing.")
         length, kind = struct.unpack_from(">I4s", data, at)
         packed += kind in _PNG_PACKED
         if packed > _PNG_PACKED_MAX:
-            return False
+            break
         if kind == b"IEND":
-            return True
+            return
+        if kind == b"IDAT" and data[at + 8 + length : at + 12 + length] != struct.pack(
+            ">I", zlib.crc32(memoryview(data)[at + 4 : at + 8 + length])
+        ):
+            raise AvatarUndecodable(f"{name!r} cannot be decoded: its pixels are damaged or cut short.")
         at += 12 + length
-    return False
-
-
-def decode_picture(data: bytes, name: str) -> Pixels:
-    """Pixels of a checked picture: uint8 BGR `[h, w, 3]`, upright, transparency laid on white.
-
-    Raises:
-        AvatarUndecodable: the pixels are damaged.
-    """
-    if not _complete(data):
-        raise AvatarUndecodable(f"{name!r} is cut short: the end of the picture is missing.")
-    try:
-        flags = cv2.IMREAD_UNCHANGED if _has_alpha(data) else cv2.IMREAD_COLOR
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    except cv2.error as error:
-        if error.code == cv2.Error.StsNoMem:
-            raise MemoryError from error
-        raise AvatarUndecodable(f"{name!r} cannot be decoded: its pixels are damaged.") from error
-    if pixels is None:
-        raise AvatarUndecodable(f"{name!r} cannot be decoded: its pixels are damaged.")
-    return _opaque(pixels)
-
-
-def _opaque(pixels: np.ndarray) -> Pixels:
-    if pixels.dtype == np.uint16:
-        pixels = (pixels >> 8).astype(np.uint8)
-    if pixels.ndim == 2:
-        return cast("Pixels", cv2.cvtColor(pixels, cv2.COLOR_GRAY2BGR))
-    if pixels.shape[2] == 3:
-        return cast("Pixels", pixels)
-    opaque = np.empty((*pixels.shape[:2], 3), np.uint8)
-    for top in range(0, len(pixels), _ROWS):  # a few rows at a time: as float32 a whole picture takes 40 bytes a pixel
-        rows = pixels[top : top + _ROWS]
-        alpha = rows[:, :, 3:].astype(np.float32) / 255.0
-        opaque[top : top + _ROWS] = np.rint(rows[:, :, :3] * alpha + _BACKGROUND * (1.0 - alpha)).astype(np.uint8)
-    return cast("Pixels", opaque)
+    raise AvatarUndecodable(
+        f"{name!r} is a PNG of more than {_PNG_PACKED_MAX} packed texts or {_PNG_CHUNKS_MAX} chunks; save it without them.",
+        limit=_PNG_PACKED_MAX,
+    )
 
 
 def _png(data: bytes) -> tuple[int, int] | None:
@@ -188,6 +232,11 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
             at = behind.start()
 
 
+def _gif(data: bytes) -> tuple[int, int] | None:
+    width, height = struct.unpack_from("<HH", data, 6)
+    return width, height
+
+
 def _webp(data: bytes) -> tuple[int, int] | None:
     chunk = data[12:16]
     if chunk == b"VP8X":
@@ -199,22 +248,3 @@ def _webp(data: bytes) -> tuple[int, int] | None:
         width, height = struct.unpack_from("<HH", data, 26)
         return width & 0x3FFF, height & 0x3FFF
     return None
-
-
-def _complete(data: bytes) -> bool:
-    """OpenCV fills what a cut PNG or JPEG lacks with grey and calls it a picture, so look for the end marker."""
-    kind = sniff(data[:SNIFF_BYTES])
-    if kind is Kind.PNG:
-        return b"IEND" in data[-4096:] or b"IEND" in data
-    if kind is Kind.JPEG:
-        return data.rfind(b"\xff\xd9") > 0
-    return len(data) >= 8 + int.from_bytes(data[4:8], "little")
-
-
-def _has_alpha(data: bytes) -> bool:
-    kind = sniff(data[:SNIFF_BYTES])
-    if kind is Kind.PNG:
-        return data[25] in (4, 6) or b"tRNS" in data[33:4096]
-    if kind is Kind.WEBP:
-        return (data[12:16] == b"VP8X" and bool(data[20] & 0x10)) or (data[12:16] == b"VP8L" and bool(data[24] & 0x10))
-    return False

@@ -29,7 +29,8 @@ class Kind(StrEnum):
     GIF = "a GIF picture"
     TIFF = "a TIFF picture"
     BMP = "a BMP picture"
-    AVIF = "an AVIF or HEIF picture"
+    AVIF = "an AVIF picture"
+    HEIC = "a HEIC picture"
     TAR = "a gzip, tar, 7z or RAR archive"
     PLAYLIST = "a streaming playlist"
     TEXT = "plain text"
@@ -37,7 +38,7 @@ class Kind(StrEnum):
     UNKNOWN = "a file of unknown format"
 
 
-PICTURES = frozenset({Kind.PNG, Kind.JPEG, Kind.WEBP})
+PICTURES = frozenset({Kind.PNG, Kind.JPEG, Kind.WEBP, Kind.GIF, Kind.AVIF, Kind.HEIC})
 VIDEOS = frozenset({Kind.MP4, Kind.WEBM, Kind.MPEG, Kind.MPEG_TS, Kind.AVI})
 VIDEOS_UNREAD = frozenset({Kind.WMV, Kind.FLASH, Kind.OGG, Kind.MXF, Kind.AUDIO})
 """Containers that are known by name only."""
@@ -67,7 +68,9 @@ _MAGIC: tuple[tuple[bytes, Kind], ...] = (
 )
 _RIFF = {b"WEBP": Kind.WEBP, b"AVI ": Kind.AVI, b"WAVE": Kind.AUDIO}
 _MP4_BOXES = frozenset({b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"})
-_STILL_BRANDS = frozenset({b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1"})
+_AVIF_BRANDS = frozenset({b"avif", b"avis"})
+_HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
+"""ISO/IEC 23008-12, annex B. `mif1` and `msf1` say nothing of the codec: an AVIF brand beside them does."""
 
 
 def sniff(head: bytes) -> Kind:
@@ -82,7 +85,7 @@ def sniff(head: bytes) -> Kind:
     if _transport_stream(head):
         return Kind.MPEG_TS
     if head[4:8] in _MP4_BOXES:
-        return Kind.AVIF if head[4:8] == b"ftyp" and head[8:12] in _STILL_BRANDS else Kind.MP4
+        return _boxed(head) if head[4:8] == b"ftyp" else Kind.MP4
     if head[257:262] == b"ustar":
         return Kind.TAR
     return _text(head)
@@ -91,6 +94,15 @@ def sniff(head: bytes) -> Kind:
 def _transport_stream(head: bytes) -> bool:
     """Packets of 188 bytes that begin with 0x47 (ISO/IEC 13818-1), or of 192 with a time stamp before each, as camcorders write."""
     return any(head[at : at + 2 * step + 1 : step] == b"GGG" for at, step in ((0, 188), (4, 192)))
+
+
+def _boxed(head: bytes) -> Kind:
+    """A picture or a video, by the brands of the file type box."""
+    end = min(int.from_bytes(head[:4], "big"), len(head))
+    brands = {head[8:12], *(head[at : at + 4] for at in range(16, end - 3, 4))}
+    if head[8:12] not in _AVIF_BRANDS | _HEIC_BRANDS:
+        return Kind.MP4
+    return Kind.AVIF if brands & _AVIF_BRANDS else Kind.HEIC
 
 
 def _text(head: bytes) -> Kind:

@@ -327,10 +327,10 @@ async def test_refused(library: AvatarLibrary, data: bytes, error: type[AvatarEr
 
 
 async def test_sizes_that_differ_are_told_with_name_and_sizes(library: AvatarLibrary) -> None:
-    data = archive([("0.png", PNG), ("1.png", PNG), ("2.png", encoded(noise(320, 240)))])
+    data = archive([("0.png", PNG), ("1.png", encoded(noise(320, 240)))])
     error = await refused(library, data)
     assert isinstance(error, AvatarSizesDiffer)
-    assert error.detail.startswith("'2.png' is 320×240, the first frame is 96×96") and error.limit == "96x96"
+    assert error.detail.startswith("'1.png' is 320×240, the first frame is 96×96") and error.limit == "96x96"
 
 
 async def test_an_offending_name_is_shown_harmless_and_short(library: AvatarLibrary) -> None:

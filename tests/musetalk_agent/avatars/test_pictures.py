@@ -4,10 +4,14 @@ import cv2
 import numpy as np
 import pytest
 
-from musetalk_agent.avatars.pictures import decode_picture, picture_size
+from musetalk_agent.avatars.limits import AvatarLimits
+from musetalk_agent.avatars.picture_decoder import decode_picture
+from musetalk_agent.avatars.pictures import picture_size
 from musetalk_agent.avatars.sniff import Kind, sniff
 
 from .clips import encoded, face, frames_zip, video
+
+LIMITS = AvatarLimits()
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
@@ -15,7 +19,7 @@ from .clips import encoded, face, frames_zip, video
 def test_size_from_the_header_is_the_decoded_one(suffix: str, width: int, height: int) -> None:
     data = encoded(np.zeros((height, width, 3), np.uint8), suffix)
     assert picture_size(data, "a") == (width, height)
-    assert decode_picture(data, "a").shape == (height, width, 3)
+    assert decode_picture(data, "a", LIMITS).pixels.shape == (height, width, 3)
 
 
 def test_webp_of_every_layout() -> None:
@@ -34,7 +38,7 @@ def test_progressive_jpeg() -> None:
 def test_transparency_is_laid_on_white() -> None:
     picture = np.zeros((64, 64, 4), np.uint8)
     picture[:, 32:] = (10, 20, 30, 255)
-    pixels = decode_picture(encoded(picture), "a")
+    pixels = decode_picture(encoded(picture), "a", LIMITS).pixels
     assert pixels.shape == (64, 64, 3)
     assert pixels[0, 0].tolist() == [255, 255, 255] and pixels[0, 63].tolist() == [10, 20, 30]
 
@@ -42,8 +46,8 @@ def test_transparency_is_laid_on_white() -> None:
 def test_sixteen_bits_and_grey_become_eight_bit_bgr() -> None:
     deep = encoded(np.full((64, 64, 3), 128 << 8, np.uint16))
     grey = encoded(np.full((64, 64), 77, np.uint8))
-    assert decode_picture(deep, "a")[0, 0].tolist() == [128, 128, 128]
-    assert decode_picture(grey, "a")[0, 0].tolist() == [77, 77, 77]
+    assert decode_picture(deep, "a", LIMITS).pixels[0, 0].tolist() == [128, 128, 128]
+    assert decode_picture(grey, "a", LIMITS).pixels[0, 0].tolist() == [77, 77, 77]
 
 
 def test_sniffing() -> None:

@@ -1,0 +1,284 @@
+"""Decodes pictures by Pillow, and HEIC by pillow-heif: scaled down first, then upright, in sRGB and opaque.
+
+Nothing of a picture's full size is kept beside its decoded pixels: they are made smaller in strips, and all else is done to
+what remains. Runs in the decoder process only; Pillow's classes are opened by the kind that was sniffed, so no other is tried.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import struct
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+from PIL import AvifImagePlugin, GifImagePlugin, Image, ImageCms, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+
+from musetalk_agent.avatars.limits import AvatarLimits
+from musetalk_agent.avatars.pictures import check_pixels, check_structure, picture_kind, picture_size, still_cost
+from musetalk_agent.avatars.sniff import Kind
+from musetalk_agent.errors import AvatarUndecodable
+from musetalk_agent.media import Pixels
+
+pillow_heif: Any
+try:
+    import pillow_heif
+except ImportError:  # the extra [heif] is not installed
+    pillow_heif = None
+
+Size = tuple[int, int]
+Target = Callable[[Size], Size]
+"""From a picture's upright size (width, height) to the size that is wanted of it, which is no larger."""
+
+DAMAGED = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    LookupError,
+    TypeError,
+    ArithmeticError,
+    RuntimeError,
+    EOFError,
+    struct.error,
+    zlib.error,
+)
+"""What Pillow raises over damaged files. The bytes lie in memory, so an OSError is no failure of a disk."""
+_CLASSES: dict[Kind, Callable[[io.BytesIO], Image.Image]] = {
+    Kind.PNG: PngImagePlugin.PngImageFile,
+    Kind.JPEG: JpegImagePlugin.JpegImageFile,
+    Kind.WEBP: WebPImagePlugin.WebPImageFile,
+    Kind.GIF: GifImagePlugin.GifImageFile,
+    Kind.AVIF: AvifImagePlugin.AvifImageFile,
+}
+_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What brings a picture of an EXIF orientation upright (EXIF 2.32, 4.6.4)."""
+_LYING = frozenset({5, 6, 7, 8})
+_BACKGROUND = (255, 255, 255)
+"""Transparent pixels are laid on white, as a browser shows them."""
+_STRIP_ROWS = 256
+_KEPT_BOXES = 2
+"""Pixels are averaged in boxes down to twice the wanted size, and resampled from there: as sharp as resampling alone, many times
+as fast (`reducing_gap` of Pillow)."""
+_PLAIN = frozenset({"L", "LA", "RGB", "RGBA", "CMYK"})
+_SPACES = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}
+_SRGB = ImageCms.createProfile("sRGB")
+_THREADS = 2
+AvifImagePlugin.DEFAULT_MAX_THREADS = _THREADS
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedPicture:
+    """A picture as it is worked on.
+
+    Args:
+        pixels: uint8 BGR `[h, w, 3]`, upright, sRGB, opaque, scaled down.
+        size: upright width and height of the picture that was sent.
+    """
+
+    pixels: Pixels
+    size: Size
+
+
+def decode_picture(
+    data: bytes,
+    name: str,
+    limits: AvatarLimits,
+    *,
+    target: Target = lambda size: size,
+    allow: Callable[[int], object] = lambda pixels: None,
+    at_once: int = 1,
+) -> DecodedPicture:
+    """Decodes a picture; of an animated one the first frame.
+
+    Args:
+        data: the file's bytes.
+        name: what to call it in an error message.
+        limits: what it may cost.
+        target: the size that is wanted.
+        allow: called with what decoding costs, as pixels of `decoder_bytes_per_pixel`, before anything of that size is allocated.
+        at_once: how many pictures are decoded at the same time.
+
+    Raises:
+        AvatarUndecodable: it is no picture, damaged, or under the least size.
+        AvatarTooLarge: it would cost more than the limits allow.
+        MemoryError: it needs more than it was given.
+    """
+    kind = picture_kind(data, name)
+    size = picture_size(data, name)
+
+    def grant(size: Size, upright: Size) -> int:
+        check_pixels(*size, name, limits, limits.still_pixels)
+        check_structure(data, name, size[0] * size[1], limits)
+        least = target(upright)
+        least = least if upright == size else least[::-1]
+        cost = still_cost(data, kind, size, least, name, limits.still_bytes // at_once)
+        allow(math.ceil(at_once * cost.bytes / limits.decoder_bytes_per_pixel))
+        return cost.draft
+
+    try:
+        if kind is Kind.HEIC:
+            return _decode_heic(data, name, target, grant)
+        draft = 1
+        if size is not None and kind is not Kind.JPEG:
+            grant(size, size)
+        image = open_picture(data, kind)
+        orientation = 1 if size is None else orientation_of(image)
+        size = size or image.size
+        upright = size[::-1] if orientation in _LYING else size
+        if kind in (Kind.JPEG, Kind.AVIF):
+            draft = grant(size, upright)
+        if draft > 1:
+            image.draft(None, (size[0] // draft, size[1] // draft))
+        image.load()
+        orientation = orientation_of(image)
+        upright = size[::-1] if orientation in _LYING else size
+        return DecodedPicture(finished(image, target(upright), orientation), upright)
+    except DAMAGED as error:
+        raise undecodable(name, error) from error
+
+
+def opened_size(data: bytes, name: str) -> Size:
+    """Width and height of an AVIF or HEIC picture, as its library reads them without decoding it.
+
+    Raises:
+        AvatarUndecodable: damaged, or there is no library for it.
+    """
+    kind = picture_kind(data, name)
+    try:
+        size: Size = _open_heic(data, name).size if kind is Kind.HEIC else open_picture(data, kind).size
+    except DAMAGED as error:
+        raise undecodable(name, error) from error
+    return size
+
+
+def open_picture(data: bytes, kind: Kind) -> Image.Image:
+    """Opens a picture of a kind that Pillow reads. Raises `DAMAGED` errors."""
+    return _CLASSES[kind](io.BytesIO(data))
+
+
+def undecodable(name: str, error: Exception) -> Exception:
+    """What a `DAMAGED` error of a library means: a refusal, or that there was no memory."""
+    if "memory" in str(error).lower():
+        return MemoryError(str(error))
+    return AvatarUndecodable(f"{name!r} cannot be decoded: its pixels are damaged or cut short.")
+
+
+def orientation_of(image: Image.Image) -> int:
+    """EXIF orientation, 1 … 8; 1 where none is told. Reads a PNG to its end, as that is where its EXIF may be."""
+    try:
+        told = image.getexif().get(_ORIENTATION, 1)
+    except DAMAGED:  # the picture itself may be whole
+        return 1
+    return told if told in _UPRIGHT else 1
+
+
+def finished(image: Image.Image, target: Size, orientation: int = 1) -> Pixels:
+    """Pixels of a loaded picture at `target`, its upright size: uint8 BGR `[h, w, 3]`, in sRGB, laid on white."""
+
+    def strip(top: int, bottom: int) -> Image.Image:
+        return image if (top, bottom) == (0, image.height) else image.crop((0, top, image.width, bottom))
+
+    small = _shrunk(image.size, strip, target[::-1] if orientation in _LYING else target)
+    small = _opaque(small, image.info.get("icc_profile"))
+    if orientation in _UPRIGHT:
+        small = small.transpose(_UPRIGHT[orientation])
+    return _bgr(small)
+
+
+def _bgr(image: Image.Image) -> Pixels:
+    return cast("Pixels", np.ascontiguousarray(np.asarray(image)[:, :, ::-1]))
+
+
+def _shrunk(size: Size, strip: Callable[[int, int], Image.Image], target: Size) -> Image.Image:
+    """A picture of `size` at `target`, in one of the plain modes. `strip` gives its rows from the first to before the second."""
+    width, height = size
+    factor = max(1, min(width // target[0], height // target[1]) // _KEPT_BOXES)
+    if factor == 1:
+        whole = _plain(strip(0, height))
+        return whole if size == target else whole.resize(target, Image.Resampling.BICUBIC)
+    rows = factor * max(1, _STRIP_ROWS // factor)
+    reduced: Image.Image | None = None
+    for top in range(0, height, rows):
+        part = _plain(strip(top, min(height, top + rows))).reduce(factor)
+        if reduced is None:
+            reduced = Image.new(part.mode, (part.width, -(-height // factor)))
+        reduced.paste(part, (0, top // factor))
+    assert reduced is not None
+    return reduced.resize(target, Image.Resampling.BICUBIC, (0, 0, width / factor, height / factor))
+
+
+def _plain(image: Image.Image) -> Image.Image:
+    """The picture in a mode of eight bits whose pixels can be averaged: grey or colour, with alpha or without."""
+    if image.mode.startswith("I;16") or image.mode == "I":
+        deep = np.asarray(image).astype(np.uint32)
+        return Image.fromarray(np.minimum(deep >> 8, 255).astype(np.uint8))
+    if image.mode in ("P", "PA"):
+        return image.convert("RGBA" if image.has_transparency_data else "RGB")
+    key = image.info.get("transparency")
+    if key is not None and image.mode in ("1", "L", "RGB"):
+        if isinstance(key, tuple) and max(key) > 255:  # of a picture of sixteen bits, which Pillow reads as eight
+            image.info["transparency"] = tuple(value >> 8 for value in key)
+        return image.convert("RGBA")
+    if image.mode in _PLAIN:
+        return image
+    return image.convert("L" if image.mode == "1" else "RGBA" if image.mode == "RGBa" else "RGB")
+
+
+def _opaque(image: Image.Image, profile: object) -> Image.Image:
+    """RGB of a picture in a plain mode, in sRGB, laid on white."""
+    alpha = image.getchannel("A") if image.mode in ("LA", "RGBA") else None
+    colours = _in_srgb(image.convert(image.mode.rstrip("A")), profile)
+    if alpha is None:
+        return colours
+    opaque = Image.new("RGB", image.size, _BACKGROUND)
+    opaque.paste(colours, mask=alpha)
+    return opaque
+
+
+def _in_srgb(image: Image.Image, profile: object) -> Image.Image:
+    """RGB of a picture whose ICC profile is honoured where it fits the picture."""
+    if isinstance(profile, bytes):
+        try:
+            told = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            if told.profile.xcolor_space.strip() == _SPACES.get(image.mode):
+                intent = ImageCms.Intent.RELATIVE_COLORIMETRIC
+                flags = ImageCms.Flags.BLACKPOINTCOMPENSATION
+                shown = ImageCms.profileToProfile(image, told, _SRGB, intent, "RGB", flags=flags)
+                if shown is not None:
+                    return shown
+        except (ImageCms.PyCMSError, *DAMAGED):
+            pass  # a profile that cannot be read says nothing
+    return image.convert("RGB")
+
+
+def _open_heic(data: bytes, name: str) -> Any:
+    if pillow_heif is None:
+        raise AvatarUndecodable(
+            f"{name!r} is a HEIC picture, which this agent cannot read (the extra [heif] is not installed); save it as a JPEG.",
+            value=Kind.HEIC.value,
+        )
+    pillow_heif.options.DECODE_THREADS = _THREADS
+    file = pillow_heif.open_heif(io.BytesIO(data), convert_hdr_to_8bit=True)
+    return file[file.primary_index]
+
+
+def _decode_heic(data: bytes, name: str, target: Target, grant: Callable[[Size, Size], int]) -> DecodedPicture:
+    """libheif turns and mirrors by itself; an EXIF orientation beside that is not to be honoured (ISO/IEC 23008-12)."""
+    picture = _open_heic(data, name)
+    size = picture.size
+    grant(size, size)
+    pixels = np.asarray(picture)
+    small = _shrunk(size, lambda top, bottom: Image.fromarray(pixels[top:bottom]), target(size))
+    return DecodedPicture(_bgr(_opaque(small, picture.info.get("icc_profile"))), size)
