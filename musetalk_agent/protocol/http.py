@@ -55,7 +55,8 @@ Timestamp = Annotated[str, AfterValidator(_is_time)]
 
 
 class AvatarSource(Strict):
-    """Where an avatar comes from. When several are given, `avatar_id` wins over the zip, the zip over the video."""
+    """Where an avatar comes from. When several are given, `avatar_id` wins over the zip, the zip over the video, which is
+    tried when the zip cannot be used."""
 
     frames_zip_url: str | None = Field(default=None, max_length=4096)
     idle_video_url: str | None = Field(default=None, max_length=4096)

@@ -10,10 +10,10 @@ import pytest
 from musetalk_agent.avatars.fetch import Fetcher
 from musetalk_agent.avatars.library import AvatarLibrary
 from musetalk_agent.avatars.limits import AvatarLimits
-from musetalk_agent.errors import AvatarFetchFailed, AvatarUrlForbidden
+from musetalk_agent.errors import AvatarEmpty, AvatarFetchFailed, AvatarUndecodable, AvatarUrlForbidden
 from musetalk_agent.protocol.http import AvatarSource, Picture
 
-from .clips import frames_zip, moving, video
+from .clips import flat, frames_zip, moving, video
 from .hosts import hosting, ok, redirect
 
 
@@ -183,6 +183,44 @@ async def test_from_address_to_bundle(library: AvatarLibrary, tmp_path: Path) ->
         by_id = AvatarSource(avatar_id=again.report.avatar_id, idle_video_url=host.url("/nowhere"))
         assert len(await library.prepare(by_id, Picture())) == 5  # the id wins
     assert not list((tmp_path / "cache" / "parts").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("reply", "code"),
+    [
+        pytest.param(None, "avatar_fetch_failed", id="nothing there"),
+        pytest.param(ok(b"<html>Not found</html>"), "avatar_undecodable", id="a page"),
+        pytest.param(ok(frames_zip([flat(), flat(127, 64, 64)])), "avatar_sizes_differ", id="of two sizes"),
+        pytest.param(ok(frames_zip([flat()] * 3)), "no_face_in_avatar", id="without a face"),
+    ],
+)
+async def test_the_video_is_tried_when_the_zip_cannot_be_used(
+    library: AvatarLibrary, reply: bytes | None, code: str
+) -> None:
+    async with hosting() as host:
+        host.replies |= {"/v": ok(video(moving(30, 128)))} | ({"/z": reply} if reply else {})
+        both = AvatarSource(frames_zip_url=host.url("/z"), idle_video_url=host.url("/v"))
+        for cached in (False, True):
+            report = (await library.prepare(both, Picture())).report
+            assert (report.frames, report.cached) == (30, cached)
+            told = [warning for warning in report.warnings if warning.code == "frames_zip_failed"]
+            assert len(told) == 1 and code in told[0].message
+        alone = await library.prepare(AvatarSource(idle_video_url=host.url("/v")), Picture())
+        assert alone.report.cached and "frames_zip_failed" not in [w.code for w in alone.report.warnings]
+
+
+async def test_when_neither_can_be_used_both_reasons_are_told(library: AvatarLibrary) -> None:
+    async with hosting() as host:
+        host.replies |= {"/v": ok(b"<html>No such film</html>"), "/z": ok(b"")}
+        both = AvatarSource(frames_zip_url=host.url("/z"), idle_video_url=host.url("/v"))
+        with pytest.raises(
+            AvatarUndecodable, match=r"an HTML page.*The zip cannot be used either .avatar_empty."
+        ) as caught:
+            await library.prepare(both, Picture())
+        assert caught.value.field == "idle_video_url"
+        with pytest.raises(AvatarEmpty) as alone:
+            await library.prepare(AvatarSource(frames_zip_url=host.url("/z")), Picture())
+        assert alone.value.field == "frames_zip_url"
 
 
 async def test_callers_who_come_together_fetch_once(library: AvatarLibrary) -> None:
