@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 
+from musetalk_agent.avatars import blink as blink_module
 from musetalk_agent.avatars.blink import Blink
 from musetalk_agent.avatars.face import FaceNet, Points
 from musetalk_agent.avatars.still import IdleMotion
@@ -12,6 +14,7 @@ from musetalk_agent.weights import ModelStore
 from .clips import face
 
 SIDE = 256
+SKIN, BROW = (150, 175, 215), (30, 40, 50)
 
 
 @pytest.fixture(scope="module")
@@ -79,3 +82,41 @@ def test_closed_eyes_are_left_alone(points: Points) -> None:
     shut[[384, 398, 388, 466]] = points[[381, 382, 390, 249]]
     assert Blink(face(SIDE), shut).closed(1.0) is not None
     assert np.array_equal(Blink(face(SIDE), shut).closed(1.0), face(SIDE))
+
+
+def drawn_eyes(brow_gap: float, iris: bool) -> tuple[Pixels, Points]:
+    """Eyes 60 px wide and 20 high on plain skin under dark brows, whose hair ends `brow_gap` eye heights over the lid.
+
+    The mesh sees it end 0.3 eye heights higher up, as it does in pictures.
+    """
+    picture = np.full((200, 300, 3), SKIN, np.uint8)
+    points = np.full((468, 2), (150.0, 150.0), np.float32)
+    for (upper, lower, brow), x in zip(blink_module._EYES, (50, 190), strict=True):
+        u = np.linspace(0, 1, 9)
+        lid = 90 - 10 * np.sin(np.pi * u)
+        edge = 90 + 10 * np.sin(np.pi * u)
+        for ids, y in ((upper, lid), (lower, edge)):
+            points[list(ids)] = np.stack([x + 60 * u, y], 1)
+        top = 80 - 20 * brow_gap
+        points[list(brow)] = np.stack([x + np.linspace(-5, 65, 5), np.full(5, top - 6)], 1)
+        cv2.rectangle(picture, (x - 8, round(top) - 14), (x + 68, round(top)), BROW, -1)
+        cv2.ellipse(picture, (x + 30, 90), (30, 10), 0, 0, 360, (225, 225, 225) if iris else (125, 150, 190), -1)
+        if iris:
+            cv2.circle(picture, (x + 30, 90), 9, (40, 40, 40), -1)
+    return picture, points
+
+
+@pytest.mark.parametrize("brow_gap", [0.2, 0.35, 1.5])
+def test_a_closed_lid_is_skin_however_near_the_brow(brow_gap: float) -> None:
+    picture, points = drawn_eyes(brow_gap, iris=True)
+    shut = Blink(picture, points).closed(1.0)
+    for x in (80, 220):
+        column = shut[82:100, x].astype(int)  # over what was the open eye
+        assert np.abs(column[:10] - SKIN).max(1).mean() < 45
+        assert (np.abs(column - BROW).max(1) < 60).sum() <= 4  # lashes may be dark, a lid is not
+        assert np.array_equal(shut[round(80 - 20 * brow_gap) - 8, x], BROW)
+
+
+def test_what_shows_no_iris_does_not_blink() -> None:
+    picture, points = drawn_eyes(1.0, iris=False)
+    assert np.array_equal(Blink(picture, points).closed(1.0), picture)
