@@ -1,9 +1,10 @@
-"""Draws what the warp engine makes of a face: the idle frame, rest, /a/, /i/, /u/, /m/, /f/, and presence 0, 0.5, 1.
+"""Draws what the warp engine makes of a face: the idle frame, rest, vowels and consonants, or what it says to some speech.
 
-    python tools/contact_sheet.py OUT.png CLIP [CLIP …] [--frames 8] [--scale 2] [--pose 4] [--whole]
+    python tools/contact_sheet.py OUT.png CLIP [CLIP …] [--speech SOUND] [--frames 8] [--scale 2] [--pose 4] [--whole]
 
 Each clip is a picture, a video that PyAV reads, or a zip of frames; it goes through the same preparation as any avatar. A row
-per clip; `--whole` shows whole frames, otherwise the lower face and the mouth below it are shown enlarged.
+per clip; `--whole` shows whole frames, otherwise the lower face and the mouth below it are shown enlarged. With `--speech` the
+columns are moments of the speech, spread evenly, over as many poses of the clip.
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ from musetalk_agent.avatars.library import AvatarLibrary
 from musetalk_agent.engines.base import PatchRequest
 from musetalk_agent.engines.warp import WarpEngine
 from musetalk_agent.engines.warp.engine import WarpActor
-from musetalk_agent.features.base import FeatureStream
-from musetalk_agent.media import Pixels
+from musetalk_agent.features.visemes import VisemeFeatures
+from musetalk_agent.media import Feature, Pixels
 from musetalk_agent.protocol.http import AvatarSource, Picture
+from musetalk_agent.tools.sound import SoundFile, mono
 from musetalk_agent.weights import Manifest, ModelStore
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,22 +37,17 @@ SHOWN: tuple[tuple[str, tuple[float, ...], float], ...] = (
     # jaw, width, rounding, closure, tuck; presence
     ("rest", (0, 0, 0, 0, 0), 1.0),
     ("/a/", (0.8, 0.1, 0, 0, 0), 1.0),
+    ("/a/ wide", (1.0, 0, 0, 0, 0), 1.0),
+    ("/e/", (0.4, 0.3, 0, 0, 0), 1.0),
     ("/i/", (0.3, 0.8, 0, 0, 0), 1.0),
+    ("/o/", (0.5, -0.2, 0.7, 0, 0), 1.0),
     ("/u/", (0.25, -0.4, 1, 0, 0), 1.0),
     ("/m/", (0.3, 0, 0, 1, 0), 1.0),
     ("/f/", (0.1, 0.1, 0, 0, 1), 1.0),
-    ("/a/ p 0", (0.8, 0.1, 0, 0, 0), 0.0),
     ("/a/ p 0.5", (0.8, 0.1, 0, 0, 0), 0.5),
 )
-
-
-class NoFeatures:
-    """The sheet brings its own articulation vectors."""
-
-    lookahead_ms = 0
-
-    def stream(self, fps: int) -> FeatureStream:
-        raise NotImplementedError(f"no sound is read here (fps {fps})")
+MOMENTS = 12
+"""Columns of a sheet of speech."""
 
 
 @dataclass(frozen=True)
@@ -94,13 +91,21 @@ def idle_frame(bundle: Bundle, pose: int) -> Pixels:
     return np.asarray(frame, np.uint8)
 
 
-def spoken(engine: WarpEngine, actor: WarpActor, pose: int, values: tuple[float, ...], presence: float) -> Pixels:
-    """The published picture of `pose` with the mouth made from `values`."""
+def spoken(engine: WarpEngine, actor: WarpActor, pose: int, feature: Feature, presence: float) -> Pixels:
+    """The published picture of `pose` with the mouth made from `feature`."""
     frame = idle_frame(actor.bundle, pose)
-    patch = engine.infer([PatchRequest(actor, pose, np.array(values, np.float32), presence)])[0]
+    patch = engine.infer([PatchRequest(actor, pose, feature, presence)])[0]
     if patch is not None:
         frame[patch.box.y0 : patch.box.y1, patch.box.x0 : patch.box.x1] = patch.pixels
     return frame
+
+
+def said(features: VisemeFeatures, sound: Path, fps: int) -> list[tuple[float, Feature]]:
+    """Time (s) and feature at `MOMENTS` frames of the sound."""
+    stream = features.stream(fps)
+    frames = [*stream.push(mono(SoundFile.open(sound), 16000)), *stream.flush()]
+    chosen = np.linspace(0, len(frames) - 1, MOMENTS).round().astype(int)
+    return [(k / fps, frames[k]) for k in chosen.tolist()]
 
 
 def tile(bundle: Bundle, pose: int, frame: Pixels, style: Style, label: str) -> Pixels:
@@ -128,16 +133,25 @@ def _cut(bundle: Bundle, pose: int, frame: Pixels, side: int, reach: float) -> P
     return np.asarray(cut, np.uint8)
 
 
-def row(data: bytes, models: Path, pose: int | None, style: Style) -> Pixels:
-    """All of `SHOWN` for one clip."""
-    engine = WarpEngine(NoFeatures())
+def row(data: bytes, options: argparse.Namespace) -> Pixels:
+    """All of `SHOWN` for one clip, or moments of a speech."""
+    engine, style = WarpEngine(VisemeFeatures.load()), Style(options.side, options.whole)
     with tempfile.TemporaryDirectory() as cache:
-        bundle = asyncio.run(prepared(data, Path(cache), models))
-        chosen = min(len(bundle) - 1, len(bundle) // 2 if pose is None else pose)
+        bundle = asyncio.run(prepared(data, Path(cache), options.models))
+        chosen = min(len(bundle) - 1, len(bundle) // 2 if options.pose is None else options.pose)
         actor = engine.open(bundle)
         tiles = [tile(bundle, chosen, idle_frame(bundle, chosen), style, "idle")]
-        for label, values, presence in SHOWN:
-            tiles.append(tile(bundle, chosen, spoken(engine, actor, chosen, values, presence), style, label))
+        if options.speech:
+            moments = said(VisemeFeatures.load(), options.speech, bundle.fps)
+            for (time_s, feature), pose in zip(
+                moments, np.linspace(0, len(bundle) - 1, MOMENTS).astype(int), strict=True
+            ):
+                frame = spoken(engine, actor, int(pose), feature, 1.0)
+                tiles.append(tile(bundle, int(pose), frame, style, f"{time_s:.2f} s"))
+        else:
+            for label, values, presence in SHOWN:
+                frame = spoken(engine, actor, chosen, np.array(values, np.float32), presence)
+                tiles.append(tile(bundle, chosen, frame, style, label))
     return np.hstack(tiles)
 
 
@@ -147,16 +161,13 @@ def main() -> None:
     parser.add_argument("clips", type=Path, nargs="+")
     parser.add_argument("--frames", type=int, default=8, help="frames taken from a video")
     parser.add_argument("--scale", type=int, default=1, help="enlarge a video's frames first")
+    parser.add_argument("--speech", type=Path, help="a sound that PyAV reads: show what it makes the mouth do")
     parser.add_argument("--pose", type=int, help="idle frame to lie on (default: the middle one)")
     parser.add_argument("--side", type=int, default=200, help="width of a tile in pixels")
     parser.add_argument("--whole", action="store_true", help="whole frames")
     parser.add_argument("--models", type=Path, default=ROOT / "models")
     options = parser.parse_args()
-    style = Style(options.side, options.whole)
-    rows = [
-        row(clip_bytes(clip, options.frames, options.scale), options.models, options.pose, style)
-        for clip in options.clips
-    ]
+    rows = [row(clip_bytes(clip, options.frames, options.scale), options) for clip in options.clips]
     width = max(r.shape[1] for r in rows)
     sheet = np.vstack([np.pad(r, ((0, 4), (0, width - r.shape[1]), (0, 0))) for r in rows])
     cv2.imwrite(str(options.out), sheet, [cv2.IMWRITE_PNG_COMPRESSION, 9])
