@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from websockets.asyncio.client import ClientConnection, connect
 
+from tests.waiting import NEVER_S, until
+
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = (
@@ -91,7 +93,7 @@ class Page:
         number = next(self._ids)
         answer = self._answers[number] = asyncio.get_running_loop().create_future()
         await self._socket.send(json.dumps({"id": number, "method": method, "params": params}))
-        message = await asyncio.wait_for(answer, 30)
+        message = await asyncio.wait_for(answer, NEVER_S)
         if "error" in message:
             raise RuntimeError(f"{method}: {message['error']}")
         result: dict[str, Any] = message["result"]
@@ -101,7 +103,7 @@ class Page:
         """Loads a page and waits for its load event."""
         self._loaded.clear()
         await self.send("Page.navigate", url=url)
-        await asyncio.wait_for(self._loaded.wait(), 20)
+        await asyncio.wait_for(self._loaded.wait(), NEVER_S)
 
     async def serve(self, url: str, html: str) -> None:
         """Answers `url` with this page from now on, as if its host did."""
@@ -127,13 +129,9 @@ class Page:
             raise RuntimeError(f"{script[:80]}: {result['exceptionDetails'].get('exception', {}).get('description')}")
         return result["result"].get("value")
 
-    async def until(self, condition: str, timeout_s: float = 15) -> Any:
-        """Waits for a JavaScript expression to be true, and gives its value; raises `TimeoutError`."""
-        async with asyncio.timeout(timeout_s):
-            while True:
-                if value := await self.run(condition):
-                    return value
-                await asyncio.sleep(0.05)
+    async def until(self, condition: str) -> Any:
+        """Waits for a JavaScript expression to be true, and gives its value; raises AssertionError after `NEVER_S`."""
+        return await until(lambda: self.run(condition))
 
     async def mouse(self, selector: str, kind: str) -> None:
         """`mousePressed` or `mouseReleased`, by the left button in the middle of an element."""
@@ -149,12 +147,13 @@ class Page:
         await self.mouse(selector, "mousePressed")
         await self.mouse(selector, "mouseReleased")
 
-    async def key(self, key: str, *, hold_s: float = 0) -> None:
-        """Presses and releases `Tab`, `Enter`, `Escape` or the space bar."""
+    async def key(self, key: str, *, hold: Callable[[], Awaitable[object]] | None = None) -> None:
+        """Presses `Tab`, `Enter`, `Escape` or the space bar, and releases it when `hold` has returned."""
         text = {"Enter": "\r", " ": " "}.get(key, "")
         about = {"key": key, "code": "Space" if key == " " else key, "windowsVirtualKeyCode": KEYS[key]}
         await self.send("Input.dispatchKeyEvent", type="keyDown" if text else "rawKeyDown", text=text, **about)
-        await asyncio.sleep(hold_s)
+        if hold is not None:
+            await hold()
         await self.send("Input.dispatchKeyEvent", type="keyUp", **about)
 
     async def type(self, text: str) -> None:
@@ -210,11 +209,13 @@ async def browser(program: str, *extra_flags: str) -> AsyncIterator[Page]:
 async def _tab(profile: Path) -> str:
     """DevTools address of the first tab: Chromium writes its port into the profile when it is ready."""
     port_file = profile / "DevToolsActivePort"
-    words: list[str] = []
-    async with asyncio.timeout(20):
-        while len(words) < 2:
-            await asyncio.sleep(0.05)
-            words = await asyncio.to_thread(lambda: port_file.read_text().split() if port_file.exists() else [])
+
+    async def written() -> list[str] | None:
+        words = await asyncio.to_thread(lambda: port_file.read_text().split() if port_file.exists() else [])
+        return words if len(words) == 2 else None
+
+    words = await until(written)
+    assert words is not None
     port, path = words
     async with connect(f"ws://127.0.0.1:{port}{path}", proxy=None) as socket:
         await socket.send('{"id": 1, "method": "Target.getTargets"}')

@@ -17,6 +17,7 @@ from starlette.staticfiles import StaticFiles
 
 from tests.browser.chromium import Page
 from tests.fakes.serving import plain_config, serving
+from tests.waiting import NEVER_S, until
 
 pytestmark = pytest.mark.browser
 WEB = Path(__file__).resolve().parents[2] / "orchestrator" / "web"
@@ -104,9 +105,7 @@ async def test_a_page_that_is_reloaded_takes_its_start_with_it(page: Page) -> No
         await page.size(1280, 800)
         await page.open(url)
         await page.click("#start")
-        async with asyncio.timeout(20):
-            while not server.asked:  # noqa: ASYNC110 - another task's list
-                await asyncio.sleep(0.02)
+        await until(lambda: server.asked)
         await page.open(f"{url}/favicon.svg")
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(NEVER_S):
             await server.left.wait()

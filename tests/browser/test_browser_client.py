@@ -62,11 +62,11 @@ async def test_example_speaks_as_printed(page: Page, stack: Stack) -> None:
     assert lines(example) == 10
     await hello(page, stack, example)
     await page.click("button")
-    await page.until("logged.includes('speaking')", 30)
+    await page.until("logged.includes('speaking')")
     assert await page.run("logged.slice(0, 3)") == ["starting", "ready", "speaking"]
-    await page.until("document.querySelector('video').videoWidth > 100", 15)
-    await page.until("!document.querySelector('video').paused", 5)
-    await page.until(f"{ENERGY}.then((energy) => energy > 0.001)", 15)
+    await page.until("document.querySelector('video').videoWidth > 100")
+    await page.until("!document.querySelector('video').paused")
+    await page.until(f"{ENERGY}.then((energy) => energy > 0.001)")
     sessions = (await asyncio.to_thread(stack.get, "/sessions")).json()["sessions"]
     assert [s["room"] for s in sessions if s["state"] == "speaking"] == ["hello"]
     assert [error for error in page.errors if "favicon" not in error] == []
@@ -84,15 +84,15 @@ async def test_joins_without_a_key_sends_sound_and_follows_the_session(page: Pag
     session = started.json()
     await hello(page, stack, "<title>joins</title>", "/joins.html")
     await page.run(JOIN % body(session), gesture=True)
-    await page.until("seen.some(([name]) => name === 'picture')", 20)
+    await page.until("seen.some(([name]) => name === 'picture')")
     await page.until("avatar.link.state === 'open'")
     await page.run(TONE)
-    await page.until("avatar.state === 'speaking'", 10)
+    await page.until("avatar.state === 'speaking'")
     assert await page.run("avatar.interrupt()") is None  # the key would tell how much; here the event does
-    await page.until("seen.some(([name, {interrupted}]) => name === 'playback.finished' && interrupted)", 10)
-    dropped = await page.until("seen.find(([name]) => name === 'cleared')?.[1].dropped_s", 10)
+    await page.until("seen.some(([name, {interrupted}]) => name === 'playback.finished' && interrupted)")
+    dropped = await page.until("seen.find(([name]) => name === 'cleared')?.[1].dropped_s")
     assert 1 < dropped <= 4
-    await page.until("avatar.state === 'ready'", 10)
+    await page.until("avatar.state === 'ready'")
     for call in ("avatar.speak('Hello.')", "avatar.start({room: 'another'})"):
         assert await page.run(f"(async () => {call})().catch((error) => error.code)") == "unauthorized"
 
@@ -107,7 +107,7 @@ async def test_joins_without_a_key_sends_sound_and_follows_the_session(page: Pag
         ["state", back],
     ]
     await asyncio.to_thread(stack.post, f"/session/{session['session_id']}/stop")
-    await page.until("avatar.state === 'stopped'", 15)
+    await page.until("avatar.state === 'stopped'")
     assert await page.run("seen.map(([name, {state}]) => state ?? name)") == ["draining", "stopped"]
     assert [error for error in page.errors if "favicon" not in error] == []
 

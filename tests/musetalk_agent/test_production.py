@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +11,7 @@ from musetalk_agent.engines.pattern import PatternEngine
 from musetalk_agent.media import Patch
 from musetalk_agent.production import UNFIT
 from tests.musetalk_agent.stand import stand, tone
+from tests.waiting import until
 
 
 class SlowPattern(PatternEngine):
@@ -36,9 +36,7 @@ async def test_frames_of_a_cleared_generation_never_reach_the_device(executor: T
         batcher = made.pipeline.production._batcher
         made.pipeline.begin(1, 16_000)
         made.pipeline.push(tone(1))
-        async with asyncio.timeout(5):
-            while not engine.frames or batcher.statistics().waiting < 2:  # noqa: ASYNC110 - the frames pass through threads
-                await asyncio.sleep(0.001)
+        await until(lambda: engine.frames and batcher.statistics().waiting >= 2)
         under_way = engine.frames
         made.pipeline.clear()
         engine.gate.set()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from musetalk_agent.publishers.base import MovingPublisher
 from musetalk_agent.publishers.null import NullPublisher
 from musetalk_agent.settings import AgentSettings
 from tests.musetalk_agent.stand import tone
+from tests.waiting import until
 
 
 class Moving(NullPublisher):
@@ -66,15 +66,12 @@ async def test_a_change_of_the_way_out_is_told_and_loses_no_speech(tmp_path: Pat
         session.take('{"type":"segment.start","segment":1,"sample_rate":16000}')
         session.take(tone(1).tobytes())
         session.take('{"type":"segment.end","segment":1}')
-        while sum(len(b) for b in made[0].heard) < 24_000:  # noqa: ASYNC110 - a clock of its own paces it
-            await asyncio.sleep(0.01)
+        await until(lambda: sum(len(b) for b in made[0].heard) >= 24_000)
         made[0].move()
         status = session.status()
         assert (status.publisher, status.transport.rung, status.transport.changes) == ("rtmp", "rtmp", 1)
         assert status.diagnosis.code == "rtmp_fallback_active"
-        async with asyncio.timeout(10):
-            while not any(e.event.type == "playback.finished" for e in session.outbox.after(0)):  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+        await until(lambda: any(e.event.type == "playback.finished" for e in session.outbox.after(0)))
         await session.stop()
     finally:
         await factory.aclose()

@@ -9,6 +9,7 @@ import pytest
 
 from musetalk_agent.blocking import in_thread
 from musetalk_agent.teardown import Step, tear_down
+from tests.waiting import NEVER_S, until
 
 
 class Steps:
@@ -93,7 +94,7 @@ async def test_what_a_cancelled_caller_does_not_take_is_given_back(late: bool) -
 
     def work() -> str:
         begun.set()
-        assert gate.wait(10)
+        assert gate.wait(NEVER_S)
         return "made"
 
     def give_back(made: str) -> None:
@@ -101,8 +102,7 @@ async def test_what_a_cancelled_caller_does_not_take_is_given_back(late: bool) -
         given.set()
 
     caller = asyncio.create_task(in_thread(work, "work", give_back))
-    while not begun.is_set():  # noqa: ASYNC110 - a thread's
-        await asyncio.sleep(0.001)
+    await until(begun.is_set)
     if late:
         caller.cancel()
         gate.set()
@@ -117,8 +117,7 @@ async def test_what_a_cancelled_caller_does_not_take_is_given_back(late: bool) -
         gate.set()
     with pytest.raises(asyncio.CancelledError):
         await caller
-    while not given.is_set():  # noqa: ASYNC110 - a thread's
-        await asyncio.sleep(0.001)
+    await until(given.is_set)
     assert back == ["made"]
 
 

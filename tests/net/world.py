@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from orchestrator.processes import Child
+from tests.waiting import until
 
 NEAR, FAR = "10.99.0.1", "10.99.0.2"
 _TABLE = """
@@ -111,9 +112,7 @@ async def world() -> AsyncIterator[World]:
 async def _elsewhere(pid: int) -> None:
     """Returns when that process has left our namespace."""
     own = Path("/proc/self/ns/net").readlink()
-    async with asyncio.timeout(5):
-        while Path(f"/proc/{pid}/ns/net").readlink() == own:  # noqa: ASYNC110 - there is nothing to be told by
-            await asyncio.sleep(0.01)
+    await until(lambda: Path(f"/proc/{pid}/ns/net").readlink() != own)
 
 
 async def _run(command: Sequence[str], stdin: bytes = b"") -> None:

@@ -9,10 +9,12 @@ import socket
 import tempfile
 from pathlib import Path
 
+import psutil
 import pytest
 
 from orchestrator.processes import free_port
 from tests.servers.puller import Received, read
+from tests.waiting import until
 
 _MODULES = (Path("/usr/lib/nginx/modules"), Path("/usr/lib64/nginx/modules"), Path("/usr/share/nginx/modules"))
 _CONFIG = """
@@ -56,9 +58,15 @@ class NginxRtmp:
         return f"rtmp://{self._host}:{self.port}/{app}/{key}"
 
     async def kept(self, push: int = 0) -> Received:
-        """What came with one of the pushes to `kept`, once it has ended."""
-        await asyncio.sleep(0.3)
-        return await asyncio.to_thread(read, self.files()[push])
+        """What came with one of the pushes to `kept`, once it has ended: nginx closes its file then."""
+        path = self.files()[push]
+        await until(lambda: not self._holds(path))
+        return await asyncio.to_thread(read, path)
+
+    def _holds(self, path: Path) -> bool:
+        if self._process is None or self._process.returncode is not None:
+            return False
+        return str(path) in [file.path for file in psutil.Process(self._process.pid).open_files()]
 
     def files(self) -> list[Path]:
         """One of each push to `kept`, in order."""
@@ -78,13 +86,13 @@ class NginxRtmp:
             *through, program, "-p", str(self._folder), "-c", str(config), "-e", str(self._folder / "error.log"),
             stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
         )  # fmt: skip
-        for _ in range(200):
-            with socket.socket() as probe:
-                if probe.connect_ex((self._host, self.port)) == 0:
-                    return
-            assert self._process.returncode is None, (self._folder / "error.log").read_text()
-            await asyncio.sleep(0.05)
-        raise AssertionError("nginx does not answer")
+        await until(self._answers)
+
+    def _answers(self) -> bool:
+        assert self._process is not None
+        assert self._process.returncode is None, (self._folder / "error.log").read_text()
+        with socket.socket() as probe:
+            return probe.connect_ex((self._host, self.port)) == 0
 
     async def kill(self) -> None:
         """As a crash does."""

@@ -11,7 +11,11 @@ from pathlib import Path
 import av
 import numpy as np
 
+from tests.waiting import NEVER_S, wait_until
+
 RATE = 48_000
+_SILENT_S = 2.0
+"""A stream in which nothing comes for so long is over: the server tells nobody that its sender has left."""
 
 
 @dataclass
@@ -65,28 +69,27 @@ class Puller(Received):
     def __init__(self, url: str) -> None:
         super().__init__()
         self._url = url
-        self._stopping = False
+        self._stopping = self.watching = False
         self._thread = threading.Thread(target=self._pull, daemon=True)
         self._thread.start()
 
     def _pull(self) -> None:
         while not self._stopping:
             try:
-                with av.open(self._url, timeout=(8.0, 2.0)) as stream:
+                with av.open(self._url, timeout=(8.0, _SILENT_S)) as stream:
+                    self.watching = True
                     for frame in stream.decode(video=0, audio=0):
                         self.keep(frame)
                         if self._stopping:
                             return
             except (OSError, av.FFmpegError, IndexError):
-                time.sleep(0.05)
+                time.sleep(0.05)  # before it asks again
+            finally:
+                self.watching = False
 
     def close(self) -> None:
-        """Ends the thread when nothing has come for half a second."""
-        seen, quiet = -1, 0
-        while quiet < 5:
-            now = len(self.pictures) + len(self.sound)
-            seen, quiet = now, quiet + 1 if now == seen else 0
-            time.sleep(0.1)
+        """Ends the thread once the stream, whose sender has left, has been seen to its end."""
+        wait_until(lambda: not self.watching)
         self._stopping = True
-        self._thread.join(10)
+        self._thread.join(NEVER_S)
         assert not self._thread.is_alive()

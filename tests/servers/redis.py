@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from orchestrator.processes import free_port
+from tests.waiting import until
 
 
 class RedisServer:
@@ -30,9 +31,7 @@ class RedisServer:
         options = ["--bind", "127.0.0.1", "--port", str(self._port), "--save", "", "--appendonly", "no"]
         quiet = asyncio.subprocess.DEVNULL
         self._process = await asyncio.create_subprocess_exec(self._program, *options, stdout=quiet, stderr=quiet)
-        async with asyncio.timeout(20):
-            while not await self._answers():  # noqa: ASYNC110 - there is nothing to be told by
-                await asyncio.sleep(0.02)
+        await until(self._answers)
 
     async def stop(self) -> None:
         """Killed, as a machine that loses power. Idempotent."""

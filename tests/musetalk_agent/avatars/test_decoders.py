@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from musetalk_agent.errors import AtCapacity, AvatarError, AvatarTooLarge, Avata
 from musetalk_agent.protocol.http import AvatarSource, Picture
 from musetalk_agent.weights import ModelStore
 from tests.hostile.test_files import jpeg_of_scans
+from tests.waiting import until
 
 from .clips import encoded, face, frames_zip, moving
 
@@ -58,7 +59,7 @@ async def shop(tmp_path: Path, models: ModelStore) -> AsyncIterator[Shop]:
     _others.update(decoder_processes())
     yield made
     made.close()
-    await eventually(lambda: not children() and not any(t.get_name().startswith("avatar") for t in asyncio.all_tasks()))
+    await until(lambda: not children() and not any(t.get_name().startswith("avatar") for t in asyncio.all_tasks()))
     parts = tmp_path / "cache" / "parts"
     assert not parts.exists() or not list(parts.iterdir())
 
@@ -83,12 +84,6 @@ def decoder_processes() -> list[int]:
     return found
 
 
-async def eventually(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(PATIENCE_S):
-        while not true():  # noqa: ASYNC110 - processes come and go without an event
-            await asyncio.sleep(0.01)
-
-
 async def prepare(library: AvatarLibrary, data: bytes, **more: object) -> int:
     source = AvatarSource(avatar_id=await library.add(data))
     return len(await library.prepare(source, Picture(), **more))  # type: ignore[arg-type]  # whatever the test passes on
@@ -100,7 +95,7 @@ async def decoding(shop: Shop) -> asyncio.Task[int]:
     avatar_id = await library.add(SLOW + os.urandom(8))
     before = set(_busy())
     task = asyncio.create_task(_prepared(library, avatar_id))
-    await eventually(lambda: bool(set(_busy()) - before) or task.done())
+    await until(lambda: bool(set(_busy()) - before) or task.done())
     assert not task.done()
     return task
 
@@ -156,7 +151,7 @@ async def test_a_process_that_dies_over_a_clip_refuses_it(shop: Shop) -> None:
 async def test_a_process_that_died_while_it_waited_costs_nobody_a_clip(shop: Shop) -> None:
     library = shop.library()
     assert await prepare(library, frames_zip(moving(3, 128))) == 3
-    await eventually(lambda: len(shop.decoders.builders.pids) == 2)
+    await until(lambda: len(shop.decoders.builders.pids) == 2)
     for pid in shop.decoders.builders.pids:
         os.kill(pid, signal.SIGKILL)
     assert await prepare(library, frames_zip(moving(4, 128))) == 4
@@ -171,7 +166,7 @@ async def test_who_leaves_frees_the_process_at_once(shop: Shop) -> None:
         with pytest.raises(asyncio.CancelledError):
             await task
     assert await waiting == 3
-    await eventually(lambda: not gone & set(children()))
+    await until(lambda: not gone & set(children()))
 
 
 async def test_cached_avatars_and_uploads_wait_for_no_clip(shop: Shop) -> None:
@@ -200,7 +195,7 @@ async def test_closing_ends_what_decodes(shop: Shop) -> None:
     shop.close()
     with pytest.raises(asyncio.CancelledError):
         await task
-    await eventually(lambda: not children())
+    await until(lambda: not children())
 
 
 async def test_more_than_may_wait_are_refused_with_a_code(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,7 +213,7 @@ async def test_a_process_is_replaced_after_its_share_of_clips(shop: Shop, monkey
     seen: set[int] = set()
     for count in (3, 4, 5):
         assert await prepare(library, frames_zip(moving(count, 128))) == count
-        await eventually(lambda: len(shop.decoders.builders.pids) == 2)
+        await until(lambda: len(shop.decoders.builders.pids) == 2)
         seen |= set(shop.decoders.builders.pids)
     assert len(seen) >= 4
 
@@ -226,7 +221,7 @@ async def test_a_process_is_replaced_after_its_share_of_clips(shop: Shop, monkey
 async def test_a_process_has_no_secret_no_socket_and_no_core(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AGENT_API_KEY", "a-secret-of-the-agent")
     shop.decoders.builders.warm()
-    await eventually(lambda: len(shop.decoders.builders.pids) == 2)
+    await until(lambda: len(shop.decoders.builders.pids) == 2)
     assert await prepare(shop.library(), frames_zip(moving(3, 128))) == 3
     pid = shop.decoders.builders.pids[-1]
     process = psutil.Process(pid)
@@ -257,7 +252,7 @@ async def test_a_process_ends_with_the_agent() -> None:
     finally:
         agent.kill()
         await agent.wait()
-    await eventually(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    await until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
 
 
 @pytest.mark.parametrize("lie", ["nonsense", "list", "endless line", "endless progress", "foreign error", "silence"])
@@ -287,7 +282,7 @@ async def test_an_error_of_such_a_process_is_shortened(monkeypatch: pytest.Monke
 async def test_a_process_that_the_kernel_keeps_holds_up_no_end(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     library = shop.library()
     assert await prepare(library, frames_zip(moving(3, 128))) == 3
-    await eventually(lambda: len(shop.decoders.builders.pids) == 2 and len(shop.decoders.checkers.pids) == 1)
+    await until(lambda: len(shop.decoders.builders.pids) == 2 and len(shop.decoders.checkers.pids) == 1)
     kept = [process._process for process in shop.decoders.builders._idle]
     with monkeypatch.context() as patch:
 
@@ -299,5 +294,5 @@ async def test_a_process_that_the_kernel_keeps_holds_up_no_end(shop: Shop, monke
         shop.decoders.close()
     for process in kept:
         process.wait(30)
-    await eventually(lambda: not children())  # the checkers' process, too
+    await until(lambda: not children())  # the checkers' process, too
     assert shop.decoders.builders._alive == 0

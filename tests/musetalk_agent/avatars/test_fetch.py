@@ -12,6 +12,7 @@ from musetalk_agent.avatars.library import AvatarLibrary
 from musetalk_agent.avatars.limits import AvatarLimits
 from musetalk_agent.errors import AvatarEmpty, AvatarFetchFailed, AvatarUndecodable, AvatarUrlForbidden
 from musetalk_agent.protocol.http import AvatarSource, Picture
+from tests.waiting import NEVER_S
 
 from .clips import flat, frames_zip, moving, video
 from .hosts import hosting, ok, redirect
@@ -165,11 +166,11 @@ async def test_cancelling_closes_the_connection() -> None:
 
         host.replies["/a"] = endless
         task = asyncio.create_task(fetched(private(), host.url()))
-        await asyncio.wait_for(begun.wait(), 30)
+        await asyncio.wait_for(begun.wait(), NEVER_S)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        await asyncio.wait_for(gone.wait(), 30)
+        await asyncio.wait_for(gone.wait(), NEVER_S)
 
 
 async def test_from_address_to_bundle(library: AvatarLibrary, tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from musetalk_agent.errors import (
 )
 from musetalk_agent.protocol.http import AvatarSource, Picture
 from musetalk_agent.weights import Manifest, ModelStore
+from tests.waiting import NEVER_S, until, wait_until
 
 from .clips import archive, encoded, face, flat, frames_zip, moving, video
 from .test_shots import other_shot
@@ -167,12 +168,12 @@ async def test_a_caller_who_leaves_does_not_disturb_the_others(library: AvatarLi
 
     def hold(stage: str, done: int, of: int) -> None:
         loop.call_soon_threadsafe(begun.set)
-        go_on.wait(5)
+        assert go_on.wait(NEVER_S)
 
     leaving = asyncio.create_task(library.prepare(source, Picture(), progress=hold))
     await begun.wait()
     staying = asyncio.create_task(library.prepare(source, Picture()))
-    await asyncio.sleep(0.05)
+    await until(lambda: [flight.waiting for flight in library._flights._flights.values()] == [2])
     leaving.cancel()
     with pytest.raises(asyncio.CancelledError):
         await leaving
@@ -183,30 +184,23 @@ async def test_a_caller_who_leaves_does_not_disturb_the_others(library: AvatarLi
 
 async def test_when_all_have_left_the_work_stops_and_can_begin_again(library: AvatarLibrary, tmp_path: Path) -> None:
     source = AvatarSource(avatar_id=await library.add(frames_zip(moving(60, 256))))
-    begun, frames = asyncio.Event(), []
+    begun, go_on, frames = asyncio.Event(), threading.Event(), []
     loop = asyncio.get_running_loop()
 
     def note(stage: str, done: int, of: int) -> None:
         frames.append(done)
         loop.call_soon_threadsafe(begun.set)
-        time.sleep(0.01)
+        assert go_on.wait(NEVER_S)
 
     only = asyncio.create_task(library.prepare(source, Picture(), progress=note))
     await begun.wait()
     only.cancel()
     with pytest.raises(asyncio.CancelledError):
         await only
-    await eventually(lambda: not folders(tmp_path, "parts"))
+    go_on.set()
+    await until(lambda: not folders(tmp_path, "parts"))
     assert len(frames) < 60 and folders(tmp_path, "bundles") == []
     assert len(await library.prepare(source, Picture())) == 60
-
-
-async def eventually(true: Callable[[], bool]) -> None:
-    for _ in range(200):
-        if true():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("it never came true")
 
 
 async def test_derive_runs_once_at_a_time_and_sees_the_bundle(library: AvatarLibrary) -> None:
@@ -217,7 +211,7 @@ async def test_derive_runs_once_at_a_time_and_sees_the_bundle(library: AvatarLib
         nonlocal running, most
         running += 1
         most = max(most, running)
-        time.sleep(0.02)
+        time.sleep(0.02)  # a slow engine: were two at work at once, they would meet here
         seen.append(len(bundle))
         running -= 1
 
@@ -250,8 +244,10 @@ async def test_an_engine_that_hangs_fails_its_start_and_holds_up_no_other(
     try:
         for _ in range(3):  # more than may be derived at once
             with pytest.raises(EngineFailed, match=r"did not prepare the avatar within 0\.05 s"):
-                await asyncio.wait_for(library.prepare(source, Picture(), derive=hangs), 10)
-        await asyncio.wait_for(library.prepare(source, Picture(), derive=lambda bundle: done.append(len(bundle))), 10)
+                await asyncio.wait_for(library.prepare(source, Picture(), derive=hangs), NEVER_S)
+        await asyncio.wait_for(
+            library.prepare(source, Picture(), derive=lambda bundle: done.append(len(bundle))), NEVER_S
+        )
     finally:
         gate.set()
     assert done == [6]
@@ -314,7 +310,7 @@ async def test_the_longest_unused_bundle_goes_first_but_never_one_in_use(
         held = await prepared(library, CLIP)
         for width in (100, 110, 120):
             await library.prepare(AvatarSource(avatar_id=held.report.avatar_id), Picture(width=width))
-            await asyncio.sleep(0.02)
+            await asyncio.to_thread(tick, tmp_path)
         names = folders(tmp_path, "bundles")
         assert held.path.name in names and len(names) < 4
         assert (await prepared(library, CLIP)).report.cached
@@ -324,10 +320,23 @@ async def test_the_longest_unused_bundle_goes_first_but_never_one_in_use(
             await library.prepare(
                 AvatarSource(avatar_id="sha256:" + hashlib.sha256(CLIP).hexdigest()), Picture(width=width)
             )
-            await asyncio.sleep(0.02)
+            await asyncio.to_thread(tick, tmp_path)
         assert first_key not in folders(tmp_path, "bundles")
     finally:
         library.close()
+
+
+def tick(folder: Path) -> None:
+    """Waits until the clock of the file system has moved on, so that what is used next counts as used later."""
+    probe = folder / "tick"
+    probe.touch()
+    first = probe.stat().st_mtime_ns
+
+    def later() -> bool:
+        probe.touch()
+        return probe.stat().st_mtime_ns > first
+
+    wait_until(later)
 
 
 def test_sources_are_capped_too(tmp_path: Path) -> None:
@@ -336,7 +345,7 @@ def test_sources_are_capped_too(tmp_path: Path) -> None:
         part = cache.part()
         (part / "source").write_bytes(bytes(400))
         cache.keep_source(part / "source", f"{k:064}")
-        time.sleep(0.01)
+        tick(tmp_path)
     assert cache.source(f"{0:064}") is None and cache.source(f"{3:064}") is not None
 
 

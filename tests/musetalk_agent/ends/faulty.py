@@ -26,6 +26,7 @@ from musetalk_agent.publishers.null import NullPublisher
 from musetalk_agent.service.sessions import Sessions
 from musetalk_agent.settings import AgentSettings
 from tests.musetalk_agent.stand import tone
+from tests.waiting import until
 
 DEADLINE_S = 30.0
 """Only catches what never happens."""
@@ -206,9 +207,7 @@ class World:
 
     async def until(self, condition: Callable[[], object]) -> None:
         """Returns when `condition` holds."""
-        async with asyncio.timeout(DEADLINE_S):
-            while not condition():  # noqa: ASYNC110 - much of it happens in threads
-                await asyncio.sleep(0.005)
+        await until(condition)
 
 
 @asynccontextmanager

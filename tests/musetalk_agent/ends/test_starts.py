@@ -18,6 +18,7 @@ from musetalk_agent.errors import EngineFailed, SessionNotFound
 from musetalk_agent.metrics import REGISTRY
 from musetalk_agent.protocol.diagnosis import DiagnosisCode
 from tests.musetalk_agent.ends.faulty import DEADLINE_S, GatedPublisher, World, world
+from tests.waiting import until
 
 POINTS = ("prepare", "open", "first frame", "publisher", "session", "join", "joined")
 
@@ -33,8 +34,7 @@ class Point:
         self.reached.set()
         if self.error is not None:
             raise self.error
-        while not self.gate.is_set():  # noqa: ASYNC110 - cancelled here
-            await asyncio.sleep(0.002)
+        await until(self.gate.is_set)  # cancelled here
 
     def blocks(self) -> None:
         self.reached.set()

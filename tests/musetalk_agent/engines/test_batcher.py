@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+import time
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import numpy as np
@@ -15,6 +16,7 @@ from musetalk_agent.engines.batcher import QUEUE_LIMIT, Batcher
 from musetalk_agent.engines.pattern import PatternEngine, pattern_bundle
 from musetalk_agent.errors import EngineFailed, EngineUnavailable
 from musetalk_agent.media import Patch
+from tests.waiting import NEVER_S, until
 
 
 class GatedEngine(PatternEngine):
@@ -92,13 +94,6 @@ class CardEngine(PatternEngine):
         return True
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    """Returns when `condition` holds."""
-    async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110 - what is waited for happens in the batcher's threads
-            await asyncio.sleep(0.001)
-
-
 def request(engine: PatternEngine, pose: int) -> PatchRequest:
     return PatchRequest(engine.open(pattern_bundle(64, 64, 25)), pose, np.ones(1, np.float32))
 
@@ -119,7 +114,7 @@ async def test_earliest_deadline_first_in_batches() -> None:
     engine = GatedEngine()
     async with running(engine) as batcher:
         first = batcher.submit(request(engine, 0), 0.0)
-        await asyncio.to_thread(engine.entered.wait, 5)
+        await asyncio.to_thread(engine.entered.wait, NEVER_S)
         rest = [
             batcher.submit(request(engine, pose), deadline)
             for pose, deadline in ((5, 5.0), (1, 1.0), (3, 3.0), (2, 2.0), (4, 4.0))
@@ -137,7 +132,7 @@ async def test_a_sessions_frames_stay_in_order_whatever_their_deadlines() -> Non
     engine = GatedEngine()
     async with running(engine) as batcher:
         first = batcher.submit(request(engine, 0), 0.0)
-        await asyncio.to_thread(engine.entered.wait, 5)
+        await asyncio.to_thread(engine.entered.wait, NEVER_S)
         one, other = request(engine, 0).actor, request(engine, 0).actor
         made = [
             batcher.submit(PatchRequest(actor, pose, np.ones(1, np.float32)), deadline)
@@ -183,10 +178,10 @@ async def test_the_next_batch_is_launched_before_the_last_has_landed_and_no_thir
     async with running(engine) as batcher:
         made = [batcher.submit(request(engine, pose), float(pose)) for pose in range(10)]
         await engine.launched(2)
-        await asyncio.sleep(0.02)
-        assert len(engine.flights) == 2
+        launched = sum(len(flight.poses) for flight in engine.flights)
+        assert len(engine.flights) == 2 and batcher.statistics().waiting == 10 - launched
         engine.flights[0].done.set()
-        await asyncio.wait_for(made[0], 5)
+        await asyncio.wait_for(made[0], NEVER_S)
         await engine.launched(3)
         assert not made[9].done()
         await until(lambda: engine.land() and all(future.done() for future in made))
@@ -198,18 +193,20 @@ async def test_frames_gather_while_the_card_works() -> None:
     """Once a batch's length is known, a small next one waits for its end, so that it can grow."""
     engine = CardEngine()
     async with running(engine) as batcher:
-        for _ in range(2):  # the first teaches how long a batch of one takes: 150 ms
-            batcher.submit(request(engine, 0), 0.0)
-            count = len(engine.flights) + 1
-            await engine.launched(count)
-            if count == 1:
-                await asyncio.sleep(0.15)
-                engine.flights[0].done.set()
-                await until(lambda: batcher.statistics().batches == 1)
-        batcher.submit(request(engine, 1), 1.0)
-        await asyncio.sleep(0.03)
-        batcher.submit(request(engine, 2), 2.0)
-        assert len(engine.flights) == 2  # the second batch of one is under way, nothing behind it yet
+        batcher.submit(request(engine, 0), 0.0)
+        await engine.launched(1)
+        engine.flights[0].done.set()
+        await until(lambda: batcher.statistics().batches == 1)
+        assert batcher._seconds[1] > 0  # the first taught how long a batch of one takes
+        batcher._seconds[1] = 3600.0  # an hour, so that this machine's pace does not matter
+        batcher.submit(request(engine, 0), 0.0)
+        await engine.launched(2)
+        for pose in (1, 2):
+            batcher.submit(request(engine, pose), float(pose))
+        assert len(engine.flights) == 2 and batcher.statistics().waiting == 2  # nothing behind the one under way yet
+        with batcher._changed:
+            batcher._expected_end = time.perf_counter()  # the hour is over
+            batcher._changed.notify()
         assert (await engine.launched(3))[2] == [1, 2]
         assert not engine.flights[1].done.is_set()  # launched before it ended
 
@@ -226,7 +223,7 @@ async def test_host_work_on_patches_does_not_hold_up_the_card() -> None:
         assert await engine.launched(2) == [[0], [1]]
         assert not first.done()
         gate.set()
-        assert await asyncio.wait_for(first, 5) is not None
+        assert await asyncio.wait_for(first, NEVER_S) is not None
 
 
 async def test_a_device_that_fails_ends_the_batcher_and_says_so() -> None:
@@ -242,7 +239,7 @@ async def test_a_device_that_fails_ends_the_batcher_and_says_so() -> None:
         engine.flights[1].done.set()
         for future in (under_way, waiting[-1]):
             with pytest.raises(EngineFailed, match="gone"):
-                await asyncio.wait_for(future, 5)
+                await asyncio.wait_for(future, NEVER_S)
         await asyncio.gather(*waiting, return_exceptions=True)
         assert [str(error) for error in failures] == ["the card is gone"]
         assert batcher.failed is failures[0]
@@ -256,7 +253,7 @@ async def test_a_device_that_fails_while_launching_is_noticed() -> None:
     engine.refuse = EngineFailed("no launch")
     async with running(engine, failures) as batcher:
         with pytest.raises(EngineFailed, match="no launch"):
-            await asyncio.wait_for(batcher.submit(request(engine, 0), 0.0), 5)
+            await asyncio.wait_for(batcher.submit(request(engine, 0), 0.0), NEVER_S)
         await asyncio.sleep(0)
         assert len(failures) == 1
 
@@ -274,12 +271,14 @@ async def test_what_was_cancelled_under_way_is_dropped_when_it_lands() -> None:
 async def test_busy_time_is_the_cards_not_the_sum_of_waits() -> None:
     engine = CardEngine()
     async with running(engine) as batcher:
+        begun = time.perf_counter()
         made = [batcher.submit(request(engine, pose), float(pose)) for pose in range(8)]
         await engine.launched(2)
-        await asyncio.sleep(0.1)
+        await until(lambda: time.perf_counter() - begun > 0.1)  # so long both are on the card
         await until(lambda: engine.land() and all(future.done() for future in made))
         busy = batcher.statistics().busy_s
-    assert 0.1 <= busy < 0.19  # two batches overlapped for 0.1 s
+        passed = time.perf_counter() - begun
+    assert 0 < busy <= passed  # the sum of both would be more
 
 
 async def test_the_watch_for_stuck_batches_goes_on_after_an_error_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,7 +298,7 @@ async def test_the_watch_for_stuck_batches_goes_on_after_an_error_of_its_own(mon
     try:
         batch = batcher.submit(request(engine, 0), 0.0)
         with pytest.raises(EngineFailed, match="has not answered"):
-            await asyncio.wait_for(batch, 10)
+            await asyncio.wait_for(batch, NEVER_S)
         await asyncio.sleep(0)
         assert calls == 2 and len(failures) == 1
     finally:

@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 
 from musetalk_agent.protocol.resolving import NameResolver
-
-NEVER_S = 20.0
+from tests.waiting import NEVER_S, until
 
 
 class Names:
@@ -43,9 +42,7 @@ def names(monkeypatch: pytest.MonkeyPatch) -> Iterator[Names]:
 
 
 async def until_idle(resolver: NameResolver) -> None:
-    async with asyncio.timeout(NEVER_S):
-        while resolver.running:  # noqa: ASYNC110 - a thread offers no event of asyncio's
-            await asyncio.sleep(0.01)
+    await until(lambda: not resolver.running)
 
 
 async def test_addresses_come_once_each_and_failures_are_oserrors(names: Names) -> None:

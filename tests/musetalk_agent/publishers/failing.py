@@ -29,6 +29,7 @@ from musetalk_agent.session import Session
 from orchestrator.livekit_server import LiveKitAccess, LiveKitServer, find
 from tests.musetalk_agent.publishers.spoken_code import SLOT_S
 from tests.viewer import RATE, join_token
+from tests.waiting import until
 
 ROOM = "studio"
 START = '{"type":"segment.start","segment":%d,"sample_rate":16000}'
@@ -91,12 +92,9 @@ class Failing:
         """Types of the session's events, in order."""
         return [numbered.event.type for numbered in self.session.outbox.after(0)]
 
-    async def until(self, seconds: float, way: str) -> None:
-        for _ in range(round(seconds / 0.02)):
-            if self.publisher.name == way:
-                return
-            await asyncio.sleep(0.02)
-        raise AssertionError(f"{way} was not taken within {seconds} s: {self.ways()}")
+    async def until(self, way: str) -> None:
+        """Returns when that way is in use."""
+        await until(lambda: self.publisher.name == way)
 
     def say(self, pcm: Pcm, number: int = 1) -> None:
         """Sends a segment at once."""
@@ -104,15 +102,17 @@ class Failing:
         self.session.take(pcm.tobytes())
         self.session.take(END % number)
 
-    async def speak(self, pcm: Pcm, number: int = 1) -> None:
-        """Sends a segment at the pace of its sound."""
+    async def speak(self, pcm: Pcm, number: int = 1, *, begins: bool = True, ends: bool = True) -> None:
+        """Sends a segment, or a part of one that neither `begins` nor `ends` it, at the pace of its sound."""
         begun = time.monotonic()
-        self.session.take(START % number)
+        if begins:
+            self.session.take(START % number)
         step = round(SLOT_S * RATE)
         for at in range(0, len(pcm), step):
             await asyncio.sleep(max(0.0, begun + (at + step) / RATE - time.monotonic()))
             self.session.take(pcm[at : at + step].tobytes())
-        self.session.take(END % number)
+        if ends:
+            self.session.take(END % number)
 
 
 def probe_token(access: LiveKitAccess) -> str:

@@ -21,6 +21,7 @@ from musetalk_agent.publishers.rtmp_address import RtmpAddress
 from musetalk_agent.publishers.rtmp_link import RtmpLink
 from musetalk_agent.publishers.stream import StreamOptions
 from tests.musetalk_agent.publishers.feed import picture
+from tests.waiting import NEVER_S
 
 Behaviour = Callable[[socket.socket, threading.Event], None]
 PING = wire.chunks(wire.Message(wire.USER_CONTROL, struct.pack(">HI", wire.PING_REQUEST, 1)))
@@ -198,14 +199,14 @@ async def test_a_sink_says_why_and_ends_whatever_the_server_does(behave: Behavio
         sink = RtmpSink(StreamOptions("", 25, 64, 64, 100_000, address), MonotonicClock(), changed.set)
         sink.start()
         grey = picture(90, 64)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(NEVER_S):
             while sink.state.error is None:
                 sink.offer_video(time.monotonic(), grey)
                 if behave is reads_nothing_more and sink.state.connected:
                     break  # a push of next to nothing fits into the kernel's buffers
                 await asyncio.sleep(0.02)
         assert "secret-key" not in (sink.state.error or "")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(NEVER_S):
             await sink.aclose()
         assert sink._thread is not None
         await asyncio.to_thread(sink._thread.join, 10)

@@ -31,6 +31,7 @@ from tests.musetalk_agent.publishers.failing import ROOM, failing, probe_token, 
 from tests.musetalk_agent.publishers.feed import picture
 from tests.musetalk_agent.publishers.test_rtmp_hostile import Behaviour, server, silent, trickle
 from tests.viewer import join_token
+from tests.waiting import NEVER_S, until
 
 NOBODY = LiveKitAccess("ws://127.0.0.1:1", "key", "s" * 32)
 
@@ -45,9 +46,7 @@ def left_behind(*more: str) -> list[str]:
 
 async def nothing_left(*more: str) -> None:
     """Threads say that they have ended just before they do."""
-    async with asyncio.timeout(20):
-        while left_behind(*more):  # noqa: ASYNC110 - threads end by themselves
-            await asyncio.sleep(0.02)
+    await until(lambda: not (left_behind(*more)))
 
 
 @pytest.mark.parametrize("behave", [silent, trickle])
@@ -58,7 +57,7 @@ async def test_a_start_at_a_livekit_that_says_nothing_fails_with_its_code(
     with server(behave) as address:
         url = f"ws://127.0.0.1:{address.port}"
         async with failing(NOBODY, executor, url=url) as made:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(NEVER_S):
                 with pytest.raises(PublishFailed, match=url) as told:
                     await made.session.start()
             assert told.value.code.value == "livekit_unavailable"
@@ -76,7 +75,7 @@ async def test_a_start_on_an_rtmp_server_that_says_nothing_fails_with_its_code(
     with server(behave) as address:
         url = f"rtmp://127.0.0.1:{address.port}/live/secret-key"
         async with failing(NOBODY, executor, url, mode=PublisherMode.RTMP) as made:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(NEVER_S):
                 with pytest.raises(PublishFailed, match="does not connect") as told:
                     await made.session.start()
             assert told.value.code.value == "livekit_unavailable" and "secret-key" not in str(told.value)
@@ -93,7 +92,7 @@ async def test_a_livekit_that_falls_silent_while_speaking_ends_the_session_with_
         made.say(np.full(16_000 * 8, 9000, np.int16))
         made_server.signal(signal.SIGSTOP)
         try:
-            async with asyncio.timeout(40):
+            async with asyncio.timeout(NEVER_S):
                 await made.session.ended.wait()
                 await made.session.stop()
         finally:
@@ -109,7 +108,7 @@ async def test_stop_does_not_wait_for_a_livekit_that_hangs(executor: ThreadPoolE
         await made.session.start()
         made_server.signal(signal.SIGSTOP)
         try:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(NEVER_S):
                 await made.session.stop()
         finally:
             made_server.signal(signal.SIGCONT)
@@ -134,7 +133,7 @@ async def test_tracks_that_are_never_acknowledged_fail_the_join(
     monkeypatch.setattr(rtc.LocalParticipant, "publish_track", never)
     made = publisher(livekit_server)
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(NEVER_S):
             with pytest.raises(PublishFailed, match="does not answer in time"):
                 await made.open(picture(90), lambda _: None)
     finally:
@@ -173,7 +172,7 @@ async def test_a_block_that_the_sdk_never_takes_does_not_stop_the_voice(
     try:
         await made.open(picture(90), lambda _: None)
         monkeypatch.setattr(rtc.AudioSource, "capture_frame", never)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(NEVER_S):
             for _ in range(3):
                 await made.push_audio(np.ones(1920, np.int16))
         assert asked == [1920] * 3 and made.state.error is not None and "TimeoutError" in made.state.error
@@ -235,9 +234,7 @@ async def test_statistics_go_on_after_an_error_that_no_one_expected(
     monkeypatch.setattr(made, "_acknowledge", breaks_once)
     try:
         await made.open(picture(90), lambda _: None)
-        async with asyncio.timeout(20):
-            while calls < 2:  # noqa: ASYNC110 - the poll has no event
-                await asyncio.sleep(0.01)
+        await until(lambda: calls >= 2)
     finally:
         await made.aclose()
 
@@ -267,7 +264,7 @@ async def test_a_probe_goes_on_after_an_error_that_no_one_expected(
 
     made = Probe(livekit_server.url, probe_token(livekit_server), tell, 0.0)
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(NEVER_S):
             assert [await told.get() for _ in range(3)] == [False, False, True]
     finally:
         await made.aclose()
@@ -300,7 +297,7 @@ async def test_whip_answers_have_a_deadline_and_leave_no_process(
     with server(behave) as address:
         push = whip._WhipPush(f"http://127.0.0.1:{address.port}/whip/v1", "token")
         try:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(NEVER_S):
                 with pytest.raises(OSError):
                     await asyncio.to_thread(push.open, Shape(64, 64, 25, 100_000))
             process = push._process

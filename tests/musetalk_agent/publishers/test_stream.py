@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from dataclasses import dataclass, field
 
@@ -12,6 +11,7 @@ from musetalk_agent.clock import MonotonicClock
 from musetalk_agent.publishers.stream import Push, StreamOptions, StreamSink
 from musetalk_agent.publishers.stream_encoder import Shape
 from musetalk_agent.publishers.stream_queue import Picture, Sound
+from tests.waiting import until
 
 BLOCK = np.full(1920, 9000, np.int16)
 
@@ -64,9 +64,7 @@ class ScriptedSink(StreamSink):
         return self.pushes[-1]
 
     async def until_played(self, push: int, count: int) -> list[float]:
-        async with asyncio.timeout(20):
-            while len(self.pushes) <= push or len(self.pushes[push].played) < count:  # noqa: ASYNC110 - a thread does it
-                await asyncio.sleep(0.01)
+        await until(lambda: not (len(self.pushes) <= push or len(self.pushes[push].played) < count))
         return self.pushes[push].played
 
 

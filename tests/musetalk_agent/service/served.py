@@ -17,6 +17,7 @@ from musetalk_agent.service.app import create_app
 from musetalk_agent.service.serving import server_config
 from musetalk_agent.settings import AgentSettings
 from orchestrator.processes import free_port
+from tests.waiting import NEVER_S, until
 
 KEY = "agent-key"
 HEADERS = {"Authorization": f"Bearer {KEY}"}
@@ -45,6 +46,19 @@ class Agent:
         return websockets.connect(url, additional_headers=HEADERS, proxy=None)
 
 
+async def answers(http: httpx.AsyncClient) -> None:
+    """Returns when the server says anything at all."""
+
+    async def any_answer() -> bool:
+        try:
+            await http.get("/health")
+        except httpx.TransportError:
+            return False
+        return True
+
+    await until(any_answer)
+
+
 @asynccontextmanager
 async def agent(cache: Path, **settings: Any) -> AsyncIterator[Agent]:
     port = free_port()
@@ -53,10 +67,9 @@ async def agent(cache: Path, **settings: Any) -> AsyncIterator[Agent]:
     server.install_signal_handlers = lambda: None  # type: ignore[attr-defined,method-assign]
     task = asyncio.create_task(server._serve())
     try:
-        while not server.started:  # noqa: ASYNC110 - uvicorn offers no event
-            await asyncio.sleep(0.01)
+        await until(lambda: server.started)
         base = f"http://127.0.0.1:{port}"
-        async with httpx.AsyncClient(base_url=base, headers=HEADERS, timeout=10, trust_env=False) as http:
+        async with httpx.AsyncClient(base_url=base, headers=HEADERS, timeout=NEVER_S, trust_env=False) as http:
             yield Agent(http, port)
     finally:
         server.should_exit = True

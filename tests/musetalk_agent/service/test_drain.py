@@ -17,8 +17,9 @@ import pytest
 import websockets
 
 from orchestrator.processes import free_port
-from tests.musetalk_agent.service.served import HEADERS, KEY, Agent
+from tests.musetalk_agent.service.served import HEADERS, KEY, Agent, answers
 from tests.musetalk_agent.stand import tone
+from tests.waiting import NEVER_S
 
 
 @asynccontextmanager
@@ -35,14 +36,8 @@ async def process(cache: Path, drain_s: float) -> AsyncIterator[tuple[asyncio.su
     made = await asyncio.create_subprocess_exec(*command, env=environment)
     try:
         base = f"http://127.0.0.1:{port}"
-        async with httpx.AsyncClient(base_url=base, headers=HEADERS, timeout=10, trust_env=False) as http:
-            async with asyncio.timeout(60):
-                while True:
-                    try:
-                        await http.get("/health")
-                        break
-                    except httpx.TransportError:
-                        await asyncio.sleep(0.05)
+        async with httpx.AsyncClient(base_url=base, headers=HEADERS, timeout=NEVER_S, trust_env=False) as http:
+            await answers(http)
             yield made, Agent(http, port)
     finally:
         if made.returncode is None:
@@ -51,7 +46,7 @@ async def process(cache: Path, drain_s: float) -> AsyncIterator[tuple[asyncio.su
 
 
 async def _message(socket: websockets.ClientConnection, kind: str, **fields: Any) -> dict[str, Any]:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(NEVER_S):
         while True:
             message: dict[str, Any] = json.loads(await socket.recv())
             event = message.get("event", message)
@@ -80,14 +75,14 @@ async def test_a_draining_agent_asks_to_move_and_ends_with_its_last_session(tmp_
             with pytest.raises(websockets.ConnectionClosed) as closed:
                 await _message(socket, "never")
             assert closed.value.rcvd is not None and closed.value.rcvd.code == 1001
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(NEVER_S):
             assert await made.wait() == 0
 
 
 async def test_an_idle_agent_ends_at_once(tmp_path: Path) -> None:
     async with process(tmp_path, drain_s=300) as (made, _):
         made.send_signal(signal.SIGTERM)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(NEVER_S):
             assert await made.wait() == 0
 
 
@@ -100,5 +95,5 @@ async def test_time_and_a_second_signal_end_it_with_sessions(tmp_path: Path, dra
             await _message(socket, "link.ack", draining=True)
             if signals == 2:
                 made.send_signal(signal.SIGTERM)
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(NEVER_S):
                 await made.wait()

@@ -23,7 +23,8 @@ from musetalk_agent.errors import EngineFailed, EngineUnavailable
 from musetalk_agent.settings import AgentSettings
 from musetalk_agent.weights import Manifest, ModelStore
 from orchestrator.processes import free_port
-from tests.musetalk_agent.service.served import HEADERS, KEY, Agent, agent
+from tests.musetalk_agent.service.served import HEADERS, KEY, Agent, agent, answers
+from tests.waiting import NEVER_S, until
 
 
 class Fragile(PatternEngine):
@@ -56,7 +57,7 @@ async def _health(here: Agent) -> tuple[int, str]:
 
 async def _speak(here: Agent, session_id: str) -> dict[str, object]:
     """Sends a second of sound; the first failure or end that is told."""
-    async with here.link(session_id) as socket, asyncio.timeout(5):
+    async with here.link(session_id) as socket, asyncio.timeout(NEVER_S):
         await socket.send(json.dumps({"type": "segment.start", "segment": 1, "sample_rate": 16000}))
         await socket.send(np.full(16_000, 9000, "<i2").tobytes())
         await socket.send(json.dumps({"type": "segment.end", "segment": 1}))
@@ -78,9 +79,11 @@ async def test_sessions_fail_with_a_code_and_new_ones_run_when_the_engine_is_bac
         assert (refused.status_code, refused.json()["code"]) == (503, "engine_failed")
         last = (await here.http.get("/session/a")).json()
         assert (last["state"], last["error"]["code"]) == ("failed", "engine_failed")
-        async with asyncio.timeout(5):
-            while (await _health(here))[0] != 200:  # noqa: ASYNC110 - seen from outside
-                await asyncio.sleep(0.02)
+
+        async def well() -> bool:
+            return await _health(here) == (200, "ok")
+
+        await until(well)
         assert (await here.start("b")).status_code == 200
         assert (await _speak(here, "b"))["type"] == "playback.finished"
 
@@ -122,7 +125,7 @@ async def test_an_engine_that_stays_broken_ends_the_process(tmp_path: Path, monk
         actor = batcher.engine.open(pattern_bundle(64, 64, 25))
         with pytest.raises(EngineFailed):
             await batcher.submit(PatchRequest(actor, 0, np.zeros(1, np.float32)), 0.0)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(NEVER_S):
             await lost.wait()
         assert failed == [("pattern", "the card is gone")] and pool.lost and not pool.ready
         with pytest.raises(EngineFailed, match="starting again"):
@@ -134,9 +137,7 @@ async def test_an_engine_that_stays_broken_ends_the_process(tmp_path: Path, monk
 async def _fail_again(pool: EnginePool, times: int) -> None:
     """Has the engine fail on its first frame, so often, after each restart."""
     for _ in range(times):
-        async with asyncio.timeout(10):
-            while not pool.ready:  # noqa: ASYNC110 - the pool has no event for it
-                await asyncio.sleep(0.002)
+        await until(lambda: pool.ready)
         batcher = pool.batcher("pattern")
         actor = batcher.engine.open(pattern_bundle(64, 64, 25))
         with pytest.raises(EngineFailed):
@@ -162,9 +163,7 @@ async def test_an_engine_that_starts_again_each_time_and_fails_on_its_first_fram
     await pool.start()
     try:
         await _fail_again(pool, engine_pool.FAILURES_MOST + 1)
-        async with asyncio.timeout(10):
-            while not (pool.lost or pool.ready):  # noqa: ASYNC110 - the pool has no event for it
-                await asyncio.sleep(0.002)
+        await until(lambda: pool.lost or pool.ready)
         assert pool.lost == (within_s > 0)
     finally:
         await pool.aclose()
@@ -219,19 +218,13 @@ async def test_a_process_whose_engine_is_lost_ends_with_70(tmp_path: Path, close
     process = await asyncio.create_subprocess_exec(*command, env=environment)
     try:
         base = f"http://127.0.0.1:{port}"
-        async with httpx.AsyncClient(base_url=base, headers=HEADERS, timeout=10, trust_env=False) as http:
-            async with asyncio.timeout(60):
-                while True:
-                    try:
-                        await http.get("/health")
-                        break
-                    except httpx.TransportError:
-                        await asyncio.sleep(0.05)
+        async with httpx.AsyncClient(base_url=base, headers=HEADERS, timeout=NEVER_S, trust_env=False) as http:
+            await answers(http)
             here = Agent(http, port)
             assert (await here.start("a")).status_code == 200
             told = await _speak(here, "a")
             assert told["code"] == "engine_failed"
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(NEVER_S):
             assert await process.wait() == 70
     finally:
         if process.returncode is None:

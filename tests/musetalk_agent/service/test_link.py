@@ -18,6 +18,7 @@ from musetalk_agent.service import audio_ws
 from musetalk_agent.service.audio_ws import ACK_BYTES, LinkServer
 from tests.musetalk_agent.service.served import agent
 from tests.musetalk_agent.stand import tone
+from tests.waiting import NEVER_S
 
 
 class Socket:
@@ -95,22 +96,22 @@ async def test_a_newer_connection_does_not_wait_for_the_close_of_the_older_one()
     tasks = []
     for socket in sockets:
         tasks.append(served(links, socket, session))
-        await asyncio.wait_for(socket.accepted.wait(), 5)
+        await asyncio.wait_for(socket.accepted.wait(), NEVER_S)
     await asyncio.wait({tasks[1]}, timeout=5)
     assert sockets[1].closed == (m.CLOSE_POLICY, m.TAKEN_OVER) and sockets[0].closing.is_set()
     assert sockets[2].closed is None and not links.empty
     sockets[2].incoming.put_nowait({"type": "websocket.disconnect", "code": 1001})
-    await asyncio.wait_for(asyncio.gather(*tasks), 5)
+    await asyncio.wait_for(asyncio.gather(*tasks), NEVER_S)
     assert links.empty
 
 
 async def test_a_connection_that_breaks_under_a_send_is_lost_and_the_session_waits_for_the_next() -> None:
     session, links = LinkSession(), LinkServer(lambda: False)
-    await asyncio.wait_for(served(links, Socket(send_fails=True), session), 5)
+    await asyncio.wait_for(served(links, Socket(send_fails=True), session), NEVER_S)
     assert session.broken is None and links.empty
     again = Socket()
     task = served(links, again, session)
-    await asyncio.wait_for(again.accepted.wait(), 5)
+    await asyncio.wait_for(again.accepted.wait(), NEVER_S)
     await ended(task)
 
 
@@ -118,7 +119,7 @@ async def test_a_connection_that_breaks_under_a_send_is_lost_and_the_session_wai
 async def test_a_fault_of_ours_fails_the_session_and_never_passes_for_a_lost_connection(error: Exception) -> None:
     session, links, socket = LinkSession(fails_with=error), LinkServer(lambda: False), Socket()
     socket.incoming.put_nowait({"type": "websocket.receive", "bytes": bytes(640)})
-    await asyncio.wait_for(served(links, socket, session), 5)
+    await asyncio.wait_for(served(links, socket, session), NEVER_S)
     assert isinstance(session.broken, ProblemError) and session.broken.code is ErrorCode.INTERNAL
     assert socket.closed == (m.CLOSE_INTERNAL, type(error).__name__)
 
@@ -138,7 +139,7 @@ async def test_a_large_item_is_acknowledged_at_once(tmp_path: Path, monkeypatch:
 
 
 async def acknowledged(socket: websockets.ClientConnection, items: int) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(NEVER_S):
         while True:
             message = json.loads(await socket.recv())
             if message["type"] == "link.ack" and message["items"] >= items:
