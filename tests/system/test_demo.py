@@ -9,8 +9,8 @@ import numpy as np
 import psutil
 import pytest
 
-from tests.bench.engine import speech
 from tests.bench.stack import Demo, demo
+from tests.musetalk_agent.publishers.spoken_code import heard_slots, spoken_code
 from tests.waiting import NEVER_S, until
 
 pytestmark = [pytest.mark.livekit, pytest.mark.timeout(180)]
@@ -25,7 +25,7 @@ async def _events(live_socket: object, last: str) -> list[str]:
 
 
 async def _speaks_pcm(stack: Demo) -> None:
-    pcm = speech()[: 3 * 16_000]
+    pcm = spoken_code(30, 16_000)
     async with stack.live(avatar_id="demo") as live:
         assert live.started["engine"] == "warp" and live.started["avatar"]["face_px"] > 150
         begun = asyncio.get_running_loop().time()
@@ -33,18 +33,15 @@ async def _speaks_pcm(stack: Demo) -> None:
         await live.say("audio.end")
         kinds = await _events(live.socket, "playback.finished")
         assert kinds.count("playback.started") == 1
-        await until(lambda: len(live.viewer.heard(begun, 1000)) > 50)
-        heard = np.concatenate([block for at, block in live.viewer.sound if at > begun]).astype(float)
-        said = pcm.astype(float)
-        # what is heard is what was said: aligned at the best match, the loudness rises and falls alike (another
-        # sentence gives under 0.5; a viewer's jitter buffer may stretch what it plays by some tens of milliseconds)
-        size = 1 << (len(heard) + len(said)).bit_length()
-        at = int(
-            np.argmax(np.fft.irfft(np.fft.rfft(heard, size) * np.conj(np.fft.rfft(said, size)), size)[: len(heard)])
-        )
-        aligned = np.pad(heard[at:], (0, len(said)))[: len(said)]
-        loudness = [np.sqrt(np.mean(x[: len(x) // 640 * 640].reshape(-1, 640) ** 2, axis=1)) for x in (said, aligned)]
-        assert np.corrcoef(loudness)[0, 1] > 0.8
+        # what is heard is what was said, slot by slot; a busy machine's jitter buffer may garble some
+
+        def understood() -> bool:
+            heard = heard_slots(
+                np.concatenate([b for at, b in live.viewer.sound if at > begun] or [np.zeros(800)]), 16_000
+            )
+            return len(set(heard) & set(range(30))) >= 20
+
+        await until(understood)
         statistics = await live.statistics()
         assert statistics["spoken"] > 0
         diagnosis = (await stack.http.get(f"/session/{live.started['session_id']}")).json()["diagnosis"]
