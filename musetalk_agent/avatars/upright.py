@@ -89,10 +89,12 @@ class Upright:
         self._scaler = VideoReformatter()
         self._tone: ToneMap | None = None
         self._tone_of: tuple[int, ...] = ()
+        self._turn = Turn()
+        self._angle: int | None = None
 
     def size(self, frame: VideoFrame) -> tuple[int, int]:
         """Width and height at which a player shows the frame. A side grows for pixels that are not square, none shrinks."""
-        return turn_of(frame).size(self._square(frame))
+        return self._turn_of(frame).size(self._square(frame))
 
     def picture(self, frame: VideoFrame, size: tuple[int, int]) -> Pixels:
         """The frame as uint8 BGR `[h, w, 3]` of `size` (width, height); one pixel a side larger where that is its own size.
@@ -100,7 +102,7 @@ class Upright:
         Raises:
             AvatarUndecodable: its colours are of a kind that is not known here.
         """
-        turn, shown = turn_of(frame), self._shown(frame)
+        turn, shown = self._turn_of(frame), self._shown(frame)
         wanted = turn.size(size)
         if self._aspect == 1 and all(0 <= a - b <= 1 for a, b in zip((shown.width, shown.height), wanted, strict=True)):
             wanted = (shown.width, shown.height)
@@ -116,6 +118,13 @@ class Upright:
             how = cv2.INTER_AREA if wanted[0] * wanted[1] < shown.width * shown.height else cv2.INTER_CUBIC
             pixels = cast("Pixels", cv2.resize(pixels, wanted, interpolation=how))
         return turn.apply(pixels)
+
+    def _turn_of(self, frame: VideoFrame) -> Turn:
+        """The frame's turn. Its matrix is read when its angle changes: a frame whose side data PyAV has listed refers to itself,
+        and stays in memory until the next collection of garbage."""
+        if frame.rotation != self._angle:
+            self._turn, self._angle = turn_of(frame), frame.rotation
+        return self._turn
 
     def _shown(self, frame: VideoFrame) -> Aperture:
         """What is shown of the frame; all of it where the aperture does not lie in it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import re
 import struct
@@ -14,7 +15,7 @@ import pytest
 from av.video.stream import VideoStream
 
 from musetalk_agent.avatars.limits import AvatarLimits
-from musetalk_agent.avatars.sniff import SNIFF_BYTES, VIDEOS, sniff
+from musetalk_agent.avatars.sniff import SNIFF_BYTES, VIDEOS, Kind, sniff
 from musetalk_agent.avatars.video import open_clip
 from musetalk_agent.errors import AvatarUndecodable
 from musetalk_agent.media import Pixels
@@ -377,3 +378,19 @@ def test_a_video_of_damaged_frames_is_refused(tmp_path: Path) -> None:
     data[at : at + size] = bytes(size)
     with pytest.raises(AvatarUndecodable, match=r"None of the \d+ frames .* export it again"):
         Taken(tmp_path, bytes(data))
+
+
+@pytest.mark.parametrize("turn", [0, 90])
+def test_frames_are_freed_as_they_are_used(tmp_path: Path, turn: int) -> None:
+    """A frame that refers to itself stays until the next collection of garbage: of 4K in 10 bits, dozens of them are a gigabyte."""
+    path = tmp_path / "clip"
+    path.write_bytes(Film(turn=turn).of(cards(40)))
+    gc.collect()
+    gc.disable()
+    try:
+        with open_clip(path, Kind.MP4, 25, LIMITS) as clip:
+            count = sum(1 for _ in clip.frames((80, 60)))
+            alive = sum(isinstance(thing, av.VideoFrame) for thing in gc.get_objects())
+    finally:
+        gc.enable()
+    assert count == 40 and alive <= 6
