@@ -26,6 +26,10 @@ UPPER_SHARE = 0.22
 """The upper lip's part of the opening; the lower lip and the jaw do the rest."""
 JAW_SHARE = 0.5
 """How far the chin drops for an opening: less than the lip, which also curls down."""
+CHEEK_DROP = 0.65
+"""How far the corners of the mouth and the cheeks beside them follow the chin down."""
+CHEEK_LIFT = 0.02
+"""How far a spread mouth lifts them at width 1."""
 LINE = 0.02
 """Thickness of the shadow line between closed lips."""
 TUCK_GAP = 0.034
@@ -68,6 +72,8 @@ def bump(reach: float, power: float) -> Floats:
 
 
 JAW_WINDOW = bump(2.3, 1.5)
+CHEEKS = JAW_WINDOW - bump(1.0, 1.0)
+"""Where cheeks move: most at the corners, less and less to the face's outline, and the lips' middle not at all."""
 
 
 def closed(shape: Shape) -> Shape:
@@ -95,9 +101,8 @@ def driven(rest: Shape, act: Articulation) -> Shape:
     pucker = PUCKER * max(0.4, 1 - 10 * grin)
     half = rest.half * (1 + WIDTH * act.width - pucker * act.rounding - 0.10 * aperture / OPENING)
     opening = bump(0.88 - (0.16 + 2.5 * grin) * act.rounding, 0.7) * aperture
-    near = bump(1.7, 2.0)
     out = rest.curves.copy()
-    out[:4] += 0.4 * aperture * (near - bump(1.0, 1.0))  # corners follow the jaw a little
+    out[:4] += (CHEEK_DROP * act.drop - CHEEK_LIFT * max(act.width, 0.0)) * CHEEKS
     bow = rest.curves[IU] - rest.curves[IU][S.size // 2]
     out[:4] -= (0.6 * act.rounding + 0.4 * aperture / OPENING) * np.clip(bow, -0.12, 0.12) * bump(2.0, 1.0)
     thick_u, thick_l = rest.curves[IU] - rest.curves[OU], rest.curves[OL] - rest.curves[IL]

@@ -53,6 +53,19 @@ def test_width_and_rounding_move_the_corners() -> None:
     assert driven(rest(), Articulation(0, 0, 1, 0, 0)).half < 0.86 * base
 
 
+def test_cheeks_follow_the_jaw_down_and_a_spread_mouth_up() -> None:
+    base, cheek = rest().curves, np.abs(np.abs(S) - 1.6) < 0.1
+    dropped = driven(rest(), Articulation(1, 0, 0, 0, 0)).curves[IU] - base[IU]
+    spread = driven(rest(), Articulation(0, 1, 0, 0, 0)).curves[IU] - base[IU]
+    assert 0.012 < dropped[cheek].min() < dropped[cheek].max() < 0.05
+    assert -0.02 < spread[cheek].min() < spread[cheek].max() < -0.004
+    for moved in (dropped, spread):
+        assert np.abs(moved[np.abs(S) > 2.35]).max() < 1e-3  # the face's outline stays
+    assert np.abs(spread[MIDDLE]) < 1e-3
+    shut = driven(rest(), Articulation(1, 1, 0, 1, 0)).curves
+    assert (shut[IL] - shut[IU])[np.abs(S) < 1].max() < 1e-3
+
+
 def test_levels_never_cross() -> None:
     values = (0.0, 0.5, 1.0)
     for jaw in values:
