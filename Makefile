@@ -2,6 +2,8 @@
 .PHONY: demo test test-ingress check bench bench-reliability bench-gpu setup clean
 PY := .venv/bin/python
 ARGS ?=
+# Compiling every module anew in every process takes a third of the suite's time.
+unexport PYTHONDONTWRITEBYTECODE
 
 demo: ## a face that speaks in a browser
 	@tools/setup venv models livekit
@@ -9,7 +11,7 @@ demo: ## a face that speaks in a browser
 
 test: ## the test suite, against a real livekit-server and a real Chromium
 	@tools/setup torch models livekit browser redis rtmp network web pipecat agents
-	@$(PY) -m pytest $(ARGS) || { echo "What failed is run again, alone: faults and networks are real here, and machines are shared."; \
+	@$(PY) -m pytest -n auto $(ARGS) || { echo "What failed is run again, alone: faults and networks are real here, and machines are shared."; \
 		$(PY) -m pytest --last-failed --last-failed-no-failures none $(ARGS); }
 
 test-ingress: ## the tests against a real LiveKit Ingress, which is built once (four minutes)

@@ -14,6 +14,8 @@ from musetalk_agent.avatars.decoder_pool import Decoders
 from musetalk_agent.weights import default_models_dir
 from orchestrator.livekit_server import LiveKitAccess, LiveKitServer, find
 
+pytest_plugins = ["tests.lanes"]
+
 _STATUS = pytest.StashKey[int]()
 _SCRUBBED = (
     "LIVEKIT_",

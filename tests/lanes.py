@@ -1,0 +1,77 @@
+"""How `make test` lays the tests out over its workers (pytest-xdist).
+
+Most tests wait: for a process that starts, for speech that is played in real time. So there are two workers a core. One of
+them has the right of way: it runs what speaks with a real SFU, a real browser or a real clock, one file after the other, and
+the others are `nice` to it. When one kind of files is used up, a worker goes on with the other.
+
+The files of a group stay on one worker in their order: what is made once a module, or once a run (a demo for the browser's
+tests), is made once.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from xdist.scheduler import LoadScopeScheduling
+from xdist.workermanage import WorkerController
+
+WORKERS_PER_CORE = 2
+MOST_WORKERS = 8
+NICENESS = 5
+"""Of the workers that have not the right of way: a third of its weight."""
+RIGHT_OF_WAY = "gw0"
+
+TOGETHER = ("tests/browser",)
+"""Directories whose files share what a run makes once."""
+
+REAL_TIME = (
+    "tests/browser",
+    "tests/net/test_ways.py",
+    "tests/musetalk_agent/publishers/test_failover.py",
+    "tests/musetalk_agent/publishers/test_livekit.py",
+    "tests/musetalk_agent/publishers/test_rtmp.py",
+    "tests/musetalk_agent/publishers/test_whip.py",
+    "tests/orchestrator/loadtest/test_load.py",
+    "tests/system",
+)
+"""What meets real time, the longest first."""
+
+LONG = ("tests/musetalk_agent/engines/musetalk/test_network.py",)
+"""Of the rest, what takes longest: it is begun first, so that no worker is left alone with it at the end."""
+
+
+class Lanes(LoadScopeScheduling):
+    """Files as units of work; which worker gets which next."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        path: str = nodeid.partition("::")[0]
+        return next((group for group in TOGETHER if path.startswith(group)), path)
+
+    def _assign_work_unit(self, node: WorkerController) -> None:
+        self.workqueue.move_to_end(self._next(node.gateway.id == RIGHT_OF_WAY), last=False)
+        super()._assign_work_unit(node)
+
+    def _next(self, right_of_way: bool) -> str:
+        def rank(unit: str) -> tuple[bool, int]:
+            order = REAL_TIME if unit.startswith(REAL_TIME) else LONG
+            place = next((at for at, start in enumerate(order) if unit.startswith(start)), len(order))
+            return unit.startswith(REAL_TIME) is not right_of_way, place
+
+        return min(self.workqueue, key=rank)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Lanes:
+    return Lanes(config, log)  # type: ignore[arg-type]  # xdist's Producer, which it does not export
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """`-n auto`."""
+    return min(MOST_WORKERS, WORKERS_PER_CORE * len(os.sched_getaffinity(0)))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Only a process can make itself nice, before it has threads and children."""
+    if os.environ.get("PYTEST_XDIST_WORKER", RIGHT_OF_WAY) != RIGHT_OF_WAY:
+        os.nice(NICENESS)
