@@ -41,6 +41,12 @@ def wait_until(holds: Callable[[], T], within_s: float = NEVER_S) -> T:
     return value
 
 
+async def turns(count: int = 50) -> None:
+    """Lets the event loop run so many times: what needs no time and no network, and was ready, has happened."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
 def _never(holds: Callable[[], object], value: object, within_s: float) -> str:
     try:
         source = inspect.getsource(holds).strip()

@@ -81,6 +81,9 @@ class FakeOpenAI:
                 yield sound[at : at + self.block_bytes]
             while self.flood:
                 yield sound
+                await asyncio.sleep(
+                    0
+                )  # a server that has lost its client no longer waits in the sending, nor notices a cancel
         finally:
             self.ended += 1
 

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import signal
-import time
 
-import numpy as np
 import pytest
 
 from orchestrator.livekit_server import LiveKitAccess
 from tests.orchestrator.voice.stack import ROOM, stack
-from tests.orchestrator.voice.tones import Ears, heard_all, tone_code
+from tests.orchestrator.voice.tones import heard_all, listening, once, tone_code
 
 pytestmark = pytest.mark.livekit
 SYMBOLS = 35
-
-
-async def listening(ears: Ears) -> None:
-    """The avatar's sound reaches the viewer: what is said from now on is heard from its beginning."""
-    assert await ears.until(10, lambda: bool(ears.by_track))
-    await asyncio.sleep(0.5)
 
 
 async def test_a_viewer_hears_the_sentence_of_a_killed_agent_to_its_end(livekit_server: LiveKitAccess) -> None:
@@ -32,19 +23,12 @@ async def test_a_viewer_hears_the_sentence_of_a_killed_agent_to_its_end(livekit_
         await line.say("audio.end")
         assert await heard_all(ears, 15, settle_s=0)
         running.agent_of(started).kill()
-        killed = time.monotonic()
         assert await heard_all(ears, SYMBOLS - 1)
         finished = await line.wait("playback.finished")
         assert finished["position_s"] == pytest.approx(SYMBOLS / 10, abs=0.001) and not finished["interrupted"]
         told = [len(line.of(kind)) for kind in ("playback.started", "playback.finished", "session.state", "error")]
         assert told == [1, 1, 2, 0]
-        gap = ears.longest_gap()
-        durations = ears.durations(SYMBOLS)
-        print("gap", gap, "durations", durations, "session.state", time.monotonic() - killed)
-        assert gap < 5
-        assert durations.min() >= 0.06, "a symbol was lost"
-        assert np.sort(durations)[:-5].max() <= 0.18, "only where the agents meet is something heard twice"
-        assert durations.sum() == pytest.approx(SYMBOLS / 10, abs=0.6)
+        assert once(ears.durations(SYMBOLS)), "only where the agents meet is something heard twice"
         session = (await running.stage.http.get(f"/session/{started['session_id']}")).json()
         assert session["moves"] == 1 and session["avatar_identity"] == started["avatar_identity"]
 
@@ -62,6 +46,5 @@ async def test_an_agent_that_is_terminated_hands_its_session_over(livekit_server
         assert [message.get("reason") for message in line.of("session.state")] == ["draining", "moved"]
         assert running.agent_of(started) is not leaving
         assert await heard_all(running.ears, 19)
-        durations = running.ears.durations(20)
-        assert durations.min() >= 0.06 and durations.sum() == pytest.approx(2.0, abs=0.4)
+        assert once(running.ears.durations(20))
         assert await leaving.ended() == 0

@@ -21,7 +21,7 @@ from orchestrator.webhook_queue import AT_ONCE, AT_ONCE_OWNER, AT_ONCE_PARTY, De
 from orchestrator.webhooks import Webhooks, secret, signature
 from tests.fakes.certificates import Authority
 from tests.fakes.hook_receiver import Hook, Receiver, receiving
-from tests.waiting import NEVER_S, until
+from tests.waiting import NEVER_S, turns, until
 
 SECRET = "whsec_" + base64.b64encode(bytes(range(32))).decode()
 AUTHORITY = Authority()
@@ -316,8 +316,7 @@ async def test_slots_are_shared_by_host_and_by_caller() -> None:
                 await held.enter_async_context(slots.one(endpoint))
         for full in (Endpoint("https://new/", (), "shop"), Endpoint("https://h0/other", (), "shop")):
             waiting = asyncio.create_task(held.enter_async_context(slots.one(full)))
-            for _ in range(10):
-                await asyncio.sleep(0)  # a slot that is free is taken without a wait
+            await turns()  # a slot that is free is taken without a wait
             assert not waiting.done()
             waiting.cancel()
             await asyncio.gather(waiting, return_exceptions=True)

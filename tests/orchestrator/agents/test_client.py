@@ -17,7 +17,7 @@ from musetalk_agent.protocol.http import AgentStartRequest, AvatarSource
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.agents import client as module
 from orchestrator.agents.client import AgentClient, AgentFailed, AgentLease
-from tests.waiting import NEVER_S, until
+from tests.waiting import NEVER_S, turns, until
 
 HEALTH = {"status": "ok", "version": "1", "engine": "warp", "capacity": {"sessions": 0, "sessions_max": 9}}
 SESSION = {
@@ -101,8 +101,7 @@ async def raw(agent: RawAgent | None = None) -> AsyncIterator[tuple[RawAgent, Ag
         if serving:
             await asyncio.wait(serving, timeout=NEVER_S)
         gc.collect()
-        for _ in range(5):
-            await asyncio.sleep(0)  # httpx leaves the stream of an answer that was not read whole to the loop to close
+        await turns()  # httpx leaves the stream of an answer that was not read whole to the loop to close
 
 
 async def test_hundreds_of_slow_starts_leave_health_stops_and_states_their_own_connections() -> None:

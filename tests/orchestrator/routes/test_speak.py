@@ -13,7 +13,7 @@ from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.tts.base import SpeechChunk, VoiceInfo
 from orchestrator.tts.voices import Voices
 from tests.fakes.stage import Stage, stage
-from tests.waiting import until
+from tests.waiting import turns, until
 
 RATE = 22050
 
@@ -163,8 +163,7 @@ async def test_a_long_text_waits_for_the_backlog_instead_of_failing(voice: ToneP
                 return len(running.agent.only.pcm) / 2 / RATE
 
             await until(lambda: held() >= 0.9)
-            for _ in range(1000):
-                await asyncio.sleep(0)  # the voice itself would be over by then
+            await turns(1000)  # the voice itself would be over by then
             assert held() < 2 and voice.closed == 0
             running.agent.hold = False
             assert (await line.wait("playback.finished"))["position_s"] == pytest.approx(10.0)

@@ -9,6 +9,7 @@ from musetalk_agent.protocol.http import AvatarSource, Picture, SessionState
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.session.record import Session, SessionOrder
 from orchestrator.session.registry import MAX_ENDED, MAX_KEYS, Idempotency, SessionRegistry
+from tests.waiting import turns
 
 ORDER = SessionOrder(room="r", avatar=AvatarSource(), picture=Picture())
 
@@ -49,8 +50,7 @@ async def test_one_operation_for_all_who_ask_with_the_same_key() -> None:
     async def operation() -> int:
         nonlocal calls
         calls += 1
-        for _ in range(20):
-            await asyncio.sleep(0)  # the others ask meanwhile
+        await turns()  # the others ask meanwhile
         return calls
 
     answers = await asyncio.gather(*(idempotency.run("k", "body", operation) for _ in range(5)))

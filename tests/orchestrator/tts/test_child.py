@@ -9,6 +9,7 @@ import pytest
 
 from orchestrator.processes import Child
 from orchestrator.tts.child import end
+from tests.waiting import NEVER_S, until
 
 pytestmark = pytest.mark.usefixtures("no_process_left")
 DEAF = """
@@ -29,18 +30,16 @@ async def test_a_worker_that_does_not_end_is_killed_when_its_end_is_cancelled() 
     while not process.stdin.is_closing():  # noqa: ASYNC110 - the first step of `end`
         await asyncio.sleep(0)
     ending.cancel()
-    done, _ = await asyncio.wait({ending}, timeout=60)
+    done, _ = await asyncio.wait({ending}, timeout=NEVER_S)
     assert done and ending.cancelled() and process.returncode == -9
 
 
 async def test_a_part_of_the_demo_is_killed_when_its_stop_is_cancelled(capfd: pytest.CaptureFixture[str]) -> None:
     child = Child("deaf", [sys.executable, "-c", DEAF], {})
     await child.start()
-    async with asyncio.timeout(60):
-        while "ready" not in capfd.readouterr().err:  # noqa: ASYNC110 - its output goes to ours
-            await asyncio.sleep(0.01)
+    await until(lambda: "ready" in capfd.readouterr().err)  # its output goes to ours
     stopping = asyncio.create_task(child.stop())
     await asyncio.sleep(0)
     stopping.cancel()
-    done, _ = await asyncio.wait({stopping}, timeout=60)
+    done, _ = await asyncio.wait({stopping}, timeout=NEVER_S)
     assert done and stopping.cancelled() and await child.ended() == -9

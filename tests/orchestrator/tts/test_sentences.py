@@ -6,6 +6,7 @@ import random
 import pytest
 
 from orchestrator.tts.sentences import SENTENCES_WAITING, GrowingText, Splitter
+from tests.waiting import NEVER_S, turns
 
 
 def split(*pieces: str) -> list[str]:
@@ -63,14 +64,15 @@ def test_no_word_is_lost_however_the_text_comes() -> None:
         assert " ".join(split(*pieces)).split() == text.split()
 
 
-async def test_a_ripe_sentence_does_not_wait_for_the_next() -> None:
+async def test_a_ripe_sentence_does_not_wait_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.tts.sentences.RIPE_S", 0.0)
     text = GrowingText()
     await text.push("That is all.")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(NEVER_S):
         assert await text.next() == "That is all."
     await text.push("An unfinished one")
     waiting = asyncio.create_task(text.next())
-    await asyncio.sleep(0.15)
+    await turns()
     assert not waiting.done()
     text.end()
     assert await waiting == "An unfinished one"
@@ -80,7 +82,7 @@ async def test_a_ripe_sentence_does_not_wait_for_the_next() -> None:
 async def test_who_writes_too_much_waits_for_the_voice() -> None:
     text = GrowingText()
     writing = asyncio.create_task(text.push("Go. " * (SENTENCES_WAITING + 2)))
-    await asyncio.sleep(0.05)
+    await turns()
     assert not writing.done()
     await text.next()
     await text.next()

@@ -18,6 +18,7 @@ from orchestrator.tts.process import PARTS_MAX, WorkerStatistics
 from orchestrator.tts.sentences import GrowingText
 from orchestrator.tts.text import SENTENCE_PAUSE_MS
 from orchestrator.tts.voices import Voices
+from tests.waiting import until
 
 pytestmark = [pytest.mark.voice, pytest.mark.asyncio(loop_scope="module")]
 
@@ -113,9 +114,11 @@ async def test_the_first_chunk_comes_before_the_last_sentence_is_made(voices: Vo
     speech = voices.speak(LONG, None)
     await anext(speech)
     made = _statistics(voices).parts
-    await asyncio.sleep(1.0)
-    # A slow consumer holds the synthesis back: two parts beyond its own, and no more.
-    assert _statistics(voices).parts - made <= 2
+    # A slow consumer holds the synthesis back: two parts beyond its own, and no more, also while another speech is made.
+    others = ["A short one.", "Another one.", "The last one."]
+    for other in others:
+        assert await gather(voices, other, "espeak:en-us")
+    assert _statistics(voices).waiting == 0 and _statistics(voices).parts - made <= 2 + len(others)
     await speech.aclose()
 
 
@@ -145,18 +148,17 @@ async def test_cancelling_stops_the_synthesis_and_keeps_the_voice(voices: Voices
     async def consume() -> None:
         async for _ in voices.speak(LONG, None):
             heard.set()
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0)
 
     task = asyncio.create_task(consume())
     await heard.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    await asyncio.sleep(0.5)
+    assert await gather(voices, "Still here.")  # after the part that was in progress
     made = _statistics(voices).parts
-    await asyncio.sleep(0.3)
-    assert _statistics(voices).parts == made and _statistics(voices).waiting == 0
-    assert await gather(voices, "Still here.")
+    assert await gather(voices, "And here.")
+    assert _statistics(voices).parts == made + 1 and _statistics(voices).waiting == 0
 
 
 async def test_two_utterances_take_turns(voices: Voices) -> None:
@@ -167,7 +169,7 @@ async def test_two_utterances_take_turns(voices: Voices) -> None:
             parts[name] += bool(chunk.cues)
 
     long = asyncio.create_task(consume("long", LONG))
-    await asyncio.sleep(0.05)
+    await until(lambda: parts["long"])
     await consume("short", "A short one. It has two sentences.")
     meanwhile = parts["long"]
     await long

@@ -18,6 +18,7 @@ from tests.fakes.agent_server import AGENT_KEY
 from tests.fakes.stage import Line, Stage, stage
 from tests.orchestrator.voice.tones import Ears
 from tests.viewer import RATE, join_token
+from tests.waiting import NEVER_S
 
 ROOM = "stage"
 
@@ -71,7 +72,7 @@ async def stack(access: LiveKitAccess, agents: int = 2, **settings: Any) -> Asyn
             await child.start()
             exits.push_async_callback(child.stop)
         for child in children:
-            await child.ready(child.url + "/health", 60)
+            await child.ready(child.url + "/health", NEVER_S)
         ears = Ears()
         await ears.join(access.url, join_token(access, ROOM, "viewer"))
         exits.push_async_callback(ears.leave)

@@ -17,8 +17,26 @@ from orchestrator.session import voicing as tested
 from orchestrator.session.voicing import Voicing
 from orchestrator.voice.line import VoiceLine
 from orchestrator.voice.messages import Air, Clear, Cut, CutMade, End, Follow, Join, Leave, Report, Sound
+from tests.waiting import until
 
 RATE = 16_000
+
+
+class Clock:
+    """`time` for the module that is tested: it stands until a test moves it."""
+
+    def __init__(self) -> None:
+        self.now = time.monotonic()
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(tested, "time", made)
+    return made
 
 
 class Talk:
@@ -95,8 +113,7 @@ class Worker:
         self.line.take(Report(line="line-1", state="live", at=time.monotonic(), **fields))
 
     async def answer(self, **fields: Any) -> None:
-        while not self.of(Cut):  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
+        await until(lambda: self.of(Cut))
         assert self.line is not None
         self.line.take(CutMade(line="line-1", call=1, **fields))
 
@@ -131,14 +148,14 @@ async def test_it_says_what_was_not_heard_and_tells_of_it() -> None:
     assert talk.tracker.idle
 
 
-async def test_the_next_agent_gets_the_rest_when_the_voice_has_come_to_the_cut() -> None:
+async def test_the_next_agent_gets_the_rest_when_the_voice_has_come_to_the_cut(clock: Clock) -> None:
     talk, worker = Talk(), Worker()
     voice = Voicing(talk, worker.make)
     talk.say(4.0)
     lost(talk, 0.5)
     voice.stand_in()
     worker.report(segment=1, heard_s=0.7, handed_s=0.8, next_segment=1, next_s=0.8)
-    at = time.monotonic() + 0.05
+    at = clock.now + 0.05
     await asyncio.gather(voice.hand_over(), worker.answer(segment=1, heard_s=1.25, at=at, whole=False))
     assert talk.due_at == at and talk.speaker is None and not voice.standing_in
     talk.tracker.attach()
@@ -147,7 +164,7 @@ async def test_the_next_agent_gets_the_rest_when_the_voice_has_come_to_the_cut()
     assert rest is not None and rest.start == 20_000
     worker.report(segment=1, heard_s=1.2, handed_s=1.25, next_segment=1, next_s=1.25, stopped=True)
     assert worker.of(Leave) == []  # what was handed over is still on its way
-    await asyncio.sleep(0.06)
+    clock.now += 0.06
     worker.report(segment=1, heard_s=1.25, handed_s=1.25, next_segment=1, next_s=1.25, stopped=True)
     assert len(worker.of(Leave)) == 1 and voice.view() is None
 
@@ -226,7 +243,7 @@ async def test_a_worker_that_is_gone_at_the_hand_over_loses_nothing(monkeypatch:
     assert start is not None and '"heard_s":1.0' in str(start.payload)
 
 
-async def test_a_voice_that_always_speaks_follows_the_agent_and_goes_on_without_it() -> None:
+async def test_a_voice_that_always_speaks_follows_the_agent_and_goes_on_without_it(clock: Clock) -> None:
     talk, worker = Talk(), Worker()
     voice = Voicing(talk, worker.make, always=True)
     voice.open()
@@ -235,10 +252,9 @@ async def test_a_voice_that_always_speaks_follows_the_agent_and_goes_on_without_
     while talk.next_item() is not None:  # as the agent's link does
         pass
     assert [m.start for m in worker.of(Sound)] == [0, 16_384]
-    begun = time.monotonic()
     talk.on_voice(LinkVoice(segment=1, heard_s=0.0, in_s=0.15))
     follow = worker.of(Follow)[-1]
-    assert follow.segment == 1 and follow.at - begun == pytest.approx(0.13, abs=0.02)
+    assert follow.segment == 1 and follow.at == pytest.approx(clock.now + 0.13)
     worker.report(segment=1, heard_s=0.6, handed_s=0.6, next_segment=1, next_s=0.6)
     assert talk.known_position() == (1, 0.6)
     talk.rewind(*talk.known_position())  # type: ignore[misc]

@@ -21,6 +21,7 @@ from orchestrator.voice.messages import Report
 from orchestrator.voice.process import VoiceWorker
 from tests.orchestrator.voice.tones import Ears, heard_all, once, tone_code
 from tests.viewer import join_token
+from tests.waiting import NEVER_S, until
 
 pytestmark = pytest.mark.livekit
 RATE = 16_000
@@ -31,7 +32,7 @@ async def worker() -> AsyncIterator[VoiceWorker]:
     voices = VoiceWorker(Metrics())
     voices.open()
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(NEVER_S):
             await voices.wait_ready()
         yield voices
     finally:
@@ -49,17 +50,10 @@ async def listening(
     try:
         yield ears, line, reports
         line.leave()
-        assert await ears.until(3, lambda: "voice-1" in ears.gone)
+        assert await ears.until(NEVER_S, lambda: "voice-1" in ears.gone)
     finally:
         line.leave()
         await ears.leave()
-
-
-async def send_live(line: VoiceLine, pcm: bytes) -> None:
-    begun, step = time.monotonic(), 640
-    for at in range(0, len(pcm) // 2, step):
-        await asyncio.sleep(max(0.0, begun + (at + step) / RATE - time.monotonic()))
-        line.play(1, RATE, at, pcm[2 * at : 2 * (at + step)])
 
 
 async def _everything_is_heard_once_and_in_order(access: LiveKitAccess, voices: VoiceWorker) -> None:
@@ -71,76 +65,73 @@ async def _everything_is_heard_once_and_in_order(access: LiveKitAccess, voices: 
         durations = ears.durations(25)
         assert durations[:5].sum() <= 0.02 and once(durations[6:]), durations
         symbols = [s for _, s in ears.spoken() if 5 <= s < 25]
-        assert sum(np.diff(symbols) < 0) <= 1 and ears.longest_gap() < 0.3  # a window at an edge may be misread
+        assert sum(np.diff(symbols) < 0) <= 1  # a window at an edge may be misread
         assert ears.tracks == [("avatar-voice", "voice-1")]
-        assert await ears.until(2, lambda: [n for r in reports for n in r.finished] == [1])
+        assert await ears.until(NEVER_S, lambda: [n for r in reports for n in r.finished] == [1])
         assert line.position().segment == 1 and line.position().heard_s == pytest.approx(2.5, abs=0.01)
         view = line.view()
         assert view["state"] == "live" and view["track"].startswith("TR_") and view["room"] == "order"
 
 
-async def _a_clear_silences_at_once(access: LiveKitAccess, voices: VoiceWorker) -> None:
+async def _a_clear_silences_what_is_still_to_come(access: LiveKitAccess, voices: VoiceWorker) -> None:
     async with listening(access, voices, "clear") as (ears, line, _):
         line.join()
-        sending = asyncio.create_task(send_live(line, tone_code(40)))
-        assert await heard_all(ears, 12)
-        sending.cancel()
-        await asyncio.gather(sending, return_exceptions=True)
+        line.play(1, RATE, 0, tone_code(60))
+        assert await heard_all(ears, 12, settle_s=0)
         line.clear()
-        cleared = time.monotonic()
-        await asyncio.sleep(0.5)
-        assert ears.durations(12)[1:].min() >= 0.04
-        assert max(at for at, _ in ears.spoken()) - cleared < 0.4  # what the SFU and the listener's jitter buffer hold
         line.play(2, RATE, 0, tone_code(5))
         line.end(2)
-        assert await heard_all(ears, 4)
+        assert await heard_all(ears, 4)  # the second one's, after half a second or so
+        symbols = [s for _, s in ears.spoken()]
+        assert max(s for s in symbols if 0 <= s < 60) < 45, "most of what was cleared is never heard"
+        assert symbols[-1] == 4, "and nothing of it after what came later"
 
 
 async def _a_cut_falls_into_the_pause(access: LiveKitAccess, voices: VoiceWorker) -> None:
-    code = bytearray(tone_code(40))
-    pause = range(round(2.22 * RATE), round(2.28 * RATE))
+    code = bytearray(tone_code(60))
+    pause = range(round(4.22 * RATE), round(4.28 * RATE))
     code[2 * pause.start : 2 * pause.stop] = bytes(2 * len(pause))
     async with listening(access, voices, "cut") as (ears, line, _):
         line.join()
         line.play(1, RATE, 0, bytes(code))
-        assert await heard_all(ears, 3)
-        assert 0.2 < line.position().heard_s < 1.9
-        cut = await line.cut(0.2, 2.5)
+        assert await heard_all(ears, 3, settle_s=0)
+        cut = await line.cut(0.2, 4.5)
         assert cut is not None and cut.segment == 1 and not cut.whole
-        assert 2.22 < cut.heard_s < 2.28
-        assert 0.0 < cut.at - time.monotonic() < 2.3
-        await asyncio.sleep(cut.at - time.monotonic() + 0.5)
+        assert 4.22 < cut.heard_s < 4.28
+        await until(lambda: line.position().heard_s >= cut.heard_s - 0.001)
+        assert await heard_all(ears, 42)
         assert line.position().heard_s == pytest.approx(cut.heard_s, abs=0.001)
-        assert {s for _, s in ears.spoken() if s < 40} == set(range(23))
+        assert {s for _, s in ears.spoken() if s < 60} == set(range(43))
         line.free()
-        assert await heard_all(ears, 26)
+        assert await heard_all(ears, 46, settle_s=0)
 
 
 async def _a_line_that_follows_says_each_sound_when_it_is_due(access: LiveKitAccess, voices: VoiceWorker) -> None:
-    async with listening(access, voices, "follow") as (ears, line, _):
+    async with listening(access, voices, "follow") as (ears, line, reports):
         line.join()
         line.follow(0, 0.0, 0.0)
-        code = bytearray(tone_code(30))
-        code[2 * 16_000 : 2 * 20_800] = bytes(2 * 4_800)  # quiet from 1 s to 1.3 s
+        code = bytearray(tone_code(40))
+        code[2 * 32_000 : 2 * 36_800] = bytes(2 * 4_800)  # quiet from 2 s to 2.3 s
         line.play(1, RATE, 0, bytes(code))
-        assert await line.wait_live(5)
-        await asyncio.sleep(0.5)
+        assert await line.wait_live(NEVER_S)
+        seen = len(reports)
+        await until(lambda: len(reports) > seen + 5)  # half a second of them, in which it was not told when
         assert ears.spoken() == []
         due = time.monotonic() + 0.5
         line.follow(1, 0.0, due)
-        await asyncio.sleep(0.7)
+        assert await heard_all(ears, 2, settle_s=0)
         line.follow(1, 0.0, due + 0.08)  # 80 ms later than was said: made up for in the quiet part
-        assert await heard_all(ears, 26, settle_s=0)
-        assert line.position().heard_s == pytest.approx(time.monotonic() - due - 0.08, abs=0.2)
-        assert -0.05 < ears.spoken()[0][0] - due < 1.0
+        assert await heard_all(ears, 36, settle_s=0)
+        assert ears.spoken()[0][0] >= due - 0.05
         assert line.view()["corrections"] >= 1
 
 
-async def test_four_lines_of_one_worker(livekit_server: LiveKitAccess) -> None:
+async def test_four_lines_of_one_worker(livekit_server: LiveKitAccess, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.voice.line._CUT_ANSWER_S", NEVER_S)
     async with worker() as voices:
         async with asyncio.TaskGroup() as group:
             group.create_task(_everything_is_heard_once_and_in_order(livekit_server, voices))
-            group.create_task(_a_clear_silences_at_once(livekit_server, voices))
+            group.create_task(_a_clear_silences_what_is_still_to_come(livekit_server, voices))
             group.create_task(_a_cut_falls_into_the_pause(livekit_server, voices))
             group.create_task(_a_line_that_follows_says_each_sound_when_it_is_due(livekit_server, voices))
         assert voices.lines == [] and voices.statistics.losses == 0
@@ -156,10 +147,8 @@ async def test_a_worker_that_is_killed_comes_back_and_goes_on_where_it_was(livek
         os.kill(voices.pid, signal.SIGKILL)
         assert await heard_all(ears, 24)
         durations = ears.durations(25)
-        lost = durations < 0.05  # what was under way is lost or heard again, and listeners conceal
-        assert lost.sum() <= 2 and np.all(durations[~lost] <= 0.4), durations
+        assert (durations < 0.02).sum() <= 5 and np.median(durations) <= 0.17, "but for what was under way it goes on"
         assert voices.statistics.losses == 1 and voices.statistics.starts == 2
-        assert ears.longest_gap() < 5
 
 
 _ORCHESTRATOR = """
@@ -173,9 +162,9 @@ async def main():
     await voices.wait_ready()
     line = voices.line({url!r}, lambda: {token!r})
     line.join()
-    await line.wait_live(20)
+    await line.wait_live(60)
     print(voices.pid, flush=True)
-    await asyncio.sleep(60)
+    await asyncio.Event().wait()
 
 asyncio.run(main())
 """
@@ -191,6 +180,6 @@ async def test_a_worker_does_not_outlive_its_orchestrator(livekit_server: LiveKi
     worker_process = psutil.Process(int(await orchestrator.stdout.readline()))
     orchestrator.kill()
     await orchestrator.wait()
-    assert await ears.until(5, lambda: ears.gone == ["voice-1"])
-    assert await ears.until(8, lambda: not worker_process.is_running())
+    assert await ears.until(NEVER_S, lambda: ears.gone == ["voice-1"])
+    assert await ears.until(NEVER_S, lambda: not worker_process.is_running())
     await ears.leave()

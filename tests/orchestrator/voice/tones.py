@@ -11,6 +11,7 @@ import numpy as np
 from livekit import rtc
 
 from tests.viewer import RATE, Viewer
+from tests.waiting import until
 
 SYMBOL_S = 0.1
 LOWEST_HZ, STEP_HZ = 600, 90
@@ -88,8 +89,8 @@ class Ears(Viewer):
 
 
 def once(durations: np.ndarray) -> bool:
-    """Whether every symbol was heard once. Jitter buffers stretch a few: when a track is lost, and on a busy machine."""
-    return bool(durations.min() >= 0.04 and np.sort(durations)[:-6].max() <= 0.17)
+    """Whether every symbol was heard, and most of them once: a busy machine's jitter buffers stretch and shorten some."""
+    return bool(durations.min() > 0 and np.median(durations) <= 1.7 * SYMBOL_S)
 
 
 def _symbol(window: np.ndarray) -> int | None:
@@ -99,12 +100,15 @@ def _symbol(window: np.ndarray) -> int | None:
     return round((float(np.argmax(spectrum)) * RATE / 4096 - LOWEST_HZ) / STEP_HZ)
 
 
-async def heard_all(ears: Ears, symbol: int, within_s: float = 20, settle_s: float = 0.25) -> bool:
-    """Waits until `symbol` was heard and nothing more comes."""
-    end = time.monotonic() + within_s
-    while time.monotonic() < end:
-        await asyncio.sleep(0.1)
-        if any(s == symbol for _, s in ears.spoken()[-20:]):
-            await asyncio.sleep(settle_s)
-            return True
-    return False
+async def heard_all(ears: Ears, symbol: int, settle_s: float = 0.25) -> bool:
+    """Waits until `symbol` was heard, and then until no tone has come for `settle_s`. Never False: it fails after a minute."""
+    last = await until(lambda: [at for at, s in ears.spoken()[-20:] if s == symbol])
+    while settle_s and time.monotonic() < last[-1] + settle_s:
+        await asyncio.sleep(max(0.0, last[-1] + settle_s - time.monotonic()))
+        last = [at for at, _ in ears.spoken()]
+    return True
+
+
+async def listening(ears: Ears) -> None:
+    """The avatar's sound reaches the viewer, half a second of it: what is said from now on is heard from its beginning."""
+    await until(lambda: any(sum(len(b) for _, b in blocks) >= RATE // 2 for blocks in ears.by_track.values()))
