@@ -64,7 +64,7 @@ class EventStream:
     def put(self, event: SessionEvent, *, ends: bool) -> None:
         """Queues an event; `ends` says that it is the last one."""
         self._waiting.append(event)
-        self.ended = ends
+        self.ended = self.ended or ends
         self._ready.set()
 
     def end(self) -> None:
@@ -127,7 +127,8 @@ class EventBus:
         history.events.append(event)
         if len(history.events) > HISTORY:
             history.forgotten_id = history.events.popleft().id
-        history.over = last
+        if type == STATE:
+            history.over = last  # what is told of a session after its end does not begin it again
         for stream in list(history.streams):
             self._pass_on(history, stream, event)
         self._metrics.events.labels(type=type).inc()

@@ -9,7 +9,6 @@ import secrets
 import shutil
 import subprocess
 import sys
-import time
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import yaml
 from musetalk_agent.settings import AgentSettings
 from orchestrator.processes import free_port
 from orchestrator.settings import Settings
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILES = sorted((ROOT / "containers").glob("*.Dockerfile"))
@@ -130,10 +130,7 @@ def test_redis_wants_its_password_which_is_in_no_arguments(tmp_path: Path) -> No
 
     with subprocess.Popen([shell, flag, script], env=environment, stdout=subprocess.DEVNULL) as server:
         try:
-            until = time.monotonic() + 20
-            while ping(password) != "PONG\n" and time.monotonic() < until:
-                time.sleep(0.05)
-            assert ping(password) == "PONG\n"
+            wait_until(lambda: ping(password) == "PONG\n")
             assert "NOAUTH" in ping("") and "PONG" not in ping("wrong")
             arguments = psutil.Process(server.pid).cmdline()
             assert "redis-server" in arguments[0] and password not in " ".join(arguments)

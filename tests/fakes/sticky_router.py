@@ -65,6 +65,8 @@ class StickyRouter:
         self.places: dict[str, Place] = {}
         self.ended: list[str] = []
         self.refused = 0
+        self.waiting = 0
+        """Starts that wait for a place."""
         self._http: httpx.AsyncClient | None = None
         methods = ["GET", "POST"]
         self.app = Starlette(
@@ -95,10 +97,14 @@ class StickyRouter:
             return PlainTextResponse("unauthorized", 401)
         idle_s = int(request.headers["x-modal-server-session-idle-timeout"])
         until = time.monotonic() + self.queue_s
-        while (container := await self._free()) is None:
-            if time.monotonic() > until:
-                return PlainTextResponse("no capacity", 503)
-            await asyncio.sleep(0.02)
+        self.waiting += 1
+        try:
+            while (container := await self._free()) is None:
+                if time.monotonic() > until:
+                    return PlainTextResponse("no capacity", 503)
+                await asyncio.sleep(0.02)
+        finally:
+            self.waiting -= 1
         token = secrets.token_hex(8)
         self.places[token] = Place(container, idle_s)
         return JSONResponse({"session_id": f"sd-{token[:4]}", "token": token})

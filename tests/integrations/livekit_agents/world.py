@@ -18,8 +18,9 @@ from livekit import api
 from orchestrator.livekit_server import LiveKitAccess
 from tests.fakes.stage import API_KEY
 from tests.orchestrator.voice.stack import ROOM, Stack, stack
-from tests.orchestrator.voice.tones import LOWEST_HZ, STEP_HZ, SYMBOL_S, Ears
+from tests.orchestrator.voice.tones import LOWEST_HZ, STEP_HZ, SYMBOL_S, Ears, listening
 from tests.viewer import RATE
+from tests.waiting import NEVER_S
 
 ENVIRONMENT = Path.home() / ".cache/musetalk-livekit/envs/livekit-agents"
 PYTHON = ENVIRONMENT / "bin/python"
@@ -55,7 +56,7 @@ class Talker:
         self.process.stdin.write(json.dumps({"do": order, **facts}).encode() + b"\n")
         await self.process.stdin.drain()
 
-    async def wait(self, event: str, count: int = 1, within_s: float = 20) -> dict[str, Any]:
+    async def wait(self, event: str, count: int = 1, within_s: float = NEVER_S) -> dict[str, Any]:
         """The `count`-th of this kind."""
         end = time.monotonic() + within_s
         while len(self.of(event)) < count:
@@ -95,13 +96,13 @@ async def talker(
     found = Talker(process)
     reading = asyncio.create_task(found.read())
     try:
-        await found.wait("ready", within_s=60)
+        await found.wait("ready")
         yield found
     finally:
         assert process.stdin is not None
         process.stdin.close()
         with suppress(TimeoutError):
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(20):
                 await process.wait()
         if process.returncode is None:
             process.kill()
@@ -134,8 +135,7 @@ async def scene(access: LiveKitAccess, agents: int = 1, **settings: Any) -> Asyn
         stack(access, agents=agents, voice_standby="off", **settings) as running,
         talker(access, running.stage.url) as agent,
     ):
-        assert await running.ears.until(10, lambda: running.ears.by_track)
-        await asyncio.sleep(0.5)
+        await listening(running.ears)
         yield Scene(running, agent)
 
 

@@ -13,10 +13,12 @@ from typing import Any
 
 import pytest
 
+from tests.waiting import NEVER_S
+
 ROOT = Path(__file__).resolve().parents[3]
 PYTHON = Path.home() / ".cache" / "musetalk-livekit" / "envs" / "pipecat" / "bin" / "python"
 PACKAGE = ROOT / "integrations" / "pipecat"
-START_S = 60
+START_S = NEVER_S
 """Importing Pipecat takes seconds, on a busy machine many."""
 
 
@@ -45,7 +47,7 @@ class Bot:
         """What it told with this key (and value)."""
         return [told for told in self.told if key in told and (value is None or told[key] == value)]
 
-    async def wait(self, key: str, value: Any = None, count: int = 1, within_s: float = 20.0) -> dict[str, Any]:
+    async def wait(self, key: str, value: Any = None, count: int = 1, within_s: float = NEVER_S) -> dict[str, Any]:
         """The `count`-th line of this kind; fails with all that was told."""
         end = time.monotonic() + within_s
         while len(self.of(key, value)) < count:
@@ -61,7 +63,7 @@ class Bot:
 
     async def over(self) -> None:
         """Waits for its end, which must be a good one."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(NEVER_S):
             assert await self.process.wait() == 0
         await self._reader
 

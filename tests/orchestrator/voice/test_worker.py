@@ -89,21 +89,21 @@ async def _a_clear_silences_what_is_still_to_come(access: LiveKitAccess, voices:
 
 async def _a_cut_falls_into_the_pause(access: LiveKitAccess, voices: VoiceWorker) -> None:
     code = bytearray(tone_code(60))
-    pause = range(round(4.22 * RATE), round(4.28 * RATE))
+    pause = range(round(1.92 * RATE), round(1.98 * RATE))  # of the two seconds that the worker has at any time
     code[2 * pause.start : 2 * pause.stop] = bytes(2 * len(pause))
     async with listening(access, voices, "cut") as (ears, line, _):
         line.join()
         line.play(1, RATE, 0, bytes(code))
         assert await heard_all(ears, 3, settle_s=0)
-        cut = await line.cut(0.2, 4.5)
+        cut = await line.cut(0.2, 2.5)
         assert cut is not None and cut.segment == 1 and not cut.whole
-        assert 4.22 < cut.heard_s < 4.28
+        assert 1.92 < cut.heard_s < 1.98
         await until(lambda: line.position().heard_s >= cut.heard_s - 0.001)
-        assert await heard_all(ears, 42)
+        assert await heard_all(ears, 18)
         assert line.position().heard_s == pytest.approx(cut.heard_s, abs=0.001)
-        assert {s for _, s in ears.spoken() if s < 60} == set(range(43))
+        assert set(range(19)) <= {s for _, s in ears.spoken() if s < 60} <= set(range(20))
         line.free()
-        assert await heard_all(ears, 46, settle_s=0)
+        assert await heard_all(ears, 26, settle_s=0)
 
 
 async def _a_line_that_follows_says_each_sound_when_it_is_due(access: LiveKitAccess, voices: VoiceWorker) -> None:
