@@ -18,6 +18,8 @@ FAILURES_BURST = 30
 """Wrong keys that an address may send."""
 REMEMBERED = 4096
 """Callers, sessions and addresses that are kept; the one that was quiet for longest goes first."""
+LONGEST_WAIT_S = 24 * 3600
+"""No `Retry-After` is longer: a key may have a rate of almost nothing."""
 _IPV6_NETWORK = 64
 _Value = TypeVar("_Value")
 
@@ -42,7 +44,10 @@ class TokenBucket:
 
     def wait_s(self, amount: float) -> float:
         """Seconds from the last `take` until `amount` is there."""
-        return max(0.0, (amount - self._level) / self._rate)
+        missing = amount - self._level
+        if missing <= 0:
+            return 0.0
+        return missing / self._rate if self._rate > 0 else math.inf
 
 
 class Recent(Generic[_Value]):
@@ -111,8 +116,8 @@ def network(address: str) -> str:
 
 
 def limited(why: str, limit: float | None, wait_s: float) -> ProblemError:
-    """`rate_limited`, with the time after which the same call may succeed."""
-    retry_after_s = max(1, math.ceil(wait_s))
+    """`rate_limited`, with the time after which the same call may succeed, a day at most."""
+    retry_after_s = max(1, math.ceil(min(wait_s, LONGEST_WAIT_S)))
     return ProblemError(
         ErrorCode.RATE_LIMITED,
         f"{why} Try again in {retry_after_s} s.",

@@ -176,19 +176,20 @@ async def test_a_server_that_never_greets_is_left(line: ModuleType) -> None:
 
 
 async def test_a_line_that_went_dead_is_noticed_by_its_missing_pongs(line: ModuleType) -> None:
-    server, again = Server(), asyncio.Event()
+    server, again, noticed = Server(), asyncio.Event(), asyncio.Event()
 
     async def freezes(socket: ServerConnection) -> None:
         if server.handshakes > 1:
             again.set()
         await socket.send(json.dumps({"type": "hello", "received_samples": 0}))
         socket.transport.pause_reading()  # what comes is not read, pings included, and nothing is closed
-        await asyncio.Event().wait()
+        await noticed.wait()
 
     server.handler = freezes
     async with server.serving() as url:
         async with running(line, url), asyncio.timeout(NEVER_S):
             await again.wait()
+        noticed.set()
 
 
 async def test_an_idle_timeout_is_no_end(line: ModuleType) -> None:
