@@ -11,6 +11,7 @@ import math
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,6 +24,8 @@ from musetalk_agent.errors import AvatarTooLarge, AvatarUndecodable
 
 _CONTAINERS = frozenset({b"moov", b"trak", b"mdia", b"minf", b"stbl", b"edts", b"moof", b"traf"})
 _DEPTH_MAX = 8
+_ENTRIES_MAX = 16
+"""Sample entries of a track that are looked at; cameras write one."""
 _VISUAL_ENTRY_BYTES = 78
 """Of a sample entry before the boxes in it."""
 _BOXES_MAX = 100_000
@@ -119,7 +122,7 @@ def clean_apertures(path: Path) -> dict[int, Aperture]:
             if kind == b"tkhd":
                 track = _number(file, start, size, 20 if _number(file, start, size, 0) >> 24 else 12)
             elif kind == b"stsd":
-                for _, entry, length in _boxes(file, start + 8, start + size):
+                for _, entry, length in islice(_boxes(file, start + 8, start + size), _ENTRIES_MAX):
                     for inner, at, bytes_in in _boxes(file, entry + _VISUAL_ENTRY_BYTES, entry + length):
                         aperture = _aperture(file, entry, at) if (inner, bytes_in) == (b"clap", 32) else None
                         if aperture is not None:

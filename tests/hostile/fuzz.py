@@ -19,9 +19,11 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
+from fractions import Fraction
 from pathlib import Path
 
 import cv2
+import numpy as np
 import psutil
 from PIL import Image
 
@@ -30,9 +32,11 @@ from musetalk_agent.avatars.limits import AvatarLimits
 from musetalk_agent.errors import AvatarError
 from musetalk_agent.protocol.http import Picture
 from musetalk_agent.weights import default_models_dir
+from tests.musetalk_agent.avatars.cards import BT2020, FULL, HLG, Film, clap, with_clap
 from tests.musetalk_agent.avatars.clips import encoded, face, frames_zip, moving, noise, video
 
 _LIMITS = AvatarLimits()
+_OPAQUE = np.full((96, 96), 255, np.uint8)
 _SLOW_CPU_S = 5.0
 _LARGE_BYTES = 400 << 20
 _WORDS = (0, 1, 2, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 1000, 65_536, 1 << 24)
@@ -64,6 +68,23 @@ SEEDS: dict[str, Callable[[], bytes]] = {
     "webm-vp9": lambda: video(moving(4, 96), container="webm", codec="libvpx-vp9"),
     "webm-av1": lambda: video(moving(3, 96), container="webm", codec="libsvtav1"),
     "mpeg": lambda: video(moving(4, 96), container="mpeg", codec="mpeg1video"),
+    "avi": lambda: video(moving(4, 96), container="avi", codec="mpeg4"),
+    "avi-h264": lambda: Film("avi", tagged=False).of(moving(4, 96)),
+    "avi-divx3": lambda: Film("avi", "msmpeg4", tagged=False).of(moving(4, 96)),
+    "avi-mjpeg": lambda: Film("avi", "mjpeg", "yuvj420p", range=FULL).of(moving(3, 96)),
+    "avi-raw": lambda: Film("avi", "rawvideo", "bgr24", tagged=False).of(moving(3, 96)),
+    "mpegts": lambda: Film("mpegts", options={"x264-params": "tff=1"}).of(moving(4, 96)),
+    "mp4-turned": lambda: with_clap(Film(turn=90, sar=Fraction(2, 5)).of(moving(4, 96)), clap(80, 80, 4, -4)),
+    "mp4-hdr": lambda: Film(codec="libx265", pix_fmt="yuv420p10le", matrix=BT2020, primaries=BT2020, transfer=HLG).of(
+        moving(3, 96)
+    ),
+    "webm-alpha": lambda: Film("webm", "libvpx-vp9", "yuva420p", alpha=_OPAQUE).of(moving(4, 96)),
+    "webm-alpha8": lambda: Film(
+        "webm", "libvpx", "yuva420p", tagged=False, alpha=_OPAQUE, options={"auto-alt-ref": "0"}
+    ).of(moving(4, 96)),
+    "mov-prores": lambda: Film("mov", "prores_ks", "yuva444p10le", alpha=_OPAQUE).of(moving(2, 96)),
+    "mov-animation": lambda: Film("mov", "qtrle", "argb", tagged=False, alpha=_OPAQUE).of(moving(3, 96)),
+    "mov-png": lambda: Film("mov", "png", "rgba", tagged=False, alpha=_OPAQUE).of(moving(2, 96)),
     "png": lambda: encoded(face(96)),
     "apng": lambda: _pillow("PNG", save_all=True),
     "jpeg": lambda: encoded(face(96), ".jpg"),

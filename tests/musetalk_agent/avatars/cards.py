@@ -7,6 +7,7 @@ not in FFmpeg, so that a wrong matrix or range in the reader shows.
 from __future__ import annotations
 
 import io
+import os
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -148,6 +149,8 @@ class Film:
                 frame.pts = self.times_ms[k] if self.times_ms is not None else k
                 file.mux(stream.encode(frame))
             file.mux(stream.encode(None))
+        if self.codec == "libsvtav1":  # it makes root's thread a real-time one
+            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
         return out.getvalue()
 
     def _frame(self, picture: Pixels) -> VideoFrame:

@@ -12,6 +12,8 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from av.stream import Disposition
+from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from musetalk_agent.avatars.limits import AvatarLimits
@@ -256,6 +258,37 @@ def test_what_lies_under_the_alpha_is_not_shown(tmp_path: Path, film: str) -> No
         assert read(frame).colour_error() <= LEVELS
 
 
+def with_more_tracks(folder: Path) -> bytes:
+    """An MP4 with the cover of an album before the film, and 70 s of sound beside it."""
+    path = folder / "tracks.mp4"
+    with av.open(str(path), "w") as file:
+        cover = file.add_stream("mjpeg", rate=25)
+        cover.width, cover.height, cover.pix_fmt = 64, 64, "yuvj420p"
+        cover.disposition = Disposition.attached_pic
+        film = file.add_stream("libx264", rate=25)
+        film.width, film.height, film.pix_fmt = 160, 120, "yuv420p"
+        sound = file.add_stream("aac", rate=8_000, layout="mono")
+        art = VideoFrame.from_ndarray(np.full((64, 64, 3), 200, np.uint8), format="bgr24")
+        art.pts = 0
+        file.mux([*cover.encode(art), *cover.encode(None)])
+        for k, picture in enumerate(cards(COUNT)):
+            frame = VideoFrame.from_ndarray(picture, format="bgr24")
+            frame.pts, frame.time_base = k, Fraction(1, 25)
+            file.mux(film.encode(frame))
+        file.mux(film.encode(None))
+        for k in range(70 * 8_000 // 1024):
+            piece = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+            piece.sample_rate, piece.pts = 8_000, k * 1024
+            file.mux(sound.encode(piece))
+        file.mux(sound.encode(None))
+    return path.read_bytes()
+
+
+def test_other_tracks_are_passed_over(tmp_path: Path) -> None:
+    """Neither is the cover the film, nor does the length of the sound count."""
+    Taken(tmp_path, with_more_tracks(tmp_path)).check()
+
+
 def test_a_clip_that_changes_its_size_keeps_its_shape(tmp_path: Path) -> None:
     """Browsers record a call at the sizes that the network allows."""
     data = joined(cards(3, 320, 240), cards(6, 160, 120)[3:])
@@ -394,3 +427,14 @@ def test_frames_are_freed_as_they_are_used(tmp_path: Path, turn: int) -> None:
     finally:
         gc.enable()
     assert count == 40 and alive <= 6
+
+
+def test_colours_that_are_not_read_are_named(tmp_path: Path) -> None:
+    with pytest.raises(AvatarUndecodable, match=r"coded as YCgCo.*export it as H\.264 with BT\.709"):
+        Taken(tmp_path, Film(matrix=BT601, prepare=_ycgco, tagged=False).of(cards(3)))
+    with pytest.raises(AvatarUndecodable, match=r"Dolby Vision \(dvhe\).*export it as HDR10, HLG or SDR"):
+        Taken(tmp_path, HEVC_10.of(cards(3)).replace(b"hev1", b"dvhe"))
+
+
+def _ycgco(stream: VideoStream) -> None:
+    stream.codec_context.colorspace = 8
