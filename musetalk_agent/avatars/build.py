@@ -25,7 +25,7 @@ from musetalk_agent.avatars.limits import AvatarLimits
 from musetalk_agent.avatars.picture_decoder import Size, Target, decode_picture
 from musetalk_agent.avatars.quality import report
 from musetalk_agent.avatars.sniff import PICTURES, SNIFF_BYTES, VIDEOS, Kind, sniff
-from musetalk_agent.avatars.store import ArrayWriter, write_head
+from musetalk_agent.avatars.store import ArrayWriter, read_rows, write_head
 from musetalk_agent.avatars.track import FaceTrack, FaceTracker, finish
 from musetalk_agent.avatars.video import VideoClip, open_clip
 from musetalk_agent.avatars.zip_clip import choose_frames, zip_frames
@@ -49,7 +49,7 @@ class Job:
         limits: what it may cost.
         decoders: threads that decode pictures.
         progress: called after each frame, in the building thread.
-        allow: called with the pixels of a frame before anything of its size is decoded, in any thread.
+        allow: called with the pixels of a frame before anything of its size is decoded or made, in any thread.
     """
 
     source: Path
@@ -176,6 +176,7 @@ def _build_clip(
                 clip = (pixels.shape[1], pixels.shape[0])
             if shape is None:
                 shape = framing.fit(clip, job.picture.width, job.picture.height, job.limits)
+                job.allow(shape.scaled[0] * shape.scaled[1])
             _check_length(tracker, shape, job.limits)
             if last is None or pixels is not last[0]:
                 small = framing.scaled(pixels, shape)
@@ -201,6 +202,7 @@ def _build_still(
     """Writes the bundle of a picture, which is of a clip of `clip` (width, height) pixels where it comes scaled."""
     clip = clip or (pixels.shape[1], pixels.shape[0])
     shape = framing.fit(clip, job.picture.width, job.picture.height, job.limits)
+    job.allow(shape.scaled[0] * shape.scaled[1])
     pixels = framing.scaled(pixels, shape)
     tracker = FaceTracker(net)
     tracker.push(pixels)
@@ -263,8 +265,7 @@ def _crop(folder: Path, points: NDArray[np.float32], shape: framing.Fit, start: 
     box = Box(left, top, left + shape.width, top + shape.height)
     writer = ArrayWriter(folder / "frames.npy")
     try:
-        scaled = np.load(folder / "scaled.npy", mmap_mode="r", allow_pickle=False)
-        for frame in scaled[start : start + len(points)]:
+        for frame in read_rows(folder / "scaled.npy", start, len(points)):
             writer.append(framing.cut(frame, shape.scaled, box))
     finally:
         writer.close()
@@ -276,7 +277,7 @@ def _write_faces(job: Job, folder: Path, points: NDArray[np.float32], shape: fra
     boxes = framing.windows(points, shape.width, shape.height)
     np.save(folder / "landmarks.npy", points.astype(np.float32), allow_pickle=False)
     np.save(folder / "boxes.npy", boxes, allow_pickle=False)
-    frames = np.load(folder / "frames.npy", mmap_mode="r", allow_pickle=False)
+    frames = read_rows(folder / "frames.npy")
     writer = ArrayWriter(folder / "faces.npy")
     try:
         for k, (frame, corners) in enumerate(zip(frames, boxes, strict=True)):

@@ -54,7 +54,7 @@ class AvatarLimits:
     frames: int = 3_000
     picture_pixels: int = 4096 * 4096
     still_pixels: int = 256 << 20
-    still_bytes: int = 224 << 20
+    still_bytes: int = 208 << 20
     decoded_pixels: int = 4 << 30
     side_pixels_min: int = 64
     jpeg_scans: int = 100

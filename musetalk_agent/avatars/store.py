@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -57,6 +60,26 @@ class ArrayWriter:
     def _write_header(self) -> None:
         shape = (self.rows, *(self._row or ()))
         npy.write_array_header_1_0(self._file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+
+
+def read_rows(path: Path, start: int = 0, count: int | None = None) -> Iterator[Pixels]:
+    """Rows of a `.npy` of uint8 one after the other, `count` from `start` on, or all that follow. They are read and not mapped:
+    what a process has mapped counts as its memory until the kernel wants it back.
+
+    Raises:
+        ValueError: it is no such file, or cut short.
+    """
+    with path.open("rb") as file:
+        if npy.read_magic(file) != (1, 0):
+            raise ValueError(f"{path.name} is not of version 1.0")
+        shape, fortran, dtype = npy.read_array_header_1_0(file)
+        if fortran or dtype != np.uint8:
+            raise ValueError(f"{path.name} has other rows")
+        size = math.prod(shape[1:])
+        file.seek(start * size, os.SEEK_CUR)
+        for _ in range(shape[0] - start if count is None else count):
+            data = file.read(size)
+            yield np.frombuffer(data, np.uint8).reshape(shape[1:])
 
 
 def write_head(folder: Path, key: str, bundle_fps: int, report: AvatarReport) -> None:
