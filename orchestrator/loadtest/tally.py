@@ -35,7 +35,7 @@ class Tally:
 
     def add(self, value: float) -> None:
         """One more."""
-        self._bins[max(-_FARTHEST, min(_FARTHEST, round(value / self._step)))] += 1
+        self._bins[round(max(-_FARTHEST, min(_FARTHEST, value / self._step)))] += 1
 
     def figure(self) -> Figure | None:
         """All of them; None when there are none."""

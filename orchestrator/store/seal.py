@@ -32,5 +32,8 @@ class Seal:
         """The text again. Raises SealBroken."""
         try:
             return self._fernet.decrypt(sealed).decode()
-        except InvalidToken as error:
+        except (
+            InvalidToken,
+            ValueError,
+        ) as error:  # Fernet raises ValueError for what is not even ASCII, or not UTF-8 within
             raise SealBroken("sealed under another LIVEKIT_API_SECRET, or damaged") from error

@@ -26,7 +26,9 @@ PARAGRAPH_PAUSE_MS = 400
 _TAG = re.compile(r"<!--.*?-->|</?[A-Za-z][^<>]{0,500}>", re.DOTALL)
 _LINK = re.compile(r"!?\[([^\[\]]*)\]\([^()\s]*\)")
 _FENCE = re.compile(r"`+|~~+|(?<!\w)[*_]+(?=\S)|(?<=\S)[*_]+(?!\w)|^[ \t]*(?:#+|>+)[ \t]+", re.MULTILINE)
-_BULLET = re.compile(r"(?:^|\n)[ \t]*(?:[-*•‣]|\d{1,3}[.)])[ \t]+")
+_BULLET = re.compile(
+    r"(?:^|\n)[ \t]*(?:[-*•‣]|\d{1,3}[.)](?=[ \t]+\S))[ \t]+"
+)  # a number with nothing after it is an answer
 _LOOSE_MARK = re.compile(r"\s+(?=[.,!?;:…](?:\s|$))")
 _CHECKBOX = re.compile(r"^([ \t]{0,40}(?:[-*+•‣]|\d{1,3}[.)])[ \t])\[[ xX]\][ \t]", re.MULTILINE)
 _NOTE = re.compile(r"\[\^[^\]\s]{1,40}\]:?|(?<=\])\[[^\[\]\n]{0,80}\]")

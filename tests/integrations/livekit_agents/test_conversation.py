@@ -56,7 +56,7 @@ async def test_the_agent_speaks_through_the_avatar_and_is_interrupted(livekit_se
         assert (await talker.wait("said"))["interrupted"] is False
         assert once(ears.durations(SYMBOLS)), "every tone was heard, and once"
         assert {who for track, who in ears.speakers.items() if ears.by_track.get(track)} == {avatar}
-        (white,), (onset,) = ears.whites(), ears.onsets(level=1500)[:1]
+        white, onset = (await until(ears.whites))[0], ears.onsets(level=1500)[0]
         assert white - onset == pytest.approx(0, abs=1.0), "the lips begin with the voice"  # a wide bar: see below
 
         draw = random.Random(6)

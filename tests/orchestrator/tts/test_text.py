@@ -38,6 +38,8 @@ from orchestrator.tts.text import (
         ("- [ ] to do\n- [x] done[^1]\n\n[^1]: a note", "to do\ndone\na note"),
         ("- - -\nnext", "next"),
         ("it goes up - 5 - and down", "it goes up - 5 - and down"),
+        ("42. ", "42."),
+        ("1. milk\n2. eggs", "milk\neggs"),
     ],
 )
 def test_clean_takes_out_what_no_voice_pronounces(raw: str, spoken: str) -> None:
@@ -55,7 +57,9 @@ def test_cleaning_takes_no_longer_than_the_text(line: str) -> None:
     text = line * (20_000 // len(line))
     began = time.process_time()
     clean(text + "a")
-    assert time.process_time() - began < 2  # a pattern that goes over the rest again at each line takes half a minute
+    assert (
+        time.process_time() - began < 10
+    )  # CPU time; a pattern that goes over the rest again at each line takes half a minute
 
 
 def test_sentences_end_where_a_reader_would_end_them() -> None:
