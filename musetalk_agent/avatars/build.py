@@ -217,7 +217,8 @@ def _build_still(
             job.progress("frames", writer.rows, len(motion))
     finally:
         writer.close()
-    track = replace(found, points=np.stack(points))
+    covered = list(range(len(points))) if found.covered else []
+    track = replace(found, points=np.stack(points), covered=covered)
     _finish(job, folder, track, clip, shape, warnings, still_picture=True)
 
 

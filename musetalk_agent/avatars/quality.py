@@ -25,6 +25,8 @@ _SHORT_S = 1.0
 _LYING = math.radians(50)
 """How far the eye line may be from level before a face counts as lying: people tilt their heads by up to 40°."""
 _LISTED = 5
+_OPEN_STILL = "The lips are apart in the picture; one with closed lips looks better, above all at rest."
+_OPEN_CLIP = "No frame shows closed lips; a clip of somebody listening looks better than one of talking."
 
 
 def face_px(points: NDArray[np.float32]) -> int:
@@ -57,8 +59,9 @@ def report(
         fps=fps,
         face_px=face_px(points),
         motion_px=round(float(np.median(steps)), 2) if len(steps) else 0.0,
-        closed_mouth_frames=int(closed_mouth(points).sum()),
+        closed_mouth_frames=int(closed_mouth(_with_mouth(track)).sum()),
         frames_without_face=track.missing,
+        frames_mouth_hidden=track.covered,
         still=still,
         warnings=[AvatarWarning(code=code, message=message) for code, message in _warnings(track, clip, fps, still)],
     )
@@ -110,25 +113,35 @@ def _warnings(track: FaceTrack, clip: tuple[int, int], fps: int, still: bool) ->
                 "them. Cut them out of the clip.",
             )
         )
-    if not still:
-        found += _motion_warnings(points, fps)
-    return found
-
-
-def _motion_warnings(points: NDArray[np.float32], fps: int) -> list[tuple[str, str]]:
-    found = []
-    if len(points) < _SHORT_S * fps:
+    if track.covered:
+        shown = (
+            "it will not be seen to speak"
+            if len(track.covered) + len(track.missing) == len(points)
+            else "it rests there"
+        )
+        found.append(
+            (
+                "mouth_hidden",
+                f"The mouth is covered in {len(track.covered)} of {len(points)} frames (by a mask, a hand, a caption): no mouth is "
+                f"drawn on them, {shown}. Use pictures in which it can be seen.",
+            )
+        )
+    if not still and len(points) < _SHORT_S * fps:
         found.append(
             (
                 "clip_short",
                 f"The clip has {len(points)} frames ({len(points) / fps:.1f} s); 3 s or more idle naturally.",
             )
         )
-    if not closed_mouth(points).any():
-        found.append(
-            ("mouth_open", "No frame shows closed lips; a clip of somebody listening looks better than one of talking.")
-        )
+    mouths = _with_mouth(track)
+    if len(mouths) and not closed_mouth(mouths).any():
+        found.append(("mouth_open", _OPEN_STILL if still else _OPEN_CLIP))
     return found
+
+
+def _with_mouth(track: FaceTrack) -> NDArray[np.float32]:
+    """The points of the frames that show a mouth."""
+    return np.delete(track.points, [*track.missing, *track.covered], axis=0)
 
 
 def _lying(points: NDArray[np.float32]) -> float:

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from musetalk_agent.avatars.covered import EVERY, covered_frames
 from musetalk_agent.avatars.face import STRONG, Face, FaceNet, Points, crop_of, plausible
 from musetalk_agent.avatars.shots import cut_between, cuts, longest, small
 from musetalk_agent.avatars.smoothing import OneEuro
@@ -34,11 +35,15 @@ _LISTED = 12
 
 @dataclass(frozen=True, slots=True)
 class Sight:
-    """What one frame shows: its followed face, if any, that face's contrast in levels, and the frame as a small grey picture."""
+    """What one frame shows: its followed face, if any, that face's contrast in levels, and the frame as a small grey picture.
+
+    `mouth` is the evidence of a visible mouth where it was looked for.
+    """
 
     face: Face | None
     contrast: float
     picture: Pixels
+    mouth: float | None = None
 
 
 @dataclass
@@ -52,6 +57,7 @@ class FaceTracker:
     _last: Face | None = None
     _place: Face | None = None
     _seen: Pixels | None = None
+    _unlooked: int = 0
 
     @property
     def meshes(self) -> list[Points | None]:
@@ -77,7 +83,12 @@ class FaceTracker:
             face = self._nearest(self.net.faces(rgb, thorough=False))
         self._last = face
         self._place = face or self._place
-        self.sights.append(Sight(face, 0.0 if face is None else _contrast(rgb, face.points), picture))
+        if face is None:
+            self.sights.append(Sight(None, 0.0, picture))
+            return
+        mouth = self.net.mouth_evidence(rgb, face) if self._unlooked % EVERY == 0 else None
+        self._unlooked += 1
+        self.sights.append(Sight(face, _contrast(rgb, face.points), picture, mouth))
 
     def _count(self, rgb: Pixels, followed: Face | None) -> Face | None:
         """Counts the faces; returns the followed one, or what is found in its place where it is lost or doubtful."""
@@ -108,6 +119,7 @@ class FaceTrack:
     Args:
         points: float32 `[n, 468, 2]` in the clip's pixels, smoothed.
         missing: frames of the shot without a face, whose points are their neighbours'.
+        covered: frames whose mouth is covered.
         several: share of looked-at frames that show more than one face.
         start: the clip's frame at which the shot begins.
         cuts: frames of the clip at which another shot begins.
@@ -117,6 +129,7 @@ class FaceTrack:
     points: NDArray[np.float32]
     missing: list[int]
     several: float
+    covered: list[int] = field(default_factory=list)
     start: int = 0
     cuts: tuple[int, ...] = ()
     total: int = 0
@@ -129,7 +142,7 @@ class FaceTrack:
     def mouths(self) -> NDArray[np.float32]:
         """How far the mouth may be drawn on each frame, float32 `[n]`, 0 … 1 (`Bundle.mouths`)."""
         bare = np.zeros(len(self.points), bool)
-        bare[self.missing] = True
+        bare[self.missing + self.covered] = True
         return eased(bare)
 
 
@@ -160,7 +173,23 @@ def finish(tracker: FaceTracker, fps: int) -> FaceTrack:
     width = float(np.median(raw[:, :, 0].max(1) - raw[:, :, 0].min(1)))
     smooth = _SMOOTHING.both_ways(raw / np.float32(width), float(fps)) * np.float32(width)
     several = tracker.several / max(1, tracker.counted)
-    return FaceTrack(smooth, [k - start for k in missing], several, start, tuple(at), total)
+    shot = sights[start:end]
+    looked = {
+        k: sight.mouth
+        for k, sight in enumerate(shot)
+        if sight.mouth is not None and (k == 0 or sight is not shot[k - 1])
+    }
+    covered = covered_frames(end - start, looked)
+    covered[[k - start for k in missing]] = False
+    return FaceTrack(
+        smooth,
+        [k - start for k in missing],
+        several,
+        np.flatnonzero(covered).tolist(),
+        start=start,
+        cuts=tuple(at),
+        total=total,
+    )
 
 
 def eased(bare: NDArray[np.bool_]) -> NDArray[np.float32]:

@@ -163,7 +163,8 @@ class AvatarReport(Answer):
     """Quality report of a prepared avatar.
 
     `face_px` is the median width of the face mesh in the clip's pixels, `motion_px` the median movement of the nose bridge from
-    frame to frame, `closed_mouth_frames` how many frames show closed lips.
+    frame to frame, `closed_mouth_frames` how many frames show closed lips. No mouth is drawn on `frames_without_face` and on
+    `frames_mouth_hidden`, where something covers it.
     """
 
     avatar_id: str
@@ -176,6 +177,7 @@ class AvatarReport(Answer):
     motion_px: float = 0.0
     closed_mouth_frames: int = 0
     frames_without_face: list[int] = []
+    frames_mouth_hidden: list[int] = []
     still: bool = False
     warnings: list[AvatarWarning] = []
 

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from musetalk_agent.avatars.face import LEFT_EYE, RIGHT_EYE, Detection, FaceNet
+from musetalk_agent.avatars.face import AGREED, LEFT_EYE, RIGHT_EYE, Detection, FaceNet
 from musetalk_agent.avatars.quality import closed_mouth, face_px, report
 from musetalk_agent.avatars.track import FaceTrack, FaceTracker, finish
 from musetalk_agent.errors import NoFaceInAvatar
@@ -122,6 +122,14 @@ def test_small_faces_are_counted_though_the_quick_detector_misses_them(net: Face
     assert len(net.faces(rgb)) == 3
     found = track(net, [picture] * 2)
     assert found.points[0][:, 0].max() < 400 and "several_faces" in warnings(found, picture)
+
+
+def test_a_drawing_is_a_face_when_there_is_no_other(net: FaceNet) -> None:
+    """One of hard lines and few colours, of which the mesh is unsure; it counts for nothing beside a photograph."""
+    drawn = np.asarray(cv2.stylization(face(256), sigma_s=40, sigma_r=0.45), np.uint8)
+    (alone,) = net.faces(np.ascontiguousarray(drawn[:, :, ::-1]))
+    assert alone.score < AGREED and np.abs(alone.points - track(net, [face(256)]).points[0]).mean() < 12
+    assert len(net.faces(np.ascontiguousarray(beside(drawn, face(256))[:, :, ::-1]))) == 1
 
 
 def test_what_the_mesh_calls_no_face_is_none(net: FaceNet, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+import pytest
+
+from musetalk_agent.avatars.covered import EVERY, covered_frames
+from musetalk_agent.avatars.face import FaceNet, Points
+from musetalk_agent.avatars.quality import report
+from musetalk_agent.avatars.track import FaceTrack, FaceTracker, finish
+from musetalk_agent.media import Pixels
+from musetalk_agent.weights import ModelStore
+
+from .clips import face, moving
+
+SIDE = 512
+CHEEKS_AND_JAW = (
+    234,
+    93,
+    132,
+    58,
+    172,
+    136,
+    150,
+    149,
+    176,
+    148,
+    152,
+    377,
+    400,
+    378,
+    379,
+    365,
+    397,
+    288,
+    361,
+    323,
+    454,
+    5,
+)
+LENSES = ((33, 133), (362, 263))
+
+
+@pytest.fixture(scope="module")
+def net(models: ModelStore) -> FaceNet:
+    return FaceNet(models)
+
+
+@pytest.fixture(scope="module")
+def points(net: FaceNet) -> Points:
+    return net.faces(np.ascontiguousarray(face(SIDE)[:, :, ::-1]))[0].points
+
+
+def track(net: FaceNet, pictures: list[Pixels]) -> FaceTrack:
+    tracker = FaceTracker(net)
+    for picture in pictures:
+        tracker.push(picture)
+    return finish(tracker, 25)
+
+
+def place(points: Points) -> tuple[int, int, float]:
+    """The middle of the lips, and the distance of the eyes, in pixels."""
+    x, y = points[[13, 14]].mean(0)
+    return round(float(x)), round(float(y)), float(np.linalg.norm(points[33] - points[263]))
+
+
+def mask(picture: Pixels, points: Points) -> Pixels:
+    """A blue mask with folds, from the nose to below the chin."""
+    inside = np.zeros(picture.shape[:2], np.uint8)
+    cv2.fillPoly(inside, [np.round(points[list(CHEEKS_AND_JAW)]).astype(np.int32)], 255)
+    folds = 12 * np.sin(np.arange(picture.shape[0]) / 3.0)[:, None, None]
+    cloth = np.clip(np.array([190, 150, 90]) + folds, 0, 255).astype(np.uint8) * np.ones_like(picture)
+    return np.where(inside[..., None] > 0, cloth, picture).astype(np.uint8)
+
+
+def fingers(picture: Pixels, points: Points) -> Pixels:
+    """Four fingers in the colour of the cheeks, one beside the other across the mouth, round and with shadows between them."""
+    x, y, eyes = place(points)
+    skin = picture[int(points[50, 1]), int(points[50, 0])].astype(np.float32)
+    out = picture.astype(np.float32)
+    rows, columns = np.mgrid[: picture.shape[0], : picture.shape[1]].astype(np.float32)
+    along = ((columns - x) * np.cos(0.25) + (rows - y) * np.sin(0.25)) / eyes
+    across = ((rows - y) * np.cos(0.25) - (columns - x) * np.sin(0.25)) / eyes
+    for off in (-0.255, -0.085, 0.085, 0.255):
+        from_axis = np.hypot(np.maximum(np.abs(along + 0.15) - 0.6, 0), across - off) / 0.0925
+        shade = (1 - 0.35 * np.minimum(from_axis, 1) ** 2)[..., None]
+        out = np.where(
+            from_axis[..., None] < 1, skin * shade, out * (1 - 0.3 * np.exp(-((from_axis - 1) ** 2) * 8))[..., None]
+        )
+    return np.clip(out, 0, 255).astype(np.uint8)
+
+
+def caption(picture: Pixels, points: Points) -> Pixels:
+    """White words on a black bar."""
+    x, y, eyes = place(points)
+    out = picture.copy()
+    cv2.rectangle(out, (0, round(y - 0.22 * eyes)), (picture.shape[1], round(y + 0.22 * eyes)), (20, 20, 20), -1)
+    cv2.putText(
+        out, "WHAT SOMEBODY SAYS", (round(x - eyes), y + 4), cv2.FONT_HERSHEY_SIMPLEX, eyes / 170, (255, 255, 255), 1
+    )
+    return out
+
+
+def cup(picture: Pixels, points: Points) -> Pixels:
+    """A white cup before the mouth."""
+    x, y, eyes = place(points)
+    out = picture.copy()
+    cv2.ellipse(
+        out, (x, round(y + 0.25 * eyes)), (round(0.42 * eyes), round(0.5 * eyes)), 0, 0, 360, (235, 230, 230), -1
+    )
+    return out
+
+
+def sunglasses(picture: Pixels, points: Points) -> Pixels:
+    out = picture.copy()
+    for outer, inner in LENSES:
+        x, y = points[[outer, inner]].mean(0)
+        reach = 0.85 * float(np.linalg.norm(points[outer] - points[inner]))
+        cv2.ellipse(
+            out, (round(float(x)), round(float(y))), (round(reach), round(0.75 * reach)), 0, 0, 360, (15, 15, 15), -1
+        )
+    return out
+
+
+def grey(picture: Pixels, points: Points) -> Pixels:
+    return np.repeat(cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY)[..., None], 3, 2)
+
+
+def mirrored(picture: Pixels, points: Points) -> Pixels:
+    return np.ascontiguousarray(picture[:, ::-1])
+
+
+def dim(picture: Pixels, points: Points) -> Pixels:
+    return np.asarray(picture * 0.4, np.uint8)
+
+
+def drawing(picture: Pixels, points: Points) -> Pixels:
+    return np.asarray(cv2.stylization(picture, sigma_s=10, sigma_r=0.15), np.uint8)
+
+
+def same(picture: Pixels, points: Points) -> Pixels:
+    return picture
+
+
+@pytest.mark.parametrize("cover", [mask, fingers, caption, cup])
+def test_a_covered_mouth_of_a_still_is_told_and_gets_none(
+    net: FaceNet, points: Points, cover: Callable[[Pixels, Points], Pixels]
+) -> None:
+    found = track(net, [cover(face(SIDE), points)])
+    assert found.covered == [0] and found.mouths().tolist() == [0.0]
+    told = {w.code: w.message for w in report("x", found, (SIDE, SIDE), (SIDE, SIDE), 25, True).warnings}
+    assert "1 of 1 frames" in told["mouth_hidden"] and "not be seen to speak" in told["mouth_hidden"]
+    assert "mouth_open" not in told  # there is no mouth that could be
+
+
+@pytest.mark.parametrize("change", [same, sunglasses, grey, mirrored, dim, drawing])
+def test_a_mouth_that_is_seen_is_not_covered(
+    net: FaceNet, points: Points, change: Callable[[Pixels, Points], Pixels]
+) -> None:
+    found = track(net, [change(face(SIDE), points)])
+    assert found.covered == [] and found.mouths().tolist() == [1.0]
+
+
+def test_a_hand_that_comes_and_goes(net: FaceNet, points: Points) -> None:
+    """Covered are its frames and, as only every fourth is looked at, a few beside them; the mouth fades out and in around them."""
+    clip = moving(48, SIDE, step=0.0)
+    hidden = range(16, 32)
+    for k in hidden:
+        clip[k] = fingers(clip[k], points)
+    found = track(net, clip)
+    assert set(hidden) <= set(found.covered) <= set(range(16 - EVERY, 32 + EVERY))
+    mouths = found.mouths()
+    assert not mouths[found.covered].any() and mouths[:8].min() == mouths[-8:].min() == 1.0
+    made = report("x", found, (SIDE, SIDE), (SIDE, SIDE), 25, False)
+    assert made.frames_mouth_hidden == found.covered and made.closed_mouth_frames == 48 - len(found.covered)
+    assert "it rests there" in next(w.message for w in made.warnings if w.code == "mouth_hidden")
+
+
+def test_one_low_look_among_several_says_nothing() -> None:
+    assert not covered_frames(20, {0: 150.0, 4: 20.0, 8: 150.0, 12: 150.0, 16: 150.0}).any()
+    assert np.flatnonzero(covered_frames(20, {0: 150.0, 4: 20.0, 8: 20.0, 12: 150.0, 16: 150.0})).tolist() == [
+        *range(1, 12)
+    ]
+    assert covered_frames(3, {0: 20.0}).all()
+
+
+def test_what_is_usual_for_a_clip_raises_the_bar_and_does_so_within_bounds() -> None:
+    clear = dict.fromkeys(range(0, 40, 4), 180.0)
+    assert np.flatnonzero(covered_frames(40, clear | {20: 100.0, 24: 100.0})).tolist() == [*range(17, 28)]
+    assert not covered_frames(40, clear | {20: 125.0, 24: 125.0}).any()
+    assert not covered_frames(40, dict.fromkeys(range(0, 40, 4), 90.0) | {20: 60.0, 24: 60.0}).any()
+    assert covered_frames(40, dict.fromkeys(range(0, 40, 4), 30.0)).all()
+    assert not covered_frames(4, {}).any()
