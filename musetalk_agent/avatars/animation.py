@@ -63,6 +63,8 @@ class Animation:
                 )
             try:
                 image.seek(at)
+                if image.size != self.size:
+                    raise ValueError("a frame is larger than the picture")
                 image.load()
                 shown = finished(image, target)
             except EOFError as error:
@@ -93,7 +95,7 @@ def animation_of(data: bytes, name: str, limits: AvatarLimits, allow: Callable[[
         allow(math.ceil(animation_cost(kind, size, name, limits).bytes / limits.decoder_bytes_per_pixel))
 
     try:
-        if size is not None and kind is not Kind.GIF:
+        if size is not None and kind is not Kind.GIF:  # whose frames may be larger than its header says
             grant(size)
         image = open_picture(data, kind)
         if not getattr(image, "is_animated", False):

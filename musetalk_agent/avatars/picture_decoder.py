@@ -44,6 +44,7 @@ DAMAGED = (
     EOFError,
     struct.error,
     zlib.error,
+    Image.DecompressionBombError,
 )
 """What Pillow raises over damaged files. The bytes lie in memory, so an OSError is no failure of a disk."""
 _CLASSES: dict[Kind, Callable[[io.BytesIO], Image.Image]] = {
@@ -116,7 +117,7 @@ def decode_picture(
         MemoryError: it needs more than it was given.
     """
     kind = picture_kind(data, name)
-    size = picture_size(data, name)
+    size = None if kind is Kind.GIF else picture_size(data, name)  # a GIF's frame may be larger than its header says
 
     def grant(size: Size, upright: Size) -> int:
         check_pixels(*size, name, limits, limits.still_pixels)
@@ -137,7 +138,7 @@ def decode_picture(
         orientation = 1 if size is None else orientation_of(image)
         size = size or image.size
         upright = size[::-1] if orientation in _LYING else size
-        if kind in (Kind.JPEG, Kind.AVIF):
+        if kind in (Kind.JPEG, Kind.AVIF, Kind.GIF):
             draft = grant(size, upright)
         if draft > 1:
             image.draft(None, (size[0] // draft, size[1] // draft))
@@ -170,7 +171,8 @@ def open_picture(data: bytes, kind: Kind) -> Image.Image:
 
 def undecodable(name: str, error: Exception) -> Exception:
     """What a `DAMAGED` error of a library means: a refusal, or that there was no memory."""
-    if "memory" in str(error).lower():
+    text = str(error).lower()
+    if "memory" in text and "limit" not in text:  # libheif says "memory" of the limits that it sets itself, too
         return MemoryError(str(error))
     return AvatarUndecodable(f"{name!r} cannot be decoded: its pixels are damaged or cut short.")
 

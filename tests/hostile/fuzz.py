@@ -34,6 +34,13 @@ from musetalk_agent.protocol.http import Picture
 from musetalk_agent.weights import default_models_dir
 from tests.musetalk_agent.avatars.cards import BT2020, FULL, HLG, Film, clap, with_clap
 from tests.musetalk_agent.avatars.clips import encoded, face, frames_zip, moving, noise, video
+from tests.musetalk_agent.avatars.made_pictures import (
+    DISPLAY_P3,
+    gain_mapped_jpeg,
+    oriented,
+    palette_png,
+    png_with_late_exif,
+)
 
 _LIMITS = AvatarLimits()
 _OPAQUE = np.full((96, 96), 255, np.uint8)
@@ -53,6 +60,14 @@ def _alpha() -> bytes:
     picture = cv2.cvtColor(face(96), cv2.COLOR_BGR2BGRA)
     picture[:40, :, 3] = 0
     return encoded(picture, ".webp")
+
+
+def _heic() -> bytes:
+    import pillow_heif
+
+    out = io.BytesIO()
+    pillow_heif.from_pillow(Image.fromarray(cv2.cvtColor(face(96), cv2.COLOR_BGR2RGB))).save(out)
+    return out.getvalue()
 
 
 def _progressive() -> bytes:
@@ -93,6 +108,14 @@ SEEDS: dict[str, Callable[[], bytes]] = {
     "webp-alpha": _alpha,
     "webp-animated": lambda: _pillow("WEBP", save_all=True),
     "gif": lambda: _pillow("GIF", save_all=True),
+    "avif": lambda: _pillow("AVIF"),
+    "avif-animated": lambda: _pillow("AVIF", save_all=True),
+    "heic": _heic,
+    "jpeg-exif": lambda: oriented("JPEG", 6),
+    "png-exif": lambda: png_with_late_exif(8),
+    "jpeg-profile": lambda: _pillow("JPEG", icc_profile=DISPLAY_P3),
+    "jpeg-mpo": gain_mapped_jpeg,
+    "png-palette": palette_png,
     "zip": lambda: frames_zip([*moving(2, 96), noise(96, 96)]),
 }
 

@@ -151,6 +151,14 @@ def jpeg_of_scans(scans: int, side: int = 4096) -> bytes:
     return out + (segment(0xDA, bytes([1, 1, 0, 1, 63, 0])) + coded) * scans + b"\xff\xd9"
 
 
+def gif(*sizes: tuple[int, int], screen: tuple[int, int] = (96, 96)) -> bytes:
+    """A GIF of frames of these sizes and next to no data on a screen of another."""
+    out = b"GIF89a" + struct.pack("<HHBBB", *screen, 0x80, 0, 0) + bytes(6)
+    for width, height in sizes:
+        out += b"\x21\xf9\4\0\4\0\0\0" + b"\x2c" + struct.pack("<HHHHB", 0, 0, width, height, 0) + b"\2\2\x4c\1\0"
+    return out + b"\x3b"
+
+
 def png_of_texts(texts: int) -> bytes:
     """A PNG whose packed texts take eight megabytes each."""
     text = png_chunk(b"zTXt", b"x\0\0" + zlib.compress(bytes(7_900_000), 9))
@@ -216,6 +224,9 @@ TOO_LARGE: dict[str, bytes] = {
     "huge PNG alone": huge_png(30_000, 30_000),
     "JPEG of 8,000 scans": jpeg_of_scans(8_000),
     "JPEG of 101 scans": jpeg_of_scans(101, 512),
+    "GIF of a frame of 10,000²": gif((10_000, 10_000)),
+    "animated GIF of a frame of 10,000²": gif((10_000, 10_000), (96, 96)),
+    "GIF of a screen of 10,000²": gif((96, 96), screen=(10_000, 10_000)),
     "MP4 of 20 million samples": movie(track(20_000_000)),
     "MP4 of 300,000 samples": movie(track(300_000)),
     "MP4 of 4 milliard samples": movie(track(0xFFFFFFFF)),
@@ -256,6 +267,11 @@ BROKEN: dict[str, bytes] = {
     "one entry in a directory of 4,000": few_entries_large_directory(),
     "names of 5,000 digits": archive([("1" * 5_000 + ".png", b"x"), ("2.png", b"y")]),
     "PNG of 100 packed texts": png_of_texts(100),
+    "GIF of a frame of 65,535²": gif((65_535, 65_535)),
+    "GIF whose second frame is larger": gif((96, 96), (600, 600)),
+    "HEIC of a header": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic",
+    "HEIC of rubbish": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + np.random.default_rng(5).bytes(3000),
+    "AVIF of rubbish": b"\0\0\0\x18ftypavif\0\0\0\0mif1avif" + np.random.default_rng(6).bytes(3000),
     "JPEG of 7 MB of fill": b"\xff\xd8" + b"\xff" * 7_000_000,
     "JPEG of 100,000 comments": b"\xff\xd8" + b"\xff\xfe\0\x02" * 100_000,
     "MP4 of a packed index": b"\0\0\0\x10ftypisom\0\0\0\0" + box(b"moov", box(b"cmov", bytes(100))),
