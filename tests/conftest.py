@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from musetalk_agent.avatars.decoder_pool import Decoders
 from musetalk_agent.weights import default_models_dir
@@ -31,6 +32,10 @@ _SCRUBBED = (
     "DRAIN_S",
     "OTEL_",
 )
+
+settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+settings.load_profile("suite")
+"""No property depends on the machine's pace, and two runs try the same. `--hypothesis-profile default` tries others."""
 
 
 @pytest.hookimpl(trylast=True)

@@ -6,10 +6,25 @@ has some. The clock counts what was handed over and knows when each sample is he
 
 from __future__ import annotations
 
+from collections import deque
+from dataclasses import dataclass
+
 from musetalk_agent.clock import Clock
 
 _SNAP_S = 0.02  # an error of more than this is a hiccup and not jitter: believe the sink at once
 _TRUST = 1 / 8  # weight of one observation of the sink's queue; its own grain is 10 ms
+_RUNS = 64
+"""So many are remembered. The least block is 10 ms, so that they are longer than any path."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """Sound from sample `begun`, at `begun_at`, until the sink ran dry: it lies on a line through the base."""
+
+    begun: int
+    begun_at: float
+    base_position: float
+    base_time: float
 
 
 class PlayoutClock:
@@ -34,18 +49,23 @@ class PlayoutClock:
         self._base_position = 0.0
         self._base_time = clock.now()
         self._begun = 0, self._base_time  # where and when the sink last began after running dry
-        self._before = 0.0, self._base_time  # the line up to there
+        self._earlier: deque[_Run] = deque(
+            maxlen=_RUNS
+        )  # what it played before, of which the last may still be on its way
         self._settled = 0  # what lies before it will not come again
         self.handed = 0
 
     def position(self) -> int:
         """Samples heard by now; stands still when everything handed over was heard."""
         at = self._clock.now() - self._path_s - self.lead_s
-        begun, begun_at = self._begun
+        end, begun_at = self._begun
         if at >= begun_at:
             return min(self.handed, int(self._line(at)))
-        position, time = self._before
-        return min(begun, int(position + max(0.0, at - time) * self._rate))
+        for run in reversed(self._earlier):
+            if at >= run.begun_at:
+                return min(end, max(run.begun, int(run.base_position + (at - run.base_time) * self._rate)))
+            end = run.begun
+        return end
 
     @property
     def dry(self) -> bool:
@@ -58,7 +78,11 @@ class PlayoutClock:
 
     def leaves_at(self, position: int) -> float:
         """Monotonic time at which sample `position` leaves the sink, if the sink never runs dry before it."""
-        base_position, base_time = self._before if position < self._begun[0] else (self._base_position, self._base_time)
+        base_position, base_time = self._base_position, self._base_time
+        if position < self._begun[0] and self._earlier:
+            runs = (run for run in reversed(self._earlier) if position >= run.begun)
+            run = next(runs, self._earlier[0])
+            base_position, base_time = run.base_position, run.base_time
         return base_time + (position - base_position) / self._rate + self.lead_s
 
     def time_of(self, position: int) -> float:
@@ -68,7 +92,7 @@ class PlayoutClock:
     def hand(self, samples: int) -> None:
         """`samples` samples are being handed to the sink now."""
         if self.dry:
-            self._before = self._base_position, self._base_time
+            self._earlier.append(_Run(*self._begun, self._base_position, self._base_time))
             self._base_position = float(self.handed)
             self._base_time = self._clock.now() + self._grain_s / 2
             self._begun = self.handed, self._base_time
@@ -100,8 +124,9 @@ class PlayoutClock:
 
     def _settle(self, position: int) -> None:
         self.handed = self._settled = position
-        self._base_position, self._base_time = self._before = float(position), self._clock.now()
+        self._base_position, self._base_time = float(position), self._clock.now()
         self._begun = position, self._base_time
+        self._earlier.clear()
 
     def _line(self, now: float) -> float:
         return max(self._begun[0], self._base_position + (now - self._base_time) * self._rate)
