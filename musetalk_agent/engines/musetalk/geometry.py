@@ -28,6 +28,9 @@ BETWEEN_EYES = 168
 """dlib 27, the top of the bridge."""
 PARTED = 0.02
 """Median distance of a clip's inner lips, in outer eye distances, above which it talks: as measured for the `warp` engine."""
+MOVES = 0.012
+"""The same for the way between the tenth and the ninetieth percentile of that distance: four silent GRID talkers measured 0.002 …
+0.004, the same four talking with a median under `PARTED` 0.018 … 0.044."""
 _UPPER_LIP, _LOWER_LIP, _LEFT_EYE, _RIGHT_EYE = 13, 14, 33, 263
 LYING = np.pi / 4
 """How far the eye line may be from level, in radians, before the face is none that this engine can draw."""
@@ -100,10 +103,11 @@ def _with_neighbours(boxes: Boxes) -> Boxes:
 
 
 def talks(landmarks: NDArray[np.float32]) -> bool:
-    """Whether the lips of a clip, mesh points float32 `[n, 468, 2]`, are apart in most of its frames."""
+    """Whether the lips of a clip, mesh points float32 `[n, 468, 2]`, are apart in most of its frames, or open and close."""
     gap = np.linalg.norm(landmarks[:, _UPPER_LIP] - landmarks[:, _LOWER_LIP], axis=1)
     eyes = np.linalg.norm(landmarks[:, _LEFT_EYE] - landmarks[:, _RIGHT_EYE], axis=1)
-    return float(np.median(gap / np.maximum(eyes, 1e-6))) > PARTED
+    low, middle, high = np.percentile(gap / np.maximum(eyes, 1e-6), (10, 50, 90))
+    return bool(middle > PARTED or high - low > MOVES)
 
 
 def upright(landmarks: NDArray[np.float32]) -> NDArray[np.bool_]:

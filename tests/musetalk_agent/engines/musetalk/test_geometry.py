@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from musetalk_agent.engines.musetalk.geometry import BRIDGE, JAW, JAW_REACH, crop_box, face_boxes
+from musetalk_agent.engines.musetalk.geometry import BRIDGE, JAW, JAW_REACH, crop_box, face_boxes, talks
 from musetalk_agent.errors import NoFaceInAvatar
 from tests.musetalk_agent.engines.warp.faces import demo_points
 from tests.reference import musetalk as reference
@@ -93,3 +93,21 @@ def test_the_demo_avatars_box_holds_its_face_from_the_brows_to_the_chin() -> Non
     assert y1 < brows and y2 - 20 < points[152, 1] < y2 - 10
     assert nose - 30 < (y1 + y2) / 2 < nose  # the lower half begins just above the tip of the nose
     assert (lips > (y1 + y2) / 2 + 20).all()
+
+
+@pytest.mark.parametrize(
+    ("gaps", "talking"),
+    [
+        ([0.0] * 20, False),
+        ([0.012] * 20, False),
+        ([0.03] * 20, True),  # hangs open
+        ([0.0] * 14 + [0.03, 0.06] * 3, True),  # says something now and then
+        ([0.004, 0.008] * 10, False),  # what the mesh sees of lips that rest
+        ([0.0] * 19 + [0.05], False),  # one frame is no talk
+    ],
+)
+def test_a_clip_talks_whose_lips_are_apart_or_open_and_close(gaps: list[float], talking: bool) -> None:
+    landmarks = np.zeros((len(gaps), 468, 2), np.float32)
+    landmarks[:, 263] = 100.0, 0.0
+    landmarks[:, 14, 1] = 100 * np.array(gaps)
+    assert talks(landmarks) is talking

@@ -154,6 +154,18 @@ def test_an_open_frame_borrows_the_closed_lips_of_another(tmp_path: Path) -> Non
     assert faces.inside_pixels(faces.composed(pictures[1], patch), points[1]) <= 2
 
 
+@pytest.mark.parametrize("spoken", [0, 6], ids=["silent", "says a word"])
+def test_a_clip_that_says_a_word_now_and_then_rests_with_closed_lips(tmp_path: Path, spoken: int) -> None:
+    points = [front()] * 14 + [front(gap=0.09)] * spoken
+    pictures = [faces.drawn(p, SIZE) for p in points]
+    _, actor = faces.opened_with(tmp_path, pictures, points)
+    if not spoken:
+        assert actor.idle(0) is None
+        return
+    for pose in (0, 17):
+        assert faces.inside_pixels(faces.composed(pictures[pose], actor.idle(pose)), points[pose]) <= 2
+
+
 @pytest.mark.parametrize("angle", [0.0, 0.4], ids=["upright", "tilted"])
 def test_the_opening_grows_with_the_jaw(face: Callable[..., Demo], angle: float) -> None:
     points = front(angle=angle)
