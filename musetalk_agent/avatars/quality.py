@@ -85,8 +85,8 @@ def _warnings(track: FaceTrack, clip: tuple[int, int], fps: int, still: bool) ->
         found.append(
             (
                 "scene_cut",
-                f"The clip changes to another shot at frame {_numbers(track.cuts)}; only frames {track.start} to {track.end - 1} "
-                "are used. Send a clip of one shot.",
+                f"The clip changes to another shot or face at frame {_numbers(track.cuts)}; only frames {track.start} to "
+                f"{track.end - 1} are used. Send a clip of one shot.",
             )
         )
     if _lying(points) > 0.5:

@@ -16,11 +16,16 @@ _SIDE = 48
 """Pixels of a side of the small grey pictures that are compared."""
 _TIMES, _LEVELS = 4.0, 2.0
 """A cut changes the picture by more than so many times what its neighbours change, and so many levels more."""
-_ALIKE = 0.95
+_ALIKE = 0.98
 """Pictures that correlate better than this are one shot. Neighbours within clips of talkers measured 0.997 and more, joins of two
-clips of one person 0.49 to 0.99 (median 0.80), of two persons 0.25 to 0.99 (0.55)."""
+clips of one person 0.49 to 0.99 (median 0.80), of two persons 0.25 to 0.98 (0.55)."""
 _OTHER = 0.5
 """Neighbours that correlate less than this are two shots, however much else moves."""
+_BLENDED = 0.1, 0.85, 15.0
+"""A picture in the middle of a cross-fade differs from the mean of those before and after by at most so much of what these differ,
+which correlate less, and differ by more levels, than this."""
+_FADES = 6, 12
+"""Half the lengths, in frames, at which cross-fades are looked for."""
 _APART = 0.75
 """The same for the pictures before and after a stretch without a face, in which people move."""
 
@@ -78,7 +83,30 @@ def cuts(pictures: list[Pixels], frames: NDArray[np.int64]) -> list[int]:
             other = change.alike < _OTHER or (sudden and change.alike < _ALIKE)
         if other:
             found.append(int(kept[k + 1]))
-    return found
+    faded = [int(kept[k]) for fade in _fades([pictures[k] for k in kept]) for k in fade]
+    return sorted({*found, *faded})
+
+
+def _fades(pictures: list[Pixels]) -> list[tuple[int, int]]:
+    """Cross-fades: for each the first picture that counts as none of the shot before it, and the first of the shot after it."""
+    most, alike, levels = _BLENDED
+    found: list[tuple[float, int]] = []
+    for k in range(len(pictures)):
+        for half in _FADES:
+            if half <= k < len(pictures) - half - 1:
+                before, after = pictures[k - half], pictures[k + half]
+                change = Change.between(before, after)
+                if change.alike < alike and change.levels > levels:
+                    mean = (before.astype(np.float32) + after) / 2
+                    rest = float(np.abs(pictures[k] - mean).mean()) / change.levels
+                    if rest < most:
+                        found.append((rest, k))
+    reach = _FADES[-1]
+    middles: list[int] = []
+    for _, k in sorted(found):
+        if all(abs(k - other) > 2 * reach for other in middles):
+            middles.append(k)
+    return [(max(1, k - reach), min(k + reach, len(pictures) - 1)) for k in sorted(middles)]
 
 
 def longest(total: int, frames: NDArray[np.int64], at: list[int]) -> tuple[int, int]:

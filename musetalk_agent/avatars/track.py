@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import cast
 
 import cv2
@@ -30,6 +31,8 @@ _EASE = 4
 """Frames over which the drawn mouth comes and goes beside frames on which none is drawn."""
 _SMOOTHING = OneEuro(min_cutoff_hz=1.5, beta=30.0, speed_cutoff_hz=6.0)
 """For points in units of the face's width: steadies a resting face to the mesh's noise floor, passes a closing mouth."""
+_RESIZED = 1.6
+"""A face does not grow or shrink by more than this from one frame to the next, or within half a second out of sight."""
 _LISTED = 12
 
 
@@ -158,7 +161,7 @@ def finish(tracker: FaceTracker, fps: int) -> FaceTrack:
     frames = np.array(
         [k for k, sight in enumerate(sights) if sight.face and sight.contrast >= _FADED * usual], np.int64
     )
-    at = cuts([sight.picture for sight in sights], frames)
+    at = sorted({*cuts([sight.picture for sight in sights], frames), *_jumps(sights, frames)})
     start, end = longest(total, frames, at)
     seen = frames[(frames >= start) & (frames < end)]
     missing = sorted(set(range(start, end)) - set(seen.tolist()))
@@ -210,6 +213,22 @@ def _filled(known: NDArray[np.float32], seen: NDArray[np.int64], total: int) -> 
     share = np.where(gap > 0, (frames - seen[before]) / np.maximum(gap, 1), 0.0).astype(np.float32)[:, None, None]
     filled: NDArray[np.float32] = known[before] * (1 - share) + known[after] * share
     return filled
+
+
+def _jumps(sights: list[Sight], frames: NDArray[np.int64]) -> list[int]:
+    """Frames at which another face is followed than before: one that is a face's width away at once, or of quite another size.
+
+    After a longer stretch without a face it may be the same that has moved.
+    """
+    found = []
+    for before, after in pairwise(frames.tolist()):
+        one, other = sights[before].face, sights[after].face
+        if one is None or other is None or one is other or after - before > _COUNT_EVERY:
+            continue
+        size = max(one.width, other.width) / max(1.0, min(one.width, other.width))
+        if _distance(one, other) > one.width or size > _RESIZED:
+            found.append(after)
+    return found
 
 
 def _distance(one: Face, other: Face) -> float:

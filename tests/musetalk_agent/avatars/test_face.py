@@ -157,6 +157,21 @@ def test_a_lost_face_is_found_again_at_its_place_though_a_larger_one_is_there_no
     )  # it is the larger one to somebody who has not seen the clip before
 
 
+def test_another_face_that_takes_over_in_the_same_picture_is_another_shot(net: FaceNet) -> None:
+    """Two stand side by side; the one that is followed walks away. After a long stretch without a face it is the same again."""
+    stripes = np.where(np.arange(900) // 90 % 2, 220, 20).astype(np.uint8)
+    wide = np.ascontiguousarray(np.broadcast_to(stripes[None, :, None], (400, 900, 3)))
+    left, right = wide.copy(), wide.copy()
+    left[100:300, 100:300] = face(200)
+    right[100:300, 600:800] = face(200)
+    both = left.copy()
+    both[:, 450:] = right[:, 450:]
+    found = track(net, [*[both] * 3, *[right.copy() for _ in range(7)]])
+    assert (found.start, found.end, found.cuts) == (3, 10, (3,)) and found.points[0][:, 0].min() > 600
+    back = track(net, [left, left.copy(), *[wide.copy() for _ in range(14)], *[right.copy() for _ in range(16)]])
+    assert back.cuts == () and len(back.points) == 32
+
+
 def test_another_shot_is_cut_away_and_told(net: FaceNet) -> None:
     clip = [*moving(6), *[other_shot()] * 8]
     found = track(net, clip)

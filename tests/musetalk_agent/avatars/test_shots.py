@@ -23,6 +23,21 @@ def found(clip: list[Pixels], faces: list[int] | None = None) -> list[int]:
     return cuts([small(picture) for picture in clip], frames)
 
 
+def test_a_cross_fade_belongs_to_neither_shot() -> None:
+    """Thirty frames of one, ten in which it gives way to the other, thirty of that."""
+    first, second = face().astype(np.float32), other_shot().astype(np.float32)
+    between = [np.asarray(first + (second - first) * (k + 0.5) / 10, np.uint8) for k in range(10)]
+    before, after = found([*[face()] * 30, *between, *[other_shot()] * 30])
+    assert before in range(20, 31) and after in range(40, 51)
+
+
+def test_neither_a_fade_to_another_light_nor_a_pan_is_one() -> None:
+    brighter = [np.asarray(face() * (0.4 + 0.6 * k / 39), np.uint8) for k in range(40)]
+    assert found(brighter) == []
+    wide = np.hstack([face(), other_shot(), face()[:, ::-1]])
+    assert found([np.ascontiguousarray(wide[:, 8 * k : 8 * k + 256]) for k in range(60)]) == []
+
+
 @pytest.mark.parametrize("step", [0.0, 1.0, 4.0, 12.0])
 def test_a_head_that_moves_is_no_cut(step: float) -> None:
     assert found(moving(12, step=step)) == []
