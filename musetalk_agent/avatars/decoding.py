@@ -288,6 +288,7 @@ class Decoding:
             if time > limits.video_seconds:
                 raise _too_long(float(time), limits)
             duration = Fraction(frame.duration) * self._time_base if frame.duration > 0 else usual
+            duration = min(duration, Fraction(limits.video_seconds) - time)  # a lie of the last frame's adds no minutes
             self._good += 1
             self._end = time + duration
             yield TimedFrame(time, duration, frame)

@@ -19,7 +19,7 @@ from av.video.stream import VideoStream
 from musetalk_agent.avatars.limits import AvatarLimits
 from musetalk_agent.avatars.sniff import SNIFF_BYTES, VIDEOS, Kind, sniff
 from musetalk_agent.avatars.video import open_clip
-from musetalk_agent.errors import AvatarUndecodable
+from musetalk_agent.errors import AvatarTooLarge, AvatarUndecodable
 from musetalk_agent.media import Pixels
 
 from .cards import BT601, BT709, BT2020, FULL, HLG, PQ, Film, card, cards, clap, packets, read, with_clap, woven
@@ -438,3 +438,16 @@ def test_colours_that_are_not_read_are_named(tmp_path: Path) -> None:
 
 def _ycgco(stream: VideoStream) -> None:
     stream.codec_context.colorspace = 8
+
+
+def test_a_last_frame_that_never_ends_adds_no_minutes(tmp_path: Path) -> None:
+    """The last frame lasts as long as its file says, within the longest clip."""
+    data = bytearray(Film("avi", "mpeg4", fps=Fraction(1), tagged=False).of(cards(2)))
+    rate = data.index(b"strh") + 8 + 20  # dwScale of the stream: seconds a frame
+    assert struct.unpack_from("<II", data, rate) == (1, 1)
+    struct.pack_into("<I", data, rate, 45)
+    with pytest.raises(AvatarTooLarge, match=r"lasts 90\.0 s; at most 60 s"):
+        Taken(tmp_path, bytes(data))
+    struct.pack_into("<I", data, data.index(b"strh") + 8 + 32, 1)  # and it promises one frame only
+    taken = Taken(tmp_path, bytes(data), fps=15)
+    assert len(taken.frames) == 15 * 60 and taken.numbers == [0] * 675 + [1] * 225
