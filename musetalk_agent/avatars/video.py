@@ -17,7 +17,7 @@ import av
 from av.container import InputContainer
 from av.video.frame import VideoFrame as DecodedFrame
 
-from musetalk_agent.avatars.decoding import CODECS, Decoding, TimedFrame, refusals
+from musetalk_agent.avatars.decoding import CODECS, Decoding, refusals
 from musetalk_agent.avatars.limits import AvatarLimits
 from musetalk_agent.avatars.mp4_index import check_index, clean_apertures
 from musetalk_agent.avatars.sniff import Kind
@@ -69,12 +69,13 @@ class VideoClip:
             AvatarUndecodable: the video changes its shape on the way.
             AvatarTooLarge: too many pixels or seconds.
         """
-        assert self._first is not None
         self._allow(size[0] * size[1])
         with refusals():
-            yield from self._resampled(self._first, size)
+            yield from self._resampled(size)
 
-    def _resampled(self, shown: TimedFrame, size: tuple[int, int]) -> Iterator[Pixels]:
+    def _resampled(self, size: tuple[int, int]) -> Iterator[Pixels]:
+        shown, self._first = self._first, None  # kept, it would hold the pixels of a frame until the end
+        assert shown is not None
         made, step = 0, Fraction(1, self._fps)
         for following in self._frames:
             pixels: Pixels | None = None
