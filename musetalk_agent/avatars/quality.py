@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from musetalk_agent.avatars.face import LEFT_EYE, RIGHT_EYE
+from musetalk_agent.avatars.head import head_reach
 from musetalk_agent.avatars.track import FaceTrack
 from musetalk_agent.protocol.http import AvatarReport, AvatarWarning
 
@@ -24,6 +25,8 @@ _SEVERAL = 0.3
 _SHORT_S = 1.0
 _LYING = math.radians(50)
 """How far the eye line may be from level before a face counts as lying: people tilt their heads by up to 40°."""
+_TURNS, _NODS = 45.0, 35.0
+"""Degrees up to which lips were seen to be drawn well on heads that move, with room for the error of the angles."""
 _LISTED = 5
 _OPEN_STILL = "The lips are apart in the picture; one with closed lips looks better, above all at rest."
 _OPEN_CLIP = "No frame shows closed lips; a clip of somebody listening looks better than one of talking."
@@ -126,6 +129,8 @@ def _warnings(track: FaceTrack, clip: tuple[int, int], fps: int, still: bool) ->
                 f"drawn on them, {shown}. Use pictures in which it can be seen.",
             )
         )
+    if not still and (moved := _head_warning(points)):
+        found.append(moved)
     if not still and len(points) < _SHORT_S * fps:
         found.append(
             (
@@ -142,6 +147,17 @@ def _warnings(track: FaceTrack, clip: tuple[int, int], fps: int, still: bool) ->
 def _with_mouth(track: FaceTrack) -> NDArray[np.float32]:
     """The points of the frames that show a mouth."""
     return np.delete(track.points, [*track.missing, *track.covered], axis=0)
+
+
+def _head_warning(points: NDArray[np.float32]) -> tuple[str, str] | None:
+    turn, nod = (math.degrees(angle) for angle in head_reach(points))
+    if turn <= _TURNS and nod <= _NODS:
+        return None
+    return (
+        "head_turns_far",
+        f"The head turns by up to {turn:.0f}° from the camera and nods by up to {nod:.0f}° from its middle; lips look right up to "
+        "about 40° and 30°. Use a clip of somebody who looks at the camera.",
+    )
 
 
 def _lying(points: NDArray[np.float32]) -> float:

@@ -7,14 +7,11 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from musetalk_agent.avatars.bundle import Bundle
-from musetalk_agent.engines.warp.articulation import closed
+from musetalk_agent.avatars.head import head_angles
 from musetalk_agent.engines.warp.geometry import (
-    CHIN,
-    EYES,
     IL,
     IU,
     LEVELS,
@@ -24,12 +21,14 @@ from musetalk_agent.engines.warp.geometry import (
     Shape,
     eye_frame,
     mesh_shape,
-    ordered,
     pose_frames,
     to_mouth,
 )
 from musetalk_agent.engines.warp.interior import Palette, teeth_seen
-from musetalk_agent.engines.warp.lips import refine, sample
+from musetalk_agent.engines.warp.light import in_window, light_differences
+from musetalk_agent.engines.warp.lips import refine
+from musetalk_agent.engines.warp.poses import outlines, rest_shapes, settled, steadied
+from musetalk_agent.engines.warp.references import Ints, apertures, chosen, nearest, whole_chins
 
 FILE = "warp.npz"
 CANDIDATES = 6
@@ -37,11 +36,6 @@ CANDIDATES = 6
 ALIKE = 0.003
 """Mouths whose openings the mesh reads within this (eye distances) are one mouth, as in a still: the pixels' reading in the middle
 of theirs is taken, for the least one is the likeliest to have missed teeth."""
-SETTLE = 1.5
-"""Standard deviation, in frames, of the smoothing of the poses' own shapes over time: the mesh's noise is shorter than speech."""
-LIGHT_ROWS, LIGHT_COLS = 12, 16
-LIGHT_AREA = (-0.6, 0.6, 0.3, 1.25)
-"""Where light is compared between poses: u from, to; v from, to."""
 
 
 @dataclass(frozen=True)
@@ -49,37 +43,54 @@ class Artefacts:
     """Everything `render` needs beside the bundle's pixels.
 
     Args:
-        reference: index of the frame whose lips are shown while speaking: the one with the most closed mouth.
         frames: float32 `[n, 2, 3]`, mouth space to pixels of the picture, per pose.
         poses: the idle frames' own mouths.
-        shape: the reference's mouth, its inner edges exact.
-        rest: the same with the lips together.
+        references: frames whose lips are shown while speaking, int `[k]`. The first one has the most closed mouth of all, and its
+            eyes are the unit of mouth space; each of the others has that of the frames in which the head is turned as it is there.
+        shapes: the references' mouths, their inner edges exact.
+        shown: which of the references each pose shows, int `[n]`.
+        rests: each pose's mouth with the lips together.
+        sides: float32 `[n, 2]`, how far the face's outline is to the left and right of each pose's mouth.
         top: `v` of the base of the nose, where the deformation begins.
         palette: colours of the inside.
-        light: float32 `[n, LIGHT_ROWS, LIGHT_COLS, 3]`, how much brighter each pose is than the reference (BGR).
+        light: float32 `[n, LIGHT_ROWS, LIGHT_COLS, 3]`, how much brighter each pose is than its reference (BGR).
     """
 
-    reference: int
     frames: Floats
     poses: tuple[Shape, ...]
-    shape: Shape
-    rest: Shape
+    references: Ints
+    shapes: tuple[Shape, ...]
+    shown: Ints
+    rests: tuple[Shape, ...]
+    sides: Floats
     top: float
     palette: Palette
     light: Floats
 
+    @property
+    def reference(self) -> int:
+        """The frame with the most closed mouth."""
+        return int(self.references[0])
+
     @classmethod
     def of(cls, bundle: Bundle) -> Artefacts:
-        """Derives them; about 2 ms per frame and 0.3 s for the reference."""
+        """Derives them; about 2 ms per frame, 0.3 s for the first reference and 0.05 s for each other one."""
         landmarks = np.asarray(bundle.landmarks, np.float32)
-        reference, shape = _reference(bundle, landmarks)
-        frames = pose_frames(landmarks, reference)
+        first, shape = _reference(bundle, landmarks)
+        frames = pose_frames(landmarks, first)
         meshes = [mesh_shape(to_mouth(frame, points)) for frame, points in zip(frames, landmarks, strict=True)]
-        poses = _settled(meshes, shape, reference)
-        picture, frame = np.asarray(bundle.faces[reference]), _in_window(bundle, frames, reference)
-        top = float(to_mouth(frames[reference], landmarks[reference, SUBNASALE])[1])
+        angles = steadied(head_angles(landmarks))
+        references = chosen(angles, apertures(landmarks), _usable(bundle, landmarks), first)
+        shapes = (shape, *(_refined(bundle, frames, meshes[k], int(k)) for k in references[1:]))
+        shown = nearest(angles, references)
+        poses = settled(meshes, angles, shapes, references, shown)
+        picture, frame = np.asarray(bundle.faces[first]), in_window(bundle, frames, first)
+        top = float(to_mouth(frames[first], landmarks[first, SUBNASALE])[1])
         palette = Palette.of(picture, frame, shape, _teeth(bundle, landmarks))
-        return cls(reference, frames, poses, shape, closed(shape), top, palette, _light(bundle, frames, reference))
+        rests = rest_shapes(poses, shapes, references, shown)
+        sides = outlines(frames, landmarks, rests)
+        light = light_differences(bundle, frames, poses, shapes, references, shown)
+        return cls(frames, poses, references, shapes, shown, rests, sides, top, palette, light)
 
     def save(self, folder: Path) -> None:
         """Writes them into `folder`, whole or not at all."""
@@ -90,10 +101,12 @@ class Artefacts:
             with os.fdopen(handle, "wb") as file:
                 np.savez(
                     file,
-                    reference=self.reference,
                     frames=self.frames,
-                    sizes=np.array([(p.centre, p.half) for p in (*self.poses, self.shape)], np.float32),
-                    curves=np.stack([p.curves for p in (*self.poses, self.shape)]),
+                    references=self.references,
+                    shown=self.shown,
+                    sizes=np.array([(p.centre, p.half) for p in (*self.poses, *self.rests, *self.shapes)], np.float32),
+                    curves=np.stack([p.curves for p in (*self.poses, *self.rests, *self.shapes)]),
+                    sides=self.sides,
                     top=self.top,
                     teeth=teeth,
                     palette=colours,
@@ -114,30 +127,22 @@ class Artefacts:
             sizes, curves = stored["sizes"], stored["curves"]
             if curves.shape[1:] != (LEVELS, SAMPLES):
                 raise ValueError(f"curves have the shape {curves.shape}")
-            shapes = [Shape(float(c), float(h), k) for (c, h), k in zip(sizes, curves, strict=True)]
+            shapes = tuple(Shape(float(c), float(h), k) for (c, h), k in zip(sizes, curves, strict=True))
+            count = len(stored["frames"])
+            if len(shapes) != 2 * count + len(stored["references"]) or len(stored["shown"]) != count:
+                raise ValueError(f"{len(shapes)} shapes for {count} poses")
             return cls(
-                int(stored["reference"]),
                 stored["frames"],
-                tuple(shapes[:-1]),
-                shapes[-1],
-                closed(shapes[-1]),
+                shapes[:count],
+                stored["references"],
+                shapes[2 * count :],
+                stored["shown"],
+                shapes[count : 2 * count],
+                stored["sides"],
                 float(stored["top"]),
                 Palette.loaded(stored["teeth"], stored["palette"]),
                 stored["light"],
             )
-
-
-def _in_window(bundle: Bundle, frames: Floats, pose: int) -> Floats:
-    """Mouth space to pixels of the face window of `pose`."""
-    frame = frames[pose].astype(np.float32, copy=True)
-    frame[:, 2] -= bundle.boxes[pose, :2]
-    return np.asarray(frame, np.float32)
-
-
-def _apertures(landmarks: Floats) -> Floats:
-    """How open the mesh sees the lips of each pose, in eye distances."""
-    eyes = np.linalg.norm(landmarks[:, EYES[0]] - landmarks[:, EYES[1]], axis=1)
-    return np.asarray(np.linalg.norm(landmarks[:, 13] - landmarks[:, 14], axis=1) / np.maximum(eyes, 1), np.float32)
 
 
 def _exact(bundle: Bundle, landmarks: Floats, pose: int) -> tuple[Shape, Floats]:
@@ -148,18 +153,30 @@ def _exact(bundle: Bundle, landmarks: Floats, pose: int) -> tuple[Shape, Floats]
     return refine(mesh, frame, np.asarray(bundle.faces[pose])), frame
 
 
+def _refined(bundle: Bundle, frames: Floats, mesh: Shape, pose: int) -> Shape:
+    """The shape of one pose in the clip's common mouth space, its inner edges from the pixels."""
+    return refine(mesh, in_window(bundle, frames, pose), np.asarray(bundle.faces[pose]))
+
+
+def _usable(bundle: Bundle, landmarks: Floats) -> Ints:
+    """The poses that may lend their lips: those that show mouth and chin, or the mouth alone where no frame shows both."""
+    shown = bundle.with_mouth()
+    whole = shown[whole_chins(landmarks[shown], bundle.width, bundle.height)]
+    return whole if len(whole) else shown
+
+
 def _teeth(bundle: Bundle, landmarks: Floats) -> Floats | None:
     """The colour of the avatar's teeth, from the frame with the widest open mouth."""
-    usable = bundle.with_mouth()
-    pose = int(usable[np.argmax(_apertures(landmarks[usable]))])
+    usable = _usable(bundle, landmarks)
+    pose = int(usable[np.argmax(apertures(landmarks[usable]))])
     shape, frame = _exact(bundle, landmarks, pose)
     return teeth_seen(np.asarray(bundle.faces[pose]), frame, shape)
 
 
 def _reference(bundle: Bundle, landmarks: Floats) -> tuple[int, Shape]:
     """The frame with the most closed lips, by the mesh first and then by its pixels, and its exact shape."""
-    usable = bundle.with_mouth()
-    aperture = _apertures(landmarks)
+    usable = _usable(bundle, landmarks)
+    aperture = apertures(landmarks)
     seen: list[tuple[float, int, Shape]] = []
     for pose in usable[np.argsort(aperture[usable], kind="stable")[:CANDIDATES]]:
         shape = _exact(bundle, landmarks, int(pose))[0]
@@ -171,40 +188,3 @@ def _reference(bundle: Bundle, landmarks: Floats) -> tuple[int, Shape]:
     alike = [one for one in seen if abs(float(aperture[one[1]] - aperture[least[1]])) < ALIKE]
     _, pose, shape = sorted(alike, key=lambda one: one[0])[len(alike) // 2]
     return pose, shape
-
-
-def _settled(meshes: list[Shape], shape: Shape, reference: int) -> tuple[Shape, ...]:
-    """The poses' shapes, smoothed over time, with the mesh's error at the reference taken off all of them."""
-    rows = np.array([np.concatenate([[m.centre, m.half], m.curves.ravel()]) for m in meshes], np.float32)
-    if len(rows) > 2:
-        rows = np.asarray(
-            cv2.GaussianBlur(rows, (1, 0), sigmaX=1e-3, sigmaY=SETTLE, borderType=cv2.BORDER_REFLECT_101), np.float32
-        )
-    error = shape.curves - meshes[reference].curves
-    error[CHIN] = 0
-    return tuple(Shape(float(row[0]), float(row[1]), ordered(row[2:].reshape(LEVELS, SAMPLES) + error)) for row in rows)
-
-
-def _light(bundle: Bundle, frames: Floats, reference: int) -> Floats:
-    """Low-frequency differences of colour between each pose and the reference, the lips left out and filled from around."""
-    u0, u1, v0, v1 = LIGHT_AREA
-    fine = 4
-    u, v = np.meshgrid(
-        np.linspace(u0, u1, LIGHT_COLS * fine, dtype=np.float32),
-        np.linspace(v0, v1, LIGHT_ROWS * fine, dtype=np.float32),
-    )
-    middle = float(to_mouth(frames[reference], bundle.landmarks[reference, 0])[1]) + 0.06
-    outside = np.clip(np.hypot((u) / 0.4, (v - middle) / 0.24) * 4 - 4, 0.002, 1).astype(np.float32)[..., None]
-
-    def low(pose: int) -> Floats:
-        window = np.asarray(bundle.faces[pose])
-        return sample(window, _in_window(bundle, frames, pose), u, v).astype(np.float32)
-
-    base = low(reference)
-    weight = cv2.GaussianBlur(outside, (0, 0), 2.0 * fine)[..., None]
-    out = np.zeros((len(bundle), LIGHT_ROWS, LIGHT_COLS, 3), np.float32)
-    for pose in range(len(bundle)):
-        if pose != reference:
-            blurred = cv2.GaussianBlur((low(pose) - base) * outside, (0, 0), 2.0 * fine) / weight
-            out[pose] = cv2.resize(blurred, (LIGHT_COLS, LIGHT_ROWS), interpolation=cv2.INTER_AREA)
-    return out

@@ -16,7 +16,7 @@ from musetalk_agent.engines.warp.geometry import CHIN, IL, IU, LEVELS, NECK, OL,
 from musetalk_agent.media import Box
 
 SIDEWAYS = 0.60
-"""Where skin beside the mouth stops following its corners (eye distances): before the face's outline."""
+"""Where skin beside the mouth stops following its corners (eye distances), or at the face's outline if that is nearer."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,11 @@ class Field:
     lower: Floats
 
     @classmethod
-    def between(cls, source: Shape, target: Shape, lattice: Lattice, top: float) -> Field:
-        """Stretches each column piecewise between corresponding levels, and shifts it sideways with the corners."""
+    def between(cls, source: Shape, target: Shape, lattice: Lattice, top: float, sides: tuple[float, float]) -> Field:
+        """Stretches each column piecewise between corresponding levels, and shifts it sideways with the corners.
+
+        `sides` is how far the face reaches to the left and right of the target's middle: nothing beyond is shifted sideways.
+        """
         s = target.s_of_u(lattice.u)
         position = np.clip((s + SPAN) * ((S.size - 1) / (2 * SPAN)), 0, S.size - 1.001)
         index = position.astype(np.intp)
@@ -92,7 +95,7 @@ class Field:
         lower = shifts[IL] + (shifts[OL] - shifts[IL]) * _ramp(v, curves[IL], curves[OL])
         lower += (shifts[CHIN] - shifts[OL]) * _ramp(v, curves[OL], curves[CHIN])
         lower -= shifts[CHIN] * _ramp(v, curves[CHIN], levels[-1])
-        return cls(s, levels, looked[..., -1] * _sideways(target, lattice, top), upper, lower)
+        return cls(s, levels, looked[..., -1] * _sideways(target, lattice, top, sides), upper, lower)
 
     def through(self, v: Floats) -> Floats:
         """One continuous shift downwards from `upper` and `lower`: between the lips' edges it passes from one to the other."""
@@ -106,11 +109,13 @@ def _ramp(v: Floats, start: Floats, end: Floats) -> Floats:
     return np.asarray(np.clip((v - start) / np.maximum(end - start, 1e-4), 0, 1), np.float32)
 
 
-def _sideways(target: Shape, lattice: Lattice, top: float) -> Floats:
+def _sideways(target: Shape, lattice: Lattice, top: float, sides: tuple[float, float]) -> Floats:
     """How much of the corners' movement each node takes part in: all on the lips, none at nose, chin and the face's outline."""
     middle = target.curves[:, S.size // 2]
     begin = min(top, float(middle[OU]) - 0.03)
     part = np.clip((lattice.v - begin) / (middle[OU] - begin), 0, 1)
     part *= np.clip((middle[CHIN] - lattice.v) / (middle[CHIN] - middle[OL]), 0, 1)
-    part *= np.clip((SIDEWAYS - np.abs(lattice.u - target.centre)) / (SIDEWAYS - target.half), 0, 1)
+    away = lattice.u - target.centre
+    left, right = (max(min(side, SIDEWAYS), target.half + 0.02) for side in sides)
+    part *= np.clip((left + away) / (left - target.half), 0, 1) * np.clip((right - away) / (right - target.half), 0, 1)
     return np.asarray(part * part * (3 - 2 * part), np.float32)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from musetalk_agent.engines.warp.artefacts import LIGHT_AREA, LIGHT_COLS, LIGHT_ROWS
 from musetalk_agent.engines.warp.articulation import opened
 from musetalk_agent.engines.warp.field import Field, Lattice
 from musetalk_agent.engines.warp.geometry import CHIN, IL, IU, OL, OU, SAMPLES, Floats
 from musetalk_agent.engines.warp.interior import Opening, paint, shadow_line, softness
+from musetalk_agent.engines.warp.light import LIGHT_AREA, LIGHT_COLS, LIGHT_ROWS
 from musetalk_agent.engines.warp.shot import Shot, fetch
 from musetalk_agent.media import Box, Pixels
 
@@ -19,6 +19,8 @@ SIDES = 2.0
 """How far the lips' box reaches to each side, in halves of the mouth's width."""
 OWN_TEXTURE = 0.5
 """Presence at which the reference's lips have taken over from the idle frame's."""
+OUTLINE_SOFT = 0.06
+"""How far from the face's outline lips begin to fade into the idle frame's own pixels (eye distances)."""
 X, Y, SPLIT, UNDER, OVER, COVER, CORNER, U, V = range(9)
 
 
@@ -43,9 +45,9 @@ def _fields(shot: Shot, box: Box) -> Floats:
     much of the reference is shown; CORNER: distance from the nearer corner in halves of the mouth; U, V: its place in
     mouth space.
     """
-    art, to = shot.art, shot.art.frames[shot.art.reference]
+    art, to = shot.art, shot.art.frames[shot.reference]
     lattice = Lattice.over(box, shot.frame, max(1.5, CELL * shot.eyes))
-    field = Field.between(opened(art.shape, shot.gap), shot.target, lattice, art.top)
+    field = Field.between(opened(shot.shape, shot.gap), shot.target, lattice, art.top, shot.sides)
     u, v = lattice.u + field.du, lattice.v + field.upper
     x, y = lattice.positions()
     nodes = np.empty((*u.shape, 9), np.float32)
@@ -55,6 +57,8 @@ def _fields(shot: Shot, box: Box) -> Floats:
     nodes[..., UNDER] = lattice.v - field.levels[IU + 1]
     nodes[..., OVER] = field.levels[IL + 1] - lattice.v
     nodes[..., COVER] = _cover(field, lattice)
+    for middle, at, sides in ((shot.target.centre, lattice.u, shot.sides), (shot.shape.centre, u, shot.lent_sides)):
+        nodes[..., COVER] *= _on_face(at - middle, sides)
     nodes[..., CORNER] = 1 - np.abs(field.s)
     nodes[..., U] = lattice.u
     nodes[..., V] = lattice.v
@@ -71,13 +75,19 @@ def _cover(field: Field, lattice: Lattice) -> Floats:
     return np.asarray(cover * cover * (3 - 2 * cover), np.float32)
 
 
+def _on_face(away: Floats, sides: tuple[float, float]) -> Floats:
+    """1 on the face, 0 beyond its outline, which is `sides` to the left and right of the mouth's middle."""
+    left, right = sides
+    return np.asarray(np.clip(np.minimum(left + away, right - away) / OUTLINE_SOFT, 0, 1), np.float32)
+
+
 def _reference(shot: Shot, box: Box, fields: Floats) -> Pixels:
     """The reference's pixels over `box`, in the pose's light."""
     art = shot.art
-    to, window = art.frames[art.reference], shot.bundle.box(art.reference)
+    to, window = art.frames[shot.reference], shot.bundle.box(shot.reference)
     further = np.where(fields[..., UNDER] > fields[..., OVER], fields[..., SPLIT], np.float32(0))
     shift = np.stack([fields[..., X] + further * to[0, 1], fields[..., Y] + further * to[1, 1]], -1)
-    lips = fetch(np.asarray(shot.bundle.faces[art.reference]), shift, box.x0 - window.x0, box.y0 - window.y0)
+    lips = fetch(np.asarray(shot.bundle.faces[shot.reference]), shift, box.x0 - window.x0, box.y0 - window.y0)
     light = art.light[shot.pose]
     if float(np.abs(light).max()) < 0.5:
         return lips
@@ -102,10 +112,10 @@ def _inside(shot: Shot, lips: Pixels, fields: Floats) -> None:
     part = lips[area].astype(np.float32)
     meeting = shadow_line(under, over, soft) * (1 - np.clip((under + over) / 0.03, 0, 1))
     part += (cv2.blur(part, (1, 3)) - part) * meeting[..., None]
-    cut = art.shape.curves[IL] - art.shape.curves[IU]  # what was cut out took the line's own shadow with it
+    cut = shot.shape.curves[IL] - shot.shape.curves[IU]  # what was cut out took the line's own shadow with it
     shadow = meeting * np.clip(place[..., CORNER] / 0.25, 0, 1) * (0.4 * min(float(cut.max()) / 0.03, 1.0))
     part += (art.palette.line - part) * shadow[..., None]
-    line = float(art.rest.curves[IU][SAMPLES // 2])
+    line = float(shot.rest.curves[IU][SAMPLES // 2])
     opening = Opening(
         place[..., U] - shot.target.centre, place[..., V] - line, under, over, shot.act.rounding, shot.gap
     )

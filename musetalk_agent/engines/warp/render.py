@@ -34,7 +34,7 @@ def _skin(shot: Shot, box: Box) -> Pixels:
     """The idle frame itself, its own mouth and chin moved to where the target's are."""
     art, frame, window = shot.art, shot.frame, shot.bundle.box(shot.pose)
     lattice = Lattice.over(box, frame, max(2.0, CELL * shot.eyes))
-    field = Field.between(art.poses[shot.pose], shot.target, lattice, art.top)
+    field = Field.between(art.poses[shot.pose], shot.target, lattice, art.top, shot.sides)
     du, dv = field.du, field.through(lattice.v)
     rim = _rim(lattice, max(2.0, BORDER * shot.eyes))
     shift = np.stack([(frame[k, 0] * du + frame[k, 1] * dv) * rim for k in (0, 1)], -1).astype(np.float32)

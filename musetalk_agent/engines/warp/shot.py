@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -12,6 +12,9 @@ from musetalk_agent.engines.warp.artefacts import Artefacts
 from musetalk_agent.engines.warp.articulation import Articulation, driven
 from musetalk_agent.engines.warp.geometry import CHIN, IL, IU, SAMPLES, Floats, Shape
 from musetalk_agent.media import Box, Pixels
+
+ROOM = 0.4
+"""Share of the skin between a mouth's corner and the face's outline by which the corner may move."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +37,46 @@ class Shot:
 
     @classmethod
     def of(cls, bundle: Bundle, art: Artefacts, pose: int, act: Articulation, presence: float) -> Shot:
-        """The target is `presence` of the way from the idle frame's own mouth to the driven one."""
-        target = art.poses[pose].towards(driven(art.rest, act), presence)
+        """The target is `presence` of the way from the idle frame's own mouth to the driven one.
+
+        In a face that is turned the cheek behind the mouth is narrow. It is not stretched by more than `ROOM` of its width: the
+        mouth widens and rounds less.
+        """
+        rest = art.rests[pose]
+        made = driven(rest, act)
+        room = ROOM * max(0.0, float(art.sides[pose].min()) - rest.half)
+        made = replace(made, half=min(max(made.half, rest.half - room), rest.half + room))
+        target = art.poses[pose].towards(made, presence)
         eyes = float(np.sqrt(abs(np.linalg.det(art.frames[pose][:, :2]))))
         gap = float((target.curves[IL] - target.curves[IU]).max())
         return cls(bundle, art, pose, act, presence, target, eyes, gap)
+
+    @property
+    def rest(self) -> Shape:
+        """The pose's mouth with the lips together."""
+        return self.art.rests[self.pose]
+
+    @property
+    def reference(self) -> int:
+        """The frame whose lips are shown."""
+        return int(self.art.references[int(self.art.shown[self.pose])])
+
+    @property
+    def shape(self) -> Shape:
+        """The reference's mouth."""
+        return self.art.shapes[int(self.art.shown[self.pose])]
+
+    @property
+    def sides(self) -> tuple[float, float]:
+        """How far the face reaches to the left and right of the mouth's middle."""
+        left, right = self.art.sides[self.pose].tolist()
+        return left, right
+
+    @property
+    def lent_sides(self) -> tuple[float, float]:
+        """The same of the reference."""
+        left, right = self.art.sides[self.reference].tolist()
+        return left, right
 
     @property
     def frame(self) -> Floats:

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from musetalk_agent.avatars.face import AGREED, LEFT_EYE, RIGHT_EYE, Detection, FaceNet
+from musetalk_agent.avatars.head import NOD, TURN
 from musetalk_agent.avatars.quality import closed_mouth, face_px, report
 from musetalk_agent.avatars.track import FaceTrack, FaceTracker, finish
 from musetalk_agent.errors import NoFaceInAvatar
@@ -211,6 +212,22 @@ def test_a_face_at_the_edge_is_told(net: FaceNet) -> None:
     picture = face(320)[:, 120:]
     assert "face_at_edge" in warnings(track(net, [np.ascontiguousarray(picture)]), picture)
     assert "face_at_edge" not in warnings(track(net, [face(320)]), face(320))
+
+
+@pytest.mark.parametrize(
+    ("turn", "nod", "warned"), [(35, 0, False), (60, 0, True), (0, 25, False), (0, 50, True), (0, 0, False)]
+)
+def test_a_clip_is_warned_of_whose_head_turns_or_nods_too_far(
+    net: FaceNet, turn: float, nod: float, warned: bool
+) -> None:
+    """The nose's tip is put where a head turned so far has it; most of the frames look at the camera."""
+    still = track(net, [face(320)]).points[0]
+    points = np.repeat(still[None], 40, 0)
+    apart = float(np.linalg.norm(still[[356, 454]].mean(0) - still[[127, 234]].mean(0)))
+    points[30:, 1, 0] += TURN * np.tan(np.radians(turn)) * apart
+    points[30:35, 1, 1] += NOD * np.tan(np.radians(nod)) * apart
+    points[35:, 1, 1] -= NOD * np.tan(np.radians(nod)) * apart
+    assert ("head_turns_far" in warnings(FaceTrack(points, [], 0.0), face(320))) == warned
 
 
 def test_profile_is_told_by_where_the_nose_is(net: FaceNet) -> None:

@@ -14,12 +14,14 @@ from musetalk_agent.avatars.library import DEMO_ASSET
 from musetalk_agent.engines.warp import WarpEngine
 from musetalk_agent.engines.warp.engine import WarpActor
 from musetalk_agent.engines.warp.geometry import INNER_LOWER, INNER_UPPER, OUTER_LOWER, OUTER_UPPER
+from musetalk_agent.engines.warp.poses import CHIN_FALLS
 from musetalk_agent.features.base import Detector, FeatureStream
 from musetalk_agent.media import Box, Patch, Pixels
 from musetalk_agent.protocol.http import AvatarReport
 
 Points = NDArray[np.float32]
 SKIN, LIP, TEETH, DARK = (150, 175, 215), (95, 90, 190), (225, 235, 240), (25, 20, 40)
+BEHIND = (90, 110, 90)
 
 
 class NoFeatures:
@@ -65,13 +67,29 @@ def opened(points: Points, gap: float) -> Points:
     for index in (*INNER_LOWER, *OUTER_LOWER):
         across = float((points[index] - middle) @ eyes) / float(np.linalg.norm(eyes)) / half
         out[index] += down * gap * max(0.0, 1 - across * across)
-    out[[152, 148, 377, 176, 400]] += down * gap * 0.5
+    out[[152, 148, 377, 176, 400]] += down * gap * CHIN_FALLS
     return np.asarray(out, np.float32)
+
+
+def turned(points: Points, turn: float, nod: float) -> Points:
+    """The mesh of an upright face, turned to the picture's right and nodded down, in degrees, about an axis between the ears.
+
+    Its depth is that of an ellipsoid with a nose, since the mesh has none of its own.
+    """
+    eyes = float(np.linalg.norm(points[33] - points[263]))
+    middle = (points[234] + points[454]) / 2
+    u, v = ((points - middle) / eyes).T
+    depth = 1.0 * np.sqrt(np.clip(1 - (u / 0.9) ** 2 - (v / 1.9) ** 2, 0, 1))
+    depth += 0.3 * np.exp(-(((points - points[1]) / eyes / 0.12) ** 2).sum(1))
+    a, b = np.radians(turn), np.radians(nod)
+    across, depth = u * np.cos(a) + depth * np.sin(a), depth * np.cos(a) - u * np.sin(a)
+    down = v * np.cos(b) + depth * np.sin(b)
+    return np.asarray(np.stack([across, down], 1) * eyes + middle, np.float32)
 
 
 def drawn(points: Points, size: tuple[int, int], teeth: bool = False) -> Pixels:
     """A flat face: skin, lips by the mesh's outlines, and teeth or the dark between them."""
-    picture = np.full((size[1], size[0], 3), (90, 110, 90), np.uint8)
+    picture = np.full((size[1], size[0], 3), BEHIND, np.uint8)
 
     def fill(outline: NDArray[np.float32], colour: tuple[int, int, int]) -> None:
         cv2.fillPoly(picture, [np.round(outline * 16).astype(np.int32)], colour, cv2.LINE_AA, 4)

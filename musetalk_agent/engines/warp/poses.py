@@ -1,0 +1,119 @@
+"""Where each pose has its mouth, and where it would have it with the lips together."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from musetalk_agent.engines.warp.articulation import JAW_WINDOW, closed
+from musetalk_agent.engines.warp.geometry import CHIN, IL, IU, LEVELS, OU, SAMPLES, Floats, S, Shape, ordered, to_mouth
+from musetalk_agent.engines.warp.references import Ints
+
+SETTLE = 1.5
+"""Standard deviation, in frames, of the smoothing of the poses' own shapes over time: the mesh's noise is shorter than speech."""
+HEAD_SETTLE = 2.0
+"""The same for the head's direction."""
+HEAD_SURE = 0.05
+"""Spread of the head's direction (radians) in a clip from which on what goes with it is taken to be its doing."""
+CHANGE = 2.0
+"""Standard deviation, in frames, of the passage from one reference's form to the next one's."""
+CHIN_FALLS = 0.67
+"""How far the chin goes down with an opening, per opening that the mesh reads: 0.60 … 0.83 on seven talkers, the head's direction
+taken out. The upper lip's outer edge moves by −0.09 … 0.07 of it."""
+OUTLINE = (234, 93, 132, 58, 172, 136), (454, 323, 361, 288, 397, 365)
+"""Mesh points of the face's outline beside the mouth, left and right in the picture."""
+
+
+def _smooth(rows: Floats, sigma: float) -> Floats:
+    """Rows `[n, c]` smoothed over time, `sigma` in frames."""
+    if len(rows) < 3:
+        return rows
+    blurred = cv2.GaussianBlur(rows, (1, 0), sigmaX=1e-3, sigmaY=sigma, borderType=cv2.BORDER_REFLECT_101)
+    return np.asarray(blurred, np.float32)
+
+
+def steadied(angles: Floats) -> Floats:
+    """The directions of the head `[n, 2]` without the tremor of the mesh."""
+    return _smooth(angles, HEAD_SETTLE)
+
+
+def settled(
+    meshes: list[Shape], angles: Floats, shapes: tuple[Shape, ...], references: Ints, shown: Ints
+) -> tuple[Shape, ...]:
+    """The poses' shapes without the mesh's tremor, with its error at their references taken off all of them.
+
+    What the head's direction explains is kept as it is, for a nod may be fast; only the rest is smoothed over time.
+    """
+    rows = np.array([np.concatenate([[m.centre, m.half], m.curves.ravel()]) for m in meshes], np.float32)
+    explained = _explained(rows, angles)
+    rows = explained + _smooth(rows - explained, SETTLE)
+    errors = np.stack([shape.curves - meshes[k].curves for k, shape in zip(references, shapes, strict=True)])
+    errors[:, CHIN] = 0
+    each = np.einsum("nk,kls->nls", _shares(shown, len(references)), errors)
+    return tuple(
+        Shape(float(row[0]), float(row[1]), ordered(row[2:].reshape(LEVELS, SAMPLES) + error))
+        for row, error in zip(rows, each, strict=True)
+    )
+
+
+def _explained(rows: Floats, angles: Floats) -> Floats:
+    """The part of rows `[n, c]` that is a quadratic function of the head's direction `[n, 2]`: ridge regression."""
+    turn, nod = (angles - angles.mean(0)).T.astype(np.float64)
+    design = np.stack([turn, nod, turn * turn, turn * nod, nod * nod], 1)
+    design -= design.mean(0)
+    normal = design.T @ design + len(rows) * HEAD_SURE**2 * np.eye(design.shape[1])
+    return np.asarray(design @ np.linalg.solve(normal, design.T @ rows), np.float32)
+
+
+def _shares(shown: Ints, count: int) -> Floats:
+    """How much each reference counts in each pose, float32 `[n, count]`: it changes over some frames where `shown` jumps."""
+    return _smooth(np.eye(count, dtype=np.float32)[shown], CHANGE)
+
+
+def rest_shapes(
+    poses: tuple[Shape, ...], shapes: tuple[Shape, ...], references: Ints, shown: Ints
+) -> tuple[Shape, ...]:
+    """Each pose's mouth with the lips together: its reference's form, where the pose has its own mouth and chin.
+
+    A head that nods or turns carries lips and chin past the nose, for they lie at other depths. So they are not where the
+    reference has them, even in a map that follows the nose. The upper lip's outer edge says where the lips are, for an opening
+    hardly moves it; what an opening of the pose's own moved the chin is taken back.
+    """
+    tilt = np.stack([np.ones(SAMPLES), np.clip(S, -1.3, 1.3)])
+    fit = np.linalg.pinv(tilt[:, np.abs(S) <= 1].T)
+    gaps = np.array([(pose.curves[IL] - pose.curves[IU]).max() for pose in poses])
+    lips = np.stack([pose.curves[OU] for pose in poses])[:, np.abs(S) <= 1] @ fit.T
+    centres = np.array([pose.centre for pose in poses])
+    places = np.column_stack([lips, centres])
+    share = _shares(shown, len(references))
+    moves = places[:, None] - places[references][None]
+    rests = [closed(shape) for shape in shapes]
+    lifts = np.array(
+        [(shape.curves[CHIN] - rest.curves[CHIN]).max() for shape, rest in zip(shapes, rests, strict=True)]
+    )
+    out = []
+    for n, pose in enumerate(poses):
+        curves = np.zeros((LEVELS, SAMPLES), np.float32)
+        centre = half = lift = 0.0
+        for k in np.flatnonzero(share[n] > 0):
+            part, rest, move = float(share[n, k]), rests[k], moves[n, k]
+            curves[:CHIN] += part * (rest.curves[:CHIN] + move[:2] @ tilt)
+            centre += part * (rest.centre + float(move[2]))
+            half += part * rest.half
+            lift += part * (float(lifts[k]) + CHIN_FALLS * float(gaps[n] - gaps[references[k]]))
+        curves[CHIN] = pose.curves[CHIN] - lift * JAW_WINDOW
+        out.append(Shape(centre, half, ordered(curves)))
+    return tuple(out)
+
+
+def outlines(frames: Floats, landmarks: Floats, rests: tuple[Shape, ...]) -> Floats:
+    """How far the face's outline is to the left and right of each mouth's middle, float32 `[n, 2]`, in eye distances."""
+    out = np.empty((len(rests), 2), np.float32)
+    for n, rest in enumerate(rests):
+        points = to_mouth(frames[n], landmarks[n])
+        v = float(rest.curves[IU][SAMPLES // 2])
+        for side, ids in enumerate(OUTLINE):
+            chain = points[list(ids)]
+            chain = chain[np.argsort(chain[:, 1])]
+            out[n, side] = abs(float(np.interp(v, chain[:, 1], chain[:, 0])) - rest.centre)
+    return _smooth(out, SETTLE)

@@ -1,0 +1,168 @@
+"""Heads that turn to 40° and nod to 25°: drawn faces, whose outline, lips and colours are known in every pose."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from musetalk_agent.avatars.head import head_angles, head_reach
+from musetalk_agent.engines.base import PatchRequest
+from musetalk_agent.engines.warp.artefacts import Artefacts
+from musetalk_agent.engines.warp.articulation import Articulation
+from musetalk_agent.engines.warp.engine import WarpActor, WarpEngine
+from musetalk_agent.engines.warp.light import LIGHT_MOST
+from musetalk_agent.engines.warp.references import APART, apertures
+from musetalk_agent.engines.warp.shot import ROOM, Shot
+from musetalk_agent.media import Pixels
+from tests.musetalk_agent.engines.warp import faces
+from tests.musetalk_agent.engines.warp.test_engine import REST, front, vector
+
+SIZE = (480, 480)
+EYES = 120
+POSES = 32
+CYCLE = np.linspace(0, 2 * np.pi, POSES, endpoint=False)
+MOTIONS = {
+    "turns": (40 * np.sin(CYCLE), 0 * CYCLE),
+    "nods": (0 * CYCLE, 25 * np.sin(CYCLE)),
+    "both": (30 * np.sin(CYCLE), 18 * np.sin(2 * CYCLE + 0.5)),
+}
+
+
+@dataclass(frozen=True)
+class Clip:
+    points: list[faces.Points]
+    pictures: list[Pixels]
+    engine: WarpEngine
+    actor: WarpActor
+
+    @classmethod
+    def of(
+        cls, folder: Path, motion: str, gaps: dict[int, float] | None = None, behind: tuple[int, ...] | None = None
+    ) -> Clip:
+        base = [front((gaps or {}).get(k, 0.0)) for k in range(POSES)]
+        points = [faces.turned(p, turn, nod) for p, turn, nod in zip(base, *MOTIONS[motion], strict=True)]
+        pictures = [faces.drawn(p, SIZE, teeth=True) for p in points]
+        if behind:
+            for picture in pictures:
+                picture[(picture == faces.BEHIND).all(2)] = behind
+        return cls(points, pictures, *faces.opened_with(folder, pictures, points))
+
+    def made(self, pose: int, feature: np.ndarray) -> Pixels:
+        patch = self.engine.infer([PatchRequest(self.actor, pose, feature)])[0]
+        assert patch is not None
+        return faces.composed(self.pictures[pose], patch)
+
+    def chin(self, picture: Pixels, pose: int) -> int:
+        """The row where the face ends under the tip of the chin."""
+        x, y = self.points[pose][152]
+        column = picture[round(float(y)) - EYES // 3 :, round(float(x))].astype(int)
+        return int(np.argmax(np.abs(column - faces.BEHIND).max(1) < 30)) + round(float(y)) - EYES // 3
+
+
+def around_the_lips(points: faces.Points) -> np.ndarray:
+    """The lips and what is near them, bool `[h, w]`."""
+    mask = np.zeros(SIZE, np.uint8)
+    cv2.fillConvexPoly(mask, cv2.convexHull(points[[*faces.OUTER_UPPER, *faces.OUTER_LOWER]]).astype(np.int32), 1)
+    return cv2.dilate(mask, np.ones((33, 33), np.uint8)).astype(bool)
+
+
+@pytest.mark.parametrize("motion", MOTIONS)
+def test_at_rest_a_silent_head_keeps_its_chin_and_its_skin(tmp_path: Path, motion: str) -> None:
+    clip = Clip.of(tmp_path, motion)
+    for pose in range(POSES):
+        made, own = clip.made(pose, REST), clip.pictures[pose]
+        assert abs(clip.chin(made, pose) - clip.chin(own, pose)) <= 0.05 * EYES
+        changed = np.abs(made.astype(int) - own).max(2) > 12
+        beyond = changed & ~around_the_lips(clip.points[pose])
+        assert beyond.sum() < 0.02 * EYES**2, f"{beyond.sum()} pixels of skin or background differ in pose {pose}"
+
+
+@pytest.mark.parametrize("motion", MOTIONS)
+def test_no_background_comes_onto_the_face_while_it_speaks(tmp_path: Path, motion: str) -> None:
+    clip = Clip.of(tmp_path, motion)
+    for pose in range(0, POSES, 2):
+        face = np.zeros(SIZE, np.uint8)
+        cv2.fillConvexPoly(face, cv2.convexHull(clip.points[pose]).astype(np.int32), 1)
+        well_inside = cv2.erode(face, np.ones((25, 25), np.uint8)).astype(bool) & ~around_the_lips(clip.points[pose])
+        for feature in (vector(0.8, 0.1), vector(0.25, -0.4, 1)):
+            unlike = np.abs(clip.made(pose, feature).astype(int) - faces.SKIN).max(2) > 12
+            below = np.arange(SIZE[1])[:, None] > clip.points[pose][14, 1]
+            assert (unlike & well_inside & ~below).sum() < 0.002 * EYES**2
+            assert (unlike & well_inside).sum() < 0.02 * EYES**2
+
+
+def test_a_turned_head_speaks(tmp_path: Path) -> None:
+    clip = Clip.of(tmp_path, "turns")
+    for pose in (0, 4, 8, 24):
+        points = clip.points[pose]
+        assert faces.inside_pixels(clip.made(pose, REST), points) <= 2
+        assert faces.inside_pixels(clip.made(pose, vector(0.8)), points) >= 10
+
+
+def test_the_chin_of_an_open_mouth_comes_up_in_every_pose(tmp_path: Path) -> None:
+    gaps = {k: 0.12 for k in range(POSES) if k % 16 >= 8}
+    clip, silent = Clip.of(tmp_path / "talks", "both", gaps), Clip.of(tmp_path / "silent", "both")
+    for pose in (k for k in gaps if 9 < k % 16 < 14):  # the edges of an opening are smoothed over time
+        closed = silent.chin(silent.pictures[pose], pose)
+        assert clip.chin(clip.pictures[pose], pose) - closed > 0.05 * EYES
+        assert abs(clip.chin(clip.made(pose, REST), pose) - closed) <= 0.05 * EYES
+
+
+def test_lips_come_from_a_closed_mouth_in_a_head_that_is_turned_alike(tmp_path: Path) -> None:
+    gaps = {k: 0.12 for k in range(POSES) if k % 2}
+    clip = Clip.of(tmp_path, "turns", gaps)
+    art = clip.actor.artefacts
+    assert len(art.references) >= 4
+    angles, openness = head_angles(np.stack(clip.points)), apertures(np.stack(clip.points))
+    assert all(k not in gaps and openness[k] < 0.02 for k in art.references)
+    closed = [k for k in range(POSES) if k not in gaps]
+    away = np.linalg.norm(angles[closed] - angles[art.references[art.shown[closed]]], axis=1)
+    assert away.max() < 1.3 * APART
+    assert Artefacts.load(clip.actor.bundle.engine_path(clip.engine.fingerprint)).shown.tolist() == art.shown.tolist()
+
+
+def test_a_still_head_has_one_reference(tmp_path: Path) -> None:
+    points = [front()] * 4
+    _, actor = faces.opened_with(tmp_path, [faces.drawn(front(), SIZE)] * 4, points)
+    assert actor.artefacts.references.tolist() == [0]
+
+
+def test_a_face_whose_chin_is_cut_lends_no_lips(tmp_path: Path) -> None:
+    whole, cut = front(0.03), front() + np.array([0, SIZE[1] - 4 - float(front()[152, 1])], np.float32)
+    points = [cut, whole, cut]
+    _, actor = faces.opened_with(tmp_path, [faces.drawn(p, SIZE) for p in points], points)
+    assert actor.artefacts.references.tolist() == [1]
+
+
+def test_what_lies_behind_the_head_changes_no_light(tmp_path: Path) -> None:
+    dark, bright = (
+        Clip.of(tmp_path / str(level), "turns", behind=(level, level, level)).actor.artefacts for level in (0, 255)
+    )
+    assert np.abs(dark.light - bright.light).max() < 3
+    assert np.abs(bright.light).max() <= LIGHT_MOST
+
+
+def test_a_narrow_cheek_is_stretched_little(tmp_path: Path) -> None:
+    clip = Clip.of(tmp_path, "turns")
+    changes = []
+    for pose in (0, 8):
+        shot = Shot.of(clip.actor.bundle, clip.actor.artefacts, pose, Articulation(0.25, -0.4, 1, 0, 0), 1.0)
+        changes.append(shot.rest.half - shot.target.half)
+        assert changes[-1] <= ROOM * (min(shot.sides) - shot.rest.half) + 1e-4
+    assert 0 < changes[1] < 0.8 * changes[0]
+
+
+def test_the_angles_of_a_head() -> None:
+    level = head_angles(np.stack([front(angle=a) for a in (0.0, 0.4)]))
+    assert np.abs(level[1] - level[0]).max() < 0.02
+    for axis, angles in enumerate((MOTIONS["turns"][0], MOTIONS["nods"][1])):
+        points = [faces.turned(front(), *((a, 0) if axis == 0 else (0, a))) for a in angles]
+        seen = head_angles(np.stack(points))
+        slope = np.polyfit(np.radians(angles), seen[:, axis], 1)[0]
+        assert 0.6 < slope < 1.4
+        reach = head_reach(np.stack(points))[axis]
+        assert reach == pytest.approx(np.abs(seen[:, axis] - axis * seen[:, axis].mean()).max(), abs=0.05)
