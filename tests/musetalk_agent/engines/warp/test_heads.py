@@ -164,5 +164,5 @@ def test_the_angles_of_a_head() -> None:
         seen = head_angles(np.stack(points))
         slope = np.polyfit(np.radians(angles), seen[:, axis], 1)[0]
         assert 0.6 < slope < 1.4
-        reach = head_reach(np.stack(points))[axis]
-        assert reach == pytest.approx(np.abs(seen[:, axis] - axis * seen[:, axis].mean()).max(), abs=0.05)
+        half = float(np.ptp(seen[:, axis])) / 2  # the far ends of a path do not count: its outermost 2 %
+        assert head_reach(np.stack(points))[axis] == pytest.approx(half, rel=0.1)
