@@ -129,7 +129,8 @@ def _warnings(track: FaceTrack, clip: tuple[int, int], fps: int, still: bool) ->
                 f"drawn on them, {shown}. Use pictures in which it can be seen.",
             )
         )
-    if not still and (moved := _head_warning(points)):
+    mouths = _with_mouth(track)
+    if not still and len(mouths) and (moved := _head_warning(mouths)):
         found.append(moved)
     if not still and len(points) < _SHORT_S * fps:
         found.append(
@@ -138,7 +139,6 @@ def _warnings(track: FaceTrack, clip: tuple[int, int], fps: int, still: bool) ->
                 f"The clip has {len(points)} frames ({len(points) / fps:.1f} s); 3 s or more idle naturally.",
             )
         )
-    mouths = _with_mouth(track)
     if len(mouths) and not closed_mouth(mouths).any():
         found.append(("mouth_open", _OPEN_STILL if still else _OPEN_CLIP))
     return found
