@@ -11,7 +11,7 @@ from musetalk_agent.engines.pattern import PatternEngine
 from musetalk_agent.media import Patch
 from musetalk_agent.production import UNFIT
 from tests.musetalk_agent.stand import stand, tone
-from tests.waiting import until
+from tests.waiting import NEVER_S, until
 
 
 class SlowPattern(PatternEngine):
@@ -26,7 +26,7 @@ class SlowPattern(PatternEngine):
 
     def infer(self, batch: Sequence[PatchRequest]) -> list[Patch | None]:
         self.frames += len(batch)
-        assert self.gate.wait(10)
+        assert self.gate.wait(NEVER_S)
         return super().infer(batch)
 
 

@@ -115,7 +115,7 @@ async def test_a_collector_that_does_not_answer_keeps_nobody(monkeypatch: pytest
             return traces.Span()
 
         def close(self) -> None:
-            released.wait(30)
+            released.wait(NEVER_S)
 
     monkeypatch.setattr(traces, "_FLUSH_S", 0.05)
     before = traces.use(Stuck())

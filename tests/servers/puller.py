@@ -15,7 +15,7 @@ from tests.waiting import NEVER_S, wait_until
 
 RATE = 48_000
 _SILENT_S = 2.0
-"""A stream in which nothing comes for so long is over: the server tells nobody that its sender has left."""
+"""A stream in which nothing comes for so long is over: the server does not say that its sender has left."""
 
 
 @dataclass

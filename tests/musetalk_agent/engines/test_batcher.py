@@ -31,7 +31,7 @@ class GatedEngine(PatternEngine):
 
     def infer(self, batch: Sequence[PatchRequest]) -> list[Patch | None]:
         self.entered.set()
-        assert self.gate.wait(5)
+        assert self.gate.wait(NEVER_S)
         self.seen.append([r.pose for r in batch])
         if any(r.pose == 666 for r in batch):
             raise RuntimeError("lips on fire")
@@ -49,13 +49,13 @@ class CardFlight:
 
     def wait(self) -> None:
         self.waited.set()
-        assert self.done.wait(5)
+        assert self.done.wait(NEVER_S)
         if self.error is not None:
             raise self.error
 
     def patches(self) -> list[Patch | None]:
         if self.host_work is not None:
-            assert self.host_work.wait(5)
+            assert self.host_work.wait(NEVER_S)
         return self.made
 
 

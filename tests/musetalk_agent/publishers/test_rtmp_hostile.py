@@ -59,10 +59,10 @@ def server(behave: Behaviour) -> Iterator[RtmpAddress]:
         over.set()
         with socket.socket() as wake:
             wake.connect_ex(listening.getsockname())
-        accepting.join(5)
+        accepting.join(NEVER_S)
         listening.close()
         for thread in threads:
-            thread.join(5)
+            thread.join(NEVER_S)
 
 
 def silent(connection: socket.socket, over: threading.Event) -> None:
@@ -209,5 +209,5 @@ async def test_a_sink_says_why_and_ends_whatever_the_server_does(behave: Behavio
         async with asyncio.timeout(NEVER_S):
             await sink.aclose()
         assert sink._thread is not None
-        await asyncio.to_thread(sink._thread.join, 10)
+        await asyncio.to_thread(sink._thread.join, NEVER_S)
         assert not sink._thread.is_alive()

@@ -201,10 +201,10 @@ def test_a_head_start_stays_within_its_bounds_and_shrinks_only_after_a_segment_w
             dry_at = now
             assert head.seconds == before
         elif what == "resumed":
-            told = head.resumed(now)
-            assert told == (dry_at is not None and now - dry_at <= PAUSE_S)
-            late, dry_at = late or told, None
-            assert head.seconds == pytest.approx(min(MOST_S, before + STEP_S) if told else before)
+            was_late = head.resumed(now)
+            assert was_late == (dry_at is not None and now - dry_at <= PAUSE_S)
+            late, dry_at = late or was_late, None
+            assert head.seconds == pytest.approx(min(MOST_S, before + STEP_S) if was_late else before)
         else:
             frames = 10 * ms
             widened = dropped > 1 + frames // 50
@@ -267,13 +267,13 @@ def test_a_tape_gives_back_what_went_in(acts: list[tuple[str, int]]) -> None:
 
 
 @given(st.lists(st.tuples(st.integers(1, 3), st.booleans(), st.integers(0, 900), st.integers(-40, 40)), max_size=60))
-def test_whoever_publishes_the_voice_can_always_tell_where_it_is(told: list[tuple[int, bool, int, int]]) -> None:
+def test_the_publisher_of_the_voice_always_knows_where_it_is(moments: list[tuple[int, bool, int, int]]) -> None:
     """After each call the newest that was sent says within 5 ms, or half a second ago, when each second of the voice leaves."""
     changes: list[None] = []
     due = DueTimes(lambda: changes.append(None))
     known: Due | None = None
     now = 10.0
-    for segment, pauses, ms, off_ms in told:
+    for segment, pauses, ms, off_ms in moments:
         now += ms / 1000
         heard_s = max(0.0, now - 10.0 + off_ms / 1000)
         before = len(changes)
