@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 
 
 @asynccontextmanager
-async def stuck(first: bytes = b"", then: bytes = b"", every_s: float = 0.05) -> AsyncIterator[int]:
-    """Its port. Each connection gets `first`, then `then` again and again; it ends when its peer leaves or the server ends."""
+async def stuck(
+    first: bytes | Callable[[bytes], bytes] = b"", then: bytes = b"", every_s: float = 0.05
+) -> AsyncIterator[int]:
+    """Its port. Each connection gets `first`, then `then` again and again; it ends when its peer leaves or the server ends.
+
+    `first` may be a function: it makes the answer of the HTTP head that came.
+    """
     tasks: set[asyncio.Task[None]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            opening = first if isinstance(first, bytes) else first(await reader.readuntil(b"\r\n\r\n"))
+        except (ConnectionError, asyncio.IncompleteReadError):
+            writer.close()
+            return
         left = asyncio.create_task(_drained(reader))
         try:
-            writer.write(first)
+            writer.write(opening)
             while not left.done():
                 await asyncio.wait({left}, timeout=every_s)
                 writer.write(then)

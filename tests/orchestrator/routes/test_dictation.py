@@ -16,23 +16,12 @@ import websockets
 from orchestrator.routes import guard, speak_ws
 from orchestrator.tts.voices import Voices
 from tests.fakes.stage import Line, Stage, stage
+from tests.fakes.tone_voice import RATE, TonePerWord
 from tests.hostile.test_bodies import NOT_AN_OBJECT
 from tests.orchestrator.routes.test_auth import refused
-from tests.orchestrator.routes.test_speak import RATE, TonePerWord
 from tests.waiting import until
 
 PLAIN = {"Content-Type": "text/plain; charset=utf-8"}
-
-
-@pytest.fixture
-def voice() -> TonePerWord:
-    return TonePerWord()
-
-
-@pytest.fixture
-async def speaking(voice: TonePerWord) -> AsyncIterator[Stage]:
-    async with stage(voices=Voices("tone:one", synthesizers=[voice])) as ready:
-        yield ready
 
 
 class Pen:

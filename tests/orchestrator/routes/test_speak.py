@@ -2,63 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
-
 import numpy as np
 import pytest
 
-from musetalk_agent.protocol.messages import CueItem
-from musetalk_agent.protocol.problems import ErrorCode, ProblemError
-from orchestrator.tts.base import SpeechChunk, VoiceInfo
 from orchestrator.tts.voices import Voices
 from tests.fakes.stage import Stage, stage
+from tests.fakes.tone_voice import RATE, TonePerWord
 from tests.waiting import turns, until
-
-RATE = 22050
-
-
-class TonePerWord:
-    """A synthesizer: 100 ms of tone a word. The word `break` breaks it, `hang` waits for ever, `crash` is a bug."""
-
-    def __init__(self) -> None:
-        self.begun = self.closed = 0
-
-    async def open(self) -> None: ...
-
-    async def aclose(self) -> None: ...
-
-    def names(self) -> list[VoiceInfo]:
-        return [VoiceInfo("tone:one", "en", "tone", RATE), VoiceInfo("tone:two", "de", "tone", RATE)]
-
-    async def speak(self, text: str, voice: str) -> AsyncGenerator[SpeechChunk, None]:
-        at, samples = 0, RATE // 10
-        self.begun += 1
-        try:
-            for word in text.split():
-                if word == "hang":
-                    await asyncio.Event().wait()
-                if word == "break":
-                    raise ProblemError(ErrorCode.TTS_FAILED, "The voice broke.")
-                if word == "crash":
-                    raise RuntimeError("a bug")
-                pcm = np.full(samples, 1000 if voice == "tone:one" else 2000, "<i2").tobytes()
-                yield SpeechChunk(pcm, RATE, (CueItem(phoneme=word, start=at, end=at + samples),))
-                at += samples
-                await asyncio.sleep(0)
-        finally:
-            self.closed += 1
-
-
-@pytest.fixture
-def voice() -> TonePerWord:
-    return TonePerWord()
-
-
-@pytest.fixture
-async def speaking(voice: TonePerWord) -> AsyncIterator[Stage]:
-    async with stage(voices=Voices("tone:one", synthesizers=[voice])) as ready:
-        yield ready
 
 
 async def say(running: Stage, session_id: str, text: str, **more: str) -> tuple[int, dict[str, object]]:

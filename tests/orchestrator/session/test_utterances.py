@@ -8,7 +8,7 @@ from musetalk_agent.protocol.messages import PlaybackFinished
 from orchestrator.session.utterances import Utterances
 from orchestrator.tts.voices import Voices
 from tests.fakes.stage import stage
-from tests.orchestrator.routes.test_speak import TonePerWord
+from tests.fakes.tone_voice import TonePerWord
 from tests.spans import PARENT, SPAN, TRACE, recorded
 
 
