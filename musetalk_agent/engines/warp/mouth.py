@@ -111,8 +111,9 @@ def _inside(shot: Shot, lips: Pixels, fields: Floats) -> None:
     under, over = place[..., UNDER], place[..., OVER]
     part = lips[area].astype(np.float32)
     meeting = shadow_line(under, over, soft) * (1 - np.clip((under + over) / 0.03, 0, 1))
-    part += (cv2.blur(part, (1, 3)) - part) * meeting[..., None]
     cut = shot.shape.curves[IL] - shot.shape.curves[IU]  # what was cut out took the line's own shadow with it
+    seam = 3 if float(cut.max()) < 0.03 else 2 * round(0.5 + 0.012 * shot.eyes) + 1  # and left an edge of mixed pixels
+    part += (cv2.blur(part, (1, seam)) - part) * meeting[..., None]
     shadow = meeting * np.clip(place[..., CORNER] / 0.25, 0, 1) * (0.4 * min(float(cut.max()) / 0.03, 1.0))
     part += (art.palette.line - part) * shadow[..., None]
     line = float(shot.rest.curves[IU][SAMPLES // 2])
