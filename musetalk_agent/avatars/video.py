@@ -19,6 +19,7 @@ from av.video.frame import VideoFrame as DecodedFrame
 
 from musetalk_agent.avatars.decoding import CODECS, Decoding, refusals
 from musetalk_agent.avatars.limits import AvatarLimits
+from musetalk_agent.avatars.matroska_crop import cropping
 from musetalk_agent.avatars.mp4_index import check_index, clean_apertures
 from musetalk_agent.avatars.sniff import Kind
 from musetalk_agent.avatars.upright import Aperture, Upright
@@ -140,7 +141,8 @@ def open_clip(
         with container:
             with refusals():
                 decoding = Decoding(container, kind, limits, allow)
-            upright = Upright(decoding.aspect, apertures.get(decoding.stream.id))
+            aperture = cropping(path) if kind is Kind.WEBM else apertures.get(decoding.stream.id)
+            upright = Upright(decoding.aspect, aperture)
             yield VideoClip(decoding, upright, fps, allow)
 
 

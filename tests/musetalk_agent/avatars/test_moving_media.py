@@ -140,13 +140,22 @@ def test_pixels_that_are_not_square(tmp_path: Path, film: Film, aspect: Fraction
 
 def test_pixels_that_are_not_square_in_webm(tmp_path: Path) -> None:
     """Matroska says at which size the pictures are shown."""
-    data = Film("webm", "libvpx-vp9").of(cards(COUNT))
-    colour = data.index(b"\x55\xb0")
-    size = data[colour + 2] & 0x7F
     shown = b"\x54\xb0\x82\x01\x40" + b"\x54\xba\x81\x78"  # DisplayWidth 320, DisplayHeight 120
-    void = b"\xec" + bytes([0x80 | (size + 3 - len(shown) - 2)])
-    patched = data[:colour] + (shown + void).ljust(size + 3, b"\0") + data[colour + 3 + size :]
-    Taken(tmp_path, patched).check((320, 120))
+    Taken(tmp_path, instead_of_colour(Film("webm", "libvpx-vp9").of(cards(COUNT)), shown)).check((320, 120))
+
+
+def instead_of_colour(webm: bytes, elements: bytes) -> bytes:
+    """The file with other elements of its video track in place of those that name its colours."""
+    colour = webm.index(b"\x55\xb0")
+    size = webm[colour + 2] & 0x7F
+    void = b"\xec" + bytes([0x80 | (size + 3 - len(elements) - 2)])
+    return webm[:colour] + (elements + void).ljust(size + 3, b"\0") + webm[colour + 3 + size :]
+
+
+def test_the_cropping_of_webm_is_all_that_is_shown(tmp_path: Path) -> None:
+    framed = [np.pad(picture, ((16, 8), (6, 12), (0, 0))) for picture in cards(COUNT)]
+    crop = b"".join(bytes([0x54, name, 0x81, value]) for name, value in ((0xBB, 16), (0xAA, 8), (0xCC, 6), (0xDD, 12)))
+    Taken(tmp_path, instead_of_colour(Film("webm", "libvpx-vp9", matrix=BT709).of(framed), crop)).check()
 
 
 def test_pixels_that_are_not_square_of_a_picture_that_lies(tmp_path: Path) -> None:
