@@ -16,7 +16,7 @@ Ints = NDArray[np.int64]
 
 APART = np.radians(10.0)
 """Poses further than this from every reference get one of their own (radians)."""
-BENT = np.radians(18.0)
+BENT = np.radians(14.0)
 """So far lips may be bent before open ones from a nearer pose are better (radians)."""
 SHUT = 0.03
 """Lips that the mesh sees closer together than this are closed (eye distances)."""
