@@ -1,5 +1,5 @@
 # Each target does its own set-up on a fresh machine (tools/setup) and is quick the second time.
-.PHONY: demo test test-ingress check bench bench-reliability bench-gpu setup clean
+.PHONY: demo test test-network test-ingress check bench bench-reliability bench-gpu setup clean
 PY := .venv/bin/python
 ARGS ?=
 # Compiling every module anew in every process takes a third of the suite's time.
@@ -10,9 +10,14 @@ demo: ## a face that speaks in a browser
 	@exec .venv/bin/musetalk-orchestrator demo $(ARGS)
 
 test: ## the test suite, against a real livekit-server and a real Chromium
-	@tools/setup torch models livekit browser redis rtmp network web pipecat agents
-	@$(PY) -m pytest -n auto $(ARGS) || { echo "What failed is run again, alone: faults and networks are real here, and machines are shared."; \
-		$(PY) -m pytest --last-failed --last-failed-no-failures none $(ARGS); }
+	@tools/setup torch models livekit browser redis rtmp web pipecat agents bytecode
+	@$(PY) -m pytest -n auto -m "not network" $(ARGS) || { echo "What failed is run again, alone: faults and networks are real here, and machines are shared."; \
+		$(PY) -m pytest -m "not network" --last-failed --last-failed-no-failures none $(ARGS); }
+
+test-network: ## the tests whose networks are made bad on purpose, one after the other; what failed is run once more
+	@tools/setup torch models livekit rtmp network
+	@$(PY) -m pytest -m network $(ARGS) || { echo "What failed is run once more: these networks are real, and the machine may be shared."; \
+		$(PY) -m pytest -m network --last-failed --last-failed-no-failures none $(ARGS); }
 
 test-ingress: ## the tests against a real LiveKit Ingress, which is built once (four minutes)
 	@tools/setup venv models livekit redis network

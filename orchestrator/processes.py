@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
+import random
 import shutil
 import socket
 import time
@@ -28,12 +30,17 @@ READY_S = 600.0
 """How long a part that is alive is waited for: a slow machine gets its time, and a part that hangs still comes to an end."""
 
 
+_PORTS = range(20_000, 32_768)
+"""Below those that Linux hands out for connections and for port 0: such a one may be taken before a child has bound it."""
+
+
 def free_port(kind: socket.SocketKind = socket.SOCK_STREAM) -> int:
-    """A port of 127.0.0.1 that nobody listens on at this moment."""
-    with socket.socket(socket.AF_INET, kind) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port of 127.0.0.1 that nothing listens on at this moment, chosen at random. Raises `OSError` where none is found."""
+    for port in random.sample(_PORTS, 100):
+        with socket.socket(socket.AF_INET, kind) as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise OSError(errno.EADDRINUSE, "no free port among a hundred of 127.0.0.1")
 
 
 class ChildFailed(Exception):

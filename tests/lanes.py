@@ -27,7 +27,6 @@ TOGETHER = ("tests/browser",)
 
 REAL_TIME = (
     "tests/browser",
-    "tests/net/test_ways.py",
     "tests/musetalk_agent/publishers/test_failover.py",
     "tests/musetalk_agent/publishers/test_livekit.py",
     "tests/musetalk_agent/publishers/test_rtmp.py",

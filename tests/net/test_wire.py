@@ -15,7 +15,7 @@ from tests.net.inside import inside, unavailable
 from tests.net.world import FAR, World
 from tests.waiting import until
 
-pytestmark = pytest.mark.skipif(bool(unavailable()), reason=unavailable())
+pytestmark = [pytest.mark.network, pytest.mark.skipif(bool(unavailable()), reason=unavailable())]
 _ECHO = """
 import socket
 s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
