@@ -25,8 +25,9 @@ _HELD = 4.0
 """The mesh's logit down to which a face that is followed stays one; beginning takes `face.AGREED`."""
 _BETTER = 10.0
 """A face that is found anew takes the place of a followed one of a doubtful score when its logit is so much higher."""
-_FADED = 0.4
-"""Below this share of the clip's usual contrast a face counts as faded out: the mesh still sees it, eyes hardly do."""
+_FADED = 0.7
+"""Below this share of the usual contrast, in the face and in the whole picture, a face counts as faded out: the mesh still sees it,
+but lips from another frame show on it. A head that turns changes the face's contrast alone."""
 _EASE = 4
 """Frames over which the drawn mouth comes and goes beside frames on which none is drawn."""
 _SMOOTHING = OneEuro(min_cutoff_hz=1.5, beta=30.0, speed_cutoff_hz=6.0)
@@ -157,10 +158,7 @@ def finish(tracker: FaceTracker, fps: int) -> FaceTrack:
     """
     sights = tracker.sights
     total = len(sights)
-    usual = np.median([sight.contrast for sight in sights if sight.face] or [0.0])
-    frames = np.array(
-        [k for k, sight in enumerate(sights) if sight.face and sight.contrast >= _FADED * usual], np.int64
-    )
+    frames = np.flatnonzero(_shows_face(sights)).astype(np.int64)
     at = sorted({*cuts([sight.picture for sight in sights], frames), *_jumps(sights, frames)})
     start, end = longest(total, frames, at)
     seen = frames[(frames >= start) & (frames < end)]
@@ -213,6 +211,15 @@ def _filled(known: NDArray[np.float32], seen: NDArray[np.int64], total: int) -> 
     share = np.where(gap > 0, (frames - seen[before]) / np.maximum(gap, 1), 0.0).astype(np.float32)[:, None, None]
     filled: NDArray[np.float32] = known[before] * (1 - share) + known[after] * share
     return filled
+
+
+def _shows_face(sights: list[Sight]) -> NDArray[np.bool_]:
+    """Which frames show a face that is not faded out: bool `[n]`."""
+    seen = np.array([sight.face is not None for sight in sights], bool)
+    contrasts = np.array([(sight.contrast, float(sight.picture.std())) for sight in sights]).reshape(-1, 2)
+    usual = np.median(contrasts[seen], axis=0) if seen.any() else np.zeros(2)
+    clear: NDArray[np.bool_] = seen & (contrasts >= _FADED * usual).any(1)
+    return clear
 
 
 def _jumps(sights: list[Sight], frames: NDArray[np.int64]) -> list[int]:

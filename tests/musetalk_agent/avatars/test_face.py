@@ -90,9 +90,9 @@ def test_frames_without_a_face_get_no_mouth(net: FaceNet) -> None:
 
 
 def test_a_face_that_fades_to_black_is_missing_before_it_is_gone(net: FaceNet) -> None:
-    strength = [1.0] * 6 + [0.8, 0.6, 0.45, 0.3, 0.2, 0.1, 0.0]
+    strength = [1.0] * 8 + [0.8, 0.6, 0.45, 0.3, 0.2, 0.1, 0.0]
     clip = [np.asarray(picture * s, np.uint8) for picture, s in zip(moving(len(strength)), strength, strict=True)]
-    assert track(net, clip).missing == [9, 10, 11, 12]
+    assert track(net, clip).missing == [9, 10, 11, 12, 13, 14]
 
 
 def turned_copy(picture: Pixels, turns: int) -> Pixels:
