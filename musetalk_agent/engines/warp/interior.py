@@ -18,6 +18,8 @@ LOWER_EDGE = 0.016
 """How far the lower incisors' edge is below that line while the jaw is shut."""
 LOWER_SHARE = 0.46
 """How far it goes down with an opening: the lower lip goes further, so wide vowels show these teeth."""
+LOWER_HIDDEN = 0.045
+"""Up to this opening the lower lip, 0.78 of the way down, is above the lower teeth's edge."""
 SOFT = 0.008
 """Half the least blur of edges (eye distances)."""
 LESS_RED = 0.10
@@ -148,9 +150,10 @@ def paint(opening: Opening, palette: Palette) -> Floats:
     tongue_top = 0.012 + 0.3 * opening.aperture + 1.0 * u2
     tongue = _step(opening.v - tongue_top, 0.03) * _fall(opening.u, 0.07, 0.25)
     colour = palette.dark + (palette.tongue - palette.dark) * (tongue * 0.85 * size)[..., None]
-    lower = palette.lower.at(opening.u, (LOWER_EDGE + LOWER_SHARE * opening.aperture) - opening.v)
-    shade = 0.62 + 0.38 * np.clip((opening.v - 0.02) / 0.09, 0, 1)  # the deeper down, the more light falls on them
-    colour += (lower[..., :3] * shade[..., None] - colour) * (lower[..., 3] * (0.9 * size))[..., None]
+    if opening.aperture > LOWER_HIDDEN:
+        lower = palette.lower.at(opening.u, (LOWER_EDGE + LOWER_SHARE * opening.aperture) - opening.v)
+        shade = 0.62 + 0.38 * np.clip((opening.v - 0.02) / 0.09, 0, 1)  # the deeper down, the more light falls on them
+        colour += (lower[..., :3] * shade[..., None] - colour) * (lower[..., 3] * (0.9 * size))[..., None]
     upper = palette.upper.at(opening.u, opening.v - UPPER_EDGE)
     shade = 0.66 + 0.32 * np.clip(opening.below / 0.022, 0, 1)  # the upper lip's shadow
     shade *= 0.72 + 0.28 * size
