@@ -184,7 +184,7 @@ class Sender:
         while len(self.hellos) == known:
             if socket.close_code is not None:
                 await socket.send("")  # raises why it is closed
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(0.005)  # until it is greeted
         at, begun = self.hellos[-1], time.monotonic()
         first = at
         await socket.send('{"type":"audio.start"}')

@@ -10,6 +10,7 @@ from musetalk_agent.protocol.problems import ProblemError
 from orchestrator import events
 from orchestrator.events import EventBus, EventStream, SessionEvent
 from orchestrator.metrics import Metrics
+from tests.waiting import NEVER_S
 
 
 class Clock:
@@ -31,7 +32,7 @@ def streams(metrics: Metrics) -> float | None:
 async def drained(stream: EventStream) -> list[SessionEvent]:
     """What waits; the stream must be over."""
     taken = []
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(NEVER_S):
         while (event := await stream.take()) is not None:
             taken.append(event)
     return taken

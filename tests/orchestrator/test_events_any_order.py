@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from orchestrator import events
 from orchestrator.events import HISTORY, OVERRUN, STATE, EventBus, EventStream, SessionEvent
 from orchestrator.metrics import Metrics
+from tests.waiting import NEVER_S
 
 IDS = ("a", "b")
 _session = st.sampled_from(IDS)
@@ -119,7 +120,7 @@ def test_every_reader_gets_every_event_once_and_in_order_or_is_told(acts: list[t
             assert got == [*reader.due, 0] if reader.cut else got == reader.due
             assert all(json.loads(event.text).get("id", 0) == event.id for event in reader.seen)
             if reader.cut or world.over[reader.session] or world.closed:
-                async with asyncio.timeout(20):
+                async with asyncio.timeout(NEVER_S):
                     assert await reader.stream.take() is None, "it is over, and says so"
         open_ = sum(not reader.cut for reader in world.readers)
         assert world.metrics.registry.get_sample_value("avatar_event_streams") == open_
@@ -134,7 +135,7 @@ async def test_a_stream_that_was_closed_stays_closed_whatever_happens_then() -> 
     bus.close()
     bus.publish("a", "warning", {})
     assert (await stream.take()) is not None
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(NEVER_S):
         assert await stream.take() is None
 
 
@@ -144,7 +145,7 @@ async def test_what_is_told_after_the_end_of_a_session_does_not_begin_it_again()
     bus.publish("a", "error", {"code": "internal_error"})
     late = bus.subscribe("a")
     assert [event.type for event in (await late.take(), await late.take()) if event] == [STATE, "error"]
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(NEVER_S):
         assert await late.take() is None
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from orchestrator.metrics import Metrics
 from orchestrator.supervisor import LAST_BACKOFF_S, run_each, supervise
+from tests.waiting import NEVER_S
 
 
 class Loop:
@@ -35,7 +36,7 @@ async def test_a_loop_that_fails_starts_again_and_its_failures_are_counted(caplo
     metrics, loop = Metrics(), Loop(KeyError("a"), ValueError("b"), asyncio.CancelledError())
     task = asyncio.create_task(supervise("sweep", loop.run, metrics, backoff_s=0.0))
     with caplog.at_level(logging.ERROR):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(NEVER_S):
             await loop.steady.wait()
     assert loop.runs == 4
     assert metrics.registry.get_sample_value("avatar_loop_failures_total", {"loop": "sweep"}) == 3
@@ -55,7 +56,7 @@ async def test_a_loop_that_returns_is_over() -> None:
     async def once() -> None:
         runs.append(1)
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(NEVER_S):
         await supervise("once", once, None)
     assert runs == [1]
 
@@ -136,7 +137,7 @@ async def test_a_clean_up_that_is_cancelled_twice_still_runs_every_step() -> Non
 
     steps = (("0", lambda: hangs(0)), ("1", lambda: hangs(1)), ("last", notes))
     task = asyncio.create_task(run_each(*steps, within_s=60))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(NEVER_S):
         for each in begun:
             await each.wait()
             task.cancel()

@@ -17,7 +17,7 @@ from websockets.exceptions import ConnectionClosed
 
 from orchestrator.loadtest import sender as sender_module
 from orchestrator.loadtest.sender import Sender, SenderLost
-from tests.waiting import until
+from tests.waiting import NEVER_S, until
 
 
 @dataclass
@@ -131,7 +131,7 @@ async def test_a_server_that_never_greets_is_left(monkeypatch: pytest.MonkeyPatc
 
     async with serve(mute_at_first, "127.0.0.1", 0) as server:
         link = Sender(f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}/audio", print)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(NEVER_S):
             await link.open()
         await link.aclose()
     assert session.connections == 2
@@ -153,7 +153,7 @@ async def test_a_new_connection_names_the_last_event_that_came() -> None:
     heard: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
     async with serve(telling, "127.0.0.1", 0) as server:
         link = Sender(f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}/audio?x=1", heard.put_nowait)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(NEVER_S):
             await link.open()
             await heard.get()
             while len(paths) < 2:

@@ -9,7 +9,7 @@ from musetalk_agent.protocol.http import AvatarSource, Picture, SessionState
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.session.record import Session, SessionOrder
 from orchestrator.session.registry import MAX_ENDED, MAX_KEYS, Idempotency, SessionRegistry
-from tests.waiting import turns
+from tests.waiting import NEVER_S, turns
 
 ORDER = SessionOrder(room="r", avatar=AvatarSource(), picture=Picture())
 
@@ -127,7 +127,7 @@ async def test_an_answer_that_nobody_got_is_undone_unless_its_key_is_used_again(
     release.set()
     assert await idempotency.run("claimed", "b", operation) == "made 1"
     await left("not claimed")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(NEVER_S):
         await over.wait()
     assert undone == ["made 2"], "the other one reached its caller"
     assert await idempotency.run("claimed", "b", operation) == "made 1"
@@ -150,7 +150,7 @@ async def test_an_operation_that_nobody_waits_for_any_more_is_cancelled(monkeypa
     caller = asyncio.create_task(idempotency.run("k", "b", operation))
     await asyncio.sleep(0)
     caller.cancel()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(NEVER_S):
         await cancelled.wait()
     assert len(idempotency) == 0
     await asyncio.wait({caller})

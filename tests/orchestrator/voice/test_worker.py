@@ -63,9 +63,10 @@ async def _everything_is_heard_once_and_in_order(access: LiveKitAccess, voices: 
         line.end(1)
         assert await heard_all(ears, 24)
         durations = ears.durations(25)
-        assert durations[:5].sum() <= 0.02 and once(durations[6:]), durations
+        assert durations[:5].sum() <= 0.04 and once(durations[6:]), durations
         symbols = [s for _, s in ears.spoken() if 5 <= s < 25]
-        assert sum(np.diff(symbols) < 0) <= 1  # a window at an edge may be misread
+        middles = [float(np.median(np.flatnonzero(np.array(symbols) == s))) for s in range(5, 25)]
+        assert middles == sorted(middles)  # windows at an edge, or in what a jitter buffer made up, may be misread
         assert ears.tracks == [("avatar-voice", "voice-1")]
         assert await ears.until(NEVER_S, lambda: [n for r in reports for n in r.finished] == [1])
         assert line.position().segment == 1 and line.position().heard_s == pytest.approx(2.5, abs=0.01)
