@@ -61,6 +61,16 @@ class Line:
         """Milliseconds of those that have come back."""
         return [self._probe.took[packet] for packet in packets if packet in self._probe.took]
 
+    async def trip(self) -> float:
+        """Milliseconds that a packet takes now; none may be lost."""
+        packet = self._send()
+        await until(lambda: self.took([packet]))
+        return self._probe.took[packet]
+
+    async def slow(self) -> bool:
+        """The router delays what comes: it has taken the order."""
+        return await self.trip() > 40
+
     async def passed(self) -> None:
         """Returns when a packet sent from now on has come back: what was sent before it has too, or never will."""
         later: list[bytes] = []
@@ -89,10 +99,16 @@ async def measure(world: World) -> dict[str, Any]:
         await line.passed()  # the echo runs
         told: dict[str, Any] = {}
         await world.delay(40, 20)
+        await until(line.slow)
         sent = await line.send(100)
         await until(lambda: len(line.took(sent)) == 100)
         told["delayed"] = line.took(sent)
         await world.delay(0)
+
+        async def quick() -> bool:
+            return not await line.slow()
+
+        await until(quick)
         await world.lose(20)
         sent = await line.send(300)
         await line.passed()
