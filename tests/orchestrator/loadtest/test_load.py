@@ -41,7 +41,10 @@ def _check(report: Report) -> None:
     measured += ("picture_ms",) if lost.marks_shown else ()  # a busy machine may show none of the few in time
     assert all(figures[name].count and figures[name].max > 0 for name in measured), figures
     assert lost.marks_said >= lost.marks_heard >= 1 and lost.marks_shown is not None and lost.packets > 0
-    assert report.happened.interrupts >= 1 and report.happened.utterances >= 2
+    happened = report.happened
+    assert happened.utterances >= 2 and (
+        happened.interrupts or not happened.finished
+    )  # a slow one is still in its first
     assert report.services.note is None and report.services.sessions_seen == 2
     assert report.services.agents["spoken"] > 0
     assert report.services.orchestrator["avatar_session_starts_total{outcome=ok}"] >= 2
