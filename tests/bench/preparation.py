@@ -17,7 +17,9 @@ from pathlib import Path
 import av
 import cv2
 import numpy as np
+import pillow_heif
 import psutil
+from PIL import Image
 
 from musetalk_agent.avatars.library import DEMO_ASSET, AvatarLibrary
 from musetalk_agent.protocol.http import AvatarSource, Picture
@@ -26,21 +28,37 @@ from tests.bench.figures import Figure
 
 _ROUNDS = 5
 _SIZE = (1280, 720)
+_BAR_S, _BAR_FRAME_S = 5.0, 0.04
+_BAR_MB = 400
 
 
 async def preparation() -> list[Figure]:
-    """Seconds from the bytes to the bundle: the demo's picture, a zip of 100 frames of 720p, ten seconds of 720p video."""
-    clips = {"demo picture": DEMO_ASSET.read_bytes(), "zip, 100 × 720p": _zip(100), "video, 10 s × 720p": _video(250)}
+    """Seconds and memory from the bytes to the bundle, for clips and pictures as people send them."""
+    phone = _scene(3024, 4032)
+    clips = {
+        "demo picture": (DEMO_ASSET.read_bytes(), 88),
+        "phone photo, 3024×4032 JPEG": (_encoded(phone, ".jpg"), 88),
+        "phone photo, 3024×4032 HEIC": (_heic(phone), 88),
+        "4096×4096 PNG": (_encoded(_scene(4096, 4096), ".png"), 88),
+        "12000×9000 JPEG": (_encoded(_scene(12_000, 9_000), ".jpg"), 88),
+        "zip, 100 × 720p": (_zip(100, ".png"), 100),
+        "zip, 100 × 1080×1920": (_zip(100, ".jpg", (1080, 1920)), 100),
+        "video, 10 s × 720p": (_video(250), 250),
+    }
     figures = []
-    for name, data in clips.items():
-        wall, cpu = zip(*[await _cost(data) for _ in range(_ROUNDS)], strict=True)
-        figures.append(Figure(f"preparation, {name}: time", statistics.median(wall), "s", note=f"of {_ROUNDS}"))
+    for name, (data, frames) in clips.items():
+        wall, cpu, memory = zip(*[await _cost(data) for _ in range(_ROUNDS)], strict=True)
+        bar = _BAR_S + _BAR_FRAME_S * frames
+        figures.append(Figure(f"preparation, {name}: time", statistics.median(wall), "s", bar, note=f"of {_ROUNDS}"))
         figures.append(Figure(f"preparation, {name}: CPU", statistics.median(cpu), "s", note="with child processes"))
+        figures.append(
+            Figure(f"preparation, {name}: memory", max(memory), "MB", _BAR_MB, note="of the decoder process")
+        )
     return figures
 
 
-async def _cost(data: bytes) -> tuple[float, float]:
-    """Seconds of time and of CPU that one cold preparation takes."""
+async def _cost(data: bytes) -> tuple[float, float, float]:
+    """Seconds of time and of CPU that one cold preparation takes, and the most MB that a decoder process had resident."""
     with tempfile.TemporaryDirectory() as folder:
         library = AvatarLibrary(Path(folder), ModelStore(None, Manifest.load()))
         try:
@@ -49,9 +67,18 @@ async def _cost(data: bytes) -> tuple[float, float]:
             avatar_id = await library.add(data)
             begun, cpu = time.perf_counter(), _cpu_seconds()
             await library.prepare(AvatarSource(avatar_id=avatar_id), Picture())
-            return time.perf_counter() - begun, _cpu_seconds() - cpu
+            return time.perf_counter() - begun, _cpu_seconds() - cpu, _peak_mb()
         finally:
             library.close()
+
+
+def _peak_mb() -> float:
+    """VmHWM (proc_pid_status(5)) of the child process that had most."""
+    peaks = [0.0]
+    for child in psutil.Process().children():
+        lines = Path(f"/proc/{child.pid}/status").read_text("ascii").splitlines()
+        peaks += [int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:")]
+    return max(peaks)
 
 
 def _cpu_seconds() -> float:
@@ -60,21 +87,41 @@ def _cpu_seconds() -> float:
     return sum(times.user + times.system for times in (p.cpu_times() for p in (me, *me.children(recursive=True))))
 
 
-def _frames(count: int) -> Sequence[np.ndarray]:
-    """The demo's face, moving slowly across a picture of 720p."""
-    face = cv2.resize(np.asarray(cv2.imread(str(DEMO_ASSET))), (720, 720), interpolation=cv2.INTER_AREA)
-    scene = cv2.copyMakeBorder(face, 0, 0, 280, 280, cv2.BORDER_REPLICATE)
+def _scene(width: int, height: int) -> np.ndarray:
+    """The demo's face in a picture of this size."""
+    side = max(width, height)
+    face = cv2.resize(np.asarray(cv2.imread(str(DEMO_ASSET))), (side, side), interpolation=cv2.INTER_CUBIC)
+    top, left = (side - height) // 2, (side - width) // 2
+    return np.ascontiguousarray(face[top : top + height, left : left + width])
+
+
+def _frames(count: int, size: tuple[int, int] = _SIZE) -> Sequence[np.ndarray]:
+    """The demo's face, moving slowly across a picture."""
+    side = min(size)
+    face = cv2.resize(np.asarray(cv2.imread(str(DEMO_ASSET))), (side, side), interpolation=cv2.INTER_AREA)
+    across, down = (size[0] - side) // 2, (size[1] - side) // 2
+    scene = cv2.copyMakeBorder(face, down, down, across, across, cv2.BORDER_REPLICATE)
     return [
-        np.asarray(cv2.warpAffine(scene, np.array([[1, 0, 40 * np.sin(k / 40)], [0, 1, 0]]), _SIZE))
+        np.asarray(cv2.warpAffine(scene, np.array([[1, 0, 40 * np.sin(k / 40)], [0, 1, 0]]), size))
         for k in range(count)
     ]
 
 
-def _zip(count: int) -> bytes:
+def _encoded(picture: np.ndarray, suffix: str) -> bytes:
+    return bytes(cv2.imencode(suffix, picture)[1])
+
+
+def _heic(picture: np.ndarray) -> bytes:
+    out = io.BytesIO()
+    pillow_heif.from_pillow(Image.fromarray(np.ascontiguousarray(picture[:, :, ::-1]))).save(out)
+    return out.getvalue()
+
+
+def _zip(count: int, suffix: str, size: tuple[int, int] = _SIZE) -> bytes:
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as file:
-        for k, picture in enumerate(_frames(count)):
-            file.writestr(f"{k}.png", bytes(cv2.imencode(".png", picture)[1]))
+        for k, picture in enumerate(_frames(count, size)):
+            file.writestr(f"{k}{suffix}", _encoded(picture, suffix))
     return out.getvalue()
 
 
