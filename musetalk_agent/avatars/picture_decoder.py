@@ -17,6 +17,7 @@ from typing import Any, cast
 import numpy as np
 from PIL import AvifImagePlugin, GifImagePlugin, Image, ImageCms, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
+from musetalk_agent.avatars import tone
 from musetalk_agent.avatars.limits import AvatarLimits
 from musetalk_agent.avatars.pictures import check_pixels, check_structure, picture_kind, picture_size, still_cost
 from musetalk_agent.avatars.sniff import Kind
@@ -69,6 +70,8 @@ _LYING = frozenset({5, 6, 7, 8})
 _BACKGROUND = (255, 255, 255)
 """Transparent pixels are laid on white, as a browser shows them."""
 _STRIP_ROWS = 256
+_BOXES_BYTES = 1 << 20
+"""So far the box that says the colours is looked for; boxes come before the coded pixels."""
 _KEPT_BOXES = 2
 """Pixels are averaged in boxes down to twice the wanted size, and resampled from there: as sharp as resampling alone, many times
 as fast (`reducing_gap` of Pillow)."""
@@ -145,7 +148,7 @@ def decode_picture(
         image.load()
         orientation = orientation_of(image)
         upright = size[::-1] if orientation in _LYING else size
-        return DecodedPicture(finished(image, target(upright), orientation), upright)
+        return DecodedPicture(finished(image, target(upright), orientation, signalling(data, kind)), upright)
     except DAMAGED as error:
         raise undecodable(name, error) from error
 
@@ -186,14 +189,26 @@ def orientation_of(image: Image.Image) -> int:
     return told if told in _UPRIGHT else 1
 
 
-def finished(image: Image.Image, target: Size, orientation: int = 1) -> Pixels:
-    """Pixels of a loaded picture at `target`, its upright size: uint8 BGR `[h, w, 3]`, in sRGB, laid on white."""
+def signalling(data: bytes, kind: Kind) -> tuple[int, int] | None:
+    """Primaries and transfer that an AVIF (`colr`), HEIC or PNG (`cICP`) says by H.273's numbers; None where it says none."""
+    if kind is Kind.PNG:
+        at = data.find(b"cICP", 0, max(0, data.find(b"IDAT")))
+        return (data[at + 4], data[at + 5]) if at > 0 else None
+    if kind in (Kind.AVIF, Kind.HEIC):
+        at = data.find(b"colrnclx", 0, _BOXES_BYTES)
+        return cast("tuple[int, int]", struct.unpack_from(">HH", data, at + 8)) if at > 0 else None
+    return None
+
+
+def finished(image: Image.Image, target: Size, orientation: int = 1, signal: tuple[int, int] | None = None) -> Pixels:
+    """Pixels of a loaded picture at `target`, its upright size: uint8 BGR `[h, w, 3]`, in sRGB, laid on white. `signal` is what
+    `signalling` says."""
 
     def strip(top: int, bottom: int) -> Image.Image:
         return image if (top, bottom) == (0, image.height) else image.crop((0, top, image.width, bottom))
 
     small = _shrunk(image.size, strip, target[::-1] if orientation in _LYING else target)
-    small = _opaque(small, image.info.get("icc_profile"))
+    small = _opaque(small, image.info.get("icc_profile"), signal)
     if orientation in _UPRIGHT:
         small = small.transpose(_UPRIGHT[orientation])
     return _bgr(small)
@@ -238,15 +253,26 @@ def _plain(image: Image.Image) -> Image.Image:
     return image.convert("L" if image.mode == "1" else "RGBA" if image.mode == "RGBa" else "RGB")
 
 
-def _opaque(image: Image.Image, profile: object) -> Image.Image:
+def _opaque(image: Image.Image, profile: object, signal: tuple[int, int] | None) -> Image.Image:
     """RGB of a picture in a plain mode, in sRGB, laid on white."""
     alpha = image.getchannel("A") if image.mode in ("LA", "RGBA") else None
-    colours = _in_srgb(image.convert(image.mode.rstrip("A")), profile)
+    colours = image.convert(image.mode.rstrip("A"))
+    told = signal is not None and colours.mode == "RGB" and tone.maps(signal[1], signal[0])
+    by_numbers = told and (profile is None or (signal is not None and signal[1] in tone.HDR))
+    colours = _by_numbers(colours, signal) if signal is not None and by_numbers else _in_srgb(colours, profile)
     if alpha is None:
         return colours
     opaque = Image.new("RGB", image.size, _BACKGROUND)
     opaque.paste(colours, mask=alpha)
     return opaque
+
+
+def _by_numbers(image: Image.Image, signal: tuple[int, int]) -> Image.Image:
+    """sRGB of a picture whose primaries and transfer are told by number, HDR's among them."""
+    pixels = np.asarray(image)
+    primaries, transfer = signal
+    rows = [tone.mapped(row / 255.0, transfer, primaries) for row in pixels]
+    return Image.fromarray(np.rint(np.stack(rows) * 255).astype(np.uint8))
 
 
 def _in_srgb(image: Image.Image, profile: object) -> Image.Image:
@@ -283,4 +309,4 @@ def _decode_heic(data: bytes, name: str, target: Target, grant: Callable[[Size, 
     grant(size, size)
     pixels = np.asarray(picture)
     small = _shrunk(size, lambda top, bottom: Image.fromarray(pixels[top:bottom]), target(size))
-    return DecodedPicture(_bgr(_opaque(small, picture.info.get("icc_profile"))), size)
+    return DecodedPicture(_bgr(_opaque(small, picture.info.get("icc_profile"), signalling(data, Kind.HEIC))), size)

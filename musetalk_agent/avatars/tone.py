@@ -52,8 +52,6 @@ class ToneMap:
     """
 
     def __init__(self, transfer: int, primaries: int, width: int, height: int) -> None:
-        if transfer in HDR and primaries not in _TO_709:
-            primaries = ColorPrimaries.BT2020
         side = _LEVEL**3
         table = VideoFrame.from_ndarray(_table(transfer, primaries).reshape(side, side, 3), format=_FORMAT)
         table.pts, table.time_base = 0, _TICK
@@ -85,11 +83,21 @@ def _table(transfer: int, primaries: int) -> NDArray[np.uint16]:
     """sRGB of every signal on the grid, uint16 `[…, 3]`, red fastest: the order of a Hald image."""
     steps = np.linspace(0.0, 1.0, _LEVEL * _LEVEL)
     blue, green, red = np.meshgrid(steps, steps, steps, indexing="ij")
-    light = _light(np.stack([red, green, blue], -1).reshape(-1, 3), transfer) @ _TO_709[ColorPrimaries(primaries)].T
-    shown = np.clip(_squeezed(light) if transfer in HDR else light, 0.0, 1.0)
-    signal = np.where(shown <= 0.0031308, shown * 12.92, 1.055 * shown ** (1 / 2.4) - 0.055)  # IEC 61966-2-1
-    table: NDArray[np.uint16] = np.rint(signal * 65535).astype(np.uint16)
+    table: NDArray[np.uint16] = np.rint(
+        mapped(np.stack([red, green, blue], -1).reshape(-1, 3), transfer, primaries) * 65535
+    ).astype(np.uint16)
     return table
+
+
+def mapped(signal: Real, transfer: int, primaries: int) -> Real:
+    """sRGB of colours `[n, 3]` of this transfer and these primaries (as H.273 numbers them), all 0 … 1; HDR without primaries
+    that are known here has BT.2020's."""
+    if transfer in HDR and primaries not in _TO_709:
+        primaries = ColorPrimaries.BT2020
+    light = _light(signal, transfer) @ _TO_709[ColorPrimaries(primaries)].T
+    shown = np.clip(_squeezed(light) if transfer in HDR else light, 0.0, 1.0)
+    coded: Real = np.where(shown <= 0.0031308, shown * 12.92, 1.055 * shown ** (1 / 2.4) - 0.055)  # IEC 61966-2-1
+    return coded
 
 
 def _light(signal: Real, transfer: int) -> Real:

@@ -152,6 +152,27 @@ def test_wide_colours_become_srgb(kind: str) -> None:
     near(made.quarters(decode_picture(data, "a", LIMITS).pixels), wanted)
 
 
+def told_by_numbers(kind: str, picture: Image.Image, primaries: int, transfer: int) -> bytes:
+    """A picture whose colours are of these primaries and this transfer (H.273), by `cICP` or `nclx`."""
+    if kind == "PNG":
+        data = saved(picture, "PNG")
+        return data[:33] + made.png_chunk(b"cICP", bytes([primaries, transfer, 0, 1])) + data[33:]
+    data = heic(picture) if kind == "HEIC" else saved(picture, kind, quality=95)
+    at = data.index(b"colrnclx") + 8
+    return data[:at] + primaries.to_bytes(2, "big") + transfer.to_bytes(2, "big") + data[at + 4 :]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "AVIF", pytest.param("HEIC", marks=HEIC)])
+def test_colours_that_are_told_by_numbers_become_srgb(kind: str) -> None:
+    """Display P3; and diffuse white of PQ and HLG (203 cd/m², BT.2408-7, table 1), which becomes nearly white."""
+    wide = decode_picture(told_by_numbers(kind, Image.fromarray(scene()), 12, 13), "a", LIMITS)
+    near(made.quarters(wide.pixels), {name: in_srgb(colour) for name, colour in COLOURS.items()})
+    for transfer, white in ((16, 148), (18, 191)):
+        grey = Image.new("RGB", (160, 120), (white,) * 3)
+        shown = decode_picture(told_by_numbers(kind, grey, 9, transfer), "a", LIMITS).pixels[60, 80]
+        assert shown.tolist() == pytest.approx([243] * 3, abs=NEAR), transfer
+
+
 def test_a_profile_that_is_rubbish_or_for_another_picture_says_nothing() -> None:
     is_scene(decode_picture(saved(Image.fromarray(scene()), "PNG", icc_profile=b"rubbish" * 40), "a", LIMITS))
     grey = Image.new("L", (160, 120), 90)
