@@ -37,6 +37,10 @@ ALIKE = 0.003
 """Mouths whose openings the mesh reads within this (eye distances) are one mouth, as in a still: the pixels' reading in the middle
 of theirs is taken, for the least one is the likeliest to have missed teeth."""
 
+MISREAD = 0.05, 2.5
+"""A reference other than the first is dropped where the pixels say an opening of more than this (eye distances) and this multiple
+of what the mesh reads: a beard or a shadow was taken for the inside."""
+
 
 @dataclass(frozen=True)
 class Artefacts:
@@ -81,7 +85,11 @@ class Artefacts:
         meshes = [mesh_shape(to_mouth(frame, points)) for frame, points in zip(frames, landmarks, strict=True)]
         angles = steadied(head_angles(landmarks))
         references = chosen(angles, apertures(landmarks), _usable(bundle, landmarks), first)
-        shapes = (shape, *(_refined(bundle, frames, meshes[k], int(k)) for k in references[1:]))
+        others = {int(k): _refined(bundle, frames, meshes[k], int(k)) for k in references[1:]}
+        others = {
+            k: other for k, other in others.items() if other.opening <= MISREAD[0] + MISREAD[1] * meshes[k].opening
+        }
+        references, shapes = np.array([first, *others], np.int64), (shape, *others.values())
         shown = nearest(angles, references)
         poses = settled(meshes, angles, shapes, references, shown)
         picture, frame = np.asarray(bundle.faces[first]), in_window(bundle, frames, first)

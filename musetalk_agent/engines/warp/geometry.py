@@ -56,6 +56,11 @@ class Shape:
     half: float
     curves: Floats
 
+    @property
+    def opening(self) -> float:
+        """How far the lips are apart at most, in eye distances."""
+        return float((self.curves[IL] - self.curves[IU]).max())
+
     def u_of_s(self, s: Floats) -> Floats:
         """`u` for `s`: linear between the corners, and from there in a smooth curve to the end of the deformation."""
         away = np.abs(s)

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 from musetalk_agent.engines.warp.articulation import JAW_WINDOW, closed
-from musetalk_agent.engines.warp.geometry import CHIN, IL, IU, LEVELS, OU, SAMPLES, Floats, S, Shape, ordered, to_mouth
+from musetalk_agent.engines.warp.geometry import CHIN, IU, LEVELS, OU, SAMPLES, Floats, S, Shape, ordered, to_mouth
 from musetalk_agent.engines.warp.references import Ints
 
 SETTLE = 1.5
@@ -20,6 +20,9 @@ CHANGE = 2.0
 CHIN_FALLS = 0.67
 """How far the chin goes down with an opening, per opening that the mesh reads: 0.60 … 0.83 on seven talkers, the head's direction
 taken out. The upper lip's outer edge moves by −0.09 … 0.07 of it."""
+SMILE = (0.31, 0.35)
+"""Half widths of mouths (eye distances) that are no smile yet, and a smile for sure: its lips part without the jaw, and closing
+them leaves the chin where it is. Talkers have up to 0.30, toothy smiles 0.34 to 0.39."""
 OUTLINE = (234, 93, 132, 58, 172, 136), (454, 323, 361, 288, 397, 365)
 """Mesh points of the face's outline beside the mouth, left and right in the picture."""
 
@@ -81,16 +84,16 @@ def rest_shapes(
     """
     tilt = np.stack([np.ones(SAMPLES), np.clip(S, -1.3, 1.3)])
     fit = np.linalg.pinv(tilt[:, np.abs(S) <= 1].T)
-    gaps = np.array([(pose.curves[IL] - pose.curves[IU]).max() for pose in poses])
+    gaps = np.array([pose.opening for pose in poses])
     lips = np.stack([pose.curves[OU] for pose in poses])[:, np.abs(S) <= 1] @ fit.T
     centres = np.array([pose.centre for pose in poses])
     places = np.column_stack([lips, centres])
     share = _shares(shown, len(references))
     moves = places[:, None] - places[references][None]
     rests = [closed(shape) for shape in shapes]
-    lifts = np.array(
-        [(shape.curves[CHIN] - rest.curves[CHIN]).max() for shape, rest in zip(shapes, rests, strict=True)]
-    )
+    smiles = np.clip((np.array([shape.half for shape in shapes]) - SMILE[0]) / (SMILE[1] - SMILE[0]), 0, 1)
+    lifts = np.array([(one.curves[CHIN] - rest.curves[CHIN]).max() for one, rest in zip(shapes, rests, strict=True)])
+    lifts *= 1 - smiles
     out = []
     for n, pose in enumerate(poses):
         curves = np.zeros((LEVELS, SAMPLES), np.float32)

@@ -32,6 +32,15 @@ MOTIONS = {
 }
 
 
+def wide(points: faces.Points, half: float) -> faces.Points:
+    """The mesh with its mouth `half` eye distances wide to each side."""
+    out = points.copy()
+    lips = sorted({*faces.INNER_LOWER, *faces.INNER_UPPER, *faces.OUTER_LOWER, *faces.OUTER_UPPER})
+    middle, now = out[[61, 291], 0].mean(), float(out[291, 0] - out[61, 0]) / 2 / EYES
+    out[lips, 0] = middle + (out[lips, 0] - middle) * half / now
+    return out
+
+
 @dataclass(frozen=True)
 class Clip:
     points: list[faces.Points]
@@ -43,7 +52,8 @@ class Clip:
     def of(
         cls, folder: Path, motion: str, gaps: dict[int, float] | None = None, behind: tuple[int, ...] | None = None
     ) -> Clip:
-        base = [front((gaps or {}).get(k, 0.0)) for k in range(POSES)]
+        mouth = wide(front(), 0.29) if gaps else front()
+        base = [faces.opened(mouth, gap) if (gap := (gaps or {}).get(k, 0.0)) else mouth for k in range(POSES)]
         points = [faces.turned(p, turn, nod) for p, turn, nod in zip(base, *MOTIONS[motion], strict=True)]
         pictures = [faces.drawn(p, SIZE, teeth=True) for p in points]
         if behind:
@@ -166,3 +176,16 @@ def test_the_angles_of_a_head() -> None:
         assert 0.6 < slope < 1.4
         half = float(np.ptp(seen[:, axis])) / 2  # the far ends of a path do not count: its outermost 2 %
         assert head_reach(np.stack(points))[axis] == pytest.approx(half, rel=0.1)
+
+
+def test_closing_a_smile_leaves_the_chin(tmp_path: Path) -> None:
+    """A wide mouth whose teeth show has no open jaw; a narrow one that is as far open has."""
+    moved = {}
+    for half in (0.37, 0.26):
+        points = faces.opened(wide(front(), half), 0.10)
+        picture = faces.drawn(points, SIZE, teeth=True)
+        engine, actor = faces.opened_with(tmp_path / str(half), [picture] * 2, [points] * 2)
+        clip = Clip([points], [picture], engine, actor)
+        moved[half] = clip.chin(picture, 0) - clip.chin(clip.made(0, REST), 0)
+    assert moved[0.37] <= 1
+    assert moved[0.26] >= 4
