@@ -163,7 +163,9 @@ async def test_a_full_queue_refuses_and_a_closed_one_too() -> None:
     engine = GatedEngine()
     async with running(engine) as batcher:
         shared = request(engine, 0)
-        waiting = [batcher.submit(shared, 0.0) for _ in range(QUEUE_LIMIT + 2)]
+        waiting = [batcher.submit(shared, 0.0)]
+        await asyncio.to_thread(engine.entered.wait, NEVER_S)  # the launcher holds this one, and takes no more
+        waiting += [batcher.submit(shared, 0.0) for _ in range(QUEUE_LIMIT + 1)]
         with pytest.raises(EngineUnavailable):
             await waiting[-1]
         engine.gate.set()
