@@ -4,10 +4,10 @@ import cv2
 import numpy as np
 import pytest
 
-from musetalk_agent.avatars.face import AGREED, LEFT_EYE, RIGHT_EYE, Detection, FaceNet
+from musetalk_agent.avatars.face import AGREED, LEFT_EYE, RIGHT_EYE, Detection, Face, FaceNet
 from musetalk_agent.avatars.head import NOD, TURN
 from musetalk_agent.avatars.quality import closed_mouth, face_px, report
-from musetalk_agent.avatars.track import FaceTrack, FaceTracker, finish
+from musetalk_agent.avatars.track import FaceTrack, FaceTracker, Sight, finish
 from musetalk_agent.errors import NoFaceInAvatar
 from musetalk_agent.media import Pixels
 from musetalk_agent.weights import ModelStore
@@ -115,17 +115,12 @@ def test_a_tilted_head_does_not_lie(net: FaceNet) -> None:
     assert "face_lying" not in warnings(track(net, [np.asarray(tilted, np.uint8)]), face(320))
 
 
-def test_small_faces_are_counted_though_the_quick_detector_misses_them(
-    net: FaceNet, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_small_faces_are_counted_though_the_quick_detector_misses_them(net: FaceNet) -> None:
     picture = flat(127, 1280, 720)
     for left, side in ((100, 240), (500, 200), (900, 220)):
         picture[250 : 250 + side, left : left + side] = face(side)
     rgb = np.ascontiguousarray(picture[:, :, ::-1])
     assert len(net.faces(rgb)) == 3
-    quick = net._detectors[0].find
-    monkeypatch.setattr(net._detectors[0], "find", lambda rgb: quick(rgb)[:1])
-    assert len(net.faces(rgb)) == 3 and len(net.faces(rgb, thorough=False)) == 1
     found = track(net, [picture] * 2)
     assert found.points[0][:, 0].max() < 400 and "several_faces" in warnings(found, picture)
 
@@ -176,6 +171,30 @@ def test_another_face_that_takes_over_in_the_same_picture_is_another_shot(net: F
     assert (found.start, found.end, found.cuts) == (3, 10, (3,)) and found.points[0][:, 0].min() > 600
     back = track(net, [left, left.copy(), *[wide.copy() for _ in range(14)], *[right.copy() for _ in range(16)]])
     assert back.cuts == () and len(back.points) == 32
+
+
+def test_a_face_that_jumps_or_grows_at_once_is_another_one(net: FaceNet) -> None:
+    """The picture itself hardly changes: a grey one stands for all frames."""
+    (seen,) = net.faces(np.ascontiguousarray(face(256)[:, :, ::-1]))
+    grey = np.full((48, 48), 90, np.uint8)
+
+    def cuts_of(scale: float, shift: float, gap: int) -> tuple[int, ...]:
+        other = Face((seen.points * scale + shift).astype(np.float32), 40.0)
+        tracker = FaceTracker(net)
+        tracker.sights = [Sight(seen, 50.0, grey) for _ in range(4)]
+        tracker.sights += [Sight(None, 0.0, grey) for _ in range(gap)]
+        tracker.sights += [Sight(other, 50.0, grey) for _ in range(40)]
+        return finish(tracker, 25).cuts
+
+    assert cuts_of(1, 120, 0) == (4,) and cuts_of(1, 120, 5) == (9,) and cuts_of(1.8, -60, 0) == (4,)
+    assert cuts_of(1, 120, 14) == () and cuts_of(1.1, 20, 0) == ()
+
+
+def test_both_detectors_are_asked_when_faces_are_counted(net: FaceNet, monkeypatch: pytest.MonkeyPatch) -> None:
+    rgb = np.ascontiguousarray(beside(face(320), face(320))[:, :, ::-1])
+    quick = net._detectors[0].find
+    monkeypatch.setattr(net._detectors[0], "find", lambda rgb: quick(rgb)[:1])
+    assert len(net.faces(rgb)) == 2 and len(net.faces(rgb, thorough=False)) == 1
 
 
 def test_another_shot_is_cut_away_and_told(net: FaceNet) -> None:
