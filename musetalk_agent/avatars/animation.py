@@ -73,8 +73,8 @@ class Animation:
                 return
             except DAMAGED as error:
                 raise undecodable(self._name, error) from error
-            told = image.info.get("duration", 0)
-            yield shown, Fraction(told if told > _LEAST_MS else _INSTEAD_MS) / 1000
+            stated = image.info.get("duration", 0)
+            yield shown, Fraction(stated if stated > _LEAST_MS else _INSTEAD_MS) / 1000
             at += 1
 
 

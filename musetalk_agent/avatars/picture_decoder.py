@@ -181,12 +181,12 @@ def undecodable(name: str, error: Exception) -> Exception:
 
 
 def orientation_of(image: Image.Image) -> int:
-    """EXIF orientation, 1 … 8; 1 where none is told. Reads a PNG to its end, as that is where its EXIF may be."""
+    """EXIF orientation, 1 … 8; 1 where none is stated. Reads a PNG to its end, as that is where its EXIF may be."""
     try:
-        told = image.getexif().get(_ORIENTATION, 1)
+        stated = image.getexif().get(_ORIENTATION, 1)
     except DAMAGED:  # the picture itself may be whole
         return 1
-    return told if told in _UPRIGHT else 1
+    return stated if stated in _UPRIGHT else 1
 
 
 def signalling(data: bytes, kind: Kind) -> tuple[int, int] | None:
@@ -257,8 +257,8 @@ def _opaque(image: Image.Image, profile: object, signal: tuple[int, int] | None)
     """RGB of a picture in a plain mode, in sRGB, laid on white."""
     alpha = image.getchannel("A") if image.mode in ("LA", "RGBA") else None
     colours = image.convert(image.mode.rstrip("A"))
-    told = signal is not None and colours.mode == "RGB" and tone.maps(signal[1], signal[0])
-    by_numbers = told and (profile is None or (signal is not None and signal[1] in tone.HDR))
+    stated = signal is not None and colours.mode == "RGB" and tone.maps(signal[1], signal[0])
+    by_numbers = stated and (profile is None or (signal is not None and signal[1] in tone.HDR))
     colours = _by_numbers(colours, signal) if signal is not None and by_numbers else _in_srgb(colours, profile)
     if alpha is None:
         return colours
@@ -268,7 +268,7 @@ def _opaque(image: Image.Image, profile: object, signal: tuple[int, int] | None)
 
 
 def _by_numbers(image: Image.Image, signal: tuple[int, int]) -> Image.Image:
-    """sRGB of a picture whose primaries and transfer are told by number, HDR's among them."""
+    """sRGB of a picture whose primaries and transfer are stated by number, HDR's among them."""
     pixels = np.asarray(image)
     primaries, transfer = signal
     rows = [tone.mapped(row / 255.0, transfer, primaries) for row in pixels]
@@ -279,11 +279,11 @@ def _in_srgb(image: Image.Image, profile: object) -> Image.Image:
     """RGB of a picture whose ICC profile is honoured where it fits the picture."""
     if isinstance(profile, bytes):
         try:
-            told = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            if told.profile.xcolor_space.strip() == _SPACES.get(image.mode):
+            stated = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            if stated.profile.xcolor_space.strip() == _SPACES.get(image.mode):
                 intent = ImageCms.Intent.RELATIVE_COLORIMETRIC
                 flags = ImageCms.Flags.BLACKPOINTCOMPENSATION
-                shown = ImageCms.profileToProfile(image, told, _SRGB, intent, "RGB", flags=flags)
+                shown = ImageCms.profileToProfile(image, stated, _SRGB, intent, "RGB", flags=flags)
                 if shown is not None:
                     return shown
         except (ImageCms.PyCMSError, *DAMAGED):

@@ -71,74 +71,61 @@ def report(
 
 
 def _warnings(track: FaceTrack, clip: tuple[int, int], fps: int, still: bool) -> list[tuple[str, str]]:
+    return _face_warnings(track, clip) + _frame_warnings(track, fps, still)
+
+
+def _face_warnings(track: FaceTrack, clip: tuple[int, int]) -> list[tuple[str, str]]:
+    """What is wrong with the face wherever it is seen: size, turn, company, place."""
     points, found = track.points, []
     width = face_px(points)
     if width < FACE_PX_TINY:
-        found.append(
-            (
-                "face_small",
-                f"The face is only {width} px wide: its mouth will hardly be seen to move; use 96 px or more.",
-            )
-        )
+        text = f"The face is only {width} px wide: its mouth will hardly be seen to move; use 96 px or more."
+        found.append(("face_small", text))
     elif width < FACE_PX_SMALL:
-        found.append(
-            ("face_small", f"The face is {width} px wide; with 96 px or more the mouth is sharper (200 px is good).")
-        )
-    if track.cuts:
-        found.append(
-            (
-                "scene_cut",
-                f"The clip changes to another shot or face at frame {_numbers(track.cuts)}; only frames {track.start} to "
-                f"{track.end - 1} are used. Send a clip of one shot.",
-            )
-        )
+        text = f"The face is {width} px wide; with 96 px or more the mouth is sharper (200 px is good)."
+        found.append(("face_small", text))
     if _lying(points) > 0.5:
-        found.append(
-            ("face_lying", "The face lies on its side or is upside down; turn the picture so that it stands upright.")
-        )
+        text = "The face lies on its side or is upside down; turn the picture so that it stands upright."
+        found.append(("face_lying", text))
     if track.several >= _SEVERAL:
         found.append(("several_faces", "Several faces are seen; the largest one speaks. Crop the clip to one face."))
     turned = _turned(points)
     if turned > 0.5:
-        found.append(
-            (
-                "face_in_profile",
-                f"The face is turned aside in {turned:.0%} of the frames; use one that looks at the camera.",
-            )
-        )
+        text = f"The face is turned aside in {turned:.0%} of the frames; use one that looks at the camera."
+        found.append(("face_in_profile", text))
     if _at_edge(points, clip):
         found.append(("face_at_edge", "The face touches the edge of the picture; leave room around it."))
-    if track.missing:
-        found.append(
-            (
-                "frames_without_face",
-                f"{len(track.missing)} of {len(points)} frames show no face: they are shown as they are, and no mouth moves on "
-                "them. Cut them out of the clip.",
-            )
+    return found
+
+
+def _frame_warnings(track: FaceTrack, fps: int, still: bool) -> list[tuple[str, str]]:
+    """What is wrong with some frames, or with all of them taken together."""
+    frames, missing, covered, found = len(track.points), len(track.missing), len(track.covered), []
+    if track.cuts:
+        text = (
+            f"The clip changes to another shot or face at frame {_numbers(track.cuts)}; only frames {track.start} to "
+            f"{track.end - 1} are used. Send a clip of one shot."
         )
-    if track.covered:
-        shown = (
-            "it will not be seen to speak"
-            if len(track.covered) + len(track.missing) == len(points)
-            else "it rests there"
+        found.append(("scene_cut", text))
+    if missing:
+        text = (
+            f"{missing} of {frames} frames show no face: they are shown as they are, and no mouth moves on "
+            "them. Cut them out of the clip."
         )
-        found.append(
-            (
-                "mouth_hidden",
-                f"The mouth is covered in {len(track.covered)} of {len(points)} frames (by a mask, a hand, a caption): no mouth is "
-                f"drawn on them, {shown}. Use pictures in which it can be seen.",
-            )
+        found.append(("frames_without_face", text))
+    if covered:
+        effect = "it will not be seen to speak" if covered + missing == frames else "it rests there"
+        text = (
+            f"The mouth is covered in {covered} of {frames} frames (by a mask, a hand, a caption): no mouth is "
+            f"drawn on them, {effect}. Use pictures in which it can be seen."
         )
+        found.append(("mouth_hidden", text))
     mouths = _with_mouth(track)
     if not still and len(mouths) and (moved := _head_warning(mouths)):
         found.append(moved)
-    if not still and len(points) < _SHORT_S * fps:
-        found.append(
-            (
-                "clip_short",
-                f"The clip has {len(points)} frames ({len(points) / fps:.1f} s); 3 s or more idle naturally.",
-            )
-        )
+    if not still and frames < _SHORT_S * fps:
+        text = f"The clip has {frames} frames ({frames / fps:.1f} s); 3 s or more idle naturally."
+        found.append(("clip_short", text))
     if len(mouths) and not closed_mouth(mouths).any():
         found.append(("mouth_open", _OPEN_STILL if still else _OPEN_CLIP))
     return found

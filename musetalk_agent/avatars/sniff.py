@@ -9,7 +9,7 @@ SNIFF_BYTES = 512
 
 
 class Kind(StrEnum):
-    """What a file is, as it is told in a sentence."""
+    """What a file is, as it is named in a sentence."""
 
     ZIP = "a zip archive"
     PNG = "a PNG picture"

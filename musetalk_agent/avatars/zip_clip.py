@@ -42,8 +42,8 @@ def choose_frames(archive: FrameArchive, limits: AvatarLimits) -> ZipFrames:
         AvatarTooLarge: they have too many pixels in all.
     """
     sizes = {name: _size(archive, name) for name in archive.names}
-    told = [size for size in sizes.values() if size is not None]
-    chosen = ZipFrames(archive.names) if len(set(told)) <= 1 else _largest_group(sizes)
+    stated = [size for size in sizes.values() if size is not None]
+    chosen = ZipFrames(archive.names) if len(set(stated)) <= 1 else _largest_group(sizes)
     pixels = sum(width * height for width, height in (sizes[name] or (0, 0) for name in chosen.names))
     if pixels > limits.decoded_pixels:
         raise AvatarTooLarge(

@@ -20,7 +20,7 @@ from musetalk_agent.engines.base import PatchRequest  # noqa: E402
 from musetalk_agent.engines.batcher import Batcher  # noqa: E402
 from musetalk_agent.engines.musetalk.admission import Pace  # noqa: E402
 from musetalk_agent.engines.musetalk.avatars import AvatarStore  # noqa: E402
-from musetalk_agent.engines.musetalk.engine import MuseTalkActor, MuseTalkEngine, Options  # noqa: E402
+from musetalk_agent.engines.musetalk.engine import MuseTalkEngine, Options  # noqa: E402
 from musetalk_agent.engines.musetalk.graphs import CpuCard  # noqa: E402
 from musetalk_agent.engines.pattern import PatternEngine, pattern_bundle  # noqa: E402
 from musetalk_agent.errors import EngineUnavailable, WeightsMissing  # noqa: E402
@@ -307,7 +307,6 @@ def test_its_pace_is_measured_when_it_is_warm(engine: MuseTalkEngine) -> None:
     assert engine.capacity(25) == engine.pace.capacity(25)
     assert engine.capacity(1) == int(0.75 * engine.pace.frames_per_second)
     assert isinstance(engine.batch_sizes, tuple) and engine.device == "cpu"
-    assert MuseTalkActor.idle is not None
 
 
 def test_a_session_that_ends_after_its_engine_gives_back_without_an_error(models: Path, bundle: Bundle) -> None:
