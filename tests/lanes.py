@@ -32,6 +32,7 @@ REAL_TIME = (
     "tests/musetalk_agent/publishers/test_rtmp.py",
     "tests/musetalk_agent/publishers/test_whip.py",
     "tests/orchestrator/loadtest/test_load.py",
+    "tests/orchestrator/voice/test_worker.py",
     "tests/system",
 )
 """What meets real time, the longest first."""

@@ -36,7 +36,8 @@ class Lifetime:
 
     def note_speaker(self, at: float) -> None:
         """Whoever sends speech through the room is there, and may do so any time."""
-        self._speaker_at = self._audio_at = max(self._speaker_at, at)
+        self._speaker_at = max(self._speaker_at, at)
+        self.note_audio(at)
 
     def over(self, now: float) -> str | None:
         """`expired`, `idle`, `no_viewers`, `speaker_left`: the deadline that passed first. None while the session may live."""

@@ -29,7 +29,7 @@ def test_limits_are_those_of_the_code() -> None:
         + f"{clip.fetch_redirects} redirects",
         f"{clip.zip_entries:,}; {mib} MiB; {gib} GiB; {clip.zip_ratio} times the packed size",
         f"| frames | {clip.frames:,} (two minutes at 25 fps); a video {clip.video_seconds:.0f} s |",
-        f"{clip.side_pixels_min} pixels a side at least, 4096×4096 at most",
+        f"{clip.side_pixels_min} pixels a side at least, ",
         f"up to {sound.message_bytes >> 20} MiB",
         f"At most {sound.backlog_s:.0f} s and {OPEN_SEGMENTS} segments may wait (`backlog_exceeded`), "
         f"and {sound.bytes_per_s >> 20} MiB a second",
