@@ -11,8 +11,7 @@ demo: ## a face that speaks in a browser
 
 test: ## the test suite, against a real livekit-server and a real Chromium
 	@tools/setup torch models livekit browser redis rtmp web pipecat agents bytecode
-	@$(PY) -m pytest -n auto -m "not network" $(ARGS) || { echo "What failed is run again, alone: faults and networks are real here, and machines are shared."; \
-		$(PY) -m pytest -m "not network" --last-failed --last-failed-no-failures none $(ARGS); }
+	@$(PY) -m pytest -n auto -m "not network" $(ARGS)
 
 test-network: ## the tests whose networks are made bad on purpose, one after the other; what failed is run once more
 	@tools/setup torch models livekit rtmp network
