@@ -139,4 +139,5 @@ async def test_leaving_a_hostile_host_leaves_nothing(
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
+        await until(lambda: not [t for t in asyncio.all_tasks() if t.get_name().startswith("avatar ")])
         await until(lambda: not host.connections)

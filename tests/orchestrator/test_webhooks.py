@@ -157,7 +157,7 @@ async def test_a_receiver_that_never_answers_slows_no_other_one(receiver: Receiv
                 bus.publish(f"ses_{number}", "warning", {})
             await counted(metrics, "delivered", 3 * AT_ONCE)
             assert len(receiver.hooks) == 3 * AT_ONCE
-            assert len(await dead.wait(AT_ONCE_PARTY)) == len(dead.hooks) == AT_ONCE_PARTY
+            await dead.wait(AT_ONCE_PARTY)  # those that hang; more follow only once these have timed out
 
 
 async def trickling(writer: asyncio.StreamWriter) -> None:
