@@ -128,7 +128,7 @@ class EventBus:
         if len(history.events) > HISTORY:
             history.forgotten_id = history.events.popleft().id
         if type == STATE:
-            history.over = last  # what is told of a session after its end does not begin it again
+            history.over = last  # a later event of an ended session does not begin it again
         for stream in list(history.streams):
             self._pass_on(history, stream, event)
         self._metrics.events.labels(type=type).inc()

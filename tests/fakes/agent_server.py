@@ -238,7 +238,7 @@ class FakeAgent:
     async def _show(self, session: FakeSession, socket: WebSocket) -> None:
         """While speech is held, pictures go on, so that however long a test takes the agent is none that hangs."""
         while True:
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(0.5)  # the pace of a fake's frames: no test waits for it
             if self.hold and not self.hung and self.acknowledges:
                 session.frames += 1
                 await socket.send_text(session.ack().model_dump_json())

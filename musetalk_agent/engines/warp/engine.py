@@ -25,7 +25,7 @@ class WarpActor:
     """A bundle and its artefacts. It keeps nothing from frame to frame, so the same request always gives the same patch.
 
     Args:
-        quiet: one patch per idle frame when the clip's own mouth is to be closed while nobody speaks, else none at all. None for a
+        quiet: one patch per idle frame when the clip's own mouth is to be closed between speech, else none at all. None for a
             frame that shows no mouth.
     """
 
