@@ -18,6 +18,8 @@ _JSON_S = 30.0
 """Longest wait for the whole of a JSON body."""
 UPLOAD_S = 1800.0
 """Longest wait for the whole of a clip: 256 MiB at 1.2 Mbit/s."""
+_COUNTED = 10**19
+"""A length of more digits than servers take; Python reads no number of more than 4300 digits."""
 _SPEAK = re.compile(r"/session/[^/]+/speak/?")
 
 
@@ -68,9 +70,11 @@ def timely(receive: Receive, silence_s: float | None = None, *, longest_s: float
 
 
 def announced(scope: Scope) -> int:
-    """Bytes that the head of a request promises; 0 where it does not say."""
+    """Bytes that the head of a request promises, `_COUNTED` at most; 0 where it does not say."""
     length = Headers(scope=scope).get("content-length", "0")
-    return int(length) if length.isdigit() else 0
+    if not (length.isascii() and length.isdigit()):
+        return 0
+    return min(int(length), _COUNTED) if len(length) <= len(str(_COUNTED)) else _COUNTED
 
 
 def too_large() -> ProblemError:

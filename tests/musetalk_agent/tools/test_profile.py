@@ -81,7 +81,9 @@ def test_musetalk_part_by_part(
     for name in ("whisper", "unet", "decoder"):
         stage = stages[name]
         assert stage["gflop_per_s"] == pytest.approx(1000 * stage["gflop"] / stage["mean_ms"], rel=0.02)
-        assert stage["of_peak"] == pytest.approx(stage["gflop_per_s"] / told["peak_gflop_per_s"], abs=0.001)
+        rounding = 0.05 / stage["gflop_per_s"] + 0.05 / told["peak_gflop_per_s"]  # both are told to 0.1, and small here
+        shares = stage["gflop_per_s"] / told["peak_gflop_per_s"]
+        assert stage["of_peak"] == pytest.approx(shares, abs=0.0001, rel=1.1 * rounding)
     assert all(stages[name]["gflop"] is None for name in ("features", "copy", "patch", "composition", "I420"))
 
 

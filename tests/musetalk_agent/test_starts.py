@@ -17,7 +17,7 @@ from musetalk_agent.engines.pattern import PatternEngine, pattern_bundle
 from musetalk_agent.errors import EngineFailed, SessionNotFound
 from musetalk_agent.metrics import REGISTRY
 from musetalk_agent.protocol.diagnosis import DiagnosisCode
-from tests.musetalk_agent.ends.faulty import DEADLINE_S, GatedPublisher, World, world
+from tests.musetalk_agent.faulty import DEADLINE_S, GatedPublisher, World, world
 from tests.waiting import until
 
 POINTS = ("prepare", "open", "first frame", "publisher", "session", "join", "joined")

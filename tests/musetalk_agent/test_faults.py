@@ -17,7 +17,7 @@ from musetalk_agent.media import Pcm
 from musetalk_agent.protocol.diagnosis import DiagnosisCode
 from musetalk_agent.protocol.http import SessionState
 from musetalk_agent.session import ENDED, Session
-from tests.musetalk_agent.ends.faulty import DEADLINE_S, GatedPublisher, World, world
+from tests.musetalk_agent.faulty import DEADLINE_S, GatedPublisher, World, world
 from tests.musetalk_agent.stand import tone
 
 STATES = ("starting", "ready", "speaking", "draining")
