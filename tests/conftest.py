@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -67,6 +68,14 @@ async def _no_task_left() -> AsyncIterator[None]:
     await asyncio.sleep(0)
     left = [t for t in asyncio.all_tasks() - before - {asyncio.current_task()} if not t.done()]
     assert not left, f"tasks left running: {[t.get_name() for t in left]}"
+
+
+@pytest.fixture
+def heeded_ctrl_c() -> Iterator[None]:
+    """Children that the test starts heed SIGINT. They inherit that it is ignored where a shell runs the suite in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

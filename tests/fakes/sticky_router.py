@@ -103,6 +103,8 @@ class StickyRouter:
                 if time.monotonic() > until:
                     return PlainTextResponse("no capacity", 503)
                 await asyncio.sleep(0.02)
+                if await request.is_disconnected():  # the caller waits no more: the next place is another's
+                    return PlainTextResponse("gone", 499)
         finally:
             self.waiting -= 1
         token = secrets.token_hex(8)

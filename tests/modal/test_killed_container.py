@@ -14,7 +14,7 @@ import pytest
 from tests.fakes.stage import Line, Stage, stage
 from tests.fakes.sticky_router import StickyRouter, router_server
 from tests.orchestrator.voice.stack import Agent
-from tests.waiting import NEVER_S
+from tests.waiting import NEVER_S, until
 
 RATE = 16_000
 SPEECH_S = 6.0
@@ -82,9 +82,8 @@ async def test_sessions_stay_where_they_are_and_those_of_a_dead_container_move(
         )
         assert all(lines[session_id].of("session.state") == [] for session_id in others)
         assert all(len(place.requests) == 1 for place in router.places.values()), "every request at one container"
-        assert {place.container for place in router.places.values() if place.in_flight} == {
-            agent.url for agent in agents if agent is not dead
-        }
+        alive = {agent.url for agent in agents if agent is not dead}
+        await until(lambda: {place.container for place in router.places.values() if place.in_flight} == alive)
         debug = (await running.http.get("/debug/musetalk")).json()
         assert sorted(s["session_id"] for s in debug["sessions"]) == sorted(lines), "one container, asked once"
         for session_id in lines:

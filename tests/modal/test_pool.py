@@ -80,21 +80,24 @@ async def test_each_session_has_a_place_of_its_own_and_gives_it_back(monkeypatch
 
 
 async def test_waiting_for_a_place_has_a_limit_and_a_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with cloud(monkeypatch, containers=1, places=1, wait_s=2.0) as here:
-        here.router.queue_s = 30
+    async with cloud(monkeypatch, containers=1, places=1) as here:
+        here.router.queue_s = 2 * NEVER_S
         await here.pool.acquire("s0")
-        with pytest.raises(ProblemError) as caught:
-            await here.pool.acquire("one too many")
+        with monkeypatch.context() as hurried:
+            hurried.setattr(here.pool, "_options", ModalOptions(wait_s=0.2))
+            with pytest.raises(ProblemError) as caught:
+                await here.pool.acquire("one too many")
         assert caught.value.code is ErrorCode.AT_CAPACITY and caught.value.retry_after_s == 5
-        assert "none came within 2 s" in caught.value.detail
+        assert "none came within 0.2 s" in caught.value.detail
+        await until(lambda: not here.router.waiting)
         here.pool.release("s0")
         assert await here.pool.acquire("again")
         assert (await here.pool.status())[0].usable, "a full fleet is not a broken one"
 
 
 async def test_a_place_freed_while_somebody_waits_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with cloud(monkeypatch, containers=1, places=1, wait_s=30) as here:
-        here.router.queue_s = 30
+    async with cloud(monkeypatch, containers=1, places=1) as here:
+        here.router.queue_s = 2 * NEVER_S
         await here.pool.acquire("s0")
         waiting = asyncio.create_task(here.pool.acquire("s1"))
         await until(lambda: here.router.waiting == 1)
@@ -163,10 +166,10 @@ async def test_an_errand_takes_a_place_only_as_long_as_it_lasts(monkeypatch: pyt
 
 
 async def test_a_place_that_nobody_uses_ends_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with cloud(monkeypatch, idle_s=1) as here:
+    async with cloud(monkeypatch, idle_s=60) as here:
         lease = await here.pool.acquire("s")
         for place in here.router.places.values():
-            place.used_at -= 1.5
+            place.used_at -= 61
         client = AgentClient()
         with pytest.raises(ProblemError) as caught:
             await client.health(lease)

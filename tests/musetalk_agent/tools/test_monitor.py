@@ -110,6 +110,7 @@ async def test_an_idle_agent_and_what_is_wrong_with_an_address(
             assert sentence in seen.err and seen.out == "" and KEY not in seen.err
 
 
+@pytest.mark.usefixtures("heeded_ctrl_c")
 async def test_it_waits_for_an_agent_that_went_away_and_ends_cleanly_on_ctrl_c(tmp_path: Path) -> None:
     async with agent(tmp_path) as here:
         argv = [f"http://127.0.0.1:{here.port}", "--key", KEY, "--json", "--interval", "0.1"]

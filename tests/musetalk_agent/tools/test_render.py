@@ -189,12 +189,10 @@ def test_musetalk_speaks_in_a_film(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert change[150:190, 110:150].mean() > 10 * change[:50].mean()
 
 
+@pytest.mark.usefixtures("heeded_ctrl_c")
 def test_ctrl_c_leaves_no_half_film(tmp_path: Path) -> None:
     source = write_wav(tmp_path / "in.wav", bursts(600.0, 16_000), 16_000)
-    program = (  # a shell that runs the suite in the background has its children ignore SIGINT
-        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
-        "from tests.musetalk_agent.tools.test_render import run; sys.exit(run(*sys.argv[1:]))"
-    )
+    program = "import sys; from tests.musetalk_agent.tools.test_render import run; sys.exit(run(*sys.argv[1:]))"
     argv = ["--avatar", "x", "--audio", str(source), "-o", str(tmp_path / "out.mp4"), "--engine", "pattern"]
     child = subprocess.Popen([sys.executable, "-c", program, *argv], stderr=subprocess.PIPE, text=True)
     try:
