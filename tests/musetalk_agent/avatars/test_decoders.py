@@ -8,29 +8,30 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from musetalk_agent.avatars import decoder_pool, decoder_process
 from musetalk_agent.avatars.decoder_pool import DecoderPool, Decoders
+from musetalk_agent.avatars.decoder_process import DecoderProcess
 from musetalk_agent.avatars.library import AvatarLibrary
 from musetalk_agent.avatars.limits import AvatarLimits
 from musetalk_agent.errors import AtCapacity, AvatarError, AvatarTooLarge, AvatarUndecodable
 from musetalk_agent.protocol.http import AvatarSource, Picture
 from musetalk_agent.weights import ModelStore
 from tests.hostile.test_files import jpeg_of_scans
-from tests.waiting import until
+from tests.waiting import NEVER_S, until
 
 from .clips import encoded, face, frames_zip, moving
 
 SLOW = jpeg_of_scans(60_000)
 """Two megabytes that take minutes to decode; only a limit of the tests' own lets it come to a decoder."""
 LENIENT = AvatarLimits(jpeg_scans=10**9, jpeg_scan_pixels=10**15, decoder_step_cpu_seconds=1_000)
-PATIENCE_S = 60.0
 
 
 class Shop:
@@ -53,7 +54,9 @@ class Shop:
 
 
 @pytest.fixture
-async def shop(tmp_path: Path, models: ModelStore) -> AsyncIterator[Shop]:
+async def shop(tmp_path: Path, models: ModelStore, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Shop]:
+    monkeypatch.setattr(decoder_pool, "DecoderProcess", _Watched)
+    _at_work.clear()
     made = Shop(tmp_path / "cache", models)
     _others.clear()
     _others.update(decoder_processes())
@@ -105,15 +108,23 @@ async def _prepared(library: AvatarLibrary, avatar_id: str) -> int:
 
 
 def _busy() -> list[int]:
-    """Decoder processes that have spent a second of CPU and more on what they are at."""
-    busy = []
-    for pid in children():
-        try:
-            if sum(psutil.Process(pid).cpu_times()[:2]) > 1.5:
-                busy.append(pid)
-        except psutil.Error:
-            continue
-    return busy
+    """Decoder processes of this test that have begun with a clip and are not done with it."""
+    return [pid for pid in children() if pid in _at_work]
+
+
+_at_work: set[int] = set()
+
+
+class _Watched(DecoderProcess):
+    """Notes when it has begun with a request, and when it is done."""
+
+    def _receive(self, deadline: float, aborted: Callable[[], bool]) -> dict[str, Any]:
+        answer = super()._receive(deadline, aborted)
+        if "begun" in answer:
+            _at_work.add(self.pid)
+        elif answer.keys() & decoder_process._LAST:
+            _at_work.discard(self.pid)
+        return answer
 
 
 @pytest.mark.parametrize(
@@ -259,7 +270,7 @@ async def test_a_process_ends_with_the_agent() -> None:
 async def test_a_process_that_was_taken_over_is_not_believed(monkeypatch: pytest.MonkeyPatch, lie: str) -> None:
     monkeypatch.setattr(decoder_process, "_MODULE", "tests.fakes.lying_decoder")
     pool = DecoderPool(1, Path(lie))
-    limits = AvatarLimits(frames=50, decoder_silence_seconds=10 if lie != "silence" else 0.2)
+    limits = AvatarLimits(frames=50, decoder_silence_seconds=NEVER_S if lie != "silence" else 0.2)
     try:
         with pytest.raises(AvatarError) as caught:
             await pool.run(lambda call: call({"do": "build"}), limits)
@@ -293,6 +304,6 @@ async def test_a_process_that_the_kernel_keeps_holds_up_no_end(shop: Shop, monke
             patch.setattr(process, "wait", never)
         shop.decoders.close()
     for process in kept:
-        process.wait(30)
+        process.wait(NEVER_S)
     await until(lambda: not children())  # the checkers' process, too
     assert shop.decoders.builders._alive == 0

@@ -28,11 +28,31 @@ def tone_code(symbols: int, rate: int = RATE) -> bytes:
 
 
 @dataclass
+class _Reading:
+    """How far a track's sound was read: `found` holds when each 20 ms with a tone came, and its symbol."""
+
+    blocks: int = 0
+    held: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    last: float = 0.0
+    found: list[tuple[float, int]] = field(default_factory=list)
+
+    def take(self, at: float, block: np.ndarray) -> None:
+        self.held = np.concatenate([self.held, block])
+        while len(self.held) >= _WINDOW:
+            symbol = _symbol(self.held[:_WINDOW])
+            self.held = self.held[_WINDOW:]
+            self.last = max(self.last, at - len(self.held) / RATE)  # blocks may come in bursts
+            if symbol is not None:
+                self.found.append((self.last, symbol))
+
+
+@dataclass
 class Ears(Viewer):
     """A viewer that keeps the tracks' sound apart."""
 
     by_track: dict[str, list[tuple[float, np.ndarray]]] = field(default_factory=dict)
     speakers: dict[str, str] = field(default_factory=dict)
+    _readings: dict[str, _Reading] = field(default_factory=dict)
 
     def _subscribed(
         self, track: rtc.Track, publication: rtc.RemoteTrackPublication, who: rtc.RemoteParticipant
@@ -53,25 +73,22 @@ class Ears(Viewer):
 
     def spoken(self, *sids: str) -> list[tuple[float, int]]:
         """When each 20 ms with a tone came, and its symbol, of these tracks or of all, in order of time."""
-        found: list[tuple[float, int]] = []
-        for sid, blocks in self.by_track.items():
-            if sids and sid not in sids:
-                continue
-            held, heard_at, last = np.zeros(0), 0.0, 0.0
-            for at, block in blocks:
-                held, heard_at = np.concatenate([held, block]), at
-                while len(held) >= _WINDOW:
-                    symbol = _symbol(held[:_WINDOW])
-                    held = held[_WINDOW:]
-                    last = max(last, heard_at - len(held) / RATE)  # blocks may come in bursts
-                    if symbol is not None:
-                        found.append((last, symbol))
+        found = [heard for sid in self.by_track if not sids or sid in sids for heard in self._symbols(sid)]
         return sorted(found)
+
+    def _symbols(self, sid: str) -> list[tuple[float, int]]:
+        """Of one track. Each block is looked at once: this is polled, and a busy machine has no time for more."""
+        blocks, reading = self.by_track[sid], self._readings.setdefault(sid, _Reading())
+        for at, block in blocks[reading.blocks :]:
+            reading.take(at, block)
+        reading.blocks = len(blocks)
+        return reading.found
 
     def forget(self) -> None:
         """What was heard so far."""
         for blocks in self.by_track.values():
             blocks.clear()
+        self._readings.clear()
 
     def who_said(self, symbol: int) -> str:
         """The track that said it last."""
