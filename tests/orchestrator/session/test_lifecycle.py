@@ -10,7 +10,7 @@ import pytest
 
 from musetalk_agent.protocol.http import AvatarSource, Picture
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
-from orchestrator.session.record import SessionOrder
+from orchestrator.session.record import Session, SessionOrder
 from tests.fakes.fleet import fleet
 from tests.fakes.stage import Stage, stage
 from tests.waiting import NEVER_S, until
@@ -66,18 +66,41 @@ async def test_sessions_end_by_themselves(overrides: dict[str, float], viewers: 
         session = await ended(running, started["session_id"])
         assert (session["state"], session["end_reason"], session["error"]) == ("stopped", reason, None)
         assert running.agent.stopped == [started["session_id"]]
-        assert own_tasks() == set()
+        await until(lambda: not own_tasks())
 
 
-async def test_audio_keeps_a_session_alive() -> None:
+class AheadOfTime:
+    """The module `time` as the watch over a session sees it, wound forward by the test."""
+
+    time = staticmethod(time.time)
+    ahead_s = 0.0
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.ahead_s
+
+
+async def looked_at(session: Session) -> None:
+    """The deadlines were looked at with all that was so when this was called."""
+    for _ in range(2):  # the first look may have begun before
+        asked = session.snapshot_at
+        await until(lambda: session.snapshot_at > asked)  # noqa: B023 - it is awaited within the round
+
+
+async def test_audio_keeps_a_session_alive(monkeypatch: pytest.MonkeyPatch) -> None:
     """It sends for longer than a session without audio lives."""
-    idle_s = 2.0
-    async with stage(session_idle_ttl_s=idle_s) as running, running.live() as (started, line):
-        until_s = time.monotonic() + 1.5 * idle_s
-        while time.monotonic() < until_s:
+    clock = AheadOfTime()
+    monkeypatch.setattr("orchestrator.session.owner.time", clock)
+    async with stage(session_idle_ttl_s=300.0) as running, running.live() as (started, line):
+        session = running.app.state.context.sessions.registry.get(started["session_id"])
+        for _ in range(2):
+            last = session.live.last_audio_at
             await line.socket.send(bytes(640))
-            await asyncio.sleep(0.1)
-        assert (await running.http.get(f"/session/{started['session_id']}")).json()["state"] == "speaking"
+            await until(lambda: session.live.last_audio_at != last and session.live.quiet)  # noqa: B023
+            await looked_at(session)
+            clock.ahead_s += 200.0
+            await looked_at(session)
+            assert not session.ended and running.agent.stopped == []
+        clock.ahead_s += 150.0
         assert (await ended(running, started["session_id"]))["end_reason"] == "idle"
         assert await line.closed() == 1001
 
@@ -248,10 +271,7 @@ async def test_a_step_of_the_wall_clock_ends_no_session(monkeypatch: pytest.Monk
         session = context.sessions.registry.get(started["session_id"])
         real = time.time
         monkeypatch.setattr("time.time", lambda: real() + 12 * 3600)
-        asked = session.snapshot_at
-        await until(lambda: session.snapshot_at > asked)  # the deadlines are looked at again
-        asked = session.snapshot_at
-        await until(lambda: session.snapshot_at > asked)
+        await looked_at(session)
         assert not session.ended and running.agent.stopped == []
 
 
