@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 from typing import Any
 
 import pytest
 
 from musetalk_agent.protocol.http import AvatarSource, Picture
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
+from orchestrator.session.options import SessionOptions
 from orchestrator.session.record import Session, SessionOrder
 from tests.fakes.fleet import fleet
 from tests.fakes.stage import Stage, stage
@@ -79,6 +81,13 @@ class AheadOfTime:
         return time.monotonic() + self.ahead_s
 
 
+@pytest.fixture
+def attentive(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sessions are looked at all the time, instead of each five seconds."""
+    monkeypatch.setattr("orchestrator.settings.SessionOptions", partial(SessionOptions, poll_s=0.0))
+    monkeypatch.setattr("orchestrator.session.snapshots.FRESH_S", 0.0)
+
+
 async def looked_at(session: Session) -> None:
     """The deadlines were looked at with all that was so when this was called."""
     for _ in range(2):  # the first look may have begun before
@@ -86,6 +95,7 @@ async def looked_at(session: Session) -> None:
         await until(lambda: session.snapshot_at > asked)  # noqa: B023 - it is awaited within the round
 
 
+@pytest.mark.usefixtures("attentive")
 async def test_audio_keeps_a_session_alive(monkeypatch: pytest.MonkeyPatch) -> None:
     """It sends for longer than a session without audio lives."""
     clock = AheadOfTime()
@@ -117,7 +127,8 @@ async def test_a_session_is_ready_while_its_agent_hears_nobody_speak() -> None:
         await come_to(running, started["session_id"], "speaking")
 
 
-async def test_twenty_sessions_leave_nothing_behind(running: Stage) -> None:
+async def test_twenty_sessions_leave_nothing_behind(running: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.tokens.COURTESY_S", NEVER_S)  # twenty at once take a slow machine longer
     running.agent.sessions_max = 20
     started = await asyncio.gather(*(running.start(room=f"r{n}") for n in range(20)))
     assert len(own_tasks()) >= 60
@@ -264,6 +275,7 @@ async def test_a_start_that_is_ended_before_its_first_step_says_so(running: Stag
     assert sessions.registry.all() == []
 
 
+@pytest.mark.usefixtures("attentive")
 async def test_a_step_of_the_wall_clock_ends_no_session(monkeypatch: pytest.MonkeyPatch) -> None:
     async with stage(session_idle_ttl_s=300.0, viewer_grace_s=300.0) as running:
         started = await running.start()
