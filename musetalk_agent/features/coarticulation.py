@@ -32,12 +32,14 @@ class CueTrack:
     def __init__(self) -> None:
         self._spans: list[tuple[int, int, int]] = []
         self._starts: list[int] = []
+        self._longest = 0  # samples
 
     def add(self, cues: Sequence[Cue]) -> None:
         """Takes cues in any order; those without length are ignored."""
         new = spans((cue.phoneme, cue.start, cue.end) for cue in sorted(cues, key=lambda cue: cue.start))
         self._spans = sorted([*self._spans, *new], key=lambda span: span[1])
         self._starts = [start for _, start, _ in self._spans]
+        self._longest = max([self._longest, *(end - start for _, start, end in new)])
 
     def covers(self, at: int) -> bool:
         """Whether some phoneme (or pause) is known for sample `at`."""
@@ -73,14 +75,14 @@ class CueTrack:
         return out
 
     def _near(self, at: float) -> list[tuple[int, int, int]]:
-        low = bisect_left(self._starts, at - _RATE)
+        low = bisect_left(self._starts, at - _REACH - self._longest)
         high = bisect_left(self._starts, at + _REACH)
         return [span for span in self._spans[low:high] if span[2] > at - _REACH]
 
     def silent(self, at: int) -> bool:
-        """Whether the phoneme at sample `at` is a pause."""
+        """Whether a pause is known for sample `at`."""
         index = bisect_left(self._starts, at + 1) - 1
-        return index >= 0 and self._spans[index][0] == SILENCE
+        return index >= 0 and self._spans[index][0] == SILENCE and at < self._spans[index][2]
 
 
 def _press(first: int, last: int, start: int, end: int) -> float:

@@ -6,6 +6,7 @@ sound different (/p b/ and /m/) stay apart, because the network hears before it 
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -110,9 +111,11 @@ HOLD: NDArray[np.float32] = np.array([_TARGETS[name].hold for name in CLASSES], 
 def classes_of(symbol: str) -> tuple[int, ...]:
     """Classes of one IPA symbol in order of time: two for diphthongs and affricates spelt as one, one otherwise.
 
-    Stress and length marks inside the symbol are ignored. Unknown letters become schwa; pauses and punctuation, silence.
+    Stress and length marks inside the symbol are ignored, and those that are one character with their letter. Unknown letters
+    become schwa; pauses and punctuation, silence.
     """
-    bare = "".join(c for c in symbol if c not in _JOINS_NEXT and c not in _JOINS_PREVIOUS)
+    apart = "".join(c if c in _CLASS_OF else unicodedata.normalize("NFD", c) for c in symbol)
+    bare = "".join(c for c in apart if c not in _JOINS_NEXT and c not in _JOINS_PREVIOUS)
     if not bare:
         return (SILENCE,)
     if bare in _CLASS_OF:

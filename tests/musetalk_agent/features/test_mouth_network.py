@@ -1,0 +1,99 @@
+"""The mouth network's steps beside the same network written over the whole recording, in float64, with every past frame kept."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from musetalk_agent.features.melspec import BANDS
+from musetalk_agent.features.mouth_network import DILATIONS, HEADS, WIDTH, MouthNetwork, Step, default_weights
+from musetalk_agent.features.phonemes import CLASSES
+
+Arrays = dict[str, NDArray[np.float64]]
+SILENCE = (-70 + 35) / 20  # what a frame 70 dB or more below the level reads
+
+
+@pytest.fixture(scope="module")
+def weights() -> Arrays:
+    with np.load(default_weights()) as stored:
+        return {name: stored[name].astype(np.float64) for name in stored.files}
+
+
+def over_all(a: Arrays, mels: NDArray[np.float64]) -> list[dict[str, NDArray[np.float64]]]:
+    """What each step says, from all frames at once: float64, nothing remembered."""
+    padded = np.concatenate([np.full((2, BANDS), SILENCE), mels])
+    x = np.array(
+        [np.maximum(a["conv.w"] @ padded[at : at + 4].ravel() + a["conv.b"], 0) for at in range(0, len(mels), 2)]
+    )
+    for layer, dilation in enumerate(DILATIONS):
+        past = np.concatenate([np.zeros((2 * dilation, WIDTH)), x])
+        taps = np.concatenate([past[: len(x)], past[dilation : dilation + len(x)], x], axis=1)
+        x = x + np.maximum(taps @ a[f"res{layer}.w"].T + a[f"res{layer}.b"], 0)
+    memory, told = np.zeros(WIDTH), []
+    for row in x:
+        given, kept = a["gru.wi"] @ row + a["gru.bi"], a["gru.wh"] @ memory + a["gru.bh"]
+        reset, update = (1 / (1 + np.exp(-(given[s] + kept[s]))) for s in (slice(0, WIDTH), slice(WIDTH, 2 * WIDTH)))
+        new = np.tanh(given[2 * WIDTH :] + reset * kept[2 * WIDTH :])
+        memory = (1 - update) * new + update * memory
+        logits = a["head.w"] @ memory + a["head.b"]
+        likely = np.exp(logits[:25]) / np.exp(logits[:25]).sum()
+        opening = a["open2.w"] @ np.maximum(a["open1.w"] @ memory + a["open1.b"], 0) + a["open2.b"]
+        heads = [np.clip(opening[0], 0, 1), *(1 / (1 + np.exp(-logits[25:])))]
+        told.append({"phonemes": likely, "heads": np.array(heads)})
+    return told
+
+
+def mels(steps: int, seed: int = 0) -> NDArray[np.float64]:
+    """Frames that change like speech: bands that swell and fall."""
+    rng = np.random.default_rng(seed)
+    moving = np.cumsum(rng.normal(0, 0.3, (2 * steps, BANDS)), axis=0)
+    return np.asarray(np.clip(moving, -1.75, 1.75))
+
+
+def run(network: MouthNetwork, frames: NDArray[np.float64]) -> list[Step]:
+    going = network.run()
+    return [going.step(frames[at : at + 2].astype(np.float32)) for at in range(0, len(frames), 2)]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_step_by_step_it_says_what_the_whole_network_says(weights: Arrays, seed: int) -> None:
+    frames = mels(40, seed)
+    network = MouthNetwork({name: value.astype(np.float32) for name, value in weights.items()})
+    for number, (step, want) in enumerate(zip(run(network, frames), over_all(weights, frames), strict=True)):
+        np.testing.assert_allclose(step.phonemes, want["phonemes"], atol=2e-4, err_msg=f"step {number}")
+        heads = [step.opening, step.speech, step.closure, step.tuck]
+        np.testing.assert_allclose(heads, want["heads"], atol=2e-4, err_msg=f"step {number}")
+
+
+def test_two_streams_do_not_hear_each_other() -> None:
+    network = MouthNetwork.load(default_weights())
+    one, other = mels(12, 4), mels(12, 5)
+    alone = [step.phonemes for step in run(network, one)]
+    first, second = network.run(), network.run()
+    for at in range(0, 24, 2):
+        step = first.step(one[at : at + 2].astype(np.float32))
+        second.step(other[at : at + 2].astype(np.float32))
+        np.testing.assert_array_equal(step.phonemes, alone[at // 2])
+
+
+@pytest.mark.parametrize("frames", [np.full((40, BANDS), 1.75), np.full((40, BANDS), -1.75), mels(20) * 1000])
+def test_whatever_it_hears_its_numbers_are_shares(frames: NDArray[np.float64]) -> None:
+    for step in run(MouthNetwork.load(default_weights()), frames):
+        assert step.phonemes.shape == (len(CLASSES),) and float(step.phonemes.sum()) == pytest.approx(1, abs=1e-5)
+        assert all(0 <= number <= 1 for number in (step.opening, step.speech, step.closure, step.tuck))
+        assert np.isfinite(step.phonemes).all() and (step.phonemes >= 0).all()
+
+
+def test_from_silence_it_says_silence() -> None:
+    for step in run(MouthNetwork.load(default_weights()), np.full((60, BANDS), SILENCE))[10:]:
+        assert CLASSES[int(step.phonemes.argmax())] == "sil" and step.speech < 0.05 and step.opening < 0.1
+
+
+def test_what_is_said_later_cannot_change_what_was_said() -> None:
+    network, frames = MouthNetwork.load(default_weights()), mels(20)
+    other = frames.copy()
+    other[30:] = 0.5
+    for before, after in zip(run(network, frames)[:15], run(network, other)[:15], strict=True):
+        np.testing.assert_array_equal(before.phonemes, after.phonemes)
+    assert HEADS == len(CLASSES) + 3
