@@ -11,11 +11,17 @@ import httpx
 _START_S = 200.0  # the service itself gives up after 180 s by default
 _TIMEOUT_S = 20.0
 _ENDED = ("stopped", "failed")
+_NONSENSE = "http_nonsense"
 Json = dict[str, Any]
+Fields = dict[str, type]
+"""What a caller reads of an answer."""
+_TICKET: Fields = {"livekit_url": str, "token": str}
+_STARTED: Fields = {"session_id": str, "audio_url": str, "engine": str, "fps": int}
+_LISTED: Fields = {"session_id": str, "room": str, "state": str}
 
 
 class CallError(Exception):
-    """A call failed. `code` is the service's own, or `unreachable`, `timeout`, `http_STATUS`."""
+    """A call failed. `code` is the service's own, or `unreachable`, `timeout`, `http_STATUS`, `http_nonsense`."""
 
     def __init__(self, code: str, detail: str) -> None:
         super().__init__(detail)
@@ -50,11 +56,11 @@ class Deployment:
 
     async def token(self, room: str, identity: str) -> Json:
         """A viewer's token for a room, which exists afterwards."""
-        return await self._json("POST", "/token", json={"room": room, "identity": identity})
+        return await self._json("POST", "/token", _TICKET, json={"room": room, "identity": identity})
 
     async def start(self, body: Json) -> Json:
         """Starts a session."""
-        return await self._json("POST", "/session/start", json=body, timeout=_START_S)
+        return await self._json("POST", "/session/start", _STARTED, json=body, timeout=_START_S)
 
     async def interrupt(self, session_id: str) -> None:
         """Barge-in."""
@@ -66,24 +72,26 @@ class Deployment:
 
     async def running(self, rooms: str) -> list[Json]:
         """Sessions that have not ended, in rooms whose names begin with `rooms`."""
-        sessions = (await self._json("GET", "/sessions"))["sessions"]
+        sessions = (await self._json("GET", "/sessions", {"sessions": list}))["sessions"]
+        for each in sessions:
+            _check(each, _LISTED, "GET /sessions")
         return [each for each in sessions if each["room"].startswith(rooms) and each["state"] not in _ENDED]
 
     async def debug(self) -> Json:
         """`/debug/musetalk`; operators only."""
-        return await self._json("GET", "/debug/musetalk")
+        return await self._json("GET", "/debug/musetalk", {"sessions": list})
 
     async def metrics(self) -> str:
         """`/metrics`; operators only."""
         return (await self._call("GET", "/metrics")).text
 
-    async def _json(self, method: str, path: str, **options: Any) -> Json:
+    async def _json(self, method: str, path: str, needs: Fields | None = None, **options: Any) -> Json:
         answer = await self._call(method, path, **options)
         try:
             body = answer.json()
-        except ValueError as error:
-            raise CallError("http_nonsense", f"{method} {path} answered no JSON") from error
-        return body if isinstance(body, dict) else {}
+        except (ValueError, RecursionError) as error:
+            raise CallError(_NONSENSE, f"{method} {path} answered no JSON") from error
+        return _check(body, needs or {}, f"{method} {path}")
 
     async def _call(self, method: str, path: str, **options: Any) -> httpx.Response:
         try:
@@ -95,8 +103,20 @@ class Deployment:
         if answer.is_success:
             return answer
         code, detail = f"http_{answer.status_code}", f"{method} {path} answered {answer.status_code}"
-        if "json" in answer.headers.get("content-type", ""):
+        try:
             told = answer.json()
-            if isinstance(told, dict) and "code" in told:
-                code, detail = str(told["code"]), str(told.get("detail", detail))
+        except (ValueError, RecursionError):
+            told = None  # a proxy's page
+        if isinstance(told, dict) and "code" in told:
+            code, detail = str(told["code"]), str(told.get("detail", detail))
         raise CallError(code, detail)
+
+
+def _check(body: Any, needs: Fields, call: str) -> Json:
+    """The answer, an object with these fields of these types. Raises CallError: then something else listens at that address."""
+    if not isinstance(body, dict):
+        raise CallError(_NONSENSE, f"{call} answered no JSON object: is an orchestrator at that address?")
+    for name, kind in needs.items():
+        if not isinstance(body.get(name), kind):
+            raise CallError(_NONSENSE, f"{call} answered without {name!r}: is an orchestrator at that address?")
+    return body

@@ -57,8 +57,8 @@ async def agents(deployment: Deployment, session_ids: set[str]) -> Services:
         told = await deployment.debug()
     except CallError as error:
         return Services(note=f"{error.code}: {error}")
-    mine = [each for each in told.get("sessions", []) if each.get("session_id") in session_ids]
-    figures = [each.get("statistics", {}) for each in mine]
+    mine = [each for each in told["sessions"] if isinstance(each, dict) and each.get("session_id") in session_ids]
+    figures = [each.get("statistics") or {} for each in mine]
     services = Services(engine=told.get("engine"), device=told.get("device"), sessions_seen=len(mine))
     for name in _SUMMED:
         services.agents[name] = sum(_number(each, name) for each in figures)

@@ -42,9 +42,10 @@ def _check(report: Report) -> None:
     assert all(figures[name].count and figures[name].max > 0 for name in measured), figures
     assert lost.marks_said >= lost.marks_heard >= 1 and lost.marks_shown is not None and lost.packets > 0
     happened = report.happened
-    assert happened.utterances >= 2 and (
-        happened.interrupts or not happened.finished
-    )  # a slow one is still in its first
+    assert happened.utterances >= 2
+    assert (
+        happened.interrupts or happened.utterances <= 4
+    )  # slow ones are still in their second, which is interrupted later
     assert report.services.note is None and report.services.sessions_seen == 2
     assert report.services.agents["spoken"] > 0
     assert report.services.orchestrator["avatar_session_starts_total{outcome=ok}"] >= 2
