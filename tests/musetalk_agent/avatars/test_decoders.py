@@ -24,7 +24,7 @@ from musetalk_agent.avatars.limits import AvatarLimits
 from musetalk_agent.errors import AtCapacity, AvatarError, AvatarTooLarge, AvatarUndecodable
 from musetalk_agent.protocol.http import AvatarSource, Picture
 from musetalk_agent.weights import ModelStore
-from tests.hostile.test_files import jpeg_of_scans
+from tests.musetalk_agent.avatars.hostile.test_files import jpeg_of_scans
 from tests.waiting import NEVER_S, until
 
 from .clips import encoded, face, frames_zip, moving

@@ -1,4 +1,4 @@
-"""The rules of addresses; that none of the hostile spellings leads to a connection is in tests/hostile."""
+"""The rules of addresses; that none of the hostile spellings leads to a connection is in tests/musetalk_agent/avatars/hostile."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fuzzes the readers of avatars by mutation: `nice -n 10 python -m tests.hostile.fuzz --seconds 600 [--only mp4,png]`.
+"""Fuzzes the readers of avatars by mutation: `nice -n 10 python -m tests.musetalk_agent.avatars.hostile.fuzz --seconds 600`.
 
 Small honest files of every kind that is read, made here, are damaged at random and given to a decoder process as the agent does.
 What should not happen is written to `--keep`: a process that was lost, an error without a code, more than five seconds of CPU, or

@@ -28,8 +28,8 @@ from musetalk_agent.errors import (
     NoFaceInAvatar,
 )
 from musetalk_agent.protocol.http import AvatarSource, Picture
-from tests.hostile.mp4_boxes import box, fragment, movie, track
 from tests.musetalk_agent.avatars.clips import archive, encoded, face, flat, frames_zip, moving, noise, video
+from tests.musetalk_agent.avatars.hostile.mp4_boxes import box, fragment, movie, track
 from tests.waiting import NEVER_S
 
 PNG = encoded(face(96))

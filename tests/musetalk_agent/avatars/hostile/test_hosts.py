@@ -11,8 +11,8 @@ import pytest
 from musetalk_agent.avatars.library import AvatarLibrary
 from musetalk_agent.errors import AvatarEmpty, AvatarError, AvatarFetchFailed, AvatarTooLarge, AvatarUndecodable
 from musetalk_agent.protocol.http import AvatarSource, Picture
-from tests.hostile.conftest import IMPATIENT
 from tests.musetalk_agent.avatars.clips import frames_zip, moving, video
+from tests.musetalk_agent.avatars.hostile.conftest import IMPATIENT
 from tests.musetalk_agent.avatars.hosts import Reply, Write, hosting, ok, redirect
 from tests.waiting import NEVER_S, until
 
