@@ -8,8 +8,9 @@ are those of ISO/IEC 14496-12.
 from __future__ import annotations
 
 import math
+import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -22,8 +23,13 @@ from musetalk_agent.avatars.limits import AvatarLimits
 from musetalk_agent.avatars.upright import Aperture
 from musetalk_agent.errors import AvatarTooLarge, AvatarUndecodable
 
-_CONTAINERS = frozenset({b"moov", b"trak", b"mdia", b"minf", b"stbl", b"edts", b"moof", b"traf"})
-_DEPTH_MAX = 8
+_CONTAINERS = frozenset(b"moov trak mdia minf stbl edts moof traf dinf ilst mvex schi sinf tref udta wave".split())
+"""What FFmpeg looks for boxes in, of any kind, wherever it stands (`mov_read_default`); `meta` beside these."""
+_DEPTH_MAX = 12
+"""FFmpeg refuses boxes that lie deeper."""
+_TABLES = re.compile(rb"stsz|stz2|stts|ctts|stsc|stco|co64|elst|trun|trak")
+_HANDLER = re.compile(rb"(?s:....)*?hdlr")
+_SCAN_BYTES = 1 << 16
 _ENTRIES_MAX = 16
 """Sample entries of a track that are looked at; cameras write one."""
 _VISUAL_ENTRY_BYTES = 78
@@ -70,7 +76,8 @@ def check_index(path: Path, limits: AvatarLimits) -> None:
 
     Raises:
         AvatarTooLarge: too many tracks, or too many samples in all tracks, edits and fragments.
-        AvatarUndecodable: there is no index, or it is packed, which QuickTime once did.
+        AvatarUndecodable: there is no index, or it is packed, which QuickTime once did, or a table lies in a sample entry, where
+            FFmpeg would read it, too.
     """
     tracks: list[_Track] = []
     fragments = 0
@@ -87,6 +94,10 @@ def check_index(path: Path, limits: AvatarLimits) -> None:
                         f"The video has more than {limits.video_tracks} tracks; export it with one of pictures.",
                         limit=limits.video_tracks,
                     )
+            elif kind == b"stsd" and _found(file, _TABLES.search, start, start + size) is not None:
+                raise AvatarUndecodable(
+                    "The video's index is damaged: a table lies in another. Export it again as MP4."
+                )
             elif kind == b"trun":
                 fragments += _number(file, start, size, 4)
             elif tracks:
@@ -170,12 +181,26 @@ def _boxes(file: BinaryIO, start: int, end: int) -> Iterator[tuple[bytes, int, i
             at = ends.pop()  # FFmpeg leaves the container, too
             continue
         yield kind, begins, stops - begins
-        if kind in _CONTAINERS and len(ends) < _DEPTH_MAX:
+        inner: int | None = begins if kind in _CONTAINERS else None
+        if kind == b"meta":  # with a version before its boxes, or without: FFmpeg looks for the first one that counts
+            handler = _found(file, _HANDLER.match, begins, stops)
+            inner = None if handler is None else handler - 4
+        if inner is not None and inner >= begins and len(ends) < _DEPTH_MAX:
             ends.append(stops)
-            at = begins
+            at = inner
         else:
             at = stops
     raise AvatarTooLarge(f"The video has more than {_BOXES_MAX} boxes; export it again as MP4.", limit=_BOXES_MAX)
+
+
+def _found(file: BinaryIO, look: Callable[[bytes], re.Match[bytes] | None], start: int, end: int) -> int | None:
+    """Where the name of four bytes stands that `look` finds first between `start` and `end`; None where it finds none."""
+    for at in range(start, end, _SCAN_BYTES):
+        file.seek(at)
+        seen = look(file.read(min(_SCAN_BYTES + 3, end - at)))
+        if seen is not None:
+            return at + seen.end() - 4
+    return None
 
 
 def _count(file: BinaryIO, kind: bytes, start: int, size: int, track: _Track, limits: AvatarLimits) -> None:

@@ -32,6 +32,8 @@ _ANIMATED_BYTES_A_PIXEL = 13.0
 _JPEG_DRAFTS = (8, 4, 2)
 _JPEG_PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 _COEFFICIENT_BYTES = 2
+_WEBP_EXTENDED_BYTES = 30
+"""Of a WebP with an extended header, up to the end of its size (RFC 9649, 2.7)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +242,7 @@ def _gif(data: bytes) -> tuple[int, int] | None:
 
 def _webp(data: bytes) -> tuple[int, int] | None:
     chunk = data[12:16]
-    if chunk == b"VP8X":
+    if chunk == b"VP8X" and len(data) >= _WEBP_EXTENDED_BYTES:
         return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
     if chunk == b"VP8L" and data[20] == 0x2F:
         (bits,) = struct.unpack_from("<I", data, 21)
