@@ -225,9 +225,7 @@ async def test_one_that_is_silent_is_noticed_while_text_keeps_coming(fake: FakeE
         problem = await failure(voice.stream(text, VOICE))
         assert problem.code is ErrorCode.VOICE_TIMEOUT and not writing.done()  # not only when the text is over
         await writing
-    assert (
-        len(fake.calls[0].texts) < 30
-    )  # 0.4 s of the loop hold 8 sentences at this pace; without a deadline it goes on until 800 letters wait
+    # 0.4 s of the loop hold 8 sentences at this pace; without a deadline it goes on until 800 letters wait
     assert len(fake.calls[0].texts) < 30
 
 
