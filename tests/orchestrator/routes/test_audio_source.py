@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from typing import Any
 
 import pytest
@@ -11,6 +9,7 @@ import websockets
 
 from musetalk_agent.protocol.http import AudioSource
 from tests.fakes.stage import Stage, stage
+from tests.orchestrator.session.lifetimes import looked_at, wound
 from tests.orchestrator.session.test_lifecycle import ended
 
 BODY = {"room": "stage", "engine": "pattern", "audio_source": "datastream"}
@@ -51,16 +50,21 @@ async def test_other_sessions_take_speech_as_ever(running: Stage) -> None:
     assert session.order.audio_source is AudioSource.HTTP and session.speakable() is session.live
 
 
-async def test_the_speaker_keeps_the_session_alive_and_ends_it_by_leaving() -> None:
-    async with stage(speaker_grace_s=2.0, session_idle_ttl_s=2.2) as running:
+async def test_the_speaker_keeps_the_session_alive_and_ends_it_by_leaving(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = wound(monkeypatch)
+    async with stage(speaker_grace_s=200.0, session_idle_ttl_s=220.0) as running:
         started = await running.start(audio_source="datastream", speaker="agent-1")
+        session = running.app.state.context.sessions.registry.get(started["session_id"])
         agent = running.agent.only
         agent.viewers, agent.speaker_present = 1, True
-        until_s = time.monotonic() + 3.0  # longer than it lives without a speaker
-        while time.monotonic() < until_s:
-            await asyncio.sleep(0.1)
-            running.app.state.context.sessions.registry.get(started["session_id"]).snapshot_at = 0.0  # asked anew
+        for _ in range(2):  # for longer than it lives without a speaker
+            await looked_at(session)
+            clock.ahead_s += 150.0
+            await looked_at(session)
             assert (await running.http.get(f"/session/{started['session_id']}")).json()["state"] == "ready"
         agent.speaker_present = False
-        session = await ended(running, started["session_id"])
-        assert (session["state"], session["end_reason"]) == ("stopped", "speaker_left")
+        await looked_at(session)
+        assert not session.ended
+        clock.ahead_s += 210.0
+        view = await ended(running, started["session_id"])
+        assert (view["state"], view["end_reason"]) == ("stopped", "speaker_left")

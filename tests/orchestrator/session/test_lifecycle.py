@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from functools import partial
 from typing import Any
 
 import pytest
 
 from musetalk_agent.protocol.http import AvatarSource, Picture
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
-from orchestrator.session.options import SessionOptions
-from orchestrator.session.record import Session, SessionOrder
+from orchestrator.session.record import SessionOrder
 from tests.fakes.fleet import fleet
 from tests.fakes.stage import Stage, stage
+from tests.orchestrator.session.lifetimes import looked_at, wound
 from tests.waiting import NEVER_S, until
 
 ORDER = SessionOrder(room="r", avatar=AvatarSource(), picture=Picture(), engine="pattern")
@@ -71,35 +70,9 @@ async def test_sessions_end_by_themselves(overrides: dict[str, float], viewers: 
         await until(lambda: not own_tasks())
 
 
-class AheadOfTime:
-    """The module `time` as the watch over a session sees it, wound forward by the test."""
-
-    time = staticmethod(time.time)
-    ahead_s = 0.0
-
-    def monotonic(self) -> float:
-        return time.monotonic() + self.ahead_s
-
-
-@pytest.fixture
-def attentive(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sessions are looked at all the time, instead of each five seconds."""
-    monkeypatch.setattr("orchestrator.settings.SessionOptions", partial(SessionOptions, poll_s=0.0))
-    monkeypatch.setattr("orchestrator.session.snapshots.FRESH_S", 0.0)
-
-
-async def looked_at(session: Session) -> None:
-    """The deadlines were looked at with all that was so when this was called."""
-    for _ in range(2):  # the first look may have begun before
-        asked = session.snapshot_at
-        await until(lambda: session.snapshot_at > asked)  # noqa: B023 - it is awaited within the round
-
-
-@pytest.mark.usefixtures("attentive")
 async def test_audio_keeps_a_session_alive(monkeypatch: pytest.MonkeyPatch) -> None:
     """It sends for longer than a session without audio lives."""
-    clock = AheadOfTime()
-    monkeypatch.setattr("orchestrator.session.owner.time", clock)
+    clock = wound(monkeypatch)
     async with stage(session_idle_ttl_s=300.0) as running, running.live() as (started, line):
         session = running.app.state.context.sessions.registry.get(started["session_id"])
         for _ in range(2):
@@ -275,8 +248,8 @@ async def test_a_start_that_is_ended_before_its_first_step_says_so(running: Stag
     assert sessions.registry.all() == []
 
 
-@pytest.mark.usefixtures("attentive")
 async def test_a_step_of_the_wall_clock_ends_no_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    wound(monkeypatch)
     async with stage(session_idle_ttl_s=300.0, viewer_grace_s=300.0) as running:
         started = await running.start()
         context = running.app.state.context

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,8 +18,6 @@ PATIENT = AvatarLimits(
     fetch_silence_seconds=NEVER_S,
     fetch_connect_seconds=NEVER_S,
 )
-IMPATIENT = replace(PATIENT, fetch_seconds=3.0, fetch_grace_seconds=0.5, fetch_silence_seconds=1.0)
-"""For hosts that never come to an end, of which each of these deadlines catches one."""
 
 
 @pytest.fixture

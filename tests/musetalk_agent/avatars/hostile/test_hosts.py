@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 import pytest
 
@@ -12,7 +13,7 @@ from musetalk_agent.avatars.library import AvatarLibrary
 from musetalk_agent.errors import AvatarEmpty, AvatarError, AvatarFetchFailed, AvatarTooLarge, AvatarUndecodable
 from musetalk_agent.protocol.http import AvatarSource, Picture
 from tests.musetalk_agent.avatars.clips import frames_zip, moving, video
-from tests.musetalk_agent.avatars.hostile.conftest import IMPATIENT
+from tests.musetalk_agent.avatars.hostile.conftest import PATIENT
 from tests.musetalk_agent.avatars.hosts import Reply, Write, hosting, ok, redirect
 from tests.waiting import NEVER_S, until
 
@@ -85,12 +86,13 @@ CASES: list[tuple[str, Reply, type[AvatarError]]] = [
     ("a video instead of a zip", ok(video(moving(2, 96))), AvatarUndecodable),
     ("a playlist", ok(b"#EXTM3U\nfile:///etc/passwd\n"), AvatarUndecodable),
 ]
-HANGING: list[tuple[str, Reply, str]] = [
-    ("drips for ever", drip, "16384 bytes per second are needed"),
-    ("drips headers for ever", drip_headers, "did not deliver the file within 3 s"),
-    ("says nothing", silence, ""),
-    ("stalls in the middle", stall, ""),
+HANGING: list[tuple[str, Reply, str, dict[str, float]]] = [
+    ("drips for ever", drip, "16384 bytes per second are needed", {"fetch_grace_seconds": 0.5}),
+    ("drips headers for ever", drip_headers, "did not deliver the file within 3 s", {"fetch_seconds": 3.0}),
+    ("says nothing", silence, "", {"fetch_silence_seconds": 1.0}),
+    ("stalls in the middle", stall, "", {"fetch_silence_seconds": 1.0}),
 ]
+"""Hosts that never come to an end, and the deadline that catches each; the others are as long as ever."""
 
 
 @pytest.mark.parametrize(("reply", "error"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
@@ -103,8 +105,11 @@ async def test_refused_in_time(library: AvatarLibrary, reply: Reply, error: type
     assert "sesame" not in caught.value.detail
 
 
-@pytest.mark.parametrize("limits", [IMPATIENT], ids=[""])
-@pytest.mark.parametrize(("reply", "words"), [case[1:] for case in HANGING], ids=[case[0] for case in HANGING])
+@pytest.mark.parametrize(
+    ("reply", "words", "limits"),
+    [(reply, words, replace(PATIENT, **short)) for _, reply, words, short in HANGING],
+    ids=[case[0] for case in HANGING],
+)
 async def test_a_host_that_hangs_is_left(library: AvatarLibrary, reply: Reply, words: str) -> None:
     async with asyncio.timeout(NEVER_S), hosting() as host:
         host.replies["/a"] = reply
