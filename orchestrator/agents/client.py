@@ -33,6 +33,8 @@ MAX_ANSWER = 4 << 20
 _MAX_DETAIL = 2000
 _LANES = {"health": 64, "state": 128, "control": 256, "start": 512, "upload": 64}
 """Connections of each kind of call. Each kind has its own: slow starts never hold up a look at an agent's health."""
+IDLE_S = 2.5
+"""How long an idle connection is kept: half as long as the agent keeps it, which else closes it while a call is on its way."""
 _BUSY_RETRY_S = 5
 _LAST_PORT = 65535
 _SECONDS = re.compile(r"[0-9]{1,5}")
@@ -83,7 +85,7 @@ class AgentClient:
 
         def lane(connections: int) -> httpx.AsyncClient:
             # Proxies of the environment are not for the way between our own services.
-            limits = httpx.Limits(max_connections=connections, max_keepalive_connections=20)
+            limits = httpx.Limits(max_connections=connections, max_keepalive_connections=20, keepalive_expiry=IDLE_S)
             return httpx.AsyncClient(
                 verify=tls,
                 limits=limits,

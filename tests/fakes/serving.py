@@ -8,7 +8,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import httpx
 import uvicorn
+
+BRIEF = httpx.Limits(keepalive_expiry=1.0)
+"""For clients of our servers: a connection is not used again when the server may just be closing it, after five seconds."""
 
 
 @asynccontextmanager

@@ -22,7 +22,7 @@ from orchestrator.tts.voices import Voices
 from tests.fakes.agent_server import AGENT_KEY, FakeAgent
 from tests.fakes.balky import Balky
 from tests.fakes.room_service import FakeRoomService
-from tests.fakes.serving import plain_config, serving
+from tests.fakes.serving import BRIEF, plain_config, serving
 from tests.waiting import NEVER_S
 
 API_KEY = "api-key-of-the-tests"
@@ -153,6 +153,6 @@ async def stage(agents: int = 1, voices: Voices | None = None, **overrides: Any)
         url = await stack.enter_async_context(serving(server_config(app, settings, host="127.0.0.1", port=0)))
         headers = {"Authorization": f"Bearer {API_KEY}"}
         http = await stack.enter_async_context(
-            httpx.AsyncClient(base_url=url, headers=headers, timeout=NEVER_S, trust_env=False)
+            httpx.AsyncClient(base_url=url, headers=headers, timeout=NEVER_S, trust_env=False, limits=BRIEF)
         )
         yield Stage(url, app, http, agent, rooms, livekit, settings)

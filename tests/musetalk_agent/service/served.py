@@ -17,6 +17,7 @@ from musetalk_agent.service.app import create_app
 from musetalk_agent.service.serving import server_config
 from musetalk_agent.settings import AgentSettings
 from orchestrator.processes import free_port
+from tests.fakes.serving import BRIEF
 from tests.waiting import NEVER_S, until
 
 KEY = "agent-key"
@@ -69,7 +70,9 @@ async def agent(cache: Path, **settings: Any) -> AsyncIterator[Agent]:
     try:
         await until(lambda: server.started)
         base = f"http://127.0.0.1:{port}"
-        async with httpx.AsyncClient(base_url=base, headers=HEADERS, timeout=NEVER_S, trust_env=False) as http:
+        async with httpx.AsyncClient(
+            base_url=base, headers=HEADERS, timeout=NEVER_S, trust_env=False, limits=BRIEF
+        ) as http:
             yield Agent(http, port)
     finally:
         server.should_exit = True

@@ -9,12 +9,15 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import cast
 
+import httpx
 import pytest
+from fastapi import FastAPI
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from musetalk_agent.protocol.http import AgentStartRequest, AvatarSource
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
+from musetalk_agent.service.serving import server_config
 from orchestrator.agents import client as module
 from orchestrator.agents.client import AgentClient, AgentFailed, AgentLease
 from tests.waiting import NEVER_S, turns, until
@@ -210,3 +213,14 @@ def test_any_error_of_an_agent_becomes_one_of_ours(status: int, body: bytes, wai
     assert isinstance(problem.code, ErrorCode) and len(problem.detail) <= 2000
     assert problem.retry_after_s is None or 0 <= problem.retry_after_s < 100_000
     json.dumps(problem.problem().model_dump(mode="json"), allow_nan=False)
+
+
+async def test_no_connection_is_used_again_when_the_agent_may_just_be_closing_it() -> None:
+    """A call on it would fail, and look like an agent that is gone."""
+    client = AgentClient()
+    kept_s = server_config(FastAPI(), host="127.0.0.1", port=0).timeout_keep_alive
+    for lane in client._lanes.values():
+        transport = lane._transport
+        assert isinstance(transport, httpx.AsyncHTTPTransport)
+        assert transport._pool._keepalive_expiry == module.IDLE_S <= kept_s / 2
+    await client.aclose()

@@ -22,7 +22,7 @@ from tests.fakes.serving import plain_config, serving
 from tests.fakes.stage import LIVEKIT_SECRET, Stage, stage
 from tests.orchestrator.store.test_stores import stored
 from tests.servers.redis import redis_server
-from tests.waiting import until
+from tests.waiting import NEVER_S, until
 
 ORDER = SessionOrder(
     room="old", avatar=AvatarSource(), picture=Picture(), engine="pattern", rtmp_url="rtmp://host/app/KEY"
@@ -84,6 +84,7 @@ async def test_one_that_is_handed_on_before_its_agent_answered_is_as_it_was(
 ) -> None:
     known = Progress(segments=4, unfinished={4: True}, events_seen=7, sample_rate=24_000, received_samples=4800)
     monkeypatch.setattr("orchestrator.session.adoption.FIRST_S", 0.05)
+    monkeypatch.setattr("orchestrator.session.owner.SNAPSHOT_TIMEOUT_S", NEVER_S)  # it stays undecided
     async with serving(plain_config(silent)) as url:
         await seed(tmp_path / "o.db", agent_url=url, progress=known)
         async with stage(store_path=str(tmp_path / "o.db"), agent_url=[url]) as running:

@@ -43,11 +43,14 @@ async def worker() -> AsyncIterator[VoiceWorker]:
 async def listening(
     access: LiveKitAccess, voices: VoiceWorker, room: str
 ) -> AsyncIterator[tuple[Ears, VoiceLine, list[Report]]]:
-    """A line that joins a room of its own, its listener and its reports."""
+    """A line that has joined a room of its own, its listener, who hears all that is said from now on, and its reports."""
     ears, reports = Ears(), list[Report]()
     await ears.join(access.url, join_token(access, room, "viewer"))
     line = voices.line(access.url, lambda: join_token(access, room, "voice-1", "agent", publish=True), reports.append)
     try:
+        line.join()
+        assert await line.wait_live(NEVER_S)
+        await until(lambda: ears.tracks)
         yield ears, line, reports
         line.leave()
         assert await ears.until(NEVER_S, lambda: "voice-1" in ears.gone)
@@ -58,7 +61,6 @@ async def listening(
 
 async def _everything_is_heard_once_and_in_order(access: LiveKitAccess, voices: VoiceWorker) -> None:
     async with listening(access, voices, "order") as (ears, line, reports):
-        line.join()
         line.play(1, RATE, 8000, tone_code(25)[16_000:])  # from 0.5 s on, faster than it is heard
         line.end(1)
         assert await heard_all(ears, 24)
@@ -76,7 +78,6 @@ async def _everything_is_heard_once_and_in_order(access: LiveKitAccess, voices: 
 
 async def _a_clear_silences_what_is_still_to_come(access: LiveKitAccess, voices: VoiceWorker) -> None:
     async with listening(access, voices, "clear") as (ears, line, _):
-        line.join()
         line.play(1, RATE, 0, tone_code(60))
         assert await heard_all(ears, 12, settle_s=0)
         line.clear()
@@ -93,7 +94,6 @@ async def _a_cut_falls_into_the_pause(access: LiveKitAccess, voices: VoiceWorker
     pause = range(round(1.92 * RATE), round(1.98 * RATE))  # of the two seconds that the worker has at any time
     code[2 * pause.start : 2 * pause.stop] = bytes(2 * len(pause))
     async with listening(access, voices, "cut") as (ears, line, _):
-        line.join()
         line.play(1, RATE, 0, bytes(code))
         assert await heard_all(ears, 3, settle_s=0)
         cut = await line.cut(0.2, 2.5)
@@ -109,12 +109,10 @@ async def _a_cut_falls_into_the_pause(access: LiveKitAccess, voices: VoiceWorker
 
 async def _a_line_that_follows_says_each_sound_when_it_is_due(access: LiveKitAccess, voices: VoiceWorker) -> None:
     async with listening(access, voices, "follow") as (ears, line, reports):
-        line.join()
         line.follow(0, 0.0, 0.0)
         code = bytearray(tone_code(40))
         code[2 * 32_000 : 2 * 36_800] = bytes(2 * 4_800)  # quiet from 2 s to 2.3 s
         line.play(1, RATE, 0, bytes(code))
-        assert await line.wait_live(NEVER_S)
         seen = len(reports)
         await until(lambda: len(reports) > seen + 5)  # half a second of them, in which it was not told when
         assert ears.spoken() == []
@@ -139,7 +137,6 @@ async def test_four_lines_of_one_worker(livekit_server: LiveKitAccess, monkeypat
 
 async def test_a_worker_that_is_killed_comes_back_and_goes_on_where_it_was(livekit_server: LiveKitAccess) -> None:
     async with worker() as voices, listening(livekit_server, voices, "killed") as (ears, line, _):
-        line.join()
         line.play(1, RATE, 0, tone_code(25))
         line.end(1)
         assert await heard_all(ears, 8, settle_s=0)
