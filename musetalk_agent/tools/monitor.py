@@ -222,7 +222,7 @@ def _get(http: httpx.Client, path: str) -> httpx.Response:
     except (httpx.InvalidURL, httpx.UnsupportedProtocol):
         raise
     except httpx.HTTPError as error:
-        raise AgentUnreachable(f"{http.base_url} cannot be reached: {error or type(error).__name__}.") from error
+        raise AgentUnreachable(f"{http.base_url} cannot be reached: {str(error) or type(error).__name__}.") from error
     if answer.status_code == httpx.codes.UNAUTHORIZED:
         raise AgentUnreachable(f"{http.base_url} refuses the key; give its AGENT_API_KEY with --key.")
     draining = path == "/health" and answer.status_code == httpx.codes.SERVICE_UNAVAILABLE
@@ -237,6 +237,7 @@ def _by_engine(metrics: str, name: str) -> dict[str, float]:
         for family in text_string_to_metric_families(metrics)
         if family.name == name
         for sample in family.samples
+        if "engine" in sample.labels
     }
 
 

@@ -74,7 +74,7 @@ class Sessions:
             except httpx.HTTPError as error:
                 status, asked_s = NO_ANSWER, None
                 refusal = AvatarError(
-                    "network", f"{self._http.base_url} does not answer: {error or type(error).__name__}"
+                    "network", f"{self._http.base_url} does not answer: {str(error) or type(error).__name__}"
                 )
             else:
                 if answer.is_success:
