@@ -114,18 +114,17 @@ class VirtualClock:
             self._works += 1
 
     async def run(self, until: float) -> None:
-        """Winds time forward to `until`, waking every sleeper at its moment. Cancelling leaves time where it is."""
-        while self._now < until:
+        """Winds time forward to `until`, waking every sleeper up to then at its moment. Cancelling leaves time where it is."""
+        while True:
             await self._settle()
             while self._sleepers and self._sleepers[0][2].done():
                 heapq.heappop(self._sleepers)
             if not self._sleepers or self._sleepers[0][0] > until:
-                self._now = until
                 break
             deadline, _, future = heapq.heappop(self._sleepers)
             self._now = max(self._now, deadline)
-            if not future.done():
-                future.set_result(None)
+            future.set_result(None)
+        self._now = max(self._now, until)
         await self._settle()
 
     async def _settle(self) -> None:

@@ -1,0 +1,174 @@
+"""The agent's command line: what it knows, and how a start that cannot be ends, without a server."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import pytest
+
+from musetalk_agent import __main__ as command_line
+from musetalk_agent.errors import EngineUnavailable
+from musetalk_agent.protocol.version import VERSION
+from musetalk_agent.service import app as service_app
+from musetalk_agent.service import serving
+
+COMMANDS = {
+    "serve": ["--port", "8091"],
+    "prepare": ["clip.zip"],
+    "render": ["--avatar", "demo", "--audio", "a.wav", "--out", "a.mp4"],
+    "measure-sync": ["film.mp4"],
+    "monitor": ["http://127.0.0.1:8090"],
+    "profile": [],
+    "fetch-models": [],
+    "convert-weights": [],
+    "build-engine": [],
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself_in_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        command_line.parser().parse_args([command, "--help"])
+    assert ended.value.code == 0
+    told = capsys.readouterr().out
+    assert told.startswith(f"usage: musetalk-agent {command}") and len(told.splitlines()) > 3
+
+
+def test_the_overview_names_every_command_and_the_version_is_the_package_s(capsys: pytest.CaptureFixture[str]) -> None:
+    for argv, code in ((["--help"], 0), (["--version"], 0), ([], 2), (["sing"], 2)):
+        with pytest.raises(SystemExit) as ended:
+            command_line.parser().parse_args(argv)
+        assert ended.value.code == code
+        told = capsys.readouterr()
+        if argv == ["--help"]:
+            assert [name for name in COMMANDS if f"    {name}" not in told.out] == []
+        elif argv == ["--version"]:
+            assert told.out == f"musetalk-agent {VERSION}\n"
+        else:
+            assert "usage: musetalk-agent" in told.err
+
+
+def serve(*argv: str) -> int:
+    """`musetalk-agent serve` in this process."""
+    args = command_line.parser().parse_args(["serve", *argv])
+    code: int = args.run(args)
+    return code
+
+
+def test_wrong_settings_are_told_by_the_names_of_their_variables_and_end_with_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("AGENT_MAX_SESSIONS", "none")
+    assert serve() == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(": ")[:2] for line in lines] == [
+        ["musetalk-agent", "AGENT_API_KEY"],
+        ["musetalk-agent", "AGENT_MAX_SESSIONS"],
+    ]
+
+
+class Server:
+    """Stands in for the one that listens."""
+
+    started = True
+    made: argparse.Namespace
+
+    def __init__(self, app: object, settings: object, *, host: str, port: int) -> None:
+        Server.made = argparse.Namespace(host=host, port=port)
+        self.should_exit = False
+
+    def run(self) -> None:
+        self.during(self)
+
+    during: Callable[[Server], None]
+
+
+class Watchdog:
+    """A timer that never comes to its end."""
+
+    daemon = False
+    begun: tuple[object, ...] = ()
+
+    def __init__(self, *given: object) -> None:
+        self._given = given
+
+    def start(self) -> None:
+        assert self.daemon, "it must not keep the process itself"
+        Watchdog.begun = self._given
+
+
+@pytest.fixture
+def engines(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A service that is not made, and its pool of engines."""
+    made = SimpleNamespace(lost=False, on_lost=None)
+    monkeypatch.setenv("AGENT_API_KEY", "k")
+    monkeypatch.setattr(service_app, "create_app", lambda _: SimpleNamespace(state=SimpleNamespace(engines=made)))
+    monkeypatch.setattr(serving, "DrainingServer", Server)
+    monkeypatch.setattr("musetalk_agent.protocol.logs.configure", lambda _: None)
+    monkeypatch.setattr(command_line, "_limit_arenas", lambda: None)
+    monkeypatch.setattr(command_line.threading, "Timer", Watchdog)
+    monkeypatch.setattr(Server, "during", staticmethod(lambda _: None), raising=False)
+    monkeypatch.delitem(sys.modules, "livekit.rtc", raising=False)
+    return made
+
+
+def test_an_engine_that_cannot_run_here_ends_the_start_with_its_code_and_sentence(
+    engines: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(_: object) -> None:
+        raise EngineUnavailable("torch is not installed: install the extra [musetalk].")
+
+    monkeypatch.setattr(service_app, "create_app", refuse)
+    assert serve() == 1
+    told = capsys.readouterr().err
+    assert told == "musetalk-agent: engine_unavailable: torch is not installed: install the extra [musetalk].\n"
+
+
+@pytest.mark.parametrize(("started", "code"), [(True, 0), (False, 1)])
+def test_a_server_that_ran_ends_well_and_one_that_never_listened_does_not(
+    engines: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, started: bool, code: int
+) -> None:
+    monkeypatch.setattr(Server, "started", started)
+    assert serve("--host", "0.0.0.0", "--port", "9999") == code
+    assert vars(Server.made) == {"host": "0.0.0.0", "port": 9999}
+
+
+def test_ctrl_c_is_a_clean_end(engines: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_: Server) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Server, "during", staticmethod(interrupted))
+    assert serve() == 0
+
+
+def test_a_lost_engine_ends_the_server_and_then_the_process_with_70(
+    engines: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once: the interpreter's own end would wait for threads that hang in the device."""
+
+    class Left(BaseException):
+        pass
+
+    codes: list[int] = []
+
+    def leave(code: int) -> None:
+        codes.append(code)
+        raise Left
+
+    def lose(server: Server) -> None:
+        assert not server.should_exit
+        engines.lost = True
+        engines.on_lost()
+        assert server.should_exit
+
+    monkeypatch.setattr(Server, "during", staticmethod(lose))
+    monkeypatch.setattr(os, "_exit", leave)
+    monkeypatch.setattr(logging, "shutdown", lambda: None)
+    with pytest.raises(Left):
+        serve()
+    assert codes == [70] and Watchdog.begun == (60.0, leave, (70,)), "and whatever hangs, in a minute"
