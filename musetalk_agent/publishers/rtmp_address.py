@@ -6,6 +6,7 @@ again; for rtmps the certificate is nevertheless checked against the name.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -13,6 +14,8 @@ from musetalk_agent.avatars.addresses import Resolver, checked_addresses, parse,
 from musetalk_agent.errors import AvatarFetchFailed, AvatarUrlForbidden, RtmpUrlForbidden
 
 PORTS: Mapping[str, int] = {"rtmp": 1935, "rtmps": 443}
+_HOST = re.compile(r"(?:[\w.-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::\d{1,5})?")
+"""A name or an address, perhaps with a port. What else stands there may be a part of the key or of a password."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,7 @@ def redact(url: str) -> str:
     """The URL without what may be secret: scheme, host and port, for logs and errors."""
     scheme, separator, rest = url.partition("://")
     host = rest.partition("/")[0].partition("?")[0].rpartition("@")[2]
-    return f"{scheme[:8]}://{host[:255]}/…" if separator else "…"
+    return f"{scheme[:8]}://{host}/…" if separator and _HOST.fullmatch(host) else "…"
 
 
 async def check_rtmp(url: str, allow_private: bool, resolver: Resolver = system_resolver) -> RtmpAddress:

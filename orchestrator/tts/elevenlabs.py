@@ -162,7 +162,7 @@ class ElevenLabs:
                 except ConnectionClosed as closed:
                     raise _BrokenError(_reason(closed, said)) from None
                 except _BrokenError as broken:
-                    raise _BrokenError(replace(broken.refusal or said, voice=voice)) from None
+                    raise _BrokenError(broken.refusal and replace(broken.refusal, voice=voice)) from None
         except InvalidStatus as refused:
             answer = refused.response
             asked_s = retry_after_s(answer.headers.get("Retry-After"))
@@ -200,6 +200,8 @@ class _Reading:
                 for chunk in pieces(pcm, self._recital.sample_rate, words):
                     yield chunk
                 self._room.set()
+            if not self._ended:  # it ended by itself: another connection reads on
+                raise _BrokenError
         finally:
             sender.cancel()
             await asyncio.wait([sender])
@@ -230,8 +232,8 @@ class _Reading:
                     break
                 self._recital.add(sentence)
                 await self._tell(sentence + " ")
-            await self._tell("")
             self._ended = True
+            await self._tell("")
 
     async def _next(self) -> str | None:
         """The next sentence, once the provider has not too much to read. Cancelling loses nothing."""

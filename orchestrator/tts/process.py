@@ -92,6 +92,7 @@ class SpeechWorker:
         if task is not None:
             task.cancel()
             await asyncio.wait([task])
+        self._settled.set()  # a task that is cancelled before it runs sets nothing
         self._fail_waiting("The speech service is shutting down.")
 
     def submit(self, voice: str, text: str, *, due: float | None = None) -> asyncio.Future[SpokenPart]:

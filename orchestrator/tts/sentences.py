@@ -12,10 +12,15 @@ SENTENCES_WAITING = 64
 """Sentences that wait for the voice; who writes more waits with them."""
 RIPE_S = 0.08
 """A sentence that ends where the text ends so far is taken after this long: what comes may belong to it ("3." and "14")."""
+LONGEST = 8 * texts.PART_CHARACTERS
+"""Characters of a sentence that is given out whole; providers refuse some thousands at once, and nothing is heard meanwhile."""
 _SHORTEST_CLAUSE = 12
 """Characters; a shorter beginning ("Well,") waits for what follows."""
 _SENTENCE = re.compile(r"[.!?…]+[\"'”’»)\]*_]*(?=\s)|[。！？؟۔।]+[”’」』）]*|\n+")
 _RIPE = re.compile(r"[.!?…]+[\"'”’»)\]*_]*$")
+_FOLLOWING = re.compile(r"\s*(\S?)")
+_LIST_NUMBER = re.compile(r"\s*\d{1,3}\.")
+"""The full stop of a number at the beginning ends no sentence: "1. Milk", "42. That is all."."""
 _CLAUSE = re.compile(r"[,;:][\"'”’»)]*(?=\s)|\s[-–—]+(?=\s)|—|[，、；：،]")
 
 
@@ -31,49 +36,65 @@ class Splitter:
 
     def push(self, piece: str) -> list[str]:
         """More text. Returns what is complete now."""
-        self._buffer += piece
+        text, begin = self._buffer + piece, 0
         out: list[str] = []
-        while (cut := self._sentence() or self._clause()) is not None:
-            out += self._take(cut)
+        while (cut := self._sentence(text, begin) or self._clause(text, begin)) is not None:
+            out += self._cleaned(text[begin:cut])
+            begin = cut
+        self._buffer = text[begin:]
         return out
 
     @property
     def ripe(self) -> bool:
         """Whether the text so far ends as sentences end."""
         found = _RIPE.search(self._buffer)
-        return found is not None and not texts.abbreviated(self._buffer[: found.end()])
+        if found is None or texts.unclosed(self._buffer):
+            return False
+        return not texts.abbreviated(self._buffer[: found.end()])
 
     def flush(self) -> list[str]:
         """What is left."""
-        return self._take(len(self._buffer))
+        taken, self._buffer = self._buffer, ""
+        return self._cleaned(taken)
 
-    def _take(self, cut: int) -> list[str]:
-        taken, self._buffer = self._buffer[:cut], self._buffer[cut:]
+    def _cleaned(self, taken: str) -> list[str]:
         cleaned = " ".join(texts.clean(taken).split())
         if not cleaned:
             return []
         self._first = False
         return [cleaned]
 
-    def _sentence(self) -> int | None:
-        for match in _SENTENCE.finditer(self._buffer):
-            following = self._buffer[match.end() :].lstrip()[:1]
-            if texts.abbreviated(self._buffer[: match.end()]) or following.islower():
+    @staticmethod
+    def _sentence(text: str, begin: int) -> int | None:
+        """Where the sentence that begins at `begin` ends, if that is known and not too far."""
+        for match in _SENTENCE.finditer(text, begin, begin + LONGEST + 1):
+            following = _FOLLOWING.match(text, match.end())
+            assert following is not None
+            before = text[begin : match.end()]
+            if following[1].islower() or texts.abbreviated(before) or _LIST_NUMBER.fullmatch(before):
                 continue
-            return match.end()
+            if not texts.unclosed(before):
+                return match.end()
         return None
 
-    def _clause(self) -> int | None:
-        long = len(self._buffer) > texts.PART_CHARACTERS
+    def _clause(self, text: str, begin: int) -> int | None:
+        """Where a sentence that does not end yet, or only far away, is cut."""
+        size = len(text) - begin
+        long = size > texts.PART_CHARACTERS
         if not (self._first or long):
             return None
-        clauses = [m.end() for m in _CLAUSE.finditer(self._buffer) if m.end() >= _SHORTEST_CLAUSE]
+        within = begin + 2 * texts.PART_CHARACTERS
+        clauses = [
+            m.end()
+            for m in _CLAUSE.finditer(text, begin, within + 1)
+            if m.end() >= begin + _SHORTEST_CLAUSE and not texts.unclosed(text[begin : m.end()])
+        ]
         if clauses:
             return clauses[-1] if long else clauses[0]
-        if len(self._buffer) > 2 * texts.PART_CHARACTERS:
-            space = self._buffer.rfind(" ", 0, 2 * texts.PART_CHARACTERS)
-            return space if space > 0 else 2 * texts.PART_CHARACTERS
-        return None
+        if size <= 2 * texts.PART_CHARACTERS or (size <= LONGEST and texts.unclosed(text[begin:])):
+            return None
+        space = text.rfind(" ", begin + 1, within)
+        return space if space > begin else within
 
 
 class GrowingText:

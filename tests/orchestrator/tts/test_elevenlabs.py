@@ -332,6 +332,33 @@ async def test_nobody_there() -> None:
     assert (await failure(voice.speak(TEXT, VOICE))).code is ErrorCode.TTS_FAILED
 
 
+async def test_one_that_ends_by_itself_is_called_again_for_the_rest_of_the_text() -> None:
+    calls: list[list[str]] = []
+
+    async def ends_after_a_sentence(socket: ServerConnection) -> None:
+        calls.append([])
+        async for message in socket:
+            text = json.loads(message)["text"]
+            calls[-1].append(text)
+            if text.strip():
+                await socket.send(json.dumps(timed(*text)))
+                await socket.send(json.dumps({"audio": None, "isFinal": True}))
+                return
+
+    async with serve(ends_after_a_sentence, "127.0.0.1", 0, compression=None) as server:
+        url = f"ws://127.0.0.1:{next(iter(server.sockets)).getsockname()[1]}"
+        text = GrowingText()
+        chunks = ElevenLabs(ElevenLabsOptions(KEY, base_url=url)).stream(text, VOICE)
+        await text.push("Good day. ")
+        words = list((await anext(chunks)).words)
+        await text.push("More to say.")
+        text.end()
+        async with asyncio.timeout(NEVER_S):
+            words += [word for chunk in [chunk async for chunk in chunks] for word in chunk.words]
+    assert "".join(word.text for word in words).split() == "Good day. More to say.".split()
+    assert [call[1:] for call in calls] == [["Good day. "], ["More to say. "]]
+
+
 async def test_closing_ends_the_connection_and_the_text(fake: FakeElevenLabs, voice: ElevenLabs) -> None:
     text = GrowingText()
     chunks = voice.stream(text, VOICE)
