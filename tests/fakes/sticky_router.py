@@ -28,6 +28,7 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from tests.fakes.serving import plain_config, serving
+from tests.waiting import NEVER_S
 
 CONTROL_TOKEN = "the-token-of-the-workspace"
 _DROPPED = frozenset({"modal-authorization", "host", "content-length", "transfer-encoding", "connection", "upgrade"})
@@ -85,7 +86,7 @@ class StickyRouter:
     async def running(self) -> AsyncIterator[str]:
         """Yields its address."""
         async with (
-            httpx.AsyncClient(trust_env=False, timeout=30) as self._http,
+            httpx.AsyncClient(trust_env=False, timeout=NEVER_S) as self._http,
             serving(plain_config(self.app)) as url,
         ):
             yield url

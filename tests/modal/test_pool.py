@@ -44,6 +44,8 @@ class Cloud:
 async def cloud(
     monkeypatch: pytest.MonkeyPatch, containers: int = 2, places: int = 2, **options: Any
 ) -> AsyncIterator[Cloud]:
+    """`options` are the pool's. A fake that answers late shows that the machine is slow, and not that an agent is ill."""
+    monkeypatch.setattr("orchestrator.agents.client._CONNECT_TIMEOUT_S", NEVER_S)
     async with AsyncExitStack() as stack:
         agents = [FakeAgent() for _ in range(containers)]
         urls = [await stack.enter_async_context(serving(plain_config(agent.app))) for agent in agents]
@@ -113,6 +115,8 @@ async def test_a_container_that_is_not_well_is_given_back(monkeypatch: pytest.Mo
         bad.draining, bad.hung = fault == "draining", fault == "hung"
         bad.status = "engine_failed" if fault == "status" else "ok"
         bad.sessions_max = 0 if fault == "full" else 8
+        if bad.hung:
+            monkeypatch.setattr("orchestrator.agents.client._CONNECT_TIMEOUT_S", 2.0)
         lease = await here.pool.acquire("s")
         assert here.router.places[token_of(lease)].container == here.router.containers[1]
         await here.pool.aclose()

@@ -7,6 +7,7 @@ import pytest
 
 from orchestrator.agents.modal_pool import ModalOptions
 from orchestrator.settings import SettingsError, load
+from tests.waiting import NEVER_S
 
 ENVIRONMENT = {
     "LIVEKIT_URL": "ws://127.0.0.1:7880",
@@ -53,5 +54,7 @@ def test_a_wrong_value_is_named(name: str, value: str, monkeypatch: pytest.Monke
 
 def test_nobody_else_loads_the_package() -> None:
     code = "import sys, orchestrator.app; print('modal' in sys.modules)"
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True).stdout
+    told = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=NEVER_S, check=True
+    ).stdout
     assert told.strip() == "False"

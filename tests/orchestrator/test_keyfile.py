@@ -16,7 +16,7 @@ from orchestrator import keyfile
 from orchestrator.keyfile import KeysFile
 from orchestrator.keys import KeyRing, KeysError, Scope, operators
 from orchestrator.metrics import Metrics
-from tests.waiting import until
+from tests.waiting import NEVER_S, until
 
 OLD, NEW = "the-old-key-of-the-shop", "the-new-key-of-the-shop"
 
@@ -96,7 +96,7 @@ def test_a_broken_file_is_left_as_it_is(tmp_path: Path) -> None:
 def test_the_command_prints_a_key_once_and_keeps_its_hash(tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
     command = [sys.executable, "-m", "orchestrator", "key", "new", "--name", "tv", "--scope", "viewer"]
-    done = subprocess.run([*command, "--file", str(path)], capture_output=True, text=True, timeout=30)
+    done = subprocess.run([*command, "--file", str(path)], capture_output=True, text=True, timeout=NEVER_S)
     assert done.returncode == 0 and done.stderr == ""
     key = done.stdout.strip()
     (listed,) = json.loads(path.read_text())
@@ -107,6 +107,6 @@ def test_the_command_prints_a_key_once_and_keeps_its_hash(tmp_path: Path) -> Non
     caller = ring.find(key, time.time())
     assert caller is not None and caller.scope is Scope.VIEWER
     failed = subprocess.run(
-        [*command, "--file", "/no/such/folder/keys.json"], capture_output=True, text=True, timeout=30
+        [*command, "--file", "/no/such/folder/keys.json"], capture_output=True, text=True, timeout=NEVER_S
     )
     assert failed.returncode == 1 and failed.stdout == "" and "No such file" in failed.stderr

@@ -8,6 +8,7 @@ import pytest
 
 from orchestrator.__main__ import _EPILOG
 from orchestrator.settings import Settings, SettingsError, load
+from tests.waiting import NEVER_S
 
 ENVIRONMENT = {
     "LIVEKIT_URL": "ws://127.0.0.1:7880",
@@ -86,7 +87,11 @@ def test_webhooks_are_never_sent_unsigned(monkeypatch: pytest.MonkeyPatch) -> No
 
 def program(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "orchestrator", *arguments], env=environment, capture_output=True, text=True, timeout=30
+        [sys.executable, "-m", "orchestrator", *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=NEVER_S,
     )
 
 

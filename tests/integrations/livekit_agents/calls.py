@@ -14,7 +14,7 @@ from livekit.plugins.musetalk.client import MuseTalkError, Orchestrator
 
 
 async def main(url: str) -> None:
-    orchestrator = Orchestrator(url, "key", APIConnectOptions(max_retry=3, retry_interval=0.01, timeout=2))
+    orchestrator = Orchestrator(url, "key", APIConnectOptions(max_retry=3, retry_interval=0.01, timeout=60))
     for call in (orchestrator.start({"room": "r"}), orchestrator.stop("ses_1")):
         try:
             print(json.dumps(await call))

@@ -9,6 +9,7 @@ import pytest
 
 from musetalk_agent.protocol.http import AvatarReport
 from tests.musetalk_agent.avatars.clips import archive, frames_zip, moving
+from tests.waiting import NEVER_S
 
 
 def run(tmp_path: Path, *argv: str) -> subprocess.CompletedProcess[str]:
@@ -17,7 +18,7 @@ def run(tmp_path: Path, *argv: str) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-m", "musetalk_agent", "prepare", *argv],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=NEVER_S,
         check=False,
         env={"AVATAR_CACHE_DIR": str(tmp_path / "cache"), "PATH": "/usr/bin:/bin"},
     )
