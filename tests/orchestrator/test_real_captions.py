@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncGenerator
 
 import numpy as np
@@ -75,13 +76,17 @@ async def test_captions_follow_the_voice(livekit_server: LiveKitAccess) -> None:
             print("captions against sound, ms:", [round(1000 * lag) for lag in late])
             assert abs(float(np.median(late))) < 1.0  # a wide bar: on a machine that does nothing else it is 100 ms
 
+            begun_at = time.monotonic()
             await say(running, session_id, LONG)
             assert await running.ears.until(NEVER_S, lambda: len(lines) == 2 and len(lines[1].pieces) == 3)
             await running.stage.http.post(f"/session/{session_id}/interrupt")
             assert await running.ears.until(NEVER_S, lambda: lines[1].over)
-            assert LONG.startswith(lines[1].text) and lines[1].text.split()[2:] in (["word2"], ["word2", "word3"])
+            words = len(lines[1].text.split())
+            assert LONG.startswith(lines[1].text) and 3 <= words < 9
+            assert abs(words - len(running.ears.onsets(begun_at))) <= 1, "as many as were heard; one was being said"
             assert lines[1].attributes["lk.transcription_final"] == "true"
 
+            begun_at = time.monotonic()
             await say(running, session_id, LONG)
             assert await running.ears.until(NEVER_S, lambda: len(lines) == 3 and len(lines[2].pieces) == 4)
             running.agent_of(started).kill()
@@ -90,8 +95,12 @@ async def test_captions_follow_the_voice(livekit_server: LiveKitAccess) -> None:
             begun, rest = lines[2].text.split(), lines[3].text.split()
             assert lines[3].attributes["lk.segment_id"].startswith(f"{avatar}.3+")
             assert rest[-1] == "word8" and len(rest) < 9
-            doubled = len(begun) + len(rest) - 9
-            assert 0 <= doubled <= 1, (begun, rest)  # none is lost; one at the seam may come twice, like its sound
+            heard = len(running.ears.onsets(begun_at))
+            assert heard >= len(begun) + len(rest) - 1 >= 8, (
+                begun,
+                rest,
+                heard,
+            )  # what is doubled at the seam was heard twice
 
         async with running.stage.live(room=ROOM, captions=False) as (started, line):
             await say(running, started["session_id"], "silent")
