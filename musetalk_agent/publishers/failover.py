@@ -84,7 +84,7 @@ class FailoverPublisher:
         self._quality: QualityWatch | None = None
         self._ticker: asyncio.Task[None] | None = None
         self._doubt_at: float | None = None  # when the SDK began to reconnect, and nothing came back any more
-        self._watched = False  # there were viewers when the room was last well
+        self._watched = False  # somebody listened when the room was last well
         self._closing = False
 
     # --- the port ----------------------------------------------------------------------------------------------------
@@ -333,7 +333,7 @@ class FailoverPublisher:
         if room is not None:
             state.reconnecting, state.subscribed = room.state.reconnecting, room.state.subscribed
             state.viewers, state.tracks = room.state.viewers, room.state.tracks
-            if state.viewers or self._clock.now() - outlets.joined_at >= _RETURN_S:
+            if state.subscribed or self._clock.now() - outlets.joined_at >= _RETURN_S:
                 self._watched = state.viewers > 0
         else:
             state.reconnecting, state.tracks = False, []
