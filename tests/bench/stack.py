@@ -17,6 +17,7 @@ import psutil
 import websockets
 
 from tests.viewer import RATE, Viewer
+from tests.waiting import NEVER_S
 
 
 @dataclass
@@ -126,5 +127,5 @@ async def demo(*options: str) -> AsyncIterator[Demo]:
     finally:
         if process.returncode is None:
             process.send_signal(signal.SIGTERM)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(NEVER_S):
             await process.wait()

@@ -18,9 +18,10 @@ import httpx
 import pytest
 
 from tests.browser.chromium import Page, browser, find_chromium
+from tests.waiting import NEVER_S
 
 ROOT = Path(__file__).resolve().parents[2]
-STACK_READY_S = 90
+STACK_READY_S = NEVER_S
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,13 @@ class Stack:
     api_key: str
 
     def get(self, path: str) -> httpx.Response:
-        return httpx.get(self.url + path, headers={"Authorization": f"Bearer {self.api_key}"}, trust_env=False)
+        return httpx.get(
+            self.url + path, headers={"Authorization": f"Bearer {self.api_key}"}, timeout=NEVER_S, trust_env=False
+        )
 
     def post(self, path: str, body: dict[str, object] | None = None) -> httpx.Response:
         headers = {"Authorization": f"Bearer {self.api_key}"}
-        return httpx.post(self.url + path, headers=headers, json=body, timeout=30, trust_env=False)
+        return httpx.post(self.url + path, headers=headers, json=body, timeout=NEVER_S, trust_env=False)
 
 
 @pytest.fixture
@@ -93,6 +96,6 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         finally:
             process.send_signal(signal.SIGTERM)
             try:
-                process.wait(20)
+                process.wait(NEVER_S)
             except subprocess.TimeoutExpired:
                 process.kill()

@@ -114,7 +114,9 @@ class Stage:
 
     @asynccontextmanager
     async def audio(self, url: str, **headers: str) -> AsyncIterator[Line]:
-        socket = await websockets.connect(url, additional_headers=headers, proxy=None, compression=None)
+        socket = await websockets.connect(
+            url, additional_headers=headers, proxy=None, compression=None, open_timeout=NEVER_S
+        )
         line = Line(socket)
         try:
             yield line

@@ -85,7 +85,7 @@ async def test_wrong_keys_are_limited(here: Agent) -> None:
 @pytest.mark.usefixtures("no_pardon")
 async def test_a_stranger_with_the_right_key_waits_too(here: Agent) -> None:
     """Else the refusal would tell which guess was right."""
-    async with httpx.AsyncClient(base_url=here.http.base_url, trust_env=False) as stranger:
+    async with httpx.AsyncClient(base_url=here.http.base_url, trust_env=False, timeout=NEVER_S) as stranger:
         for _ in range(throttle.FAILURES_BURST):
             await stranger.get("/debug", headers={"Authorization": "Bearer no"})
         assert (await stranger.get("/debug", headers=HEADERS)).status_code == 429

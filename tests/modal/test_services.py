@@ -77,7 +77,7 @@ async def test_both_services_run_as_in_their_containers_and_one_session_goes_thr
     assert told is not None and told["capacity"] == {"sessions": 0, "sessions_max": 3}
     await orchestrator.start()
     try:
-        async with httpx.AsyncClient(trust_env=False, base_url=url) as http:
+        async with httpx.AsyncClient(trust_env=False, timeout=NEVER_S, base_url=url) as http:
             started = await http.post(
                 "/session/start",
                 headers={"Authorization": f"Bearer {API_KEY}"},
@@ -109,12 +109,12 @@ async def test_a_service_is_asked_once_to_end(tmp_path: Any) -> None:
         },
         host="127.0.0.1",
     )
-    await asyncio.to_thread(service.start, 60)
+    await asyncio.to_thread(service.start, NEVER_S)
     address = service._address.removesuffix("/health")
     async with httpx.AsyncClient(
-        trust_env=False, base_url=address, headers={"Authorization": f"Bearer {AGENT_KEY}"}
+        trust_env=False, timeout=NEVER_S, base_url=address, headers={"Authorization": f"Bearer {AGENT_KEY}"}
     ) as http:
-        assert (await http.post("/session/start", json=_order(), timeout=NEVER_S)).status_code == 200
+        assert (await http.post("/session/start", json=_order())).status_code == 200
     assert service._process is not None
     begun = time.monotonic()
     os.kill(service._process.pid, signal.SIGTERM)

@@ -14,6 +14,7 @@ from starlette.routing import Route
 
 from orchestrator.deploy.smoke import SmokeFailed, _call
 from tests.fakes.serving import plain_config, serving
+from tests.waiting import NEVER_S
 
 
 @asynccontextmanager
@@ -29,7 +30,10 @@ async def answering(*answers: tuple[int, str]) -> AsyncIterator[tuple[httpx.Asyn
         return JSONResponse({"code": code}, status, {"Retry-After": "0"})
 
     app = Starlette(routes=[Route("/{path:path}", answer, methods=["GET", "POST"])])
-    async with serving(plain_config(app)) as url, httpx.AsyncClient(base_url=url, trust_env=False) as http:
+    async with (
+        serving(plain_config(app)) as url,
+        httpx.AsyncClient(base_url=url, trust_env=False, timeout=NEVER_S) as http,
+    ):
         yield http, asked
 
 

@@ -13,6 +13,7 @@ import websockets
 from orchestrator.app import OPEN_PATHS
 from orchestrator.routes.page import files
 from tests.fakes.stage import API_KEY, OTHER_KEY, Stage, stage
+from tests.waiting import NEVER_S
 
 WEB = {address for address, _ in files()}
 
@@ -31,7 +32,7 @@ def routes(running: Stage) -> list[tuple[str, str]]:
 @pytest.mark.parametrize("header", [None, "Bearer wrong", "Bearer", f"Basic {API_KEY}", API_KEY, f"Bearer {API_KEY}x"])
 async def test_every_route_but_the_open_ones_is_closed(running: Stage, header: str | None) -> None:
     headers = {"Authorization": header} if header else {}
-    async with httpx.AsyncClient(base_url=running.url, headers=headers, trust_env=False) as nobody:
+    async with httpx.AsyncClient(base_url=running.url, headers=headers, trust_env=False, timeout=NEVER_S) as nobody:
         for method, path in [*routes(running), ("POST", "/no/such/path")]:
             answer = await nobody.request(method, path, content=b"{not json" if method == "POST" else None)
             if path in OPEN_PATHS | WEB:
@@ -45,7 +46,7 @@ async def test_every_route_but_the_open_ones_is_closed(running: Stage, header: s
 
 
 async def test_open_paths_need_no_key(running: Stage) -> None:
-    async with httpx.AsyncClient(base_url=running.url, trust_env=False) as nobody:
+    async with httpx.AsyncClient(base_url=running.url, trust_env=False, timeout=NEVER_S) as nobody:
         for path in ["/health", "/docs", "/openapi.json", *WEB]:
             assert (await nobody.get(path)).status_code == 200, path
         assert (await nobody.head("/health")).status_code == 200

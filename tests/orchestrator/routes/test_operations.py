@@ -141,7 +141,7 @@ async def test_an_upload_that_is_too_large_is_refused(announced: bool) -> None:
 
 
 async def test_the_page_and_its_files_are_served_with_a_strict_policy(running: Stage) -> None:
-    async with httpx.AsyncClient(base_url=running.url, trust_env=False) as anybody:
+    async with httpx.AsyncClient(base_url=running.url, trust_env=False, timeout=NEVER_S) as anybody:
         for address, file in files():
             answer = await anybody.get(address)
             assert answer.status_code == 200 and answer.content == file.read_bytes()
@@ -180,7 +180,7 @@ async def test_the_page_token_is_for_the_demo_alone(running: Stage) -> None:
 
 async def test_the_page_token_opens_the_api_for_a_while() -> None:
     async with stage(page_token_enabled=True) as running:
-        async with httpx.AsyncClient(base_url=running.url, trust_env=False) as page:
+        async with httpx.AsyncClient(base_url=running.url, trust_env=False, timeout=NEVER_S) as page:
             told = (await page.get("/page/token")).json()
             headers = {"Authorization": f"Bearer {told['token']}"}
             assert (await page.get("/sessions", headers=headers)).status_code == 200
@@ -197,7 +197,7 @@ async def test_cors_is_off_unless_asked_for(running: Stage) -> None:
     headers = {"Origin": "https://app.example", "Access-Control-Request-Method": "POST"}
     assert "access-control-allow-origin" not in (await running.http.options("/token", headers=headers)).headers
     async with stage(cors_origins="https://app.example") as other:
-        async with httpx.AsyncClient(base_url=other.url, trust_env=False) as browser:
+        async with httpx.AsyncClient(base_url=other.url, trust_env=False, timeout=NEVER_S) as browser:
             answer = await browser.options("/token", headers=headers)
             assert answer.headers["access-control-allow-origin"] == "https://app.example"
             for_events = {**headers, "Access-Control-Request-Headers": "authorization, last-event-id"}

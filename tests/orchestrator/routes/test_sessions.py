@@ -179,7 +179,9 @@ async def test_the_agents_word_about_the_session_is_told(running: Stage) -> None
 
 async def leave(running: Stage, headers: dict[str, str]) -> None:
     """Asks for a start and closes the connection once the agent is at it."""
-    async with httpx.AsyncClient(base_url=running.url, headers=running.http.headers, trust_env=False) as caller:
+    async with httpx.AsyncClient(
+        base_url=running.url, headers=running.http.headers, trust_env=False, timeout=NEVER_S
+    ) as caller:
         asked = running.agent.starts
         starting = asyncio.create_task(
             caller.post("/session/start", json={"room": "r", "engine": "pattern"}, headers=headers, timeout=NEVER_S)
