@@ -17,6 +17,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 START_S = 1000.0
 """Monotonic time at which every such loop begins."""
+NEVER_S = 2000.0
+"""Virtual seconds after which a test has failed: something it waits for does not come, while clocks tick."""
 EPOCH_S = 1_800_000_000.0
 """Unix time at which it begins."""
 
@@ -72,6 +74,6 @@ def virtually(test: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
     @functools.wraps(test)
     def run(*args: P.args, **kwargs: P.kwargs) -> T:
         with virtual_time() as loop:
-            return loop.run_until_complete(test(*args, **kwargs))
+            return loop.run_until_complete(asyncio.wait_for(test(*args, **kwargs), NEVER_S))
 
     return run

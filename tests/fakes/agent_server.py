@@ -31,9 +31,6 @@ from musetalk_agent.protocol.http import (
     TrackInfo,
     Transport,
 )
-from musetalk_agent.protocol.messages import (
-    LinkHello,
-)
 from musetalk_agent.protocol.problems import MEDIA_TYPE, ErrorCode, ProblemError
 from musetalk_agent.service.audio_ws import ACK_BYTES
 from tests.fakes.agent_session import FakeSession
@@ -222,7 +219,7 @@ class FakeAgent:
         session.connections += 1
         session.sockets.append(socket)
         self.every_socket.append(socket)
-        await socket.send_text(LinkHello(items=session.items).model_dump_json())
+        await socket.send_text(session.hello().model_dump_json())
         tasks = [asyncio.create_task(_write(session, socket, events_after))]
         tasks.append(asyncio.create_task(self._play(session, socket) if self.pace else self._show(session, socket)))
         try:

@@ -16,6 +16,7 @@ from musetalk_agent.protocol.messages import (
     LinkAck,
     LinkClear,
     LinkEvent,
+    LinkHello,
     PlaybackFinished,
     PlaybackStarted,
     SegmentCues,
@@ -102,6 +103,16 @@ class FakeSession:
                 return
             self.finish(segment)
 
+    def hello(self) -> LinkHello:
+        """As the agent does: what it has of the session, for an orchestrator that adopts it."""
+        told = [s.received + s.end for s in self.segments.values() if s.received is not None]
+        return LinkHello(
+            items=self.items,
+            segments=max(self.segments, default=0),
+            received_samples=max(told, default=None),
+            events=len(self.events),
+        )
+
     def ack(self) -> LinkAck:
         last = self.last
         return LinkAck(
@@ -155,6 +166,10 @@ class FakeSession:
         elif isinstance(told, SegmentCues):
             assert self.current is not None and self.current.number == told.segment
             self.current.cues += [(cue.phoneme, cue.start, cue.end) for cue in told.cues]
+        elif isinstance(told, SegmentEnd) and self.current is None:
+            assert (
+                told.segment in self.segments
+            )  # an orchestrator that adopted the session ends what has ended: harmless
         elif isinstance(told, SegmentEnd):
             assert self.current is not None and self.current.number == told.segment
             self.current.ended = True

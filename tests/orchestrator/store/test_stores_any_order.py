@@ -14,6 +14,7 @@ from musetalk_agent.protocol.http import SessionState
 from orchestrator.store.base import SessionStore, StoredSession
 from orchestrator.store.redis_store import RedisStore
 from orchestrator.store.sqlite import MEMORY, SqliteStore
+from tests.fakes.memory_store import MemoryStore
 from tests.orchestrator.store.test_stores import KEEP_S, stored
 from tests.servers.redis import RedisServer
 
@@ -138,3 +139,9 @@ def test_sqlite_keeps_the_contract(acts: list[tuple[str, str, str]]) -> None:
             await store.aclose()
 
     asyncio.run(played())
+
+
+@settings(max_examples=80)
+@given(acts=_ACTS, shared=st.booleans())
+def test_the_fake_keeps_the_contract_too(acts: list[tuple[str, str, str]], shared: bool) -> None:
+    asyncio.run(play(MemoryStore(shared=shared), Model(shared=shared), acts))

@@ -1,0 +1,155 @@
+"""Sessions with all that they are made of on virtual time: real lifecycle, pool, clients, links and ledger; agents, rooms and store
+that are fakes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import defaultdict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from musetalk_agent.protocol.http import AvatarSource, Picture
+from musetalk_agent.protocol.problems import ErrorCode, ProblemError
+from orchestrator.agents.pool import StaticAgentPool
+from orchestrator.audio.ingest import AudioFormat, Decoder
+from orchestrator.events import EventBus, SessionEvent
+from orchestrator.metrics import Metrics
+from orchestrator.session.ledger import Ledger
+from orchestrator.session.lifecycle import SessionLifecycle
+from orchestrator.session.options import SessionOptions
+from orchestrator.session.record import Session, SessionOrder
+from orchestrator.session.services import Services
+from orchestrator.tokens import LiveKitKeys, Rooms, TokenMinter
+from tests.fakes.agent_server import AGENT_KEY, FakeAgent
+from tests.fakes.memory_store import MemoryStore
+from tests.fakes.wire import Network
+
+RATE = 16_000
+ORDER = SessionOrder(room="r", avatar=AvatarSource(), picture=Picture(), engine="pattern")
+
+
+class FakeRooms:
+    """Rooms that were asked for, and who was removed. `broken`: LiveKit does not answer."""
+
+    def __init__(self) -> None:
+        self.made: list[str] = []
+        self.removed: list[tuple[str, str]] = []
+        self.muted: list[str] = []
+        self.broken = False
+
+    async def ensure(self, room: str) -> None:
+        await asyncio.sleep(0)
+        if self.broken:
+            raise ProblemError(ErrorCode.LIVEKIT_UNAVAILABLE, "LiveKit did not make the room.")
+        self.made.append(room)
+
+    async def remove(self, room: str, identity: str) -> None:
+        self.removed.append((room, identity))
+
+    async def mute(self, room: str, identity: str, track: str) -> None:
+        self.muted.append(track)
+
+
+class World:
+    """An orchestrator's sessions and their agents."""
+
+    def __init__(
+        self, agents: int = 2, *, store: MemoryStore | None = None, options: SessionOptions | None = None
+    ) -> None:
+        self.agents = {f"http://agent{n}": FakeAgent() for n in range(agents)}
+        for agent in self.agents.values():
+            agent.pace = 1.0
+        self.network = Network(self.agents)
+        self.metrics = Metrics()
+        self.rooms = FakeRooms()
+        self.store = store or MemoryStore()
+        self.ledger = Ledger(self.store, "secret", None, self.metrics)
+        self.bus = EventBus(self.metrics)
+        self.told: dict[str, list[tuple[str, dict[str, Any]]]] = defaultdict(list)
+        self.bus.listen(self._keep)
+        self.client = self.network.client()
+        self.pool = StaticAgentPool(list(self.agents), AGENT_KEY, self.client)
+        keys = LiveKitKeys("ws://livekit", "ws://livekit", "devkey", "secretsecretsecretsecretsecret00")
+        self.services = Services(
+            pool=self.pool,
+            agents=self.client,
+            rooms=cast(Rooms, self.rooms),
+            minter=TokenMinter(keys),
+            metrics=self.metrics,
+            events=self.bus,
+            ledger=self.ledger,
+        )
+        self.sessions = SessionLifecycle(self.services, options or SessionOptions())
+        self.ledger.on_lost = self.sessions.let_go
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def open(self) -> None:
+        await self.ledger.open()
+        self._tasks = [
+            asyncio.create_task(self.ledger.keep_leases(), name="leases"),
+            asyncio.create_task(self.ledger.write_behind(), name="records"),
+        ]
+
+    async def aclose(self) -> None:
+        await self.sessions.aclose()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.ledger.flush()
+        await self.client.aclose()
+
+    def _keep(self, event: SessionEvent) -> None:
+        self.told[event.session_id].append((event.type, json.loads(event.text)["data"]))
+
+    def states(self, session: Session) -> list[str]:
+        """Every state that was told, in order."""
+        return [data["state"] for kind, data in self.told[session.session_id] if kind == "session.state"]
+
+    def events(self, session: Session, kind: str) -> list[dict[str, Any]]:
+        return [data for each, data in self.told[session.session_id] if each == kind]
+
+    def agent_of(self, session: Session) -> FakeAgent:
+        assert session.lease is not None
+        return self.agents[session.lease.base_url]
+
+    async def start(self, **fields: Any) -> Session:
+        order = SessionOrder(**{**vars(ORDER), **fields})
+        return await self.sessions.start(order)
+
+    def restart(self, url: str) -> FakeAgent:
+        """A new process at the address of one that was killed."""
+        agent = self.agents[url]
+        agent.sessions.clear()
+        agent.hung = agent.draining = False
+        self.network.dead.discard(url)
+        return agent
+
+
+@asynccontextmanager
+async def world(agents: int = 2, *, store: MemoryStore | None = None, **options: Any) -> AsyncIterator[World]:
+    """Opens it, and closes it with all that runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        made = World(agents, store=store, options=SessionOptions(**options))
+        patch.setattr("orchestrator.agents.link.connect", made.network.connect)
+        await made.open()
+        try:
+            yield made
+        finally:
+            await made.aclose()
+
+
+def speech(seconds: float, value: int = 1) -> bytes:
+    """PCM of one value, 16 kHz."""
+    return np.full(round(seconds * RATE), value, "<i2").tobytes()
+
+
+def say(session: Session, pcm: bytes, decoder: Decoder | None = None) -> None:
+    """Sends PCM as a sender of `/audio` does, in messages of ten seconds."""
+    decoder = decoder or Decoder(AudioFormat.S16LE)
+    for at in range(0, len(pcm), 20 * RATE):
+        session.running().push(pcm[at : at + 20 * RATE], decoder, RATE)
