@@ -13,7 +13,7 @@ import pytest
 
 from tests.fakes.stage import Line, Stage, stage
 from tests.fakes.sticky_router import StickyRouter, router_server
-from tests.orchestrator.voice.stack import Agent
+from tests.orchestrator.voice.stack import Agent, unhurried
 from tests.waiting import NEVER_S, until
 
 RATE = 16_000
@@ -41,6 +41,7 @@ async def test_sessions_stay_where_they_are_and_those_of_a_dead_container_move(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async with AsyncExitStack() as stack:
+        stack.enter_context(unhurried())
         agents = [Agent(), Agent()]
         for agent in agents:
             await agent.start()

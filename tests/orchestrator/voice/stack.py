@@ -7,10 +7,12 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
+
+import pytest
 
 from orchestrator.livekit_server import LiveKitAccess
 from orchestrator.processes import Child, free_port
@@ -63,10 +65,21 @@ class Stack:
         return voice
 
 
+@contextmanager
+def unhurried() -> Iterator[None]:
+    """Agents are killed here and none hangs: one that a busy machine holds up, at its work or at a start, is waited for."""
+    with pytest.MonkeyPatch.context() as patch:
+        for constant in ("vitals.SILENT_S", "vitals.STILL_S", "client._CONNECT_TIMEOUT_S"):
+            patch.setattr(f"orchestrator.agents.{constant}", NEVER_S)
+        patch.setattr("orchestrator.session.moving.MOVE_S", NEVER_S)
+        yield
+
+
 @asynccontextmanager
 async def stack(access: LiveKitAccess, agents: int = 2, **settings: Any) -> AsyncIterator[Stack]:
     """Everything started; ended in reverse."""
     async with AsyncExitStack() as exits:
+        exits.enter_context(unhurried())
         children = [Agent() for _ in range(agents)]
         for child in children:
             await child.start()

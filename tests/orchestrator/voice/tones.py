@@ -119,7 +119,10 @@ def _symbol(window: np.ndarray) -> int | None:
 
 async def heard_all(ears: Ears, symbol: int, settle_s: float = 0.25) -> bool:
     """Waits until `symbol` was heard, and then until no tone has come for `settle_s`. Never False: it fails after `NEVER_S`."""
-    last = await until(lambda: [at for at, s in ears.spoken()[-20:] if s == symbol])
+    before = max(
+        0, len(ears.spoken()) - 20
+    )  # what was heard just now counts, and what is heard while this does not look
+    last = await until(lambda: [at for at, s in ears.spoken()[before:] if s == symbol])
     while settle_s and time.monotonic() < last[-1] + settle_s:
         await asyncio.sleep(max(0.0, last[-1] + settle_s - time.monotonic()))
         last = [at for at, _ in ears.spoken()]
