@@ -27,7 +27,7 @@ from musetalk_agent.engines.warp.geometry import (
 from musetalk_agent.engines.warp.interior import Palette, teeth_seen
 from musetalk_agent.engines.warp.light import in_window, light_differences
 from musetalk_agent.engines.warp.lips import refine
-from musetalk_agent.engines.warp.poses import outlines, rest_shapes, settled, steadied
+from musetalk_agent.engines.warp.poses import outlines, rest_shapes, settled, smile_of, steadied
 from musetalk_agent.engines.warp.references import Ints, apertures, chosen, nearest, whole_chins
 
 FILE = "warp.npz"
@@ -95,7 +95,7 @@ class Artefacts:
         picture, frame = np.asarray(bundle.faces[first]), in_window(bundle, frames, first)
         top = float(to_mouth(frames[first], landmarks[first, SUBNASALE])[1])
         palette = Palette.of(picture, frame, shape, _teeth(bundle, landmarks))
-        rests = rest_shapes(poses, shapes, references, shown)
+        rests = rest_shapes(poses, shapes, references, shown, smile_of(meshes, angles))
         sides = outlines(frames, landmarks, rests)
         light = light_differences(bundle, frames, poses, shapes, references, shown)
         return cls(frames, poses, references, shapes, shown, rests, sides, top, palette, light)

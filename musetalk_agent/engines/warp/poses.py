@@ -23,6 +23,9 @@ taken out. The upper lip's outer edge moves by −0.09 … 0.07 of it."""
 SMILE = (0.31, 0.35)
 """Half widths of mouths (eye distances) that are no smile yet, and a smile for sure: its lips part without the jaw, and closing
 them leaves the chin where it is. Talkers have up to 0.30, toothy smiles 0.34 to 0.39."""
+FACING = 0.25
+"""Share of the poses, those that are turned least, whose median width counts: the mesh sees a turned mouth up to a quarter
+narrower."""
 OUTLINE = (234, 93, 132, 58, 172, 136), (454, 323, 361, 288, 397, 365)
 """Mesh points of the face's outline beside the mouth, left and right in the picture."""
 
@@ -73,14 +76,23 @@ def _shares(shown: Ints, count: int) -> Floats:
     return _smooth(np.eye(count, dtype=np.float32)[shown], CHANGE)
 
 
+def smile_of(meshes: list[Shape], angles: Floats) -> float:
+    """How much the clip's mouth is that of a smile, 0 … 1, by its width where the head is turned least."""
+    turn = np.abs(angles[:, 0])
+    facing = np.flatnonzero(turn <= np.quantile(turn, FACING))
+    half = float(np.median([meshes[k].half for k in facing]))
+    return float(np.clip((half - SMILE[0]) / (SMILE[1] - SMILE[0]), 0, 1))
+
+
 def rest_shapes(
-    poses: tuple[Shape, ...], shapes: tuple[Shape, ...], references: Ints, shown: Ints
+    poses: tuple[Shape, ...], shapes: tuple[Shape, ...], references: Ints, shown: Ints, smile: float
 ) -> tuple[Shape, ...]:
     """Each pose's mouth with the lips together: its reference's form, where the pose has its own mouth and chin.
 
     A head that nods or turns carries lips and chin past the nose, for they lie at other depths. So they are not where the
     reference has them, even in a map that follows the nose. The upper lip's outer edge says where the lips are, for an opening
-    hardly moves it; what an opening of the pose's own moved the chin is taken back.
+    hardly moves it; what an opening of the pose's own moved the chin is taken back. Where the references are open themselves,
+    closing them lifts the chin too, but for a `smile` (0 … 1).
     """
     tilt = np.stack([np.ones(SAMPLES), np.clip(S, -1.3, 1.3)])
     fit = np.linalg.pinv(tilt[:, np.abs(S) <= 1].T)
@@ -91,9 +103,8 @@ def rest_shapes(
     share = _shares(shown, len(references))
     moves = places[:, None] - places[references][None]
     rests = [closed(shape) for shape in shapes]
-    smiles = np.clip((np.array([shape.half for shape in shapes]) - SMILE[0]) / (SMILE[1] - SMILE[0]), 0, 1)
     lifts = np.array([(one.curves[CHIN] - rest.curves[CHIN]).max() for one, rest in zip(shapes, rests, strict=True)])
-    lifts *= 1 - smiles
+    lifts *= 1 - smile
     out = []
     for n, pose in enumerate(poses):
         curves = np.zeros((LEVELS, SAMPLES), np.float32)

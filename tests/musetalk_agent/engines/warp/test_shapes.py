@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 
@@ -123,3 +124,19 @@ def test_lips_that_meet_are_not_cut() -> None:
     points = faces.demo_points()
     shape = refine(mesh_shape(to_mouth(eye_frame(points), points)), eye_frame(points), faces.demo_picture())
     assert gap(shape) == 0
+
+
+@pytest.mark.parametrize(("below", "half"), [(0.0, 0.02), (0.03, 0.02), (0.03, 0.035)])
+def test_a_dark_band_on_closed_lips_is_no_opening(below: float, half: float) -> None:
+    """A moustache, lipstick or a shadow: the mesh sees the lips together, and that is where they are."""
+    points = faces.placed(faces.demo_points(), (240, 280), 150)
+    for upper, lower in zip(faces.INNER_UPPER, faces.INNER_LOWER, strict=True):
+        points[lower] = points[upper]
+    frame, picture = eye_frame(points), faces.drawn(points, (480, 480))
+    mesh, line = mesh_shape(to_mouth(frame, points)), points[[*faces.INNER_UPPER]]
+    down = np.array([0, 150], np.float32)
+    band = np.concatenate([line + (below - half) * down, (line + (below + half) * down)[::-1]])
+    cv2.fillPoly(picture, [np.round(band * 16).astype(np.int32)], faces.DARK, cv2.LINE_AA, 4)
+    found = refine(mesh, frame, picture)
+    assert gap(found) == 0
+    assert abs(float(found.curves[IU][MIDDLE] - mesh.curves[IU][MIDDLE])) < 0.035
