@@ -166,7 +166,7 @@ def _library() -> tuple[str, bytes | None]:
 def _spans(phonemes: list[tuple[str, int]], samples: int) -> list[Cue]:
     """Each phoneme lasts until the next begins. `(en)` marks a switch of language, an empty symbol is a pause."""
     real = [(symbol, at) for symbol, at in phonemes if not symbol.startswith("(")]
-    ends = [at for _, at in real[1:]] + [samples]
+    ends = [at for _, at in real[1:]] + [samples] if real else []
     return [(symbol, at, end) for (symbol, at), end in zip(real, ends, strict=True) if end > at]
 
 
@@ -186,7 +186,7 @@ def close_stops(cues: list[Cue], pcm: Pcm, rate: int) -> list[Cue]:
             index = start // block
             while index > 0 and silent[index - 1] and (index - 1) * block >= earliest:
                 index -= 1
-            start = min(start, index * block)
+            start = max(begin, min(start, index * block))
             out[-1] = (before, begin, start)
         out.append((symbol, start, end))
     return out

@@ -164,6 +164,19 @@ async def test_closing_ends_the_request(fake: FakeOpenAI, voice: OpenAISpeech) -
     assert len(fake.bodies) == 1
 
 
+async def test_an_utterance_in_progress_ends_with_a_code_when_the_provider_is_closed(
+    fake: FakeOpenAI, voice: OpenAISpeech
+) -> None:
+    fake.pace_s = 0.01
+    chunks = voice.speak(TEXT, VOICE)
+    await anext(chunks)
+    await voice.aclose()
+    async with asyncio.timeout(NEVER_S):
+        assert (await failure(chunks)).code is ErrorCode.TTS_FAILED
+    assert len(fake.bodies) == 1
+    assert "shutting down" in (await failure(voice.speak(TEXT, VOICE))).detail
+
+
 HTML = b"<!doctype html><title>Sign in</title>" + b"<p>Please sign in.</p>" * 200
 WEBM = b"\x1a\x45\xdf\xa3" + bytes(range(1, 250)) * 40
 NOISE = np.random.default_rng(7).integers(0, 256, 20_000, np.uint8).tobytes()
