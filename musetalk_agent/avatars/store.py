@@ -13,6 +13,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from musetalk_agent.arrays import DamagedArrays, damaged
 from musetalk_agent.avatars.bundle import SCHEMA_VERSION, Bundle
 from musetalk_agent.avatars.face import POINTS
 from musetalk_agent.media import Pixels
@@ -102,25 +103,26 @@ def load_bundle(folder: Path, key: str) -> Bundle:
         DamagedBundle: a file is missing, cut short, of another shape, or was written for something else.
     """
     try:
-        head: dict[str, Any] = json.loads((folder / HEAD).read_text("utf-8"))
-        if head["schema"] != SCHEMA_VERSION or head["key"] != key:
-            raise DamagedBundle("written for another clip or by another version")
-        report = AvatarReport.model_validate(head["report"])
-        bundle = Bundle(
-            path=folder,
-            width=int(head["width"]),
-            height=int(head["height"]),
-            fps=int(head["fps"]),
-            frames=_map(folder / "frames.npy"),
-            landmarks=cast("NDArray[np.float32]", np.load(folder / "landmarks.npy", allow_pickle=False)),
-            boxes=cast("NDArray[np.int32]", np.load(folder / "boxes.npy", allow_pickle=False)),
-            faces=_map(folder / "faces.npy"),
-            report=report,
-            mouths=cast("NDArray[np.float32]", np.load(folder / "mouths.npy", allow_pickle=False)),
-        )
-    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+        with damaged(folder.name):
+            head: dict[str, Any] = json.loads((folder / HEAD).read_text("utf-8"))
+            if head["schema"] != SCHEMA_VERSION or head["key"] != key:
+                raise DamagedBundle("written for another clip or by another version")
+            report = AvatarReport.model_validate(head["report"])
+            bundle = Bundle(
+                path=folder,
+                width=int(head["width"]),
+                height=int(head["height"]),
+                fps=int(head["fps"]),
+                frames=_map(folder / "frames.npy"),
+                landmarks=cast("NDArray[np.float32]", np.load(folder / "landmarks.npy", allow_pickle=False)),
+                boxes=cast("NDArray[np.int32]", np.load(folder / "boxes.npy", allow_pickle=False)),
+                faces=_map(folder / "faces.npy"),
+                report=report,
+                mouths=cast("NDArray[np.float32]", np.load(folder / "mouths.npy", allow_pickle=False)),
+            )
+            _check(bundle)
+    except (FileNotFoundError, DamagedArrays) as error:
         raise DamagedBundle(str(error)) from error
-    _check(bundle)
     return bundle
 
 

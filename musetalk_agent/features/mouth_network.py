@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from musetalk_agent.arrays import DamagedArrays, stored_arrays
 from musetalk_agent.errors import WeightsMissing
 from musetalk_agent.features import melspec
 from musetalk_agent.features.phonemes import CLASSES
@@ -63,9 +64,9 @@ class MouthNetwork:
     def load(cls, path: Path) -> MouthNetwork:
         """Reads the weights. Raises `WeightsMissing` when the file is missing or not what it should be."""
         try:
-            with np.load(path, allow_pickle=False) as stored:
-                arrays = {name: stored[name].astype(np.float32) for name in stored.files}
-        except (OSError, ValueError) as error:
+            with stored_arrays(path) as stored:
+                arrays = {name: stored[name].astype(np.float32) for name in stored}
+        except (FileNotFoundError, DamagedArrays) as error:
             raise _unusable(path, str(error)) from error
         shapes = {"conv.w": (WIDTH, _FRAMES * melspec.BANDS), "gru.wh": (3 * WIDTH, WIDTH), "head.w": (HEADS, WIDTH)}
         for name, shape in shapes.items():

@@ -23,6 +23,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from musetalk_agent.arrays import DamagedArrays, damaged
 from musetalk_agent.avatars import framing
 from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.engines.base import Progress
@@ -111,7 +112,7 @@ class Artefacts:
             log.warning("artefacts of another clip are made again", extra={"folder": str(folder)})
         except FileNotFoundError:
             pass
-        except (OSError, EOFError, ValueError) as error:
+        except DamagedArrays as error:
             log.warning("damaged artefacts are made again", extra={"folder": str(folder), "error": str(error)})
         make().save(folder)
         return cls.load(folder)
@@ -141,21 +142,22 @@ class Artefacts:
     def load(cls, folder: Path) -> Artefacts:
         """Opens what `save` wrote.
 
-        Raises FileNotFoundError where there is nothing, and OSError, EOFError or ValueError where it is not whole.
+        Raises FileNotFoundError where there is nothing, and DamagedArrays where it is not whole.
         """
-        latents = cast("Latents", _mapped(folder / "latents.npy"))
-        masks = cast("Pixels", _mapped(folder / "masks.npy"))
-        boxes = cast("Boxes", np.load(folder / "boxes.npy", allow_pickle=False))
-        if latents.dtype != np.float16 or latents.shape[1:] != _LATENT:
-            raise ValueError(f"latents are {latents.dtype} of shape {latents.shape}")
-        if boxes.dtype != np.int32 or boxes.shape != (len(latents), 2, 4) or len(latents) == 0:
-            raise ValueError(f"boxes are {boxes.dtype} of shape {boxes.shape} beside {len(latents)} latents")
-        if (boxes[..., 2:] <= boxes[..., :2]).any() or (boxes[..., :2] < 0).any() or (boxes[:, 1] % 2).any():
-            raise ValueError("a box is empty, outside the picture or odd")
-        starts = _starts(boxes[:, 1])
-        if masks.dtype != np.uint8 or masks.shape != (starts[-1],):
-            raise ValueError(f"masks are {masks.dtype} of shape {masks.shape} instead of {starts[-1]} pixels")
-        return cls(latents, boxes[:, 0], boxes[:, 1], masks, starts)
+        with damaged(folder.name):
+            latents = cast("Latents", _mapped(folder / "latents.npy"))
+            masks = cast("Pixels", _mapped(folder / "masks.npy"))
+            boxes = cast("Boxes", np.load(folder / "boxes.npy", allow_pickle=False))
+            if latents.dtype != np.float16 or latents.shape[1:] != _LATENT:
+                raise ValueError(f"latents are {latents.dtype} of shape {latents.shape}")
+            if boxes.dtype != np.int32 or boxes.shape != (len(latents), 2, 4) or len(latents) == 0:
+                raise ValueError(f"boxes are {boxes.dtype} of shape {boxes.shape} beside {len(latents)} latents")
+            if (boxes[..., 2:] <= boxes[..., :2]).any() or (boxes[..., :2] < 0).any() or (boxes[:, 1] % 2).any():
+                raise ValueError("a box is empty, outside the picture or odd")
+            starts = _starts(boxes[:, 1])
+            if masks.dtype != np.uint8 or masks.shape != (starts[-1],):
+                raise ValueError(f"masks are {masks.dtype} of shape {masks.shape} instead of {starts[-1]} pixels")
+            return cls(latents, boxes[:, 0], boxes[:, 1], masks, starts)
 
     def fits(self, width: int, height: int) -> bool:
         """Whether every box lies within a picture of this size."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import ArrayLike
 
+from musetalk_agent.arrays import save_arrays, stored_arrays
 from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.avatars.head import head_angles
 from musetalk_agent.engines.warp.geometry import (
@@ -103,35 +103,29 @@ class Artefacts:
     def save(self, folder: Path) -> None:
         """Writes them into `folder`, whole or not at all."""
         folder.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=folder, suffix=".tmp")
         teeth, colours = self.palette.stored()
-        try:
-            with os.fdopen(handle, "wb") as file:
-                np.savez(
-                    file,
-                    frames=self.frames,
-                    references=self.references,
-                    shown=self.shown,
-                    sizes=np.array([(p.centre, p.half) for p in (*self.poses, *self.rests, *self.shapes)], np.float32),
-                    curves=np.stack([p.curves for p in (*self.poses, *self.rests, *self.shapes)]),
-                    sides=self.sides,
-                    top=self.top,
-                    teeth=teeth,
-                    palette=colours,
-                    light=self.light,
-                )
-            Path(name).replace(folder / FILE)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        shapes = (*self.poses, *self.rests, *self.shapes)
+        arrays: dict[str, ArrayLike] = {
+            "frames": self.frames,
+            "references": self.references,
+            "shown": self.shown,
+            "sizes": np.array([(shape.centre, shape.half) for shape in shapes], np.float32),
+            "curves": np.stack([shape.curves for shape in shapes]),
+            "sides": self.sides,
+            "top": self.top,
+            "teeth": teeth,
+            "palette": colours,
+            "light": self.light,
+        }
+        save_arrays(folder / FILE, arrays)
 
     @classmethod
     def load(cls, folder: Path) -> Artefacts:
         """Reads what `save` wrote.
 
-        Raises OSError where there is nothing, and BadZipFile, EOFError, ValueError or KeyError where it is not whole.
+        Raises FileNotFoundError where there is nothing, and DamagedArrays where it is not whole.
         """
-        with (folder / FILE).open("rb") as file, np.load(file, allow_pickle=False) as stored:
+        with stored_arrays(folder / FILE) as stored:
             sizes, curves = stored["sizes"], stored["curves"]
             if curves.shape[1:] != (LEVELS, SAMPLES):
                 raise ValueError(f"curves have the shape {curves.shape}")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import zipfile
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from musetalk_agent.arrays import DamagedArrays
 from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.engines.base import Landed, PatchRequest, Progress
 from musetalk_agent.engines.warp.artefacts import Artefacts
@@ -93,7 +93,7 @@ class WarpEngine:
             return Artefacts.load(folder)
         except FileNotFoundError:
             pass
-        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        except DamagedArrays as error:
             log.warning("damaged artefacts are made again", extra={"engine": self.name, "error": str(error)})
         artefacts = Artefacts.of(bundle)
         artefacts.save(folder)

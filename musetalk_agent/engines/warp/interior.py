@@ -68,9 +68,10 @@ class Palette:
 
     @classmethod
     def loaded(cls, teeth: Floats, colours: Floats) -> Palette:
-        """From what `stored` gave. Raises ValueError or TypeError where it is not whole."""
+        """From what `stored` gave. Raises ValueError where it is not whole."""
         upper, lower = teeth
-        return cls(Row(upper), Row(lower), *colours)
+        tongue, dark, line = colours
+        return cls(Row(upper), Row(lower), tongue, dark, line)
 
 
 def softness(eyes: float) -> float:

@@ -6,13 +6,11 @@ frames, or open and close, each idle frame gets a patch with the lips at rest, d
 
 from __future__ import annotations
 
-import os
-import tempfile
-import zipfile
 from pathlib import Path
 
 import numpy as np
 
+from musetalk_agent.arrays import DamagedArrays, save_arrays, stored_arrays
 from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.engines.warp.artefacts import Artefacts
 from musetalk_agent.engines.warp.articulation import FEATURE_SIZE, Articulation
@@ -48,7 +46,7 @@ def quiet_patches(bundle: Bundle, artefacts: Artefacts, folder: Path) -> tuple[P
         return ()
     try:
         return _load(folder / FILE, len(bundle))
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+    except (FileNotFoundError, DamagedArrays):
         rest = Articulation.of(np.zeros(FEATURE_SIZE, np.float32))
         patches = tuple(
             render(bundle, artefacts, pose, rest, mouth) if (mouth := bundle.mouth(pose)) > 0 else None
@@ -64,29 +62,22 @@ def _save(folder: Path, patches: tuple[Patch | None, ...]) -> None:
     """No patch is an empty box."""
     boxes = np.array([(p.box.x0, p.box.y0, p.box.x1, p.box.y1) if p else (0, 0, 0, 0) for p in patches], np.int32)
     pixels = np.concatenate([p.pixels.reshape(-1) for p in patches if p] or [np.empty(0, np.uint8)])
-    handle, name = tempfile.mkstemp(dir=folder, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, boxes=boxes, pixels=pixels)
-        Path(name).replace(folder / FILE)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    save_arrays(folder / FILE, {"boxes": boxes, "pixels": pixels})
 
 
 def _load(path: Path, count: int) -> tuple[Patch | None, ...]:
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+    with stored_arrays(path) as stored:
         boxes, pixels = stored["boxes"], stored["pixels"]
-    if len(boxes) != count:
-        raise ValueError(f"{len(boxes)} patches for {count} frames")
-    patches: list[Patch | None] = []
-    at = 0
-    for x0, y0, x1, y1 in boxes.tolist():
-        box = Box(x0, y0, x1, y1)
-        size = box.width * box.height * 3
-        if size == 0:
-            patches.append(None)
-            continue
-        patches.append(Patch(box, pixels[at : at + size].reshape(box.height, box.width, 3)))
-        at += size
+        if len(boxes) != count:
+            raise ValueError(f"{len(boxes)} patches for {count} frames")
+        patches: list[Patch | None] = []
+        at = 0
+        for x0, y0, x1, y1 in boxes.tolist():
+            box = Box(x0, y0, x1, y1)
+            size = box.width * box.height * 3
+            if size == 0:
+                patches.append(None)
+                continue
+            patches.append(Patch(box, pixels[at : at + size].reshape(box.height, box.width, 3)))
+            at += size
     return tuple(patches)

@@ -117,6 +117,7 @@ def test_a_file_that_is_not_whole_is_damage(tmp_path: Path, name: str, how: str)
         {"width": None},
         {"fps": "fast"},
         {"width": WIDTH + 2},
+        {"height": float("inf")},
     ],
     ids=str,
 )
@@ -130,6 +131,37 @@ def test_a_head_that_says_something_else_is_damage(tmp_path: Path, change: dict[
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "7", '"head"'])
 def test_a_head_that_is_no_object_is_damage(tmp_path: Path, text: str) -> None:
     (written(tmp_path) / HEAD).write_text(text)
+    with pytest.raises(DamagedBundle):
+        load_bundle(tmp_path, KEY)
+
+
+SIGNS = b"()[]{}'\",:0129LfFT\\\n #\0\xff"
+HEADER = st.lists(st.tuples(st.integers(0, 127), st.sampled_from(SIGNS)), min_size=1, max_size=3)
+
+
+@pytest.mark.filterwarnings("ignore")
+@settings(max_examples=60)
+@given(st.sampled_from(sorted(ARRAYS)), HEADER)
+def test_any_damage_of_an_array_s_header_is_noticed_or_does_not_matter(
+    tmp_path_factory: pytest.TempPathFactory, name: str, changes: list[tuple[int, int]]
+) -> None:
+    """numpy parses headers as Python, and raises whatever the parser raises: a bundle would never be made again."""
+    folder = written(tmp_path_factory.getbasetemp() / "headers")
+    data = bytearray((folder / f"{name}.npy").read_bytes())
+    for place, value in changes:
+        data[place] = value
+    (folder / f"{name}.npy").write_bytes(data)
+    try:
+        bundle = load_bundle(folder, KEY)
+    except DamagedBundle:
+        return
+    assert len(bundle) == FRAMES and getattr(bundle, name).shape == ARRAYS[name].shape
+
+
+@pytest.mark.parametrize("header", [b"{'shape': (3, 9, 8,", b"{'descr': 010}", b"'" * 3, b"{" * 99])
+def test_a_header_that_is_no_python_is_damage(tmp_path: Path, header: bytes) -> None:
+    path = written(tmp_path) / "frames.npy"
+    path.write_bytes(path.read_bytes()[:10] + header.ljust(118) + path.read_bytes()[128:])
     with pytest.raises(DamagedBundle):
         load_bundle(tmp_path, KEY)
 

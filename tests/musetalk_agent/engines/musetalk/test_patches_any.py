@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from musetalk_agent.arrays import DamagedArrays
 from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.engines.musetalk.artefacts import Artefacts, _pixels, _shown, _starts
 from musetalk_agent.engines.musetalk.masks import FaceBox
@@ -159,7 +160,16 @@ def test_nothing_there_is_told_from_something_broken(tmp_path: Path) -> None:
         Artefacts.load(tmp_path / "a")
     stored(tmp_path / "a")
     (tmp_path / "a" / "masks.npy").write_bytes(b"")
-    with pytest.raises((OSError, EOFError, ValueError)):
+    with pytest.raises(DamagedArrays):
+        Artefacts.load(tmp_path / "a")
+
+
+@pytest.mark.parametrize("name", ["latents", "boxes", "masks"])
+def test_a_header_that_numpy_cannot_parse_is_damage(tmp_path: Path, name: str) -> None:
+    stored(tmp_path / "a")
+    path = tmp_path / "a" / f"{name}.npy"
+    path.write_bytes(path.read_bytes().replace(b"), }", b",   ", 1))
+    with pytest.raises(DamagedArrays):
         Artefacts.load(tmp_path / "a")
 
 
@@ -183,7 +193,7 @@ def test_what_does_not_fit_together_is_refused(tmp_path: Path, change: str) -> N
     stored(tmp_path / "a")
     name, array = CHANGES[change]
     np.save(tmp_path / "a" / f"{name}.npy", array)
-    with pytest.raises(ValueError):
+    with pytest.raises(DamagedArrays):
         Artefacts.load(tmp_path / "a")
 
 

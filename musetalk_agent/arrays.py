@@ -1,0 +1,76 @@
+"""numpy's arrays in files: written whole or not at all, and read whole or refused by one error, whatever the damage."""
+
+from __future__ import annotations
+
+import os
+import struct
+import tempfile
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+_DAMAGE = (
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    SyntaxError,  # a header is parsed as Python
+    tokenize.TokenError,
+    RuntimeError,  # zipfile's for a flag or a version of a zip that it does not know
+    MemoryError,  # numpy's for a shape that was damaged
+    struct.error,
+    zlib.error,
+    zipfile.BadZipFile,
+)
+"""What numpy and zipfile raise over damaged files, and what their readers raise where arrays do not fit together."""
+
+
+class DamagedArrays(ValueError):
+    """A file is not what was written; it is to be made again."""
+
+
+@contextmanager
+def damaged(name: str) -> Iterator[None]:
+    """Raises `DamagedArrays`, with `name` and the reason, for whatever comes of a damaged file that is read within.
+
+    A file that is not there stays `FileNotFoundError`.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except _DAMAGE as error:
+        raise DamagedArrays(f"{name}: {type(error).__name__}: {error}") from error
+
+
+@contextmanager
+def stored_arrays(path: Path) -> Iterator[Mapping[str, NDArray[Any]]]:
+    """What `save_arrays` wrote, while the context lasts.
+
+    Raises:
+        FileNotFoundError: there is nothing.
+        DamagedArrays: it is not whole, or the caller raised an error over what it holds.
+    """
+    with damaged(path.name), path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+        yield stored
+
+
+def save_arrays(path: Path, arrays: Mapping[str, ArrayLike]) -> None:
+    """Writes them as `path`, an `.npz`, whole or not at all; what lay there is replaced. Raises OSError."""
+    handle, name = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.savez(file, **dict[str, Any](arrays))
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,218 @@
+"""Deformations: nothing moves where nothing is to move, mirrored faces move mirrored, and pixels come from where they should."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from musetalk_agent.engines.warp.articulation import Articulation, closed, driven
+from musetalk_agent.engines.warp.field import Field, Lattice, _ramp
+from musetalk_agent.engines.warp.geometry import (
+    CHIN,
+    NECK,
+    OU,
+    REACH,
+    SAMPLES,
+    Shape,
+    eye_frame,
+    mesh_shape,
+    to_mouth,
+)
+from musetalk_agent.engines.warp.lips import sample
+from musetalk_agent.engines.warp.shot import fetch
+from musetalk_agent.engines.warp.teeth import COLUMNS, HEIGHT, PITCH, ROWS, SIDE, Row, blurred, drawn
+from musetalk_agent.media import Box
+from tests.musetalk_agent.engines.warp import faces
+
+EYES = 100.0
+BOX = Box(20, 60, 180, 240)
+FRAME = np.array([[EYES, 0, 100], [0, EYES, 60]], np.float32)
+SIDES = (0.7, 0.7)
+TOP = 0.3
+ACTS = st.builds(Articulation, st.floats(0, 1), st.floats(-1, 1), *[st.floats(0, 1)] * 3)
+
+
+def even(shape: Shape) -> Shape:
+    """The shape made the same on both sides."""
+    return Shape(0.0, shape.half, np.asarray((shape.curves + shape.curves[:, ::-1]) / 2, np.float32))
+
+
+def rest() -> Shape:
+    points = faces.placed(faces.demo_points(), (100, 130), EYES)
+    return even(closed(mesh_shape(to_mouth(eye_frame(points), points))))
+
+
+REST = rest()
+
+
+def between(
+    source: Shape, target: Shape, cell: float = 4.0, sides: tuple[float, float] = SIDES
+) -> tuple[Field, Lattice]:
+    lattice = Lattice.over(BOX, FRAME, cell)
+    return Field.between(source, target, lattice, TOP, sides), lattice
+
+
+@given(ACTS)
+def test_a_mouth_that_stays_as_it_is_moves_no_pixel(act: Articulation) -> None:
+    shape = driven(REST, act)
+    field, lattice = between(shape, shape)
+    for shift in (field.du, field.upper, field.lower, field.through(lattice.v)):
+        assert not shift.any()
+
+
+@settings(max_examples=60)
+@given(ACTS, ACTS)
+def test_nothing_is_lost_and_nothing_moves_at_nose_neck_and_cheek(one: Articulation, other: Articulation) -> None:
+    source, target = driven(REST, one), driven(REST, other)
+    field, lattice = between(source, target)
+    through = field.through(lattice.v)
+    for shift in (field.s, field.du, field.upper, field.lower, through, *field.levels):
+        assert np.isfinite(shift).all()
+    end = max(float(shape.curves[CHIN][SAMPLES // 2]) for shape in (source, target)) + NECK
+    above, below = lattice.v <= min(TOP, float(target.curves[OU].min()) - 0.03), lattice.v >= end
+    assert not field.upper[above].any() and np.abs(field.lower[below]).max(initial=0) < 1e-5
+    assert not field.du[above].any() and not field.du[np.abs(lattice.u) > 0.62].any()
+    assert np.abs(through).max() < 0.5, "no pixel comes from further than half the eyes' distance"
+
+
+@settings(max_examples=60)
+@given(ACTS, ACTS)
+def test_an_even_face_moves_alike_on_both_sides(one: Articulation, other: Articulation) -> None:
+    field, lattice = between(even(driven(REST, one)), even(driven(REST, other)))
+    assert np.abs(lattice.u + lattice.u[:, ::-1]).max() < 0.011
+    shifted = np.abs(field.du + field.du[:, ::-1]).max(), np.abs(field.upper - field.upper[:, ::-1]).max()
+    # the lattice's middle is half a pixel beside the face's
+    assert max(shifted) < 0.02
+
+
+@settings(max_examples=40)
+@given(ACTS)
+def test_skin_is_stretched_and_never_folded(act: Articulation) -> None:
+    """From row to row the place that pixels come from goes down."""
+    field, lattice = between(REST, driven(REST, act))
+    for shift in (field.upper, field.lower):
+        assert (np.diff(lattice.v + shift, axis=0) > -0.012).all()
+
+
+@given(st.floats(0.05, 0.3), st.floats(0.05, 0.3))
+def test_beyond_the_face_s_outline_nothing_is_shifted_sideways(left: float, right: float) -> None:
+    target = driven(REST, Articulation(0.5, 1.0, 0, 0, 0))
+    sides = (target.half + left, target.half + right)
+    field, lattice = between(REST, target, sides=sides)
+    assert not field.du[lattice.u <= -min(sides[0], 0.6)].any() and not field.du[lattice.u >= min(sides[1], 0.6)].any()
+    assert field.du.any()
+
+
+@given(st.integers(4, 60), st.integers(4, 60), st.floats(1.5, 9), st.floats(-2, 2), st.floats(-2, 2))
+def test_a_plane_is_enlarged_to_the_plane(width: int, height: int, cell: float, a: float, b: float) -> None:
+    """Nodes stand where their pixels are: a linear function of the place comes back, but for half a cell at the edge."""
+    box = Box(10, 20, 10 + 2 * width, 20 + 2 * height)
+    lattice = Lattice.over(box, FRAME, cell)
+    x, y = lattice.positions()
+    nodes = np.stack([np.broadcast_to(a * x + b * y, lattice.u.shape), lattice.u], -1).astype(np.float32)
+    made = lattice.enlarge(nodes)
+    assert made.shape == (box.height, box.width, 2)
+    exact = a * np.arange(box.x0, box.x1)[None] + b * np.arange(box.y0, box.y1)[:, None]
+    edge = int(max(box.width / lattice.u.shape[1], box.height / lattice.u.shape[0])) // 2 + 1
+    within = slice(edge, -edge), slice(edge, -edge)
+    assert np.abs(made[within][..., 0] - exact[within]).max(initial=0) < 0.05
+    u = (np.arange(box.x0, box.x1) - FRAME[0, 2]) / EYES
+    assert np.abs(made[within][..., 1] - u[within[1]][None]).max(initial=0) < 1e-3
+
+
+@given(st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=9), st.floats(-0.5, 0.5), st.floats(0.001, 1))
+def test_a_ramp_is_nought_before_one_behind_and_never_turns(values: list[float], start: float, length: float) -> None:
+    v = np.sort(np.array(values, np.float32))
+    first, last = np.full_like(v, start), np.full_like(v, start + length)
+    made = _ramp(v, first, last)
+    assert (np.diff(made) >= 0).all() and ((made >= 0) & (made <= 1)).all()
+    assert not made[v <= first].any() and (made[v >= last + 1e-3] == 1).all()
+
+
+PICTURE = np.random.default_rng(4).integers(0, 256, (40, 50, 3), np.uint8)
+
+
+@given(st.integers(-20, 60), st.integers(-20, 60), st.integers(1, 30), st.integers(1, 30))
+def test_whole_shifts_fetch_the_very_pixels_and_repeat_the_edge(x: int, y: int, width: int, height: int) -> None:
+    shift = np.zeros((height, width, 2), np.float32)
+    made = fetch(PICTURE, shift, x, y)
+    rows = np.clip(np.arange(y, y + height), 0, 39)
+    columns = np.clip(np.arange(x, x + width), 0, 49)
+    assert np.array_equal(made, PICTURE[rows][:, columns])
+
+
+@given(st.floats(-6, 6), st.floats(-6, 6))
+def test_pixels_are_fetched_from_where_the_shift_points(dx: float, dy: float) -> None:
+    ramp = np.zeros((40, 50, 3), np.uint8)
+    ramp[..., 0], ramp[..., 1] = np.arange(50) * 4, np.arange(40)[:, None] * 5
+    shift = np.full((10, 12, 2), (dx, dy), np.float32)
+    made = fetch(ramp, shift, 20, 15).astype(float)
+    x, y = np.meshgrid(np.arange(20, 32) + dx, np.arange(15, 25) + dy)
+    assert np.abs(made[..., 0] - 4 * x).max() <= 1.0 and np.abs(made[..., 1] - 5 * y).max() <= 1.0
+
+
+@given(st.floats(20, 60), st.floats(-np.pi, np.pi), st.floats(10, 30), st.floats(10, 30))
+def test_sampling_in_mouth_space_reads_the_picture_through_the_frame(
+    eyes: float, angle: float, x: float, y: float
+) -> None:
+    frame = np.array([[np.cos(angle), -np.sin(angle), x], [np.sin(angle), np.cos(angle), y]], np.float32)
+    frame[:, :2] *= np.float32(eyes)
+    u, v = np.meshgrid(np.linspace(-0.2, 0.2, 5, dtype=np.float32), np.linspace(-0.2, 0.2, 4, dtype=np.float32))
+    places = np.stack([u, v], -1) @ frame[:, :2].T + frame[:, 2]
+    exact = cv2.remap(PICTURE, places.astype(np.float32), None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    assert np.abs(sample(PICTURE, frame, u, v).astype(int) - exact).max() <= 8, "a thirty-second of a pixel"
+
+
+COLOUR, GUM = np.array([200, 210, 220], np.float32), np.array([60, 50, 120], np.float32)
+
+
+@pytest.mark.parametrize("lower", [True, False])
+@pytest.mark.parametrize("soft", [0.0, 0.004, 0.02])
+def test_teeth_are_even_opaque_in_the_middle_and_end_at_the_sides(lower: bool, soft: float) -> None:
+    tile = drawn(COLOUR, GUM, soft, lower).tile
+    assert tile.shape == (ROWS, COLUMNS, 4) and np.isfinite(tile).all()
+    assert tile[..., 3].min() >= 0 and tile[..., 3].max() <= 1 + 1e-5
+    assert tile[..., :3].min() > -1 and (tile[..., :3].max((0, 1)) <= np.maximum(COLOUR, GUM) + 1e-2).all()
+    assert np.abs(tile - tile[:, ::-1]).max() < 0.02, "left as right"
+    row = round(0.5 * HEIGHT / PITCH)
+    assert tile[row, COLUMNS // 2, 3] > 0.99 and tile[row, [0, -1], 3].max() < 0.1
+    assert tile[-1, COLUMNS // 2, 3] < 0.2, "past the edge there is no tooth"
+
+
+@given(st.floats(-2, 2), st.floats(-2, 2))
+def test_where_there_are_no_teeth_nothing_is_opaque(u: float, beyond: float) -> None:
+    row = drawn(COLOUR, GUM, 0.004, lower=False)
+    seen = row.at(np.full((1, 1), u, np.float32), np.full((1, 1), beyond, np.float32))[0, 0]
+    assert np.isfinite(seen).all()
+    if abs(u) > SIDE + PITCH or beyond < -HEIGHT - PITCH or beyond > 0.02 + PITCH:
+        assert seen[3] == 0
+
+
+@given(st.floats(0, 0.03))
+def test_softening_a_flat_tile_leaves_its_colour(soft: float) -> None:
+    tile = np.zeros((ROWS, COLUMNS, 4), np.float32)
+    tile[..., :3] = COLOUR
+    tile[20:, :, 3] = 1
+    made = blurred(tile, soft)
+    assert np.abs(made[..., :3] - COLOUR).max() < 0.5, "the dark beyond does not bleed in"
+    assert (np.diff(made[:, COLUMNS // 2, 3]) >= -1e-5).all()
+
+
+def test_a_row_gives_back_its_own_pixels_at_their_places() -> None:
+    tile = np.random.default_rng(6).random((ROWS, COLUMNS, 4)).astype(np.float32)
+    u = (np.arange(COLUMNS, dtype=np.float32) * PITCH - SIDE)[None].repeat(ROWS, 0)
+    beyond = (np.arange(ROWS, dtype=np.float32) * PITCH - HEIGHT)[:, None].repeat(COLUMNS, 1)
+    assert np.abs(Row(tile).at(u, beyond) - tile).max() < 0.04
+
+
+def test_the_deformation_reaches_as_far_as_the_patch() -> None:
+    """At the sides of the patch the target's places are at their end, so that there is nothing beyond to move."""
+    lattice = Lattice.over(Box(0, 60, 200, 240), FRAME, 4.0)
+    s = replace(REST, centre=0.0).s_of_u(lattice.u)
+    assert s[:, 0] == pytest.approx(s[0, 0]) and lattice.u.max() > REACH
+    assert np.abs(s).max() == pytest.approx(2.4, abs=1e-5)
