@@ -138,7 +138,7 @@ class Sender:
     """Sends PCM in real time, and goes on where `hello` says whenever its connection is lost.
 
     `address` is asked before every connection. `messages` are all that came, `hellos` the counts,
-    `sent` the samples that were handed to the connections.
+    `sent` the samples that were handed to the connections. While `may_end` is clear the last half second is not sent.
     """
 
     address: Callable[[], str]
@@ -147,6 +147,10 @@ class Sender:
     hellos: list[int] = field(default_factory=list)
     closes: list[int | None] = field(default_factory=list)
     sent: int = 0
+    may_end: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.may_end.set()
 
     def of(self, kind: str) -> list[dict[str, Any]]:
         return [message for message in self.messages if message["type"] == kind]
@@ -189,11 +193,21 @@ class Sender:
         first = at
         await socket.send('{"type":"audio.start"}')
         while at < len(self.pcm):
+            if at >= len(self.pcm) - RATE // 2 and not self.may_end.is_set():
+                await self._held(socket)
             await socket.send(self.pcm[at : at + BLOCK].tobytes())
             at += BLOCK
             self.sent = at
             await asyncio.sleep(max(0.0, begun + (at - first) / RATE - time.monotonic()))  # its pace
         await socket.send('{"type":"audio.end"}')
+
+    async def _held(self, socket: websockets.ClientConnection) -> None:
+        """Returns when the end may be sent, or the connection is closed."""
+        waiting = {asyncio.create_task(self.may_end.wait()), asyncio.create_task(socket.wait_closed())}
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
 
     async def _finished(self) -> None:
         def all_are() -> bool:

@@ -97,6 +97,7 @@ async def test_sigterm_lets_speech_end_and_hands_the_session_over(
         first = await here.orchestrator(STORE_PATH=store, DRAIN_S="30")
         started = await here.begin(first)
         sender = Sender(lambda: started["audio_url"], speech(2.0))
+        sender.may_end.clear()
         sending = asyncio.create_task(sender.run())
         await sender.until("playback.started")
         first.signal(signal.SIGTERM)
@@ -105,12 +106,14 @@ async def test_sigterm_lets_speech_end_and_hands_the_session_over(
         refused = await here.call(first, "POST", "/session/start", room="other", engine="pattern")
         assert (refused.status_code, refused.json()["code"]) == (503, "draining")
         assert "retry-after" in refused.headers
+        sender.may_end.set()
         await asyncio.wait_for(sending, NEVER_S)
         nothing_lost(sender, 2.0)
         await asyncio.wait_for(first.ended(), NEVER_S)
         assert await here.avatars() == [started["avatar_identity"]]
         second = await here.orchestrator(first.port, STORE_PATH=store, DRAIN_S="60")
         more = Sender(lambda: started["audio_url"], speech(5.0))
+        more.may_end.clear()
         sending = asyncio.create_task(more.run())
         await more.until("playback.started")
         second.signal(signal.SIGTERM)
@@ -118,6 +121,7 @@ async def test_sigterm_lets_speech_end_and_hands_the_session_over(
         assert more.sent < 5 * RATE
         second.signal(signal.SIGTERM)  # mid-sentence, and nobody waits any longer
         await asyncio.wait_for(second.ended(), NEVER_S)
+        more.may_end.set()
         assert more.closes in ([], [1012])
         await here.orchestrator(first.port, STORE_PATH=store)
         await asyncio.wait_for(sending, NEVER_S)
