@@ -135,7 +135,6 @@ async def test_interrupt_and_stop_work_while_there_is_no_agent() -> None:
 
 
 async def test_an_agent_that_hangs_is_left_and_told_to_stop_when_it_wakes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.agents.vitals.STILL_S", 1.0)
     async with fleet() as here, here.stage.live() as (started, line):
         session_id = started["session_id"]
         first = here.of(session_id)
@@ -144,8 +143,10 @@ async def test_an_agent_that_hangs_is_left_and_told_to_stop_when_it_wakes(monkey
         await line.socket.send(pcm)
         await line.say("audio.end")
         await until(playing(first, session_id))
-        first.hung = True
-        await line.wait("session.state", count=2)
+        with monkeypatch.context() as hurried:
+            hurried.setattr("orchestrator.agents.vitals.STILL_S", 1.0)
+            first.hung = True
+            await line.wait("session.state", count=2)
         assert states(line) == [("recovering", "hung"), ("ready", "moved")]
         await line.wait("playback.finished")
         check_whole(here, session_id, 1, pcm)
@@ -157,13 +158,13 @@ async def test_an_agent_that_hangs_is_left_and_told_to_stop_when_it_wakes(monkey
 
 
 async def test_an_agent_whose_network_is_away_is_no_agent_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.agents.vitals.STILL_S", 0.3)
     async with fleet() as here, here.stage.live() as (started, line):
         agent = here.of(started["session_id"])
         await line.socket.send(ramp(2.0))
         await until(playing(agent, started["session_id"], at_least_s=0.1))
         agent.only.tell(PublisherChanged(publisher="none", reason="ICE failed"))
         await line.wait("publisher.changed")
+        monkeypatch.setattr("orchestrator.agents.vitals.STILL_S", 0.3)
         agent.pace, agent.shows = 1e-9, False
         reports = agent.only.reports
         await until(lambda: agent.only.reports > reports + 20)  # a second of them, in which nothing moves
