@@ -149,6 +149,19 @@ async def test_a_start_whose_answer_nobody_waited_for_is_swept_up(world: World) 
 
 
 @virtually
+async def test_one_that_appears_only_after_the_first_sweep_is_found_by_the_next(world: World) -> None:
+    world.start_s = 30.0
+    run = run_of(world, sessions=1, minutes=60.0)
+    task = asyncio.create_task(run.run())
+    await asyncio.sleep(5.0)
+    late = world.sessions.pop("ses_0")  # its service has not got as far as to list it
+    run.stop()
+    asyncio.get_running_loop().call_later(0.5, world.sessions.__setitem__, "ses_0", late)
+    await task
+    assert late["state"] == "stopped"
+
+
+@virtually
 async def test_sessions_that_stay_are_swept_four_times_and_then_left(world: World) -> None:
     world.errors["stop"] = CallError("agent_unavailable", "gone")
     report = await run_of(world, sessions=1, minutes=0.1).run()

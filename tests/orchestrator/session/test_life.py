@@ -479,7 +479,7 @@ async def test_a_session_that_is_handed_over_goes_on_where_it_was() -> None:
         assert (record.owner, record.ended, record.progress.unfinished) == ("", False, {1: True})
         assert here.store._holder(session.session_id) is None
         assert session.session_id in agent.sessions and here.rooms.removed == []
-        assert not here.sessions.registry.holds(session.session_id)
+        assert not here.sessions.registry.holds(session.session_id) and here.pool._held == {}
 
         here.sessions.draining = False
         assert await store.claim(session.session_id, here.ledger.owner, 10.0)
