@@ -63,7 +63,7 @@ def test_after_the_wait_that_was_named_the_amount_is_there(rate: float, burst: f
     assert bucket.take(amount, 5.0 + wait_s * (1 + 1e-9) + 1e-9)
 
 
-@given(st.lists(st.tuples(st.sampled_from(["get", "find", "put"]), st.integers(0, 9)), max_size=80))
+@given(st.lists(st.tuples(st.sampled_from(["get", "find", "put"]), st.integers(0, 6)), min_size=15, max_size=80))
 def test_the_memory_is_that_of_the_lately_used(acts: list[tuple[str, int]]) -> None:
     kept: Recent[int] = Recent()
     model: OrderedDict[str, int] = OrderedDict()
