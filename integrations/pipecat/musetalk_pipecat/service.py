@@ -75,6 +75,7 @@ class MuseTalkVideoService(AIService):
         self._order = {"room": room, **{name: value for name, value in sources.items() if value}, **(more or {})}
         self._sessions = Sessions(url, api_key)
         self._session: AvatarSession | None = None
+        self._identities: frozenset[str] = frozenset()
         self._line: AudioLine | None = None
         self._running: asyncio.Task[None] | None = None
         self._sample_rate = 24_000
@@ -95,8 +96,8 @@ class MuseTalkVideoService(AIService):
 
     @property
     def identities(self) -> frozenset[str]:
-        """Participants whose sound is the bot's own; none before the session has started."""
-        return self._session.identities if self._session else frozenset()
+        """Participants whose sound is the bot's own; none before the session has started. Its last sound may come after its end."""
+        return self._identities
 
     def without_avatar(self) -> FrameProcessor:
         """A processor for the place behind `transport.input()`, without which the bot would hear itself."""
@@ -115,6 +116,7 @@ class MuseTalkVideoService(AIService):
         except AvatarError as error:
             await self.push_error(f"The avatar did not start: {error}", error, force_treat_as_permanent=True)
             return
+        self._identities = self._session.identities
         self._line = AudioLine(self._session.audio_url, self._sample_rate, self._hear)
         self._running = self.create_task(self._keep(self._line))
         await self._call_event_handler("on_avatar_ready", self._session.session_id)

@@ -113,7 +113,7 @@ async def main(url: str, key: str) -> None:
         for name in sys.modules
         if name.partition(".")[0] in ("musetalk_agent", "orchestrator", "livekit") and name not in ours
     )
-    tell(over=True, foreign=foreign)
+    tell(over=True, foreign=foreign, identities=sorted(service.identities))
 
 
 if __name__ == "__main__":

@@ -89,15 +89,22 @@ async def test_audio_keeps_a_session_alive(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 async def test_a_session_is_ready_while_its_agent_hears_nobody_speak() -> None:
+    """It is sent to all the time: what pauses is no speech either."""
     async with stage() as running, running.live() as (started, line):
-        await line.socket.send(bytes(32_000))
-        await come_to(running, started["session_id"], "speaking")
+
+        async def sent_to(state: str) -> None:
+            async def asked() -> bool:
+                await line.socket.send(bytes(640))
+                session = (await running.http.get(f"/session/{started['session_id']}")).json()
+                return bool(session["state"] == state)
+
+            await until(asked)
+
+        await sent_to("speaking")
         running.agent.only.resting = True
-        await line.socket.send(bytes(640))
-        await come_to(running, started["session_id"], "ready")
+        await sent_to("ready")
         running.agent.only.resting = False
-        await line.socket.send(bytes(640))
-        await come_to(running, started["session_id"], "speaking")
+        await sent_to("speaking")
 
 
 async def test_twenty_sessions_leave_nothing_behind(running: Stage, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,6 +38,9 @@ async def test_a_killed_agent_costs_no_word_and_the_next_one_takes_over_in_its_t
         assert once(durations[1:]), durations
         (voice_sid,) = [sid for sid, who in ears.speakers.items() if who == "voice-" + started["session_id"]]
         last, first = ears.spoken(voice_sid)[-1], ears.spoken(ears.who_said(49))[0]
-        assert abs(first[1] - last[1]) <= 2  # a faded edge is misread; `measure.py kill` has the seam and the gap in ms
+        in_time = ears.who_said(49) != voice_sid  # else the sentence was over before the next one was there
+        assert (
+            not in_time or abs(first[1] - last[1]) <= 2
+        )  # a faded edge is misread; `measure.py kill` has the seam and the gap in ms
         assert await ears.until(NEVER_S, lambda: "voice-" + started["session_id"] in ears.gone)
         assert (await running.voice_of(started))["source"] == "agent"
