@@ -13,7 +13,7 @@ from musetalk_agent.protocol.messages import Failed, PublisherChanged
 from tests.fakes.agent_server import FakeAgent
 from tests.fakes.fleet import Fleet, fleet
 from tests.fakes.stage import Line, Stage
-from tests.waiting import until
+from tests.waiting import NEVER_S, until
 
 RATE = 16000
 
@@ -250,6 +250,8 @@ async def test_a_session_that_moves_too_often_fails() -> None:
         error = await line.wait("error")
         assert error["code"] == "agent_unavailable" and "5 moves" in error["message"]
         assert await line.closed() == 1011
+        registry = here.stage.app.state.context.sessions.registry
+        await until(lambda: registry.get(started["session_id"]).ended)  # the connection is closed before
         view = await state(here.stage, started["session_id"])
         assert (view["state"], view["end_reason"], view["moves"]) == ("failed", "agent_lost", 5)
 
@@ -277,7 +279,11 @@ async def test_a_dropped_link_does_not_move_the_session() -> None:
         check_whole(here, started["session_id"], 1, ramp(1.0), doubled_s=0)
 
 
-async def test_twenty_cuts_of_the_senders_line_in_a_minute_of_speech_lose_and_double_nothing() -> None:
+async def test_twenty_cuts_of_the_senders_line_in_a_minute_of_speech_lose_and_double_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("orchestrator.agents.vitals.SILENT_S", NEVER_S)  # no agent hangs here
+    monkeypatch.setattr("orchestrator.agents.vitals.STILL_S", NEVER_S)
     pcm, cuts, received = ramp(60.0), 0, 0
     async with fleet(pace=30.0) as here, here.stage.live() as (started, line):
         await line.say("audio.start")
