@@ -20,7 +20,7 @@ from tests.fakes.stage import API_KEY
 from tests.orchestrator.voice.stack import ROOM, Stack, stack
 from tests.orchestrator.voice.tones import LOWEST_HZ, STEP_HZ, SYMBOL_S, Ears, listening
 from tests.viewer import RATE
-from tests.waiting import NEVER_S
+from tests.waiting import NEVER_S, until
 
 ENVIRONMENT = Path.home() / ".cache/musetalk-livekit/envs/livekit-agents"
 PYTHON = ENVIRONMENT / "bin/python"
@@ -130,12 +130,13 @@ class Scene:
 
 @asynccontextmanager
 async def scene(access: LiveKitAccess, agents: int = 1, **settings: Any) -> AsyncIterator[Scene]:
-    """Everything started: workers, orchestrator, listener, agent. The avatar is heard by the listener."""
+    """Everything started: workers, orchestrator, listener, agent. The avatar is seen and heard by the listener."""
     async with (
         stack(access, agents=agents, voice_standby="off", **settings) as running,
         talker(access, running.stage.url) as agent,
     ):
         await listening(running.ears)
+        await until(lambda: running.ears.video)
         yield Scene(running, agent)
 
 

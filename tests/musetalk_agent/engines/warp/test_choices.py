@@ -145,12 +145,12 @@ def test_a_mouth_that_stands_still_is_settled_as_it_is() -> None:
 
 
 @settings(max_examples=20)
-@given(st.lists(st.floats(0, 0.15), min_size=3, max_size=12))
-def test_at_rest_every_pose_has_its_lips_together(gaps: list[float]) -> None:
+@given(st.lists(st.floats(0, 0.15), min_size=3, max_size=12), st.floats(0, 1))
+def test_at_rest_every_pose_has_its_lips_together(gaps: list[float], smile: float) -> None:
     poses = tuple(shapes(gaps))
     first = int(np.argmin(gaps))
     references, shown = np.array([first], np.int64), np.zeros(len(gaps), np.int64)
-    rests = rest_shapes(poses, (poses[first],), references, shown)
+    rests = rest_shapes(poses, (poses[first],), references, shown, smile)
     assert len(rests) == len(gaps)
     for rest in rests:
         assert rest.opening < 1e-4 and rest.half == pytest.approx(closed(poses[first]).half, abs=1e-5)
