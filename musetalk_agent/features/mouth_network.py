@@ -1,7 +1,9 @@
 """The small causal network from log-mels to phonemes, opening, speech and lip closure: plain numpy, one step at a time.
 
-40 log-mels at 100 Hz → strided convolution to 50 Hz → three residual dilated convolutions → GRU → heads. Every step does
-operations of one fixed shape, so the result does not depend on how the sound was cut into pieces, not even in its last bit.
+40 log-mels at 100 Hz → strided convolution to 50 Hz → three residual dilated convolutions → GRU → heads for phonemes and speech;
+a second GRU reads the convolutions and the first one, and has the heads for the mouth, which were learned from real talkers. Every
+step does operations of one fixed shape, so the result does not depend on how the sound was cut into pieces, not even in its last
+bit.
 """
 
 from __future__ import annotations
@@ -23,11 +25,12 @@ STEP = 2 * melspec.HOP
 """Samples per step of the network (20 ms)."""
 STEP_MS = 20
 LOOKAHEAD_MS = 100
-"""Step n reads sound up to 20·(n+1) ms and speaks of the moment `LOOKAHEAD_MS` before that."""
+"""Step n reads sound up to 20·(n+1) ms and speaks of the moment `LOOKAHEAD_MS` before that; less surely, of 20 ms later."""
 WIDTH = 128
 DILATIONS = (1, 2, 4)
 _FRAMES = 4  # mel frames under the strided convolution
-HEADS = len(CLASSES) + 3  # phonemes, speech, closure, tuck; the opening has a layer of its own
+HEADS = len(CLASSES) + 3  # phonemes, speech, closure, tuck; this closure knows synthetic voices alone: unused
+OUTPUTS = 6  # of the mouth: opening, opening one moment later, closure, closure one moment later, gate, voice
 _ROOT = Path(__file__).parents[1]
 
 
@@ -39,22 +42,34 @@ def default_weights() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one step says: phoneme posteriors float32[25], and opening, speech, closure, tuck as numbers in 0..1."""
+    """What one step hears: phoneme posteriors float32[25], and speech and tuck as numbers in 0..1."""
 
     phonemes: Array
-    opening: float
     speech: float
-    closure: float
     tuck: float
+
+
+@dataclass(frozen=True, slots=True)
+class Lips:
+    """What one step shows, numbers in 0..1: how far the mouth is open, whether lips meet, whether it moves at all, and whether what
+    is heard is no hum, music or breath.
+
+    The first value of a pair speaks of the step's own moment, the second of the moment 20 ms later.
+    """
+
+    opening: tuple[float, float]
+    closure: tuple[float, float]
+    gate: float
+    voice: float
 
 
 class MouthNetwork:
     """Weights, loaded once and shared; immutable.
 
     File format: `.npz` (float16 arrays, no pickle) with `conv.w` [128, 160], `conv.b`, `res{0,1,2}.w` [128, 384], `.b`,
-    `gru.wi` [384, 128], `gru.wh`, `gru.bi`, `gru.bh`, `head.w` [28, 128], `head.b`, `open1.w` [48, 128], `open1.b`,
-    `open2.w` [1, 48], `open2.b`; a convolution's columns are ordered by time, then channel; the GRU's rows are reset,
-    update, new as in torch.
+    `gru.wi` [384, 128], `gru.wh`, `gru.bi`, `gru.bh`, `head.w` [28, 128], `head.b`; of the mouth `lips.wi` [3·l, 256], `lips.wh`
+    [3·l, l], `lips.bi`, `lips.bh`, `lips1.w` [h, 256 + l], `lips1.b`, `lips2.w` [6, h], `lips2.b` (l and h: as many as the file
+    has). A convolution's columns are ordered by time, then channel; a GRU's rows are reset, update, new as in torch.
     """
 
     def __init__(self, arrays: dict[str, Array]) -> None:
@@ -68,7 +83,15 @@ class MouthNetwork:
                 arrays = {name: stored[name].astype(np.float32) for name in stored}
         except (FileNotFoundError, DamagedArrays) as error:
             raise _unusable(path, str(error)) from error
-        shapes = {"conv.w": (WIDTH, _FRAMES * melspec.BANDS), "gru.wh": (3 * WIDTH, WIDTH), "head.w": (HEADS, WIDTH)}
+        shapes = dict(_SHAPES)
+        if "lips.wh" in arrays and "lips1.w" in arrays:
+            memory, hidden = arrays["lips.wh"].shape[-1], len(arrays["lips1.w"])
+            shapes |= {
+                "lips.wh": (3 * memory, memory),
+                "lips1.w": (hidden, 2 * WIDTH + memory),
+                "lips2.w": (OUTPUTS, hidden),
+            }
+            shapes["lips.wi"] = 3 * memory, 2 * WIDTH
         for name, shape in shapes.items():
             if name not in arrays or arrays[name].shape != shape:
                 raise _unusable(path, f"{name} should be {shape}")
@@ -77,6 +100,14 @@ class MouthNetwork:
     def run(self) -> NetworkRun:
         """A new run from silence."""
         return NetworkRun(self._a)
+
+
+_SHAPES = {
+    "conv.w": (WIDTH, _FRAMES * melspec.BANDS),
+    "gru.wh": (3 * WIDTH, WIDTH),
+    "head.w": (HEADS, WIDTH),
+    "lips2.b": (OUTPUTS,),
+}
 
 
 def _unusable(path: Path, why: str) -> WeightsMissing:
@@ -88,7 +119,7 @@ def _sigmoid(x: Array) -> Array:
 
 
 class NetworkRun:
-    """State of one stream: the convolutions' pasts and the GRU's memory."""
+    """State of one stream: the convolutions' pasts and the GRUs' memories."""
 
     def __init__(self, arrays: dict[str, Array]) -> None:
         self._a = arrays
@@ -98,7 +129,8 @@ class NetworkRun:
         )
         self._past = [np.zeros((2 * dilation + 1, WIDTH), np.float32) for dilation in DILATIONS]
         self._at = [0, 0, 0]
-        self._memory = np.zeros(WIDTH, np.float32)
+        self._heard = np.zeros(2 * WIDTH, np.float32)  # the convolutions' last output, the first GRU's memory
+        self._lips = np.zeros(arrays["lips.wh"].shape[1], np.float32)
 
     def step(self, mels: Array) -> Step:
         """Takes the next two mel frames float32[2, 40] (normalised)."""
@@ -108,13 +140,22 @@ class NetworkRun:
         x = np.maximum(a["conv.w"] @ self._mels.reshape(-1) + a["conv.b"], 0)
         for i, dilation in enumerate(DILATIONS):
             x = self._residual(i, dilation, x)
-        self._memory = self._gru(x)
-        logits = a["head.w"] @ self._memory + a["head.b"]
-        hidden = np.maximum(a["open1.w"] @ self._memory + a["open1.b"], 0)
-        opening = float((a["open2.w"] @ hidden + a["open2.b"])[0])
+        memory = self._gru("gru", x, self._heard[WIDTH:])
+        self._heard = np.concatenate([x, memory])
+        logits = a["head.w"] @ memory + a["head.b"]
         phonemes = np.exp(logits[: len(CLASSES)] - logits[: len(CLASSES)].max())
-        speech, closure, tuck = _sigmoid(logits[len(CLASSES) :]).tolist()
-        return Step(phonemes / phonemes.sum(), min(1.0, max(0.0, opening)), speech, closure, tuck)
+        speech, _, tuck = _sigmoid(logits[len(CLASSES) :]).tolist()
+        return Step(phonemes / phonemes.sum(), speech, tuck)
+
+    def lips(self) -> Lips:
+        """The mouth of the step that was taken last. Either after every step, or never: it remembers."""
+        a = self._a
+        self._lips = self._gru("lips", self._heard, self._lips)
+        hidden = np.maximum(a["lips1.w"] @ np.concatenate([self._heard, self._lips]) + a["lips1.b"], 0)
+        out = a["lips2.w"] @ hidden + a["lips2.b"]
+        now, soon = np.clip(out[:2], 0, 1).tolist()
+        closure, closure_soon, gate, voice = _sigmoid(out[2:]).tolist()
+        return Lips((now, soon), (closure, closure_soon), gate, voice)
 
     def _residual(self, i: int, dilation: int, x: Array) -> Array:
         ring, size, at = self._past[i], 2 * dilation + 1, self._at[i]
@@ -124,12 +165,13 @@ class NetworkRun:
         y: Array = x + np.maximum(self._a[f"res{i}.w"] @ taps + self._a[f"res{i}.b"], 0)
         return y
 
-    def _gru(self, x: Array) -> Array:
-        a, h = self._a, self._memory
-        given = a["gru.wi"] @ x + a["gru.bi"]
-        kept = a["gru.wh"] @ h + a["gru.bh"]
-        gates = _sigmoid(given[: 2 * WIDTH] + kept[: 2 * WIDTH])
-        reset, update = gates[:WIDTH], gates[WIDTH:]
-        new = np.tanh(given[2 * WIDTH :] + reset * kept[2 * WIDTH :])
+    def _gru(self, name: str, x: Array, h: Array) -> Array:
+        a = self._a
+        given = a[f"{name}.wi"] @ x + a[f"{name}.bi"]
+        kept = a[f"{name}.wh"] @ h + a[f"{name}.bh"]
+        size = len(h)
+        gates = _sigmoid(given[: 2 * size] + kept[: 2 * size])
+        reset, update = gates[:size], gates[size:]
+        new = np.tanh(given[2 * size :] + reset * kept[2 * size :])
         out: Array = (1 - update) * new + update * h
         return out

@@ -23,16 +23,21 @@ from musetalk_agent.media import FEATURE_RATE, Cue, Feature, Pcm, frame_start, f
 
 _PAST = melspec.WINDOW - melspec.HOP  # samples before a step's first that its first mel window reads
 _WAIT = 60 * FEATURE_RATE // 1000
-_ADVANCE = STEP
-"""A frame shows the moment 20 ms before its first sample: where the lips of measured talkers agree with the sound's phonemes
-(a real frame is shown while, and after, it is exposed)."""
+_TALKERS_HALF = FEATURE_RATE // 50
+"""The network has learned what a camera of 25 fps shows in the frame that begins at a moment. That frame is on the screen for 20 ms
+on either side of its middle; a frame of another rate shows the moment that has the same middle."""
 _BEHIND = LOOKAHEAD_MS * FEATURE_RATE // 1000 // STEP - 1  # step n speaks of sample STEP·(n − _BEHIND)
 
 # Decision curves on the network's numbers, chosen on held-out synthetic speech and noises (see models/mouth/README.md).
 _SPEECH_OFF, _SPEECH_ON = 0.05, 0.30
 _SURE_OFF, _SURE_ON = 0.50, 0.80
 _SURE_STEPS = 20  # 400 ms
-_CLOSURE_OFF, _CLOSURE_ON = 0.45, 0.70
+_GATE_OFF, _GATE_ON = 0.10, 0.40
+_VOICE_OFF, _VOICE_ON = 0.10, 0.40
+_CLOSURE_OFF, _CLOSURE_ON = 0.50, 0.80
+_CONTRAST, _SIZE = 1.1, 1.04
+"""Real mouths are nearly closed for longer and open further than a network that is to err little; `_SIZE` keeps the 95th
+percentile."""
 _TUCK_OFF, _TUCK_ON = 0.35, 0.65
 _STEADY_STEPS = 10  # 200 ms
 _STEADY_DB, _MOVING_DB = 0.2, 0.5
@@ -96,7 +101,7 @@ class VisemeStream:
         while self._received >= frame_start(self._frame + 1, self._fps) + _WAIT:
             out.append(self._vector(self._frame))
             self._frame += 1
-        self._mouth.forget(self._position(self._frame))
+        self._mouth.forget(int(self._moment(self._frame)) + _BEHIND - 1)
         return out
 
     def flush(self) -> list[Feature]:
@@ -115,16 +120,16 @@ class VisemeStream:
             at += STEP
         self._pending = sound[at:].copy()
 
-    def _position(self, frame: int) -> float:
-        """The place of a frame among the network's steps, as late as the frame's look-ahead lets it be."""
-        wanted = (frame_start(frame, self._fps) - _ADVANCE) / STEP + _BEHIND
-        return min(wanted, (frame_start(frame + 1, self._fps) + _WAIT) // STEP - 1)
+    def _moment(self, frame: int) -> float:
+        """What a frame shows, in moments of the network."""
+        start, end = frame_start(frame, self._fps), frame_start(frame + 1, self._fps)
+        return ((start + end) / 2 - _TALKERS_HALF) / STEP
 
     def _vector(self, frame: int) -> Feature:
         start, end = frame_start(frame, self._fps), frame_start(frame + 1, self._fps)
         if self._cues.covers((start + end) // 2):
             return self._cues.articulation(start, end)
-        return self._mouth.at(self._position(frame))
+        return self._mouth.at(self._moment(frame), (end + _WAIT) // STEP - 1)
 
 
 class _Mouth:
@@ -133,7 +138,7 @@ class _Mouth:
     def __init__(self, run: NetworkRun) -> None:
         self._run = run
         self._level = melspec.Normaliser()
-        self._steps: list[NDArray[np.float32]] = []
+        self._steps: list[NDArray[np.float32]] = []  # [2, 5]: the step's own moment, and the one after it
         self._first = 0  # number of the first kept step
         self._shape = np.zeros(2, np.float32)
         self._likely: list[float] = []
@@ -153,29 +158,44 @@ class _Mouth:
         self._likely = [*self._likely[1 - _SURE_STEPS :], told.speech]
         sure = _ramp(max(self._likely), _SURE_OFF, _SURE_ON)
         speech = 0.0 if quiet else sure * moving * _ramp(told.speech, _SPEECH_OFF, _SPEECH_ON)
-        closure = _ramp(told.closure, _CLOSURE_OFF, _CLOSURE_ON)
+        lips = self._run.lips()
+        gate = (
+            0.0 if quiet else moving * _ramp(lips.gate, _GATE_OFF, _GATE_ON) * _ramp(lips.voice, _VOICE_OFF, _VOICE_ON)
+        )
         weights = told.phonemes * HOLD
         weights[SILENCE] = told.phonemes[SILENCE]
         shape = speech * (weights @ TABLE[:, [WIDTH, ROUNDING]]) / weights.sum()
         self._shape = (self._shape * _SHAPE_KEEP + shape * (1 - _SHAPE_KEEP)).astype(np.float32)
-        step = np.zeros(5, np.float32)
-        step[[WIDTH, ROUNDING]] = self._shape
-        step[JAW] = told.opening * speech
-        step[CLOSURE] = closure * speech
-        step[TUCK] = _ramp(told.tuck, _TUCK_OFF, _TUCK_ON) * speech
+        step = np.zeros((2, 5), np.float32)
+        step[:, [WIDTH, ROUNDING]] = self._shape
+        for row, (opening, closure) in enumerate(zip(lips.opening, lips.closure, strict=True)):
+            step[row, JAW] = min(1.0, _SIZE * opening**_CONTRAST) * gate
+            step[row, CLOSURE] = _ramp(closure, _CLOSURE_OFF, _CLOSURE_ON) * gate
+        step[:, TUCK] = _ramp(told.tuck, _TUCK_OFF, _TUCK_ON) * speech
         self._steps.append(step)
 
-    def at(self, position: float) -> Feature:
-        """The mouth at a place between steps."""
-        index = min(max(position - self._first, 0.0), len(self._steps) - 1.0)
-        low = int(index)
-        high = min(low + 1, len(self._steps) - 1)
-        part = np.float32(index - low)
-        return self._steps[low] * (1 - part) + self._steps[high] * part
+    def at(self, moment: float, newest: int) -> Feature:
+        """The mouth at a moment, from steps up to number `newest`: moments later than what that step speaks of are cut to it."""
+        moment = min(max(moment, 0.0), newest - _BEHIND + 1.0)
+        low = int(moment)
+        part = np.float32(moment - low)
+        return self._said(low, newest) * (1 - part) + self._said(low + 1, newest) * part
 
-    def forget(self, position: float) -> None:
-        """Drops the steps before a place."""
-        drop = max(0, min(int(position) - self._first, len(self._steps) - 1))
+    def _said(self, moment: int, newest: int) -> NDArray[np.float32]:
+        """What is known of a moment: by the step before its own and its own (the mean of two errs less than either), or by one."""
+        own = max(moment + _BEHIND - self._first, 0)
+        found: NDArray[np.float32]
+        if moment + _BEHIND > newest:
+            found = self._steps[newest - self._first][1]
+        elif own == 0:
+            found = self._steps[0][0]
+        else:
+            found = (self._steps[own][0] + self._steps[own - 1][1]) / np.float32(2)
+        return found
+
+    def forget(self, step: int) -> None:
+        """Drops the steps before one, but not the last."""
+        drop = max(0, min(step - self._first, len(self._steps) - 1))
         del self._steps[:drop]
         self._first += drop
 

@@ -26,9 +26,9 @@ UPPER_LIP, LOWER_LIP = 13, 14  # inner edges of the lips in the middle, of the 4
 _FULL = 0.12  # aperture at jaw 1, see features/visemes.py
 _STEP_HZ = 50  # the mouth network's own steps
 _PIECE = 16_000
-_ZERO_S = 0.02
-"""The network was fitted to real lips as a viewer samples them, half a frame of 25 fps after the frame begins (see
-models/mouth/README.md). Set back by that much, a recording of a real talker has lag 0."""
+_ZERO_S = 0.01
+"""Half of what a frame of 25 fps lasts longer than one of `_STEP_HZ`: `visemes` has the middles of both agree, tracks have their
+beginnings. Set back by that much, a recording of a real talker has lag 0."""
 _QUARTER_TURNS = {0: 0, 90: 1, 180: 2, 270: 3}
 
 

@@ -76,25 +76,93 @@ def tones(rng: Rng, count: int) -> Array:
     return out
 
 
-NOISES: tuple[Callable[[Rng, int], Array], ...] = (
-    lambda rng, n: coloured(rng, n, 0.0),
-    lambda rng, n: coloured(rng, n, 1.0),
-    lambda rng, n: coloured(rng, n, rng.uniform(0, 2)),
-    hum,
-    clicks,
-    breath,
-    tones,
-)
+def buzz(rng: Rng, count: int) -> Array:
+    """A shaver, a transformer, a synthetic voice that only holds its tone: many harmonics, swelling and stopping."""
+    t = np.arange(count) / RATE
+    base, fall, turn = rng.uniform(70, 260), rng.uniform(0.75, 0.98), rng.uniform(0, 3)
+    top = min(60, int(7500 / base))
+    wave = np.sum([np.sin(2 * np.pi * base * k * t + turn * k * k) * fall**k for k in range(1, top)], axis=0)
+    swell = np.clip(
+        np.sin(2 * np.pi * rng.uniform(0.1, 0.8) * t + rng.uniform(0, 6)) * rng.uniform(0.6, 3) + rng.uniform(0, 1),
+        0,
+        1,
+    )
+    return (wave * swell / (wave.std() + 1e-9)).astype(np.float32)
+
+
+def music(rng: Rng, count: int) -> Array:
+    """Plucked and held notes in chords over a bass and a drum."""
+    out = clicks(rng, count) * rng.choice([0.0, 0.3])
+    beat = rng.uniform(0.15, 0.6)
+    for voice in range(int(rng.integers(2, 5))):
+        root, at = 65.4 * 2 ** rng.integers(0, 4), int(rng.uniform(0, 0.3) * RATE)
+        while at < count:
+            size = min(count - at, int(beat * rng.choice([1, 2, 4]) * RATE))
+            t = np.arange(size) / RATE
+            hz = root * 2 ** (rng.choice([0, 2, 4, 5, 7, 9, 11, 12]) / 12)
+            parts = [np.sin(2 * np.pi * hz * k * t) / k ** rng.uniform(0.7, 2) for k in range(1, 8) if hz * k < 7500]
+            rise = np.minimum(1, t / rng.uniform(0.003, 0.08)) * np.minimum(1, (size / RATE - t) / 0.01)
+            out[at : at + size] += (np.sum(parts, axis=0) * rise * np.exp(-t * rng.uniform(0, 8)) / (1 + voice)).astype(
+                np.float32
+            )
+            at += size
+    return (out / (out.std() + 1e-9)).astype(np.float32)
+
+
+def begun(rng: Rng, sound: Array) -> Array:
+    """The same, beginning and ending somewhere: at once or within a second, with rests of silence."""
+    at, out = 0, np.zeros(len(sound), np.float32)
+    while at < len(sound):
+        at += int(rng.choice([0.0, rng.uniform(0.1, 1.5)]) * RATE)
+        part = sound[at : at + int(rng.uniform(0.3, 4) * RATE)]
+        rise, fall = (max(1, int(rng.choice([0.003, 0.05, rng.uniform(0.1, 0.8)]) * RATE)) for _ in range(2))
+        place = np.arange(len(part))
+        out[at : at + len(part)] = part * np.minimum(1, place / rise) * np.minimum(1, (len(part) - place) / fall)
+        at += len(part)
+    return out
+
+
+KINDS: dict[str, Callable[[Rng, int], Array]] = {
+    "white": lambda rng, n: coloured(rng, n, 0.0),
+    "pink": lambda rng, n: coloured(rng, n, 1.0),
+    "coloured": lambda rng, n: coloured(rng, n, rng.uniform(0, 2)),
+    "hum": hum,
+    "keyboard": clicks,
+    "breath": breath,
+    "tones": tones,
+    "buzz": buzz,
+    "music": music,
+}
+NOISES = tuple(KINDS.values())
 
 
 def negative(rng: Rng, seconds: float) -> NDArray[np.int16]:
     """Anything but speech, −65 … −10 dBFS, one or two kinds at once."""
     count = int(seconds * RATE)
-    sound = NOISES[rng.integers(len(NOISES))](rng, count)
+    voiced = (hum, music, tones, buzz)  # what is most like a voice is drawn more often
+    sound = (voiced[rng.integers(4)] if rng.random() < 0.4 else NOISES[rng.integers(len(NOISES))])(rng, count)
+    if rng.random() < 0.6:
+        sound = begun(rng, sound)
     if rng.random() < 0.5:
         sound = sound + NOISES[rng.integers(len(NOISES))](rng, count) * 10 ** rng.uniform(-1.5, 0)
     sound = sound * 10 ** (rng.uniform(-65, -10) / 20)
     return (np.clip(sound, -1, 1) * 32767).astype(np.int16)
+
+
+def whispered(rng: Rng, sound: Array) -> Array:
+    """The same spectrum over time with noise for a voice, nothing under 300 Hz."""
+    size, hop = 512, 128
+    window = np.hanning(size).astype(np.float32)
+    padded = np.pad(sound, (0, size))
+    frames = np.lib.stride_tricks.sliding_window_view(padded, size)[::hop] * window
+    shape = np.abs(np.fft.rfft(frames, axis=1))
+    smooth = np.apply_along_axis(lambda row: np.convolve(row, np.ones(9) / 9, "same"), 1, shape)
+    smooth[:, : int(300 * size / RATE)] = 0
+    noise = np.fft.irfft(smooth * np.exp(2j * np.pi * rng.random(shape.shape)), axis=1) * window
+    out = np.zeros(len(padded) + size)
+    for i, part in enumerate(noise):
+        out[i * hop : i * hop + size] += part
+    return out[: len(sound)].astype(np.float32)
 
 
 def speed(sound: Array, factor: float) -> Array:

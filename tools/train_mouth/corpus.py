@@ -1,7 +1,7 @@
 """Speaks the training corpus and stores it: one `.npz` per voice, sentences one after the other with pauses between.
 
 Each file holds `sound` int16[n] at 16 kHz and `spans` int32[m, 3] of (class, start, end) in samples, ordered and gap-free.
-Run: `python corpus.py CACHE [--minutes-scale 1.0]`.
+Run: `python corpus.py CACHE [--minutes-scale 1.0] [--only espeak piper-0]`.
 """
 
 from __future__ import annotations
@@ -119,12 +119,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("cache", type=Path)
     parser.add_argument("--minutes-scale", type=float, default=1.0)
+    parser.add_argument("--only", nargs="*", default=[""], help="beginnings of the names of the voices")
     options = parser.parse_args()
     folder = options.cache / "corpus"
     folder.mkdir(parents=True, exist_ok=True)
     for name, said in _jobs(options.minutes_scale):
         path = folder / f"{name}.npz"
-        if path.exists():
+        if path.exists() or not name.startswith(tuple(options.only)):
             continue
         sound, labels = assemble(said, LATE_MS.get(name.split("-")[0], 0), random.Random(name))
         np.savez(path, sound=sound, spans=labels)

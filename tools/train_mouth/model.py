@@ -1,4 +1,4 @@
-"""The network in torch, laid out as `musetalk_agent.features.mouth_network` runs it."""
+"""The trunk in torch, laid out as `musetalk_agent.features.mouth_network` runs it; the mouth on it is in `lips.py`."""
 
 from __future__ import annotations
 
@@ -18,10 +18,8 @@ _SILENT_INPUT = -1.75  # what `melspec.network_input` makes of digital silence
 
 
 class Mouth(nn.Module):
-    """[b, 2·t, 40] → logits [b, t, 28] (phonemes, speech, closure, tuck) and openings [b, t, heads].
-
-    The first opening head teaches the trunk; the others, which were fitted on measured clips, only read it (until
-    fine-tuning), so that leaving a clip out leaves it out of everything.
+    """[b, 2·t, 40] → logits [b, t, 28] (phonemes, speech, closure, tuck) and openings [b, t, heads]; closure and openings only
+    teach the trunk.
     """
 
     def __init__(self, openings: int) -> None:
@@ -58,8 +56,8 @@ class Mouth(nn.Module):
 SPEECH, CLOSURE, TUCK = len(CLASSES), len(CLASSES) + 1, len(CLASSES) + 2
 
 
-def export(model: Mouth, head: int, path: Path) -> None:
-    """Writes the weights as the runtime reads them, float16."""
+def export(model: Mouth, path: Path) -> None:
+    """Writes the trunk as the runtime reads it, float16."""
     state = {name: value.detach().numpy() for name, value in model.state_dict().items()}
 
     def by_time(weight: np.ndarray) -> np.ndarray:
@@ -71,7 +69,5 @@ def export(model: Mouth, head: int, path: Path) -> None:
     arrays |= {"gru.wi": state["gru.weight_ih_l0"], "gru.wh": state["gru.weight_hh_l0"]}
     arrays |= {"gru.bi": state["gru.bias_ih_l0"], "gru.bh": state["gru.bias_hh_l0"]}
     arrays |= {"head.w": state["head.weight"], "head.b": state["head.bias"]}
-    for layer in ("open1", "open2"):
-        arrays |= {f"{layer}.w": state[f"{layer}.{head}.weight"], f"{layer}.b": state[f"{layer}.{head}.bias"]}
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(path, **{name: value.astype(np.float16) for name, value in arrays.items()})

@@ -1,6 +1,6 @@
 """The teacher: whisper's features → 25 phoneme classes, learned from the synthetic voices' own phonemes.
 
-Run: `python teacher.py CACHE`; writes `teacher/NAME.npz` with `phonemes` float16[t, 25] at 50 Hz, for the corpus and the clips.
+Run: `python teacher.py CACHE`; writes `teacher/NAME.npz` with `phonemes` float16[t, 25] at 50 Hz.
 """
 
 from __future__ import annotations
@@ -76,9 +76,8 @@ def main() -> None:
     cache: Path = options.cache
     names = sorted(path.stem for path in (cache / "corpus").glob("*.npz"))
     reader = fit_reader(cache, names)
-    clips = sorted(path.stem for path in (cache / "clips").glob("*.npz"))
     (cache / "teacher").mkdir(exist_ok=True)
-    for name in clips + names:
+    for name in names:
         x = torch.from_numpy(stacked(np.load(cache / "whisper" / f"{name}.npy"), 1))
         with torch.inference_mode():
             read = torch.cat([reader(part).softmax(1) for part in x.split(4096)]).numpy()

@@ -1,6 +1,6 @@
-"""Trains the network on the synthetic voices; no clip of a real talker touches the trunk here.
+"""Trains the trunk (convolutions, first GRU, phonemes, speech) on the synthetic voices; no clip of a real talker touches it here.
 
-Run: `python train.py CACHE [--minutes 12] [--resume]`; writes `model.pt`. `finetune.py` goes on from there.
+Run: `python train.py CACHE [--minutes 12] [--resume]`; writes `model.pt`, to go on from, and `start.npz` for `real_examples.py`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from model import CLOSURE, SPEECH, TUCK, Mouth
+from model import CLOSURE, SPEECH, TUCK, Mouth, export
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
@@ -109,6 +109,7 @@ def main() -> None:
             told = " ".join(f"{name} {value.item():.3f}" for name, value in parts.items())
             print(f"{step} {time.monotonic() - begun:.0f}s {told}", flush=True)
     torch.save(model.state_dict(), options.cache / "model.pt")
+    export(model, options.cache / "start.npz")
     print(f"{step} steps", flush=True)
 
 

