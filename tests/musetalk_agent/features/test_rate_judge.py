@@ -48,7 +48,7 @@ class Sure:
 
     def step(self, mels: np.ndarray) -> Step:
         self.steps += 1
-        return Step(self._phonemes, 0.5, 0.0 if self._now is None else 1.0, 0.0, 0.0)
+        return Step(self._phonemes, 0.0 if self._now is None else 1.0, 0.0)
 
 
 def judged(declared: int, doubts: dict[int, float | None]) -> int | None:

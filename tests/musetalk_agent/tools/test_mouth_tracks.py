@@ -117,4 +117,4 @@ def test_what_is_heard_is_even_in_time_and_silence_is_shut(start_s: float, sampl
     track = heard_mouth(VisemeFeatures.load(), np.zeros(samples, np.int16), start_s)
     assert len(track.times) == -(-samples // 320) == len(track.aperture)
     np.testing.assert_allclose(np.diff(track.times), 0.02)
-    assert track.times[0] == pytest.approx(start_s - 0.02) and not track.aperture.any()
+    assert track.times[0] == pytest.approx(start_s - 0.01) and not track.aperture.any()
