@@ -9,15 +9,15 @@ from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
 
 
 class WithoutAvatar(FrameProcessor):
-    """Drops sound and pictures of the given participants, so that a bot does not listen to itself."""
+    """Drops sound and pictures of the bot's own participants, so that a bot does not listen to itself."""
 
-    def __init__(self, identities: Callable[[], frozenset[str]]) -> None:
-        """`identities` is asked at every frame, for they are not known before the session has started."""
+    def __init__(self, is_own: Callable[[str], bool]) -> None:
+        """`is_own` is asked at every frame with the participant's identity."""
         super().__init__()
-        self._identities = identities
+        self._is_own = is_own
 
     async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
         """Passes everything on but the avatar's."""
         await super().process_frame(frame, direction)
-        if not isinstance(frame, UserAudioRawFrame | UserImageRawFrame) or frame.user_id not in self._identities():
+        if not isinstance(frame, UserAudioRawFrame | UserImageRawFrame) or not self._is_own(frame.user_id):
             await self.push_frame(frame, direction)

@@ -28,7 +28,7 @@ from pipecat.services.settings import ServiceSettings
 from musetalk_pipecat.errors import AvatarError
 from musetalk_pipecat.hearing import WithoutAvatar
 from musetalk_pipecat.line import AudioLine
-from musetalk_pipecat.sessions import AvatarSession, Sessions
+from musetalk_pipecat.sessions import KINDS, AvatarSession, Sessions
 
 RATES = range(8_000, 48_001)
 FAREWELL_S = 5.0
@@ -75,7 +75,7 @@ class MuseTalkVideoService(AIService):
         self._order = {"room": room, **{name: value for name, value in sources.items() if value}, **(more or {})}
         self._sessions = Sessions(url, api_key)
         self._session: AvatarSession | None = None
-        self._identities: frozenset[str] = frozenset()
+        self._identities: frozenset[str] | None = None
         self._line: AudioLine | None = None
         self._running: asyncio.Task[None] | None = None
         self._sample_rate = 24_000
@@ -97,11 +97,16 @@ class MuseTalkVideoService(AIService):
     @property
     def identities(self) -> frozenset[str]:
         """Participants whose sound is the bot's own; none before the session has started. Its last sound may come after its end."""
-        return self._identities
+        return self._identities or frozenset()
+
+    def is_own(self, identity: str) -> bool:
+        """Whether a participant's sound is the bot's own. The avatar is in the room a moment before the start is answered with
+        its identity: until then any avatar counts as it."""
+        return identity.startswith(KINDS) if self._identities is None else identity in self._identities
 
     def without_avatar(self) -> FrameProcessor:
         """A processor for the place behind `transport.input()`, without which the bot would hear itself."""
-        return WithoutAvatar(lambda: self.identities)
+        return WithoutAvatar(self.is_own)
 
     async def setup(self, setup: FrameProcessorSetup) -> None:  # type: ignore[override]  # as all of Pipecat's do
         """Notes the pipeline's rate of speech; the avatar is sent sound at this rate."""
@@ -114,6 +119,7 @@ class MuseTalkVideoService(AIService):
         try:
             self._session = await self._sessions.start(self._order)
         except AvatarError as error:
+            self._identities = frozenset()
             await self.push_error(f"The avatar did not start: {error}", error, force_treat_as_permanent=True)
             return
         self._identities = self._session.identities

@@ -16,6 +16,8 @@ from musetalk_pipecat.errors import AvatarError, problem
 START_S = 200.0
 """A new avatar is prepared first; the orchestrator itself gives up after 180 s by default."""
 STOP_S = 10.0
+KINDS = ("avatar-ses_", "voice-ses_")
+"""How the identities of an avatar and of the orchestrator's voice begin."""
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,7 @@ async def main(url: str, key: str) -> None:
     logger.remove()
     logger.add(sys.stderr, level="WARNING")
     service = MuseTalkVideoService(url=url, api_key=key, room="stage", more={"engine": "pattern"})
+    tell(own=[service.is_own(who) for who in ("avatar-ses_1", "voice-ses_1", "somebody")])
     taps = Tap(FrameDirection.UPSTREAM, "up"), Tap(FrameDirection.DOWNSTREAM, "down")
     pipeline = Pipeline([taps[0], service.without_avatar(), service, taps[1]])
     params = PipelineParams(audio_out_sample_rate=24_000, enable_metrics=True)

@@ -54,9 +54,10 @@ async def test_speech_goes_to_the_avatar_and_the_pipeline_hears_when_it_is_heard
         assert len(bot.of("down", "TTSStartedFrame")) == len(bot.of("down", "TTSStoppedFrame")) == 2
         assert len(bot.of("down", "BotStartedSpeakingFrame")) == len(bot.of("up", "BotStartedSpeakingFrame")) == 1
 
-        for who in (*ready["identities"], "somebody"):
+        assert bot.of("own")[0]["own"] == [True, True, False], "before the start is answered any avatar may be its own"
+        for who in (*ready["identities"], "avatar-ses_other"):
             await bot.order(hear=who)
-        assert (await bot.wait("down", "UserAudioRawFrame"))["user"] == "somebody"  # never its own voice
+        assert (await bot.wait("down", "UserAudioRawFrame"))["user"] == "avatar-ses_other"  # never its own voice
 
         session = on.agent.only
         await bot.order(say=0.7)
