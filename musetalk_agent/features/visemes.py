@@ -150,20 +150,20 @@ class _Mouth:
         windows = np.stack([sound[: melspec.WINDOW], sound[melspec.HOP :]])
         powers = melspec.frame_powers(windows)
         mels = melspec.network_input(melspec.band_levels(windows), self._level.levels(powers))
-        told = self._run.step(mels)
+        mouth = self._run.step(mels)
         self._powers = [*self._powers[-_BEHIND - 1 :], float(powers.max())]
         quiet = max(self._powers) < 10 ** (_QUIET_DBFS / 10)
         self._levels = np.append(self._levels[1:], 10 * np.log10(float(powers.mean()) + 1e-12))
         moving = _ramp(float(self._levels.std()), _STEADY_DB, _MOVING_DB)
-        self._likely = [*self._likely[1 - _SURE_STEPS :], told.speech]
+        self._likely = [*self._likely[1 - _SURE_STEPS :], mouth.speech]
         sure = _ramp(max(self._likely), _SURE_OFF, _SURE_ON)
-        speech = 0.0 if quiet else sure * moving * _ramp(told.speech, _SPEECH_OFF, _SPEECH_ON)
+        speech = 0.0 if quiet else sure * moving * _ramp(mouth.speech, _SPEECH_OFF, _SPEECH_ON)
         lips = self._run.lips()
         gate = (
             0.0 if quiet else moving * _ramp(lips.gate, _GATE_OFF, _GATE_ON) * _ramp(lips.voice, _VOICE_OFF, _VOICE_ON)
         )
-        weights = told.phonemes * HOLD
-        weights[SILENCE] = told.phonemes[SILENCE]
+        weights = mouth.phonemes * HOLD
+        weights[SILENCE] = mouth.phonemes[SILENCE]
         shape = speech * (weights @ TABLE[:, [WIDTH, ROUNDING]]) / weights.sum()
         self._shape = (self._shape * _SHAPE_KEEP + shape * (1 - _SHAPE_KEEP)).astype(np.float32)
         step = np.zeros((2, 5), np.float32)
@@ -171,7 +171,7 @@ class _Mouth:
         for row, (opening, closure) in enumerate(zip(lips.opening, lips.closure, strict=True)):
             step[row, JAW] = min(1.0, _SIZE * opening**_CONTRAST) * gate
             step[row, CLOSURE] = _ramp(closure, _CLOSURE_OFF, _CLOSURE_ON) * gate
-        step[:, TUCK] = _ramp(told.tuck, _TUCK_OFF, _TUCK_ON) * speech
+        step[:, TUCK] = _ramp(mouth.tuck, _TUCK_OFF, _TUCK_ON) * speech
         self._steps.append(step)
 
     def at(self, moment: float, newest: int) -> Feature:

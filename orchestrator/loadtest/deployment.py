@@ -104,11 +104,11 @@ class Deployment:
             return answer
         code, detail = f"http_{answer.status_code}", f"{method} {path} answered {answer.status_code}"
         try:
-            told = answer.json()
+            problem = answer.json()
         except (ValueError, RecursionError):
-            told = None  # a proxy's page
-        if isinstance(told, dict) and "code" in told:
-            code, detail = str(told["code"]), str(told.get("detail", detail))
+            problem = None  # a proxy's page
+        if isinstance(problem, dict) and "code" in problem:
+            code, detail = str(problem["code"]), str(problem.get("detail", detail))
         raise CallError(code, detail)
 
 

@@ -54,12 +54,12 @@ def samples(text: str) -> Samples:
 async def agents(deployment: Deployment, session_ids: set[str]) -> Services:
     """What the agents tell of these sessions, which must still be running."""
     try:
-        told = await deployment.debug()
+        report = await deployment.debug()
     except CallError as error:
         return Services(note=f"{error.code}: {error}")
-    mine = [each for each in told["sessions"] if isinstance(each, dict) and each.get("session_id") in session_ids]
+    mine = [each for each in report["sessions"] if isinstance(each, dict) and each.get("session_id") in session_ids]
     figures = [each.get("statistics") or {} for each in mine]
-    services = Services(engine=told.get("engine"), device=told.get("device"), sessions_seen=len(mine))
+    services = Services(engine=report.get("engine"), device=report.get("device"), sessions_seen=len(mine))
     for name in _SUMMED:
         services.agents[name] = sum(_number(each, name) for each in figures)
     for name in _WORST:

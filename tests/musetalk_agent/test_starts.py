@@ -159,21 +159,26 @@ async def test_the_end_of_the_agent_waits_for_sessions_that_end_already(
         await stopping
 
 
+async def fails_with_its_card(here: World, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A start whose card fails at this point raises it, and the engine is ready again."""
+    point = Point(None)
+    with monkeypatch.context() as patch:
+        place(here, point, name, patch)
+        starting = asyncio.create_task(here.start("b"))
+        await here.until(point.reached.is_set)
+        here.factory.engines.batcher("pattern")._fail(EngineFailed("the card is gone"))
+        point.gate.set()
+        with pytest.raises(EngineFailed, match="the card is gone"):
+            await starting
+    await here.until(lambda: here.factory.engines.ready and here.plan.opened == here.plan.closed)
+
+
 @pytest.mark.parametrize("name", ["prepare", "open", "first frame", "join"])
 async def test_a_device_that_fails_during_a_start_fails_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     async with world(tmp_path, monkeypatch) as here:
-        point = Point(None)
-        with monkeypatch.context() as patch:
-            place(here, point, name, patch)
-            starting = asyncio.create_task(here.start("b"))
-            await here.until(point.reached.is_set)
-            here.factory.engines.batcher("pattern")._fail(EngineFailed("the card is gone"))
-            point.gate.set()
-            with pytest.raises(EngineFailed, match="the card is gone"):
-                await starting
-        await here.until(lambda: here.factory.engines.ready and here.plan.opened == here.plan.closed)
+        await fails_with_its_card(here, name, monkeypatch)
         await here.start("b")
 
 
@@ -182,16 +187,7 @@ async def test_a_start_looks_again_after_each_wait(tmp_path: Path, monkeypatch: 
     """Not even a failure that nobody calls the start off for leaves a session on a dead batcher."""
     async with world(tmp_path, monkeypatch) as here:
         here.factory.engines.on_failure = lambda name, error: None
-        point = Point(None)
-        with monkeypatch.context() as patch:
-            place(here, point, name, patch)
-            starting = asyncio.create_task(here.start("b"))
-            await here.until(point.reached.is_set)
-            here.factory.engines.batcher("pattern")._fail(EngineFailed("the card is gone"))
-            point.gate.set()
-            with pytest.raises(EngineFailed, match="the card is gone"):
-                await starting
-        await here.until(lambda: here.factory.engines.ready and here.plan.opened == here.plan.closed)
+        await fails_with_its_card(here, name, monkeypatch)
 
 
 async def test_the_preparation_of_an_avatar_is_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

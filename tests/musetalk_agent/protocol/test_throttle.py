@@ -77,7 +77,7 @@ def test_the_memory_is_that_of_the_lately_used(acts: list[tuple[str, int]]) -> N
                 assert kept.put(name, made) == made
                 model[name] = made
             elif act == "get":
-                assert kept.get(name, lambda made=made: made) == model.setdefault(name, made)  # type: ignore[misc]
+                assert kept.get(name, lambda made=made: made) == model.setdefault(name, made)
                 model.move_to_end(name)
                 if len(model) > 4:
                     model.popitem(last=False)

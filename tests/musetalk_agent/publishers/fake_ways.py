@@ -178,7 +178,7 @@ class World:
     async def begin(self, mode: PublisherMode = PublisherMode.AUTO, **ways: object) -> None:
         """Makes a publisher with these ways (see `OutletOptions`) and begins to open it."""
         room = LiveKitOptions("ws://sfu.example", "token-1", "studio", 25, sound=bool(ways.pop("sound", True)))
-        self.publisher = FailoverPublisher(OutletOptions(room, **ways), mode, self.clock)  # type: ignore[arg-type]
+        self.publisher = FailoverPublisher(OutletOptions(room, **ways), mode, self.clock)
         rewound = self.publisher.on_rewind
 
         def rewind(position: int) -> None:

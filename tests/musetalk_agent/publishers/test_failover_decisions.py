@@ -24,7 +24,7 @@ MODES = PublisherMode
 
 async def on_air(world: World, **ways: object) -> None:
     """A session that is in its room."""
-    await world.begin(**ways)  # type: ignore[arg-type]
+    await world.begin(**ways)
     await world.joined()
     await world.opening
     await world.passes(0.2)

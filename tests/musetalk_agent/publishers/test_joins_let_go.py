@@ -58,7 +58,7 @@ def join(room: Room) -> asyncio.Task[None]:
 async def test_a_room_that_is_reached_after_all_is_left() -> None:
     room = Room()
     connecting = join(room)
-    leaving = abandon(room, connecting)  # type: ignore[arg-type]
+    leaving = abandon(room, connecting)
     await turns()
     assert not leaving.done() and room.goodbyes == 0
     room.joins.set_result(None)
@@ -71,7 +71,7 @@ async def test_a_room_that_is_reached_after_all_is_left() -> None:
 async def test_a_join_that_does_not_succeed_needs_no_goodbye(how: str) -> None:
     room = Room()
     connecting = join(room)
-    leaving = abandon(room, connecting)  # type: ignore[arg-type]
+    leaving = abandon(room, connecting)
     await turns()
     if how == "fails":
         room.joins.set_exception(RuntimeError("no UDP"))
@@ -91,7 +91,7 @@ async def test_a_goodbye_that_breaks_or_hangs_is_given_up_and_nothing_runs_on(
     room.breaks = breaks
     room.joins.set_result(None)
     connecting = join(room)
-    await abandon(room, connecting)  # type: ignore[arg-type]
+    await abandon(room, connecting)
     assert room.goodbyes == 1 and room._task is not None
     await asyncio.gather(room._task, return_exceptions=True)
     assert room._task.cancelled()
@@ -101,7 +101,7 @@ async def test_leaving_waits_for_the_task_that_reads_the_rooms_events() -> None:
     room = Room()
     room.joins.set_result(None)
     await join(room)
-    leaving = asyncio.create_task(leave(room))  # type: ignore[arg-type]
+    leaving = asyncio.create_task(leave(room))
     await turns()
     assert room.goodbyes == 1 and not leaving.done()
     room.last_event.set()
@@ -144,9 +144,9 @@ async def test_a_probe_says_yes_once_a_join_has_held_and_leaves_the_room(told: l
 async def test_a_probe_whose_join_fails_says_no_and_tries_again(told: list[bool]) -> None:
     made = Probe("ws://x", "token", told.append, healthy_s=0.0)
     for count in (1, 2):
-        await until(lambda count=count: len(Room.made) == count)  # type: ignore[misc]
+        await until(lambda count=count: len(Room.made) == count)
         Room.made[-1].joins.set_exception(RuntimeError("eyJ.secret"))
-        await until(lambda count=count: len(told) >= count)  # type: ignore[misc]
+        await until(lambda count=count: len(told) >= count)
     assert told[:2] == [False, False]
     await made.aclose()
     for room in Room.made[2:]:

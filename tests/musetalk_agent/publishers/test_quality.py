@@ -48,7 +48,7 @@ class Watched:
                     width=64,
                     height=64,
                 )
-            self.watch.look(sink, FIRST, self.transport, self.now)  # type: ignore[arg-type]
+            self.watch.look(sink, FIRST, self.transport, self.now)
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ async def test_a_room_is_told_in_pictures_and_bits_a_second(world: World, watche
     told = watched.transport
     assert (told.width, told.height, told.fps, told.bitrate, told.adaptation) == (64, 64, 25.0, 800_000, 0)
     room.reading = Reading()  # counts that begin anew are no negative rate
-    watched.watch.look(room, FIRST, told, watched.now + 1.0)  # type: ignore[arg-type]
+    watched.watch.look(room, FIRST, told, watched.now + 1.0)
     assert (told.fps, told.bitrate, told.width) == (0.0, 0, None)
     await world.ends()
 

@@ -68,7 +68,7 @@ class Source:
 async def test_a_camera_shows_each_picture_or_every_nth_smaller_where_it_is_to(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(camera.rtc, "VideoSource", Source)
     made = Camera(picture(10, 64))
-    source: Source = made.source  # type: ignore[assignment]
+    source: Source = made.source
     assert source.size == (64, 64) and source.shown == [(64, 64, picture(10, 64).i420.tobytes())]
     made.fps_divisor = 3
     assert [made.push(picture(20 + n, 64)) for n in range(6)] == [False, True, False, False, True, False]
@@ -84,7 +84,7 @@ async def test_a_camera_shows_each_picture_or_every_nth_smaller_where_it_is_to(m
 async def test_pictures_that_must_not_be_written_are_shown_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(camera.rtc, "VideoSource", Source)
     made = Camera(picture(10, 64))
-    source: Source = made.source  # type: ignore[assignment]
+    source: Source = made.source
     for luma, size in ((40, 64), (41, 64), (42, 32)):
         planes = picture(luma, size).i420
         planes.flags.writeable = False

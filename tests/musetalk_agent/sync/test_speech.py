@@ -56,7 +56,7 @@ class Played:
         self.speech.rewind(self.position, self.generation)
 
     def kinds(self) -> list[tuple[str, int]]:
-        return [(event.type, event.segment) for event in self.told]  # type: ignore[union-attr]
+        return [(event.type, event.segment) for event in self.told]
 
 
 def test_a_segment_is_told_when_its_first_sample_was_heard_and_when_its_last_was() -> None:

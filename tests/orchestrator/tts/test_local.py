@@ -52,7 +52,7 @@ class Worker:
 
 def voice() -> tuple[LocalSynthesizer, Worker]:
     made, worker = LocalSynthesizer(("/no/such/program",)), Worker()
-    made._worker = worker  # type: ignore[assignment]
+    made._worker = worker
     return made, worker
 
 
@@ -97,7 +97,7 @@ async def test_little_is_made_ahead_and_the_nearer_is_due_first() -> None:
     await anext(speech)
     assert len(worker.asked) == 1 + PARTS_AHEAD
     dues = [due for _, _, due in worker.asked[1:]]
-    assert all(due is not None for due in dues) and dues == sorted(dues)  # type: ignore[type-var]
+    assert all(due is not None for due in dues) and dues == sorted(dues)
     await whole(speech)
     assert [text.split()[0] for _, text, _ in worker.asked] == ["One", "Two", "Three", "Four", "Five"]
 

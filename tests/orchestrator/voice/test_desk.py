@@ -78,11 +78,11 @@ def said(message: BaseModel) -> bytes:
 def desk(monkeypatch: pytest.MonkeyPatch) -> Desk:
     monkeypatch.setattr(worker, "Line", FakeLine)
     monkeypatch.setattr(worker, "_GOODBYE_S", 0.05)
-    return Desk(Pipe())  # type: ignore[arg-type]
+    return Desk(Pipe())
 
 
 def line_of(desk: Desk, name: str) -> FakeLine:
-    return desk._lines[name]  # type: ignore[return-value]
+    return desk._lines[name]
 
 
 async def test_orders_go_to_their_line_and_to_no_other(desk: Desk) -> None:
@@ -95,7 +95,7 @@ async def test_orders_go_to_their_line_and_to_no_other(desk: Desk) -> None:
     desk.take(said(Clear(line="b")), b"")
     assert line_of(desk, "b").happened == ["air False", "changed", "clear", "changed"]
     desk.take(said(Cut(line="b", call=7, after_s=0.1, within_s=0.1)), b"")
-    pipe: Pipe = desk._out  # type: ignore[assignment]
+    pipe: Pipe = desk._out
     assert [(told["op"], told["line"], told["call"]) for told in pipe.written] == [("cut_made", "b", 7)]
     desk.take(said(Leave(line="b")), b"")
     await turns()
@@ -127,7 +127,7 @@ async def test_a_room_that_hangs_does_not_hold_the_end_of_the_worker_up(desk: De
 
 
 async def test_a_core_that_reads_nothing_is_told_no_more(desk: Desk) -> None:
-    pipe: Pipe = desk._out  # type: ignore[assignment]
+    pipe: Pipe = desk._out
     beat = asyncio.create_task(desk.beat())
     await turns()
     assert pipe.written == [{"op": "hello"}]

@@ -79,7 +79,7 @@ class Worker:
         assert score is not None
         at_s = score.position / ROOM_RATE
         where = {"segment": score.segment, "heard_s": at_s, "handed_s": at_s, "next_segment": score.segment}
-        self.line.take(Report(line="line-1", state=state, at=self.clock.now, next_s=at_s, **where))  # type: ignore[arg-type]
+        self.line.take(Report(line="line-1", state=state, at=self.clock.now, next_s=at_s, **where))
 
     def dies(self) -> None:
         self.alive, self.score = False, None
@@ -161,11 +161,11 @@ def test_every_sample_is_said_in_order_and_again_only_what_a_lost_worker_had_not
 def test_sound_is_sent_two_seconds_ahead_and_the_rest_as_it_is_heard(worker: Worker) -> None:
     worker.line.join()
     worker.line.play(1, 16_000, 0, bytes(2 * 16_000 * 10))
-    assert [(m.start, m.rate) for m in worker.of(Sound)] == [(0, 16_000)]  # type: ignore[attr-defined]
+    assert [(m.start, m.rate) for m in worker.of(Sound)] == [(0, 16_000)]
     assert worker.score is not None and worker.score.buffer_s == pytest.approx(2.0, abs=0.01)
     worker.plays(5)
     worker.tells()
-    assert [m.start for m in worker.of(Sound)] == [0, 32_000]  # type: ignore[attr-defined]
+    assert [m.start for m in worker.of(Sound)] == [0, 32_000]
     assert worker.line.outstanding_s == pytest.approx(9.5, abs=0.01)
     assert worker.line.view()["buffer_s"] == pytest.approx(7.5, abs=0.01)
 
@@ -192,7 +192,7 @@ def test_a_gap_is_refused_with_its_place_and_what_comes_twice_is_taken_once(work
     worker.line.play(1, 16_000, 1050, bytes(200))
     with pytest.raises(ValueError, match="segment 1: samples 1150 to 1151 are missing"):
         worker.line.play(1, 16_000, 1151, bytes(2))
-    assert [(m.start) for m in worker.of(Sound)] == [1000, 1100]  # type: ignore[attr-defined]
+    assert [(m.start) for m in worker.of(Sound)] == [1000, 1100]
 
 
 def test_a_line_off_the_air_sends_nothing_and_forgets_what_it_was_to_say(worker: Worker) -> None:
@@ -207,7 +207,7 @@ def test_a_line_off_the_air_sends_nothing_and_forgets_what_it_was_to_say(worker:
     assert [type(m) for m in worker.sent] == [Join, Air, Sound]
     line.air(True)
     line.air(False)
-    assert [m.on for m in worker.of(Air)] == [True, False]  # type: ignore[attr-defined]
+    assert [m.on for m in worker.of(Air)] == [True, False]
     assert line.outstanding_s == 0.0 and line.position() == VoicePosition()
     line.leave()
     line.leave()
@@ -226,7 +226,7 @@ def test_a_new_worker_is_told_what_the_old_one_knew_with_a_token_of_its_own(work
     worker.returns()
     kinds = [type(message) for message in worker.sent[before:]]
     assert kinds == [Join, Follow, Sound, End, Sound]
-    assert [m.token for m in worker.of(Join)] == ["token-1", "token-2"]  # type: ignore[attr-defined]
+    assert [m.token for m in worker.of(Join)] == ["token-1", "token-2"]
     assert worker.of(Follow)[-1] == Follow(line="line-1", segment=1, heard_s=0.5, at=501.0)
 
 
@@ -249,7 +249,7 @@ async def test_cuts_have_their_own_answers_and_one_that_is_not_answered_is_none(
     line.join()
     asked = [asyncio.create_task(line.cut(0.7, 0.4)) for _ in range(2)]
     await turns()
-    calls = [m.call for m in worker.of(Cut)]  # type: ignore[attr-defined]
+    calls = [m.call for m in worker.of(Cut)]
     assert calls == [1, 2]
     made = [CutMade(line="line-1", call=n, segment=n, heard_s=1.0, at=1.0, whole=False) for n in (2, 1, 9, 2)]
     for answer in made:  # in another order, one for nobody, one twice
