@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,7 @@ from musetalk_agent.engines.warp.geometry import (
     to_mouth,
 )
 from musetalk_agent.engines.warp.interior import Palette, teeth_seen
+from musetalk_agent.engines.warp.lent import Lent
 from musetalk_agent.engines.warp.light import in_window, light_differences
 from musetalk_agent.engines.warp.lips import refine
 from musetalk_agent.engines.warp.poses import outlines, rest_shapes, settled, smile_of, steadied
@@ -58,6 +59,8 @@ class Artefacts:
         top: `v` of the base of the nose, where the deformation begins.
         palette: colours of the inside.
         light: float32 `[n, LIGHT_ROWS, LIGHT_COLS, 3]`, how much brighter each pose is than its reference (BGR).
+        lent: the references' mouths, enlarged (at most `references.MOST` of them, some 1.5 MB each for a face of 300 px). Filled as
+            they are shown, and not stored.
     """
 
     frames: Floats
@@ -70,6 +73,7 @@ class Artefacts:
     top: float
     palette: Palette
     light: Floats
+    lent: dict[int, Lent] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def reference(self) -> int:

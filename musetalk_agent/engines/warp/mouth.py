@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import cv2
 import numpy as np
 
 from musetalk_agent.engines.warp.articulation import opened
-from musetalk_agent.engines.warp.field import Field, Lattice
+from musetalk_agent.engines.warp.field import Field, Lattice, Nodes, ramp, smooth
 from musetalk_agent.engines.warp.geometry import CHIN, IL, IU, OL, OU, SAMPLES, Floats
 from musetalk_agent.engines.warp.interior import Opening, paint, shadow_line, softness
+from musetalk_agent.engines.warp.lent import FINER
 from musetalk_agent.engines.warp.light import LIGHT_AREA, LIGHT_COLS, LIGHT_ROWS
-from musetalk_agent.engines.warp.shot import Shot, fetch
-from musetalk_agent.media import Box, Pixels
+from musetalk_agent.engines.warp.shot import Shot
+from musetalk_agent.media import Box
 
 CELL = 0.016
 """Lattice cells of the lips (eye distances)."""
@@ -21,58 +24,136 @@ OWN_TEXTURE = 0.5
 """Presence at which the reference's lips have taken over from the idle frame's."""
 OUTLINE_SOFT = 0.06
 """How far from the face's outline lips begin to fade into the idle frame's own pixels (eye distances)."""
-X, Y, SPLIT, UNDER, OVER, COVER, CORNER, U, V = range(9)
+LIGHT_SEEN = 0.5
+"""Differences of light up to this many levels are not laid on."""
 
 
-def lay_lips(shot: Shot, box: Box, pixels: Pixels) -> None:
-    """Blends the lips into `pixels` (BGR of `box`) in place. Nothing happens where they are outside the picture."""
-    lips = shot.bounds(shot.art.top, 0.0, SIDES * shot.target.half, box)
-    if lips is None:
-        return
-    fields = _fields(shot, lips)
-    drawn = _reference(shot, lips, fields)
-    _inside(shot, drawn, fields)
-    share = fields[..., COVER] * min(shot.presence / OWN_TEXTURE, 1.0)
-    below = pixels[lips.y0 - box.y0 : lips.y1 - box.y0, lips.x0 - box.x0 : lips.x1 - box.x0]
-    below[:] = cv2.blendLinear(drawn, np.ascontiguousarray(below), share, 1 - share)
+@dataclass(frozen=True)
+class Lips:
+    """What the lips' pixels are made from: float32 `[rows, cols]` at the nodes of `lattice`.
 
-
-def _fields(shot: Shot, box: Box) -> Floats:
-    """For each pixel of `box`, float32 `[h, w, 9]`.
-
-    X, Y: its shift into the reference's picture, taken to lie on the upper side; SPLIT: how much further down (eye
-    distances) if on the lower side; UNDER, OVER: its distance below the upper and above the lower lip's edge; COVER: how
-    much of the reference is shown; CORNER: distance from the nearer corner in halves of the mouth; U, V: its place in
-    mouth space.
+    Args:
+        box: the whole patch.
+        shown: the nodes at which something of the lips is shown.
+        x, y: where each place's pixel is in the reference's enlarged picture, taken to lie on the upper side.
+        split: how much further down (eye distances) it is if on the lower side.
+        lower: positive on the lower side.
+        cover: how much of the reference is shown, 0 … 1.
+        under, over: distance below the upper and above the lower lip's edge.
+        corner: distance from the nearer corner in halves of the mouth.
     """
-    art, to = shot.art, shot.art.frames[shot.reference]
-    lattice = Lattice.over(box, shot.frame, max(1.5, CELL * shot.eyes))
+
+    shot: Shot
+    box: Box
+    lattice: Lattice
+    shown: Nodes
+    x: Floats
+    y: Floats
+    split: Floats
+    lower: Floats
+    cover: Floats
+    under: Floats
+    over: Floats
+    corner: Floats
+
+    def lay(self, pixels: Floats) -> None:
+        """Blends the lips into `pixels` (BGR of the patch, float32 `[h, w, 3]`) in place."""
+        part = self.lattice.part(self.shown)
+        drawn = self._reference(part)
+        self._inside(drawn, part)
+        share = self.lattice.enlarge(self.cover, self.shown) * np.float32(min(self.shot.presence / OWN_TEXTURE, 1.0))
+        place = _within(part, self.box)
+        pixels[place] = cv2.blendLinear(drawn, np.ascontiguousarray(pixels[place]), share, 1 - share)
+
+    def _reference(self, part: Box) -> Floats:
+        """The reference's pixels over `part`, in the pose's light."""
+        art, lattice, shown = self.shot.art, self.lattice, self.shown
+        to = art.frames[self.shot.reference] * np.float32(FINER)
+        x, y, split, lower = (lattice.enlarge(plane, shown) for plane in (self.x, self.y, self.split, self.lower))
+        further = cv2.multiply(cv2.threshold(lower, 0, 1, cv2.THRESH_BINARY)[1], split)
+        maps = cv2.convertMaps(
+            cv2.scaleAdd(further, float(to[0, 1]), x), cv2.scaleAdd(further, float(to[1, 1]), y), cv2.CV_16SC2
+        )
+        lent = self.shot.lent.pixels
+        seen = cv2.remap(lent, *maps, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        lips = np.asarray(seen, np.float32)
+        light = art.light[self.shot.pose]
+        if max(float(light.max()), -float(light.min())) < LIGHT_SEEN:
+            return lips
+        u0, u1, v0, v1 = LIGHT_AREA
+        u, v = self.shot.places(*lattice.positions())
+        x = (u - np.float32(u0)) * np.float32((LIGHT_COLS - 1) / (u1 - u0))
+        y = (v - np.float32(v0)) * np.float32((LIGHT_ROWS - 1) / (v1 - v0))
+        added = cv2.remap(light, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        lips += lattice.enlarge(np.asarray(added, np.float32), shown)
+        return lips
+
+    def _inside(self, lips: Floats, part: Box) -> None:
+        """Paints the inside where the lips are apart, and the line where they meet, into `lips` in place."""
+        shot, lattice = self.shot, self.lattice
+        art, soft = shot.art, softness(shot.eyes)
+        seen = (self.under > -soft) & (self.over > -soft) & (self.corner > 0)
+        nodes = _spread(seen, self.shown)
+        if nodes is None:
+            return
+        area = lattice.part(nodes)
+        under, over, corner = (lattice.enlarge(plane, nodes) for plane in (self.under, self.over, self.corner))
+        x = np.arange(area.x0, area.x1, dtype=np.float32)[None]
+        y = np.arange(area.y0, area.y1, dtype=np.float32)[:, None]
+        u, v = shot.places(x, y)
+        place = lips[_within(area, part)]
+        meeting = shadow_line(under, over, soft) * (1 - np.clip((under + over) / 0.03, 0, 1))
+        cut = shot.shape.curves[IL] - shot.shape.curves[IU]  # what was cut out took the line's own shadow with it
+        seam = 3 if float(cut.max()) < 0.03 else 2 * round(0.5 + 0.012 * shot.eyes) + 1  # and left mixed pixels
+        place += (cv2.blur(place, (1, seam)) - place) * meeting[..., None]
+        shadow = meeting * np.clip(corner / 0.25, 0, 1) * (0.4 * min(float(cut.max()) / 0.03, 1.0))
+        place += (art.palette.line - place) * shadow[..., None]
+        line = float(shot.rest.curves[IU][SAMPLES // 2])
+        opening = Opening(u - shot.target.centre, v - line, under, over, shot.act.rounding, shot.gap)
+        cover = np.clip(under / (2 * soft) + 0.5, 0, 1) * np.clip(over / (2 * soft) + 0.5, 0, 1)
+        cover *= np.clip(corner / 0.15, 0, 1) * min(shot.gap / 0.012, 1.0)
+        place += (paint(opening, art.palette) - place) * cover[..., None]
+
+
+def lips_over(shot: Shot, box: Box) -> Lips | None:
+    """The lips within `box`. None where they are outside the picture."""
+    bounds = shot.bounds(shot.art.top, 0.0, SIDES * shot.target.half, box)
+    if bounds is None:
+        return None
+    art, to, lent = shot.art, shot.art.frames[shot.reference], shot.lent
+    lattice = Lattice.over(bounds, shot.frame, max(2, round(CELL * shot.eyes)))
     field = Field.between(opened(shot.shape, shot.gap), shot.target, lattice, art.top, shot.sides)
-    u, v = lattice.u + field.du, lattice.v + field.upper
-    x, y = lattice.positions()
-    nodes = np.empty((*u.shape, 9), np.float32)
-    nodes[..., X] = to[0, 0] * u + to[0, 1] * v + to[0, 2] - x
-    nodes[..., Y] = to[1, 0] * u + to[1, 1] * v + to[1, 2] - y
-    nodes[..., SPLIT] = field.lower - field.upper
-    nodes[..., UNDER] = lattice.v - field.levels[IU + 1]
-    nodes[..., OVER] = field.levels[IL + 1] - lattice.v
-    nodes[..., COVER] = _cover(field, lattice)
-    for middle, at, sides in ((shot.target.centre, lattice.u, shot.sides), (shot.shape.centre, u, shot.lent_sides)):
-        nodes[..., COVER] *= _on_face(at - middle, sides)
-    nodes[..., CORNER] = 1 - np.abs(field.s)
-    nodes[..., U] = lattice.u
-    nodes[..., V] = lattice.v
-    return lattice.enlarge(nodes)
+    (a, b, c), (d, e, f) = (to * np.float32(FINER)).tolist()
+    source_u = lattice.u + field.du
+    source_v = lattice.v + field.upper
+    maps, edges = (np.empty((*source_u.shape, 4), np.float32) for _ in range(2))
+    shift_x, shift_y = lent.offset
+    np.add(source_u * np.float32(a) + np.float32(c + shift_x), source_v * np.float32(b), out=maps[..., 0])
+    np.add(source_u * np.float32(d) + np.float32(f + shift_y), source_v * np.float32(e), out=maps[..., 1])
+    np.subtract(field.lower, field.upper, out=maps[..., 2])
+    maps[..., 3] = _cover(shot, field, lattice, source_u)
+    np.subtract(lattice.v, field.levels[IU + 1], out=edges[..., 0])
+    np.subtract(field.levels[IL + 1], lattice.v, out=edges[..., 1])
+    edges[..., 2] = 1 - np.abs(field.s)
+    np.subtract(edges[..., 0], edges[..., 1], out=edges[..., 3])
+    x, y, split, cover = (np.asarray(plane, np.float32) for plane in cv2.split(lattice.turned(maps)))
+    under, over, corner, lower = (np.asarray(plane, np.float32) for plane in cv2.split(lattice.turned(edges)))
+    shown = _spread(cover > 0, lattice.whole())
+    if shown is None:
+        return None
+    return Lips(shot, box, lattice, shown, x, y, split, lower, cover, under, over, corner)
 
 
-def _cover(field: Field, lattice: Lattice) -> Floats:
-    """How much of the reference is shown at each node: all of it on the lips, none half way to chin, nose and cheek."""
+def _cover(shot: Shot, field: Field, lattice: Lattice, source_u: Floats) -> Floats:
+    """How much of the reference is shown: all of it on the lips, none half way to chin, nose and cheek, none beyond the outline."""
     top, ou, ol, chin = (field.levels[k] for k in (0, OU + 1, OL + 1, CHIN + 1))
-    above = np.clip((lattice.v - (top + 0.25 * (ou - top))) / (0.5 * (ou - top)), 0, 1)
-    under = np.clip((ol + 0.8 * (chin - ol) - lattice.v) / (0.5 * (chin - ol)), 0, 1)
-    beside = np.clip((1.65 - np.abs(field.s)) / 0.45, 0, 1)
-    cover = above * under * beside
-    return np.asarray(cover * cover * (3 - 2 * cover), np.float32)
+    cover = ramp(lattice.v, top + 0.25 * (ou - top), 2 / (ou - top))
+    cover *= ramp(-lattice.v, -(ol + 0.8 * (chin - ol)), 2 / (chin - ol))
+    cover *= np.clip((1.65 - np.abs(field.s)) / 0.45, 0, 1).astype(np.float32)
+    smooth(cover)
+    cover *= _on_face(lattice.u - shot.target.centre, shot.sides)
+    cover *= _on_face(source_u - np.float32(shot.shape.centre), shot.lent_sides)
+    return cover
 
 
 def _on_face(away: Floats, sides: tuple[float, float]) -> Floats:
@@ -81,46 +162,16 @@ def _on_face(away: Floats, sides: tuple[float, float]) -> Floats:
     return np.asarray(np.clip(np.minimum(left + away, right - away) / OUTLINE_SOFT, 0, 1), np.float32)
 
 
-def _reference(shot: Shot, box: Box, fields: Floats) -> Pixels:
-    """The reference's pixels over `box`, in the pose's light."""
-    art = shot.art
-    to, window = art.frames[shot.reference], shot.bundle.box(shot.reference)
-    further = np.where(fields[..., UNDER] > fields[..., OVER], fields[..., SPLIT], np.float32(0))
-    shift = np.stack([fields[..., X] + further * to[0, 1], fields[..., Y] + further * to[1, 1]], -1)
-    lips = fetch(np.asarray(shot.bundle.faces[shot.reference]), shift, box.x0 - window.x0, box.y0 - window.y0)
-    light = art.light[shot.pose]
-    if float(np.abs(light).max()) < 0.5:
-        return lips
-    u0, u1, v0, v1 = LIGHT_AREA
-    x = (fields[::4, ::4, U] - u0) * ((LIGHT_COLS - 1) / (u1 - u0))
-    y = (fields[::4, ::4, V] - v0) * ((LIGHT_ROWS - 1) / (v1 - v0))
-    small = cv2.remap(light, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    added = cv2.resize(small, (box.width, box.height), interpolation=cv2.INTER_LINEAR)
-    return np.asarray(cv2.add(lips, added, dtype=cv2.CV_8U), np.uint8)
+def _within(box: Box, around: Box) -> tuple[slice, slice]:
+    """Rows and columns of `box` in pixels of `around`."""
+    return slice(box.y0 - around.y0, box.y1 - around.y0), slice(box.x0 - around.x0, box.x1 - around.x0)
 
 
-def _inside(shot: Shot, lips: Pixels, fields: Floats) -> None:
-    """Paints the inside where the lips are apart, and the line where they meet, into `lips` in place."""
-    art, soft = shot.art, softness(shot.eyes)
-    seen = (fields[..., UNDER] > -soft) & (fields[..., OVER] > -soft) & (fields[..., CORNER] > 0)
+def _spread(seen: np.ndarray, within: Nodes) -> Nodes | None:
+    """The least block of nodes that holds all that are `seen` (bool `[rows, cols]`) and those beside them; None for none."""
     rows, cols = np.flatnonzero(seen.any(1)), np.flatnonzero(seen.any(0))
     if not rows.size:
-        return
-    area = slice(int(rows[0]), int(rows[-1]) + 1), slice(int(cols[0]), int(cols[-1]) + 1)
-    place = fields[area]
-    under, over = place[..., UNDER], place[..., OVER]
-    part = lips[area].astype(np.float32)
-    meeting = shadow_line(under, over, soft) * (1 - np.clip((under + over) / 0.03, 0, 1))
-    cut = shot.shape.curves[IL] - shot.shape.curves[IU]  # what was cut out took the line's own shadow with it
-    seam = 3 if float(cut.max()) < 0.03 else 2 * round(0.5 + 0.012 * shot.eyes) + 1  # and left an edge of mixed pixels
-    part += (cv2.blur(part, (1, seam)) - part) * meeting[..., None]
-    shadow = meeting * np.clip(place[..., CORNER] / 0.25, 0, 1) * (0.4 * min(float(cut.max()) / 0.03, 1.0))
-    part += (art.palette.line - part) * shadow[..., None]
-    line = float(shot.rest.curves[IU][SAMPLES // 2])
-    opening = Opening(
-        place[..., U] - shot.target.centre, place[..., V] - line, under, over, shot.act.rounding, shot.gap
-    )
-    cover = np.clip(under / (2 * soft) + 0.5, 0, 1) * np.clip(over / (2 * soft) + 0.5, 0, 1)
-    cover *= np.clip(place[..., CORNER] / 0.15, 0, 1) * min(shot.gap / 0.012, 1.0)
-    part += (paint(opening, art.palette) - part) * cover[..., None]
-    lips[area] = np.clip(part + 0.5, 0, 255)
+        return None
+    r0, r1 = max(int(rows[0]) - 1, within.r0), min(int(rows[-1]) + 2, within.r1)
+    c0, c1 = max(int(cols[0]) - 1, within.c0), min(int(cols[-1]) + 2, within.c1)
+    return Nodes(r0, r1, c0, c1) if r0 < r1 and c0 < c1 else None

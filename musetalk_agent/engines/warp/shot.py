@@ -10,7 +10,9 @@ import numpy as np
 from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.engines.warp.artefacts import Artefacts
 from musetalk_agent.engines.warp.articulation import Articulation, driven
+from musetalk_agent.engines.warp.field import Lattice
 from musetalk_agent.engines.warp.geometry import CHIN, IL, IU, SAMPLES, Floats, Shape
+from musetalk_agent.engines.warp.lent import Lent
 from musetalk_agent.media import Box, Pixels
 
 ROOM = 0.4
@@ -67,6 +69,24 @@ class Shot:
         return self.art.shapes[int(self.art.shown[self.pose])]
 
     @property
+    def lent(self) -> Lent:
+        """The same of its pixels, enlarged: made for the first frame that shows it, and kept."""
+        art, k = self.art, self.reference
+        kept = art.lent.get(k)
+        if kept is None:
+            face, window = np.asarray(self.bundle.faces[k]), self.bundle.box(k)
+            kept = art.lent[k] = Lent.of(face, window, art.frames[k], self.shape, art.top)
+        return kept
+
+    def places(self, x: Floats, y: Floats) -> tuple[Floats, Floats]:
+        """Places in mouth space of pixels of this pose: float32 `[h, w]`, for float32 `x` `[1, w]` and `y` `[h, 1]`."""
+        (a, b, c), (d, e, f) = self.frame.tolist()
+        whole = a * e - b * d
+        x, y = x - np.float32(c), y - np.float32(f)
+        u = x * np.float32(e / whole) - y * np.float32(b / whole)
+        return u, y * np.float32(a / whole) - x * np.float32(d / whole)
+
+    @property
     def sides(self) -> tuple[float, float]:
         """How far the face reaches to the left and right of the mouth's middle."""
         left, right = self.art.sides[self.pose].tolist()
@@ -98,13 +118,21 @@ class Shot:
         return Box(x0, y0, x1, y1) if x1 - x0 >= 4 and y1 - y0 >= 4 else None
 
 
-def fetch(source: Pixels, shift: Floats, x0: int, y0: int) -> Pixels:
-    """`source` sampled at `(x0 + column + shift_x, y0 + row + shift_y)` for float32 shifts `[h, w, 2]`, which are overwritten.
+def fetch(source: Pixels, lattice: Lattice, x: Floats, y: Floats) -> Floats:
+    """`source` sampled over a lattice's box at the places `x`, `y` in `source`, float32 `[rows, cols]`, of the nodes.
 
-    Bicubic, the only interpolation that a pixel goes through.
+    Bicubic, the only interpolation that a pixel goes through: float32 `[h, w, 3]`, which overshoots 0 … 255 at sharp edges.
     """
-    height, width = shift.shape[:2]
-    shift[..., 0] += np.arange(x0, x0 + width, dtype=np.float32)
-    shift[..., 1] += np.arange(y0, y0 + height, dtype=np.float32)[:, None]
-    pixels = cv2.remap(source, shift[..., 0], shift[..., 1], cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
-    return np.asarray(pixels, np.uint8)
+    height, width = source.shape[:2]
+    x0, x1 = _reach(x, width)
+    y0, y1 = _reach(y, height)
+    near = source[y0:y1, x0:x1].astype(np.float32)  # bytes are sampled more slowly
+    nodes = lattice.whole()
+    x, y = lattice.enlarge(x - np.float32(x0), nodes), lattice.enlarge(y - np.float32(y0), nodes)
+    return np.asarray(cv2.remap(near, x, y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE), np.float32)
+
+
+def _reach(places: Floats, length: int) -> tuple[int, int]:
+    """The part of `length` pixels that bicubic samples at `places` need, at least one pixel."""
+    start = min(max(int(places.min()) - 3, 0), length - 1)
+    return start, min(max(int(places.max()) + 4, start + 1), length)
