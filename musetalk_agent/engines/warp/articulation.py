@@ -49,8 +49,7 @@ class Articulation:
     @classmethod
     def of(cls, feature: Feature) -> Articulation:
         """From float32 `[5]`; values out of range are clipped, values that are no number count as rest."""
-        values = np.nan_to_num(np.asarray(feature, np.float64), nan=0.0, posinf=1.0, neginf=-1.0)
-        jaw, width, rounding, closure, tuck = values.tolist()
+        jaw, width, rounding, closure, tuck = (0.0 if value != value else value for value in feature.tolist())
         clip = (min(max(value, 0.0), 1.0) for value in (jaw, rounding, closure, tuck))
         jaw, rounding, closure, tuck = clip
         return cls(jaw, min(max(width, -1.0), 1.0), rounding, closure, tuck)
@@ -72,6 +71,8 @@ def bump(reach: float, power: float) -> Floats:
 
 
 JAW_WINDOW = bump(2.3, 1.5)
+INNER, BOW = bump(1.0, 0.5), bump(2.0, 1.0)
+"""Where the lips' edges follow closure, tuck and rounding, and where the upper lip's bow flattens."""
 CHEEKS = JAW_WINDOW - bump(1.0, 1.0)
 """Where cheeks move: most at the corners, less and less to the face's outline, and the lips' middle not at all."""
 
@@ -104,14 +105,13 @@ def driven(rest: Shape, act: Articulation) -> Shape:
     out = rest.curves.copy()
     out[:4] += (CHEEK_DROP * act.drop - CHEEK_LIFT * max(act.width, 0.0)) * CHEEKS
     bow = rest.curves[IU] - rest.curves[IU][S.size // 2]
-    out[:4] -= (0.6 * act.rounding + 0.4 * aperture / OPENING) * np.clip(bow, -0.12, 0.12) * bump(2.0, 1.0)
+    out[:4] -= (0.6 * act.rounding + 0.4 * aperture / OPENING) * np.clip(bow, -0.12, 0.12) * BOW
     thick_u, thick_l = rest.curves[IU] - rest.curves[OU], rest.curves[OL] - rest.curves[IL]
     pout = 0.22 * act.rounding - 0.18 * act.closure
-    inner = bump(1.0, 0.5)
-    out[IU] -= UPPER_SHARE * opening + 0.016 * act.tuck * inner
-    out[OU] -= 0.8 * UPPER_SHARE * opening + 0.008 * act.tuck * inner + 0.5 * pout * thick_u * inner
-    out[IL] += (1 - UPPER_SHARE) * opening - 0.016 * act.tuck * inner
-    out[OL] += (0.9 - UPPER_SHARE) * opening + (pout - 0.3 * act.tuck) * thick_l * inner
+    out[IU] -= UPPER_SHARE * opening + 0.016 * act.tuck * INNER
+    out[OU] -= 0.8 * UPPER_SHARE * opening + 0.008 * act.tuck * INNER + 0.5 * pout * thick_u * INNER
+    out[IL] += (1 - UPPER_SHARE) * opening - 0.016 * act.tuck * INNER
+    out[OL] += (0.9 - UPPER_SHARE) * opening + (pout - 0.3 * act.tuck) * thick_l * INNER
     out[CHIN] += (act.drop - 0.006 * act.tuck) * JAW_WINDOW
     return Shape(rest.centre, half, ordered(out))
 
@@ -120,7 +120,7 @@ def opened(shape: Shape, gap: float) -> Shape:
     """Where to cut a reference whose lips meet, when they are to be `gap` apart: the line between them is not part of the lips."""
     share = min(gap / 0.03, 1.0)
     out = shape.curves.copy()
-    cut = np.maximum(LINE / 2 * share - (out[IL] - out[IU]) / 2, 0) * bump(1.0, 0.5)
+    cut = np.maximum(LINE / 2 * share - (out[IL] - out[IU]) / 2, 0) * INNER
     out[IU] -= cut
     out[IL] += cut
     return Shape(shape.centre, shape.half, ordered(out))

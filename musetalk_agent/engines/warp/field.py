@@ -13,11 +13,27 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from musetalk_agent.engines.warp.geometry import CHIN, IL, IU, LEVELS, NECK, OL, OU, SPAN, Floats, S, Shape
+from musetalk_agent.engines.warp.geometry import (
+    CHIN,
+    IL,
+    IU,
+    LEVELS,
+    NECK,
+    OL,
+    OU,
+    SPAN,
+    Floats,
+    S,
+    Shape,
+    smooth,
+    unit,
+)
 from musetalk_agent.media import Box
 
 SIDEWAYS = 0.60
 """Where skin beside the mouth stops following its corners (eye distances), or at the face's outline if that is nearer."""
+STARTS = [0, OU + 1, IL + 1, OL + 1, CHIN + 1]
+"""Levels from which to the next one a column is stretched: what lies between the lips is not."""
 U_SPAN = 0.5 * (S.size - 1) / SPAN
 """Samples of a curve to one `s`."""
 
@@ -141,11 +157,14 @@ class Field:
 
         `sides` is how far the face reaches to the left and right of the target's middle: nothing beyond is shifted sideways.
         """
-        places = target.u_of_s(S)
+        places = target.places
         s = np.interp(lattice.u[0], places, S).astype(np.float32)
         position = np.minimum((s + np.float32(SPAN)) * np.float32(U_SPAN), np.float32(S.size - 1.001))
         index = position.astype(np.intp)
-        apart = np.concatenate([target.curves, source.curves - target.curves, [source.u_of_s(S) - places]])
+        apart = np.empty((2 * LEVELS + 1, S.size), np.float32)
+        apart[:LEVELS] = target.curves
+        np.subtract(source.curves, target.curves, out=apart[LEVELS:-1])
+        np.subtract(source.places, places, out=apart[-1])
         before = apart[:, index]
         looked = before + (apart[:, index + 1] - before) * (position - index).astype(np.float32)
         levels = np.empty((LEVELS + 2, s.size), np.float32)
@@ -154,12 +173,17 @@ class Field:
         levels[-1] = max(float(shape.curves[CHIN][S.size // 2]) for shape in (source, target)) + NECK
         shifts, v = looked[LEVELS:-1], lattice.v
         steepness = 1 / np.maximum(levels[1:] - levels[:-1], np.float32(1e-4))
-        upper = _part(v, levels[0], steepness[0], shifts[OU])
-        upper += _part(v, levels[OU + 1], steepness[OU + 1], shifts[IU] - shifts[OU])
-        lower = _part(v, levels[IL + 1], steepness[IL + 1], shifts[OL] - shifts[IL])
+        rises = np.stack(
+            [shifts[OU], shifts[IU] - shifts[OU], shifts[OL] - shifts[IL], shifts[CHIN] - shifts[OL], -shifts[CHIN]]
+        )
+        parts = ramp(v, levels[STARTS, None], steepness[STARTS, None])  # [5, m, n]
+        parts *= rises[:, None]
+        upper = parts[0]
+        upper += parts[1]
+        lower = parts[2]
         lower += shifts[IL]
-        lower += _part(v, levels[OL + 1], steepness[OL + 1], shifts[CHIN] - shifts[OL])
-        lower -= _part(v, levels[CHIN + 1], steepness[CHIN + 1], shifts[CHIN])
+        lower += parts[3]
+        lower += parts[4]
         du = _sideways(target, lattice, top, sides)
         du *= looked[-1]
         return cls(s, levels, du, upper, lower)
@@ -173,37 +197,20 @@ class Field:
         return share
 
 
-def ramp(v: Floats, start: Floats, steepness: Floats) -> Floats:
+def ramp(v: Floats, start: Floats | np.float32, steepness: Floats | np.float32) -> Floats:
     """0 up to `start`, from there up by `steepness` to 1: float32, of the shape that the three make together."""
     out = np.asarray(v - start, np.float32)
     out *= steepness
-    np.maximum(out, np.float32(0), out=out)
-    np.minimum(out, np.float32(1), out=out)
-    return out
-
-
-def _part(v: Floats, start: Floats, steepness: Floats, size: Floats) -> Floats:
-    """A ramp up to `size` instead of 1."""
-    out = ramp(v, start, steepness)
-    out *= size
-    return out
-
-
-def smooth(part: Floats) -> Floats:
-    """`part` (0 … 1) with level ends, in place."""
-    bent = part * np.float32(-2)
-    bent += np.float32(3)
-    part *= part
-    part *= bent
-    return part
+    return unit(out)
 
 
 def _sideways(target: Shape, lattice: Lattice, top: float, sides: tuple[float, float]) -> Floats:
     """How much of the corners' movement each place takes part in: all on the lips, none at nose, chin and the face's outline."""
     ou, ol, chin = target.curves[[OU, OL, CHIN], S.size // 2].tolist()
     begin = min(top, ou - 0.03)
-    along = np.clip((lattice.v - begin) / (ou - begin), 0, 1) * np.clip((chin - lattice.v) / (chin - ol), 0, 1)
-    away = lattice.u - target.centre
     left, right = (max(min(side, SIDEWAYS), target.half + 0.02) for side in sides)
-    across = np.clip((left + away) / (left - target.half), 0, 1) * np.clip((right - away) / (right - target.half), 0, 1)
-    return smooth(np.asarray(along * across, np.float32))
+    middle, half = target.centre, target.half
+    along = np.interp(lattice.v[:, 0], (begin, ou, ol, chin), (0, 1, 1, 0)).astype(np.float32)
+    ends = middle - left, middle - half, middle + half, middle + right
+    across = np.interp(lattice.u[0], ends, (0, 1, 1, 0)).astype(np.float32)
+    return smooth(along[:, None] * across)

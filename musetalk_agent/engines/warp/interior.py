@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from musetalk_agent.engines.warp.geometry import IL, IU, OL, OU, Floats, S, Shape
+from musetalk_agent.engines.warp.geometry import IL, IU, OL, OU, Floats, S, Shape, smooth, unit
 from musetalk_agent.engines.warp.lips import sample
 from musetalk_agent.engines.warp.teeth import Row, drawn
 from musetalk_agent.media import Pixels
@@ -145,38 +145,61 @@ class Opening:
 
 
 def paint(opening: Opening, palette: Palette) -> Floats:
-    """Colours `[h, w, 3]` of the inside."""
-    u2 = opening.u * opening.u
+    """Colours of the inside, float32 `[3, h, w]` (BGR)."""
+    u, v, below = opening.u, opening.v, opening.below
     size = min(opening.aperture / 0.06, 1.0)
-    tongue_top = 0.012 + 0.3 * opening.aperture + 1.0 * u2
-    tongue = _step(opening.v - tongue_top, 0.03) * _fall(opening.u, 0.07, 0.25)
-    colour = palette.dark + (palette.tongue - palette.dark) * (tongue * 0.85 * size)[..., None]
+    tongue = _step(v - u * u - np.float32(0.012 + 0.3 * opening.aperture), 0.03)
+    tongue *= _fall(u, 0.07, 0.25)
+    tongue *= np.float32(0.85 * size)
+    colour = palette.dark[:, None, None] + (palette.tongue - palette.dark)[:, None, None] * tongue
     if opening.aperture > LOWER_HIDDEN:
-        lower = palette.lower.at(opening.u, (LOWER_EDGE + LOWER_SHARE * opening.aperture) - opening.v)
-        shade = 0.62 + 0.38 * np.clip((opening.v - 0.02) / 0.09, 0, 1)  # the deeper down, the more light falls on them
-        colour += (lower[..., :3] * shade[..., None] - colour) * (lower[..., 3] * (0.9 * size))[..., None]
-    upper = palette.upper.at(opening.u, opening.v - UPPER_EDGE)
-    shade = 0.66 + 0.32 * np.clip(opening.below / 0.022, 0, 1)  # the upper lip's shadow
-    shade *= 0.72 + 0.28 * size
-    colour += (upper[..., :3] * shade[..., None] - colour) * (upper[..., 3] * (1 - 0.75 * opening.rounding))[..., None]
-    narrow = 0.8 * np.clip(1 - (opening.below + opening.above) / 0.035, 0, 1)  # at its corners it is all lip
-    colour += (palette.line - colour) * narrow[..., None]
-    rim = 0.75 + 0.25 * np.clip(np.minimum(opening.below, opening.above) / 0.014, 0, 1)
-    return np.asarray(colour * rim[..., None], np.float32)
+        edge = LOWER_EDGE + LOWER_SHARE * opening.aperture
+        # the deeper down, the more light falls on them
+        shade = _between(v, 0.02, 0.09, 0.62, 1.0)
+        _lay(colour, palette.lower.at(u, np.float32(edge) - v), shade, 0.9 * size)
+    shade = _between(below, 0.0, 0.022, 0.66, 0.98)  # the upper lip's shadow
+    shade *= np.float32(0.72 + 0.28 * size)
+    _lay(colour, palette.upper.at(u, v - np.float32(UPPER_EDGE)), shade, 1 - 0.75 * opening.rounding)
+    narrow = _between(below + opening.above, 0.0, 0.035, 0.8, 0.0)  # at its corners it is all lip
+    colour *= 1 - narrow
+    colour += palette.line[:, None, None] * narrow
+    colour *= _between(np.minimum(below, opening.above), 0.0, 0.014, 0.75, 1.0)
+    return colour
+
+
+def _lay(colour: Floats, teeth: Floats, shade: Floats, opacity: float) -> None:
+    """Lays a row of teeth `[h, w, 4]` over `colour` `[3, h, w]`, in place."""
+    planes = np.ascontiguousarray(teeth.transpose(2, 0, 1))
+    seen = planes[3]
+    seen *= np.float32(opacity)
+    planes[:3] *= shade
+    planes[:3] -= colour
+    planes[:3] *= seen
+    colour += planes[:3]
+
+
+def _between(values: Floats, start: float, length: float, first: float, last: float) -> Floats:
+    """From `first` at `start` to `last` a `length` further, linear, and level outside."""
+    out = unit((values - np.float32(start)) * np.float32(1 / length))
+    out *= np.float32(last - first)
+    out += np.float32(first)
+    return out
 
 
 def _step(distance: Floats, soft: float) -> Floats:
     """0 on one side, 1 on the other, smooth over ±`soft`."""
-    t = np.clip(distance * (0.5 / soft) + 0.5, 0, 1)
-    return np.asarray(t * t * (3 - 2 * t), np.float32)
+    return smooth(unit(distance * np.float32(0.5 / soft) + np.float32(0.5)))
 
 
 def _fall(u: Floats, full: float, none: float) -> Floats:
-    t = np.clip((none - np.abs(u)) / (none - full), 0, 1)
-    return np.asarray(t * t * (3 - 2 * t), np.float32)
+    """1 up to `full` beside the middle, 0 from `none` on."""
+    return smooth(unit((np.float32(none) - np.abs(u)) * np.float32(1 / (none - full))))
 
 
 def shadow_line(below: NDArray[np.float32], above: NDArray[np.float32], soft: float) -> Floats:
     """How much of the line between closed lips lies on each pixel: the lips' meeting is never lit."""
-    distance = np.clip(np.maximum(np.abs(below), np.abs(above)) / (0.012 + soft), 0, 1)
-    return np.asarray((1 - distance * distance) ** 2, np.float32)
+    distance = unit(np.maximum(np.abs(below), np.abs(above)) * np.float32(1 / (0.012 + soft)))
+    distance *= distance
+    np.subtract(np.float32(1), distance, out=distance)
+    distance *= distance
+    return distance

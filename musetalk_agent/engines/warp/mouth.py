@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 
 from musetalk_agent.engines.warp.articulation import opened
-from musetalk_agent.engines.warp.field import Field, Lattice, Nodes, ramp, smooth
-from musetalk_agent.engines.warp.geometry import CHIN, IL, IU, OL, OU, SAMPLES, Floats
+from musetalk_agent.engines.warp.field import Field, Lattice, Nodes, ramp
+from musetalk_agent.engines.warp.geometry import CHIN, IL, IU, OL, OU, SAMPLES, Floats, smooth, unit
 from musetalk_agent.engines.warp.interior import Opening, paint, shadow_line, softness
 from musetalk_agent.engines.warp.lent import FINER
 from musetalk_agent.engines.warp.light import LIGHT_AREA, LIGHT_COLS, LIGHT_ROWS
@@ -22,6 +22,8 @@ SIDES = 2.0
 """How far the lips' box reaches to each side, in halves of the mouth's width."""
 OWN_TEXTURE = 0.5
 """Presence at which the reference's lips have taken over from the idle frame's."""
+BESIDE = 1.20, 1.65
+"""From where to where, in halves of the mouth beside its middle, lips fade into the idle frame's own pixels."""
 OUTLINE_SOFT = 0.06
 """How far from the face's outline lips begin to fade into the idle frame's own pixels (eye distances)."""
 LIGHT_SEEN = 0.5
@@ -63,7 +65,7 @@ class Lips:
         self._inside(drawn, part)
         share = self.lattice.enlarge(self.cover, self.shown) * np.float32(min(self.shot.presence / OWN_TEXTURE, 1.0))
         place = _within(part, self.box)
-        pixels[place] = cv2.blendLinear(drawn, np.ascontiguousarray(pixels[place]), share, 1 - share)
+        pixels[place] = cv2.blendLinear(drawn, pixels[place], share, 1 - share)
 
     def _reference(self, part: Box) -> Floats:
         """The reference's pixels over `part`, in the pose's light."""
@@ -71,11 +73,8 @@ class Lips:
         to = art.frames[self.shot.reference] * np.float32(FINER)
         x, y, split, lower = (lattice.enlarge(plane, shown) for plane in (self.x, self.y, self.split, self.lower))
         further = cv2.multiply(cv2.threshold(lower, 0, 1, cv2.THRESH_BINARY)[1], split)
-        maps = cv2.convertMaps(
-            cv2.scaleAdd(further, float(to[0, 1]), x), cv2.scaleAdd(further, float(to[1, 1]), y), cv2.CV_16SC2
-        )
-        lent = self.shot.lent.pixels
-        seen = cv2.remap(lent, *maps, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        map_x, map_y = cv2.scaleAdd(further, float(to[0, 1]), x), cv2.scaleAdd(further, float(to[1, 1]), y)
+        seen = cv2.remap(self.shot.lent.pixels, map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         lips = np.asarray(seen, np.float32)
         light = art.light[self.shot.pose]
         if max(float(light.max()), -float(light.min())) < LIGHT_SEEN:
@@ -102,17 +101,34 @@ class Lips:
         y = np.arange(area.y0, area.y1, dtype=np.float32)[:, None]
         u, v = shot.places(x, y)
         place = lips[_within(area, part)]
-        meeting = shadow_line(under, over, soft) * (1 - np.clip((under + over) / 0.03, 0, 1))
-        cut = shot.shape.curves[IL] - shot.shape.curves[IU]  # what was cut out took the line's own shadow with it
-        seam = 3 if float(cut.max()) < 0.03 else 2 * round(0.5 + 0.012 * shot.eyes) + 1  # and left mixed pixels
-        place += (cv2.blur(place, (1, seam)) - place) * meeting[..., None]
-        shadow = meeting * np.clip(corner / 0.25, 0, 1) * (0.4 * min(float(cut.max()) / 0.03, 1.0))
-        place += (art.palette.line - place) * shadow[..., None]
-        line = float(shot.rest.curves[IU][SAMPLES // 2])
-        opening = Opening(u - shot.target.centre, v - line, under, over, shot.act.rounding, shot.gap)
-        cover = np.clip(under / (2 * soft) + 0.5, 0, 1) * np.clip(over / (2 * soft) + 0.5, 0, 1)
-        cover *= np.clip(corner / 0.15, 0, 1) * min(shot.gap / 0.012, 1.0)
-        place += (paint(opening, art.palette) - place) * cover[..., None]
+        meeting = shadow_line(under, over, soft)
+        meeting *= unit(np.float32(1) - (under + over) * np.float32(1 / 0.03))
+        cut = float((shot.shape.curves[IL] - shot.shape.curves[IU]).max())
+        # what was cut out took the line's own shadow with it, and left mixed pixels
+        seam = 3 if cut < 0.03 else 2 * round(0.5 + 0.012 * shot.eyes) + 1
+        place[:] = cv2.blendLinear(cv2.blur(place, (1, seam)), place, meeting, 1 - meeting)
+        shadow = meeting * unit(corner * np.float32(1 / 0.25))
+        shadow *= np.float32(0.4 * min(cut / 0.03, 1.0))
+        kept = np.float32(1) - shadow
+        line = art.palette.line[:, None, None]
+        if shot.gap > 0:
+            middle = float(shot.rest.curves[IU][SAMPLES // 2])
+            u -= np.float32(shot.target.centre)
+            v -= np.float32(middle)
+            cover = unit(under * np.float32(0.5 / soft) + np.float32(0.5))
+            cover *= unit(over * np.float32(0.5 / soft) + np.float32(0.5))
+            cover *= unit(corner * np.float32(1 / 0.15))
+            cover *= np.float32(min(shot.gap / 0.012, 1.0))
+            added = paint(Opening(u, v, under, over, shot.act.rounding, shot.gap), art.palette)
+            added *= cover
+            uncovered = np.float32(1) - cover
+            kept *= uncovered
+            uncovered *= shadow
+            added += line * uncovered
+        else:
+            added = line * shadow
+        place *= cv2.merge((kept, kept, kept))
+        place += cv2.merge(tuple(added))
 
 
 def lips_over(shot: Shot, box: Box) -> Lips | None:
@@ -147,11 +163,12 @@ def lips_over(shot: Shot, box: Box) -> Lips | None:
 def _cover(shot: Shot, field: Field, lattice: Lattice, source_u: Floats) -> Floats:
     """How much of the reference is shown: all of it on the lips, none half way to chin, nose and cheek, none beyond the outline."""
     top, ou, ol, chin = (field.levels[k] for k in (0, OU + 1, OL + 1, CHIN + 1))
-    cover = ramp(lattice.v, top + 0.25 * (ou - top), 2 / (ou - top))
-    cover *= ramp(-lattice.v, -(ol + 0.8 * (chin - ol)), 2 / (chin - ol))
-    cover *= np.clip((1.65 - np.abs(field.s)) / 0.45, 0, 1).astype(np.float32)
+    quarter, two = np.float32(0.25), np.float32(2)
+    cover: Floats = ramp(lattice.v, top + quarter * (ou - top), two / (ou - top))
+    cover *= ramp(-lattice.v, -(ol + np.float32(0.8) * (chin - ol)), two / (chin - ol))
+    cover *= np.interp(np.abs(field.s), BESIDE, (1, 0)).astype(np.float32)
     smooth(cover)
-    cover *= _on_face(lattice.u - shot.target.centre, shot.sides)
+    cover *= _on_face(lattice.u - np.float32(shot.target.centre), shot.sides)
     cover *= _on_face(source_u - np.float32(shot.shape.centre), shot.lent_sides)
     return cover
 
@@ -159,7 +176,7 @@ def _cover(shot: Shot, field: Field, lattice: Lattice, source_u: Floats) -> Floa
 def _on_face(away: Floats, sides: tuple[float, float]) -> Floats:
     """1 on the face, 0 beyond its outline, which is `sides` to the left and right of the mouth's middle."""
     left, right = sides
-    return np.asarray(np.clip(np.minimum(left + away, right - away) / OUTLINE_SOFT, 0, 1), np.float32)
+    return unit(np.minimum(away + np.float32(left), np.float32(right) - away) * np.float32(1 / OUTLINE_SOFT))
 
 
 def _within(box: Box, around: Box) -> tuple[slice, slice]:
@@ -169,9 +186,9 @@ def _within(box: Box, around: Box) -> tuple[slice, slice]:
 
 def _spread(seen: np.ndarray, within: Nodes) -> Nodes | None:
     """The least block of nodes that holds all that are `seen` (bool `[rows, cols]`) and those beside them; None for none."""
-    rows, cols = np.flatnonzero(seen.any(1)), np.flatnonzero(seen.any(0))
-    if not rows.size:
+    left, above, width, height = cv2.boundingRect(seen.view(np.uint8))
+    if width == 0:
         return None
-    r0, r1 = max(int(rows[0]) - 1, within.r0), min(int(rows[-1]) + 2, within.r1)
-    c0, c1 = max(int(cols[0]) - 1, within.c0), min(int(cols[-1]) + 2, within.c1)
+    r0, r1 = max(above - 1, within.r0), min(above + height + 1, within.r1)
+    c0, c1 = max(left - 1, within.c0), min(left + width + 1, within.c1)
     return Nodes(r0, r1, c0, c1) if r0 < r1 and c0 < c1 else None

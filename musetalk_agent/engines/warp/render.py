@@ -9,7 +9,7 @@ from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.engines.warp.artefacts import Artefacts
 from musetalk_agent.engines.warp.articulation import Articulation
 from musetalk_agent.engines.warp.field import Field, Lattice
-from musetalk_agent.engines.warp.geometry import NECK, REACH, Floats
+from musetalk_agent.engines.warp.geometry import NECK, REACH, Floats, unit
 from musetalk_agent.engines.warp.mouth import lips_over
 from musetalk_agent.engines.warp.shot import Shot, fetch
 from musetalk_agent.media import Box, Patch
@@ -29,7 +29,9 @@ def render(bundle: Bundle, art: Artefacts, pose: int, act: Articulation, presenc
     pixels = _skin(shot, box)
     if lips := lips_over(shot, box):
         lips.lay(pixels)
-    np.maximum(pixels, np.float32(0), out=pixels)  # cubic interpolation undershoots, and what follows takes magnitudes
+    cv2.threshold(
+        pixels, 0, 0, cv2.THRESH_TOZERO, pixels
+    )  # cubic interpolation undershoots, and what follows takes magnitudes
     return Patch(box, np.asarray(cv2.convertScaleAbs(pixels), np.uint8))
 
 
@@ -52,9 +54,9 @@ def _skin(shot: Shot, box: Box) -> Floats:
 
 def _rim(lattice: Lattice, width: float) -> Floats:
     """0 at the box's edge, 1 from `width` pixels inwards: `[rows, cols]`."""
-    box, cell = lattice.box, lattice.cell
-    y = (np.arange(lattice.rows, dtype=np.float32) - 1) * cell
-    x = (np.arange(lattice.cols, dtype=np.float32) - 1) * cell
-    away_y = np.clip(np.minimum(y, box.height - cell - y) / width, 0, 1)
-    away_x = np.clip(np.minimum(x, box.width - cell - x) / width, 0, 1)
-    return np.asarray(away_y[:, None] * away_x, np.float32)
+    cell, box = lattice.cell, lattice.box
+    line = np.arange(-cell, (max(lattice.rows, lattice.cols) - 1) * cell, cell, dtype=np.float32)
+    y, x = line[: lattice.rows], line[: lattice.cols]
+    steep = np.float32(1 / width)
+    rows = unit(np.minimum(y, np.float32(box.height - cell) - y) * steep)
+    return rows[:, None] * unit(np.minimum(x, np.float32(box.width - cell) - x) * steep)

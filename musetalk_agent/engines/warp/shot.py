@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import ceil, floor, sqrt
 
 import cv2
 import numpy as np
@@ -49,7 +50,8 @@ class Shot:
         room = ROOM * max(0.0, float(art.sides[pose].min()) - rest.half)
         made = replace(made, half=min(max(made.half, rest.half - room), rest.half + room))
         target = art.poses[pose].towards(made, presence)
-        eyes = float(np.sqrt(abs(np.linalg.det(art.frames[pose][:, :2]))))
+        (a, b, _), (c, d, _) = art.frames[pose].tolist()
+        eyes = sqrt(abs(a * d - b * c))
         gap = float((target.curves[IL] - target.curves[IU]).max())
         return cls(bundle, art, pose, act, presence, target, eyes, gap)
 
@@ -110,11 +112,10 @@ class Shot:
         nothing of it is left.
         """
         bottom = float(self.target.curves[CHIN][SAMPLES // 2]) + below_chin
-        corners = [(self.target.centre + side * reach, v) for side in (-1, 1) for v in (top, bottom)]
-        pixels = np.array(corners, np.float32) @ self.frame[:, :2].T + self.frame[:, 2]
-        low, high = np.floor(pixels.min(0)), np.ceil(pixels.max(0))
-        x0, y0 = (int(-(-max(low[k], (within.x0, within.y0)[k]) // 2) * 2) for k in (0, 1))
-        x1, y1 = (int(min(high[k], (within.x1, within.y1)[k]) // 2 * 2) for k in (0, 1))
+        ends = [(self.target.centre + side * reach, v) for side in (-1, 1) for v in (top, bottom)]
+        xs, ys = ([a * u + b * v + c for u, v in ends] for a, b, c in self.frame.tolist())
+        x0, y0 = -(-max(floor(min(xs)), within.x0) // 2) * 2, -(-max(floor(min(ys)), within.y0) // 2) * 2
+        x1, y1 = min(ceil(max(xs)), within.x1) // 2 * 2, min(ceil(max(ys)), within.y1) // 2 * 2
         return Box(x0, y0, x1, y1) if x1 - x0 >= 4 and y1 - y0 >= 4 else None
 
 
