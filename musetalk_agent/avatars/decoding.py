@@ -81,7 +81,8 @@ def _no_memory(error: Exception) -> bool:
 class Decoding:
     """The picture track of an open container.
 
-    `stream` is the track, `aspect` the width of a pixel by its height.
+    `stream` is the track, `aspect` the width of a pixel by its height. `by_libvpx`: its frames have alpha, and nothing of what the
+    container says beside the pixels.
 
     Raises:
         AvatarEmpty: no picture track.
@@ -103,7 +104,7 @@ class Decoding:
         if self._promised is not None and self._promised > limits.video_seconds:
             raise _too_long(float(self._promised), limits)
         self._end = Fraction(0)
-        self._broken_off = False
+        self._broken_off = self._key_frame = False
         self._bad: tuple[Fraction, Fraction] | None = None
         self._good = self._damaged = 0
         self._lost: list[Fraction] = []
@@ -171,7 +172,8 @@ class Decoding:
             )
         check_pixels(context.width, context.height, "the video", self._limits)
         self._allow(context.width * context.height)
-        if stream.metadata.get("alpha_mode") == "1" and name in _WITH_ALPHA:
+        self.by_libvpx = stream.metadata.get("alpha_mode") == "1" and name in _WITH_ALPHA
+        if self.by_libvpx:
             extradata, context = (
                 context.extradata,
                 cast("VideoCodecContext", CodecContext.create(_WITH_ALPHA[name], "r")),
@@ -229,6 +231,7 @@ class Decoding:
                 raise
             self._note_damage()
             return
+        self._key_frame = packet is not None and packet.is_keyframe
         for frame in frames:
             stamp = frame.pts
             if self._by_order:
@@ -251,7 +254,9 @@ class Decoding:
         stamp = Fraction(0)
         for given, frame in frames:
             stamp = stamp + 1 / self._rate if given is None else given
-            if self._bad is not None and frame.key_frame and stamp > self._bad[1]:
+            # libvpx gives each packet's frame at once, and does not mark it
+            key = self._key_frame if self.by_libvpx else frame.key_frame
+            if self._bad is not None and key and stamp > self._bad[1]:
                 self._bad = None
             if frame.is_corrupt:
                 self._lose(stamp, stamp)

@@ -23,10 +23,13 @@ from musetalk_agent.media import Pixels
 
 _EXACT = Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 """Without these swscale is off by one to two levels in green."""
-_MATRIX_UNKNOWN, _MATRIX_709, _MATRIX_2020 = 2, 1, 9
+_UNKNOWN, _MATRIX_709, _MATRIX_2020 = 2, 1, 9
+"""Two stands for unknown among matrices, transfers and primaries alike (H.273)."""
 _MATRIX_STRANGE = {8: "YCgCo", 10: "BT.2020 with constant luminance", 11: "SMPTE 2085", 14: "ICtCp", 15: "IPT"}
 """Matrices of H.273 that swscale does not know and would take for another."""
 _WHITE = 255
+_STRIP_ROWS = 64
+"""So many rows are laid on white at a time: several copies of them are made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,17 +78,49 @@ def turn_of(frame: VideoFrame) -> Turn:
     return Turn(False, a < 0, d < 0)
 
 
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """What a container and a stream say of their pictures, for frames that do not carry it.
+
+    Numbers of colours are H.273's, `color_range` is FFmpeg's.
+    """
+
+    turn: Turn
+    colorspace: int
+    color_range: int
+    color_trc: int
+    color_primaries: int
+
+    @classmethod
+    def of(cls, frame: VideoFrame) -> Statement:
+        """What a frame carries."""
+        return cls(turn_of(frame), frame.colorspace, frame.color_range, frame.color_trc, frame.color_primaries)
+
+    def fill(self, frame: VideoFrame) -> None:
+        """Writes into the frame those numbers that it lacks. The range goes with the matrix: libvpx guesses it when it has none."""
+        if frame.colorspace == _UNKNOWN:
+            frame.colorspace, frame.color_range = self.colorspace, self.color_range
+        if frame.color_trc == _UNKNOWN:
+            frame.color_trc = self.color_trc
+        if frame.color_primaries == _UNKNOWN:
+            frame.color_primaries = self.color_primaries
+
+
 class Upright:
     """Converts the frames of a clip.
 
     Args:
         aspect: width by height of a pixel.
         aperture: what is shown of a frame; None for all.
+        statement: what is said of frames that do not carry it; None for frames that do.
     """
 
-    def __init__(self, aspect: Fraction = Fraction(1), aperture: Aperture | None = None) -> None:
+    def __init__(
+        self, aspect: Fraction = Fraction(1), aperture: Aperture | None = None, statement: Statement | None = None
+    ) -> None:
         self._aspect = aspect
         self._aperture = aperture
+        self._statement = statement
         self._scaler = VideoReformatter()
         self._tone: ToneMap | None = None
         self._tone_of: tuple[int, ...] = ()
@@ -103,12 +138,13 @@ class Upright:
             AvatarUndecodable: its colours are of a kind that is not known here.
         """
         turn, shown = self._turn_of(frame), self._shown(frame)
+        if self._statement is not None:
+            self._statement.fill(frame)
         wanted = turn.size(size)
         if self._aspect == 1 and all(0 <= a - b <= 1 for a, b in zip((shown.width, shown.height), wanted, strict=True)):
             wanted = (shown.width, shown.height)
         if any(part.is_alpha for part in frame.format.components):
-            bgra = self._scaler.reformat(_marked(frame), format="bgra", interpolation=_EXACT).to_ndarray()
-            pixels = _opaque(cast("Pixels", bgra))
+            pixels = self._on_white(frame)
         elif self._aperture is None:
             return turn.apply(self._converted(frame, wanted))
         else:
@@ -122,6 +158,8 @@ class Upright:
     def _turn_of(self, frame: VideoFrame) -> Turn:
         """The frame's turn. Its matrix is read when its angle changes: a frame whose side data PyAV has listed refers to itself,
         and stays in memory until the next collection of garbage."""
+        if self._statement is not None:
+            return self._statement.turn
         if frame.rotation != self._angle:
             self._turn, self._angle = turn_of(frame), frame.rotation
         return self._turn
@@ -138,6 +176,19 @@ class Upright:
         if self._aspect >= 1:
             return round(shown.width * self._aspect), shown.height
         return shown.width, round(shown.height / self._aspect)
+
+    def _on_white(self, frame: VideoFrame) -> Pixels:
+        """A frame with alpha at its own size, as BGR."""
+        picture = self._scaler.reformat(_marked(frame), format="bgra", interpolation=_EXACT)
+        lines = np.frombuffer(cast("bytes", picture.planes[0]), np.uint8).reshape(frame.height, -1)
+        bgra = lines[:, : 4 * frame.width].reshape(frame.height, frame.width, 4)
+        if maps(frame.color_trc, frame.color_primaries):
+            bgra = np.dstack([self._converted(frame, (frame.width, frame.height)), bgra[..., 3]])
+        made = np.empty((frame.height, frame.width, 3), np.uint8)
+        for top in range(0, frame.height, _STRIP_ROWS):
+            rows = slice(top, top + _STRIP_ROWS)
+            made[rows] = _opaque(bgra[rows])
+        return made
 
     def _converted(self, frame: VideoFrame, size: tuple[int, int]) -> Pixels:
         """The frame's pixels at `size`, as BGR."""
@@ -164,7 +215,7 @@ def _marked(frame: VideoFrame) -> VideoFrame:
             f"The video's colours are coded as {name}, which is not read here; export it as H.264 with BT.709 colours.",
             value=name,
         )
-    if frame.colorspace == _MATRIX_UNKNOWN:
+    if frame.colorspace == _UNKNOWN:
         if frame.color_trc in HDR or frame.color_primaries == ColorPrimaries.BT2020:
             frame.colorspace = _MATRIX_2020
         elif ColorTrc.BT709 == frame.color_trc or frame.color_primaries == ColorPrimaries.BT709:

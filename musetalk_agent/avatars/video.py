@@ -8,21 +8,23 @@ of time, `upright` makes pictures of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import NoReturn, cast
 
 import av
+import av.error
 from av.container import InputContainer
 from av.video.frame import VideoFrame as DecodedFrame
+from av.video.stream import VideoStream
 
 from musetalk_agent.avatars.decoding import CODECS, Decoding, refusals
 from musetalk_agent.avatars.limits import AvatarLimits
 from musetalk_agent.avatars.matroska_crop import cropping
 from musetalk_agent.avatars.mp4_index import check_index, clean_apertures
 from musetalk_agent.avatars.sniff import Kind
-from musetalk_agent.avatars.upright import Aperture, Upright
+from musetalk_agent.avatars.upright import Aperture, Statement, Upright
 from musetalk_agent.errors import AvatarUndecodable
 from musetalk_agent.media import Pixels
 
@@ -121,10 +123,22 @@ def open_clip(
         AvatarEmpty: no frame in it.
     """
     apertures: dict[int, Aperture] = {}
-    container_options = {"max_streams": str(limits.video_tracks), "codec_whitelist": ",".join(sorted(CODECS))}
     if kind is Kind.MP4:
         check_index(path, limits)
         apertures = clean_apertures(path)
+    with _opened(path, kind, limits) as container:
+        with refusals():
+            decoding = Decoding(container, kind, limits, allow)
+        aperture = cropping(path) if kind is Kind.WEBM else apertures.get(decoding.stream.id)
+        statement = _statement(path, kind, limits, decoding.stream.index) if decoding.by_libvpx else None
+        upright = Upright(decoding.aspect, aperture, statement)
+        yield VideoClip(decoding, upright, fps, allow)
+
+
+@contextmanager
+def _opened(path: Path, kind: Kind, limits: AvatarLimits) -> Iterator[InputContainer]:
+    container_options = {"max_streams": str(limits.video_tracks), "codec_whitelist": ",".join(sorted(CODECS))}
+    if kind is Kind.MP4:
         container_options["enable_drefs"] = "0"
     with path.open("rb") as file:
         with refusals():
@@ -139,11 +153,22 @@ def open_clip(
                 ),
             )
         with container:
-            with refusals():
-                decoding = Decoding(container, kind, limits, allow)
-            aperture = cropping(path) if kind is Kind.WEBM else apertures.get(decoding.stream.id)
-            upright = Upright(decoding.aspect, aperture)
-            yield VideoClip(decoding, upright, fps, allow)
+            yield container
+
+
+def _statement(path: Path, kind: Kind, limits: AvatarLimits, track: int) -> Statement | None:
+    """What the file says of the pictures of a track, as its first whole frame carries it when FFmpeg's own decoder reads it; None
+    where that decodes none of them. The file is opened for that alone, so that no memory of it stays."""
+    with _opened(path, kind, limits) as container:
+        stream = container.streams[track]
+        assert isinstance(stream, VideoStream)
+        stream.codec_context.thread_count = 1
+        with suppress(AvatarUndecodable), refusals():
+            for packet in container.demux(stream):
+                with suppress(av.error.InvalidDataError):
+                    for frame in packet.decode():
+                        return Statement.of(frame)
+    return None
 
 
 def _refuse(url: str, flags: int, options: dict[str, str]) -> NoReturn:

@@ -96,6 +96,15 @@ AS_THEY_ARE: dict[str, Film] = {
     "VP9 with alpha, BT.709 in full range": Film(
         "webm", "libvpx-vp9", "yuva420p", alpha=OPAQUE, matrix=BT709, range=FULL
     ),
+    "VP9 with alpha, BT.2020 without HDR": Film(
+        "webm", "libvpx-vp9", "yuva420p", alpha=OPAQUE, matrix=BT2020, primaries=BT2020, transfer=14
+    ),
+    "ProRes 4444 with alpha, HLG": Film(
+        "mov", "prores_ks", "yuva444p10le", alpha=OPAQUE, matrix=BT2020, primaries=BT2020, transfer=HLG
+    ),
+    "ProRes 4444 with alpha, PQ": Film(
+        "mov", "prores_ks", "yuva444p10le", alpha=OPAQUE, matrix=BT2020, primaries=BT2020, transfer=PQ
+    ),
     "ProRes 4444 with alpha": Film("mov", "prores_ks", "yuva444p10le", alpha=OPAQUE),
     "QuickTime Animation with alpha": Film("mov", "qtrle", "argb", tagged=False, alpha=OPAQUE),
     "PNG in MOV with alpha": Film("mov", "png", "rgba", tagged=False, alpha=OPAQUE),
@@ -107,25 +116,52 @@ def test_taken_as_they_are(tmp_path: Path, film: Film) -> None:
     Taken(tmp_path, film.of(cards(COUNT))).check()
 
 
-@pytest.mark.parametrize(
-    ("container", "hflip", "vflip"),
-    [
-        ("mp4", False, False),
-        ("mp4", True, False),
-        ("mp4", False, True),
-        ("mp4", True, True),
-        ("matroska", False, False),
-    ],
-)
+MIRRORED = [(False, False), (True, False), (False, True), (True, True)]
+
+
+def lying(picture: Pixels, quarters: int, hflip: bool, vflip: bool) -> Pixels:
+    """How a picture is coded that a player turns counter-clockwise by so many quarters, and then mirrors."""
+    flipped = picture[:: -1 if vflip else 1, :: -1 if hflip else 1]
+    return np.ascontiguousarray(np.rot90(flipped, -quarters))
+
+
+@pytest.mark.parametrize("container", ["mp4", "matroska"])
+@pytest.mark.parametrize(("hflip", "vflip"), MIRRORED)
 @pytest.mark.parametrize("quarters", range(4))
 def test_turned_and_mirrored(tmp_path: Path, quarters: int, hflip: bool, vflip: bool, container: str) -> None:
-    """What is coded lies as a camera held sideways, or looking at its owner, leaves it to the player; Matroska has no mirrors."""
-    coded = []
-    for picture in cards(COUNT):
-        flipped = picture[:: -1 if vflip else 1, :: -1 if hflip else 1]
-        coded.append(np.ascontiguousarray(np.rot90(flipped, -quarters)))
+    """What is coded lies as a camera held sideways, or looking at its owner, leaves it to the player."""
     film = Film(container, turn=90 * quarters, hflip=hflip, vflip=vflip)
-    Taken(tmp_path, film.of(coded)).check()
+    Taken(tmp_path, film.of([lying(picture, quarters, hflip, vflip) for picture in cards(COUNT)])).check()
+
+
+@pytest.mark.parametrize("film", ["VP8 with alpha", "VP9 with alpha, BT.2020 without HDR", "ProRes 4444 with alpha"])
+@pytest.mark.parametrize(("hflip", "vflip"), MIRRORED)
+@pytest.mark.parametrize("quarters", range(4))
+def test_turned_and_mirrored_with_alpha(tmp_path: Path, quarters: int, hflip: bool, vflip: bool, film: str) -> None:
+    """The alpha is turned with its picture: what is transparent is a strip beside the card's blue corner."""
+    alpha = OPAQUE.copy()
+    alpha[96:112, 48:72] = 0
+    made = Film(
+        **vars(AS_THEY_ARE[film])
+        | {"turn": 90 * quarters, "hflip": hflip, "vflip": vflip}
+        | {"alpha": lying(alpha, quarters, hflip, vflip)}
+    )
+    taken = Taken(tmp_path, made.of([lying(picture, quarters, hflip, vflip) for picture in cards(COUNT)]))
+    taken.check()
+    for frame in taken.frames:
+        assert (np.abs(frame[98:110, 50:70].astype(int) - 255) <= LEVELS).all()
+        assert (frame[98:110, 80:115] < 200).all() and (frame[36:44] < 200).all()
+
+
+def test_alpha_is_turned_also_where_the_first_picture_is_damaged(tmp_path: Path) -> None:
+    film = Film(**vars(AS_THEY_ARE["VP9 with alpha"]) | {"turn": 90, "options": {"g": "5", "lag-in-frames": "0"}})
+    data = bytearray(film.of([lying(picture, 1, False, False) for picture in cards(10)]))
+    at = data.index(b"\x49\x83\x42")  # by which a picture that stands alone begins (VP9 bitstream, 6.2.1)
+    data[at : at + 3] = bytes(3)
+    taken = Taken(tmp_path, bytes(data))
+    assert taken.numbers == list(range(5, 10)) and taken.size == (160, 120)
+    assert set(taken.warnings) == {"video_damaged"}
+    assert max(reading.corner_error() for reading in taken.readings) <= LEVELS
 
 
 @pytest.mark.parametrize("film", [Film(), Film("avi", "mpeg4", tagged=False), Film("mov", "prores_ks", "yuv422p10le")])
