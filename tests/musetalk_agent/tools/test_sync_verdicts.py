@@ -17,7 +17,7 @@ from musetalk_agent.tools.measure_sync import Verdict, _problem, add_arguments
 from musetalk_agent.tools.mouth_tracks import FilmUnreadable, MouthTrack
 from musetalk_agent.tools.sound import SoundUnreadable
 
-GOOD = Lag(0.0404, 0.812, 0.5004)
+GOOD = Lag(0.0404, 0.812, 0.9004)
 
 
 def track(values: list[float], period: float = 0.02) -> MouthTrack:
@@ -37,8 +37,8 @@ FACE = track([0.05] * 100, 0.04)
         (FACE, track([0.05] * 40 + [0.0] * 200), GOOD, "only 0.8 s of open-mouthed speech are heard; 1 s are needed"),
         (FACE, track([0.011] * 300), GOOD, "only 0.0 s of open-mouthed speech"),
         (FACE, SPEECH, None, "overlap for less than 2 s"),
-        (FACE, SPEECH, Lag(0.1, 0.31, 0.249), "correlation 0.31, confidence 0.25, 0.25 needed"),
-        (FACE, SPEECH, Lag(0.1, 0.31, 0.25), None),
+        (FACE, SPEECH, Lag(0.1, 0.31, 0.594), "correlation 0.31, confidence 0.59, 0.6 needed"),
+        (FACE, SPEECH, Lag(0.1, 0.31, 0.6), None),
     ],
 )
 def test_a_problem_is_named_with_its_figures(
@@ -54,7 +54,7 @@ def test_a_problem_is_named_with_its_figures(
 @pytest.mark.parametrize(
     ("verdict", "told"),
     [
-        (Verdict(GOOD, None), {"lag_ms": 40.4, "correlation": 0.812, "confidence": 0.5}),
+        (Verdict(GOOD, None), {"lag_ms": 40.4, "correlation": 0.812, "confidence": 0.9}),
         (
             Verdict(Lag(-0.12, 0.9, 0.4), None, LipSync(7.6543, 6.5, -80)),
             {
@@ -68,7 +68,7 @@ def test_a_problem_is_named_with_its_figures(
         ),
         (
             Verdict(GOOD, "no face"),
-            {"lag_ms": None, "correlation": 0.812, "confidence": 0.5, "problem": "no face"},
+            {"lag_ms": None, "correlation": 0.812, "confidence": 0.9, "problem": "no face"},
         ),
         (Verdict(None, "too short"), {"lag_ms": None, "correlation": None, "confidence": None, "problem": "too short"}),
     ],
