@@ -72,7 +72,9 @@ class Ingresses:
             return None
         request = _request(self._name, room, identity, name)
         try:
-            info = await self._livekit.call(lambda livekit: livekit.ingress.create_ingress(request), CALL_S)
+            info = await self._livekit.call(
+                lambda livekit: livekit.ingress.create_ingress(request), CALL_S, idempotent=False
+            )
         except LiveKitFailed as error:
             absent = "redis required" in error.detail
             self._hold_off("no Redis" if absent else str(error), ABSENT_FOR_S if absent else _REFUSED_FOR_S)

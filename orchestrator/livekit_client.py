@@ -53,13 +53,26 @@ class LiveKitClient:
             except TimeoutError:
                 pass  # a TLS goodbye that is never answered; the sockets end with the process
 
-    async def call(self, ask: Callable[[api.LiveKitAPI], Awaitable[_Answer]], within_s: float) -> _Answer:
-        """The answer of one call. Raises LiveKitFailed, at the latest after `within_s` seconds. Cancelling gives the call up."""
+    async def call(
+        self, ask: Callable[[api.LiveKitAPI], Awaitable[_Answer]], within_s: float, *, idempotent: bool = True
+    ) -> _Answer:
+        """The answer of one call. Raises LiveKitFailed, at the latest after `within_s` seconds. Cancelling gives the call up.
+
+        An idempotent call whose connection breaks before the answer is sent once more: a server closes idle connections, and
+        a request may be under way on one at that moment.
+        """
         if self._api is None:
             raise RuntimeError("LiveKitClient.open() was not called")
         try:
             async with asyncio.timeout(within_s):
-                return await ask(self._api)
+                try:
+                    return await ask(self._api)
+                except aiohttp.ClientConnectorError:
+                    raise  # there was no connection that could break
+                except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+                    if not idempotent:
+                        raise
+                    return await ask(self._api)
         except api.TwirpError as error:
             raise LiveKitFailed(str(error.code), str(error.code), str(error.message)) from error
         except Exception as error:  # an answer that is no protobuf breaks livekit-api in its own ways

@@ -21,6 +21,8 @@ REMEMBERED = 4096
 LONGEST_WAIT_S = 24 * 3600
 """No `Retry-After` is longer: a key may have a rate of almost nothing."""
 _IPV6_NETWORK = 64
+_ROUNDING = 1e-9
+"""Share of a bucket's burst that rounding of the clock and of its level may take away."""
 _Value = TypeVar("_Value")
 
 
@@ -37,17 +39,20 @@ class TokenBucket:
         """Takes `amount` and returns True, or leaves the level as it is and returns False."""
         self._level = min(self._burst, self._level + (now - self._at) * self._rate)
         self._at = now
-        if amount > self._level:
+        if self._missing(amount) > 0:
             return False
-        self._level -= amount
+        self._level = max(0.0, self._level - amount)
         return True
 
     def wait_s(self, amount: float) -> float:
         """Seconds from the last `take` until `amount` is there."""
-        missing = amount - self._level
+        missing = self._missing(amount)
         if missing <= 0:
             return 0.0
         return missing / self._rate if self._rate > 0 else math.inf
+
+    def _missing(self, amount: float) -> float:
+        return amount - self._level - _ROUNDING * self._burst
 
 
 class Recent(Generic[_Value]):

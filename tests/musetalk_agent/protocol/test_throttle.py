@@ -63,6 +63,16 @@ def test_after_the_wait_that_was_named_the_amount_is_there(rate: float, burst: f
     assert bucket.take(amount, 5.0 + wait_s * (1 + 1e-9) + 1e-9)
 
 
+@pytest.mark.parametrize("now", [196.79260443782076, 1e5 / 3, 1e7 / 7])
+def test_rounding_of_the_clock_takes_nothing_from_who_waits(now: float) -> None:
+    """A minute after the last one it may start again, whatever `(now + 60) - now` is in floats."""
+    bucket = TokenBucket(1 / 60, 1.0, 0.0)
+    for _ in range(100):
+        assert bucket.take(1, now)
+        assert not bucket.take(1, now + 59.9)
+        now += 60
+
+
 @given(st.lists(st.tuples(st.sampled_from(["get", "find", "put"]), st.integers(0, 6)), min_size=15, max_size=80))
 def test_the_memory_is_that_of_the_lately_used(acts: list[tuple[str, int]]) -> None:
     kept: Recent[int] = Recent()
