@@ -1,8 +1,10 @@
 """Real talkers: sound, mouth and words of the GRID corpus, from either of the two layouts it is found in.
 
 Tracked: `TALKER.npz` (mesh points by frame), `TALKER.flac` (the clips' sound in a row), `align/TALKER/NAME.align`.
-Published (Zenodo, record 3625687): `TALKER/NAME.mpg` or `video/TALKER/NAME.mpg`, and `align`, `alignments` or the talker's own
-folder `align` with `NAME.align`; the faces are followed here with the product's own mesh, which takes 1–2 s a clip.
+Published (Zenodo, record 3625687): `TALKER/NAME.mpg`, `TALKER/video/mpg_6000/NAME.mpg` or `video/TALKER/NAME.mpg`; words in
+`alignments/TALKER/NAME.align` (or `align/`, or the talker's own folder `align`); sound, where it is there, in
+`audio_25k/TALKER/NAME.wav` (or `audio/`, or the talker's own), else the video's. The faces are followed here with the product's
+own mesh, which takes 1–2 s a clip. Clips that are damaged, silent or without a face are named and left out.
 
 Run: `python talkers.py CORPUS CACHE [--most 400]`; writes `real/TALKER.npz` with `names` [n], `sound` int16[n, 48000] at 16 kHz,
 `aperture` and `width` float32[n, 75] (inner lips apart, corners apart, in outer eye distances, 25 fps; NaN where no face is
@@ -13,13 +15,19 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import av
+import av.error
 import numpy as np
 from numpy.typing import NDArray
+
+from musetalk_agent.avatars.face import FaceNet
+from musetalk_agent.tools.mouth_tracks import FilmUnreadable, find_faces
+from musetalk_agent.weights import Manifest, ModelStore
 
 RATE = 16_000
 FRAMES, FPS = 75, 25
@@ -27,7 +35,15 @@ SAMPLES = FRAMES * RATE // FPS
 UPPER, LOWER, EYE_A, EYE_B, CORNER_A, CORNER_B = 13, 14, 33, 263, 61, 291
 _POINTS = (UPPER, LOWER, EYE_A, EYE_B, CORNER_A, CORNER_B)
 _ALIGN_RATE = 25_000  # units of the `.align` files
+_VIDEO_FOLDERS = ("video", "mpg_vcd", "mpg_6000")
+_SOUND_FOLDERS = ("audio_25k", "audio")
+_ALIGN_FOLDERS = ("alignments", "align")
 Words = list[tuple[str, float, float]]
+_T = TypeVar("_T", bound=np.generic)
+
+
+class ClipUnusable(Exception):
+    """A clip that nothing can be learned from; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +53,7 @@ class Clip:
     Args:
         sound: int16[48000] at 16 kHz, from the first frame on.
         aperture, width: float32[75] in outer eye distances.
-        words: (word, start, end) in seconds; `sil` for pauses; empty where nobody aligned the clip.
+        words: (word, start, end) in seconds; `sil` for pauses; empty where the clip has no file of them.
     """
 
     talker: str
@@ -61,13 +77,20 @@ def load(cache: Path) -> dict[str, list[Clip]]:
 
 
 def heard(path: Path) -> NDArray[np.int16]:
-    """The sound of a file, mono 16 kHz."""
+    """The sound of a file, mono 16 kHz. Raises `ClipUnusable` without any, or when it is damaged."""
     resampler = av.AudioResampler(format="s16", layout="mono", rate=RATE)
     parts: list[NDArray[np.int16]] = []
-    with av.open(str(path)) as container:
-        for frame in container.decode(audio=0):
-            parts += [f.to_ndarray()[0] for f in resampler.resample(frame)]
-        parts += [f.to_ndarray()[0] for f in resampler.resample(None)]
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.audio:
+                raise ClipUnusable(f"{path.name} has no sound")
+            for frame in container.decode(audio=0):
+                parts += [f.to_ndarray()[0] for f in resampler.resample(frame)]
+            parts += [f.to_ndarray()[0] for f in resampler.resample(None)]
+    except av.error.FFmpegError as error:
+        raise ClipUnusable(f"{path.name} cannot be decoded: {error}") from error
+    if not sum(map(len, parts)):
+        raise ClipUnusable(f"{path.name} has no sound")
     return np.concatenate(parts)
 
 
@@ -75,10 +98,13 @@ def _words(path: Path | None) -> Words:
     if path is None or not path.exists():
         return []
     rows = [line.split() for line in path.read_text().splitlines() if line.strip()]
-    return [(word, int(start) / _ALIGN_RATE, int(end) / _ALIGN_RATE) for start, end, word in rows]
+    try:
+        return [(word, int(start) / _ALIGN_RATE, int(end) / _ALIGN_RATE) for start, end, word in rows]
+    except ValueError as error:
+        raise ClipUnusable(f"{path.name} is no list of words with their times: {error}") from error
 
 
-def _fitted(values: NDArray[np.generic], size: int) -> NDArray[np.generic]:
+def _fitted(values: NDArray[_T], size: int) -> NDArray[_T]:
     """Cut, or with its last value repeated, to a size."""
     return np.concatenate([values, np.repeat(values[-1:], max(0, size - len(values)))])[:size]
 
@@ -104,29 +130,46 @@ def tracked(folder: Path, most: int) -> Iterator[Clip]:
             yield Clip(talker, str(name), sound[i * SAMPLES : (i + 1) * SAMPLES], *_mouth(here), words)
 
 
-def published(folder: Path, most: int) -> Iterator[Clip]:
-    """The clips of the publisher's layout, followed with the product's mesh."""
-    from musetalk_agent.avatars.face import FaceNet
-    from musetalk_agent.tools.mouth_tracks import find_faces
+def _talker(path: Path, corpus: Path) -> str:
+    """The folder's name, but for the folders that only sort the videos; where there is none, the corpus's own."""
+    folders = [part for part in path.relative_to(corpus).parts[:-1] if part not in _VIDEO_FOLDERS]
+    return folders[-1] if folders else corpus.resolve().name
 
-    net = FaceNet()
+
+def _beside(path: Path, corpus: Path, talker: str, folders: Sequence[str], suffix: str) -> Path | None:
+    """A clip's file of another kind: in the corpus's folder of that kind or in the talker's own."""
+    own = next(folder for folder in path.parents if folder.name == talker or folder == corpus)
+    places = [place for kind in folders for place in (corpus / kind / talker, own / kind)]
+    return next((file for place in places if (file := place / f"{path.stem}{suffix}").is_file()), None)
+
+
+def _followed(path: Path, corpus: Path, net: FaceNet) -> Clip:
+    talker = _talker(path, corpus)
+    meshes = find_faces(path, net).meshes
+    if all(mesh is None for mesh in meshes):
+        raise ClipUnusable("no face in any picture")
+    nothing = np.full((len(_POINTS), 2), np.nan)
+    points = np.array([nothing if mesh is None else mesh[list(_POINTS)] for mesh in meshes], np.float64)
+    aperture, width = (_fitted(series, FRAMES) for series in _mouth(points))
+    sound = heard(_beside(path, corpus, talker, _SOUND_FOLDERS, ".wav") or path)[:SAMPLES]
+    words = _words(_beside(path, corpus, talker, _ALIGN_FOLDERS, ".align"))
+    return Clip(talker, path.stem, np.pad(sound, (0, SAMPLES - len(sound))), aperture, width, words)
+
+
+def published(folder: Path, most: int) -> Iterator[Clip]:
+    """The clips of the publisher's layout, followed with the product's mesh. Clips that cannot be used are named and left out."""
+    net = FaceNet(ModelStore(None, Manifest.load()))
     counts: dict[str, int] = {}
     for path in sorted(folder.rglob("*.mpg")):
-        talker = next(
-            part for part in reversed(path.relative_to(folder).parts[:-1]) if part not in ("video", "mpg_6000")
-        )
-        counts[talker] = counts.get(talker, 0) + 1
-        if counts[talker] > most:
+        talker = _talker(path, folder)
+        if counts.get(talker, 0) >= most:
             continue
-        nothing = np.full((len(_POINTS), 2), np.nan)
-        points = np.array(
-            [nothing if m is None else m[list(_POINTS)] for m in find_faces(path, net).meshes], np.float64
-        )
-        aperture, width = (_fitted(series, FRAMES) for series in _mouth(points))
-        found = (folder / kind / talker / f"{path.stem}.align" for kind in ("align", "alignments"))
-        align = next((p for p in found if p.exists()), path.parent / "align" / f"{path.stem}.align")
-        sound = _fitted(heard(path), SAMPLES)
-        yield Clip(talker, path.stem, sound, aperture, width, _words(align))  # type: ignore[arg-type]  # _fitted keeps types
+        try:
+            yield _followed(path, folder, net)
+        except (ClipUnusable, FilmUnreadable) as error:
+            print(f"{path.relative_to(folder)} is left out: {error}", flush=True)
+        else:
+            counts[talker] = counts.get(talker, 0) + 1
 
 
 def main() -> None:
@@ -141,6 +184,8 @@ def main() -> None:
     talkers: dict[str, list[Clip]] = {}
     for clip in layout(options.corpus, options.most):
         talkers.setdefault(clip.talker, []).append(clip)
+    if not talkers:
+        parser.error(f"{options.corpus} has no clip that can be used: neither TALKER.flac nor videos *.mpg")
     for talker, clips in talkers.items():
         np.savez_compressed(
             options.cache / "real" / f"{talker}.npz",
