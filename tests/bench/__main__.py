@@ -7,11 +7,12 @@ import asyncio
 import sys
 from collections.abc import Awaitable, Callable
 
-from tests.bench import composition, engine, preparation, room, voices
+from tests.bench import composition, engine, patch_cost, preparation, room, voices
 from tests.bench.figures import Figure
 
 BENCHES: dict[str, Callable[[int], Awaitable[list[Figure]]]] = {
     "frame_cost": lambda _: engine.frame_cost(),
+    "patch_cost": lambda _: patch_cost.patch_cost(),
     "composition": lambda _: composition.composition(),
     "latency": lambda _: engine.latency(),
     "start": room.start,
