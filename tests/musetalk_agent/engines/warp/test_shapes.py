@@ -35,11 +35,14 @@ def gap(shape: Shape) -> float:
     return float((shape.curves[IL] - shape.curves[IU])[MIDDLE])
 
 
-@pytest.mark.parametrize("jaw", [0, 0.25, 0.5, 1])
+@pytest.mark.parametrize(("jaw", "share"), [(0, 0), (0.1, 0.136), (0.25, 0.325), (0.5, 0.6), (0.8, 0.864), (1, 1)])
 @pytest.mark.parametrize("closure", [0, 0.5, 1])
-def test_the_opening_is_linear_in_the_jaw_and_shut_by_closure(jaw: float, closure: float) -> None:
+def test_the_lips_part_by_what_the_mesh_reads_as_the_jaw_and_are_shut_by_closure(
+    jaw: float, share: float, closure: float
+) -> None:
+    """More for a small jaw than in proportion: of small openings the mesh reads less."""
     assert gap(driven(rest(), Articulation(jaw, 0, 0, closure, 0))) == pytest.approx(
-        OPENING * jaw * (1 - closure), abs=1e-3
+        OPENING * share * (1 - closure), abs=1e-3
     )
 
 
