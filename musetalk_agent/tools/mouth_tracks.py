@@ -26,9 +26,6 @@ UPPER_LIP, LOWER_LIP = 13, 14  # inner edges of the lips in the middle, of the 4
 _FULL = 0.12  # aperture at jaw 1, see features/visemes.py
 _STEP_HZ = 50  # the mouth network's own steps
 _PIECE = 16_000
-_ZERO_S = 0.01
-"""Half of what a frame of 25 fps lasts longer than one of `_STEP_HZ`: `visemes` has the middles of both agree, tracks have their
-beginnings. Set back by that much, a recording of a real talker has lag 0."""
 _QUARTER_TURNS = {0: 0, 90: 1, 180: 2, 270: 3}
 
 
@@ -41,7 +38,8 @@ class MouthTrack:
     """Openings of a mouth over time.
 
     Args:
-        times: float64 `[n]`, seconds, ascending: when each value begins to be shown or heard.
+        times: float64 `[n]`, seconds, ascending: the middle of the time for which each value is shown or heard. By their$
+            beginnings a film of 50 fps would be 10 ms later than the same mouth at 25 fps.
         aperture: float64 `[n]`, how far the inner lips are apart across the eye line, in outer eye distances (a little below 0 is a
             closed mouth, too); NaN where no face is seen.
     """
@@ -82,7 +80,7 @@ def find_faces(path: Path, net: FaceNet, progress: Callable[[int], object] = lam
 
 def seen_mouth(faces: Faces) -> MouthTrack:
     """How far the mouth of a followed face is open."""
-    return MouthTrack(faces.times, np.array([_aperture(points) for points in faces.meshes]))
+    return MouthTrack(_middles(faces.times), np.array([_aperture(points) for points in faces.meshes]))
 
 
 def heard_mouth(features: VisemeFeatures, sound: Pcm, start_s: float) -> MouthTrack:
@@ -90,8 +88,16 @@ def heard_mouth(features: VisemeFeatures, sound: Pcm, start_s: float) -> MouthTr
     stream = features.stream(_STEP_HZ)
     vectors = [v for at in range(0, len(sound), _PIECE) for v in stream.push(sound[at : at + _PIECE])]
     told = np.array(vectors + stream.flush(), np.float64)
-    times = start_s + np.arange(len(told)) / _STEP_HZ - _ZERO_S
+    times = start_s + (np.arange(len(told)) + 0.5) / _STEP_HZ
     return MouthTrack(times, _FULL * told[:, JAW] * (1 - told[:, CLOSURE]))
+
+
+def _middles(times: Track) -> Track:
+    """The middles of pictures that begin at these times; how long the last one is shown is not known, nor that of a single one."""
+    if len(times) < 2:
+        return times
+    shown = np.diff(times)
+    return times + np.append(shown, np.median(shown)) / 2
 
 
 def _aperture(points: Points | None) -> float:

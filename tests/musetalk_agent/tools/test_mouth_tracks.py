@@ -13,7 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from musetalk_agent.avatars.face import LEFT_EYE, RIGHT_EYE, Points
+from musetalk_agent.features.phonemes import CLOSURE, JAW
 from musetalk_agent.features.visemes import VisemeFeatures
+from musetalk_agent.tools.lag import lag_of
 from musetalk_agent.tools.mouth_tracks import (
     LOWER_LIP,
     UPPER_LIP,
@@ -23,6 +25,7 @@ from musetalk_agent.tools.mouth_tracks import (
     pictures,
     seen_mouth,
 )
+from tests.musetalk_agent.tools.test_measure_sync import speech
 
 
 def film(path: Path, greys: list[int], *, fps: int = 25, start: int = 0, width: int = 96) -> Path:
@@ -105,9 +108,9 @@ def test_an_opening_is_in_eye_distances_however_large_and_turned_the_face_is(
     assert track.aperture[0] == pytest.approx(opening, abs=2e-3)
 
 
-def test_a_picture_without_a_face_has_no_opening_and_keeps_its_time() -> None:
+def test_a_picture_without_a_face_has_no_opening_and_keeps_the_middle_of_its_time() -> None:
     track = seen_mouth(Faces(np.array([0.0, 0.04, 0.08]), [mesh(0.1), None, mesh(0.2)]))
-    assert track.times.tolist() == [0.0, 0.04, 0.08]
+    assert track.times == pytest.approx([0.02, 0.06, 0.1])
     assert np.isnan(track.aperture[1]) and track.aperture[[0, 2]] == pytest.approx([0.1, 0.2], abs=1e-5)
 
 
@@ -117,4 +120,20 @@ def test_what_is_heard_is_even_in_time_and_silence_is_shut(start_s: float, sampl
     track = heard_mouth(VisemeFeatures.load(), np.zeros(samples, np.int16), start_s)
     assert len(track.times) == -(-samples // 320) == len(track.aperture)
     np.testing.assert_allclose(np.diff(track.times), 0.02)
-    assert track.times[0] == pytest.approx(start_s - 0.01) and not track.aperture.any()
+    assert track.times[0] == pytest.approx(start_s + 0.01) and not track.aperture.any()
+
+
+def test_a_picture_that_is_held_has_its_middle_later() -> None:
+    track = seen_mouth(Faces(np.array([1.0, 1.04, 1.2, 1.24]), [mesh(0.1)] * 4))
+    assert track.times == pytest.approx([1.02, 1.12, 1.22, 1.26])
+
+
+@pytest.mark.parametrize("fps", [15, 25, 30, 50])
+def test_what_the_network_makes_has_no_lag_at_any_frame_rate(fps: int) -> None:
+    """By their beginnings pictures of 15 fps would be 13 ms early, and those of 50 fps 10 ms late."""
+    features, voice = VisemeFeatures.load(), speech()[: 8 * 16_000]
+    stream = features.stream(fps)
+    vectors = [*stream.push(voice), *stream.flush()]
+    meshes = [mesh(0.12 * float(v[JAW]) * (1 - float(v[CLOSURE]))) for v in vectors]
+    lag = lag_of(seen_mouth(Faces(np.arange(len(meshes)) / fps, meshes)), heard_mouth(features, voice, 0.0))
+    assert lag is not None and lag.lag_s == pytest.approx(0, abs=0.004) and lag.confidence > 0.9
