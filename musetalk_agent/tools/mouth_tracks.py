@@ -38,7 +38,7 @@ class MouthTrack:
     """Openings of a mouth over time.
 
     Args:
-        times: float64 `[n]`, seconds, ascending: the middle of the time for which each value is shown or heard. By their$
+        times: float64 `[n]`, seconds, ascending: the middle of the time for which each value is shown or heard. By their
             beginnings a film of 50 fps would be 10 ms later than the same mouth at 25 fps.
         aperture: float64 `[n]`, how far the inner lips are apart across the eye line, in outer eye distances (a little below 0 is a
             closed mouth, too); NaN where no face is seen.
