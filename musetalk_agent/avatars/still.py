@@ -7,6 +7,7 @@ every movement is a sum of `cos(π·m·s)` over `s` in 0 … 1, whose speed is z
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Iterator
 
 import cv2
@@ -24,8 +25,9 @@ _NOD = 0.006
 _TILT_RADIANS = 0.008
 _FADE = 1.5
 """How far beyond the face the motion fades out."""
-_BLINK_AT = 0.3
-"""One blink a pass; forwards and backwards make pauses of 4.9 and 2.1 s."""
+_BLINK_AT = (0.22, 0.4)
+"""One blink a pass, at a share of it within these or as far from its end; the picture says where. Forwards and backwards make a
+short pause of 1.5 to 2.8 s and a long one of 4.2 to 5.5 s: people blink each 2 to 6 s, two of them not at the same moments."""
 _BLINK_S = (0.12, 0.04, 0.14)
 """Time to close, to stay closed, to open."""
 
@@ -47,6 +49,7 @@ class IdleMotion:
         self._width = float(np.ptp(points[:, 0]))
         self._neck = points[_CHIN].astype(np.float32)
         self._blink = Blink(pixels, points)
+        self._blink_at = _blink_at(pixels)
         self._corner, size = self._reach(pixels.shape)
         rows, columns = np.mgrid[: size[1], : size[0]].astype(np.float32)
         columns, rows = columns + self._corner[0], rows + self._corner[1]
@@ -65,7 +68,7 @@ class IdleMotion:
         height, width = self._by_shift.shape
         for k in range(self._count):
             sway, nod, tilt = _pose(k / (self._count - 1))
-            picture = self._blink.closed(_closure(k / self._fps - _BLINK_AT * (self._count - 1) / self._fps))
+            picture = self._blink.closed(_closure((k - self._blink_at * (self._count - 1)) / self._fps))
             from_x = self._columns - np.float32(sway) * self._by_shift - np.float32(tilt) * self._by_turn[0]
             from_y = self._rows - np.float32(nod) * self._by_shift - np.float32(tilt) * self._by_turn[1]
             moved = picture.copy()
@@ -107,6 +110,14 @@ def _pose(s: float) -> tuple[float, float, float]:
     """Sway, nod (widths of the face) and tilt (radians) at `s` of the half loop, 0 … 1."""
     one, two, three = (math.cos(math.pi * m * s) for m in (1, 2, 3))
     return _SWAY * (0.7 * one + 0.3 * three), _NOD * (0.8 * two + 0.2 * one), _TILT_RADIANS * (0.75 * one - 0.25 * two)
+
+
+def _blink_at(pixels: Pixels) -> float:
+    """At which share of a pass the eyes of this picture close: always the same for the same pixels."""
+    first, last = _BLINK_AT
+    seed = zlib.crc32(pixels.tobytes())
+    share = first + (last - first) * (seed >> 1) / 0x7FFFFFFF
+    return share if seed & 1 else 1 - share
 
 
 def _closure(time_s: float) -> float:

@@ -55,14 +55,32 @@ def test_edges_stay_as_they_are(frames: list[tuple[Pixels, Points]]) -> None:
         assert moved[0].min() > 60  # the background is light: no black edge came in
 
 
-def test_the_eyes_close_and_open_once(frames: list[tuple[Pixels, Points]], points: Points) -> None:
+def blinks_at(frames: list[tuple[Pixels, Points]], points: Points) -> float:
+    """The middle of the one blink, in frames."""
     left, right = points[33].astype(int), points[263].astype(int)
     rows = slice(min(left[1], right[1]) - 8, max(left[1], right[1]) + 8)
     eyes = np.stack([picture[rows, left[0] : right[0]].astype(float) for picture, _ in frames])
     change = np.abs(np.diff(eyes, axis=0)).mean((1, 2, 3))
     blink = np.flatnonzero(change > 4 * np.median(change))
     assert 3 <= len(blink) <= 10 and np.ptp(blink) <= 10
-    assert 20 < blink.mean() < 34
+    return float(blink.mean())
+
+
+def test_the_eyes_close_and_open_once(frames: list[tuple[Pixels, Points]], points: Points) -> None:
+    last = len(frames) - 1
+    at = blinks_at(frames, points)
+    assert 0.2 * last < min(at, last - at) < 0.42 * last  # pauses of 1.4 to 2.9 s and of 4.1 to 5.6 s
+
+
+def test_two_pictures_do_not_blink_at_the_same_moments(points: Points) -> None:
+    def of(shade: int) -> float:
+        picture = np.clip(face(SIDE).astype(int) + shade, 0, 255).astype(np.uint8)
+        return blinks_at(list(IdleMotion(picture, points, 25).frames()), points)
+
+    moments = [of(shade) for shade in range(6)]
+    assert np.ptp(moments) > 20  # some at the pass's begin, some at its end
+    assert len({round(min(at, 87 - at)) for at in moments}) > 2
+    assert of(3) == moments[3]
 
 
 def test_half_a_blink_changes_the_eyes_only(points: Points) -> None:
