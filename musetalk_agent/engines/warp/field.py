@@ -8,10 +8,12 @@ and only the lips' edge needs pixel accuracy, which comes from the signed distan
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil, floor
 from typing import NamedTuple
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from musetalk_agent.engines.warp.geometry import (
     CHIN,
@@ -34,6 +36,8 @@ SIDEWAYS = 0.60
 """Where skin beside the mouth stops following its corners (eye distances), or at the face's outline if that is nearer."""
 STARTS = [0, OU + 1, IL + 1, OL + 1, CHIN + 1]
 """Levels from which to the next one a column is stretched: what lies between the lips is not."""
+STILL = 0.02
+"""A pixel that comes from less far away (pixels) stays as it is: that is a level where its neighbour is 50 levels off."""
 U_SPAN = 0.5 * (S.size - 1) / SPAN
 """Samples of a curve to one `s`."""
 
@@ -103,6 +107,35 @@ class Lattice:
         size = self.cols, self.rows
         return np.asarray(cv2.warpAffine(grid, self.turn, size, flags=flags, borderMode=cv2.BORDER_REPLICATE))
 
+    def spread(self, grid: Floats, part: Box) -> Floats:
+        """Values on the grid, float32 `[m, n, c]` with up to four `c`, at the pixels of `part`: planes `[c, h, w]`."""
+        first = (self.cell - 1) / 2 - self.cell  # where the first node lies in the box
+        step = self.turn[:, :2] / self.cell
+        begin = step @ (part.x0 - self.box.x0 - first, part.y0 - self.box.y0 - first)
+        onto = np.column_stack((step, self.turn[:, 2] + begin))
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        size = part.width, part.height
+        made = cv2.warpAffine(grid, onto, size, flags=flags, borderMode=cv2.BORDER_REPLICATE)
+        return np.asarray(np.ascontiguousarray(made.transpose(2, 0, 1)), np.float32)
+
+    def around(self, seen: NDArray[np.bool_], frame: Floats, within: Box) -> Box | None:
+        """The pixels of `within` at which a place of the grid that is `seen`, or one beside it, counts; None for none.
+
+        Args:
+            seen: bool `[m, n]`.
+            frame: leads from mouth space to pixels.
+        """
+        left, above, width, height = cv2.boundingRect(seen.view(np.uint8))
+        if width == 0:
+            return None
+        u, v = self.u[0], self.v[:, 0]
+        us = float(u[max(left - 1, 0)]), float(u[min(left + width, u.size - 1)])
+        vs = float(v[max(above - 1, 0)]), float(v[min(above + height, v.size - 1)])
+        xs, ys = ([a * one + b * other + c for one in us for other in vs] for a, b, c in frame.tolist())
+        x0, y0 = max(floor(min(xs)), within.x0), max(floor(min(ys)), within.y0)
+        x1, y1 = min(ceil(max(xs)) + 1, within.x1), min(ceil(max(ys)) + 1, within.y1)
+        return Box(x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None
+
     def positions(self) -> tuple[Floats, Floats]:
         """Pixel positions of the nodes, float32 `[1, cols]` and `[rows, 1]`: the middles of their squares."""
         first = (self.cell - 1) / 2 - self.cell
@@ -110,9 +143,15 @@ class Lattice:
         x, y = line[None, : self.cols], line[: self.rows, None]
         return x + np.float32(self.box.x0 + first), y + np.float32(self.box.y0 + first)
 
-    def whole(self) -> Nodes:
-        """All of the box."""
-        return Nodes(1, self.rows - 1, 1, self.cols - 1)
+    def moved(self, shift: Floats) -> Nodes | None:
+        """The least block of nodes with all that `shift` moves (pixels, `[rows, cols, 4]`) and those beside them; None for none."""
+        still = cv2.inRange(shift, (-STILL,) * 4, (STILL,) * 4)
+        left, above, width, height = cv2.boundingRect(cv2.bitwise_not(still))
+        if width == 0:
+            return None
+        r0, r1 = max(above - 1, 1), min(above + height + 1, self.rows - 1)
+        c0, c1 = max(left - 1, 1), min(left + width + 1, self.cols - 1)
+        return Nodes(r0, r1, c0, c1) if r0 < r1 and c0 < c1 else None
 
     def part(self, nodes: Nodes) -> Box:
         """The pixels of the picture that belong to these nodes, within the box."""
@@ -152,8 +191,12 @@ class Field:
     lower: Floats
 
     @classmethod
-    def between(cls, source: Shape, target: Shape, lattice: Lattice, top: float, sides: tuple[float, float]) -> Field:
+    def between(
+        cls, sources: tuple[Shape, ...], target: Shape, lattice: Lattice, top: float, sides: tuple[float, float]
+    ) -> tuple[Field, ...]:
         """Stretches each column piecewise between corresponding levels, and shifts it sideways with the corners.
+
+        One field per source, all on one grid: what depends on the target alone is worked out once.
 
         `sides` is how far the face reaches to the left and right of the target's middle: nothing beyond is shifted sideways.
         """
@@ -161,32 +204,32 @@ class Field:
         s = np.interp(lattice.u[0], places, S).astype(np.float32)
         position = np.minimum((s + np.float32(SPAN)) * np.float32(U_SPAN), np.float32(S.size - 1.001))
         index = position.astype(np.intp)
-        apart = np.empty((2 * LEVELS + 1, S.size), np.float32)
-        apart[:LEVELS] = target.curves
-        np.subtract(source.curves, target.curves, out=apart[LEVELS:-1])
-        np.subtract(source.places, places, out=apart[-1])
-        before = apart[:, index]
-        looked = before + (apart[:, index + 1] - before) * (position - index).astype(np.float32)
+        apart = np.empty((len(sources) + 1, LEVELS + 1, S.size), np.float32)
+        apart[0, :LEVELS], apart[0, LEVELS] = target.curves, 0
+        for k, source in enumerate(sources, 1):
+            np.subtract(source.curves, target.curves, out=apart[k, :LEVELS])
+            np.subtract(source.places, places, out=apart[k, LEVELS])
+        looked = apart.take(index, 2)
+        looked += (apart.take(index + 1, 2) - looked) * (position - index).astype(np.float32)
         levels = np.empty((LEVELS + 2, s.size), np.float32)
-        levels[1:-1] = looked[:LEVELS]
+        levels[1:-1] = looked[0, :LEVELS]
         np.minimum(np.float32(top), levels[OU + 1] - np.float32(0.03), out=levels[0])
-        levels[-1] = max(float(shape.curves[CHIN][S.size // 2]) for shape in (source, target)) + NECK
-        shifts, v = looked[LEVELS:-1], lattice.v
+        levels[-1] = max(float(shape.curves[CHIN][S.size // 2]) for shape in (*sources, target)) + NECK
         steepness = 1 / np.maximum(levels[1:] - levels[:-1], np.float32(1e-4))
-        rises = np.stack(
-            [shifts[OU], shifts[IU] - shifts[OU], shifts[OL] - shifts[IL], shifts[CHIN] - shifts[OL], -shifts[CHIN]]
-        )
-        parts = ramp(v, levels[STARTS, None], steepness[STARTS, None])  # [5, m, n]
-        parts *= rises[:, None]
-        upper = parts[0]
-        upper += parts[1]
-        lower = parts[2]
+        parts = ramp(lattice.v, levels[STARTS, None], steepness[STARTS, None])  # [5, m, n]
+        aside = _sideways(target, lattice, top, sides)
+        return tuple(cls._stretched(s, levels, parts, aside, shifts) for shifts in looked[1:])
+
+    @classmethod
+    def _stretched(cls, s: Floats, levels: Floats, parts: Floats, aside: Floats, shifts: Floats) -> Field:
+        """One source's: `shifts` `[6, n]` is how far below the target's its five curves lie, and how far to the side."""
+        upper = parts[0] * shifts[OU]
+        upper += parts[1] * (shifts[IU] - shifts[OU])
+        lower = parts[2] * (shifts[OL] - shifts[IL])
         lower += shifts[IL]
-        lower += parts[3]
-        lower += parts[4]
-        du = _sideways(target, lattice, top, sides)
-        du *= looked[-1]
-        return cls(s, levels, du, upper, lower)
+        lower += parts[3] * (shifts[CHIN] - shifts[OL])
+        lower -= parts[4] * shifts[CHIN]
+        return cls(s, levels, aside * shifts[LEVELS], upper, lower)
 
     def through(self, v: Floats) -> Floats:
         """One continuous shift downwards from `upper` and `lower`: between the lips' edges it passes from one to the other."""

@@ -24,11 +24,12 @@ class Lent:
     """A part of a frame's face window, enlarged.
 
     Args:
-        pixels: float32 `[h, w, 3]`, BGR; every other row and column is the frame's own.
+        pixels: uint8 `[h, w, 4]`, BGR and nothing, for four channels are sampled twice as fast as three; every other row and column
+            is the frame's own.
         offset: what is to be added to `FINER` times a place in the frame (x, y in pixels) to make it one in `pixels`.
     """
 
-    pixels: Floats
+    pixels: Pixels
     offset: tuple[float, float]
 
     @classmethod
@@ -39,8 +40,8 @@ class Lent:
         places = np.array(corners, np.float32) @ frame[:, :2].T + frame[:, 2] - (window.x0, window.y0)
         x0, y0 = np.clip(np.floor(places.min(0)).astype(int), 0, (window.width - 1, window.height - 1)).tolist()
         x1, y1 = np.clip(np.ceil(places.max(0)).astype(int), (x0 + 1, y0 + 1), (window.width, window.height)).tolist()
-        part = face[y0:y1, x0:x1].astype(np.float32)
+        part = cv2.cvtColor(face[y0:y1, x0:x1], cv2.COLOR_BGR2BGRA)
         finer = np.array([[FINER, 0, 0], [0, FINER, 0]], np.float64)
         size = FINER * (x1 - x0), FINER * (y1 - y0)
         pixels = cv2.warpAffine(part, finer, size, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
-        return cls(np.asarray(pixels, np.float32), (-FINER * (window.x0 + x0), -FINER * (window.y0 + y0)))
+        return cls(np.asarray(pixels, np.uint8), (-FINER * (window.x0 + x0), -FINER * (window.y0 + y0)))

@@ -10,12 +10,12 @@ from musetalk_agent.engines.warp.artefacts import Artefacts
 from musetalk_agent.engines.warp.articulation import Articulation
 from musetalk_agent.engines.warp.field import Field, Lattice
 from musetalk_agent.engines.warp.geometry import NECK, REACH, Floats, unit
-from musetalk_agent.engines.warp.mouth import lips_over
+from musetalk_agent.engines.warp.mouth import lent_shape, lips_over
 from musetalk_agent.engines.warp.shot import Shot, fetch
-from musetalk_agent.media import Box, Patch
+from musetalk_agent.media import Patch
 
 CELL = 0.025
-"""Lattice cells of the whole patch (eye distances)."""
+"""Lattice cells (eye distances)."""
 BORDER = 0.08
 """Width of the rim in which the deformation goes to zero (eye distances)."""
 
@@ -26,30 +26,26 @@ def render(bundle: Bundle, art: Artefacts, pose: int, act: Articulation, presenc
     box = shot.bounds(art.top - 0.02, NECK + 0.02, REACH, bundle.box(pose))
     if box is None:
         return None
-    pixels = _skin(shot, box)
-    if lips := lips_over(shot, box):
+    lattice = Lattice.over(box, shot.frame, max(2, round(CELL * shot.eyes)))
+    own, lent = Field.between((art.poses[pose], lent_shape(shot)), shot.target, lattice, art.top, shot.sides)
+    pixels = _skin(shot, lattice, own)
+    if lips := lips_over(shot, box, lattice, lent):
         lips.lay(pixels)
-    cv2.threshold(
-        pixels, 0, 0, cv2.THRESH_TOZERO, pixels
-    )  # cubic interpolation undershoots, and what follows takes magnitudes
+    # cubic interpolation undershoots, and what follows takes magnitudes
+    cv2.threshold(pixels, 0, 0, cv2.THRESH_TOZERO, pixels)
     return Patch(box, np.asarray(cv2.convertScaleAbs(pixels), np.uint8))
 
 
-def _skin(shot: Shot, box: Box) -> Floats:
+def _skin(shot: Shot, lattice: Lattice, field: Field) -> Floats:
     """The idle frame itself, its own mouth and chin moved to where the target's are: float32 `[h, w, 3]`."""
-    window = shot.bundle.box(shot.pose)
-    lattice = Lattice.over(box, shot.frame, max(2, round(CELL * shot.eyes)))
-    field = Field.between(shot.art.poses[shot.pose], shot.target, lattice, shot.art.top, shot.sides)
     dv = field.through(lattice.v)
     (a, b, _), (c, d, _) = shot.frame.tolist()
     moved = np.zeros((*dv.shape, 4), np.float32)  # four channels are turned twice as fast as two
     np.add(field.du * np.float32(a), dv * np.float32(b), out=moved[..., 0])
     np.add(field.du * np.float32(c), dv * np.float32(d), out=moved[..., 1])
-    shift, rim = lattice.turned(moved), _rim(lattice, max(2.0, BORDER * shot.eyes))
-    x, y = lattice.positions()
-    x = shift[..., 0] * rim + (x - np.float32(window.x0))
-    y = shift[..., 1] * rim + (y - np.float32(window.y0))
-    return fetch(np.asarray(shot.bundle.faces[shot.pose]), lattice, x, y)
+    shift = lattice.turned(moved)
+    shift *= _rim(lattice, max(2.0, BORDER * shot.eyes))[..., None]
+    return fetch(np.asarray(shot.bundle.faces[shot.pose]), shot.bundle.box(shot.pose), lattice, shift)
 
 
 def _rim(lattice: Lattice, width: float) -> Floats:

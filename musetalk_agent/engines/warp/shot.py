@@ -119,18 +119,34 @@ class Shot:
         return Box(x0, y0, x1, y1) if x1 - x0 >= 4 and y1 - y0 >= 4 else None
 
 
-def fetch(source: Pixels, lattice: Lattice, x: Floats, y: Floats) -> Floats:
-    """`source` sampled over a lattice's box at the places `x`, `y` in `source`, float32 `[rows, cols]`, of the nodes.
+def fetch(source: Pixels, window: Box, lattice: Lattice, shift: Floats) -> Floats:
+    """A lattice's box of the picture with its pixels moved: float32 `[h, w, 3]`, which overshoots 0 … 255 at sharp edges.
 
-    Bicubic, the only interpolation that a pixel goes through: float32 `[h, w, 3]`, which overshoots 0 … 255 at sharp edges.
+    Bicubic, the only interpolation that a pixel goes through. Pixels that do not move are copied.
+
+    Args:
+        source: the picture's pixels within `window`, in which the box lies.
+        shift: float32 `[rows, cols, 4]`, how far right and down of each of the lattice's nodes its pixels come from; and zeros.
     """
     height, width = source.shape[:2]
-    x0, x1 = _reach(x, width)
-    y0, y1 = _reach(y, height)
+    box = lattice.box
+    left, above = box.x0 - window.x0, box.y0 - window.y0
+    pixels = source[above : above + box.height, left : left + box.width].astype(np.float32)
+    nodes = lattice.moved(shift)
+    if nodes is None:
+        return pixels
+    part = lattice.part(nodes)
+    x, y = lattice.positions()
+    x = shift[..., 0] + (x - np.float32(window.x0))
+    y = shift[..., 1] + (y - np.float32(window.y0))
+    around = slice(nodes.r0 - 1, nodes.r1 + 1), slice(nodes.c0 - 1, nodes.c1 + 1)
+    x0, x1 = _reach(x[around], width)
+    y0, y1 = _reach(y[around], height)
     near = source[y0:y1, x0:x1].astype(np.float32)  # bytes are sampled more slowly
-    nodes = lattice.whole()
     x, y = lattice.enlarge(x - np.float32(x0), nodes), lattice.enlarge(y - np.float32(y0), nodes)
-    return np.asarray(cv2.remap(near, x, y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE), np.float32)
+    place = pixels[part.y0 - box.y0 : part.y1 - box.y0, part.x0 - box.x0 : part.x1 - box.x0]
+    cv2.remap(near, x, y, cv2.INTER_CUBIC, place, borderMode=cv2.BORDER_REPLICATE)
+    return pixels
 
 
 def _reach(places: Floats, length: int) -> tuple[int, int]:

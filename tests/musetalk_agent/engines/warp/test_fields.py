@@ -55,7 +55,7 @@ def between(source: Shape, target: Shape, cell: int = 4, sides: tuple[float, flo
     """The field, and the lattice with a `u` and a `v` for every place of its grid."""
     lattice = Lattice.over(BOX, FRAME, cell)
     u, v = np.broadcast_arrays(lattice.u, lattice.v)
-    return Field.between(source, target, lattice, TOP, sides), replace(lattice, u=u, v=v)
+    return Field.between((source,), target, lattice, TOP, sides)[0], replace(lattice, u=u, v=v)
 
 
 @given(ACTS)
@@ -112,6 +112,11 @@ def test_beyond_the_face_s_outline_nothing_is_shifted_sideways(left: float, righ
 TURNS = st.floats(-0.6, 0.6)
 
 
+def whole(lattice: Lattice) -> Nodes:
+    """All nodes of a box, without the ones around it."""
+    return Nodes(1, lattice.rows - 1, 1, lattice.cols - 1)
+
+
 def turned_frame(angle: float) -> Floats:
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     return np.column_stack([turn @ np.diag([EYES, 0.8 * EYES]), (100, 60)]).astype(np.float32)
@@ -126,13 +131,35 @@ def test_a_plane_is_turned_and_enlarged_to_the_plane(
     lattice = Lattice.over(box, frame, cell)
     u, v = np.broadcast_arrays(lattice.u, lattice.v)
     x, y = (frame[k, 0] * u + frame[k, 1] * v + frame[k, 2] for k in (0, 1))
-    made = lattice.enlarge(lattice.turned(np.dstack([a * x + b * y, u, v, x]).astype(np.float32)), lattice.whole())
-    assert made.shape == (box.height, box.width, 4)
-    place_x, place_y = np.arange(box.x0, box.x1)[None], np.arange(box.y0, box.y1)[:, None]
-    assert np.abs(made[..., 0] - (a * place_x + b * place_y)).max() < 0.05
-    back = np.stack(np.broadcast_arrays(place_x, place_y), -1) - frame[:, 2]
-    exact = back @ np.linalg.inv(frame[:, :2].astype(np.float64)).T
-    assert np.abs(made[..., 1:3] - exact).max() < 1e-3
+    grid = np.dstack([a * x + b * y, u, v, x]).astype(np.float32)
+    part = Box(box.x0 + 1, box.y0 + 2, box.x1, box.y1 - 1)
+    for made, seen in (
+        (lattice.enlarge(lattice.turned(grid), whole(lattice)), box),
+        (lattice.spread(grid, part), part),
+    ):
+        planes = made if seen is part else made.transpose(2, 0, 1)
+        assert planes.shape == (4, seen.height, seen.width)
+        place_x, place_y = np.arange(seen.x0, seen.x1)[None], np.arange(seen.y0, seen.y1)[:, None]
+        assert np.abs(planes[0] - (a * place_x + b * place_y)).max() < 0.05
+        back = np.stack(np.broadcast_arrays(place_x, place_y), -1) - frame[:, 2]
+        exact = back @ np.linalg.inv(frame[:, :2].astype(np.float64)).T
+        assert np.abs(planes[1:3].transpose(1, 2, 0) - exact).max() < 1e-3
+
+
+@given(st.integers(2, 9), TURNS, st.integers(0, 30), st.integers(0, 20), st.integers(1, 12), st.integers(1, 12))
+def test_what_is_seen_on_the_grid_is_within_its_pixels(
+    cell: int, angle: float, column: int, row: int, width: int, height: int
+) -> None:
+    frame = turned_frame(angle)
+    lattice = Lattice.over(BOX, frame, cell)
+    seen = np.zeros((lattice.v.size, lattice.u.size), np.bool_)
+    assert lattice.around(seen, frame, BOX) is None
+    seen[row : row + height, column : column + width] = True
+    shown = lattice.spread(np.dstack([seen] * 4).astype(np.float32), BOX)[0] > 1e-6
+    part = lattice.around(seen, frame, BOX)
+    if part is not None:
+        shown[part.y0 - BOX.y0 : part.y1 - BOX.y0, part.x0 - BOX.x0 : part.x1 - BOX.x0] = False
+    assert not shown.any()
 
 
 @given(st.integers(1, 6), st.integers(1, 6), st.integers(1, 6), st.integers(1, 6), st.integers(2, 5))
@@ -140,8 +167,8 @@ def test_part_of_the_nodes_is_enlarged_as_in_the_whole(r0: int, rows: int, c0: i
     lattice = Lattice.over(BOX, FRAME, cell)
     values = np.random.default_rng(1).random((lattice.rows, lattice.cols), np.float32)
     nodes = Nodes(r0, r0 + rows, c0, c0 + cols)
-    part, whole = lattice.part(nodes), lattice.enlarge(values, lattice.whole())
-    same = whole[part.y0 - BOX.y0 : part.y1 - BOX.y0, part.x0 - BOX.x0 : part.x1 - BOX.x0]
+    part, all_of_it = lattice.part(nodes), lattice.enlarge(values, whole(lattice))
+    same = all_of_it[part.y0 - BOX.y0 : part.y1 - BOX.y0, part.x0 - BOX.x0 : part.x1 - BOX.x0]
     assert np.abs(lattice.enlarge(values, nodes) - same).max() < 1e-5
 
 
@@ -156,18 +183,20 @@ def test_a_ramp_is_nought_before_one_behind_and_never_turns(values: list[float],
 PICTURE = np.random.default_rng(4).integers(0, 256, (40, 50, 3), np.uint8)
 
 
-def fetched(source: Pixels, x: float, y: float, width: int, height: int) -> Floats:
-    """Pixels of a box of that size whose place in `source` is `x`, `y`."""
-    lattice = Lattice.over(Box(4, 6, 4 + width, 6 + height), FRAME, 3)
-    across, down = np.broadcast_arrays(*lattice.positions())
-    return fetch(source, lattice, across + np.float32(x - 4), down + np.float32(y - 6))
+def fetched(source: Pixels, place: Box, dx: float, dy: float) -> Floats:
+    """The pixels at `place` in `source`, all of them from so far to the right and down."""
+    window = Box(4, 6, 4 + source.shape[1], 6 + source.shape[0])
+    lattice = Lattice.over(Box(4 + place.x0, 6 + place.y0, 4 + place.x1, 6 + place.y1), FRAME, 3)
+    shift = np.zeros((lattice.rows, lattice.cols, 4), np.float32)
+    shift[..., 0], shift[..., 1] = dx, dy
+    return fetch(source, window, lattice, shift)
 
 
-@given(st.integers(-20, 60), st.integers(-20, 60), st.integers(1, 30), st.integers(1, 30))
-def test_whole_shifts_fetch_the_very_pixels_and_repeat_the_edge(x: int, y: int, width: int, height: int) -> None:
-    made = fetched(PICTURE, x, y, width, height)
-    rows = np.clip(np.arange(y, y + height), 0, 39)
-    columns = np.clip(np.arange(x, x + width), 0, 49)
+@given(st.integers(0, 20), st.integers(0, 10), st.integers(-40, 40), st.integers(-40, 40), st.integers(1, 30))
+def test_whole_shifts_fetch_the_very_pixels_and_repeat_the_edge(x: int, y: int, dx: int, dy: int, size: int) -> None:
+    made = fetched(PICTURE, Box(x, y, x + size, y + size), dx, dy)
+    rows = np.clip(np.arange(y, y + size) + dy, 0, 39)
+    columns = np.clip(np.arange(x, x + size) + dx, 0, 49)
     assert np.abs(made - PICTURE[rows][:, columns]).max() < 1e-3
 
 
@@ -175,9 +204,36 @@ def test_whole_shifts_fetch_the_very_pixels_and_repeat_the_edge(x: int, y: int, 
 def test_pixels_are_fetched_from_where_the_shift_points(dx: float, dy: float) -> None:
     ramp = np.zeros((40, 50, 3), np.uint8)
     ramp[..., 0], ramp[..., 1] = np.arange(50) * 4, np.arange(40)[:, None] * 5
-    made = fetched(ramp, 20 + dx, 15 + dy, 12, 10)
+    made = fetched(ramp, Box(20, 15, 32, 25), dx, dy)
     x, y = np.meshgrid(np.arange(20, 32) + dx, np.arange(15, 25) + dy)
     assert np.abs(made[..., 0] - 4 * x).max() <= 1.0 and np.abs(made[..., 1] - 5 * y).max() <= 1.0
+
+
+@given(st.integers(0, 9), st.integers(0, 12), st.integers(1, 4), st.integers(1, 4))
+def test_pixels_are_moved_around_the_nodes_that_are_and_copied_elsewhere(
+    r0: int, c0: int, rows: int, cols: int
+) -> None:
+    window = Box(4, 6, 54, 46)
+    lattice = Lattice.over(Box(10, 10, 46, 38), FRAME, 3)
+    shift = np.zeros((lattice.rows, lattice.cols, 4), np.float32)
+    shift[r0 : r0 + rows, c0 : c0 + cols, :2] = 2.0
+    made = fetch(PICTURE, window, lattice, shift)
+    x, y = (np.float32(np.arange(n)) for n in (36, 28))
+    moved = lattice.enlarge(shift, whole(lattice))
+    map_x, map_y = moved[..., 0] + x + 6, moved[..., 1] + y[:, None] + 4
+    exact = cv2.remap(PICTURE.astype(np.float32), map_x, map_y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+    assert np.abs(made - exact).max() < 0.1
+
+
+@given(ACTS, ACTS)
+def test_fields_of_two_sources_are_those_of_each(one: Articulation, other: Articulation) -> None:
+    target = driven(REST, Articulation(1, 0, 0, 0, 0))  # its chin is the lowest: all fields end there
+    sources = driven(REST, one), driven(REST, other)
+    both = Field.between(sources, target, Lattice.over(BOX, FRAME, 4), TOP, SIDES)
+    for source, made in zip(sources, both, strict=True):
+        alone, _ = between(source, target)
+        for plane, same in ((made.du, alone.du), (made.upper, alone.upper), (made.lower, alone.lower)):
+            assert np.abs(plane - same).max() < 1e-6
 
 
 @given(st.floats(20, 60), st.floats(-np.pi, np.pi), st.floats(10, 30), st.floats(10, 30))
