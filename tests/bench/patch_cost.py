@@ -1,7 +1,7 @@
 """What a patch of `warp` costs beside the engine of an older commit, in one process and in turn, and how far its picture differs.
 
 The old code is taken from the repository with `git archive` into a temporary folder and loaded under another name. Both engines are
-given the same bundle and the same features. Times are CPU time of the process, so that neighbours disturb them little.
+given the same bundle, the same features and the same mouth for them (today's `articulation.py`: how far lips part is no cost). Times are CPU time of the process, so that neighbours disturb them little.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from shutil import copyfile
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -36,6 +37,7 @@ BASELINE = "6a1775a"
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "musetalk_agent.engines.warp"
 OLD = "warp_of_an_older_commit"
+SHAPES = "articulation.py"
 ROUNDS, FRAMES = 7, 100
 SMALLEST = 133
 """`face_on_720p` of this makes the smallest face that is taken without a complaint."""
@@ -152,6 +154,7 @@ def _older(commit: str) -> Iterator[Any]:
         with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
             archive.extractall(folder, filter="data")
         (Path(folder) / path).rename(Path(folder) / OLD)
+        copyfile(ROOT / path / SHAPES, Path(folder) / OLD / SHAPES)
         for file in (Path(folder) / OLD).glob("*.py"):
             file.write_text(file.read_text().replace(PACKAGE, OLD))
         sys.path.insert(0, folder)
