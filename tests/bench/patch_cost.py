@@ -1,7 +1,8 @@
 """What a patch of `warp` costs beside the engine of an older commit, in one process and in turn, and how far its picture differs.
 
 The old code is taken from the repository with `git archive` into a temporary folder and loaded under another name. Both engines are
-given the same bundle, the same features and the same mouth for them (today's `articulation.py`: how far lips part is no cost). Times are CPU time of the process, so that neighbours disturb them little.
+given the same bundle, the same features and the same mouth for them: today's `articulation.py`, for how far lips part is no cost.
+Times are CPU time of the process, so that neighbours disturb them little.
 """
 
 from __future__ import annotations
