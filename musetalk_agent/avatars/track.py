@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from musetalk_agent.avatars.covered import EVERY, covered_frames
 from musetalk_agent.avatars.face import STRONG, Face, FaceNet, Points, crop_of, plausible
+from musetalk_agent.avatars.head import head_angles
 from musetalk_agent.avatars.shots import cut_between, cuts, longest, small
 from musetalk_agent.avatars.smoothing import OneEuro
 from musetalk_agent.errors import NoFaceInAvatar
@@ -180,7 +181,7 @@ def finish(tracker: FaceTracker, fps: int) -> FaceTrack:
         for k, sight in enumerate(shot)
         if sight.mouth is not None and (k == 0 or sight is not shot[k - 1])
     }
-    covered = covered_frames(end - start, looked)
+    covered = covered_frames(end - start, looked, head_angles(smooth))
     covered[[k - start for k in missing]] = False
     return FaceTrack(
         smooth,

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from musetalk_agent.avatars.covered import EVERY, covered_frames
 from musetalk_agent.avatars.face import FaceNet, Points
@@ -178,18 +179,51 @@ def test_a_hand_that_comes_and_goes(net: FaceNet, points: Points) -> None:
     assert "it rests there" in next(w.message for w in made.warnings if w.code == "mouth_hidden")
 
 
+def covered(total: int, looked: dict[int, float], turn: NDArray[np.float32] | None = None) -> NDArray[np.bool_]:
+    """Of a still head, or of one that turns by `turn` degrees `[total]`."""
+    angles = np.zeros((total, 2), np.float32)
+    angles[:, 0] = np.radians(0 if turn is None else turn)
+    return covered_frames(total, looked, angles)
+
+
 def test_one_low_look_among_several_says_nothing() -> None:
-    assert not covered_frames(20, {0: 150.0, 4: 20.0, 8: 150.0, 12: 150.0, 16: 150.0}).any()
-    assert np.flatnonzero(covered_frames(20, {0: 150.0, 4: 20.0, 8: 20.0, 12: 150.0, 16: 150.0})).tolist() == [
-        *range(1, 12)
-    ]
-    assert covered_frames(3, {0: 20.0}).all()
+    assert not covered(20, {0: 150.0, 4: 20.0, 8: 150.0, 12: 150.0, 16: 150.0}).any()
+    assert np.flatnonzero(covered(20, {0: 150.0, 4: 20.0, 8: 20.0, 12: 150.0, 16: 150.0})).tolist() == [*range(1, 12)]
+    assert covered(3, {0: 20.0}).all()
 
 
 def test_what_is_usual_for_a_clip_raises_the_bar_and_does_so_within_bounds() -> None:
     clear = dict.fromkeys(range(0, 40, 4), 180.0)
-    assert np.flatnonzero(covered_frames(40, clear | {20: 100.0, 24: 100.0})).tolist() == [*range(17, 28)]
-    assert not covered_frames(40, clear | {20: 125.0, 24: 125.0}).any()
-    assert not covered_frames(40, dict.fromkeys(range(0, 40, 4), 90.0) | {20: 60.0, 24: 60.0}).any()
-    assert covered_frames(40, dict.fromkeys(range(0, 40, 4), 30.0)).all()
-    assert not covered_frames(4, {}).any()
+    assert np.flatnonzero(covered(40, clear | {20: 100.0, 24: 100.0})).tolist() == [*range(17, 28)]
+    assert not covered(40, clear | {20: 125.0, 24: 125.0}).any()
+    assert not covered(40, dict.fromkeys(range(0, 40, 4), 90.0) | {20: 60.0, 24: 60.0}).any()
+    assert covered(40, dict.fromkeys(range(0, 40, 4), 30.0)).all()
+    assert not covered(4, {}).any()
+
+
+def test_a_head_that_turns_hides_no_mouth() -> None:
+    """Seen from the side a mouth gives less: 180 from the front, 75 at 40°, as on real faces."""
+    turn = (40 * np.sin(np.arange(160) / 160 * 2 * np.pi)).astype(np.float32)
+    seen = {k: 180.0 - 105.0 * abs(float(turn[k])) / 40 for k in range(0, 160, 4)}
+    assert not covered(160, seen, turn).any()
+    nod = np.stack([np.zeros(160, np.float32), np.radians(turn)], 1)
+    assert not covered_frames(160, seen, nod).any()
+
+    hand = {80: 75.0, 84: 75.0}  # from the front, where 180 is usual
+    at = np.flatnonzero(covered(160, seen | hand, turn)).tolist()
+    assert at == [*range(77, 88)]
+    mask = {
+        32: 40.0,
+        36: 40.0,
+        40: 40.0,
+        44: 40.0,
+        48: 40.0,
+    }  # from the side, where 75 is usual: less than any bare mouth gives
+    assert np.flatnonzero(covered(160, seen | mask, turn)).tolist() == [*range(29, 52)]
+
+
+def test_a_hand_before_a_head_that_looked_elsewhere_first() -> None:
+    """What is usual is that of the same direction, also where the clip has more looks in others."""
+    turn = np.where(np.arange(80) < 48, 35.0, 0.0).astype(np.float32)
+    looked = {k: 95.0 if k < 48 else 180.0 for k in range(0, 80, 4)} | {56: 90.0, 60: 90.0}
+    assert np.flatnonzero(covered(80, looked, turn)).tolist() == [*range(53, 64)]

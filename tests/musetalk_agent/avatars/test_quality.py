@@ -201,7 +201,7 @@ def test_frames_are_listed_as_ranges(frames: list[int], text: str) -> None:
 
 @given(st.dictionaries(st.integers(0, 59), st.floats(0, 300), max_size=16))
 def test_a_mouth_is_covered_only_where_two_looks_agree_or_one_is_all_there_is(looked: dict[int, float]) -> None:
-    found = covered_frames(60, looked)
+    found = covered_frames(60, looked, np.zeros((60, 2), np.float32))
     evidence = [looked[frame] for frame in sorted(looked)]
     if not looked or min(evidence) >= 120:
         assert not found.any(), "above that evidence no mouth is covered"
