@@ -17,6 +17,7 @@ from musetalk_agent.media import Pcm
 HALF_WIDTH = 16
 """Zero crossings of the sinc on each side (at the lower of the two rates)."""
 _KAISER_BETA = 8.0  # stop band near -80 dB (Kaiser's formula: A = 8.7 + beta/0.1102)
+_FEW_PHASES = 8  # up to so many each is a call of its own: 16 to 48 kHz has three, 44.1 to 48 kHz has 160
 _ROLL_OFF = 0.92  # pass band edge as a share of the lower Nyquist frequency
 
 
@@ -73,16 +74,33 @@ class Resampler:
     def _make(self, upto: int) -> Pcm:
         if upto <= self._made:
             return np.zeros(0, np.int16)
-        at = np.arange(self._made, upto, dtype=np.int64) * self._down
-        centre, phase = at // self._up, at % self._up
         windows = np.lib.stride_tricks.sliding_window_view(self._held, self._taps.shape[1])
-        rows = windows[centre - self._before - self._first]
-        made = np.einsum("ij,ij->i", rows, self._taps[phase])
+        if self._up <= _FEW_PHASES:
+            made = self._by_phase(windows, upto)
+        else:
+            at = np.arange(self._made, upto, dtype=np.int64) * self._down
+            centre, phase = at // self._up, at % self._up
+            rows = windows[centre - self._before - self._first]
+            made = np.einsum("ij,ij->i", rows, self._taps[phase])
         self._made = upto
         keep = upto * self._down // self._up - self._before - self._first
         if keep > 0:
             keep = min(keep, len(self._held))
             self._held = self._held[keep:]
             self._first += keep
-        rounded: Pcm = np.clip(np.rint(made), -32768, 32767).astype(np.int16)
+        np.rint(made, out=made)
+        np.minimum(made, np.float32(32767), out=made)
+        np.maximum(made, np.float32(-32768), out=made)
+        rounded: Pcm = made.astype(np.int16)
         return rounded
+
+    def _by_phase(self, windows: NDArray[np.float32], upto: int) -> NDArray[np.float32]:
+        """The samples before `upto`. Those of one phase lie `down` input samples apart, so that their windows need no copy."""
+        made = np.empty(upto - self._made, np.float32)
+        for k in range(min(self._up, len(made))):
+            centre, phase = divmod((self._made + k) * self._down, self._up)
+            out = made[k :: self._up]
+            first = centre - self._before - self._first
+            rows = windows[first : first + (len(out) - 1) * self._down + 1 : self._down]
+            np.einsum("ij,j->i", rows, self._taps[phase], out=out)
+        return made

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from musetalk_agent import resample
 from musetalk_agent.resample import Resampler
 
 PAIRS = [(16000, 48000), (48000, 16000), (22050, 16000), (22050, 48000), (44100, 16000), (8000, 48000), (16000, 16000)]
@@ -27,6 +28,21 @@ def test_any_chunking_gives_the_same_samples(source: int, target: int) -> None:
         at += size
     assert np.array_equal(np.concatenate([*parts, chunked.flush()]), expected)
     assert len(expected) == -(-len(tone) * target // source)
+
+
+@pytest.mark.parametrize("size", [1, 2, 37, 320])
+@pytest.mark.parametrize(("source", "target"), [*PAIRS, (24000, 16000), (24000, 48000)])
+def test_few_phases_are_taken_one_by_one_to_the_same_samples(
+    source: int, target: int, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound = np.random.default_rng(2).integers(-32768, 32768, 2_000).astype(np.int16)
+    made = []
+    for few in (0, 1_000):
+        monkeypatch.setattr(resample, "_FEW_PHASES", few)
+        one = Resampler(source, target)
+        parts = [one.push(sound[at : at + size]) for at in range(0, len(sound), size)]
+        made.append(np.concatenate([*parts, one.flush()]))
+    assert np.array_equal(*made)
 
 
 @pytest.mark.parametrize(("source", "target"), PAIRS)
