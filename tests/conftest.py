@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import HealthCheck, settings
+from hypothesis.internal.conjecture import providers
 
 from musetalk_agent.avatars.decoder_pool import Decoders
 from musetalk_agent.weights import default_models_dir
@@ -38,6 +39,8 @@ _SCRUBBED = (
 settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 settings.load_profile("suite")
 """No property depends on the machine's pace, and two runs try the same. `--hypothesis-profile default` tries others."""
+providers._get_local_constants = lambda: providers._local_constants
+"""Nor on the tests before it: else Hypothesis also draws the constants of whatever modules are imported by then."""
 
 
 @pytest.hookimpl(trylast=True)
