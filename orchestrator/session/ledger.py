@@ -6,6 +6,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
@@ -21,6 +22,8 @@ OWNS_S = 0.5
 """A session that lost its agent does not wait longer for the store before it moves."""
 HAND_OVER_S = 3.0
 """How long the end of a process waits for the store."""
+STORED_S = 2.0
+"""The answer to a stop does not wait longer for the store."""
 BATCH = 64
 """Records written in one round trip."""
 MAX_UNWRITTEN = 2000
@@ -61,6 +64,7 @@ class Ledger:
         self._dirty: dict[str, None] = {}
         self._gone: dict[str, None] = {}
         self._wake = asyncio.Event()
+        self._tried = asyncio.Condition()
 
     @property
     def failing(self) -> bool:
@@ -129,6 +133,15 @@ class Ledger:
             self._left[session_id] = last
             _bound(self._left)
             self._wake.set()
+
+    async def stored(self, session_id: str) -> None:
+        """Waits until the end of a session that has left is written, `STORED_S` at most, and not while the store fails.
+
+        A process that is killed later leaves nothing then that another would take up.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(STORED_S), self._tried:
+                await self._tried.wait_for(lambda: session_id not in self._left or _RECORDS in self._failing)
 
     def forget(self, session_id: str) -> None:
         """A session nobody was told of: for everybody here it is gone at once."""
@@ -249,6 +262,12 @@ class Ledger:
 
     async def _write(self) -> bool:
         """Everything that is due. False when the store failed; what was not written is kept."""
+        works = await self._write_due()
+        async with self._tried:
+            self._tried.notify_all()
+        return works
+
+    async def _write_due(self) -> bool:
         due = bool(self._dirty or self._left or self._gone)
         try:
             while self._dirty:

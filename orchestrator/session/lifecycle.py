@@ -95,14 +95,18 @@ class SessionLifecycle:
         return session.owner
 
     async def stop(self, session: Session, reason: str = "stopped") -> None:
-        """Ends a session in whatever state it is; any number of times, also at once. Returns when it has ended."""
+        """Ends a session in whatever state it is; any number of times, also at once.
+
+        Returns when it has ended and its end is stored, or cannot be for now.
+        """
         owner = session.owner
-        if owner is None or owner.done():
+        if owner is None:
             return
-        if session.end_reason is None:
+        if session.end_reason is None and not owner.done():
             session.end_reason = reason
             owner.cancel()
         await asyncio.wait({owner})
+        await self._services.ledger.stored(session.session_id)
 
     def abandon(self, session_id: str) -> None:
         """Ends, in the background, a session whose caller never got to know of it."""

@@ -15,12 +15,14 @@ from redis.asyncio import Redis
 from musetalk_agent.protocol.http import SessionState
 from musetalk_agent.protocol.problems import ProblemError
 from orchestrator.metrics import Metrics
-from orchestrator.session.ledger import Ledger
+from orchestrator.session.ledger import STORED_S, Ledger
 from orchestrator.store.base import SessionStore, StoredSession
 from orchestrator.store.redis_store import RedisStore
 from orchestrator.store.sqlite import MEMORY, SqliteStore
+from tests.fakes.memory_store import MemoryStore
 from tests.orchestrator.store.test_stores import stored
 from tests.servers.redis import redis_server
+from tests.virtual_loop import virtually
 from tests.waiting import until
 
 
@@ -85,6 +87,53 @@ async def test_a_change_is_written_and_the_end_too() -> None:
         assert await ledger.store.holder("ses_a") is None
         assert [one.session_id for one in await ledger.others(set())] == ["ses_a"]
         assert await ledger.others({"ses_a"}) == []
+
+
+class Held(MemoryStore):
+    """Does not take the end of a session before it may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may = asyncio.Event()
+
+    async def give_up(self, session: StoredSession, owner: str) -> bool:
+        await self.may.wait()
+        return await super().give_up(session, owner)
+
+
+@virtually
+async def test_who_waits_for_a_stored_end_has_it_when_it_is_written() -> None:
+    async with kept(store := Held()) as ledger:
+        life = Life(ledger)
+        await ledger.enter("ses_a", life.record)
+        life.turn(state=SessionState.STOPPED)
+        ledger.leave("ses_a")
+        waiting = asyncio.create_task(ledger.stored("ses_a"))
+        await asyncio.sleep(STORED_S / 2)
+        assert not waiting.done() and store.records["ses_a"].state is not SessionState.STOPPED
+        store.may.set()
+        await waiting
+        assert store.records["ses_a"].state is SessionState.STOPPED
+        await ledger.stored("ses_a")
+        await ledger.stored("ses_never_entered")
+
+
+@virtually
+async def test_a_store_that_hangs_or_fails_is_not_waited_for_longer() -> None:
+    async with kept(store := Held()) as ledger:
+        await ledger.enter("ses_a", Life(ledger).record)
+        ledger.leave("ses_a")
+        begun = time.monotonic()
+        await ledger.stored("ses_a")
+        assert time.monotonic() - begun == pytest.approx(STORED_S)  # of virtual time
+        store.may.set()
+        await ledger.stored("ses_a")
+        store.failing = True
+        await ledger.enter("ses_b", Life(ledger, "ses_b").record, known=True)
+        ledger.leave("ses_b")
+        begun = time.monotonic()
+        await ledger.stored("ses_b")
+        assert time.monotonic() == begun
 
 
 async def test_what_is_handed_over_belongs_to_nobody() -> None:

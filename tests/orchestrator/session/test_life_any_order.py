@@ -116,6 +116,8 @@ class Life(RuleBasedStateMachine):
         if told.session.base_state not in (SessionState.READY, SessionState.RECOVERING):
             return
         live = told.session.running()
+        if live._tracker._live is None:
+            told.open = None  # also one that got nothing for EXPLICIT_END_S
         if told.open is None:
             live.audio_start()
             told.open = live.segments
