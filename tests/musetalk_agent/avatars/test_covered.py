@@ -227,3 +227,10 @@ def test_a_hand_before_a_head_that_looked_elsewhere_first() -> None:
     turn = np.where(np.arange(80) < 48, 35.0, 0.0).astype(np.float32)
     looked = {k: 95.0 if k < 48 else 180.0 for k in range(0, 80, 4)} | {56: 90.0, 60: 90.0}
     assert np.flatnonzero(covered(80, looked, turn)).tolist() == [*range(53, 64)]
+
+
+def test_a_short_look_aside_hides_no_mouth() -> None:
+    turn = np.where(np.abs(np.arange(80) - 40) < 10, 40.0, 0.0).astype(np.float32)
+    looked = {k: 75.0 if turn[k] else 180.0 for k in range(0, 80, 4)}
+    assert not covered(80, looked, turn).any()
+    assert covered(80, looked).any()  # in a head that keeps still it is a hand
