@@ -7,7 +7,7 @@ import asyncio
 import sys
 from collections.abc import Awaitable, Callable
 
-from tests.bench import composition, engine, patch_cost, preparation, room, voices
+from tests.bench import composition, engine, patch_cost, preparation, room, session_cost, voices
 from tests.bench.figures import Figure
 
 BENCHES: dict[str, Callable[[int], Awaitable[list[Figure]]]] = {
@@ -20,6 +20,7 @@ BENCHES: dict[str, Callable[[int], Awaitable[list[Figure]]]] = {
     "barge_in": room.barge_in,
     "cycles": room.cycles,
     "capacity": room.capacity,
+    "session_cost": session_cost.session_cost,
     "voices": voices.voices,
     "preparation": lambda _: preparation.preparation(),
 }
