@@ -368,6 +368,8 @@ class SessionOwner:
             if error.code is not ErrorCode.SESSION_NOT_FOUND:
                 extra = {"session_id": session.session_id, "code": error.code.value}
                 _log.warning("the agent did not stop the session", extra=extra)
+            if error.code is ErrorCode.AGENT_UNAVAILABLE:
+                self._placing.leave(session, session.lease)
 
 
 class TakenOver(Exception):

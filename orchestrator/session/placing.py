@@ -115,7 +115,7 @@ class Placing:
             raise
 
     def leave(self, session: Session, lease: AgentLease) -> None:
-        """Has the session stopped at an agent that lost it, in the background; one that hangs may wake up and speak again."""
+        """Has the session stopped in the background where the agent did not answer: one that hangs may wake up and speak again."""
         goodbye = self._goodbye(session, lease)
         task = self._services.background.spawn(goodbye, f"goodbye-{session.session_id}", awaited=False)
         self._goodbyes[lease.name] = task
@@ -129,7 +129,7 @@ class Placing:
 
     async def _goodbye(self, session: Session, lease: AgentLease) -> None:
         until = time.monotonic() + GOODBYE_S
-        while time.monotonic() < until and (session.lease is None or session.lease.name != lease.name):
+        while time.monotonic() < until and not self._runs_at(session, lease):
             try:
                 await self._services.agents.stop(lease, session.session_id)
                 return
@@ -137,6 +137,9 @@ class Placing:
                 if error.code is not ErrorCode.AGENT_UNAVAILABLE:
                     return
             await asyncio.sleep(_GOODBYE_EVERY_S)
+
+    def _runs_at(self, session: Session, lease: AgentLease) -> bool:
+        return session.end_reason is None and session.lease is not None and session.lease.name == lease.name
 
     async def _undo(self, session: Session, lease: AgentLease, starting: asyncio.Task[AgentSession]) -> None:
         """Stops at its agent a session whose start was cancelled: the agent does not notice that the caller has left.

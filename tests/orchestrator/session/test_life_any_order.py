@@ -318,3 +318,14 @@ class Life(RuleBasedStateMachine):
 
 Life.TestCase.settings = settings(max_examples=15, stateful_step_count=20, deadline=None)
 TestLife = Life.TestCase
+
+
+def test_an_agent_that_hangs_when_its_session_is_stopped_is_asked_again() -> None:
+    life = Life()
+    try:
+        life.start(seconds=0.0)
+        life.cut(which=0)
+        life.hang_or_wake(which=0)
+        life.stop(which=0, times=1)
+    finally:
+        life.teardown()
