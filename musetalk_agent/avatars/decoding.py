@@ -40,7 +40,8 @@ _WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 _DOLBY_ONLY = frozenset({"dvh1", "dvhe", "dva1", "dvav", "dav1"})
 """Sample entries of Dolby Vision that is nothing else as well (ETSI TS 103 572): without its metadata it is green and violet."""
 _THREADS_MAX = 4
-"""Every thread holds frames of its own; more of them do not help a clip of a minute."""
+_THREADS_BYTES = 50_000_000
+"""Every thread holds a frame of its own: so much they may hold together. More than four do not help a clip of a minute."""
 _SLICES_PIXELS = 1920 * 1088
 """Up to here no two frames are decoded at once, so that a decoder's error belongs to the packet that it is raised for. H.264 has
 one thread then: with threads that share a frame FFmpeg does not mark those in which it conceals errors (libavcodec/h264dec.c)."""
@@ -112,7 +113,7 @@ class Decoding:
         self._sent: deque[int] = deque(maxlen=frames_at_once + 1)
 
     def frames(self) -> Iterator[TimedFrame]:
-        """Whole frames. Raises AvatarTooLarge, and what PyAV does."""
+        """Whole frames, none of which is kept while the next is decoded. Raises AvatarTooLarge, and what PyAV does."""
         weave: _Deinterlacer | None = None
         for timed in self._spaced(self._whole(self._decoded())):
             if weave is None and timed.frame.interlaced_frame:
@@ -121,6 +122,7 @@ class Decoding:
                 yield timed
             else:
                 yield from weave.push(timed)
+            del timed
         if weave is not None:
             yield from weave.flush()
 
@@ -180,10 +182,12 @@ class Decoding:
             )
             context.extradata = extradata
         context.options = {"max_pixels": str(self._limits.picture_pixels)}
+        if name == "libdav1d":  # its threads share a frame; by default each has its own, and is no faster for it
+            context.options |= {"max_frame_delay": "1"}
         large = context.width * context.height > _SLICES_PIXELS
         context.thread_type = ThreadType.AUTO if large else ThreadType.SLICE
         alone = name == "h264" and not large
-        context.thread_count = 1 if alone else min(_THREADS_MAX, os.cpu_count() or 1)
+        context.thread_count = 1 if alone else threads(context)
         return context
 
     def _length(self) -> Fraction | None:
@@ -232,11 +236,11 @@ class Decoding:
             self._note_damage()
             return
         self._key_frame = packet is not None and packet.is_keyframe
-        for frame in frames:
-            stamp = frame.pts
+        while frames:
+            stamp = frames[0].pts
             if self._by_order:
                 stamp = self._by_order.popleft()
-            yield (None if stamp is None else stamp * self._time_base), frame
+            yield (None if stamp is None else stamp * self._time_base), frames.pop(0)
 
     def _note_damage(self) -> None:
         """Counts a packet that gave no frame: one of the last that were sent, where threads decode several at once."""
@@ -265,6 +269,7 @@ class Decoding:
                 self._lost.append(stamp)
             else:
                 yield stamp, frame
+            del frame
 
     def _spaced(self, frames: Iterator[tuple[Fraction, DecodedFrame]]) -> Iterator[TimedFrame]:
         """Frames with their times from 0 on; where bad ones were left out, those that follow move up."""
@@ -297,6 +302,7 @@ class Decoding:
             self._good += 1
             self._end = time + duration
             yield TimedFrame(time, duration, frame)
+            del frame
 
 
 class _Deinterlacer:
@@ -345,6 +351,13 @@ class _Deinterlacer:
                 return
             timed = self._waiting.popleft()
             yield TimedFrame(timed.time, timed.duration, frame)
+
+
+def threads(context: VideoCodecContext) -> int:
+    """How many threads decode a video whose size and pixel format are known."""
+    parts = context.format.components if context.format else ()
+    frame_bytes = sum(part.width * part.height * -(-part.bits // 8) for part in parts)
+    return max(1, min(_THREADS_MAX, os.cpu_count() or 1, _THREADS_BYTES // max(1, frame_bytes)))
 
 
 def _track(container: InputContainer) -> VideoStream:

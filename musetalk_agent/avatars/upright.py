@@ -67,7 +67,9 @@ def turn_of(frame: VideoFrame) -> Turn:
     The matrix maps `(x, y)` to `(a·x + c·y, b·x + d·y)` (libavutil/display.h).
     """
     try:
-        matrix = bytes(cast("SideDataContainer", frame.side_data)["DISPLAYMATRIX"])
+        # frame.side_data would refer back to the frame, and keep it until the next collection of garbage
+        side_data = SideDataContainer(frame)  # type: ignore[call-arg]  # PyAV's stub leaves the argument out
+        matrix = bytes(side_data["DISPLAYMATRIX"])
     except KeyError:
         return Turn()
     except ValueError:  # PyAV has no name for something else that lies beside the frame, and gives the angle alone
@@ -156,8 +158,7 @@ class Upright:
         return turn.apply(pixels)
 
     def _turn_of(self, frame: VideoFrame) -> Turn:
-        """The frame's turn. Its matrix is read when its angle changes: a frame whose side data PyAV has listed refers to itself,
-        and stays in memory until the next collection of garbage."""
+        """The frame's turn. Its matrix is read when its angle changes."""
         if self._statement is not None:
             return self._statement.turn
         if frame.rotation != self._angle:

@@ -15,6 +15,7 @@ from typing import NoReturn, cast
 
 import av
 import av.error
+import numpy as np
 from av.container import InputContainer
 from av.video.frame import VideoFrame as DecodedFrame
 from av.video.stream import VideoStream
@@ -77,22 +78,28 @@ class VideoClip:
             yield from self._resampled(size)
 
     def _resampled(self, size: tuple[int, int]) -> Iterator[Pixels]:
-        shown, self._first = self._first, None  # kept, it would hold the pixels of a frame until the end
-        assert shown is not None
-        made, step = 0, Fraction(1, self._fps)
-        for following in self._frames:
-            pixels: Pixels | None = None
-            while made * step < following.time:
-                pixels = self._picture(shown.frame, size) if pixels is None else pixels
-                yield pixels
+        made, step, end = 0, Fraction(1, self._fps), Fraction(0)
+        shown: Pixels | DecodedFrame | None = None
+        timed, self._first = self._first, None
+        while timed is not None:
+            while shown is not None and made * step < timed.time:
+                shown = self._picture(shown, size)
+                yield shown
                 made += 1
-            shown = following
-        pixels = self._picture(shown.frame, size)
-        while made * step < shown.time + shown.duration or not made:
+            end, shown, timed = timed.time + timed.duration, timed.frame, None
+            if made * step < end:  # it is about to be shown, and its pixels are smaller than the frame
+                shown = self._picture(shown, size)
+            timed = next(self._frames, None)
+        assert shown is not None
+        pixels = self._picture(shown, size)
+        while made * step < end or not made:
             yield pixels
             made += 1
 
-    def _picture(self, frame: DecodedFrame, size: tuple[int, int]) -> Pixels:
+    def _picture(self, frame: Pixels | DecodedFrame, size: tuple[int, int]) -> Pixels:
+        """The frame's pixels; as they are, where it is pixels already."""
+        if isinstance(frame, np.ndarray):
+            return frame
         width, height = self._upright.size(frame)
         if abs(width * self.size[1] / (height * self.size[0]) - 1) > _SHAPE_CHANGE:
             raise AvatarUndecodable(

@@ -474,6 +474,27 @@ def test_frames_are_freed_as_they_are_used(tmp_path: Path, turn: int) -> None:
     assert count == 40 and alive <= 6
 
 
+@pytest.mark.parametrize("fps", [15, 25, 50])
+def test_one_frame_is_held_at_a_time(tmp_path: Path, fps: int) -> None:
+    """Beside those of the decoder: of 4096×4096 each is 25 MB."""
+    path = tmp_path / "clip"
+    path.write_bytes(Film(options={"bf": "0"}, turn=90).of(cards(12)))
+    gc.collect()
+    gc.disable()
+    try:
+        with open_clip(path, Kind.MP4, fps, LIMITS) as clip:
+            alive = [whole_frames(160) for _ in clip.frames((60, 80))]
+    finally:
+        gc.enable()
+    assert len(alive) > 5 and max(alive) == 1
+
+
+def whole_frames(width: int) -> int:
+    """Decoded frames of this width that are in memory."""
+    frames = [thing for thing in gc.get_objects() if type(thing) is VideoFrame]  # isinstance would ask proxies
+    return sum(frame.width == width for frame in frames)
+
+
 def test_colours_that_are_not_read_are_named(tmp_path: Path) -> None:
     with pytest.raises(AvatarUndecodable, match=r"coded as YCgCo.*export it as H\.264 with BT\.709"):
         Taken(tmp_path, Film(matrix=BT601, prepare=_ycgco, tagged=False).of(cards(3)))
