@@ -245,6 +245,7 @@ async def test_an_engine_that_hangs_fails_its_start_and_holds_up_no_other(
         for _ in range(3):  # more than may be derived at once
             with pytest.raises(EngineFailed, match=r"did not prepare the avatar within 0\.05 s"):
                 await asyncio.wait_for(library.prepare(source, Picture(), derive=hangs), NEVER_S)
+        monkeypatch.setattr(library_module, "DERIVE_S", NEVER_S)
         await asyncio.wait_for(
             library.prepare(source, Picture(), derive=lambda bundle: done.append(len(bundle))), NEVER_S
         )
