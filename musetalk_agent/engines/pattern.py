@@ -74,6 +74,10 @@ class PatternFeatures:
         """A new stream."""
         return PatternStream(fps)
 
+    def begin(self, fps: int) -> tuple[LevelDetector, PatternStream]:
+        """A detector and a stream of one segment."""
+        return self.detector(), self.stream(fps)
+
 
 class PatternActor:
     """The two patches of a picture size."""

@@ -54,3 +54,11 @@ class FeatureExtractor(Protocol):
     def stream(self, fps: int) -> FeatureStream:
         """A new stream for video at `fps` (15 … 50)."""
         ...
+
+    def begin(self, fps: int) -> tuple[Detector, FeatureStream]:
+        """A new detector and a new stream for one segment, which may share work.
+
+        Of every 20 ms the detector gets the sound first and the stream then, until one of the two is dropped; after the stream's
+        `flush` or `reset` the detector is of no use.
+        """
+        ...

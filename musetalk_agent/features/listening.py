@@ -41,8 +41,9 @@ class Listening:
 
     def reset(self) -> None:
         """Forgets everything: the next push begins a new segment, which counts as speech at first."""
-        self._detector: Detector = self._extractor.detector()
-        self._stream: FeatureStream | None = self._extractor.stream(self._fps)
+        self._detector: Detector
+        self._stream: FeatureStream | None
+        self._detector, self._stream = self._extractor.begin(self._fps)
         self._begun_at = 0  # sample at which the stream began
         self._skip = 0  # frames of the stream that were decided before it began
         self._frame = 0  # the next one to be decided

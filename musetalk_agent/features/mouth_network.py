@@ -101,6 +101,10 @@ class MouthNetwork:
         """A new run from silence."""
         return NetworkRun(self._a)
 
+    def lips(self) -> LipsRun:
+        """A new run of the mouth's part, beside a run from silence."""
+        return LipsRun(self._a)
+
 
 _SHAPES = {
     "conv.w": (WIDTH, _FRAMES * melspec.BANDS),
@@ -119,7 +123,7 @@ def _sigmoid(x: Array) -> Array:
 
 
 class NetworkRun:
-    """State of one stream: the convolutions' pasts and the GRUs' memories."""
+    """State of one stream: the convolutions' pasts and the first GRU's memory."""
 
     def __init__(self, arrays: dict[str, Array]) -> None:
         self._a = arrays
@@ -129,8 +133,8 @@ class NetworkRun:
         )
         self._past = [np.zeros((2 * dilation + 1, WIDTH), np.float32) for dilation in DILATIONS]
         self._at = [0, 0, 0]
-        self._heard = np.zeros(2 * WIDTH, np.float32)  # the convolutions' last output, the first GRU's memory
-        self._lips = np.zeros(arrays["lips.wh"].shape[1], np.float32)
+        self.state = np.zeros(2 * WIDTH, np.float32)
+        """The convolutions' last output and the GRU's memory: a new array with every step."""
 
     def step(self, mels: Array) -> Step:
         """Takes the next two mel frames float32[2, 40] (normalised)."""
@@ -140,22 +144,12 @@ class NetworkRun:
         x = np.maximum(a["conv.w"] @ self._mels.reshape(-1) + a["conv.b"], 0)
         for i, dilation in enumerate(DILATIONS):
             x = self._residual(i, dilation, x)
-        memory = self._gru("gru", x, self._heard[WIDTH:])
-        self._heard = np.concatenate([x, memory])
+        memory = _gru(a, "gru", x, self.state[WIDTH:])
+        self.state = np.concatenate([x, memory])
         logits = a["head.w"] @ memory + a["head.b"]
         phonemes = np.exp(logits[: len(CLASSES)] - logits[: len(CLASSES)].max())
         speech, _, tuck = _sigmoid(logits[len(CLASSES) :]).tolist()
         return Step(phonemes / phonemes.sum(), speech, tuck)
-
-    def lips(self) -> Lips:
-        """The mouth of the step that was taken last. Either after every step, or never: it remembers."""
-        a = self._a
-        self._lips = self._gru("lips", self._heard, self._lips)
-        hidden = np.maximum(a["lips1.w"] @ np.concatenate([self._heard, self._lips]) + a["lips1.b"], 0)
-        out = a["lips2.w"] @ hidden + a["lips2.b"]
-        now, soon = np.clip(out[:2], 0, 1).tolist()
-        closure, closure_soon, gate, voice = _sigmoid(out[2:]).tolist()
-        return Lips((now, soon), (closure, closure_soon), gate, voice)
 
     def _residual(self, i: int, dilation: int, x: Array) -> Array:
         ring, size, at = self._past[i], 2 * dilation + 1, self._at[i]
@@ -165,13 +159,31 @@ class NetworkRun:
         y: Array = x + np.maximum(self._a[f"res{i}.w"] @ taps + self._a[f"res{i}.b"], 0)
         return y
 
-    def _gru(self, name: str, x: Array, h: Array) -> Array:
+
+class LipsRun:
+    """State of the mouth's part in one stream: the second GRU's memory."""
+
+    def __init__(self, arrays: dict[str, Array]) -> None:
+        self._a = arrays
+        self._memory = np.zeros(arrays["lips.wh"].shape[1], np.float32)
+
+    def step(self, state: Array) -> Lips:
+        """The mouth of a step, from `NetworkRun.state` after it; every step in its order, for it remembers."""
         a = self._a
-        given = a[f"{name}.wi"] @ x + a[f"{name}.bi"]
-        kept = a[f"{name}.wh"] @ h + a[f"{name}.bh"]
-        size = len(h)
-        gates = _sigmoid(given[: 2 * size] + kept[: 2 * size])
-        reset, update = gates[:size], gates[size:]
-        new = np.tanh(given[2 * size :] + reset * kept[2 * size :])
-        out: Array = (1 - update) * new + update * h
-        return out
+        self._memory = _gru(a, "lips", state, self._memory)
+        hidden = np.maximum(a["lips1.w"] @ np.concatenate([state, self._memory]) + a["lips1.b"], 0)
+        out = a["lips2.w"] @ hidden + a["lips2.b"]
+        now, soon = np.clip(out[:2], 0, 1).tolist()
+        closure, closure_soon, gate, voice = _sigmoid(out[2:]).tolist()
+        return Lips((now, soon), (closure, closure_soon), gate, voice)
+
+
+def _gru(a: dict[str, Array], name: str, x: Array, h: Array) -> Array:
+    given = a[f"{name}.wi"] @ x + a[f"{name}.bi"]
+    kept = a[f"{name}.wh"] @ h + a[f"{name}.bh"]
+    size = len(h)
+    gates = _sigmoid(given[: 2 * size] + kept[: 2 * size])
+    reset, update = gates[:size], gates[size:]
+    new = np.tanh(given[2 * size :] + reset * kept[2 * size :])
+    out: Array = (1 - update) * new + update * h
+    return out

@@ -13,7 +13,8 @@ from collections import deque
 import numpy as np
 from numpy.typing import NDArray
 
-from musetalk_agent.features import melspec
+from musetalk_agent.features.ear import PAST as _PAST
+from musetalk_agent.features.ear import Ear, Heard
 from musetalk_agent.features.mouth_network import STEP, MouthNetwork, default_weights
 from musetalk_agent.media import Pcm
 
@@ -31,11 +32,9 @@ _RISE_STEPS = 2  # a key stroke is over after one
 _RISEN_STEPS = 8  # a level that stays up for longer is no beginning
 _BACKGROUND_STEPS = 100  # the background is the quietest tenth of the last 2 s: speech falls that far between its words
 _BACKGROUND_PART = 10
-_STEADY_STEPS = 10  # 200 ms
-_STEADY_DB = 0.45  # standard deviation of the level; hum and white noise are below it (see `visemes`)
+_STEADY_DB = 0.45  # standard deviation of the level over 200 ms; hum and white noise are below it (see `visemes`)
 _SLEEP_STEPS = 20  # after so many steps near the background the network is not asked
 _WARM_STEPS = 15  # sound that it hears first when it is asked again
-_PAST = melspec.WINDOW - melspec.HOP
 
 
 class SpeechDetector:
@@ -44,15 +43,16 @@ class SpeechDetector:
 
     Args:
         network: shared and immutable.
+        ear: a new one that the segment's feature stream shares (see `Ear`), until the detector first sleeps; None for its own.
     """
 
-    def __init__(self, network: MouthNetwork) -> None:
+    def __init__(self, network: MouthNetwork, ear: Ear | None = None) -> None:
         self._network = network
         self._sound = np.zeros(_PAST, np.float32)  # the last samples in -1 … 1, `_PAST` of them already used
         self._recent: deque[float] = deque(maxlen=_BACKGROUND_STEPS)  # levels
         self._windows: deque[NDArray[np.float32]] = deque(maxlen=_WARM_STEPS)  # since the network was asked last
         self._risen = self._quiet = self._near = 0
-        self._begin()
+        self._ear, self._heard = ear or Ear(network), 0
 
     @classmethod
     def shipped(cls) -> SpeechDetector:
@@ -74,11 +74,6 @@ class SpeechDetector:
         """The last 20 ms were so quiet that nobody can have spoken."""
         return self._quiet > 0
 
-    def _begin(self) -> None:
-        self._run = self._network.run()
-        self._normaliser = melspec.Normaliser()
-        self._levels = np.full(_STEADY_STEPS, -120.0)
-
     def _step(self, window: NDArray[np.float32]) -> bool:
         new = window[_PAST:]
         level = 10 * float(np.log10(float(np.dot(new, new)) / STEP + 1e-12))
@@ -92,23 +87,20 @@ class SpeechDetector:
             self._windows.append(window.copy())
             return False
         if self._windows:  # something rises again
-            self._begin()
+            self._ear, self._heard = Ear(self._network), 0
             for past in self._windows:
                 self._hear(past)
             self._windows.clear()
-        speech = self._hear(window)
+        heard = self._hear(window)
         if self._quiet:
             return False
-        moving = float(self._levels.std()) > _STEADY_DB
+        moving, speech = heard.moves_db > _STEADY_DB, heard.step.speech
         rises = _RISE_STEPS <= self._risen <= _RISEN_STEPS and speech > _SUPPORT
         return (moving and above and speech > _SPEECH) or rises
 
-    def _hear(self, window: NDArray[np.float32]) -> float:
-        windows = np.stack([window[: melspec.WINDOW], window[melspec.HOP :]])
-        powers = melspec.frame_powers(windows)
-        mels = melspec.network_input(melspec.band_levels(windows), self._normaliser.levels(powers))
-        self._levels = np.append(self._levels[1:], 10 * np.log10(float(powers.mean()) + 1e-12))
-        return self._run.step(mels).speech
+    def _hear(self, window: NDArray[np.float32]) -> Heard:
+        self._heard += 1
+        return self._ear.hear(self._heard - 1, window)
 
 
 class LevelDetector:

@@ -14,14 +14,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from musetalk_agent.features import melspec
 from musetalk_agent.features.coarticulation import CueTrack
-from musetalk_agent.features.mouth_network import LOOKAHEAD_MS, STEP, MouthNetwork, NetworkRun, default_weights
+from musetalk_agent.features.ear import PAST as _PAST
+from musetalk_agent.features.ear import Ear
+from musetalk_agent.features.mouth_network import LOOKAHEAD_MS, STEP, LipsRun, MouthNetwork, default_weights
 from musetalk_agent.features.phonemes import CLOSURE, HOLD, JAW, ROUNDING, SILENCE, TABLE, TUCK, WIDTH
 from musetalk_agent.features.speech_detector import SpeechDetector
 from musetalk_agent.media import FEATURE_RATE, Cue, Feature, Pcm, frame_start, frames_begun
 
-_PAST = melspec.WINDOW - melspec.HOP  # samples before a step's first that its first mel window reads
 _WAIT = 60 * FEATURE_RATE // 1000
 _TALKERS_HALF = FEATURE_RATE // 50
 """The network has learned what a camera of 25 fps shows in the frame that begins at a moment. That frame is on the screen for 20 ms
@@ -39,7 +39,6 @@ _CONTRAST, _SIZE = 1.1, 1.04
 """Real mouths are nearly closed for longer and open further than a network that is to err little; `_SIZE` keeps the 95th
 percentile."""
 _TUCK_OFF, _TUCK_ON = 0.35, 0.65
-_STEADY_STEPS = 10  # 200 ms
 _STEADY_DB, _MOVING_DB = 0.2, 0.5
 """How much the level moves within 200 ms (standard deviation). Machines: mains hum and tones under 0.25 dB, white noise 0.3.
 Speech, eight recordings of it, clean and noisy, steps within 25 dB of the loudest: seven always above 0.35 dB, the noisiest in
@@ -72,6 +71,11 @@ class VisemeFeatures:
             raise ValueError(f"fps {fps} is not within 15 … 50")
         return VisemeStream(self._network, fps)
 
+    def begin(self, fps: int) -> tuple[SpeechDetector, VisemeStream]:
+        """A detector and a stream of one segment, which share a run of the network. Raises `ValueError` as `stream` does."""
+        stream = self.stream(fps)
+        return SpeechDetector(self._network, stream.ear), stream
+
 
 class VisemeStream:
     """Articulation vectors of one segment. The same sound gives the same vectors however it is cut. Not thread-safe."""
@@ -86,7 +90,9 @@ class VisemeStream:
         self._pending = np.zeros(_PAST, np.float32)  # the last samples in -1..1, `_PAST` of them already used
         self._received = 0
         self._frame = 0
-        self._mouth = _Mouth(self._network.run())
+        self.ear = Ear(self._network)
+        """The run of the network, for a detector that hears the same sound; another one after `reset`."""
+        self._mouth = _Mouth(self.ear, self._network.lips())
         self._cues = CueTrack()
 
     def cue(self, cues: Sequence[Cue]) -> None:
@@ -135,30 +141,27 @@ class VisemeStream:
 class _Mouth:
     """The network's steps turned into articulation, kept for as long as frames may ask for them."""
 
-    def __init__(self, run: NetworkRun) -> None:
-        self._run = run
-        self._level = melspec.Normaliser()
+    def __init__(self, ear: Ear, lips: LipsRun) -> None:
+        self._ear, self._lips = ear, lips
+        self._heard = 0
         self._steps: list[NDArray[np.float32]] = []  # [2, 5]: the step's own moment, and the one after it
         self._first = 0  # number of the first kept step
         self._shape = np.zeros(2, np.float32)
         self._likely: list[float] = []
         self._powers: list[float] = []  # from the moment the newest step speaks of until now
-        self._levels = np.full(_STEADY_STEPS, -120.0)
 
     def hear(self, sound: NDArray[np.float32]) -> None:
         """Takes one step's window float32[560]: 240 samples of past, 320 new ones."""
-        windows = np.stack([sound[: melspec.WINDOW], sound[melspec.HOP :]])
-        powers = melspec.frame_powers(windows)
-        mels = melspec.network_input(melspec.band_levels(windows), self._level.levels(powers))
-        mouth = self._run.step(mels)
-        self._powers = [*self._powers[-_BEHIND - 1 :], float(powers.max())]
+        heard = self._ear.hear(self._heard, sound)
+        self._heard += 1
+        mouth = heard.step
+        self._powers = [*self._powers[-_BEHIND - 1 :], float(heard.powers.max())]
         quiet = max(self._powers) < 10 ** (_QUIET_DBFS / 10)
-        self._levels = np.append(self._levels[1:], 10 * np.log10(float(powers.mean()) + 1e-12))
-        moving = _ramp(float(self._levels.std()), _STEADY_DB, _MOVING_DB)
+        moving = _ramp(heard.moves_db, _STEADY_DB, _MOVING_DB)
         self._likely = [*self._likely[1 - _SURE_STEPS :], mouth.speech]
         sure = _ramp(max(self._likely), _SURE_OFF, _SURE_ON)
         speech = 0.0 if quiet else sure * moving * _ramp(mouth.speech, _SPEECH_OFF, _SPEECH_ON)
-        lips = self._run.lips()
+        lips = self._lips.step(heard.state)
         gate = (
             0.0 if quiet else moving * _ramp(lips.gate, _GATE_OFF, _GATE_ON) * _ramp(lips.voice, _VOICE_OFF, _VOICE_ON)
         )

@@ -83,6 +83,10 @@ class WhisperFeatures:
             raise ValueError(f"fps {fps} is not within 15 … 50")
         return WhisperStream(fps, self._lookahead_ms)
 
+    def begin(self, fps: int) -> tuple[SpeechDetector, WhisperStream]:
+        """A detector and a stream of one segment. Raises as they do."""
+        return self.detector(), self.stream(fps)
+
 
 class WhisperStream:
     """Windows of one segment. The same sound gives the same windows, bit for bit, however it is cut. Not thread-safe."""

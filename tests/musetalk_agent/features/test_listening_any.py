@@ -67,6 +67,9 @@ class SumFeatures:
         self.streams.append(SumStream(fps, self.lookahead_ms * RATE // 1000))
         return self.streams[-1]
 
+    def begin(self, fps: int) -> tuple[LevelDetector, SumStream]:
+        return self.detector(), self.stream(fps)
+
 
 def said(stretches: list[tuple[bool, int]]) -> NDArray[np.int16]:
     """Speech and silence by turns, of so many samples; no two samples of speech are alike, and silence is not quite 0."""

@@ -70,8 +70,10 @@ def run(network: MouthNetwork, frames: NDArray[np.float64]) -> list[Step]:
 
 
 def both(network: MouthNetwork, frames: NDArray[np.float64]) -> list[tuple[Step, Lips]]:
-    going = network.run()
-    return [(going.step(frames[at : at + 2].astype(np.float32)), going.lips()) for at in range(0, len(frames), 2)]
+    going, mouth = network.run(), network.lips()
+    return [
+        (going.step(frames[at : at + 2].astype(np.float32)), mouth.step(going.state)) for at in range(0, len(frames), 2)
+    ]
 
 
 def numbers(step: Step, lips: Lips) -> list[float]:

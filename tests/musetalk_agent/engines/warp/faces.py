@@ -35,6 +35,9 @@ class NoFeatures:
     def stream(self, fps: int) -> FeatureStream:
         raise NotImplementedError(fps)
 
+    def begin(self, fps: int) -> tuple[Detector, FeatureStream]:
+        raise NotImplementedError(fps)
+
 
 def demo_points() -> Points:
     """The mesh of the demo avatar, `[468, 2]`."""
