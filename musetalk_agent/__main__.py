@@ -120,8 +120,17 @@ def _limit_arenas() -> None:
         return
 
 
+def _limit_blas() -> None:
+    """Keeps numpy's matrix products in the thread that asks for one, unless the environment says otherwise.
+
+    They are so small here that a second thread mostly spins while it waits. OpenBLAS reads this when numpy is loaded, never again.
+    """
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+
 def main() -> int:
     """Entry point of `musetalk-agent`; returns the exit code."""
+    _limit_blas()
     args = parser().parse_args()
     code: int = args.run(args)
     return code

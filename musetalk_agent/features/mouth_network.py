@@ -3,7 +3,7 @@
 40 log-mels at 100 Hz → strided convolution to 50 Hz → three residual dilated convolutions → GRU → heads for phonemes and speech;
 a second GRU reads the convolutions and the first one, and has the heads for the mouth, which were learned from real talkers. Every
 step does operations of one fixed shape, so the result does not depend on how the sound was cut into pieces, not even in its last
-bit.
+bit. `NetworkRun.said` takes many steps at once, faster, where the last bits do not matter.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ LOOKAHEAD_MS = 100
 """Step n reads sound up to 20·(n+1) ms and speaks of the moment `LOOKAHEAD_MS` before that; less surely, of 20 ms later."""
 WIDTH = 128
 DILATIONS = (1, 2, 4)
+_LEAST, _MOST = np.float32(-30), np.float32(30)  # what `_sigmoid` reads: beyond, float32 has 0 and 1
 _FRAMES = 4  # mel frames under the strided convolution
 HEADS = len(CLASSES) + 3  # phonemes, speech, closure, tuck; this closure knows synthetic voices alone: unused
 OUTPUTS = 6  # of the mouth: opening, opening one moment later, closure, closure one moment later, gate, voice
@@ -119,7 +120,7 @@ def _unusable(path: Path, why: str) -> WeightsMissing:
 
 
 def _sigmoid(x: Array) -> Array:
-    return np.float32(1) / (np.float32(1) + np.exp(-np.clip(x, -30, 30)))
+    return np.float32(1) / (np.float32(1) + np.exp(-np.minimum(np.maximum(x, _LEAST), _MOST)))
 
 
 class NetworkRun:
@@ -151,6 +152,35 @@ class NetworkRun:
         speech, _, tuck = _sigmoid(logits[len(CLASSES) :]).tolist()
         return Step(phonemes / phonemes.sum(), speech, tuck)
 
+    def said(self, mels: Array) -> tuple[Array, Array]:
+        """Takes mel frames float32[2·n, 40], n at least 1; returns phoneme posteriors float32[n, 25] and speech float32[n].
+
+        They are those of n calls of `step` but for the rounding of floats, in a third of the time.
+        """
+        a, steps = self._a, len(mels) // 2
+        frames = np.concatenate([self._mels[2:], mels])
+        self._mels[:] = frames[-_FRAMES:]
+        pairs = frames.reshape(steps + 1, 2 * melspec.BANDS)
+        x = np.maximum(np.concatenate([pairs[:-1], pairs[1:]], axis=1) @ a["conv.w"].T + a["conv.b"], 0)
+        for i, dilation in enumerate(DILATIONS):
+            ring, at = self._past[i], self._at[i]
+            row = np.concatenate(
+                [ring[at + 1 :], ring[:at], x]
+            )  # in the order of time, without the oldest, which is not read
+            taps = np.concatenate([row[k * dilation : k * dilation + steps] for k in range(3)], axis=1)
+            ring[:] = row[-len(ring) :]
+            self._at[i] = 0
+            x = x + np.maximum(taps @ a[f"res{i}.w"].T + a[f"res{i}.b"], 0)
+        given = x @ a["gru.wi"].T + a["gru.bi"]
+        memories, memory = np.empty((steps, WIDTH), np.float32), self.state[WIDTH:]
+        for k in range(steps):
+            memories[k] = memory = _remembered(given[k], a["gru.wh"] @ memory + a["gru.bh"], memory)
+        self.state = np.concatenate([x[-1], memory])
+        logits = memories @ a["head.w"].T + a["head.b"]
+        sizes = logits[:, : len(CLASSES)]
+        phonemes = np.exp(sizes - sizes.max(axis=1, keepdims=True))
+        return phonemes / phonemes.sum(axis=1, keepdims=True), _sigmoid(logits[:, len(CLASSES)])
+
     def _residual(self, i: int, dilation: int, x: Array) -> Array:
         ring, size, at = self._past[i], 2 * dilation + 1, self._at[i]
         ring[at] = x
@@ -179,8 +209,10 @@ class LipsRun:
 
 
 def _gru(a: dict[str, Array], name: str, x: Array, h: Array) -> Array:
-    given = a[f"{name}.wi"] @ x + a[f"{name}.bi"]
-    kept = a[f"{name}.wh"] @ h + a[f"{name}.bh"]
+    return _remembered(a[f"{name}.wi"] @ x + a[f"{name}.bi"], a[f"{name}.wh"] @ h + a[f"{name}.bh"], h)
+
+
+def _remembered(given: Array, kept: Array, h: Array) -> Array:
     size = len(h)
     gates = _sigmoid(given[: 2 * size] + kept[: 2 * size])
     reset, update = gates[:size], gates[size:]

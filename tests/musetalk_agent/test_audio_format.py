@@ -248,4 +248,4 @@ def test_the_judge_of_rates_rests_between_short_steps() -> None:
     rests: list[int] = []
     judge_rate(shipped_network(), joe(16_000)[:80_000], 16_000, lambda: rests.append(1))
     seconds_read = sum(5 * 16_000 / rate for rate in (16_000, 8_000, 22_050, 24_000, 44_100, 48_000))
-    assert len(rests) >= 50 * seconds_read / 12
+    assert len(rests) >= 50 * seconds_read / 24

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -172,3 +173,20 @@ def test_a_lost_engine_ends_the_server_and_then_the_process_with_70(
     with pytest.raises(Left):
         serve()
     assert codes == [70] and Watchdog.begun == (60.0, leave, (70,)), "and whatever hangs, in a minute"
+
+
+@pytest.mark.parametrize(("given", "used"), [(None, "1"), ("3", "3")])
+def test_blas_is_limited_to_one_thread_before_numpy_is_loaded(given: str | None, used: str) -> None:
+    script = """
+import os, sys
+from musetalk_agent import __main__ as command_line
+def parser():
+    print("numpy" in sys.modules, os.environ.get("OPENBLAS_NUM_THREADS"))
+    sys.exit()
+command_line.parser = parser
+command_line.main()
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
+    environment |= {} if given is None else {"OPENBLAS_NUM_THREADS": given}
+    ended = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert ended.stdout.split() == ["False", used]

@@ -89,6 +89,24 @@ def test_step_by_step_it_says_what_the_whole_network_says(weights: Arrays, seed:
         np.testing.assert_allclose(numbers(step, lips), want["heads"], atol=4e-4, err_msg=f"step {number}")
 
 
+@pytest.mark.parametrize("sizes", [[40], [1, 2, 3, 4, 5, 6, 7, 8, 4], [1] * 40, [37, 3]])
+def test_many_steps_at_once_say_what_they_say_one_by_one(sizes: list[int]) -> None:
+    network, frames = MouthNetwork.load(default_weights()), mels(40).astype(np.float32)
+    alone, at_once, mixed, at = run(network, frames), network.run(), network.run(), 0
+    for number, size in enumerate(sizes):
+        piece = frames[2 * at : 2 * (at + size)]
+        phonemes, speech = at_once.said(piece)
+        np.testing.assert_allclose(phonemes, [step.phonemes for step in alone[at : at + size]], atol=1e-5)
+        np.testing.assert_allclose(speech, [step.speech for step in alone[at : at + size]], atol=1e-5)
+        at += size
+        if number % 2:  # a run takes both, in any order
+            mixed.said(piece)
+        else:
+            last = [mixed.step(piece[k : k + 2]) for k in range(0, len(piece), 2)][-1]
+            np.testing.assert_allclose(last.phonemes, phonemes[-1], atol=1e-5)
+        np.testing.assert_allclose(mixed.state, at_once.state, atol=1e-4)
+
+
 def test_two_streams_do_not_hear_each_other() -> None:
     network = MouthNetwork.load(default_weights())
     one, other = mels(12, 4), mels(12, 5)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from musetalk_agent.features.mouth_network import MouthNetwork, Step
+from musetalk_agent.features.mouth_network import MouthNetwork
 from musetalk_agent.features.phonemes import CLASSES
 from musetalk_agent.features.rate_judge import RATES, judge_rate
 
@@ -46,9 +46,10 @@ class Sure:
         self.runs += 1
         return self
 
-    def step(self, mels: np.ndarray) -> Step:
-        self.steps += 1
-        return Step(self._phonemes, 0.0 if self._now is None else 1.0, 0.0)
+    def said(self, mels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        steps = len(mels) // 2
+        self.steps += steps
+        return np.tile(self._phonemes, (steps, 1)), np.full(steps, 0.0 if self._now is None else 1.0)
 
 
 def judged(declared: int, doubts: dict[int, float | None]) -> int | None:
@@ -113,4 +114,4 @@ def test_it_rests_every_few_steps_so_that_other_threads_get_their_turn() -> None
 
     network = Sure(16_000, {16_000: 0.5})
     judge_rate(cast(MouthNetwork, network), SOUND, 16_000, rest)
-    assert network.runs == 6 and network.steps / 12 <= rests <= network.steps / 12 + network.runs
+    assert network.runs == 6 and network.steps / 24 <= rests <= network.steps / 24 + network.runs
