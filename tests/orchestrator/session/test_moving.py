@@ -160,7 +160,7 @@ async def test_an_agent_that_hangs_is_left_and_told_to_stop_when_it_wakes(monkey
 async def test_an_agent_whose_network_is_away_is_no_agent_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     async with fleet() as here, here.stage.live() as (started, line):
         agent = here.of(started["session_id"])
-        await line.socket.send(ramp(2.0))
+        await line.socket.send(ramp(30.0))  # not played to its end before the fault, however slow the machine
         await until(playing(agent, started["session_id"], at_least_s=0.1))
         agent.only.tell(PublisherChanged(publisher="none", reason="ICE failed"))
         await line.wait("publisher.changed")
