@@ -260,12 +260,19 @@ class LiveKitPublisher:
             dtx=True,
             red=True,
         )
-        # sound first: a viewer that sees a picture then always has the voice too
+        tracks: list[tuple[rtc.LocalTrack, rtc.TrackPublishOptions]] = []
         if self._audio is not None:
-            audio_track = rtc.LocalAudioTrack.create_audio_track("avatar-audio", self._audio)
-            self._publications.append(await participant.publish_track(audio_track, audio))
-        video_track = rtc.LocalVideoTrack.create_video_track("avatar-video", self._camera.source)
-        self._publications.append(await participant.publish_track(video_track, video))
+            tracks.append((rtc.LocalAudioTrack.create_audio_track("avatar-audio", self._audio), audio))
+        tracks.append((rtc.LocalVideoTrack.create_video_track("avatar-video", self._camera.source), video))
+        # Both are under way at once, the sound's request first: a viewer then negotiates once for the two in half of the
+        # starts, which is 0.1 s, and still has the sound when it sees the first picture (docs/performance.md).
+        publishing = [asyncio.create_task(participant.publish_track(*track)) for track in tracks]
+        try:
+            self._publications = await asyncio.gather(*publishing)
+        finally:
+            for task in publishing:
+                task.cancel()
+            await asyncio.gather(*publishing, return_exceptions=True)
         self._describe_tracks()
 
     def _sound_sid(self) -> str | None:

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from livekit import rtc
+from livekit.rtc.participant import PublishTrackError
 
 from musetalk_agent.clock import MonotonicClock
 from musetalk_agent.errors import PublishFailed
@@ -136,6 +137,35 @@ async def test_tracks_that_are_never_acknowledged_fail_the_join(
         async with asyncio.timeout(NEVER_S):
             with pytest.raises(PublishFailed, match="does not answer in time"):
                 await made.open(picture(90), lambda _: None)
+    finally:
+        await made.aclose()
+
+
+@pytest.mark.livekit
+@pytest.mark.parametrize("refused", ["avatar-audio", "avatar-video"])
+async def test_a_track_that_is_refused_fails_the_join_and_the_other_one_is_given_up(
+    livekit_server: LiveKitAccess, monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    asked, given_up = list[str](), list[str]()
+
+    async def one_is_refused(self: rtc.LocalParticipant, track: rtc.LocalTrack, _: object) -> None:
+        asked.append(track.name)
+        if track.name == refused:
+            await asyncio.sleep(0)
+            raise PublishTrackError("no permission to publish this")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            given_up.append(track.name)
+
+    monkeypatch.setattr(rtc.LocalParticipant, "publish_track", one_is_refused)
+    made = publisher(livekit_server)
+    try:
+        async with asyncio.timeout(NEVER_S):
+            with pytest.raises(PublishFailed, match="no permission to publish this"):
+                await made.open(picture(90), lambda _: None)
+        assert asked == ["avatar-audio", "avatar-video"], "the sound's request goes out first"
+        assert given_up == [name for name in asked if name != refused]
     finally:
         await made.aclose()
 
