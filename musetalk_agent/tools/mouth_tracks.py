@@ -87,9 +87,9 @@ def heard_mouth(features: VisemeFeatures, sound: Pcm, start_s: float) -> MouthTr
     """What the mouth network makes of a whole recording, int16 `[n]` at 16 kHz whose first sample has the time `start_s`."""
     stream = features.stream(_STEP_HZ)
     vectors = [v for at in range(0, len(sound), _PIECE) for v in stream.push(sound[at : at + _PIECE])]
-    told = np.array(vectors + stream.flush(), np.float64)
-    times = start_s + (np.arange(len(told)) + 0.5) / _STEP_HZ
-    return MouthTrack(times, _FULL * told[:, JAW] * (1 - told[:, CLOSURE]))
+    made = np.array(vectors + stream.flush(), np.float64)
+    times = start_s + (np.arange(len(made)) + 0.5) / _STEP_HZ
+    return MouthTrack(times, _FULL * made[:, JAW] * (1 - made[:, CLOSURE]))
 
 
 def _middles(times: Track) -> Track:

@@ -10,6 +10,7 @@ import psutil
 from musetalk_agent.media import Pcm
 from tests.bench.engine import speech
 from tests.bench.figures import Figure
+from tests.bench.reliability_failover import finished
 from tests.bench.room import DEMO
 from tests.bench.stack import Demo, demo
 from tests.viewer import RATE
@@ -22,7 +23,7 @@ async def session_cost(_: int) -> list[Figure]:
     figures = []
     async with demo() as stack, stack.live(**DEMO) as live:
         agent = _agent(stack)
-        await asyncio.sleep(3)  # the join is over
+        assert await finished(live, 60)
         for name, pcm in _sounds().items():
             before, begun = _cpu_s(agent), asyncio.get_running_loop().time()
             if pcm is None:
@@ -31,7 +32,7 @@ async def session_cost(_: int) -> list[Figure]:
                 await live.send(pcm)
             cores = (_cpu_s(agent) - before) / (asyncio.get_running_loop().time() - begun)
             figures.append(Figure(f"agent's CPU, one session of 512 px: {name}", cores, "cores"))
-            await asyncio.sleep(1.5)  # what was sent is over
+            assert await finished(live, 60)
     return figures
 
 

@@ -122,6 +122,18 @@ def publisher(access: LiveKitAccess) -> LiveKitPublisher:
     return LiveKitPublisher(LiveKitOptions(access.url, token, ROOM, 25), MonotonicClock())
 
 
+async def failed_join(access: LiveKitAccess, match: str) -> str:
+    """The message of the error that opening a publisher raises. It is closed."""
+    made = publisher(access)
+    try:
+        async with asyncio.timeout(NEVER_S):
+            with pytest.raises(PublishFailed, match=match) as caught:
+                await made.open(picture(90), lambda _: None)
+        return str(caught.value)
+    finally:
+        await made.aclose()
+
+
 @pytest.mark.livekit
 async def test_tracks_that_are_never_acknowledged_fail_the_join(
     livekit_server: LiveKitAccess, monkeypatch: pytest.MonkeyPatch
@@ -132,13 +144,7 @@ async def test_tracks_that_are_never_acknowledged_fail_the_join(
         await asyncio.Event().wait()
 
     monkeypatch.setattr(rtc.LocalParticipant, "publish_track", never)
-    made = publisher(livekit_server)
-    try:
-        async with asyncio.timeout(NEVER_S):
-            with pytest.raises(PublishFailed, match="does not answer in time"):
-                await made.open(picture(90), lambda _: None)
-    finally:
-        await made.aclose()
+    await failed_join(livekit_server, "does not answer in time")
 
 
 @pytest.mark.livekit
@@ -146,12 +152,14 @@ async def test_tracks_that_are_never_acknowledged_fail_the_join(
 async def test_a_track_that_is_refused_fails_the_join_and_the_other_one_is_given_up(
     livekit_server: LiveKitAccess, monkeypatch: pytest.MonkeyPatch, refused: str
 ) -> None:
-    asked, given_up = list[str](), list[str]()
+    asked, given_up, both = list[str](), list[str](), asyncio.Event()
 
     async def one_is_refused(self: rtc.LocalParticipant, track: rtc.LocalTrack, _: object) -> None:
         asked.append(track.name)
+        if len(asked) == 2:
+            both.set()
+        await both.wait()
         if track.name == refused:
-            await asyncio.sleep(0)
             raise PublishTrackError("no permission to publish this")
         try:
             await asyncio.Event().wait()
@@ -159,15 +167,9 @@ async def test_a_track_that_is_refused_fails_the_join_and_the_other_one_is_given
             given_up.append(track.name)
 
     monkeypatch.setattr(rtc.LocalParticipant, "publish_track", one_is_refused)
-    made = publisher(livekit_server)
-    try:
-        async with asyncio.timeout(NEVER_S):
-            with pytest.raises(PublishFailed, match="no permission to publish this"):
-                await made.open(picture(90), lambda _: None)
-        assert asked == ["avatar-audio", "avatar-video"], "the sound's request goes out first"
-        assert given_up == [name for name in asked if name != refused]
-    finally:
-        await made.aclose()
+    await failed_join(livekit_server, "no permission to publish this")
+    assert asked == ["avatar-audio", "avatar-video"], "the sound's request goes out first"
+    assert given_up == [name for name in asked if name != refused]
 
 
 @pytest.mark.livekit
@@ -178,13 +180,7 @@ async def test_any_error_of_the_sdk_at_the_join_is_a_failed_join_without_the_tok
         raise Exception(f"panic in the native library, token {token}")
 
     monkeypatch.setattr(rtc.Room, "connect", breaks)
-    made = publisher(livekit_server)
-    try:
-        with pytest.raises(PublishFailed, match="panic in the native library") as told:
-            await made.open(picture(90), lambda _: None)
-        assert "eyJ" not in str(told.value)
-    finally:
-        await made.aclose()
+    assert "eyJ" not in await failed_join(livekit_server, "panic in the native library")
 
 
 @pytest.mark.livekit

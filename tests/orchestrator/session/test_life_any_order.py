@@ -36,7 +36,7 @@ _which = st.integers(0, MOST - 1)
 
 
 @dataclass
-class Told:
+class Tracked:
     """What the model knows of one session."""
 
     session: Session
@@ -63,7 +63,7 @@ class Life(RuleBasedStateMachine):
         patch.setattr("orchestrator.agents.link.connect", self.world.network.connect)
         for agent in self.world.agents.values():
             agent.sessions_max = 2
-        self.known: list[Told] = []
+        self.known: list[Tracked] = []
         self.starting: list[asyncio.Task[Session]] = []
         self.run(self.world.open())
 
@@ -82,13 +82,13 @@ class Life(RuleBasedStateMachine):
             if error is not None:
                 assert isinstance(error, ProblemError) and error.code in _REFUSED, error
             elif not task.cancelled():
-                self.known.append(Told(task.result()))
+                self.known.append(Tracked(task.result()))
 
     @property
-    def alive(self) -> list[Told]:
-        return [told for told in self.known if not told.session.ended]
+    def alive(self) -> list[Tracked]:
+        return [tracked for tracked in self.known if not tracked.session.ended]
 
-    def of(self, which: int) -> Told:
+    def of(self, which: int) -> Tracked:
         return self.alive[which % len(self.alive)]
 
     def url(self, which: int) -> str:
@@ -112,60 +112,60 @@ class Life(RuleBasedStateMachine):
     @rule(which=_which, seconds=st.sampled_from([0.1, 0.7, 3.0]), ends=st.booleans())
     def speak(self, which: int, seconds: float, ends: bool) -> None:
         """A segment, or more of the open one."""
-        told = self.of(which)
-        if told.session.base_state not in (SessionState.READY, SessionState.RECOVERING):
+        tracked = self.of(which)
+        if tracked.session.base_state not in (SessionState.READY, SessionState.RECOVERING):
             return
-        live = told.session.running()
+        live = tracked.session.running()
         if live._tracker._live is None:
-            told.open = None  # also one that got nothing for EXPLICIT_END_S
-        if told.open is None:
+            tracked.open = None  # also one that got nothing for EXPLICIT_END_S
+        if tracked.open is None:
             live.audio_start()
-            told.open = live.segments
-            told.sent[told.open] = 0
-        live.push(speech(seconds, told.open), told.decoder, RATE)
-        told.sent[told.open] += round(seconds * RATE)
+            tracked.open = live.segments
+            tracked.sent[tracked.open] = 0
+        live.push(speech(seconds, tracked.open), tracked.decoder, RATE)
+        tracked.sent[tracked.open] += round(seconds * RATE)
         if ends:
             live.audio_end()
-            told.open = None
+            tracked.open = None
         self.pass_time(0.0)
 
     @precondition(lambda self: self.alive)
     @rule(which=_which)
     def interrupt(self, which: int) -> None:
-        told = self.of(which)
-        if told.session.live is None or told.session.base_state is SessionState.STARTING:
+        tracked = self.of(which)
+        if tracked.session.live is None or tracked.session.base_state is SessionState.STARTING:
             return
-        dropped = self.run(told.session.live.interrupt())
-        assert 0 <= dropped <= sum(told.sent.values()) / RATE
-        told.cleared |= told.sent.keys()
-        told.open = None
-        assert told.session.live is None or told.session.live.queues().audio_s == 0
+        dropped = self.run(tracked.session.live.interrupt())
+        assert 0 <= dropped <= sum(tracked.sent.values()) / RATE
+        tracked.cleared |= tracked.sent.keys()
+        tracked.open = None
+        assert tracked.session.live is None or tracked.session.live.queues().audio_s == 0
         self.collect()
 
     @precondition(lambda self: self.alive)
     @rule(which=_which)
     def attach(self, which: int) -> None:
-        told = self.of(which)
-        if told.session.live is not None and told.session.base_state is not SessionState.STARTING:
-            told.lines.append((told.session.live.connect(RATE), []))
-            self.read(told)
+        tracked = self.of(which)
+        if tracked.session.live is not None and tracked.session.base_state is not SessionState.STARTING:
+            tracked.lines.append((tracked.session.live.connect(RATE), []))
+            self.read(tracked)
 
-    def read(self, told: Told) -> None:
-        for connection, messages in told.lines:
+    def read(self, tracked: Tracked) -> None:
+        for connection, messages in tracked.lines:
             while connection.waiting:
                 messages.append(self.run(connection.take()))
 
     @precondition(lambda self: self.alive)
     @rule(which=_which, times=st.integers(1, 3))
     def stop(self, which: int, times: int) -> None:
-        told = self.of(which)
-        told.stopped = True
+        tracked = self.of(which)
+        tracked.stopped = True
 
         async def stopped() -> None:
-            await asyncio.gather(*(self.world.sessions.stop(told.session) for _ in range(times)))
+            await asyncio.gather(*(self.world.sessions.stop(tracked.session) for _ in range(times)))
 
         self.run(stopped())
-        assert told.session.ended
+        assert tracked.session.ended
         self.collect()
 
     # --- agents and networks
@@ -203,40 +203,40 @@ class Life(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([0.2, 1.0, 4.0, 12.0]))
     def wait(self, seconds: float) -> None:
         self.pass_time(seconds)
-        for told in self.known:
-            self.read(told)
+        for tracked in self.known:
+            self.read(tracked)
 
     # --- what holds at any moment
 
     @invariant()
     def states_follow_the_table(self) -> None:
-        for told in self.known:
+        for tracked in self.known:
             state = SessionState.STARTING
-            for name in self.world.states(told.session):
+            for name in self.world.states(tracked.session):
                 assert SessionState(name) in NEXT[state], f"{state.value} became {name}"
                 state = SessionState(name)
-            assert state is told.session.base_state
+            assert state is tracked.session.base_state
 
     @invariant()
     def segments_begin_once_and_end_once(self) -> None:
-        for told in self.known:
-            started = [one["segment"] for one in self.world.events(told.session, "playback.started")]
-            finished = [one["segment"] for one in self.world.events(told.session, "playback.finished")]
+        for tracked in self.known:
+            started = [one["segment"] for one in self.world.events(tracked.session, "playback.started")]
+            finished = [one["segment"] for one in self.world.events(tracked.session, "playback.finished")]
             assert len(set(started)) == len(started) and len(set(finished)) == len(finished)
-            assert set(finished) <= set(told.sent)
-            if told.session.ended:
-                assert set(finished) == set(told.sent), "what was open is told finished"
+            assert set(finished) <= set(tracked.sent)
+            if tracked.session.ended:
+                assert set(finished) == set(tracked.sent), "what was open is reported finished"
 
     @invariant()
     def an_ended_session_holds_nothing(self) -> None:
-        for told in self.known:
-            session = told.session
+        for tracked in self.known:
+            session = tracked.session
             if not session.ended:
-                assert not told.stopped
+                assert not tracked.stopped
                 continue
             assert session.live is None and session.owner is not None
-            assert session.end_reason == ("stopped" if told.stopped else session.end_reason)
-            if told.stopped:
+            assert session.end_reason == ("stopped" if tracked.stopped else session.end_reason)
+            if tracked.stopped:
                 assert session.base_state is SessionState.STOPPED and session.error is None
             else:
                 assert session.end_reason == "agent_lost" and session.error is not None
@@ -250,13 +250,13 @@ class Life(RuleBasedStateMachine):
 
     @invariant()
     def a_sender_reads_events_in_order_and_the_newest_connection_only(self) -> None:
-        for told in self.known:
-            for _, messages in told.lines:
+        for tracked in self.known:
+            for _, messages in tracked.lines:
                 ids = [message.id for message in messages if getattr(message, "id", None)]
                 assert ids == sorted(set(ids))
                 assert messages[0].type == "hello"
-            open_lines = [connection for connection, _ in told.lines if not connection.closing]
-            assert len(open_lines) <= (0 if told.session.ended else 1)
+            open_lines = [connection for connection, _ in tracked.lines if not connection.closing]
+            assert len(open_lines) <= (0 if tracked.session.ended else 1)
 
     # --- the end
 
@@ -276,19 +276,19 @@ class Life(RuleBasedStateMachine):
             agent.hung = agent.draining = False
             agent.sessions_max = 8
         self.world.rooms.broken = False
-        for told in self.alive:
-            if told.open is not None and told.session.base_state in (SessionState.READY, SessionState.RECOVERING):
-                told.session.running().audio_end()
+        for tracked in self.alive:
+            if tracked.open is not None and tracked.session.base_state in (SessionState.READY, SessionState.RECOVERING):
+                tracked.session.running().audio_end()
         self.pass_time(60.0)
-        self.pass_time(sum(sum(told.sent.values()) for told in self.alive) / RATE)
+        self.pass_time(sum(sum(tracked.sent.values()) for tracked in self.alive) / RATE)
         assert not self.starting, "every start has its answer"
-        for told in self.alive:
-            assert told.session.base_state is SessionState.READY
-            assert told.session.live is not None and told.session.live.quiet, (
-                told.session.live and told.session.live.queues()
+        for tracked in self.alive:
+            assert tracked.session.base_state is SessionState.READY
+            assert tracked.session.live is not None and tracked.session.live.quiet, (
+                tracked.session.live and tracked.session.live.queues()
             )
-            self.nothing_went_unheard(told)
-        sessions = [told.session for told in self.known]
+            self.nothing_went_unheard(tracked)
+        sessions = [tracked.session for tracked in self.known]
         self.run(self.world.aclose())
         assert all(session.ended for session in sessions)
         for url, agent in self.world.agents.items():
@@ -298,19 +298,19 @@ class Life(RuleBasedStateMachine):
             record = self.world.store.records[session.session_id]
             assert record.ended and self.world.store._holder(session.session_id) is None
 
-    def nothing_went_unheard(self, told: Told) -> None:
+    def nothing_went_unheard(self, tracked: Tracked) -> None:
         """Of what was not cleared: the parts that agents played join without a gap, and the last one is whole."""
-        finished = {one["segment"]: one for one in self.world.events(told.session, "playback.finished")}
-        assert finished.keys() == told.sent.keys()
-        for number, samples in told.sent.items():
-            if number in told.cleared:
+        finished = {one["segment"]: one for one in self.world.events(tracked.session, "playback.finished")}
+        assert finished.keys() == tracked.sent.keys()
+        for number, samples in tracked.sent.items():
+            if number in tracked.cleared:
                 continue
             assert not finished[number]["interrupted"]
             assert finished[number]["position_s"] == pytest.approx(samples / RATE, abs=0.002)
             parts = [
                 segment
                 for agent in self.world.agents.values()
-                if (there := agent.sessions.get(told.session.session_id)) and (segment := there.segments.get(number))
+                if (there := agent.sessions.get(tracked.session.session_id)) and (segment := there.segments.get(number))
             ]
             for part in parts:
                 assert set(np.frombuffer(bytes(part.pcm), "<i2").tolist()) <= {number}, "no sample of another segment"
