@@ -130,8 +130,9 @@ def _add_guards(app: FastAPI, settings: Settings, access: Access, metrics: Metri
         Guard,
         access=access,
         metrics=metrics,
-        is_open=open_paths.__contains__,
+        is_open=lambda path: path in open_paths or path.startswith(page.ASSETS),
         uploads=frozenset({avatars.PATH}),
+        page_policy=page.content_policy(settings.livekit.public_url, settings.public_url),
         secure=(settings.public_url or "").startswith("https://"),
     )
     if settings.cors_origins:

@@ -19,12 +19,6 @@ from orchestrator.session.dictation import PAUSE_S
 
 _log = logging.getLogger(__name__)
 _DOCS = "/docs"
-PAGE_POLICY = (
-    "default-src 'self'; connect-src 'self' ws: wss: http: https:; media-src 'self' blob:; img-src 'self' data: blob:; "
-    "worker-src 'self' blob:; style-src 'self'; script-src 'self'; object-src 'none'; base-uri 'none'; "
-    "form-action 'none'; frame-ancestors 'none'"
-)
-"""The page talks to LiveKit, whose address is another host's; everything it runs comes from here."""
 _DOCS_POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
     "object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -47,8 +41,8 @@ _DENIED = frozenset({401, 403, 429})
 class Guard:
     """Refuses HTTP requests that may not be made before anything of them is read. WebSockets are the audio route's own business.
 
-    `is_open` tells by path what needs no key; `uploads` are the paths whose bodies have a limit of their own; `secure` says that
-    clients come over https. A request that breaks is answered `internal_error`.
+    `is_open` tells by path what needs no key; `uploads` are the paths whose bodies have a limit of their own; `page_policy` is the
+    page's Content-Security-Policy; `secure` says that clients come over https. A request that breaks is answered `internal_error`.
     """
 
     def __init__(
@@ -59,12 +53,17 @@ class Guard:
         metrics: Metrics,
         is_open: Callable[[str], bool],
         uploads: frozenset[str],
+        page_policy: str,
         secure: bool,
     ) -> None:
         self._app = app
         self._access = access
         self._metrics = metrics
-        self._headers = {**_HEADERS, **({"Strict-Transport-Security": HSTS} if secure else {})}
+        self._headers = {
+            **_HEADERS,
+            "Content-Security-Policy": page_policy,
+            **({"Strict-Transport-Security": HSTS} if secure else {}),
+        }
         self._is_open = is_open
         self._uploads = uploads
 
@@ -168,9 +167,10 @@ def _id(session_id: str | None) -> str | None:
 
 
 def _add_headers(path: str, headers: MutableHeaders, always: Mapping[str, str]) -> None:
+    if path == _DOCS:
+        headers.setdefault("Content-Security-Policy", _DOCS_POLICY)
     for name, value in always.items():
         headers.setdefault(name, value)
-    headers.setdefault("Content-Security-Policy", _DOCS_POLICY if path == _DOCS else PAGE_POLICY)
     headers.setdefault("X-Frame-Options", "DENY")
     if not headers.get("cache-control"):
         headers["Cache-Control"] = "no-cache"

@@ -7,6 +7,10 @@
 import { ApiError } from "./avatar-client.js";
 import { $ } from "./elements.js";
 
+// By this file's address, so that both come from the same version of the page as it.
+const POSTER = new URL("./poster.jpg", import.meta.url).href;
+const PLACEHOLDER = new URL("./face.svg", import.meta.url).href;
+
 export class Chooser {
   constructor() {
     const query = new URLSearchParams(location.search);
@@ -39,7 +43,7 @@ export class Chooser {
     const isClip = Boolean(file?.type.startsWith("video/"));
     const isPicture = Boolean(file?.type.startsWith("image/"));
     $("poster").hidden = isClip;
-    $("poster").src = isPicture ? this.previewUrl : source === "demo" ? "poster.jpg" : "face.svg";
+    $("poster").src = isPicture ? this.previewUrl : source === "demo" ? POSTER : PLACEHOLDER;
     $("poster-clip").hidden = !isClip;
     if (isClip) $("poster-clip").src = this.previewUrl;
     else $("poster-clip").removeAttribute("src");
