@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -278,7 +278,7 @@ def test_damaged_artefacts_are_made_again(tmp_path: Path, damage: bytes) -> None
 
 
 def test_a_still_head_holds_still(tmp_path: Path) -> None:
-    """The mesh trembles from frame to frame; the made mouth must not."""
+    """The mesh trembles from frame to frame; where a mouth is, and the mouth that is made there, must not."""
     noise = np.random.default_rng(3)
     points = [front() + noise.normal(0, 0.5, (468, 2)).astype(np.float32) for _ in range(10)]
     picture = faces.drawn(front(), SIZE)
@@ -292,6 +292,18 @@ def test_a_still_head_holds_still(tmp_path: Path) -> None:
     assert np.abs(np.diff(centres, axis=0)).mean() < 0.5, (
         "less than the mesh's points; the largest of 18 steps is chance"
     )
+
+    def trembles(mouths: Sequence[Shape]) -> float:
+        """Mean step from frame to frame of the curves, in pixels."""
+        return float(np.abs(np.diff([mouth.curves for mouth in mouths], axis=0)).mean()) * 120
+
+    art = subject[1].artefacts
+    mesh = trembles([mesh_shape(to_mouth(frame, mesh)) for frame, mesh in zip(art.frames, points, strict=True)])
+    assert mesh > 0.5
+    assert trembles(art.poses) < 0.25 * mesh  # 0.12 of it; all of it without smoothing
+    assert trembles(art.rests) < 0.25 * mesh
+    widths = np.array([(mouth.centre, mouth.half) for mouth in art.poses])
+    assert np.abs(np.diff(widths, axis=0)).mean() * 120 < 0.15  # 0.04 px; 0.45 px without
 
 
 def test_rest_feature_and_strange_features(demo: Demo) -> None:

@@ -1,0 +1,254 @@
+"""Lips as they are laid over a frame: whose colours they have, what is seen between them, and where they end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from musetalk_agent.engines.warp.artefacts import Artefacts
+from musetalk_agent.engines.warp.articulation import Articulation
+from musetalk_agent.engines.warp.field import Field, Lattice
+from musetalk_agent.engines.warp.geometry import IL, IU, OL, OU, SAMPLES, Floats
+from musetalk_agent.engines.warp.interior import Palette, softness
+from musetalk_agent.engines.warp.light import LIGHT_AREA, LIGHT_COLS, LIGHT_ROWS
+from musetalk_agent.engines.warp.mouth import Lips, lent_shape, lips_over
+from musetalk_agent.engines.warp.shot import Shot
+from musetalk_agent.engines.warp.teeth import Row
+from musetalk_agent.media import Box
+from tests.musetalk_agent.engines.warp import faces
+
+REST = Articulation(0, 0, 0, 0, 0)
+A, O, E, PRESSED = (  # noqa: E741 - the vowel
+    Articulation(1, 0, 0, 0, 0),
+    Articulation(0.6, -0.5, 1, 0, 0),
+    Articulation(0.3, 1, 0, 0, 0),
+    Articulation(1, 0, 0, 1, 0),
+)
+GREEN = np.array([0, 255, 0], np.float32)
+SIZES = (128, 256, 512, 1080)
+
+
+@dataclass(frozen=True)
+class Mouth:
+    """One shot of a drawn face, and the lips laid over a plain ground."""
+
+    shot: Shot
+    box: Box
+    lips: Lips
+
+    def laid(self, ground: float = 0.0, **changed: object) -> Floats:
+        """The box's pixels, float32 `[h, w, 3]`, of a ground of this level; `changed` are fields of the artefacts."""
+        pixels = np.full((self.box.height, self.box.width, 3), ground, np.float32)
+        art: Artefacts = replace(self.shot.art, **changed)  # type: ignore[arg-type]  # names and types are the caller's
+        replace(self.lips, shot=replace(self.shot, art=art)).lay(pixels)
+        return pixels
+
+    def places(self) -> tuple[Floats, Floats]:
+        """Mouth space of the box's pixels."""
+        x = np.arange(self.box.x0, self.box.x1, dtype=np.float32)[None]
+        return self.shot.places(x, np.arange(self.box.y0, self.box.y1, dtype=np.float32)[:, None])
+
+    def levels(self, level: int) -> Floats:
+        """The target's `v` of one of its curves, per pixel `[h, w]`."""
+        u, _ = self.places()
+        places = self.shot.target.places
+        return np.interp(u.ravel(), places, self.shot.target.curves[level]).reshape(u.shape).astype(np.float32)
+
+
+Maker = Callable[..., Mouth]
+
+
+def closed_points(size: int, eyes: float | None = None) -> faces.Points:
+    points = faces.placed(faces.demo_points(), (0.5 * size, 0.58 * size), eyes or size / 4)
+    down = points[14] - points[13]
+    for index in faces.INNER_LOWER[1:-1]:
+        points[index] -= down
+    return points
+
+
+def over(shot: Shot, box: Box) -> Lips | None:
+    """The lips over `box`, as `render` asks for them."""
+    lattice = Lattice.over(box, shot.frame, max(2, round(0.025 * shot.eyes)))
+    (field,) = Field.between((lent_shape(shot),), shot.target, lattice, shot.art.top, shot.sides)
+    return lips_over(shot, box, lattice, field)
+
+
+@pytest.fixture(scope="module")
+def mouth(tmp_path_factory: pytest.TempPathFactory) -> Maker:
+    """Makes mouths; the face of a size is prepared once."""
+    actors = {}
+
+    def make(act: Articulation, size: int = 256, presence: float = 1.0) -> Mouth:
+        if size not in actors:
+            points = closed_points(size)
+            folder: Path = tmp_path_factory.mktemp("face")
+            actors[size] = faces.opened_with(folder, [faces.drawn(points, (size, size))], [points])[1]
+        actor = actors[size]
+        shot = Shot.of(actor.bundle, actor.artefacts, 0, act, presence)
+        box = shot.bounds(shot.art.top - 0.02, 0.36, 0.66, actor.bundle.box(0))
+        assert box is not None
+        lips = over(shot, box)
+        assert lips is not None
+        return Mouth(shot, box, lips)
+
+    return make
+
+
+def all_green(palette: Palette) -> Palette:
+    """Everything inside green, as no lip is."""
+
+    def row(one: Row) -> Row:
+        return Row(np.concatenate([np.broadcast_to(GREEN, one.tile[..., :3].shape), one.tile[..., 3:]], -1))
+
+    return replace(palette, upper=row(palette.upper), lower=row(palette.lower), tongue=GREEN, dark=GREEN)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("act", [REST, A, O, E], ids=["rest", "a", "o", "e"])
+def test_nothing_of_the_inside_is_seen_outside_the_opening(mouth: Maker, act: Articulation, size: int) -> None:
+    made = mouth(act, size)
+    art = made.shot.art
+    changed = np.abs(made.laid(palette=all_green(art.palette)) - made.laid()).max(2) > 2
+    u, v = made.places()
+    soft = softness(made.shot.eyes) + max(0.008, 1 / made.shot.eyes)  # a third of a cell of the grid, or a pixel
+    target = made.shot.target
+    outside = (v < made.levels(IU) - soft) | (v > made.levels(IL) + soft) | (np.abs(u - target.centre) > target.half)
+    assert not (changed & outside).any()
+    if act is REST:
+        assert not changed.any()
+    else:
+        assert changed.sum() > made.shot.gap * made.shot.eyes**2 * target.half
+
+
+def test_pressed_lips_show_nothing_of_the_inside_though_the_jaw_is_down(mouth: Maker) -> None:
+    made = mouth(PRESSED)
+    assert made.shot.gap == 0
+    assert np.array_equal(made.laid(palette=all_green(made.shot.art.palette)), made.laid())
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("act", [REST, A, O, E], ids=["rest", "a", "o", "e"])
+def test_lips_keep_their_colour_whatever_the_mouth_does(mouth: Maker, act: Articulation, size: int) -> None:
+    made = mouth(act, size)
+    pixels = made.laid()
+    u, v = made.places()
+    target = made.shot.target
+    middle = np.abs(u - target.centre) < 0.4 * target.half
+    for outer, inner in ((OU, IU), (OL, IL)):
+        share = (v - made.levels(outer)) / (made.levels(inner) - made.levels(outer))
+        lip = middle & (share > 0.35) & (share < 0.6)
+        if lip.sum() >= 5:
+            assert np.abs(np.median(pixels[lip], 0) - faces.LIP).max() <= 8
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_what_is_laid_lies_in_its_box_and_is_no_darker_than_black_nor_brighter_than_white(
+    mouth: Maker, size: int
+) -> None:
+    made = mouth(A, size)
+    box, part = made.box, made.lips.part
+    assert box.x0 <= part.x0 < part.x1 <= box.x1 and box.y0 <= part.y0 < part.y1 <= box.y1
+    black, white = made.laid(0.0), made.laid(255.0)
+    assert black.min() >= 0 and white.max() <= 255.5
+    cover = 1 - (white - black) / 255
+    assert cover.min() > -1e-3 and cover.max() < 1 + 1e-3
+    outside = np.ones(cover.shape[:2], bool)
+    outside[part.y0 - box.y0 : part.y1 - box.y0, part.x0 - box.x0 : part.x1 - box.x0] = False
+    assert not black[outside].any()
+    row = round((made.shot.frame @ [made.shot.target.centre, float(made.levels(OU).min()), 1])[1]) - box.y0
+    assert cover[min(row + 3, box.height - 1), box.width // 2].min() > 0.95, "on the lips the reference has taken over"
+    for edge in (np.s_[0], np.s_[-1], np.s_[:, 0], np.s_[:, -1]):
+        assert cover[edge].max() < 0.02
+
+
+def test_the_lips_come_in_with_the_presence(mouth: Maker) -> None:
+    """None of the reference at 0, half of it at 0.25, all of it from 0.5 on."""
+    made = mouth(REST)
+    shares = []
+    for presence in (0.0, 0.25, 0.5, 1.0):
+        one = replace(made, lips=replace(made.lips, shot=replace(made.shot, presence=presence)))
+        one = replace(one, shot=one.lips.shot)
+        shares.append(1 - (one.laid(255.0) - one.laid(0.0)) / 255)
+    assert np.abs(shares[0]).max() < 1e-4
+    assert np.abs(2 * shares[1] - shares[3]).max() < 1e-3
+    assert np.array_equal(shares[2], shares[3])
+
+
+@pytest.mark.parametrize("more", [20.0, -20.0])
+def test_lips_are_as_much_lighter_as_the_pose_is(mouth: Maker, more: float) -> None:
+    made = mouth(REST)
+    plain = np.zeros((1, LIGHT_ROWS, LIGHT_COLS, 3), np.float32)
+    change = made.laid(light=plain + np.float32(more)) - made.laid(light=plain)
+    cover = 1 - (made.laid(255.0) - made.laid(0.0)) / 255
+    _, v = made.places()
+    apart = (v < made.levels(IU) - 0.05) | (v > made.levels(IL) + 0.05)
+    assert apart.any()
+    assert np.abs(change - np.float32(more) * cover)[apart].max() < 0.1
+    lips = cover[..., 0] > 0.99
+    assert change[lips & apart].mean() == pytest.approx(more, abs=0.1)
+
+
+def test_light_of_one_side_falls_on_that_side(mouth: Maker) -> None:
+    """A slope of light across the face is the same slope on the lips, and each colour has its own."""
+    made = mouth(REST)
+    u0, u1, v0, v1 = LIGHT_AREA
+    across = np.linspace(u0, u1, LIGHT_COLS, dtype=np.float32)[None, :, None]
+    down = np.linspace(v0, v1, LIGHT_ROWS, dtype=np.float32)[:, None, None]
+    light = (across * np.array([40, 0, -20], np.float32) + down * np.array([0, 10, 0], np.float32))[None]
+    plain = np.zeros_like(light)
+    change = made.laid(light=light) - made.laid(light=plain)
+    cover = 1 - (made.laid(255.0) - made.laid(0.0)) / 255
+    u, v = made.places()
+    apart = ((v < made.levels(IU) - 0.05) | (v > made.levels(IL) + 0.05)) & (cover[..., 0] > 0.99)
+    wanted = np.stack([40 * u, 10 * v, -20 * u], -1)
+    assert np.abs(change - wanted)[apart].max() < 0.3
+
+
+def test_a_difference_of_light_that_nobody_sees_changes_nothing(mouth: Maker) -> None:
+    made = mouth(A)
+    plain = np.zeros((1, LIGHT_ROWS, LIGHT_COLS, 3), np.float32)
+    assert np.array_equal(made.laid(light=plain + np.float32(0.4)), made.laid(light=plain))
+
+
+def test_the_line_between_closed_lips_has_the_colour_of_the_palette(mouth: Maker) -> None:
+    """It is darkened where the lips were cut apart to open; here they open a little and hide no more than the line."""
+    made = mouth(Articulation(0.05, 0, 0, 0, 0))
+    dark, bright = (
+        made.laid(palette=replace(made.shot.art.palette, line=np.full(3, level, np.float32))) for level in (0, 255)
+    )
+    changed = (bright - dark).max(2) > 2
+    _, v = made.places()
+    near = 0.012 + softness(made.shot.eyes) + 2 / made.shot.eyes
+    assert not (changed & ((v < made.levels(IU) - near) | (v > made.levels(IL) + near))).any()
+
+
+def test_no_lips_are_laid_where_the_box_has_no_mouth(mouth: Maker) -> None:
+    made = mouth(A)
+    forehead = Box(made.box.x0, 0, made.box.x1, 20)
+    assert over(made.shot, forehead) is None
+
+
+def test_lips_end_at_the_face_s_outline(mouth: Maker) -> None:
+    """In a face whose right half ends at the mouth's middle nothing is laid beyond it."""
+    made = mouth(A)
+    sides = np.array([[0.7, 0.1]], np.float32)
+    shot = replace(made.shot, art=replace(made.shot.art, sides=sides))
+    lips = over(shot, made.box)
+    assert lips is not None
+    cut = Mouth(shot, made.box, lips)
+    u, _ = cut.places()
+    cover = (1 - (cut.laid(255.0) - cut.laid(0.0)) / 255).max(2)
+    away = u - shot.target.centre
+    assert cover[away > 0.1 + 0.03].max() < 0.02
+    assert cover[(away < 0) & (away > -0.1)].max() > 0.99
+
+
+def test_the_shape_that_is_lent_is_cut_open_as_far_as_it_is_shown(mouth: Maker) -> None:
+    gaps = [lent_shape(mouth(act).shot).opening for act in (REST, E, A)]
+    assert gaps[0] <= gaps[1] <= gaps[2]
+    curves = lent_shape(mouth(A).shot).curves
+    assert (np.diff(curves[:, SAMPLES // 2]) >= 0).all()
