@@ -18,6 +18,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import ColorPrimaries, ColorTrc, Interpolation, VideoReformatter
 
 from musetalk_agent.avatars.tone import HDR, ToneMap, maps
+from musetalk_agent.avatars.yuva import is_yuva, laid_on_white
 from musetalk_agent.errors import AvatarUndecodable
 from musetalk_agent.media import Pixels
 
@@ -145,6 +146,8 @@ class Upright:
         wanted = turn.size(size)
         if self._aspect == 1 and all(0 <= a - b <= 1 for a, b in zip((shown.width, shown.height), wanted, strict=True)):
             wanted = (shown.width, shown.height)
+        if is_yuva(frame) and not maps(frame.color_trc, frame.color_primaries):
+            frame = laid_on_white(frame, (frame.width, frame.height) if self._aperture is not None else wanted)
         if any(part.is_alpha for part in frame.format.components):
             pixels = self._on_white(frame)
         elif self._aperture is None:

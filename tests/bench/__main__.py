@@ -23,6 +23,7 @@ BENCHES: dict[str, Callable[[int], Awaitable[list[Figure]]]] = {
     "session_cost": session_cost.session_cost,
     "voices": voices.voices,
     "preparation": lambda _: preparation.preparation(),
+    "largest": lambda _: preparation.largest(),
 }
 
 
