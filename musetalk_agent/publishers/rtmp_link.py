@@ -148,10 +148,13 @@ class RtmpLink:
             self._send(wire.chunks(farewell) + wire.chunks(delete), time.monotonic() + _POLL_S)
 
     def abort(self) -> None:
-        """Makes whatever call is under way fail at once; from any thread."""
+        """Makes whatever call is under way, or comes later, fail at once; from any thread, also before `open`."""
         self._aborted = True
-        with contextlib.suppress(OSError, AttributeError):
-            socket.socket.shutdown(self._plain, socket.SHUT_RDWR)  # type: ignore[arg-type]  # None is suppressed
+        if (plain := self._plain) is not None:
+            with contextlib.suppress(OSError):
+                socket.socket.shutdown(
+                    plain, socket.SHUT_RDWR
+                )  # of a TLS socket too: its own would end the encryption only
 
     def close(self) -> None:
         """Frees the socket. Idempotent."""

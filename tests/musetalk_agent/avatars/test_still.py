@@ -138,3 +138,39 @@ def test_a_closed_lid_is_skin_however_near_the_brow(brow_gap: float) -> None:
 def test_what_shows_no_iris_does_not_blink() -> None:
     picture, points = drawn_eyes(1.0, iris=False)
     assert np.array_equal(Blink(picture, points).closed(1.0), picture)
+
+
+def test_eyes_too_small_for_a_lid_do_not_blink() -> None:
+    """Under 8 pixels of width nothing of a lid would be seen."""
+    picture, points = drawn_eyes(1.0, iris=True)
+    small = cv2.resize(picture, None, fx=0.125, fy=0.125, interpolation=cv2.INTER_AREA)
+    assert np.array_equal(Blink(np.asarray(small, np.uint8), points * 0.125).closed(1.0), small)
+    half = cv2.resize(picture, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+    assert not np.array_equal(Blink(np.asarray(half, np.uint8), points * 0.5).closed(1.0), half)
+
+
+@pytest.mark.parametrize(
+    "cut", [np.s_[82:], np.s_[:, 60:], np.s_[:92], np.s_[:, :245]], ids=["top", "left", "bottom", "right"]
+)
+def test_an_eye_that_the_picture_cuts_stays_open_and_the_other_blinks_where_it_is_whole(cut: object) -> None:
+    picture, points = drawn_eyes(1.0, iris=True)
+    part = np.ascontiguousarray(picture[cut])  # type: ignore[index]  # a slice of pixels
+    rows, columns = cut if isinstance(cut, tuple) else (cut, slice(None))
+    moved = points - np.array([columns.start or 0, rows.start or 0], np.float32)  # type: ignore[union-attr]  # the same
+    shut = Blink(part, moved).closed(1.0)
+    changed = np.flatnonzero((shut != part).any((0, 2))) + (columns.start or 0)  # type: ignore[union-attr]  # the same
+    if isinstance(cut, tuple):
+        assert changed.size and (changed > 150).all() if columns.start else (changed < 150).all()
+    else:
+        assert not changed.size
+
+
+def test_an_eye_of_a_few_pixels_counts_as_seen() -> None:
+    """Between its lids lies no whole pixel that could be judged: it blinks as others do."""
+    picture, points = drawn_eyes(1.0, iris=False)
+    for scale in np.arange(0.14, 0.4, 0.01):
+        small = np.asarray(cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), np.uint8)
+        thin = points * np.float32(scale)
+        thin[:, 1] = thin[:, 1].mean() + (thin[:, 1] - thin[:, 1].mean()) * np.float32(0.3)
+        made = Blink(small, thin).closed(1.0)
+        assert made.shape == small.shape and made.dtype == np.uint8

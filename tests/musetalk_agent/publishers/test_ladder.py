@@ -7,7 +7,7 @@ import pytest
 from musetalk_agent.protocol.http import PublisherMode as Mode
 from musetalk_agent.publishers import ladder_words as w
 from musetalk_agent.publishers.ladder_words import Act, Event, Rung, State, Ways
-from tests.musetalk_agent.publishers.ladder_stand import ALONE, BESIDE, INGRESS, PLAIN, TICK_S, begun, reach
+from tests.musetalk_agent.publishers.ladder_stand import ALONE, BESIDE, INGRESS, PLAIN, TICK_S, Stand, begun, reach
 
 S, E, A = State, Event, Act
 TABLE: list[tuple[State, Ways, Event, State, list[Act]]] = [
@@ -232,3 +232,70 @@ def test_a_stream_beside_has_heard_everything_already() -> None:
     assert A.REWIND not in made.after(TICK_S, w.DEAD_S) and made.ladder.rung is Rung.RTMP
     made.on(Event.PROBE_OK, Event.JOINED)
     assert A.CLOSE_STREAM not in made.after(TICK_S) and made.state is S.WEBRTC
+
+
+def test_the_room_s_connection_that_broke_is_tried_by_whip_once_and_not_again() -> None:
+    made = reach(S.WHIP, ALONE)
+    made.on(E.WHIP_DOWN)
+    assert made.state is S.JOINING
+    assert made.on(E.JOIN_BROKE) == [] and made.state is S.WAITING
+    made = begun(Ways(rtmp=True))
+    assert made.on(E.JOIN_BROKE) == [A.OPEN_STREAM] and made.ladder.reason == "join_broke"
+
+
+def test_whip_that_ends_goes_on_by_rtmp_where_there_is_one() -> None:
+    made = begun(PLAIN)
+    made.on(E.JOIN_BROKE, E.WHIP_UP)
+    assert made.on(E.WHIP_DOWN) == [A.CLOSE_WHIP, A.REWIND, A.OPEN_STREAM]
+    assert made.state is S.RTMP_OPENING and made.ladder.reason == "whip_lost"
+
+
+def test_a_room_that_dies_while_its_stream_opens_is_left_for_it() -> None:
+    made = reach(S.MOVING, PLAIN)
+    assert made.after(TICK_S, w.DEAD_S - 0.5) == [] and made.state is S.MOVING
+    assert made.after(TICK_S, w.DEAD_S) == [A.REWIND, A.LEAVE_ROOM, A.OPEN_STREAM]
+    assert made.state is S.RTMP_OPENING and made.ladder.reason == "transport_silent"
+
+
+def test_a_late_join_is_left_while_the_room_is_not_trusted() -> None:
+    made = reach(S.SETTLING, PLAIN)
+    made.after(TICK_S)
+    assert made.state is S.WEBRTC
+    made.after(TICK_S, w.DEAD_S)
+    made.on(E.STREAM_UP)
+    assert made.state is S.RTMP and made.on(E.JOINED) == [A.LEAVE_ROOM] and made.state is S.RTMP
+    made.after(w.BACK_OFF_S[0] + 1)
+    assert made.on(E.JOINED) == [] and made.state is S.SETTLING
+
+
+@pytest.mark.parametrize(
+    ("made", "mode", "acts", "then"),
+    [
+        pytest.param(reach(S.WEBRTC, BESIDE), Mode.RTMP, [A.OPEN_STREAM], S.MOVING, id="the stream opens first"),
+        pytest.param(reach(S.WHIP, ALONE), Mode.RTMP, [A.CLOSE_WHIP, A.REWIND, A.OPEN_STREAM], S.RTMP_OPENING, id="WHIP"),
+        pytest.param(reach(S.DRAINING, INGRESS), Mode.RTMP, [], S.RTMP, id="the return is called off"),
+        pytest.param(reach(S.DRAINING, INGRESS), Mode.WEBRTC, [], S.DRAINING, id="it returns already"),
+        pytest.param(reach(S.MOVING, PLAIN), Mode.WEBRTC, [A.CLOSE_STREAM], S.WEBRTC, id="the move is called off"),
+        pytest.param(reach(S.SETTLING, PLAIN), Mode.RTMP, [A.LEAVE_ROOM], S.RTMP, id="it stays"),
+    ],
+)  # fmt: skip
+def test_a_mode_that_forbids_where_the_ladder_stands_or_goes(
+    made: Stand, mode: Mode, acts: list[Act], then: State
+) -> None:
+    assert (made.mode(mode), made.state) == (acts, then)
+
+
+def test_a_stream_that_is_there_takes_over_at_once_when_it_is_asked_for() -> None:
+    made = reach(S.SUSPECT, PLAIN)
+    made.on(E.STREAM_UP)
+    assert made.mode(Mode.RTMP) == [A.REWIND, A.LEAVE_ROOM] and made.state is S.RTMP
+    beside = reach(S.SUSPECT, BESIDE)
+    beside.on(E.STREAM_UP)
+    assert beside.mode(Mode.RTMP) == [A.LEAVE_ROOM] and beside.state is S.RTMP, "it has had all of it already"
+
+
+def test_a_room_that_is_joined_after_the_mode_forbade_it_is_left() -> None:
+    made = reach(S.JOINING, INGRESS)
+    assert made.mode(Mode.RTMP) == [] and made.state is S.JOINING, "a join cannot be called off"
+    assert made.on(E.JOINED) == [A.LEAVE_ROOM] and made.state is S.LEAVING
+    assert made.on(E.ROOM_LEFT) == [A.OPEN_STREAM] and made.ladder.reason == "mode"

@@ -17,7 +17,7 @@ from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.tts import framing
 from orchestrator.tts.link import WorkerLink
 from orchestrator.tts.local import LocalSynthesizer
-from orchestrator.tts.process import SpeechWorker, backoff_s
+from orchestrator.tts.process import SpeechWorker, SpokenPart, backoff_s
 from orchestrator.tts.voices import Voices
 from tests.waiting import NEVER_S, until, wait_until
 
@@ -264,6 +264,42 @@ async def test_cancelled_parts_are_never_made(scripted: SpeechWorker) -> None:
 
 
 @pytest.mark.voice
+async def test_opening_twice_starts_one_worker(scripted: SpeechWorker) -> None:
+    await asyncio.gather(scripted.open(), scripted.open())
+    try:
+        pid = scripted.pid
+        await scripted.open()
+        assert scripted.pid == pid and scripted.statistics.starts == 1
+        assert (await scripted.submit("x:y", "hello")).sample_rate == 16000
+    finally:
+        await scripted.aclose()
+
+
+@pytest.mark.parametrize("text", ["hello", "refuse", "die"])
+async def test_what_is_cancelled_while_it_is_made_is_dropped_and_the_next_is_spoken(
+    scripted: SpeechWorker, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    """Also where it would have failed."""
+    await scripted.open()
+    real = WorkerLink.exchange
+    dropped: list[asyncio.Future[SpokenPart]] = []
+
+    async def cancels(link: WorkerLink, header: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+        for result in dropped:
+            result.cancel()
+        return await real(link, header)
+
+    monkeypatch.setattr(WorkerLink, "exchange", cancels)
+    try:
+        async with asyncio.timeout(NEVER_S):
+            dropped.append(scripted.submit("x:y", text))
+            assert (await scripted.submit("x:y", "hello")).pcm == bytes(320)
+        assert dropped[0].cancelled()
+        assert scripted.statistics.parts == (2 if text == "hello" else 1)
+    finally:
+        await scripted.aclose()
+
+
 def test_the_worker_leaves_when_its_core_is_killed() -> None:
     program = (
         f"import subprocess; p = subprocess.Popen({list(COMMAND)!r}, stdin=-1, stdout=-1); print(p.pid, flush=True); "

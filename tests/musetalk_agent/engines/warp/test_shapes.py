@@ -143,3 +143,15 @@ def test_a_dark_band_on_closed_lips_is_no_opening(below: float, half: float) -> 
     found = refine(mesh, frame, picture)
     assert gap(found) == 0
     assert abs(float(found.curves[IU][MIDDLE] - mesh.curves[IU][MIDDLE])) < 0.035
+
+
+def test_lips_without_any_height_are_refined_without_a_colour_of_their_own() -> None:
+    """A mesh whose upper lip is a line leaves no pixel to take the lip's colour from; the opening it sees stays."""
+    points = faces.opened(faces.placed(faces.demo_points(), (240, 280), 120), 0.12)
+    shape, frame = mesh_shape(to_mouth(eye_frame(points), points)), eye_frame(points)
+    curves = shape.curves.copy()
+    curves[OU], curves[OL] = curves[IU], curves[IL]
+    flat = Shape(shape.centre, shape.half, curves)
+    refined = refine(flat, frame, faces.drawn(points, (480, 480), teeth=True))
+    assert np.isfinite(refined.curves).all() and (np.diff(refined.curves, axis=0) >= -1e-6).all()
+    assert refined.opening == pytest.approx(shape.opening, abs=0.06)
