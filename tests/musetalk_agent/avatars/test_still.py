@@ -163,14 +163,3 @@ def test_an_eye_that_the_picture_cuts_stays_open_and_the_other_blinks_where_it_i
         assert changed.size and (changed > 150).all() if columns.start else (changed < 150).all()
     else:
         assert not changed.size
-
-
-def test_an_eye_of_a_few_pixels_counts_as_seen() -> None:
-    """Between its lids lies no whole pixel that could be judged: it blinks as others do."""
-    picture, points = drawn_eyes(1.0, iris=False)
-    for scale in np.arange(0.14, 0.4, 0.01):
-        small = np.asarray(cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), np.uint8)
-        thin = points * np.float32(scale)
-        thin[:, 1] = thin[:, 1].mean() + (thin[:, 1] - thin[:, 1].mean()) * np.float32(0.3)
-        made = Blink(small, thin).closed(1.0)
-        assert made.shape == small.shape and made.dtype == np.uint8

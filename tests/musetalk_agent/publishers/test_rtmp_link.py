@@ -68,6 +68,15 @@ def test_a_wait_ends_when_another_thread_ends_the_link() -> None:
     assert len(ended) == 1 and isinstance(ended[0], ConnectionError) and not isinstance(ended[0], TimeoutError)
 
 
+def test_a_link_that_is_ended_between_sending_and_waiting_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    with server(silent) as address:
+        link = RtmpLink(address)
+        monkeypatch.setattr(link, "_send", lambda data: link.abort())
+        with pytest.raises(ConnectionAbortedError, match="ended on our side"):
+            link.open()
+        link.close()
+
+
 def test_a_server_of_another_protocol_is_named() -> None:
     def http(connection: socket.socket, over: threading.Event) -> None:
         connection.recv(1537)
