@@ -19,16 +19,8 @@ _ENDS_WITHIN_S = 60.0
 
 def parser() -> argparse.ArgumentParser:
     """Every subcommand with its options."""
-    from musetalk_agent.tools import (
-        build_engine,
-        convert_weights,
-        fetch_models,
-        measure_sync,
-        monitor,
-        prepare,
-        profile,
-        render,
-    )
+    from musetalk_agent.measure import measure_sync, profile
+    from musetalk_agent.tools import build_engine, convert_weights, fetch_models, monitor, prepare, render
 
     top = argparse.ArgumentParser(prog="musetalk-agent", description="Renders talking avatars into LiveKit rooms.")
     top.add_argument("--version", action="version", version=f"musetalk-agent {VERSION}")

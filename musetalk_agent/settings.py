@@ -42,3 +42,12 @@ class AgentSettings(BaseSettings):
     open_metrics: bool = Field(default=False, validation_alias=AliasChoices("AGENT_OPEN_METRICS", "open_metrics"))
     log_level: str = "INFO"
     drain_s: float = Field(default=25.0, ge=0, le=600, validation_alias=AliasChoices("AGENT_DRAIN_S", "drain_s"))
+
+
+def offline_settings() -> AgentSettings:
+    """The agent's settings from the environment, for commands that listen on no port and so need no key.
+
+    Raises:
+        pydantic.ValidationError: a variable has an impossible value.
+    """
+    return AgentSettings(agent_api_key=SecretStr("offline"))

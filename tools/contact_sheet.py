@@ -29,7 +29,7 @@ from musetalk_agent.engines.warp.engine import WarpActor
 from musetalk_agent.features.visemes import VisemeFeatures
 from musetalk_agent.media import Feature, Pixels
 from musetalk_agent.protocol.http import AvatarSource, Picture
-from musetalk_agent.tools.sound import SoundFile, mono
+from musetalk_agent.tools.audio_file import SoundFile, mono
 from musetalk_agent.weights import Manifest, ModelStore
 
 ROOT = Path(__file__).resolve().parent.parent

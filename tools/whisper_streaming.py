@@ -22,8 +22,17 @@ from transformers import WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from musetalk_agent.engines.musetalk.whisper import AudioEncoder, hidden_states
-from musetalk_agent.features.whisper import END, POSITIONS, WhisperFeatures
-from musetalk_agent.features.whisper_mel import HOP, REACH, SILENCE, WINDOW, columns, scaled
+from musetalk_agent.features.whisper_features import (
+    END,
+    HOP,
+    POSITIONS,
+    REACH,
+    SILENCE,
+    WINDOW,
+    WhisperFeatures,
+    columns,
+    scaled,
+)
 
 RATE, FPS, FRAME, STEP = 16_000, 25, 640, 320
 SEGMENT = 30 * RATE

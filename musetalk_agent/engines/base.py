@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from musetalk_agent.avatars.bundle import Bundle
-from musetalk_agent.features.base import FeatureExtractor
+from musetalk_agent.features.extractor import FeatureExtractor
 from musetalk_agent.media import Feature, Patch
 
 Progress = Callable[[int, int], None]

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from musetalk_agent.features.base import Detector, FeatureExtractor, FeatureStream
-from musetalk_agent.features.coarticulation import CueTrack
+from musetalk_agent.features.articulation import CueTrack
+from musetalk_agent.features.extractor import Detector, FeatureExtractor, FeatureStream
 from musetalk_agent.media import FEATURE_RATE, Cue, Feature, Pcm, frame_start, frames_begun
 
 HOLD_S = 0.5

@@ -11,8 +11,8 @@ from collections.abc import Callable
 import numpy as np
 
 from musetalk_agent.features import melspec
+from musetalk_agent.features.articulation import SILENCE
 from musetalk_agent.features.mouth_network import MouthNetwork
-from musetalk_agent.features.phonemes import SILENCE
 from musetalk_agent.media import FEATURE_RATE, Pcm
 from musetalk_agent.resample import Resampler
 

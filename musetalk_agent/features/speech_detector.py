@@ -13,9 +13,8 @@ from collections import deque
 import numpy as np
 from numpy.typing import NDArray
 
-from musetalk_agent.features.ear import PAST as _PAST
-from musetalk_agent.features.ear import Ear, Heard
-from musetalk_agent.features.mouth_network import STEP, MouthNetwork, default_weights
+from musetalk_agent.features.mouth_network import PAST as _PAST
+from musetalk_agent.features.mouth_network import STEP, Ear, Heard, MouthNetwork, default_weights
 from musetalk_agent.media import Pcm
 
 LEVEL_DBFS = -55.0

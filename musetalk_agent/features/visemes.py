@@ -14,11 +14,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from musetalk_agent.features.coarticulation import CueTrack
-from musetalk_agent.features.ear import PAST as _PAST
-from musetalk_agent.features.ear import Ear
-from musetalk_agent.features.mouth_network import LOOKAHEAD_MS, STEP, LipsRun, MouthNetwork, default_weights
-from musetalk_agent.features.phonemes import CLOSURE, HOLD, JAW, ROUNDING, SILENCE, TABLE, TUCK, WIDTH
+from musetalk_agent.features.articulation import CLOSURE, HOLD, JAW, ROUNDING, SILENCE, TABLE, TUCK, WIDTH, CueTrack
+from musetalk_agent.features.mouth_network import LOOKAHEAD_MS, STEP, Ear, LipsRun, MouthNetwork, default_weights
+from musetalk_agent.features.mouth_network import PAST as _PAST
 from musetalk_agent.features.speech_detector import SpeechDetector
 from musetalk_agent.media import FEATURE_RATE, Cue, Feature, Pcm, frame_start, frames_begun
 

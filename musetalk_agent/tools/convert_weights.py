@@ -17,7 +17,7 @@ from musetalk_agent.engines.musetalk import files
 from musetalk_agent.engines.musetalk.copies import HALVES, MARK, Half, copy_path, fingerprint, problem_of
 from musetalk_agent.engines.musetalk.files import Part
 from musetalk_agent.errors import AgentError, WeightsInvalid, WeightsMissing
-from musetalk_agent.tools.offline import offline_settings
+from musetalk_agent.settings import offline_settings
 from musetalk_agent.weights import sha256_of
 
 if TYPE_CHECKING:

@@ -26,10 +26,9 @@ from musetalk_agent.protocol.http import DEMO_AVATAR_ID, AgentStartRequest, Avat
 from musetalk_agent.protocol.messages import PlaybackFinished, SegmentEnd, SegmentStart
 from musetalk_agent.publishers.file import FilePublisher, Film, FilmSound
 from musetalk_agent.session import ENDED, Session
-from musetalk_agent.settings import AgentSettings
-from musetalk_agent.tools.offline import offline_settings
+from musetalk_agent.settings import AgentSettings, offline_settings
+from musetalk_agent.tools.audio_file import SoundFile, SoundUnreadable
 from musetalk_agent.tools.prepare import prepare_clip
-from musetalk_agent.tools.sound import SoundFile, SoundUnreadable
 
 _AHEAD_S = 1.0
 """Sound in hand ahead of the voice: past what any engine looks ahead, little to hold in memory."""

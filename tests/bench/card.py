@@ -140,7 +140,7 @@ def _variants(bench: Bench) -> list[Figure]:
     from musetalk_agent.engines.musetalk.engine import MuseTalkEngine
     from musetalk_agent.engines.musetalk.graphs import card_for
     from musetalk_agent.engines.musetalk.runner import Runner
-    from musetalk_agent.features.whisper import rest
+    from musetalk_agent.features.whisper_features import rest
 
     size = 2 if bench.tiny else 8
     engine = MuseTalkEngine(bench.models, bench.options(buckets=(size,)))

@@ -20,7 +20,7 @@ from musetalk_agent.engines.base import PatchRequest
 from musetalk_agent.engines.batcher import Batcher
 from musetalk_agent.engines.musetalk.artefacts import Artefacts
 from musetalk_agent.engines.musetalk.profiles import BUCKETS, bucket_of
-from musetalk_agent.features.whisper import WhisperFeatures, rest
+from musetalk_agent.features.whisper_features import WhisperFeatures, rest
 from musetalk_agent.media import Feature, Patch
 from tests.bench.figures import Figure, percentile
 from tests.bench.shop import drawn

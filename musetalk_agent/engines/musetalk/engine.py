@@ -33,8 +33,8 @@ from musetalk_agent.engines.musetalk.unet import FoldedUNet
 from musetalk_agent.engines.musetalk.vae import FACE, FaceEncoder, PatchDecoder, TinyDecoder
 from musetalk_agent.engines.musetalk.whisper import AudioEncoder
 from musetalk_agent.errors import EngineUnavailable, WeightsMissing
-from musetalk_agent.features.base import FeatureExtractor
-from musetalk_agent.features.whisper import WhisperFeatures, rest
+from musetalk_agent.features.extractor import FeatureExtractor
+from musetalk_agent.features.whisper_features import WhisperFeatures, rest
 from musetalk_agent.media import Patch, Pixels
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.models.whisper.modeling_whisper import WhisperEncoder, WhisperEncoderLayer
 
-from musetalk_agent.features.whisper import BEGIN, END, HEARD, MEL_COLUMNS, PLACE, PLACES, POSITIONS, TARGET
+from musetalk_agent.features.whisper_features import BEGIN, END, HEARD, MEL_COLUMNS, PLACE, PLACES, POSITIONS, TARGET
 
 
 def hidden_states(encoder: WhisperEncoder, mel: Tensor, present: Tensor, places: Tensor, rows: slice) -> Tensor:

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from musetalk_agent.features.base import FeatureExtractor
+from musetalk_agent.features.articulation import CLOSURE, JAW
+from musetalk_agent.features.extractor import FeatureExtractor
 from musetalk_agent.features.listening import HOLD_S, Listening
-from musetalk_agent.features.phonemes import CLOSURE, JAW
 from musetalk_agent.features.visemes import VisemeFeatures
-from musetalk_agent.features.whisper import TARGET, WhisperFeatures
+from musetalk_agent.features.whisper_features import TARGET, WhisperFeatures
 from musetalk_agent.media import Cue, Feature, frames_begun
 from tests.musetalk_agent.features.test_speech_detector import peak, spoken
 

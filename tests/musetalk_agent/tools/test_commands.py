@@ -11,8 +11,9 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from musetalk_agent.measure import profile
 from musetalk_agent.protocol.http import AvatarReport, AvatarWarning
-from musetalk_agent.tools import build_engine, fetch_models, prepare, stages
+from musetalk_agent.tools import build_engine, fetch_models, prepare
 from musetalk_agent.weights import Manifest, ModelFile, ModelStore, UrlSource
 
 
@@ -165,8 +166,8 @@ def test_what_ends_a_fetch_is_told_in_a_line(
 
 
 def test_the_buzz_of_a_measurement_is_one_sound_however_it_is_cut() -> None:
-    whole = stages._buzz(0, 16_000)
-    parts = [stages._buzz(at, min(16_000, at + 641)) for at in range(0, 16_000, 641)]
+    whole = profile._buzz(0, 16_000)
+    parts = [profile._buzz(at, min(16_000, at + 641)) for at in range(0, 16_000, 641)]
     np.testing.assert_array_equal(np.concatenate(parts), whole)
     quarters = np.abs(whole.astype(float)).reshape(4, 8, 500).mean(axis=2)  # four syllables
     assert (quarters[:, 0] < 0.3 * quarters[:, 4]).all() and 5000 < np.abs(whole).max() < 32_767

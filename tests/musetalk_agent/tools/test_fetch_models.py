@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from musetalk_agent.tools import downloads, fetch_models
-from musetalk_agent.tools.downloads import FetchFailed, Network
+from musetalk_agent.tools import fetch_models
+from musetalk_agent.tools.fetch_models import FetchFailed, Network
 from musetalk_agent.weights import HubSource, Manifest, ModelFile, ModelStore, UrlSource
 
 BODY = bytes(range(256)) * 100
@@ -124,7 +124,7 @@ def test_a_dead_host_is_tried_again_and_then_told(tmp_path: Path) -> None:
 
 
 def test_hub_files_need_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(downloads.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(fetch_models.importlib.util, "find_spec", lambda name: None)
     store = store_of(tmp_path, "http://127.0.0.1:1/")
     entry = store.manifest.entries["net/a.bin"].model_copy(
         update={"source": HubSource(kind="hub", repo="a/b", revision="main", file="c")}

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("huggingface_hub", exc_type=ImportError)
 
 from musetalk_agent.tools import fetch_models
-from musetalk_agent.tools.downloads import FetchFailed, Network, from_hub
+from musetalk_agent.tools.fetch_models import FetchFailed, Network, from_hub
 from musetalk_agent.weights import HubSource, Manifest, ModelFile, ModelStore
 from tests.fakes.hub import COMMIT, serving_hub
 

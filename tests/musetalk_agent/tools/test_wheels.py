@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from musetalk_agent.tools import downloads, fetch_models
-from musetalk_agent.tools.downloads import FetchFailed, Network, Unreachable
+from musetalk_agent.tools import fetch_models
+from musetalk_agent.tools.fetch_models import FetchFailed, Network, Unreachable
 from musetalk_agent.weights import Manifest, ModelFile, ModelStore, UrlSource, WheelSource
 
 CONTENT = {"face/net.tflite": b"a network", "face/mesh.tflite": b"a mesh of points"}
@@ -51,7 +51,7 @@ def installer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "    (target / name).parent.mkdir(parents=True, exist_ok=True)\n"
         "    (target / name).write_bytes(content)\n"
     )
-    monkeypatch.setattr(downloads, "_installer", lambda: [sys.executable, str(program)])
+    monkeypatch.setattr(fetch_models, "_installer", lambda: [sys.executable, str(program)])
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     return asked
 
@@ -96,7 +96,7 @@ def test_what_is_not_kept_is_deleted_and_what_was_there_stays(tmp_path: Path, co
     old.write_bytes(b"an older one")
     made.write_bytes(content)
     with pytest.raises(FetchFailed, match="it was not kept"):
-        downloads.place(store, wanted, made)
+        fetch_models.place(store, wanted, made)
     assert not made.exists() and old.read_bytes() == b"an older one"
     assert list(old.parent.iterdir()) == [old]
 
@@ -127,9 +127,9 @@ def test_pip_installs_else_uv_and_without_both_it_says_so(
     monkeypatch.setattr(shutil, "which", lambda name: "/opt/uv" if uv else None)
     if begins is None:
         with pytest.raises(FetchFailed, match="neither pip nor uv is there"):
-            downloads._installer()
+            fetch_models._installer()
         return
-    command = downloads._installer()
+    command = fetch_models._installer()
     assert command[: len(begins)] == begins and command[-2:] == ["--only-binary", ":all:"]
 
 
@@ -141,15 +141,15 @@ def test_a_transfer_is_tried_again_after_each_pause_and_then_given_up_with_the_r
         nonlocal tries
         tries += 1
         if tries <= failures:
-            raise downloads._Interrupted("the line broke")
+            raise fetch_models._Interrupted("the line broke")
 
     wanted = ModelFile(
         name="a", group="g", source=UrlSource(kind="url", url="http://x"), licence="MIT", needed_by="a test"
     )
     network = Network(pauses_s=(1.0, 2.0), pause=paused.append)
     if failures < 3:
-        downloads._tried(attempt, wanted, network)
+        fetch_models._tried(attempt, wanted, network)
     else:
         with pytest.raises(Unreachable, match="a could not be fetched: the line broke; run the command again"):
-            downloads._tried(attempt, wanted, network)
+            fetch_models._tried(attempt, wanted, network)
     assert tries == min(3, failures + 1) and paused == [1.0, 2.0][:failures]

@@ -17,7 +17,7 @@ from musetalk_agent.engines.musetalk.network import Network, positions  # noqa: 
 from musetalk_agent.engines.musetalk.unet import FoldedUNet  # noqa: E402
 from musetalk_agent.engines.musetalk.vae import PatchDecoder, to_pixels  # noqa: E402
 from musetalk_agent.engines.musetalk.whisper import AudioEncoder  # noqa: E402
-from musetalk_agent.features.whisper import WhisperFeatures  # noqa: E402
+from musetalk_agent.features.whisper_features import WhisperFeatures  # noqa: E402
 from tests.fakes.weights import unet_config, vae_config, write_models  # noqa: E402
 from tests.musetalk_agent.engines.musetalk.models import CPU, difference, inputs, plain  # noqa: E402
 from tests.reference.network import PlainNetwork, position_table  # noqa: E402

@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 
 from musetalk_agent.errors import WeightsMissing
-from musetalk_agent.tools import measure_sync
-from musetalk_agent.tools.lag import Lag
-from musetalk_agent.tools.lse import LipSync
-from musetalk_agent.tools.measure_sync import Verdict, _problem, add_arguments
-from musetalk_agent.tools.mouth_tracks import FilmUnreadable, MouthTrack
-from musetalk_agent.tools.sound import SoundUnreadable
+from musetalk_agent.measure import measure_sync
+from musetalk_agent.measure.lse import LipSync
+from musetalk_agent.measure.measure_sync import Lag, Verdict, _problem, add_arguments
+from musetalk_agent.measure.mouth_tracks import FilmUnreadable, MouthTrack
+from musetalk_agent.tools.audio_file import SoundUnreadable
 
 GOOD = Lag(0.0404, 0.812, 0.9004)
 

@@ -18,12 +18,13 @@ import pytest
 from numpy.typing import NDArray
 
 from musetalk_agent.errors import WeightsInvalid
+from musetalk_agent.measure import lse
+from musetalk_agent.measure.lse import mfcc
+from musetalk_agent.measure.mouth_tracks import Faces
 from musetalk_agent.media import Pcm, Pixels
-from musetalk_agent.tools import lse, render
-from musetalk_agent.tools.mfcc import mfcc
-from musetalk_agent.tools.mouth_tracks import Faces
+from musetalk_agent.tools import render
 from musetalk_agent.weights import Manifest, ModelStore, default_models_dir
-from tests.musetalk_agent.tools.test_measure_sync import run, speech
+from tests.musetalk_agent.measure.test_measure_sync import run, speech
 from tests.musetalk_agent.tools.test_render import write_wav
 
 if TYPE_CHECKING:
@@ -145,7 +146,7 @@ def random_state() -> dict[str, Tensor]:
     """Random weights under upstream's names, without the counters that PyTorch before 0.4 did not write."""
     torch = pytest.importorskip("torch")
     pytest.importorskip("safetensors")
-    from musetalk_agent.tools.syncnet import SyncNet
+    from musetalk_agent.measure.syncnet import SyncNet
 
     with torch.device("meta"):
         shapes = {name: tuple(value.shape) for name, value in SyncNet().state_dict().items()}
@@ -176,7 +177,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_network_is_upstream_s(weights: Path) -> None:
     """Names and shapes of its weights, and what it makes of noise: as `SyncNetModel.S` with the same weights."""
-    from musetalk_agent.tools.syncnet import embed_lips, embed_voice, load
+    from musetalk_agent.measure.syncnet import embed_lips, embed_voice, load
 
     net = load(weights)
     told = "\n".join(f"{name} {list(value.shape)}" for name, value in net.state_dict().items())
@@ -195,7 +196,7 @@ def test_the_network_is_upstream_s(weights: Path) -> None:
 
 
 def test_a_long_film_is_taken_in_pieces_that_meet(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from musetalk_agent.tools import syncnet
+    from musetalk_agent.measure import syncnet
 
     net = syncnet.load(weights)
     faces = list(np.random.default_rng(4).integers(0, 256, (9, 224, 224, 3)).astype(np.uint8))
@@ -207,7 +208,7 @@ def test_a_long_film_is_taken_in_pieces_that_meet(weights: Path, monkeypatch: py
 def test_weights_of_something_else_are_refused(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     pytest.importorskip("safetensors")
-    from musetalk_agent.tools.syncnet import load
+    from musetalk_agent.measure.syncnet import load
 
     path = tmp_path / "syncnet_v2.model"
     torch.save({"netcnnaud.0.weight": torch.zeros(64, 1, 3, 3)}, path)
@@ -225,7 +226,7 @@ def test_film_and_sound_meet_on_the_film_s_time_line(
     """A picture whose brightness is the loudness of its moment, and eyes and ears that see just that in the network's place."""
     pytest.importorskip("torch")
     pytest.importorskip("safetensors")
-    from musetalk_agent.tools import syncnet
+    from musetalk_agent.measure import syncnet
 
     rng = np.random.default_rng(5)
     levels = rng.uniform(0, 1, 160)  # of every 40 ms from −1.2 s on

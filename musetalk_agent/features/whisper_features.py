@@ -17,11 +17,56 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from musetalk_agent.features import whisper_mel as mel
 from musetalk_agent.features.speech_detector import SpeechDetector
 from musetalk_agent.media import FEATURE_RATE, Cue, Feature, Pcm, frame_start, frames_begun
 
-STEP = 2 * mel.HOP
+HOP = 160
+"""Samples between columns: column j is centred on sample 160·j."""
+WINDOW = 400
+REACH = WINDOW // 2
+"""Column j reads samples [160·j − 200, 160·j + 200)."""
+BANDS = 80
+SILENCE = -10.0
+"""What a column of zeros reads: log10 of the floor 1e-10."""
+RANGE = 8.0
+"""What lies further than this (in log10 of power, so 80 dB) below the loudest is cut off."""
+
+
+def _filters() -> NDArray[np.float64]:
+    """Slaney's mel bank, 0 … 8000 Hz, area normalised: float64[201, 80]."""
+    linear, step = 200 / 3, np.log(6.4) / 27  # Hz per mel below 1 kHz; log steps above
+
+    def to_hz(mel: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.where(mel < 15, mel * linear, 1000 * np.exp((mel - 15) * step))
+
+    highest = 15 + np.log(FEATURE_RATE / 2 / 1000) / step
+    edges = to_hz(np.linspace(0, highest, BANDS + 2))
+    bins = np.linspace(0, FEATURE_RATE / 2, WINDOW // 2 + 1)[:, None]
+    low, mid, high = edges[:-2], edges[1:-1], edges[2:]
+    triangles = np.maximum(0, np.minimum((bins - low) / (mid - low), (high - bins) / (high - mid)))
+    return np.ascontiguousarray(triangles * 2 / (high - low))
+
+
+_FILTERS = _filters()
+_HANN = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WINDOW) / WINDOW)
+
+
+def columns(windows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Sound of each column, float32[n, 400] in -1 … 1 → log10 of power, float32[n, 80], not below `SILENCE`.
+
+    The last bit may depend on n (matrix products do); call it with one n where that matters.
+    """
+    spectrum = np.fft.rfft(windows * _HANN, axis=1)
+    power = (spectrum.real**2 + spectrum.imag**2) @ _FILTERS
+    return np.log10(np.maximum(power, 1e-10)).astype(np.float32)
+
+
+def scaled(logs: NDArray[np.float32], loudest: np.float32) -> NDArray[np.float32]:
+    """The encoder's input: clamped to `RANGE` below `loudest`, then (x + 4) / 4."""
+    return (np.maximum(logs, loudest - np.float32(RANGE)) + np.float32(4)) / np.float32(4)
+
+
+STEP = 2 * HOP
 """Samples per position of the encoder (20 ms); position p begins at sample 320·p."""
 PLACES = 1500
 """Positions whisper has learned: 30 s."""
@@ -44,14 +89,14 @@ _MOST_MS = 200
 
 def rest() -> Feature:
     """The feature of silence, for a closed mouth: float32 [MEL_COLUMNS, 80]."""
-    out = np.full((MEL_COLUMNS, mel.BANDS), _scaled_silence(np.float32(mel.SILENCE)), np.float32)
+    out = np.full((MEL_COLUMNS, BANDS), _scaled_silence(np.float32(SILENCE)), np.float32)
     out[-1] = 0
     out[-1, BEGIN], out[-1, HEARD], out[-1, END] = -1, TARGET.stop + TAIL, POSITIONS
     return out
 
 
 def _scaled_silence(loudest: np.float32) -> np.float32:
-    return np.float32(mel.scaled(np.full(1, mel.SILENCE, np.float32), loudest)[0])
+    return np.float32(scaled(np.full(1, SILENCE, np.float32), loudest)[0])
 
 
 class WhisperFeatures:
@@ -102,9 +147,9 @@ class WhisperStream:
         self._from = 0
         self._received = 0
         self._frame = 0
-        self._logs = np.zeros((0, mel.BANDS), np.float32)  # the last columns that are heard whole, up to `_whole`
+        self._logs = np.zeros((0, BANDS), np.float32)  # the last columns that are heard whole, up to `_whole`
         self._whole = 0
-        self._loudest = np.float32(mel.SILENCE)
+        self._loudest = np.float32(SILENCE)
 
     def cue(self, cues: Sequence[Cue]) -> None:
         """Whisper listens only: phonemes known beforehand are ignored."""
@@ -140,11 +185,11 @@ class WhisperStream:
         row = 50 * self._frame // self._fps
         first = row - BEFORE - CONTEXT
         logs, loudest = self._columns(cut)
-        out = np.full((MEL_COLUMNS, mel.BANDS), _scaled_silence(loudest), np.float32)
+        out = np.full((MEL_COLUMNS, BANDS), _scaled_silence(loudest), np.float32)
         oldest, begin = self._whole - len(self._logs), 2 * first - 2  # numbers of the columns logs[0] and out[0]
         taken = logs[max(0, begin - oldest) :]
         at = max(0, oldest - begin)
-        out[at : at + len(taken)] = mel.scaled(taken, loudest)
+        out[at : at + len(taken)] = scaled(taken, loudest)
         heard = max(row + AFTER, cut // STEP) + TAIL
         out[-1] = 0
         out[-1, PLACE], out[-1, BEGIN] = first % PLACES, max(-1, -first)
@@ -153,26 +198,26 @@ class WhisperStream:
 
     def _columns(self, cut: int) -> tuple[NDArray[np.float32], np.float32]:
         """All kept columns as heard before `cut`, those it cuts included, and the loudest of the segment so far."""
-        whole = (cut - mel.REACH) // mel.HOP + 1  # columns that end at or before the cut
+        whole = (cut - REACH) // HOP + 1  # columns that end at or before the cut
         fresh = [self._column(j, cut) for j in range(self._whole, whole)]
         self._loudest = max([self._loudest, *(column.max() for column in fresh)])
         self._logs = np.concatenate([self._logs, *(c[None] for c in fresh)])[-MEL_COLUMNS:]
         self._whole = max(self._whole, whole)
         self._forget()
-        parted = [self._column(j, cut) for j in range(self._whole, -(-(cut + mel.REACH) // mel.HOP))]
+        parted = [self._column(j, cut) for j in range(self._whole, -(-(cut + REACH) // HOP))]
         loudest = max([self._loudest, *(column.max() for column in parted)])
         return np.concatenate([self._logs, *(c[None] for c in parted)]), loudest
 
     def _column(self, j: int, cut: int) -> NDArray[np.float32]:
         """Column j, with silence from `cut` on; before the segment its mirror image, as upstream has it."""
-        index = np.abs(np.arange(j * mel.HOP - mel.REACH, j * mel.HOP + mel.REACH))
+        index = np.abs(np.arange(j * HOP - REACH, j * HOP + REACH))
         heard = index < cut
-        window = np.zeros(mel.WINDOW, np.float32)
+        window = np.zeros(WINDOW, np.float32)
         window[heard] = self._sound[index[heard] - self._from]
-        column: NDArray[np.float32] = mel.columns(window[None])[0]
+        column: NDArray[np.float32] = columns(window[None])[0]
         return column
 
     def _forget(self) -> None:
-        needed = max(0, self._whole * mel.HOP - mel.REACH)
+        needed = max(0, self._whole * HOP - REACH)
         self._sound = self._sound[needed - self._from :]
         self._from = needed

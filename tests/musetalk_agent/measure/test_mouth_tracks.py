@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from musetalk_agent.avatars.face import LEFT_EYE, RIGHT_EYE, Points
-from musetalk_agent.features.phonemes import CLOSURE, JAW
+from musetalk_agent.features.articulation import CLOSURE, JAW
 from musetalk_agent.features.visemes import VisemeFeatures
-from musetalk_agent.tools.lag import lag_of
-from musetalk_agent.tools.mouth_tracks import (
+from musetalk_agent.measure.measure_sync import lag_of
+from musetalk_agent.measure.mouth_tracks import (
     LOWER_LIP,
     UPPER_LIP,
     Faces,
@@ -25,7 +25,7 @@ from musetalk_agent.tools.mouth_tracks import (
     pictures,
     seen_mouth,
 )
-from tests.musetalk_agent.tools.test_measure_sync import speech
+from tests.musetalk_agent.measure.test_measure_sync import speech
 
 
 def film(path: Path, greys: list[int], *, fps: int = 25, start: int = 0, width: int = 96) -> Path:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from musetalk_agent.tools.sound import KEPT_RATES, SoundFile, SoundUnreadable, mono
+from musetalk_agent.tools.audio_file import KEPT_RATES, SoundFile, SoundUnreadable, mono
 
 
 def tone(rate: int, seconds: float, channels: int = 1) -> NDArray[np.int16]:

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from musetalk_agent.engines.musetalk import checkpoints
+from musetalk_agent.measure.lse import Cepstra
 from musetalk_agent.media import Pixels
-from musetalk_agent.tools.mfcc import Cepstra
 
 WINDOW_FRAMES = 5
 CEPSTRA_A_FRAME = 4

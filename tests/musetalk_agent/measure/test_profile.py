@@ -11,9 +11,8 @@ import cv2
 import numpy as np
 import pytest
 
-from musetalk_agent.tools import profile
-from musetalk_agent.tools.chart import Bar, bars
-from musetalk_agent.tools.stages import Stage
+from musetalk_agent.measure import profile
+from musetalk_agent.measure.profile import Bar, Stage, bars
 from musetalk_agent.weights import default_models_dir
 from tests.musetalk_agent.avatars.clips import frames_zip, moving
 
@@ -92,7 +91,7 @@ def test_operations_of_a_part_are_counted(monkeypatch: pytest.MonkeyPatch) -> No
     pytest.importorskip("diffusers")
     pytest.importorskip("transformers")
     from musetalk_agent.engines.musetalk.graphs import CpuCard
-    from musetalk_agent.tools import card_stages
+    from musetalk_agent.measure import card_stages
 
     layer = torch.nn.Conv2d(3, 5, 3, padding=1)
     counted = card_stages.operations(lambda: (layer(torch.zeros(2, 3, 8, 8)),), CpuCard())

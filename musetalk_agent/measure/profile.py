@@ -6,6 +6,8 @@ import argparse
 import asyncio
 import json
 import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,16 +18,15 @@ from tqdm import tqdm
 
 from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.clock import VirtualClock
+from musetalk_agent.compose.compositor import Compositor
+from musetalk_agent.compose.idle import IdleCycle
 from musetalk_agent.engines.base import Engine, PatchRequest
 from musetalk_agent.errors import AgentError
 from musetalk_agent.factory import Factory
-from musetalk_agent.media import Patch
+from musetalk_agent.media import FEATURE_RATE, Feature, Patch, Pcm, Pixels, frame_start
 from musetalk_agent.protocol.http import DEMO_AVATAR_ID, AvatarSource, Picture
-from musetalk_agent.settings import AgentSettings
-from musetalk_agent.tools.chart import Bar, bars
-from musetalk_agent.tools.offline import offline_settings
+from musetalk_agent.settings import AgentSettings, offline_settings
 from musetalk_agent.tools.prepare import prepare_clip
-from musetalk_agent.tools.stages import Stage, host_stages
 
 _ENGINES = ("warp", "musetalk")
 _FACE_SIDE = 256
@@ -135,7 +136,7 @@ def _host(engine: Engine, bundle: Bundle, frames: int, batch: int) -> Profile:
 def _musetalk(engine: Engine, bundle: Bundle, frames: int, batch: int) -> Profile:
     """MuseTalk: the network's parts on their device, and around them what the processor does."""
     from musetalk_agent.engines.musetalk.engine import MuseTalkEngine
-    from musetalk_agent.tools.card_stages import card_stages
+    from musetalk_agent.measure.card_stages import card_stages
 
     assert isinstance(engine, MuseTalkEngine)
     with tqdm(total=frames, unit=" frames", desc="profile", file=sys.stderr, leave=False) as bar:
@@ -216,3 +217,127 @@ def _draw(profile: Profile, target: Path) -> None:
             note += f"  {stage.gflop_per_s:.0f} GFLOP/s = {stage.of_peak:.0%} of peak"
         rows.append(Bar(stage.stage, stage.mean_ms, stage.p95_ms, note))
     target.write_bytes(cv2.imencode(".png", bars(_title(profile), rows))[1].tobytes())
+
+
+MakePatch = Callable[[PatchRequest], Patch | None]
+_PITCH_HZ, _SYLLABLES_HZ, _HARMONICS = 120.0, 4.0, 25
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One stage.
+
+    Args:
+        name: as it is printed.
+        times_s: seconds per frame, one value for each measurement.
+        flop: floating-point operations per frame, where they were counted.
+    """
+
+    name: str
+    times_s: list[float]
+    flop: int | None = None
+
+    @property
+    def mean_ms(self) -> float:
+        """Milliseconds per frame."""
+        return 1000 * float(np.mean(self.times_s))
+
+    @property
+    def p95_ms(self) -> float:
+        """Milliseconds per frame that 95 of 100 measurements keep."""
+        return 1000 * float(np.percentile(self.times_s, 95))
+
+
+def host_stages(engine: Engine, bundle: Bundle, frames: int, make: MakePatch, made_by: str) -> list[Stage]:
+    """Times features, the patch, composition and conversion of `frames` frames.
+
+    Args:
+        engine: opened here for the prepared `bundle`; nobody else may be using it.
+        make: makes a patch, as far as it is made on the processor.
+        made_by: what the stage of `make` is called.
+
+    The conversion to I420 is measured on its own, on the same pixels and by the compositor's call; `composition` is the rest.
+    """
+    actor, compositor, cycle = engine.open(bundle), Compositor(bundle), IdleCycle(len(bundle))
+    hearing: list[float] = []
+    making: list[float] = []
+    composing: list[float] = []
+    converting: list[float] = []
+    try:
+        features = _features(engine, bundle.fps, hearing)
+        make(PatchRequest(actor, 0, actor.rest))  # the first one reads the clip from disk
+        for tick in range(frames):
+            request = PatchRequest(actor, cycle.pose(tick), next(features))
+            begun = time.perf_counter()
+            patch = make(request)
+            done = time.perf_counter()
+            compositor.compose(request.pose, patch)
+            composed = time.perf_counter()
+            pixels = np.zeros((2, 2, 3), np.uint8) if patch is None else np.ascontiguousarray(patch.pixels)
+            before = time.perf_counter()
+            cv2.cvtColor(pixels, cv2.COLOR_BGR2YUV_I420)
+            converted = time.perf_counter() - before
+            making.append(done - begun)
+            composing.append(max(0.0, composed - done - converted))
+            converting.append(converted)
+    finally:
+        actor.close()
+    return [
+        Stage("features", hearing[-frames:]),
+        Stage(made_by, making),
+        Stage("composition", composing),
+        Stage("I420", converting),
+    ]
+
+
+def _features(engine: Engine, fps: int, times_s: list[float]) -> Iterator[Feature]:
+    """Features of an endless buzz that opens and closes the mouth; the time of each goes to `times_s`."""
+    stream, frame = engine.features.stream(fps), 0
+    while True:
+        sound = _buzz(frame_start(frame, fps), frame_start(frame + 1, fps))
+        begun = time.perf_counter()
+        ready = stream.push(sound)
+        times_s.append(time.perf_counter() - begun)
+        frame += 1
+        yield from ready
+
+
+def _buzz(start: int, end: int) -> Pcm:
+    """Samples `[start, end)` of a voice-like tone at 16 kHz."""
+    t = np.arange(start, end) / FEATURE_RATE
+    voice = sum(np.sin(2 * np.pi * _PITCH_HZ * k * t) / k for k in range(1, _HARMONICS))
+    swell = 0.5 - 0.5 * np.cos(2 * np.pi * _SYLLABLES_HZ * t)
+    return (6_000 * swell * voice).astype(np.int16)
+
+
+_WIDTH, _ROW, _HEAD, _LEFT, _RIGHT, _PAD = 1000, 44, 60, 170, 400, 20
+_FONT = cv2.FONT_HERSHEY_SIMPLEX
+_INK, _BAR, _TAIL = (40, 40, 40), (180, 130, 60), (225, 205, 175)
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """A row: `value` is drawn solid, `high` (≥ 0) pale behind it, `note` is written to the right. ASCII only."""
+
+    name: str
+    value: float
+    high: float
+    note: str
+
+
+def bars(title: str, rows: Sequence[Bar]) -> Pixels:
+    """The chart, uint8 BGR. All bars share one scale that begins at 0."""
+    height = _HEAD + _ROW * len(rows) + _PAD
+    picture = np.full((height, _WIDTH, 3), 255, np.uint8)
+    cv2.putText(picture, title, (_PAD, 36), _FONT, 0.6, _INK, 1, cv2.LINE_AA)
+    longest = max((max(row.value, row.high) for row in rows), default=0.0) or 1.0
+    scale = (_WIDTH - _LEFT - _RIGHT) / longest
+    for index, row in enumerate(rows):
+        top = _HEAD + index * _ROW
+        for length, colour in ((row.high, _TAIL), (row.value, _BAR)):
+            right = _LEFT + max(1, round(length * scale))
+            cv2.rectangle(picture, (_LEFT, top + 6), (right, top + _ROW - 10), colour, cv2.FILLED)
+        baseline = top + _ROW // 2 + 4
+        cv2.putText(picture, row.name, (_PAD, baseline), _FONT, 0.5, _INK, 1, cv2.LINE_AA)
+        cv2.putText(picture, row.note, (_WIDTH - _RIGHT + 12, baseline), _FONT, 0.45, _INK, 1, cv2.LINE_AA)
+    return picture

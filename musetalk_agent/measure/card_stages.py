@@ -18,8 +18,8 @@ from musetalk_agent.engines.musetalk.engine import MuseTalkEngine
 from musetalk_agent.engines.musetalk.graphs import Card, Outputs
 from musetalk_agent.engines.musetalk.network import LATENT_SHAPE
 from musetalk_agent.engines.musetalk.vae import to_pixels
-from musetalk_agent.features.whisper import rest
-from musetalk_agent.tools.stages import Stage
+from musetalk_agent.features.whisper_features import rest
+from musetalk_agent.measure.profile import Stage
 
 _PEAK_SIDE = {"cuda": 8192, "cpu": 2048}
 _PEAK_TRIES = 4
