@@ -25,7 +25,7 @@ from musetalk_agent.compose.idle import IdleCursor, IdleCycle
 from musetalk_agent.compose.idle_frames import IdleFrames
 from musetalk_agent.engines.base import Actor
 from musetalk_agent.engines.batcher import Batcher
-from musetalk_agent.features.rate_judge import judge_rate
+from musetalk_agent.features.rate_detector import detect_rate
 from musetalk_agent.features.speech_detector import shipped_network
 from musetalk_agent.funnel import Funnel
 from musetalk_agent.media import Cue, Pcm, VideoFrame
@@ -187,7 +187,7 @@ class Pipeline:
             try:
                 with self.clock.working():
                     rate = await in_thread(
-                        partial(judge_rate, shipped_network(), sound, watch.rate, partial(time.sleep, _RATE_REST_S)),
+                        partial(detect_rate, shipped_network(), sound, watch.rate, partial(time.sleep, _RATE_REST_S)),
                         "rates",
                     )
             finally:

@@ -16,7 +16,7 @@ from musetalk_agent.compose.compositor import Compositor
 from musetalk_agent.compose.idle import IdleCursor, IdleCycle
 from musetalk_agent.engines.base import Actor, PatchRequest
 from musetalk_agent.engines.batcher import Batcher, Result
-from musetalk_agent.features.listening import Listening
+from musetalk_agent.features.speech_gate import SpeechGate
 from musetalk_agent.funnel import Funnel
 from musetalk_agent.media import FEATURE_RATE, Feature, Pcm, Tag, VideoFrame
 from musetalk_agent.sync.segment import Segment
@@ -97,7 +97,7 @@ class Production:
         self._batcher, self._actor, self._compositor = batcher, actor, compositor
         self._cycle, self._cursor, self._clock, self._executor = cycle, cursor, clock, executor
         self._funnel, self._fps, self._on_ready = funnel, fps, on_ready
-        self._listening = Listening(batcher.engine.features, fps)
+        self._listening = SpeechGate(batcher.engine.features, fps)
         self.due_in: Callable[[Segment, int], float] = lambda _segment, _frame: 0.0
         """Seconds until a segment's frame is heard; infinite while the segment has not begun, 0 where that is not known."""
         self._segments: deque[Segment] = deque()
@@ -228,7 +228,7 @@ class Production:
             log.exception("features failed", extra={"segment": segment.number})
             self._funnel.fail("features", f"{type(error).__name__}: {error}")
             self._mute = segment
-            self._listening = Listening(self._batcher.engine.features, self._fps)
+            self._listening = SpeechGate(self._batcher.engine.features, self._fps)
             self._close_from = self._last
             return []
 

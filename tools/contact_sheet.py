@@ -29,7 +29,7 @@ from musetalk_agent.engines.warp.engine import WarpActor
 from musetalk_agent.features.visemes import VisemeFeatures
 from musetalk_agent.media import Feature, Pixels
 from musetalk_agent.protocol.http import AvatarSource, Picture
-from musetalk_agent.tools.audio_file import SoundFile, mono
+from musetalk_agent.tools.audio_file import AudioFile, mono
 from musetalk_agent.weights import Manifest, ModelStore
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -103,7 +103,7 @@ def spoken(engine: WarpEngine, actor: WarpActor, pose: int, feature: Feature, pr
 def said(features: VisemeFeatures, sound: Path, fps: int) -> list[tuple[float, Feature]]:
     """Time (s) and feature at `MOMENTS` frames of the sound."""
     stream = features.stream(fps)
-    frames = [*stream.push(mono(SoundFile.open(sound), 16000)), *stream.flush()]
+    frames = [*stream.push(mono(AudioFile.open(sound), 16000)), *stream.flush()]
     chosen = np.linspace(0, len(frames) - 1, MOMENTS).round().astype(int)
     return [(k / fps, frames[k]) for k in chosen.tolist()]
 

@@ -1,7 +1,10 @@
-"""Phonemes as the mouth sees them: 25 classes, and the articulation each one asks for.
+"""Phonemes and their articulation: 25 classes of sounds, a target for each, and the mouth at any moment of timed phonemes.
 
 Symbols are those of espeak-ng and piper (IPA). Sounds that look alike on the lips share a class; classes that look alike but
-sound different (/p b/ and /m/) stay apart, because the network hears before it shows.
+sound different (/p b/ and /m/) stay apart, because the network recognises sounds.
+
+`CueTrack` blends timed phonemes (coarticulation): each pulls the mouth towards its own target around its middle. Firm sounds pull
+harder, rounding begins early, and lips that must meet do meet, in the frame nearest to the middle of the sound.
 """
 
 from __future__ import annotations
@@ -62,7 +65,7 @@ _JOINS_PREVIOUS = frozenset("ːˑ̩̃ʲʰ˞̪̯͡ˤ̥̚ⁿ")
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class Articulation:
     """What a class asks of the mouth, and how firmly (`hold` 0..1: how little its neighbours may change it)."""
 
     jaw: float
@@ -76,32 +79,32 @@ class Target:
 # Openings: relative order of the mean inner-lip apertures of English vowels and consonants in the phonetic literature
 # (open > mid > close vowels; alveolar and dental consonants nearly closed, sibilants with the teeth together), scaled so
 # that an open stressed vowel reaches 0.75 of the full opening. Firmness: labials and sibilants resist, /h/ and velars do not.
-_TARGETS: dict[str, Target] = {
-    "sil": Target(0.00, 0.0, 0.00, 0.0, 0.0, 0.30),
-    "pb": Target(0.10, 0.0, 0.05, 1.0, 0.0, 1.00),
-    "m": Target(0.10, 0.0, 0.05, 1.0, 0.0, 1.00),
-    "fv": Target(0.16, 0.1, 0.00, 0.0, 1.0, 0.90),
-    "th": Target(0.26, 0.1, 0.00, 0.0, 0.0, 0.60),
-    "td": Target(0.20, 0.2, 0.00, 0.0, 0.0, 0.50),
-    "n": Target(0.20, 0.2, 0.00, 0.0, 0.0, 0.45),
-    "l": Target(0.30, 0.1, 0.00, 0.0, 0.0, 0.40),
-    "sz": Target(0.16, 0.3, 0.00, 0.0, 0.0, 0.75),
-    "sh": Target(0.20, -0.3, 0.45, 0.0, 0.0, 0.75),
-    "kg": Target(0.26, 0.0, 0.00, 0.0, 0.0, 0.25),
-    "r": Target(0.25, -0.2, 0.40, 0.0, 0.0, 0.55),
-    "w": Target(0.12, -0.7, 0.95, 0.0, 0.0, 0.85),
-    "h": Target(0.34, 0.0, 0.00, 0.0, 0.0, 0.10),
-    "j": Target(0.20, 0.6, 0.00, 0.0, 0.0, 0.50),
-    "i": Target(0.26, 1.0, 0.00, 0.0, 0.0, 0.70),
-    "ih": Target(0.34, 0.6, 0.00, 0.0, 0.0, 0.55),
-    "e": Target(0.48, 0.5, 0.00, 0.0, 0.0, 0.65),
-    "ae": Target(0.68, 0.4, 0.00, 0.0, 0.0, 0.75),
-    "a": Target(0.75, 0.0, 0.05, 0.0, 0.0, 0.80),
-    "uh": Target(0.58, 0.0, 0.00, 0.0, 0.0, 0.60),
-    "aw": Target(0.56, -0.3, 0.50, 0.0, 0.0, 0.70),
-    "o": Target(0.42, -0.5, 0.70, 0.0, 0.0, 0.70),
-    "u": Target(0.20, -0.7, 0.90, 0.0, 0.0, 0.75),
-    "schwa": Target(0.38, 0.0, 0.10, 0.0, 0.0, 0.40),
+_TARGETS: dict[str, Articulation] = {
+    "sil": Articulation(0.00, 0.0, 0.00, 0.0, 0.0, 0.30),
+    "pb": Articulation(0.10, 0.0, 0.05, 1.0, 0.0, 1.00),
+    "m": Articulation(0.10, 0.0, 0.05, 1.0, 0.0, 1.00),
+    "fv": Articulation(0.16, 0.1, 0.00, 0.0, 1.0, 0.90),
+    "th": Articulation(0.26, 0.1, 0.00, 0.0, 0.0, 0.60),
+    "td": Articulation(0.20, 0.2, 0.00, 0.0, 0.0, 0.50),
+    "n": Articulation(0.20, 0.2, 0.00, 0.0, 0.0, 0.45),
+    "l": Articulation(0.30, 0.1, 0.00, 0.0, 0.0, 0.40),
+    "sz": Articulation(0.16, 0.3, 0.00, 0.0, 0.0, 0.75),
+    "sh": Articulation(0.20, -0.3, 0.45, 0.0, 0.0, 0.75),
+    "kg": Articulation(0.26, 0.0, 0.00, 0.0, 0.0, 0.25),
+    "r": Articulation(0.25, -0.2, 0.40, 0.0, 0.0, 0.55),
+    "w": Articulation(0.12, -0.7, 0.95, 0.0, 0.0, 0.85),
+    "h": Articulation(0.34, 0.0, 0.00, 0.0, 0.0, 0.10),
+    "j": Articulation(0.20, 0.6, 0.00, 0.0, 0.0, 0.50),
+    "i": Articulation(0.26, 1.0, 0.00, 0.0, 0.0, 0.70),
+    "ih": Articulation(0.34, 0.6, 0.00, 0.0, 0.0, 0.55),
+    "e": Articulation(0.48, 0.5, 0.00, 0.0, 0.0, 0.65),
+    "ae": Articulation(0.68, 0.4, 0.00, 0.0, 0.0, 0.75),
+    "a": Articulation(0.75, 0.0, 0.05, 0.0, 0.0, 0.80),
+    "uh": Articulation(0.58, 0.0, 0.00, 0.0, 0.0, 0.60),
+    "aw": Articulation(0.56, -0.3, 0.50, 0.0, 0.0, 0.70),
+    "o": Articulation(0.42, -0.5, 0.70, 0.0, 0.0, 0.70),
+    "u": Articulation(0.20, -0.7, 0.90, 0.0, 0.0, 0.75),
+    "schwa": Articulation(0.38, 0.0, 0.10, 0.0, 0.0, 0.40),
 }
 #: float32[25, 5]: articulation targets by class.
 TABLE: NDArray[np.float32] = np.array(
@@ -154,11 +157,11 @@ def spans(symbols: Iterable[tuple[str, int, int]]) -> list[tuple[int, int, int]]
 
 _RATE = 16_000
 _BLEND = 0.035 * _RATE
-"""Half width of a sound's pull beyond its own edges: lips take 60–80 ms from one articulation to the next."""
+"""How far a phoneme pulls beyond its own edges (half width): lips take 60–80 ms from one articulation to the next."""
 _ROUND_EARLY = 0.12 * _RATE
 """Anticipation of lip rounding (Perkell 1990 finds 100–200 ms before the vowel)."""
 _ROUNDED = 0.5
-_REACH = 0.2 * _RATE  # nothing further away is looked at
+_REACH = 0.2 * _RATE  # phonemes further away have no effect
 _CLOSE_RAMP = 0.045 * _RATE  # lips go from open to closed, and back
 _CLOSE_HOLD = 0.012 * _RATE
 

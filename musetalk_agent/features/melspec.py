@@ -1,6 +1,6 @@
-"""Log-mel frames for the mouth network, and the causal normaliser that makes loudness not matter.
+"""Log-mel frames for the mouth network, and a causal normaliser of loudness.
 
-Constants are the network's own: the training scripts use these very functions.
+The network was trained on exactly these functions; changing a constant means training again.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ _FFT = 512
 _LOWEST_HZ, _HIGHEST_HZ = 60.0, 7600.0
 
 FLOOR_DB = -50.0
-"""Level (dB of full scale, see `frame_levels`) under which nothing is amplified: room tone stays room tone."""
+"""Level (dB of full scale, see `frame_levels`) below which nothing is amplified: room tone stays quiet."""
 DECAY_DB = 0.03
-"""How much the remembered level falls per frame: 3 dB/s, slow enough to last over pauses."""
+"""Decay of the tracked level per frame: 3 dB/s, slow enough to last over pauses."""
 _ATTACK = 0.3  # share of a new frame in the smoothed power: a click of one frame moves the level by a third of its own
-_RANGE_DB = 70.0  # what lies further below the remembered level is cut off
+_RANGE_DB = 70.0  # anything further below the tracked level is clamped
 _SCALE_DB = 20.0  # decibels per unit of the network's input
 
 
@@ -56,14 +56,14 @@ def frame_powers(frames: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 class Normaliser:
-    """Remembers the level of the speech: quick to rise, slow to fall, never below `FLOOR_DB`."""
+    """Tracks the level of the speech with a fast attack and a slow decay, never below `FLOOR_DB`."""
 
     def __init__(self) -> None:
         self._power = 0.0
         self._level = FLOOR_DB
 
     def levels(self, powers: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Frame powers float32[n] → remembered level in dB after each, float32[n]."""
+        """Frame powers float32[n] → tracked level in dB after each, float32[n]."""
         out = np.empty(len(powers), np.float32)
         power, level = self._power, self._level
         for i, new in enumerate(powers.tolist()):
@@ -76,14 +76,14 @@ class Normaliser:
 
 
 def network_input(bands: NDArray[np.float32], levels: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Band levels [n, 40] and remembered levels [n], both dB → the network's input float32[n, 40]."""
+    """Band levels [n, 40] and tracked levels [n], both dB → the network's input float32[n, 40]."""
     relative = np.maximum(bands - levels[:, None], np.float32(-_RANGE_DB))
     scaled: NDArray[np.float32] = (relative + np.float32(_RANGE_DB / 2)) / np.float32(_SCALE_DB)
     return scaled
 
 
 def whole(sound: NDArray[np.int16]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """A whole recording at once: int16[n] → input float32[n // 160, 40] and frame powers float32[n // 160]."""
+    """Computes a whole recording: int16[n] → input float32[n // 160, 40] and frame powers float32[n // 160]."""
     padded = np.concatenate([np.zeros(WINDOW - HOP, np.float32), sound.astype(np.float32) / 32768])
     if len(padded) < WINDOW:
         return np.zeros((0, BANDS), np.float32), np.zeros(0, np.float32)

@@ -1,9 +1,9 @@
-"""The small causal network from log-mels to phonemes, opening, speech and lip closure: plain numpy, one step at a time.
+"""A small causal network from log-mels to phonemes, mouth opening, speech and lip closure: numpy only, one step at a time.
 
 40 log-mels at 100 Hz → strided convolution to 50 Hz → three residual dilated convolutions → GRU → heads for phonemes and speech;
-a second GRU reads the convolutions and the first one, and has the heads for the mouth, which were learned from real talkers. Every
-step does operations of one fixed shape, so the result does not depend on how the sound was cut into pieces, not even in its last
-bit. `NetworkRun.said` takes many steps at once, faster, where the last bits do not matter.
+a second GRU reads the convolutions and the first GRU and has the heads for the mouth, which were trained on real talkers. Every
+step has one fixed shape, so the result does not depend on the chunking of the audio, not even in its last bit. `NetworkRun.batch`
+runs many steps at once, faster, where the last bits do not matter.
 """
 
 from __future__ import annotations
@@ -25,25 +25,27 @@ STEP = 2 * melspec.HOP
 """Samples per step of the network (20 ms)."""
 STEP_MS = 20
 LOOKAHEAD_MS = 100
-"""Step n reads sound up to 20·(n+1) ms and speaks of the moment `LOOKAHEAD_MS` before that; less surely, of 20 ms later."""
+"""Step n reads audio up to 20·(n+1) ms and describes the moment `LOOKAHEAD_MS` before that and, less surely, 20 ms later."""
 WIDTH = 128
 DILATIONS = (1, 2, 4)
 _LEAST, _MOST = np.float32(-30), np.float32(30)  # what `_sigmoid` reads: beyond, float32 has 0 and 1
 _FRAMES = 4  # mel frames under the strided convolution
-HEADS = len(CLASSES) + 3  # phonemes, speech, closure, tuck; this closure knows synthetic voices alone: unused
+HEADS = (
+    len(CLASSES) + 3
+)  # phonemes, speech, closure, tuck; this closure was trained on synthetic voices only and is unused
 OUTPUTS = 6  # of the mouth: opening, opening one moment later, closure, closure one moment later, gate, voice
 _ROOT = Path(__file__).parents[1]
 
 
 def default_weights() -> Path:
-    """The shipped weights: inside the installed package, or in the repository's `models/`."""
+    """Returns the path of the shipped weights: in the installed package, or in the repository's `models/`."""
     packed = _ROOT / "_models" / "mouth" / "mouth.npz"
     return packed if packed.exists() else _ROOT.parent / "models" / "mouth" / "mouth.npz"
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """What one step hears: phoneme posteriors float32[25], and speech and tuck as numbers in 0..1."""
+class NetworkStep:
+    """Output of one step: phoneme posteriors float32[25], and speech and tuck in 0..1."""
 
     phonemes: Array
     speech: float
@@ -51,11 +53,11 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
-class Lips:
-    """What one step shows, numbers in 0..1: how far the mouth is open, whether lips meet, whether it moves at all, and whether what
-    is heard is no hum, music or breath.
+class LipState:
+    """The mouth at one step, all in 0..1.
 
-    The first value of a pair speaks of the step's own moment, the second of the moment 20 ms later.
+    `opening` and `closure` (lips pressed together) are pairs: the first value is of the step's own moment, the second of the moment
+    20 ms later. `gate` says whether the mouth moves, `voice` whether the audio is a voice and not hum, music or breath.
     """
 
     opening: tuple[float, float]
@@ -78,7 +80,7 @@ class MouthNetwork:
 
     @classmethod
     def load(cls, path: Path) -> MouthNetwork:
-        """Reads the weights. Raises `WeightsMissing` when the file is missing or not what it should be."""
+        """Reads the weights. Raises `WeightsMissing` when the file is missing or has the wrong form."""
         try:
             with stored_arrays(path) as stored:
                 arrays = {name: stored[name].astype(np.float32) for name in stored}
@@ -99,11 +101,11 @@ class MouthNetwork:
         return cls(arrays)
 
     def run(self) -> NetworkRun:
-        """A new run from silence."""
+        """Returns a new run that begins in silence."""
         return NetworkRun(self._a)
 
     def lips(self) -> LipsRun:
-        """A new run of the mouth's part, beside a run from silence."""
+        """Returns a new run of the mouth's part, to go with a new `run`."""
         return LipsRun(self._a)
 
 
@@ -124,7 +126,7 @@ def _sigmoid(x: Array) -> Array:
 
 
 class NetworkRun:
-    """State of one stream: the convolutions' pasts and the first GRU's memory."""
+    """State of one stream: past inputs of the convolutions and the first GRU's memory."""
 
     def __init__(self, arrays: dict[str, Array]) -> None:
         self._a = arrays
@@ -137,7 +139,7 @@ class NetworkRun:
         self.state = np.zeros(2 * WIDTH, np.float32)
         """The convolutions' last output and the GRU's memory: a new array with every step."""
 
-    def step(self, mels: Array) -> Step:
+    def step(self, mels: Array) -> NetworkStep:
         """Takes the next two mel frames float32[2, 40] (normalised)."""
         a = self._a
         self._mels[:2] = self._mels[2:]
@@ -150,12 +152,12 @@ class NetworkRun:
         logits = a["head.w"] @ memory + a["head.b"]
         phonemes = np.exp(logits[: len(CLASSES)] - logits[: len(CLASSES)].max())
         speech, _, tuck = _sigmoid(logits[len(CLASSES) :]).tolist()
-        return Step(phonemes / phonemes.sum(), speech, tuck)
+        return NetworkStep(phonemes / phonemes.sum(), speech, tuck)
 
-    def said(self, mels: Array) -> tuple[Array, Array]:
+    def batch(self, mels: Array) -> tuple[Array, Array]:
         """Takes mel frames float32[2·n, 40], n at least 1; returns phoneme posteriors float32[n, 25] and speech float32[n].
 
-        They are those of n calls of `step` but for the rounding of floats, in a third of the time.
+        Equal to n calls of `step` up to rounding, in a third of the time.
         """
         a, steps = self._a, len(mels) // 2
         frames = np.concatenate([self._mels[2:], mels])
@@ -197,15 +199,15 @@ class LipsRun:
         self._a = arrays
         self._memory = np.zeros(arrays["lips.wh"].shape[1], np.float32)
 
-    def step(self, state: Array) -> Lips:
-        """The mouth of a step, from `NetworkRun.state` after it; every step in its order, for it remembers."""
+    def step(self, state: Array) -> LipState:
+        """Returns the mouth of a step from `NetworkRun.state` after it. Takes every step, in order."""
         a = self._a
         self._memory = _gru(a, "lips", state, self._memory)
         hidden = np.maximum(a["lips1.w"] @ np.concatenate([state, self._memory]) + a["lips1.b"], 0)
         out = a["lips2.w"] @ hidden + a["lips2.b"]
         now, soon = np.clip(out[:2], 0, 1).tolist()
         closure, closure_soon, gate, voice = _sigmoid(out[2:]).tolist()
-        return Lips((now, soon), (closure, closure_soon), gate, voice)
+        return LipState((now, soon), (closure, closure_soon), gate, voice)
 
 
 def _gru(a: dict[str, Array], name: str, x: Array, h: Array) -> Array:
@@ -222,33 +224,32 @@ def _remembered(given: Array, kept: Array, h: Array) -> Array:
 
 
 PAST = melspec.WINDOW - melspec.HOP
-"""Samples before a step's first one that its first mel window reads."""
+"""Samples before a step's first sample that its first mel window reads."""
 _LEVELS = 10  # 200 ms
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
-    """What one step of sound is.
+class AudioStep:
+    """One step of audio (20 ms) and the network's output for it.
 
     Attributes:
         powers: mean power of its two mel windows, float32[2].
-        step: what the network says.
-        state: what the network passes on to `LipsRun`, float32[256].
-        moves_db: standard deviation of the level in dB over the last 200 ms; before a run's first step the level is -120 dB.
+        step: output of the network.
+        state: input of `LipsRun`, float32[256].
+        level_deviation_db: standard deviation of the level over the last 200 ms; before the first step the level is -120 dB.
     """
 
     powers: Array
-    step: Step
+    step: NetworkStep
     state: Array
-    moves_db: float
+    level_deviation_db: float
 
 
-class Ear:
-    """Runs the network over windows of sound, from silence. Not thread-safe.
+class SharedNetworkRun:
+    """One run of the network that two readers share, so that each step is computed once. Not thread-safe.
 
-    Two may listen, each counting its own steps from 0: the first to ask for a step has it made, the other gets the same one. So
-    neither may be more than one step ahead of the other, and both must bring the same sound. One that stops asking may never
-    ask again; the other goes on.
+    Each reader counts its own steps from 0. The first reader of a step computes it, the second gets the same result. So neither may
+    be more than one step ahead of the other, and both must pass the same audio. A reader that stops may not come back.
     """
 
     def __init__(self, network: MouthNetwork) -> None:
@@ -256,22 +257,22 @@ class Ear:
         self._normaliser = melspec.Normaliser()
         self._levels = np.full(_LEVELS, -120.0)
         self._number = -1
-        self._heard: Heard | None = None
+        self._latest: AudioStep | None = None
 
-    def hear(self, number: int, window: NDArray[np.float32]) -> Heard:
-        """Step `number` of the sound, float32[560] in -1 … 1: `PAST` samples before it, and its own 320.
+    def step(self, number: int, window: NDArray[np.float32]) -> AudioStep:
+        """Returns step `number` for `window`, float32[560] in -1 … 1: `PAST` samples before the step and its own 320.
 
-        Raises `ValueError` for a step that is neither the last one nor the next.
+        Raises `ValueError` for a step that is neither the latest nor the next.
         """
-        if number == self._number and self._heard is not None:
-            return self._heard
+        if number == self._number and self._latest is not None:
+            return self._latest
         if number != self._number + 1:
-            raise ValueError(f"step {number} of the sound was asked for after step {self._number}")
+            raise ValueError(f"step {number} was requested after step {self._number}")
         windows = np.stack([window[: melspec.WINDOW], window[melspec.HOP :]])
         powers = melspec.frame_powers(windows)
         mels = melspec.network_input(melspec.band_levels(windows), self._normaliser.levels(powers))
         self._levels[:-1] = self._levels[1:]
         self._levels[-1] = 10 * np.log10(float(powers.mean()) + 1e-12)
         step = self._run.step(mels)
-        self._number, self._heard = number, Heard(powers, step, self._run.state, float(self._levels.std()))
-        return self._heard
+        self._number, self._latest = number, AudioStep(powers, step, self._run.state, float(self._levels.std()))
+        return self._latest

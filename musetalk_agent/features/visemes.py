@@ -1,9 +1,8 @@
-"""Sound to mouth for the `warp` engine: one articulation vector per video frame, on the CPU, while the sound arrives.
+"""Visemes for the `warp` engine: one articulation vector per video frame, on the CPU, while the audio arrives.
 
-An articulation vector is float32[5] (see `phonemes.ARTICULATION`): `jaw` 0..1 (inner lips apart by 0.12 outer eye distances at
+An articulation vector is float32[5] (see `articulation.ARTICULATION`): `jaw` 0..1 (inner lips apart by 0.12 outer eye distances at
 1), `width` -1..1, `rounding` 0..1, `closure` 0..1 (lips pressed together, /p b m/), `tuck` 0..1 (lower lip under the teeth,
-/f v/). At
-rest and in silence all are 0. Where phonemes are known beforehand they decide; elsewhere a small network listens.
+/f v/). At rest and in silence all are 0. Phonemes known in advance decide where there are any; elsewhere the mouth network does.
 """
 
 from __future__ import annotations
@@ -15,18 +14,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from musetalk_agent.features.articulation import CLOSURE, HOLD, JAW, ROUNDING, SILENCE, TABLE, TUCK, WIDTH, CueTrack
-from musetalk_agent.features.mouth_network import LOOKAHEAD_MS, STEP, Ear, LipsRun, MouthNetwork, default_weights
+from musetalk_agent.features.mouth_network import (
+    LOOKAHEAD_MS,
+    STEP,
+    LipsRun,
+    MouthNetwork,
+    SharedNetworkRun,
+    default_weights,
+)
 from musetalk_agent.features.mouth_network import PAST as _PAST
 from musetalk_agent.features.speech_detector import SpeechDetector
 from musetalk_agent.media import FEATURE_RATE, Cue, Feature, Pcm, frame_start, frames_begun
 
 _WAIT = 60 * FEATURE_RATE // 1000
 _TALKERS_HALF = FEATURE_RATE // 50
-"""The network has learned what a camera of 25 fps shows in the frame that begins at a moment. That frame is on the screen for 20 ms
-on either side of its middle; a frame of another rate shows the moment that has the same middle."""
-_BEHIND = LOOKAHEAD_MS * FEATURE_RATE // 1000 // STEP - 1  # step n speaks of sample STEP·(n − _BEHIND)
+"""Half a frame of the training videos (25 fps). The network was trained on the frame that begins at a moment; a frame of another
+rate shows the moment whose frame has the same middle."""
+_BEHIND = LOOKAHEAD_MS * FEATURE_RATE // 1000 // STEP - 1  # step n describes sample STEP·(n − _BEHIND)
 
-# Decision curves on the network's numbers, chosen on held-out synthetic speech and noises (see models/mouth/README.md).
+# Decision curves on the network's outputs, chosen on held-out synthetic speech and noises (see models/mouth/README.md).
 _SPEECH_OFF, _SPEECH_ON = 0.05, 0.30
 _SURE_OFF, _SURE_ON = 0.50, 0.80
 _SURE_STEPS = 20  # 400 ms
@@ -34,22 +40,22 @@ _GATE_OFF, _GATE_ON = 0.10, 0.40
 _VOICE_OFF, _VOICE_ON = 0.10, 0.40
 _CLOSURE_OFF, _CLOSURE_ON = 0.50, 0.80
 _CONTRAST, _SIZE = 1.1, 1.04
-"""Real mouths are nearly closed for longer and open further than a network that is to err little; `_SIZE` keeps the 95th
+"""A network trained for a small error opens the mouth less far and closes it less than real mouths do. `_SIZE` keeps the 95th
 percentile."""
 _TUCK_OFF, _TUCK_ON = 0.35, 0.65
 _STEADY_DB, _MOVING_DB = 0.2, 0.5
-"""How much the level moves within 200 ms (standard deviation). Machines: mains hum and tones under 0.25 dB, white noise 0.3.
+"""Standard deviation of the level within 200 ms. Machines: mains hum and tones under 0.25 dB, white noise 0.3.
 Speech, eight recordings of it, clean and noisy, steps within 25 dB of the loudest: seven always above 0.35 dB, the noisiest in
 98 % of them."""
-_SHAPE_KEEP = 0.35  # share of the last step kept in width and rounding: they are tables on posteriors, which jump
-_QUIET_DBFS = -62.0  # a step quieter than this is silence, whatever the network thinks
+_SHAPE_KEEP = 0.35  # smoothing of width and rounding, which come from a table on phoneme posteriors and would jump
+_QUIET_DBFS = -62.0  # a step below this is silence, whatever the network says
 
 
 class VisemeFeatures:
-    """Loads the network once; makes streams. Immutable: streams of many threads may share it."""
+    """Creates streams that share one network. Immutable and thread-safe."""
 
     lookahead_ms: int = 60
-    """Milliseconds of sound past a frame's end that its vector may read."""
+    """Milliseconds of audio after a frame's end that its vector may read."""
 
     def __init__(self, network: MouthNetwork) -> None:
         self._network = network
@@ -60,23 +66,23 @@ class VisemeFeatures:
         return cls(MouthNetwork.load(path or default_weights()))
 
     def detector(self) -> SpeechDetector:
-        """Tells speech from silence and noise with the same network."""
+        """Returns a new speech detector on the same network."""
         return SpeechDetector(self._network)
 
     def stream(self, fps: int) -> VisemeStream:
-        """A new stream for video at `fps` frames per second (15 … 50). Raises `ValueError` outside."""
+        """Returns a new stream for video at `fps` frames per second (15 … 50). Raises `ValueError` outside."""
         if not 15 <= fps <= 50:
             raise ValueError(f"fps {fps} is not within 15 … 50")
         return VisemeStream(self._network, fps)
 
     def begin(self, fps: int) -> tuple[SpeechDetector, VisemeStream]:
-        """A detector and a stream of one segment, which share a run of the network. Raises `ValueError` as `stream` does."""
+        """Returns a detector and a stream of one segment, which share a run of the network. Raises as `stream` does."""
         stream = self.stream(fps)
-        return SpeechDetector(self._network, stream.ear), stream
+        return SpeechDetector(self._network, stream.shared_run), stream
 
 
 class VisemeStream:
-    """Articulation vectors of one segment. The same sound gives the same vectors however it is cut. Not thread-safe."""
+    """Articulation vectors of one segment; chunking does not change them. Not thread-safe."""
 
     def __init__(self, network: MouthNetwork, fps: int) -> None:
         self._network = network
@@ -84,23 +90,23 @@ class VisemeStream:
         self.reset()
 
     def reset(self) -> None:
-        """Forgets sound and cues: the next push begins a new segment."""
-        self._pending = np.zeros(_PAST, np.float32)  # the last samples in -1..1, `_PAST` of them already used
+        """Drops audio and cues: the next push begins a new segment."""
+        self._pending = np.zeros(_PAST, np.float32)  # the last samples in -1..1; the first `_PAST` are already used
         self._received = 0
         self._frame = 0
-        self.ear = Ear(self._network)
-        """The run of the network, for a detector that hears the same sound; another one after `reset`."""
-        self._mouth = _Mouth(self.ear, self._network.lips())
+        self.shared_run = SharedNetworkRun(self._network)
+        """The run of the network, for a detector of the same audio; `reset` replaces it."""
+        self._mouth = _MouthHistory(self.shared_run, self._network.lips())
         self._cues = CueTrack()
 
     def cue(self, cues: Sequence[Cue]) -> None:
-        """Takes phonemes known beforehand, in samples from the segment's start; they must come before their sound."""
+        """Adds phonemes known in advance, in samples from the segment's start; they must come before their audio."""
         self._cues.add(cues)
 
     def push(self, samples: Pcm) -> list[Feature]:
-        """Takes int16[n] at 16 kHz; returns float32[5] for each consecutive frame whose end + 60 ms has now been heard."""
+        """Takes int16[n] at 16 kHz; returns float32[5] for each next frame whose end + 60 ms has now arrived."""
         self._received += len(samples)
-        self._listen(samples.astype(np.float32) / np.float32(32768))
+        self._process(samples.astype(np.float32) / np.float32(32768))
         out = []
         while self._received >= frame_start(self._frame + 1, self._fps) + _WAIT:
             out.append(self._vector(self._frame))
@@ -109,23 +115,23 @@ class VisemeStream:
         return out
 
     def flush(self) -> list[Feature]:
-        """The segment is over: the remaining frames, as if silence followed; then begins anew, without cues."""
+        """Ends the segment: returns the remaining frames as if silence followed, then resets."""
         total = frames_begun(self._received, self._fps)
         lacking = frame_start(total, self._fps) + _WAIT - self._received
         out = self.push(np.zeros(lacking, np.int16)) if total > self._frame else []
         self.reset()
         return out
 
-    def _listen(self, sound: NDArray[np.float32]) -> None:
+    def _process(self, sound: NDArray[np.float32]) -> None:
         sound = np.concatenate([self._pending, sound])
         at = 0
         while at + _PAST + STEP <= len(sound):
-            self._mouth.hear(sound[at : at + _PAST + STEP])
+            self._mouth.push(sound[at : at + _PAST + STEP])
             at += STEP
         self._pending = sound[at:].copy()
 
     def _moment(self, frame: int) -> float:
-        """What a frame shows, in moments of the network."""
+        """Returns the moment that a frame shows, in steps of the network."""
         start, end = frame_start(frame, self._fps), frame_start(frame + 1, self._fps)
         return ((start + end) / 2 - _TALKERS_HALF) / STEP
 
@@ -136,30 +142,30 @@ class VisemeStream:
         return self._mouth.at(self._moment(frame), (end + _WAIT) // STEP - 1)
 
 
-class _Mouth:
-    """The network's steps turned into articulation, kept for as long as frames may ask for them."""
+class _MouthHistory:
+    """The network's recent steps as articulation vectors, kept while a frame may still need them."""
 
-    def __init__(self, ear: Ear, lips: LipsRun) -> None:
-        self._ear, self._lips = ear, lips
-        self._heard = 0
+    def __init__(self, run: SharedNetworkRun, lips: LipsRun) -> None:
+        self._run, self._lips = run, lips
+        self._step_number = 0
         self._steps: list[NDArray[np.float32]] = []  # [2, 5]: the step's own moment, and the one after it
         self._first = 0  # number of the first kept step
         self._shape = np.zeros(2, np.float32)
         self._likely: list[float] = []
-        self._powers: list[float] = []  # from the moment the newest step speaks of until now
+        self._powers: list[float] = []  # from the moment that the newest step describes until now
 
-    def hear(self, sound: NDArray[np.float32]) -> None:
-        """Takes one step's window float32[560]: 240 samples of past, 320 new ones."""
-        heard = self._ear.hear(self._heard, sound)
-        self._heard += 1
-        mouth = heard.step
-        self._powers = [*self._powers[-_BEHIND - 1 :], float(heard.powers.max())]
+    def push(self, window: NDArray[np.float32]) -> None:
+        """Takes the window of one step, float32[560]: 240 past samples and 320 new ones."""
+        audio = self._run.step(self._step_number, window)
+        self._step_number += 1
+        mouth = audio.step
+        self._powers = [*self._powers[-_BEHIND - 1 :], float(audio.powers.max())]
         quiet = max(self._powers) < 10 ** (_QUIET_DBFS / 10)
-        moving = _ramp(heard.moves_db, _STEADY_DB, _MOVING_DB)
+        moving = _ramp(audio.level_deviation_db, _STEADY_DB, _MOVING_DB)
         self._likely = [*self._likely[1 - _SURE_STEPS :], mouth.speech]
         sure = _ramp(max(self._likely), _SURE_OFF, _SURE_ON)
         speech = 0.0 if quiet else sure * moving * _ramp(mouth.speech, _SPEECH_OFF, _SPEECH_ON)
-        lips = self._lips.step(heard.state)
+        lips = self._lips.step(audio.state)
         gate = (
             0.0 if quiet else moving * _ramp(lips.gate, _GATE_OFF, _GATE_ON) * _ramp(lips.voice, _VOICE_OFF, _VOICE_ON)
         )
@@ -176,14 +182,14 @@ class _Mouth:
         self._steps.append(step)
 
     def at(self, moment: float, newest: int) -> Feature:
-        """The mouth at a moment, from steps up to number `newest`: moments later than what that step speaks of are cut to it."""
+        """Returns the mouth at a moment from steps up to `newest`; a later moment than that step describes is clamped to it."""
         moment = min(max(moment, 0.0), newest - _BEHIND + 1.0)
         low = int(moment)
         part = np.float32(moment - low)
-        return self._said(low, newest) * (1 - part) + self._said(low + 1, newest) * part
+        return self._estimate(low, newest) * (1 - part) + self._estimate(low + 1, newest) * part
 
-    def _said(self, moment: int, newest: int) -> NDArray[np.float32]:
-        """What is known of a moment: by the step before its own and its own (the mean of two errs less than either), or by one."""
+    def _estimate(self, moment: int, newest: int) -> NDArray[np.float32]:
+        """Returns the mean of the two steps that describe a moment, which errs less than either, or the one step there is."""
         own = max(moment + _BEHIND - self._first, 0)
         found: NDArray[np.float32]
         if moment + _BEHIND > newest:
@@ -195,7 +201,7 @@ class _Mouth:
         return found
 
     def forget(self, step: int) -> None:
-        """Drops the steps before one, but not the last."""
+        """Drops the steps before `step`, but never the last one."""
         drop = max(0, min(step - self._first, len(self._steps) - 1))
         del self._steps[:drop]
         self._first += drop

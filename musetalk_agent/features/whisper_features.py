@@ -1,9 +1,9 @@
-"""Sound to whisper's log-mel windows for the `musetalk` engine, one per video frame, while the sound arrives: numpy only.
+"""Whisper's log-mel windows for the `musetalk` engine, one per video frame, while the audio arrives: numpy only.
 
-The encoder itself runs in the engine's batch on the card (`engines/musetalk/whisper.py`); what travels to it is the feature,
+The encoder itself runs in the engine's batch on the GPU (`engines/musetalk/whisper.py`). The feature is its input,
 float32 `[MEL_COLUMNS, 80]`, about 20 ms positions a, a+1 … of the segment:
 
-    rows 0 … 2·POSITIONS+2: columns 2a-2 … 2·(a+POSITIONS), scaled as whisper reads them
+    rows 0 … 2·POSITIONS+2: columns 2a-2 … 2·(a+POSITIONS), scaled as whisper expects them
     last row: a's place on whisper's 30 s, and three indices of positions: the first that exists (-1 when more did before),
         the first after what was heard (and the silence behind it), the first after the segment's end
 
@@ -27,9 +27,9 @@ REACH = WINDOW // 2
 """Column j reads samples [160·j − 200, 160·j + 200)."""
 BANDS = 80
 SILENCE = -10.0
-"""What a column of zeros reads: log10 of the floor 1e-10."""
+"""Value of a column of zeros: log10 of the floor 1e-10."""
 RANGE = 8.0
-"""What lies further than this (in log10 of power, so 80 dB) below the loudest is cut off."""
+"""Values further below the loudest one (in log10 of power, so 80 dB) are clamped."""
 
 
 def _filters() -> NDArray[np.float64]:
@@ -52,7 +52,7 @@ _HANN = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WINDOW) / WINDOW)
 
 
 def columns(windows: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Sound of each column, float32[n, 400] in -1 … 1 → log10 of power, float32[n, 80], not below `SILENCE`.
+    """Computes columns: samples of each, float32[n, 400] in -1 … 1 → log10 of power, float32[n, 80], not below `SILENCE`.
 
     The last bit may depend on n (matrix products do); call it with one n where that matters.
     """
@@ -69,26 +69,26 @@ def scaled(logs: NDArray[np.float32], loudest: np.float32) -> NDArray[np.float32
 STEP = 2 * HOP
 """Samples per position of the encoder (20 ms); position p begins at sample 320·p."""
 PLACES = 1500
-"""Positions whisper has learned: 30 s."""
+"""Positions that whisper was trained on: 30 s."""
 BEFORE, AFTER = 4, 6
 """A frame sees the positions r-4 … r+5 around r, the one in which it begins."""
 CONTEXT = 187
 """Positions before a frame's ten: 3.74 s."""
 TAIL = 3
-"""Silent positions after what was heard: with them whisper knows that the sound ends there, and comes nearest to offline."""
+"""Silent positions after the last audio: they mark its end for whisper, and bring the result nearest to the offline one."""
 _BEHIND = 8 + TAIL  # positions after the ten: 8 for the longest look-ahead at the lowest fps
 POSITIONS = CONTEXT + BEFORE + AFTER + _BEHIND
 TARGET = slice(CONTEXT, CONTEXT + BEFORE + AFTER)
 MEL_COLUMNS = 2 * POSITIONS + 3 + 1
 PLACE, BEGIN, HEARD, END = range(4)
-"""Where the last row holds which number."""
+"""Columns of the last row."""
 LOOKAHEAD_MS = 80
-"""The least look-ahead with which all of a frame's ten positions have been heard."""
+"""The least look-ahead with which the audio of all ten positions of a frame has arrived."""
 _MOST_MS = 200
 
 
 def rest() -> Feature:
-    """The feature of silence, for a closed mouth: float32 [MEL_COLUMNS, 80]."""
+    """Returns the feature of silence, for a closed mouth: float32 [MEL_COLUMNS, 80]."""
     out = np.full((MEL_COLUMNS, BANDS), _scaled_silence(np.float32(SILENCE)), np.float32)
     out[-1] = 0
     out[-1, BEGIN], out[-1, HEARD], out[-1, END] = -1, TARGET.stop + TAIL, POSITIONS
@@ -100,10 +100,10 @@ def _scaled_silence(loudest: np.float32) -> np.float32:
 
 
 class WhisperFeatures:
-    """Makes streams of whisper windows. Immutable.
+    """Creates streams of whisper windows. Immutable.
 
     Args:
-        lookahead_ms: milliseconds of sound after a frame's end that its feature waits for and reads, 0 … 200.
+        lookahead_ms: milliseconds of audio after a frame's end that its feature waits for and reads, 0 … 200.
 
     Raises `ValueError` outside.
     """
@@ -115,26 +115,26 @@ class WhisperFeatures:
 
     @property
     def lookahead_ms(self) -> int:
-        """Milliseconds of sound past a frame's end that its feature reads."""
+        """Milliseconds of audio after a frame's end that its feature reads."""
         return self._lookahead_ms
 
     def detector(self) -> SpeechDetector:
-        """Tells speech from silence and noise. Raises `WeightsMissing` without the network that is shipped."""
+        """Returns a new speech detector. Raises `WeightsMissing` without the shipped network."""
         return SpeechDetector.shipped()
 
     def stream(self, fps: int) -> WhisperStream:
-        """A new stream for video at `fps` frames per second (15 … 50). Raises `ValueError` outside."""
+        """Returns a new stream for video at `fps` frames per second (15 … 50). Raises `ValueError` outside."""
         if not 15 <= fps <= 50:
             raise ValueError(f"fps {fps} is not within 15 … 50")
         return WhisperStream(fps, self._lookahead_ms)
 
     def begin(self, fps: int) -> tuple[SpeechDetector, WhisperStream]:
-        """A detector and a stream of one segment. Raises as they do."""
+        """Returns a detector and a stream of one segment. Raises as they do."""
         return self.detector(), self.stream(fps)
 
 
 class WhisperStream:
-    """Windows of one segment. The same sound gives the same windows, bit for bit, however it is cut. Not thread-safe."""
+    """Windows of one segment; chunking does not change them, bit for bit. Not thread-safe."""
 
     def __init__(self, fps: int, lookahead_ms: int) -> None:
         self._fps = fps
@@ -142,22 +142,22 @@ class WhisperStream:
         self.reset()
 
     def reset(self) -> None:
-        """Forgets everything: the next push begins a new segment."""
-        self._sound = np.zeros(0, np.float32)  # from sample `_from` on, in -1 … 1
+        """Drops all state: the next push begins a new segment."""
+        self._samples = np.zeros(0, np.float32)  # from sample `_from` on, in -1 … 1
         self._from = 0
         self._received = 0
         self._frame = 0
-        self._logs = np.zeros((0, BANDS), np.float32)  # the last columns that are heard whole, up to `_whole`
+        self._logs = np.zeros((0, BANDS), np.float32)  # the last complete columns, up to column `_whole`
         self._whole = 0
         self._loudest = np.float32(SILENCE)
 
     def cue(self, cues: Sequence[Cue]) -> None:
-        """Whisper listens only: phonemes known beforehand are ignored."""
+        """Ignores phonemes: whisper reads audio only."""
 
     def push(self, samples: Pcm) -> list[Feature]:
-        """Takes int16[n] at 16 kHz; returns the windows of the frames whose end plus the look-ahead has now been heard."""
+        """Takes int16[n] at 16 kHz; returns the windows of the frames whose end plus the look-ahead has now arrived."""
         self._received += len(samples)
-        self._sound = np.concatenate([self._sound, samples.astype(np.float32) / np.float32(32768)])
+        self._samples = np.concatenate([self._samples, samples.astype(np.float32) / np.float32(32768)])
         out = []
         while self._received >= (cut := self._cut(self._frame)):
             out.append(self._window(cut, None))
@@ -165,10 +165,10 @@ class WhisperStream:
         return out
 
     def flush(self) -> list[Feature]:
-        """The segment is over: the remaining frames, with nothing after its last whole position; then begins anew."""
+        """Ends the segment: returns the remaining frames, with nothing after the last whole position, and resets."""
         end, total = self._received, frames_begun(self._received, self._fps)
         lacking = self._cut(total - 1) - end if total else 0
-        self._sound = np.concatenate([self._sound, np.zeros(max(0, lacking), np.float32)])
+        self._samples = np.concatenate([self._samples, np.zeros(max(0, lacking), np.float32)])
         out = []
         while self._frame < total:
             out.append(self._window(self._cut(self._frame), end // STEP))
@@ -177,11 +177,11 @@ class WhisperStream:
         return out
 
     def _cut(self, frame: int) -> int:
-        """The sample before which a frame's feature hears, and which it waits for."""
+        """Returns the sample at which the audio of a frame's feature ends."""
         return frame_start(frame + 1, self._fps) + self._lookahead
 
     def _window(self, cut: int, end: int | None) -> Feature:
-        """The next frame's feature from the samples before `cut`; the segment has `end` positions, when that is known."""
+        """Returns the next frame's feature from the samples before `cut`; `end` is the segment's number of positions when known."""
         row = 50 * self._frame // self._fps
         first = row - BEFORE - CONTEXT
         logs, loudest = self._columns(cut)
@@ -197,27 +197,27 @@ class WhisperStream:
         return out
 
     def _columns(self, cut: int) -> tuple[NDArray[np.float32], np.float32]:
-        """All kept columns as heard before `cut`, those it cuts included, and the loudest of the segment so far."""
+        """Returns all kept columns from the audio before `cut`, partial ones included, and the loudest value so far."""
         whole = (cut - REACH) // HOP + 1  # columns that end at or before the cut
         fresh = [self._column(j, cut) for j in range(self._whole, whole)]
         self._loudest = max([self._loudest, *(column.max() for column in fresh)])
         self._logs = np.concatenate([self._logs, *(c[None] for c in fresh)])[-MEL_COLUMNS:]
         self._whole = max(self._whole, whole)
-        self._forget()
+        self._drop_used()
         parted = [self._column(j, cut) for j in range(self._whole, -(-(cut + REACH) // HOP))]
         loudest = max([self._loudest, *(column.max() for column in parted)])
         return np.concatenate([self._logs, *(c[None] for c in parted)]), loudest
 
     def _column(self, j: int, cut: int) -> NDArray[np.float32]:
-        """Column j, with silence from `cut` on; before the segment its mirror image, as upstream has it."""
+        """Returns column j with silence from `cut` on; before the segment it mirrors the audio, as upstream does."""
         index = np.abs(np.arange(j * HOP - REACH, j * HOP + REACH))
         heard = index < cut
         window = np.zeros(WINDOW, np.float32)
-        window[heard] = self._sound[index[heard] - self._from]
+        window[heard] = self._samples[index[heard] - self._from]
         column: NDArray[np.float32] = columns(window[None])[0]
         return column
 
-    def _forget(self) -> None:
+    def _drop_used(self) -> None:
         needed = max(0, self._whole * HOP - REACH)
-        self._sound = self._sound[needed - self._from :]
+        self._samples = self._samples[needed - self._from :]
         self._from = needed

@@ -19,7 +19,7 @@ from musetalk_agent.engines.musetalk.graphs import Card, Outputs
 from musetalk_agent.engines.musetalk.network import LATENT_SHAPE
 from musetalk_agent.engines.musetalk.vae import to_pixels
 from musetalk_agent.features.whisper_features import rest
-from musetalk_agent.measure.profile import Stage
+from musetalk_agent.measure.profile import StageTiming
 
 _PEAK_SIDE = {"cuda": 8192, "cpu": 2048}
 _PEAK_TRIES = 4
@@ -29,7 +29,7 @@ _PEAK_TRIES = 4
 class CardStages:
     """The parts of a frame, and `peak`: operations per second of a large matrix product on the device, in the same precision."""
 
-    stages: list[Stage]
+    stages: list[StageTiming]
     peak: float
 
 
@@ -75,7 +75,7 @@ def card_stages(engine: MuseTalkEngine, frames: int, batch: int, progress: Calla
             for name, part in fixed.items():
                 times[name].append(_seconds(part, card) / batch)
             progress(done + batch)
-    stages = [Stage(name, each, flop[name] // batch if name in flop else None) for name, each in times.items()]
+    stages = [StageTiming(name, each, flop[name] // batch if name in flop else None) for name, each in times.items()]
     return CardStages(stages, max(peak, _peak(card, network.dtype)))  # the machine may have had other work once
 
 

@@ -22,10 +22,10 @@ from musetalk_agent.avatars.face import FaceNet
 from musetalk_agent.errors import AgentError
 from musetalk_agent.features.visemes import VisemeFeatures
 from musetalk_agent.measure import lse
-from musetalk_agent.measure.mouth_tracks import FilmUnreadable, MouthTrack, find_faces, heard_mouth, seen_mouth
+from musetalk_agent.measure.mouth_tracks import MouthTrack, VideoUnreadable, find_faces, heard_mouth, seen_mouth
 from musetalk_agent.media import FEATURE_RATE
 from musetalk_agent.settings import offline_settings
-from musetalk_agent.tools.audio_file import SoundFile, SoundUnreadable, mono
+from musetalk_agent.tools.audio_file import AudioFile, AudioUnreadable, mono
 from musetalk_agent.weights import Manifest, ModelStore
 
 LEAST_CONFIDENCE = 0.6
@@ -37,7 +37,7 @@ _OPEN = 0.012  # outer eye distances: a tenth of a full opening
 
 
 @dataclass(frozen=True)
-class Verdict:
+class SyncReport:
     """What was measured, and `problem`: None, or one sentence that says why nothing can be told. `syncnet` is None without its
     weights, or where the film shows it too little."""
 
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
         store = ModelStore(offline_settings().models_dir, Manifest.load())
         with tqdm(unit=" frames", desc="measure-sync", file=sys.stderr, leave=False) as bar:
             verdict = measure(args.video, args.audio, store, VisemeFeatures.load(), bar.update)
-    except (FilmUnreadable, SoundUnreadable) as error:
+    except (VideoUnreadable, AudioUnreadable) as error:
         print(f"measure-sync: {error}", file=sys.stderr)
         return 1
     except AgentError as error:
@@ -96,17 +96,17 @@ def run(args: argparse.Namespace) -> int:
 
 def measure(
     video: Path, audio: Path | None, store: ModelStore, features: VisemeFeatures, progress: Callable[[int], object]
-) -> Verdict:
+) -> SyncReport:
     """Measures one film against its own sound, or against `audio`, which then begins with its first picture.
 
     `progress` is called with 1 for every picture read; with SyncNet's weights every picture is read twice.
 
     Raises:
-        FilmUnreadable, SoundUnreadable: a file cannot be used.
+        VideoUnreadable, AudioUnreadable: a file cannot be used.
         WeightsMissing: the face networks are not there.
         WeightsInvalid: SyncNet's weights are there, but are something else.
     """
-    sound = SoundFile.open(audio or video)
+    sound = AudioFile.open(audio or video)
     faces = find_faces(video, FaceNet(store), lambda _: progress(1))
     start = sound.start_s if audio is None else float(faces.times[0])
     voice = mono(sound, FEATURE_RATE)
@@ -114,7 +114,7 @@ def measure(
     lag = lag_of(seen, heard)
     path = lse.weights(store)
     syncnet = lse.judge(path, video, faces, voice, start, lambda _: progress(1)) if path else None
-    return Verdict(lag, _problem(seen, heard, lag), syncnet)
+    return SyncReport(lag, _problem(seen, heard, lag), syncnet)
 
 
 def _problem(seen: MouthTrack, heard: MouthTrack, lag: Lag | None) -> str | None:

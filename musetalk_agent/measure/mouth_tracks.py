@@ -29,7 +29,7 @@ _PIECE = 16_000
 _QUARTER_TURNS = {0: 0, 90: 1, 180: 2, 270: 3}
 
 
-class FilmUnreadable(Exception):
+class VideoUnreadable(Exception):
     """The film is not there, is damaged, or has no pictures; the message says which."""
 
 
@@ -65,7 +65,7 @@ def find_faces(path: Path, net: FaceNet, progress: Callable[[int], object] = lam
     """Follows the largest face of a film. `progress` is called with the frames done.
 
     Raises:
-        FilmUnreadable: no film, or one without pictures.
+        VideoUnreadable: no film, or one without pictures.
     """
     tracker = FaceTracker(net)
     times: list[float] = []
@@ -74,7 +74,7 @@ def find_faces(path: Path, net: FaceNet, progress: Callable[[int], object] = lam
         times.append(time)
         progress(len(times))
     if not times:
-        raise FilmUnreadable(f"{path} has no pictures.")
+        raise VideoUnreadable(f"{path} has no pictures.")
     return Faces(np.array(times), tracker.meshes)
 
 
@@ -109,12 +109,12 @@ def _aperture(points: Points | None) -> float:
 
 
 def pictures(path: Path) -> Iterator[tuple[float, Pixels]]:
-    """Frames with their times in seconds, in order, uint8 BGR `[h, w, 3]`. Raises `FilmUnreadable`."""
+    """Frames with their times in seconds, in order, uint8 BGR `[h, w, 3]`. Raises `VideoUnreadable`."""
     try:
         with path.open("rb") as file, av.open(file) as container:
             source = cast("InputContainer", container)
             if not source.streams.video:
-                raise FilmUnreadable(f"{path} has no picture track.")
+                raise VideoUnreadable(f"{path} has no picture track.")
             stream = source.streams.video[0]
             stream.thread_type = "AUTO"
             last = -np.inf
@@ -126,6 +126,6 @@ def pictures(path: Path) -> Iterator[tuple[float, Pixels]]:
                     picture = np.rot90(np.asarray(frame.to_ndarray(format="bgr24"), np.uint8), turns)
                     yield time, np.ascontiguousarray(picture)
     except (av.error.FFmpegError, av.error.EOFError, ValueError) as error:
-        raise FilmUnreadable(f"{path} is no film that can be read, or it is damaged.") from error
+        raise VideoUnreadable(f"{path} is no film that can be read, or it is damaged.") from error
     except OSError as error:
-        raise FilmUnreadable(f"{path} cannot be read: {error.strerror}.") from error
+        raise VideoUnreadable(f"{path} cannot be read: {error.strerror}.") from error

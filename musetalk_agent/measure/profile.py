@@ -47,7 +47,7 @@ class StageFigures:
 
 
 @dataclass(frozen=True)
-class Profile:
+class EngineProfile:
     """A profile: milliseconds are per frame. `in_service_ms` is of the whole network as the engine measured it when it started, by
     batch size; its parts, timed one by one, add up to a little more."""
 
@@ -106,7 +106,9 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-async def _profile(settings: AgentSettings, clip: str, picture: Picture, frames: int, batch: int | None) -> Profile:
+async def _profile(
+    settings: AgentSettings, clip: str, picture: Picture, frames: int, batch: int | None
+) -> EngineProfile:
     factory = Factory(settings, VirtualClock())
     try:
         await factory.start()
@@ -122,7 +124,7 @@ async def _profile(settings: AgentSettings, clip: str, picture: Picture, frames:
         await factory.aclose()
 
 
-def _host(engine: Engine, bundle: Bundle, frames: int, batch: int) -> Profile:
+def _host(engine: Engine, bundle: Bundle, frames: int, batch: int) -> EngineProfile:
     """An engine that computes on the processor: its part is one stage."""
 
     def make(request: PatchRequest) -> Patch | None:
@@ -133,7 +135,7 @@ def _host(engine: Engine, bundle: Bundle, frames: int, batch: int) -> Profile:
     return _figures(engine, bundle, frames, 1, host_stages(engine, bundle, frames, make, "engine"))
 
 
-def _musetalk(engine: Engine, bundle: Bundle, frames: int, batch: int) -> Profile:
+def _musetalk(engine: Engine, bundle: Bundle, frames: int, batch: int) -> EngineProfile:
     """MuseTalk: the network's parts on their device, and around them what the processor does."""
     from musetalk_agent.engines.musetalk.engine import MuseTalkEngine
     from musetalk_agent.measure.card_stages import card_stages
@@ -153,13 +155,13 @@ def _figures(
     bundle: Bundle,
     frames: int,
     batch: int,
-    stages: list[Stage],
+    stages: list[StageTiming],
     peak: float | None = None,
     in_service_ms: dict[int, float] | None = None,
-) -> Profile:
+) -> EngineProfile:
     total = sum(stage.mean_ms for stage in stages)
 
-    def row(stage: Stage) -> StageFigures:
+    def row(stage: StageTiming) -> StageFigures:
         mean, p95 = round(stage.mean_ms, 4), round(stage.p95_ms, 4)
         share = round(stage.mean_ms / total, 4)
         if stage.flop is None or peak is None:
@@ -169,7 +171,7 @@ def _figures(
             stage.name, mean, p95, share, round(stage.flop / 1e9, 2), round(speed / 1e9, 1), round(speed / peak, 4)
         )
 
-    return Profile(
+    return EngineProfile(
         engine.name,
         engine.device,
         frames,
@@ -184,7 +186,7 @@ def _figures(
     )
 
 
-def _table(profile: Profile) -> str:
+def _table(profile: EngineProfile) -> str:
     lines = [_title(profile), f"{'stage':12} {'mean':>9} {'p95':>9} {'share':>6}"]
     if profile.peak_gflop_per_s is not None:
         lines[-1] += f" {'GFLOP':>8} {'GFLOP/s':>10} {'of peak':>8}"
@@ -201,14 +203,14 @@ def _table(profile: Profile) -> str:
     return "\n".join(lines)
 
 
-def _title(profile: Profile) -> str:
+def _title(profile: EngineProfile) -> str:
     return (
         f"{profile.engine} on {profile.device}, picture {profile.width}x{profile.height}, face {profile.face_px} px, "
         f"{profile.frames} frames, batches of {profile.batch}"
     )
 
 
-def _draw(profile: Profile, target: Path) -> None:
+def _draw(profile: EngineProfile, target: Path) -> None:
     """Raises OSError."""
     rows = []
     for stage in profile.stages:
@@ -224,7 +226,7 @@ _PITCH_HZ, _SYLLABLES_HZ, _HARMONICS = 120.0, 4.0, 25
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
+class StageTiming:
     """One stage.
 
     Args:
@@ -248,7 +250,7 @@ class Stage:
         return 1000 * float(np.percentile(self.times_s, 95))
 
 
-def host_stages(engine: Engine, bundle: Bundle, frames: int, make: MakePatch, made_by: str) -> list[Stage]:
+def host_stages(engine: Engine, bundle: Bundle, frames: int, make: MakePatch, made_by: str) -> list[StageTiming]:
     """Times features, the patch, composition and conversion of `frames` frames.
 
     Args:
@@ -283,10 +285,10 @@ def host_stages(engine: Engine, bundle: Bundle, frames: int, make: MakePatch, ma
     finally:
         actor.close()
     return [
-        Stage("features", hearing[-frames:]),
-        Stage(made_by, making),
-        Stage("composition", composing),
-        Stage("I420", converting),
+        StageTiming("features", hearing[-frames:]),
+        StageTiming(made_by, making),
+        StageTiming("composition", composing),
+        StageTiming("I420", converting),
     ]
 
 

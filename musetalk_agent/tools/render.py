@@ -27,7 +27,7 @@ from musetalk_agent.protocol.messages import PlaybackFinished, SegmentEnd, Segme
 from musetalk_agent.publishers.file import FilePublisher, Film, FilmSound
 from musetalk_agent.session import ENDED, Session
 from musetalk_agent.settings import AgentSettings, offline_settings
-from musetalk_agent.tools.audio_file import SoundFile, SoundUnreadable
+from musetalk_agent.tools.audio_file import AudioFile, AudioUnreadable
 from musetalk_agent.tools.prepare import prepare_clip
 
 _AHEAD_S = 1.0
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"render: {wrong}", file=sys.stderr)
         return 2
     try:
-        sound = SoundFile.open(args.audio)
+        sound = AudioFile.open(args.audio)
         frames = frames_begun(-(-sound.samples * FEATURE_RATE // sound.rate), picture.fps)
         track = FilmSound(sound.blocks(), sound.rate, sound.channels)
         with Film(args.output, picture.fps, frames, track) as film:
@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
     except AgentError as error:
         print(f"{error.code.value}: {error.detail}", file=sys.stderr)
         return 1
-    except (SoundUnreadable, RenderFailed) as error:
+    except (AudioUnreadable, RenderFailed) as error:
         print(f"render: {error}", file=sys.stderr)
         return 1
     except OSError as error:
@@ -114,14 +114,14 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-async def render(settings: AgentSettings, clip: str, picture: Picture, sound: SoundFile, film: Film) -> Rendered:
+async def render(settings: AgentSettings, clip: str, picture: Picture, sound: AudioFile, film: Film) -> Rendered:
     """Plays `sound` through a session with the avatar `clip` into `film`, with a progress bar; the film is not finished yet.
 
     Cancelling is safe.
 
     Raises:
         AgentError: the avatar or the engine cannot be used.
-        SoundUnreadable: the sound is damaged further on.
+        AudioUnreadable: the sound is damaged further on.
         RenderFailed: the session broke, or pictures could not be made.
     """
     clock = VirtualClock()
@@ -160,7 +160,7 @@ def _request(avatar_id: str, picture: Picture) -> AgentStartRequest:
     )
 
 
-async def _play(session: Session, clock: VirtualClock, sound: SoundFile, progress: Callable[[], object]) -> None:
+async def _play(session: Session, clock: VirtualClock, sound: AudioFile, progress: Callable[[], object]) -> None:
     """Sends the sound as one segment, a little ahead of the voice, until all of it was heard."""
     blocks = sound.blocks(channels=1)
     session.take(SegmentStart(segment=1, sample_rate=sound.rate).model_dump_json())

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from musetalk_agent.audio_format import Finding, FormatWatch, compressed_header
-from musetalk_agent.features.rate_judge import judge_rate
+from musetalk_agent.features.rate_detector import detect_rate
 from musetalk_agent.features.speech_detector import shipped_network
 from musetalk_agent.protocol.diagnosis import Suspicion
 
@@ -219,7 +219,7 @@ def test_another_rate_is_told_by_how_it_sounds_however_fast_it_comes(true: int, 
         watch.push(np.take(sound, range(at, at + 16_000), mode="wrap"), 0.1)
     heard = watch.sound_for_rate()
     assert heard is not None
-    found = watch.judged(judge_rate(shipped_network(), heard, declared))
+    found = watch.judged(detect_rate(shipped_network(), heard, declared))
     assert found is not None and found.suspicion is Suspicion.WRONG_RATE
     assert watch.suspicion is Suspicion.WRONG_RATE
     told = int(found.text.split("about ")[1].split(" ")[0])
@@ -230,7 +230,7 @@ def test_another_rate_is_told_by_how_it_sounds_however_fast_it_comes(true: int, 
 
 @pytest.mark.parametrize("rate", [8000, 16000, 24000, 48000])
 def test_the_declared_rate_is_known_by_how_it_sounds(rate: int) -> None:
-    assert judge_rate(shipped_network(), joe(rate)[: 5 * rate], rate) == rate
+    assert detect_rate(shipped_network(), joe(rate)[: 5 * rate], rate) == rate
 
 
 def test_silence_takes_no_suspicion_back_and_good_speech_does() -> None:
@@ -246,6 +246,6 @@ def test_silence_takes_no_suspicion_back_and_good_speech_does() -> None:
 def test_the_judge_of_rates_rests_between_short_steps() -> None:
     """It runs beside the event loop: each step of the network holds the interpreter's lock."""
     rests: list[int] = []
-    judge_rate(shipped_network(), joe(16_000)[:80_000], 16_000, lambda: rests.append(1))
+    detect_rate(shipped_network(), joe(16_000)[:80_000], 16_000, lambda: rests.append(1))
     seconds_read = sum(5 * 16_000 / rate for rate in (16_000, 8_000, 22_050, 24_000, 44_100, 48_000))
     assert len(rests) >= 50 * seconds_read / 24

@@ -249,7 +249,7 @@ async def test_courtesies_that_break_are_tried_again_and_cost_no_session(
             raise MemoryError
 
     monkeypatch.setattr(GatedPublisher, "set_state", set_state)
-    monkeypatch.setattr(pipeline, "judge_rate", judge)
+    monkeypatch.setattr(pipeline, "detect_rate", judge)
     async with world(tmp_path, monkeypatch) as here:
         media = (await here.start("b")).pipeline
         await here.until(lambda: len(shown) == 2)

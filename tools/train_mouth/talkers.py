@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from musetalk_agent.avatars.face import FaceNet
-from musetalk_agent.measure.mouth_tracks import FilmUnreadable, find_faces
+from musetalk_agent.measure.mouth_tracks import VideoUnreadable, find_faces
 from musetalk_agent.weights import Manifest, ModelStore
 
 RATE = 16_000
@@ -166,7 +166,7 @@ def published(folder: Path, most: int) -> Iterator[Clip]:
             continue
         try:
             yield _followed(path, folder, net)
-        except (ClipUnusable, FilmUnreadable) as error:
+        except (ClipUnusable, VideoUnreadable) as error:
             print(f"{path.relative_to(folder)} is left out: {error}", flush=True)
         else:
             counts[talker] = counts.get(talker, 0) + 1

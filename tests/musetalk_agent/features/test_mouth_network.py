@@ -7,21 +7,21 @@ import pytest
 from numpy.typing import NDArray
 
 from musetalk_agent.features.articulation import CLASSES
-from musetalk_agent.features.listening import Listening
 from musetalk_agent.features.melspec import BANDS
 from musetalk_agent.features.mouth_network import (
     DILATIONS,
     HEADS,
     WIDTH,
     Array,
-    Ear,
-    Lips,
+    LipState,
     MouthNetwork,
     NetworkRun,
-    Step,
+    NetworkStep,
+    SharedNetworkRun,
     default_weights,
 )
 from musetalk_agent.features.speech_detector import SpeechDetector, shipped_network
+from musetalk_agent.features.speech_gate import SpeechGate
 from musetalk_agent.features.visemes import VisemeFeatures, VisemeStream
 from musetalk_agent.media import Feature
 from tests.musetalk_agent.features.test_speech_detector import RATE, noise, peak, rms, spoken
@@ -81,18 +81,18 @@ def mels(steps: int, seed: int = 0) -> NDArray[np.float64]:
     return np.asarray(np.clip(moving, -1.75, 1.75))
 
 
-def run(network: MouthNetwork, frames: NDArray[np.float64]) -> list[Step]:
+def run(network: MouthNetwork, frames: NDArray[np.float64]) -> list[NetworkStep]:
     return [step for step, _ in both(network, frames)]
 
 
-def both(network: MouthNetwork, frames: NDArray[np.float64]) -> list[tuple[Step, Lips]]:
+def both(network: MouthNetwork, frames: NDArray[np.float64]) -> list[tuple[NetworkStep, LipState]]:
     going, mouth = network.run(), network.lips()
     return [
         (going.step(frames[at : at + 2].astype(np.float32)), mouth.step(going.state)) for at in range(0, len(frames), 2)
     ]
 
 
-def numbers(step: Step, lips: Lips) -> list[float]:
+def numbers(step: NetworkStep, lips: LipState) -> list[float]:
     return [*lips.opening, *lips.closure, lips.gate, lips.voice, step.speech, step.tuck]
 
 
@@ -111,12 +111,12 @@ def test_many_steps_at_once_say_what_they_say_one_by_one(sizes: list[int]) -> No
     alone, at_once, mixed, at = run(network, frames), network.run(), network.run(), 0
     for number, size in enumerate(sizes):
         piece = frames[2 * at : 2 * (at + size)]
-        phonemes, speech = at_once.said(piece)
+        phonemes, speech = at_once.batch(piece)
         np.testing.assert_allclose(phonemes, [step.phonemes for step in alone[at : at + size]], atol=1e-5)
         np.testing.assert_allclose(speech, [step.speech for step in alone[at : at + size]], atol=1e-5)
         at += size
         if number % 2:  # a run takes both, in any order
-            mixed.said(piece)
+            mixed.batch(piece)
         else:
             last = [mixed.step(piece[k : k + 2]) for k in range(0, len(piece), 2)][-1]
             np.testing.assert_allclose(last.phonemes, phonemes[-1], atol=1e-5)
@@ -188,7 +188,7 @@ def talk(seed: int) -> NDArray[np.int16]:
 
 def decided(features: VisemeFeatures, sound: NDArray[np.int16], fps: int, seed: int) -> list[Feature | None]:
     """Two segments of the sound, cut at random; the first is dropped halfway."""
-    rng, listening, made = np.random.default_rng(seed), Listening(features, fps), []
+    rng, listening, made = np.random.default_rng(seed), SpeechGate(features, fps), []
     made += listening.push(sound[: len(sound) // 2])
     listening.reset()
     at = 0
@@ -215,23 +215,23 @@ def test_one_run_for_two_is_the_same_as_two_runs(fps: int, seed: int) -> None:
 def test_speech_runs_the_network_once(monkeypatch: pytest.MonkeyPatch) -> None:
     steps, step = 0, NetworkRun.step
 
-    def counted(run: NetworkRun, mels: Array) -> Step:
+    def counted(run: NetworkRun, mels: Array) -> NetworkStep:
         nonlocal steps
         steps += 1
         return step(run, mels)
 
     monkeypatch.setattr(NetworkRun, "step", counted)
     sound = peak(spoken()[: 2 * RATE], -6)
-    Listening(FEATURES, 25).push(sound)
+    SpeechGate(FEATURES, 25).push(sound)
     assert steps == len(sound) // 320
 
 
 def test_a_step_that_is_neither_the_last_nor_the_next_is_refused() -> None:
-    ear, window = Ear(shipped_network()), np.zeros(560, np.float32)
+    shared, window = SharedNetworkRun(shipped_network()), np.zeros(560, np.float32)
     for wrong in (-1, 1):
         with pytest.raises(ValueError, match=f"step {wrong} "):
-            ear.hear(wrong, window)
-    assert ear.hear(0, window) is ear.hear(0, window)
-    ear.hear(1, window)
+            shared.step(wrong, window)
+    assert shared.step(0, window) is shared.step(0, window)
+    shared.step(1, window)
     with pytest.raises(ValueError, match=r"step 0 .* step 1"):
-        ear.hear(0, window)
+        shared.step(0, window)

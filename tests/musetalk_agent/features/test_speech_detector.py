@@ -130,8 +130,8 @@ def test_noise_after_a_word_is_noise_soon(dbfs: float, within: int, before: int)
 @pytest.mark.parametrize("dbfs", [-60, -35])
 def test_the_network_sleeps_in_steady_sound(dbfs: float, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    hear = SpeechDetector._hear
-    monkeypatch.setattr(SpeechDetector, "_hear", lambda self, window: asked.append(1) or hear(self, window))
+    run = SpeechDetector._run_network
+    monkeypatch.setattr(SpeechDetector, "_run_network", lambda self, window: asked.append(1) or run(self, window))
     for sound in (rms(hum(50), dbfs), rms(noise(20), dbfs), np.zeros(20 * RATE, np.int16)):
         asked.clear()
         SpeechDetector.shipped().push(sound)

@@ -20,7 +20,7 @@ from musetalk_agent.measure.mouth_tracks import (
     LOWER_LIP,
     UPPER_LIP,
     Faces,
-    FilmUnreadable,
+    VideoUnreadable,
     heard_mouth,
     pictures,
     seen_mouth,
@@ -75,7 +75,7 @@ def test_a_film_that_begins_later_keeps_its_own_time_line(tmp_path: Path) -> Non
 def test_what_is_no_film_has_a_sentence_with_its_name(tmp_path: Path, make, says: str) -> None:  # type: ignore[no-untyped-def]  # a table of makers
     path = tmp_path / "a.mkv"
     make(path)
-    with pytest.raises(FilmUnreadable) as refused:
+    with pytest.raises(VideoUnreadable) as refused:
         list(pictures(path))
     assert str(refused.value).startswith(f"{path} ") and says in str(refused.value)
 
@@ -86,7 +86,7 @@ def test_a_film_that_is_cut_off_gives_what_it_has_or_says_so(tmp_path: Path) -> 
     got = []
     try:
         got.extend(int(picture[40, 60, 1]) for _, picture in pictures(path))
-    except FilmUnreadable as refused:
+    except VideoUnreadable as refused:
         assert "damaged" in str(refused)
     assert got == list(range(0, 200, 4))[: len(got)] and got
 

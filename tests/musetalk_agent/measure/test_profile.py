@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from musetalk_agent.measure import profile
-from musetalk_agent.measure.profile import Bar, Stage, bars
+from musetalk_agent.measure.profile import Bar, StageTiming, bars
 from musetalk_agent.weights import default_models_dir
 from tests.musetalk_agent.avatars.clips import frames_zip, moving
 
@@ -126,6 +126,6 @@ def test_bars_are_as_long_as_their_values() -> None:
 
 
 def test_figures_of_a_stage() -> None:
-    stage = Stage("x", [0.001 * k for k in range(1, 101)])
+    stage = StageTiming("x", [0.001 * k for k in range(1, 101)])
     assert stage.mean_ms == pytest.approx(50.5)
     assert stage.p95_ms == pytest.approx(95.05)

@@ -12,9 +12,9 @@ import pytest
 from musetalk_agent.errors import WeightsMissing
 from musetalk_agent.measure import measure_sync
 from musetalk_agent.measure.lse import LipSync
-from musetalk_agent.measure.measure_sync import Lag, Verdict, _problem, add_arguments
-from musetalk_agent.measure.mouth_tracks import FilmUnreadable, MouthTrack
-from musetalk_agent.tools.audio_file import SoundUnreadable
+from musetalk_agent.measure.measure_sync import Lag, SyncReport, _problem, add_arguments
+from musetalk_agent.measure.mouth_tracks import MouthTrack, VideoUnreadable
+from musetalk_agent.tools.audio_file import AudioUnreadable
 
 GOOD = Lag(0.0404, 0.812, 0.9004)
 
@@ -53,9 +53,9 @@ def test_a_problem_is_named_with_its_figures(
 @pytest.mark.parametrize(
     ("verdict", "told"),
     [
-        (Verdict(GOOD, None), {"lag_ms": 40.4, "correlation": 0.812, "confidence": 0.9}),
+        (SyncReport(GOOD, None), {"lag_ms": 40.4, "correlation": 0.812, "confidence": 0.9}),
         (
-            Verdict(Lag(-0.12, 0.9, 0.4), None, LipSync(7.6543, 6.5, -80)),
+            SyncReport(Lag(-0.12, 0.9, 0.4), None, LipSync(7.6543, 6.5, -80)),
             {
                 "lag_ms": -120.0,
                 "correlation": 0.9,
@@ -66,20 +66,23 @@ def test_a_problem_is_named_with_its_figures(
             },
         ),
         (
-            Verdict(GOOD, "no face"),
+            SyncReport(GOOD, "no face"),
             {"lag_ms": None, "correlation": 0.812, "confidence": 0.9, "problem": "no face"},
         ),
-        (Verdict(None, "too short"), {"lag_ms": None, "correlation": None, "confidence": None, "problem": "too short"}),
+        (
+            SyncReport(None, "too short"),
+            {"lag_ms": None, "correlation": None, "confidence": None, "problem": "too short"},
+        ),
     ],
 )
-def test_the_json_of_a_verdict_tells_no_lag_beside_a_problem(verdict: Verdict, told: dict[str, object]) -> None:
+def test_the_json_of_a_verdict_tells_no_lag_beside_a_problem(verdict: SyncReport, told: dict[str, object]) -> None:
     assert json.loads(verdict.as_json()) == told
 
 
-def command(monkeypatch: pytest.MonkeyPatch, outcome: Verdict | BaseException, *argv: str) -> int:
+def command(monkeypatch: pytest.MonkeyPatch, outcome: SyncReport | BaseException, *argv: str) -> int:
     """The command on a film that is measured with this outcome."""
 
-    def measure(video: Path, audio: Path | None, *rest: object) -> Verdict:
+    def measure(video: Path, audio: Path | None, *rest: object) -> SyncReport:
         assert (video, audio) == (Path("film.mp4"), None)
         if isinstance(outcome, BaseException):
             raise outcome
@@ -103,7 +106,7 @@ def command(monkeypatch: pytest.MonkeyPatch, outcome: Verdict | BaseException, *
 def test_the_sentence_says_late_or_early(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], lag_s: float, says: str
 ) -> None:
-    assert command(monkeypatch, Verdict(Lag(lag_s, 0.812, 0.5), None, LipSync(7.6, 6.5, 40))) == 0
+    assert command(monkeypatch, SyncReport(Lag(lag_s, 0.812, 0.5), None, LipSync(7.6, 6.5, 40))) == 0
     told = capsys.readouterr().out
     assert told == f"{says} (correlation 0.81, confidence 0.50)\nSyncNet: LSE-C 7.60, LSE-D 6.50, offset 40 ms\n"
 
@@ -111,9 +114,9 @@ def test_the_sentence_says_late_or_early(
 @pytest.mark.parametrize(
     ("outcome", "code", "says"),
     [
-        (Verdict(GOOD, "no face is seen."), 1, "measure-sync: no face is seen."),
-        (FilmUnreadable("film.mp4 is no film."), 1, "measure-sync: film.mp4 is no film."),
-        (SoundUnreadable("film.mp4 has no sound track."), 1, "measure-sync: film.mp4 has no sound track."),
+        (SyncReport(GOOD, "no face is seen."), 1, "measure-sync: no face is seen."),
+        (VideoUnreadable("film.mp4 is no film."), 1, "measure-sync: film.mp4 is no film."),
+        (AudioUnreadable("film.mp4 has no sound track."), 1, "measure-sync: film.mp4 has no sound track."),
         (WeightsMissing("The face networks are missing."), 1, "weights_missing: The face networks are missing."),
         (KeyboardInterrupt(), 130, ""),
     ],
@@ -121,7 +124,7 @@ def test_the_sentence_says_late_or_early(
 def test_what_cannot_be_measured_is_told_on_stderr_with_a_code(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    outcome: Verdict | BaseException,
+    outcome: SyncReport | BaseException,
     code: int,
     says: str,
 ) -> None:
@@ -133,7 +136,7 @@ def test_what_cannot_be_measured_is_told_on_stderr_with_a_code(
 def test_json_is_printed_also_when_nothing_can_be_told(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert command(monkeypatch, Verdict(None, "too short."), "--json") == 1
+    assert command(monkeypatch, SyncReport(None, "too short."), "--json") == 1
     assert json.loads(capsys.readouterr().out)["problem"] == "too short."
-    assert command(monkeypatch, Verdict(GOOD, None), "--json") == 0
+    assert command(monkeypatch, SyncReport(GOOD, None), "--json") == 0
     assert json.loads(capsys.readouterr().out)["lag_ms"] == 40.4

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from musetalk_agent.tools.audio_file import KEPT_RATES, SoundFile, SoundUnreadable, mono
+from musetalk_agent.tools.audio_file import KEPT_RATES, AudioFile, AudioUnreadable, mono
 
 
 def tone(rate: int, seconds: float, channels: int = 1) -> NDArray[np.int16]:
@@ -34,14 +34,14 @@ def write(path: Path, samples: NDArray[np.int16], rate: int, codec: str, kind: s
     return path
 
 
-def whole(sound: SoundFile) -> NDArray[np.int16]:
+def whole(sound: AudioFile) -> NDArray[np.int16]:
     return np.concatenate(list(sound.blocks()))
 
 
 @pytest.mark.parametrize("rate", [*KEPT_RATES])
 def test_a_wav_of_each_rate_that_is_kept_comes_back_to_the_sample(tmp_path: Path, rate: int) -> None:
     samples = tone(rate, 0.31)
-    sound = SoundFile.open(write(tmp_path / "a.wav", samples, rate, "pcm_s16le", "s16"))
+    sound = AudioFile.open(write(tmp_path / "a.wav", samples, rate, "pcm_s16le", "s16"))
     assert (sound.rate, sound.channels, sound.samples, sound.start_s) == (rate, 1, len(samples), 0.0)
     assert sound.seconds == len(samples) / rate
     for _ in range(2):  # every call decodes anew
@@ -50,7 +50,7 @@ def test_a_wav_of_each_rate_that_is_kept_comes_back_to_the_sample(tmp_path: Path
 
 @pytest.mark.parametrize("rate", [6000, 18_000, 37_800, 96_000])
 def test_another_rate_becomes_48_khz_of_the_same_length_and_pitch(tmp_path: Path, rate: int) -> None:
-    sound = SoundFile.open(write(tmp_path / "a.wav", tone(rate, 0.5), rate, "pcm_s16le", "s16"))
+    sound = AudioFile.open(write(tmp_path / "a.wav", tone(rate, 0.5), rate, "pcm_s16le", "s16"))
     assert sound.rate == 48_000 and sound.seconds == pytest.approx(0.5, abs=0.002)
     made = whole(sound)[:, 0].astype(float)
     assert len(made) == sound.samples
@@ -72,29 +72,29 @@ def test_other_wrappings_have_the_same_samples(
     tmp_path: Path, name: str, codec: str, kind: str, tolerance: int
 ) -> None:
     samples = tone(16_000, 0.4, 2)
-    sound = SoundFile.open(write(tmp_path / name, samples, 16_000, codec, kind, "stereo"))
+    sound = AudioFile.open(write(tmp_path / name, samples, 16_000, codec, kind, "stereo"))
     assert (sound.channels, sound.samples) == (2, len(samples))
     assert np.abs(whole(sound).astype(int) - samples).max() <= tolerance
 
 
 def test_a_voice_is_the_mean_of_its_channels_and_of_more_than_two_stereo_is_left(tmp_path: Path) -> None:
     stereo = np.stack([np.full(4800, 6000), np.full(4800, 2000)], axis=1).astype(np.int16)
-    mixed = mono(SoundFile.open(write(tmp_path / "a.wav", stereo, 48_000, "pcm_s16le", "s16", "stereo")), 48_000)
+    mixed = mono(AudioFile.open(write(tmp_path / "a.wav", stereo, 48_000, "pcm_s16le", "s16", "stereo")), 48_000)
     assert mixed.shape == (4800,) and np.abs(mixed.astype(int) - 4000).max() <= 2
-    surround = SoundFile.open(write(tmp_path / "b.wav", tone(48_000, 0.2, 6), 48_000, "pcm_s16le", "s16", "5.1"))
+    surround = AudioFile.open(write(tmp_path / "b.wav", tone(48_000, 0.2, 6), 48_000, "pcm_s16le", "s16", "5.1"))
     assert surround.channels == 2 and whole(surround).shape == (9600, 2)
 
 
 @pytest.mark.parametrize(("rate", "to"), [(8000, 16_000), (48_000, 16_000), (44_100, 16_000)])
 def test_a_voice_has_the_length_of_its_file_at_any_rate(tmp_path: Path, rate: int, to: int) -> None:
-    sound = SoundFile.open(write(tmp_path / "a.wav", tone(rate, 0.7), rate, "pcm_s16le", "s16"))
+    sound = AudioFile.open(write(tmp_path / "a.wav", tone(rate, 0.7), rate, "pcm_s16le", "s16"))
     made = mono(sound, to)
     assert made.dtype == np.int16 and len(made) == pytest.approx(0.7 * to, abs=20)
     assert 5000 < float(np.abs(made[2000:-2000].astype(float)).max()) < 9000
 
 
 def test_a_lossy_file_s_length_is_what_its_blocks_give(tmp_path: Path) -> None:
-    sound = SoundFile.open(write(tmp_path / "a.mp3", tone(24_000, 0.8), 24_000, "libmp3lame", "s16p"))
+    sound = AudioFile.open(write(tmp_path / "a.mp3", tone(24_000, 0.8), 24_000, "libmp3lame", "s16p"))
     assert sound.rate == 24_000 and len(whole(sound)) == sound.samples
     assert sound.seconds == pytest.approx(0.8, abs=0.1)
 
@@ -135,14 +135,14 @@ def silent_film(path: Path) -> Path:
 )
 def test_what_is_no_sound_has_a_sentence_with_its_name(tmp_path: Path, make, says: str) -> None:  # type: ignore[no-untyped-def]  # a table of makers
     path = make(tmp_path / "a.avi" if make is silent_film else tmp_path / "a.wav")
-    with pytest.raises(SoundUnreadable) as refused:
-        SoundFile.open(path)
+    with pytest.raises(AudioUnreadable) as refused:
+        AudioFile.open(path)
     assert str(refused.value).startswith(f"{path} ") and says in str(refused.value)
 
 
 def test_a_file_that_is_gone_when_it_is_decoded_again_is_told(tmp_path: Path) -> None:
     path = write(tmp_path / "a.wav", tone(16_000, 0.1), 16_000, "pcm_s16le", "s16")
-    sound = SoundFile.open(path)
+    sound = AudioFile.open(path)
     path.unlink()
-    with pytest.raises(SoundUnreadable, match="cannot be read"):
+    with pytest.raises(AudioUnreadable, match="cannot be read"):
         whole(sound)

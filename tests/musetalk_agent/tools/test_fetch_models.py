@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from musetalk_agent.tools import fetch_models
-from musetalk_agent.tools.fetch_models import FetchFailed, Network
+from musetalk_agent.tools.fetch_models import FetchFailed, Transfer
 from musetalk_agent.weights import HubSource, Manifest, ModelFile, ModelStore, UrlSource
 
 BODY = bytes(range(256)) * 100
@@ -119,7 +119,7 @@ def test_a_dead_host_is_tried_again_and_then_told(tmp_path: Path) -> None:
     waits: list[float] = []
     store = store_of(tmp_path, "http://127.0.0.1:1/a.bin")
     with pytest.raises(FetchFailed, match=r"net/a\.bin could not be fetched.*run the command again"):
-        fetch_models.fetch(store, ["test"], quiet=True, network=Network(pause=waits.append))
+        fetch_models.fetch(store, ["test"], quiet=True, network=Transfer(pause=waits.append))
     assert waits == [1, 2, 4, 8]
 
 

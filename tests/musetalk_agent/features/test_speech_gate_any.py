@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from musetalk_agent.features.listening import HOLD_S, Listening
 from musetalk_agent.features.speech_detector import LevelDetector
+from musetalk_agent.features.speech_gate import HOLD_S, SpeechGate
 from musetalk_agent.media import Cue, Feature, Pcm, frame_start, frames_begun
 
 RATE = 16_000
@@ -83,7 +83,7 @@ def said(stretches: list[tuple[bool, int]]) -> NDArray[np.int16]:
 def decided(
     extractor: SumFeatures, sound: NDArray[np.int16], fps: int, cuts: list[int], cues: Sequence[Cue] = ()
 ) -> list[Feature | None]:
-    listening = Listening(extractor, fps)
+    listening = SpeechGate(extractor, fps)
     listening.cue(cues)
     made: list[Feature | None] = []
     for part in np.split(sound, sorted(min(cut, len(sound)) for cut in cuts)):

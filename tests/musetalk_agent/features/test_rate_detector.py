@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from musetalk_agent.features.articulation import CLASSES
 from musetalk_agent.features.mouth_network import MouthNetwork
-from musetalk_agent.features.rate_judge import RATES, judge_rate
+from musetalk_agent.features.rate_detector import RATES, detect_rate
 
 SOUND = np.zeros(13_000, np.int16)  # a second and a half of speech have 12,000 samples, whatever their rate
 
@@ -53,7 +53,7 @@ class Sure:
 
 
 def judged(declared: int, doubts: dict[int, float | None]) -> int | None:
-    return judge_rate(cast(MouthNetwork, Sure(declared, doubts)), SOUND, declared)
+    return detect_rate(cast(MouthNetwork, Sure(declared, doubts)), SOUND, declared)
 
 
 @pytest.mark.parametrize(
@@ -101,8 +101,8 @@ def test_what_is_named_is_the_surest_rate_or_the_declared_one(declared: int, dou
 
 def test_too_little_speech_says_nothing() -> None:
     network = Sure(16_000, {16_000: 0.1})
-    assert judge_rate(cast(MouthNetwork, network), SOUND[:11_000], 16_000) is None
-    assert judge_rate(cast(MouthNetwork, Sure(16_000, {})), SOUND[:0], 16_000) is None
+    assert detect_rate(cast(MouthNetwork, network), SOUND[:11_000], 16_000) is None
+    assert detect_rate(cast(MouthNetwork, Sure(16_000, {})), SOUND[:0], 16_000) is None
 
 
 def test_it_rests_every_few_steps_so_that_other_threads_get_their_turn() -> None:
@@ -113,5 +113,5 @@ def test_it_rests_every_few_steps_so_that_other_threads_get_their_turn() -> None
         rests += 1
 
     network = Sure(16_000, {16_000: 0.5})
-    judge_rate(cast(MouthNetwork, network), SOUND, 16_000, rest)
+    detect_rate(cast(MouthNetwork, network), SOUND, 16_000, rest)
     assert network.runs == 6 and network.steps / 24 <= rests <= network.steps / 24 + network.runs

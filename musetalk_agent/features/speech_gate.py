@@ -1,8 +1,8 @@
-"""What is to be made of a segment's sound, frame by frame: a feature, or rest where there is no speech.
+"""Gates a segment's features by voice activity: one feature per frame while someone speaks, None (rest) while it is silent.
 
-After `HOLD_S` without speech the extractor's stream is dropped and frames rest, which costs nothing but the detector. When speech
-returns a new stream begins a little before it, in the silence that is kept for this, so that its first frame is made with the
-sound before it: the frame in which speech returns is still to be decided then, since features wait for their look-ahead too.
+After `HOLD_S` without speech the gate drops the extractor's stream, so that silence costs only the detector. When speech returns,
+the gate opens a new stream a little earlier, in the audio it kept for this. The frame in which speech returns is still undecided at
+that moment, because features wait for their look-ahead too; so no frame of speech is lost.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from collections.abc import Sequence
 import numpy as np
 
 from musetalk_agent.features.articulation import CueTrack
-from musetalk_agent.features.extractor import Detector, FeatureExtractor, FeatureStream
+from musetalk_agent.features.extractor import FeatureExtractor, FeatureStream, VoiceActivityDetector
 from musetalk_agent.media import FEATURE_RATE, Cue, Feature, Pcm, frame_start, frames_begun
 
 HOLD_S = 0.5
-"""Silence that ends what is visible, and how long a segment counts as speech from its beginning."""
+"""Silence after which the mouth rests; also how long a new segment counts as speech."""
 WARM_S = 0.4
-"""Sound before returning speech that a new stream hears first: what `visemes` looks back to be sure of speech."""
+"""Audio before returning speech that a new stream reads first: `visemes` looks back this far to be sure of speech."""
 _STEP = FEATURE_RATE // 50  # of the detector
-_CUES_AHEAD = FEATURE_RATE // 10  # lips move before a sound that is known beforehand
+_CUES_AHEAD = FEATURE_RATE // 10  # samples; lips move before a phoneme that is known in advance
 
 
-class Listening:
-    """One segment's features. Not thread-safe.
+class SpeechGate:
+    """Features of one segment. Not thread-safe.
 
     Args:
         extractor: makes the stream and the detector.
@@ -40,8 +40,8 @@ class Listening:
         self.reset()
 
     def reset(self) -> None:
-        """Forgets everything: the next push begins a new segment, which counts as speech at first."""
-        self._detector: Detector
+        """Drops all state: the next push begins a new segment, which counts as speech at first."""
+        self._detector: VoiceActivityDetector
         self._stream: FeatureStream | None
         self._detector, self._stream = self._extractor.begin(self._fps)
         self._begun_at = 0  # sample at which the stream began
@@ -55,18 +55,18 @@ class Listening:
 
     @property
     def resting(self) -> bool:
-        """Nobody speaks."""
+        """Whether the gate is closed (no speech)."""
         return self._stream is None
 
     def cue(self, cues: Sequence[Cue]) -> None:
-        """Takes phonemes known beforehand, in samples from the segment's start; what they cover is speech."""
+        """Adds phonemes known in advance, in samples from the segment's start. What they cover counts as speech."""
         self._cues += cues
         self._track.add(cues)
         if self._stream is not None:
             self._stream.cue(self._shifted(cues, self._begun_at))
 
     def push(self, samples: Pcm) -> list[Feature | None]:
-        """Takes int16[n] at 16 kHz; returns what is to be shown in the frames that are decided now: a feature, None for rest."""
+        """Takes int16[n] at 16 kHz; returns one entry for each frame that is now decided: a feature, or None for rest."""
         decided: list[Feature | None] = []
         at = 0
         while at < len(samples):
@@ -76,7 +76,7 @@ class Listening:
         return decided
 
     def flush(self) -> list[Feature | None]:
-        """The segment is over: the remaining frames; then begins anew."""
+        """Ends the segment: returns the remaining frames and resets."""
         decided: list[Feature | None]
         if self._stream is None:
             decided = [None] * (frames_begun(self._received, self._fps) - self._frame)
@@ -100,7 +100,7 @@ class Listening:
         return made
 
     def _made(self, features: list[Feature]) -> list[Feature | None]:
-        """Those of the stream's frames that were not decided before it began."""
+        """Drops the frames that were decided before the stream began."""
         skipped = min(self._skip, len(features))
         self._skip -= skipped
         made: list[Feature | None] = [*features[skipped:]]
@@ -115,7 +115,7 @@ class Listening:
         return rest
 
     def _wake(self) -> list[Feature | None]:
-        """Begins a stream at a frame that begins at a whole sample, `WARM_S` before the next frame or as far back as is kept."""
+        """Opens a stream `WARM_S` before the next frame, or as far back as audio is kept, at a frame that begins at a whole sample."""
         oldest = self._received - len(self._recent)
         warm = max(0, self._frame - math.ceil(WARM_S * self._fps)) // self._aligned * self._aligned
         while frame_start(warm, self._fps) < oldest:
@@ -126,7 +126,7 @@ class Listening:
         return self._made(self._stream.push(self._recent[self._begun_at - oldest :]))
 
     def _cued(self, at: int) -> bool:
-        """A sound that is known beforehand is said here, or soon."""
+        """Whether a known phoneme is spoken at sample `at` or soon after it."""
         return any(self._track.covers(t) and not self._track.silent(t) for t in (at, at + _CUES_AHEAD))
 
     @staticmethod
