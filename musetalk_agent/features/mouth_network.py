@@ -30,9 +30,7 @@ WIDTH = 128
 DILATIONS = (1, 2, 4)
 _LEAST, _MOST = np.float32(-30), np.float32(30)  # what `_sigmoid` reads: beyond, float32 has 0 and 1
 _FRAMES = 4  # mel frames under the strided convolution
-HEADS = (
-    len(CLASSES) + 3
-)  # phonemes, speech, closure, tuck; this closure was trained on synthetic voices only and is unused
+HEADS = len(CLASSES) + 3  # phonemes, speech, closure (trained on synthetic voices only, unused), tuck
 OUTPUTS = 6  # of the mouth: opening, opening one moment later, closure, closure one moment later, gate, voice
 _ROOT = Path(__file__).parents[1]
 

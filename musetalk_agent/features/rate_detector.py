@@ -32,7 +32,7 @@ def detect_rate(
 ) -> int | None:
     """Returns the likely rate in Hz of int16 `[n]` that was declared as `declared` Hz, or None when it is undecided.
 
-    Takes about 3 ms of one core for each second of audio and each rate, most of it in Python. Call it in a thread of its own; `pause`
+    Takes about 3 ms of one core for each second of audio and each rate, most of it in Python. Call it in its own thread; `pause`
     is called about every millisecond so that other threads get the interpreter's lock.
     """
     others = [rate for rate in RATES if abs(rate / declared - 1) > _NEAR]

@@ -115,7 +115,7 @@ class SpeechGate:
         return rest
 
     def _wake(self) -> list[Feature | None]:
-        """Opens a stream `WARM_S` before the next frame, or as far back as audio is kept, at a frame that begins at a whole sample."""
+        """Opens a stream at a frame that begins at a whole sample, `WARM_S` before the next frame or as early as audio is kept."""
         oldest = self._received - len(self._recent)
         warm = max(0, self._frame - math.ceil(WARM_S * self._fps)) // self._aligned * self._aligned
         while frame_start(warm, self._fps) < oldest:

@@ -38,8 +38,10 @@ _OPEN = 0.012  # outer eye distances: a tenth of a full opening
 
 @dataclass(frozen=True)
 class SyncReport:
-    """What was measured, and `problem`: None, or one sentence that says why nothing can be told. `syncnet` is None without its
-    weights, or where the film shows it too little."""
+    """Result of a measurement.
+
+    `problem` is None, or one sentence that says why the lag cannot be measured. `syncnet` is None without its weights, or where the
+    video is too short for it."""
 
     lag: Lag | None
     problem: str | None
@@ -49,16 +51,16 @@ class SyncReport:
         """`lag_ms` (null with a problem; positive when the lips are late), `correlation`, `confidence`; `lse_c`, `lse_d` and
         `syncnet_offset_ms` (positive when the lips are late) if SyncNet judged; `problem` if any."""
         lag = self.lag
-        told: dict[str, float | str | None] = {
+        fields: dict[str, float | str | None] = {
             "lag_ms": round(1000 * lag.lag_s, 1) if lag and not self.problem else None,
             "correlation": round(lag.correlation, 3) if lag else None,
             "confidence": round(lag.confidence, 3) if lag else None,
         }
         if self.syncnet is not None:
-            told["lse_c"] = round(self.syncnet.confidence, 3)
-            told["lse_d"] = round(self.syncnet.distance, 3)
-            told["syncnet_offset_ms"] = self.syncnet.offset_ms
-        return json.dumps(told if self.problem is None else {**told, "problem": self.problem})
+            fields["lse_c"] = round(self.syncnet.confidence, 3)
+            fields["lse_d"] = round(self.syncnet.distance, 3)
+            fields["syncnet_offset_ms"] = self.syncnet.offset_ms
+        return json.dumps(fields if self.problem is None else {**fields, "problem": self.problem})
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -138,8 +140,8 @@ def _problem(seen: MouthTrack, heard: MouthTrack, lag: Lag | None) -> str | None
 
 def _sentence(lag: Lag) -> str:
     late = round(1000 * lag.lag_s)
-    told = "the lips are in step" if late == 0 else f"the lips are {abs(late)} ms {'late' if late > 0 else 'early'}"
-    return f"{told} (correlation {lag.correlation:.2f}, confidence {lag.confidence:.2f})"
+    text = "the lips are in step" if late == 0 else f"the lips are {abs(late)} ms {'late' if late > 0 else 'early'}"
+    return f"{text} (correlation {lag.correlation:.2f}, confidence {lag.confidence:.2f})"
 
 
 def _syncnet_sentence(found: lse.LipSync) -> str:
