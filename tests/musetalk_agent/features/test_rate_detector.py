@@ -46,7 +46,7 @@ class Sure:
         self.runs += 1
         return self
 
-    def said(self, mels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def batch(self, mels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         steps = len(mels) // 2
         self.steps += steps
         return np.tile(self._phonemes, (steps, 1)), np.full(steps, 0.0 if self._now is None else 1.0)
@@ -77,7 +77,7 @@ def judged(declared: int, doubts: dict[int, float | None]) -> int | None:
 def test_a_rate_is_wrong_when_another_one_is_much_surer_and_right_when_none_is_as_sure(
     declared: int, doubts: dict[int, float | None], rate: int | None
 ) -> None:
-    """Rates that are not named have two nats of doubt; 44.1 and 48 kHz, or 22.05 and 24, are not told apart."""
+    """Rates that are not named have two nats of doubt; 44.1 and 48 kHz, or 22.05 and 24, are not doubt apart."""
     assert judged(declared, doubts) == rate
 
 
@@ -88,15 +88,15 @@ DOUBTS = st.fixed_dictionaries({rate: st.floats(0.1, 3) for rate in RATES})
 @settings(max_examples=30)
 def test_what_is_named_is_the_surest_rate_or_the_declared_one(declared: int, doubts: dict[int, float | None]) -> None:
     rate = judged(declared, doubts)
-    told = {one: doubt for one, doubt in doubts.items() if doubt is not None}
-    others = {one: doubt for one, doubt in told.items() if abs(one / declared - 1) > 0.2}
+    doubt = {one: doubt for one, doubt in doubts.items() if doubt is not None}
+    others = {one: doubt for one, doubt in doubt.items() if abs(one / declared - 1) > 0.2}
     surest = min(others.values())
     if rate is not None and rate != declared:
-        assert others[rate] == pytest.approx(surest) and surest < told[declared] - 0.2
+        assert others[rate] == pytest.approx(surest) and surest < doubt[declared] - 0.2
     elif rate == declared:
-        assert told[declared] < surest
+        assert doubt[declared] < surest
     else:
-        assert -0.06 < told[declared] - surest < 0.23
+        assert -0.06 < doubt[declared] - surest < 0.23
 
 
 def test_too_little_speech_says_nothing() -> None:
@@ -105,13 +105,13 @@ def test_too_little_speech_says_nothing() -> None:
     assert detect_rate(cast(MouthNetwork, Sure(16_000, {})), SOUND[:0], 16_000) is None
 
 
-def test_it_rests_every_few_steps_so_that_other_threads_get_their_turn() -> None:
+def test_it_pauses_every_few_steps_so_that_other_threads_run() -> None:
     rests = 0
 
-    def rest() -> None:
+    def pause() -> None:
         nonlocal rests
         rests += 1
 
     network = Sure(16_000, {16_000: 0.5})
-    detect_rate(cast(MouthNetwork, network), SOUND, 16_000, rest)
+    detect_rate(cast(MouthNetwork, network), SOUND, 16_000, pause)
     assert network.runs == 6 and network.steps / 24 <= rests <= network.steps / 24 + network.runs

@@ -139,7 +139,7 @@ def test_a_long_segment_costs_no_more_memory() -> None:
     sizes = []
     for _ in range(8):
         last = stream.push(noise(RATE))[-1]
-        sizes.append((len(stream._sound), len(stream._logs)))
+        sizes.append((len(stream._samples), len(stream._logs)))
     assert sizes[5:] == [sizes[5]] * 3
     assert last[-1, BEGIN] == -1 and (last[: 2 * TARGET.stop].std(axis=1) > 0.01).all()  # all of it is sound
 
