@@ -42,6 +42,8 @@ _STRETCH = (1.6, 3.0)
 _ABOVE, _UNDER = (0.1, 0.25, 0.4), (0.5, 0.8)
 """Where that colour is taken: up from the lashes (by the way to the skin's end), and below the lower lid (by the eye's opening)."""
 _UNDER_SHARE, _SHADOW = 0.6, 0.75
+_BENEATH = 0.5, 1.2
+"""From where to where under the lower lid the skin's light is taken to judge an iris by (openings of the eye)."""
 _IRIS = 0.7
 """An open eye has something darker than this share of the light of the skin below it; dark glasses and lowered lids have not."""
 _GREY = np.array([0.114, 0.587, 0.299], np.float32)
@@ -97,13 +99,17 @@ def _eye(pixels: Pixels, points: Points, curves: tuple[tuple[int, ...], ...]) ->
     axis = axis / width
     down = np.array([-axis[1], axis[0]], np.float32)
     middle = len(upper) // 2
-    if float((lower[middle] - upper[middle]) @ down) < _LEAST_OPENING * width:
+    height = float((lower[middle] - upper[middle]) @ down)
+    if height < _LEAST_OPENING * width:
         return None
     around = np.concatenate([upper, lower, brow])
     low = np.floor(around.min(0) - 3).astype(int)
     high = np.ceil(around.max(0) + 4).astype(int)
     if (low < 0).any() or high[0] > pixels.shape[1] or high[1] > pixels.shape[0]:
         return None
+    beneath = lower + _BENEATH[1] * height * down  # skin that `_sees` compares with; of a large eye it is far down
+    low = np.maximum(np.minimum(low, np.floor(beneath.min(0)).astype(int)), 0)
+    high = np.minimum(np.maximum(high, np.ceil(beneath.max(0)).astype(int)), pixels.shape[1::-1])
     rows, columns = np.mgrid[low[1] : high[1], low[0] : high[0]].astype(np.float32)
     offset = np.stack([columns, rows], axis=2) - upper[0]
     along = (offset @ axis).astype(np.float32)
@@ -133,7 +139,7 @@ def _sees(pixels: Pixels, eye: _Eye) -> bool:
     opening = np.maximum(eye.lower - eye.upper, 0)
     wide = opening > 0.5 * opening.max()
     inside = wide & (eye.across > eye.upper + 0.15 * opening) & (eye.across < eye.lower - 0.1 * opening)
-    below = wide & (eye.across > eye.lower + 0.5 * opening) & (eye.across < eye.lower + 1.2 * opening)
+    below = wide & (eye.across > eye.lower + _BENEATH[0] * opening) & (eye.across < eye.lower + _BENEATH[1] * opening)
     if not inside.any() or not below.any():
         return True
     return float(np.percentile(light[inside], 5)) < _IRIS * float(np.median(light[below]))

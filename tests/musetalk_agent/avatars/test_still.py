@@ -163,3 +163,24 @@ def test_an_eye_that_the_picture_cuts_stays_open_and_the_other_blinks_where_it_i
         assert changed.size and (changed > 150).all() if columns.start else (changed < 150).all()
     else:
         assert not changed.size
+
+
+@pytest.mark.parametrize("scale", [1, 2, 4])
+@pytest.mark.parametrize("iris", [False, True], ids=["glasses", "an iris"])
+def test_glasses_are_known_at_any_size(iris: bool, scale: int) -> None:
+    """The lower lids are nearly flat here: the skin that an iris is judged by lies far below them."""
+    picture, points = drawn_eyes(1.0, iris)
+    for _, lower, _ in blink_module._EYES:
+        points[list(lower), 1] = 90 + (points[list(lower), 1] - 90) / 4
+    large = np.asarray(cv2.resize(picture, None, fx=scale, fy=scale), np.uint8)
+    shut = Blink(large, points * np.float32(scale)).closed(1.0)
+    assert np.array_equal(shut, large) != iris
+
+
+def test_an_eye_without_skin_under_it_blinks() -> None:
+    """The picture ends right below the lids: nothing says that they are glasses."""
+    picture, points = drawn_eyes(1.0, iris=False)
+    for _, lower, _ in blink_module._EYES:
+        points[list(lower), 1] = 90
+    cut = np.asarray(cv2.resize(picture, None, fx=4, fy=4), np.uint8)[: 4 * 90 + 5]
+    assert not np.array_equal(Blink(cut, 4 * points).closed(1.0), cut)
