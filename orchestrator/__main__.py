@@ -110,7 +110,7 @@ def serve(host: str, port: int) -> int:
     from orchestrator.routes.context import Context
     from orchestrator.serving import DrainingServer, server_config
     from orchestrator.settings import SettingsError, load
-    from orchestrator.store.base import StoreError
+    from orchestrator.store.session_store import StoreError
     from orchestrator.survival import check_store
 
     try:

@@ -18,10 +18,9 @@ from musetalk_agent.protocol import logs, traces
 from musetalk_agent.protocol.problems import ProblemError
 from musetalk_agent.protocol.throttle import Failures
 from musetalk_agent.protocol.version import VERSION
-from orchestrator.agents.client import AgentClient
-from orchestrator.agents.modal_pool import ModalAgentPool
+from orchestrator.agents.agent_client import AgentClient
+from orchestrator.agents.modal_pool import ModalAgentPool, ModalSessions
 from orchestrator.agents.pool import AgentPool, StaticAgentPool
-from orchestrator.agents.sticky import ModalSessions
 from orchestrator.audit import AuditLog
 from orchestrator.credentials import Credentials
 from orchestrator.events import EventBus
@@ -34,10 +33,11 @@ from orchestrator.routes import audio_ws, avatars, debug, events, ops, page, pro
 from orchestrator.routes.access import Access
 from orchestrator.routes.context import Context, RouteOptions
 from orchestrator.routes.guard import Guard
-from orchestrator.session.ledger import Ledger
-from orchestrator.session.lifecycle import Services, SessionLifecycle
-from orchestrator.session.registry import Idempotency
-from orchestrator.session.voices import SessionVoices
+from orchestrator.routes.idempotency import Idempotency
+from orchestrator.session.deps import Services
+from orchestrator.session.journal import Ledger
+from orchestrator.session.manager import SessionLifecycle
+from orchestrator.session.standby_voice import SessionVoices
 from orchestrator.settings import Settings
 from orchestrator.supervisor import run_each
 from orchestrator.survival import make_store, surviving

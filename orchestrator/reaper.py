@@ -9,7 +9,7 @@ from typing import Protocol
 
 from musetalk_agent.protocol.problems import ProblemError
 from orchestrator.metrics import Metrics
-from orchestrator.store.base import SessionStore, StoredSession, StoreError
+from orchestrator.store.session_store import SessionStore, StoredSession, StoreError
 from orchestrator.tokens import Rooms
 
 EVERY_S = 60.0

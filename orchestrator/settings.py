@@ -12,10 +12,10 @@ from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from orchestrator.agents.modal_pool import ModalOptions
-from orchestrator.audio.limits import AudioLimits
+from orchestrator.audio.ingest import AudioLimits
 from orchestrator.ingress import IngressMode
-from orchestrator.session.options import SessionOptions
-from orchestrator.session.voices import VoiceStandby
+from orchestrator.session.model import SessionOptions
+from orchestrator.session.standby_voice import VoiceStandby
 from orchestrator.tokens import LiveKitKeys
 from orchestrator.tts.elevenlabs import ELEVENLABS_URL, ElevenLabsOptions
 from orchestrator.tts.openai_speech import OPENAI_URL, OPENAI_VOICES, OpenAIOptions

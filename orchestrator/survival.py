@@ -9,9 +9,9 @@ from functools import partial
 
 from orchestrator.reaper import Reaper
 from orchestrator.routes.context import Context
-from orchestrator.session.adoption import Adoption
+from orchestrator.session.takeover import Adoption
 from orchestrator.settings import Settings
-from orchestrator.store.base import SessionStore
+from orchestrator.store.session_store import SessionStore
 from orchestrator.store.sqlite import SqliteStore
 from orchestrator.supervisor import run_each, supervise
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from orchestrator.audio.items import LinkItem
+from orchestrator.audio.outgoing_segment import LinkItem
 
 WINDOW_S = 2.0
 """Unacknowledged seconds of audio at which the link takes no more PCM: the most that a clear can wait behind.

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from musetalk_agent.protocol.http import AgentHealth
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
-from orchestrator.agents.client import AgentClient, AgentLease, unavailable
+from orchestrator.agents.agent_client import AgentClient, AgentLease, unavailable
 
 HEALTH_TTL_S = 1.0
 LOST_S = 5.0

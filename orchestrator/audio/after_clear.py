@@ -13,7 +13,7 @@ from musetalk_agent.features.mouth_network import STEP
 from musetalk_agent.features.speech_detector import LevelDetector, SpeechDetector
 from musetalk_agent.media import FEATURE_RATE
 from musetalk_agent.resample import Resampler
-from orchestrator.audio.limits import BYTES_PER_SAMPLE
+from orchestrator.audio.ingest import BYTES_PER_SAMPLE
 
 CLEAR_PAUSE_S = 0.3
 """A sender that pauses this long, or in whose PCM nobody speaks for as long, has noticed the clear."""

@@ -1,14 +1,99 @@
-"""Bytes of a sender → whole int16 samples, within the limits."""
+"""PCM of a sender: its limits, its conversion to whole int16 samples, and the level of the last second."""
 
 from __future__ import annotations
 
+import math
+from collections import deque
+from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
 
+from musetalk_agent.protocol.messages import Limits
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from musetalk_agent.protocol.throttle import TokenBucket
-from orchestrator.audio.limits import BURST_S, MESSAGE_COST_BYTES, OPEN_SEGMENTS, AudioLimits
+
+SAMPLE_RATES = (8000, 48000)
+BYTES_PER_SAMPLE = 2
+BURST_S = 4.0
+"""Seconds' worth of `bytes_per_s` that may come at once: a minute of 48 kHz float fits into it."""
+MESSAGE_COST_BYTES = 128
+"""What a message costs beyond its payload, so that a flood of tiny ones meets the limit too."""
+OPEN_SEGMENTS = 256
+"""Segments of a session that may be open and not cleared. An agent takes as many."""
+
+
+@dataclass(frozen=True)
+class AudioLimits:
+    """Bounds of one session's `/audio`.
+
+    Attributes:
+        message_bytes: largest message, binary or text.
+        backlog_s: seconds of `/audio` that may wait to be heard, and seconds of `/speak` that are made ahead.
+        bytes_per_s: sustained rate; `BURST_S` seconds of it may come at once.
+    """
+
+    message_bytes: int = 1 << 20
+    backlog_s: float = 120.0
+    bytes_per_s: int = 4 << 20
+
+    def told(self) -> Limits:
+        """The limits as `hello` tells them."""
+        return Limits(
+            message_bytes=self.message_bytes,
+            backlog_s=self.backlog_s,
+            bytes_per_s=self.bytes_per_s,
+            segments=OPEN_SEGMENTS,
+        )
+
+
+WINDOW_S = 1.0
+FLOOR_DBFS = -120.0
+_SLOTS = 512  # messages of 2 ms fill a second; beyond that the oldest go first
+
+
+@dataclass(frozen=True)
+class Level:
+    """Of the last second: bytes per second as sent, RMS and peak against full scale (None without audio)."""
+
+    bytes_per_s: float
+    rms_dbfs: float | None
+    peak_dbfs: float | None
+
+
+def peak(pcm: bytes) -> int:
+    """Largest magnitude of int16 little endian samples, 0 for none."""
+    samples = np.frombuffer(pcm, "<i2")
+    return int(max(samples.max(), -int(samples.min()))) if samples.size else 0
+
+
+class Meter:
+    """Keeps one line per message of the last second."""
+
+    def __init__(self) -> None:
+        self._recent: deque[tuple[float, int, int, float, int]] = deque(maxlen=_SLOTS)
+
+    def add(self, pcm: bytes, sent_bytes: int, now: float) -> None:
+        """Counts a message of `sent_bytes` that gave these int16 samples."""
+        samples = np.frombuffer(pcm, "<i2").astype(np.float64)
+        self._recent.append((now, sent_bytes, samples.size, float(np.dot(samples, samples)), peak(pcm)))
+
+    def level(self, now: float) -> Level:
+        """What the last second was like."""
+        rows = [row for row in self._recent if now - row[0] <= WINDOW_S]
+        count = sum(row[2] for row in rows)
+        if not count:
+            return Level(bytes_per_s=float(sum(row[1] for row in rows)), rms_dbfs=None, peak_dbfs=None)
+        rms = math.sqrt(sum(row[3] for row in rows) / count)
+        return Level(
+            bytes_per_s=sum(row[1] for row in rows) / WINDOW_S,
+            rms_dbfs=_dbfs(rms),
+            peak_dbfs=_dbfs(max(row[4] for row in rows)),
+        )
+
+
+def _dbfs(magnitude: float) -> float:
+    return round(max(FLOOR_DBFS, 20 * math.log10(magnitude / 32768)), 1) if magnitude > 0 else FLOOR_DBFS
 
 
 class AudioFormat(StrEnum):

@@ -29,10 +29,8 @@ from musetalk_agent.protocol.messages import (
     Warned,
 )
 from orchestrator.audio.after_clear import CLEAR_PAUSE_S, AfterClear
-from orchestrator.audio.items import LinkItem
-from orchestrator.audio.limits import OPEN_SEGMENTS
-from orchestrator.audio.segment import DEFAULT_RATE, Segment
-from orchestrator.audio.totals import Totals
+from orchestrator.audio.ingest import OPEN_SEGMENTS
+from orchestrator.audio.outgoing_segment import DEFAULT_RATE, LinkItem, Segment, Totals
 
 __all__ = ["DEFAULT_RATE", "Clearing", "Segment", "SegmentTracker"]
 

@@ -18,8 +18,8 @@ from orchestrator.credentials import Credentials, bearer
 from orchestrator.keys import Caller, Scope
 from orchestrator.quotas import Quotas
 from orchestrator.routes.problems import unauthorized
-from orchestrator.session.record import Session
-from orchestrator.session.registry import SessionRegistry
+from orchestrator.session.manager import SessionRegistry
+from orchestrator.session.model import Session
 
 _SESSION = re.compile(r"/session/([^/]+)(?:/([^/]+))?/?")
 NOBODY = "-"

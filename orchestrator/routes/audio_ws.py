@@ -26,16 +26,15 @@ from musetalk_agent.protocol.messages import (
     client_message,
 )
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
-from orchestrator.audio.ingest import AudioFormat, Decoder
-from orchestrator.audio.limits import SAMPLE_RATES
+from orchestrator.audio.ingest import SAMPLE_RATES, AudioFormat, Decoder
 from orchestrator.audio.segments import DEFAULT_RATE
 from orchestrator.routes.context import Context, context
 from orchestrator.routes.events import event_number
 from orchestrator.routes.problems import problem_response
 from orchestrator.routes.senders import admit
-from orchestrator.session.live import LiveSession
-from orchestrator.session.outbox import Connection
-from orchestrator.session.record import Session
+from orchestrator.session.event_outbox import Connection
+from orchestrator.session.model import Session
+from orchestrator.session.pipeline import LiveSession
 
 router = APIRouter()
 FLUSH_S = 2.0

@@ -8,17 +8,17 @@ from typing import Annotated, cast
 from fastapi import Depends
 from starlette.requests import HTTPConnection
 
-from orchestrator.agents.client import AgentClient
+from orchestrator.agents.agent_client import AgentClient
 from orchestrator.agents.pool import AgentPool
 from orchestrator.credentials import Credentials
 from orchestrator.events import EventBus
 from orchestrator.ingress import Ingresses
 from orchestrator.metrics import Metrics
 from orchestrator.routes.access import Access
-from orchestrator.session.ledger import Ledger
-from orchestrator.session.lifecycle import SessionLifecycle
-from orchestrator.session.registry import Idempotency
-from orchestrator.session.voices import SessionVoices
+from orchestrator.routes.idempotency import Idempotency
+from orchestrator.session.journal import Ledger
+from orchestrator.session.manager import SessionLifecycle
+from orchestrator.session.standby_voice import SessionVoices
 from orchestrator.tokens import Rooms, TokenMinter
 from orchestrator.tts.voices import Voices
 from orchestrator.webhooks import Webhooks

@@ -11,9 +11,9 @@ from fastapi import APIRouter
 
 from musetalk_agent.protocol.http import AgentDebug, AgentSession
 from musetalk_agent.protocol.problems import ProblemError
-from orchestrator.agents.client import AgentLease, unavailable
+from orchestrator.agents.agent_client import AgentLease, unavailable
 from orchestrator.routes.context import Context, Ctx
-from orchestrator.session.record import Session
+from orchestrator.session.model import Session
 
 router = APIRouter(prefix="/debug", tags=["debug"])
 

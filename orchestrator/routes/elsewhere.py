@@ -7,8 +7,8 @@ from typing import Any
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.keys import Caller, Scope
 from orchestrator.routes.context import Context
-from orchestrator.session.record import Session
-from orchestrator.store.base import StoredSession
+from orchestrator.session.model import Session
+from orchestrator.store.session_store import StoredSession
 
 
 async def here(ctx: Context, caller: Caller | None, session_id: str) -> Session:

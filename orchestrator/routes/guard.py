@@ -15,7 +15,7 @@ from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.metrics import Metrics
 from orchestrator.routes.access import NOBODY, Access, Rule, own, require, rule
 from orchestrator.routes.problems import internal, problem_response
-from orchestrator.session.dictation import PAUSE_S
+from orchestrator.session.speech_queue import PAUSE_S
 
 _log = logging.getLogger(__name__)
 _DOCS = "/docs"

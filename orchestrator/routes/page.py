@@ -19,7 +19,7 @@ from starlette.responses import Response
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.credentials import is_loopback
 from orchestrator.routes.context import Ctx
-from orchestrator.session.record import iso
+from orchestrator.session.model import iso
 
 WEB = Path(__file__).resolve().parent.parent / "web"
 PAGE_TOKEN_PATH = "/page/token"

@@ -11,7 +11,7 @@ from orchestrator.keys import Caller
 from orchestrator.routes.access import sees
 from orchestrator.routes.context import Context, RouteOptions
 from orchestrator.routes.elsewhere import here
-from orchestrator.session.record import Session
+from orchestrator.session.model import Session
 
 
 async def admit(ctx: Context, socket: WebSocket, session_id: str, *, text: bool = False) -> Session:

@@ -23,7 +23,7 @@ from orchestrator.routes.access import current, visible
 from orchestrator.routes.context import Context, Ctx, host_url
 from orchestrator.routes.elsewhere import here, stored, views
 from orchestrator.routes.leaving import unless_gone
-from orchestrator.session.record import Session, SessionOrder, iso
+from orchestrator.session.model import Session, SessionOrder, iso
 from orchestrator.webhooks import secret
 
 PATTERN_ENGINE = "pattern"

@@ -22,7 +22,7 @@ from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.routes.access import current
 from orchestrator.routes.context import Ctx
 from orchestrator.routes.elsewhere import here
-from orchestrator.session.dictation import Dictation
+from orchestrator.session.speech_queue import Dictation
 from orchestrator.tts.voices import nothing_to_say
 
 MAX_TEXT = 5000

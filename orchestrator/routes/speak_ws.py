@@ -19,9 +19,9 @@ from musetalk_agent.protocol.throttle import TokenBucket
 from orchestrator.routes.context import Context, context
 from orchestrator.routes.problems import problem_response
 from orchestrator.routes.senders import admit
-from orchestrator.session.dictation import PAUSE_S, Dictation
-from orchestrator.session.live import LiveSession
-from orchestrator.session.record import Session
+from orchestrator.session.model import Session
+from orchestrator.session.pipeline import LiveSession
+from orchestrator.session.speech_queue import PAUSE_S, Dictation
 
 router = APIRouter()
 MESSAGE_BYTES = 16 << 10

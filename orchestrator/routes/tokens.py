@@ -13,7 +13,7 @@ from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.keys import Caller, Scope
 from orchestrator.routes.access import current
 from orchestrator.routes.context import Ctx
-from orchestrator.session.record import iso
+from orchestrator.session.model import iso
 
 router = APIRouter(tags=["rooms"])
 _OURS = re.compile(r"(avatar|voice|probe)-ses_")

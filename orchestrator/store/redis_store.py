@@ -16,8 +16,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 
-from orchestrator.store.base import StoredSession, StoreError
-from orchestrator.store.records import MAX_RECORD, MAX_RECORDS, RecordReader
+from orchestrator.store.session_store import MAX_RECORD, MAX_RECORDS, RecordReader, StoredSession, StoreError
 
 _PREFIX = "musetalk:"
 _DEPLOYMENT = _PREFIX + "deployment"

@@ -14,8 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from orchestrator.store.base import StoredSession, StoreError
-from orchestrator.store.records import MAX_RECORD, MAX_RECORDS, RecordReader
+from orchestrator.store.session_store import MAX_RECORD, MAX_RECORDS, RecordReader, StoredSession, StoreError
 
 MEMORY = ":memory:"
 _SCHEMA = """

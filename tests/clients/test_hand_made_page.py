@@ -10,7 +10,7 @@ from musetalk_agent.engines.musetalk.files import __file__ as files
 from musetalk_agent.protocol.diagnosis import DiagnosisCode, Suspicion
 from musetalk_agent.protocol.messages import PROTOCOL_VERSION
 from musetalk_agent.protocol.problems import ErrorCode
-from orchestrator.audio.limits import OPEN_SEGMENTS, AudioLimits
+from orchestrator.audio.ingest import OPEN_SEGMENTS, AudioLimits
 from orchestrator.routes.sessions import StartRequest
 from tests.clients.printed import ROOT
 from tests.fakes.stage import stage

@@ -7,8 +7,7 @@ import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
-from orchestrator.store.base import StoredSession, StoreError
-from orchestrator.store.records import RecordReader
+from orchestrator.store.session_store import RecordReader, StoredSession, StoreError
 
 
 @dataclass

@@ -17,7 +17,7 @@ from websockets.exceptions import ConnectionClosed, ConnectionClosedError, Conne
 from websockets.frames import Close
 from websockets.http11 import Response
 
-from orchestrator.agents.client import AgentClient
+from orchestrator.agents.agent_client import AgentClient
 from tests.fakes.agent_server import FakeAgent
 
 _OK = (1000, 1001)

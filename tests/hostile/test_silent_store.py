@@ -27,9 +27,9 @@ def silent(redis: RedisServer) -> Iterator[None]:
 
 @pytest.fixture
 async def shared(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Stage, RedisServer]]:
-    monkeypatch.setattr("orchestrator.session.ledger.HAND_OVER_S", 0.3)
-    monkeypatch.setattr("orchestrator.session.ledger.RENEW_S", 0.1)
-    monkeypatch.setattr("orchestrator.session.ledger.RETRY_S", 0.1)
+    monkeypatch.setattr("orchestrator.session.journal.HAND_OVER_S", 0.3)
+    monkeypatch.setattr("orchestrator.session.journal.RENEW_S", 0.1)
+    monkeypatch.setattr("orchestrator.session.journal.RETRY_S", 0.1)
     async with redis_server() as server:
         async with asyncio.timeout(NEVER_S), stage(redis_url=server.url) as made:
             yield made, server

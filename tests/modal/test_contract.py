@@ -1,4 +1,4 @@
-"""The installed package `modal` has what `orchestrator.agents.sticky` calls, under these names and with these arguments."""
+"""The installed package `modal` has what `orchestrator.agents.modal_pool` calls, under these names and with these arguments."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from modal._server import _post_session_start, _post_session_terminate, _ServerS
 from modal.types import ServerSessionCredentials
 
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
-from orchestrator.agents.sticky import HEADER, ModalSessions
+from orchestrator.agents.modal_pool import HEADER, ModalSessions
 
 
 def test_the_names_and_arguments_are_the_packages() -> None:

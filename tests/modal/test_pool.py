@@ -13,14 +13,11 @@ import pytest
 
 from musetalk_agent.protocol.http import AgentStartRequest, AvatarSource, Picture
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
-from orchestrator.agents.client import AgentClient
-from orchestrator.agents.modal_pool import ModalAgentPool, ModalOptions
-from orchestrator.agents.sticky import HEADER, ModalSessions
-from orchestrator.session.background import Background
-from orchestrator.session.options import SessionOptions
-from orchestrator.session.placing import Placing
-from orchestrator.session.record import Session, SessionOrder
-from orchestrator.session.services import Services
+from orchestrator.agents.agent_client import AgentClient
+from orchestrator.agents.modal_pool import HEADER, ModalAgentPool, ModalOptions, ModalSessions
+from orchestrator.session.deps import Background, Services
+from orchestrator.session.failover import Placing
+from orchestrator.session.model import Session, SessionOptions, SessionOrder
 from tests.fakes.agent_server import AGENT_KEY, FakeAgent
 from tests.fakes.serving import plain_config, serving
 from tests.fakes.sticky_router import StickyRouter, router_server
@@ -45,7 +42,7 @@ async def cloud(
     monkeypatch: pytest.MonkeyPatch, containers: int = 2, places: int = 2, **options: Any
 ) -> AsyncIterator[Cloud]:
     """`options` are the pool's. A fake that answers late shows that the machine is slow, and not that an agent is ill."""
-    monkeypatch.setattr("orchestrator.agents.client._CONNECT_TIMEOUT_S", NEVER_S)
+    monkeypatch.setattr("orchestrator.agents.agent_client._CONNECT_TIMEOUT_S", NEVER_S)
     async with AsyncExitStack() as stack:
         agents = [FakeAgent() for _ in range(containers)]
         urls = [await stack.enter_async_context(serving(plain_config(agent.app))) for agent in agents]
@@ -116,7 +113,7 @@ async def test_a_container_that_is_not_well_is_given_back(monkeypatch: pytest.Mo
         bad.status = "engine_failed" if fault == "status" else "ok"
         bad.sessions_max = 0 if fault == "full" else 8
         if bad.hung:
-            monkeypatch.setattr("orchestrator.agents.client._CONNECT_TIMEOUT_S", 2.0)
+            monkeypatch.setattr("orchestrator.agents.agent_client._CONNECT_TIMEOUT_S", 2.0)
         lease = await here.pool.acquire("s")
         assert here.router.places[token_of(lease)].container == here.router.containers[1]
         await here.pool.aclose()

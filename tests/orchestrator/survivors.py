@@ -31,9 +31,9 @@ BLOCK = 640
 HASTY = """
 import sys
 from orchestrator.__main__ import main
-from orchestrator.session import adoption, ledger
-adoption.LEASE_S = ledger.LEASE_S = 5.0
-ledger.RENEW_S = adoption.SECOND_LOOK_S = 0.5
+from orchestrator.session import journal, takeover
+takeover.LEASE_S = journal.LEASE_S = 5.0
+journal.RENEW_S = takeover.SECOND_LOOK_S = 0.5
 sys.exit(main())
 """
 

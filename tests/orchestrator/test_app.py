@@ -11,7 +11,7 @@ import pytest
 from orchestrator.tts.base import SpeechChunk, VoiceInfo
 from orchestrator.tts.voices import Voices
 from tests.fakes.stage import stage
-from tests.orchestrator.session.test_adoption import seed, view
+from tests.orchestrator.session.test_takeover import seed, view
 
 
 class Cold:

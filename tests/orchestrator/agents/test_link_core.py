@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.agents.link_core import WINDOW_BYTES, WINDOW_S, LinkCore, LinkDesync
-from orchestrator.audio.items import LinkItem
+from orchestrator.audio.outgoing_segment import LinkItem
 
 
 class Network:

@@ -10,7 +10,7 @@ import pytest
 
 from musetalk_agent.protocol.http import AgentHealth, Capacity
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
-from orchestrator.agents.client import AgentClient, AgentLease
+from orchestrator.agents.agent_client import AgentClient, AgentLease
 from orchestrator.agents.pool import StaticAgentPool
 from tests.fakes.agent_server import AGENT_KEY, FakeAgent
 from tests.fakes.serving import plain_config, serving

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from musetalk_agent.protocol.http import AgentHealth, Capacity
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
-from orchestrator.agents.client import AgentClient, AgentLease
+from orchestrator.agents.agent_client import AgentClient, AgentLease
 from orchestrator.agents.pool import StaticAgentPool
 
 URLS = [f"http://{name}" for name in "abcd"]

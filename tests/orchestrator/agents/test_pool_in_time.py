@@ -9,7 +9,7 @@ import pytest
 
 from musetalk_agent.protocol.http import AgentHealth, Capacity
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
-from orchestrator.agents.client import AgentClient, AgentLease
+from orchestrator.agents.agent_client import AgentClient, AgentLease
 from orchestrator.agents.pool import HEALTH_TTL_S, LOST_S, StaticAgentPool
 from tests.virtual_loop import virtually
 

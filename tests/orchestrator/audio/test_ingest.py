@@ -8,9 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
-from orchestrator.audio.ingest import AudioFormat, Decoder, Gate
-from orchestrator.audio.levels import Meter, peak
-from orchestrator.audio.limits import AudioLimits
+from orchestrator.audio.ingest import AudioFormat, AudioLimits, Decoder, Gate, Meter, peak
 
 
 @given(st.binary(max_size=200), st.lists(st.integers(0, 200), max_size=8))

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from musetalk_agent.protocol.messages import Cleared, CueItem, PlaybackFinished, PlaybackStarted
-from orchestrator.audio.segment import _size
+from orchestrator.audio.outgoing_segment import _size
 from orchestrator.audio.segments import SegmentTracker
 
 RATE = 16000

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from musetalk_agent.protocol.messages import CaptionWord, Cleared, CueItem, PlaybackFinished
-from orchestrator.audio.segment import NOTES
+from orchestrator.audio.outgoing_segment import NOTES
 from orchestrator.audio.segments import CLEARS, SegmentTracker
 
 RATE = 16000

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from musetalk_agent.protocol.messages import Cleared, CueItem, PlaybackFinished, PlaybackStarted
-from orchestrator.audio.segment import ITEM_BYTES
+from orchestrator.audio.outgoing_segment import ITEM_BYTES
 from orchestrator.audio.segments import SegmentTracker
 from tests.orchestrator.audio.test_segments_any_order import check_totals
 

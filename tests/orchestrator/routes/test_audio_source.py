@@ -10,7 +10,7 @@ import websockets
 from musetalk_agent.protocol.http import AudioSource
 from tests.fakes.stage import Stage, stage
 from tests.orchestrator.session.lifetimes import looked_at, wound
-from tests.orchestrator.session.test_lifecycle import ended
+from tests.orchestrator.session.test_manager import ended
 
 BODY = {"room": "stage", "engine": "pattern", "audio_source": "datastream"}
 

@@ -211,7 +211,7 @@ async def test_a_caller_that_comes_back_with_its_key_gets_its_session(running: S
 async def test_a_caller_that_does_not_come_back_with_its_key_leaves_nothing_either(
     running: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator.session.registry.CLAIM_S", 0.5)
+    monkeypatch.setattr("orchestrator.routes.idempotency.CLAIM_S", 0.5)
     await leave(running, {"Idempotency-Key": "mine"})
     await until(lambda: len(running.agent.stopped) == 1)
     assert running.agent.sessions == {}

@@ -7,8 +7,7 @@ from functools import partial
 
 import pytest
 
-from orchestrator.session.options import SessionOptions
-from orchestrator.session.record import Session
+from orchestrator.session.model import Session, SessionOptions
 from tests.waiting import until
 
 
@@ -25,9 +24,9 @@ class Ahead:
 def wound(monkeypatch: pytest.MonkeyPatch) -> Ahead:
     """For sessions that begin from now on. They are looked at all the time, instead of each five seconds."""
     clock = Ahead()
-    monkeypatch.setattr("orchestrator.session.owner.time", clock)
+    monkeypatch.setattr("orchestrator.session.runner.time", clock)
     monkeypatch.setattr("orchestrator.settings.SessionOptions", partial(SessionOptions, poll_s=0.0))
-    monkeypatch.setattr("orchestrator.session.snapshots.FRESH_S", 0.0)
+    monkeypatch.setattr("orchestrator.session.runner.FRESH_S", 0.0)
     return clock
 
 

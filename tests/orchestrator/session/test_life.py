@@ -11,8 +11,8 @@ import pytest
 from musetalk_agent.protocol.http import AudioSource, PublisherMode, SessionState
 from musetalk_agent.protocol.messages import Hello, StateChanged
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
-from orchestrator.session.record import Session
-from orchestrator.store.base import StoredSession
+from orchestrator.session.model import Session
+from orchestrator.store.session_store import StoredSession
 from tests.fakes.agent_server import FakeAgent
 from tests.fakes.memory_store import MemoryStore
 from tests.orchestrator.session.world import RATE, World, say, speech, world

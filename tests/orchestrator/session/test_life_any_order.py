@@ -21,9 +21,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from musetalk_agent.protocol.http import SessionState
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.audio.ingest import AudioFormat, Decoder
-from orchestrator.session.outbox import Connection
-from orchestrator.session.record import Session
-from orchestrator.session.state import NEXT
+from orchestrator.session.event_outbox import Connection
+from orchestrator.session.model import NEXT, Session
 from tests.orchestrator.session.world import RATE, World, speech
 from tests.virtual_loop import virtual_time
 
@@ -60,7 +59,7 @@ class Life(RuleBasedStateMachine):
         self.loop = self.stack.enter_context(virtual_time())
         patch = self.stack.enter_context(pytest.MonkeyPatch.context())
         self.world = World(MOST)
-        patch.setattr("orchestrator.agents.link.connect", self.world.network.connect)
+        patch.setattr("orchestrator.agents.agent_link.connect", self.world.network.connect)
         for agent in self.world.agents.values():
             agent.sessions_max = 2
         self.known: list[Tracked] = []

@@ -7,8 +7,9 @@ import pytest
 
 from musetalk_agent.protocol.http import AvatarSource, Picture, SessionState
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
-from orchestrator.session.record import Session, SessionOrder
-from orchestrator.session.registry import MAX_ENDED, MAX_KEYS, Idempotency, SessionRegistry
+from orchestrator.routes.idempotency import MAX_KEYS, Idempotency
+from orchestrator.session.manager import MAX_ENDED, SessionRegistry
+from orchestrator.session.model import Session, SessionOrder
 from tests.waiting import NEVER_S, turns
 
 ORDER = SessionOrder(room="r", avatar=AvatarSource(), picture=Picture())
@@ -99,7 +100,7 @@ async def test_keys_are_bounded() -> None:
 async def test_an_answer_that_nobody_got_is_undone_unless_its_key_is_used_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("orchestrator.session.registry.CLAIM_S", 0.05)
+    monkeypatch.setattr("orchestrator.routes.idempotency.CLAIM_S", 0.05)
     undone: list[str] = []
     over = asyncio.Event()
 
@@ -136,7 +137,7 @@ async def test_an_answer_that_nobody_got_is_undone_unless_its_key_is_used_again(
 
 
 async def test_an_operation_that_nobody_waits_for_any_more_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.session.registry.CLAIM_S", 0.01)
+    monkeypatch.setattr("orchestrator.routes.idempotency.CLAIM_S", 0.01)
     idempotency: Idempotency[str] = Idempotency()
     cancelled = asyncio.Event()
 
@@ -174,5 +175,5 @@ async def test_answers_have_an_age_and_hold_only_as_long_as_they_are_true(monkey
     answers = await asyncio.gather(*(idempotency.run("k", "b", operation) for _ in range(3)))
     assert answers == [2, 2, 2], "run again, and once"
     true = True
-    monkeypatch.setattr("orchestrator.session.registry.MAX_AGE_S", -1.0)
+    monkeypatch.setattr("orchestrator.routes.idempotency.MAX_AGE_S", -1.0)
     assert await idempotency.run("k", "b", operation) == 3

@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 
 from musetalk_agent.protocol.http import AgentSession
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
-from orchestrator.agents.client import AgentClient, AgentFailed, AgentLease
+from orchestrator.agents.agent_client import AgentClient, AgentFailed, AgentLease
 from orchestrator.audio.segments import Clearing
 from orchestrator.metrics import Metrics
-from orchestrator.session.background import Background
-from orchestrator.session.clears import CLEAR_ANSWER_S, Clears
-from orchestrator.session.placing import ACCEPTED_TRIES, REFUSED_TRIES, Tries
-from orchestrator.session.record import Session
-from orchestrator.session.snapshots import FRESH_S, refresh
+from orchestrator.session.deps import Background
+from orchestrator.session.failover import ACCEPTED_TRIES, REFUSED_TRIES, Tries
+from orchestrator.session.model import Session
+from orchestrator.session.pipeline import CLEAR_ANSWER_S, Clears
+from orchestrator.session.runner import FRESH_S, refresh
 from tests.orchestrator.session.world import ORDER
 from tests.virtual_loop import virtually
 

@@ -19,12 +19,10 @@ from musetalk_agent.protocol.messages import (
     link_message,
 )
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
-from orchestrator.audio.ingest import AudioFormat, Decoder
-from orchestrator.audio.limits import AudioLimits
+from orchestrator.audio.ingest import AudioFormat, AudioLimits, Decoder
 from orchestrator.events import EventBus
 from orchestrator.metrics import Metrics
-from orchestrator.session.live import LiveSession
-from orchestrator.session.options import SessionOptions
+from orchestrator.session.pipeline import LiveSession
 from orchestrator.tts.base import SpeechChunk
 
 RATE = 8000
@@ -119,7 +117,7 @@ class Voice:
 async def running(backlog_s: float = BACKLOG_S) -> AsyncIterator[tuple[LiveSession, Voice]]:
     metrics = Metrics()
     limits = AudioLimits(backlog_s=backlog_s, bytes_per_s=1 << 30)
-    live = LiveSession("ses_1", SessionOptions(limits=limits), metrics, EventBus(metrics))
+    live = LiveSession("ses_1", limits, metrics, EventBus(metrics))
     task = asyncio.create_task(live.run())
     try:
         yield live, Voice()

@@ -5,7 +5,7 @@ from itertools import product
 import pytest
 
 from musetalk_agent.protocol.http import SessionState as S
-from orchestrator.session.state import ENDED, NEXT, IllegalTransition, step
+from orchestrator.session.model import ENDED, NEXT, IllegalTransition, step
 
 LEGAL = {
     (S.STARTING, S.READY), (S.STARTING, S.DRAINING), (S.STARTING, S.FAILED),

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.session.options import SessionOptions
-from orchestrator.session.watch import Lifetime
+from orchestrator.session.model import SessionOptions
+from orchestrator.session.runner import Lifetime
 
 OPTIONS = SessionOptions(idle_ttl_s=100, viewer_grace_s=30)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.session.options import SessionOptions
-from orchestrator.session.watch import Lifetime
+from orchestrator.session.model import SessionOptions
+from orchestrator.session.runner import Lifetime
 
 _time = st.floats(0, 400, allow_nan=False)
 _grace = st.floats(1, 100)

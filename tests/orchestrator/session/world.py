@@ -19,11 +19,10 @@ from orchestrator.agents.pool import StaticAgentPool
 from orchestrator.audio.ingest import AudioFormat, Decoder
 from orchestrator.events import EventBus, SessionEvent
 from orchestrator.metrics import Metrics
-from orchestrator.session.ledger import Ledger
-from orchestrator.session.lifecycle import SessionLifecycle
-from orchestrator.session.options import SessionOptions
-from orchestrator.session.record import Session, SessionOrder
-from orchestrator.session.services import Services
+from orchestrator.session.deps import Services
+from orchestrator.session.journal import Ledger
+from orchestrator.session.manager import SessionLifecycle
+from orchestrator.session.model import Session, SessionOptions, SessionOrder
 from orchestrator.tokens import LiveKitKeys, Rooms, TokenMinter
 from tests.fakes.agent_server import AGENT_KEY, FakeAgent
 from tests.fakes.memory_store import MemoryStore
@@ -135,7 +134,7 @@ async def world(agents: int = 2, *, store: MemoryStore | None = None, **options:
     """Opens it, and closes it with all that runs."""
     with pytest.MonkeyPatch.context() as patch:
         made = World(agents, store=store, options=SessionOptions(**options))
-        patch.setattr("orchestrator.agents.link.connect", made.network.connect)
+        patch.setattr("orchestrator.agents.agent_link.connect", made.network.connect)
         await made.open()
         try:
             yield made

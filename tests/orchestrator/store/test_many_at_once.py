@@ -8,7 +8,7 @@ import time
 import pytest
 
 from musetalk_agent.protocol.http import SessionState
-from orchestrator.store.base import SessionStore
+from orchestrator.store.session_store import SessionStore
 from tests.orchestrator.store.test_stores import KEEP_S, store, stored
 from tests.waiting import until
 

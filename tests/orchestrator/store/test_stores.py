@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from musetalk_agent.protocol.http import SessionState
-from orchestrator.store.base import SessionStore, StoredSession, StoreError
 from orchestrator.store.redis_store import RedisStore
+from orchestrator.store.session_store import SessionStore, StoredSession, StoreError
 from orchestrator.store.sqlite import MEMORY, SqliteStore
 from tests.servers.redis import redis_server
 from tests.waiting import until

@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from musetalk_agent.protocol.http import SessionState
-from orchestrator.store.base import SessionStore, StoredSession
 from orchestrator.store.redis_store import RedisStore
+from orchestrator.store.session_store import SessionStore, StoredSession
 from orchestrator.store.sqlite import MEMORY, SqliteStore
 from tests.fakes.memory_store import MemoryStore
 from tests.orchestrator.store.test_stores import KEEP_S, stored

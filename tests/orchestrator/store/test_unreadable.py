@@ -16,16 +16,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
+from orchestrator.audio.ingest import AudioLimits
 from orchestrator.events import EventBus
 from orchestrator.metrics import Metrics
 from orchestrator.reaper import Reaper
-from orchestrator.session.live import LiveSession
-from orchestrator.session.options import SessionOptions
-from orchestrator.session.stored import from_record
-from orchestrator.store.base import SessionStore, StoredSession
-from orchestrator.store.records import MAX_RECORD, RecordReader, Unreadable, parse
+from orchestrator.session.journal import from_record
+from orchestrator.session.pipeline import LiveSession
 from orchestrator.store.redis_store import RedisStore
 from orchestrator.store.seal import Seal, derive
+from orchestrator.store.session_store import MAX_RECORD, RecordReader, SessionStore, StoredSession, Unreadable, parse
 from orchestrator.store.sqlite import SqliteStore
 from tests.fakes.stage import stage
 from tests.orchestrator.store.test_stores import stored
@@ -196,7 +195,7 @@ async def taken(record: StoredSession) -> None:
     json.dumps(record.view, allow_nan=False)
     session = from_record(record, Seal(derive("secret", "sessions", "dep")))
     json.dumps(session.view(), allow_nan=False)
-    live = LiveSession("ses_bad", SessionOptions(), METRICS, EventBus(METRICS))
+    live = LiveSession("ses_bad", AudioLimits(), METRICS, EventBus(METRICS))
     live.inherit(record.progress)
     live.without_agent()
     session.live = live

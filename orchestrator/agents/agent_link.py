@@ -1,0 +1,298 @@
+"""The persistent WebSocket from a session to its agent: `LinkCore` with sockets around it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from urllib.parse import urlencode
+
+from pydantic import ValidationError
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
+
+from musetalk_agent.protocol.messages import (
+    CLOSE_GOING_AWAY,
+    CLOSE_POLICY,
+    TAKEN_OVER,
+    AgentMessage,
+    Event,
+    LinkAck,
+    LinkEvent,
+    LinkHello,
+    LinkVoice,
+    agent_message,
+)
+from orchestrator.agents.agent_client import AgentLease
+from orchestrator.agents.link_core import LinkCore, LinkDesync
+from orchestrator.audio.outgoing_segment import LinkItem
+from orchestrator.metrics import Metrics
+
+_FIRST_DELAY_S = 0.1
+_LAST_DELAY_S = 2.0
+_SETTLED_S = 1.0
+"""A connection that held this long is worth another at once: every tenth of a second away can be heard."""
+GIVE_UP_S = 1.5
+"""How long an agent may stay away before the session moves to another one: a mere drop is over in a tenth of a second."""
+REFUSALS = 2
+"""Connections refused in a row after which the agent's process is gone."""
+OPEN_S = 5.0
+"""How long the first connection may take; an agent that hangs lets a later one wait for `_REOPEN_S`."""
+_REOPEN_S = 2.5
+_PING_S = 5.0
+_MAX_MESSAGE = 1 << 20
+_log = logging.getLogger(__name__)
+
+
+class LinkLost(Exception):
+    """The link will not come back; the message says why."""
+
+
+class LinkTaken(LinkLost):
+    """Another link was made for the session: another orchestrator has it."""
+
+
+class LinkOver(Exception):
+    """The agent says that the session is over, or knows of none. `at` is the monotonic time at which it was there last."""
+
+    at = float("-inf")
+
+
+def _ignore(_: object) -> None:
+    """For words nobody waits for."""
+
+
+@dataclass(frozen=True)
+class LinkPeer:
+    """What the link serves: where items come from and where the agent's words go. All are called on the event loop and must not
+    block.
+    """
+
+    next_item: Callable[[], LinkItem | None]
+    on_event: Callable[[Event], None]
+    on_ack: Callable[[LinkAck], None] = _ignore
+    on_voice: Callable[[LinkVoice], None] = _ignore
+    on_hello: Callable[[LinkHello], None] = _ignore
+    control_waiting: Callable[[], bool] = lambda: False
+    """Whether `next_item` gives a control item now, which does not wait for the window."""
+
+
+class AgentLink:
+    """One session's link. `run()` keeps it up until it is cancelled, lost or over; `wake()` says that items may be waiting.
+
+    Args:
+        give_up_s: how long the agent may stay away, once it was there.
+        open_s: how long it may take to be there for the first time.
+        adopt_after: for a session that another orchestrator began: the last event of the agent that the sender was told. What
+            the agent has taken is then where the items begin.
+    """
+
+    def __init__(
+        self,
+        lease: AgentLease,
+        session_id: str,
+        peer: LinkPeer,
+        metrics: Metrics,
+        *,
+        give_up_s: float = GIVE_UP_S,
+        open_s: float = OPEN_S,
+        adopt_after: int | None = None,
+    ) -> None:
+        self._lease = lease
+        self.session_id = session_id
+        self._peer = peer
+        self._metrics = metrics
+        self._give_up_s = give_up_s
+        self._open_s = open_s
+        self._adopting = adopt_after is not None
+        self._core = LinkCore()
+        self._core.events_seen = adopt_after or 0
+        self._wake = asyncio.Event()
+        self._up = asyncio.Event()
+        self._up_at = 0.0
+        self._buffered = (0.0, 0.0)
+        self._was_up = False
+        self._socket: ClientConnection | None = None
+        self.lost_at = time.monotonic()
+        self.drops = 0
+
+    @property
+    def connected(self) -> bool:
+        """Whether the agent is there now."""
+        return self._up.is_set()
+
+    async def wait_connected(self) -> None:
+        """Returns once the agent has said hello. Cancelling is harmless."""
+        await self._up.wait()
+
+    def wake(self) -> None:
+        """There may be something to send."""
+        self._wake.set()
+
+    @property
+    def unacked(self) -> bool:
+        """Whether items are on their way that the agent has not acknowledged."""
+        return self._core.unacked
+
+    @property
+    def delay_s(self) -> float:
+        """How long a message is under way, as its pings tell; 0 without a connection."""
+        return self._socket.latency / 2 if self._socket is not None else 0.0
+
+    @property
+    def events_seen(self) -> int:
+        """Events of the agent so far."""
+        return self._core.events_seen
+
+    def outstanding_s(self, now: float) -> float:
+        """Seconds of speech on their way to the agent or waiting there to be heard."""
+        buffered, at = self._buffered
+        return self._core.unacked_s + max(0.0, buffered - (now - at))
+
+    async def run(self) -> None:
+        """Connects, and reconnects with back-off. Cancelling closes the connection.
+
+        Raises LinkLost when the agent stayed away for too long, refuses connections or has forgotten what it took; LinkOver when
+        it has ended the session or knows of none. `lost_at` is when it was there last.
+        """
+        delay, refusals = _FIRST_DELAY_S, 0
+        while True:
+            reason = "the agent closed the connection"
+            try:
+                await self._connection()
+            except (OSError, TimeoutError, ConnectionClosed, InvalidHandshake) as error:
+                reason = _judge(error)
+                refusals = refusals + 1 if isinstance(error, ConnectionRefusedError) else 0
+            finally:
+                if self._up.is_set():
+                    self._up.clear()
+                    self.drops += 1
+                    refusals = 0
+                    self._metrics.link_drops.inc()
+                    self.lost_at = time.monotonic()
+                    delay = 0.0 if self.lost_at - self._up_at > _SETTLED_S else _FIRST_DELAY_S
+            self._give_up(reason, refusals)
+            _log.info("agent link down", extra={"session_id": self.session_id, "reason": reason})
+            await asyncio.sleep(delay)
+            delay = min(_LAST_DELAY_S, max(_FIRST_DELAY_S, 2 * delay))
+
+    def _give_up(self, reason: str, refusals: int) -> None:
+        if refusals >= REFUSALS and self._was_up:
+            raise LinkLost("the agent refuses connections: its process is gone")
+        patience_s = self._give_up_s if self._was_up else self._open_s
+        if time.monotonic() - self.lost_at > patience_s:
+            raise LinkLost(f"no connection to the agent for {patience_s:g} s ({reason})")
+
+    async def _connection(self) -> None:
+        open_s = _REOPEN_S if self._was_up else self._open_s
+        query = urlencode({"session_id": self.session_id, "events_after": self._core.events_seen})
+        async with connect(
+            f"{self._lease.audio_url}?{query}",
+            additional_headers=dict(self._lease.headers),
+            compression=None,
+            max_size=_MAX_MESSAGE,
+            open_timeout=open_s,
+            ping_interval=_PING_S,
+            ping_timeout=_PING_S,
+            close_timeout=1.0,
+            proxy=None,
+        ) as socket:
+            async with asyncio.timeout(open_s):
+                hello = _read(await socket.recv())
+            if not isinstance(hello, LinkHello):
+                raise LinkLost("the agent did not begin with link.hello")
+            self._greet(hello)
+            self._socket = socket
+            writer = asyncio.create_task(self._write(socket), name=f"link-write-{self.session_id}")
+            writer.add_done_callback(partial(_written, socket))  # it ends by an error or with us
+            try:
+                async for message in socket:
+                    self._take(message)
+                if socket.close_code == CLOSE_GOING_AWAY:
+                    raise LinkOver("the agent ended the session")
+            finally:
+                self._socket = None
+                writer.cancel()
+                await asyncio.wait(
+                    {writer}
+                )  # not `await writer`: its cancellation would look like ours, and ours like its
+                if not writer.cancelled() and not isinstance(writer.exception(), ConnectionClosed | None):
+                    writer.result()
+
+    def _greet(self, hello: LinkHello) -> None:
+        if self._adopting:
+            self._core.adopt(hello.items, self._core.events_seen)
+            self._adopting = False
+        self._sync(lambda: self._core.connected(hello.items))
+        self._metrics.link_connects.inc()
+        self._was_up = True
+        self._up_at = time.monotonic()
+        self._up.set()
+        self._peer.on_hello(hello)
+
+    async def _write(self, socket: ClientConnection) -> None:
+        while True:
+            self._wake.clear()
+            while (item := self._next()) is not None:
+                await socket.send(item.payload)
+            await self._wake.wait()
+
+    def _next(self) -> LinkItem | None:
+        item = self._core.next_item()
+        if item is None and (self._core.window_open or self._peer.control_waiting()):
+            fresh = self._peer.next_item()
+            if fresh is not None:
+                self._core.push(fresh)
+                item = self._core.next_item()
+        return item
+
+    def _take(self, message: str | bytes) -> None:
+        told = _read(message)
+        if isinstance(told, LinkAck):
+            self._sync(lambda: self._core.acked(told.items))
+            self._buffered = (told.buffered_s, time.monotonic())
+            self._peer.on_ack(told)
+            self._wake.set()
+        elif isinstance(told, LinkEvent):
+            if self._sync(lambda: self._core.is_new(told.id)):
+                self._peer.on_event(told.event)
+        elif isinstance(told, LinkVoice):
+            self._peer.on_voice(told)
+
+    def _sync(self, step: Callable[[], bool | None]) -> bool | None:
+        try:
+            return step()
+        except LinkDesync as error:
+            raise LinkLost(str(error)) from error
+
+
+def _written(socket: ClientConnection, writer: asyncio.Task[None]) -> None:
+    """The writer has ended, and with it the connection. Its error may be nobody's any more."""
+    socket.transport.abort()
+    if not writer.cancelled():
+        writer.exception()
+
+
+def _read(message: str | bytes) -> AgentMessage:
+    try:
+        return agent_message.validate_json(message)
+    except ValidationError as error:
+        raise LinkLost("the agent sent a message that is not the protocol's") from error
+
+
+def _judge(error: Exception) -> str:
+    """Why a connection ended; raises when there is no use in another."""
+    if isinstance(error, InvalidStatus):
+        status = error.response.status_code
+        if status in (401, 403):
+            raise LinkLost("the agent refuses our key") from error
+        if status in (404, 409, 422):
+            raise LinkOver("the agent has no such session any more") from error
+        return f"HTTP {status}"
+    if isinstance(error, ConnectionClosed) and error.rcvd is not None and error.rcvd.code == CLOSE_POLICY:
+        kind = LinkTaken if error.rcvd.reason == TAKEN_OVER else LinkLost
+        raise kind(f"the agent refused the link: {error.rcvd.reason}") from error
+    return type(error).__name__

@@ -1,0 +1,249 @@
+"""Starts and stops sessions, and keeps the ended ones for a while. Each session has an owner task (`runner.py`)."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import string
+import time
+from typing import Any
+
+from musetalk_agent.protocol.http import AgentSession, PublisherMode, SessionState
+from musetalk_agent.protocol.problems import ErrorCode, ProblemError
+from orchestrator.session.deps import Services
+from orchestrator.session.journal import from_record
+from orchestrator.session.model import Session, SessionOptions, SessionOrder
+from orchestrator.session.runner import HANDED_OVER, SessionOwner, refresh
+from orchestrator.store.session_store import StoredSession
+
+MAX_ENDED = 1000
+
+
+class SessionRegistry:
+    """Every running session, and the ended ones for a while."""
+
+    def __init__(self, keep_s: float) -> None:
+        self._keep_s = keep_s
+        self._sessions: dict[str, Session] = {}
+
+    def add(self, session: Session) -> None:
+        """A new session."""
+        self._prune()
+        self._sessions[session.session_id] = session
+
+    def forget(self, session: Session) -> None:
+        """A session nobody was told of."""
+        self._sessions.pop(session.session_id, None)
+
+    def get(self, session_id: str) -> Session:
+        """Raises ProblemError `session_not_found`."""
+        self._prune()
+        session = self._sessions.get(session_id)
+        if session is None:
+            raise self.unknown(session_id)
+        return session
+
+    def holds(self, session_id: str) -> bool:
+        """Whether the session is here, ended or not."""
+        self._prune()
+        return session_id in self._sessions
+
+    def unknown(self, session_id: str) -> ProblemError:
+        """The error for a session that is not here, or not for this caller."""
+        return ProblemError(
+            ErrorCode.SESSION_NOT_FOUND,
+            f"There is no session {session_id[:64]!r}; ended ones are forgotten after {self._keep_s / 60:g} minutes.",
+        )
+
+    def all(self) -> list[Session]:
+        """Oldest first."""
+        self._prune()
+        return list(self._sessions.values())
+
+    def running(self) -> list[Session]:
+        """Those that have not ended."""
+        return [session for session in self._sessions.values() if not session.ended]
+
+    def _prune(self) -> None:
+        ended = [session for session in self._sessions.values() if session.ended]
+        for index, session in enumerate(ended):
+            age = time.time() - (session.ended_at or 0.0)
+            if age > self._keep_s or index < len(ended) - MAX_ENDED:
+                del self._sessions[session.session_id]
+
+
+UNDO_S = 5.0
+_DRAINING_RETRY_S = 5
+_DRAINING_POLL_S = 0.05
+_ID_LETTERS = string.ascii_letters + string.digits
+_ID_LENGTH = 16  # 95 bits
+
+
+class SessionLifecycle:
+    """Starts and stops sessions."""
+
+    def __init__(self, services: Services, options: SessionOptions) -> None:
+        self._services = services
+        self.options = options
+        self.registry = SessionRegistry(options.keep_s)
+        self.draining = False
+
+    async def start(self, order: SessionOrder) -> Session:
+        """Starts a session and returns it when its agent is ready and linked. Cancelling undoes the start.
+
+        Raises ProblemError: the agent's own, `at_capacity`, `agent_unavailable`, `livekit_unavailable`, or `session_ended`
+        when it was stopped meanwhile. Nothing of a failed start remains.
+        """
+        self.admit()
+        begun = time.monotonic()
+        session = Session(
+            session_id="ses_" + "".join(secrets.choice(_ID_LETTERS) for _ in range(_ID_LENGTH)),
+            order=order,
+            expires_at=time.time() + self.options.max_s,
+            started=asyncio.get_running_loop().create_future(),
+        )
+        self._begin(session)
+        metrics = self._services.metrics
+        try:
+            await asyncio.shield(session.started)
+        except ProblemError as error:
+            metrics.starts.labels(outcome=error.code.value).inc()
+            raise
+        except asyncio.CancelledError:
+            await self.stop(session, "start_cancelled")
+            raise
+        metrics.starts.labels(outcome="ok").inc()
+        metrics.start_seconds.observe(time.monotonic() - begun)
+        return session
+
+    def adopt(self, record: StoredSession) -> Session:
+        """Goes on with a session that another process began; its lease is ours. Returns at once: `started` tells the rest."""
+        session = from_record(record, self._services.ledger.seal)
+        self._begin(session, record)
+        return session
+
+    def admit(self) -> None:
+        """Raises ProblemError `draining` when nothing new may begin."""
+        if self.draining:
+            text = "The service shuts down: try again, another one takes over."
+            raise ProblemError(ErrorCode.DRAINING, text, retry_after_s=_DRAINING_RETRY_S)
+
+    async def drain(self, within_s: float) -> None:
+        """Lets nothing new begin. Returns when nobody speaks any more, or after `within_s`."""
+        self.draining = True
+        until = time.monotonic() + within_s
+        while time.monotonic() < until and any(s.live and not s.live.quiet for s in self.registry.running()):  # noqa: ASYNC110
+            await asyncio.sleep(_DRAINING_POLL_S)
+
+    def let_go(self, session_id: str) -> asyncio.Task[None] | None:
+        """Another process goes on with the session, or will: here it ends, and elsewhere nothing changes."""
+        session = next((s for s in self.registry.running() if s.session_id == session_id), None)
+        if session is None or session.owner is None or session.end_reason is not None:
+            return None
+        self._services.ledger.freeze(session_id)
+        session.end_reason = HANDED_OVER
+        session.owner.cancel()
+        return session.owner
+
+    async def stop(self, session: Session, reason: str = "stopped") -> None:
+        """Ends a session in whatever state it is; any number of times, also at once.
+
+        Returns when it has ended and its end is stored, or cannot be for now.
+        """
+        owner = session.owner
+        if owner is None:
+            return
+        if session.end_reason is None and not owner.done():
+            session.end_reason = reason
+            owner.cancel()
+        await asyncio.wait({owner})
+        await self._services.ledger.stored(session.session_id)
+
+    def abandon(self, session_id: str) -> None:
+        """Ends, in the background, a session whose caller never got to know of it."""
+        if self.registry.holds(session_id):
+            ending = self.stop(self.registry.get(session_id), "start_cancelled")
+            self._services.background.spawn(ending, f"abandon-{session_id}", awaited=True)
+
+    async def goes_on(self, session_id: str) -> bool:
+        """Whether a session that was started here runs, at whichever orchestrator. False where nobody knows it any more.
+
+        Raises ProblemError `session_ended`, and `store_unavailable`.
+        """
+        if self.registry.holds(session_id):
+            session = self.registry.get(session_id)
+            if session.ended:
+                raise session.over()
+            return True
+        record = await self._services.ledger.elsewhere(session_id)
+        if record is not None and record.ended:
+            text = f"Session {session_id} has ended: start another one, with a new Idempotency-Key."
+            raise ProblemError(ErrorCode.SESSION_ENDED, text, value=session_id)
+        return record is not None
+
+    async def aclose(self) -> None:
+        """Ends every session, or leaves those that run for the next process where the store outlives this one.
+
+        Starts that were given up are waited for a moment, so that they too are undone.
+        """
+        self.draining = True
+        if self._services.ledger.store.durable:
+            ready = [s for s in self.registry.running() if s.adopted or s.base_state is not SessionState.STARTING]
+            leaving = [self.let_go(session.session_id) for session in ready]
+            await asyncio.gather(*(owner for owner in leaving if owner is not None))
+        await asyncio.gather(*(self.stop(session, "shutdown") for session in self.registry.running()))
+        await self._services.background.aclose(UNDO_S)
+
+    async def refresh(self, session: Session) -> None:
+        """Asks the agent for the session's state, unless that was done a moment ago. Keeps the old one on failure."""
+        await refresh(self._services.agents, session)
+
+    def voice(self, session: Session) -> dict[str, Any] | None:
+        """What the orchestrator's own voice does in the session; None where it is not in the room."""
+        return self._services.voices.view(session)
+
+    async def set_publisher(self, session: Session, mode: PublisherMode) -> AgentSession:
+        """Holds a running session's media to one way, also after a move.
+
+        Raises ProblemError: `publisher_unavailable`, `session_ended`, or `session_conflict` while it moves.
+        """
+        session.running()
+        lease = session.lease
+        if lease is None or session.base_state is SessionState.RECOVERING:  # then a lease is only being tried
+            raise _moving(session)
+        snapshot = await self._services.agents.publisher(lease, session.session_id, mode)
+        if session.lease is not lease:  # it has moved meanwhile, and the next agent does not know the mode
+            raise _moving(session)
+        session.snapshot, session.snapshot_at, session.publisher_mode = snapshot, time.monotonic(), mode
+        return snapshot
+
+    def _begin(self, session: Session, known: StoredSession | None = None) -> None:
+        """Starts the task that owns the session, in the registry from now on."""
+        self.registry.add(session)
+        owner = SessionOwner(session, self._services, self.options, known)
+        session.owner = asyncio.create_task(self._own(session, owner), name=f"session-{session.session_id}")
+        session.owner.add_done_callback(lambda _: self._owned(session))
+
+    async def _own(self, session: Session, owner: SessionOwner) -> None:
+        try:
+            await owner.run()
+        finally:
+            if session.end_reason == HANDED_OVER:
+                self.registry.forget(session)
+            elif session.started.done() and session.started.exception() is not None and not session.adopted:
+                self.registry.forget(session)
+                self._services.ledger.forget(session.session_id)
+            else:
+                self._services.ledger.leave(session.session_id)
+
+    def _owned(self, session: Session) -> None:
+        """The owner has ended. One that was cancelled before its first step has done nothing, not even said so."""
+        if not session.started.done():
+            session.started.set_exception(session.over())
+            session.started.exception()
+            self.registry.forget(session)
+
+
+def _moving(session: Session) -> ProblemError:
+    text = f"Session {session.session_id} has no agent at the moment: try again."
+    return ProblemError(ErrorCode.SESSION_CONFLICT, text, retry_after_s=2)

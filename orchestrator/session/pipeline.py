@@ -1,0 +1,537 @@
+"""The audio path of one running session: its segments, what renders them, the messages to its sender. All on one event loop.
+
+An agent renders the segments (`serve`), or the standby voice while there is no agent (`hand_to`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from musetalk_agent.protocol.messages import (
+    CLOSE_GOING_AWAY,
+    CLOSE_INTERNAL,
+    Ack,
+    CaptionWord,
+    Cleared,
+    CueItem,
+    Event,
+    Failed,
+    Hello,
+    LinkHello,
+    LinkVoice,
+    PlaybackFinished,
+    PlaybackStarted,
+    PublisherChanged,
+    Warned,
+)
+from musetalk_agent.protocol.problems import ErrorCode, ProblemError
+from orchestrator.agents.agent_client import AgentLease
+from orchestrator.audio.ingest import BYTES_PER_SAMPLE, AudioLimits, Decoder, Gate, Meter
+from orchestrator.audio.outgoing_segment import LinkItem
+from orchestrator.audio.segments import DEFAULT_RATE, Clearing, SegmentTracker
+from orchestrator.events import EventBus
+from orchestrator.metrics import Metrics
+from orchestrator.session.agent_connection import AgentSide
+from orchestrator.session.event_outbox import Connection, Outbox
+from orchestrator.session.speech_queue import Speech, Utterances
+from orchestrator.store.session_store import Progress
+
+
+@dataclass(frozen=True)
+class Queues:
+    """How much of a session waits, each with a bound of its own.
+
+    Attributes:
+        audio_s: seconds of `/audio` that are to be heard.
+        speech_s: seconds of texts that are to be heard.
+        segments: open segments, without those that were cleared.
+        texts: texts that are spoken or wait for their turn.
+        clears: clears that the agent has not answered.
+        notes: phonemes and words that are kept with the speech.
+        messages: messages for the sender that have not been sent.
+    """
+
+    audio_s: float
+    speech_s: float
+    segments: int
+    texts: int
+    clears: int
+    notes: int
+    messages: int
+
+
+CLEAR_ANSWER_S = 1.0
+"""How long `/interrupt` waits for the agent; a link that is down must not hold the caller."""
+_log = logging.getLogger(__name__)
+
+
+class Clears:
+    """Those of one session."""
+
+    def __init__(self, session_id: str, metrics: Metrics) -> None:
+        self._session_id = session_id
+        self._metrics = metrics
+        self._waiters: dict[int, list[asyncio.Future[float]]] = {}
+
+    async def wait(self, clearing: Clearing) -> float:
+        """Waits for the answer, a second at most. Returns the seconds of speech that were dropped, as far as known by then."""
+        begun = time.monotonic()
+        dropped_s = clearing.dropped_s
+        if not clearing.answered:
+            waiter = asyncio.get_running_loop().create_future()
+            waiters = self._waiters.setdefault(id(clearing), [])
+            waiters.append(waiter)
+            try:
+                async with asyncio.timeout(CLEAR_ANSWER_S):
+                    dropped_s = await waiter
+            except TimeoutError:
+                _log.warning("the agent did not answer a clear in time", extra={"session_id": self._session_id})
+            finally:
+                waiters.remove(waiter)
+                if not waiters:
+                    del self._waiters[id(clearing)]
+        self._metrics.interrupt_seconds.observe(time.monotonic() - begun)
+        return round(dropped_s, 3)
+
+    def answer(self, clearing: Clearing) -> None:
+        """It took effect."""
+        for waiter in self._waiters.get(id(clearing), ()):
+            if not waiter.done():
+                waiter.set_result(clearing.dropped_s)
+
+    def give_up(self) -> None:
+        """The session is over: nobody is held any longer."""
+        for waiters in self._waiters.values():
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_result(0.0)
+
+
+class Speaker(Protocol):
+    """Pulls items with `LiveSession.next_item` and tells what was heard."""
+
+    def wake(self) -> None:
+        """There may be an item."""
+        ...
+
+    def outstanding_s(self, now: float) -> float:
+        """Seconds of speech pulled and not yet heard."""
+        ...
+
+
+TICK_S = 0.05
+ACK_EVERY_S = 0.2
+
+
+class LiveSession:
+    """The audio path of one session. `run()` must be running, and `serve()` as long as an agent has the session."""
+
+    def __init__(self, session_id: str, limits: AudioLimits, metrics: Metrics, events: EventBus) -> None:
+        self.session_id = session_id
+        self._limits = limits
+        self._metrics = metrics
+        self.traces = Utterances(session_id)
+        self._tracker = SegmentTracker(limits.backlog_s, self.traces.begin)
+        self._room = asyncio.Event()
+        self._speaker: Speaker | None = None
+        self._drops_before = 0
+        self._due_at = 0.0
+        self._nowhere = False
+        self._gate = Gate(limits, time.monotonic())
+        self._clears = Clears(session_id, metrics)
+        self._told_samples, self._told_at, self._told_segments = 0, 0.0, 0
+        self.side: AgentSide | None = None
+        self.outbox = Outbox(session_id, metrics, events)
+        self.meter = Meter()
+        self.speech = Speech(self, metrics)
+        self.sample_rate: int | None = None
+        self.received_samples = 0
+        self._cleared_samples = 0
+        self._inherited: Progress | None = None
+        self.last_audio_at: float | None = None
+        self.suspicion: str | None = None
+        self.on_progress: Callable[[], None] = lambda: None
+        """Called when `progress` has changed without an event."""
+        self.known_position: Callable[[], tuple[int, float] | None] = lambda: None
+        """Where the voice is, if somebody knows it better than the agent."""
+        self.on_forwarded: Callable[[LinkItem], None] = lambda _: None
+        """Called with every item that is forwarded."""
+        self.on_voice: Callable[[LinkVoice], None] = lambda _: None
+        """Called when the agent says what is due, where the orchestrator publishes the voice."""
+
+    # --- life
+
+    async def run(self) -> None:
+        """Keeps the segments' time; returns never. Cancelling ends every synthesis."""
+        try:
+            while True:
+                await asyncio.sleep(TICK_S)
+                self._tick(time.monotonic())
+        finally:
+            await self.speech.aclose()
+
+    async def serve(self, lease: AgentLease, *, adopt_after: int | None = None) -> None:
+        """Speaks through this agent; returns never. Cancelling closes the link. See `AgentSide.run` for what it raises."""
+        side = AgentSide(
+            self.session_id,
+            lease,
+            self._metrics,
+            take=self.next_item,
+            control_waiting=lambda: self._tracker.control_waiting,
+            hear=lambda segment, heard_s, _: self.on_heard(segment, heard_s),
+            tell=self.on_event,
+            voice=lambda due: self.on_voice(due),
+            greet=self._greeted,
+            adopt_after=adopt_after,
+        )
+        self.side = side
+        self.hand_to(side.link)
+        try:
+            await side.run(lambda: max(self._tracker.at_agent_s, side.vitals.buffered_s))
+        finally:
+            self._drops_before += side.link.drops
+            if self.side is side:
+                self.side = None
+
+    def inherit(self, known: Progress) -> None:
+        """Another process had the session before; what its agent says of it counts more than what is known here."""
+        self._inherited = known
+        self.outbox.inherit()
+        self.sample_rate = known.sample_rate
+
+    def _greeted(self, hello: LinkHello) -> None:
+        known, self._inherited = self._inherited, None
+        if known is not None:
+            self._tracker.inherit(known.segments, known.unfinished, hello.segments)
+            self._cleared_samples = known.cleared_samples
+            self.received_samples = max(hello.received_samples or 0, known.cleared_samples)
+
+    def without_agent(self) -> None:
+        """The agent that had the inherited session is gone, and with it what it had not said."""
+        if self._inherited is not None:
+            self._greeted(LinkHello(items=0, received_samples=self._inherited.received_samples))
+
+    def progress(self) -> Progress:
+        """What another process must know to go on with the session."""
+        return self._inherited or Progress(
+            segments=self._tracker.opened,
+            unfinished=self._tracker.unfinished,
+            events_seen=self.side.link.events_seen if self.side else 0,
+            sample_rate=self.sample_rate,
+            received_samples=self.received_samples,
+            cleared_samples=self._cleared_samples,
+        )
+
+    async def wait_connected(self) -> None:
+        """Returns once the agent's `/audio` is open."""
+        while self.side is None:  # noqa: ASYNC110 - `serve` was started a moment ago
+            await asyncio.sleep(0)
+        await self.side.link.wait_connected()
+
+    def hand_to(self, speaker: Speaker) -> None:
+        """This one speaks from now on; items are its to pull."""
+        self._speaker = speaker
+        self._nowhere = False
+        self._tracker.attach(shows=self.side is not None)
+
+    def position(self, at: float) -> tuple[int, float]:
+        """The segment that was being heard at `at` (monotonic) and how many seconds of it; stays behind the truth."""
+        return self.known_position() or self._tracker.position(math.inf if self._nowhere else at)
+
+    def rewind(self, segment: int, heard_s: float, due_at: float | None = None) -> None:
+        """Whoever spoke is gone; what was not heard waits for the next one. Clears that were under way are answered.
+
+        `due_at`: when the next one may begin (monotonic); until then what comes before is still being said.
+        """
+        self._speaker = None
+        self._due_at = due_at or 0.0
+        for clearing in self._tracker.rewind(segment, heard_s, time.monotonic()):
+            self._clears.answer(clearing)
+        self._room.set()
+        self._flush()
+
+    def end(self, problem: ProblemError | None) -> None:
+        """The session is over: everything open is told finished, then the connection closes (1001, or 1011 with the error)."""
+        self._tracker.finish_all(time.monotonic())
+        self._room.set()
+        self._flush()
+        self._clears.give_up()
+        if problem is not None:
+            self.outbox.tell(Failed(code=problem.code, message=problem.detail))
+        self.outbox.close(CLOSE_GOING_AWAY if problem is None else CLOSE_INTERNAL)
+
+    # --- the sender
+
+    def connect(self, sample_rate: int, last_event_id: int | None = None) -> Connection:
+        """A new `/audio` connection takes over; `last_event_id` as `Outbox.attach` has it.
+
+        Raises ProblemError `sample_rate_changed`.
+        """
+        self.check_rate(sample_rate)
+        hello = Hello(
+            session_id=self.session_id,
+            received_samples=self.received_samples,
+            sample_rate=sample_rate,
+            limits=self._limits.told(),
+        )
+        return self.outbox.attach(hello, last_event_id)
+
+    def check_rate(self, sample_rate: int) -> None:
+        """Raises ProblemError `sample_rate_changed` when audio has come at another rate before."""
+        if self.sample_rate not in (None, sample_rate):
+            raise ProblemError(
+                ErrorCode.SAMPLE_RATE_CHANGED,
+                f"This session's audio has {self.sample_rate} Hz, not {sample_rate}: keep the rate, or start another session.",
+                field="sample_rate",
+                value=sample_rate,
+            )
+
+    def push(self, data: bytes, decoder: Decoder, sample_rate: int) -> None:
+        """Takes a message of PCM whole, or raises ProblemError for the limit it passes and takes nothing of it."""
+        now = time.monotonic()
+        self._gate.check_message(len(data), now)
+        if self._tracker.tick(now):
+            self._wake()
+        self._gate.check_backlog(self._tracker.audio_s, decoder.samples(len(data)) / sample_rate)
+        if not self._tracker.taking:
+            self._gate.check_segments(self._tracker.full)
+        pcm = decoder.decode(data, self._tracker.utterance)
+        self._metrics.audio_bytes.inc(len(data))
+        self.meter.add(pcm, len(data), now)
+        if not pcm:
+            return
+        self.sample_rate = sample_rate
+        self._tracker.push(pcm, sample_rate, now, self.received_samples)
+        self.received_samples += len(pcm) // BYTES_PER_SAMPLE
+        self.last_audio_at = time.time()
+        self._wake()
+
+    def check_text(self, size: int) -> None:
+        """Raises ProblemError for a text message that passes a limit."""
+        self._gate.check_message(size, time.monotonic())
+
+    def audio_start(self) -> None:
+        """`audio.start`. Raises ProblemError `backlog_exceeded` when too many segments are open."""
+        self._gate.check_segments(self._tracker.full)
+        self._tracker.audio_start(time.monotonic())
+        self._wake()
+
+    def audio_end(self) -> None:
+        """`audio.end`."""
+        self._tracker.audio_end()
+        self._wake()
+
+    def clear(self) -> Clearing:
+        """`clear`: takes effect at once; `cleared` follows when the agent has answered."""
+        self.speech.cancel()
+        clearing = self._tracker.clear(time.monotonic())
+        self._cleared_samples = self.received_samples
+        self._room.set()
+        self.on_progress()
+        self._wake()
+        self._flush()
+        return clearing
+
+    async def interrupt(self) -> float:
+        """A clear that waits for the agent's answer, a second at most. Returns the seconds of speech that were dropped."""
+        return await self._clears.wait(self.clear())
+
+    # --- speech
+
+    def check_speech(self) -> None:
+        """Raises ProblemError `backlog_exceeded` when no other text may be spoken now."""
+        self.speech.check()
+        self._gate.check_segments(self._tracker.full)
+
+    def open_speech(self) -> int:
+        """Opens a segment for text to speak and returns its number. Raises ProblemError `backlog_exceeded`."""
+        self._gate.check_segments(self._tracker.full)
+        return self._tracker.open_speech(time.monotonic())
+
+    async def push_speech(
+        self, segment: int, pcm: bytes, rate: int, cues: Sequence[CueItem], words: Sequence[CaptionWord] = ()
+    ) -> bool:
+        """Appends speech, after waiting until the texts before it have left room for it: `backlog_s` of texts are made ahead.
+
+        Texts are pushed one after the other, so only what is heard earlier can hold one up. False when the segment is over.
+        """
+        more_s = len(pcm) / (BYTES_PER_SAMPLE * rate)
+        while not self._has_room(more_s):
+            self._room.clear()
+            await self._room.wait()
+            if not self._tracker.is_open(segment):
+                return False
+        dropped = self._tracker.notes_dropped
+        going = self._tracker.push_speech(segment, pcm, rate, cues, time.monotonic(), words)
+        self._metrics.speech_notes_dropped.inc(self._tracker.notes_dropped - dropped)
+        self.last_audio_at = time.time()
+        self._wake()
+        return going
+
+    def _has_room(self, more_s: float) -> bool:
+        waiting_s = self._tracker.speech_s
+        return waiting_s == 0 or waiting_s + more_s <= self._limits.backlog_s
+
+    def end_speech(self, segment: int) -> None:
+        """No more speech for the segment."""
+        self._tracker.end_speech(segment)
+        self._wake()
+
+    def warn(self, code: str, message: str) -> None:
+        """Tells the sender that something went wrong which does not end the connection."""
+        self.outbox.tell(Warned(code=code, message=message))
+
+    # --- what is known
+
+    def queues(self) -> Queues:
+        """How much waits now, for `/debug/audio` and `/metrics`."""
+        tracker = self._tracker
+        return Queues(
+            audio_s=round(tracker.audio_s, 3),
+            speech_s=round(tracker.speech_s, 3),
+            segments=tracker.open_segments,
+            texts=self.speech.waiting,
+            clears=tracker.clears,
+            notes=tracker.notes,
+            messages=self.outbox.waiting,
+        )
+
+    @property
+    def backlog_s(self) -> float:
+        """Seconds of speech that wait to be heard, here or at the agent."""
+        speaker = self._speaker
+        return self._tracker.waiting_s + (speaker.outstanding_s(time.monotonic()) if speaker else 0.0)
+
+    @property
+    def at_agent_s(self) -> float:
+        """Seconds that were handed to whoever speaks, and are not known to be heard."""
+        return self._tracker.at_agent_s
+
+    @property
+    def speaking(self) -> bool:
+        """Whether a segment is being heard and somebody speaks in it."""
+        return self._tracker.playing and not self._resting
+
+    @property
+    def quiet(self) -> bool:
+        """Nothing is open or on its way."""
+        return self._tracker.idle
+
+    @property
+    def pausing(self) -> bool:
+        """Nobody is heard to speak: nothing is played nor waits to be, or what is played is silence."""
+        if self._resting:
+            return True
+        elsewhere_s = self.side.vitals.buffered_s if self.side else 0.0  # speech that came through the room
+        return self._tracker.waiting_s == 0 and self._tracker.at_agent_s == 0 and elsewhere_s == 0
+
+    @property
+    def dropping(self) -> bool:
+        """PCM comes and is dropped after a clear; see `AfterClear`."""
+        return self._tracker.dropping(time.monotonic())
+
+    @property
+    def _resting(self) -> bool:
+        return self.side is not None and self.side.vitals.resting
+
+    @property
+    def segments(self) -> int:
+        """Segments opened so far."""
+        return self._tracker.opened
+
+    @property
+    def position_s(self) -> float:
+        """Seconds heard since the session began."""
+        return self._tracker.position_s(time.monotonic())
+
+    @property
+    def link_connected(self) -> bool:
+        """Whether the agent is connected now."""
+        return self.side is not None and self.side.link.connected
+
+    @property
+    def link_drops(self) -> int:
+        """How often the link broke, over all agents."""
+        return self._drops_before + (self.side.link.drops if self.side else 0)
+
+    def link_delay_s(self) -> float:
+        """How long a message of the agent is under way."""
+        return self.side.link.delay_s if self.side else 0.0
+
+    @property
+    def effective_rate(self) -> int:
+        """The session's sample rate, the default before the first sample."""
+        return self.sample_rate or DEFAULT_RATE
+
+    # --- who speaks
+
+    def next_item(self) -> LinkItem | None:
+        """The next item to speak, None when there is none now."""
+        now = time.monotonic()
+        outstanding_s = self._speaker.outstanding_s(now) if self._speaker else 0.0
+        item = self._tracker.next_item(max(0.0, self._due_at - now), outstanding_s)
+        if item is not None:
+            self.on_forwarded(item)
+        return item
+
+    def on_heard(self, segment: int, heard_s: float) -> None:
+        """So much of a segment was heard by now, and those before it whole."""
+        self._tracker.on_heard(segment, heard_s, time.monotonic())
+        self._moved_on()
+
+    def on_event(self, event: Event) -> None:
+        """Something happened where the speech is spoken."""
+        now = time.monotonic()
+        if isinstance(event, PlaybackStarted):
+            self._tracker.on_started(event, now)
+        elif isinstance(event, PlaybackFinished):
+            self._tracker.on_finished(event)
+        elif isinstance(event, Cleared):
+            clearing = self._tracker.on_cleared(event)
+            if clearing is not None:
+                self._clears.answer(clearing)
+        elif isinstance(event, Warned):
+            if event.code in ("wrong_format_suspected", "format_recovered"):
+                self.suspicion = event.suspicion
+            self.outbox.tell(event)
+        elif isinstance(event, PublisherChanged):
+            self._nowhere = event.publisher == "none"  # and its clock stands
+            self.outbox.tell(event)
+        self._moved_on()
+        self._flush()
+
+    # --- inside
+
+    def _moved_on(self) -> None:
+        """Something was heard or dropped: there may be room for texts here, and for PCM at the speaker."""
+        self._room.set()
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._speaker is not None:
+            self._speaker.wake()
+
+    def _tick(self, now: float) -> None:
+        if self._tracker.tick(now):
+            self._wake()
+        if self._told_segments != self._tracker.opened:
+            self._told_segments = self._tracker.opened
+            self.on_progress()
+        self._flush()
+        if self.received_samples != self._told_samples and now - self._told_at >= ACK_EVERY_S:
+            self._told_samples, self._told_at = self.received_samples, now
+            if self.outbox.connection is not None:
+                self.outbox.put(Ack(received_samples=self.received_samples))
+
+    def _flush(self) -> None:
+        for event in self._tracker.take_events():
+            if isinstance(event, PlaybackFinished):
+                self._metrics.segments.labels(interrupted=str(event.interrupted).lower()).inc()
+            self.traces.tell(event)
+            self.outbox.tell(event)

@@ -1,0 +1,465 @@
+"""Runs one session from its start to its end, and undoes everything it did however it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from musetalk_agent.protocol.http import AudioSource, SessionState
+from musetalk_agent.protocol.messages import CLOSE_RESTART
+from musetalk_agent.protocol.problems import ErrorCode, Problem, ProblemError
+from orchestrator.agents.agent_client import AgentClient, AgentLease
+from orchestrator.agents.agent_link import LinkOver
+from orchestrator.ingress import RoomIngress
+from orchestrator.session.agent_connection import TAKEN, AgentLost
+from orchestrator.session.deps import Services
+from orchestrator.session.failover import Moving, Placing
+from orchestrator.session.journal import to_record
+from orchestrator.session.model import Session, SessionOptions, ingress_attributes, tell_state
+from orchestrator.session.pipeline import LiveSession
+from orchestrator.store.session_store import StoredSession
+from orchestrator.supervisor import run_each
+
+FRESH_S = 0.5
+SNAPSHOT_TIMEOUT_S = 2.0
+
+
+async def refresh(agents: AgentClient, session: Session) -> None:
+    """Asks the agent for the session's state, unless that was done a moment ago. Keeps the old one on failure.
+
+    However many ask at the same time, the agent is asked once.
+    """
+    async with session.refreshing:
+        lease = session.lease
+        if lease is None or session.ended or time.monotonic() - session.snapshot_at < FRESH_S:
+            return
+        with suppress(ProblemError):
+            snapshot = await agents.session(lease, session.session_id, SNAPSHOT_TIMEOUT_S)
+            if session.lease is lease:
+                session.snapshot = snapshot
+        session.snapshot_at = time.monotonic()  # also when it did not answer: those who wait do not wait for it in turn
+
+
+@dataclass
+class Lifetime:
+    """The deadlines of one session, on the clock its caller passes in (seconds).
+
+    `note_*` move them; `over` tells the reason once one has passed, `next_at` when to look again.
+    """
+
+    options: SessionOptions
+    begun_at: float
+    expires_at: float
+    counts_viewers: bool = True
+    counts_speaker: bool = False
+
+    def __post_init__(self) -> None:
+        self._audio_at = self.begun_at
+        self._viewer_at = self.begun_at
+        self._speaker_at = self.begun_at
+
+    def note_audio(self, at: float) -> None:
+        """Audio came, or speech is being heard."""
+        self._audio_at = max(self._audio_at, at)
+
+    def note_viewers(self, count: int, at: float) -> None:
+        """So many viewers are in the room."""
+        if count > 0:
+            self._viewer_at = max(self._viewer_at, at)
+
+    def note_speaker(self, at: float) -> None:
+        """Whoever sends speech through the room is there, and may do so any time."""
+        self._speaker_at = max(self._speaker_at, at)
+        self.note_audio(at)
+
+    def over(self, now: float) -> str | None:
+        """`expired`, `idle`, `no_viewers`, `speaker_left`: the deadline that passed first. None while the session may live."""
+        reason, at = min(self._deadlines(), key=lambda deadline: deadline[1])
+        return reason if now >= at else None
+
+    def next_at(self) -> float:
+        """The earliest deadline."""
+        return min(at for _, at in self._deadlines())
+
+    def _deadlines(self) -> list[tuple[str, float]]:
+        deadlines = [("expired", self.expires_at), ("idle", self._audio_at + self.options.idle_ttl_s)]
+        if self.counts_viewers:
+            deadlines.append(("no_viewers", self._viewer_at + self.options.viewer_grace_s))
+        if self.counts_speaker:
+            deadlines.append(("speaker_left", self._speaker_at + self.options.speaker_grace_s))
+        return deadlines
+
+
+LINK_OPEN_S = 10.0
+CLOSE_STEP_S = 15.0
+"""Longest step of a session's end: an agent that does not answer a stop is given up after ten seconds."""
+HANDED_OVER = "handed_over"
+"""The `end_reason` of a session that ends only here: another process goes on with it."""
+_log = logging.getLogger(__name__)
+
+
+class SessionOwner:
+    """Runs one session. `end_reason` set on the session before `run` is cancelled says why it ends.
+
+    Args:
+        known: what the store has of a session that another process began.
+    """
+
+    def __init__(
+        self, session: Session, services: Services, options: SessionOptions, known: StoredSession | None = None
+    ) -> None:
+        self._session = session
+        self._known = known
+        self._services = services
+        self._options = options
+        self._placing = Placing(services, options)
+        self._moving = Moving(services, self._placing)
+        self._serving: asyncio.Task[None] | None = None
+
+    async def run(self) -> None:
+        """Returns when the session has ended and nothing of it is left."""
+        session = self._session
+        problem: ProblemError | None = None
+        reason = "stopped"
+        try:
+            await self._enter()
+            reason = await self._serve()
+        except asyncio.CancelledError:  # `stop` cancels the owner: what follows is the end it asked for
+            reason = session.end_reason or "stopped"
+            if session.end_reason is None and not _cancelled():  # somebody cancelled a task that the session waited for
+                _log.exception("session failed", extra={"session_id": session.session_id})
+                problem, reason = _broken(), ErrorCode.INTERNAL.value
+        except TakenOver:
+            session.end_reason = HANDED_OVER
+        except AgentLost as error:
+            problem = ProblemError(ErrorCode.AGENT_UNAVAILABLE, f"The session was lost: {error}. Start another one.")
+            reason = "agent_lost"
+        except ProblemError as error:
+            problem = error
+            lost = error.code is ErrorCode.AGENT_UNAVAILABLE and session.moves > 0
+            reason = "agent_lost" if lost else error.code.value
+        except Exception:  # noqa: BLE001 - task boundary: nobody else would hear of it
+            _log.exception("session failed", extra={"session_id": session.session_id})
+            problem, reason = _broken(), ErrorCode.INTERNAL.value
+        session.end_reason = session.end_reason or reason  # from here on `stop` waits and does not cancel
+        if session.end_reason == HANDED_OVER:
+            await self._let_go()
+        else:
+            await self._close(problem)
+
+    # --- the beginning
+
+    async def _enter(self) -> None:
+        """Opens the session, or takes it up where another process was lost."""
+        session, known, ledger = self._session, self._known, self._services.ledger
+        record = partial(to_record, session, ledger)
+        if known is not None and known.agent_url is not None:
+            session.lease = self._services.pool.adopt(session.session_id, known.agent_url)
+        if not await ledger.enter(session.session_id, record, known=known is not None):
+            raise TakenOver
+        if known is None:
+            await self._open()
+        elif known.state is SessionState.STARTING:
+            text = "The session was lost while it was starting. Start another one."
+            raise ProblemError(ErrorCode.AGENT_UNAVAILABLE, text)
+        elif not session.readable:
+            text = "The session was lost: what was stored of it cannot be read with this LIVEKIT_API_SECRET."
+            raise ProblemError(ErrorCode.INTERNAL, text)
+
+    async def _open(self) -> None:
+        """Room, ingress, place at an agent, avatar in the room. What it did is on the session for `_close` to undo."""
+        session, order, ingresses = self._session, self._session.order, self._services.ingresses
+        self._services.voices.reserve(session)
+        making: asyncio.Task[RoomIngress | None] | None = None
+        if order.connect_livekit and order.rtmp_url is None and ingresses is not None:
+            making = asyncio.create_task(ingresses.create(order.room, session.identity, "Avatar"))
+        try:
+            await self._services.rooms.ensure(order.room)
+        finally:
+            if making is not None:
+                session.ingress = await making
+        await self._placing.place(session)
+
+    # --- the middle
+
+    async def _serve(self) -> str:
+        """Runs the session until it ends by itself; returns why."""
+        session = self._session
+        live = LiveSession(session.session_id, self._options.limits, self._services.metrics, self._services.events)
+        session.live = live
+        tasks: set[asyncio.Task[Any]] = {asyncio.create_task(live.run(), name=f"live-{session.session_id}")}
+        try:
+            live.on_progress = partial(self._services.ledger.note, session.session_id)
+            self._services.voices.begin(session)
+            await (self._link(live) if self._known is None else self._relink(live, self._known))
+            tell_state(self._services.events, session, SessionState.READY, "adopted" if self._known else None)
+            session.started.set_result(None)
+            _log.info("session ready", extra={"session_id": session.session_id, "room": session.order.room})
+            tasks.add(asyncio.create_task(self._attend(live), name=f"attend-{session.session_id}"))
+            tasks.add(asyncio.create_task(self._watch(live), name=f"watch-{session.session_id}"))
+            if session.ingress is not None and self._services.ingresses is not None:
+                presence = self._services.ingresses.accompany(
+                    session.order.room, session.identity, lambda: ingress_attributes(session, live)
+                )
+                tasks.add(asyncio.create_task(presence, name=f"presence-{session.session_id}"))
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+            return session.end_reason or "stopped"
+        finally:
+            if self._serving is not None:
+                tasks.add(self._serving)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _relink(self, live: LiveSession, known: StoredSession) -> None:
+        """The same for a session of another process. When its agent is gone too, it moves to another one as soon as it is ready."""
+        session = self._session
+        live.inherit(known.progress)
+        try:
+            if session.lease is None:
+                raise AgentLost("session_lost", "its agent is none of AGENT_URL's any more", time.monotonic())
+            agents = self._services.agents
+            session.snapshot = await agents.session(session.lease, session.session_id, SNAPSHOT_TIMEOUT_S)
+            await self._link(live, known.progress.events_seen)
+        except (AgentLost, ProblemError) as error:
+            live.without_agent()
+            session.lease = session.lease or AgentLease(known.agent_url or "")
+            lost = error if isinstance(error, AgentLost) else AgentLost("session_lost", str(error), time.monotonic())
+            self._serving = asyncio.create_task(_raise(lost))
+
+    async def _link(self, live: LiveSession, adopt_after: int | None = None) -> None:
+        """Opens the link to the session's agent. Raises what ended it, or AgentLost when it takes too long."""
+        lease = self._session.lease
+        assert lease is not None
+        self._serving = serving = asyncio.create_task(
+            live.serve(lease, adopt_after=adopt_after), name=f"serve-{live.session_id}"
+        )
+        up = asyncio.create_task(live.wait_connected())
+        try:
+            await asyncio.wait({up, serving}, timeout=LINK_OPEN_S, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            up.cancel()
+            await asyncio.gather(up, return_exceptions=True)
+        if serving.done():
+            raise await self._explain(serving)
+        if not live.link_connected:
+            serving.cancel()
+            await asyncio.gather(serving, return_exceptions=True)
+            raise AgentLost("link_lost", f"the agent's /audio did not open within {LINK_OPEN_S:g} s", time.monotonic())
+
+    async def _attend(self, live: LiveSession) -> None:
+        """Keeps an agent with the session; returns never."""
+        session = self._session
+        while True:
+            lost, to = await self._until_lost(live)
+            if not await self._still_ours(lost):
+                raise TakenOver
+            await self._moving.move(session, live, lost, to)
+            try:
+                await self._link(live)
+            except AgentLost as again:
+                _log.warning("the next agent was lost at once", extra={"session_id": session.session_id})
+                self._serving = asyncio.create_task(_raise(again))
+                continue
+            tell_state(self._services.events, session, SessionState.READY, "moved")
+
+    async def _still_ours(self, lost: AgentLost) -> bool:
+        """Whether it is for us to move the session. Who cannot reach a shared store may have lost it without knowing."""
+        ledger = self._services.ledger
+        if ledger.store.shared and lost.cause == TAKEN:
+            return False
+        return await ledger.owns(self._session.session_id)
+
+    async def _until_lost(self, live: LiveSession) -> tuple[AgentLost, Any]:
+        """Returns how the agent was lost, and where a planned move goes. Raises what ends the session."""
+        serving = self._serving
+        assert serving is not None
+        leaving = asyncio.create_task(self._moving.wait_to_leave(self._session, live))
+        try:
+            await asyncio.wait({serving, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if serving.done():
+                return await self._explain(serving), None
+            at = time.monotonic()
+            serving.cancel()
+            await asyncio.gather(serving, return_exceptions=True)
+            return AgentLost("draining", "its agent shuts down", at), leaving.result()
+        finally:
+            leaving.cancel()
+            await asyncio.gather(leaving, return_exceptions=True)
+
+    async def _explain(self, serving: asyncio.Task[None]) -> AgentLost:
+        """How the agent was lost. Raises ProblemError when it told what went wrong with the session itself."""
+        session = self._session
+        assert session.lease is not None
+        try:
+            serving.result()
+        except AgentLost as lost:
+            return lost
+        except LinkOver as over:
+            at = over.at
+            try:
+                snapshot = await self._services.agents.session(session.lease, session.session_id, SNAPSHOT_TIMEOUT_S)
+            except ProblemError:
+                return AgentLost("session_lost", "its agent has forgotten it", at)
+            session.snapshot = snapshot
+            told = _told(snapshot.error)
+            if told is None:
+                return AgentLost("session_lost", "its agent has ended it", at)
+            if told.code is not ErrorCode.ENGINE_FAILED:
+                raise told from None
+            return AgentLost("engine_failed", told.detail, at)
+        raise AssertionError("serving returns never")
+
+    async def _watch(self, live: LiveSession) -> None:
+        """Returns when the session has outlived its use, with `end_reason` set."""
+        session = self._session
+        order = session.order
+        begun = time.monotonic()
+        life = Lifetime(
+            self._options,
+            begun,
+            begun + session.expires_at - time.time(),  # from here on a step of the wall clock ends no session
+            counts_viewers=order.connect_livekit,
+            counts_speaker=order.audio_source is AudioSource.DATASTREAM,
+        )
+        last_audio_at = live.last_audio_at
+        while True:
+            await refresh(self._services.agents, session)
+            now = time.monotonic()
+            if live.last_audio_at != last_audio_at or not live.quiet:
+                last_audio_at = live.last_audio_at
+                life.note_audio(now)
+            if session.snapshot is not None:
+                life.note_viewers(session.snapshot.viewers, now)
+                if session.snapshot.speaker_present:
+                    life.note_speaker(now)
+            reason = life.over(now)
+            if reason is not None:
+                session.end_reason = reason
+                return
+            await asyncio.sleep(max(0.01, min(self._options.poll_s, life.next_at() - now)))
+
+    # --- the end
+
+    async def _close(self, problem: ProblemError | None) -> None:
+        """Undoes all that was done. Every step runs whatever becomes of the others, and at its end the session has ended."""
+        session = self._session
+        try:
+            await run_each(
+                ("speech", partial(self._end_speech, problem)),
+                ("agent", self._stop_agent),
+                ("room", self._leave_room),
+                ("place", self._give_place_back),
+                ("record", partial(self._settle, problem)),
+                within_s=CLOSE_STEP_S,
+            )
+        finally:
+            if not session.ended:  # the step that says so is the one that failed
+                session.base_state = SessionState.STOPPED if problem is None else SessionState.FAILED
+                session.ended_at = session.ended_at or time.time()
+            if not session.started.done():
+                session.started.set_exception(problem or session.over())
+                session.started.exception()  # the caller may have left; that is no reason for a warning
+
+    async def _end_speech(self, problem: ProblemError | None) -> None:
+        session, services = self._session, self._services
+        try:
+            if problem is None:
+                tell_state(services.events, session, SessionState.DRAINING, session.end_reason)
+            if session.live is not None:
+                session.live.end(problem)
+        finally:
+            services.voices.end(session)
+
+    async def _leave_room(self) -> None:
+        session, services = self._session, self._services
+        if session.placed and session.order.connect_livekit:
+            await services.rooms.remove(session.order.room, session.identity)
+        if session.ingress is not None and services.ingresses is not None:
+            if await services.ingresses.remove(session.ingress.ingress_id):
+                session.ingress = None  # one that is left stays in the record, for the reaper
+
+    async def _give_place_back(self) -> None:
+        self._services.pool.release(self._session.session_id)
+
+    async def _settle(self, problem: ProblemError | None) -> None:
+        session, services = self._session, self._services
+        session.retire()
+        session.error = problem
+        session.ended_at = time.time()
+        over = SessionState.STOPPED if problem is None else SessionState.FAILED
+        tell_state(services.events, session, over, session.end_reason)
+        services.metrics.ends.labels(reason=session.end_reason or "stopped").inc()
+        _log.info("session ended", extra={"session_id": session.session_id, "reason": session.end_reason})
+
+    async def _let_go(self) -> None:
+        """Another process goes on with the session: agent and room are left as they are, the sender is to come again."""
+        session, services = self._session, self._services
+
+        async def close_audio() -> None:
+            try:
+                if session.live is not None:
+                    session.live.outbox.close(CLOSE_RESTART)
+            finally:
+                services.voices.end(session)
+
+        async def forget() -> None:
+            services.pool.forget(session.session_id)
+            session.retire()
+
+        await run_each(
+            ("speech", close_audio),
+            ("record", partial(services.ledger.hand_over, session.session_id)),
+            ("place", forget),
+            within_s=CLOSE_STEP_S,
+        )
+        _log.info("session handed over", extra={"session_id": session.session_id})
+        if not session.started.done():
+            session.started.set_exception(session.over())
+            session.started.exception()
+
+    async def _stop_agent(self) -> None:
+        session = self._session
+        if session.lease is None:
+            return
+        try:
+            session.snapshot = await self._services.agents.stop(session.lease, session.session_id)
+        except ProblemError as error:
+            if error.code is not ErrorCode.SESSION_NOT_FOUND:
+                extra = {"session_id": session.session_id, "code": error.code.value}
+                _log.warning("the agent did not stop the session", extra=extra)
+            if error.code is ErrorCode.AGENT_UNAVAILABLE:
+                self._placing.leave(session, session.lease)
+
+
+class TakenOver(Exception):
+    """The session is another orchestrator's now."""
+
+
+async def _raise(lost: AgentLost) -> None:
+    raise lost
+
+
+def _cancelled() -> bool:
+    """Whether the task that runs was cancelled itself."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _broken() -> ProblemError:
+    return ProblemError(ErrorCode.INTERNAL, "The session failed for a reason of our own; see the logs.")
+
+
+def _told(error: dict[str, object] | None) -> ProblemError | None:
+    """What the agent says went wrong."""
+    if not error:
+        return None
+    told = Problem.model_validate({"title": "", "status": 500, "detail": "", **error})
+    return ProblemError(told.code, told.detail, field=told.field)

@@ -1,0 +1,277 @@
+"""Texts that a session speaks: one job a text, one after the other, from the voice into a segment of its own.
+
+`Dictation` is a text that is spoken while it is still being written. `Utterances` traces each segment as a span.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Protocol
+
+from musetalk_agent.protocol import traces
+from musetalk_agent.protocol.messages import CaptionWord, CueItem, PlaybackFinished, PlaybackStarted, ServerMessage
+from musetalk_agent.protocol.problems import ErrorCode, ProblemError
+from musetalk_agent.protocol.traces import OFF, Span
+from orchestrator.metrics import Metrics
+from orchestrator.tts.base import SpeechChunk
+from orchestrator.tts.sentences import GrowingText
+
+
+class Utterances:
+    """Spans of the open segments. The agent's part of a trace hangs on them, also after the session has moved."""
+
+    def __init__(self, session_id: str) -> None:
+        self._session_id = session_id
+        self._open: dict[int, Span] = {}
+
+    def begin(self, segment: int) -> str | None:
+        """A segment was opened, by the request that is being answered if one is. Returns its span for others to hang on."""
+        span = traces.begin("utterance", traces.current(), session_id=self._session_id, segment=segment)
+        if span is not OFF:
+            self._open[segment] = span
+        return span.traceparent
+
+    def child(self, segment: int, name: str) -> Span:
+        """A part of an utterance, which the caller ends."""
+        span = self._open.get(segment)
+        return traces.begin(name, span.traceparent) if span is not None else OFF
+
+    def tell(self, event: ServerMessage) -> None:
+        """What the session's sender is told."""
+        if isinstance(event, PlaybackStarted) and event.segment in self._open:
+            self._open[event.segment].event(event.type)
+        elif isinstance(event, PlaybackFinished) and event.segment in self._open:
+            span = self._open.pop(event.segment)
+            span.set(interrupted=event.interrupted, position_s=event.position_s)
+            span.end()
+
+    def lost(self, cause: str) -> None:
+        """The agent was lost; another one goes on."""
+        for span in self._open.values():
+            span.event("agent.lost", cause=cause)
+
+
+MAX_WAITING = 32
+"""Utterances a session may have on their way; a text holds 5000 characters, so this is hours of speech."""
+_log = logging.getLogger(__name__)
+
+
+class SpeechSink(Protocol):
+    """Where the speech goes."""
+
+    session_id: str
+    traces: Utterances
+
+    def open_speech(self) -> int:
+        """Opens a segment and returns its number. Raises ProblemError `backlog_exceeded`."""
+        ...
+
+    async def push_speech(
+        self, segment: int, pcm: bytes, rate: int, cues: Sequence[CueItem], words: Sequence[CaptionWord] = ()
+    ) -> bool:
+        """Appends speech when there is room for it. False: the segment is over."""
+        ...
+
+    def end_speech(self, segment: int) -> None:
+        """No more speech for the segment."""
+        ...
+
+    def warn(self, code: str, message: str) -> None:
+        """Tells the session's sender."""
+        ...
+
+
+@dataclass(eq=False)
+class Utterance:
+    """A text on its way into its segment. `failure` is why it ended early, if a voice broke."""
+
+    segment: int
+    failure: ProblemError | None = None
+
+
+class Speech:
+    """The utterances of one session. They are synthesised one after the other, in the order in which they were asked for and play.
+
+    An utterance begins when the one before it is complete, so what it waits for is only what is heard before it: texts cannot hold
+    each other up, a provider is asked for one thing at a time, and no sound of a later text takes the room of an earlier one.
+    """
+
+    def __init__(self, sink: SpeechSink, metrics: Metrics) -> None:
+        self._sink = sink
+        self._metrics = metrics
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._ending: set[asyncio.Task[None]] = set()
+        self._turn = asyncio.Lock()
+
+    @property
+    def waiting(self) -> int:
+        """Utterances that are spoken or wait for their turn."""
+        return len(self._tasks)
+
+    def check(self) -> None:
+        """Raises ProblemError `backlog_exceeded` when too many utterances wait already, or too many voices have not closed."""
+        if len(self._tasks) >= MAX_WAITING or len(self._ending) >= 2 * MAX_WAITING:
+            raise ProblemError(
+                ErrorCode.BACKLOG_EXCEEDED,
+                f"{MAX_WAITING} texts are waiting to be spoken: wait for playback.finished, or interrupt.",
+                limit=MAX_WAITING,
+            )
+
+    def say(
+        self, chunks: AsyncGenerator[SpeechChunk, None], *, on_over: Callable[[], None] = lambda: None
+    ) -> Utterance:
+        """Opens a segment and fills it in the background, when its turn comes.
+
+        `on_over` is called when nothing more is put into it.
+
+        Raises ProblemError `backlog_exceeded` when no other segment may be opened; `chunks` is then the caller's.
+        """
+        utterance = Utterance(self._sink.open_speech())
+        name = f"speech-{self._sink.session_id}-{utterance.segment}"
+        task = asyncio.create_task(self._fill(utterance, chunks, self._turn), name=name)
+        self._tasks.add(task)
+        self._metrics.speech_waiting.inc()
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ending.discard)
+        task.add_done_callback(lambda _: self._metrics.speech_waiting.dec())
+        task.add_done_callback(lambda _: on_over())
+        return utterance
+
+    def cancel(self) -> None:
+        """Barge-in: ends every synthesis. What is said next does not wait until voices have closed."""
+        for task in self._tasks:
+            task.cancel()
+        self._ending |= self._tasks
+        self._tasks.clear()
+        self._turn = asyncio.Lock()
+
+    async def aclose(self) -> None:
+        """Ends every synthesis and waits for it."""
+        self.cancel()
+        await asyncio.gather(*self._ending, return_exceptions=True)
+
+    async def _fill(self, utterance: Utterance, chunks: AsyncGenerator[SpeechChunk, None], turn: asyncio.Lock) -> None:
+        outcome, segment = "ok", utterance.segment
+        span = self._sink.traces.child(segment, "synthesis")
+        try:
+            async with aclosing(chunks), turn:
+                begun: float | None = time.monotonic()
+                async for chunk in chunks:
+                    if begun is not None:
+                        self._metrics.speech_first_seconds.observe(time.monotonic() - begun)
+                        begun = None
+                        span.event("first.sound")
+                    if not await self._sink.push_speech(segment, chunk.pcm, chunk.sample_rate, chunk.cues, chunk.words):
+                        outcome = "interrupted"
+                        break
+        except asyncio.CancelledError:
+            outcome = "interrupted"
+            raise
+        except ProblemError as error:
+            outcome, utterance.failure = error.code.value, error
+            self._sink.warn(error.code.value, f"Segment {segment} ends early: {error.detail}")
+        except Exception:  # noqa: BLE001 - task boundary: a voice that breaks must not take the session with it
+            outcome = ErrorCode.TTS_FAILED.value
+            utterance.failure = ProblemError(ErrorCode.TTS_FAILED, "The voice broke: try again.")
+            _log.exception("speech failed", extra={"session_id": self._sink.session_id, "segment": segment})
+            self._sink.warn(ErrorCode.TTS_FAILED.value, f"Segment {segment} ends early: the voice broke.")
+        finally:
+            self._metrics.speech.labels(outcome=outcome).inc()
+            span.set(outcome=outcome)
+            span.end()
+            self._sink.end_speech(segment)
+
+
+TEXT_BYTES = 64 << 10
+"""Longest text, in UTF-8: an hour of speech."""
+PAUSE_S = 30.0
+"""A text that pauses for longer is taken as complete: what plays after it shall not wait for ever."""
+_PIECE = 1024
+"""Characters that are cut into sentences at once."""
+
+
+class Dictation:
+    """One text. Its segment is opened by the first word.
+
+    Writing never waits: what the voice is not ready for is kept here, up to `TEXT_BYTES`. So whoever reads a connection can go on
+    reading it, and a `clear` is seen whatever waits.
+    """
+
+    def __init__(self, speech: Speech, speak: Callable[[GrowingText], AsyncGenerator[SpeechChunk, None]]) -> None:
+        self._speech = speech
+        self._speak = speak
+        self._text = GrowingText()
+        self._written = ""
+        self._ended = False
+        self._changed = asyncio.Event()
+        self._drained = asyncio.Event()
+        self._feeding: asyncio.Task[None] | None = None
+        self._bytes = 0
+        self.utterance: Utterance | None = None
+        self.over = asyncio.Event()
+        """Set when the segment takes no more text."""
+
+    def write(self, piece: str) -> bool:
+        """More text. False: the segment is over.
+
+        Raises:
+            ProblemError: `message_too_large`, `backlog_exceeded`, and what `speak` raises at once.
+        """
+        self._bytes += len(piece.encode(errors="replace"))
+        if self._bytes > TEXT_BYTES:
+            raise ProblemError(
+                ErrorCode.MESSAGE_TOO_LARGE,
+                f"The text passes {TEXT_BYTES} bytes: end it, and begin another.",
+                field="text",
+                limit=TEXT_BYTES,
+            )
+        if self.over.is_set() or self._ended:
+            return False
+        self._written += piece
+        if self.utterance is None and any(c.isalnum() for c in piece):
+            self._speech.check()
+            self.utterance = self._speech.say(self._speak(self._text), on_over=self._close)
+            name = f"dictation-{self.utterance.segment}"
+            self._feeding = asyncio.create_task(self._feed(), name=name)
+        self._changed.set()
+        return True
+
+    async def drain(self) -> None:
+        """Waits until the voice has room for all that was written, or the segment is over. Cancelling is harmless."""
+        while self._feeding is not None and self._written and not self.over.is_set():
+            self._drained.clear()
+            await self._drained.wait()
+
+    def end(self) -> None:
+        """The text is complete. Safe to call twice."""
+        self._ended = True
+        self._changed.set()
+
+    async def _feed(self) -> None:
+        """Hands the text to the voice as that takes it. Ends with the text, or with the segment."""
+        try:
+            while not self.over.is_set():
+                if self._written:
+                    piece, self._written = self._written[:_PIECE], self._written[_PIECE:]
+                    await self._text.push(piece)
+                elif self._ended:
+                    return
+                else:
+                    self._drained.set()
+                    self._changed.clear()
+                    await self._changed.wait()
+        finally:
+            self._text.end()
+            self._drained.set()
+
+    def _close(self) -> None:
+        self.over.set()
+        self._text.abandon()
+        self._written = ""
+        self._changed.set()
+        self._drained.set()

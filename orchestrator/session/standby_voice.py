@@ -1,0 +1,391 @@
+"""The orchestrator's own voice in one session: while there is no agent, and always where it speaks instead of the agent.
+
+Without an agent the voice is the session's speaker (`LiveSession.hand_to`): it pulls the items an agent would get, and says
+them as soon as it can. When another agent is there, a cut is chosen a little ahead: the voice goes on to it, the agent begins
+there (docs/topics/voice.md).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from enum import StrEnum
+from typing import Any, Protocol
+
+from musetalk_agent.protocol.http import VoiceSource
+from musetalk_agent.protocol.messages import (
+    Cleared,
+    Event,
+    LinkClear,
+    LinkVoice,
+    PlaybackFinished,
+    PlaybackStarted,
+    SegmentEnd,
+    SegmentStart,
+    link_message,
+)
+from musetalk_agent.protocol.problems import ErrorCode, ProblemError
+from orchestrator.audio.ingest import BYTES_PER_SAMPLE
+from orchestrator.audio.outgoing_segment import DEFAULT_RATE, LinkItem
+from orchestrator.metrics import Metrics
+from orchestrator.session.model import Session
+from orchestrator.tokens import Rooms, TokenMinter
+from orchestrator.voice.line import VoiceLine
+from orchestrator.voice.messages import Report
+from orchestrator.voice.process import LINES_MAX, VoiceBusyError, VoiceWorker
+
+AFTER_S = 0.7
+"""The cut lies at least this far ahead: an agent on a busy machine has its first picture by then."""
+WITHIN_S = 0.4
+"""A pause is looked for in as much after that."""
+SPOKEN_S = 1.0
+"""A voice that has only begun to join is waited for: it is heard before an agent whose track is new to the listeners."""
+NEW_TRACK_S = 0.4
+"""Without that, as long is left to the listeners to subscribe to the agent's track."""
+UNDER_WAY_S = 0.1
+"""What the SDK still has of the last sound."""
+MakeLine = Callable[[Callable[[Report], None]], VoiceLine]
+_log = logging.getLogger(__name__)
+
+
+class Spoken(Protocol):
+    """What the voice needs of a `LiveSession`."""
+
+    session_id: str
+    on_forwarded: Callable[[LinkItem], None]
+    on_voice: Callable[[LinkVoice], None]
+    known_position: Callable[[], tuple[int, float] | None]
+
+    def hand_to(self, speaker: Voicing) -> None:
+        """This one speaks from now on."""
+        ...
+
+    def next_item(self) -> LinkItem | None:
+        """The next item to speak."""
+        ...
+
+    def rewind(self, segment: int, heard_s: float, due_at: float | None = None) -> None:
+        """What was not heard waits for the next speaker."""
+        ...
+
+    def on_heard(self, segment: int, heard_s: float) -> None:
+        """So much was heard by now."""
+        ...
+
+    def on_event(self, event: Event) -> None:
+        """Something happened where the speech is spoken."""
+        ...
+
+    def link_delay_s(self) -> float:
+        """How long a message of the agent is under way."""
+        ...
+
+
+class Voicing:
+    """One session's voice.
+
+    Args:
+        live: the session's audio path.
+        make: makes a line that reports to the function given; None: there is no voice. May raise VoiceBusyError.
+        always: the orchestrator speaks, and the agent says when.
+        joined: the line is in the room all the time, so that it speaks a join's time earlier.
+    """
+
+    def __init__(self, live: Spoken, make: MakeLine | None, *, always: bool = False, joined: bool = False) -> None:
+        self._live = live
+        self._make = make
+        self._always = always
+        self._stays = always or joined
+        self._line: VoiceLine | None = None
+        self._standing_in = False
+        self._until: float | None = None
+        self._rates: dict[int, int] = {}
+        self._ends: dict[int, float] = {}
+
+    @property
+    def standing_in(self) -> bool:
+        """Whether the voice speaks because there is no agent."""
+        return self._standing_in
+
+    def open(self) -> None:
+        """The session begins. Raises VoiceBusyError when the orchestrator is to speak and has no line left."""
+        self._live.known_position = self.position
+        if not self._stays or self._make is None:
+            return
+        try:
+            self._line = self._make(self._on_report)
+        except VoiceBusyError:
+            if self._always:
+                raise
+            _log.warning("no line for the stand-in", extra={"session_id": self._live.session_id})
+            return
+        self._line.join(on_air=self._always)
+        if self._always:
+            self._line.follow(0, 0.0, 0.0)
+            self._live.on_forwarded, self._live.on_voice = self._take, self._due
+
+    def close(self) -> None:
+        """The session is over: leaves the room."""
+        self._standing_in = False
+        if self._line is not None:
+            self._line.leave()
+            self._line = None
+
+    # --- between two agents
+
+    def position(self) -> tuple[int, float] | None:
+        """What was heard, where it was heard from here: nobody knows better. None when the agent's word counts."""
+        if self._line is None or not (self._always or self._until is not None):
+            return None
+        position = self._line.position()
+        return (position.segment, position.heard_s) if position.segment else None
+
+    def stand_in(self) -> None:
+        """The agent is gone, and what it did not bring to the listeners waits: it is said from here, as soon as it can be."""
+        self._until = None
+        line = self._line or self._new_line()
+        if line is None:
+            return
+        self._ends.clear()
+        self._line, self._standing_in = line, True
+        line.join(on_air=False)
+        line.free()
+        self._live.hand_to(self)
+        self.wake()
+
+    async def hand_over(self) -> None:
+        """An agent is ready: chooses where the voice ends, and leaves the rest to wait for it. Without a stand-in does nothing."""
+        line = self._line
+        if line is None or not self._standing_in:
+            return
+        spoken = not self._ends or await line.wait_spoken(SPOKEN_S)
+        cut = await line.cut(AFTER_S, WITHIN_S)
+        self._standing_in = False
+        if cut is None:  # the worker is gone this moment
+            position = line.position()
+            self._live.rewind(position.segment, position.heard_s)
+            self._end_of_turn()
+        elif not cut.segment and not self._ends:
+            self._live.rewind(0, 0.0)
+            self._end_of_turn()
+        else:  # segment 0: all it was given is under way
+            segment = cut.segment or max(self._ends)
+            heard_s = cut.heard_s if cut.segment else self._ends[segment]
+            more_s = NEW_TRACK_S if not spoken else 0.0 if cut.segment else UNDER_WAY_S
+            self._until = cut.at + more_s
+            self._live.rewind(segment, heard_s, self._until)
+            extra = {"session_id": self._live.session_id, "segment": segment, "heard_s": round(heard_s, 3)}
+            _log.info("voice hands over", extra=extra)
+
+    # --- as the session's speaker
+
+    def wake(self) -> None:
+        """Takes what there is."""
+        while self._standing_in and (item := self._live.next_item()) is not None:
+            if not self._always:
+                self._take(item)  # else it came by `on_forwarded`
+
+    def outstanding_s(self, now: float) -> float:
+        """Seconds of speech that were pulled and not yet heard."""
+        return self._line.outstanding_s if self._line is not None else 0.0
+
+    # --- what is known
+
+    def view(self) -> dict[str, Any] | None:
+        """Its part of `/debug/audio`; None where there is no line."""
+        if self._line is None:
+            return None
+        spoken = self._standing_in or self._until is not None
+        role = "speaks" if self._always else "stands_in" if spoken else "waits"
+        return {"role": role, **self._line.view()}
+
+    # --- inside
+
+    def _new_line(self) -> VoiceLine | None:
+        if self._make is None:
+            return None
+        try:
+            return self._make(self._on_report)
+        except VoiceBusyError as error:
+            _log.warning("no stand-in", extra={"session_id": self._live.session_id, "reason": str(error)})
+            return None
+
+    def _take(self, item: LinkItem) -> None:
+        """Gives the line what an agent gets."""
+        line = self._line
+        if line is None:
+            return
+        if isinstance(item.payload, bytes):
+            line.air(True)
+            line.play(item.segment, item.rate, item.start, item.payload)
+            self._ends[item.segment] = (item.start + len(item.payload) // BYTES_PER_SAMPLE) / item.rate
+            return
+        said = link_message.validate_json(item.payload)
+        if isinstance(said, SegmentStart):
+            self._rates[said.segment] = said.sample_rate
+            self._ends.setdefault(said.segment, said.heard_s)
+        elif isinstance(said, SegmentEnd):
+            line.end(said.segment, self._rates.get(said.segment, DEFAULT_RATE))
+        elif isinstance(said, LinkClear):
+            dropped_s = line.outstanding_s
+            line.clear()
+            self._ends.clear()
+            if self._standing_in:
+                self._live.on_event(Cleared(dropped_s=round(dropped_s, 3)))
+
+    def _due(self, told: LinkVoice) -> None:
+        if self._line is not None and not self._standing_in:
+            at = time.monotonic() + told.in_s - self._live.link_delay_s()
+            self._until = None
+            self._line.follow(told.segment, told.heard_s, at, held=told.held)
+
+    def _on_report(self, report: Report) -> None:
+        if self._standing_in:
+            if report.segment:
+                if report.heard_s:
+                    self._live.on_event(PlaybackStarted(segment=report.segment))
+                self._live.on_heard(report.segment, report.heard_s)
+            for number in report.finished:
+                end_s = round(self._ends.get(number, 0.0), 3)
+                self._live.on_event(PlaybackFinished(segment=number, position_s=end_s, interrupted=False))
+        elif self._until is not None and not self._always and report.stopped and time.monotonic() > self._until:
+            self._end_of_turn()
+        for numbers in (self._ends, self._rates):
+            for number in [n for n in numbers if n < report.segment - 1]:
+                del numbers[number]
+
+    def _end_of_turn(self) -> None:
+        """The agent speaks: the voice leaves the air, and the room unless it stays there."""
+        self._until = None
+        if self._line is None or self._always:
+            return
+        if self._stays:
+            self._line.air(False)
+        else:
+            self._line.leave()
+            self._line = None
+
+
+_RETRY_AFTER_S = 5
+
+
+class VoiceStandby(StrEnum):
+    """`VOICE_STANDBY`: how ready the voice is for the loss of an agent.
+
+    `off`: there is no stand-in. `warm`: the worker runs, and joins a room when its agent is lost. `joined`: it is in every room
+    from the session's start, without a track, so that it speaks a join's time earlier.
+    """
+
+    OFF = "off"
+    WARM = "warm"
+    JOINED = "joined"
+
+
+class SessionVoices:
+    """Gives sessions their voice. The worker is the caller's to close."""
+
+    def __init__(
+        self, worker: VoiceWorker, minter: TokenMinter, rooms: Rooms, metrics: Metrics, standby: VoiceStandby
+    ) -> None:
+        self._worker = worker
+        self._minter, self._rooms = minter, rooms
+        self._metrics = metrics
+        self._standby = standby
+        self._voicings: dict[str, Voicing] = {}
+        self._reserved: set[str] = set()
+
+    def open(self) -> None:
+        """Starts the worker in the background, unless nothing is to stand by."""
+        if self._standby is not VoiceStandby.OFF:
+            self._worker.open()
+
+    async def aclose(self) -> None:
+        """Ends the worker."""
+        await self._worker.aclose()
+
+    def reserve(self, session: Session) -> None:
+        """Keeps a line for a session that is starting. Raises ProblemError `at_capacity` when it needs one and none is left."""
+        order = session.order
+        if order.voice is not VoiceSource.ORCHESTRATOR or not order.connect_livekit:
+            return
+        if len(self._worker.lines) + len(self._reserved) >= LINES_MAX:
+            raise _busy()
+        self._reserved.add(session.session_id)
+
+    def begin(self, session: Session) -> None:
+        """The session's audio path is there. Raises ProblemError `at_capacity` when it is to speak and has no line left."""
+        order, live = session.order, session.live
+        self._reserved.discard(session.session_id)
+        if live is None or not order.connect_livekit:
+            return
+        always = order.voice is VoiceSource.ORCHESTRATOR
+        if self._standby is VoiceStandby.OFF and not always:
+            return
+        voicing = Voicing(live, self._maker(session), always=always, joined=self._standby is VoiceStandby.JOINED)
+        try:
+            voicing.open()
+        except VoiceBusyError as error:
+            raise _busy() from error
+        self._voicings[session.session_id] = voicing
+
+    def end(self, session: Session) -> None:
+        """The session is over."""
+        self._reserved.discard(session.session_id)
+        voicing = self._voicings.pop(session.session_id, None)
+        if voicing is not None:
+            voicing.close()
+
+    @asynccontextmanager
+    async def stand_in(self, session: Session) -> AsyncIterator[None]:
+        """Speaks from the moment the session's agent is lost until the next one is ready to."""
+        voicing = self._voicings.get(session.session_id)
+        if voicing is None:
+            yield
+            return
+        self._metrics.voice_stand_ins.inc()
+        voicing.stand_in()
+        muting = asyncio.create_task(self._mute_agent(session), name=f"mute-{session.session_id}")
+        try:
+            yield
+        finally:
+            muting.cancel()
+            await asyncio.gather(muting, return_exceptions=True)
+        await voicing.hand_over()
+
+    def view(self, session: Session) -> dict[str, Any] | None:
+        """The voice's part of `/debug/audio`; None while it is not in the room."""
+        voicing = self._voicings.get(session.session_id)
+        return voicing.view() if voicing is not None else None
+
+    async def _mute_agent(self, session: Session) -> None:
+        """An agent that only we have lost may go on speaking; its next tracks have other ids."""
+        tracks = session.snapshot.tracks if session.snapshot is not None else []
+        for track in tracks:
+            if track.kind == "audio":
+                await self._rooms.mute(session.order.room, session.identity, track.sid)
+
+    def _maker(self, session: Session) -> Callable[[Callable[[Report], None]], VoiceLine]:
+        minter, order = self._minter, session.order
+
+        def token() -> str:
+            return minter.avatar(
+                order.room,
+                f"voice-{session.session_id}",
+                max(1.0, session.expires_at - time.time()),
+                name="Voice",
+                on_behalf_of=session.identity,
+            )
+
+        return lambda on_report: self._worker.line(minter.url, token, on_report)
+
+
+def _busy() -> ProblemError:
+    return ProblemError(
+        ErrorCode.AT_CAPACITY,
+        f"The orchestrator speaks in {LINES_MAX} rooms already: stop a session, or let the agent speak.",
+        retry_after_s=_RETRY_AFTER_S,
+        limit=LINES_MAX,
+    )

@@ -1,0 +1,265 @@
+"""When the voice speaks and what is told of it, with the worker's part of the conversation written by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from musetalk_agent.protocol.messages import Cleared, Event, LinkVoice, PlaybackFinished, PlaybackStarted
+from orchestrator.audio.outgoing_segment import LinkItem
+from orchestrator.audio.segments import SegmentTracker
+from orchestrator.session import standby_voice as tested
+from orchestrator.session.standby_voice import Voicing
+from orchestrator.voice.line import VoiceLine
+from orchestrator.voice.messages import Air, Clear, Cut, CutMade, End, Follow, Join, Leave, Report, Sound
+from tests.waiting import until
+
+RATE = 16_000
+
+
+class Clock:
+    """`time` for the module that is tested: it stands until a test moves it."""
+
+    def __init__(self) -> None:
+        self.now = time.monotonic()
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(tested, "time", made)
+    return made
+
+
+class Talk:
+    """A session's audio path: a real tracker, and whoever it was handed to."""
+
+    session_id = "ses_1"
+
+    def __init__(self) -> None:
+        self.tracker = SegmentTracker()
+        self.speaker: Voicing | None = None
+        self.on_forwarded: Callable[[LinkItem], None] = lambda _: None
+        self.on_voice: Callable[[LinkVoice], None] = lambda _: None
+        self.known_position: Callable[[], tuple[int, float] | None] = lambda: None
+        self.events: list[Event] = []
+        self.due_at: float | None = None
+
+    def hand_to(self, speaker: Voicing) -> None:
+        self.speaker = speaker
+        self.tracker.attach()
+
+    def next_item(self) -> LinkItem | None:
+        item = self.tracker.next_item()
+        if item is not None:
+            self.on_forwarded(item)
+        return item
+
+    def rewind(self, segment: int, heard_s: float, due_at: float | None = None) -> None:
+        self.speaker, self.due_at = None, due_at
+        self.tracker.rewind(segment, heard_s, time.monotonic())
+
+    def on_heard(self, segment: int, heard_s: float) -> None:
+        self.tracker.on_heard(segment, heard_s, time.monotonic())
+
+    def on_event(self, event: Event) -> None:
+        self.events.append(event)
+        if isinstance(event, PlaybackStarted):
+            self.tracker.on_started(event, time.monotonic())
+        elif isinstance(event, PlaybackFinished):
+            self.tracker.on_finished(event)
+        elif isinstance(event, Cleared):
+            self.tracker.on_cleared(event)
+
+    def link_delay_s(self) -> float:
+        return 0.02
+
+    def say(self, seconds: float, *, end: bool = False) -> None:
+        self.tracker.push(b"\1\0" * round(seconds * RATE), RATE, time.monotonic())
+        if end:
+            self.tracker.audio_end()
+        if self.speaker is not None:
+            self.speaker.wake()
+
+
+class Worker:
+    """Takes a line's orders down, and reports what a test says."""
+
+    def __init__(self) -> None:
+        self.sent: list[BaseModel] = []
+        self.line: VoiceLine | None = None
+
+    def make(self, on_report: Callable[[Report], None]) -> VoiceLine:
+        self.line = VoiceLine("line-1", "ws://sfu", lambda: "token", self._send, on_report, lambda _: None)
+        return self.line
+
+    def _send(self, message: BaseModel, payload: bytes = b"") -> bool:
+        self.sent.append(message)
+        return True
+
+    def of(self, kind: type[BaseModel]) -> list[Any]:
+        return [message for message in self.sent if isinstance(message, kind)]
+
+    def report(self, **fields: Any) -> None:
+        assert self.line is not None
+        self.line.take(Report(line="line-1", state="live", at=time.monotonic(), **fields))
+
+    async def answer(self, **fields: Any) -> None:
+        await until(lambda: self.of(Cut))
+        assert self.line is not None
+        self.line.take(CutMade(line="line-1", call=1, **fields))
+
+
+def lost(talk: Talk, heard_s: float) -> None:
+    """An agent had everything, and was lost when it had said so much of segment 1."""
+    while talk.next_item() is not None:
+        pass
+    talk.on_heard(1, heard_s)
+    talk.rewind(1, heard_s)
+
+
+async def test_it_says_what_was_not_heard_and_tells_of_it() -> None:
+    talk, worker = Talk(), Worker()
+    voice = Voicing(talk, worker.make)
+    voice.open()
+    talk.say(1.5)
+    lost(talk, 0.5)
+    assert voice.view() is None
+    voice.stand_in()
+    assert [type(m) for m in worker.sent] == [Join, Follow, Air, Sound]
+    assert worker.of(Join)[0].on_air is False
+    assert (worker.of(Sound)[0].segment, worker.of(Sound)[0].start) == (1, 8000)
+    talk.say(0.5, end=True)
+    assert worker.of(Sound)[1].start == 24_000 and worker.of(End)[0].segment == 1
+    assert voice.outstanding_s(0.0) == pytest.approx(1.5)
+    worker.report(segment=1, heard_s=0.7, handed_s=0.8, next_segment=1, next_s=0.8)
+    assert talk.events == [PlaybackStarted(segment=1)]
+    assert voice.view() is not None and voice.view()["role"] == "stands_in"  # type: ignore[index]
+    worker.report(segment=1, heard_s=2.0, handed_s=2.0, next_segment=1, next_s=2.0, finished=[1])
+    assert talk.events[-1] == PlaybackFinished(segment=1, position_s=2.0, interrupted=False)
+    assert talk.tracker.idle
+
+
+async def test_the_next_agent_gets_the_rest_when_the_voice_has_come_to_the_cut(clock: Clock) -> None:
+    talk, worker = Talk(), Worker()
+    voice = Voicing(talk, worker.make)
+    talk.say(4.0)
+    lost(talk, 0.5)
+    voice.stand_in()
+    worker.report(segment=1, heard_s=0.7, handed_s=0.8, next_segment=1, next_s=0.8)
+    at = clock.now + 0.05
+    await asyncio.gather(voice.hand_over(), worker.answer(segment=1, heard_s=1.25, at=at, whole=False))
+    assert talk.due_at == at and talk.speaker is None and not voice.standing_in
+    talk.tracker.attach()
+    start, rest = talk.next_item(), talk.next_item()
+    assert start is not None and '"heard_s":1.25' in str(start.payload)
+    assert rest is not None and rest.start == 20_000
+    worker.report(segment=1, heard_s=1.2, handed_s=1.25, next_segment=1, next_s=1.25, stopped=True)
+    assert worker.of(Leave) == []  # what was handed over is still on its way
+    clock.now += 0.06
+    worker.report(segment=1, heard_s=1.25, handed_s=1.25, next_segment=1, next_s=1.25, stopped=True)
+    assert len(worker.of(Leave)) == 1 and voice.view() is None
+
+
+async def test_an_agent_that_is_lost_before_its_turn_leaves_the_voice_where_it_is() -> None:
+    talk, worker = Talk(), Worker()
+    voice = Voicing(talk, worker.make)
+    voice.open()
+    talk.say(4.0)
+    lost(talk, 0.5)
+    voice.stand_in()
+    worker.report(segment=1, heard_s=0.7, handed_s=0.8, next_segment=1, next_s=0.8)
+    at = time.monotonic() + 5
+    await asyncio.gather(voice.hand_over(), worker.answer(segment=1, heard_s=1.25, at=at, whole=False))
+    position = talk.known_position()
+    assert position is not None and position[0] == 1 and 0.7 <= position[1] <= 0.8
+    talk.rewind(*position)
+    voice.stand_in()
+    assert worker.of(Follow)[-1].free and len(worker.of(Join)) == 1
+    assert sum(m.start == 12_800 for m in worker.of(Sound)) <= 1  # nothing is sent twice
+
+
+async def test_where_nobody_speaks_no_track_is_published() -> None:
+    talk, worker = Talk(), Worker()
+    voice = Voicing(talk, worker.make)
+    talk.rewind(0, 0.0)
+    voice.stand_in()
+    await asyncio.gather(voice.hand_over(), worker.answer(segment=0, heard_s=0.0, at=0.0, whole=False))
+    assert [type(m) for m in worker.sent] == [Join, Follow, Cut, Leave]
+
+
+async def test_a_line_that_stays_goes_off_the_air() -> None:
+    talk, worker = Talk(), Worker()
+    voice = Voicing(talk, worker.make, joined=True)
+    voice.open()
+    assert [type(m) for m in worker.sent] == [Join]
+    talk.say(1.0)
+    lost(talk, 0.0)
+    voice.stand_in()
+    worker.report(segment=1, heard_s=0.2, handed_s=0.3, next_segment=1, next_s=0.3)
+    at = time.monotonic() - 0.01
+    await asyncio.gather(voice.hand_over(), worker.answer(segment=1, heard_s=1.0, at=at, whole=False))
+    worker.report(segment=1, heard_s=1.0, handed_s=1.0, next_segment=1, next_s=1.0, stopped=True)
+    assert [m.on for m in worker.of(Air)] == [True, False] and worker.of(Leave) == []
+    voice.close()
+    assert len(worker.of(Leave)) == 1
+
+
+async def test_a_clear_is_answered_by_the_voice() -> None:
+    talk, worker = Talk(), Worker()
+    voice = Voicing(talk, worker.make)
+    talk.say(3.0)
+    lost(talk, 1.0)
+    voice.stand_in()
+    worker.report(segment=1, heard_s=1.5, handed_s=1.5, next_segment=1, next_s=1.5)
+    talk.tracker.clear(time.monotonic())
+    voice.wake()
+    assert len(worker.of(Clear)) == 1
+    (cleared,) = [event for event in talk.events if isinstance(event, Cleared)]
+    assert cleared.dropped_s == pytest.approx(1.5, abs=0.01)
+    assert voice.outstanding_s(0.0) == 0 and talk.tracker.idle
+
+
+async def test_a_worker_that_is_gone_at_the_hand_over_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tested, "SPOKEN_S", 0.01)
+    talk, worker = Talk(), Worker()
+    voice = Voicing(talk, worker.make)
+    talk.say(3.0)
+    lost(talk, 1.0)
+    voice.stand_in()
+    assert worker.line is not None
+    worker.line._send = lambda message, payload=b"": False  # type: ignore[assignment]
+    await voice.hand_over()
+    talk.tracker.attach()
+    start = talk.next_item()
+    assert start is not None and '"heard_s":1.0' in str(start.payload)
+
+
+async def test_a_voice_that_always_speaks_follows_the_agent_and_goes_on_without_it(clock: Clock) -> None:
+    talk, worker = Talk(), Worker()
+    voice = Voicing(talk, worker.make, always=True)
+    voice.open()
+    assert worker.of(Join)[0].on_air is True and worker.of(Follow)[0].segment == 0
+    talk.say(2.0)
+    while talk.next_item() is not None:  # as the agent's link does
+        pass
+    assert [m.start for m in worker.of(Sound)] == [0, 16_384]
+    talk.on_voice(LinkVoice(segment=1, heard_s=0.0, in_s=0.15))
+    follow = worker.of(Follow)[-1]
+    assert follow.segment == 1 and follow.at == pytest.approx(clock.now + 0.13)
+    worker.report(segment=1, heard_s=0.6, handed_s=0.6, next_segment=1, next_s=0.6)
+    assert talk.known_position() == (1, 0.6)
+    talk.rewind(*talk.known_position())  # type: ignore[misc]
+    voice.stand_in()
+    assert worker.of(Follow)[-1].free and talk.events == []
+    talk.say(1.0)
+    assert worker.of(Sound)[-1].start >= 16_384
+    assert voice.view()["role"] == "speaks"  # type: ignore[index]
