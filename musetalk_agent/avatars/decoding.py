@@ -6,7 +6,6 @@ A file that is cut or damaged gives the frames that are whole, and a warning.
 from __future__ import annotations
 
 import errno
-import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame as DecodedFrame
 from av.video.stream import VideoStream
 
+from musetalk_agent.avatars.frame_memory import check_rich, threads
 from musetalk_agent.avatars.limits import AvatarLimits
 from musetalk_agent.avatars.pictures import check_pixels
 from musetalk_agent.avatars.sniff import Kind
@@ -39,9 +39,6 @@ _WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 """Decoders that read the alpha of WebM, which FFmpeg's own leave out."""
 _DOLBY_ONLY = frozenset({"dvh1", "dvhe", "dva1", "dvav", "dav1"})
 """Sample entries of Dolby Vision that is nothing else as well (ETSI TS 103 572): without its metadata it is green and violet."""
-_THREADS_MAX = 4
-_THREADS_BYTES = 50_000_000
-"""Every thread holds a frame of its own: so much they may hold together. More than four do not help a clip of a minute."""
 _SLICES_PIXELS = 1920 * 1088
 """Up to here no two frames are decoded at once, so that a decoder's error belongs to the packet that it is raised for. H.264 has
 one thread then: with threads that share a frame FFmpeg does not mark those in which it conceals errors (libavcodec/h264dec.c)."""
@@ -173,8 +170,9 @@ class Decoding:
                 value=context.codec_tag,
             )
         check_pixels(context.width, context.height, "the video", self._limits)
-        self._allow(context.width * context.height)
         self.by_libvpx = stream.metadata.get("alpha_mode") == "1" and name in _WITH_ALPHA
+        check_rich(context, self.by_libvpx, self._limits)
+        self._allow(context.width * context.height)
         if self.by_libvpx:
             extradata, context = (
                 context.extradata,
@@ -351,13 +349,6 @@ class _Deinterlacer:
                 return
             timed = self._waiting.popleft()
             yield TimedFrame(timed.time, timed.duration, frame)
-
-
-def threads(context: VideoCodecContext) -> int:
-    """How many threads decode a video whose size and pixel format are known."""
-    parts = context.format.components if context.format else ()
-    frame_bytes = sum(part.width * part.height * -(-part.bits // 8) for part in parts)
-    return max(1, min(_THREADS_MAX, os.cpu_count() or 1, _THREADS_BYTES // max(1, frame_bytes)))
 
 
 def _track(container: InputContainer) -> VideoStream:

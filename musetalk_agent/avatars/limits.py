@@ -22,6 +22,8 @@ class AvatarLimits:
         zip_ratio: unpacked by packed size, of an entry and of the whole.
         frames: frames of the prepared avatar.
         picture_pixels: pixels of a frame of a video or of an animated picture.
+        rich_pixels: pixels of a frame of a video of more than 1.5 bytes a pixel (more than 8 bits, chroma finer than 4:2:0, alpha)
+            whose codec keeps frames for others to refer to.
         still_pixels: pixels of a still picture or a frame of a zip; a JPEG of so many is scaled down as it is decoded.
         still_bytes: memory for the pixels of the pictures that are decoded at a time, before they are scaled down.
         decoded_pixels: pixels of all frames together, before scaling.
@@ -53,6 +55,7 @@ class AvatarLimits:
     zip_ratio: int = 200
     frames: int = 3_000
     picture_pixels: int = 4096 * 4096
+    rich_pixels: int = 4096 * 2176
     still_pixels: int = 256 << 20
     still_bytes: int = 208 << 20
     decoded_pixels: int = 4 << 30

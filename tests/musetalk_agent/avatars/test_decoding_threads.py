@@ -7,7 +7,7 @@ import os
 import av
 import pytest
 
-from musetalk_agent.avatars.decoding import threads
+from musetalk_agent.avatars.frame_memory import threads
 
 
 @pytest.mark.parametrize(

@@ -303,6 +303,50 @@ def test_what_lies_under_the_alpha_is_not_shown(tmp_path: Path, film: str) -> No
         assert read(frame).colour_error() <= LEVELS
 
 
+@pytest.mark.parametrize(
+    ("film", "form"),
+    [
+        ("H.264 4:4:4", "yuv444p"),
+        ("H.264 4:2:2 10 bit", "yuv422p10le"),
+        ("H.265 10 bit", "yuv420p10le"),
+        ("AV1 10 bit", "yuv420p10le"),
+        ("VP8 with alpha", "with alpha"),
+        ("VP9 with alpha", "with alpha"),
+    ],
+)
+def test_a_frame_that_takes_more_memory_than_usual_may_have_fewer_pixels(tmp_path: Path, film: str, form: str) -> None:
+    path = tmp_path / "clip"
+    path.write_bytes(AS_THEY_ARE[film].of(cards(2)))
+    kind = sniff(path.read_bytes()[:SNIFF_BYTES])
+    with open_clip(path, kind, 25, AvatarLimits(rich_pixels=160 * 120)) as clip:
+        assert clip.size == (160, 120)
+    allowed: list[int] = []
+    with pytest.raises(AvatarTooLarge, match=f"160×120 .*{form}.*8 bits") as refused:
+        with open_clip(path, kind, 25, AvatarLimits(rich_pixels=160 * 120 - 1), allowed.append):
+            raise AssertionError("it is refused")
+    assert (refused.value.limit, refused.value.value) == (160 * 120 - 1, 160 * 120)
+    assert not allowed, "no memory is granted for it"
+
+
+USUAL = ["H.264", "H.265", "VP8", "VP9", "AV1", "MPEG-2", "MPEG-4 in AVI"]
+ALONE = ["MJPEG in AVI", "ProRes 4444 with alpha", "QuickTime Animation with alpha", "PNG in MOV with alpha"]
+
+
+@pytest.mark.parametrize("film", [*USUAL, *ALONE])
+def test_usual_frames_and_those_that_stand_alone_may_be_larger(tmp_path: Path, film: str) -> None:
+    path = tmp_path / "clip"
+    path.write_bytes(AS_THEY_ARE[film].of(cards(2)))
+    with open_clip(path, sniff(path.read_bytes()[:SNIFF_BYTES]), 25, AvatarLimits(rich_pixels=1)) as clip:
+        assert clip.size == (160, 120)
+
+
+def test_odd_sides_are_no_finer_chroma(tmp_path: Path) -> None:
+    path = tmp_path / "clip"
+    path.write_bytes(Film("webm", "libvpx-vp9").of(cards(2, 161, 121)))
+    with open_clip(path, Kind.WEBM, 25, AvatarLimits(rich_pixels=1)) as clip:
+        assert clip.size == (161, 121)
+
+
 def with_more_tracks(folder: Path) -> bytes:
     """An MP4 with the cover of an album before the film, and 70 s of sound beside it."""
     path = folder / "tracks.mp4"
