@@ -63,7 +63,7 @@ class WarpEngine:
 
     name = "warp"
     device = "cpu"
-    fingerprint = "warp-5"
+    fingerprint = "warp-6"
     batch_sizes: Sequence[int] = (1,)
     needs_face = True
     closing_frames = 4

@@ -57,6 +57,13 @@ SURELY = 0.09
 """The same whatever the pixels say: the mesh errs by no more."""
 WIDE = 0.12
 """Lips that the mesh sees further apart are apart by more than that, for it follows a shout only part of the way."""
+SHOUT = 0.3
+"""Share of dark pixels in what the mesh encloses of a wide opening from which on it is a shout: rows of teeth lie beyond it."""
+TOOTH = 0.3
+"""How much less red (log of red over green) than the skin around the mouth a tooth of a shout is, as a share of the skin's own
+redness; half of it is undecided. Painted shouts: 0.2 and more. Lips, brown ones too, are as red as the skin or redder."""
+LAG = 0.3
+"""By how much of the mesh's opening a row of teeth may reach beyond it on either side and be believed: the mesh reads 0.62."""
 FAR = 6.0
 """Doubt per eye distance away from the inside that the mesh sees."""
 
@@ -154,20 +161,40 @@ def _open_score(
     core = (v > inner[0] + 0.2 * gap) & (v < inner[1] - 0.2 * gap) & middle
     upper = (v > outer[0] + 0.1 * (inner[0] - outer[0])) & (v < outer[0] + 0.6 * (inner[0] - outer[0])) & middle
     lower = (v > inner[1] + 0.4 * (outer[1] - inner[1])) & (v < inner[1] + 0.9 * (outer[1] - inner[1])) & middle
-    inside, above, below = (_kinds(colour, *area) for area in ((core, 3), (upper, 2), (lower, 2)))
-    lips = np.concatenate([_unmixed(above, below, inside), _unmixed(below, above, inside)])
+    inside, one, other = (_kinds(colour, *area) for area in ((core, 3), (upper, 2), (lower, 2)))
+    lips = np.concatenate([_unmixed(one, other, inside), _unmixed(other, one, inside)])
     widest = float(gap.max())
     deep = np.minimum(v - inner[0], inner[1] - v) / max(widest, 1e-3)
     within = v > outer[0] + 0.25 * (inner[0] - outer[0]) - 0.02
     within &= v < outer[1] - 0.25 * (outer[1] - inner[1])
     score = np.maximum(0.4 * (_far(colour, lips) - _far(colour, inside)), 0.5 * teeth).clip(-1, 1)
     skin = (v > outer[0] - 0.07) & (v < outer[0] - 0.02) & middle
+    under = (v > outer[1] + 0.01) & (v < outer[1] + 0.06) & middle
     if widest > WIDE and skin.any():  # the mesh lags behind a shout, its outer lips too, but the dark is no lip
         dark = np.clip((float(np.median(light[skin])) - 1.0 - light) / 0.2, 0, 1)
         score += 0.8 * dark
         within |= (dark > 0.5) & (v > outer[0] - 0.1 * gap) & (v < outer[1] + 0.6 * gap)
+        if under.any() and core.any() and float((dark[core] > 0.5).mean()) > SHOUT:
+            redness = red - green
+            above, below = float(np.median(redness[skin])), float(np.median(redness[under]))
+            own = max(above, (above + below) / 2)
+            pale = ((own - redness) / (TOOTH * max(own, PALE)) * 2 - 1).clip(-1, 1)
+            band = (v > outer[0] + 0.2 * (inner[0] - outer[0])) & (v < outer[1] - 0.2 * (outer[1] - inner[1]))
+            pale[(dark > 0.5) | ~band] = -1
+            score = np.maximum(score, 0.8 * pale)
+            reached = _as_far_as(pale, v < (inner[0] + inner[1]) / 2)
+            deep = np.where(reached, np.maximum(deep, np.minimum(deep + LAG, 0)), deep)
+            within &= band | (dark > 0.5)
     prior = np.where(deep > 0, np.minimum(4 * deep, 0.8), 3.0 * deep)
     return np.where(within, score + prior, -1).astype(np.float32)
+
+
+def _as_far_as(pale: Floats, upper: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """From the middle of the mouth to the furthest tooth of each column; `upper` is the half above the middle."""
+    teeth = cv2.blur(pale, (9, 3)) > 0
+    above = np.logical_or.accumulate(teeth & upper)
+    below = np.logical_or.accumulate((teeth & ~upper)[::-1])[::-1]
+    return np.asarray(np.where(upper, above, below), np.bool_)
 
 
 def _bulging(s: Floats, edge: NDArray[np.float64]) -> NDArray[np.float64]:

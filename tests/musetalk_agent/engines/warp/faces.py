@@ -21,6 +21,7 @@ from musetalk_agent.protocol.http import AvatarReport
 
 Points = NDArray[np.float32]
 SKIN, LIP, TEETH, DARK = (150, 175, 215), (95, 90, 190), (225, 235, 240), (25, 20, 40)
+SHADED_TEETH = (130, 140, 150)
 BEHIND = (90, 110, 90)
 
 
@@ -105,6 +106,21 @@ def drawn(points: Points, size: tuple[int, int], teeth: bool = False) -> Pixels:
     else:
         cv2.polylines(picture, [np.round(inside * 16).astype(np.int32)], True, (60, 55, 110), 1, cv2.LINE_AA, 4)
     return picture
+
+
+def with_rows_of_teeth(picture: Pixels, points: Points, row: str) -> Pixels:
+    """The drawn open mouth with teeth in the shade of the lips: the "upper" row, the "lower" one, or "both"."""
+    inside = points[[*INNER_UPPER, *INNER_LOWER[::-1]]]
+    opening = np.zeros(picture.shape[:2], np.uint8)
+    cv2.fillPoly(opening, [np.round(inside * 16).astype(np.int32)], 255, cv2.LINE_8, 4)
+    tall = round(0.07 * float(np.linalg.norm(points[33] - points[263])))
+    teeth = np.zeros(opening.shape, np.bool_)
+    for name, down in (("upper", tall), ("lower", -tall)):
+        if row in (name, "both"):
+            teeth |= (opening > 0) & (np.roll(opening, down, 0) == 0)
+    out = picture.copy()
+    out[teeth] = SHADED_TEETH
+    return out
 
 
 def bundle_of(folder: Path, pictures: list[Pixels], points: list[Points]) -> Bundle:

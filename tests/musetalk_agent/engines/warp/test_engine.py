@@ -123,6 +123,17 @@ def test_rest_closes_a_shout_though_the_mesh_reads_only_part_of_it(tmp_path: Pat
     assert after < 0.03 * before
 
 
+@pytest.mark.parametrize("row", ["lower", "both"])
+def test_pressed_lips_hide_the_teeth_of_a_shout_that_lie_beyond_the_mesh(tmp_path: Path, row: str) -> None:
+    points = front(gap=0.3)
+    shout = faces.with_rows_of_teeth(faces.drawn(points, SIZE), points, row)
+    pressed = patch_of(faces.opened_with(tmp_path, [shout], [front(gap=0.3 * 0.62)]), vector(jaw=0.5, closure=1))
+    seen = [np.abs(p.astype(int) - faces.SHADED_TEETH).max(2) < 12 for p in (shout, faces.composed(shout, pressed))]
+    before, after = (int(teeth.sum()) for teeth in seen)
+    assert before > 400
+    assert after < 0.2 * before  # about a tenth are mixtures of skin and what is behind the face, elsewhere
+
+
 def test_of_one_mouth_seen_again_and_again_the_middle_reading_is_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
