@@ -35,6 +35,9 @@ on frontal ones, below 7 on hands, cloth and noise, up to 11 on faces that are r
 _INNER_LIPS = (13, 14)
 _PAINTED = (0.34, 0.20), (0.40, 0.26)
 """Half axes, in eye distances, of what is painted over a mouth: lips and a little around them."""
+_EYES = (33, 133, 362, 263)
+_PAINTED_EYES = (0.75, 0.28)
+"""The same over both eyes and their brows."""
 _WEIGHT = 10.0
 """Of the logit's fall against the logit itself, by logistic regression: 103 faces of people, each also behind masks, fingers,
 captions, cups and microphones."""
@@ -200,11 +203,19 @@ class FaceNet:
         The mouth is painted over as skin, narrowly and widely, and the larger fall counts. One that a mask, a hand or a caption
         hides can be painted over without a fall. docs/avatars.md has what was measured.
         """
-        patch, to_picture, shrink, corner = _patch(rgb, crop_of(face.points))
-        inverse = np.linalg.inv(to_picture[:, :2])
-        points = (((face.points - corner) / shrink - to_picture[:, 2]) @ inverse.T).astype(np.float32)
-        least = min(self._read(_painted_over(patch, points, axes)).score for axes in _PAINTED)
+        patch, points = _settled(rgb, face)
+        least = min(self._read(_painted_over(patch, points, _INNER_LIPS, axes)).score for axes in _PAINTED)
         return face.score + _WEIGHT * (face.score - least)
+
+    def mouth_without_eyes(self, rgb: Pixels, face: Face) -> float:
+        """How far the logit of a settled face falls with its mouth when its eyes are painted over already.
+
+        Where the eyes are seen, they can be enough for the network: some hidden mouths are missed then.
+        """
+        patch, points = _settled(rgb, face)
+        eyeless = _painted_over(patch, points, _EYES, _PAINTED_EYES)
+        neither = _painted_over(eyeless, points, _INNER_LIPS, _PAINTED[-1])
+        return self._read(eyeless).score - self._read(neither).score
 
     def _read(self, patch: NDArray[np.float32]) -> Face:
         """What the mesh network sees in its own picture, float32 RGB `[192, 192, 3]` 0 … 255; points in pixels of it."""
@@ -226,11 +237,20 @@ def _patch(rgb: Pixels, crop: Detection) -> tuple[NDArray[np.float32], NDArray[n
     return patch.astype(np.float32), to_picture, shrink, np.array(offset[:2])
 
 
-def _painted_over(patch: NDArray[np.float32], points: Points, size: tuple[float, float]) -> NDArray[np.float32]:
-    """A face without a mouth: an ellipse of `size` over the lips in the median colour of what surrounds it, its edge soft."""
+def _settled(rgb: Pixels, face: Face) -> tuple[NDArray[np.float32], Points]:
+    """The mesh network's picture of a settled face, and its points in pixels of that."""
+    patch, to_picture, shrink, corner = _patch(rgb, crop_of(face.points))
+    inverse = np.linalg.inv(to_picture[:, :2])
+    return patch, (((face.points - corner) / shrink - to_picture[:, 2]) @ inverse.T).astype(np.float32)
+
+
+def _painted_over(
+    patch: NDArray[np.float32], points: Points, what: tuple[int, ...], size: tuple[float, float]
+) -> NDArray[np.float32]:
+    """A face without a part: an ellipse of `size` around the points `what` in the median colour around it, its edge soft."""
     along = points[RIGHT_EYE] - points[LEFT_EYE]
     eyes = float(np.linalg.norm(along))
-    x, y = points[list(_INNER_LIPS)].mean(0)
+    x, y = points[list(what)].mean(0)
     axes = max(1, int(size[0] * eyes)), max(1, int(size[1] * eyes))
     cover = np.zeros(patch.shape[:2], np.uint8)
     angle = math.degrees(math.atan2(float(along[1]), float(along[0])))

@@ -42,13 +42,14 @@ _LISTED = 12
 class Sight:
     """What one frame shows: its followed face, if any, that face's contrast in levels, and the frame as a small grey picture.
 
-    `mouth` is the evidence of a visible mouth where it was looked for.
+    `mouth` is the evidence of a visible mouth where it was looked for, `alone` that without the eyes, of the first look.
     """
 
     face: Face | None
     contrast: float
     picture: Pixels
     mouth: float | None = None
+    alone: float | None = None
 
 
 @dataclass
@@ -92,8 +93,9 @@ class FaceTracker:
             self.sights.append(Sight(None, 0.0, picture))
             return
         mouth = self.net.mouth_evidence(rgb, face) if self._unlooked % EVERY == 0 else None
+        alone = self.net.mouth_without_eyes(rgb, face) if self._unlooked == 0 else None
         self._unlooked += 1
-        self.sights.append(Sight(face, _contrast(rgb, face.points), picture, mouth))
+        self.sights.append(Sight(face, _contrast(rgb, face.points), picture, mouth, alone))
 
     def _count(self, rgb: Pixels, followed: Face | None) -> Face | None:
         """Counts the faces; returns the followed one, or what is found in its place where it is lost or doubtful."""
@@ -181,7 +183,7 @@ def finish(tracker: FaceTracker, fps: int) -> FaceTrack:
         for k, sight in enumerate(shot)
         if sight.mouth is not None and (k == 0 or sight is not shot[k - 1])
     }
-    covered = covered_frames(end - start, looked, head_angles(smooth))
+    covered = covered_frames(end - start, looked, head_angles(smooth), shot[0].alone)
     covered[[k - start for k in missing]] = False
     return FaceTrack(
         smooth,

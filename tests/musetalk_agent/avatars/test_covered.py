@@ -114,6 +114,17 @@ def cup(picture: Pixels, points: Points) -> Pixels:
     return out
 
 
+def letters(picture: Pixels, points: Points) -> Pixels:
+    """Large white words without a bar, between which skin shows."""
+    x, y, eyes = place(points)
+    out, size = picture.copy(), eyes / 63
+    for word, down in (("SALE", 0.05), ("TODAY", 0.28)):
+        (width, _), _ = cv2.getTextSize(word, cv2.FONT_HERSHEY_SIMPLEX, size, round(4 * size))
+        at = round(x - width / 2), round(y + down * eyes)
+        cv2.putText(out, word, at, cv2.FONT_HERSHEY_SIMPLEX, size, (255, 255, 255), max(2, int(5 * size)), cv2.LINE_AA)
+    return out
+
+
 def sunglasses(picture: Pixels, points: Points) -> Pixels:
     out = picture.copy()
     for outer, inner in LENSES:
@@ -145,7 +156,7 @@ def same(picture: Pixels, points: Points) -> Pixels:
     return picture
 
 
-@pytest.mark.parametrize("cover", [mask, fingers, caption, cup])
+@pytest.mark.parametrize("cover", [mask, fingers, caption, cup, letters])
 def test_a_covered_mouth_of_a_still_is_told_and_gets_none(
     net: FaceNet, points: Points, cover: Callable[[Pixels, Points], Pixels]
 ) -> None:
@@ -190,6 +201,13 @@ def test_one_low_look_among_several_says_nothing() -> None:
     assert not covered(20, {0: 150.0, 4: 20.0, 8: 150.0, 12: 150.0, 16: 150.0}).any()
     assert np.flatnonzero(covered(20, {0: 150.0, 4: 20.0, 8: 20.0, 12: 150.0, 16: 150.0})).tolist() == [*range(1, 12)]
     assert covered(3, {0: 20.0}).all()
+
+
+@pytest.mark.parametrize(("evidence", "alone", "hidden"), [(60.0, 0.0, True), (60.0, 4.0, False), (45.0, 6.0, False)])
+def test_in_a_picture_alone_the_mouth_without_the_eyes_counts_too(evidence: float, alone: float, hidden: bool) -> None:
+    still = np.zeros((1, 2), np.float32)
+    assert covered_frames(1, {0: evidence}, still, alone).tolist() == [hidden]
+    assert not covered_frames(8, {0: 60.0, 4: 60.0}, np.zeros((8, 2), np.float32), 0.0).any()
 
 
 def test_what_is_usual_for_a_clip_raises_the_bar_and_does_so_within_bounds() -> None:
