@@ -20,6 +20,9 @@ CHANGE = 2.0
 CHIN_FALLS = 0.67
 """How far the chin goes down with an opening, per opening that the mesh reads: 0.60 … 0.83 on seven talkers, the head's direction
 taken out. The upper lip's outer edge moves by −0.09 … 0.07 of it."""
+CHIN_LIFT = 0.045
+"""How far the chin is lifted at most to close references, where even the most closed mouth of the clip is open so far (eye
+distances): no frame shows that chin at its rest, and the lips do the rest of the way. Lifted further, it is seen to move."""
 SMILE = (0.31, 0.35)
 """Half widths of mouths (eye distances) that are no smile yet, and a smile for sure: its lips part without the jaw, and closing
 them leaves the chin where it is. Talkers have up to 0.30, toothy smiles 0.34 to 0.39."""
@@ -92,7 +95,7 @@ def rest_shapes(
     A head that nods or turns carries lips and chin past the nose, for they lie at other depths. So they are not where the
     reference has them, even in a map that follows the nose. The upper lip's outer edge says where the lips are, for an opening
     hardly moves it; what an opening of the pose's own moved the chin is taken back. Where the references are open themselves,
-    closing them lifts the chin too, but for a `smile` (0 … 1).
+    closing them lifts the chin too, but for a `smile` (0 … 1); by `CHIN_LIFT` at most if no pose is closed.
     """
     tilt = np.stack([np.ones(SAMPLES), np.clip(S, -1.3, 1.3)])
     fit = np.linalg.pinv(tilt[:, np.abs(S) <= 1].T)
@@ -105,6 +108,8 @@ def rest_shapes(
     rests = [closed(shape) for shape in shapes]
     lifts = np.array([(one.curves[CHIN] - rest.curves[CHIN]).max() for one, rest in zip(shapes, rests, strict=True)])
     lifts *= 1 - smile
+    if lifts[0] > CHIN_LIFT:
+        lifts = np.minimum(lifts, CHIN_LIFT)
     out = []
     for n, pose in enumerate(poses):
         curves = np.zeros((LEVELS, SAMPLES), np.float32)

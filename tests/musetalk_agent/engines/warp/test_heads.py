@@ -197,6 +197,16 @@ def test_closing_a_smile_leaves_the_chin(tmp_path: Path) -> None:
     assert moved[0.26] >= 4
 
 
+def test_a_mouth_that_is_open_in_every_frame_is_closed_by_its_lips_more_than_by_its_chin(tmp_path: Path) -> None:
+    points = faces.opened(wide(front(), 0.26), 0.25)
+    picture = faces.drawn(points, SIZE)
+    engine, actor = faces.opened_with(tmp_path, [picture] * 2, [points] * 2)
+    clip = Clip([points], [picture], engine, actor)
+    rest = clip.made(0, REST)
+    assert 0.02 * EYES <= clip.chin(picture, 0) - clip.chin(rest, 0) <= 0.05 * EYES
+    assert faces.inside_pixels(rest, points) <= 2
+
+
 def test_a_smile_that_turns_keeps_its_chin(tmp_path: Path) -> None:
     """The mesh sees a mouth that is turned narrower than it is, and it is the same smile."""
     turns = np.abs(MOTIONS["turns"][0])
