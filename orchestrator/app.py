@@ -34,10 +34,10 @@ from orchestrator.routes.access import Access
 from orchestrator.routes.context import Context, RouteOptions
 from orchestrator.routes.guard import Guard
 from orchestrator.routes.idempotency import Idempotency
-from orchestrator.session.deps import Services
-from orchestrator.session.journal import Ledger
-from orchestrator.session.manager import SessionLifecycle
-from orchestrator.session.standby_voice import SessionVoices
+from orchestrator.session.deps import SessionDeps
+from orchestrator.session.journal import SessionJournal
+from orchestrator.session.manager import SessionManager
+from orchestrator.session.standby_voice import StandbyVoices
 from orchestrator.settings import Settings
 from orchestrator.supervisor import run_each
 from orchestrator.survival import make_store, surviving
@@ -180,10 +180,10 @@ def _assemble(settings: Settings, access: Access, metrics: Metrics, voices: Voic
     pool = _pool(settings, agents)
     rooms, minter = Rooms(settings.livekit), TokenMinter(settings.livekit)
     bus = EventBus(metrics)
-    own_voices = SessionVoices(VoiceWorker(metrics), minter, rooms, metrics, settings.voice_standby)
+    own_voices = StandbyVoices(VoiceWorker(metrics), minter, rooms, metrics, settings.voice_standby)
     ingresses = Ingresses(settings.livekit, settings.livekit_ingress)
-    ledger = Ledger(make_store(settings), settings.livekit.api_secret, settings.public_url, metrics)
-    services = Services(
+    ledger = SessionJournal(make_store(settings), settings.livekit.api_secret, settings.public_url, metrics)
+    services = SessionDeps(
         pool=pool,
         agents=agents,
         rooms=rooms,
@@ -194,7 +194,7 @@ def _assemble(settings: Settings, access: Access, metrics: Metrics, voices: Voic
         ingresses=ingresses,
         voices=own_voices,
     )
-    sessions = SessionLifecycle(services, settings.session_options)
+    sessions = SessionManager(services, settings.session_options)
     webhooks = Webhooks(
         lambda session_id: endpoints(settings, sessions, session_id),
         metrics,
@@ -239,7 +239,7 @@ def _pool(settings: Settings, agents: AgentClient) -> AgentPool:
     return ModalAgentPool(ModalSessions(settings.modal_app, settings.modal_agent), key, agents, settings.modal_options)
 
 
-def endpoints(settings: Settings, sessions: SessionLifecycle, session_id: str) -> list[Endpoint]:
+def endpoints(settings: Settings, sessions: SessionManager, session_id: str) -> list[Endpoint]:
     """Where a session's events are posted: to everybody's endpoints, and to the session's own."""
     common = [Endpoint(url, settings.webhook_secrets) for url in settings.webhook_url]
     try:

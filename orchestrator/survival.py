@@ -9,7 +9,7 @@ from functools import partial
 
 from orchestrator.reaper import Reaper
 from orchestrator.routes.context import Context
-from orchestrator.session.takeover import Adoption
+from orchestrator.session.takeover import SessionTakeover
 from orchestrator.settings import Settings
 from orchestrator.store.session_store import SessionStore
 from orchestrator.store.sqlite import SqliteStore
@@ -48,8 +48,8 @@ async def surviving(context: Context) -> AsyncIterator[None]:
     await ledger.open()
     context.minter.deployment_id = context.ingresses.deployment_id = ledger.store.deployment_id
     context.events.listen(lambda event: ledger.note(event.session_id))
-    ledger.on_lost = sessions.let_go
-    adoption = Adoption(sessions, ledger, context.metrics)
+    ledger.on_lost = sessions.hand_over
+    adoption = SessionTakeover(sessions, ledger, context.metrics)
     reaper = Reaper(
         ledger.store,
         context.rooms,

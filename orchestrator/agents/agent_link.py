@@ -28,7 +28,7 @@ from musetalk_agent.protocol.messages import (
 )
 from orchestrator.agents.agent_client import AgentLease
 from orchestrator.agents.link_core import LinkCore, LinkDesync
-from orchestrator.audio.outgoing_segment import LinkItem
+from orchestrator.audio.outgoing_segment import LinkMessage
 from orchestrator.metrics import Metrics
 
 _FIRST_DELAY_S = 0.1
@@ -71,7 +71,7 @@ class LinkPeer:
     block.
     """
 
-    next_item: Callable[[], LinkItem | None]
+    next_item: Callable[[], LinkMessage | None]
     on_event: Callable[[Event], None]
     on_ack: Callable[[LinkAck], None] = _ignore
     on_voice: Callable[[LinkVoice], None] = _ignore
@@ -240,7 +240,7 @@ class AgentLink:
                 await socket.send(item.payload)
             await self._wake.wait()
 
-    def _next(self) -> LinkItem | None:
+    def _next(self) -> LinkMessage | None:
         item = self._core.next_item()
         if item is None and (self._core.window_open or self._peer.control_waiting()):
             fresh = self._peer.next_item()

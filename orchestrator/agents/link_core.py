@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from orchestrator.audio.outgoing_segment import LinkItem
+from orchestrator.audio.outgoing_segment import LinkMessage
 
 WINDOW_S = 2.0
 """Unacknowledged seconds of audio at which the link takes no more PCM: the most that a clear can wait behind.
@@ -28,7 +28,7 @@ class LinkCore:
     """Counts of one session's link. Not thread-safe, no I/O; `connected()` begins every connection."""
 
     def __init__(self) -> None:
-        self._unacked: deque[LinkItem] = deque()
+        self._unacked: deque[LinkMessage] = deque()
         self._acked = 0
         self._cursor = 0
         self._bytes = 0
@@ -60,13 +60,13 @@ class LinkCore:
         self._acked = self._cursor = items
         self.events_seen = events_seen
 
-    def push(self, item: LinkItem) -> None:
+    def push(self, item: LinkMessage) -> None:
         """Numbers the item and keeps it until it is acknowledged."""
         self._unacked.append(item)
         self._bytes += len(item.payload)
         self._seconds += item.seconds
 
-    def next_item(self) -> LinkItem | None:
+    def next_item(self) -> LinkMessage | None:
         """The next item to send on this connection; it counts as sent."""
         if self._cursor >= self.pushed:
             return None

@@ -228,7 +228,7 @@ class ModalAgentPool:
 
     def _place(self, ticket: Ticket) -> _Place:
         headers = {"Authorization": f"Bearer {self._api_key}", HEADER: f"Bearer {ticket.token}"}
-        name = _KIND + self._seal.close(json.dumps([ticket.url, ticket.token]))
+        name = _KIND + self._seal.encrypt(json.dumps([ticket.url, ticket.token]))
         return _Place(AgentLease(ticket.url, headers, name), ticket)
 
     def _remember(self, place: _Place) -> None:
@@ -244,7 +244,7 @@ class ModalAgentPool:
         return instance in self._lost
 
     @asynccontextmanager
-    async def errand(self) -> AsyncIterator[AgentLease]:
+    async def borrow(self) -> AsyncIterator[AgentLease]:
         name = f"errand-{secrets.token_hex(4)}"
         lease = await self.acquire(name)
         try:
@@ -255,7 +255,7 @@ class ModalAgentPool:
     def adopt(self, session_id: str, name: str) -> AgentLease | None:
         """None too for a place of another key, or of another kind of pool."""
         try:
-            url, token = json.loads(self._seal.open(name.removeprefix(_KIND)))
+            url, token = json.loads(self._seal.decrypt(name.removeprefix(_KIND)))
         except (SealBroken, ValueError):
             return None
         place = self._place(Ticket(url, token))
@@ -267,7 +267,7 @@ class ModalAgentPool:
         if place is not None:
             self._end(place.ticket)
 
-    def forget(self, session_id: str) -> None:
+    def detach(self, session_id: str) -> None:
         self._held.pop(session_id, None)
 
     def lost(self, lease: AgentLease) -> None:

@@ -57,7 +57,7 @@ class AgentPool(Protocol):
         """
         ...
 
-    def errand(self) -> AbstractAsyncContextManager[AgentLease]:
+    def borrow(self) -> AbstractAsyncContextManager[AgentLease]:
         """A way to some agent, for as long as it is entered, for what is no session. Raises as `acquire` does."""
         ...
 
@@ -69,7 +69,7 @@ class AgentPool(Protocol):
         """The session is over. Without effect for one that holds nothing."""
         ...
 
-    def forget(self, session_id: str) -> None:
+    def detach(self, session_id: str) -> None:
         """The place is no longer ours, but somebody may still have to reach the agent: it is not taken away."""
         ...
 
@@ -143,7 +143,7 @@ class StaticAgentPool:
         )
 
     @asynccontextmanager
-    async def errand(self) -> AsyncIterator[AgentLease]:
+    async def borrow(self) -> AsyncIterator[AgentLease]:
         yield self._agents[(await self._choose(None, frozenset())).base_url]  # it takes no session's place
 
     def adopt(self, session_id: str, name: str) -> AgentLease | None:
@@ -157,7 +157,7 @@ class StaticAgentPool:
         if url is not None:
             self._known[url].stale = True  # what it told a moment ago counts the session that is gone
 
-    def forget(self, session_id: str) -> None:
+    def detach(self, session_id: str) -> None:
         self.release(session_id)
 
     def lost(self, lease: AgentLease) -> None:

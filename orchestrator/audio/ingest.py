@@ -37,8 +37,8 @@ class AudioLimits:
     backlog_s: float = 120.0
     bytes_per_s: int = 4 << 20
 
-    def told(self) -> Limits:
-        """The limits as `hello` tells them."""
+    def announced(self) -> Limits:
+        """The limits as `hello` announces them."""
         return Limits(
             message_bytes=self.message_bytes,
             backlog_s=self.backlog_s,
@@ -67,7 +67,7 @@ def peak(pcm: bytes) -> int:
     return int(max(samples.max(), -int(samples.min()))) if samples.size else 0
 
 
-class Meter:
+class LevelMeter:
     """Keeps one line per message of the last second."""
 
     def __init__(self) -> None:
@@ -113,7 +113,7 @@ _FULL_STEP = 65_536.0
 _LOUDEST, _QUIETEST = 4.0, 1e-7
 
 
-class Decoder:
+class PcmDecoder:
     """One connection's byte stream as int16 little endian mono. A sample split over two messages is carried over.
 
     Half a sample belongs to its utterance. Where the sender ends an utterance itself, `reset` drops it. Where an utterance ends
@@ -186,7 +186,7 @@ class Decoder:
         return rough
 
 
-class Gate:
+class IngestLimiter:
     """Refuses what passes a limit. Lives as long as the session, so that reconnecting does not refill the bucket."""
 
     def __init__(self, limits: AudioLimits, now: float) -> None:

@@ -17,7 +17,7 @@ from orchestrator.audio.ingest import BYTES_PER_SAMPLE
 
 
 @dataclass(frozen=True)
-class LinkItem:
+class LinkMessage:
     """One message to the agent: PCM as bytes or JSON as text. `seconds` is how long its audio lasts.
 
     `segment` is what it belongs to, 0 for a clear. Of PCM, `rate` is in Hz and `start` its first sample's number in the segment.
@@ -30,7 +30,7 @@ class LinkItem:
     start: int = 0
 
 
-class Tally:
+class DurationCounter:
     """Samples at several rates as seconds. Counts are integers, so that additions and subtractions leave no remainder."""
 
     def __init__(self) -> None:
@@ -63,11 +63,11 @@ class Totals:
         notes: phonemes and words that are kept with the PCM.
     """
 
-    waiting: Tally = field(default_factory=Tally)
-    at_agent: Tally = field(default_factory=Tally)
-    heard: Tally = field(default_factory=Tally)
-    audio: Tally = field(default_factory=Tally)
-    speech: Tally = field(default_factory=Tally)
+    waiting: DurationCounter = field(default_factory=DurationCounter)
+    at_agent: DurationCounter = field(default_factory=DurationCounter)
+    heard: DurationCounter = field(default_factory=DurationCounter)
+    audio: DurationCounter = field(default_factory=DurationCounter)
+    speech: DurationCounter = field(default_factory=DurationCounter)
     notes: int = 0
 
 
@@ -85,7 +85,7 @@ Note = SegmentCues | SegmentCaptions
 
 
 @dataclass
-class Segment:
+class OutgoingSegment:
     """One utterance on its way to the agent. Counts are samples at its own rate, from its first one.
 
     `pcm` begins at sample `heard`; what lies before `sent` was forwarded. `heard_at` is when `heard` was the truth, None as long
@@ -103,7 +103,7 @@ class Segment:
     traceparent: str | None = None
     announced: bool = False
     complete: bool = False
-    told_started: bool = False
+    playback_started: bool = False
     pcm: bytearray = field(default_factory=bytearray, repr=False)
     samples: int = 0
     sent: int = 0
@@ -164,7 +164,7 @@ class Segment:
         """Seconds of PCM so far."""
         return self._seconds(self.samples)
 
-    def start_item(self, in_s: float) -> LinkItem:
+    def start_item(self, in_s: float) -> LinkMessage:
         """Opens the segment at the agent, whose turn is in `in_s` seconds; counts as announced."""
         self.announced = True
         start = SegmentStart(
@@ -175,13 +175,13 @@ class Segment:
             in_s=in_s,
             traceparent=self.traceparent,
         )
-        return LinkItem(start.model_dump_json(), segment=self.number)
+        return LinkMessage(start.model_dump_json(), segment=self.number)
 
-    def next_item(self) -> LinkItem:
+    def next_item(self) -> LinkMessage:
         """The next note or PCM; only while something is `waiting`. Counts as forwarded."""
         if self.notes_sent < len(self.notes) and self.notes[self.notes_sent][0] <= self.sent:
             self.notes_sent += 1
-            return LinkItem(self.notes[self.notes_sent - 1][1].model_dump_json(), segment=self.number)
+            return LinkMessage(self.notes[self.notes_sent - 1][1].model_dump_json(), segment=self.number)
         begin = (self.sent - self.heard) * BYTES_PER_SAMPLE
         end = begin + ITEM_BYTES
         if self.notes_sent < len(self.notes):
@@ -190,11 +190,11 @@ class Segment:
         start, rate = self.sent, self.rate or DEFAULT_RATE
         self.sent += len(pcm) // BYTES_PER_SAMPLE
         self._count()
-        return LinkItem(pcm, len(pcm) / (BYTES_PER_SAMPLE * rate), self.number, rate, start)
+        return LinkMessage(pcm, len(pcm) / (BYTES_PER_SAMPLE * rate), self.number, rate, start)
 
-    def end_item(self) -> LinkItem:
+    def end_item(self) -> LinkMessage:
         """No more PCM for it."""
-        return LinkItem(SegmentEnd(segment=self.number).model_dump_json(), segment=self.number)
+        return LinkMessage(SegmentEnd(segment=self.number).model_dump_json(), segment=self.number)
 
     # --- what was heard
 

@@ -30,9 +30,9 @@ from musetalk_agent.protocol.messages import (
 )
 from orchestrator.audio.after_clear import CLEAR_PAUSE_S, AfterClear
 from orchestrator.audio.ingest import OPEN_SEGMENTS
-from orchestrator.audio.outgoing_segment import DEFAULT_RATE, LinkItem, Segment, Totals
+from orchestrator.audio.outgoing_segment import DEFAULT_RATE, LinkMessage, OutgoingSegment, Totals
 
-__all__ = ["DEFAULT_RATE", "Clearing", "Segment", "SegmentTracker"]
+__all__ = ["DEFAULT_RATE", "Clearing", "OutgoingSegment", "SegmentTracker"]
 
 IDLE_END_S = 0.5
 """A segment that began by itself ends after this long without PCM."""
@@ -74,11 +74,11 @@ class SegmentTracker:
         self._ahead_s, self._trace = ahead_s, trace
         self._attached = self._shows = True
         self._totals = Totals()
-        self._open: dict[int, Segment] = {}
-        self._uncleared: dict[int, Segment] = {}
-        self._sounding: dict[int, Segment] = {}
-        self._queue: deque[Segment] = deque()
-        self._live: Segment | None = None
+        self._open: dict[int, OutgoingSegment] = {}
+        self._uncleared: dict[int, OutgoingSegment] = {}
+        self._sounding: dict[int, OutgoingSegment] = {}
+        self._queue: deque[OutgoingSegment] = deque()
+        self._live: OutgoingSegment | None = None
         self._after_clear: AfterClear | None = None  # PCM is dropped
         self._last_pcm_at: float | None = None
         self._finished_s = 0.0
@@ -186,7 +186,7 @@ class SegmentTracker:
         """Whether more speech may be pushed into the segment."""
         return self._speech(number) is not None
 
-    def _speech(self, number: int) -> Segment | None:
+    def _speech(self, number: int) -> OutgoingSegment | None:
         segment = self._uncleared.get(number)
         return segment if segment is not None and segment.speech and not segment.complete else None
 
@@ -213,8 +213,8 @@ class SegmentTracker:
     def on_started(self, event: PlaybackStarted, now: float) -> None:
         """The segment begins to be heard; a second word about it is ignored."""
         segment = self._open.get(event.segment)
-        if segment is not None and not segment.told_started:
-            segment.told_started = True
+        if segment is not None and not segment.playback_started:
+            segment.playback_started = True
             self._hear(segment, segment.heard, now)
             self._events.append(event)
 
@@ -229,7 +229,7 @@ class SegmentTracker:
             segment = self._open[number]
             self._hear(segment, segment.sample_at(heard_s), now)
 
-    def _hear(self, segment: Segment, sample: int, now: float | None) -> None:
+    def _hear(self, segment: OutgoingSegment, sample: int, now: float | None) -> None:
         segment.hear(sample, now)
         if self._shows:
             segment.shown = segment.heard
@@ -282,7 +282,7 @@ class SegmentTracker:
     @property
     def unfinished(self) -> dict[int, bool]:
         """Numbers of the open segments, and whether they have begun to be heard."""
-        return {number: segment.told_started for number, segment in self._open.items()}
+        return {number: segment.playback_started for number, segment in self._open.items()}
 
     def inherit(self, opened: int, unfinished: Mapping[int, bool], at_agent: int) -> None:
         """Goes on where another process was lost, of which `opened` and `unfinished` are known.
@@ -293,7 +293,9 @@ class SegmentTracker:
         self.opened = max(opened, at_agent)
         for number in sorted({*unfinished, *range(opened + 1, at_agent + 1)}):
             started = unfinished.get(number, False)
-            segment = Segment(number, None, self._totals, announced=True, complete=True, told_started=started)
+            segment = OutgoingSegment(
+                number, None, self._totals, announced=True, complete=True, playback_started=started
+            )
             self._open[number] = self._uncleared[number] = segment
             if number > at_agent:
                 self.on_finished(PlaybackFinished(segment=number, position_s=0.0, interrupted=True))
@@ -323,8 +325,8 @@ class SegmentTracker:
         self._clears_to_send = 0
         self._attached = False
         for segment in list(self._open.values()):
-            if segment.heard and not segment.told_started:
-                segment.told_started = True
+            if segment.heard and not segment.playback_started:
+                segment.playback_started = True
                 self._events.append(PlaybackStarted(segment=segment.number))
             if segment.complete and segment.number <= number and segment.heard == segment.samples:
                 over = PlaybackFinished(
@@ -395,7 +397,7 @@ class SegmentTracker:
     @property
     def playing(self) -> bool:
         """Whether a segment is being heard."""
-        return any(segment.told_started for segment in self._open.values())
+        return any(segment.playback_started for segment in self._open.values())
 
     @property
     def idle(self) -> bool:
@@ -413,7 +415,7 @@ class SegmentTracker:
         under_way = len(self._clearings) - self._clears_to_send
         return self._attached and self._clears_to_send > 0 and under_way < CLEARS
 
-    def next_item(self, in_s: float = 0.0, outstanding_s: float = 0.0) -> LinkItem | None:
+    def next_item(self, in_s: float = 0.0, outstanding_s: float = 0.0) -> LinkMessage | None:
         """The next message to the agent, None when there is nothing to forward now.
 
         Args:
@@ -426,7 +428,7 @@ class SegmentTracker:
             if not self.control_waiting:
                 return None
             self._clears_to_send -= 1
-            return LinkItem(LinkClear().model_dump_json())
+            return LinkMessage(LinkClear().model_dump_json())
         if max(self.at_agent_s, outstanding_s) >= self._ahead_s:
             return None
         while self._queue:
@@ -441,9 +443,11 @@ class SegmentTracker:
             return head.end_item()
         return None
 
-    def _open_segment(self, now: float, rate: int | None, *, explicit: bool = False, speech: bool = False) -> Segment:
+    def _open_segment(
+        self, now: float, rate: int | None, *, explicit: bool = False, speech: bool = False
+    ) -> OutgoingSegment:
         self.opened += 1
-        segment = Segment(self.opened, rate, self._totals, speech=speech, explicit=explicit, input_at=now)
+        segment = OutgoingSegment(self.opened, rate, self._totals, speech=speech, explicit=explicit, input_at=now)
         segment.traceparent = self._trace(self.opened)
         self._open[segment.number] = self._uncleared[segment.number] = segment
         self._queue.append(segment)

@@ -19,7 +19,7 @@ from orchestrator.keys import Caller, Scope
 from orchestrator.quotas import Quotas
 from orchestrator.routes.problems import unauthorized
 from orchestrator.session.manager import SessionRegistry
-from orchestrator.session.model import Session
+from orchestrator.session.model import ManagedSession
 
 _SESSION = re.compile(r"/session/([^/]+)(?:/([^/]+))?/?")
 NOBODY = "-"
@@ -123,7 +123,7 @@ def require(caller: Caller, rule: Rule) -> None:
         )
 
 
-def sees(caller: Caller, session: Session) -> bool:
+def sees(caller: Caller, session: ManagedSession) -> bool:
     """Whether the session exists for this caller: one that starts sessions sees its own."""
     return caller.scope is not Scope.STARTER or session.order.key == caller.name
 
@@ -138,7 +138,7 @@ def own(caller: Caller, registry: SessionRegistry, session_id: str) -> None:
         raise registry.unknown(session_id)
 
 
-def visible(caller: Caller, sessions: Sequence[Session]) -> list[Session]:
+def visible(caller: Caller, sessions: Sequence[ManagedSession]) -> list[ManagedSession]:
     """Those of the sessions that the caller sees."""
     return [session for session in sessions if sees(caller, session)]
 

@@ -26,15 +26,15 @@ from musetalk_agent.protocol.messages import (
     client_message,
 )
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
-from orchestrator.audio.ingest import SAMPLE_RATES, AudioFormat, Decoder
+from orchestrator.audio.ingest import SAMPLE_RATES, AudioFormat, PcmDecoder
 from orchestrator.audio.segments import DEFAULT_RATE
 from orchestrator.routes.context import Context, context
 from orchestrator.routes.events import event_number
 from orchestrator.routes.problems import problem_response
 from orchestrator.routes.senders import admit
-from orchestrator.session.event_outbox import Connection
-from orchestrator.session.model import Session
-from orchestrator.session.pipeline import LiveSession
+from orchestrator.session.event_outbox import ClientQueue
+from orchestrator.session.model import ManagedSession
+from orchestrator.session.pipeline import SpeechPipeline
 
 router = APIRouter()
 FLUSH_S = 2.0
@@ -47,9 +47,9 @@ class Line:
     """One accepted connection."""
 
     socket: WebSocket
-    live: LiveSession
-    connection: Connection
-    decoder: Decoder
+    live: SpeechPipeline
+    connection: ClientQueue
+    decoder: PcmDecoder
     sample_rate: int
 
 
@@ -71,7 +71,7 @@ async def audio(socket: WebSocket) -> None:
         held.callback(live.outbox.detach, connection)
         ctx.access.audit.note(session.order.key, "audio", "ok", session_id=session.session_id)
         await socket.accept()
-        await _serve(ctx, Line(socket, live, connection, Decoder(audio_format), sample_rate))
+        await _serve(ctx, Line(socket, live, connection, PcmDecoder(audio_format), sample_rate))
 
 
 async def _serve(ctx: Context, line: Line) -> None:
@@ -94,7 +94,7 @@ async def _serve(ctx: Context, line: Line) -> None:
         await _close(line)
 
 
-async def _admit(ctx: Context, socket: WebSocket) -> tuple[Session, AudioFormat, int, int | None]:
+async def _admit(ctx: Context, socket: WebSocket) -> tuple[ManagedSession, AudioFormat, int, int | None]:
     """The session, and the connection's format, sample rate (Hz) and last event seen.
 
     Raises ProblemError with status 401, 403, 404, 409, 421, 422, 429 or 503.

@@ -29,7 +29,7 @@ async def upload(
     headers = {"Content-Type": request.headers.get("content-type", "application/octet-stream")}
     if x_filename:
         headers["X-Filename"] = x_filename
-    async with ctx.pool.errand() as lease:
+    async with ctx.pool.borrow() as lease:
         try:
             report = await ctx.agents.upload(lease, _bounded(request, limit), headers)
         except ClientDisconnect:

@@ -16,9 +16,9 @@ from orchestrator.ingress import Ingresses
 from orchestrator.metrics import Metrics
 from orchestrator.routes.access import Access
 from orchestrator.routes.idempotency import Idempotency
-from orchestrator.session.journal import Ledger
-from orchestrator.session.manager import SessionLifecycle
-from orchestrator.session.standby_voice import SessionVoices
+from orchestrator.session.journal import SessionJournal
+from orchestrator.session.manager import SessionManager
+from orchestrator.session.standby_voice import StandbyVoices
 from orchestrator.tokens import Rooms, TokenMinter
 from orchestrator.tts.voices import Voices
 from orchestrator.webhooks import Webhooks
@@ -46,17 +46,17 @@ class Context:
     access: Access
     metrics: Metrics
     events: EventBus
-    ledger: Ledger
+    ledger: SessionJournal
     webhooks: Webhooks
     minter: TokenMinter
     rooms: Rooms
     ingresses: Ingresses
     agents: AgentClient
     pool: AgentPool
-    sessions: SessionLifecycle
+    sessions: SessionManager
     starts: Idempotency[dict[str, object]]
     voices: Voices
-    own_voices: SessionVoices
+    own_voices: StandbyVoices
 
     @property
     def credentials(self) -> Credentials:

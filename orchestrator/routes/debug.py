@@ -13,7 +13,7 @@ from musetalk_agent.protocol.http import AgentDebug, AgentSession
 from musetalk_agent.protocol.problems import ProblemError
 from orchestrator.agents.agent_client import AgentLease, unavailable
 from orchestrator.routes.context import Context, Ctx
-from orchestrator.session.model import Session
+from orchestrator.session.model import ManagedSession
 
 router = APIRouter(prefix="/debug", tags=["debug"])
 
@@ -61,7 +61,7 @@ async def audio(ctx: Ctx) -> dict[str, Any]:
     return {"sessions": [_audio(ctx, session) for session in running]}
 
 
-def _audio(ctx: Context, session: Session) -> dict[str, Any]:
+def _audio(ctx: Context, session: ManagedSession) -> dict[str, Any]:
     live, snapshot = session.live, session.snapshot
     now = time.monotonic()
     level = live.meter.level(now) if live else None
@@ -94,7 +94,7 @@ def _audio(ctx: Context, session: Session) -> dict[str, Any]:
     }
 
 
-def _voice(ctx: Context, session: Session) -> dict[str, Any]:
+def _voice(ctx: Context, session: ManagedSession) -> dict[str, Any]:
     """Who speaks, over which track, with how much in hand."""
     own = ctx.sessions.voice(session)
     if own is not None and own.get("role") in ("speaks", "stands_in"):

@@ -7,11 +7,11 @@ from typing import Any
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.keys import Caller, Scope
 from orchestrator.routes.context import Context
-from orchestrator.session.model import Session
+from orchestrator.session.model import ManagedSession
 from orchestrator.store.session_store import StoredSession
 
 
-async def here(ctx: Context, caller: Caller | None, session_id: str) -> Session:
+async def here(ctx: Context, caller: Caller | None, session_id: str) -> ManagedSession:
     """The session, if it is this process's. `caller` None: the holder of the session's own token.
 
     Raises ProblemError: `session_elsewhere`, `session_conflict` while it is being taken over, `session_ended`,

@@ -11,10 +11,10 @@ from orchestrator.keys import Caller
 from orchestrator.routes.access import sees
 from orchestrator.routes.context import Context, RouteOptions
 from orchestrator.routes.elsewhere import here
-from orchestrator.session.model import Session
+from orchestrator.session.model import ManagedSession
 
 
-async def admit(ctx: Context, socket: WebSocket, session_id: str, *, text: bool = False) -> Session:
+async def admit(ctx: Context, socket: WebSocket, session_id: str, *, text: bool = False) -> ManagedSession:
     """The session, for who may speak in it; `text` is for those who hold a key.
 
     Raises ProblemError with status 401, 403, 404, 409, 421, 422, 429 or 503.
@@ -30,7 +30,7 @@ async def admit(ctx: Context, socket: WebSocket, session_id: str, *, text: bool 
     return session
 
 
-async def _here(ctx: Context, caller: Caller | None, session_id: str) -> Session:
+async def _here(ctx: Context, caller: Caller | None, session_id: str) -> ManagedSession:
     """The session; one that is over is not there for a sender."""
     try:
         session = await here(ctx, caller, session_id)

@@ -23,7 +23,7 @@ from orchestrator.routes.access import current, visible
 from orchestrator.routes.context import Context, Ctx, host_url
 from orchestrator.routes.elsewhere import here, stored, views
 from orchestrator.routes.leaving import unless_gone
-from orchestrator.session.model import Session, SessionOrder, iso
+from orchestrator.session.model import ManagedSession, SessionRequest, iso
 from orchestrator.webhooks import secret
 
 PATTERN_ENGINE = "pattern"
@@ -57,7 +57,7 @@ class StartRequest(AvatarSource, Picture):
             secret(value)
         return value
 
-    def order(self) -> SessionOrder:
+    def order(self) -> SessionRequest:
         """What is asked for. Raises ProblemError for fields that do not go together."""
         if (self.width is None) != (self.height is None):
             missing = "height" if self.height is None else "width"
@@ -76,7 +76,7 @@ class StartRequest(AvatarSource, Picture):
         self._check_rtmp()
         self._check_source()
         voices = {source.value: source for source in VoiceSource}
-        return SessionOrder(
+        return SessionRequest(
             room=self.room,
             avatar=source,
             picture=Picture(fps=self.fps, width=self.width, height=self.height),
@@ -163,7 +163,7 @@ async def _check_webhook(ctx: Context, body: StartRequest) -> None:
     await ctx.webhooks.check(body.webhook_url)
 
 
-def _started(ctx: Context, request: Request, session: Session) -> dict[str, object]:
+def _started(ctx: Context, request: Request, session: ManagedSession) -> dict[str, object]:
     agent = session.snapshot
     assert agent is not None
     viewer = f"viewer-{secrets.token_urlsafe(6)}"

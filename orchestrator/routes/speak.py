@@ -22,7 +22,7 @@ from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.routes.access import current
 from orchestrator.routes.context import Ctx
 from orchestrator.routes.elsewhere import here
-from orchestrator.session.speech_queue import Dictation
+from orchestrator.session.speech_queue import TextStream
 from orchestrator.tts.voices import nothing_to_say
 
 MAX_TEXT = 5000
@@ -77,7 +77,7 @@ async def dictate(
     chosen = voice or ctx.sessions.options.voice
     ctx.voices.check(chosen)
     live.check_speech()
-    dictation = Dictation(live.speech, lambda text: ctx.voices.stream(text, chosen))
+    dictation = TextStream(live.speech, lambda text: ctx.voices.stream(text, chosen))
     reading = asyncio.create_task(_read(request, dictation), name=f"dictation-{session_id}")
     over = asyncio.create_task(dictation.over.wait())
     try:
@@ -96,7 +96,7 @@ async def dictate(
     return {"segment": dictation.utterance.segment}
 
 
-async def _read(request: Request, dictation: Dictation) -> None:
+async def _read(request: Request, dictation: TextStream) -> None:
     """Returns at the end of the body, or when nobody speaks it any more.
 
     Raises ProblemError `invalid_request` at the first byte that is no UTF-8; what came before it is said.

@@ -19,9 +19,9 @@ from musetalk_agent.protocol.throttle import TokenBucket
 from orchestrator.routes.context import Context, context
 from orchestrator.routes.problems import problem_response
 from orchestrator.routes.senders import admit
-from orchestrator.session.model import Session
-from orchestrator.session.pipeline import LiveSession
-from orchestrator.session.speech_queue import PAUSE_S, Dictation
+from orchestrator.session.model import ManagedSession
+from orchestrator.session.pipeline import SpeechPipeline
+from orchestrator.session.speech_queue import PAUSE_S, TextStream
 
 router = APIRouter()
 MESSAGE_BYTES = 16 << 10
@@ -81,14 +81,16 @@ class _Line:
     client's leaving are seen at any moment.
     """
 
-    def __init__(self, ctx: Context, socket: WebSocket, session: Session, live: LiveSession, voice: str | None) -> None:
+    def __init__(
+        self, ctx: Context, socket: WebSocket, session: ManagedSession, live: SpeechPipeline, voice: str | None
+    ) -> None:
         self._ctx = ctx
         self._socket = socket
         self._session = session
         self._live = live
         self._voice = voice
-        self._dictation: Dictation | None = None
-        self._speaking: deque[Dictation] = deque()
+        self._dictation: TextStream | None = None
+        self._speaking: deque[TextStream] = deque()
         """Texts with a segment that are not over, in order: the client hears of each one that fails. `MAX_WAITING` at most."""
         self._heard_at = time.monotonic()
         self._bucket = TokenBucket(MESSAGES_PER_S, BURST_MESSAGES, self._heard_at)
@@ -189,7 +191,7 @@ class _Line:
         if self._dictation is None:
             self._session.speakable()
             self._ctx.sessions.admit()
-            self._dictation = Dictation(self._live.speech, lambda text: self._ctx.voices.stream(text, self._voice))
+            self._dictation = TextStream(self._live.speech, lambda text: self._ctx.voices.stream(text, self._voice))
         dictation, new = self._dictation, self._dictation.utterance is None
         dictation.write(piece)
         if new and dictation.utterance is not None:

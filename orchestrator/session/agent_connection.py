@@ -1,8 +1,8 @@
 """One agent's connection to a session: its link, and the signs that it is alive.
 
-`Vitals` has no clock: every method takes `now` (seconds, monotonic). An agent acknowledges items as they come and reports its
-playout position while it speaks; one that does neither although it should is hung. One whose publisher reports that nothing can be
-reached is alive: it waits for the network, as another agent would.
+`LivenessMonitor` has no clock: every method takes `now` (seconds, monotonic). An agent acknowledges items as they come and reports
+its playout position while it speaks; one that does neither although it should is hung. One whose publisher reports that nothing can
+be reached is alive: it waits for the network, as another agent would.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from musetalk_agent.protocol.messages import Event, Failed, LinkAck, LinkHello, 
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.agents.agent_client import AgentLease
 from orchestrator.agents.agent_link import AgentLink, LinkLost, LinkOver, LinkPeer, LinkTaken
-from orchestrator.audio.outgoing_segment import LinkItem
+from orchestrator.audio.outgoing_segment import LinkMessage
 from orchestrator.metrics import Metrics
 
 SILENT_S = 2.5
@@ -27,7 +27,7 @@ SPEECH_S = 0.5
 """Speech at the agent from which it must have begun to speak, whatever it waits for."""
 
 
-class Vitals:
+class LivenessMonitor:
     """Signs of life of one agent for one session. Begins when its link is made."""
 
     def __init__(self, now: float) -> None:
@@ -107,16 +107,16 @@ class AgentLost(Exception):
         self.at = at
 
 
-class AgentSide:
+class AgentConnection:
     """Serves one session through one agent.
 
     Args:
         take: the next item for the agent.
         control_waiting: whether that is a control item.
-        hear: takes what the agent says was heard (segment, seconds, now).
-        tell: takes the agent's events, but for failures, which end `run`.
-        voice: takes what the agent says is due, when the orchestrator publishes the voice.
-        greet: takes what the agent says when it is reached.
+        on_heard: called with each playout position that the agent reports (segment, seconds).
+        on_event: called with the agent's events, except failures, which end `run`.
+        on_voice: called with the agent's playout times when the orchestrator publishes the voice.
+        on_hello: called with the first message of each connection.
         adopt_after: see `AgentLink`.
     """
 
@@ -126,19 +126,19 @@ class AgentSide:
         lease: AgentLease,
         metrics: Metrics,
         *,
-        take: Callable[[], LinkItem | None],
+        take: Callable[[], LinkMessage | None],
         control_waiting: Callable[[], bool],
-        hear: Callable[[int, float, float], None],
-        tell: Callable[[Event], None],
-        voice: Callable[[LinkVoice], None],
-        greet: Callable[[LinkHello], None],
+        on_heard: Callable[[int, float], None],
+        on_event: Callable[[Event], None],
+        on_voice: Callable[[LinkVoice], None],
+        on_hello: Callable[[LinkHello], None],
         adopt_after: int | None = None,
     ) -> None:
         self.lease = lease
-        self.vitals = Vitals(time.monotonic())
-        self._hear, self._tell = hear, tell
+        self.vitals = LivenessMonitor(time.monotonic())
+        self._on_heard, self._forward_event = on_heard, on_event
         self._failure: asyncio.Future[ProblemError] = asyncio.get_running_loop().create_future()
-        peer = LinkPeer(take, self._on_event, self._on_ack, voice, greet, control_waiting)
+        peer = LinkPeer(take, self._on_event, self._on_ack, on_voice, on_hello, control_waiting)
         self.link = AgentLink(lease, session_id, peer, metrics, adopt_after=adopt_after)
 
     async def run(self, at_agent_s: Callable[[], float]) -> None:
@@ -201,13 +201,13 @@ class AgentSide:
         now = time.monotonic()
         self.vitals.acked(ack, now)
         if ack.segment:
-            self._hear(ack.segment, ack.heard_s, now)
+            self._on_heard(ack.segment, ack.heard_s)
 
     def _on_event(self, event: Event) -> None:
         if isinstance(event, PublisherChanged):
             self.vitals.published(event.publisher, time.monotonic())
         if not isinstance(event, Failed):
-            self._tell(event)
+            self._forward_event(event)
         elif not self._failure.done():
             self._failure.set_result(ProblemError(_code(event.code), event.message))
 

@@ -13,12 +13,12 @@ from orchestrator.agents.pool import AgentPool
 from orchestrator.events import EventBus
 from orchestrator.ingress import Ingresses
 from orchestrator.metrics import Metrics
-from orchestrator.session.journal import Ledger
-from orchestrator.session.model import Session
+from orchestrator.session.journal import SessionJournal
+from orchestrator.session.model import ManagedSession
 from orchestrator.tokens import Rooms, TokenMinter
 
 
-class Background:
+class BackgroundTasks:
     """Tasks of their own. `aclose` gives some of them a moment."""
 
     def __init__(self) -> None:
@@ -46,25 +46,25 @@ class Background:
 class OwnVoices(Protocol):
     """The orchestrator's own voice in sessions."""
 
-    def reserve(self, session: Session) -> None:
+    def reserve(self, session: ManagedSession) -> None:
         """Before the session takes anything else. Raises ProblemError `at_capacity` when it is to speak and has no line left."""
         ...
 
-    def begin(self, session: Session) -> None:
+    def begin(self, session: ManagedSession) -> None:
         """The session's audio path is there. Raises ProblemError `at_capacity`."""
         ...
 
-    def stand_in(self, session: Session) -> AbstractAsyncContextManager[None]:
-        """Entered when an agent is lost, left when the next one has joined. It may take the speech with `live.hand_to`, and then
-        gives it back with `live.rewind` before it ends.
+    def stand_in(self, session: ManagedSession) -> AbstractAsyncContextManager[None]:
+        """Entered when an agent is lost, left when the next one has joined. It may render the speech (`live.attach_renderer`);
+        then it gives it back with `live.rewind` before it ends.
         """
         ...
 
-    def end(self, session: Session) -> None:
+    def end(self, session: ManagedSession) -> None:
         """The session is over. Without effect for one that did not begin."""
         ...
 
-    def view(self, session: Session) -> dict[str, Any] | None:
+    def view(self, session: ManagedSession) -> dict[str, Any] | None:
         """The voice's part of `/debug/audio`; None while it is not in the room."""
         ...
 
@@ -72,26 +72,26 @@ class OwnVoices(Protocol):
 class NoVoices:
     """Silence until there is an agent again."""
 
-    def reserve(self, session: Session) -> None:
+    def reserve(self, session: ManagedSession) -> None:
         """Nothing."""
 
-    def begin(self, session: Session) -> None:
+    def begin(self, session: ManagedSession) -> None:
         """Nothing."""
 
-    def stand_in(self, session: Session) -> AbstractAsyncContextManager[None]:
+    def stand_in(self, session: ManagedSession) -> AbstractAsyncContextManager[None]:
         """Nobody."""
         return nullcontext()
 
-    def end(self, session: Session) -> None:
+    def end(self, session: ManagedSession) -> None:
         """Nothing."""
 
-    def view(self, session: Session) -> dict[str, Any] | None:
+    def view(self, session: ManagedSession) -> dict[str, Any] | None:
         """Not there."""
         return None
 
 
 @dataclass(frozen=True)
-class Services:
+class SessionDeps:
     """What sessions are made with."""
 
     pool: AgentPool
@@ -100,7 +100,7 @@ class Services:
     minter: TokenMinter
     metrics: Metrics
     events: EventBus
-    ledger: Ledger
+    ledger: SessionJournal
     ingresses: Ingresses | None = None
     voices: OwnVoices = field(default_factory=NoVoices)
-    background: Background = field(default_factory=Background)
+    background: BackgroundTasks = field(default_factory=BackgroundTasks)

@@ -22,7 +22,7 @@ MISSED_S = 60.0
 """A connection that names no event gets those of this long that no socket took."""
 
 
-class Connection:
+class ClientQueue:
     """Messages on their way to one sender. The route that owns the socket drains it with `take`."""
 
     def __init__(self) -> None:
@@ -80,7 +80,7 @@ class Connection:
         return message
 
 
-class Outbox:
+class EventOutbox:
     """Where a session's messages go: the newest connection; events to the bus and into a bounded history too."""
 
     def __init__(self, session_id: str, metrics: Metrics, events: EventBus) -> None:
@@ -90,7 +90,7 @@ class Outbox:
         self._history: deque[tuple[float, PublicEvent]] = deque()
         self._forgotten = 0
         self._delivered = 0
-        self.connection: Connection | None = None
+        self.connection: ClientQueue | None = None
 
     @property
     def waiting(self) -> int:
@@ -101,7 +101,7 @@ class Outbox:
         """Another orchestrator had the session until now: what happened there is not in this history."""
         self._forgotten = event_id(time.time())
 
-    def attach(self, hello: ServerMessage, last_event_id: int | None = None) -> Connection:
+    def attach(self, hello: ServerMessage, last_event_id: int | None = None) -> ClientQueue:
         """A new connection: `hello` first, then the events that it missed. The older connection gets `replaced` and is closed.
 
         Args:
@@ -114,19 +114,19 @@ class Outbox:
                 Failed(code=ErrorCode.REPLACED, message="A newer /audio connection of this session took over.")
             )
             self.connection.close(CLOSE_POLICY)
-        self.connection = connection = Connection()
+        self.connection = connection = ClientQueue()
         connection.put(hello)
         for message in self._missed(last_event_id):
             connection.put(message)
         return connection
 
-    def detach(self, connection: Connection) -> None:
+    def detach(self, connection: ClientQueue) -> None:
         """The connection's socket is gone."""
         if self.connection is connection:
             self._settle(connection)
             self.connection = None
 
-    def tell(self, event: PublicEvent) -> None:
+    def publish(self, event: PublicEvent) -> None:
         """Publishes an event, and sends it to the sender."""
         data = event.model_dump(exclude={"type", "id"}, exclude_none=True)
         self.put(event.model_copy(update={"id": self._events.publish(self._session_id, event.type, data)}))
@@ -147,7 +147,7 @@ class Outbox:
         if self.connection is None and self._forgotten > self._delivered:
             self._metrics.events_dropped.inc()
 
-    def _settle(self, connection: Connection) -> None:
+    def _settle(self, connection: ClientQueue) -> None:
         self._delivered = max(self._delivered, connection.delivered)
 
     def _missed(self, last_event_id: int | None) -> list[PublicEvent]:

@@ -11,9 +11,9 @@ from musetalk_agent.protocol.http import AgentSession, AgentStartRequest, AudioS
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.agents.agent_client import AgentFailed, AgentLease
 from orchestrator.session.agent_connection import AgentLost
-from orchestrator.session.deps import Services
-from orchestrator.session.model import Session, SessionOptions, tell_state
-from orchestrator.session.pipeline import LiveSession
+from orchestrator.session.deps import SessionDeps
+from orchestrator.session.model import ManagedSession, SessionOptions, publish_state
+from orchestrator.session.pipeline import SpeechPipeline
 
 _AGENT_BACKLOG_MARGIN_S = 30
 """The agent's own limit lies above ours, so that ours is the one a sender meets."""
@@ -30,7 +30,7 @@ REFUSED_TRIES = 8
 """Agents that may refuse one start because they filled up or drained after they were asked."""
 
 
-class Tries:
+class StartAttempts:
     """What has become of the attempts to start one session: whom to ask no more, and when to give up.
 
     Attributes:
@@ -54,21 +54,21 @@ class Tries:
         return self._accepted < ACCEPTED_TRIES and self._refused < REFUSED_TRIES
 
 
-class Placing:
+class Placement:
     """Starts sessions at agents."""
 
-    def __init__(self, services: Services, options: SessionOptions) -> None:
+    def __init__(self, services: SessionDeps, options: SessionOptions) -> None:
         self._services = services
         self._options = options
         self._goodbyes: dict[str, asyncio.Task[None]] = {}
 
-    async def place(self, session: Session) -> None:
+    async def place(self, session: ManagedSession) -> None:
         """Starts the session at an agent that takes it. Raises ProblemError. Cancelling undoes what was begun.
 
         An agent that refuses is passed over for another one. One that fails after it was reached is too, but only once, and all
         attempts together have `start_timeout_s` and the waits for a place.
         """
-        tries, problem = Tries(), None
+        tries, problem = StartAttempts(), None
         left_s = self._options.start_timeout_s
         while True:
             try:
@@ -85,12 +85,12 @@ class Placing:
                     raise
                 problem = error if error.code is ErrorCode.AGENT_UNAVAILABLE else None
 
-    async def acquire(self, session: Session, avoid: frozenset[str] = frozenset()) -> AgentLease:
+    async def acquire(self, session: ManagedSession, avoid: frozenset[str] = frozenset()) -> AgentLease:
         """A place at an agent. Raises ProblemError `at_capacity` or `agent_unavailable`."""
         avatar_id = session.order.avatar.avatar_id
         return await self._services.pool.acquire(session.session_id, avatar_id=avatar_id, avoid=avoid)
 
-    async def start(self, session: Session, lease: AgentLease, timeout_s: float | None = None) -> None:
+    async def start(self, session: ManagedSession, lease: AgentLease, timeout_s: float | None = None) -> None:
         """Starts the session there within `timeout_s` (`start_timeout_s`). On failure it has no lease.
 
         Cancelling stops it there once the start is through.
@@ -110,13 +110,13 @@ class Placing:
         except ProblemError as error:
             session.lease = None
             if error.code is ErrorCode.AGENT_UNAVAILABLE:
-                self._services.pool.forget(session.session_id)
+                self._services.pool.detach(session.session_id)
                 self.leave(session, lease)
             else:
                 self._services.pool.release(session.session_id)
             raise
 
-    def leave(self, session: Session, lease: AgentLease) -> None:
+    def leave(self, session: ManagedSession, lease: AgentLease) -> None:
         """Has the session stopped in the background where the agent did not answer: one that hangs may wake up and speak again."""
         goodbye = self._goodbye(session, lease)
         task = self._services.background.spawn(goodbye, f"goodbye-{session.session_id}", awaited=False)
@@ -129,7 +129,7 @@ class Placing:
             await asyncio.wait({goodbye}, timeout=_GOODBYE_FIRST_S)
             goodbye.cancel()
 
-    async def _goodbye(self, session: Session, lease: AgentLease) -> None:
+    async def _goodbye(self, session: ManagedSession, lease: AgentLease) -> None:
         until = time.monotonic() + GOODBYE_S
         while time.monotonic() < until and not self._runs_at(session, lease):
             try:
@@ -140,10 +140,10 @@ class Placing:
                     return
             await asyncio.sleep(_GOODBYE_EVERY_S)
 
-    def _runs_at(self, session: Session, lease: AgentLease) -> bool:
+    def _runs_at(self, session: ManagedSession, lease: AgentLease) -> bool:
         return session.end_reason is None and session.lease is not None and session.lease.name == lease.name
 
-    async def _undo(self, session: Session, lease: AgentLease, starting: asyncio.Task[AgentSession]) -> None:
+    async def _undo(self, session: ManagedSession, lease: AgentLease, starting: asyncio.Task[AgentSession]) -> None:
         """Stops at its agent a session whose start was cancelled: the agent does not notice that the caller has left.
 
         A start that failed is stopped too, unless the agent refused it: it may go on there all the same.
@@ -158,7 +158,7 @@ class Placing:
             await self._services.agents.stop(lease, session.session_id)
         await self._services.rooms.remove(session.order.room, session.identity)
 
-    def _request(self, session: Session) -> AgentStartRequest:
+    def _request(self, session: ManagedSession) -> AgentStartRequest:
         """The same at every agent, but for tokens."""
         minter, order = self._services.minter, session.order
         ttl_s = session.expires_at - time.time()
@@ -182,7 +182,7 @@ class Placing:
             backlog_s=min(600, int(self._options.limits.backlog_s) + _AGENT_BACKLOG_MARGIN_S),
         )
 
-    def _target(self, session: Session) -> RtmpTarget | None:
+    def _target(self, session: ManagedSession) -> RtmpTarget | None:
         order = session.order
         if order.rtmp_url is not None:
             return RtmpTarget(url=order.rtmp_url, beside=order.wants_rtmp)
@@ -200,14 +200,16 @@ PAUSE_S = 5.0
 _log = logging.getLogger(__name__)
 
 
-class Moving:
+class Failover:
     """Moves sessions."""
 
-    def __init__(self, services: Services, placing: Placing) -> None:
+    def __init__(self, services: SessionDeps, placing: Placement) -> None:
         self._services = services
         self._placing = placing
 
-    async def move(self, session: Session, live: LiveSession, lost: AgentLost, to: AgentLease | None = None) -> None:
+    async def move(
+        self, session: ManagedSession, live: SpeechPipeline, lost: AgentLost, to: AgentLease | None = None
+    ) -> None:
         """Takes the session from its agent to another, `to` if that can take it. Its link is the caller's to open.
 
         Raises ProblemError `agent_unavailable` when none takes it within 20 s, or when it has moved too often. Cancelling leaves
@@ -225,13 +227,13 @@ class Moving:
         self._services.metrics.moves.labels(cause=lost.cause).inc()
         extra = {"session_id": session.session_id, "cause": lost.cause, "detail": str(lost)}
         _log.warning("agent lost: the session moves", extra=extra)
-        tell_state(self._services.events, session, SessionState.RECOVERING, lost.cause)
+        publish_state(self._services.events, session, SessionState.RECOVERING, lost.cause)
         self._placing.leave(session, old)
         async with self._services.voices.stand_in(session):
             await self._find(session, to, lost)
         self._services.metrics.move_seconds.observe(time.monotonic() - session.moved_at[-1])
 
-    def _admit(self, session: Session, lost: AgentLost) -> None:
+    def _admit(self, session: ManagedSession, lost: AgentLost) -> None:
         since = time.monotonic() - MOVES_WITHIN_S
         if sum(at > since for at in session.moved_at) >= MOVES:
             raise ProblemError(
@@ -239,13 +241,13 @@ class Moving:
                 f"The session was lost: {lost}, after {MOVES} moves in {MOVES_WITHIN_S / 60:g} minutes. Start another one.",
             )
 
-    async def _find(self, session: Session, to: AgentLease | None, lost: AgentLost) -> None:
+    async def _find(self, session: ManagedSession, to: AgentLease | None, lost: AgentLost) -> None:
         """Asks every quarter of a second until an agent has taken the session.
 
         Agents that fail over it after they were reached are not asked again, and the second one ends it.
         """
         problem: ProblemError | None = None
-        tries = Tries()
+        tries = StartAttempts()
         try:
             async with asyncio.timeout(MOVE_S):
                 while True:
@@ -266,7 +268,7 @@ class Moving:
                 f"The session was lost: {lost}, and no other agent took it within {MOVE_S:g} s ({why}). Start another one.",
             ) from None
 
-    async def wait_to_leave(self, session: Session, live: LiveSession) -> AgentLease:
+    async def wait_to_leave(self, session: ManagedSession, live: SpeechPipeline) -> AgentLease:
         """Returns when the agent asks that the session be moved, another one has a place, and the speech pauses (5 s at most)."""
         assert session.lease is not None
         while live.side is None or not live.side.vitals.draining:  # noqa: ASYNC110 - there is no hurry

@@ -18,7 +18,7 @@ from musetalk_agent.protocol.http import AvatarSource, Picture, PublisherMode, R
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.ingress import RoomIngress
 from orchestrator.metrics import Metrics
-from orchestrator.session.model import Session, SessionOrder
+from orchestrator.session.model import ManagedSession, SessionRequest
 from orchestrator.store.seal import Seal, SealBroken, derive
 from orchestrator.store.session_store import SessionStore, StoredSession, StoreError
 
@@ -42,7 +42,7 @@ _Item = TypeVar("_Item")
 _log = logging.getLogger(__name__)
 
 
-class Ledger:
+class SessionJournal:
     """Writes behind: `note` returns at once, and a task writes what a session is then. Another task keeps the leases.
 
     The two share nothing but the store: however much there is to write, and however long that takes, leases are renewed in time.
@@ -355,12 +355,12 @@ def unavailable() -> ProblemError:
 class Sealed(BaseModel):
     """What only this deployment may read: addresses carry keys."""
 
-    order: SessionOrder
+    order: SessionRequest
     publisher_mode: PublisherMode
     ingress_url: str | None = None
 
 
-def to_record(session: Session, ledger: Ledger) -> StoredSession:
+def to_record(session: ManagedSession, ledger: SessionJournal) -> StoredSession:
     """The session as it is now."""
     live, ingress = session.live, session.ingress
     adopting = session.adopted and session.base_state is SessionState.STARTING
@@ -374,7 +374,7 @@ def to_record(session: Session, ledger: Ledger) -> StoredSession:
         identity=session.identity,
         room=session.order.room,
         key=session.order.key,
-        sealed=ledger.seal.close(sealed.model_dump_json()),
+        sealed=ledger.seal.encrypt(sealed.model_dump_json()),
         agent_url=session.lease.name if session.lease is not None else None,
         created_at=session.created_at,
         expires_at=session.expires_at,
@@ -389,16 +389,16 @@ def to_record(session: Session, ledger: Ledger) -> StoredSession:
     )
 
 
-def from_record(record: StoredSession, seal: Seal) -> Session:
+def from_record(record: StoredSession, seal: Seal) -> ManagedSession:
     """The session to go on with; when its order cannot be read, to end."""
-    order = SessionOrder(room=record.room, avatar=AvatarSource(), picture=Picture(), key=record.key)
+    order = SessionRequest(room=record.room, avatar=AvatarSource(), picture=Picture(), key=record.key)
     mode, ingress_url, readable = order.publisher, None, True
     try:
-        sealed = Sealed.model_validate_json(seal.open(record.sealed))
+        sealed = Sealed.model_validate_json(seal.decrypt(record.sealed))
         order, mode, ingress_url = sealed.order, sealed.publisher_mode, sealed.ingress_url
     except (SealBroken, ValueError):
         readable = False
-    session = Session(
+    session = ManagedSession(
         session_id=record.session_id,
         order=order,
         expires_at=record.expires_at,

@@ -10,10 +10,10 @@ from typing import Any
 
 from musetalk_agent.protocol.http import AgentSession, PublisherMode, SessionState
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
-from orchestrator.session.deps import Services
+from orchestrator.session.deps import SessionDeps
 from orchestrator.session.journal import from_record
-from orchestrator.session.model import Session, SessionOptions, SessionOrder
-from orchestrator.session.runner import HANDED_OVER, SessionOwner, refresh
+from orchestrator.session.model import ManagedSession, SessionOptions, SessionRequest
+from orchestrator.session.runner import HANDED_OVER, SessionRunner, refresh
 from orchestrator.store.session_store import StoredSession
 
 MAX_ENDED = 1000
@@ -24,18 +24,18 @@ class SessionRegistry:
 
     def __init__(self, keep_s: float) -> None:
         self._keep_s = keep_s
-        self._sessions: dict[str, Session] = {}
+        self._sessions: dict[str, ManagedSession] = {}
 
-    def add(self, session: Session) -> None:
+    def add(self, session: ManagedSession) -> None:
         """A new session."""
         self._prune()
         self._sessions[session.session_id] = session
 
-    def forget(self, session: Session) -> None:
+    def forget(self, session: ManagedSession) -> None:
         """A session nobody was told of."""
         self._sessions.pop(session.session_id, None)
 
-    def get(self, session_id: str) -> Session:
+    def get(self, session_id: str) -> ManagedSession:
         """Raises ProblemError `session_not_found`."""
         self._prune()
         session = self._sessions.get(session_id)
@@ -55,12 +55,12 @@ class SessionRegistry:
             f"There is no session {session_id[:64]!r}; ended ones are forgotten after {self._keep_s / 60:g} minutes.",
         )
 
-    def all(self) -> list[Session]:
+    def all(self) -> list[ManagedSession]:
         """Oldest first."""
         self._prune()
         return list(self._sessions.values())
 
-    def running(self) -> list[Session]:
+    def running(self) -> list[ManagedSession]:
         """Those that have not ended."""
         return [session for session in self._sessions.values() if not session.ended]
 
@@ -79,16 +79,16 @@ _ID_LETTERS = string.ascii_letters + string.digits
 _ID_LENGTH = 16  # 95 bits
 
 
-class SessionLifecycle:
+class SessionManager:
     """Starts and stops sessions."""
 
-    def __init__(self, services: Services, options: SessionOptions) -> None:
+    def __init__(self, services: SessionDeps, options: SessionOptions) -> None:
         self._services = services
         self.options = options
         self.registry = SessionRegistry(options.keep_s)
         self.draining = False
 
-    async def start(self, order: SessionOrder) -> Session:
+    async def start(self, order: SessionRequest) -> ManagedSession:
         """Starts a session and returns it when its agent is ready and linked. Cancelling undoes the start.
 
         Raises ProblemError: the agent's own, `at_capacity`, `agent_unavailable`, `livekit_unavailable`, or `session_ended`
@@ -96,7 +96,7 @@ class SessionLifecycle:
         """
         self.admit()
         begun = time.monotonic()
-        session = Session(
+        session = ManagedSession(
             session_id="ses_" + "".join(secrets.choice(_ID_LETTERS) for _ in range(_ID_LENGTH)),
             order=order,
             expires_at=time.time() + self.options.max_s,
@@ -116,7 +116,7 @@ class SessionLifecycle:
         metrics.start_seconds.observe(time.monotonic() - begun)
         return session
 
-    def adopt(self, record: StoredSession) -> Session:
+    def adopt(self, record: StoredSession) -> ManagedSession:
         """Goes on with a session that another process began; its lease is ours. Returns at once: `started` tells the rest."""
         session = from_record(record, self._services.ledger.seal)
         self._begin(session, record)
@@ -135,7 +135,7 @@ class SessionLifecycle:
         while time.monotonic() < until and any(s.live and not s.live.quiet for s in self.registry.running()):  # noqa: ASYNC110
             await asyncio.sleep(_DRAINING_POLL_S)
 
-    def let_go(self, session_id: str) -> asyncio.Task[None] | None:
+    def hand_over(self, session_id: str) -> asyncio.Task[None] | None:
         """Another process goes on with the session, or will: here it ends, and elsewhere nothing changes."""
         session = next((s for s in self.registry.running() if s.session_id == session_id), None)
         if session is None or session.owner is None or session.end_reason is not None:
@@ -145,7 +145,7 @@ class SessionLifecycle:
         session.owner.cancel()
         return session.owner
 
-    async def stop(self, session: Session, reason: str = "stopped") -> None:
+    async def stop(self, session: ManagedSession, reason: str = "stopped") -> None:
         """Ends a session in whatever state it is; any number of times, also at once.
 
         Returns when it has ended and its end is stored, or cannot be for now.
@@ -189,20 +189,20 @@ class SessionLifecycle:
         self.draining = True
         if self._services.ledger.store.durable:
             ready = [s for s in self.registry.running() if s.adopted or s.base_state is not SessionState.STARTING]
-            leaving = [self.let_go(session.session_id) for session in ready]
+            leaving = [self.hand_over(session.session_id) for session in ready]
             await asyncio.gather(*(owner for owner in leaving if owner is not None))
         await asyncio.gather(*(self.stop(session, "shutdown") for session in self.registry.running()))
         await self._services.background.aclose(UNDO_S)
 
-    async def refresh(self, session: Session) -> None:
+    async def refresh(self, session: ManagedSession) -> None:
         """Asks the agent for the session's state, unless that was done a moment ago. Keeps the old one on failure."""
         await refresh(self._services.agents, session)
 
-    def voice(self, session: Session) -> dict[str, Any] | None:
+    def voice(self, session: ManagedSession) -> dict[str, Any] | None:
         """What the orchestrator's own voice does in the session; None where it is not in the room."""
         return self._services.voices.view(session)
 
-    async def set_publisher(self, session: Session, mode: PublisherMode) -> AgentSession:
+    async def set_publisher(self, session: ManagedSession, mode: PublisherMode) -> AgentSession:
         """Holds a running session's media to one way, also after a move.
 
         Raises ProblemError: `publisher_unavailable`, `session_ended`, or `session_conflict` while it moves.
@@ -217,14 +217,14 @@ class SessionLifecycle:
         session.snapshot, session.snapshot_at, session.publisher_mode = snapshot, time.monotonic(), mode
         return snapshot
 
-    def _begin(self, session: Session, known: StoredSession | None = None) -> None:
+    def _begin(self, session: ManagedSession, known: StoredSession | None = None) -> None:
         """Starts the task that owns the session, in the registry from now on."""
         self.registry.add(session)
-        owner = SessionOwner(session, self._services, self.options, known)
+        owner = SessionRunner(session, self._services, self.options, known)
         session.owner = asyncio.create_task(self._own(session, owner), name=f"session-{session.session_id}")
         session.owner.add_done_callback(lambda _: self._owned(session))
 
-    async def _own(self, session: Session, owner: SessionOwner) -> None:
+    async def _own(self, session: ManagedSession, owner: SessionRunner) -> None:
         try:
             await owner.run()
         finally:
@@ -236,7 +236,7 @@ class SessionLifecycle:
             else:
                 self._services.ledger.leave(session.session_id)
 
-    def _owned(self, session: Session) -> None:
+    def _owned(self, session: ManagedSession) -> None:
         """The owner has ended. One that was cancelled before its first step has done nothing, not even said so."""
         if not session.started.done():
             session.started.set_exception(session.over())
@@ -244,6 +244,6 @@ class SessionLifecycle:
             self.registry.forget(session)
 
 
-def _moving(session: Session) -> ProblemError:
+def _moving(session: ManagedSession) -> ProblemError:
     text = f"Session {session.session_id} has no agent at the moment: try again."
     return ProblemError(ErrorCode.SESSION_CONFLICT, text, retry_after_s=2)

@@ -25,7 +25,7 @@ from orchestrator.agents.agent_client import AgentLease
 from orchestrator.audio.ingest import AudioLimits
 from orchestrator.events import STATE, EventBus
 from orchestrator.ingress import RoomIngress
-from orchestrator.session.pipeline import LiveSession
+from orchestrator.session.pipeline import SpeechPipeline
 from orchestrator.store.session_store import Progress
 
 
@@ -62,7 +62,7 @@ class SessionOptions:
 #     └──► failed ◄── (from any but the ended ones)
 #
 # `recovering` is entered from `ready` too, and left for it. `stopped` and `failed` are the end. `ready` and `speaking` differ in
-# whether speech is being heard, see `Session.state`.
+# whether speech is being heard, see `ManagedSession.state`.
 NEXT: dict[SessionState, frozenset[SessionState]] = {
     SessionState.STARTING: frozenset({SessionState.READY, SessionState.DRAINING, SessionState.FAILED}),
     SessionState.READY: frozenset(
@@ -92,7 +92,7 @@ def step(current: SessionState, to: SessionState) -> SessionState:
 
 
 @dataclass(frozen=True)
-class SessionOrder:
+class SessionRequest:
     """What a client asked for. `speaker` is the participant for whom the avatar speaks, `voice` who publishes the speech,
     `audio_source` how it comes: with `datastream` `speaker` sends it through the room.
     `rtmp_url` is secret. `key` names the caller whose session it is.
@@ -116,7 +116,7 @@ class SessionOrder:
 
 
 @dataclass(frozen=True)
-class Heard:
+class PlaybackSummary:
     """What is worth knowing of a session's audio path, also when that is gone."""
 
     position_s: float = 0.0
@@ -126,7 +126,7 @@ class Heard:
 
 
 @dataclass(eq=False)
-class Session:
+class ManagedSession:
     """One session. `owner` is the task that runs it; `started` resolves when it is ready, or with what went wrong.
 
     `snapshot_at` is when its agent was asked last (monotonic), `refreshing` is held while it is asked.
@@ -136,7 +136,7 @@ class Session:
     """
 
     session_id: str
-    order: SessionOrder
+    order: SessionRequest
     expires_at: float
     started: asyncio.Future[None]
     created_at: float = field(default_factory=time.time)
@@ -152,8 +152,8 @@ class Session:
     moves: int = 0
     moved_at: list[float] = field(default_factory=list)
     agent_lost_at: float | None = None
-    live: LiveSession | None = None
-    final: Heard = Heard()
+    live: SpeechPipeline | None = None
+    final: PlaybackSummary = PlaybackSummary()
     snapshot: AgentSession | None = None
     snapshot_at: float = float("-inf")
     refreshing: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False)
@@ -192,17 +192,17 @@ class Session:
         return self.base_state in ENDED
 
     @property
-    def heard(self) -> Heard:
+    def heard(self) -> PlaybackSummary:
         """Of now while the session runs, of its end afterwards."""
         live = self.live
         if live is None:
             return self.final
         if self._by_room is not None:
             told, at = self._by_room.playback, self._by_room.last_audio_at
-            return Heard(
+            return PlaybackSummary(
                 told.position_s, told.buffered_s, told.segments, datetime.fromisoformat(at).timestamp() if at else None
             )
-        return Heard(live.position_s, live.backlog_s, live.segments, live.last_audio_at)
+        return PlaybackSummary(live.position_s, live.backlog_s, live.segments, live.last_audio_at)
 
     def retire(self) -> None:
         """Lets go of the audio path and whatever it buffers; the session only has to be readable."""
@@ -220,7 +220,7 @@ class Session:
         self.moved_at.append(now)
         self.agent_lost_at = at
 
-    def running(self) -> LiveSession:
+    def running(self) -> SpeechPipeline:
         """The session's audio path. Raises ProblemError `session_ended`, or `session_conflict` while it is starting."""
         if self.live is not None and self.base_state in RUNNING:
             return self.live
@@ -230,7 +230,7 @@ class Session:
             )
         raise self.over()
 
-    def speakable(self) -> LiveSession:
+    def speakable(self) -> SpeechPipeline:
         """`running`, for those who bring speech. Raises ProblemError `speech_elsewhere` where it comes through the room."""
         if self.order.audio_source is AudioSource.DATASTREAM:
             raise ProblemError(
@@ -319,7 +319,7 @@ def iso(at: float | None) -> str | None:
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def tell_state(events: EventBus, session: Session, to: SessionState, reason: str | None = None) -> None:
+def publish_state(events: EventBus, session: ManagedSession, to: SessionState, reason: str | None = None) -> None:
     """Steps to `to` and tells it: as an event, and to the sender unless nobody can have connected yet.
 
     Raises IllegalTransition when the table does not allow it.
@@ -331,7 +331,7 @@ def tell_state(events: EventBus, session: Session, to: SessionState, reason: str
         session.live.outbox.put(StateChanged(id=id, state=to.value, reason=reason))
 
 
-def ingress_attributes(session: Session, live: LiveSession) -> dict[str, str] | None:
+def ingress_attributes(session: ManagedSession, live: SpeechPipeline) -> dict[str, str] | None:
     """Attributes of the avatar while it comes by ingress and cannot set its own; None while it does not."""
     if session.ingress is None or live.side is None or live.side.vitals.publisher != "rtmp":
         return None

@@ -1,6 +1,6 @@
 """The audio path of one running session: its segments, what renders them, the messages to its sender. All on one event loop.
 
-An agent renders the segments (`serve`), or the standby voice while there is no agent (`hand_to`).
+An agent renders the segments (`serve`), or the standby voice while there is no agent (`attach_renderer`).
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ from musetalk_agent.protocol.messages import (
 )
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.agents.agent_client import AgentLease
-from orchestrator.audio.ingest import BYTES_PER_SAMPLE, AudioLimits, Decoder, Gate, Meter
-from orchestrator.audio.outgoing_segment import LinkItem
+from orchestrator.audio.ingest import BYTES_PER_SAMPLE, AudioLimits, IngestLimiter, LevelMeter, PcmDecoder
+from orchestrator.audio.outgoing_segment import LinkMessage
 from orchestrator.audio.segments import DEFAULT_RATE, Clearing, SegmentTracker
 from orchestrator.events import EventBus
 from orchestrator.metrics import Metrics
-from orchestrator.session.agent_connection import AgentSide
-from orchestrator.session.event_outbox import Connection, Outbox
-from orchestrator.session.speech_queue import Speech, Utterances
+from orchestrator.session.agent_connection import AgentConnection
+from orchestrator.session.event_outbox import ClientQueue, EventOutbox
+from orchestrator.session.speech_queue import SegmentSpans, SpeechQueue
 from orchestrator.store.session_store import Progress
 
 
 @dataclass(frozen=True)
-class Queues:
+class QueueSizes:
     """How much of a session waits, each with a bound of its own.
 
     Attributes:
@@ -71,7 +71,7 @@ CLEAR_ANSWER_S = 1.0
 _log = logging.getLogger(__name__)
 
 
-class Clears:
+class PendingClears:
     """Those of one session."""
 
     def __init__(self, session_id: str, metrics: Metrics) -> None:
@@ -113,8 +113,8 @@ class Clears:
                     waiter.set_result(0.0)
 
 
-class Speaker(Protocol):
-    """Pulls items with `LiveSession.next_item` and tells what was heard."""
+class Renderer(Protocol):
+    """Pulls items with `SpeechPipeline.next_item` and tells what was heard."""
 
     def wake(self) -> None:
         """There may be an item."""
@@ -129,38 +129,44 @@ TICK_S = 0.05
 ACK_EVERY_S = 0.2
 
 
-class LiveSession:
+class SpeechPipeline:
     """The audio path of one session. `run()` must be running, and `serve()` as long as an agent has the session."""
 
-    def __init__(self, session_id: str, limits: AudioLimits, metrics: Metrics, events: EventBus) -> None:
+    def __init__(
+        self,
+        session_id: str,
+        limits: AudioLimits,
+        metrics: Metrics,
+        events: EventBus,
+        on_progress: Callable[[], None] = lambda: None,
+    ) -> None:
         self.session_id = session_id
         self._limits = limits
+        self._on_progress = on_progress
         self._metrics = metrics
-        self.traces = Utterances(session_id)
+        self.traces = SegmentSpans(session_id)
         self._tracker = SegmentTracker(limits.backlog_s, self.traces.begin)
         self._room = asyncio.Event()
-        self._speaker: Speaker | None = None
+        self._speaker: Renderer | None = None
         self._drops_before = 0
         self._due_at = 0.0
         self._nowhere = False
-        self._gate = Gate(limits, time.monotonic())
-        self._clears = Clears(session_id, metrics)
-        self._told_samples, self._told_at, self._told_segments = 0, 0.0, 0
-        self.side: AgentSide | None = None
-        self.outbox = Outbox(session_id, metrics, events)
-        self.meter = Meter()
-        self.speech = Speech(self, metrics)
+        self._gate = IngestLimiter(limits, time.monotonic())
+        self._clears = PendingClears(session_id, metrics)
+        self._acked_samples, self._acked_at, self._noted_segments = 0, 0.0, 0
+        self.side: AgentConnection | None = None
+        self.outbox = EventOutbox(session_id, metrics, events)
+        self.meter = LevelMeter()
+        self.speech = SpeechQueue(self, metrics)
         self.sample_rate: int | None = None
         self.received_samples = 0
         self._cleared_samples = 0
         self._inherited: Progress | None = None
         self.last_audio_at: float | None = None
         self.suspicion: str | None = None
-        self.on_progress: Callable[[], None] = lambda: None
-        """Called when `progress` has changed without an event."""
         self.known_position: Callable[[], tuple[int, float] | None] = lambda: None
         """Where the voice is, if somebody knows it better than the agent."""
-        self.on_forwarded: Callable[[LinkItem], None] = lambda _: None
+        self.on_forwarded: Callable[[LinkMessage], None] = lambda _: None
         """Called with every item that is forwarded."""
         self.on_voice: Callable[[LinkVoice], None] = lambda _: None
         """Called when the agent says what is due, where the orchestrator publishes the voice."""
@@ -177,21 +183,21 @@ class LiveSession:
             await self.speech.aclose()
 
     async def serve(self, lease: AgentLease, *, adopt_after: int | None = None) -> None:
-        """Speaks through this agent; returns never. Cancelling closes the link. See `AgentSide.run` for what it raises."""
-        side = AgentSide(
+        """Speaks through this agent; returns never. Cancelling closes the link. See `AgentConnection.run` for what it raises."""
+        side = AgentConnection(
             self.session_id,
             lease,
             self._metrics,
             take=self.next_item,
             control_waiting=lambda: self._tracker.control_waiting,
-            hear=lambda segment, heard_s, _: self.on_heard(segment, heard_s),
-            tell=self.on_event,
-            voice=lambda due: self.on_voice(due),
-            greet=self._greeted,
+            on_heard=self.on_heard,
+            on_event=self.on_event,
+            on_voice=lambda due: self.on_voice(due),
+            on_hello=self._greeted,
             adopt_after=adopt_after,
         )
         self.side = side
-        self.hand_to(side.link)
+        self.attach_renderer(side.link)
         try:
             await side.run(lambda: max(self._tracker.at_agent_s, side.vitals.buffered_s))
         finally:
@@ -234,7 +240,7 @@ class LiveSession:
             await asyncio.sleep(0)
         await self.side.link.wait_connected()
 
-    def hand_to(self, speaker: Speaker) -> None:
+    def attach_renderer(self, speaker: Renderer) -> None:
         """This one speaks from now on; items are its to pull."""
         self._speaker = speaker
         self._nowhere = False
@@ -263,13 +269,13 @@ class LiveSession:
         self._flush()
         self._clears.give_up()
         if problem is not None:
-            self.outbox.tell(Failed(code=problem.code, message=problem.detail))
+            self.outbox.publish(Failed(code=problem.code, message=problem.detail))
         self.outbox.close(CLOSE_GOING_AWAY if problem is None else CLOSE_INTERNAL)
 
     # --- the sender
 
-    def connect(self, sample_rate: int, last_event_id: int | None = None) -> Connection:
-        """A new `/audio` connection takes over; `last_event_id` as `Outbox.attach` has it.
+    def connect(self, sample_rate: int, last_event_id: int | None = None) -> ClientQueue:
+        """A new `/audio` connection takes over; `last_event_id` as `EventOutbox.attach` has it.
 
         Raises ProblemError `sample_rate_changed`.
         """
@@ -278,7 +284,7 @@ class LiveSession:
             session_id=self.session_id,
             received_samples=self.received_samples,
             sample_rate=sample_rate,
-            limits=self._limits.told(),
+            limits=self._limits.announced(),
         )
         return self.outbox.attach(hello, last_event_id)
 
@@ -292,7 +298,7 @@ class LiveSession:
                 value=sample_rate,
             )
 
-    def push(self, data: bytes, decoder: Decoder, sample_rate: int) -> None:
+    def push(self, data: bytes, decoder: PcmDecoder, sample_rate: int) -> None:
         """Takes a message of PCM whole, or raises ProblemError for the limit it passes and takes nothing of it."""
         now = time.monotonic()
         self._gate.check_message(len(data), now)
@@ -333,7 +339,7 @@ class LiveSession:
         clearing = self._tracker.clear(time.monotonic())
         self._cleared_samples = self.received_samples
         self._room.set()
-        self.on_progress()
+        self._on_progress()
         self._wake()
         self._flush()
         return clearing
@@ -385,14 +391,14 @@ class LiveSession:
 
     def warn(self, code: str, message: str) -> None:
         """Tells the sender that something went wrong which does not end the connection."""
-        self.outbox.tell(Warned(code=code, message=message))
+        self.outbox.publish(Warned(code=code, message=message))
 
     # --- what is known
 
-    def queues(self) -> Queues:
+    def queues(self) -> QueueSizes:
         """How much waits now, for `/debug/audio` and `/metrics`."""
         tracker = self._tracker
-        return Queues(
+        return QueueSizes(
             audio_s=round(tracker.audio_s, 3),
             speech_s=round(tracker.speech_s, 3),
             segments=tracker.open_segments,
@@ -471,7 +477,7 @@ class LiveSession:
 
     # --- who speaks
 
-    def next_item(self) -> LinkItem | None:
+    def next_item(self) -> LinkMessage | None:
         """The next item to speak, None when there is none now."""
         now = time.monotonic()
         outstanding_s = self._speaker.outstanding_s(now) if self._speaker else 0.0
@@ -499,10 +505,10 @@ class LiveSession:
         elif isinstance(event, Warned):
             if event.code in ("wrong_format_suspected", "format_recovered"):
                 self.suspicion = event.suspicion
-            self.outbox.tell(event)
+            self.outbox.publish(event)
         elif isinstance(event, PublisherChanged):
             self._nowhere = event.publisher == "none"  # and its clock stands
-            self.outbox.tell(event)
+            self.outbox.publish(event)
         self._moved_on()
         self._flush()
 
@@ -520,12 +526,12 @@ class LiveSession:
     def _tick(self, now: float) -> None:
         if self._tracker.tick(now):
             self._wake()
-        if self._told_segments != self._tracker.opened:
-            self._told_segments = self._tracker.opened
-            self.on_progress()
+        if self._noted_segments != self._tracker.opened:
+            self._noted_segments = self._tracker.opened
+            self._on_progress()
         self._flush()
-        if self.received_samples != self._told_samples and now - self._told_at >= ACK_EVERY_S:
-            self._told_samples, self._told_at = self.received_samples, now
+        if self.received_samples != self._acked_samples and now - self._acked_at >= ACK_EVERY_S:
+            self._acked_samples, self._acked_at = self.received_samples, now
             if self.outbox.connection is not None:
                 self.outbox.put(Ack(received_samples=self.received_samples))
 
@@ -533,5 +539,5 @@ class LiveSession:
         for event in self._tracker.take_events():
             if isinstance(event, PlaybackFinished):
                 self._metrics.segments.labels(interrupted=str(event.interrupted).lower()).inc()
-            self.traces.tell(event)
-            self.outbox.tell(event)
+            self.traces.on_event(event)
+            self.outbox.publish(event)

@@ -17,11 +17,11 @@ from orchestrator.agents.agent_client import AgentClient, AgentLease
 from orchestrator.agents.agent_link import LinkOver
 from orchestrator.ingress import RoomIngress
 from orchestrator.session.agent_connection import TAKEN, AgentLost
-from orchestrator.session.deps import Services
-from orchestrator.session.failover import Moving, Placing
+from orchestrator.session.deps import SessionDeps
+from orchestrator.session.failover import Failover, Placement
 from orchestrator.session.journal import to_record
-from orchestrator.session.model import Session, SessionOptions, ingress_attributes, tell_state
-from orchestrator.session.pipeline import LiveSession
+from orchestrator.session.model import ManagedSession, SessionOptions, ingress_attributes, publish_state
+from orchestrator.session.pipeline import SpeechPipeline
 from orchestrator.store.session_store import StoredSession
 from orchestrator.supervisor import run_each
 
@@ -29,7 +29,7 @@ FRESH_S = 0.5
 SNAPSHOT_TIMEOUT_S = 2.0
 
 
-async def refresh(agents: AgentClient, session: Session) -> None:
+async def refresh(agents: AgentClient, session: ManagedSession) -> None:
     """Asks the agent for the session's state, unless that was done a moment ago. Keeps the old one on failure.
 
     However many ask at the same time, the agent is asked once.
@@ -46,7 +46,7 @@ async def refresh(agents: AgentClient, session: Session) -> None:
 
 
 @dataclass
-class Lifetime:
+class Deadlines:
     """The deadlines of one session, on the clock its caller passes in (seconds).
 
     `note_*` move them; `over` tells the reason once one has passed, `next_at` when to look again.
@@ -103,7 +103,7 @@ HANDED_OVER = "handed_over"
 _log = logging.getLogger(__name__)
 
 
-class SessionOwner:
+class SessionRunner:
     """Runs one session. `end_reason` set on the session before `run` is cancelled says why it ends.
 
     Args:
@@ -111,14 +111,18 @@ class SessionOwner:
     """
 
     def __init__(
-        self, session: Session, services: Services, options: SessionOptions, known: StoredSession | None = None
+        self,
+        session: ManagedSession,
+        services: SessionDeps,
+        options: SessionOptions,
+        known: StoredSession | None = None,
     ) -> None:
         self._session = session
         self._known = known
         self._services = services
         self._options = options
-        self._placing = Placing(services, options)
-        self._moving = Moving(services, self._placing)
+        self._placing = Placement(services, options)
+        self._moving = Failover(services, self._placing)
         self._serving: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
@@ -148,7 +152,7 @@ class SessionOwner:
             problem, reason = _broken(), ErrorCode.INTERNAL.value
         session.end_reason = session.end_reason or reason  # from here on `stop` waits and does not cancel
         if session.end_reason == HANDED_OVER:
-            await self._let_go()
+            await self._hand_over()
         else:
             await self._close(problem)
 
@@ -190,14 +194,19 @@ class SessionOwner:
     async def _serve(self) -> str:
         """Runs the session until it ends by itself; returns why."""
         session = self._session
-        live = LiveSession(session.session_id, self._options.limits, self._services.metrics, self._services.events)
+        live = SpeechPipeline(
+            session.session_id,
+            self._options.limits,
+            self._services.metrics,
+            self._services.events,
+            partial(self._services.ledger.note, session.session_id),
+        )
         session.live = live
         tasks: set[asyncio.Task[Any]] = {asyncio.create_task(live.run(), name=f"live-{session.session_id}")}
         try:
-            live.on_progress = partial(self._services.ledger.note, session.session_id)
             self._services.voices.begin(session)
             await (self._link(live) if self._known is None else self._relink(live, self._known))
-            tell_state(self._services.events, session, SessionState.READY, "adopted" if self._known else None)
+            publish_state(self._services.events, session, SessionState.READY, "adopted" if self._known else None)
             session.started.set_result(None)
             _log.info("session ready", extra={"session_id": session.session_id, "room": session.order.room})
             tasks.add(asyncio.create_task(self._attend(live), name=f"attend-{session.session_id}"))
@@ -218,7 +227,7 @@ class SessionOwner:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _relink(self, live: LiveSession, known: StoredSession) -> None:
+    async def _relink(self, live: SpeechPipeline, known: StoredSession) -> None:
         """The same for a session of another process. When its agent is gone too, it moves to another one as soon as it is ready."""
         session = self._session
         live.inherit(known.progress)
@@ -234,7 +243,7 @@ class SessionOwner:
             lost = error if isinstance(error, AgentLost) else AgentLost("session_lost", str(error), time.monotonic())
             self._serving = asyncio.create_task(_raise(lost))
 
-    async def _link(self, live: LiveSession, adopt_after: int | None = None) -> None:
+    async def _link(self, live: SpeechPipeline, adopt_after: int | None = None) -> None:
         """Opens the link to the session's agent. Raises what ended it, or AgentLost when it takes too long."""
         lease = self._session.lease
         assert lease is not None
@@ -254,7 +263,7 @@ class SessionOwner:
             await asyncio.gather(serving, return_exceptions=True)
             raise AgentLost("link_lost", f"the agent's /audio did not open within {LINK_OPEN_S:g} s", time.monotonic())
 
-    async def _attend(self, live: LiveSession) -> None:
+    async def _attend(self, live: SpeechPipeline) -> None:
         """Keeps an agent with the session; returns never."""
         session = self._session
         while True:
@@ -268,7 +277,7 @@ class SessionOwner:
                 _log.warning("the next agent was lost at once", extra={"session_id": session.session_id})
                 self._serving = asyncio.create_task(_raise(again))
                 continue
-            tell_state(self._services.events, session, SessionState.READY, "moved")
+            publish_state(self._services.events, session, SessionState.READY, "moved")
 
     async def _still_ours(self, lost: AgentLost) -> bool:
         """Whether it is for us to move the session. Who cannot reach a shared store may have lost it without knowing."""
@@ -277,7 +286,7 @@ class SessionOwner:
             return False
         return await ledger.owns(self._session.session_id)
 
-    async def _until_lost(self, live: LiveSession) -> tuple[AgentLost, Any]:
+    async def _until_lost(self, live: SpeechPipeline) -> tuple[AgentLost, Any]:
         """Returns how the agent was lost, and where a planned move goes. Raises what ends the session."""
         serving = self._serving
         assert serving is not None
@@ -295,7 +304,7 @@ class SessionOwner:
             await asyncio.gather(leaving, return_exceptions=True)
 
     async def _explain(self, serving: asyncio.Task[None]) -> AgentLost:
-        """How the agent was lost. Raises ProblemError when it told what went wrong with the session itself."""
+        """How the agent was lost. Raises ProblemError when it reported what went wrong with the session itself."""
         session = self._session
         assert session.lease is not None
         try:
@@ -309,20 +318,20 @@ class SessionOwner:
             except ProblemError:
                 return AgentLost("session_lost", "its agent has forgotten it", at)
             session.snapshot = snapshot
-            told = _told(snapshot.error)
-            if told is None:
+            reported = _reported_problem(snapshot.error)
+            if reported is None:
                 return AgentLost("session_lost", "its agent has ended it", at)
-            if told.code is not ErrorCode.ENGINE_FAILED:
-                raise told from None
-            return AgentLost("engine_failed", told.detail, at)
+            if reported.code is not ErrorCode.ENGINE_FAILED:
+                raise reported from None
+            return AgentLost("engine_failed", reported.detail, at)
         raise AssertionError("serving returns never")
 
-    async def _watch(self, live: LiveSession) -> None:
+    async def _watch(self, live: SpeechPipeline) -> None:
         """Returns when the session has outlived its use, with `end_reason` set."""
         session = self._session
         order = session.order
         begun = time.monotonic()
-        life = Lifetime(
+        life = Deadlines(
             self._options,
             begun,
             begun + session.expires_at - time.time(),  # from here on a step of the wall clock ends no session
@@ -372,7 +381,7 @@ class SessionOwner:
         session, services = self._session, self._services
         try:
             if problem is None:
-                tell_state(services.events, session, SessionState.DRAINING, session.end_reason)
+                publish_state(services.events, session, SessionState.DRAINING, session.end_reason)
             if session.live is not None:
                 session.live.end(problem)
         finally:
@@ -395,11 +404,11 @@ class SessionOwner:
         session.error = problem
         session.ended_at = time.time()
         over = SessionState.STOPPED if problem is None else SessionState.FAILED
-        tell_state(services.events, session, over, session.end_reason)
+        publish_state(services.events, session, over, session.end_reason)
         services.metrics.ends.labels(reason=session.end_reason or "stopped").inc()
         _log.info("session ended", extra={"session_id": session.session_id, "reason": session.end_reason})
 
-    async def _let_go(self) -> None:
+    async def _hand_over(self) -> None:
         """Another process goes on with the session: agent and room are left as they are, the sender is to come again."""
         session, services = self._session, self._services
 
@@ -411,7 +420,7 @@ class SessionOwner:
                 services.voices.end(session)
 
         async def forget() -> None:
-            services.pool.forget(session.session_id)
+            services.pool.detach(session.session_id)
             session.retire()
 
         await run_each(
@@ -457,9 +466,9 @@ def _broken() -> ProblemError:
     return ProblemError(ErrorCode.INTERNAL, "The session failed for a reason of our own; see the logs.")
 
 
-def _told(error: dict[str, object] | None) -> ProblemError | None:
+def _reported_problem(error: dict[str, object] | None) -> ProblemError | None:
     """What the agent says went wrong."""
     if not error:
         return None
-    told = Problem.model_validate({"title": "", "status": 500, "detail": "", **error})
-    return ProblemError(told.code, told.detail, field=told.field)
+    reported = Problem.model_validate({"title": "", "status": 500, "detail": "", **error})
+    return ProblemError(reported.code, reported.detail, field=reported.field)

@@ -1,6 +1,6 @@
 """Texts that a session speaks: one job a text, one after the other, from the voice into a segment of its own.
 
-`Dictation` is a text that is spoken while it is still being written. `Utterances` traces each segment as a span.
+`TextStream` is a text that is spoken while it is still being written. `SegmentSpans` traces each segment as a span.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from orchestrator.tts.base import SpeechChunk
 from orchestrator.tts.sentences import GrowingText
 
 
-class Utterances:
+class SegmentSpans:
     """Spans of the open segments. The agent's part of a trace hangs on them, also after the session has moved."""
 
     def __init__(self, session_id: str) -> None:
@@ -41,8 +41,8 @@ class Utterances:
         span = self._open.get(segment)
         return traces.begin(name, span.traceparent) if span is not None else OFF
 
-    def tell(self, event: ServerMessage) -> None:
-        """What the session's sender is told."""
+    def on_event(self, event: ServerMessage) -> None:
+        """Records an event of the session on the span of its segment."""
         if isinstance(event, PlaybackStarted) and event.segment in self._open:
             self._open[event.segment].event(event.type)
         elif isinstance(event, PlaybackFinished) and event.segment in self._open:
@@ -65,7 +65,7 @@ class SpeechSink(Protocol):
     """Where the speech goes."""
 
     session_id: str
-    traces: Utterances
+    traces: SegmentSpans
 
     def open_speech(self) -> int:
         """Opens a segment and returns its number. Raises ProblemError `backlog_exceeded`."""
@@ -87,14 +87,14 @@ class SpeechSink(Protocol):
 
 
 @dataclass(eq=False)
-class Utterance:
+class SpeechJob:
     """A text on its way into its segment. `failure` is why it ended early, if a voice broke."""
 
     segment: int
     failure: ProblemError | None = None
 
 
-class Speech:
+class SpeechQueue:
     """The utterances of one session. They are synthesised one after the other, in the order in which they were asked for and play.
 
     An utterance begins when the one before it is complete, so what it waits for is only what is heard before it: texts cannot hold
@@ -124,14 +124,14 @@ class Speech:
 
     def say(
         self, chunks: AsyncGenerator[SpeechChunk, None], *, on_over: Callable[[], None] = lambda: None
-    ) -> Utterance:
+    ) -> SpeechJob:
         """Opens a segment and fills it in the background, when its turn comes.
 
         `on_over` is called when nothing more is put into it.
 
         Raises ProblemError `backlog_exceeded` when no other segment may be opened; `chunks` is then the caller's.
         """
-        utterance = Utterance(self._sink.open_speech())
+        utterance = SpeechJob(self._sink.open_speech())
         name = f"speech-{self._sink.session_id}-{utterance.segment}"
         task = asyncio.create_task(self._fill(utterance, chunks, self._turn), name=name)
         self._tasks.add(task)
@@ -155,7 +155,7 @@ class Speech:
         self.cancel()
         await asyncio.gather(*self._ending, return_exceptions=True)
 
-    async def _fill(self, utterance: Utterance, chunks: AsyncGenerator[SpeechChunk, None], turn: asyncio.Lock) -> None:
+    async def _fill(self, utterance: SpeechJob, chunks: AsyncGenerator[SpeechChunk, None], turn: asyncio.Lock) -> None:
         outcome, segment = "ok", utterance.segment
         span = self._sink.traces.child(segment, "synthesis")
         try:
@@ -195,14 +195,14 @@ _PIECE = 1024
 """Characters that are cut into sentences at once."""
 
 
-class Dictation:
+class TextStream:
     """One text. Its segment is opened by the first word.
 
     Writing never waits: what the voice is not ready for is kept here, up to `TEXT_BYTES`. So whoever reads a connection can go on
     reading it, and a `clear` is seen whatever waits.
     """
 
-    def __init__(self, speech: Speech, speak: Callable[[GrowingText], AsyncGenerator[SpeechChunk, None]]) -> None:
+    def __init__(self, speech: SpeechQueue, speak: Callable[[GrowingText], AsyncGenerator[SpeechChunk, None]]) -> None:
         self._speech = speech
         self._speak = speak
         self._text = GrowingText()
@@ -212,7 +212,7 @@ class Dictation:
         self._drained = asyncio.Event()
         self._feeding: asyncio.Task[None] | None = None
         self._bytes = 0
-        self.utterance: Utterance | None = None
+        self.utterance: SpeechJob | None = None
         self.over = asyncio.Event()
         """Set when the segment takes no more text."""
 

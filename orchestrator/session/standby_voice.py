@@ -1,8 +1,8 @@
 """The orchestrator's own voice in one session: while there is no agent, and always where it speaks instead of the agent.
 
-Without an agent the voice is the session's speaker (`LiveSession.hand_to`): it pulls the items an agent would get, and says
-them as soon as it can. When another agent is there, a cut is chosen a little ahead: the voice goes on to it, the agent begins
-there (docs/topics/voice.md).
+Without an agent the standby voice renders the session's segments (`SpeechPipeline.attach_renderer`): it pulls the messages that an
+agent would get, and plays them as soon as it can. When another agent is ready, a cut position a little ahead is chosen: the voice plays
+up to it, and the agent begins there (docs/topics/voice.md).
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from musetalk_agent.protocol.messages import (
 )
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.audio.ingest import BYTES_PER_SAMPLE
-from orchestrator.audio.outgoing_segment import DEFAULT_RATE, LinkItem
+from orchestrator.audio.outgoing_segment import DEFAULT_RATE, LinkMessage
 from orchestrator.metrics import Metrics
-from orchestrator.session.model import Session
+from orchestrator.session.model import ManagedSession
 from orchestrator.tokens import Rooms, TokenMinter
 from orchestrator.voice.line import VoiceLine
 from orchestrator.voice.messages import Report
@@ -52,18 +52,18 @@ _log = logging.getLogger(__name__)
 
 
 class Spoken(Protocol):
-    """What the voice needs of a `LiveSession`."""
+    """What the voice needs of a `SpeechPipeline`."""
 
     session_id: str
-    on_forwarded: Callable[[LinkItem], None]
+    on_forwarded: Callable[[LinkMessage], None]
     on_voice: Callable[[LinkVoice], None]
     known_position: Callable[[], tuple[int, float] | None]
 
-    def hand_to(self, speaker: Voicing) -> None:
+    def attach_renderer(self, speaker: StandbyVoice) -> None:
         """This one speaks from now on."""
         ...
 
-    def next_item(self) -> LinkItem | None:
+    def next_item(self) -> LinkMessage | None:
         """The next item to speak."""
         ...
 
@@ -84,7 +84,7 @@ class Spoken(Protocol):
         ...
 
 
-class Voicing:
+class StandbyVoice:
     """One session's voice.
 
     Args:
@@ -153,7 +153,7 @@ class Voicing:
         self._line, self._standing_in = line, True
         line.join(on_air=False)
         line.free()
-        self._live.hand_to(self)
+        self._live.attach_renderer(self)
         self.wake()
 
     async def hand_over(self) -> None:
@@ -213,7 +213,7 @@ class Voicing:
             _log.warning("no stand-in", extra={"session_id": self._live.session_id, "reason": str(error)})
             return None
 
-    def _take(self, item: LinkItem) -> None:
+    def _take(self, item: LinkMessage) -> None:
         """Gives the line what an agent gets."""
         line = self._line
         if line is None:
@@ -284,7 +284,7 @@ class VoiceStandby(StrEnum):
     JOINED = "joined"
 
 
-class SessionVoices:
+class StandbyVoices:
     """Gives sessions their voice. The worker is the caller's to close."""
 
     def __init__(
@@ -294,7 +294,7 @@ class SessionVoices:
         self._minter, self._rooms = minter, rooms
         self._metrics = metrics
         self._standby = standby
-        self._voicings: dict[str, Voicing] = {}
+        self._voicings: dict[str, StandbyVoice] = {}
         self._reserved: set[str] = set()
 
     def open(self) -> None:
@@ -306,7 +306,7 @@ class SessionVoices:
         """Ends the worker."""
         await self._worker.aclose()
 
-    def reserve(self, session: Session) -> None:
+    def reserve(self, session: ManagedSession) -> None:
         """Keeps a line for a session that is starting. Raises ProblemError `at_capacity` when it needs one and none is left."""
         order = session.order
         if order.voice is not VoiceSource.ORCHESTRATOR or not order.connect_livekit:
@@ -315,7 +315,7 @@ class SessionVoices:
             raise _busy()
         self._reserved.add(session.session_id)
 
-    def begin(self, session: Session) -> None:
+    def begin(self, session: ManagedSession) -> None:
         """The session's audio path is there. Raises ProblemError `at_capacity` when it is to speak and has no line left."""
         order, live = session.order, session.live
         self._reserved.discard(session.session_id)
@@ -324,14 +324,14 @@ class SessionVoices:
         always = order.voice is VoiceSource.ORCHESTRATOR
         if self._standby is VoiceStandby.OFF and not always:
             return
-        voicing = Voicing(live, self._maker(session), always=always, joined=self._standby is VoiceStandby.JOINED)
+        voicing = StandbyVoice(live, self._maker(session), always=always, joined=self._standby is VoiceStandby.JOINED)
         try:
             voicing.open()
         except VoiceBusyError as error:
             raise _busy() from error
         self._voicings[session.session_id] = voicing
 
-    def end(self, session: Session) -> None:
+    def end(self, session: ManagedSession) -> None:
         """The session is over."""
         self._reserved.discard(session.session_id)
         voicing = self._voicings.pop(session.session_id, None)
@@ -339,7 +339,7 @@ class SessionVoices:
             voicing.close()
 
     @asynccontextmanager
-    async def stand_in(self, session: Session) -> AsyncIterator[None]:
+    async def stand_in(self, session: ManagedSession) -> AsyncIterator[None]:
         """Speaks from the moment the session's agent is lost until the next one is ready to."""
         voicing = self._voicings.get(session.session_id)
         if voicing is None:
@@ -355,19 +355,19 @@ class SessionVoices:
             await asyncio.gather(muting, return_exceptions=True)
         await voicing.hand_over()
 
-    def view(self, session: Session) -> dict[str, Any] | None:
+    def view(self, session: ManagedSession) -> dict[str, Any] | None:
         """The voice's part of `/debug/audio`; None while it is not in the room."""
         voicing = self._voicings.get(session.session_id)
         return voicing.view() if voicing is not None else None
 
-    async def _mute_agent(self, session: Session) -> None:
+    async def _mute_agent(self, session: ManagedSession) -> None:
         """An agent that only we have lost may go on speaking; its next tracks have other ids."""
         tracks = session.snapshot.tracks if session.snapshot is not None else []
         for track in tracks:
             if track.kind == "audio":
                 await self._rooms.mute(session.order.room, session.identity, track.sid)
 
-    def _maker(self, session: Session) -> Callable[[Callable[[Report], None]], VoiceLine]:
+    def _maker(self, session: ManagedSession) -> Callable[[Callable[[Report], None]], VoiceLine]:
         minter, order = self._minter, session.order
 
         def token() -> str:

@@ -7,9 +7,9 @@ import logging
 import time
 
 from orchestrator.metrics import Metrics
-from orchestrator.session.journal import LEASE_S, Ledger
-from orchestrator.session.manager import SessionLifecycle
-from orchestrator.session.model import Session
+from orchestrator.session.journal import LEASE_S, SessionJournal
+from orchestrator.session.manager import SessionManager
+from orchestrator.session.model import ManagedSession
 from orchestrator.store.session_store import StoredSession, StoreError
 
 EVERY_S = 1.0
@@ -20,10 +20,10 @@ FIRST_S = 3.0
 _log = logging.getLogger(__name__)
 
 
-class Adoption:
+class SessionTakeover:
     """Looks at the store, once where nobody shares it, else every second."""
 
-    def __init__(self, sessions: SessionLifecycle, ledger: Ledger, metrics: Metrics) -> None:
+    def __init__(self, sessions: SessionManager, ledger: SessionJournal, metrics: Metrics) -> None:
         self._sessions = sessions
         self._ledger = ledger
         self._metrics = metrics
@@ -48,9 +48,9 @@ class Adoption:
             await self._look()
             self._again = False
 
-    async def _look(self) -> list[Session]:
+    async def _look(self) -> list[ManagedSession]:
         """Takes every session that is free. One that cannot be taken is logged, and the others are looked at all the same."""
-        adopted: list[Session] = []
+        adopted: list[ManagedSession] = []
         store = self._ledger.store
         try:
             running = [record for record in await store.sessions() if not record.ended]
@@ -67,7 +67,7 @@ class Adoption:
         self._vacant = {session_id: at for session_id, at in self._vacant.items() if session_id in known}
         return adopted
 
-    async def _consider(self, record: StoredSession, holder: str | None) -> Session | None:
+    async def _consider(self, record: StoredSession, holder: str | None) -> ManagedSession | None:
         """Takes one session if it is free. Raises StoreError."""
         try:
             fresh = await self._may_take(record, holder)
@@ -104,7 +104,7 @@ class Adoption:
         """Whether nothing is to be taken: it is here, or this process ends."""
         return self._sessions.draining or self._sessions.registry.holds(session_id)
 
-    def _take(self, record: StoredSession) -> Session:
+    def _take(self, record: StoredSession) -> ManagedSession:
         session = self._sessions.adopt(record)
         _log.warning("session taken over", extra={"session_id": record.session_id, "from": record.owner})
         session.started.add_done_callback(self._count)

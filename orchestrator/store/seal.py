@@ -24,11 +24,11 @@ class Seal:
     def __init__(self, key: bytes) -> None:
         self._fernet = Fernet(urlsafe_b64encode(key))
 
-    def close(self, text: str) -> str:
+    def encrypt(self, text: str) -> str:
         """The text, encrypted."""
         return self._fernet.encrypt(text.encode()).decode()
 
-    def open(self, sealed: str) -> str:
+    def decrypt(self, sealed: str) -> str:
         """The text again. Raises SealBroken."""
         try:
             return self._fernet.decrypt(sealed).decode()

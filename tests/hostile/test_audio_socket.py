@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from musetalk_agent.protocol.messages import CLOSE_POLICY
-from orchestrator.audio.ingest import AudioFormat, Decoder
+from orchestrator.audio.ingest import AudioFormat, PcmDecoder
 from tests.fakes.stage import Stage, stage
 
 TEXTS: dict[str, str] = {
@@ -136,5 +136,5 @@ async def still_works(running: Stage, started: dict[str, object]) -> None:
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(parts=st.lists(st.binary(max_size=64), max_size=20), form=st.sampled_from(AudioFormat))
 def test_any_cut_of_the_bytes_is_the_same_sound(parts: list[bytes], form: AudioFormat) -> None:
-    whole, pieces = Decoder(form), Decoder(form)
+    whole, pieces = PcmDecoder(form), PcmDecoder(form)
     assert b"".join(pieces.decode(part) for part in parts) == whole.decode(b"".join(parts))

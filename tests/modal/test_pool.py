@@ -15,15 +15,15 @@ from musetalk_agent.protocol.http import AgentStartRequest, AvatarSource, Pictur
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.agents.agent_client import AgentClient
 from orchestrator.agents.modal_pool import HEADER, ModalAgentPool, ModalOptions, ModalSessions
-from orchestrator.session.deps import Background, Services
-from orchestrator.session.failover import Placing
-from orchestrator.session.model import Session, SessionOptions, SessionOrder
+from orchestrator.session.deps import BackgroundTasks, SessionDeps
+from orchestrator.session.failover import Placement
+from orchestrator.session.model import ManagedSession, SessionOptions, SessionRequest
 from tests.fakes.agent_server import AGENT_KEY, FakeAgent
 from tests.fakes.serving import plain_config, serving
 from tests.fakes.sticky_router import StickyRouter, router_server
 from tests.waiting import NEVER_S, until
 
-ORDER = SessionOrder(room="r", avatar=AvatarSource(), picture=Picture(), engine="pattern")
+ORDER = SessionRequest(room="r", avatar=AvatarSource(), picture=Picture(), engine="pattern")
 REQUEST = AgentStartRequest(
     session_id="ses_a", room="r", livekit_url="ws://x", livekit_token="t", avatar=AvatarSource()
 )
@@ -148,7 +148,7 @@ async def test_a_container_that_lost_a_session_is_taken_last(monkeypatch: pytest
 async def test_another_orchestrator_goes_on_with_a_place(monkeypatch: pytest.MonkeyPatch) -> None:
     async with cloud(monkeypatch) as here:
         lease = await here.pool.acquire("s")
-        here.pool.forget("s")
+        here.pool.detach("s")
         await here.pool.aclose()
         assert here.router.ended == []
         adopted = here.make().adopt("s", lease.name)
@@ -160,7 +160,7 @@ async def test_another_orchestrator_goes_on_with_a_place(monkeypatch: pytest.Mon
 
 async def test_an_errand_takes_a_place_only_as_long_as_it_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
     async with cloud(monkeypatch) as here:
-        async with here.pool.errand() as lease, here.pool.errand() as other:
+        async with here.pool.borrow() as lease, here.pool.errand() as other:
             assert {token_of(lease), token_of(other)} == set(here.router.places)
         await here.pool.aclose()
         assert here.router.places == {}
@@ -200,7 +200,7 @@ async def test_containers_that_refused_are_avoided_after_their_places_were_given
         second = await here.pool.acquire("s", avoid=frozenset({first.name}))
         other = here.router.places[token_of(second)].container
         assert other != refused
-        here.pool.forget("s")
+        here.pool.detach("s")
         with pytest.raises(ProblemError) as caught:
             await here.pool.acquire("s", avoid=frozenset({first.name, second.name}))
         assert caught.value.code is ErrorCode.AT_CAPACITY
@@ -219,12 +219,15 @@ async def test_a_start_that_every_container_fails_ends(
             agent.start_error = ProblemError(error, "no") if error else None
             agent.start_breaks = error is None
         agents = AgentClient()
-        placing = Placing(
-            cast("Services", SimpleNamespace(pool=here.pool, agents=agents, ledger=Notes(), background=Background())),
+        placing = Placement(
+            cast(
+                "SessionDeps",
+                SimpleNamespace(pool=here.pool, agents=agents, ledger=Notes(), background=BackgroundTasks()),
+            ),
             SessionOptions(),
         )
         monkeypatch.setattr(placing, "_request", lambda session: REQUEST)
-        session = Session("ses_a", ORDER, 0.0, asyncio.get_running_loop().create_future())
+        session = ManagedSession("ses_a", ORDER, 0.0, asyncio.get_running_loop().create_future())
         async with asyncio.timeout(NEVER_S):
             with pytest.raises(ProblemError) as caught:
                 await placing.place(session)

@@ -17,7 +17,7 @@ from musetalk_agent.protocol.messages import Event, LinkClear, LinkHello, Playba
 from orchestrator.agents.agent_client import AgentLease
 from orchestrator.agents.agent_link import AgentLink, LinkLost, LinkOver, LinkPeer
 from orchestrator.agents.link_core import WINDOW_S
-from orchestrator.audio.outgoing_segment import LinkItem
+from orchestrator.audio.outgoing_segment import LinkMessage
 from orchestrator.metrics import Metrics
 from tests.fakes.agent_server import AGENT_KEY, FakeAgent
 from tests.fakes.agent_session import FakeSession
@@ -33,7 +33,7 @@ class Source:
     """Items that wait, events that came."""
 
     def __init__(self) -> None:
-        self.items: deque[LinkItem] = deque()
+        self.items: deque[LinkMessage] = deque()
         self.events: list[Event] = []
 
     def peer(self) -> LinkPeer:
@@ -63,10 +63,10 @@ async def test_twenty_cuts_lose_nothing_and_double_nothing() -> None:
         link = AgentLink(AgentLease(between.url, HEADERS), "s", source.peer(), Metrics())
         with running(link) as task:
             blocks = [bytes([n % 256, n // 256]) * 320 for n in range(420)]
-            source.items.append(LinkItem(SegmentStart(segment=1, sample_rate=16000).model_dump_json()))
+            source.items.append(LinkMessage(SegmentStart(segment=1, sample_rate=16000).model_dump_json()))
             cuts = 0
             for index, block in enumerate(blocks):
-                source.items.append(LinkItem(block, 0.02))
+                source.items.append(LinkMessage(block, 0.02))
                 link.wake()
                 if index % 20 == 10:
                     cuts += 1
@@ -74,7 +74,7 @@ async def test_twenty_cuts_lose_nothing_and_double_nothing() -> None:
                     for _ in range(7 * (index % 3)):
                         await asyncio.sleep(0)  # another moment of the connection's life each time
                     between.cut()
-            source.items.append(LinkItem(SegmentEnd(segment=1).model_dump_json()))
+            source.items.append(LinkMessage(SegmentEnd(segment=1).model_dump_json()))
             link.wake()
             await until(lambda: len(source.events) == 2)
         with suppress(asyncio.CancelledError):
@@ -91,26 +91,26 @@ async def test_a_link_whose_agent_takes_one_item_a_connection_still_delivers() -
     async with agent_behind_relay() as (agent, session, between):
         agent.drop_link_after = 2
         link = AgentLink(AgentLease(between.url, HEADERS), "s", source.peer(), Metrics())
-        source.items.append(LinkItem(SegmentStart(segment=1, sample_rate=16000).model_dump_json()))
-        source.items.extend(LinkItem(bytes([n, 0]), 0.0) for n in range(8))
+        source.items.append(LinkMessage(SegmentStart(segment=1, sample_rate=16000).model_dump_json()))
+        source.items.extend(LinkMessage(bytes([n, 0]), 0.0) for n in range(8))
         with running(link):
             await until(lambda: len(session.pcm) == 16)
         assert session.pcm == b"".join(bytes([n, 0]) for n in range(8))
 
 
 async def test_a_clear_overtakes_pcm_that_an_agent_does_not_acknowledge() -> None:
-    source, clear = Source(), LinkItem(LinkClear().model_dump_json())
+    source, clear = Source(), LinkMessage(LinkClear().model_dump_json())
     async with agent_behind_relay() as (agent, session, between):
         agent.acknowledges = False
-        pending: deque[LinkItem] = deque()
+        pending: deque[LinkMessage] = deque()
 
-        def next_item() -> LinkItem | None:
+        def next_item() -> LinkMessage | None:
             return pending.popleft() if pending else source.peer().next_item()
 
         peer = replace(source.peer(), next_item=next_item, control_waiting=lambda: bool(pending))
         link = AgentLink(AgentLease(between.url, HEADERS), "s", peer, Metrics())
-        source.items.append(LinkItem(SegmentStart(segment=1, sample_rate=16000).model_dump_json()))
-        source.items.extend(LinkItem(bytes(32000), 1.0) for _ in range(60))
+        source.items.append(LinkMessage(SegmentStart(segment=1, sample_rate=16000).model_dump_json()))
+        source.items.extend(LinkMessage(bytes(32000), 1.0) for _ in range(60))
         with running(link):
             await until(lambda: len(session.pcm) == 32000 * WINDOW_S)  # the window is full
             pending.append(clear)
@@ -157,7 +157,7 @@ async def test_a_session_that_another_orchestrator_began_goes_on_from_what_the_a
         link = AgentLink(AgentLease(between.url, HEADERS), "s", source.peer(), Metrics(), adopt_after=2)
         with running(link):
             await until(lambda: len(source.events) == 1)
-            source.items.append(LinkItem(SegmentStart(segment=4, sample_rate=16000).model_dump_json()))
+            source.items.append(LinkMessage(SegmentStart(segment=4, sample_rate=16000).model_dump_json()))
             link.wake()
             await until(lambda: session.items == 8 and not link.unacked)
         assert link.events_seen == 3
@@ -193,7 +193,7 @@ async def test_an_agent_that_forgot_what_it_took_is_noticed() -> None:
     async with agent_behind_relay() as (_, session, between):
         link = AgentLink(AgentLease(between.url, HEADERS), "s", source.peer(), Metrics())
         with running(link) as task:
-            source.items.append(LinkItem(SegmentStart(segment=1, sample_rate=16000).model_dump_json()))
+            source.items.append(LinkMessage(SegmentStart(segment=1, sample_rate=16000).model_dump_json()))
             link.wake()
             await until(lambda: session.items == 1 and not link.unacked)
             session.items = 0
@@ -206,7 +206,7 @@ async def test_what_is_sent_is_the_protocols_json() -> None:
     source = Source()
     async with agent_behind_relay() as (_, session, between):
         link = AgentLink(AgentLease(between.url, HEADERS), "s", source.peer(), Metrics())
-        source.items.append(LinkItem(SegmentStart(segment=1, sample_rate=16000, received=0).model_dump_json()))
+        source.items.append(LinkMessage(SegmentStart(segment=1, sample_rate=16000, received=0).model_dump_json()))
         with running(link):
             await until(lambda: session.texts)
         expected = '{"type":"segment.start","segment":1,"sample_rate":16000,"heard_s":0.0,"received":0,"in_s":0.0'

@@ -15,7 +15,7 @@ from musetalk_agent.protocol.http import AgentStartRequest, AvatarSource, Pictur
 from musetalk_agent.protocol.messages import TAKEN_OVER
 from orchestrator.agents.agent_client import AgentLease
 from orchestrator.agents.agent_link import AgentLink, LinkLost, LinkOver, LinkPeer, LinkTaken
-from orchestrator.audio.outgoing_segment import LinkItem
+from orchestrator.audio.outgoing_segment import LinkMessage
 from orchestrator.metrics import Metrics
 from tests.fakes.agent_server import AGENT_KEY, FakeAgent
 from tests.fakes.agent_session import FakeSession
@@ -44,7 +44,7 @@ class Here:
         self.network = Network({URL: self.agent})
         self.begun = time.monotonic()
         self.connects: list[float] = []
-        self.items: list[LinkItem] = []
+        self.items: list[LinkMessage] = []
         self.events: list[str] = []
 
         def connect(url: str, **options: Any) -> Any:
@@ -181,9 +181,9 @@ async def test_items_that_were_under_way_when_it_broke_arrive_once() -> None:
         await here.link.wait_connected()
         here.agent.drop_link_after = 3
         here.items += [
-            LinkItem('{"type":"segment.start","segment":1,"sample_rate":16000}'),
-            *(LinkItem(bytes([n, 0]) * 160, 0.01) for n in range(10)),
-            LinkItem('{"type":"segment.end","segment":1}'),
+            LinkMessage('{"type":"segment.start","segment":1,"sample_rate":16000}'),
+            *(LinkMessage(bytes([n, 0]) * 160, 0.01) for n in range(10)),
+            LinkMessage('{"type":"segment.end","segment":1}'),
         ]
         here.link.wake()
         await asyncio.sleep(3.0)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.agents.link_core import WINDOW_BYTES, WINDOW_S, LinkCore, LinkDesync
-from orchestrator.audio.outgoing_segment import LinkItem
+from orchestrator.audio.outgoing_segment import LinkMessage
 
 
 class Network:
@@ -67,7 +67,7 @@ def test_every_item_arrives_once_and_in_order_and_every_event_is_heard_once(step
     for step, count in [*steps, ("drop", 1), ("send", 999), ("deliver", 999), ("answer", 999)]:
         if step == "push":
             for _ in range(count):
-                core.push(LinkItem(str(pushed), 0.1))
+                core.push(LinkMessage(str(pushed), 0.1))
                 pushed += 1
         elif step == "drop":
             network.connect()
@@ -82,7 +82,7 @@ def test_every_item_arrives_once_and_in_order_and_every_event_is_heard_once(step
 def test_the_window_bounds_what_a_clear_waits_behind(seconds: float, items: int) -> None:
     core = LinkCore()
     while core.window_open:
-        core.push(LinkItem(bytes(32 << 10), seconds))
+        core.push(LinkMessage(bytes(32 << 10), seconds))
     assert core.pushed == items
     assert core.unacked_s == items * seconds
     core.connected(0)
@@ -96,7 +96,7 @@ def test_the_window_bounds_what_a_clear_waits_behind(seconds: float, items: int)
 def test_an_agent_that_lost_its_state_is_noticed(items: int) -> None:
     core = LinkCore()
     for _ in range(3):
-        core.push(LinkItem("x"))
+        core.push(LinkMessage("x"))
     core.connected(0)
     for _ in range(3):
         core.next_item()
@@ -107,7 +107,7 @@ def test_an_agent_that_lost_its_state_is_noticed(items: int) -> None:
 
 def test_an_acknowledgement_of_what_was_not_sent_and_a_missing_event_are_errors() -> None:
     core = LinkCore()
-    core.push(LinkItem("x"))
+    core.push(LinkMessage("x"))
     core.connected(0)
     with pytest.raises(LinkDesync):
         core.acked(1)

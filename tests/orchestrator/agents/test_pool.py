@@ -141,7 +141,7 @@ async def test_looks_starts_and_uploads_beside_uploads_all_find_the_agent() -> N
 
         async def upload() -> None:
             for _ in range(20):
-                async with pool.errand() as lease:
+                async with pool.borrow() as lease:
                     assert lease.base_url == urls[0]
 
         async def start(n: int) -> None:

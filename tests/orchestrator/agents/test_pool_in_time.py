@@ -112,12 +112,12 @@ async def test_a_look_that_is_cancelled_teaches_nothing_and_hides_nothing() -> N
 async def test_an_errand_takes_no_place_and_meets_full_agents_as_sessions_do() -> None:
     fleet = Fleet()
     pool = pool_of(fleet, A)
-    async with pool.errand() as lease:
+    async with pool.borrow() as lease:
         assert lease.base_url == A and (await pool.status())[0].leases == 0
     fleet.taken[A] = 4
     await asyncio.sleep(HEALTH_TTL_S)
     with pytest.raises(ProblemError) as caught:
-        async with pool.errand():
+        async with pool.borrow():
             pass
     assert (caught.value.code, caught.value.retry_after_s) == (ErrorCode.AT_CAPACITY, 5)
     assert caught.value.detail == "All 1 agents are full: try again later, or stop a session."

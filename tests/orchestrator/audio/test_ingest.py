@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
-from orchestrator.audio.ingest import AudioFormat, AudioLimits, Decoder, Gate, Meter, peak
+from orchestrator.audio.ingest import AudioFormat, AudioLimits, IngestLimiter, LevelMeter, PcmDecoder, peak
 
 
 @given(st.binary(max_size=200), st.lists(st.integers(0, 200), max_size=8))
 def test_any_split_of_the_bytes_gives_the_same_samples(data: bytes, cuts: list[int]) -> None:
-    decoder = Decoder(AudioFormat.S16LE)
+    decoder = PcmDecoder(AudioFormat.S16LE)
     edges = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
     announced, out = 0, b""
     for start, end in pairwise(edges):
@@ -24,7 +24,7 @@ def test_any_split_of_the_bytes_gives_the_same_samples(data: bytes, cuts: list[i
 
 
 def test_half_a_sample_does_not_reach_into_the_next_utterance() -> None:
-    decoder = Decoder(AudioFormat.S16LE)
+    decoder = PcmDecoder(AudioFormat.S16LE)
     assert decoder.decode(b"\x01\x02\x03") == b"\x01\x02"
     decoder.reset()
     assert decoder.decode(b"\x05\x06") == b"\x05\x06"
@@ -47,7 +47,7 @@ def test_a_sample_cut_in_half_where_an_utterance_ends(
     if quiet_first:
         after = np.concatenate([np.zeros(400, "<i2"), after])
     raw = before if width == 2 else (before / 32767).astype("<f4")
-    decoder = Decoder(audio_format)
+    decoder = PcmDecoder(audio_format)
     cut = len(before) * width - 1
     head = decoder.decode(raw.tobytes()[:cut], 1)
     rest = (after if width == 2 else (after / 32767).astype("<f4")).tobytes()
@@ -60,7 +60,7 @@ def test_a_sample_cut_in_half_where_an_utterance_ends(
 
 
 def test_a_half_sample_before_a_message_of_the_sender_is_dropped() -> None:
-    decoder = Decoder(AudioFormat.S16LE)
+    decoder = PcmDecoder(AudioFormat.S16LE)
     decoder.decode(SPEECH.tobytes() + b"\x01", 1)
     decoder.reset()
     assert decoder.decode(SPEECH.tobytes(), 2) == SPEECH.tobytes()
@@ -68,13 +68,13 @@ def test_a_half_sample_before_a_message_of_the_sender_is_dropped() -> None:
 
 def test_floats_become_int16_and_are_clipped() -> None:
     floats = np.array([0.0, 0.5, -0.5, 1.0, 2.0, -3.0, np.nan, np.inf], "<f4").tobytes()
-    decoder = Decoder(AudioFormat.F32LE)
+    decoder = PcmDecoder(AudioFormat.F32LE)
     out = np.frombuffer(decoder.decode(floats[:7]) + decoder.decode(floats[7:]), "<i2")
     assert out.tolist() == [0, 16384, -16384, 32767, 32767, -32767, 0, 32767]
 
 
 def test_a_message_that_is_too_large_is_refused_with_its_size() -> None:
-    gate = Gate(AudioLimits(message_bytes=100), now=0.0)
+    gate = IngestLimiter(AudioLimits(message_bytes=100), now=0.0)
     gate.check_message(100, 0.0)
     with pytest.raises(ProblemError) as caught:
         gate.check_message(101, 0.0)
@@ -82,7 +82,7 @@ def test_a_message_that_is_too_large_is_refused_with_its_size() -> None:
 
 
 def test_the_rate_allows_a_burst_and_then_its_own_pace() -> None:
-    gate = Gate(AudioLimits(message_bytes=10**6, bytes_per_s=10**5), now=0.0)
+    gate = IngestLimiter(AudioLimits(message_bytes=10**6, bytes_per_s=10**5), now=0.0)
     gate.check_message(399_000, 0.0)
     with pytest.raises(ProblemError, match="100000 bytes per second"):
         gate.check_message(50_000, 0.1)
@@ -90,7 +90,7 @@ def test_the_rate_allows_a_burst_and_then_its_own_pace() -> None:
 
 
 def test_a_flood_of_tiny_messages_meets_the_rate_too() -> None:
-    gate = Gate(AudioLimits(bytes_per_s=64_000), now=0.0)
+    gate = IngestLimiter(AudioLimits(bytes_per_s=64_000), now=0.0)
     with pytest.raises(ProblemError) as caught:
         for _ in range(3000):
             gate.check_message(0, 0.0)
@@ -99,7 +99,7 @@ def test_a_flood_of_tiny_messages_meets_the_rate_too() -> None:
 
 @pytest.mark.parametrize(("waiting", "more", "refused"), [(119.0, 1.0, False), (119.5, 1.0, True), (0.0, 121.0, True)])
 def test_the_backlog_is_bounded_in_seconds(waiting: float, more: float, refused: bool) -> None:
-    gate = Gate(AudioLimits(), now=0.0)
+    gate = IngestLimiter(AudioLimits(), now=0.0)
     if not refused:
         gate.check_backlog(waiting, more)
         return
@@ -110,13 +110,13 @@ def test_the_backlog_is_bounded_in_seconds(waiting: float, more: float, refused:
 
 
 def test_a_minute_of_speech_at_once_is_within_the_default_limits() -> None:
-    gate = Gate(AudioLimits(), now=0.0)
+    gate = IngestLimiter(AudioLimits(), now=0.0)
     for _ in range(60):
         gate.check_message(48000 * 4, 0.0)  # 48 kHz float
 
 
 def test_levels_of_the_last_second() -> None:
-    meter = Meter()
+    meter = LevelMeter()
     meter.add(np.full(16000, 32767, "<i2").tobytes(), 32000, now=0.0)
     half = np.tile(np.array([16384, -16384], "<i2"), 4000).tobytes()
     meter.add(half, 16000, now=1.5)

@@ -15,7 +15,7 @@ import websockets
 from starlette.websockets import WebSocket
 
 from musetalk_agent.protocol.messages import Failed, Warned
-from orchestrator.session.pipeline import LiveSession
+from orchestrator.session.pipeline import SpeechPipeline
 from tests.fakes.stage import Line, Stage, stage
 from tests.waiting import NEVER_S, until
 
@@ -447,7 +447,7 @@ async def test_a_fault_of_our_own_ends_the_connection_and_is_logged(
         raise LookupError("a bug")
 
     async with running.live() as (_, line):
-        monkeypatch.setattr(LiveSession, "push", breaks)
+        monkeypatch.setattr(SpeechPipeline, "push", breaks)
         await line.socket.send(tone(0.1))
         assert await line.closed() == 1011
     assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [LookupError]

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 
-from orchestrator.session.model import Session, SessionOptions
+from orchestrator.session.model import ManagedSession, SessionOptions
 from tests.waiting import until
 
 
@@ -30,7 +30,7 @@ def wound(monkeypatch: pytest.MonkeyPatch) -> Ahead:
     return clock
 
 
-async def looked_at(session: Session) -> None:
+async def looked_at(session: ManagedSession) -> None:
     """Returns once the deadlines were looked at with all that was so when this was called."""
     for _ in range(2):  # the first look may have begun before
         asked = session.snapshot_at

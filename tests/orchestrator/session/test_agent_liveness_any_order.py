@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from musetalk_agent.protocol.messages import LinkAck
-from orchestrator.session.agent_connection import SILENT_S, SPEECH_S, STILL_S, Vitals
+from orchestrator.session.agent_connection import SILENT_S, SPEECH_S, STILL_S, LivenessMonitor
 
 _gap = st.floats(0, 1.0, allow_nan=False)
 
@@ -19,7 +19,7 @@ def ack(items: int, place: int) -> LinkAck:
 @given(steps=st.lists(st.tuples(_gap, st.booleans(), st.booleans(), st.floats(0, 3)), max_size=40))
 def test_the_verdict_is_what_the_last_sign_of_life_says(steps: list[tuple[float, bool, bool, float]]) -> None:
     now = taken_at = moved_at = 10.0
-    vitals, items, place = Vitals(now), 0, 0
+    vitals, items, place = LivenessMonitor(now), 0, 0
     for gap, takes, moves, at_agent_s in steps:
         now += gap
         items, place = items + takes, place + moves
@@ -40,7 +40,7 @@ def test_the_verdict_is_what_the_last_sign_of_life_says(steps: list[tuple[float,
 def test_silence_is_a_fault_only_while_something_is_to_be_said_or_taken(
     quiet_s: float, unacked: bool, at_agent_s: float
 ) -> None:
-    vitals = Vitals(0.0)
+    vitals = LivenessMonitor(0.0)
     vitals.acked(ack(0, 1), 0.0)
     vitals.hung(0.0, unacked=unacked, at_agent_s=at_agent_s)
     hung = vitals.hung(quiet_s, unacked=unacked, at_agent_s=at_agent_s) is not None
@@ -49,7 +49,7 @@ def test_silence_is_a_fault_only_while_something_is_to_be_said_or_taken(
 
 @given(away_s=st.floats(0, 1000), at_agent_s=st.floats(1, 60))
 def test_a_publisher_without_a_network_and_a_link_that_is_down_are_no_fault(away_s: float, at_agent_s: float) -> None:
-    vitals = Vitals(0.0)
+    vitals = LivenessMonitor(0.0)
     vitals.published("none", 0.0)
     assert vitals.hung(away_s, unacked=False, at_agent_s=at_agent_s) is None
     vitals.published("livekit", away_s)

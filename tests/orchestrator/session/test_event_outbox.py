@@ -5,7 +5,7 @@ from __future__ import annotations
 from musetalk_agent.protocol.messages import Ack, Hello, Limits, PlaybackFinished, ServerMessage
 from orchestrator.events import EventBus
 from orchestrator.metrics import Metrics
-from orchestrator.session.event_outbox import KEPT_EVENTS, QUEUE_MESSAGES, Connection, Outbox
+from orchestrator.session.event_outbox import KEPT_EVENTS, QUEUE_MESSAGES, ClientQueue, EventOutbox
 
 HELLO = Hello(
     session_id="s",
@@ -15,17 +15,17 @@ HELLO = Hello(
 )
 
 
-def outbox() -> Outbox:
+def outbox() -> EventOutbox:
     metrics = Metrics()
-    return Outbox("s", metrics, EventBus(metrics))
+    return EventOutbox("s", metrics, EventBus(metrics))
 
 
-def finish(box: Outbox, *segments: int) -> None:
+def finish(box: EventOutbox, *segments: int) -> None:
     for segment in segments:
-        box.tell(PlaybackFinished(segment=segment, position_s=1.0, interrupted=False))
+        box.publish(PlaybackFinished(segment=segment, position_s=1.0, interrupted=False))
 
 
-async def drain(connection: Connection) -> list[ServerMessage]:
+async def drain(connection: ClientQueue) -> list[ServerMessage]:
     """Takes what is queued; asks once more at the end, as a writer whose sends succeeded does."""
     connection.close(1001)
     messages = []

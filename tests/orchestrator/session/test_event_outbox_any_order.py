@@ -11,7 +11,7 @@ from musetalk_agent.protocol.messages import Ack, EventMessage, Pong, Warned
 from orchestrator.events import EventBus
 from orchestrator.metrics import Metrics
 from orchestrator.session import event_outbox as tested
-from orchestrator.session.event_outbox import Connection, Outbox
+from orchestrator.session.event_outbox import ClientQueue, EventOutbox
 
 _ACTS = st.one_of(
     st.tuples(st.just("tell"), st.integers(1, 3)),
@@ -27,7 +27,7 @@ class Client:
     """One sender over all its connections: what it has read."""
 
     def __init__(self) -> None:
-        self.connection: Connection | None = None
+        self.connection: ClientQueue | None = None
         self.events: list[int] = []
         self.acks: list[int] = []
         self.in_hand = False
@@ -59,12 +59,12 @@ def test_a_client_that_names_what_it_saw_gets_each_event_once_and_one_that_does_
     acts: list[tuple[str, int]],
 ) -> None:
     async def played() -> None:
-        box = Outbox("s", Metrics(), EventBus(Metrics()))
+        box = EventOutbox("s", Metrics(), EventBus(Metrics()))
         client, told, samples = Client(), list[int](), 0
         for act, count in acts:
             if act == "tell":
                 for _ in range(count):
-                    box.tell(Warned(code="c", message="m"))
+                    box.publish(Warned(code="c", message="m"))
                     told.append(box._history[-1][1].id or 0)
             elif act == "ack":
                 samples += count
@@ -98,9 +98,9 @@ def test_a_client_that_names_what_it_saw_gets_each_event_once_and_one_that_does_
 @settings(max_examples=50, deadline=None)
 @given(count=st.integers(0, 3 * tested.KEPT_EVENTS), seen_at=st.integers(0, 3 * tested.KEPT_EVENTS))
 def test_what_is_no_longer_kept_is_said_to_be_missing(count: int, seen_at: int) -> None:
-    box, told = Outbox("s", Metrics(), EventBus(Metrics())), list[int]()
+    box, told = EventOutbox("s", Metrics(), EventBus(Metrics())), list[int]()
     for _ in range(count):
-        box.tell(Warned(code="c", message="m"))
+        box.publish(Warned(code="c", message="m"))
         told.append(box._history[-1][1].id or 0)
     seen = told[min(seen_at, count - 1)] if told else 1
     queued = list(box.attach(Pong(), seen)._queue)[1:]
@@ -114,7 +114,7 @@ def test_what_is_no_longer_kept_is_said_to_be_missing(count: int, seen_at: int) 
 @settings(max_examples=30, deadline=None)
 @given(more=st.integers(1, 50), acks=st.booleans())
 def test_a_reader_that_falls_behind_is_closed_and_acks_alone_never_close_it(more: int, acks: bool) -> None:
-    connection = Connection()
+    connection = ClientQueue()
     for number in range(tested.QUEUE_MESSAGES + more):
         connection.put(Ack(received_samples=number) if acks else Pong())
     assert connection.overrun is not acks and connection.closing is not acks

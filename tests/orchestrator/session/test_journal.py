@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 from musetalk_agent.protocol.http import SessionState
 from musetalk_agent.protocol.problems import ProblemError
 from orchestrator.metrics import Metrics
-from orchestrator.session.journal import STORED_S, Ledger
+from orchestrator.session.journal import STORED_S, SessionJournal
 from orchestrator.store.redis_store import RedisStore
 from orchestrator.store.session_store import SessionStore, StoredSession
 from orchestrator.store.sqlite import MEMORY, SqliteStore
@@ -33,9 +33,9 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @asynccontextmanager
-async def kept(store: SessionStore) -> AsyncIterator[Ledger]:
+async def kept(store: SessionStore) -> AsyncIterator[SessionJournal]:
     """A ledger at work on a store."""
-    ledger = Ledger(store, "secret", "https://here", Metrics())
+    ledger = SessionJournal(store, "secret", "https://here", Metrics())
     await ledger.open()
     work = asyncio.gather(ledger.keep_leases(), ledger.write_behind())
     try:
@@ -49,7 +49,7 @@ async def kept(store: SessionStore) -> AsyncIterator[Ledger]:
 class Life:
     """A session's record as it changes."""
 
-    def __init__(self, ledger: Ledger, session_id: str = "ses_a") -> None:
+    def __init__(self, ledger: SessionJournal, session_id: str = "ses_a") -> None:
         self.now = stored(session_id, owner=ledger.owner, owner_url=ledger.owner_url)
 
     def record(self) -> StoredSession:
@@ -59,7 +59,7 @@ class Life:
         self.now = self.now.model_copy(update=fields)
 
 
-def stored_is(ledger: Ledger, holds: Callable[[StoredSession], bool]) -> Callable[[], Awaitable[bool]]:
+def stored_is(ledger: SessionJournal, holds: Callable[[StoredSession], bool]) -> Callable[[], Awaitable[bool]]:
     """Whether the store has session `ses_a` so."""
 
     async def asked() -> bool:

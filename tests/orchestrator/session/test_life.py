@@ -11,7 +11,7 @@ import pytest
 from musetalk_agent.protocol.http import AudioSource, PublisherMode, SessionState
 from musetalk_agent.protocol.messages import Hello, StateChanged
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
-from orchestrator.session.model import Session
+from orchestrator.session.model import ManagedSession
 from orchestrator.store.session_store import StoredSession
 from tests.fakes.agent_server import FakeAgent
 from tests.fakes.memory_store import MemoryStore
@@ -23,7 +23,7 @@ def counted(here: World, name: str, **labels: str) -> float:
     return here.metrics.registry.get_sample_value(name, labels) or 0.0
 
 
-async def refused(start: asyncio.Task[Session]) -> ProblemError:
+async def refused(start: asyncio.Task[ManagedSession]) -> ProblemError:
     with pytest.raises(ProblemError) as caught:
         await start
     return caught.value
@@ -217,20 +217,20 @@ async def test_a_session_without_a_room_removes_nobody_from_one() -> None:
 # --- the agent is lost
 
 
-async def kill(here: World, session: Session) -> FakeAgent:
+async def kill(here: World, session: ManagedSession) -> FakeAgent:
     agent = here.agent_of(session)
     assert session.lease is not None
     here.network.kill(session.lease.base_url)
     return agent
 
 
-async def hang(here: World, session: Session) -> FakeAgent:
+async def hang(here: World, session: ManagedSession) -> FakeAgent:
     agent = here.agent_of(session)
     agent.hung = True
     return agent
 
 
-async def lose_engine(here: World, session: Session) -> FakeAgent:
+async def lose_engine(here: World, session: ManagedSession) -> FakeAgent:
     agent = here.agent_of(session)
     agent.only.error = {"code": "engine_failed", "detail": "the device is gone"}
     for socket in list(agent.only.sockets):
@@ -238,7 +238,7 @@ async def lose_engine(here: World, session: Session) -> FakeAgent:
     return agent
 
 
-async def forget(here: World, session: Session) -> FakeAgent:
+async def forget(here: World, session: ManagedSession) -> FakeAgent:
     agent = here.agent_of(session)
     agent.sessions.clear()
     assert session.lease is not None
@@ -251,7 +251,7 @@ async def forget(here: World, session: Session) -> FakeAgent:
     [(kill, "link_lost"), (hang, "hung"), (lose_engine, "engine_failed"), (forget, "session_lost")],
 )
 def test_a_session_whose_agent_is_lost_goes_on_at_another(
-    loses: Callable[[World, Session], object], cause: str
+    loses: Callable[[World, ManagedSession], object], cause: str
 ) -> None:
     @virtually
     async def played() -> None:

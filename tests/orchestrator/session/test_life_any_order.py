@@ -20,9 +20,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from musetalk_agent.protocol.http import SessionState
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
-from orchestrator.audio.ingest import AudioFormat, Decoder
-from orchestrator.session.event_outbox import Connection
-from orchestrator.session.model import NEXT, Session
+from orchestrator.audio.ingest import AudioFormat, PcmDecoder
+from orchestrator.session.event_outbox import ClientQueue
+from orchestrator.session.model import NEXT, ManagedSession
 from tests.orchestrator.session.world import RATE, World, speech
 from tests.virtual_loop import virtual_time
 
@@ -38,7 +38,7 @@ _which = st.integers(0, MOST - 1)
 class Tracked:
     """What the model knows of one session."""
 
-    session: Session
+    session: ManagedSession
     sent: dict[int, int] = field(default_factory=dict)
     """Samples of each segment."""
     cleared: set[int] = field(default_factory=set)
@@ -46,8 +46,8 @@ class Tracked:
     stopped: bool = False
     deaf_until: float = 0.0
     """PCM after a clear is dropped unless a new segment was asked for."""
-    decoder: Decoder = field(default_factory=lambda: Decoder(AudioFormat.S16LE))
-    lines: list[tuple[Connection, list[Any]]] = field(default_factory=list)
+    decoder: PcmDecoder = field(default_factory=lambda: PcmDecoder(AudioFormat.S16LE))
+    lines: list[tuple[ClientQueue, list[Any]]] = field(default_factory=list)
 
 
 class Life(RuleBasedStateMachine):
@@ -63,7 +63,7 @@ class Life(RuleBasedStateMachine):
         for agent in self.world.agents.values():
             agent.sessions_max = 2
         self.known: list[Tracked] = []
-        self.starting: list[asyncio.Task[Session]] = []
+        self.starting: list[asyncio.Task[ManagedSession]] = []
         self.run(self.world.open())
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:

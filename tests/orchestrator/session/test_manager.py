@@ -10,13 +10,13 @@ import pytest
 
 from musetalk_agent.protocol.http import AvatarSource, Picture
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
-from orchestrator.session.model import SessionOrder
+from orchestrator.session.model import SessionRequest
 from tests.fakes.fleet import fleet
 from tests.fakes.stage import Stage, stage
 from tests.orchestrator.session.lifetimes import looked_at, wound
 from tests.waiting import NEVER_S, until
 
-ORDER = SessionOrder(room="r", avatar=AvatarSource(), picture=Picture(), engine="pattern")
+ORDER = SessionRequest(room="r", avatar=AvatarSource(), picture=Picture(), engine="pattern")
 BODY = {"room": "r", "engine": "pattern"}
 
 

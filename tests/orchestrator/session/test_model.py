@@ -26,9 +26,9 @@ from musetalk_agent.protocol.http import (
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.ingress import RoomIngress
 from orchestrator.metrics import Metrics
-from orchestrator.session.journal import Ledger, from_record, to_record
-from orchestrator.session.model import Session, SessionOrder, iso
-from orchestrator.session.pipeline import LiveSession
+from orchestrator.session.journal import SessionJournal, from_record, to_record
+from orchestrator.session.model import ManagedSession, SessionRequest, iso
+from orchestrator.session.pipeline import SpeechPipeline
 from orchestrator.store.seal import Seal
 from orchestrator.store.session_store import Progress, StoredSession
 from tests.fakes.memory_store import MemoryStore
@@ -61,16 +61,18 @@ def told(**fields: Any) -> AgentSession:
     return AgentSession.model_validate(AGENT_TOLD | fields)
 
 
-def session(state: SessionState = SessionState.READY, **order: Any) -> Session:
-    made = Session("ses_1", replace(ORDER, **order), time.time() + 60, asyncio.get_running_loop().create_future())
+def session(state: SessionState = SessionState.READY, **order: Any) -> ManagedSession:
+    made = ManagedSession(
+        "ses_1", replace(ORDER, **order), time.time() + 60, asyncio.get_running_loop().create_future()
+    )
     made.base_state = state
     return made
 
 
-def live(**fields: Any) -> LiveSession:
+def live(**fields: Any) -> SpeechPipeline:
     """An audio path that says this of itself."""
     heard = {"position_s": 2.0, "backlog_s": 0.5, "segments": 2, "last_audio_at": EPOCH_S, "speaking": True}
-    return cast(LiveSession, SimpleNamespace(**{**heard, "dropping": False, **fields}))
+    return cast(SpeechPipeline, SimpleNamespace(**{**heard, "dropping": False, **fields}))
 
 
 @virtually
@@ -190,7 +192,7 @@ def test_times_are_iso_8601_to_the_millisecond(at: float | None, text: str | Non
 
 _names = st.text(max_size=20)
 _orders = st.builds(
-    SessionOrder,
+    SessionRequest,
     room=_names,
     avatar=st.just(AvatarSource()),
     picture=st.builds(Picture, fps=st.sampled_from([15, 25, 30])),
@@ -209,15 +211,15 @@ _orders = st.builds(
 )
 
 
-def ledger() -> Ledger:
-    made = Ledger(MemoryStore(), "secret", "https://me", Metrics())
+def ledger() -> SessionJournal:
+    made = SessionJournal(MemoryStore(), "secret", "https://me", Metrics())
     made.seal = Seal(bytes(32))
     return made
 
 
 @given(order=_orders, mode=st.sampled_from(PublisherMode), moves=st.integers(0, 9), ingress=st.booleans())
 def test_a_session_comes_back_from_its_record_and_the_record_shows_no_secret(
-    order: SessionOrder, mode: PublisherMode, moves: int, ingress: bool
+    order: SessionRequest, mode: PublisherMode, moves: int, ingress: bool
 ) -> None:
     async def played() -> None:
         made, book = session(SessionState.READY), ledger()

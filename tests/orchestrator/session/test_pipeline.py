@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -12,13 +12,13 @@ import pytest
 
 from musetalk_agent.protocol.messages import Cleared, PlaybackFinished, PlaybackStarted
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
-from orchestrator.audio.ingest import OPEN_SEGMENTS, AudioFormat, AudioLimits, Decoder
-from orchestrator.audio.outgoing_segment import LinkItem
+from orchestrator.audio.ingest import OPEN_SEGMENTS, AudioFormat, AudioLimits, PcmDecoder
+from orchestrator.audio.outgoing_segment import LinkMessage
 from orchestrator.audio.segments import EXPLICIT_END_S, IDLE_END_S
 from orchestrator.events import EventBus
 from orchestrator.metrics import Metrics
-from orchestrator.session.event_outbox import Connection
-from orchestrator.session.pipeline import LiveSession
+from orchestrator.session.event_outbox import ClientQueue
+from orchestrator.session.pipeline import SpeechPipeline
 from orchestrator.store.session_store import Progress
 from tests.virtual_loop import virtually
 
@@ -26,9 +26,9 @@ RATE = 16_000
 
 
 @asynccontextmanager
-async def running(**limits: Any) -> AsyncIterator[LiveSession]:
+async def running(on_progress: Callable[[], None] = lambda: None, **limits: Any) -> AsyncIterator[SpeechPipeline]:
     metrics = Metrics()
-    live = LiveSession("ses_1", AudioLimits(**limits), metrics, EventBus(metrics))
+    live = SpeechPipeline("ses_1", AudioLimits(**limits), metrics, EventBus(metrics), on_progress)
     task = asyncio.create_task(live.run())
     try:
         yield live
@@ -41,9 +41,9 @@ async def running(**limits: Any) -> AsyncIterator[LiveSession]:
 class Voice:
     """Somebody who takes every item at once and says what a test wants."""
 
-    def __init__(self, live: LiveSession) -> None:
-        self.live, self.items = live, list[LinkItem]()
-        live.hand_to(self)
+    def __init__(self, live: SpeechPipeline) -> None:
+        self.live, self.items = live, list[LinkMessage]()
+        live.attach_renderer(self)
         self.wake()
 
     def wake(self) -> None:
@@ -58,11 +58,11 @@ def pcm(seconds: float) -> bytes:
     return np.ones(round(seconds * RATE), "<i2").tobytes()
 
 
-def decoder() -> Decoder:
-    return Decoder(AudioFormat.S16LE)
+def decoder() -> PcmDecoder:
+    return PcmDecoder(AudioFormat.S16LE)
 
 
-async def read(connection: Connection) -> list[Any]:
+async def read(connection: ClientQueue) -> list[Any]:
     """What waits for the sender."""
     return [await connection.take() for _ in range(connection.waiting)]
 
@@ -195,11 +195,11 @@ async def test_while_the_agent_is_lost_an_interruption_is_answered_at_once() -> 
 
 @virtually
 async def test_a_clear_is_not_sent_again_by_one_who_takes_the_session_over() -> None:
-    async with running() as live:
+    changed: list[int] = []
+    async with running(lambda: changed.append(1)) as live:
         live.audio_start()
         live.push(pcm(1.0), decoder(), RATE)
-        changed: list[int] = []
-        live.on_progress = lambda: changed.append(1)
+        changed.clear()
         live.clear()
         assert live.progress().cleared_samples == RATE and changed == [1], "the store hears of it at once"
 

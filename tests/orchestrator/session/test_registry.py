@@ -9,14 +9,14 @@ from musetalk_agent.protocol.http import AvatarSource, Picture, SessionState
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.routes.idempotency import MAX_KEYS, Idempotency
 from orchestrator.session.manager import MAX_ENDED, SessionRegistry
-from orchestrator.session.model import Session, SessionOrder
+from orchestrator.session.model import ManagedSession, SessionRequest
 from tests.waiting import NEVER_S, turns
 
-ORDER = SessionOrder(room="r", avatar=AvatarSource(), picture=Picture())
+ORDER = SessionRequest(room="r", avatar=AvatarSource(), picture=Picture())
 
 
-def session(name: str, ended_at: float | None = None) -> Session:
-    made = Session(name, ORDER, time.time() + 60, asyncio.get_running_loop().create_future())
+def session(name: str, ended_at: float | None = None) -> ManagedSession:
+    made = ManagedSession(name, ORDER, time.time() + 60, asyncio.get_running_loop().create_future())
     if ended_at is not None:
         made.base_state, made.ended_at = SessionState.STOPPED, ended_at
     return made

@@ -17,10 +17,10 @@ from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.agents.agent_client import AgentClient, AgentFailed, AgentLease
 from orchestrator.audio.segments import Clearing
 from orchestrator.metrics import Metrics
-from orchestrator.session.deps import Background
-from orchestrator.session.failover import ACCEPTED_TRIES, REFUSED_TRIES, Tries
-from orchestrator.session.model import Session
-from orchestrator.session.pipeline import CLEAR_ANSWER_S, Clears
+from orchestrator.session.deps import BackgroundTasks
+from orchestrator.session.failover import ACCEPTED_TRIES, REFUSED_TRIES, StartAttempts
+from orchestrator.session.model import ManagedSession
+from orchestrator.session.pipeline import CLEAR_ANSWER_S, PendingClears
 from orchestrator.session.runner import FRESH_S, refresh
 from tests.orchestrator.session.world import ORDER
 from tests.virtual_loop import virtually
@@ -34,7 +34,7 @@ def clearing(dropped_s: float = 0.0) -> Clearing:
 
 @virtually
 async def test_everybody_who_waits_for_a_clear_gets_its_answer_at_once() -> None:
-    clears, one = Clears("ses_1", Metrics()), clearing(0.5)
+    clears, one = PendingClears("ses_1", Metrics()), clearing(0.5)
     waiting = [asyncio.create_task(clears.wait(one)) for _ in range(3)]
     await asyncio.sleep(0.3)
     one.dropped_s = 1.23456
@@ -46,7 +46,7 @@ async def test_everybody_who_waits_for_a_clear_gets_its_answer_at_once() -> None
 
 @virtually
 async def test_an_answer_is_for_its_own_clear() -> None:
-    clears, first, second = Clears("ses_1", Metrics()), clearing(1.0), clearing(2.0)
+    clears, first, second = PendingClears("ses_1", Metrics()), clearing(1.0), clearing(2.0)
     waiting = [asyncio.create_task(clears.wait(each)) for each in (first, second)]
     await asyncio.sleep(0.1)
     clears.answer(second)
@@ -58,7 +58,7 @@ async def test_an_answer_is_for_its_own_clear() -> None:
 
 @virtually
 async def test_a_clear_that_is_never_answered_holds_its_caller_for_a_second() -> None:
-    clears, one = Clears("ses_1", Metrics()), clearing(0.7)
+    clears, one = PendingClears("ses_1", Metrics()), clearing(0.7)
     begun = time.monotonic()
     assert await clears.wait(one) == 0.7, "what was known of it then"
     assert time.monotonic() - begun == pytest.approx(CLEAR_ANSWER_S)
@@ -67,14 +67,14 @@ async def test_a_clear_that_is_never_answered_holds_its_caller_for_a_second() ->
 
 @virtually
 async def test_one_that_was_answered_before_anybody_waits_does_not_wait() -> None:
-    clears, one = Clears("ses_1", Metrics()), clearing(0.7)
+    clears, one = PendingClears("ses_1", Metrics()), clearing(0.7)
     one.answered = True
     assert await clears.wait(one) == 0.7 and time.monotonic() == 1000.0
 
 
 @virtually
 async def test_a_caller_that_leaves_and_the_end_of_the_session_leave_nobody_behind() -> None:
-    clears, one = Clears("ses_1", Metrics()), clearing(0.7)
+    clears, one = PendingClears("ses_1", Metrics()), clearing(0.7)
     leaves, stays = (asyncio.create_task(clears.wait(one)) for _ in range(2))
     await asyncio.sleep(0.1)
     leaves.cancel()
@@ -89,7 +89,7 @@ async def test_a_caller_that_leaves_and_the_end_of_the_session_leave_nobody_behi
 
 @virtually
 async def test_the_end_waits_for_what_matters_and_cancels_the_rest() -> None:
-    background, done = Background(), list[str]()
+    background, done = BackgroundTasks(), list[str]()
 
     async def work(name: str, seconds: float) -> None:
         await asyncio.sleep(seconds)
@@ -111,7 +111,7 @@ async def test_the_end_waits_for_what_matters_and_cancels_the_rest() -> None:
 
 @virtually
 async def test_work_that_fails_does_not_keep_the_end_from_the_rest() -> None:
-    background = Background()
+    background = BackgroundTasks()
 
     async def fails() -> None:
         raise ValueError("a bug")
@@ -143,8 +143,8 @@ class Asked:
         return cast(AgentSession, SimpleNamespace(number=self.count))
 
 
-def placed() -> Session:
-    session = Session("ses_1", ORDER, time.time() + 60, asyncio.get_running_loop().create_future())
+def placed() -> ManagedSession:
+    session = ManagedSession("ses_1", ORDER, time.time() + 60, asyncio.get_running_loop().create_future())
     session.lease = AgentLease("http://a")
     return session
 
@@ -210,7 +210,7 @@ _FAILS = {
 
 @given(fails=st.lists(st.sampled_from(list(_FAILS)), max_size=12))
 def test_a_start_goes_on_to_another_agent_until_it_is_the_starts_own_fault(fails: list[str]) -> None:
-    tries = Tries()
+    tries = StartAttempts()
     for n, kind in enumerate(fails):
         goes_on = tries.failed(AgentLease(f"http://a{n}"), _FAILS[kind]())
         asked = fails[: n + 1]

@@ -19,10 +19,10 @@ from musetalk_agent.protocol.messages import (
     link_message,
 )
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
-from orchestrator.audio.ingest import AudioFormat, AudioLimits, Decoder
+from orchestrator.audio.ingest import AudioFormat, AudioLimits, PcmDecoder
 from orchestrator.events import EventBus
 from orchestrator.metrics import Metrics
-from orchestrator.session.pipeline import LiveSession
+from orchestrator.session.pipeline import SpeechPipeline
 from orchestrator.tts.base import SpeechChunk
 
 RATE = 8000
@@ -33,7 +33,7 @@ BACKLOG_S = 120.0
 class Player:
     """Plays what it pulls, as fast as a test asks for it."""
 
-    def __init__(self, live: LiveSession) -> None:
+    def __init__(self, live: SpeechPipeline) -> None:
         self.live = live
         self.pcm: dict[int, bytearray] = {}
         self.base: dict[int, float] = {}
@@ -114,10 +114,10 @@ class Voice:
 
 
 @asynccontextmanager
-async def running(backlog_s: float = BACKLOG_S) -> AsyncIterator[tuple[LiveSession, Voice]]:
+async def running(backlog_s: float = BACKLOG_S) -> AsyncIterator[tuple[SpeechPipeline, Voice]]:
     metrics = Metrics()
     limits = AudioLimits(backlog_s=backlog_s, bytes_per_s=1 << 30)
-    live = LiveSession("ses_1", limits, metrics, EventBus(metrics))
+    live = SpeechPipeline("ses_1", limits, metrics, EventBus(metrics))
     task = asyncio.create_task(live.run())
     try:
         yield live, Voice()
@@ -151,7 +151,7 @@ def values(pcm: bytes | bytearray) -> tuple[set[int], float]:
 async def test_ten_long_texts_are_spoken_in_order_and_the_33rd_that_waits_is_refused_at_once() -> None:
     async with running() as (live, voice):
         player = Player(live)
-        live.hand_to(player)
+        live.attach_renderer(player)
         for number in range(1, 33):
             seconds = 120.0 if number <= 10 else 1.0
             assert live.speech.say(voice.speak(number, seconds)).segment == number
@@ -167,8 +167,8 @@ async def test_ten_long_texts_are_spoken_in_order_and_the_33rd_that_waits_is_ref
 
 async def test_pcm_and_texts_in_turn_are_heard_in_order() -> None:
     async with running() as (live, voice):
-        player, decoder = Player(live), Decoder(AudioFormat.S16LE)
-        live.hand_to(player)
+        player, decoder = Player(live), PcmDecoder(AudioFormat.S16LE)
+        live.attach_renderer(player)
         for turn in range(5):
             live.speech.say(voice.speak(100 + turn, 100.0))
             live.audio_start()
@@ -189,7 +189,7 @@ async def test_pcm_and_texts_in_turn_are_heard_in_order() -> None:
 async def test_texts_go_on_when_the_session_moves_to_another_agent() -> None:
     async with running() as (live, voice):
         first = Player(live)
-        live.hand_to(first)
+        live.attach_renderer(first)
         for number in (1, 2, 3):
             live.speech.say(voice.speak(number, 100.0))
         for _ in range(30):
@@ -200,7 +200,7 @@ async def test_texts_go_on_when_the_session_moves_to_another_agent() -> None:
         await settle(2000)
         assert live.queues().speech_s == pytest.approx(BACKLOG_S, abs=CHUNK_S), "made ahead while nobody speaks"
         second = Player(live)
-        live.hand_to(second)
+        live.attach_renderer(second)
         second.wake()
         await play_out(second)
         assert second.base[1] == pytest.approx(30.0)
@@ -212,7 +212,7 @@ async def test_texts_go_on_when_the_session_moves_to_another_agent() -> None:
 async def test_a_barge_in_at_any_moment_empties_everything_and_the_next_text_is_spoken(played_s: int) -> None:
     async with running() as (live, voice):
         player = Player(live)
-        live.hand_to(player)
+        live.attach_renderer(player)
         for number in range(1, 11):
             live.speech.say(voice.speak(number, 120.0))
         for _ in range(played_s):
@@ -232,7 +232,7 @@ async def test_a_barge_in_at_any_moment_empties_everything_and_the_next_text_is_
 async def test_a_text_after_a_barge_in_does_not_wait_for_a_voice_that_closes_slowly() -> None:
     async with running() as (live, voice):
         player = Player(live)
-        live.hand_to(player)
+        live.attach_renderer(player)
         voice.slow_to_close.clear()
         live.speech.say(voice.speak(1, 10.0))
         await settle(5)

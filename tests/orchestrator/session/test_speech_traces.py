@@ -5,7 +5,7 @@ from __future__ import annotations
 from opentelemetry.sdk.trace import ReadableSpan
 
 from musetalk_agent.protocol.messages import PlaybackFinished
-from orchestrator.session.speech_queue import Utterances
+from orchestrator.session.speech_queue import SegmentSpans
 from orchestrator.tts.voices import Voices
 from tests.fakes.stage import stage
 from tests.fakes.tone_voice import TonePerWord
@@ -41,12 +41,12 @@ async def test_a_text_is_traced_within_its_caller() -> None:
 
 def test_pcm_is_a_trace_of_its_own_and_a_lost_agent_is_told_in_it() -> None:
     with recorded() as exporter:
-        utterances = Utterances("ses_1")
+        utterances = SegmentSpans("ses_1")
         first, second = utterances.begin(1), utterances.begin(2)
-        utterances.tell(PlaybackFinished(segment=1, position_s=1.5, interrupted=True))
+        utterances.on_event(PlaybackFinished(segment=1, position_s=1.5, interrupted=True))
         utterances.lost("hung")
-        utterances.tell(PlaybackFinished(segment=2, position_s=0.0, interrupted=False))
-        utterances.tell(PlaybackFinished(segment=2, position_s=0.0, interrupted=False))
+        utterances.on_event(PlaybackFinished(segment=2, position_s=0.0, interrupted=False))
+        utterances.on_event(PlaybackFinished(segment=2, position_s=0.0, interrupted=False))
         one, two = exporter.get_finished_spans()
     assert first is not None and second is not None and first.split("-")[1] != second.split("-")[1]
     assert one.parent is None and one.attributes is not None
@@ -55,7 +55,7 @@ def test_pcm_is_a_trace_of_its_own_and_a_lost_agent_is_told_in_it() -> None:
 
 
 def test_untraced_there_is_nothing() -> None:
-    utterances = Utterances("ses_1")
+    utterances = SegmentSpans("ses_1")
     assert utterances.begin(1) is None
     utterances.child(1, "synthesis").end()
-    utterances.tell(PlaybackFinished(segment=1, position_s=0.0, interrupted=False))
+    utterances.on_event(PlaybackFinished(segment=1, position_s=0.0, interrupted=False))

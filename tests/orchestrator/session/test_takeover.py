@@ -14,7 +14,7 @@ from musetalk_agent.protocol.messages import CLOSE_POLICY, TAKEN_OVER
 from orchestrator.keys import Caller, Scope
 from orchestrator.routes import elsewhere
 from orchestrator.session.journal import Sealed
-from orchestrator.session.model import SessionOrder
+from orchestrator.session.model import SessionRequest
 from orchestrator.store.seal import Seal, derive
 from orchestrator.store.session_store import Progress
 from orchestrator.store.sqlite import SqliteStore
@@ -24,7 +24,7 @@ from tests.orchestrator.store.test_stores import stored
 from tests.servers.redis import redis_server
 from tests.waiting import NEVER_S, until
 
-ORDER = SessionOrder(
+ORDER = SessionRequest(
     room="old", avatar=AvatarSource(), picture=Picture(), engine="pattern", rtmp_url="rtmp://host/app/KEY"
 )
 
@@ -34,7 +34,7 @@ async def seed(path: Path, secret: str = LIVEKIT_SECRET, **fields: Any) -> None:
     store = SqliteStore(str(path), 600)
     await store.open()
     seal = Seal(derive(secret, "sessions", store.deployment_id))
-    sealed = seal.close(Sealed(order=ORDER, publisher_mode=ORDER.publisher).model_dump_json())
+    sealed = seal.encrypt(Sealed(order=ORDER, publisher_mode=ORDER.publisher).model_dump_json())
     assert "rtmp:" not in sealed
     await store.save(stored("ses_old", room="old", sealed=sealed, owner="orc_dead", **fields))
     await store.aclose()
@@ -128,7 +128,7 @@ async def test_sessions_wait_for_the_next_process_and_those_in_memory_end(tmp_pa
         async with running.live() as (started, line):
             await line.socket.send(bytes(6400))
             await line.wait("playback.started")
-            running.app.state.context.sessions.let_go(started["session_id"])
+            running.app.state.context.sessions.hand_over(started["session_id"])
             assert await line.closed() == 1012
         kept = await running.start()
     assert set(agent.sessions) == {started["session_id"], kept["session_id"]} and agent.stopped == []

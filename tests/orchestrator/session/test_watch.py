@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from orchestrator.session.model import SessionOptions
-from orchestrator.session.runner import Lifetime
+from orchestrator.session.runner import Deadlines
 
 OPTIONS = SessionOptions(idle_ttl_s=100, viewer_grace_s=30)
 
@@ -26,7 +26,7 @@ OPTIONS = SessionOptions(idle_ttl_s=100, viewer_grace_s=30)
 def test_a_session_ends_when_it_has_outlived_its_use(
     audio_at: float | None, viewers: list[tuple[int, float]], now: float, reason: str | None
 ) -> None:
-    life = Lifetime(OPTIONS, begun_at=0, expires_at=500)
+    life = Deadlines(OPTIONS, begun_at=0, expires_at=500)
     if audio_at is not None:
         life.note_audio(audio_at)
     for count, at in viewers:
@@ -43,7 +43,7 @@ def test_one_who_speaks_through_the_room_keeps_the_session_alive(
     there_until: float | None, now: float, reason: str | None
 ) -> None:
     options = SessionOptions(idle_ttl_s=100, speaker_grace_s=20)
-    life = Lifetime(options, begun_at=0, expires_at=500, counts_viewers=False, counts_speaker=True)
+    life = Deadlines(options, begun_at=0, expires_at=500, counts_viewers=False, counts_speaker=True)
     if there_until is not None:
         life.note_speaker(there_until)
     assert life.over(now) == reason
@@ -51,13 +51,13 @@ def test_one_who_speaks_through_the_room_keeps_the_session_alive(
 
 
 def test_viewers_do_not_count_where_no_room_is_joined() -> None:
-    life = Lifetime(OPTIONS, begun_at=0, expires_at=500, counts_viewers=False)
+    life = Deadlines(OPTIONS, begun_at=0, expires_at=500, counts_viewers=False)
     assert life.over(99) is None and life.next_at() == 100
 
 
 def test_the_reason_is_the_deadline_that_passed_first_however_late_it_is_looked_at() -> None:
     options = SessionOptions(idle_ttl_s=10, viewer_grace_s=8, speaker_grace_s=6)
-    life = Lifetime(options, begun_at=0, expires_at=12, counts_speaker=True)
+    life = Deadlines(options, begun_at=0, expires_at=12, counts_speaker=True)
     assert life.over(100) == "speaker_left"
     life.note_speaker(5)
     assert life.over(100) == "no_viewers"

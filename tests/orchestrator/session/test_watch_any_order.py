@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.session.model import SessionOptions
-from orchestrator.session.runner import Lifetime
+from orchestrator.session.runner import Deadlines
 
 _time = st.floats(0, 400, allow_nan=False)
 _grace = st.floats(1, 100)
@@ -31,7 +31,7 @@ def test_it_ends_at_its_first_deadline_with_that_reason_and_no_note_brings_an_en
     now: float,
 ) -> None:
     options = SessionOptions(idle_ttl_s=idle, viewer_grace_s=viewers, speaker_grace_s=speaker)
-    life = Lifetime(options, 0.0, expires, counts_viewers=counts[0], counts_speaker=counts[1])
+    life = Deadlines(options, 0.0, expires, counts_viewers=counts[0], counts_speaker=counts[1])
     last = {"audio": 0.0, "viewers": 0.0, "speaker": 0.0}
     for kind, at in notes:
         before = life.next_at()

@@ -16,20 +16,20 @@ import pytest
 from musetalk_agent.protocol.http import AvatarSource, Picture
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.agents.pool import StaticAgentPool
-from orchestrator.audio.ingest import AudioFormat, Decoder
+from orchestrator.audio.ingest import AudioFormat, PcmDecoder
 from orchestrator.events import EventBus, SessionEvent
 from orchestrator.metrics import Metrics
-from orchestrator.session.deps import Services
-from orchestrator.session.journal import Ledger
-from orchestrator.session.manager import SessionLifecycle
-from orchestrator.session.model import Session, SessionOptions, SessionOrder
+from orchestrator.session.deps import SessionDeps
+from orchestrator.session.journal import SessionJournal
+from orchestrator.session.manager import SessionManager
+from orchestrator.session.model import ManagedSession, SessionOptions, SessionRequest
 from orchestrator.tokens import LiveKitKeys, Rooms, TokenMinter
 from tests.fakes.agent_server import AGENT_KEY, FakeAgent
 from tests.fakes.memory_store import MemoryStore
 from tests.fakes.wire import Network
 
 RATE = 16_000
-ORDER = SessionOrder(room="r", avatar=AvatarSource(), picture=Picture(), engine="pattern")
+ORDER = SessionRequest(room="r", avatar=AvatarSource(), picture=Picture(), engine="pattern")
 
 
 class FakeRooms:
@@ -67,14 +67,14 @@ class World:
         self.metrics = Metrics()
         self.rooms = FakeRooms()
         self.store = store or MemoryStore()
-        self.ledger = Ledger(self.store, "secret", None, self.metrics)
+        self.ledger = SessionJournal(self.store, "secret", None, self.metrics)
         self.bus = EventBus(self.metrics)
         self.told: dict[str, list[tuple[str, dict[str, Any]]]] = defaultdict(list)
         self.bus.listen(self._keep)
         self.client = self.network.client()
         self.pool = StaticAgentPool(list(self.agents), AGENT_KEY, self.client)
         keys = LiveKitKeys("ws://livekit", "ws://livekit", "devkey", "secretsecretsecretsecretsecret00")
-        self.services = Services(
+        self.services = SessionDeps(
             pool=self.pool,
             agents=self.client,
             rooms=cast(Rooms, self.rooms),
@@ -83,8 +83,8 @@ class World:
             events=self.bus,
             ledger=self.ledger,
         )
-        self.sessions = SessionLifecycle(self.services, options or SessionOptions())
-        self.ledger.on_lost = self.sessions.let_go
+        self.sessions = SessionManager(self.services, options or SessionOptions())
+        self.ledger.on_lost = self.sessions.hand_over
         self._tasks: list[asyncio.Task[None]] = []
 
     async def open(self) -> None:
@@ -105,19 +105,19 @@ class World:
     def _keep(self, event: SessionEvent) -> None:
         self.told[event.session_id].append((event.type, json.loads(event.text)["data"]))
 
-    def states(self, session: Session) -> list[str]:
+    def states(self, session: ManagedSession) -> list[str]:
         """Every state that was told, in order."""
         return [data["state"] for kind, data in self.told[session.session_id] if kind == "session.state"]
 
-    def events(self, session: Session, kind: str) -> list[dict[str, Any]]:
+    def events(self, session: ManagedSession, kind: str) -> list[dict[str, Any]]:
         return [data for each, data in self.told[session.session_id] if each == kind]
 
-    def agent_of(self, session: Session) -> FakeAgent:
+    def agent_of(self, session: ManagedSession) -> FakeAgent:
         assert session.lease is not None
         return self.agents[session.lease.base_url]
 
-    async def start(self, **fields: Any) -> Session:
-        order = SessionOrder(**{**vars(ORDER), **fields})
+    async def start(self, **fields: Any) -> ManagedSession:
+        order = SessionRequest(**{**vars(ORDER), **fields})
         return await self.sessions.start(order)
 
     def restart(self, url: str) -> FakeAgent:
@@ -147,8 +147,8 @@ def speech(seconds: float, value: int = 1) -> bytes:
     return np.full(round(seconds * RATE), value, "<i2").tobytes()
 
 
-def say(session: Session, pcm: bytes, decoder: Decoder | None = None) -> None:
+def say(session: ManagedSession, pcm: bytes, decoder: PcmDecoder | None = None) -> None:
     """Sends PCM as a sender of `/audio` does, in messages of ten seconds."""
-    decoder = decoder or Decoder(AudioFormat.S16LE)
+    decoder = decoder or PcmDecoder(AudioFormat.S16LE)
     for at in range(0, len(pcm), 20 * RATE):
         session.running().push(pcm[at : at + 20 * RATE], decoder, RATE)

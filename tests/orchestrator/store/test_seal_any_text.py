@@ -14,10 +14,10 @@ _text = st.text(st.characters(exclude_categories=["Cs"]), max_size=300)
 
 @given(text=_text)
 def test_what_was_sealed_opens_again_and_shows_nothing(text: str) -> None:
-    sealed = SEAL.close(text)
-    assert SEAL.open(sealed) == text and sealed.isascii()
+    sealed = SEAL.encrypt(text)
+    assert SEAL.decrypt(sealed) == text and sealed.isascii()
     assert len(text) < 6 or text not in sealed
-    assert SEAL.close(text) != sealed, "the same secret twice does not look the same"
+    assert SEAL.encrypt(text) != sealed, "the same secret twice does not look the same"
 
 
 @given(
@@ -29,20 +29,20 @@ def test_another_secret_purpose_or_deployment_does_not_open_it(text: str, other:
     except UnicodeEncodeError:
         return
     with pytest.raises(SealBroken):
-        Seal(key).open(SEAL.close(text))
+        Seal(key).decrypt(SEAL.encrypt(text))
 
 
 @settings(max_examples=300)
 @given(text=_text, at=st.integers(0, 10_000), char=st.characters())
 def test_one_character_changed_is_noticed(text: str, at: int, char: str) -> None:
-    sealed = SEAL.close(text)
+    sealed = SEAL.encrypt(text)
     at %= len(sealed)
     damaged = sealed[:at] + char + sealed[at + 1 :]
     if damaged == sealed:
-        assert SEAL.open(damaged) == text
+        assert SEAL.decrypt(damaged) == text
         return
     try:
-        opened = SEAL.open(damaged)
+        opened = SEAL.decrypt(damaged)
     except SealBroken:
         return
     assert opened == text, "bits of the last character that base64 does not use"
@@ -51,4 +51,4 @@ def test_one_character_changed_is_noticed(text: str, at: int, char: str) -> None
 @given(junk=st.text(max_size=200))
 def test_junk_is_a_broken_seal(junk: str) -> None:
     with pytest.raises(SealBroken):
-        SEAL.open(junk)
+        SEAL.decrypt(junk)

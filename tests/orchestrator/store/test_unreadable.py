@@ -21,7 +21,7 @@ from orchestrator.events import EventBus
 from orchestrator.metrics import Metrics
 from orchestrator.reaper import Reaper
 from orchestrator.session.journal import from_record
-from orchestrator.session.pipeline import LiveSession
+from orchestrator.session.pipeline import SpeechPipeline
 from orchestrator.store.redis_store import RedisStore
 from orchestrator.store.seal import Seal, derive
 from orchestrator.store.session_store import MAX_RECORD, RecordReader, SessionStore, StoredSession, Unreadable, parse
@@ -195,7 +195,7 @@ async def taken(record: StoredSession) -> None:
     json.dumps(record.view, allow_nan=False)
     session = from_record(record, Seal(derive("secret", "sessions", "dep")))
     json.dumps(session.view(), allow_nan=False)
-    live = LiveSession("ses_bad", AudioLimits(), METRICS, EventBus(METRICS))
+    live = SpeechPipeline("ses_bad", AudioLimits(), METRICS, EventBus(METRICS))
     live.inherit(record.progress)
     live.without_agent()
     session.live = live

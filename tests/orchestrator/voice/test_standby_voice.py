@@ -11,10 +11,10 @@ import pytest
 from pydantic import BaseModel
 
 from musetalk_agent.protocol.messages import Cleared, Event, LinkVoice, PlaybackFinished, PlaybackStarted
-from orchestrator.audio.outgoing_segment import LinkItem
+from orchestrator.audio.outgoing_segment import LinkMessage
 from orchestrator.audio.segments import SegmentTracker
 from orchestrator.session import standby_voice as tested
-from orchestrator.session.standby_voice import Voicing
+from orchestrator.session.standby_voice import StandbyVoice
 from orchestrator.voice.line import VoiceLine
 from orchestrator.voice.messages import Air, Clear, Cut, CutMade, End, Follow, Join, Leave, Report, Sound
 from tests.waiting import until
@@ -46,18 +46,18 @@ class Talk:
 
     def __init__(self) -> None:
         self.tracker = SegmentTracker()
-        self.speaker: Voicing | None = None
-        self.on_forwarded: Callable[[LinkItem], None] = lambda _: None
+        self.speaker: StandbyVoice | None = None
+        self.on_forwarded: Callable[[LinkMessage], None] = lambda _: None
         self.on_voice: Callable[[LinkVoice], None] = lambda _: None
         self.known_position: Callable[[], tuple[int, float] | None] = lambda: None
         self.events: list[Event] = []
         self.due_at: float | None = None
 
-    def hand_to(self, speaker: Voicing) -> None:
+    def attach_renderer(self, speaker: StandbyVoice) -> None:
         self.speaker = speaker
         self.tracker.attach()
 
-    def next_item(self) -> LinkItem | None:
+    def next_item(self) -> LinkMessage | None:
         item = self.tracker.next_item()
         if item is not None:
             self.on_forwarded(item)
@@ -128,7 +128,7 @@ def lost(talk: Talk, heard_s: float) -> None:
 
 async def test_it_says_what_was_not_heard_and_tells_of_it() -> None:
     talk, worker = Talk(), Worker()
-    voice = Voicing(talk, worker.make)
+    voice = StandbyVoice(talk, worker.make)
     voice.open()
     talk.say(1.5)
     lost(talk, 0.5)
@@ -150,7 +150,7 @@ async def test_it_says_what_was_not_heard_and_tells_of_it() -> None:
 
 async def test_the_next_agent_gets_the_rest_when_the_voice_has_come_to_the_cut(clock: Clock) -> None:
     talk, worker = Talk(), Worker()
-    voice = Voicing(talk, worker.make)
+    voice = StandbyVoice(talk, worker.make)
     talk.say(4.0)
     lost(talk, 0.5)
     voice.stand_in()
@@ -171,7 +171,7 @@ async def test_the_next_agent_gets_the_rest_when_the_voice_has_come_to_the_cut(c
 
 async def test_an_agent_that_is_lost_before_its_turn_leaves_the_voice_where_it_is() -> None:
     talk, worker = Talk(), Worker()
-    voice = Voicing(talk, worker.make)
+    voice = StandbyVoice(talk, worker.make)
     voice.open()
     talk.say(4.0)
     lost(talk, 0.5)
@@ -189,7 +189,7 @@ async def test_an_agent_that_is_lost_before_its_turn_leaves_the_voice_where_it_i
 
 async def test_where_nobody_speaks_no_track_is_published() -> None:
     talk, worker = Talk(), Worker()
-    voice = Voicing(talk, worker.make)
+    voice = StandbyVoice(talk, worker.make)
     talk.rewind(0, 0.0)
     voice.stand_in()
     await asyncio.gather(voice.hand_over(), worker.answer(segment=0, heard_s=0.0, at=0.0, whole=False))
@@ -198,7 +198,7 @@ async def test_where_nobody_speaks_no_track_is_published() -> None:
 
 async def test_a_line_that_stays_goes_off_the_air() -> None:
     talk, worker = Talk(), Worker()
-    voice = Voicing(talk, worker.make, joined=True)
+    voice = StandbyVoice(talk, worker.make, joined=True)
     voice.open()
     assert [type(m) for m in worker.sent] == [Join]
     talk.say(1.0)
@@ -215,7 +215,7 @@ async def test_a_line_that_stays_goes_off_the_air() -> None:
 
 async def test_a_clear_is_answered_by_the_voice() -> None:
     talk, worker = Talk(), Worker()
-    voice = Voicing(talk, worker.make)
+    voice = StandbyVoice(talk, worker.make)
     talk.say(3.0)
     lost(talk, 1.0)
     voice.stand_in()
@@ -231,7 +231,7 @@ async def test_a_clear_is_answered_by_the_voice() -> None:
 async def test_a_worker_that_is_gone_at_the_hand_over_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tested, "SPOKEN_S", 0.01)
     talk, worker = Talk(), Worker()
-    voice = Voicing(talk, worker.make)
+    voice = StandbyVoice(talk, worker.make)
     talk.say(3.0)
     lost(talk, 1.0)
     voice.stand_in()
@@ -245,7 +245,7 @@ async def test_a_worker_that_is_gone_at_the_hand_over_loses_nothing(monkeypatch:
 
 async def test_a_voice_that_always_speaks_follows_the_agent_and_goes_on_without_it(clock: Clock) -> None:
     talk, worker = Talk(), Worker()
-    voice = Voicing(talk, worker.make, always=True)
+    voice = StandbyVoice(talk, worker.make, always=True)
     voice.open()
     assert worker.of(Join)[0].on_air is True and worker.of(Follow)[0].segment == 0
     talk.say(2.0)
