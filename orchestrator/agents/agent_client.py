@@ -46,7 +46,7 @@ _Scalar = TypeVar("_Scalar", str | None, str | int | float | None)
 class AgentLease:
     """The agent process a session belongs to: everything of the session goes there. `headers` may carry its key.
 
-    `name` tells it from others, here and in the store: its address, but for agents that share one.
+    `name` identifies it, here and in the store: its address, but for agents that share one.
     """
 
     base_url: str
@@ -75,7 +75,7 @@ class AgentFailed(ProblemError):
 
 
 class AgentClient:
-    """Speaks to agents. Errors they tell are raised as they are; one that does not answer in time is `agent_unavailable`.
+    """HTTP client of the agents. Their errors are raised as they are; one that does not answer in time is `agent_unavailable`.
 
     Every call has a deadline for the whole answer, and at most `MAX_ANSWER` bytes of it are read.
     """
@@ -195,7 +195,7 @@ def _lane(method: str, path: str) -> str:
 
 
 async def _read(answer: httpx.Response) -> httpx.Response:
-    """The answer with its body, which is not decompressed: nobody asked for that. Raises ProblemError for one that is too long."""
+    """The answer with its body, not decompressed: no encoding was asked for. Raises ProblemError for one that is too long."""
     parts: list[bytes] = []
     size = 0
     try:
@@ -233,19 +233,19 @@ def _unanswered(reason: str) -> str:
 def _problem(answer: httpx.Response) -> ProblemError:
     """The agent's own error. Its 401 is not the client's fault and becomes `agent_unavailable`."""
     try:
-        told = Problem.model_validate(_json(answer))
+        reported = Problem.model_validate(_json(answer))
     except (ValidationError, AgentFailed):
         reason = f"HTTP {answer.status_code}"  # a proxy's word; one that lost the agent meanwhile says 502 or 503
         return unavailable(reason) if answer.status_code < 500 else _failed(reason)
-    if told.code is ErrorCode.UNAUTHORIZED:
+    if reported.code is ErrorCode.UNAUTHORIZED:
         return unavailable("it refuses our key")
     wait = answer.headers.get("Retry-After", "")
     return ProblemError(
-        told.code,
-        told.detail[:_MAX_DETAIL],
-        field=_cut(told.field),
-        limit=_cut(told.limit),
-        value=_cut(told.value),
+        reported.code,
+        reported.detail[:_MAX_DETAIL],
+        field=_cut(reported.field),
+        limit=_cut(reported.limit),
+        value=_cut(reported.value),
         retry_after_s=int(wait) if _SECONDS.fullmatch(wait) else None,
     )
 

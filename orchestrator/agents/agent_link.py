@@ -62,7 +62,7 @@ class LinkOver(Exception):
 
 
 def _ignore(_: object) -> None:
-    """For words nobody waits for."""
+    """For messages without a handler."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class AgentLink:
     Args:
         give_up_s: how long the agent may stay away, once it was there.
         open_s: how long it may take to be there for the first time.
-        adopt_after: for a session that another orchestrator began: the last event of the agent that the sender was told. What
+        adopt_after: for a session that another orchestrator began: the last event of the agent that the sender got. What
             the agent has taken is then where the items begin.
     """
 
@@ -139,7 +139,7 @@ class AgentLink:
 
     @property
     def delay_s(self) -> float:
-        """How long a message is under way, as its pings tell; 0 without a connection."""
+        """Half the round-trip time of the last ping; 0 without a connection."""
         return self._socket.latency / 2 if self._socket is not None else 0.0
 
     @property
@@ -243,24 +243,23 @@ class AgentLink:
     def _next(self) -> LinkMessage | None:
         item = self._core.next_item()
         if item is None and (self._core.window_open or self._peer.control_waiting()):
-            fresh = self._peer.next_item()
-            if fresh is not None:
-                self._core.push(fresh)
-                item = self._core.next_item()
+            item = self._peer.next_item()
+            if item is not None:
+                self._core.push(item, sent=True)
         return item
 
     def _take(self, message: str | bytes) -> None:
-        told = _read(message)
-        if isinstance(told, LinkAck):
-            self._sync(lambda: self._core.acked(told.items))
-            self._buffered = (told.buffered_s, time.monotonic())
-            self._peer.on_ack(told)
+        received = _read(message)
+        if isinstance(received, LinkAck):
+            self._sync(lambda: self._core.acked(received.items))
+            self._buffered = (received.buffered_s, time.monotonic())
+            self._peer.on_ack(received)
             self._wake.set()
-        elif isinstance(told, LinkEvent):
-            if self._sync(lambda: self._core.is_new(told.id)):
-                self._peer.on_event(told.event)
-        elif isinstance(told, LinkVoice):
-            self._peer.on_voice(told)
+        elif isinstance(received, LinkEvent):
+            if self._sync(lambda: self._core.is_new(received.id)):
+                self._peer.on_event(received.event)
+        elif isinstance(received, LinkVoice):
+            self._peer.on_voice(received)
 
     def _sync(self, step: Callable[[], bool | None]) -> bool | None:
         try:
@@ -270,7 +269,7 @@ class AgentLink:
 
 
 def _written(socket: ClientConnection, writer: asyncio.Task[None]) -> None:
-    """The writer has ended, and with it the connection. Its error may be nobody's any more."""
+    """The writer has ended, and with it the connection. Its error may not be awaited any more."""
     socket.transport.abort()
     if not writer.cancelled():
         writer.exception()

@@ -1,7 +1,7 @@
 """The inner `/audio` link without its sockets: numbering, replay after a drop, events once each.
 
 Everything that goes to the agent is an *item*. Items are numbered from 1 in the order they are pushed and kept until the agent
-acknowledges them; after a drop the agent tells how many it has taken and the rest goes out again. Events of the agent are
+acknowledges them; after a drop the agent reports how many it has taken and the rest goes out again. Events of the agent are
 numbered too: those seen before are dropped, a missing one is an error.
 """
 
@@ -56,12 +56,13 @@ class LinkCore:
         return bool(self._unacked)
 
     def adopt(self, items: int, events_seen: int) -> None:
-        """Another orchestrator had this session before: it sent `items`, its sender was told the events so far."""
+        """Another orchestrator had this session before: it sent `items`, its sender got the events so far."""
         self._acked = self._cursor = items
         self.events_seen = events_seen
 
-    def push(self, item: LinkMessage) -> None:
-        """Numbers the item and keeps it until it is acknowledged."""
+    def push(self, item: LinkMessage, *, sent: bool = False) -> None:
+        """Numbers the item and keeps it until it is acknowledged. `sent`: it goes out now; only when `next_item` had none."""
+        self._cursor += sent
         self._unacked.append(item)
         self._bytes += len(item.payload)
         self._seconds += item.seconds

@@ -40,7 +40,7 @@ class Ticket:
 
 
 class StickySessions(Protocol):
-    """Places in containers. Cancelling is harmless: a place that nobody uses ends by itself after its idle time."""
+    """Places in containers. Cancelling is harmless: an unused place ends by itself after its idle time."""
 
     async def start(self, idle_s: int) -> Ticket:
         """A place; waits while there is none. It ends after `idle_s` without a request or a connection.
@@ -86,10 +86,10 @@ class ModalSessions:
     async def start(self, idle_s: int) -> Ticket:
         await self.check()
         try:
-            told = await self._server.sessions.start.aio(idle_timeout=idle_s)
+            answer = await self._server.sessions.start.aio(idle_timeout=idle_s)
         except self._errors as error:
             raise self._problem(error) from error
-        return Ticket(self._url, told.token)
+        return Ticket(self._url, answer.token)
 
     async def terminate(self, token: str) -> None:
         try:
@@ -108,7 +108,7 @@ class ModalSessions:
 
 
 def full(reason: str) -> ProblemError:
-    """Nobody has a place now."""
+    """No session has a place now."""
     text = f"No agent has a free place: {reason}. Try again later, or allow more containers."
     return ProblemError(ErrorCode.AT_CAPACITY, text, retry_after_s=_RETRY_AFTER_S)
 
@@ -131,8 +131,8 @@ class ModalOptions:
 
     Attributes:
         wait_s: longest wait for one; a cold container has to load its weights within it.
-        idle_s: a place that nobody uses or ends is gone after so long; an orchestrator must be back by then.
-        sessions_max: what the fleet may hold at most, for people; 0 where nobody said.
+        idle_s: an unused place ends after so long; an orchestrator must be back by then.
+        sessions_max: what the fleet may hold at most, for people; 0 where it is not set.
     """
 
     wait_s: float = 90.0
@@ -190,7 +190,9 @@ class ModalAgentPool:
             for each in refused:
                 self._end(each.ticket)
         self._remember(place)
-        self._held[session_id] = place  # an earlier one is left to its idle time: its agent may have to be told to stop
+        self._held[session_id] = (
+            place  # an earlier one is left to its idle time: its agent may still have to stop the session
+        )
         return place.lease
 
     async def _find(self, avoided: set[str], refused: list[_Place]) -> _Place:

@@ -155,7 +155,7 @@ class StaticAgentPool:
     def release(self, session_id: str) -> None:
         url = self._held.pop(session_id, None)
         if url is not None:
-            self._known[url].stale = True  # what it told a moment ago counts the session that is gone
+            self._known[url].stale = True  # what it reported a moment ago counts the session that is gone
 
     def detach(self, session_id: str) -> None:
         self.release(session_id)

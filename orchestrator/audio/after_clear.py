@@ -1,6 +1,6 @@
 """How long a sender's PCM is dropped after a clear: as long as it may be the rest of what was interrupted.
 
-It is that no more after a pause, after 300 ms in which nobody speaks, and once it has come at real-time pace for a second: then it
+It is that no more after a pause, after 300 ms without speech, and once it has come at real-time pace for a second: then it
 is a live source, which never pauses. What is silence is said by the detector that rests the avatar's mouth, so that neither a quiet
 speaker counts as silence nor a loud noise floor as speech.
 """
@@ -16,7 +16,7 @@ from musetalk_agent.resample import Resampler
 from orchestrator.audio.ingest import BYTES_PER_SAMPLE
 
 CLEAR_PAUSE_S = 0.3
-"""A sender that pauses this long, or in whose PCM nobody speaks for as long, has noticed the clear."""
+"""A sender that pauses this long, or whose PCM has no speech for as long, has noticed the clear."""
 LIVE_S = 1.0
 LIVE_PACE = 1.25
 """PCM that comes no faster than this, as a multiple of real time, over `LIVE_S` is live; what is left of a text comes faster."""

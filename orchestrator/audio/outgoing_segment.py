@@ -74,7 +74,7 @@ class Totals:
 DEFAULT_RATE = 16000
 ITEM_BYTES = 32 << 10
 ACK_LATE_S = 0.3
-"""An agent that speaks tells its position at least every 250 ms; one whose word is older stands still, or nobody knows."""
+"""An agent that speaks reports its position at least every 250 ms; after an older report it stands still, or is lost."""
 DOUBT_S = 0.06
 """How far an estimated position stays behind: a syllable heard twice is better than one that is lost."""
 NOTES = 16_384
@@ -90,7 +90,7 @@ class OutgoingSegment:
 
     `pcm` begins at sample `heard`; what lies before `sent` was forwarded. `heard_at` is when `heard` was the truth, None as long
     as nothing of it was heard; words before sample `shown` have been shown. `received` is the session's count of `/audio` samples
-    before the first one. `notes` are what is told of the sound, each before the sample with which it comes.
+    before the first one. `notes` are phonemes and words of the audio, each before the sample with which it comes.
     """
 
     number: int
@@ -199,7 +199,7 @@ class OutgoingSegment:
     # --- what was heard
 
     def hear(self, sample: int, now: float | None) -> None:
-        """Everything before `sample` was heard by `now` (None: at a time that tells nothing) and is let go.
+        """Everything before `sample` was heard by `now` (None: at an unknown time) and is freed.
 
         Never goes back, nor beyond what was forwarded.
         """
@@ -233,9 +233,9 @@ class OutgoingSegment:
         return max(known, self.played_s(at) - DOUBT_S)
 
     def rewind(self, shown: bool = True) -> None:
-        """Nobody has it now: what was not heard is forwarded again, with phonemes not yet over and words not yet shown.
+        """The renderer is gone: what was not heard is forwarded again, with phonemes not yet over and words not yet shown.
 
-        `shown`: who had it shows the words that it says.
+        `shown`: that renderer shows captions of what it plays.
         """
         self.shown = self.heard if shown else self.shown
         left = [(at, left) for at, note in self.notes if (left := self._left(note)) is not None]

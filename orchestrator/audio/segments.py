@@ -1,15 +1,15 @@
 """The rules of segments, without I/O and without a clock: every method takes `now` (seconds, monotonic).
 
 A segment is opened by `audio.start`, by the first PCM after a pause, or by `/speak`. Segments play in the order they were
-opened: only the first that is not complete is forwarded to the agent, the others wait here. The agent tells how a segment it
-has heard of ends; the tracker tells of those that never got that far. What goes out is pulled by `next_item` (to the agent)
+opened: only the first that is not complete is forwarded to the agent, the others wait here. The agent reports the end of a segment
+that it has received; the tracker reports the end of the others. What goes out is pulled by `next_item` (to the agent)
 and `take_events` (to the sender).
 
 Everything a sender can open is bounded: see `full`, `CLEARS` and `segment.NOTES`. PCM is bounded by the caller, who looks at
 `audio_s` and `speech_s` before it pushes; both are running totals, as is every figure that is asked for often.
 
 PCM stays here until it is known to be heard. When the agent is lost, `rewind` queues the rest again under the same numbers, for
-whoever speaks next: another agent, or the orchestrator's own voice. Each of them begins with `attach`.
+the next renderer: another agent, or the orchestrator's own voice. Each of them begins with `attach`.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class SegmentTracker:
     Args:
         ahead_s: no more than this many seconds of PCM are forwarded before they are known to be heard. It is also what is kept for
             another agent.
-        trace: told of each segment that is opened; returns the span that it is traced in.
+        trace: called with the number of each segment that is opened; returns its trace span.
     """
 
     def __init__(self, ahead_s: float = AHEAD_S, trace: Callable[[int], str | None] = lambda _: None) -> None:
@@ -208,7 +208,7 @@ class SegmentTracker:
             self.audio_end()
         return self._live is None
 
-    # --- what the agent tells
+    # --- what the agent reports
 
     def on_started(self, event: PlaybackStarted, now: float) -> None:
         """The segment begins to be heard; a second word about it is ignored."""
@@ -271,7 +271,7 @@ class SegmentTracker:
         self._live = None
 
     def _finish(self, number: int, now: float) -> None:
-        """Ends an open segment that the agent will not tell of."""
+        """Ends an open segment whose end the agent will not report."""
         segment = self._open.get(number)
         if segment is not None:
             position = round(segment.played_s(now), 3)
@@ -288,7 +288,7 @@ class SegmentTracker:
         """Goes on where another process was lost, of which `opened` and `unfinished` are known.
 
         The agent heard of `at_agent` segments and has their PCM; the one that is open there is ended. Those it never heard of are
-        over, for nobody has them.
+        over, because their PCM is lost.
         """
         self.opened = max(opened, at_agent)
         for number in sorted({*unfinished, *range(opened + 1, at_agent + 1)}):
@@ -313,7 +313,7 @@ class SegmentTracker:
         return (current.number, current.surely_s(at)) if current is not None else (0, 0.0)
 
     def rewind(self, number: int, heard_s: float, now: float) -> list[Clearing]:
-        """Whoever spoke is gone, `heard_s` of segment `number` and all before it were heard: the rest is queued again.
+        """The renderer is gone, `heard_s` of segment `number` and all before it were heard: the rest is queued again.
 
         Nothing is forwarded before `attach`. Returns the clears that were under way; they are answered.
         """
@@ -339,7 +339,7 @@ class SegmentTracker:
         return answered
 
     def attach(self, shows: bool = True) -> None:
-        """Somebody speaks again: another agent, or the orchestrator itself, which does not show what it says."""
+        """There is a renderer again: another agent, or the orchestrator itself, which does not show what it says."""
         self._attached, self._shows = True, shows
 
     # --- what goes out

@@ -49,7 +49,7 @@ class LivenessMonitor:
 
     @property
     def resting(self) -> bool:
-        """It hears nobody speak in what it plays."""
+        """Whether what it plays is silence."""
         return self.last is not None and self.last.resting
 
     def acked(self, ack: LinkAck, now: float) -> None:
@@ -142,7 +142,7 @@ class AgentConnection:
         self.link = AgentLink(lease, session_id, peer, metrics, adopt_after=adopt_after)
 
     async def run(self, at_agent_s: Callable[[], float]) -> None:
-        """Returns never. Cancelling closes the link. `at_agent_s`: seconds of speech the agent has that nobody heard yet.
+        """Serves until cancelled, which closes the link. `at_agent_s`: seconds of speech that the agent has not played yet.
 
         Raises AgentLost, LinkOver when the agent ended the session or knows of none, and ProblemError for what the agent says went
         wrong with the session itself.

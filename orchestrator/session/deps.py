@@ -70,7 +70,7 @@ class OwnVoices(Protocol):
 
 
 class NoVoices:
-    """Silence until there is an agent again."""
+    """No standby voice: silence until there is an agent again."""
 
     def reserve(self, session: ManagedSession) -> None:
         """Nothing."""
@@ -79,7 +79,7 @@ class NoVoices:
         """Nothing."""
 
     def stand_in(self, session: ManagedSession) -> AbstractAsyncContextManager[None]:
-        """Nobody."""
+        """No stand-in."""
         return nullcontext()
 
     def end(self, session: ManagedSession) -> None:

@@ -21,7 +21,7 @@ GOODBYE_S = 60.0
 """How long an agent that does not answer is asked to stop a session that it lost."""
 _GOODBYE_EVERY_S = 1.0
 _GOODBYE_FIRST_S = 3.0
-"""The agent that lost the session may be the only one: it is told to stop it before it starts it again."""
+"""The agent that lost the session may be the only one: it must stop the session before it starts it again."""
 _NEXT = frozenset({ErrorCode.AT_CAPACITY, ErrorCode.AGENT_UNAVAILABLE, ErrorCode.DRAINING})
 """Errors that say something of one agent only."""
 ACCEPTED_TRIES = 2

@@ -152,7 +152,7 @@ class SessionJournal:
                 await self._tried.wait_for(lambda: session_id not in self._left or _RECORDS in self._failing)
 
     def forget(self, session_id: str) -> None:
-        """A session nobody was told of: for everybody here it is gone at once."""
+        """Removes a session whose start failed: its id is unknown here at once, and the record is deleted later."""
         if self._held.pop(session_id, None) is not None:
             self._dirty.pop(session_id, None)
             self._gone[session_id] = None

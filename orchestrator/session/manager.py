@@ -32,7 +32,7 @@ class SessionRegistry:
         self._sessions[session.session_id] = session
 
     def forget(self, session: ManagedSession) -> None:
-        """A session nobody was told of."""
+        """Removes a session whose start failed, so that it is never listed."""
         self._sessions.pop(session.session_id, None)
 
     def get(self, session_id: str) -> ManagedSession:
@@ -117,7 +117,7 @@ class SessionManager:
         return session
 
     def adopt(self, record: StoredSession) -> ManagedSession:
-        """Goes on with a session that another process began; its lease is ours. Returns at once: `started` tells the rest."""
+        """Goes on with a session that another process began; its lease is ours. Returns at once: `started` resolves later."""
         session = from_record(record, self._services.ledger.seal)
         self._begin(session, record)
         return session
@@ -129,7 +129,7 @@ class SessionManager:
             raise ProblemError(ErrorCode.DRAINING, text, retry_after_s=_DRAINING_RETRY_S)
 
     async def drain(self, within_s: float) -> None:
-        """Lets nothing new begin. Returns when nobody speaks any more, or after `within_s`."""
+        """Admits no new session. Returns when no session has speech left, or after `within_s`."""
         self.draining = True
         until = time.monotonic() + within_s
         while time.monotonic() < until and any(s.live and not s.live.quiet for s in self.registry.running()):  # noqa: ASYNC110
@@ -166,7 +166,7 @@ class SessionManager:
             self._services.background.spawn(ending, f"abandon-{session_id}", awaited=True)
 
     async def goes_on(self, session_id: str) -> bool:
-        """Whether a session that was started here runs, at whichever orchestrator. False where nobody knows it any more.
+        """Whether a session that was started here still runs, at this orchestrator or another. False when it is unknown.
 
         Raises ProblemError `session_ended`, and `store_unavailable`.
         """

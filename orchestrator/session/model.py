@@ -183,7 +183,7 @@ class ManagedSession:
 
     @property
     def _by_room(self) -> AgentSession | None:
-        """What its agent says, where the speech comes through the room and nobody else knows of it."""
+        """The agent's snapshot where the speech comes through the room, which only the agent sees."""
         return self.snapshot if self.order.audio_source is AudioSource.DATASTREAM else None
 
     @property
@@ -198,14 +198,17 @@ class ManagedSession:
         if live is None:
             return self.final
         if self._by_room is not None:
-            told, at = self._by_room.playback, self._by_room.last_audio_at
+            playback, at = self._by_room.playback, self._by_room.last_audio_at
             return PlaybackSummary(
-                told.position_s, told.buffered_s, told.segments, datetime.fromisoformat(at).timestamp() if at else None
+                playback.position_s,
+                playback.buffered_s,
+                playback.segments,
+                datetime.fromisoformat(at).timestamp() if at else None,
             )
         return PlaybackSummary(live.position_s, live.backlog_s, live.segments, live.last_audio_at)
 
     def retire(self) -> None:
-        """Lets go of the audio path and whatever it buffers; the session only has to be readable."""
+        """Frees the audio path and its buffers; the session stays readable."""
         self.final = replace(self.heard, buffered_s=0.0)
         self.progress = self.live.progress() if self.live is not None else self.progress
         self.live = None
@@ -282,7 +285,7 @@ class ManagedSession:
 
     @property
     def funnel(self) -> list[dict[str, Any]]:
-        """Counts of each stage from PCM to picture, as the agent told them last; empty before that."""
+        """Counts of each stage from PCM to picture, as the agent last reported them; empty before that."""
         return [stage.model_dump(mode="json") for stage in self.snapshot.funnel] if self.snapshot else []
 
     @property
@@ -320,7 +323,7 @@ def iso(at: float | None) -> str | None:
 
 
 def publish_state(events: EventBus, session: ManagedSession, to: SessionState, reason: str | None = None) -> None:
-    """Steps to `to` and tells it: as an event, and to the sender unless nobody can have connected yet.
+    """Steps to `to` and publishes it: as an event, and to the sender unless none can have connected yet.
 
     Raises IllegalTransition when the table does not allow it.
     """

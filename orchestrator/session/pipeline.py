@@ -106,7 +106,7 @@ class PendingClears:
                 waiter.set_result(clearing.dropped_s)
 
     def give_up(self) -> None:
-        """The session is over: nobody is held any longer."""
+        """The session is over: releases every caller that waits."""
         for waiters in self._waiters.values():
             for waiter in waiters:
                 if not waiter.done():
@@ -114,7 +114,7 @@ class PendingClears:
 
 
 class Renderer(Protocol):
-    """Pulls items with `SpeechPipeline.next_item` and tells what was heard."""
+    """An agent's link or the standby voice: pulls messages with `SpeechPipeline.next_item` and reports what was heard."""
 
     def wake(self) -> None:
         """There may be an item."""
@@ -147,7 +147,7 @@ class SpeechPipeline:
         self.traces = SegmentSpans(session_id)
         self._tracker = SegmentTracker(limits.backlog_s, self.traces.begin)
         self._room = asyncio.Event()
-        self._speaker: Renderer | None = None
+        self._renderer: Renderer | None = None
         self._drops_before = 0
         self._due_at = 0.0
         self._nowhere = False
@@ -241,8 +241,8 @@ class SpeechPipeline:
         await self.side.link.wait_connected()
 
     def attach_renderer(self, speaker: Renderer) -> None:
-        """This one speaks from now on; items are its to pull."""
-        self._speaker = speaker
+        """Renders the speech from now on; pulls it with `next_item`."""
+        self._renderer = speaker
         self._nowhere = False
         self._tracker.attach(shows=self.side is not None)
 
@@ -251,11 +251,11 @@ class SpeechPipeline:
         return self.known_position() or self._tracker.position(math.inf if self._nowhere else at)
 
     def rewind(self, segment: int, heard_s: float, due_at: float | None = None) -> None:
-        """Whoever spoke is gone; what was not heard waits for the next one. Clears that were under way are answered.
+        """The renderer is gone; what was not heard waits for the next one. Clears that were under way are answered.
 
         `due_at`: when the next one may begin (monotonic); until then what comes before is still being said.
         """
-        self._speaker = None
+        self._renderer = None
         self._due_at = due_at or 0.0
         for clearing in self._tracker.rewind(segment, heard_s, time.monotonic()):
             self._clears.answer(clearing)
@@ -263,7 +263,7 @@ class SpeechPipeline:
         self._flush()
 
     def end(self, problem: ProblemError | None) -> None:
-        """The session is over: everything open is told finished, then the connection closes (1001, or 1011 with the error)."""
+        """The session is over: open segments are reported finished, then the connection closes (1001, or 1011 with the error)."""
         self._tracker.finish_all(time.monotonic())
         self._room.set()
         self._flush()
@@ -390,7 +390,7 @@ class SpeechPipeline:
         self._wake()
 
     def warn(self, code: str, message: str) -> None:
-        """Tells the sender that something went wrong which does not end the connection."""
+        """Sends the sender a warning, which does not end the connection."""
         self.outbox.publish(Warned(code=code, message=message))
 
     # --- what is known
@@ -411,12 +411,12 @@ class SpeechPipeline:
     @property
     def backlog_s(self) -> float:
         """Seconds of speech that wait to be heard, here or at the agent."""
-        speaker = self._speaker
+        speaker = self._renderer
         return self._tracker.waiting_s + (speaker.outstanding_s(time.monotonic()) if speaker else 0.0)
 
     @property
     def at_agent_s(self) -> float:
-        """Seconds that were handed to whoever speaks, and are not known to be heard."""
+        """Seconds that were handed to the renderer, and are not known to be heard."""
         return self._tracker.at_agent_s
 
     @property
@@ -431,7 +431,7 @@ class SpeechPipeline:
 
     @property
     def pausing(self) -> bool:
-        """Nobody is heard to speak: nothing is played nor waits to be, or what is played is silence."""
+        """Whether no speech is heard: nothing is played nor waits to be, or what is played is silence."""
         if self._resting:
             return True
         elsewhere_s = self.side.vitals.buffered_s if self.side else 0.0  # speech that came through the room
@@ -480,7 +480,7 @@ class SpeechPipeline:
     def next_item(self) -> LinkMessage | None:
         """The next item to speak, None when there is none now."""
         now = time.monotonic()
-        outstanding_s = self._speaker.outstanding_s(now) if self._speaker else 0.0
+        outstanding_s = self._renderer.outstanding_s(now) if self._renderer else 0.0
         item = self._tracker.next_item(max(0.0, self._due_at - now), outstanding_s)
         if item is not None:
             self.on_forwarded(item)
@@ -520,8 +520,8 @@ class SpeechPipeline:
         self._wake()
 
     def _wake(self) -> None:
-        if self._speaker is not None:
-            self._speaker.wake()
+        if self._renderer is not None:
+            self._renderer.wake()
 
     def _tick(self, now: float) -> None:
         if self._tracker.tick(now):

@@ -49,7 +49,7 @@ async def refresh(agents: AgentClient, session: ManagedSession) -> None:
 class Deadlines:
     """The deadlines of one session, on the clock its caller passes in (seconds).
 
-    `note_*` move them; `over` tells the reason once one has passed, `next_at` when to look again.
+    `note_*` move them; `over` returns the reason once one has passed, `next_at` when to look again.
     """
 
     options: SessionOptions
@@ -73,7 +73,7 @@ class Deadlines:
             self._viewer_at = max(self._viewer_at, at)
 
     def note_speaker(self, at: float) -> None:
-        """Whoever sends speech through the room is there, and may do so any time."""
+        """The participant that sends speech through the room is there, and may speak at any time."""
         self._speaker_at = max(self._speaker_at, at)
         self.note_audio(at)
 
@@ -147,7 +147,7 @@ class SessionRunner:
             problem = error
             lost = error.code is ErrorCode.AGENT_UNAVAILABLE and session.moves > 0
             reason = "agent_lost" if lost else error.code.value
-        except Exception:  # noqa: BLE001 - task boundary: nobody else would hear of it
+        except Exception:  # noqa: BLE001 - task boundary: no caller awaits this task
             _log.exception("session failed", extra={"session_id": session.session_id})
             problem, reason = _broken(), ErrorCode.INTERNAL.value
         session.end_reason = session.end_reason or reason  # from here on `stop` waits and does not cancel

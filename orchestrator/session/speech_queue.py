@@ -82,7 +82,7 @@ class SpeechSink(Protocol):
         ...
 
     def warn(self, code: str, message: str) -> None:
-        """Tells the session's sender."""
+        """Sends the session's sender a warning."""
         ...
 
 
@@ -198,7 +198,7 @@ _PIECE = 1024
 class TextStream:
     """One text. Its segment is opened by the first word.
 
-    Writing never waits: what the voice is not ready for is kept here, up to `TEXT_BYTES`. So whoever reads a connection can go on
+    Writing never waits: what the voice is not ready for is kept here, up to `TEXT_BYTES`. So the reader of a connection can go on
     reading it, and a `clear` is seen whatever waits.
     """
 

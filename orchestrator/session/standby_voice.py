@@ -1,8 +1,8 @@
 """The orchestrator's own voice in one session: while there is no agent, and always where it speaks instead of the agent.
 
 Without an agent the standby voice renders the session's segments (`SpeechPipeline.attach_renderer`): it pulls the messages that an
-agent would get, and plays them as soon as it can. When another agent is ready, a cut position a little ahead is chosen: the voice plays
-up to it, and the agent begins there (docs/topics/voice.md).
+agent would get, and plays them as soon as it can. When another agent is ready, a cut position a little ahead is chosen: the voice
+plays up to it, and the agent begins there (docs/topics/voice.md).
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ class StandbyVoice:
     # --- between two agents
 
     def position(self) -> tuple[int, float] | None:
-        """What was heard, where it was heard from here: nobody knows better. None when the agent's word counts."""
+        """The playout position where this voice knows it best. None when the agent's report counts."""
         if self._line is None or not (self._always or self._until is not None):
             return None
         position = self._line.position()
@@ -236,11 +236,11 @@ class StandbyVoice:
             if self._standing_in:
                 self._live.on_event(Cleared(dropped_s=round(dropped_s, 3)))
 
-    def _due(self, told: LinkVoice) -> None:
+    def _due(self, timing: LinkVoice) -> None:
         if self._line is not None and not self._standing_in:
-            at = time.monotonic() + told.in_s - self._live.link_delay_s()
+            at = time.monotonic() + timing.in_s - self._live.link_delay_s()
             self._until = None
-            self._line.follow(told.segment, told.heard_s, at, held=told.held)
+            self._line.follow(timing.segment, timing.heard_s, at, held=timing.held)
 
     def _on_report(self, report: Report) -> None:
         if self._standing_in:

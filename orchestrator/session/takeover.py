@@ -1,4 +1,4 @@
-"""Takes over sessions that nobody owns any more: of this process's predecessor, or of an orchestrator that died."""
+"""Takes over sessions without an owner: of this process's predecessor, or of an orchestrator that died."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 
 
 class SessionTakeover:
-    """Looks at the store, once where nobody shares it, else every second."""
+    """Looks at the store: once where it is not shared, else every second."""
 
     def __init__(self, sessions: SessionManager, ledger: SessionJournal, metrics: Metrics) -> None:
         self._sessions = sessions

@@ -31,7 +31,7 @@ _CALLS_MAX = 512
 _CHUNK = 100
 """Keys of one command: Redis does nothing else meanwhile."""
 _KEEP_UNREADABLE_MS = 25 * 3600 * 1000
-"""A record that nobody can read, and nobody writes again, goes after the longest life of a session, and an hour."""
+"""A record that cannot be read, and is not written again, expires after the longest life of a session, and an hour."""
 _OURS = """
 local function ours(lease, record, owner)
     local holder = redis.call('GET', lease)

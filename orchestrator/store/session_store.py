@@ -30,7 +30,7 @@ class Progress(BaseModel):
     Attributes:
         segments: utterances opened so far.
         unfinished: those that are not over, and whether they have begun to be heard.
-        events_seen: events of the agent that its sender was told.
+        events_seen: events of the agent that its sender got.
         sample_rate: of its `/audio`, once sound has come.
         received_samples: of `/audio`, taken so far.
         cleared_samples: of `/audio`, taken when the last clear came: they are not to be sent again, heard or not.
@@ -116,7 +116,7 @@ class SessionStore(Protocol):
     async def save(self, session: StoredSession) -> bool:
         """Writes the record. False, and nothing is written, when the session is another owner's now.
 
-        It is while another one holds the lease, and where nobody does when the stored record names another owner.
+        It is while another one holds the lease, and where none does when the stored record names another owner.
         """
         ...
 
@@ -125,7 +125,7 @@ class SessionStore(Protocol):
         ...
 
     async def give_up(self, session: StoredSession, owner: str) -> bool:
-        """Writes the record, whoever it names as owner, and gives the lease of `owner` back, in one step. False as `save` says."""
+        """Writes the record, whatever owner it names, and gives the lease of `owner` back, in one step. False as `save` says."""
         ...
 
     async def load(self, session_id: str) -> StoredSession | None:
@@ -226,14 +226,14 @@ def parse(session_id: str, raw: object) -> StoredSession:
     if len(raw) > MAX_RECORD:
         raise Unreadable(f"it passes {MAX_RECORD} bytes")
     try:
-        told = from_json(raw, allow_inf_nan=False)
+        fields = from_json(raw, allow_inf_nan=False)
     except ValueError as error:
         raise Unreadable("it is not JSON") from error
-    version = told.get("version", 1) if isinstance(told, dict) else 1
+    version = fields.get("version", 1) if isinstance(fields, dict) else 1
     if isinstance(version, int) and version > VERSION:
         raise Unreadable(f"it is of version {version}, and this program knows {VERSION}")
     try:
-        record = StoredSession.model_validate(told)
+        record = StoredSession.model_validate(fields)
         json.dumps(record.view, allow_nan=False)
     except ValidationError as error:
         fields = sorted({str(item["loc"][0])[:40] for item in error.errors() if item["loc"]})
