@@ -160,7 +160,7 @@ async def test_another_orchestrator_goes_on_with_a_place(monkeypatch: pytest.Mon
 
 async def test_an_errand_takes_a_place_only_as_long_as_it_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
     async with cloud(monkeypatch) as here:
-        async with here.pool.borrow() as lease, here.pool.errand() as other:
+        async with here.pool.borrow() as lease, here.pool.borrow() as other:
             assert {token_of(lease), token_of(other)} == set(here.router.places)
         await here.pool.aclose()
         assert here.router.places == {}
