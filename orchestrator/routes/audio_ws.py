@@ -34,7 +34,7 @@ from orchestrator.routes.problems import problem_response
 from orchestrator.routes.senders import admit
 from orchestrator.session.event_outbox import ClientQueue
 from orchestrator.session.model import ManagedSession
-from orchestrator.session.pipeline import SpeechPipeline
+from orchestrator.session.speech_pipeline import SpeechPipeline
 
 router = APIRouter()
 FLUSH_S = 2.0

@@ -20,7 +20,7 @@ from orchestrator.routes.context import Context, context
 from orchestrator.routes.problems import problem_response
 from orchestrator.routes.senders import admit
 from orchestrator.session.model import ManagedSession
-from orchestrator.session.pipeline import SpeechPipeline
+from orchestrator.session.speech_pipeline import SpeechPipeline
 from orchestrator.session.speech_queue import PAUSE_S, TextStream
 
 router = APIRouter()

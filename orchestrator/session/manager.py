@@ -1,4 +1,4 @@
-"""Starts and stops sessions, and keeps the ended ones for a while. Each session has an owner task (`runner.py`)."""
+"""Starts and stops sessions, and keeps the ended ones for a while. Each session has an owner task (`session_runner.py`)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.session.deps import SessionDeps
 from orchestrator.session.journal import from_record
 from orchestrator.session.model import ManagedSession, SessionOptions, SessionRequest
-from orchestrator.session.runner import HANDED_OVER, SessionRunner, refresh
+from orchestrator.session.session_runner import HANDED_OVER, SessionRunner, refresh
 from orchestrator.store.session_store import StoredSession
 
 MAX_ENDED = 1000

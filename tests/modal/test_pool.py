@@ -16,8 +16,8 @@ from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.agents.agent_client import AgentClient
 from orchestrator.agents.modal_pool import HEADER, ModalAgentPool, ModalOptions, ModalSessions
 from orchestrator.session.deps import BackgroundTasks, SessionDeps
-from orchestrator.session.failover import Placement
 from orchestrator.session.model import ManagedSession, SessionOptions, SessionRequest
+from orchestrator.session.session_failover import Placement
 from tests.fakes.agent_server import AGENT_KEY, FakeAgent
 from tests.fakes.serving import plain_config, serving
 from tests.fakes.sticky_router import StickyRouter, router_server

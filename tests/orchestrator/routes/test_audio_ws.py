@@ -15,7 +15,7 @@ import websockets
 from starlette.websockets import WebSocket
 
 from musetalk_agent.protocol.messages import Failed, Warned
-from orchestrator.session.pipeline import SpeechPipeline
+from orchestrator.session.speech_pipeline import SpeechPipeline
 from tests.fakes.stage import Line, Stage, stage
 from tests.waiting import NEVER_S, until
 
@@ -309,7 +309,7 @@ async def test_an_error_of_the_agent_ends_the_session_with_1011(running: Stage) 
 
 
 async def test_a_lost_agent_without_another_fails_the_session(running: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.session.failover.MOVE_S", 0.5)
+    monkeypatch.setattr("orchestrator.session.session_failover.MOVE_S", 0.5)
     async with running.live() as (_, line):
         running.agent.sessions.clear()
         running.agent.status = "warming"

@@ -24,9 +24,9 @@ class Ahead:
 def wound(monkeypatch: pytest.MonkeyPatch) -> Ahead:
     """For sessions that begin from now on. They are looked at all the time, instead of each five seconds."""
     clock = Ahead()
-    monkeypatch.setattr("orchestrator.session.runner.time", clock)
+    monkeypatch.setattr("orchestrator.session.session_runner.time", clock)
     monkeypatch.setattr("orchestrator.settings.SessionOptions", partial(SessionOptions, poll_s=0.0))
-    monkeypatch.setattr("orchestrator.session.runner.FRESH_S", 0.0)
+    monkeypatch.setattr("orchestrator.session.session_runner.FRESH_S", 0.0)
     return clock
 
 

@@ -257,7 +257,7 @@ async def test_a_session_that_moves_too_often_fails() -> None:
 
 
 async def test_no_agent_within_the_bound_fails_the_session(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.session.failover.MOVE_S", 0.6)
+    monkeypatch.setattr("orchestrator.session.session_failover.MOVE_S", 0.6)
     async with fleet(1) as here, here.stage.live() as (started, line):
         await line.socket.send(ramp(0.5))
         await here.kill(here.of(started["session_id"]))

@@ -142,7 +142,7 @@ async def test_a_start_that_is_given_up_is_undone_when_the_agent_is_through(runn
 
 
 async def test_a_link_that_does_not_open_undoes_the_start(running: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.session.runner.LINK_OPEN_S", 0.3)
+    monkeypatch.setattr("orchestrator.session.session_runner.LINK_OPEN_S", 0.3)
     running.agent.refuse_link = True
     answer = await running.http.post("/session/start", json=BODY)
     assert (answer.status_code, answer.json()["code"]) == (503, "agent_unavailable")
@@ -290,7 +290,7 @@ async def test_many_who_look_at_a_session_ask_its_agent_once_also_when_it_is_sil
         await asyncio.sleep(0.1)  # it is slow: the others come meanwhile
         raise ProblemError(ErrorCode.AGENT_UNAVAILABLE, "it says nothing")
 
-    monkeypatch.setattr("orchestrator.session.runner.FRESH_S", 60.0)
+    monkeypatch.setattr("orchestrator.session.session_runner.FRESH_S", 60.0)
     monkeypatch.setattr(context.agents, "session", silent)
     async with session.refreshing:
         session.snapshot_at = float("-inf")
@@ -304,7 +304,7 @@ async def test_a_cancelled_task_that_a_session_waited_for_is_a_failure_and_no_st
     async def cancelled_elsewhere(*_: object) -> None:
         raise asyncio.CancelledError
 
-    monkeypatch.setattr("orchestrator.session.runner.refresh", cancelled_elsewhere)
+    monkeypatch.setattr("orchestrator.session.session_runner.refresh", cancelled_elsewhere)
     started = await running.start()
     session = running.app.state.context.sessions.registry.get(started["session_id"])
     async with asyncio.timeout(NEVER_S):

@@ -28,7 +28,7 @@ from orchestrator.ingress import RoomIngress
 from orchestrator.metrics import Metrics
 from orchestrator.session.journal import SessionJournal, from_record, to_record
 from orchestrator.session.model import ManagedSession, SessionRequest, iso
-from orchestrator.session.pipeline import SpeechPipeline
+from orchestrator.session.speech_pipeline import SpeechPipeline
 from orchestrator.store.seal import Seal
 from orchestrator.store.session_store import Progress, StoredSession
 from tests.fakes.memory_store import MemoryStore

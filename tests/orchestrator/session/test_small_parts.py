@@ -18,10 +18,10 @@ from orchestrator.agents.agent_client import AgentClient, AgentFailed, AgentLeas
 from orchestrator.audio.segments import Clearing
 from orchestrator.metrics import Metrics
 from orchestrator.session.deps import BackgroundTasks
-from orchestrator.session.failover import ACCEPTED_TRIES, REFUSED_TRIES, StartAttempts
 from orchestrator.session.model import ManagedSession
-from orchestrator.session.pipeline import CLEAR_ANSWER_S, PendingClears
-from orchestrator.session.runner import FRESH_S, refresh
+from orchestrator.session.session_failover import ACCEPTED_TRIES, REFUSED_TRIES, StartAttempts
+from orchestrator.session.session_runner import FRESH_S, refresh
+from orchestrator.session.speech_pipeline import CLEAR_ANSWER_S, PendingClears
 from tests.orchestrator.session.world import ORDER
 from tests.virtual_loop import virtually
 

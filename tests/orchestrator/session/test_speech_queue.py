@@ -22,7 +22,7 @@ from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.audio.ingest import AudioFormat, AudioLimits, PcmDecoder
 from orchestrator.events import EventBus
 from orchestrator.metrics import Metrics
-from orchestrator.session.pipeline import SpeechPipeline
+from orchestrator.session.speech_pipeline import SpeechPipeline
 from orchestrator.tts.base import SpeechChunk
 
 RATE = 8000

@@ -84,7 +84,7 @@ async def test_one_that_is_handed_on_before_its_agent_answered_is_as_it_was(
 ) -> None:
     known = Progress(segments=4, unfinished={4: True}, events_seen=7, sample_rate=24_000, received_samples=4800)
     monkeypatch.setattr("orchestrator.session.takeover.FIRST_S", 0.05)
-    monkeypatch.setattr("orchestrator.session.runner.SNAPSHOT_TIMEOUT_S", NEVER_S)  # it stays undecided
+    monkeypatch.setattr("orchestrator.session.session_runner.SNAPSHOT_TIMEOUT_S", NEVER_S)  # it stays undecided
     async with serving(plain_config(silent)) as url:
         await seed(tmp_path / "o.db", agent_url=url, progress=known)
         async with stage(store_path=str(tmp_path / "o.db"), agent_url=[url]) as running:

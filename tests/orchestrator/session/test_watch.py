@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from orchestrator.session.model import SessionOptions
-from orchestrator.session.runner import Deadlines
+from orchestrator.session.session_runner import Deadlines
 
 OPTIONS = SessionOptions(idle_ttl_s=100, viewer_grace_s=30)
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.session.model import SessionOptions
-from orchestrator.session.runner import Deadlines
+from orchestrator.session.session_runner import Deadlines
 
 _time = st.floats(0, 400, allow_nan=False)
 _grace = st.floats(1, 100)

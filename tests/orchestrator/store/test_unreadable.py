@@ -21,7 +21,7 @@ from orchestrator.events import EventBus
 from orchestrator.metrics import Metrics
 from orchestrator.reaper import Reaper
 from orchestrator.session.journal import from_record
-from orchestrator.session.pipeline import SpeechPipeline
+from orchestrator.session.speech_pipeline import SpeechPipeline
 from orchestrator.store.redis_store import RedisStore
 from orchestrator.store.seal import Seal, derive
 from orchestrator.store.session_store import MAX_RECORD, RecordReader, SessionStore, StoredSession, Unreadable, parse

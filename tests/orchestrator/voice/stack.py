@@ -71,7 +71,7 @@ def unhurried() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for constant in ("vitals.SILENT_S", "vitals.STILL_S", "client._CONNECT_TIMEOUT_S"):
             patch.setattr(f"orchestrator.agents.{constant}", NEVER_S)
-        patch.setattr("orchestrator.session.failover.MOVE_S", NEVER_S)
+        patch.setattr("orchestrator.session.session_failover.MOVE_S", NEVER_S)
         yield
 
 

@@ -18,10 +18,10 @@ from orchestrator.agents.agent_link import LinkOver
 from orchestrator.ingress import RoomIngress
 from orchestrator.session.agent_connection import TAKEN, AgentLost
 from orchestrator.session.deps import SessionDeps
-from orchestrator.session.failover import Failover, Placement
 from orchestrator.session.journal import to_record
 from orchestrator.session.model import ManagedSession, SessionOptions, ingress_attributes, publish_state
-from orchestrator.session.pipeline import SpeechPipeline
+from orchestrator.session.session_failover import Failover, Placement
+from orchestrator.session.speech_pipeline import SpeechPipeline
 from orchestrator.store.session_store import StoredSession
 from orchestrator.supervisor import run_each
 

@@ -13,7 +13,7 @@ from orchestrator.agents.agent_client import AgentFailed, AgentLease
 from orchestrator.session.agent_connection import AgentLost
 from orchestrator.session.deps import SessionDeps
 from orchestrator.session.model import ManagedSession, SessionOptions, publish_state
-from orchestrator.session.pipeline import SpeechPipeline
+from orchestrator.session.speech_pipeline import SpeechPipeline
 
 _AGENT_BACKLOG_MARGIN_S = 30
 """The agent's own limit lies above ours, so that ours is the one a sender meets."""

@@ -18,7 +18,7 @@ from orchestrator.audio.segments import EXPLICIT_END_S, IDLE_END_S
 from orchestrator.events import EventBus
 from orchestrator.metrics import Metrics
 from orchestrator.session.event_outbox import ClientQueue
-from orchestrator.session.pipeline import SpeechPipeline
+from orchestrator.session.speech_pipeline import SpeechPipeline
 from orchestrator.store.session_store import Progress
 from tests.virtual_loop import virtually
 
