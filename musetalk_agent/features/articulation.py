@@ -65,7 +65,7 @@ _JOINS_PREVIOUS = frozenset("ːˑ̩̃ʲʰ˞̪̯͡ˤ̥̚ⁿ")
 
 
 @dataclass(frozen=True, slots=True)
-class Articulation:
+class PhonemeTarget:
     """What a class asks of the mouth, and how firmly (`hold` 0..1: how little its neighbours may change it)."""
 
     jaw: float
@@ -79,32 +79,32 @@ class Articulation:
 # Openings: relative order of the mean inner-lip apertures of English vowels and consonants in the phonetic literature
 # (open > mid > close vowels; alveolar and dental consonants nearly closed, sibilants with the teeth together), scaled so
 # that an open stressed vowel reaches 0.75 of the full opening. Firmness: labials and sibilants resist, /h/ and velars do not.
-_TARGETS: dict[str, Articulation] = {
-    "sil": Articulation(0.00, 0.0, 0.00, 0.0, 0.0, 0.30),
-    "pb": Articulation(0.10, 0.0, 0.05, 1.0, 0.0, 1.00),
-    "m": Articulation(0.10, 0.0, 0.05, 1.0, 0.0, 1.00),
-    "fv": Articulation(0.16, 0.1, 0.00, 0.0, 1.0, 0.90),
-    "th": Articulation(0.26, 0.1, 0.00, 0.0, 0.0, 0.60),
-    "td": Articulation(0.20, 0.2, 0.00, 0.0, 0.0, 0.50),
-    "n": Articulation(0.20, 0.2, 0.00, 0.0, 0.0, 0.45),
-    "l": Articulation(0.30, 0.1, 0.00, 0.0, 0.0, 0.40),
-    "sz": Articulation(0.16, 0.3, 0.00, 0.0, 0.0, 0.75),
-    "sh": Articulation(0.20, -0.3, 0.45, 0.0, 0.0, 0.75),
-    "kg": Articulation(0.26, 0.0, 0.00, 0.0, 0.0, 0.25),
-    "r": Articulation(0.25, -0.2, 0.40, 0.0, 0.0, 0.55),
-    "w": Articulation(0.12, -0.7, 0.95, 0.0, 0.0, 0.85),
-    "h": Articulation(0.34, 0.0, 0.00, 0.0, 0.0, 0.10),
-    "j": Articulation(0.20, 0.6, 0.00, 0.0, 0.0, 0.50),
-    "i": Articulation(0.26, 1.0, 0.00, 0.0, 0.0, 0.70),
-    "ih": Articulation(0.34, 0.6, 0.00, 0.0, 0.0, 0.55),
-    "e": Articulation(0.48, 0.5, 0.00, 0.0, 0.0, 0.65),
-    "ae": Articulation(0.68, 0.4, 0.00, 0.0, 0.0, 0.75),
-    "a": Articulation(0.75, 0.0, 0.05, 0.0, 0.0, 0.80),
-    "uh": Articulation(0.58, 0.0, 0.00, 0.0, 0.0, 0.60),
-    "aw": Articulation(0.56, -0.3, 0.50, 0.0, 0.0, 0.70),
-    "o": Articulation(0.42, -0.5, 0.70, 0.0, 0.0, 0.70),
-    "u": Articulation(0.20, -0.7, 0.90, 0.0, 0.0, 0.75),
-    "schwa": Articulation(0.38, 0.0, 0.10, 0.0, 0.0, 0.40),
+_TARGETS: dict[str, PhonemeTarget] = {
+    "sil": PhonemeTarget(0.00, 0.0, 0.00, 0.0, 0.0, 0.30),
+    "pb": PhonemeTarget(0.10, 0.0, 0.05, 1.0, 0.0, 1.00),
+    "m": PhonemeTarget(0.10, 0.0, 0.05, 1.0, 0.0, 1.00),
+    "fv": PhonemeTarget(0.16, 0.1, 0.00, 0.0, 1.0, 0.90),
+    "th": PhonemeTarget(0.26, 0.1, 0.00, 0.0, 0.0, 0.60),
+    "td": PhonemeTarget(0.20, 0.2, 0.00, 0.0, 0.0, 0.50),
+    "n": PhonemeTarget(0.20, 0.2, 0.00, 0.0, 0.0, 0.45),
+    "l": PhonemeTarget(0.30, 0.1, 0.00, 0.0, 0.0, 0.40),
+    "sz": PhonemeTarget(0.16, 0.3, 0.00, 0.0, 0.0, 0.75),
+    "sh": PhonemeTarget(0.20, -0.3, 0.45, 0.0, 0.0, 0.75),
+    "kg": PhonemeTarget(0.26, 0.0, 0.00, 0.0, 0.0, 0.25),
+    "r": PhonemeTarget(0.25, -0.2, 0.40, 0.0, 0.0, 0.55),
+    "w": PhonemeTarget(0.12, -0.7, 0.95, 0.0, 0.0, 0.85),
+    "h": PhonemeTarget(0.34, 0.0, 0.00, 0.0, 0.0, 0.10),
+    "j": PhonemeTarget(0.20, 0.6, 0.00, 0.0, 0.0, 0.50),
+    "i": PhonemeTarget(0.26, 1.0, 0.00, 0.0, 0.0, 0.70),
+    "ih": PhonemeTarget(0.34, 0.6, 0.00, 0.0, 0.0, 0.55),
+    "e": PhonemeTarget(0.48, 0.5, 0.00, 0.0, 0.0, 0.65),
+    "ae": PhonemeTarget(0.68, 0.4, 0.00, 0.0, 0.0, 0.75),
+    "a": PhonemeTarget(0.75, 0.0, 0.05, 0.0, 0.0, 0.80),
+    "uh": PhonemeTarget(0.58, 0.0, 0.00, 0.0, 0.0, 0.60),
+    "aw": PhonemeTarget(0.56, -0.3, 0.50, 0.0, 0.0, 0.70),
+    "o": PhonemeTarget(0.42, -0.5, 0.70, 0.0, 0.0, 0.70),
+    "u": PhonemeTarget(0.20, -0.7, 0.90, 0.0, 0.0, 0.75),
+    "schwa": PhonemeTarget(0.38, 0.0, 0.10, 0.0, 0.0, 0.40),
 }
 #: float32[25, 5]: articulation targets by class.
 TABLE: NDArray[np.float32] = np.array(
