@@ -45,10 +45,9 @@ async def surviving(context: Context) -> AsyncIterator[None]:
     Raises StoreError when the store cannot be opened.
     """
     ledger, sessions = context.ledger, context.sessions
-    await ledger.open()
+    await ledger.open(sessions.hand_over)
     context.minter.deployment_id = context.ingresses.deployment_id = ledger.store.deployment_id
     context.events.listen(lambda event: ledger.note(event.session_id))
-    ledger.on_lost = sessions.hand_over
     adoption = SessionTakeover(sessions, ledger, context.metrics)
     reaper = Reaper(
         ledger.store,

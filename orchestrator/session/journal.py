@@ -56,7 +56,6 @@ class SessionJournal:
     Attributes:
         owner: this process's name in the store.
         seal: closes what is secret; there after `open`.
-        on_lost: called with the id of a session that another orchestrator has taken; set before `keep_leases`.
     """
 
     def __init__(self, store: SessionStore, secret: str, owner_url: str | None, metrics: Metrics) -> None:
@@ -64,7 +63,7 @@ class SessionJournal:
         self._secret = secret
         self.owner = "orc_" + secrets.token_hex(6)
         self.owner_url = owner_url
-        self.on_lost: Callable[[str], object] = lambda session_id: None
+        self._on_lost: Callable[[str], object] = lambda session_id: None
         self._metrics = metrics
         self._failing: set[str] = set()
         self._held: dict[str, Record] = {}
@@ -79,8 +78,12 @@ class SessionJournal:
         """Whether the store failed when it was used last: for the leases, for records, or for somebody's question."""
         return bool(self._failing)
 
-    async def open(self) -> None:
-        """Opens the store. Raises StoreError."""
+    async def open(self, on_lost: Callable[[str], object] = lambda session_id: None) -> None:
+        """Opens the store. Raises StoreError.
+
+        `on_lost` is called with the id of each session that another orchestrator has taken.
+        """
+        self._on_lost = on_lost
         await self.store.open()
         self.seal = Seal(derive(self._secret, "sessions", self.store.deployment_id))
         self._metrics.store_unreadable.set_function(lambda: len(self.store.reader.unreadable))
@@ -337,7 +340,7 @@ class SessionJournal:
         if session_id in self._held:
             _log.warning("another orchestrator has taken the session", extra={"session_id": session_id})
             self.drop(session_id)
-            self.on_lost(session_id)
+            self._on_lost(session_id)
 
 
 def _bound(kept: dict[str, Any]) -> None:

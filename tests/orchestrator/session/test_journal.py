@@ -33,10 +33,10 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @asynccontextmanager
-async def kept(store: SessionStore) -> AsyncIterator[SessionJournal]:
+async def kept(store: SessionStore, on_lost: Callable[[str], object] = lambda _: None) -> AsyncIterator[SessionJournal]:
     """A ledger at work on a store."""
     ledger = SessionJournal(store, "secret", "https://here", Metrics())
-    await ledger.open()
+    await ledger.open(on_lost)
     work = asyncio.gather(ledger.keep_leases(), ledger.write_behind())
     try:
         yield ledger
@@ -147,9 +147,8 @@ async def test_what_is_handed_over_belongs_to_nobody() -> None:
 
 
 async def test_a_session_that_another_took_is_let_go() -> None:
-    async with redis_server() as server, kept(RedisStore(server.url, 600)) as ledger:
-        lost: list[str] = []
-        ledger.on_lost = lost.append
+    lost: list[str] = []
+    async with redis_server() as server, kept(RedisStore(server.url, 600), lost.append) as ledger:
         life = Life(ledger)
         await ledger.enter("ses_a", life.record)
         assert await ledger.owns("ses_a")
@@ -164,9 +163,8 @@ async def test_a_session_that_another_took_is_let_go() -> None:
 
 
 async def test_redis_that_comes_back_empty_is_filled_again_and_no_session_begins_without_it() -> None:
-    async with redis_server() as server, kept(RedisStore(server.url, 600)) as ledger:
-        lost: list[str] = []
-        ledger.on_lost = lost.append
+    lost: list[str] = []
+    async with redis_server() as server, kept(RedisStore(server.url, 600), lost.append) as ledger:
         life = Life(ledger)
         await ledger.enter("ses_a", life.record)
         await server.stop()
@@ -230,9 +228,8 @@ async def test_leases_are_renewed_however_long_writing_takes_and_how_much_there_
 
 
 async def test_a_session_that_ended_elsewhere_is_not_brought_back_by_who_slept() -> None:
-    async with redis_server() as server, kept(RedisStore(server.url, 600)) as ledger:
-        lost: list[str] = []
-        ledger.on_lost = lost.append
+    lost: list[str] = []
+    async with redis_server() as server, kept(RedisStore(server.url, 600), lost.append) as ledger:
         store = ledger.store
         work = RedisStore(server.url, 600)
         await work.open()

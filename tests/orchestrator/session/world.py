@@ -84,11 +84,10 @@ class World:
             ledger=self.ledger,
         )
         self.sessions = SessionManager(self.services, options or SessionOptions())
-        self.ledger.on_lost = self.sessions.hand_over
         self._tasks: list[asyncio.Task[None]] = []
 
     async def open(self) -> None:
-        await self.ledger.open()
+        await self.ledger.open(self.sessions.hand_over)
         self._tasks = [
             asyncio.create_task(self.ledger.keep_leases(), name="leases"),
             asyncio.create_task(self.ledger.write_behind(), name="records"),
