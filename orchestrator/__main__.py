@@ -84,13 +84,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def new_key(name: str, scope: Scope, file: Path | None) -> int:
     """Prints a new key, and adds its entry to the file. Returns the exit code."""
-    from orchestrator import keyfile
+    from orchestrator import keys
     from orchestrator.keys import KeysError
 
     try:
-        key, entry = keyfile.new(name, scope)
+        key, entry = keys.new(name, scope)
         if file is not None:
-            keyfile.add(file, entry)
+            keys.add(file, entry)
     except KeysError as error:
         print(f"{file or 'key new'}: {error}", file=sys.stderr)
         return 1

@@ -25,28 +25,36 @@ from orchestrator.audit import AuditLog
 from orchestrator.credentials import Credentials
 from orchestrator.events import EventBus
 from orchestrator.ingress import Ingresses
-from orchestrator.keyfile import KeysFile
-from orchestrator.keys import KeyRing, operators
+from orchestrator.keys import KeyRing, KeysFile, operators
+from orchestrator.livekit_rooms import Rooms, TokenMinter
 from orchestrator.metrics import Metrics
 from orchestrator.quotas import Quotas
-from orchestrator.routes import audio_ws, avatars, debug, events, ops, page, problems, sessions, speak, speak_ws, tokens
-from orchestrator.routes.access import Access
+from orchestrator.routes import (
+    audio_ws,
+    avatars,
+    debug,
+    error_responses,
+    ops,
+    page,
+    session_events,
+    sessions,
+    speak,
+    speak_ws,
+    viewer_tokens,
+)
+from orchestrator.routes.auth import Access, AuthMiddleware
 from orchestrator.routes.context import Context, RouteOptions
-from orchestrator.routes.guard import Guard
 from orchestrator.routes.idempotency import Idempotency
 from orchestrator.session.deps import SessionDeps
 from orchestrator.session.journal import SessionJournal
 from orchestrator.session.manager import SessionManager
 from orchestrator.session.standby_voice import StandbyVoices
 from orchestrator.settings import Settings
-from orchestrator.supervisor import run_each
+from orchestrator.supervision import run_each
 from orchestrator.survival import make_store, surviving
-from orchestrator.tokens import Rooms, TokenMinter
-from orchestrator.tts.providers import synthesizers
-from orchestrator.tts.voices import Voices
-from orchestrator.voice.process import VoiceWorker
-from orchestrator.webhook_queue import Endpoint
-from orchestrator.webhooks import Webhooks, secret
+from orchestrator.tts.voices import Voices, synthesizers
+from orchestrator.voice.voice_worker import VoiceWorker
+from orchestrator.webhooks import Endpoint, Webhooks, secret
 
 CLOSE_S = 15.0
 """How long each step of the end may take."""
@@ -107,7 +115,7 @@ def create_app(settings: Settings, *, voices: Voices | None = None) -> FastAPI:
         docs_url=None,
         redoc_url=None,
     )
-    problems.install(app)
+    error_responses.install(app)
     _add_routes(app)
     _add_guards(app, settings, access, metrics)
     return app
@@ -116,7 +124,7 @@ def create_app(settings: Settings, *, voices: Voices | None = None) -> FastAPI:
 def _add_routes(app: FastAPI) -> None:
     bearer = Security(HTTPBearer(auto_error=False, description="An API key."))  # says so in /docs; the guard checks it
     app.include_router(speak.growing)  # before the other route of its address
-    for module in (tokens, sessions, events, speak, avatars, debug):
+    for module in (viewer_tokens, sessions, session_events, speak, avatars, debug):
         app.include_router(module.router, dependencies=[bearer])
     for module in (audio_ws, speak_ws, ops, page):
         app.include_router(module.router)
@@ -127,7 +135,7 @@ def _add_routes(app: FastAPI) -> None:
 def _add_guards(app: FastAPI, settings: Settings, access: Access, metrics: Metrics) -> None:
     open_paths = OPEN_PATHS | {address for address, _ in page.files()}
     app.add_middleware(
-        Guard,
+        AuthMiddleware,
         access=access,
         metrics=metrics,
         is_open=lambda path: path in open_paths or path.startswith(page.ASSETS),

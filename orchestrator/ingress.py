@@ -14,8 +14,7 @@ from livekit.protocol import models
 from pydantic import ValidationError
 
 from musetalk_agent.protocol.http import MAX_SIDE, RtmpTarget
-from orchestrator.livekit_client import LiveKitClient, LiveKitFailed
-from orchestrator.tokens import LiveKitKeys
+from orchestrator.livekit_rooms import LiveKitClient, LiveKitFailed, LiveKitKeys
 
 ABSENT_FOR_S = 300.0
 """A deployment that has no ingress is not asked again for this long."""

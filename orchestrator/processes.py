@@ -16,7 +16,7 @@ from pathlib import Path
 
 import httpx
 
-from orchestrator.tts.child import kill
+from orchestrator.worker_pipe import kill
 
 log = logging.getLogger(__name__)
 

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from typing import Protocol
 
 from musetalk_agent.protocol.problems import ProblemError
+from orchestrator.livekit_rooms import Rooms
 from orchestrator.metrics import Metrics
 from orchestrator.store.session_store import SessionStore, StoredSession, StoreError
-from orchestrator.tokens import Rooms
 
 EVERY_S = 60.0
 SECOND_LOOK_S = 10.0

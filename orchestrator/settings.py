@@ -14,12 +14,12 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from orchestrator.agents.modal_pool import ModalOptions
 from orchestrator.audio.ingest import AudioLimits
 from orchestrator.ingress import IngressMode
+from orchestrator.livekit_rooms import LiveKitKeys
 from orchestrator.session.model import SessionOptions
 from orchestrator.session.standby_voice import VoiceStandby
-from orchestrator.tokens import LiveKitKeys
 from orchestrator.tts.elevenlabs import ELEVENLABS_URL, ElevenLabsOptions
 from orchestrator.tts.openai_speech import OPENAI_URL, OPENAI_VOICES, OpenAIOptions
-from orchestrator.tts.providers import VoiceOptions
+from orchestrator.tts.voices import VoiceOptions
 from orchestrator.webhooks import secret, secure_address
 
 

@@ -13,7 +13,7 @@ from orchestrator.session.takeover import SessionTakeover
 from orchestrator.settings import Settings
 from orchestrator.store.session_store import SessionStore
 from orchestrator.store.sqlite import SqliteStore
-from orchestrator.supervisor import run_each, supervise
+from orchestrator.supervision import run_each, supervise
 
 CLOSE_S = 20.0
 """How long each step of the end may take: sessions wait up to ten seconds for agents that do not answer."""

@@ -13,7 +13,7 @@ VOICE_LEAD_S = 0.15
 """Pictures leave this much later than with a voice of our own: the time in which the word reaches whoever publishes the voice."""
 LEAST_JUMP = ROOM_RATE // 4
 """Samples. The orchestrator's voice jumps at once by more than 200 ms, and waits for a quiet place with less: silence with a noise
-floor has none, so no less than this is left out of it (`orchestrator/voice/worker/score.py`)."""
+floor has none, so no less than this is left out of it (`orchestrator/voice/worker/playout_scheduler.py`)."""
 _CORRECT_S = 0.5  # while speech goes on, its time is told again as often
 _OFF_S = 0.005  # and at once when it has moved by more than this
 _KEPT = 8

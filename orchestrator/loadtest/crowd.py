@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pydantic import ValidationError
 
 from orchestrator.loadtest.messages import LINE_LIMIT, Hello, Join, Joined, Leave, Left, Link, Seen, line, told
-from orchestrator.tts.child import kill
+from orchestrator.worker_pipe import kill
 
 ROOMS_PER_PROCESS = 4
 COMMAND = (sys.executable, "-m", "orchestrator.loadtest.viewer")

@@ -29,9 +29,9 @@ from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.audio.ingest import SAMPLE_RATES, AudioFormat, PcmDecoder
 from orchestrator.audio.segments import DEFAULT_RATE
 from orchestrator.routes.context import Context, context
-from orchestrator.routes.events import event_number
-from orchestrator.routes.problems import problem_response
-from orchestrator.routes.senders import admit
+from orchestrator.routes.error_responses import problem_response
+from orchestrator.routes.session_events import event_number
+from orchestrator.routes.session_lookup import admit
 from orchestrator.session.event_outbox import ClientQueue
 from orchestrator.session.model import ManagedSession
 from orchestrator.session.speech_pipeline import SpeechPipeline
@@ -43,7 +43,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Line:
+class AudioSocket:
     """One accepted connection."""
 
     socket: WebSocket
@@ -71,10 +71,10 @@ async def audio(socket: WebSocket) -> None:
         held.callback(live.outbox.detach, connection)
         ctx.access.audit.note(session.order.key, "audio", "ok", session_id=session.session_id)
         await socket.accept()
-        await _serve(ctx, Line(socket, live, connection, PcmDecoder(audio_format), sample_rate))
+        await _serve(ctx, AudioSocket(socket, live, connection, PcmDecoder(audio_format), sample_rate))
 
 
-async def _serve(ctx: Context, line: Line) -> None:
+async def _serve(ctx: Context, line: AudioSocket) -> None:
     live = line.live
     ctx.metrics.audio_connections.inc()
     writer = asyncio.create_task(_write(line), name=f"audio-write-{live.session_id}")
@@ -133,7 +133,7 @@ def _rate(text: str) -> int:
     return int(text)
 
 
-async def _read(ctx: Context, line: Line) -> None:
+async def _read(ctx: Context, line: AudioSocket) -> None:
     """Takes messages until the sender leaves, is replaced, or does what it may not."""
     while True:
         try:
@@ -155,7 +155,7 @@ async def _read(ctx: Context, line: Line) -> None:
             _refuse(ctx, line, error)
 
 
-def _refuse(ctx: Context, line: Line, error: ProblemError) -> None:
+def _refuse(ctx: Context, line: AudioSocket, error: ProblemError) -> None:
     """Tells why, and closes."""
     ctx.metrics.audio_errors.labels(code=error.code.value).inc()
     extra = {"session_id": line.live.session_id, "code": error.code.value}
@@ -172,7 +172,7 @@ def _idle(idle_s: float) -> ProblemError:
     )
 
 
-def _take_text(line: Line, text: str) -> None:
+def _take_text(line: AudioSocket, text: str) -> None:
     line.live.check_text(len(text.encode(errors="replace")))
     try:
         body = json.loads(text)
@@ -205,13 +205,13 @@ def _take_text(line: Line, text: str) -> None:
         line.connection.put(Pong())
 
 
-async def _write(line: Line) -> None:
+async def _write(line: AudioSocket) -> None:
     with suppress(WebSocketDisconnect, RuntimeError):  # Starlette's RuntimeError: the socket closed under the send
         while (message := await line.connection.take()) is not None:
             await line.socket.send_text(message.model_dump_json(exclude_none=True))
 
 
-async def _close(line: Line) -> None:
+async def _close(line: AudioSocket) -> None:
     if line.socket.application_state is not WebSocketState.CONNECTED:
         return
     code = line.connection.close_code or CLOSE_INTERNAL

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Coroutine
 from dataclasses import dataclass
-from typing import Annotated, cast
+from typing import Annotated, Any, TypeVar, cast
 
-from fastapi import Depends
+from fastapi import Depends, Request
 from starlette.requests import HTTPConnection
 
+from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.agents.agent_client import AgentClient
 from orchestrator.agents.pool import AgentPool
 from orchestrator.credentials import Credentials
 from orchestrator.events import EventBus
 from orchestrator.ingress import Ingresses
+from orchestrator.livekit_rooms import Rooms, TokenMinter
 from orchestrator.metrics import Metrics
-from orchestrator.routes.access import Access
+from orchestrator.routes.auth import Access
 from orchestrator.routes.idempotency import Idempotency
 from orchestrator.session.journal import SessionJournal
 from orchestrator.session.manager import SessionManager
 from orchestrator.session.standby_voice import StandbyVoices
-from orchestrator.tokens import Rooms, TokenMinter
 from orchestrator.tts.voices import Voices
 from orchestrator.webhooks import Webhooks
 
@@ -81,3 +84,31 @@ def host_url(connection: HTTPConnection, public_url: str | None) -> str:
         base = f"{'https' if secure else 'http'}://{connection.url.netloc}"
     scheme, _, rest = base.partition("://")
     return f"{'wss' if scheme == 'https' else 'ws'}://{rest}"
+
+
+_Answer = TypeVar("_Answer")
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, _Answer]) -> _Answer:
+    """The work's answer. The work is cancelled when the caller closes the connection, and when this is.
+
+    The request's body must have been read. Raises ProblemError `invalid_request` when the caller has left, which nobody reads, and
+    what the work raises.
+    """
+    working, leaving = asyncio.create_task(work), asyncio.create_task(_gone(request))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ProblemError(
+                ErrorCode.INVALID_REQUEST, "The caller left before the answer: what it asked for is undone."
+            )
+        return working.result()
+    finally:
+        for task in (working, leaving):
+            task.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

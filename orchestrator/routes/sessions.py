@@ -19,10 +19,9 @@ from musetalk_agent.protocol.http import (
     VoiceSource,
 )
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
-from orchestrator.routes.access import current, visible
-from orchestrator.routes.context import Context, Ctx, host_url
-from orchestrator.routes.elsewhere import here, stored, views
-from orchestrator.routes.leaving import unless_gone
+from orchestrator.routes.auth import current, visible
+from orchestrator.routes.context import Context, Ctx, host_url, unless_gone
+from orchestrator.routes.session_lookup import here, stored, views
 from orchestrator.session.model import ManagedSession, SessionRequest, iso
 from orchestrator.webhooks import secret
 

@@ -12,10 +12,10 @@ from orchestrator.agents.agent_client import AgentClient
 from orchestrator.agents.pool import AgentPool
 from orchestrator.events import EventBus
 from orchestrator.ingress import Ingresses
+from orchestrator.livekit_rooms import Rooms, TokenMinter
 from orchestrator.metrics import Metrics
 from orchestrator.session.journal import SessionJournal
 from orchestrator.session.model import ManagedSession
-from orchestrator.tokens import Rooms, TokenMinter
 
 
 class BackgroundTasks:

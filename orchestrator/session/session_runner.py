@@ -23,7 +23,7 @@ from orchestrator.session.model import ManagedSession, SessionOptions, ingress_a
 from orchestrator.session.session_failover import Failover, Placement
 from orchestrator.session.speech_pipeline import SpeechPipeline
 from orchestrator.store.session_store import StoredSession
-from orchestrator.supervisor import run_each
+from orchestrator.supervision import run_each
 
 FRESH_S = 0.5
 SNAPSHOT_TIMEOUT_S = 2.0

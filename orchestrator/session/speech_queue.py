@@ -18,8 +18,8 @@ from musetalk_agent.protocol.messages import CaptionWord, CueItem, PlaybackFinis
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from musetalk_agent.protocol.traces import OFF, Span
 from orchestrator.metrics import Metrics
-from orchestrator.tts.base import SpeechChunk
-from orchestrator.tts.sentences import GrowingText
+from orchestrator.tts.segmentation import GrowingText
+from orchestrator.tts.synthesizer import SpeechChunk
 
 
 class SegmentSpans:

@@ -30,12 +30,12 @@ from musetalk_agent.protocol.messages import (
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.audio.ingest import BYTES_PER_SAMPLE
 from orchestrator.audio.outgoing_segment import DEFAULT_RATE, LinkMessage
+from orchestrator.livekit_rooms import Rooms, TokenMinter
 from orchestrator.metrics import Metrics
 from orchestrator.session.model import ManagedSession
-from orchestrator.tokens import Rooms, TokenMinter
-from orchestrator.voice.line import VoiceLine
-from orchestrator.voice.messages import Report
-from orchestrator.voice.process import LINES_MAX, VoiceBusyError, VoiceWorker
+from orchestrator.voice.voice_line import VoiceLine
+from orchestrator.voice.voice_worker import LINES_MAX, VoiceBusyError, VoiceWorker
+from orchestrator.voice.worker_messages import LineReport
 
 AFTER_S = 0.7
 """The cut lies at least this far ahead: an agent on a busy machine has its first picture by then."""
@@ -47,7 +47,7 @@ NEW_TRACK_S = 0.4
 """Without that, as long is left to the listeners to subscribe to the agent's track."""
 UNDER_WAY_S = 0.1
 """What the SDK still has of the last sound."""
-MakeLine = Callable[[Callable[[Report], None]], VoiceLine]
+MakeLine = Callable[[Callable[[LineReport], None]], VoiceLine]
 _log = logging.getLogger(__name__)
 
 
@@ -242,7 +242,7 @@ class StandbyVoice:
             self._until = None
             self._line.follow(timing.segment, timing.heard_s, at, held=timing.held)
 
-    def _on_report(self, report: Report) -> None:
+    def _on_report(self, report: LineReport) -> None:
         if self._standing_in:
             if report.segment:
                 if report.heard_s:
@@ -367,7 +367,7 @@ class StandbyVoices:
             if track.kind == "audio":
                 await self._rooms.mute(session.order.room, session.identity, track.sid)
 
-    def _maker(self, session: ManagedSession) -> Callable[[Callable[[Report], None]], VoiceLine]:
+    def _maker(self, session: ManagedSession) -> Callable[[Callable[[LineReport], None]], VoiceLine]:
         minter, order = self._minter, session.order
 
         def token() -> str:

@@ -18,10 +18,10 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidSta
 
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from musetalk_agent.protocol.retries import VOICE, Schedule, Tries, retry_after_s
-from orchestrator.tts.base import SpeechChunk, VoiceInfo, pieces
-from orchestrator.tts.recital import Letter, Recital
-from orchestrator.tts.remote import ANSWER_S, CONNECT_S, Patience, Refusal, silent, unreachable, word_of
-from orchestrator.tts.sentences import GrowingText
+from orchestrator.tts.alignment import AlignmentTracker, Letter
+from orchestrator.tts.remote import ANSWER_S, CONNECT_S, Patience, ProviderError, silent, unreachable, word_of
+from orchestrator.tts.segmentation import GrowingText
+from orchestrator.tts.synthesizer import SpeechChunk, VoiceInfo, pieces
 
 _log = logging.getLogger(__name__)
 _wire_log = logging.getLogger(f"{__name__}.wire")
@@ -62,7 +62,7 @@ class ElevenLabsOptions:
 class _BrokenError(Exception):
     """The connection is gone before all was said; `refusal` when the provider said why."""
 
-    def __init__(self, refusal: Refusal | None = None) -> None:
+    def __init__(self, refusal: ProviderError | None = None) -> None:
         super().__init__()
         self.refusal = refusal
 
@@ -94,7 +94,7 @@ class ElevenLabs:
 
     async def stream(self, text: GrowingText, voice: str) -> AsyncGenerator[SpeechChunk, None]:
         """See `RemoteSynthesizer.stream`. Goes on over connections that break, with the word after the last that was heard."""
-        recital = Recital(self._options.sample_rate)
+        recital = AlignmentTracker(self._options.sample_rate)
         tries, position, begun = Tries(self._options.schedule), 0, False
         try:
             while True:
@@ -120,7 +120,7 @@ class ElevenLabs:
         finally:
             text.abandon()
 
-    def _wait_s(self, refusal: Refusal | None, voice: str, recital: Recital, tries: Tries) -> float:
+    def _wait_s(self, refusal: ProviderError | None, voice: str, recital: AlignmentTracker, tries: Tries) -> float:
         """The wait before another connection. Raises ProblemError when another one would be of no use."""
         extra = {"provider": self.provider, "reason": refusal.word or refusal.status if refusal else "dropped"}
         _log.warning("voice connection broke", extra={**extra, "resumable": recital.resumable})
@@ -143,7 +143,7 @@ class ElevenLabs:
             "auto_mode": "true",
         }
         url = f"{options.base_url}/v1/text-to-speech/{quote(name, safe='')}/stream-input?{urlencode(query)}"
-        said = Refusal("ElevenLabs", voice)
+        said = ProviderError("ElevenLabs", voice)
         try:
             # Its own pings stay off: sound that waits to be heard is not read, and neither are the pongs behind it.
             async with connect(
@@ -175,7 +175,7 @@ class ElevenLabs:
 class _Reading:
     """What is said over one connection: what has not been read yet, and the text that comes."""
 
-    def __init__(self, socket: ClientConnection, text: GrowingText, recital: Recital, answer_s: float) -> None:
+    def __init__(self, socket: ClientConnection, text: GrowingText, recital: AlignmentTracker, answer_s: float) -> None:
         self._socket = socket
         self._text = text
         self._recital = recital
@@ -191,7 +191,7 @@ class _Reading:
         try:
             while not (message := await self._receive()).get("isFinal"):
                 if message.get("error"):
-                    raise _BrokenError(Refusal("ElevenLabs", "", str(message["error"])[:100]))
+                    raise _BrokenError(ProviderError("ElevenLabs", "", str(message["error"])[:100]))
                 pcm, letters = _sound(message)
                 self._unheard = self._unheard and not pcm
                 self._patience.heard(len(pcm) / 2 / self._recital.sample_rate)
@@ -210,7 +210,7 @@ class _Reading:
         """Raises _BrokenError, ProblemError `tts_failed` for sound that no text has."""
         recital = self._recital
         if recital.held > HELD_S * recital.sample_rate:
-            raise _BrokenError(Refusal("ElevenLabs", "", "nonsense"))
+            raise _BrokenError(ProviderError("ElevenLabs", "", "nonsense"))
         most_s = BEGINNING_S + LETTER_S * recital.letters
         if recital.given + recital.held > most_s * recital.sample_rate:
             text = f"ElevenLabs: the sound of {recital.letters} letters does not end after {most_s:g} s."
@@ -277,7 +277,7 @@ def _parsed(message: str | bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        raise _BrokenError(Refusal("ElevenLabs", "", "nonsense"))
+        raise _BrokenError(ProviderError("ElevenLabs", "", "nonsense"))
     return value
 
 
@@ -292,7 +292,7 @@ def _sound(message: dict[str, Any]) -> tuple[bytes, list[Letter] | None]:
         lengths = told.get("charDurationsMs") or told["charsDurationsMs"]
         return pcm, [_letter(char, at, ms) for char, at, ms in zip(chars, starts, lengths, strict=True)]
     except (AttributeError, binascii.Error, KeyError, OverflowError, TypeError, ValueError):
-        raise _BrokenError(Refusal("ElevenLabs", "", "nonsense")) from None
+        raise _BrokenError(ProviderError("ElevenLabs", "", "nonsense")) from None
 
 
 def _letter(char: object, at: Any, ms: Any) -> Letter:
@@ -305,7 +305,7 @@ def _letter(char: object, at: Any, ms: Any) -> Letter:
     return letter
 
 
-def _reason(closed: ConnectionClosed, said: Refusal) -> Refusal | None:
+def _reason(closed: ConnectionClosed, said: ProviderError) -> ProviderError | None:
     """Why the provider closed, where its words tell."""
     text = closed.rcvd.reason.lower() if closed.rcvd else ""
     for phrase, word in (
@@ -318,7 +318,7 @@ def _reason(closed: ConnectionClosed, said: Refusal) -> Refusal | None:
     return None
 
 
-async def _more(text: GrowingText, recital: Recital) -> bool:
+async def _more(text: GrowingText, recital: AlignmentTracker) -> bool:
     """Waits for more to read. False: there is none."""
     sentence = await text.next()
     if sentence is not None:

@@ -9,10 +9,10 @@ from collections.abc import AsyncGenerator, Iterator
 
 from musetalk_agent.protocol.messages import CaptionWord, CueItem
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
-from orchestrator.tts import text as texts
-from orchestrator.tts.base import CHUNK_MS, PAUSE, SpeechChunk, VoiceInfo
-from orchestrator.tts.captions import spread
-from orchestrator.tts.process import SpeechWorker, SpokenPart, WorkerStatistics
+from orchestrator.tts import segmentation as texts
+from orchestrator.tts.segmentation import spread
+from orchestrator.tts.speech_worker import SpeechWorker, SpokenPart, WorkerStatistics
+from orchestrator.tts.synthesizer import CHUNK_MS, PAUSE, SpeechChunk, VoiceInfo
 
 TEXT_CHARACTERS = 10_000
 """Longest text: ten minutes of speech."""

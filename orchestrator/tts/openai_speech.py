@@ -13,12 +13,10 @@ import httpx
 from musetalk_agent.protocol.messages import CaptionWord
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from musetalk_agent.protocol.retries import VOICE, Schedule, Tries, retry_after_s
-from orchestrator.tts.base import SpeechChunk, VoiceInfo, pieces
-from orchestrator.tts.captions import spread
-from orchestrator.tts.remote import ANSWER_S, CONNECT_S, NO_SOUND, Patience, Refusal, silent, unreachable, word_of
-from orchestrator.tts.sentences import GrowingText
-from orchestrator.tts.turns import in_turn
-from orchestrator.tts.wave import PCM_RATE, SoundReader, WaveError
+from orchestrator.tts.pcm_stream import PCM_RATE, PcmStreamDecoder, WaveError
+from orchestrator.tts.remote import ANSWER_S, CONNECT_S, NO_SOUND, Patience, ProviderError, silent, unreachable, word_of
+from orchestrator.tts.segmentation import GrowingText, spread
+from orchestrator.tts.synthesizer import SpeechChunk, VoiceInfo, pieces, speak_sentences
 
 _log = logging.getLogger(__name__)
 CONNECTIONS = 64
@@ -86,7 +84,7 @@ class OpenAISpeech:
 
     def stream(self, text: GrowingText, voice: str) -> AsyncGenerator[SpeechChunk, None]:
         """See `RemoteSynthesizer.stream`. A sentence is asked for again only as long as nothing of it was heard."""
-        return in_turn(text, lambda sentence: self._sentence(sentence, voice), PAUSE_MS)
+        return speak_sentences(text, lambda sentence: self._sentence(sentence, voice), PAUSE_MS)
 
     async def _sentence(self, sentence: str, voice: str) -> AsyncGenerator[SpeechChunk, None]:
         words = _Words(sentence + " ", self._letter_s.get(voice, LETTER_S))
@@ -100,7 +98,7 @@ class OpenAISpeech:
                             yield chunk
                 if samples:
                     break
-                failure: Exception = _PassingError(Refusal("openai", voice, NO_SOUND))
+                failure: Exception = _PassingError(ProviderError("openai", voice, NO_SOUND))
             except (TimeoutError, httpx.ReadTimeout, httpx.WriteTimeout):
                 raise silent("openai", self._options.answer_s) from None
             except httpx.PoolTimeout:
@@ -126,7 +124,7 @@ class OpenAISpeech:
     async def _sound(self, answer: httpx.Response) -> AsyncGenerator[tuple[bytes, int], None]:
         """The answer's PCM and its rate, as it comes; nothing for an empty one. Raises WaveError, TimeoutError, httpx.HTTPError."""
         loop, patience = asyncio.get_running_loop(), Patience(self._options.answer_s)
-        sound, empty = SoundReader(answer.headers.get("content-type", "")), True
+        sound, empty = PcmStreamDecoder(answer.headers.get("content-type", "")), True
         blocks = answer.aiter_raw()
         while True:
             began = loop.time()
@@ -165,7 +163,7 @@ class OpenAISpeech:
         finally:
             await answer.aclose()
         asked_s = retry_after_s(answer.headers.get("retry-after"))
-        refusal = Refusal("openai", voice, word, answer.status_code, asked_s)
+        refusal = ProviderError("openai", voice, word, answer.status_code, asked_s)
         if refusal.passing:
             raise _PassingError(refusal)
         raise refusal.problem("OPENAI_API_KEY")
@@ -174,7 +172,7 @@ class OpenAISpeech:
 class _PassingError(Exception):
     """A refusal that may be gone the next time."""
 
-    def __init__(self, refusal: Refusal) -> None:
+    def __init__(self, refusal: ProviderError) -> None:
         super().__init__()
         self.refusal = refusal
 

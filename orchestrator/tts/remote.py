@@ -33,7 +33,7 @@ _BUSY = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class ProviderError:
     """What a provider said: its own word for it, or the HTTP status where it has none."""
 
     provider: str

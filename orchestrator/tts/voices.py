@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
 
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
-from orchestrator.supervisor import run_each
-from orchestrator.tts import text as texts
-from orchestrator.tts.base import RemoteSynthesizer, SpeechChunk, Synthesizer, VoiceInfo
+from orchestrator.supervision import run_each
+from orchestrator.tts import segmentation as texts
+from orchestrator.tts.elevenlabs import ElevenLabs, ElevenLabsOptions
 from orchestrator.tts.local import LocalSynthesizer
-from orchestrator.tts.sentences import GrowingText
-from orchestrator.tts.turns import in_turn
+from orchestrator.tts.openai_speech import OpenAIOptions, OpenAISpeech
+from orchestrator.tts.segmentation import GrowingText
+from orchestrator.tts.synthesizer import RemoteSynthesizer, SpeechChunk, Synthesizer, VoiceInfo, speak_sentences
 
 DEFAULT_VOICE = "piper:joe"
 FALLBACK_VOICE = "espeak:en-us"
@@ -101,7 +103,7 @@ class Voices:
         synthesizer, name = self._find(voice)
         if isinstance(synthesizer, RemoteSynthesizer):
             return synthesizer.stream(text, name)
-        return in_turn(text, lambda sentence: synthesizer.speak(sentence, name))
+        return speak_sentences(text, lambda sentence: synthesizer.speak(sentence, name))
 
     def _find(self, voice: str | None) -> tuple[Synthesizer, str]:
         known = {info.name: synthesizer for synthesizer in self.synthesizers for info in synthesizer.names()}
@@ -138,3 +140,21 @@ def nothing_to_say() -> ProblemError:
         "`text` has nothing that can be spoken: give it at least one letter or digit.",
         field="text",
     )
+
+
+@dataclass(frozen=True)
+class VoiceOptions:
+    """The voices elsewhere; None: not configured."""
+
+    elevenlabs: ElevenLabsOptions | None = None
+    openai: OpenAIOptions | None = None
+
+
+def synthesizers(options: VoiceOptions) -> list[Synthesizer]:
+    """The embedded voices, and those elsewhere."""
+    made: list[Synthesizer] = [LocalSynthesizer()]
+    if options.elevenlabs is not None:
+        made.append(ElevenLabs(options.elevenlabs))
+    if options.openai is not None:
+        made.append(OpenAISpeech(options.openai))
+    return made

@@ -9,7 +9,7 @@ import numpy as np
 
 from musetalk_agent.protocol.messages import CueItem
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
-from orchestrator.tts.base import SpeechChunk, VoiceInfo
+from orchestrator.tts.synthesizer import SpeechChunk, VoiceInfo
 
 RATE = 22050
 

@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack, contextmanager
 import httpx
 import pytest
 
-from orchestrator import livekit_client
+from orchestrator import livekit_rooms
 from tests.fakes.balky import Mode
 from tests.fakes.stage import API_KEY, Stage, stage
 from tests.waiting import NEVER_S
@@ -18,7 +18,7 @@ DEADLINE_S = 0.5
 """How long a call to a LiveKit that misbehaves is waited for."""
 ANSWER_BYTES = 1 << 20
 WRONG = [mode for mode in Mode if mode is not Mode.WELL]
-CALLS = ("orchestrator.tokens.CALL_S", "orchestrator.tokens.COURTESY_S", "orchestrator.ingress.CALL_S")
+CALLS = ("orchestrator.livekit_rooms.CALL_S", "orchestrator.livekit_rooms.COURTESY_S", "orchestrator.ingress.CALL_S")
 
 
 @contextmanager
@@ -36,7 +36,7 @@ def misbehaving(running: Stage, mode: Mode) -> Iterator[None]:
 async def running(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stage]:
     for constant in CALLS:
         monkeypatch.setattr(constant, NEVER_S)
-    monkeypatch.setattr(livekit_client, "ANSWER_BYTES", ANSWER_BYTES)
+    monkeypatch.setattr(livekit_rooms, "ANSWER_BYTES", ANSWER_BYTES)
     async with asyncio.timeout(NEVER_S), stage() as made:
         made.rooms.ingress_url = "rtmp://127.0.0.1:1935/live"
         yield made

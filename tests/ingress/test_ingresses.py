@@ -9,8 +9,8 @@ import pytest
 from livekit import api
 
 from orchestrator.ingress import Ingresses, IngressMode
+from orchestrator.livekit_rooms import LiveKitKeys
 from orchestrator.livekit_server import LiveKitAccess, LiveKitServer, find
-from orchestrator.tokens import LiveKitKeys
 from tests.servers.ingress import Deployment, deployment
 from tests.servers.redis import redis_server
 

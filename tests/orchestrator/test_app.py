@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.tts.base import SpeechChunk, VoiceInfo
+from orchestrator.tts.synthesizer import SpeechChunk, VoiceInfo
 from orchestrator.tts.voices import Voices
 from tests.fakes.stage import stage
 from tests.orchestrator.session.test_takeover import seed, view

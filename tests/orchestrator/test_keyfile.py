@@ -12,9 +12,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator import keyfile
-from orchestrator.keyfile import KeysFile
-from orchestrator.keys import KeyRing, KeysError, Scope, operators
+from orchestrator import keys
+from orchestrator.keys import KeyRing, KeysError, KeysFile, Scope, operators
 from orchestrator.metrics import Metrics
 from tests.waiting import NEVER_S, until
 
@@ -65,7 +64,7 @@ async def test_a_file_that_is_broken_from_the_start_is_told(tmp_path: Path) -> N
     path.write_text("[{}]")
     with pytest.raises(KeysError, match=r"keys\.json: 0\.name"):
         await KeysFile(path, KeyRing(()), Metrics()).open()
-    path.write_bytes(b" " * (keyfile.MAX_BYTES + 1))
+    path.write_bytes(b" " * (keys.MAX_BYTES + 1))
     with pytest.raises(KeysError, match="passes"):
         await KeysFile(path, KeyRing(()), Metrics()).open()
 
@@ -74,10 +73,10 @@ def test_a_new_key_takes_over_the_limits_and_the_files_mode(tmp_path: Path) -> N
     path = tmp_path / "keys.json"
     path.write_text(json.dumps([entry(OLD, max_sessions=2, requests_per_second=5)]))
     path.chmod(0o640)
-    key, made = keyfile.new("shop", Scope.STARTER)
-    keyfile.add(path, made)
+    key, made = keys.new("shop", Scope.STARTER)
+    keys.add(path, made)
     ring = KeyRing(())
-    ring.replace(keyfile.read(path))
+    ring.replace(keys.read(path))
     caller = ring.find(key, time.time())
     assert caller == ring.find(OLD, time.time()) is not None
     assert caller is not None and caller.limits.max_sessions == 2
@@ -89,7 +88,7 @@ def test_a_broken_file_is_left_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
     path.write_text("[")
     with pytest.raises(KeysError):
-        keyfile.add(path, keyfile.new("shop", Scope.VIEWER)[1])
+        keys.add(path, keys.new("shop", Scope.VIEWER)[1])
     assert path.read_text() == "[" and os.listdir(tmp_path) == ["keys.json"]
 
 
@@ -103,7 +102,7 @@ def test_the_command_prints_a_key_once_and_keeps_its_hash(tmp_path: Path) -> Non
     assert listed["name"] == "tv" and key not in path.read_text()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     ring = KeyRing(())
-    ring.replace(keyfile.read(path))
+    ring.replace(keys.read(path))
     caller = ring.find(key, time.time())
     assert caller is not None and caller.scope is Scope.VIEWER
     failed = subprocess.run(

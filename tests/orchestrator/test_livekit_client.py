@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 from livekit import api
 
-from orchestrator.livekit_client import LiveKitClient, LiveKitFailed
+from orchestrator.livekit_rooms import LiveKitClient, LiveKitFailed
 from tests.waiting import NEVER_S
 
 _EMPTY = b"HTTP/1.1 200 OK\r\nContent-Type: application/protobuf\r\nContent-Length: 0\r\n\r\n"

@@ -10,7 +10,7 @@ import pytest
 
 from musetalk_agent.protocol.messages import CaptionWord
 from orchestrator.livekit_server import LiveKitAccess
-from orchestrator.tts.base import SpeechChunk, VoiceInfo
+from orchestrator.tts.synthesizer import SpeechChunk, VoiceInfo
 from orchestrator.tts.voices import Voices
 from tests.orchestrator.voice.stack import ROOM, Stack, stack
 from tests.reader import Line, Reader

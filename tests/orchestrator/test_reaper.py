@@ -10,12 +10,12 @@ from livekit import rtc
 
 from musetalk_agent.protocol.http import SessionState
 from musetalk_agent.protocol.problems import ProblemError
+from orchestrator.livekit_rooms import LiveKitKeys, Rooms, TokenMinter
 from orchestrator.livekit_server import LiveKitAccess
 from orchestrator.metrics import Metrics
 from orchestrator.reaper import MAX_ROOMS, Reaper
 from orchestrator.store.session_store import StoredSession
 from orchestrator.store.sqlite import MEMORY, SqliteStore
-from orchestrator.tokens import LiveKitKeys, Rooms, TokenMinter
 from tests.orchestrator.store.test_stores import stored
 from tests.waiting import until
 

@@ -8,7 +8,7 @@ import logging
 import pytest
 
 from orchestrator.metrics import Metrics
-from orchestrator.supervisor import LAST_BACKOFF_S, run_each, supervise
+from orchestrator.supervision import LAST_BACKOFF_S, run_each, supervise
 from tests.waiting import NEVER_S
 
 
@@ -69,7 +69,7 @@ async def test_the_back_off_doubles_up_to_its_limit(monkeypatch: pytest.MonkeyPa
         if len(waits) == 9:
             raise SystemExit  # ends the test's own task, as nothing else may
 
-    monkeypatch.setattr("orchestrator.supervisor.asyncio.sleep", note)
+    monkeypatch.setattr("orchestrator.supervision.asyncio.sleep", note)
     with pytest.raises(SystemExit):
         await supervise("broken", Loop(*[OSError()] * 9).run, None, backoff_s=0.5)
     assert waits == [0.5, 1, 2, 4, 8, 16, LAST_BACKOFF_S, LAST_BACKOFF_S, LAST_BACKOFF_S]

@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 from livekit import api
 
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
-from orchestrator.livekit_client import LiveKitClient, LiveKitFailed
-from orchestrator.tokens import DEPLOYMENT, LiveKitKeys, Rooms, TokenMinter
+from orchestrator.livekit_rooms import DEPLOYMENT, LiveKitClient, LiveKitFailed, LiveKitKeys, Rooms, TokenMinter
 from tests.virtual_loop import virtually
 
 SECRET = "secretsecretsecretsecretsecret00"

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.events import SessionEvent
-from orchestrator.webhook_queue import Delivery, Endpoint, Queue
+from orchestrator.webhooks import Delivery, Endpoint, Queue
 
 ENDPOINTS = [
     Endpoint("https://a.example/x", (), "shop"),

@@ -17,8 +17,18 @@ import pytest
 from musetalk_agent.protocol.problems import ProblemError
 from orchestrator.events import EventBus, SessionEvent
 from orchestrator.metrics import Metrics
-from orchestrator.webhook_queue import AT_ONCE, AT_ONCE_OWNER, AT_ONCE_PARTY, Delivery, Endpoint, Queue, Slots
-from orchestrator.webhooks import Webhooks, secret, signature
+from orchestrator.webhooks import (
+    AT_ONCE,
+    AT_ONCE_OWNER,
+    AT_ONCE_PARTY,
+    Delivery,
+    Endpoint,
+    Queue,
+    Slots,
+    Webhooks,
+    secret,
+    signature,
+)
 from tests.fakes.certificates import Authority
 from tests.fakes.hook_receiver import Hook, Receiver, receiving
 from tests.waiting import NEVER_S, turns, until

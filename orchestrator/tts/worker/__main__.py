@@ -13,8 +13,8 @@ import sys
 import threading
 from typing import BinaryIO
 
-from orchestrator.tts import framing
-from orchestrator.tts.worker.engines import Engine, load_engines
+from orchestrator import worker_pipe
+from orchestrator.tts.worker.engines import VoiceEngine, load_engines
 
 REQUESTS_MAX = 4
 """The core sends one request at a time; more than a few waiting is not our core."""
@@ -27,7 +27,7 @@ def main() -> int:
     replies = _private_stdout()
     engines, missing = load_engines()
     voices = [voice for engine in engines for voice in engine.voices()]
-    _send(replies, framing.encode({"voices": voices, "missing": missing}))
+    _send(replies, worker_pipe.encode({"voices": voices, "missing": missing}))
     by_provider = {engine.provider: engine for engine in engines}
     requests: queue.Queue[tuple[int, str, str]] = queue.Queue(REQUESTS_MAX)
     threading.Thread(target=_read, args=(sys.stdin.buffer, requests), daemon=True).start()
@@ -45,9 +45,9 @@ def _private_stdout() -> BinaryIO:
 
 def _read(source: BinaryIO, requests: queue.Queue[tuple[int, str, str]]) -> None:
     try:
-        while prefix := source.read(framing.LENGTHS.size):
-            head, payload = framing.lengths(prefix)
-            header = framing.decode_header(source.read(head))
+        while prefix := source.read(worker_pipe.LENGTHS.size):
+            head, payload = worker_pipe.lengths(prefix)
+            header = worker_pipe.decode_header(source.read(head))
             source.read(payload)
             requests.put((int(header["id"]), str(header["voice"]), str(header["text"])))
     finally:
@@ -55,15 +55,15 @@ def _read(source: BinaryIO, requests: queue.Queue[tuple[int, str, str]]) -> None
         os._exit(0)
 
 
-def _answer(engines: dict[str, Engine], number: int, voice: str, text: str) -> bytes:
+def _answer(engines: dict[str, VoiceEngine], number: int, voice: str, text: str) -> bytes:
     provider, _, name = voice.partition(":")
     try:
         speech = engines[provider].speak(text, name)
         header = {"id": number, "sample_rate": speech.sample_rate, "cues": speech.cues, "words": speech.words}
-        return framing.encode(header, speech.pcm.tobytes())
+        return worker_pipe.encode(header, speech.pcm.tobytes())
     except Exception as error:  # noqa: BLE001
         # Task boundary: one text that a voice chokes on must not take the other utterances with it. The text stays untold.
-        return framing.encode({"id": number, "error": type(error).__name__})
+        return worker_pipe.encode({"id": number, "error": type(error).__name__})
 
 
 def _send(replies: BinaryIO, message: bytes) -> None:

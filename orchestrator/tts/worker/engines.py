@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol, TypedDict
 
-from orchestrator.tts.worker.speech import Speech
+from orchestrator.tts.worker.synthesis import SpokenText
 
 THREADS = 2
 
@@ -18,7 +18,7 @@ class VoiceEntry(TypedDict):
     sample_rate: int
 
 
-class Engine(Protocol):
+class VoiceEngine(Protocol):
     """One provider's voices."""
 
     provider: str
@@ -27,14 +27,14 @@ class Engine(Protocol):
         """Every voice it has."""
         ...
 
-    def speak(self, text: str, name: str) -> Speech:
+    def speak(self, text: str, name: str) -> SpokenText:
         """Speaks one part with the voice `provider:name`."""
         ...
 
 
-def load_engines() -> tuple[list[Engine], list[str]]:
+def load_engines() -> tuple[list[VoiceEngine], list[str]]:
     """The engines that can run here, loaded and warmed up, and the names of those that cannot."""
-    engines: list[Engine] = []
+    engines: list[VoiceEngine] = []
     missing: list[str] = []
     try:
         from orchestrator.tts.worker.piper_voice import PiperEngine

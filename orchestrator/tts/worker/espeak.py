@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from orchestrator.tts.worker.engines import VoiceEntry
-from orchestrator.tts.worker.speech import Cue, Pcm, Speech, block_levels, merge, trim
-from orchestrator.tts.worker.words import marked
+from orchestrator.tts.worker.synthesis import Cue, Pcm, SpokenText, block_levels, marked, merge, trim
 
 _SYSTEM_LIBRARY = "libespeak-ng.so.1"
 # From espeak-ng's speak_lib.h.
@@ -103,7 +102,7 @@ class EspeakEngine:
             for code in self._languages
         ]
 
-    def speak(self, text: str, name: str) -> Speech:
+    def speak(self, text: str, name: str) -> SpokenText:
         """Speaks `text` in language `name`."""
         if name not in self._languages or self._lib.espeak_SetVoiceByName(self._languages[name].encode()) != 0:
             raise KeyError(name)

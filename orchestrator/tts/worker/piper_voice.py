@@ -14,8 +14,7 @@ from piper.patch_voice_with_alignment import add_alignment_output
 from piper.voice import PiperVoice
 
 from orchestrator.tts.worker.engines import VoiceEntry
-from orchestrator.tts.worker.speech import Cue, Pcm, Speech, merge, shift, trim
-from orchestrator.tts.worker.words import count_sounds, counted, written
+from orchestrator.tts.worker.synthesis import Cue, Pcm, SpokenText, count_sounds, counted, merge, shift, trim, written
 
 GAIN = 1.5
 """From the voice's own level, -24 dBFS RMS, to -20.5; one gain for all parts, or their loudness would jump."""
@@ -47,7 +46,7 @@ class PiperEngine:
         rate = int(self._voice.config.sample_rate)
         return [{"name": "piper:joe", "language": "en-US", "provider": self.provider, "sample_rate": rate}]
 
-    def speak(self, text: str, name: str) -> Speech:
+    def speak(self, text: str, name: str) -> SpokenText:
         """Speaks `text`; `name` is `joe`."""
         if name != "joe":
             raise KeyError(name)
@@ -61,7 +60,7 @@ class PiperEngine:
             position += len(pcm)
             pieces.append(pcm)
         if not pieces:
-            return Speech(np.zeros(0, np.int16), rate, [])
+            return SpokenText(np.zeros(0, np.int16), rate, [])
         words = counted([(word, self._sounds(word)) for word in written(text)], cues)
         return trim(np.concatenate(pieces), rate, merge(cues), words)
 

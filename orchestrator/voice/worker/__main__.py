@@ -13,11 +13,22 @@ from typing import BinaryIO, NoReturn
 
 from pydantic import BaseModel, ValidationError
 
-from orchestrator.tts import framing
-from orchestrator.voice.messages import Air, Clear, Cut, End, Follow, Hello, Join, Leave, Sound, order
-from orchestrator.voice.worker.line import Line
-from orchestrator.voice.worker.score import Due
-from orchestrator.voice.worker.sound import ROOM_RATE
+from orchestrator import worker_pipe
+from orchestrator.voice.worker.playout_scheduler import DueAudio
+from orchestrator.voice.worker.room_audio import ROOM_RATE
+from orchestrator.voice.worker.room_publisher import RoomPublisher
+from orchestrator.voice.worker_messages import (
+    ClearAudio,
+    EndSegment,
+    Handoff,
+    JoinRoom,
+    LeaveRoom,
+    Publish,
+    SegmentPcm,
+    SyncTo,
+    WorkerReady,
+    worker_commands,
+)
 
 BEAT_S = 1.0
 _UNREAD_BYTES = 1 << 20
@@ -25,41 +36,41 @@ _UNREAD_BYTES = 1 << 20
 _GOODBYE_S = 4.0
 
 
-class Desk:
+class CommandDispatcher:
     """The lines of this process."""
 
     def __init__(self, out: asyncio.WriteTransport) -> None:
         self._out = out
-        self._lines: dict[str, Line] = {}
+        self._lines: dict[str, RoomPublisher] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def tell(self, message: BaseModel) -> None:
         """Queues a message for the core; never blocks."""
         if self._out.get_write_buffer_size() < _UNREAD_BYTES:
-            self._out.write(framing.encode(message.model_dump(mode="json")))
+            self._out.write(worker_pipe.encode(message.model_dump(mode="json")))
 
     def take(self, header: bytes, payload: bytes) -> None:
         """Carries out one order. Raises ValidationError for what is none, ValueError for PCM with a gap."""
-        said = order.validate_json(header)
-        if isinstance(said, Join):
+        said = worker_commands.validate_json(header)
+        if isinstance(said, JoinRoom):
             self._join(said)
             return
         line = self._lines.get(said.line)
         if line is None:
             return
-        if isinstance(said, Sound):
+        if isinstance(said, SegmentPcm):
             line.score.append(said.segment, said.rate, said.start, payload)
-        elif isinstance(said, End):
+        elif isinstance(said, EndSegment):
             line.score.end(said.segment)
-        elif isinstance(said, Follow):
+        elif isinstance(said, SyncTo):
             _follow(line, said)
-        elif isinstance(said, Clear):
+        elif isinstance(said, ClearAudio):
             line.clear()
-        elif isinstance(said, Cut):
+        elif isinstance(said, Handoff):
             self.tell(line.cut(said))
-        elif isinstance(said, Air):
+        elif isinstance(said, Publish):
             line.air(said.on)
-        elif isinstance(said, Leave):
+        elif isinstance(said, LeaveRoom):
             line.leave()
         line.changed()
 
@@ -73,11 +84,11 @@ class Desk:
     async def beat(self) -> None:
         """Says that the process lives, for ever."""
         while True:
-            self.tell(Hello())
+            self.tell(WorkerReady())
             await asyncio.sleep(BEAT_S)
 
-    def _join(self, said: Join) -> None:
-        line = self._lines[said.line] = Line(said, self.tell)
+    def _join(self, said: JoinRoom) -> None:
+        line = self._lines[said.line] = RoomPublisher(said, self.tell)
         task = asyncio.create_task(line.run(), name=f"voice-{said.line}")
         self._tasks.add(task)
 
@@ -89,11 +100,11 @@ class Desk:
         task.add_done_callback(over)
 
 
-def _follow(line: Line, said: Follow) -> None:
+def _follow(line: RoomPublisher, said: SyncTo) -> None:
     if said.free:
         line.score.free()
     else:
-        line.score.follow(Due(said.segment, round(said.heard_s * ROOM_RATE), said.at, said.held))
+        line.score.follow(DueAudio(said.segment, round(said.heard_s * ROOM_RATE), said.at, said.held))
 
 
 async def _serve(replies: BinaryIO) -> None:
@@ -101,15 +112,15 @@ async def _serve(replies: BinaryIO) -> None:
     out, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, replies)
     source = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(source), sys.stdin)
-    desk = Desk(out)
+    desk = CommandDispatcher(out)
     beat = asyncio.create_task(desk.beat(), name="voice-beat")
     try:
         while True:
-            head, payload = framing.lengths(await source.readexactly(framing.LENGTHS.size))
+            head, payload = worker_pipe.lengths(await source.readexactly(worker_pipe.LENGTHS.size))
             desk.take(await source.readexactly(head), await source.readexactly(payload))
     except asyncio.IncompleteReadError:
         pass  # the core closed the pipe: the end
-    except (framing.FramingError, ValidationError, ValueError) as error:
+    except (worker_pipe.FramingError, ValidationError, ValueError) as error:
         print(f"the core talks nonsense: {error!r}"[:500], file=sys.stderr, flush=True)  # noqa: T201 - the core logs it
     finally:
         beat.cancel()

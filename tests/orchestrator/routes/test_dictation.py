@@ -13,7 +13,7 @@ import httpx
 import pytest
 import websockets
 
-from orchestrator.routes import guard, speak_ws
+from orchestrator.routes import auth, speak_ws
 from orchestrator.tts.voices import Voices
 from tests.fakes.stage import Line, Stage, stage
 from tests.fakes.tone_voice import RATE, TonePerWord
@@ -199,7 +199,7 @@ async def test_any_bytes_are_a_text_or_an_error(speaking: Stage) -> None:
 
 
 async def test_a_body_that_stops_coming_is_ended(speaking: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard, "PAUSE_S", 0.3)
+    monkeypatch.setattr(auth, "PAUSE_S", 0.3)
     async with speaking.live() as (started, line):
         async with chunked(speaking, started["session_id"], "One two") as answer:
             status, problem = await answer

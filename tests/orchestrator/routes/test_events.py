@@ -98,7 +98,7 @@ async def test_last_event_id_resumes(running: Stage) -> None:
 
 
 async def test_a_quiet_stream_has_a_heartbeat(running: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.routes.events.HEARTBEAT_S", 0.02)
+    monkeypatch.setattr("orchestrator.routes.session_events.HEARTBEAT_S", 0.02)
     session_id = (await running.start())["session_id"]
     async with following(running, session_id) as stream, asyncio.timeout(waiting.NEVER_S):
         async for told in stream:

@@ -15,7 +15,7 @@ from livekit import api
 
 from musetalk_agent.protocol import throttle
 from orchestrator.app import OPEN_PATHS
-from orchestrator.routes.access import RULES, rule
+from orchestrator.routes.auth import RULES, rule
 from tests.fakes.stage import API_KEY, LIVEKIT_SECRET, Stage, stage
 from tests.waiting import until
 

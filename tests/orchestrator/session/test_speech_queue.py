@@ -23,7 +23,7 @@ from orchestrator.audio.ingest import AudioFormat, AudioLimits, PcmDecoder
 from orchestrator.events import EventBus
 from orchestrator.metrics import Metrics
 from orchestrator.session.speech_pipeline import SpeechPipeline
-from orchestrator.tts.base import SpeechChunk
+from orchestrator.tts.synthesizer import SpeechChunk
 
 RATE = 8000
 CHUNK_S = 0.2

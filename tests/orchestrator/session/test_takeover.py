@@ -12,7 +12,7 @@ import pytest
 from musetalk_agent.protocol.http import AvatarSource, Picture, SessionState
 from musetalk_agent.protocol.messages import CLOSE_POLICY, TAKEN_OVER
 from orchestrator.keys import Caller, Scope
-from orchestrator.routes import elsewhere
+from orchestrator.routes import session_lookup
 from orchestrator.session.journal import Sealed
 from orchestrator.session.model import SessionRequest
 from orchestrator.store.seal import Seal, derive
@@ -153,9 +153,9 @@ async def test_a_starter_sees_only_its_own_of_what_is_stored(tmp_path: Path) -> 
     )
     async with stage(store_path=str(tmp_path / "o.db")) as running:
         context = running.app.state.context
-        assert await elsewhere.views(context, Caller("somebody", Scope.STARTER), set()) == [{"session_id": "x"}]
-        assert await elsewhere.views(context, Caller("another", Scope.STARTER), set()) == []
-        assert await elsewhere.views(context, Caller("another", Scope.OPERATOR), set()) == [{"session_id": "x"}]
+        assert await session_lookup.views(context, Caller("somebody", Scope.STARTER), set()) == [{"session_id": "x"}]
+        assert await session_lookup.views(context, Caller("another", Scope.STARTER), set()) == []
+        assert await session_lookup.views(context, Caller("another", Scope.OPERATOR), set()) == [{"session_id": "x"}]
 
 
 async def test_one_whose_link_another_orchestrator_took_is_let_go() -> None:

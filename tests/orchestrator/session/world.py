@@ -18,12 +18,12 @@ from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.agents.pool import StaticAgentPool
 from orchestrator.audio.ingest import AudioFormat, PcmDecoder
 from orchestrator.events import EventBus, SessionEvent
+from orchestrator.livekit_rooms import LiveKitKeys, Rooms, TokenMinter
 from orchestrator.metrics import Metrics
 from orchestrator.session.deps import SessionDeps
 from orchestrator.session.journal import SessionJournal
 from orchestrator.session.manager import SessionManager
 from orchestrator.session.model import ManagedSession, SessionOptions, SessionRequest
-from orchestrator.tokens import LiveKitKeys, Rooms, TokenMinter
 from tests.fakes.agent_server import AGENT_KEY, FakeAgent
 from tests.fakes.memory_store import MemoryStore
 from tests.fakes.wire import Network

@@ -17,14 +17,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from musetalk_agent.protocol.retries import retry_after_s
-from orchestrator.tts import elevenlabs, framing
-from orchestrator.tts.link import WorkerLostError
-from orchestrator.tts.process import _part
-from orchestrator.tts.recital import Recital
+from orchestrator import worker_pipe
+from orchestrator.tts import elevenlabs
+from orchestrator.tts.alignment import AlignmentTracker
+from orchestrator.tts.pcm_stream import PcmStreamDecoder, WaveError
 from orchestrator.tts.remote import word_of
-from orchestrator.tts.sentences import Splitter
-from orchestrator.tts.text import clean, parts
-from orchestrator.tts.wave import SoundReader, WaveError
+from orchestrator.tts.segmentation import Splitter, clean, parts
+from orchestrator.tts.speech_worker import WorkerLostError, _part
 
 MANY = settings(max_examples=int(os.environ.get("FUZZ_EXAMPLES", "150")), deadline=None)
 TONE = (9000 * np.sin(np.arange(3000) / 9)).astype("<i2").tobytes()
@@ -66,7 +65,7 @@ def read(content_type: str, data: bytes, cuts: list[int]) -> tuple[bytes, str, i
     """What is spoken of an answer that comes in these pieces, the error at its end, and its rate."""
     spoken, edges = bytearray(), sorted({0, *(cut % (len(data) + 1) for cut in cuts), len(data)})
     try:
-        reader = SoundReader(content_type)
+        reader = PcmStreamDecoder(content_type)
     except WaveError as error:
         return b"", str(error), 0
     try:
@@ -124,7 +123,7 @@ MESSAGES = st.lists(st.one_of(JSON, st.fixed_dictionaries({"audio": LEAVES, "ali
 @MANY
 @given(MESSAGES)
 def test_messages_of_elevenlabs_are_sound_or_refused(messages: list[Any]) -> None:
-    recital, given_out = Recital(24_000), 0
+    recital, given_out = AlignmentTracker(24_000), 0
     recital.add("a b ab and é.")
     for message in messages:
         try:
@@ -146,8 +145,8 @@ def test_messages_of_elevenlabs_are_sound_or_refused(messages: list[Any]) -> Non
 def test_headers_and_errors_are_objects_or_refused(data: bytes) -> None:
     assert len(word_of(data)) <= 100
     try:
-        assert isinstance(framing.decode_header(data), dict)
-    except framing.FramingError:
+        assert isinstance(worker_pipe.decode_header(data), dict)
+    except worker_pipe.FramingError:
         pass
 
 

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from orchestrator.tts.captions import LONGEST, spread, words
+from orchestrator.tts.segmentation import WORD_CHARACTERS, spread, words
 from orchestrator.tts.voices import Voices
 
 TEXT = "In the middle of the night, 42 people came to Dr. Smith's house. It was loud; so they left!"
@@ -16,7 +16,7 @@ TEXT = "In the middle of the night, 42 people came to Dr. Smith's house. It was 
 def test_pieces_put_together_are_the_text_and_none_is_too_long(text: str) -> None:
     pieces = words(text)
     assert "".join(pieces) == text
-    assert all(len(piece.rstrip()) <= LONGEST for piece in pieces)
+    assert all(len(piece.rstrip()) <= WORD_CHARACTERS for piece in pieces)
 
 
 def test_a_script_without_spaces_is_cut_behind_its_marks() -> None:

@@ -18,9 +18,9 @@ from musetalk_agent.protocol.messages import CaptionWord
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from musetalk_agent.protocol.retries import Schedule
 from orchestrator.tts import elevenlabs
-from orchestrator.tts.base import RemoteSynthesizer, SpeechChunk
 from orchestrator.tts.elevenlabs import ElevenLabs, ElevenLabsOptions
-from orchestrator.tts.sentences import GrowingText
+from orchestrator.tts.segmentation import GrowingText
+from orchestrator.tts.synthesizer import RemoteSynthesizer, SpeechChunk
 from tests.fakes.elevenlabs import KEY, FakeElevenLabs, letters
 from tests.fakes.stuck import stuck
 from tests.waiting import NEVER_S, until

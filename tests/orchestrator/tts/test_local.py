@@ -12,11 +12,18 @@ from hypothesis import strategies as st
 
 from musetalk_agent.protocol.messages import CaptionWord, CueItem
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
-from orchestrator.tts.base import CHUNK_MS, PAUSE, SpeechChunk, pieces
-from orchestrator.tts.captions import LONGEST, spread, weighted, words
 from orchestrator.tts.local import PARTS_AHEAD, TEXT_CHARACTERS, LocalSynthesizer
-from orchestrator.tts.process import SpokenPart
-from orchestrator.tts.text import CLAUSE_PAUSE_MS, PARAGRAPH_PAUSE_MS, SENTENCE_PAUSE_MS
+from orchestrator.tts.segmentation import (
+    CLAUSE_PAUSE_MS,
+    PARAGRAPH_PAUSE_MS,
+    SENTENCE_PAUSE_MS,
+    WORD_CHARACTERS,
+    spread,
+    weighted,
+    words,
+)
+from orchestrator.tts.speech_worker import SpokenPart
+from orchestrator.tts.synthesizer import CHUNK_MS, PAUSE, SpeechChunk, pieces
 from tests.waiting import turns
 
 RATE = 8000
@@ -160,7 +167,7 @@ TEXTS = st.text(st.sampled_from("ab 1,.;，。一é\n"), max_size=200)
 def test_words_cover_the_sound_without_a_gap_and_are_the_text(text: str, start: int, length: int) -> None:
     cut = words(text)
     assert "".join(cut) == (text if text.strip() else "")
-    assert all(len(word.strip()) <= LONGEST for word in cut)
+    assert all(len(word.strip()) <= WORD_CHARACTERS for word in cut)
     spoken = spread(text, start, start + length)
     assert [word.text for word in spoken] == cut
     if spoken:

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.tts.sentences import LONGEST, GrowingText, Splitter
-from orchestrator.tts.text import clean, unclosed
+from orchestrator.tts.segmentation import SENTENCE_CHARACTERS, GrowingText, Splitter, clean, unclosed
 
 
 def split(*pieces: str) -> list[str]:
@@ -116,7 +115,7 @@ def test_markup_that_never_ends_holds_up_no_more_than_a_bounded_text() -> None:
     said: list[str] = []
     for _ in range(100):
         said += splitter.push("[and so on, he said. Then again ")
-        assert len(splitter._buffer) <= LONGEST + 40
+        assert len(splitter._buffer) <= SENTENCE_CHARACTERS + 40
     assert letters(*said, *splitter.flush()) == letters("and so on, he said. Then again " * 100)
 
 
@@ -125,13 +124,13 @@ def test_markup_that_never_ends_holds_up_no_more_than_a_bounded_text() -> None:
 def test_no_sentence_is_longer_than_providers_take(word: str, ended: str) -> None:
     text = word * 3000 + ended
     whole = split(text)
-    assert all(len(sentence) <= LONGEST for sentence in whole)
+    assert all(len(sentence) <= SENTENCE_CHARACTERS for sentence in whole)
     assert letters(*whole) == letters(text)
 
 
 def test_a_sentence_up_to_the_bound_stays_whole_and_one_more_letter_cuts_it() -> None:
-    sentence = "A" + " a" * (LONGEST // 2 - 2) + "aa."
-    assert len(" " + sentence) == LONGEST + 1
+    sentence = "A" + " a" * (SENTENCE_CHARACTERS // 2 - 2) + "aa."
+    assert len(" " + sentence) == SENTENCE_CHARACTERS + 1
     assert len(split("Go. " + sentence + " More.")) > 3
     assert split("Go. " + sentence.replace("aa.", "a.") + " More.") == ["Go.", sentence.replace("aa.", "a."), "More."]
 

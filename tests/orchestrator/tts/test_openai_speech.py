@@ -15,10 +15,10 @@ import pytest
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from musetalk_agent.protocol.retries import Schedule
 from orchestrator.tts import openai_speech
-from orchestrator.tts.base import RemoteSynthesizer, SpeechChunk
 from orchestrator.tts.openai_speech import OpenAIOptions, OpenAISpeech
-from orchestrator.tts.sentences import GrowingText
-from orchestrator.tts.wave import SoundReader, WaveError
+from orchestrator.tts.pcm_stream import PcmStreamDecoder, WaveError
+from orchestrator.tts.segmentation import GrowingText
+from orchestrator.tts.synthesizer import RemoteSynthesizer, SpeechChunk
 from tests.fakes.elevenlabs import letters
 from tests.fakes.openai_speech import KEY, FakeOpenAI, error, header
 from tests.fakes.serving import plain_config, serving
@@ -277,7 +277,7 @@ async def test_a_retry_after_that_is_too_long_is_told_at_once(fake: FakeOpenAI, 
 def test_wav_in_any_pieces(size: int) -> None:
     pcm = bytes(range(200))
     data = header(22050) + pcm + b"\x01"
-    reader = SoundReader()
+    reader = PcmStreamDecoder()
     assert b"".join(reader.feed(data[at : at + size]) for at in range(0, len(data), size)) == pcm
     assert (reader.rate, reader.samples) == (22050, 100)
 
@@ -293,4 +293,4 @@ def test_wav_in_any_pieces(size: int) -> None:
 )
 def test_other_sound_is_refused(data: bytes) -> None:
     with pytest.raises(WaveError):
-        SoundReader().feed(data + bytes(5000))
+        PcmStreamDecoder().feed(data + bytes(5000))

@@ -14,10 +14,9 @@ import psutil
 import pytest
 
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
-from orchestrator.tts import framing
-from orchestrator.tts.link import WorkerLink
+from orchestrator import worker_pipe
 from orchestrator.tts.local import LocalSynthesizer
-from orchestrator.tts.process import SpeechWorker, SpokenPart, backoff_s
+from orchestrator.tts.speech_worker import SpeechWorker, SpokenPart, WorkerLink, backoff_s
 from orchestrator.tts.voices import Voices
 from tests.waiting import NEVER_S, until, wait_until
 
@@ -64,7 +63,7 @@ async def test_a_killed_worker_fails_its_utterance_and_the_next_one_speaks() -> 
 # Speaks the protocol without a voice: answers with 10 ms of silence, and does what it should not over certain texts.
 SCRIPTED = """
 import sys, time
-from orchestrator.tts import framing as f
+from orchestrator import worker_pipe as f
 i, o = sys.stdin.buffer, sys.stdout.buffer
 def send(b): o.write(b); o.flush()
 send(f.encode({'voices': [{'name': 'x:y', 'language': 'en', 'provider': 'x', 'sample_rate': 16000}]}))
@@ -143,7 +142,7 @@ async def test_a_worker_that_floods_its_log_fills_not_ours(
     "voices", ['[{"name": "x:y"}]', "[7]", '[{"name":1,"language":1,"provider":1,"sample_rate":1e99}]']
 )
 async def test_a_hello_that_is_malformed_is_a_lost_worker(voices: str) -> None:
-    program = f"import sys, json; from orchestrator.tts import framing as f; v = json.loads({voices!r}); "
+    program = f"import sys, json; from orchestrator import worker_pipe as f; v = json.loads({voices!r}); "
     program += "sys.stdout.buffer.write(f.encode({'voices': v})); sys.stdout.flush(); sys.stdin.read()"
     worker = SpeechWorker((sys.executable, "-c", program))
     await worker.open()
@@ -319,8 +318,8 @@ def test_the_worker_leaves_when_its_core_is_killed() -> None:
 def test_the_worker_leaves_at_nonsense() -> None:
     with subprocess.Popen(COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as worker:
         assert worker.stdin is not None and worker.stdout is not None
-        head, _ = framing.lengths(worker.stdout.read(framing.LENGTHS.size))
-        assert framing.decode_header(worker.stdout.read(head))["voices"]
+        head, _ = worker_pipe.lengths(worker.stdout.read(worker_pipe.LENGTHS.size))
+        assert worker_pipe.decode_header(worker.stdout.read(head))["voices"]
         worker.stdin.write(b"\xff" * 64)
         worker.stdin.flush()
         assert worker.wait(NEVER_S) == 0

@@ -10,12 +10,11 @@ import pytest
 
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.settings import Settings
-from orchestrator.tts.base import SpeechChunk, VoiceInfo
 from orchestrator.tts.elevenlabs import ElevenLabs
 from orchestrator.tts.openai_speech import OPENAI_VOICES, OpenAISpeech
-from orchestrator.tts.process import SpeechWorker, backoff_s
-from orchestrator.tts.providers import synthesizers
-from orchestrator.tts.voices import Voices
+from orchestrator.tts.speech_worker import SpeechWorker, backoff_s
+from orchestrator.tts.synthesizer import SpeechChunk, VoiceInfo
+from orchestrator.tts.voices import Voices, synthesizers
 from tests.waiting import NEVER_S
 
 NEEDED = {

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from orchestrator.tts.recital import Letter, Recital
+from orchestrator.tts.alignment import AlignmentTracker, Letter
 
 RATE = 1000  # a sample is a millisecond
 
@@ -18,8 +18,8 @@ def said(pcm: bytes) -> str:
     return "".join(chr(v) for v in np.frombuffer(pcm, "<i2")[5::10])
 
 
-def recite(text: str, size: int) -> tuple[Recital, str, list[tuple[str, int, int]]]:
-    recital, pcm, words = Recital(RATE), b"", []
+def recite(text: str, size: int) -> tuple[AlignmentTracker, str, list[tuple[str, int, int]]]:
+    recital, pcm, words = AlignmentTracker(RATE), b"", []
     recital.add(text)
     for at in range(0, len(text), size):
         more, told = recital.hear(*sound(text[at : at + size]))
@@ -37,7 +37,7 @@ def test_however_it_comes_it_is_the_same(size: int) -> None:
 
 
 def test_half_a_word_waits_for_the_rest_of_it() -> None:
-    recital = Recital(RATE)
+    recital = AlignmentTracker(RATE)
     recital.add("one two")
     pcm, words = recital.hear(*sound("one tw"))
     assert said(pcm) == "one " and [w.text for w in words] == ["one "]
@@ -47,7 +47,7 @@ def test_half_a_word_waits_for_the_rest_of_it() -> None:
 
 
 def test_another_connection_goes_on_with_the_word_that_was_not_whole() -> None:
-    recital = Recital(RATE)
+    recital = AlignmentTracker(RATE)
     recital.add("one two three")
     heard = recital.hear(*sound("one tw"))[0]
     recital.broken()
@@ -58,7 +58,7 @@ def test_another_connection_goes_on_with_the_word_that_was_not_whole() -> None:
 
 
 def test_without_letters_sound_goes_on_and_there_is_no_place_to_resume() -> None:
-    recital = Recital(RATE)
+    recital = AlignmentTracker(RATE)
     recital.add("one two")
     assert recital.resumable
     pcm, _ = recital.hear(sound("one")[0], None)
@@ -66,7 +66,7 @@ def test_without_letters_sound_goes_on_and_there_is_no_place_to_resume() -> None
 
 
 def test_silence_without_letters_after_words_is_no_loss_of_place() -> None:
-    recital = Recital(RATE)
+    recital = AlignmentTracker(RATE)
     recital.add("one two")
     recital.hear(*sound("one "))
     pcm, _ = recital.hear(bytes(100), None)
@@ -75,7 +75,7 @@ def test_silence_without_letters_after_words_is_no_loss_of_place() -> None:
 
 @pytest.mark.parametrize("told", ["won t t three four", "oneX twooo three four", " one two thre four"])
 def test_a_reader_that_counts_letters_otherwise_finds_back_at_the_next_space(told: str) -> None:
-    recital = Recital(RATE)
+    recital = AlignmentTracker(RATE)
     recital.add("one two three four five")
     recital.hear(*sound(told + " "))
     recital.broken()
@@ -83,7 +83,7 @@ def test_a_reader_that_counts_letters_otherwise_finds_back_at_the_next_space(tol
 
 
 def test_scripts_without_spaces_go_by_character() -> None:
-    recital = Recital(RATE)
+    recital = AlignmentTracker(RATE)
     recital.add("今天天气很好。")
     pcm, words = recital.hear(*sound("今天天"))
     assert said(pcm) == "今天天" and [w.text for w in words] == ["今", "天", "天"]
@@ -92,7 +92,7 @@ def test_scripts_without_spaces_go_by_character() -> None:
 
 
 def test_words_that_nobody_told_of_come_at_the_end() -> None:
-    recital = Recital(RATE)
+    recital = AlignmentTracker(RATE)
     recital.add("one two")
     recital.hear(*sound("one "))
     _, words = recital.finish()

@@ -10,7 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from musetalk_agent.protocol.problems import ErrorCode
-from orchestrator.tts.remote import NO_SOUND, SLOWEST, TOTAL_ANSWERS, Patience, Refusal, silent, unreachable, word_of
+from orchestrator.tts.remote import (
+    NO_SOUND,
+    SLOWEST,
+    TOTAL_ANSWERS,
+    Patience,
+    ProviderError,
+    silent,
+    unreachable,
+    word_of,
+)
 
 QUOTA, KEY, UNKNOWN, FAILED = (
     ErrorCode.VOICE_QUOTA_EXCEEDED,
@@ -49,7 +58,7 @@ QUOTA, KEY, UNKNOWN, FAILED = (
     ],
 )
 def test_a_refusal_has_a_code_and_is_tried_again_or_not(word: str, status: int, code: ErrorCode, passing: bool) -> None:
-    refusal = Refusal("prov", "prov:ann", word, status)
+    refusal = ProviderError("prov", "prov:ann", word, status)
     problem = refusal.problem("PROV_KEY")
     assert (problem.code, refusal.passing) == (code, passing)
     assert "prov" in problem.detail
@@ -66,13 +75,13 @@ def test_a_refusal_has_a_code_and_is_tried_again_or_not(word: str, status: int, 
 def test_a_wait_that_was_asked_for_is_told_in_whole_seconds_up_to_a_day(
     asked_s: float | None, told_s: int | None
 ) -> None:
-    assert Refusal("p", "v", "", 429, asked_s).problem("K").retry_after_s == told_s
+    assert ProviderError("p", "v", "", 429, asked_s).problem("K").retry_after_s == told_s
 
 
 def test_long_words_and_names_are_told_in_part() -> None:
-    problem = Refusal("p", "v" * 500, "w" * 500, 400).problem("K")
+    problem = ProviderError("p", "v" * 500, "w" * 500, 400).problem("K")
     assert "w" * 60 in problem.detail and "w" * 61 not in problem.detail
-    unknown = Refusal("p", "v" * 500, "voice_not_found", 404).problem("K")
+    unknown = ProviderError("p", "v" * 500, "voice_not_found", 404).problem("K")
     assert len(str(unknown.value)) == 80 and len(unknown.detail) < 150
 
 

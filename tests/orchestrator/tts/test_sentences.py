@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from orchestrator.tts.sentences import SENTENCES_WAITING, GrowingText, Splitter
+from orchestrator.tts.segmentation import SENTENCES_WAITING, GrowingText, Splitter
 from tests.waiting import NEVER_S, turns
 
 
@@ -65,7 +65,7 @@ def test_no_word_is_lost_however_the_text_comes() -> None:
 
 
 async def test_a_ripe_sentence_does_not_wait_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.tts.sentences.RIPE_S", 0.0)
+    monkeypatch.setattr("orchestrator.tts.segmentation.RIPE_S", 0.0)
     text = GrowingText()
     await text.push("That is all.")
     async with asyncio.timeout(NEVER_S):

@@ -7,8 +7,8 @@ import asyncio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.tts import text as texts
-from orchestrator.tts.sentences import SENTENCES_WAITING, GrowingText, Splitter
+from orchestrator.tts import segmentation as texts
+from orchestrator.tts.segmentation import SENTENCES_WAITING, GrowingText, Splitter
 from tests.waiting import NEVER_S
 
 _WORDS = st.sampled_from(

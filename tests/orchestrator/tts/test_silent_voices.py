@@ -9,10 +9,10 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from orchestrator.tts.base import Synthesizer
 from orchestrator.tts.elevenlabs import ElevenLabs, ElevenLabsOptions
 from orchestrator.tts.local import LocalSynthesizer
 from orchestrator.tts.openai_speech import OpenAIOptions, OpenAISpeech
+from orchestrator.tts.synthesizer import Synthesizer
 from orchestrator.tts.voices import Voices
 from tests.fakes.elevenlabs import FakeElevenLabs
 from tests.fakes.stage import Stage, stage
@@ -21,7 +21,7 @@ from tests.waiting import NEVER_S
 
 HANGS = """
 import sys, time
-from orchestrator.tts import framing as f
+from orchestrator import worker_pipe as f
 o = sys.stdout.buffer
 o.write(f.encode({'voices': [{'name': 'x:y', 'language': 'en', 'provider': 'x', 'sample_rate': 16000}]})); o.flush()
 while sys.stdin.buffer.read(1): time.sleep(60)

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from orchestrator.tts.text import (
+from orchestrator.tts.segmentation import (
     CLAUSE_PAUSE_MS,
     FIRST_PART_CHARACTERS,
     PARAGRAPH_PAUSE_MS,

@@ -6,9 +6,8 @@ import pytest
 
 from musetalk_agent.protocol.messages import CaptionWord, CueItem
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
-from orchestrator.tts.base import SpeechChunk, pieces
-from orchestrator.tts.sentences import GrowingText
-from orchestrator.tts.turns import in_turn
+from orchestrator.tts.segmentation import GrowingText
+from orchestrator.tts.synthesizer import SpeechChunk, pieces, speak_sentences
 
 RATE = 1000
 
@@ -25,7 +24,7 @@ async def say(sentence: str) -> AsyncGenerator[SpeechChunk, None]:
 
 
 async def test_sentences_become_one_utterance() -> None:
-    chunks = [chunk async for chunk in in_turn(GrowingText.whole("One. Two."), say, pause_ms=250)]
+    chunks = [chunk async for chunk in speak_sentences(GrowingText.whole("One. Two."), say, pause_ms=250)]
     pcm = b"".join(chunk.pcm for chunk in chunks)
     assert pcm == b"\x01\x00" * 100 + bytes(500) + b"\x01\x00" * 100
     assert max(len(chunk.pcm) for chunk in chunks) <= 400
@@ -36,9 +35,9 @@ async def test_sentences_become_one_utterance() -> None:
 
 async def test_a_sentence_without_anything_to_say_is_left_out() -> None:
     text = GrowingText.whole("Or? One. What? Two.")
-    assert sum([len(chunk.pcm) async for chunk in in_turn(text, say, pause_ms=0)]) == 400
+    assert sum([len(chunk.pcm) async for chunk in speak_sentences(text, say, pause_ms=0)]) == 400
     with pytest.raises(ProblemError) as caught:
-        [chunk async for chunk in in_turn(GrowingText.whole("Or? What?"), say)]
+        [chunk async for chunk in speak_sentences(GrowingText.whole("Or? What?"), say)]
     assert caught.value.code is ErrorCode.INVALID_REQUEST
 
 
@@ -46,7 +45,7 @@ async def test_a_voice_that_breaks_ends_it() -> None:
     text = GrowingText.whole("One. No! Two.")
     heard = 0
     with pytest.raises(ProblemError):
-        async for chunk in in_turn(text, say):
+        async for chunk in speak_sentences(text, say):
             heard += len(chunk.pcm)
     assert heard == 200 and text.abandoned
 

@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 
 from musetalk_agent.protocol.messages import CueItem
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
-from orchestrator.tts.base import CHUNK_MS, SpeechChunk
 from orchestrator.tts.local import LocalSynthesizer
-from orchestrator.tts.process import PARTS_MAX, WorkerStatistics
-from orchestrator.tts.sentences import GrowingText
-from orchestrator.tts.text import SENTENCE_PAUSE_MS
+from orchestrator.tts.segmentation import SENTENCE_PAUSE_MS, GrowingText
+from orchestrator.tts.speech_worker import PARTS_MAX, WorkerStatistics
+from orchestrator.tts.synthesizer import CHUNK_MS, SpeechChunk
 from orchestrator.tts.voices import Voices
 from tests.waiting import until
 

@@ -7,8 +7,7 @@ import struct
 import numpy as np
 import pytest
 
-from orchestrator.tts.look import LOOK_BYTES, encoded, is_noise, is_text
-from orchestrator.tts.wave import Layout, SoundReader, WaveError
+from orchestrator.tts.pcm_stream import LOOK_BYTES, Layout, PcmStreamDecoder, WaveError, encoded, is_noise, is_text
 
 TONE = (9000 * np.sin(np.arange(3000) / 9)).astype("<i2")
 
@@ -34,7 +33,7 @@ def wav(
 
 
 def read(data: bytes, content_type: str = "", step: int = 997) -> tuple[np.ndarray, int]:
-    reader = SoundReader(content_type)
+    reader = PcmStreamDecoder(content_type)
     pcm = b"".join(reader.feed(data[at : at + step]) for at in range(0, len(data), step)) + reader.finish()
     assert reader.samples == len(pcm) // 2
     return np.frombuffer(pcm, "<i2"), reader.rate
@@ -150,7 +149,7 @@ def test_what_is_no_sound_is_told_with_what_was_found(data: bytes, told: str) ->
 @pytest.mark.parametrize("kind", ["text/html", "image/png", "application/json", "application/vnd.api+json", "a/b+xml"])
 def test_a_type_that_is_no_sound_is_refused_before_a_byte_is_read(kind: str) -> None:
     with pytest.raises(WaveError, match="Content-Type"):
-        SoundReader(f"{kind}; charset=utf-8")
+        PcmStreamDecoder(f"{kind}; charset=utf-8")
 
 
 MP3 = b"\xff\xfb\x90\x00" + bytes(413)  # MPEG-1 layer III, 128 kbit/s, 44.1 kHz: 417 bytes

@@ -10,15 +10,26 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from orchestrator.tts import framing
-from orchestrator.voice.messages import Air, Clear, Cut, CutMade, End, Follow, Hello, Join, Leave, Report, Sound
-from orchestrator.voice.messages import order as orders
-from orchestrator.voice.messages import told as tellings
+from orchestrator import worker_pipe
 from orchestrator.voice.worker import __main__ as worker
-from orchestrator.voice.worker.__main__ import Desk
-from orchestrator.voice.worker.playout import QUEUE_MS, SOUND_PATH_S, Playout, Span
-from orchestrator.voice.worker.score import Score
-from orchestrator.voice.worker.sound import ROOM_RATE
+from orchestrator.voice.worker.__main__ import CommandDispatcher
+from orchestrator.voice.worker.playout_scheduler import PlayoutScheduler
+from orchestrator.voice.worker.room_audio import QUEUE_MS, ROOM_RATE, SOUND_PATH_S, AudioSpan, Playout
+from orchestrator.voice.worker_messages import (
+    ClearAudio,
+    EndSegment,
+    Handoff,
+    HandoffDone,
+    JoinRoom,
+    LeaveRoom,
+    LineReport,
+    Publish,
+    SegmentPcm,
+    SyncTo,
+    WorkerReady,
+)
+from orchestrator.voice.worker_messages import worker_commands as orders
+from orchestrator.voice.worker_messages import worker_reports as tellings
 from tests.waiting import NEVER_S, turns
 
 
@@ -33,17 +44,17 @@ class Pipe:
         return self.unread
 
     def write(self, data: bytes) -> None:
-        head, payload = framing.lengths(data[: framing.LENGTHS.size])
-        assert len(data) == framing.LENGTHS.size + head + payload
-        self.written.append(framing.decode_header(data[framing.LENGTHS.size :][:head]))
+        head, payload = worker_pipe.lengths(data[: worker_pipe.LENGTHS.size])
+        assert len(data) == worker_pipe.LENGTHS.size + head + payload
+        self.written.append(worker_pipe.decode_header(data[worker_pipe.LENGTHS.size :][:head]))
 
 
 class FakeLine:
     """`Line` without a room: it runs until it is left."""
 
-    def __init__(self, join: Join, report: Any) -> None:
+    def __init__(self, join: JoinRoom, report: Any) -> None:
         self.join, self.report = join, report
-        self.score = Score()
+        self.score = PlayoutScheduler()
         self.happened: list[str] = []
         self._left = asyncio.Event()
         self.hangs = False
@@ -66,8 +77,8 @@ class FakeLine:
     def changed(self) -> None:
         self.happened.append("changed")
 
-    def cut(self, asked: Cut) -> CutMade:
-        return CutMade(line=asked.line, call=asked.call, segment=0, heard_s=0.0, at=0.0, whole=False)
+    def cut(self, asked: Handoff) -> HandoffDone:
+        return HandoffDone(line=asked.line, call=asked.call, segment=0, heard_s=0.0, at=0.0, whole=False)
 
 
 def said(message: BaseModel) -> bytes:
@@ -75,49 +86,51 @@ def said(message: BaseModel) -> bytes:
 
 
 @pytest.fixture
-def desk(monkeypatch: pytest.MonkeyPatch) -> Desk:
-    monkeypatch.setattr(worker, "Line", FakeLine)
+def desk(monkeypatch: pytest.MonkeyPatch) -> CommandDispatcher:
+    monkeypatch.setattr(worker, "RoomPublisher", FakeLine)
     monkeypatch.setattr(worker, "_GOODBYE_S", 0.05)
-    return Desk(Pipe())
+    return CommandDispatcher(Pipe())
 
 
-def line_of(desk: Desk, name: str) -> FakeLine:
+def line_of(desk: CommandDispatcher, name: str) -> FakeLine:
     return desk._lines[name]
 
 
-async def test_orders_go_to_their_line_and_to_no_other(desk: Desk) -> None:
+async def test_orders_go_to_their_line_and_to_no_other(desk: CommandDispatcher) -> None:
     for name in ("a", "b"):
-        desk.take(said(Join(line=name, url="ws://x", token="t", on_air=True)), b"")
-    desk.take(said(Sound(line="a", segment=1, rate=48_000, start=0)), bytes(9600))
-    desk.take(said(End(line="a", segment=1)), b"")
+        desk.take(said(JoinRoom(line=name, url="ws://x", token="t", on_air=True)), b"")
+    desk.take(said(SegmentPcm(line="a", segment=1, rate=48_000, start=0)), bytes(9600))
+    desk.take(said(EndSegment(line="a", segment=1)), b"")
     assert line_of(desk, "a").score.buffer_s == pytest.approx(0.1) and line_of(desk, "b").score.buffer_s == 0
-    desk.take(said(Air(line="b", on=False)), b"")
-    desk.take(said(Clear(line="b")), b"")
+    desk.take(said(Publish(line="b", on=False)), b"")
+    desk.take(said(ClearAudio(line="b")), b"")
     assert line_of(desk, "b").happened == ["air False", "changed", "clear", "changed"]
-    desk.take(said(Cut(line="b", call=7, after_s=0.1, within_s=0.1)), b"")
+    desk.take(said(Handoff(line="b", call=7, after_s=0.1, within_s=0.1)), b"")
     pipe: Pipe = desk._out
-    assert [(told["op"], told["line"], told["call"]) for told in pipe.written] == [("cut_made", "b", 7)]
-    desk.take(said(Leave(line="b")), b"")
+    assert [(message["op"], message["line"], message["call"]) for message in pipe.written] == [("cut_made", "b", 7)]
+    desk.take(said(LeaveRoom(line="b")), b"")
     await turns()
     assert list(desk._lines) == ["a"]
-    desk.take(said(Sound(line="b", segment=1, rate=48_000, start=0)), bytes(2))  # it has left: nothing to be done
+    desk.take(said(SegmentPcm(line="b", segment=1, rate=48_000, start=0)), bytes(2))  # it has left: nothing to be done
     await desk.aclose()
     await turns()
     assert desk._lines == {} and not desk._tasks
 
 
-async def test_a_line_that_joins_again_under_its_name_outlives_the_end_of_the_one_before(desk: Desk) -> None:
-    desk.take(said(Join(line="a", url="ws://x", token="t1", on_air=True)), b"")
+async def test_a_line_that_joins_again_under_its_name_outlives_the_end_of_the_one_before(
+    desk: CommandDispatcher,
+) -> None:
+    desk.take(said(JoinRoom(line="a", url="ws://x", token="t1", on_air=True)), b"")
     first = line_of(desk, "a")
-    desk.take(said(Join(line="a", url="ws://x", token="t2", on_air=True)), b"")
+    desk.take(said(JoinRoom(line="a", url="ws://x", token="t2", on_air=True)), b"")
     first.leave()
     await turns()
     assert line_of(desk, "a").join.token == "t2"
     await desk.aclose()
 
 
-async def test_a_room_that_hangs_does_not_hold_the_end_of_the_worker_up(desk: Desk) -> None:
-    desk.take(said(Join(line="a", url="ws://x", token="t", on_air=True)), b"")
+async def test_a_room_that_hangs_does_not_hold_the_end_of_the_worker_up(desk: CommandDispatcher) -> None:
+    desk.take(said(JoinRoom(line="a", url="ws://x", token="t", on_air=True)), b"")
     line_of(desk, "a").hangs = True
     async with asyncio.timeout(NEVER_S):
         await desk.aclose()
@@ -126,49 +139,49 @@ async def test_a_room_that_hangs_does_not_hold_the_end_of_the_worker_up(desk: De
     await turns()
 
 
-async def test_a_core_that_reads_nothing_is_told_no_more(desk: Desk) -> None:
+async def test_a_core_that_reads_nothing_is_told_no_more(desk: CommandDispatcher) -> None:
     pipe: Pipe = desk._out
     beat = asyncio.create_task(desk.beat())
     await turns()
     assert pipe.written == [{"op": "hello"}]
     pipe.unread = 1 << 20
-    desk.tell(Report(line="a", state="live", at=1.0))
+    desk.tell(LineReport(line="a", state="live", at=1.0))
     assert len(pipe.written) == 1
     beat.cancel()
     await asyncio.gather(beat, return_exceptions=True)
 
 
 @pytest.mark.parametrize("header", [b"", b"{}", b'{"op":"jump","line":"a"}', b'{"op":"sound","line":"a"}', b"[]"])
-async def test_what_is_no_order_is_refused(desk: Desk, header: bytes) -> None:
+async def test_what_is_no_order_is_refused(desk: CommandDispatcher, header: bytes) -> None:
     with pytest.raises(ValidationError):
         desk.take(header, b"")
 
 
-async def test_sound_with_a_gap_is_refused(desk: Desk) -> None:
-    desk.take(said(Join(line="a", url="ws://x", token="t", on_air=True)), b"")
-    desk.take(said(Sound(line="a", segment=1, rate=48_000, start=0)), bytes(200))
+async def test_sound_with_a_gap_is_refused(desk: CommandDispatcher) -> None:
+    desk.take(said(JoinRoom(line="a", url="ws://x", token="t", on_air=True)), b"")
+    desk.take(said(SegmentPcm(line="a", segment=1, rate=48_000, start=0)), bytes(200))
     with pytest.raises(ValueError, match="100 to 101 are missing"):
-        desk.take(said(Sound(line="a", segment=1, rate=48_000, start=101)), bytes(2))
+        desk.take(said(SegmentPcm(line="a", segment=1, rate=48_000, start=101)), bytes(2))
     await desk.aclose()
 
 
 ANY = st.one_of(
-    st.builds(Sound, line=st.text(max_size=9), segment=st.integers(), rate=st.integers(), start=st.integers()),
-    st.builds(Follow, line=st.just("l"), segment=st.integers(), heard_s=st.floats(0, 1e6), at=st.floats(0, 1e9)),
-    st.builds(Cut, line=st.just("l"), call=st.integers(), after_s=st.floats(0, 9), within_s=st.floats(0, 9)),
+    st.builds(SegmentPcm, line=st.text(max_size=9), segment=st.integers(), rate=st.integers(), start=st.integers()),
+    st.builds(SyncTo, line=st.just("l"), segment=st.integers(), heard_s=st.floats(0, 1e6), at=st.floats(0, 1e9)),
+    st.builds(Handoff, line=st.just("l"), call=st.integers(), after_s=st.floats(0, 9), within_s=st.floats(0, 9)),
     st.builds(
-        Report, line=st.just("l"), state=st.text(max_size=9), at=st.floats(0, 1e9), finished=st.lists(st.integers())
+        LineReport, line=st.just("l"), state=st.text(max_size=9), at=st.floats(0, 1e9), finished=st.lists(st.integers())
     ),
-    st.just(Hello()),
+    st.just(WorkerReady()),
 )
 
 
 @settings(max_examples=40)
 @given(ANY)
 def test_messages_come_back_as_they_were(message: BaseModel) -> None:
-    read = (tellings if isinstance(message, Report | Hello) else orders).validate_json(said(message))
+    read = (tellings if isinstance(message, LineReport | WorkerReady) else orders).validate_json(said(message))
     assert read == message
-    assert "token" not in repr(Join(line="l", url="u", token="secret", on_air=True))
+    assert "token" not in repr(JoinRoom(line="l", url="u", token="secret", on_air=True))
 
 
 BLOCKS = st.lists(st.tuples(st.integers(1, 12), st.integers(0, 30)), min_size=1, max_size=30)
@@ -185,7 +198,7 @@ def test_the_playout_knows_which_sample_of_which_segment_is_heard(blocks: list[t
         count = steps * 480
         free_at = max(free_at, now + 0.005) if free_at > now else now + 0.005
         assert playout.next_at(now) == pytest.approx(free_at)
-        playout.hand(now, [Span(0, 480, number, None), Span(0, count, number, 100)])
+        playout.hand(now, [AudioSpan(0, 480, number, None), AudioSpan(0, count, number, 100)])
         leaves.append((free_at + 0.01, number))
         free_at += (480 + count) / ROOM_RATE
         handed += 480 + count
@@ -205,12 +218,12 @@ def test_the_playout_knows_which_sample_of_which_segment_is_heard(blocks: list[t
 
 def test_a_cleared_queue_is_not_heard_and_a_full_one_corrects_the_clock() -> None:
     playout = Playout(100.0)
-    playout.hand(100.0, [Span(0, 48_000, 1, 0)])
+    playout.hand(100.0, [AudioSpan(0, 48_000, 1, 0)])
     playout.clear(100.505)
     assert playout.handed == pytest.approx(24_000, abs=1) and playout.dry(100.506)
     playout.advance(101.0)
     assert (playout.segment, playout.heard) == (1, pytest.approx((0.5 - SOUND_PATH_S) * ROOM_RATE, abs=1))
     playout = Playout(100.0)
-    playout.hand(100.0, [Span(0, 48_000, 1, 0)])
+    playout.hand(100.0, [AudioSpan(0, 48_000, 1, 0)])
     playout.full(100.5)  # a hiccup: 100 ms wait, so that 900 were played
     assert playout.queued_s(100.5) == pytest.approx(QUEUE_MS / 1000)

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from orchestrator.voice.messages import Join, Report
-from orchestrator.voice.worker import line as module
-from orchestrator.voice.worker.line import Line
+from orchestrator.voice.worker import room_publisher as module
+from orchestrator.voice.worker.room_publisher import RoomPublisher
+from orchestrator.voice.worker_messages import JoinRoom, LineReport
 
 NEVER_S = 20.0
 
@@ -57,15 +57,15 @@ async def test_a_line_joins_again(monkeypatch: pytest.MonkeyPatch, refuses: Exce
     monkeypatch.setattr(module, "_BACKOFF_S", (0.01, 0.02))
     monkeypatch.setattr(Room, "made", [])
     monkeypatch.setattr(Room, "refuses", refuses)
-    reports: list[Report] = []
+    reports: list[LineReport] = []
     again = asyncio.Event()
 
-    def on_report(report: Report) -> None:
+    def on_report(report: LineReport) -> None:
         reports.append(report)
         if report.state == "reconnecting" and len(Room.made) > 1:
             again.set()
 
-    line = Line(Join(line="l", url="ws://x", token="t", on_air=True), on_report)
+    line = RoomPublisher(JoinRoom(line="l", url="ws://x", token="t", on_air=True), on_report)
     async with asyncio.timeout(NEVER_S):
         running = asyncio.create_task(line.run())
         await again.wait()

@@ -7,11 +7,11 @@ import sys
 
 import pytest
 
+from orchestrator import worker_pipe
 from orchestrator.metrics import Metrics
-from orchestrator.tts import framing
-from orchestrator.voice import process as voice_process
-from orchestrator.voice.messages import Leave
-from orchestrator.voice.process import LINES_MAX, VoiceBusyError, VoiceWorker
+from orchestrator.voice import voice_worker as voice_process
+from orchestrator.voice.voice_worker import LINES_MAX, VoiceBusyError, VoiceWorker
+from orchestrator.voice.worker_messages import LeaveRoom
 from tests.waiting import NEVER_S, until
 
 NONSENSE = "import sys\nwhile True: sys.stdout.buffer.write(b'\\xff' * 65536)"
@@ -45,11 +45,11 @@ async def test_no_more_lines_are_taken_than_a_core_carries_and_one_that_leaves_m
 
 async def test_what_is_said_to_a_worker_that_is_not_there_is_said_to_the_next_one() -> None:
     worker = VoiceWorker(Metrics(), ("/nonexistent/worker",))
-    assert not worker._send(Leave(line="line-1"))
+    assert not worker._send(LeaveRoom(line="line-1"))
     worker.open()
     try:
         await until(lambda: worker.statistics.losses >= 1)
-        assert worker.pid is None and not worker._send(Leave(line="line-1"))
+        assert worker.pid is None and not worker._send(LeaveRoom(line="line-1"))
     finally:
         await worker.aclose()
     worker.open()
@@ -59,7 +59,7 @@ async def test_what_is_said_to_a_worker_that_is_not_there_is_said_to_the_next_on
 async def test_a_worker_that_reads_nothing_is_given_no_more_than_so_much(monkeypatch: pytest.MonkeyPatch) -> None:
     """The line keeps what was not taken, so the next worker is told of it."""
     monkeypatch.setattr(voice_process, "_UNSENT_BYTES", 4096)
-    hello = framing.encode({"op": "hello"})
+    hello = worker_pipe.encode({"op": "hello"})
     program = f"import sys, time; sys.stdout.buffer.write({hello!r}); sys.stdout.flush(); time.sleep(1000)"
     monkeypatch.setattr(voice_process, "SILENCE_S", NEVER_S)
     monkeypatch.setattr(voice_process, "_EXIT_TIMEOUT_S", 0.01)
@@ -69,7 +69,7 @@ async def test_a_worker_that_reads_nothing_is_given_no_more_than_so_much(monkeyp
         async with asyncio.timeout(NEVER_S):
             await worker.wait_ready()
         taken = 0
-        while worker._send(Leave(line="line-1"), bytes(8192)):
+        while worker._send(LeaveRoom(line="line-1"), bytes(8192)):
             taken += 8192
             await asyncio.sleep(0)
             assert taken < 1 << 20

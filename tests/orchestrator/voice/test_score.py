@@ -6,9 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from orchestrator.voice.worker.playout import QUEUE_MS, Playout
-from orchestrator.voice.worker.score import Due, Score
-from orchestrator.voice.worker.sound import ROOM_RATE
+from orchestrator.voice.worker.playout_scheduler import DueAudio, PlayoutScheduler
+from orchestrator.voice.worker.room_audio import QUEUE_MS, ROOM_RATE, Playout
 
 MS = ROOM_RATE // 1000
 
@@ -23,7 +22,7 @@ class Room:
 
     def __init__(self) -> None:
         self.now = 100.0
-        self.score = Score()
+        self.score = PlayoutScheduler()
         self.playout = Playout(self.now)
         self.heard: list[tuple[float, int]] = []
 
@@ -84,12 +83,12 @@ def test_a_voice_that_runs_dry_waits_for_60_ms_and_loses_nothing() -> None:
 
 def test_sound_that_is_due_comes_then_to_the_millisecond() -> None:
     room = Room()
-    room.score.follow(Due(0, 0, 0.0, held=True))
+    room.score.follow(DueAudio(0, 0, 0.0, held=True))
     room.score.append(1, ROOM_RATE, 0, counting(400))
     room.run(0.3)
     assert room.heard == []
     due = room.now + 0.25
-    room.score.follow(Due(1, 0, due, held=False))
+    room.score.follow(DueAudio(1, 0, due, held=False))
     room.run(0.8)
     assert room.values() == list(range(400))
     assert abs(room.heard[0][0] - due) < 0.002 and room.silence() < 0.001
@@ -101,20 +100,20 @@ def test_small_errors_are_left_larger_ones_wait_for_quiet_and_the_largest_do_not
     pcm[2 * MS * 700 : 2 * MS * 800] = bytes(2 * MS * 100)
     room.score.append(1, ROOM_RATE, 0, bytes(pcm))
     begun = room.now + 0.1
-    room.score.follow(Due(1, 0, begun, held=False))
-    room.run(0.4, {0.3: lambda: room.score.follow(Due(1, 0, begun + 0.015, held=False))})
+    room.score.follow(DueAudio(1, 0, begun, held=False))
+    room.run(0.4, {0.3: lambda: room.score.follow(DueAudio(1, 0, begun + 0.015, held=False))})
     assert room.score.corrections == 0
-    room.score.follow(Due(1, 0, begun - 0.06, held=False))
+    room.score.follow(DueAudio(1, 0, begun - 0.06, held=False))
     room.run(0.2)
     assert room.score.corrections == 0
     room.run(0.5)
     assert room.score.corrections == 1
     late = {value: at - begun for at, value in room.heard}
     assert abs(late[650] - 0.650) < 0.02 and abs(late[850] - 0.790) < 0.02
-    room.score.follow(Due(1, 0, begun - 0.5, held=False))
+    room.score.follow(DueAudio(1, 0, begun - 0.5, held=False))
     room.run(0.3)
     assert room.score.corrections == 2 and max(room.values()) > 1400
-    room.score.follow(Due(1, 0, begun, held=False))
+    room.score.follow(DueAudio(1, 0, begun, held=False))
     room.run(1.2)
     assert room.silence() > 0.4
 
@@ -122,13 +121,13 @@ def test_small_errors_are_left_larger_ones_wait_for_quiet_and_the_largest_do_not
 def test_a_held_voice_pauses_there_and_goes_on_when_told() -> None:
     room = Room()
     room.score.append(1, ROOM_RATE, 0, counting(1000))
-    room.score.follow(Due(1, 0, room.now + 0.1, held=False))
+    room.score.follow(DueAudio(1, 0, room.now + 0.1, held=False))
     room.run(0.2)
-    room.score.follow(Due(1, 300 * MS, room.now + 0.2, held=True))
+    room.score.follow(DueAudio(1, 300 * MS, room.now + 0.2, held=True))
     room.run(0.6)
     assert max(room.values()) == 299
     again = room.now + 0.1
-    room.score.follow(Due(1, 300 * MS, again, held=False))
+    room.score.follow(DueAudio(1, 300 * MS, again, held=False))
     room.run(1)
     assert {value: at for at, value in room.heard}[310] - again - 0.010 < 0.002
     assert [v for v in room.values() if v > 306] == list(range(307, 1000))  # the first are faded in
@@ -138,10 +137,10 @@ def test_the_next_segment_that_is_due_ends_the_one_before() -> None:
     room = Room()
     room.score.append(1, ROOM_RATE, 0, counting(1000))
     room.score.append(2, ROOM_RATE, 0, counting(100, 5000))
-    room.score.follow(Due(1, 0, room.now, held=False))
+    room.score.follow(DueAudio(1, 0, room.now, held=False))
     room.run(0.3)
-    room.score.follow(Due(2, 0, room.now + 0.2, held=False))
-    room.score.follow(Due(1, 0, room.now, held=False))  # an old word
+    room.score.follow(DueAudio(2, 0, room.now + 0.2, held=False))
+    room.score.follow(DueAudio(1, 0, room.now, held=False))  # an old word
     room.run(0.5)
     assert room.values()[-100:] == list(range(5000, 5100)) and max(v for v in room.values() if v < 5000) < 400
 
@@ -189,4 +188,4 @@ def test_a_cut_before_the_first_word_leaves_all_to_the_agent_and_one_near_the_en
     assert stop is not None and (stop.segment, stop.position, stop.at) == (3, ROOM_RATE, room.now)
     whole = room.score.cut(1.2, 0.4, room.now, spoken=True)
     assert whole is not None and whole.whole and whole.position == 2 * ROOM_RATE
-    assert Score().cut(0.7, 0.4, 0.0, spoken=True) is None
+    assert PlayoutScheduler().cut(0.7, 0.4, 0.0, spoken=True) is None

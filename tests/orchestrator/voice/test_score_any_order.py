@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.voice.worker.score import BLOCK, STEP, Block, Score
-from orchestrator.voice.worker.sound import ROOM_RATE
+from orchestrator.voice.worker.playout_scheduler import BLOCK, STEP, Block, PlayoutScheduler
+from orchestrator.voice.worker.room_audio import ROOM_RATE
 
 RATES = (16_000, 24_000, 44_100, ROOM_RATE)
 _chunks = st.lists(st.integers(1, 3000), min_size=1, max_size=6)
@@ -17,7 +17,7 @@ class Line:
     """A score that is played: what of each segment was said, in order."""
 
     def __init__(self) -> None:
-        self.score = Score()
+        self.score = PlayoutScheduler()
         self.said: list[tuple[int, int, int]] = []
         self.at = 100.0
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from orchestrator.voice.worker.sound import ROOM_RATE, SegmentSound
+from orchestrator.voice.worker.room_audio import ROOM_RATE, SegmentSound
 
 
 def tone(rate: int, seconds: float, hz: float = 997.0) -> np.ndarray:

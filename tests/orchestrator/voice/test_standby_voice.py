@@ -15,8 +15,19 @@ from orchestrator.audio.outgoing_segment import LinkMessage
 from orchestrator.audio.segments import SegmentTracker
 from orchestrator.session import standby_voice as tested
 from orchestrator.session.standby_voice import StandbyVoice
-from orchestrator.voice.line import VoiceLine
-from orchestrator.voice.messages import Air, Clear, Cut, CutMade, End, Follow, Join, Leave, Report, Sound
+from orchestrator.voice.voice_line import VoiceLine
+from orchestrator.voice.worker_messages import (
+    ClearAudio,
+    EndSegment,
+    Handoff,
+    HandoffDone,
+    JoinRoom,
+    LeaveRoom,
+    LineReport,
+    Publish,
+    SegmentPcm,
+    SyncTo,
+)
 from tests.waiting import until
 
 RATE = 16_000
@@ -97,7 +108,7 @@ class Worker:
         self.sent: list[BaseModel] = []
         self.line: VoiceLine | None = None
 
-    def make(self, on_report: Callable[[Report], None]) -> VoiceLine:
+    def make(self, on_report: Callable[[LineReport], None]) -> VoiceLine:
         self.line = VoiceLine("line-1", "ws://sfu", lambda: "token", self._send, on_report, lambda _: None)
         return self.line
 
@@ -110,12 +121,12 @@ class Worker:
 
     def report(self, **fields: Any) -> None:
         assert self.line is not None
-        self.line.take(Report(line="line-1", state="live", at=time.monotonic(), **fields))
+        self.line.take(LineReport(line="line-1", state="live", at=time.monotonic(), **fields))
 
     async def answer(self, **fields: Any) -> None:
-        await until(lambda: self.of(Cut))
+        await until(lambda: self.of(Handoff))
         assert self.line is not None
-        self.line.take(CutMade(line="line-1", call=1, **fields))
+        self.line.take(HandoffDone(line="line-1", call=1, **fields))
 
 
 def lost(talk: Talk, heard_s: float) -> None:
@@ -134,11 +145,11 @@ async def test_it_says_what_was_not_heard_and_tells_of_it() -> None:
     lost(talk, 0.5)
     assert voice.view() is None
     voice.stand_in()
-    assert [type(m) for m in worker.sent] == [Join, Follow, Air, Sound]
-    assert worker.of(Join)[0].on_air is False
-    assert (worker.of(Sound)[0].segment, worker.of(Sound)[0].start) == (1, 8000)
+    assert [type(m) for m in worker.sent] == [JoinRoom, SyncTo, Publish, SegmentPcm]
+    assert worker.of(JoinRoom)[0].on_air is False
+    assert (worker.of(SegmentPcm)[0].segment, worker.of(SegmentPcm)[0].start) == (1, 8000)
     talk.say(0.5, end=True)
-    assert worker.of(Sound)[1].start == 24_000 and worker.of(End)[0].segment == 1
+    assert worker.of(SegmentPcm)[1].start == 24_000 and worker.of(EndSegment)[0].segment == 1
     assert voice.outstanding_s(0.0) == pytest.approx(1.5)
     worker.report(segment=1, heard_s=0.7, handed_s=0.8, next_segment=1, next_s=0.8)
     assert talk.events == [PlaybackStarted(segment=1)]
@@ -163,10 +174,10 @@ async def test_the_next_agent_gets_the_rest_when_the_voice_has_come_to_the_cut(c
     assert start is not None and '"heard_s":1.25' in str(start.payload)
     assert rest is not None and rest.start == 20_000
     worker.report(segment=1, heard_s=1.2, handed_s=1.25, next_segment=1, next_s=1.25, stopped=True)
-    assert worker.of(Leave) == []  # what was handed over is still on its way
+    assert worker.of(LeaveRoom) == []  # what was handed over is still on its way
     clock.now += 0.06
     worker.report(segment=1, heard_s=1.25, handed_s=1.25, next_segment=1, next_s=1.25, stopped=True)
-    assert len(worker.of(Leave)) == 1 and voice.view() is None
+    assert len(worker.of(LeaveRoom)) == 1 and voice.view() is None
 
 
 async def test_an_agent_that_is_lost_before_its_turn_leaves_the_voice_where_it_is() -> None:
@@ -183,8 +194,8 @@ async def test_an_agent_that_is_lost_before_its_turn_leaves_the_voice_where_it_i
     assert position is not None and position[0] == 1 and 0.7 <= position[1] <= 0.8
     talk.rewind(*position)
     voice.stand_in()
-    assert worker.of(Follow)[-1].free and len(worker.of(Join)) == 1
-    assert sum(m.start == 12_800 for m in worker.of(Sound)) <= 1  # nothing is sent twice
+    assert worker.of(SyncTo)[-1].free and len(worker.of(JoinRoom)) == 1
+    assert sum(m.start == 12_800 for m in worker.of(SegmentPcm)) <= 1  # nothing is sent twice
 
 
 async def test_where_nobody_speaks_no_track_is_published() -> None:
@@ -193,14 +204,14 @@ async def test_where_nobody_speaks_no_track_is_published() -> None:
     talk.rewind(0, 0.0)
     voice.stand_in()
     await asyncio.gather(voice.hand_over(), worker.answer(segment=0, heard_s=0.0, at=0.0, whole=False))
-    assert [type(m) for m in worker.sent] == [Join, Follow, Cut, Leave]
+    assert [type(m) for m in worker.sent] == [JoinRoom, SyncTo, Handoff, LeaveRoom]
 
 
 async def test_a_line_that_stays_goes_off_the_air() -> None:
     talk, worker = Talk(), Worker()
     voice = StandbyVoice(talk, worker.make, joined=True)
     voice.open()
-    assert [type(m) for m in worker.sent] == [Join]
+    assert [type(m) for m in worker.sent] == [JoinRoom]
     talk.say(1.0)
     lost(talk, 0.0)
     voice.stand_in()
@@ -208,9 +219,9 @@ async def test_a_line_that_stays_goes_off_the_air() -> None:
     at = time.monotonic() - 0.01
     await asyncio.gather(voice.hand_over(), worker.answer(segment=1, heard_s=1.0, at=at, whole=False))
     worker.report(segment=1, heard_s=1.0, handed_s=1.0, next_segment=1, next_s=1.0, stopped=True)
-    assert [m.on for m in worker.of(Air)] == [True, False] and worker.of(Leave) == []
+    assert [m.on for m in worker.of(Publish)] == [True, False] and worker.of(LeaveRoom) == []
     voice.close()
-    assert len(worker.of(Leave)) == 1
+    assert len(worker.of(LeaveRoom)) == 1
 
 
 async def test_a_clear_is_answered_by_the_voice() -> None:
@@ -222,7 +233,7 @@ async def test_a_clear_is_answered_by_the_voice() -> None:
     worker.report(segment=1, heard_s=1.5, handed_s=1.5, next_segment=1, next_s=1.5)
     talk.tracker.clear(time.monotonic())
     voice.wake()
-    assert len(worker.of(Clear)) == 1
+    assert len(worker.of(ClearAudio)) == 1
     (cleared,) = [event for event in talk.events if isinstance(event, Cleared)]
     assert cleared.dropped_s == pytest.approx(1.5, abs=0.01)
     assert voice.outstanding_s(0.0) == 0 and talk.tracker.idle
@@ -247,19 +258,19 @@ async def test_a_voice_that_always_speaks_follows_the_agent_and_goes_on_without_
     talk, worker = Talk(), Worker()
     voice = StandbyVoice(talk, worker.make, always=True)
     voice.open()
-    assert worker.of(Join)[0].on_air is True and worker.of(Follow)[0].segment == 0
+    assert worker.of(JoinRoom)[0].on_air is True and worker.of(SyncTo)[0].segment == 0
     talk.say(2.0)
     while talk.next_item() is not None:  # as the agent's link does
         pass
-    assert [m.start for m in worker.of(Sound)] == [0, 16_384]
+    assert [m.start for m in worker.of(SegmentPcm)] == [0, 16_384]
     talk.on_voice(LinkVoice(segment=1, heard_s=0.0, in_s=0.15))
-    follow = worker.of(Follow)[-1]
+    follow = worker.of(SyncTo)[-1]
     assert follow.segment == 1 and follow.at == pytest.approx(clock.now + 0.13)
     worker.report(segment=1, heard_s=0.6, handed_s=0.6, next_segment=1, next_s=0.6)
     assert talk.known_position() == (1, 0.6)
     talk.rewind(*talk.known_position())  # type: ignore[misc]
     voice.stand_in()
-    assert worker.of(Follow)[-1].free and talk.events == []
+    assert worker.of(SyncTo)[-1].free and talk.events == []
     talk.say(1.0)
-    assert worker.of(Sound)[-1].start >= 16_384
+    assert worker.of(SegmentPcm)[-1].start >= 16_384
     assert voice.view()["role"] == "speaks"  # type: ignore[index]

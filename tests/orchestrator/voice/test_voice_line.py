@@ -10,11 +10,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from orchestrator.voice import line as module
-from orchestrator.voice.line import AHEAD_S, VoiceLine, VoicePosition
-from orchestrator.voice.messages import Air, Clear, Cut, CutMade, End, Follow, Join, Leave, Report, Sound
-from orchestrator.voice.worker.score import Score
-from orchestrator.voice.worker.sound import ROOM_RATE
+from orchestrator.voice import voice_line as module
+from orchestrator.voice.voice_line import AHEAD_S, VoiceLine, VoicePosition
+from orchestrator.voice.worker.playout_scheduler import PlayoutScheduler
+from orchestrator.voice.worker.room_audio import ROOM_RATE
+from orchestrator.voice.worker_messages import (
+    ClearAudio,
+    EndSegment,
+    Handoff,
+    HandoffDone,
+    JoinRoom,
+    LeaveRoom,
+    LineReport,
+    Publish,
+    SegmentPcm,
+    SyncTo,
+)
 from tests.waiting import NEVER_S, turns
 
 
@@ -34,11 +45,11 @@ class Worker:
     def __init__(self) -> None:
         self.clock = Clock()
         self.alive = True
-        self.score: Score | None = None
+        self.score: PlayoutScheduler | None = None
         self.sent: list[BaseModel] = []
         self.said: list[tuple[int, int, int]] = []  # segment, position at 48 kHz, count
         self.left: list[VoiceLine] = []
-        self.reports: list[Report] = []
+        self.reports: list[LineReport] = []
         self.tokens = 0
         self.line = VoiceLine("line-1", "ws://x", self._token, self.send, self.reports.append, self.left.append)
 
@@ -50,21 +61,21 @@ class Worker:
         if not self.alive:
             return False
         self.sent.append(message)
-        if isinstance(message, Join):
-            self.score = Score()
+        if isinstance(message, JoinRoom):
+            self.score = PlayoutScheduler()
         score = self.score
         assert score is not None, "a line that has not joined is told something"
-        if isinstance(message, Sound):
+        if isinstance(message, SegmentPcm):
             assert len(payload) % 2 == 0
             score.append(message.segment, message.rate, message.start, payload)  # raises ValueError for a gap
-        elif isinstance(message, End):
+        elif isinstance(message, EndSegment):
             score.end(message.segment)
-        elif isinstance(message, Clear):
+        elif isinstance(message, ClearAudio):
             score.clear()
-        elif isinstance(message, Leave):
+        elif isinstance(message, LeaveRoom):
             self.score = None
-        elif isinstance(message, Air):
-            self.score = Score()
+        elif isinstance(message, Publish):
+            self.score = PlayoutScheduler()
         return True
 
     def plays(self, blocks: int) -> None:
@@ -79,7 +90,7 @@ class Worker:
         assert score is not None
         at_s = score.position / ROOM_RATE
         where = {"segment": score.segment, "heard_s": at_s, "handed_s": at_s, "next_segment": score.segment}
-        self.line.take(Report(line="line-1", state=state, at=self.clock.now, next_s=at_s, **where))
+        self.line.take(LineReport(line="line-1", state=state, at=self.clock.now, next_s=at_s, **where))
 
     def dies(self) -> None:
         self.alive, self.score = False, None
@@ -161,11 +172,11 @@ def test_every_sample_is_said_in_order_and_again_only_what_a_lost_worker_had_not
 def test_sound_is_sent_two_seconds_ahead_and_the_rest_as_it_is_heard(worker: Worker) -> None:
     worker.line.join()
     worker.line.play(1, 16_000, 0, bytes(2 * 16_000 * 10))
-    assert [(m.start, m.rate) for m in worker.of(Sound)] == [(0, 16_000)]
+    assert [(m.start, m.rate) for m in worker.of(SegmentPcm)] == [(0, 16_000)]
     assert worker.score is not None and worker.score.buffer_s == pytest.approx(2.0, abs=0.01)
     worker.plays(5)
     worker.tells()
-    assert [m.start for m in worker.of(Sound)] == [0, 32_000]
+    assert [m.start for m in worker.of(SegmentPcm)] == [0, 32_000]
     assert worker.line.outstanding_s == pytest.approx(9.5, abs=0.01)
     assert worker.line.view()["buffer_s"] == pytest.approx(7.5, abs=0.01)
 
@@ -173,7 +184,7 @@ def test_sound_is_sent_two_seconds_ahead_and_the_rest_as_it_is_heard(worker: Wor
 def test_what_was_heard_is_known_between_reports_and_never_beyond_what_was_handed_over(worker: Worker) -> None:
     line = worker.line
     assert line.position() == VoicePosition(0, 0.0) and not line.live
-    report = Report(line="line-1", state="live", at=500.0, segment=3, heard_s=1.0, handed_s=1.25, next_segment=3)
+    report = LineReport(line="line-1", state="live", at=500.0, segment=3, heard_s=1.0, handed_s=1.25, next_segment=3)
     line.take(report)
     for now, heard_s in ((500.0, 1.0), (500.1, 1.1), (500.5, 1.25), (499.0, 1.0)):
         worker.clock.now = now
@@ -192,7 +203,7 @@ def test_a_gap_is_refused_with_its_place_and_what_comes_twice_is_taken_once(work
     worker.line.play(1, 16_000, 1050, bytes(200))
     with pytest.raises(ValueError, match="segment 1: samples 1150 to 1151 are missing"):
         worker.line.play(1, 16_000, 1151, bytes(2))
-    assert [(m.start) for m in worker.of(Sound)] == [1000, 1100]
+    assert [(m.start) for m in worker.of(SegmentPcm)] == [1000, 1100]
 
 
 def test_a_line_off_the_air_sends_nothing_and_forgets_what_it_was_to_say(worker: Worker) -> None:
@@ -202,16 +213,16 @@ def test_a_line_off_the_air_sends_nothing_and_forgets_what_it_was_to_say(worker:
     assert worker.sent == []  # it has not joined
     line.join(on_air=False)
     line.join()
-    assert [type(m) for m in worker.sent] == [Join] and worker.tokens == 1
+    assert [type(m) for m in worker.sent] == [JoinRoom] and worker.tokens == 1
     line.air(True)
-    assert [type(m) for m in worker.sent] == [Join, Air, Sound]
+    assert [type(m) for m in worker.sent] == [JoinRoom, Publish, SegmentPcm]
     line.air(True)
     line.air(False)
-    assert [m.on for m in worker.of(Air)] == [True, False]
+    assert [m.on for m in worker.of(Publish)] == [True, False]
     assert line.outstanding_s == 0.0 and line.position() == VoicePosition()
     line.leave()
     line.leave()
-    assert len(worker.of(Leave)) == 1 and worker.left == [line, line]
+    assert len(worker.of(LeaveRoom)) == 1 and worker.left == [line, line]
 
 
 def test_a_new_worker_is_told_what_the_old_one_knew_with_a_token_of_its_own(worker: Worker) -> None:
@@ -225,9 +236,9 @@ def test_a_new_worker_is_told_what_the_old_one_knew_with_a_token_of_its_own(work
     before = len(worker.sent)
     worker.returns()
     kinds = [type(message) for message in worker.sent[before:]]
-    assert kinds == [Join, Follow, Sound, End, Sound]
-    assert [m.token for m in worker.of(Join)] == ["token-1", "token-2"]
-    assert worker.of(Follow)[-1] == Follow(line="line-1", segment=1, heard_s=0.5, at=501.0)
+    assert kinds == [JoinRoom, SyncTo, SegmentPcm, EndSegment, SegmentPcm]
+    assert [m.token for m in worker.of(JoinRoom)] == ["token-1", "token-2"]
+    assert worker.of(SyncTo)[-1] == SyncTo(line="line-1", segment=1, heard_s=0.5, at=501.0)
 
 
 async def test_waiting_for_the_track_and_for_the_first_word_ends_in_time_or_with_no(worker: Worker) -> None:
@@ -236,9 +247,9 @@ async def test_waiting_for_the_track_and_for_the_first_word_ends_in_time_or_with
     assert await line.wait_live(0.0) is False and await line.wait_spoken(0.0) is False
     waiting = asyncio.create_task(line.wait_live(NEVER_S))
     await turns()
-    line.take(Report(line="line-1", state="live", at=500.0))
+    line.take(LineReport(line="line-1", state="live", at=500.0))
     assert await waiting is True and await line.wait_spoken(0.0) is False
-    line.take(Report(line="line-1", state="reconnecting", at=500.0, segment=1, heard_s=0.1))
+    line.take(LineReport(line="line-1", state="reconnecting", at=500.0, segment=1, heard_s=0.1))
     assert await line.wait_live(0.0) is False and await line.wait_spoken(NEVER_S) is True
 
 
@@ -249,9 +260,9 @@ async def test_cuts_have_their_own_answers_and_one_that_is_not_answered_is_none(
     line.join()
     asked = [asyncio.create_task(line.cut(0.7, 0.4)) for _ in range(2)]
     await turns()
-    calls = [m.call for m in worker.of(Cut)]
+    calls = [m.call for m in worker.of(Handoff)]
     assert calls == [1, 2]
-    made = [CutMade(line="line-1", call=n, segment=n, heard_s=1.0, at=1.0, whole=False) for n in (2, 1, 9, 2)]
+    made = [HandoffDone(line="line-1", call=n, segment=n, heard_s=1.0, at=1.0, whole=False) for n in (2, 1, 9, 2)]
     for answer in made:  # in another order, one for nobody, one twice
         line.take(answer)
     assert await asyncio.gather(*asked) == [made[1], made[0]]

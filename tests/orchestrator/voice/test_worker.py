@@ -16,9 +16,9 @@ import pytest
 
 from orchestrator.livekit_server import LiveKitAccess
 from orchestrator.metrics import Metrics
-from orchestrator.voice.line import VoiceLine
-from orchestrator.voice.messages import Report
-from orchestrator.voice.process import VoiceWorker
+from orchestrator.voice.voice_line import VoiceLine
+from orchestrator.voice.voice_worker import VoiceWorker
+from orchestrator.voice.worker_messages import LineReport
 from tests.orchestrator.voice.tones import Ears, heard_all, once, tone_code
 from tests.viewer import join_token
 from tests.waiting import NEVER_S, until
@@ -42,9 +42,9 @@ async def worker() -> AsyncIterator[VoiceWorker]:
 @asynccontextmanager
 async def listening(
     access: LiveKitAccess, voices: VoiceWorker, room: str
-) -> AsyncIterator[tuple[Ears, VoiceLine, list[Report]]]:
+) -> AsyncIterator[tuple[Ears, VoiceLine, list[LineReport]]]:
     """A line that has joined a room of its own, its listener, who hears all that is said from now on, and its reports."""
-    ears, reports = Ears(), list[Report]()
+    ears, reports = Ears(), list[LineReport]()
     await ears.join(access.url, join_token(access, room, "viewer"))
     line = voices.line(access.url, lambda: join_token(access, room, "voice-1", "agent", publish=True), reports.append)
     try:
@@ -125,7 +125,7 @@ async def _a_line_that_follows_says_each_sound_when_it_is_due(access: LiveKitAcc
 
 
 async def test_four_lines_of_one_worker(livekit_server: LiveKitAccess, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.voice.line._CUT_ANSWER_S", NEVER_S)
+    monkeypatch.setattr("orchestrator.voice.voice_line._CUT_ANSWER_S", NEVER_S)
     async with worker() as voices:
         async with asyncio.TaskGroup() as group:
             group.create_task(_everything_is_heard_once_and_in_order(livekit_server, voices))
@@ -151,7 +151,7 @@ async def test_a_worker_that_is_killed_comes_back_and_goes_on_where_it_was(livek
 _ORCHESTRATOR = """
 import asyncio
 from orchestrator.metrics import Metrics
-from orchestrator.voice.process import VoiceWorker
+from orchestrator.voice.voice_worker import VoiceWorker
 
 async def main():
     voices = VoiceWorker(Metrics())

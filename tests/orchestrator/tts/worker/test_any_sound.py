@@ -9,12 +9,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.tts import framing
+from orchestrator import worker_pipe
 from orchestrator.tts.worker.__main__ import _answer
 from orchestrator.tts.worker.engines import VoiceEntry
 from orchestrator.tts.worker.espeak import CLOSURE_MS, _spans, close_stops
-from orchestrator.tts.worker.speech import LEAD_MS, PAUSE, SILENCE_DBFS, Cue, Speech, block_levels, merge, tile, trim
-from orchestrator.tts.worker.words import counted, marked, written
+from orchestrator.tts.worker.synthesis import (
+    LEAD_MS,
+    PAUSE,
+    SILENCE_DBFS,
+    Cue,
+    SpokenText,
+    block_levels,
+    counted,
+    marked,
+    merge,
+    tile,
+    trim,
+    written,
+)
 
 RATE = 8000
 GROUPS = ["a", "b", "p", "ʃ", "aː", "a\u0303", "ˈa", " ", " ˈp", ",", ".", "^", "$"]
@@ -143,12 +155,12 @@ class Engine:
     def voices(self) -> list[VoiceEntry]:
         return []
 
-    def speak(self, text: str, name: str) -> Speech:
+    def speak(self, text: str, name: str) -> SpokenText:
         if text == "choke":
             raise RuntimeError("a secret sentence")
         if text == "endless":
-            return Speech(np.zeros(framing.PAYLOAD_LIMIT, np.int16), RATE, [])
-        return Speech(np.array([1, -2], np.int16), RATE, [(name, 0, 2)], [(text, 0, 2)])
+            return SpokenText(np.zeros(worker_pipe.PAYLOAD_LIMIT, np.int16), RATE, [])
+        return SpokenText(np.array([1, -2], np.int16), RATE, [(name, 0, 2)], [(text, 0, 2)])
 
 
 @pytest.mark.parametrize(
@@ -170,6 +182,6 @@ def test_each_request_has_its_answer_and_an_error_tells_nothing_of_the_text(
     voice: str, text: str, header: dict[str, object], pcm: bytes
 ) -> None:
     message = _answer({"fake": Engine()}, 7, voice, text)
-    head, payload = framing.lengths(message[: framing.LENGTHS.size])
-    assert framing.decode_header(message[framing.LENGTHS.size :][:head]) == header
-    assert message[framing.LENGTHS.size + head :] == pcm and payload == len(pcm)
+    head, payload = worker_pipe.lengths(message[: worker_pipe.LENGTHS.size])
+    assert worker_pipe.decode_header(message[worker_pipe.LENGTHS.size :][:head]) == header
+    assert message[worker_pipe.LENGTHS.size + head :] == pcm and payload == len(pcm)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 
 from orchestrator.tts.worker.espeak import close_stops
-from orchestrator.tts.worker.speech import LEAD_MS, merge, tile, trim
+from orchestrator.tts.worker.synthesis import LEAD_MS, merge, tile, trim
 
 RATE = 16_000
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from orchestrator.tts.worker.words import count_sounds, counted, marked, written
+from orchestrator.tts.worker.synthesis import count_sounds, counted, marked, written
 
 
 def test_words_put_together_are_the_text() -> None:

@@ -1,8 +1,8 @@
-"""The speech worker seen from the core: a process of its own behind a pipe, one part of text at a time.
+"""Runs the speech worker: a process of its own behind a pipe, which synthesizes one part of text at a time.
 
-The voices are GPL and run native code on strangers' text, so they live in another process: nothing here imports them, and
-when the process dies or hangs it is started again. Parts that wait are made in the order in which their sound is due, so a new
-utterance does not wait for the look-ahead of others, and several utterances take turns.
+The voices are GPL and run native code on text of strangers. The orchestrator therefore imports none of them, and restarts the
+process when it dies or hangs. Waiting parts are made in the order in which their audio is due, so a new utterance does not wait for
+the look-ahead of others, and several utterances take turns.
 """
 
 from __future__ import annotations
@@ -11,15 +11,123 @@ import asyncio
 import heapq
 import itertools
 import logging
+import os
+import sys
 from dataclasses import dataclass, field
 from typing import Any
 
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
-from orchestrator.supervisor import supervise
-from orchestrator.tts.base import VoiceInfo
-from orchestrator.tts.link import WorkerLink, WorkerLostError
+from orchestrator import worker_pipe
+from orchestrator.supervision import supervise
+from orchestrator.tts.synthesizer import VoiceInfo
+from orchestrator.worker_pipe import end, log_errors
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
+
+HELLO_TIMEOUT_S = 60.0
+"""Loading and warming up takes 2 s; a machine busy with everything else that starts may take many times that."""
+EXIT_TIMEOUT_S = 1.0
+"""The worker leaves as soon as its input closes; after this it is killed."""
+
+
+class WorkerLostError(Exception):
+    """The worker ended, hangs or talks nonsense; the message says which."""
+
+
+class WorkerLink:
+    """One running worker process; `start` makes it, `aclose` ends it."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+        self._asked = 0
+        self._log = asyncio.create_task(log_errors(process, log, "speech worker stderr"), name="speech-worker-stderr")
+
+    @classmethod
+    async def start(cls, command: tuple[str, ...]) -> WorkerLink:
+        """Starts `command`.
+
+        Raises:
+            WorkerLostError: it cannot be started.
+        """
+        # A bare environment: native code that reads strangers' text has no use for our keys.
+        environment = {
+            "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+            "PYTHONUTF8": "1",
+            "OMP_NUM_THREADS": "2",
+        }
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *command,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                env=environment,
+            )
+        except OSError as error:
+            raise WorkerLostError(f"it cannot be started: {error.strerror}") from error
+        return cls(process)
+
+    @property
+    def pid(self) -> int:
+        """Process id."""
+        return self._process.pid
+
+    async def hello(self) -> dict[str, Any]:
+        """The worker's first message: `voices` and `missing`.
+
+        Raises:
+            WorkerLostError: it does not come, or is not one.
+        """
+        try:
+            async with asyncio.timeout(HELLO_TIMEOUT_S):
+                header, _ = await self._receive()
+        except TimeoutError as error:
+            raise WorkerLostError("it did not become ready in time") from error
+        if not isinstance(header.get("voices"), list):
+            raise WorkerLostError("its first message was not a hello")
+        return header
+
+    async def exchange(self, header: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+        """Sends a request, numbered by its `id`, and waits for its answer. Cancelled in between, the link is of no more use.
+
+        Raises:
+            WorkerLostError: the process ended or answered nonsense, such as an answer to something else.
+        """
+        assert self._process.stdin is not None
+        self._asked += 1
+        try:
+            self._process.stdin.write(worker_pipe.encode({**header, "id": self._asked}))
+            await self._process.stdin.drain()
+        except (ConnectionError, worker_pipe.FramingError) as error:
+            raise WorkerLostError("the request could not be sent") from error
+        answer, payload = await self._receive()
+        if answer.get("id") != self._asked:  # one message too many, and every text would get the sound of another
+            raise WorkerLostError("it answered something that was not asked")
+        return answer, payload
+
+    async def wait(self) -> None:
+        """Waits for the end of the process."""
+        await self._process.wait()
+
+    async def aclose(self) -> None:
+        """Closes the worker's input, waits for its end, kills it if need be."""
+        try:
+            await end(self._process, EXIT_TIMEOUT_S)
+        finally:
+            self._log.cancel()
+            await asyncio.wait([self._log])
+
+    async def _receive(self) -> tuple[dict[str, Any], bytes]:
+        assert self._process.stdout is not None
+        try:
+            head, payload = worker_pipe.lengths(await self._process.stdout.readexactly(worker_pipe.LENGTHS.size))
+            header = worker_pipe.decode_header(await self._process.stdout.readexactly(head))
+            return header, await self._process.stdout.readexactly(payload)
+        except asyncio.IncompleteReadError as error:
+            raise WorkerLostError("the process ended") from error
+        except (ConnectionError, worker_pipe.FramingError) as error:
+            raise WorkerLostError(f"it sent nonsense: {error}") from error
+
 
 PARTS_MAX = 64
 """Parts waiting at once, over all utterances; past it a new utterance is refused. At 0.1 s each, 6 s."""
@@ -139,7 +247,7 @@ class SpeechWorker:
             except WorkerLostError as error:
                 losses = 1 if self.statistics.parts > made else losses + 1
                 self.statistics.failures += 1
-                logger.warning("speech worker lost", extra={"reason": str(error), "losses_in_a_row": losses})
+                log.warning("speech worker lost", extra={"reason": str(error), "losses_in_a_row": losses})
                 if not greeted:
                     self._fail_waiting("The speech worker does not start.")
             finally:
@@ -155,7 +263,7 @@ class SpeechWorker:
             )
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise WorkerLostError("its hello was malformed") from error
-        logger.info("speech worker ready", extra={"voices": len(self.voices), "missing": hello.get("missing", [])})
+        log.info("speech worker ready", extra={"voices": len(self.voices), "missing": hello.get("missing", [])})
         self._settled.set()
         return bool(self.voices)
 
@@ -231,7 +339,7 @@ def _part(header: dict[str, Any], pcm: bytes) -> SpokenPart | None:
         WorkerLostError: the answer is not one: the worker cannot be trusted any more.
     """
     if "error" in header:
-        logger.warning("speech worker refused a part", extra={"reason": str(header["error"])})
+        log.warning("speech worker refused a part", extra={"reason": str(header["error"])})
         return None
     try:
         cues, words = (

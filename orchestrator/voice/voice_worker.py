@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel, ValidationError
 
+from orchestrator import worker_pipe
 from orchestrator.metrics import Metrics
-from orchestrator.supervisor import supervise
-from orchestrator.tts import framing
-from orchestrator.tts.child import end, log_errors
-from orchestrator.voice.line import VoiceLine
-from orchestrator.voice.messages import CutMade, Report, told
+from orchestrator.supervision import supervise
+from orchestrator.voice.voice_line import VoiceLine
+from orchestrator.voice.worker_messages import HandoffDone, LineReport, worker_reports
+from orchestrator.worker_pipe import end, log_errors
 
 COMMAND = (sys.executable, "-m", "orchestrator.voice.worker")
 LINES_MAX = 32
@@ -90,7 +90,9 @@ class VoiceWorker:
             task.cancel()
             await asyncio.wait([task])
 
-    def line(self, url: str, token: Callable[[], str], on_report: Callable[[Report], None] | None = None) -> VoiceLine:
+    def line(
+        self, url: str, token: Callable[[], str], on_report: Callable[[LineReport], None] | None = None
+    ) -> VoiceLine:
         """A new line; it does nothing until it joins.
 
         Args:
@@ -121,7 +123,7 @@ class VoiceWorker:
             return False
         if process.stdin.transport.get_write_buffer_size() > _UNSENT_BYTES:
             return False
-        process.stdin.write(framing.encode(message.model_dump(mode="json"), payload))
+        process.stdin.write(worker_pipe.encode(message.model_dump(mode="json"), payload))
         return True
 
     async def _run(self) -> None:
@@ -173,17 +175,17 @@ class VoiceWorker:
         while True:
             try:
                 async with asyncio.timeout(patience):
-                    head, payload = framing.lengths(await process.stdout.readexactly(framing.LENGTHS.size))
-                    message = told.validate_json(await process.stdout.readexactly(head))
+                    head, payload = worker_pipe.lengths(await process.stdout.readexactly(worker_pipe.LENGTHS.size))
+                    message = worker_reports.validate_json(await process.stdout.readexactly(head))
                     await process.stdout.readexactly(payload)
             except TimeoutError as error:
                 raise _WorkerLostError(f"no sign of life for {patience:g} s") from error
             except asyncio.IncompleteReadError as error:
                 raise _WorkerLostError("the process ended") from error
-            except (ConnectionError, framing.FramingError, ValidationError) as error:
+            except (ConnectionError, worker_pipe.FramingError, ValidationError) as error:
                 raise _WorkerLostError(f"it sent nonsense: {type(error).__name__}") from error
             patience = SILENCE_S
-            if isinstance(message, Report | CutMade):
+            if isinstance(message, LineReport | HandoffDone):
                 line = self._lines.get(message.line)
                 if line is not None:
                     line.take(message)

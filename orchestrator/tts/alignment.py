@@ -35,7 +35,7 @@ class _Unit:
     end: int
 
 
-class Recital:
+class AlignmentTracker:
     """One utterance over all connections that it takes. Samples count from its beginning."""
 
     def __init__(self, sample_rate: int) -> None:

@@ -1,17 +1,18 @@
-"""Every error as problem+json, in one place."""
+"""Every error as problem+json, and its description in `/openapi.json`."""
 
 from __future__ import annotations
 
 import json
 import logging
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from musetalk_agent.protocol.problems import MEDIA_TYPE, ErrorCode, ProblemError
-from orchestrator.routes import openapi
+from musetalk_agent.protocol.problems import MEDIA_TYPE, ErrorCode, Problem, ProblemError
 
 _log = logging.getLogger(__name__)
 _VALUE_CHARS = 200
@@ -59,7 +60,7 @@ def invalid(error: RequestValidationError) -> ProblemError:
 
 def install(app: FastAPI) -> None:
     """Makes the app answer every error as problem+json, and say so in its description."""
-    openapi.install(app)
+    describe_errors(app)
 
     @app.exception_handler(ProblemError)
     async def _problem(request: Request, error: ProblemError) -> Response:
@@ -91,3 +92,34 @@ def _answer(request: Request, error: ProblemError) -> Response:
 def internal() -> Response:
     """The answer when something of our own broke: no internals."""
     return problem_response(ProblemError(ErrorCode.INTERNAL, "Something of ours broke; the logs tell what."))
+
+
+_REF = "#/components/schemas/{model}"
+_FAILURES = {"4XX": "The request cannot be served; `code` says why.", "5XX": "The service cannot serve it now."}
+
+
+def describe_errors(app: FastAPI) -> None:
+    """Makes `/json` tell of problem+json instead of FastAPI's own error bodies."""
+    made = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = _with_problems(made())
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend the schema
+
+
+def _with_problems(schema: dict[str, Any]) -> dict[str, Any]:
+    _, definitions = models_json_schema([(Problem, "serialization")], ref_template=_REF)
+    components = schema.setdefault("components", {}).setdefault("schemas", {})
+    components.update(definitions["$defs"])
+    for name in ("HTTPValidationError", "ValidationError"):
+        components.pop(name, None)
+    content = {MEDIA_TYPE: {"schema": {"$ref": _REF.format(model=Problem.__name__)}}}
+    for path in schema["paths"].values():
+        for operation in path.values():
+            operation["responses"].pop("422", None)
+            for status, description in _FAILURES.items():
+                operation["responses"][status] = {"description": description, "content": content}
+    return schema

@@ -18,10 +18,9 @@ from livekit import rtc
 from livekit.rtc._proto.room_pb2 import AudioEncoding
 
 from musetalk_agent.protocol.logs import redact
-from orchestrator.voice.messages import Cut, CutMade, Join, Report
-from orchestrator.voice.worker.playout import QUEUE_MS, Playout
-from orchestrator.voice.worker.score import BLOCK, STEP, Block, Score
-from orchestrator.voice.worker.sound import ROOM_RATE
+from orchestrator.voice.worker.playout_scheduler import BLOCK, STEP, Block, PlayoutScheduler
+from orchestrator.voice.worker.room_audio import QUEUE_MS, ROOM_RATE, Playout
+from orchestrator.voice.worker_messages import Handoff, HandoffDone, JoinRoom, LineReport
 
 log = logging.getLogger(__name__)
 
@@ -43,13 +42,13 @@ _WAITED_S = 0.002  # a capture that took longer than this has waited for the que
 _SILENT_DBFS = -96.0
 
 
-class Line:
+class RoomPublisher:
     """Keeps one room joined until it is left; `run()` must be running.
 
     The SDK reconnects by itself; when it gives up, the line joins again.
     """
 
-    def __init__(self, join: Join, report: Callable[[Report], None]) -> None:
+    def __init__(self, join: JoinRoom, report: Callable[[LineReport], None]) -> None:
         self._join = join
         self._report = report
         self._on_air = join.on_air
@@ -64,7 +63,7 @@ class Line:
         self._ends: list[tuple[int, int]] = []
         self.state = "joining"
         self.error: str | None = None
-        self.score = Score()
+        self.score = PlayoutScheduler()
         self.playout = Playout(time.monotonic())
 
     # --- what the core says
@@ -87,15 +86,15 @@ class Line:
         self.playout.clear(time.monotonic())
         self._ends.clear()
 
-    def cut(self, asked: Cut) -> CutMade:
-        """Chooses where to stop; see `Score.cut`."""
+    def cut(self, asked: Handoff) -> HandoffDone:
+        """Chooses where to stop; see `PlayoutScheduler.cut`."""
         now = time.monotonic()
         stop = self.score.cut(asked.after_s, asked.within_s, self.playout.next_at(now), spoken=self._spoken)
         self._wanted.set()
         if stop is None:
-            return CutMade(line=asked.line, call=asked.call, segment=0, heard_s=0.0, at=now, whole=False)
+            return HandoffDone(line=asked.line, call=asked.call, segment=0, heard_s=0.0, at=now, whole=False)
         heard_s = stop.position / ROOM_RATE
-        return CutMade(
+        return HandoffDone(
             line=asked.line, call=asked.call, segment=stop.segment, heard_s=heard_s, at=stop.at, whole=stop.whole
         )
 
@@ -257,7 +256,7 @@ class Line:
         self._ends = [(number, end) for number, end in self._ends if end > playout.passed]
         publication = self._publication
         self._report(
-            Report(
+            LineReport(
                 line=self._join.line,
                 state=self.state,
                 at=now,
@@ -291,7 +290,7 @@ class Line:
         self.tell()
 
     def _renew(self) -> None:
-        self.score, self.playout = Score(), Playout(time.monotonic())
+        self.score, self.playout = PlayoutScheduler(), Playout(time.monotonic())
         self._ends.clear()
         self._spoken = False
         self._wanted.set()

@@ -13,9 +13,9 @@ from starlette.types import Receive, Scope, Send
 
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.events import EventStream, SessionEvent
-from orchestrator.routes.access import current
+from orchestrator.routes.auth import current
 from orchestrator.routes.context import Ctx
-from orchestrator.routes.elsewhere import here
+from orchestrator.routes.session_lookup import here
 
 router = APIRouter(tags=["sessions"])
 HEARTBEAT_S = 15.0

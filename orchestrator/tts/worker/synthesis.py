@@ -1,7 +1,8 @@
-"""Sound with its phonemes: merging marks into sounds, correcting their lag, trimming silence."""
+"""Speech of one part: PCM, phoneme cues, and where the written words lie, by the marks of the voice or by counting sounds."""
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ _AFTER = frozenset("ːˑʲʰʷˤ˞ⁿ")
 
 
 @dataclass(frozen=True, slots=True)
-class Speech:
+class SpokenText:
     """int16 mono PCM `[n]`, samples per second, the phonemes that cover it from 0 to n without a gap (or none), and the words."""
 
     pcm: Pcm
@@ -79,19 +80,19 @@ def tile(cues: Sequence[Cue], samples: int) -> list[Cue]:
     return out
 
 
-def trim(pcm: Pcm, rate: int, cues: Sequence[Cue], words: Sequence[Cue] = ()) -> Speech:
+def trim(pcm: Pcm, rate: int, cues: Sequence[Cue], words: Sequence[Cue] = ()) -> SpokenText:
     """Cuts silence at both ends down to `LEAD_MS` and makes the cues cover what is left. All silence: nothing is left."""
     block = rate * _BLOCK_MS // 1000
     levels = block_levels(pcm, block)
     loud = np.flatnonzero(levels > SILENCE_DBFS)
     if not loud.size:
-        return Speech(pcm[:0], rate, [])
+        return SpokenText(pcm[:0], rate, [])
     lead = rate * LEAD_MS // 1000
     first = max(0, int(loud[0]) * block - lead)
     last = min(len(pcm), (int(loud[-1]) + 1) * block + lead)
     kept = pcm[first:last]
     within = [(word, min(max(0, a), len(kept)), min(max(0, b), len(kept))) for word, a, b in shift(words, -first)]
-    return Speech(kept, rate, tile(shift(cues, -first), len(kept)) if cues else [], within)
+    return SpokenText(kept, rate, tile(shift(cues, -first), len(kept)) if cues else [], within)
 
 
 def block_levels(pcm: Pcm, block: int) -> NDArray[np.float64]:
@@ -108,3 +109,70 @@ def _modifies(symbol: str) -> bool:
 
 def _is_sound(symbol: str) -> bool:
     return any(unicodedata.category(c)[0] == "L" for c in symbol)
+
+
+_WORD = re.compile(r"\s*\S+\s*")
+_NEAR = 2.5
+"""Sounds by which a word may be off its place by count: in a phrase some are swallowed."""
+
+
+def written(text: str) -> list[str]:
+    """The words with the space after them; put together they are the text."""
+    return _WORD.findall(text)
+
+
+def marked(text: str, marks: Sequence[tuple[int, int]], samples: int) -> list[Cue]:
+    """Words from marks `(first character, sample)`; each lasts until the next begins, the last until `samples`."""
+    rising: list[tuple[int, int]] = []
+    for character, sample in marks:
+        if 0 <= character < len(text) and (not rising or character > rising[-1][0]):
+            rising.append((character, sample))
+    if not rising:
+        return []
+    rising[0] = (0, rising[0][1])
+    ends = [*rising[1:], (len(text), samples)]
+    return [(text[a:b], at, max(at, end)) for (a, at), (b, end) in zip(rising, ends, strict=True)]
+
+
+def counted(words: Sequence[tuple[str, int]], symbols: Sequence[Cue]) -> list[Cue]:
+    """Words, each with how many sounds it has when it is said alone, placed on the sounds of the phrase.
+
+    Spoken words may be fewer (`of the` is said as one): a written word begins where a spoken one does, if one is near.
+    """
+    sounds = _sounds(symbols)
+    total = sum(count for _, count in words)
+    if not sounds or not total:
+        return []
+    starts: list[int] = []
+    before, index = 0, 0
+    for _, count in words:
+        wanted = before * len(sounds) / total
+        near = [j for j, (_, begins) in enumerate(sounds) if begins and abs(j - wanted) <= _NEAR and j >= index]
+        index = min(near, key=lambda j: abs(j - wanted)) if near else max(index, min(round(wanted), len(sounds) - 1))
+        starts.append(sounds[index][0])
+        before += count
+    ends = [*starts[1:], symbols[-1][2]]
+    return [(word, start, end) for (word, _), start, end in zip(words, starts, ends, strict=True)]
+
+
+def count_sounds(symbols: Sequence[str]) -> int:
+    """How many of the phonemes are sounds."""
+    return sum(is_letter(symbol) for symbol in symbols)
+
+
+def is_letter(symbol: str) -> bool:
+    """A sound, and no stress mark, modifier, space or punctuation."""
+    return any(unicodedata.category(c) in ("Ll", "Lu", "Lo") for c in symbol)
+
+
+def _sounds(symbols: Sequence[Cue]) -> list[tuple[int, bool]]:
+    """First sample of each sound, and whether it begins a spoken word."""
+    out: list[tuple[int, bool]] = []
+    begins = True
+    for symbol, start, _ in symbols:
+        if is_letter(symbol):
+            out.append((start, begins))
+            begins = False
+        elif symbol == " " or unicodedata.category(symbol[:1] or " ")[0] == "P":
+            begins = True
+    return out

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from musetalk_agent.protocol.http import Strict
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.keys import Caller, Scope
-from orchestrator.routes.access import current
+from orchestrator.routes.auth import current
 from orchestrator.routes.context import Ctx
 from orchestrator.session.model import iso
 

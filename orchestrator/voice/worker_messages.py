@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field, TypeAdapter
 
 
-class Join(BaseModel):
+class JoinRoom(BaseModel):
     """A line joins its room. `on_air`: it publishes its track at once."""
 
     op: Literal["join"] = "join"
@@ -21,7 +21,7 @@ class Join(BaseModel):
     on_air: bool
 
 
-class Air(BaseModel):
+class Publish(BaseModel):
     """The line publishes its track, or takes it back and stays in the room."""
 
     op: Literal["air"] = "air"
@@ -29,14 +29,14 @@ class Air(BaseModel):
     on: bool
 
 
-class Leave(BaseModel):
+class LeaveRoom(BaseModel):
     """The line leaves its room; its last report has the state `left`."""
 
     op: Literal["leave"] = "leave"
     line: str
 
 
-class Sound(BaseModel):
+class SegmentPcm(BaseModel):
     """The payload is int16 mono PCM of a segment at `rate` Hz, from sample `start` on. Blocks of a segment follow without gaps."""
 
     op: Literal["sound"] = "sound"
@@ -46,7 +46,7 @@ class Sound(BaseModel):
     start: int
 
 
-class End(BaseModel):
+class EndSegment(BaseModel):
     """No more PCM for the segment."""
 
     op: Literal["end"] = "end"
@@ -54,7 +54,7 @@ class End(BaseModel):
     segment: int
 
 
-class Follow(BaseModel):
+class SyncTo(BaseModel):
     """Second `heard_s` of the segment leaves at `at`, and what follows without a gap; `held`: the voice pauses there.
 
     Without this a line says what it has as soon as it can; `free` returns to that.
@@ -69,14 +69,14 @@ class Follow(BaseModel):
     free: bool = False
 
 
-class Clear(BaseModel):
+class ClearAudio(BaseModel):
     """Silence at once; everything the line has is dropped."""
 
     op: Literal["clear"] = "clear"
     line: str
 
 
-class Cut(BaseModel):
+class Handoff(BaseModel):
     """Asks for a place to stop: at least `after_s` ahead of what was handed to the SDK, in a pause of the `within_s` after that."""
 
     op: Literal["cut"] = "cut"
@@ -86,17 +86,19 @@ class Cut(BaseModel):
     within_s: float
 
 
-Order = Annotated[Join | Air | Leave | Sound | End | Follow | Clear | Cut, Field(discriminator="op")]
-order: TypeAdapter[Order] = TypeAdapter(Order)
+Order = Annotated[
+    JoinRoom | Publish | LeaveRoom | SegmentPcm | EndSegment | SyncTo | ClearAudio | Handoff, Field(discriminator="op")
+]
+worker_commands: TypeAdapter[Order] = TypeAdapter(Order)
 
 
-class Hello(BaseModel):
+class WorkerReady(BaseModel):
     """The worker's first message: the SDK is loaded. Again every second, as a sign of life."""
 
     op: Literal["hello"] = "hello"
 
 
-class Report(BaseModel):
+class LineReport(BaseModel):
     """Where a line is; every 100 ms while it speaks, and when something changes.
 
     `state`: `joining`, `joined` (no track), `live` (track published), `reconnecting`, `left`. At `at`, `heard_s` of `segment`
@@ -123,7 +125,7 @@ class Report(BaseModel):
     error: str | None = None
 
 
-class CutMade(BaseModel):
+class HandoffDone(BaseModel):
     """Answer to `cut`: the line says `heard_s` of `segment` and no more; the last sample leaves at `at`.
 
     `segment` 0: it has nothing to say.
@@ -140,5 +142,5 @@ class CutMade(BaseModel):
     whole: bool
 
 
-Told = Annotated[Hello | Report | CutMade, Field(discriminator="op")]
-told: TypeAdapter[Told] = TypeAdapter(Told)
+Told = Annotated[WorkerReady | LineReport | HandoffDone, Field(discriminator="op")]
+worker_reports: TypeAdapter[Told] = TypeAdapter(Told)

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.voice.worker.playout import Span
-from orchestrator.voice.worker.sound import ROOM_RATE, Pcm, SegmentSound
+from orchestrator.voice.worker.room_audio import ROOM_RATE, AudioSpan, Pcm, SegmentSound
 
 STEP = ROOM_RATE // 100
 """WebRTC's 10 ms; blocks are whole ones."""
@@ -32,11 +31,11 @@ class Block:
     """Samples for the source, a whole number of steps, and what they are."""
 
     samples: Pcm
-    spans: list[Span]
+    spans: list[AudioSpan]
 
 
 @dataclass(frozen=True, slots=True)
-class Due:
+class DueAudio:
     """Sample `position` of `segment` leaves at `at`; `held`: nothing after it does."""
 
     segment: int
@@ -55,12 +54,12 @@ class Stop:
     whole: bool
 
 
-class Score:
+class PlayoutScheduler:
     """One line's segments. Bounded by the core, which sends two seconds ahead of `position`."""
 
     def __init__(self) -> None:
         self._segments: dict[int, SegmentSound] = {}
-        self._due: Due | None = None
+        self._due: DueAudio | None = None
         self._stop: Stop | None = None
         self._tail: NDArray[np.float32] | None = None
         self._running = False
@@ -84,7 +83,7 @@ class Score:
         if sound is not None:
             sound.ended = True
 
-    def follow(self, due: Due) -> None:
+    def follow(self, due: DueAudio) -> None:
         """Something is due; what was said before about an earlier segment is ignored."""
         current = max(self.segment, self._due.segment if self._due is not None else 0)
         if due.segment == 0 or due.segment >= current:
@@ -101,7 +100,7 @@ class Score:
         self._stop = self._tail = None
         self._running = False
         if self._due is not None:
-            self._due = Due(0, 0, 0.0, held=True)
+            self._due = DueAudio(0, 0, 0.0, held=True)
 
     def cut(self, after_s: float, within_s: float, next_at: float, *, spoken: bool) -> Stop | None:
         """Chooses where to stop and stops there; None when there is nothing to say.
@@ -163,12 +162,12 @@ class Score:
                 return self._fading(0)
         return self._block(sound, lead, min(least, most), most)
 
-    def _late(self, due: Due, at: float) -> int:
+    def _late(self, due: DueAudio, at: float) -> int:
         """How many samples behind the voice is at `at`; less than nothing when it is ahead."""
         want = due.position + round((at - due.at) * ROOM_RATE)
         return (min(want, due.position) if due.held else want) - self.position
 
-    def _place(self, sound: SegmentSound, due: Due, at: float) -> int:
+    def _place(self, sound: SegmentSound, due: DueAudio, at: float) -> int:
         """Moves `position` to where it should be, if it must; returns how many samples of silence come first."""
         late = self._late(due, at)
         want = self.position + late
@@ -220,8 +219,8 @@ class Score:
             _ramp(samples[:_FADE], rising=True)
         if self._stop is not None and self.position + count == self._stop.position and not self._stop.whole:
             _ramp(samples[-_FADE:], rising=False)
-        spans = [Span(0, lead, sound.number, None)] if lead else []
-        spans.append(Span(0, count, sound.number, self.position))
+        spans = [AudioSpan(0, lead, sound.number, None)] if lead else []
+        spans.append(AudioSpan(0, count, sound.number, self.position))
         self.position += count
         self._running = True
         sound.forget(self.position - _FADE)
@@ -233,13 +232,13 @@ class Score:
         """Only what fades out, when there is such."""
         if self._tail is None:
             return None
-        return self._mixed(np.zeros(max(lead, _FADE), np.float32), [Span(0, max(lead, _FADE), self.segment, None)])
+        return self._mixed(np.zeros(max(lead, _FADE), np.float32), [AudioSpan(0, max(lead, _FADE), self.segment, None)])
 
-    def _mixed(self, samples: NDArray[np.float32], spans: list[Span]) -> Block:
+    def _mixed(self, samples: NDArray[np.float32], spans: list[AudioSpan]) -> Block:
         pad = -len(samples) % STEP
         if pad:
             samples = np.concatenate([samples, np.zeros(pad, np.float32)])
-            spans.append(Span(0, pad, self.segment, None))
+            spans.append(AudioSpan(0, pad, self.segment, None))
         if self._tail is not None:
             _ramp(self._tail, rising=False)
             samples[: len(self._tail)] += self._tail

@@ -10,7 +10,18 @@ from typing import Any, Protocol
 
 from pydantic import BaseModel
 
-from orchestrator.voice.messages import Air, Clear, Cut, CutMade, End, Follow, Join, Leave, Report, Sound
+from orchestrator.voice.worker_messages import (
+    ClearAudio,
+    EndSegment,
+    Handoff,
+    HandoffDone,
+    JoinRoom,
+    LeaveRoom,
+    LineReport,
+    Publish,
+    SegmentPcm,
+    SyncTo,
+)
 
 AHEAD_S = 2.0
 """Sound is sent to the worker this far ahead; the rest waits here."""
@@ -58,7 +69,7 @@ class VoiceLine:
         url: str,
         token: Callable[[], str],
         send: Send,
-        on_report: Callable[[Report], None] | None,
+        on_report: Callable[[LineReport], None] | None,
         on_left: Callable[[VoiceLine], None],
     ) -> None:
         self.name = name
@@ -66,10 +77,10 @@ class VoiceLine:
         self._send, self._on_report, self._on_left = send, on_report, on_left
         self._kept: dict[int, _Kept] = {}
         self._joined = self._on_air = False
-        self._follow: Follow | None = None
-        self._report: Report | None = None
+        self._follow: SyncTo | None = None
+        self._report: LineReport | None = None
         self._live, self._spoken = asyncio.Event(), asyncio.Event()
-        self._calls: dict[int, asyncio.Future[CutMade]] = {}
+        self._calls: dict[int, asyncio.Future[HandoffDone]] = {}
         self._numbers = 0
         self._heard = VoicePosition()
 
@@ -87,7 +98,7 @@ class VoiceLine:
             self._on_air = on
             if not on:
                 self._forget()
-            self._send(Air(line=self.name, on=on))
+            self._send(Publish(line=self.name, on=on))
             self._feed()
 
     def leave(self) -> None:
@@ -95,7 +106,7 @@ class VoiceLine:
         self._forget()
         if self._joined:
             self._joined = False
-            self._send(Leave(line=self.name))
+            self._send(LeaveRoom(line=self.name))
         self._on_left(self)
 
     async def wait_live(self, timeout_s: float) -> bool:
@@ -127,28 +138,28 @@ class VoiceLine:
         self._feed()
 
     def follow(self, segment: int, heard_s: float, at: float, *, held: bool = False) -> None:
-        """Second `heard_s` of the segment leaves at `at` (monotonic); see `Follow`. Segment 0: nothing is due until told."""
-        self._say(Follow(line=self.name, segment=segment, heard_s=heard_s, at=at, held=held))
+        """Second `heard_s` of the segment leaves at `at` (monotonic); see `SyncTo`. Segment 0: nothing is due until told."""
+        self._say(SyncTo(line=self.name, segment=segment, heard_s=heard_s, at=at, held=held))
 
     def free(self) -> None:
         """Says what it has as soon as it can, from where it is; also past a cut that was asked for."""
-        self._say(Follow(line=self.name, free=True))
+        self._say(SyncTo(line=self.name, free=True))
 
     def clear(self) -> None:
         """Silence within 60 ms; what was to be said is dropped."""
         self._kept.clear()
-        self._send(Clear(line=self.name))
+        self._send(ClearAudio(line=self.name))
 
-    async def cut(self, after_s: float, within_s: float) -> CutMade | None:
+    async def cut(self, after_s: float, within_s: float) -> HandoffDone | None:
         """Chooses a place to stop at least `after_s` ahead, in a pause of the `within_s` after that, and stops there.
 
         None when the worker does not answer within half a second; then nothing more is certain than `position`.
         """
         self._numbers += 1
         call = self._numbers
-        if not self._send(Cut(line=self.name, call=call, after_s=after_s, within_s=within_s)):
+        if not self._send(Handoff(line=self.name, call=call, after_s=after_s, within_s=within_s)):
             return None
-        answer: asyncio.Future[CutMade] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[HandoffDone] = asyncio.get_running_loop().create_future()
         self._calls[call] = answer
         try:
             async with asyncio.timeout(_CUT_ANSWER_S):
@@ -201,9 +212,9 @@ class VoiceLine:
 
     # --- what the worker's keeper calls
 
-    def take(self, message: Report | CutMade) -> None:
+    def take(self, message: LineReport | HandoffDone) -> None:
         """Something the worker told."""
-        if isinstance(message, CutMade):
+        if isinstance(message, HandoffDone):
             answer = self._calls.get(message.call)
             if answer is not None and not answer.done():
                 answer.set_result(message)
@@ -245,12 +256,12 @@ class VoiceLine:
     # --- inside
 
     def _ask_to_join(self) -> None:
-        if self._send(Join(line=self.name, url=self._url, token=self._token(), on_air=self._on_air)):
+        if self._send(JoinRoom(line=self.name, url=self._url, token=self._token(), on_air=self._on_air)):
             if self._follow is not None:
                 self._send(self._follow)
             self._feed()
 
-    def _say(self, follow: Follow) -> None:
+    def _say(self, follow: SyncTo) -> None:
         self._follow = follow
         self._send(follow)
 
@@ -271,13 +282,13 @@ class VoiceLine:
             count = min(kept.past - kept.sent, int(room_s * kept.rate))
             if count > 0:
                 at = _BYTES * (kept.sent - kept.start)
-                message = Sound(line=self.name, segment=number, rate=kept.rate, start=kept.sent)
+                message = SegmentPcm(line=self.name, segment=number, rate=kept.rate, start=kept.sent)
                 if not self._send(message, bytes(kept.pcm[at : at + _BYTES * count])):
                     return
                 kept.sent += count
                 room_s -= count / kept.rate
             if kept.ended and kept.sent == kept.past and not kept.end_sent:
-                kept.end_sent = self._send(End(line=self.name, segment=number))
+                kept.end_sent = self._send(EndSegment(line=self.name, segment=number))
             if room_s <= 0 or not kept.ended:
                 return
 
