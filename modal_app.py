@@ -15,13 +15,11 @@ from pathlib import Path
 import modal
 
 from musetalk_agent.weights import Manifest
-from orchestrator.deploy.doctor import Wanted, examine
-from orchestrator.deploy.lookup import ModalCloud
-from orchestrator.deploy.numbers import KILL_S, Numbers
-from orchestrator.deploy.service import Service
+from orchestrator.deploy.modal_client import ModalCloud, Service
+from orchestrator.deploy.modal_settings import KILL_S, ModalSettings, Wanted, examine
 from orchestrator.deploy.smoke import smoke as one_session
 
-NUMBERS = Numbers.read(os.environ)
+NUMBERS = ModalSettings.read(os.environ)
 ORCHESTRATOR_PORT, AGENT_PORT = 8080, 8090
 MODELS, AVATARS = "/root/MuseTalk/models", "/root/avatars"
 GROUPS = ("face", "musetalk")

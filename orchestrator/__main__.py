@@ -50,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     demonstration.add_arguments(demo)
     loadtest = commands.add_parser("loadtest", help="measure a deployment with sessions, viewers and speech of its own")
-    from orchestrator.loadtest import arguments as load_arguments
+    from orchestrator.loadtest import thresholds as load_arguments
 
     load_arguments.add_arguments(loadtest)
     _add_key(commands.add_parser("key", help="make keys for the keys file"))

@@ -11,13 +11,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from orchestrator.loadtest.bars import FAILED, KINDS
+from orchestrator.loadtest.chart import NAMES, SUFFIXES, draw
 from orchestrator.loadtest.deployment import CallError, Deployment
-from orchestrator.loadtest.picture import NAMES, SUFFIXES, draw
 from orchestrator.loadtest.plan import Plan, PlanError, check
-from orchestrator.loadtest.report import Report
+from orchestrator.loadtest.report import LoadReport
 from orchestrator.loadtest.run import LoadRun
-from orchestrator.loadtest.speech import Speech, SpeechError, recording, tones
+from orchestrator.loadtest.speech_source import SpeechError, SpeechSource, recording, tones
+from orchestrator.loadtest.thresholds import FAILED, THRESHOLDS
 
 HELD, NOT_HELD, WRONG_USE, CUT_SHORT = 0, 1, 2, 130
 
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     return CUT_SHORT if report.cut_short else HELD if report.held else NOT_HELD
 
 
-def summary(report: Report) -> str:
+def summary(report: LoadReport) -> str:
     """The report in a few lines."""
     sessions, lost = report.sessions, report.losses
     lines = [
@@ -68,7 +68,7 @@ def summary(report: Report) -> str:
     return "\n".join(lines)
 
 
-async def _run(plan: Plan, speech: Speech, key: str, bars: dict[str, float]) -> Report:
+async def _run(plan: Plan, speech: SpeechSource, key: str, bars: dict[str, float]) -> LoadReport:
     deployment = Deployment(plan.url, key)
     every_s = 0.5 if sys.stderr.isatty() else 10.0  # a log gets few lines
     shape = "{l_bar}{bar}| {n:.0f}/{total} s{postfix}"
@@ -103,7 +103,9 @@ def _plan(args: argparse.Namespace) -> Plan:
 
 
 def _bars(args: argparse.Namespace) -> dict[str, float]:
-    named = {option: getattr(args, option.replace("-", "_")) for option in (FAILED, *(kind.option for kind in KINDS))}
+    named = {
+        option: getattr(args, option.replace("-", "_")) for option in (FAILED, *(kind.option for kind in THRESHOLDS))
+    }
     return {option: value for option, value in named.items() if value is not None}
 
 
@@ -114,7 +116,7 @@ def _writable(args: argparse.Namespace) -> None:
             raise PlanError(f"{path}: there is no folder {path.parent} to write into.")
 
 
-def _write(report: Report, args: argparse.Namespace) -> None:
+def _write(report: LoadReport, args: argparse.Namespace) -> None:
     text = report.model_dump_json(indent=1)
     if args.json == "-":
         print(text)

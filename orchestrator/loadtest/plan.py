@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.loadtest.deployment import is_loopback
-from orchestrator.loadtest.speech import UTTERANCE_S
+from orchestrator.loadtest.speech_source import UTTERANCE_S
 
 SESSIONS_MAX = 1000
 MINUTES_MAX = 24 * 60.0

@@ -9,12 +9,11 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from orchestrator.loadtest.bars import Verdict
+from orchestrator.loadtest.deployment import ServiceMetrics
+from orchestrator.loadtest.load_session import Counts, LoadSession
 from orchestrator.loadtest.plan import Plan
-from orchestrator.loadtest.services import Services
-from orchestrator.loadtest.session import Counts, LoadSession
-from orchestrator.loadtest.sight import Tallies
-from orchestrator.loadtest.tally import Figure
+from orchestrator.loadtest.thresholds import ThresholdResult
+from orchestrator.loadtest.viewer_metrics import Figure, Tallies
 
 
 class PlanTold(BaseModel):
@@ -41,7 +40,7 @@ class Machine(BaseModel):
     load: float
 
 
-class Sessions(BaseModel):
+class SessionCounts(BaseModel):
     """How many were wanted, had started, and failed: did not start, showed nothing, or were lost."""
 
     wanted: int
@@ -100,7 +99,7 @@ class SessionTold(BaseModel):
     detail: str | None
 
 
-class Report(BaseModel):
+class LoadReport(BaseModel):
     """`held`: every bar held. `cut_short`: ended by Ctrl-C or SIGTERM."""
 
     report: str = "musetalk-loadtest"
@@ -109,16 +108,16 @@ class Report(BaseModel):
     seconds: float
     cut_short: bool
     held: bool
-    bars: list[Verdict]
+    bars: list[ThresholdResult]
     plan: PlanTold
     machine: Machine
-    sessions: Sessions
+    sessions: SessionCounts
     figures: dict[str, Figure]
     losses: Losses
     happened: Happened
     errors: dict[str, int]
     warnings: dict[str, int]
-    services: Services
+    services: ServiceMetrics
     timeline: list[Point]
     each: list[SessionTold]
 

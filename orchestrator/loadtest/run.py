@@ -8,16 +8,15 @@ import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
+from orchestrator.loadtest import deployment
 from orchestrator.loadtest import report as told
-from orchestrator.loadtest import services
-from orchestrator.loadtest.bars import judge
-from orchestrator.loadtest.crowd import Crowd
-from orchestrator.loadtest.deployment import CallError, Deployment
+from orchestrator.loadtest.deployment import CallError, Deployment, ServiceMetrics
+from orchestrator.loadtest.load_session import LoadSession, Shared
 from orchestrator.loadtest.plan import Plan
-from orchestrator.loadtest.report import Point, Report
-from orchestrator.loadtest.services import Services
-from orchestrator.loadtest.session import LoadSession, Shared
-from orchestrator.loadtest.speech import Speech
+from orchestrator.loadtest.report import LoadReport, Point
+from orchestrator.loadtest.speech_source import SpeechSource
+from orchestrator.loadtest.thresholds import judge
+from orchestrator.loadtest.viewer_pool import ViewerPool
 
 _BEAT_S = 0.25
 _SWEEPS = 4
@@ -37,14 +36,14 @@ class LoadRun:
     def __init__(
         self,
         plan: Plan,
-        speech: Speech,
+        speech: SpeechSource,
         deployment: Deployment,
         bars: Mapping[str, float],
         on_beat: Callable[[float, int, int], None],
     ) -> None:
         self._plan, self._bars, self._on_beat = plan, bars, on_beat
         self._deployment = deployment
-        self._shared = Shared(plan, speech, deployment, Crowd(), asyncio.Event())
+        self._shared = Shared(plan, speech, deployment, ViewerPool(), asyncio.Event())
         self._sessions = [LoadSession(self._shared, index) for index in range(plan.sessions)]
         self._timeline: list[Point] = []
         self._errors_before = 0
@@ -53,24 +52,24 @@ class LoadRun:
         """Ends the run: every session is stopped, what was measured is reported."""
         self._shared.stop.set()
 
-    async def run(self) -> Report:
+    async def run(self) -> LoadReport:
         """Runs it. Raises CallError when the deployment cannot be spoken to, or the key is refused, before anything was started.
 
         Cancelling stops the sessions too.
         """
         await self._deployment.running(self._plan.rooms)
-        before = await services.counters(self._deployment)
+        before = await deployment.counters(self._deployment)
         begun_at, begun, cpu = datetime.now(UTC), time.monotonic(), _cpu_s()
         tasks: list[asyncio.Task[None]] = []
         try:
             await self._hold(begun, tasks)
             cut_short = self._shared.stop.is_set()
             seconds = time.monotonic() - begun
-            seen = await services.agents(self._deployment, {each.session_id or "" for each in self._sessions})
+            seen = await deployment.agents(self._deployment, {each.session_id or "" for each in self._sessions})
         finally:
             self.stop()
             await asyncio.shield(asyncio.ensure_future(self._clean(tasks)))
-        services.risen(seen, before, await services.counters(self._deployment))
+        deployment.risen(seen, before, await deployment.counters(self._deployment))
         return self._report(begun_at, seconds, seen, cut_short, _cpu_s() - cpu)
 
     async def _hold(self, begun: float, tasks: list[asyncio.Task[None]]) -> None:
@@ -136,12 +135,14 @@ class LoadRun:
                     return
             await asyncio.sleep(_SWEEP_S)
 
-    def _report(self, begun_at: datetime, seconds: float, seen: Services, cut_short: bool, cpu_s: float) -> Report:
+    def _report(
+        self, begun_at: datetime, seconds: float, seen: ServiceMetrics, cut_short: bool, cpu_s: float
+    ) -> LoadReport:
         shared, sessions = self._shared, self._sessions
         figures = told.figures(shared.tallies)
         failed = sum(session.error is not None for session in sessions)
         verdicts = judge(self._bars, figures, failed)
-        return Report(
+        return LoadReport(
             begun_at=begun_at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             seconds=round(seconds, 1),
             cut_short=cut_short,
@@ -149,7 +150,7 @@ class LoadRun:
             bars=verdicts,
             plan=told.plan_told(self._plan),
             machine=told.machine(cpu_s, seconds),
-            sessions=told.Sessions(
+            sessions=told.SessionCounts(
                 wanted=self._plan.sessions,
                 started=sum(session.session_id is not None for session in sessions),
                 failed=failed,

@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 import modal
 import pytest
 
-from orchestrator.deploy.doctor import Wanted, examine
-from orchestrator.deploy.lookup import ModalCloud
-from orchestrator.deploy.numbers import Numbers
+from orchestrator.deploy.modal_client import ModalCloud
+from orchestrator.deploy.modal_settings import ModalSettings, Wanted, examine
 from tests.modal.inspected import inspected
 
 
@@ -48,13 +47,13 @@ def whole(of: Wanted) -> Workspace:
 
 def test_nothing_is_said_of_a_whole_workspace(monkeypatch: pytest.MonkeyPatch) -> None:
     of = wanted(monkeypatch)
-    findings = examine(whole(of), Numbers(), of)
+    findings = examine(whole(of), ModalSettings(), of)
     assert [finding.cure for finding in findings] == [""] * 7
     assert "musetalkV15/unet.pth" in of.weights and "face/face_landmark.tflite" in of.weights
 
 
 def test_an_empty_workspace_is_told_every_step_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    findings = examine(Workspace(), Numbers(), wanted(monkeypatch))
+    findings = examine(Workspace(), ModalSettings(), wanted(monkeypatch))
     cures = [finding.cure.split(" ")[:4] for finding in findings if finding.cure]
     assert [" ".join(cure) for cure in cures] == [
         "modal secret create livekit",
@@ -71,7 +70,7 @@ def test_what_is_half_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     mine.secrets["livekit"].discard("LIVEKIT_API_SECRET")
     mine.volumes[of.models]["musetalkV15/unet.pth"] = 1000
     del mine.volumes[of.models]["face/face_landmark.tflite"]
-    lines = "\n".join(finding.line() for finding in examine(mine, Numbers(agent_gpu="T4"), of) if finding.cure)
+    lines = "\n".join(finding.line() for finding in examine(mine, ModalSettings(agent_gpu="T4"), of) if finding.cure)
     assert "lacks LIVEKIT_API_SECRET" in lines and "2 of " in lines
     assert "musetalkV15/unet.pth" in lines and "face/face_landmark.tflite" in lines
     assert "set AGENT_SESSIONS" in lines

@@ -2,20 +2,20 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.deploy.numbers import CARDS, KILL_S, Numbers, NumbersError
+from orchestrator.deploy.modal_settings import CARDS, KILL_S, ModalSettings, ModalSettingsError
 
 
 def test_what_was_read_is_read_again() -> None:
     given = {"AGENT_GPU": "H200", "AGENT_SNAPSHOT": "yes", "REDIS_URL": "redis://r", "ORCHESTRATOR_CONTAINERS": "4"}
-    numbers = Numbers.read(given)
-    assert Numbers.read(numbers.variables()) == numbers
-    assert Numbers.read(Numbers().variables()) == Numbers()
+    numbers = ModalSettings.read(given)
+    assert ModalSettings.read(numbers.variables()) == numbers
+    assert ModalSettings.read(ModalSettings().variables()) == ModalSettings()
     assert (numbers.sessions, numbers.agent_snapshot) == (CARDS["H200"], True)
 
 
 def test_an_unknown_card_holds_few_and_a_given_number_wins() -> None:
-    assert Numbers.read({"AGENT_GPU": "RTX-PRO-6000"}).sessions == 4
-    assert Numbers.read({"AGENT_GPU": "L4", "AGENT_SESSIONS": "3"}).sessions == 3
+    assert ModalSettings.read({"AGENT_GPU": "RTX-PRO-6000"}).sessions == 4
+    assert ModalSettings.read({"AGENT_GPU": "L4", "AGENT_SESSIONS": "3"}).sessions == 3
 
 
 @pytest.mark.parametrize(
@@ -30,16 +30,16 @@ def test_an_unknown_card_holds_few_and_a_given_number_wins() -> None:
     ],
 )
 def test_a_wrong_number_is_named(name: str, value: str, said: str) -> None:
-    with pytest.raises(NumbersError) as caught:
-        Numbers.read({name: value})
+    with pytest.raises(ModalSettingsError) as caught:
+        ModalSettings.read({name: value})
     assert name in str(caught.value) and value in str(caught.value) and said in str(caught.value)
 
 
 def test_an_agent_has_drained_before_modal_kills_it() -> None:
-    assert Numbers().agent_drain_s < KILL_S
-    assert Numbers().agent_idle_s > 14, "an orchestrator on Redis takes over within that"
+    assert ModalSettings().agent_drain_s < KILL_S
+    assert ModalSettings().agent_idle_s > 14, "an orchestrator on Redis takes over within that"
 
 
 def test_it_says_how_many_orchestrators_there_are() -> None:
-    assert "would need REDIS_URL" in Numbers().how_many_orchestrators()
-    assert "Up to 3" in Numbers(orchestrator_containers=3, redis_url="redis://r").how_many_orchestrators()
+    assert "would need REDIS_URL" in ModalSettings().how_many_orchestrators()
+    assert "Up to 3" in ModalSettings(orchestrator_containers=3, redis_url="redis://r").how_many_orchestrators()

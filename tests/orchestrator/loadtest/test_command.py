@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from orchestrator.__main__ import main
-from orchestrator.loadtest.bars import Verdict
-from orchestrator.loadtest.picture import draw
+from orchestrator.loadtest.chart import draw
+from orchestrator.loadtest.deployment import ServiceMetrics, samples
 from orchestrator.loadtest.plan import Plan, PlanError, check
-from orchestrator.loadtest.report import Happened, Losses, Machine, Point, Report, Sessions, plan_told
-from orchestrator.loadtest.services import Services, samples
-from orchestrator.loadtest.speech import RATE, SpeechError, recording, tones
-from orchestrator.loadtest.tally import Tally
+from orchestrator.loadtest.report import Happened, LoadReport, Losses, Machine, Point, SessionCounts, plan_told
+from orchestrator.loadtest.speech_source import RATE, SpeechError, recording, tones
+from orchestrator.loadtest.thresholds import ThresholdResult
+from orchestrator.loadtest.viewer_metrics import Histogram
 
 SOME = ["loadtest", "--sessions", "1", "--minutes", "1"]
 
@@ -100,27 +100,27 @@ def test_metrics_are_read_and_nonsense_is_none() -> None:
     assert samples("<html>") == {}
 
 
-def _report() -> Report:
-    tally = Tally("ms", 0.1)
+def _report() -> LoadReport:
+    tally = Histogram("ms", 0.1)
     for value in range(100):
         tally.add(float(value))
     figure = tally.figure()
     assert figure is not None
-    return Report(
+    return LoadReport(
         begun_at="2026-11-21T10:00:00.000Z",
         seconds=30,
         cut_short=False,
         held=False,
-        bars=[Verdict(option="max-p95-skew", bar=40, value=94, unit="ms", held=False)],
+        bars=[ThresholdResult(option="max-p95-skew", bar=40, value=94, unit="ms", held=False)],
         plan=plan_told(Plan("http://127.0.0.1:8080/<&>", 3, 0.5)),
         machine=Machine(processor="P", cores=2, system="S", viewer_cores=0.5, load=1),
-        sessions=Sessions(wanted=3, started=2, failed=1),
+        sessions=SessionCounts(wanted=3, started=2, failed=1),
         figures={"skew_abs_ms": figure, "gap_ms": figure},
         losses=Losses(marks_said=4),
         happened=Happened(utterances=1, finished=1, interrupts=0, moves=0, audio_reconnects=0, viewer_reconnects=0),
         errors={"at_capacity": 1},
         warnings={},
-        services=Services(),
+        services=ServiceMetrics(),
         timeline=[
             Point(at_s=2.0 * k, sessions=min(k, 3), fps_low=24, fps_mean=25, gap_ms=41, errors=k == 2)
             for k in range(1, 6)

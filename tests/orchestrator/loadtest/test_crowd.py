@@ -11,9 +11,19 @@ from contextlib import asynccontextmanager
 import psutil
 import pytest
 
-from orchestrator.loadtest import crowd as crowd_module
-from orchestrator.loadtest.crowd import ROOMS_PER_PROCESS, Crowd, ViewerLost, Watch
-from orchestrator.loadtest.messages import Join, Joined, Leave, Left, Link, Seen, line, order, told
+from orchestrator.loadtest import viewer_pool as crowd_module
+from orchestrator.loadtest.viewer_messages import (
+    Joined,
+    JoinViewer,
+    LeaveViewer,
+    Left,
+    Link,
+    Seen,
+    line,
+    viewer_commands,
+    viewer_reports,
+)
+from orchestrator.loadtest.viewer_pool import ROOMS_PER_PROCESS, ViewerLost, ViewerPool, Watch
 from tests.waiting import NEVER_S, until
 
 STAND_IN = """
@@ -54,9 +64,9 @@ class Watched:
 
 
 @asynccontextmanager
-async def crowded(monkeypatch: pytest.MonkeyPatch, script: str = STAND_IN) -> AsyncIterator[Crowd]:
+async def crowded(monkeypatch: pytest.MonkeyPatch, script: str = STAND_IN) -> AsyncIterator[ViewerPool]:
     monkeypatch.setattr(crowd_module, "COMMAND", (sys.executable, "-S", "-E", "-c", script))
-    crowd = Crowd()
+    crowd = ViewerPool()
     try:
         async with asyncio.timeout(NEVER_S):
             yield crowd
@@ -65,7 +75,7 @@ async def crowded(monkeypatch: pytest.MonkeyPatch, script: str = STAND_IN) -> As
         assert all(not psutil.pid_exists(pid) for pid in pids(crowd))
 
 
-def pids(crowd: Crowd) -> list[int]:
+def pids(crowd: ViewerPool) -> list[int]:
     return [each._process.pid for each in crowd._processes if each._process is not None]
 
 
@@ -164,25 +174,29 @@ async def test_closing_kills_one_that_does_not_end(monkeypatch: pytest.MonkeyPat
 
 
 async def test_a_crowd_without_viewers_has_nothing_to_close() -> None:
-    await Crowd().aclose()
+    await ViewerPool().aclose()
 
 
 @pytest.mark.parametrize(
     "message",
     [
-        Join(name="ä", url="ws://x", token="t"),
-        Leave(name="0"),
+        JoinViewer(name="ä", url="ws://x", token="t"),
+        LeaveViewer(name="0"),
         Joined(name="0", error="two\nlines"),
         Seen(name="0", frames=[0.1, 1e9], whites=[], onsets=[2.0], hushes=[3.5]),
         Link(name="0", state="reconnecting"),
         Left(name="0", packets_received=1 << 40, concealed_s=1.25),
     ],
 )
-def test_every_message_is_one_line_and_comes_back(message: Join | Leave | Joined | Seen | Link | Left) -> None:
+def test_every_message_is_one_line_and_comes_back(
+    message: JoinViewer | LeaveViewer | Joined | Seen | Link | Left,
+) -> None:
     text = line(message)
     assert text.endswith(b"\n") and text.count(b"\n") == 1
-    assert (order if isinstance(message, Join | Leave) else told).validate_json(text) == message
+    assert (viewer_commands if isinstance(message, JoinViewer | LeaveViewer) else viewer_reports).validate_json(
+        text
+    ) == message
 
 
 def test_an_orders_token_is_not_shown() -> None:
-    assert "secret" not in repr(Join(name="0", url="ws://x", token="secret"))
+    assert "secret" not in repr(JoinViewer(name="0", url="ws://x", token="secret"))

@@ -11,8 +11,16 @@ from typing import Any
 import httpx
 import pytest
 
-from orchestrator.loadtest.deployment import CallError, Deployment, is_loopback
-from orchestrator.loadtest.services import Services, agents, counters, risen, samples
+from orchestrator.loadtest.deployment import (
+    CallError,
+    Deployment,
+    ServiceMetrics,
+    agents,
+    counters,
+    is_loopback,
+    risen,
+    samples,
+)
 
 Handler = Any
 
@@ -226,17 +234,17 @@ async def test_counters_or_why_there_are_none() -> None:
 
 
 def test_only_what_rose_is_told_also_of_what_was_not_there_before() -> None:
-    services = Services()
+    services = ServiceMetrics()
     risen(services, {"a": 1.0, "b": 2.0, "c": 5.0}, {"a": 1.5, "b": 2.0, "new": 3.0, "c": 4.0})
     assert services.orchestrator == {"a": 0.5, "new": 3.0} and services.note is None
 
 
 @pytest.mark.parametrize("first", [True, False])
 def test_why_there_are_no_counters_is_noted_once(first: bool) -> None:
-    services, refused = Services(), CallError("forbidden", "Operators only.")
+    services, refused = ServiceMetrics(), CallError("forbidden", "Operators only.")
     risen(services, *((refused, {}) if first else ({}, refused)))
     assert (services.note, services.orchestrator) == ("forbidden: Operators only.", {})
-    services = Services(note="timeout: late")
+    services = ServiceMetrics(note="timeout: late")
     risen(services, refused, refused)
     assert services.note == "timeout: late", "the first reason stays"
 

@@ -12,12 +12,12 @@ import pytest
 
 from orchestrator.__main__ import main
 from orchestrator.loadtest import command
-from orchestrator.loadtest.bars import Verdict
 from orchestrator.loadtest.command import summary
 from orchestrator.loadtest.deployment import CallError
 from orchestrator.loadtest.plan import Plan
-from orchestrator.loadtest.report import Report
-from orchestrator.loadtest.speech import Speech
+from orchestrator.loadtest.report import LoadReport
+from orchestrator.loadtest.speech_source import SpeechSource
+from orchestrator.loadtest.thresholds import ThresholdResult
 from tests.orchestrator.loadtest.test_command import _report
 
 Run = Callable[..., int]
@@ -27,8 +27,8 @@ Run = Callable[..., int]
 def run(monkeypatch: pytest.MonkeyPatch) -> Run:
     """Runs the command; its run gives this report, or raises this."""
 
-    def made(outcome: Report | Exception, *options: str) -> int:
-        async def instead(plan: Plan, speech: Speech, key: str, bars: dict[str, float]) -> Report:
+    def made(outcome: LoadReport | Exception, *options: str) -> int:
+        async def instead(plan: Plan, speech: SpeechSource, key: str, bars: dict[str, float]) -> LoadReport:
             await asyncio.sleep(0)
             asked.update(plan=plan, speech=speech, key=key, bars=bars)
             if isinstance(outcome, Exception):
@@ -45,7 +45,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Run:
 asked: dict[str, Any] = {}
 
 
-def report(**fields: Any) -> Report:
+def report(**fields: Any) -> LoadReport:
     return _report().model_copy(update=fields)
 
 
@@ -98,14 +98,14 @@ def test_the_report_goes_to_standard_output_alone_with_a_dash(run: Run, capsys: 
     made = report(held=True)
     assert run(made, "--json", "-") == 0
     out, err = capsys.readouterr()
-    assert Report.model_validate_json(out) == made
+    assert LoadReport.model_validate_json(out) == made
     assert err.startswith("loadtest: 2 sessions with one viewer each")
 
 
 def test_files_are_written_beside_the_summary(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made, kept, drawn = report(), tmp_path / "report.json", tmp_path / "report.svg"
     assert run(made, "--json", str(kept), "--picture", str(drawn)) == 1
-    assert Report.model_validate(json.loads(kept.read_text())) == made
+    assert LoadReport.model_validate(json.loads(kept.read_text())) == made
     assert drawn.read_text().startswith("<svg ") and capsys.readouterr().out.rstrip() == summary(made)
 
 
@@ -131,9 +131,9 @@ def test_a_folder_that_is_not_there_is_told_before_the_run(
 def test_the_summary_in_full() -> None:
     made = report(
         bars=[
-            Verdict(option="max-p95-skew", bar=40, value=94.1, unit="ms", held=False),
-            Verdict(option="max-failed", bar=2, value=1, unit="", held=True),
-            Verdict(option="min-p5-fps", bar=24, value=None, unit="1/s", held=False),
+            ThresholdResult(option="max-p95-skew", bar=40, value=94.1, unit="ms", held=False),
+            ThresholdResult(option="max-failed", bar=2, value=1, unit="", held=True),
+            ThresholdResult(option="min-p5-fps", bar=24, value=None, unit="1/s", held=False),
         ]
     )
     assert summary(made).splitlines() == [

@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from orchestrator.loadtest.bars import judge
-from orchestrator.loadtest.detect import Loudness, Whiteness
-from orchestrator.loadtest.messages import Seen
-from orchestrator.loadtest.sight import Sight, Tallies
-from orchestrator.loadtest.tally import Tally
+from orchestrator.loadtest.speech_source import Loudness, Whiteness
+from orchestrator.loadtest.thresholds import judge
+from orchestrator.loadtest.viewer_messages import Seen
+from orchestrator.loadtest.viewer_metrics import Histogram, Tallies, ViewerMetrics
 
 RATE = 16_000
 
@@ -20,7 +19,7 @@ def _tone(seconds: float) -> np.ndarray:
 
 def test_percentiles_are_those_of_the_values() -> None:
     values = np.random.default_rng(1).gamma(2, 30, 5000)
-    tally = Tally("ms", 0.1)
+    tally = Histogram("ms", 0.1)
     for value in values:
         tally.add(float(value))
     figure = tally.figure()
@@ -31,7 +30,7 @@ def test_percentiles_are_those_of_the_values() -> None:
 
 
 def test_a_tally_is_bounded_and_knows_when_it_is_empty() -> None:
-    tally = Tally("ms", 1)
+    tally = Histogram("ms", 1)
     assert tally.figure() is None
     for value in (1e12, -1e12, 2e12):
         tally.add(value)
@@ -69,7 +68,7 @@ def _frames(begin: float, count: int) -> list[float]:
 
 def test_latency_skew_and_losses_of_a_session() -> None:
     tallies = Tallies()
-    sight = Sight(tallies, 0.95)
+    sight = ViewerMetrics(tallies, 0.95)
     sight.pattern = True
     for mark in (10.0, 11.0, 12.0):
         sight.spoke(mark)
@@ -87,7 +86,7 @@ def test_latency_skew_and_losses_of_a_session() -> None:
 
 def test_a_mark_is_never_taken_for_the_next_ones_sound() -> None:
     tallies = Tallies()
-    sight = Sight(tallies, 0.95)
+    sight = ViewerMetrics(tallies, 0.95)
     sight.spoke(10.0)
     sight.spoke(11.0)
     sight.take(Seen(name="0", onsets=[11.08]))
@@ -99,7 +98,7 @@ def test_a_mark_is_never_taken_for_the_next_ones_sound() -> None:
 
 def test_no_sound_is_two_marks() -> None:
     tallies = Tallies()
-    sight = Sight(tallies, 0.95)
+    sight = ViewerMetrics(tallies, 0.95)
     sight.spoke(10.0)
     sight.spoke(10.95)
     sight.take(Seen(name="0", onsets=[10.93]))
@@ -109,7 +108,7 @@ def test_no_sound_is_two_marks() -> None:
 
 def test_an_interruption_lasts_until_the_last_sound_that_follows() -> None:
     tallies = Tallies()
-    sight = Sight(tallies, 0.95)
+    sight = ViewerMetrics(tallies, 0.95)
     sight.interrupted(100.0)
     sight.interrupted(110.0)  # nothing was loud then: no figure
     sight.take(Seen(name="0", hushes=[99.0, 100.03, 100.07, 103.0]))
@@ -120,7 +119,7 @@ def test_an_interruption_lasts_until_the_last_sound_that_follows() -> None:
 
 def test_frame_rate_gaps_and_missing_pictures() -> None:
     tallies = Tallies()
-    sight = Sight(tallies, 0.95)
+    sight = ViewerMetrics(tallies, 0.95)
     assert sight.window().fps is None and sight.missing(25) == 0
     sight.take(Seen(name="0", frames=_frames(0.0, 51)))
     window = sight.window()
@@ -133,7 +132,7 @@ def test_frame_rate_gaps_and_missing_pictures() -> None:
 
 
 def test_bars() -> None:
-    tally = Tally("s", 0.001)
+    tally = Histogram("s", 0.001)
     tally.add(0.8)
     figure = tally.figure()
     assert figure is not None

@@ -7,8 +7,8 @@ import math
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.loadtest.bars import FAILED, KINDS, judge
-from orchestrator.loadtest.tally import Figure, Tally
+from orchestrator.loadtest.thresholds import FAILED, THRESHOLDS, judge
+from orchestrator.loadtest.viewer_metrics import Figure, Histogram
 
 _value = st.floats(-1e4, 1e4, allow_nan=False)
 
@@ -16,7 +16,7 @@ _value = st.floats(-1e4, 1e4, allow_nan=False)
 @settings(max_examples=200)
 @given(values=st.lists(_value, min_size=1, max_size=200), step=st.sampled_from([0.001, 0.1, 1.0, 5.0]))
 def test_a_figure_says_what_the_sorted_values_say(values: list[float], step: float) -> None:
-    tally = Tally("ms", step)
+    tally = Histogram("ms", step)
     values = [max(-1e6 * step, min(1e6 * step, value)) for value in values]  # what lies beyond counts as this far
     for value in values:
         tally.add(value)
@@ -31,7 +31,7 @@ def test_a_figure_says_what_the_sorted_values_say(values: list[float], step: flo
 
 @given(values=st.lists(st.sampled_from([math.inf, -math.inf, math.nan, 1e300, 3.0]), max_size=20))
 def test_a_value_that_is_none_does_not_end_the_run(values: list[float]) -> None:
-    tally = Tally("ms", 0.1)
+    tally = Histogram("ms", 0.1)
     for value in values:
         tally.add(value)
     figure = tally.figure()
@@ -39,8 +39,8 @@ def test_a_value_that_is_none_does_not_end_the_run(values: list[float]) -> None:
 
 
 @given(
-    bars=st.dictionaries(st.sampled_from([kind.option for kind in KINDS] + [FAILED]), st.floats(0, 1000)),
-    values=st.dictionaries(st.sampled_from([kind.figure for kind in KINDS]), st.floats(0, 1000)),
+    bars=st.dictionaries(st.sampled_from([kind.option for kind in THRESHOLDS] + [FAILED]), st.floats(0, 1000)),
+    values=st.dictionaries(st.sampled_from([kind.figure for kind in THRESHOLDS]), st.floats(0, 1000)),
     failed=st.integers(0, 3),
 )
 def test_a_bar_is_held_only_by_a_value_on_its_right_side(
@@ -53,7 +53,7 @@ def test_a_bar_is_held_only_by_a_value_on_its_right_side(
     verdicts = {verdict.option: verdict for verdict in judge(bars, figures, failed)}
     assert set(verdicts) == set(bars) | {FAILED}
     assert verdicts[FAILED].held == (failed <= bars.get(FAILED, 0))
-    for kind in KINDS:
+    for kind in THRESHOLDS:
         if kind.option not in bars:
             continue
         value, held = values.get(kind.figure), verdicts[kind.option].held

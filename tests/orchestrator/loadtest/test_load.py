@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from orchestrator.loadtest.report import Report
+from orchestrator.loadtest.report import LoadReport
 from tests.bench.stack import Demo, demo
 from tests.waiting import NEVER_S, until
 
@@ -37,7 +37,7 @@ async def _running(stack: Demo) -> list[dict[str, Any]]:
     return [each for each in sessions if each["state"] not in ("stopped", "failed")]
 
 
-def _check(report: Report) -> None:
+def _check(report: LoadReport) -> None:
     assert report.held and not report.cut_short and report.errors == {}
     assert (report.sessions.wanted, report.sessions.started, report.sessions.failed) == (2, 2, 0)
     figures, lost = report.figures, report.losses
@@ -85,7 +85,7 @@ async def test_a_run_and_one_that_is_cut_short(tmp_path: Path) -> None:
             assert not any(child.is_running() for child in viewers)
             assert json.loads(kept.read_text())["cut_short"]
             out, err = await asyncio.wait_for(whole.communicate(), 2 * NEVER_S)
-            report = Report.model_validate_json(out)
+            report = LoadReport.model_validate_json(out)
             assert whole.returncode == 0, (report.errors, [each.model_dump() for each in report.each], err[-1000:])
             _check(report)
             assert "2 sessions with one viewer each" in err.decode()

@@ -9,12 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.loadtest.arguments import add_arguments
-from orchestrator.loadtest.bars import FAILED, KINDS, judge
 from orchestrator.loadtest.plan import PATTERN, Plan, PlanError, check
-from orchestrator.loadtest.sight import Tallies
-from orchestrator.loadtest.speech import UTTERANCE_S
-from orchestrator.loadtest.tally import Figure
+from orchestrator.loadtest.speech_source import UTTERANCE_S
+from orchestrator.loadtest.thresholds import FAILED, THRESHOLDS, add_arguments, judge
+from orchestrator.loadtest.viewer_metrics import Figure, Tallies
 
 AWAY = "https://avatar.example"
 
@@ -133,13 +131,13 @@ def parsed(*options: str) -> argparse.Namespace:
 
 
 def test_every_bar_is_an_option_and_every_option_a_bar_of_a_figure_that_there_is() -> None:
-    told = vars(parsed(*(part for kind in KINDS for part in (f"--{kind.option}", "1.5"))))
+    told = vars(parsed(*(part for kind in THRESHOLDS for part in (f"--{kind.option}", "1.5"))))
     figures = vars(Tallies())
-    for kind in KINDS:
+    for kind in THRESHOLDS:
         assert told[kind.option.replace("-", "_")] == 1.5
         assert kind.figure in figures and kind.value in Figure.model_fields
         assert figures[kind.figure]._unit == kind.unit
-    assert len({kind.option for kind in KINDS}) == len(KINDS)
+    assert len({kind.option for kind in THRESHOLDS}) == len(THRESHOLDS)
 
 
 @pytest.mark.parametrize(

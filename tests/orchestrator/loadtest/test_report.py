@@ -12,15 +12,14 @@ import cv2
 import numpy as np
 import pytest
 
-from orchestrator.loadtest.canvas import PngCanvas, SvgCanvas
-from orchestrator.loadtest.crowd import Crowd
+from orchestrator.loadtest.chart import PngCanvas, SvgCanvas, draw
 from orchestrator.loadtest.deployment import Deployment
-from orchestrator.loadtest.messages import Left, Seen
-from orchestrator.loadtest.picture import draw
+from orchestrator.loadtest.load_session import LoadSession, Shared
 from orchestrator.loadtest.plan import Plan
 from orchestrator.loadtest.report import Losses, Point, losses, machine, plan_told, session_told
-from orchestrator.loadtest.session import LoadSession, Shared
-from orchestrator.loadtest.speech import RATE, SpeechError, recording, tones
+from orchestrator.loadtest.speech_source import RATE, SpeechError, recording, tones
+from orchestrator.loadtest.viewer_messages import Left, Seen
+from orchestrator.loadtest.viewer_pool import ViewerPool
 from tests.orchestrator.loadtest.test_command import _report
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -28,7 +27,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 async def session(frames: int = 0, pattern: bool = False, **left: Any) -> LoadSession:
     plan = Plan("http://x", 1, 1.0)
-    shared = Shared(plan, tones(), cast(Deployment, None), cast(Crowd, None), asyncio.Event())
+    shared = Shared(plan, tones(), cast(Deployment, None), cast(ViewerPool, None), asyncio.Event())
     made = LoadSession(shared, 0)
     made.sight.pattern = pattern
     made.sight.take(Seen(name="0", frames=[10 + n / 25 for n in range(frames)]))

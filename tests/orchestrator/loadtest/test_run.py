@@ -10,9 +10,9 @@ import pytest
 
 from orchestrator.loadtest.deployment import CallError, Deployment
 from orchestrator.loadtest.plan import Plan
-from orchestrator.loadtest.report import Report
+from orchestrator.loadtest.report import LoadReport
 from orchestrator.loadtest.run import LoadRun
-from orchestrator.loadtest.speech import tones
+from orchestrator.loadtest.speech_source import tones
 from tests.orchestrator.loadtest.world import World, inhabit
 from tests.virtual_loop import virtual_time, virtually
 
@@ -69,7 +69,7 @@ async def test_a_run_tells_what_it_measured_and_leaves_nothing(world: World) -> 
     assert [row.session_id for row in report.each] == ["ses_0", "ses_1"]
     assert [row.first_picture_s for row in report.each] == [1.1, 1.1]
     assert not world.shows and {each["state"] for each in world.sessions.values()} == {"stopped"}
-    assert Report.model_validate_json(report.model_dump_json()) == report
+    assert LoadReport.model_validate_json(report.model_dump_json()) == report
 
 
 @virtually

@@ -15,8 +15,8 @@ import pytest
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 
-from orchestrator.loadtest import sender as sender_module
-from orchestrator.loadtest.sender import Sender, SenderLost
+from orchestrator.loadtest import load_session as sender_module
+from orchestrator.loadtest.load_session import Sender, SenderLost
 from tests.waiting import NEVER_S, until
 
 

@@ -9,13 +9,13 @@ from typing import cast
 
 import pytest
 
-from orchestrator.loadtest.crowd import Crowd
 from orchestrator.loadtest.deployment import CallError, Deployment
-from orchestrator.loadtest.messages import Link
+from orchestrator.loadtest.load_session import FIRST_PICTURE_S, LoadSession, Shared
 from orchestrator.loadtest.plan import Plan
-from orchestrator.loadtest.session import FIRST_PICTURE_S, LoadSession, Shared
-from orchestrator.loadtest.speech import UTTERANCE_S, Speech, tones
-from orchestrator.loadtest.tally import Figure, Tally
+from orchestrator.loadtest.speech_source import UTTERANCE_S, SpeechSource, tones
+from orchestrator.loadtest.viewer_messages import Link
+from orchestrator.loadtest.viewer_metrics import Figure, Histogram
+from orchestrator.loadtest.viewer_pool import ViewerPool
 from tests.orchestrator.loadtest.world import REFUSED, World, inhabit
 from tests.virtual_loop import virtually
 
@@ -25,9 +25,9 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     yield inhabit(World(), monkeypatch)
 
 
-def shared_with(world: World, speech: Speech | None = None, **plan: object) -> Shared:
+def shared_with(world: World, speech: SpeechSource | None = None, **plan: object) -> Shared:
     asked = Plan(**{"url": "http://service", "sessions": 1, "minutes": 1.0, "engine": "pattern", **plan})  # type: ignore[arg-type]  # a table of fields
-    deployment, crowd = cast(Deployment, world), cast(Crowd, world)
+    deployment, crowd = cast(Deployment, world), cast(ViewerPool, world)
     return Shared(asked, speech or tones(), deployment, crowd, asyncio.Event())
 
 
@@ -42,7 +42,7 @@ async def lived(shared: Shared, seconds: float, index: int = 0) -> LoadSession:
     return session
 
 
-def only(tally: Tally) -> Figure:
+def only(tally: Histogram) -> Figure:
     figure = tally.figure()
     assert figure is not None
     return figure
@@ -199,7 +199,9 @@ def test_pictures_are_measured_where_the_pattern_shows_tones(
     async def played() -> None:
         world.engine = engine
         speech = tones()
-        speech = speech if with_tones else Speech(speech.utterances, speech.interrupted, speech.window_s, tones=False)
+        speech = (
+            speech if with_tones else SpeechSource(speech.utterances, speech.interrupted, speech.window_s, tones=False)
+        )
         shared = shared_with(world, speech, speak_share=1.0, interrupt_every=0)
         session = await lived(shared, 10.0)
         assert session.sight.pattern is pattern

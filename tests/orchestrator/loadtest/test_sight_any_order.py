@@ -9,10 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.loadtest.detect import LOUD, QUIET_S, WHITE, Loudness, Whiteness
-from orchestrator.loadtest.messages import Seen
-from orchestrator.loadtest.sight import INTERRUPT_WINDOW_S, SETTLED_S, Sight, Tallies
-from orchestrator.loadtest.tally import Tally
+from orchestrator.loadtest.speech_source import LOUD, QUIET_S, WHITE, Loudness, Whiteness
+from orchestrator.loadtest.viewer_messages import Seen
+from orchestrator.loadtest.viewer_metrics import INTERRUPT_WINDOW_S, SETTLED_S, Histogram, Tallies, ViewerMetrics
 
 WINDOW_S = 0.95
 RATE = 1000
@@ -31,15 +30,15 @@ _delay = st.one_of(st.none(), st.integers(0, 900).map(lambda ms: ms / 1000))
 _marks = st.lists(st.builds(Mark, sound_s=_delay, picture_s=_delay), max_size=12)
 
 
-def counted(tally: Tally) -> tuple[int, float, float]:
+def counted(tally: Histogram) -> tuple[int, float, float]:
     figure = tally.figure()
     return (0, 0.0, 0.0) if figure is None else (figure.count, figure.min, figure.max)
 
 
-def settled(marks: list[Mark], pattern: bool, cuts: set[int]) -> tuple[Sight, Tallies]:
+def settled(marks: list[Mark], pattern: bool, cuts: set[int]) -> tuple[ViewerMetrics, Tallies]:
     """A sight to which marks a second apart came, its reports cut where `cuts` says; settled as the run does, as time passes."""
     tallies = Tallies()
-    sight = Sight(tallies, WINDOW_S)
+    sight = ViewerMetrics(tallies, WINDOW_S)
     sight.pattern = pattern
     events = [("mark", 10.0 + n, 10.0 + n) for n in range(len(marks))]
     events += [("onset", t, 10.0 + n + t) for n, m in enumerate(marks) if (t := m.sound_s) is not None]
@@ -85,7 +84,7 @@ def test_it_does_not_matter_how_reports_are_cut_or_how_often_it_is_settled(marks
 
 
 def test_a_mark_is_settled_when_its_window_has_closed_and_not_before() -> None:
-    sight = Sight(Tallies(), WINDOW_S)
+    sight = ViewerMetrics(Tallies(), WINDOW_S)
     sight.spoke(10.0)
     sight.settle(10.0 + WINDOW_S + SETTLED_S)
     assert sight.said == 0
@@ -98,7 +97,7 @@ def test_a_mark_is_settled_when_its_window_has_closed_and_not_before() -> None:
     ("onset", "heard"), [(9.949, 0), (9.951, 1), (10.0, 1), (10.9, 1), (10.949, 1), (10.951, 0), (12.0, 0)]
 )
 def test_the_window_of_a_mark_begins_50_ms_before_it_and_ends_before_the_next_one(onset: float, heard: int) -> None:
-    sight = Sight(Tallies(), WINDOW_S)
+    sight = ViewerMetrics(Tallies(), WINDOW_S)
     sight.spoke(10.0)
     sight.take(Seen(name="0", onsets=[onset]))
     sight.settle(100.0)
@@ -121,7 +120,7 @@ def test_an_interruption_ends_with_the_last_sound_within_two_seconds(
     hushes: list[float], told_ms: float | None
 ) -> None:
     tallies = Tallies()
-    sight = Sight(tallies, WINDOW_S)
+    sight = ViewerMetrics(tallies, WINDOW_S)
     sight.interrupted(100.0)
     sight.take(Seen(name="0", hushes=hushes))
     sight.settle(100.0 + INTERRUPT_WINDOW_S + SETTLED_S)
@@ -133,7 +132,7 @@ def test_an_interruption_ends_with_the_last_sound_within_two_seconds(
 
 def test_what_nobody_asked_for_is_forgotten() -> None:
     """Sound between the marks must not fill the memory of an hour's run."""
-    sight = Sight(Tallies(), WINDOW_S)
+    sight = ViewerMetrics(Tallies(), WINDOW_S)
     for second in range(3600):
         sight.take(Seen(name="0", onsets=[float(second)], whites=[float(second)], hushes=[second + 0.2]))
         sight.settle(float(second))
@@ -147,7 +146,7 @@ _steps = st.lists(st.integers(1, 400), max_size=60)
 def test_pictures_are_counted_whatever_the_windows(steps: list[int], cuts: set[int], fps: int) -> None:
     at = [5.0 + sum(steps[:n]) / 1000 for n in range(len(steps) + 1)]
     tallies = Tallies()
-    sight = Sight(tallies, WINDOW_S)
+    sight = ViewerMetrics(tallies, WINDOW_S)
     windows = []
     for index, moment in enumerate(at):
         sight.take(Seen(name="0", frames=[moment]))

@@ -10,12 +10,11 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from orchestrator.loadtest.crowd import ViewerLost, Watch
 from orchestrator.loadtest.deployment import CallError, Json
-from orchestrator.loadtest.detect import Loudness
-from orchestrator.loadtest.messages import Left, Link, Seen
-from orchestrator.loadtest.sender import Message, SenderLost
-from orchestrator.loadtest.speech import BLOCK, RATE, Pcm
+from orchestrator.loadtest.load_session import Message, SenderLost
+from orchestrator.loadtest.speech_source import BLOCK, RATE, Loudness, Pcm
+from orchestrator.loadtest.viewer_messages import Left, Link, Seen
+from orchestrator.loadtest.viewer_pool import ViewerLost, Watch
 
 FPS = 25
 REPORT_S = 0.5
@@ -186,8 +185,8 @@ class Speaker:
 
 def inhabit(world: World, patch: pytest.MonkeyPatch) -> World:
     """Sessions and runs of the load test meet this world from now on."""
-    patch.setattr("orchestrator.loadtest.session.Sender", lambda url, told: Speaker(world, url, told))
-    patch.setattr("orchestrator.loadtest.run.Crowd", lambda: world)
+    patch.setattr("orchestrator.loadtest.load_session.Sender", lambda url, told: Speaker(world, url, told))
+    patch.setattr("orchestrator.loadtest.run.ViewerPool", lambda: world)
     return world
 
 

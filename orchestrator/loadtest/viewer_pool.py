@@ -1,4 +1,4 @@
-"""The viewers' processes seen from the load generator: a few rooms each; a process that dies loses its own viewers only."""
+"""Runs the viewers' processes, a few rooms each. A process that dies loses only its own viewers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,18 @@ from dataclasses import dataclass, field
 
 from pydantic import ValidationError
 
-from orchestrator.loadtest.messages import LINE_LIMIT, Hello, Join, Joined, Leave, Left, Link, Seen, line, told
+from orchestrator.loadtest.viewer_messages import (
+    LINE_LIMIT,
+    Joined,
+    JoinViewer,
+    LeaveViewer,
+    Left,
+    Link,
+    Seen,
+    ViewersReady,
+    line,
+    viewer_reports,
+)
 from orchestrator.worker_pipe import kill
 
 ROOMS_PER_PROCESS = 4
@@ -67,7 +78,7 @@ class Watch:
             self.on_link(Link(name=self.name, state="disconnected", reason=why))
 
 
-class Crowd:
+class ViewerPool:
     """Opens processes as viewers come, `ROOMS_PER_PROCESS` to each."""
 
     def __init__(self) -> None:
@@ -83,7 +94,7 @@ class Crowd:
         try:
             async with asyncio.timeout(_HELLO_S + _JOIN_S):
                 await process.ready()
-                process.send(Join(name=watch.name, url=url, token=token))
+                process.send(JoinViewer(name=watch.name, url=url, token=token))
                 await asyncio.shield(watch.joined)
         except TimeoutError as error:
             raise ViewerLost("it was not in the room in time") from error
@@ -95,7 +106,7 @@ class Crowd:
         process = next((each for each in self._processes if watch.name in each.watches), None)
         if process is None or not process.running:
             return Left(name=watch.name)
-        process.send(Leave(name=watch.name))
+        process.send(LeaveViewer(name=watch.name))
         try:
             async with asyncio.timeout(_LEAVE_S):
                 return await asyncio.shield(watch.left)
@@ -144,7 +155,7 @@ class _Process:
         if self._ended:
             raise ViewerLost(self._ended)
 
-    def send(self, message: Join | Leave) -> None:
+    def send(self, message: JoinViewer | LeaveViewer) -> None:
         assert self._process is not None and self._process.stdin is not None
         self._process.stdin.write(line(message))
 
@@ -170,8 +181,8 @@ class _Process:
         why = "the viewers' process ended"
         try:
             while text := await process.stdout.readline():
-                message = told.validate_json(text)
-                if isinstance(message, Hello):
+                message = viewer_reports.validate_json(text)
+                if isinstance(message, ViewersReady):
                     self._hello.set()
                 elif message.name in self.watches:
                     self.watches[message.name].take(message)

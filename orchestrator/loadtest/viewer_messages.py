@@ -10,7 +10,7 @@ LINE_LIMIT = 1 << 20
 """Bytes of one line, on either side."""
 
 
-class Join(BaseModel):
+class JoinViewer(BaseModel):
     """Joins a room as a viewer that is called `name` here."""
 
     type: Literal["join"] = "join"
@@ -19,18 +19,18 @@ class Join(BaseModel):
     token: str = Field(repr=False)
 
 
-class Leave(BaseModel):
+class LeaveViewer(BaseModel):
     """Leaves it; the answer is `left`."""
 
     type: Literal["leave"] = "leave"
     name: str
 
 
-Order = Annotated[Join | Leave, Field(discriminator="type")]
-order: TypeAdapter[Order] = TypeAdapter(Order)
+Order = Annotated[JoinViewer | LeaveViewer, Field(discriminator="type")]
+viewer_commands: TypeAdapter[Order] = TypeAdapter(Order)
 
 
-class Hello(BaseModel):
+class ViewersReady(BaseModel):
     """The process can take orders."""
 
     type: Literal["hello"] = "hello"
@@ -80,8 +80,8 @@ class Left(BaseModel):
     concealed_s: float = 0.0
 
 
-Told = Annotated[Hello | Joined | Seen | Link | Left, Field(discriminator="type")]
-told: TypeAdapter[Told] = TypeAdapter(Told)
+Told = Annotated[ViewersReady | Joined | Seen | Link | Left, Field(discriminator="type")]
+viewer_reports: TypeAdapter[Told] = TypeAdapter(Told)
 
 
 def line(message: BaseModel) -> bytes:

@@ -1,19 +1,36 @@
-"""One viewer: a participant that subscribes to everything in its room and tells what it saw."""
+"""The viewers' process: reads commands from standard input, one a line, and reports on standard output what its viewers receive.
+
+A viewer is a participant that subscribes to every track of its room. The process ends when its input closes.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
+import os
+import signal
+import sys
 import time
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
 from livekit import rtc
+from pydantic import BaseModel, ValidationError
 
-from orchestrator.loadtest.detect import Loudness, Whiteness
-from orchestrator.loadtest.messages import Join, Joined, Left, Link, Seen
+from orchestrator.loadtest.speech_source import Loudness, Whiteness
+from orchestrator.loadtest.viewer_messages import (
+    LINE_LIMIT,
+    Joined,
+    JoinViewer,
+    Left,
+    Link,
+    Seen,
+    ViewersReady,
+    line,
+    viewer_commands,
+)
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +45,7 @@ _QUEUE = 50  # pictures or blocks that wait for this process; then the oldest go
 class Viewer:
     """Joins, watches, leaves. `run()` ends after `leave()`, and tells `left` as its last word."""
 
-    def __init__(self, join: Join, tell: Callable[[Joined | Seen | Link | Left], None]) -> None:
+    def __init__(self, join: JoinViewer, tell: Callable[[Joined | Seen | Link | Left], None]) -> None:
         self._join = join
         self._tell = tell
         self._room = rtc.Room()
@@ -151,3 +168,70 @@ async def _bounded(step: Coroutine[Any, Any, None]) -> None:
             await step
     except Exception as error:  # noqa: BLE001 - leaving: report and go on with the next step
         log.warning("leaving was not clean", extra={"error": repr(error)})
+
+
+_UNREAD_BYTES = 4 << 20
+"""Past this much unread the load generator hangs, and is told no more."""
+_GOODBYE_S = 8.0
+
+
+class Viewers:
+    """The viewers of this process."""
+
+    def __init__(self, out: asyncio.WriteTransport) -> None:
+        self._out = out
+        self._viewers: dict[str, Viewer] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def tell(self, message: BaseModel) -> None:
+        """Queues a message; never blocks."""
+        if self._out.get_write_buffer_size() < _UNREAD_BYTES:
+            self._out.write(line(message))
+
+    def take(self, text: bytes) -> None:
+        """Carries out one order. Raises ValidationError for what is none."""
+        said = viewer_commands.validate_json(text)
+        if isinstance(said, JoinViewer):
+            viewer = self._viewers[said.name] = Viewer(said, self.tell)
+            task = asyncio.create_task(viewer.run(), name=f"viewer-{said.name}")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        elif said.name in self._viewers:
+            self._viewers.pop(said.name).leave()
+
+    async def aclose(self) -> None:
+        """Everybody leaves, in bounded time."""
+        for viewer in self._viewers.values():
+            viewer.leave()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=_GOODBYE_S)
+
+
+async def _serve(replies: BinaryIO) -> None:
+    loop = asyncio.get_running_loop()
+    out, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, replies)
+    source = asyncio.StreamReader(limit=LINE_LIMIT)
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(source), sys.stdin)
+    crowd = Viewers(out)
+    crowd.tell(ViewersReady())
+    try:
+        while text := await source.readline():
+            crowd.take(text)
+    except (ValidationError, ValueError) as error:
+        print(f"no order of a load generator: {type(error).__name__}", file=sys.stderr, flush=True)  # noqa: T201
+    finally:
+        await crowd.aclose()
+
+
+def main() -> NoReturn:
+    """Serves until the input closes, and ends the process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the load generator ends us
+    logging.getLogger("livekit").setLevel(logging.ERROR)  # what it warns of shows in the figures: gaps, losses
+    replies = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)  # native code that prints writes to standard error, not into the pipe
+    asyncio.run(_serve(replies))
+    os._exit(0)  # the rooms are left: the SDK's own tidying up beside its threads panics now and then
+
+
+if __name__ == "__main__":
+    main()

@@ -1,13 +1,107 @@
-"""The report as a picture: the run over time, the figures as bars, what was lost in words."""
+"""Draws the report as SVG or PNG: the run over time, the figures as bars, the losses as text."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from html import escape
 from pathlib import Path
+from typing import Protocol
 
-from orchestrator.loadtest.canvas import Canvas, PngCanvas, SvgCanvas
-from orchestrator.loadtest.report import Point, Report
-from orchestrator.loadtest.tally import Figure
+import cv2
+import numpy as np
+
+from orchestrator.loadtest.report import LoadReport, Point
+from orchestrator.loadtest.viewer_metrics import Figure
+
+Colour = str
+"""#rrggbb."""
+_SCALE = 2  # PNG is drawn this much larger, for sharp letters
+_CAP = 0.0463  # OpenCV's letters are 21.6 pixels high at scale 1
+
+
+class Canvas(Protocol):
+    """Something to draw on."""
+
+    def rect(self, x: float, y: float, width: float, height: float, colour: Colour) -> None:
+        """A filled rectangle."""
+
+    def line(self, points: Sequence[tuple[float, float]], colour: Colour) -> None:
+        """A line through the points."""
+
+    def text(self, x: float, y: float, words: str, size: float, colour: Colour) -> None:
+        """Words whose baseline begins at (x, y)."""
+
+    def save(self, path: Path) -> None:
+        """Writes the file. Raises OSError."""
+
+
+class SvgCanvas:
+    """SVG 1.1, written by hand."""
+
+    def __init__(self, width: int, height: int) -> None:
+        self._parts = [
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
+            ' font-family="system-ui, sans-serif">',
+            f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
+        ]
+
+    def rect(self, x: float, y: float, width: float, height: float, colour: Colour) -> None:
+        """See Canvas."""
+        self._parts.append(f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" fill="{colour}"/>')
+
+    def line(self, points: Sequence[tuple[float, float]], colour: Colour) -> None:
+        """See Canvas."""
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+        self._parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
+
+    def text(self, x: float, y: float, words: str, size: float, colour: Colour) -> None:
+        """See Canvas."""
+        self._parts.append(f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size:g}" fill="{colour}">{escape(words)}</text>')
+
+    def save(self, path: Path) -> None:
+        """See Canvas."""
+        path.write_text("\n".join([*self._parts, "</svg>\n"]))
+
+
+class PngCanvas:
+    """OpenCV's: its letters are ASCII only, others become the nearest."""
+
+    def __init__(self, width: int, height: int) -> None:
+        self._pixels = np.full((height * _SCALE, width * _SCALE, 3), 255, np.uint8)
+
+    def rect(self, x: float, y: float, width: float, height: float, colour: Colour) -> None:
+        """See Canvas."""
+        corner = _point(x + width, y + height)
+        cv2.rectangle(self._pixels, _point(x, y), (corner[0] - 1, corner[1] - 1), _bgr(colour), cv2.FILLED)
+
+    def line(self, points: Sequence[tuple[float, float]], colour: Colour) -> None:
+        """See Canvas."""
+        path = np.array([_point(x, y) for x, y in points], np.int32)
+        cv2.polylines(self._pixels, [path], False, _bgr(colour), round(1.5 * _SCALE), cv2.LINE_AA)
+
+    def text(self, x: float, y: float, words: str, size: float, colour: Colour) -> None:
+        """See Canvas."""
+        plain = words.translate(_ASCII).encode("ascii", "replace").decode()
+        scale = _CAP * size * 0.72 * _SCALE
+        cv2.putText(
+            self._pixels, plain, _point(x, y), cv2.FONT_HERSHEY_SIMPLEX, scale, _bgr(colour), _SCALE, cv2.LINE_AA
+        )
+
+    def save(self, path: Path) -> None:
+        """See Canvas."""
+        path.write_bytes(cv2.imencode(".png", self._pixels)[1].tobytes())
+
+
+_ASCII = str.maketrans({"·": "|", "–": "-", "≤": "<", "≥": ">", "×": "x", "µ": "u"})
+
+
+def _point(x: float, y: float) -> tuple[int, int]:
+    return round(x * _SCALE), round(y * _SCALE)
+
+
+def _bgr(colour: Colour) -> tuple[int, int, int]:
+    return int(colour[5:7], 16), int(colour[3:5], 16), int(colour[1:3], 16)
+
 
 SUFFIXES: dict[str, Callable[[int, int], Canvas]] = {".svg": SvgCanvas, ".png": PngCanvas}
 _WIDTH, _PAD = 960, 24
@@ -27,7 +121,7 @@ NAMES = {
 }
 
 
-def draw(report: Report, path: Path) -> None:
+def draw(report: LoadReport, path: Path) -> None:
     """Writes it; the suffix chooses the format. Raises OSError, KeyError for another suffix."""
     rows = [(title, report.figures[name]) for name, title in NAMES.items() if name in report.figures]
     words = _words(report)
@@ -47,7 +141,7 @@ def draw(report: Report, path: Path) -> None:
     canvas.save(path)
 
 
-def _head(canvas: Canvas, report: Report) -> None:
+def _head(canvas: Canvas, report: LoadReport) -> None:
     plan, sessions = report.plan, report.sessions
     outcome, colour = ("within the bars", _GOOD) if report.held else ("NOT within the bars", _BAD)
     if report.cut_short:
@@ -118,7 +212,7 @@ def _row(canvas: Canvas, top: float, title: str, figure: Figure) -> None:
     canvas.text(_WIDTH - _PAD - _NOTE + 14, top + 14, f"{shown} {figure.unit} · {figure.count}", 13, _INK)
 
 
-def _words(report: Report) -> list[tuple[str, str]]:
+def _words(report: LoadReport) -> list[tuple[str, str]]:
     lost, done = report.losses, report.happened
     shown = "" if lost.marks_shown is None else f", {lost.marks_shown} seen"
     lines = [

@@ -1,11 +1,71 @@
-"""What one viewer saw and heard, held against what was said and when. Sans I/O; times are monotonic seconds."""
+"""What one viewer saw and heard, compared with what was sent and when. No I/O; times are seconds of the monotonic clock.
+
+Histograms hold many values in bounded memory.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
-from orchestrator.loadtest.messages import Seen
-from orchestrator.loadtest.tally import Tally
+from pydantic import BaseModel
+
+from orchestrator.loadtest.viewer_messages import Seen
+
+_FARTHEST = 1_000_000  # steps from zero; what lies beyond counts as this far
+
+
+class Figure(BaseModel):
+    """What is told of a figure: how many values there were, and how they lie. Percentiles are nearest ranks."""
+
+    unit: str
+    count: int
+    mean: float
+    min: float
+    p5: float
+    p50: float
+    p95: float
+    p99: float
+    max: float
+
+
+class Histogram:
+    """Values, each rounded to a whole number of `step`s."""
+
+    def __init__(self, unit: str, step: float) -> None:
+        self._unit, self._step = unit, step
+        self._bins: Counter[int] = Counter()
+
+    def __len__(self) -> int:
+        return self._bins.total()
+
+    def add(self, value: float) -> None:
+        """One more."""
+        self._bins[round(max(-_FARTHEST, min(_FARTHEST, value / self._step)))] += 1
+
+    def figure(self) -> Figure | None:
+        """All of them; None when there are none."""
+        bins = sorted(self._bins.items())
+        if not bins:
+            return None
+        count = self._bins.total()
+        low, p5, p50, p95, p99, high = (self._rank(bins, round(share * (count - 1))) for share in _SHARES)
+        mean = self._value(sum(step * many for step, many in bins) / count)
+        return Figure(unit=self._unit, count=count, mean=mean, min=low, p5=p5, p50=p50, p95=p95, p99=p99, max=high)
+
+    def _rank(self, bins: list[tuple[int, int]], rank: int) -> float:
+        for step, many in bins:
+            rank -= many
+            if rank < 0:
+                return self._value(step)
+        return self._value(bins[-1][0])
+
+    def _value(self, steps: float) -> float:
+        return round(steps * self._step, 6)
+
+
+_SHARES = (0.0, 0.05, 0.5, 0.95, 0.99, 1.0)
+
 
 SETTLED_S = 1.0
 """Figures of a mark are taken this long after its window has closed: reports come twice a second."""
@@ -20,16 +80,16 @@ _EARLY_S = 0.05
 class Tallies:
     """The figures of all sessions together."""
 
-    start_s: Tally = field(default_factory=lambda: Tally("s", 0.001))
-    first_picture_s: Tally = field(default_factory=lambda: Tally("s", 0.001))
-    fps: Tally = field(default_factory=lambda: Tally("1/s", 0.01))
-    gap_ms: Tally = field(default_factory=lambda: Tally("ms", 0.1))
-    sound_ms: Tally = field(default_factory=lambda: Tally("ms", 0.1))
-    picture_ms: Tally = field(default_factory=lambda: Tally("ms", 0.1))
-    skew_ms: Tally = field(default_factory=lambda: Tally("ms", 0.1))
-    skew_abs_ms: Tally = field(default_factory=lambda: Tally("ms", 0.1))
-    interrupt_ms: Tally = field(default_factory=lambda: Tally("ms", 0.1))
-    move_s: Tally = field(default_factory=lambda: Tally("s", 0.001))
+    start_s: Histogram = field(default_factory=lambda: Histogram("s", 0.001))
+    first_picture_s: Histogram = field(default_factory=lambda: Histogram("s", 0.001))
+    fps: Histogram = field(default_factory=lambda: Histogram("1/s", 0.01))
+    gap_ms: Histogram = field(default_factory=lambda: Histogram("ms", 0.1))
+    sound_ms: Histogram = field(default_factory=lambda: Histogram("ms", 0.1))
+    picture_ms: Histogram = field(default_factory=lambda: Histogram("ms", 0.1))
+    skew_ms: Histogram = field(default_factory=lambda: Histogram("ms", 0.1))
+    skew_abs_ms: Histogram = field(default_factory=lambda: Histogram("ms", 0.1))
+    interrupt_ms: Histogram = field(default_factory=lambda: Histogram("ms", 0.1))
+    move_s: Histogram = field(default_factory=lambda: Histogram("s", 0.001))
 
 
 @dataclass
@@ -49,7 +109,7 @@ class Window:
         return self.frames / (self.last - self.since) if self.frames else 0.0
 
 
-class Sight:
+class ViewerMetrics:
     """One session at its viewer. `pattern` is to be set when pictures turn white with each mark (the engine `pattern`, and tones).
 
     Args:

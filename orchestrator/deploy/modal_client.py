@@ -1,4 +1,4 @@
-"""A service of ours inside a container: started as a process of its own, ready when it is warm, ended gently."""
+"""Modal: looks up secrets, volumes and addresses; runs one of our services inside a container until it is ended."""
 
 from __future__ import annotations
 
@@ -7,9 +7,41 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from typing import Any
 from urllib.error import HTTPError
 from urllib.request import ProxyHandler, build_opener
+
+
+class ModalCloud:
+    """`doctor.Cloud` for the workspace that the credentials belong to. Raises modal's AuthError without any."""
+
+    def __init__(self) -> None:
+        self._modal: Any = import_module("modal")
+        self._missing = (self._modal.exception.NotFoundError, self._modal.exception.InvalidError)
+
+    def secret(self, name: str, keys: Sequence[str]) -> str | None:
+        try:
+            self._modal.Secret.from_name(name, required_keys=list(keys)).hydrate()
+        except self._missing as error:
+            return str(error)
+        return None
+
+    def files(self, volume: str) -> Mapping[str, int] | None:
+        try:
+            entries = self._modal.Volume.from_name(volume).listdir("/", recursive=True)
+        except self._modal.exception.NotFoundError:
+            return None
+        return {entry.path.lstrip("/"): entry.size for entry in entries if entry.type.name == "FILE"}
+
+    def address(self, app: str, server: str) -> str | None:
+        try:
+            url: str | None = self._modal.Server.from_name(app, server).get_url()
+        except self._modal.exception.NotFoundError:
+            return None
+        return url
+
 
 _POLL_S = 0.1
 _NOTICE_S = 1.0

@@ -1,4 +1,4 @@
-"""What the sessions say: test tones whose beginnings a viewer can tell to the sample, or a recording."""
+"""Speech of a run: test tones whose starts a viewer finds to the sample, or a recording. Detectors of tone and white frame."""
 
 from __future__ import annotations
 
@@ -9,7 +9,57 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.loadtest.detect import LOUD
+LOUD = 2000
+"""Amplitude (int16) from which sound is loud: speech and the test tone are, what a codec makes of silence is not."""
+QUIET_S = 0.1
+"""Sound has ended when none was loud for this long."""
+WHITE = 160
+"""Luma from which the centre is white; the pattern's white is 235, its black 16."""
+
+
+class Loudness:
+    """Follows sound at `rate` Hz. `onsets` and `hushes` are for the caller to take away."""
+
+    def __init__(self, rate: int) -> None:
+        self.onsets: list[float] = []
+        self.hushes: list[float] = []
+        self._rate = rate
+        self._last: float | None = None
+
+    def push(self, at: float, block: npt.NDArray[np.int16]) -> None:
+        """`block` came at `at`, which is when its last sample did."""
+        loud = np.flatnonzero(np.abs(block.astype(np.int32)) > LOUD)
+        if len(loud):
+            moments = at - (len(block) - 1 - loud) / self._rate
+            for stretch in np.split(moments, np.flatnonzero(np.diff(moments) > QUIET_S) + 1):
+                self._settle(stretch[0])
+                if self._last is None:
+                    self.onsets.append(float(stretch[0]))
+                self._last = float(stretch[-1])
+        self._settle(at)
+
+    def _settle(self, now: float) -> None:
+        if self._last is not None and now - self._last > QUIET_S:
+            self.hushes.append(self._last)
+            self._last = None
+
+
+class Whiteness:
+    """Follows pictures. `whites` is for the caller to take away."""
+
+    def __init__(self) -> None:
+        self.whites: list[float] = []
+        self._white = True  # what a viewer sees first did not turn white
+
+    def push(self, at: float, luma: npt.NDArray[np.uint8]) -> None:
+        """A picture, [H, W], came at `at`. Only its central eighth or so is looked at."""
+        height, width = luma.shape
+        centre = luma[height * 3 // 8 : height * 5 // 8 : 4, width * 3 // 8 : width * 5 // 8 : 4]
+        white = float(centre.mean()) > WHITE
+        if white and not self._white:
+            self.whites.append(at)
+        self._white = white
+
 
 RATE = 16_000
 BLOCK = 640
@@ -27,7 +77,7 @@ class SpeechError(Exception):
 
 
 @dataclass(frozen=True)
-class Utterance:
+class SpokenClip:
     """int16 mono 16 kHz. `marks` are samples at which loud sound begins that a viewer can recognise."""
 
     pcm: Pcm
@@ -40,28 +90,28 @@ class Utterance:
 
 
 @dataclass(frozen=True)
-class Speech:
+class SpeechSource:
     """Utterances that are said in turn; `interrupted` are those that get interrupted.
 
     `window_s` is how long after it was sent a mark is looked for at the viewer: less than the time to the next one.
     `tones`: every mark is a tone burst, which the engine `pattern` shows as white.
     """
 
-    utterances: tuple[Utterance, ...]
-    interrupted: tuple[Utterance, ...]
+    utterances: tuple[SpokenClip, ...]
+    interrupted: tuple[SpokenClip, ...]
     window_s: float
     tones: bool
 
 
-def tones() -> Speech:
+def tones() -> SpeechSource:
     """Bursts of 200 ms each second; a tone without a pause for interruptions."""
     period = np.concatenate([_tone(BURST_S), np.zeros(round((PERIOD_S - BURST_S) * RATE), np.int16)])
     count = round(UTTERANCE_S / PERIOD_S)
-    bursts = Utterance(np.tile(period, count), tuple(len(period) * k for k in range(count)))
-    return Speech((bursts,), (Utterance(_tone(UTTERANCE_S), ()),), PERIOD_S - 0.05, tones=True)
+    bursts = SpokenClip(np.tile(period, count), tuple(len(period) * k for k in range(count)))
+    return SpeechSource((bursts,), (SpokenClip(_tone(UTTERANCE_S), ()),), PERIOD_S - 0.05, tones=True)
 
 
-def recording(path: Path) -> Speech:
+def recording(path: Path) -> SpeechSource:
     """A WAV file of 16-bit PCM, made mono at 16 kHz and cut into utterances. Raises SpeechError."""
     try:
         with wave.open(str(path)) as file:
@@ -76,10 +126,10 @@ def recording(path: Path) -> Speech:
     pcm = np.interp(np.arange(round(seconds * RATE)) / RATE, np.arange(len(mono)) / rate, mono).astype(np.int16)
     length = round(UTTERANCE_S * RATE)
     parts = [pcm[at : at + length] for at in range(0, max(1, len(pcm) - length // 2 + 1), length)]
-    said = tuple(Utterance(part, _first_loud(part)) for part in parts)
+    said = tuple(SpokenClip(part, _first_loud(part)) for part in parts)
     if not any(utterance.marks for utterance in said):
         raise SpeechError(f"{path}: it is silent: no sample above {LOUD} of 32767.")
-    return Speech(said, said, UTTERANCE_S - 1, tones=False)
+    return SpeechSource(said, said, UTTERANCE_S - 1, tones=False)
 
 
 def _tone(seconds: float) -> Pcm:

@@ -1,9 +1,10 @@
-"""The numbers of a deployment at Modal, read from the environment of whoever deploys."""
+"""Settings of a Modal deployment, read from the environment of `modal deploy`, and the check of what the deployment lacks."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from typing import Protocol
 
 CARDS = {"L4": 2, "A10": 2, "L40S": 6, "A100-40GB": 5, "A100-80GB": 5, "H100": 16, "H200": 16}
 """Speaking sessions a card is asked to hold. No card was measured: these are a third of its dense half-precision speed on paper
@@ -15,12 +16,12 @@ _MARGIN_S = 3
 _THE_STORES = frozenset({"REDIS_URL", "WITH_REDIS", "ORCHESTRATOR_CONTAINERS"})
 
 
-class NumbersError(Exception):
+class ModalSettingsError(Exception):
     """Variables are wrong; the message names each, with what it should be."""
 
 
 @dataclass(frozen=True)
-class Numbers:
+class ModalSettings:
     """Each field is the variable of its upper-case name.
 
     Attributes:
@@ -70,7 +71,7 @@ class Numbers:
     public_url: str = ""
 
     @classmethod
-    def read(cls, environment: Mapping[str, str]) -> Numbers:
+    def read(cls, environment: Mapping[str, str]) -> ModalSettings:
         """Raises NumbersError."""
         given: dict[str, object] = {}
         faults: list[str] = []
@@ -83,11 +84,11 @@ class Numbers:
             except ValueError as error:
                 faults.append(f"{name} is {text!r}: {error}")
         if faults:
-            raise NumbersError("\n".join(faults))
+            raise ModalSettingsError("\n".join(faults))
         numbers = cls(**given)  # type: ignore[arg-type]
         faults = list(numbers._faults())
         if faults:
-            raise NumbersError("\n".join(faults))
+            raise ModalSettingsError("\n".join(faults))
         return numbers
 
     @property
@@ -166,3 +167,92 @@ def _parsed(kind: type, text: str) -> object:
             raise ValueError("a whole number")
         return int(text)
     return text
+
+
+class Cloud(Protocol):
+    """What can be looked up. Methods block; those that find nothing return None."""
+
+    def secret(self, name: str, keys: Sequence[str]) -> str | None:
+        """What is wrong with the secret; None when it is there and has these keys."""
+        ...
+
+    def files(self, volume: str) -> Mapping[str, int] | None:
+        """Sizes of a volume's files by path; None when there is no such volume."""
+        ...
+
+    def address(self, app: str, server: str) -> str | None:
+        """Of a deployed server."""
+        ...
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """One thing that was looked at. `cure` is what to do; empty when all is well."""
+
+    what: str
+    found: str
+    cure: str = ""
+
+    def line(self) -> str:
+        """For people."""
+        return f"{'missing' if self.cure else 'ok':8} {self.what}: {self.found}" + (
+            f"\n         → {self.cure}" if self.cure else ""
+        )
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the deployment needs by name.
+
+    Attributes:
+        secrets: name of each secret, its keys, and the command that makes it.
+        models, avatars: the volumes.
+        weights: size in bytes of each file of `models`, None where it is not known.
+        servers: what is to be deployed.
+    """
+
+    secrets: Sequence[tuple[str, Sequence[str], str]]
+    models: str
+    avatars: str
+    weights: Mapping[str, int | None]
+    servers: Sequence[str]
+
+
+def examine(cloud: Cloud, numbers: ModalSettings, wanted: Wanted) -> list[CheckResult]:
+    """Everything, in the order in which it is to be cured."""
+    findings = [_card(numbers)]
+    for name, keys, command in wanted.secrets:
+        fault = cloud.secret(name, keys)
+        findings.append(CheckResult(f"secret {name}", fault or "there", command if fault else ""))
+    findings.append(_weights(cloud, wanted))
+    avatars = cloud.files(wanted.avatars)
+    found = "made by the first deploy" if avatars is None else f"{len(avatars)} files"
+    findings.append(CheckResult(f"volume {wanted.avatars}", found))
+    for server in wanted.servers:
+        address = cloud.address(numbers.modal_app, server)
+        findings.append(
+            CheckResult(f"server {server}", address or "not deployed", "" if address else "modal deploy modal_app.py")
+        )
+    return findings
+
+
+def _card(numbers: ModalSettings) -> CheckResult:
+    known = numbers.agent_gpu in CARDS
+    found = (
+        f"{numbers.agent_gpu}, {numbers.sessions} sessions a container (an estimate: make bench-gpu ARGS='--only hold')"
+    )
+    cure = "" if known else f"AGENT_GPU is none of {', '.join(CARDS)}: set AGENT_SESSIONS to what was measured on it"
+    return CheckResult("card", found, "" if numbers.agent_sessions else cure)
+
+
+def _weights(cloud: Cloud, wanted: Wanted) -> CheckResult:
+    files = cloud.files(wanted.models)
+    what, cure = f"weights in volume {wanted.models}", "modal run modal_app.py::fetch_models"
+    if files is None:
+        return CheckResult(what, "no such volume", cure)
+    lacking = [name for name, size in wanted.weights.items() if name not in files or size not in (None, files[name])]
+    if lacking:
+        return CheckResult(
+            what, f"{len(lacking)} of {len(wanted.weights)} missing or cut short: {', '.join(lacking[:3])}", cure
+        )
+    return CheckResult(what, f"{len(wanted.weights)} files, of the right sizes")

@@ -1,1 +1,0 @@
-"""The viewers' process, which loads the LiveKit SDK: `python -m orchestrator.loadtest.viewer`."""
