@@ -10,7 +10,10 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 import struct
+import sys
+from collections.abc import Sequence
 from typing import Any
 
 LENGTHS = struct.Struct(">II")
@@ -69,6 +72,20 @@ def _check(head: int, payload: int) -> None:
 _STDERR_BYTES = 2000
 STDERR_MOST = 64 << 10
 """Bytes that one worker may write into our log. The rest is read and dropped, so that the worker never waits for us."""
+
+
+async def spawn(command: Sequence[str], threads: int) -> asyncio.subprocess.Process:
+    """Starts a worker with pipes and a bare environment: native code that reads text of strangers must not see our keys.
+
+    `threads` limits OpenMP. Raises OSError when the program cannot be started.
+    """
+    environment = {
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        "PYTHONUTF8": "1",
+        "OMP_NUM_THREADS": str(threads),
+    }
+    pipe = asyncio.subprocess.PIPE
+    return await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, stderr=pipe, env=environment)
 
 
 async def end(process: asyncio.subprocess.Process, within_s: float) -> None:

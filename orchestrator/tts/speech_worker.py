@@ -11,8 +11,6 @@ import asyncio
 import heapq
 import itertools
 import logging
-import os
-import sys
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,20 +47,8 @@ class WorkerLink:
         Raises:
             WorkerLostError: it cannot be started.
         """
-        # A bare environment: native code that reads strangers' text has no use for our keys.
-        environment = {
-            "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
-            "PYTHONUTF8": "1",
-            "OMP_NUM_THREADS": "2",
-        }
         try:
-            process = await asyncio.create_subprocess_exec(
-                *command,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-                env=environment,
-            )
+            process = await worker_pipe.spawn(command, threads=2)
         except OSError as error:
             raise WorkerLostError(f"it cannot be started: {error.strerror}") from error
         return cls(process)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -143,17 +142,8 @@ class VoiceWorker:
 
     async def _one_process(self) -> None:
         """Starts a worker and listens to it until it is lost. Raises _WorkerLostError."""
-        # a bare environment: the worker gets its tokens with its orders, and has no use for our keys
-        environment = {
-            "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
-            "PYTHONUTF8": "1",
-            "OMP_NUM_THREADS": "1",
-        }
-        pipe = asyncio.subprocess.PIPE
         try:
-            process = await asyncio.create_subprocess_exec(
-                *self._command, stdin=pipe, stdout=pipe, stderr=pipe, env=environment
-            )
+            process = await worker_pipe.spawn(self._command, threads=1)  # its tokens come with its commands
         except OSError as error:
             raise _WorkerLostError(f"it cannot be started: {error.strerror}") from error
         self._process = process
