@@ -53,7 +53,7 @@ def _serve(args: argparse.Namespace) -> int:
     from musetalk_agent.errors import AgentError
     from musetalk_agent.protocol.logs import configure
     from musetalk_agent.service.app import create_app
-    from musetalk_agent.service.serving import DrainingServer
+    from musetalk_agent.service.server import DrainingServer
     from musetalk_agent.settings import AgentSettings
 
     try:

@@ -11,13 +11,13 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
-from musetalk_agent.blocking import in_thread
 from musetalk_agent.engines.base import Engine
 from musetalk_agent.engines.batcher import Batcher
 from musetalk_agent.engines.pattern import PatternEngine
 from musetalk_agent.errors import AgentError, EngineFailed, EngineUnavailable, EngineUnknown, WeightsMissing
 from musetalk_agent.metrics import ENGINE_BUSY, ENGINE_QUEUE
 from musetalk_agent.settings import AgentSettings
+from musetalk_agent.tasks import in_thread
 from musetalk_agent.weights import ModelStore
 
 log = logging.getLogger(__name__)

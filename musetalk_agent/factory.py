@@ -15,22 +15,21 @@ import cv2
 
 from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.avatars.library import AvatarLibrary
-from musetalk_agent.blocking import in_thread
 from musetalk_agent.clock import Clock, MonotonicClock
 from musetalk_agent.compose.compositor import Compositor
-from musetalk_agent.compose.idle_frames import load_idle
+from musetalk_agent.compose.idle import load_idle
 from musetalk_agent.engine_pool import EnginePool
 from musetalk_agent.engines.base import Actor, Engine
 from musetalk_agent.engines.pattern import pattern_bundle
 from musetalk_agent.errors import EngineFailed
+from musetalk_agent.media.pipeline import Pipeline
 from musetalk_agent.metrics import PREPARE_SECONDS
-from musetalk_agent.pipeline import Pipeline
 from musetalk_agent.protocol.http import AgentStartRequest, VoiceSource
 from musetalk_agent.protocol.messages import Event
 from musetalk_agent.publishers.base import Publisher
-from musetalk_agent.session import LEAVE_S, RELEASE_S, Session
+from musetalk_agent.session.session import LEAVE_S, RELEASE_S, Session
 from musetalk_agent.settings import AgentSettings
-from musetalk_agent.teardown import Step, tear_down
+from musetalk_agent.tasks import Step, in_thread, tear_down
 from musetalk_agent.weights import Manifest, ModelStore
 
 if TYPE_CHECKING:
@@ -134,7 +133,7 @@ class Factory:
         if request.livekit_agent is None:
             return None
         from musetalk_agent.avatar_protocol.speech import RoomSpeech
-        from musetalk_agent.publishers.livekit import SOUND_PATH_S
+        from musetalk_agent.publishers.livekit.publisher import SOUND_PATH_S
 
         return RoomSpeech(request.livekit_agent, request.backlog_s, self.clock, tail_s=SOUND_PATH_S)
 
@@ -156,10 +155,10 @@ class Factory:
             from musetalk_agent.publishers.null import NullPublisher
 
             return NullPublisher(self.clock)
-        from musetalk_agent.publishers.failover import FailoverPublisher
-        from musetalk_agent.publishers.livekit import LiveKitOptions
-        from musetalk_agent.publishers.outlets import OutletOptions
-        from musetalk_agent.publishers.rtmp_address import check_rtmp
+        from musetalk_agent.publishers.failover.publisher import FailoverPublisher
+        from musetalk_agent.publishers.failover.transports import OutletOptions
+        from musetalk_agent.publishers.livekit.publisher import LiveKitOptions
+        from musetalk_agent.publishers.rtmp.address import check_rtmp
 
         room = LiveKitOptions(
             request.livekit_url,

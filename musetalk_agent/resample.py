@@ -12,7 +12,7 @@ from math import ceil, gcd
 import numpy as np
 from numpy.typing import NDArray
 
-from musetalk_agent.media import Pcm
+from musetalk_agent.media_types import Pcm
 
 HALF_WIDTH = 16
 """Zero crossings of the sinc on each side (at the lower of the two rates)."""

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
-from musetalk_agent.protocol.restarts import run_restarted
+from musetalk_agent.protocol.retries import run_restarted
 from orchestrator.metrics import Metrics
 
 FIRST_BACKOFF_S = 0.5

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from livekit import api, rtc
 
-from musetalk_agent.publishers.leaving import leave
+from musetalk_agent.publishers.livekit.detached_connect import leave
 from orchestrator.livekit_server import LiveKitAccess
 
 RATE = 16_000

@@ -27,7 +27,7 @@ from musetalk_agent.engines.base import PatchRequest
 from musetalk_agent.engines.warp import WarpEngine
 from musetalk_agent.engines.warp.engine import WarpActor
 from musetalk_agent.features.visemes import VisemeFeatures
-from musetalk_agent.media import Feature, Pixels
+from musetalk_agent.media_types import Feature, Pixels
 from musetalk_agent.protocol.http import AvatarSource, Picture
 from musetalk_agent.tools.audio_file import AudioFile, mono
 from musetalk_agent.weights import Manifest, ModelStore

@@ -24,7 +24,7 @@ from musetalk_agent.avatars.framing import windows
 from musetalk_agent.engines.warp.artefacts import Artefacts
 from musetalk_agent.engines.warp.articulation import Articulation
 from musetalk_agent.engines.warp.render import render
-from musetalk_agent.media import Pixels
+from musetalk_agent.media_types import Pixels
 from musetalk_agent.protocol.http import AvatarReport
 from musetalk_agent.weights import Manifest, ModelStore
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from musetalk_agent.media import Pcm
+from musetalk_agent.media_types import Pcm
 from musetalk_agent.protocol.messages import Event, PlaybackFinished, PlaybackStarted
 
 AUDIO_TOPIC = "lk.audio_stream"

@@ -12,10 +12,10 @@ from livekit.rtc.data_stream import StreamError
 
 from musetalk_agent.avatar_protocol import core
 from musetalk_agent.clock import Clock, utc_now
+from musetalk_agent.media.pipeline import Pipeline
 from musetalk_agent.metrics import AGENT_CALLS
-from musetalk_agent.pipeline import Pipeline
 from musetalk_agent.protocol.messages import Event
-from musetalk_agent.supervisor import supervise
+from musetalk_agent.tasks import supervise
 
 log = logging.getLogger(__name__)
 

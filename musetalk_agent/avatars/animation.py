@@ -13,7 +13,7 @@ from musetalk_agent.avatars.picture_decoder import DAMAGED, Target, finished, op
 from musetalk_agent.avatars.pictures import animation_cost, check_structure, picture_kind, picture_size
 from musetalk_agent.avatars.sniff import Kind
 from musetalk_agent.errors import AvatarEmpty, AvatarTooLarge
-from musetalk_agent.media import Pixels
+from musetalk_agent.media_types import Pixels
 
 _ANIMATED = frozenset({Kind.GIF, Kind.WEBP, Kind.PNG, Kind.AVIF})
 _LEAST_MS, _INSTEAD_MS = 10, 100

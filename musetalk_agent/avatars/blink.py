@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from musetalk_agent.avatars.face import Points
-from musetalk_agent.media import Pixels
+from musetalk_agent.media_types import Pixels
 
 _EYES = (
     # corner, upper lid …, corner / corner, lower lid …, corner / lower edge of the brow

@@ -30,7 +30,7 @@ from musetalk_agent.avatars.track import FaceTrack, FaceTracker, finish
 from musetalk_agent.avatars.video import VideoClip, open_clip
 from musetalk_agent.avatars.zip_clip import choose_frames, zip_frames
 from musetalk_agent.errors import AvatarEmpty, AvatarTooLarge, AvatarUndecodable
-from musetalk_agent.media import Box, Pixels
+from musetalk_agent.media_types import Box, Pixels
 from musetalk_agent.protocol.http import AvatarWarning, Picture
 
 Warnings = Sequence[tuple[str, str]]

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from musetalk_agent.media import Box, Pixels
+from musetalk_agent.media_types import Box, Pixels
 from musetalk_agent.protocol.http import AvatarReport
 
 SCHEMA_VERSION = 4

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from musetalk_agent.avatars.limits import AvatarLimits
 from musetalk_agent.errors import AvatarUndecodable
-from musetalk_agent.media import Box, Pixels
+from musetalk_agent.media_types import Box, Pixels
 from musetalk_agent.protocol.http import DEFAULT_PIXELS, DEFAULT_SIDE, MAX_PIXELS, MAX_SIDE
 
 _WINDOW_SCALE = 1.6

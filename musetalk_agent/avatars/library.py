@@ -29,9 +29,9 @@ from musetalk_agent.avatars.flights import Flights
 from musetalk_agent.avatars.limits import AvatarLimits
 from musetalk_agent.avatars.receive import Receiver
 from musetalk_agent.avatars.sniff import PICTURES, SNIFF_BYTES, VIDEOS, Kind, sniff
-from musetalk_agent.blocking import in_thread
 from musetalk_agent.errors import AvatarError, AvatarNotFound, EngineFailed
 from musetalk_agent.protocol.http import DEMO_AVATAR_ID, AvatarSource, AvatarWarning, Picture
+from musetalk_agent.tasks import in_thread
 from musetalk_agent.weights import ModelStore
 
 log = logging.getLogger(__name__)

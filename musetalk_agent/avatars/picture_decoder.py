@@ -22,7 +22,7 @@ from musetalk_agent.avatars.limits import AvatarLimits
 from musetalk_agent.avatars.pictures import check_pixels, check_structure, picture_kind, picture_size, still_cost
 from musetalk_agent.avatars.sniff import Kind
 from musetalk_agent.errors import AvatarUndecodable
-from musetalk_agent.media import Pixels
+from musetalk_agent.media_types import Pixels
 
 pillow_heif: Any
 try:

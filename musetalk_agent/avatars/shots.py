@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from musetalk_agent.media import Pixels
+from musetalk_agent.media_types import Pixels
 
 _SIDE = 48
 """Pixels of a side of the small grey pictures that are compared."""

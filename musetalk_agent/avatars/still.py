@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from musetalk_agent.avatars.blink import Blink
 from musetalk_agent.avatars.face import Points
-from musetalk_agent.media import Pixels
+from musetalk_agent.media_types import Pixels
 
 _HALF_LOOP_S = 3.5
 _CHIN = 152

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from musetalk_agent.arrays import DamagedArrays, damaged
 from musetalk_agent.avatars.bundle import SCHEMA_VERSION, Bundle
 from musetalk_agent.avatars.face import POINTS
-from musetalk_agent.media import Pixels
+from musetalk_agent.media_types import Pixels
 from musetalk_agent.protocol.http import AvatarReport
 
 HEAD = "bundle.json"

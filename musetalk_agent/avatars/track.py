@@ -16,7 +16,7 @@ from musetalk_agent.avatars.head import head_angles
 from musetalk_agent.avatars.shots import cut_between, cuts, longest, small
 from musetalk_agent.avatars.smoothing import OneEuro
 from musetalk_agent.errors import NoFaceInAvatar
-from musetalk_agent.media import Pixels
+from musetalk_agent.media_types import Pixels
 
 _COUNT_EVERY = 12
 """Every how many frames all faces are counted, and a small or lying one is searched for while none is seen: both cost time."""

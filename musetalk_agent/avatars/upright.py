@@ -20,7 +20,7 @@ from av.video.reformatter import ColorPrimaries, ColorTrc, Interpolation, VideoR
 from musetalk_agent.avatars.tone import HDR, ToneMap, maps
 from musetalk_agent.avatars.yuva import is_yuva, laid_on_white
 from musetalk_agent.errors import AvatarUndecodable
-from musetalk_agent.media import Pixels
+from musetalk_agent.media_types import Pixels
 
 _EXACT = Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 """Without these swscale is off by one to two levels in green."""

@@ -27,7 +27,7 @@ from musetalk_agent.avatars.mp4_index import check_index, clean_apertures
 from musetalk_agent.avatars.sniff import Kind
 from musetalk_agent.avatars.upright import Aperture, Statement, Upright
 from musetalk_agent.errors import AvatarUndecodable
-from musetalk_agent.media import Pixels
+from musetalk_agent.media_types import Pixels
 
 _DEMUXERS = {
     Kind.MP4: "mov",

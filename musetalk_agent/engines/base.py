@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.features.extractor import FeatureExtractor
-from musetalk_agent.media import Feature, Patch
+from musetalk_agent.media_types import Feature, Patch
 
 Progress = Callable[[int, int], None]
 """Called with (done, of how many) while something long is made."""

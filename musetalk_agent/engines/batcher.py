@@ -20,12 +20,10 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from musetalk_agent.blocking import in_thread
 from musetalk_agent.engines.base import Engine, Flight, PatchRequest
 from musetalk_agent.errors import EngineFailed, EngineUnavailable
-from musetalk_agent.media import Patch
-from musetalk_agent.supervisor import supervise
-from musetalk_agent.teardown import Step, tear_down
+from musetalk_agent.media_types import Patch
+from musetalk_agent.tasks import Step, in_thread, supervise, tear_down
 
 log = logging.getLogger(__name__)
 

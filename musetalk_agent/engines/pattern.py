@@ -12,7 +12,7 @@ import numpy as np
 from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.engines.base import Landed, PatchRequest, Progress
 from musetalk_agent.features.speech_detector import LevelDetector
-from musetalk_agent.media import Box, Cue, Feature, Patch, Pcm, Pixels, frame_start, frames_begun
+from musetalk_agent.media_types import Box, Cue, Feature, Patch, Pcm, Pixels, frame_start, frames_begun
 from musetalk_agent.protocol.http import AvatarReport
 
 THRESHOLD = 0.05

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from musetalk_agent.media import Cue
+from musetalk_agent.media_types import Cue
 
 #: Components of an articulation vector, in order: jaw 0..1, width -1..1, rounding 0..1, closure 0..1, tuck 0..1.
 ARTICULATION = ("jaw", "width", "rounding", "closure", "tuck")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from musetalk_agent.media import Cue, Feature, Pcm
+from musetalk_agent.media_types import Cue, Feature, Pcm
 
 
 class FeatureStream(Protocol):

@@ -13,7 +13,7 @@ import numpy as np
 from musetalk_agent.features import melspec
 from musetalk_agent.features.articulation import SILENCE
 from musetalk_agent.features.mouth_network import MouthNetwork
-from musetalk_agent.media import FEATURE_RATE, Pcm
+from musetalk_agent.media_types import FEATURE_RATE, Pcm
 from musetalk_agent.resample import Resampler
 
 RATES = (8_000, 16_000, 22_050, 24_000, 44_100, 48_000)

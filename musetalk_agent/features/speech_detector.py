@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from musetalk_agent.features.mouth_network import PAST as _PAST
 from musetalk_agent.features.mouth_network import STEP, AudioStep, MouthNetwork, SharedNetworkRun, default_weights
-from musetalk_agent.media import Pcm
+from musetalk_agent.media_types import Pcm
 
 LEVEL_DBFS = -55.0
 """RMS of 20 ms below which `LevelDetector` reports silence."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from musetalk_agent.features.articulation import CueTrack
 from musetalk_agent.features.extractor import FeatureExtractor, FeatureStream, VoiceActivityDetector
-from musetalk_agent.media import FEATURE_RATE, Cue, Feature, Pcm, frame_start, frames_begun
+from musetalk_agent.media_types import FEATURE_RATE, Cue, Feature, Pcm, frame_start, frames_begun
 
 HOLD_S = 0.5
 """Silence after which the mouth rests; also how long a new segment counts as speech."""

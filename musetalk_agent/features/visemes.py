@@ -24,7 +24,7 @@ from musetalk_agent.features.mouth_network import (
 )
 from musetalk_agent.features.mouth_network import PAST as _PAST
 from musetalk_agent.features.speech_detector import SpeechDetector
-from musetalk_agent.media import FEATURE_RATE, Cue, Feature, Pcm, frame_start, frames_begun
+from musetalk_agent.media_types import FEATURE_RATE, Cue, Feature, Pcm, frame_start, frames_begun
 
 _WAIT = 60 * FEATURE_RATE // 1000
 _TALKERS_HALF = FEATURE_RATE // 50

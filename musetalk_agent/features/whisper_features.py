@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from musetalk_agent.features.speech_detector import SpeechDetector
-from musetalk_agent.media import FEATURE_RATE, Cue, Feature, Pcm, frame_start, frames_begun
+from musetalk_agent.media_types import FEATURE_RATE, Cue, Feature, Pcm, frame_start, frames_begun
 
 HOP = 160
 """Samples between columns: column j is centred on sample 160·j."""

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from musetalk_agent.measure.mouth_tracks import Faces, pictures
-from musetalk_agent.media import FEATURE_RATE, Pcm, Pixels
+from musetalk_agent.media_types import FEATURE_RATE, Pcm, Pixels
 from musetalk_agent.weights import ModelStore
 
 WEIGHTS = "syncnet/syncnet_v2.model"

@@ -23,7 +23,7 @@ from musetalk_agent.errors import AgentError
 from musetalk_agent.features.visemes import VisemeFeatures
 from musetalk_agent.measure import lse
 from musetalk_agent.measure.mouth_tracks import MouthTrack, VideoUnreadable, find_faces, heard_mouth, seen_mouth
-from musetalk_agent.media import FEATURE_RATE
+from musetalk_agent.media_types import FEATURE_RATE
 from musetalk_agent.settings import offline_settings
 from musetalk_agent.tools.audio_file import AudioFile, AudioUnreadable, mono
 from musetalk_agent.weights import Manifest, ModelStore

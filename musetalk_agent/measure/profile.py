@@ -23,7 +23,7 @@ from musetalk_agent.compose.idle import IdleCycle
 from musetalk_agent.engines.base import Engine, PatchRequest
 from musetalk_agent.errors import AgentError
 from musetalk_agent.factory import Factory
-from musetalk_agent.media import FEATURE_RATE, Feature, Patch, Pcm, Pixels, frame_start
+from musetalk_agent.media_types import FEATURE_RATE, Feature, Patch, Pcm, Pixels, frame_start
 from musetalk_agent.protocol.http import DEMO_AVATAR_ID, AvatarSource, Picture
 from musetalk_agent.settings import AgentSettings, offline_settings
 from musetalk_agent.tools.prepare import prepare_clip

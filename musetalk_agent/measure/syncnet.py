@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from musetalk_agent.engines.musetalk import checkpoints
 from musetalk_agent.measure.lse import Cepstra
-from musetalk_agent.media import Pixels
+from musetalk_agent.media_types import Pixels
 
 WINDOW_FRAMES = 5
 CEPSTRA_A_FRAME = 4

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
-from musetalk_agent.media import Pcm, VideoFrame
+from musetalk_agent.media.captions import Caption
+from musetalk_agent.media.playout import PlayoutClock
+from musetalk_agent.media_types import Pcm, VideoFrame
 from musetalk_agent.protocol.http import PublisherMode, TrackInfo, Transport
 from musetalk_agent.protocol.messages import PublisherChanged
-from musetalk_agent.sync.captions import Caption
-from musetalk_agent.sync.playout import PlayoutClock
 
 
 @dataclass(slots=True)

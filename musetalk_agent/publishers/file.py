@@ -22,10 +22,10 @@ from av.video.reformatter import ColorRange, Colorspace
 from av.video.stream import VideoStream
 
 from musetalk_agent.clock import Clock
-from musetalk_agent.media import Pcm, VideoFrame
+from musetalk_agent.media.segment import ROOM_RATE
+from musetalk_agent.media_types import Pcm, VideoFrame
 from musetalk_agent.publishers.base import Lost
 from musetalk_agent.publishers.null import NullPublisher
-from musetalk_agent.sync.segment import ROOM_RATE
 
 _X264 = {
     "preset": "veryfast",

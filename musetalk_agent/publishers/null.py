@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from musetalk_agent.clock import Clock
-from musetalk_agent.media import Pcm, VideoFrame
+from musetalk_agent.media.playout import PlayoutClock
+from musetalk_agent.media.segment import ROOM_RATE
+from musetalk_agent.media_types import Pcm, VideoFrame
 from musetalk_agent.publishers.base import Lost, PublisherState
-from musetalk_agent.sync.playout import PlayoutClock
-from musetalk_agent.sync.segment import ROOM_RATE
 
 _QUEUE_S = 0.06
 

@@ -20,14 +20,13 @@ from musetalk_agent.protocol import traces
 from musetalk_agent.protocol.http import AgentHealth
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from musetalk_agent.protocol.version import VERSION
-from musetalk_agent.service.audio_ws import LinkServer
-from musetalk_agent.service.auth import Door
-from musetalk_agent.service.guard import Guard, problem_response
+from musetalk_agent.service.auth import Door, Guard, problem_response
+from musetalk_agent.service.link_server import LinkServer
 from musetalk_agent.service.routes import router
 from musetalk_agent.service.sessions import Sessions
-from musetalk_agent.session import LEAVE_S, MEDIA_END_S, RELEASE_S
+from musetalk_agent.session.session import LEAVE_S, MEDIA_END_S, RELEASE_S
 from musetalk_agent.settings import AgentSettings
-from musetalk_agent.teardown import Step, tear_down
+from musetalk_agent.tasks import Step, tear_down
 
 log = logging.getLogger(__name__)
 

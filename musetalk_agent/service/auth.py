@@ -1,4 +1,4 @@
-"""The agent's key."""
+"""The agent's key, and the ASGI layer that checks it before anything of a body is read, and bounds bodies."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ import hmac
 import time
 from collections.abc import Callable
 
+from fastapi.responses import JSONResponse
 from pydantic import SecretStr
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from musetalk_agent.protocol.problems import ErrorCode, ProblemError
+from musetalk_agent.protocol.bodies import MAX_BODY, UPLOAD_S, announced, bounded, timely, too_large
+from musetalk_agent.protocol.problems import MEDIA_TYPE, ErrorCode, ProblemError
 from musetalk_agent.protocol.throttle import Failures
 
 _HOLDER = "orchestrator"
@@ -39,3 +43,53 @@ class Door:
 
 def _unauthorized() -> ProblemError:
     return ProblemError(ErrorCode.UNAUTHORIZED, "Send the agent's key: Authorization: Bearer AGENT_API_KEY.")
+
+
+UPLOADS = "/avatars"
+_HEALTH = "/health"
+_METRICS = "/metrics"
+
+
+class Guard:
+    """Lets requests in that carry the key. `/health` needs none, and `/metrics` none where `open_metrics` is set.
+
+    WebSockets are the audio route's own business.
+    """
+
+    def __init__(self, app: ASGIApp, *, door: Door, open_metrics: bool) -> None:
+        self._app = app
+        self._door = door
+        self._open = {_HEALTH, _METRICS} if open_metrics else {_HEALTH}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began = False
+
+        async def sending(message: Message) -> None:
+            nonlocal began
+            began = True
+            await send(message)
+
+        try:
+            if scope["path"] not in self._open:
+                self._door.admit(Headers(scope=scope).get("authorization"), scope.get("client"))
+            if scope["path"] == UPLOADS:
+                await self._app(scope, timely(receive, longest_s=UPLOAD_S), sending)
+                return
+            if announced(scope) > MAX_BODY:
+                raise too_large()
+            await self._app(scope, bounded(receive), sending)
+        except ProblemError as error:
+            if began:
+                raise
+            await problem_response(error)(scope, receive, send)
+
+
+def problem_response(error: ProblemError) -> JSONResponse:
+    """The answer that tells this error."""
+    headers = {"Retry-After": str(error.retry_after_s)} if error.retry_after_s else None
+    body = error.problem().model_dump(exclude_none=True)
+    return JSONResponse(body, error.status, headers, media_type=MEDIA_TYPE)

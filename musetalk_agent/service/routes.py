@@ -1,24 +1,53 @@
-"""The agent's routes."""
+"""The agent's routes. A start ends when its caller's connection ends: nothing reads the answer then."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, Query, Request, WebSocket
 
 from musetalk_agent.engines.musetalk.config import unet_config
 from musetalk_agent.engines.musetalk.files import UNET_CONFIG, copies_state
-from musetalk_agent.errors import PublisherUnavailable, WeightsInvalid
+from musetalk_agent.errors import PublisherUnavailable, SessionEnded, WeightsInvalid
 from musetalk_agent.factory import Factory
 from musetalk_agent.protocol.http import AgentDebug, AgentSession, AgentStartRequest, FileState, PublisherRequest
 from musetalk_agent.protocol.problems import ProblemError
 from musetalk_agent.publishers.base import MovingPublisher
-from musetalk_agent.service.callers import while_connected
-from musetalk_agent.service.guard import problem_response
+from musetalk_agent.service.auth import problem_response
 from musetalk_agent.service.sessions import Sessions
 from musetalk_agent.weights import ModelStore
+
+T = TypeVar("T")
+
+
+async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, which is cancelled when the caller's connection ends, or when this is. The body must have been read.
+
+    Raises:
+        SessionEnded: the caller has gone; nothing reads the answer.
+    """
+    job = asyncio.create_task(work)
+    gone = asyncio.create_task(_gone(request))
+    try:
+        await asyncio.wait({job, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if job.done():
+            return await job
+        raise SessionEnded(
+            "The caller closed the connection before the session had started, so the start was given up."
+        )
+    finally:
+        for task in (job, gone):
+            task.cancel()
+        await asyncio.gather(job, gone, return_exceptions=True)
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
 
 router = APIRouter()
 

@@ -21,9 +21,15 @@ from musetalk_agent.errors import (
 )
 from musetalk_agent.factory import Factory
 from musetalk_agent.metrics import SESSIONS, SESSIONS_ENDED, SESSIONS_MAX, START_SECONDS
-from musetalk_agent.protocol.diagnosis import Diagnosis, DiagnosisCode
-from musetalk_agent.protocol.http import AgentSession, AgentStartRequest, Capacity, SessionState
-from musetalk_agent.session import ENDED, Session
+from musetalk_agent.protocol.http import (
+    AgentSession,
+    AgentStartRequest,
+    Capacity,
+    Diagnosis,
+    DiagnosisCode,
+    SessionState,
+)
+from musetalk_agent.session.session import ENDED, Session
 
 log = logging.getLogger(__name__)
 

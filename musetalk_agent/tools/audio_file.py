@@ -15,7 +15,7 @@ from av.audio.frame import AudioFrame
 from av.audio.resampler import AudioResampler
 from av.container import InputContainer
 
-from musetalk_agent.media import Pcm
+from musetalk_agent.media_types import Pcm
 
 KEPT_RATES = (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000)
 """Rates (Hz) that AAC and the pipeline both take; sound at another one is converted to the last of them."""

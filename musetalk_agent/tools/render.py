@@ -21,11 +21,11 @@ from musetalk_agent.clock import VirtualClock
 from musetalk_agent.engine_pool import ENGINES
 from musetalk_agent.errors import AgentError
 from musetalk_agent.factory import Factory
-from musetalk_agent.media import FEATURE_RATE, frames_begun
+from musetalk_agent.media_types import FEATURE_RATE, frames_begun
 from musetalk_agent.protocol.http import DEMO_AVATAR_ID, AgentStartRequest, AvatarSource, AvatarWarning, Picture
 from musetalk_agent.protocol.messages import PlaybackFinished, SegmentEnd, SegmentStart
 from musetalk_agent.publishers.file import FilePublisher, Film, FilmSound
-from musetalk_agent.session import ENDED, Session
+from musetalk_agent.session.session import ENDED, Session
 from musetalk_agent.settings import AgentSettings, offline_settings
 from musetalk_agent.tools.audio_file import AudioFile, AudioUnreadable
 from musetalk_agent.tools.prepare import prepare_clip

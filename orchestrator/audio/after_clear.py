@@ -11,7 +11,7 @@ import numpy as np
 
 from musetalk_agent.features.mouth_network import STEP
 from musetalk_agent.features.speech_detector import LevelDetector, SpeechDetector
-from musetalk_agent.media import FEATURE_RATE
+from musetalk_agent.media_types import FEATURE_RATE
 from musetalk_agent.resample import Resampler
 from orchestrator.audio.ingest import BYTES_PER_SAMPLE
 

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from musetalk_agent.protocol.diagnosis import Diagnosis, DiagnosisCode
 from musetalk_agent.protocol.http import (
     AgentSession,
     AudioSource,
     AvatarSource,
+    Diagnosis,
+    DiagnosisCode,
     Picture,
     PublisherMode,
     SessionState,

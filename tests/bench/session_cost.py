@@ -7,7 +7,7 @@ import asyncio
 import numpy as np
 import psutil
 
-from musetalk_agent.media import Pcm
+from musetalk_agent.media_types import Pcm
 from tests.bench.engine import speech
 from tests.bench.figures import Figure
 from tests.bench.reliability_failover import finished

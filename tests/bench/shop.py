@@ -116,7 +116,7 @@ def drawn(folder: Path, frames: int) -> Any:
     """The same frames as a bundle, its mesh from the test data instead of from the landmark models."""
     from musetalk_agent.avatars import framing
     from musetalk_agent.avatars.bundle import Bundle
-    from musetalk_agent.media import Box
+    from musetalk_agent.media_types import Box
     from musetalk_agent.protocol.http import AvatarReport
 
     mesh = np.load(MESH) * (SIDE / 640)

@@ -17,8 +17,8 @@ from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.clock import MonotonicClock
 from musetalk_agent.engines.base import PatchRequest
 from musetalk_agent.engines.batcher import Batcher
-from musetalk_agent.media import Pcm, VideoFrame, frame_start
-from musetalk_agent.pipeline import Pipeline
+from musetalk_agent.media.pipeline import Pipeline
+from musetalk_agent.media_types import Pcm, VideoFrame, frame_start
 from musetalk_agent.publishers.null import NullPublisher
 
 RATE = 16_000

@@ -16,14 +16,17 @@ from fastapi import FastAPI, Request, WebSocket
 from starlette.responses import JSONResponse, Response
 from starlette.websockets import WebSocketDisconnect
 
-from musetalk_agent.protocol.diagnosis import FUNNEL_STAGES, Diagnosis, DiagnosisCode, FunnelStage
 from musetalk_agent.protocol.http import (
+    FUNNEL_STAGES,
     AgentDebug,
     AgentHealth,
     AgentSession,
     AgentStartRequest,
     AvatarReport,
     Capacity,
+    Diagnosis,
+    DiagnosisCode,
+    FunnelStage,
     Playback,
     PublisherMode,
     PublisherRequest,
@@ -32,7 +35,7 @@ from musetalk_agent.protocol.http import (
     Transport,
 )
 from musetalk_agent.protocol.problems import MEDIA_TYPE, ErrorCode, ProblemError
-from musetalk_agent.service.audio_ws import ACK_BYTES
+from musetalk_agent.service.link_server import ACK_BYTES
 from tests.fakes.agent_session import FakeSession
 
 AGENT_KEY = "agent-key-of-the-tests"

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from musetalk_agent.publishers import abandoned, ladder_words
+from musetalk_agent.publishers.failover import policy
+from musetalk_agent.publishers.livekit import detached_connect
 from tests.fakes.stuck import stuck
 from tests.musetalk_agent.service.served import agent
 from tests.waiting import NEVER_S
@@ -37,7 +38,7 @@ ROOMS: dict[str, tuple[bytes | Callable[[bytes], bytes], bytes]] = {
 async def test_a_start_ends_and_leaves_nothing(
     first: bytes | Callable[[bytes], bytes], then: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ladder_words, "ALONE_AT_START_S", 1.0)
+    monkeypatch.setattr(policy, "ALONE_AT_START_S", 1.0)
     async with asyncio.timeout(NEVER_S):
         async with agent(tmp_path) as here, stuck(first, then) as port:
             url = f"ws://127.0.0.1:{port}"
@@ -46,4 +47,4 @@ async def test_a_start_ends_and_leaves_nothing(
             assert (await here.http.get("/health")).json()["capacity"]["sessions"] == 0
             assert (await here.start("s2")).status_code == 200
         # a join that is under way cannot be called off; it ends when its server does
-        await asyncio.gather(*abandoned._tasks, return_exceptions=True)
+        await asyncio.gather(*detached_connect._tasks, return_exceptions=True)

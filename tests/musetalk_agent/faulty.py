@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from musetalk_agent import engine_pool, factory, session
+from musetalk_agent import engine_pool, factory
 from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.clock import MonotonicClock
 from musetalk_agent.engines import batcher
@@ -19,11 +19,12 @@ from musetalk_agent.engines.base import Flight, PatchRequest
 from musetalk_agent.engines.pattern import PatternActor, PatternEngine, PatternFeatures, PatternStream
 from musetalk_agent.errors import EngineFailed
 from musetalk_agent.factory import Factory
-from musetalk_agent.media import Feature, Patch, Pcm, VideoFrame
+from musetalk_agent.media_types import Feature, Patch, Pcm, VideoFrame
 from musetalk_agent.protocol.http import AgentStartRequest, AvatarSource
 from musetalk_agent.publishers.base import Lost
 from musetalk_agent.publishers.null import NullPublisher
 from musetalk_agent.service.sessions import Sessions
+from musetalk_agent.session import session
 from musetalk_agent.settings import AgentSettings
 from tests.musetalk_agent.stand import tone
 from tests.waiting import NEVER_S, until

@@ -13,11 +13,11 @@ import numpy as np
 from musetalk_agent.clock import VirtualClock
 from musetalk_agent.engines.batcher import Batcher
 from musetalk_agent.engines.pattern import PatternEngine, pattern_bundle
-from musetalk_agent.media import Pcm, VideoFrame
-from musetalk_agent.pipeline import Pipeline
+from musetalk_agent.media.pipeline import Pipeline
+from musetalk_agent.media.segment import ROOM_RATE
+from musetalk_agent.media_types import Pcm, VideoFrame
 from musetalk_agent.protocol.messages import Event
 from musetalk_agent.publishers.null import NullPublisher
-from musetalk_agent.sync.segment import ROOM_RATE
 
 RATE = 16_000
 

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import numpy as np
 import pytest
 
-from musetalk_agent.sync.captions import Caption, Word
+from musetalk_agent.media.captions import Caption, Word
 from tests.musetalk_agent.stand import Stand, bursts, stand
 
 FRAME_S = 1 / 25

@@ -16,7 +16,7 @@ from musetalk_agent import __main__ as command_line
 from musetalk_agent.errors import EngineUnavailable
 from musetalk_agent.protocol.version import VERSION
 from musetalk_agent.service import app as service_app
-from musetalk_agent.service import serving
+from musetalk_agent.service import server
 
 COMMANDS = {
     "serve": ["--port", "8091"],
@@ -109,7 +109,7 @@ def engines(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     made = SimpleNamespace(lost=False, on_lost=None)
     monkeypatch.setenv("AGENT_API_KEY", "k")
     monkeypatch.setattr(service_app, "create_app", lambda _: SimpleNamespace(state=SimpleNamespace(engines=made)))
-    monkeypatch.setattr(serving, "DrainingServer", Server)
+    monkeypatch.setattr(server, "DrainingServer", Server)
     monkeypatch.setattr("musetalk_agent.protocol.logs.configure", lambda _: None)
     monkeypatch.setattr(command_line, "_limit_arenas", lambda: None)
     monkeypatch.setattr(command_line.threading, "Timer", Watchdog)

@@ -10,13 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from musetalk_agent import pipeline
-from musetalk_agent.audio_format import FormatWatch
 from musetalk_agent.errors import Draining, EngineFailed
-from musetalk_agent.media import Pcm
-from musetalk_agent.protocol.diagnosis import DiagnosisCode
-from musetalk_agent.protocol.http import SessionState
-from musetalk_agent.session import ENDED, Session
+from musetalk_agent.media import pipeline
+from musetalk_agent.media.format_detector import FormatWatch
+from musetalk_agent.media_types import Pcm
+from musetalk_agent.protocol.http import DiagnosisCode, SessionState
+from musetalk_agent.session.session import ENDED, Session
 from tests.musetalk_agent.faulty import DEADLINE_S, GatedPublisher, World, world
 from tests.musetalk_agent.stand import tone
 

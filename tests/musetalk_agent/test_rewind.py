@@ -11,10 +11,10 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from musetalk_agent.media import Pcm
+from musetalk_agent.media.segment import GRAIN, KEPT_S, ROOM_RATE
+from musetalk_agent.media_types import Pcm
 from musetalk_agent.protocol.messages import PlaybackFinished, PlaybackStarted
 from musetalk_agent.resample import Resampler
-from musetalk_agent.sync.segment import GRAIN, KEPT_S, ROOM_RATE
 from tests.musetalk_agent.stand import Stand, bursts, stand
 
 FRAME_S = 1 / 25

@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from musetalk_agent.media.segment import ROOM_RATE
 from musetalk_agent.protocol.messages import PlaybackFinished
-from musetalk_agent.sync.segment import ROOM_RATE
 from tests.musetalk_agent.stand import RATE, Stand, stand, tone
 
 

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from musetalk_agent.metrics import LOOP_FAILURES
-from musetalk_agent.supervisor import supervise
+from musetalk_agent.tasks import supervise
 
 
 async def test_a_loop_is_restarted_after_any_error_with_a_growing_back_off_until_it_returns() -> None:

@@ -7,8 +7,7 @@ import threading
 
 import pytest
 
-from musetalk_agent.blocking import in_thread
-from musetalk_agent.teardown import Step, tear_down
+from musetalk_agent.tasks import Step, in_thread, tear_down
 from tests.waiting import NEVER_S, until
 
 
@@ -46,7 +45,7 @@ class Steps:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("musetalk_agent.teardown._CANCEL_S", 0.02)
+    monkeypatch.setattr("musetalk_agent.tasks._CANCEL_S", 0.02)
 
 
 async def test_every_step_runs_in_order_whatever_the_others_do() -> None:

@@ -8,11 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from musetalk_agent.media import Pcm
+from musetalk_agent.media.playout import MovingClock
+from musetalk_agent.media.segment import ROOM_RATE
+from musetalk_agent.media.voice_timing import LEAST_JUMP, VOICE_LEAD_S, Due, DueTimes
+from musetalk_agent.media_types import Pcm
 from musetalk_agent.protocol.messages import PlaybackFinished
-from musetalk_agent.publishers.moving_clock import MovingClock
-from musetalk_agent.sync.due import LEAST_JUMP, VOICE_LEAD_S, Due, DueTimes
-from musetalk_agent.sync.segment import ROOM_RATE
 from tests.musetalk_agent.stand import Stand, bursts, stand, tone
 
 BURSTS_AT_S = [0.48, 1.48]  # of `bursts(2)`, which last 2.48 s

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from musetalk_agent.media import Pcm
+from musetalk_agent.media_types import Pcm
 
 RATE = 16_000
 PIECE_S = 0.1

@@ -14,11 +14,11 @@ import yaml
 from prometheus_client import CollectorRegistry
 
 from musetalk_agent import metrics as agent_metrics
+from musetalk_agent.media.scheduler import Act
 from musetalk_agent.metrics import REGISTRY
-from musetalk_agent.protocol.diagnosis import DiagnosisCode
+from musetalk_agent.protocol.http import DiagnosisCode
 from musetalk_agent.protocol.problems import ErrorCode
-from musetalk_agent.publishers.ladder_words import Rung
-from musetalk_agent.sync.scheduler import Act
+from musetalk_agent.publishers.failover.policy import Rung
 from orchestrator.metrics import Metrics
 
 ROOT = Path(__file__).parents[2]

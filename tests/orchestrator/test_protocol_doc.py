@@ -9,7 +9,7 @@ from typing import get_args
 import pytest
 
 from musetalk_agent.protocol import messages
-from musetalk_agent.protocol.diagnosis import Suspicion
+from musetalk_agent.protocol.http import Suspicion
 from musetalk_agent.protocol.problems import STATUS, ErrorCode
 from tests.fakes.stage import Stage
 

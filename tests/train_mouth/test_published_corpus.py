@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from musetalk_agent.media import Pixels
+from musetalk_agent.media_types import Pixels
 from tests.musetalk_agent.avatars.clips import face
 
 ROOT = Path(__file__).parents[2]

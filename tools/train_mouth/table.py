@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from musetalk_agent.features.articulation import CLOSURE, JAW, CueTrack
-from musetalk_agent.media import Cue
+from musetalk_agent.media_types import Cue
 
 #: One symbol of every class, in their order.
 SYMBOLS = ("_", *"pmfθtnlsʃkɹwhjiɪɛæɑʌɔouə")

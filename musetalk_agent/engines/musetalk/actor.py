@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from musetalk_agent.engines.musetalk.avatars import Avatar, AvatarStore
-from musetalk_agent.media import Feature, Patch
+from musetalk_agent.media_types import Feature, Patch
 
 
 class MuseTalkActor:

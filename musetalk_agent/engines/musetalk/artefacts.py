@@ -30,7 +30,7 @@ from musetalk_agent.engines.base import Progress
 from musetalk_agent.engines.musetalk.geometry import Boxes, crop_box, face_boxes
 from musetalk_agent.engines.musetalk.masks import FaceBox, blend_mask, middle, region_of_classes, region_of_mesh
 from musetalk_agent.engines.musetalk.resampling import resize
-from musetalk_agent.media import Box, Patch, Pixels
+from musetalk_agent.media_types import Box, Patch, Pixels
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from musetalk_agent.engines.musetalk.artefacts import Artefacts
 from musetalk_agent.engines.musetalk.graphs import Card
 from musetalk_agent.errors import EngineUnavailable
-from musetalk_agent.media import Patch
+from musetalk_agent.media_types import Patch
 
 SPARE_BYTES = 128 << 20
 """Latents kept of avatars without a session, in case they come back: 8,192 poses of 16 KiB."""

@@ -35,7 +35,7 @@ from musetalk_agent.engines.musetalk.whisper import AudioEncoder
 from musetalk_agent.errors import EngineUnavailable, WeightsMissing
 from musetalk_agent.features.extractor import FeatureExtractor
 from musetalk_agent.features.whisper_features import WhisperFeatures, rest
-from musetalk_agent.media import Patch, Pixels
+from musetalk_agent.media_types import Patch, Pixels
 
 log = logging.getLogger(__name__)
 

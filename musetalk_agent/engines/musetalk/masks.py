@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from musetalk_agent.engines.musetalk.geometry import crop_box, jaw_lines
 from musetalk_agent.engines.musetalk.resampling import resize
-from musetalk_agent.media import Box, Pixels
+from musetalk_agent.media_types import Box, Pixels
 
 FaceBox = tuple[int, int, int, int]
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from musetalk_agent.engines.musetalk.resampling import resize
-from musetalk_agent.media import Pixels
+from musetalk_agent.media_types import Pixels
 
 CLASSES = 19
 SIDE = 512

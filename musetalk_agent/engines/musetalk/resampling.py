@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from musetalk_agent.media import Box, Pixels
+from musetalk_agent.media_types import Box, Pixels
 
 _FRACTION_BITS = 32 - 8 - 2
 """A weight has so many bits after the point: 8 are the pixel's, 2 leave room for filters that overshoot."""

@@ -16,7 +16,7 @@ from musetalk_agent.engines.musetalk.graphs import Card, Mark, Outputs, device_e
 from musetalk_agent.engines.musetalk.network import LATENT_SHAPE, Network
 from musetalk_agent.engines.musetalk.profiles import bucket_of
 from musetalk_agent.errors import EngineUnavailable
-from musetalk_agent.media import Feature, Pixels
+from musetalk_agent.media_types import Feature, Pixels
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from musetalk_agent.engines.warp.geometry import CHIN, IL, IU, OL, OU, Floats, S, Shape, ordered
-from musetalk_agent.media import Feature
+from musetalk_agent.media_types import Feature
 
 FEATURE_SIZE = 5
 APERTURE = 0.12

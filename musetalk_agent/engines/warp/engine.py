@@ -16,7 +16,7 @@ from musetalk_agent.engines.warp.articulation import FEATURE_SIZE, Articulation
 from musetalk_agent.engines.warp.quiet import quiet_patches
 from musetalk_agent.engines.warp.render import render
 from musetalk_agent.features.extractor import FeatureExtractor
-from musetalk_agent.media import Feature, Patch
+from musetalk_agent.media_types import Feature, Patch
 
 log = logging.getLogger(__name__)
 

@@ -30,7 +30,7 @@ from musetalk_agent.engines.warp.geometry import (
     smooth,
     unit,
 )
-from musetalk_agent.media import Box
+from musetalk_agent.media_types import Box
 
 SIDEWAYS = 0.60
 """Where skin beside the mouth stops following its corners (eye distances), or at the face's outline if that is nearer."""

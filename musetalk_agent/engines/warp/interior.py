@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from musetalk_agent.engines.warp.geometry import IL, IU, OL, OU, Floats, S, Shape, smooth, unit
 from musetalk_agent.engines.warp.lips import sample
 from musetalk_agent.engines.warp.teeth import Row, drawn
-from musetalk_agent.media import Pixels
+from musetalk_agent.media_types import Pixels
 
 UPPER_EDGE = 0.023
 """How far the upper incisors reach below the rest line of the lips."""

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from musetalk_agent.engines.warp.geometry import CHIN, SAMPLES, Floats, Shape
-from musetalk_agent.media import Box, Pixels
+from musetalk_agent.media_types import Box, Pixels
 
 FINER = 2
 """Pixels of the enlarged picture to one of the frame. Linear sampling of it is within 3 levels of bicubic sampling of the frame

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from musetalk_agent.engines.warp.geometry import IL, IU, OL, OU, SAMPLES, Floats, S, Shape, ordered
-from musetalk_agent.media import Pixels
+from musetalk_agent.media_types import Pixels
 
 COLUMNS = 81
 STEP = 0.004

@@ -14,7 +14,7 @@ from musetalk_agent.engines.warp.interior import Opening, paint, shadow_line, so
 from musetalk_agent.engines.warp.lent import FINER
 from musetalk_agent.engines.warp.light import LIGHT_AREA, LIGHT_COLS, LIGHT_ROWS
 from musetalk_agent.engines.warp.shot import Shot
-from musetalk_agent.media import Box
+from musetalk_agent.media_types import Box
 
 OWN_TEXTURE = 0.5
 """Presence at which the reference's lips have taken over from the idle frame's."""

@@ -16,7 +16,7 @@ from musetalk_agent.engines.warp.artefacts import Artefacts
 from musetalk_agent.engines.warp.articulation import FEATURE_SIZE, Articulation
 from musetalk_agent.engines.warp.geometry import IL, IU
 from musetalk_agent.engines.warp.render import render
-from musetalk_agent.media import Box, Patch
+from musetalk_agent.media_types import Box, Patch
 
 FILE = "quiet.npz"
 PARTED = 0.02

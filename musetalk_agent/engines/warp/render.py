@@ -12,7 +12,7 @@ from musetalk_agent.engines.warp.field import Field, Lattice
 from musetalk_agent.engines.warp.geometry import NECK, REACH, Floats, unit
 from musetalk_agent.engines.warp.mouth import lent_shape, lips_over
 from musetalk_agent.engines.warp.shot import Shot, fetch
-from musetalk_agent.media import Patch
+from musetalk_agent.media_types import Patch
 
 CELL = 0.025
 """Lattice cells (eye distances)."""

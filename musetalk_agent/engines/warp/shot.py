@@ -14,7 +14,7 @@ from musetalk_agent.engines.warp.articulation import Articulation, driven
 from musetalk_agent.engines.warp.field import Lattice
 from musetalk_agent.engines.warp.geometry import CHIN, IL, IU, SAMPLES, Floats, Shape
 from musetalk_agent.engines.warp.lent import Lent
-from musetalk_agent.media import Box, Pixels
+from musetalk_agent.media_types import Box, Pixels
 
 ROOM = 0.4
 """Share of the skin between a mouth's corner and the face's outline by which the corner may move."""

@@ -17,8 +17,8 @@ from livekit.rtc._proto.room_pb2 import SimulateScenarioKind
 from musetalk_agent.avatar_protocol import core
 from musetalk_agent.factory import Factory
 from musetalk_agent.protocol.http import AgentStartRequest, AvatarSource
-from musetalk_agent.publishers.failover import FailoverPublisher
-from musetalk_agent.session import Session
+from musetalk_agent.publishers.failover.publisher import FailoverPublisher
+from musetalk_agent.session.session import Session
 from musetalk_agent.settings import AgentSettings
 from orchestrator.livekit_server import LiveKitAccess
 from tests.viewer import join_token

@@ -19,7 +19,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from musetalk_agent.media import Pixels
+from musetalk_agent.media_types import Pixels
 
 Real = NDArray[np.float64]
 

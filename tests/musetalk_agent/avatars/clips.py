@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from musetalk_agent.avatars.library import DEMO_ASSET
-from musetalk_agent.media import Pixels
+from musetalk_agent.media_types import Pixels
 
 
 def face(side: int = 256) -> Pixels:

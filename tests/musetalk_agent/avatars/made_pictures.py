@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from musetalk_agent.media import Pixels
+from musetalk_agent.media_types import Pixels
 
 COLOURS = {
     "top left": (200, 60, 50),

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from musetalk_agent.avatars.bundle import SCHEMA_VERSION, Bundle
 from musetalk_agent.avatars.store import HEAD, ArrayWriter, DamagedBundle, load_bundle, read_rows, write_head
-from musetalk_agent.media import Box
+from musetalk_agent.media_types import Box
 from musetalk_agent.protocol.http import AvatarReport
 
 KEY, FRAMES, WIDTH, HEIGHT = "k" * 16, 3, 8, 6

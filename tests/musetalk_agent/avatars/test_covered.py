@@ -11,7 +11,7 @@ from musetalk_agent.avatars.covered import EVERY, covered_frames
 from musetalk_agent.avatars.face import FaceNet, Points
 from musetalk_agent.avatars.quality import report
 from musetalk_agent.avatars.track import FaceTrack, FaceTracker, finish
-from musetalk_agent.media import Pixels
+from musetalk_agent.media_types import Pixels
 from musetalk_agent.weights import ModelStore
 
 from .clips import face, moving

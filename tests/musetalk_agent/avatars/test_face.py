@@ -9,7 +9,7 @@ from musetalk_agent.avatars.head import NOD, TURN
 from musetalk_agent.avatars.quality import closed_mouth, face_px, report
 from musetalk_agent.avatars.track import FaceTrack, FaceTracker, Sight, finish
 from musetalk_agent.errors import NoFaceInAvatar
-from musetalk_agent.media import Pixels
+from musetalk_agent.media_types import Pixels
 from musetalk_agent.weights import ModelStore
 
 from .clips import face, flat, moving, noise

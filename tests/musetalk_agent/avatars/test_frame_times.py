@@ -19,7 +19,7 @@ from musetalk_agent.avatars.limits import AvatarLimits
 from musetalk_agent.avatars.upright import Upright
 from musetalk_agent.avatars.video import VideoClip
 from musetalk_agent.errors import AvatarEmpty, AvatarTooLarge, AvatarUndecodable
-from musetalk_agent.media import Pixels
+from musetalk_agent.media_types import Pixels
 
 RATES = st.sampled_from([1, 10, 24, 25, 30, 50, 60])
 SPANS = st.fractions(Fraction(1, 1000), Fraction(1), max_denominator=90_000)

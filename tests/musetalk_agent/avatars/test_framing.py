@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from musetalk_agent.avatars import framing
 from musetalk_agent.avatars.limits import AvatarLimits
 from musetalk_agent.errors import AvatarUndecodable
-from musetalk_agent.media import Box
+from musetalk_agent.media_types import Box
 from musetalk_agent.protocol.http import Picture
 
 from .clips import face, noise

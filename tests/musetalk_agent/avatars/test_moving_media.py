@@ -20,7 +20,7 @@ from musetalk_agent.avatars.limits import AvatarLimits
 from musetalk_agent.avatars.sniff import SNIFF_BYTES, VIDEOS, Kind, sniff
 from musetalk_agent.avatars.video import open_clip
 from musetalk_agent.errors import AvatarTooLarge, AvatarUndecodable
-from musetalk_agent.media import Pixels
+from musetalk_agent.media_types import Pixels
 
 from .cards import BT601, BT709, BT2020, FULL, HLG, PQ, Film, card, cards, clap, packets, read, with_clap, woven
 

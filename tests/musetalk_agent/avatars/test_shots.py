@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from musetalk_agent.avatars.shots import Change, cuts, longest, small
-from musetalk_agent.media import Pixels
+from musetalk_agent.media_types import Pixels
 
 from .clips import face, flat, moving
 

@@ -8,7 +8,7 @@ from musetalk_agent.avatars import blink as blink_module
 from musetalk_agent.avatars.blink import Blink
 from musetalk_agent.avatars.face import FaceNet, Points
 from musetalk_agent.avatars.still import IdleMotion
-from musetalk_agent.media import Pixels
+from musetalk_agent.media_types import Pixels
 from musetalk_agent.weights import ModelStore
 
 from .clips import face

@@ -17,7 +17,7 @@ from musetalk_agent.avatars.limits import AvatarLimits
 from musetalk_agent.avatars.picture_decoder import _LYING, _UPRIGHT, decode_picture, orientation_of
 from musetalk_agent.avatars.upright import Aperture, Turn, Upright, _opaque
 from musetalk_agent.errors import AvatarUndecodable
-from musetalk_agent.media import Pixels
+from musetalk_agent.media_types import Pixels
 from tests.musetalk_agent.avatars.made_pictures import STORED_AS, oriented, quarters, scene
 
 TURNS = [Turn(*flags) for flags in itertools.product([False, True], repeat=3)]

@@ -10,7 +10,7 @@ from musetalk_agent.avatars.limits import AvatarLimits
 from musetalk_agent.avatars.sniff import Kind
 from musetalk_agent.avatars.video import open_clip
 from musetalk_agent.errors import AvatarTooLarge, AvatarUndecodable
-from musetalk_agent.media import Pixels
+from musetalk_agent.media_types import Pixels
 
 from .clips import flat, video
 

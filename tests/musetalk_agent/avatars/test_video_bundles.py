@@ -12,7 +12,7 @@ from musetalk_agent.avatars import framing
 from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.avatars.library import AvatarLibrary
 from musetalk_agent.errors import AvatarUndecodable
-from musetalk_agent.media import Pixels
+from musetalk_agent.media_types import Pixels
 from musetalk_agent.protocol.http import AvatarSource, Picture
 
 from .cards import BT709, BT2020, FULL, HLG, PQ, Film, packets

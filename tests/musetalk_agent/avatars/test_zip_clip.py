@@ -19,7 +19,7 @@ from musetalk_agent.avatars.library import AvatarLibrary
 from musetalk_agent.avatars.limits import AvatarLimits
 from musetalk_agent.avatars.zip_clip import ZipFrames, choose_frames, zip_frames
 from musetalk_agent.errors import AvatarSizesDiffer, AvatarTooLarge, AvatarUndecodable
-from musetalk_agent.media import Pixels
+from musetalk_agent.media_types import Pixels
 from musetalk_agent.protocol.http import AvatarSource, Picture
 from musetalk_agent.weights import ModelStore
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from musetalk_agent.compose.blend import paste
+from musetalk_agent.compose.compositor import paste
 from tests.reference import musetalk as reference
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from musetalk_agent.compose.blend import paste
-from musetalk_agent.compose.compositor import Compositor
+from musetalk_agent.compose.compositor import Compositor, paste
 from musetalk_agent.engines.pattern import pattern_bundle
-from musetalk_agent.media import Box, Patch
+from musetalk_agent.media_types import Box, Patch
 
 
 def test_paste_is_pillows_formula_for_every_combination() -> None:

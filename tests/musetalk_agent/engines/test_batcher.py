@@ -15,7 +15,7 @@ from musetalk_agent.engines.base import Flight, PatchRequest
 from musetalk_agent.engines.batcher import QUEUE_LIMIT, Batcher
 from musetalk_agent.engines.pattern import PatternEngine, pattern_bundle
 from musetalk_agent.errors import EngineFailed, EngineUnavailable
-from musetalk_agent.media import Patch
+from musetalk_agent.media_types import Patch
 from tests.waiting import NEVER_S, until
 
 

@@ -14,7 +14,7 @@ from musetalk_agent.engines.base import Flight, Landed, PatchRequest
 from musetalk_agent.engines.batcher import Batcher, _settle
 from musetalk_agent.engines.pattern import PatternEngine
 from musetalk_agent.errors import EngineFailed, EngineUnavailable
-from musetalk_agent.media import Box, Patch
+from musetalk_agent.media_types import Box, Patch
 from tests.musetalk_agent.engines.test_batcher import CardEngine, request, running
 from tests.waiting import NEVER_S, until
 

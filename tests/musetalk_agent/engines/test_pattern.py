@@ -8,7 +8,7 @@ import pytest
 from musetalk_agent.compose.compositor import Compositor
 from musetalk_agent.engines.base import PatchRequest
 from musetalk_agent.engines.pattern import PatternEngine, PatternStream, pattern_bundle
-from musetalk_agent.media import frames_begun
+from musetalk_agent.media_types import frames_begun
 
 
 def test_the_value_is_the_rms_of_the_frames_own_samples() -> None:

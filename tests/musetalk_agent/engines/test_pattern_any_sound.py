@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from musetalk_agent.engines.base import PatchRequest
 from musetalk_agent.engines.pattern import THRESHOLD, PatternActor, PatternEngine, PatternFeatures, pattern_bundle
-from musetalk_agent.media import frame_start, frames_begun
+from musetalk_agent.media_types import frame_start, frames_begun
 
 RATES = st.sampled_from([15, 24, 25, 30, 50, 60])
 SOUND = np.random.default_rng(3).integers(-20_000, 20_000, 4_000).astype(np.int16)

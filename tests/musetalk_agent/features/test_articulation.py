@@ -27,7 +27,7 @@ from musetalk_agent.features.articulation import (
     classes_of,
     spans,
 )
-from musetalk_agent.media import Cue
+from musetalk_agent.media_types import Cue
 
 
 def names(symbol: str) -> list[str]:

@@ -23,7 +23,7 @@ from musetalk_agent.features.mouth_network import (
 from musetalk_agent.features.speech_detector import SpeechDetector, shipped_network
 from musetalk_agent.features.speech_gate import SpeechGate
 from musetalk_agent.features.visemes import VisemeFeatures, VisemeStream
-from musetalk_agent.media import Feature
+from musetalk_agent.media_types import Feature
 from tests.musetalk_agent.features.test_speech_detector import RATE, noise, peak, rms, spoken
 
 Arrays = dict[str, NDArray[np.float64]]

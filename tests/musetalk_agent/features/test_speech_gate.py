@@ -11,7 +11,7 @@ from musetalk_agent.features.extractor import FeatureExtractor
 from musetalk_agent.features.speech_gate import HOLD_S, SpeechGate
 from musetalk_agent.features.visemes import VisemeFeatures
 from musetalk_agent.features.whisper_features import TARGET, WhisperFeatures
-from musetalk_agent.media import Cue, Feature, frames_begun
+from musetalk_agent.media_types import Cue, Feature, frames_begun
 from tests.musetalk_agent.features.test_speech_detector import peak, spoken
 
 RATE = 16_000

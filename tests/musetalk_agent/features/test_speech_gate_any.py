@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from musetalk_agent.features.speech_detector import LevelDetector
 from musetalk_agent.features.speech_gate import HOLD_S, SpeechGate
-from musetalk_agent.media import Cue, Feature, Pcm, frame_start, frames_begun
+from musetalk_agent.media_types import Cue, Feature, Pcm, frame_start, frames_begun
 
 RATE = 16_000
 STEP = RATE // 50

@@ -22,7 +22,7 @@ from musetalk_agent.features.articulation import (
     spans,
 )
 from musetalk_agent.features.visemes import VisemeFeatures, default_weights
-from musetalk_agent.media import Cue, frame_start, frames_begun
+from musetalk_agent.media_types import Cue, frame_start, frames_begun
 
 RATE = 16_000
 Pcm = NDArray[np.int16]

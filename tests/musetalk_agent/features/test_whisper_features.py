@@ -25,7 +25,7 @@ from musetalk_agent.features.whisper_features import (
     WhisperFeatures,
     rest,
 )
-from musetalk_agent.media import Cue, Pcm, frame_start, frames_begun
+from musetalk_agent.media_types import Cue, Pcm, frame_start, frames_begun
 
 RATE = 16_000
 

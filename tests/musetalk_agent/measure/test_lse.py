@@ -21,7 +21,7 @@ from musetalk_agent.errors import WeightsInvalid
 from musetalk_agent.measure import lse
 from musetalk_agent.measure.lse import mfcc
 from musetalk_agent.measure.mouth_tracks import Faces
-from musetalk_agent.media import Pcm, Pixels
+from musetalk_agent.media_types import Pcm, Pixels
 from musetalk_agent.tools import render
 from musetalk_agent.weights import Manifest, ModelStore, default_models_dir
 from tests.musetalk_agent.measure.test_measure_sync import run, speech

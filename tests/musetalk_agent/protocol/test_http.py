@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from musetalk_agent.protocol.diagnosis import Diagnosis, DiagnosisCode
 from musetalk_agent.protocol.http import (
     MAX_PIXELS,
     MAX_SIDE,
@@ -21,6 +20,8 @@ from musetalk_agent.protocol.http import (
     AvatarReport,
     AvatarSource,
     Capacity,
+    Diagnosis,
+    DiagnosisCode,
     Picture,
     Playback,
     PublisherRequest,

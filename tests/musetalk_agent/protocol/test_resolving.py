@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from musetalk_agent.protocol.resolving import NameResolver
+from musetalk_agent.protocol.addresses import NameResolver
 from tests.waiting import NEVER_S, until
 
 

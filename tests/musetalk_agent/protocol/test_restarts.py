@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from musetalk_agent.protocol.restarts import run_restarted
+from musetalk_agent.protocol.retries import run_restarted
 
 
 class Stand:

@@ -17,15 +17,15 @@ from livekit import api
 from musetalk_agent.clock import MonotonicClock
 from musetalk_agent.engines.batcher import Batcher
 from musetalk_agent.engines.pattern import PatternEngine, pattern_bundle
-from musetalk_agent.media import Pcm
-from musetalk_agent.pipeline import Pipeline
+from musetalk_agent.media.pipeline import Pipeline
+from musetalk_agent.media_types import Pcm
 from musetalk_agent.protocol.http import AgentStartRequest, AvatarSource, PublisherMode
 from musetalk_agent.protocol.messages import PublisherChanged
-from musetalk_agent.publishers.failover import FailoverPublisher
-from musetalk_agent.publishers.livekit import LiveKitOptions
-from musetalk_agent.publishers.outlets import OutletOptions
-from musetalk_agent.publishers.rtmp_address import check_rtmp
-from musetalk_agent.session import Session
+from musetalk_agent.publishers.failover.publisher import FailoverPublisher
+from musetalk_agent.publishers.failover.transports import OutletOptions
+from musetalk_agent.publishers.livekit.publisher import LiveKitOptions
+from musetalk_agent.publishers.rtmp.address import check_rtmp
+from musetalk_agent.session.session import Session
 from orchestrator.livekit_server import LiveKitAccess, LiveKitServer, find
 from tests.musetalk_agent.publishers.spoken_code import SLOT_S
 from tests.viewer import RATE, join_token

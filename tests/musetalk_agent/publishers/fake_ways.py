@@ -11,19 +11,19 @@ import pytest
 
 from musetalk_agent.clock import VirtualClock
 from musetalk_agent.errors import PublishFailed
-from musetalk_agent.media import Pcm, VideoFrame
+from musetalk_agent.media.captions import Caption
+from musetalk_agent.media.playout import PlayoutClock
+from musetalk_agent.media_types import Pcm, VideoFrame
 from musetalk_agent.protocol.http import PublisherMode
 from musetalk_agent.protocol.messages import PublisherChanged
-from musetalk_agent.publishers import outlets, quality
 from musetalk_agent.publishers.base import Lost, PublisherState
-from musetalk_agent.publishers.failover import FailoverPublisher
-from musetalk_agent.publishers.livekit import LiveKitOptions
-from musetalk_agent.publishers.outlets import OutletOptions
-from musetalk_agent.publishers.rtmp_address import RtmpAddress
-from musetalk_agent.publishers.stream import StreamOptions, StreamState
-from musetalk_agent.publishers.transport import Liveness, Reading
-from musetalk_agent.sync.captions import Caption
-from musetalk_agent.sync.playout import PlayoutClock
+from musetalk_agent.publishers.failover import quality, transports
+from musetalk_agent.publishers.failover.publisher import FailoverPublisher
+from musetalk_agent.publishers.failover.transports import OutletOptions
+from musetalk_agent.publishers.livekit.publisher import LiveKitOptions
+from musetalk_agent.publishers.livekit.stats import Liveness, Reading
+from musetalk_agent.publishers.rtmp.address import RtmpAddress
+from musetalk_agent.publishers.stream.sink import StreamOptions, StreamState
 from tests.musetalk_agent.publishers.feed import picture
 from tests.waiting import turns
 
@@ -240,10 +240,10 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
     async def answers(url: str) -> bool:
         return made.answers
 
-    monkeypatch.setattr(outlets, "LiveKitPublisher", lambda *about: FakeRoom(made, *about))
+    monkeypatch.setattr(transports, "LiveKitPublisher", lambda *about: FakeRoom(made, *about))
     monkeypatch.setattr(quality, "LiveKitPublisher", FakeRoom)
-    monkeypatch.setattr(outlets, "RtmpSink", lambda options, _, changed: FakeStream(made, "rtmp", options, changed))
-    monkeypatch.setattr(outlets, "WhipSink", lambda options, _, changed: FakeStream(made, "whip", options, changed))
-    monkeypatch.setattr(outlets, "Probe", lambda *about: FakeProbe(made, *about))
-    monkeypatch.setattr(outlets, "answers", answers)
+    monkeypatch.setattr(transports, "RtmpSink", lambda options, _, changed: FakeStream(made, "rtmp", options, changed))
+    monkeypatch.setattr(transports, "WhipSink", lambda options, _, changed: FakeStream(made, "whip", options, changed))
+    monkeypatch.setattr(transports, "Probe", lambda *about: FakeProbe(made, *about))
+    monkeypatch.setattr(transports, "answers", answers)
     return made

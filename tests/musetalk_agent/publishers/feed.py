@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from musetalk_agent.media import Pcm, VideoFrame
-from musetalk_agent.publishers.stream import StreamSink
+from musetalk_agent.media_types import Pcm, VideoFrame
+from musetalk_agent.publishers.stream.sink import StreamSink
 
 FPS = 25
 BLOCK = 1920

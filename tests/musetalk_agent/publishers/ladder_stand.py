@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from musetalk_agent.protocol.http import PublisherMode as Mode
-from musetalk_agent.publishers import ladder_words as w
-from musetalk_agent.publishers.ladder import Ladder
-from musetalk_agent.publishers.ladder_words import Act, Event, State, Ways
+from musetalk_agent.publishers.failover import policy as w
+from musetalk_agent.publishers.failover.policy import Act, Event, Ladder, State, Ways
 
 ALONE = Ways(whip=True)
 PLAIN = Ways(rtmp=True, whip=True)

@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 
-from musetalk_agent.media import Pcm
+from musetalk_agent.media_types import Pcm
 
 SLOT_S = 0.1
 LOW = 400 + 60 * np.arange(11)

@@ -6,8 +6,8 @@ import itertools
 
 import pytest
 
-from musetalk_agent.publishers.adaptation import STEPS, Adaptation, Health, judge_room, judge_stream
-from musetalk_agent.publishers.transport import Reading
+from musetalk_agent.publishers.failover.quality import STEPS, Adaptation, Health, judge_room, judge_stream
+from musetalk_agent.publishers.livekit.stats import Reading
 
 WANTED, FPS = 1_500_000, 25
 

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from musetalk_agent.media import VideoFrame
-from musetalk_agent.publishers.adaptation import DOWN_S, STEPS, UP_S, Adaptation, Health, judge_room, judge_stream
-from musetalk_agent.publishers.heard import Heard
-from musetalk_agent.publishers.stream_queue import AUDIO_S, VIDEO_S, MediaQueue, Picture, Sound
-from musetalk_agent.publishers.transport import Liveness, Reading
-from musetalk_agent.sync.segment import ROOM_RATE
+from musetalk_agent.media.playout import Heard
+from musetalk_agent.media.segment import ROOM_RATE
+from musetalk_agent.media_types import VideoFrame
+from musetalk_agent.publishers.failover.quality import DOWN_S, STEPS, UP_S, Adaptation, Health, judge_room, judge_stream
+from musetalk_agent.publishers.livekit.stats import Liveness, Reading
+from musetalk_agent.publishers.stream.queue import AUDIO_S, VIDEO_S, MediaQueue, Picture, Sound
 from tests.musetalk_agent.publishers.feed import picture
 
 FRAME = picture(90, 16)

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from musetalk_agent.media.captions import Caption
 from musetalk_agent.metrics import CAPTIONS
-from musetalk_agent.publishers import captions
-from musetalk_agent.publishers.captions import CaptionWriter
-from musetalk_agent.sync.captions import Caption
+from musetalk_agent.publishers.livekit import transcription
+from musetalk_agent.publishers.livekit.transcription import CaptionWriter
 from tests.waiting import NEVER_S, until
 
 
@@ -96,7 +96,7 @@ async def test_captions_go_on_after_a_future_of_the_sdk_was_cancelled() -> None:
 
 
 async def test_a_room_that_takes_none_costs_the_oldest_pieces_and_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(captions, "_LAST_S", 0.05)
+    monkeypatch.setattr(transcription, "_LAST_S", 0.05)
     room, before = Room(), counted("dropped")
     room.stuck = True
     writer = CaptionWriter(room, lambda: None)  # type: ignore[arg-type]

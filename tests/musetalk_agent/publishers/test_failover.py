@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from musetalk_agent.errors import PublisherUnavailable, PublishFailed
-from musetalk_agent.media import VideoFrame
+from musetalk_agent.media_types import VideoFrame
 from musetalk_agent.protocol.http import PublisherMode
 from musetalk_agent.publishers.base import Lost
-from musetalk_agent.publishers.livekit import LiveKitPublisher
+from musetalk_agent.publishers.livekit.publisher import LiveKitPublisher
 from orchestrator.livekit_server import LiveKitAccess
 from orchestrator.processes import free_port
 from tests.musetalk_agent.publishers.failing import Sfu, coarse, failing, sfu

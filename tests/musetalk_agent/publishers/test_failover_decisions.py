@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from musetalk_agent.errors import PublisherUnavailable, PublishFailed
+from musetalk_agent.media.captions import Caption
+from musetalk_agent.media.playout import MovingClock
+from musetalk_agent.media.segment import ROOM_RATE
 from musetalk_agent.protocol.http import PublisherMode
 from musetalk_agent.protocol.problems import ErrorCode
-from musetalk_agent.publishers.moving_clock import MovingClock
-from musetalk_agent.sync.captions import Caption
-from musetalk_agent.sync.segment import ROOM_RATE
 from tests.musetalk_agent.publishers.fake_ways import ADDRESS, BLOCK, FIRST, World, world
 from tests.waiting import NEVER_S, turns
 
@@ -277,7 +277,7 @@ async def test_the_room_is_not_joined_before_a_push_of_the_same_identity_has_end
 async def test_a_room_that_hangs_at_the_end_does_not_hold_the_end_up(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("musetalk_agent.publishers.outlets._CLOSE_S", 0.05)
+    monkeypatch.setattr("musetalk_agent.publishers.failover.transports._CLOSE_S", 0.05)
     await on_air(world, address=ADDRESS, beside=True)
     world.room.stays = True
     async with asyncio.timeout(NEVER_S):

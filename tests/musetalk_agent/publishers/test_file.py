@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from musetalk_agent.clock import VirtualClock
-from musetalk_agent.media import Pcm, VideoFrame
+from musetalk_agent.media_types import Pcm, VideoFrame
 from musetalk_agent.publishers.file import FilePublisher, Film, FilmSound
 
 

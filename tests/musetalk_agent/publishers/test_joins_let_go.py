@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from livekit import rtc
 
-from musetalk_agent.publishers import abandoned, probe
-from musetalk_agent.publishers.abandoned import abandon
-from musetalk_agent.publishers.leaving import leave
-from musetalk_agent.publishers.probe import Probe, answers
+from musetalk_agent.publishers.failover import probe
+from musetalk_agent.publishers.failover.probe import Probe, answers
+from musetalk_agent.publishers.livekit import detached_connect
+from musetalk_agent.publishers.livekit.detached_connect import abandon, leave
 from tests.fakes.stuck import stuck
 from tests.waiting import NEVER_S, turns, until
 
@@ -64,7 +64,7 @@ async def test_a_room_that_is_reached_after_all_is_left() -> None:
     room.joins.set_result(None)
     room.last_event.set()
     await leaving
-    assert room.goodbyes == 1 and leaving not in abandoned._tasks
+    assert room.goodbyes == 1 and leaving not in detached_connect._tasks
 
 
 @pytest.mark.parametrize("how", ["fails", "cancelled"])
@@ -86,7 +86,7 @@ async def test_a_join_that_does_not_succeed_needs_no_goodbye(how: str) -> None:
 async def test_a_goodbye_that_breaks_or_hangs_is_given_up_and_nothing_runs_on(
     breaks: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(abandoned, "_LEAVE_S", 0.05)
+    monkeypatch.setattr(detached_connect, "_LEAVE_S", 0.05)
     room = Room()
     room.breaks = breaks
     room.joins.set_result(None)
@@ -137,7 +137,7 @@ async def test_a_probe_says_yes_once_a_join_has_held_and_leaves_the_room(told: l
         room.last_event.set()
         if not room.joins.done():
             room.joins.set_result(None)
-    await until(lambda: not abandoned._tasks)
+    await until(lambda: not detached_connect._tasks)
     assert all(room.goodbyes == 1 for room in Room.made)
 
 
@@ -151,7 +151,7 @@ async def test_a_probe_whose_join_fails_says_no_and_tries_again(told: list[bool]
     await made.aclose()
     for room in Room.made[2:]:
         room.joins.cancel()
-    await until(lambda: not abandoned._tasks)
+    await until(lambda: not detached_connect._tasks)
 
 
 async def test_closing_does_not_wait_for_a_join_under_way_and_that_room_is_left_later(told: list[bool]) -> None:
@@ -163,7 +163,7 @@ async def test_closing_does_not_wait_for_a_join_under_way_and_that_room_is_left_
     assert room.goodbyes == 0 and told == []
     room.joins.set_result(None)
     room.last_event.set()
-    await until(lambda: not abandoned._tasks)
+    await until(lambda: not detached_connect._tasks)
     assert room.goodbyes == 1
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from musetalk_agent.protocol.http import PublisherMode as Mode
-from musetalk_agent.publishers import ladder_words as w
-from musetalk_agent.publishers.ladder_words import Act, Event, Rung, State, Ways
+from musetalk_agent.publishers.failover import policy as w
+from musetalk_agent.publishers.failover.policy import Act, Event, Rung, State, Ways
 from tests.musetalk_agent.publishers.ladder_stand import ALONE, BESIDE, INGRESS, PLAIN, TICK_S, Stand, begun, reach
 
 S, E, A = State, Event, Act

@@ -9,9 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from musetalk_agent.protocol.http import PublisherMode as Mode
-from musetalk_agent.publishers import ladder_words as w
-from musetalk_agent.publishers.ladder import Ladder
-from musetalk_agent.publishers.ladder_words import Act, Event, Rung, State, Ways
+from musetalk_agent.publishers.failover import policy as w
+from musetalk_agent.publishers.failover.policy import Act, Event, Ladder, Rung, State, Ways
 from tests.musetalk_agent.publishers.ladder_stand import ALONE, BESIDE, INGRESS, PLAIN, TICK_S, Stand
 
 

@@ -17,11 +17,10 @@ from musetalk_agent.clock import MonotonicClock
 from musetalk_agent.engines.batcher import Batcher
 from musetalk_agent.engines.pattern import PatternEngine, pattern_bundle
 from musetalk_agent.errors import PublishFailed
-from musetalk_agent.pipeline import Pipeline
-from musetalk_agent.protocol.diagnosis import DiagnosisCode
-from musetalk_agent.protocol.http import AgentStartRequest, AvatarSource, SessionState
-from musetalk_agent.publishers.livekit import LiveKitOptions, LiveKitPublisher
-from musetalk_agent.session import Session
+from musetalk_agent.media.pipeline import Pipeline
+from musetalk_agent.protocol.http import AgentStartRequest, AvatarSource, DiagnosisCode, SessionState
+from musetalk_agent.publishers.livekit.publisher import LiveKitOptions, LiveKitPublisher
+from musetalk_agent.session.session import Session
 from orchestrator.livekit_server import LiveKitAccess
 from tests.fakes.relay import relay
 from tests.musetalk_agent.publishers.feed import picture

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 
 from musetalk_agent.clock import MonotonicClock
-from musetalk_agent.publishers import livekit
-from musetalk_agent.publishers.livekit import LiveKitOptions, LiveKitPublisher
-from musetalk_agent.sync.captions import Caption
+from musetalk_agent.media.captions import Caption
+from musetalk_agent.publishers.livekit import publisher as livekit_publisher
+from musetalk_agent.publishers.livekit.publisher import LiveKitOptions, LiveKitPublisher
 from tests.waiting import until
 
 
@@ -74,8 +74,8 @@ async def test_a_join_under_way_is_waited_for_and_only_a_late_one_is_abandoned(
         await reached.wait()
 
     abandoned: list[object] = []
-    monkeypatch.setattr(livekit, "abandon", lambda room, connecting: abandoned.append(connecting))
-    monkeypatch.setattr(livekit, "_JOIN_GRACE_S", 0.01 if late else 60.0)
+    monkeypatch.setattr(livekit_publisher, "abandon", lambda room, connecting: abandoned.append(connecting))
+    monkeypatch.setattr(livekit_publisher, "_JOIN_GRACE_S", 0.01 if late else 60.0)
     made._connecting = joining = asyncio.create_task(connect())
     closing = asyncio.create_task(made.aclose())
     await until(lambda: made._closing)
@@ -97,7 +97,7 @@ async def test_statistics_that_do_not_come_leave_the_last_reading_and_are_noted(
     async def broken() -> None:
         raise Exception("no statistics while it reconnects")
 
-    monkeypatch.setattr(livekit, "_STATS_PERIOD_S", 0)
+    monkeypatch.setattr(livekit_publisher, "_STATS_PERIOD_S", 0)
     monkeypatch.setattr(made, "_room", SimpleNamespace(get_rtc_stats=broken))
     task = asyncio.create_task(made._poll_stats())
     try:

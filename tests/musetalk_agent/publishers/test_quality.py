@@ -8,10 +8,9 @@ import pytest
 
 from musetalk_agent.metrics import ADAPTATION_STEP
 from musetalk_agent.protocol.http import Transport
-from musetalk_agent.publishers.adaptation import STEPS
-from musetalk_agent.publishers.quality import QualityWatch
-from musetalk_agent.publishers.stream import StreamOptions
-from musetalk_agent.publishers.transport import Reading
+from musetalk_agent.publishers.failover.quality import STEPS, QualityWatch
+from musetalk_agent.publishers.livekit.stats import Reading
+from musetalk_agent.publishers.stream.sink import StreamOptions
 from tests.musetalk_agent.publishers.fake_ways import FIRST, FakeRoom, FakeStream, World, world
 
 __all__ = ["world"]

@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 
 from musetalk_agent.clock import MonotonicClock
-from musetalk_agent.publishers.rtmp import RtmpSink
-from musetalk_agent.publishers.rtmp_address import RtmpAddress, check_rtmp
-from musetalk_agent.publishers.rtmp_link import RtmpLink
-from musetalk_agent.publishers.stream import StreamOptions
+from musetalk_agent.publishers.rtmp.address import RtmpAddress, check_rtmp
+from musetalk_agent.publishers.rtmp.connection import RtmpLink
+from musetalk_agent.publishers.rtmp.sink import RtmpSink
+from musetalk_agent.publishers.stream.sink import StreamOptions
 from tests.musetalk_agent.publishers.feed import AHEAD_S, BLOCK, FPS, feed, picture, speech
 from tests.servers.nginx_rtmp import NginxRtmp
 from tests.servers.puller import RATE, Puller

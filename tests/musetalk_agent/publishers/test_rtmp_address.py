@@ -6,7 +6,7 @@ import pytest
 
 from musetalk_agent.errors import RtmpUrlForbidden
 from musetalk_agent.protocol.problems import ErrorCode
-from musetalk_agent.publishers.rtmp_address import check_rtmp, redact
+from musetalk_agent.publishers.rtmp.address import check_rtmp, redact
 
 
 def resolver(*addresses: str):  # type: ignore[no-untyped-def]

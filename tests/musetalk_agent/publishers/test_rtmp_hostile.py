@@ -14,12 +14,12 @@ from contextlib import contextmanager
 import pytest
 
 from musetalk_agent.clock import MonotonicClock
-from musetalk_agent.publishers import rtmp_link
-from musetalk_agent.publishers import rtmp_wire as wire
-from musetalk_agent.publishers.rtmp import RtmpSink
-from musetalk_agent.publishers.rtmp_address import RtmpAddress
-from musetalk_agent.publishers.rtmp_link import RtmpLink
-from musetalk_agent.publishers.stream import StreamOptions
+from musetalk_agent.publishers.rtmp import connection
+from musetalk_agent.publishers.rtmp import protocol as wire
+from musetalk_agent.publishers.rtmp.address import RtmpAddress
+from musetalk_agent.publishers.rtmp.connection import RtmpLink
+from musetalk_agent.publishers.rtmp.sink import RtmpSink
+from musetalk_agent.publishers.stream.sink import StreamOptions
 from tests.musetalk_agent.publishers.feed import picture
 from tests.waiting import NEVER_S
 
@@ -136,7 +136,7 @@ def reads_nothing_more(connection: socket.socket, over: threading.Event) -> None
 
 @pytest.mark.parametrize("behave", [silent, trickle, silent_after_handshake, chatter, results_of_others])
 def test_connecting_has_one_deadline_whatever_the_portions(behave: Behaviour, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rtmp_link, "CONNECT_S", 0.5)
+    monkeypatch.setattr(connection, "CONNECT_S", 0.5)
     with server(behave) as address:
         link = RtmpLink(address)
         ending = threading.Timer(20, link.abort)  # so that the test ends where the deadline does not hold
@@ -151,7 +151,7 @@ def test_connecting_has_one_deadline_whatever_the_portions(behave: Behaviour, mo
 
 @pytest.mark.parametrize("behave", [empty_chunks, one_long_message])
 def test_a_flood_ends_the_connection_with_a_reason(behave: Behaviour, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rtmp_link, "CONNECT_S", 20.0)
+    monkeypatch.setattr(connection, "CONNECT_S", 20.0)
     with server(behave) as address:
         link = RtmpLink(address)
         try:
@@ -159,7 +159,7 @@ def test_a_flood_ends_the_connection_with_a_reason(behave: Behaviour, monkeypatc
                 link.open()
         finally:
             link.close()
-        assert link._received < 3 * rtmp_link._MOST_BYTES and len(link._inbox) <= rtmp_link._MOST_MESSAGES
+        assert link._received < 3 * connection._MOST_BYTES and len(link._inbox) <= connection._MOST_MESSAGES
 
 
 def test_a_flood_of_pings_ends_a_push_that_was_connected() -> None:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from musetalk_agent.publishers import rtmp_wire as wire
-from musetalk_agent.publishers.rtmp_address import RtmpAddress
-from musetalk_agent.publishers.rtmp_link import RtmpLink
+from musetalk_agent.publishers.rtmp import protocol as wire
+from musetalk_agent.publishers.rtmp.address import RtmpAddress
+from musetalk_agent.publishers.rtmp.connection import RtmpLink
 from tests.musetalk_agent.publishers.test_rtmp_hostile import accept_publish, handshake, server, silent
 from tests.waiting import NEVER_S, wait_until
 

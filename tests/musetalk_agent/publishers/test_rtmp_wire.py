@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from musetalk_agent.publishers import rtmp_wire as wire
-from musetalk_agent.publishers.rtmp_wire import ChunkReader, FlvReader, Message, RtmpError, chunks, pack, unpack
+from musetalk_agent.publishers.rtmp import protocol as wire
+from musetalk_agent.publishers.rtmp.protocol import ChunkReader, FlvReader, Message, RtmpError, chunks, pack, unpack
 
 
 def test_values_come_back_as_they_were() -> None:

@@ -20,13 +20,15 @@ from musetalk_agent.clock import MonotonicClock
 from musetalk_agent.errors import PublishFailed
 from musetalk_agent.metrics import PUBLISHER_RUNG
 from musetalk_agent.protocol.http import PublisherMode
-from musetalk_agent.publishers import ladder_words, livekit, probe, whip
-from musetalk_agent.publishers.failover import FailoverPublisher
-from musetalk_agent.publishers.ladder_words import Rung
-from musetalk_agent.publishers.livekit import LiveKitOptions, LiveKitPublisher
-from musetalk_agent.publishers.outlets import OutletOptions
-from musetalk_agent.publishers.probe import Probe
-from musetalk_agent.publishers.stream_encoder import Shape
+from musetalk_agent.publishers.failover import policy, probe
+from musetalk_agent.publishers.failover.policy import Rung
+from musetalk_agent.publishers.failover.probe import Probe
+from musetalk_agent.publishers.failover.publisher import FailoverPublisher
+from musetalk_agent.publishers.failover.transports import OutletOptions
+from musetalk_agent.publishers.livekit import publisher as livekit_publisher
+from musetalk_agent.publishers.livekit.publisher import LiveKitOptions, LiveKitPublisher
+from musetalk_agent.publishers.stream.encoder import Shape
+from musetalk_agent.publishers.whip import sink
 from orchestrator.livekit_server import LiveKitAccess
 from tests.musetalk_agent.publishers.failing import ROOM, failing, probe_token, sfu
 from tests.musetalk_agent.publishers.feed import picture
@@ -54,7 +56,7 @@ async def nothing_left(*more: str) -> None:
 async def test_a_start_at_a_livekit_that_says_nothing_fails_with_its_code(
     behave: Behaviour, executor: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ladder_words, "ALONE_AT_START_S", 1.0)
+    monkeypatch.setattr(policy, "ALONE_AT_START_S", 1.0)
     with server(behave) as address:
         url = f"ws://127.0.0.1:{address.port}"
         async with failing(NOBODY, executor, url=url) as made:
@@ -72,7 +74,7 @@ async def test_a_start_at_a_livekit_that_says_nothing_fails_with_its_code(
 async def test_a_start_on_an_rtmp_server_that_says_nothing_fails_with_its_code(
     behave: Behaviour, executor: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ladder_words, "STREAM_AT_START_S", 1.0)
+    monkeypatch.setattr(policy, "STREAM_AT_START_S", 1.0)
     with server(behave) as address:
         url = f"rtmp://127.0.0.1:{address.port}/live/secret-key"
         async with failing(NOBODY, executor, url, mode=PublisherMode.RTMP) as made:
@@ -87,7 +89,7 @@ async def test_a_start_on_an_rtmp_server_that_says_nothing_fails_with_its_code(
 async def test_a_livekit_that_falls_silent_while_speaking_ends_the_session_with_its_code_and_stop_does_not_hang(
     executor: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ladder_words, "LOST_S", 1.0)
+    monkeypatch.setattr(policy, "LOST_S", 1.0)
     async with sfu() as made_server, failing(made_server.access, executor) as made:
         await made.session.start()
         made.say(np.full(16_000 * 8, 9000, np.int16))
@@ -138,7 +140,7 @@ async def failed_join(access: LiveKitAccess, match: str) -> str:
 async def test_tracks_that_are_never_acknowledged_fail_the_join(
     livekit_server: LiveKitAccess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(livekit, "_PUBLISH_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(livekit_publisher, "_PUBLISH_TIMEOUT_S", 0.2)
 
     async def never(self: rtc.LocalParticipant, *_: object) -> None:
         await asyncio.Event().wait()
@@ -187,7 +189,7 @@ async def test_any_error_of_the_sdk_at_the_join_is_a_failed_join_without_the_tok
 async def test_a_block_that_the_sdk_never_takes_does_not_stop_the_voice(
     livekit_server: LiveKitAccess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(livekit, "_CAPTURE_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(livekit_publisher, "_CAPTURE_TIMEOUT_S", 0.1)
     asked: list[int] = []
 
     async def never(self: rtc.AudioSource, frame: rtc.AudioFrame) -> None:
@@ -250,7 +252,7 @@ async def test_statistics_go_on_after_an_error_that_no_one_expected(
 ) -> None:
     calls = 0
 
-    def breaks_once(reading: livekit.Reading) -> None:
+    def breaks_once(reading: livekit_publisher.Reading) -> None:
         nonlocal calls
         calls += 1
         if calls == 1:
@@ -319,9 +321,9 @@ def heads_without_end(connection: socket.socket, over: threading.Event) -> None:
 async def test_whip_answers_have_a_deadline_and_leave_no_process(
     behave: Behaviour, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(whip, "_CONNECT_S", 3.0)
+    monkeypatch.setattr(sink, "_CONNECT_S", 3.0)
     with server(behave) as address:
-        push = whip._WhipPush(f"http://127.0.0.1:{address.port}/whip/v1", "token")
+        push = sink._WhipPush(f"http://127.0.0.1:{address.port}/whip/v1", "token")
         try:
             async with asyncio.timeout(NEVER_S):
                 with pytest.raises(OSError):

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from musetalk_agent.clock import VirtualClock
-from musetalk_agent.media import VideoFrame
-from musetalk_agent.publishers import camera
-from musetalk_agent.publishers.camera import Camera
+from musetalk_agent.media.segment import ROOM_RATE
+from musetalk_agent.media_types import VideoFrame
+from musetalk_agent.publishers.livekit import camera
+from musetalk_agent.publishers.livekit.camera import Camera
 from musetalk_agent.publishers.null import NullPublisher
-from musetalk_agent.sync.segment import ROOM_RATE
 from tests.musetalk_agent.publishers.feed import picture
 
 BLOCK = np.ones(1920, np.int16)

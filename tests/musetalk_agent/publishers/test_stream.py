@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from musetalk_agent.clock import MonotonicClock
-from musetalk_agent.publishers.stream import Push, StreamOptions, StreamSink
-from musetalk_agent.publishers.stream_encoder import Shape
-from musetalk_agent.publishers.stream_queue import Picture, Sound
+from musetalk_agent.publishers.stream.encoder import Shape
+from musetalk_agent.publishers.stream.queue import Picture, Sound
+from musetalk_agent.publishers.stream.sink import Push, StreamOptions, StreamSink
 from tests.waiting import until
 
 BLOCK = np.full(1920, 9000, np.int16)

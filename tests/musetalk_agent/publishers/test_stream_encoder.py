@@ -8,9 +8,9 @@ import av
 import numpy as np
 import pytest
 
-from musetalk_agent.media import Pcm
-from musetalk_agent.publishers.stream_encoder import Codecs, Shape, StreamEncoder
-from musetalk_agent.publishers.stream_queue import Picture, Sound
+from musetalk_agent.media_types import Pcm
+from musetalk_agent.publishers.stream.encoder import Codecs, Shape, StreamEncoder
+from musetalk_agent.publishers.stream.queue import Picture, Sound
 from tests.musetalk_agent.publishers.feed import picture
 from tests.servers.puller import RATE, Received, read
 

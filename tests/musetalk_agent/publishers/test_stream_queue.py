@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from musetalk_agent.publishers.stream_queue import AUDIO_S, MediaQueue, Picture, Sound
+from musetalk_agent.publishers.stream.queue import AUDIO_S, MediaQueue, Picture, Sound
 from tests.musetalk_agent.publishers.feed import picture
 
 GREY = picture(90, 16)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from musetalk_agent.media import VideoFrame
-from musetalk_agent.publishers.camera import smaller
-from musetalk_agent.publishers.heard import Heard
-from musetalk_agent.publishers.transport import Liveness, Reading
+from musetalk_agent.media.playout import Heard
+from musetalk_agent.media_types import VideoFrame
+from musetalk_agent.publishers.livekit.camera import smaller
+from musetalk_agent.publishers.livekit.stats import Liveness, Reading
 
 WALL_MS = 1.8e12
 

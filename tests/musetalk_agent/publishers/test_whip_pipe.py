@@ -10,10 +10,10 @@ import numpy as np
 import psutil
 import pytest
 
-from musetalk_agent.publishers import whip
-from musetalk_agent.publishers.stream_encoder import Shape
-from musetalk_agent.publishers.stream_queue import Sound
-from musetalk_agent.publishers.whip import _WhipPush
+from musetalk_agent.publishers.stream.encoder import Shape
+from musetalk_agent.publishers.stream.queue import Sound
+from musetalk_agent.publishers.whip import sink
+from musetalk_agent.publishers.whip.sink import _WhipPush
 from tests.waiting import wait_until
 
 Program = Callable[[str], _WhipPush]
@@ -28,7 +28,7 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Program
         script = tmp_path / "worker"
         script.write_text(f"#!/bin/sh\n{lines}\n")
         script.chmod(0o755)
-        monkeypatch.setattr(whip, "sys", SimpleNamespace(executable=str(script)))
+        monkeypatch.setattr(sink, "sys", SimpleNamespace(executable=str(script)))
         pushes.append(_WhipPush("http://127.0.0.1:9/whip/v1", "secret-token"))
         return pushes[-1]
 
@@ -92,7 +92,7 @@ def test_a_process_that_ends_before_it_is_up_fails_the_start(program: Program) -
 
 
 def test_a_process_that_reads_nothing_is_given_up(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(whip, "_STALL_S", 0.05)
+    monkeypatch.setattr(sink, "_STALL_S", 0.05)
     push = program("read about; echo up; exec sleep 1000")
     push.open(shape())
     try:

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from musetalk_agent.clock import VirtualClock
-from musetalk_agent.media import Pcm, VideoFrame
+from musetalk_agent.media_types import Pcm, VideoFrame
 from musetalk_agent.protocol.http import PublisherMode
-from musetalk_agent.publishers.failover import FailoverPublisher
-from musetalk_agent.publishers.ladder_words import Rung
-from musetalk_agent.publishers.livekit import LiveKitOptions
-from musetalk_agent.publishers.outlets import OutletOptions
-from musetalk_agent.publishers.rtmp_address import RtmpAddress
-from musetalk_agent.publishers.stream import StreamOptions, StreamSink
+from musetalk_agent.publishers.failover.policy import Rung
+from musetalk_agent.publishers.failover.publisher import FailoverPublisher
+from musetalk_agent.publishers.failover.transports import OutletOptions
+from musetalk_agent.publishers.livekit.publisher import LiveKitOptions
+from musetalk_agent.publishers.rtmp.address import RtmpAddress
+from musetalk_agent.publishers.stream.sink import StreamOptions, StreamSink
 
 ADDRESS = RtmpAddress("rtmp", "host", 1935, "app", "key", ("127.0.0.1",))
 BLOCK = np.ones(1920, np.int16)

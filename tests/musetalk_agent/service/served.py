@@ -14,7 +14,7 @@ import uvicorn
 import websockets
 
 from musetalk_agent.service.app import create_app
-from musetalk_agent.service.serving import server_config
+from musetalk_agent.service.server import server_config
 from musetalk_agent.settings import AgentSettings
 from orchestrator.processes import free_port
 from tests.fakes.serving import BRIEF

@@ -13,8 +13,14 @@ from hypothesis import strategies as st
 
 from musetalk_agent.errors import AtCapacity, EngineUnavailable, SessionConflict, SessionEnded
 from musetalk_agent.factory import Factory
-from musetalk_agent.protocol.diagnosis import Diagnosis, DiagnosisCode
-from musetalk_agent.protocol.http import AgentSession, AgentStartRequest, AvatarSource, SessionState
+from musetalk_agent.protocol.http import (
+    AgentSession,
+    AgentStartRequest,
+    AvatarSource,
+    Diagnosis,
+    DiagnosisCode,
+    SessionState,
+)
 from musetalk_agent.service.sessions import Sessions
 from tests.waiting import turns
 

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import websockets
 
-from musetalk_agent.outbox import Outbox
 from musetalk_agent.protocol import messages as m
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
-from musetalk_agent.service import audio_ws
-from musetalk_agent.service.audio_ws import ACK_BYTES, LinkServer
+from musetalk_agent.service import link_server
+from musetalk_agent.service.link_server import ACK_BYTES, LinkServer
+from musetalk_agent.session.link import Outbox
 from tests.musetalk_agent.service.served import agent
 from tests.musetalk_agent.stand import tone
 from tests.waiting import NEVER_S
@@ -126,7 +126,7 @@ async def test_a_fault_of_ours_fails_the_session_and_never_passes_for_a_lost_con
 
 async def test_a_large_item_is_acknowledged_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The orchestrator sends no more than 2 s ahead of acknowledgements."""
-    monkeypatch.setattr(audio_ws, "ACK_PERIOD_S", 3600)
+    monkeypatch.setattr(link_server, "ACK_PERIOD_S", 3600)
     async with agent(tmp_path) as here:
         await here.start()
         async with here.link() as socket:

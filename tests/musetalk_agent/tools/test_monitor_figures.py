@@ -8,8 +8,17 @@ from typing import Any
 import httpx
 import pytest
 
-from musetalk_agent.protocol.diagnosis import Diagnosis, DiagnosisCode, FunnelStage
-from musetalk_agent.protocol.http import AgentDebug, AgentHealth, AgentSession, Capacity, Playback, SessionState
+from musetalk_agent.protocol.http import (
+    AgentDebug,
+    AgentHealth,
+    AgentSession,
+    Capacity,
+    Diagnosis,
+    DiagnosisCode,
+    FunnelStage,
+    Playback,
+    SessionState,
+)
 from musetalk_agent.tools.monitor import AgentUnreachable, Snapshot, look, table, take
 
 FIGURES: dict[str, float | int | str | None] = {

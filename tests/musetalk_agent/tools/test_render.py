@@ -18,7 +18,7 @@ import pytest
 
 from musetalk_agent.engines.base import Flight, PatchRequest
 from musetalk_agent.engines.pattern import THRESHOLD, PatternEngine
-from musetalk_agent.media import Pcm
+from musetalk_agent.media_types import Pcm
 from musetalk_agent.tools import render
 from musetalk_agent.weights import default_models_dir
 from tests.musetalk_agent.avatars.clips import encoded, flat, frames_zip, moving

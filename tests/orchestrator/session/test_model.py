@@ -12,11 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from musetalk_agent.protocol.diagnosis import Diagnosis, DiagnosisCode
 from musetalk_agent.protocol.http import (
     AgentSession,
     AudioSource,
     AvatarSource,
+    Diagnosis,
+    DiagnosisCode,
     Picture,
     PublisherMode,
     RtmpTarget,

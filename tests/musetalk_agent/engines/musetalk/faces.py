@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from musetalk_agent.avatars import framing
 from musetalk_agent.avatars.bundle import Bundle
-from musetalk_agent.media import Box, Pixels
+from musetalk_agent.media_types import Box, Pixels
 from musetalk_agent.protocol.http import AvatarReport
 from tests.musetalk_agent.engines.warp.faces import demo_picture, demo_points
 

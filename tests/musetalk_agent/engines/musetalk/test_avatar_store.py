@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from musetalk_agent.engines.musetalk.artefacts import Artefacts, _starts
 from musetalk_agent.errors import EngineUnavailable
-from musetalk_agent.media import Box, Patch
+from musetalk_agent.media_types import Box, Patch
 
 if TYPE_CHECKING:  # torch is loaded when a test runs, not when it is collected
     from musetalk_agent.engines.musetalk.actor import MuseTalkActor

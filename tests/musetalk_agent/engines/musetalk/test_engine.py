@@ -24,7 +24,7 @@ from musetalk_agent.engines.musetalk.engine import MuseTalkEngine, Options  # no
 from musetalk_agent.engines.musetalk.graphs import CpuCard  # noqa: E402
 from musetalk_agent.engines.pattern import PatternEngine, pattern_bundle  # noqa: E402
 from musetalk_agent.errors import EngineUnavailable, WeightsMissing  # noqa: E402
-from musetalk_agent.media import Feature, Patch  # noqa: E402
+from musetalk_agent.media_types import Feature, Patch  # noqa: E402
 from tests.fakes.weights import write_models  # noqa: E402
 from tests.musetalk_agent.engines.musetalk.faces import bundle_of, moved  # noqa: E402
 from tests.musetalk_agent.engines.musetalk.models import difference, plain  # noqa: E402

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from musetalk_agent.compose.idle import IdleCycle
-from musetalk_agent.media import frames_complete
+from musetalk_agent.media_types import frames_complete
 from tests.reference import musetalk as reference
 
 

@@ -19,7 +19,7 @@ from musetalk_agent.engines.musetalk.masks import (
     region_of_mesh,
 )
 from musetalk_agent.engines.musetalk.resampling import Filter, _weights, resize
-from musetalk_agent.media import Box, Pixels
+from musetalk_agent.media_types import Box, Pixels
 from tests.musetalk_agent.engines.warp.faces import demo_points
 
 KINDS: dict[Filter, Image.Resampling] = {

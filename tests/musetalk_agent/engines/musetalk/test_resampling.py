@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from musetalk_agent.engines.musetalk.resampling import resize
-from musetalk_agent.media import Box
+from musetalk_agent.media_types import Box
 
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 

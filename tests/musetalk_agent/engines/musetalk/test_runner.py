@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 from musetalk_agent.engines.musetalk.graphs import CudaCard, card_for, device_errors  # noqa: E402
 from musetalk_agent.engines.musetalk.runner import Launched, Runner  # noqa: E402
 from musetalk_agent.errors import EngineFailed, EngineUnavailable  # noqa: E402
-from musetalk_agent.media import Feature  # noqa: E402
+from musetalk_agent.media_types import Feature  # noqa: E402
 from tests.musetalk_agent.engines.musetalk.models import CardWithPinnedMemory, MeanNetwork  # noqa: E402
 
 WINDOW = (3, 80)

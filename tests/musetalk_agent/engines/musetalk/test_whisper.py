@@ -13,7 +13,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder  # noqa:
 
 from musetalk_agent.engines.musetalk.whisper import AudioEncoder  # noqa: E402
 from musetalk_agent.features.whisper_features import CONTEXT, STEP, TAIL, WhisperFeatures, rest  # noqa: E402
-from musetalk_agent.media import Pcm, frame_start, frames_begun, frames_complete  # noqa: E402
+from musetalk_agent.media_types import Pcm, frame_start, frames_begun, frames_complete  # noqa: E402
 from tests.reference import whisper as reference  # noqa: E402
 
 RATE = 16_000

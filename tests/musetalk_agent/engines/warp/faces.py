@@ -16,7 +16,7 @@ from musetalk_agent.engines.warp.engine import WarpActor
 from musetalk_agent.engines.warp.geometry import INNER_LOWER, INNER_UPPER, OUTER_LOWER, OUTER_UPPER
 from musetalk_agent.engines.warp.poses import CHIN_FALLS
 from musetalk_agent.features.extractor import FeatureStream, VoiceActivityDetector
-from musetalk_agent.media import Box, Patch, Pixels
+from musetalk_agent.media_types import Box, Patch, Pixels
 from musetalk_agent.protocol.http import AvatarReport
 
 Points = NDArray[np.float32]

@@ -20,7 +20,7 @@ from musetalk_agent.engines.warp.articulation import (
 from musetalk_agent.engines.warp.field import Lattice, Nodes
 from musetalk_agent.engines.warp.geometry import CHIN, IL, IU, OL, OU, SAMPLES, S, Shape
 from musetalk_agent.engines.warp.shot import _reach
-from musetalk_agent.media import Box
+from musetalk_agent.media_types import Box
 from tests.musetalk_agent.engines.warp.test_fields import ACTS, FRAME, REST
 
 SHARES = st.floats(0, 1)

@@ -34,7 +34,7 @@ from musetalk_agent.engines.warp.references import (
     nearest,
     whole_chins,
 )
-from musetalk_agent.media import Box, Patch
+from musetalk_agent.media_types import Box, Patch
 from tests.musetalk_agent.engines.warp import faces
 
 POINTS = faces.demo_points()

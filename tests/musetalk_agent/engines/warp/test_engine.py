@@ -16,7 +16,7 @@ from musetalk_agent.engines.warp import artefacts
 from musetalk_agent.engines.warp.artefacts import FILE, Artefacts
 from musetalk_agent.engines.warp.engine import WarpActor, WarpEngine
 from musetalk_agent.engines.warp.geometry import IL, IU, Shape, eye_frame, mesh_shape, to_mouth
-from musetalk_agent.media import Feature, Patch
+from musetalk_agent.media_types import Feature, Patch
 from tests.musetalk_agent.engines.warp import faces
 
 SIZE = (480, 480)

@@ -27,7 +27,7 @@ from musetalk_agent.engines.warp.geometry import (
 from musetalk_agent.engines.warp.lips import sample
 from musetalk_agent.engines.warp.shot import fetch
 from musetalk_agent.engines.warp.teeth import COLUMNS, HEIGHT, PITCH, ROWS, SIDE, Row, blurred, drawn
-from musetalk_agent.media import Box, Pixels
+from musetalk_agent.media_types import Box, Pixels
 from tests.musetalk_agent.engines.warp import faces
 
 EYES = 100.0

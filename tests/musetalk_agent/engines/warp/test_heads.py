@@ -18,7 +18,7 @@ from musetalk_agent.engines.warp.engine import WarpActor, WarpEngine
 from musetalk_agent.engines.warp.light import LIGHT_MOST
 from musetalk_agent.engines.warp.references import APART, apertures
 from musetalk_agent.engines.warp.shot import ROOM, Shot
-from musetalk_agent.media import Pixels
+from musetalk_agent.media_types import Pixels
 from tests.musetalk_agent.engines.warp import faces
 from tests.musetalk_agent.engines.warp.test_engine import REST, front, vector
 

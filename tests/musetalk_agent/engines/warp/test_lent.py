@@ -11,7 +11,7 @@ import pytest
 from musetalk_agent.engines.base import PatchRequest
 from musetalk_agent.engines.warp.geometry import Shape, eye_frame, mesh_shape, to_mouth
 from musetalk_agent.engines.warp.lent import FINER, Lent
-from musetalk_agent.media import Box, Pixels
+from musetalk_agent.media_types import Box, Pixels
 from tests.musetalk_agent.engines.warp import faces
 
 TOP = 0.3

@@ -18,7 +18,7 @@ from musetalk_agent.engines.warp.light import LIGHT_AREA, LIGHT_COLS, LIGHT_ROWS
 from musetalk_agent.engines.warp.mouth import Lips, lent_shape, lips_over
 from musetalk_agent.engines.warp.shot import Shot
 from musetalk_agent.engines.warp.teeth import Row
-from musetalk_agent.media import Box
+from musetalk_agent.media_types import Box
 from tests.musetalk_agent.engines.warp import faces
 
 REST = Articulation(0, 0, 0, 0, 0)

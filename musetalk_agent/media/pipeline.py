@@ -1,0 +1,208 @@
+"""The order of the stages: PCM → features → engine → compositor → scheduler → publisher, for one session.
+
+    push ─► Segment ─┬─ 16 kHz ─► Production: features ─► engine ─► compositor ─► ready ─┐
+                     └─ 48 kHz ───────────────────────────────────────────────► Playback ─► Publisher
+
+Back travel only back-pressure (bounded channels), clear (the generation) and playback events.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from functools import partial
+
+import numpy as np
+
+from musetalk_agent.avatars.bundle import Bundle
+from musetalk_agent.clock import Clock
+from musetalk_agent.compose.compositor import Compositor
+from musetalk_agent.compose.idle import IdleCursor, IdleCycle, IdleFrames
+from musetalk_agent.engines.base import Actor
+from musetalk_agent.engines.batcher import Batcher
+from musetalk_agent.features.rate_detector import detect_rate
+from musetalk_agent.features.speech_detector import shipped_network
+from musetalk_agent.media.captions import Word
+from musetalk_agent.media.format_detector import Finding, FormatWatch
+from musetalk_agent.media.player import Playback
+from musetalk_agent.media.renderer import Production
+from musetalk_agent.media.segment import Segment
+from musetalk_agent.media.segment_trace import FIRST_PCM, Stages
+from musetalk_agent.media_types import Cue, Pcm, VideoFrame
+from musetalk_agent.metrics import PCM_SAMPLES
+from musetalk_agent.protocol.messages import Cleared, Event, Warned
+from musetalk_agent.publishers.base import Publisher
+from musetalk_agent.session.diagnosis import Funnel
+from musetalk_agent.tasks import in_thread, supervise
+
+_RATE_REST_S = 0.008
+
+
+class Pipeline:
+    """One session's media path.
+
+    Args:
+        publisher: opened before `run`.
+        batcher, actor, bundle: the engine, and the avatar as the engine readied it.
+        executor: threads for features and composition.
+        emit: takes playback events and warnings, in order.
+        speaking: called when speech begins (True) and when all of it is over (False).
+        first: the idle frame of pose 0, loaded in a worker thread (`load_idle`); None loads it here.
+    """
+
+    def __init__(
+        self,
+        publisher: Publisher,
+        batcher: Batcher,
+        actor: Actor,
+        bundle: Bundle,
+        clock: Clock,
+        executor: Executor,
+        emit: Callable[[Event], None],
+        speaking: Callable[[bool], None],
+        first: VideoFrame | None = None,
+    ) -> None:
+        self.funnel = Funnel()
+        self.clock, self._emit, self._fps = clock, emit, bundle.fps
+        compositor = Compositor(bundle, actor.idle)
+        cycle, cursor = IdleCycle(len(bundle)), IdleCursor()
+        self.first: VideoFrame = first or compositor.idle(cycle.pose(cursor.next_idle()))
+        cursor.idle()
+        self.production = Production(
+            batcher, actor, compositor, cycle, cursor, clock, executor, self.funnel, bundle.fps, self._on_ready
+        )
+        self.playback = Playback(
+            publisher,
+            self.production,
+            IdleFrames(compositor, cycle, cursor, clock, executor, self.first),
+            cursor,
+            clock,
+            self.funnel,
+            bundle.fps,
+            batcher.engine.features.lookahead_ms / 1000,
+            emit,
+            speaking,
+        )
+        self._segment: Segment | None = None
+        self._watch: FormatWatch | None = None
+        self._for_rate: tuple[FormatWatch, Pcm] | None = None  # what is being judged, or will be at once
+        self._rate_wake = asyncio.Event()
+
+    @property
+    def watch(self) -> FormatWatch | None:
+        """The judge of the sender's PCM, once there was some."""
+        return self._watch
+
+    async def run(self) -> None:
+        """Works until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.production.run(), name="production")
+            group.create_task(self.playback.run(), name="playback")
+            group.create_task(supervise("rates", self._judge_rates), name="rates")
+
+    def begin(
+        self, number: int, rate: int, heard_s: float = 0.0, in_s: float = 0.0, traceparent: str | None = None
+    ) -> None:
+        """Opens segment `number` at `rate` samples per second; ends the one that was open.
+
+        `heard_s` of it were heard before, and its sound does not leave within `in_s`. `traceparent` is its span.
+        """
+        self.end()
+        stages = Stages(number, traceparent)
+        self._segment = Segment(number, self.production.generation, rate, self._fps, heard_s, stages)
+        self._segment.not_before = self.clock.now() + in_s
+        if self._watch is None or self._watch.rate != rate:
+            self._watch = FormatWatch(rate)
+        self._watch.begin()
+        self.production.add(self._segment)
+        self.playback.add(self._segment)
+
+    def cue(self, cues: Sequence[Cue]) -> None:
+        """Phonemes of the open segment, in samples at its rate, ahead of their PCM."""
+        if self._segment is not None:
+            self._segment.add_cues(cues)
+
+    def caption(self, words: Sequence[Word]) -> None:
+        """What the open segment says, ahead of its PCM."""
+        if self._segment is not None:
+            self._segment.script.add(words)
+
+    def push(self, samples: Pcm) -> None:
+        """PCM of the open segment, int16 `[n]`. PCM without one (it was cleared) is dropped."""
+        self.funnel.add("audio_in", samples.nbytes)
+        if self._segment is None or not len(samples):
+            return
+        now = self.clock.now()
+        self.funnel.add("samples", len(samples))
+        self.funnel.peak = max(self.funnel.peak, int(np.abs(samples.astype(np.int32)).max()))
+        PCM_SAMPLES.inc(len(samples))
+        self._segment.stages.reach(FIRST_PCM)
+        self._segment.push(samples, now)
+        self._judge(samples, now)
+        self._poke()
+
+    def end(self) -> None:
+        """No more PCM for the open segment."""
+        if self._segment is not None:
+            self._segment.end(self.clock.now())
+            self._segment = None
+            self._poke()
+
+    def clear(self) -> Cleared:
+        """Barge-in; see `Playback.clear`."""
+        self._segment = None
+        return self.playback.clear()
+
+    def rewind(self, position: int) -> None:
+        """Nothing after sample `position` of the playout clock was heard; see `Playback.rewind`."""
+        rests = self.playback.rewind(position)
+        if self._segment is not None:
+            self._segment = rests.get(self._segment, self._segment)
+
+    def _judge(self, samples: Pcm, now: float) -> None:
+        watch = self._watch
+        assert watch is not None
+        segment = self._segment
+        unknown = segment is not None and not segment.cues and not segment.resting  # no voice of ours, no noise
+        self._tell_format(watch, watch.finding, watch.push(samples, now, speech=unknown))
+        if self._for_rate is None and (sound := watch.sound_for_rate()) is not None:
+            self._for_rate = watch, sound
+            self._rate_wake.set()
+
+    async def _judge_rates(self) -> None:
+        """Judges at which rate sound was recorded, five seconds at a time; never returns. Its thread rests more than it works.
+
+        At full speed it would take the interpreter's lock from the event loop for 0.2 s, just as speech begins.
+        """
+        while True:
+            await self._rate_wake.wait()
+            self._rate_wake.clear()
+            if self._for_rate is None:
+                continue
+            watch, sound = self._for_rate
+            try:
+                with self.clock.working():
+                    rate = await in_thread(
+                        partial(detect_rate, shipped_network(), sound, watch.rate, partial(time.sleep, _RATE_REST_S)),
+                        "rates",
+                    )
+            finally:
+                self._for_rate = None
+            if watch is self._watch:
+                self._tell_format(watch, watch.finding, watch.judged(rate))
+
+    def _tell_format(self, watch: FormatWatch, before: Finding | None, arisen: Finding | None) -> None:
+        if arisen is not None:
+            self.funnel.fail("audio_in", arisen.text)
+            self._emit(Warned(code="wrong_format_suspected", message=arisen.text, suspicion=arisen.suspicion.value))
+        elif before is not None and watch.finding is None:
+            self._emit(Warned(code="format_recovered", message="The PCM looks right now."))
+
+    def _poke(self) -> None:
+        self.production.poke()
+        self.playback.poke()
+
+    def _on_ready(self) -> None:
+        self.playback.poke()

@@ -1,0 +1,395 @@
+"""From ready pictures and PCM to the publisher, in step: the voice is handed over first, the pictures follow its position."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from musetalk_agent.clock import Clock
+from musetalk_agent.compose.idle import IdleCursor, IdleFrames
+from musetalk_agent.media.adaptive_delay import HeadStart
+from musetalk_agent.media.captions import Caption
+from musetalk_agent.media.renderer import Made, Production
+from musetalk_agent.media.scheduler import Act, Outcome, RecentFrames, Scheduler
+from musetalk_agent.media.segment import LEAST_CUT, ROOM_RATE, Segment
+from musetalk_agent.media.segment_queue import Speech
+from musetalk_agent.media.segment_trace import PUBLISHED
+from musetalk_agent.media.voice_timing import LEAST_JUMP, VOICE_LEAD_S, DueTimes
+from musetalk_agent.media_types import VideoFrame
+from musetalk_agent.metrics import LIP_LATENCY, PICTURES, UNDERRUNS
+from musetalk_agent.protocol.messages import Cleared, Event
+from musetalk_agent.publishers.base import Publisher
+from musetalk_agent.session.diagnosis import Funnel
+
+log = logging.getLogger(__name__)
+
+RICH_SAMPLES = ROOM_RATE // 4
+"""With a quarter of a second in hand the sender is ahead of real time, and no head start is needed."""
+PATIENCE_S = 0.6
+"""A voice does not wait longer than this for its first picture."""
+
+
+@dataclass(slots=True)
+class PlaybackStatistics:
+    """What was shown and heard. Latencies are milliseconds from a frame's last PCM to its lips leaving, newest last; `late_ms` is
+    how long after its sound's moment a spoken picture left. `failed` pictures have no patch: the idle frame was shown in their
+    place, and they count neither as spoken nor in the latencies.
+    """
+
+    spoken: int = 0
+    failed: int = 0
+    idle: int = 0
+    underruns: int = 0
+    cut: int = 0
+    began_without_lips: int = 0
+    lip_latency_ms: deque[float] = field(default_factory=lambda: deque(maxlen=512))
+    late_ms: deque[float] = field(default_factory=lambda: deque(maxlen=250))
+
+
+class Playback:
+    """Paces one session.
+
+    Args:
+        publisher: an open publisher.
+        production: makes the pictures.
+        idle, cursor: the idle frames, and where their cycle is.
+        emit: takes playback events.
+        lookahead_s: PCM beyond a picture's end that the engine waits for.
+        speaking: called with True when the first segment begins and False when the last one is over.
+    """
+
+    def __init__(
+        self,
+        publisher: Publisher,
+        production: Production,
+        idle: IdleFrames,
+        cursor: IdleCursor,
+        clock: Clock,
+        funnel: Funnel,
+        fps: int,
+        lookahead_s: float,
+        emit: Callable[[Event], None],
+        speaking: Callable[[bool], None],
+    ) -> None:
+        self.statistics = PlaybackStatistics()
+        self._publisher, self._production = publisher, production
+        self._idle, self._cursor = idle, cursor
+        self._clock, self._funnel, self._emit, self._speaking = clock, funnel, emit, speaking
+        self._scheduler = Scheduler(fps, clock.now())
+        self.recent = RecentFrames(fps)
+        self._speech = Speech(emit)
+        self._video_wake, self._audio_wake = asyncio.Event(), asyncio.Event()
+        self._shown: Made | None = None
+        self._latest: VideoFrame | None = None
+        self._head_start = HeadStart(lookahead_s)
+        self._dropped_before = 0  # of the segments that are over
+        self._is_speaking = False
+        self._due: DueTimes | None = None
+        self._pushing: Segment | None = None  # of which a block is being handed over
+        self._resting = False  # nobody speaks in the segment that is being heard
+        production.due_in = self._due_in
+
+    def follow(self, due: DueTimes) -> None:
+        """`due` is told the times of a voice published elsewhere; pictures leave later by `VOICE_LEAD_S`. Call it before `run`."""
+        self._due = due
+        self._publisher.playout.lead_s = VOICE_LEAD_S
+
+    def caption(self, show: Callable[[Caption], None]) -> None:
+        """`show` is told what viewers are to read, as they hear it."""
+        self._speech.show = show
+
+    @property
+    def resting(self) -> bool:
+        """Nobody speaks in the segment that is being heard."""
+        return self._resting
+
+    @property
+    def open_segments(self) -> int:
+        """Segments that are not over."""
+        return len(self._speech.open)
+
+    def report(self) -> dict[str, float | int | str | None]:
+        """Figures for `/debug`: pictures by fate, underruns, and the p50 and p95 of the lips' latency in milliseconds."""
+        statistics, latencies = self.statistics, sorted(self.statistics.lip_latency_ms)
+        late = sorted(statistics.late_ms)
+        return {
+            "spoken": statistics.spoken,
+            "failed": statistics.failed,
+            "idle": statistics.idle,
+            "idle_late": self._idle.late,
+            "dropped": self._scheduler.dropped,
+            "held": self._scheduler.held,
+            "resting": self._resting,
+            "cut_ms": round(1000 * self.statistics.cut / ROOM_RATE),
+            "stalls": self._scheduler.stalls,
+            "underruns": statistics.underruns,
+            "began_without_lips": statistics.began_without_lips,
+            "margin_ms": round(1000 * self._head_start.seconds),
+            "skew_ms": round(late[len(late) // 2], 1) if late else None,
+            "lip_latency_p50_ms": round(latencies[len(latencies) // 2], 1) if latencies else None,
+            "lip_latency_p95_ms": round(latencies[len(latencies) * 95 // 100], 1) if latencies else None,
+        }
+
+    @property
+    def position_s(self) -> float:
+        """Seconds of speech heard since the session began."""
+        return self._speech.position_s(self._publisher.playout.position())
+
+    @property
+    def buffered_s(self) -> float:
+        """Seconds of speech received and not yet heard."""
+        return self._speech.buffered_s(self._publisher.playout.position())
+
+    @property
+    def heard(self) -> tuple[int, float]:
+        """The segment that is being heard, or was heard last (0: none yet), and how many seconds of it."""
+        return self._speech.heard(self._publisher.playout.position())
+
+    def add(self, segment: Segment) -> None:
+        """A new segment, played after those before it."""
+        self._speech.open.append(segment)
+        self._audio_wake.set()
+
+    def poke(self) -> None:
+        """More PCM, an end, or a picture has come."""
+        self._audio_wake.set()
+        self._video_wake.set()
+
+    def clear(self) -> Cleared:
+        """Silence at once: drops every segment, tells the end of each, and lets the mouth close."""
+        position = self._publisher.playout.position()
+        self._publisher.clear_audio()
+        dropped_s = self._speech.clear(position)
+        if self._due is not None:
+            self._due.clear()
+        self._production.clear(self._shown)
+        self._idle.prepare()
+        self._set_speaking(False)
+        self.poke()
+        cleared = Cleared(dropped_s=round(dropped_s, 3))
+        self._emit(cleared)
+        return cleared
+
+    def rewind(self, position: int) -> dict[Segment, Segment]:
+        """Plays everything after sample `position` of the playout clock again, pictures and sound; tells no event twice.
+
+        Returns the segments that take the place of others, by those. A block that the publisher holds back meanwhile is among what
+        comes again: it must drop it. A voice that is published elsewhere was heard all the same: then nothing is played again.
+        """
+        if self._due is not None:
+            return {}
+        position = self._publisher.playout.rewind(position)
+        self._production.clear(self._shown)
+        self._idle.prepare()
+        rests = self._speech.rewind(position, self._production.generation)
+        for rest in rests.values():
+            self._production.add(rest)
+        self.poke()
+        return rests
+
+    async def run(self) -> None:
+        """Plays until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._voice(), name="playback-voice")
+            group.create_task(self._pictures(), name="playback-pictures")
+
+    # --- the voice ---------------------------------------------------------------------------------------------------
+
+    async def _voice(self) -> None:
+        while True:
+            segment = self._speech.next_to_hand()
+            if segment is None:
+                self._audio_wake.clear()
+                await self._audio_wake.wait()
+                continue
+            if await self._may_begin(segment):
+                await self._hand_over(segment)
+
+    async def _may_begin(self, segment: Segment) -> bool:
+        """Waits until the segment's next sound may be heard: its picture is ready, and a live sender has its margin."""
+        frame = segment.handed * self._fps // ROOM_RATE
+        ready_at: float | None = None
+        since = self._clock.now()
+        going_on = segment.origin is not None
+        while segment in self._speech.open:
+            now = self._clock.now()
+            if going_on and segment.has_block:
+                going_on = False
+                if self._head_start.resumed(now):
+                    self.statistics.underruns += 1
+                    UNDERRUNS.inc()
+            if ready_at is None and segment.has_block and segment.frames_ready > frame:
+                ready_at = now
+            if not segment.received and segment.ended:
+                self._tell()
+                return False
+            give_up = since + PATIENCE_S if segment.has_block else now + PATIENCE_S
+            begin_at = give_up
+            if ready_at is not None:
+                rich = segment.ended or len(segment.for_room) >= RICH_SAMPLES
+                begin_at = now if rich else min(give_up, ready_at + self._head_start.seconds)
+            begin_at = max(begin_at, segment.not_before)
+            if not segment.has_block:
+                since = now
+            elif now >= begin_at:
+                self.statistics.began_without_lips += ready_at is None
+                return True
+            await self._clock.wait(self._audio_wake, begin_at)
+        return False
+
+    async def _hand_over(self, segment: Segment) -> None:
+        playout = self._publisher.playout
+        while segment in self._speech.open and not segment.handed_all:
+            least = LEAST_CUT if self._due is None else LEAST_JUMP
+            self.statistics.cut += segment.cut_delay(self._head_start.seconds, least)
+            block = segment.take_block()
+            if block is not None:
+                begin = playout.handed
+                if segment.origin is None:
+                    segment.origin = begin
+                    self._video_wake.set()
+                self._pushing = segment
+                await self._publisher.push_audio(block)
+                self._pushing = None
+                if self._due is not None and segment in self._speech.open:
+                    self._due.plays(segment.number, segment.second_at(begin), playout.leaves_at(begin))
+            elif playout.dry:
+                self._head_start.dry(self._clock.now())
+                if not segment.resting:
+                    self._production.close_mouth()
+                self._tell_pause(segment)
+                return
+            else:
+                await self._clock.wait(self._audio_wake, self._clock.now() + max(0.001, playout.queued_s()))
+
+    def _tell_pause(self, segment: Segment) -> None:
+        """The voice stops after what was handed over: no PCM is there, or nothing takes it."""
+        playout = self._publisher.playout
+        if self._due is not None and playout.handed:
+            last = playout.handed - 1
+            self._due.holds(segment.number, segment.second_at(playout.handed), playout.leaves_at(last) + 1 / ROOM_RATE)
+
+    # --- the pictures ------------------------------------------------------------------------------------------------
+
+    async def _pictures(self) -> None:
+        self._idle.prepare()
+        while True:
+            made = self._next_made()
+            due = None
+            waiting = made is not None
+            if made is not None and made.segment is not None:
+                if made.segment.origin is None:
+                    waiting = False
+                else:
+                    position = made.segment.frame_position(made.tag.frame)
+                    due = self._publisher.playout.time_of(position)
+            decision = self._scheduler.decide(
+                self._clock.now(), waiting=waiting, due=due, missing=made is None and self._picture_missing()
+            )
+            if decision.at > self._clock.now() and await self._clock.wait(self._video_wake, decision.at):
+                self._note_speaking()
+                continue
+            if self._pushing is not None and self._pushing.origin is not None and self._publisher.playout.dry:
+                self._tell_pause(self._pushing)
+            self._scheduler.done(decision)
+            failed = decision.act is Act.SHOW and made is not None and made.failed
+            self._account(decision.act, failed=failed)
+            if decision.act in (Act.SHOW, Act.DROP):
+                assert made is not None
+                if due is not None and decision.act is Act.SHOW and not failed:
+                    self.statistics.late_ms.append(1000 * (self._clock.now() - due))
+                self._show(self._production.ready.pop(), dropped=decision.act is Act.DROP)
+            elif decision.act is Act.IDLE:
+                self._show_idle()
+            self._tell()
+
+    def _account(self, act: Act, *, failed: bool) -> None:
+        PICTURES.labels("failed" if failed else act.name.lower()).inc()
+        if act is not Act.IDLE:
+            outcome = Outcome.FAILED if failed else Outcome.SHOWN if act is Act.SHOW else Outcome.LATE
+            self.recent.note(self._clock.now(), outcome)
+
+    def _next_made(self) -> Made | None:
+        """The next ready picture; closing pictures give way as soon as speech that is being heard waits behind them."""
+        ready = self._production.ready
+        spoken = next((m for m in ready.items() if m.segment is not None), None)
+        if spoken is not None and spoken.segment is not None and spoken.segment.origin is not None:
+            while ready.peek() is not spoken:
+                self._cursor.show(ready.pop().tick)
+        return ready.peek()
+
+    def _picture_missing(self) -> bool:
+        """The voice goes on and its next picture is still being made."""
+        if self._shown is None:  # the idle clip has taken over, or speech returns after a rest
+            return False
+        voiced = next((s for s in self._speech.open if s.origin is not None and s.frames_ready < s.frames), None)
+        return voiced is not None and not voiced.resting and not self._publisher.playout.dry
+
+    def _show(self, made: Made, *, dropped: bool) -> None:
+        self._cursor.show(made.tick)
+        good = not (dropped or made.failed)
+        if not dropped:
+            self._push(made.frame)
+            self._shown = None if made.failed else made
+            self.statistics.spoken += good
+            self.statistics.failed += made.failed
+        if made.segment is not None:
+            if good:
+                made.segment.stages.reach(PUBLISHED)
+            arrived = made.segment.arrivals.pop(made.tag.frame)
+            if arrived is not None and good:
+                latency = self._clock.now() - arrived
+                self.statistics.lip_latency_ms.append(1000 * latency)
+                LIP_LATENCY.observe(latency)
+        if self._production.ready.peek() is None:
+            self._idle.prepare()
+
+    def _push(self, frame: VideoFrame) -> None:
+        self._publisher.push_video(frame)
+        self._latest = frame
+        self._funnel.add("published", 1)
+
+    def _show_idle(self) -> None:
+        """The next idle frame; once more what was shown last while that is not made yet."""
+        self._shown = None
+        frame = self._idle.take() or self._latest
+        if frame is not None:
+            self._push(frame)
+        self.statistics.idle += 1
+
+    def _tell(self) -> None:
+        """Tells what has begun and what is over by now."""
+        for segment in self._speech.tell(self._publisher.playout.position()):
+            self._head_start.over(segment.frames, self._scheduler.dropped - self._dropped_before)
+            self._dropped_before = self._scheduler.dropped
+        self._note_speaking()
+
+    def _note_speaking(self) -> None:
+        position = self._publisher.playout.position()
+        segment = next((s for s in self._speech.open if s.origin is not None), None)
+        resting = segment is not None and segment.rests_at(position)
+        if resting and not self._resting and segment is not None:  # a stretch of speech is over, as at a segment's end
+            self._head_start.over(segment.frames_ready, self._scheduler.dropped - self._dropped_before)
+            self._dropped_before = self._scheduler.dropped
+        self._resting = resting
+        self._set_speaking(self._speech.speaking(position))
+
+    def _due_in(self, segment: Segment, frame: int) -> float:
+        """Seconds until a frame is heard: infinite while the segment has not begun, 0 while nothing carries the voice."""
+        if segment.origin is None:
+            return math.inf
+        seconds = self._publisher.playout.time_of(segment.frame_position(frame)) - self._clock.now()
+        return seconds if math.isfinite(seconds) else 0.0
+
+    def _set_speaking(self, speaking: bool) -> None:
+        if speaking != self._is_speaking:
+            self._is_speaking = speaking
+            self._speaking(speaking)
+
+    @property
+    def _fps(self) -> int:
+        return round(1 / self._scheduler.period)

@@ -1,0 +1,337 @@
+"""From PCM to finished pictures, a little ahead of time: features → engine → compositor → the channel of ready pictures."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import TypeVar
+
+from musetalk_agent.clock import Clock
+from musetalk_agent.compose.compositor import Compositor
+from musetalk_agent.compose.idle import IdleCursor, IdleCycle
+from musetalk_agent.engines.base import Actor, PatchRequest
+from musetalk_agent.engines.batcher import Batcher, Result
+from musetalk_agent.features.speech_gate import SpeechGate
+from musetalk_agent.media.channel import Channel
+from musetalk_agent.media.segment import Segment
+from musetalk_agent.media.segment_trace import FEATURES, FRAME
+from musetalk_agent.media_types import FEATURE_RATE, Feature, Pcm, Tag, VideoFrame
+from musetalk_agent.session.diagnosis import Funnel
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+AHEAD_FRAMES = 8
+"""Pictures kept ready: 320 ms at 25 fps, enough for a hiccup and little to throw away on a barge-in."""
+IN_FLIGHT = 3
+"""Pictures of one session that the engine and the compositor work on at once."""
+UNFIT = "The engine made a picture that is not fit to be shown (black, or not a number); the idle picture stands in."
+_FEATURE_STEP = (
+    FEATURE_RATE // 5
+)  # samples per call, so that a long utterance sent at once shows its first picture early
+_OPENING_FRAMES = 3  # over which speech takes the mouth over from the idle clip
+_REST_AHEAD_S = 0.6  # silence is judged this much before it is heard, at most: what was taken for it is kept in memory
+_WAKE_AHEAD_FRAMES = (
+    4  # pictures of returning speech are begun this much before they are due: the engine's time and a margin
+)
+_IDLE_PATIENCE_S = 0.5  # an idle mouth's deadline: later than that of anything that is spoken
+_LOOK_AGAIN_S = 0.25  # the voice's place may change while one waits for it
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A picture that is ready, with what the next one may need to know of it. Closing pictures have no frame number.
+
+    `failed`: the engine made no patch for it, so that it is the idle frame.
+    """
+
+    frame: VideoFrame
+    segment: Segment | None
+    tag: Tag
+    tick: int
+    feature: Feature
+    presence: float
+    failed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    segment: Segment | None
+    tag: Tag
+    tick: int
+    feature: Feature
+    presence: float
+    patch: Result
+
+
+class Production:
+    """Makes one session's pictures.
+
+    Args:
+        batcher: the engine that serves every session.
+        actor: what the engine made of the avatar for this session.
+        compositor, cycle, cursor: the idle clip and where it is.
+        executor: threads for features and composition.
+        on_ready: called when a picture was added to `ready`.
+    """
+
+    def __init__(
+        self,
+        batcher: Batcher,
+        actor: Actor,
+        compositor: Compositor,
+        cycle: IdleCycle,
+        cursor: IdleCursor,
+        clock: Clock,
+        executor: Executor,
+        funnel: Funnel,
+        fps: int,
+        on_ready: Callable[[], None],
+    ) -> None:
+        self.ready: Channel[Made] = Channel("ready", AHEAD_FRAMES)
+        self.generation = 0
+        self._batcher, self._actor, self._compositor = batcher, actor, compositor
+        self._cycle, self._cursor, self._clock, self._executor = cycle, cursor, clock, executor
+        self._funnel, self._fps, self._on_ready = funnel, fps, on_ready
+        self._listening = SpeechGate(batcher.engine.features, fps)
+        self.due_in: Callable[[Segment, int], float] = lambda _segment, _frame: 0.0
+        """Seconds until a segment's frame is heard; infinite while the segment has not begun, 0 where that is not known."""
+        self._segments: deque[Segment] = deque()
+        self._flights: Channel[_Flight] = Channel("flights", IN_FLIGHT)
+        self._wake = asyncio.Event()
+        self._close_from: tuple[Feature, float] | None = None
+        self._last: tuple[Feature, float] = (actor.rest, 0.0)
+        self._cued = 0
+        self._mute: Segment | None = None  # the segment whose features failed
+
+    def add(self, segment: Segment) -> None:
+        """A new segment; its pictures follow those of the segments before it."""
+        self._segments.append(segment)
+        self._wake.set()
+
+    def poke(self) -> None:
+        """A segment got more PCM or has ended."""
+        self._wake.set()
+
+    def clear(self, shown: Made | None) -> None:
+        """Drops everything under way and lets the mouth close from the picture shown last."""
+        self.generation += 1
+        self._segments.clear()
+        self.ready.discard()
+        self._drop_flights()
+        self._cursor.release()
+        if shown is not None and shown.presence > 0:
+            self._close_from = (shown.feature, shown.presence)
+        self._last = (self._actor.rest, 0.0)
+        self._wake.set()
+
+    def close_mouth(self) -> None:
+        """The voice pauses inside a segment: the mouth glides shut until it goes on."""
+        self._close_from = self._last
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Works until cancelled. What the engine raises is counted and shown as the idle picture, not raised here."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._order(), name="production-order")
+            group.create_task(self._compose(), name="production-compose")
+            group.create_task(self._close_idle_mouths(), name="production-idle")
+
+    async def _close_idle_mouths(self) -> None:
+        """Has the engine make what the actor wants over idle frames, one at a time, and after everything that is spoken."""
+        for pose in self._actor.idle_wanted():
+            request = PatchRequest(self._actor, pose, self._actor.rest)
+            try:
+                with self._clock.working():
+                    patch = await self._batcher.submit(request, self._clock.now() + _IDLE_PATIENCE_S)
+            except Exception as error:  # noqa: BLE001 - the idle clip is shown as it is; what ends the engine ends the session elsewhere
+                log.warning(
+                    "idle mouths are not closed", extra={"pose": pose, "error": f"{type(error).__name__}: {error}"}
+                )
+                return
+            if patch is None:
+                log.warning(
+                    "idle mouths are not closed: the engine's patch is not fit to be shown", extra={"pose": pose}
+                )
+                return
+            self._actor.keep_idle(pose, patch)
+
+    async def _order(self) -> None:
+        generation = self.generation
+        while True:
+            if generation != self.generation:
+                generation = self.generation
+                self._restart()
+            if self._close_from is not None:
+                (feature, presence), self._close_from = self._close_from, None
+                await self._close(feature, presence)
+            elif not self._segments or not await self._advance(self._segments[0]):
+                self._wake.clear()
+                if self._close_from is None and generation == self.generation and not self._has_work():
+                    await self._wake.wait()
+
+    def _has_work(self) -> bool:
+        if not self._segments:
+            return False
+        first = self._segments[0]
+        return len(first.for_features) > 0 or first.ended
+
+    def _restart(self) -> None:
+        self._listening.reset()
+        self._cued = 0
+
+    async def _advance(self, segment: Segment) -> bool:
+        """One step of the segment; False when it has to wait for PCM."""
+        if len(segment.cues) > self._cued:
+            self._listening.cue(segment.cues[self._cued :])
+            self._cued = len(segment.cues)
+        if segment.resting and not await self._heard_up_to(segment, _REST_AHEAD_S):
+            return True
+        samples = segment.take_features(_FEATURE_STEP)
+        if not len(samples) and not segment.ended:
+            return False
+        last = not len(samples)
+        decided = await self._decided(segment, None if last else samples)
+        for feature in decided:
+            if segment.generation != self.generation:
+                return True
+            if feature is None:
+                await self._rest(segment)
+                continue
+            segment.stages.reach(FEATURES)
+            self._funnel.add("features", 1)
+            await self._submit(segment, feature)
+        if last and segment.generation == self.generation:
+            segment.features_done = True
+            self._segments.popleft()
+            self._restart()
+            if not self._segments:
+                self._close_from = self._last
+        return True
+
+    async def _decided(self, segment: Segment, samples: Pcm | None) -> list[Feature | None]:
+        """What more samples, or the end (None), decide of the segment's next frames: a feature each, None where there is no speech.
+
+        An extractor that raises leaves the rest of the segment without lips, because its frames cannot be counted on any more; its
+        sound goes on, and so does the session.
+        """
+        if segment is self._mute:
+            return []
+        listening = self._listening
+        try:
+            return await self._in_thread(listening.flush if samples is None else lambda: listening.push(samples))
+        except Exception as error:  # one segment's features: it goes on without lips, and the session lives
+            log.exception("features failed", extra={"segment": segment.number})
+            self._funnel.fail("features", f"{type(error).__name__}: {error}")
+            self._mute = segment
+            self._listening = SpeechGate(self._batcher.engine.features, self._fps)
+            self._close_from = self._last
+            return []
+
+    async def _rest(self, segment: Segment) -> None:
+        """Nobody speaks in the segment's next frame. Before the first such frame the mouth glides shut; then nothing is made."""
+        begins = not segment.resting
+        segment.frame_rests()
+        self._on_ready()
+        if begins:
+            self._close_from = None
+            await self._close(*self._last, going_on=lambda: segment.resting)
+
+    async def _heard_up_to(self, segment: Segment, ahead_s: float) -> bool:
+        """Waits until the segment's next frame is at most `ahead_s` ahead of the voice. False when it was cleared meanwhile."""
+        while segment.generation == self.generation:
+            wait_s = self.due_in(segment, segment.frames_ordered) - ahead_s
+            if wait_s <= 0:
+                return True
+            await self._clock.wait(self._wake, self._clock.now() + min(wait_s, _LOOK_AGAIN_S))
+        return False
+
+    async def _submit(self, segment: Segment, feature: Feature) -> None:
+        lead: int | None = None
+        if segment.resting:
+            if not await self._heard_up_to(segment, _WAKE_AHEAD_FRAMES / self._fps):
+                return
+            lead = max(0, int(min(1.0, self.due_in(segment, segment.frames_ordered)) * self._fps))
+        presence = min(1.0, self._last[1] + 1 / _OPENING_FRAMES)
+        tag = Tag(segment.number, segment.frame_ordered(), segment.generation)
+        await self._fly(segment, tag, feature, presence, lead)
+
+    async def _close(self, feature: Feature, presence: float, going_on: Callable[[], bool] | None = None) -> None:
+        """The pictures after speech: its last mouth shape fades to rest while the idle clip takes the mouth back.
+
+        They end when there is other work, or, with `going_on`, when that is false.
+        """
+        count = self._batcher.engine.closing_frames if presence > 0 else 0
+        generation = self.generation
+        for step in range(1, count + 1):
+            over = self._has_work() if going_on is None else not going_on()
+            if generation != self.generation or over:
+                return
+            eased = self._actor.towards_rest(feature, min(1.0, 2 * step / count))
+            fading = presence * (1 - step / (count + 1))
+            await self._fly(None, Tag(0, 0, generation), eased, fading)
+        self._last = (self._actor.rest, 0.0)
+
+    async def _fly(
+        self, segment: Segment | None, tag: Tag, feature: Feature, presence: float, lead: int | None = None
+    ) -> None:
+        tick = self._cursor.reserve(lead)
+        request = PatchRequest(self._actor, self._cycle.pose(tick), feature, presence)
+        # a session with many pictures ready can wait longer than one with none
+        deadline = self._clock.now() + (len(self.ready) + 1) / self._fps
+        self._last = (feature, presence)
+        flight = _Flight(segment, tag, tick, feature, presence, self._batcher.submit(request, deadline))
+        await self._flights.put(flight)
+        if tag.generation != self.generation:
+            self._drop_flights()
+
+    def _drop_flights(self) -> None:
+        """Drops what belongs to a cleared generation; frames that the engine has not begun never reach it."""
+        for (
+            flight
+        ) in self._flights.items():  # nobody awaits these: `_compose` took the one that it awaits out of the channel
+            if flight.tag.generation != self.generation:
+                flight.patch.cancel()
+        self._flights.discard(lambda flight: flight.tag.generation != self.generation)
+
+    async def _compose(self) -> None:
+        while True:
+            flight = await self._flights.get()
+            pose = self._cycle.pose(flight.tick)
+            try:
+                with self._clock.working():
+                    patch = await flight.patch
+                failed = patch is None and flight.presence > 0
+                if failed:
+                    self._funnel.fail("patches", UNFIT)
+                else:
+                    self._funnel.add("patches", 1)
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if not flight.patch.cancelled() or (task is not None and task.cancelling()):
+                    raise
+                patch, failed = None, True  # the batcher was closed; this loop must go on
+            except Exception as error:  # noqa: BLE001 - one picture that fails is shown idle; the funnel tells, speech goes on
+                self._funnel.fail("patches", f"{type(error).__name__}: {error}")
+                patch, failed = None, True
+            frame = await self._in_thread(lambda: self._compositor.compose(pose, patch, flight.tag))  # noqa: B023
+            if flight.tag.generation != self.generation:
+                continue
+            self._funnel.add("composed", 1)
+            made = Made(frame, flight.segment, flight.tag, flight.tick, flight.feature, flight.presence, failed)
+            await self.ready.put(made)
+            if flight.tag.generation != self.generation:
+                self.ready.discard(lambda m: m.tag.generation != self.generation)
+                continue
+            if flight.segment is not None:
+                flight.segment.frame_made()
+                flight.segment.stages.reach(FRAME)
+            self._on_ready()
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        with self._clock.working():
+            return await asyncio.get_running_loop().run_in_executor(self._executor, work)

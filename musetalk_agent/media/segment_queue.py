@@ -1,0 +1,148 @@
+"""The session's segments in the order of playing, and what is told of them. Decisions only: positions are passed in.
+
+A segment is *open* until its last sample was heard. What was heard lately stays for a while, so that a way out that turns out to
+have been dead can be rewound: see `Speech.rewind`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+
+from musetalk_agent.media.captions import Caption
+from musetalk_agent.media.segment import KEPT_S, ROOM_RATE, Segment
+from musetalk_agent.protocol.messages import Event, PlaybackFinished, PlaybackStarted
+
+log = logging.getLogger(__name__)
+
+
+class Speech:
+    """What is said, what of it was heard, and what was told. Positions are those of the publisher's `PlayoutClock`.
+
+    Args:
+        emit: takes playback events; each is told once for a segment, however often that is played.
+    """
+
+    def __init__(self, emit: Callable[[Event], None]) -> None:
+        self.open: deque[Segment] = deque()  # the first ones may be handed over whole
+        self._emit = emit
+        self.show: Callable[[Caption], None] = lambda _: None
+        """Takes what viewers read, as it is heard."""
+        self._over: deque[Segment] = deque()  # heard whole, and kept for a rewind
+        self._over_s = 0.0
+        self._told_s = 0.0
+        self._told: tuple[int, float] = (0, 0.0)
+
+    def next_to_hand(self) -> Segment | None:
+        """The first segment of which the sink has not everything."""
+        return next((s for s in self.open if not s.handed_all), None)
+
+    def speaking(self, position: int) -> bool:
+        """A segment is under way, and somebody speaks in it."""
+        return any((s.origin is not None or s.started) and not s.rests_at(position) for s in self.open)
+
+    def position_s(self, position: int) -> float:
+        """Seconds heard through this agent. Stands still while something is heard again."""
+        self._told_s = max(self._told_s, self._over_s + sum(s.played_s(position) for s in self.open))
+        return self._told_s
+
+    def buffered_s(self, position: int) -> float:
+        """Seconds received and not heard."""
+        return sum(s.duration_s - s.played_s(position) for s in self.open)
+
+    def heard(self, position: int) -> tuple[int, float]:
+        """The segment that is being heard, or was heard last (0: none yet), and how much of it, from its own beginning.
+
+        Stands still while something is heard again.
+        """
+        for segment in self.open:
+            if segment.started or (segment.origin is not None and position > segment.origin):
+                self._told = max(self._told, (segment.number, segment.heard_s(position)))
+        return self._told
+
+    def tell(self, position: int) -> list[Segment]:
+        """Tells what has begun and what is over by `position`, in order. Returns the segments that are over."""
+        over: list[Segment] = []
+        while self.open:
+            segment = self.open[0]
+            self._tell_started(segment, position)
+            self._read(segment, position)
+            if not segment.handed_all or (segment.origin is not None and position < segment.end_position):
+                break
+            if segment.origin is None and segment.frames:
+                break
+            self.open.popleft()
+            over.append(segment)
+            self._over_s += segment.duration_s
+            self._told = max(self._told, (segment.number, segment.heard_before_s + segment.duration_s))
+            self._tell_finished(segment, segment.heard_before_s + segment.duration_s, interrupted=False)
+            self._show(segment.script.end())
+            self._keep(segment)
+        return over
+
+    def clear(self, position: int) -> float:
+        """Drops everything, what is kept too, and tells the end of each segment. Returns the seconds that are not heard."""
+        dropped_s = self.buffered_s(position)
+        segments, self.open = list(self.open), deque()
+        self._over.clear()
+        for segment in segments:
+            self._over_s += segment.played_s(position)
+            self._tell_started(segment, position)
+            heard = max(segment.heard_s(position), self._told[1] if segment.number == self._told[0] else 0.0)
+            self._tell_finished(segment, heard, interrupted=True)
+            self._show(segment.script.end())
+        return dropped_s
+
+    def rewind(self, position: int, generation: int) -> dict[Segment, Segment]:
+        """Nothing after `position` was heard: what lies there is to be played again, before anything else.
+
+        Every open segment, and each that was over too early, gives way to one of `generation` that holds the rest of it and has
+        not begun; returned are the new ones by the old.
+        """
+        again = [s for s in self._over if s.end_position > position]
+        self._over = deque(s for s in self._over if s.end_position <= position)
+        for segment in again:
+            self._over_s -= segment.duration_s
+        rests = {segment: segment.rest(position, generation) for segment in (*again, *self.open)}
+        first = next((s for s in rests if s.origin is not None), None)
+        if first is not None and first.origin is not None:
+            begin = first.position_of(rests[first].skipped - first.skipped)
+            if begin > position:
+                lost_s = round((begin - position) / ROOM_RATE, 3)
+                log.error(
+                    "speech lost: rewound further than is kept", extra={"segment": first.number, "lost_s": lost_s}
+                )
+        self.open = deque(rests.values())
+        for segment in rests:
+            self._show(segment.script.end())
+        return rests
+
+    def _keep(self, segment: Segment) -> None:
+        if segment.origin is None:
+            return
+        self._over.append(segment)
+        oldest = segment.end_position - round(KEPT_S * ROOM_RATE)
+        while self._over[0].end_position <= oldest:
+            self._over.popleft()
+        self._over[0].forget(oldest)
+
+    def _read(self, segment: Segment, position: int) -> None:
+        if segment.origin is not None and position >= segment.origin:
+            self._show(segment.script.hear(segment.second_at(position)))
+
+    def _show(self, caption: Caption | None) -> None:
+        if caption is not None:
+            self.show(caption)
+
+    def _tell_started(self, segment: Segment, position: int) -> None:
+        if not segment.started and segment.origin is not None and position > segment.origin:
+            segment.started = True
+            segment.stages.event("playback.started")
+            self._emit(PlaybackStarted(segment=segment.number))
+
+    def _tell_finished(self, segment: Segment, heard_s: float, *, interrupted: bool) -> None:
+        if not segment.finished:
+            segment.finished = True
+            segment.stages.end(interrupted=interrupted, position_s=round(heard_s, 3))
+            self._emit(PlaybackFinished(segment=segment.number, position_s=round(heard_s, 3), interrupted=interrupted))

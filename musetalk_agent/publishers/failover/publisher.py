@@ -1,0 +1,347 @@
+"""The publisher of sessions with a room: carries sound and pictures to whichever way out works, and changes without losing a word.
+
+The decisions are `ladder.Ladder`'s; here they are carried out. One playout clock is the session's master clock throughout. Sound is
+handed to one way at a time, and waits (the clock stands) while none works; pictures go to every way that is open.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from musetalk_agent.clock import Clock, utc_now
+from musetalk_agent.errors import PublisherUnavailable, PublishFailed
+from musetalk_agent.media.captions import Caption
+from musetalk_agent.media.playout import Heard, MovingClock, PlayoutClock
+from musetalk_agent.media.segment import ROOM_RATE
+from musetalk_agent.media_types import Pcm, VideoFrame
+from musetalk_agent.metrics import PUBLISHER_CHANGES, PUBLISHER_RUNG
+from musetalk_agent.protocol.http import PublisherMode, Transport
+from musetalk_agent.protocol.messages import PublisherChanged
+from musetalk_agent.publishers.base import Lost, PublisherState
+from musetalk_agent.publishers.failover.policy import SUSPECT_S, Act, Event, Ladder, Rung, Ways
+from musetalk_agent.publishers.failover.probe import HEALTHY_S
+from musetalk_agent.publishers.failover.quality import QualityWatch
+from musetalk_agent.publishers.failover.transports import OutletOptions, Outlets
+from musetalk_agent.publishers.livekit.publisher import QUEUE_MS, SOUND_PATH_S, video_bitrate
+from musetalk_agent.tasks import supervise
+
+log = logging.getLogger(__name__)
+
+_TICK_S = 0.2
+_STREAM_DOUBT_S = 1.5
+"""What a stream that breaks was given last is not known to be heard for so long."""
+INGRESS_LATENCY_S = 2.5
+"""So long after it is pushed to an ingress, sound is heard in the room: 1.0 s with Ingress 1.5, if pictures are padded (3.7 s and
+more where they are not). At the end of a push it throws away what it holds."""
+_INGRESS_HEALTHY_S = 1.0
+"""A probe is believed sooner, because leaving an ingress takes so long."""
+_ROOM_LATENCY_S = 0.3
+"""So long sound is on its way to a viewer's ears: a track that ends takes with it what waits in jitter buffers."""
+_WHIP_LATENCY_S = 0.4
+_SWALLOWED_S = 0.5
+"""A reconnect of the SDK in which nothing came back for so long has swallowed what was said; in others only signalling moved."""
+_HUSH_S = 1.0
+"""In a room that was just joined the voice waits so long for a viewer to subscribe to it."""
+_RETURN_S = 4.0
+"""And so long where somebody watched before: after an SFU's restart viewers join again too, and need longer than the avatar."""
+
+
+class FailoverPublisher:
+    """See `Publisher` and `MovingPublisher`.
+
+    Args:
+        options: the room, and the other ways that there are.
+        mode: which ways may be taken.
+    """
+
+    def __init__(self, options: OutletOptions, mode: PublisherMode, clock: Clock) -> None:
+        self._options, self._clock = options, clock
+        self.name = Rung.NONE.value
+        self.state = PublisherState()
+        mode = mode if options.joins else PublisherMode.RTMP
+        self.transport = Transport(mode=mode, rung=Rung.NONE.value)
+        self._playout = MovingClock(clock, ROOM_RATE, path_s=SOUND_PATH_S)
+        self.playout: PlayoutClock = self._playout
+        self._playout.held = True
+        self.on_rewind: Callable[[int], None] = self._wind_back
+        self.on_change: Callable[[PublisherChanged], None] = lambda _: None
+        ways = Ways(
+            rtmp=options.address is not None, ingress=options.ingress, beside=options.beside, whip=options.joins
+        )
+        self._ladder = Ladder(ways, mode, clock.now())
+        self._outlets = Outlets(options, clock, self.playout, self._step, self._tick)
+        self._heard = Heard()
+        self._rung = Rung.NONE
+        self._flow = asyncio.Event()
+        self._turn = 0
+        self._settled = asyncio.Event()
+        self._lost: Lost | None = None
+        self._quality: QualityWatch | None = None
+        self._ticker: asyncio.Task[None] | None = None
+        self._doubt_at: float | None = None  # when the SDK began to reconnect, and nothing came back any more
+        self._watched = False  # somebody listened when the room was last well
+        self._closing = False
+
+    # --- the port ----------------------------------------------------------------------------------------------------
+
+    async def open(self, first: VideoFrame, lost: Lost) -> None:
+        """Takes the first way that works: the room, else RTMP after 6 s at the latest. See `Publisher.open`."""
+        self._outlets.show(first)
+        bitrate = self._options.room.max_bitrate or video_bitrate(first)
+        self._quality = QualityWatch(bitrate, self._options.room.fps, self._clock.now())
+        if self._options.beside:
+            self._outlets.open_stream()
+        self._ticker = asyncio.create_task(supervise("failover-ticker", self._tick_on), name="failover-ticker")
+        self._step(Event.START)
+        await self._settled.wait()
+        if self._rung is Rung.NONE:
+            room = self._options.room
+            raise self._outlets.error or PublishFailed(
+                f"the agent could not publish to room {room.room!r} at {room.url} ({self._ladder.reason}); "
+                "check LIVEKIT_URL, that UDP reaches the server, and rtmp_url where there is one",
+                value=room.url,
+            )
+        self._lost = lost
+        self._report()
+
+    async def push_audio(self, block: Pcm) -> None:
+        """Hands a block to the way in use, as fast as it takes it; waits while there is none."""
+        turn = self._turn
+        while not self._flow.is_set():
+            await self._flow.wait()
+        if turn != self._turn:
+            return
+        begins = self.playout.handed
+        self.playout.hand(len(block))
+        at = self.playout.time_of(begins)
+        room = self._outlets.room
+        for sink in self._outlets.audio_sinks(self._rung):
+            sink.offer_audio(at, block)
+        if self._rung is Rung.LIVEKIT and room is not None:
+            await room.capture(block)
+        else:
+            excess = self.playout.queued_s() - QUEUE_MS / 1000
+            await self._clock.sleep_until(self._clock.now() + max(0.0, excess))
+
+    def push_video(self, frame: VideoFrame) -> None:
+        """Shows a picture on every way that is open."""
+        self._outlets.show(frame)
+        if self._rung is not Rung.NONE:
+            self.state.published_frames += 1
+
+    def push_caption(self, caption: Caption) -> None:
+        """Text for the room; other ways have no place for it."""
+        if self._rung is Rung.LIVEKIT and self._outlets.room is not None:
+            self._outlets.room.push_caption(caption)
+
+    def clear_audio(self) -> int:
+        """Silences every way: the one in use, and what waits in any stream."""
+        self._turn += 1
+        self._outlets.clear_audio()
+        if self._rung is Rung.LIVEKIT and self._outlets.room is not None:
+            return self._outlets.room.clear_audio()
+        return self.playout.clear()
+
+    async def set_state(self, state: str) -> None:
+        """Tells the room, where there is one; best effort."""
+        self._outlets.attribute = state
+        if self._outlets.room is not None:
+            await self._outlets.room.set_state(state)
+
+    def set_mode(self, mode: PublisherMode) -> None:
+        """See `MovingPublisher.set_mode`."""
+        if mode is PublisherMode.RTMP and self._options.address is None:
+            text = "This session has no RTMP address to publish to; give rtmp_url at /session/start."
+            raise PublisherUnavailable(text, field="mode", value=mode.value)
+        if mode is not PublisherMode.RTMP and not self._options.joins:
+            text = "This session was started without joining its room (connect_livekit false); start another one."
+            raise PublisherUnavailable(text, field="mode", value=mode.value)
+        self._ladder.mode = self.transport.mode = mode
+        self._step(Event.MODE)
+
+    async def aclose(self) -> None:
+        """Leaves every way, within 7 s. Idempotent."""
+        if self._closing:
+            return
+        self._closing = True
+        self._settled.set()
+        if self._ticker is not None:
+            self._ticker.cancel()
+            await asyncio.gather(self._ticker, return_exceptions=True)
+        try:
+            await self._outlets.aclose()
+        finally:
+            if self._quality is not None:
+                self._quality.close()
+            if self._rung is not Rung.NONE:
+                PUBLISHER_RUNG.labels(self._rung.value).dec()
+                self._rung = Rung.NONE
+            self.state.connected = False
+            self.state.tracks = []
+
+    # --- what the ladder decides -------------------------------------------------------------------------------------
+
+    def _step(self, event: Event, reason: str = "") -> None:
+        """Something happened."""
+        if self._closing:
+            return
+        self._carry_out(self._ladder.on(event, self._clock.now(), reason))
+
+    async def _tick_on(self) -> None:
+        while True:
+            await asyncio.sleep(_TICK_S)
+            if not self._outlets.reads:
+                self._tick()
+
+    def _tick(self) -> None:
+        """Time passed, and what the room says of itself is known anew."""
+        if self._closing:
+            return
+        try:
+            self._look()
+        except Exception:  # a tick that breaks must not be the last one
+            log.exception("the failover's tick broke", extra={"room": self._options.room.room})
+
+    def _look(self) -> None:
+        now = self._clock.now()
+        self._heard.note(now, self.playout.position())
+        room = self._outlets.room
+        silent_s = room.liveness.silent_s if room is not None else 0.0
+        self._mind_reconnect()
+        self._carry_out(self._ladder.tick(now, silent_s, self._all_heard(now)))
+        self._report()
+
+    def _mind_reconnect(self) -> None:
+        """What was said into a reconnect of the SDK's own is said again when it is through."""
+        room = self._outlets.room
+        if room is None or self._rung is not Rung.LIVEKIT:
+            self._doubt_at = None
+        elif room.state.reconnecting:
+            if self._doubt_at is None and room.liveness.silent_s > _SWALLOWED_S:
+                self._doubt_at = room.liveness.heard_at
+        elif self._doubt_at is not None:
+            self._rewind_to(self._doubt_at)
+            self._doubt_at = None
+
+    def _all_heard(self, now: float) -> bool:
+        latency_s = _WHIP_LATENCY_S if self._rung is Rung.WHIP else 0.0
+        if self._rung is Rung.RTMP and self._options.ingress:
+            latency_s = INGRESS_LATENCY_S
+        return self.playout.dry and self._heard.at(now - latency_s) >= self.playout.handed
+
+    def _carry_out(self, acts: list[Act]) -> None:
+        for act in acts:
+            match act:
+                case Act.JOIN:
+                    self._outlets.join()
+                case Act.LEAVE_ROOM:
+                    self._outlets.leave_room()
+                case Act.OPEN_STREAM:
+                    self._outlets.open_stream()
+                case Act.CLOSE_STREAM:
+                    self._outlets.close_stream()
+                case Act.OPEN_WHIP:
+                    self._outlets.open_whip()
+                case Act.CLOSE_WHIP:
+                    self._outlets.close_whip()
+                case Act.REWIND:
+                    self._rewind()
+                case Act.GIVE_UP:
+                    self._give_up()
+        self._settle()
+
+    def _rewind(self) -> None:
+        """Everything that is not known to be heard is wanted again."""
+        now, room = self._clock.now(), self._outlets.room
+        moment = now - _STREAM_DOUBT_S
+        if self._rung is Rung.LIVEKIT:
+            moment = room.liveness.heard_at if room is not None else self._outlets.heard_at
+            moment = min(moment, now - _ROOM_LATENCY_S)
+        elif self._options.ingress and self._rung is Rung.RTMP:
+            moment = now - INGRESS_LATENCY_S
+        self._rewind_to(moment)
+
+    def _rewind_to(self, moment: float) -> None:
+        """Plays again what was handed over and heard after `moment`. A voice that is published elsewhere was heard all the same."""
+        if not self._options.room.sound:
+            return
+        self._heard.note(self._clock.now(), self.playout.position())
+        position = min(self._heard.at(moment), self.playout.handed)
+        if position < self.playout.handed:
+            log.info("unheard speech is played again", extra={"samples": self.playout.handed - position})
+            self._turn += 1
+            self._outlets.clear_audio(moment)  # what waits in a stream comes again as well
+            self.on_rewind(position)
+
+    def _wind_back(self, position: int) -> None:
+        self.playout.rewind(position)
+
+    def _give_up(self) -> None:
+        self.state.error = self._ladder.reason
+        self._settled.set()
+        if self._lost is not None:
+            self._lost(self._ladder.reason)
+
+    def _settle(self) -> None:
+        """Makes true what the ladder's state says."""
+        rung = self._ladder.rung
+        if rung is not self._rung:
+            self._change(rung)
+        flows = rung is not Rung.NONE and not self._ladder.holding and not self._hushed()
+        self._playout.held = not flows
+        if flows:
+            self._flow.set()
+        else:
+            self._flow.clear()
+        healthy_s = _INGRESS_HEALTHY_S if self._options.ingress else HEALTHY_S
+        self._outlets.probe_if(self._ladder.probing, healthy_s if self._settled.is_set() else 0.0)
+
+    def _hushed(self) -> bool:
+        """Somebody is in the room, or was, and cannot hear the avatar yet."""
+        room = self._outlets.room
+        if self._rung is not Rung.LIVEKIT or room is None or room.state.subscribed:
+            return False
+        patience_s = _RETURN_S if self._watched else _HUSH_S if room.state.viewers else 0.0
+        return self._clock.now() - self._outlets.joined_at < patience_s
+
+    def _change(self, rung: Rung) -> None:
+        begins = not self._settled.is_set()
+        for labels, step in ((self._rung, -1), (rung, 1)):
+            if labels is not Rung.NONE:
+                PUBLISHER_RUNG.labels(labels.value).inc(step)
+        self._rung, self.name = rung, rung.value
+        self._playout.take_path(SOUND_PATH_S if rung is Rung.LIVEKIT else 0.0)
+        self.state.connected = rung is not Rung.NONE
+        transport = self.transport
+        transport.rung, transport.since, transport.reason = rung.value, utc_now(), self._ladder.reason
+        if rung is not Rung.NONE:
+            self._settled.set()
+        if not (begins and rung is Rung.LIVEKIT):
+            transport.changes += 1
+            PUBLISHER_CHANGES.labels(rung.value).inc()
+            self.on_change(PublisherChanged(publisher=rung.value, reason=self._ladder.reason))
+
+    def _report(self) -> None:
+        """Brings `state` and `transport` up to date."""
+        outlets, state, transport = self._outlets, self.state, self.transport
+        room = outlets.room
+        if room is not None:
+            state.reconnecting, state.subscribed = room.state.reconnecting, room.state.subscribed
+            state.viewers, state.tracks = room.state.viewers, room.state.tracks
+            if state.subscribed or self._clock.now() - outlets.joined_at >= _RETURN_S:
+                self._watched = state.viewers > 0
+        else:
+            state.reconnecting, state.tracks = False, []
+            if self._rung is not Rung.NONE:  # who watches a stream nobody knows: the session goes on as if somebody did
+                state.viewers = max(1, state.viewers)
+        acknowledged = outlets.frames_acknowledged()
+        if acknowledged > state.acknowledged_frames:
+            state.acknowledged_frames, state.acknowledged_at = acknowledged, utc_now()
+        stream = outlets.stream
+        sinks = {Rung.LIVEKIT: room, Rung.RTMP: stream, Rung.WHIP: outlets.whip}
+        if self._quality is not None and outlets.latest is not None and self._ladder.silent_s < SUSPECT_S:
+            self._quality.look(sinks.get(self._rung), outlets.latest, transport, self._clock.now())
+        if self._options.beside:
+            transport.beside = "live" if stream is not None and stream.state.connected else "retrying"

@@ -1,0 +1,345 @@
+"""Publishes to a LiveKit room: one audio and one video track in one sync group, paced by us and never by wall clock.
+
+The traps this avoids are listed, with their sources, in docs/topics/livekit.md: connect is never cancelled, nothing is published
+twice after a reconnect, a real picture is there before the track is, audio is 48 kHz in whole 10 ms with one capture at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any
+
+from livekit import rtc
+from livekit.rtc._proto.room_pb2 import AudioEncoding, DegradationPreference
+
+from musetalk_agent.clock import Clock, utc_now
+from musetalk_agent.errors import PublishFailed
+from musetalk_agent.media.captions import Caption
+from musetalk_agent.media.playout import PlayoutClock
+from musetalk_agent.media.segment import ROOM_RATE
+from musetalk_agent.media_types import Pcm, VideoFrame
+from musetalk_agent.protocol.http import TrackInfo
+from musetalk_agent.publishers.base import Lost, PublisherState
+from musetalk_agent.publishers.livekit.camera import Camera
+from musetalk_agent.publishers.livekit.detached_connect import abandon, leave
+from musetalk_agent.publishers.livekit.stats import Liveness, Reading, read
+from musetalk_agent.publishers.livekit.transcription import CaptionWriter
+from musetalk_agent.tasks import supervise
+
+log = logging.getLogger(__name__)
+
+QUEUE_MS = 60
+"""Sound that waits in the SDK; with one block of 40 ms on top the most is 100 ms, which is the tail a barge-in would leave."""
+SOUND_PATH_S = 0.035
+"""Sound reaches a viewer this much later than a picture that leaves at the same moment: an Opus packet goes out when its 20 ms are
+complete, and the jitter buffers differ. Measured at a viewer on loopback; receivers leave differences under 30 ms uncorrected."""
+CONNECT_TIMEOUT_S = 5.0
+_CONNECT_MOST_S = 75.0
+"""No join is waited for longer: through blocked UDP it fails by itself after a minute."""
+_PUBLISH_TIMEOUT_S = 10.0
+"""For both tracks. A server that took the join and acknowledges no track would hold the session up for ever."""
+_CAPTURE_TIMEOUT_S = 2.0
+"""The SDK takes a block within 40 ms; one that it never answers for is given up, or the voice would stand still for ever."""
+_CLOSE_TIMEOUT_S = 5.0
+_JOIN_GRACE_S = 1.0  # the end waits so long for a join under way
+_STATS_PERIOD_S = 0.2
+_STATS_TIMEOUT_S = 0.5
+_GRACE_AFTER_STALL_S = 0.002  # a capture that took longer than this has waited for the queue to drain
+STREAM = "avatar"
+_TOKEN = re.compile(r"eyJ[\w.-]+")  # the SDK's errors quote tokens
+
+
+@dataclass(frozen=True, slots=True)
+class LiveKitOptions:
+    """How to join and what to publish.
+
+    `max_bitrate` None chooses by picture size: 1.5 Mbit/s up to 512×512, 3 Mbit/s up to 720p. The library's own default for 512×512
+    would be 300 kbit/s at 20 fps. Without `sound` there is a picture only: somebody else publishes the voice. `on_joined` is called
+    with each room that is joined, before anything is published.
+    """
+
+    url: str
+    token: str = field(repr=False)
+    room: str
+    fps: int
+    max_bitrate: int | None = None
+    sound: bool = True
+    on_joined: Callable[[rtc.Room], None] | None = field(default=None, compare=False)
+
+
+def video_bitrate(frame: VideoFrame) -> int:
+    """Bits per second for pictures of this size."""
+    pixels = frame.width * frame.height
+    return int(min(3_000_000, max(1_200_000, 1_500_000 * pixels / (512 * 512))))
+
+
+class LiveKitPublisher:
+    """A participant of kind agent that only publishes: one connection to a room.
+
+    Args:
+        playout: the session's clock, where another owns it.
+        on_reading: called about five times a second once it is open, after `liveness` and `reading` were brought up to date.
+    """
+
+    name = "livekit"
+
+    def __init__(
+        self,
+        options: LiveKitOptions,
+        clock: Clock,
+        playout: PlayoutClock | None = None,
+        on_reading: Callable[[], None] | None = None,
+    ) -> None:
+        self._options = options
+        self._clock = clock
+        self._on_reading = on_reading
+        self.state = PublisherState()
+        self.playout = playout or PlayoutClock(clock, ROOM_RATE, path_s=SOUND_PATH_S)
+        self.liveness = Liveness(clock.now())
+        self.reading = Reading()
+        self.token = options.token
+        self._room = rtc.Room()
+        self._audio: rtc.AudioSource | None = None
+        self._camera: Camera | None = None
+        self._publications: list[rtc.LocalTrackPublication] = []
+        self._lost: Lost | None = None
+        self._closing = False
+        self._captions = CaptionWriter(self._room, self._sound_sid)
+        self._stats: asyncio.Task[None] | None = None
+        self._connecting: asyncio.Task[None] | None = None
+
+    async def open(self, first: VideoFrame, lost: Lost) -> None:
+        """Joins and publishes; see `Publisher.open`. The room's tracks are acknowledged by the server when this returns."""
+        self._lost = lost
+        self._listen()
+        if self._options.sound:
+            self._audio = rtc.AudioSource(ROOM_RATE, 1, queue_size_ms=QUEUE_MS)
+        self._camera = Camera(first)
+        options = rtc.RoomOptions(auto_subscribe=False, dynacast=False, connect_timeout=CONNECT_TIMEOUT_S)
+        self._connecting = asyncio.create_task(
+            self._room.connect(self._options.url, self._options.token, options), name="livekit-connect"
+        )
+        try:
+            # never cancelled: a connect that is dropped half-way ends in a panic of the native library (rust-sdks#1340)
+            async with asyncio.timeout(_CONNECT_MOST_S):
+                await asyncio.shield(self._connecting)
+            if self._options.on_joined is not None:
+                self._options.on_joined(self._room)
+            async with asyncio.timeout(_PUBLISH_TIMEOUT_S):
+                await self._publish(first)
+        except Exception as error:  # the SDK raises bare Exceptions beside ConnectError and PublishTrackError
+            late = isinstance(error, TimeoutError)
+            told = "the server does not answer in time" if late else _TOKEN.sub("…", str(error))
+            raise PublishFailed(
+                f"the agent could not publish to room {self._options.room!r} at {self._options.url}: {told}; "
+                "check LIVEKIT_URL, the key and secret, and that UDP reaches the server",
+                value=self._options.url,
+            ) from error
+        self.state.connected = True
+        self.liveness = Liveness(self._clock.now())
+        self._count_viewers()
+        self._stats = asyncio.create_task(supervise("livekit-stats", self._poll_stats), name="livekit-stats")
+
+    async def push_audio(self, block: Pcm) -> None:
+        """Hands a block to the SDK and takes its back-pressure as the truth about the queue."""
+        self.playout.hand(len(block))
+        await self.capture(block)
+
+    async def capture(self, block: Pcm) -> None:
+        """Takes a block that was counted as handed over already."""
+        if self._audio is None:
+            excess = self.playout.queued_s() - QUEUE_MS / 1000
+            await self._clock.sleep_until(self._clock.now() + max(0.0, excess))
+            return
+        frame = rtc.AudioFrame(block.tobytes(), ROOM_RATE, 1, len(block))
+        handed, begun = self.playout.handed, self._clock.now()
+        try:
+            async with asyncio.timeout(_CAPTURE_TIMEOUT_S):
+                await self._audio.capture_frame(frame)
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            self._note_refused(error)  # a future of the SDK's was cancelled, and not this task
+            return
+        except Exception as error:  # noqa: BLE001 - the SDK raises bare Exceptions: a lost block is counted, speech goes on
+            self._note_refused(error)
+            return
+        if self._clock.now() - begun > _GRACE_AFTER_STALL_S and self.playout.handed == handed:
+            self.playout.observe(QUEUE_MS * ROOM_RATE // 1000)
+
+    def _note_refused(self, error: BaseException) -> None:
+        self.state.error = f"audio block refused by the SDK: {error!r}"
+        log.warning("audio block refused", extra={"room": self._options.room, "error": repr(error)})
+
+    def push_video(self, frame: VideoFrame) -> None:
+        """Copies the planes into the SDK (0.06 ms at 720p)."""
+        if self._camera is not None and self._camera.push(frame):
+            self.state.published_frames += 1
+
+    def push_caption(self, caption: Caption) -> None:
+        """Text for those who watch."""
+        if self.state.connected and not self._closing:
+            self._captions.push(caption)
+
+    def set_quality(self, *, scale: float, fps_divisor: int) -> None:
+        """Pictures are made smaller by `scale`, and only every `fps_divisor`-th is published, from now on."""
+        if self._camera is not None:
+            self._camera.scale, self._camera.fps_divisor = scale, fps_divisor
+
+    def clear_audio(self) -> int:
+        """Silences the SDK's queue."""
+        if self._audio is not None:
+            self._audio.clear_queue()
+        return self.playout.clear()
+
+    async def set_state(self, state: str) -> None:
+        """Sets the participant's attribute `avatar.state`. Best effort, bounded."""
+        if not self.state.connected or self._closing:
+            return
+        try:
+            async with asyncio.timeout(2.0):
+                await self._room.local_participant.set_attributes({"avatar.state": state})
+        except Exception as error:  # noqa: BLE001 - an attribute is a courtesy; the SDK raises bare Exceptions
+            log.info("attribute not set", extra={"room": self._options.room, "error": str(error)})
+
+    async def aclose(self) -> None:
+        """Leaves. Waits at most 1 s for a join under way and 5 s for the goodbye.
+
+        A join that takes longer cannot be called off; its room is left when it ends, in a minute or so.
+        """
+        if self._closing:
+            return
+        self._closing = True
+        if self._stats is not None:
+            self._stats.cancel()
+            await asyncio.gather(self._stats, return_exceptions=True)
+        if self._connecting is not None and not self._connecting.done():
+            await asyncio.wait([self._connecting], timeout=_JOIN_GRACE_S)
+            if not self._connecting.done():
+                abandon(self._room, self._connecting)
+        await self._bounded(self._captions.aclose())
+        await self._bounded(leave(self._room))
+        for source in (self._audio, self._camera):
+            if source is not None:
+                await self._bounded(source.aclose())
+        self._audio = self._camera = None
+        self.state.connected = False
+        self.state.tracks = []
+
+    async def _bounded(self, step: Coroutine[Any, Any, None]) -> None:
+        try:
+            async with asyncio.timeout(_CLOSE_TIMEOUT_S):
+                await step
+        except Exception as error:  # noqa: BLE001 - shutting down: report and go on with the next step
+            log.warning("leaving was not clean", extra={"room": self._options.room, "error": repr(error)})
+
+    async def _publish(self, first: VideoFrame) -> None:
+        assert self._camera is not None
+        participant = self._room.local_participant
+        bitrate = self._options.max_bitrate or video_bitrate(first)
+        video = rtc.TrackPublishOptions(
+            source=rtc.TrackSource.SOURCE_CAMERA,
+            stream=STREAM,
+            simulcast=False,
+            video_codec=rtc.VideoCodec.VP8,
+            # headroom over fps: the encoder's rate control drops pictures that come faster than this
+            video_encoding=rtc.VideoEncoding(max_bitrate=bitrate, max_framerate=self._options.fps + 5),
+            degradation_preference=DegradationPreference.DEGRADATION_PREFERENCE_BALANCED,
+        )
+        audio = rtc.TrackPublishOptions(
+            source=rtc.TrackSource.SOURCE_MICROPHONE,
+            stream=STREAM,
+            audio_encoding=AudioEncoding(max_bitrate=64_000),
+            dtx=True,
+            red=True,
+        )
+        tracks: list[tuple[rtc.LocalTrack, rtc.TrackPublishOptions]] = []
+        if self._audio is not None:
+            tracks.append((rtc.LocalAudioTrack.create_audio_track("avatar-audio", self._audio), audio))
+        tracks.append((rtc.LocalVideoTrack.create_video_track("avatar-video", self._camera.source), video))
+        # Both are under way at once, the sound's request first: a viewer then negotiates once for the two in half of the
+        # starts, which is 0.1 s, and still has the sound when it sees the first picture (docs/performance.md).
+        publishing = [asyncio.create_task(participant.publish_track(*track)) for track in tracks]
+        try:
+            self._publications = await asyncio.gather(*publishing)
+        finally:
+            for task in publishing:
+                task.cancel()
+            await asyncio.gather(*publishing, return_exceptions=True)
+        self._describe_tracks()
+
+    def _sound_sid(self) -> str | None:
+        return next((track.sid for track in self.state.tracks if track.kind == "audio"), None)
+
+    def _describe_tracks(self) -> None:
+        kinds = {rtc.TrackKind.KIND_AUDIO: "audio", rtc.TrackKind.KIND_VIDEO: "video"}
+        self.state.tracks = [
+            TrackInfo(kind=kinds.get(p.kind, "unknown"), sid=p.sid, muted=p.muted) for p in self._publications
+        ]
+
+    def _listen(self) -> None:
+        room = self._room
+        room.on("participant_connected", lambda _: self._count_viewers())
+        room.on("participant_disconnected", lambda _: self._count_viewers())
+        room.on("local_track_subscribed", self._on_subscribed)
+        room.on("local_track_republished", lambda *_: self._describe_tracks())
+        room.on("reconnecting", self._on_reconnecting)
+        room.on("reconnected", self._on_reconnected)
+        room.on("disconnected", self._on_disconnected)
+        room.on("token_refreshed", self._on_token)
+
+    def _on_token(self) -> None:
+        self.token = self._room._token or self.token  # the SDK tells that there is a new one, and keeps it here
+
+    def _on_subscribed(self, _: object) -> None:
+        self.state.subscribed = True
+
+    def _on_reconnecting(self) -> None:
+        self.state.reconnecting = True
+
+    def _on_reconnected(self) -> None:
+        self.state.reconnecting = False
+        self._describe_tracks()
+
+    def _on_disconnected(self, reason: int) -> None:
+        self.state.connected = False
+        if not self._closing and self._lost is not None:
+            name = rtc.DisconnectReason.Name(reason)  # type: ignore[arg-type]  # the SDK hands out the bare integer
+            self.state.error = f"disconnected by the server: {name}"
+            self._lost(name)
+
+    def _count_viewers(self) -> None:
+        standard = rtc.ParticipantKind.PARTICIPANT_KIND_STANDARD
+        people = [p for p in self._room.remote_participants.values() if p.kind == standard]
+        self.state.viewers = len(people)
+        if not people:
+            self.state.subscribed = False
+
+    async def _poll_stats(self) -> None:
+        while True:
+            await asyncio.sleep(_STATS_PERIOD_S)
+            reading: Reading | None = None
+            try:
+                async with asyncio.timeout(_STATS_TIMEOUT_S):
+                    reading = read((await self._room.get_rtc_stats()).publisher_stats)
+            except Exception as error:  # noqa: BLE001 - statistics are missing during a reconnect; the next poll comes
+                log.debug("no statistics", extra={"room": self._options.room, "error": repr(error)})
+            self.liveness.note(reading, self._clock.now(), time.time() * 1000)
+            if reading is not None:
+                self.reading = reading
+                self._acknowledge(reading)
+            if self._on_reading is not None:
+                self._on_reading()
+
+    def _acknowledge(self, reading: Reading) -> None:
+        """Frames the SFU acknowledges: those sent, less the share its receiver reports as lost."""
+        acknowledged = int(reading.frames_sent * (1 - reading.fraction_lost)) if reading.reports else 0
+        if acknowledged > self.state.acknowledged_frames:
+            self.state.acknowledged_frames = acknowledged
+            self.state.acknowledged_at = utc_now()

@@ -1,0 +1,172 @@
+"""Encodes and muxes one push: H.264 beside AAC or Opus on one time line that begins with the first thing heard or seen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+from av.audio.frame import AudioFrame
+from av.audio.stream import AudioStream
+from av.container import OutputContainer
+from av.video.frame import PictureType
+from av.video.frame import VideoFrame as StreamFrame
+from av.video.reformatter import ColorRange, Colorspace
+from av.video.stream import VideoStream
+
+from musetalk_agent.media.segment import ROOM_RATE
+from musetalk_agent.media_types import Pcm, VideoFrame
+from musetalk_agent.publishers.stream.queue import Picture, Sound
+
+_TICK = Fraction(1, 90_000)
+_WOBBLE = ROOM_RATE * 15 // 1000
+"""Samples by which the clock may be off before sound is moved that follows on sound: a seam in a word is worse than 15 ms."""
+_LATE = ROOM_RATE // 10
+"""Samples by which sound may come late and still be heard whole. Pictures are then as much later, so that both stay in step."""
+_SILENCE = ROOM_RATE // 50
+_QUIET = 58
+"""Peak of a block that counts as silence: -55 dBFS."""
+_GIVEN_BACK = ROOM_RATE // 100
+"""Samples of delay that one block of silence, or one picture without sound, gives back at most. Less than a picture lasts (at
+50 pictures a second), so that time stamps go on rising."""
+
+
+@dataclass(frozen=True, slots=True)
+class Codecs:
+    """How to encode: of H.264 its profile and preset, of sound the codec, its channels (all the same) and its bits per second.
+
+    `keyframe_s` seconds after a key frame there is another.
+    """
+
+    video: Mapping[str, str]
+    audio: str
+    channels: int
+    audio_bitrate: int
+    audio_options: Mapping[str, str]
+    keyframe_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Size (even) and greatest rate of the pictures, and what they may take in bit/s."""
+
+    width: int
+    height: int
+    fps: int
+    bitrate: int
+
+
+class StreamEncoder:
+    """Writes what it is given, in order of time, into `container`. One thread only. Its methods raise what the container does."""
+
+    def __init__(self, container: OutputContainer, shape: Shape, codecs: Codecs) -> None:
+        self._container, self._shape = container, shape
+        # x264 takes another bitrate while it runs only where a buffer was limited from the start
+        limits = {"maxrate": str(shape.bitrate), "bufsize": str(shape.bitrate)}
+        self._video: VideoStream = container.add_stream("libx264", rate=shape.fps, options={**codecs.video, **limits})
+        self._video.width, self._video.height, self._video.pix_fmt = shape.width, shape.height, "yuv420p"
+        self._video.bit_rate = shape.bitrate
+        context = self._video.codec_context
+        context.time_base = _TICK
+        context.thread_count = 1
+        context.gop_size = 100 * shape.fps  # key frames are asked for by time, as the rate may go down
+        context.colorspace, context.color_range = Colorspace.ITU601, ColorRange.MPEG
+        self._channels = codecs.channels
+        self._layout = "mono" if codecs.channels == 1 else "stereo"
+        options = dict(codecs.audio_options)
+        audio = container.add_stream(codecs.audio, rate=ROOM_RATE, layout=self._layout, options=options)
+        assert isinstance(audio, AudioStream)
+        self._audio = audio
+        self._audio.bit_rate = codecs.audio_bitrate
+        self._start: float | None = None
+        self._samples = 0
+        self._delay = 0  # samples by which both tracks are behind their times, since sound came late
+        self._silent = True
+        self._keyframe_s = codecs.keyframe_s - 0.5 / shape.fps
+        self._last_key = -codecs.keyframe_s
+        self._last_tick = -1
+        self.frames = 0
+
+    def open(self) -> None:
+        """Writes the header, which connects those formats that connect by themselves."""
+        self._container.start_encoding()
+
+    def set_bitrate(self, bitrate: int) -> None:
+        """Takes effect with the next picture; the encoder goes on."""
+        self._video.bit_rate = bitrate
+
+    def play(self, sound: Sound) -> None:
+        """Adds sound at its time. Where none was before it there is silence; what comes too late to be heard is left out.
+
+        Sound that is a little late is heard whole and delays both tracks; silence gives the delay back.
+        """
+        block = sound.block
+        place = self._sample(sound.at)
+        if np.abs(block.astype(np.int32)).max(initial=0) <= _QUIET:
+            block = block[self._give_back(len(block)) :]
+        late = self._samples - place
+        if late > _LATE:
+            block = block[late:]
+        elif late > (0 if self._silent else _WOBBLE):
+            self._delay += late
+        elif -late > (0 if self._silent else _WOBBLE):
+            self._hush(self._samples - late)
+        self._encode_sound(block)
+        self._silent = False
+
+    def show(self, picture: Picture) -> None:
+        """Adds a picture at its time, and silence up to it where no sound was offered: sound is always offered before."""
+        if self._silent:
+            self._give_back(_GIVEN_BACK)
+        place = self._sample(picture.at)
+        self._hush(place)
+        seconds = max(0.0, place / ROOM_RATE)
+        frame = self._frame(picture.frame)
+        frame.time_base, frame.pts = _TICK, max(self._last_tick + 1, round(seconds / _TICK))
+        if picture.key or seconds - self._last_key >= self._keyframe_s:
+            frame.pict_type = PictureType.I
+            self._last_key = seconds
+        self._last_tick = frame.pts
+        self._container.mux(self._video.encode(frame))
+        self.frames += 1
+
+    def finish(self) -> None:
+        """Writes what the encoders still hold, and the trailer."""
+        self._container.mux(self._video.encode(None))
+        self._container.mux(self._audio.encode(None))
+
+    def _sample(self, at: float) -> int:
+        """Place of a moment among the samples; the first moment asked for is place 0."""
+        if self._start is None:
+            self._start = at
+        return round((at - self._start) * ROOM_RATE) + self._delay
+
+    def _give_back(self, most: int) -> int:
+        """Reduces the delay by up to `most` samples; returns by how many."""
+        given = min(most, self._delay, _GIVEN_BACK)
+        self._delay -= given
+        return given
+
+    def _hush(self, until: int) -> None:
+        self._silent = self._silent or self._samples < until
+        while self._samples < until:
+            self._encode_sound(np.zeros(min(_SILENCE, until - self._samples), np.int16))
+
+    def _encode_sound(self, block: Pcm) -> None:
+        if not len(block):
+            return
+        interleaved = np.repeat(block, self._channels).reshape(1, -1)
+        packed = AudioFrame.from_ndarray(interleaved, format="s16", layout=self._layout)
+        packed.sample_rate, packed.time_base, packed.pts = ROOM_RATE, Fraction(1, ROOM_RATE), self._samples
+        self._samples += len(block)
+        self._container.mux(self._audio.encode(packed))
+
+    def _frame(self, picture: VideoFrame) -> StreamFrame:
+        """A view of the picture's own planes; another size is scaled."""
+        planes = picture.i420.reshape(picture.height * 3 // 2, picture.width)
+        frame = StreamFrame.from_numpy_buffer(planes, format="yuv420p")
+        frame.colorspace, frame.color_range = Colorspace.ITU601, ColorRange.MPEG
+        if (picture.width, picture.height) != (self._shape.width, self._shape.height):
+            frame = frame.reformat(self._shape.width, self._shape.height)
+        return frame

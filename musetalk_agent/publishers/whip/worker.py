@@ -1,0 +1,125 @@
+"""The process that pushes by WHIP. FFmpeg's WHIP connects and ends while PyAV holds the interpreter: no agent can wait for that.
+
+Standard input begins with a line of JSON and goes on with records (`RECORD` and a payload); standard output reports `up`, and
+`error` with the reason before it ends. It ends with its input, and a call of FFmpeg that hangs ends it too.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import signal
+import struct
+import sys
+import time
+from typing import BinaryIO
+
+import av
+import numpy as np
+
+from musetalk_agent.media_types import VideoFrame
+from musetalk_agent.publishers.stream.encoder import Codecs, Shape, StreamEncoder
+from musetalk_agent.publishers.stream.queue import Picture, Sound
+
+RECORD = struct.Struct("<BdIII?")
+"""Kind, time (monotonic seconds, the same in both processes), bytes that follow, width, height, key frame."""
+SOUND, PICTURE, BITRATE, END = range(4)
+"""int16 samples; I420 planes; bits per second as the width; the end."""
+
+
+_HANDSHAKE_MS = 3000
+_HANG_S = 8
+_END_S = 1
+_SILENT_S = 6.5
+"""Consent to send (RFC 7675) is asked for every 5 s; two without an answer, and nobody is there. FFmpeg would wait for 30 s."""
+_SOUND_PATH_S = 0.045
+"""A viewer's jitter buffer keeps sound so much longer than pictures; measured on loopback, as for the SDK."""
+_CODECS = Codecs(
+    video={
+        "preset": "veryfast",
+        "tune": "zerolatency",
+        "profile": "baseline",
+        "forced-idr": "1",
+        "x264-params": "scenecut=0",
+    },
+    audio="libopus",
+    audio_bitrate=48_000,
+    channels=2,  # its muxer takes nothing else
+    audio_options={"application": "lowdelay", "frame_duration": "20"},
+    keyframe_s=1.0,  # the muxer cannot hear a viewer ask for one
+)
+
+
+class _Consent(logging.Handler):
+    """Hears from FFmpeg's log when the server has answered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: float | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        told = record.getMessage()
+        if "Consent Freshness check received" in told:
+            self.asked = None
+        elif "Consent Freshness check sent" in told and self.asked is None:
+            self.asked = time.monotonic()
+
+
+def _tell(line: str) -> None:
+    sys.stdout.write(line.replace("\n", " ") + "\n")
+    sys.stdout.flush()
+
+
+def _push(source: BinaryIO, consent: _Consent) -> None:
+    about = json.loads(source.readline())
+    options = {"authorization": about["token"], "handshake_timeout": str(_HANDSHAKE_MS)}
+    container = av.open(about["url"], "w", format="whip", options=options)
+    try:
+        signal.alarm(_HANG_S)  # its default is to end the process, also from within FFmpeg
+        encoder = StreamEncoder(container, Shape(**about["shape"]), _CODECS)
+        encoder.open()
+        signal.alarm(0)
+        _tell("up")
+        _carry(source, encoder, consent)
+        encoder.finish()
+    except (OSError, av.FFmpegError) as error:
+        _tell(f"error {error.strerror or type(error).__name__}")  # before the end, which may take until the alarm
+        raise
+    finally:
+        signal.alarm(_END_S)
+        container.close()
+
+
+def _carry(source: BinaryIO, encoder: StreamEncoder, consent: _Consent) -> None:
+    while head := source.read(RECORD.size):
+        kind, at, size, width, height, key = RECORD.unpack(head)
+        payload = source.read(size)
+        if kind == END:
+            return
+        if kind == SOUND:
+            encoder.play(Sound(at - _SOUND_PATH_S, np.frombuffer(payload, np.int16)))
+        elif kind == PICTURE:
+            frame = VideoFrame(np.frombuffer(payload, np.uint8), width, height, 0)
+            encoder.show(Picture(at, frame, key))
+        elif kind == BITRATE:
+            encoder.set_bitrate(width)
+        if consent.asked is not None and time.monotonic() - consent.asked > _SILENT_S:
+            raise TimeoutError(errno.ETIMEDOUT, "the server answers nothing")
+
+
+def main() -> None:
+    """Pushes what comes; the exit code is 0 when nothing failed."""
+    consent = _Consent()
+    logging.getLogger("libav").addHandler(consent)
+    logging.getLogger("libav").setLevel(1)  # FFmpeg has levels below DEBUG
+    logging.getLogger("libav").propagate = False
+    av.logging.set_level(av.logging.DEBUG)
+    try:
+        _push(sys.stdin.buffer, consent)
+    except (OSError, av.FFmpegError):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,338 @@
+"""One avatar in one room, from start to stop: a state machine around the pipeline and its publisher."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from musetalk_agent.avatars.bundle import Bundle
+from musetalk_agent.clock import utc_now
+from musetalk_agent.media.pipeline import Pipeline
+from musetalk_agent.media.scheduler import Outcome
+from musetalk_agent.protocol import messages as m
+from musetalk_agent.protocol.http import (
+    AgentSession,
+    AgentStartRequest,
+    Diagnosis,
+    Playback,
+    SessionState,
+    Transport,
+    VoiceSource,
+)
+from musetalk_agent.protocol.problems import ErrorCode, ProblemError
+from musetalk_agent.publishers.base import CaptionPublisher, MovingPublisher, Publisher
+from musetalk_agent.session.diagnosis import Facts
+from musetalk_agent.session.link import Inbox, Outbox
+from musetalk_agent.tasks import Step, in_thread, supervise, tear_down
+
+if TYPE_CHECKING:
+    from musetalk_agent.avatar_protocol.speech import RoomSpeech  # loads the SDK, which not every session needs
+
+log = logging.getLogger(__name__)
+
+_MOVES: dict[SessionState, frozenset[SessionState]] = {
+    SessionState.STARTING: frozenset({SessionState.READY, SessionState.STOPPED, SessionState.FAILED}),
+    SessionState.READY: frozenset(
+        {SessionState.SPEAKING, SessionState.DRAINING, SessionState.STOPPED, SessionState.FAILED}
+    ),
+    SessionState.SPEAKING: frozenset(
+        {SessionState.READY, SessionState.DRAINING, SessionState.STOPPED, SessionState.FAILED}
+    ),
+    SessionState.RECOVERING: frozenset(),
+    SessionState.DRAINING: frozenset({SessionState.STOPPED, SessionState.FAILED}),
+    SessionState.STOPPED: frozenset(),
+    SessionState.FAILED: frozenset(),
+}
+ENDED = frozenset({SessionState.STOPPED, SessionState.FAILED})
+_LOOK_EVERY_S = 0.5
+_ATTRIBUTE_S = 5.0
+MEDIA_END_S = 2.0
+"""The media's tasks end as soon as they are cancelled, unless a publisher's call that may not be cancelled is under way."""
+LEAVE_S = 10.0
+"""To leave the room: a publisher takes 7 s at most (`FailoverPublisher.aclose`)."""
+RELEASE_S = 5.0
+"""For the engine to release what it holds for the session; longer means that its device hangs."""
+_NORMAL_ENDS = frozenset({"PARTICIPANT_REMOVED", "ROOM_DELETED", "ROOM_CLOSED", "DUPLICATE_IDENTITY"})
+
+
+class Session:
+    """Owns the pipeline and the publisher; takes items through `inbox` and tells events through `outbox`.
+
+    Args:
+        request: what the orchestrator asked for.
+        bundle: the prepared avatar.
+        engine: the name of the engine in use.
+        publisher: not yet open.
+        build: makes the pipeline, given the callbacks for events and for speech beginning and ending.
+        release: called once, in a thread, when the session is over, to give back what the engine holds.
+        check: raises when what the session runs on has failed; called once the publisher is open.
+        engine_note: why the engine is not the one that its user may expect.
+        speech: speech that comes through the room, where it does not come from the orchestrator.
+    """
+
+    def __init__(
+        self,
+        request: AgentStartRequest,
+        bundle: Bundle,
+        engine: str,
+        publisher: Publisher,
+        build: Callable[[Callable[[m.Event], None], Callable[[bool], None]], Pipeline],
+        release: Callable[[], None],
+        engine_note: str | None = None,
+        speech: RoomSpeech | None = None,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.id = request.session_id
+        self.room = request.room
+        self.bundle, self.engine, self.publisher = bundle, engine, publisher
+        self.engine_note = engine_note
+        self.state = SessionState.STARTING
+        self.outbox = Outbox()
+        self.started_at = utc_now()
+        self.error: dict[str, Any] | None = None
+        self.max_duration_s = request.max_duration_s
+        self.speech = speech
+        self.pipeline = build(self._tell, self._on_speaking)
+        if speech is not None:
+            speech.feed(self.pipeline)
+        self.inbox = Inbox(self.pipeline, request.backlog_s, bundle.fps, self._tell)
+        if request.voice is VoiceSource.ORCHESTRATOR:
+            self.pipeline.playback.follow(self.outbox.due)
+        if isinstance(publisher, MovingPublisher):
+            publisher.on_rewind, publisher.on_change = self.pipeline.rewind, self.outbox.add
+        if request.captions and isinstance(publisher, CaptionPublisher):
+            self.pipeline.playback.caption(publisher.push_caption)
+        self._release, self._check = release, check
+        self._over = asyncio.Event()
+        self._attribute = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self.ended = asyncio.Event()
+
+    # --- life --------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Joins the room, publishes both tracks and begins to play.
+
+        Raises `PublishFailed`, and `EngineFailed` when the device failed meanwhile; the session is then over, as it is when this is
+        cancelled.
+        """
+        try:
+            await self.publisher.open(self.pipeline.first, self._on_lost)
+            self._check()
+        except BaseException as error:
+            self._fail(error)
+            await self._end()
+            raise
+        self._move(SessionState.READY)
+        self._task = asyncio.create_task(self._run(), name=f"session-{self.id}")
+
+    async def stop(self) -> None:
+        """Ends it: leaves the room and waits until nothing of it is left. Idempotent, safe in every state.
+
+        Cancelling leaves the rest of the ending to the session's own task.
+        """
+        if self._task is None:
+            if self.state not in ENDED:
+                self._move(SessionState.STOPPED)
+                await self._end()
+            return
+        self._over.set()
+        await asyncio.shield(self._task)
+
+    def break_off(self, error: ProblemError) -> None:
+        """Ends it as failed, from outside: what it runs on has failed. Returns at once."""
+        if self.state in ENDED or self.error is not None:
+            return
+        self.error = {"code": error.code.value, "message": str(error)}
+        self.outbox.add(m.Failed(code=error.code.value, message=str(error)))
+        self._over.set()
+
+    async def _run(self) -> None:
+        """The session's own task: waits until it is over or its media broke, and ends every part of it."""
+        media = asyncio.create_task(self._play(), name=f"session-{self.id}-media")
+        try:
+            await self._until_over(media)
+        except Exception as error:  # the session's boundary: whatever broke, it leaves the room and says so
+            log.exception("session failed", extra={"session_id": self.id})
+            self._fail(error)
+        finally:
+            self._move(SessionState.STOPPED)
+            await self._end(media)
+
+    async def _play(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.pipeline.run(), name="pipeline")
+            group.create_task(supervise("attributes", self._report_state), name="attributes")
+            if self.speech is not None:
+                group.create_task(self.speech.run(), name="speech")
+
+    async def _until_over(self, media: asyncio.Task[None]) -> None:
+        """Returns when the session is stopped, was broken off, lost its room or reached its longest duration. Raises what ended the
+        media's tasks, which end by nothing else.
+        """
+        over = asyncio.create_task(self._over.wait(), name=f"session-{self.id}-over")
+        try:
+            await asyncio.wait({media, over}, timeout=self.max_duration_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            over.cancel()
+        if media.done() and not self._over.is_set():
+            error = None if media.cancelled() else media.exception()
+            raise _cause(error) if error is not None else RuntimeError("the media's tasks ended by themselves")
+        if not self._over.is_set():
+            log.info("session reached its longest duration", extra={"session_id": self.id})
+        self.pipeline.clear()
+
+    async def _end(self, media: asyncio.Task[None] | None = None) -> None:
+        """Ends every part, in this order, each whatever the others do, and then says that it is over. See `tear_down`."""
+
+        async def discard() -> None:
+            self.pipeline.production.ready.discard()
+
+        async def stop_media() -> None:
+            if media is not None:
+                media.cancel()
+                await asyncio.wait({media})
+                if (
+                    not media.cancelled()
+                    and (error := media.exception()) is not None
+                    and self.state is not SessionState.FAILED
+                ):
+                    log.error("the media broke as the session ended", exc_info=error, extra={"session_id": self.id})
+
+        try:
+            await tear_down(
+                f"session {self.id}",
+                [
+                    Step("media", stop_media, MEDIA_END_S),
+                    Step("publisher", self.publisher.aclose, LEAVE_S),
+                    Step("frames", discard, MEDIA_END_S),
+                    Step("engine", partial(in_thread, self._release, f"release-{self.id}"), RELEASE_S),
+                ],
+            )
+        finally:
+            self.ended.set()
+            self.outbox.changed.set()
+
+    def _on_lost(self, reason: str) -> None:
+        log.warning("room connection ended", extra={"session_id": self.id, "reason": reason})
+        if reason not in _NORMAL_ENDS:
+            text = f"The connection to room {self.room!r} was lost for good ({reason})."
+            self.error = {"code": ErrorCode.LIVEKIT_UNAVAILABLE.value, "message": text}
+            self.outbox.add(m.Failed(code=ErrorCode.LIVEKIT_UNAVAILABLE.value, message=text))
+        self._over.set()
+
+    def _fail(self, error: BaseException) -> None:
+        known = isinstance(error, ProblemError)
+        code = error.code if isinstance(error, ProblemError) else ErrorCode.INTERNAL
+        text = str(error) if known else "The session broke unexpectedly; the agent's log has the details."
+        self.error = {"code": code.value, "message": text}
+        self.outbox.add(m.Failed(code=code.value, message=text))
+        self._move(SessionState.FAILED)
+
+    def _move(self, to: SessionState) -> None:
+        """The one place that changes the state."""
+        if to is SessionState.STOPPED and self.error is not None:
+            to = SessionState.FAILED
+        if to not in _MOVES[self.state]:
+            return
+        log.info("session state", extra={"session_id": self.id, "from": self.state.value, "to": to.value})
+        self.state = to
+
+    def _on_speaking(self, speaking: bool) -> None:
+        self._move(SessionState.SPEAKING if speaking else SessionState.READY)
+        self._attribute.set()
+
+    async def _report_state(self) -> None:
+        """Keeps the attribute `avatar.state` true: looks when speech begins and ends, and twice a second."""
+        reported, clock = "", self.pipeline.clock
+        while True:
+            state = "speaking" if self.state is SessionState.SPEAKING else "idle"
+            if self.pipeline.playback.recent.degraded(clock.now()):
+                state = "degraded"
+            if state != reported:
+                try:
+                    async with asyncio.timeout(_ATTRIBUTE_S):
+                        await self.publisher.set_state(state)
+                    reported = state
+                except Exception as error:  # noqa: BLE001 - a courtesy to viewers must not end the session; it is tried again
+                    log.warning("avatar.state not set", extra={"session_id": self.id, "error": repr(error)})
+            await clock.wait(self._attribute, clock.now() + _LOOK_EVERY_S)
+
+    def _tell(self, event: m.Event) -> None:
+        self.outbox.add(event)
+        if self.speech is not None:
+            self.speech.told(event)
+
+    def take(self, item: str | bytes) -> None:
+        """One item of the orchestrator; see `Inbox.take`."""
+        self.inbox.take(item)
+
+    # --- what it says of itself --------------------------------------------------------------------------------------
+
+    def diagnose(self) -> Diagnosis:
+        """Why the lips do not move, or `ok`."""
+        state, watch = self.publisher.state, self.pipeline.watch
+        recent, now = self.pipeline.playback.recent, self.pipeline.clock.now()
+        late, failed = recent.share(now, Outcome.LATE), recent.share(now, Outcome.FAILED)
+        finding = watch.finding if watch else None
+        facts = Facts(
+            joined=state.connected,
+            join_error=state.error,
+            viewers=state.viewers,
+            subscribed=state.subscribed,
+            suspicion=finding.suspicion if finding else None,
+            suspicion_text=finding.text if finding else "",
+            failing=f"The engine {self.engine} failed on {failed:.0%} of the last frames, which show the idle clip instead."
+            if failed > 0.1
+            else None,
+            slow=f"{late:.0%} of the last pictures were late: the {self.engine} engine is too slow for this machine's load."
+            if late > 0.1
+            else None,
+            fallback=self.publisher.name == "rtmp",
+            note=self.engine_note,
+        )
+        return self.pipeline.funnel.diagnose(facts)
+
+    def status(self) -> AgentSession:
+        """The session as `GET /session/{id}` tells it."""
+        state, playback = self.publisher.state, self.pipeline.playback
+        self.pipeline.funnel.set_acknowledged(state.acknowledged_frames, state.acknowledged_at)
+        return AgentSession(
+            session_id=self.id,
+            state=self.state,
+            room=self.room,
+            publisher=self.publisher.name,
+            engine=self.engine,
+            engine_note=self.engine_note,
+            fps=self.bundle.fps,
+            width=self.bundle.width,
+            height=self.bundle.height,
+            avatar=self.bundle.report,
+            viewers=state.viewers,
+            playback=Playback(
+                position_s=round(playback.position_s, 3),
+                buffered_s=round(playback.buffered_s, 3),
+                segments=self.speech.segments if self.speech else self.inbox.segments,
+            ),
+            diagnosis=self.diagnose(),
+            funnel=self.pipeline.funnel.report(),
+            tracks=state.tracks,
+            transport=self.publisher.transport
+            if isinstance(self.publisher, MovingPublisher)
+            else Transport(rung=self.publisher.name),
+            started_at=self.started_at,
+            last_audio_at=self.speech.last_audio_at if self.speech else self.inbox.last_audio_at,
+            speaker_present=self.speech.present if self.speech else None,
+            error=self.error,
+            statistics=playback.report(),
+        )
+
+
+def _cause(error: BaseException) -> Exception:
+    """The first error of the groups that it came through."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error if isinstance(error, Exception) else RuntimeError(repr(error))

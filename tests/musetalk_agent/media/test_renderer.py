@@ -1,0 +1,64 @@
+"""Production and the batcher: what a barge-in makes worthless never reaches the device."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from musetalk_agent.engines.base import PatchRequest
+from musetalk_agent.engines.pattern import PatternEngine
+from musetalk_agent.media.renderer import UNFIT
+from musetalk_agent.media_types import Patch
+from tests.musetalk_agent.stand import stand, tone
+from tests.waiting import NEVER_S, until
+
+
+class SlowPattern(PatternEngine):
+    """One frame at a time, each held at a gate."""
+
+    batch_sizes: Sequence[int] = (1,)  # type: ignore[assignment]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = threading.Event()
+        self.frames = 0
+
+    def infer(self, batch: Sequence[PatchRequest]) -> list[Patch | None]:
+        self.frames += len(batch)
+        assert self.gate.wait(NEVER_S)
+        return super().infer(batch)
+
+
+async def test_frames_of_a_cleared_generation_never_reach_the_device(executor: ThreadPoolExecutor) -> None:
+    engine = SlowPattern()
+    async with stand(executor, engine=engine) as made:
+        batcher = made.pipeline.production._batcher
+        made.pipeline.begin(1, 16_000)
+        made.pipeline.push(tone(1))
+        await until(lambda: engine.frames and batcher.statistics().waiting >= 2)
+        under_way = engine.frames
+        made.pipeline.clear()
+        engine.gate.set()
+        await made.pass_time(1)
+        assert under_way == 1
+        assert batcher.statistics().dropped >= 2
+        assert engine.frames - under_way <= 1  # the frame that the compositor was waiting for
+
+
+class Unfit(PatternEngine):
+    """Makes nothing that can be shown."""
+
+    def infer(self, batch: Sequence[PatchRequest]) -> list[Patch | None]:
+        return [None] * len(batch)
+
+
+async def test_frames_that_the_engine_found_unfit_are_told_in_the_funnel(executor: ThreadPoolExecutor) -> None:
+    async with stand(executor, engine=Unfit()) as made:
+        made.pipeline.begin(1, 16_000)
+        made.pipeline.push(tone(0.4))
+        made.pipeline.end()
+        await made.pass_time(1)
+    stages = {stage.stage: stage for stage in made.pipeline.funnel.report()}
+    assert stages["patches"].last_error == UNFIT
+    assert stages["composed"].count == 10

@@ -1,0 +1,43 @@
+"""The diagnosis while the engine fails: never `ok`, and over with the first good frame."""
+
+from __future__ import annotations
+
+import pytest
+
+from musetalk_agent.protocol.http import DiagnosisCode
+from musetalk_agent.session.diagnosis import Facts, Funnel
+
+WELL = Facts(joined=True, viewers=1, subscribed=True)
+
+
+def speaking() -> Funnel:
+    funnel = Funnel()
+    funnel.add("samples", 16_000)
+    funnel.peak = 9000
+    return funnel
+
+
+@pytest.mark.parametrize("stage", ["features", "patches"])
+def test_an_engine_that_has_made_nothing_but_failures_is_the_diagnosis(stage: str) -> None:
+    funnel = speaking()
+    assert funnel.diagnose(WELL).code is DiagnosisCode.OK
+    funnel.fail(stage, "RuntimeError: lips on fire")
+    told = funnel.diagnose(WELL)
+    assert told.code is DiagnosisCode.ENGINE_FAILING and "lips on fire" in told.message
+    funnel.add(stage, 1)
+    assert funnel.diagnose(WELL).code is DiagnosisCode.OK
+
+
+def test_three_failures_in_a_row_are_told_after_good_frames_one_is_not() -> None:
+    funnel = speaking()
+    funnel.add("patches", 100)
+    for expected in (DiagnosisCode.OK, DiagnosisCode.OK, DiagnosisCode.ENGINE_FAILING):
+        funnel.fail("patches", "an error")
+        assert funnel.diagnose(WELL).code is expected
+    funnel.add("patches", 1)
+    assert funnel.diagnose(WELL).code is DiagnosisCode.OK
+
+
+def test_failing_goes_before_slow() -> None:
+    facts = Facts(joined=True, viewers=1, subscribed=True, failing="half of them fail", slow="late")
+    assert speaking().diagnose(facts).code is DiagnosisCode.ENGINE_FAILING
