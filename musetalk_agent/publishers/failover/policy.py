@@ -138,7 +138,7 @@ class Ways:
 log = logging.getLogger(__name__)
 
 
-class Moves:
+class Ladder:
     """Where the ladder stands; `state` is only changed by `_go`, which logs it.
 
     Args:
@@ -282,10 +282,6 @@ class Moves:
             return
         self._close_stream()
         self._go(State.WEBRTC, "joined" if self.state is State.JOINING else "healthy")
-
-
-class Ladder(Moves):
-    """Decides: `on` and `tick` take what happens, `_TABLE` says what is done about it in which state."""
 
     def on(self, event: Event, now: float, reason: str = "") -> list[Act]:
         """Takes an event; returns what is to be done about it. `reason` is told where it ends the use of a way."""

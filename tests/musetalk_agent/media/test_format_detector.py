@@ -72,7 +72,7 @@ def test_file_headers() -> None:
 
 def joe(rate: int = RATE, gain: float = 0.7) -> np.ndarray:
     """Eight seconds of the voice joe as int16 at a rate."""
-    with np.load(Path(__file__).parents[1] / "data" / "spoken_joe.npz") as stored:
+    with np.load(Path(__file__).parents[2] / "data" / "spoken_joe.npz") as stored:
         coded = stored["mulaw"] / 127.5 - 1
     sound = np.sign(coded) * (256 ** np.abs(coded) - 1) / 255
     spectrum, n = np.fft.rfft(sound), len(sound) * rate // RATE

@@ -76,7 +76,7 @@ async def test_no_wait_is_shorter_than_the_first_or_longer_than_the_longest(
 async def test_each_failure_is_logged_with_its_loop_and_the_wait(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.ERROR):
         await Stand([0.0, 0.0]).run()
-    records = [record for record in caplog.records if record.name.endswith("restarts")]
+    records = [record for record in caplog.records if record.name.endswith("retries")]
     assert [(vars(one)["loop"], vars(one)["restart_in_s"]) for one in records] == [("a loop", 1.0), ("a loop", 2.0)]
     assert all(one.exc_info is not None and isinstance(one.exc_info[1], OSError) for one in records)
 
