@@ -139,7 +139,7 @@ log = logging.getLogger(__name__)
 
 
 class Ladder:
-    """Where the ladder stands; `state` is only changed by `_go`, which logs it.
+    """Decides: `on` and `tick` take events and the time, `_TABLE` has the rule for each. Only `_go` changes `state`, and logs it.
 
     Args:
         now: monotonic seconds, as everywhere here.
