@@ -26,12 +26,13 @@ TIMED_OUT = rtc.RpcError.ErrorCode.RESPONSE_TIMEOUT
 
 @dataclass
 class Time:
-    """A clock that a test sets; each look at it takes a tenth of a second."""
+    """A clock that a test sets; each look at it takes `step` seconds. With 0 no stream is silent for too long."""
 
     at: float = 0.0
+    step: float = 0.1
 
     def now(self) -> float:
-        self.at += 0.1
+        self.at += self.step
         return self.at
 
     async def sleep_until(self, deadline: float) -> None:
@@ -220,6 +221,7 @@ async def test_speech_that_is_in_hand_already_is_heard_before_more_is_read() -> 
 
 async def test_the_end_closes_the_stream_that_is_read_and_those_that_wait() -> None:
     heard = made(Room())
+    heard.time.step = 0.0
     readers = heard.room.brings("a", "b", "c")
     async with at_work(heard):
         await until(lambda: heard.pipeline.acts)
@@ -230,6 +232,7 @@ async def test_the_end_closes_the_stream_that_is_read_and_those_that_wait() -> N
 async def test_what_another_has_cleared_is_told_once_and_the_stream_that_is_read_goes_on() -> None:
     """A `clear` from elsewhere drops a segment whose stream waits behind another one."""
     heard = made(Room())
+    heard.time.step = 0.0
     first, second = heard.room.brings("a", "b")
     async with at_work(heard):
         await until(lambda: heard.pipeline.acts)
