@@ -69,9 +69,13 @@ class Stack:
 def unhurried() -> Iterator[None]:
     """Agents are killed here and none hangs: one that a busy machine holds up, at its work or at a start, is waited for."""
     with pytest.MonkeyPatch.context() as patch:
-        for constant in ("vitals.SILENT_S", "vitals.STILL_S", "client._CONNECT_TIMEOUT_S"):
-            patch.setattr(f"orchestrator.agents.{constant}", NEVER_S)
-        patch.setattr("orchestrator.session.session_failover.MOVE_S", NEVER_S)
+        for constant in (
+            "orchestrator.session.agent_connection.SILENT_S",
+            "orchestrator.session.agent_connection.STILL_S",
+            "orchestrator.agents.agent_client._CONNECT_TIMEOUT_S",
+            "orchestrator.session.session_failover.MOVE_S",
+        ):
+            patch.setattr(constant, NEVER_S)
         yield
 
 
