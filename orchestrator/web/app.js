@@ -1,10 +1,10 @@
 /**
- * The page: phases (`ready` → `starting` → `live` → `ready`), buttons and keys.
+ * The page: its phases (`ready` → `starting` → `live` → `ready`), buttons and keys. It is built on `avatar.js`, as any other page can be.
  *
  * @module app
  */
 
-import { ApiError, AvatarClient } from "./avatar-client.js";
+import { ApiError, Avatar, AvatarClient } from "./avatar.js";
 import { Chooser } from "./chooser.js";
 import { Credentials, askForKey } from "./credentials.js";
 import { $, setText } from "./elements.js";
@@ -15,43 +15,47 @@ const STOP_WHEN_HIDDEN_MS = 5 * 60_000;
 const NARROW = matchMedia("(max-width: 899px)");
 const INVITATION = "Type something, or hold the button and talk.";
 const TOUCH = matchMedia("(pointer: coarse)");
+const OVER = new Set(["stopped", "failed"]);
+/** Errors of a session that is over, which the status line reports. */
+const SESSION_OVER = new Set(["session_not_found", "session_ended", "room_left"]);
 
 const credentials = new Credentials((refused) => askForKey($("key-dialog"), refused));
-const client = new AvatarClient({ token: (refused) => credentials.find(refused) });
+const token = (/** @type {boolean} */ refused) => credentials.find(refused);
+const client = new AvatarClient({ token });
 const chooser = new Chooser();
 const panel = new Panel();
 
-/** What runs now. */
+/** The session of now. */
 const page = {
+  /** @type {Avatar | null} */
+  avatar: null,
   /** @type {SessionView | null} */
   view: null,
   /** @type {AudioContext | null} */
   context: null,
   hiddenTimer: 0,
-  /** Ends a start that is under way. @type {AbortController | null} */
-  starting: null,
 };
 
 /** @param {string} text */
-const tell = (text) => setText($("status"), text);
+const showStatus = (text) => setText($("status"), text);
 
 /** @param {string} message @param {string} code */
-function fail(message, code) {
+function showError(message, code) {
   setText($("problem-text"), message);
   setText($("problem-code"), code);
   $("problem").hidden = false;
 }
 
-const forgive = () => ($("problem").hidden = true);
+const hideError = () => ($("problem").hidden = true);
 
 /** @param {unknown} error */
-function failWith(error) {
+function showThrown(error) {
   if (!(error instanceof ApiError)) {
-    fail(error instanceof Error ? error.message : String(error), "page");
+    showError(error instanceof Error ? error.message : String(error), "page");
     return;
   }
   if (error.field === "url" || error.field === "file") $(error.field).focus();
-  fail(error.retryAfterS ? `${error.message} Try again in ${error.retryAfterS} s.` : error.message, error.code);
+  showError(error.retryAfterS ? `${error.message} Try again in ${error.retryAfterS} s.` : error.message, error.code);
 }
 
 /** @param {"ready" | "starting" | "live"} phase */
@@ -61,6 +65,7 @@ function enter(phase) {
   $("cover").inert = phase === "live";
   $("cover-text").hidden = phase !== "starting";
   $("chip").hidden = phase !== "live";
+  $("captions-toggle").hidden = phase !== "live";
   $("chooser").hidden = phase === "live";
   $("chooser").inert = phase !== "ready";
   $("controls").hidden = phase !== "live";
@@ -68,65 +73,70 @@ function enter(phase) {
   setText($("start"), phase === "starting" ? "Cancel" : "Start");
 }
 
-/** Progress while starting: under the stage, and on it. @param {string} text */
-function progress(text) {
-  tell(text);
+/** Progress of a start: under the stage, and on it. @param {string} text */
+function showProgress(text) {
+  showStatus(text);
   setText($("cover-text"), text);
 }
 
 async function start() {
-  forgive();
-  // Both must happen inside the click, or the browser holds the sound back later.
+  hideError();
+  // Both must happen in the click, or the browser blocks the audio later.
   page.context ??= new AudioContext();
   void page.context.resume();
-  const view = new SessionView({ client, panel, context: page.context, tell, fail });
+  const avatar = new Avatar({ video: $("video"), audio: $("audio"), token });
+  avatar.startAudio();
+  const view = new SessionView({ avatar, panel, context: page.context, showStatus, showError });
+  page.avatar = avatar;
   page.view = view;
-  view.viewer.allowSound();
-  view.addEventListener("ended", (event) => void finish(/** @type {CustomEvent<string>} */ (event).detail));
-  view.addEventListener("picture", live);
+  avatar.on("started", () => showProgress("Joining the room …"));
+  avatar.on("firstframe", () => enterLive(avatar));
   try {
     enter("starting");
     panel.reset();
-    const request = await chooser.request(client, progress);
-    if (view.over) return;
-    progress("Preparing the avatar …");
+    const request = await chooser.request(client, showProgress);
+    if (page.avatar !== avatar) return;
+    showProgress("Preparing the avatar …");
     view.startedAt = performance.now();
-    page.starting = new AbortController();
-    const session = await client.start(request, { signal: page.starting.signal });
-    page.starting = null;
-    if (view.over) {
-      await client.stop(session.session_id); // it was cancelled meanwhile
-      return;
-    }
-    progress("Joining the room …");
-    await view.open(session);
-    if (!view.over) progress("Waiting for the first picture …");
+    await avatar.start(request);
   } catch (error) {
-    if (view.over) return;
+    if (page.avatar !== avatar) return;
     await finish("It did not start.");
-    failWith(error);
+    showThrown(error);
+    return;
   }
+  if (page.avatar !== avatar) return;
+  if (document.body.dataset.phase === "starting") showProgress("Waiting for the first frame …");
+  let ending = "The session has ended.";
+  avatar.on("error", ({ code, message }) => {
+    if (code === "room_left") ending = message;
+    if (!SESSION_OVER.has(code)) showError(message, code);
+  });
+  avatar.on("state", ({ state }) => {
+    if (OVER.has(state) && page.avatar === avatar) void finish(ending);
+  });
 }
 
-function live() {
-  if (document.body.dataset.phase === "live" || page.view?.over) return;
+/** @param {Avatar} avatar whose first frame is shown */
+function enterLive(avatar) {
+  if (page.avatar !== avatar) return;
   enter("live");
-  tell(INVITATION);
+  showStatus(INVITATION);
   if (!TOUCH.matches) $("text").focus({ preventScroll: true }); // on a phone it would open the keyboard over the avatar
   void loadVoices();
 }
 
-/** Ends what runs and offers to start again. @param {string} sentence */
+/** Ends the session of now and offers to start again. @param {string} sentence */
 async function finish(sentence) {
-  const { view } = page;
-  if (!view) return;
+  const { avatar, view } = page;
+  if (!avatar) return;
+  page.avatar = null;
   page.view = null;
-  view.over = true;
   enter("ready");
-  tell(`${sentence} Press Start to begin again.`);
+  showStatus(`${sentence} Press Start to begin again.`);
   $("start").focus({ preventScroll: true });
-  await view.close();
-  if (view.session) await client.stop(view.session.session_id).catch(() => {});
+  view?.close();
+  await avatar.stop().catch(() => {}); // else it ends by itself, without a viewer
 }
 
 /** Fills the list of voices, by provider; without it the default voice speaks. */
@@ -139,14 +149,14 @@ async function loadVoices() {
   for (const { name, language, provider } of voices) {
     const group = groups.get(provider) ?? Object.assign(document.createElement("optgroup"), { label: provider });
     groups.set(provider, group);
-    const called = name.replace(`${provider}:`, "");
-    const spoken = languageName(languages, language);
-    group.append(new Option(called === language ? spoken : `${called}, ${spoken}`, name));
+    const voice = name.replace(`${provider}:`, "");
+    const label = languageName(languages, language);
+    group.append(new Option(voice === language ? label : `${voice}, ${label}`, name));
   }
   $("voice").append(...groups.values());
 }
 
-/** @param {Intl.DisplayNames} names @param {string} tag that may be none that the browser knows */
+/** @param {Intl.DisplayNames} names @param {string} tag which the browser may not know */
 function languageName(names, tag) {
   try {
     return names.of(tag) ?? tag;
@@ -158,13 +168,13 @@ function languageName(names, tag) {
 async function speak() {
   const text = $("text").value.trim();
   if (!text || !page.view) return;
-  forgive();
+  hideError();
   try {
     await page.view.speak(text, $("voice").value);
     $("text").value = "";
-    tell(INVITATION);
+    showStatus(INVITATION);
   } catch (error) {
-    failWith(error);
+    showThrown(error);
   }
 }
 
@@ -172,36 +182,35 @@ async function interrupt() {
   if (document.body.dataset.phase !== "live" || !page.view) return;
   try {
     const dropped = await page.view.interrupt();
-    tell(dropped > 0 ? `Interrupted: ${dropped.toFixed(1)} s will not be said.` : "Interrupted.");
+    showStatus(dropped ? `Interrupted: ${dropped.toFixed(1)} s will not be spoken.` : "Interrupted.");
   } catch (error) {
-    failWith(error);
+    showThrown(error);
   }
 }
 
 /** The page is being left: the session must not outlive it. */
 function leave() {
-  if (!page.view || page.view.over) return;
-  page.starting?.abort(); // the orchestrator gives up a start whose caller has gone
-  if (page.view.session) client.stopOnLeave(page.view.session.session_id);
+  if (!page.avatar) return;
+  page.avatar.stopOnLeave();
   void finish("The page was left.");
 }
 
-/** A tab in the background is not left yet, but after a while nobody watches any more. */
+/** A tab in the background still counts as watched for a while. */
 function visibilityChanged() {
   clearTimeout(page.hiddenTimer);
   if (!document.hidden) return;
   page.view?.talk?.release();
-  page.hiddenTimer = setTimeout(() => void finish("Nobody watched for five minutes."), STOP_WHEN_HIDDEN_MS);
+  page.hiddenTimer = setTimeout(() => void finish("The tab was hidden for five minutes."), STOP_WHEN_HIDDEN_MS);
 }
 
 function listen() {
-  $("start").addEventListener("click", () => void (page.view ? finish("Cancelled.") : start()));
+  $("start").addEventListener("click", () => void (page.avatar ? finish("Cancelled.") : start()));
   $("stop").addEventListener("click", () => void finish("Stopped."));
   $("interrupt").addEventListener("click", () => void interrupt());
-  $("problem-close").addEventListener("click", forgive);
+  $("problem-close").addEventListener("click", hideError);
   $("unblock").addEventListener("click", () => {
     void page.context?.resume();
-    page.view?.viewer.allowSound();
+    page.avatar?.startAudio();
   });
   $("speak-form").addEventListener("submit", (/** @type {Event} */ event) => {
     event.preventDefault();

@@ -1,8 +1,8 @@
 /**
- * A session's `/audio` WebSocket: PCM and segment marks out, playback events in. When the connection drops it is opened
- * again, and the sender goes on from the `received_samples` of the new `hello`: nothing is lost, nothing is sent twice. A
- * connection on which no greeting, or no `pong`, comes for ten seconds counts as dropped: TCP tells of it much later. The new
- * connection names the last event that came, and gets every later one.
+ * A session's `/audio` WebSocket: sends PCM and segment marks, receives playback events. A connection that drops is opened again, and
+ * sending resumes at the `received_samples` of the new `hello`: nothing is lost, nothing is sent twice. A connection without a `hello`
+ * or `pong` for ten seconds counts as dropped, since TCP reports it much later. The new connection names the last event received, and
+ * the orchestrator sends every later one.
  *
  * @module audio-link
  */
@@ -10,37 +10,38 @@
 import { RETRIES, Tries, closeVerdict } from "./retries.js";
 
 const PING_MS = 15_000;
-/** At the third failed try, and at each fifth after it, it is asked whether the session is still there. */
-const ASKED_AT = 3;
-const ASKED_EACH = 5;
+/** At the third failed attempt, and at each fifth after it, the link checks whether the session still exists. */
+const FIRST_CHECK = 3;
+const CHECK_EVERY = 5;
 
 /**
- * What was pushed and is not known to have arrived, in order: PCM, and marks in between, each at its position in samples.
- * PCM is confirmed by `ack`, a mark by the `pong` to the ping that follows it.
+ * Unconfirmed items in order: PCM, and marks in between, each at its position in samples. `ack` confirms PCM; the `pong` to the ping
+ * that follows a mark confirms the mark.
  *
  * @typedef {{at: number, pcm: Int16Array}} Chunk
  * @typedef {{at: number, mark: "audio.start" | "audio.end" | "clear", ping: number}} Mark
  */
 
 /**
- * Events (`CustomEvent`, `detail` as it came from the wire): `hello`, `playback.started`, `playback.finished`, `cleared`,
- * `warning`, `error`; and the link's own `state`, with detail `connecting`, `open`, `reconnecting` or `closed`. When the link gives
- * up by itself an `error` comes first: `network` (the orchestrator cannot be reached), or `session_ended`.
+ * Events (`CustomEvent`, `detail` is the message): `hello`, `playback.started`, `playback.finished`, `cleared`, `publisher.changed`,
+ * `session.state`, `warning`, `error`; and the link's own `state`, with detail `connecting`, `open`, `reconnecting` or `closed`. Before
+ * the link gives up by itself it dispatches an `error`: `network` (the orchestrator cannot be reached), or `session_ended`.
  */
 export class AudioLink extends EventTarget {
   /**
    * @param {string} url `audio_url` of the session
    * @param {object} [options]
-   * @param {number} [options.backlogS] seconds that may wait for a lost connection; past them `push` refuses
-   * @param {() => Promise<boolean | null>} [options.lives] whether the session is still there, null where that is not known. It is
-   *     asked while the link is down: true lets it go on past its two minutes, false ends it at once
+   * @param {number} [options.backlogS] longest PCM, in seconds, that may wait for a lost connection; past it `push` returns false
+   * @param {() => Promise<boolean | null>} [options.isAlive] whether the session still exists, null where that is not known. It is
+   *     called while the link is down: after true the link tries for longer than two minutes, after false it gives up at once
+   * @param {() => Promise<boolean | null>} [options.lives] deprecated: `isAlive`
    * @param {import("./retries.js").Schedule} [options.schedule]
-   * @param {number} [options.silenceS] a connection that says nothing for so long after it was asked is dead
+   * @param {number} [options.silenceS] a connection without an answer for this long is dead
    */
-  constructor(url, { backlogS = 20, lives = async () => null, schedule = RETRIES.link, silenceS = RETRIES.silence_s } = {}) {
+  constructor(url, { backlogS = 20, lives, isAlive = lives ?? (async () => null), schedule = RETRIES.link, silenceS = RETRIES.silence_s } = {}) {
     super();
     this.url = url;
-    this.lives = lives;
+    this.isAlive = isAlive;
     this.tries = new Tries(schedule);
     this.silenceS = silenceS;
     /** @type {"closed" | "connecting" | "open" | "reconnecting"} */
@@ -49,10 +50,10 @@ export class AudioLink extends EventTarget {
     this.sampleRate = 16_000;
     /** @type {(Chunk | Mark)[]} */
     this.pending = [];
-    /** Where the next sample goes, counted as the session counts; only after the first `hello` of a sequence (`inStep`). */
+    /** Position of the next sample, in the session's count once `aligned` by a `hello`. */
     this.position = 0;
-    this.inStep = false;
-    /** The newest event of the session that came; 0 before the first. */
+    this.aligned = false;
+    /** Id of the newest event received; 0 before the first. */
     this.lastEventId = 0;
     this.attempts = 0;
     /** @type {WebSocket|null} */
@@ -67,7 +68,7 @@ export class AudioLink extends EventTarget {
     this.lastError = "";
   }
 
-  /** Opens the connection; idempotent, and starts over when it was closed for good. */
+  /** Opens the connection. Idempotent; a closed link starts over. */
   open() {
     if (this.wanted) return;
     this.wanted = true;
@@ -76,7 +77,7 @@ export class AudioLink extends EventTarget {
     this.#connect();
   }
 
-  /** Closes it for good; what was not confirmed is forgotten. */
+  /** Closes the connection for good, and discards what is not confirmed. */
   close() {
     this.wanted = false;
     clearTimeout(this.retryTimer);
@@ -95,7 +96,7 @@ export class AudioLink extends EventTarget {
     this.#append({ at: this.position, mark: "audio.end", ping: 0 });
   }
 
-  /** Barge-in: everything not yet played is dropped. */
+  /** Barge-in: drops everything that is not played yet. */
   clear() {
     this.#append({ at: this.position, mark: "clear", ping: 0 });
   }
@@ -103,7 +104,7 @@ export class AudioLink extends EventTarget {
   /**
    * Sends mono PCM at the session's rate.
    * @param {Int16Array} pcm
-   * @returns {boolean} false when too much waits for the connection: this chunk was not taken
+   * @returns {boolean} false when too much waits for the connection: this chunk is discarded
    */
   push(pcm) {
     const waiting = this.position - (this.pending[0]?.at ?? this.position);
@@ -123,17 +124,17 @@ export class AudioLink extends EventTarget {
     };
     socket.onclose = (event) => socket === this.socket && this.#closed(event.code);
     this.socket = socket;
-    this.#expect();
+    this.#armSilenceTimer();
   }
 
-  /** Something must be received soon, or the connection is dead. */
-  #expect() {
+  /** Drops the connection unless a message arrives in time. */
+  #armSilenceTimer() {
     clearTimeout(this.silenceTimer);
     const { socket } = this;
     this.silenceTimer = setTimeout(() => {
       if (socket !== this.socket) return;
       this.#closed(1006);
-      socket?.close(); // on a dead line this takes the browser a minute: another connection does not wait for it
+      socket?.close(); // takes the browser a minute on a dead connection; the next one does not wait for it
     }, 1000 * this.silenceS);
   }
 
@@ -141,10 +142,10 @@ export class AudioLink extends EventTarget {
   #receive(message) {
     clearTimeout(this.silenceTimer);
     if (message.type === "hello") this.#resume(message);
-    else if (message.type === "ack") this.#forget(message.received_samples);
-    else if (message.type === "pong") this.#confirm();
+    else if (message.type === "ack") this.#confirmPcm(message.received_samples);
+    else if (message.type === "pong") this.#confirmMarks();
     else if (message.type === "error") this.lastError = message.code;
-    if (this.pings > this.pongs) this.#expect();
+    if (this.pings > this.pongs) this.#armSilenceTimer();
     if (message.type === "ack" || message.type === "pong" || message.id <= this.lastEventId) return;
     this.lastEventId = message.id ?? this.lastEventId;
     this.dispatchEvent(new CustomEvent(message.type, { detail: message }));
@@ -157,28 +158,28 @@ export class AudioLink extends EventTarget {
     this.backlogS = Math.min(this.backlogS, hello.limits?.backlog_s ?? this.backlogS);
     this.attempts = 0;
     this.tries.succeeded();
-    if (this.inStep) this.#forget(received);
-    else this.#rebase(received);
+    if (this.aligned) this.#confirmPcm(received);
+    else this.#align(received);
     this.#setState("open");
     for (const item of this.pending) this.#send(item, received);
     this.pingTimer = setInterval(() => this.#ping(), PING_MS);
   }
 
-  /** The session counts every sample it ever took, of earlier connections too: our first pending sample comes next. @param {number} received */
-  #rebase(received) {
+  /** Counts as the session does, which includes earlier connections: the first pending sample is its next. @param {number} received */
+  #align(received) {
     const shift = received - (this.pending[0]?.at ?? this.position);
     for (const item of this.pending) item.at += shift;
     this.position += shift;
-    this.inStep = true;
+    this.aligned = true;
   }
 
-  /** @param {number} received samples the session has taken: they need not be kept */
-  #forget(received) {
+  /** @param {number} received number of samples that the session has received */
+  #confirmPcm(received) {
     this.pending = this.pending.filter((item) => ("pcm" in item ? item.at + item.pcm.length > received : item.at >= received));
   }
 
-  /** Messages are answered in order: the marks before the answered ping have arrived. */
-  #confirm() {
+  /** Messages are processed in order, so every mark before the answered ping has arrived. */
+  #confirmMarks() {
     this.pongs += 1;
     this.pending = this.pending.filter((item) => "pcm" in item || item.ping > this.pongs);
   }
@@ -189,7 +190,7 @@ export class AudioLink extends EventTarget {
     if (this.state === "open") this.#send(item, item.at);
   }
 
-  /** @param {Chunk | Mark} item @param {number} from position before which the session has everything */
+  /** @param {Chunk | Mark} item @param {number} from the session has every sample before this position */
   #send(item, from) {
     if ("pcm" in item) {
       const rest = item.pcm.subarray(Math.max(0, from - item.at));
@@ -203,7 +204,7 @@ export class AudioLink extends EventTarget {
   #ping() {
     this.socket?.send('{"type":"ping"}');
     this.pings += 1;
-    if (this.pings === this.pongs + 1) this.#expect();
+    if (this.pings === this.pongs + 1) this.#armSilenceTimer();
     return this.pings;
   }
 
@@ -218,17 +219,17 @@ export class AudioLink extends EventTarget {
     this.#setState("reconnecting");
     const wait = this.tries.nextWaitMs();
     if (wait !== null) this.retryTimer = setTimeout(() => this.#connect(), wait);
-    if (wait === null || this.attempts % ASKED_EACH === ASKED_AT) void this.#ask(wait === null);
+    if (wait === null || this.attempts % CHECK_EVERY === FIRST_CHECK) void this.#checkSession(wait === null);
   }
 
-  /** @param {boolean} last the time for tries is over */
-  async #ask(last) {
+  /** @param {boolean} last no time is left for further attempts */
+  async #checkSession(last) {
     const { attempts } = this;
-    const lives = await this.lives().catch(() => null);
-    if (!this.wanted || this.state !== "reconnecting" || this.attempts < attempts) return; // it is up again, or was closed
-    if (lives === false) {
+    const alive = await this.isAlive().catch(() => null);
+    if (!this.wanted || this.state !== "reconnecting" || this.attempts < attempts) return; // reconnected or closed meanwhile
+    if (alive === false) {
       this.#giveUp("session_ended", "The session is over.");
-    } else if (last && lives) {
+    } else if (last && alive) {
       this.attempts = 0;
       this.tries.succeeded();
       this.#connect();
@@ -246,7 +247,7 @@ export class AudioLink extends EventTarget {
   #end() {
     this.#disconnect();
     this.wanted = false;
-    this.inStep = false;
+    this.aligned = false;
     this.pending = [];
     this.#setState("closed");
   }

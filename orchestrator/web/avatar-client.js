@@ -15,26 +15,26 @@ import { RETRIES, Tries, retryAfterS, verdict } from "./retries.js";
 
 export { AudioLink } from "./audio-link.js";
 
-/** Longest wait for an answer; a new avatar is prepared first, for which the orchestrator itself takes 180 s by default. */
+/** Longest wait for an answer. A start prepares a new avatar first: the orchestrator's own limit is 180 s (`START_TIMEOUT_S`). */
 const START_MS = 200_000;
 const CALL_MS = 20_000;
 
 /**
  * @typedef {object} StartRequest Body of `POST /session/start`; of several avatar sources the id wins, then the zip.
  * @property {string} room
- * @property {string} [avatar_id] `demo` is the built-in face; uploads answer with another.
+ * @property {string} [avatar_id] `demo` is the built-in face; `upload` returns others
  * @property {string} [frames_zip_url]
  * @property {string} [idle_video_url]
- * @property {string} [engine] left out: the agent's own default
+ * @property {string} [engine] by default the agent's own
  * @property {number} [fps] 15 … 50
  * @property {number} [width]
  * @property {number} [height]
  * @property {boolean} [connect_livekit] default true
- * @property {string} [speaker] `agent`, `orchestrator`, or the identity of the participant for whom it speaks
- * @property {"http" | "datastream"} [audio_source] where the speech comes from
+ * @property {string} [speaker] `agent`, `orchestrator`, or the identity of the participant on whose behalf the avatar speaks
+ * @property {"http" | "datastream"} [audio_source] how speech arrives: by this API, or through the room
  * @property {boolean} [captions] default true
- * @property {string} [rtmp_url] where media go when WebRTC fails; it holds a stream key: only a server should know it
- * @property {boolean} [wants_rtmp] pushes there all the time
+ * @property {string} [rtmp_url] where media are published when WebRTC fails; it holds a stream key: only a server should know it
+ * @property {boolean} [wants_rtmp] publishes there all the time
  * @property {PublisherMode} [publisher]
  * @property {string} [webhook_url]
  * @property {string} [webhook_secret]
@@ -60,11 +60,12 @@ const CALL_MS = 20_000;
  * @property {string} expires_at ISO 8601
  * @property {{avatar_id: string, frames: number, cached: boolean, face_px: number, warnings: Coded[]} | null} avatar
  *
- * @typedef {object} Asking How a call is made.
- * @property {boolean} [repeatable] it does no harm when it is carried out twice: it is made again also when it was not answered
- * @property {boolean} [once] it is not made again at all
- * @property {number} [withinMs] longest wait for its answer
- * @property {AbortSignal} [signal] ends it; `ApiError` `cancelled` is thrown
+ * @typedef {object} CallOptions
+ * @property {boolean} [repeatable] the call is idempotent: it is retried also when no answer came
+ * @property {boolean} [once] the call is never retried
+ * @property {number} [withinMs] longest wait for an answer
+ * @property {boolean} [keepalive] the browser sends the call also when the page is left meanwhile
+ * @property {AbortSignal} [signal] aborts the call, which then throws `ApiError` `cancelled`
  *
  * @typedef {object} SessionStatus Answer of `GET /session/{id}`.
  * @property {string} session_id
@@ -75,10 +76,10 @@ const CALL_MS = 20_000;
  * @property {number} viewers
  * @property {{position_s: number, buffered_s: number, segments: number}} playback
  * @property {Coded} diagnosis
- * @property {FunnelStage[]} [funnel] empty while another orchestrator has the session
+ * @property {FunnelStage[]} [funnel] empty while another orchestrator owns the session
  * @property {{code?: string, detail?: string, message?: string} | null} error
  *
- * @typedef {object} Transport How media leave the agent; `adaptation` is 0 at full quality.
+ * @typedef {object} Transport How the agent publishes media; `adaptation` is 0 at full quality.
  * @property {string} rung `livekit`, `whip`, `rtmp`, or `none`
  * @property {string | null} reason
  * @property {number} adaptation
@@ -90,11 +91,11 @@ const CALL_MS = 20_000;
  * @typedef {{name: string, language: string, provider: string}} Voice `name` goes into `speak`, `language` is BCP 47
  */
 
-/** An answer that is not 2xx (told as problem+json), or no answer at all (`code` is then `network`, or `cancelled`). */
+/** An answer that is not 2xx (its problem+json), or no answer at all (`code` is then `network`, or `cancelled`). */
 export class ApiError extends Error {
   /**
-   * @param {string} message one sentence for people
-   * @param {{code: string, status?: number, field?: string, retryAfterS?: number}} about
+   * @param {string} message one sentence for the user
+   * @param {{code: string, status?: number, field?: string, retryAfterS?: number}} problem
    */
   constructor(message, { code, status = 0, field, retryAfterS }) {
     super(message);
@@ -133,44 +134,44 @@ const unreachable = () =>
 const cancelled = () => new ApiError("The call was cancelled.", { code: "cancelled" });
 
 /**
- * Calls the orchestrator. Every method throws `ApiError`. What may succeed later is tried again for half a minute, with the waits of
- * `retries.js` or the answer's `Retry-After`; what may have been carried out, only where a second time does no harm.
+ * Calls the orchestrator. Every method throws `ApiError`. A call that may succeed later is retried for half a minute, with the waits
+ * of `retries.js` or the answer's `Retry-After`. A call that may have been carried out is retried only if it is idempotent.
  */
 export class AvatarClient {
   /**
    * @param {object} options
    * @param {string} [options.baseUrl] origin of the orchestrator; "" is the page's own
-   * @param {string | ((refused: boolean) => Promise<string>)} options.token API key, or a function that finds one; it is called
-   *     again with `true` once a call was answered 401, and that call is then tried once more
+   * @param {string | ((refused: boolean) => Promise<string>)} options.token API key, or a function that returns one; after an
+   *     answer 401 it is called with `true`, and the call is made once more
    */
   constructor({ baseUrl = "", token }) {
     this.baseUrl = baseUrl.replace(/\/$/, "");
     this.findToken = typeof token === "function" ? token : async () => token;
-    /** @type {string|null} the last token used; needed where nothing can be awaited (`stopOnLeave`) */
+    /** The last token used, for `stopOnLeave`, which cannot await one. @type {string|null} */
     this.token = null;
   }
 
   /** @param {StartRequest} request @param {{idempotencyKey?: string, signal?: AbortSignal}} [options] @returns {Promise<Session>} */
   start(request, { idempotencyKey = crypto.randomUUID(), signal } = {}) {
-    const asking = { repeatable: true, withinMs: START_MS, signal };
-    return this.#call("POST", "/session/start", request, asking, { "Idempotency-Key": idempotencyKey });
+    const options = { repeatable: true, withinMs: START_MS, signal };
+    return this.#call("POST", "/session/start", request, options, { "Idempotency-Key": idempotencyKey });
   }
 
   /** @param {string} id @returns {Promise<SessionStatus>} */
   stop(id) {
-    return this.#call("POST", `/session/${encodeURIComponent(id)}/stop`, undefined, { repeatable: true });
+    return this.#call("POST", `/session/${encodeURIComponent(id)}/stop`, undefined, { repeatable: true, keepalive: true });
   }
 
-  /** Stops a session while the page is being left: fires and forgets. @param {string} id */
+  /** Stops a session while the page is being left; does not wait for the answer. @param {string} id */
   stopOnLeave(id) {
     const headers = { Authorization: `Bearer ${this.token}` };
     const url = `${this.baseUrl}/session/${encodeURIComponent(id)}/stop`;
     fetch(url, { method: "POST", headers, keepalive: true }).catch(() => {});
   }
 
-  /** @param {string} id @param {Asking} [asking] @returns {Promise<SessionStatus>} */
-  session(id, asking) {
-    return this.#call("GET", `/session/${encodeURIComponent(id)}`, undefined, { repeatable: true, ...asking });
+  /** @param {string} id @param {CallOptions} [options] @returns {Promise<SessionStatus>} */
+  session(id, options) {
+    return this.#call("GET", `/session/${encodeURIComponent(id)}`, undefined, { repeatable: true, ...options });
   }
 
   /** @param {string} id @param {string} text @param {string} [voice] @returns {Promise<{segment: number}>} */
@@ -180,20 +181,20 @@ export class AvatarClient {
 
   /** @param {string} id @returns {Promise<{dropped_s: number}>} */
   interrupt(id) {
-    return this.#call("POST", `/session/${encodeURIComponent(id)}/interrupt`, undefined, { once: true }); // later it would hit other words
+    return this.#call("POST", `/session/${encodeURIComponent(id)}/interrupt`, undefined, { once: true }); // a retry would interrupt later speech
   }
 
-  /** Holds media to one way, or leaves it to the agent. @param {string} id @param {PublisherMode} mode @returns {Promise<SessionStatus>} */
+  /** Fixes the transport, or leaves the choice to the agent (`auto`). @param {string} id @param {PublisherMode} mode @returns {Promise<SessionStatus>} */
   setPublisher(id, mode) {
     return this.#call("POST", `/session/${encodeURIComponent(id)}/publisher`, { mode });
   }
 
-  /** What another viewer joins a room with. @param {string} room @param {string} identity @returns {Promise<ViewerToken>} */
+  /** Token for another viewer of a room. @param {string} room @param {string} identity @returns {Promise<ViewerToken>} */
   viewerToken(room, identity) {
     return this.#call("POST", "/token", { room, identity }, { repeatable: true });
   }
 
-  /** The funnel: weights, device, and per session the counts of every stage. @returns {Promise<any>} */
+  /** Models, device, and per session the counts of every pipeline stage. @returns {Promise<any>} */
   debugAgent() {
     return this.#call("GET", "/debug/musetalk", undefined, { repeatable: true });
   }
@@ -231,23 +232,23 @@ export class AvatarClient {
    * @param {string} method
    * @param {string} path
    * @param {unknown} [body]
-   * @param {Asking} [asking]
+   * @param {CallOptions} [options]
    * @param {Record<string, string>} [headers]
    * @returns {Promise<any>}
    */
-  async #call(method, path, body, asking = {}, headers = {}) {
+  async #call(method, path, body, options = {}, headers = {}) {
     const tries = new Tries(RETRIES.call);
     for (;;) {
       try {
-        return await this.#once(method, path, body, asking, headers);
+        return await this.#once(method, path, body, options, headers);
       } catch (error) {
-        if (!(error instanceof ApiError) || asking.once || error.code === "cancelled") throw error;
-        const again = verdict(error.status, error.code);
-        if (again === "final" || (again === "unknown" && !asking.repeatable)) throw error;
+        if (!(error instanceof ApiError) || options.once || error.code === "cancelled") throw error;
+        const retry = verdict(error.status, error.code);
+        if (retry === "final" || (retry === "unknown" && !options.repeatable)) throw error;
         const wait = tries.nextWaitMs(error.retryAfterS);
         if (wait === null) throw error;
         await new Promise((resolve) => setTimeout(resolve, wait));
-        if (asking.signal?.aborted) throw cancelled();
+        if (options.signal?.aborted) throw cancelled();
       }
     }
   }
@@ -256,16 +257,16 @@ export class AvatarClient {
    * @param {string} method
    * @param {string} path
    * @param {unknown} body
-   * @param {Asking} asking
+   * @param {CallOptions} options
    * @param {Record<string, string>} headers
    * @returns {Promise<any>}
    */
-  async #once(method, path, body, asking, headers) {
+  async #once(method, path, body, options, headers) {
     this.token = await this.findToken(false);
-    let answer = await this.#fetch(method, path, body, asking, headers);
+    let answer = await this.#fetch(method, path, body, options, headers);
     if (answer.status === 401) {
       this.token = await this.findToken(true);
-      answer = await this.#fetch(method, path, body, asking, headers);
+      answer = await this.#fetch(method, path, body, options, headers);
     }
     if (!answer.ok) throw problem(answer.status, answer.text, answer.retryAfter);
     return answer.text ? JSON.parse(answer.text) : null;
@@ -275,23 +276,25 @@ export class AvatarClient {
    * @param {string} method
    * @param {string} path
    * @param {unknown} body
-   * @param {Asking} asking
+   * @param {CallOptions} options
    * @param {Record<string, string>} headers
    */
-  async #fetch(method, path, body, { withinMs = CALL_MS, signal }, headers) {
+  async #fetch(method, path, body, { withinMs = CALL_MS, keepalive = false, signal }, headers) {
+    if (signal?.aborted) throw cancelled();
     /** @type {Record<string, string>} */
     const json = body === undefined ? {} : { "Content-Type": "application/json" };
-    const ending = new AbortController();
-    const end = () => ending.abort();
-    const timer = setTimeout(end, withinMs);
-    signal?.addEventListener("abort", end);
+    const aborting = new AbortController();
+    const abort = () => aborting.abort();
+    const timer = setTimeout(abort, withinMs);
+    signal?.addEventListener("abort", abort);
     try {
       const answer = await fetch(this.baseUrl + path, {
         method,
         headers: { Authorization: `Bearer ${this.token}`, ...json, ...headers },
         body: body === undefined ? undefined : JSON.stringify(body),
         cache: "no-store",
-        signal: ending.signal,
+        keepalive,
+        signal: aborting.signal,
       });
       const text = await answer.text();
       return { ok: answer.ok, status: answer.status, text, retryAfter: answer.headers.get("Retry-After") };
@@ -299,13 +302,13 @@ export class AvatarClient {
       throw signal?.aborted ? cancelled() : unreachable();
     } finally {
       clearTimeout(timer);
-      signal?.removeEventListener("abort", end);
+      signal?.removeEventListener("abort", abort);
     }
   }
 }
 
 /**
- * `fetch` tells nothing of an upload's progress, XMLHttpRequest does.
+ * XMLHttpRequest reports an upload's progress; `fetch` does not.
  * @param {string} url
  * @param {string} token
  * @param {Blob} file

@@ -1,13 +1,13 @@
 /**
- * The whole client in one import: starts a session, shows its avatar in a `<video>`, makes it speak, and tells what becomes of
- * it. No framework, no build step, no other machine than the orchestrator and LiveKit.
+ * The whole client in one import: starts a session, plays its avatar in a `<video>`, makes it speak, and reports its state. No
+ * framework, no build step, no other host than the orchestrator and LiveKit.
  *
  *     import { Avatar } from "https://avatars.example/avatar.js";
  *     const avatar = new Avatar({ video: document.querySelector("video"), token: apiKey });
- *     await avatar.start({ room: "demo", avatar_id: "demo" });   // inside a click, so that the browser lets it sound
+ *     await avatar.start({ room: "demo", avatar_id: "demo" });   // in a click, so that the browser plays audio
  *     await avatar.speak("Hello there.");
  *
- * A page of strangers gets no API key: let your server call `POST /session/start`, hand its answer to the page, and `join` it.
+ * A public page gets no API key: let your server call `POST /session/start`, hand its answer to the page, and `join` it.
  *
  * @module avatar
  */
@@ -19,19 +19,23 @@ export { ApiError, AudioLink, AvatarClient, Viewer };
 
 /**
  * @typedef {"new" | "starting" | "ready" | "speaking" | "recovering" | "draining" | "stopped" | "failed"} AvatarState
- *     `recovering`: the session lost its agent and moves to another one; what was said to it is kept
+ *     `recovering`: the session has lost its agent and moves to another one, with the speech that was not heard
  *
- * @typedef {object} Joining What it takes to join a session: the answer of `POST /session/start`, or a part of it.
+ * @typedef {object} Joining What `join` needs: the answer of `POST /session/start`, or a part of it.
  * @property {string} session_id
  * @property {string} livekit_url
  * @property {string} viewer_token
  * @property {string} avatar_identity
- * @property {string} [audio_url] left out by those who only watch: a session has one sender, and a newer one takes its place
+ * @property {string} [audio_url] leave it out for a page that only watches: a session has one sender, and a newer one replaces it
  *
  * @typedef {{
  *   "state": {state: AvatarState, reason?: string},
- *   "picture": number,
- *   "blocked": boolean,
+ *   "started": import("./avatar-client.js").Session,
+ *   "firstframe": number,
+ *   "caption": import("./captions.js").Caption,
+ *   "audioblocked": boolean,
+ *   "audiotrack": MediaStreamTrack,
+ *   "avatar.state": string | null,
  *   "connection": "connected" | "reconnecting",
  *   "link": "connecting" | "open" | "reconnecting" | "closed",
  *   "publisher.changed": {publisher: "livekit" | "whip" | "rtmp" | "none", reason: string},
@@ -40,48 +44,61 @@ export { ApiError, AudioLink, AvatarClient, Viewer };
  *   "cleared": {dropped_s: number},
  *   "warning": {code: string, message: string, suspicion?: string},
  *   "error": {code: string, message: string},
- * }} AvatarEvents Events and their `detail`. `picture`: the first frame is shown, at this `performance.now()`. `blocked`: whether the
- *     browser holds the sound back; call `allowSound` in a click. `connection` is the room's, `link` that of our own sound and of events. Those of the wire are as `docs/protocol.md` has them.
+ *   "picture": number,
+ *   "blocked": boolean,
+ * }} AvatarEvents Events and their `detail`. `started`: the orchestrator has started the session, and its room is joined next.
+ *     `firstframe`: the first frame is shown, at this `performance.now()`. `audioblocked`: whether the browser blocks playback; call
+ *     `startAudio` in a click. `audiotrack`: the track that is played from now on. `avatar.state`: the attribute of the avatar's
+ *     participant. `connection` is the room's, `link` that of the WebSocket for audio and events. `publisher.changed` to `error` are
+ *     described in `docs/protocol.md`. `picture` and `blocked` are deprecated: `firstframe`, `audioblocked`.
  */
 
-const OF_THE_LINK = /** @type {const} */ (["publisher.changed", "playback.started", "playback.finished", "cleared", "warning", "error"]);
-const OF_THE_VIEWER = /** @type {const} */ (["picture", "blocked", "connection"]);
-/** Errors after which the session goes on, though not by this connection. */
+const LINK_EVENTS = /** @type {const} */ (["publisher.changed", "playback.started", "playback.finished", "cleared", "warning", "error"]);
+const VIEWER_EVENTS = /** @type {const} */ (["firstframe", "caption", "audioblocked", "audiotrack", "avatar.state", "connection", "picture", "blocked"]);
+/** Errors that end this connection as the session's sender; the session goes on. */
 const SENDER_ONLY = new Set(["replaced", "idle_timeout", "backlog_exceeded", "rate_exceeded", "message_too_large", "invalid_message"]);
 const OVER = new Set(["stopped", "failed"]);
-/** Errors of a session that is no more. */
-const GONE = new Set(["session_not_found", "session_ended"]);
+/** Errors that mean that the session is over. */
+const SESSION_OVER = new Set(["session_not_found", "session_ended"]);
 
 /** One avatar on a page. Methods that call the orchestrator throw `ApiError`. */
 export class Avatar extends EventTarget {
+  /** Aborts the start that is under way. @type {AbortController | null} */
+  #starting = null;
+  /** The session itself is over, or `stop` has asked for it. A lost room alone (`failed`, `room_left`) ends no session. */
+  #sessionOver = false;
+
   /**
    * @param {object} options
    * @param {HTMLVideoElement} options.video shows the avatar; give it `playsinline`
-   * @param {HTMLAudioElement} [options.audio] sounds; by default one of its own, outside of the document
-   * @param {string} [options.baseUrl] origin of the orchestrator; by default where this file came from
-   * @param {string | ((refused: boolean) => Promise<string>)} [options.token] API key, or what finds one, as `AvatarClient` has it;
-   *     without it `join` works, and `start`, `speak` and `stop` do not
+   * @param {HTMLAudioElement} [options.audio] plays its audio; by default an element outside of the document
+   * @param {import("./vendor/livekit-client.esm.js").ConnectedRoom} [options.room] a LiveKit room that the page has connected. The avatar uses
+   *     it and never disconnects it; several avatars may share it. By default the avatar joins with a room of its own
+   * @param {string} [options.baseUrl] origin of the orchestrator; by default that of this file
+   * @param {string | ((refused: boolean) => Promise<string>)} [options.token] API key, or a function that returns one (see
+   *     `AvatarClient`); without it `join` works, and `start`, `speak` and `stop` do not
    */
-  constructor({ video, audio = new Audio(), baseUrl = new URL(import.meta.url).origin, token }) {
+  constructor({ video, audio = new Audio(), room, baseUrl = new URL(import.meta.url).origin, token }) {
     super();
     this.client = token === undefined ? null : new AvatarClient({ baseUrl, token });
-    this.viewer = new Viewer({ video, audio });
-    /** PCM in; null until joined, and for those who only watch. @type {AudioLink | null} */
+    this.viewer = new Viewer({ video, audio, room });
+    /** Takes PCM; null until joined, and for a page that only watches. @type {AudioLink | null} */
     this.link = null;
     /** @type {Joining | null} */
     this.session = null;
     /** @type {AvatarState} */
     this.state = "new";
-    /** @type {AvatarState} as the session has it: whether it speaks, the avatar itself tells */
+    /** The session's state; it becomes `speaking` only by the avatar's own report. @type {AvatarState} */
     this.base = "new";
     this.speaking = false;
+    /** Code of the link's last error. */
     this.lastError = "";
-    this.#relay(this.viewer, OF_THE_VIEWER);
-    this.viewer.addEventListener("avatar", (event) => {
+    this.#relay(this.viewer, VIEWER_EVENTS);
+    this.viewer.addEventListener("avatar.state", (event) => {
       this.speaking = /** @type {CustomEvent} */ (event).detail === "speaking";
-      this.#enter(this.base);
+      this.#setState(this.base);
     });
-    this.viewer.addEventListener("ended", (event) => {
+    this.viewer.addEventListener("disconnected", (event) => {
       this.#fail({ code: "room_left", message: /** @type {CustomEvent} */ (event).detail });
     });
   }
@@ -99,24 +116,36 @@ export class Avatar extends EventTarget {
   }
 
   /**
-   * Starts a session and joins its room. Call it in a click, or the browser will hold the sound back.
+   * Starts a session and joins its room. Call it in a click, or the browser blocks the audio. When `stop` or `leave` is called before
+   * it is done, it throws `cancelled`, and the session is stopped.
    * @param {import("./avatar-client.js").StartRequest} request
-   * @param {{signal?: AbortSignal}} [options] `signal` ends a start that is under way, such as when the page is left
+   * @param {{signal?: AbortSignal}} [options] `signal` aborts the start, such as when the page is left
    * @returns {Promise<import("./avatar-client.js").Session>}
    */
   async start(request, { signal } = {}) {
     const client = this.#authorised();
-    this.#only("new");
-    this.allowSound();
-    this.#enter("starting");
-    const session = await client.start(request, { signal }).catch((error) => {
-      this.#enter("failed");
-      throw error;
-    });
+    this.#requireState("new");
+    this.startAudio();
+    this.#setState("starting");
+    const starting = new AbortController();
+    this.#starting = starting;
+    if (signal?.aborted) starting.abort();
+    signal?.addEventListener("abort", () => starting.abort(), { once: true });
+    let session;
     try {
+      session = await client.start(request, { signal: starting.signal });
+    } catch (error) {
+      if (!OVER.has(this.base)) this.#setState("failed");
+      throw error;
+    } finally {
+      this.#starting = null;
+    }
+    try {
+      if (OVER.has(this.base)) throw new ApiError("The start was cancelled.", { code: "cancelled" });
+      this.dispatchEvent(new CustomEvent("started", { detail: session }));
       await this.join(session);
     } catch (error) {
-      await client.stop(session.session_id).catch(() => {}); // nobody here will: it ends by itself at the latest
+      await client.stop(session.session_id).catch(() => {}); // else it ends by itself, without a viewer
       throw error;
     }
     return session;
@@ -128,107 +157,137 @@ export class Avatar extends EventTarget {
    */
   async join(session) {
     if (this.state === "new") {
-      this.allowSound();
-      this.#enter("starting");
+      this.startAudio();
+      this.#setState("starting");
     }
-    this.#only("starting");
+    this.#requireState("starting");
     this.session = session;
     try {
       await this.viewer.join(session);
     } catch (error) {
-      this.#enter("failed");
+      if (!OVER.has(this.base)) this.#setState("failed");
+      await this.viewer.leave();
       const { message } = /** @type {Error} */ (error);
       throw new ApiError(`The room cannot be joined: ${message}`, { code: "room_unreachable" });
     }
-    this.#only("starting"); // it may have been left meanwhile
-    if (session.audio_url) this.#listen(session.audio_url);
-    this.#enter("ready");
+    if (OVER.has(this.base)) throw new ApiError("The avatar was left before it was joined.", { code: "cancelled" });
+    if (session.audio_url) this.#openLink(session.audio_url);
+    this.#setState("ready");
   }
 
-  /** Lets the browser play sound. Call it in a click. */
+  /** Makes the browser play audio. Call it in a click. */
+  startAudio() {
+    this.viewer.startAudio();
+  }
+
+  /** @deprecated `startAudio` */
   allowSound() {
-    this.viewer.allowSound();
+    this.startAudio();
   }
 
-  /** Speaks a text after what is being said. @param {string} text @param {string} [voice] one of `client.voices()` @returns {Promise<{segment: number}>} */
+  /** What the browser measures of the received tracks. @returns {Promise<import("./statistics.js").MediaStats>} */
+  stats() {
+    return this.viewer.stats();
+  }
+
+  /** Speaks a text after what is being spoken. @param {string} text @param {string} [voice] one of `client.voices()` @returns {Promise<{segment: number}>} */
   speak(text, voice) {
     return this.#authorised().speak(this.#joined().session_id, text, voice);
   }
 
-  /** Silence at once; what was to be said is dropped. Seconds of it are told where there is a key, else by the event `cleared`. */
+  /**
+   * Silences the avatar at once and drops the speech that waits.
+   * @returns {Promise<number | null>} seconds that were dropped; without a key null, and the event `cleared` reports them
+   */
   async interrupt() {
     const { session_id } = this.#joined();
     if (this.client) return (await this.client.interrupt(session_id)).dropped_s;
-    if (!this.link) throw new ApiError("One who only watches cannot interrupt: give audio_url, or a token.", { code: "unauthorized" });
+    if (!this.link) throw new ApiError("A page that only watches cannot interrupt: give audio_url, or a token.", { code: "unauthorized" });
     this.link.clear();
     return null;
   }
 
-  /** Leaves, and ends the session for everybody where there is a key. Idempotent. */
+  /** Leaves, and with a key ends the session for everybody. Idempotent. */
   async stop() {
     const { client, session } = this;
-    const running = session && !OVER.has(this.base);
+    const running = session && !this.#sessionOver;
+    this.#sessionOver = true;
     await this.leave();
     if (client && running) await client.stop(session.session_id);
   }
 
-  /** Leaves the room; the session goes on. Idempotent. */
+  /** `stop` while the page is being left, when nothing can be awaited (`pagehide`). A start that is under way is aborted. */
+  stopOnLeave() {
+    this.#starting?.abort();
+    if (this.session && !this.#sessionOver) this.client?.stopOnLeave(this.session.session_id);
+    this.#sessionOver = true;
+    void this.leave();
+  }
+
+  /** Stops playback and leaves the room, unless it is the page's own; the session goes on. Idempotent. */
   async leave() {
-    if (!OVER.has(this.base)) this.#enter("stopped");
+    if (!OVER.has(this.base)) this.#setState("stopped");
     this.link?.close();
     await this.viewer.leave();
   }
 
   /** @param {string} url */
-  #listen(url) {
-    const link = new AudioLink(url, { lives: () => this.#lives() });
+  #openLink(url) {
+    const link = new AudioLink(url, { isAlive: () => this.#isAlive() });
     this.link = link;
-    this.#relay(link, OF_THE_LINK);
-    /** @param {string} type @param {(detail: any) => void} handler */
+    /** @type {(type: string, handler: (detail: any) => void) => void} */
     const on = (type, handler) => link.addEventListener(type, (event) => handler(/** @type {CustomEvent} */ (event).detail));
-    on("session.state", ({ state, reason }) => this.#enter(state, reason));
     on("error", ({ code }) => (this.lastError = code));
+    this.#relay(link, LINK_EVENTS);
+    on("session.state", ({ state, reason }) => {
+      this.#setState(state, reason);
+      if (!OVER.has(state)) return;
+      this.#sessionOver = true;
+      void this.leave();
+    });
     on("state", (state) => {
       this.dispatchEvent(new CustomEvent("link", { detail: state }));
-      if (state === "closed") void this.#closed();
+      if (state === "closed") void this.#linkClosed();
     });
     link.open();
   }
 
-  /** Whether the session is still there: as the orchestrator says, else while the avatar is in the room; null when neither tells. */
-  async #lives() {
+  /** Whether the session still exists: by the orchestrator, else while the avatar is in the room; null when neither shows it. */
+  async #isAlive() {
     if (OVER.has(this.base)) return false;
     if (this.client && this.session) {
       try {
         const { state } = await this.client.session(this.session.session_id, { once: true });
         return !OVER.has(state);
       } catch (error) {
-        if (GONE.has(/** @type {ApiError} */ (error).code)) return false;
+        if (SESSION_OVER.has(/** @type {ApiError} */ (error).code)) return false;
       }
     }
     return this.viewer.present || null;
   }
 
-  /** The link closed for good: either the session is over, or only our place as its sender. */
-  async #closed() {
+  /** The link is closed for good: either the session is over, or only this page is no longer its sender. */
+  async #linkClosed() {
     if (OVER.has(this.base) || SENDER_ONLY.has(this.lastError)) return;
     const status = this.client && this.session ? await this.client.session(this.session.session_id, { once: true }).catch(() => null) : null;
     if (OVER.has(this.base)) return;
-    const failed = status?.state === "failed" || (this.lastError && !GONE.has(this.lastError));
-    this.#enter(failed ? "failed" : "stopped", this.lastError || undefined);
+    const failed = status?.state === "failed" || (this.lastError && !SESSION_OVER.has(this.lastError));
+    this.#sessionOver = SESSION_OVER.has(this.lastError) || (status !== null && OVER.has(status.state));
+    this.#setState(failed ? "failed" : "stopped", this.lastError || undefined);
     await this.leave();
   }
 
   /** @param {{code: string, message: string}} problem */
   #fail(problem) {
-    if (this.base === "starting" || OVER.has(this.base)) return; // who starts is told by what `join` throws
+    if (this.base === "starting" || OVER.has(this.base)) return; // `start` and `join` throw it
     this.dispatchEvent(new CustomEvent("error", { detail: problem }));
-    this.#enter("failed", problem.code);
+    this.#setState("failed", problem.code);
     this.link?.close();
+    void this.viewer.leave();
   }
 
-  /** @param {AvatarState} base @param {string} [reason] */
-  #enter(base, reason) {
+  /** @param {AvatarState} base the session's state @param {string} [reason] */
+  #setState(base, reason) {
     this.base = base;
     const state = base === "ready" && this.speaking ? "speaking" : base;
     if (state === this.state) return;
@@ -254,7 +313,7 @@ export class Avatar extends EventTarget {
   }
 
   /** @param {AvatarState} state */
-  #only(state) {
+  #requireState(state) {
     if (this.state !== state) throw new ApiError(`This avatar is ${this.state}: make a new one for each session.`, { code: "session_conflict" });
   }
 }

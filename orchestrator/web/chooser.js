@@ -1,5 +1,5 @@
 /**
- * The form before the start: whose face, which room, which engine.
+ * The form before the start: avatar, room, engine.
  *
  * @module chooser
  */
@@ -16,7 +16,7 @@ export class Chooser {
     const query = new URLSearchParams(location.search);
     $("room").value = query.get("room") ?? `avatar-${crypto.randomUUID().slice(0, 8)}`;
     if ([...$("engine").options].some((option) => option.value === query.get("engine"))) $("engine").value = query.get("engine");
-    /** @type {{file: File, avatar_id: string} | null} the last upload: starting again need not send it again */
+    /** The last upload, which is not sent twice. @type {{file: File, avatar_id: string} | null} */
     this.uploaded = null;
     this.previewUrl = "";
     $("chooser").addEventListener("change", () => this.show());
@@ -51,15 +51,15 @@ export class Chooser {
   }
 
   /**
-   * The request that the form describes; uploads first where there is something to upload.
+   * The start request that the form describes. Uploads the chosen file first.
    * @param {import("./avatar-client.js").AvatarClient} client
-   * @param {(status: string) => void} tell
+   * @param {(status: string) => void} showProgress
    * @returns {Promise<import("./avatar-client.js").StartRequest>}
    */
-  async request(client, tell) {
+  async request(client, showProgress) {
     const request = { room: $("room").value.trim() || "avatar", ...($("engine").value && { engine: $("engine").value }) };
     if (this.source === "demo") return { ...request, avatar_id: "demo" };
-    if (this.source === "upload") return { ...request, avatar_id: await this.#upload(client, tell) };
+    if (this.source === "upload") return { ...request, avatar_id: await this.#upload(client, showProgress) };
     const url = $("url").value.trim();
     if (!/^https?:\/\/\S+$/.test(url)) {
       throw new ApiError("Type the address of a face: it begins with http:// or https://.", { code: "avatar_missing", field: "url" });
@@ -70,9 +70,9 @@ export class Chooser {
 
   /**
    * @param {import("./avatar-client.js").AvatarClient} client
-   * @param {(status: string) => void} tell
+   * @param {(status: string) => void} showProgress
    */
-  async #upload(client, tell) {
+  async #upload(client, showProgress) {
     const file = $("file").files[0];
     if (!file) throw new ApiError("Choose a file first: a video, a picture or a zip of frames.", { code: "avatar_missing", field: "file" });
     if (this.uploaded && this.uploaded.file === file) return this.uploaded.avatar_id;
@@ -81,7 +81,7 @@ export class Chooser {
     try {
       const { avatar_id } = await client.upload(file, (fraction) => {
         bar.value = fraction;
-        tell(fraction < 1 ? `Uploading ${file.name}: ${Math.round(100 * fraction)} %` : `Uploaded ${file.name}. The server reads it …`);
+        showProgress(fraction < 1 ? `Uploading ${file.name}: ${Math.round(100 * fraction)} %` : `Uploaded ${file.name}. The server reads it …`);
       });
       this.uploaded = { file, avatar_id };
       return avatar_id;

@@ -1,6 +1,6 @@
 /**
- * Where the page's Bearer token comes from: a short-lived page token where the server hands one out (the demo), else an API
- * key that the person types in, which is kept in this tab's session storage and nowhere else.
+ * The page's Bearer token: a short-lived page token where the server issues one (the demo), else an API key that the user types in. The
+ * key is kept in this tab's session storage and nowhere else.
  *
  * @module credentials
  */
@@ -11,17 +11,17 @@ const STORED = "avatar.api-key";
 const RENEW_BEFORE_MS = 30_000;
 
 export class Credentials {
-  /** @param {(refused: boolean) => Promise<string|null>} ask shows a question for the key; null when it was cancelled */
+  /** @param {(refused: boolean) => Promise<string|null>} ask asks the user for the key; null when cancelled */
   constructor(ask) {
     this.ask = ask;
     /** @type {{token: string, until: number} | null} */
     this.page = null;
-    this.handsOut = true;
+    this.issuesTokens = true;
     /** @type {Promise<string> | null} */
     this.finding = null;
   }
 
-  /** @param {boolean} refused the last token was answered 401 @returns {Promise<string>} */
+  /** @param {boolean} refused the server answered 401 to the last token @returns {Promise<string>} */
   find(refused) {
     if (refused) {
       this.page = null;
@@ -34,14 +34,14 @@ export class Credentials {
   /** @param {boolean} refused */
   async #find(refused) {
     if (this.page && Date.now() < this.page.until - RENEW_BEFORE_MS) return this.page.token;
-    if (this.handsOut) {
+    if (this.issuesTokens) {
       const token = await this.#pageToken();
       if (token) return token;
     }
     const stored = sessionStorage.getItem(STORED);
     if (stored) return stored;
     const key = await this.ask(refused);
-    if (!key) throw new ApiError("Without its API key this server does nothing.", { code: "unauthorized", status: 401 });
+    if (!key) throw new ApiError("This server needs its API key.", { code: "unauthorized", status: 401 });
     sessionStorage.setItem(STORED, key);
     return key;
   }
@@ -54,7 +54,7 @@ export class Credentials {
       throw new ApiError("The server cannot be reached. Check that it is running.", { code: "network" });
     }
     if (!answer.ok) {
-      this.handsOut = answer.status !== 404;
+      this.issuesTokens = answer.status !== 404;
       return null;
     }
     const { token, expires_at } = await answer.json();

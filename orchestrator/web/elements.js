@@ -1,5 +1,5 @@
 /**
- * The page's elements by id, and two ways to change them.
+ * Short forms for the page's elements.
  *
  * @module elements
  */
@@ -7,7 +7,7 @@
 /** @param {string} id @returns {any} */
 export const $ = (id) => document.getElementById(id);
 
-/** Changes an element's text only where it differs, so that screen readers are not told the same thing again. @param {Element} element @param {string} text */
+/** Sets an element's text where it differs, so that screen readers do not announce the same text again. @param {Element} element @param {string} text */
 export function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }

@@ -1,12 +1,12 @@
 /**
- * The microphone as int16 mono PCM at 16 kHz. It is opened at first use, and let go of when it was not used for a while.
+ * The microphone as int16 mono PCM at 16 kHz. It is opened at first use, and released after a minute without use.
  *
  * @module microphone
  */
 
 const RELEASE_AFTER_MS = 60_000;
 
-/** Sentences for what `getUserMedia` refuses with. @type {Record<string, string>} */
+/** Messages by the error of `getUserMedia`. @type {Record<string, string>} */
 const REASONS = {
   NotAllowedError: "The browser may not use the microphone. Allow it in the address bar, then hold the button again.",
   NotFoundError: "No microphone was found. Plug one in, then hold the button again.",
@@ -33,7 +33,7 @@ export class Microphone extends EventTarget {
     return this.node !== null;
   }
 
-  /** Asks for the microphone; many calls are one. Throws an `Error` with a sentence for people. */
+  /** Asks for the microphone; concurrent calls share one request. Throws an `Error` with a sentence for the user. */
   open() {
     this.opening ??= this.#open().finally(() => (this.opening = null));
     return this.opening;
@@ -44,7 +44,7 @@ export class Microphone extends EventTarget {
     this.node?.port.postMessage("begin");
   }
 
-  /** Ends the recording; resolves when its last chunk was given. @returns {Promise<void>} */
+  /** Ends the recording; resolves after its last `pcm` event. @returns {Promise<void>} */
   end() {
     this.releaseTimer = setTimeout(() => this.close(), RELEASE_AFTER_MS);
     return new Promise((resolve) => {

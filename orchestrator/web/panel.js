@@ -1,5 +1,5 @@
 /**
- * The live details: session, timing, the funnel with its diagnosis, and playback events.
+ * The panel "Live details": diagnosis, counts of the pipeline's stages, timing, session, and events.
  *
  * @module panel
  */
@@ -11,7 +11,7 @@ const SKEW_SECONDS = 120;
 const SKEW_RANGE_MS = 60;
 const NONE = "–";
 
-/** The funnel's stages in words, and their unit. @type {Record<string, string>} */
+/** Labels of the pipeline's stages. @type {Record<string, string>} */
 const STAGES = {
   audio_in: "Bytes of audio in",
   samples: "Samples",
@@ -22,8 +22,8 @@ const STAGES = {
   acknowledged: "Frames acknowledged",
 };
 
-/** Diagnoses that say nothing is wrong. */
-const FINE = new Set(["ok", "no_audio"]);
+/** Diagnoses without a fault. */
+const HEALTHY = new Set(["ok", "no_audio"]);
 
 /** @param {number|null|undefined} value @param {string} unit @param {number} [digits] */
 export const amount = (value, unit, digits = 0) => (value === null || value === undefined ? NONE : `${value.toFixed(digits)} ${unit}`);
@@ -75,7 +75,7 @@ export class Panel {
     setText($("diagnosis-text"), diagnosis?.message ?? "Waiting for the first report.");
     setText($("diagnosis-code"), diagnosis?.code ?? "");
     $("diagnosis-code").hidden = !diagnosis;
-    $("diagnosis").dataset.tone = !diagnosis ? "none" : diagnosis.code === "ok" ? "good" : FINE.has(diagnosis.code) ? "none" : "warn";
+    $("diagnosis").dataset.tone = !diagnosis ? "none" : diagnosis.code === "ok" ? "good" : HEALTHY.has(diagnosis.code) ? "none" : "warn";
   }
 
   /** @param {import("./avatar-client.js").FunnelStage[]} stages */
@@ -96,7 +96,7 @@ export class Panel {
     $("funnel").replaceChildren(...rows);
   }
 
-  /** @param {number|null} skewMs sound ahead of picture is positive; called once a second */
+  /** @param {number|null} skewMs positive when audio is ahead of video; called once a second */
   skew(skewMs) {
     if (skewMs === null) return;
     this.skews = [...this.skews, skewMs].slice(-SKEW_SECONDS);
@@ -126,8 +126,8 @@ export class Panel {
       list.replaceChildren(...tiles);
     }
     for (const [k, [, value]] of terms.entries()) {
-      const told = value === null || value === undefined || value === "" ? NONE : String(value);
-      setText(/** @type {Element} */ (list.children[k].lastElementChild), told);
+      const text = value === null || value === undefined || value === "" ? NONE : String(value);
+      setText(/** @type {Element} */ (list.children[k].lastElementChild), text);
     }
   }
 }

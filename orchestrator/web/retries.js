@@ -1,9 +1,9 @@
 /**
- * Which answers are tried again, how, and for how long: the table of `musetalk_agent/protocol/retries.py`, for browsers. A test holds the
- * two equal, so `RETRIES` is written as JSON.
+ * Which answers are retried, with which waits, and for how long: the table of `musetalk_agent/protocol/retries.py`. A test compares the
+ * two, so `RETRIES` is written as JSON.
  *
- * `later`: the call was not carried out and may succeed later. `unknown`: it may have been carried out, so only a call that is safe
- * to repeat is repeated. `final`: it will be refused again.
+ * `later`: the call was not carried out and may succeed later. `unknown`: it may have been carried out, so only an idempotent call is
+ * retried. `final`: it would be refused again.
  *
  * @module retries
  */
@@ -30,7 +30,7 @@ export const RETRIES = {
   "spread": 0.2
 };
 
-/** @param {number} status of an HTTP answer; 0: there was none @param {string} [code] the problem's own @returns {Verdict} */
+/** @param {number} status of an HTTP answer; 0 without an answer @param {string} [code] the problem's own @returns {Verdict} */
 export const verdict = (status, code = "") => RETRIES.codes[code] ?? RETRIES.statuses[status] ?? "final";
 
 /** @param {number} close a WebSocket's close code @param {string} [code] of the `error` message before it @returns {Verdict} */
@@ -43,13 +43,13 @@ export function retryAfterS(value) {
   return Number.isFinite(seconds) ? Math.max(0, seconds) : undefined;
 }
 
-/** How long to wait before the next try of one call. */
+/** Exponential back-off of one call, with jitter. */
 export class Tries {
   /** @param {Schedule} schedule */
   constructor(schedule) {
     this.schedule = schedule;
     this.wait_s = schedule.first_s;
-    /** `performance.now()` when the schedule's time is over. @type {number | null} */
+    /** `performance.now()` at which the schedule ends. @type {number | null} */
     this.until = null;
   }
 
@@ -60,9 +60,9 @@ export class Tries {
   }
 
   /**
-   * The wait before the next try, in ms, at least what the answer's `Retry-After` asks for.
+   * The wait before the next attempt, in ms; at least the answer's `Retry-After`.
    * @param {number} [askedS]
-   * @returns {number | null} null: the schedule's time is over, or would be before that
+   * @returns {number | null} null when the schedule ends before that
    */
   nextWaitMs(askedS = 0) {
     const now = performance.now();

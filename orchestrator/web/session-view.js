@@ -1,112 +1,109 @@
 /**
- * One session on the page, from its start to its end: room, audio link, microphone, and the figures of the panel.
+ * Shows one session of an `Avatar` on the page: state chip, level, captions, microphone button, and the panel's values.
+ *
+ * The session's status is asked for after events. Only counters that change without events are sampled: WebRTC's statistics once a
+ * second, and the pipeline's stages while the avatar speaks and the panel is open.
  *
  * @module session-view
  */
 
-import { ApiError, AudioLink } from "./avatar-client.js";
+import { AudioMeter } from "./audio-meter.js";
+import { ApiError } from "./avatar-client.js";
+import { CaptionsView } from "./captions-view.js";
 import { $, setText } from "./elements.js";
 import { amount, skewText } from "./panel.js";
-import { SoundMeter } from "./sound-meter.js";
 import { Talk } from "./talk.js";
-import { Viewer } from "./viewer.js";
 
-const POLL_MS = 1000;
+const STATS_MS = 1000;
 const LEVEL_MS = 60;
+const STATUS_MIN_MS = 1000; // between two requests for the status, however many events come
+const STATUS_SPEAKING_MS = 2000;
 const STALLS_TOLERATED = 2;
-const OVER = new Set(["stopped", "failed"]);
-const GONE = new Set(["session_not_found", "session_ended"]);
-/** Words of the chip, by the avatar's own state. @type {Record<string, string>} */
+/** Events after which the session's status has changed. */
+const STATUS_EVENTS = /** @type {const} */ ([
+  "state",
+  "avatar.state",
+  "playback.started",
+  "playback.finished",
+  "cleared",
+  "publisher.changed",
+  "warning",
+  "connection",
+  "link",
+]);
+const NOTED_STATES = new Set(["recovering", "draining", "failed"]);
+/** Text of the chip by the avatar's state. @type {Record<string, string>} */
 const STATES = { idle: "Idle", speaking: "Speaking", degraded: "Degraded", reconnecting: "Reconnecting", elsewhere: "Sent by RTMP" };
 
-/** Events: `ended` (detail: a sentence), `picture`. */
-export class SessionView extends EventTarget {
+export class SessionView {
   /**
-   * @param {object} parts
-   * @param {import("./avatar-client.js").AvatarClient} parts.client
-   * @param {import("./panel.js").Panel} parts.panel
-   * @param {AudioContext} parts.context
-   * @param {(text: string) => void} parts.tell
-   * @param {(message: string, code: string) => void} parts.fail
+   * @param {object} options
+   * @param {import("./avatar.js").Avatar} options.avatar not yet started
+   * @param {import("./panel.js").Panel} options.panel
+   * @param {AudioContext} options.context
+   * @param {(text: string) => void} options.showStatus
+   * @param {(message: string, code: string) => void} options.showError
    */
-  constructor({ client, panel, context, tell, fail }) {
-    super();
-    this.client = client;
+  constructor({ avatar, panel, context, showStatus, showError }) {
+    this.avatar = avatar;
     this.panel = panel;
-    this.tell = tell;
-    this.fail = fail;
     this.context = context;
+    this.showStatus = showStatus;
+    this.showError = showError;
     this.startedAt = performance.now();
-    this.viewer = new Viewer({ video: $("video"), audio: $("audio"), voice: $("voice-sound") });
-    this.meter = new SoundMeter(context);
-    this.state = "idle";
+    this.meter = new AudioMeter(context);
+    this.captions = new CaptionsView();
+    this.avatarState = "idle";
     this.connection = "connected";
     this.linkLost = false;
-    this.polling = false;
     this.publisher = "livekit";
-    /** Readings in a row in which no frame came: LiveKit notices a dead line only after many seconds. */
+    /** Readings in a row without a new frame: LiveKit notices a dead connection only after many seconds. */
     this.stalls = 0;
+    /** Segments that are played now. @type {Set<number>} */
+    this.playing = new Set();
     /** @type {import("./avatar-client.js").Session | null} */
     this.session = null;
-    /** @type {AudioLink | null} */
-    this.link = null;
+    /** The newest answer of the orchestrator. @type {import("./avatar-client.js").SessionStatus | null} */
+    this.status = null;
+    this.statusAt = -Infinity;
+    this.statusTimer = 0;
+    /** An event came while the status was under way. */
+    this.statusStale = false;
+    /** @type {import("./statistics.js").MediaStats | null} */
+    this.stats = null;
     /** @type {Talk | null} */
     this.talk = null;
-    this.over = false;
-    /** @type {Record<string, number | null>} measured here, in ms */
-    this.measured = { firstPicture: null, toSound: null, toSilence: null };
-    this.timers = /** @type {number[]} */ ([]);
+    this.closed = false;
+    /** Measured here, in ms. @type {Record<string, number | null>} */
+    this.measured = { firstFrame: null, toAudio: null, toSilence: null };
+    /** @type {number[]} */
+    this.timers = [];
+    this.listeners = new AbortController();
     this.#listen();
   }
 
-  /** @param {import("./avatar-client.js").Session} session */
-  async open(session) {
-    this.session = session;
-    this.panel.warnings(session.avatar?.warnings ?? []);
-    this.#room(session.width / session.height || 1);
-    await this.viewer.join(session);
-    if (this.over) return;
-    this.link = new AudioLink(session.audio_url, { lives: () => this.#lives() });
-    this.#listenToLink(this.link);
-    this.link.open();
-    this.talk = new Talk({
-      context: this.context,
-      link: this.link,
-      speaking: () => this.state === "speaking",
-      tell: this.tell,
-      fail: this.fail,
-    });
-    this.timers.push(setInterval(() => this.#level(), LEVEL_MS), setInterval(() => void this.#poll(), POLL_MS));
-    void this.#poll();
-  }
-
-  /** Leaves the room and lets everything go; the session itself is stopped by its owner. Idempotent. */
-  async close() {
-    this.over = true;
+  /** Stops what runs here; the avatar is the caller's to stop. Idempotent. */
+  close() {
+    this.closed = true;
+    this.listeners.abort();
+    clearTimeout(this.statusTimer);
     this.timers.forEach((timer) => clearInterval(timer));
     this.talk?.close();
-    this.link?.close();
     this.meter.detach();
-    await this.viewer.leave();
+    this.captions.close();
   }
 
   /** @param {string} text @param {string} voice */
   async speak(text, voice) {
     const at = performance.now();
-    if (!this.meter.loud) this.#measure("toSound", at, this.meter.nextSound());
-    const { segment } = await this.client.speak(this.#id, text, voice);
+    if (!this.meter.loud) this.#measure("toAudio", at, this.meter.nextOnset());
+    const { segment } = await this.avatar.speak(text, voice);
     this.panel.event(`Segment ${segment} queued`);
   }
 
   async interrupt() {
     if (this.meter.loud) this.#measure("toSilence", performance.now(), this.meter.nextSilence());
-    const { dropped_s } = await this.client.interrupt(this.#id);
-    return dropped_s;
-  }
-
-  get #id() {
-    if (!this.session) throw new ApiError("No session runs.", { code: "session_not_found" });
-    return this.session.session_id;
+    return this.avatar.interrupt();
   }
 
   /** @param {string} name @param {number} from @param {Promise<number>} moment */
@@ -117,165 +114,171 @@ export class SessionView extends EventTarget {
   }
 
   #listen() {
-    /** @param {string} type @param {(detail: any) => void} handler */
-    const on = (type, handler) => this.viewer.addEventListener(type, (event) => handler(/** @type {CustomEvent} */ (event).detail));
-    on("voice", (track) => this.meter.attach(track));
-    on("blocked", (blocked) => ($("unblock").hidden = !blocked));
+    const { avatar, panel } = this;
+    /** @template {keyof import("./avatar.js").AvatarEvents} Name @param {Name} name @param {(detail: import("./avatar.js").AvatarEvents[Name]) => void} listener */
+    const on = (name, listener) => avatar.on(name, (detail) => this.closed || listener(detail));
+    on("started", (session) => {
+      this.session = session;
+      panel.warnings(session.avatar?.warnings ?? []);
+      this.#setAspect(session.width / session.height || 1);
+    });
+    on("state", ({ state, reason }) => {
+      if (avatar.link && !this.talk) this.#open(avatar.link);
+      if (reason || NOTED_STATES.has(state)) panel.event(reason ? `Session ${state}: ${reason}` : `Session ${state}`);
+    });
+    on("firstframe", (at) => {
+      this.measured.firstFrame = at - this.startedAt;
+      this.#setAspect($("video").videoWidth / $("video").videoHeight);
+    });
+    on("audiotrack", (track) => this.meter.attach(track));
+    on("audioblocked", (blocked) => ($("unblock").hidden = !blocked));
+    on("caption", (caption) => this.captions.show(caption));
+    on("avatar.state", (state) => {
+      this.avatarState = state ?? "idle";
+      this.#showChip();
+    });
     on("connection", (connection) => {
       this.connection = connection;
-      this.#chip();
+      this.#showChip();
     });
-    on("avatar", (state) => {
-      this.state = state ?? "idle";
-      this.#chip();
+    on("link", (state) => this.#linkChanged(state));
+    on("publisher.changed", ({ publisher, reason }) => {
+      this.publisher = publisher;
+      panel.event(`${publisher === "none" ? "Published by nothing now" : `Published by ${publisher}`}: ${reason}`);
+      this.#showChip();
     });
-    on("picture", (at) => {
-      this.measured.firstPicture = at - this.startedAt;
-      this.#room($("video").videoWidth / $("video").videoHeight);
-      this.dispatchEvent(new Event("picture"));
+    on("playback.started", ({ segment }) => {
+      this.playing.add(segment);
+      panel.event(`Segment ${segment} started`);
     });
-    on("ended", (sentence) => this.#end(sentence));
+    on("playback.finished", ({ segment, position_s, interrupted }) => {
+      this.playing.delete(segment);
+      panel.event(`Segment ${segment} ${interrupted ? "interrupted" : "finished"} after ${position_s.toFixed(2)} s`);
+    });
+    on("cleared", ({ dropped_s }) => panel.event(`Cleared${dropped_s === undefined ? "" : `, ${dropped_s.toFixed(2)} s dropped`}`));
+    on("warning", ({ code, message }) => panel.event(`${message} (${code})`));
+    for (const name of STATUS_EVENTS) on(name, () => this.#requestStatus());
+    const { signal } = this.listeners;
+    $("panel").addEventListener("toggle", () => this.#requestStatus(), { signal });
+    document.addEventListener("visibilitychange", () => this.#requestStatus(), { signal });
   }
 
-  /** Whether the session is still there, null when nothing tells. */
-  async #lives() {
-    try {
-      return !OVER.has((await this.client.session(this.#id, { once: true })).state);
-    } catch (error) {
-      if (GONE.has(/** @type {ApiError} */ (error).code)) return false;
-      return this.viewer.present || null;
-    }
+  /** The avatar has joined. @param {import("./audio-link.js").AudioLink} link */
+  #open(link) {
+    const { avatar, context, showStatus, showError } = this;
+    this.talk = new Talk({ context, link, isSpeaking: () => this.#isSpeaking(), showStatus, showError });
+    this.timers.push(setInterval(() => this.#showLevel(), LEVEL_MS), setInterval(() => void this.#readStats(), STATS_MS));
+    this.#requestStatus();
   }
 
-  /** @param {string} state of the audio link */
-  #linkIs(state) {
-    if (this.over) return;
+  /** @param {"connecting" | "open" | "reconnecting" | "closed"} state */
+  #linkChanged(state) {
     if (state === "reconnecting") this.panel.event("Connection to the orchestrator lost: trying again");
     else if (state === "open" && this.linkLost) this.panel.event("Connection to the orchestrator is back");
     this.linkLost = state === "reconnecting";
-    this.#chip();
+    this.#showChip();
   }
 
-  /** @param {AudioLink} link */
-  #listenToLink(link) {
-    /** @param {string} type @param {(detail: any) => void} handler */
-    const on = (type, handler) => link.addEventListener(type, (event) => handler(/** @type {CustomEvent} */ (event).detail));
-    on("playback.started", ({ segment }) => this.panel.event(`Segment ${segment} began`));
-    on("playback.finished", ({ segment, position_s, interrupted }) =>
-      this.panel.event(`Segment ${segment} ${interrupted ? "interrupted" : "finished"} after ${position_s.toFixed(2)} s`),
-    );
-    on("cleared", ({ dropped_s }) => this.panel.event(`Cleared${dropped_s === undefined ? "" : `, ${dropped_s.toFixed(2)} s dropped`}`));
-    on("publisher.changed", ({ publisher, reason }) => {
-      this.publisher = publisher;
-      this.panel.event(`${publisher === "none" ? "Sent by nothing now" : `Sent by ${publisher}`}: ${reason}`);
-      this.#chip();
-    });
-    on("session.state", ({ state, reason }) => this.panel.event(reason ? `Session ${state}: ${reason}` : `Session ${state}`));
-    on("warning", ({ code, message }) => this.panel.event(`${message} (${code})`));
-    on("error", ({ code, message }) => {
-      if (GONE.has(code)) this.#end("The session has ended.");
-      else this.fail(message, code);
-    });
-    on("state", (state) => this.#linkIs(state));
+  /** Also while the engine is too slow, when the avatar's state is `degraded`. */
+  #isSpeaking() {
+    return this.avatar.state === "speaking" || this.playing.size > 0;
   }
 
-  /** @param {number} ratio of the picture: width over height */
-  #room(ratio) {
+  /** @param {number} ratio of the video: width over height */
+  #setAspect(ratio) {
     document.documentElement.style.setProperty("--ratio", String(ratio));
   }
 
-  #chip() {
-    const lost = this.connection === "reconnecting" || this.linkLost || this.state === "reconnecting" || this.stalls >= STALLS_TOLERATED;
-    const state = lost ? (this.publisher === "rtmp" ? "elsewhere" : "reconnecting") : this.state;
+  #showChip() {
+    const lost = this.connection === "reconnecting" || this.linkLost || this.avatarState === "reconnecting" || this.stalls >= STALLS_TOLERATED;
+    const state = lost ? (this.publisher === "rtmp" ? "elsewhere" : "reconnecting") : this.avatarState;
     $("chip").dataset.state = state;
     setText($("chip-text"), STATES[state] ?? state);
   }
 
-  #level() {
+  #showLevel() {
     $("level").style.transform = `scaleX(${this.meter.level.toFixed(2)})`;
   }
 
-  async #poll() {
-    if (document.hidden || this.over || this.polling) return; // one at a time, also when answers take longer than a second
-    this.polling = true;
-    try {
-      const figures = await this.viewer.figures();
-      this.stalls = figures.stalled ? this.stalls + 1 : 0;
-      this.#chip();
-      this.#timing(figures);
-      if ($("panel").open || this.state === "reconnecting") await this.#status(figures); // whether it comes back, the orchestrator knows
-    } finally {
-      this.polling = false;
-    }
+  async #readStats() {
+    if (document.hidden || this.closed) return;
+    const stats = await this.avatar.stats();
+    this.stats = stats;
+    this.stalls = stats.stalled ? this.stalls + 1 : 0;
+    this.#showChip();
+    this.#showTiming(stats);
+    this.#showSession();
   }
 
-  /** @param {import("./statistics.js").Figures} figures */
-  #timing(figures) {
-    this.panel.skew(figures.skewMs);
-    const { firstPicture, toSound, toSilence } = this.measured;
+  /** @param {import("./statistics.js").MediaStats} stats */
+  #showTiming(stats) {
+    this.panel.skew(stats.skewMs);
+    const { firstFrame, toAudio, toSilence } = this.measured;
     this.panel.timing({
-      "First picture after": firstPicture === null ? null : amount(firstPicture / 1000, "s", 2),
-      "Speak to sound": amount(toSound, "ms"),
+      "First frame after": firstFrame === null ? null : amount(firstFrame / 1000, "s", 2),
+      "Speak to audio": amount(toAudio, "ms"),
       "Interrupt to silence": amount(toSilence, "ms"),
-      "Sound vs picture": skewText(figures.skewMs),
-      "Sound buffered": amount(figures.audioBufferMs, "ms"),
-      "Picture buffered": amount(figures.videoBufferMs, "ms"),
-      "Round trip": amount(figures.rttMs, "ms"),
-      "Frame rate": amount(figures.fps, "fps"),
-      "Sound lost": amount(figures.lossPercent, "%", 1),
+      "Audio vs video": skewText(stats.skewMs),
+      "Audio buffered": amount(stats.audioBufferMs, "ms"),
+      "Video buffered": amount(stats.videoBufferMs, "ms"),
+      "Round trip": amount(stats.rttMs, "ms"),
+      "Frame rate": amount(stats.fps, "fps"),
+      "Audio lost": amount(stats.lossPercent, "%", 1),
     });
   }
 
-  /** @param {import("./statistics.js").Figures} figures */
-  async #status(figures) {
-    const status = await this.#ask(() => this.client.session(this.#id, { once: true }));
-    if (!status) return;
-    if (OVER.has(status.state)) this.#end(status.error?.detail ?? status.error?.message ?? "The session has ended.");
-    const size = figures.width ? `${figures.width} × ${figures.height}` : null;
+  /** Asks for the status soon, once for all events of a second; not in a hidden tab or for a closed panel. */
+  #requestStatus(afterMs = 0) {
+    this.statusStale = true;
+    if (this.closed || this.statusTimer || !this.session || document.hidden || !$("panel").open) return;
+    const wait = Math.max(afterMs, this.statusAt + STATUS_MIN_MS - performance.now(), 0);
+    this.statusTimer = setTimeout(() => void this.#readStatus(), wait);
+  }
+
+  async #readStatus() {
+    const { avatar, session } = this;
+    this.statusAt = performance.now();
+    this.statusStale = false;
+    try {
+      const status = await avatar.client?.session(session?.session_id ?? "", { once: true });
+      if (status && !this.closed) this.#showStatus(status);
+    } catch (error) {
+      if (!this.closed && error instanceof ApiError) this.panel.diagnose({ code: error.code, message: error.message });
+    }
+    this.statusTimer = 0;
+    if (this.statusStale) this.#requestStatus();
+    else if (this.#isSpeaking()) this.#requestStatus(STATUS_SPEAKING_MS);
+  }
+
+  /** @param {import("./avatar-client.js").SessionStatus} status */
+  #showStatus(status) {
+    this.status = status;
     this.panel.diagnose(status.diagnosis);
     if (status.funnel?.length) this.panel.funnel(status.funnel);
+    this.#showSession();
+  }
+
+  #showSession() {
+    const { status, stats, session } = this;
+    if (!status) return;
     this.panel.session({
-      State: status.state,
-      Avatar: this.state,
+      State: this.avatar.state,
+      Avatar: this.avatarState,
       Publisher: status.publisher,
       Quality: qualityText(status.transport),
       Engine: status.engine,
-      Picture: size,
-      "Bit rate": amount(figures.kbps, "kbit/s"),
-      Codec: figures.codec,
-      "Still to say": amount(status.playback?.buffered_s, "s", 1),
+      Video: stats?.width ? `${stats.width} × ${stats.height}` : null,
+      "Bit rate": amount(stats?.kbps, "kbit/s"),
+      Codec: stats?.codec,
+      "Still to speak": amount(status.playback?.buffered_s, "s", 1),
       Viewers: status.viewers,
-      Room: this.session?.room,
-      "Session id": this.session?.session_id,
+      Room: session?.room,
+      "Session id": session?.session_id,
     });
-  }
-
-  /**
-   * A report that fails is told in the panel; the session goes on without it, unless it is gone.
-   * @template T
-   * @param {() => Promise<T>} call
-   * @returns {Promise<T | null>}
-   */
-  async #ask(call) {
-    try {
-      return await call();
-    } catch (error) {
-      if (this.over || !(error instanceof ApiError)) return null;
-      if (GONE.has(error.code)) this.#end("The session has ended.");
-      else this.panel.diagnose({ code: error.code, message: error.message });
-      return null;
-    }
-  }
-
-  /** @param {string} sentence */
-  #end(sentence) {
-    if (this.over) return;
-    this.over = true;
-    this.dispatchEvent(new CustomEvent("ended", { detail: sentence }));
   }
 }
 
-/** @param {import("./avatar-client.js").Transport | undefined} transport @returns {string | null} the step of the adaptation, in words */
+/** @param {import("./avatar-client.js").Transport | undefined} transport @returns {string | null} the adaptation as text */
 function qualityText(transport) {
   if (!transport) return null;
   if (!transport.adaptation) return "full";

@@ -1,19 +1,19 @@
 /**
- * What the browser knows of the two received tracks, from `getStats`.
+ * Figures of the two received tracks, from WebRTC's `getStats`. The browser has no event for them: callers sample.
  *
  * @module statistics
  */
 
 /**
- * @typedef {object} Figures Everything is null where the browser does not tell.
+ * @typedef {object} MediaStats A value is null where the browser does not report it.
  * @property {number|null} fps decoded frames per second
  * @property {number|null} width
  * @property {number|null} height
- * @property {number|null} kbps of picture and sound
- * @property {number|null} audioBufferMs mean time a sound waited in the jitter buffer since the last reading
- * @property {number|null} videoBufferMs the same of a frame
+ * @property {number|null} kbps of video and audio
+ * @property {number|null} audioBufferMs mean time that audio spent in the jitter buffer since the last reading
+ * @property {number|null} videoBufferMs the same of video frames
  * @property {number|null} rttMs
- * @property {number|null} skewMs sound ahead of picture is positive
+ * @property {number|null} skewMs positive when audio is ahead of video
  * @property {number|null} lossPercent of audio packets since the last reading
  * @property {string|null} codec
  * @property {boolean} stalled no frame came since the last reading
@@ -42,7 +42,7 @@ export class Statistics {
   /**
    * @param {{getRTCStatsReport(): Promise<RTCStatsReport|undefined>} | null} audioTrack
    * @param {{getRTCStatsReport(): Promise<RTCStatsReport|undefined>} | null} videoTrack
-   * @returns {Promise<Figures>}
+   * @returns {Promise<MediaStats>}
    */
   async read(audioTrack, videoTrack) {
     const [audioReport, videoReport] = await Promise.all([audioTrack?.getRTCStatsReport(), videoTrack?.getRTCStatsReport()]);
@@ -67,9 +67,9 @@ export class Statistics {
   }
 
   /**
-   * Both estimates are NTP times of what is played at the moment of the report, on the sender's clock; their difference is
-   * the skew as heard and seen. The two reports are not of the same moment: each is brought to its own timestamp. The
-   * median of the last readings is told, since a single one moves by a video frame.
+   * Each estimate is the sender's NTP time of the media that are played at the moment of the report; their difference is the skew
+   * as heard and seen. The two reports have different timestamps, which are subtracted. A single reading varies by a video frame, so
+   * the median of the last readings is returned.
    * @param {any} audio @param {any} video
    */
   #skew(audio, video) {

@@ -1,6 +1,6 @@
 /**
- * Hold to talk: while the button, or the space bar on it, is held down the microphone goes to the avatar. Enter, and a click
- * by an assistive technology, switch it on and off.
+ * Push to talk: while the button, or the space bar on it, is held down, the microphone is sent to the avatar. Enter, and a click by
+ * an assistive technology, toggle it.
  *
  * @module talk
  */
@@ -16,21 +16,21 @@ export class Talk {
    * @param {object} parts
    * @param {AudioContext} parts.context
    * @param {import("./audio-link.js").AudioLink} parts.link
-   * @param {() => boolean} parts.speaking whether the avatar speaks: talking then interrupts it
-   * @param {(text: string) => void} parts.tell
-   * @param {(message: string, code: string) => void} parts.fail
+   * @param {() => boolean} parts.isSpeaking whether the avatar speaks, which talking then interrupts
+   * @param {(text: string) => void} parts.showStatus
+   * @param {(message: string, code: string) => void} parts.showError
    */
-  constructor({ context, link, speaking, tell, fail }) {
+  constructor({ context, link, isSpeaking, showStatus, showError }) {
     this.link = link;
-    this.speaking = speaking;
-    this.tell = tell;
-    this.fail = fail;
+    this.isSpeaking = isSpeaking;
+    this.showStatus = showStatus;
+    this.showError = showError;
     this.microphone = new Microphone(context);
     this.wanted = false;
     this.recording = false;
     this.pressedAt = 0;
-    /** Settled when the last recording was handed to the link as a whole. */
-    this.handedOver = Promise.resolve();
+    /** Resolves when the link has all of the last recording. */
+    this.flushed = Promise.resolve();
     this.listeners = new AbortController();
     this.microphone.addEventListener("pcm", (event) => this.#send(/** @type {CustomEvent<Int16Array>} */ (event).detail));
     this.#listen();
@@ -46,45 +46,45 @@ export class Talk {
     if (this.wanted) return;
     this.wanted = true;
     this.pressedAt = performance.now();
-    this.#show("Wait …");
+    this.#showButton("Wait …");
     try {
-      await Promise.all([this.microphone.open(), this.handedOver]);
+      await Promise.all([this.microphone.open(), this.flushed]);
     } catch (error) {
       this.wanted = false;
-      this.#show("Hold to talk");
-      this.fail(/** @type {Error} */ (error).message, "microphone");
+      this.#showButton("Hold to talk");
+      this.showError(/** @type {Error} */ (error).message, "microphone");
       return;
     }
     if (!this.wanted) {
-      this.tell("The microphone is ready. Hold the button while you speak.");
+      this.showStatus("The microphone is ready. Hold the button while you speak.");
       return;
     }
     this.link.open();
-    if (this.speaking()) this.link.clear();
+    if (this.isSpeaking()) this.link.clear();
     this.link.start();
     this.recording = true;
     this.microphone.begin();
-    this.#show("Listening …");
+    this.#showButton("Listening …");
   }
 
   release() {
     if (!this.wanted) return;
     this.wanted = false;
-    if (this.recording) this.handedOver = this.microphone.end().then(() => this.link.end());
-    if (this.recording && performance.now() - this.pressedAt < TAP_MS) this.tell("Hold the button while you speak.");
+    if (this.recording) this.flushed = this.microphone.end().then(() => this.link.end());
+    if (this.recording && performance.now() - this.pressedAt < TAP_MS) this.showStatus("Hold the button while you speak.");
     this.recording = false;
-    this.#show("Hold to talk");
+    this.#showButton("Hold to talk");
   }
 
   /** @param {Int16Array} pcm */
   #send(pcm) {
     if (this.link.push(pcm)) return;
     this.release();
-    this.fail(FULL, "backlog_exceeded");
+    this.showError(FULL, "backlog_exceeded");
   }
 
   /** @param {string} text */
-  #show(text) {
+  #showButton(text) {
     $("talk").setAttribute("aria-pressed", String(this.wanted));
     setText($("talk-text"), text);
   }

@@ -1,17 +1,22 @@
 /**
- * The avatar's room: joins with a viewer token, shows the avatar's two tracks and tells what becomes of them. Its sound may come
- * from the orchestrator (`voice-…`), while the avatar is away or always. An avatar that leaves may return; whether the session
- * is over, the orchestrator knows.
+ * The avatar's room: joins it with a viewer token, or uses a room that the caller has joined, and plays the avatar's two tracks.
+ * The audio may come from the orchestrator (participant `voice-SESSION`) while the avatar is away, or always. An avatar that leaves
+ * the room may return; only the orchestrator knows whether its session is over.
  *
  * @module viewer
  */
 
-import { DisconnectReason, Room, RoomEvent, Track, setLogLevel } from "./vendor/livekit-client.esm.js";
+import { subscribeToCaptions } from "./captions.js";
 import { Statistics } from "./statistics.js";
+import { DisconnectReason, Room, RoomEvent, Track, setLogLevel } from "./vendor/livekit-client.esm.js";
 
-const EMPTY_PICTURE_PX = 2; // a track that ends leaves a last frame of 2×2
+/** @typedef {import("./vendor/livekit-client.esm.js").Participant} Participant */
+/** @typedef {import("./vendor/livekit-client.esm.js").RemoteTrack} RemoteTrack */
+/** @typedef {import("./vendor/livekit-client.esm.js").RoomEvents} RoomEvents */
 
-/** Why the room was left, in words. @type {Record<number, string>} */
+const EMPTY_FRAME_PX = 2; // the last frame of a track that ends has 2×2 pixels
+
+/** Why the room was left, as a sentence. @type {Record<number, string>} */
 const REASONS = {
   [DisconnectReason.DUPLICATE_IDENTITY]: "This viewer joined again from another page.",
   [DisconnectReason.SERVER_SHUTDOWN]: "The LiveKit server shut down.",
@@ -20,60 +25,90 @@ const REASONS = {
   [DisconnectReason.JOIN_FAILURE]: "The room could not be joined. A firewall may block WebRTC.",
 };
 
+/** Earlier names of events, which are still dispatched. @type {Record<string, string>} */
+const DEPRECATED_NAMES = { firstframe: "picture", audiotrack: "voice", audioblocked: "blocked", "avatar.state": "avatar", disconnected: "ended" };
+
 /**
- * Events: `connection` (detail `connected`, `reconnecting`), `avatar` (detail: the `avatar.state` attribute or null),
- * `picture` at the first frame, `voice` (detail: MediaStreamTrack), `blocked` (detail: whether the browser holds the sound
- * back), `ended` (detail: a sentence).
+ * Events: `connection` (detail `connected`, `reconnecting`), `avatar.state` (detail: the participant's attribute of this name, or
+ * null; `reconnecting` while the avatar is not in the room), `firstframe` (detail: its `performance.now()`), `audiotrack` (detail:
+ * MediaStreamTrack), `audioblocked` (detail: whether the browser blocks playback), `caption` (detail: `Caption`), `disconnected`
+ * (detail: a sentence). Deprecated names of these: `picture`, `voice`, `blocked`, `avatar`, `ended`.
  */
 export class Viewer extends EventTarget {
-  /** @param {{video: HTMLVideoElement, audio: HTMLAudioElement, voice?: HTMLAudioElement}} elements */
-  constructor({ video, audio, voice = new Audio() }) {
+  /**
+   * @param {object} options
+   * @param {HTMLVideoElement} options.video
+   * @param {HTMLAudioElement} options.audio
+   * @param {HTMLAudioElement} [options.standbyAudio] plays the orchestrator's audio
+   * @param {HTMLAudioElement} [options.voice] deprecated: `standbyAudio`
+   * @param {import("./vendor/livekit-client.esm.js").ConnectedRoom} [options.room] a connected room of the caller's, which stays connected when the viewer leaves
+   */
+  constructor({ video, audio, voice, standbyAudio = voice ?? new Audio(), room }) {
     super();
     setLogLevel("error");
-    this.elements = { video, audio, voice };
+    this.elements = { video, audio, standbyAudio };
     this.identity = "";
-    this.voiceIdentity = "";
+    this.standbyIdentity = "";
     this.ended = false;
     this.statistics = new Statistics();
-    /** @type {{audio: any, video: any}} */
-    this.tracks = { audio: null, video: null };
-    this.room = new Room({ adaptiveStream: false, dynacast: false, disconnectOnPageLeave: true });
-    this.#listen();
+    /** @type {{audio: RemoteTrack | null, video: RemoteTrack | null, standbyAudio: RemoteTrack | null}} */
+    this.tracks = { audio: null, video: null, standbyAudio: null };
+    this.ownsRoom = room === undefined;
+    /** @type {Room} */
+    this.room = /** @type {Room | undefined} */ (room) ?? new Room({ adaptiveStream: false, dynacast: false, disconnectOnPageLeave: true });
+    /** Each takes one listener off the room. @type {(() => void)[]} */
+    this.unsubscribe = [];
   }
 
-  /** Call inside a click: lets the browser play sound, now or once there is some. */
-  allowSound() {
+  /** Call it in a click: the browser then plays audio, now or as soon as there is some. */
+  startAudio() {
     this.room.startAudio().catch(() => {});
-    // Elements that nothing is attached to yet stay pending, and are unlocked by having been asked in the click.
+    // An element without a source stays pending, and is unlocked because `play` was called in the click.
     for (const element of Object.values(this.elements)) element.play().catch(() => {});
+  }
+
+  /** @deprecated `startAudio` */
+  allowSound() {
+    this.startAudio();
   }
 
   /**
    * @param {{session_id: string, livekit_url: string, viewer_token: string, avatar_identity: string}} session
-   * @throws when the room cannot be joined
+   * @throws when the room cannot be joined, or the caller's room is not connected
    */
   async join({ session_id, livekit_url, viewer_token, avatar_identity }) {
     this.identity = avatar_identity;
-    this.voiceIdentity = `voice-${session_id}`;
-    this.#firstPicture();
-    await this.room.connect(livekit_url, viewer_token, { autoSubscribe: true, maxRetries: 2 });
+    this.standbyIdentity = `voice-${session_id}`;
+    this.#listen();
+    this.#awaitFirstFrame();
+    if (this.ownsRoom) await this.room.connect(livekit_url, viewer_token, { autoSubscribe: true, maxRetries: 2 });
+    else if (this.room.state !== "connected") throw new Error("the given room is not connected. Connect it first.");
+    else this.#attachPresentTracks();
     this.#emit("connection", "connected");
-    this.#emit("avatar", this.#avatarState());
-    if (!this.room.canPlaybackAudio) this.#emit("blocked", true);
+    this.#emit("avatar.state", this.#avatarState());
+    if (!this.room.canPlaybackAudio) this.#emit("audioblocked", true);
   }
 
-  /** Leaves the room; `ended` is not told. Idempotent. */
+  /** Stops playback and leaves the room, unless it is the caller's. Dispatches no `disconnected`. Idempotent. */
   async leave() {
     this.ended = true;
-    await this.room.disconnect();
-    this.elements.video.srcObject = null;
-    this.elements.audio.srcObject = null;
-    this.elements.voice.srcObject = null;
+    for (const unsubscribe of this.unsubscribe.splice(0)) unsubscribe();
+    for (const kind of /** @type {const} */ (["audio", "video", "standbyAudio"])) {
+      this.tracks[kind]?.detach(this.elements[kind]);
+      this.tracks[kind] = null;
+      this.elements[kind].srcObject = null;
+    }
+    if (this.ownsRoom) await this.room.disconnect();
   }
 
-  /** @returns {Promise<import("./statistics.js").Figures>} */
-  figures() {
+  /** What the browser measures of the two received tracks. @returns {Promise<import("./statistics.js").MediaStats>} */
+  stats() {
     return this.statistics.read(this.tracks.audio, this.tracks.video);
+  }
+
+  /** @deprecated `stats` */
+  figures() {
+    return this.stats();
   }
 
   /** Whether the avatar is in the room now. */
@@ -86,61 +121,101 @@ export class Viewer extends EventTarget {
   }
 
   #listen() {
-    const mine = (/** @type {any} */ participant) => participant.identity === this.identity;
-    this.room
-      .on(RoomEvent.TrackSubscribed, (track, _, who) => {
-        if (mine(who)) this.#attach(track);
-        else if (who.identity === this.voiceIdentity) this.#attachVoice(track);
-      })
-      .on(RoomEvent.TrackUnsubscribed, (track) => track.detach())
-      .on(RoomEvent.ParticipantAttributesChanged, (_, who) => mine(who) && this.#emit("avatar", this.#avatarState()))
-      .on(RoomEvent.ParticipantConnected, (who) => mine(who) && this.#emit("avatar", this.#avatarState()))
-      .on(RoomEvent.ParticipantDisconnected, (who) => mine(who) && this.#emit("avatar", "reconnecting"))
-      .on(RoomEvent.AudioPlaybackStatusChanged, () => this.#emit("blocked", !this.room.canPlaybackAudio))
-      .on(RoomEvent.Reconnecting, () => this.#emit("connection", "reconnecting"))
-      .on(RoomEvent.SignalReconnecting, () => this.#emit("connection", "reconnecting"))
-      .on(RoomEvent.Reconnected, () => this.#emit("connection", "connected"))
-      .on(RoomEvent.Disconnected, (reason) => this.#end(REASONS[reason ?? 0] ?? "The connection to the room was lost."));
+    const isAvatar = (/** @type {Participant} */ participant) => participant.identity === this.identity;
+    this.#on(RoomEvent.TrackSubscribed, (track, _, participant) => this.#attach(track, participant));
+    this.#on(RoomEvent.TrackUnsubscribed, (track) => this.#detach(track));
+    this.#on(RoomEvent.TrackPublished, (_, participant) => this.#attachTracksOf(participant));
+    this.#on(RoomEvent.ParticipantAttributesChanged, (_, participant) => {
+      if (isAvatar(participant)) this.#emit("avatar.state", this.#avatarState());
+    });
+    this.#on(RoomEvent.ParticipantConnected, (participant) => {
+      if (isAvatar(participant)) this.#emit("avatar.state", this.#avatarState());
+    });
+    this.#on(RoomEvent.ParticipantDisconnected, (participant) => {
+      if (isAvatar(participant)) this.#emit("avatar.state", "reconnecting");
+    });
+    this.#on(RoomEvent.AudioPlaybackStatusChanged, () => this.#emit("audioblocked", !this.room.canPlaybackAudio));
+    this.#on(RoomEvent.Reconnecting, () => this.#emit("connection", "reconnecting"));
+    this.#on(RoomEvent.SignalReconnecting, () => this.#emit("connection", "reconnecting"));
+    this.#on(RoomEvent.Reconnected, () => this.#emit("connection", "connected"));
+    this.#on(RoomEvent.Disconnected, (reason) => this.#disconnected(REASONS[reason ?? 0] ?? "The connection to the room was lost."));
+    this.unsubscribe.push(
+      subscribeToCaptions(this.room, (identity, caption) => {
+        if (identity === this.identity) this.#emit("caption", caption);
+      }),
+    );
   }
 
-  /** @param {any} track */
-  #attach(track) {
-    if (track.kind === Track.Kind.Video) {
-      this.tracks.video = track;
-      track.attach(this.elements.video);
-    } else {
-      this.tracks.audio = track;
-      track.attach(this.elements.audio);
-      this.#emit("voice", track.mediaStreamTrack);
+  /**
+   * @template {keyof RoomEvents} Name
+   * @param {Name} event
+   * @param {RoomEvents[Name]} listener
+   */
+  #on(event, listener) {
+    this.room.on(event, listener);
+    this.unsubscribe.push(() => this.room.off(event, listener));
+  }
+
+  /** A room that was joined before has published its tracks before. */
+  #attachPresentTracks() {
+    for (const participant of this.room.remoteParticipants.values()) this.#attachTracksOf(participant);
+  }
+
+  /** Attaches what is subscribed of the avatar's tracks, and subscribes to the others where the room does not do it by itself. @param {Participant} participant */
+  #attachTracksOf(participant) {
+    if (participant.identity !== this.identity && participant.identity !== this.standbyIdentity) return;
+    for (const publication of participant.trackPublications.values()) {
+      if (publication.track) this.#attach(publication.track, participant);
+      else if (!publication.isDesired) publication.setSubscribed(true);
     }
   }
 
-  /** @param {any} track the orchestrator's own, which stands in for the avatar's or takes its place */
-  #attachVoice(track) {
-    track.attach(this.elements.voice);
-    this.#emit("voice", track.mediaStreamTrack);
+  /** @param {RemoteTrack} track @param {Participant} participant */
+  #attach(track, participant) {
+    const kind = this.#kindOf(track, participant);
+    if (kind === null || this.tracks[kind] === track) return;
+    this.tracks[kind] = track;
+    track.attach(this.elements[kind]);
+    if (kind !== "video") this.#emit("audiotrack", track.mediaStreamTrack);
   }
 
-  #firstPicture() {
+  /** @param {RemoteTrack} track @param {Participant} participant */
+  #kindOf(track, participant) {
+    if (participant.identity === this.standbyIdentity) return track.kind === Track.Kind.Audio ? "standbyAudio" : null;
+    if (participant.identity !== this.identity) return null;
+    return track.kind === Track.Kind.Video ? "video" : "audio";
+  }
+
+  /** @param {RemoteTrack} track */
+  #detach(track) {
+    for (const kind of /** @type {const} */ (["audio", "video", "standbyAudio"])) {
+      if (this.tracks[kind] !== track) continue;
+      track.detach(this.elements[kind]);
+      this.tracks[kind] = null;
+    }
+  }
+
+  #awaitFirstFrame() {
     const { video } = this.elements;
-    const seen = () => {
+    const onFrame = () => {
       if (this.ended) return;
-      if (video.videoWidth > EMPTY_PICTURE_PX) this.#emit("picture", performance.now());
-      else video.requestVideoFrameCallback(seen);
+      if (video.videoWidth > EMPTY_FRAME_PX) this.#emit("firstframe", performance.now());
+      else video.requestVideoFrameCallback(onFrame);
     };
-    if ("requestVideoFrameCallback" in video) video.requestVideoFrameCallback(seen);
-    else /** @type {HTMLVideoElement} */ (video).addEventListener("playing", seen, { once: true });
+    if ("requestVideoFrameCallback" in video) video.requestVideoFrameCallback(onFrame);
+    else /** @type {HTMLVideoElement} */ (video).addEventListener("playing", onFrame, { once: true });
   }
 
   /** @param {string} sentence */
-  #end(sentence) {
+  #disconnected(sentence) {
     if (this.ended) return;
     this.ended = true;
-    this.#emit("ended", sentence);
+    this.#emit("disconnected", sentence);
   }
 
   /** @param {string} type @param {unknown} detail */
   #emit(type, detail) {
     this.dispatchEvent(new CustomEvent(type, { detail }));
+    if (DEPRECATED_NAMES[type]) this.dispatchEvent(new CustomEvent(DEPRECATED_NAMES[type], { detail }));
   }
 }

@@ -36,13 +36,13 @@
     if (now - loudAt > 200) measured.heard.push(now - ((samples.length - first) / context.sampleRate) * 1000);
     loudAt = now;
   };
-  viewer.addEventListener("voice", ({ detail }) => {
+  viewer.addEventListener("audiotrack", ({ detail }) => {
     context.createMediaStreamSource(new MediaStream([detail])).connect(analyser);
     setInterval(hear, 3);
   });
-  setInterval(async () => measured.told.push((await viewer.figures()).skewMs), 1000);
+  setInterval(async () => measured.told.push((await viewer.stats()).skewMs), 1000);
 
-  viewer.allowSound();
+  viewer.startAudio();
   await viewer.join(session);
   const link = new AudioLink(session.audio_url);
   link.open();

@@ -20,9 +20,9 @@ pytestmark = pytest.mark.browser
 
 OPEN = """(async () => {
   const { AudioLink } = await import('/avatar-client.js');
-  globalThis.lives = null;
+  globalThis.alive = null;
   globalThis.asked = 0;
-  const options = {lives: async () => { asked += 1; return lives; }, ...%s};
+  const options = {isAlive: async () => { asked += 1; return alive; }, ...%s};
   globalThis.link = new AudioLink(%r, options);
   globalThis.seen = [];
   for (const type of ['hello', 'playback.started', 'error', 'state'])
@@ -98,7 +98,7 @@ class Session:
 
 @asynccontextmanager
 async def linked(page: Page, web: str, session: Session, options: str = "{}") -> AsyncIterator[None]:
-    """A page with a link to the session, after its first `hello`. `lives` answers whether the session is still there."""
+    """A page with a link to the session, after its first `hello`. `alive` answers whether the session is still there."""
     async with serve(session.serve, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
         await page.open(f"{web}/LICENSE-of-nothing")
@@ -180,7 +180,7 @@ async def test_goes_on_as_long_as_the_session_lives(page: Page, web: str) -> Non
     session = Session(cuts=[])
     async with linked(page, web, session, QUICK % (0.2, 5)):
         session.refuses = True
-        await page.run("lives = true, link.socket.close()")
+        await page.run("alive = true, link.socket.close()")
         await page.until("asked >= 6")  # several times of 0.2 s are over
         assert await page.run("link.state") == "reconnecting" and await page.run(CODES) == []
         session.refuses = False
@@ -191,7 +191,7 @@ async def test_ends_at_once_when_the_session_is_over(page: Page, web: str) -> No
     session = Session(cuts=[])
     async with linked(page, web, session, QUICK % (600, 5)):
         session.refuses = True
-        await page.run("lives = false, link.socket.close()")
+        await page.run("alive = false, link.socket.close()")
         await page.until("link.state === 'closed'")
         assert await page.run(CODES) == ["session_ended"]
 

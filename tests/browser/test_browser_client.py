@@ -30,7 +30,8 @@ JOIN = """(async () => {
   const video = document.body.appendChild(Object.assign(document.createElement('video'), {playsInline: true}));
   globalThis.seen = [];
   globalThis.avatar = new Avatar({ video });
-  for (const name of ['state', 'picture', 'publisher.changed', 'playback.started', 'playback.finished', 'cleared', 'error'])
+  for (const name of ['state', 'firstframe', 'picture', 'publisher.changed', 'playback.started',
+    'playback.finished', 'cleared', 'error'])
     avatar.on(name, (detail) => seen.push([name, detail]));
   await avatar.join(%s);
 })()"""
@@ -43,6 +44,34 @@ START = """(async () => {
   const { Avatar } = await import('/avatar.js');
   globalThis.avatar = new Avatar({ video: document.querySelector('video'), token: %r });
   return avatar.start(%s).catch((error) => [error.code, avatar.state]);
+})()"""
+SHARE = """(async () => {
+  const { Avatar } = await import('/avatar.js');
+  const { Room } = await import('/vendor/livekit-client.esm.js');
+  globalThis.room = new Room();
+  await room.connect(%r, %r, {autoSubscribe: %s});
+  globalThis.avatars = %s.map((session) => {
+    const video = document.body.appendChild(Object.assign(document.createElement('video'), {playsInline: true}));
+    const avatar = new Avatar({ video, room, token: %r });
+    avatar.video = video;
+    avatar.captions = [];
+    avatar.frames = 0;
+    avatar.on('caption', (caption) => avatar.captions.push(caption)).on('firstframe', () => (avatar.frames += 1));
+    return [avatar, session];
+  });
+  for (const [avatar, session] of avatars) await avatar.join(session);
+  globalThis.avatars = avatars.map(([avatar]) => avatar);
+})()"""
+TEXT = """((k) => {
+  const lines = new Map(avatars[k].captions.map(({id, text, final}) => [id, [text, final]]));
+  return [...lines.values()].every(([, final]) => final) && [...lines.values()].map(([text]) => text).join('').trim();
+})"""
+STOPPED = """(async () => {
+  const { Avatar } = await import('/avatar.js');
+  const avatar = new Avatar({ video: document.querySelector('video'), token: %r });
+  const starting = avatar.start({room: 'left', engine: 'pattern'}).catch((error) => error.code);
+  await avatar.stop();
+  return [await starting, avatar.state];
 })()"""
 HAPPEN = """(() => {
   for (const [type, detail] of %s) avatar.link.dispatchEvent(new CustomEvent(type, {detail}));
@@ -84,7 +113,8 @@ async def test_joins_without_a_key_sends_sound_and_follows_the_session(page: Pag
     session = started.json()
     await hello(page, stack, "<title>joins</title>", "/joins.html")
     await page.run(JOIN % body(session), gesture=True)
-    await page.until("seen.some(([name]) => name === 'picture')")
+    await page.until("seen.some(([name]) => name === 'firstframe')")
+    await page.until("seen.some(([name]) => name === 'picture')")  # the earlier name
     await page.until("avatar.link.state === 'open'")
     await page.run(TONE)
     await page.until("avatar.state === 'speaking'")
@@ -125,3 +155,68 @@ async def test_start_that_is_refused_tells_code_and_state(page: Page, stack: Sta
     assert (token["room"], token["identity"], token["livekit_url"][:5]) == ("x", "another", "ws://")
     nowhere = await page.run(another % (stack.api_key, "setPublisher('ses_none', 'rtmp').catch((error) => error.code)"))
     assert nowhere == "session_not_found"
+
+
+@pytest.mark.parametrize("subscribes", ["true", "false"])
+async def test_two_avatars_share_the_callers_room_and_leave_it_connected(
+    page: Page, stack: Stack, subscribes: str
+) -> None:
+    async def post(path: str, body: dict[str, object]) -> Any:
+        answer = await asyncio.to_thread(stack.post, path, body)
+        assert answer.status_code in (200, 202), answer.text
+        return answer.json()
+
+    room = f"shared-{subscribes}"
+    first, second = [await post("/session/start", {"room": room, "engine": "pattern"}) for _ in range(2)]
+    viewer = await post("/token", {"room": room, "identity": "both"})
+    await hello(page, stack, "<title>shares</title>", "/shares.html")
+    bodies = f"[{body(first)}, {body(second)}]"
+    share = SHARE % (viewer["livekit_url"], viewer["token"], subscribes, bodies, stack.api_key)
+    await page.run(share, gesture=True)
+    await page.until("avatars.every(({frames, video}) => frames === 1 && video.videoWidth > 100)")
+    assert await page.run("avatars[0].video.srcObject !== avatars[1].video.srcObject")
+
+    assert (await page.run("avatars[1].speak('Only the second one speaks.')"))["segment"] == 1
+    await page.until("avatars[1].state === 'speaking'")
+    assert await page.run("avatars[0].state") == "ready"
+    assert await page.until(f"avatars[1].captions.length && {TEXT}(1)") == "Only the second one speaks."
+    assert await page.run("avatars[0].captions") == []
+    assert await page.run("avatars[1].captions.every(({segment}) => segment === 1)")
+
+    await page.run("avatars[1].leave()")
+    assert await page.run("[room.state, avatars[1].state, avatars[1].video.srcObject]") == [
+        "connected",
+        "stopped",
+        None,
+    ]
+    await page.run("avatars[0].speak('The first one still has captions.')")
+    assert await page.until(f"avatars[0].captions.length && {TEXT}(0)") == "The first one still has captions."
+    await page.run("avatars[0].stop()")
+    assert await page.run("[room.state, avatars[0].video.srcObject]") == ["connected", None]
+    sessions = (await asyncio.to_thread(stack.get, "/sessions")).json()["sessions"]
+    over = {s["session_id"]: s["state"] in ("stopped", "draining") for s in sessions}
+    assert (over[first["session_id"]], over[second["session_id"]]) == (True, False)
+    assert [error for error in page.errors if "favicon" not in error] == []
+
+
+async def test_a_room_that_is_not_connected_is_refused(page: Page, stack: Stack) -> None:
+    await hello(page, stack, "<video></video>", "/unconnected.html")
+    code = """(async () => {
+      const { Avatar } = await import('/avatar.js');
+      const { Room } = await import('/vendor/livekit-client.esm.js');
+      const avatar = new Avatar({ video: document.querySelector('video'), room: new Room() });
+      const session = {session_id: 'ses_1', livekit_url: 'ws://x', viewer_token: 'x', avatar_identity: 'avatar-ses_1'};
+      return avatar.join(session).catch((error) => [error.code, error.message, avatar.state]);
+    })()"""
+    assert await page.run(code) == [
+        "room_unreachable",
+        "The room cannot be joined: the given room is not connected. Connect it first.",
+        "failed",
+    ]
+
+
+async def test_a_start_that_is_stopped_leaves_no_session(page: Page, stack: Stack) -> None:
+    await hello(page, stack, "<video></video>", "/stopped.html")
+    assert await page.run(STOPPED % stack.api_key, gesture=True) == ["cancelled", "stopped"]
+    sessions = (await asyncio.to_thread(stack.get, "/sessions")).json()["sessions"]
+    assert [s["room"] for s in sessions if s["room"] == "left" and s["state"] in ("ready", "speaking")] == []

@@ -123,14 +123,87 @@ async def test_panel_tells_what_goes_on(page: Page, stack: Stack) -> None:
         "Object.fromEntries([...document.querySelectorAll('.tiles > div')].map((e) => [...e.children].map((c) => c.textContent)))"
     )
     assert tiles["Publisher"] == "livekit"
-    for name in ("First picture after", "Speak to sound", "Frame rate"):
+    for name in ("First frame after", "Speak to audio", "Frame rate"):
         assert float(tiles[name].split()[0]) > 0, name
-    assert math.isfinite(float(tiles["Sound vs picture"].replace("−", "-").split()[0]))
+    assert math.isfinite(float(tiles["Audio vs video"].replace("−", "-").split()[0]))
     counts = await page.run("[...document.querySelectorAll('#funnel li')].map((e) => e.children[1].textContent)")
     assert len(counts) == 7
     assert "0" not in counts[:6]
     assert [url for url in page.requests if "/debug/" in url] == []  # which are for operators only
     clean(page)
+
+
+async def test_captions_follow_the_speech_and_can_be_switched_off(page: Page, stack: Stack) -> None:
+    await start(page, stack)
+    log = "[...document.getElementById('captions-log').children].map((line) => line.textContent)"
+    await page.click("#text")
+    await page.type("This is shown. So is this.")
+    await page.key("Enter")
+    await page.until("document.getElementById('captions-text').textContent.startsWith('This is')")
+    assert await page.run("document.getElementById('captions').checkVisibility()")
+    assert await page.run("document.getElementById('captions').ariaHidden") == "true"
+    assert await page.run("document.getElementById('captions-log').ariaLive") == "polite"
+    await page.until(f"{log}.length === 2")
+    assert await page.run(log) == ["This is shown.", "So is this."]  # whole sentences, for screen readers
+    await page.until("document.getElementById('captions').hidden")
+
+    await page.click("#captions-toggle")
+    assert await page.run("document.getElementById('captions-toggle').ariaPressed") == "false"
+    await page.click("#text")
+    await page.type("This is not.")
+    await page.key("Enter")
+    await page.until("document.getElementById('events').textContent.includes('Segment 2 finished')")
+    assert await page.run(log) == ["This is shown.", "So is this."]
+    assert await page.run("document.getElementById('captions').hidden")
+    clean(page)
+
+
+async def test_asks_for_the_status_after_events_only(page: Page, stack: Stack) -> None:
+    await start(page, stack)
+    session = await session_id(page)
+
+    def asked() -> int:
+        return sum(url.endswith(f"/session/{session}") for url in page.requests)
+
+    await page.run("""globalThis.read = 0, new MutationObserver(() => read += 1).observe(
+        document.getElementById('timing-facts'), {childList: true, characterData: true, subtree: true}), null""")
+
+    async def rests() -> bool:  # the figures of the browser go on, and the orchestrator is asked nothing
+        before = asked()
+        await page.run("read = 0, null")
+        await page.until("read >= 6")
+        return asked() == before
+
+    await until(rests)
+    before = asked()
+    await page.click("#text")
+    await page.type("One.")
+    await page.key("Enter")
+    await page.until("document.getElementById('events').textContent.includes('finished after')")
+    await until(lambda: asked() > before)
+    clean(page)
+
+
+async def test_the_policy_lets_the_page_connect_to_its_own_hosts_only(page: Page, stack: Stack) -> None:
+    await page.open(f"{stack.url}/")
+    code = """(async () => {
+      const blocked = [];
+      document.addEventListener('securitypolicyviolation', (event) => blocked.push([event.effectiveDirective, event.blockedURI]));
+      await fetch('https://example.com/').catch(() => {});
+      await fetch('http://127.0.0.1:9/').catch(() => {});
+      new WebSocket('ws://example.com/');
+      document.body.append(Object.assign(document.createElement('script'), {textContent: 'globalThis.inline = true'}));
+      await new Promise((resolve) => setTimeout(resolve));
+      return [blocked, globalThis.inline ?? null];
+    })()"""
+    blocked, inline = await page.run(code)
+    assert sorted(blocked) == [
+        ["connect-src", "http://127.0.0.1:9/"],
+        ["connect-src", "https://example.com/"],
+        ["connect-src", "ws://example.com/"],
+        ["script-src-elem", "inline"],
+    ]
+    assert inline is None
 
 
 def settled(measured: dict[str, list[float]]) -> bool:
@@ -189,7 +262,7 @@ async def test_keyboard_alone_does_everything(page: Page, stack: Stack) -> None:
         await until(heard)
 
     await page.key(" ", hold=talks)
-    await page.until("document.getElementById('events').textContent.includes('Segment 2 began')")
+    await page.until("document.getElementById('events').textContent.includes('Segment 2 started')")
     await page.until("document.getElementById('talk').ariaPressed === 'false'")
     await page.key("Escape")
     await tab_to("stop")

@@ -147,3 +147,20 @@ async def test_clients_address_of_livekit_is_in_the_policy() -> None:
             assert "connect-src 'self' wss://rtc.example https://rtc.example;" in policy
         docs = (await client.get("/docs")).headers["content-security-policy"]
         assert "rtc.example" not in docs and "script-src 'self' 'unsafe-inline'" in docs
+
+
+def test_the_page_reaches_rooms_and_sessions_through_the_published_client_only() -> None:
+    """What `avatar.js` is made of; the page's own modules name these in types at most."""
+    inner = {"./viewer.js", "./captions.js", "./audio-link.js", "./vendor/livekit-client.esm.js"}
+    client = {
+        "avatar.js",
+        "avatar-client.js",
+        "viewer.js",
+        "captions.js",
+        "audio-link.js",
+        "statistics.js",
+        "retries.js",
+    }
+    for file in sorted(WEB.glob("*.js")):
+        if file.name not in client:
+            assert not inner & set(IMPORT.findall(file.read_text("utf-8"))), file.name

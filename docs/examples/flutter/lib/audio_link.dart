@@ -1,4 +1,4 @@
-/// A session's `/audio` WebSocket: PCM in, events out. After a lost connection the sender goes on from `received_samples`.
+/// A session's `/audio` WebSocket: sends PCM, receives events. After a lost connection sending resumes at `received_samples`.
 library;
 
 import 'dart:async';
@@ -6,9 +6,9 @@ import 'dart:convert';
 import 'dart:io';
 import 'dart:typed_data';
 
-/// What was sent and is not known to have arrived: PCM, or a control message, at its place in samples.
+/// An unconfirmed item: PCM, or a control message, at its position in samples.
 class _Item {
-  _Item.sound(this.at, this.pcm) : mark = null;
+  _Item.audio(this.at, this.pcm) : mark = null;
   _Item.control(this.at, this.mark) : pcm = null;
 
   int at;
@@ -20,21 +20,21 @@ class _Item {
 }
 
 class AudioLink {
-  /// `onMessage` gets every event of the wire but `hello`, `ack` and `pong`. `onOver`: no more connection will be made; the
-  /// WebSocket's close code, 1001 when the session has ended.
-  AudioLink(this.url, {required this.onMessage, required this.onOver});
+  /// `onMessage` receives every message except `hello`, `ack` and `pong`. `onClosed` is called when the link is closed for good, with
+  /// the WebSocket's close code; 1001 means that the session has ended.
+  AudioLink(this.url, {required this.onMessage, required this.onClosed});
 
   final String url;
   final void Function(Map<String, dynamic> message) onMessage;
-  final void Function(int? closeCode) onOver;
+  final void Function(int? closeCode) onClosed;
 
-  static const _waits = [100, 250, 500, 1000, 2000, 4000, 8000]; // ms
-  static const _closedForGood = {1000, 1001, 1008};
-  static const maxWaiting = 20 * 16000; // samples that may wait for a connection
+  static const _backOff = [100, 250, 500, 1000, 2000, 4000, 8000]; // ms
+  static const _finalCodes = {1000, 1001, 1008};
+  static const maxWaiting = 20 * 16000; // samples that may wait for a lost connection
 
   final _pending = <_Item>[];
   int _position = 0;
-  bool _inStep = false;
+  bool _aligned = false;
   WebSocket? _socket;
   bool _open = false;
   bool _wanted = false;
@@ -54,23 +54,23 @@ class AudioLink {
     await _socket?.close(1000);
   }
 
-  /// Opens a segment; `end` closes it. `clear` drops everything that was not heard yet.
+  /// `start` opens a segment, `end` closes it. `clear` drops everything that is not played yet.
   void start() => _append(_Item.control(_position, 'audio.start'));
   void end() => _append(_Item.control(_position, 'audio.end'));
   void clear() => _append(_Item.control(_position, 'clear'));
 
-  /// 16-bit mono PCM at 16 kHz. False when too much waits for a connection: then nothing was taken.
+  /// Sends 16-bit mono PCM at 16 kHz. Returns false when too much waits for a connection: the chunk is discarded.
   bool push(Int16List pcm) {
     final waiting = _pending.isEmpty ? 0 : _position - _pending.first.at;
     if (waiting + pcm.length > maxWaiting) return false;
-    _append(_Item.sound(_position, pcm));
+    _append(_Item.audio(_position, pcm));
     _position += pcm.length;
     return true;
   }
 
   Future<void> _run() async {
     int? code;
-    while (_wanted && _attempts <= _waits.length) {
+    while (_wanted && _attempts <= _backOff.length) {
       try {
         final socket = await WebSocket.connect(url);
         _socket = socket;
@@ -79,19 +79,19 @@ class AudioLink {
         }
         code = socket.closeCode;
       } on IOException catch (_) {
-        code = null; // refused, or lost without a word
+        code = null; // refused, or lost without a close code
       }
       _open = false;
       _socket = null;
-      if (_closedForGood.contains(code)) break;
-      if (_wanted && _attempts < _waits.length) {
-        await Future<void>.delayed(Duration(milliseconds: _waits[_attempts]));
+      if (_finalCodes.contains(code)) break;
+      if (_wanted && _attempts < _backOff.length) {
+        await Future<void>.delayed(Duration(milliseconds: _backOff[_attempts]));
       }
       _attempts += 1;
     }
     final wanted = _wanted;
     _wanted = false;
-    if (wanted) onOver(code);
+    if (wanted) onClosed(code);
   }
 
   void _receive(Map<String, dynamic> message) {
@@ -99,7 +99,7 @@ class AudioLink {
       case 'hello':
         _resume(message['received_samples'] as int);
       case 'ack':
-        _forget(message['received_samples'] as int);
+        _confirmPcm(message['received_samples'] as int);
       case 'pong':
         _pongs += 1;
         _pending.removeWhere((item) => item.mark != null && item.ping > 0 && item.ping <= _pongs);
@@ -111,15 +111,15 @@ class AudioLink {
   void _resume(int received) {
     _attempts = 0;
     _pings = _pongs = 0;
-    if (_inStep) {
-      _forget(received);
+    if (_aligned) {
+      _confirmPcm(received);
     } else {
       final shift = received - (_pending.isEmpty ? _position : _pending.first.at);
       for (final item in _pending) {
         item.at += shift;
       }
       _position += shift;
-      _inStep = true;
+      _aligned = true;
     }
     _open = true;
     for (final item in _pending) {
@@ -127,7 +127,7 @@ class AudioLink {
     }
   }
 
-  void _forget(int received) =>
+  void _confirmPcm(int received) =>
       _pending.removeWhere((item) => item.pcm == null ? item.at < received : item.end <= received);
 
   void _append(_Item item) {

@@ -1,4 +1,4 @@
-/// One avatar in an app: starts the session, joins the room, shows it, makes it speak, and tells what becomes of it.
+/// One avatar in an app: starts the session, joins the room, renders the avatar, makes it speak, and reports its state.
 library;
 
 import 'dart:async';
@@ -20,16 +20,16 @@ class Avatar extends ChangeNotifier {
 
   AvatarState state = AvatarState.off;
 
-  /// Whether a picture of the avatar is there; until then, and while it is away, show the idle picture.
-  bool seen = false;
+  /// Whether a frame of the avatar is rendered; before that, and while the avatar is away, show the poster.
+  bool hasVideo = false;
 
-  /// The way media take: `livekit`, `whip`, `rtmp`, `none`.
+  /// The transport of the avatar's media: `livekit`, `whip`, `rtmp`, `none`.
   String publisher = 'livekit';
 
-  /// What went wrong last, for people.
+  /// The last problem, as a sentence for the user.
   String? problem;
 
-  /// PCM in; null while there is no session.
+  /// Takes PCM; null without a session.
   AudioLink? link;
 
   StartedSession? _session;
@@ -38,15 +38,15 @@ class Avatar extends ChangeNotifier {
   bool _rendererReady = false;
   bool _disposed = false;
 
-  static const _emptyPicture = 16; // a track that ends leaves a last picture of 2 × 2
+  static const _emptyFramePx = 16; // the last frame of a track that ends has 2 × 2 pixels
 
   Future<void> start({required String room, String? avatarId, String? idleVideoUrl, String? framesZipUrl, String? rtmpUrl}) async {
-    _become(AvatarState.starting);
+    _setState(AvatarState.starting);
     problem = null;
     try {
       if (!_rendererReady) {
         await renderer.initialize();
-        renderer.addListener(_look);
+        renderer.addListener(_updateVideo);
         _rendererReady = true;
       }
       final session = await _orchestrator.start(
@@ -58,10 +58,10 @@ class Avatar extends ChangeNotifier {
       );
       _session = session;
       await _join(session);
-      final audio = AudioLink(session.audioUrl, onMessage: _hear, onOver: _linkOver);
+      final audio = AudioLink(session.audioUrl, onMessage: _onMessage, onClosed: _onLinkClosed);
       link = audio;
       unawaited(audio.open());
-      _become(AvatarState.ready);
+      _setState(AvatarState.ready);
     } catch (error) {
       problem = '$error';
       await _leave(AvatarState.failed);
@@ -88,7 +88,7 @@ class Avatar extends ChangeNotifier {
         }
       })
       ..on<ParticipantDisconnectedEvent>((event) {
-        if (event.participant.identity == session.avatarIdentity) _see(false); // it may come back
+        if (event.participant.identity == session.avatarIdentity) _setHasVideo(false); // it may come back
       })
       ..on<RoomDisconnectedEvent>((_) {
         problem = 'The connection to the room was lost.';
@@ -97,22 +97,22 @@ class Avatar extends ChangeNotifier {
     await room.connect(session.livekitUrl, session.viewerToken);
   }
 
-  /// Events of `/audio`, as docs/protocol.md has them.
-  void _hear(Map<String, dynamic> message) {
+  /// Events of `/audio`, see docs/protocol.md.
+  void _onMessage(Map<String, dynamic> message) {
     switch (message['type']) {
       case 'session.state':
-        _become(_states[message['state']] ?? state);
-        if (message['reason'] == 'moved') debugPrint('the session goes on at another agent');
+        _setState(_states[message['state']] ?? state);
+        if (message['reason'] == 'moved') debugPrint('the session has moved to another agent');
       case 'playback.started':
-        _become(AvatarState.speaking);
+        _setState(AvatarState.speaking);
       case 'playback.finished':
-        if (state == AvatarState.speaking) _become(AvatarState.ready);
+        if (state == AvatarState.speaking) _setState(AvatarState.ready);
       case 'publisher.changed':
         publisher = message['publisher'] as String;
-        _tell();
+        _notify();
       case 'warning' || 'error':
         problem = '${message['message']} (${message['code']})';
-        _tell();
+        _notify();
     }
   }
 
@@ -124,17 +124,17 @@ class Avatar extends ChangeNotifier {
     'failed': AvatarState.failed,
   };
 
-  /// The link is closed for good: the session has ended, or another sender took over, or the network is away for too long.
-  Future<void> _linkOver(int? closeCode) async {
+  /// The link is closed for good: the session has ended, another sender has replaced this one, or the network was lost for too long.
+  Future<void> _onLinkClosed(int? closeCode) async {
     final session = _session;
     if (session == null) return;
-    var told = closeCode == 1001 ? 'stopped' : 'failed';
+    var sessionState = closeCode == 1001 ? 'stopped' : 'failed';
     try {
-      told = await _orchestrator.state(session.sessionId);
+      sessionState = await _orchestrator.state(session.sessionId);
     } catch (_) {
-      // the close code is all that is known
+      // the orchestrator does not answer: rely on the close code
     }
-    if (told == 'stopped' || told == 'failed') await _leave(_states[told]!);
+    if (sessionState == 'stopped' || sessionState == 'failed') await _leave(_states[sessionState]!);
   }
 
   Future<void> _leave(AvatarState end) async {
@@ -145,8 +145,8 @@ class Avatar extends ChangeNotifier {
     await link?.close();
     link = null;
     if (_rendererReady) renderer.srcObject = null;
-    _see(false);
-    _become(end);
+    _setHasVideo(false);
+    _setState(end);
     await room?.disconnect();
     if (session != null) {
       try {
@@ -157,28 +157,28 @@ class Avatar extends ChangeNotifier {
     }
   }
 
-  void _look() => _see(renderer.srcObject != null && renderer.videoWidth > _emptyPicture);
+  void _updateVideo() => _setHasVideo(renderer.srcObject != null && renderer.videoWidth > _emptyFramePx);
 
-  void _see(bool now) {
-    if (seen == now) return;
-    seen = now;
-    _tell();
+  void _setHasVideo(bool now) {
+    if (hasVideo == now) return;
+    hasVideo = now;
+    _notify();
   }
 
-  void _become(AvatarState next) {
+  void _setState(AvatarState next) {
     if (state == next) return;
     state = next;
-    _tell();
+    _notify();
   }
 
-  void _tell() {
+  void _notify() {
     if (!_disposed) notifyListeners();
   }
 
   @override
   void dispose() {
     _disposed = true;
-    renderer.removeListener(_look);
+    renderer.removeListener(_updateVideo);
     unawaited(_leave(AvatarState.stopped).whenComplete(() async {
       if (_rendererReady) await renderer.dispose();
       _orchestrator.close();

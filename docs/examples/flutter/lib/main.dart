@@ -1,8 +1,8 @@
-/// An avatar that speaks what is typed.
+/// An avatar that speaks the text that is typed.
 ///
 ///     flutter run --dart-define=ORCHESTRATOR_URL=https://avatars.example --dart-define=API_KEY=…
 ///
-/// A key in an app is a key for everybody who has the app: in production let your server start sessions and hand the answer out.
+/// A key in an app is a key for everybody who has the app: in production let your server start sessions and pass the answer to the app.
 library;
 
 import 'package:flutter/material.dart';
@@ -26,9 +26,9 @@ class AvatarScreen extends StatefulWidget {
 
 class _AvatarScreenState extends State<AvatarScreen> {
   final avatar = Avatar(Orchestrator(url, apiKey));
-  final text = TextEditingController(text: 'Hello. My lips say what you hear.');
+  final text = TextEditingController(text: 'Hello. My lips move with the words you hear.');
 
-  static const _words = {
+  static const _labels = {
     AvatarState.off: 'Off',
     AvatarState.starting: 'Starting …',
     AvatarState.ready: 'Listening',
@@ -64,10 +64,10 @@ class _AvatarScreenState extends State<AvatarScreen> {
   Widget build(BuildContext context) => ListenableBuilder(
         listenable: avatar,
         builder: (context, _) => Scaffold(
-          appBar: AppBar(title: Text(_words[avatar.state]!)),
+          appBar: AppBar(title: Text(_labels[avatar.state]!)),
           body: Column(children: [
-            Expanded(child: _picture()),
-            if (avatar.publisher == 'rtmp') const _Hint('The picture is sent by RTMP now. It comes back here by itself.'),
+            Expanded(child: _video()),
+            if (avatar.publisher == 'rtmp') const _Hint('The video is published by RTMP now. It returns here by itself.'),
             if (avatar.problem case final problem?) _Hint(problem),
             Padding(padding: const EdgeInsets.all(12), child: TextField(controller: text, maxLines: 3, minLines: 1)),
             _buttons(),
@@ -75,10 +75,10 @@ class _AvatarScreenState extends State<AvatarScreen> {
         ),
       );
 
-  /// The idle picture until the first frame, and whenever the avatar is away; the avatar above it.
-  Widget _picture() => Stack(fit: StackFit.expand, children: [
+  /// The poster until the first frame and while the avatar is away, with the avatar above it.
+  Widget _video() => Stack(fit: StackFit.expand, children: [
         Image.network('$url/poster.jpg', fit: BoxFit.contain),
-        if (avatar.seen)
+        if (avatar.hasVideo)
           RTCVideoView(avatar.renderer, objectFit: RTCVideoViewObjectFit.RTCVideoViewObjectFitContain),
       ]);
 

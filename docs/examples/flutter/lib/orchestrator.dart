@@ -1,4 +1,4 @@
-/// The orchestrator's HTTP surface, as far as an app needs it. Field names are those of docs/protocol.md.
+/// A client of the orchestrator's HTTP API, with the calls that an app needs. Field names are those of docs/protocol.md.
 library;
 
 import 'dart:convert';
@@ -6,7 +6,7 @@ import 'dart:math';
 
 import 'package:http/http.dart' as http;
 
-/// An answer that is not 2xx. `code` is stable, `detail` is a sentence for people.
+/// An answer that is not 2xx. `code` is stable, `detail` is a sentence for the user.
 class Problem implements Exception {
   Problem(this.status, this.code, this.detail, {this.retryAfter});
 
@@ -19,7 +19,7 @@ class Problem implements Exception {
   String toString() => '$detail ($code)';
 }
 
-/// The answer of `POST /session/start`: all that it takes to join.
+/// The answer of `POST /session/start`, which is all that joining needs.
 class StartedSession {
   StartedSession.fromJson(Map<String, dynamic> json)
       : sessionId = json['session_id'] as String,
@@ -67,7 +67,7 @@ class Orchestrator {
     return StartedSession.fromJson(answer);
   }
 
-  /// Speaks a text after what is being said; the number of its segment.
+  /// Speaks a text after what is being spoken; returns the number of its segment.
   Future<int> speak(String sessionId, String text, {String? voice}) async {
     final answer = await _call('POST', '/session/$sessionId/speak', {
       'text': text,
@@ -76,13 +76,13 @@ class Orchestrator {
     return answer['segment'] as int;
   }
 
-  /// Silence at once; the seconds that will not be heard.
+  /// Silences the avatar at once; returns the seconds of speech that were dropped.
   Future<double> interrupt(String sessionId) async {
     final answer = await _call('POST', '/session/$sessionId/interrupt');
     return (answer['dropped_s'] as num).toDouble();
   }
 
-  /// Ends a session, in whatever state, any number of times.
+  /// Ends a session in any state. Idempotent.
   Future<void> stop(String sessionId) => _call('POST', '/session/$sessionId/stop');
 
   /// The session's state: `ready`, `speaking`, `recovering`, `stopped` …
@@ -102,13 +102,13 @@ class Orchestrator {
       request.body = jsonEncode(body);
     }
     final answer = await http.Response.fromStream(await _http.send(request));
-    final told = _object(answer.bodyBytes);
-    if (answer.statusCode >= 200 && answer.statusCode < 300) return told;
+    final json = _object(answer.bodyBytes);
+    if (answer.statusCode >= 200 && answer.statusCode < 300) return json;
     final seconds = int.tryParse(answer.headers['retry-after'] ?? '');
     throw Problem(
       answer.statusCode,
-      told['code'] as String? ?? 'http_${answer.statusCode}',
-      told['detail'] as String? ?? 'The server answered ${answer.statusCode}.',
+      json['code'] as String? ?? 'http_${answer.statusCode}',
+      json['detail'] as String? ?? 'The server answered ${answer.statusCode}.',
       retryAfter: seconds == null ? null : Duration(seconds: seconds),
     );
   }

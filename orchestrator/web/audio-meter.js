@@ -1,14 +1,15 @@
 /**
- * How loud the received voice is, and when it begins and falls silent.
+ * Level of the received audio, and the moments at which it starts and falls silent. The browser has no event for either, so an
+ * `AnalyserNode` is sampled every 20 ms.
  *
- * @module sound-meter
+ * @module audio-meter
  */
 
 const LOUD_RMS = 10 ** (-45 / 20);
 const PERIOD_MS = 20;
 const QUIET_PERIODS = 4;
 
-export class SoundMeter {
+export class AudioMeter {
   /** @param {AudioContext} context running, made in a click */
   constructor(context) {
     this.context = context;
@@ -23,7 +24,7 @@ export class SoundMeter {
     this.timer = 0;
   }
 
-  /** @param {MediaStreamTrack} track of the avatar's voice */
+  /** @param {MediaStreamTrack} track that is played */
   attach(track) {
     this.detach();
     this.source = this.context.createMediaStreamSource(new MediaStream([track]));
@@ -48,12 +49,12 @@ export class SoundMeter {
     return Math.max(0, Math.min(1, 1 + (20 * Math.log10(this.rms + 1e-9)) / 50));
   }
 
-  /** Resolves with the `performance.now()` of the next sound. @returns {Promise<number>} */
-  nextSound() {
+  /** Resolves with the `performance.now()` at which audio starts next. @returns {Promise<number>} */
+  nextOnset() {
     return new Promise((resolve) => this.waiting.push({ loud: true, resolve }));
   }
 
-  /** Resolves with the `performance.now()` at which it fell silent. @returns {Promise<number>} */
+  /** Resolves with the `performance.now()` at which the audio fell silent. @returns {Promise<number>} */
   nextSilence() {
     return new Promise((resolve) => this.waiting.push({ loud: false, resolve }));
   }
