@@ -34,7 +34,7 @@ class CardStages:
 
 
 def card_stages(engine: MuseTalkEngine, frames: int, batch: int, progress: Callable[[int], object]) -> CardStages:
-    """Times the parts over at least `frames` frames in batches of `batch`; nobody else may be using the engine.
+    """Times the parts over at least `frames` frames in batches of `batch`; the engine must be idle.
 
     `progress` is called with the frames done.
     """

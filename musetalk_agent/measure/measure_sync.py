@@ -2,7 +2,7 @@
 
 The opening of the mouth is measured in the pictures and predicted from the sound; both are compared at every lag. Loudness
 would not do: it leads and trails the lips by tens of milliseconds, depending on the sounds. Where SyncNet's weights are, its
-figures are told, too.
+figures are reported, too.
 """
 
 from __future__ import annotations
@@ -67,11 +67,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
     parser.add_argument("video", type=Path, metavar="VIDEO", help="a film of one talking face")
     parser.add_argument("--audio", type=Path, default=None, metavar="SOUND", help="its sound (default: the film's own)")
-    parser.add_argument("--json", action="store_true", help="print JSON, also when nothing can be told")
+    parser.add_argument("--json", action="store_true", help="print JSON, also when the lag cannot be measured")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the command: 0 measured, 1 when the film cannot be read or nothing can be told (a sentence says why)."""
+    """Runs the command: 0 measured, 1 when the film cannot be read or the lag cannot be measured (a sentence says why)."""
     try:
         store = ModelStore(offline_settings().models_dir, Manifest.load())
         with tqdm(unit=" frames", desc="measure-sync", file=sys.stderr, leave=False) as bar:
@@ -122,7 +122,7 @@ def measure(
 def _problem(seen: MouthTrack, heard: MouthTrack, lag: Lag | None) -> str | None:
     missing = int(np.isnan(seen.aperture).sum())
     if 2 * missing > len(seen.times):
-        return f"{missing} of {len(seen.times)} frames show no face; nothing can be told."
+        return f"{missing} of {len(seen.times)} frames show no face; the lag cannot be measured."
     speech = float((heard.aperture > _OPEN).mean()) * float(heard.times[-1] - heard.times[0])
     if speech < _LEAST_SPEECH_S:
         return (

@@ -254,7 +254,7 @@ def host_stages(engine: Engine, bundle: Bundle, frames: int, make: MakePatch, ma
     """Times features, the patch, composition and conversion of `frames` frames.
 
     Args:
-        engine: opened here for the prepared `bundle`; nobody else may be using it.
+        engine: opened for the prepared `bundle`, and otherwise idle.
         make: makes a patch, as far as it is made on the processor.
         made_by: what the stage of `make` is called.
 

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 class Speech:
-    """What is said, what of it was heard, and what was told. Positions are those of the publisher's `PlayoutClock`.
+    """The open segments, what of them was heard, and which events were sent. Positions are those of the publisher's `PlayoutClock`.
 
     Args:
         emit: takes playback events; each is told once for a segment, however often that is played.

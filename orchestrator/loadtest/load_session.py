@@ -84,7 +84,7 @@ class Sender:
         try:
             async with asyncio.timeout(SILENCE_S):
                 self._taken = json.loads(await socket.recv())["received_samples"]
-        except BaseException:
+        except BaseException:  # also cancelled: the caller never gets this socket, so it is closed here
             await socket.close()
             raise
         return socket

@@ -17,7 +17,7 @@ MS = ROOM_RATE // 1000
 
 
 class Played:
-    """A speech, the sink's positions, and what was told."""
+    """A speech, the sink's positions, and the events that were sent."""
 
     def __init__(self) -> None:
         self.told: list[Event] = []

@@ -12,7 +12,7 @@ from orchestrator.metrics import Metrics
 from orchestrator.voice import voice_worker as voice_process
 from orchestrator.voice.voice_worker import LINES_MAX, VoiceBusyError, VoiceWorker
 from orchestrator.voice.worker_messages import LeaveRoom
-from tests.waiting import NEVER_S, until
+from tests.waiting import NEVER_S, turns, until
 
 NONSENSE = "import sys\nwhile True: sys.stdout.buffer.write(b'\\xff' * 65536)"
 
@@ -71,7 +71,7 @@ async def test_a_worker_that_reads_nothing_is_given_no_more_than_so_much(monkeyp
         taken = 0
         while worker._send(LeaveRoom(line="line-1"), bytes(8192)):
             taken += 8192
-            await asyncio.sleep(0)
+            await turns(1)  # what was sent goes into the pipe
             assert taken < 1 << 20
         assert taken > 0
     finally:
