@@ -25,7 +25,7 @@ async def _events(live_socket: object, last: str) -> list[str]:
 
 
 async def _speaks_pcm(stack: Demo) -> None:
-    pcm = spoken_code(30, 16_000)
+    pcm = spoken_code(15, 16_000)
     async with stack.live(avatar_id="demo") as live:
         assert live.started["engine"] == "warp" and live.started["avatar"]["face_px"] > 150
         begun = asyncio.get_running_loop().time()
@@ -39,7 +39,7 @@ async def _speaks_pcm(stack: Demo) -> None:
             heard = heard_slots(
                 np.concatenate([b for at, b in live.viewer.sound if at > begun] or [np.zeros(800)]), 16_000
             )
-            return len(set(heard) & set(range(30))) >= 20
+            return len(set(heard) & set(range(15))) >= 10
 
         await until(understood)
         statistics = await live.statistics()

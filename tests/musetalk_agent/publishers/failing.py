@@ -27,7 +27,6 @@ from musetalk_agent.publishers.livekit.publisher import LiveKitOptions
 from musetalk_agent.publishers.rtmp.address import check_rtmp
 from musetalk_agent.session.session import Session
 from orchestrator.livekit_server import LiveKitAccess, LiveKitServer, find
-from tests.musetalk_agent.publishers.spoken_code import SLOT_S
 from tests.viewer import RATE, join_token
 from tests.waiting import until
 
@@ -107,7 +106,7 @@ class Failing:
         begun = time.monotonic()
         if begins:
             self.session.take(START % number)
-        step = round(SLOT_S * RATE)
+        step = RATE // 10
         for at in range(0, len(pcm), step):
             await asyncio.sleep(max(0.0, begun + (at + step) / RATE - time.monotonic()))
             self.session.take(pcm[at : at + step].tobytes())

@@ -1,4 +1,4 @@
-"""Speech that says where it is: every 100 ms two tones of their own, so that what is lost or doubled is known at any receiver."""
+"""Speech that says where it is: every 200 ms two tones of their own, so that what is lost or doubled is known at any receiver."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import numpy as np
 
 from musetalk_agent.media_types import Pcm
 
-SLOT_S = 0.1
+SLOT_S = 0.2
+"""Long enough to be known when a receiver that catches up after a stall of the machine has squeezed half of it away."""
 LOW = 400 + 60 * np.arange(11)
 HIGH = 1400 + 80 * np.arange(13)
 SLOTS = len(LOW) * len(HIGH)

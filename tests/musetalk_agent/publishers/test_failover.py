@@ -75,7 +75,7 @@ async def test_a_hanging_sfu_mid_sentence_and_back(server: Sfu, nginx: NginxRtmp
         assert made.publisher.name == "livekit" and not made.changes
         assert {track.kind for track in made.session.status().tracks} == {"audio", "video"}
         await until(lambda: len(viewer.tracks) == 2 and viewer.video)
-        said, rest = np.split(spoken_code(100, RATE), [80 * SLOT])
+        said, rest = np.split(spoken_code(50, RATE), [40 * SLOT])
         speech = asyncio.create_task(made.speak(said, ends=False))
         await has_heard(viewer)
         server.signal(signal.SIGSTOP)
@@ -86,15 +86,15 @@ async def test_a_hanging_sfu_mid_sentence_and_back(server: Sfu, nginx: NginxRtmp
         await speech
         await made.speak(rest, begins=False)  # said in the room, however long the way back took
         await until(lambda: "playback.finished" in made.kinds())
-        await heard_out(viewer, 99)
+        await heard_out(viewer, 49)
         assert [change.reason for _, change in made.changes] == ["transport_silent", "healthy"]
         assert made.kinds().count("playback.started") == made.kinds().count("playback.finished") == 1
     await seen_out(puller)
     in_room = heard_slots(np.concatenate([b for _, b in viewer.sound]), RATE)
     at_rtmp = heard_slots(coarse(np.concatenate([b for _, b in puller.sound])), RATE)
     await viewer.leave()
-    assert set(in_room) | set(at_rtmp) >= set(range(100))
-    assert at_rtmp == sorted(set(at_rtmp)) and max(in_room) == 99
+    assert set(in_room) | set(at_rtmp) >= set(range(50))
+    assert at_rtmp == sorted(set(at_rtmp)) and max(in_room) == 49
 
 
 async def test_without_another_way_the_voice_waits_and_nothing_is_lost(
@@ -104,7 +104,7 @@ async def test_without_another_way_the_voice_waits_and_nothing_is_lost(
     async with failing(server.access, executor) as made:
         await made.session.start()
         await until(lambda: len(viewer.tracks) == 2 and viewer.video)
-        speech = asyncio.create_task(made.speak(spoken_code(35, RATE)))
+        speech = asyncio.create_task(made.speak(spoken_code(18, RATE)))
         await has_heard(viewer)
         server.signal(signal.SIGSTOP)
         await made.until("none")
@@ -112,13 +112,13 @@ async def test_without_another_way_the_voice_waits_and_nothing_is_lost(
         server.signal(signal.SIGCONT)
         await made.until("livekit")
         await until(lambda: "playback.finished" in made.kinds())
-        await heard_out(viewer, 34)
+        await heard_out(viewer, 17)
         assert made.ways() == ["none", "livekit"] and made.kinds().count("playback.started") == 1
     heard = heard_slots(np.concatenate([block for _, block in viewer.sound]), RATE)
     await viewer.leave()
-    assert set(heard) >= set(range(35))
+    assert set(heard) >= set(range(18))
     again = len(heard) - len(set(heard))
-    assert again < 25, heard  # what was under way when the SFU hung is heard again, and no more
+    assert again < 13, heard  # what was under way when the SFU hung is heard again, and no more
 
 
 async def test_a_start_without_the_sfu_is_a_start_on_rtmp(nginx: NginxRtmp, executor: ThreadPoolExecutor) -> None:
@@ -128,12 +128,12 @@ async def test_a_start_without_the_sfu_is_a_start_on_rtmp(nginx: NginxRtmp, exec
         await made.session.start()
         assert made.publisher.name == "rtmp" and made.ways() == ["rtmp"]
         await until(lambda: bool(puller.sound))  # what is said before it has joined it does not hear
-        made.say(spoken_code(10, RATE))
+        made.say(spoken_code(5, RATE))
         await until(lambda: "playback.finished" in made.kinds())
         status = made.session.status()
         assert (status.publisher, status.transport.rung) == ("rtmp", "rtmp")
     await seen_out(puller)
-    assert set(heard_slots(coarse(puller.wave()[1]), RATE)) == set(range(10))
+    assert set(heard_slots(coarse(puller.wave()[1]), RATE)) == set(range(5))
 
 
 async def test_modes_move_the_session_and_back(server: Sfu, nginx: NginxRtmp, executor: ThreadPoolExecutor) -> None:
@@ -142,7 +142,7 @@ async def test_modes_move_the_session_and_back(server: Sfu, nginx: NginxRtmp, ex
     async with failing(server.access, executor, nginx.url("avatar")) as made:
         await made.session.start()
         await until(lambda: len(viewer.tracks) == 2)
-        first, said, last = np.split(spoken_code(60, RATE), [30 * SLOT, 50 * SLOT])
+        first, said, last = np.split(spoken_code(30, RATE), [15 * SLOT, 25 * SLOT])
         speech = asyncio.create_task(made.speak(first, ends=False))
         await has_heard(viewer, 50)
         made.publisher.set_mode(PublisherMode.RTMP)
@@ -155,14 +155,14 @@ async def test_modes_move_the_session_and_back(server: Sfu, nginx: NginxRtmp, ex
         await made.until("livekit")
         await made.speak(last, begins=False)
         await until(lambda: "playback.finished" in made.kinds())
-        await heard_out(viewer, 59)
+        await heard_out(viewer, 29)
         assert made.ways() == ["rtmp", "livekit"]
     await seen_out(puller)
     in_room = heard_slots(np.concatenate([block for _, block in viewer.sound]), RATE)
     at_rtmp = heard_slots(coarse(puller.wave()[1]), RATE)
     await viewer.leave()
-    assert set(in_room) | set(at_rtmp) >= set(range(60)) and {0, 59} <= set(in_room) and 49 in at_rtmp
-    assert len(set(in_room) & set(at_rtmp)) <= 8  # the slots in which it changed
+    assert set(in_room) | set(at_rtmp) >= set(range(30)) and {0, 29} <= set(in_room) and 24 in at_rtmp
+    assert len(set(in_room) & set(at_rtmp)) <= 5  # the slots in which it changed
 
 
 async def test_a_stream_beside_has_all_of_it(server: Sfu, nginx: NginxRtmp, executor: ThreadPoolExecutor) -> None:
@@ -170,14 +170,14 @@ async def test_a_stream_beside_has_all_of_it(server: Sfu, nginx: NginxRtmp, exec
     async with failing(server.access, executor, nginx.url("avatar"), beside=True) as made:
         await made.session.start()
         await until(lambda: made.publisher.transport.beside == "live" and puller.pictures)
-        made.say(spoken_code(45, RATE))
+        made.say(spoken_code(23, RATE))
         await more(puller)
         server.signal(signal.SIGSTOP)
         await made.until("rtmp")
         server.signal(signal.SIGCONT)
         await until(lambda: "playback.finished" in made.kinds())
     await seen_out(puller)
-    assert heard_slots(coarse(puller.wave()[1]), RATE) == list(range(45))
+    assert heard_slots(coarse(puller.wave()[1]), RATE) == list(range(23))
 
 
 async def test_without_an_address_rtmp_is_refused(server: Sfu, executor: ThreadPoolExecutor) -> None:
@@ -200,11 +200,11 @@ async def test_an_sdk_that_fails_at_once_is_replaced_by_whip(
         await made.session.start()
         assert made.publisher.name == "whip" and [c.reason for _, c in made.changes] == ["join_broke"]
         await until(lambda: len(viewer.tracks) == 2 and viewer.video)
-        made.say(spoken_code(15, RATE))
+        made.say(spoken_code(8, RATE))
         await until(lambda: "playback.finished" in made.kinds())
-        await heard_out(viewer, 14)
+        await heard_out(viewer, 7)
     await viewer.leave()
-    assert heard_slots(np.concatenate([block for _, block in viewer.sound]), RATE) == list(range(15))
+    assert heard_slots(np.concatenate([block for _, block in viewer.sound]), RATE) == list(range(8))
 
 
 async def test_a_token_that_is_refused_is_told_without_quoting_it(server: Sfu, executor: ThreadPoolExecutor) -> None:
