@@ -1,5 +1,5 @@
 # Each target does its own set-up on a fresh machine (tools/setup) and is quick the second time.
-.PHONY: demo test test-network test-ingress check bench bench-reliability bench-gpu setup clean
+.PHONY: demo test test-network test-ingress check docs bench bench-reliability bench-gpu setup clean
 PY := .venv/bin/python
 ARGS ?=
 # Compiling every module anew in every process takes a third of the suite's time.
@@ -29,6 +29,11 @@ check: ## formatting, lint, types, import rules
 	@.venv/bin/ruff check .
 	@.venv/bin/mypy
 	@.venv/bin/lint-imports
+
+docs: ## the documentation as a site, in build/docs; a broken link fails (ARGS="--site-dir DIR")
+	@tools/setup venv docs
+	@NO_MKDOCS_2_WARNING=1 $(HOME)/.cache/musetalk-livekit/envs/docs/bin/mkdocs build --clean --strict $(ARGS)
+	@echo "build/docs/index.html"
 
 bench: ## one JSON line a figure, with the machine
 	@tools/setup venv models livekit

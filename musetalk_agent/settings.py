@@ -14,7 +14,7 @@ CACHE = Path("~/.cache/musetalk-livekit").expanduser()
 
 
 class AgentSettings(BaseSettings):
-    """Environment of `musetalk-agent serve`; `docs/operations.md` lists it for people.
+    """Environment of `musetalk-agent serve`; `docs/how-to/operations.md` lists it for people.
 
     `engine` is what a session gets that names none: `auto` is MuseTalk where a CUDA device and the weights are there, else `warp`.
     `max_sessions` None is what the default engine was measured to hold, or 8 where it sets no limit.

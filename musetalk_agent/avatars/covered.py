@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 EVERY = 4
 """Every how many pictures the mouth is looked at: it costs as much as the mesh itself, twice."""
 _BARE = 50.0
-"""Below this evidence a mouth counts as covered, whatever else is seen. For what was measured see docs/avatars.md."""
+"""Below this evidence a mouth counts as covered, whatever else is seen. For what was measured see docs/reference/avatars.md."""
 _SHARE = 0.6
 """The same, as a share of what the clip's own mouth usually gives: talkers kept 0.62 and more of it."""
 _MOST = 120.0

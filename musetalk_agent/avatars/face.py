@@ -201,7 +201,7 @@ class FaceNet:
         """How much the network's belief in a settled face rests on its mouth: the logit, and how far it falls without one.
 
         The mouth is painted over as skin, narrowly and widely, and the larger fall counts. One that a mask, a hand or a caption
-        hides can be painted over without a fall. docs/avatars.md has what was measured.
+        hides can be painted over without a fall. docs/reference/avatars.md has what was measured.
         """
         patch, points = _settled(rgb, face)
         least = min(self._read(_painted_over(patch, points, _INNER_LIPS, axes)).score for axes in _PAINTED)

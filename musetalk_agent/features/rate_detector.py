@@ -1,7 +1,7 @@
 """Detects the true sample rate of PCM that was declared with a wrong one.
 
 The mouth network is surest of its phonemes (lowest entropy) when speech has the speed and pitch it was trained on. So the detector
-runs the network at each common rate and compares. Figures: docs/topics/silence.md.
+runs the network at each common rate and compares. Figures: docs/explanation/silence.md.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The network separates whispers and quiet speakers from noise of the same level. Its output describes the moment 100 ms ago and is
 often sure after 60 ms. A rise of the level over the background is known after 40 ms, so together with weak support of the network
-it marks the beginning of a word earlier. Figures, and a comparison with other detectors: docs/topics/silence.md.
+it marks the beginning of a word earlier. Figures, and a comparison with other detectors: docs/explanation/silence.md.
 """
 
 from __future__ import annotations

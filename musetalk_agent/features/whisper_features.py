@@ -7,7 +7,7 @@ float32 `[MEL_COLUMNS, 80]`, about 20 ms positions a, a+1 … of the segment:
     last row: a's place on whisper's 30 s, and three indices of positions: the first that exists (-1 when more did before),
         the first after what was heard (and the silence behind it), the first after the segment's end
 
-The frame's own ten positions are at `TARGET` in every feature. How it was chosen: docs/topics/audio-features.md.
+The frame's own ten positions are at `TARGET` in every feature. How it was chosen: docs/explanation/audio-features.md.
 """
 
 from __future__ import annotations

@@ -30,9 +30,9 @@ from musetalk_agent.weights import Manifest, ModelStore
 
 LEAST_CONFIDENCE = 0.6
 """Of talkers that the network never saw, every answer above it was right within a frame; one stranger in a hundred passes it
-(docs/tools.md)."""
+(docs/reference/tools.md)."""
 _LEAST_SPEECH_S = 1.0
-"""With less, 2 of 840 pieces of 3 s had a lag wrong by 220 ms at a confidence of 0.93 and 0.99 (docs/tools.md)."""
+"""With less, 2 of 840 pieces of 3 s had a lag wrong by 220 ms at a confidence of 0.93 and 0.99 (docs/reference/tools.md)."""
 _OPEN = 0.012  # outer eye distances: a tenth of a full opening
 
 
@@ -164,9 +164,9 @@ The moment is a whole number of pictures."""
 _MEMORY_S = 0.4
 """How far apart moments may be and still be alike, for the count of independent ones."""
 _TRUST = 0.6
-"""Share of the independent moments that count as evidence. With all of them, 12 % of strangers were believed (docs/tools.md)."""
+"""Share of the independent moments that count as evidence. With all, 12 % of strangers were believed (docs/reference/tools.md)."""
 _MOST = 0.9
-"""Correlations above it count alike: no real mouth follows a prediction more closely (docs/tools.md)."""
+"""Correlations above it count alike: no real mouth follows a prediction more closely (docs/reference/tools.md)."""
 _FRAME_S = 0.04
 _NO_CORRELATION = 1e-12
 

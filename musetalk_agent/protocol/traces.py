@@ -2,7 +2,7 @@
 
 Off unless `OTEL_EXPORTER_OTLP_ENDPOINT` (or `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`) is set and the extra `[otel]` is installed; else
 nothing of OpenTelemetry's SDK is imported, and a span costs a call that does nothing. The other `OTEL_*` variables count too.
-A span travels between processes as a W3C `traceparent` (docs/topics/traces.md).
+A span travels between processes as a W3C `traceparent` (docs/how-to/traces.md).
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""`musetalk-orchestrator loadtest`: real sessions, viewers and speech against any deployment; see docs/topics/loadtest.md."""
+"""`musetalk-orchestrator loadtest`: real sessions, viewers and speech against any deployment; see docs/how-to/loadtest.md."""

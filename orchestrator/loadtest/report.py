@@ -1,4 +1,4 @@
-"""The report: one JSON object. docs/topics/loadtest.md describes its fields; `version` rises when one changes its meaning."""
+"""The report: one JSON object. docs/how-to/loadtest.md describes its fields; `version` rises when one changes its meaning."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def judge(bars: Mapping[str, float], figures: Mapping[str, Figure], failed: int)
 
 
 _EPILOG = """exit code: 0 all bars held, 1 one did not, 2 wrong use or nothing could be started, 130 ended by Ctrl-C or SIGTERM.
-What is measured, and how: docs/topics/loadtest.md"""
+What is measured, and how: docs/how-to/loadtest.md"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

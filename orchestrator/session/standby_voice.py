@@ -2,7 +2,7 @@
 
 Without an agent the standby voice renders the session's segments (`SpeechPipeline.attach_renderer`): it pulls the messages that an
 agent would get, and plays them as soon as it can. When another agent is ready, a cut position a little ahead is chosen: the voice
-plays up to it, and the agent begins there (docs/topics/voice.md).
+plays up to it, and the agent begins there (docs/explanation/voice.md).
 """
 
 from __future__ import annotations

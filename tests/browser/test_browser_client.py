@@ -1,4 +1,4 @@
-"""`avatar.js` as others use it: the page of `docs/clients/javascript.md` as printed, and joining without a key."""
+"""`avatar.js` as others use it: the page of `docs/how-to/javascript.md` as printed, and joining without a key."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ async def hello(page: Page, stack: Stack, html: str, path: str = "/hello.html") 
 
 
 async def test_example_speaks_as_printed(page: Page, stack: Stack) -> None:
-    example = printed("docs/clients/javascript.md", "html")
+    example = printed("docs/how-to/javascript.md", "html")
     assert lines(example) == 10
     await hello(page, stack, example)
     await page.click("button")

@@ -1,4 +1,4 @@
-"""`docs/from-a-hand-made-setup.md` is true to the code: limits, codes, addresses, fields and settings that it names."""
+"""`docs/how-to/from-a-hand-made-setup.md` is true to the code: limits, codes, addresses, fields and settings that it names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from orchestrator.routes.sessions import StartRequest
 from tests.clients.printed import ROOT
 from tests.fakes.stage import stage
 
-PAGE = (ROOT / "docs" / "from-a-hand-made-setup.md").read_text("utf-8")
+PAGE = (ROOT / "docs" / "how-to" / "from-a-hand-made-setup.md").read_text("utf-8")
 PROTOCOL = (ROOT / "docs" / "protocol.md").read_text("utf-8")
 
 
@@ -70,11 +70,11 @@ def test_folders_and_settings_exist() -> None:
         code = source.read()
     for folder in ("musetalkV15", "sd-vae-ft-mse", "whisper", "face-parse-bisent"):
         assert folder in PAGE and folder in code, folder
-    operations = (ROOT / "docs" / "operations.md").read_text("utf-8")
+    operations = (ROOT / "docs" / "how-to" / "operations.md").read_text("utf-8")
     for setting in re.findall(r"`((?:MUSETALK|MODELS|ALLOW)_[A-Z_]+)", PAGE):
         assert f"`{setting}`" in operations, setting
     for target in re.findall(r"\]\(([^)#]+)", PAGE):
-        assert (ROOT / "docs" / target).exists(), target
+        assert (ROOT / "docs" / "how-to" / target).exists(), target
 
 
 async def test_what_the_page_says_of_wrong_messages_and_fields_is_so() -> None:

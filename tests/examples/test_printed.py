@@ -12,14 +12,14 @@ from tests.examples.printed import ROOT, example, examples
 
 RUN_BY = {
     "http": ("tests/examples/test_http.py", 'example("http")'),
-    "javascript": ("tests/browser/test_browser_client.py", 'printed("docs/clients/javascript.md", "html")'),
+    "javascript": ("tests/browser/test_browser_client.py", 'printed("docs/how-to/javascript.md", "html")'),
     "livekit-agents": (
         "tests/integrations/livekit_agents/test_example.py",
-        'printed("docs/integrations/livekit-agents.md", "python")',
+        'printed("docs/how-to/livekit-agents.md", "python")',
     ),
     "pipecat": (
         "tests/integrations/pipecat/test_example.py",
-        'printed("docs/integrations/pipecat.md", "python")',
+        'printed("docs/how-to/pipecat.md", "python")',
     ),
 }
 """The one test that runs an example, and how it takes the text: by its marker, or as the first such block of its page."""

@@ -38,8 +38,8 @@ AUTHORITY = Authority()
 
 
 def documented() -> Callable[[Mapping[str, str], bytes, str], bool]:
-    """The function that docs/security.md gives to receivers."""
-    text = (Path(__file__).parents[2] / "docs" / "security.md").read_text("utf-8")
+    """The function that docs/reference/security.md gives to receivers."""
+    text = (Path(__file__).parents[2] / "docs" / "reference" / "security.md").read_text("utf-8")
     code = text.partition("```python\n")[2].partition("```")[0]
     assert code.count("\n") == 6
     names: dict[str, Any] = {"base64": base64, "hmac": hmac, "time": time, "Mapping": Mapping}

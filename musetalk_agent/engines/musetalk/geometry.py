@@ -23,7 +23,7 @@ JAW = (127, 234, 93, 132, 58, 172, 136, 150, 149, 176, 148, 152, 377, 400, 378, 
 # fmt: on
 """The face oval from temple over chin to temple, as seen in the picture from left to right."""
 BRIDGE = (195, 5)
-"""dlib 29 lies between these two (measured: `docs/topics/blending.md`)."""
+"""dlib 29 lies between these two (measured: `docs/explanation/blending.md`)."""
 BETWEEN_EYES = 168
 """dlib 27, the top of the bridge."""
 PARTED = 0.02

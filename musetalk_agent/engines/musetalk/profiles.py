@@ -1,4 +1,4 @@
-"""Named trades of quality for speed. What each costs is in docs/topics/musetalk-engine.md."""
+"""Named trades of quality for speed. What each costs is in docs/explanation/musetalk-engine.md."""
 
 from __future__ import annotations
 

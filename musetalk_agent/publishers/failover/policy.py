@@ -1,4 +1,6 @@
-"""The failover policy: which transport carries the media. A state machine without I/O; docs/topics/failover.md has it as a table.
+"""The failover policy: which transport carries the media. A state machine without I/O.
+
+Its table is in docs/explanation/failover.md.
 
 Input: events and the current time. Output: actions. `rung`, `probing` and `holding` describe the resulting state. The room and a
 stream that leads into it (an ingress, WHIP) carry one identity, so one of them is left before the other begins. A plain RTMP

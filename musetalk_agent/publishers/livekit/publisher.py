@@ -1,6 +1,6 @@
 """Publishes to a LiveKit room: one audio and one video track in one sync group, paced by us and never by wall clock.
 
-The traps this avoids are listed, with their sources, in docs/topics/livekit.md: connect is never cancelled, nothing is published
+docs/explanation/livekit.md lists the traps this avoids, with their sources: connect is never cancelled, nothing is published
 twice after a reconnect, a real picture is there before the track is, audio is 48 kHz in whole 10 ms with one capture at a time.
 """
 
@@ -264,7 +264,7 @@ class LiveKitPublisher:
             tracks.append((rtc.LocalAudioTrack.create_audio_track("avatar-audio", self._audio), audio))
         tracks.append((rtc.LocalVideoTrack.create_video_track("avatar-video", self._camera.source), video))
         # Both are under way at once, the sound's request first: a viewer then negotiates once for the two in half of the
-        # starts, which is 0.1 s, and still has the sound when it sees the first picture (docs/performance.md).
+        # starts, which is 0.1 s, and still has the sound when it sees the first picture (docs/reference/performance.md).
         publishing = [asyncio.create_task(participant.publish_track(*track)) for track in tracks]
         try:
             self._publications = await asyncio.gather(*publishing)

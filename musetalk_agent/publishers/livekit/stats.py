@@ -2,7 +2,7 @@
 
 Liveness is the count of packets received on the candidate pairs, and the time of the last one. Feedback about the pictures
 (transport-wide congestion control) comes every 0.1 to 0.3 s as long as pictures flow, with a viewer or without; STUN answers alone
-would be 2.5 s apart. Measured: docs/topics/failover.md.
+would be 2.5 s apart. Measured: docs/explanation/failover.md.
 """
 
 from __future__ import annotations

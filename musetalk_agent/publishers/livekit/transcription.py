@@ -1,7 +1,7 @@
 """Captions as LiveKit has transcriptions: a text stream for each line, which grows while the line is said.
 
 Streams go under topic `lk.transcription` with the attributes that LiveKit's own agents give them, so that its clients show them as
-they are (docs/topics/captions.md).
+they are (docs/reference/captions.md).
 """
 
 from __future__ import annotations

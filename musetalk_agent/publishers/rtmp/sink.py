@@ -1,4 +1,4 @@
-"""Pushes to an RTMP or RTMPS server: H.264 and AAC in FLV tags. docs/topics/rtmp.md has the measurements."""
+"""Pushes to an RTMP or RTMPS server: H.264 and AAC in FLV tags. docs/explanation/rtmp.md has the measurements."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """One line: a participant of a LiveKit room that publishes one voice at 48 kHz.
 
-The SDK's traps are those of docs/topics/livekit.md: connect is never cancelled, one capture at a time, blocks of whole 10 ms,
+The SDK's traps are those of docs/explanation/livekit.md: connect is never cancelled, one capture at a time, blocks of whole 10 ms,
 nothing is published again by us after a reconnect.
 """
 

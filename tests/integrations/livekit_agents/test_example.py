@@ -1,4 +1,4 @@
-"""The example of `docs/integrations/livekit-agents.md`, as printed, as a job of a real worker."""
+"""The example of `docs/how-to/livekit-agents.md`, as printed, as a job of a real worker."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.livekit
 
 
 async def test_a_job_gets_a_face_and_gives_it_back(livekit_server: LiveKitAccess, tmp_path: Path) -> None:
-    example = printed("docs/integrations/livekit-agents.md", "python")
+    example = printed("docs/how-to/livekit-agents.md", "python")
     assert lines(example) <= 10
     if MISSING is not None:
         pytest.skip(MISSING)

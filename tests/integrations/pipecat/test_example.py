@@ -1,4 +1,4 @@
-"""The example of `docs/integrations/pipecat.md`, as printed, with Pipecat's LiveKit transport in a real room."""
+"""The example of `docs/how-to/pipecat.md`, as printed, with Pipecat's LiveKit transport in a real room."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ async def running_sessions(http: httpx.AsyncClient) -> list[str]:
 
 
 async def test_bot_is_seen_and_heard_once_from_its_avatar(tmp_path: Path) -> None:
-    example = printed("docs/integrations/pipecat.md", "python")
+    example = printed("docs/how-to/pipecat.md", "python")
     assert lines(example) <= 10
     (tmp_path / "example.py").write_text(example)
     if not PYTHON.is_file():

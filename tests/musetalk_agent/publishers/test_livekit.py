@@ -180,7 +180,7 @@ def reconnects(room: rtc.Room) -> list[None]:
 
 
 async def remove_for_good(access: LiveKitAccess, room: rtc.Room, gone: asyncio.Event) -> None:
-    """Removes the avatar until it stays away: the server may lose its goodbye, see docs/topics/livekit.md."""
+    """Removes the avatar until it stays away: the server may lose its goodbye, see docs/explanation/livekit.md."""
     back = reconnects(room)
     while not gone.is_set():
         times = len(back)

@@ -1,4 +1,4 @@
-"""Figures of docs/topics/voice.md: `python -m tests.orchestrator.voice.measure kill|joined|skew [ROUNDS]`."""
+"""Figures of docs/explanation/voice.md: `python -m tests.orchestrator.voice.measure kill|joined|skew [ROUNDS]`."""
 
 from __future__ import annotations
 
