@@ -39,20 +39,17 @@ class TokenBucket:
         """Takes `amount` and returns True, or leaves the level as it is and returns False."""
         self._level = min(self._burst, self._level + (now - self._at) * self._rate)
         self._at = now
-        if self._missing(amount) > 0:
+        if amount - self._level > _ROUNDING * self._burst:
             return False
         self._level = max(0.0, self._level - amount)
         return True
 
     def wait_s(self, amount: float) -> float:
         """Seconds from the last `take` until `amount` is there."""
-        missing = self._missing(amount)
+        missing = amount - self._level - _ROUNDING * self._burst
         if missing <= 0:
             return 0.0
         return missing / self._rate if self._rate > 0 else math.inf
-
-    def _missing(self, amount: float) -> float:
-        return amount - self._level - _ROUNDING * self._burst
 
 
 class Recent(Generic[_Value]):

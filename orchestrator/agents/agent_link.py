@@ -1,10 +1,16 @@
-"""The persistent WebSocket from a session to its agent: `LinkCore` with sockets around it."""
+"""The WebSocket from a session to its agent. `LinkCore` has its rules without I/O: numbering, replay after a drop, events once.
+
+Everything that goes to the agent is an *item*. Items are numbered from 1 in the order they are sent and kept until the agent
+acknowledges them; after a drop the agent reports how many it has taken and the rest goes out again. Events of the agent are
+numbered too: those seen before are dropped, a missing one is an error.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -27,9 +33,111 @@ from musetalk_agent.protocol.messages import (
     agent_message,
 )
 from orchestrator.agents.agent_client import AgentLease
-from orchestrator.agents.link_core import LinkCore, LinkDesync
 from orchestrator.audio.outgoing_segment import LinkMessage
 from orchestrator.metrics import Metrics
+
+WINDOW_S = 2.0
+"""Unacknowledged seconds of audio at which the link takes no more PCM: the most that a clear can wait behind.
+
+The agent acknowledges each large item at once, so that a round trip of 100 ms still carries twenty times real time.
+"""
+WINDOW_BYTES = 1 << 20
+WINDOW_ITEMS = 2048
+Pull = Callable[[float, float, bool], LinkMessage | None]
+"""Gives the next message for the agent; None when there is none now.
+
+Called with the monotonic time (s), the seconds of speech that are on their way to the agent or wait there, and whether only a
+control message, which does not wait for the window, may be given.
+"""
+
+
+class LinkDesync(Exception):
+    """The agent's counts cannot belong to this session: it lost its state, or broke the protocol."""
+
+
+class LinkCore:
+    """Counts of one session's link. Not thread-safe, no I/O; `connected()` begins every connection."""
+
+    def __init__(self) -> None:
+        self._unacked: deque[LinkMessage] = deque()
+        self._acked = 0
+        self._cursor = 0
+        self._bytes = 0
+        self._seconds = 0.0
+        self._buffered_s = self._buffered_at = 0.0
+        self.events_seen = 0
+
+    @property
+    def pushed(self) -> int:
+        """Items numbered so far."""
+        return self._acked + len(self._unacked)
+
+    def outstanding_s(self, now: float) -> float:
+        """Seconds of audio that the agent has not acknowledged, or holds and has not played."""
+        return self._seconds + max(0.0, self._buffered_s - (now - self._buffered_at))
+
+    @property
+    def unacked(self) -> bool:
+        """Whether the agent has not acknowledged everything."""
+        return bool(self._unacked)
+
+    def adopt(self, items: int, events_seen: int) -> None:
+        """Another orchestrator had this session before: it sent `items`, its sender got the events so far."""
+        self._acked = self._cursor = items
+        self.events_seen = events_seen
+
+    def next_item(self, pull: Pull, now: float) -> LinkMessage | None:
+        """The next item to send on this connection: one that goes out again, else a new one from `pull`. It counts as sent, and is
+        kept until it is acknowledged.
+        """
+        again = self._cursor - self._acked
+        item: LinkMessage | None
+        if again < len(self._unacked):
+            item = self._unacked[again]
+        else:
+            full = self._seconds >= WINDOW_S or self._bytes >= WINDOW_BYTES or again >= WINDOW_ITEMS
+            buffered_s = max(0.0, self._buffered_s - (now - self._buffered_at))
+            item = pull(now, self._seconds + buffered_s, full)
+            if item is None:
+                return None
+            self._unacked.append(item)
+            self._bytes += len(item.payload)
+            self._seconds += item.seconds
+        self._cursor += 1
+        return item
+
+    def connected(self, items: int) -> None:
+        """A new connection whose agent has taken `items`. Raises LinkDesync when that cannot be."""
+        if not self._acked <= items <= self.pushed:
+            raise LinkDesync(f"the agent has taken {items} items, {self._acked} to {self.pushed} were expected")
+        self._cursor = items
+        self._forget(items)
+
+    def acked(self, items: int, buffered_s: float = 0.0, now: float = 0.0) -> None:
+        """The agent has taken `items` and has `buffered_s` seconds of speech to play. Raises LinkDesync for items never sent; an
+        older count is ignored.
+        """
+        if items > self._cursor:
+            raise LinkDesync(f"the agent acknowledges {items} items, {self._cursor} were sent")
+        self._forget(items)
+        self._buffered_s, self._buffered_at = buffered_s, now
+
+    def is_new(self, event_id: int) -> bool:
+        """Whether this event was not seen before; it counts as seen. Raises LinkDesync when one before it is missing."""
+        if event_id <= self.events_seen:
+            return False
+        if event_id != self.events_seen + 1:
+            raise LinkDesync(f"event {event_id} came after event {self.events_seen}")
+        self.events_seen = event_id
+        return True
+
+    def _forget(self, items: int) -> None:
+        while self._acked < items:
+            item = self._unacked.popleft()
+            self._acked += 1
+            self._bytes -= len(item.payload)
+            self._seconds = self._seconds - item.seconds if self._unacked else 0.0
+
 
 _FIRST_DELAY_S = 0.1
 _LAST_DELAY_S = 2.0
@@ -67,17 +175,13 @@ def _ignore(_: object) -> None:
 
 @dataclass(frozen=True)
 class LinkPeer:
-    """What the link serves: where items come from and where the agent's words go. All are called on the event loop and must not
-    block.
-    """
+    """Where a link's messages come from and go to. All are called on the event loop and must not block."""
 
-    next_item: Callable[[], LinkMessage | None]
+    pull: Pull
     on_event: Callable[[Event], None]
     on_ack: Callable[[LinkAck], None] = _ignore
-    on_voice: Callable[[LinkVoice], None] = _ignore
+    on_voice: Callable[[LinkVoice], None] | None = None
     on_hello: Callable[[LinkHello], None] = _ignore
-    control_waiting: Callable[[], bool] = lambda: False
-    """Whether `next_item` gives a control item now, which does not wait for the window."""
 
 
 class AgentLink:
@@ -113,7 +217,6 @@ class AgentLink:
         self._wake = asyncio.Event()
         self._up = asyncio.Event()
         self._up_at = 0.0
-        self._buffered = (0.0, 0.0)
         self._was_up = False
         self._socket: ClientConnection | None = None
         self.lost_at = time.monotonic()
@@ -149,8 +252,7 @@ class AgentLink:
 
     def outstanding_s(self, now: float) -> float:
         """Seconds of speech on their way to the agent or waiting there to be heard."""
-        buffered, at = self._buffered
-        return self._core.unacked_s + max(0.0, buffered - (now - at))
+        return self._core.outstanding_s(now)
 
     async def run(self) -> None:
         """Connects, and reconnects with back-off. Cancelling closes the connection.
@@ -236,29 +338,20 @@ class AgentLink:
     async def _write(self, socket: ClientConnection) -> None:
         while True:
             self._wake.clear()
-            while (item := self._next()) is not None:
+            while (item := self._core.next_item(self._peer.pull, time.monotonic())) is not None:
                 await socket.send(item.payload)
             await self._wake.wait()
-
-    def _next(self) -> LinkMessage | None:
-        item = self._core.next_item()
-        if item is None and (self._core.window_open or self._peer.control_waiting()):
-            item = self._peer.next_item()
-            if item is not None:
-                self._core.push(item, sent=True)
-        return item
 
     def _take(self, message: str | bytes) -> None:
         received = _read(message)
         if isinstance(received, LinkAck):
-            self._sync(lambda: self._core.acked(received.items))
-            self._buffered = (received.buffered_s, time.monotonic())
+            self._sync(lambda: self._core.acked(received.items, received.buffered_s, time.monotonic()))
             self._peer.on_ack(received)
             self._wake.set()
         elif isinstance(received, LinkEvent):
             if self._sync(lambda: self._core.is_new(received.id)):
                 self._peer.on_event(received.event)
-        elif isinstance(received, LinkVoice):
+        elif isinstance(received, LinkVoice) and self._peer.on_voice is not None:
             self._peer.on_voice(received)
 
     def _sync(self, step: Callable[[], bool | None]) -> bool | None:

@@ -61,12 +61,6 @@ class Level:
     peak_dbfs: float | None
 
 
-def peak(pcm: bytes) -> int:
-    """Largest magnitude of int16 little endian samples, 0 for none."""
-    samples = np.frombuffer(pcm, "<i2")
-    return int(max(samples.max(), -int(samples.min()))) if samples.size else 0
-
-
 class LevelMeter:
     """Keeps one line per message of the last second."""
 
@@ -76,7 +70,8 @@ class LevelMeter:
     def add(self, pcm: bytes, sent_bytes: int, now: float) -> None:
         """Counts a message of `sent_bytes` that gave these int16 samples."""
         samples = np.frombuffer(pcm, "<i2").astype(np.float64)
-        self._recent.append((now, sent_bytes, samples.size, float(np.dot(samples, samples)), peak(pcm)))
+        peak = int(np.abs(samples).max(initial=0.0))
+        self._recent.append((now, sent_bytes, samples.size, float(np.dot(samples, samples)), peak))
 
     def level(self, now: float) -> Level:
         """What the last second was like."""
@@ -119,21 +114,22 @@ class PcmDecoder:
     Half a sample belongs to its utterance. Where the sender ends an utterance itself, `reset` drops it. Where an utterance ends
     by a pause or by somebody else's clear, the next message either completes the half sample (the stream was held up) or begins
     with a whole one (the stream was broken off). The wrong choice is noise at full scale, so the smoother one is taken.
+
+    Attributes:
+        width: bytes of a sample.
+        carry: bytes of the last sample that has not come whole.
     """
 
     def __init__(self, audio_format: AudioFormat) -> None:
         self._format = audio_format
-        self._carry = b""
+        self.width = _WIDTH[audio_format]
+        self.carry = b""
         self._doubtful: bytes | None = None
         self._utterance = 0
 
-    def samples(self, size: int) -> int:
-        """Whole samples there will be once `size` more bytes have come, or one more where an utterance ended inside a sample."""
-        return (len(self._carry) + size) // _WIDTH[self._format]
-
     def reset(self) -> None:
         """The sender has begun or ended an utterance: half a sample left over would shift every byte after it."""
-        self._carry, self._doubtful = b"", None
+        self.carry, self._doubtful = b"", None
 
     def decode(self, data: bytes, utterance: int = 0) -> bytes:
         """Takes the next bytes and returns every whole sample; floats beyond ±1 are clipped, NaN is silence.
@@ -143,23 +139,25 @@ class PcmDecoder:
         """
         if utterance != self._utterance:
             self._utterance = utterance
-            if self._carry and self._doubtful is None:
-                self._carry, self._doubtful = b"", self._carry
+            if self.carry and self._doubtful is None:
+                self.carry, self._doubtful = b"", self.carry
         if self._doubtful is None:
-            pcm, self._carry = self._whole(self._carry + data if self._carry else data)
-            return self._int16(pcm)
-        apart, carry = self._whole(self._carry + data)
+            data = self.carry + data if self.carry else data
+            whole = len(data) - len(data) % self.width
+            pcm, self.carry = data[:whole], data[whole:]
+            return pcm if self._format is AudioFormat.S16LE else self._int16(pcm)
+        apart, carry = self._whole(self.carry + data)
         joined, joined_carry = self._whole(self._doubtful + data)
         rough_apart, rough_joined = self._roughness(apart), self._roughness(joined)
         if rough_apart == rough_joined:  # silence: a later message decides
-            self._carry, self._doubtful = carry, joined_carry
+            self.carry, self._doubtful = carry, joined_carry
             return self._int16(apart)
         self._doubtful = None
-        self._carry = carry if rough_apart < rough_joined else joined_carry
+        self.carry = carry if rough_apart < rough_joined else joined_carry
         return self._int16(apart if rough_apart < rough_joined else joined)
 
     def _whole(self, data: bytes) -> tuple[bytes, bytes]:
-        whole = len(data) - len(data) % _WIDTH[self._format]
+        whole = len(data) - len(data) % self.width
         return data[:whole], data[whole:]
 
     def _int16(self, pcm: bytes) -> bytes:
@@ -174,7 +172,7 @@ class PcmDecoder:
 
         Floats that are cut at the wrong byte are seldom as loud or as quiet as a sender means them; that counts before the steps.
         """
-        pcm = pcm[: _JUDGED_SAMPLES * _WIDTH[self._format]]
+        pcm = pcm[: _JUDGED_SAMPLES * self.width]
         steps = np.abs(np.diff(np.frombuffer(self._int16(pcm), "<i2").astype(np.int32)))
         steps = steps[steps > 0]
         rough = float(np.median(steps)) if steps.size >= _EVIDENCE else 0.0
@@ -193,8 +191,11 @@ class IngestLimiter:
         self._limits = limits
         self._bucket = TokenBucket(limits.bytes_per_s, limits.bytes_per_s * BURST_S, now)
 
-    def check_message(self, size: int, now: float) -> None:
-        """Raises ProblemError `message_too_large` or `rate_exceeded` for a message of `size` bytes."""
+    def admit(self, size: int, now: float, waiting_s: float = 0.0) -> None:
+        """Admits a message of `size` bytes after which `waiting_s` seconds of PCM would wait to be heard.
+
+        Raises ProblemError `message_too_large`, `rate_exceeded`, or `backlog_exceeded`.
+        """
         limits = self._limits
         if size > limits.message_bytes:
             raise ProblemError(
@@ -210,23 +211,11 @@ class IngestLimiter:
                 limit=limits.bytes_per_s,
             )
 
-    def check_segments(self, full: bool) -> None:
-        """Raises ProblemError `backlog_exceeded` when no other segment may be opened."""
-        if full:
+        if waiting_s > limits.backlog_s:
             raise ProblemError(
                 ErrorCode.BACKLOG_EXCEEDED,
-                f"{OPEN_SEGMENTS} segments wait to be heard: put more speech into a segment, "
-                "and reconnect and resume from received_samples once some of it was played.",
-                limit=OPEN_SEGMENTS,
-            )
-
-    def check_backlog(self, waiting_s: float, more_s: float) -> None:
-        """Raises ProblemError `backlog_exceeded` when `more_s` seconds on top of `waiting_s` are too many."""
-        if waiting_s + more_s > self._limits.backlog_s:
-            raise ProblemError(
-                ErrorCode.BACKLOG_EXCEEDED,
-                f"{waiting_s + more_s:.1f} s of speech would wait to be heard, {self._limits.backlog_s:g} s may: "
+                f"{waiting_s:.1f} s of speech would wait to be heard, {limits.backlog_s:g} s may: "
                 "reconnect and resume from received_samples once some of it was played.",
-                limit=self._limits.backlog_s,
-                value=round(waiting_s + more_s, 1),
+                limit=limits.backlog_s,
+                value=round(waiting_s, 1),
             )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from musetalk_agent.protocol.messages import (
@@ -30,29 +31,14 @@ class LinkMessage:
     start: int = 0
 
 
-class DurationCounter:
-    """Samples at several rates as seconds. Counts are integers, so that additions and subtractions leave no remainder."""
-
-    def __init__(self) -> None:
-        self._samples: dict[int, int] = {}
-
-    def add(self, samples: int, rate: int) -> None:
-        """Adds `samples` at `rate` Hz; a negative count subtracts."""
-        left = self._samples.get(rate, 0) + samples
-        if left:
-            self._samples[rate] = left
-        else:
-            self._samples.pop(rate, None)
-
-    @property
-    def seconds(self) -> float:
-        """Their duration."""
-        return sum(samples / rate for rate, samples in self._samples.items())
+def seconds(samples: Mapping[int, int]) -> float:
+    """Duration of so many samples at each rate (Hz)."""
+    return sum(count / rate for rate, count in samples.items())
 
 
 @dataclass
 class Totals:
-    """Over all open segments.
+    """Samples at each rate (Hz) over all open segments. Integers, so that additions and subtractions leave no remainder.
 
     Attributes:
         waiting: PCM that has not been forwarded.
@@ -63,11 +49,11 @@ class Totals:
         notes: phonemes and words that are kept with the PCM.
     """
 
-    waiting: DurationCounter = field(default_factory=DurationCounter)
-    at_agent: DurationCounter = field(default_factory=DurationCounter)
-    heard: DurationCounter = field(default_factory=DurationCounter)
-    audio: DurationCounter = field(default_factory=DurationCounter)
-    speech: DurationCounter = field(default_factory=DurationCounter)
+    waiting: Counter[int] = field(default_factory=Counter)
+    at_agent: Counter[int] = field(default_factory=Counter)
+    heard: Counter[int] = field(default_factory=Counter)
+    audio: Counter[int] = field(default_factory=Counter)
+    speech: Counter[int] = field(default_factory=Counter)
     notes: int = 0
 
 
@@ -113,7 +99,6 @@ class OutgoingSegment:
     notes: list[tuple[int, Note]] = field(default_factory=list)
     notes_sent: int = 0
     cleared: bool = False
-    _counted: tuple[int, int, int, int] = (0, 0, 0, 0)
 
     # --- what comes
 
@@ -126,9 +111,11 @@ class OutgoingSegment:
         if not self.samples:
             self.received = received
         self.pcm += pcm
-        self.samples += len(pcm) // BYTES_PER_SAMPLE
+        more = len(pcm) // BYTES_PER_SAMPLE
+        self.samples += more
         self.input_at = now
-        self._count()
+        self.totals.waiting[rate] += more
+        (self.totals.speech if self.speech else self.totals.audio)[rate] += more
 
     def add_notes(self, cues: Sequence[CueItem], words: Sequence[CaptionWord]) -> int:
         """Phonemes and words of the PCM that comes next. Returns how many were dropped, because the session keeps `NOTES`."""
@@ -148,11 +135,6 @@ class OutgoingSegment:
         return 0
 
     # --- what goes out
-
-    @property
-    def waiting(self) -> bool:
-        """Whether PCM or notes have not been forwarded."""
-        return self.sent < self.samples or self.notes_sent < len(self.notes)
 
     @property
     def at_agent_s(self) -> float:
@@ -178,7 +160,7 @@ class OutgoingSegment:
         return LinkMessage(start.model_dump_json(), segment=self.number)
 
     def next_item(self) -> LinkMessage:
-        """The next note or PCM; only while something is `waiting`. Counts as forwarded."""
+        """The next note or PCM; only while one of them was not forwarded. Counts as forwarded."""
         if self.notes_sent < len(self.notes) and self.notes[self.notes_sent][0] <= self.sent:
             self.notes_sent += 1
             return LinkMessage(self.notes[self.notes_sent - 1][1].model_dump_json(), segment=self.number)
@@ -188,8 +170,10 @@ class OutgoingSegment:
             end = min(end, (self.notes[self.notes_sent][0] - self.heard) * BYTES_PER_SAMPLE)
         pcm = bytes(memoryview(self.pcm)[begin:end])
         start, rate = self.sent, self.rate or DEFAULT_RATE
-        self.sent += len(pcm) // BYTES_PER_SAMPLE
-        self._count()
+        more = len(pcm) // BYTES_PER_SAMPLE
+        self.sent += more
+        self.totals.waiting[rate] -= more
+        self.totals.at_agent[rate] += more
         return LinkMessage(pcm, len(pcm) / (BYTES_PER_SAMPLE * rate), self.number, rate, start)
 
     def end_item(self) -> LinkMessage:
@@ -204,11 +188,12 @@ class OutgoingSegment:
         Never goes back, nor beyond what was forwarded.
         """
         sample = min(max(sample, self.heard), self.sent)
-        del self.pcm[: (sample - self.heard) * BYTES_PER_SAMPLE]
+        more = sample - self.heard
+        del self.pcm[: more * BYTES_PER_SAMPLE]
         self.heard = sample
         self.heard_at = now if now is not None else self.heard_at
         self._forget_notes()
-        self._count()
+        self._count(at_agent=-more, heard=more, unheard=0 if self.cleared else -more)
 
     def sample_at(self, seconds: float) -> int:
         """The sample that is so many seconds from the segment's beginning."""
@@ -241,36 +226,38 @@ class OutgoingSegment:
         left = [(at, left) for at, note in self.notes if (left := self._left(note)) is not None]
         self.totals.notes += sum(_size(note) for _, note in left) - sum(_size(note) for _, note in self.notes)
         self.notes = left
+        again = self.sent - self.heard
         self.sent, self.notes_sent = self.heard, 0
         self.announced = False
         self.heard_at = None
-        self._count()
+        self._count(waiting=again, at_agent=-again)
 
     def drop(self) -> None:
         """Cleared: it will not be heard, and takes no more memory."""
+        self._count(waiting=self.sent - self.samples, unheard=self.heard - self.samples)
         self.cleared = True
         self.samples = self.sent
         self.pcm.clear()
         self._forget_all_notes()
-        self._count()
 
     def close(self) -> None:
         """It is over: the totals count it no longer."""
         self._forget_all_notes()
-        self._count(over=True)
+        self._count(
+            waiting=self.sent - self.samples,
+            at_agent=self.heard - self.sent,
+            heard=-self.heard,
+            unheard=0 if self.cleared else self.heard - self.samples,
+        )
 
-    def _count(self, *, over: bool = False) -> None:
-        """Brings the totals up to date."""
-        unheard = 0 if self.cleared else self.samples - self.heard
-        now = (0, 0, 0, 0) if over else (self.samples - self.sent, self.sent - self.heard, self.heard, unheard)
-        if now == self._counted or self.rate is None:
+    def _count(self, *, waiting: int = 0, at_agent: int = 0, heard: int = 0, unheard: int = 0) -> None:
+        """Adds samples to the totals; negative numbers subtract."""
+        if self.rate is None:
             return
-        totals = self.totals
-        tallies = (totals.waiting, totals.at_agent, totals.heard, totals.speech if self.speech else totals.audio)
-        for tally, count, before in zip(tallies, now, self._counted, strict=True):
-            if count != before:
-                tally.add(count - before, self.rate)
-        self._counted = now
+        self.totals.waiting[self.rate] += waiting
+        self.totals.at_agent[self.rate] += at_agent
+        self.totals.heard[self.rate] += heard
+        (self.totals.speech if self.speech else self.totals.audio)[self.rate] += unheard
 
     def _forget_notes(self) -> None:
         """Drops the notes at the front that no rewind would forward again."""

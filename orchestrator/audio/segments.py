@@ -5,7 +5,7 @@ opened: only the first that is not complete is forwarded to the agent, the other
 that it has received; the tracker reports the end of the others. What goes out is pulled by `next_item` (to the agent)
 and `take_events` (to the sender).
 
-Everything a sender can open is bounded: see `full`, `CLEARS` and `segment.NOTES`. PCM is bounded by the caller, who looks at
+Everything a sender can open is bounded: see `check_open`, `CLEARS` and `segment.NOTES`. PCM is bounded by the caller, who looks at
 `audio_s` and `speech_s` before it pushes; both are running totals, as is every figure that is asked for often.
 
 PCM stays here until it is known to be heard. When the agent is lost, `rewind` queues the rest again under the same numbers, for
@@ -28,9 +28,10 @@ from musetalk_agent.protocol.messages import (
     PublicEvent,
     Warned,
 )
+from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.audio.after_clear import CLEAR_PAUSE_S, AfterClear
 from orchestrator.audio.ingest import OPEN_SEGMENTS
-from orchestrator.audio.outgoing_segment import DEFAULT_RATE, LinkMessage, OutgoingSegment, Totals
+from orchestrator.audio.outgoing_segment import DEFAULT_RATE, LinkMessage, OutgoingSegment, Totals, seconds
 
 __all__ = ["DEFAULT_RATE", "Clearing", "OutgoingSegment", "SegmentTracker"]
 
@@ -73,18 +74,30 @@ class SegmentTracker:
         self.notes_dropped = 0
         self._ahead_s, self._trace = ahead_s, trace
         self._attached = self._shows = True
-        self._totals = Totals()
+        self.totals = Totals()
         self._open: dict[int, OutgoingSegment] = {}
         self._uncleared: dict[int, OutgoingSegment] = {}
         self._sounding: dict[int, OutgoingSegment] = {}
         self._queue: deque[OutgoingSegment] = deque()
-        self._live: OutgoingSegment | None = None
+        self.live: OutgoingSegment | None = None
+        """The open segment of `/audio`."""
         self._after_clear: AfterClear | None = None  # PCM is dropped
         self._last_pcm_at: float | None = None
         self._finished_s = 0.0
+        self._due_at = 0.0
         self._clears_to_send = 0
         self._clearings: deque[Clearing] = deque()
         self._events: list[PublicEvent] = []
+
+    def check_open(self) -> None:
+        """Raises ProblemError `backlog_exceeded` when no other segment may be opened now."""
+        if len(self._uncleared) >= OPEN_SEGMENTS or len(self._open) >= _OPEN_AND_CLEARED:
+            raise ProblemError(
+                ErrorCode.BACKLOG_EXCEEDED,
+                f"{OPEN_SEGMENTS} segments wait to be heard: put more speech into a segment, "
+                "and reconnect and resume from received_samples once some of it was played.",
+                limit=OPEN_SEGMENTS,
+            )
 
     # --- what the sender does
 
@@ -92,14 +105,14 @@ class SegmentTracker:
         """`audio.start`: ends the open segment of `/audio`, opens the next and returns its number."""
         self.audio_end()
         self._after_clear = None
-        self._live = self._open_segment(now, rate=None, explicit=True)
-        return self._live.number
+        self.live = self._open_segment(now, rate=None, explicit=True)
+        return self.live.number
 
     def audio_end(self) -> None:
         """`audio.end`: no more PCM for the open segment. Without one it does nothing."""
-        if self._live is not None:
-            self._live.complete = True
-            self._live = None
+        if self.live is not None:
+            self.live.complete = True
+            self.live = None
             self.utterance += 1
 
     def push(self, pcm: bytes, rate: int, now: float, received: int | None = None) -> None:
@@ -115,9 +128,9 @@ class SegmentTracker:
             if not self._after_clear.is_over(pcm, rate, now, paused=paused):
                 return
             self._after_clear = None
-        if self._live is None:
-            self._live = self._open_segment(now, rate, explicit=False)
-        self._live.append(pcm, rate, now, received)
+        if self.live is None:
+            self.live = self._open_segment(now, rate, explicit=False)
+        self.live.append(pcm, rate, now, received)
 
     def clear(self, now: float) -> Clearing:
         """Drops everything that has not been heard. The result fills when the agent has answered; at once when there is none.
@@ -129,7 +142,7 @@ class SegmentTracker:
             segment.drop()
         self._uncleared.clear()
         self._queue.clear()
-        self._live = None
+        self.live = None
         self.utterance += 1
         self._after_clear = AfterClear()
         numbers = [segment.number for segment in segments]
@@ -194,7 +207,7 @@ class SegmentTracker:
 
     def tick(self, now: float) -> bool:
         """Ends the open segment of `/audio` when its PCM has stayed away too long. Returns whether it did."""
-        live = self._live
+        live = self.live
         if live is None:
             return False
         if live.explicit and now - live.input_at >= EXPLICIT_END_S:
@@ -206,7 +219,7 @@ class SegmentTracker:
             self.audio_end()
         elif not live.explicit and now - live.input_at >= IDLE_END_S:
             self.audio_end()
-        return self._live is None
+        return self.live is None
 
     # --- what the agent reports
 
@@ -268,7 +281,7 @@ class SegmentTracker:
         self._events.extend(Cleared(dropped_s=round(clearing.dropped_s, 3)) for clearing in self._clearings)
         self._queue.clear()
         self._clearings.clear()
-        self._live = None
+        self.live = None
 
     def _finish(self, number: int, now: float) -> None:
         """Ends an open segment whose end the agent will not report."""
@@ -294,7 +307,7 @@ class SegmentTracker:
         for number in sorted({*unfinished, *range(opened + 1, at_agent + 1)}):
             started = unfinished.get(number, False)
             segment = OutgoingSegment(
-                number, None, self._totals, announced=True, complete=True, playback_started=started
+                number, None, self.totals, announced=True, complete=True, playback_started=started
             )
             self._open[number] = self._uncleared[number] = segment
             if number > at_agent:
@@ -312,11 +325,13 @@ class SegmentTracker:
         current = self._sounding[max(self._sounding)] if self._sounding else None
         return (current.number, current.surely_s(at)) if current is not None else (0, 0.0)
 
-    def rewind(self, number: int, heard_s: float, now: float) -> list[Clearing]:
+    def rewind(self, number: int, heard_s: float, now: float, due_at: float = 0.0) -> list[Clearing]:
         """The renderer is gone, `heard_s` of segment `number` and all before it were heard: the rest is queued again.
 
-        Nothing is forwarded before `attach`. Returns the clears that were under way; they are answered.
+        Nothing is forwarded before `attach`. `due_at`: when the next renderer may begin (monotonic); until then what comes before
+        is still being said. Returns the clears that were under way; they are answered.
         """
+        self._due_at = due_at
         self.on_heard(number, heard_s, now)
         answered, self._clearings = list(self._clearings), deque()
         for clearing in answered:
@@ -333,7 +348,8 @@ class SegmentTracker:
                     segment=segment.number, position_s=round(segment.duration_s, 3), interrupted=False
                 )
                 self.on_finished(over)
-            segment.rewind(self._shows)
+            else:
+                segment.rewind(self._shows)
         self._sounding.clear()
         self._queue = deque(self._open.values())
         return answered
@@ -345,39 +361,29 @@ class SegmentTracker:
     # --- what goes out
 
     @property
-    def taking(self) -> bool:
-        """Whether a segment of `/audio` is open."""
-        return self._live is not None
-
-    @property
-    def full(self) -> bool:
-        """Whether no other segment may be opened now."""
-        return len(self._uncleared) >= OPEN_SEGMENTS or len(self._open) >= _OPEN_AND_CLEARED
-
-    @property
     def waiting_s(self) -> float:
         """Seconds of PCM that have not been forwarded."""
-        return self._totals.waiting.seconds
+        return seconds(self.totals.waiting)
 
     @property
     def at_agent_s(self) -> float:
         """Seconds of PCM that were forwarded and are not known to be heard."""
-        return self._totals.at_agent.seconds
+        return seconds(self.totals.at_agent)
 
     @property
     def audio_s(self) -> float:
         """Seconds of `/audio` that are to be heard."""
-        return self._totals.audio.seconds
+        return seconds(self.totals.audio)
 
     @property
     def speech_s(self) -> float:
         """Seconds of `/speak` that are to be heard."""
-        return self._totals.speech.seconds
+        return seconds(self.totals.speech)
 
     @property
     def notes(self) -> int:
         """Phonemes and words that are kept."""
-        return self._totals.notes
+        return self.totals.notes
 
     @property
     def open_segments(self) -> int:
@@ -392,7 +398,7 @@ class SegmentTracker:
     def position_s(self, now: float) -> float:
         """Seconds heard since the session began."""
         sounding = sum(segment.since_s(now) for segment in self._sounding.values())
-        return self._finished_s + self._totals.heard.seconds + sounding
+        return self._finished_s + seconds(self.totals.heard) + sounding
 
     @property
     def playing(self) -> bool:
@@ -409,33 +415,29 @@ class SegmentTracker:
         events, self._events = self._events, []
         return events
 
-    @property
-    def control_waiting(self) -> bool:
-        """Whether `next_item` gives a control item, which overtakes PCM."""
-        under_way = len(self._clearings) - self._clears_to_send
-        return self._attached and self._clears_to_send > 0 and under_way < CLEARS
-
-    def next_item(self, in_s: float = 0.0, outstanding_s: float = 0.0) -> LinkMessage | None:
-        """The next message to the agent, None when there is nothing to forward now.
+    def next_item(self, now: float, outstanding_s: float = 0.0, control_only: bool = False) -> LinkMessage | None:
+        """The next message to the agent, None when there is nothing to forward now. A clear overtakes PCM.
 
         Args:
-            in_s: somebody else speaks for so long.
+            now: monotonic time (s).
             outstanding_s: seconds of speech that the agent has, where it knows of more than was forwarded from here.
+            control_only: PCM must wait, a clear need not.
         """
         if not self._attached:
             return None
         if self._clears_to_send:
-            if not self.control_waiting:
+            if len(self._clearings) - self._clears_to_send >= CLEARS:
                 return None
             self._clears_to_send -= 1
             return LinkMessage(LinkClear().model_dump_json())
-        if max(self.at_agent_s, outstanding_s) >= self._ahead_s:
+        if control_only or outstanding_s >= self._ahead_s or seconds(self.totals.at_agent) >= self._ahead_s:
             return None
         while self._queue:
             head = self._queue[0]
-            if not head.announced and (head.waiting or head.complete):
-                return head.start_item(min(in_s, MOST_IN_S))
-            if head.waiting:
+            waiting = head.sent < head.samples or head.notes_sent < len(head.notes)
+            if not head.announced and (waiting or head.complete):
+                return head.start_item(min(max(0.0, self._due_at - now), MOST_IN_S))
+            if waiting:
                 return head.next_item()
             if not head.complete:
                 return None
@@ -447,7 +449,7 @@ class SegmentTracker:
         self, now: float, rate: int | None, *, explicit: bool = False, speech: bool = False
     ) -> OutgoingSegment:
         self.opened += 1
-        segment = OutgoingSegment(self.opened, rate, self._totals, speech=speech, explicit=explicit, input_at=now)
+        segment = OutgoingSegment(self.opened, rate, self.totals, speech=speech, explicit=explicit, input_at=now)
         segment.traceparent = self._trace(self.opened)
         self._open[segment.number] = self._uncleared[segment.number] = segment
         self._queue.append(segment)

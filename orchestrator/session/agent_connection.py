@@ -15,8 +15,7 @@ from typing import Any
 from musetalk_agent.protocol.messages import Event, Failed, LinkAck, LinkHello, LinkVoice, PublisherChanged
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.agents.agent_client import AgentLease
-from orchestrator.agents.agent_link import AgentLink, LinkLost, LinkOver, LinkPeer, LinkTaken
-from orchestrator.audio.outgoing_segment import LinkMessage
+from orchestrator.agents.agent_link import AgentLink, LinkLost, LinkOver, LinkPeer, LinkTaken, Pull
 from orchestrator.metrics import Metrics
 
 SILENT_S = 2.5
@@ -111,11 +110,10 @@ class AgentConnection:
     """Serves one session through one agent.
 
     Args:
-        take: the next item for the agent.
-        control_waiting: whether that is a control item.
+        pull: gives the next message for the agent, see `Pull`.
         on_heard: called with each playout position that the agent reports (segment, seconds).
         on_event: called with the agent's events, except failures, which end `run`.
-        on_voice: called with the agent's playout times when the orchestrator publishes the voice.
+        on_voice: called with the agent's playout times where the orchestrator publishes the audio.
         on_hello: called with the first message of each connection.
         adopt_after: see `AgentLink`.
     """
@@ -126,11 +124,10 @@ class AgentConnection:
         lease: AgentLease,
         metrics: Metrics,
         *,
-        take: Callable[[], LinkMessage | None],
-        control_waiting: Callable[[], bool],
+        pull: Pull,
         on_heard: Callable[[int, float], None],
         on_event: Callable[[Event], None],
-        on_voice: Callable[[LinkVoice], None],
+        on_voice: Callable[[LinkVoice], None] | None = None,
         on_hello: Callable[[LinkHello], None],
         adopt_after: int | None = None,
     ) -> None:
@@ -138,7 +135,7 @@ class AgentConnection:
         self.vitals = LivenessMonitor(time.monotonic())
         self._on_heard, self._forward_event = on_heard, on_event
         self._failure: asyncio.Future[ProblemError] = asyncio.get_running_loop().create_future()
-        peer = LinkPeer(take, self._on_event, self._on_ack, on_voice, on_hello, control_waiting)
+        peer = LinkPeer(pull, self._on_event, self._on_ack, on_voice, on_hello)
         self.link = AgentLink(lease, session_id, peer, metrics, adopt_after=adopt_after)
 
     async def run(self, at_agent_s: Callable[[], float]) -> None:

@@ -217,7 +217,7 @@ class Failover:
         """
         old = session.lease
         assert old is not None
-        live.rewind(*live.position(lost.at))
+        live.rewind(*(self._services.voices.position(session) or live.position(lost.at)))
         self._admit(session, lost)
         session.note_loss(time.time(), time.monotonic())
         live.traces.lost(lost.cause)

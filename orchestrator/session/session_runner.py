@@ -248,7 +248,8 @@ class SessionRunner:
         lease = self._session.lease
         assert lease is not None
         self._serving = serving = asyncio.create_task(
-            live.serve(lease, adopt_after=adopt_after), name=f"serve-{live.session_id}"
+            live.serve(lease, adopt_after=adopt_after, follower=self._services.voices.follower(self._session)),
+            name=f"serve-{live.session_id}",
         )
         up = asyncio.create_task(live.wait_connected())
         try:

@@ -32,9 +32,10 @@ from musetalk_agent.protocol.messages import (
 )
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.agents.agent_client import AgentLease
+from orchestrator.agents.agent_link import Pull
 from orchestrator.audio.ingest import BYTES_PER_SAMPLE, AudioLimits, IngestLimiter, LevelMeter, PcmDecoder
 from orchestrator.audio.outgoing_segment import LinkMessage
-from orchestrator.audio.segments import DEFAULT_RATE, Clearing, SegmentTracker
+from orchestrator.audio.segments import DEFAULT_RATE, IDLE_END_S, Clearing, SegmentTracker
 from orchestrator.events import EventBus
 from orchestrator.metrics import Metrics
 from orchestrator.session.agent_connection import AgentConnection
@@ -125,6 +126,30 @@ class Renderer(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class PlayoutFollower:
+    """The orchestrator's own voice where it plays the audio that the agent shows: it gets every message that the agent gets.
+
+    Attributes:
+        on_forwarded: called with each message that is forwarded to the agent.
+        on_voice: called with the agent's playout times.
+    """
+
+    on_forwarded: Callable[[LinkMessage], None]
+    on_voice: Callable[[LinkVoice], None]
+
+    def mirrored(self, pull: Pull) -> Pull:
+        """`pull`, with each message given to `on_forwarded` too."""
+
+        def next_item(now: float, outstanding_s: float, control_only: bool) -> LinkMessage | None:
+            item = pull(now, outstanding_s, control_only)
+            if item is not None:
+                self.on_forwarded(item)
+            return item
+
+        return next_item
+
+
 TICK_S = 0.05
 ACK_EVERY_S = 0.2
 
@@ -146,12 +171,13 @@ class SpeechPipeline:
         self._metrics = metrics
         self.traces = SegmentSpans(session_id)
         self._tracker = SegmentTracker(limits.backlog_s, self.traces.begin)
+        self.next_item = self._tracker.next_item
+        """Pulls the next message to render."""
         self._room = asyncio.Event()
         self._renderer: Renderer | None = None
         self._drops_before = 0
-        self._due_at = 0.0
         self._nowhere = False
-        self._gate = IngestLimiter(limits, time.monotonic())
+        self._limiter = IngestLimiter(limits, time.monotonic())
         self._clears = PendingClears(session_id, metrics)
         self._acked_samples, self._acked_at, self._noted_segments = 0, 0.0, 0
         self.side: AgentConnection | None = None
@@ -164,12 +190,6 @@ class SpeechPipeline:
         self._inherited: Progress | None = None
         self.last_audio_at: float | None = None
         self.suspicion: str | None = None
-        self.known_position: Callable[[], tuple[int, float] | None] = lambda: None
-        """Where the voice is, if somebody knows it better than the agent."""
-        self.on_forwarded: Callable[[LinkMessage], None] = lambda _: None
-        """Called with every item that is forwarded."""
-        self.on_voice: Callable[[LinkVoice], None] = lambda _: None
-        """Called when the agent says what is due, where the orchestrator publishes the voice."""
 
     # --- life
 
@@ -182,17 +202,21 @@ class SpeechPipeline:
         finally:
             await self.speech.aclose()
 
-    async def serve(self, lease: AgentLease, *, adopt_after: int | None = None) -> None:
-        """Speaks through this agent; returns never. Cancelling closes the link. See `AgentConnection.run` for what it raises."""
+    async def serve(
+        self, lease: AgentLease, *, adopt_after: int | None = None, follower: PlayoutFollower | None = None
+    ) -> None:
+        """Renders the speech through this agent until cancelled, which closes the link; never returns normally.
+
+        `follower` plays the same audio in the orchestrator's own voice. Raises what `AgentConnection.run` raises.
+        """
         side = AgentConnection(
             self.session_id,
             lease,
             self._metrics,
-            take=self.next_item,
-            control_waiting=lambda: self._tracker.control_waiting,
+            pull=self.next_item if follower is None else follower.mirrored(self.next_item),
             on_heard=self.on_heard,
             on_event=self.on_event,
-            on_voice=lambda due: self.on_voice(due),
+            on_voice=follower.on_voice if follower is not None else None,
             on_hello=self._greeted,
             adopt_after=adopt_after,
         )
@@ -248,7 +272,7 @@ class SpeechPipeline:
 
     def position(self, at: float) -> tuple[int, float]:
         """The segment that was being heard at `at` (monotonic) and how many seconds of it; stays behind the truth."""
-        return self.known_position() or self._tracker.position(math.inf if self._nowhere else at)
+        return self._tracker.position(math.inf if self._nowhere else at)
 
     def rewind(self, segment: int, heard_s: float, due_at: float | None = None) -> None:
         """The renderer is gone; what was not heard waits for the next one. Clears that were under way are answered.
@@ -256,8 +280,7 @@ class SpeechPipeline:
         `due_at`: when the next one may begin (monotonic); until then what comes before is still being said.
         """
         self._renderer = None
-        self._due_at = due_at or 0.0
-        for clearing in self._tracker.rewind(segment, heard_s, time.monotonic()):
+        for clearing in self._tracker.rewind(segment, heard_s, time.monotonic(), due_at or 0.0):
             self._clears.answer(clearing)
         self._room.set()
         self._flush()
@@ -300,31 +323,32 @@ class SpeechPipeline:
 
     def push(self, data: bytes, decoder: PcmDecoder, sample_rate: int) -> None:
         """Takes a message of PCM whole, or raises ProblemError for the limit it passes and takes nothing of it."""
-        now = time.monotonic()
-        self._gate.check_message(len(data), now)
-        if self._tracker.tick(now):
+        now, tracker = time.monotonic(), self._tracker
+        if tracker.live is not None and now - tracker.live.input_at >= IDLE_END_S and tracker.tick(now):
             self._wake()
-        self._gate.check_backlog(self._tracker.audio_s, decoder.samples(len(data)) / sample_rate)
-        if not self._tracker.taking:
-            self._gate.check_segments(self._tracker.full)
-        pcm = decoder.decode(data, self._tracker.utterance)
+        waiting = tracker.totals.audio.total() + (len(decoder.carry) + len(data)) // decoder.width
+        self._limiter.admit(len(data), now, waiting / sample_rate)  # all audio of a session has one rate
+        if tracker.live is None:
+            tracker.check_open()
+        pcm = decoder.decode(data, tracker.utterance)
         self._metrics.audio_bytes.inc(len(data))
         self.meter.add(pcm, len(data), now)
         if not pcm:
             return
         self.sample_rate = sample_rate
-        self._tracker.push(pcm, sample_rate, now, self.received_samples)
+        tracker.push(pcm, sample_rate, now, self.received_samples)
         self.received_samples += len(pcm) // BYTES_PER_SAMPLE
         self.last_audio_at = time.time()
-        self._wake()
+        if self._renderer is not None:
+            self._renderer.wake()
 
     def check_text(self, size: int) -> None:
         """Raises ProblemError for a text message that passes a limit."""
-        self._gate.check_message(size, time.monotonic())
+        self._limiter.admit(size, time.monotonic())
 
     def audio_start(self) -> None:
         """`audio.start`. Raises ProblemError `backlog_exceeded` when too many segments are open."""
-        self._gate.check_segments(self._tracker.full)
+        self._tracker.check_open()
         self._tracker.audio_start(time.monotonic())
         self._wake()
 
@@ -353,11 +377,11 @@ class SpeechPipeline:
     def check_speech(self) -> None:
         """Raises ProblemError `backlog_exceeded` when no other text may be spoken now."""
         self.speech.check()
-        self._gate.check_segments(self._tracker.full)
+        self._tracker.check_open()
 
     def open_speech(self) -> int:
         """Opens a segment for text to speak and returns its number. Raises ProblemError `backlog_exceeded`."""
-        self._gate.check_segments(self._tracker.full)
+        self._tracker.check_open()
         return self._tracker.open_speech(time.monotonic())
 
     async def push_speech(
@@ -475,16 +499,7 @@ class SpeechPipeline:
         """The session's sample rate, the default before the first sample."""
         return self.sample_rate or DEFAULT_RATE
 
-    # --- who speaks
-
-    def next_item(self) -> LinkMessage | None:
-        """The next item to speak, None when there is none now."""
-        now = time.monotonic()
-        outstanding_s = self._renderer.outstanding_s(now) if self._renderer else 0.0
-        item = self._tracker.next_item(max(0.0, self._due_at - now), outstanding_s)
-        if item is not None:
-            self.on_forwarded(item)
-        return item
+    # --- what the renderer reports
 
     def on_heard(self, segment: int, heard_s: float) -> None:
         """So much of a segment was heard by now, and those before it whole."""

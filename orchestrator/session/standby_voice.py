@@ -13,12 +13,11 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any
 
 from musetalk_agent.protocol.http import VoiceSource
 from musetalk_agent.protocol.messages import (
     Cleared,
-    Event,
     LinkClear,
     LinkVoice,
     PlaybackFinished,
@@ -33,6 +32,7 @@ from orchestrator.audio.outgoing_segment import DEFAULT_RATE, LinkMessage
 from orchestrator.livekit_rooms import Rooms, TokenMinter
 from orchestrator.metrics import Metrics
 from orchestrator.session.model import ManagedSession
+from orchestrator.session.speech_pipeline import PlayoutFollower, SpeechPipeline
 from orchestrator.voice.voice_line import VoiceLine
 from orchestrator.voice.voice_worker import LINES_MAX, VoiceBusyError, VoiceWorker
 from orchestrator.voice.worker_messages import LineReport
@@ -51,50 +51,17 @@ MakeLine = Callable[[Callable[[LineReport], None]], VoiceLine]
 _log = logging.getLogger(__name__)
 
 
-class Spoken(Protocol):
-    """What the voice needs of a `SpeechPipeline`."""
-
-    session_id: str
-    on_forwarded: Callable[[LinkMessage], None]
-    on_voice: Callable[[LinkVoice], None]
-    known_position: Callable[[], tuple[int, float] | None]
-
-    def attach_renderer(self, speaker: StandbyVoice) -> None:
-        """This one speaks from now on."""
-        ...
-
-    def next_item(self) -> LinkMessage | None:
-        """The next item to speak."""
-        ...
-
-    def rewind(self, segment: int, heard_s: float, due_at: float | None = None) -> None:
-        """What was not heard waits for the next speaker."""
-        ...
-
-    def on_heard(self, segment: int, heard_s: float) -> None:
-        """So much was heard by now."""
-        ...
-
-    def on_event(self, event: Event) -> None:
-        """Something happened where the speech is spoken."""
-        ...
-
-    def link_delay_s(self) -> float:
-        """How long a message of the agent is under way."""
-        ...
-
-
 class StandbyVoice:
     """One session's voice.
 
     Args:
         live: the session's audio path.
-        make: makes a line that reports to the function given; None: there is no voice. May raise VoiceBusyError.
+        make: makes a line that reports to the function given. May raise VoiceBusyError.
         always: the orchestrator speaks, and the agent says when.
         joined: the line is in the room all the time, so that it speaks a join's time earlier.
     """
 
-    def __init__(self, live: Spoken, make: MakeLine | None, *, always: bool = False, joined: bool = False) -> None:
+    def __init__(self, live: SpeechPipeline, make: MakeLine, *, always: bool = False, joined: bool = False) -> None:
         self._live = live
         self._make = make
         self._always = always
@@ -112,8 +79,7 @@ class StandbyVoice:
 
     def open(self) -> None:
         """The session begins. Raises VoiceBusyError when the orchestrator is to speak and has no line left."""
-        self._live.known_position = self.position
-        if not self._stays or self._make is None:
+        if not self._stays:
             return
         try:
             self._line = self._make(self._on_report)
@@ -125,7 +91,11 @@ class StandbyVoice:
         self._line.join(on_air=self._always)
         if self._always:
             self._line.follow(0, 0.0, 0.0)
-            self._live.on_forwarded, self._live.on_voice = self._take, self._due
+
+    @property
+    def follower(self) -> PlayoutFollower | None:
+        """What an agent's link reports to where the orchestrator speaks; None where the agent does."""
+        return PlayoutFollower(self._take, self._due) if self._always else None
 
     def close(self) -> None:
         """The session is over: leaves the room."""
@@ -184,9 +154,12 @@ class StandbyVoice:
 
     def wake(self) -> None:
         """Takes what there is."""
-        while self._standing_in and (item := self._live.next_item()) is not None:
-            if not self._always:
-                self._take(item)  # else it came by `on_forwarded`
+        while self._standing_in:
+            now = time.monotonic()
+            item = self._live.next_item(now, self.outstanding_s(now))
+            if item is None:
+                return
+            self._take(item)
 
     def outstanding_s(self, now: float) -> float:
         """Seconds of speech that were pulled and not yet heard."""
@@ -205,8 +178,6 @@ class StandbyVoice:
     # --- inside
 
     def _new_line(self) -> VoiceLine | None:
-        if self._make is None:
-            return None
         try:
             return self._make(self._on_report)
         except VoiceBusyError as error:
@@ -354,6 +325,16 @@ class StandbyVoices:
             muting.cancel()
             await asyncio.gather(muting, return_exceptions=True)
         await voicing.hand_over()
+
+    def follower(self, session: ManagedSession) -> PlayoutFollower | None:
+        """For the link to the session's agent, where the orchestrator speaks; None where the agent does."""
+        voicing = self._voicings.get(session.session_id)
+        return voicing.follower if voicing is not None else None
+
+    def position(self, session: ManagedSession) -> tuple[int, float] | None:
+        """The playout position (segment, seconds) where the voice knows it better than the agent; else None."""
+        voicing = self._voicings.get(session.session_id)
+        return voicing.position() if voicing is not None else None
 
     def view(self, session: ManagedSession) -> dict[str, Any] | None:
         """The voice's part of `/debug/audio`; None while it is not in the room."""

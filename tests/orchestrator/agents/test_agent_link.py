@@ -15,8 +15,7 @@ from websockets.asyncio.server import ServerConnection, serve
 from musetalk_agent.protocol.http import AgentStartRequest, AvatarSource
 from musetalk_agent.protocol.messages import Event, LinkClear, LinkHello, PlaybackStarted, SegmentEnd, SegmentStart
 from orchestrator.agents.agent_client import AgentLease
-from orchestrator.agents.agent_link import AgentLink, LinkLost, LinkOver, LinkPeer
-from orchestrator.agents.link_core import WINDOW_S
+from orchestrator.agents.agent_link import WINDOW_S, AgentLink, LinkLost, LinkOver, LinkPeer
 from orchestrator.audio.outgoing_segment import LinkMessage
 from orchestrator.metrics import Metrics
 from tests.fakes.agent_server import AGENT_KEY, FakeAgent
@@ -37,7 +36,10 @@ class Source:
         self.events: list[Event] = []
 
     def peer(self) -> LinkPeer:
-        return LinkPeer(lambda: self.items.popleft() if self.items else None, self.events.append)
+        return LinkPeer(self.pull, self.events.append)
+
+    def pull(self, now: float, outstanding_s: float, control_only: bool) -> LinkMessage | None:
+        return self.items.popleft() if self.items and not control_only else None
 
 
 @asynccontextmanager
@@ -104,10 +106,10 @@ async def test_a_clear_overtakes_pcm_that_an_agent_does_not_acknowledge() -> Non
         agent.acknowledges = False
         pending: deque[LinkMessage] = deque()
 
-        def next_item() -> LinkMessage | None:
-            return pending.popleft() if pending else source.peer().next_item()
+        def pull(now: float, outstanding_s: float, control_only: bool) -> LinkMessage | None:
+            return pending.popleft() if pending else source.pull(now, outstanding_s, control_only)
 
-        peer = replace(source.peer(), next_item=next_item, control_waiting=lambda: bool(pending))
+        peer = replace(source.peer(), pull=pull)
         link = AgentLink(AgentLease(between.url, HEADERS), "s", peer, Metrics())
         source.items.append(LinkMessage(SegmentStart(segment=1, sample_rate=16000).model_dump_json()))
         source.items.extend(LinkMessage(bytes(32000), 1.0) for _ in range(60))

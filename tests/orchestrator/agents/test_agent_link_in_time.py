@@ -52,7 +52,10 @@ class Here:
             return self.network.connect(url, **options)
 
         patch.setattr("orchestrator.agents.agent_link.connect", connect)
-        peer = LinkPeer(lambda: self.items.pop(0) if self.items else None, lambda event: self.events.append(event.type))
+        peer = LinkPeer(
+            lambda now, outstanding_s, control_only: self.items.pop(0) if self.items and not control_only else None,
+            lambda event: self.events.append(event.type),
+        )
         lease = AgentLease(URL, {"Authorization": f"Bearer {AGENT_KEY}"})
         self.link = AgentLink(lease, "ses_1", peer, Metrics(), **link)
         self.task = asyncio.create_task(self.link.run())

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.agents.link_core import WINDOW_BYTES, WINDOW_S, LinkCore, LinkDesync
+from orchestrator.agents.agent_link import WINDOW_BYTES, WINDOW_S, LinkCore, LinkDesync, Pull
 from orchestrator.audio.outgoing_segment import LinkMessage
+
+
+def source(waiting: deque[LinkMessage]) -> Pull:
+    """Gives what waits while the window is open."""
+    return lambda now, outstanding_s, control_only: waiting.popleft() if waiting and not control_only else None
 
 
 class Network:
@@ -15,6 +22,7 @@ class Network:
 
     def __init__(self, core: LinkCore) -> None:
         self.core = core
+        self.waiting: deque[LinkMessage] = deque()
         self.taken: list[str] = []
         self.events = 0
         self.heard: list[int] = []
@@ -31,7 +39,7 @@ class Network:
 
     def send(self, count: int) -> None:
         for _ in range(count):
-            item = self.core.next_item()
+            item = self.core.next_item(source(self.waiting), 0.0)
             if item is None:
                 return
             assert isinstance(item.payload, str)
@@ -64,10 +72,11 @@ def test_every_item_arrives_once_and_in_order_and_every_event_is_heard_once(step
     network = Network(core := LinkCore())
     network.connect()
     pushed = 0
-    for step, count in [*steps, ("drop", 1), ("send", 999), ("deliver", 999), ("answer", 999)]:
+    rounds = [("send", 999), ("deliver", 999), ("answer", 999)] * 25  # a window of 2 s each
+    for step, count in [*steps, ("drop", 1), *rounds]:
         if step == "push":
             for _ in range(count):
-                core.push(LinkMessage(str(pushed), 0.1))
+                network.waiting.append(LinkMessage(str(pushed), 0.1))
                 pushed += 1
         elif step == "drop":
             network.connect()
@@ -75,31 +84,40 @@ def test_every_item_arrives_once_and_in_order_and_every_event_is_heard_once(step
             getattr(network, step)(count)
     assert network.taken == [str(n) for n in range(pushed)]
     assert network.heard == list(range(1, pushed + 1))
-    assert core.unacked_s == 0
+    assert core.outstanding_s(0.0) == 0
 
 
 @pytest.mark.parametrize(("seconds", "items"), [(0.5, round(WINDOW_S / 0.5)), (0.0, WINDOW_BYTES // (32 << 10))])
 def test_the_window_bounds_what_a_clear_waits_behind(seconds: float, items: int) -> None:
     core = LinkCore()
-    while core.window_open:
-        core.push(LinkMessage(bytes(32 << 10), seconds))
+    waiting = deque(LinkMessage(bytes(32 << 10), seconds) for _ in range(items + 4))
+    while core.next_item(source(waiting), 0.0):
+        pass
     assert core.pushed == items
-    assert core.unacked_s == items * seconds
+    assert core.outstanding_s(0.0) == items * seconds
     core.connected(0)
-    while core.next_item():
+    while core.next_item(source(deque()), 0.0):
         pass
     core.acked(3)
-    assert core.window_open and core.unacked_s == (items - 3) * seconds
+    assert core.outstanding_s(0.0) == (items - 3) * seconds
+    assert core.next_item(source(waiting), 0.0) is not None
+
+
+def test_what_the_agent_holds_is_outstanding_until_it_was_played() -> None:
+    core = LinkCore()
+    core.next_item(source(deque([LinkMessage(b"x", 0.5)])), 0.0)
+    core.acked(1, buffered_s=3.0, now=10.0)
+    asked: list[float] = []
+    core.next_item(lambda now, outstanding_s, control_only: asked.append(outstanding_s), 12.0)
+    assert asked == [1.0] and core.outstanding_s(14.0) == 0.0
 
 
 @pytest.mark.parametrize("items", [-1, 1, 4])
 def test_an_agent_that_lost_its_state_is_noticed(items: int) -> None:
     core = LinkCore()
-    for _ in range(3):
-        core.push(LinkMessage("x"))
-    core.connected(0)
-    for _ in range(3):
-        core.next_item()
+    waiting = deque(LinkMessage("x") for _ in range(3))
+    while core.next_item(source(waiting), 0.0):
+        pass
     core.acked(2)
     with pytest.raises(LinkDesync):
         core.connected(items)
@@ -107,7 +125,7 @@ def test_an_agent_that_lost_its_state_is_noticed(items: int) -> None:
 
 def test_an_acknowledgement_of_what_was_not_sent_and_a_missing_event_are_errors() -> None:
     core = LinkCore()
-    core.push(LinkMessage("x"))
+    core.next_item(source(deque([LinkMessage("x")])), 0.0)
     core.connected(0)
     with pytest.raises(LinkDesync):
         core.acked(1)

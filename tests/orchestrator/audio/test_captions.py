@@ -14,7 +14,7 @@ RATE = 16_000
 def forwarded(tracker: SegmentTracker) -> list[Any]:
     """Names of messages, words of captions, and samples of PCM."""
     out: list[Any] = []
-    while (item := tracker.next_item()) is not None:
+    while (item := tracker.next_item(0.0)) is not None:
         if isinstance(item.payload, bytes):
             out.append(len(item.payload) // 2)
         else:
@@ -60,6 +60,6 @@ def test_what_was_said_but_not_shown_is_shown_by_the_next_agent() -> None:
 
 def test_words_of_a_cleared_segment_are_gone() -> None:
     tracker = tracked()
-    tracker.next_item()
+    tracker.next_item(0.0)
     tracker.clear(0.1)
     assert forwarded(tracker) == ["clear"]

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
-from orchestrator.audio.ingest import AudioFormat, AudioLimits, IngestLimiter, LevelMeter, PcmDecoder, peak
+from orchestrator.audio.ingest import AudioFormat, AudioLimits, IngestLimiter, LevelMeter, PcmDecoder
 
 
 @given(st.binary(max_size=200), st.lists(st.integers(0, 200), max_size=8))
@@ -17,7 +17,7 @@ def test_any_split_of_the_bytes_gives_the_same_samples(data: bytes, cuts: list[i
     edges = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
     announced, out = 0, b""
     for start, end in pairwise(edges):
-        announced += decoder.samples(end - start)
+        announced += (len(decoder.carry) + end - start) // decoder.width
         out += decoder.decode(data[start:end])
     assert out == data[: len(data) - len(data) % 2]
     assert announced == len(out) // 2
@@ -75,25 +75,25 @@ def test_floats_become_int16_and_are_clipped() -> None:
 
 def test_a_message_that_is_too_large_is_refused_with_its_size() -> None:
     gate = IngestLimiter(AudioLimits(message_bytes=100), now=0.0)
-    gate.check_message(100, 0.0)
+    gate.admit(100, 0.0)
     with pytest.raises(ProblemError) as caught:
-        gate.check_message(101, 0.0)
+        gate.admit(101, 0.0)
     assert (caught.value.code, caught.value.limit, caught.value.value) == (ErrorCode.MESSAGE_TOO_LARGE, 100, 101)
 
 
 def test_the_rate_allows_a_burst_and_then_its_own_pace() -> None:
     gate = IngestLimiter(AudioLimits(message_bytes=10**6, bytes_per_s=10**5), now=0.0)
-    gate.check_message(399_000, 0.0)
+    gate.admit(399_000, 0.0)
     with pytest.raises(ProblemError, match="100000 bytes per second"):
-        gate.check_message(50_000, 0.1)
-    gate.check_message(50_000, 0.6)
+        gate.admit(50_000, 0.1)
+    gate.admit(50_000, 0.6)
 
 
 def test_a_flood_of_tiny_messages_meets_the_rate_too() -> None:
     gate = IngestLimiter(AudioLimits(bytes_per_s=64_000), now=0.0)
     with pytest.raises(ProblemError) as caught:
         for _ in range(3000):
-            gate.check_message(0, 0.0)
+            gate.admit(0, 0.0)
     assert caught.value.code is ErrorCode.RATE_EXCEEDED
 
 
@@ -101,10 +101,10 @@ def test_a_flood_of_tiny_messages_meets_the_rate_too() -> None:
 def test_the_backlog_is_bounded_in_seconds(waiting: float, more: float, refused: bool) -> None:
     gate = IngestLimiter(AudioLimits(), now=0.0)
     if not refused:
-        gate.check_backlog(waiting, more)
+        gate.admit(100, 0.0, waiting + more)
         return
     with pytest.raises(ProblemError) as caught:
-        gate.check_backlog(waiting, more)
+        gate.admit(100, 0.0, waiting + more)
     assert caught.value.code is ErrorCode.BACKLOG_EXCEEDED
     assert caught.value.value == pytest.approx(waiting + more)
 
@@ -112,7 +112,7 @@ def test_the_backlog_is_bounded_in_seconds(waiting: float, more: float, refused:
 def test_a_minute_of_speech_at_once_is_within_the_default_limits() -> None:
     gate = IngestLimiter(AudioLimits(), now=0.0)
     for _ in range(60):
-        gate.check_message(48000 * 4, 0.0)  # 48 kHz float
+        gate.admit(48000 * 4, 0.0)  # 48 kHz float
 
 
 def test_levels_of_the_last_second() -> None:
@@ -128,5 +128,9 @@ def test_levels_of_the_last_second() -> None:
 
 
 def test_the_peak_of_the_most_negative_sample() -> None:
-    assert peak(np.array([-32768, 5], "<i2").tobytes()) == 32768
-    assert peak(b"") == 0
+    meter = LevelMeter()
+    meter.add(np.array([-32768, 5], "<i2").tobytes(), 4, now=0.0)
+    assert meter.level(0.0).peak_dbfs == 0.0
+    meter = LevelMeter()
+    meter.add(b"", 1, now=0.0)
+    assert meter.level(0.0).peak_dbfs is None

@@ -25,7 +25,7 @@ def silence(seconds: float) -> bytes:
 def forwarded(tracker: SegmentTracker) -> list[Any]:
     """Items as text types with their segment, runs of PCM as seconds."""
     out: list[Any] = []
-    while (item := tracker.next_item()) is not None:
+    while (item := tracker.next_item(0.0)) is not None:
         if isinstance(item.payload, bytes):
             if out and isinstance(out[-1], float):
                 out[-1] = round(out[-1] + item.seconds, 6)
@@ -111,7 +111,7 @@ def test_the_segment_carries_the_rate_of_its_audio() -> None:
     tracker = SegmentTracker()
     segment = tracker.open_speech(0.0)
     tracker.push_speech(segment, tone(0.1, 22050), 22050, [], 0.0)
-    item = tracker.next_item()
+    item = tracker.next_item(0.0)
     assert item is not None and json.loads(item.payload)["sample_rate"] == 22050
     with pytest.raises(ValueError, match="22050 Hz, PCM came at 16000"):
         tracker.push_speech(segment, tone(0.1), RATE, [], 0.1)
@@ -142,7 +142,7 @@ def test_clear_tells_finished_for_every_open_segment_and_then_cleared() -> None:
 def test_clear_overtakes_audio_that_waits() -> None:
     tracker = SegmentTracker()
     tracker.push(tone(30), RATE, now=0.0)
-    first = tracker.next_item(), tracker.next_item()
+    first = tracker.next_item(0.0), tracker.next_item(0.0)
     assert all(first)
     tracker.clear(0.1)
     assert forwarded(tracker) == [("clear", None)]

@@ -87,7 +87,7 @@ class World:
 
     def forward(self, amount: int) -> None:
         for _ in range(amount):
-            item = self.tracker.next_item()
+            item = self.tracker.next_item(0.0)
             if item is None:
                 return
             self.take(item.payload)

@@ -7,39 +7,49 @@ import json
 import pytest
 
 from musetalk_agent.protocol.messages import CaptionWord, Cleared, CueItem, PlaybackFinished
+from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.audio.outgoing_segment import NOTES
 from orchestrator.audio.segments import CLEARS, SegmentTracker
 
 RATE = 16000
 
 
+def full(tracker: SegmentTracker) -> bool:
+    try:
+        tracker.check_open()
+    except ProblemError as error:
+        assert error.code is ErrorCode.BACKLOG_EXCEEDED and error.limit == 256
+        return True
+    return False
+
+
 def test_256_segments_may_be_open_and_those_that_were_cleared_do_not_count() -> None:
     tracker = SegmentTracker()
     for _ in range(256):
-        assert not tracker.full
+        assert not full(tracker)
         tracker.audio_start(0.0)
-    assert tracker.full
+    assert full(tracker)
     tracker.clear(0.0)
-    assert not tracker.full and tracker.open_segments == 0
+    assert not full(tracker) and tracker.open_segments == 0
     for _ in range(3):
         for _ in range(256):
             tracker.audio_start(0.0)
-        assert tracker.full
+        assert full(tracker)
         tracker.clear(0.0)
-    assert tracker.full, "1024 are open for an agent that answers no clear"
-    while tracker.next_item() is not None:
+    assert full(tracker), "1024 are open for an agent that answers no clear"
+    while tracker.next_item(0.0) is not None:
         tracker.on_cleared(Cleared(dropped_s=0.0))
-    assert not tracker.full and tracker.idle
+    assert not full(tracker) and tracker.idle
 
 
 def test_a_segment_that_is_over_makes_room() -> None:
     tracker = SegmentTracker()
     for _ in range(256):
         tracker.audio_start(0.0)
-    while tracker.next_item() is not None:
+    while tracker.next_item(0.0) is not None:
         pass
     tracker.on_finished(PlaybackFinished(segment=1, position_s=0.0, interrupted=False))
-    assert not tracker.full
+    assert not full(tracker)
 
 
 def test_clears_that_nobody_answers_join_the_last_one_and_all_take_effect() -> None:
@@ -53,19 +63,19 @@ def test_clears_that_nobody_answers_join_the_last_one_and_all_take_effect() -> N
         assert tracker.waiting_s == 0 and tracker.open_segments == 0
     assert tracker.clears == CLEARS and clears[CLEARS] is clears[-1]
     sent = 0
-    while (item := tracker.next_item()) is not None:
+    while (item := tracker.next_item(0.0)) is not None:
         assert json.loads(item.payload) == {"type": "clear"}
         sent += 1
     assert sent == CLEARS
     late = tracker.clear(0.0)
     assert late is not clears[-1], "what was forwarded cannot be joined"
-    assert tracker.next_item() is None, "no more are under way than are counted"
+    assert tracker.next_item(0.0) is None, "no more are under way than are counted"
     dropped_s = 0.0
     for _ in range(CLEARS + 1):
         answered = tracker.on_cleared(Cleared(dropped_s=0.0))
         assert answered is not None
         dropped_s += answered.dropped_s
-        tracker.next_item()
+        tracker.next_item(0.0)
     assert dropped_s == pytest.approx(2 * 3 * CLEARS)
     told = tracker.take_events()
     finished = [event.segment for event in told if isinstance(event, PlaybackFinished)]
@@ -80,7 +90,7 @@ def test_phonemes_and_words_are_bounded_and_go_with_their_sound() -> None:
         word = CaptionWord(text="a ", start=at, end=at + RATE)
         assert tracker.push_speech(number, bytes(2 * RATE), RATE, [cue], 0.0, [word])
     assert tracker.notes == 40
-    while tracker.next_item() is not None:
+    while tracker.next_item(0.0) is not None:
         pass
     tracker.on_heard(number, 10.0, 1.0)
     tracker.on_heard(number, 10.1, 1.1)

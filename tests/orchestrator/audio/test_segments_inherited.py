@@ -11,7 +11,7 @@ from orchestrator.audio.segments import SegmentTracker
 def texts(tracker: SegmentTracker) -> list[tuple[str, int | None]]:
     """Messages to the agent that wait."""
     told = []
-    while (item := tracker.next_item()) is not None:
+    while (item := tracker.next_item(0.0)) is not None:
         if isinstance(item.payload, str):
             message = json.loads(item.payload)
             told.append((message["type"], message.get("segment")))

@@ -140,7 +140,7 @@ class World:
 
     def forward(self, amount: int) -> None:
         for _ in range(amount):
-            item = self.tracker.next_item()
+            item = self.tracker.next_item(0.0)
             if item is None:
                 return
             assert self.agent is not None, "something was forwarded to nobody"
@@ -226,7 +226,7 @@ def test_whatever_dies_when_all_is_heard_and_each_segment_finished_once(steps: l
 
 def forward_all(tracker: SegmentTracker) -> list[dict[str, Any]]:
     out = []
-    while (item := tracker.next_item()) is not None:
+    while (item := tracker.next_item(0.0)) is not None:
         out.append(
             {"pcm": len(item.payload) // 2} if isinstance(item.payload, bytes) else dict(json.loads(item.payload))
         )
@@ -310,5 +310,16 @@ def test_what_is_kept_is_bounded_because_no_more_is_forwarded_before_it_is_heard
     forward_all(tracker)
     assert 2.0 <= tracker.at_agent_s < 2.0 + ITEM_BYTES / 2 / RATE
     tracker.on_heard(1, 1.5, 1.5)
-    assert tracker.next_item(outstanding_s=2.0) is None, "the agent has more than was forwarded from here"
-    assert tracker.next_item(outstanding_s=1.9) is not None
+    assert tracker.next_item(0.0, outstanding_s=2.0) is None, "the agent has more than was forwarded from here"
+    assert tracker.next_item(0.0, outstanding_s=1.9) is not None
+
+
+def test_a_segment_that_a_rewind_finishes_counts_once() -> None:
+    tracker = SegmentTracker()
+    tracker.push(bytes(2 * RATE), RATE, 0.0)
+    tracker.audio_end()
+    while tracker.next_item(0.0) is not None:
+        pass
+    tracker.on_started(PlaybackStarted(segment=1), 1.0)
+    tracker.rewind(1, 1.0, 2.0)  # the agent is lost before it has said that the segment is over
+    assert tracker.idle and tracker.position_s(3.0) == 1.0

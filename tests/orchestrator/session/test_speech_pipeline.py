@@ -47,7 +47,7 @@ class Voice:
         self.wake()
 
     def wake(self) -> None:
-        while (item := self.live.next_item()) is not None:
+        while (item := self.live.next_item(0.0)) is not None:
             self.items.append(item)
 
     def outstanding_s(self, now: float) -> float:

@@ -43,7 +43,7 @@ class Player:
         self.finished: list[int] = []
 
     def wake(self) -> None:
-        while (item := self.live.next_item()) is not None:
+        while (item := self.live.next_item(0.0, self.outstanding_s(0.0))) is not None:
             if isinstance(item.payload, bytes):
                 self.pcm[item.segment] += item.payload
                 continue

@@ -24,6 +24,8 @@ from orchestrator.session.deps import SessionDeps
 from orchestrator.session.journal import SessionJournal
 from orchestrator.session.manager import SessionManager
 from orchestrator.session.model import ManagedSession, SessionOptions, SessionRequest
+from orchestrator.session.standby_voice import StandbyVoices, VoiceStandby
+from orchestrator.voice.voice_worker import VoiceWorker
 from tests.fakes.agent_server import AGENT_KEY, FakeAgent
 from tests.fakes.memory_store import MemoryStore
 from tests.fakes.wire import Network
@@ -74,14 +76,17 @@ class World:
         self.client = self.network.client()
         self.pool = StaticAgentPool(list(self.agents), AGENT_KEY, self.client)
         keys = LiveKitKeys("ws://livekit", "ws://livekit", "devkey", "secretsecretsecretsecretsecret00")
+        minter = TokenMinter(keys)
+        rooms = cast(Rooms, self.rooms)
         self.services = SessionDeps(
             pool=self.pool,
             agents=self.client,
-            rooms=cast(Rooms, self.rooms),
-            minter=TokenMinter(keys),
+            rooms=rooms,
+            minter=minter,
             metrics=self.metrics,
             events=self.bus,
             ledger=self.ledger,
+            voices=StandbyVoices(VoiceWorker(self.metrics), minter, rooms, self.metrics, VoiceStandby.OFF),
         )
         self.sessions = SessionManager(self.services, options or SessionOptions())
         self._tasks: list[asyncio.Task[None]] = []

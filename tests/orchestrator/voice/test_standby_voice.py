@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from pydantic import BaseModel
@@ -14,6 +14,7 @@ from musetalk_agent.protocol.messages import Cleared, Event, LinkVoice, Playback
 from orchestrator.audio.outgoing_segment import LinkMessage
 from orchestrator.audio.segments import SegmentTracker
 from orchestrator.session import standby_voice as tested
+from orchestrator.session.speech_pipeline import SpeechPipeline
 from orchestrator.session.standby_voice import StandbyVoice
 from orchestrator.voice.voice_line import VoiceLine
 from orchestrator.voice.worker_messages import (
@@ -58,9 +59,6 @@ class Talk:
     def __init__(self) -> None:
         self.tracker = SegmentTracker()
         self.speaker: StandbyVoice | None = None
-        self.on_forwarded: Callable[[LinkMessage], None] = lambda _: None
-        self.on_voice: Callable[[LinkVoice], None] = lambda _: None
-        self.known_position: Callable[[], tuple[int, float] | None] = lambda: None
         self.events: list[Event] = []
         self.due_at: float | None = None
 
@@ -68,11 +66,8 @@ class Talk:
         self.speaker = speaker
         self.tracker.attach()
 
-    def next_item(self) -> LinkMessage | None:
-        item = self.tracker.next_item()
-        if item is not None:
-            self.on_forwarded(item)
-        return item
+    def next_item(self, now: float = 0.0, outstanding_s: float = 0.0, control_only: bool = False) -> LinkMessage | None:
+        return self.tracker.next_item(now, outstanding_s, control_only)
 
     def rewind(self, segment: int, heard_s: float, due_at: float | None = None) -> None:
         self.speaker, self.due_at = None, due_at
@@ -129,6 +124,11 @@ class Worker:
         self.line.take(HandoffDone(line="line-1", call=1, **fields))
 
 
+def voice_of(talk: Talk, worker: Worker, **role: bool) -> StandbyVoice:
+    """`Talk` has what a voice uses of a `SpeechPipeline`."""
+    return StandbyVoice(cast(SpeechPipeline, talk), worker.make, **role)
+
+
 def lost(talk: Talk, heard_s: float) -> None:
     """An agent had everything, and was lost when it had said so much of segment 1."""
     while talk.next_item() is not None:
@@ -139,11 +139,11 @@ def lost(talk: Talk, heard_s: float) -> None:
 
 async def test_it_says_what_was_not_heard_and_tells_of_it() -> None:
     talk, worker = Talk(), Worker()
-    voice = StandbyVoice(talk, worker.make)
+    voice = voice_of(talk, worker)
     voice.open()
     talk.say(1.5)
     lost(talk, 0.5)
-    assert voice.view() is None
+    assert voice.view() is None and voice.follower is None
     voice.stand_in()
     assert [type(m) for m in worker.sent] == [JoinRoom, SyncTo, Publish, SegmentPcm]
     assert worker.of(JoinRoom)[0].on_air is False
@@ -161,7 +161,7 @@ async def test_it_says_what_was_not_heard_and_tells_of_it() -> None:
 
 async def test_the_next_agent_gets_the_rest_when_the_voice_has_come_to_the_cut(clock: Clock) -> None:
     talk, worker = Talk(), Worker()
-    voice = StandbyVoice(talk, worker.make)
+    voice = voice_of(talk, worker)
     talk.say(4.0)
     lost(talk, 0.5)
     voice.stand_in()
@@ -182,7 +182,7 @@ async def test_the_next_agent_gets_the_rest_when_the_voice_has_come_to_the_cut(c
 
 async def test_an_agent_that_is_lost_before_its_turn_leaves_the_voice_where_it_is() -> None:
     talk, worker = Talk(), Worker()
-    voice = StandbyVoice(talk, worker.make)
+    voice = voice_of(talk, worker)
     voice.open()
     talk.say(4.0)
     lost(talk, 0.5)
@@ -190,7 +190,7 @@ async def test_an_agent_that_is_lost_before_its_turn_leaves_the_voice_where_it_i
     worker.report(segment=1, heard_s=0.7, handed_s=0.8, next_segment=1, next_s=0.8)
     at = time.monotonic() + 5
     await asyncio.gather(voice.hand_over(), worker.answer(segment=1, heard_s=1.25, at=at, whole=False))
-    position = talk.known_position()
+    position = voice.position()
     assert position is not None and position[0] == 1 and 0.7 <= position[1] <= 0.8
     talk.rewind(*position)
     voice.stand_in()
@@ -200,7 +200,7 @@ async def test_an_agent_that_is_lost_before_its_turn_leaves_the_voice_where_it_i
 
 async def test_where_nobody_speaks_no_track_is_published() -> None:
     talk, worker = Talk(), Worker()
-    voice = StandbyVoice(talk, worker.make)
+    voice = voice_of(talk, worker)
     talk.rewind(0, 0.0)
     voice.stand_in()
     await asyncio.gather(voice.hand_over(), worker.answer(segment=0, heard_s=0.0, at=0.0, whole=False))
@@ -209,7 +209,7 @@ async def test_where_nobody_speaks_no_track_is_published() -> None:
 
 async def test_a_line_that_stays_goes_off_the_air() -> None:
     talk, worker = Talk(), Worker()
-    voice = StandbyVoice(talk, worker.make, joined=True)
+    voice = voice_of(talk, worker, joined=True)
     voice.open()
     assert [type(m) for m in worker.sent] == [JoinRoom]
     talk.say(1.0)
@@ -226,7 +226,7 @@ async def test_a_line_that_stays_goes_off_the_air() -> None:
 
 async def test_a_clear_is_answered_by_the_voice() -> None:
     talk, worker = Talk(), Worker()
-    voice = StandbyVoice(talk, worker.make)
+    voice = voice_of(talk, worker)
     talk.say(3.0)
     lost(talk, 1.0)
     voice.stand_in()
@@ -242,7 +242,7 @@ async def test_a_clear_is_answered_by_the_voice() -> None:
 async def test_a_worker_that_is_gone_at_the_hand_over_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tested, "SPOKEN_S", 0.01)
     talk, worker = Talk(), Worker()
-    voice = StandbyVoice(talk, worker.make)
+    voice = voice_of(talk, worker)
     talk.say(3.0)
     lost(talk, 1.0)
     voice.stand_in()
@@ -256,19 +256,22 @@ async def test_a_worker_that_is_gone_at_the_hand_over_loses_nothing(monkeypatch:
 
 async def test_a_voice_that_always_speaks_follows_the_agent_and_goes_on_without_it(clock: Clock) -> None:
     talk, worker = Talk(), Worker()
-    voice = StandbyVoice(talk, worker.make, always=True)
+    voice = voice_of(talk, worker, always=True)
     voice.open()
     assert worker.of(JoinRoom)[0].on_air is True and worker.of(SyncTo)[0].segment == 0
     talk.say(2.0)
-    while talk.next_item() is not None:  # as the agent's link does
+    follower = voice.follower
+    assert follower is not None
+    pull = follower.mirrored(talk.next_item)
+    while pull(0.0, 0.0, False) is not None:  # as the agent's link does
         pass
     assert [m.start for m in worker.of(SegmentPcm)] == [0, 16_384]
-    talk.on_voice(LinkVoice(segment=1, heard_s=0.0, in_s=0.15))
+    follower.on_voice(LinkVoice(segment=1, heard_s=0.0, in_s=0.15))
     follow = worker.of(SyncTo)[-1]
     assert follow.segment == 1 and follow.at == pytest.approx(clock.now + 0.13)
     worker.report(segment=1, heard_s=0.6, handed_s=0.6, next_segment=1, next_s=0.6)
-    assert talk.known_position() == (1, 0.6)
-    talk.rewind(*talk.known_position())  # type: ignore[misc]
+    assert voice.position() == (1, 0.6)
+    talk.rewind(1, 0.6)
     voice.stand_in()
     assert worker.of(SyncTo)[-1].free and talk.events == []
     talk.say(1.0)
