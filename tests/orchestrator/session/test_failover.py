@@ -67,6 +67,7 @@ async def test_an_agent_that_dies_in_mid_sentence_is_replaced_and_no_sample_is_l
         await line.socket.send(pcm)
         await line.say("audio.end")
         await until(playing(first, session_id))
+        await line.wait("playback.started")
         await here.kill(first)
         await line.wait("session.state", count=2)
         assert states(line) == [("recovering", "link_lost"), ("ready", "moved")]
