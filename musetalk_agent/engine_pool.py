@@ -11,8 +11,8 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
-from musetalk_agent.engines.base import Engine
 from musetalk_agent.engines.batcher import Batcher
+from musetalk_agent.engines.interface import Engine
 from musetalk_agent.engines.pattern import PatternEngine
 from musetalk_agent.errors import AgentError, EngineFailed, EngineUnavailable, EngineUnknown, WeightsMissing
 from musetalk_agent.metrics import ENGINE_BUSY, ENGINE_QUEUE
@@ -130,7 +130,7 @@ class EnginePool:
         if absent:
             text = f"{', '.join(absent)} is not installed: install the extra [musetalk]."
             return EngineUnavailable(text, field="engine", value="musetalk")
-        from musetalk_agent.engines.musetalk.files import musetalk_state
+        from musetalk_agent.engines.musetalk.weights_files import musetalk_state
 
         if missing := musetalk_state(self._models):
             text = f"{', '.join(missing)} is missing from {self._models.directory}: run `musetalk-agent fetch-models musetalk`."
@@ -144,7 +144,8 @@ class EnginePool:
         return None
 
     def _make_musetalk(self) -> Engine:
-        from musetalk_agent.engines.musetalk.engine import MuseTalkEngine, Options
+        from musetalk_agent.engines.musetalk.engine import MuseTalkEngine
+        from musetalk_agent.engines.musetalk.profiles import Options
 
         settings = self._settings
         options = Options(

@@ -19,7 +19,7 @@ from musetalk_agent.clock import Clock, MonotonicClock
 from musetalk_agent.compose.compositor import Compositor
 from musetalk_agent.compose.idle import load_idle
 from musetalk_agent.engine_pool import EnginePool
-from musetalk_agent.engines.base import Actor, Engine
+from musetalk_agent.engines.interface import Actor, Engine
 from musetalk_agent.engines.pattern import pattern_bundle
 from musetalk_agent.errors import EngineFailed
 from musetalk_agent.media.pipeline import Pipeline

@@ -23,7 +23,7 @@ import numpy as np
 
 from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.avatars.library import AvatarLibrary
-from musetalk_agent.engines.base import PatchRequest
+from musetalk_agent.engines.interface import PatchRequest
 from musetalk_agent.engines.warp import WarpEngine
 from musetalk_agent.engines.warp.engine import WarpActor
 from musetalk_agent.features.visemes import VisemeFeatures

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from transformers import WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from musetalk_agent.engines.musetalk.whisper import AudioEncoder, hidden_states
+from musetalk_agent.engines.musetalk.network import AudioEncoder, hidden_states
 from musetalk_agent.features.whisper_features import (
     END,
     HOP,

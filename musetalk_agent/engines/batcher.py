@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from musetalk_agent.engines.base import Engine, Flight, PatchRequest
+from musetalk_agent.engines.interface import Engine, Flight, PatchRequest
 from musetalk_agent.errors import EngineFailed, EngineUnavailable
 from musetalk_agent.media_types import Patch
 from musetalk_agent.tasks import Step, in_thread, supervise, tear_down

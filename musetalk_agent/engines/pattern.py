@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from musetalk_agent.avatars.bundle import Bundle
-from musetalk_agent.engines.base import Landed, PatchRequest, Progress
+from musetalk_agent.engines.interface import Landed, PatchRequest, Progress
 from musetalk_agent.features.speech_detector import LevelDetector
 from musetalk_agent.media_types import Box, Cue, Feature, Patch, Pcm, Pixels, frame_start, frames_begun
 from musetalk_agent.protocol.http import AvatarReport

@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from musetalk_agent.engines.musetalk.device import Card, Outputs
 from musetalk_agent.engines.musetalk.engine import MuseTalkEngine
-from musetalk_agent.engines.musetalk.graphs import Card, Outputs
-from musetalk_agent.engines.musetalk.network import LATENT_SHAPE
-from musetalk_agent.engines.musetalk.vae import to_pixels
+from musetalk_agent.engines.musetalk.network import LATENT_SHAPE, to_pixels
 from musetalk_agent.features.whisper_features import rest
 from musetalk_agent.measure.profile import StageTiming
 

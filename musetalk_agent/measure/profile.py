@@ -20,7 +20,7 @@ from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.clock import VirtualClock
 from musetalk_agent.compose.compositor import Compositor
 from musetalk_agent.compose.idle import IdleCycle
-from musetalk_agent.engines.base import Engine, PatchRequest
+from musetalk_agent.engines.interface import Engine, PatchRequest
 from musetalk_agent.errors import AgentError
 from musetalk_agent.factory import Factory
 from musetalk_agent.media_types import FEATURE_RATE, Feature, Patch, Pcm, Pixels, frame_start

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from musetalk_agent.engines.musetalk import checkpoints
+from musetalk_agent.engines.musetalk import loading
 from musetalk_agent.measure.lse import Cepstra
 from musetalk_agent.media_types import Pixels
 
@@ -80,12 +80,12 @@ def load(path: Path) -> SyncNet:
     """
     with torch.device("meta"):
         net = SyncNet()
-    state = checkpoints.read(path)
+    state = loading.read(path)
     for key in net.state_dict():
         if key.endswith(_COUNTER):  # only training counts batches, and PyTorch before 0.4 did not
             state.setdefault(key, torch.tensor(0))
-    checkpoints.check(net, state, path)
-    checkpoints.fill(net, state, torch.device("cpu"), torch.float32)
+    loading.check(net, state, path)
+    loading.fill(net, state, torch.device("cpu"), torch.float32)
     return net
 
 

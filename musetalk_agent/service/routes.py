@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeVar
 from fastapi import APIRouter, Depends, Query, Request, WebSocket
 
 from musetalk_agent.engines.musetalk.config import unet_config
-from musetalk_agent.engines.musetalk.files import UNET_CONFIG, copies_state
+from musetalk_agent.engines.musetalk.weights_files import UNET_CONFIG, copies_state
 from musetalk_agent.errors import PublisherUnavailable, SessionEnded, WeightsInvalid
 from musetalk_agent.factory import Factory
 from musetalk_agent.protocol.http import AgentDebug, AgentSession, AgentStartRequest, FileState, PublisherRequest

@@ -42,7 +42,7 @@ def build(models: Path, profile_name: str, device_name: str) -> Path:
         from musetalk_agent.engines.musetalk import tensorrt
         from musetalk_agent.engines.musetalk.engine import decoder_of
         from musetalk_agent.engines.musetalk.loading import load_unet, load_vae
-        from musetalk_agent.engines.musetalk.unet import FoldedUNet
+        from musetalk_agent.engines.musetalk.network import FoldedUNet
     except ImportError as error:
         raise EngineUnavailable(f"{error.name} is not installed: install the extra [musetalk].") from error
     tensorrt.require()

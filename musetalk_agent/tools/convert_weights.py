@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from musetalk_agent.engines.musetalk import files
-from musetalk_agent.engines.musetalk.copies import HALVES, MARK, Half, copy_path, fingerprint, problem_of
-from musetalk_agent.engines.musetalk.files import Part
+from musetalk_agent.engines.musetalk import weights_files
+from musetalk_agent.engines.musetalk.weights_files import HALVES, MARK, Half, Part, copy_path, fingerprint, problem_of
 from musetalk_agent.errors import AgentError, WeightsInvalid, WeightsMissing
 from musetalk_agent.settings import offline_settings
 from musetalk_agent.weights import sha256_of
@@ -46,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
         return 1
     folder = args.models_dir or offline_settings().models_dir
     try:
-        for part in files.CONVERTED:
+        for part in weights_files.CONVERTED:
             print(f"convert-weights: {convert(folder, part, args.dtype, quiet=args.quiet)}")
     except (AgentError, OSError) as error:
         print(f"convert-weights: {error}", file=sys.stderr)
@@ -65,11 +64,11 @@ def convert(folder: Path, part: Part, half: Half, *, quiet: bool = False) -> str
         OSError: the copy cannot be written.
     """
     # Here, because torch takes seconds to import and the command line is built with every command.
-    from musetalk_agent.engines.musetalk import checkpoints, loading
+    from musetalk_agent.engines.musetalk import loading
 
-    source = files.find_original(folder, part)
+    source = weights_files.find_original(folder, part)
     if source is None:
-        name = files.name_of(part)
+        name = weights_files.name_of(part)
         raise WeightsMissing(
             f"The model file {name} is missing from {folder}; run `musetalk-agent fetch-models musetalk`.", value=name
         )
@@ -78,7 +77,7 @@ def convert(folder: Path, part: Part, half: Half, *, quiet: bool = False) -> str
     if target.is_file() and problem_of(target, source) is None:
         return f"{shown} is there and fits"
     state = loading.read_part(source, part)
-    checkpoints.check(loading.BUILDERS[part](folder), state, source)
+    loading.check(loading.BUILDERS[part](folder), state, source)
     size = source.stat().st_size
     elements = sum(value.numel() for value in state.values())
     with tqdm(total=size + 2 * elements, unit="B", unit_scale=True, desc=str(shown), disable=quiet) as bar:

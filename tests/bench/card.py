@@ -137,8 +137,8 @@ async def variants(bench: Bench) -> list[Figure]:
 def _variants(bench: Bench) -> list[Figure]:
     import torch
 
+    from musetalk_agent.engines.musetalk.device import card_for
     from musetalk_agent.engines.musetalk.engine import MuseTalkEngine
-    from musetalk_agent.engines.musetalk.graphs import card_for
     from musetalk_agent.engines.musetalk.runner import Runner
     from musetalk_agent.features.whisper_features import rest
 

@@ -15,7 +15,7 @@ from musetalk_agent.avatars import framing
 from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.compose.compositor import Compositor
 from musetalk_agent.engines.musetalk.artefacts import Artefacts
-from musetalk_agent.engines.musetalk.geometry import crop_box
+from musetalk_agent.engines.musetalk.face_region import crop_box
 from musetalk_agent.media_types import Pixels
 from musetalk_agent.protocol.http import Picture
 from tests.bench.engine import bundle_of, face_on_720p

@@ -18,8 +18,8 @@ from musetalk_agent.avatars.library import DEMO_ASSET, AvatarLibrary
 from musetalk_agent.clock import MonotonicClock
 from musetalk_agent.compose.compositor import Compositor
 from musetalk_agent.engine_pool import make_warp
-from musetalk_agent.engines.base import PatchRequest
 from musetalk_agent.engines.batcher import Batcher
+from musetalk_agent.engines.interface import PatchRequest
 from musetalk_agent.media.pipeline import Pipeline
 from musetalk_agent.media_types import Pcm
 from musetalk_agent.protocol.http import DEMO_AVATAR_ID, AvatarSource, Picture

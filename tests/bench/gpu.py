@@ -69,7 +69,7 @@ async def _artefacts(bench: Bench) -> tuple[Any, Any]:
 
 async def _pace(bench: Bench, batcher: Any) -> float:
     """Whole queues of frames of eight sessions, for a few seconds."""
-    from musetalk_agent.engines.base import PatchRequest
+    from musetalk_agent.engines.interface import PatchRequest
 
     engine = batcher.engine
     bundle = await bench.bundle(engine)

@@ -27,7 +27,7 @@ import numpy as np
 import musetalk_agent.engines.warp.engine as today
 from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.engine_pool import make_warp
-from musetalk_agent.engines.base import PatchRequest
+from musetalk_agent.engines.interface import PatchRequest
 from musetalk_agent.media_types import Feature
 from musetalk_agent.protocol.http import Picture
 from tests.bench.engine import bundle_of, face_on_720p, speech

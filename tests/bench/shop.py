@@ -51,7 +51,7 @@ class Bench:
 
     def options(self, profile: str | None = None, **changes: Any) -> Any:
         """The engine's options here."""
-        from musetalk_agent.engines.musetalk.engine import Options
+        from musetalk_agent.engines.musetalk.profiles import Options
 
         buckets = (1, 2, 4) if self.tiny else None
         return Options(**{"device": self.device, "profile": profile or self.profile, "buckets": buckets} | changes)

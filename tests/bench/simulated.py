@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from musetalk_agent.engines.base import PatchRequest
 from musetalk_agent.engines.batcher import Batcher
+from musetalk_agent.engines.interface import PatchRequest
 from musetalk_agent.engines.musetalk.artefacts import Artefacts
 from musetalk_agent.engines.musetalk.profiles import BUCKETS, bucket_of
 from musetalk_agent.features.whisper_features import WhisperFeatures, rest

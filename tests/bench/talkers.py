@@ -15,8 +15,8 @@ import numpy as np
 
 from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.clock import MonotonicClock
-from musetalk_agent.engines.base import PatchRequest
 from musetalk_agent.engines.batcher import Batcher
+from musetalk_agent.engines.interface import PatchRequest
 from musetalk_agent.media.pipeline import Pipeline
 from musetalk_agent.media_types import Pcm, VideoFrame, frame_start
 from musetalk_agent.publishers.null import NullPublisher

@@ -15,7 +15,7 @@ from musetalk_agent import engine_pool, factory
 from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.clock import MonotonicClock
 from musetalk_agent.engines import batcher
-from musetalk_agent.engines.base import Flight, PatchRequest
+from musetalk_agent.engines.interface import Flight, PatchRequest
 from musetalk_agent.engines.pattern import PatternActor, PatternEngine, PatternFeatures, PatternStream
 from musetalk_agent.errors import EngineFailed
 from musetalk_agent.factory import Factory

@@ -26,10 +26,18 @@ from numpy.typing import NDArray
 from musetalk_agent.arrays import DamagedArrays, damaged
 from musetalk_agent.avatars import framing
 from musetalk_agent.avatars.bundle import Bundle
-from musetalk_agent.engines.base import Progress
-from musetalk_agent.engines.musetalk.geometry import Boxes, crop_box, face_boxes
-from musetalk_agent.engines.musetalk.masks import FaceBox, blend_mask, middle, region_of_classes, region_of_mesh
-from musetalk_agent.engines.musetalk.resampling import resize
+from musetalk_agent.engines.interface import Progress
+from musetalk_agent.engines.musetalk.face_region import (
+    Boxes,
+    FaceBox,
+    blend_mask,
+    crop_box,
+    face_boxes,
+    middle,
+    region_of_classes,
+    region_of_mesh,
+    resize,
+)
 from musetalk_agent.media_types import Box, Patch, Pixels
 
 log = logging.getLogger(__name__)

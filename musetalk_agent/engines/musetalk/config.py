@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from musetalk_agent.engines.musetalk.files import UNET_CONFIG
+from musetalk_agent.engines.musetalk.weights_files import UNET_CONFIG
 from musetalk_agent.errors import WeightsInvalid, WeightsMissing
 
 SCALING_FACTOR = 0.18215

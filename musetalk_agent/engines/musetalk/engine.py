@@ -6,9 +6,8 @@ import hashlib
 import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,22 +15,25 @@ from numpy.typing import NDArray
 from torch import nn
 
 from musetalk_agent.avatars.bundle import Bundle
-from musetalk_agent.engines.base import PatchRequest, Progress
-from musetalk_agent.engines.musetalk.actor import MuseTalkActor
-from musetalk_agent.engines.musetalk.admission import Pace
+from musetalk_agent.engines.interface import PatchRequest, Progress
 from musetalk_agent.engines.musetalk.artefacts import Artefacts
-from musetalk_agent.engines.musetalk.avatars import Avatar, AvatarStore
-from musetalk_agent.engines.musetalk.geometry import talks, upright
-from musetalk_agent.engines.musetalk.graphs import Card, card_for, device_errors
+from musetalk_agent.engines.musetalk.avatar_store import Avatar, AvatarStore, MuseTalkActor
+from musetalk_agent.engines.musetalk.device import Card, card_for, device_errors
+from musetalk_agent.engines.musetalk.face_region import talks, upright
 from musetalk_agent.engines.musetalk.loading import load_parsing, load_taesd, load_unet, load_vae, load_whisper
-from musetalk_agent.engines.musetalk.network import Network
+from musetalk_agent.engines.musetalk.network import (
+    FACE,
+    AudioEncoder,
+    FaceEncoder,
+    FoldedUNet,
+    Network,
+    PatchDecoder,
+    TinyDecoder,
+)
 from musetalk_agent.engines.musetalk.parsing import Parser
-from musetalk_agent.engines.musetalk.profiles import BUCKETS, COMPILED_BUCKETS, Profile, profile_named
-from musetalk_agent.engines.musetalk.runner import Launched, Runner
+from musetalk_agent.engines.musetalk.profiles import BUCKETS, COMPILED_BUCKETS, Options, Profile, profile_named
+from musetalk_agent.engines.musetalk.runner import Launched, Pace, Runner
 from musetalk_agent.engines.musetalk.tensorrt import planned
-from musetalk_agent.engines.musetalk.unet import FoldedUNet
-from musetalk_agent.engines.musetalk.vae import FACE, FaceEncoder, PatchDecoder, TinyDecoder
-from musetalk_agent.engines.musetalk.whisper import AudioEncoder
 from musetalk_agent.errors import EngineUnavailable, WeightsMissing
 from musetalk_agent.features.extractor import FeatureExtractor
 from musetalk_agent.features.whisper_features import WhisperFeatures, rest
@@ -49,29 +51,6 @@ IDLE_BYTES = 64 << 20
 """Most memory for the closed mouths of an avatar's idle frames: 600 frames of a face that is shown at 200 by 180 pixels."""
 _UNFIT_LOGGED = 100  # one line of the log for so many faces
 _PRECISIONS = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How the engine works.
-
-    Args:
-        device: `cpu`, `cuda:0` …
-        profile: a name of `profiles.PROFILES`.
-        precision: of weights and activations; None for float16 on a card, float32 on the processor.
-        lookahead_ms: sound past a frame's end that its feature waits for, 0 … 200.
-        bbox_shift: upstream's, pixels of the picture; moves the line between upper and lower face.
-        buckets: batch sizes, ascending; None for those of the device.
-        compiled: let `torch.compile` make the kernels (minutes at the first start on a machine, its cache then helps).
-    """
-
-    device: str = "cpu"
-    profile: str = "quality"
-    precision: Literal["float16", "bfloat16", "float32"] | None = None
-    lookahead_ms: int = 80
-    bbox_shift: int = 0
-    buckets: tuple[int, ...] | None = None
-    compiled: bool = False
 
 
 class MuseTalkFlight:

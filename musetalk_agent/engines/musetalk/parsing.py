@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from musetalk_agent.engines.musetalk.resampling import resize
+from musetalk_agent.engines.musetalk.face_region import resize
 from musetalk_agent.media_types import Pixels
 
 CLASSES = 19

@@ -1,4 +1,4 @@
-"""Named trades of quality for speed. What each costs is in docs/explanation/musetalk-engine.md."""
+"""The engine's options, and the profiles: named trades of quality for speed, costs in docs/explanation/musetalk-engine.md."""
 
 from __future__ import annotations
 
@@ -60,6 +60,29 @@ def profile_named(name: str) -> Profile:
             f"There is no profile {name!r}; there are {', '.join(PROFILES)}.", field="profile", value=name
         )
     return PROFILES[name]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How the engine works.
+
+    Args:
+        device: `cpu`, `cuda:0` …
+        profile: a name of `profiles.PROFILES`.
+        precision: of weights and activations; None for float16 on a card, float32 on the processor.
+        lookahead_ms: sound past a frame's end that its feature waits for, 0 … 200.
+        bbox_shift: upstream's, pixels of the picture; moves the line between upper and lower face.
+        buckets: batch sizes, ascending; None for those of the device.
+        compiled: let `torch.compile` make the kernels (minutes at the first start on a machine, its cache then helps).
+    """
+
+    device: str = "cpu"
+    profile: str = "quality"
+    precision: Literal["float16", "bfloat16", "float32"] | None = None
+    lookahead_ms: int = 80
+    bbox_shift: int = 0
+    buckets: tuple[int, ...] | None = None
+    compiled: bool = False
 
 
 def bucket_of(count: int, sizes: Sequence[int]) -> int:

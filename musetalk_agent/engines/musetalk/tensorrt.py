@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from musetalk_agent.engines.musetalk import files
-from musetalk_agent.engines.musetalk.copies import fingerprint
+from musetalk_agent.engines.musetalk import weights_files
 from musetalk_agent.engines.musetalk.network import AUDIO_ROWS, AUDIO_WIDTH, LATENT_SHAPE
 from musetalk_agent.engines.musetalk.profiles import Profile
+from musetalk_agent.engines.musetalk.weights_files import fingerprint
 from musetalk_agent.errors import EngineUnavailable, WeightsMissing
 
 log = logging.getLogger(__name__)
@@ -43,9 +43,9 @@ class Painter(nn.Module):
 
 def plan_path(models: Path, profile: Profile, dtype: torch.dtype) -> Path:
     """Where the plan of these weights lies or would lie. Raises `WeightsMissing` without a UNet."""
-    found = files.find(models, "unet", None)
+    found = weights_files.find(models, "unet", None)
     if found is None:
-        raise WeightsMissing(f"The model file {files.name_of('unet')} is missing from {models}.")
+        raise WeightsMissing(f"The model file {weights_files.name_of('unet')} is missing from {models}.")
     precision = str(dtype).removeprefix("torch.")
     return models / "tensorrt" / f"{profile.name}-{precision}-{fingerprint(found.path)[:12]}.plan"
 

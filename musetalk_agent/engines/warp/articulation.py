@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from musetalk_agent.engines.warp.geometry import CHIN, IL, IU, OL, OU, Floats, S, Shape, ordered
+from musetalk_agent.engines.warp.mouth_space import CHIN, IL, IU, OL, OU, Floats, S, Shape, ordered
 from musetalk_agent.media_types import Feature
 
 FEATURE_SIZE = 5

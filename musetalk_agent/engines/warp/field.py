@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from musetalk_agent.engines.warp.geometry import (
+from musetalk_agent.engines.warp.mouth_space import (
     CHIN,
     IL,
     IU,

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from musetalk_agent.engines.warp.geometry import IL, IU, OL, OU, SAMPLES, Floats, S, Shape, ordered
+from musetalk_agent.engines.warp.mouth_space import IL, IU, OL, OU, SAMPLES, Floats, S, Shape, ordered
 from musetalk_agent.media_types import Pixels
 
 COLUMNS = 81

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import cv2
 import numpy as np
 
 from musetalk_agent.avatars.bundle import Bundle
-from musetalk_agent.engines.warp.artefacts import Artefacts
-from musetalk_agent.engines.warp.articulation import Articulation
-from musetalk_agent.engines.warp.field import Field, Lattice
-from musetalk_agent.engines.warp.geometry import NECK, REACH, Floats, unit
-from musetalk_agent.engines.warp.mouth import lent_shape, lips_over
+from musetalk_agent.engines.warp.artefacts import FINER, LIGHT_AREA, LIGHT_COLS, LIGHT_ROWS, Artefacts
+from musetalk_agent.engines.warp.articulation import Articulation, opened
+from musetalk_agent.engines.warp.field import Field, Lattice, ramp
+from musetalk_agent.engines.warp.interior import Opening, paint, shadow_line, softness
+from musetalk_agent.engines.warp.mouth_space import (
+    CHIN,
+    IL,
+    IU,
+    NECK,
+    OL,
+    OU,
+    REACH,
+    SAMPLES,
+    Floats,
+    Shape,
+    smooth,
+    unit,
+)
 from musetalk_agent.engines.warp.shot import Shot, fetch
-from musetalk_agent.media_types import Patch
+from musetalk_agent.media_types import Box, Patch
 
 CELL = 0.025
 """Lattice cells (eye distances)."""
@@ -56,3 +71,172 @@ def _rim(lattice: Lattice, width: float) -> Floats:
     steep = np.float32(1 / width)
     rows = unit(np.minimum(y, np.float32(box.height - cell) - y) * steep)
     return rows[:, None] * unit(np.minimum(x, np.float32(box.width - cell) - x) * steep)
+
+
+OWN_TEXTURE = 0.5
+"""Presence at which the reference's lips have taken over from the idle frame's."""
+BESIDE = 1.20, 1.65
+"""From where to where, in halves of the mouth beside its middle, lips fade into the idle frame's own pixels."""
+OUTLINE_SOFT = 0.06
+"""How far from the face's outline lips begin to fade into the idle frame's own pixels (eye distances)."""
+LIGHT_SEEN = 0.5
+"""Differences of light up to this many levels are not laid on."""
+
+
+@dataclass(frozen=True)
+class Lips:
+    """What the lips' pixels are made from.
+
+    Args:
+        lattice: whose grid the values lie on.
+        part: the pixels at which something of the lips is shown.
+        maps: float32 `[m, n, 4]`: where each place's pixel is in the reference's enlarged picture (x, y), taken to lie on the upper
+            side; how much further down (eye distances) it is if on the lower side; and positive on the lower side.
+        edges: float32 `[m, n, 4]`: distance below the upper and above the lower lip's edge; distance from the nearer corner in
+            halves of the mouth; how much of the reference is shown, 0 … 1.
+    """
+
+    shot: Shot
+    box: Box
+    lattice: Lattice
+    part: Box
+    maps: Floats
+    edges: Floats
+
+    def lay(self, pixels: Floats) -> None:
+        """Blends the lips into `pixels` (BGR of the patch, float32 `[h, w, 3]`) in place."""
+        part = self.part
+        drawn = self._reference()
+        under, over, corner, cover = self.lattice.spread(self.edges, part)
+        self._inside(drawn, under, over, corner)
+        if self.shot.presence < OWN_TEXTURE:
+            cover *= np.float32(self.shot.presence / OWN_TEXTURE)
+        place = _within(part, self.box)
+        pixels[place] = cv2.blendLinear(drawn, pixels[place], cover, 1 - cover)
+
+    def _reference(self) -> Floats:
+        """The reference's pixels over `part`, in the pose's light."""
+        art, part = self.shot.art, self.part
+        to = art.frames[self.shot.reference] * np.float32(FINER)
+        x, y, split, lower = self.lattice.spread(self.maps, part)
+        further = cv2.multiply(cv2.threshold(lower, 0, 1, cv2.THRESH_BINARY)[1], split)
+        map_x, map_y = cv2.scaleAdd(further, float(to[0, 1]), x), cv2.scaleAdd(further, float(to[1, 1]), y)
+        seen = cv2.remap(self.shot.lent.pixels, map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        lips = np.asarray(cv2.cvtColor(seen, cv2.COLOR_BGRA2BGR)).astype(np.float32)
+        light = art.light[self.shot.pose]
+        if max(float(light.max()), -float(light.min())) >= LIGHT_SEEN:
+            lips += self._light(light)
+        return lips
+
+    def _light(self, light: Floats) -> Floats:
+        """How much brighter the pose is than the reference, at the pixels of `part`: float32 `[h, w, 3]`."""
+        u0, u1, v0, v1 = LIGHT_AREA
+        (a, b, c), (d, e, f) = self.shot.frame.tolist()
+        whole, across, down = a * e - b * d, (LIGHT_COLS - 1) / (u1 - u0), (LIGHT_ROWS - 1) / (v1 - v0)
+        x, y = self.part.x0 - c, self.part.y0 - f
+        onto = np.array(
+            [
+                (across * e / whole, -across * b / whole, across * ((e * x - b * y) / whole - u0)),
+                (-down * d / whole, down * a / whole, down * ((a * y - d * x) / whole - v0)),
+            ]
+        )
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        size = self.part.width, self.part.height
+        return np.asarray(cv2.warpAffine(light, onto, size, flags=flags, borderMode=cv2.BORDER_REPLICATE), np.float32)
+
+    def _inside(self, lips: Floats, under: Floats, over: Floats, corner: Floats) -> None:
+        """Paints the inside where the lips are apart, and the line where they meet, into `lips` in place.
+
+        All are of `part`: distances below the upper and above the lower lip's edge, and from the nearer corner.
+        """
+        shot, part = self.shot, self.part
+        art, soft = shot.art, softness(shot.eyes)
+        seen = (self.edges[..., 0] > -soft) & (self.edges[..., 1] > -soft) & (self.edges[..., 2] > 0)
+        area = self.lattice.around(seen, shot.frame, part)
+        if area is None:
+            return
+        place = _within(area, part)
+        under, over, corner = under[place], over[place], corner[place]
+        x = np.arange(area.x0, area.x1, dtype=np.float32)[None]
+        y = np.arange(area.y0, area.y1, dtype=np.float32)[:, None]
+        u, v = shot.places(x, y)
+        inner = lips[place]
+        meeting = shadow_line(under, over, soft)
+        meeting *= unit(np.float32(1) - (under + over) * np.float32(1 / 0.03))
+        cut = float((shot.shape.curves[IL] - shot.shape.curves[IU]).max())
+        # what was cut out took the line's own shadow with it, and left mixed pixels
+        seam = 3 if cut < 0.03 else 2 * round(0.5 + 0.012 * shot.eyes) + 1
+        inner[:] = cv2.blendLinear(cv2.blur(inner, (1, seam)), inner, meeting, 1 - meeting)
+        shadow = meeting * unit(corner * np.float32(1 / 0.25))
+        shadow *= np.float32(0.4 * min(cut / 0.03, 1.0))
+        kept = np.float32(1) - shadow
+        line = art.palette.line[:, None, None]
+        if shot.gap > 0:
+            middle = float(shot.rest.curves[IU][SAMPLES // 2])
+            u -= np.float32(shot.target.centre)
+            v -= np.float32(middle)
+            cover = unit(under * np.float32(0.5 / soft) + np.float32(0.5))
+            cover *= unit(over * np.float32(0.5 / soft) + np.float32(0.5))
+            cover *= unit(corner * np.float32(1 / 0.15))
+            cover *= np.float32(min(shot.gap / 0.012, 1.0))
+            added = paint(Opening(u, v, under, over, shot.act.rounding, shot.gap), art.palette)
+            added *= cover
+            uncovered = np.float32(1) - cover
+            kept *= uncovered
+            uncovered *= shadow
+            added += line * uncovered
+        else:
+            added = line * shadow
+        inner *= cv2.merge((kept, kept, kept))
+        inner += cv2.merge(tuple(added))
+
+
+def lips_over(shot: Shot, box: Box, lattice: Lattice, field: Field) -> Lips | None:
+    """The lips within `box`; `field` is that of the reference's mouth (see `lent_shape`). None where none are in the picture."""
+    to, lent = shot.art.frames[shot.reference], shot.lent
+    (a, b, c), (d, e, f) = (to * np.float32(FINER)).tolist()
+    source_u = lattice.u + field.du
+    source_v = lattice.v + field.upper
+    maps, edges = (np.empty((*source_u.shape, 4), np.float32) for _ in range(2))
+    edges[..., 3] = _cover(shot, field, lattice, source_u)
+    part = lattice.around(edges[..., 3] > 0, shot.frame, box)
+    if part is None:
+        return None
+    shift_x, shift_y = lent.offset
+    np.add(source_u * np.float32(a) + np.float32(c + shift_x), source_v * np.float32(b), out=maps[..., 0])
+    np.add(source_u * np.float32(d) + np.float32(f + shift_y), source_v * np.float32(e), out=maps[..., 1])
+    np.subtract(field.lower, field.upper, out=maps[..., 2])
+    np.subtract(lattice.v, field.levels[IU + 1], out=edges[..., 0])
+    np.subtract(field.levels[IL + 1], lattice.v, out=edges[..., 1])
+    edges[..., 2] = 1 - np.abs(field.s)
+    np.subtract(edges[..., 0], edges[..., 1], out=maps[..., 3])
+    return Lips(shot, box, lattice, part, maps, edges)
+
+
+def lent_shape(shot: Shot) -> Shape:
+    """The reference's mouth as its lips are cut out for this shot."""
+    return opened(shot.shape, shot.gap)
+
+
+def _cover(shot: Shot, field: Field, lattice: Lattice, source_u: Floats) -> Floats:
+    """How much of the reference is shown: all of it on the lips, none half way to chin, nose and cheek, none beyond the outline."""
+    top, ou, ol, chin = (field.levels[k] for k in (0, OU + 1, OL + 1, CHIN + 1))
+    quarter, two = np.float32(0.25), np.float32(2)
+    cover: Floats = ramp(lattice.v, top + quarter * (ou - top), two / (ou - top))
+    cover *= ramp(-lattice.v, -(ol + np.float32(0.8) * (chin - ol)), two / (chin - ol))
+    cover *= np.interp(np.abs(field.s), BESIDE, (1, 0)).astype(np.float32)
+    smooth(cover)
+    cover *= _on_face(lattice.u - np.float32(shot.target.centre), shot.sides)
+    cover *= _on_face(source_u - np.float32(shot.shape.centre), shot.lent_sides)
+    return cover
+
+
+def _on_face(away: Floats, sides: tuple[float, float]) -> Floats:
+    """1 on the face, 0 beyond its outline, which is `sides` to the left and right of the mouth's middle."""
+    left, right = sides
+    return unit(np.minimum(away + np.float32(left), np.float32(right) - away) * np.float32(1 / OUTLINE_SOFT))
+
+
+def _within(box: Box, around: Box) -> tuple[slice, slice]:
+    """Rows and columns of `box` in pixels of `around`."""
+    return slice(box.y0 - around.y0, box.y1 - around.y0), slice(box.x0 - around.x0, box.x1 - around.x0)

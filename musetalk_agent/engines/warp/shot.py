@@ -9,11 +9,10 @@ import cv2
 import numpy as np
 
 from musetalk_agent.avatars.bundle import Bundle
-from musetalk_agent.engines.warp.artefacts import Artefacts
+from musetalk_agent.engines.warp.artefacts import Artefacts, Lent
 from musetalk_agent.engines.warp.articulation import Articulation, driven
 from musetalk_agent.engines.warp.field import Lattice
-from musetalk_agent.engines.warp.geometry import CHIN, IL, IU, SAMPLES, Floats, Shape
-from musetalk_agent.engines.warp.lent import Lent
+from musetalk_agent.engines.warp.mouth_space import CHIN, IL, IU, SAMPLES, Floats, Shape
 from musetalk_agent.media_types import Box, Pixels
 
 ROOM = 0.4

@@ -14,7 +14,7 @@ from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.clock import VirtualClock
 from musetalk_agent.compose.compositor import Compositor
 from musetalk_agent.compose.idle import IdleCursor, IdleCycle, IdleFrames
-from musetalk_agent.engines.base import PatchRequest
+from musetalk_agent.engines.interface import PatchRequest
 from musetalk_agent.engines.pattern import PatternActor, PatternEngine, pattern_bundle
 from musetalk_agent.media_types import Patch
 from tests.musetalk_agent.stand import stand, tone

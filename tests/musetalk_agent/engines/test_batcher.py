@@ -11,8 +11,8 @@ from contextlib import asynccontextmanager
 import numpy as np
 import pytest
 
-from musetalk_agent.engines.base import Flight, PatchRequest
 from musetalk_agent.engines.batcher import QUEUE_LIMIT, Batcher
+from musetalk_agent.engines.interface import Flight, PatchRequest
 from musetalk_agent.engines.pattern import PatternEngine, pattern_bundle
 from musetalk_agent.errors import EngineFailed, EngineUnavailable
 from musetalk_agent.media_types import Patch

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from musetalk_agent.engines.base import Flight, Landed, PatchRequest
 from musetalk_agent.engines.batcher import Batcher, _settle
+from musetalk_agent.engines.interface import Flight, Landed, PatchRequest
 from musetalk_agent.engines.pattern import PatternEngine
 from musetalk_agent.errors import EngineFailed, EngineUnavailable
 from musetalk_agent.media_types import Box, Patch

@@ -10,8 +10,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from musetalk_agent.engines.base import PatchRequest
 from musetalk_agent.engines.batcher import QUEUE_LIMIT, Batcher
+from musetalk_agent.engines.interface import PatchRequest
 from musetalk_agent.engines.pattern import PatternEngine, pattern_bundle
 
 ENGINE = PatternEngine()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from musetalk_agent.compose.compositor import Compositor
-from musetalk_agent.engines.base import PatchRequest
+from musetalk_agent.engines.interface import PatchRequest
 from musetalk_agent.engines.pattern import PatternEngine, PatternStream, pattern_bundle
 from musetalk_agent.media_types import frames_begun
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from musetalk_agent.engines.base import PatchRequest
+from musetalk_agent.engines.interface import PatchRequest
 from musetalk_agent.engines.pattern import THRESHOLD, PatternActor, PatternEngine, PatternFeatures, pattern_bundle
 from musetalk_agent.media_types import frame_start, frames_begun
 

@@ -90,7 +90,7 @@ def test_operations_of_a_part_are_counted(monkeypatch: pytest.MonkeyPatch) -> No
     torch = pytest.importorskip("torch")
     pytest.importorskip("diffusers")
     pytest.importorskip("transformers")
-    from musetalk_agent.engines.musetalk.graphs import CpuCard
+    from musetalk_agent.engines.musetalk.device import CpuCard
     from musetalk_agent.measure import card_stages
 
     layer = torch.nn.Conv2d(3, 5, 3, padding=1)

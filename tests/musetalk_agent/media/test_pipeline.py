@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from musetalk_agent.engines.base import PatchRequest
+from musetalk_agent.engines.interface import PatchRequest
 from musetalk_agent.engines.pattern import PatternEngine
 from musetalk_agent.media.segment import ROOM_RATE
 from musetalk_agent.media_types import Patch

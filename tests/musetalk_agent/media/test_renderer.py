@@ -6,7 +6,7 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from musetalk_agent.engines.base import PatchRequest
+from musetalk_agent.engines.interface import PatchRequest
 from musetalk_agent.engines.pattern import PatternEngine
 from musetalk_agent.media.renderer import UNFIT
 from musetalk_agent.media_types import Patch

@@ -17,7 +17,7 @@ import pytest
 from musetalk_agent import engine_pool
 from musetalk_agent.__main__ import main
 from musetalk_agent.engine_pool import EnginePool
-from musetalk_agent.engines.base import Flight, PatchRequest
+from musetalk_agent.engines.interface import Flight, PatchRequest
 from musetalk_agent.engines.pattern import PatternEngine, pattern_bundle
 from musetalk_agent.errors import EngineFailed, EngineUnavailable
 from musetalk_agent.settings import AgentSettings

@@ -10,7 +10,7 @@ import pytest
 
 from musetalk_agent import engine_pool
 from musetalk_agent.clock import Clock, MonotonicClock, VirtualClock
-from musetalk_agent.engines.base import PatchRequest
+from musetalk_agent.engines.interface import PatchRequest
 from musetalk_agent.engines.pattern import PatternEngine
 from musetalk_agent.factory import Factory
 from musetalk_agent.media_types import Patch, Pcm

@@ -17,8 +17,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from musetalk_agent.engines.musetalk import files, loading
-from musetalk_agent.engines.musetalk.copies import fingerprint, notes_of, problem_of
+from musetalk_agent.engines.musetalk import loading, weights_files
+from musetalk_agent.engines.musetalk.weights_files import fingerprint, notes_of, problem_of
 from musetalk_agent.errors import WeightsInvalid, WeightsMissing
 from musetalk_agent.tools import convert_weights
 from musetalk_agent.tools.convert_weights import convert
@@ -54,8 +54,8 @@ def run(*argv: str) -> int:
     return convert_weights.run(parser.parse_args(list(argv)))
 
 
-def used(models: Path, part: files.Part, half: files.Half | None) -> str:
-    found = files.find(models, part, half)
+def used(models: Path, part: weights_files.Part, half: weights_files.Half | None) -> str:
+    found = weights_files.find(models, part, half)
     assert found is not None
     return str(found.path.relative_to(models))
 
@@ -93,7 +93,7 @@ def test_each_precision_takes_its_own_file(models: Path) -> None:
 def test_copies_suffice_alone(models: Path) -> None:
     for name in ORIGINALS:
         (models / name).unlink()
-    assert files.musetalk_state(ModelStore(models, Manifest.load())) == []
+    assert weights_files.musetalk_state(ModelStore(models, Manifest.load())) == []
     for load in LOADERS:
         assert {value.dtype for value in load(models, CPU, torch.float32).parameters()} == {torch.float32}
 
@@ -177,8 +177,8 @@ def test_a_fingerprint_of_a_small_file_covers_all_of_it(tmp_path: Path) -> None:
 
 
 def test_copies_are_shown_with_what_is_known_of_them(models: Path) -> None:
-    shown = files.copies_state(models)
+    shown = weights_files.copies_state(models)
     assert sorted(shown) == sorted(COPIES) and all(state.verified for state in shown.values())
     assert shown[COPIES[0]].bytes == (models / COPIES[0]).stat().st_size
     os.truncate(models / COPIES[0], 100)
-    assert files.copies_state(models)[COPIES[0]].verified is False
+    assert weights_files.copies_state(models)[COPIES[0]].verified is False

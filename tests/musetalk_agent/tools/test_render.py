@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 import pytest
 
-from musetalk_agent.engines.base import Flight, PatchRequest
+from musetalk_agent.engines.interface import Flight, PatchRequest
 from musetalk_agent.engines.pattern import THRESHOLD, PatternEngine
 from musetalk_agent.media_types import Pcm
 from musetalk_agent.tools import render

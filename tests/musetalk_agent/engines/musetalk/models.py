@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from musetalk_agent.engines.musetalk.graphs import CpuCard, Mark, Outputs
+from musetalk_agent.engines.musetalk.device import CpuCard, Mark, Outputs
 from musetalk_agent.engines.musetalk.loading import load_taesd, load_unet, load_vae
 from tests.reference.network import PlainNetwork
 

@@ -13,7 +13,7 @@ import pytest
 from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.compose.compositor import Compositor
 from musetalk_agent.engines.musetalk.artefacts import Artefacts
-from musetalk_agent.engines.musetalk.masks import blend_mask, region_of_mesh
+from musetalk_agent.engines.musetalk.face_region import blend_mask, region_of_mesh
 from musetalk_agent.media_types import Pixels
 from tests.musetalk_agent.engines.musetalk.faces import bundle_of, frame_of, moved
 from tests.reference import musetalk as reference

@@ -16,8 +16,7 @@ from musetalk_agent.errors import EngineUnavailable
 from musetalk_agent.media_types import Box, Patch
 
 if TYPE_CHECKING:  # torch is loaded when a test runs, not when it is collected
-    from musetalk_agent.engines.musetalk.actor import MuseTalkActor
-    from musetalk_agent.engines.musetalk.avatars import AvatarStore
+    from musetalk_agent.engines.musetalk.avatar_store import AvatarStore, MuseTalkActor
 
 POSE_BYTES = 8 * 32 * 32 * 2
 REST = np.arange(12, dtype=np.float32).reshape(4, 3)
@@ -51,7 +50,7 @@ class Card:
 
 
 def store_of(card: Card | None = None, spare_poses: int = 2) -> AvatarStore:
-    from musetalk_agent.engines.musetalk.avatars import AvatarStore
+    from musetalk_agent.engines.musetalk.avatar_store import AvatarStore
 
     return AvatarStore(cast("Any", card or Card()), spare_poses * POSE_BYTES)
 
@@ -171,7 +170,7 @@ def test_threads_that_start_at_once_load_it_once() -> None:
 
 
 def acting(store: AvatarStore, poses: int = 3, mouths: list[float] | None = None, talks: bool = True) -> MuseTalkActor:
-    from musetalk_agent.engines.musetalk.actor import MuseTalkActor
+    from musetalk_agent.engines.musetalk.avatar_store import MuseTalkActor
 
     avatar = store.take(Path("a"), lambda: artefacts(poses))
     shares = mouths or [1.0] * poses

@@ -16,12 +16,13 @@ pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
 from musetalk_agent.avatars.bundle import Bundle  # noqa: E402
-from musetalk_agent.engines.base import PatchRequest  # noqa: E402
 from musetalk_agent.engines.batcher import Batcher  # noqa: E402
-from musetalk_agent.engines.musetalk.admission import Pace  # noqa: E402
-from musetalk_agent.engines.musetalk.avatars import AvatarStore  # noqa: E402
-from musetalk_agent.engines.musetalk.engine import MuseTalkEngine, Options  # noqa: E402
-from musetalk_agent.engines.musetalk.graphs import CpuCard  # noqa: E402
+from musetalk_agent.engines.interface import PatchRequest  # noqa: E402
+from musetalk_agent.engines.musetalk.avatar_store import AvatarStore  # noqa: E402
+from musetalk_agent.engines.musetalk.device import CpuCard  # noqa: E402
+from musetalk_agent.engines.musetalk.engine import MuseTalkEngine  # noqa: E402
+from musetalk_agent.engines.musetalk.profiles import Options  # noqa: E402
+from musetalk_agent.engines.musetalk.runner import Pace  # noqa: E402
 from musetalk_agent.engines.pattern import PatternEngine, pattern_bundle  # noqa: E402
 from musetalk_agent.errors import EngineUnavailable, WeightsMissing  # noqa: E402
 from musetalk_agent.media_types import Feature, Patch  # noqa: E402

@@ -6,8 +6,14 @@ import cv2
 import numpy as np
 import pytest
 
-from musetalk_agent.engines.musetalk.geometry import crop_box, face_boxes
-from musetalk_agent.engines.musetalk.masks import blend_mask, middle, region_of_classes, region_of_mesh
+from musetalk_agent.engines.musetalk.face_region import (
+    blend_mask,
+    crop_box,
+    face_boxes,
+    middle,
+    region_of_classes,
+    region_of_mesh,
+)
 from tests.musetalk_agent.engines.musetalk.faces import moved
 from tests.musetalk_agent.engines.warp.faces import demo_points
 from tests.reference import musetalk as reference

@@ -13,10 +13,14 @@ torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
 from musetalk_agent.engines.musetalk.loading import load_unet, load_vae, load_whisper  # noqa: E402
-from musetalk_agent.engines.musetalk.network import Network, positions  # noqa: E402
-from musetalk_agent.engines.musetalk.unet import FoldedUNet  # noqa: E402
-from musetalk_agent.engines.musetalk.vae import PatchDecoder, to_pixels  # noqa: E402
-from musetalk_agent.engines.musetalk.whisper import AudioEncoder  # noqa: E402
+from musetalk_agent.engines.musetalk.network import (  # noqa: E402  # noqa: E402
+    AudioEncoder,
+    FoldedUNet,
+    Network,
+    PatchDecoder,
+    positions,
+    to_pixels,
+)
 from musetalk_agent.features.whisper_features import WhisperFeatures  # noqa: E402
 from tests.fakes.weights import unet_config, vae_config, write_models  # noqa: E402
 from tests.musetalk_agent.engines.musetalk.models import CPU, difference, inputs, plain  # noqa: E402

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from musetalk_agent.arrays import DamagedArrays
 from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.engines.musetalk.artefacts import Artefacts, _pixels, _shown, _starts
-from musetalk_agent.engines.musetalk.masks import FaceBox
+from musetalk_agent.engines.musetalk.face_region import FaceBox
 from musetalk_agent.media_types import Box, Pixels
 from tests.musetalk_agent.engines.musetalk.faces import bundle_of, frame_of, moved
 

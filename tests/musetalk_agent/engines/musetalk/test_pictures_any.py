@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from musetalk_agent.engines.musetalk.geometry import crop_box
-from musetalk_agent.engines.musetalk.masks import (
+from musetalk_agent.engines.musetalk.face_region import (
     _bar,
     _house,
     _jaw,
     blend_mask,
+    crop_box,
     middle,
     region_of_classes,
     region_of_mesh,

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from musetalk_agent.engines.musetalk.device import CudaCard, card_for, device_errors
+from musetalk_agent.engines.musetalk.runner import HEADROOM, Launched, Pace, Runner
+from musetalk_agent.errors import EngineFailed, EngineUnavailable
+from musetalk_agent.media_types import Feature
+from tests.musetalk_agent.engines.musetalk.models import CardWithPinnedMemory, MeanNetwork
+
 torch = pytest.importorskip("torch")
 
-from musetalk_agent.engines.musetalk.graphs import CudaCard, card_for, device_errors  # noqa: E402
-from musetalk_agent.engines.musetalk.runner import Launched, Runner  # noqa: E402
-from musetalk_agent.errors import EngineFailed, EngineUnavailable  # noqa: E402
-from musetalk_agent.media_types import Feature  # noqa: E402
-from tests.musetalk_agent.engines.musetalk.models import CardWithPinnedMemory, MeanNetwork  # noqa: E402
 
 WINDOW = (3, 80)
 
@@ -179,3 +180,15 @@ def test_a_card_that_is_not_there() -> None:
     with pytest.raises(EngineUnavailable, match="no cuda:0"):
         CudaCard("cuda:0")
     assert card_for("cpu").device.type == "cpu"
+
+
+def test_capacity_is_the_best_buckets_pace_with_headroom() -> None:
+    pace = Pace({1: 0.005, 4: 0.010, 16: 0.032})
+    assert pace.frames_per_second == 500
+    assert pace.capacity(25) == int(500 * HEADROOM / 25) == 15
+    assert pace.capacity(30) == 12
+
+
+def test_a_device_that_cannot_hold_one_session_says_none() -> None:
+    assert Pace({1: 5.0}).capacity(25) == 0
+    assert Pace().capacity(25) == 0

@@ -13,9 +13,8 @@ pytest.importorskip("diffusers")
 
 from musetalk_agent.engines.musetalk import tensorrt  # noqa: E402
 from musetalk_agent.engines.musetalk.loading import load_unet, load_vae  # noqa: E402
+from musetalk_agent.engines.musetalk.network import FoldedUNet, PatchDecoder  # noqa: E402
 from musetalk_agent.engines.musetalk.profiles import profile_named  # noqa: E402
-from musetalk_agent.engines.musetalk.unet import FoldedUNet  # noqa: E402
-from musetalk_agent.engines.musetalk.vae import PatchDecoder  # noqa: E402
 from musetalk_agent.tools import build_engine  # noqa: E402
 from tests.fakes.weights import write_models  # noqa: E402
 from tests.musetalk_agent.engines.musetalk.models import CPU, inputs  # noqa: E402

@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
 from musetalk_agent.engines.musetalk.loading import load_unet  # noqa: E402
-from musetalk_agent.engines.musetalk.unet import FoldedUNet  # noqa: E402
+from musetalk_agent.engines.musetalk.network import FoldedUNet  # noqa: E402
 from tests.fakes.weights import write_models  # noqa: E402
 from tests.musetalk_agent.engines.musetalk.models import CPU, inputs, plain  # noqa: E402
 from tests.reference.network import position_table  # noqa: E402

@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
 from musetalk_agent.engines.musetalk.loading import load_taesd, load_vae  # noqa: E402
-from musetalk_agent.engines.musetalk.vae import FaceEncoder, PatchDecoder, TinyDecoder, to_pixels  # noqa: E402
+from musetalk_agent.engines.musetalk.network import FaceEncoder, PatchDecoder, TinyDecoder, to_pixels  # noqa: E402
 from tests.fakes.weights import write_models  # noqa: E402
 from tests.musetalk_agent.engines.musetalk.models import CPU, difference, plain  # noqa: E402
 

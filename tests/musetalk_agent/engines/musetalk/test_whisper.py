@@ -11,7 +11,7 @@ transformers = pytest.importorskip("transformers")
 
 from transformers.models.whisper.modeling_whisper import WhisperEncoder  # noqa: E402
 
-from musetalk_agent.engines.musetalk.whisper import AudioEncoder  # noqa: E402
+from musetalk_agent.engines.musetalk.network import AudioEncoder  # noqa: E402
 from musetalk_agent.features.whisper_features import CONTEXT, STEP, TAIL, WhisperFeatures, rest  # noqa: E402
 from musetalk_agent.media_types import Pcm, frame_start, frames_begun, frames_complete  # noqa: E402
 from tests.reference import whisper as reference  # noqa: E402

@@ -13,8 +13,8 @@ from musetalk_agent.avatars.framing import windows
 from musetalk_agent.avatars.library import DEMO_ASSET
 from musetalk_agent.engines.warp import WarpEngine
 from musetalk_agent.engines.warp.engine import WarpActor
-from musetalk_agent.engines.warp.geometry import INNER_LOWER, INNER_UPPER, OUTER_LOWER, OUTER_UPPER
-from musetalk_agent.engines.warp.poses import CHIN_FALLS
+from musetalk_agent.engines.warp.idle_shapes import CHIN_FALLS
+from musetalk_agent.engines.warp.mouth_space import INNER_LOWER, INNER_UPPER, OUTER_LOWER, OUTER_UPPER
 from musetalk_agent.features.extractor import FeatureStream, VoiceActivityDetector
 from musetalk_agent.media_types import Box, Patch, Pixels
 from musetalk_agent.protocol.http import AvatarReport

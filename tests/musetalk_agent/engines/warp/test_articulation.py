@@ -18,7 +18,7 @@ from musetalk_agent.engines.warp.articulation import (
     opened,
 )
 from musetalk_agent.engines.warp.field import Lattice, Nodes
-from musetalk_agent.engines.warp.geometry import CHIN, IL, IU, OL, OU, SAMPLES, S, Shape
+from musetalk_agent.engines.warp.mouth_space import CHIN, IL, IU, OL, OU, SAMPLES, S, Shape
 from musetalk_agent.engines.warp.shot import _reach
 from musetalk_agent.media_types import Box
 from tests.musetalk_agent.engines.warp.test_fields import ACTS, FRAME, REST

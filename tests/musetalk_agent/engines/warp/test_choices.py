@@ -14,26 +14,31 @@ from hypothesis import strategies as st
 
 from musetalk_agent.arrays import DamagedArrays
 from musetalk_agent.avatars.bundle import Bundle
-from musetalk_agent.engines.base import PatchRequest
+from musetalk_agent.engines.interface import PatchRequest
 from musetalk_agent.engines.warp import WarpEngine
 from musetalk_agent.engines.warp.artefacts import FILE, Artefacts
 from musetalk_agent.engines.warp.articulation import FEATURE_SIZE, closed
-from musetalk_agent.engines.warp.engine import WarpActor
-from musetalk_agent.engines.warp.geometry import eye_frame, mesh_shape, to_mouth
-from musetalk_agent.engines.warp.poses import _explained, _shares, _smooth, outlines, rest_shapes, settled, steadied
-from musetalk_agent.engines.warp.quiet import FILE as QUIET
-from musetalk_agent.engines.warp.quiet import _load, _save, quiet_patches
-from musetalk_agent.engines.warp.references import (
+from musetalk_agent.engines.warp.engine import FILE as QUIET
+from musetalk_agent.engines.warp.engine import WarpActor, _load, _save, quiet_patches
+from musetalk_agent.engines.warp.idle_shapes import (
     APART,
     BENT,
     MOST,
     SHUT,
-    SMILE,
+    SMILES_OPEN,
+    _explained,
+    _shares,
+    _smooth,
     apertures,
     chosen,
     nearest,
+    outlines,
+    rest_shapes,
+    settled,
+    steadied,
     whole_chins,
 )
+from musetalk_agent.engines.warp.mouth_space import eye_frame, mesh_shape, to_mouth
 from musetalk_agent.media_types import Box, Patch
 from tests.musetalk_agent.engines.warp import faces
 
@@ -54,7 +59,7 @@ def test_every_pose_is_near_a_reference_that_it_can_borrow_from(
     assert found[0] == first and len(set(found.tolist())) == len(found) <= MOST and set(found) <= set(usable)
     if len(found) < MOST:
         away = np.linalg.norm(angles[:, None] - angles[found][None], axis=2).min(1)
-        shut = usable[openness[usable] <= max(SHUT, SMILE * float(openness[first]))]
+        shut = usable[openness[usable] <= max(SHUT, SMILES_OPEN * float(openness[first]))]
         assert away[usable].max() <= BENT + 1e-6 and away[shut].max() <= APART + 1e-6
 
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from musetalk_agent.avatars.bundle import Bundle
-from musetalk_agent.engines.base import PatchRequest
+from musetalk_agent.engines.interface import PatchRequest
 from musetalk_agent.engines.warp import artefacts
 from musetalk_agent.engines.warp.artefacts import FILE, Artefacts
 from musetalk_agent.engines.warp.engine import WarpActor, WarpEngine
-from musetalk_agent.engines.warp.geometry import IL, IU, Shape, eye_frame, mesh_shape, to_mouth
+from musetalk_agent.engines.warp.mouth_space import IL, IU, Shape, eye_frame, mesh_shape, to_mouth
 from musetalk_agent.media_types import Feature, Patch
 from tests.musetalk_agent.engines.warp import faces
 

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from musetalk_agent.engines.warp.articulation import Articulation, closed, driven
 from musetalk_agent.engines.warp.field import Field, Lattice, Nodes, ramp
-from musetalk_agent.engines.warp.geometry import (
+from musetalk_agent.engines.warp.interior import COLUMNS, HEIGHT, PITCH, ROWS, SIDE, Row, blurred, drawn
+from musetalk_agent.engines.warp.lips import sample
+from musetalk_agent.engines.warp.mouth_space import (
     CHIN,
     NECK,
     OU,
@@ -24,9 +26,7 @@ from musetalk_agent.engines.warp.geometry import (
     mesh_shape,
     to_mouth,
 )
-from musetalk_agent.engines.warp.lips import sample
 from musetalk_agent.engines.warp.shot import fetch
-from musetalk_agent.engines.warp.teeth import COLUMNS, HEIGHT, PITCH, ROWS, SIDE, Row, blurred, drawn
 from musetalk_agent.media_types import Box, Pixels
 from tests.musetalk_agent.engines.warp import faces
 

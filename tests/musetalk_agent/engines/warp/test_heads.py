@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 
 from musetalk_agent.avatars.head import head_angles, head_reach
-from musetalk_agent.engines.base import PatchRequest
-from musetalk_agent.engines.warp.artefacts import Artefacts
+from musetalk_agent.engines.interface import PatchRequest
+from musetalk_agent.engines.warp.artefacts import LIGHT_MOST, Artefacts
 from musetalk_agent.engines.warp.articulation import Articulation
 from musetalk_agent.engines.warp.engine import WarpActor, WarpEngine
-from musetalk_agent.engines.warp.light import LIGHT_MOST
-from musetalk_agent.engines.warp.references import APART, apertures
+from musetalk_agent.engines.warp.idle_shapes import APART, apertures
 from musetalk_agent.engines.warp.shot import ROOM, Shot
 from musetalk_agent.media_types import Pixels
 from tests.musetalk_agent.engines.warp import faces

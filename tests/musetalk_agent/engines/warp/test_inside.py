@@ -7,10 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from musetalk_agent.engines.base import PatchRequest
-from musetalk_agent.engines.warp.geometry import Floats, eye_frame, mesh_shape, to_mouth
-from musetalk_agent.engines.warp.interior import GREY, Palette
-from musetalk_agent.engines.warp.teeth import CROWN, UPPER_ENDS, Row, drawn
+from musetalk_agent.engines.interface import PatchRequest
+from musetalk_agent.engines.warp.interior import CROWN, GREY, UPPER_ENDS, Palette, Row, drawn
+from musetalk_agent.engines.warp.mouth_space import Floats, eye_frame, mesh_shape, to_mouth
 from tests.musetalk_agent.engines.warp import faces
 
 WHITE = np.array([220, 235, 240], np.float32)

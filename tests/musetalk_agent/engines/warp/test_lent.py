@@ -8,9 +8,9 @@ import cv2
 import numpy as np
 import pytest
 
-from musetalk_agent.engines.base import PatchRequest
-from musetalk_agent.engines.warp.geometry import Shape, eye_frame, mesh_shape, to_mouth
-from musetalk_agent.engines.warp.lent import FINER, Lent
+from musetalk_agent.engines.interface import PatchRequest
+from musetalk_agent.engines.warp.artefacts import FINER, Lent
+from musetalk_agent.engines.warp.mouth_space import Shape, eye_frame, mesh_shape, to_mouth
 from musetalk_agent.media_types import Box, Pixels
 from tests.musetalk_agent.engines.warp import faces
 

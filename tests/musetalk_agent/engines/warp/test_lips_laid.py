@@ -9,15 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from musetalk_agent.engines.warp.artefacts import Artefacts
+from musetalk_agent.engines.warp.artefacts import LIGHT_AREA, LIGHT_COLS, LIGHT_ROWS, Artefacts
 from musetalk_agent.engines.warp.articulation import Articulation
 from musetalk_agent.engines.warp.field import Field, Lattice
-from musetalk_agent.engines.warp.geometry import IL, IU, OL, OU, SAMPLES, Floats
-from musetalk_agent.engines.warp.interior import Palette, softness
-from musetalk_agent.engines.warp.light import LIGHT_AREA, LIGHT_COLS, LIGHT_ROWS
-from musetalk_agent.engines.warp.mouth import Lips, lent_shape, lips_over
+from musetalk_agent.engines.warp.interior import Palette, Row, softness
+from musetalk_agent.engines.warp.mouth_space import IL, IU, OL, OU, SAMPLES, Floats
+from musetalk_agent.engines.warp.render import Lips, lent_shape, lips_over
 from musetalk_agent.engines.warp.shot import Shot
-from musetalk_agent.engines.warp.teeth import Row
 from musetalk_agent.media_types import Box
 from tests.musetalk_agent.engines.warp import faces
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from musetalk_agent.engines.warp.articulation import FEATURE_SIZE, Articulation, bump, closed, driven, opened
-from musetalk_agent.engines.warp.geometry import (
+from musetalk_agent.engines.warp.mouth_space import (
     BESIDE,
     CHIN,
     CORNERS,

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from musetalk_agent.engines.warp.geometry import Floats
 from musetalk_agent.engines.warp.interior import (
     GREY,
     LOWER_EDGE,
@@ -19,11 +18,13 @@ from musetalk_agent.engines.warp.interior import (
     UPPER_EDGE,
     Opening,
     Palette,
+    Row,
+    drawn,
     paint,
     shadow_line,
     softness,
 )
-from musetalk_agent.engines.warp.teeth import Row, drawn
+from musetalk_agent.engines.warp.mouth_space import Floats
 
 WHITE, GUM = np.array([200, 220, 225], np.float32), np.array([90, 80, 160], np.float32)
 PALETTE = Palette(

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from musetalk_agent.engines.warp.articulation import APERTURE, OPENING, READING, WIDTH, Articulation, closed, driven
-from musetalk_agent.engines.warp.geometry import (
+from musetalk_agent.engines.warp.lips import refine
+from musetalk_agent.engines.warp.mouth_space import (
     CHIN,
     IL,
     IU,
@@ -20,7 +21,6 @@ from musetalk_agent.engines.warp.geometry import (
     pose_frames,
     to_mouth,
 )
-from musetalk_agent.engines.warp.lips import refine
 from tests.musetalk_agent.engines.warp import faces
 
 MIDDLE = SAMPLES // 2

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from musetalk_agent.engines.musetalk.files import find, musetalk_state, vae_config_path
+from musetalk_agent.engines.musetalk.weights_files import find, musetalk_state, vae_config_path
 from musetalk_agent.weights import Manifest, ModelStore
 
 REQUIRED = [
@@ -58,7 +58,7 @@ def test_a_file_that_is_no_copy_stands_for_nothing(store: ModelStore) -> None:
 def test_asking_needs_no_torch() -> None:
     """/debug and the choice of an engine ask on machines without the extra."""
     code = (
-        "import sys; from musetalk_agent.engines.musetalk import config, copies, files; "
+        "import sys; from musetalk_agent.engines.musetalk import config, weights_files; "
         "sys.exit(any(name in sys.modules for name in ('torch', 'diffusers', 'transformers', 'safetensors')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

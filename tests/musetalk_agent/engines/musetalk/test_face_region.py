@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from musetalk_agent.engines.musetalk.geometry import BRIDGE, JAW, JAW_REACH, crop_box, face_boxes, talks
+from musetalk_agent.engines.musetalk.face_region import BRIDGE, JAW, JAW_REACH, crop_box, face_boxes, talks
 from musetalk_agent.errors import NoFaceInAvatar
 from tests.musetalk_agent.engines.warp.faces import demo_points
 from tests.reference import musetalk as reference

@@ -1,13 +1,88 @@
-"""Where each pose has its mouth, and where it would have it with the lips together."""
+"""The shape of the mouth in every idle frame, its own and with the lips together; and the reference frames, which lend their lips.
+
+There is one reference for each direction of the head, so that lips are never bent far: lips seen from the front do not fit a face
+seen from the side, whose far half is narrower and has the background behind it. A clip of a still head has one reference; a clip
+whose head turns and nods has more, each with the most closed mouth of the frames around it.
+"""
 
 from __future__ import annotations
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from musetalk_agent.engines.warp.articulation import JAW_WINDOW, closed
-from musetalk_agent.engines.warp.geometry import CHIN, IU, LEVELS, OU, SAMPLES, Floats, S, Shape, ordered, to_mouth
-from musetalk_agent.engines.warp.references import Ints
+from musetalk_agent.engines.warp.mouth_space import (
+    CHIN,
+    EYES,
+    IU,
+    LEVELS,
+    OU,
+    SAMPLES,
+    Floats,
+    S,
+    Shape,
+    ordered,
+    to_mouth,
+)
+
+Ints = NDArray[np.int64]
+
+APART = np.radians(10.0)
+"""Poses further than this from every reference get one of their own (radians)."""
+BENT = np.radians(14.0)
+"""So far lips may be bent before open ones from a nearer pose are better (radians)."""
+SHUT = 0.03
+"""Lips that the mesh sees closer together than this are closed (eye distances)."""
+SMILES_OPEN = 1.4
+"""Where lips are always apart, those up to this multiple of the least opening count as closed: the mesh reads smiles unevenly."""
+MOST = 12
+"""References of a clip at most: each costs 50 ms of preparation."""
+NEAR = 0.5
+"""A reference is sought within this share of `APART` around the pose that lacks one."""
+CLEAR = 0.04
+"""How far a chin must be from the picture's edge, in eye distances, in a frame that lends its lips."""
+
+
+def apertures(landmarks: Floats) -> Floats:
+    """How open the mesh sees the lips of each pose, in eye distances."""
+    eyes = np.linalg.norm(landmarks[:, EYES[0]] - landmarks[:, EYES[1]], axis=1)
+    return np.asarray(np.linalg.norm(landmarks[:, 13] - landmarks[:, 14], axis=1) / np.maximum(eyes, 1), np.float32)
+
+
+def whole_chins(landmarks: Floats, width: int, height: int) -> NDArray[np.bool_]:
+    """Which poses show the whole chin, bool `[n]`."""
+    room = CLEAR * np.linalg.norm(landmarks[:, EYES[0]] - landmarks[:, EYES[1]], axis=1)[:, None]
+    chin = landmarks[:, 152]
+    inside: NDArray[np.bool_] = ((chin > room) & (chin < np.array([width, height]) - 1 - room)).all(1)
+    return inside
+
+
+def chosen(angles: Floats, openness: Floats, usable: Ints, first: int) -> Ints:
+    """Indices of the references, `first` before all others.
+
+    Each pose of `usable` with closed lips is within `APART` of one, as far as `MOST` reaches. Open lips are taken only where no
+    others are within `BENT`.
+    """
+    found = [first]
+    shut = usable[openness[usable] <= max(SHUT, SMILES_OPEN * float(openness[first]))]
+    for poses, apart in ((shut, APART), (usable, BENT)):
+        away = np.linalg.norm(angles[poses, None] - angles[found][None], axis=2).min(1)
+        while len(found) < MOST and float(away.max(initial=0.0)) > apart:
+            far = angles[poses[int(np.argmax(away))]]
+            # not near one that is there already: of several open frames the same one would be chosen again
+            near = poses[(np.linalg.norm(angles[poses] - far, axis=1) <= NEAR * APART) & (away > NEAR * APART)]
+            best = int(near[int(np.argmin(openness[near]))])
+            found.append(best)
+            away = np.minimum(away, np.linalg.norm(angles[poses] - angles[best], axis=1))
+    return np.array(found, np.int64)
+
+
+def nearest(angles: Floats, references: Ints) -> Ints:
+    """For each pose the reference that it shows, an index into `references`."""
+    away = np.linalg.norm(angles[:, None] - angles[references][None], axis=2)
+    return np.asarray(away.argmin(1), np.int64)
+
 
 SETTLE = 1.5
 """Standard deviation, in frames, of the smoothing of the poses' own shapes over time: the mesh's noise is shorter than speech."""
@@ -23,7 +98,7 @@ taken out. The upper lip's outer edge moves by −0.09 … 0.07 of it."""
 CHIN_LIFT = 0.045
 """How far the chin is lifted at most to close references, where even the most closed mouth of the clip is open so far (eye
 distances): no frame shows that chin at its rest, and the lips do the rest of the way. Lifted further, it is seen to move."""
-SMILE = (0.31, 0.35)
+SMILE_HALF_WIDTHS = (0.31, 0.35)
 """Half widths of mouths (eye distances) that are no smile yet, and a smile for sure: its lips part without the jaw, and closing
 them leaves the chin where it is. Talkers have up to 0.30, toothy smiles 0.34 to 0.39."""
 FACING = 0.25
@@ -84,7 +159,7 @@ def smile_of(meshes: list[Shape], angles: Floats) -> float:
     turn = np.abs(angles[:, 0])
     facing = np.flatnonzero(turn <= np.quantile(turn, FACING))
     half = float(np.median([meshes[k].half for k in facing]))
-    return float(np.clip((half - SMILE[0]) / (SMILE[1] - SMILE[0]), 0, 1))
+    return float(np.clip((half - SMILE_HALF_WIDTHS[0]) / (SMILE_HALF_WIDTHS[1] - SMILE_HALF_WIDTHS[0]), 0, 1))
 
 
 def rest_shapes(

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from musetalk_agent.engines.musetalk.geometry import (
+from musetalk_agent.engines.musetalk.face_region import (
     JAW,
     JAW_REACH,
     LYING,

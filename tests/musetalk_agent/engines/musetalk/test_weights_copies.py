@@ -11,18 +11,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from musetalk_agent.engines.musetalk.admission import HEADROOM, Pace
-from musetalk_agent.engines.musetalk.copies import (
+from musetalk_agent.engines.musetalk.profiles import BUCKETS, PROFILES, SHOWN_FROM, bucket_of, profile_named
+from musetalk_agent.engines.musetalk.runner import HEADROOM, Pace
+from musetalk_agent.engines.musetalk.weights_files import (
     HEADER_LIMIT,
     MARK,
     Half,
+    copies_state,
     copy_path,
+    find,
+    find_original,
     fingerprint,
     notes_of,
     problem_of,
 )
-from musetalk_agent.engines.musetalk.files import copies_state, find, find_original
-from musetalk_agent.engines.musetalk.profiles import BUCKETS, PROFILES, SHOWN_FROM, bucket_of, profile_named
 from musetalk_agent.errors import EngineUnavailable
 
 BLOCK = 1 << 16
