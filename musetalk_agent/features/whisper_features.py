@@ -1,6 +1,6 @@
 """Whisper's log-mel windows for the `musetalk` engine, one per video frame, while the audio arrives: numpy only.
 
-The encoder itself runs in the engine's batch on the GPU (`engines/musetalk/whisper.py`). The feature is its input,
+The encoder itself runs in the engine's batch on the GPU (`engines/musetalk/network.py`). The feature is its input,
 float32 `[MEL_COLUMNS, 80]`, about 20 ms positions a, a+1 … of the segment:
 
     rows 0 … 2·POSITIONS+2: columns 2a-2 … 2·(a+POSITIONS), scaled as whisper expects them

@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 ENCODE_BATCH = 4
 """Poses encoded at once while an avatar is prepared: 2 TFLOP, a few milliseconds of a large card, which speech may have to wait."""
 GEOMETRY_VERSION = 1
-"""Of boxes, crops and masks in artefacts; raise it when `geometry`, `masks` or `artefacts` make other ones of the same clip."""
+"""Of boxes, crops and masks in artefacts; raise it when `face_region` or `artefacts` make other ones of the same clip."""
 CPU_BUCKETS = (1,)
 """A processor gains nothing from batches: one frame of the full network keeps it busy for seconds."""
 IDLE_BYTES = 64 << 20
@@ -183,7 +183,7 @@ class MuseTalkEngine:
         )
 
     def capacity(self, fps: int) -> int | None:
-        """As measured in `warmup` (`admission.Pace`); 0 where the device cannot hold one session in real time."""
+        """As measured in `warmup` (`runner.Pace`); 0 where the device cannot hold one session in real time."""
         return self.pace.capacity(fps)
 
     def figures(self) -> dict[str, Any]:

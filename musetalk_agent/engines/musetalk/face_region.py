@@ -130,6 +130,7 @@ def upright(landmarks: NDArray[np.float32]) -> NDArray[np.bool_]:
 
 
 FaceBox = tuple[int, int, int, int]
+Filter = Literal["bilinear", "bicubic"]
 
 _SIDE = 512
 _BLUR = 0.1
@@ -165,7 +166,7 @@ def middle(box: FaceBox) -> int:
     return (box[1] + box[3]) // 2
 
 
-def resize(square: Pixels, side: int, kind: Literal["bilinear", "bicubic"]) -> Pixels:
+def resize(square: Pixels, side: int, kind: Filter) -> Pixels:
     """A uint8 image `[n, n]` or `[n, n, c]` at another size, by Pillow as upstream does it.
 
     Raises ValueError for an image that is not square: Pillow 13 resizes along the axes of others in another order than earlier

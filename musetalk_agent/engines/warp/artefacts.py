@@ -74,7 +74,7 @@ class Artefacts:
         top: `v` of the base of the nose, where the deformation begins.
         palette: colours of the inside.
         light: float32 `[n, LIGHT_ROWS, LIGHT_COLS, 3]`, how much brighter each pose is than its reference (BGR).
-        lent: the references' mouths, enlarged (at most `references.MOST` of them, 0.6 MB each for a face of 270 px). Filled as
+        lent: the references' mouths, enlarged (at most `idle_shapes.MOST` of them, 0.6 MB each for a face of 270 px). Filled as
             they are shown, and not stored.
     """
 

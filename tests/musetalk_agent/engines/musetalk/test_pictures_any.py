@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from musetalk_agent.engines.musetalk.face_region import (
+    Filter,
     _bar,
     _house,
     _jaw,
@@ -17,9 +18,9 @@ from musetalk_agent.engines.musetalk.face_region import (
     middle,
     region_of_classes,
     region_of_mesh,
+    resize,
 )
-from musetalk_agent.engines.musetalk.resampling import Filter, _weights, resize
-from musetalk_agent.media_types import Box, Pixels
+from musetalk_agent.media_types import Pixels
 from tests.musetalk_agent.engines.warp.faces import demo_points
 
 KINDS: dict[Filter, Image.Resampling] = {
@@ -42,27 +43,9 @@ def test_any_square_is_resized_as_pillow_resizes_it(
     assert np.array_equal(resize(picture, side, kind), pillow)
 
 
-@given(st.integers(2, 60), st.integers(2, 60), KIND, st.data())
-def test_a_part_is_that_part_of_the_whole(source: int, side: int, kind: Filter, drawn: st.DataObject) -> None:
-    picture = np.random.default_rng(source).integers(0, 256, (source, source), np.uint8)
-    x0, y0 = drawn.draw(st.integers(0, side - 1)), drawn.draw(st.integers(0, side - 1))
-    part = Box(x0, y0, drawn.draw(st.integers(x0 + 1, side)), drawn.draw(st.integers(y0 + 1, side)))
-    whole = resize(picture, side, kind)
-    assert np.array_equal(resize(picture, side, kind, part), whole[part.y0 : part.y1, part.x0 : part.x1])
-
-
 @given(st.integers(1, 80), st.integers(1, 80), KIND, st.integers(0, 255))
 def test_a_flat_picture_stays_flat(source: int, side: int, kind: Filter, value: int) -> None:
     assert (resize(np.full((source, source), value, np.uint8), side, kind) == value).all()
-
-
-@given(st.integers(1, 200), st.integers(1, 200), KIND)
-def test_weights_sum_to_one_and_stay_in_the_picture(source: int, size: int, kind: Filter) -> None:
-    starts, weights = _weights(source, size, kind)
-    assert np.abs(weights.sum(1) - (1 << 22)).max() <= weights.shape[1]
-    taps = starts[:, None] + np.arange(weights.shape[1])
-    assert not weights[(taps < 0) | (taps >= source)].any()
-    assert (np.diff(starts) >= 0).all()
 
 
 BOXES = st.builds(

@@ -6,21 +6,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from musetalk_agent.engines.musetalk.face_region import resize
+from musetalk_agent.engines.musetalk.face_region import Filter, resize
 
-FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+FILTERS: dict[Filter, Image.Resampling] = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
 @pytest.mark.parametrize("kind", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("source", [512, 337, 40, 1])
-def test_grey_and_coloured_pictures_resize_as_pillow_resizes_them(kind: str, source: int) -> None:
+def test_grey_and_coloured_pictures_resize_as_pillow_resizes_them(kind: Filter, source: int) -> None:
     rng = np.random.default_rng(source)
     noise = rng.integers(0, 256, (source, source, 3), np.uint8)
     hard = np.where(noise > 127, 255, 0).astype(np.uint8)  # edges make the cubic overshoot at both ends
     for picture in (noise, noise[..., 0], hard[..., 1]):
         for side in (1, 2, 90, 255, 460, 512, 513, 700):
             theirs = np.array(Image.fromarray(picture).resize((side, side), FILTERS[kind]))
-            ours = resize(picture, side, kind)  # type: ignore[arg-type]
+            ours = resize(picture, side, kind)
             assert np.array_equal(ours, theirs), (picture.shape, side)
 
 
