@@ -71,7 +71,16 @@ class Pipeline:
         self.first: VideoFrame = first or compositor.idle(cycle.pose(cursor.next_idle()))
         cursor.idle()
         self.production = Production(
-            batcher, actor, compositor, cycle, cursor, clock, executor, self.funnel, bundle.fps, self._on_ready
+            batcher,
+            actor,
+            compositor,
+            cycle,
+            cursor,
+            clock,
+            executor,
+            self.funnel,
+            bundle.fps,
+            lambda: self.playback.poke(),
         )
         self.playback = Playback(
             publisher,
@@ -141,14 +150,16 @@ class Pipeline:
         self._segment.stages.reach(FIRST_PCM)
         self._segment.push(samples, now)
         self._judge(samples, now)
-        self._poke()
+        self.production.poke()
+        self.playback.poke()
 
     def end(self) -> None:
         """No more PCM for the open segment."""
         if self._segment is not None:
             self._segment.end(self.clock.now())
             self._segment = None
-            self._poke()
+            self.production.poke()
+            self.playback.poke()
 
     def clear(self) -> Cleared:
         """Barge-in; see `Playback.clear`."""
@@ -199,10 +210,3 @@ class Pipeline:
             self._emit(Warned(code="wrong_format_suspected", message=arisen.text, suspicion=arisen.suspicion.value))
         elif before is not None and watch.finding is None:
             self._emit(Warned(code="format_recovered", message="The PCM looks right now."))
-
-    def _poke(self) -> None:
-        self.production.poke()
-        self.playback.poke()
-
-    def _on_ready(self) -> None:
-        self.playback.poke()

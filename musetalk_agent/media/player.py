@@ -194,22 +194,46 @@ class Playback:
     async def run(self) -> None:
         """Plays until cancelled."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._voice(), name="playback-voice")
+            group.create_task(self._play_audio(), name="playback-voice")
             group.create_task(self._pictures(), name="playback-pictures")
 
     # --- the voice ---------------------------------------------------------------------------------------------------
 
-    async def _voice(self) -> None:
+    async def _play_audio(self) -> None:
+        """Hands the segments' audio to the publisher, one segment after the other, as fast as it takes it."""
+        playout = self._publisher.playout
         while True:
             segment = self._speech.next_to_hand()
             if segment is None:
                 self._audio_wake.clear()
                 await self._audio_wake.wait()
                 continue
-            if await self._may_begin(segment):
-                await self._hand_over(segment)
+            if not await self._wait_for_start(segment):
+                continue
+            while segment in self._speech.open and not segment.handed_all:
+                least = LEAST_CUT if self._due is None else LEAST_JUMP
+                self.statistics.cut += segment.cut_delay(self._head_start.seconds, least)
+                block = segment.take_block()
+                if block is not None:
+                    begin = playout.handed
+                    if segment.origin is None:
+                        segment.origin = begin
+                        self._video_wake.set()
+                    self._pushing = segment
+                    await self._publisher.push_audio(block)
+                    self._pushing = None
+                    if self._due is not None and segment in self._speech.open:
+                        self._due.plays(segment.number, segment.second_at(begin), playout.leaves_at(begin))
+                elif playout.dry:
+                    self._head_start.dry(self._clock.now())
+                    if not segment.resting:
+                        self._production.close_mouth()
+                    self._tell_pause(segment)
+                    break
+                else:
+                    await self._clock.wait(self._audio_wake, self._clock.now() + max(0.001, playout.queued_s()))
 
-    async def _may_begin(self, segment: Segment) -> bool:
+    async def _wait_for_start(self, segment: Segment) -> bool:
         """Waits until the segment's next sound may be heard: its picture is ready, and a live sender has its margin."""
         frame = segment.handed * self._fps // ROOM_RATE
         ready_at: float | None = None
@@ -240,31 +264,6 @@ class Playback:
                 return True
             await self._clock.wait(self._audio_wake, begin_at)
         return False
-
-    async def _hand_over(self, segment: Segment) -> None:
-        playout = self._publisher.playout
-        while segment in self._speech.open and not segment.handed_all:
-            least = LEAST_CUT if self._due is None else LEAST_JUMP
-            self.statistics.cut += segment.cut_delay(self._head_start.seconds, least)
-            block = segment.take_block()
-            if block is not None:
-                begin = playout.handed
-                if segment.origin is None:
-                    segment.origin = begin
-                    self._video_wake.set()
-                self._pushing = segment
-                await self._publisher.push_audio(block)
-                self._pushing = None
-                if self._due is not None and segment in self._speech.open:
-                    self._due.plays(segment.number, segment.second_at(begin), playout.leaves_at(begin))
-            elif playout.dry:
-                self._head_start.dry(self._clock.now())
-                if not segment.resting:
-                    self._production.close_mouth()
-                self._tell_pause(segment)
-                return
-            else:
-                await self._clock.wait(self._audio_wake, self._clock.now() + max(0.001, playout.queued_s()))
 
     def _tell_pause(self, segment: Segment) -> None:
         """The voice stops after what was handed over: no PCM is there, or nothing takes it."""

@@ -159,7 +159,7 @@ class Segment:
         self.not_before = 0.0  # monotonic time at which its first sample may leave
         self.started = heard_before_s > 0  # `playback.started` was told
         self.finished = False  # `playback.finished` was told
-        self._unconverted = Tape()  # at `rate`
+        self._unconverted: deque[Pcm] = deque()  # at `rate`
         self._end_at: float | None = None  # when `end` was called
         self._features_in = 0
         self._cue_base = round(heard_before_s * FEATURE_RATE)  # where the features begin, in the whole segment
@@ -171,7 +171,7 @@ class Segment:
         self._began_at = now if self._began_at is None else self._began_at
         self.received += len(samples)
         self.live = self.live and self.received / self.rate - (now - self._began_at) <= _LIVE_AHEAD_S
-        self._unconverted.push(samples)
+        self._unconverted.append(samples)
         self._convert()
         complete = frames_complete(self.received - self.skipped * self.rate // ROOM_RATE, self.fps, self.rate)
         seen = self.arrivals.first_frame + len(self.arrivals.times)
@@ -311,7 +311,7 @@ class Segment:
         rest.script = self.script.rest(rest._line, rest.begins_s)
         rest.not_before = self.not_before
         rest.started, rest.finished, rest.ended = self.started, self.finished, self.ended
-        waiting = len(rest._unconverted) * FEATURE_RATE // self.rate
+        waiting = sum(map(len, rest._unconverted)) * FEATURE_RATE // self.rate
         rest.arrivals.first_frame = frames_begun(rest._features_in + waiting, self.fps)  # they come again: no latency
         if rest.ended:
             rest._pad()
@@ -390,14 +390,29 @@ class Segment:
 
         While PCM is left unconverted neither reader is empty, so an empty reader has had all there is.
         """
-        while len(self._unconverted) and self._readers_low:
-            samples = self._unconverted.take(max(1, round(_STEP_S * self.rate)))
-            self._unconverted.forget(0)
-            self._feed(self._to_features.push(samples), self._to_room.push(samples))
-        if self._end_at is None or len(self._unconverted) or self.ended:
+        step = max(1, round(_STEP_S * self.rate))
+        while self._unconverted and self._readers_low:
+            parts: list[Pcm] = []
+            missing = step
+            while self._unconverted and missing:
+                part = self._unconverted.popleft()
+                if len(part) > missing:
+                    self._unconverted.appendleft(part[missing:])
+                    part = part[:missing]
+                parts.append(part)
+                missing -= len(part)
+            samples = np.concatenate(parts) if len(parts) > 1 else parts[0]
+            features = self._to_features.push(samples)
+            self._features_in += len(features)
+            self.for_features.push(features)
+            self.for_room.push(self._to_room.push(samples))
+        if self._end_at is None or self._unconverted or self.ended:
             return
         self.ended = True
-        self._feed(self._to_features.flush(), self._to_room.flush())
+        features = self._to_features.flush()
+        self._features_in += len(features)
+        self.for_features.push(features)
+        self.for_room.push(self._to_room.flush())
         self._pad()
         seen = self.arrivals.first_frame + len(self.arrivals.times)
         self.arrivals.times.extend([self._end_at] * (self.frames - seen))
@@ -405,8 +420,3 @@ class Segment:
     @property
     def _readers_low(self) -> bool:
         return len(self.for_room) < _CONVERTED_S * ROOM_RATE or len(self.for_features) < _CONVERTED_S * FEATURE_RATE
-
-    def _feed(self, features: Pcm, room: Pcm) -> None:
-        self._features_in += len(features)
-        self.for_features.push(features)
-        self.for_room.push(room)

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from fastapi import WebSocket, WebSocketDisconnect
-from starlette.types import Message
 
 from musetalk_agent.media.voice_timing import Due
 from musetalk_agent.protocol import messages as m
@@ -99,13 +98,18 @@ class LinkServer:
     async def _read(self, socket: WebSocket, session: Session) -> None:
         unacknowledged = 0
         while not session.ended.is_set():
-            message = await self._receive(socket)
+            try:
+                message = await socket.receive()
+            except RuntimeError as error:  # Starlette's: the socket was closed before
+                raise _ConnectionLost(str(error)) from error
+            if message["type"] == "websocket.disconnect":
+                raise _ConnectionLost(f"closed with {message.get('code', 1006)}")
             item = message.get("bytes")
             if item is None:
                 item = message.get("text")
             if item is None:
                 raise ProblemError(ErrorCode.INVALID_MESSAGE, "an empty WebSocket message")
-            session.take(item)
+            session.inbox.take(item)
             unacknowledged += len(item)
             if unacknowledged >= ACK_BYTES:
                 unacknowledged = 0
@@ -132,15 +136,6 @@ class LinkServer:
                     await outbox.changed.wait()
             except TimeoutError:
                 continue
-
-    async def _receive(self, socket: WebSocket) -> Message:
-        try:
-            message = await socket.receive()
-        except RuntimeError as error:  # Starlette's: the socket was closed before
-            raise _ConnectionLost(str(error)) from error
-        if message["type"] == "websocket.disconnect":
-            raise _ConnectionLost(f"closed with {message.get('code', 1006)}")
-        return message
 
     async def _send(self, socket: WebSocket, message: m.AgentMessage) -> None:
         text = message.model_dump_json(exclude_none=True)

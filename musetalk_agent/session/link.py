@@ -58,17 +58,14 @@ class Inbox:
 
     def take(self, item: str | bytes) -> None:
         """One item: PCM or a `LinkMessage`. Raises `ProblemError` for what breaks the protocol."""
-        if isinstance(item, bytes):
-            self._push(item)
-        else:
+        if isinstance(item, str):
             try:
                 message = m.link_message.validate_json(item)
             except (ValidationError, json.JSONDecodeError) as error:
                 raise ProblemError(ErrorCode.INVALID_MESSAGE, f"not a link message: {error}") from error
             self._obey(message)
-        self.items += 1
-
-    def _push(self, item: bytes) -> None:
+            self.items += 1
+            return
         if len(item) % 2:
             raise ProblemError(ErrorCode.INVALID_MESSAGE, f"PCM of {len(item)} bytes is not whole int16 samples")
         if self._open is not None and self._pipeline.playback.buffered_s > self._backlog_s + _MARGIN_S:
@@ -80,6 +77,7 @@ class Inbox:
         if self._counting and self.received_samples is not None:
             self.received_samples += len(samples)
         self.last_audio_at = utc_now()
+        self.items += 1
 
     def _obey(self, message: m.LinkMessage) -> None:
         match message:

@@ -266,10 +266,6 @@ class Session:
         if self.speech is not None:
             self.speech.told(event)
 
-    def take(self, item: str | bytes) -> None:
-        """One item of the orchestrator; see `Inbox.take`."""
-        self.inbox.take(item)
-
     # --- what it says of itself --------------------------------------------------------------------------------------
 
     def diagnose(self) -> Diagnosis:

@@ -163,13 +163,13 @@ def _request(avatar_id: str, picture: Picture) -> AgentStartRequest:
 async def _play(session: Session, clock: VirtualClock, sound: AudioFile, progress: Callable[[], object]) -> None:
     """Sends the sound as one segment, a little ahead of the voice, until all of it was heard."""
     blocks = sound.blocks(channels=1)
-    session.take(SegmentStart(segment=1, sample_rate=sound.rate).model_dump_json())
+    session.inbox.take(SegmentStart(segment=1, sample_rate=sound.rate).model_dump_json())
     ended = False
     while not any(isinstance(told.event, PlaybackFinished) for told in session.outbox.after(0)):
         while not ended and session.pipeline.playback.buffered_s < _AHEAD_S:
             block = next(blocks, None)
             ended = block is None
-            session.take(
+            session.inbox.take(
                 SegmentEnd(segment=1).model_dump_json() if block is None else np.asarray(block, "<i2").tobytes()
             )
         await clock.run(clock.now() + _STEP_S)

@@ -97,21 +97,21 @@ class Failing:
 
     def say(self, pcm: Pcm, number: int = 1) -> None:
         """Sends a segment at once."""
-        self.session.take(START % number)
-        self.session.take(pcm.tobytes())
-        self.session.take(END % number)
+        self.session.inbox.take(START % number)
+        self.session.inbox.take(pcm.tobytes())
+        self.session.inbox.take(END % number)
 
     async def speak(self, pcm: Pcm, number: int = 1, *, begins: bool = True, ends: bool = True) -> None:
         """Sends a segment, or a part of one that neither `begins` nor `ends` it, at the pace of its sound."""
         begun = time.monotonic()
         if begins:
-            self.session.take(START % number)
+            self.session.inbox.take(START % number)
         step = RATE // 10
         for at in range(0, len(pcm), step):
             await asyncio.sleep(max(0.0, begun + (at + step) / RATE - time.monotonic()))
-            self.session.take(pcm[at : at + step].tobytes())
+            self.session.inbox.take(pcm[at : at + step].tobytes())
         if ends:
-            self.session.take(END % number)
+            self.session.inbox.take(END % number)
 
 
 def probe_token(access: LiveKitAccess) -> str:

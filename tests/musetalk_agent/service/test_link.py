@@ -55,7 +55,6 @@ class LinkSession:
     """What a link needs of a session, without media."""
 
     id = "s"
-    inbox = SimpleNamespace(items=0, segments=0, received_samples=None)
     pipeline = SimpleNamespace(playback=SimpleNamespace(heard=(0, 0.0), position_s=0.0, buffered_s=0.0, resting=False))
     publisher = SimpleNamespace(state=SimpleNamespace(published_frames=0))
 
@@ -63,8 +62,9 @@ class LinkSession:
         self.outbox, self.ended = Outbox(), asyncio.Event()
         self.broken: ProblemError | None = None
         self._fails_with = fails_with
+        self.inbox = SimpleNamespace(items=0, segments=0, received_samples=None, take=self._take)
 
-    def take(self, item: str | bytes) -> None:
+    def _take(self, item: str | bytes) -> None:
         if self._fails_with is not None:
             raise self._fails_with
 

@@ -63,9 +63,9 @@ async def test_a_change_of_the_way_out_is_told_and_loses_no_speech(tmp_path: Pat
         assert isinstance(made[0], MovingPublisher)
         await session.start()
         assert session.status().transport.rung == "livekit"
-        session.take('{"type":"segment.start","segment":1,"sample_rate":16000}')
-        session.take(tone(1).tobytes())
-        session.take('{"type":"segment.end","segment":1}')
+        session.inbox.take('{"type":"segment.start","segment":1,"sample_rate":16000}')
+        session.inbox.take(tone(1).tobytes())
+        session.inbox.take('{"type":"segment.end","segment":1}')
         await until(lambda: sum(len(b) for b in made[0].heard) >= 24_000)
         made[0].move()
         status = session.status()
@@ -131,12 +131,12 @@ async def test_the_room_hears_of_degraded_lips_in_time_and_of_their_recovery(
         await session.start()
         await clock.run(1)
         assert [state for _, state in publisher.states] == ["idle"], "said again after the SDK refused it"
-        session.take('{"type":"segment.start","segment":1,"sample_rate":16000}')
-        session.take(tone(20).tobytes())
+        session.inbox.take('{"type":"segment.start","segment":1,"sample_rate":16000}')
+        session.inbox.take(tone(20).tobytes())
         await clock.run(8)
         monkeypatch.setattr(Failing, "broken", True)
         await clock.run(12)
-        session.take('{"type":"clear"}')
+        session.inbox.take('{"type":"clear"}')
         monkeypatch.setattr(Failing, "broken", False)
         await clock.run(20)
         told = publisher.states[1:]
@@ -144,8 +144,8 @@ async def test_the_room_hears_of_degraded_lips_in_time_and_of_their_recovery(
         assert 8 < told[1][0] < 10, "soon after it began, though seven good seconds went before"
         assert 12 < told[2][0] < 18, "over by itself, with nothing said any more"
         assert session.diagnose().code == "engine_failing", "until a frame succeeds"
-        session.take('{"type":"segment.start","segment":2,"sample_rate":16000}')
-        session.take(tone(1).tobytes())
+        session.inbox.take('{"type":"segment.start","segment":2,"sample_rate":16000}')
+        session.inbox.take(tone(1).tobytes())
         await clock.run(21)
         assert session.diagnose().code == "track_not_subscribed" and publisher.states[-1][1] == "speaking"
         await session.stop()
