@@ -40,7 +40,7 @@ PARTED = 0.02
 MOVES = 0.012
 """The same for the way between the tenth and the ninetieth percentile of that distance: four silent GRID talkers measured 0.002 …
 0.004, the same four talking with a median under `PARTED` 0.018 … 0.044."""
-_UPPER_LIP, _LOWER_LIP, _LEFT_EYE, _RIGHT_EYE = 13, 14, 33, 263
+_MESH_UPPER_LIP, _MESH_LOWER_LIP, _LEFT_EYE, _RIGHT_EYE = 13, 14, 33, 263
 LYING = np.pi / 4
 """How far the eye line may be from level, in radians, before the face is none that this engine can draw."""
 JAW_REACH = 0.035
@@ -113,7 +113,7 @@ def _with_neighbours(boxes: Boxes) -> Boxes:
 
 def talks(landmarks: NDArray[np.float32]) -> bool:
     """Whether the lips of a clip, mesh points float32 `[n, 468, 2]`, are apart in most of its frames, or open and close."""
-    gap = np.linalg.norm(landmarks[:, _UPPER_LIP] - landmarks[:, _LOWER_LIP], axis=1)
+    gap = np.linalg.norm(landmarks[:, _MESH_UPPER_LIP] - landmarks[:, _MESH_LOWER_LIP], axis=1)
     eyes = np.linalg.norm(landmarks[:, _LEFT_EYE] - landmarks[:, _RIGHT_EYE], axis=1)
     low, middle, high = np.percentile(gap / np.maximum(eyes, 1e-6), (10, 50, 90))
     return bool(middle > PARTED or high - low > MOVES)
@@ -174,7 +174,7 @@ def resize(square: Pixels, side: int, kind: Filter) -> Pixels:
     """
     if square.shape[0] != square.shape[1]:
         raise ValueError(f"an image of {square.shape[1]}×{square.shape[0]} is not square")
-    return np.asarray(Image.fromarray(square).resize((side, side), Image.Resampling[kind.upper()]), np.uint8)
+    return np.array(Image.fromarray(square).resize((side, side), Image.Resampling[kind.upper()]), np.uint8)
 
 
 def region_of_mesh(points: NDArray[np.float32], box: FaceBox) -> Pixels:
