@@ -128,7 +128,14 @@ class Film:
         """The file of pictures uint8 BGR `[h, w, 3]`."""
         out = io.BytesIO()
         with av.open(out, "w", format=self.container) as file:
-            stream = file.add_stream(self.codec, rate=self.fps, options=self.options)
+            options = dict(self.options)
+            if (
+                self.codec == "libx265"
+            ):  # its threads race: one film in thousands came out with a packet that MP4 does not take
+                options["x265-params"] = ":".join(
+                    ["pools=none:frame-threads=1", *filter(None, [options.get("x265-params")])]
+                )
+            stream = file.add_stream(self.codec, rate=self.fps, options=options)
             assert isinstance(stream, VideoStream)
             stream.height, stream.width = pictures[0].shape[:2]
             stream.pix_fmt = self.pix_fmt
