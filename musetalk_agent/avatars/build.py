@@ -16,19 +16,18 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from musetalk_agent.avatars import framing, still
-from musetalk_agent.avatars.animation import animation_of
+from musetalk_agent.avatars import framing, still_animation
 from musetalk_agent.avatars.archive import FrameArchive
+from musetalk_agent.avatars.bundle import ArrayWriter, read_rows, write_head
 from musetalk_agent.avatars.decoder_process import Progress
 from musetalk_agent.avatars.face import FaceNet
+from musetalk_agent.avatars.face_track import FaceTrack, FaceTracker, finish
 from musetalk_agent.avatars.limits import AvatarLimits
+from musetalk_agent.avatars.media_probe import PICTURES, SNIFF_BYTES, VIDEOS, Kind, sniff
+from musetalk_agent.avatars.picture_clips import animation_of, choose_frames, zip_frames
 from musetalk_agent.avatars.picture_decoder import Size, Target, decode_picture
-from musetalk_agent.avatars.quality import report
-from musetalk_agent.avatars.sniff import PICTURES, SNIFF_BYTES, VIDEOS, Kind, sniff
-from musetalk_agent.avatars.store import ArrayWriter, read_rows, write_head
-from musetalk_agent.avatars.track import FaceTrack, FaceTracker, finish
+from musetalk_agent.avatars.quality_report import report
 from musetalk_agent.avatars.video import VideoClip, open_clip
-from musetalk_agent.avatars.zip_clip import choose_frames, zip_frames
 from musetalk_agent.errors import AvatarEmpty, AvatarTooLarge, AvatarUndecodable
 from musetalk_agent.media_types import Box, Pixels
 from musetalk_agent.protocol.http import AvatarWarning, Picture
@@ -207,7 +206,7 @@ def _build_still(
     tracker = FaceTracker(net)
     tracker.push(pixels)
     found = finish(tracker, job.picture.fps)
-    motion = still.IdleMotion(pixels, found.points[0], job.picture.fps)
+    motion = still_animation.IdleMotion(pixels, found.points[0], job.picture.fps)
     points = []
     writer = ArrayWriter(folder / "scaled.npy")
     try:

@@ -23,8 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from musetalk_agent.avatars.bundle import Bundle
-from musetalk_agent.avatars.store import HEAD, DamagedBundle, load_bundle
+from musetalk_agent.avatars.bundle import HEAD, Bundle, DamagedBundle, load_bundle
 from musetalk_agent.errors import DiskFull
 
 log = logging.getLogger(__name__)

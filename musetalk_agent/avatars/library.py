@@ -12,23 +12,21 @@ import logging
 import re
 import time
 import weakref
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from musetalk_agent.avatars.bundle import SCHEMA_VERSION, Bundle
 from musetalk_agent.avatars.cache import AvatarCache
 from musetalk_agent.avatars.decoder_pool import Call, Decoders
 from musetalk_agent.avatars.decoder_process import Progress
 from musetalk_agent.avatars.face import DETECTORS, MESH
-from musetalk_agent.avatars.fetch import Fetcher
-from musetalk_agent.avatars.flights import Flights
 from musetalk_agent.avatars.limits import AvatarLimits
-from musetalk_agent.avatars.receive import Receiver
-from musetalk_agent.avatars.sniff import PICTURES, SNIFF_BYTES, VIDEOS, Kind, sniff
+from musetalk_agent.avatars.media_probe import PICTURES, SNIFF_BYTES, VIDEOS, Kind, sniff
+from musetalk_agent.avatars.sources import Fetcher, Receiver
 from musetalk_agent.errors import AvatarError, AvatarNotFound, EngineFailed
 from musetalk_agent.protocol.http import DEMO_AVATAR_ID, AvatarSource, AvatarWarning, Picture
 from musetalk_agent.tasks import in_thread
@@ -108,13 +106,12 @@ class AvatarLibrary:
     ) -> Bundle:
         """The avatar at the wished size and rate, prepared now or found prepared (`report.cached`).
 
-        `avatar_id` wins over the zip, the zip over the video, which is tried when the zip cannot be used (a warning then says why).
-        A URL is fetched each time; everything after it is done once for
-        the same bytes and settings, also when several callers come together. `derive` runs in a worker thread on the finished
-        bundle, one at a time for each; it is called for a cached one too and is expected to see what is there already.
-        `derived` is the engine's fingerprint, under which `derive` keeps what it made: a bundle that has it already waits for no
-        clip that is being prepared. `progress` is called in worker threads. As long as the caller refers to the bundle, it stays on
-        disk.
+        `avatar_id` wins over the zip, the zip over the video, which is tried when the zip cannot be used (a warning then says
+        why). A URL is fetched each time; everything after it is done once for the same bytes and settings, also when several
+        callers come together. `derive` runs in a worker thread on the finished bundle, one at a time for each; it is called for a
+        cached one too and is expected to see what is there already. `derived` is the engine's fingerprint, under which `derive`
+        keeps what it made: a bundle that has it already waits for no clip that is being prepared. `progress` is called in worker
+        threads. As long as the caller refers to the bundle, it stays on disk.
 
         Cancelling is safe and does not disturb others who wait for the same avatar; when the last one leaves, the work is ended.
 
@@ -323,3 +320,62 @@ def _zip_failed(error: AvatarError) -> AvatarWarning:
 def _is_zip(path: Path) -> bool:
     with path.open("rb") as file:
         return sniff(file.read(SNIFF_BYTES)) is Kind.ZIP
+
+
+@dataclass
+class _Flight(Generic[T]):
+    task: asyncio.Task[T]
+    waiting: int = 0
+
+
+class Flights:
+    """Runs each key once at a time. Work is cancelled when its last caller leaves."""
+
+    def __init__(self) -> None:
+        self._flights: dict[Hashable, _Flight[Any]] = {}
+        self._ending: set[asyncio.Task[Any]] = set()
+
+    def __len__(self) -> int:
+        return len(self._flights)
+
+    async def run(self, key: Hashable, work: Callable[[], Awaitable[T]]) -> T:
+        """Result of `work` for `key`, shared with everybody who asks while it runs.
+
+        Cancelling is safe: it ends this caller's wait only. When the last one leaves, the work is cancelled.
+        """
+        flight = cast("_Flight[T] | None", self._flights.get(key))
+        if flight is None:
+            task = asyncio.create_task(_call(work), name=f"avatar {key}")
+            flight = _Flight(task)
+            self._flights[key] = flight
+            task.add_done_callback(lambda _: self._landed(key, flight))
+        flight.waiting += 1
+        try:
+            return await asyncio.shield(flight.task)
+        finally:
+            flight.waiting -= 1
+            if flight.waiting == 0 and not flight.task.done():
+                self._leave(key, flight)
+
+    def abort(self) -> None:
+        """Cancels all work and forgets it."""
+        for key, flight in list(self._flights.items()):
+            self._leave(key, flight)
+
+    def _leave(self, key: Hashable, flight: _Flight[Any]) -> None:
+        """A later caller must not board work that is being cancelled."""
+        if self._flights.get(key) is flight:
+            del self._flights[key]
+        self._ending.add(flight.task)
+        flight.task.cancel()
+
+    def _landed(self, key: Hashable, flight: _Flight[Any]) -> None:
+        if self._flights.get(key) is flight:
+            del self._flights[key]
+        self._ending.discard(flight.task)
+        if not flight.task.cancelled():
+            flight.task.exception()  # looked at, so that an error nobody waited for is not reported as lost
+
+
+async def _call(work: Callable[[], Awaitable[T]]) -> T:
+    return await work()

@@ -19,8 +19,14 @@ from PIL import AvifImagePlugin, GifImagePlugin, Image, ImageCms, JpegImagePlugi
 
 from musetalk_agent.avatars import tone
 from musetalk_agent.avatars.limits import AvatarLimits
-from musetalk_agent.avatars.pictures import check_pixels, check_structure, picture_kind, picture_size, still_cost
-from musetalk_agent.avatars.sniff import Kind
+from musetalk_agent.avatars.media_probe import (
+    Kind,
+    check_pixels,
+    check_structure,
+    picture_kind,
+    picture_size,
+    still_cost,
+)
 from musetalk_agent.errors import AvatarUndecodable
 from musetalk_agent.media_types import Pixels
 

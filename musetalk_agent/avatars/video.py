@@ -1,8 +1,8 @@
 """Video clips by PyAV: upright frames at the session's rate, picked by their timestamps.
 
 The bytes come from a file object, the container format is the one that was sniffed, and anything FFmpeg wants to open beside
-it (playlists, external tracks) is refused: no path or address out of a clip is ever followed. `decoding` has the frames in order
-of time, `upright` makes pictures of them.
+it (playlists, external tracks) is refused: no path or address out of a clip is ever followed. `video_decoder` has the frames in
+order of time, `frame_conversion` makes pictures of them.
 """
 
 from __future__ import annotations
@@ -20,12 +20,11 @@ from av.container import InputContainer
 from av.video.frame import VideoFrame as DecodedFrame
 from av.video.stream import VideoStream
 
-from musetalk_agent.avatars.decoding import CODECS, Decoding, refusals
+from musetalk_agent.avatars.container_index import check_index, clean_apertures, cropping
+from musetalk_agent.avatars.frame_conversion import Aperture, Statement, Upright
 from musetalk_agent.avatars.limits import AvatarLimits
-from musetalk_agent.avatars.matroska_crop import cropping
-from musetalk_agent.avatars.mp4_index import check_index, clean_apertures
-from musetalk_agent.avatars.sniff import Kind
-from musetalk_agent.avatars.upright import Aperture, Statement, Upright
+from musetalk_agent.avatars.media_probe import Kind
+from musetalk_agent.avatars.video_decoder import CODECS, Decoding, refusals
 from musetalk_agent.errors import AvatarUndecodable
 from musetalk_agent.media_types import Pixels
 

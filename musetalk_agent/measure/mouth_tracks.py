@@ -15,7 +15,7 @@ from av.container import InputContainer
 from numpy.typing import NDArray
 
 from musetalk_agent.avatars.face import LEFT_EYE, RIGHT_EYE, FaceNet, Points
-from musetalk_agent.avatars.track import FaceTracker
+from musetalk_agent.avatars.face_track import FaceTracker
 from musetalk_agent.features.articulation import CLOSURE, JAW
 from musetalk_agent.features.visemes import VisemeFeatures
 from musetalk_agent.media_types import Pcm, Pixels

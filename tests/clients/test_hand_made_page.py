@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from musetalk_agent.avatars.limits import AvatarLimits
-from musetalk_agent.avatars.quality import __file__ as quality
+from musetalk_agent.avatars.quality_report import __file__ as quality
 from musetalk_agent.engines.musetalk.weights_files import __file__ as files
 from musetalk_agent.protocol.http import DiagnosisCode, Suspicion
 from musetalk_agent.protocol.messages import PROTOCOL_VERSION

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 
 from musetalk_agent.arrays import save_arrays, stored_arrays
 from musetalk_agent.avatars.bundle import Bundle
-from musetalk_agent.avatars.head import head_angles
+from musetalk_agent.avatars.face_track import head_angles
 from musetalk_agent.engines.warp.idle_shapes import (
     Ints,
     apertures,

@@ -10,8 +10,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from musetalk_agent.avatars.addresses import Resolver, checked_addresses, parse, system_resolver
-from musetalk_agent.errors import AvatarFetchFailed, AvatarUrlForbidden, RtmpUrlForbidden
+from musetalk_agent.errors import RtmpUrlForbidden
+from musetalk_agent.protocol.addresses import AddressRefused, Resolver, checked_addresses, parse, system_resolver
 
 PORTS: Mapping[str, int] = {"rtmp": 1935, "rtmps": 443}
 _HOST = re.compile(r"(?:[\w.-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::\d{1,5})?")
@@ -71,6 +71,6 @@ async def check_rtmp(url: str, allow_private: bool, resolver: Resolver = system_
                 value=target.host,
             )
         addresses = await checked_addresses(target.host, target.port, resolver, allow_private=allow_private)
-    except (AvatarUrlForbidden, AvatarFetchFailed) as error:
+    except AddressRefused as error:
         raise RtmpUrlForbidden(error.detail, value=error.value) from error
     return RtmpAddress(target.scheme, target.host, target.port, app, key, tuple(addresses))

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from musetalk_agent.avatars.bundle import HEAD, DamagedBundle
 from musetalk_agent.avatars.cache import AvatarCache
-from musetalk_agent.avatars.store import HEAD, DamagedBundle
 from musetalk_agent.errors import DiskFull
-from tests.musetalk_agent.avatars.test_bundle_files import KEY, written
+from tests.musetalk_agent.avatars.test_bundle import KEY, written
 
 ROOM = 1 << 20
 

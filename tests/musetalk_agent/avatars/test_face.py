@@ -5,9 +5,8 @@ import numpy as np
 import pytest
 
 from musetalk_agent.avatars.face import AGREED, LEFT_EYE, RIGHT_EYE, Detection, Face, FaceNet
-from musetalk_agent.avatars.head import NOD, TURN
-from musetalk_agent.avatars.quality import closed_mouth, face_px, report
-from musetalk_agent.avatars.track import FaceTrack, FaceTracker, Sight, finish
+from musetalk_agent.avatars.face_track import NOD, TURN, FaceTrack, FaceTracker, Sight, finish
+from musetalk_agent.avatars.quality_report import closed_mouth, face_px, report
 from musetalk_agent.errors import NoFaceInAvatar
 from musetalk_agent.media_types import Pixels
 from musetalk_agent.weights import ModelStore

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from musetalk_agent.avatars.animation import Animation
-from musetalk_agent.avatars.decoding import Decoding, TimedFrame
+from musetalk_agent.avatars.frame_conversion import Upright
 from musetalk_agent.avatars.limits import AvatarLimits
-from musetalk_agent.avatars.upright import Upright
+from musetalk_agent.avatars.picture_clips import Animation
 from musetalk_agent.avatars.video import VideoClip
+from musetalk_agent.avatars.video_decoder import Decoding, TimedFrame
 from musetalk_agent.errors import AvatarEmpty, AvatarTooLarge, AvatarUndecodable
 from musetalk_agent.media_types import Pixels
 

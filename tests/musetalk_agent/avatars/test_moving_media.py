@@ -17,7 +17,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from musetalk_agent.avatars.limits import AvatarLimits
-from musetalk_agent.avatars.sniff import SNIFF_BYTES, VIDEOS, Kind, sniff
+from musetalk_agent.avatars.media_probe import SNIFF_BYTES, VIDEOS, Kind, sniff
 from musetalk_agent.avatars.video import open_clip
 from musetalk_agent.errors import AvatarTooLarge, AvatarUndecodable
 from musetalk_agent.media_types import Pixels

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from musetalk_agent.avatars import picture_decoder
-from musetalk_agent.avatars.animation import animation_of
 from musetalk_agent.avatars.limits import AvatarLimits
+from musetalk_agent.avatars.picture_clips import animation_of
 from musetalk_agent.avatars.picture_decoder import DecodedPicture, Size, decode_picture
 from musetalk_agent.errors import AvatarTooLarge, AvatarUndecodable
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from musetalk_agent.avatars.limits import AvatarLimits
-from musetalk_agent.avatars.sniff import Kind
+from musetalk_agent.avatars.media_probe import Kind
 from musetalk_agent.avatars.video import open_clip
 from musetalk_agent.errors import AvatarTooLarge, AvatarUndecodable
 from musetalk_agent.media_types import Pixels

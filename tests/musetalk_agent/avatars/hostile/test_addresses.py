@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from musetalk_agent.avatars.addresses import checked_addresses, parse, system_resolver
-from musetalk_agent.avatars.fetch import Fetcher
 from musetalk_agent.avatars.limits import AvatarLimits
+from musetalk_agent.avatars.sources import Fetcher, address_errors
 from musetalk_agent.errors import AvatarError, AvatarFetchFailed, AvatarUrlForbidden
+from musetalk_agent.protocol.addresses import checked_addresses, parse, system_resolver
 from tests.musetalk_agent.avatars.hosts import hosting, ok, redirect
 
+PORTS = {"http": 80, "https": 443}
 LOOPBACK = [
     "http://127.0.0.1:{port}/a",
     "http://localhost:{port}/a",
@@ -105,15 +106,15 @@ async def refused(url: str, *, allow_private: bool) -> AvatarError:
 @pytest.mark.parametrize("url", NEVER)
 async def test_never(url: str, allow_private: bool) -> None:
     """Asks the check alone: were it wrong, the test itself must not reach out."""
-    with pytest.raises(AvatarUrlForbidden) as caught:
-        await checked_addresses(parse(url).host, 80, system_resolver, allow_private=allow_private)
+    with pytest.raises(AvatarUrlForbidden) as caught, address_errors():
+        await checked_addresses(parse(url, PORTS).host, 80, system_resolver, allow_private=allow_private)
     assert caught.value.status == 422
 
 
 @pytest.mark.parametrize("url", PRIVATE)
 async def test_private_networks(url: str) -> None:
-    host = parse(url).host
-    with pytest.raises(AvatarUrlForbidden):
+    host = parse(url, PORTS).host
+    with pytest.raises(AvatarUrlForbidden), address_errors():
         await checked_addresses(host, 80, system_resolver, allow_private=False)
     assert await checked_addresses(host, 80, system_resolver, allow_private=True) == [host]
 

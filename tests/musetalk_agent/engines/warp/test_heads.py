@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from musetalk_agent.avatars.head import head_angles, head_reach
+from musetalk_agent.avatars.face_track import head_angles, head_reach
 from musetalk_agent.engines.interface import PatchRequest
 from musetalk_agent.engines.warp.artefacts import LIGHT_MOST, Artefacts
 from musetalk_agent.engines.warp.articulation import Articulation

@@ -1,7 +1,10 @@
-"""Follows one face through a clip: where it is in every frame, and what is to be said about it."""
+"""Follows one face through a clip: where it is in every frame, smoothed over time, how its head is turned, and where its mouth is
+covered.
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import cast
@@ -10,13 +13,137 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from musetalk_agent.avatars.covered import EVERY, covered_frames
 from musetalk_agent.avatars.face import STRONG, Face, FaceNet, Points, crop_of, plausible
-from musetalk_agent.avatars.head import head_angles
 from musetalk_agent.avatars.shots import cut_between, cuts, longest, small
-from musetalk_agent.avatars.smoothing import OneEuro
 from musetalk_agent.errors import NoFaceInAvatar
 from musetalk_agent.media_types import Pixels
+
+Track = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class OneEuro:
+    """Casiez, Roussel and Vogel, "1 € Filter", CHI 2012: a first-order low pass whose cutoff rises with speed, so that a still
+    point does not tremble and a moving one is not held back. Values are in the caller's unit, time in seconds.
+
+    Args:
+        min_cutoff_hz: cutoff at rest; lower is steadier.
+        beta: how much the cutoff rises with speed (Hz per unit per second).
+        speed_cutoff_hz: cutoff of the low pass over the speed itself.
+    """
+
+    min_cutoff_hz: float = 1.0
+    beta: float = 0.0
+    speed_cutoff_hz: float = 1.0
+
+    def forward(self, values: Track, rate_hz: float) -> Track:
+        """Filters float32 `[n, …]` causally at `rate_hz` samples per second, every column by itself."""
+        smooth = np.array(values, np.float32)
+        speed = np.zeros_like(smooth[0]) if len(smooth) else smooth
+        speed_gain = _gain(self.speed_cutoff_hz, rate_hz)
+        for k in range(1, len(smooth)):
+            speed = speed + speed_gain * ((values[k] - smooth[k - 1]) * np.float32(rate_hz) - speed)
+            cutoff = self.min_cutoff_hz + self.beta * np.abs(speed)
+            angle = (2 * math.pi / rate_hz) * cutoff
+            smooth[k] = smooth[k - 1] + angle / (angle + 1) * (values[k] - smooth[k - 1])
+        return smooth
+
+    def both_ways(self, values: Track, rate_hz: float) -> Track:
+        """Mean of the filter run forwards and backwards: their lags cancel, so that nothing trails behind what moves."""
+        ahead = self.forward(values, rate_hz)
+        behind = self.forward(np.ascontiguousarray(values[::-1]), rate_hz)[::-1]
+        return ((ahead + behind) / 2).astype(np.float32)
+
+
+def _gain(cutoff_hz: float, rate_hz: float) -> np.float32:
+    angle = 2 * math.pi * cutoff_hz / rate_hz
+    return np.float32(angle / (angle + 1))
+
+
+NOSE_TIP = 1
+TEMPLES = (127, 234), (356, 454)
+TURN, NOD = 0.63, 0.46
+"""How far the tip of the nose moves against the temples, in their distance, per tangent of the angle: measured on eight faces
+whose mesh was turned by up to 40° and nodded by up to 28°."""
+
+
+def head_angles(points: NDArray[np.float32]) -> NDArray[np.float32]:
+    """How far the head is turned and nodded in each frame, from points `[n, 468, 2]`: float32 `[n, 2]`, radians.
+
+    A head that is turned to the picture's right, or looks down, has positive angles. The nod's zero differs from face to face by
+    some 15°; differences within a face are right to about a tenth.
+    """
+    left, right = (points[:, list(ids)].mean(1) for ids in TEMPLES)
+    along = right - left
+    apart = np.maximum(np.linalg.norm(along, axis=1), 1.0)
+    along = along / apart[:, None]
+    down = np.stack([-along[:, 1], along[:, 0]], 1)
+    tip = points[:, NOSE_TIP] - (left + right) / 2
+    turn, nod = (np.sum(tip * axis, axis=1) / apart for axis in (along, down))
+    return np.asarray(np.stack([np.arctan(turn / TURN), np.arctan(nod / NOD)], 1), np.float32)
+
+
+def head_reach(points: NDArray[np.float32]) -> tuple[float, float]:
+    """How far a clip's head turns from the camera, and how far it nods to either side of its middle: radians, ≥ 0.
+
+    The 2 % of frames at each end do not count.
+    """
+    low, high = np.percentile(head_angles(points), (2, 98), axis=0)
+    return float(max(abs(low[0]), abs(high[0]))), float(high[1] - low[1]) / 2
+
+
+EVERY = 4
+"""Every how many pictures the mouth is looked at: it costs as much as the mesh itself, twice."""
+_BARE = 50.0
+"""Below this evidence a mouth counts as covered, whatever else is seen. For what was measured see docs/reference/avatars.md."""
+_SHARE = 0.6
+"""The same, as a share of what the clip's own mouth usually gives: talkers kept 0.62 and more of it."""
+_MOST = 120.0
+"""Above this evidence no mouth is covered, however clear it usually is."""
+_NEAR = np.radians(12.0)
+"""Looks at a head within this of a look's own direction (radians) are compared with it: turned by 40° a visible mouth gives 0.41
+to 0.7 of what it gives seen from the front, and 0.67 and more of what others in its direction give."""
+_ALONE, _BARE_ALONE = 6.0, 70.0
+"""In a picture alone, which nothing can be compared with: the weight of the mouth's evidence without the eyes, and the bar for
+both together. Of 55 bare mouths, plain, grey, dimmed and under sunglasses, the least gave 86 but for one (56), which the evidence
+with the eyes alone took for covered as well."""
+
+
+def covered_frames(
+    total: int, looked: dict[int, float], angles: NDArray[np.float32], alone: float | None = None
+) -> NDArray[np.bool_]:
+    """Which frames of a clip of `total` have their mouths covered: bool `[total]`.
+
+    Args:
+        looked: evidence by frame, of the frames that were looked at.
+        angles: the head's direction in each frame, float32 `[total, 2]` in radians, from `head_angles`.
+        alone: `FaceNet.mouth_without_eyes` of the first frame, which decides where there is no other.
+
+    One look alone says nothing where there are several: they must agree on two neighbours. Frames between a covered and a visible
+    look count as covered.
+    """
+    out = np.zeros(total, bool)
+    if not looked:
+        return out
+    frames = np.array(sorted(looked))
+    evidence = np.array([looked[int(frame)] for frame in frames])
+    if total == 1 and alone is not None:
+        return np.array([evidence[0] + _ALONE * alone < _BARE_ALONE])
+    low = evidence < np.clip(_SHARE * _usual(evidence, angles[frames]), _BARE, _MOST)
+    if len(low) > 1:
+        beside = np.concatenate([[False], low, [False]])
+        low &= beside[:-2] | beside[2:]
+    after = np.clip(np.searchsorted(frames, np.arange(total)), 0, len(frames) - 1)
+    before = np.clip(np.searchsorted(frames, np.arange(total), side="right") - 1, 0, len(frames) - 1)
+    covered: NDArray[np.bool_] = low[after] | low[before]
+    return covered
+
+
+def _usual(evidence: NDArray[np.float64], angles: NDArray[np.float32]) -> NDArray[np.float64]:
+    """For each look the median evidence of the looks at a head in about the same direction, float64 `[n]`."""
+    away = np.linalg.norm(angles[:, None] - angles[None], axis=2)
+    return np.array([np.median(evidence[near]) for near in away <= _NEAR])
+
 
 _COUNT_EVERY = 12
 """Every how many frames all faces are counted, and a small or lying one is searched for while none is seen: both cost time."""
@@ -27,8 +154,8 @@ _HELD = 4.0
 _BETTER = 10.0
 """A face that is found anew takes the place of a followed one of a doubtful score when its logit is so much higher."""
 _FADED = 0.7
-"""Below this share of the usual contrast, in the face and in the whole picture, a face counts as faded out: the mesh still sees it,
-but lips from another frame show on it. A head that turns changes the face's contrast alone."""
+"""Below this share of the usual contrast, in the face and in the whole picture, a face counts as faded out: the mesh still sees
+it, but lips from another frame show on it. A head that turns changes the face's contrast alone."""
 _EASE = 4
 """Frames over which the drawn mouth comes and goes beside frames on which none is drawn."""
 _SMOOTHING = OneEuro(min_cutoff_hz=1.5, beta=30.0, speed_cutoff_hz=6.0)

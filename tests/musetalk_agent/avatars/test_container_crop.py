@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from musetalk_agent.avatars.matroska_crop import cropping
-from musetalk_agent.avatars.upright import Aperture
+from musetalk_agent.avatars.container_index import cropping
+from musetalk_agent.avatars.frame_conversion import Aperture
 
 SEGMENT, TRACKS, TRACK, VIDEO, CLUSTER = 0x18538067, 0x1654AE6B, 0xAE, 0xE0, 0x1F43B675
 WIDTH, HEIGHT, BOTTOM, TOP, LEFT, RIGHT = 0xB0, 0xBA, 0x54AA, 0x54BB, 0x54CC, 0x54DD

@@ -13,8 +13,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from musetalk_agent.avatars.bundle import SCHEMA_VERSION, Bundle
-from musetalk_agent.avatars.store import HEAD, ArrayWriter, DamagedBundle, load_bundle, read_rows, write_head
+from musetalk_agent.avatars.bundle import (
+    HEAD,
+    SCHEMA_VERSION,
+    ArrayWriter,
+    Bundle,
+    DamagedBundle,
+    load_bundle,
+    read_rows,
+    write_head,
+)
 from musetalk_agent.media_types import Box
 from musetalk_agent.protocol.http import AvatarReport
 
@@ -253,3 +261,30 @@ def test_rows_of_another_file_are_refused(tmp_path: Path, change: str) -> None:
     path.write_bytes(CHANGES[change](path.read_bytes()))
     with pytest.raises(ValueError):
         list(read_rows(path))
+
+
+ROWS = np.random.default_rng(2).integers(0, 255, (7, 6, 10, 3), np.uint8)
+
+
+@pytest.fixture
+def rows_file(tmp_path: Path) -> Path:
+    writer = ArrayWriter(tmp_path / "a.npy")
+    for row in ROWS:
+        writer.append(row)
+    writer.close()
+    return tmp_path / "a.npy"
+
+
+def test_rows_come_back_one_by_one(rows_file: Path) -> None:
+    assert np.array_equal(np.stack(list(read_rows(rows_file))), ROWS)
+    assert np.array_equal(np.stack(list(read_rows(rows_file, 2, 3))), ROWS[2:5])
+    assert np.array_equal(np.load(rows_file), ROWS)
+
+
+def test_a_file_that_is_cut_or_of_another_kind_is_no_array(rows_file: Path, tmp_path: Path) -> None:
+    rows_file.write_bytes(rows_file.read_bytes()[:-1])
+    with pytest.raises(ValueError):
+        list(read_rows(rows_file))
+    np.save(tmp_path / "b.npy", np.zeros((2, 3), np.float32))
+    with pytest.raises(ValueError, match="other rows"):
+        list(read_rows(tmp_path / "b.npy"))

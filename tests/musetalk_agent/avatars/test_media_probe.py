@@ -5,9 +5,8 @@ import numpy as np
 import pytest
 
 from musetalk_agent.avatars.limits import AvatarLimits
+from musetalk_agent.avatars.media_probe import Kind, picture_size, sniff
 from musetalk_agent.avatars.picture_decoder import decode_picture
-from musetalk_agent.avatars.pictures import picture_size
-from musetalk_agent.avatars.sniff import Kind, sniff
 
 from .clips import encoded, face, frames_zip, video
 

@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from musetalk_agent.avatars.face import LEFT_EYE, RIGHT_EYE
-from musetalk_agent.avatars.head import head_reach
-from musetalk_agent.avatars.track import FaceTrack
+from musetalk_agent.avatars.face_track import FaceTrack, head_reach
 from musetalk_agent.protocol.http import AvatarReport, AvatarWarning
 
 FACE_PX_SMALL = 96

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from musetalk_agent.avatars.container_index import _boxes, check_index, clean_apertures
+from musetalk_agent.avatars.frame_conversion import Aperture
 from musetalk_agent.avatars.limits import AvatarLimits
-from musetalk_agent.avatars.mp4_index import _boxes, check_index, clean_apertures
-from musetalk_agent.avatars.upright import Aperture
 from musetalk_agent.errors import AvatarError, AvatarTooLarge, AvatarUndecodable
 from tests.musetalk_agent.avatars.clips import moving, video
 from tests.musetalk_agent.avatars.hostile.mp4_boxes import box, fragment, full, movie, track

@@ -4,10 +4,9 @@ import cv2
 import numpy as np
 import pytest
 
-from musetalk_agent.avatars import blink as blink_module
-from musetalk_agent.avatars.blink import Blink
+from musetalk_agent.avatars import still_animation
 from musetalk_agent.avatars.face import FaceNet, Points
-from musetalk_agent.avatars.still import IdleMotion
+from musetalk_agent.avatars.still_animation import Blink, IdleMotion
 from musetalk_agent.media_types import Pixels
 from musetalk_agent.weights import ModelStore
 
@@ -109,7 +108,7 @@ def drawn_eyes(brow_gap: float, iris: bool) -> tuple[Pixels, Points]:
     """
     picture = np.full((200, 300, 3), SKIN, np.uint8)
     points = np.full((468, 2), (150.0, 150.0), np.float32)
-    for (upper, lower, brow), x in zip(blink_module._EYES, (50, 190), strict=True):
+    for (upper, lower, brow), x in zip(still_animation._EYES, (50, 190), strict=True):
         u = np.linspace(0, 1, 9)
         lid = 90 - 10 * np.sin(np.pi * u)
         edge = 90 + 10 * np.sin(np.pi * u)
@@ -170,7 +169,7 @@ def test_an_eye_that_the_picture_cuts_stays_open_and_the_other_blinks_where_it_i
 def test_glasses_are_known_at_any_size(iris: bool, scale: int) -> None:
     """The lower lids are nearly flat here: the skin that an iris is judged by lies far below them."""
     picture, points = drawn_eyes(1.0, iris)
-    for _, lower, _ in blink_module._EYES:
+    for _, lower, _ in still_animation._EYES:
         points[list(lower), 1] = 90 + (points[list(lower), 1] - 90) / 4
     large = np.asarray(cv2.resize(picture, None, fx=scale, fy=scale), np.uint8)
     shut = Blink(large, points * np.float32(scale)).closed(1.0)
@@ -180,7 +179,7 @@ def test_glasses_are_known_at_any_size(iris: bool, scale: int) -> None:
 def test_an_eye_without_skin_under_it_blinks() -> None:
     """The picture ends right below the lids: nothing says that they are glasses."""
     picture, points = drawn_eyes(1.0, iris=False)
-    for _, lower, _ in blink_module._EYES:
+    for _, lower, _ in still_animation._EYES:
         points[list(lower), 1] = 90
     cut = np.asarray(cv2.resize(picture, None, fx=4, fy=4), np.uint8)[: 4 * 90 + 5]
     assert not np.array_equal(Blink(cut, 4 * points).closed(1.0), cut)

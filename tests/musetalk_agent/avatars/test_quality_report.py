@@ -10,10 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from musetalk_agent.avatars.covered import covered_frames
-from musetalk_agent.avatars.head import head_angles, head_reach
-from musetalk_agent.avatars.quality import closed_mouth, face_px, report
-from musetalk_agent.avatars.track import FaceTrack, _filled, _listed, eased
+from musetalk_agent.avatars.face_track import (
+    FaceTrack,
+    _filled,
+    _listed,
+    covered_frames,
+    eased,
+    head_angles,
+    head_reach,
+)
+from musetalk_agent.avatars.quality_report import closed_mouth, face_px, report
 from musetalk_agent.protocol.http import AvatarReport
 from tests.musetalk_agent.engines.warp.faces import demo_points, turned
 

@@ -1,11 +1,13 @@
 """The frames of a video's picture track in order of time: whole ones only, deinterlaced.
 
-A file that is cut or damaged gives the frames that are whole, and a warning.
+A file that is cut or damaged gives the frames that are whole, and a warning. How much memory a frame takes, by its size and pixel
+format, decides on the threads, and on what is refused.
 """
 
 from __future__ import annotations
 
 import errno
+import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,10 +26,8 @@ from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame as DecodedFrame
 from av.video.stream import VideoStream
 
-from musetalk_agent.avatars.frame_memory import check_rich, threads
 from musetalk_agent.avatars.limits import AvatarLimits
-from musetalk_agent.avatars.pictures import check_pixels
-from musetalk_agent.avatars.sniff import Kind
+from musetalk_agent.avatars.media_probe import Kind, check_pixels
 from musetalk_agent.errors import AvatarEmpty, AvatarError, AvatarTooLarge, AvatarUndecodable
 
 CODECS = frozenset(
@@ -79,8 +79,8 @@ def _no_memory(error: Exception) -> bool:
 class Decoding:
     """The picture track of an open container.
 
-    `stream` is the track, `aspect` the width of a pixel by its height. `by_libvpx`: its frames have alpha, and nothing of what the
-    container says beside the pixels.
+    `stream` is the track, `aspect` the width of a pixel by its height. `by_libvpx`: its frames have alpha, and nothing of what
+    the container says beside the pixels.
 
     Raises:
         AvatarEmpty: no picture track.
@@ -365,3 +365,50 @@ def _too_long(seconds: float, limits: AvatarLimits) -> AvatarTooLarge:
         limit=limits.video_seconds,
         value=round(seconds, 1),
     )
+
+
+_THREADS_MAX = 4
+_THREADS_BYTES = 50_000_000
+"""Every thread holds a frame of its own: so much they may hold together. More than four do not help a clip of a minute."""
+_PLAIN_BYTES = Fraction(3, 2)
+"""Of a pixel in 4:2:0 of 8 bits. Most decoders keep six to nine frames of any kind: with more a pixel, there may be fewer."""
+_LAST_FRAME_ONLY = frozenset({"png", "qtrle"})
+"""Decoders that keep one frame at most, though not every frame stands alone."""
+
+
+def threads(context: VideoCodecContext) -> int:
+    """How many threads decode a video whose size and pixel format are known."""
+    return max(1, min(_THREADS_MAX, os.cpu_count() or 1, _THREADS_BYTES // max(1, _frame_bytes(context))))
+
+
+def check_rich(context: VideoCodecContext, two_decoders: bool, limits: AvatarLimits) -> None:
+    """Refuses a large video whose frames take more memory than those of 8 bits in 4:2:0.
+
+    Args:
+        context: whose size and pixel format are known.
+        two_decoders: whether alpha is a second video, as large as the first.
+        limits: `rich_pixels` is the limit.
+
+    Raises:
+        AvatarTooLarge: too many pixels for its kind.
+    """
+    alone = context.codec.intra_only or context.codec.name in _LAST_FRAME_ONLY
+    pixels = context.width * context.height
+    frame_bytes = _frame_bytes(context) * (2 if two_decoders else 1)
+    odd = context.width + context.height + 1  # a side of chroma is rounded up
+    if alone or pixels <= limits.rich_pixels or frame_bytes <= pixels * _PLAIN_BYTES + odd:
+        return
+    form = "with alpha" if two_decoders else f"in {context.pix_fmt}"
+    raise AvatarTooLarge(
+        f"The video is {context.width}×{context.height} {form}, which takes more memory than is given to one; at most "
+        f"{limits.rich_pixels} pixels a frame are allowed of this kind. Scale it down, or export it with 8 bits in 4:2:0 "
+        "without alpha (the usual H.264).",
+        limit=limits.rich_pixels,
+        value=pixels,
+    )
+
+
+def _frame_bytes(context: VideoCodecContext) -> int:
+    """Bytes of a decoded frame; 0 where its pixel format is not known."""
+    parts = context.format.components if context.format else ()
+    return sum(part.width * part.height * -(-part.bits // 8) for part in parts)

@@ -7,7 +7,7 @@ import os
 import av
 import pytest
 
-from musetalk_agent.avatars.frame_memory import threads
+from musetalk_agent.avatars.video_decoder import threads
 
 
 @pytest.mark.parametrize(

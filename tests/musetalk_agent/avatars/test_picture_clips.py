@@ -17,7 +17,7 @@ from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.avatars.decoder_pool import Decoders
 from musetalk_agent.avatars.library import AvatarLibrary
 from musetalk_agent.avatars.limits import AvatarLimits
-from musetalk_agent.avatars.zip_clip import ZipFrames, choose_frames, zip_frames
+from musetalk_agent.avatars.picture_clips import ZipFrames, choose_frames, zip_frames
 from musetalk_agent.errors import AvatarSizesDiffer, AvatarTooLarge, AvatarUndecodable
 from musetalk_agent.media_types import Pixels
 from musetalk_agent.protocol.http import AvatarSource, Picture

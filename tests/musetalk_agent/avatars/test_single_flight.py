@@ -7,7 +7,7 @@ import gc
 
 import pytest
 
-from musetalk_agent.avatars.flights import Flights
+from musetalk_agent.avatars.library import Flights
 from tests.waiting import turns
 
 

@@ -12,8 +12,18 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from musetalk_agent.avatars.limits import AvatarLimits
-from musetalk_agent.avatars.pictures import check_structure, picture_kind, picture_size, still_cost
-from musetalk_agent.avatars.sniff import PICTURES, SNIFF_BYTES, VIDEOS, VIDEOS_UNREAD, Kind, sniff
+from musetalk_agent.avatars.media_probe import (
+    PICTURES,
+    SNIFF_BYTES,
+    VIDEOS,
+    VIDEOS_UNREAD,
+    Kind,
+    check_structure,
+    picture_kind,
+    picture_size,
+    sniff,
+    still_cost,
+)
 from musetalk_agent.errors import AvatarError, AvatarUndecodable
 from tests.musetalk_agent.avatars.clips import archive, encoded, noise, video
 from tests.musetalk_agent.avatars.made_pictures import saved

@@ -1,22 +1,154 @@
-"""Fetches a clip from an address that a stranger named.
+"""How a clip's bytes come in: fetched from an address that a stranger named, or uploaded; within limits, and kept only when
+whole.
 
-Every hop's name is resolved once, all its addresses are checked, and the connection goes to a checked one: a name that
-changes its mind between check and connection changes nothing. httpcore is used directly because it follows no redirect, reads
-no proxy from the environment, keeps no cookie and unpacks no content encoding.
+Every hop's name is resolved once, all its addresses are checked, and the connection goes to a checked one: a name that changes
+its mind between check and connection changes nothing. httpcore is used directly because it follows no redirect, reads no proxy
+from the environment, keeps no cookie and unpacks no content encoding.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import ssl
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
 from urllib.parse import urljoin
 
 import httpcore
 
-from musetalk_agent.avatars.addresses import Resolver, Target, checked_addresses, parse, system_resolver
+from musetalk_agent.avatars.cache import AvatarCache
 from musetalk_agent.avatars.limits import AvatarLimits
-from musetalk_agent.errors import AvatarFetchFailed, AvatarTooLarge, AvatarUrlForbidden
+from musetalk_agent.avatars.media_probe import SNIFF_BYTES, VIDEOS_UNREAD, Kind, sniff
+from musetalk_agent.errors import AvatarEmpty, AvatarFetchFailed, AvatarTooLarge, AvatarUndecodable, AvatarUrlForbidden
+from musetalk_agent.protocol.addresses import (
+    AddressRefused,
+    HostUnknown,
+    Resolver,
+    Target,
+    checked_addresses,
+    parse,
+    system_resolver,
+)
+
+_BLOCK_BYTES = 1 << 20
+
+
+class Receiver:
+    """An asynchronous context manager; leaving it removes whatever `finish` did not keep.
+
+    Args:
+        cache: where the file goes.
+        limits: `source_bytes` is what it may have.
+        name: what to call the file in an error message.
+        accepted: what it may be.
+    """
+
+    def __init__(self, cache: AvatarCache, limits: AvatarLimits, name: str, accepted: frozenset[Kind]) -> None:
+        self._cache = cache
+        self._limit = limits.source_bytes
+        self._name = name
+        self._accepted = accepted
+        self._digest = hashlib.sha256()
+        self._folder: Path | None = None
+        self._pending = bytearray()
+        self._received = 0
+        self._looked = False
+
+    async def __aenter__(self) -> Receiver:
+        self._folder = await asyncio.to_thread(self._cache.part)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._folder is not None:
+            await asyncio.shield(asyncio.to_thread(self._cache.discard_part, self._folder))
+
+    async def write(self, piece: bytes) -> None:
+        """Takes the next bytes.
+
+        Raises:
+            AvatarTooLarge: more than the limit.
+            AvatarUndecodable, AvatarEmpty: it does not begin like anything that is accepted.
+        """
+        self._received += len(piece)
+        if self._received > self._limit:
+            raise AvatarTooLarge(
+                f"{self._sentence()} has more than {self._limit} bytes, the most that is allowed.", limit=self._limit
+            )
+        self._pending += piece
+        if not self._looked and len(self._pending) >= SNIFF_BYTES:
+            self._look()
+        if len(self._pending) >= _BLOCK_BYTES:
+            await self._flush()
+
+    async def finish(self) -> tuple[Path, str]:
+        """Keeps the file; returns where it lies and its sha256. Raises as `write` does."""
+        if not self._looked:
+            self._look()
+        await self._flush()
+        digest = self._digest.hexdigest()
+        path = await asyncio.to_thread(self._cache.keep_source, self._file, digest)
+        return path, digest
+
+    @property
+    def _file(self) -> Path:
+        if self._folder is None:
+            raise RuntimeError("the receiver is not entered")
+        return self._folder / "source"
+
+    async def _flush(self) -> None:
+        block, self._pending = bytes(self._pending), bytearray()
+        await asyncio.to_thread(self._append, block)
+
+    def _append(self, block: bytes) -> None:
+        self._digest.update(block)
+        with self._file.open("ab") as file:
+            file.write(block)
+
+    def _look(self) -> None:
+        self._looked = True
+        kind = sniff(bytes(self._pending[:SNIFF_BYTES]))
+        if kind is Kind.EMPTY:
+            raise AvatarEmpty(f"{self._sentence()} is empty (0 bytes).")
+        if kind not in self._accepted:
+            wanted = sorted(accepted.value for accepted in self._accepted)
+            advice = " Export the video as MP4 (H.264)." if kind in VIDEOS_UNREAD else ""
+            raise AvatarUndecodable(
+                f"{self._sentence()} looks like {kind.value}; expected is {', '.join(wanted[:-1])} or {wanted[-1]}.{advice}",
+                value=kind.value,
+            )
+
+    def _sentence(self) -> str:
+        return self._name[0].upper() + self._name[1:]
+
+
+_PORTS = {"http": 80, "https": 443}
+
+
+@contextmanager
+def address_errors() -> Iterator[None]:
+    """Turns what `protocol.addresses` refuses into errors of avatars.
+
+    Raises:
+        AvatarUrlForbidden: the address may not be fetched from.
+        AvatarFetchFailed: its host's name does not resolve.
+    """
+    try:
+        yield
+    except HostUnknown as error:
+        raise AvatarFetchFailed(error.detail, value=error.value) from error
+    except AddressRefused as error:
+        raise AvatarUrlForbidden(error.detail, value=error.value) from error
+
+
+def _target(url: str) -> Target:
+    with address_errors():
+        return parse(url, _PORTS)
+
 
 Write = Callable[[bytes], Awaitable[None]]
 
@@ -54,7 +186,7 @@ class Fetcher:
             AvatarFetchFailed: no answer, an error, too slow, or less than was promised.
             AvatarTooLarge: more bytes than allowed are promised.
         """
-        target = parse(url)
+        target = _target(url)
         if self._ssl_context is None:
             self._ssl_context = await asyncio.to_thread(httpcore.default_ssl_context)
         try:
@@ -75,7 +207,7 @@ class Fetcher:
                 url = urljoin(url, location)
             except ValueError as error:
                 raise AvatarUrlForbidden(f"{target.host} redirects to something that is no address.") from error
-            target = parse(url)
+            target = _target(url)
         raise AvatarFetchFailed(
             f"{target.host} redirects more than {self._limits.fetch_redirects} times.",
             limit=self._limits.fetch_redirects,
@@ -162,7 +294,8 @@ class _PinnedBackend(httpcore.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        addresses = await checked_addresses(host, port, self._resolver, allow_private=self._allow_private)
+        with address_errors():
+            addresses = await checked_addresses(host, port, self._resolver, allow_private=self._allow_private)
         failure: httpcore.NetworkError | httpcore.TimeoutException | None = None
         for address in addresses:
             try:
