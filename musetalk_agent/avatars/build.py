@@ -12,6 +12,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from itertools import chain, repeat
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,6 @@ from numpy.typing import NDArray
 from musetalk_agent.avatars import framing, still_animation
 from musetalk_agent.avatars.archive import FrameArchive
 from musetalk_agent.avatars.bundle import ArrayWriter, read_rows, write_head
-from musetalk_agent.avatars.decoder_process import Progress
 from musetalk_agent.avatars.face import FaceNet
 from musetalk_agent.avatars.face_track import FaceTrack, FaceTracker, finish
 from musetalk_agent.avatars.limits import AvatarLimits
@@ -31,6 +31,9 @@ from musetalk_agent.avatars.video import VideoClip, open_clip
 from musetalk_agent.errors import AvatarEmpty, AvatarTooLarge, AvatarUndecodable
 from musetalk_agent.media_types import Box, Pixels
 from musetalk_agent.protocol.http import AvatarWarning, Picture
+
+if TYPE_CHECKING:
+    from musetalk_agent.avatars.decoder_pool import Progress
 
 Warnings = Sequence[tuple[str, str]]
 """Codes and sentences."""

@@ -1,6 +1,6 @@
 """The decoder process: `python -m musetalk_agent.avatars.decoder_main PARENT_PID [MODELS_FOLDER]`.
 
-`decoder_process` is the other end. A request is one JSON object in a line on stdin. An answer is one on stdout: `begun`, any
+`decoder_pool` is the other end. A request is one JSON object in a line on stdin. An answer is one on stdout: `begun`, any
 number of `progress`, then `done`, `error` (an `AgentError`), `os_error`, `memory` or `crash`. The process ends when stdin does,
 also in the middle of a frame. Before it reads a stranger's bytes, it gives up rights (`confine`) and limits its memory and CPU
 time (`Budget`).

@@ -21,8 +21,7 @@ from typing import Any, Generic, TypeVar, cast
 
 from musetalk_agent.avatars.bundle import SCHEMA_VERSION, Bundle
 from musetalk_agent.avatars.cache import AvatarCache
-from musetalk_agent.avatars.decoder_pool import Call, Decoders
-from musetalk_agent.avatars.decoder_process import Progress
+from musetalk_agent.avatars.decoder_pool import Call, Decoders, Progress
 from musetalk_agent.avatars.face import DETECTORS, MESH
 from musetalk_agent.avatars.limits import AvatarLimits
 from musetalk_agent.avatars.media_probe import PICTURES, SNIFF_BYTES, VIDEOS, Kind, sniff

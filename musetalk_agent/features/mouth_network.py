@@ -4,6 +4,8 @@
 a second GRU reads the convolutions and the first GRU and has the heads for the mouth, which were trained on real talkers. Every
 step has one fixed shape, so the result does not depend on the chunking of the audio, not even in its last bit. `NetworkRun.batch`
 runs many steps at once, faster, where the last bits do not matter.
+
+The network was trained on exactly the log-mels and the level tracking below; changing a constant of theirs means training again.
 """
 
 from __future__ import annotations
@@ -16,12 +18,95 @@ from numpy.typing import NDArray
 
 from musetalk_agent.arrays import DamagedArrays, stored_arrays
 from musetalk_agent.errors import WeightsMissing
-from musetalk_agent.features import melspec
 from musetalk_agent.features.articulation import CLASSES
 
 Array = NDArray[np.float32]
 
-STEP = 2 * melspec.HOP
+RATE = 16_000
+HOP = 160  # samples: 100 frames per second
+WINDOW = 400  # samples: 25 ms; frame j is samples [HOP·(j+1) − WINDOW, HOP·(j+1))
+BANDS = 40
+_FFT = 512
+_LOWEST_HZ, _HIGHEST_HZ = 60.0, 7600.0
+
+FLOOR_DB = -50.0
+"""Level (dB of full scale, see `frame_levels`) below which nothing is amplified: room tone stays quiet."""
+DECAY_DB = 0.03
+"""Decay of the tracked level per frame: 3 dB/s, slow enough to last over pauses."""
+_ATTACK = 0.3  # share of a new frame in the smoothed power: a click of one frame moves the level by a third of its own
+_RANGE_DB = 70.0  # anything further below the tracked level is clamped
+_SCALE_DB = 20.0  # decibels per unit of the network's input
+
+
+def _mel_filters() -> NDArray[np.float32]:
+    def to_mel(hz: float) -> float:
+        return float(2595 * np.log10(1 + hz / 700))  # O'Shaughnessy's formula
+
+    mels = np.linspace(to_mel(_LOWEST_HZ), to_mel(_HIGHEST_HZ), BANDS + 2)
+    edges = 700 * (10 ** (mels / 2595) - 1)
+    bins = np.arange(_FFT // 2 + 1) * RATE / _FFT
+    low, mid, high = edges[:-2, None], edges[1:-1, None], edges[2:, None]
+    weights = np.maximum(0, np.minimum((bins - low) / (mid - low), (high - bins) / (high - mid)))
+    scale = 4.0 / (_FFT * WINDOW)  # a full-scale sine reads about 0 dB in its band
+    return np.ascontiguousarray((weights * scale).T.astype(np.float32))
+
+
+_FILTERS = _mel_filters()
+_HANN = (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WINDOW) / WINDOW)).astype(np.float32)
+
+
+def band_levels(frames: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Windows float32[n, 400] in -1..1 → band levels float32[n, 40] in dB of full scale, not below -120."""
+    spectrum = np.fft.rfft(frames * _HANN, _FFT, axis=1)
+    power = (spectrum.real**2 + spectrum.imag**2).astype(np.float32)
+    levels: NDArray[np.float32] = 10 * np.log10(np.maximum(power @ _FILTERS, np.float32(1e-12)))
+    return levels
+
+
+def frame_powers(frames: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Windows float32[n, 400] → mean power float32[n] (1.0 is a full-scale square wave)."""
+    powers: NDArray[np.float32] = np.einsum("ij,ij->i", frames, frames) / np.float32(frames.shape[1])
+    return powers
+
+
+class Normaliser:
+    """Tracks the level of the speech with a fast attack and a slow decay, never below `FLOOR_DB`."""
+
+    def __init__(self) -> None:
+        self._power = 0.0
+        self._level = FLOOR_DB
+
+    def levels(self, powers: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Frame powers float32[n] → tracked level in dB after each, float32[n]."""
+        out = np.empty(len(powers), np.float32)
+        power, level = self._power, self._level
+        for i, new in enumerate(powers.tolist()):
+            power += _ATTACK * (new - power)
+            now = 10 * np.log10(power) if power > 1e-12 else -120.0
+            level = max(now, level - DECAY_DB, FLOOR_DB)
+            out[i] = level
+        self._power, self._level = power, level
+        return out
+
+
+def network_input(bands: NDArray[np.float32], levels: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Band levels [n, 40] and tracked levels [n], both dB → the network's input float32[n, 40]."""
+    relative = np.maximum(bands - levels[:, None], np.float32(-_RANGE_DB))
+    scaled: NDArray[np.float32] = (relative + np.float32(_RANGE_DB / 2)) / np.float32(_SCALE_DB)
+    return scaled
+
+
+def log_mels(sound: NDArray[np.int16]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Computes a whole recording: int16[n] → input float32[n // 160, 40] and frame powers float32[n // 160]."""
+    padded = np.concatenate([np.zeros(WINDOW - HOP, np.float32), sound.astype(np.float32) / 32768])
+    if len(padded) < WINDOW:
+        return np.zeros((0, BANDS), np.float32), np.zeros(0, np.float32)
+    frames = np.lib.stride_tricks.sliding_window_view(padded, WINDOW)[::HOP]
+    powers = frame_powers(frames)
+    return network_input(band_levels(frames), Normaliser().levels(powers)), powers
+
+
+STEP = 2 * HOP
 """Samples per step of the network (20 ms)."""
 STEP_MS = 20
 LOOKAHEAD_MS = 100
@@ -108,7 +193,7 @@ class MouthNetwork:
 
 
 _SHAPES = {
-    "conv.w": (WIDTH, _FRAMES * melspec.BANDS),
+    "conv.w": (WIDTH, _FRAMES * BANDS),
     "gru.wh": (3 * WIDTH, WIDTH),
     "head.w": (HEADS, WIDTH),
     "lips2.b": (OUTPUTS,),
@@ -128,10 +213,8 @@ class NetworkRun:
 
     def __init__(self, arrays: dict[str, Array]) -> None:
         self._a = arrays
-        self._mels = np.zeros((_FRAMES, melspec.BANDS), np.float32)
-        self._mels[:] = melspec.network_input(
-            np.full((1, melspec.BANDS), -120, np.float32), np.full(1, melspec.FLOOR_DB, np.float32)
-        )
+        self._mels = np.zeros((_FRAMES, BANDS), np.float32)
+        self._mels[:] = network_input(np.full((1, BANDS), -120, np.float32), np.full(1, FLOOR_DB, np.float32))
         self._past = [np.zeros((2 * dilation + 1, WIDTH), np.float32) for dilation in DILATIONS]
         self._at = [0, 0, 0]
         self.state = np.zeros(2 * WIDTH, np.float32)
@@ -160,7 +243,7 @@ class NetworkRun:
         a, steps = self._a, len(mels) // 2
         frames = np.concatenate([self._mels[2:], mels])
         self._mels[:] = frames[-_FRAMES:]
-        pairs = frames.reshape(steps + 1, 2 * melspec.BANDS)
+        pairs = frames.reshape(steps + 1, 2 * BANDS)
         x = np.maximum(np.concatenate([pairs[:-1], pairs[1:]], axis=1) @ a["conv.w"].T + a["conv.b"], 0)
         for i, dilation in enumerate(DILATIONS):
             ring, at = self._past[i], self._at[i]
@@ -221,7 +304,7 @@ def _remembered(given: Array, kept: Array, h: Array) -> Array:
     return out
 
 
-PAST = melspec.WINDOW - melspec.HOP
+PAST = WINDOW - HOP
 """Samples before a step's first sample that its first mel window reads."""
 _LEVELS = 10  # 200 ms
 
@@ -252,7 +335,7 @@ class SharedNetworkRun:
 
     def __init__(self, network: MouthNetwork) -> None:
         self._run = network.run()
-        self._normaliser = melspec.Normaliser()
+        self._normaliser = Normaliser()
         self._levels = np.full(_LEVELS, -120.0)
         self._number = -1
         self._latest: AudioStep | None = None
@@ -266,9 +349,9 @@ class SharedNetworkRun:
             return self._latest
         if number != self._number + 1:
             raise ValueError(f"step {number} was requested after step {self._number}")
-        windows = np.stack([window[: melspec.WINDOW], window[melspec.HOP :]])
-        powers = melspec.frame_powers(windows)
-        mels = melspec.network_input(melspec.band_levels(windows), self._normaliser.levels(powers))
+        windows = np.stack([window[:WINDOW], window[HOP:]])
+        powers = frame_powers(windows)
+        mels = network_input(band_levels(windows), self._normaliser.levels(powers))
         self._levels[:-1] = self._levels[1:]
         self._levels[-1] = 10 * np.log10(float(powers.mean()) + 1e-12)
         step = self._run.step(mels)

@@ -21,8 +21,8 @@ from tqdm import tqdm
 from musetalk_agent.avatars.face import FaceNet
 from musetalk_agent.errors import AgentError
 from musetalk_agent.features.visemes import VisemeFeatures
-from musetalk_agent.measure import lse
-from musetalk_agent.measure.mouth_tracks import MouthTrack, VideoUnreadable, find_faces, heard_mouth, seen_mouth
+from musetalk_agent.measure import lip_measures
+from musetalk_agent.measure.lip_measures import MouthTrack, VideoUnreadable, find_faces, heard_mouth, seen_mouth
 from musetalk_agent.media_types import FEATURE_RATE
 from musetalk_agent.settings import offline_settings
 from musetalk_agent.tools.audio_file import AudioFile, AudioUnreadable, mono
@@ -45,7 +45,7 @@ class SyncReport:
 
     lag: Lag | None
     problem: str | None
-    syncnet: lse.LipSync | None = None
+    syncnet: lip_measures.LipSync | None = None
 
     def as_json(self) -> str:
         """`lag_ms` (null with a problem; positive when the lips are late), `correlation`, `confidence`; `lse_c`, `lse_d` and
@@ -114,8 +114,8 @@ def measure(
     voice = mono(sound, FEATURE_RATE)
     seen, heard = seen_mouth(faces), heard_mouth(features, voice, start)
     lag = lag_of(seen, heard)
-    path = lse.weights(store)
-    syncnet = lse.judge(path, video, faces, voice, start, lambda _: progress(1)) if path else None
+    path = lip_measures.weights(store)
+    syncnet = lip_measures.judge(path, video, faces, voice, start, lambda _: progress(1)) if path else None
     return SyncReport(lag, _problem(seen, heard, lag), syncnet)
 
 
@@ -144,7 +144,7 @@ def _sentence(lag: Lag) -> str:
     return f"{text} (correlation {lag.correlation:.2f}, confidence {lag.confidence:.2f})"
 
 
-def _syncnet_sentence(found: lse.LipSync) -> str:
+def _syncnet_sentence(found: lip_measures.LipSync) -> str:
     return f"SyncNet: LSE-C {found.confidence:.2f}, LSE-D {found.distance:.2f}, offset {found.offset_ms} ms"
 
 

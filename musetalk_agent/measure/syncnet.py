@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from musetalk_agent.engines.musetalk import loading
-from musetalk_agent.measure.lse import Cepstra
+from musetalk_agent.measure.lip_measures import Cepstra
 from musetalk_agent.media_types import Pixels
 
 WINDOW_FRAMES = 5

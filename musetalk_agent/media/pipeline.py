@@ -22,8 +22,7 @@ from musetalk_agent.compose.compositor import Compositor
 from musetalk_agent.compose.idle import IdleCursor, IdleCycle, IdleFrames
 from musetalk_agent.engines.batcher import Batcher
 from musetalk_agent.engines.interface import Actor
-from musetalk_agent.features.rate_detector import detect_rate
-from musetalk_agent.features.speech_detector import shipped_network
+from musetalk_agent.features.speech_detector import detect_rate, shipped_network
 from musetalk_agent.media.captions import Word
 from musetalk_agent.media.format_detector import Finding, FormatWatch
 from musetalk_agent.media.player import Playback

@@ -15,7 +15,7 @@ from musetalk_agent.compose.compositor import Compositor
 from musetalk_agent.compose.idle import IdleCursor, IdleCycle
 from musetalk_agent.engines.batcher import Batcher, Result
 from musetalk_agent.engines.interface import Actor, PatchRequest
-from musetalk_agent.features.speech_gate import SpeechGate
+from musetalk_agent.features.extractor import SpeechGate
 from musetalk_agent.media.channel import Channel
 from musetalk_agent.media.segment import Segment
 from musetalk_agent.media.segment_trace import FEATURES, FRAME

@@ -16,7 +16,7 @@ import labels
 import numpy as np
 from numpy.typing import NDArray
 
-from musetalk_agent.features import melspec
+from musetalk_agent.features import mouth_network
 from musetalk_agent.features.articulation import CLASSES, SILENCE
 
 RATE = 16_000
@@ -50,7 +50,7 @@ def _stretched(values: NDArray[np.floating], factor: float, count: int) -> NDArr
 def _packed(
     sound: NDArray[np.int16], wanted: dict[str, NDArray[np.floating]], factor: float
 ) -> dict[str, NDArray[np.generic]]:
-    mels, _ = melspec.whole(sound)
+    mels, _ = mouth_network.log_mels(sound)
     count = len(mels) // 2
     out: dict[str, NDArray[np.generic]] = {"mels": mels[: 2 * count].astype(np.float16)}
     for name, values in wanted.items():
@@ -81,7 +81,7 @@ def pieces(cache: Path, name: str, copy: int) -> list[dict[str, NDArray[np.gener
 def nothing(cache: Path, minutes: float, heads: int) -> dict[str, NDArray[np.generic]]:
     """Sounds that are no speech, pieces of 20 s, all of them silence to the mouth."""
     rng = np.random.default_rng(7)
-    mels = [melspec.whole(augment.negative(rng, 20.0))[0][:2000] for _ in range(int(minutes * 3))]
+    mels = [mouth_network.log_mels(augment.negative(rng, 20.0))[0][:2000] for _ in range(int(minutes * 3))]
     count = sum(map(len, mels)) // 2
     hard = np.eye(len(CLASSES), dtype=np.float16)[np.full(count, SILENCE)]
     empty = np.zeros((count, 1), np.float16)

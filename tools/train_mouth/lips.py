@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from musetalk_agent.features.mouth_network import DILATIONS, WIDTH
 
-_SILENT_INPUT = -1.75  # what `melspec.network_input` makes of digital silence
+_SILENT_INPUT = -1.75  # what `mouth_network.network_input` makes of digital silence
 OUTPUTS = 5  # the sixth, `voice`, is learned by `finish.py`
 NOW, SOON, CLOSURE, CLOSURE_SOON, GATE = range(OUTPUTS)
 GATE_OFF, GATE_ON = 0.20, 0.60

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from musetalk_agent.features import melspec
+from musetalk_agent.features import mouth_network
 from musetalk_agent.features.articulation import CLASSES
 from musetalk_agent.features.mouth_network import DILATIONS, HEADS, WIDTH
 
 OPENING = 48
-_SILENT_INPUT = -1.75  # what `melspec.network_input` makes of digital silence
+_SILENT_INPUT = -1.75  # what `mouth_network.network_input` makes of digital silence
 
 
 class Mouth(nn.Module):
@@ -24,7 +24,7 @@ class Mouth(nn.Module):
 
     def __init__(self, openings: int) -> None:
         super().__init__()
-        self.conv = nn.Conv1d(melspec.BANDS, WIDTH, 4, stride=2)
+        self.conv = nn.Conv1d(mouth_network.BANDS, WIDTH, 4, stride=2)
         self.res = nn.ModuleList(nn.Conv1d(WIDTH, WIDTH, 3, dilation=d) for d in DILATIONS)
         self.gru = nn.GRU(WIDTH, WIDTH, batch_first=True)
         self.head = nn.Linear(WIDTH, HEADS)

@@ -24,7 +24,7 @@ from lips import roughened, trunk
 from numpy.typing import NDArray
 from table import table_jaw
 
-from musetalk_agent.features import melspec
+from musetalk_agent.features import mouth_network
 from musetalk_agent.features.articulation import CLASSES, SILENCE
 from musetalk_agent.features.mouth_network import default_weights
 
@@ -43,7 +43,7 @@ Array = NDArray[np.float32]
 def mels_of(sound: Array) -> NDArray[np.float16]:
     """The network's input for sound in -1..1."""
     pcm = (np.clip(sound, -1, 1) * 32767).astype(np.int16)
-    return melspec.whole(pcm)[0].astype(np.float16)
+    return mouth_network.log_mels(pcm)[0].astype(np.float16)
 
 
 def _closure(clip: talkers.Clip, scaled: Array) -> Array:

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from musetalk_agent.avatars.face import FaceNet
-from musetalk_agent.measure.mouth_tracks import VideoUnreadable, find_faces
+from musetalk_agent.measure.lip_measures import VideoUnreadable, find_faces
 from musetalk_agent.weights import Manifest, ModelStore
 
 RATE = 16_000

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from musetalk_agent.avatars import decoder_process
-from musetalk_agent.avatars.decoder_process import Aborted, DecoderLost, DecoderProcess
+from musetalk_agent.avatars import decoder_pool
+from musetalk_agent.avatars.decoder_pool import Aborted, DecoderLost, DecoderProcess
 from musetalk_agent.avatars.limits import AvatarLimits
 from musetalk_agent.errors import AvatarTooLarge
 
@@ -27,7 +27,7 @@ def decoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Decoder
         said.write_text(answers)
         script.write_text(f"#!/bin/sh\nread request\ncat {said}\n{then}\n")
         script.chmod(0o755)
-        monkeypatch.setattr(decoder_process, "sys", SimpleNamespace(executable=str(script), path=[]))
+        monkeypatch.setattr(decoder_pool, "sys", SimpleNamespace(executable=str(script), path=[]))
         processes.append(DecoderProcess())
         return processes[-1]
 
@@ -96,7 +96,7 @@ def test_an_answer_that_comes_as_the_call_is_called_off_is_not_taken(decoder: De
 
 
 def test_silence_is_a_matter_of_time_and_its_end_a_crash(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoder_process, "_START_S", 0.1)
+    monkeypatch.setattr(decoder_pool, "_START_S", 0.1)
     with pytest.raises(DecoderLost) as lost:
         decoder("").call({"do": "clip"}, AvatarLimits())
     assert (lost.value.reason, lost.value.begun) == ("time", False)
@@ -116,7 +116,7 @@ def test_progress_is_passed_on_and_what_cannot_be_started_is_a_lost_process(
     process = decoder(BEGUN + '{"progress": ["decoding", 3, 9]}\n{"progress": ["decoding", 9, 9]}\n{"done": true}\n')
     process.call({"do": "clip"}, AvatarLimits(), progress=lambda *step: seen.append(step))
     assert seen == [("decoding", 3, 9), ("decoding", 9, 9)] and not process.busy
-    monkeypatch.setattr(decoder_process, "sys", SimpleNamespace(executable=str(tmp_path / "nowhere"), path=[]))
+    monkeypatch.setattr(decoder_pool, "sys", SimpleNamespace(executable=str(tmp_path / "nowhere"), path=[]))
     with pytest.raises(DecoderLost) as lost:
         DecoderProcess()
     assert (lost.value.reason, lost.value.begun) == ("start", False)

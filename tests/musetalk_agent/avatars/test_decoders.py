@@ -16,9 +16,8 @@ from typing import Any
 import psutil
 import pytest
 
-from musetalk_agent.avatars import decoder_pool, decoder_process
-from musetalk_agent.avatars.decoder_pool import DecoderPool, Decoders
-from musetalk_agent.avatars.decoder_process import DecoderProcess
+from musetalk_agent.avatars import decoder_pool
+from musetalk_agent.avatars.decoder_pool import DecoderPool, DecoderProcess, Decoders
 from musetalk_agent.avatars.library import AvatarLibrary
 from musetalk_agent.avatars.limits import AvatarLimits
 from musetalk_agent.errors import AtCapacity, AvatarError, AvatarTooLarge, AvatarUndecodable
@@ -80,7 +79,7 @@ def decoder_processes() -> list[int]:
     found = []
     for process in psutil.Process().children():
         try:
-            if decoder_process._MODULE in process.cmdline() and process.status() != psutil.STATUS_ZOMBIE:
+            if decoder_pool._MODULE in process.cmdline() and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process.pid)
         except psutil.Error:
             continue
@@ -122,7 +121,7 @@ class _Watched(DecoderProcess):
         answer = super()._receive(deadline, aborted)
         if "begun" in answer:
             _at_work.add(self.pid)
-        elif answer.keys() & decoder_process._LAST:
+        elif answer.keys() & decoder_pool._LAST:
             _at_work.discard(self.pid)
         return answer
 
@@ -252,7 +251,7 @@ async def test_a_process_has_no_secret_no_socket_and_no_core(shop: Shop, monkeyp
 async def test_a_process_ends_with_the_agent() -> None:
     """Killed outright, the agent has no time to end anything."""
     program = (
-        "import time; from musetalk_agent.avatars.decoder_process import DecoderProcess\n"
+        "import time; from musetalk_agent.avatars.decoder_pool import DecoderProcess\n"
         "process = DecoderProcess(); print(process.pid, flush=True); time.sleep(600)"
     )
     agent = await asyncio.create_subprocess_exec(sys.executable, "-c", program, stdout=subprocess.PIPE)
@@ -268,7 +267,7 @@ async def test_a_process_ends_with_the_agent() -> None:
 
 @pytest.mark.parametrize("lie", ["nonsense", "list", "endless line", "endless progress", "foreign error", "silence"])
 async def test_a_process_that_was_taken_over_is_not_believed(monkeypatch: pytest.MonkeyPatch, lie: str) -> None:
-    monkeypatch.setattr(decoder_process, "_MODULE", "tests.fakes.lying_decoder")
+    monkeypatch.setattr(decoder_pool, "_MODULE", "tests.fakes.lying_decoder")
     pool = DecoderPool(1, Path(lie))
     limits = AvatarLimits(frames=50, decoder_silence_seconds=NEVER_S if lie != "silence" else 0.2)
     try:
@@ -280,7 +279,7 @@ async def test_a_process_that_was_taken_over_is_not_believed(monkeypatch: pytest
 
 
 async def test_an_error_of_such_a_process_is_shortened(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoder_process, "_MODULE", "tests.fakes.lying_decoder")
+    monkeypatch.setattr(decoder_pool, "_MODULE", "tests.fakes.lying_decoder")
     pool = DecoderPool(1, Path("long error"))
     try:
         with pytest.raises(AvatarTooLarge) as caught:

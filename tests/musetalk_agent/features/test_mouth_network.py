@@ -7,8 +7,9 @@ import pytest
 from numpy.typing import NDArray
 
 from musetalk_agent.features.articulation import CLASSES
-from musetalk_agent.features.melspec import BANDS
+from musetalk_agent.features.extractor import SpeechGate
 from musetalk_agent.features.mouth_network import (
+    BANDS,
     DILATIONS,
     HEADS,
     WIDTH,
@@ -21,7 +22,6 @@ from musetalk_agent.features.mouth_network import (
     default_weights,
 )
 from musetalk_agent.features.speech_detector import SpeechDetector, shipped_network
-from musetalk_agent.features.speech_gate import SpeechGate
 from musetalk_agent.features.visemes import VisemeFeatures, VisemeStream
 from musetalk_agent.media_types import Feature
 from tests.musetalk_agent.features.test_speech_detector import RATE, noise, peak, rms, spoken

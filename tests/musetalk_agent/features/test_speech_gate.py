@@ -7,8 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from musetalk_agent.features.articulation import CLOSURE, JAW
-from musetalk_agent.features.extractor import FeatureExtractor
-from musetalk_agent.features.speech_gate import HOLD_S, SpeechGate
+from musetalk_agent.features.extractor import HOLD_S, FeatureExtractor, SpeechGate
 from musetalk_agent.features.visemes import VisemeFeatures
 from musetalk_agent.features.whisper_features import TARGET, WhisperFeatures
 from musetalk_agent.media_types import Cue, Feature, frames_begun

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from musetalk_agent.features.extractor import HOLD_S, SpeechGate
 from musetalk_agent.features.speech_detector import LevelDetector
-from musetalk_agent.features.speech_gate import HOLD_S, SpeechGate
 from musetalk_agent.media_types import Cue, Feature, Pcm, frame_start, frames_begun
 
 RATE = 16_000

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from musetalk_agent.measure.lip_measures import MouthTrack
 from musetalk_agent.measure.measure_sync import LEAST_CONFIDENCE, LEAST_S, REACH_S, _quick, lag_of
-from musetalk_agent.measure.mouth_tracks import MouthTrack
 
 Series = NDArray[np.float64]
 

@@ -18,9 +18,8 @@ import pytest
 from numpy.typing import NDArray
 
 from musetalk_agent.errors import WeightsInvalid
-from musetalk_agent.measure import lse
-from musetalk_agent.measure.lse import mfcc
-from musetalk_agent.measure.mouth_tracks import Faces
+from musetalk_agent.measure import lip_measures
+from musetalk_agent.measure.lip_measures import Faces, mfcc
 from musetalk_agent.media_types import Pcm, Pixels
 from musetalk_agent.tools import render
 from musetalk_agent.weights import Manifest, ModelStore, default_models_dir
@@ -73,7 +72,7 @@ def vectors(seed: int, frames: int) -> NDArray[np.float32]:
 def test_a_planted_shift_is_found(late: int) -> None:
     said = vectors(0, 160)
     lips = said[30 - late : 130 - late] + 0.1 * vectors(1, 100)
-    found = lse.score(lips, said[30:130])
+    found = lip_measures.score(lips, said[30:130])
     assert found.offset_ms == 40 * late
     # Strangers are √(2·64) apart.
     assert found.distance < 0.8 + abs(late) / 10 and found.distance + found.confidence == pytest.approx(11.3, abs=0.4)
@@ -89,7 +88,7 @@ def test_the_figures_are_those_of_the_definition() -> None:
             beside = said[frame + shift] if 0 <= frame + shift < 60 else np.zeros(64)
             total += float(np.sqrt(((lips[frame].astype(float) - beside + 1e-6) ** 2).sum()))
         means.append(total / 60)
-    found = lse.score(lips, said)
+    found = lip_measures.score(lips, said)
     assert found.distance == pytest.approx(min(means), rel=1e-9)
     assert found.confidence == pytest.approx(sorted(means)[15] - min(means), rel=1e-9)
     assert found.offset_ms == -40 * (means.index(min(means)) - 15)
@@ -99,13 +98,13 @@ def test_the_cut_is_level_with_the_box_and_grey_beyond_the_picture() -> None:
     picture: Pixels = np.zeros((400, 600, 3), np.uint8)
     picture[:, :, 0] = np.arange(600) // 3
     picture[:, :, 1] = np.arange(400)[:, None] // 2
-    inside = lse.cut(picture, 300, 150, 80)  # left 188, top 70, 224 long: pixel for pixel
+    inside = lip_measures.cut(picture, 300, 150, 80)  # left 188, top 70, 224 long: pixel for pixel
     assert inside.shape == (224, 224, 3)
     np.testing.assert_array_equal(inside, picture[70:294, 188:412])
     noise = np.random.default_rng(7).integers(0, 256, picture.shape).astype(np.uint8)
     resized = cv2.resize(noise[0:336, 132:468], (224, 224))  # two thirds, as upstream does it
-    assert np.abs(lse.cut(noise, 300, 120, 120).astype(int) - resized).mean() < 1
-    beyond = lse.cut(picture, 20, 60, 100)  # from −120 to 160 and from −40 to 240
+    assert np.abs(lip_measures.cut(noise, 300, 120, 120).astype(int) - resized).mean() < 1
+    beyond = lip_measures.cut(picture, 20, 60, 100)  # from −120 to 160 and from −40 to 240
     assert (beyond[:30, :] == 110).all() and (beyond[:, :94] == 110).all()
     assert not (beyond[34:, 98:, 2] == 110).any()
 
@@ -115,31 +114,31 @@ def test_pictures_are_taken_at_25_a_second_and_the_box_is_steady() -> None:
     times = 7 + np.arange(120) / 30
     faces = Faces(times, [still] * 50 + [None] * 20 + [still + 40] * 50)
     faces.meshes[20] = still + 300  # the tracker slips
-    chosen = lse._at_25_fps(faces)
+    chosen = lip_measures._at_25_fps(faces)
     assert len(chosen) == 100 and (np.diff(chosen) >= 1).all()
     assert np.abs(times[chosen] - 7 - np.arange(100) / 25).max() <= 1 / 60 + 1e-9
-    squares = lse._squares(faces, chosen)
+    squares = lip_measures._squares(faces, chosen)
     assert squares is not None
     np.testing.assert_allclose(squares[:30], np.broadcast_to([140, 100, 50], (30, 3)))
     np.testing.assert_allclose(squares[-30:], np.broadcast_to([180, 140, 50], (30, 3)))
     assert squares[50, 0] == pytest.approx(140 + 40 * (60 - 49) / 21, abs=2)  # in the middle of the gap
     even = Faces(np.arange(60) / 25, [None] * 31 + [still] * 29)
-    np.testing.assert_array_equal(lse._at_25_fps(even), np.arange(60))
-    assert lse._squares(even, np.arange(60)) is None
-    assert list(lse._at_25_fps(Faces(np.array([3.0]), [still]))) == [0]
+    np.testing.assert_array_equal(lip_measures._at_25_fps(even), np.arange(60))
+    assert lip_measures._squares(even, np.arange(60)) is None
+    assert list(lip_measures._at_25_fps(Faces(np.array([3.0]), [still]))) == [0]
 
 
 def test_every_picture_is_cut_at_its_own_box_and_repeated_where_the_film_is_slower(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     film = list(np.random.default_rng(6).integers(0, 256, (5, 60, 60, 3)).astype(np.uint8))
-    monkeypatch.setattr(lse, "pictures", lambda _: ((k / 15, picture) for k, picture in enumerate(film)))
+    monkeypatch.setattr(lip_measures, "pictures", lambda _: ((k / 15, picture) for k, picture in enumerate(film)))
     chosen, squares = np.array([0, 1, 1, 3]), np.array([[30.0, 20, 10], [31, 20, 10], [35, 22, 12], [20, 30, 9]])
     read: list[int] = []
-    cuts = list(lse._cuts(Path("film"), chosen, squares, read.append))
+    cuts = list(lip_measures._cuts(Path("film"), chosen, squares, read.append))
     assert len(cuts) == 4 and read == [1, 2, 3, 4]
     for made, index, (x, y, half) in zip(cuts, chosen, squares, strict=True):
-        np.testing.assert_array_equal(made, lse.cut(film[index], x, y, half))
+        np.testing.assert_array_equal(made, lip_measures.cut(film[index], x, y, half))
 
 
 def random_state() -> dict[str, Tensor]:
@@ -169,7 +168,7 @@ def random_state() -> dict[str, Tensor]:
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch = pytest.importorskip("torch")
-    path: Path = tmp_path_factory.mktemp("models") / lse.WEIGHTS
+    path: Path = tmp_path_factory.mktemp("models") / lip_measures.WEIGHTS
     path.parent.mkdir()
     torch.save(random_state(), path, _use_new_zipfile_serialization=False)  # as the published file is
     return path
@@ -256,12 +255,12 @@ def test_film_and_sound_meet_on_the_film_s_time_line(
     monkeypatch.setattr(syncnet, "embed_voice", loudness)
     mesh = np.array([[16.0, 16], [48, 48]], np.float32)
     read: list[int] = []
-    found = lse.judge(tmp_path, film, Faces(np.arange(100) / 25, [mesh] * 100), sound, start_s, read.append)
+    found = lip_measures.judge(tmp_path, film, Faces(np.arange(100) / 25, [mesh] * 100), sound, start_s, read.append)
     assert found is not None and found.offset_ms == 40 * late
     assert found.distance < 1.3 and found.confidence > 1
     assert read == list(range(1, 101))
     short = sound[: round(1.9 * RATE)]
-    assert lse.judge(tmp_path, film, Faces(np.arange(100) / 25, [mesh] * 100), short, 0.0, read.append) is None
+    assert lip_measures.judge(tmp_path, film, Faces(np.arange(100) / 25, [mesh] * 100), short, 0.0, read.append) is None
 
 
 @pytest.fixture(scope="module")
@@ -292,16 +291,19 @@ def test_the_command_tells_it_where_the_weights_are(
     assert {key: told[key] for key in plain} == plain
     assert sorted(set(told) - set(plain)) == ["lse_c", "lse_d", "syncnet_offset_ms"]
     assert told["lse_d"] > 0 and told["lse_c"] >= 0 and told["syncnet_offset_ms"] in range(-600, 601, 40)
-    monkeypatch.setattr(lse, "judge", lambda *_: lse.LipSync(6.1234, 7.5678, -40))
+    monkeypatch.setattr(lip_measures, "judge", lambda *_: lip_measures.LipSync(6.1234, 7.5678, -40))
     assert run(str(film)) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 and lines[1] == "SyncNet: LSE-C 6.12, LSE-D 7.57, offset -40 ms"
-    monkeypatch.setattr(lse.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(lip_measures.importlib.util, "find_spec", lambda name: None)
     assert run(str(film)) == 0
     assert len(capsys.readouterr().out.splitlines()) == 1
 
 
 def test_the_manifest_says_where_the_weights_come_from() -> None:
-    entry = Manifest.load().entries[lse.WEIGHTS]
+    entry = Manifest.load().entries[lip_measures.WEIGHTS]
     assert entry.group == "syncnet" and entry.sha256 is not None and entry.size == 54_573_114
-    assert ModelStore(None, Manifest.load()).location(lse.WEIGHTS).parts[-2:] == ("syncnet", "syncnet_v2.model")
+    assert ModelStore(None, Manifest.load()).location(lip_measures.WEIGHTS).parts[-2:] == (
+        "syncnet",
+        "syncnet_v2.model",
+    )

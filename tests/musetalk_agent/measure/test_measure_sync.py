@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from musetalk_agent.measure import measure_sync
+from musetalk_agent.measure.lip_measures import MouthTrack
 from musetalk_agent.measure.measure_sync import lag_of
-from musetalk_agent.measure.mouth_tracks import MouthTrack
 from musetalk_agent.media_types import Pcm
 from musetalk_agent.tools import render
 from tests.musetalk_agent.tools.test_render import write_wav

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from musetalk_agent.avatars.face import LEFT_EYE, RIGHT_EYE, Points
 from musetalk_agent.features.articulation import CLOSURE, JAW
 from musetalk_agent.features.visemes import VisemeFeatures
-from musetalk_agent.measure.measure_sync import lag_of
-from musetalk_agent.measure.mouth_tracks import (
+from musetalk_agent.measure.lip_measures import (
     LOWER_LIP,
     UPPER_LIP,
     Faces,
@@ -25,6 +24,7 @@ from musetalk_agent.measure.mouth_tracks import (
     pictures,
     seen_mouth,
 )
+from musetalk_agent.measure.measure_sync import lag_of
 from tests.musetalk_agent.measure.test_measure_sync import speech
 
 

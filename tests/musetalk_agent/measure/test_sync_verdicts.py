@@ -11,9 +11,8 @@ import pytest
 
 from musetalk_agent.errors import WeightsMissing
 from musetalk_agent.measure import measure_sync
-from musetalk_agent.measure.lse import LipSync
+from musetalk_agent.measure.lip_measures import LipSync, MouthTrack, VideoUnreadable
 from musetalk_agent.measure.measure_sync import Lag, SyncReport, _problem, add_arguments
-from musetalk_agent.measure.mouth_tracks import MouthTrack, VideoUnreadable
 from musetalk_agent.tools.audio_file import AudioUnreadable
 
 GOOD = Lag(0.0404, 0.812, 0.9004)

@@ -9,8 +9,7 @@ import av
 import numpy as np
 import pytest
 
-from musetalk_agent.features.rate_detector import detect_rate
-from musetalk_agent.features.speech_detector import shipped_network
+from musetalk_agent.features.speech_detector import detect_rate, shipped_network
 from musetalk_agent.media.format_detector import Finding, FormatWatch, compressed_header
 from musetalk_agent.protocol.http import Suspicion
 

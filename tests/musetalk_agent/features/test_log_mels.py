@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from musetalk_agent.features import melspec
-from musetalk_agent.features.melspec import BANDS, FLOOR_DB, HOP, RATE, WINDOW, Normaliser
+from musetalk_agent.features import mouth_network
+from musetalk_agent.features.mouth_network import BANDS, FLOOR_DB, HOP, RATE, WINDOW, Normaliser
 
 
 def to_mel(hz: float) -> float:
@@ -48,26 +48,26 @@ def tone(hz: float, size: float = 1.0) -> NDArray[np.float32]:
 @pytest.mark.parametrize("seed", range(3))
 def test_band_levels_are_those_of_the_formulas(seed: int) -> None:
     window = np.random.default_rng(seed).normal(0, 0.2, WINDOW).astype(np.float32)
-    np.testing.assert_allclose(melspec.band_levels(window[None])[0], plain_levels(window), atol=2e-3)
+    np.testing.assert_allclose(mouth_network.band_levels(window[None])[0], plain_levels(window), atol=2e-3)
 
 
 @pytest.mark.parametrize("band", [3, 10, 20, 30, 39])
 def test_a_full_scale_tone_is_about_0_db_in_its_band_and_falls_with_its_size(band: int) -> None:
-    loud, quiet = (melspec.band_levels(tone(CENTRES[band], size))[0] for size in (1.0, 0.01))
+    loud, quiet = (mouth_network.band_levels(tone(CENTRES[band], size))[0] for size in (1.0, 0.01))
     assert int(loud.argmax()) == band and -8 < float(loud[band]) < 1
     assert float(loud[band] - quiet[band]) == pytest.approx(40, abs=0.1)
 
 
 def test_silence_reads_the_floor_and_nothing_reads_less() -> None:
     for window in (np.zeros((1, WINDOW), np.float32), tone(1000, 1e-9)):
-        np.testing.assert_allclose(melspec.band_levels(window), np.full((1, BANDS), -120.0), atol=1e-4)
-    assert melspec.band_levels(np.zeros((0, WINDOW), np.float32)).shape == (0, BANDS)
+        np.testing.assert_allclose(mouth_network.band_levels(window), np.full((1, BANDS), -120.0), atol=1e-4)
+    assert mouth_network.band_levels(np.zeros((0, WINDOW), np.float32)).shape == (0, BANDS)
 
 
 def test_the_power_of_a_full_scale_square_wave_is_1_and_of_a_sine_a_half() -> None:
     square = np.where(np.arange(WINDOW) % 40 < 20, 1, -1).astype(np.float32)[None]
-    assert melspec.frame_powers(square)[0] == pytest.approx(1.0)
-    assert melspec.frame_powers(tone(400))[0] == pytest.approx(0.5, abs=1e-3)
+    assert mouth_network.frame_powers(square)[0] == pytest.approx(1.0)
+    assert mouth_network.frame_powers(tone(400))[0] == pytest.approx(0.5, abs=1e-3)
 
 
 POWERS = st.lists(st.floats(0, 1, width=32), max_size=60)
@@ -102,7 +102,7 @@ def test_a_click_of_one_frame_moves_the_level_by_a_third_of_its_power() -> None:
 
 def test_what_lies_70_db_below_the_level_is_cut_off_and_the_middle_is_0() -> None:
     bands = np.array([[-20.0, -55.0, -90.0, -120.0] + [-20.0] * 36], np.float32)
-    made = melspec.network_input(bands, np.array([-20.0], np.float32))[0]
+    made = mouth_network.network_input(bands, np.array([-20.0], np.float32))[0]
     assert made[:4].tolist() == [1.75, 0.0, -1.75, -1.75]
 
 
@@ -110,7 +110,7 @@ def test_what_lies_70_db_below_the_level_is_cut_off_and_the_middle_is_0() -> Non
 @settings(max_examples=30)
 def test_a_recording_has_a_frame_for_each_whole_hop_and_each_reads_the_25_ms_before_its_end(samples: int) -> None:
     sound = np.random.default_rng(1).integers(-9000, 9000, samples).astype(np.int16)
-    made, powers = melspec.whole(sound)
+    made, powers = mouth_network.log_mels(sound)
     assert made.shape == (samples // HOP, BANDS) and powers.shape == (samples // HOP,)
     before = np.concatenate([np.zeros(WINDOW - HOP), sound]) / 32768
     for frame in range(samples // HOP):
@@ -121,5 +121,5 @@ def test_a_recording_has_a_frame_for_each_whole_hop_and_each_reads_the_25_ms_bef
 def test_loudness_does_not_matter_above_the_floor() -> None:
     rng = np.random.default_rng(2)
     sound = rng.normal(0, 3000, RATE // 2)
-    loud, quiet = (melspec.whole((sound * gain).astype(np.int16))[0] for gain in (2.0, 0.5))
+    loud, quiet = (mouth_network.log_mels((sound * gain).astype(np.int16))[0] for gain in (2.0, 0.5))
     np.testing.assert_allclose(loud[20:], quiet[20:], atol=0.02)
