@@ -129,12 +129,8 @@ class Film:
         out = io.BytesIO()
         with av.open(out, "w", format=self.container) as file:
             options = dict(self.options)
-            if (
-                self.codec == "libx265"
-            ):  # its threads race: one film in thousands came out with a packet that MP4 does not take
-                options["x265-params"] = ":".join(
-                    ["pools=none:frame-threads=1", *filter(None, [options.get("x265-params")])]
-                )
+            if self.codec == "libx265" and len(pictures) < 10:  # x265 leaves DTS unset before it has reordered some
+                options["x265-params"] = ":".join(filter(None, [options.get("x265-params"), "bframes=0"]))
             stream = file.add_stream(self.codec, rate=self.fps, options=options)
             assert isinstance(stream, VideoStream)
             stream.height, stream.width = pictures[0].shape[:2]
