@@ -20,7 +20,7 @@ _ENDS_WITHIN_S = 60.0
 def parser() -> argparse.ArgumentParser:
     """Every subcommand with its options."""
     from musetalk_agent.measure import measure_sync, profile
-    from musetalk_agent.tools import build_engine, convert_weights, fetch_models, monitor, prepare, render
+    from musetalk_agent.tools import build_engine, convert_weights, fetch_models, monitor, prepare, render_film
 
     top = argparse.ArgumentParser(prog="musetalk-agent", description="Renders talking avatars into LiveKit rooms.")
     top.add_argument("--version", action="version", version=f"musetalk-agent {VERSION}")
@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
     serve.set_defaults(run=_serve)
     for name, tool, text in (
         ("prepare", prepare, "prepare an avatar offline and print its quality report"),
-        ("render", render, "make a film of an avatar that speaks a recording"),
+        ("render", render_film, "make a film of an avatar that speaks a recording"),
         ("measure-sync", measure_sync, "measure how late the lips of a video are"),
         ("monitor", monitor, "a live table of an agent's sessions"),
         ("profile", profile, "measure an engine stage by stage"),

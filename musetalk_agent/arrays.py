@@ -39,7 +39,7 @@ class DamagedArrays(ValueError):
 
 
 @contextmanager
-def damaged(name: str) -> Iterator[None]:
+def damage_errors(name: str) -> Iterator[None]:
     """Raises `DamagedArrays`, with `name` and the reason, for whatever comes of a damaged file that is read within.
 
     A file that is not there stays `FileNotFoundError`.
@@ -53,14 +53,14 @@ def damaged(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def stored_arrays(path: Path) -> Iterator[Mapping[str, NDArray[Any]]]:
+def open_arrays(path: Path) -> Iterator[Mapping[str, NDArray[Any]]]:
     """What `save_arrays` wrote, while the context lasts.
 
     Raises:
         FileNotFoundError: there is nothing.
         DamagedArrays: it is not whole, or the caller raised an error over what it holds.
     """
-    with damaged(path.name), path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+    with damage_errors(path.name), path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
         yield stored
 
 

@@ -180,14 +180,14 @@ class ModelStore:
 
     def state(self) -> dict[str, FileState]:
         """Every file of the manifest, without hashing any: `verified` is what was found when it was last hashed, False when its
-        size is wrong, None when nobody looked."""
+        size is wrong, None when it was not checked."""
         ledger = self._ledger()
         return {name: self._file_state(entry, ledger) for name, entry in self.manifest.entries.items()}
 
     def verify(self, name: str, progress: Callable[[int], object] = lambda _: None) -> bool | None:
         """Hashes one file and writes the verdict down. None when the manifest knows no checksum, False when it is absent too.
 
-        `progress` is told the bytes that were hashed.
+        `progress` is called with the bytes that were hashed.
         """
         entry = self.manifest.entries[name]
         path = self.location(name)
@@ -249,7 +249,7 @@ class ModelStore:
 
 
 def sha256_of(path: Path, progress: Callable[[int], object] = lambda _: None) -> str:
-    """The lower-case hex digest of a file's content; `progress` is told the bytes of every block. Raises OSError."""
+    """The lower-case hex digest of a file's content; `progress` is called with the bytes of every block. Raises OSError."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(_HASH_BLOCK_BYTES):

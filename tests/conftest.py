@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.internal.conjecture import providers
 
-from musetalk_agent.avatars.decoder_pool import Decoders
+from musetalk_agent.avatars.decoder_pool import DecoderPools
 from musetalk_agent.weights import default_models_dir
 from orchestrator.livekit_server import LiveKitAccess, LiveKitServer, find
 
@@ -97,9 +97,9 @@ def executor() -> Iterator[ThreadPoolExecutor]:
 
 
 @pytest.fixture(scope="session")
-def decoders() -> Iterator[Decoders]:
+def decoders() -> Iterator[DecoderPools]:
     """Decoder processes that all tests of avatars share: each takes a second to start."""
-    made = Decoders(default_models_dir())
+    made = DecoderPools(default_models_dir())
     yield made
     made.close()
 

@@ -20,7 +20,7 @@ import skimage.data
 
 from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.avatars.face import FaceNet
-from musetalk_agent.avatars.framing import windows
+from musetalk_agent.avatars.framing import face_windows
 from musetalk_agent.engines.warp.artefacts import Artefacts
 from musetalk_agent.engines.warp.articulation import Articulation
 from musetalk_agent.engines.warp.render import render
@@ -49,7 +49,7 @@ def close_mouth(picture: Pixels, net: FaceNet) -> Pixels:
     if not faces:
         raise SystemExit("no face in the portrait: have the face models changed?")
     points = faces[0].points
-    boxes = windows(points[None], SIZE, SIZE)
+    boxes = face_windows(points[None], SIZE, SIZE)
     x0, y0, x1, y1 = boxes[0]
     planes = cv2.cvtColor(picture, cv2.COLOR_BGR2YUV_I420)[None]
     report = AvatarReport(avatar_id="demo", frames=1, width=SIZE, height=SIZE, fps=25)

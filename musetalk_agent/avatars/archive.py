@@ -25,7 +25,7 @@ _ARCHIVE_SUFFIXES = frozenset({".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7
 _METHODS = {zipfile.ZIP_STORED: "stored", zipfile.ZIP_DEFLATED: "deflated"}
 _ENCRYPTED_FLAGS = 0x1 | 0x40 | 0x2000
 _SMALL_ENTRY_BYTES = 1 << 20
-"""Entries below this are not asked for their ratio: a flat picture packs absurdly well and harms nobody."""
+"""Entries below this are not checked for their ratio: a flat picture packs absurdly well and does no harm."""
 _END_BYTES = 22
 _COMMENT_BYTES_MAX = 65_535
 _DIRECTORY_ENTRY_BYTES = (46, 1024)

@@ -21,12 +21,12 @@ from musetalk_agent.avatars import framing, still_animation
 from musetalk_agent.avatars.archive import FrameArchive
 from musetalk_agent.avatars.bundle import ArrayWriter, read_rows, write_head
 from musetalk_agent.avatars.face import FaceNet
-from musetalk_agent.avatars.face_track import FaceTrack, FaceTracker, finish
+from musetalk_agent.avatars.face_track import FaceTrack, FaceTracker, finish_track
 from musetalk_agent.avatars.limits import AvatarLimits
-from musetalk_agent.avatars.media_probe import PICTURES, SNIFF_BYTES, VIDEOS, Kind, sniff
+from musetalk_agent.avatars.media_probe import PICTURES, SNIFF_BYTES, VIDEOS, MediaKind, sniff
 from musetalk_agent.avatars.picture_clips import animation_of, choose_frames, zip_frames
-from musetalk_agent.avatars.picture_decoder import Size, Target, decode_picture
-from musetalk_agent.avatars.quality_report import report
+from musetalk_agent.avatars.picture_decoder import Size, TargetSize, decode_picture
+from musetalk_agent.avatars.quality_report import make_report
 from musetalk_agent.avatars.video import VideoClip, open_clip
 from musetalk_agent.errors import AvatarEmpty, AvatarTooLarge, AvatarUndecodable
 from musetalk_agent.media_types import Box, Pixels
@@ -64,7 +64,7 @@ class Job:
     allow: Callable[[int], object]
 
 
-def kind_of(path: Path) -> Kind:
+def kind_of(path: Path) -> MediaKind:
     """What the file is."""
     with path.open("rb") as file:
         return sniff(file.read(SNIFF_BYTES))
@@ -78,7 +78,7 @@ def build(job: Job, net: FaceNet, folder: Path) -> None:
         MemoryError: it needs more than there is.
     """
     kind = kind_of(job.source)
-    if kind is Kind.ZIP:
+    if kind is MediaKind.ZIP:
         _build_zip(job, net, folder)
     elif kind in PICTURES:
         _build_picture(job, net, folder, job.source.read_bytes(), "the picture", ())
@@ -92,7 +92,7 @@ def build(job: Job, net: FaceNet, folder: Path) -> None:
         )
 
 
-def _target(job: Job) -> Target:
+def _target(job: Job) -> TargetSize:
     """The size that pictures are scaled down to as they are decoded: the one that is shown, before it is cropped."""
 
     def scaled(size: Size) -> Size:
@@ -181,8 +181,8 @@ def _build_clip(
                 job.allow(shape.scaled[0] * shape.scaled[1])
             _check_length(tracker, shape, job.limits)
             if last is None or pixels is not last[0]:
-                small = framing.scaled(pixels, shape)
-                last = (pixels, small, framing.planes(small))
+                small = framing.scale(pixels, shape)
+                last = (pixels, small, framing.to_i420(small))
             tracker.push(last[1])
             writer.append(last[2])
             job.progress("frames", writer.rows, total)
@@ -190,7 +190,7 @@ def _build_clip(
         writer.close()
     if clip is None or shape is None:
         raise AvatarEmpty("The clip has no frame in it.")
-    _finish(job, folder, finish(tracker, job.picture.fps), clip, shape, warnings())
+    _finish(job, folder, finish_track(tracker, job.picture.fps), clip, shape, warnings())
 
 
 def _build_still(
@@ -205,16 +205,16 @@ def _build_still(
     clip = clip or (pixels.shape[1], pixels.shape[0])
     shape = framing.fit(clip, job.picture.width, job.picture.height, job.limits)
     job.allow(shape.scaled[0] * shape.scaled[1])
-    pixels = framing.scaled(pixels, shape)
+    pixels = framing.scale(pixels, shape)
     tracker = FaceTracker(net)
     tracker.push(pixels)
-    found = finish(tracker, job.picture.fps)
-    motion = still_animation.IdleMotion(pixels, found.points[0], job.picture.fps)
+    found = finish_track(tracker, job.picture.fps)
+    motion = still_animation.StillAnimation(pixels, found.points[0], job.picture.fps)
     points = []
     writer = ArrayWriter(folder / "scaled.npy")
     try:
         for frame, moved in motion.frames():
-            writer.append(framing.planes(frame))
+            writer.append(framing.to_i420(frame))
             points.append(moved)
             job.progress("frames", writer.rows, len(motion))
     finally:
@@ -225,7 +225,7 @@ def _build_still(
 
 
 def _check_length(tracker: FaceTracker, shape: framing.Fit, limits: AvatarLimits) -> None:
-    frames = len(tracker.sights) + 1
+    frames = len(tracker.observations) + 1
     if frames > limits.frames:
         raise AvatarTooLarge(f"The clip has more than {limits.frames} frames.", limit=limits.frames)
     if frames * shape.scaled[0] * shape.scaled[1] * 3 // 2 > limits.bundle_bytes:
@@ -257,7 +257,7 @@ def _finish(
     _write_faces(job, folder, points, shape)
     np.save(folder / "mouths.npy", track.mouths(), allow_pickle=False)
     track = replace(track, points=framing.to_clip(track.points, clip, shape))
-    made = report(job.avatar_id, track, clip, (shape.width, shape.height), job.picture.fps, still_picture)
+    made = make_report(job.avatar_id, track, clip, (shape.width, shape.height), job.picture.fps, still_picture)
     made.warnings[:0] = [AvatarWarning(code=code, message=message) for code, message in warnings]
     write_head(folder, job.key, job.picture.fps, made)
 
@@ -269,7 +269,7 @@ def _crop(folder: Path, points: NDArray[np.float32], shape: framing.Fit, start: 
     writer = ArrayWriter(folder / "frames.npy")
     try:
         for frame in read_rows(folder / "scaled.npy", start, len(points)):
-            writer.append(framing.cut(frame, shape.scaled, box))
+            writer.append(framing.crop_i420(frame, shape.scaled, box))
     finally:
         writer.close()
     (folder / "scaled.npy").unlink()
@@ -277,15 +277,15 @@ def _crop(folder: Path, points: NDArray[np.float32], shape: framing.Fit, start: 
 
 
 def _write_faces(job: Job, folder: Path, points: NDArray[np.float32], shape: framing.Fit) -> None:
-    boxes = framing.windows(points, shape.width, shape.height)
+    boxes = framing.face_windows(points, shape.width, shape.height)
     np.save(folder / "landmarks.npy", points.astype(np.float32), allow_pickle=False)
     np.save(folder / "boxes.npy", boxes, allow_pickle=False)
     frames = read_rows(folder / "frames.npy")
     writer = ArrayWriter(folder / "faces.npy")
     try:
         for k, (frame, corners) in enumerate(zip(frames, boxes, strict=True)):
-            window = framing.cut(frame, (shape.width, shape.height), Box(*(int(v) for v in corners)))
-            writer.append(framing.bgr(window))
+            window = framing.crop_i420(frame, (shape.width, shape.height), Box(*(int(v) for v in corners)))
+            writer.append(framing.to_bgr(window))
             job.progress("faces", k + 1, len(boxes))
     finally:
         writer.close()

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from musetalk_agent.arrays import DamagedArrays, damaged
+from musetalk_agent.arrays import DamagedArrays, damage_errors
 from musetalk_agent.avatars.face import POINTS
 from musetalk_agent.media_types import Box, Pixels
 from musetalk_agent.protocol.http import AvatarReport
@@ -87,7 +87,7 @@ class Bundle:
         return self.path / "engines" / fingerprint
 
 
-HEAD = "bundle.json"
+HEAD_FILE = "bundle.json"
 
 
 class DamagedBundle(Exception):
@@ -161,7 +161,7 @@ def write_head(folder: Path, key: str, bundle_fps: int, report: AvatarReport) ->
         "height": report.height,
         "report": report.model_dump(),
     }
-    (folder / HEAD).write_text(json.dumps(head, indent=1), "utf-8")
+    (folder / HEAD_FILE).write_text(json.dumps(head, indent=1), "utf-8")
 
 
 def load_bundle(folder: Path, key: str) -> Bundle:
@@ -171,8 +171,8 @@ def load_bundle(folder: Path, key: str) -> Bundle:
         DamagedBundle: a file is missing, cut short, of another shape, or was written for something else.
     """
     try:
-        with damaged(folder.name):
-            head: dict[str, Any] = json.loads((folder / HEAD).read_text("utf-8"))
+        with damage_errors(folder.name):
+            head: dict[str, Any] = json.loads((folder / HEAD_FILE).read_text("utf-8"))
             if head["schema"] != SCHEMA_VERSION or head["key"] != key:
                 raise DamagedBundle("written for another clip or by another version")
             report = AvatarReport.model_validate(head["report"])

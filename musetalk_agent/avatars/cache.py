@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from musetalk_agent.avatars.bundle import HEAD, Bundle, DamagedBundle, load_bundle
+from musetalk_agent.avatars.bundle import HEAD_FILE, Bundle, DamagedBundle, load_bundle
 from musetalk_agent.errors import DiskFull
 
 log = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ class AvatarCache:
         try:
             yield
         except OSError as error:
-            # numpy tells no number when it writes an array, only how much of it was written
+            # numpy gives no errno when it writes an array, only how much of it was written
             if error.errno not in _FULL and (error.errno is not None or _WRITTEN not in str(error)):
                 raise
             log.error("disk full", extra={"folder": str(self._parts)})
@@ -108,11 +108,11 @@ class AvatarCache:
             log.warning("avatar bundle damaged, building it anew", extra={"key": key, "reason": str(error)})
             self._discard(folder)
             return None
-        _touch(folder / HEAD)
+        _touch(folder / HEAD_FILE)
         return bundle
 
     def hold(self, bundle: Bundle) -> Bundle:
-        """Marks a bundle as in use for as long as anybody refers to it; until then this process does not throw it out."""
+        """Marks a bundle as in use for as long as it is referred to; until then this process does not throw it out."""
         with self._lock:
             self._held[next(self._tickets)] = bundle
         return bundle
@@ -143,7 +143,7 @@ class AvatarCache:
         shutil.rmtree(part, ignore_errors=True)
 
     def _discard(self, path: Path) -> None:
-        """Renames first, so that nobody opens a bundle of which half is gone."""
+        """Renames first, so that no process opens a bundle of which half is gone."""
         aside = self.part() / "gone"
         try:
             path.rename(aside)
@@ -187,7 +187,7 @@ def _item(path: Path) -> _Item | None:
             stat = path.stat()
             return _Item(path, stat.st_mtime, stat.st_size)
         size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-        head = path / HEAD
+        head = path / HEAD_FILE
         used = (head if head.exists() else path).stat().st_mtime
     except OSError:
         return None

@@ -42,8 +42,8 @@ _PCM_RATE_MAX = 192_000
 
 
 @dataclass(slots=True)
-class _Track:
-    """Counts of one track: samples, edits, timing entries by `stts` and `ctts`, and what tells PCM."""
+class _TrackCounts:
+    """Counts of one track: samples, edits, timing entries by `stts` and `ctts`, and what identifies PCM."""
 
     sound: bool = False
     samples: int = 0
@@ -80,7 +80,7 @@ def check_index(path: Path, limits: AvatarLimits) -> None:
         AvatarUndecodable: there is no index, or it is packed, which QuickTime once did, or a table lies in a sample entry, where
             FFmpeg would read it, too.
     """
-    tracks: list[_Track] = []
+    tracks: list[_TrackCounts] = []
     fragments = 0
     indexed = False
     with path.open("rb") as file:
@@ -89,7 +89,7 @@ def check_index(path: Path, limits: AvatarLimits) -> None:
             if kind == b"cmov":
                 raise AvatarUndecodable("The video's index is packed (an old QuickTime file); export it again as MP4.")
             if kind == b"trak":
-                tracks.append(_Track())
+                tracks.append(_TrackCounts())
                 if len(tracks) > limits.video_tracks:
                     raise AvatarTooLarge(
                         f"The video has more than {limits.video_tracks} tracks; export it with one of pictures.",
@@ -122,7 +122,7 @@ def check_index(path: Path, limits: AvatarLimits) -> None:
         )
 
 
-def clean_apertures(path: Path) -> dict[int, Aperture]:
+def mp4_apertures(path: Path) -> dict[int, Aperture]:
     """The clean aperture of each picture track that has one, by the track's number (ISO/IEC 14496-12, 12.1.4).
 
     FFmpeg reads it and leaves the cropping to its caller, to whom PyAV does not pass it on.
@@ -204,7 +204,7 @@ def _found(file: BinaryIO, look: Callable[[bytes], re.Match[bytes] | None], star
     return None
 
 
-def _count(file: BinaryIO, kind: bytes, start: int, size: int, track: _Track, limits: AvatarLimits) -> None:
+def _count(file: BinaryIO, kind: bytes, start: int, size: int, track: _TrackCounts, limits: AvatarLimits) -> None:
     if kind == b"hdlr":
         handler = _number(file, start, size, 8).to_bytes(4, "big")
         if handler in (b"soun", b"vide"):  # QuickTime has others in the same track
@@ -257,7 +257,7 @@ _NUMBERS = frozenset({_WIDTH, _HEIGHT, _BOTTOM, _TOP, _LEFT, _RIGHT})
 _ELEMENTS_MAX = 10_000
 
 
-def cropping(path: Path) -> Aperture | None:
+def matroska_aperture(path: Path) -> Aperture | None:
     """The part of the pictures that is shown; None for all of it, or where the file has not exactly one picture track."""
     found: list[dict[int, int]] = []
     with path.open("rb") as file:

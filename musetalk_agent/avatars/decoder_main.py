@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from musetalk_agent.avatars.archive import FrameArchive
 from musetalk_agent.avatars.limits import AvatarLimits
-from musetalk_agent.avatars.media_probe import SNIFF_BYTES, Kind, sniff
+from musetalk_agent.avatars.media_probe import SNIFF_BYTES, MediaKind, sniff
 from musetalk_agent.errors import AgentError
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ class Decoder:
         path = Path(request["source"])
         with path.open("rb") as file:
             kind = sniff(file.read(SNIFF_BYTES))
-        if kind is Kind.ZIP:
+        if kind is MediaKind.ZIP:
             FrameArchive(path, limits).close()
 
     def _build(self, request: dict[str, Any]) -> None:

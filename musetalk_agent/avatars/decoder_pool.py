@@ -143,7 +143,7 @@ class DecoderProcess:
                 if "begun" in answer and not begun:
                     begun, silence_s = True, limits.decoder_silence_seconds
                     deadline = time.monotonic() + limits.decoder_seconds
-                _raise_told(answer, begun)
+                _raise_reported(answer, begun)
                 if progress is not None and "progress" in answer:
                     stage, done, total = answer["progress"]
                     progress(str(stage)[:32], int(done), int(total))
@@ -209,13 +209,13 @@ class DecoderProcess:
         return "cpu" if code == -signal.SIGXCPU else "crash"
 
 
-def _raise_told(answer: dict[str, Any], begun: bool) -> None:
-    """Raises the error that an answer tells of. Its texts are the process's, which a clip may have taken over: they are bounded."""
+def _raise_reported(answer: dict[str, Any], begun: bool) -> None:
+    """Raises the error that an answer reports. Its texts come from a process that a clip may have taken over: they are bounded."""
     if "error" in answer:
-        told: dict[str, Any] = dict(answer["error"])
-        kind = _ERRORS[told.pop("kind")]
+        fields: dict[str, Any] = dict(answer["error"])
+        kind = _ERRORS[fields.pop("kind")]
         short: dict[str, Any] = {
-            name: value[:_TEXT_MAX] if isinstance(value, str) else value for name, value in told.items()
+            name: value[:_TEXT_MAX] if isinstance(value, str) else value for name, value in fields.items()
         }
         raise kind(str(short.pop("detail")), **short)
     if "os_error" in answer:
@@ -238,7 +238,7 @@ _BUILDERS = 2
 _CHECKERS = 1
 
 
-class Call(Protocol):
+class DecoderCall(Protocol):
     """Has the process answer a request; raises as `DecoderPool.run` does."""
 
     def __call__(self, request: dict[str, Any], progress: Progress | None = None) -> None: ...
@@ -275,7 +275,7 @@ class DecoderPool:
             for _ in range(self._size - self._alive):
                 self._threads.submit(self._refill)
 
-    async def run(self, work: Callable[[Call], T], limits: AvatarLimits) -> T:
+    async def run(self, work: Callable[[DecoderCall], T], limits: AvatarLimits) -> T:
         """Runs `work` in a worker thread that has a process for itself, when its turn comes.
 
         Cancelling takes it out of the queue, or ends the process and returns when that is gone, after a tenth of a second.
@@ -334,7 +334,7 @@ class DecoderPool:
             self._waiting += change
         DECODERS_WAITING.inc(change)
 
-    def _turn(self, work: Callable[[Call], T], limits: AvatarLimits, aborted: threading.Event) -> T:
+    def _turn(self, work: Callable[[DecoderCall], T], limits: AvatarLimits, aborted: threading.Event) -> T:
         process: DecoderProcess | None = None
 
         def call(request: dict[str, Any], progress: Progress | None = None) -> None:
@@ -400,7 +400,7 @@ class DecoderPool:
         self._give_back(process)
 
 
-class Decoders:
+class DecoderPools:
     """The pools of an agent: `builders` prepare clips, `checkers` look at uploads, which so never wait for a clip.
 
     Args:

@@ -29,7 +29,7 @@ _CROP_SCALE = 1.5
 _SETTLE_ROUNDS = 3
 _MIN_LOGIT = 0.0  # a probability of one half
 _OVERLAP = 0.3
-AGREED = 8.0
+FACE_LOGIT = 8.0
 """The mesh's logit from which on a detection counts as a face. Seen: 12 (a profile) to 60 on upright faces of people, 39 and more
 on frontal ones, below 7 on hands, cloth and noise, up to 11 on faces that are read upside down."""
 _INNER_LIPS = (13, 14)
@@ -41,9 +41,9 @@ _PAINTED_EYES = (0.75, 0.28)
 _WEIGHT = 10.0
 """Of the logit's fall against the logit itself, by logistic regression: 103 faces of people, each also behind masks, fingers,
 captions, cups and microphones."""
-DRAWN = 4.0
+DRAWN_FACE_LOGIT = 4.0
 """The logit that is enough for one upright face where no other is found at all: painted ones have little more."""
-STRONG = 20.0
+CERTAIN_LOGIT = 20.0
 """Below this logit a face may be one that is read the wrong way round: turned copies of the picture are looked at, too."""
 
 
@@ -135,21 +135,21 @@ class FaceNet:
             found = _distinct([*found, *self._settled(rgb, detector.find(rgb))])
             if found and not thorough:
                 return found
-        if thorough and (not found or found[0].score < STRONG):
+        if thorough and (not found or found[0].score < CERTAIN_LOGIT):
             found = _distinct([*found, *self._settled(rgb, self._turned(rgb))])
         if thorough and not found:
             found = _distinct(self._settled(rgb, self._search(rgb)))
         if thorough and not found:
             straight = [d for detector in self._detectors for d in detector.find(rgb)]
-            found = _distinct(self._settled(rgb, straight, DRAWN))[:1]
+            found = _distinct(self._settled(rgb, straight, DRAWN_FACE_LOGIT))[:1]
         return found
 
-    def _settled(self, rgb: Pixels, detections: list[Detection], least: float = AGREED) -> list[Face]:
+    def _settled(self, rgb: Pixels, detections: list[Detection], least: float = FACE_LOGIT) -> list[Face]:
         """The detections that the mesh confirms: it sees a face, by a logit of `least`, and sees it where the detector does."""
         seen = []
         for detection in detections:
             face = self.settle(rgb, detection)
-            if face is not None and face.score >= least and plausible(face, rgb) and _agree(detection, face):
+            if face is not None and face.score >= least and plausible(face, rgb) and _coincide(detection, face):
                 seen.append(face)
         return seen
 
@@ -203,7 +203,7 @@ class FaceNet:
         The mouth is painted over as skin, narrowly and widely, and the larger fall counts. One that a mask, a hand or a caption
         hides can be painted over without a fall. docs/reference/avatars.md has what was measured.
         """
-        patch, points = _settled(rgb, face)
+        patch, points = _refined_patch(rgb, face)
         least = min(self._read(_painted_over(patch, points, _INNER_LIPS, axes)).score for axes in _PAINTED)
         return face.score + _WEIGHT * (face.score - least)
 
@@ -212,7 +212,7 @@ class FaceNet:
 
         Where the eyes are seen, they can be enough for the network: some hidden mouths are missed then.
         """
-        patch, points = _settled(rgb, face)
+        patch, points = _refined_patch(rgb, face)
         eyeless = _painted_over(patch, points, _EYES, _PAINTED_EYES)
         neither = _painted_over(eyeless, points, _INNER_LIPS, _PAINTED[-1])
         return self._read(eyeless).score - self._read(neither).score
@@ -237,7 +237,7 @@ def _patch(rgb: Pixels, crop: Detection) -> tuple[NDArray[np.float32], NDArray[n
     return patch.astype(np.float32), to_picture, shrink, np.array(offset[:2])
 
 
-def _settled(rgb: Pixels, face: Face) -> tuple[NDArray[np.float32], Points]:
+def _refined_patch(rgb: Pixels, face: Face) -> tuple[NDArray[np.float32], Points]:
     """The mesh network's picture of a settled face, and its points in pixels of that."""
     patch, to_picture, shrink, corner = _patch(rgb, crop_of(face.points))
     inverse = np.linalg.inv(to_picture[:, :2])
@@ -287,7 +287,7 @@ def plausible(face: Face, rgb: Pixels) -> bool:
     return bool(high[0] > 0 and high[1] > 0 and low[0] < width and low[1] < height and eyes > 4 and inside > 0.4 * area)
 
 
-def _agree(detection: Detection, face: Face) -> bool:
+def _coincide(detection: Detection, face: Face) -> bool:
     """Whether a mesh lies where its detection is: its middle within the square, its own size not far from it."""
     seen = crop_of(face.points)
     near = max(abs(seen.x - detection.x), abs(seen.y - detection.y)) < detection.side / 2

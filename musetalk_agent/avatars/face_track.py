@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from musetalk_agent.avatars.face import STRONG, Face, FaceNet, Points, crop_of, plausible
-from musetalk_agent.avatars.shots import cut_between, cuts, longest, small
+from musetalk_agent.avatars.face import CERTAIN_LOGIT, Face, FaceNet, Points, crop_of, plausible
+from musetalk_agent.avatars.shots import cut_between, find_cuts, longest_shot, thumbnail
 from musetalk_agent.errors import NoFaceInAvatar
 from musetalk_agent.media_types import Pixels
 
@@ -22,7 +22,7 @@ Track = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
-class OneEuro:
+class OneEuroFilter:
     """Casiez, Roussel and Vogel, "1 € Filter", CHI 2012: a first-order low pass whose cutoff rises with speed, so that a still
     point does not tremble and a moving one is not held back. Values are in the caller's unit, time in seconds.
 
@@ -48,7 +48,7 @@ class OneEuro:
             smooth[k] = smooth[k - 1] + angle / (angle + 1) * (values[k] - smooth[k - 1])
         return smooth
 
-    def both_ways(self, values: Track, rate_hz: float) -> Track:
+    def zero_phase(self, values: Track, rate_hz: float) -> Track:
         """Mean of the filter run forwards and backwards: their lags cancel, so that nothing trails behind what moves."""
         ahead = self.forward(values, rate_hz)
         behind = self.forward(np.ascontiguousarray(values[::-1]), rate_hz)[::-1]
@@ -92,7 +92,7 @@ def head_reach(points: NDArray[np.float32]) -> tuple[float, float]:
     return float(max(abs(low[0]), abs(high[0]))), float(high[1] - low[1]) / 2
 
 
-EVERY = 4
+MOUTH_CHECK_EVERY = 4
 """Every how many pictures the mouth is looked at: it costs as much as the mesh itself, twice."""
 _BARE = 50.0
 """Below this evidence a mouth counts as covered, whatever else is seen. For what was measured see docs/reference/avatars.md."""
@@ -158,7 +158,7 @@ _FADED = 0.7
 it, but lips from another frame show on it. A head that turns changes the face's contrast alone."""
 _EASE = 4
 """Frames over which the drawn mouth comes and goes beside frames on which none is drawn."""
-_SMOOTHING = OneEuro(min_cutoff_hz=1.5, beta=30.0, speed_cutoff_hz=6.0)
+_SMOOTHING = OneEuroFilter(min_cutoff_hz=1.5, beta=30.0, speed_cutoff_hz=6.0)
 """For points in units of the face's width: steadies a resting face to the mesh's noise floor, passes a closing mouth."""
 _RESIZED = 1.6
 """A face does not grow or shrink by more than this from one frame to the next, or within half a second out of sight."""
@@ -166,7 +166,7 @@ _LISTED = 12
 
 
 @dataclass(frozen=True, slots=True)
-class Sight:
+class FrameObservation:
     """What one frame shows: its followed face, if any, that face's contrast in levels, and the frame as a small grey picture.
 
     `mouth` is the evidence of a visible mouth where it was looked for, `alone` that without the eyes, of the first look.
@@ -184,7 +184,7 @@ class FaceTracker:
     """Feeds frames one after the other; keeps the largest face of each, or None where it is not seen."""
 
     net: FaceNet
-    sights: list[Sight] = field(default_factory=list)
+    observations: list[FrameObservation] = field(default_factory=list)
     several: int = 0
     counted: int = 0
     _last: Face | None = None
@@ -195,34 +195,34 @@ class FaceTracker:
     @property
     def meshes(self) -> list[Points | None]:
         """The mesh of each frame so far, None where no face is seen."""
-        return [None if sight.face is None else sight.face.points for sight in self.sights]
+        return [None if frame.face is None else frame.face.points for frame in self.observations]
 
     def push(self, bgr: Pixels) -> None:
         """Takes the next frame, uint8 BGR `[h, w, 3]`. The same array again means the same picture."""
         if bgr is self._seen:
-            self.sights.append(self.sights[-1])
+            self.observations.append(self.observations[-1])
             return
         self._seen = bgr
         rgb = cast("Pixels", cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB))
-        picture = small(bgr)
-        if self.sights and cut_between(self.sights[-1].picture, picture):
+        picture = thumbnail(bgr)
+        if self.observations and cut_between(self.observations[-1].picture, picture):
             self._last = self._place = None
         face = self.net.mesh(rgb, crop_of(self._last.points)) if self._last is not None else None
         if face is not None and (face.score < _HELD or not plausible(face, rgb)):
             face = None
-        if len(self.sights) % _COUNT_EVERY == 0:
+        if len(self.observations) % _COUNT_EVERY == 0:
             face = self._count(rgb, face)
         elif face is None:
             face = self._nearest(self.net.faces(rgb, thorough=False))
         self._last = face
         self._place = face or self._place
         if face is None:
-            self.sights.append(Sight(None, 0.0, picture))
+            self.observations.append(FrameObservation(None, 0.0, picture))
             return
-        mouth = self.net.mouth_evidence(rgb, face) if self._unlooked % EVERY == 0 else None
+        mouth = self.net.mouth_evidence(rgb, face) if self._unlooked % MOUTH_CHECK_EVERY == 0 else None
         alone = self.net.mouth_without_eyes(rgb, face) if self._unlooked == 0 else None
         self._unlooked += 1
-        self.sights.append(Sight(face, _contrast(rgb, face.points), picture, mouth, alone))
+        self.observations.append(FrameObservation(face, _contrast(rgb, face.points), picture, mouth, alone))
 
     def _count(self, rgb: Pixels, followed: Face | None) -> Face | None:
         """Counts the faces; returns the followed one, or what is found in its place where it is lost or doubtful."""
@@ -231,7 +231,7 @@ class FaceTracker:
         if followed is not None:
             others = [face for face in faces if face.width >= _SECOND_FACE * followed.width]
             self.several += len(others) > 1
-            if followed.score >= STRONG or not faces or faces[0].score < followed.score + _BETTER:
+            if followed.score >= CERTAIN_LOGIT or not faces or faces[0].score < followed.score + _BETTER:
                 return followed
         else:
             self.several += len(faces) > 1 and faces[1].width >= _SECOND_FACE * faces[0].width
@@ -277,20 +277,20 @@ class FaceTrack:
         """How far the mouth may be drawn on each frame, float32 `[n]`, 0 … 1 (`Bundle.mouths`)."""
         bare = np.zeros(len(self.points), bool)
         bare[self.missing + self.covered] = True
-        return eased(bare)
+        return eased_mouths(bare)
 
 
-def finish(tracker: FaceTracker, fps: int) -> FaceTrack:
+def finish_track(tracker: FaceTracker, fps: int) -> FaceTrack:
     """Takes the longest shot, fills the gaps and smooths over time.
 
     Raises:
         NoFaceInAvatar: fewer than half of the frames show a face.
     """
-    sights = tracker.sights
-    total = len(sights)
-    frames = np.flatnonzero(_shows_face(sights)).astype(np.int64)
-    at = sorted({*cuts([sight.picture for sight in sights], frames), *_jumps(sights, frames)})
-    start, end = longest(total, frames, at)
+    observations = tracker.observations
+    total = len(observations)
+    frames = np.flatnonzero(_shows_face(observations)).astype(np.int64)
+    at = sorted({*find_cuts([frame.picture for frame in observations], frames), *_jumps(observations, frames)})
+    start, end = longest_shot(total, frames, at)
     seen = frames[(frames >= start) & (frames < end)]
     missing = sorted(set(range(start, end)) - set(seen.tolist()))
     if len(seen) < (end - start) / 2 or not len(seen):
@@ -299,16 +299,16 @@ def finish(tracker: FaceTracker, fps: int) -> FaceTrack:
             "seen from the front, at least 96 pixels wide.",
             value=len(missing),
         )
-    known = np.stack([face.points for k in seen if (face := sights[k].face)])
+    known = np.stack([face.points for k in seen if (face := observations[k].face)])
     raw = _filled(known, seen - start, end - start)
     width = float(np.median(raw[:, :, 0].max(1) - raw[:, :, 0].min(1)))
-    smooth = _SMOOTHING.both_ways(raw / np.float32(width), float(fps)) * np.float32(width)
+    smooth = _SMOOTHING.zero_phase(raw / np.float32(width), float(fps)) * np.float32(width)
     several = tracker.several / max(1, tracker.counted)
-    shot = sights[start:end]
+    shot = observations[start:end]
     looked = {
-        k: sight.mouth
-        for k, sight in enumerate(shot)
-        if sight.mouth is not None and (k == 0 or sight is not shot[k - 1])
+        k: frame.mouth
+        for k, frame in enumerate(shot)
+        if frame.mouth is not None and (k == 0 or frame is not shot[k - 1])
     }
     covered = covered_frames(end - start, looked, head_angles(smooth), shot[0].alone)
     covered[[k - start for k in missing]] = False
@@ -323,7 +323,7 @@ def finish(tracker: FaceTracker, fps: int) -> FaceTrack:
     )
 
 
-def eased(bare: NDArray[np.bool_]) -> NDArray[np.float32]:
+def eased_mouths(bare: NDArray[np.bool_]) -> NDArray[np.float32]:
     """0 on the frames that are `bare`, bool `[n]`, rising to 1 over `_EASE` frames on both sides: float32 `[n]`."""
     away = np.full(len(bare), float(_EASE), np.float32)
     for k in np.flatnonzero(bare):
@@ -343,23 +343,23 @@ def _filled(known: NDArray[np.float32], seen: NDArray[np.int64], total: int) -> 
     return filled
 
 
-def _shows_face(sights: list[Sight]) -> NDArray[np.bool_]:
+def _shows_face(observations: list[FrameObservation]) -> NDArray[np.bool_]:
     """Which frames show a face that is not faded out: bool `[n]`."""
-    seen = np.array([sight.face is not None for sight in sights], bool)
-    contrasts = np.array([(sight.contrast, float(sight.picture.std())) for sight in sights]).reshape(-1, 2)
+    seen = np.array([frame.face is not None for frame in observations], bool)
+    contrasts = np.array([(frame.contrast, float(frame.picture.std())) for frame in observations]).reshape(-1, 2)
     usual = np.median(contrasts[seen], axis=0) if seen.any() else np.zeros(2)
     clear: NDArray[np.bool_] = seen & (contrasts >= _FADED * usual).any(1)
     return clear
 
 
-def _jumps(sights: list[Sight], frames: NDArray[np.int64]) -> list[int]:
+def _jumps(observations: list[FrameObservation], frames: NDArray[np.int64]) -> list[int]:
     """Frames at which another face is followed than before: one that is a face's width away at once, or of quite another size.
 
     After a longer stretch without a face it may be the same that has moved.
     """
     found = []
     for before, after in pairwise(frames.tolist()):
-        one, other = sights[before].face, sights[after].face
+        one, other = observations[before].face, observations[after].face
         if one is None or other is None or one is other or after - before > _COUNT_EVERY:
             continue
         size = max(one.width, other.width) / max(1.0, min(one.width, other.width))

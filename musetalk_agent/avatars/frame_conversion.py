@@ -22,7 +22,7 @@ from av.video.plane import VideoPlane
 from av.video.reformatter import ColorPrimaries, ColorRange, ColorTrc, Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
-from musetalk_agent.avatars.tone import HDR, ToneMap, maps
+from musetalk_agent.avatars.tone_mapping import HDR, ToneMap, needs_mapping
 from musetalk_agent.errors import AvatarUndecodable
 from musetalk_agent.media_types import Pixels
 
@@ -39,7 +39,7 @@ four: chroma and picture are halved."""
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class Orientation:
     """How a player turns a picture: rows become columns where `swaps`, then it is mirrored."""
 
     swaps: bool = False
@@ -67,7 +67,7 @@ class Aperture:
     height: int
 
 
-def turn_of(frame: VideoFrame) -> Turn:
+def frame_orientation(frame: VideoFrame) -> Orientation:
     """The turn that the frame's display matrix asks for, to the nearest quarter.
 
     The matrix maps `(x, y)` to `(a·x + c·y, b·x + d·y)` (libavutil/display.h).
@@ -77,32 +77,36 @@ def turn_of(frame: VideoFrame) -> Turn:
         side_data = SideDataContainer(frame)  # type: ignore[call-arg]  # PyAV's stub leaves the argument out
         matrix = bytes(side_data["DISPLAYMATRIX"])
     except KeyError:
-        return Turn()
+        return Orientation()
     except ValueError:  # PyAV has no name for something else that lies beside the frame, and gives the angle alone
-        return Turn(frame.rotation in (90, -90), frame.rotation in (-90, 180, -180), frame.rotation in (90, 180, -180))
+        return Orientation(
+            frame.rotation in (90, -90), frame.rotation in (-90, 180, -180), frame.rotation in (90, 180, -180)
+        )
     a, b, _, c, d = struct.unpack_from("=5i", matrix.ljust(20, b"\0"))
     if abs(b) + abs(c) > abs(a) + abs(d):
-        return Turn(True, c < 0, b < 0)
-    return Turn(False, a < 0, d < 0)
+        return Orientation(True, c < 0, b < 0)
+    return Orientation(False, a < 0, d < 0)
 
 
 @dataclass(frozen=True, slots=True)
-class Statement:
+class StreamMetadata:
     """What a container and a stream say of their pictures, for frames that do not carry it.
 
     Numbers of colours are H.273's, `color_range` is FFmpeg's.
     """
 
-    turn: Turn
+    turn: Orientation
     colorspace: int
     color_range: int
     color_trc: int
     color_primaries: int
 
     @classmethod
-    def of(cls, frame: VideoFrame) -> Statement:
+    def of(cls, frame: VideoFrame) -> StreamMetadata:
         """What a frame carries."""
-        return cls(turn_of(frame), frame.colorspace, frame.color_range, frame.color_trc, frame.color_primaries)
+        return cls(
+            frame_orientation(frame), frame.colorspace, frame.color_range, frame.color_trc, frame.color_primaries
+        )
 
     def fill(self, frame: VideoFrame) -> None:
         """Writes into the frame those numbers that it lacks. The range goes with the matrix: libvpx guesses one if it has none."""
@@ -114,7 +118,7 @@ class Statement:
             frame.color_primaries = self.color_primaries
 
 
-class Upright:
+class FrameConverter:
     """Converts the frames of a clip.
 
     Args:
@@ -124,7 +128,7 @@ class Upright:
     """
 
     def __init__(
-        self, aspect: Fraction = Fraction(1), aperture: Aperture | None = None, statement: Statement | None = None
+        self, aspect: Fraction = Fraction(1), aperture: Aperture | None = None, statement: StreamMetadata | None = None
     ) -> None:
         self._aspect = aspect
         self._aperture = aperture
@@ -132,7 +136,7 @@ class Upright:
         self._scaler = VideoReformatter()
         self._tone: ToneMap | None = None
         self._tone_of: tuple[int, ...] = ()
-        self._turn = Turn()
+        self._turn = Orientation()
         self._angle: int | None = None
 
     def size(self, frame: VideoFrame) -> tuple[int, int]:
@@ -151,7 +155,7 @@ class Upright:
         wanted = turn.size(size)
         if self._aspect == 1 and all(0 <= a - b <= 1 for a, b in zip((shown.width, shown.height), wanted, strict=True)):
             wanted = (shown.width, shown.height)
-        if is_yuva(frame) and not maps(frame.color_trc, frame.color_primaries):
+        if is_yuva(frame) and not needs_mapping(frame.color_trc, frame.color_primaries):
             frame = laid_on_white(frame, (frame.width, frame.height) if self._aperture is not None else wanted)
         if any(part.is_alpha for part in frame.format.components):
             pixels = self._on_white(frame)
@@ -165,12 +169,12 @@ class Upright:
             pixels = cast("Pixels", cv2.resize(pixels, wanted, interpolation=how))
         return turn.apply(pixels)
 
-    def _turn_of(self, frame: VideoFrame) -> Turn:
+    def _turn_of(self, frame: VideoFrame) -> Orientation:
         """The frame's turn. Its matrix is read when its angle changes."""
         if self._statement is not None:
             return self._statement.turn
         if frame.rotation != self._angle:
-            self._turn, self._angle = turn_of(frame), frame.rotation
+            self._turn, self._angle = frame_orientation(frame), frame.rotation
         return self._turn
 
     def _shown(self, frame: VideoFrame) -> Aperture:
@@ -191,7 +195,7 @@ class Upright:
         picture = self._scaler.reformat(_marked(frame), format="bgra", interpolation=_EXACT)
         lines = np.frombuffer(cast("bytes", picture.planes[0]), np.uint8).reshape(frame.height, -1)
         bgra = lines[:, : 4 * frame.width].reshape(frame.height, frame.width, 4)
-        if maps(frame.color_trc, frame.color_primaries):
+        if needs_mapping(frame.color_trc, frame.color_primaries):
             bgra = np.dstack([self._converted(frame, (frame.width, frame.height)), bgra[..., 3]])
         made = np.empty((frame.height, frame.width, 3), np.uint8)
         for top in range(0, frame.height, _STRIP_ROWS):
@@ -204,7 +208,7 @@ class Upright:
         shrinks = size[0] * size[1] < frame.width * frame.height
         how = _EXACT | (Interpolation.AREA if shrinks else Interpolation.BICUBIC)
         frame = _marked(frame)
-        mapped = maps(frame.color_trc, frame.color_primaries)
+        mapped = needs_mapping(frame.color_trc, frame.color_primaries)
         picture = self._scaler.reformat(
             frame, width=size[0], height=size[1], format="rgb48le" if mapped else "bgr24", interpolation=how
         )

@@ -21,7 +21,7 @@ _WINDOW_SCALE = 1.6
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """How a clip becomes the picture: scale to `scaled` (width, height), then take `width`×`height` out of it. All even."""
+    """How a clip becomes the picture: scale to `scale` (width, height), then take `width`×`height` out of it. All even."""
 
     scaled: tuple[int, int]
     width: int
@@ -66,7 +66,7 @@ def fit(clip: tuple[int, int], width: int | None, height: int | None, limits: Av
     return Fit(scaled, width, height)
 
 
-def scaled(bgr: Pixels, fit: Fit) -> Pixels:
+def scale(bgr: Pixels, fit: Fit) -> Pixels:
     """A frame at the scaled size, uint8 BGR `[h, w, 3]`, contiguous; the frame itself where it has that size."""
     width, height = fit.scaled
     clip_height, clip_width = bgr.shape[:2]
@@ -76,7 +76,7 @@ def scaled(bgr: Pixels, fit: Fit) -> Pixels:
     return cast("Pixels", cv2.resize(bgr, (width, height), interpolation=how))
 
 
-def planes(bgr: Pixels) -> Pixels:
+def to_i420(bgr: Pixels) -> Pixels:
     """I420 of a picture with even sides, uint8 `[h·3/2, w]`, BT.601 limited range."""
     return cast("Pixels", cv2.cvtColor(bgr, cv2.COLOR_BGR2YUV_I420))
 
@@ -107,7 +107,7 @@ def crop_corner(points: NDArray[np.float32], fit: Fit) -> tuple[int, int]:
     return corner[0], corner[1]
 
 
-def cut(i420: Pixels, size: tuple[int, int], box: Box) -> Pixels:
+def crop_i420(i420: Pixels, size: tuple[int, int], box: Box) -> Pixels:
     """The part `box` (even) of I420 planes uint8 `[h·3/2, w]` of a picture of `size`, itself as I420."""
     width, height = size
     out = np.empty((box.height * 3 // 2, box.width), np.uint8)
@@ -118,12 +118,12 @@ def cut(i420: Pixels, size: tuple[int, int], box: Box) -> Pixels:
     return out
 
 
-def bgr(i420: Pixels) -> Pixels:
+def to_bgr(i420: Pixels) -> Pixels:
     """BGR `[h, w, 3]` of I420 planes."""
     return cast("Pixels", cv2.cvtColor(i420, cv2.COLOR_YUV2BGR_I420))
 
 
-def windows(points: NDArray[np.float32], width: int, height: int) -> NDArray[np.int32]:
+def face_windows(points: NDArray[np.float32], width: int, height: int) -> NDArray[np.int32]:
     """The face window of every frame, int32 `[n, 4]`: x0, y0, x1, y1, even, one size, within the picture, on the face.
 
     `points` is `[n, 468, 2]` in pixels of a picture of `width`×`height`.

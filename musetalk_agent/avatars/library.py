@@ -21,11 +21,11 @@ from typing import Any, Generic, TypeVar, cast
 
 from musetalk_agent.avatars.bundle import SCHEMA_VERSION, Bundle
 from musetalk_agent.avatars.cache import AvatarCache
-from musetalk_agent.avatars.decoder_pool import Call, Decoders, Progress
+from musetalk_agent.avatars.decoder_pool import DecoderCall, DecoderPools, Progress
 from musetalk_agent.avatars.face import DETECTORS, MESH
 from musetalk_agent.avatars.limits import AvatarLimits
-from musetalk_agent.avatars.media_probe import PICTURES, SNIFF_BYTES, VIDEOS, Kind, sniff
-from musetalk_agent.avatars.sources import Fetcher, Receiver
+from musetalk_agent.avatars.media_probe import PICTURES, SNIFF_BYTES, VIDEOS, MediaKind, sniff
+from musetalk_agent.avatars.sources import Fetcher, SourceWriter
 from musetalk_agent.errors import AvatarError, AvatarNotFound, EngineFailed
 from musetalk_agent.protocol.http import DEMO_AVATAR_ID, AvatarSource, AvatarWarning, Picture
 from musetalk_agent.tasks import in_thread
@@ -42,8 +42,8 @@ DERIVE_S, DERIVE_FRAME_S = 120.0, 5.0
 """An engine may take so long for an avatar, and for each of its frames: MuseTalk on a processor takes seconds for a frame."""
 _CACHE_THREADS = 2
 _PIECE_BYTES = 1 << 20
-_ANY = frozenset({Kind.ZIP}) | VIDEOS | PICTURES
-_ACCEPTED = {"frames_zip_url": frozenset({Kind.ZIP}) | PICTURES, "idle_video_url": VIDEOS | PICTURES}
+_ANY = frozenset({MediaKind.ZIP}) | VIDEOS | PICTURES
+_ACCEPTED = {"frames_zip_url": frozenset({MediaKind.ZIP}) | PICTURES, "idle_video_url": VIDEOS | PICTURES}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +77,14 @@ class AvatarLibrary:
         limits: AvatarLimits | None = None,
         cache_bytes: int = 4 << 30,
         fetcher: Fetcher | None = None,
-        decoders: Decoders | None = None,
+        decoders: DecoderPools | None = None,
     ) -> None:
         self._limits = limits or AvatarLimits()
         self._models = models
         self._cache = AvatarCache(cache_dir, cache_bytes)
         self._fetcher = fetcher or Fetcher(self._limits, allow_private=allow_private_urls)
-        self._flights = Flights()
-        self._decoders = decoders or Decoders(models.directory)
+        self._single_flight = SingleFlight()
+        self._decoders = decoders or DecoderPools(models.directory)
         self._own_decoders = decoders is None
         self._derivers = asyncio.Semaphore(_DERIVERS)
         self._lookups = ThreadPoolExecutor(_CACHE_THREADS, "avatar-cache")
@@ -163,7 +163,9 @@ class AvatarLibrary:
             bundle = await self._run(self._lookups, self._cache.bundle, key)
             cached = bundle is not None
             if bundle is None:
-                bundle = await self._flights.run(("build", key), lambda: self._built(clip, key, picture, progress))
+                bundle = await self._single_flight.run(
+                    ("build", key), lambda: self._built(clip, key, picture, progress)
+                )
         except AvatarError as error:
             error.field = error.field or field
             raise
@@ -184,7 +186,7 @@ class AvatarLibrary:
         self._decoders.builders.warm()  # a clip that is sent will be prepared
         name = repr((filename or "upload")[:120])
         with self._cache.writing():
-            async with Receiver(self._cache, self._limits, name, _ANY) as receiver:
+            async with SourceWriter(self._cache, self._limits, name, _ANY) as receiver:
                 if isinstance(data, bytes):
                     for at in range(0, len(data), _PIECE_BYTES):
                         await receiver.write(data[at : at + _PIECE_BYTES])
@@ -199,7 +201,7 @@ class AvatarLibrary:
 
     def close(self) -> None:
         """Ends the processes within a tenth of a second; callers that wait are cancelled. Safe to call twice."""
-        self._flights.abort()
+        self._single_flight.abort()
         if self._own_decoders:
             self._decoders.close()
         for task in self._tasks:
@@ -215,12 +217,14 @@ class AvatarLibrary:
         url = source.frames_zip_url or source.idle_video_url or ""
 
         async def fetch() -> _Clip:
-            async with Receiver(self._cache, self._limits, "the file at this address", _ACCEPTED[field]) as receiver:
+            async with SourceWriter(
+                self._cache, self._limits, "the file at this address", _ACCEPTED[field]
+            ) as receiver:
                 await self._fetcher.fetch(url, receiver.write)
                 path, digest = await receiver.finish()
             return _Clip(path, digest, f"sha256:{digest}")
 
-        return await self._flights.run(("fetch", field, url), fetch)
+        return await self._single_flight.run(("fetch", field, url), fetch)
 
     def _known(self, avatar_id: str) -> _Clip:
         if avatar_id == DEMO_AVATAR_ID:
@@ -252,7 +256,7 @@ class AvatarLibrary:
         )
         return bundle
 
-    def _build(self, call: Call, clip: _Clip, key: str, picture: Picture, progress: Progress | None) -> Bundle:
+    def _build(self, call: DecoderCall, clip: _Clip, key: str, picture: Picture, progress: Progress | None) -> Bundle:
         for name in (*DETECTORS, MESH):
             self._models.path(name)  # raises WeightsMissing
         part = self._cache.part()
@@ -318,62 +322,66 @@ def _zip_failed(error: AvatarError) -> AvatarWarning:
 
 def _is_zip(path: Path) -> bool:
     with path.open("rb") as file:
-        return sniff(file.read(SNIFF_BYTES)) is Kind.ZIP
+        return sniff(file.read(SNIFF_BYTES)) is MediaKind.ZIP
 
 
 @dataclass
-class _Flight(Generic[T]):
+class _SharedTask(Generic[T]):
     task: asyncio.Task[T]
     waiting: int = 0
 
 
-class Flights:
-    """Runs each key once at a time. Work is cancelled when its last caller leaves."""
+class SingleFlight:
+    """Runs each key once at a time: callers who want the same thing at the same time share one task.
+
+    The task is cancelled when its last caller leaves. The length is the number of tasks that run.
+    """
 
     def __init__(self) -> None:
-        self._flights: dict[Hashable, _Flight[Any]] = {}
-        self._ending: set[asyncio.Task[Any]] = set()
+        self._running: dict[Hashable, _SharedTask[Any]] = {}
+        self._cancelled: set[asyncio.Task[Any]] = set()
 
     def __len__(self) -> int:
-        return len(self._flights)
+        return len(self._running)
 
     async def run(self, key: Hashable, work: Callable[[], Awaitable[T]]) -> T:
-        """Result of `work` for `key`, shared with everybody who asks while it runs.
+        """Returns the result of `work` for `key`, shared with all who ask while it runs.
 
-        Cancelling is safe: it ends this caller's wait only. When the last one leaves, the work is cancelled.
+        Cancelling ends this caller's wait only. When the last caller leaves, the work is cancelled.
         """
-        flight = cast("_Flight[T] | None", self._flights.get(key))
-        if flight is None:
-            task = asyncio.create_task(_call(work), name=f"avatar {key}")
-            flight = _Flight(task)
-            self._flights[key] = flight
-            task.add_done_callback(lambda _: self._landed(key, flight))
-        flight.waiting += 1
+        shared = cast("_SharedTask[T] | None", self._running.get(key))
+        if shared is None:
+            shared = _SharedTask(asyncio.create_task(_call(work), name=f"avatar {key}"))
+            self._running[key] = shared
+            shared.task.add_done_callback(lambda _: self._on_done(key, shared))
+        shared.waiting += 1
         try:
-            return await asyncio.shield(flight.task)
+            return await asyncio.shield(shared.task)
         finally:
-            flight.waiting -= 1
-            if flight.waiting == 0 and not flight.task.done():
-                self._leave(key, flight)
+            shared.waiting -= 1
+            if shared.waiting == 0 and not shared.task.done():
+                self._cancel(key, shared)
 
     def abort(self) -> None:
         """Cancels all work and forgets it."""
-        for key, flight in list(self._flights.items()):
-            self._leave(key, flight)
+        for key, shared in list(self._running.items()):
+            self._cancel(key, shared)
 
-    def _leave(self, key: Hashable, flight: _Flight[Any]) -> None:
-        """A later caller must not board work that is being cancelled."""
-        if self._flights.get(key) is flight:
-            del self._flights[key]
-        self._ending.add(flight.task)
-        flight.task.cancel()
+    def _cancel(self, key: Hashable, shared: _SharedTask[Any]) -> None:
+        """Cancels a task. It is no longer found under its key: a later caller must not join work that is being cancelled."""
+        self._forget(key, shared)
+        self._cancelled.add(shared.task)
+        shared.task.cancel()
 
-    def _landed(self, key: Hashable, flight: _Flight[Any]) -> None:
-        if self._flights.get(key) is flight:
-            del self._flights[key]
-        self._ending.discard(flight.task)
-        if not flight.task.cancelled():
-            flight.task.exception()  # looked at, so that an error nobody waited for is not reported as lost
+    def _on_done(self, key: Hashable, shared: _SharedTask[Any]) -> None:
+        self._forget(key, shared)
+        self._cancelled.discard(shared.task)
+        if not shared.task.cancelled():
+            shared.task.exception()  # retrieved, so that asyncio does not report an error that no caller waited for
+
+    def _forget(self, key: Hashable, shared: _SharedTask[Any]) -> None:
+        if self._running.get(key) is shared:
+            del self._running[key]
 
 
 async def _call(work: Callable[[], Awaitable[T]]) -> T:

@@ -19,7 +19,7 @@ SNIFF_BYTES = 512
 """As many leading bytes as `sniff` needs."""
 
 
-class Kind(StrEnum):
+class MediaKind(StrEnum):
     """What a file is, as it is named in a sentence."""
 
     ZIP = "a zip archive"
@@ -49,56 +49,56 @@ class Kind(StrEnum):
     UNKNOWN = "a file of unknown format"
 
 
-PICTURES = frozenset({Kind.PNG, Kind.JPEG, Kind.WEBP, Kind.GIF, Kind.AVIF, Kind.HEIC})
-VIDEOS = frozenset({Kind.MP4, Kind.WEBM, Kind.MPEG, Kind.MPEG_TS, Kind.AVI})
-VIDEOS_UNREAD = frozenset({Kind.WMV, Kind.FLASH, Kind.OGG, Kind.MXF, Kind.AUDIO})
+PICTURES = frozenset({MediaKind.PNG, MediaKind.JPEG, MediaKind.WEBP, MediaKind.GIF, MediaKind.AVIF, MediaKind.HEIC})
+VIDEOS = frozenset({MediaKind.MP4, MediaKind.WEBM, MediaKind.MPEG, MediaKind.MPEG_TS, MediaKind.AVI})
+VIDEOS_UNREAD = frozenset({MediaKind.WMV, MediaKind.FLASH, MediaKind.OGG, MediaKind.MXF, MediaKind.AUDIO})
 """Containers that are known by name only."""
 
-_MAGIC: tuple[tuple[bytes, Kind], ...] = (
-    (b"PK\x03\x04", Kind.ZIP),
-    (b"PK\x05\x06", Kind.ZIP),
-    (b"\x89PNG\r\n\x1a\n", Kind.PNG),
-    (b"\xff\xd8\xff", Kind.JPEG),
-    (b"\x1a\x45\xdf\xa3", Kind.WEBM),
-    (b"\x00\x00\x01\xba", Kind.MPEG),
-    (b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", Kind.WMV),
-    (b"FLV\x01", Kind.FLASH),
-    (b"OggS", Kind.OGG),
-    (b"\x06\x0e\x2b\x34\x02\x05\x01\x01\x0d\x01\x02", Kind.MXF),
-    (b"ID3", Kind.AUDIO),
-    (b"fLaC", Kind.AUDIO),
-    (b"GIF8", Kind.GIF),
-    (b"II*\x00", Kind.TIFF),
-    (b"MM\x00*", Kind.TIFF),
-    (b"BM", Kind.BMP),
-    (b"\x1f\x8b", Kind.TAR),
-    (b"7z\xbc\xaf", Kind.TAR),
-    (b"Rar!", Kind.TAR),
-    (b"#EXTM3U", Kind.PLAYLIST),
-    (b"ffconcat", Kind.PLAYLIST),
+_MAGIC: tuple[tuple[bytes, MediaKind], ...] = (
+    (b"PK\x03\x04", MediaKind.ZIP),
+    (b"PK\x05\x06", MediaKind.ZIP),
+    (b"\x89PNG\r\n\x1a\n", MediaKind.PNG),
+    (b"\xff\xd8\xff", MediaKind.JPEG),
+    (b"\x1a\x45\xdf\xa3", MediaKind.WEBM),
+    (b"\x00\x00\x01\xba", MediaKind.MPEG),
+    (b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", MediaKind.WMV),
+    (b"FLV\x01", MediaKind.FLASH),
+    (b"OggS", MediaKind.OGG),
+    (b"\x06\x0e\x2b\x34\x02\x05\x01\x01\x0d\x01\x02", MediaKind.MXF),
+    (b"ID3", MediaKind.AUDIO),
+    (b"fLaC", MediaKind.AUDIO),
+    (b"GIF8", MediaKind.GIF),
+    (b"II*\x00", MediaKind.TIFF),
+    (b"MM\x00*", MediaKind.TIFF),
+    (b"BM", MediaKind.BMP),
+    (b"\x1f\x8b", MediaKind.TAR),
+    (b"7z\xbc\xaf", MediaKind.TAR),
+    (b"Rar!", MediaKind.TAR),
+    (b"#EXTM3U", MediaKind.PLAYLIST),
+    (b"ffconcat", MediaKind.PLAYLIST),
 )
-_RIFF = {b"WEBP": Kind.WEBP, b"AVI ": Kind.AVI, b"WAVE": Kind.AUDIO}
+_RIFF = {b"WEBP": MediaKind.WEBP, b"AVI ": MediaKind.AVI, b"WAVE": MediaKind.AUDIO}
 _MP4_BOXES = frozenset({b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"})
 _AVIF_BRANDS = frozenset({b"avif", b"avis"})
 _HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
 """ISO/IEC 23008-12, annex B. `mif1` and `msf1` say nothing of the codec: an AVIF brand beside them does."""
 
 
-def sniff(head: bytes) -> Kind:
+def sniff(head: bytes) -> MediaKind:
     """What a file that begins with `head` (its first `SNIFF_BYTES`, or all of it) is."""
     if not head:
-        return Kind.EMPTY
+        return MediaKind.EMPTY
     for magic, kind in _MAGIC:
         if head.startswith(magic):
             return kind
     if head[:4] == b"RIFF" and head[8:12] in _RIFF:
         return _RIFF[head[8:12]]
     if _transport_stream(head):
-        return Kind.MPEG_TS
+        return MediaKind.MPEG_TS
     if head[4:8] in _MP4_BOXES:
-        return _boxed(head) if head[4:8] == b"ftyp" else Kind.MP4
+        return _boxed(head) if head[4:8] == b"ftyp" else MediaKind.MP4
     if head[257:262] == b"ustar":
-        return Kind.TAR
+        return MediaKind.TAR
     return _text(head)
 
 
@@ -107,23 +107,23 @@ def _transport_stream(head: bytes) -> bool:
     return any(head[at : at + 2 * step + 1 : step] == b"GGG" for at, step in ((0, 188), (4, 192)))
 
 
-def _boxed(head: bytes) -> Kind:
+def _boxed(head: bytes) -> MediaKind:
     """A picture or a video, by the brands of the file type box."""
     end = min(int.from_bytes(head[:4], "big"), len(head))
     brands = {head[8:12], *(head[at : at + 4] for at in range(16, end - 3, 4))}
     if head[8:12] not in _AVIF_BRANDS | _HEIC_BRANDS:
-        return Kind.MP4
-    return Kind.AVIF if brands & _AVIF_BRANDS else Kind.HEIC
+        return MediaKind.MP4
+    return MediaKind.AVIF if brands & _AVIF_BRANDS else MediaKind.HEIC
 
 
-def _text(head: bytes) -> Kind:
+def _text(head: bytes) -> MediaKind:
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if start.startswith((b"<!doctype html", b"<html", b"<head", b"<body")):
-        return Kind.HTML
+        return MediaKind.HTML
     if start.startswith((b"#extm3u", b"ffconcat", b"<mpd", b"<?xml")):
-        return Kind.PLAYLIST if b"<mpd" in start or not start.startswith(b"<?xml") else Kind.TEXT
+        return MediaKind.PLAYLIST if b"<mpd" in start or not start.startswith(b"<?xml") else MediaKind.TEXT
     control = sum(byte < 32 and byte not in b"\t\r\n\f\x1b" for byte in head)
-    return Kind.TEXT if control == 0 else Kind.UNKNOWN
+    return MediaKind.TEXT if control == 0 else MediaKind.UNKNOWN
 
 
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
@@ -137,7 +137,14 @@ _PNG_PACKED = frozenset({b"zTXt", b"iTXt", b"iCCP"})
 _PNG_PACKED_MAX = 64
 """libpng unpacks each of these to at most 8 MB (PNG_USER_CHUNK_MALLOC_MAX), and keeps them."""
 _PNG_CHUNKS_MAX = 200_000
-_BYTES_A_PIXEL = {Kind.PNG: 4.0, Kind.JPEG: 4.0, Kind.WEBP: 13.0, Kind.GIF: 13.0, Kind.AVIF: 13.0, Kind.HEIC: 4.4}
+_BYTES_A_PIXEL = {
+    MediaKind.PNG: 4.0,
+    MediaKind.JPEG: 4.0,
+    MediaKind.WEBP: 13.0,
+    MediaKind.GIF: 13.0,
+    MediaKind.AVIF: 13.0,
+    MediaKind.HEIC: 4.4,
+}
 """Memory that decoding takes for a pixel, before scaling: Pillow keeps four bytes for one, libwebp's animation decoder two
 canvases of four beside them, libavif and libheif their planes and an RGB copy. HEIC was measured at 4.8, the rest of which
 `decoder_bytes` covers, so that the 48 million pixels of a phone fit."""
@@ -151,7 +158,7 @@ _WEBP_EXTENDED_BYTES = 30
 
 
 @dataclass(frozen=True, slots=True)
-class Cost:
+class DecodeCost:
     """What decoding a picture takes. `draft` is the factor by which libjpeg scales it down as it is decoded, 1 for none."""
 
     bytes: int
@@ -159,17 +166,17 @@ class Cost:
 
 
 def picture_size(data: bytes, name: str) -> tuple[int, int] | None:
-    """Width and height in pixels that the header of a PNG, JPEG, WebP or GIF tells; None for AVIF and HEIC, whose boxes a library
+    """Width and height in pixels in the header of a PNG, JPEG, WebP or GIF; None for AVIF and HEIC, whose boxes a library
     reads. `data` may be the file's beginning.
 
     Raises:
         AvatarUndecodable: it is no picture, or cut short.
     """
     kind = picture_kind(data, name)
-    if kind in (Kind.AVIF, Kind.HEIC):
+    if kind in (MediaKind.AVIF, MediaKind.HEIC):
         return None
     try:
-        size = {Kind.PNG: _png, Kind.JPEG: _jpeg, Kind.WEBP: _webp, Kind.GIF: _gif}[kind](data)
+        size = {MediaKind.PNG: _png, MediaKind.JPEG: _jpeg, MediaKind.WEBP: _webp, MediaKind.GIF: _gif}[kind](data)
     except (struct.error, IndexError):
         size = None
     if size is None or min(size) < 1:
@@ -177,7 +184,7 @@ def picture_size(data: bytes, name: str) -> tuple[int, int] | None:
     return size
 
 
-def picture_kind(data: bytes, name: str) -> Kind:
+def picture_kind(data: bytes, name: str) -> MediaKind:
     """Which picture it is. Raises AvatarUndecodable when it is none."""
     kind = sniff(data[:SNIFF_BYTES])
     if kind not in PICTURES:
@@ -210,7 +217,7 @@ def check_pixels(width: int, height: int, name: str, limits: AvatarLimits, most:
         )
 
 
-def animation_cost(kind: Kind, size: tuple[int, int], name: str, limits: AvatarLimits) -> Cost:
+def animation_cost(kind: MediaKind, size: tuple[int, int], name: str, limits: AvatarLimits) -> DecodeCost:
     """What it costs to decode an animated picture of `size` (width, height).
 
     Raises:
@@ -218,27 +225,31 @@ def animation_cost(kind: Kind, size: tuple[int, int], name: str, limits: AvatarL
         AvatarUndecodable: too few pixels for a face.
     """
     check_pixels(*size, name, limits)
-    return _within(Cost(int(_ANIMATED_BYTES_A_PIXEL * size[0] * size[1])), kind, size, name, limits.still_bytes, "")
+    return _within(
+        DecodeCost(int(_ANIMATED_BYTES_A_PIXEL * size[0] * size[1])), kind, size, name, limits.still_bytes, ""
+    )
 
 
 def still_cost(
-    data: bytes, kind: Kind, size: tuple[int, int], least: tuple[int, int], name: str, bytes_most: int
-) -> Cost:
+    data: bytes, kind: MediaKind, size: tuple[int, int], least: tuple[int, int], name: str, bytes_most: int
+) -> DecodeCost:
     """What it costs to decode a picture of `size` (width, height) that is scaled down to `least` afterwards.
 
     Raises:
         AvatarTooLarge: more than `bytes_most` bytes.
     """
     pixels, draft, extra = size[0] * size[1], 1, 0
-    if kind is Kind.JPEG:
+    if kind is MediaKind.JPEG:
         draft = next((f for f in _JPEG_DRAFTS if size[0] // f >= least[0] and size[1] // f >= least[1]), 1)
         extra = _coefficient_bytes(data, pixels)
-    cost = Cost(int(_BYTES_A_PIXEL[kind] * pixels / draft**2) + extra, draft)
-    how = "" if kind is Kind.JPEG and not extra else "save it as a baseline JPEG, or "
+    cost = DecodeCost(int(_BYTES_A_PIXEL[kind] * pixels / draft**2) + extra, draft)
+    how = "" if kind is MediaKind.JPEG and not extra else "save it as a baseline JPEG, or "
     return _within(cost, kind, size, name, bytes_most, how)
 
 
-def _within(cost: Cost, kind: Kind, size: tuple[int, int], name: str, bytes_most: int, how: str) -> Cost:
+def _within(
+    cost: DecodeCost, kind: MediaKind, size: tuple[int, int], name: str, bytes_most: int, how: str
+) -> DecodeCost:
     if cost.bytes > bytes_most:
         pixels = size[0] * size[1]
         most = int(bytes_most / cost.bytes * pixels)
@@ -271,7 +282,7 @@ def check_structure(data: bytes, name: str, pixels: int, limits: AvatarLimits) -
         AvatarUndecodable: a PNG with too many packed texts, or whose pixels are damaged.
     """
     kind = sniff(data[:SNIFF_BYTES])
-    if kind is Kind.JPEG:
+    if kind is MediaKind.JPEG:
         try:
             scans = sum(marker == _JPEG_SCAN for marker, _ in _jpeg_segments(data))
         except struct.error as error:
@@ -282,7 +293,7 @@ def check_structure(data: bytes, name: str, pixels: int, limits: AvatarLimits) -
                 f"{name!r} is a JPEG of more than {limit} scans, the most for its size; save it as a baseline JPEG.",
                 limit=limit,
             )
-    if kind is Kind.PNG:
+    if kind is MediaKind.PNG:
         _check_png(data, name)
 
 

@@ -16,17 +16,17 @@ from PIL import Image
 
 from musetalk_agent.avatars.archive import FrameArchive
 from musetalk_agent.avatars.limits import AvatarLimits
-from musetalk_agent.avatars.media_probe import Kind, animation_cost, check_structure, picture_kind, picture_size
+from musetalk_agent.avatars.media_probe import MediaKind, animation_cost, check_structure, picture_kind, picture_size
 from musetalk_agent.avatars.picture_decoder import (
-    DAMAGED,
+    DAMAGE_ERRORS,
     DecodedPicture,
     Size,
-    Target,
+    TargetSize,
+    decode_error,
     decode_picture,
-    finished,
     open_picture,
     opened_size,
-    undecodable,
+    to_pixels,
 )
 from musetalk_agent.errors import AvatarEmpty, AvatarSizesDiffer, AvatarTooLarge, AvatarUndecodable
 from musetalk_agent.media_types import Pixels
@@ -76,7 +76,7 @@ def zip_frames(
     archive: FrameArchive,
     names: Sequence[str],
     limits: AvatarLimits,
-    target: Target,
+    target: TargetSize,
     allow: Callable[[int], object],
     decoders: Executor,
 ) -> Generator[DecodedPicture]:
@@ -148,7 +148,7 @@ def _differ(name: str, size: Size, first: Size) -> AvatarSizesDiffer:
     )
 
 
-_ANIMATED = frozenset({Kind.GIF, Kind.WEBP, Kind.PNG, Kind.AVIF})
+_ANIMATED = frozenset({MediaKind.GIF, MediaKind.WEBP, MediaKind.PNG, MediaKind.AVIF})
 _LEAST_MS, _INSTEAD_MS = 10, 100
 """Frames that say they last 10 ms or less are shown for 100 ms, as browsers do: such files mean "as fast as possible" of old."""
 
@@ -162,7 +162,7 @@ class Animation:
         self._limits = limits
         self.size = image.size
 
-    def frames(self, fps: int, target: Target) -> Iterator[Pixels]:
+    def frames(self, fps: int, target: TargetSize) -> Iterator[Pixels]:
         """Frames at `fps`: for time `k/fps` the newest one at or before it, uint8 BGR `[h, w, 3]`, at the size that is wanted.
         A frame that serves several times is the same array each time.
 
@@ -199,13 +199,13 @@ class Animation:
                 if image.size != self.size:
                     raise ValueError("a frame is larger than the picture")
                 image.load()
-                shown = finished(image, target)
+                shown = to_pixels(image, target)
             except EOFError as error:
                 if at == first:
                     raise AvatarEmpty(f"{self._name!r} has no frame in it.") from error
                 return
-            except DAMAGED as error:
-                raise undecodable(self._name, error) from error
+            except DAMAGE_ERRORS as error:
+                raise decode_error(self._name, error) from error
             stated = image.info.get("duration", 0)
             yield shown, Fraction(stated if stated > _LEAST_MS else _INSTEAD_MS) / 1000
             at += 1
@@ -228,21 +228,21 @@ def animation_of(data: bytes, name: str, limits: AvatarLimits, allow: Callable[[
         allow(math.ceil(animation_cost(kind, size, name, limits).bytes / limits.decoder_bytes_per_pixel))
 
     try:
-        if size is not None and kind is not Kind.GIF:  # whose frames may be larger than its header says
+        if size is not None and kind is not MediaKind.GIF:  # whose frames may be larger than its header says
             grant(size)
         image = open_picture(data, kind)
         if not getattr(image, "is_animated", False):
             return None
         grant(image.size)
         return Animation(image, name, limits)
-    except DAMAGED as error:
-        raise undecodable(name, error) from error
+    except DAMAGE_ERRORS as error:
+        raise decode_error(name, error) from error
 
 
-def _says_so(data: bytes, kind: Kind) -> bool:
+def _says_so(data: bytes, kind: MediaKind) -> bool:
     """Whether the header lets an animation be expected, so that a large still picture is not opened for it."""
-    if kind is Kind.PNG:
+    if kind is MediaKind.PNG:
         return data.find(b"acTL", 0, data.find(b"IDAT")) > 0
-    if kind is Kind.WEBP:
+    if kind is MediaKind.WEBP:
         return data[12:16] == b"VP8X" and bool(data[20] & 2)
-    return kind is Kind.GIF or data[8:12] == b"avis"
+    return kind is MediaKind.GIF or data[8:12] == b"avis"

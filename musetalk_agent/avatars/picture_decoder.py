@@ -17,10 +17,10 @@ from typing import Any, cast
 import numpy as np
 from PIL import AvifImagePlugin, GifImagePlugin, Image, ImageCms, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
-from musetalk_agent.avatars import tone
+from musetalk_agent.avatars import tone_mapping
 from musetalk_agent.avatars.limits import AvatarLimits
 from musetalk_agent.avatars.media_probe import (
-    Kind,
+    MediaKind,
     check_pixels,
     check_structure,
     picture_kind,
@@ -37,10 +37,10 @@ except ImportError:  # the extra [heif] is not installed
     pillow_heif = None
 
 Size = tuple[int, int]
-Target = Callable[[Size], Size]
+TargetSize = Callable[[Size], Size]
 """From a picture's upright size (width, height) to the size that is wanted of it, which is no larger."""
 
-DAMAGED = (
+DAMAGE_ERRORS = (
     OSError,
     SyntaxError,
     ValueError,
@@ -54,12 +54,12 @@ DAMAGED = (
     Image.DecompressionBombError,
 )
 """What Pillow raises over damaged files. The bytes lie in memory, so an OSError is no failure of a disk."""
-_CLASSES: dict[Kind, Callable[[io.BytesIO], Image.Image]] = {
-    Kind.PNG: PngImagePlugin.PngImageFile,
-    Kind.JPEG: JpegImagePlugin.JpegImageFile,
-    Kind.WEBP: WebPImagePlugin.WebPImageFile,
-    Kind.GIF: GifImagePlugin.GifImageFile,
-    Kind.AVIF: AvifImagePlugin.AvifImageFile,
+_CLASSES: dict[MediaKind, Callable[[io.BytesIO], Image.Image]] = {
+    MediaKind.PNG: PngImagePlugin.PngImageFile,
+    MediaKind.JPEG: JpegImagePlugin.JpegImageFile,
+    MediaKind.WEBP: WebPImagePlugin.WebPImageFile,
+    MediaKind.GIF: GifImagePlugin.GifImageFile,
+    MediaKind.AVIF: AvifImagePlugin.AvifImageFile,
 }
 _ORIENTATION = 0x0112
 _UPRIGHT = {
@@ -106,7 +106,7 @@ def decode_picture(
     name: str,
     limits: AvatarLimits,
     *,
-    target: Target = lambda size: size,
+    target: TargetSize = lambda size: size,
     allow: Callable[[int], object] = lambda pixels: None,
     at_once: int = 1,
 ) -> DecodedPicture:
@@ -126,7 +126,9 @@ def decode_picture(
         MemoryError: it needs more than it was given.
     """
     kind = picture_kind(data, name)
-    size = None if kind is Kind.GIF else picture_size(data, name)  # a GIF's frame may be larger than its header says
+    size = (
+        None if kind is MediaKind.GIF else picture_size(data, name)
+    )  # a GIF's frame may be larger than its header says
 
     def grant(size: Size, upright: Size) -> int:
         check_pixels(*size, name, limits, limits.still_pixels)
@@ -138,25 +140,25 @@ def decode_picture(
         return cost.draft
 
     try:
-        if kind is Kind.HEIC:
+        if kind is MediaKind.HEIC:
             return _decode_heic(data, name, target, grant)
         draft = 1
-        if size is not None and kind is not Kind.JPEG:
+        if size is not None and kind is not MediaKind.JPEG:
             grant(size, size)
         image = open_picture(data, kind)
         orientation = 1 if size is None else orientation_of(image)
         size = size or image.size
         upright = size[::-1] if orientation in _LYING else size
-        if kind in (Kind.JPEG, Kind.AVIF, Kind.GIF):
+        if kind in (MediaKind.JPEG, MediaKind.AVIF, MediaKind.GIF):
             draft = grant(size, upright)
         if draft > 1:
             image.draft(None, (size[0] // draft, size[1] // draft))
         image.load()
         orientation = orientation_of(image)
         upright = size[::-1] if orientation in _LYING else size
-        return DecodedPicture(finished(image, target(upright), orientation, signalling(data, kind)), upright)
-    except DAMAGED as error:
-        raise undecodable(name, error) from error
+        return DecodedPicture(to_pixels(image, target(upright), orientation, signalling(data, kind)), upright)
+    except DAMAGE_ERRORS as error:
+        raise decode_error(name, error) from error
 
 
 def opened_size(data: bytes, name: str) -> Size:
@@ -167,19 +169,19 @@ def opened_size(data: bytes, name: str) -> Size:
     """
     kind = picture_kind(data, name)
     try:
-        size: Size = _open_heic(data, name).size if kind is Kind.HEIC else open_picture(data, kind).size
-    except DAMAGED as error:
-        raise undecodable(name, error) from error
+        size: Size = _open_heic(data, name).size if kind is MediaKind.HEIC else open_picture(data, kind).size
+    except DAMAGE_ERRORS as error:
+        raise decode_error(name, error) from error
     return size
 
 
-def open_picture(data: bytes, kind: Kind) -> Image.Image:
-    """Opens a picture of a kind that Pillow reads. Raises `DAMAGED` errors."""
+def open_picture(data: bytes, kind: MediaKind) -> Image.Image:
+    """Opens a picture of a kind that Pillow reads. Raises `DAMAGE_ERRORS` errors."""
     return _CLASSES[kind](io.BytesIO(data))
 
 
-def undecodable(name: str, error: Exception) -> Exception:
-    """What a `DAMAGED` error of a library means: a refusal, or that there was no memory."""
+def decode_error(name: str, error: Exception) -> Exception:
+    """What a `DAMAGE_ERRORS` error of a library means: a refusal, or that there was no memory."""
     text = str(error).lower()
     if "memory" in text and "limit" not in text:  # libheif says "memory" of the limits that it sets itself, too
         return MemoryError(str(error))
@@ -190,23 +192,23 @@ def orientation_of(image: Image.Image) -> int:
     """EXIF orientation, 1 … 8; 1 where none is stated. Reads a PNG to its end, as that is where its EXIF may be."""
     try:
         stated = image.getexif().get(_ORIENTATION, 1)
-    except DAMAGED:  # the picture itself may be whole
+    except DAMAGE_ERRORS:  # the picture itself may be whole
         return 1
     return stated if stated in _UPRIGHT else 1
 
 
-def signalling(data: bytes, kind: Kind) -> tuple[int, int] | None:
+def signalling(data: bytes, kind: MediaKind) -> tuple[int, int] | None:
     """Primaries and transfer that an AVIF (`colr`), HEIC or PNG (`cICP`) says by H.273's numbers; None where it says none."""
-    if kind is Kind.PNG:
+    if kind is MediaKind.PNG:
         at = data.find(b"cICP", 0, max(0, data.find(b"IDAT")))
         return (data[at + 4], data[at + 5]) if at > 0 else None
-    if kind in (Kind.AVIF, Kind.HEIC):
+    if kind in (MediaKind.AVIF, MediaKind.HEIC):
         at = data.find(b"colrnclx", 0, _BOXES_BYTES)
         return cast("tuple[int, int]", struct.unpack_from(">HH", data, at + 8)) if at > 0 else None
     return None
 
 
-def finished(image: Image.Image, target: Size, orientation: int = 1, signal: tuple[int, int] | None = None) -> Pixels:
+def to_pixels(image: Image.Image, target: Size, orientation: int = 1, signal: tuple[int, int] | None = None) -> Pixels:
     """Pixels of a loaded picture at `target`, its upright size: uint8 BGR `[h, w, 3]`, in sRGB, laid on white. `signal` is what
     `signalling` says."""
 
@@ -263,8 +265,8 @@ def _opaque(image: Image.Image, profile: object, signal: tuple[int, int] | None)
     """RGB of a picture in a plain mode, in sRGB, laid on white."""
     alpha = image.getchannel("A") if image.mode in ("LA", "RGBA") else None
     colours = image.convert(image.mode.rstrip("A"))
-    stated = signal is not None and colours.mode == "RGB" and tone.maps(signal[1], signal[0])
-    by_numbers = stated and (profile is None or (signal is not None and signal[1] in tone.HDR))
+    stated = signal is not None and colours.mode == "RGB" and tone_mapping.needs_mapping(signal[1], signal[0])
+    by_numbers = stated and (profile is None or (signal is not None and signal[1] in tone_mapping.HDR))
     colours = _by_numbers(colours, signal) if signal is not None and by_numbers else _in_srgb(colours, profile)
     if alpha is None:
         return colours
@@ -277,7 +279,7 @@ def _by_numbers(image: Image.Image, signal: tuple[int, int]) -> Image.Image:
     """sRGB of a picture whose primaries and transfer are stated by number, HDR's among them."""
     pixels = np.asarray(image)
     primaries, transfer = signal
-    rows = [tone.mapped(row / 255.0, transfer, primaries) for row in pixels]
+    rows = [tone_mapping.to_srgb(row / 255.0, transfer, primaries) for row in pixels]
     return Image.fromarray(np.rint(np.stack(rows) * 255).astype(np.uint8))
 
 
@@ -292,7 +294,7 @@ def _in_srgb(image: Image.Image, profile: object) -> Image.Image:
                 shown = ImageCms.profileToProfile(image, stated, _SRGB, intent, "RGB", flags=flags)
                 if shown is not None:
                     return shown
-        except (ImageCms.PyCMSError, *DAMAGED):
+        except (ImageCms.PyCMSError, *DAMAGE_ERRORS):
             pass  # a profile that cannot be read says nothing
     return image.convert("RGB")
 
@@ -301,18 +303,18 @@ def _open_heic(data: bytes, name: str) -> Any:
     if pillow_heif is None:
         raise AvatarUndecodable(
             f"{name!r} is a HEIC picture, which this agent cannot read (the extra [heif] is not installed); save it as a JPEG.",
-            value=Kind.HEIC.value,
+            value=MediaKind.HEIC.value,
         )
     pillow_heif.options.DECODE_THREADS = _THREADS
     file = pillow_heif.open_heif(io.BytesIO(data), convert_hdr_to_8bit=True)
     return file[file.primary_index]
 
 
-def _decode_heic(data: bytes, name: str, target: Target, grant: Callable[[Size, Size], int]) -> DecodedPicture:
+def _decode_heic(data: bytes, name: str, target: TargetSize, grant: Callable[[Size, Size], int]) -> DecodedPicture:
     """libheif turns and mirrors by itself; an EXIF orientation beside that is not to be honoured (ISO/IEC 23008-12)."""
     picture = _open_heic(data, name)
     size = picture.size
     grant(size, size)
     pixels = np.asarray(picture)
     small = _shrunk(size, lambda top, bottom: Image.fromarray(pixels[top:bottom]), target(size))
-    return DecodedPicture(_bgr(_opaque(small, picture.info.get("icc_profile"), signalling(data, Kind.HEIC))), size)
+    return DecodedPicture(_bgr(_opaque(small, picture.info.get("icc_profile"), signalling(data, MediaKind.HEIC))), size)

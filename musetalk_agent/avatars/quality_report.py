@@ -47,7 +47,7 @@ def closed_mouth(points: NDArray[np.float32]) -> NDArray[np.bool_]:
     return closed
 
 
-def report(
+def make_report(
     avatar_id: str, track: FaceTrack, clip: tuple[int, int], shown: tuple[int, int], fps: int, still: bool
 ) -> AvatarReport:
     """Report of a clip of `clip` (width, height) pixels, shown at `shown`."""

@@ -31,14 +31,14 @@ _APART = 0.75
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class FrameDifference:
     """How a small grey picture differs from another: mean difference in levels, and correlation, which light hardly lowers."""
 
     levels: float
     alike: float
 
     @classmethod
-    def between(cls, one: Pixels, other: Pixels) -> Change:
+    def between(cls, one: Pixels, other: Pixels) -> FrameDifference:
         """Of uint8 `[h, w]` and one of the same shape."""
         a, b = one.astype(np.float32), other.astype(np.float32)
         levels = float(np.abs(a - b).mean())
@@ -47,7 +47,7 @@ class Change:
         return cls(levels, float((a * b).sum()) / power**0.5 if power > 0 else 1.0)
 
 
-def small(bgr: Pixels) -> Pixels:
+def thumbnail(bgr: Pixels) -> Pixels:
     """The small grey picture of a frame, uint8 `[48, 48]`."""
     step = max(
         1, min(bgr.shape[:2]) // (2 * _SIDE)
@@ -58,10 +58,10 @@ def small(bgr: Pixels) -> Pixels:
 
 def cut_between(one: Pixels, other: Pixels) -> bool:
     """Whether two small grey pictures are surely of two shots."""
-    return Change.between(one, other).alike < _OTHER
+    return FrameDifference.between(one, other).alike < _OTHER
 
 
-def cuts(pictures: list[Pixels], frames: NDArray[np.int64]) -> list[int]:
+def find_cuts(pictures: list[Pixels], frames: NDArray[np.int64]) -> list[int]:
     """Frames at which another shot begins, ascending.
 
     `pictures` are the small grey pictures of all frames (the same array for a repeated frame), `frames` the numbers, ascending, of
@@ -71,7 +71,7 @@ def cuts(pictures: list[Pixels], frames: NDArray[np.int64]) -> list[int]:
     for frame in frames[1:]:
         if pictures[frame] is not pictures[kept[-1]]:
             kept.append(frame)
-    changes = [Change.between(pictures[a], pictures[b]) for a, b in pairwise(kept)]
+    changes = [FrameDifference.between(pictures[a], pictures[b]) for a, b in pairwise(kept)]
     gaps = [any(pictures[k] is not pictures[a] for k in range(a + 1, b)) for a, b in pairwise(kept)]
     found = []
     for k, (change, gap) in enumerate(zip(changes, gaps, strict=True)):
@@ -95,7 +95,7 @@ def _fades(pictures: list[Pixels]) -> list[tuple[int, int]]:
         for half in _FADES:
             if half <= k < len(pictures) - half - 1:
                 before, after = pictures[k - half], pictures[k + half]
-                change = Change.between(before, after)
+                change = FrameDifference.between(before, after)
                 if change.alike < alike and change.levels > levels:
                     mean = (before.astype(np.float32) + after) / 2
                     rest = float(np.abs(pictures[k] - mean).mean()) / change.levels
@@ -109,8 +109,8 @@ def _fades(pictures: list[Pixels]) -> list[tuple[int, int]]:
     return [(max(1, k - reach), min(k + reach, len(pictures) - 1)) for k in sorted(middles)]
 
 
-def longest(total: int, frames: NDArray[np.int64], at: list[int]) -> tuple[int, int]:
-    """First frame, and the one after the last, of the shot that shows the face in most frames, for `cuts` of `total` frames.
+def longest_shot(total: int, frames: NDArray[np.int64], at: list[int]) -> tuple[int, int]:
+    """First frame, and the one after the last, of the shot that shows the face in most frames, for `find_cuts` of `total` frames.
 
     Frames without a face between two shots belong to neither.
     """

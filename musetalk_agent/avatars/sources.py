@@ -21,7 +21,7 @@ import httpcore
 
 from musetalk_agent.avatars.cache import AvatarCache
 from musetalk_agent.avatars.limits import AvatarLimits
-from musetalk_agent.avatars.media_probe import SNIFF_BYTES, VIDEOS_UNREAD, Kind, sniff
+from musetalk_agent.avatars.media_probe import SNIFF_BYTES, VIDEOS_UNREAD, MediaKind, sniff
 from musetalk_agent.errors import AvatarEmpty, AvatarFetchFailed, AvatarTooLarge, AvatarUndecodable, AvatarUrlForbidden
 from musetalk_agent.protocol.addresses import (
     AddressRefused,
@@ -36,7 +36,7 @@ from musetalk_agent.protocol.addresses import (
 _BLOCK_BYTES = 1 << 20
 
 
-class Receiver:
+class SourceWriter:
     """An asynchronous context manager; leaving it removes whatever `finish` did not keep.
 
     Args:
@@ -46,7 +46,7 @@ class Receiver:
         accepted: what it may be.
     """
 
-    def __init__(self, cache: AvatarCache, limits: AvatarLimits, name: str, accepted: frozenset[Kind]) -> None:
+    def __init__(self, cache: AvatarCache, limits: AvatarLimits, name: str, accepted: frozenset[MediaKind]) -> None:
         self._cache = cache
         self._limit = limits.source_bytes
         self._name = name
@@ -57,7 +57,7 @@ class Receiver:
         self._received = 0
         self._looked = False
 
-    async def __aenter__(self) -> Receiver:
+    async def __aenter__(self) -> SourceWriter:
         self._folder = await asyncio.to_thread(self._cache.part)
         return self
 
@@ -112,7 +112,7 @@ class Receiver:
     def _look(self) -> None:
         self._looked = True
         kind = sniff(bytes(self._pending[:SNIFF_BYTES]))
-        if kind is Kind.EMPTY:
+        if kind is MediaKind.EMPTY:
             raise AvatarEmpty(f"{self._sentence()} is empty (0 bytes).")
         if kind not in self._accepted:
             wanted = sorted(accepted.value for accepted in self._accepted)

@@ -37,7 +37,7 @@ _BLINK_S = (0.12, 0.04, 0.14)
 """Time to close, to stay closed, to open."""
 
 
-class IdleMotion:
+class StillAnimation:
     """Frames of a picture that idles.
 
     Args:

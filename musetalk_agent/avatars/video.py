@@ -20,20 +20,20 @@ from av.container import InputContainer
 from av.video.frame import VideoFrame as DecodedFrame
 from av.video.stream import VideoStream
 
-from musetalk_agent.avatars.container_index import check_index, clean_apertures, cropping
-from musetalk_agent.avatars.frame_conversion import Aperture, Statement, Upright
+from musetalk_agent.avatars.container_index import check_index, matroska_aperture, mp4_apertures
+from musetalk_agent.avatars.frame_conversion import Aperture, FrameConverter, StreamMetadata
 from musetalk_agent.avatars.limits import AvatarLimits
-from musetalk_agent.avatars.media_probe import Kind
-from musetalk_agent.avatars.video_decoder import CODECS, Decoding, refusals
+from musetalk_agent.avatars.media_probe import MediaKind
+from musetalk_agent.avatars.video_decoder import CODECS, VideoTrackDecoder, decoding_errors
 from musetalk_agent.errors import AvatarUndecodable
 from musetalk_agent.media_types import Pixels
 
 _DEMUXERS = {
-    Kind.MP4: "mov",
-    Kind.WEBM: "matroska",
-    Kind.MPEG: "mpeg",
-    Kind.MPEG_TS: "mpegts",
-    Kind.AVI: "avi",
+    MediaKind.MP4: "mov",
+    MediaKind.WEBM: "matroska",
+    MediaKind.MPEG: "mpeg",
+    MediaKind.MPEG_TS: "mpegts",
+    MediaKind.AVI: "avi",
 }
 _SHAPE_CHANGE = 0.02
 """A clip may change its size on the way, as browsers' recordings do, but its shape by no more than this share."""
@@ -46,11 +46,11 @@ class VideoClip:
     `size` is the width and height at which a player shows it.
     """
 
-    def __init__(self, decoding: Decoding, upright: Upright, fps: int, allow: Allow) -> None:
+    def __init__(self, decoding: VideoTrackDecoder, upright: FrameConverter, fps: int, allow: Allow) -> None:
         self._decoding, self._upright = decoding, upright
         self._fps, self._allow = fps, allow
         self._frames = decoding.frames()
-        with refusals():
+        with decoding_errors():
             self._first = next(self._frames, None)
         if self._first is None:
             raise decoding.refusal()
@@ -73,7 +73,7 @@ class VideoClip:
             AvatarTooLarge: too many pixels or seconds.
         """
         self._allow(size[0] * size[1])
-        with refusals():
+        with decoding_errors():
             yield from self._resampled(size)
 
     def _resampled(self, size: tuple[int, int]) -> Iterator[Pixels]:
@@ -111,7 +111,7 @@ class VideoClip:
 
 @contextmanager
 def open_clip(
-    path: Path, kind: Kind, fps: int, limits: AvatarLimits, allow: Allow = lambda pixels: None
+    path: Path, kind: MediaKind, fps: int, limits: AvatarLimits, allow: Allow = lambda pixels: None
 ) -> Iterator[VideoClip]:
     """Opens a clip and decodes its first frame. Sound is ignored.
 
@@ -129,25 +129,25 @@ def open_clip(
         AvatarEmpty: no frame in it.
     """
     apertures: dict[int, Aperture] = {}
-    if kind is Kind.MP4:
+    if kind is MediaKind.MP4:
         check_index(path, limits)
-        apertures = clean_apertures(path)
+        apertures = mp4_apertures(path)
     with _opened(path, kind, limits) as container:
-        with refusals():
-            decoding = Decoding(container, kind, limits, allow)
-        aperture = cropping(path) if kind is Kind.WEBM else apertures.get(decoding.stream.id)
+        with decoding_errors():
+            decoding = VideoTrackDecoder(container, kind, limits, allow)
+        aperture = matroska_aperture(path) if kind is MediaKind.WEBM else apertures.get(decoding.stream.id)
         statement = _statement(path, kind, limits, decoding.stream.index) if decoding.by_libvpx else None
-        upright = Upright(decoding.aspect, aperture, statement)
+        upright = FrameConverter(decoding.aspect, aperture, statement)
         yield VideoClip(decoding, upright, fps, allow)
 
 
 @contextmanager
-def _opened(path: Path, kind: Kind, limits: AvatarLimits) -> Iterator[InputContainer]:
+def _opened(path: Path, kind: MediaKind, limits: AvatarLimits) -> Iterator[InputContainer]:
     container_options = {"max_streams": str(limits.video_tracks), "codec_whitelist": ",".join(sorted(CODECS))}
-    if kind is Kind.MP4:
+    if kind is MediaKind.MP4:
         container_options["enable_drefs"] = "0"
     with path.open("rb") as file:
-        with refusals():
+        with decoding_errors():
             container = cast(
                 "InputContainer",
                 av.open(
@@ -162,18 +162,18 @@ def _opened(path: Path, kind: Kind, limits: AvatarLimits) -> Iterator[InputConta
             yield container
 
 
-def _statement(path: Path, kind: Kind, limits: AvatarLimits, track: int) -> Statement | None:
+def _statement(path: Path, kind: MediaKind, limits: AvatarLimits, track: int) -> StreamMetadata | None:
     """What the file says of the pictures of a track, as its first whole frame carries it when FFmpeg's own decoder reads it; None
     where that decodes none of them. The file is opened for that alone, so that no memory of it stays."""
     with _opened(path, kind, limits) as container:
         stream = container.streams[track]
         assert isinstance(stream, VideoStream)
         stream.codec_context.thread_count = 1
-        with suppress(AvatarUndecodable), refusals():
+        with suppress(AvatarUndecodable), decoding_errors():
             for packet in container.demux(stream):
                 with suppress(av.error.InvalidDataError):
                     for frame in packet.decode():
-                        return Statement.of(frame)
+                        return StreamMetadata.of(frame)
     return None
 
 

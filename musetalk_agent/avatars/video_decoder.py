@@ -27,7 +27,7 @@ from av.video.frame import VideoFrame as DecodedFrame
 from av.video.stream import VideoStream
 
 from musetalk_agent.avatars.limits import AvatarLimits
-from musetalk_agent.avatars.media_probe import Kind, check_pixels
+from musetalk_agent.avatars.media_probe import MediaKind, check_pixels
 from musetalk_agent.errors import AvatarEmpty, AvatarError, AvatarTooLarge, AvatarUndecodable
 
 CODECS = frozenset(
@@ -47,7 +47,7 @@ _CUT_S, _CUT_SHARE = 0.3, 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class TimedFrame:
+class ClipFrame:
     """A frame, its time in seconds since the first one, and how long it is shown."""
 
     time: Fraction
@@ -56,7 +56,7 @@ class TimedFrame:
 
 
 @contextmanager
-def refusals() -> Iterator[None]:
+def decoding_errors() -> Iterator[None]:
     """Turns what PyAV raises for a bad file into refusals."""
     try:
         yield
@@ -76,7 +76,7 @@ def _no_memory(error: Exception) -> bool:
     return isinstance(error, OSError) and error.errno == errno.ENOMEM
 
 
-class Decoding:
+class VideoTrackDecoder:
     """The picture track of an open container.
 
     `stream` is the track, `aspect` the width of a pixel by its height. `by_libvpx`: its frames have alpha, and nothing of what
@@ -89,14 +89,14 @@ class Decoding:
     """
 
     def __init__(
-        self, container: InputContainer, kind: Kind, limits: AvatarLimits, allow: Callable[[int], object]
+        self, container: InputContainer, kind: MediaKind, limits: AvatarLimits, allow: Callable[[int], object]
     ) -> None:
         self._container, self._limits, self._allow = container, limits, allow
         self.stream = _track(container)
         self._context = self._decoder()
         self.aspect = self.stream.sample_aspect_ratio or Fraction(1)
         self._time_base = self.stream.time_base or Fraction(1, 1000)
-        self._by_order: deque[int] | None = deque() if kind is Kind.AVI else None
+        self._by_order: deque[int] | None = deque() if kind is MediaKind.AVI else None
         self._rate = self.stream.average_rate or Fraction(25)
         self._promised = self._length()
         if self._promised is not None and self._promised > limits.video_seconds:
@@ -109,19 +109,19 @@ class Decoding:
         frames_at_once = self._context.thread_count if self._context.thread_type & ThreadType.FRAME else 0
         self._sent: deque[int] = deque(maxlen=frames_at_once + 1)
 
-    def frames(self) -> Iterator[TimedFrame]:
+    def frames(self) -> Iterator[ClipFrame]:
         """Whole frames, none of which is kept while the next is decoded. Raises AvatarTooLarge, and what PyAV does."""
-        weave: _Deinterlacer | None = None
+        deinterlacer: _Deinterlacer | None = None
         for timed in self._spaced(self._whole(self._decoded())):
-            if weave is None and timed.frame.interlaced_frame:
-                weave = _Deinterlacer()
-            if weave is None:
+            if deinterlacer is None and timed.frame.interlaced_frame:
+                deinterlacer = _Deinterlacer()
+            if deinterlacer is None:
                 yield timed
             else:
-                yield from weave.push(timed)
+                yield from deinterlacer.push(timed)
             del timed
-        if weave is not None:
-            yield from weave.flush()
+        if deinterlacer is not None:
+            yield from deinterlacer.flush()
 
     def warnings(self) -> list[tuple[str, str]]:
         """What is wrong with the file, as codes and sentences."""
@@ -269,7 +269,7 @@ class Decoding:
                 yield stamp, frame
             del frame
 
-    def _spaced(self, frames: Iterator[tuple[Fraction, DecodedFrame]]) -> Iterator[TimedFrame]:
+    def _spaced(self, frames: Iterator[tuple[Fraction, DecodedFrame]]) -> Iterator[ClipFrame]:
         """Frames with their times from 0 on; where bad ones were left out, those that follow move up."""
         limits, shift, pixels = self._limits, None, 0
         last, usual = Fraction(-1), 1 / self._rate
@@ -299,7 +299,7 @@ class Decoding:
             duration = min(duration, Fraction(limits.video_seconds) - time)  # a lie of the last frame's adds no minutes
             self._good += 1
             self._end = time + duration
-            yield TimedFrame(time, duration, frame)
+            yield ClipFrame(time, duration, frame)
             del frame
 
 
@@ -309,10 +309,10 @@ class _Deinterlacer:
     def __init__(self) -> None:
         self._graph: Graph | None = None
         self._shape: tuple[object, ...] = ()
-        self._waiting: deque[TimedFrame] = deque()
+        self._waiting: deque[ClipFrame] = deque()
         self._count = 0
 
-    def push(self, timed: TimedFrame) -> Iterator[TimedFrame]:
+    def push(self, timed: ClipFrame) -> Iterator[ClipFrame]:
         """Takes a frame, and gives those that are ready."""
         frame = timed.frame
         shape = (frame.width, frame.height, frame.format.name)
@@ -322,9 +322,9 @@ class _Deinterlacer:
             source = self._graph.add_buffer(
                 width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 1000)
             )
-            weave = self._graph.add("bwdif", "mode=send_frame:parity=auto:deint=interlaced")
+            deinterlacer = self._graph.add("bwdif", "mode=send_frame:parity=auto:deint=interlaced")
             sink = self._graph.add("buffersink")
-            self._graph.link_nodes(source, weave, sink).configure()
+            self._graph.link_nodes(source, deinterlacer, sink).configure()
         assert self._graph is not None
         frame.pts, frame.time_base = self._count, Fraction(1, 1000)
         self._count += 1
@@ -332,7 +332,7 @@ class _Deinterlacer:
         self._graph.vpush(frame)
         yield from self._ready()
 
-    def flush(self) -> Iterator[TimedFrame]:
+    def flush(self) -> Iterator[ClipFrame]:
         """Gives what is left."""
         if self._graph is not None:
             self._graph.vpush(None)
@@ -340,7 +340,7 @@ class _Deinterlacer:
             self._graph, self._shape = None, ()
             self._waiting.clear()
 
-    def _ready(self) -> Iterator[TimedFrame]:
+    def _ready(self) -> Iterator[ClipFrame]:
         assert self._graph is not None
         while True:
             try:
@@ -348,7 +348,7 @@ class _Deinterlacer:
             except (av.error.BlockingIOError, av.error.EOFError):
                 return
             timed = self._waiting.popleft()
-            yield TimedFrame(timed.time, timed.duration, frame)
+            yield ClipFrame(timed.time, timed.duration, frame)
 
 
 def _track(container: InputContainer) -> VideoStream:

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
-from musetalk_agent.features.articulation import CueTrack
+from musetalk_agent.features.phonemes import CueTrack
 from musetalk_agent.media_types import FEATURE_RATE, Cue, Feature, Pcm, frame_start, frames_begun
 
 

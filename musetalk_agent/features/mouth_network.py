@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from musetalk_agent.arrays import DamagedArrays, stored_arrays
+from musetalk_agent.arrays import DamagedArrays, open_arrays
 from musetalk_agent.errors import WeightsMissing
-from musetalk_agent.features.articulation import CLASSES
+from musetalk_agent.features.phonemes import CLASSES
 
 Array = NDArray[np.float32]
 
@@ -165,7 +165,7 @@ class MouthNetwork:
     def load(cls, path: Path) -> MouthNetwork:
         """Reads the weights. Raises `WeightsMissing` when the file is missing or has the wrong form."""
         try:
-            with stored_arrays(path) as stored:
+            with open_arrays(path) as stored:
                 arrays = {name: stored[name].astype(np.float32) for name in stored}
         except (FileNotFoundError, DamagedArrays) as error:
             raise _unusable(path, str(error)) from error

@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from musetalk_agent.features import mouth_network
-from musetalk_agent.features.articulation import SILENCE
 from musetalk_agent.features.mouth_network import PAST as _PAST
 from musetalk_agent.features.mouth_network import STEP, AudioStep, MouthNetwork, SharedNetworkRun, default_weights
+from musetalk_agent.features.phonemes import SILENCE
 from musetalk_agent.media_types import FEATURE_RATE, Pcm
 from musetalk_agent.resample import Resampler
 

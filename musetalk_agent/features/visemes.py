@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from musetalk_agent.features.articulation import CLOSURE, HOLD, JAW, ROUNDING, SILENCE, TABLE, TUCK, WIDTH, CueTrack
 from musetalk_agent.features.mouth_network import (
     LOOKAHEAD_MS,
     STEP,
@@ -23,6 +22,7 @@ from musetalk_agent.features.mouth_network import (
     default_weights,
 )
 from musetalk_agent.features.mouth_network import PAST as _PAST
+from musetalk_agent.features.phonemes import CLOSURE, HOLD, JAW, ROUNDING, SILENCE, TABLE, TUCK, WIDTH, CueTrack
 from musetalk_agent.features.speech_detector import SpeechDetector
 from musetalk_agent.media_types import FEATURE_RATE, Cue, Feature, Pcm, frame_start, frames_begun
 

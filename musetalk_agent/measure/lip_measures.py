@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from musetalk_agent.avatars.face import LEFT_EYE, RIGHT_EYE, FaceNet, Points
 from musetalk_agent.avatars.face_track import FaceTracker
-from musetalk_agent.features.articulation import CLOSURE, JAW
+from musetalk_agent.features.phonemes import CLOSURE, JAW
 from musetalk_agent.features.visemes import VisemeFeatures
 from musetalk_agent.media_types import FEATURE_RATE, Pcm, Pixels
 from musetalk_agent.weights import ModelStore
@@ -59,7 +59,7 @@ class MouthTrack:
 
 
 @dataclass(frozen=True)
-class Faces:
+class VideoFaces:
     """The largest face of a film.
 
     Args:
@@ -71,7 +71,7 @@ class Faces:
     meshes: list[Points | None]
 
 
-def find_faces(path: Path, net: FaceNet, progress: Callable[[int], object] = lambda _: None) -> Faces:
+def find_faces(path: Path, net: FaceNet, progress: Callable[[int], object] = lambda _: None) -> VideoFaces:
     """Follows the largest face of a film. `progress` is called with the frames done.
 
     Raises:
@@ -79,21 +79,21 @@ def find_faces(path: Path, net: FaceNet, progress: Callable[[int], object] = lam
     """
     tracker = FaceTracker(net)
     times: list[float] = []
-    for time, picture in pictures(path):
+    for time, picture in video_frames(path):
         tracker.push(picture)
         times.append(time)
         progress(len(times))
     if not times:
         raise VideoUnreadable(f"{path} has no pictures.")
-    return Faces(np.array(times), tracker.meshes)
+    return VideoFaces(np.array(times), tracker.meshes)
 
 
-def seen_mouth(faces: Faces) -> MouthTrack:
+def mouth_seen(faces: VideoFaces) -> MouthTrack:
     """How far the mouth of a followed face is open."""
     return MouthTrack(_middles(faces.times), np.array([_aperture(points) for points in faces.meshes]))
 
 
-def heard_mouth(features: VisemeFeatures, sound: Pcm, start_s: float) -> MouthTrack:
+def mouth_heard(features: VisemeFeatures, sound: Pcm, start_s: float) -> MouthTrack:
     """What the mouth network makes of a whole recording, int16 `[n]` at 16 kHz whose first sample has the time `start_s`."""
     stream = features.stream(_STEP_HZ)
     vectors = [v for at in range(0, len(sound), _PIECE) for v in stream.push(sound[at : at + _PIECE])]
@@ -118,7 +118,7 @@ def _aperture(points: Points | None) -> float:
     return float((points[LOWER_LIP] - points[UPPER_LIP]) @ down) / float(along @ along)
 
 
-def pictures(path: Path) -> Iterator[tuple[float, Pixels]]:
+def video_frames(path: Path) -> Iterator[tuple[float, Pixels]]:
     """Frames with their times in seconds, in order, uint8 BGR `[h, w, 3]`. Raises `VideoUnreadable`."""
     try:
         with path.open("rb") as file, av.open(file) as container:
@@ -174,15 +174,15 @@ class LipSync:
     offset_ms: int
 
 
-def weights(store: ModelStore) -> Path | None:
+def syncnet_weights(store: ModelStore) -> Path | None:
     """Where SyncNet's weights are; None where they, or the extra [musetalk] that runs them, are not there."""
     path = store.location(WEIGHTS)
     able = all(importlib.util.find_spec(name) for name in ("torch", "safetensors"))
     return path if able and path.is_file() else None
 
 
-def judge(
-    path: Path, video: Path, faces: Faces, sound: Pcm, start_s: float, progress: Callable[[int], object]
+def judge_sync(
+    path: Path, video: Path, faces: VideoFaces, sound: Pcm, start_s: float, progress: Callable[[int], object]
 ) -> LipSync | None:
     """Scores a film whose faces were followed, against int16 `[n]` at 16 kHz whose first sample has the time `start_s`.
 
@@ -236,7 +236,7 @@ def cut(picture: Pixels, x: float, y: float, half: float) -> Pixels:
     return np.asarray(made, np.uint8)
 
 
-def _at_25_fps(faces: Faces) -> NDArray[np.int64]:
+def _at_25_fps(faces: VideoFaces) -> NDArray[np.int64]:
     """For every 25th of a second from the first picture to the last, the index of the picture that begins nearest."""
     times = faces.times - faces.times[0]
     slots = np.arange(round(times[-1] * _FPS) + 1) / _FPS
@@ -245,7 +245,7 @@ def _at_25_fps(faces: Faces) -> NDArray[np.int64]:
     return np.asarray(np.where(nearer, after - 1, after), np.int64)
 
 
-def _squares(faces: Faces, chosen: NDArray[np.int64]) -> Squares | None:
+def _squares(faces: VideoFaces, chosen: NDArray[np.int64]) -> Squares | None:
     """float64 `[n, 3]`: centre and half length of the face's box in every chosen picture; straight lines over gaps, then a running
     median. None where too few pictures show a face."""
     seen = [index for index, points in enumerate(faces.meshes) if points is not None]
@@ -264,7 +264,7 @@ def _cuts(
 ) -> Iterator[Pixels]:
     """The face of every chosen picture, read anew: all of a film's pictures would fill the memory."""
     slot = 0
-    for index, (_, picture) in enumerate(pictures(video)):
+    for index, (_, picture) in enumerate(video_frames(video)):
         while slot < len(chosen) and chosen[slot] == index:
             yield cut(picture, *squares[slot])
             slot += 1

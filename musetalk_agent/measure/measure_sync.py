@@ -22,7 +22,7 @@ from musetalk_agent.avatars.face import FaceNet
 from musetalk_agent.errors import AgentError
 from musetalk_agent.features.visemes import VisemeFeatures
 from musetalk_agent.measure import lip_measures
-from musetalk_agent.measure.lip_measures import MouthTrack, VideoUnreadable, find_faces, heard_mouth, seen_mouth
+from musetalk_agent.measure.lip_measures import MouthTrack, VideoUnreadable, find_faces, mouth_heard, mouth_seen
 from musetalk_agent.media_types import FEATURE_RATE
 from musetalk_agent.settings import offline_settings
 from musetalk_agent.tools.audio_file import AudioFile, AudioUnreadable, mono
@@ -112,10 +112,10 @@ def measure(
     faces = find_faces(video, FaceNet(store), lambda _: progress(1))
     start = sound.start_s if audio is None else float(faces.times[0])
     voice = mono(sound, FEATURE_RATE)
-    seen, heard = seen_mouth(faces), heard_mouth(features, voice, start)
-    lag = lag_of(seen, heard)
-    path = lip_measures.weights(store)
-    syncnet = lip_measures.judge(path, video, faces, voice, start, lambda _: progress(1)) if path else None
+    seen, heard = mouth_seen(faces), mouth_heard(features, voice, start)
+    lag = estimate_lag(seen, heard)
+    path = lip_measures.syncnet_weights(store)
+    syncnet = lip_measures.judge_sync(path, video, faces, voice, start, lambda _: progress(1)) if path else None
     return SyncReport(lag, _problem(seen, heard, lag), syncnet)
 
 
@@ -188,7 +188,7 @@ class Lag:
     confidence: float
 
 
-def lag_of(seen: MouthTrack, heard: MouthTrack) -> Lag | None:
+def estimate_lag(seen: MouthTrack, heard: MouthTrack) -> Lag | None:
     """The lag at which the two agree best; None where less than `LEAST_S` can be compared.
 
     `heard` must be evenly spaced. Frames without a face (NaN) are left out.

@@ -103,12 +103,12 @@ def _write(target: Path, state: Mapping[str, Tensor], half: Half, notes: Mapping
     for name, value in state.items():
         start, end = end, end + 2 * value.numel()
         header[name] = {"dtype": _NAMES[half], "shape": list(value.shape), "data_offsets": [start, end]}
-    told = json.dumps(header).encode()
-    told += b" " * (-(8 + len(told)) % _ALIGNED)
+    head = json.dumps(header).encode()
+    head += b" " * (-(8 + len(head)) % _ALIGNED)
     part = target.with_name(f"{target.name}.{os.getpid()}.part")
     try:
         with part.open("wb") as file:
-            file.write(len(told).to_bytes(8, "little") + told)
+            file.write(len(head).to_bytes(8, "little") + head)
             for name, value in state.items():
                 made = value.to(DTYPES[half])
                 if not bool(made.isfinite().all()):

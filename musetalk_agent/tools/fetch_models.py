@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
         return 2
     try:
         if args.check:
-            return _tell(store, faults(store, groups, quiet=args.quiet))
+            return _report(store, faults(store, groups, quiet=args.quiet))
         for moved in repair(store):
             print(f"fetch-models: moved {moved}")
         fetch(store, groups, quiet=args.quiet)
@@ -70,11 +70,11 @@ def run(args: argparse.Namespace) -> int:
         return 130
     except FetchFailed as error:
         print(f"fetch-models: {error}", file=sys.stderr)
-        return _tell(store, faults(store, groups, quiet=args.quiet))
+        return _report(store, faults(store, groups, quiet=args.quiet))
     return 0
 
 
-def _tell(store: ModelStore, found: dict[str, str]) -> int:
+def _report(store: ModelStore, found: dict[str, str]) -> int:
     for name, fault in found.items():
         print(f"fetch-models: {name} is {fault}", file=sys.stderr)
     print(
@@ -88,7 +88,7 @@ def repair(store: ModelStore) -> list[str]:
     """Moves files of the manifest out of a folder in a folder of the same name, such as `musetalkV15/musetalkV15/unet.pth`, which
     downloads with `--local-dir models/musetalkV15` leave. Where a file of the right size is in place already, nothing is moved.
     Returns what was moved, a sentence's end each."""
-    told = []
+    moved = []
     for entry in store.manifest.entries.values():
         for place in entry.places:
             target = store.directory / place
@@ -96,10 +96,10 @@ def repair(store: ModelStore) -> list[str]:
             if not nested.is_file() or _sized(target, entry):
                 continue
             nested.replace(target)
-            told.append(f"{nested.relative_to(store.directory)} to {place}")
+            moved.append(f"{nested.relative_to(store.directory)} to {place}")
             if not any(nested.parent.iterdir()):
                 nested.parent.rmdir()
-    return told
+    return moved
 
 
 def _sized(path: Path, entry: ModelFile) -> bool:
@@ -219,7 +219,7 @@ class Transfer:
         endpoint: address of the hub; None for the one that huggingface_hub is set to (`HF_ENDPOINT`).
         pauses_s: seconds to wait before each further try after a network error.
         pause: waits some seconds.
-        progress: told the bytes that arrived; negative when some are thrown away.
+        progress: called with the bytes that arrived; negative when some are thrown away.
     """
 
     endpoint: str | None = None

@@ -122,21 +122,21 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def take(http: httpx.Client) -> Snapshot:
+def take_snapshot(http: httpx.Client) -> Snapshot:
     """Looks once. Raises `AgentUnreachable`; httpx's errors for an address that is none."""
     at = time.monotonic()
     debug = _get(http, "/debug")
     try:
-        told = AgentDebug.model_validate_json(debug.content)
+        agent = AgentDebug.model_validate_json(debug.content)
         health = AgentHealth.model_validate_json(_get(http, "/health").content)
         metrics = _get(http, "/metrics").text
         queue, busy = _by_engine(metrics, "avatar_engine_queue"), _by_engine(metrics, "avatar_engine_busy_seconds")
     except ValueError as error:
         raise AgentUnreachable(f"{http.base_url} answers, but not as an agent of this version does.") from error
-    return Snapshot(at, health, told, queue, busy)
+    return Snapshot(at, health, agent, queue, busy)
 
 
-def look(now: Snapshot, before: Snapshot | None) -> SessionTable:
+def session_table(now: Snapshot, before: Snapshot | None) -> SessionTable:
     """The figures of `now`; rates are since `before`."""
     counted = {s.session_id: _published(s) for s in before.debug.sessions} if before else {}
     passed = now.at - before.at if before else 0.0
@@ -160,7 +160,7 @@ def look(now: Snapshot, before: Snapshot | None) -> SessionTable:
     )
 
 
-def table(seen: SessionTable) -> list[str]:
+def table_lines(seen: SessionTable) -> list[str]:
     """The look as lines of text."""
     queue = ", ".join(
         f"{name} {count:.0f} waiting" + (f" {seen.busy[name]:.0%} busy" if name in seen.busy else "")
@@ -185,7 +185,7 @@ def _watch(http: httpx.Client, args: argparse.Namespace) -> None:
         sys.stdout.write(_CLEAR)
     while True:
         try:
-            now = take(http)
+            now = take_snapshot(http)
         except AgentUnreachable as error:
             if before is None or args.once:
                 raise
@@ -196,8 +196,8 @@ def _watch(http: httpx.Client, args: argparse.Namespace) -> None:
                 print(f"monitor: {gone}", file=sys.stderr)
         if now is not None:
             if not args.once or before is not None:
-                seen = look(now, before)
-                show([json.dumps(asdict(seen))] if args.json else table(seen), live=live)
+                seen = session_table(now, before)
+                show([json.dumps(asdict(seen))] if args.json else table_lines(seen), live=live)
                 if args.once:
                     return
             before = now
@@ -272,7 +272,7 @@ def _line(session: AgentSession, published: int | None, passed: float) -> Sessio
 
 
 def _cells(line: SessionLine) -> list[str]:
-    def told(value: float | None, unit: str = "") -> str:
+    def shown(value: float | None, unit: str = "") -> str:
         return _NONE if value is None else f"{value:.0f}{unit}"
 
     fps = _NONE if line.fps is None else f"{line.fps:.1f}"
@@ -281,13 +281,13 @@ def _cells(line: SessionLine) -> list[str]:
         line.state,
         line.engine,
         f"{fps}/{line.fps_wanted}",
-        told(line.lip_latency_p50_ms, " ms"),
-        told(line.lip_latency_p95_ms, " ms"),
-        told(line.skew_ms, " ms"),
+        shown(line.lip_latency_p50_ms, " ms"),
+        shown(line.lip_latency_p95_ms, " ms"),
+        shown(line.skew_ms, " ms"),
         f"{line.waiting_s:.1f} s",
-        told(line.dropped),
-        told(line.held),
-        told(line.underruns),
+        shown(line.dropped),
+        shown(line.held),
+        shown(line.underruns),
         str(line.viewers),
         line.diagnosis,
     ]

@@ -34,7 +34,7 @@ async def composition() -> list[Figure]:
 def _figures(bundle: Bundle, artefacts: Artefacts) -> list[Figure]:
     faces = np.random.default_rng(0).integers(0, 256, (8, 256, 256, 3), np.uint8)
     poses = [k % len(bundle) for k in range(_FRAMES)]
-    frames = {pose: framing.bgr(np.ascontiguousarray(bundle.frames[pose])) for pose in sorted(set(poses))}
+    frames = {pose: framing.to_bgr(np.ascontiguousarray(bundle.frames[pose])) for pose in sorted(set(poses))}
     patches = [artefacts.patch(pose, faces[k % 8]) for k, pose in enumerate(poses)]
     compositor = Compositor(bundle)
     whole_masks = {pose: _whole_mask(artefacts, pose) for pose in frames}

@@ -124,7 +124,7 @@ def drawn(folder: Path, frames: int) -> Any:
     boxes = framing.windows(points, 1280, 720)
     planes = np.stack([cv2.cvtColor(picture, cv2.COLOR_BGR2YUV_I420) for picture in pictures(frames)])
     windows = [Box(*(int(v) for v in box)) for box in boxes]
-    faces = [framing.bgr(framing.cut(p, (1280, 720), box)) for p, box in zip(planes, windows, strict=True)]
+    faces = [framing.to_bgr(framing.crop_i420(p, (1280, 720), box)) for p, box in zip(planes, windows, strict=True)]
     report = AvatarReport(avatar_id="drawn", frames=frames, width=1280, height=720, fps=25)
     return Bundle(folder, 1280, 720, 25, planes, points, boxes, np.stack(faces), report)
 

@@ -44,7 +44,7 @@ class Upstream:
         """Sessions take turns, each with a batch of `batch`; composition included, as upstream's thread does it."""
         latents = torch.from_numpy(np.array(artefacts.latents[:1])).to(self._device).repeat(batch, 1, 1, 1)
         audio = torch.randn(batch, 50, 384, device=self._device)
-        frame = framing.bgr(np.ascontiguousarray(bundle.frames[0]))
+        frame = framing.to_bgr(np.ascontiguousarray(bundle.frames[0]))
         x1, y1, x2, y2 = (int(v) for v in artefacts.boxes[0])
         mask = reference.mask_in_crop(np.full((512, 512), 255, np.uint8), (x1, y1, x2, y2))
         self.faces(latents, audio)

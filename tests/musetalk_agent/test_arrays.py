@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from musetalk_agent.arrays import DamagedArrays, damaged, save_arrays, stored_arrays
+from musetalk_agent.arrays import DamagedArrays, damage_errors, open_arrays, save_arrays
 from musetalk_agent.errors import WeightsMissing
 from musetalk_agent.features.mouth_network import MouthNetwork
 
@@ -15,34 +15,34 @@ from musetalk_agent.features.mouth_network import MouthNetwork
 def test_what_was_saved_comes_back_and_nothing_lies_beside_it(tmp_path: Path) -> None:
     save_arrays(tmp_path / "a.npz", {"one": np.arange(6).reshape(2, 3), "number": 1.5})
     save_arrays(tmp_path / "a.npz", {"one": np.arange(4), "number": 2.5})
-    with stored_arrays(tmp_path / "a.npz") as stored:
+    with open_arrays(tmp_path / "a.npz") as stored:
         assert stored["one"].tolist() == [0, 1, 2, 3] and float(stored["number"]) == 2.5
     assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]
 
 
 def test_nothing_there_is_not_damage(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError), stored_arrays(tmp_path / "a.npz"):
+    with pytest.raises(FileNotFoundError), open_arrays(tmp_path / "a.npz"):
         raise AssertionError("there is nothing to read")
 
 
 def test_a_reader_that_finds_something_else_says_that_the_file_is_damaged(tmp_path: Path) -> None:
     save_arrays(tmp_path / "a.npz", {"one": np.zeros(3)})
-    with pytest.raises(DamagedArrays, match=r"a\.npz: KeyError"), stored_arrays(tmp_path / "a.npz") as stored:
+    with pytest.raises(DamagedArrays, match=r"a\.npz: KeyError"), open_arrays(tmp_path / "a.npz") as stored:
         stored["two"]
-    with pytest.raises(DamagedArrays, match="3 instead of 4"), stored_arrays(tmp_path / "a.npz"):
+    with pytest.raises(DamagedArrays, match="3 instead of 4"), open_arrays(tmp_path / "a.npz"):
         raise ValueError("3 instead of 4")
 
 
 def test_a_mistake_in_the_code_that_reads_is_no_damage() -> None:
-    with pytest.raises(AssertionError), damaged("a.npz"):
+    with pytest.raises(AssertionError), damage_errors("a.npz"):
         raise AssertionError("a mistake")
-    with pytest.raises(KeyboardInterrupt), damaged("a.npz"):
+    with pytest.raises(KeyboardInterrupt), damage_errors("a.npz"):
         raise KeyboardInterrupt
 
 
 def test_objects_are_never_unpickled(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", one=np.array([print], object))
-    with pytest.raises(DamagedArrays, match="pickle"), stored_arrays(tmp_path / "a.npz") as stored:
+    with pytest.raises(DamagedArrays, match="pickle"), open_arrays(tmp_path / "a.npz") as stored:
         stored["one"]
 
 

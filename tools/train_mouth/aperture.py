@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from musetalk_agent.features.articulation import CLOSURE, HOLD, JAW, TABLE
+from musetalk_agent.features.phonemes import CLOSURE, HOLD, JAW, TABLE
 
 Array = NDArray[np.float32]
 #: What a talker's 95th percentile becomes as an opening (of 0.12 outer eye distances: the median talker's own p95, 8.7 %).

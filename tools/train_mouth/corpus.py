@@ -16,7 +16,7 @@ import sentences
 import voices
 from numpy.typing import NDArray
 
-from musetalk_agent.features.articulation import CLASSES, SILENCE, spans
+from musetalk_agent.features.phonemes import CLASSES, SILENCE, spans
 
 RATE = voices.RATE
 #: Piper's labels come late against its sound: 14–77 ms, taken back on average.

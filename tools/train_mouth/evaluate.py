@@ -19,7 +19,7 @@ import voices
 from numpy.typing import NDArray
 from table import table_jaw
 
-from musetalk_agent.features.articulation import CLOSURE, JAW, LIP_TUCKS, LIPS_MEET, SILENCE, TUCK
+from musetalk_agent.features.phonemes import CLOSURE, JAW, LIP_TUCKS, LIPS_MEET, SILENCE, TUCK
 from musetalk_agent.features.visemes import VisemeFeatures
 
 RATE, FPS, FRAME = 16_000, 25, 640

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from musetalk_agent.features import mouth_network
-from musetalk_agent.features.articulation import CLASSES, SILENCE
+from musetalk_agent.features.phonemes import CLASSES, SILENCE
 
 RATE = 16_000
 PIECE = 20 * RATE

@@ -22,8 +22,8 @@ from real import BEHIND, STEPS, around
 from real_examples import mels_of
 from torch import Tensor, nn
 
-from musetalk_agent.features.articulation import SILENCE
 from musetalk_agent.features.mouth_network import OUTPUTS, WIDTH, default_weights
+from musetalk_agent.features.phonemes import SILENCE
 
 SEED, TURNS, BATCH, RATE = 5, 500, 4096, 3e-3
 VOICED = 32  # hidden units of the last output

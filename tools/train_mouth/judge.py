@@ -24,8 +24,8 @@ from evaluate import drawn
 from numpy.typing import NDArray
 from talkers import FPS, FRAMES, Clip
 
-from musetalk_agent.features.articulation import ROUNDING, TUCK
-from musetalk_agent.features.articulation import WIDTH as SPREAD
+from musetalk_agent.features.phonemes import ROUNDING, TUCK
+from musetalk_agent.features.phonemes import WIDTH as SPREAD
 from musetalk_agent.features.visemes import VisemeFeatures
 
 MOST = 30

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from musetalk_agent.features.articulation import LIP_TUCKS, LIPS_MEET, SILENCE
+from musetalk_agent.features.phonemes import LIP_TUCKS, LIPS_MEET, SILENCE
 
 RATE = 16_000
 STEP = 320

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from musetalk_agent.features import mouth_network
-from musetalk_agent.features.articulation import CLASSES
 from musetalk_agent.features.mouth_network import DILATIONS, HEADS, WIDTH
+from musetalk_agent.features.phonemes import CLASSES
 
 OPENING = 48
 _SILENT_INPUT = -1.75  # what `mouth_network.network_input` makes of digital silence

@@ -25,8 +25,8 @@ from real_examples import P95, STEPS, VIEWS
 from torch import Tensor
 from torch.nn import functional
 
-from musetalk_agent.features.articulation import SILENCE
 from musetalk_agent.features.mouth_network import default_weights
+from musetalk_agent.features.phonemes import SILENCE
 
 FOLDS = 4
 CLIPS, PIECES = 20, 8  # of one step

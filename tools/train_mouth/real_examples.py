@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from table import table_jaw
 
 from musetalk_agent.features import mouth_network
-from musetalk_agent.features.articulation import CLASSES, SILENCE
 from musetalk_agent.features.mouth_network import default_weights
+from musetalk_agent.features.phonemes import CLASSES, SILENCE
 
 RATE = 16_000
 VIEWS, COPIES = 3, 2

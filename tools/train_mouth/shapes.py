@@ -18,7 +18,7 @@ from evaluate import drawn
 from numpy.typing import NDArray
 from talkers import FPS, Clip
 
-from musetalk_agent.features.articulation import ROUNDING, TUCK, WIDTH
+from musetalk_agent.features.phonemes import ROUNDING, TUCK, WIDTH
 from musetalk_agent.features.visemes import VisemeFeatures
 
 #: Where in a word lips are round or spread: share of the word's length. From the spellings of the corpus's words.

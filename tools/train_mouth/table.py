@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from musetalk_agent.features.articulation import CLOSURE, JAW, CueTrack
+from musetalk_agent.features.phonemes import CLOSURE, JAW, CueTrack
 from musetalk_agent.media_types import Cue
 
 #: One symbol of every class, in their order.

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from musetalk_agent.features.articulation import CLASSES, SILENCE
+from musetalk_agent.features.phonemes import CLASSES, SILENCE
 
 Array = NDArray[np.float32]
 

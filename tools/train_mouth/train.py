@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from musetalk_agent.features.articulation import CLASSES, SILENCE
+from musetalk_agent.features.phonemes import CLASSES, SILENCE
 
 SEED = 11
 STEPS = 250  # 5 s

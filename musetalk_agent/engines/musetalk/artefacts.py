@@ -23,7 +23,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from musetalk_agent.arrays import DamagedArrays, damaged
+from musetalk_agent.arrays import DamagedArrays, damage_errors
 from musetalk_agent.avatars import framing
 from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.engines.interface import Progress
@@ -152,7 +152,7 @@ class Artefacts:
 
         Raises FileNotFoundError where there is nothing, and DamagedArrays where it is not whole.
         """
-        with damaged(folder.name):
+        with damage_errors(folder.name):
             latents = cast("Latents", _mapped(folder / "latents.npy"))
             masks = cast("Pixels", _mapped(folder / "masks.npy"))
             boxes = cast("Boxes", np.load(folder / "boxes.npy", allow_pickle=False))
@@ -242,7 +242,7 @@ def _pixels(bundle: Bundle, pose: int, box: Box) -> Pixels:
     out = np.zeros((box.height, box.width, 3), np.uint8)
     seen = box.even(bundle.width, bundle.height)
     if seen.x0 < seen.x1 and seen.y0 < seen.y1:
-        part = framing.bgr(framing.cut(bundle.frames[pose], (bundle.width, bundle.height), seen))
+        part = framing.to_bgr(framing.crop_i420(bundle.frames[pose], (bundle.width, bundle.height), seen))
         x0, y0 = max(box.x0, seen.x0), max(box.y0, seen.y0)
         x1, y1 = min(box.x1, seen.x1), min(box.y1, seen.y1)
         out[y0 - box.y0 : y1 - box.y0, x0 - box.x0 : x1 - box.x0] = part[

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import ArrayLike
 
-from musetalk_agent.arrays import save_arrays, stored_arrays
+from musetalk_agent.arrays import open_arrays, save_arrays
 from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.avatars.face_track import head_angles
 from musetalk_agent.engines.warp.idle_shapes import (
@@ -144,7 +144,7 @@ class Artefacts:
 
         Raises FileNotFoundError where there is nothing, and DamagedArrays where it is not whole.
         """
-        with stored_arrays(folder / FILE) as stored:
+        with open_arrays(folder / FILE) as stored:
             sizes, curves = stored["sizes"], stored["curves"]
             if curves.shape[1:] != (LEVELS, SAMPLES):
                 raise ValueError(f"curves have the shape {curves.shape}")

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from musetalk_agent.arrays import DamagedArrays, save_arrays, stored_arrays
+from musetalk_agent.arrays import DamagedArrays, open_arrays, save_arrays
 from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.engines.interface import Landed, PatchRequest, Progress
 from musetalk_agent.engines.warp.artefacts import Artefacts
@@ -194,7 +194,7 @@ def _save(folder: Path, patches: tuple[Patch | None, ...]) -> None:
 
 
 def _load(path: Path, count: int) -> tuple[Patch | None, ...]:
-    with stored_arrays(path) as stored:
+    with open_arrays(path) as stored:
         boxes, pixels = stored["boxes"], stored["pixels"]
         if len(boxes) != count:
             raise ValueError(f"{len(boxes)} patches for {count} frames")

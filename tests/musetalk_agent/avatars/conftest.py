@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from musetalk_agent.avatars.decoder_pool import Decoders
+from musetalk_agent.avatars.decoder_pool import DecoderPools
 from musetalk_agent.avatars.library import AvatarLibrary
 from musetalk_agent.weights import Manifest, ModelStore
 
@@ -17,7 +17,7 @@ def models() -> ModelStore:
 
 
 @pytest.fixture
-def library(tmp_path: Path, models: ModelStore, decoders: Decoders) -> Iterator[AvatarLibrary]:
+def library(tmp_path: Path, models: ModelStore, decoders: DecoderPools) -> Iterator[AvatarLibrary]:
     made = AvatarLibrary(tmp_path / "cache", models, allow_private_urls=True, decoders=decoders)
     yield made
     made.close()

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from musetalk_agent.avatars.bundle import (
-    HEAD,
+    HEAD_FILE,
     SCHEMA_VERSION,
     ArrayWriter,
     Bundle,
@@ -97,7 +97,7 @@ def test_an_array_that_does_not_fit_is_damage(tmp_path: Path, damage: str) -> No
         load_bundle(written(tmp_path, **DAMAGED[damage]), KEY)
 
 
-@pytest.mark.parametrize("name", [*(f"{name}.npy" for name in ARRAYS), HEAD])
+@pytest.mark.parametrize("name", [*(f"{name}.npy" for name in ARRAYS), HEAD_FILE])
 @pytest.mark.parametrize("how", ["gone", "empty", "cut", "longer", "a folder"])
 def test_a_file_that_is_not_whole_is_damage(tmp_path: Path, name: str, how: str) -> None:
     path = written(tmp_path) / name
@@ -130,7 +130,7 @@ def test_a_file_that_is_not_whole_is_damage(tmp_path: Path, name: str, how: str)
     ids=str,
 )
 def test_a_head_that_says_something_else_is_damage(tmp_path: Path, change: dict[str, Any]) -> None:
-    path = written(tmp_path) / HEAD
+    path = written(tmp_path) / HEAD_FILE
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(DamagedBundle):
         load_bundle(tmp_path, KEY)
@@ -138,7 +138,7 @@ def test_a_head_that_says_something_else_is_damage(tmp_path: Path, change: dict[
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "7", '"head"'])
 def test_a_head_that_is_no_object_is_damage(tmp_path: Path, text: str) -> None:
-    (written(tmp_path) / HEAD).write_text(text)
+    (written(tmp_path) / HEAD_FILE).write_text(text)
     with pytest.raises(DamagedBundle):
         load_bundle(tmp_path, KEY)
 

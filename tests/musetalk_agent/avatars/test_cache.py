@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from musetalk_agent.avatars.bundle import HEAD, DamagedBundle
+from musetalk_agent.avatars.bundle import HEAD_FILE, DamagedBundle
 from musetalk_agent.avatars.cache import AvatarCache
 from musetalk_agent.errors import DiskFull
 from tests.musetalk_agent.avatars.test_bundle import KEY, written
@@ -25,7 +25,7 @@ def a_bundle(cache: AvatarCache, key: str = KEY, padding: int = 0) -> Path:
     """A whole bundle in a part of its own, made larger by a file that an engine might have left."""
     part = cache.part()
     written(part)
-    head = part / HEAD
+    head = part / HEAD_FILE
     head.write_text(head.read_text().replace(KEY, key))
     if padding:
         (part / "engines" / "a").mkdir(parents=True)
@@ -38,7 +38,7 @@ def there(folder: Path, kind: str) -> set[str]:
 
 
 def used(folder: Path, key: str, moment: float) -> None:
-    os.utime(folder / "bundles" / key / HEAD, (moment, moment))
+    os.utime(folder / "bundles" / key / HEAD_FILE, (moment, moment))
 
 
 def test_a_part_is_nobody_else_s_and_is_gone_when_it_is_discarded(tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_of_two_that_make_the_same_the_first_is_kept(tmp_path: Path) -> None:
 def test_what_was_made_takes_the_place_of_what_cannot_be_read(tmp_path: Path) -> None:
     cache = AvatarCache(tmp_path, ROOM)
     (tmp_path / "bundles" / KEY).mkdir()
-    (tmp_path / "bundles" / KEY / HEAD).write_text("{")
+    (tmp_path / "bundles" / KEY / HEAD_FILE).write_text("{")
     cache.keep_bundle(a_bundle(cache), KEY)
     assert cache.bundle(KEY) is not None and there(tmp_path, "parts") == set()
 
@@ -115,11 +115,11 @@ def test_a_bundle_that_cannot_be_read_right_after_it_was_written_is_an_error(tmp
 
 
 def half_a_head(folder: Path) -> None:
-    (folder / HEAD).write_bytes((folder / HEAD).read_bytes()[:20])
+    (folder / HEAD_FILE).write_bytes((folder / HEAD_FILE).read_bytes()[:20])
 
 
 def no_head(folder: Path) -> None:
-    (folder / HEAD).unlink()
+    (folder / HEAD_FILE).unlink()
 
 
 def no_frames(folder: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from musetalk_agent.avatars.container_index import cropping
+from musetalk_agent.avatars.container_index import matroska_aperture
 from musetalk_agent.avatars.frame_conversion import Aperture
 
 SEGMENT, TRACKS, TRACK, VIDEO, CLUSTER = 0x18538067, 0x1654AE6B, 0xAE, 0xE0, 0x1F43B675
@@ -46,7 +46,7 @@ def film(*tracks: bytes, behind: bytes = b"", size: bytes | None = None) -> byte
 def read(folder: Path, data: bytes) -> Aperture | None:
     path = folder / "a.webm"
     path.write_bytes(data)
-    return cropping(path)
+    return matroska_aperture(path)
 
 
 SIDES = value(LEFT, 16), value(TOP, 8), value(RIGHT, 24), value(BOTTOM, 12)

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from musetalk_agent.avatars.container_index import _boxes, check_index, clean_apertures
+from musetalk_agent.avatars.container_index import _boxes, check_index, mp4_apertures
 from musetalk_agent.avatars.frame_conversion import Aperture
 from musetalk_agent.avatars.limits import AvatarLimits
 from musetalk_agent.errors import AvatarError, AvatarTooLarge, AvatarUndecodable
@@ -296,7 +296,7 @@ def test_damaged_indexes_pass_or_are_refused_with_a_code(
     path.write_bytes(data[: len(data) - lost])
     try:
         check_index(path, FEW)
-        clean_apertures(path)
+        mp4_apertures(path)
     except AvatarError as error:
         assert error.code in ("avatar_too_large", "avatar_undecodable")
 
@@ -339,11 +339,11 @@ def test_a_clean_aperture_is_where_the_standard_puts_it_and_in_the_picture(
 ) -> None:
     path = tmp_path / "a.mp4"
     path.write_bytes(with_aperture(aperture))
-    assert clean_apertures(path) == ({} if shown is None else {1: shown})
+    assert mp4_apertures(path) == ({} if shown is None else {1: shown})
 
 
 @pytest.mark.parametrize("version", [0, 1])
 def test_an_aperture_belongs_to_the_track_of_that_number(tmp_path: Path, version: int) -> None:
     path = tmp_path / "a.mp4"
     path.write_bytes(with_aperture(clap(300, 200), number=7, version=version))
-    assert clean_apertures(path) == {7: Aperture(10, 20, 300, 200)}
+    assert mp4_apertures(path) == {7: Aperture(10, 20, 300, 200)}

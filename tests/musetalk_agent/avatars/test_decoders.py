@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from musetalk_agent.avatars import decoder_pool
-from musetalk_agent.avatars.decoder_pool import DecoderPool, DecoderProcess, Decoders
+from musetalk_agent.avatars.decoder_pool import DecoderPool, DecoderPools, DecoderProcess
 from musetalk_agent.avatars.library import AvatarLibrary
 from musetalk_agent.avatars.limits import AvatarLimits
 from musetalk_agent.errors import AtCapacity, AvatarError, AvatarTooLarge, AvatarUndecodable
@@ -38,7 +38,7 @@ class Shop:
 
     def __init__(self, folder: Path, models: ModelStore) -> None:
         self._folder, self._models = folder, models
-        self.decoders = Decoders(models.directory)
+        self.decoders = DecoderPools(models.directory)
         self._made: list[AvatarLibrary] = []
 
     def library(self, limits: AvatarLimits | None = None) -> AvatarLibrary:

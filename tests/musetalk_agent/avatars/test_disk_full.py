@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from musetalk_agent.avatars.bundle import Bundle
-from musetalk_agent.avatars.decoder_pool import Decoders
+from musetalk_agent.avatars.decoder_pool import DecoderPools
 from musetalk_agent.avatars.library import AvatarLibrary
 from musetalk_agent.errors import DiskFull
 from musetalk_agent.protocol.http import AvatarSource, Picture
@@ -38,7 +38,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
-def small(disk: Path, models: ModelStore, decoders: Decoders) -> Iterator[AvatarLibrary]:
+def small(disk: Path, models: ModelStore, decoders: DecoderPools) -> Iterator[AvatarLibrary]:
     made = AvatarLibrary(disk, models, decoders=decoders)
     yield made
     made.close()

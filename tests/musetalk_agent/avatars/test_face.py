@@ -4,9 +4,9 @@ import cv2
 import numpy as np
 import pytest
 
-from musetalk_agent.avatars.face import AGREED, LEFT_EYE, RIGHT_EYE, Detection, Face, FaceNet
-from musetalk_agent.avatars.face_track import NOD, TURN, FaceTrack, FaceTracker, Sight, finish
-from musetalk_agent.avatars.quality_report import closed_mouth, face_px, report
+from musetalk_agent.avatars.face import FACE_LOGIT, LEFT_EYE, RIGHT_EYE, Detection, Face, FaceNet
+from musetalk_agent.avatars.face_track import NOD, TURN, FaceTrack, FaceTracker, FrameObservation, finish_track
+from musetalk_agent.avatars.quality_report import closed_mouth, face_px, make_report
 from musetalk_agent.errors import NoFaceInAvatar
 from musetalk_agent.media_types import Pixels
 from musetalk_agent.weights import ModelStore
@@ -24,12 +24,12 @@ def track(net: FaceNet, pictures: list[Pixels]) -> FaceTrack:
     tracker = FaceTracker(net)
     for picture in pictures:
         tracker.push(picture)
-    return finish(tracker, 25)
+    return finish_track(tracker, 25)
 
 
 def warnings(found: FaceTrack, picture: Pixels) -> set[str]:
     size = (picture.shape[1], picture.shape[0])
-    return {warning.code for warning in report("x", found, size, size, 25, still=False).warnings}
+    return {warning.code for warning in make_report("x", found, size, size, 25, still=False).warnings}
 
 
 def beside(left: Pixels, right: Pixels) -> Pixels:
@@ -128,7 +128,7 @@ def test_a_drawing_is_a_face_when_there_is_no_other(net: FaceNet) -> None:
     """One of hard lines and few colours, of which the mesh is unsure; it counts for nothing beside a photograph."""
     drawn = np.asarray(cv2.stylization(face(256), sigma_s=40, sigma_r=0.45), np.uint8)
     (alone,) = net.faces(np.ascontiguousarray(drawn[:, :, ::-1]))
-    assert alone.score < AGREED and np.abs(alone.points - track(net, [face(256)]).points[0]).mean() < 12
+    assert alone.score < FACE_LOGIT and np.abs(alone.points - track(net, [face(256)]).points[0]).mean() < 12
     assert len(net.faces(np.ascontiguousarray(beside(drawn, face(256))[:, :, ::-1]))) == 1
 
 
@@ -180,10 +180,10 @@ def test_a_face_that_jumps_or_grows_at_once_is_another_one(net: FaceNet) -> None
     def cuts_of(scale: float, shift: float, gap: int) -> tuple[int, ...]:
         other = Face((seen.points * scale + shift).astype(np.float32), 40.0)
         tracker = FaceTracker(net)
-        tracker.sights = [Sight(seen, 50.0, grey) for _ in range(4)]
-        tracker.sights += [Sight(None, 0.0, grey) for _ in range(gap)]
-        tracker.sights += [Sight(other, 50.0, grey) for _ in range(40)]
-        return finish(tracker, 25).cuts
+        tracker.observations = [FrameObservation(seen, 50.0, grey) for _ in range(4)]
+        tracker.observations += [FrameObservation(None, 0.0, grey) for _ in range(gap)]
+        tracker.observations += [FrameObservation(other, 50.0, grey) for _ in range(40)]
+        return finish_track(tracker, 25).cuts
 
     assert cuts_of(1, 120, 0) == (4,) and cuts_of(1, 120, 5) == (9,) and cuts_of(1.8, -60, 0) == (4,)
     assert cuts_of(1, 120, 14) == () and cuts_of(1.1, 20, 0) == ()
@@ -202,7 +202,7 @@ def test_another_shot_is_cut_away_and_told(net: FaceNet) -> None:
     assert (found.start, found.end, found.cuts, found.total) == (6, 14, (6,), 14)
     assert len(found.points) == 8 and np.abs(found.points - track(net, clip[6:]).points).mean() < 0.5
     (told,) = [
-        w.message for w in report("x", found, (256, 256), (256, 256), 25, False).warnings if w.code == "scene_cut"
+        w.message for w in make_report("x", found, (256, 256), (256, 256), 25, False).warnings if w.code == "scene_cut"
     ]
     assert "at frame 6;" in told and "frames 6 to 13" in told
 
@@ -275,5 +275,5 @@ def test_one_euro_steadies_a_face_in_camera_noise(net: FaceNet) -> None:
     for picture in noisy:
         tracker.push(picture)
     raw = np.stack([points for points in tracker.meshes if points is not None])
-    smooth = finish(tracker, 25).points
+    smooth = finish_track(tracker, 25).points
     assert np.abs(np.diff(smooth, 2, axis=0)).mean() < 0.5 * np.abs(np.diff(raw, 2, axis=0)).mean()

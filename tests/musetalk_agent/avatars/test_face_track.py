@@ -9,19 +9,26 @@ import pytest
 from numpy.typing import NDArray
 
 from musetalk_agent.avatars.face import FaceNet, Points
-from musetalk_agent.avatars.face_track import EVERY, FaceTrack, FaceTracker, OneEuro, covered_frames, finish
-from musetalk_agent.avatars.quality_report import report
+from musetalk_agent.avatars.face_track import (
+    MOUTH_CHECK_EVERY,
+    FaceTrack,
+    FaceTracker,
+    OneEuroFilter,
+    covered_frames,
+    finish_track,
+)
+from musetalk_agent.avatars.quality_report import make_report
 from musetalk_agent.media_types import Pixels
 from musetalk_agent.weights import ModelStore
 
 from .clips import face, moving
 
-FILTER = OneEuro(min_cutoff_hz=1.5, beta=30.0, speed_cutoff_hz=6.0)
+FILTER = OneEuroFilter(min_cutoff_hz=1.5, beta=30.0, speed_cutoff_hz=6.0)
 
 
 def test_a_constant_stays_what_it_is() -> None:
     track = np.full((50, 3, 2), 7.25, np.float32)
-    assert np.allclose(FILTER.both_ways(track, 25), track)
+    assert np.allclose(FILTER.zero_phase(track, 25), track)
 
 
 def test_first_step_follows_the_published_formula() -> None:
@@ -34,14 +41,14 @@ def test_first_step_follows_the_published_formula() -> None:
 
 def test_noise_at_rest_shrinks() -> None:
     noise = np.random.default_rng(0).normal(0, 0.001, (200, 1)).astype(np.float32)
-    assert FILTER.both_ways(noise, 25).std() < 0.5 * noise.std()
+    assert FILTER.zero_phase(noise, 25).std() < 0.5 * noise.std()
 
 
 def test_a_movement_is_neither_early_nor_late() -> None:
     """The middle of a symmetric bump stays where it was, and most of its height is kept; one way alone trails behind."""
     time = np.arange(60)
     bump = np.exp(-(((time - 30) / 3.0) ** 2)).astype(np.float32)[:, None] * 0.08
-    smooth = FILTER.both_ways(bump, 25)
+    smooth = FILTER.zero_phase(bump, 25)
     assert np.argmax(smooth) == 30
     assert smooth.max() > 0.9 * bump.max()
     middle = (time * smooth[:, 0]).sum() / smooth.sum()
@@ -51,7 +58,7 @@ def test_a_movement_is_neither_early_nor_late() -> None:
 
 
 def test_one_frame_passes() -> None:
-    assert FILTER.both_ways(np.ones((1, 468, 2), np.float32), 25).shape == (1, 468, 2)
+    assert FILTER.zero_phase(np.ones((1, 468, 2), np.float32), 25).shape == (1, 468, 2)
 
 
 SIDE = 512
@@ -96,7 +103,7 @@ def track(net: FaceNet, pictures: list[Pixels]) -> FaceTrack:
     tracker = FaceTracker(net)
     for picture in pictures:
         tracker.push(picture)
-    return finish(tracker, 25)
+    return finish_track(tracker, 25)
 
 
 def place(points: Points) -> tuple[int, int, float]:
@@ -200,7 +207,7 @@ def test_a_covered_mouth_of_a_still_is_told_and_gets_none(
 ) -> None:
     found = track(net, [cover(face(SIDE), points)])
     assert found.covered == [0] and found.mouths().tolist() == [0.0]
-    told = {w.code: w.message for w in report("x", found, (SIDE, SIDE), (SIDE, SIDE), 25, True).warnings}
+    told = {w.code: w.message for w in make_report("x", found, (SIDE, SIDE), (SIDE, SIDE), 25, True).warnings}
     assert "1 of 1 frames" in told["mouth_hidden"] and "not be seen to speak" in told["mouth_hidden"]
     assert "mouth_open" not in told  # there is no mouth that could be
 
@@ -220,10 +227,10 @@ def test_a_hand_that_comes_and_goes(net: FaceNet, points: Points) -> None:
     for k in hidden:
         clip[k] = fingers(clip[k], points)
     found = track(net, clip)
-    assert set(hidden) <= set(found.covered) <= set(range(16 - EVERY, 32 + EVERY))
+    assert set(hidden) <= set(found.covered) <= set(range(16 - MOUTH_CHECK_EVERY, 32 + MOUTH_CHECK_EVERY))
     mouths = found.mouths()
     assert not mouths[found.covered].any() and mouths[:8].min() == mouths[-8:].min() == 1.0
-    made = report("x", found, (SIDE, SIDE), (SIDE, SIDE), 25, False)
+    made = make_report("x", found, (SIDE, SIDE), (SIDE, SIDE), 25, False)
     assert made.frames_mouth_hidden == found.covered and made.closed_mouth_frames == 48 - len(found.covered)
     assert "it rests there" in next(w.message for w in made.warnings if w.code == "mouth_hidden")
 

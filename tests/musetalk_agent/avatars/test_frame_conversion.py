@@ -16,19 +16,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from musetalk_agent.avatars import tone
-from musetalk_agent.avatars.frame_conversion import Aperture, Turn, Upright, _opaque, is_yuva, laid_on_white
+from musetalk_agent.avatars import tone_mapping
+from musetalk_agent.avatars.frame_conversion import (
+    Aperture,
+    FrameConverter,
+    Orientation,
+    _opaque,
+    is_yuva,
+    laid_on_white,
+)
 from musetalk_agent.avatars.limits import AvatarLimits
 from musetalk_agent.avatars.picture_decoder import _LYING, _UPRIGHT, decode_picture, orientation_of
 from musetalk_agent.errors import AvatarUndecodable
 from musetalk_agent.media_types import Pixels
 from tests.musetalk_agent.avatars.made_pictures import STORED_AS, oriented, quarters, scene
 
-TURNS = [Turn(*flags) for flags in itertools.product([False, True], repeat=3)]
+TURNS = [Orientation(*flags) for flags in itertools.product([False, True], repeat=3)]
 GRID = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
 
 
-def through(first: Turn, second: Turn, pixels: Pixels) -> Pixels:
+def through(first: Orientation, second: Orientation, pixels: Pixels) -> Pixels:
     return second.apply(first.apply(pixels))
 
 
@@ -37,14 +44,14 @@ def test_eight_turns_are_eight_different_pictures() -> None:
 
 
 @pytest.mark.parametrize("pair", list(itertools.product(TURNS, TURNS)), ids=str)
-def test_two_turns_one_after_the_other_are_one_of_the_eight(pair: tuple[Turn, Turn]) -> None:
+def test_two_turns_one_after_the_other_are_one_of_the_eight(pair: tuple[Orientation, Orientation]) -> None:
     """The symmetries of a rectangle's picture are a group: nothing else can come of them."""
     twice = through(*pair, GRID)
     assert sum(turn.apply(GRID).shape == twice.shape and bool((turn.apply(GRID) == twice).all()) for turn in TURNS) == 1
 
 
 @pytest.mark.parametrize("turn", TURNS, ids=str)
-def test_each_turn_can_be_undone_and_its_size_with_it(turn: Turn) -> None:
+def test_each_turn_can_be_undone_and_its_size_with_it(turn: Orientation) -> None:
     back = [other for other in TURNS if np.array_equal(through(turn, other, GRID), GRID)]
     assert len(back) == 1
     height, width = turn.apply(GRID).shape[:2]
@@ -55,17 +62,17 @@ def test_each_turn_can_be_undone_and_its_size_with_it(turn: Turn) -> None:
 @pytest.mark.parametrize(
     ("turn", "numpy"),
     [
-        (Turn(), GRID),
-        (Turn(True, mirrors_x=True), np.rot90(GRID, -1)),
-        (Turn(False, True, True), np.rot90(GRID, 2)),
-        (Turn(True, mirrors_y=True), np.rot90(GRID, 1)),
-        (Turn(False, mirrors_x=True), np.fliplr(GRID)),
-        (Turn(False, mirrors_y=True), np.flipud(GRID)),
-        (Turn(True), GRID.transpose(1, 0, 2)),
+        (Orientation(), GRID),
+        (Orientation(True, mirrors_x=True), np.rot90(GRID, -1)),
+        (Orientation(False, True, True), np.rot90(GRID, 2)),
+        (Orientation(True, mirrors_y=True), np.rot90(GRID, 1)),
+        (Orientation(False, mirrors_x=True), np.fliplr(GRID)),
+        (Orientation(False, mirrors_y=True), np.flipud(GRID)),
+        (Orientation(True), GRID.transpose(1, 0, 2)),
     ],
     ids=["as it is", "clockwise", "half", "counter-clockwise", "left and right", "top and bottom", "transposed"],
 )
-def test_turns_are_numpy_s(turn: Turn, numpy: Pixels) -> None:
+def test_turns_are_numpy_s(turn: Orientation, numpy: Pixels) -> None:
     assert np.array_equal(turn.apply(GRID), numpy)
 
 
@@ -102,17 +109,17 @@ RAMP[..., 1] = np.arange(48, dtype=np.uint8)[:, None] * 5
 
 
 def test_a_frame_of_the_wanted_size_is_passed_to_the_bit() -> None:
-    assert np.array_equal(Upright().picture(frame_of(RAMP), (64, 48)), RAMP)
+    assert np.array_equal(FrameConverter().picture(frame_of(RAMP), (64, 48)), RAMP)
 
 
 @pytest.mark.parametrize("size", [(63, 48), (64, 47), (63, 47)])
 def test_a_pixel_less_a_side_is_no_reason_to_resample(size: tuple[int, int]) -> None:
-    assert np.array_equal(Upright().picture(frame_of(RAMP), size), RAMP)
+    assert np.array_equal(FrameConverter().picture(frame_of(RAMP), size), RAMP)
 
 
 @given(st.integers(0, 20), st.integers(0, 20), st.integers(1, 44), st.integers(1, 28))
 def test_an_aperture_is_cut_out_to_the_pixel(left: int, top: int, width: int, height: int) -> None:
-    shown = Upright(aperture=Aperture(left, top, width, height))
+    shown = FrameConverter(aperture=Aperture(left, top, width, height))
     frame = frame_of(RAMP)
     assert shown.size(frame) == (width, height)
     assert np.array_equal(shown.picture(frame, (width, height)), RAMP[top : top + height, left : left + width])
@@ -120,7 +127,7 @@ def test_an_aperture_is_cut_out_to_the_pixel(left: int, top: int, width: int, he
 
 @pytest.mark.parametrize("aperture", [Aperture(1, 0, 64, 48), Aperture(0, 1, 64, 48), Aperture(60, 40, 5, 5)])
 def test_an_aperture_that_reaches_out_of_the_frame_is_none(aperture: Aperture) -> None:
-    assert Upright(aperture=aperture).size(frame_of(RAMP)) == (64, 48)
+    assert FrameConverter(aperture=aperture).size(frame_of(RAMP)) == (64, 48)
 
 
 @pytest.mark.parametrize(
@@ -136,8 +143,8 @@ def test_an_aperture_that_reaches_out_of_the_frame_is_none(aperture: Aperture) -
 def test_pixels_that_are_not_square_make_a_side_longer_and_none_shorter(
     aspect: Fraction, size: tuple[int, int]
 ) -> None:
-    assert Upright(aspect).size(frame_of(RAMP)) == size
-    assert Upright(aspect).picture(frame_of(RAMP), size).shape == (size[1], size[0], 3)
+    assert FrameConverter(aspect).size(frame_of(RAMP)) == size
+    assert FrameConverter(aspect).picture(frame_of(RAMP), size).shape == (size[1], size[0], 3)
 
 
 @given(st.integers(0, 255), st.integers(0, 255), st.integers(0, 255), st.integers(0, 255))
@@ -151,7 +158,7 @@ def test_alpha_lays_a_colour_on_white(blue: int, green: int, red: int, alpha: in
 def test_alpha_within_an_aperture() -> None:
     bgra = np.dstack([RAMP, np.full(RAMP.shape[:2], 255, np.uint8)])
     bgra[:, :32, 3] = 0
-    made = Upright(aperture=Aperture(16, 8, 32, 16)).picture(frame_of(bgra, "bgra"), (32, 16))
+    made = FrameConverter(aperture=Aperture(16, 8, 32, 16)).picture(frame_of(bgra, "bgra"), (32, 16))
     assert (made[:, :16] == 255).all() and np.array_equal(made[:, 16:], RAMP[8:24, 32:48])
 
 
@@ -160,7 +167,7 @@ def test_a_matrix_that_is_not_known_is_named(matrix: int, name: str) -> None:
     frame = frame_of(RAMP)
     frame.colorspace = matrix
     with pytest.raises(AvatarUndecodable, match=name):
-        Upright().picture(frame, (64, 48))
+        FrameConverter().picture(frame, (64, 48))
 
 
 GREYS = np.repeat(np.linspace(0, 1, 33)[:, None], 3, 1)
@@ -173,7 +180,7 @@ KINDS = [
 
 @pytest.mark.parametrize(("transfer", "primaries"), KINDS)
 def test_greys_stay_grey_grow_with_the_signal_and_stay_in_range(transfer: int, primaries: int) -> None:
-    seen = tone.mapped(GREYS, transfer, primaries)
+    seen = tone_mapping.to_srgb(GREYS, transfer, primaries)
     assert ((seen >= 0) & (seen <= 1)).all() and np.isfinite(seen).all()
     assert np.ptp(seen, axis=1).max() < 0.004, "a grey has no colour"
     assert (np.diff(seen[:, 1]) >= 0).all()
@@ -182,7 +189,7 @@ def test_greys_stay_grey_grow_with_the_signal_and_stay_in_range(transfer: int, p
 
 @pytest.mark.parametrize("primaries", [ColorPrimaries.BT2020, ColorPrimaries.SMPTE432, ColorPrimaries.SMPTE431])
 def test_of_sdr_every_grey_is_what_it_was(primaries: int) -> None:
-    assert np.abs(tone.mapped(GREYS, ColorTrc.BT709, primaries) - GREYS).max() < 0.002
+    assert np.abs(tone_mapping.to_srgb(GREYS, ColorTrc.BT709, primaries) - GREYS).max() < 0.002
 
 
 @pytest.mark.parametrize(
@@ -190,7 +197,7 @@ def test_of_sdr_every_grey_is_what_it_was(primaries: int) -> None:
 )
 def test_diffuse_white_of_hdr_is_nearly_white(transfer: int, signal: float) -> None:
     """203 cd/m² (BT.2408-7, table 1): PQ 58 %, HLG 75 %. It becomes 0.9 of the light of sRGB's white."""
-    white = tone.mapped(np.full((1, 3), signal), transfer, ColorPrimaries.BT2020)
+    white = tone_mapping.to_srgb(np.full((1, 3), signal), transfer, ColorPrimaries.BT2020)
     assert white == pytest.approx(np.full((1, 3), 0.955), abs=0.012)
 
 
@@ -198,7 +205,7 @@ def test_diffuse_white_of_hdr_is_nearly_white(transfer: int, signal: float) -> N
 def test_no_colour_leaves_the_range_or_becomes_no_number(
     colours: list[tuple[float, float, float]], kind: tuple[int, int]
 ) -> None:
-    seen = tone.mapped(np.array(colours), *kind)
+    seen = tone_mapping.to_srgb(np.array(colours), *kind)
     assert np.isfinite(seen).all() and seen.min() >= 0 and seen.max() <= 1
 
 
@@ -214,21 +221,25 @@ def test_no_colour_leaves_the_range_or_becomes_no_number(
     ],
 )
 def test_only_what_is_not_srgb_already_is_mapped(transfer: int, primaries: int, maps: bool) -> None:
-    assert tone.maps(transfer, primaries) is maps
+    assert tone_mapping.maps(transfer, primaries) is maps
 
 
 @pytest.mark.parametrize("transfer", [ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67])
 def test_hdr_without_known_primaries_has_those_of_bt2020(transfer: int) -> None:
     signal = np.random.default_rng(1).random((50, 3))
-    assert np.array_equal(tone.mapped(signal, transfer, 2), tone.mapped(signal, transfer, ColorPrimaries.BT2020))
+    assert np.array_equal(
+        tone_mapping.to_srgb(signal, transfer, 2), tone_mapping.to_srgb(signal, transfer, ColorPrimaries.BT2020)
+    )
 
 
 def test_the_table_of_a_clip_is_the_formula_to_a_level_of_eight_bits() -> None:
     """FFmpeg looks colours up between 64 steps of each; what it finds is what the formula says."""
     signal = np.random.default_rng(2).integers(0, 65536, (8, 16, 3)).astype(np.uint16)
     picture = av.VideoFrame.from_ndarray(signal, format="rgb48le")
-    looked = tone.ToneMap(ColorTrc.BT709, ColorPrimaries.SMPTE432, 16, 8).apply(picture).to_ndarray()
-    exact = tone.mapped(signal.reshape(-1, 3) / 65535, ColorTrc.BT709, ColorPrimaries.SMPTE432).reshape(8, 16, 3)
+    looked = tone_mapping.ToneMap(ColorTrc.BT709, ColorPrimaries.SMPTE432, 16, 8).apply(picture).to_ndarray()
+    exact = tone_mapping.to_srgb(signal.reshape(-1, 3) / 65535, ColorTrc.BT709, ColorPrimaries.SMPTE432).reshape(
+        8, 16, 3
+    )
     away = np.abs(looked / 65535 - exact) * 255
     assert np.median(away) < 0.1 and away.max() < 4, "the most where a colour leaves the range"
 
@@ -316,7 +327,7 @@ def test_an_aperture_is_of_the_whole_frame() -> None:
         samples(plane, 8)[...] = value
     for plane, value in zip(frame.planes, (145, 54, 34, 0), strict=True):
         samples(plane, 8)[:, plane.width // 2 :] = value
-    pixels = Upright(aperture=Aperture(32, 32, 64, 64)).picture(frame, (32, 32))
+    pixels = FrameConverter(aperture=Aperture(32, 32, 64, 64)).picture(frame, (32, 32))
     assert pixels.shape == (32, 32, 3)
     assert pixels[:, :15].max() <= 2 and pixels[:, 17:].min() >= 253
 

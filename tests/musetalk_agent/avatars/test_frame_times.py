@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from musetalk_agent.avatars.frame_conversion import Upright
+from musetalk_agent.avatars.frame_conversion import FrameConverter
 from musetalk_agent.avatars.limits import AvatarLimits
 from musetalk_agent.avatars.picture_clips import Animation
 from musetalk_agent.avatars.video import VideoClip
-from musetalk_agent.avatars.video_decoder import Decoding, TimedFrame
+from musetalk_agent.avatars.video_decoder import ClipFrame, VideoTrackDecoder
 from musetalk_agent.errors import AvatarEmpty, AvatarTooLarge, AvatarUndecodable
 from musetalk_agent.media_types import Pixels
 
@@ -27,17 +27,17 @@ SIZE = (96, 64)
 
 
 class Track:
-    """Frames with times and durations, as `Decoding` gives them. A frame is its number."""
+    """Frames with times and durations, as `VideoTrackDecoder` gives them. A frame is its number."""
 
     def __init__(self, spans: list[Fraction], last: Fraction, sizes: dict[int, tuple[int, int]] | None = None) -> None:
         times = [sum(spans[:k], Fraction(0)) for k in range(len(spans) + 1)]
         spans = [*spans, last]
         self.timed = [
-            TimedFrame(time, span, cast("Any", SimpleNamespace(number=k, size=(sizes or {}).get(k, SIZE))))
+            ClipFrame(time, span, cast("Any", SimpleNamespace(number=k, size=(sizes or {}).get(k, SIZE))))
             for k, (time, span) in enumerate(zip(times, spans, strict=True))
         ]
 
-    def frames(self) -> Iterator[TimedFrame]:
+    def frames(self) -> Iterator[ClipFrame]:
         yield from self.timed
 
     def refusal(self) -> Exception:
@@ -63,7 +63,9 @@ class Numbers:
 
 
 def clip_of(track: Track, numbers: Numbers, fps: int, asked: list[int] | None = None) -> VideoClip:
-    return VideoClip(cast(Decoding, track), cast(Upright, numbers), fps, (asked if asked is not None else []).append)
+    return VideoClip(
+        cast(VideoTrackDecoder, track), cast(FrameConverter, numbers), fps, (asked if asked is not None else []).append
+    )
 
 
 def shown(track: Track, fps: int) -> list[int]:

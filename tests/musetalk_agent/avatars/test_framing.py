@@ -70,23 +70,23 @@ def test_every_size_is_even_and_within_bounds(w: int, h: int, wish_w: int | None
 def test_pixels_of_the_clip_s_own_size_are_not_resampled() -> None:
     picture = noise(321, 241)
     fit = framing.fit((321, 241), None, None, LIMITS)
-    assert np.array_equal(framing.scaled(picture, fit), picture[:240, :320])
+    assert np.array_equal(framing.scale(picture, fit), picture[:240, :320])
 
 
 def test_planes_are_limited_range_bt601() -> None:
     white, black = np.full((64, 64, 3), 255, np.uint8), np.zeros((64, 64, 3), np.uint8)
     red = np.zeros((64, 64, 3), np.uint8)
     red[:, :, 2] = 255
-    assert (framing.planes(white)[:64] == 235).all() and (framing.planes(black)[:64] == 16).all()
-    assert abs(int(framing.planes(red)[0, 0]) - 81) <= 1  # BT.709 would give 63
+    assert (framing.to_i420(white)[:64] == 235).all() and (framing.to_i420(black)[:64] == 16).all()
+    assert abs(int(framing.to_i420(red)[0, 0]) - 81) <= 1  # BT.709 would give 63
 
 
 def test_cut_equals_cutting_the_picture() -> None:
     picture = face(128)
     box = Box(20, 34, 84, 120)
-    part = framing.cut(framing.planes(picture), (128, 128), box)
-    whole = framing.bgr(framing.planes(picture))
-    assert np.array_equal(framing.bgr(part)[2:-2, 2:-2], whole[36:118, 22:82])
+    part = framing.crop_i420(framing.to_i420(picture), (128, 128), box)
+    whole = framing.to_bgr(framing.to_i420(picture))
+    assert np.array_equal(framing.to_bgr(part)[2:-2, 2:-2], whole[36:118, 22:82])
 
 
 def test_crop_holds_the_face() -> None:
@@ -105,7 +105,7 @@ def test_windows_are_even_of_one_size_and_follow_the_face() -> None:
     points = np.zeros((10, 468, 2), np.float32)
     points[:, :, 0] = np.linspace(100, 200, 468) + np.arange(10)[:, None] * 12.3
     points[:, :, 1] = np.linspace(80, 200, 468)
-    boxes = framing.windows(points, 360, 288)
+    boxes = framing.face_windows(points, 360, 288)
     sizes = boxes[:, 2:] - boxes[:, :2]
     assert (boxes % 2 == 0).all() and (sizes == sizes[0]).all()
     assert (boxes[:, :2] >= 0).all() and (boxes[:, 2] <= 360).all() and (boxes[:, 3] <= 288).all()

@@ -14,7 +14,7 @@ import pytest
 from musetalk_agent.avatars import library as library_module
 from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.avatars.cache import AvatarCache
-from musetalk_agent.avatars.decoder_pool import Decoders
+from musetalk_agent.avatars.decoder_pool import DecoderPools
 from musetalk_agent.avatars.library import AvatarLibrary
 from musetalk_agent.avatars.limits import AvatarLimits
 from musetalk_agent.errors import (
@@ -126,7 +126,9 @@ async def test_unknown_ids(library: AvatarLibrary, avatar_id: str) -> None:
     assert caught.value.field == "avatar_id"
 
 
-async def test_uploads_come_in_pieces_and_are_limited(tmp_path: Path, models: ModelStore, decoders: Decoders) -> None:
+async def test_uploads_come_in_pieces_and_are_limited(
+    tmp_path: Path, models: ModelStore, decoders: DecoderPools
+) -> None:
     library = AvatarLibrary(tmp_path / "cache", models, limits=AvatarLimits(source_bytes=len(CLIP)), decoders=decoders)
 
     async def pieces(data: bytes) -> AsyncIterator[bytes]:
@@ -173,7 +175,7 @@ async def test_a_caller_who_leaves_does_not_disturb_the_others(library: AvatarLi
     leaving = asyncio.create_task(library.prepare(source, Picture(), progress=hold))
     await begun.wait()
     staying = asyncio.create_task(library.prepare(source, Picture()))
-    await until(lambda: [flight.waiting for flight in library._flights._flights.values()] == [2])
+    await until(lambda: [task.waiting for task in library._single_flight._running.values()] == [2])
     leaving.cancel()
     with pytest.raises(asyncio.CancelledError):
         await leaving
@@ -303,7 +305,7 @@ async def test_a_damaged_bundle_is_built_anew(library: AvatarLibrary, damage: Ca
 
 
 async def test_the_longest_unused_bundle_goes_first_but_never_one_in_use(
-    tmp_path: Path, models: ModelStore, decoders: Decoders
+    tmp_path: Path, models: ModelStore, decoders: DecoderPools
 ) -> None:
     """Each bundle here takes about 300 kB; there is room for two."""
     library = AvatarLibrary(tmp_path / "cache", models, cache_bytes=(800 << 10) * 4 // 3, decoders=decoders)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from musetalk_agent.avatars.limits import AvatarLimits
-from musetalk_agent.avatars.media_probe import Kind, picture_size, sniff
+from musetalk_agent.avatars.media_probe import MediaKind, picture_size, sniff
 from musetalk_agent.avatars.picture_decoder import decode_picture
 
 from .clips import encoded, face, frames_zip, video
@@ -51,11 +51,11 @@ def test_sixteen_bits_and_grey_become_eight_bit_bgr() -> None:
 
 def test_sniffing() -> None:
     pictures = [face(64)] * 2
-    assert sniff(frames_zip(pictures)) is Kind.ZIP
-    assert sniff(video(pictures)[:512]) is Kind.MP4
-    assert sniff(video(pictures, container="webm", codec="libvpx")[:512]) is Kind.WEBM
-    assert sniff(b"  <!DOCTYPE HTML><p>") is Kind.HTML
-    assert sniff(b"") is Kind.EMPTY
-    assert sniff(b"#EXTM3U\n") is Kind.PLAYLIST
-    assert sniff(b"{}") is Kind.TEXT
-    assert sniff(bytes(range(256))) is Kind.UNKNOWN
+    assert sniff(frames_zip(pictures)) is MediaKind.ZIP
+    assert sniff(video(pictures)[:512]) is MediaKind.MP4
+    assert sniff(video(pictures, container="webm", codec="libvpx")[:512]) is MediaKind.WEBM
+    assert sniff(b"  <!DOCTYPE HTML><p>") is MediaKind.HTML
+    assert sniff(b"") is MediaKind.EMPTY
+    assert sniff(b"#EXTM3U\n") is MediaKind.PLAYLIST
+    assert sniff(b"{}") is MediaKind.TEXT
+    assert sniff(bytes(range(256))) is MediaKind.UNKNOWN

@@ -17,7 +17,7 @@ from musetalk_agent.avatars.media_probe import (
     SNIFF_BYTES,
     VIDEOS,
     VIDEOS_UNREAD,
-    Kind,
+    MediaKind,
     check_structure,
     picture_kind,
     picture_size,
@@ -51,35 +51,35 @@ def packets(step: int, at: int) -> bytes:
     return bytes(out)
 
 
-FILES: dict[str, tuple[bytes, Kind, int]] = {
+FILES: dict[str, tuple[bytes, MediaKind, int]] = {
     # what it is, and from how many bytes on it is known
-    "zip": (archive([("a.png", PNG)]), Kind.ZIP, 4),
-    "empty zip": (b"PK\x05\x06" + bytes(18), Kind.ZIP, 4),
-    "png": (PNG, Kind.PNG, 8),
-    "jpeg": (JPEG, Kind.JPEG, 3),
-    "webp": (WEBP, Kind.WEBP, 12),
-    "gif": (GIF, Kind.GIF, 4),
-    "avif": (AVIF, Kind.AVIF, 12),
-    "heic": (boxed(b"heic", b"mif1", b"heic"), Kind.HEIC, 12),
-    "mp4": (video([PICTURE]), Kind.MP4, 8),
-    "quicktime of old": (struct.pack(">I4s", 8, b"wide") + struct.pack(">I4s", 8, b"mdat"), Kind.MP4, 8),
-    "webm": (video([PICTURE], container="webm", codec="libvpx"), Kind.WEBM, 4),
-    "mpeg": (video([PICTURE] * 2, container="mpeg", codec="mpeg1video"), Kind.MPEG, 4),
-    "mpeg-ts": (video([PICTURE] * 2, container="mpegts"), Kind.MPEG_TS, 377),
-    "m2ts": (packets(192, 4), Kind.MPEG_TS, 389),
-    "avi": (video([PICTURE], container="avi"), Kind.AVI, 12),
-    "flv": (b"FLV\x01\x05\x00\x00\x00\x09", Kind.FLASH, 4),
-    "wmv": (bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c"), Kind.WMV, 8),
-    "ogg": (b"OggS\x00\x02" + bytes(22), Kind.OGG, 4),
-    "wave": (b"RIFF\x24\x00\x00\x00WAVEfmt ", Kind.AUDIO, 12),
-    "flac": (b"fLaC\x00\x00\x00\x22", Kind.AUDIO, 4),
-    "tiff": (b"MM\x00*\x00\x00\x00\x08", Kind.TIFF, 4),
-    "tar": (bytes(257) + b"ustar\x0000" + bytes(255), Kind.TAR, 262),
-    "gzip": (b"\x1f\x8b\x08\x00", Kind.TAR, 2),
-    "page": (b"\n <!DOCTYPE HTML><html></html>", Kind.HTML, 16),
-    "playlist": (b"#EXTM3U\n#EXTINF:1,\na.ts\n", Kind.PLAYLIST, 7),
-    "manifest": (b"<?xml version='1.0'?>\n<MPD type='static'>", Kind.PLAYLIST, 26),
-    "text": (b"frame 1\nframe 2\n", Kind.TEXT, 1),
+    "zip": (archive([("a.png", PNG)]), MediaKind.ZIP, 4),
+    "empty zip": (b"PK\x05\x06" + bytes(18), MediaKind.ZIP, 4),
+    "png": (PNG, MediaKind.PNG, 8),
+    "jpeg": (JPEG, MediaKind.JPEG, 3),
+    "webp": (WEBP, MediaKind.WEBP, 12),
+    "gif": (GIF, MediaKind.GIF, 4),
+    "avif": (AVIF, MediaKind.AVIF, 12),
+    "heic": (boxed(b"heic", b"mif1", b"heic"), MediaKind.HEIC, 12),
+    "mp4": (video([PICTURE]), MediaKind.MP4, 8),
+    "quicktime of old": (struct.pack(">I4s", 8, b"wide") + struct.pack(">I4s", 8, b"mdat"), MediaKind.MP4, 8),
+    "webm": (video([PICTURE], container="webm", codec="libvpx"), MediaKind.WEBM, 4),
+    "mpeg": (video([PICTURE] * 2, container="mpeg", codec="mpeg1video"), MediaKind.MPEG, 4),
+    "mpeg-ts": (video([PICTURE] * 2, container="mpegts"), MediaKind.MPEG_TS, 377),
+    "m2ts": (packets(192, 4), MediaKind.MPEG_TS, 389),
+    "avi": (video([PICTURE], container="avi"), MediaKind.AVI, 12),
+    "flv": (b"FLV\x01\x05\x00\x00\x00\x09", MediaKind.FLASH, 4),
+    "wmv": (bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c"), MediaKind.WMV, 8),
+    "ogg": (b"OggS\x00\x02" + bytes(22), MediaKind.OGG, 4),
+    "wave": (b"RIFF\x24\x00\x00\x00WAVEfmt ", MediaKind.AUDIO, 12),
+    "flac": (b"fLaC\x00\x00\x00\x22", MediaKind.AUDIO, 4),
+    "tiff": (b"MM\x00*\x00\x00\x00\x08", MediaKind.TIFF, 4),
+    "tar": (bytes(257) + b"ustar\x0000" + bytes(255), MediaKind.TAR, 262),
+    "gzip": (b"\x1f\x8b\x08\x00", MediaKind.TAR, 2),
+    "page": (b"\n <!DOCTYPE HTML><html></html>", MediaKind.HTML, 16),
+    "playlist": (b"#EXTM3U\n#EXTINF:1,\na.ts\n", MediaKind.PLAYLIST, 7),
+    "manifest": (b"<?xml version='1.0'?>\n<MPD type='static'>", MediaKind.PLAYLIST, 26),
+    "text": (b"frame 1\nframe 2\n", MediaKind.TEXT, 1),
 }
 ANY_FILE = st.sampled_from(sorted(FILES))
 LIMITS = AvatarLimits()
@@ -100,50 +100,50 @@ def test_a_beginning_is_what_the_whole_is_or_nothing_that_would_be_read(name: st
     length = drawn.draw(st.integers(0, min(len(data), SNIFF_BYTES)))
     found = sniff(data[:length])
     if length >= least:
-        assert found is kind or kind in (Kind.PLAYLIST, Kind.HTML)
+        assert found is kind or kind in (MediaKind.PLAYLIST, MediaKind.HTML)
     elif found is not kind:
-        read = PICTURES | VIDEOS | VIDEOS_UNREAD | {Kind.ZIP}
-        assert found not in read or {found, kind} <= {Kind.MP4, Kind.AVIF, Kind.HEIC}
+        read = PICTURES | VIDEOS | VIDEOS_UNREAD | {MediaKind.ZIP}
+        assert found not in read or {found, kind} <= {MediaKind.MP4, MediaKind.AVIF, MediaKind.HEIC}
 
 
 @given(st.binary(max_size=SNIFF_BYTES))
 def test_any_bytes_are_something_and_only_no_bytes_are_empty(data: bytes) -> None:
-    assert (sniff(data) is Kind.EMPTY) == (not data)
+    assert (sniff(data) is MediaKind.EMPTY) == (not data)
 
 
 @pytest.mark.parametrize(
     ("brands", "kind"),
     [
-        ((b"isom", b"iso2", b"avc1", b"mp41"), Kind.MP4),
-        ((b"qt  ",), Kind.MP4),
-        ((b"isom", b"avif"), Kind.MP4),
-        ((b"avif",), Kind.AVIF),
-        ((b"avis", b"msf1"), Kind.AVIF),
-        ((b"mif1", b"avif", b"miaf"), Kind.AVIF),
-        ((b"mif1", b"heic"), Kind.HEIC),
-        ((b"msf1",), Kind.HEIC),
-        ((b"heix", b"mif1"), Kind.HEIC),
+        ((b"isom", b"iso2", b"avc1", b"mp41"), MediaKind.MP4),
+        ((b"qt  ",), MediaKind.MP4),
+        ((b"isom", b"avif"), MediaKind.MP4),
+        ((b"avif",), MediaKind.AVIF),
+        ((b"avis", b"msf1"), MediaKind.AVIF),
+        ((b"mif1", b"avif", b"miaf"), MediaKind.AVIF),
+        ((b"mif1", b"heic"), MediaKind.HEIC),
+        ((b"msf1",), MediaKind.HEIC),
+        ((b"heix", b"mif1"), MediaKind.HEIC),
     ],
 )
-def test_the_brands_tell_pictures_from_videos(brands: tuple[bytes, ...], kind: Kind) -> None:
+def test_the_brands_tell_pictures_from_videos(brands: tuple[bytes, ...], kind: MediaKind) -> None:
     assert sniff(boxed(*brands)) is kind
 
 
 def test_brands_behind_the_box_do_not_count() -> None:
     box = boxed(b"mif1", b"heic")
-    assert sniff(box + b"\x00\x00\x00\x0cftypavif" * 4) is Kind.HEIC
+    assert sniff(box + b"\x00\x00\x00\x0cftypavif" * 4) is MediaKind.HEIC
 
 
 @pytest.mark.parametrize("lost", [0, 188, 376])
 def test_a_transport_stream_needs_three_packets_in_their_places(lost: int) -> None:
     stream = bytearray(packets(188, 0))
     stream[lost] = 0x48
-    assert sniff(bytes(stream)) is not Kind.MPEG_TS
+    assert sniff(bytes(stream)) is not MediaKind.MPEG_TS
 
 
 @pytest.mark.parametrize("byte", [0, 1, 8, 14, 31])
 def test_a_control_byte_makes_text_unknown(byte: int) -> None:
-    assert sniff(b"frame 1\n" + bytes([byte])) is Kind.UNKNOWN
+    assert sniff(b"frame 1\n" + bytes([byte])) is MediaKind.UNKNOWN
 
 
 HEADERS: dict[str, tuple[bytes, tuple[int, int]]] = {

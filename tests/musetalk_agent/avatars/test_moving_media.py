@@ -17,7 +17,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from musetalk_agent.avatars.limits import AvatarLimits
-from musetalk_agent.avatars.media_probe import SNIFF_BYTES, VIDEOS, Kind, sniff
+from musetalk_agent.avatars.media_probe import SNIFF_BYTES, VIDEOS, MediaKind, sniff
 from musetalk_agent.avatars.video import open_clip
 from musetalk_agent.errors import AvatarTooLarge, AvatarUndecodable
 from musetalk_agent.media_types import Pixels
@@ -343,7 +343,7 @@ def test_usual_frames_and_those_that_stand_alone_may_be_larger(tmp_path: Path, f
 def test_odd_sides_are_no_finer_chroma(tmp_path: Path) -> None:
     path = tmp_path / "clip"
     path.write_bytes(Film("webm", "libvpx-vp9").of(cards(2, 161, 121)))
-    with open_clip(path, Kind.WEBM, 25, AvatarLimits(rich_pixels=1)) as clip:
+    with open_clip(path, MediaKind.WEBM, 25, AvatarLimits(rich_pixels=1)) as clip:
         assert clip.size == (161, 121)
 
 
@@ -510,7 +510,7 @@ def test_frames_are_freed_as_they_are_used(tmp_path: Path, turn: int) -> None:
     gc.collect()
     gc.disable()
     try:
-        with open_clip(path, Kind.MP4, 25, LIMITS) as clip:
+        with open_clip(path, MediaKind.MP4, 25, LIMITS) as clip:
             count = sum(1 for _ in clip.frames((80, 60)))
             alive = sum(type(thing) is av.VideoFrame for thing in gc.get_objects())  # isinstance would ask proxies
     finally:
@@ -526,7 +526,7 @@ def test_one_frame_is_held_at_a_time(tmp_path: Path, fps: int) -> None:
     gc.collect()
     gc.disable()
     try:
-        with open_clip(path, Kind.MP4, fps, LIMITS) as clip:
+        with open_clip(path, MediaKind.MP4, fps, LIMITS) as clip:
             alive = [whole_frames(160) for _ in clip.frames((60, 80))]
     finally:
         gc.enable()

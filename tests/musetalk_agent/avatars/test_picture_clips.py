@@ -14,7 +14,7 @@ from PIL import Image
 
 from musetalk_agent.avatars.archive import FrameArchive
 from musetalk_agent.avatars.bundle import Bundle
-from musetalk_agent.avatars.decoder_pool import Decoders
+from musetalk_agent.avatars.decoder_pool import DecoderPools
 from musetalk_agent.avatars.library import AvatarLibrary
 from musetalk_agent.avatars.limits import AvatarLimits
 from musetalk_agent.avatars.picture_clips import ZipFrames, choose_frames, zip_frames
@@ -163,7 +163,7 @@ async def test_a_photo_of_a_phone_lies_in_the_file_and_is_shown_upright(library:
 
 
 async def test_a_large_still_takes_no_memory_of_its_size(
-    tmp_path: Path, models: ModelStore, decoders: Decoders
+    tmp_path: Path, models: ModelStore, decoders: DecoderPools
 ) -> None:
     """Its pixels would take 64 MB at four bytes each; the kernel keeps the process to what the limits give."""
     large = cv2.resize(face(512), (4096, 4096), interpolation=cv2.INTER_LINEAR)

@@ -15,11 +15,11 @@ from musetalk_agent.avatars.face_track import (
     _filled,
     _listed,
     covered_frames,
-    eased,
+    eased_mouths,
     head_angles,
     head_reach,
 )
-from musetalk_agent.avatars.quality_report import closed_mouth, face_px, report
+from musetalk_agent.avatars.quality_report import closed_mouth, face_px, make_report
 from musetalk_agent.protocol.http import AvatarReport
 from tests.musetalk_agent.engines.warp.faces import demo_points, turned
 
@@ -53,7 +53,7 @@ def track(points: Points, frames: int = 100, **more: object) -> FaceTrack:
 
 
 def said(of: FaceTrack, still: bool = False, fps: int = 25, clip: tuple[int, int] = CLIP) -> AvatarReport:
-    return report("a", of, clip, (320, 240), fps, still)
+    return make_report("a", of, clip, (320, 240), fps, still)
 
 
 def codes(of: FaceTrack, still: bool = False, fps: int = 25, clip: tuple[int, int] = CLIP) -> list[str]:
@@ -172,7 +172,7 @@ def test_cuts_are_named_up_to_five(cuts: tuple[int, ...], named: str) -> None:
 @given(st.lists(st.booleans(), min_size=1, max_size=40))
 def test_the_mouth_comes_and_goes_over_four_frames(bare: list[bool]) -> None:
     """As far as the nearest bare frame, by four: 0 on it, 1 from the fourth frame away from it."""
-    found = eased(np.array(bare))
+    found = eased_mouths(np.array(bare))
     places = [k for k, one in enumerate(bare) if one]
     for k, share in enumerate(found.tolist()):
         assert share == min([1.0, *(abs(k - place) / 4 for place in places)])

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from musetalk_agent.avatars.shots import Change, cuts, longest, small
+from musetalk_agent.avatars.shots import FrameDifference, find_cuts, longest_shot, thumbnail
 from musetalk_agent.media_types import Pixels
 
 from .clips import face, flat, moving
@@ -20,7 +20,7 @@ def other_shot(side: int = 256) -> Pixels:
 
 def found(clip: list[Pixels], faces: list[int] | None = None) -> list[int]:
     frames = np.array(faces if faces is not None else range(len(clip)), np.int64)
-    return cuts([small(picture) for picture in clip], frames)
+    return find_cuts([thumbnail(picture) for picture in clip], frames)
 
 
 def test_a_cross_fade_belongs_to_neither_shot() -> None:
@@ -56,10 +56,10 @@ def test_a_light_that_is_switched_on_is_no_cut() -> None:
 
 def test_repeated_frames_hide_no_cut_and_make_none() -> None:
     """A clip of 12 frames a second at 25: every picture stands twice, as the same array."""
-    pictures = [small(p) for p in [*moving(6, step=3.0), *[other_shot()] * 6]]
+    pictures = [thumbnail(p) for p in [*moving(6, step=3.0), *[other_shot()] * 6]]
     twice = [picture for picture in pictures for _ in range(2)]
-    assert cuts(twice, np.arange(24)) == [12]
-    assert cuts(twice[:12], np.arange(12)) == []
+    assert find_cuts(twice, np.arange(24)) == [12]
+    assert find_cuts(twice[:12], np.arange(12)) == []
 
 
 def test_a_black_stretch_is_a_cut_only_when_another_picture_follows() -> None:
@@ -70,14 +70,14 @@ def test_a_black_stretch_is_a_cut_only_when_another_picture_follows() -> None:
 
 def test_the_longest_shot_is_used_without_the_empty_frames_between() -> None:
     faces = np.array([*range(5), *range(9, 20)])
-    assert longest(20, faces, [9]) == (9, 20)
-    assert longest(20, faces[:8], [9]) == (0, 5)
-    assert longest(20, faces, []) == (0, 20)
+    assert longest_shot(20, faces, [9]) == (9, 20)
+    assert longest_shot(20, faces[:8], [9]) == (0, 5)
+    assert longest_shot(20, faces, []) == (0, 20)
 
 
 def test_change_of_equal_and_of_flat_pictures() -> None:
     grey = np.full((4, 4), 90, np.uint8)
-    assert Change.between(grey, grey) == Change(0.0, 1.0)
-    assert Change.between(grey, np.full((4, 4), 30, np.uint8)) == Change(60.0, 1.0)
+    assert FrameDifference.between(grey, grey) == FrameDifference(0.0, 1.0)
+    assert FrameDifference.between(grey, np.full((4, 4), 30, np.uint8)) == FrameDifference(60.0, 1.0)
     stripes = np.tile(np.array([0, 200], np.uint8), (4, 2))
-    assert Change.between(stripes, 200 - stripes).alike == pytest.approx(-1)
+    assert FrameDifference.between(stripes, 200 - stripes).alike == pytest.approx(-1)

@@ -7,7 +7,7 @@ import gc
 
 import pytest
 
-from musetalk_agent.avatars.library import Flights
+from musetalk_agent.avatars.library import SingleFlight
 from tests.waiting import turns
 
 
@@ -31,7 +31,7 @@ class Work:
         return self.result
 
 
-async def boarding(flights: Flights, work: Work, count: int, key: str = "a") -> list[asyncio.Task[object]]:
+async def boarding(flights: SingleFlight, work: Work, count: int, key: str = "a") -> list[asyncio.Task[object]]:
     """Callers who have all begun to wait."""
     callers = [asyncio.create_task(flights.run(key, work)) for _ in range(count)]
     await turns()
@@ -39,7 +39,7 @@ async def boarding(flights: Flights, work: Work, count: int, key: str = "a") -> 
 
 
 async def test_callers_of_one_key_share_one_result() -> None:
-    flights, work = Flights(), Work(result=object())
+    flights, work = SingleFlight(), Work(result=object())
     callers = await boarding(flights, work, 5)
     assert len(flights) == 1 and work.begun == 1
     work.may_end.set()
@@ -48,7 +48,7 @@ async def test_callers_of_one_key_share_one_result() -> None:
 
 
 async def test_other_keys_are_other_work() -> None:
-    flights, one, other = Flights(), Work("one"), Work("other")
+    flights, one, other = SingleFlight(), Work("one"), Work("other")
     callers = [*await boarding(flights, one, 1, "a"), *await boarding(flights, other, 1, "b")]
     assert len(flights) == 2
     one.may_end.set()
@@ -57,14 +57,14 @@ async def test_other_keys_are_other_work() -> None:
 
 
 async def test_a_result_is_not_kept() -> None:
-    flights, work = Flights(), Work()
+    flights, work = SingleFlight(), Work()
     work.may_end.set()
     assert [await flights.run("a", work) for _ in range(3)] == ["made"] * 3
     assert work.begun == 3
 
 
 async def test_an_error_is_everybody_s_and_the_next_caller_begins_anew() -> None:
-    flights, work = Flights(), Work(ValueError("no face"))
+    flights, work = SingleFlight(), Work(ValueError("no face"))
     callers = await boarding(flights, work, 3)
     work.may_end.set()
     errors = await asyncio.gather(*callers, return_exceptions=True)
@@ -74,7 +74,7 @@ async def test_an_error_is_everybody_s_and_the_next_caller_begins_anew() -> None
 
 
 async def test_who_leaves_ends_the_own_wait_only() -> None:
-    flights, work = Flights(), Work()
+    flights, work = SingleFlight(), Work()
     first, second = await boarding(flights, work, 2)
     first.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -85,7 +85,7 @@ async def test_who_leaves_ends_the_own_wait_only() -> None:
 
 
 async def test_when_the_last_leaves_the_work_is_cancelled_and_nobody_boards_it() -> None:
-    flights, work, later = Flights(), Work(), Work("later")
+    flights, work, later = SingleFlight(), Work(), Work("later")
     callers = await boarding(flights, work, 2)
     for caller in callers:
         caller.cancel()
@@ -98,7 +98,7 @@ async def test_when_the_last_leaves_the_work_is_cancelled_and_nobody_boards_it()
 
 
 async def test_work_that_ends_slowly_when_cancelled_does_not_take_its_successor_off_the_list() -> None:
-    flights, tidied = Flights(), asyncio.Event()
+    flights, tidied = SingleFlight(), asyncio.Event()
 
     async def tidying() -> object:
         try:
@@ -121,7 +121,7 @@ async def test_work_that_ends_slowly_when_cancelled_does_not_take_its_successor_
 
 
 async def test_aborting_cancels_all_of_it_and_twice_is_once() -> None:
-    flights, one, other = Flights(), Work(), Work()
+    flights, one, other = SingleFlight(), Work(), Work()
     callers = [*await boarding(flights, one, 2, "a"), *await boarding(flights, other, 1, "b")]
     flights.abort()
     flights.abort()
@@ -132,7 +132,7 @@ async def test_aborting_cancels_all_of_it_and_twice_is_once() -> None:
 
 
 async def test_an_error_that_nobody_waited_for_is_not_reported_as_lost() -> None:
-    flights, reported = Flights(), list[str]()
+    flights, reported = SingleFlight(), list[str]()
     asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context["message"]))
 
     async def failing() -> object:

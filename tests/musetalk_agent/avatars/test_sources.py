@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from musetalk_agent.avatars.cache import AvatarCache
 from musetalk_agent.avatars.library import AvatarLibrary
 from musetalk_agent.avatars.limits import AvatarLimits
-from musetalk_agent.avatars.media_probe import PICTURES, SNIFF_BYTES, Kind
-from musetalk_agent.avatars.sources import Fetcher, Receiver
+from musetalk_agent.avatars.media_probe import PICTURES, SNIFF_BYTES, MediaKind
+from musetalk_agent.avatars.sources import Fetcher, SourceWriter
 from musetalk_agent.errors import (
     AvatarEmpty,
     AvatarError,
@@ -251,11 +251,11 @@ async def test_callers_who_come_together_fetch_once(library: AvatarLibrary) -> N
 LIMIT = 3 << 20
 LIMITS = replace(AvatarLimits(), source_bytes=LIMIT)
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 8
-ACCEPTED = PICTURES | {Kind.ZIP}
+ACCEPTED = PICTURES | {MediaKind.ZIP}
 
 
-def receiver(folder: Path, name: str = "the picture of the request") -> Receiver:
-    return Receiver(AvatarCache(folder, 1 << 30), LIMITS, name, ACCEPTED)
+def receiver(folder: Path, name: str = "the picture of the request") -> SourceWriter:
+    return SourceWriter(AvatarCache(folder, 1 << 30), LIMITS, name, ACCEPTED)
 
 
 async def received(folder: Path, pieces: list[bytes]) -> tuple[Path, str]:
@@ -333,7 +333,7 @@ async def test_all_that_is_accepted_is_listed(tmp_path: Path) -> None:
     with pytest.raises(AvatarUndecodable) as caught:
         await received(tmp_path, [b"text"])
     assert all(kind.value in caught.value.detail for kind in ACCEPTED) and " or " in caught.value.detail
-    assert caught.value.value == Kind.TEXT.value
+    assert caught.value.value == MediaKind.TEXT.value
 
 
 async def test_leaving_before_the_end_leaves_nothing(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from musetalk_agent.avatars import still_animation
 from musetalk_agent.avatars.face import FaceNet, Points
-from musetalk_agent.avatars.still_animation import Blink, IdleMotion
+from musetalk_agent.avatars.still_animation import Blink, StillAnimation
 from musetalk_agent.media_types import Pixels
 from musetalk_agent.weights import ModelStore
 
@@ -24,7 +24,7 @@ def points(models: ModelStore) -> Points:
 
 @pytest.fixture(scope="module")
 def frames(points: Points) -> list[tuple[Pixels, Points]]:
-    return list(IdleMotion(face(SIDE), points, 25).frames())
+    return list(StillAnimation(face(SIDE), points, 25).frames())
 
 
 def test_it_moves_a_little_and_never_jumps(frames: list[tuple[Pixels, Points]], points: Points) -> None:
@@ -74,7 +74,7 @@ def test_the_eyes_close_and_open_once(frames: list[tuple[Pixels, Points]], point
 def test_two_pictures_do_not_blink_at_the_same_moments(points: Points) -> None:
     def of(shade: int) -> float:
         picture = np.clip(face(SIDE).astype(int) + shade, 0, 255).astype(np.uint8)
-        return blinks_at(list(IdleMotion(picture, points, 25).frames()), points)
+        return blinks_at(list(StillAnimation(picture, points, 25).frames()), points)
 
     moments = [of(shade) for shade in range(6)]
     assert np.ptp(moments) > 20  # some at the pass's begin, some at its end

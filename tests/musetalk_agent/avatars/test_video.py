@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from musetalk_agent.avatars.limits import AvatarLimits
-from musetalk_agent.avatars.media_probe import Kind
+from musetalk_agent.avatars.media_probe import MediaKind
 from musetalk_agent.avatars.video import open_clip
 from musetalk_agent.errors import AvatarTooLarge, AvatarUndecodable
 from musetalk_agent.media_types import Pixels
@@ -17,14 +17,16 @@ from .clips import flat, video
 LIMITS = AvatarLimits()
 
 
-def levels(tmp_path: Path, data: bytes, fps: int = 25, kind: Kind = Kind.MP4) -> list[int]:
+def levels(tmp_path: Path, data: bytes, fps: int = 25, kind: MediaKind = MediaKind.MP4) -> list[int]:
     """Grey level of every frame, in steps of 20: which source frame it is."""
     path = tmp_path / "clip"
     path.write_bytes(data)
     return [round(float(frame.mean()) / 20) for frame in frames_of(path, kind, fps)]
 
 
-def frames_of(path: Path, kind: Kind = Kind.MP4, fps: int = 25, limits: AvatarLimits = LIMITS) -> list[Pixels]:
+def frames_of(
+    path: Path, kind: MediaKind = MediaKind.MP4, fps: int = 25, limits: AvatarLimits = LIMITS
+) -> list[Pixels]:
     """All frames at the clip's own size."""
     with open_clip(path, kind, fps, limits) as clip:
         return list(clip.frames(clip.size))
@@ -64,14 +66,14 @@ def test_a_repeated_frame_is_the_same_array(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "container", "codec"),
     [
-        (Kind.WEBM, "webm", "libvpx"),
-        (Kind.WEBM, "webm", "libvpx-vp9"),
-        (Kind.MP4, "mov", "libx264"),
-        (Kind.MP4, "mp4", "libx265"),
-        (Kind.MPEG, "mpeg", "mpeg1video"),
+        (MediaKind.WEBM, "webm", "libvpx"),
+        (MediaKind.WEBM, "webm", "libvpx-vp9"),
+        (MediaKind.MP4, "mov", "libx264"),
+        (MediaKind.MP4, "mp4", "libx265"),
+        (MediaKind.MPEG, "mpeg", "mpeg1video"),
     ],
 )
-def test_containers(tmp_path: Path, kind: Kind, container: str, codec: str) -> None:
+def test_containers(tmp_path: Path, kind: MediaKind, container: str, codec: str) -> None:
     seen = levels(tmp_path, video(greys(6), container=container, codec=codec), kind=kind)
     assert seen[0] == 1 and seen[-1] == 6 and 5 <= len(seen) <= 7
 
@@ -104,7 +106,7 @@ def test_codecs_that_nobody_films_in_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "clip"
     path.write_bytes(video(greys(3), container="matroska", codec="ffv1"))
     with pytest.raises(AvatarUndecodable, match=r"ffv1.*export it as H\.264") as refused:
-        frames_of(path, Kind.WEBM)
+        frames_of(path, MediaKind.WEBM)
     assert refused.value.value == "ffv1"
 
 

@@ -43,7 +43,7 @@ def forehead(bundle: Bundle, frame: int) -> np.ndarray:
     """Mean BGR between the brows and above them, of the picture that is shown."""
     x, y = bundle.landmarks[frame][151]  # the middle of the forehead
     half = max(2, round(float(np.ptp(bundle.landmarks[frame][:, 0])) / 24))
-    picture = framing.bgr(np.asarray(bundle.frames[frame]))
+    picture = framing.to_bgr(np.asarray(bundle.frames[frame]))
     part = picture[int(y) - half : int(y) + half, int(x) - half : int(x) + half]
     return np.asarray(part.reshape(-1, 3).mean(0))
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from musetalk_agent.features.articulation import CLASSES
 from musetalk_agent.features.extractor import SpeechGate
 from musetalk_agent.features.mouth_network import (
     BANDS,
@@ -21,6 +20,7 @@ from musetalk_agent.features.mouth_network import (
     SharedNetworkRun,
     default_weights,
 )
+from musetalk_agent.features.phonemes import CLASSES
 from musetalk_agent.features.speech_detector import SpeechDetector, shipped_network
 from musetalk_agent.features.visemes import VisemeFeatures, VisemeStream
 from musetalk_agent.media_types import Feature

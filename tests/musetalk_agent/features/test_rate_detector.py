@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from musetalk_agent.features.articulation import CLASSES
 from musetalk_agent.features.mouth_network import MouthNetwork
+from musetalk_agent.features.phonemes import CLASSES
 from musetalk_agent.features.speech_detector import RATES, detect_rate
 
 SOUND = np.zeros(13_000, np.int16)  # a second and a half of speech have 12,000 samples, whatever their rate

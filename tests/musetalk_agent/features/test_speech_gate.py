@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from musetalk_agent.features.articulation import CLOSURE, JAW
 from musetalk_agent.features.extractor import HOLD_S, FeatureExtractor, SpeechGate
+from musetalk_agent.features.phonemes import CLOSURE, JAW
 from musetalk_agent.features.visemes import VisemeFeatures
 from musetalk_agent.features.whisper_features import TARGET, WhisperFeatures
 from musetalk_agent.media_types import Cue, Feature, frames_begun

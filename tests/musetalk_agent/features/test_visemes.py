@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from musetalk_agent.errors import WeightsMissing
-from musetalk_agent.features.articulation import (
+from musetalk_agent.features.phonemes import (
     CLASSES,
     CLOSURE,
     JAW,

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from musetalk_agent.measure.lip_measures import MouthTrack
-from musetalk_agent.measure.measure_sync import LEAST_CONFIDENCE, LEAST_S, REACH_S, _quick, lag_of
+from musetalk_agent.measure.measure_sync import LEAST_CONFIDENCE, LEAST_S, REACH_S, _quick, estimate_lag
 
 Series = NDArray[np.float64]
 
@@ -38,7 +38,7 @@ def seen(lag_s: float, fps: float = 25.0, seconds: float = 8.0, seed: int = 0) -
 @given(st.floats(-0.45, 0.45), st.sampled_from([15.0, 23.976, 25.0, 30.0, 50.0]), st.integers(0, 50))
 @settings(max_examples=30)
 def test_a_planted_lag_comes_back_to_a_few_milliseconds(lag_s: float, fps: float, seed: int) -> None:
-    found = lag_of(seen(lag_s, fps, seed=seed), heard(seed=seed))
+    found = estimate_lag(seen(lag_s, fps, seed=seed), heard(seed=seed))
     assert found is not None
     assert found.lag_s == pytest.approx(lag_s, abs=0.006) and found.correlation > 0.97
 
@@ -46,9 +46,9 @@ def test_a_planted_lag_comes_back_to_a_few_milliseconds(lag_s: float, fps: float
 @given(st.floats(0.1, 50), st.floats(-3, 3), st.floats(-0.3, 0.3))
 @settings(max_examples=20)
 def test_how_far_the_mouth_opens_and_where_it_rests_does_not_matter(scale: float, rest: float, lag_s: float) -> None:
-    plain = lag_of(seen(lag_s), heard())
+    plain = estimate_lag(seen(lag_s), heard())
     pictures = seen(lag_s)
-    other = lag_of(MouthTrack(pictures.times, rest + scale * pictures.aperture), heard())
+    other = estimate_lag(MouthTrack(pictures.times, rest + scale * pictures.aperture), heard())
     assert plain is not None and other is not None
     assert other.lag_s == pytest.approx(plain.lag_s, abs=1e-6)
     assert other.correlation == pytest.approx(plain.correlation, abs=1e-6)
@@ -57,15 +57,17 @@ def test_how_far_the_mouth_opens_and_where_it_rests_does_not_matter(scale: float
 @pytest.mark.parametrize("drift", [lambda t: 0.3 * t, lambda t: 0.5 * np.sin(2 * np.pi * t / 6)])
 def test_a_head_that_turns_slowly_does_not_hide_the_syllables(drift) -> None:  # type: ignore[no-untyped-def]  # ndarray to ndarray
     pictures = seen(0.12)
-    found = lag_of(MouthTrack(pictures.times, pictures.aperture + drift(pictures.times)), heard())
+    found = estimate_lag(MouthTrack(pictures.times, pictures.aperture + drift(pictures.times)), heard())
     assert found is not None and found.lag_s == pytest.approx(0.12, abs=0.01) and found.confidence > 0.3
 
 
 def test_both_tracks_may_begin_at_any_time_of_the_film_s_own() -> None:
     pictures, voice = seen(0.08), heard()
-    moved = lag_of(MouthTrack(pictures.times + 3600, pictures.aperture), MouthTrack(voice.times + 3600, voice.aperture))
+    moved = estimate_lag(
+        MouthTrack(pictures.times + 3600, pictures.aperture), MouthTrack(voice.times + 3600, voice.aperture)
+    )
     assert moved is not None and moved.lag_s == pytest.approx(0.08, abs=0.006)
-    late_sound = lag_of(pictures, heard(7.0, start_s=1.0))
+    late_sound = estimate_lag(pictures, heard(7.0, start_s=1.0))
     assert late_sound is not None and late_sound.lag_s == pytest.approx(0.08, abs=0.006)
 
 
@@ -75,26 +77,26 @@ def test_pictures_without_a_face_are_left_out(missing: set[int]) -> None:
     pictures = seen(-0.1)
     aperture = pictures.aperture.copy()
     aperture[sorted(missing)] = np.nan
-    found = lag_of(MouthTrack(pictures.times, aperture), heard())
+    found = estimate_lag(MouthTrack(pictures.times, aperture), heard())
     assert found is not None and found.lag_s == pytest.approx(-0.1, abs=0.02)
 
 
 @pytest.mark.parametrize("lag_s", [0.56, -0.56, 0.9, -2.0])
 def test_a_lag_out_of_reach_is_not_told_with_confidence(lag_s: float) -> None:
-    found = lag_of(seen(lag_s), heard())
+    found = estimate_lag(seen(lag_s), heard())
     assert found is not None and abs(found.lag_s) <= REACH_S + 0.005 and found.confidence < LEAST_CONFIDENCE
 
 
 @pytest.mark.parametrize("lag_s", [0.51, -0.51])
 def test_the_best_lag_at_the_edge_of_the_reach_has_no_confidence_at_all(lag_s: float) -> None:
     """The true one may lie beyond."""
-    found = lag_of(seen(lag_s), heard())
+    found = estimate_lag(seen(lag_s), heard())
     assert found is not None and abs(found.lag_s) == pytest.approx(REACH_S) and found.confidence == 0.0
 
 
 def test_lips_that_move_against_the_voice_do_not_agree_with_it() -> None:
     pictures = seen(0.0)
-    found = lag_of(MouthTrack(pictures.times, -pictures.aperture), heard())
+    found = estimate_lag(MouthTrack(pictures.times, -pictures.aperture), heard())
     assert found is not None and (abs(found.lag_s) > 0.04 or found.correlation < 0)
 
 
@@ -108,8 +110,8 @@ def test_a_mouth_that_is_half_heard_is_answered_rightly_and_a_stranger_s_is_not(
         lag_s = (-0.2, -0.12, -0.04, 0.0, 0.08, 0.16, 0.2)[seed % 7]
         voice, other = heard(seconds, 2 * seed), seen(0.0, seconds=seconds, seed=2 * seed + 1)
         pictures = seen(lag_s, seconds=seconds, seed=2 * seed)
-        both = lag_of(MouthTrack(pictures.times, pictures.aperture + unheard * other.aperture), voice)
-        stranger = lag_of(other, voice)
+        both = estimate_lag(MouthTrack(pictures.times, pictures.aperture + unheard * other.aperture), voice)
+        stranger = estimate_lag(other, voice)
         assert both is not None and stranger is not None
         if both.confidence >= LEAST_CONFIDENCE:
             errors.append(abs(both.lag_s - lag_s))
@@ -122,7 +124,7 @@ def test_a_mouth_that_repeats_itself_has_more_lags_than_one() -> None:
     """Every 300 ms alike: three lags fit, and none of them is sure, however high the correlation."""
     times, frames = np.arange(400) / 50, np.arange(200) / 25
     again = [0.05 + 0.02 * np.sin(2 * np.pi * at / 0.3) for at in (times, frames)]
-    found = lag_of(MouthTrack(frames, again[1]), MouthTrack(times, again[0]))
+    found = estimate_lag(MouthTrack(frames, again[1]), MouthTrack(times, again[0]))
     assert found is not None and found.correlation > 0.95 and 0.25 < found.confidence < 0.5
 
 
@@ -133,7 +135,7 @@ def test_what_does_not_move_agrees_with_nothing(still: str) -> None:
         pictures = MouthTrack(pictures.times, np.full(len(pictures.times), 0.02))
     if still != "pictures":
         voice = MouthTrack(voice.times, np.zeros(len(voice.times)))
-    found = lag_of(pictures, voice)
+    found = estimate_lag(pictures, voice)
     assert found is not None and found.correlation == pytest.approx(0) and found.confidence == pytest.approx(0)
 
 
@@ -152,7 +154,7 @@ def test_what_does_not_move_agrees_with_nothing(still: str) -> None:
     ids=["no picture", "one", "no sound", "one step", "short film", "short sound", "little overlap", "no face"],
 )
 def test_too_little_to_compare_is_none(pictures: MouthTrack, voice: MouthTrack) -> None:
-    assert lag_of(pictures, voice) is None
+    assert estimate_lag(pictures, voice) is None
 
 
 @given(st.lists(st.floats(-5, 5), min_size=1, max_size=40), st.floats(1, 30))

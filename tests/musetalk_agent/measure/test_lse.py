@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 
 from musetalk_agent.errors import WeightsInvalid
 from musetalk_agent.measure import lip_measures
-from musetalk_agent.measure.lip_measures import Faces, mfcc
+from musetalk_agent.measure.lip_measures import VideoFaces, mfcc
 from musetalk_agent.media_types import Pcm, Pixels
-from musetalk_agent.tools import render
+from musetalk_agent.tools import render_film
 from musetalk_agent.weights import Manifest, ModelStore, default_models_dir
 from tests.musetalk_agent.measure.test_measure_sync import run, speech
-from tests.musetalk_agent.tools.test_render import write_wav
+from tests.musetalk_agent.tools.test_render_film import write_wav
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -112,7 +112,7 @@ def test_the_cut_is_level_with_the_box_and_grey_beyond_the_picture() -> None:
 def test_pictures_are_taken_at_25_a_second_and_the_box_is_steady() -> None:
     still = np.array([[100.0, 50], [180, 150]], np.float32)
     times = 7 + np.arange(120) / 30
-    faces = Faces(times, [still] * 50 + [None] * 20 + [still + 40] * 50)
+    faces = VideoFaces(times, [still] * 50 + [None] * 20 + [still + 40] * 50)
     faces.meshes[20] = still + 300  # the tracker slips
     chosen = lip_measures._at_25_fps(faces)
     assert len(chosen) == 100 and (np.diff(chosen) >= 1).all()
@@ -122,17 +122,17 @@ def test_pictures_are_taken_at_25_a_second_and_the_box_is_steady() -> None:
     np.testing.assert_allclose(squares[:30], np.broadcast_to([140, 100, 50], (30, 3)))
     np.testing.assert_allclose(squares[-30:], np.broadcast_to([180, 140, 50], (30, 3)))
     assert squares[50, 0] == pytest.approx(140 + 40 * (60 - 49) / 21, abs=2)  # in the middle of the gap
-    even = Faces(np.arange(60) / 25, [None] * 31 + [still] * 29)
+    even = VideoFaces(np.arange(60) / 25, [None] * 31 + [still] * 29)
     np.testing.assert_array_equal(lip_measures._at_25_fps(even), np.arange(60))
     assert lip_measures._squares(even, np.arange(60)) is None
-    assert list(lip_measures._at_25_fps(Faces(np.array([3.0]), [still]))) == [0]
+    assert list(lip_measures._at_25_fps(VideoFaces(np.array([3.0]), [still]))) == [0]
 
 
 def test_every_picture_is_cut_at_its_own_box_and_repeated_where_the_film_is_slower(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     film = list(np.random.default_rng(6).integers(0, 256, (5, 60, 60, 3)).astype(np.uint8))
-    monkeypatch.setattr(lip_measures, "pictures", lambda _: ((k / 15, picture) for k, picture in enumerate(film)))
+    monkeypatch.setattr(lip_measures, "video_frames", lambda _: ((k / 15, picture) for k, picture in enumerate(film)))
     chosen, squares = np.array([0, 1, 1, 3]), np.array([[30.0, 20, 10], [31, 20, 10], [35, 22, 12], [20, 30, 9]])
     read: list[int] = []
     cuts = list(lip_measures._cuts(Path("film"), chosen, squares, read.append))
@@ -255,12 +255,17 @@ def test_film_and_sound_meet_on_the_film_s_time_line(
     monkeypatch.setattr(syncnet, "embed_voice", loudness)
     mesh = np.array([[16.0, 16], [48, 48]], np.float32)
     read: list[int] = []
-    found = lip_measures.judge(tmp_path, film, Faces(np.arange(100) / 25, [mesh] * 100), sound, start_s, read.append)
+    found = lip_measures.judge_sync(
+        tmp_path, film, VideoFaces(np.arange(100) / 25, [mesh] * 100), sound, start_s, read.append
+    )
     assert found is not None and found.offset_ms == 40 * late
     assert found.distance < 1.3 and found.confidence > 1
     assert read == list(range(1, 101))
     short = sound[: round(1.9 * RATE)]
-    assert lip_measures.judge(tmp_path, film, Faces(np.arange(100) / 25, [mesh] * 100), short, 0.0, read.append) is None
+    assert (
+        lip_measures.judge_sync(tmp_path, film, VideoFaces(np.arange(100) / 25, [mesh] * 100), short, 0.0, read.append)
+        is None
+    )
 
 
 @pytest.fixture(scope="module")
@@ -269,11 +274,11 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("film")
     source = write_wav(folder / "in.wav", speech()[: round(2.6 * RATE)], RATE)
     parser = argparse.ArgumentParser()
-    render.add_arguments(parser)
+    render_film.add_arguments(parser)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AVATAR_CACHE_DIR", str(folder / "cache"))
         argv = ["--avatar", "demo", "--audio", str(source), "-o", str(folder / "out.mp4"), "--engine", "warp"]
-        assert render.run(parser.parse_args([*argv, "--width", "320", "--height", "320"])) == 0
+        assert render_film.run(parser.parse_args([*argv, "--width", "320", "--height", "320"])) == 0
     return folder / "out.mp4"
 
 
@@ -291,7 +296,7 @@ def test_the_command_tells_it_where_the_weights_are(
     assert {key: told[key] for key in plain} == plain
     assert sorted(set(told) - set(plain)) == ["lse_c", "lse_d", "syncnet_offset_ms"]
     assert told["lse_d"] > 0 and told["lse_c"] >= 0 and told["syncnet_offset_ms"] in range(-600, 601, 40)
-    monkeypatch.setattr(lip_measures, "judge", lambda *_: lip_measures.LipSync(6.1234, 7.5678, -40))
+    monkeypatch.setattr(lip_measures, "judge_sync", lambda *_: lip_measures.LipSync(6.1234, 7.5678, -40))
     assert run(str(film)) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 and lines[1] == "SyncNet: LSE-C 6.12, LSE-D 7.57, offset -40 ms"

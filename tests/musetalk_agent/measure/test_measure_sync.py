@@ -12,10 +12,10 @@ import pytest
 
 from musetalk_agent.measure import measure_sync
 from musetalk_agent.measure.lip_measures import MouthTrack
-from musetalk_agent.measure.measure_sync import lag_of
+from musetalk_agent.measure.measure_sync import estimate_lag
 from musetalk_agent.media_types import Pcm
-from musetalk_agent.tools import render
-from tests.musetalk_agent.tools.test_render import write_wav
+from musetalk_agent.tools import render_film
+from tests.musetalk_agent.tools.test_render_film import write_wav
 
 RATE = 16_000
 SPEECH = Path(__file__).resolve().parents[2] / "data" / "spoken_joe.npz"
@@ -50,7 +50,7 @@ def test_a_known_lag_is_found_between_frames(lag_ms: int, fps: int) -> None:
     seen = MouthTrack(seen_at, babble(seen_at - 1000 - lag_ms / 1000) * 0.5 + drift + noise)
     heard = MouthTrack(1000 + heard_at, babble(heard_at))
     seen.aperture[40:55] = np.nan  # a hand before the mouth
-    found = lag_of(seen, heard)
+    found = estimate_lag(seen, heard)
     assert found is not None
     assert 1000 * found.lag_s == pytest.approx(lag_ms, abs=4)
     assert found.correlation > 0.85 and found.confidence > 0.5
@@ -58,12 +58,14 @@ def test_a_known_lag_is_found_between_frames(lag_ms: int, fps: int) -> None:
 
 def test_another_voice_a_lag_out_of_reach_and_stillness_have_no_confidence() -> None:
     at, frames = np.arange(0, 10, 0.02), np.arange(0, 10, 0.04)
-    other = [lag_of(MouthTrack(frames, babble(frames, seed)), MouthTrack(at, babble(at))) for seed in range(1, 20)]
+    other = [
+        estimate_lag(MouthTrack(frames, babble(frames, seed)), MouthTrack(at, babble(at))) for seed in range(1, 20)
+    ]
     assert float(np.median([o.confidence for o in other if o])) < 0.15
     assert max(o.confidence for o in other if o) < 0.35
-    beyond = lag_of(MouthTrack(frames, babble(frames - 0.9)), MouthTrack(at, babble(at)))
+    beyond = estimate_lag(MouthTrack(frames, babble(frames - 0.9)), MouthTrack(at, babble(at)))
     assert beyond is not None and beyond.confidence < measure_sync.LEAST_CONFIDENCE
-    still = lag_of(MouthTrack(frames, np.full(len(frames), 0.03)), MouthTrack(at, babble(at)))
+    still = estimate_lag(MouthTrack(frames, np.full(len(frames), 0.03)), MouthTrack(at, babble(at)))
     assert still is not None and (still.correlation, still.confidence) == (0.0, 0.0)
 
 
@@ -72,9 +74,9 @@ def test_too_little_to_compare_is_none() -> None:
     heard = MouthTrack(at, babble(at))
     blind = babble(frames)
     blind[40:] = np.nan
-    assert lag_of(MouthTrack(frames, blind), heard) is None
-    assert lag_of(MouthTrack(frames + 8.5, babble(frames)), heard) is None
-    assert lag_of(MouthTrack(frames, babble(frames)), MouthTrack(at[:0], at[:0])) is None
+    assert estimate_lag(MouthTrack(frames, blind), heard) is None
+    assert estimate_lag(MouthTrack(frames + 8.5, babble(frames)), heard) is None
+    assert estimate_lag(MouthTrack(frames, babble(frames)), MouthTrack(at[:0], at[:0])) is None
 
 
 @pytest.fixture(scope="module")
@@ -83,11 +85,11 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("film")
     source = write_wav(folder / "in.wav", speech()[: 6 * RATE], RATE)
     parser = argparse.ArgumentParser()
-    render.add_arguments(parser)
+    render_film.add_arguments(parser)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AVATAR_CACHE_DIR", str(folder / "cache"))
         argv = ["--avatar", "demo", "--audio", str(source), "-o", str(folder / "out.mp4"), "--engine", "warp"]
-        assert render.run(parser.parse_args([*argv, "--width", "320", "--height", "320"])) == 0
+        assert render_film.run(parser.parse_args([*argv, "--width", "320", "--height", "320"])) == 0
     return folder / "out.mp4"
 
 

@@ -13,18 +13,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from musetalk_agent.avatars.face import LEFT_EYE, RIGHT_EYE, Points
-from musetalk_agent.features.articulation import CLOSURE, JAW
+from musetalk_agent.features.phonemes import CLOSURE, JAW
 from musetalk_agent.features.visemes import VisemeFeatures
 from musetalk_agent.measure.lip_measures import (
     LOWER_LIP,
     UPPER_LIP,
-    Faces,
+    VideoFaces,
     VideoUnreadable,
-    heard_mouth,
-    pictures,
-    seen_mouth,
+    mouth_heard,
+    mouth_seen,
+    video_frames,
 )
-from musetalk_agent.measure.measure_sync import lag_of
+from musetalk_agent.measure.measure_sync import estimate_lag
 from tests.musetalk_agent.measure.test_measure_sync import speech
 
 
@@ -47,7 +47,7 @@ def film(path: Path, greys: list[int], *, fps: int = 25, start: int = 0, width: 
 @pytest.mark.parametrize("fps", [15, 25, 50])
 def test_pictures_come_in_order_with_their_times_and_their_pixels(tmp_path: Path, fps: int) -> None:
     greys = [10 * number for number in range(20)]
-    seen = list(pictures(film(tmp_path / "a.mkv", greys, fps=fps)))
+    seen = list(video_frames(film(tmp_path / "a.mkv", greys, fps=fps)))
     assert [int(picture[40, 60, 1]) for _, picture in seen] == greys
     np.testing.assert_allclose(
         [time for time, _ in seen], np.arange(20) / fps, atol=0.001
@@ -58,7 +58,7 @@ def test_pictures_come_in_order_with_their_times_and_their_pixels(tmp_path: Path
 
 
 def test_a_film_that_begins_later_keeps_its_own_time_line(tmp_path: Path) -> None:
-    assert next(pictures(film(tmp_path / "a.mkv", [0, 50], start=50)))[0] == pytest.approx(2.0)
+    assert next(video_frames(film(tmp_path / "a.mkv", [0, 50], start=50)))[0] == pytest.approx(2.0)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_what_is_no_film_has_a_sentence_with_its_name(tmp_path: Path, make, says
     path = tmp_path / "a.mkv"
     make(path)
     with pytest.raises(VideoUnreadable) as refused:
-        list(pictures(path))
+        list(video_frames(path))
     assert str(refused.value).startswith(f"{path} ") and says in str(refused.value)
 
 
@@ -85,7 +85,7 @@ def test_a_film_that_is_cut_off_gives_what_it_has_or_says_so(tmp_path: Path) -> 
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     got = []
     try:
-        got.extend(int(picture[40, 60, 1]) for _, picture in pictures(path))
+        got.extend(int(picture[40, 60, 1]) for _, picture in video_frames(path))
     except VideoUnreadable as refused:
         assert "damaged" in str(refused)
     assert got == list(range(0, 200, 4))[: len(got)] and got
@@ -104,12 +104,12 @@ def mesh(opening: float, *, turned: float = 0.0, scale: float = 100.0, at: tuple
 def test_an_opening_is_in_eye_distances_however_large_and_turned_the_face_is(
     opening: float, turned: float, scale: float, at: float
 ) -> None:
-    track = seen_mouth(Faces(np.array([0.0]), [mesh(opening, turned=turned, scale=scale, at=(at, -at))]))
+    track = mouth_seen(VideoFaces(np.array([0.0]), [mesh(opening, turned=turned, scale=scale, at=(at, -at))]))
     assert track.aperture[0] == pytest.approx(opening, abs=2e-3)
 
 
 def test_a_picture_without_a_face_has_no_opening_and_keeps_the_middle_of_its_time() -> None:
-    track = seen_mouth(Faces(np.array([0.0, 0.04, 0.08]), [mesh(0.1), None, mesh(0.2)]))
+    track = mouth_seen(VideoFaces(np.array([0.0, 0.04, 0.08]), [mesh(0.1), None, mesh(0.2)]))
     assert track.times == pytest.approx([0.02, 0.06, 0.1])
     assert np.isnan(track.aperture[1]) and track.aperture[[0, 2]] == pytest.approx([0.1, 0.2], abs=1e-5)
 
@@ -117,14 +117,14 @@ def test_a_picture_without_a_face_has_no_opening_and_keeps_the_middle_of_its_tim
 @pytest.mark.parametrize("start_s", [0.0, 2.5, -0.1])
 @pytest.mark.parametrize("samples", [16_000, 16_001, 40_000])
 def test_what_is_heard_is_even_in_time_and_silence_is_shut(start_s: float, samples: int) -> None:
-    track = heard_mouth(VisemeFeatures.load(), np.zeros(samples, np.int16), start_s)
+    track = mouth_heard(VisemeFeatures.load(), np.zeros(samples, np.int16), start_s)
     assert len(track.times) == -(-samples // 320) == len(track.aperture)
     np.testing.assert_allclose(np.diff(track.times), 0.02)
     assert track.times[0] == pytest.approx(start_s + 0.01) and not track.aperture.any()
 
 
 def test_a_picture_that_is_held_has_its_middle_later() -> None:
-    track = seen_mouth(Faces(np.array([1.0, 1.04, 1.2, 1.24]), [mesh(0.1)] * 4))
+    track = mouth_seen(VideoFaces(np.array([1.0, 1.04, 1.2, 1.24]), [mesh(0.1)] * 4))
     assert track.times == pytest.approx([1.02, 1.12, 1.22, 1.26])
 
 
@@ -135,5 +135,5 @@ def test_what_the_network_makes_has_no_lag_at_any_frame_rate(fps: int) -> None:
     stream = features.stream(fps)
     vectors = [*stream.push(voice), *stream.flush()]
     meshes = [mesh(0.12 * float(v[JAW]) * (1 - float(v[CLOSURE]))) for v in vectors]
-    lag = lag_of(seen_mouth(Faces(np.arange(len(meshes)) / fps, meshes)), heard_mouth(features, voice, 0.0))
+    lag = estimate_lag(mouth_seen(VideoFaces(np.arange(len(meshes)) / fps, meshes)), mouth_heard(features, voice, 0.0))
     assert lag is not None and lag.lag_s == pytest.approx(0, abs=0.004) and lag.confidence > 0.9

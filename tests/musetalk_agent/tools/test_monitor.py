@@ -147,9 +147,9 @@ def test_names_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> 
     seen = monitor.SessionTable(
         "2026-01-01T00:00:00Z", "ok", "0.1", "warp", "cpu", 1, 8, {}, {}, "The engine is 'warp'.", [line]
     )
-    lines = monitor.table(seen)
+    lines = monitor.table_lines(seen)
     assert lines[1] == "The engine is 'warp'." and lines[4].split()[1:6] == ["ready", "warp", "–/25", "–", "–"]
     monitor.show(lines, live=False)
     out = capsys.readouterr().out
     assert "\x1b" not in out and "?[2Jx" in out and len(out.splitlines()) == len(lines)
-    assert monitor.table(replace(seen, sessions=[]))[-1] == "no session"
+    assert monitor.table_lines(replace(seen, sessions=[]))[-1] == "no session"

@@ -19,7 +19,7 @@ from musetalk_agent.protocol.http import (
     Playback,
     SessionState,
 )
-from musetalk_agent.tools.monitor import AgentUnreachable, Snapshot, look, table, take
+from musetalk_agent.tools.monitor import AgentUnreachable, Snapshot, session_table, table_lines, take_snapshot
 
 FIGURES: dict[str, float | int | str | None] = {
     "lip_latency_p50_ms": 81.4,
@@ -74,15 +74,18 @@ def snapshot(at: float, *sessions: AgentSession, busy_s: float = 0.0, note: str 
 def test_a_rate_is_what_was_published_over_the_time_between_two_looks(
     before: int, after: int, passed: float, fps: float
 ) -> None:
-    seen = look(snapshot(50.0 + passed, session(published=after)), snapshot(50.0, session(published=before)))
+    seen = session_table(snapshot(50.0 + passed, session(published=after)), snapshot(50.0, session(published=before)))
     assert seen.sessions[0].fps == fps
 
 
 def test_the_first_look_and_a_session_that_was_not_there_before_have_no_rate() -> None:
-    assert look(snapshot(1.0, session()), None).sessions[0].fps is None and look(snapshot(1.0), None).busy == {}
-    seen = look(snapshot(2.0, session("old", 150), session("new", 9)), snapshot(1.0, session("old", 100)))
+    assert (
+        session_table(snapshot(1.0, session()), None).sessions[0].fps is None
+        and session_table(snapshot(1.0), None).busy == {}
+    )
+    seen = session_table(snapshot(2.0, session("old", 150), session("new", 9)), snapshot(1.0, session("old", 100)))
     assert [(line.session_id, line.fps) for line in seen.sessions] == [("old", 50.0), ("new", None)]
-    at_once = look(snapshot(1.0, session()), snapshot(1.0, session()))
+    at_once = session_table(snapshot(1.0, session()), snapshot(1.0, session()))
     assert at_once.sessions[0].fps is None and at_once.busy == {}, "no time has passed"
 
 
@@ -90,25 +93,29 @@ def test_the_first_look_and_a_session_that_was_not_there_before_have_no_rate() -
 def test_an_engine_is_busy_for_the_share_of_the_time_in_which_it_worked(
     before_s: float, after_s: float, busy: float
 ) -> None:
-    seen = look(snapshot(12.0, busy_s=after_s), snapshot(10.0, busy_s=before_s))
+    seen = session_table(snapshot(12.0, busy_s=after_s), snapshot(10.0, busy_s=before_s))
     assert seen.busy == {"warp": busy}
 
 
 def test_an_engine_that_was_made_meanwhile_has_no_share_yet() -> None:
     before = dataclasses.replace(snapshot(10.0), busy_s={"pattern": 1.0})
-    assert look(snapshot(12.0, busy_s=3.0), before).busy == {}
+    assert session_table(snapshot(12.0, busy_s=3.0), before).busy == {}
 
 
 def test_the_figures_of_a_session_are_the_agent_s_and_none_where_it_has_none() -> None:
-    (line,) = look(snapshot(1.0, session()), None).sessions
+    (line,) = session_table(snapshot(1.0, session()), None).sessions
     assert (line.lip_latency_p50_ms, line.lip_latency_p95_ms, line.skew_ms) == (81.4, 120.6, -3.2)
     assert (line.dropped, line.held, line.underruns, line.waiting_s, line.viewers) == (2, 0, 1, 1.25, 3)
-    (line,) = look(snapshot(1.0, session(statistics={"skew_ms": None, "dropped": "many"}, funnel=[])), None).sessions
+    (line,) = session_table(
+        snapshot(1.0, session(statistics={"skew_ms": None, "dropped": "many"}, funnel=[])), None
+    ).sessions
     assert line.skew_ms is None and line.dropped is None and line.lip_latency_p50_ms is None
 
 
 def test_the_table_has_a_row_for_each_session_under_its_columns() -> None:
-    lines = table(look(snapshot(2.0, session("ses_1", 125), session("a-long-name")), snapshot(1.0, session())))
+    lines = table_lines(
+        session_table(snapshot(2.0, session("ses_1", 125), session("a-long-name")), snapshot(1.0, session()))
+    )
     assert lines[0].startswith("ok · warp on cpu · 2 of 8 sessions · warp 2 waiting 0% busy · 1.2.3 · 20")
     assert lines[1] == ""
     head, one, other = lines[2:5]
@@ -125,13 +132,15 @@ def test_the_table_has_a_row_for_each_session_under_its_columns() -> None:
 
 def test_causes_and_the_engine_s_note_are_told_around_the_table() -> None:
     silent = session("b", diagnosis=Diagnosis(code=DiagnosisCode.NO_AUDIO, message="No PCM has arrived yet."))
-    lines = table(look(snapshot(2.0, session("a"), silent, note="The engine is 'warp', not MuseTalk."), None))
+    lines = table_lines(
+        session_table(snapshot(2.0, session("a"), silent, note="The engine is 'warp', not MuseTalk."), None)
+    )
     assert lines[1:3] == ["The engine is 'warp', not MuseTalk.", ""]
     assert lines[-2:] == ["", "b: No PCM has arrived yet."] and lines[-3].endswith("no_audio")
 
 
 def test_an_agent_without_sessions_says_so() -> None:
-    assert table(look(snapshot(1.0), None))[-1] == "no session"
+    assert table_lines(session_table(snapshot(1.0), None))[-1] == "no session"
 
 
 DEBUG = {"engine": "warp", "device": "cpu"}
@@ -155,7 +164,7 @@ def answering(answers: dict[str, httpx.Response | Exception]) -> httpx.Client:
 def test_a_look_reads_debug_health_and_metrics_and_a_draining_agent_is_one() -> None:
     draining = {**HEALTH, "status": "draining", "draining": True}
     with answering({"/health": httpx.Response(503, json=draining)}) as http:
-        seen = take(http)
+        seen = take_snapshot(http)
     assert (seen.debug.device, seen.health.status, seen.queue, seen.busy_s) == ("cpu", "draining", {"warp": 3.0}, {})
 
 
@@ -178,7 +187,7 @@ def test_a_look_reads_debug_health_and_metrics_and_a_draining_agent_is_one() -> 
 )
 def test_what_is_no_agent_is_told_with_its_address(answers: dict[str, httpx.Response | Exception], says: str) -> None:
     with answering(answers) as http, pytest.raises(AgentUnreachable) as refused:
-        take(http)
+        take_snapshot(http)
     assert str(refused.value).startswith("http://agent.test:8090") and says in str(refused.value)
 
 
@@ -192,4 +201,4 @@ def test_what_is_no_agent_is_told_with_its_address(answers: dict[str, httpx.Resp
 )
 def test_metrics_that_name_no_engine_are_left_out(text: str, queue: dict[str, float]) -> None:
     with answering({"/metrics": httpx.Response(200, text=text)}) as http:
-        assert take(http).queue == queue
+        assert take_snapshot(http).queue == queue

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from musetalk_agent.avatars.decoder_pool import Decoders
+from musetalk_agent.avatars.decoder_pool import DecoderPools
 from musetalk_agent.avatars.library import AvatarLibrary
 from musetalk_agent.avatars.limits import AvatarLimits
 from musetalk_agent.weights import Manifest, ModelStore
@@ -26,7 +26,7 @@ def limits() -> AvatarLimits:
 
 
 @pytest.fixture
-def library(tmp_path: Path, decoders: Decoders, limits: AvatarLimits) -> Iterator[AvatarLibrary]:
+def library(tmp_path: Path, decoders: DecoderPools, limits: AvatarLimits) -> Iterator[AvatarLibrary]:
     models = ModelStore(None, Manifest.load())
     made = AvatarLibrary(tmp_path / "cache", models, allow_private_urls=True, limits=limits, decoders=decoders)
     yield made

@@ -28,11 +28,11 @@ def bundle_of(folder: Path, frames: list[tuple[Pixels, Points]]) -> Bundle:
     """A bundle of pictures and their meshes, its face windows cut from the planes."""
     height, width = frames[0][0].shape[:2]
     landmarks = np.stack([points for _, points in frames])
-    boxes = framing.windows(landmarks, width, height)
+    boxes = framing.face_windows(landmarks, width, height)
     planes = np.stack([cv2.cvtColor(picture, cv2.COLOR_BGR2YUV_I420) for picture, _ in frames])
     faces = np.stack(
         [
-            framing.bgr(framing.cut(plane, (width, height), Box(*(int(v) for v in box))))
+            framing.to_bgr(framing.crop_i420(plane, (width, height), Box(*(int(v) for v in box))))
             for plane, box in zip(planes, boxes, strict=True)
         ]
     )
@@ -42,4 +42,4 @@ def bundle_of(folder: Path, frames: list[tuple[Pixels, Points]]) -> Bundle:
 
 def frame_of(bundle: Bundle, pose: int) -> Pixels:
     """The whole idle frame, BGR."""
-    return framing.bgr(np.ascontiguousarray(bundle.frames[pose]))
+    return framing.to_bgr(np.ascontiguousarray(bundle.frames[pose]))

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from musetalk_agent.avatars.bundle import Bundle
-from musetalk_agent.avatars.framing import windows
+from musetalk_agent.avatars.framing import face_windows
 from musetalk_agent.avatars.library import DEMO_ASSET
 from musetalk_agent.engines.warp import WarpEngine
 from musetalk_agent.engines.warp.engine import WarpActor
@@ -127,7 +127,7 @@ def bundle_of(folder: Path, pictures: list[Pixels], points: list[Points]) -> Bun
     """A bundle as `avatars` would make it."""
     height, width = pictures[0].shape[:2]
     landmarks = np.stack(points)
-    boxes = windows(landmarks, width, height)
+    boxes = face_windows(landmarks, width, height)
     faces = np.stack([p[y0:y1, x0:x1] for p, (x0, y0, x1, y1) in zip(pictures, boxes, strict=True)])
     planes = np.stack([cv2.cvtColor(p, cv2.COLOR_BGR2YUV_I420) for p in pictures])
     report = AvatarReport(avatar_id="drawn", frames=len(pictures), width=width, height=height, fps=25)

@@ -38,7 +38,7 @@ _TO_709 = {
 HDR = frozenset({ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67})
 
 
-def maps(transfer: int, primaries: int) -> bool:
+def needs_mapping(transfer: int, primaries: int) -> bool:
     """Whether colours of this transfer and these primaries (as H.273 numbers them) must be mapped to be seen right on sRGB."""
     return transfer in HDR or primaries in _TO_709
 
@@ -84,18 +84,18 @@ def _table(transfer: int, primaries: int) -> NDArray[np.uint16]:
     steps = np.linspace(0.0, 1.0, _LEVEL * _LEVEL)
     blue, green, red = np.meshgrid(steps, steps, steps, indexing="ij")
     table: NDArray[np.uint16] = np.rint(
-        mapped(np.stack([red, green, blue], -1).reshape(-1, 3), transfer, primaries) * 65535
+        to_srgb(np.stack([red, green, blue], -1).reshape(-1, 3), transfer, primaries) * 65535
     ).astype(np.uint16)
     return table
 
 
-def mapped(signal: Real, transfer: int, primaries: int) -> Real:
+def to_srgb(signal: Real, transfer: int, primaries: int) -> Real:
     """sRGB of colours `[n, 3]` of this transfer and these primaries (as H.273 numbers them), all 0 … 1; HDR without primaries
     that are known here has BT.2020's."""
     if transfer in HDR and primaries not in _TO_709:
         primaries = ColorPrimaries.BT2020
     light = _light(signal, transfer) @ _TO_709[ColorPrimaries(primaries)].T
-    shown = np.clip(_squeezed(light) if transfer in HDR else light, 0.0, 1.0)
+    shown = np.clip(_compressed(light) if transfer in HDR else light, 0.0, 1.0)
     coded: Real = np.where(shown <= 0.0031308, shown * 12.92, 1.055 * shown ** (1 / 2.4) - 0.055)  # IEC 61966-2-1
     return coded
 
@@ -116,7 +116,7 @@ def _light(signal: Real, transfer: int) -> Real:
     return linear
 
 
-def _squeezed(light: Real) -> Real:
+def _compressed(light: Real) -> Real:
     """Light whose brightest primary stays below 1; hue and saturation are kept."""
     peak = light.max(1)
     over = np.maximum(peak - _KNEE, 0) / (1 - _KNEE)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from musetalk_agent.features.articulation import (
+from musetalk_agent.features.phonemes import (
     ARTICULATION,
     CLASSES,
     CLOSURE,

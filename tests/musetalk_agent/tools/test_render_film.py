@@ -19,7 +19,7 @@ import pytest
 from musetalk_agent.engines.interface import Flight, PatchRequest
 from musetalk_agent.engines.pattern import THRESHOLD, PatternEngine
 from musetalk_agent.media_types import Pcm
-from musetalk_agent.tools import render
+from musetalk_agent.tools import render_film
 from musetalk_agent.weights import default_models_dir
 from tests.musetalk_agent.avatars.clips import encoded, flat, frames_zip, moving
 from tests.waiting import NEVER_S, wait_until
@@ -45,8 +45,8 @@ def bursts(seconds: float, rate: int, channels: int = 1) -> Pcm:
 
 def run(*argv: str) -> int:
     parser = argparse.ArgumentParser()
-    render.add_arguments(parser)
-    return render.run(parser.parse_args(argv))
+    render_film.add_arguments(parser)
+    return render_film.run(parser.parse_args(argv))
 
 
 def film(path: Path) -> tuple[list[float], np.ndarray]:
@@ -192,7 +192,7 @@ def test_musetalk_speaks_in_a_film(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.usefixtures("heeded_ctrl_c")
 def test_ctrl_c_leaves_no_half_film(tmp_path: Path) -> None:
     source = write_wav(tmp_path / "in.wav", bursts(600.0, 16_000), 16_000)
-    program = "import sys; from tests.musetalk_agent.tools.test_render import run; sys.exit(run(*sys.argv[1:]))"
+    program = "import sys; from tests.musetalk_agent.tools.test_render_film import run; sys.exit(run(*sys.argv[1:]))"
     argv = ["--avatar", "x", "--audio", str(source), "-o", str(tmp_path / "out.mp4"), "--engine", "pattern"]
     child = subprocess.Popen([sys.executable, "-c", program, *argv], stderr=subprocess.PIPE, text=True)
     try:

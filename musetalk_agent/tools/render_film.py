@@ -165,7 +165,7 @@ async def _play(session: Session, clock: VirtualClock, sound: AudioFile, progres
     blocks = sound.blocks(channels=1)
     session.inbox.take(SegmentStart(segment=1, sample_rate=sound.rate).model_dump_json())
     ended = False
-    while not any(isinstance(told.event, PlaybackFinished) for told in session.outbox.after(0)):
+    while not any(isinstance(entry.event, PlaybackFinished) for entry in session.outbox.after(0)):
         while not ended and session.pipeline.playback.buffered_s < _AHEAD_S:
             block = next(blocks, None)
             ended = block is None
