@@ -1,4 +1,4 @@
-"""`musetalk-orchestrator`: serve, demo, loadtest, key."""
+"""`musetalk-orchestrator`: serve, demo, loadtest, support-bundle, key."""
 
 from __future__ import annotations
 
@@ -53,6 +53,12 @@ def build_parser() -> argparse.ArgumentParser:
     from orchestrator.loadtest import thresholds as load_arguments
 
     load_arguments.add_arguments(loadtest)
+    from orchestrator import support_bundle
+
+    bundle = commands.add_parser(
+        "support-bundle", help="write a zip of settings without secrets, debug answers and logs"
+    )
+    support_bundle.add_arguments(bundle)
     _add_key(commands.add_parser("key", help="make keys for the keys file"))
     return parser
 
@@ -77,6 +83,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from orchestrator.loadtest import command as loadtest
 
         return loadtest.run(arguments)
+    if arguments.command == "support-bundle":
+        from orchestrator import support_bundle
+
+        return support_bundle.run(arguments)
     if arguments.command == "key":
         return new_key(arguments.name, Scope(arguments.scope), arguments.file)
     return serve(arguments.host, arguments.port)
