@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import re
+import tomllib
+from typing import Literal, get_origin
 
 from musetalk_agent.avatars.limits import AvatarLimits
 from musetalk_agent.avatars.quality_report import __file__ as quality
+from musetalk_agent.engines.musetalk.config import UnetConfig
 from musetalk_agent.engines.musetalk.weights_files import __file__ as files
 from musetalk_agent.protocol.http import DiagnosisCode, Suspicion
 from musetalk_agent.protocol.messages import PROTOCOL_VERSION
 from musetalk_agent.protocol.problems import ErrorCode
 from orchestrator.audio.ingest import OPEN_SEGMENTS, AudioLimits
+from orchestrator.livekit_server import VERSION as LIVEKIT_SERVER
 from orchestrator.routes.sessions import StartRequest
 from tests.clients.printed import ROOT
+from tests.fakes import weights
 from tests.fakes.stage import stage
 
 PAGE = (ROOT / "docs" / "how-to" / "from-a-hand-made-setup.md").read_text("utf-8")
@@ -90,3 +96,74 @@ async def test_what_the_page_says_of_wrong_messages_and_fields_is_so() -> None:
             assert (await line.wait("warning"))["code"] == "unknown_type"
             await line.socket.send('{"audio": "AAAA"}')
             assert (await line.wait("error"))["code"] == "invalid_message"
+
+
+def section(title: str) -> str:
+    """From a heading to the next one of the same or a higher level."""
+    start = PAGE.index(title)
+    level = len(title) - len(title.lstrip("#"))
+    end = re.search(rf"^#{{1,{level}}} ", PAGE[start + len(title) :], re.MULTILINE)
+    return PAGE[start : start + len(title) + end.start()] if end else PAGE[start:]
+
+
+def rows(text: str) -> list[list[str]]:
+    """Cells of the tables' lines, without heads and dividers of the first column."""
+    lines = re.findall(r"^\| (.*) \|$", text, re.MULTILINE)
+    return [[cell.strip() for cell in line.split(" | ")] for line in lines]
+
+
+def test_every_field_of_musetalk_json_stands_with_upstreams_value() -> None:
+    upstream = {name: value for name, value in weights.unet_config("full").items() if not name.startswith("_")}
+    table = {
+        row[0].strip("`"): row[1:] for row in rows(section("### `musetalk.json`, field by field")) if len(row) == 3
+    }
+    fields = {name: row for name, row in table.items() if name in UnetConfig.model_fields}
+    assert {name: json.loads(row[0].strip("`")) for name, row in fields.items()} == upstream
+    fixed = {name for name, field in UnetConfig.model_fields.items() if get_origin(field.annotation) is Literal}
+    assert {name for name, row in fields.items() if row[1].startswith("refused")} == fixed
+    assert f"these {len(UnetConfig.model_fields)} fields" in PAGE
+
+
+def test_the_pins_are_the_manifests() -> None:
+    manifest = tomllib.loads((ROOT / "models" / "manifest.toml").read_text("utf-8"))["file"]
+    hub = {each["name"]: each for each in manifest if each["source"]["kind"] == "hub"}
+    config = hub["musetalkV15/musetalk.json"]
+    text = section("### `musetalk.json`, field by field")
+    assert f"{config['size']} bytes" in text and config["sha256"] in text
+    for name in ("musetalkV15/unet.pth", "sd-vae/config.json", "whisper/config.json"):
+        source = hub[name]["source"]
+        assert f"`{source['repo']}` | `{source['revision']}`" in text, name
+
+
+def test_sdk_versions_are_the_pins() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    wanted = [
+        *project["dependencies"],
+        *(each for extra in project["optional-dependencies"].values() for each in extra),
+    ]
+    accepted = {match[1]: match[2] for each in wanted if (match := re.match(r"([\w.-]+(?:\[\w+\])?)(.*)", each))}
+    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split())
+    for name in ("pipecat", "livekit_agents"):
+        for line in (ROOT / "integrations" / name / "requirements.txt").read_text().split():
+            package, found, version = line.partition("==")
+            if found:
+                pins.setdefault(package, version)
+    checked = 0
+    for row in rows(section("## SDK versions")):
+        package = re.match(r"`([\w\[\]-]+)`", row[0])
+        if package is not None:
+            assert row[1] == f"`{accepted[package[1]]}`", package[1]
+            assert row[2].startswith(f"`{pins[package[1].partition('[')[0]]}`"), package[1]
+            checked += 1
+    assert checked >= 13
+    page = section("## SDK versions")
+    assert f"| livekit-server | | {LIVEKIT_SERVER} |" in page
+    client = re.search(
+        r"livekit-client ([0-9.]+)", (ROOT / "orchestrator" / "web" / "vendor" / "README.md").read_text("utf-8")
+    )
+    assert client and f"| {client[1]}, served" in page
+    flutter = re.search(
+        r"livekit_client: (.+)", (ROOT / "docs" / "examples" / "flutter" / "pubspec.yaml").read_text("utf-8")
+    )
+    assert flutter and f"| `{flutter[1]}` |" in page
+    assert f"`{project['requires-python']}`" in page

@@ -56,7 +56,7 @@ async def test_a_running_service_is_asked(
     assert json.loads(found["orchestrator/debug-musetalk.json"])["agents"][0]["reachable"] is True
     (session,) = json.loads(found["orchestrator/debug-audio.json"])["sessions"]
     assert (session["session_id"], session["room"]) == (started["session_id"], "the-room")
-    assert "avatar_sessions" in found["orchestrator/metrics.txt"]
+    assert "avatar_orchestrator_sessions" in found["orchestrator/metrics.txt"]
     assert "agent-1/debug.json" in found and "agent-1/health.json" in found
     everything = "".join(found.values())
     for secret in (
