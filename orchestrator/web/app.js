@@ -10,10 +10,10 @@ import { Credentials, askForKey } from "./credentials.js";
 import { $, setText } from "./elements.js";
 import { Panel } from "./panel.js";
 import { SessionView } from "./session-view.js";
+import { explained, language, switchLanguage, t, translatePage } from "./strings.js";
 
 const STOP_WHEN_HIDDEN_MS = 5 * 60_000;
 const NARROW = matchMedia("(max-width: 899px)");
-const INVITATION = "Type something, or hold the button and talk.";
 const TOUCH = matchMedia("(pointer: coarse)");
 const OVER = new Set(["stopped", "failed"]);
 /** Errors of a session that is over, which the status line reports. */
@@ -55,7 +55,8 @@ function showThrown(error) {
     return;
   }
   if (error.field === "url" || error.field === "file") $(error.field).focus();
-  showError(error.retryAfterS ? `${error.message} Try again in ${error.retryAfterS} s.` : error.message, error.code);
+  const message = explained(error.code, error.message);
+  showError(error.retryAfterS ? t("problem.retry", { message, seconds: error.retryAfterS }) : message, error.code);
 }
 
 /** @param {"ready" | "starting" | "live"} phase */
@@ -68,9 +69,10 @@ function enter(phase) {
   $("captions-toggle").hidden = phase !== "live";
   $("chooser").hidden = phase === "live";
   $("chooser").inert = phase !== "ready";
+  $("language").hidden = phase !== "ready"; // texts of a session stay as they were written
   $("controls").hidden = phase !== "live";
   if (phase !== "live") $("unblock").hidden = true;
-  setText($("start"), phase === "starting" ? "Cancel" : "Start");
+  setText($("start"), t(phase === "starting" ? "start.cancel" : "start.start"));
 }
 
 /** Progress of a start: under the stage, and on it. @param {string} text */
@@ -89,28 +91,28 @@ async function start() {
   const view = new SessionView({ avatar, panel, context: page.context, showStatus, showError });
   page.avatar = avatar;
   page.view = view;
-  avatar.on("started", () => showProgress("Joining the room …"));
+  avatar.on("started", () => showProgress(t("status.joining")));
   avatar.on("firstframe", () => enterLive(avatar));
   try {
     enter("starting");
     panel.reset();
     const request = await chooser.request(client, showProgress);
     if (page.avatar !== avatar) return;
-    showProgress("Preparing the avatar …");
+    showProgress(t("status.preparing"));
     view.startedAt = performance.now();
     await avatar.start(request);
   } catch (error) {
     if (page.avatar !== avatar) return;
-    await finish("It did not start.");
+    await finish(t("status.not_started"));
     showThrown(error);
     return;
   }
   if (page.avatar !== avatar) return;
-  if (document.body.dataset.phase === "starting") showProgress("Waiting for the first frame …");
-  let ending = "The session has ended.";
+  if (document.body.dataset.phase === "starting") showProgress(t("status.first_frame"));
+  let ending = t("status.ended");
   avatar.on("error", ({ code, message }) => {
-    if (code === "room_left") ending = message;
-    if (!SESSION_OVER.has(code)) showError(message, code);
+    if (code === "room_left") ending = explained(code, message);
+    if (!SESSION_OVER.has(code)) showError(explained(code, message), code);
   });
   avatar.on("state", ({ state }) => {
     if (OVER.has(state) && page.avatar === avatar) void finish(ending);
@@ -121,7 +123,7 @@ async function start() {
 function enterLive(avatar) {
   if (page.avatar !== avatar) return;
   enter("live");
-  showStatus(INVITATION);
+  showStatus(t("status.invitation"));
   if (!TOUCH.matches) $("text").focus({ preventScroll: true }); // on a phone it would open the keyboard over the avatar
   void loadVoices();
 }
@@ -133,7 +135,7 @@ async function finish(sentence) {
   page.avatar = null;
   page.view = null;
   enter("ready");
-  showStatus(`${sentence} Press Start to begin again.`);
+  showStatus(t("status.again", { sentence }));
   $("start").focus({ preventScroll: true });
   view?.close();
   await avatar.stop().catch(() => {}); // else it ends by itself, without a viewer
@@ -143,7 +145,7 @@ async function finish(sentence) {
 async function loadVoices() {
   if ($("voice").options.length > 1) return;
   const { voices } = await client.voices().catch(() => ({ voices: [] }));
-  const languages = new Intl.DisplayNames("en", { type: "language", fallback: "code" });
+  const languages = new Intl.DisplayNames(language(), { type: "language", fallback: "code" });
   /** @type {Map<string, HTMLOptGroupElement>} */
   const groups = new Map();
   for (const { name, language, provider } of voices) {
@@ -172,7 +174,7 @@ async function speak() {
   try {
     await page.view.speak(text, $("voice").value);
     $("text").value = "";
-    showStatus(INVITATION);
+    showStatus(t("status.invitation"));
   } catch (error) {
     showThrown(error);
   }
@@ -182,17 +184,26 @@ async function interrupt() {
   if (document.body.dataset.phase !== "live" || !page.view) return;
   try {
     const dropped = await page.view.interrupt();
-    showStatus(dropped ? `Interrupted: ${dropped.toFixed(1)} s will not be spoken.` : "Interrupted.");
+    showStatus(dropped ? t("status.interrupted_rest", { seconds: dropped.toFixed(1) }) : t("status.interrupted"));
   } catch (error) {
     showThrown(error);
   }
+}
+
+/** Only before a start: afterwards the button is hidden. */
+function changeLanguage() {
+  switchLanguage();
+  hideError();
+  panel.reset();
+  showStatus(t("status.meet"));
+  for (const old of [...$("voice").children].slice(1)) old.remove(); // languages of voices are named in the page's own
 }
 
 /** The page is being left: the session must not outlive it. */
 function leave() {
   if (!page.avatar) return;
   page.avatar.stopOnLeave();
-  void finish("The page was left.");
+  void finish(t("status.left"));
 }
 
 /** A tab in the background still counts as watched for a while. */
@@ -200,14 +211,15 @@ function visibilityChanged() {
   clearTimeout(page.hiddenTimer);
   if (!document.hidden) return;
   page.view?.talk?.release();
-  page.hiddenTimer = setTimeout(() => void finish("The tab was hidden for five minutes."), STOP_WHEN_HIDDEN_MS);
+  page.hiddenTimer = setTimeout(() => void finish(t("status.hidden")), STOP_WHEN_HIDDEN_MS);
 }
 
 function listen() {
-  $("start").addEventListener("click", () => void (page.avatar ? finish("Cancelled.") : start()));
-  $("stop").addEventListener("click", () => void finish("Stopped."));
+  $("start").addEventListener("click", () => void (page.avatar ? finish(t("status.cancelled")) : start()));
+  $("stop").addEventListener("click", () => void finish(t("status.stopped")));
   $("interrupt").addEventListener("click", () => void interrupt());
   $("problem-close").addEventListener("click", hideError);
+  $("language").addEventListener("click", changeLanguage);
   $("unblock").addEventListener("click", () => {
     void page.context?.resume();
     page.avatar?.startAudio();
@@ -229,5 +241,6 @@ function listen() {
 }
 
 if (NARROW.matches) $("panel").open = false;
+translatePage();
 enter("ready");
 listen();

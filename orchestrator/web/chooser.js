@@ -6,6 +6,7 @@
 
 import { ApiError } from "./avatar-client.js";
 import { $ } from "./elements.js";
+import { t } from "./strings.js";
 
 // By this file's address, so that both come from the same version of the page as it.
 const POSTER = new URL("./poster.jpg", import.meta.url).href;
@@ -62,7 +63,7 @@ export class Chooser {
     if (this.source === "upload") return { ...request, avatar_id: await this.#upload(client, showProgress) };
     const url = $("url").value.trim();
     if (!/^https?:\/\/\S+$/.test(url)) {
-      throw new ApiError("Type the address of a face: it begins with http:// or https://.", { code: "avatar_missing", field: "url" });
+      throw new ApiError(t("chooser.no_address"), { code: "avatar_missing", field: "url" });
     }
     const isZip = new URL(url).pathname.toLowerCase().endsWith(".zip");
     return { ...request, ...(isZip ? { frames_zip_url: url } : { idle_video_url: url }) };
@@ -74,14 +75,15 @@ export class Chooser {
    */
   async #upload(client, showProgress) {
     const file = $("file").files[0];
-    if (!file) throw new ApiError("Choose a file first: a video, a picture or a zip of frames.", { code: "avatar_missing", field: "file" });
+    if (!file) throw new ApiError(t("chooser.no_file"), { code: "avatar_missing", field: "file" });
     if (this.uploaded && this.uploaded.file === file) return this.uploaded.avatar_id;
     const bar = $("upload-progress");
     bar.hidden = false;
     try {
       const { avatar_id } = await client.upload(file, (fraction) => {
         bar.value = fraction;
-        showProgress(fraction < 1 ? `Uploading ${file.name}: ${Math.round(100 * fraction)} %` : `Uploaded ${file.name}. The server reads it …`);
+        const { name } = file;
+        showProgress(fraction < 1 ? t("chooser.uploading", { name, percent: Math.round(100 * fraction) }) : t("chooser.uploaded", { name }));
       });
       this.uploaded = { file, avatar_id };
       return avatar_id;

@@ -6,6 +6,7 @@
  */
 
 import { ApiError } from "./avatar-client.js";
+import { t } from "./strings.js";
 
 const STORED = "avatar.api-key";
 const RENEW_BEFORE_MS = 30_000;
@@ -41,7 +42,7 @@ export class Credentials {
     const stored = sessionStorage.getItem(STORED);
     if (stored) return stored;
     const key = await this.ask(refused);
-    if (!key) throw new ApiError("This server needs its API key.", { code: "unauthorized", status: 401 });
+    if (!key) throw new ApiError(t("key.needed"), { code: "unauthorized", status: 401 });
     sessionStorage.setItem(STORED, key);
     return key;
   }
@@ -51,7 +52,7 @@ export class Credentials {
     try {
       answer = await fetch("page/token", { cache: "no-store" });
     } catch {
-      throw new ApiError("The server cannot be reached. Check that it is running.", { code: "network" });
+      throw new ApiError(t("key.unreachable"), { code: "network" });
     }
     if (!answer.ok) {
       this.issuesTokens = answer.status !== 404;
@@ -72,7 +73,7 @@ export class Credentials {
 export function askForKey(dialog, refused) {
   const input = /** @type {HTMLInputElement} */ (dialog.querySelector("input"));
   const text = /** @type {HTMLElement} */ (dialog.querySelector("p"));
-  if (refused) text.textContent = "The server refused this key. Check it and type it again.";
+  text.textContent = t(refused ? "key.refused" : "key.text");
   dialog.querySelector("#key-cancel")?.addEventListener("click", () => dialog.close(""), { once: true });
   dialog.querySelector("form")?.addEventListener("submit", () => (dialog.returnValue = "given"), { once: true });
   dialog.returnValue = "";

@@ -4,13 +4,15 @@
  * @module microphone
  */
 
+import { t } from "./strings.js";
+
 const RELEASE_AFTER_MS = 60_000;
 
-/** Messages by the error of `getUserMedia`. @type {Record<string, string>} */
+/** Messages by the error of `getUserMedia`. @type {Record<string, import("./strings.js").Key>} */
 const REASONS = {
-  NotAllowedError: "The browser may not use the microphone. Allow it in the address bar, then hold the button again.",
-  NotFoundError: "No microphone was found. Plug one in, then hold the button again.",
-  NotReadableError: "The microphone is in use by another program.",
+  NotAllowedError: "microphone.forbidden",
+  NotFoundError: "microphone.missing",
+  NotReadableError: "microphone.busy",
 };
 
 /** Events: `pcm` (detail: Int16Array). */
@@ -66,14 +68,14 @@ export class Microphone extends EventTarget {
   async #open() {
     if (this.isOpen) return;
     if (!navigator.mediaDevices) {
-      throw new Error("Browsers give the microphone to pages on https or localhost only. Open this page that way.");
+      throw new Error(t("microphone.insecure"));
     }
     const audio = { channelCount: 1, echoCancellation: true, noiseSuppression: true, autoGainControl: true };
     try {
       this.stream = await navigator.mediaDevices.getUserMedia({ audio });
     } catch (error) {
       const { name } = /** @type {DOMException} */ (error);
-      throw new Error(REASONS[name] ?? `The microphone could not be opened (${name}).`);
+      throw new Error(t(REASONS[name] ?? "microphone.failed", { name }));
     }
     await this.context.audioWorklet.addModule(new URL("./pcm-worklet.js", import.meta.url));
     const node = new AudioWorkletNode(this.context, "pcm", { numberOfOutputs: 0 });

@@ -5,22 +5,12 @@
  */
 
 import { $, make, setText } from "./elements.js";
+import { explained, language, t, tOr } from "./strings.js";
 
 const EVENTS_KEPT = 8;
 const SKEW_SECONDS = 120;
 const SKEW_RANGE_MS = 60;
 const NONE = "–";
-
-/** Labels of the pipeline's stages. @type {Record<string, string>} */
-const STAGES = {
-  audio_in: "Bytes of audio in",
-  samples: "Samples",
-  features: "Feature windows",
-  patches: "Mouth patches",
-  composed: "Frames composed",
-  published: "Frames published",
-  acknowledged: "Frames acknowledged",
-};
 
 /** Diagnoses without a fault. */
 const HEALTHY = new Set(["ok", "no_audio"]);
@@ -28,7 +18,6 @@ const HEALTHY = new Set(["ok", "no_audio"]);
 /** @param {number|null|undefined} value @param {string} unit @param {number} [digits] */
 export const amount = (value, unit, digits = 0) => (value === null || value === undefined ? NONE : `${value.toFixed(digits)} ${unit}`);
 
-const compact = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 });
 const signed = new Intl.NumberFormat("en", { maximumFractionDigits: 0, signDisplay: "exceptZero" });
 const clock = new Intl.DateTimeFormat("en", { hour: "2-digit", minute: "2-digit", second: "2-digit", hour12: false });
 
@@ -64,7 +53,7 @@ export class Panel {
   warnings(warnings) {
     $("warnings").hidden = !warnings.length;
     $("warnings").replaceChildren(...warnings.map(({ code, message }) => {
-      const item = make("li", `${message} `);
+      const item = make("li", `${explained(code, message)} `);
       item.append(make("code", code));
       return item;
     }));
@@ -72,7 +61,7 @@ export class Panel {
 
   /** @param {import("./avatar-client.js").Coded | null | undefined} diagnosis */
   diagnose(diagnosis) {
-    setText($("diagnosis-text"), diagnosis?.message ?? "Waiting for the first report.");
+    setText($("diagnosis-text"), diagnosis ? explained(diagnosis.code, diagnosis.message) : t("panel.waiting"));
     setText($("diagnosis-code"), diagnosis?.code ?? "");
     $("diagnosis-code").hidden = !diagnosis;
     $("diagnosis").dataset.tone = !diagnosis ? "none" : diagnosis.code === "ok" ? "good" : HEALTHY.has(diagnosis.code) ? "none" : "warn";
@@ -81,15 +70,16 @@ export class Panel {
   /** @param {import("./avatar-client.js").FunnelStage[]} stages */
   funnel(stages) {
     const now = performance.now();
+    const compact = new Intl.NumberFormat(language(), { notation: "compact", maximumFractionDigits: 1 });
     const rows = stages.map(({ stage, count, last_error }) => {
       const before = this.counts.get(stage);
       const perSecond = before ? (1000 * (count - before.count)) / (now - before.at) : 0;
       this.counts.set(stage, { count, at: now });
       const row = document.createElement("li");
       const moving = perSecond >= 0.5;
-      row.append(make("span", STAGES[stage] ?? stage));
+      row.append(make("span", tOr(`funnel.${stage}`, stage)));
       row.append(make("span", compact.format(count)));
-      row.append(make("span", moving ? `${compact.format(Math.round(perSecond))}/s` : "at rest", moving ? "rate flowing" : "rate"));
+      row.append(make("span", moving ? `${compact.format(Math.round(perSecond))}/s` : t("panel.at_rest"), moving ? "rate flowing" : "rate"));
       if (last_error) row.append(make("span", last_error, "fault"));
       return row;
     });
@@ -118,14 +108,15 @@ export class Panel {
   #facts(list, facts) {
     const terms = Object.entries(facts);
     if (list.children.length !== terms.length) {
-      const tiles = terms.map(([term]) => {
+      const tiles = terms.map(() => {
         const tile = document.createElement("div");
-        tile.append(make("dt", term), make("dd", NONE));
+        tile.append(make("dt", ""), make("dd", NONE));
         return tile;
       });
       list.replaceChildren(...tiles);
     }
-    for (const [k, [, value]] of terms.entries()) {
+    for (const [k, [term, value]] of terms.entries()) {
+      setText(/** @type {Element} */ (list.children[k].firstElementChild), term);
       const text = value === null || value === undefined || value === "" ? NONE : String(value);
       setText(/** @type {Element} */ (list.children[k].lastElementChild), text);
     }

@@ -12,6 +12,7 @@ import { ApiError } from "./avatar-client.js";
 import { CaptionsView } from "./captions-view.js";
 import { $, setText } from "./elements.js";
 import { amount, skewText } from "./panel.js";
+import { t, tOr } from "./strings.js";
 import { Talk } from "./talk.js";
 
 const STATS_MS = 1000;
@@ -32,8 +33,6 @@ const STATUS_EVENTS = /** @type {const} */ ([
   "link",
 ]);
 const NOTED_STATES = new Set(["recovering", "draining", "failed"]);
-/** Text of the chip by the avatar's state. @type {Record<string, string>} */
-const STATES = { idle: "Idle", speaking: "Speaking", degraded: "Degraded", reconnecting: "Reconnecting", elsewhere: "Sent by RTMP" };
 
 export class SessionView {
   /**
@@ -98,7 +97,7 @@ export class SessionView {
     const at = performance.now();
     if (!this.meter.loud) this.#measure("toAudio", at, this.meter.nextOnset());
     const { segment } = await this.avatar.speak(text, voice);
-    this.panel.event(`Segment ${segment} queued`);
+    this.panel.event(t("event.queued", { segment }));
   }
 
   async interrupt() {
@@ -124,7 +123,7 @@ export class SessionView {
     });
     on("state", ({ state, reason }) => {
       if (avatar.link && !this.talk) this.#open(avatar.link);
-      if (reason || NOTED_STATES.has(state)) panel.event(reason ? `Session ${state}: ${reason}` : `Session ${state}`);
+      if (reason || NOTED_STATES.has(state)) panel.event(reason ? t("event.session_reason", { state, reason }) : t("event.session", { state }));
     });
     on("firstframe", (at) => {
       this.measured.firstFrame = at - this.startedAt;
@@ -144,18 +143,18 @@ export class SessionView {
     on("link", (state) => this.#linkChanged(state));
     on("publisher.changed", ({ publisher, reason }) => {
       this.publisher = publisher;
-      panel.event(`${publisher === "none" ? "Published by nothing now" : `Published by ${publisher}`}: ${reason}`);
+      panel.event(t(publisher === "none" ? "event.publisher_none" : "event.publisher", { publisher, reason }));
       this.#showChip();
     });
     on("playback.started", ({ segment }) => {
       this.playing.add(segment);
-      panel.event(`Segment ${segment} started`);
+      panel.event(t("event.started", { segment }));
     });
     on("playback.finished", ({ segment, position_s, interrupted }) => {
       this.playing.delete(segment);
-      panel.event(`Segment ${segment} ${interrupted ? "interrupted" : "finished"} after ${position_s.toFixed(2)} s`);
+      panel.event(t(interrupted ? "event.interrupted" : "event.finished", { segment, seconds: position_s.toFixed(2) }));
     });
-    on("cleared", ({ dropped_s }) => panel.event(`Cleared${dropped_s === undefined ? "" : `, ${dropped_s.toFixed(2)} s dropped`}`));
+    on("cleared", ({ dropped_s }) => panel.event(dropped_s === undefined ? t("event.cleared") : t("event.cleared_rest", { seconds: dropped_s.toFixed(2) })));
     on("warning", ({ code, message }) => panel.event(`${message} (${code})`));
     for (const name of STATUS_EVENTS) on(name, () => this.#requestStatus());
     const { signal } = this.listeners;
@@ -173,8 +172,8 @@ export class SessionView {
 
   /** @param {"connecting" | "open" | "reconnecting" | "closed"} state */
   #linkChanged(state) {
-    if (state === "reconnecting") this.panel.event("Connection to the orchestrator lost: trying again");
-    else if (state === "open" && this.linkLost) this.panel.event("Connection to the orchestrator is back");
+    if (state === "reconnecting") this.panel.event(t("event.link_lost"));
+    else if (state === "open" && this.linkLost) this.panel.event(t("event.link_back"));
     this.linkLost = state === "reconnecting";
     this.#showChip();
   }
@@ -193,7 +192,7 @@ export class SessionView {
     const lost = this.connection === "reconnecting" || this.linkLost || this.avatarState === "reconnecting" || this.stalls >= STALLS_TOLERATED;
     const state = lost ? (this.publisher === "rtmp" ? "elsewhere" : "reconnecting") : this.avatarState;
     $("chip").dataset.state = state;
-    setText($("chip-text"), STATES[state] ?? state);
+    setText($("chip-text"), tOr(`chip.${state}`, state));
   }
 
   #showLevel() {
@@ -215,15 +214,15 @@ export class SessionView {
     this.panel.skew(stats.skewMs);
     const { firstFrame, toAudio, toSilence } = this.measured;
     this.panel.timing({
-      "First frame after": firstFrame === null ? null : amount(firstFrame / 1000, "s", 2),
-      "Speak to audio": amount(toAudio, "ms"),
-      "Interrupt to silence": amount(toSilence, "ms"),
-      "Audio vs video": skewText(stats.skewMs),
-      "Audio buffered": amount(stats.audioBufferMs, "ms"),
-      "Video buffered": amount(stats.videoBufferMs, "ms"),
-      "Round trip": amount(stats.rttMs, "ms"),
-      "Frame rate": amount(stats.fps, "fps"),
-      "Audio lost": amount(stats.lossPercent, "%", 1),
+      [t("timing.first_frame")]: firstFrame === null ? null : amount(firstFrame / 1000, "s", 2),
+      [t("timing.to_audio")]: amount(toAudio, "ms"),
+      [t("timing.to_silence")]: amount(toSilence, "ms"),
+      [t("timing.skew")]: skewText(stats.skewMs),
+      [t("timing.audio_buffer")]: amount(stats.audioBufferMs, "ms"),
+      [t("timing.video_buffer")]: amount(stats.videoBufferMs, "ms"),
+      [t("timing.round_trip")]: amount(stats.rttMs, "ms"),
+      [t("timing.fps")]: amount(stats.fps, "fps"),
+      [t("timing.loss")]: amount(stats.lossPercent, "%", 1),
     });
   }
 
@@ -262,18 +261,18 @@ export class SessionView {
     const { status, stats, session } = this;
     if (!status) return;
     this.panel.session({
-      State: this.avatar.state,
-      Avatar: this.avatarState,
-      Publisher: status.publisher,
-      Quality: qualityText(status.transport),
-      Engine: status.engine,
-      Video: stats?.width ? `${stats.width} × ${stats.height}` : null,
-      "Bit rate": amount(stats?.kbps, "kbit/s"),
-      Codec: stats?.codec,
-      "Still to speak": amount(status.playback?.buffered_s, "s", 1),
-      Viewers: status.viewers,
-      Room: session?.room,
-      "Session id": session?.session_id,
+      [t("facts.state")]: this.avatar.state,
+      [t("facts.avatar")]: this.avatarState,
+      [t("facts.publisher")]: status.publisher,
+      [t("facts.quality")]: qualityText(status.transport),
+      [t("facts.engine")]: status.engine,
+      [t("facts.video")]: stats?.width ? `${stats.width} × ${stats.height}` : null,
+      [t("facts.bit_rate")]: amount(stats?.kbps, "kbit/s"),
+      [t("facts.codec")]: stats?.codec,
+      [t("facts.buffered")]: amount(status.playback?.buffered_s, "s", 1),
+      [t("facts.viewers")]: status.viewers,
+      [t("facts.room")]: session?.room,
+      [t("facts.session_id")]: session?.session_id,
     });
   }
 }
@@ -281,8 +280,8 @@ export class SessionView {
 /** @param {import("./avatar-client.js").Transport | undefined} transport @returns {string | null} the adaptation as text */
 function qualityText(transport) {
   if (!transport) return null;
-  if (!transport.adaptation) return "full";
+  if (!transport.adaptation) return t("quality.full");
   const size = transport.width ? `, ${transport.width} × ${transport.height}` : "";
   const rate = transport.fps ? `, ${transport.fps} fps` : "";
-  return `step ${transport.adaptation} down${size}${rate}`;
+  return `${t("quality.step", { step: transport.adaptation })}${size}${rate}`;
 }

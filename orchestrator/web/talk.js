@@ -7,9 +7,9 @@
 
 import { $, setText } from "./elements.js";
 import { Microphone } from "./microphone.js";
+import { t } from "./strings.js";
 
 const TAP_MS = 250;
-const FULL = "The connection is too slow for your voice: some of it was dropped.";
 
 export class Talk {
   /**
@@ -46,17 +46,17 @@ export class Talk {
     if (this.wanted) return;
     this.wanted = true;
     this.pressedAt = performance.now();
-    this.#showButton("Wait …");
+    this.#showButton(t("talk.wait"));
     try {
       await Promise.all([this.microphone.open(), this.flushed]);
     } catch (error) {
       this.wanted = false;
-      this.#showButton("Hold to talk");
+      this.#showButton(t("talk.hold"));
       this.showError(/** @type {Error} */ (error).message, "microphone");
       return;
     }
     if (!this.wanted) {
-      this.showStatus("The microphone is ready. Hold the button while you speak.");
+      this.showStatus(t("talk.ready"));
       return;
     }
     this.link.open();
@@ -64,23 +64,23 @@ export class Talk {
     this.link.start();
     this.recording = true;
     this.microphone.begin();
-    this.#showButton("Listening …");
+    this.#showButton(t("talk.listening"));
   }
 
   release() {
     if (!this.wanted) return;
     this.wanted = false;
     if (this.recording) this.flushed = this.microphone.end().then(() => this.link.end());
-    if (this.recording && performance.now() - this.pressedAt < TAP_MS) this.showStatus("Hold the button while you speak.");
+    if (this.recording && performance.now() - this.pressedAt < TAP_MS) this.showStatus(t("talk.tap"));
     this.recording = false;
-    this.#showButton("Hold to talk");
+    this.#showButton(t("talk.hold"));
   }
 
   /** @param {Int16Array} pcm */
   #send(pcm) {
     if (this.link.push(pcm)) return;
     this.release();
-    this.showError(FULL, "backlog_exceeded");
+    this.showError(t("talk.full"), "backlog_exceeded");
   }
 
   /** @param {string} text */

@@ -34,6 +34,8 @@ FLAGS = (
     "--disable-extensions",
     "--disable-dev-shm-usage",
     "--mute-audio",
+    "--lang=en-US",
+    "--accept-lang=en-US",
     "--use-fake-device-for-media-stream",
     "--use-fake-ui-for-media-stream",
     # WebRTC on loopback: its candidates are neither left out nor hidden behind mDNS names.
