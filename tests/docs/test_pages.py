@@ -11,9 +11,11 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
-PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *DOCS.rglob("*.md"), *(ROOT / "models").rglob("README.md")])
+PAGES = sorted(
+    [*ROOT.glob("README*.md"), ROOT / "CHANGELOG.md", *DOCS.rglob("*.md"), *(ROOT / "models").rglob("README.md")]
+)
 SHELVES = {"tutorial", "how-to", "reference", "explanation"}
-ELSEWHERE = {"index.md": "", "protocol.md": "Reference", "architecture.md": "Explanation"}
+ELSEWHERE = {"index.md": "", "index.zh-CN.md": "中文", "protocol.md": "Reference", "architecture.md": "Explanation"}
 """Pages that keep the addresses which clients and other repositories link to; decision records likewise."""
 _FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 
@@ -65,8 +67,8 @@ def test_each_page_is_on_one_shelf_and_in_the_menu() -> None:
         folder = page.split("/")[0]
         if folder == "decisions":
             assert section == "Explanation", page
-        elif page in ELSEWHERE or page.startswith("index."):
-            assert section == ELSEWHERE.get(page, ""), page
+        elif page in ELSEWHERE:
+            assert section == ELSEWHERE[page], page
         else:
             assert folder in SHELVES and section.lower() == folder, page
 
@@ -74,6 +76,10 @@ def test_each_page_is_on_one_shelf_and_in_the_menu() -> None:
 def test_the_home_page_lists_every_page_but_the_decisions() -> None:
     listed = {(DOCS / link).resolve() for link in links(DOCS / "index.md") if ":" not in link}
     wanted = {
-        page for page in DOCS.rglob("*.md") if page.parent.name != "decisions" and not page.name.startswith("index.")
+        page
+        for page in DOCS.rglob("*.md")
+        if page.parent.name != "decisions"
+        and not page.name.startswith("index.")
+        and not page.name.endswith(".zh-CN.md")
     }
     assert {page.relative_to(ROOT).as_posix() for page in wanted - listed} == set()

@@ -23,8 +23,8 @@ class Example:
 
 
 def pages() -> list[Path]:
-    """README.md and everything under docs/."""
-    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    """README.md, its translation and everything under docs/."""
+    return [*sorted(ROOT.glob("README*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def examples(paths: Iterable[Path] | None = None) -> dict[str, Example]:
