@@ -15,8 +15,7 @@ from pathlib import Path
 import modal
 
 from musetalk_agent.weights import Manifest
-from orchestrator.deploy.modal_client import ModalCloud, Service
-from orchestrator.deploy.modal_settings import KILL_S, ModalSettings, Wanted, examine
+from orchestrator.deploy.modal_settings import KILL_S, ModalCloud, ModalSettings, Service, Wanted, examine
 from orchestrator.deploy.smoke import smoke as one_session
 
 NUMBERS = ModalSettings.read(os.environ)

@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return demonstration.run(arguments)
     if arguments.command == "loadtest":
-        from orchestrator.loadtest import command as loadtest
+        from orchestrator.loadtest import run as loadtest
 
         return loadtest.run(arguments)
     if arguments.command == "support-bundle":
@@ -117,11 +117,11 @@ def serve(host: str, port: int) -> int:
     """Serves until SIGINT or SIGTERM."""
     from musetalk_agent.protocol import logs
     from orchestrator.app import create_app
+    from orchestrator.recovery import check_store
     from orchestrator.routes.context import Context
-    from orchestrator.serving import DrainingServer, server_config
+    from orchestrator.serving import OrchestratorServer, server_config
     from orchestrator.settings import SettingsError, load
     from orchestrator.store.session_store import StoreError
-    from orchestrator.survival import check_store
 
     try:
         settings = load()
@@ -138,7 +138,7 @@ def serve(host: str, port: int) -> int:
         context.events.close()
 
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises the signal again once all is closed
-        DrainingServer(server_config(app, settings, host=host, port=port), drain).run()
+        OrchestratorServer(server_config(app, settings, host=host, port=port), drain).run()
     return 0
 
 

@@ -22,22 +22,20 @@ from orchestrator.agents.agent_client import AgentClient
 from orchestrator.agents.modal_pool import ModalAgentPool, ModalSessions
 from orchestrator.agents.pool import AgentPool, StaticAgentPool
 from orchestrator.audit import AuditLog
-from orchestrator.credentials import Credentials
 from orchestrator.events import EventBus
-from orchestrator.ingress import Ingresses
-from orchestrator.keys import KeyRing, KeysFile, operators
-from orchestrator.livekit_rooms import Rooms, TokenMinter
+from orchestrator.keys import Credentials, KeyRing, KeysFile, operators
+from orchestrator.livekit_rooms import Ingresses, Rooms, TokenMinter
 from orchestrator.metrics import Metrics
 from orchestrator.quotas import Quotas
+from orchestrator.recovery import make_store, surviving
 from orchestrator.routes import (
     audio_ws,
-    avatars,
-    debug,
+    avatar_upload,
     error_responses,
     ops,
     page,
     session_events,
-    sessions,
+    session_routes,
     speak,
     speak_ws,
     viewer_tokens,
@@ -51,7 +49,6 @@ from orchestrator.session.manager import SessionManager
 from orchestrator.session.standby_voice import StandbyVoices
 from orchestrator.settings import Settings
 from orchestrator.supervision import run_each
-from orchestrator.survival import make_store, surviving
 from orchestrator.tts.voices import Voices, synthesizers
 from orchestrator.voice.voice_worker import VoiceWorker
 from orchestrator.webhooks import Endpoint, Webhooks, secret
@@ -124,8 +121,9 @@ def create_app(settings: Settings, *, voices: Voices | None = None) -> FastAPI:
 def _add_routes(app: FastAPI) -> None:
     bearer = Security(HTTPBearer(auto_error=False, description="An API key."))  # says so in /docs; the guard checks it
     app.include_router(speak.growing)  # before the other route of its address
-    for module in (viewer_tokens, sessions, session_events, speak, avatars, debug):
+    for module in (viewer_tokens, session_routes, session_events, speak, avatar_upload):
         app.include_router(module.router, dependencies=[bearer])
+    app.include_router(ops.debug_router, dependencies=[bearer])
     for module in (audio_ws, speak_ws, ops, page):
         app.include_router(module.router)
     app.include_router(page.page_router())
@@ -139,7 +137,7 @@ def _add_guards(app: FastAPI, settings: Settings, access: Access, metrics: Metri
         access=access,
         metrics=metrics,
         is_open=lambda path: path in open_paths or path.startswith(page.ASSETS),
-        uploads=frozenset({avatars.PATH}),
+        uploads=frozenset({avatar_upload.PATH}),
         page_policy=page.content_policy(settings.livekit.public_url, settings.public_url),
         secure=(settings.public_url or "").startswith("https://"),
     )

@@ -43,7 +43,7 @@ def server_config(app: FastAPI, settings: Settings, *, host: str, port: int) -> 
     )
 
 
-class DrainingServer(uvicorn.Server):
+class OrchestratorServer(uvicorn.Server):
     """Serves until a signal, then drains before it ends; a second signal ends it at once.
 
     uvicorn itself stops listening at the first signal and closes every WebSocket with 1012.

@@ -13,8 +13,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from orchestrator.agents.modal_pool import ModalOptions
 from orchestrator.audio.ingest import AudioLimits
-from orchestrator.ingress import IngressMode
-from orchestrator.livekit_rooms import LiveKitKeys
+from orchestrator.livekit_rooms import IngressMode, LiveKitKeys
 from orchestrator.session.model import SessionOptions
 from orchestrator.session.standby_voice import VoiceStandby
 from orchestrator.tts.elevenlabs import ELEVENLABS_URL, ElevenLabsOptions

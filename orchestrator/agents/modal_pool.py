@@ -23,7 +23,7 @@ from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from musetalk_agent.protocol.version import VERSION
 from orchestrator.agents.agent_client import AgentClient, AgentLease, unavailable
 from orchestrator.agents.pool import LOST_S, AgentStatus
-from orchestrator.store.seal import Seal, SealBroken, derive
+from orchestrator.store.session_store import Seal, SealBroken, derive
 
 HEADER = "Modal-Authorization"
 _FULL = frozenset({"429", "503", "504"})

@@ -28,10 +28,9 @@ from musetalk_agent.protocol.messages import (
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.audio.ingest import SAMPLE_RATES, AudioFormat, PcmDecoder
 from orchestrator.audio.segments import DEFAULT_RATE
-from orchestrator.routes.context import Context, context
+from orchestrator.routes.context import Context, admit, context
 from orchestrator.routes.error_responses import problem_response
 from orchestrator.routes.session_events import event_number
-from orchestrator.routes.session_lookup import admit
 from orchestrator.session.event_outbox import ClientQueue
 from orchestrator.session.model import ManagedSession
 from orchestrator.session.speech_pipeline import SpeechPipeline

@@ -21,8 +21,7 @@ from musetalk_agent.protocol.bodies import MAX_BODY, UPLOAD_S, announced, bounde
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from musetalk_agent.protocol.throttle import Failures
 from orchestrator.audit import AuditLog
-from orchestrator.credentials import Credentials, bearer
-from orchestrator.keys import Caller, Scope
+from orchestrator.keys import Caller, Credentials, Scope, bearer
 from orchestrator.metrics import Metrics
 from orchestrator.quotas import Quotas
 from orchestrator.routes.error_responses import internal, problem_response, unauthorized

@@ -17,7 +17,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
-from orchestrator.credentials import is_loopback
+from orchestrator.keys import is_loopback
 from orchestrator.routes.context import Ctx
 from orchestrator.session.model import iso
 

@@ -14,8 +14,7 @@ from starlette.types import Receive, Scope, Send
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.events import EventStream, SessionEvent
 from orchestrator.routes.auth import current
-from orchestrator.routes.context import Ctx
-from orchestrator.routes.session_lookup import here
+from orchestrator.routes.context import Ctx, here
 
 router = APIRouter(tags=["sessions"])
 HEARTBEAT_S = 15.0

@@ -20,8 +20,7 @@ from musetalk_agent.protocol.bodies import dictated
 from musetalk_agent.protocol.http import Strict
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.routes.auth import current
-from orchestrator.routes.context import Ctx
-from orchestrator.routes.session_lookup import here
+from orchestrator.routes.context import Ctx, here
 from orchestrator.session.speech_queue import TextStream
 from orchestrator.tts.voices import nothing_to_say
 

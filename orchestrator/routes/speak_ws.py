@@ -16,9 +16,8 @@ from starlette.websockets import WebSocketDisconnect, WebSocketState
 from musetalk_agent.protocol.messages import CLOSE_GOING_AWAY, CLOSE_POLICY
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from musetalk_agent.protocol.throttle import TokenBucket
-from orchestrator.routes.context import Context, context
+from orchestrator.routes.context import Context, admit, context
 from orchestrator.routes.error_responses import problem_response
-from orchestrator.routes.session_lookup import admit
 from orchestrator.session.model import ManagedSession
 from orchestrator.session.speech_pipeline import SpeechPipeline
 from orchestrator.session.speech_queue import PAUSE_S, TextStream

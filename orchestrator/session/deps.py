@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from orchestrator.agents.agent_client import AgentClient
 from orchestrator.agents.pool import AgentPool
 from orchestrator.events import EventBus
-from orchestrator.ingress import Ingresses
-from orchestrator.livekit_rooms import Rooms, TokenMinter
+from orchestrator.livekit_rooms import Ingresses, Rooms, TokenMinter
 from orchestrator.metrics import Metrics
 from orchestrator.session.journal import SessionJournal
 from orchestrator.session.standby_voice import StandbyVoices

@@ -16,11 +16,10 @@ from pydantic import BaseModel
 
 from musetalk_agent.protocol.http import AvatarSource, Picture, PublisherMode, RtmpTarget, SessionState
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
-from orchestrator.ingress import RoomIngress
+from orchestrator.livekit_rooms import RoomIngress
 from orchestrator.metrics import Metrics
 from orchestrator.session.model import ManagedSession, SessionRequest
-from orchestrator.store.seal import Seal, SealBroken, derive
-from orchestrator.store.session_store import SessionStore, StoredSession, StoreError
+from orchestrator.store.session_store import Seal, SealBroken, SessionStore, StoredSession, StoreError, derive
 
 LEASE_S = 10.0
 RENEW_S = 2.5

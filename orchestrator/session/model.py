@@ -25,7 +25,7 @@ from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.agents.agent_client import AgentLease
 from orchestrator.audio.ingest import AudioLimits
 from orchestrator.events import STATE, EventBus
-from orchestrator.ingress import RoomIngress
+from orchestrator.livekit_rooms import RoomIngress
 from orchestrator.session.speech_pipeline import SpeechPipeline
 from orchestrator.store.session_store import Progress
 

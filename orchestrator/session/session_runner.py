@@ -15,7 +15,7 @@ from musetalk_agent.protocol.messages import CLOSE_RESTART
 from musetalk_agent.protocol.problems import ErrorCode, Problem, ProblemError
 from orchestrator.agents.agent_client import AgentClient, AgentLease
 from orchestrator.agents.agent_link import LinkOver
-from orchestrator.ingress import RoomIngress
+from orchestrator.livekit_rooms import RoomIngress
 from orchestrator.session.agent_connection import TAKEN, AgentLost
 from orchestrator.session.deps import SessionDeps
 from orchestrator.session.journal import to_record

@@ -33,8 +33,7 @@ from orchestrator.livekit_rooms import Rooms, TokenMinter
 from orchestrator.metrics import Metrics
 from orchestrator.session.model import ManagedSession
 from orchestrator.session.speech_pipeline import PlayoutFollower, SpeechPipeline
-from orchestrator.voice.voice_line import VoiceLine
-from orchestrator.voice.voice_worker import LINES_MAX, VoiceBusyError, VoiceWorker
+from orchestrator.voice.voice_worker import LINES_MAX, VoiceBusyError, VoiceLine, VoiceWorker
 from orchestrator.voice.worker_messages import LineReport
 
 AFTER_S = 0.7

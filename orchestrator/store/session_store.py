@@ -1,16 +1,54 @@
-"""The store's contract: records of sessions and how they are read, leases on them, and the deployment they belong to."""
+"""The store's contract: records of sessions and how they are read, leases on them, and the deployment they belong to.
+
+Secrets in records are encrypted for those who know the deployment's LiveKit secret (`Seal`).
+"""
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import json
 import logging
+from base64 import urlsafe_b64encode
 from collections.abc import Collection, Iterable, Sequence
 from typing import Annotated, Any, Protocol
 
+from cryptography.fernet import Fernet, InvalidToken
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
 
 from musetalk_agent.protocol.http import SessionState
+
+
+def derive(secret: str, purpose: str, deployment_id: str) -> bytes:
+    """A key of 32 bytes for one purpose, the same in every process of the deployment."""
+    return hmac.new(secret.encode(), f"{purpose}\0{deployment_id}".encode(), hashlib.sha256).digest()
+
+
+class SealBroken(Exception):
+    """The text was sealed under another secret, or changed."""
+
+
+class Seal:
+    """Encrypts and authenticates short texts (Fernet: AES-128-CBC and HMAC-SHA256)."""
+
+    def __init__(self, key: bytes) -> None:
+        self._fernet = Fernet(urlsafe_b64encode(key))
+
+    def encrypt(self, text: str) -> str:
+        """The text, encrypted."""
+        return self._fernet.encrypt(text.encode()).decode()
+
+    def decrypt(self, sealed: str) -> str:
+        """The text again. Raises SealBroken."""
+        try:
+            return self._fernet.decrypt(sealed).decode()
+        except (
+            InvalidToken,
+            ValueError,
+        ) as error:  # Fernet raises ValueError for what is not even ASCII, or not UTF-8 within
+            raise SealBroken("sealed under another LIVEKIT_API_SECRET, or damaged") from error
+
 
 VERSION = 1
 """Of records: raised when an older program would misread them."""

@@ -14,9 +14,21 @@ from musetalk_agent.protocol.messages import CaptionWord
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from musetalk_agent.protocol.retries import VOICE, Schedule, Tries, retry_after_s
 from orchestrator.tts.pcm_stream import PCM_RATE, PcmStreamDecoder, WaveError
-from orchestrator.tts.remote import ANSWER_S, CONNECT_S, NO_SOUND, Patience, ProviderError, silent, unreachable, word_of
 from orchestrator.tts.segmentation import GrowingText, spread
-from orchestrator.tts.synthesizer import SpeechChunk, VoiceInfo, pieces, speak_sentences
+from orchestrator.tts.synthesizer import (
+    ANSWER_S,
+    CONNECT_S,
+    NO_SOUND,
+    Patience,
+    ProviderError,
+    SpeechChunk,
+    VoiceInfo,
+    pieces,
+    silent,
+    speak_sentences,
+    unreachable,
+    word_of,
+)
 
 _log = logging.getLogger(__name__)
 CONNECTIONS = 64

@@ -16,7 +16,7 @@ from musetalk_agent.protocol.messages import PROTOCOL_VERSION
 from musetalk_agent.protocol.problems import ErrorCode
 from orchestrator.audio.ingest import OPEN_SEGMENTS, AudioLimits
 from orchestrator.livekit_server import VERSION as LIVEKIT_SERVER
-from orchestrator.routes.sessions import StartRequest
+from orchestrator.routes.session_routes import StartRequest
 from tests.clients.printed import ROOT
 from tests.fakes import weights
 from tests.fakes.stage import stage

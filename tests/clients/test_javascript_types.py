@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.routes.sessions import StartRequest
+from orchestrator.routes.session_routes import StartRequest
 from tests.clients.printed import ROOT
 
 WEB = ROOT / "orchestrator" / "web"

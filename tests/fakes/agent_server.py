@@ -271,7 +271,7 @@ class FakeAgent:
                 return
             taken += 1
             session.items += 1
-            session.inbox.take(message, at_once=not self.hold and not self.pace)
+            session.take(message, at_once=not self.hold and not self.pace)
             large = len(message.get("bytes") or b"") >= ACK_BYTES
             if (
                 self.acknowledges

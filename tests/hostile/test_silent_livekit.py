@@ -18,7 +18,11 @@ DEADLINE_S = 0.5
 """How long a call to a LiveKit that misbehaves is waited for."""
 ANSWER_BYTES = 1 << 20
 WRONG = [mode for mode in Mode if mode is not Mode.WELL]
-CALLS = ("orchestrator.livekit_rooms.CALL_S", "orchestrator.livekit_rooms.COURTESY_S", "orchestrator.ingress.CALL_S")
+CALLS = (
+    "orchestrator.livekit_rooms.CALL_S",
+    "orchestrator.livekit_rooms.COURTESY_S",
+    "orchestrator.livekit_rooms.INGRESS_CALL_S",
+)
 
 
 @contextmanager

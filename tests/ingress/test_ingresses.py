@@ -8,8 +8,7 @@ from contextlib import asynccontextmanager
 import pytest
 from livekit import api
 
-from orchestrator.ingress import Ingresses, IngressMode
-from orchestrator.livekit_rooms import LiveKitKeys
+from orchestrator.livekit_rooms import Ingresses, IngressMode, LiveKitKeys
 from orchestrator.livekit_server import LiveKitAccess, LiveKitServer, find
 from tests.servers.ingress import Deployment, deployment
 from tests.servers.redis import redis_server

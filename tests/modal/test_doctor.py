@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 import modal
 import pytest
 
-from orchestrator.deploy.modal_client import ModalCloud
-from orchestrator.deploy.modal_settings import ModalSettings, Wanted, examine
+from orchestrator.deploy.modal_settings import ModalCloud, ModalSettings, Wanted, examine
 from tests.modal.inspected import inspected
 
 

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from musetalk_agent.weights import default_models_dir
-from orchestrator.deploy.modal_client import Service, ServiceFailed
+from orchestrator.deploy.modal_settings import Service, ServiceFailed
 from orchestrator.deploy.smoke import smoke
 from orchestrator.livekit_server import LiveKitAccess
 from orchestrator.processes import free_port

@@ -31,9 +31,10 @@ BLOCK = 640
 HASTY = """
 import sys
 from orchestrator.__main__ import main
-from orchestrator.session import journal, takeover
-takeover.LEASE_S = journal.LEASE_S = 5.0
-journal.RENEW_S = takeover.SECOND_LOOK_S = 0.5
+from orchestrator import recovery
+from orchestrator.session import journal
+recovery.LEASE_S = journal.LEASE_S = 5.0
+journal.RENEW_S = recovery.LEASE_GRACE_S = 0.5
 sys.exit(main())
 """
 

@@ -6,8 +6,7 @@ import time
 
 import pytest
 
-from orchestrator.credentials import Credentials, bearer
-from orchestrator.keys import KeyRing, Scope, operators
+from orchestrator.keys import Credentials, KeyRing, Scope, bearer, operators
 
 HERE = "127.0.0.1"
 

@@ -13,7 +13,7 @@ from musetalk_agent.protocol.problems import ProblemError
 from orchestrator.livekit_rooms import LiveKitKeys, Rooms, TokenMinter
 from orchestrator.livekit_server import LiveKitAccess
 from orchestrator.metrics import Metrics
-from orchestrator.reaper import MAX_ROOMS, Reaper
+from orchestrator.recovery import MAX_ROOMS, Reaper
 from orchestrator.store.session_store import StoredSession
 from orchestrator.store.sqlite import MEMORY, SqliteStore
 from tests.orchestrator.store.test_stores import stored

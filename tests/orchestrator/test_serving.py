@@ -9,19 +9,19 @@ from collections.abc import Awaitable, Callable
 import uvicorn
 from fastapi import FastAPI
 
-from orchestrator.serving import DrainingServer, server_config
+from orchestrator.serving import OrchestratorServer, server_config
 from orchestrator.settings import Settings
 from tests.fakes.stage import LIVEKIT_SECRET
 from tests.virtual_loop import virtually
 
 
-def server(drain: Callable[[], Awaitable[None]]) -> DrainingServer:
+def server(drain: Callable[[], Awaitable[None]]) -> OrchestratorServer:
     config = uvicorn.Config(FastAPI(openapi_url=None), log_config=None, lifespan="off")
     config.load()
-    return DrainingServer(config, drain)
+    return OrchestratorServer(config, drain)
 
 
-async def ticks(serving: DrainingServer, count: int) -> int | None:
+async def ticks(serving: OrchestratorServer, count: int) -> int | None:
     """Ten a second; the number of the one that ends the server."""
     for n in range(count):
         if await serving.on_tick(n):

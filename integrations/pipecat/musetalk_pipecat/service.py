@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,15 +20,31 @@ from pipecat.frames.frames import (
     TTSAudioRawFrame,
     TTSStartedFrame,
     TTSStoppedFrame,
+    UserAudioRawFrame,
+    UserImageRawFrame,
 )
 from pipecat.processors.frame_processor import FrameDirection, FrameProcessor, FrameProcessorSetup
 from pipecat.services.ai_service import AIService
 from pipecat.services.settings import ServiceSettings
 
-from musetalk_pipecat.errors import AvatarError
-from musetalk_pipecat.hearing import WithoutAvatar
-from musetalk_pipecat.line import AudioLine
-from musetalk_pipecat.sessions import KINDS, AvatarSession, Sessions
+from musetalk_pipecat.audio_link import AudioLink
+from musetalk_pipecat.session_client import KINDS, OrchestratorError, SessionClient, StartedSession
+
+
+class WithoutAvatar(FrameProcessor):
+    """Drops sound and pictures of the bot's own participants, so that a bot does not listen to itself."""
+
+    def __init__(self, is_own: Callable[[str], bool]) -> None:
+        """`is_own` is asked at every frame with the participant's identity."""
+        super().__init__()
+        self._is_own = is_own
+
+    async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
+        """Passes everything on but the avatar's."""
+        await super().process_frame(frame, direction)
+        if not isinstance(frame, UserAudioRawFrame | UserImageRawFrame) or not self._is_own(frame.user_id):
+            await self.push_frame(frame, direction)
+
 
 RATES = range(8_000, 48_001)
 FAREWELL_S = 5.0
@@ -73,10 +89,10 @@ class MuseTalkVideoService(AIService):
         super().__init__(settings=ServiceSettings(model=None), **kwargs)
         sources = {"avatar_id": avatar_id, "idle_video_url": idle_video_url, "frames_zip_url": frames_zip_url}
         self._order = {"room": room, **{name: value for name, value in sources.items() if value}, **(more or {})}
-        self._sessions = Sessions(url, api_key)
-        self._session: AvatarSession | None = None
+        self._sessions = SessionClient(url, api_key)
+        self._session: StartedSession | None = None
         self._identities: frozenset[str] | None = None
-        self._line: AudioLine | None = None
+        self._line: AudioLink | None = None
         self._running: asyncio.Task[None] | None = None
         self._sample_rate = 24_000
         self._resampler = create_stream_resampler()
@@ -118,12 +134,12 @@ class MuseTalkVideoService(AIService):
         await super().start(frame)
         try:
             self._session = await self._sessions.start(self._order)
-        except AvatarError as error:
+        except OrchestratorError as error:
             self._identities = frozenset()
             await self.push_error(f"The avatar did not start: {error}", error, force_treat_as_permanent=True)
             return
         self._identities = self._session.identities
-        self._line = AudioLine(self._session.audio_url, self._sample_rate, self._hear)
+        self._line = AudioLink(self._session.audio_url, self._sample_rate, self._hear)
         self._running = self.create_task(self._keep(self._line))
         await self._call_event_handler("on_avatar_ready", self._session.session_id)
 
@@ -166,7 +182,7 @@ class MuseTalkVideoService(AIService):
                 await self._end_segment(self._line)
         await self.push_frame(frame, direction)
 
-    async def _speak(self, line: AudioLine, frame: TTSAudioRawFrame) -> None:
+    async def _speak(self, line: AudioLink, frame: TTSAudioRawFrame) -> None:
         if not self._in_segment:
             self._in_segment = True
             self._segments += 1
@@ -177,7 +193,7 @@ class MuseTalkVideoService(AIService):
         if pcm:
             await line.push(pcm)
 
-    async def _end_segment(self, line: AudioLine) -> None:
+    async def _end_segment(self, line: AudioLink) -> None:
         if not self._in_segment:
             return
         self._in_segment = False
@@ -185,7 +201,7 @@ class MuseTalkVideoService(AIService):
             await line.push(rest)
         await line.mark("audio.end")
 
-    async def _interrupt(self, line: AudioLine) -> None:
+    async def _interrupt(self, line: AudioLink) -> None:
         self._in_segment = False
         await self._resampler.reset()  # type: ignore[no-untyped-call]  # Pipecat leaves it without annotations
         if not self._segments:
@@ -195,10 +211,10 @@ class MuseTalkVideoService(AIService):
         self._segments = 0
         await self._fall_silent()
 
-    async def _keep(self, line: AudioLine) -> None:
+    async def _keep(self, line: AudioLink) -> None:
         try:
             await line.run()
-        except AvatarError as error:
+        except OrchestratorError as error:
             self._line = None
             self._segments = 0
             await self._fall_silent()
@@ -242,7 +258,7 @@ class MuseTalkVideoService(AIService):
             return
         try:
             await self._sessions.stop(session.session_id)
-        except AvatarError as error:
+        except OrchestratorError as error:
             await self.push_error(f"The avatar's session was not ended: {error}; it will end by itself.", error)
 
 

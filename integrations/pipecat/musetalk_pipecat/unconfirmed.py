@@ -26,7 +26,7 @@ class Chunk:
 
 
 @dataclass
-class Mark:
+class ControlMark:
     """A control message between samples. `ping` is the number of the ping that was sent behind it; 0 before."""
 
     at: int
@@ -38,7 +38,7 @@ class Unconfirmed:
     """The tail of a new session's stream. The session's count confirms PCM, the answer to the ping behind it a mark."""
 
     def __init__(self) -> None:
-        self._items: deque[Chunk | Mark] = deque()
+        self._items: deque[Chunk | ControlMark] = deque()
         self._position = 0
         self._pings = 0
         self._pongs = 0
@@ -50,18 +50,18 @@ class Unconfirmed:
         self._position = chunk.end
         return chunk
 
-    def mark(self, kind: str) -> Mark:
+    def mark(self, kind: str) -> ControlMark:
         """Takes a control message at the end of the stream."""
-        mark = Mark(self._position, kind)
+        mark = ControlMark(self._position, kind)
         self._items.append(mark)
         return mark
 
-    def pinged(self, mark: Mark) -> None:
+    def pinged(self, mark: ControlMark) -> None:
         """A ping was sent behind this mark."""
         self._pings += 1
         mark.ping = self._pings
 
-    def greeted(self, received: int) -> list[Chunk | Mark]:
+    def greeted(self, received: int) -> list[Chunk | ControlMark]:
         """A connection begins, and the session has `received` samples: what is to be sent (again), cut to what it lacks."""
         self._pings = self._pongs = 0
         self.received(received)
@@ -78,10 +78,10 @@ class Unconfirmed:
     def ponged(self) -> None:
         """A ping was answered: the marks before it have arrived."""
         self._pongs += 1
-        arrived = [item for item in self._items if isinstance(item, Mark) and 0 < item.ping <= self._pongs]
+        arrived = [item for item in self._items if isinstance(item, ControlMark) and 0 < item.ping <= self._pongs]
         for mark in arrived:
             self._items.remove(mark)
 
     @staticmethod
-    def _before(item: Chunk | Mark, count: int) -> bool:
+    def _before(item: Chunk | ControlMark, count: int) -> bool:
         return item.end <= count if isinstance(item, Chunk) else item.at < count

@@ -14,7 +14,7 @@ import threading
 from typing import BinaryIO
 
 from orchestrator import worker_pipe
-from orchestrator.tts.worker.engines import VoiceEngine, load_engines
+from orchestrator.tts.worker.synthesis import VoiceEngine, load_engines
 
 REQUESTS_MAX = 4
 """The core sends one request at a time; more than a few waiting is not our core."""

@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from orchestrator.tts.worker.engines import VoiceEntry
-from orchestrator.tts.worker.synthesis import Cue, Pcm, SpokenText, block_levels, marked, merge, trim
+from orchestrator.tts.worker.synthesis import Cue, Pcm, SpokenText, VoiceEntry, block_levels, marked, merge, trim
 
 _SYSTEM_LIBRARY = "libespeak-ng.so.1"
 # From espeak-ng's speak_lib.h.

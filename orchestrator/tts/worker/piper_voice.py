@@ -13,8 +13,18 @@ from piper.config import PiperConfig
 from piper.patch_voice_with_alignment import add_alignment_output
 from piper.voice import PiperVoice
 
-from orchestrator.tts.worker.engines import VoiceEntry
-from orchestrator.tts.worker.synthesis import Cue, Pcm, SpokenText, count_sounds, counted, merge, shift, trim, written
+from orchestrator.tts.worker.synthesis import (
+    Cue,
+    Pcm,
+    SpokenText,
+    VoiceEntry,
+    count_sounds,
+    counted,
+    merge,
+    shift,
+    trim,
+    written,
+)
 
 GAIN = 1.5
 """From the voice's own level, -24 dBFS RMS, to -20.5; one gain for all parts, or their loudness would jump."""

@@ -10,11 +10,11 @@ import json
 import sys
 
 from livekit.agents import APIConnectOptions
-from livekit.plugins.musetalk.client import MuseTalkError, Orchestrator
+from livekit.plugins.musetalk.client import MuseTalkError, OrchestratorClient
 
 
 async def main(url: str) -> None:
-    orchestrator = Orchestrator(url, "key", APIConnectOptions(max_retry=3, retry_interval=0.01, timeout=60))
+    orchestrator = OrchestratorClient(url, "key", APIConnectOptions(max_retry=3, retry_interval=0.01, timeout=60))
     for call in (orchestrator.start({"room": "r"}), orchestrator.stop("ses_1")):
         try:
             print(json.dumps(await call))

@@ -1,4 +1,4 @@
-"""`AudioLine` against a server that refuses, falls silent or is away: what is tried again, and what is over."""
+"""`AudioLink` against a server that refuses, falls silent or is away: what is tried again, and what is over."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ SILENCE_S = 0.3
 
 @pytest.fixture
 def line(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """`musetalk_pipecat.line` without its package, which needs Pipecat."""
+    """`musetalk_pipecat.audio_link` without its package, which needs Pipecat."""
     package = ModuleType("musetalk_pipecat")
     package.__path__ = [str(PACKAGE / "musetalk_pipecat")]
     monkeypatch.setitem(sys.modules, "musetalk_pipecat", package)
-    yield importlib.import_module("musetalk_pipecat.line")
+    yield importlib.import_module("musetalk_pipecat.audio_link")
     for name in [name for name in sys.modules if name.startswith("musetalk_pipecat.")]:
         del sys.modules[name]
 
@@ -70,7 +70,7 @@ async def hear(message: Mapping[str, Any]) -> None:
 
 @asynccontextmanager
 async def running(line: ModuleType, url: str, **options: Any) -> AsyncIterator[asyncio.Task[None]]:
-    made = line.AudioLine(url, 16_000, hear, **{"schedule": QUICK, "silence_s": SILENCE_S, **options})
+    made = line.AudioLink(url, 16_000, hear, **{"schedule": QUICK, "silence_s": SILENCE_S, **options})
     task = asyncio.create_task(made.run())
     try:
         yield task
@@ -223,7 +223,7 @@ async def test_events_that_come_again_are_heard_once_and_the_last_one_is_named(l
 
     server.handler = talk
     async with server.serving() as url:
-        made = line.AudioLine(url, 16_000, heard.put, schedule=QUICK, silence_s=SILENCE_S)
+        made = line.AudioLink(url, 16_000, heard.put, schedule=QUICK, silence_s=SILENCE_S)
         task = asyncio.create_task(made.run())
         try:
             async with asyncio.timeout(NEVER_S):

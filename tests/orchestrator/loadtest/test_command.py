@@ -14,7 +14,15 @@ from orchestrator.__main__ import main
 from orchestrator.loadtest.chart import draw
 from orchestrator.loadtest.deployment import ServiceMetrics, samples
 from orchestrator.loadtest.plan import Plan, PlanError, check
-from orchestrator.loadtest.report import Happened, LoadReport, Losses, Machine, Point, SessionCounts, plan_told
+from orchestrator.loadtest.report import (
+    Happened,
+    LoadReport,
+    Losses,
+    Machine,
+    Point,
+    SessionCounts,
+    plan_told,
+)
 from orchestrator.loadtest.speech_source import RATE, SpeechError, recording, tones
 from orchestrator.loadtest.thresholds import ThresholdResult
 from orchestrator.loadtest.viewer_metrics import Histogram

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from orchestrator.__main__ import main
-from orchestrator.loadtest import command
-from orchestrator.loadtest.command import summary
+from orchestrator.loadtest import run as module
 from orchestrator.loadtest.deployment import CallError
 from orchestrator.loadtest.plan import Plan
 from orchestrator.loadtest.report import LoadReport
+from orchestrator.loadtest.run import summary
 from orchestrator.loadtest.speech_source import SpeechSource
 from orchestrator.loadtest.thresholds import ThresholdResult
 from tests.orchestrator.loadtest.test_command import _report
@@ -35,7 +35,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Run:
                 raise outcome
             return outcome
 
-        monkeypatch.setattr(command, "_run", instead)
+        monkeypatch.setattr(module, "_run", instead)
         return main(["loadtest", "--sessions", "2", "--minutes", "1", *options])
 
     monkeypatch.setenv("ORCHESTRATOR_API_KEY", "first-key, second-key")

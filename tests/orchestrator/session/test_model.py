@@ -25,13 +25,12 @@ from musetalk_agent.protocol.http import (
     VoiceSource,
 )
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
-from orchestrator.ingress import RoomIngress
+from orchestrator.livekit_rooms import RoomIngress
 from orchestrator.metrics import Metrics
 from orchestrator.session.journal import SessionJournal, from_record, to_record
 from orchestrator.session.model import ManagedSession, SessionRequest, iso
 from orchestrator.session.speech_pipeline import SpeechPipeline
-from orchestrator.store.seal import Seal
-from orchestrator.store.session_store import Progress, StoredSession
+from orchestrator.store.session_store import Progress, Seal, StoredSession
 from tests.fakes.memory_store import MemoryStore
 from tests.orchestrator.session.world import ORDER
 from tests.virtual_loop import EPOCH_S, virtually

@@ -12,11 +12,10 @@ import pytest
 from musetalk_agent.protocol.http import AvatarSource, Picture, SessionState
 from musetalk_agent.protocol.messages import CLOSE_POLICY, TAKEN_OVER
 from orchestrator.keys import Caller, Scope
-from orchestrator.routes import session_lookup
+from orchestrator.routes.context import views
 from orchestrator.session.journal import Sealed
 from orchestrator.session.model import SessionRequest
-from orchestrator.store.seal import Seal, derive
-from orchestrator.store.session_store import Progress
+from orchestrator.store.session_store import Progress, Seal, derive
 from orchestrator.store.sqlite import SqliteStore
 from tests.fakes.serving import plain_config, serving
 from tests.fakes.stage import LIVEKIT_SECRET, Stage, stage
@@ -83,7 +82,7 @@ async def test_one_that_is_handed_on_before_its_agent_answered_is_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known = Progress(segments=4, unfinished={4: True}, events_seen=7, sample_rate=24_000, received_samples=4800)
-    monkeypatch.setattr("orchestrator.session.takeover.FIRST_S", 0.05)
+    monkeypatch.setattr("orchestrator.recovery.FIRST_LOOK_S", 0.05)
     monkeypatch.setattr("orchestrator.session.session_runner.SNAPSHOT_TIMEOUT_S", NEVER_S)  # it stays undecided
     async with serving(plain_config(silent)) as url:
         await seed(tmp_path / "o.db", agent_url=url, progress=known)
@@ -153,9 +152,9 @@ async def test_a_starter_sees_only_its_own_of_what_is_stored(tmp_path: Path) -> 
     )
     async with stage(store_path=str(tmp_path / "o.db")) as running:
         context = running.app.state.context
-        assert await session_lookup.views(context, Caller("somebody", Scope.STARTER), set()) == [{"session_id": "x"}]
-        assert await session_lookup.views(context, Caller("another", Scope.STARTER), set()) == []
-        assert await session_lookup.views(context, Caller("another", Scope.OPERATOR), set()) == [{"session_id": "x"}]
+        assert await views(context, Caller("somebody", Scope.STARTER), set()) == [{"session_id": "x"}]
+        assert await views(context, Caller("another", Scope.STARTER), set()) == []
+        assert await views(context, Caller("another", Scope.OPERATOR), set()) == [{"session_id": "x"}]
 
 
 async def test_one_whose_link_another_orchestrator_took_is_let_go() -> None:

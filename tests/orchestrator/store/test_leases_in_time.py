@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from orchestrator.store.seal import derive
+from orchestrator.store.session_store import derive
 from orchestrator.store.sqlite import MEMORY, SqliteStore
 from tests.orchestrator.store.test_stores import KEEP_S, stored
 

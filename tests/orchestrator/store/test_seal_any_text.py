@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.store.seal import Seal, SealBroken, derive
+from orchestrator.store.session_store import Seal, SealBroken, derive
 
 SEAL = Seal(derive("secret", "sessions", "dep_1"))
 _text = st.text(st.characters(exclude_categories=["Cs"]), max_size=300)

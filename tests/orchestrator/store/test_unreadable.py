@@ -19,12 +19,20 @@ from redis.asyncio import Redis
 from orchestrator.audio.ingest import AudioLimits
 from orchestrator.events import EventBus
 from orchestrator.metrics import Metrics
-from orchestrator.reaper import Reaper
+from orchestrator.recovery import Reaper
 from orchestrator.session.journal import from_record
 from orchestrator.session.speech_pipeline import SpeechPipeline
 from orchestrator.store.redis_store import RedisStore
-from orchestrator.store.seal import Seal, derive
-from orchestrator.store.session_store import MAX_RECORD, RecordReader, SessionStore, StoredSession, Unreadable, parse
+from orchestrator.store.session_store import (
+    MAX_RECORD,
+    RecordReader,
+    Seal,
+    SessionStore,
+    StoredSession,
+    Unreadable,
+    derive,
+    parse,
+)
 from orchestrator.store.sqlite import SqliteStore
 from tests.fakes.stage import stage
 from tests.orchestrator.store.test_stores import stored

@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 from musetalk_agent.protocol.retries import retry_after_s
 from orchestrator import worker_pipe
 from orchestrator.tts import elevenlabs
-from orchestrator.tts.alignment import AlignmentTracker
+from orchestrator.tts.elevenlabs import AlignmentTracker
 from orchestrator.tts.pcm_stream import PcmStreamDecoder, WaveError
-from orchestrator.tts.remote import word_of
 from orchestrator.tts.segmentation import Splitter, clean, parts
 from orchestrator.tts.speech_worker import WorkerLostError, _part
+from orchestrator.tts.synthesizer import word_of
 
 MANY = settings(max_examples=int(os.environ.get("FUZZ_EXAMPLES", "150")), deadline=None)
 TONE = (9000 * np.sin(np.arange(3000) / 9)).astype("<i2").tobytes()

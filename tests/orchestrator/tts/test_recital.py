@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from orchestrator.tts.alignment import AlignmentTracker, Letter
+from orchestrator.tts.elevenlabs import AlignmentTracker, Letter
 
 RATE = 1000  # a sample is a millisecond
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from musetalk_agent.protocol.problems import ErrorCode
-from orchestrator.tts.remote import (
+from orchestrator.tts.synthesizer import (
     NO_SOUND,
     SLOWEST,
     TOTAL_ANSWERS,

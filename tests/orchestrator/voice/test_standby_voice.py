@@ -16,7 +16,7 @@ from orchestrator.audio.segments import SegmentTracker
 from orchestrator.session import standby_voice as tested
 from orchestrator.session.speech_pipeline import SpeechPipeline
 from orchestrator.session.standby_voice import StandbyVoice
-from orchestrator.voice.voice_line import VoiceLine
+from orchestrator.voice.voice_worker import VoiceLine
 from orchestrator.voice.worker_messages import (
     ClearAudio,
     EndSegment,

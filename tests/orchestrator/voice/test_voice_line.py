@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from orchestrator.voice import voice_line as module
-from orchestrator.voice.voice_line import AHEAD_S, VoiceLine, VoicePosition
+from orchestrator.voice import voice_worker as module
+from orchestrator.voice.voice_worker import AHEAD_S, VoiceLine, VoicePosition
 from orchestrator.voice.worker.playout_scheduler import PlayoutScheduler
 from orchestrator.voice.worker.room_audio import ROOM_RATE
 from orchestrator.voice.worker_messages import (

@@ -16,8 +16,7 @@ import pytest
 
 from orchestrator.livekit_server import LiveKitAccess
 from orchestrator.metrics import Metrics
-from orchestrator.voice.voice_line import VoiceLine
-from orchestrator.voice.voice_worker import VoiceWorker
+from orchestrator.voice.voice_worker import VoiceLine, VoiceWorker
 from orchestrator.voice.worker_messages import LineReport
 from tests.orchestrator.voice.tones import Ears, heard_all, once, tone_code
 from tests.viewer import join_token
@@ -125,7 +124,7 @@ async def _a_line_that_follows_says_each_sound_when_it_is_due(access: LiveKitAcc
 
 
 async def test_four_lines_of_one_worker(livekit_server: LiveKitAccess, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.voice.voice_line._CUT_ANSWER_S", NEVER_S)
+    monkeypatch.setattr("orchestrator.voice.voice_worker._CUT_ANSWER_S", NEVER_S)
     async with worker() as voices:
         async with asyncio.TaskGroup() as group:
             group.create_task(_everything_is_heard_once_and_in_order(livekit_server, voices))

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from orchestrator import worker_pipe
 from orchestrator.tts.worker.__main__ import _answer
-from orchestrator.tts.worker.engines import VoiceEntry
 from orchestrator.tts.worker.espeak import CLOSURE_MS, _spans, close_stops
 from orchestrator.tts.worker.synthesis import (
     LEAD_MS,
@@ -19,6 +18,7 @@ from orchestrator.tts.worker.synthesis import (
     SILENCE_DBFS,
     Cue,
     SpokenText,
+    VoiceEntry,
     block_levels,
     counted,
     marked,

@@ -10,7 +10,7 @@ from livekit import rtc
 from livekit.agents import DEFAULT_API_CONNECT_OPTIONS, AgentSession, APIConnectOptions, get_job_context
 from livekit.agents.voice.avatar import AvatarSession as BaseAvatarSession
 
-from .client import MuseTalkError, Orchestrator
+from .client import MuseTalkError, OrchestratorClient
 from .output import AvatarOutput
 
 log = logging.getLogger("livekit.plugins.musetalk")
@@ -49,7 +49,7 @@ class AvatarSession(BaseAvatarSession[str]):
         conn_options: APIConnectOptions = DEFAULT_API_CONNECT_OPTIONS,
     ) -> None:
         super().__init__()
-        self._orchestrator = Orchestrator(
+        self._orchestrator = OrchestratorClient(
             _given(orchestrator_url, "orchestrator_url", "MUSETALK_URL"),
             _given(api_key, "api_key", "MUSETALK_API_KEY"),
             conn_options,

@@ -40,7 +40,7 @@ class MuseTalkError(Exception):
 
 
 @dataclass(frozen=True)
-class Orchestrator:
+class OrchestratorClient:
     """Where it is, and the key for it.
 
     Which failed calls are made again is the protocol's own table; how often and after how long, `retries` says, or the answer's

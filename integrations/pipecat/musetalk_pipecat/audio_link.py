@@ -21,8 +21,8 @@ from musetalk_agent.protocol.retries import (
     retry_after_s,
     verdict,
 )
-from musetalk_pipecat.errors import AvatarError, problem
-from musetalk_pipecat.unconfirmed import BYTES_PER_SAMPLE, Chunk, Mark, Unconfirmed
+from musetalk_pipecat.session_client import OrchestratorError, problem
+from musetalk_pipecat.unconfirmed import BYTES_PER_SAMPLE, Chunk, ControlMark, Unconfirmed
 
 AHEAD_S = 10.0
 """Speech handed over before it can have been heard; the session takes 120 s. Past it `push` waits."""
@@ -32,7 +32,7 @@ _OVER = frozenset({"session_not_found", "session_ended", "http_404"})
 Hear = Callable[[Mapping[str, Any]], Awaitable[None]]
 
 
-class AudioLine:
+class AudioLink:
     """One session's line. `run` keeps it up; the other methods may be called at any time and keep their order."""
 
     def __init__(
@@ -49,7 +49,7 @@ class AudioLine:
         self._sending = asyncio.Lock()
         self._heard_at = 0.0
         """When all that was pushed can have been heard, on the monotonic clock."""
-        self._error: AvatarError | None = None
+        self._error: OrchestratorError | None = None
         self._last_event = 0
 
     @property
@@ -58,7 +58,7 @@ class AudioLine:
         return max(0.0, self._heard_at - time.monotonic())
 
     async def run(self) -> None:
-        """Keeps the line up. Raises AvatarError when the session is over, or the orchestrator stays away. Cancelling closes it."""
+        """Keeps the link up. Raises OrchestratorError when the session is over or the orchestrator stays away."""
         tries = Tries(self._schedule)
         while True:
             asked_s = None
@@ -80,7 +80,7 @@ class AudioLine:
                 self._socket = None
             wait_s = tries.next_wait_s(asked_s)
             if wait_s is None:
-                raise self._error or AvatarError("network", "The orchestrator cannot be reached any more.")
+                raise self._error or OrchestratorError("network", "The orchestrator cannot be reached any more.")
             await asyncio.sleep(wait_s)
 
     async def push(self, pcm: bytes) -> None:
@@ -98,7 +98,7 @@ class AudioLine:
         async with self._sending:
             await self._put(self._tail.mark(kind))
 
-    async def _put(self, item: Chunk | Mark) -> None:
+    async def _put(self, item: Chunk | ControlMark) -> None:
         """To the socket, if there is one; when it breaks `run` mends it, and the item waits for the next."""
         socket = self._socket
         if socket is None:
@@ -114,7 +114,7 @@ class AudioLine:
             self._socket = None
 
     async def _talk(self, socket: ClientConnection, tries: Tries) -> None:
-        """Reads one connection to its end. Raises AvatarError when it ended for good, TimeoutError when no greeting came."""
+        """Reads one connection to its end. Raises OrchestratorError when it ended for good, TimeoutError when no greeting came."""
         self._error = None
         try:
             async with asyncio.timeout(self._silence_s):
@@ -127,7 +127,7 @@ class AudioLine:
         except ConnectionClosed:
             pass
         if close_verdict(socket.close_code, self._error.code if self._error else "") is Verdict.FINAL:
-            raise self._error or AvatarError("session_ended", "The session is over.")
+            raise self._error or OrchestratorError("session_ended", "The session is over.")
 
     async def _receive(self, socket: ClientConnection, message: Mapping[str, Any]) -> None:
         if message.get("id", self._last_event + 1) <= self._last_event:
@@ -144,17 +144,17 @@ class AudioLine:
             case "pong":
                 self._tail.ponged()
             case "error":
-                self._error = AvatarError(message["code"], message["message"])
+                self._error = OrchestratorError(message["code"], message["message"])
             case _:
                 await self._hear(message)
 
 
 def _refused(refused: InvalidStatus) -> float | None:
-    """The `Retry-After` of a handshake's refusal. Raises AvatarError when it would be refused again."""
+    """The `Retry-After` of a handshake's refusal. Raises OrchestratorError when it would be refused again."""
     answer = refused.response
     code, detail = problem(answer.status_code, (answer.body or b"").decode(errors="replace"))
     if verdict(answer.status_code, code) is Verdict.FINAL:
         if code in _OVER:
             code, detail = "session_ended", "The session takes no more sound."
-        raise AvatarError(code, detail) from refused
+        raise OrchestratorError(code, detail) from refused
     return retry_after_s(answer.headers.get("Retry-After"))

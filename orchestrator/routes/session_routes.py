@@ -20,8 +20,7 @@ from musetalk_agent.protocol.http import (
 )
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.routes.auth import current, visible
-from orchestrator.routes.context import Context, Ctx, host_url, unless_gone
-from orchestrator.routes.session_lookup import here, stored, views
+from orchestrator.routes.context import Context, Ctx, here, host_url, stored, unless_gone, views
 from orchestrator.session.model import ManagedSession, SessionRequest, iso
 from orchestrator.webhooks import secret
 

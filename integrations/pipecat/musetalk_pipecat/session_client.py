@@ -1,4 +1,4 @@
-"""The orchestrator's HTTP surface, as far as a bot needs it."""
+"""The orchestrator's HTTP surface as far as a bot needs it, and its errors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,25 @@ from dataclasses import dataclass, replace
 import httpx
 
 from musetalk_agent.protocol.retries import CALL, NO_ANSWER, Schedule, Tries, Verdict, retry_after_s, verdict
-from musetalk_pipecat.errors import AvatarError, problem
+
+
+class OrchestratorError(Exception):
+    """A request was refused or a session is over. `code` is one of the orchestrator's `docs/protocol.md`, or `network`."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(f"{message} ({code})")
+        self.code = code
+
+
+def problem(status: int, body: str) -> tuple[str, str]:
+    """Code and sentence of a refusal; `http_STATUS` where the answer is no problem+json."""
+    try:
+        told = json.loads(body)
+    except (ValueError, RecursionError):
+        told = None
+    told = told if isinstance(told, dict) else {}
+    return str(told.get("code", f"http_{status}")), str(told.get("detail", "The request was refused."))
+
 
 START_S = 200.0
 """A new avatar is prepared first; the orchestrator itself gives up after 180 s by default."""
@@ -21,7 +39,7 @@ KINDS = ("avatar-ses_", "voice-ses_")
 
 
 @dataclass(frozen=True)
-class AvatarSession:
+class StartedSession:
     """A started session. Its identities are those under which its sound comes into the room."""
 
     session_id: str
@@ -35,26 +53,26 @@ class AvatarSession:
         return frozenset({self.avatar_identity, f"voice-{self.session_id}"})
 
 
-class Sessions:
+class SessionClient:
     """Starts and stops sessions. A call that may succeed later is made again as `schedule` says; both are safe to repeat."""
 
     def __init__(self, url: str, api_key: str, *, schedule: Schedule = CALL) -> None:
         self._schedule = schedule
         self._http = httpx.AsyncClient(base_url=url, headers={"Authorization": f"Bearer {api_key}"})
 
-    async def start(self, order: Mapping[str, object]) -> AvatarSession:
-        """The session, its avatar in the room. Raises AvatarError. Cancelled, it may leave one behind, which ends by itself."""
+    async def start(self, order: Mapping[str, object]) -> StartedSession:
+        """Starts a session. Raises OrchestratorError. Cancelled, it may leave one behind, which ends by itself."""
         key = {"Idempotency-Key": uuid.uuid4().hex}
         answer = await self._call("/session/start", order, START_S, Tries(self._schedule), key)
         fields = ("session_id", "room", "avatar_identity", "audio_url")
-        return AvatarSession(**{name: str(answer[name]) for name in fields})
+        return StartedSession(**{name: str(answer[name]) for name in fields})
 
     async def stop(self, session_id: str) -> None:
-        """Ends a session; one that is over already is no error. Raises AvatarError when the orchestrator cannot be asked."""
+        """Ends a session; one that is over already is no error. Raises OrchestratorError when the orchestrator cannot be asked."""
         try:
             tries = Tries(replace(self._schedule, total_s=min(self._schedule.total_s, STOP_S)))
             await self._call(f"/session/{session_id}/stop", None, STOP_S, tries)
-        except AvatarError as error:
+        except OrchestratorError as error:
             if error.code != "session_not_found":
                 raise
 
@@ -75,14 +93,14 @@ class Sessions:
                 answer = await self._http.post(path, json=body, timeout=timeout_s, headers=dict(headers or {}))
             except httpx.HTTPError as error:
                 status, asked_s = NO_ANSWER, None
-                refusal = AvatarError(
+                refusal = OrchestratorError(
                     "network", f"{self._http.base_url} does not answer: {str(error) or type(error).__name__}"
                 )
             else:
                 if answer.is_success:
                     return _object(answer.text)
                 status, asked_s = answer.status_code, retry_after_s(answer.headers.get("Retry-After"))
-                refusal = AvatarError(*problem(status, answer.text))
+                refusal = OrchestratorError(*problem(status, answer.text))
             if verdict(status, refusal.code) is Verdict.FINAL:
                 raise refusal
             wait_s = tries.next_wait_s(asked_s)
