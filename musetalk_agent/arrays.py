@@ -71,6 +71,5 @@ def save_arrays(path: Path, arrays: Mapping[str, ArrayLike]) -> None:
         with os.fdopen(handle, "wb") as file:
             np.savez(file, **dict[str, Any](arrays))
         Path(name).replace(path)
-    except BaseException:  # cancelled or killed by Ctrl-C as well: no half file stays; it is raised again
+    finally:  # no partial file stays; one that was whole has been moved
         Path(name).unlink(missing_ok=True)
-        raise

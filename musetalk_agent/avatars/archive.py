@@ -13,6 +13,7 @@ import unicodedata
 import zipfile
 import zlib
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
 
 from musetalk_agent.avatars.limits import AvatarLimits
@@ -71,15 +72,14 @@ class FrameArchive:
             self._zip = zipfile.ZipFile(path)
         except (zipfile.BadZipFile, struct.error, NotImplementedError, OverflowError, ValueError) as error:
             raise AvatarUndecodable("The zip archive is damaged or cut short: its directory cannot be read.") from error
-        try:
+        with ExitStack() as stack:
+            stack.callback(self._zip.close)
             entries = self._zip.infolist()
             _check(entries, path.stat().st_size, limits)
             self._entries = _frames(entries)
             self.names: Sequence[str] = sorted(self._entries, key=natural_key)
             self._check_frames(entries)
-        except BaseException:
-            self._zip.close()
-            raise
+            stack.pop_all()  # it stays open for `read`
 
     def _check_frames(self, entries: list[zipfile.ZipInfo]) -> None:
         if not self.names:

@@ -47,7 +47,7 @@ class Job:
         source: file with the clip's bytes.
         avatar_id: `sha256:…` or `demo`, for the report.
         key: the bundle's key.
-        picture: wished size and rate.
+        picture: size and rate that were asked for.
         limits: what it may cost.
         decoders: threads that decode pictures.
         progress: called after each frame, in the building thread.

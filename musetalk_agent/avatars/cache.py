@@ -1,4 +1,4 @@
-"""The cache folder: source bytes and bundles by content, replaced whole, the longest unused thrown out first.
+"""The cache folder: source bytes and bundles by content, replaced whole; the least recently used is evicted first.
 
     sources/<sha256>      a clip as it was fetched or uploaded
     bundles/<key>/        see `bundle`
@@ -49,7 +49,7 @@ class AvatarCache:
 
     Args:
         folder: made when it is not there.
-        capacity_bytes: of sources and bundles together. One in use is never thrown out, so that it may be passed for a while.
+        capacity_bytes: of sources and bundles together. One in use is never evicted, so that the cache may be larger for a while.
     """
 
     def __init__(self, folder: Path, capacity_bytes: int) -> None:
@@ -67,7 +67,7 @@ class AvatarCache:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Raises `DiskFull` for whatever fails within because nothing more can be written."""
+        """Raises `DiskFull` in place of an OSError that says that the disk is full."""
         try:
             yield
         except OSError as error:
@@ -98,7 +98,7 @@ class AvatarCache:
         return path
 
     def bundle(self, key: str) -> Bundle | None:
-        """The bundle with this key, marked as used; None when it is not there. A damaged one is thrown away first."""
+        """The bundle with this key, marked as used; None when it is not there. A damaged one is removed."""
         folder = self._bundles / key
         if not folder.exists():
             return None
@@ -112,7 +112,7 @@ class AvatarCache:
         return bundle
 
     def hold(self, bundle: Bundle) -> Bundle:
-        """Marks a bundle as in use for as long as it is referred to; until then this process does not throw it out."""
+        """Marks a bundle as in use for as long as it is referred to; until then this process does not evict it."""
         with self._lock:
             self._held[next(self._tickets)] = bundle
         return bundle

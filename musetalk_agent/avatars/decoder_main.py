@@ -125,7 +125,7 @@ _TRACE_CHARACTERS = 2000
 
 
 class Decoder:
-    """Does what requests ask for. Networks stay loaded from one to the next.
+    """Answers requests. Networks stay loaded from one to the next.
 
     Args:
         send: sends one answer.

@@ -132,23 +132,23 @@ class FaceNet:
         """
         found: list[Face] = []
         for detector in self._detectors:
-            found = _distinct([*found, *self._settled(rgb, detector.find(rgb))])
+            found = _distinct([*found, *self._confirmed(rgb, detector.find(rgb))])
             if found and not thorough:
                 return found
         if thorough and (not found or found[0].score < CERTAIN_LOGIT):
-            found = _distinct([*found, *self._settled(rgb, self._turned(rgb))])
+            found = _distinct([*found, *self._confirmed(rgb, self._turned(rgb))])
         if thorough and not found:
-            found = _distinct(self._settled(rgb, self._search(rgb)))
+            found = _distinct(self._confirmed(rgb, self._search(rgb)))
         if thorough and not found:
             straight = [d for detector in self._detectors for d in detector.find(rgb)]
-            found = _distinct(self._settled(rgb, straight, DRAWN_FACE_LOGIT))[:1]
+            found = _distinct(self._confirmed(rgb, straight, DRAWN_FACE_LOGIT))[:1]
         return found
 
-    def _settled(self, rgb: Pixels, detections: list[Detection], least: float = FACE_LOGIT) -> list[Face]:
-        """The detections that the mesh confirms: it sees a face, by a logit of `least`, and sees it where the detector does."""
+    def _confirmed(self, rgb: Pixels, detections: list[Detection], least: float = FACE_LOGIT) -> list[Face]:
+        """The detections that the mesh confirms: it sees a face, with a logit of at least `least`, in the detection's place."""
         seen = []
         for detection in detections:
-            face = self.settle(rgb, detection)
+            face = self.refine_mesh(rgb, detection)
             if face is not None and face.score >= least and plausible(face, rgb) and _coincide(detection, face):
                 seen.append(face)
         return seen
@@ -178,8 +178,8 @@ class FaceNet:
                 found += [replace(d, x=d.x + left, y=d.y + top) for d in self._detectors[1].find(tile)]
         return found
 
-    def settle(self, rgb: Pixels, crop: Detection) -> Face | None:
-        """Mesh of a detected face: the crop follows the mesh a few rounds, as one pass alone is off by percents."""
+    def refine_mesh(self, rgb: Pixels, crop: Detection) -> Face | None:
+        """The mesh of a detected face. The crop follows the mesh for a few rounds: one pass alone is off by percents."""
         face: Face | None = None
         for _ in range(_SETTLE_ROUNDS):
             face = self.mesh(rgb, crop)
@@ -198,7 +198,7 @@ class FaceNet:
         return Face(points.astype(np.float32), seen.score)
 
     def mouth_evidence(self, rgb: Pixels, face: Face) -> float:
-        """How much the network's belief in a settled face rests on its mouth: the logit, and how far it falls without one.
+        """How much the network's belief in a refined face rests on its mouth: the logit, and how far it falls without one.
 
         The mouth is painted over as skin, narrowly and widely, and the larger fall counts. One that a mask, a hand or a caption
         hides can be painted over without a fall. docs/reference/avatars.md has what was measured.
@@ -208,7 +208,7 @@ class FaceNet:
         return face.score + _WEIGHT * (face.score - least)
 
     def mouth_without_eyes(self, rgb: Pixels, face: Face) -> float:
-        """How far the logit of a settled face falls with its mouth when its eyes are painted over already.
+        """How far the logit of a refined face falls with its mouth when its eyes are painted over already.
 
         Where the eyes are seen, they can be enough for the network: some hidden mouths are missed then.
         """
@@ -238,7 +238,7 @@ def _patch(rgb: Pixels, crop: Detection) -> tuple[NDArray[np.float32], NDArray[n
 
 
 def _refined_patch(rgb: Pixels, face: Face) -> tuple[NDArray[np.float32], Points]:
-    """The mesh network's picture of a settled face, and its points in pixels of that."""
+    """The mesh network's picture of a refined face, and its points in pixels of that."""
     patch, to_picture, shrink, corner = _patch(rgb, crop_of(face.points))
     inverse = np.linalg.inv(to_picture[:, :2])
     return patch, (((face.points - corner) / shrink - to_picture[:, 2]) @ inverse.T).astype(np.float32)

@@ -150,7 +150,7 @@ _COUNT_EVERY = 12
 _SECOND_FACE = 0.35
 """A face is another one in the picture when it is at least this much of the followed one's size."""
 _HELD = 4.0
-"""The mesh's logit down to which a face that is followed stays one; beginning takes `face.AGREED`."""
+"""The mesh's logit down to which a face that is followed stays one; a new one needs `face.FACE_LOGIT`."""
 _BETTER = 10.0
 """A face that is found anew takes the place of a followed one of a doubtful score when its logit is so much higher."""
 _FADED = 0.7
@@ -167,9 +167,9 @@ _LISTED = 12
 
 @dataclass(frozen=True, slots=True)
 class FrameObservation:
-    """What one frame shows: its followed face, if any, that face's contrast in levels, and the frame as a small grey picture.
+    """What one frame shows: its followed face, if any, that face's contrast in levels, and the frame's thumbnail.
 
-    `mouth` is the evidence of a visible mouth where it was looked for, `alone` that without the eyes, of the first look.
+    `mouth` is the evidence of a visible mouth in the frames where it was measured, `alone` that without the eyes, in the first one.
     """
 
     face: Face | None
@@ -181,7 +181,7 @@ class FrameObservation:
 
 @dataclass
 class FaceTracker:
-    """Feeds frames one after the other; keeps the largest face of each, or None where it is not seen."""
+    """Takes a clip's frames one after the other and follows its largest face."""
 
     net: FaceNet
     observations: list[FrameObservation] = field(default_factory=list)

@@ -124,15 +124,15 @@ class FrameConverter:
     Args:
         aspect: width by height of a pixel.
         aperture: what is shown of a frame; None for all.
-        statement: what is said of frames that do not carry it; None for frames that do.
+        metadata: what is said of frames that do not carry it; None for frames that do.
     """
 
     def __init__(
-        self, aspect: Fraction = Fraction(1), aperture: Aperture | None = None, statement: StreamMetadata | None = None
+        self, aspect: Fraction = Fraction(1), aperture: Aperture | None = None, metadata: StreamMetadata | None = None
     ) -> None:
         self._aspect = aspect
         self._aperture = aperture
-        self._statement = statement
+        self._metadata = metadata
         self._scaler = VideoReformatter()
         self._tone: ToneMap | None = None
         self._tone_of: tuple[int, ...] = ()
@@ -150,8 +150,8 @@ class FrameConverter:
             AvatarUndecodable: its colours are of a kind that is not known here.
         """
         turn, shown = self._turn_of(frame), self._shown(frame)
-        if self._statement is not None:
-            self._statement.fill(frame)
+        if self._metadata is not None:
+            self._metadata.fill(frame)
         wanted = turn.size(size)
         if self._aspect == 1 and all(0 <= a - b <= 1 for a, b in zip((shown.width, shown.height), wanted, strict=True)):
             wanted = (shown.width, shown.height)
@@ -171,8 +171,8 @@ class FrameConverter:
 
     def _turn_of(self, frame: VideoFrame) -> Orientation:
         """The frame's turn. Its matrix is read when its angle changes."""
-        if self._statement is not None:
-            return self._statement.turn
+        if self._metadata is not None:
+            return self._metadata.turn
         if frame.rotation != self._angle:
             self._turn, self._angle = frame_orientation(frame), frame.rotation
         return self._turn

@@ -1,4 +1,4 @@
-"""From the clip's pixels to the published picture's: size, crop, planes, face window."""
+"""From the clip's pixels to those of the published video: size, crop, I420 planes, face window."""
 
 from __future__ import annotations
 
@@ -36,8 +36,9 @@ class Fit:
 def fit(clip: tuple[int, int], width: int | None, height: int | None, limits: AvatarLimits) -> Fit:
     """Size of the picture for a clip of `clip` (width, height) pixels.
 
-    Without a wish the clip's own size, made even, its longer side at most `DEFAULT_SIDE` and its area `DEFAULT_PIXELS`; with
-    one side wished the other follows the clip's shape as far as `MAX_SIDE` and `MAX_PIXELS` allow; with both, cover and crop.
+    Without a requested size it is the clip's own, made even, its longer side at most `DEFAULT_SIDE` and its area `DEFAULT_PIXELS`.
+    With one side requested, the other follows the clip's shape as far as `MAX_SIDE` and `MAX_PIXELS` allow; with both, the clip
+    covers the size and is cropped.
 
     Raises:
         AvatarUndecodable: a side would be too small for a face.

@@ -103,7 +103,7 @@ class AvatarLibrary:
         progress: Progress | None = None,
         derived: str | None = None,
     ) -> Bundle:
-        """The avatar at the wished size and rate, prepared now or found prepared (`report.cached`).
+        """Returns the avatar at the size and rate asked for, prepared now or found prepared (`report.cached`).
 
         `avatar_id` wins over the zip, the zip over the video, which is tried when the zip cannot be used (a warning then says
         why). A URL is fetched each time; everything after it is done once for the same bytes and settings, also when several

@@ -74,7 +74,7 @@ def _warnings(track: FaceTrack, clip: tuple[int, int], fps: int, still: bool) ->
 
 
 def _face_warnings(track: FaceTrack, clip: tuple[int, int]) -> list[tuple[str, str]]:
-    """What is wrong with the face wherever it is seen: size, turn, company, place."""
+    """Warnings about the face: its size, its turn, other faces beside it, its place in the frame."""
     points, found = track.points, []
     width = face_px(points)
     if width < FACE_PX_TINY:
@@ -98,7 +98,7 @@ def _face_warnings(track: FaceTrack, clip: tuple[int, int]) -> list[tuple[str, s
 
 
 def _frame_warnings(track: FaceTrack, fps: int, still: bool) -> list[tuple[str, str]]:
-    """What is wrong with some frames, or with all of them taken together."""
+    """Warnings about single frames, and about the clip as a whole."""
     frames, missing, covered, found = len(track.points), len(track.missing), len(track.covered), []
     if track.cuts:
         text = (

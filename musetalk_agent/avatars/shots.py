@@ -1,4 +1,4 @@
-"""Where a clip cuts to another shot. Only pictures that show a face are compared: a black or empty stretch is no cut by itself."""
+"""Where a clip cuts to another shot. Only frames that show a face are compared: a black or empty stretch is not a cut by itself."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class FrameDifference:
 
 
 def thumbnail(bgr: Pixels) -> Pixels:
-    """The small grey picture of a frame, uint8 `[48, 48]`."""
+    """The thumbnail of a frame, grey, uint8 `[48, 48]`."""
     step = max(
         1, min(bgr.shape[:2]) // (2 * _SIDE)
     )  # every pixel of a large frame would cost more than the answer is worth
@@ -57,7 +57,7 @@ def thumbnail(bgr: Pixels) -> Pixels:
 
 
 def cut_between(one: Pixels, other: Pixels) -> bool:
-    """Whether two small grey pictures are surely of two shots."""
+    """Whether two thumbnails certainly belong to two shots."""
     return FrameDifference.between(one, other).alike < _OTHER
 
 

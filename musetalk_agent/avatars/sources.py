@@ -37,7 +37,9 @@ _BLOCK_BYTES = 1 << 20
 
 
 class SourceWriter:
-    """An asynchronous context manager; leaving it removes whatever `finish` did not keep.
+    """Counts, hashes and identifies a clip's bytes as they arrive, and writes them to a file.
+
+    An asynchronous context manager; leaving it removes what `finish` did not keep.
 
     Args:
         cache: where the file goes.
@@ -86,7 +88,7 @@ class SourceWriter:
             await self._flush()
 
     async def finish(self) -> tuple[Path, str]:
-        """Keeps the file; returns where it lies and its sha256. Raises as `write` does."""
+        """Keeps the file; returns its path and its sha256. Raises as `write` does."""
         if not self._looked:
             self._look()
         await self._flush()

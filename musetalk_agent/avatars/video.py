@@ -46,20 +46,20 @@ class VideoClip:
     `size` is the width and height at which a player shows it.
     """
 
-    def __init__(self, decoding: VideoTrackDecoder, upright: FrameConverter, fps: int, allow: Allow) -> None:
-        self._decoding, self._upright = decoding, upright
+    def __init__(self, track: VideoTrackDecoder, converter: FrameConverter, fps: int, allow: Allow) -> None:
+        self._track, self._converter = track, converter
         self._fps, self._allow = fps, allow
-        self._frames = decoding.frames()
+        self._frames = track.frames()
         with decoding_errors():
             self._first = next(self._frames, None)
         if self._first is None:
-            raise decoding.refusal()
-        self.size = upright.size(self._first.frame)
+            raise track.no_frame_error()
+        self.size = converter.size(self._first.frame)
 
     @property
     def warnings(self) -> list[tuple[str, str]]:
         """What is wrong with the clip, as codes and sentences; whole after the last frame."""
-        return self._decoding.warnings()
+        return self._track.warnings()
 
     def frames(self, size: tuple[int, int]) -> Generator[Pixels]:
         """Frames at the session's rate: for time `k/fps` the newest frame at or before it.
@@ -99,14 +99,14 @@ class VideoClip:
         """The frame's pixels; as they are, where it is pixels already."""
         if isinstance(frame, np.ndarray):
             return frame
-        width, height = self._upright.size(frame)
+        width, height = self._converter.size(frame)
         if abs(width * self.size[1] / (height * self.size[0]) - 1) > _SHAPE_CHANGE:
             raise AvatarUndecodable(
                 f"The video changes its size from {self.size[0]}×{self.size[1]} to {width}×{height} on the way; cut it "
                 "where it does, or export it at one size.",
                 value=f"{width}x{height}",
             )
-        return self._upright.picture(frame, size)
+        return self._converter.picture(frame, size)
 
 
 @contextmanager
@@ -134,11 +134,11 @@ def open_clip(
         apertures = mp4_apertures(path)
     with _opened(path, kind, limits) as container:
         with decoding_errors():
-            decoding = VideoTrackDecoder(container, kind, limits, allow)
-        aperture = matroska_aperture(path) if kind is MediaKind.WEBM else apertures.get(decoding.stream.id)
-        statement = _statement(path, kind, limits, decoding.stream.index) if decoding.by_libvpx else None
-        upright = FrameConverter(decoding.aspect, aperture, statement)
-        yield VideoClip(decoding, upright, fps, allow)
+            track = VideoTrackDecoder(container, kind, limits, allow)
+        aperture = matroska_aperture(path) if kind is MediaKind.WEBM else apertures.get(track.stream.id)
+        metadata = _stream_metadata(path, kind, limits, track.stream.index) if track.by_libvpx else None
+        converter = FrameConverter(track.aspect, aperture, metadata)
+        yield VideoClip(track, converter, fps, allow)
 
 
 @contextmanager
@@ -162,11 +162,11 @@ def _opened(path: Path, kind: MediaKind, limits: AvatarLimits) -> Iterator[Input
             yield container
 
 
-def _statement(path: Path, kind: MediaKind, limits: AvatarLimits, track: int) -> StreamMetadata | None:
-    """What the file says of the pictures of a track, as its first whole frame carries it when FFmpeg's own decoder reads it; None
-    where that decodes none of them. The file is opened for that alone, so that no memory of it stays."""
+def _stream_metadata(path: Path, kind: MediaKind, limits: AvatarLimits, stream_index: int) -> StreamMetadata | None:
+    """What the file states about a track's frames: as FFmpeg's own decoder puts it into the first whole frame. None where that
+    decoder gives no frame. The file is opened for this alone, so that no memory of it stays."""
     with _opened(path, kind, limits) as container:
-        stream = container.streams[track]
+        stream = container.streams[stream_index]
         assert isinstance(stream, VideoStream)
         stream.codec_context.thread_count = 1
         with suppress(AvatarUndecodable), decoding_errors():

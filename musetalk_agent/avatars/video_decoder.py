@@ -57,7 +57,7 @@ class ClipFrame:
 
 @contextmanager
 def decoding_errors() -> Iterator[None]:
-    """Turns what PyAV raises for a bad file into refusals."""
+    """Turns what PyAV raises for a damaged file into errors of avatars, and what it raises without memory into MemoryError."""
     try:
         yield
     except av.error.PatchWelcomeError as error:
@@ -79,8 +79,8 @@ def _no_memory(error: Exception) -> bool:
 class VideoTrackDecoder:
     """The picture track of an open container.
 
-    `stream` is the track, `aspect` the width of a pixel by its height. `by_libvpx`: its frames have alpha, and nothing of what
-    the container says beside the pixels.
+    `stream` is the track, `aspect` the width of a pixel by its height. With `by_libvpx`, frames have alpha, but nothing that the
+    container states beside their pixels.
 
     Raises:
         AvatarEmpty: no picture track.
@@ -96,23 +96,23 @@ class VideoTrackDecoder:
         self._context = self._decoder()
         self.aspect = self.stream.sample_aspect_ratio or Fraction(1)
         self._time_base = self.stream.time_base or Fraction(1, 1000)
-        self._by_order: deque[int] | None = deque() if kind is MediaKind.AVI else None
+        self._dts_in_order: deque[int] | None = deque() if kind is MediaKind.AVI else None
         self._rate = self.stream.average_rate or Fraction(25)
-        self._promised = self._length()
-        if self._promised is not None and self._promised > limits.video_seconds:
-            raise _too_long(float(self._promised), limits)
+        self._stated_duration = self._length()
+        if self._stated_duration is not None and self._stated_duration > limits.video_seconds:
+            raise _too_long(float(self._stated_duration), limits)
         self._end = Fraction(0)
-        self._broken_off = self._key_frame = False
-        self._bad: tuple[Fraction, Fraction] | None = None
-        self._good = self._damaged = 0
+        self._cut_short = self._key_frame = False
+        self._damaged_span: tuple[Fraction, Fraction] | None = None
+        self._whole_frames = self._damaged_frames = 0
         self._lost: list[Fraction] = []
         frames_at_once = self._context.thread_count if self._context.thread_type & ThreadType.FRAME else 0
-        self._sent: deque[int] = deque(maxlen=frames_at_once + 1)
+        self._recent_pts: deque[int] = deque(maxlen=frames_at_once + 1)
 
     def frames(self) -> Iterator[ClipFrame]:
         """Whole frames, none of which is kept while the next is decoded. Raises AvatarTooLarge, and what PyAV does."""
         deinterlacer: _Deinterlacer | None = None
-        for timed in self._spaced(self._whole(self._decoded())):
+        for timed in self._timed(self._undamaged(self._decoded())):
             if deinterlacer is None and timed.frame.interlaced_frame:
                 deinterlacer = _Deinterlacer()
             if deinterlacer is None:
@@ -124,34 +124,34 @@ class VideoTrackDecoder:
             yield from deinterlacer.flush()
 
     def warnings(self) -> list[tuple[str, str]]:
-        """What is wrong with the file, as codes and sentences."""
+        """Warnings about the file: codes and sentences."""
         found = []
-        promised = self._promised or Fraction(0)
+        promised = self._stated_duration or Fraction(0)
         lacking = promised - self._end > max(Fraction(_CUT_S), promised * Fraction(_CUT_SHARE))
-        short = lacking and (self._broken_off or not self._damaged)
-        if self._broken_off or short:
+        short = lacking and (self._cut_short or not self._damaged_frames)
+        if self._cut_short or short:
             of = f" of the {float(promised):.1f} s that its header promises" if short else ""
             found.append(
                 ("video_cut_short", f"The video breaks off after {float(self._end):.1f} s{of}; send it again, whole.")
             )
-        if self._damaged:
+        if self._damaged_frames:
             found.append(
                 (
                     "video_damaged",
-                    f"{self._damaged} of {self._damaged + self._good} frames of the video are damaged and were left out; "
-                    "export it again.",
+                    f"{self._damaged_frames} of {self._damaged_frames + self._whole_frames} frames of the video are damaged and "
+                    "were left out; export it again.",
                 )
             )
         return found
 
-    def refusal(self) -> AvatarError:
-        """Why there is no frame, once there was none."""
-        if self._broken_off or (self._promised and not self._damaged):
+    def no_frame_error(self) -> AvatarError:
+        """The error for a video that gave no frame."""
+        if self._cut_short or (self._stated_duration and not self._damaged_frames):
             return AvatarUndecodable("The video breaks off before its first frame is whole; send it again, whole.")
-        if self._damaged:
+        if self._damaged_frames:
             return AvatarUndecodable(
-                f"None of the {self._damaged} frames of the video can be decoded; export it again, as H.264 (MP4).",
-                value=self._damaged,
+                f"None of the {self._damaged_frames} frames of the video can be decoded; export it again, as H.264 (MP4).",
+                value=self._damaged_frames,
             )
         return AvatarEmpty("The video has no frame in it.")
 
@@ -195,33 +195,33 @@ class VideoTrackDecoder:
         return Fraction(self._container.duration, av.time_base) if self._container.duration else None
 
     def _packets(self) -> Iterator[Packet[VideoStream]]:
-        torn = False
+        cut_in_packet = False
         try:
             for packet in self._container.demux(self.stream):
-                torn = packet.is_corrupt if packet.size else torn
+                cut_in_packet = packet.is_corrupt if packet.size else cut_in_packet
                 yield packet
         except av.error.FFmpegError as error:
             if _no_memory(error):
                 raise
-            self._broken_off = True
-        if torn:  # the file ends within the last packet, which is no damage of its own
-            self._broken_off = True
-            self._damaged -= 1
+            self._cut_short = True
+        if cut_in_packet:  # the file ends within the last packet, which is no damage of its own
+            self._cut_short = True
+            self._damaged_frames -= 1
 
     def _decoded(self) -> Iterator[tuple[Fraction | None, DecodedFrame]]:
         """Frames as they are decoded, with their stamp in seconds; what fails is counted and noted as bad."""
         for packet in self._packets():
-            if packet.size and self._by_order is not None and packet.dts is not None:
-                self._by_order.append(packet.dts)
+            if packet.size and self._dts_in_order is not None and packet.dts is not None:
+                self._dts_in_order.append(packet.dts)
             if packet.pts is not None:
-                self._sent.append(packet.pts)
+                self._recent_pts.append(packet.pts)
             if packet.is_corrupt:  # its end is missing
                 self._note_damage()
                 continue
-            yield from self._of(packet)
-        yield from self._of(None)
+            yield from self._decode(packet)
+        yield from self._decode(None)
 
-    def _of(self, packet: Packet[VideoStream] | None) -> Iterator[tuple[Fraction | None, DecodedFrame]]:
+    def _decode(self, packet: Packet[VideoStream] | None) -> Iterator[tuple[Fraction | None, DecodedFrame]]:
         try:
             frames = self._context.decode(packet)
         except av.error.PatchWelcomeError:
@@ -236,41 +236,47 @@ class VideoTrackDecoder:
         self._key_frame = packet is not None and packet.is_keyframe
         while frames:
             stamp = frames[0].pts
-            if self._by_order:
-                stamp = self._by_order.popleft()
+            if self._dts_in_order:
+                stamp = self._dts_in_order.popleft()
             yield (None if stamp is None else stamp * self._time_base), frames.pop(0)
 
     def _note_damage(self) -> None:
         """Counts a packet that gave no frame: one of the last that were sent, where threads decode several at once."""
-        first, last = min(self._sent, default=0), max(self._sent, default=0)
+        first, last = min(self._recent_pts, default=0), max(self._recent_pts, default=0)
         self._lose(first * self._time_base, last * self._time_base)
 
     def _lose(self, first: Fraction, last: Fraction) -> None:
-        """Counts a frame that is lost, of a time from `first` to `last`. What follows it is bad, too, until a key frame."""
-        self._damaged += 1
+        """Counts a lost frame, whose time is between `first` and `last`. Frames after it are damaged, too, until a key frame."""
+        self._damaged_frames += 1
         self._lost.append(first)
-        self._bad = (first, last) if self._bad is None else (min(self._bad[0], first), max(self._bad[1], last))
+        self._damaged_span = (
+            (first, last)
+            if self._damaged_span is None
+            else (min(self._damaged_span[0], first), max(self._damaged_span[1], last))
+        )
 
-    def _whole(self, frames: Iterator[tuple[Fraction | None, DecodedFrame]]) -> Iterator[tuple[Fraction, DecodedFrame]]:
-        """Frames that no damage has reached: after a bad one they begin again with a key frame."""
+    def _undamaged(
+        self, frames: Iterator[tuple[Fraction | None, DecodedFrame]]
+    ) -> Iterator[tuple[Fraction, DecodedFrame]]:
+        """Frames without damage. After a damaged one they begin again with a key frame."""
         stamp = Fraction(0)
         for given, frame in frames:
             stamp = stamp + 1 / self._rate if given is None else given
             # libvpx gives each packet's frame at once, and does not mark it
             key = self._key_frame if self.by_libvpx else frame.key_frame
-            if self._bad is not None and key and stamp > self._bad[1]:
-                self._bad = None
+            if self._damaged_span is not None and key and stamp > self._damaged_span[1]:
+                self._damaged_span = None
             if frame.is_corrupt:
                 self._lose(stamp, stamp)
-            elif self._bad is not None and stamp >= self._bad[0]:
-                self._damaged += 1
+            elif self._damaged_span is not None and stamp >= self._damaged_span[0]:
+                self._damaged_frames += 1
                 self._lost.append(stamp)
             else:
                 yield stamp, frame
             del frame
 
-    def _spaced(self, frames: Iterator[tuple[Fraction, DecodedFrame]]) -> Iterator[ClipFrame]:
-        """Frames with their times from 0 on; where bad ones were left out, those that follow move up."""
+    def _timed(self, frames: Iterator[tuple[Fraction, DecodedFrame]]) -> Iterator[ClipFrame]:
+        """Frames with their times from 0 on. Those behind frames that were left out move up."""
         limits, shift, pixels = self._limits, None, 0
         last, usual = Fraction(-1), 1 / self._rate
         for stamp, frame in frames:
@@ -286,18 +292,20 @@ class VideoTrackDecoder:
             time = stamp + shift
             missing = [lost for lost in self._lost if lost <= stamp]
             self._lost = [lost for lost in self._lost if lost > stamp]
-            if missing and self._good and time > last + usual:
+            if missing and self._whole_frames and time > last + usual:
                 shift, time = shift + last + usual - time, last + usual
             if time <= last:
                 continue
-            if self._good:
+            if self._whole_frames:
                 usual = time - last
             last = time
             if time > limits.video_seconds:
                 raise _too_long(float(time), limits)
             duration = Fraction(frame.duration) * self._time_base if frame.duration > 0 else usual
-            duration = min(duration, Fraction(limits.video_seconds) - time)  # a lie of the last frame's adds no minutes
-            self._good += 1
+            duration = min(
+                duration, Fraction(limits.video_seconds) - time
+            )  # a wrong duration of the last frame adds no minutes
+            self._whole_frames += 1
             self._end = time + duration
             yield ClipFrame(time, duration, frame)
             del frame

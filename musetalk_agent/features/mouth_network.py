@@ -108,7 +108,6 @@ def log_mels(sound: NDArray[np.int16]) -> tuple[NDArray[np.float32], NDArray[np.
 
 STEP = 2 * HOP
 """Samples per step of the network (20 ms)."""
-STEP_MS = 20
 LOOKAHEAD_MS = 100
 """Step n reads audio up to 20·(n+1) ms and describes the moment `LOOKAHEAD_MS` before that and, less surely, 20 ms later."""
 WIDTH = 128

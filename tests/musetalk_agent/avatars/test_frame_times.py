@@ -40,7 +40,7 @@ class Track:
     def frames(self) -> Iterator[ClipFrame]:
         yield from self.timed
 
-    def refusal(self) -> Exception:
+    def no_frame_error(self) -> Exception:
         return AvatarEmpty("The video has no frame in it.")
 
     def warnings(self) -> list[tuple[str, str]]:
