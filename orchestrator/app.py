@@ -184,11 +184,12 @@ async def _trust(settings: Settings, access: Access, metrics: Metrics) -> AsyncI
 def _assemble(settings: Settings, access: Access, metrics: Metrics, voices: Voices) -> Context:
     agents = AgentClient()
     pool = _pool(settings, agents)
-    rooms, minter = Rooms(settings.livekit), TokenMinter(settings.livekit)
+    store = make_store(settings)
+    rooms, minter = Rooms(settings.livekit), TokenMinter(settings.livekit, lambda: store.deployment_id)
     bus = EventBus(metrics)
     own_voices = StandbyVoices(VoiceWorker(metrics), minter, rooms, metrics, settings.voice_standby)
-    ingresses = Ingresses(settings.livekit, settings.livekit_ingress)
-    ledger = SessionJournal(make_store(settings), settings.livekit.api_secret, settings.public_url, metrics)
+    ingresses = Ingresses(settings.livekit, settings.livekit_ingress, lambda: store.deployment_id)
+    ledger = SessionJournal(store, settings.livekit.api_secret, settings.public_url, metrics)
     services = SessionDeps(
         pool=pool,
         agents=agents,

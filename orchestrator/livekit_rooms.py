@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import TypeVar
 
 import aiohttp
+from google.protobuf.message import DecodeError
 from livekit import api
 from livekit.protocol import models
 from pydantic import ValidationError
@@ -35,6 +36,12 @@ class LiveKitFailed(Exception):
         super().__init__(reason)
         self.code = code
         self.detail = detail
+
+
+_CALL_ERRORS = (aiohttp.ClientError, OSError, DecodeError, AttributeError, RuntimeError, TypeError, ValueError)
+"""What livekit-api raises beside its own error: the connection's, a closed client's, and those of an answer that is neither
+protobuf nor a JSON object.
+"""
 
 
 class LiveKitClient:
@@ -85,7 +92,7 @@ class LiveKitClient:
                     return await ask(self._api)
         except api.TwirpError as error:
             raise LiveKitFailed(str(error.code), str(error.code), str(error.message)) from error
-        except Exception as error:  # an answer that is no protobuf breaks livekit-api in its own ways
+        except _CALL_ERRORS as error:
             raise LiveKitFailed(type(error).__name__) from error
 
 
@@ -133,11 +140,14 @@ class LiveKitKeys:
 
 
 class TokenMinter:
-    """Makes join tokens. Both kinds carry the room's configuration, so that the room is right whoever joins first."""
+    """Makes join tokens. They carry the room's configuration, so that the room is right whichever participant joins first.
 
-    def __init__(self, keys: LiveKitKeys) -> None:
+    `deployment_id` gives the deployment's id, empty before the store is open; it marks our participants.
+    """
+
+    def __init__(self, keys: LiveKitKeys, deployment_id: Callable[[], str] = lambda: "") -> None:
         self._keys = keys
-        self.deployment_id = ""
+        self._deployment_id = deployment_id
 
     @property
     def url(self) -> str:
@@ -177,7 +187,8 @@ class TokenMinter:
             can_publish_sources=["camera", "microphone"],
             can_update_own_metadata=True,
         )
-        attributes = {DEPLOYMENT: self.deployment_id} if self.deployment_id else {}
+        deployment_id = self._deployment_id()
+        attributes = {DEPLOYMENT: deployment_id} if deployment_id else {}
         if on_behalf_of:
             attributes["lk.publish_on_behalf"] = on_behalf_of
         token = self._token(identity, ttl_s, grants).with_kind("agent").with_name(name)
@@ -307,14 +318,18 @@ class RoomIngress:
 
 
 class Ingresses:
-    """Makes and removes ingresses. `open()` before use, `aclose()` after it. Nothing here raises for LiveKit's sake."""
+    """Makes and removes ingresses. `open()` before use, `aclose()` after it. Failures of LiveKit raise nothing here.
 
-    def __init__(self, keys: LiveKitKeys, mode: IngressMode = IngressMode.AUTO) -> None:
+    `deployment_id` gives the deployment's id, which marks its ingresses in their names; empty before the store is open.
+    """
+
+    def __init__(
+        self, keys: LiveKitKeys, mode: IngressMode = IngressMode.AUTO, deployment_id: Callable[[], str] = lambda: ""
+    ) -> None:
         self._mode = mode
         self._livekit = LiveKitClient(keys.url, keys.api_key, keys.api_secret)
         self._absent_until = 0.0
-        self.deployment_id = ""
-        """Marks the ingresses of this deployment, in their names."""
+        self._deployment_id = deployment_id
 
     async def open(self) -> None:
         """Prepares the client; does not connect yet."""
@@ -352,7 +367,7 @@ class Ingresses:
 
     async def ours(self) -> dict[str, str]:
         """The identities of this deployment's ingresses by ingress id; none while LiveKit does not answer. Takes at most 2 s."""
-        if self._mode is IngressMode.OFF or not self.deployment_id:
+        if self._mode is IngressMode.OFF or not self._deployment_id():
             return {}
         try:
             listed = await self._livekit.call(lambda livekit: livekit.ingress.list_ingress(_ALL), INGRESS_CALL_S)
@@ -362,7 +377,7 @@ class Ingresses:
 
     @property
     def _name(self) -> str:
-        return f"{_NAME} {self.deployment_id}".strip()
+        return f"{_NAME} {self._deployment_id()}".strip()
 
     async def remove(self, ingress_id: str) -> bool:
         """Removes it, and the participant that comes through it. Returns whether it is gone; one that was not there is. Takes at

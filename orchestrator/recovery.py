@@ -58,7 +58,6 @@ async def surviving(context: Context) -> AsyncIterator[None]:
     """
     ledger, sessions = context.ledger, context.sessions
     await ledger.open(sessions.hand_over)
-    context.minter.deployment_id = context.ingresses.deployment_id = ledger.store.deployment_id
     context.events.listen(lambda event: ledger.note(event.session_id))
     adoption = SessionTakeover(sessions, ledger, context.metrics)
     reaper = Reaper(

@@ -13,7 +13,7 @@ import logging
 import os
 import struct
 import sys
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 LENGTHS = struct.Struct(">II")
@@ -126,6 +126,15 @@ async def log_errors(process: asyncio.subprocess.Process, logger: logging.Logger
         if written <= STDERR_MOST:
             text = block.decode(errors="replace").strip()
             logger.warning(message, extra={"worker_pid": process.pid, "text": text})
+
+
+async def leave(step: Coroutine[Any, Any, object], within_s: float, logger: logging.Logger) -> None:
+    """Runs a step of a clean-up in a worker, `within_s` at most. A failure is logged, so that the next step runs."""
+    try:
+        async with asyncio.timeout(within_s):
+            await step
+    except Exception as error:  # noqa: BLE001 - clean-up boundary: native code raises bare Exceptions
+        logger.warning("leaving was not clean", extra={"error": repr(error)})
 
 
 async def _empty(process: asyncio.subprocess.Process) -> None:

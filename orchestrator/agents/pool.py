@@ -200,8 +200,8 @@ class StaticAgentPool:
                     known.health = await self._client.health(self._agents[url])
                 except ProblemError:
                     known.health = None
-                except BaseException:
-                    known.stale = True  # cancelled: nothing was learnt
+                except asyncio.CancelledError:
+                    known.stale = True  # nothing was learnt
                     raise
                 known.asked_at = time.monotonic()
             return known.health

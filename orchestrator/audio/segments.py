@@ -163,7 +163,7 @@ class SegmentTracker:
         """`audio.start`: ends the open segment of `/audio`, opens the next and returns its number."""
         self.audio_end()
         self._after_clear = None
-        self.live = self._open_segment(now, rate=None, explicit=True)
+        self.live = self.open_segment(now, explicit=True)
         return self.live.number
 
     def audio_end(self) -> None:
@@ -187,7 +187,7 @@ class SegmentTracker:
                 return
             self._after_clear = None
         if self.live is None:
-            self.live = self._open_segment(now, rate, explicit=False)
+            self.live = self.open_segment(now, rate)
         self.live.append(pcm, rate, now, received)
 
     def clear(self, now: float) -> Clearing:
@@ -227,7 +227,7 @@ class SegmentTracker:
 
     def open_speech(self, now: float) -> int:
         """Opens a segment behind those that are open and returns its number."""
-        return self._open_segment(now, rate=None, speech=True).number
+        return self.open_segment(now, speech=True).number
 
     def push_speech(
         self,
@@ -242,7 +242,8 @@ class SegmentTracker:
         segment = self._speech(number)
         if segment is None:
             return False
-        self.notes_dropped += segment.add_notes(cues, words)
+        if cues or words:
+            self.notes_dropped += segment.add_notes(cues, words)
         if pcm:
             segment.append(pcm, rate, now)
         return True
@@ -503,9 +504,10 @@ class SegmentTracker:
             return head.end_item()
         return None
 
-    def _open_segment(
-        self, now: float, rate: int | None, *, explicit: bool = False, speech: bool = False
+    def open_segment(
+        self, now: float, rate: int | None = None, *, explicit: bool = False, speech: bool = False
     ) -> OutgoingSegment:
+        """Opens a segment behind those that are open. `explicit`: by `audio.start`; `speech`: for `/speak`."""
         self.opened += 1
         segment = OutgoingSegment(self.opened, rate, self.totals, speech=speech, explicit=explicit, input_at=now)
         segment.traceparent = self._trace(self.opened)

@@ -80,13 +80,12 @@ class Sender:
     async def _greeted(self) -> ClientConnection:
         """A connection whose greeting has come; one that does not come in `SILENCE_S` is a TimeoutError."""
         after = f"&last_event_id={self._last_event}" if self._last_event else ""
-        socket = await connect(self._url + after, max_queue=None, open_timeout=SILENCE_S, close_timeout=1)
-        try:
+        connecting = connect(self._url + after, max_queue=None, open_timeout=SILENCE_S, close_timeout=1)
+        async with contextlib.AsyncExitStack() as undo:  # closes a socket that the caller never gets
+            socket = await undo.enter_async_context(connecting)
             async with asyncio.timeout(SILENCE_S):
                 self._taken = json.loads(await socket.recv())["received_samples"]
-        except BaseException:  # also cancelled: the caller never gets this socket, so it is closed here
-            await socket.close()
-            raise
+            undo.pop_all()
         return socket
 
     async def send(self, pcm: Pcm, *, paced: bool = True, on_block: Callable[[int, float], None] | None = None) -> None:

@@ -12,8 +12,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Coroutine
-from typing import Any, BinaryIO, NoReturn
+from collections.abc import Callable
+from typing import BinaryIO, NoReturn
 
 import numpy as np
 from livekit import rtc
@@ -31,6 +31,7 @@ from orchestrator.loadtest.viewer_messages import (
     line,
     viewer_commands,
 )
+from orchestrator.worker_pipe import leave
 
 log = logging.getLogger(__name__)
 
@@ -103,12 +104,12 @@ class Viewer:
     async def _go(self) -> None:
         counted = Left(name=self._join.name)
         if self._room.isconnected():
-            await _bounded(self._count(counted))
+            await leave(self._count(counted), _CLOSE_TIMEOUT_S, log)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._report()
-        await _bounded(self._room.disconnect())
+        await leave(self._room.disconnect(), _CLOSE_TIMEOUT_S, log)
         self._tell(counted)
 
     async def _count(self, left: Left) -> None:
@@ -160,14 +161,6 @@ class Viewer:
         if not self._leaving.is_set():
             why = rtc.DisconnectReason.Name(reason)  # type: ignore[arg-type]  # the SDK hands out the bare integer
             self._tell(Link(name=self._join.name, state="disconnected", reason=why))
-
-
-async def _bounded(step: Coroutine[Any, Any, None]) -> None:
-    try:
-        async with asyncio.timeout(_CLOSE_TIMEOUT_S):
-            await step
-    except Exception as error:  # noqa: BLE001 - leaving: report and go on with the next step
-        log.warning("leaving was not clean", extra={"error": repr(error)})
 
 
 _UNREAD_BYTES = 4 << 20

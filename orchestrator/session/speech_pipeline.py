@@ -34,7 +34,7 @@ from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.agents.agent_client import AgentLease
 from orchestrator.agents.agent_link import Pull
 from orchestrator.audio.ingest import BYTES_PER_SAMPLE, AudioLimits, IngestLimiter, LevelMeter, PcmDecoder
-from orchestrator.audio.outgoing_segment import LinkMessage
+from orchestrator.audio.outgoing_segment import LinkMessage, seconds
 from orchestrator.audio.segments import DEFAULT_RATE, IDLE_END_S, Clearing, SegmentTracker
 from orchestrator.events import EventBus
 from orchestrator.metrics import Metrics
@@ -382,7 +382,7 @@ class SpeechPipeline:
     def open_speech(self) -> int:
         """Opens a segment for text to speak and returns its number. Raises ProblemError `backlog_exceeded`."""
         self._tracker.check_open()
-        return self._tracker.open_speech(time.monotonic())
+        return self._tracker.open_segment(time.monotonic(), speech=True).number
 
     async def push_speech(
         self, segment: int, pcm: bytes, rate: int, cues: Sequence[CueItem], words: Sequence[CaptionWord] = ()
@@ -391,22 +391,19 @@ class SpeechPipeline:
 
         Texts are pushed one after the other, so only what is heard earlier can hold one up. False when the segment is over.
         """
-        more_s = len(pcm) / (BYTES_PER_SAMPLE * rate)
-        while not self._has_room(more_s):
+        tracker, more_s = self._tracker, len(pcm) / (BYTES_PER_SAMPLE * rate)
+        while (waiting_s := seconds(tracker.totals.speech)) and waiting_s + more_s > self._limits.backlog_s:
             self._room.clear()
             await self._room.wait()
-            if not self._tracker.is_open(segment):
+            if not tracker.is_open(segment):
                 return False
-        dropped = self._tracker.notes_dropped
-        going = self._tracker.push_speech(segment, pcm, rate, cues, time.monotonic(), words)
-        self._metrics.speech_notes_dropped.inc(self._tracker.notes_dropped - dropped)
+        dropped = tracker.notes_dropped
+        going = tracker.push_speech(segment, pcm, rate, cues, time.monotonic(), words)
+        self._metrics.speech_notes_dropped.inc(tracker.notes_dropped - dropped)
         self.last_audio_at = time.time()
-        self._wake()
+        if self._renderer is not None:
+            self._renderer.wake()
         return going
-
-    def _has_room(self, more_s: float) -> bool:
-        waiting_s = self._tracker.speech_s
-        return waiting_s == 0 or waiting_s + more_s <= self._limits.backlog_s
 
     def end_speech(self, segment: int) -> None:
         """No more speech for the segment."""

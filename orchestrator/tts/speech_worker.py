@@ -280,27 +280,26 @@ class SpeechWorker:
                 raise WorkerLostError("the process ended")
 
     async def _synthesise(self, link: WorkerLink, job: _Job) -> None:
+        failure: str | None = "The speech service broke over this text."  # `supervise` logs the error
         try:
             async with asyncio.timeout(self.part_timeout_s):
                 header, pcm = await link.exchange({"voice": job.voice, "text": job.text})
             part = _part(header, pcm)
+            failure = f"The voice {job.voice} could not speak this text." if part is None else None
         except TimeoutError as error:
-            _settle(
-                job, _failed(f"The speech worker gave no answer within {self.part_timeout_s:g} s and was restarted.")
-            )
+            failure = f"The speech worker gave no answer within {self.part_timeout_s:g} s and was restarted."
             raise WorkerLostError("a part took too long") from error
         except WorkerLostError:
-            _settle(job, _failed("The speech worker ended while it spoke this text; it is being restarted."))
+            failure = "The speech worker ended while it spoke this text; it is being restarted."
             raise
         except asyncio.CancelledError:
-            _settle(job, _failed("The speech service is shutting down."))
+            failure = "The speech service is shutting down."
             raise
-        except BaseException:
-            _settle(job, _failed("The speech service broke over this text."))  # `supervise` logs the error
-            raise
+        finally:
+            if failure is not None:
+                _settle(job, _failed(failure))
         if part is None:
             self.statistics.failures += 1
-            _settle(job, _failed(f"The voice {job.voice} could not speak this text."))
             return
         self.statistics.parts += 1
         if not job.result.done():

@@ -70,7 +70,7 @@ async def test_only_ingresses_of_this_deployment_are_ours(staged: tuple[Stage, L
     (made,) = await listed(access)
     ingresses = running.app.state.context.ingresses
     assert await ingresses.ours() == {made.ingress_id: started["avatar_identity"]}
-    ingresses.deployment_id = "dep_another"
+    ingresses._deployment_id = lambda: "dep_another"
     assert await ingresses.ours() == {}
 
 

@@ -71,8 +71,7 @@ async def test_only_orphans_of_this_deployment_are_removed(livekit_server: LiveK
     await rooms.open()
 
     def token(identity: str, deployment_id: str) -> str:
-        minter.deployment_id = deployment_id
-        return minter.avatar("r", identity, 60, name="Avatar", on_behalf_of=None)
+        return TokenMinter(keys, lambda: deployment_id).avatar("r", identity, 60, name="Avatar", on_behalf_of=None)
 
     async with opened_store(stored("ses_known"), stored("ses_over", state=SessionState.FAILED)) as store:
         here = store.deployment_id

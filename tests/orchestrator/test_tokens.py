@@ -37,8 +37,7 @@ def _bytes(part: str) -> bytes:
 
 
 def made(kind: str, deployment: str = "", on_behalf_of: str | None = None) -> dict[str, Any]:
-    minter = TokenMinter(KEYS)
-    minter.deployment_id = deployment
+    minter = TokenMinter(KEYS, lambda: deployment)
     if kind == "avatar":
         return claims(minter.avatar("lobby", "me", 60, name="Avatar", on_behalf_of=on_behalf_of))
     return claims(getattr(minter, kind)("lobby", "me", 60))

@@ -10,8 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from livekit import rtc
@@ -21,6 +20,7 @@ from musetalk_agent.protocol.logs import redact
 from orchestrator.voice.worker.playout_scheduler import BLOCK, STEP, Block, PlayoutScheduler
 from orchestrator.voice.worker.room_audio import QUEUE_MS, ROOM_RATE, Playout
 from orchestrator.voice.worker_messages import Handoff, HandoffDone, JoinRoom, LineReport
+from orchestrator.worker_pipe import leave
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +40,21 @@ _CLOSE_TIMEOUT_S = 2.0
 _LOW_S = 0.05  # with less in the source every 10 ms are handed over as they come
 _WAITED_S = 0.002  # a capture that took longer than this has waited for the queue to drain
 _SILENT_DBFS = -96.0
+
+
+class SdkError(Exception):
+    """The LiveKit SDK failed; the message is its own."""
+
+
+@contextlib.contextmanager
+def sdk_errors() -> Iterator[None]:
+    """Turns whatever the SDK raises into SdkError; TimeoutError stays."""
+    try:
+        yield
+    except TimeoutError:
+        raise
+    except Exception as error:  # the SDK raises bare Exceptions beside ConnectError and PublishTrackError
+        raise SdkError(str(error)) from error
 
 
 class RoomPublisher:
@@ -136,9 +151,10 @@ class RoomPublisher:
         room.on("reconnected", lambda: self._move("live" if self._publication else "joined"))
         options = rtc.RoomOptions(auto_subscribe=False, dynacast=False, connect_timeout=CONNECT_TIMEOUT_S)
         try:
-            # nobody cancels this: a connect that is dropped half-way ends in a panic of the native library (rust-sdks#1340)
-            await room.connect(self._join.url, self._join.token, options)
-        except Exception as error:  # noqa: BLE001 - the SDK raises bare Exceptions beside ConnectError: the line joins again
+            with sdk_errors():
+                # never cancelled: a connect that is dropped half-way ends in a panic of the native library (rust-sdks#1340)
+                await room.connect(self._join.url, self._join.token, options)
+        except SdkError as error:  # the line joins again
             self.error = f"could not join: {redact(str(error))}"
             return False
         self.error = None
@@ -167,17 +183,17 @@ class RoomPublisher:
         )
         track = rtc.LocalAudioTrack.create_audio_track(TRACK, source)
         try:
-            async with asyncio.timeout(PUBLISH_TIMEOUT_S):
-                self._publication = await self._room.local_participant.publish_track(track, options)
-            self._move("live")
-            await self._wait_subscribed(self._publication)
-            score = self.score
-            while self._on_air and score is self.score and not self._leaving and self._lost is None:
-                await self._pump(source)
-        except Exception as error:  # noqa: BLE001 - the SDK raises bare Exceptions beside PublishTrackError: the line joins again
-            late = isinstance(error, TimeoutError)
-            told = "the server does not answer in time" if late else redact(str(error))
-            self._lost = self.error = f"could not publish: {told}"
+            with sdk_errors():
+                async with asyncio.timeout(PUBLISH_TIMEOUT_S):
+                    self._publication = await self._room.local_participant.publish_track(track, options)
+                self._move("live")
+                await self._wait_subscribed(self._publication)
+                score = self.score
+                while self._on_air and score is self.score and not self._leaving and self._lost is None:
+                    await self._pump(source)
+        except (SdkError, TimeoutError) as error:  # the line joins again
+            reason = "the server does not answer in time" if isinstance(error, TimeoutError) else redact(str(error))
+            self._lost = self.error = f"could not publish: {reason}"
         finally:
             await self._unpublish(source)
 
@@ -214,9 +230,9 @@ class RoomPublisher:
         self._level = _dbfs(block)
         handed = self.playout.handed
         try:
-            async with asyncio.timeout(CAPTURE_TIMEOUT_S):
+            async with asyncio.timeout(CAPTURE_TIMEOUT_S), sdk_errors():
                 await source.capture_frame(rtc.AudioFrame(block.samples.tobytes(), ROOM_RATE, 1, len(block.samples)))
-        except Exception as error:  # noqa: BLE001 - the SDK raises bare Exceptions: a lost block is told, speech goes on
+        except (SdkError, TimeoutError) as error:  # one block is lost, speech goes on
             self.error = f"audio block refused by the SDK: {error!r}"
             log.warning("audio block refused", extra={"line": self._join.line, "error": repr(error)})
             return
@@ -230,14 +246,14 @@ class RoomPublisher:
         self._source = None
         publication, self._publication = self._publication, None
         if publication is not None and self._room is not None and self._lost is None:
-            await _bounded(self._room.local_participant.unpublish_track(publication.sid))
+            await leave(self._room.local_participant.unpublish_track(publication.sid), _CLOSE_TIMEOUT_S, log)
             self._move("joined")
-        await _bounded(source.aclose())
+        await leave(source.aclose(), _CLOSE_TIMEOUT_S, log)
 
     async def _disconnect(self) -> None:
         room, self._room = self._room, None
         if room is not None:
-            await _bounded(room.disconnect())
+            await leave(room.disconnect(), _CLOSE_TIMEOUT_S, log)
 
     def _on_disconnected(self, reason: int) -> None:
         self._lost = rtc.DisconnectReason.Name(reason)  # type: ignore[arg-type]  # the SDK hands out the bare integer
@@ -304,11 +320,3 @@ class RoomPublisher:
 def _dbfs(block: Block) -> float:
     rms = float(np.sqrt(np.mean(np.square(block.samples.astype(np.float32)))))
     return round(max(_SILENT_DBFS, 20 * float(np.log10(max(rms, 1e-3) / 32768))), 1)
-
-
-async def _bounded(step: Coroutine[Any, Any, None]) -> None:
-    try:
-        async with asyncio.timeout(_CLOSE_TIMEOUT_S):
-            await step
-    except Exception as error:  # noqa: BLE001 - leaving: report and go on with the next step
-        log.warning("leaving was not clean", extra={"error": repr(error)})
