@@ -230,8 +230,11 @@ class RoomPublisher:
         self._level = _dbfs(block)
         handed = self.playout.handed
         try:
-            async with asyncio.timeout(CAPTURE_TIMEOUT_S), sdk_errors():
-                await source.capture_frame(rtc.AudioFrame(block.samples.tobytes(), ROOM_RATE, 1, len(block.samples)))
+            with sdk_errors():
+                async with asyncio.timeout(CAPTURE_TIMEOUT_S):
+                    await source.capture_frame(
+                        rtc.AudioFrame(block.samples.tobytes(), ROOM_RATE, 1, len(block.samples))
+                    )
         except (SdkError, TimeoutError) as error:  # one block is lost, speech goes on
             self.error = f"audio block refused by the SDK: {error!r}"
             log.warning("audio block refused", extra={"line": self._join.line, "error": repr(error)})
