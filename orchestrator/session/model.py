@@ -214,10 +214,6 @@ class ManagedSession:
         self.progress = self.live.progress() if self.live is not None else self.progress
         self.live = None
 
-    def move(self, to: SessionState) -> None:
-        """Steps to `to`. Raises IllegalTransition when the table does not allow it."""
-        self.base_state = step(self.base_state, to)
-
     def note_loss(self, at: float, now: float) -> None:
         """The agent was lost at `at` (Unix time), `now` on the monotonic clock: the session moves."""
         self.moves += 1
@@ -329,7 +325,7 @@ def publish_state(events: EventBus, session: ManagedSession, to: SessionState, r
     Raises IllegalTransition when the table does not allow it.
     """
     known = session.base_state is not SessionState.STARTING
-    session.move(to)
+    session.base_state = step(session.base_state, to)
     id = events.publish(session.session_id, STATE, {"state": to.value, "reason": reason})
     if known and session.live is not None:
         session.live.outbox.put(StateChanged(id=id, state=to.value, reason=reason))

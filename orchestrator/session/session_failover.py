@@ -95,7 +95,8 @@ class Placement:
 
         Cancelling stops it there once the start is through.
         """
-        await self._settle(lease)
+        if lease.name in self._goodbyes:
+            await self._settle(lease)
         session.lease = lease
         self._services.ledger.note(session.session_id)
         call = self._services.agents.start(lease, self._request(session), timeout_s or self._options.start_timeout_s)
@@ -124,10 +125,9 @@ class Placement:
 
     async def _settle(self, lease: AgentLease) -> None:
         """Waits until what was asked of this agent before is done, or gives that up: it must not stop what begins now."""
-        goodbye = self._goodbyes.pop(lease.name, None)
-        if goodbye is not None:
-            await asyncio.wait({goodbye}, timeout=_GOODBYE_FIRST_S)
-            goodbye.cancel()
+        goodbye = self._goodbyes.pop(lease.name)
+        await asyncio.wait({goodbye}, timeout=_GOODBYE_FIRST_S)
+        goodbye.cancel()
 
     async def _goodbye(self, session: ManagedSession, lease: AgentLease) -> None:
         until = time.monotonic() + GOODBYE_S
