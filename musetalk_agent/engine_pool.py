@@ -205,7 +205,7 @@ class EnginePool:
         batcher = self._batchers.get(self.default)
         return batcher.engine.device if batcher else "none"
 
-    def figures(self) -> dict[str, Any]:
+    def stats(self) -> dict[str, Any]:
         """What the default engine measured of itself and how its batches are filled, for `/debug`."""
         batcher = self._batchers.get(self.default)
         if batcher is None:
@@ -213,7 +213,7 @@ class EnginePool:
         done = batcher.statistics()
         sizes = {str(size): count for size, count in (done.sizes or {}).items()}
         counts = {"frames": done.frames, "batches": sizes, "waiting": done.waiting, "dropped": done.dropped}
-        return batcher.engine.figures() | counts | {"busy_s": round(done.busy_s, 3)}
+        return batcher.engine.stats() | counts | {"busy_s": round(done.busy_s, 3)}
 
     def capacity(self, name: str, fps: int) -> int | None:
         """Sessions that the engine holds at `fps`, all speaking; None where it sets no limit, 0 while it is away."""

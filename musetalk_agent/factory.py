@@ -19,7 +19,7 @@ from musetalk_agent.clock import Clock, MonotonicClock
 from musetalk_agent.compose.compositor import Compositor
 from musetalk_agent.compose.idle import load_idle
 from musetalk_agent.engine_pool import EnginePool
-from musetalk_agent.engines.interface import Actor, Engine
+from musetalk_agent.engines.interface import Engine, EngineSession
 from musetalk_agent.engines.pattern import pattern_bundle
 from musetalk_agent.errors import EngineFailed
 from musetalk_agent.media.pipeline import Pipeline
@@ -97,30 +97,32 @@ class Factory:
         batcher = self.engines.batcher(name)
         bundle = await self._bundle(request, batcher.engine)
         batcher.check()
-        actor = await self._opened(batcher.engine, bundle)
+        engine_session = await self._opened(batcher.engine, bundle)
         publisher: Publisher | None = None
         try:
             batcher.check()
             loop = asyncio.get_running_loop()
-            first = await loop.run_in_executor(self._executor, load_idle, Compositor(bundle, actor.idle), 0)
+            first = await loop.run_in_executor(self._executor, load_idle, Compositor(bundle, engine_session.idle), 0)
             batcher.check()
             make, speech = self._make_publisher, self._speech(request)
             publisher = make(request, bundle.fps) if make else await self._publisher(request, bundle.fps, speech)
             batcher.check()
 
             def build(emit: Callable[[Event], None], speaking: Callable[[bool], None]) -> Pipeline:
-                return Pipeline(publisher, batcher, actor, bundle, self.clock, self._executor, emit, speaking, first)
+                return Pipeline(
+                    publisher, batcher, engine_session, bundle, self.clock, self._executor, emit, speaking, first
+                )
 
             note = self.engines.note(request.engine)
-            return Session(request, bundle, name, publisher, build, actor.close, note, speech, batcher.check)
+            return Session(request, bundle, name, publisher, build, engine_session.close, note, speech, batcher.check)
         except BaseException:
-            steps = [Step("engine", partial(in_thread, actor.close, "engine-release"), RELEASE_S)]
+            steps = [Step("engine", partial(in_thread, engine_session.close, "engine-release"), RELEASE_S)]
             if publisher is not None:
                 steps.insert(0, Step("publisher", publisher.aclose, LEAVE_S))
             await tear_down(f"start of session {request.session_id}", steps)
             raise
 
-    async def _opened(self, engine: Engine, bundle: Bundle) -> Actor:
+    async def _opened(self, engine: Engine, bundle: Bundle) -> EngineSession:
         """Opens the avatar in a thread. A caller that is cancelled, or an engine that takes too long, leaves nothing open."""
         try:
             async with asyncio.timeout(OPEN_WITHIN_S):

@@ -106,12 +106,12 @@ class Patch:
 class VideoFrame:
     """A finished picture: I420 planes one after the other, uint8 `[height·width·3/2]`, BT.601 limited range, contiguous.
 
-    `pose` is the idle frame it was made from; `spoken` says that a patch lies on it.
+    `idle_index` is the idle frame it was made from; `spoken` says that a patch lies on it.
     """
 
     i420: Pixels
     width: int
     height: int
-    pose: int
+    idle_index: int
     spoken: bool = False
     tag: Tag | None = None

@@ -25,7 +25,7 @@ from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.avatars.library import AvatarLibrary
 from musetalk_agent.engines.interface import PatchRequest
 from musetalk_agent.engines.warp import WarpEngine
-from musetalk_agent.engines.warp.engine import WarpActor
+from musetalk_agent.engines.warp.engine import WarpSession
 from musetalk_agent.features.visemes import VisemeFeatures
 from musetalk_agent.media_types import Feature, Pixels
 from musetalk_agent.protocol.http import AvatarSource, Picture
@@ -91,10 +91,10 @@ def idle_frame(bundle: Bundle, pose: int) -> Pixels:
     return np.asarray(frame, np.uint8)
 
 
-def spoken(engine: WarpEngine, actor: WarpActor, pose: int, feature: Feature, presence: float) -> Pixels:
+def spoken(engine: WarpEngine, engine_session: WarpSession, pose: int, feature: Feature, blend_weight: float) -> Pixels:
     """The published picture of `pose` with the mouth made from `feature`."""
-    frame = idle_frame(actor.bundle, pose)
-    patch = engine.infer([PatchRequest(actor, pose, feature, presence)])[0]
+    frame = idle_frame(engine_session.bundle, pose)
+    patch = engine.infer([PatchRequest(engine_session, pose, feature, blend_weight)])[0]
     if patch is not None:
         frame[patch.box.y0 : patch.box.y1, patch.box.x0 : patch.box.x1] = patch.pixels
     return frame
@@ -139,18 +139,18 @@ def row(data: bytes, options: argparse.Namespace) -> Pixels:
     with tempfile.TemporaryDirectory() as cache:
         bundle = asyncio.run(prepared(data, Path(cache), options.models))
         chosen = min(len(bundle) - 1, len(bundle) // 2 if options.pose is None else options.pose)
-        actor = engine.open(bundle)
+        engine_session = engine.open(bundle)
         tiles = [tile(bundle, chosen, idle_frame(bundle, chosen), style, "idle")]
         if options.speech:
             moments = said(VisemeFeatures.load(), options.speech, bundle.fps)
             for (time_s, feature), pose in zip(
                 moments, np.linspace(0, len(bundle) - 1, MOMENTS).astype(int), strict=True
             ):
-                frame = spoken(engine, actor, int(pose), feature, 1.0)
+                frame = spoken(engine, engine_session, int(pose), feature, 1.0)
                 tiles.append(tile(bundle, int(pose), frame, style, f"{time_s:.2f} s"))
         else:
-            for label, values, presence in SHOWN:
-                frame = spoken(engine, actor, chosen, np.array(values, np.float32), presence)
+            for label, values, blend_weight in SHOWN:
+                frame = spoken(engine, engine_session, chosen, np.array(values, np.float32), blend_weight)
                 tiles.append(tile(bundle, chosen, frame, style, label))
     return np.hstack(tiles)
 

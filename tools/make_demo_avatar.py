@@ -21,7 +21,7 @@ import skimage.data
 from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.avatars.face import FaceNet
 from musetalk_agent.avatars.framing import face_windows
-from musetalk_agent.engines.warp.artefacts import Artefacts
+from musetalk_agent.engines.warp.artefacts import WarpArtefacts
 from musetalk_agent.engines.warp.articulation import Articulation
 from musetalk_agent.engines.warp.render import render
 from musetalk_agent.media_types import Pixels
@@ -55,7 +55,7 @@ def close_mouth(picture: Pixels, net: FaceNet) -> Pixels:
     report = AvatarReport(avatar_id="demo", frames=1, width=SIZE, height=SIZE, fps=25)
     with tempfile.TemporaryDirectory() as folder:
         still = Bundle(Path(folder), SIZE, SIZE, 25, planes, points[None], boxes, picture[None, y0:y1, x0:x1], report)
-        patch = render(still, Artefacts.of(still), 0, Articulation(0, 0, 0, 0, 0), 1.0)
+        patch = render(still, WarpArtefacts.of(still), 0, Articulation(0, 0, 0, 0, 0), 1.0)
     if patch is None:
         raise SystemExit("the mouth lies outside the picture")
     closed = picture.copy()

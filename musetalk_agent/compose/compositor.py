@@ -35,7 +35,7 @@ class Compositor:
     """Composes pictures of one bundle; stateless, so any thread may call it.
 
     Args:
-        idle_patch: what lies over each idle frame while nobody speaks, by pose; None for nothing.
+        idle_patch: what lies over each idle frame while nobody speaks, by idle frame; None for nothing.
     """
 
     def __init__(self, bundle: Bundle, idle_patch: Callable[[int], Patch | None] = lambda _: None) -> None:
@@ -43,31 +43,31 @@ class Compositor:
         self._idle_patch = idle_patch
         self._width, self._height = bundle.width, bundle.height
 
-    def idle(self, pose: int) -> VideoFrame:
+    def idle(self, idle_index: int) -> VideoFrame:
         """The idle picture; without a patch over it no copy is made, so its planes are read-only."""
-        patch = self._idle_patch(pose)
+        patch = self._idle_patch(idle_index)
         if patch is not None:
-            return VideoFrame(self._planes(pose, patch), self._width, self._height, pose)
-        return VideoFrame(self._bundle.frames[pose].reshape(-1), self._width, self._height, pose)
+            return VideoFrame(self._planes(idle_index, patch), self._width, self._height, idle_index)
+        return VideoFrame(self._bundle.frames[idle_index].reshape(-1), self._width, self._height, idle_index)
 
-    def compose(self, pose: int, patch: Patch | None, tag: Tag | None = None) -> VideoFrame:
-        """Idle frame `pose` with `patch` on it; without a patch, the idle frame."""
+    def compose(self, idle_index: int, patch: Patch | None, tag: Tag | None = None) -> VideoFrame:
+        """Idle frame `idle_index` with `patch` on it; without a patch, the idle frame."""
         if patch is None:
-            return self.idle(pose)
-        return VideoFrame(self._planes(pose, patch), self._width, self._height, pose, spoken=True, tag=tag)
+            return self.idle(idle_index)
+        return VideoFrame(self._planes(idle_index, patch), self._width, self._height, idle_index, spoken=True, tag=tag)
 
-    def _planes(self, pose: int, patch: Patch) -> Pixels:
-        planes = np.array(self._bundle.frames[pose]).reshape(-1)
+    def _planes(self, idle_index: int, patch: Patch) -> Pixels:
+        planes = np.array(self._bundle.frames[idle_index]).reshape(-1)
         pixels = patch.pixels
         if patch.mask is not None:
-            pixels = paste(self._background(pose, patch.box), pixels, patch.mask)
+            pixels = paste(self._background(idle_index, patch.box), pixels, patch.mask)
         self._write(planes, patch.box, pixels)
         return planes
 
-    def _background(self, pose: int, box: Box) -> Pixels:
+    def _background(self, idle_index: int, box: Box) -> Pixels:
         """BGR pixels of the idle frame in `box`, which lies within the face window."""
-        window = self._bundle.box(pose)
-        face = self._bundle.faces[pose]
+        window = self._bundle.box(idle_index)
+        face = self._bundle.faces[idle_index]
         return np.asarray(face[box.y0 - window.y0 : box.y1 - window.y0, box.x0 - window.x0 : box.x1 - window.x0])
 
     def _write(self, planes: Pixels, box: Box, bgr: Pixels) -> None:

@@ -13,7 +13,7 @@ from musetalk_agent.compose.compositor import Compositor
 from musetalk_agent.media_types import VideoFrame
 
 
-class IdleCycle:
+class PingPongLoop:
     """Maps an ever-growing tick to an idle frame: 0, 1 … n-1, n-2 … 1, 0, 1 … A clip of one frame stands still.
 
     The cycle never restarts: a segment takes the ticks that follow the last one shown, and the idle clip goes on after it.
@@ -25,13 +25,13 @@ class IdleCycle:
         self._frames = frames
         self._period = max(1, 2 * (frames - 1))
 
-    def pose(self, tick: int) -> int:
+    def idle_index(self, tick: int) -> int:
         """Idle frame shown at `tick` (≥ 0)."""
         phase = tick % self._period
         return phase if phase < self._frames else self._period - phase
 
 
-class IdleCursor:
+class LoopCursor:
     """Hands out the ticks of the cycle to idle pictures, shown now, and to spoken ones, made a little ahead of time.
 
     Args:
@@ -72,13 +72,13 @@ class IdleCursor:
         self._reserved.clear()
 
 
-def load_idle(compositor: Compositor, pose: int) -> VideoFrame:
-    """The idle frame of `pose`, in memory. Blocks on the disk and composes: for worker threads.
+def load_idle(compositor: Compositor, idle_index: int) -> VideoFrame:
+    """The idle frame of `idle_index`, in memory. Blocks on the disk and composes: for worker threads.
 
     A frame without a patch is a view of the bundle's file. One byte of each page is read here, so that the page faults of a file
     that is not in the page cache happen in this thread and not where the frame is published.
     """
-    frame = compositor.idle(pose)
+    frame = compositor.idle(idle_index)
     frame.i420[:: mmap.PAGESIZE].sum()
     return frame
 
@@ -94,8 +94,8 @@ class IdleFrames:
     def __init__(
         self,
         compositor: Compositor,
-        cycle: IdleCycle,
-        cursor: IdleCursor,
+        cycle: PingPongLoop,
+        cursor: LoopCursor,
         clock: Clock,
         executor: Executor,
         first: VideoFrame,
@@ -108,25 +108,25 @@ class IdleFrames:
 
     def prepare(self) -> None:
         """Begins to make the next idle frame, unless it is there or another one is being made. Call it on the event loop."""
-        pose = self._cycle.pose(self._cursor.next_idle())
-        if pose == self._shown.pose:
+        idle_index = self._cycle.idle_index(self._cursor.next_idle())
+        if idle_index == self._shown.idle_index:
             return
-        if self._next is not None and (self._next[0] == pose or not self._next[1].done()):
+        if self._next is not None and (self._next[0] == idle_index or not self._next[1].done()):
             return
         working = ExitStack()
         working.enter_context(self._clock.working())
-        making = asyncio.get_running_loop().run_in_executor(self._executor, load_idle, self._compositor, pose)
+        making = asyncio.get_running_loop().run_in_executor(self._executor, load_idle, self._compositor, idle_index)
         making.add_done_callback(lambda _: working.close())
-        self._next = pose, making
+        self._next = idle_index, making
 
     def take(self) -> VideoFrame | None:
         """The next idle frame; the cycle moves on. None, counted in `late`, when it is not made yet: the cycle then stays.
 
         Raises what making the frame raised.
         """
-        pose = self._cycle.pose(self._cursor.next_idle())
-        if pose != self._shown.pose:
-            if self._next is None or self._next[0] != pose or not self._next[1].done():
+        idle_index = self._cycle.idle_index(self._cursor.next_idle())
+        if idle_index != self._shown.idle_index:
+            if self._next is None or self._next[0] != idle_index or not self._next[1].done():
                 self.late += 1
                 self.prepare()
                 return None

@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from musetalk_agent.engines.interface import Engine, Flight, PatchRequest
+from musetalk_agent.engines.interface import Engine, InFlightBatch, PatchRequest
 from musetalk_agent.errors import EngineFailed, EngineUnavailable
 from musetalk_agent.media_types import Patch
 from musetalk_agent.tasks import Step, in_thread, supervise, tear_down
@@ -29,9 +29,9 @@ log = logging.getLogger(__name__)
 
 QUEUE_LIMIT = 1024
 """Most requests waiting at once over all sessions; each session keeps a handful in flight, so more means a leak."""
-ON_DEVICE = 2
+MAX_ON_DEVICE = 2
 """Batches given to the device at once: the one it works on and the next."""
-UNCOLLECTED = 4
+MAX_UNDELIVERED = 4
 """Batches launched and not yet delivered; more would mean that the host's work on patches is slower than the device."""
 LAUNCH_AHEAD_S = 0.001
 """How long before the expected end of a batch the next is launched: longer than a launch takes (a graph's replay and some copies),
@@ -39,7 +39,7 @@ and a small part of a frame."""
 STUCK_S = 30.0
 """A batch that is not delivered after so long never will be: the slowest device that is allowed, MuseTalk on a processor, takes a
 few seconds for its batches of one frame."""
-_LOOKS = 10  # for a stuck batch, in the time after which it counts as stuck
+_CHECKS = 10  # for a stuck batch, in the time after which it counts as stuck
 _RETRY_AFTER_S = 5
 _BROKEN_LOGGED = 100  # one traceback for so many batches: an engine that fails on every frame does so 25 times a second
 _JOIN_S = 3.0
@@ -62,7 +62,7 @@ class _Batch:
     jobs: list[_Job]
     size: int
     begun: float
-    flight: Flight | None = None
+    in_flight: InFlightBatch | None = None
     error: Exception | None = None
 
 
@@ -111,11 +111,11 @@ class Batcher:
         self._stuck_after_s = stuck_after_s
         self._watch: asyncio.Task[None] | None = None
         self._under_way: deque[_Batch] = deque()  # launched or being launched, and not delivered
-        self._sessions: dict[int, deque[_Job]] = {}  # by the actor's identity: a session's frames stay in order
+        self._sessions: dict[int, deque[_Job]] = {}  # by the session's identity: a session's frames stay in order
         self._waiting = 0
         self._changed = threading.Condition()
         self._closed = False
-        self._flying: deque[int] = deque()  # sizes of the batches on the device
+        self._sizes_on_device: deque[int] = deque()  # sizes of the batches on the device
         self._undelivered = 0
         self._launched: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()
         self._seconds: dict[int, float] = {}  # what a batch of a size took last
@@ -151,7 +151,7 @@ class Batcher:
         """Queues one frame that should be ready at `deadline` (monotonic seconds).
 
         The future fails with what the engine raised, or with `EngineUnavailable` when the queue is full or closed. Cancelling it
-        drops the request if it has not begun. Frames of one actor are made in the order in which they came.
+        drops the request if it has not begun. Frames of one session are made in the order in which they came.
         """
         assert self._loop is not None
         result: Result = self._loop.create_future()
@@ -161,7 +161,7 @@ class Batcher:
             elif self._closed or self._waiting >= QUEUE_LIMIT:
                 result.set_exception(EngineUnavailable("the engine takes no more frames now", limit=QUEUE_LIMIT))
             else:
-                self._sessions.setdefault(id(request.actor), deque()).append(_Job(deadline, request, result))
+                self._sessions.setdefault(id(request.session), deque()).append(_Job(deadline, request, result))
                 self._waiting += 1
                 self._changed.notify()
         return result
@@ -187,7 +187,7 @@ class Batcher:
         """
         with self._changed:
             self._closed = True
-            waiting = self._take_all()
+            waiting = self._pop_all()
             self._changed.notify()
         for job in waiting:
             job.result.cancel()
@@ -210,7 +210,7 @@ class Batcher:
 
     async def _look_for_stuck_batches(self) -> None:
         while self.failed is None:
-            await asyncio.sleep(self._stuck_after_s / _LOOKS)
+            await asyncio.sleep(self._stuck_after_s / _CHECKS)
             with self._changed:
                 oldest = self._under_way[0].begun if self._under_way else None
             if oldest is not None and time.perf_counter() - oldest > self._stuck_after_s:
@@ -229,37 +229,37 @@ class Batcher:
 
     def _launch_all(self) -> None:
         try:
-            while (jobs := self._take()) is not None:
+            while (jobs := self._next_batch()) is not None:
                 if jobs:
                     self._launched.put(self._launch(jobs))
         finally:
             self._launched.put(None)
 
-    def _take(self) -> list[_Job] | None:
+    def _next_batch(self) -> list[_Job] | None:
         """The next batch, once it is time; None when it is over."""
         with self._changed:
             while not (self._closed or self.failed):
-                patience = self._patience()
-                if patience is not None and patience <= 0:
+                seconds = self._seconds_until_launch()
+                if seconds is not None and seconds <= 0:
                     break
-                self._changed.wait(patience)
+                self._changed.wait(seconds)
             if self._closed or self.failed:
                 return None
-            jobs = self._earliest(self.engine.batch_sizes[-1])
+            jobs = self._pop_by_deadline(self.engine.batch_sizes[-1])
             if jobs:
                 self._undelivered += 1
-                self._flying.append(self._size(len(jobs)))
+                self._sizes_on_device.append(self._size(len(jobs)))
             return jobs
 
-    def _patience(self) -> float | None:
+    def _seconds_until_launch(self) -> float | None:
         """Seconds until the next batch should be launched; None for not before something changes."""
-        if not self._waiting or len(self._flying) >= ON_DEVICE or self._undelivered >= UNCOLLECTED:
+        if not self._waiting or len(self._sizes_on_device) >= MAX_ON_DEVICE or self._undelivered >= MAX_UNDELIVERED:
             return None
-        if not self._flying or self._waiting >= self.engine.batch_sizes[-1]:
+        if not self._sizes_on_device or self._waiting >= self.engine.batch_sizes[-1]:
             return 0.0
         return self._expected_end - LAUNCH_AHEAD_S - time.perf_counter()
 
-    def _earliest(self, most: int) -> list[_Job]:
+    def _pop_by_deadline(self, most: int) -> list[_Job]:
         """Up to `most` jobs by deadline, each session's in its own order, the cancelled ones dropped."""
         jobs: list[_Job] = []
         while self._sessions and len(jobs) < most:
@@ -274,7 +274,7 @@ class Batcher:
                 jobs.append(job)
         return jobs
 
-    def _take_all(self) -> list[_Job]:
+    def _pop_all(self) -> list[_Job]:
         waiting = [job for jobs in self._sessions.values() for job in jobs]
         self._sessions.clear()
         self._waiting = 0
@@ -286,7 +286,7 @@ class Batcher:
             self._expected_end = max(batch.begun, self._expected_end) + self._seconds.get(batch.size, 0.0)
             self._under_way.append(batch)
         try:
-            batch.flight = self.engine.launch([job.request for job in jobs])
+            batch.in_flight = self.engine.launch([job.request for job in jobs])
         except Exception as error:  # noqa: BLE001 - the thread serves every session: a frame that breaks must not end it
             batch.error = error
         return batch
@@ -301,14 +301,14 @@ class Batcher:
         while (batch := self._launched.get()) is not None:
             patches: Sequence[Patch | None] = ()
             try:
-                if batch.flight is not None:
-                    batch.flight.wait()
+                if batch.in_flight is not None:
+                    batch.in_flight.wait()
             except Exception as error:  # noqa: BLE001 - as above
                 batch.error = error
             self._count(batch)
             try:
-                if batch.flight is not None and batch.error is None:
-                    patches = batch.flight.patches()
+                if batch.in_flight is not None and batch.error is None:
+                    patches = batch.in_flight.patches()
                     if len(patches) != len(batch.jobs):
                         raise RuntimeError(f"{len(patches)} patches for {len(batch.jobs)} requests")
             except Exception as error:  # noqa: BLE001 - as above
@@ -330,8 +330,8 @@ class Batcher:
             self._frames += len(batch.jobs)
             self._batches += 1
             self._sizes[len(batch.jobs)] = self._sizes.get(len(batch.jobs), 0) + 1
-            self._flying.popleft()
-            self._expected_end = now + sum(self._seconds.get(size, 0.0) for size in self._flying)
+            self._sizes_on_device.popleft()
+            self._expected_end = now + sum(self._seconds.get(size, 0.0) for size in self._sizes_on_device)
             self._changed.notify()
 
     def _deliver(self, batch: _Batch, patches: Sequence[Patch | None]) -> None:
@@ -339,8 +339,8 @@ class Batcher:
         if batch.error is not None:
             self._broken += 1
             if self._broken % _BROKEN_LOGGED == 1:
-                told = {"engine": self.engine.name, "batch": len(batch.jobs), "so_far": self._broken}
-                log.error("engine failed on a batch", exc_info=batch.error, extra=told)
+                fields = {"engine": self.engine.name, "batch": len(batch.jobs), "so_far": self._broken}
+                log.error("engine failed on a batch", exc_info=batch.error, extra=fields)
         if isinstance(batch.error, EngineFailed):
             self._fail(batch.error)
         with contextlib.suppress(RuntimeError):  # the loop is gone: so is everybody who waited
@@ -353,7 +353,7 @@ class Batcher:
             if self.failed is not None:
                 return
             self.failed = error
-            left = [job for batch in self._under_way for job in batch.jobs] + self._take_all()
+            left = [job for batch in self._under_way for job in batch.jobs] + self._pop_all()
             self._changed.notify()
             if self._closed:  # nobody waits, and the owner is closing it already
                 return

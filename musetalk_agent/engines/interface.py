@@ -19,20 +19,20 @@ class PatchRequest:
     """One frame to make.
 
     Args:
-        actor: what `Engine.open` returned for the session.
-        pose: index of the idle frame, `0 … bundle.frames-1`, that the patch will lie on.
+        session: what `Engine.open` returned for the session.
+        idle_index: index of the idle frame, `0 … bundle.frames-1`, that the patch will lie on.
         feature: the frame's feature, as the engine's own extractor made it.
-        presence: 0 … 1; how far speech has taken over the mouth from the idle clip. Rises over the first frames of a segment
+        blend_weight: 0 … 1; how far speech has taken over the mouth from the idle clip. Rises over the first frames of a segment
             and falls over the frames after it, so that the mouth glides between idle and speech.
     """
 
-    actor: Actor
-    pose: int
+    session: EngineSession
+    idle_index: int
     feature: Feature
-    presence: float = 1.0
+    blend_weight: float = 1.0
 
 
-class Actor(Protocol):
+class EngineSession(Protocol):
     """An avatar made ready for one session by an engine; opaque to everything else.
 
     Holds per-session state, if the engine has any (smoothing from frame to frame). `rest` is the feature of a silent mouth.
@@ -43,28 +43,28 @@ class Actor(Protocol):
         """Feature of a silent, closed mouth."""
         ...
 
-    def towards_rest(self, feature: Feature, amount: float) -> Feature:
+    def fade_to_silence(self, feature: Feature, amount: float) -> Feature:
         """A feature `amount` (0 … 1) of the way from `feature` to silence, for the pictures after a segment."""
         ...
 
-    def idle(self, pose: int) -> Patch | None:
-        """What lies over idle frame `pose` while nobody speaks; None shows the clip as it is. Called on the event loop: no work."""
+    def idle(self, idle_index: int) -> Patch | None:
+        """The patch over an idle frame outside speech; None shows the clip as it is. Called on the event loop: no work."""
         ...
 
-    def idle_wanted(self) -> Sequence[int]:
-        """Poses whose idle patch the engine has still to make, from `rest` at presence 1: the clip's own mouth talks."""
+    def missing_idle_patches(self) -> Sequence[int]:
+        """Idle frames whose patch must still be made, from `rest` at blend weight 1, because the clip's own mouth moves."""
         ...
 
-    def keep_idle(self, pose: int, patch: Patch) -> None:
-        """Takes what was made for a pose of `idle_wanted`; `idle` returns such patches once none is wanted any more."""
+    def store_idle_patch(self, idle_index: int, patch: Patch) -> None:
+        """Stores the patch of one of `missing_idle_patches`; `idle` returns them once none is missing."""
         ...
 
     def close(self) -> None:
-        """Releases what the actor holds. Safe to call twice."""
+        """Releases what the session holds. Safe to call twice."""
         ...
 
 
-class Flight(Protocol):
+class InFlightBatch(Protocol):
     """A batch under way. The batcher calls `wait`, then `patches`, once each, on a thread other than the one that launched it."""
 
     def wait(self) -> None:
@@ -74,13 +74,13 @@ class Flight(Protocol):
     def patches(self) -> list[Patch | None]:
         """After `wait`: what is left to do on the host, then one patch per request, in order.
 
-        None where the idle frame is to be shown as it is: presence 0, or a patch that the engine found unfit to be shown.
+        None where the idle frame is to be shown as it is: blend weight 0, or a patch that the engine found unfit to be shown.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class Landed:
+class CompletedBatch:
     """The flight of an engine that computes while it launches."""
 
     made: list[Patch | None]
@@ -131,15 +131,15 @@ class Engine(Protocol):
         ...
 
     @property
-    def closing_frames(self) -> int:
-        """Frames after a segment over which the mouth glides back to the idle clip (their `presence` falls to 0)."""
+    def fade_out_frames(self) -> int:
+        """Frames after a segment over which the mouth glides back to the idle clip (their `blend_weight` falls to 0)."""
         ...
 
     def prepare(self, bundle: Bundle, progress: Progress | None = None) -> None:
         """Derives the engine's artefacts once and stores them in the bundle under `fingerprint`. Idempotent."""
         ...
 
-    def open(self, bundle: Bundle) -> Actor:
+    def open(self, bundle: Bundle) -> EngineSession:
         """Readies a prepared bundle for one session."""
         ...
 
@@ -147,7 +147,7 @@ class Engine(Protocol):
         """Runs one batch at production shape, so that the first session pays nothing."""
         ...
 
-    def launch(self, batch: Sequence[PatchRequest]) -> Flight:
+    def launch(self, batch: Sequence[PatchRequest]) -> InFlightBatch:
         """Starts a batch and returns without waiting for the device.
 
         Raises `EngineFailed` when the device failed, which ends the batcher; anything else fails this batch only.
@@ -158,7 +158,7 @@ class Engine(Protocol):
         """Sessions that may all speak at once at `fps`, as measured in `warmup`; None where the engine sets no limit."""
         ...
 
-    def figures(self) -> dict[str, Any]:
+    def stats(self) -> dict[str, Any]:
         """What it measured of itself, for `/debug`: JSON values. Called on the event loop: no work."""
         ...
 

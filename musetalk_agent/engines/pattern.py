@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from musetalk_agent.avatars.bundle import Bundle
-from musetalk_agent.engines.interface import Landed, PatchRequest, Progress
+from musetalk_agent.engines.interface import CompletedBatch, PatchRequest, Progress
 from musetalk_agent.features.speech_detector import LevelDetector
 from musetalk_agent.media_types import Box, Cue, Feature, Patch, Pcm, Pixels, frame_start, frames_begun
 from musetalk_agent.protocol.http import AvatarReport
@@ -79,7 +79,7 @@ class PatternFeatures:
         return self.detector(), self.stream(fps)
 
 
-class PatternActor:
+class PatternSession:
     """The two patches of a picture size."""
 
     def __init__(self, bundle: Bundle) -> None:
@@ -88,19 +88,19 @@ class PatternActor:
         self.white = Patch(box, np.full((box.height, box.width, 3), _WHITE, np.uint8))
         self.black = Patch(box, np.full((box.height, box.width, 3), _BLACK, np.uint8))
 
-    def towards_rest(self, feature: Feature, amount: float) -> Feature:
+    def fade_to_silence(self, feature: Feature, amount: float) -> Feature:
         """It fades."""
         return (feature * (1 - amount)).astype(np.float32)
 
-    def idle(self, pose: int) -> Patch | None:
+    def idle(self, idle_index: int) -> Patch | None:
         """The idle picture is drawn already."""
         return None
 
-    def idle_wanted(self) -> tuple[int, ...]:
+    def missing_idle_patches(self) -> tuple[int, ...]:
         """None: the idle picture is drawn already."""
         return ()
 
-    def keep_idle(self, pose: int, patch: Patch) -> None:
+    def store_idle_patch(self, idle_index: int, patch: Patch) -> None:
         """Nothing is kept."""
 
     def close(self) -> None:
@@ -115,7 +115,7 @@ class PatternEngine:
     fingerprint = "pattern-1"
     batch_sizes = (8,)
     needs_face = False
-    closing_frames = 0
+    fade_out_frames = 0
 
     def __init__(self) -> None:
         self.features = PatternFeatures()
@@ -123,18 +123,18 @@ class PatternEngine:
     def prepare(self, bundle: Bundle, progress: Progress | None = None) -> None:
         """Nothing to derive."""
 
-    def open(self, bundle: Bundle) -> PatternActor:
+    def open(self, bundle: Bundle) -> PatternSession:
         """Readies the two patches."""
-        return PatternActor(bundle)
+        return PatternSession(bundle)
 
     def warmup(self) -> None:
         """Nothing to warm."""
 
-    def launch(self, batch: Sequence[PatchRequest]) -> Landed:
+    def launch(self, batch: Sequence[PatchRequest]) -> CompletedBatch:
         """Draws at once."""
-        return Landed(self.infer(batch))
+        return CompletedBatch(self.infer(batch))
 
-    def figures(self) -> dict[str, Any]:
+    def stats(self) -> dict[str, Any]:
         """Nothing to tell."""
         return {}
 
@@ -146,9 +146,9 @@ class PatternEngine:
         """White above the threshold, else black."""
         patches: list[Patch | None] = []
         for request in batch:
-            actor = request.actor
-            assert isinstance(actor, PatternActor)
-            patches.append(actor.white if request.feature[0] > np.float32(THRESHOLD) else actor.black)
+            session = request.session
+            assert isinstance(session, PatternSession)
+            patches.append(session.white if request.feature[0] > np.float32(THRESHOLD) else session.black)
         return patches
 
     def close(self) -> None:

@@ -59,7 +59,7 @@ def card_stages(engine: MuseTalkEngine, frames: int, batch: int, progress: Calla
 
     with card.frames():
         pixels, _ = decoder()
-    host = card.host(tuple(pixels.shape), torch.uint8)
+    host = card.host_buffer(tuple(pixels.shape), torch.uint8)
 
     def copy() -> Outputs:
         return (host.copy_(pixels, non_blocking=True),)
@@ -68,7 +68,7 @@ def card_stages(engine: MuseTalkEngine, frames: int, batch: int, progress: Calla
     flop = {name: operations(part, card) for name, part in parts.items()}
     peak = _peak(card, network.dtype)
     with card.frames():
-        fixed = {name: card.fix(part) for name, part in parts.items()} | {"copy": copy}
+        fixed = {name: card.capture(part) for name, part in parts.items()} | {"copy": copy}
         times: dict[str, list[float]] = {name: [] for name in fixed}
         for done in range(0, frames, batch):
             for name, part in fixed.items():
@@ -81,7 +81,7 @@ def card_stages(engine: MuseTalkEngine, frames: int, batch: int, progress: Calla
 def _seconds(call: Callable[[], Outputs], card: Card) -> float:
     begun = time.perf_counter()
     call()
-    card.mark().wait()
+    card.record_event().wait()
     return time.perf_counter() - begun
 
 
@@ -96,6 +96,6 @@ def _peak(card: Card, dtype: torch.dtype) -> float:
     side = _PEAK_SIDE[card.device.type]
     with card.frames():
         one: Tensor = torch.rand((side, side), device=card.device).to(dtype)
-        product = card.fix(lambda: (one @ one,))
+        product = card.capture(lambda: (one @ one,))
         best = min(_seconds(product, card) for _ in range(_PEAK_TRIES))
     return 2 * float(side) ** 3 / best

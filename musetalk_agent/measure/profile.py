@@ -19,7 +19,7 @@ from tqdm import tqdm
 from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.clock import VirtualClock
 from musetalk_agent.compose.compositor import Compositor
-from musetalk_agent.compose.idle import IdleCycle
+from musetalk_agent.compose.idle import PingPongLoop
 from musetalk_agent.engines.interface import Engine, PatchRequest
 from musetalk_agent.errors import AgentError
 from musetalk_agent.factory import Factory
@@ -260,20 +260,20 @@ def host_stages(engine: Engine, bundle: Bundle, frames: int, make: MakePatch, ma
 
     The conversion to I420 is measured on its own, on the same pixels and by the compositor's call; `composition` is the rest.
     """
-    actor, compositor, cycle = engine.open(bundle), Compositor(bundle), IdleCycle(len(bundle))
+    engine_session, compositor, cycle = engine.open(bundle), Compositor(bundle), PingPongLoop(len(bundle))
     hearing: list[float] = []
     making: list[float] = []
     composing: list[float] = []
     converting: list[float] = []
     try:
         features = _features(engine, bundle.fps, hearing)
-        make(PatchRequest(actor, 0, actor.rest))  # the first one reads the clip from disk
+        make(PatchRequest(engine_session, 0, engine_session.rest))  # the first one reads the clip from disk
         for tick in range(frames):
-            request = PatchRequest(actor, cycle.pose(tick), next(features))
+            request = PatchRequest(engine_session, cycle.idle_index(tick), next(features))
             begun = time.perf_counter()
             patch = make(request)
             done = time.perf_counter()
-            compositor.compose(request.pose, patch)
+            compositor.compose(request.idle_index, patch)
             composed = time.perf_counter()
             pixels = np.zeros((2, 2, 3), np.uint8) if patch is None else np.ascontiguousarray(patch.pixels)
             before = time.perf_counter()
@@ -283,7 +283,7 @@ def host_stages(engine: Engine, bundle: Bundle, frames: int, make: MakePatch, ma
             composing.append(max(0.0, composed - done - converted))
             converting.append(converted)
     finally:
-        actor.close()
+        engine_session.close()
     return [
         StageTiming("features", hearing[-frames:]),
         StageTiming(made_by, making),

@@ -19,9 +19,9 @@ import numpy as np
 from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.clock import Clock
 from musetalk_agent.compose.compositor import Compositor
-from musetalk_agent.compose.idle import IdleCursor, IdleCycle, IdleFrames
+from musetalk_agent.compose.idle import IdleFrames, LoopCursor, PingPongLoop
 from musetalk_agent.engines.batcher import Batcher
-from musetalk_agent.engines.interface import Actor
+from musetalk_agent.engines.interface import EngineSession
 from musetalk_agent.features.speech_detector import detect_rate, shipped_network
 from musetalk_agent.media.captions import Word
 from musetalk_agent.media.format_detector import Finding, FormatWatch
@@ -44,18 +44,18 @@ class Pipeline:
 
     Args:
         publisher: opened before `run`.
-        batcher, actor, bundle: the engine, and the avatar as the engine readied it.
+        batcher, session, bundle: the engine, and the avatar as the engine readied it.
         executor: threads for features and composition.
         emit: takes playback events and warnings, in order.
         speaking: called when speech begins (True) and when all of it is over (False).
-        first: the idle frame of pose 0, loaded in a worker thread (`load_idle`); None loads it here.
+        first: the idle frame of idle frame 0, loaded in a worker thread (`load_idle`); None loads it here.
     """
 
     def __init__(
         self,
         publisher: Publisher,
         batcher: Batcher,
-        actor: Actor,
+        engine_session: EngineSession,
         bundle: Bundle,
         clock: Clock,
         executor: Executor,
@@ -65,13 +65,13 @@ class Pipeline:
     ) -> None:
         self.funnel = Funnel()
         self.clock, self._emit, self._fps = clock, emit, bundle.fps
-        compositor = Compositor(bundle, actor.idle)
-        cycle, cursor = IdleCycle(len(bundle)), IdleCursor()
-        self.first: VideoFrame = first or compositor.idle(cycle.pose(cursor.next_idle()))
+        compositor = Compositor(bundle, engine_session.idle)
+        cycle, cursor = PingPongLoop(len(bundle)), LoopCursor()
+        self.first: VideoFrame = first or compositor.idle(cycle.idle_index(cursor.next_idle()))
         cursor.idle()
         self.production = Production(
             batcher,
-            actor,
+            engine_session,
             compositor,
             cycle,
             cursor,

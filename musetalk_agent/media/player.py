@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from musetalk_agent.clock import Clock
-from musetalk_agent.compose.idle import IdleCursor, IdleFrames
+from musetalk_agent.compose.idle import IdleFrames, LoopCursor
 from musetalk_agent.media.adaptive_delay import HeadStart
 from musetalk_agent.media.captions import Caption
 from musetalk_agent.media.renderer import Made, Production
@@ -67,7 +67,7 @@ class Playback:
         publisher: Publisher,
         production: Production,
         idle: IdleFrames,
-        cursor: IdleCursor,
+        cursor: LoopCursor,
         clock: Clock,
         funnel: Funnel,
         fps: int,

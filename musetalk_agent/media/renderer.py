@@ -12,9 +12,9 @@ from typing import TypeVar
 
 from musetalk_agent.clock import Clock
 from musetalk_agent.compose.compositor import Compositor
-from musetalk_agent.compose.idle import IdleCursor, IdleCycle
+from musetalk_agent.compose.idle import LoopCursor, PingPongLoop
 from musetalk_agent.engines.batcher import Batcher, Result
-from musetalk_agent.engines.interface import Actor, PatchRequest
+from musetalk_agent.engines.interface import EngineSession, PatchRequest
 from musetalk_agent.features.extractor import SpeechGate
 from musetalk_agent.media.channel import Channel
 from musetalk_agent.media.segment import Segment
@@ -54,7 +54,7 @@ class Made:
     tag: Tag
     tick: int
     feature: Feature
-    presence: float
+    blend_weight: float
     failed: bool = False
 
 
@@ -64,7 +64,7 @@ class _Flight:
     tag: Tag
     tick: int
     feature: Feature
-    presence: float
+    blend_weight: float
     patch: Result
 
 
@@ -73,7 +73,7 @@ class Production:
 
     Args:
         batcher: the engine that serves every session.
-        actor: what the engine made of the avatar for this session.
+        engine_session: what the engine made of the avatar for this session.
         compositor, cycle, cursor: the idle clip and where it is.
         executor: threads for features and composition.
         on_ready: called when a picture was added to `ready`.
@@ -82,10 +82,10 @@ class Production:
     def __init__(
         self,
         batcher: Batcher,
-        actor: Actor,
+        engine_session: EngineSession,
         compositor: Compositor,
-        cycle: IdleCycle,
-        cursor: IdleCursor,
+        cycle: PingPongLoop,
+        cursor: LoopCursor,
         clock: Clock,
         executor: Executor,
         funnel: Funnel,
@@ -94,7 +94,7 @@ class Production:
     ) -> None:
         self.ready: Channel[Made] = Channel("ready", AHEAD_FRAMES)
         self.generation = 0
-        self._batcher, self._actor, self._compositor = batcher, actor, compositor
+        self._batcher, self._engine_session, self._compositor = batcher, engine_session, compositor
         self._cycle, self._cursor, self._clock, self._executor = cycle, cursor, clock, executor
         self._funnel, self._fps, self._on_ready = funnel, fps, on_ready
         self._listening = SpeechGate(batcher.engine.features, fps)
@@ -104,7 +104,7 @@ class Production:
         self._flights: Channel[_Flight] = Channel("flights", IN_FLIGHT)
         self._wake = asyncio.Event()
         self._close_from: tuple[Feature, float] | None = None
-        self._last: tuple[Feature, float] = (actor.rest, 0.0)
+        self._last: tuple[Feature, float] = (engine_session.rest, 0.0)
         self._cued = 0
         self._mute: Segment | None = None  # the segment whose features failed
 
@@ -124,9 +124,9 @@ class Production:
         self.ready.discard()
         self._drop_flights()
         self._cursor.release()
-        if shown is not None and shown.presence > 0:
-            self._close_from = (shown.feature, shown.presence)
-        self._last = (self._actor.rest, 0.0)
+        if shown is not None and shown.blend_weight > 0:
+            self._close_from = (shown.feature, shown.blend_weight)
+        self._last = (self._engine_session.rest, 0.0)
         self._wake.set()
 
     def close_mouth(self) -> None:
@@ -142,23 +142,24 @@ class Production:
             group.create_task(self._close_idle_mouths(), name="production-idle")
 
     async def _close_idle_mouths(self) -> None:
-        """Has the engine make what the actor wants over idle frames, one at a time, and after everything that is spoken."""
-        for pose in self._actor.idle_wanted():
-            request = PatchRequest(self._actor, pose, self._actor.rest)
+        """Has the engine make what the session wants over idle frames, one at a time, and after everything that is spoken."""
+        for idle_index in self._engine_session.missing_idle_patches():
+            request = PatchRequest(self._engine_session, idle_index, self._engine_session.rest)
             try:
                 with self._clock.working():
                     patch = await self._batcher.submit(request, self._clock.now() + _IDLE_PATIENCE_S)
             except Exception as error:  # noqa: BLE001 - the idle clip is shown as it is; what ends the engine ends the session elsewhere
                 log.warning(
-                    "idle mouths are not closed", extra={"pose": pose, "error": f"{type(error).__name__}: {error}"}
+                    "idle mouths are not closed",
+                    extra={"pose": idle_index, "error": f"{type(error).__name__}: {error}"},
                 )
                 return
             if patch is None:
                 log.warning(
-                    "idle mouths are not closed: the engine's patch is not fit to be shown", extra={"pose": pose}
+                    "idle mouths are not closed: the engine's patch is not fit to be shown", extra={"pose": idle_index}
                 )
                 return
-            self._actor.keep_idle(pose, patch)
+            self._engine_session.store_idle_patch(idle_index, patch)
 
     async def _order(self) -> None:
         generation = self.generation
@@ -167,8 +168,8 @@ class Production:
                 generation = self.generation
                 self._restart()
             if self._close_from is not None:
-                (feature, presence), self._close_from = self._close_from, None
-                await self._close(feature, presence)
+                (feature, blend_weight), self._close_from = self._close_from, None
+                await self._close(feature, blend_weight)
             elif not self._segments or not await self._advance(self._segments[0]):
                 self._wake.clear()
                 if self._close_from is None and generation == self.generation and not self._has_work():
@@ -256,35 +257,35 @@ class Production:
             if not await self._heard_up_to(segment, _WAKE_AHEAD_FRAMES / self._fps):
                 return
             lead = max(0, int(min(1.0, self.due_in(segment, segment.frames_ordered)) * self._fps))
-        presence = min(1.0, self._last[1] + 1 / _OPENING_FRAMES)
+        blend_weight = min(1.0, self._last[1] + 1 / _OPENING_FRAMES)
         tag = Tag(segment.number, segment.frame_ordered(), segment.generation)
-        await self._fly(segment, tag, feature, presence, lead)
+        await self._fly(segment, tag, feature, blend_weight, lead)
 
-    async def _close(self, feature: Feature, presence: float, going_on: Callable[[], bool] | None = None) -> None:
+    async def _close(self, feature: Feature, blend_weight: float, going_on: Callable[[], bool] | None = None) -> None:
         """The pictures after speech: its last mouth shape fades to rest while the idle clip takes the mouth back.
 
         They end when there is other work, or, with `going_on`, when that is false.
         """
-        count = self._batcher.engine.closing_frames if presence > 0 else 0
+        count = self._batcher.engine.fade_out_frames if blend_weight > 0 else 0
         generation = self.generation
         for step in range(1, count + 1):
             over = self._has_work() if going_on is None else not going_on()
             if generation != self.generation or over:
                 return
-            eased = self._actor.towards_rest(feature, min(1.0, 2 * step / count))
-            fading = presence * (1 - step / (count + 1))
+            eased = self._engine_session.fade_to_silence(feature, min(1.0, 2 * step / count))
+            fading = blend_weight * (1 - step / (count + 1))
             await self._fly(None, Tag(0, 0, generation), eased, fading)
-        self._last = (self._actor.rest, 0.0)
+        self._last = (self._engine_session.rest, 0.0)
 
     async def _fly(
-        self, segment: Segment | None, tag: Tag, feature: Feature, presence: float, lead: int | None = None
+        self, segment: Segment | None, tag: Tag, feature: Feature, blend_weight: float, lead: int | None = None
     ) -> None:
         tick = self._cursor.reserve(lead)
-        request = PatchRequest(self._actor, self._cycle.pose(tick), feature, presence)
+        request = PatchRequest(self._engine_session, self._cycle.idle_index(tick), feature, blend_weight)
         # a session with many pictures ready can wait longer than one with none
         deadline = self._clock.now() + (len(self.ready) + 1) / self._fps
-        self._last = (feature, presence)
-        flight = _Flight(segment, tag, tick, feature, presence, self._batcher.submit(request, deadline))
+        self._last = (feature, blend_weight)
+        flight = _Flight(segment, tag, tick, feature, blend_weight, self._batcher.submit(request, deadline))
         await self._flights.put(flight)
         if tag.generation != self.generation:
             self._drop_flights()
@@ -301,11 +302,11 @@ class Production:
     async def _compose(self) -> None:
         while True:
             flight = await self._flights.get()
-            pose = self._cycle.pose(flight.tick)
+            idle_index = self._cycle.idle_index(flight.tick)
             try:
                 with self._clock.working():
                     patch = await flight.patch
-                failed = patch is None and flight.presence > 0
+                failed = patch is None and flight.blend_weight > 0
                 if failed:
                     self._funnel.fail("patches", UNFIT)
                 else:
@@ -318,11 +319,11 @@ class Production:
             except Exception as error:  # noqa: BLE001 - one picture that fails is shown idle; the funnel tells, speech goes on
                 self._funnel.fail("patches", f"{type(error).__name__}: {error}")
                 patch, failed = None, True
-            frame = await self._in_thread(lambda: self._compositor.compose(pose, patch, flight.tag))  # noqa: B023
+            frame = await self._in_thread(lambda: self._compositor.compose(idle_index, patch, flight.tag))  # noqa: B023
             if flight.tag.generation != self.generation:
                 continue
             self._funnel.add("composed", 1)
-            made = Made(frame, flight.segment, flight.tag, flight.tick, flight.feature, flight.presence, failed)
+            made = Made(frame, flight.segment, flight.tag, flight.tick, flight.feature, flight.blend_weight, failed)
             await self.ready.put(made)
             if flight.tag.generation != self.generation:
                 self.ready.discard(lambda m: m.tag.generation != self.generation)

@@ -101,7 +101,7 @@ async def debug(request: Request, sessions: SessionsHere) -> AgentDebug:
     return AgentDebug(
         engine=engines.default,
         engine_note=engines.note(None),
-        engine_figures=engines.figures(),
+        engine_figures=engines.stats(),
         device=engines.device,
         config_path=config_path,
         files=await asyncio.to_thread(_files, factory.models),

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from tests.bench.figures import Figure, percentile
 from tests.bench.shop import Bench, why
+from tests.bench.stats import Figure, percentile
 
 
 async def card(bench: Bench) -> list[Figure]:
@@ -108,11 +108,11 @@ async def memory(bench: Bench) -> list[Figure]:
     reserved = torch.cuda.memory_reserved()
     free, total = torch.cuda.mem_get_info()
     bundle = await bench.bundle(engine)
-    actor = engine.open(bundle)
+    engine_session = engine.open(bundle)
     avatar = engine.memory()["avatars"] / len(bundle)
     more = [engine.open(bundle) for _ in range(8)]
     sessions = engine.memory()["avatars"] - avatar * len(bundle)
-    for one in (actor, *more):
+    for one in (engine_session, *more):
         one.close()
     engine.close()
     gib = 1 << 30

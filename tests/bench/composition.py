@@ -14,7 +14,7 @@ from PIL import Image
 from musetalk_agent.avatars import framing
 from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.compose.compositor import Compositor
-from musetalk_agent.engines.musetalk.artefacts import Artefacts
+from musetalk_agent.engines.musetalk.artefacts import MuseTalkArtefacts
 from musetalk_agent.engines.musetalk.face_region import crop_box
 from musetalk_agent.media_types import Pixels
 from musetalk_agent.protocol.http import Picture
@@ -28,20 +28,24 @@ async def composition() -> list[Figure]:
     """Median time of one frame's composition: ours into I420 planes, upstream's into a BGR picture."""
     with TemporaryDirectory() as folder:
         bundle = await bundle_of(Path(folder), Picture(), face_on_720p(300))
-        return _figures(bundle, Artefacts.of(bundle, _no_latents))
+        return _figures(bundle, MuseTalkArtefacts.of(bundle, _no_latents))
 
 
-def _figures(bundle: Bundle, artefacts: Artefacts) -> list[Figure]:
+def _figures(bundle: Bundle, artefacts: MuseTalkArtefacts) -> list[Figure]:
     faces = np.random.default_rng(0).integers(0, 256, (8, 256, 256, 3), np.uint8)
-    poses = [k % len(bundle) for k in range(_FRAMES)]
-    frames = {pose: framing.to_bgr(np.ascontiguousarray(bundle.frames[pose])) for pose in sorted(set(poses))}
-    patches = [artefacts.patch(pose, faces[k % 8]) for k, pose in enumerate(poses)]
+    idle_indices = [k % len(bundle) for k in range(_FRAMES)]
+    frames = {idle_index: framing.to_bgr(np.ascontiguousarray(bundle.frames[idle_index])) for idle_index in sorted(set(idle_indices))}
+    patches = [artefacts.patch(idle_index, faces[k % 8]) for k, idle_index in enumerate(idle_indices)]
     compositor = Compositor(bundle)
-    whole_masks = {pose: _whole_mask(artefacts, pose) for pose in frames}
+    whole_masks = {idle_index: _whole_mask(artefacts, idle_index) for idle_index in frames}
 
-    ours = _times(lambda k: compositor.compose(poses[k], patches[k]))
-    cut = _times(lambda k: artefacts.patch(poses[k], faces[k % 8]))
-    theirs = _times(lambda k: _pillow(frames[poses[k]], faces[k % 8], artefacts.boxes[poses[k]], whole_masks[poses[k]]))
+    ours = _times(lambda k: compositor.compose(idle_indices[k], patches[k]))
+    cut = _times(lambda k: artefacts.patch(idle_indices[k], faces[k % 8]))
+    theirs = _times(
+        lambda k: _pillow(
+            frames[idle_indices[k]], faces[k % 8], artefacts.boxes[idle_indices[k]], whole_masks[idle_indices[k]]
+        )
+    )
     x1, y1, x2, y2 = (int(v) for v in artefacts.boxes[0])
     face = f"face box {x2 - x1}x{y2 - y1}, picture {bundle.width}x{bundle.height}, {_FRAMES} frames, called from one thread"
     median = {name: percentile(times, 50) or 0.0 for name, times in (("ours", ours), ("cut", cut), ("pillow", theirs))}
@@ -83,13 +87,13 @@ def _pillow(frame: Pixels, face: Pixels, box: np.ndarray, mask: Pixels) -> Pixel
     return np.array(body)[:, :, ::-1]
 
 
-def _whole_mask(artefacts: Artefacts, pose: int) -> Pixels:
+def _whole_mask(artefacts: MuseTalkArtefacts, idle_index: int) -> Pixels:
     """The mask in the whole crop, in three channels, as upstream keeps it after a reload."""
-    x1, y1, x2, y2 = (int(v) for v in artefacts.boxes[pose])
+    x1, y1, x2, y2 = (int(v) for v in artefacts.boxes[idle_index])
     xs, ys, xe, ye = crop_box((x1, y1, x2, y2))
     whole = np.zeros((ye - ys, xe - xs), np.uint8)
-    left, top, right, bottom = (int(v) for v in artefacts.shown[pose])
-    whole[top - ys : bottom - ys, left - xs : right - xs] = artefacts.mask(pose)
+    left, top, right, bottom = (int(v) for v in artefacts.shown[idle_index])
+    whole[top - ys : bottom - ys, left - xs : right - xs] = artefacts.mask(idle_index)
     return np.dstack([whole] * 3)
 
 

@@ -62,7 +62,7 @@ async def frame_cost() -> list[Figure]:
     engine = await asyncio.to_thread(make_warp)
     with TemporaryDirectory() as folder:
         bundle = await bundle_of(Path(folder), Picture(), face_on_720p())
-        actor, compositor, stream = engine.open(bundle), Compositor(bundle), engine.features.stream(25)
+        engine_session, compositor, stream = engine.open(bundle), Compositor(bundle), engine.features.stream(25)
         pcm, spent = speech(), {"features": 0.0, "patch": 0.0, "composition": 0.0}
         count = 0
         for at in range(0, len(pcm) - 640, 640):
@@ -70,17 +70,17 @@ async def frame_cost() -> list[Figure]:
             features = stream.push(pcm[at : at + 640])
             spent["features"] += time.thread_time() - begun
             for feature in features:
-                pose = count % len(bundle)
+                idle_index = count % len(bundle)
                 begun = time.thread_time()
-                patch = engine.infer([PatchRequest(actor, pose, feature)])[0]
+                patch = engine.infer([PatchRequest(engine_session, idle_index, feature)])[0]
                 between = time.thread_time()
-                compositor.compose(pose, patch)
+                compositor.compose(idle_index, patch)
                 spent["patch"] += between - begun
                 spent["composition"] += time.thread_time() - between
                 count += 1
     each = {name: 1000 * seconds / count for name, seconds in spent.items()}
     note = ", ".join(f"{name} {ms:.2f}" for name, ms in each.items())
-    kept = [one.pixels.nbytes for one in actor.artefacts.lent.values()]
+    kept = [one.pixels.nbytes for one in engine_session.artefacts.lent.values()]
     face = f"face {bundle.report.face_px} px, picture {bundle.width}x{bundle.height}"
     return [
         Figure("warp: references kept enlarged, 720p", sum(kept) / 1e6, "MB", note=f"{len(kept)} of them; {face}"),
@@ -99,14 +99,14 @@ async def _pipeline(folder: Path, seen: list[float], heard: list[float]) -> Asyn
     bundle = await bundle_of(folder, Picture(width=512, height=512))
     clock, batcher = MonotonicClock(), Batcher(await asyncio.to_thread(make_warp))
     await batcher.start()
-    actor = batcher.engine.open(bundle)
+    engine_session = batcher.engine.open(bundle)
     publisher = NullPublisher(
         clock,
         lambda at, frame: seen.append(at) if frame.spoken and frame.tag and frame.tag.segment else None,
         lambda at, _: heard.append(at),
     )
     with ThreadPoolExecutor(3) as executor:
-        pipeline = Pipeline(publisher, batcher, actor, bundle, clock, executor, lambda _: None, lambda _: None)
+        pipeline = Pipeline(publisher, batcher, engine_session, bundle, clock, executor, lambda _: None, lambda _: None)
         await publisher.open(pipeline.first, lambda _: None)
         task = asyncio.create_task(pipeline.run())
         try:

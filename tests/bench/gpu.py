@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 
 from tests.bench.card import card, exact, memory, variants
-from tests.bench.figures import Figure, percentile
 from tests.bench.shop import Bench, prepared, why
 from tests.bench.starting import child, startup
+from tests.bench.stats import Figure, percentile
 
 LIMIT_MS = 1.0
 """What an H200 cannot go below per frame: 790 GFLOP at 790 TFLOP/s (`packages.md`)."""
@@ -60,11 +60,11 @@ async def throughput(bench: Bench) -> list[Figure]:
 async def _artefacts(bench: Bench) -> tuple[Any, Any]:
     engine = (await bench.batcher()).engine
     bundle = await bench.bundle(engine)
-    actor = engine.open(bundle)
+    engine_session = engine.open(bundle)
     try:
-        return bundle, actor.avatar.artefacts
+        return bundle, engine_session.avatar.artefacts
     finally:
-        actor.close()
+        engine_session.close()
 
 
 async def _pace(bench: Bench, batcher: Any) -> float:
@@ -73,19 +73,21 @@ async def _pace(bench: Bench, batcher: Any) -> float:
 
     engine = batcher.engine
     bundle = await bench.bundle(engine)
-    actors = [engine.open(bundle) for _ in range(8)]
-    rest = actors[0].rest
+    engine_sessions = [engine.open(bundle) for _ in range(8)]
+    rest = engine_sessions[0].rest
     rounds = max(1, min(96, int(engine.pace.frames_per_second / 8)))
     made, begun = 0, time.perf_counter()
     while time.perf_counter() - begun < bench.seconds / 3:
         jobs = [
-            batcher.submit(PatchRequest(actor, k % len(bundle), rest), k) for k in range(rounds) for actor in actors
+            batcher.submit(PatchRequest(engine_session, k % len(bundle), rest), k)
+            for k in range(rounds)
+            for engine_session in engine_sessions
         ]
         await asyncio.gather(*jobs)
         made += len(jobs)
     spent = time.perf_counter() - begun
-    for actor in actors:
-        actor.close()
+    for engine_session in engine_sessions:
+        engine_session.close()
     return made / spent
 
 

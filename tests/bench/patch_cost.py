@@ -81,15 +81,15 @@ async def patch_cost(baseline: str = "") -> list[Figure]:
 
 
 class _Side:
-    """One of the two engines with its actor of the bundle."""
+    """One of the two engines with its session of the bundle."""
 
     def __init__(self, code: Any, features: Any, bundle: Bundle) -> None:
         self.engine = code.WarpEngine(features)
-        self.actor = self.engine.open(bundle)
-        self.poses = len(bundle)
+        self.session = self.engine.open(bundle)
+        self.idle_indices = len(bundle)
 
-    def patch(self, pose: int, feature: Feature, presence: float) -> Any:
-        return self.engine.infer([PatchRequest(self.actor, pose % self.poses, feature, presence)])[0]
+    def patch(self, pose: int, feature: Feature, blend_weight: float) -> Any:
+        return self.engine.infer([PatchRequest(self.session, pose % self.idle_indices, feature, blend_weight)])[0]
 
     def milliseconds(self, spoken: list[Feature]) -> float:
         """CPU time of a patch, mean over the features, one pose after the other."""
@@ -133,8 +133,8 @@ def _differences(old: _Side, new: _Side, spoken: list[Feature]) -> tuple[np.ndar
     cases = [(one, 1.0) for one in (*spoken[:300:3], *made)]
     cases += [(one, 0.3) for one in made[::4]] + [(one, 0.7) for one in made[1::4]]
     levels, boxes = np.zeros(256, np.int64), 0
-    for number, (feature, presence) in enumerate(cases):
-        a, b = (side.patch(7 * number, feature, presence) for side in (old, new))
+    for number, (feature, blend_weight) in enumerate(cases):
+        a, b = (side.patch(7 * number, feature, blend_weight) for side in (old, new))
         if a is None or b is None or a.box != b.box:
             boxes += (a is None) != (b is None) or (a is not None and a.box != b.box)
             continue

@@ -57,7 +57,7 @@ class Bench:
         return Options(**{"device": self.device, "profile": profile or self.profile, "buckets": buckets} | changes)
 
     async def bundle(self, engine: Any) -> Any:
-        """A 720p avatar of ten poses with a face 300 px wide, prepared for the engine."""
+        """A 720p avatar of ten idle frames with a face 300 px wide, prepared for the engine."""
         return (await prepared(self.folder / "avatar", engine, 10))[0]
 
 

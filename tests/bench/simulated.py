@@ -18,30 +18,30 @@ import numpy as np
 
 from musetalk_agent.engines.batcher import Batcher
 from musetalk_agent.engines.interface import PatchRequest
-from musetalk_agent.engines.musetalk.artefacts import Artefacts
+from musetalk_agent.engines.musetalk.artefacts import MuseTalkArtefacts
 from musetalk_agent.engines.musetalk.profiles import BUCKETS, bucket_of
 from musetalk_agent.features.whisper_features import WhisperFeatures, rest
 from musetalk_agent.media_types import Feature, Patch
-from tests.bench.figures import Figure, percentile
 from tests.bench.shop import drawn
+from tests.bench.stats import Figure, percentile
 from tests.bench.talkers import first_lips, patch_latencies, speak_together, speech
 
 
 class _Actor:
-    def __init__(self, artefacts: Artefacts) -> None:
+    def __init__(self, artefacts: MuseTalkArtefacts) -> None:
         self.artefacts = artefacts
         self.rest: Feature = rest()
 
-    def towards_rest(self, feature: Feature, amount: float) -> Feature:
+    def fade_to_silence(self, feature: Feature, amount: float) -> Feature:
         return feature
 
-    def idle(self, pose: int) -> Patch | None:
+    def idle(self, idle_index: int) -> Patch | None:
         return None
 
-    def idle_wanted(self) -> tuple[int, ...]:
+    def missing_idle_patches(self) -> tuple[int, ...]:
         return ()
 
-    def keep_idle(self, pose: int, patch: Patch) -> None:
+    def store_idle_patch(self, idle_index: int, patch: Patch) -> None:
         pass
 
     def close(self) -> None:
@@ -56,13 +56,13 @@ class _Flight:
         time.sleep(max(0.0, self._until - time.perf_counter()))
 
     def patches(self) -> list[Patch | None]:
-        return [r.actor.artefacts.patch(r.pose, self._face, r.presence) for r in self._batch]  # type: ignore[attr-defined]
+        return [r.session.artefacts.patch(r.idle_index, self._face, r.blend_weight) for r in self._batch]  # type: ignore[attr-defined]
 
 
 class TimedEngine:
     """MuseTalk's features, buckets and host work, and a device that is busy for `fixed_s + frame_s · bucket` a batch."""
 
-    name, device, fingerprint, needs_face, closing_frames = "simulated", "none", "simulated", True, 4
+    name, device, fingerprint, needs_face, fade_out_frames = "simulated", "none", "simulated", True, 4
     batch_sizes = BUCKETS
 
     def __init__(self, fixed_s: float, frame_s: float) -> None:
@@ -70,7 +70,7 @@ class TimedEngine:
         self._fixed_s, self._frame_s = fixed_s, frame_s
         self._free = 0.0
         self._lock = threading.Lock()
-        self._artefacts: dict[int, Artefacts] = {}
+        self._artefacts: dict[int, MuseTalkArtefacts] = {}
         self._face = np.random.default_rng(0).integers(0, 256, (256, 256, 3), np.uint8)
 
     def prepare(self, bundle: Any, progress: Any = None) -> None:
@@ -93,10 +93,10 @@ class TimedEngine:
     def close(self) -> None:
         pass
 
-    def _of(self, bundle: Any) -> Artefacts:
+    def _of(self, bundle: Any) -> MuseTalkArtefacts:
         with self._lock:
             if id(bundle) not in self._artefacts:
-                self._artefacts[id(bundle)] = Artefacts.of(
+                self._artefacts[id(bundle)] = MuseTalkArtefacts.of(
                     bundle, lambda faces: np.zeros((len(faces), 8, 32, 32), np.float16)
                 )
             return self._artefacts[id(bundle)]

@@ -43,24 +43,31 @@ def media_threads() -> ThreadPoolExecutor:
 
 async def patch_latencies(batcher: Batcher, bundle: Bundle, pcm: Pcm, sessions: int, seconds: float) -> list[float]:
     """Milliseconds from the moment a frame's last sample was spoken to its patch, for `sessions` that all speak."""
-    actors = [await asyncio.to_thread(batcher.engine.open, bundle) for _ in range(sessions)]
+    engine_sessions = [await asyncio.to_thread(batcher.engine.open, bundle) for _ in range(sessions)]
     found: list[float] = []
     with media_threads() as executor:
         talks = [
             _talk(
-                batcher, actor, bundle, pcm[number * 4_000 :], seconds, number / sessions / bundle.fps, executor, found
+                batcher,
+                engine_session,
+                bundle,
+                pcm[number * 4_000 :],
+                seconds,
+                number / sessions / bundle.fps,
+                executor,
+                found,
             )
-            for number, actor in enumerate(actors)
+            for number, engine_session in enumerate(engine_sessions)
         ]
         await asyncio.gather(*talks)
-    for actor in actors:
-        actor.close()
+    for engine_session in engine_sessions:
+        engine_session.close()
     return found
 
 
 async def _talk(
     batcher: Batcher,
-    actor: object,
+    engine_session: object,
     bundle: Bundle,
     pcm: Pcm,
     seconds: float,
@@ -79,7 +86,7 @@ async def _talk(
     for at in range(0, min(len(pcm), int(seconds * RATE)) - BLOCK, BLOCK):
         await asyncio.sleep(max(0.0, begun + (at + BLOCK) / RATE - loop.time()))
         for feature in await loop.run_in_executor(executor, stream.push, pcm[at : at + BLOCK]):
-            request = PatchRequest(actor, frame % len(bundle), feature)  # type: ignore[arg-type]
+            request = PatchRequest(engine_session, frame % len(bundle), feature)  # type: ignore[arg-type]
             spoken = begun + frame_start(frame + 1, bundle.fps) / RATE
             pending.append(asyncio.create_task(timed(request, spoken)))
             frame += 1
@@ -167,8 +174,8 @@ async def running(
             seen.append(at)
 
     publisher = NullPublisher(clock, watch)
-    actor = await asyncio.to_thread(batcher.engine.open, bundle)
-    pipeline = Pipeline(publisher, batcher, actor, bundle, clock, executor, lambda _: None, lambda _: None)
+    engine_session = await asyncio.to_thread(batcher.engine.open, bundle)
+    pipeline = Pipeline(publisher, batcher, engine_session, bundle, clock, executor, lambda _: None, lambda _: None)
     await publisher.open(pipeline.first, lambda _: None)
     task = asyncio.create_task(pipeline.run())
     try:
@@ -176,7 +183,7 @@ async def running(
     finally:
         task.cancel()
         (ended,) = await asyncio.gather(task, return_exceptions=True)
-        actor.close()
+        engine_session.close()
         if isinstance(ended, Exception):  # not the cancelling: it died before
             raise ended
 

@@ -11,7 +11,7 @@ import torch
 
 from musetalk_agent.avatars import framing
 from musetalk_agent.avatars.bundle import Bundle
-from musetalk_agent.engines.musetalk.artefacts import Artefacts
+from musetalk_agent.engines.musetalk.artefacts import MuseTalkArtefacts
 from musetalk_agent.engines.musetalk.loading import load_unet, load_vae
 from musetalk_agent.engines.musetalk.network import positions
 from tests.reference import musetalk as reference
@@ -40,7 +40,7 @@ class Upstream:
         pixels = picture.detach().cpu().permute(0, 2, 3, 1).float().numpy()
         return (pixels * 255).round().astype("uint8")[..., ::-1]
 
-    def frames_per_second(self, bundle: Bundle, artefacts: Artefacts, batch: int, seconds: float) -> float:
+    def frames_per_second(self, bundle: Bundle, artefacts: MuseTalkArtefacts, batch: int, seconds: float) -> float:
         """Sessions take turns, each with a batch of `batch`; composition included, as upstream's thread does it."""
         latents = torch.from_numpy(np.array(artefacts.latents[:1])).to(self._device).repeat(batch, 1, 1, 1)
         audio = torch.randn(batch, 50, 384, device=self._device)

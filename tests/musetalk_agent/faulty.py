@@ -15,8 +15,8 @@ from musetalk_agent import engine_pool, factory
 from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.clock import MonotonicClock
 from musetalk_agent.engines import batcher
-from musetalk_agent.engines.interface import Flight, PatchRequest
-from musetalk_agent.engines.pattern import PatternActor, PatternEngine, PatternFeatures, PatternStream
+from musetalk_agent.engines.interface import InFlightBatch, PatchRequest
+from musetalk_agent.engines.pattern import PatternEngine, PatternFeatures, PatternSession, PatternStream
 from musetalk_agent.errors import EngineFailed
 from musetalk_agent.factory import Factory
 from musetalk_agent.media_types import Feature, Patch, Pcm, VideoFrame
@@ -69,7 +69,7 @@ class Plan:
         self._gate.set()
 
 
-class FaultyActor(PatternActor):
+class FaultyActor(PatternSession):
     """Fails as planned when it is closed."""
 
     def __init__(self, plan: Plan, bundle: Bundle) -> None:
@@ -130,14 +130,14 @@ class FaultyEngine(PatternEngine):
         plan.pass_through("make")
         self.features = FaultyFeatures(plan)
 
-    def open(self, bundle: Bundle) -> PatternActor:
+    def open(self, bundle: Bundle) -> PatternSession:
         self._plan.pass_through("open")
         return FaultyActor(self._plan, bundle)
 
     def warmup(self) -> None:
         self._plan.pass_through("warmup")
 
-    def launch(self, batch: Sequence[PatchRequest]) -> Flight:  # type: ignore[override]
+    def launch(self, batch: Sequence[PatchRequest]) -> InFlightBatch:  # type: ignore[override]
         self._plan.pass_through("launch")
         return FaultyFlight(self._plan, self.infer(batch))
 

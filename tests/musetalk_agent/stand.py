@@ -32,7 +32,7 @@ class Stand:
     sound: list[tuple[float, Pcm]] = field(default_factory=list)  # when its first sample is heard, block
     events: list[tuple[float, Event]] = field(default_factory=list)
     spoken: list[tuple[float, bool]] = field(default_factory=list)
-    poses: list[int] = field(default_factory=list)
+    idle_indices: list[int] = field(default_factory=list)
 
     def whites(self) -> list[float]:
         """Moments at which black turned white."""
@@ -83,7 +83,7 @@ async def stand(
 
     def watch(at: float, frame: VideoFrame) -> None:
         made.pictures.append((at, int(frame.i420[32 * 64 + 32]) > 160))
-        made.poses.append(frame.pose)
+        made.idle_indices.append(frame.idle_index)
 
     publisher = NullPublisher(clock, watch, lambda at, block: made.sound.append((at, block)))
     pipeline = Pipeline(

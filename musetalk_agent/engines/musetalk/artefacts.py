@@ -57,11 +57,11 @@ _REPLACED = "replaced"
 
 
 @dataclass(frozen=True)
-class Artefacts:
+class MuseTalkArtefacts:
     """Everything that inference and composition need beside the bundle's pixels; read-only, shared by all sessions.
 
     Args:
-        latents: float16 `[n, 8, 32, 32]`, per pose.
+        latents: float16 `[n, 8, 32, 32]`, per idle frame.
         boxes: int32 `[n, 4]`, the face box: x1, y1, x2, y2 in pixels of the picture.
         shown: int32 `[n, 4]`, the even box around the pixels whose mask is not 0.
         masks: uint8, the masks over `shown`, one after the other.
@@ -85,7 +85,7 @@ class Artefacts:
         parse: Parse | None = None,
         bbox_shift: int = 0,
         progress: Progress | None = None,
-    ) -> Artefacts:
+    ) -> MuseTalkArtefacts:
         """Derives them, a batch of frames at a time; masks come from the mesh without `parse`.
 
         Raises NoFaceInAvatar when the face is outside the picture in every frame, and what `encode` and `parse` raise.
@@ -95,20 +95,28 @@ class Artefacts:
         shown = np.empty((len(bundle), 4), np.int32)
         masks: list[Pixels] = []
         for start in range(0, len(bundle), _BATCH):
-            poses = range(start, min(start + _BATCH, len(bundle)))
-            latents[start : poses.stop] = encode(np.stack([_crop(bundle, pose, boxes[pose]) for pose in poses]))
-            parsed = parse(np.stack([_surroundings(bundle, pose, boxes[pose]) for pose in poses])) if parse else None
-            for k, pose in enumerate(poses):
-                mask = _mask(bundle.landmarks[pose], _tuple(boxes[pose]), None if parsed is None else parsed[k])
-                box, part = _shown(mask, _tuple(boxes[pose]), bundle.width, bundle.height)
-                shown[pose] = (box.x0, box.y0, box.x1, box.y1)
+            idle_indices = range(start, min(start + _BATCH, len(bundle)))
+            latents[start : idle_indices.stop] = encode(
+                np.stack([_crop(bundle, idle_index, boxes[idle_index]) for idle_index in idle_indices])
+            )
+            parsed = (
+                parse(np.stack([_surroundings(bundle, idle_index, boxes[idle_index]) for idle_index in idle_indices]))
+                if parse
+                else None
+            )
+            for k, idle_index in enumerate(idle_indices):
+                mask = _mask(
+                    bundle.landmarks[idle_index], _tuple(boxes[idle_index]), None if parsed is None else parsed[k]
+                )
+                box, part = _shown(mask, _tuple(boxes[idle_index]), bundle.width, bundle.height)
+                shown[idle_index] = (box.x0, box.y0, box.x1, box.y1)
                 masks.append(part.reshape(-1))
             if progress:
-                progress(poses.stop, len(bundle))
+                progress(idle_indices.stop, len(bundle))
         return cls(latents, boxes, shown, np.concatenate(masks), _starts(shown))
 
     @classmethod
-    def found_or_made(cls, folder: Path, bundle: Bundle, make: Callable[[], Artefacts]) -> Artefacts:
+    def found_or_made(cls, folder: Path, bundle: Bundle, make: Callable[[], MuseTalkArtefacts]) -> MuseTalkArtefacts:
         """What lies in `folder`, or, where there is nothing or something damaged, what `make` returns, saved there first.
 
         Raises OSError when the folder cannot be written, and what `make` raises.
@@ -147,7 +155,7 @@ class Artefacts:
             raise
 
     @classmethod
-    def load(cls, folder: Path) -> Artefacts:
+    def load(cls, folder: Path) -> MuseTalkArtefacts:
         """Opens what `save` wrote.
 
         Raises FileNotFoundError where there is nothing, and DamagedArrays where it is not whole.
@@ -171,28 +179,28 @@ class Artefacts:
         """Whether every box lies within a picture of this size."""
         return bool((np.maximum(self.boxes[:, 2:], self.shown[:, 2:]) <= (width, height)).all())
 
-    def mask(self, pose: int) -> Pixels:
-        """The mask over the shown part of `pose`, uint8 `[h, w]`."""
-        x0, y0, x1, y1 = self.shown[pose]
-        return self.masks[self.starts[pose] : self.starts[pose + 1]].reshape(int(y1 - y0), int(x1 - x0))
+    def mask(self, idle_index: int) -> Pixels:
+        """The mask over the shown part of `idle_index`, uint8 `[h, w]`."""
+        x0, y0, x1, y1 = self.shown[idle_index]
+        return self.masks[self.starts[idle_index] : self.starts[idle_index + 1]].reshape(int(y1 - y0), int(x1 - x0))
 
-    def patch(self, pose: int, face: Pixels, presence: float = 1.0) -> Patch:
-        """The shown part of a generated face, uint8 BGR `[256, 256, 3]`, for idle frame `pose`. Any thread may call it.
+    def patch(self, idle_index: int, face: Pixels, blend_weight: float = 1.0) -> Patch:
+        """The shown part of a generated face, uint8 BGR `[256, 256, 3]`, for idle frame `idle_index`. Any thread may call it.
 
-        Resized as upstream does it (OpenCV's bilinear, numerics §4). `presence` (0 … 1) scales the mask. Outside the face box
+        Resized as upstream does it (OpenCV's bilinear, numerics §4). `blend_weight` (0 … 1) scales the mask. Outside the face box
         the mask is 0 and the pixels mean nothing.
         """
-        x1, y1, x2, y2 = _tuple(self.boxes[pose])
-        box = Box(*_tuple(self.shown[pose]))
+        x1, y1, x2, y2 = _tuple(self.boxes[idle_index])
+        box = Box(*_tuple(self.shown[idle_index]))
         whole = cv2.resize(face, (x2 - x1, y2 - y1), interpolation=cv2.INTER_LINEAR)
         pixels = whole[max(0, box.y0 - y1) : box.y1 - y1, max(0, box.x0 - x1) : box.x1 - x1]
         if pixels.shape[:2] != (box.height, box.width):  # even coordinates reach a pixel past the face box
             top, left = max(0, y1 - box.y0), max(0, x1 - box.x0)
             bottom, right = box.height - top - pixels.shape[0], box.width - left - pixels.shape[1]
             pixels = cv2.copyMakeBorder(pixels, top, bottom, left, right, cv2.BORDER_REPLICATE)
-        mask = self.mask(pose)
-        if presence < 1.0:
-            mask = cast("Pixels", cv2.convertScaleAbs(mask, alpha=max(0.0, presence)))
+        mask = self.mask(idle_index)
+        if blend_weight < 1.0:
+            mask = cast("Pixels", cv2.convertScaleAbs(mask, alpha=max(0.0, blend_weight)))
         return Patch(box, cast("Pixels", pixels), mask)
 
 
@@ -217,32 +225,32 @@ def _shown(mask: Pixels, face: FaceBox, width: int, height: int) -> tuple[Box, P
     return box, part
 
 
-def _crop(bundle: Bundle, pose: int, box: NDArray[np.int32]) -> Pixels:
+def _crop(bundle: Bundle, idle_index: int, box: NDArray[np.int32]) -> Pixels:
     """The face box's pixels as the network sees them: 256×256, OpenCV's Lanczos, the shape not kept (numerics §3.5)."""
-    pixels = _pixels(bundle, pose, Box(*_tuple(box)))
+    pixels = _pixels(bundle, idle_index, Box(*_tuple(box)))
     return cast("Pixels", cv2.resize(pixels, (SIDE, SIDE), interpolation=cv2.INTER_LANCZOS4))
 
 
-def _surroundings(bundle: Bundle, pose: int, box: NDArray[np.int32]) -> Pixels:
+def _surroundings(bundle: Bundle, idle_index: int, box: NDArray[np.int32]) -> Pixels:
     """The crop that is parsed, 512×512 as Pillow resizes it; black where it reaches out of the picture (numerics §3.6)."""
-    pixels = _pixels(bundle, pose, Box(*crop_box(_tuple(box))))
+    pixels = _pixels(bundle, idle_index, Box(*crop_box(_tuple(box))))
     return resize(pixels, _PARSED_SIDE, "bilinear")
 
 
-def _pixels(bundle: Bundle, pose: int, box: Box) -> Pixels:
+def _pixels(bundle: Bundle, idle_index: int, box: Box) -> Pixels:
     """BGR pixels of an idle frame in any box, black outside the picture.
 
     They come from the face window where it holds them, else from the frame's planes: the window was cut from the same ones.
     """
-    window = bundle.box(pose)
+    window = bundle.box(idle_index)
     inside = window.x0 <= box.x0 and window.y0 <= box.y0 and box.x1 <= window.x1 and box.y1 <= window.y1
     if inside:
-        face = bundle.faces[pose]
+        face = bundle.faces[idle_index]
         return np.asarray(face[box.y0 - window.y0 : box.y1 - window.y0, box.x0 - window.x0 : box.x1 - window.x0])
     out = np.zeros((box.height, box.width, 3), np.uint8)
     seen = box.even(bundle.width, bundle.height)
     if seen.x0 < seen.x1 and seen.y0 < seen.y1:
-        part = framing.to_bgr(framing.crop_i420(bundle.frames[pose], (bundle.width, bundle.height), seen))
+        part = framing.to_bgr(framing.crop_i420(bundle.frames[idle_index], (bundle.width, bundle.height), seen))
         x0, y0 = max(box.x0, seen.x0), max(box.y0, seen.y0)
         x1, y1 = min(box.x1, seen.x1), min(box.y1, seen.y1)
         out[y0 - box.y0 : y1 - box.y0, x0 - box.x0 : x1 - box.x0] = part[

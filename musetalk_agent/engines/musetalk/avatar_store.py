@@ -11,24 +11,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from musetalk_agent.engines.musetalk.artefacts import Artefacts
+from musetalk_agent.engines.musetalk.artefacts import MuseTalkArtefacts
 from musetalk_agent.engines.musetalk.device import Card
 from musetalk_agent.errors import EngineUnavailable
 from musetalk_agent.media_types import Feature, Patch
 
 SPARE_BYTES = 128 << 20
-"""Latents kept of avatars without a session, in case they come back: 8,192 poses of 16 KiB."""
+"""Latents kept of avatars without a session, in case they come back: 8,192 idle frames of 16 KiB."""
 
 
 @dataclass(slots=True)
 class Avatar:
     """Artefacts, and the latents `[n, 8, 32, 32]` float16 on the card."""
 
-    artefacts: Artefacts
+    artefacts: MuseTalkArtefacts
     latents: Tensor
     sessions: int = 0
     idle: dict[int, Patch] = field(default_factory=dict)
-    """Of a clip that talks by itself: its poses with the mouth that the network makes of silence, as far as they are made."""
+    """Of a clip that talks by itself: its idle frames with the mouth that the network makes of silence, as far as they are made."""
 
     @property
     def nbytes(self) -> int:
@@ -45,7 +45,7 @@ class AvatarStore:
         self._cleared = False
         self._lock = threading.Lock()
 
-    def take(self, folder: Path, load: Callable[[], Artefacts]) -> Avatar:
+    def take(self, folder: Path, load: Callable[[], MuseTalkArtefacts]) -> Avatar:
         """The avatar of `folder`, loaded by `load` when it is not here; give it back once.
 
         Raises what `load` raises, and `EngineUnavailable` when the card has no memory for it or the store was cleared.
@@ -79,13 +79,13 @@ class AvatarStore:
             self._cleared = True
             self._avatars.clear()
 
-    def _loaded(self, artefacts: Artefacts) -> Avatar:
+    def _loaded(self, artefacts: MuseTalkArtefacts) -> Avatar:
         latents = torch.from_numpy(np.array(artefacts.latents))  # a copy: what is mapped is read-only
         try:
             return Avatar(artefacts, latents.to(self._card.device))
         except torch.cuda.OutOfMemoryError:
             self._drop(0)
-            self._card.trim()
+            self._card.empty_cache()
         try:
             return Avatar(artefacts, latents.to(self._card.device))
         except torch.cuda.OutOfMemoryError as error:
@@ -101,7 +101,7 @@ class AvatarStore:
             del self._avatars[folder]
 
 
-class MuseTalkActor:
+class MuseTalkSession:
     """An avatar for one session. It keeps nothing from frame to frame.
 
     Args:
@@ -122,37 +122,37 @@ class MuseTalkActor:
         self._store, self._folder, self._rest = store, folder, rest
         self._closed = False
         self.avatar, self.mouth, self._talks = avatar, mouth, talks
-        self._poses = tuple(pose for pose in range(len(avatar.artefacts)) if mouth(pose) > 0)
+        self._idle_indices = tuple(idle_index for idle_index in range(len(avatar.artefacts)) if mouth(idle_index) > 0)
 
     @property
     def rest(self) -> Feature:
         """Feature of silence."""
         return self._rest
 
-    def towards_rest(self, feature: Feature, amount: float) -> Feature:
+    def fade_to_silence(self, feature: Feature, amount: float) -> Feature:
         """The sound fades to silence where it is: the last row, which says where that is, stays (`features.whisper`)."""
         faded = (feature + (self._rest - feature) * np.float32(amount)).astype(np.float32)
         faded[-1] = feature[-1]
         return faded
 
-    def idle(self, pose: int) -> Patch | None:
-        """The closed mouth of a clip that talks, once all of its poses have one; None for the clip as it is."""
-        return self.avatar.idle.get(pose) if self.rests else None
+    def idle(self, idle_index: int) -> Patch | None:
+        """The closed mouth of a clip that talks, once all of its idle frames have one; None for the clip as it is."""
+        return self.avatar.idle.get(idle_index) if self.rests else None
 
     @property
     def rests(self) -> bool:
         """Idle frames have their mouths closed."""
-        return self._talks and len(self.avatar.idle) == len(self._poses)
+        return self._talks and len(self.avatar.idle) == len(self._idle_indices)
 
-    def idle_wanted(self) -> tuple[int, ...]:
-        """The poses of a clip that talks for which nothing was made yet, by whichever session shows the avatar."""
+    def missing_idle_patches(self) -> tuple[int, ...]:
+        """The idle frames of a clip that talks for which nothing was made yet, by whichever session shows the avatar."""
         if not self._talks:
             return ()
-        return tuple(pose for pose in self._poses if pose not in self.avatar.idle)
+        return tuple(idle_index for idle_index in self._idle_indices if idle_index not in self.avatar.idle)
 
-    def keep_idle(self, pose: int, patch: Patch) -> None:
+    def store_idle_patch(self, idle_index: int, patch: Patch) -> None:
         """Keeps it in memory as long as the avatar is in the store."""
-        self.avatar.idle[pose] = Patch(patch.box, np.ascontiguousarray(patch.pixels), patch.mask)
+        self.avatar.idle[idle_index] = Patch(patch.box, np.ascontiguousarray(patch.pixels), patch.mask)
 
     def close(self) -> None:
         """The last session's end leaves the latents on the card for a while (`AvatarStore`)."""

@@ -21,7 +21,7 @@ WARM_RUNS = 2
 _DEVICE_WORDS = ("CUDA", "cuDNN", "CUDNN", "cuBLAS", "CUBLAS", "device-side assert")
 
 
-class Mark(Protocol):
+class DeviceEvent(Protocol):
     """A point in the device's work."""
 
     def wait(self) -> None:
@@ -34,7 +34,7 @@ class Card(Protocol):
 
     device: torch.device
 
-    def host(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    def host_buffer(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Host memory of zeros that copies to and from the device need not wait for."""
         ...
 
@@ -48,15 +48,15 @@ class Card(Protocol):
         """Inside, this thread's work gives way to frames."""
         ...
 
-    def fix(self, call: Callable[[], Outputs]) -> Callable[[], Outputs]:
+    def capture(self, call: Callable[[], Outputs]) -> Callable[[], Outputs]:
         """`call` in the form that is cheapest to repeat; it must read and write the same memory every time. Inside `frames`."""
         ...
 
-    def mark(self) -> Mark:
+    def record_event(self) -> DeviceEvent:
         """A mark behind the work that this thread has given so far in its context."""
         ...
 
-    def settle(self) -> None:
+    def synchronize(self) -> None:
         """Waits for everything that this process gave to the device, on any of its streams."""
         ...
 
@@ -64,12 +64,12 @@ class Card(Protocol):
         """Bytes of device memory that tensors of this process hold; 0 where it is the host's."""
         ...
 
-    def trim(self) -> None:
+    def empty_cache(self) -> None:
         """Gives memory back that is kept for reuse."""
         ...
 
 
-class _Past:
+class _CompletedEvent:
     def wait(self) -> None:
         """The processor has done its work when the call returns."""
 
@@ -80,7 +80,7 @@ class CpuCard:
     def __init__(self) -> None:
         self.device = torch.device("cpu")
 
-    def host(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    def host_buffer(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Plain memory."""
         return torch.zeros(shape, dtype=dtype)
 
@@ -92,26 +92,26 @@ class CpuCard:
 
     background = frames
 
-    def fix(self, call: Callable[[], Outputs]) -> Callable[[], Outputs]:
+    def capture(self, call: Callable[[], Outputs]) -> Callable[[], Outputs]:
         """The call itself."""
         return call
 
-    def mark(self) -> Mark:
+    def record_event(self) -> DeviceEvent:
         """Past already."""
-        return _Past()
+        return _CompletedEvent()
 
-    def settle(self) -> None:
+    def synchronize(self) -> None:
         """Nothing is ever under way."""
 
     def allocated(self) -> int:
         """Nothing beyond the process's own memory."""
         return 0
 
-    def trim(self) -> None:
+    def empty_cache(self) -> None:
         """Nothing is kept."""
 
 
-class _Event:
+class _CudaEvent:
     def __init__(self, event: torch.cuda.Event) -> None:
         self._event = event
 
@@ -139,7 +139,7 @@ class CudaCard:
         self._background = torch.cuda.Stream(self.device, priority=0)  # type: ignore[no-untyped-call]
         self._pool = torch.cuda.graph_pool_handle()
 
-    def host(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    def host_buffer(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Pinned memory."""
         return torch.zeros(shape, dtype=dtype, pin_memory=True)
 
@@ -155,11 +155,11 @@ class CudaCard:
         with torch.inference_mode(), torch.cuda.stream(self._background):
             yield
 
-    def fix(self, call: Callable[[], Outputs]) -> Callable[[], Outputs]:
+    def capture(self, call: Callable[[], Outputs]) -> Callable[[], Outputs]:
         """Captured as a CUDA graph. All graphs share one pool of memory, because they never run at the same time."""
         for _ in range(WARM_RUNS):
             outputs = call()
-        self.settle()
+        self.synchronize()
         if not self._graphs:
             return call
         graph = torch.cuda.CUDAGraph()
@@ -173,13 +173,13 @@ class CudaCard:
 
         return replay
 
-    def mark(self) -> Mark:
+    def record_event(self) -> DeviceEvent:
         """A blocking event on the current stream."""
         event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
         event.record()
-        return _Event(event)
+        return _CudaEvent(event)
 
-    def settle(self) -> None:
+    def synchronize(self) -> None:
         """`torch.cuda.synchronize`."""
         torch.cuda.synchronize(self.device)
 
@@ -187,7 +187,7 @@ class CudaCard:
         """`torch.cuda.memory_allocated`."""
         return int(torch.cuda.memory_allocated(self.device))
 
-    def trim(self) -> None:
+    def empty_cache(self) -> None:
         """Empties PyTorch's cache."""
         torch.cuda.empty_cache()
 

@@ -16,8 +16,8 @@ from torch import nn
 
 from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.engines.interface import PatchRequest, Progress
-from musetalk_agent.engines.musetalk.artefacts import Artefacts
-from musetalk_agent.engines.musetalk.avatar_store import Avatar, AvatarStore, MuseTalkActor
+from musetalk_agent.engines.musetalk.artefacts import MuseTalkArtefacts
+from musetalk_agent.engines.musetalk.avatar_store import Avatar, AvatarStore, MuseTalkSession
 from musetalk_agent.engines.musetalk.device import Card, card_for, device_errors
 from musetalk_agent.engines.musetalk.face_region import talks, upright
 from musetalk_agent.engines.musetalk.loading import load_parsing, load_taesd, load_unet, load_vae, load_whisper
@@ -32,8 +32,8 @@ from musetalk_agent.engines.musetalk.network import (
 )
 from musetalk_agent.engines.musetalk.parsing import Parser
 from musetalk_agent.engines.musetalk.profiles import BUCKETS, COMPILED_BUCKETS, Options, Profile, profile_named
-from musetalk_agent.engines.musetalk.runner import Launched, Pace, Runner
-from musetalk_agent.engines.musetalk.tensorrt import planned
+from musetalk_agent.engines.musetalk.runner import Launched, Runner, Throughput
+from musetalk_agent.engines.musetalk.tensorrt import find_plan
 from musetalk_agent.errors import EngineUnavailable, WeightsMissing
 from musetalk_agent.features.extractor import FeatureExtractor
 from musetalk_agent.features.whisper_features import WhisperFeatures, rest
@@ -53,7 +53,7 @@ _UNFIT_LOGGED = 100  # one line of the log for so many faces
 _PRECISIONS = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
-class MuseTalkFlight:
+class MuseTalkBatch:
     """A batch under way: which requests are on the card, and in which pieces."""
 
     def __init__(self, engine: MuseTalkEngine, batch: Sequence[PatchRequest], speaking: Sequence[int]) -> None:
@@ -92,7 +92,7 @@ class MuseTalkEngine:
 
     name = "musetalk"
     needs_face = True
-    closing_frames = 4
+    fade_out_frames = 4
 
     def __init__(self, models_dir: Path, options: Options | None = None) -> None:
         self.options = options or Options()
@@ -104,7 +104,7 @@ class MuseTalkEngine:
         vae = load_vae(models_dir, device, dtype)
         self._encoder = FaceEncoder(vae).to(device)
         encoder = AudioEncoder(load_whisper(models_dir, device, dtype))
-        if plan := planned(models_dir, self.profile, device, dtype):
+        if plan := find_plan(models_dir, self.profile, device, dtype):
             network = Network(encoder, plan, nn.Identity(), dtype)
         else:
             unet = FoldedUNet(load_unet(models_dir, device, dtype))
@@ -115,8 +115,8 @@ class MuseTalkEngine:
         self.network = network.to(device).eval().requires_grad_(False)
         self._runner = self._run_by(self.network)
         self._avatars = AvatarStore(self.card)
-        self.card.settle()  # weights were converted on another stream than the frames'
-        self.pace = Pace()
+        self.card.synchronize()  # weights were converted on another stream than the frames'
+        self.pace = Throughput()
         self.unfit_faces = 0
 
     @property
@@ -145,7 +145,7 @@ class MuseTalkEngine:
         if progress:
             progress(len(bundle), len(bundle))
 
-    def open(self, bundle: Bundle) -> MuseTalkActor:
+    def open(self, bundle: Bundle) -> MuseTalkSession:
         """Readies a bundle; prepares it first where `prepare` has not been called. Raises `EngineUnavailable` without memory."""
         folder = bundle.engine_path(self.fingerprint)
         with device_errors():
@@ -153,10 +153,10 @@ class MuseTalkEngine:
         talking = self._closes_idle(bundle, avatar)
         standing = upright(bundle.landmarks)
 
-        def mouth(pose: int) -> float:
-            return bundle.mouth(pose) if standing[pose] else 0.0
+        def mouth(idle_index: int) -> float:
+            return bundle.mouth(idle_index) if standing[idle_index] else 0.0
 
-        return MuseTalkActor(self._avatars, folder, avatar, self._rest, mouth, talks=talking)
+        return MuseTalkSession(self._avatars, folder, avatar, self._rest, mouth, talks=talking)
 
     def _closes_idle(self, bundle: Bundle, avatar: Avatar) -> bool:
         """Whether idle mouths are closed: the clip talks, a device in real time makes them, and memory holds them."""
@@ -170,7 +170,7 @@ class MuseTalkEngine:
     def warmup(self) -> None:
         """Readies every bucket and measures it. Raises `EngineFailed`, or `EngineUnavailable` when the card is too small."""
         self._runner.warmup()
-        self.pace = Pace(self._runner.measure())
+        self.pace = Throughput(self._runner.measure())
         log.info(
             "musetalk ready",
             extra={
@@ -183,10 +183,10 @@ class MuseTalkEngine:
         )
 
     def capacity(self, fps: int) -> int | None:
-        """As measured in `warmup` (`runner.Pace`); 0 where the device cannot hold one session in real time."""
+        """As measured in `warmup` (`runner.Throughput`); 0 where the device cannot hold one session in real time."""
         return self.pace.capacity(fps)
 
-    def figures(self) -> dict[str, Any]:
+    def stats(self) -> dict[str, Any]:
         """Profile, pace, memory, and how many faces were unfit to be shown."""
         return {
             "profile": self.profile.name,
@@ -202,22 +202,22 @@ class MuseTalkEngine:
         """Bytes on the card: `allocated` in all, `avatars` of it for latents."""
         return {"allocated": self.card.allocated(), "avatars": self._avatars.allocated()}
 
-    def launch(self, batch: Sequence[PatchRequest]) -> MuseTalkFlight:
-        """Starts the frames that show a mouth, with presence above 0; the others, and faces that are black or no numbers, become
+    def launch(self, batch: Sequence[PatchRequest]) -> MuseTalkBatch:
+        """Starts the frames that show a mouth, with a blend weight above 0; the others, and faces that are black or no numbers, become
         None.
 
-        Raises TypeError for an actor of another engine, IndexError for a pose that its bundle does not have, `EngineFailed`.
+        Raises TypeError for a session of another engine, IndexError for an idle frame that its bundle lacks, `EngineFailed`.
         """
         speaking = [
             index
             for index, request in enumerate(batch)
-            if request.presence > 0 and _actor(request).mouth(request.pose) > 0
+            if request.blend_weight > 0 and _session_of(request).mouth(request.idle_index) > 0
         ]
-        flight = MuseTalkFlight(self, batch, speaking)
+        in_flight = MuseTalkBatch(self, batch, speaking)
         if speaking:
-            latents = [_actor(batch[index]).avatar.latents[batch[index].pose] for index in speaking]
-            flight.pieces = self._runner.launch([batch[index].feature for index in speaking], latents)
-        return flight
+            latents = [_session_of(batch[index]).avatar.latents[batch[index].idle_index] for index in speaking]
+            in_flight.pieces = self._runner.launch([batch[index].feature for index in speaking], latents)
+        return in_flight
 
     def patch(self, request: PatchRequest, rows: Pixels, *, good: bool) -> Patch | None:
         """The patch of a request from the lowest rows of its face, uint8 BGR `[h, 256, 3]`; those above are under the mask.
@@ -233,11 +233,13 @@ class MuseTalkEngine:
         if len(rows) < FACE:
             face = np.zeros((FACE, FACE, 3), np.uint8)
             face[FACE - len(rows) :] = rows
-        actor = _actor(request)
-        presence = (
-            1.0 if actor.rests else min(request.presence, 1.0)
+        session = _session_of(request)
+        blend_weight = (
+            1.0 if session.rests else min(request.blend_weight, 1.0)
         )  # idle has the lips at rest: nothing to blend with
-        made: Patch = actor.avatar.artefacts.patch(request.pose, face, presence * actor.mouth(request.pose))
+        made: Patch = session.avatar.artefacts.patch(
+            request.idle_index, face, blend_weight * session.mouth(request.idle_index)
+        )
         return made
 
     def close(self) -> None:
@@ -268,12 +270,12 @@ class MuseTalkEngine:
         sizes = self.options.buckets or (card_buckets if on_card else CPU_BUCKETS)
         return Runner(network, self.card, self._rest.shape, self.profile.rows, sizes)
 
-    def _artefacts(self, bundle: Bundle, progress: Progress | None = None) -> Artefacts:
-        def make() -> Artefacts:
-            return Artefacts.of(bundle, self._encode, self._parse, self.options.bbox_shift, progress)
+    def _artefacts(self, bundle: Bundle, progress: Progress | None = None) -> MuseTalkArtefacts:
+        def make() -> MuseTalkArtefacts:
+            return MuseTalkArtefacts.of(bundle, self._encode, self._parse, self.options.bbox_shift, progress)
 
         with device_errors():
-            return Artefacts.found_or_made(bundle.engine_path(self.fingerprint), bundle, make)
+            return MuseTalkArtefacts.found_or_made(bundle.engine_path(self.fingerprint), bundle, make)
 
     def _encode(self, faces: Pixels) -> NDArray[np.float16]:
         """uint8 BGR `[b, 256, 256, 3]` → float16 `[b, 8, 32, 32]`; smaller batches when memory is short."""
@@ -288,7 +290,7 @@ class MuseTalkEngine:
             except torch.cuda.OutOfMemoryError as error:
                 if step == 1:
                     raise EngineUnavailable("The card has no memory to prepare an avatar.") from error
-                self.card.trim()
+                self.card.empty_cache()
                 step //= 2
         return np.concatenate(done)
 
@@ -307,12 +309,12 @@ def decoder_of(profile: Profile, vae: nn.Module, models: Path, device: torch.dev
     return TinyDecoder(taesd)
 
 
-def _actor(request: PatchRequest) -> MuseTalkActor:
-    if not isinstance(request.actor, MuseTalkActor):
+def _session_of(request: PatchRequest) -> MuseTalkSession:
+    if not isinstance(request.session, MuseTalkSession):
         raise TypeError(
-            f"the musetalk engine was given a {type(request.actor).__name__}; open the bundle with this engine"
+            f"the musetalk engine was given a {type(request.session).__name__}; open the bundle with this engine"
         )
-    return request.actor
+    return request.session
 
 
 def _fingerprint(encoder: nn.Module, parsing: bool, bbox_shift: int) -> str:

@@ -23,7 +23,7 @@ from musetalk_agent.features.whisper_features import BEGIN, END, HEARD, MEL_COLU
 
 AUDIO_ROWS, AUDIO_WIDTH = 50, 384
 LATENT_SHAPE = (8, 32, 32)
-"""Masked latent and reference latent of a pose, four channels each."""
+"""Masked latent and reference latent of an idle frame, four channels each."""
 
 
 def positions(rows: int = AUDIO_ROWS, width: int = AUDIO_WIDTH) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from musetalk_agent.engines.musetalk.device import Card, Mark, Outputs, device_errors
+from musetalk_agent.engines.musetalk.device import Card, DeviceEvent, Outputs, device_errors
 from musetalk_agent.engines.musetalk.network import LATENT_SHAPE, Network
 from musetalk_agent.engines.musetalk.profiles import bucket_of
 from musetalk_agent.errors import EngineUnavailable
@@ -48,7 +48,7 @@ class _Slot:
 class Launched:
     """A batch under way. `wait`, then read `pixels` and `good`, then `release`; they belong to the next batch after that."""
 
-    def __init__(self, slot: _Slot, mark: Mark, count: int, give_back: Callable[[_Slot], None]) -> None:
+    def __init__(self, slot: _Slot, mark: DeviceEvent, count: int, give_back: Callable[[_Slot], None]) -> None:
         self._slot, self._mark, self._count, self._give_back = slot, mark, count, give_back
 
     def __len__(self) -> int:
@@ -155,7 +155,7 @@ class Runner:
         """Lets go of graphs and buffers. Safe to call twice."""
         self._buckets.clear()
         self._slots.clear()
-        self._card.trim()
+        self._card.empty_cache()
 
     def _start(self, mels: Sequence[Feature], latents: Sequence[Tensor]) -> Launched:
         count = len(mels)
@@ -169,24 +169,24 @@ class Runner:
         # one stream: the next batch overwrites the outputs only after these copies
         slot.pixels[:count].copy_(pixels[:count], non_blocking=True)
         slot.good[:count].copy_(good[:count], non_blocking=True)
-        return Launched(slot, self._card.mark(), count, self._slots.append)
+        return Launched(slot, self._card.record_event(), count, self._slots.append)
 
     def _bucket(self, size: int) -> _Bucket:
         mel = torch.zeros((size, *self._window), device=self._card.device)
         latents = torch.zeros((size, *LATENT_SHAPE), dtype=torch.float16, device=self._card.device)
-        return _Bucket(size, mel, latents, self._card.fix(lambda: self._network(mel, latents)))
+        return _Bucket(size, mel, latents, self._card.capture(lambda: self._network(mel, latents)))
 
     def _slot(self) -> _Slot:
         return _Slot(
-            self._card.host((self._most, *self._window), torch.float32),
-            self._card.host((self._most, self._rows, 256, 3), torch.uint8),
-            self._card.host((self._most,), torch.bool),
+            self._card.host_buffer((self._most, *self._window), torch.float32),
+            self._card.host_buffer((self._most, self._rows, 256, 3), torch.uint8),
+            self._card.host_buffer((self._most,), torch.bool),
         )
 
     def _shrink(self) -> None:
         largest, kept = self._sizes[-1], [s for s in self._sizes if s <= self._sizes[-1] // 2]
         self._buckets = {size: bucket for size, bucket in self._buckets.items() if size in kept}
-        self._card.trim()
+        self._card.empty_cache()
         if not kept:
             raise EngineUnavailable("The card has no memory left for a single frame.", value=self._card.allocated())
         self._sizes = tuple(kept)
@@ -206,7 +206,7 @@ backlog of one frame a session is worked off within three frames."""
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class Throughput:
     """Seconds per batch, by bucket size."""
 
     seconds: Mapping[int, float] = field(default_factory=dict)

@@ -28,7 +28,7 @@ _OPSET = 17
 _INPUTS, _OUTPUT = ("latents", "audio"), "face"
 
 
-class Painter(nn.Module):
+class UNetAndDecoder(nn.Module):
     """What a plan holds: UNet, then decoder."""
 
     def __init__(self, unet: nn.Module, decoder: nn.Module) -> None:
@@ -50,7 +50,7 @@ def plan_path(models: Path, profile: Profile, dtype: torch.dtype) -> Path:
     return models / "tensorrt" / f"{profile.name}-{precision}-{fingerprint(found.path)[:12]}.plan"
 
 
-def export(painter: Painter, path: Path, device: torch.device, dtype: torch.dtype) -> None:
+def export(painter: UNetAndDecoder, path: Path, device: torch.device, dtype: torch.dtype) -> None:
     """Writes the painter as ONNX with a free batch size. Raises OSError."""
     latents = torch.zeros((2, *LATENT_SHAPE), device=device, dtype=dtype)
     audio = torch.zeros((2, AUDIO_ROWS, AUDIO_WIDTH), device=device, dtype=dtype)
@@ -92,7 +92,7 @@ def build(onnx: Path, plan: Path, most: int) -> None:
     part.replace(plan)
 
 
-class Planned(nn.Module):
+class TensorRTPlan(nn.Module):
     """A plan in place of UNet and decoder; can be captured in a CUDA graph like them."""
 
     def __init__(self, plan: Path, profile: Profile, device: torch.device) -> None:
@@ -108,7 +108,7 @@ class Planned(nn.Module):
         self._rows, self._device = profile.rows, device
 
     def forward(self, latents: Tensor, audio: Tensor) -> Tensor:
-        """As `Painter.forward`."""
+        """As `UNetAndDecoder.forward`."""
         face = torch.empty((len(latents), 3, self._rows, 256), device=self._device, dtype=latents.dtype)
         for name, value in zip(_INPUTS, (latents.contiguous(), audio.contiguous()), strict=True):
             self._context.set_input_shape(name, tuple(value.shape))
@@ -119,7 +119,7 @@ class Planned(nn.Module):
         return face
 
 
-def planned(models: Path, profile: Profile, device: torch.device, dtype: torch.dtype) -> Planned | None:
+def find_plan(models: Path, profile: Profile, device: torch.device, dtype: torch.dtype) -> TensorRTPlan | None:
     """The plan that `build-engine` made for these weights and this profile, None where there is none to use."""
     if device.type != "cuda" or importlib.util.find_spec("tensorrt") is None:
         return None
@@ -127,7 +127,7 @@ def planned(models: Path, profile: Profile, device: torch.device, dtype: torch.d
     if not path.is_file():
         return None
     try:
-        found = Planned(path, profile, device)
+        found = TensorRTPlan(path, profile, device)
     except EngineUnavailable as error:
         log.warning("the TensorRT plan is not used", extra={"reason": error.detail})
         return None

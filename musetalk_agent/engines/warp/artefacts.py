@@ -1,4 +1,4 @@
-"""What the engine derives from a bundle once: the reference frame, the poses' frames and shapes, the light's differences,
+"""What the engine derives from a bundle once: the reference frame, the idle frames' frames and shapes, the light's differences,
 and the enlarged mouths of the references."""
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from musetalk_agent.engines.warp.mouth_space import (
     SAMPLES,
     SUBNASALE,
     Floats,
+    MouthShape,
     S,
-    Shape,
     eye_frame,
     mesh_shape,
     pose_frames,
@@ -59,36 +59,36 @@ of what the mesh reads: a beard or a shadow was taken for the inside."""
 
 
 @dataclass(frozen=True)
-class Artefacts:
+class WarpArtefacts:
     """Everything `render` needs beside the bundle's pixels.
 
     Args:
-        frames: float32 `[n, 2, 3]`, mouth space to pixels of the picture, per pose.
-        poses: the idle frames' own mouths.
+        frames: float32 `[n, 2, 3]`, mouth space to pixels of the picture, per idle frame.
+        idle_shapes: the idle frames' own mouths.
         references: frames whose lips are shown while speaking, int `[k]`. The first one has the most closed mouth of all, and its
             eyes are the unit of mouth space; each of the others has that of the frames in which the head is turned as it is there.
         shapes: the references' mouths, their inner edges exact.
-        shown: which of the references each pose shows, int `[n]`.
-        rests: each pose's mouth with the lips together.
-        sides: float32 `[n, 2]`, how far the face's outline is to the left and right of each pose's mouth.
+        shown: which of the references each idle frame shows, int `[n]`.
+        rests: each idle frame's mouth with the lips together.
+        sides: float32 `[n, 2]`, how far the face's outline is to the left and right of each idle frame's mouth.
         top: `v` of the base of the nose, where the deformation begins.
         palette: colours of the inside.
-        light: float32 `[n, LIGHT_ROWS, LIGHT_COLS, 3]`, how much brighter each pose is than its reference (BGR).
+        light: float32 `[n, LIGHT_ROWS, LIGHT_COLS, 3]`, how much brighter each idle frame is than its reference (BGR).
         lent: the references' mouths, enlarged (at most `idle_shapes.MOST` of them, 0.6 MB each for a face of 270 px). Filled as
             they are shown, and not stored.
     """
 
     frames: Floats
-    poses: tuple[Shape, ...]
+    idle_shapes: tuple[MouthShape, ...]
     references: Ints
-    shapes: tuple[Shape, ...]
+    shapes: tuple[MouthShape, ...]
     shown: Ints
-    rests: tuple[Shape, ...]
+    rests: tuple[MouthShape, ...]
     sides: Floats
     top: float
     palette: Palette
     light: Floats
-    lent: dict[int, Lent] = field(default_factory=dict, repr=False, compare=False)
+    lent: dict[int, EnlargedMouth] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def reference(self) -> int:
@@ -96,7 +96,7 @@ class Artefacts:
         return int(self.references[0])
 
     @classmethod
-    def of(cls, bundle: Bundle) -> Artefacts:
+    def of(cls, bundle: Bundle) -> WarpArtefacts:
         """Derives them; about 2 ms per frame, 0.3 s for the first reference and 0.05 s for each other one."""
         landmarks = np.asarray(bundle.landmarks, np.float32)
         first, shape = _reference(bundle, landmarks)
@@ -110,20 +110,20 @@ class Artefacts:
         }
         references, shapes = np.array([first, *others], np.int64), (shape, *others.values())
         shown = nearest(angles, references)
-        poses = settled(meshes, angles, shapes, references, shown)
+        idle_shapes = settled(meshes, angles, shapes, references, shown)
         picture, frame = np.asarray(bundle.faces[first]), in_window(bundle, frames, first)
         top = float(to_mouth(frames[first], landmarks[first, SUBNASALE])[1])
         palette = Palette.of(picture, frame, shape, _teeth(bundle, landmarks))
-        rests = rest_shapes(poses, shapes, references, shown, smile_of(meshes, angles))
+        rests = rest_shapes(idle_shapes, shapes, references, shown, smile_of(meshes, angles))
         sides = outlines(frames, landmarks, rests)
-        light = light_differences(bundle, frames, poses, shapes, references, shown)
-        return cls(frames, poses, references, shapes, shown, rests, sides, top, palette, light)
+        light = light_differences(bundle, frames, idle_shapes, shapes, references, shown)
+        return cls(frames, idle_shapes, references, shapes, shown, rests, sides, top, palette, light)
 
     def save(self, folder: Path) -> None:
         """Writes them into `folder`, whole or not at all."""
         folder.mkdir(parents=True, exist_ok=True)
         teeth, colours = self.palette.stored()
-        shapes = (*self.poses, *self.rests, *self.shapes)
+        shapes = (*self.idle_shapes, *self.rests, *self.shapes)
         arrays: dict[str, ArrayLike] = {
             "frames": self.frames,
             "references": self.references,
@@ -139,7 +139,7 @@ class Artefacts:
         save_arrays(folder / FILE, arrays)
 
     @classmethod
-    def load(cls, folder: Path) -> Artefacts:
+    def load(cls, folder: Path) -> WarpArtefacts:
         """Reads what `save` wrote.
 
         Raises FileNotFoundError where there is nothing, and DamagedArrays where it is not whole.
@@ -148,10 +148,10 @@ class Artefacts:
             sizes, curves = stored["sizes"], stored["curves"]
             if curves.shape[1:] != (LEVELS, SAMPLES):
                 raise ValueError(f"curves have the shape {curves.shape}")
-            shapes = tuple(Shape(float(c), float(h), k) for (c, h), k in zip(sizes, curves, strict=True))
+            shapes = tuple(MouthShape(float(c), float(h), k) for (c, h), k in zip(sizes, curves, strict=True))
             count = len(stored["frames"])
             if len(shapes) != 2 * count + len(stored["references"]) or len(stored["shown"]) != count:
-                raise ValueError(f"{len(shapes)} shapes for {count} poses")
+                raise ValueError(f"{len(shapes)} shapes for {count} idle frames")
             return cls(
                 stored["frames"],
                 shapes[:count],
@@ -166,21 +166,21 @@ class Artefacts:
             )
 
 
-def _exact(bundle: Bundle, landmarks: Floats, pose: int) -> tuple[Shape, Floats]:
-    """The shape of one pose, its inner edges from the pixels, and the map from its own mouth space to its face window."""
-    frame = eye_frame(landmarks[pose])
-    mesh = mesh_shape(to_mouth(frame, landmarks[pose]))
-    frame[:, 2] -= bundle.boxes[pose, :2]
-    return refine(mesh, frame, np.asarray(bundle.faces[pose])), frame
+def _exact(bundle: Bundle, landmarks: Floats, idle_index: int) -> tuple[MouthShape, Floats]:
+    """The shape of one idle frame, its inner edges from the pixels, and the map from its own mouth space to its face window."""
+    frame = eye_frame(landmarks[idle_index])
+    mesh = mesh_shape(to_mouth(frame, landmarks[idle_index]))
+    frame[:, 2] -= bundle.boxes[idle_index, :2]
+    return refine(mesh, frame, np.asarray(bundle.faces[idle_index])), frame
 
 
-def _refined(bundle: Bundle, frames: Floats, mesh: Shape, pose: int) -> Shape:
-    """The shape of one pose in the clip's common mouth space, its inner edges from the pixels."""
-    return refine(mesh, in_window(bundle, frames, pose), np.asarray(bundle.faces[pose]))
+def _refined(bundle: Bundle, frames: Floats, mesh: MouthShape, idle_index: int) -> MouthShape:
+    """The shape of one idle frame in the clip's common mouth space, its inner edges from the pixels."""
+    return refine(mesh, in_window(bundle, frames, idle_index), np.asarray(bundle.faces[idle_index]))
 
 
 def _usable(bundle: Bundle, landmarks: Floats) -> Ints:
-    """The poses that may lend their lips: those that show mouth and chin, or the mouth alone where no frame shows both."""
+    """The idle frames that may lend their lips: those that show mouth and chin, or the mouth alone where no frame shows both."""
     shown = bundle.with_mouth()
     whole = shown[whole_chins(landmarks[shown], bundle.width, bundle.height)]
     return whole if len(whole) else shown
@@ -189,26 +189,26 @@ def _usable(bundle: Bundle, landmarks: Floats) -> Ints:
 def _teeth(bundle: Bundle, landmarks: Floats) -> Floats | None:
     """The colour of the avatar's teeth, from the frame with the widest open mouth."""
     usable = _usable(bundle, landmarks)
-    pose = int(usable[np.argmax(apertures(landmarks[usable]))])
-    shape, frame = _exact(bundle, landmarks, pose)
-    return teeth_seen(np.asarray(bundle.faces[pose]), frame, shape)
+    idle_index = int(usable[np.argmax(apertures(landmarks[usable]))])
+    shape, frame = _exact(bundle, landmarks, idle_index)
+    return teeth_seen(np.asarray(bundle.faces[idle_index]), frame, shape)
 
 
-def _reference(bundle: Bundle, landmarks: Floats) -> tuple[int, Shape]:
+def _reference(bundle: Bundle, landmarks: Floats) -> tuple[int, MouthShape]:
     """The frame with the most closed lips, by the mesh first and then by its pixels, and its exact shape."""
     usable = _usable(bundle, landmarks)
     aperture = apertures(landmarks)
-    seen: list[tuple[float, int, Shape]] = []
-    for pose in usable[np.argsort(aperture[usable], kind="stable")[:CANDIDATES]]:
-        shape = _exact(bundle, landmarks, int(pose))[0]
+    seen: list[tuple[float, int, MouthShape]] = []
+    for idle_index in usable[np.argsort(aperture[usable], kind="stable")[:CANDIDATES]]:
+        shape = _exact(bundle, landmarks, int(idle_index))[0]
         area = float((shape.curves[IL] - shape.curves[IU]).mean())
         if area == 0:
-            return int(pose), shape
-        seen.append((area, int(pose), shape))
+            return int(idle_index), shape
+        seen.append((area, int(idle_index), shape))
     least = min(seen, key=lambda one: one[0])
     alike = [one for one in seen if abs(float(aperture[one[1]] - aperture[least[1]])) < ALIKE]
-    _, pose, shape = sorted(alike, key=lambda one: one[0])[len(alike) // 2]
-    return pose, shape
+    _, idle_index, shape = sorted(alike, key=lambda one: one[0])[len(alike) // 2]
+    return idle_index, shape
 
 
 FINER = 2
@@ -221,7 +221,7 @@ ABOVE, BELOW = 0.10, 0.10
 
 
 @dataclass(frozen=True)
-class Lent:
+class EnlargedMouth:
     """A part of a frame's face window, enlarged.
 
     Args:
@@ -234,7 +234,7 @@ class Lent:
     offset: tuple[float, float]
 
     @classmethod
-    def of(cls, face: Pixels, window: Box, frame: Floats, shape: Shape, top: float) -> Lent:
+    def of(cls, face: Pixels, window: Box, frame: Floats, shape: MouthShape, top: float) -> EnlargedMouth:
         """Of the pixels `face` of a frame's `window`; its mouth is `shape`, and `frame` leads from mouth space to its pixels."""
         bottom = float(shape.curves[CHIN][SAMPLES // 2]) + BELOW
         corners = [(shape.centre + side * AROUND, v) for side in (-1, 1) for v in (top - ABOVE, bottom)]
@@ -254,20 +254,25 @@ LIPS_AROUND = 0.03
 """How far around the lips nothing is compared (eye distances)."""
 LIGHT_ROWS, LIGHT_COLS = 12, 16
 LIGHT_AREA = (-0.6, 0.6, 0.3, 1.25)
-"""Where light is compared between poses: u from, to; v from, to."""
+"""Where light is compared between idle frames: u from, to; v from, to."""
 
 
-def in_window(bundle: Bundle, frames: Floats, pose: int) -> Floats:
-    """Mouth space to pixels of the face window of `pose`."""
-    frame = frames[pose].astype(np.float32, copy=True)
-    frame[:, 2] -= bundle.boxes[pose, :2]
+def in_window(bundle: Bundle, frames: Floats, idle_index: int) -> Floats:
+    """Mouth space to pixels of the face window of `idle_index`."""
+    frame = frames[idle_index].astype(np.float32, copy=True)
+    frame[:, 2] -= bundle.boxes[idle_index, :2]
     return np.asarray(frame, np.float32)
 
 
 def light_differences(
-    bundle: Bundle, frames: Floats, poses: tuple[Shape, ...], shapes: tuple[Shape, ...], references: Ints, shown: Ints
+    bundle: Bundle,
+    frames: Floats,
+    idle_shapes: tuple[MouthShape, ...],
+    shapes: tuple[MouthShape, ...],
+    references: Ints,
+    shown: Ints,
 ) -> Floats:
-    """Low-frequency differences of colour between each pose and its reference, the lips left out and filled from around.
+    """Low-frequency differences of colour between each idle frame and its reference, the lips left out and filled from around.
 
     Only what is skin in both counts: beside a turned face lies what is behind it.
     """
@@ -279,10 +284,10 @@ def light_differences(
     middle = float(to_mouth(frames[first], bundle.landmarks[first, 0])[1]) + 0.06
     beside = np.clip(np.hypot(u / 0.4, (v - middle) / 0.24) * 4 - 4, 0.002, 1).astype(np.float32)
 
-    def low(pose: int, mouth: Shape) -> tuple[Floats, Floats]:
-        window = np.asarray(bundle.faces[pose])
-        seen = sample(window, in_window(bundle, frames, pose), u, v).astype(np.float32)
-        outline = cv2.convexHull(to_mouth(frames[pose], bundle.landmarks[pose]))[:, 0]
+    def low(idle_index: int, mouth: MouthShape) -> tuple[Floats, Floats]:
+        window = np.asarray(bundle.faces[idle_index])
+        seen = sample(window, in_window(bundle, frames, idle_index), u, v).astype(np.float32)
+        outline = cv2.convexHull(to_mouth(frames[idle_index], bundle.landmarks[idle_index]))[:, 0]
         hull = (outline - (u0, v0)) * ((cols - 1) / (u1 - u0), (rows - 1) / (v1 - v0))
         face = np.zeros((rows, cols), np.uint8)
         cv2.fillConvexPoly(face, np.round(hull).astype(np.int32), 1)
@@ -292,14 +297,14 @@ def light_differences(
         face[(np.abs(s) < 1.2) & (v > top - LIPS_AROUND) & (v < bottom + LIPS_AROUND)] = 0
         return seen, face.astype(np.float32)
 
-    bases = [low(int(pose), shape) for pose, shape in zip(references, shapes, strict=True)]
+    bases = [low(int(idle_index), shape) for idle_index, shape in zip(references, shapes, strict=True)]
     out = np.zeros((len(bundle), LIGHT_ROWS, LIGHT_COLS, 3), np.float32)
-    for pose in range(len(bundle)):
-        base, skin = bases[int(shown[pose])]
-        if pose != references[shown[pose]]:
-            seen, own = low(pose, poses[pose])
+    for idle_index in range(len(bundle)):
+        base, skin = bases[int(shown[idle_index])]
+        if idle_index != references[shown[idle_index]]:
+            seen, own = low(idle_index, idle_shapes[idle_index])
             weight = (beside * skin * own)[..., None]
             blurred = cv2.GaussianBlur((seen - base) * weight, (0, 0), 2.0 * fine)
             blurred /= np.maximum(cv2.GaussianBlur(weight, (0, 0), 2.0 * fine), 1e-4)[..., None]
-            out[pose] = cv2.resize(blurred, (LIGHT_COLS, LIGHT_ROWS), interpolation=cv2.INTER_AREA)
+            out[idle_index] = cv2.resize(blurred, (LIGHT_COLS, LIGHT_ROWS), interpolation=cv2.INTER_AREA)
     return np.clip(out, -LIGHT_MOST, LIGHT_MOST)

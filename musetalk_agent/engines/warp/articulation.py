@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from musetalk_agent.engines.warp.mouth_space import CHIN, IL, IU, OL, OU, Floats, S, Shape, ordered
+from musetalk_agent.engines.warp.mouth_space import CHIN, IL, IU, OL, OU, Floats, MouthShape, S, ordered
 from musetalk_agent.media_types import Feature
 
 FEATURE_SIZE = 5
@@ -85,7 +85,7 @@ CHEEKS = JAW_WINDOW - bump(1.0, 1.0)
 """Where cheeks move: most at the corners, less and less to the face's outline, and the lips' middle not at all."""
 
 
-def closed(shape: Shape) -> Shape:
+def closed(shape: MouthShape) -> MouthShape:
     """The rest shape of a face whose reference shows `shape`: lips together, chin up, a wide smile relaxed a little."""
     gap = shape.curves[IL] - shape.curves[IU]
     opening = float(gap.max())
@@ -98,10 +98,10 @@ def closed(shape: Shape) -> Shape:
     out[OU] += 0.12 * gap
     out[OL] -= 0.50 * gap
     out[CHIN] -= 0.45 * opening * JAW_WINDOW
-    return Shape(shape.centre, shape.half - 0.3 * smile, ordered(out))
+    return MouthShape(shape.centre, shape.half - 0.3 * smile, ordered(out))
 
 
-def driven(rest: Shape, act: Articulation) -> Shape:
+def driven(rest: MouthShape, act: Articulation) -> MouthShape:
     """The rest shape as `act` deforms it."""
     aperture = act.aperture
     grin = max(
@@ -121,14 +121,14 @@ def driven(rest: Shape, act: Articulation) -> Shape:
     out[IL] += (1 - UPPER_SHARE) * opening - 0.016 * act.tuck * INNER
     out[OL] += (0.9 - UPPER_SHARE) * opening + (pout - 0.3 * act.tuck) * thick_l * INNER
     out[CHIN] += (act.drop - 0.006 * act.tuck) * JAW_WINDOW
-    return Shape(rest.centre, half, ordered(out))
+    return MouthShape(rest.centre, half, ordered(out))
 
 
-def opened(shape: Shape, gap: float) -> Shape:
+def opened(shape: MouthShape, gap: float) -> MouthShape:
     """Where to cut a reference whose lips meet, when they are to be `gap` apart: the line between them is not part of the lips."""
     share = min(gap / 0.03, 1.0)
     out = shape.curves.copy()
     cut = np.maximum(LINE / 2 * share - (out[IL] - out[IU]) / 2, 0) * INNER
     out[IU] -= cut
     out[IL] += cut
-    return Shape(shape.centre, shape.half, ordered(out))
+    return MouthShape(shape.centre, shape.half, ordered(out))

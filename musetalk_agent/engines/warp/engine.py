@@ -15,8 +15,8 @@ import numpy as np
 
 from musetalk_agent.arrays import DamagedArrays, open_arrays, save_arrays
 from musetalk_agent.avatars.bundle import Bundle
-from musetalk_agent.engines.interface import Landed, PatchRequest, Progress
-from musetalk_agent.engines.warp.artefacts import Artefacts
+from musetalk_agent.engines.interface import CompletedBatch, PatchRequest, Progress
+from musetalk_agent.engines.warp.artefacts import WarpArtefacts
 from musetalk_agent.engines.warp.articulation import FEATURE_SIZE, Articulation
 from musetalk_agent.engines.warp.mouth_space import IL, IU
 from musetalk_agent.engines.warp.render import render
@@ -26,7 +26,7 @@ from musetalk_agent.media_types import Box, Feature, Patch
 log = logging.getLogger(__name__)
 
 
-class WarpActor:
+class WarpSession:
     """A bundle and its artefacts. It keeps nothing from frame to frame, so the same request always gives the same patch.
 
     Args:
@@ -34,29 +34,29 @@ class WarpActor:
             frame that shows no mouth.
     """
 
-    def __init__(self, bundle: Bundle, artefacts: Artefacts, quiet: tuple[Patch | None, ...] = ()) -> None:
+    def __init__(self, bundle: Bundle, artefacts: WarpArtefacts, idle_patches: tuple[Patch | None, ...] = ()) -> None:
         self.bundle = bundle
         self.artefacts = artefacts
-        self.quiet = quiet
+        self.idle_patches = idle_patches
 
     @property
     def rest(self) -> Feature:
         """Feature of a silent, closed mouth: float32 zeros `[5]`."""
         return np.zeros(FEATURE_SIZE, np.float32)
 
-    def towards_rest(self, feature: Feature, amount: float) -> Feature:
+    def fade_to_silence(self, feature: Feature, amount: float) -> Feature:
         """The lips come together in a straight line."""
         return (feature * (1 - amount)).astype(np.float32)
 
-    def idle(self, pose: int) -> Patch | None:
+    def idle(self, idle_index: int) -> Patch | None:
         """The closed lips of a clip that talks; None for one that is silent by itself."""
-        return self.quiet[pose] if self.quiet else None
+        return self.idle_patches[idle_index] if self.idle_patches else None
 
-    def idle_wanted(self) -> tuple[int, ...]:
+    def missing_idle_patches(self) -> tuple[int, ...]:
         """None: `prepare` has drawn them."""
         return ()
 
-    def keep_idle(self, pose: int, patch: Patch) -> None:
+    def store_idle_patch(self, idle_index: int, patch: Patch) -> None:
         """Nothing is kept."""
 
     def close(self) -> None:
@@ -71,7 +71,7 @@ class WarpEngine:
     fingerprint = "warp-6"
     batch_sizes: Sequence[int] = (1,)
     needs_face = True
-    closing_frames = 4
+    fade_out_frames = 4
 
     def __init__(self, features: FeatureExtractor) -> None:
         self._features = features
@@ -87,31 +87,33 @@ class WarpEngine:
         if progress:
             progress(len(bundle), len(bundle))
 
-    def open(self, bundle: Bundle) -> WarpActor:
+    def open(self, bundle: Bundle) -> WarpSession:
         """Readies a bundle; prepares it first where `prepare` has not been called."""
         artefacts = self._artefacts(bundle)
-        return WarpActor(bundle, artefacts, quiet_patches(bundle, artefacts, bundle.engine_path(self.fingerprint)))
+        return WarpSession(
+            bundle, artefacts, closed_mouth_patches(bundle, artefacts, bundle.engine_path(self.fingerprint))
+        )
 
-    def _artefacts(self, bundle: Bundle) -> Artefacts:
+    def _artefacts(self, bundle: Bundle) -> WarpArtefacts:
         folder = bundle.engine_path(self.fingerprint)
         try:
-            return Artefacts.load(folder)
+            return WarpArtefacts.load(folder)
         except FileNotFoundError:
             pass
         except DamagedArrays as error:
             log.warning("damaged artefacts are made again", extra={"engine": self.name, "error": str(error)})
-        artefacts = Artefacts.of(bundle)
+        artefacts = WarpArtefacts.of(bundle)
         artefacts.save(folder)
         return artefacts
 
     def warmup(self) -> None:
         """Nothing to warm: no device, no weights."""
 
-    def launch(self, batch: Sequence[PatchRequest]) -> Landed:
+    def launch(self, batch: Sequence[PatchRequest]) -> CompletedBatch:
         """Renders at once, on the batcher's thread."""
-        return Landed(self.infer(batch))
+        return CompletedBatch(self.infer(batch))
 
-    def figures(self) -> dict[str, Any]:
+    def stats(self) -> dict[str, Any]:
         """Nothing to tell."""
         return {}
 
@@ -120,27 +122,27 @@ class WarpEngine:
         return None
 
     def infer(self, batch: Sequence[PatchRequest]) -> list[Patch | None]:
-        """One patch per request. None where the idle frame is shown as it is: it shows no mouth, or presence is 0 and the clip is
+        """One patch per request. None where the idle frame is shown as it is: it shows no mouth, or the blend weight is 0 and the clip is
         silent by itself.
 
-        Raises TypeError for an actor of another engine, IndexError for a pose that the bundle does not have.
+        Raises TypeError for a session of another engine, IndexError for an idle frame that the bundle does not have.
         """
         return [self._one(request) for request in batch]
 
     def _one(self, request: PatchRequest) -> Patch | None:
-        actor = request.actor
-        if not isinstance(actor, WarpActor):
-            raise TypeError(f"the warp engine was given a {type(actor).__name__}; open the bundle with this engine")
-        if not 0 <= request.pose < len(actor.bundle):
-            raise IndexError(f"pose {request.pose} of a clip of {len(actor.bundle)} frames")
-        presence, mouth = min(max(request.presence, 0.0), 1.0), actor.bundle.mouth(request.pose)
+        session = request.session
+        if not isinstance(session, WarpSession):
+            raise TypeError(f"the warp engine was given a {type(session).__name__}; open the bundle with this engine")
+        if not 0 <= request.idle_index < len(session.bundle):
+            raise IndexError(f"idle frame {request.idle_index} of a clip of {len(session.bundle)} frames")
+        blend_weight, mouth = min(max(request.blend_weight, 0.0), 1.0), session.bundle.mouth(request.idle_index)
         feature = request.feature
-        if actor.quiet:  # idle has the lips at rest: the way there is to open them less
-            feature, presence = (feature * presence).astype(np.float32), 1.0
-        presence *= mouth
-        if presence == 0.0:
+        if session.idle_patches:  # idle has the lips at rest: the way there is to open them less
+            feature, blend_weight = (feature * blend_weight).astype(np.float32), 1.0
+        blend_weight *= mouth
+        if blend_weight == 0.0:
             return None
-        return render(actor.bundle, actor.artefacts, request.pose, Articulation.of(feature), presence)
+        return render(session.bundle, session.artefacts, request.idle_index, Articulation.of(feature), blend_weight)
 
     def close(self) -> None:
         """Nothing to release."""
@@ -155,16 +157,17 @@ MOVES = 0.012
 median is small 0.020 … 0.045."""
 
 
-def parted(bundle: Bundle, artefacts: Artefacts) -> bool:
+def parted(bundle: Bundle, artefacts: WarpArtefacts) -> bool:
     """Whether the clip's own lips are mostly apart, or open and close."""
     openings = [
-        float((artefacts.poses[k].curves[IL] - artefacts.poses[k].curves[IU]).max()) for k in bundle.with_mouth()
+        float((artefacts.idle_shapes[k].curves[IL] - artefacts.idle_shapes[k].curves[IU]).max())
+        for k in bundle.with_mouth()
     ]
     low, middle, high = np.percentile(openings, (10, 50, 90))
     return bool(middle > PARTED or high - low > MOVES)
 
 
-def quiet_patches(bundle: Bundle, artefacts: Artefacts, folder: Path) -> tuple[Patch | None, ...]:
+def closed_mouth_patches(bundle: Bundle, artefacts: WarpArtefacts, folder: Path) -> tuple[Patch | None, ...]:
     """A patch per idle frame (None for one that shows no mouth), or none at all when the clip's lips are closed anyway. Stored in
     `folder`, whole or not at all.
 
@@ -177,10 +180,10 @@ def quiet_patches(bundle: Bundle, artefacts: Artefacts, folder: Path) -> tuple[P
     except (FileNotFoundError, DamagedArrays):
         rest = Articulation.of(np.zeros(FEATURE_SIZE, np.float32))
         patches = tuple(
-            render(bundle, artefacts, pose, rest, mouth) if (mouth := bundle.mouth(pose)) > 0 else None
-            for pose in range(len(bundle))
+            render(bundle, artefacts, idle_index, rest, mouth) if (mouth := bundle.mouth(idle_index)) > 0 else None
+            for idle_index in range(len(bundle))
         )
-        if any(patch is None and bundle.mouth(pose) > 0 for pose, patch in enumerate(patches)):
+        if any(patch is None and bundle.mouth(idle_index) > 0 for idle_index, patch in enumerate(patches)):
             return ()  # a face too small or too far out of the picture to draw on
         _save(folder, patches)
         return patches

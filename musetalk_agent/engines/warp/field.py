@@ -25,8 +25,8 @@ from musetalk_agent.engines.warp.mouth_space import (
     OU,
     SPAN,
     Floats,
+    MouthShape,
     S,
-    Shape,
     smooth,
     unit,
 )
@@ -192,7 +192,12 @@ class Field:
 
     @classmethod
     def between(
-        cls, sources: tuple[Shape, ...], target: Shape, lattice: Lattice, top: float, sides: tuple[float, float]
+        cls,
+        sources: tuple[MouthShape, ...],
+        target: MouthShape,
+        lattice: Lattice,
+        top: float,
+        sides: tuple[float, float],
     ) -> tuple[Field, ...]:
         """Stretches each column piecewise between corresponding levels, and shifts it sideways with the corners.
 
@@ -247,7 +252,7 @@ def ramp(v: Floats, start: Floats | np.float32, steepness: Floats | np.float32) 
     return unit(out)
 
 
-def _sideways(target: Shape, lattice: Lattice, top: float, sides: tuple[float, float]) -> Floats:
+def _sideways(target: MouthShape, lattice: Lattice, top: float, sides: tuple[float, float]) -> Floats:
     """How much of the corners' movement each place takes part in: all on the lips, none at nose, chin and the face's outline."""
     ou, ol, chin = target.curves[[OU, OL, CHIN], S.size // 2].tolist()
     begin = min(top, ou - 0.03)

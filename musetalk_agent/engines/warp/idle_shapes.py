@@ -20,8 +20,8 @@ from musetalk_agent.engines.warp.mouth_space import (
     OU,
     SAMPLES,
     Floats,
+    MouthShape,
     S,
-    Shape,
     ordered,
     to_mouth,
 )
@@ -31,7 +31,7 @@ Ints = NDArray[np.int64]
 APART = np.radians(10.0)
 """Poses further than this from every reference get one of their own (radians)."""
 BENT = np.radians(14.0)
-"""So far lips may be bent before open ones from a nearer pose are better (radians)."""
+"""So far lips may be bent before open ones from a nearer idle frame are better (radians)."""
 SHUT = 0.03
 """Lips that the mesh sees closer together than this are closed (eye distances)."""
 SMILES_OPEN = 1.4
@@ -39,19 +39,19 @@ SMILES_OPEN = 1.4
 MOST = 12
 """References of a clip at most: each costs 50 ms of preparation."""
 NEAR = 0.5
-"""A reference is sought within this share of `APART` around the pose that lacks one."""
+"""A reference is sought within this share of `APART` around the idle frame that lacks one."""
 CLEAR = 0.04
 """How far a chin must be from the picture's edge, in eye distances, in a frame that lends its lips."""
 
 
 def apertures(landmarks: Floats) -> Floats:
-    """How open the mesh sees the lips of each pose, in eye distances."""
+    """How open the mesh sees the lips of each idle frame, in eye distances."""
     eyes = np.linalg.norm(landmarks[:, EYES[0]] - landmarks[:, EYES[1]], axis=1)
     return np.asarray(np.linalg.norm(landmarks[:, 13] - landmarks[:, 14], axis=1) / np.maximum(eyes, 1), np.float32)
 
 
 def whole_chins(landmarks: Floats, width: int, height: int) -> NDArray[np.bool_]:
-    """Which poses show the whole chin, bool `[n]`."""
+    """Which idle frames show the whole chin, bool `[n]`."""
     room = CLEAR * np.linalg.norm(landmarks[:, EYES[0]] - landmarks[:, EYES[1]], axis=1)[:, None]
     chin = landmarks[:, 152]
     inside: NDArray[np.bool_] = ((chin > room) & (chin < np.array([width, height]) - 1 - room)).all(1)
@@ -61,31 +61,33 @@ def whole_chins(landmarks: Floats, width: int, height: int) -> NDArray[np.bool_]
 def chosen(angles: Floats, openness: Floats, usable: Ints, first: int) -> Ints:
     """Indices of the references, `first` before all others.
 
-    Each pose of `usable` with closed lips is within `APART` of one, as far as `MOST` reaches. Open lips are taken only where no
-    others are within `BENT`.
+    Each idle frame of `usable` with closed lips is within `APART` of one, as far as `MOST` reaches. Open lips are taken only
+    where no others are within `BENT`.
     """
     found = [first]
     shut = usable[openness[usable] <= max(SHUT, SMILES_OPEN * float(openness[first]))]
-    for poses, apart in ((shut, APART), (usable, BENT)):
-        away = np.linalg.norm(angles[poses, None] - angles[found][None], axis=2).min(1)
+    for idle_shapes, apart in ((shut, APART), (usable, BENT)):
+        away = np.linalg.norm(angles[idle_shapes, None] - angles[found][None], axis=2).min(1)
         while len(found) < MOST and float(away.max(initial=0.0)) > apart:
-            far = angles[poses[int(np.argmax(away))]]
+            far = angles[idle_shapes[int(np.argmax(away))]]
             # not near one that is there already: of several open frames the same one would be chosen again
-            near = poses[(np.linalg.norm(angles[poses] - far, axis=1) <= NEAR * APART) & (away > NEAR * APART)]
+            near = idle_shapes[
+                (np.linalg.norm(angles[idle_shapes] - far, axis=1) <= NEAR * APART) & (away > NEAR * APART)
+            ]
             best = int(near[int(np.argmin(openness[near]))])
             found.append(best)
-            away = np.minimum(away, np.linalg.norm(angles[poses] - angles[best], axis=1))
+            away = np.minimum(away, np.linalg.norm(angles[idle_shapes] - angles[best], axis=1))
     return np.array(found, np.int64)
 
 
 def nearest(angles: Floats, references: Ints) -> Ints:
-    """For each pose the reference that it shows, an index into `references`."""
+    """For each idle frame the reference that it shows, an index into `references`."""
     away = np.linalg.norm(angles[:, None] - angles[references][None], axis=2)
     return np.asarray(away.argmin(1), np.int64)
 
 
 SETTLE = 1.5
-"""Standard deviation, in frames, of the smoothing of the poses' own shapes over time: the mesh's noise is shorter than speech."""
+"""Standard deviation, in frames, of the smoothing of the idle frames' shapes over time: the mesh's noise is shorter than speech."""
 HEAD_SETTLE = 2.0
 """The same for the head's direction."""
 HEAD_SURE = 0.05
@@ -102,7 +104,7 @@ SMILE_HALF_WIDTHS = (0.31, 0.35)
 """Half widths of mouths (eye distances) that are no smile yet, and a smile for sure: its lips part without the jaw, and closing
 them leaves the chin where it is. Talkers have up to 0.30, toothy smiles 0.34 to 0.39."""
 FACING = 0.25
-"""Share of the poses, those that are turned least, whose median width counts: the mesh sees a turned mouth up to a quarter
+"""Share of the idle frames, those that are turned least, whose median width counts: the mesh sees a turned mouth up to a quarter
 narrower."""
 OUTLINE = (234, 93, 132, 58, 172, 136), (454, 323, 361, 288, 397, 365)
 """Mesh points of the face's outline beside the mouth, left and right in the picture."""
@@ -122,9 +124,9 @@ def steadied(angles: Floats) -> Floats:
 
 
 def settled(
-    meshes: list[Shape], angles: Floats, shapes: tuple[Shape, ...], references: Ints, shown: Ints
-) -> tuple[Shape, ...]:
-    """The poses' shapes without the mesh's tremor, with its error at their references taken off all of them.
+    meshes: list[MouthShape], angles: Floats, shapes: tuple[MouthShape, ...], references: Ints, shown: Ints
+) -> tuple[MouthShape, ...]:
+    """The idle frames' shapes without the mesh's tremor, with its error at their references taken off all of them.
 
     What the head's direction explains is kept as it is, for a nod may be fast; only the rest is smoothed over time.
     """
@@ -135,7 +137,7 @@ def settled(
     errors[:, CHIN] = 0
     each = np.einsum("nk,kls->nls", _shares(shown, len(references)), errors)
     return tuple(
-        Shape(float(row[0]), float(row[1]), ordered(row[2:].reshape(LEVELS, SAMPLES) + error))
+        MouthShape(float(row[0]), float(row[1]), ordered(row[2:].reshape(LEVELS, SAMPLES) + error))
         for row, error in zip(rows, each, strict=True)
     )
 
@@ -150,11 +152,11 @@ def _explained(rows: Floats, angles: Floats) -> Floats:
 
 
 def _shares(shown: Ints, count: int) -> Floats:
-    """How much each reference counts in each pose, float32 `[n, count]`: it changes over some frames where `shown` jumps."""
+    """How much each reference counts in each idle frame, float32 `[n, count]`: it changes over some frames where `shown` jumps."""
     return _smooth(np.eye(count, dtype=np.float32)[shown], CHANGE)
 
 
-def smile_of(meshes: list[Shape], angles: Floats) -> float:
+def smile_of(meshes: list[MouthShape], angles: Floats) -> float:
     """How much the clip's mouth is that of a smile, 0 … 1, by its width where the head is turned least."""
     turn = np.abs(angles[:, 0])
     facing = np.flatnonzero(turn <= np.quantile(turn, FACING))
@@ -163,20 +165,20 @@ def smile_of(meshes: list[Shape], angles: Floats) -> float:
 
 
 def rest_shapes(
-    poses: tuple[Shape, ...], shapes: tuple[Shape, ...], references: Ints, shown: Ints, smile: float
-) -> tuple[Shape, ...]:
-    """Each pose's mouth with the lips together: its reference's form, where the pose has its own mouth and chin.
+    idle_shapes: tuple[MouthShape, ...], shapes: tuple[MouthShape, ...], references: Ints, shown: Ints, smile: float
+) -> tuple[MouthShape, ...]:
+    """Each idle frame's mouth with the lips together: its reference's form, where the idle frame has its own mouth and chin.
 
     A head that nods or turns carries lips and chin past the nose, for they lie at other depths. So they are not where the
     reference has them, even in a map that follows the nose. The upper lip's outer edge says where the lips are, for an opening
-    hardly moves it; what an opening of the pose's own moved the chin is taken back. Where the references are open themselves,
-    closing them lifts the chin too, but for a `smile` (0 … 1); by `CHIN_LIFT` at most if no pose is closed.
+    hardly moves it; what an opening of the idle frame's own moved the chin is taken back. Where the references are open themselves,
+    closing them lifts the chin too, but for a `smile` (0 … 1); by `CHIN_LIFT` at most if no idle frame is closed.
     """
     tilt = np.stack([np.ones(SAMPLES), np.clip(S, -1.3, 1.3)])
     fit = np.linalg.pinv(tilt[:, np.abs(S) <= 1].T)
-    gaps = np.array([pose.opening for pose in poses])
-    lips = np.stack([pose.curves[OU] for pose in poses])[:, np.abs(S) <= 1] @ fit.T
-    centres = np.array([pose.centre for pose in poses])
+    gaps = np.array([idle_index.opening for idle_index in idle_shapes])
+    lips = np.stack([idle_index.curves[OU] for idle_index in idle_shapes])[:, np.abs(S) <= 1] @ fit.T
+    centres = np.array([idle_index.centre for idle_index in idle_shapes])
     places = np.column_stack([lips, centres])
     share = _shares(shown, len(references))
     moves = places[:, None] - places[references][None]
@@ -186,7 +188,7 @@ def rest_shapes(
     if lifts[0] > CHIN_LIFT:
         lifts = np.minimum(lifts, CHIN_LIFT)
     out = []
-    for n, pose in enumerate(poses):
+    for n, idle_index in enumerate(idle_shapes):
         curves = np.zeros((LEVELS, SAMPLES), np.float32)
         centre = half = lift = 0.0
         for k in np.flatnonzero(share[n] > 0):
@@ -195,12 +197,12 @@ def rest_shapes(
             centre += part * (rest.centre + float(move[2]))
             half += part * rest.half
             lift += part * (float(lifts[k]) + CHIN_FALLS * float(gaps[n] - gaps[references[k]]))
-        curves[CHIN] = pose.curves[CHIN] - lift * JAW_WINDOW
-        out.append(Shape(centre, half, ordered(curves)))
+        curves[CHIN] = idle_index.curves[CHIN] - lift * JAW_WINDOW
+        out.append(MouthShape(centre, half, ordered(curves)))
     return tuple(out)
 
 
-def outlines(frames: Floats, landmarks: Floats, rests: tuple[Shape, ...]) -> Floats:
+def outlines(frames: Floats, landmarks: Floats, rests: tuple[MouthShape, ...]) -> Floats:
     """How far the face's outline is to the left and right of each mouth's middle, float32 `[n, 2]`, in eye distances."""
     out = np.empty((len(rests), 2), np.float32)
     for n, rest in enumerate(rests):

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from musetalk_agent.engines.warp.lips import sample
-from musetalk_agent.engines.warp.mouth_space import IL, IU, OL, OU, Floats, S, Shape, smooth, unit
+from musetalk_agent.engines.warp.mouth_space import IL, IU, OL, OU, Floats, MouthShape, S, smooth, unit
 from musetalk_agent.media_types import Pixels
 
 PITCH = 0.003
@@ -121,7 +121,7 @@ class Palette:
     line: Floats
 
     @classmethod
-    def of(cls, picture: Pixels, frame: Floats, shape: Shape, teeth: Floats | None) -> Palette:
+    def of(cls, picture: Pixels, frame: Floats, shape: MouthShape, teeth: Floats | None) -> Palette:
         """Taken from the reference's lips and skin; `teeth` is their colour where one has been seen (see `teeth_seen`)."""
         lip = _lip_colour(picture, frame, shape)
         skin = _skin_colour(picture, frame, shape)
@@ -158,7 +158,7 @@ def softness(eyes: float) -> float:
     return max(0.8 / eyes, SOFT)
 
 
-def _strip(shape: Shape, upper: int, lower: int, shares: tuple[float, ...], reach: float) -> tuple[Floats, Floats]:
+def _strip(shape: MouthShape, upper: int, lower: int, shares: tuple[float, ...], reach: float) -> tuple[Floats, Floats]:
     """Positions in a strip between two levels, within `|s| < reach`."""
     s = np.linspace(-reach, reach, 41, dtype=np.float32)
     a, b = (np.interp(s, S, shape.curves[k]) for k in (upper, lower))
@@ -166,19 +166,19 @@ def _strip(shape: Shape, upper: int, lower: int, shares: tuple[float, ...], reac
     return np.broadcast_to(shape.u_of_s(s), v.shape).astype(np.float32), v
 
 
-def _lip_colour(picture: Pixels, frame: Floats, shape: Shape) -> Floats:
+def _lip_colour(picture: Pixels, frame: Floats, shape: MouthShape) -> Floats:
     strips = [_strip(shape, OU, IU, (0.4, 0.6, 0.8), 0.6), _strip(shape, IL, OL, (0.2, 0.4, 0.6), 0.6)]
     pixels = np.concatenate([sample(picture, frame, u, v).reshape(-1, 3) for u, v in strips])
     return np.asarray(np.median(pixels, 0), np.float32)
 
 
-def _skin_colour(picture: Pixels, frame: Floats, shape: Shape) -> Floats:
+def _skin_colour(picture: Pixels, frame: Floats, shape: MouthShape) -> Floats:
     u, v = np.meshgrid(np.linspace(-0.4, 0.4, 17), np.linspace(0.3, 0.5, 5))
     pixels = sample(picture, frame, (u + shape.centre).astype(np.float32), v.astype(np.float32)).reshape(-1, 3)
     return np.asarray(np.median(pixels, 0), np.float32)
 
 
-def teeth_seen(picture: Pixels, frame: Floats, shape: Shape) -> Floats | None:
+def teeth_seen(picture: Pixels, frame: Floats, shape: MouthShape) -> Floats | None:
     """The colour of the teeth that the open mouth of a picture shows (BGR), or None where it shows none for sure."""
     if float((shape.curves[IL] - shape.curves[IU]).max()) < OPEN_ENOUGH:
         return None

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from musetalk_agent.engines.warp.mouth_space import IL, IU, OL, OU, SAMPLES, Floats, S, Shape, ordered
+from musetalk_agent.engines.warp.mouth_space import IL, IU, OL, OU, SAMPLES, Floats, MouthShape, S, ordered
 from musetalk_agent.media_types import Pixels
 
 COLUMNS = 81
@@ -68,7 +68,7 @@ FAR = 6.0
 """Doubt per eye distance away from the inside that the mesh sees."""
 
 
-def refine(shape: Shape, frame: Floats, picture: Pixels) -> Shape:
+def refine(shape: MouthShape, frame: Floats, picture: Pixels) -> MouthShape:
     """The shape with the inner edges of the lips where `picture` (BGR) shows them; `frame` leads from mouth space to its pixels."""
     s = np.linspace(-SIDE, SIDE, COLUMNS, dtype=np.float32)
     line = np.interp(s, S, (shape.curves[IU] + shape.curves[IL]) / 2)
@@ -319,7 +319,7 @@ def _best_interval(score: Floats) -> tuple[NDArray[np.float64], NDArray[np.float
     return path[0], path[1]
 
 
-def _with_inner(shape: Shape, s: Floats, upper: NDArray[np.float64], lower: NDArray[np.float64]) -> Shape:
+def _with_inner(shape: MouthShape, s: Floats, upper: NDArray[np.float64], lower: NDArray[np.float64]) -> MouthShape:
     """The shape with new inner edges, its lips' line beyond the corners continued, and its outer edges kept outside."""
     curves = shape.curves.copy()
     within = np.abs(S) <= SIDE
@@ -329,4 +329,4 @@ def _with_inner(shape: Shape, s: Floats, upper: NDArray[np.float64], lower: NDAr
         shift = (upper[edge] + lower[edge]) / 2 - curves[IU][side][-1 if edge == 0 else 0]
         curves[:4, side] += np.float32(shift)
     assert curves.shape[1] == SAMPLES
-    return Shape(shape.centre, shape.half, ordered(curves))
+    return MouthShape(shape.centre, shape.half, ordered(curves))

@@ -1,8 +1,8 @@
-"""Mouth space: a face-aligned frame in which mouths of all poses, sizes and tilts are the same.
+"""Mouth space: a face-aligned frame in which mouths of all idle frames, sizes and tilts are the same.
 
 Its unit is the distance between the outer eye corners (mesh points 33 and 263) of the reference frame, its origin the point
-between them, `u` runs along the eye line to the picture's right and `v` down the face. An affine map per pose leads to pixels.
-Curves across the mouth are sampled over `s`, which is 0 at the mouth's middle, ±1 at its corners and ±`SPAN` where the
+between them, `u` runs along the eye line to the picture's right and `v` down the face. An affine map per idle frame leads to
+pixels. Curves across the mouth are sampled over `s`, which is 0 at the mouth's middle, ±1 at its corners and ±`SPAN` where the
 deformation ends.
 """
 
@@ -43,7 +43,7 @@ OU, IU, IL, OL, CHIN = range(LEVELS)
 
 
 @dataclass(frozen=True)
-class Shape:
+class MouthShape:
     """Where a mouth is, in mouth space.
 
     Args:
@@ -78,9 +78,9 @@ class Shape:
         """The inverse of `u_of_s`, exact at `S` and linear in between."""
         return np.interp(u.ravel(), self.places, S).astype(np.float32).reshape(u.shape)
 
-    def towards(self, other: Shape, amount: float) -> Shape:
+    def towards(self, other: MouthShape, amount: float) -> MouthShape:
         """The shape `amount` (0 … 1) of the way from this one to `other`."""
-        return Shape(
+        return MouthShape(
             self.centre + amount * (other.centre - self.centre),
             self.half + amount * (other.half - self.half),
             np.asarray(self.curves + amount * (other.curves - self.curves), np.float32),
@@ -88,8 +88,8 @@ class Shape:
 
 
 _FLAT = np.zeros((LEVELS, SAMPLES), np.float32)
-_PLACES = Shape(0.0, 0.0, _FLAT).u_of_s(S)
-_PER_HALF = Shape(0.0, 1.0, _FLAT).u_of_s(S) - _PLACES
+_PLACES = MouthShape(0.0, 0.0, _FLAT).u_of_s(S)
+_PER_HALF = MouthShape(0.0, 1.0, _FLAT).u_of_s(S) - _PLACES
 
 
 def unit(values: Floats) -> Floats:
@@ -118,9 +118,10 @@ def eye_frame(points: Floats) -> Floats:
 
 
 def pose_frames(landmarks: Floats, reference: int) -> Floats:
-    """Maps from mouth space to pixels for all poses `[n, 468, 2]`: float32 `[n, 2, 3]`.
+    """Maps from mouth space to pixels for all idle frames `[n, 468, 2]`: float32 `[n, 2, 3]`.
 
-    Each is the affine map that carries the reference's steady points onto the pose's best, so that turning heads are followed.
+    Each is the affine map that carries the reference's steady points onto the idle frame's best, so that turning heads are
+    followed.
     """
     base = eye_frame(landmarks[reference])
     steady = to_mouth(base, landmarks[reference][list(STEADY)])
@@ -130,8 +131,8 @@ def pose_frames(landmarks: Floats, reference: int) -> Floats:
     targets = landmarks[:, list(STEADY)].astype(np.float64) * weight
     frames = np.einsum("ck,nkd->ndc", solve, targets)
     degenerate = np.abs(np.linalg.det(frames[:, :, :2])) < 0.2 * abs(np.linalg.det(base[:, :2]))
-    for pose in np.flatnonzero(degenerate):
-        frames[pose] = eye_frame(landmarks[pose])
+    for idle_index in np.flatnonzero(degenerate):
+        frames[idle_index] = eye_frame(landmarks[idle_index])
     return np.asarray(frames, np.float32)
 
 
@@ -141,7 +142,7 @@ def to_mouth(frame: Floats, pixels: Floats) -> Floats:
     return np.asarray((pixels - frame[:, 2]) @ inverse.T, np.float32)
 
 
-def mesh_shape(points: Floats) -> Shape:
+def mesh_shape(points: Floats) -> MouthShape:
     """The shape that the mesh sees, from its 468 points in mouth space.
 
     Beyond the corners the lips' edges run on together, a hair apart, so that one description covers cheeks and lips.
@@ -149,13 +150,13 @@ def mesh_shape(points: Floats) -> Shape:
     left, right = points[CORNERS[0]], points[CORNERS[1]]
     centre = float(left[0] + right[0]) / 2
     half = float(np.clip(abs(right[0] - left[0]) / 2, 0.12, 0.45))
-    shape = Shape(centre, half, np.zeros((LEVELS, SAMPLES), np.float32))
+    shape = MouthShape(centre, half, np.zeros((LEVELS, SAMPLES), np.float32))
     u = shape.u_of_s(S)
     curves = [_curve(points, ids, u) for ids in (OUTER_UPPER, INNER_UPPER, INNER_LOWER, OUTER_LOWER, JAW)]
     middle = (curves[IU] + curves[IL]) / 2
     gap = np.maximum(curves[IL] - curves[IU], 0) * (np.abs(S) < 1)
     curves[IU], curves[IL] = middle - gap / 2, middle + gap / 2
-    return Shape(centre, half, ordered(np.stack(curves)))
+    return MouthShape(centre, half, ordered(np.stack(curves)))
 
 
 def _curve(points: Floats, ids: tuple[int, ...], u: Floats) -> Floats:

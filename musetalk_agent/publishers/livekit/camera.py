@@ -56,5 +56,5 @@ def smaller(frame: VideoFrame, scale: float) -> VideoFrame:
         cv2.resize(plane, size, interpolation=cv2.INTER_AREA).ravel() for plane, size in zip(planes, sizes, strict=True)
     ]
     return VideoFrame(
-        np.concatenate(made).astype(np.uint8, copy=False), width, height, frame.pose, frame.spoken, frame.tag
+        np.concatenate(made).astype(np.uint8, copy=False), width, height, frame.idle_index, frame.spoken, frame.tag
     )

@@ -1,4 +1,4 @@
-"""The head never jumps: whatever is ordered, shown, dropped or cleared, ticks go forward and poses to a neighbour."""
+"""The head never jumps: whatever is ordered, shown, dropped or cleared, ticks go forward and idle frames to a neighbour."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from musetalk_agent.compose.idle import IdleCursor, IdleCycle
+from musetalk_agent.compose.idle import LoopCursor, PingPongLoop
 
 ACTS = st.lists(st.sampled_from(["reserve", "reserve", "show", "drop", "idle", "idle", "release"]), max_size=120)
 
 
 @given(ACTS, st.integers(0, 4))
 def test_ticks_go_forward_and_reserved_ones_follow_one_another(acts: list[str], lead: int) -> None:
-    cursor = IdleCursor(lead)
+    cursor = LoopCursor(lead)
     reserved: list[int] = []
     shown = -1
     for act in acts:
@@ -41,23 +41,23 @@ def test_ticks_go_forward_and_reserved_ones_follow_one_another(acts: list[str], 
 
 @given(st.integers(1, 200), st.integers(0, 10**9))
 def test_neighbouring_ticks_are_neighbouring_poses_at_any_length(frames: int, tick: int) -> None:
-    cycle = IdleCycle(frames)
-    one, next_one = cycle.pose(tick), cycle.pose(tick + 1)
+    cycle = PingPongLoop(frames)
+    one, next_one = cycle.idle_index(tick), cycle.idle_index(tick + 1)
     assert 0 <= one < frames and 0 <= next_one < frames
     assert abs(one - next_one) == (1 if frames > 1 else 0)
-    assert cycle.pose(tick + max(1, 2 * (frames - 1))) == one
+    assert cycle.idle_index(tick + max(1, 2 * (frames - 1))) == one
 
 
 @given(st.integers(2, 200))
 def test_a_turn_of_the_cycle_shows_each_end_once_and_the_rest_twice(frames: int) -> None:
-    poses = [IdleCycle(frames).pose(tick) for tick in range(2 * (frames - 1))]
-    assert poses.count(0) == poses.count(frames - 1) == 1
-    assert all(poses.count(pose) == 2 for pose in range(1, frames - 1))
+    idle_indices = [PingPongLoop(frames).idle_index(tick) for tick in range(2 * (frames - 1))]
+    assert idle_indices.count(0) == idle_indices.count(frames - 1) == 1
+    assert all(idle_indices.count(idle_index) == 2 for idle_index in range(1, frames - 1))
 
 
 def test_a_first_picture_that_is_nearer_than_usual_says_so() -> None:
-    cursor = IdleCursor(lead=3)
+    cursor = LoopCursor(lead=3)
     assert cursor.idle() == 0
     assert cursor.reserve(lead=1) == 2 and cursor.reserve() == 3
     with pytest.raises(ValueError, match="at least one frame"):
-        IdleCycle(-1)
+        PingPongLoop(-1)

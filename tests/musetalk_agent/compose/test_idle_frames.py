@@ -13,14 +13,14 @@ import pytest
 from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.clock import VirtualClock
 from musetalk_agent.compose.compositor import Compositor
-from musetalk_agent.compose.idle import IdleCursor, IdleCycle, IdleFrames
+from musetalk_agent.compose.idle import IdleFrames, LoopCursor, PingPongLoop
 from musetalk_agent.engines.interface import PatchRequest
-from musetalk_agent.engines.pattern import PatternActor, PatternEngine, pattern_bundle
+from musetalk_agent.engines.pattern import PatternEngine, PatternSession, pattern_bundle
 from musetalk_agent.media_types import Patch
 from tests.musetalk_agent.stand import stand, tone
 
 
-class QuietActor(PatternActor):
+class QuietActor(PatternSession):
     """Lies a patch over every idle frame, as an engine does that closes the mouth of a clip, and writes down in which thread."""
 
     threads: set[int]
@@ -29,7 +29,7 @@ class QuietActor(PatternActor):
         super().__init__(bundle)
         self.threads = set()
 
-    def idle(self, pose: int) -> Patch | None:
+    def idle(self, idle_index: int) -> Patch | None:
         self.threads.add(threading.get_ident())
         return self.black
 
@@ -37,26 +37,26 @@ class QuietActor(PatternActor):
 class QuietEngine(PatternEngine):
     """Makes `QuietActor`s."""
 
-    actor: QuietActor
+    engine_session: QuietActor
 
-    def open(self, bundle: Bundle) -> PatternActor:
-        self.actor = QuietActor(bundle)
-        return self.actor
+    def open(self, bundle: Bundle) -> PatternSession:
+        self.session = QuietActor(bundle)
+        return self.session
 
 
 async def test_no_frame_is_composed_on_the_event_loop(executor: ThreadPoolExecutor) -> None:
     engine = QuietEngine()
     async with stand(executor, engine=engine, frames=5) as made:
-        engine.actor.threads.clear()  # the first frame of all, which `Factory` loads in a thread
+        engine.session.threads.clear()  # the first frame of all, which `Factory` loads in a thread
         await made.pass_time(1)
         made.pipeline.begin(1, 16_000)
         made.pipeline.push(tone(0.4))
         await made.pass_time(0.2)
         made.pipeline.clear()
         await made.pass_time(1)
-        assert engine.actor.threads and threading.get_ident() not in engine.actor.threads
+        assert engine.session.threads and threading.get_ident() not in engine.session.threads
         assert made.pipeline.playback.report()["idle_late"] == 0
-    idle = made.poses[:20]
+    idle = made.idle_indices[:20]
     assert idle == [0, 1, 2, 3, 4, 3, 2, 1, 0, 1, 2, 3, 4, 3, 2, 1, 0, 1, 2, 3], "no frame twice, none left out"
     beats = np.diff([at for at, _ in made.pictures])
     assert np.allclose(beats, 0.04)
@@ -66,10 +66,10 @@ async def test_a_busy_pool_repeats_a_frame_and_the_clip_goes_on_where_it_was() -
     bundle = pattern_bundle(64, 64, 25)
     frames = np.repeat(bundle.frames, 4, 0)
     compositor = Compositor(Bundle(**{**vars(bundle), "frames": frames}))
-    clock, cycle, cursor = VirtualClock(), IdleCycle(4), IdleCursor()
+    clock, cycle, cursor = VirtualClock(), PingPongLoop(4), LoopCursor()
     gate = threading.Event()
     with ThreadPoolExecutor(1) as busy:
-        first = compositor.idle(cycle.pose(cursor.idle()))
+        first = compositor.idle(cycle.idle_index(cursor.idle()))
         idle = IdleFrames(compositor, cycle, cursor, clock, busy, first)
         busy.submit(gate.wait)
         taken = [idle.take(), idle.take()]
@@ -80,19 +80,19 @@ async def test_a_busy_pool_repeats_a_frame_and_the_clip_goes_on_where_it_was() -
         for _ in range(6):
             frame = idle.take()
             assert frame is not None
-            shown.append(frame.pose)
+            shown.append(frame.idle_index)
             await clock.run(clock.now() + 0.01)
     assert shown == [1, 2, 3, 2, 1, 0]
 
 
 async def test_what_making_a_frame_raises_reaches_the_session() -> None:
-    def broken(pose: int) -> Patch | None:
+    def broken(idle_index: int) -> Patch | None:
         raise OSError("the clip's file is gone")
 
     bundle = pattern_bundle(64, 64, 25)
     frames = np.repeat(bundle.frames, 2, 0)
-    clock, cycle, cursor = VirtualClock(), IdleCycle(2), IdleCursor()
-    plain = Compositor(bundle).idle(cycle.pose(cursor.idle()))
+    clock, cycle, cursor = VirtualClock(), PingPongLoop(2), LoopCursor()
+    plain = Compositor(bundle).idle(cycle.idle_index(cursor.idle()))
     with ThreadPoolExecutor(1) as pool:
         compositor = Compositor(Bundle(**{**vars(bundle), "frames": frames}), broken)
         idle = IdleFrames(compositor, cycle, cursor, clock, pool, plain)
@@ -129,13 +129,13 @@ class TalkingActor(QuietActor):
     def __init__(self, bundle: Bundle) -> None:
         super().__init__(bundle)
         self.kept: dict[int, Patch] = {}
-        self.poses = len(bundle)
+        self.idle_indices = len(bundle)
 
-    def idle_wanted(self) -> tuple[int, ...]:
-        return tuple(pose for pose in range(self.poses) if pose not in self.kept)
+    def missing_idle_patches(self) -> tuple[int, ...]:
+        return tuple(idle_index for idle_index in range(self.idle_indices) if idle_index not in self.kept)
 
-    def keep_idle(self, pose: int, patch: Patch) -> None:
-        self.kept[pose] = patch
+    def store_idle_patch(self, idle_index: int, patch: Patch) -> None:
+        self.kept[idle_index] = patch
 
 
 class TalkingEngine(PatternEngine):
@@ -145,15 +145,15 @@ class TalkingEngine(PatternEngine):
         super().__init__()
         self.calls, self.fails_from = 0, fails_from
 
-    def open(self, bundle: Bundle) -> PatternActor:
-        self.actor = TalkingActor(bundle)
-        return self.actor
+    def open(self, bundle: Bundle) -> PatternSession:
+        self.session = TalkingActor(bundle)
+        return self.session
 
     def infer(self, batch: Sequence[PatchRequest]) -> list[Patch | None]:
         self.calls += len(batch)
         if self.calls > self.fails_from:
             raise RuntimeError("no mouth today")
-        assert all(float(request.feature[0]) == 0 and request.presence == 1 for request in batch)
+        assert all(float(request.feature[0]) == 0 and request.blend_weight == 1 for request in batch)
         return super().infer(batch)
 
 
@@ -161,7 +161,7 @@ async def test_idle_mouths_are_made_once_by_the_engine(executor: ThreadPoolExecu
     engine = TalkingEngine()
     async with stand(executor, engine=engine, frames=5) as made:
         await made.pass_time(1)
-        assert sorted(engine.actor.kept) == [0, 1, 2, 3, 4] and engine.calls == 5
+        assert sorted(engine.session.kept) == [0, 1, 2, 3, 4] and engine.calls == 5
         await made.pass_time(1)
     assert engine.calls == 5
 
@@ -170,5 +170,5 @@ async def test_an_engine_that_cannot_make_them_leaves_the_clip_as_it_is(executor
     engine = TalkingEngine(fails_from=2)
     async with stand(executor, engine=engine, frames=5) as made:
         await made.pass_time(2)
-        assert len(engine.actor.kept) == 2 and engine.calls == 3
+        assert len(engine.session.kept) == 2 and engine.calls == 3
         assert len(made.pictures) >= 45  # the session goes on

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from musetalk_agent.engines.batcher import QUEUE_LIMIT, Batcher
-from musetalk_agent.engines.interface import Flight, PatchRequest
+from musetalk_agent.engines.interface import InFlightBatch, PatchRequest
 from musetalk_agent.engines.pattern import PatternEngine, pattern_bundle
 from musetalk_agent.errors import EngineFailed, EngineUnavailable
 from musetalk_agent.media_types import Patch
@@ -32,8 +32,8 @@ class GatedEngine(PatternEngine):
     def infer(self, batch: Sequence[PatchRequest]) -> list[Patch | None]:
         self.entered.set()
         assert self.gate.wait(NEVER_S)
-        self.seen.append([r.pose for r in batch])
-        if any(r.pose == 666 for r in batch):
+        self.seen.append([r.idle_index for r in batch])
+        if any(r.idle_index == 666 for r in batch):
             raise RuntimeError("lips on fire")
         return super().infer(batch)
 
@@ -41,8 +41,8 @@ class GatedEngine(PatternEngine):
 class CardFlight:
     """A batch on a card that a test drives."""
 
-    def __init__(self, poses: list[int], patches: list[Patch | None]) -> None:
-        self.poses, self.made = poses, patches
+    def __init__(self, idle_indices: list[int], patches: list[Patch | None]) -> None:
+        self.idle_indices, self.made = idle_indices, patches
         self.done, self.waited = threading.Event(), threading.Event()
         self.error: Exception | None = None
         self.host_work: threading.Event | None = None
@@ -71,11 +71,11 @@ class CardEngine(PatternEngine):
         self.closed = 0
         self.refuse: Exception | None = None
 
-    def launch(self, batch: Sequence[PatchRequest]) -> Flight:  # type: ignore[override]
+    def launch(self, batch: Sequence[PatchRequest]) -> InFlightBatch:  # type: ignore[override]
         if self.refuse is not None:
             raise self.refuse
         self.threads.add(threading.current_thread().name)
-        flight = CardFlight([r.pose for r in batch], self.infer(batch))
+        flight = CardFlight([r.idle_index for r in batch], self.infer(batch))
         self.flights.append(flight)
         return flight
 
@@ -85,7 +85,7 @@ class CardEngine(PatternEngine):
     async def launched(self, count: int) -> list[list[int]]:
         """Poses by batch, once `count` batches were launched."""
         await until(lambda: len(self.flights) >= count)
-        return [flight.poses for flight in self.flights]
+        return [flight.idle_indices for flight in self.flights]
 
     def land(self) -> bool:
         """Ends every batch under way."""
@@ -94,8 +94,8 @@ class CardEngine(PatternEngine):
         return True
 
 
-def request(engine: PatternEngine, pose: int) -> PatchRequest:
-    return PatchRequest(engine.open(pattern_bundle(64, 64, 25)), pose, np.ones(1, np.float32))
+def request(engine: PatternEngine, idle_index: int) -> PatchRequest:
+    return PatchRequest(engine.open(pattern_bundle(64, 64, 25)), idle_index, np.ones(1, np.float32))
 
 
 @asynccontextmanager
@@ -116,8 +116,8 @@ async def test_earliest_deadline_first_in_batches() -> None:
         first = batcher.submit(request(engine, 0), 0.0)
         await asyncio.to_thread(engine.entered.wait, NEVER_S)
         rest = [
-            batcher.submit(request(engine, pose), deadline)
-            for pose, deadline in ((5, 5.0), (1, 1.0), (3, 3.0), (2, 2.0), (4, 4.0))
+            batcher.submit(request(engine, idle_index), deadline)
+            for idle_index, deadline in ((5, 5.0), (1, 1.0), (3, 3.0), (2, 2.0), (4, 4.0))
         ]
         rest[2].cancel()
         engine.gate.set()
@@ -133,10 +133,10 @@ async def test_a_sessions_frames_stay_in_order_whatever_their_deadlines() -> Non
     async with running(engine) as batcher:
         first = batcher.submit(request(engine, 0), 0.0)
         await asyncio.to_thread(engine.entered.wait, NEVER_S)
-        one, other = request(engine, 0).actor, request(engine, 0).actor
+        one, other = request(engine, 0).session, request(engine, 0).session
         made = [
-            batcher.submit(PatchRequest(actor, pose, np.ones(1, np.float32)), deadline)
-            for actor, pose, deadline in (
+            batcher.submit(PatchRequest(session, idle_index, np.ones(1, np.float32)), deadline)
+            for session, idle_index, deadline in (
                 (one, 10, 9.0),
                 (one, 11, 2.0),
                 (other, 20, 5.0),
@@ -178,16 +178,16 @@ async def test_a_full_queue_refuses_and_a_closed_one_too() -> None:
 async def test_the_next_batch_is_launched_before_the_last_has_landed_and_no_third() -> None:
     engine = CardEngine()
     async with running(engine) as batcher:
-        made = [batcher.submit(request(engine, pose), float(pose)) for pose in range(10)]
+        made = [batcher.submit(request(engine, idle_index), float(idle_index)) for idle_index in range(10)]
         await engine.launched(2)
-        launched = sum(len(flight.poses) for flight in engine.flights)
+        launched = sum(len(flight.idle_indices) for flight in engine.flights)
         assert len(engine.flights) == 2 and batcher.statistics().waiting == 10 - launched
         engine.flights[0].done.set()
         await asyncio.wait_for(made[0], NEVER_S)
         await engine.launched(3)
         assert not made[9].done()
         await until(lambda: engine.land() and all(future.done() for future in made))
-    assert sorted(pose for flight in engine.flights for pose in flight.poses) == list(range(10))
+    assert sorted(idle_index for flight in engine.flights for idle_index in flight.idle_indices) == list(range(10))
     assert engine.threads == {"engine-pattern"}
 
 
@@ -203,8 +203,8 @@ async def test_frames_gather_while_the_card_works() -> None:
         batcher._seconds[1] = 3600.0  # an hour, so that this machine's pace does not matter
         batcher.submit(request(engine, 0), 0.0)
         await engine.launched(2)
-        for pose in (1, 2):
-            batcher.submit(request(engine, pose), float(pose))
+        for idle_index in (1, 2):
+            batcher.submit(request(engine, idle_index), float(idle_index))
         assert len(engine.flights) == 2 and batcher.statistics().waiting == 2  # nothing behind the one under way yet
         with batcher._changed:
             batcher._expected_end = time.perf_counter()  # the hour is over
@@ -234,7 +234,7 @@ async def test_a_device_that_fails_ends_the_batcher_and_says_so() -> None:
         under_way = batcher.submit(request(engine, 0), 0.0)
         await engine.launched(1)
         engine.flights[0].error = EngineFailed("the card is gone")
-        shared = request(engine, 1).actor
+        shared = request(engine, 1).session
         waiting = [batcher.submit(PatchRequest(shared, 1, np.ones(1, np.float32)), 1.0) for _ in range(9)]
         await engine.launched(2)
         engine.flights[0].done.set()
@@ -263,7 +263,7 @@ async def test_a_device_that_fails_while_launching_is_noticed() -> None:
 async def test_what_was_cancelled_under_way_is_dropped_when_it_lands() -> None:
     engine = CardEngine()
     async with running(engine) as batcher:
-        made = [batcher.submit(request(engine, pose), float(pose)) for pose in range(2)]
+        made = [batcher.submit(request(engine, idle_index), float(idle_index)) for idle_index in range(2)]
         await engine.launched(1)
         made[0].cancel()
         await until(lambda: engine.land() and made[1].done())
@@ -274,7 +274,7 @@ async def test_busy_time_is_the_cards_not_the_sum_of_waits() -> None:
     engine = CardEngine()
     async with running(engine) as batcher:
         begun = time.perf_counter()
-        made = [batcher.submit(request(engine, pose), float(pose)) for pose in range(8)]
+        made = [batcher.submit(request(engine, idle_index), float(idle_index)) for idle_index in range(8)]
         await engine.launched(2)
         await until(lambda: time.perf_counter() - begun > 0.1)  # so long both are on the card
         await until(lambda: engine.land() and all(future.done() for future in made))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from musetalk_agent.engines.batcher import Batcher, _settle
-from musetalk_agent.engines.interface import Flight, Landed, PatchRequest
+from musetalk_agent.engines.interface import CompletedBatch, InFlightBatch, PatchRequest
 from musetalk_agent.engines.pattern import PatternEngine
 from musetalk_agent.errors import EngineFailed, EngineUnavailable
 from musetalk_agent.media_types import Box, Patch
@@ -77,7 +77,7 @@ async def test_an_engine_that_cannot_be_closed_is_left_behind_with_a_line(caplog
 async def test_what_waits_and_what_is_under_way_is_cancelled_by_closing() -> None:
     engine = CardEngine()
     async with running(engine) as batcher:
-        results = [batcher.submit(request(engine, pose), float(pose)) for pose in range(3)]
+        results = [batcher.submit(request(engine, idle_index), float(idle_index)) for idle_index in range(3)]
         await engine.launched(1)
         closing = asyncio.create_task(batcher.aclose())
         await until(lambda: any(result.cancelled() for result in results))
@@ -121,11 +121,11 @@ class WrongCount(PatternEngine):
         super().__init__()
         self.more = more
 
-    def launch(self, batch: Sequence[PatchRequest]) -> Landed:
+    def launch(self, batch: Sequence[PatchRequest]) -> CompletedBatch:
         made = self.infer(batch)
-        if any(one.pose == 666 for one in batch):
+        if any(one.idle_index == 666 for one in batch):
             made = made[: len(made) + self.more] + made[: max(0, self.more)]
-        return Landed(made)
+        return CompletedBatch(made)
 
 
 @pytest.mark.parametrize("more", [-1, 1])
@@ -170,7 +170,7 @@ async def test_a_device_that_never_answers_has_failed_and_closing_does_not_wait_
     engine, failures = CardEngine(), list[EngineFailed]()
     batcher = Batcher(engine, failures.append, stuck_after_s=0.05)
     await batcher.start()
-    results = [batcher.submit(request(engine, pose), 0.0) for pose in range(6)]
+    results = [batcher.submit(request(engine, idle_index), 0.0) for idle_index in range(6)]
     await until(lambda: bool(failures))
     for result in results:
         with pytest.raises(EngineFailed, match=r"has not answered for 0\.05 s"):
@@ -223,14 +223,19 @@ async def test_results_come_to_their_own_frames() -> None:
 
         def infer(self, batch: Sequence[PatchRequest]) -> list[Patch | None]:
             pixels = np.zeros((2, 2, 3), np.uint8)
-            return [None if r.pose % 3 == 0 else Patch(Box(r.pose, 0, r.pose + 2, 2), pixels) for r in batch]
+            return [
+                None if r.idle_index % 3 == 0 else Patch(Box(r.idle_index, 0, r.idle_index + 2, 2), pixels)
+                for r in batch
+            ]
 
     engine = Boxes()
     async with running(engine) as batcher:
-        made = await asyncio.gather(*[batcher.submit(request(engine, pose), -float(pose)) for pose in range(20)])
+        made = await asyncio.gather(
+            *[batcher.submit(request(engine, idle_index), -float(idle_index)) for idle_index in range(20)]
+        )
         sizes = batcher.statistics().sizes
     assert [None if patch is None else patch.box.x0 for patch in made] == [
-        None if pose % 3 == 0 else pose for pose in range(20)
+        None if idle_index % 3 == 0 else idle_index for idle_index in range(20)
     ]
     assert sizes is not None and sum(size * count for size, count in sizes.items()) == 20 and max(sizes) <= 4
 
@@ -240,9 +245,9 @@ async def test_settling_leaves_alone_what_was_cancelled_meanwhile() -> None:
     engine = PatternEngine()
     batcher = Batcher(engine)
     batcher._loop = loop
-    for pose in range(3):
-        batcher.submit(request(engine, pose), 0.0)
-    jobs = batcher._earliest(8)
+    for idle_index in range(3):
+        batcher.submit(request(engine, idle_index), 0.0)
+    jobs = batcher._pop_by_deadline(8)
     jobs[1].result.cancel()
     patches: list[Patch | None] = [None, None, Patch(Box(0, 0, 2, 2), np.zeros((2, 2, 3), np.uint8))]
     _settle(jobs, patches, None)
@@ -253,6 +258,6 @@ async def test_settling_leaves_alone_what_was_cancelled_meanwhile() -> None:
 
 def test_a_flight_that_landed_as_it_was_launched_has_its_patches() -> None:
     made: list[Patch | None] = [None]
-    flight: Flight = Landed(made)
+    flight: InFlightBatch = CompletedBatch(made)
     flight.wait()
     assert flight.patches() is made

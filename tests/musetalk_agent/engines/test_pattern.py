@@ -37,8 +37,8 @@ def test_any_chunking_gives_the_same_and_as_many_as_frames_begin(fps: int) -> No
 
 def test_white_above_the_threshold_and_black_below() -> None:
     engine, bundle = PatternEngine(), pattern_bundle(512, 512, 25)
-    actor, compositor = engine.open(bundle), Compositor(bundle)
-    requests = [PatchRequest(actor, 0, np.array([v], np.float32)) for v in (0.0, 0.05, 0.0501, 1.0)]
+    session, compositor = engine.open(bundle), Compositor(bundle)
+    requests = [PatchRequest(session, 0, np.array([v], np.float32)) for v in (0.0, 0.05, 0.0501, 1.0)]
     centres = []
     for patch in engine.infer(requests):
         luma = compositor.compose(0, patch).i420[: 512 * 512].reshape(512, 512)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from musetalk_agent.engines.interface import PatchRequest
-from musetalk_agent.engines.pattern import THRESHOLD, PatternActor, PatternEngine, PatternFeatures, pattern_bundle
+from musetalk_agent.engines.pattern import THRESHOLD, PatternEngine, PatternFeatures, PatternSession, pattern_bundle
 from musetalk_agent.media_types import frame_start, frames_begun
 
 RATES = st.sampled_from([15, 24, 25, 30, 50, 60])
@@ -77,28 +77,28 @@ def test_the_block_is_even_in_the_middle_and_about_a_quarter_of_the_picture(widt
 @given(st.lists(st.floats(0, 1, width=32), min_size=1, max_size=8))
 def test_white_is_what_is_louder_than_the_threshold_and_nothing_else(loud: list[float]) -> None:
     engine = PatternEngine()
-    actor = engine.open(pattern_bundle(64, 64, 25))
-    flight = engine.launch([PatchRequest(actor, 0, np.array([value], np.float32)) for value in loud])
+    session = engine.open(pattern_bundle(64, 64, 25))
+    flight = engine.launch([PatchRequest(session, 0, np.array([value], np.float32)) for value in loud])
     flight.wait()
     for patch, value in zip(flight.patches(), loud, strict=True):
-        assert patch is (actor.white if value > np.float32(THRESHOLD) else actor.black)
+        assert patch is (session.white if value > np.float32(THRESHOLD) else session.black)
 
 
 def test_the_patches_cover_the_block_in_plain_white_and_black() -> None:
-    actor = PatternEngine().open(pattern_bundle(64, 48, 25))
-    assert set(actor.white.pixels.ravel().tolist()) == {255} and set(actor.black.pixels.ravel().tolist()) == {0}
-    assert actor.white.box == actor.black.box and actor.white.mask is None
+    session = PatternEngine().open(pattern_bundle(64, 48, 25))
+    assert set(session.white.pixels.ravel().tolist()) == {255} and set(session.black.pixels.ravel().tolist()) == {0}
+    assert session.white.box == session.black.box and session.white.mask is None
 
 
 @given(st.floats(0, 1, width=32), st.floats(0, 1), st.floats(0, 1))
 def test_a_feature_fades_to_rest_and_never_past_it(value: float, less: float, more: float) -> None:
-    actor = PatternEngine().open(pattern_bundle(64, 64, 25))
+    session = PatternEngine().open(pattern_bundle(64, 64, 25))
     feature = np.array([value], np.float32)
     less, more = sorted((less, more))
-    near, far = (actor.towards_rest(feature, amount) for amount in (less, more))
+    near, far = (session.fade_to_silence(feature, amount) for amount in (less, more))
     assert 0 <= far[0] <= near[0] <= feature[0] and near.dtype == np.float32
-    assert np.array_equal(actor.towards_rest(feature, 1.0), actor.rest)
-    assert np.array_equal(actor.towards_rest(feature, 0.0), feature)
+    assert np.array_equal(session.fade_to_silence(feature, 1.0), session.rest)
+    assert np.array_equal(session.fade_to_silence(feature, 0.0), feature)
 
 
 def test_it_needs_nothing_and_limits_nothing() -> None:
@@ -106,10 +106,15 @@ def test_it_needs_nothing_and_limits_nothing() -> None:
     bundle = pattern_bundle(64, 64, 25)
     engine.prepare(bundle)
     engine.warmup()
-    actor = engine.open(bundle)
-    assert isinstance(actor, PatternActor)
-    assert (engine.capacity(25), engine.figures(), actor.idle(0), actor.idle_wanted()) == (None, {}, None, ())
-    actor.keep_idle(0, actor.white)
-    assert actor.idle(0) is None
-    for ending in (actor.close, actor.close, engine.close, engine.close):
+    session = engine.open(bundle)
+    assert isinstance(session, PatternSession)
+    assert (engine.capacity(25), engine.stats(), session.idle(0), session.missing_idle_patches()) == (
+        None,
+        {},
+        None,
+        (),
+    )
+    session.store_idle_patch(0, session.white)
+    assert session.idle(0) is None
+    for ending in (session.close, session.close, engine.close, engine.close):
         ending()

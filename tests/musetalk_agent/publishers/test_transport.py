@@ -81,7 +81,7 @@ def test_smaller_pictures_show_the_same(width: int, height: int, scale: float, s
     u = np.full(width * height // 4, 90, np.uint8)
     v = np.linspace(60, 200, width * height // 4).astype(np.uint8)
     made = smaller(VideoFrame(np.concatenate([luma.ravel(), u, v]), width, height, 7, spoken=True), scale)
-    assert (made.width, made.height, made.pose, made.spoken) == (*size, 7, True)
+    assert (made.width, made.height, made.idle_index, made.spoken) == (*size, 7, True)
     assert made.i420.dtype == np.uint8 and made.i420.shape == (size[0] * size[1] * 3 // 2,)
     small = made.i420[: size[0] * size[1]].reshape(size[1], size[0])
     expected = 16 + 200 * (np.arange(size[0]) + 0.5) / size[0]

@@ -17,7 +17,7 @@ import pytest
 from musetalk_agent import engine_pool
 from musetalk_agent.__main__ import main
 from musetalk_agent.engine_pool import EnginePool
-from musetalk_agent.engines.interface import Flight, PatchRequest
+from musetalk_agent.engines.interface import InFlightBatch, PatchRequest
 from musetalk_agent.engines.pattern import PatternEngine, pattern_bundle
 from musetalk_agent.errors import EngineFailed, EngineUnavailable
 from musetalk_agent.settings import AgentSettings
@@ -32,7 +32,7 @@ class Fragile(PatternEngine):
 
     made = 0
 
-    def launch(self, batch: Sequence[PatchRequest]) -> Flight:
+    def launch(self, batch: Sequence[PatchRequest]) -> InFlightBatch:
         before = Fragile.made
         Fragile.made += len(batch)
         if before < 10 <= Fragile.made:
@@ -122,9 +122,9 @@ async def test_an_engine_that_stays_broken_ends_the_process(tmp_path: Path, monk
         monkeypatch.setattr(Fragile, "warmup", lambda self: (_ for _ in ()).throw(EngineFailed("still gone")))
         monkeypatch.setattr(Fragile, "made", 9)
         batcher = pool.batcher("pattern")
-        actor = batcher.engine.open(pattern_bundle(64, 64, 25))
+        engine_session = batcher.engine.open(pattern_bundle(64, 64, 25))
         with pytest.raises(EngineFailed):
-            await batcher.submit(PatchRequest(actor, 0, np.zeros(1, np.float32)), 0.0)
+            await batcher.submit(PatchRequest(engine_session, 0, np.zeros(1, np.float32)), 0.0)
         async with asyncio.timeout(NEVER_S):
             await lost.wait()
         assert failed == [("pattern", "the card is gone")] and pool.lost and not pool.ready
@@ -139,9 +139,9 @@ async def _fail_again(pool: EnginePool, times: int) -> None:
     for _ in range(times):
         await until(lambda: pool.ready)
         batcher = pool.batcher("pattern")
-        actor = batcher.engine.open(pattern_bundle(64, 64, 25))
+        engine_session = batcher.engine.open(pattern_bundle(64, 64, 25))
         with pytest.raises(EngineFailed):
-            await batcher.submit(PatchRequest(actor, 0, np.zeros(1, np.float32)), 0.0)
+            await batcher.submit(PatchRequest(engine_session, 0, np.zeros(1, np.float32)), 0.0)
         await asyncio.sleep(0)  # the pool hears of it
 
 
@@ -152,7 +152,7 @@ async def test_an_engine_that_starts_again_each_time_and_fails_on_its_first_fram
     """Unless the failures are far apart (`within_s` 0)."""
 
     class Relapsing(PatternEngine):
-        def launch(self, batch: Sequence[PatchRequest]) -> Flight:
+        def launch(self, batch: Sequence[PatchRequest]) -> InFlightBatch:
             raise EngineFailed("the card is gone")
 
     monkeypatch.setattr(engine_pool, "PatternEngine", Relapsing)
@@ -191,7 +191,7 @@ class Doomed(PatternEngine):
         if Doomed.broken:
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    def launch(self, batch: Sequence[PatchRequest]) -> Flight:
+    def launch(self, batch: Sequence[PatchRequest]) -> InFlightBatch:
         Doomed.broken = True
         raise EngineFailed("illegal address")
 

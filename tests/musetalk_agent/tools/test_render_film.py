@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 import pytest
 
-from musetalk_agent.engines.interface import Flight, PatchRequest
+from musetalk_agent.engines.interface import InFlightBatch, PatchRequest
 from musetalk_agent.engines.pattern import THRESHOLD, PatternEngine
 from musetalk_agent.media_types import Pcm
 from musetalk_agent.tools import render_film
@@ -154,7 +154,7 @@ def test_a_film_with_frames_that_failed_is_not_made(
 ) -> None:
     launch = PatternEngine.launch
 
-    def sometimes(self: PatternEngine, batch: Sequence[PatchRequest]) -> Flight:
+    def sometimes(self: PatternEngine, batch: Sequence[PatchRequest]) -> InFlightBatch:
         if batch[0].feature[0] > 0.3:
             raise ValueError("no luck")
         return launch(self, batch)

@@ -40,6 +40,6 @@ def bundle_of(folder: Path, frames: list[tuple[Pixels, Points]]) -> Bundle:
     return Bundle(folder, width, height, 25, planes, landmarks, boxes, faces, report)
 
 
-def frame_of(bundle: Bundle, pose: int) -> Pixels:
+def frame_of(bundle: Bundle, idle_index: int) -> Pixels:
     """The whole idle frame, BGR."""
-    return framing.to_bgr(np.ascontiguousarray(bundle.frames[pose]))
+    return framing.to_bgr(np.ascontiguousarray(bundle.frames[idle_index]))

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from musetalk_agent.engines.musetalk.device import CpuCard, Mark, Outputs
+from musetalk_agent.engines.musetalk.device import CpuCard, DeviceEvent, Outputs
 from musetalk_agent.engines.musetalk.loading import load_taesd, load_unet, load_vae
 from tests.reference.network import PlainNetwork
 
@@ -67,14 +67,14 @@ class CardWithPinnedMemory(CpuCard):
         self.trimmed = 0
         self.error: Exception | None = None
 
-    def fix(self, call: Callable[[], Outputs]) -> Callable[[], Outputs]:
+    def capture(self, call: Callable[[], Outputs]) -> Callable[[], Outputs]:
         self.captured += 1
         return call
 
-    def mark(self) -> Mark:
+    def record_event(self) -> DeviceEvent:
         return _CountedMark(self)
 
-    def trim(self) -> None:
+    def empty_cache(self) -> None:
         self.trimmed += 1
 
     @contextmanager

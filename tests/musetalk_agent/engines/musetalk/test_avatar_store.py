@@ -11,22 +11,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from musetalk_agent.engines.musetalk.artefacts import Artefacts, _starts
+from musetalk_agent.engines.musetalk.artefacts import MuseTalkArtefacts, _starts
 from musetalk_agent.errors import EngineUnavailable
 from musetalk_agent.media_types import Box, Patch
 
 if TYPE_CHECKING:  # torch is loaded when a test runs, not when it is collected
-    from musetalk_agent.engines.musetalk.avatar_store import AvatarStore, MuseTalkActor
+    from musetalk_agent.engines.musetalk.avatar_store import AvatarStore, MuseTalkSession
 
 POSE_BYTES = 8 * 32 * 32 * 2
 REST = np.arange(12, dtype=np.float32).reshape(4, 3)
 
 
-def artefacts(poses: int = 1) -> Artefacts:
-    shown = np.tile(np.array([[0, 0, 2, 2]], np.int32), (poses, 1))
+def artefacts(idle_indices: int = 1) -> MuseTalkArtefacts:
+    shown = np.tile(np.array([[0, 0, 2, 2]], np.int32), (idle_indices, 1))
     starts = _starts(shown)
-    latents = np.full((poses, 8, 32, 32), poses, np.float16)
-    return Artefacts(latents, shown, shown, np.zeros(int(starts[-1]), np.uint8), starts)
+    latents = np.full((idle_indices, 8, 32, 32), idle_indices, np.float16)
+    return MuseTalkArtefacts(latents, shown, shown, np.zeros(int(starts[-1]), np.uint8), starts)
 
 
 class Card:
@@ -44,7 +44,7 @@ class Card:
         self.room -= 1
         return torch.device("cpu")
 
-    def trim(self) -> None:
+    def empty_cache(self) -> None:
         self.trimmed += 1
         self.room += self.makes_room
 
@@ -55,10 +55,10 @@ def store_of(card: Card | None = None, spare_poses: int = 2) -> AvatarStore:
     return AvatarStore(cast("Any", card or Card()), spare_poses * POSE_BYTES)
 
 
-def taken(store: AvatarStore, name: str, poses: int = 1) -> bool:
+def taken(store: AvatarStore, name: str, idle_indices: int = 1) -> bool:
     """Takes an avatar; whether it had to be loaded."""
     loaded = []
-    store.take(Path(name), lambda: loaded.append(name) or artefacts(poses))  # type: ignore[func-returns-value]  # None, then what is loaded
+    store.take(Path(name), lambda: loaded.append(name) or artefacts(idle_indices))  # type: ignore[func-returns-value]  # None, then what is loaded
     return bool(loaded)
 
 
@@ -80,7 +80,7 @@ def test_the_longest_unused_is_dropped_when_the_spare_room_is_full() -> None:
 
 def test_an_avatar_in_use_is_never_dropped_however_full_it_is() -> None:
     store = store_of(spare_poses=0)
-    taken(store, "a", poses=5)
+    taken(store, "a", idle_indices=5)
     taken(store, "b")
     store.give_back(Path("b"))
     assert store.allocated() == 5 * POSE_BYTES and not taken(store, "a")
@@ -135,7 +135,7 @@ def test_a_card_that_stays_full_says_so_and_forgets_nobody() -> None:
 def test_an_avatar_that_cannot_be_loaded_leaves_the_store_as_it_was() -> None:
     store = store_of()
 
-    def broken() -> Artefacts:
+    def broken() -> MuseTalkArtefacts:
         raise OSError("no file")
 
     with pytest.raises(OSError, match="no file"):
@@ -169,45 +169,47 @@ def test_threads_that_start_at_once_load_it_once() -> None:
     assert sorted(loads) == [False] * 4 + [True]
 
 
-def acting(store: AvatarStore, poses: int = 3, mouths: list[float] | None = None, talks: bool = True) -> MuseTalkActor:
-    from musetalk_agent.engines.musetalk.avatar_store import MuseTalkActor
+def acting(
+    store: AvatarStore, idle_indices: int = 3, mouths: list[float] | None = None, talks: bool = True
+) -> MuseTalkSession:
+    from musetalk_agent.engines.musetalk.avatar_store import MuseTalkSession
 
-    avatar = store.take(Path("a"), lambda: artefacts(poses))
-    shares = mouths or [1.0] * poses
-    return MuseTalkActor(store, Path("a"), avatar, REST, shares.__getitem__, talks=talks)
+    avatar = store.take(Path("a"), lambda: artefacts(idle_indices))
+    shares = mouths or [1.0] * idle_indices
+    return MuseTalkSession(store, Path("a"), avatar, REST, shares.__getitem__, talks=talks)
 
 
 @given(st.floats(0, 1))
 def test_sound_fades_to_silence_and_its_place_in_time_stays(amount: float) -> None:
     feature = REST + np.float32(10)
-    faded = acting(store_of()).towards_rest(feature, amount)
+    faded = acting(store_of()).fade_to_silence(feature, amount)
     assert faded.dtype == np.float32 and np.array_equal(faded[-1], feature[-1])
     assert faded[:-1] == pytest.approx(feature[:-1] - 10 * amount, abs=1e-4)
     assert np.array_equal(feature, REST + np.float32(10)), "what was given stays as it is"
 
 
 def test_idle_mouths_are_shown_once_every_pose_that_has_one_got_it() -> None:
-    actor = acting(store_of(), 3, [1.0, 0.0, 0.5])
-    assert actor.idle_wanted() == (0, 2)
+    session = acting(store_of(), 3, [1.0, 0.0, 0.5])
+    assert session.missing_idle_patches() == (0, 2)
     patch = Patch(Box(0, 0, 2, 2), np.zeros((4, 4, 3), np.uint8)[::2, ::2])
-    actor.keep_idle(0, patch)
-    assert (actor.idle(0), actor.idle_wanted(), actor.rests) == (None, (2,), False)
-    actor.keep_idle(2, patch)
-    kept = actor.idle(0)
-    assert kept is not None and kept.box == patch.box and kept.pixels.flags.c_contiguous and actor.rests
-    assert actor.idle(1) is None and actor.idle_wanted() == ()
+    session.store_idle_patch(0, patch)
+    assert (session.idle(0), session.missing_idle_patches(), session.rests) == (None, (2,), False)
+    session.store_idle_patch(2, patch)
+    kept = session.idle(0)
+    assert kept is not None and kept.box == patch.box and kept.pixels.flags.c_contiguous and session.rests
+    assert session.idle(1) is None and session.missing_idle_patches() == ()
 
 
 def test_another_session_of_the_avatar_need_not_make_them_again() -> None:
     store = store_of()
     first, second = acting(store, 1), acting(store, 1)
-    first.keep_idle(0, Patch(Box(0, 0, 2, 2), np.zeros((2, 2, 3), np.uint8)))
-    assert second.idle_wanted() == () and second.idle(0) is not None
+    first.store_idle_patch(0, Patch(Box(0, 0, 2, 2), np.zeros((2, 2, 3), np.uint8)))
+    assert second.missing_idle_patches() == () and second.idle(0) is not None
 
 
 def test_a_clip_that_is_silent_by_itself_is_shown_as_it_is() -> None:
-    actor = acting(store_of(), talks=False)
-    assert (actor.idle_wanted(), actor.idle(0), actor.rests) == ((), None, False)
+    session = acting(store_of(), talks=False)
+    assert (session.missing_idle_patches(), session.idle(0), session.rests) == ((), None, False)
 
 
 def test_closing_twice_gives_back_once() -> None:

@@ -22,7 +22,7 @@ from musetalk_agent.engines.musetalk.avatar_store import AvatarStore  # noqa: E4
 from musetalk_agent.engines.musetalk.device import CpuCard  # noqa: E402
 from musetalk_agent.engines.musetalk.engine import MuseTalkEngine  # noqa: E402
 from musetalk_agent.engines.musetalk.profiles import Options  # noqa: E402
-from musetalk_agent.engines.musetalk.runner import Pace  # noqa: E402
+from musetalk_agent.engines.musetalk.runner import Throughput  # noqa: E402
 from musetalk_agent.engines.pattern import PatternEngine, pattern_bundle  # noqa: E402
 from musetalk_agent.errors import EngineUnavailable, WeightsMissing  # noqa: E402
 from musetalk_agent.media_types import Feature, Patch  # noqa: E402
@@ -76,70 +76,70 @@ def with_lips(folder: Path, apart: float) -> Bundle:
 
 def test_idle_mouths_of_a_clip_that_talks_are_those_of_silence(models: Path, tmp_path: Path) -> None:
     engine = MuseTalkEngine(models, OPTIONS)
-    engine.pace = Pace({4: 0.02})  # a device in real time
-    assert engine.open(with_lips(tmp_path / "closed", 0)).idle_wanted() == ()
+    engine.pace = Throughput({4: 0.02})  # a device in real time
+    assert engine.open(with_lips(tmp_path / "closed", 0)).missing_idle_patches() == ()
     clip = with_lips(tmp_path / "open", 12)
-    actor = engine.open(clip)
-    assert actor.idle_wanted() == (0, 1, 2) and actor.idle(0) is None
-    made = made_by(engine, [PatchRequest(actor, pose, actor.rest) for pose in range(POSES)])
-    for pose, patch in enumerate(made):
+    session = engine.open(clip)
+    assert session.missing_idle_patches() == (0, 1, 2) and session.idle(0) is None
+    made = made_by(engine, [PatchRequest(session, idle_index, session.rest) for idle_index in range(POSES)])
+    for idle_index, patch in enumerate(made):
         assert patch is not None
-        assert actor.idle(pose) is None  # all or none, or the mouth would open and shut
-        actor.keep_idle(pose, patch)
+        assert session.idle(idle_index) is None  # all or none, or the mouth would open and shut
+        session.store_idle_patch(idle_index, patch)
     other = engine.open(clip)
-    assert other.idle_wanted() == ()
-    for pose, patch in enumerate(made):
-        kept = other.idle(pose)
+    assert other.missing_idle_patches() == ()
+    for idle_index, patch in enumerate(made):
+        kept = other.idle(idle_index)
         assert kept is not None and patch is not None and kept.mask is not None
         assert np.array_equal(kept.pixels, patch.pixels) and np.array_equal(
-            kept.mask, actor.avatar.artefacts.mask(pose)
+            kept.mask, session.avatar.artefacts.mask(idle_index)
         )
     (opening,) = made_by(engine, [PatchRequest(other, 0, features(engine, 1)[0], 0.3)])
     assert opening is not None and opening.mask is not None
-    assert np.array_equal(opening.mask, actor.avatar.artefacts.mask(0))  # the clip's own mouth shows through nowhere
+    assert np.array_equal(opening.mask, session.avatar.artefacts.mask(0))  # the clip's own mouth shows through nowhere
     assert made_by(engine, [PatchRequest(other, 0, features(engine, 1)[0], 0.0)]) == [None]
 
 
 def test_nothing_is_drawn_where_no_mouth_is(models: Path, tmp_path: Path) -> None:
     """Neither while it speaks nor while it idles; beside such frames the mask is weaker."""
     engine = MuseTalkEngine(models, OPTIONS)
-    engine.pace = Pace({4: 0.02})
-    actor = engine.open(replace(with_lips(tmp_path, 12), mouths=np.array([1, 0.5, 0], np.float32)))
-    assert actor.idle_wanted() == (0, 1)
-    made = made_by(engine, [PatchRequest(actor, pose, actor.rest) for pose in range(POSES)])
+    engine.pace = Throughput({4: 0.02})
+    session = engine.open(replace(with_lips(tmp_path, 12), mouths=np.array([1, 0.5, 0], np.float32)))
+    assert session.missing_idle_patches() == (0, 1)
+    made = made_by(engine, [PatchRequest(session, idle_index, session.rest) for idle_index in range(POSES)])
     assert [patch is not None for patch in made] == [True, True, False]
     masks = [patch.mask for patch in made if patch is not None and patch.mask is not None]
-    assert masks[0].max() == actor.avatar.artefacts.mask(0).max() and abs(masks[1].max() - masks[0].max() / 2) <= 1
-    for pose in (0, 1):
-        patch = made[pose]
+    assert masks[0].max() == session.avatar.artefacts.mask(0).max() and abs(masks[1].max() - masks[0].max() / 2) <= 1
+    for idle_index in (0, 1):
+        patch = made[idle_index]
         assert patch is not None
-        actor.keep_idle(pose, patch)
-    assert [actor.idle(pose) is not None for pose in range(POSES)] == [True, True, False]
+        session.store_idle_patch(idle_index, patch)
+    assert [session.idle(idle_index) is not None for idle_index in range(POSES)] == [True, True, False]
 
 
-@pytest.mark.parametrize("turns", [1, 2, 3])
+@pytest.record_event.parametrize("turns", [1, 2, 3])
 def test_a_face_that_lies_is_not_drawn(models: Path, tmp_path: Path, turns: int) -> None:
     engine = MuseTalkEngine(models, OPTIONS)
     picture, points = moved(40, 20, 0.5, (400, 400))
     x, y = points.T
     lying = np.stack(((y, 399 - x), (399 - x, 399 - y), (399 - y, x))[turns - 1], 1).astype(np.float32)
-    actor = engine.open(bundle_of(tmp_path, [(np.ascontiguousarray(np.rot90(picture, turns)), lying)]))
-    assert made_by(engine, [PatchRequest(actor, 0, features(engine, 1)[0])]) == [None]
-    assert actor.idle_wanted() == ()
+    session = engine.open(bundle_of(tmp_path, [(np.ascontiguousarray(np.rot90(picture, turns)), lying)]))
+    assert made_by(engine, [PatchRequest(session, 0, features(engine, 1)[0])]) == [None]
+    assert session.missing_idle_patches() == ()
 
 
 def test_idle_mouths_are_left_alone_on_a_device_too_slow_for_them(models: Path, tmp_path: Path) -> None:
     engine = MuseTalkEngine(models, OPTIONS)
-    engine.pace = Pace({1: 2.0})
-    assert engine.open(with_lips(tmp_path, 12)).idle_wanted() == ()
+    engine.pace = Throughput({1: 2.0})
+    assert engine.open(with_lips(tmp_path, 12)).missing_idle_patches() == ()
 
 
 def test_patches_are_the_references_faces_on_their_boxes(engine: MuseTalkEngine, bundle: Bundle, models: Path) -> None:
-    actor = engine.open(bundle)
+    session = engine.open(bundle)
     windows = features(engine, 5)
-    made = made_by(engine, [PatchRequest(actor, i % POSES, window) for i, window in enumerate(windows)])
+    made = made_by(engine, [PatchRequest(session, i % POSES, window) for i, window in enumerate(windows)])
     reference = plain(models)
-    artefacts = actor.avatar.artefacts
+    artefacts = session.avatar.artefacts
     with torch.inference_mode():
         audio = engine.network.encoder(torch.from_numpy(np.stack(windows)))
     for index, patch in enumerate(made):
@@ -150,7 +150,7 @@ def test_patches_are_the_references_faces_on_their_boxes(engine: MuseTalkEngine,
         assert patch.box == wanted.box
         assert difference(patch.pixels, wanted.pixels) <= 1
         assert np.array_equal(patch.mask, wanted.mask)
-    actor.close()
+    session.close()
 
 
 def test_latents_are_prepared_as_the_reference_encodes(engine: MuseTalkEngine, bundle: Bundle, models: Path) -> None:
@@ -167,43 +167,43 @@ def test_latents_are_prepared_as_the_reference_encodes(engine: MuseTalkEngine, b
 
 
 def test_silence_costs_nothing(engine: MuseTalkEngine, bundle: Bundle) -> None:
-    actor = engine.open(bundle)
-    assert actor.idle(0) is None
-    assert actor.rest.shape == features(engine, 1)[0].shape
+    session = engine.open(bundle)
+    assert session.idle(0) is None
+    assert session.rest.shape == features(engine, 1)[0].shape
     before = engine.launch([])
-    flight = engine.launch([PatchRequest(actor, 0, actor.rest, presence=0.0)] * 3)
+    flight = engine.launch([PatchRequest(session, 0, session.rest, blend_weight=0.0)] * 3)
     assert flight.pieces == before.pieces == []
     flight.wait()
     assert flight.patches() == [None, None, None]
-    mixed = made_by(engine, [PatchRequest(actor, 0, actor.rest, presence=p) for p in (0.0, 0.5, 1.0)])
+    mixed = made_by(engine, [PatchRequest(session, 0, session.rest, blend_weight=p) for p in (0.0, 0.5, 1.0)])
     assert mixed[0] is None and mixed[1] is not None and mixed[2] is not None
     assert mixed[1].mask is not None and mixed[2].mask is not None
     assert 0 < mixed[1].mask.max() < mixed[2].mask.max()
-    actor.close()
+    session.close()
 
 
 def test_patches_outlive_the_memory_they_came_through(engine: MuseTalkEngine, bundle: Bundle) -> None:
-    actor, windows = engine.open(bundle), features(engine, 2)
-    first = made_by(engine, [PatchRequest(actor, 0, windows[0])])[0]
+    session, windows = engine.open(bundle), features(engine, 2)
+    first = made_by(engine, [PatchRequest(session, 0, windows[0])])[0]
     assert first is not None
     kept = first.pixels.copy()
-    made_by(engine, [PatchRequest(actor, 0, windows[1])])
+    made_by(engine, [PatchRequest(session, 0, windows[1])])
     assert np.array_equal(first.pixels, kept)
-    actor.close()
+    session.close()
 
 
 async def test_two_sessions_in_one_batch_get_what_each_gets_alone(models: Path, bundle: Bundle) -> None:
     engine = MuseTalkEngine(models, OPTIONS)
     one, two = engine.open(bundle), engine.open(bundle)
     requests = [
-        PatchRequest(actor, k, window)
-        for seed, actor in enumerate((one, two))
+        PatchRequest(session, k, window)
+        for seed, session in enumerate((one, two))
         for k, window in enumerate(features(engine, POSES, seed))
     ]
     alone = [made_by(engine, [request])[0] for request in requests]
     batcher = Batcher(engine)
     await batcher.start()
-    together = await asyncio.gather(*(batcher.submit(request, request.pose) for request in requests))
+    together = await asyncio.gather(*(batcher.submit(request, request.idle_index) for request in requests))
     assert max(batcher.statistics().sizes or {}) > 1
     await batcher.aclose()
     engine.close()
@@ -231,8 +231,8 @@ def test_sessions_of_an_avatar_share_its_latents_and_the_last_leaves_them(
 def test_avatars_without_sessions_are_dropped_oldest_first(
     engine: MuseTalkEngine, bundle: Bundle, tmp_path: Path
 ) -> None:
-    actor = engine.open(bundle)
-    artefacts = actor.avatar.artefacts
+    session = engine.open(bundle)
+    artefacts = session.avatar.artefacts
     store = AvatarStore(CpuCard(), spare_bytes=2 * artefacts.latents.nbytes)
     names = [tmp_path / name for name in "abcd"]
     for name in names:
@@ -243,7 +243,7 @@ def test_avatars_without_sessions_are_dropped_oldest_first(
     for name in (names[3], names[2], names[0]):
         store.take(name, lambda: loads.append(1) or artefacts)  # type: ignore[func-returns-value]
     assert len(loads) == 1  # c and d were kept
-    actor.close()
+    session.close()
 
 
 def test_faces_that_are_no_numbers_become_the_idle_frame_and_are_counted(
@@ -252,22 +252,22 @@ def test_faces_that_are_no_numbers_become_the_idle_frame_and_are_counted(
     broken = MuseTalkEngine(models, OPTIONS)
     norm = broken.network.decoder.decoder.conv_norm_out
     norm.weight = torch.nn.Parameter(norm.weight * float("nan"), requires_grad=False)
-    actor = broken.open(bundle)
+    session = broken.open(bundle)
     with caplog.at_level(logging.WARNING):
-        assert made_by(broken, [PatchRequest(actor, 0, w) for w in features(broken, 3)]) == [None] * 3
+        assert made_by(broken, [PatchRequest(session, 0, w) for w in features(broken, 3)]) == [None] * 3
     assert broken.unfit_faces == 3
     assert len(caplog.records) == 1
-    actor.close()
+    session.close()
 
 
-@pytest.mark.parametrize("profile", ["lower", "fast"])
+@pytest.record_event.parametrize("profile", ["lower", "fast"])
 def test_other_profiles_make_patches_of_the_same_boxes(
     models: Path, engine: MuseTalkEngine, bundle: Bundle, profile: str
 ) -> None:
     other = MuseTalkEngine(models, Options(profile=profile))
     assert other.fingerprint == engine.fingerprint
-    actor, theirs, window = engine.open(bundle), other.open(bundle), features(engine, 1)[0]
-    wanted = made_by(engine, [PatchRequest(actor, 1, window)])[0]
+    session, theirs, window = engine.open(bundle), other.open(bundle), features(engine, 1)[0]
+    wanted = made_by(engine, [PatchRequest(session, 1, window)])[0]
     made = made_by(other, [PatchRequest(theirs, 1, window)])[0]
     assert made is not None and wanted is not None
     assert made.box == wanted.box and made.pixels.std() > 0
@@ -275,7 +275,7 @@ def test_other_profiles_make_patches_of_the_same_boxes(
         assert wanted.mask is not None
         seen = wanted.mask > 0
         assert np.abs(made.pixels[seen].astype(int) - wanted.pixels[seen]).mean() < 10
-    actor.close()
+    session.close()
     theirs.close()
 
 
@@ -313,9 +313,9 @@ def test_its_pace_is_measured_when_it_is_warm(engine: MuseTalkEngine) -> None:
 def test_a_session_that_ends_after_its_engine_gives_back_without_an_error(models: Path, bundle: Bundle) -> None:
     """As after a device failure: the engine is closed while its sessions still leave their rooms."""
     broken = MuseTalkEngine(models, OPTIONS)
-    actor, other = broken.open(bundle), broken.open(bundle)
+    session, other = broken.open(bundle), broken.open(bundle)
     broken.close()
-    actor.close()
+    session.close()
     other.close()
     assert broken.memory()["avatars"] == 0
     with pytest.raises(EngineUnavailable, match="closing"):
@@ -348,8 +348,8 @@ def test_an_engine_releases_every_part_on_a_card_that_refuses_each(
 def test_a_face_that_cannot_be_resized_keeps_no_memory_of_the_card(
     engine: MuseTalkEngine, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    actor = engine.open(bundle)
-    batch = [PatchRequest(actor, 0, features(engine, 1)[0])]
+    session = engine.open(bundle)
+    batch = [PatchRequest(session, 0, features(engine, 1)[0])]
     made_by(engine, batch)
     slots = len(engine._runner._slots)
 
@@ -361,4 +361,4 @@ def test_a_face_that_cannot_be_resized_keeps_no_memory_of_the_card(
         with pytest.raises(ValueError, match="no size"):
             made_by(engine, batch)
     assert len(engine._runner._slots) == slots > 0
-    actor.close()
+    session.close()

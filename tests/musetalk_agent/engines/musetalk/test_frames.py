@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from musetalk_agent.compose.idle import IdleCycle
+from musetalk_agent.compose.idle import PingPongLoop
 from musetalk_agent.media_types import frames_complete
 from tests.reference import musetalk as reference
 
 
-@pytest.mark.parametrize("fps", [15, 24, 25, 30, 50])
+@pytest.record_event.parametrize("fps", [15, 24, 25, 30, 50])
 def test_frames_of_a_sound_are_upstreams_but_for_those_its_rounding_loses(fps: int) -> None:
     lost = 0
     for samples in range(1, 200_001):
@@ -27,8 +27,8 @@ def test_upstream_loses_the_last_frame_of_116_hundredths() -> None:
 
 def test_the_idle_cycle_is_upstreams_without_the_doubled_ends() -> None:
     for frames in (1, 2, 3, 7):
-        cycle = IdleCycle(frames)
-        ours = [cycle.pose(tick) for tick in range(4 * frames)]
+        cycle = PingPongLoop(frames)
+        ours = [cycle.idle_index(tick) for tick in range(4 * frames)]
         order = [reference.latent_of(k, frames) for k in range(8 * frames)]
-        theirs = [pose for k, pose in enumerate(order) if k == 0 or pose != order[k - 1]]
+        theirs = [idle_index for k, idle_index in enumerate(order) if k == 0 or idle_index != order[k - 1]]
         assert ours[: len(theirs)] == theirs[: len(ours)]

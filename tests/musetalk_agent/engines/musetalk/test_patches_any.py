@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from musetalk_agent.arrays import DamagedArrays
 from musetalk_agent.avatars.bundle import Bundle
-from musetalk_agent.engines.musetalk.artefacts import Artefacts, _pixels, _shown, _starts
+from musetalk_agent.engines.musetalk.artefacts import MuseTalkArtefacts, _pixels, _shown, _starts
 from musetalk_agent.engines.musetalk.face_region import FaceBox
 from musetalk_agent.media_types import Box, Pixels
 from tests.musetalk_agent.engines.musetalk.faces import bundle_of, frame_of, moved
@@ -22,12 +22,12 @@ WIDTH, HEIGHT = 96, 80
 FACE = np.random.default_rng(5).integers(0, 256, (256, 256, 3), np.uint8)
 
 
-def made(box: FaceBox, mask: Pixels) -> tuple[Artefacts, Box]:
-    """Artefacts of one pose: a face box, and the part of its mask that is shown."""
+def made(box: FaceBox, mask: Pixels) -> tuple[MuseTalkArtefacts, Box]:
+    """Artefacts of one idle frame: a face box, and the part of its mask that is shown."""
     shown, part = _shown(mask, box, WIDTH, HEIGHT)
     corners = np.array([[shown.x0, shown.y0, shown.x1, shown.y1]], np.int32)
     latents = np.zeros((1, 8, 32, 32), np.float16)
-    return Artefacts(latents, np.array([box], np.int32), corners, part.reshape(-1), _starts(corners)), shown
+    return MuseTalkArtefacts(latents, np.array([box], np.int32), corners, part.reshape(-1), _starts(corners)), shown
 
 
 BOXES = st.builds(
@@ -80,20 +80,20 @@ def test_a_patch_is_the_resized_face_where_its_mask_shows_it(box: FaceBox, seed:
 
 
 @given(st.floats(0, 1.5), st.integers(0, 9))
-def test_presence_scales_the_mask_to_half_a_level_and_never_beyond_it(presence: float, seed: int) -> None:
+def test_the_blend_weight_scales_the_mask_to_half_a_level_and_never_beyond_it(blend_weight: float, seed: int) -> None:
     box = (10, 10, 50, 60)
     artefacts, _ = made(box, mask_of(box, seed, 0.5))
-    whole, part = artefacts.mask(0), artefacts.patch(0, FACE, presence).mask
+    whole, part = artefacts.mask(0), artefacts.patch(0, FACE, blend_weight).mask
     assert part is not None and (part <= whole).all()
-    assert np.abs(part - whole.astype(float) * min(presence, 1.0)).max() <= 0.5 + 1e-4
+    assert np.abs(part - whole.astype(float) * min(blend_weight, 1.0)).max() <= 0.5 + 1e-4
     assert np.array_equal(artefacts.mask(0), whole), "the mask that is shared stays as it is"
 
 
-def test_no_presence_shows_nothing() -> None:
+def test_blend_weight_nought_shows_nothing() -> None:
     box = (10, 10, 50, 60)
     artefacts, _ = made(box, mask_of(box, 1, 0.5))
-    for presence in (0.0, -1.0):
-        mask = artefacts.patch(0, FACE, presence).mask
+    for blend_weight in (0.0, -1.0):
+        mask = artefacts.patch(0, FACE, blend_weight).mask
         assert mask is not None and not mask.any()
 
 
@@ -107,38 +107,38 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 @given(st.integers(-60, 150), st.integers(-60, 110), st.integers(1, 120), st.integers(1, 120), st.integers(0, 1))
 def test_pixels_of_any_box_are_the_frame_s_and_black_outside_it(
-    bundle: Bundle, x: int, y: int, width: int, height: int, pose: int
+    bundle: Bundle, x: int, y: int, width: int, height: int, idle_index: int
 ) -> None:
     around = 200
     padded = np.zeros((SIZE[1] + 2 * around, SIZE[0] + 2 * around, 3), np.uint8)
-    padded[around:-around, around:-around] = frame_of(bundle, pose)
-    seen = _pixels(bundle, pose, Box(x, y, x + width, y + height))
+    padded[around:-around, around:-around] = frame_of(bundle, idle_index)
+    seen = _pixels(bundle, idle_index, Box(x, y, x + width, y + height))
     exact = padded[y + around : y + height + around, x + around : x + width + around]
     assert seen.shape == exact.shape
     assert np.abs(seen.astype(int) - exact).max(initial=0) == 0
 
 
-def stored(folder: Path, poses: int = 3) -> Artefacts:
-    """Artefacts of some poses, saved."""
-    boxes = np.array([[10 + k, 10, 50 + k, 60] for k in range(poses)], np.int32)
-    shown = np.array([[12, 30, 48, 60 - 2 * k] for k in range(poses)], np.int32)
+def stored(folder: Path, idle_indices: int = 3) -> MuseTalkArtefacts:
+    """Artefacts of some idle frames, saved."""
+    boxes = np.array([[10 + k, 10, 50 + k, 60] for k in range(idle_indices)], np.int32)
+    shown = np.array([[12, 30, 48, 60 - 2 * k] for k in range(idle_indices)], np.int32)
     starts = _starts(shown)
     source = np.random.default_rng(0)
-    latents = source.random((poses, 8, 32, 32)).astype(np.float16)
+    latents = source.random((idle_indices, 8, 32, 32)).astype(np.float16)
     masks = source.integers(0, 256, int(starts[-1])).astype(np.uint8)
-    artefacts = Artefacts(latents, boxes, shown, masks, starts)
+    artefacts = MuseTalkArtefacts(latents, boxes, shown, masks, starts)
     artefacts.save(folder)
     return artefacts
 
 
 def test_what_was_saved_comes_back_mapped_and_read_only(tmp_path: Path) -> None:
     saved = stored(tmp_path / "a")
-    loaded = Artefacts.load(tmp_path / "a")
+    loaded = MuseTalkArtefacts.load(tmp_path / "a")
     assert len(loaded) == 3 and isinstance(loaded.latents, np.memmap)
     for name in ("latents", "boxes", "shown", "masks", "starts"):
         assert np.array_equal(getattr(loaded, name), getattr(saved, name)), name
-    for pose in range(3):
-        assert np.array_equal(loaded.mask(pose), saved.mask(pose))
+    for idle_index in range(3):
+        assert np.array_equal(loaded.mask(idle_index), saved.mask(idle_index))
     assert loaded.mask(2).shape == (26, 36)
     with pytest.raises(ValueError, match="read-only"):
         loaded.latents[0] = 0
@@ -146,10 +146,10 @@ def test_what_was_saved_comes_back_mapped_and_read_only(tmp_path: Path) -> None:
 
 def test_saving_replaces_what_lay_there_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
     stored(tmp_path / "a", 2)
-    mapped = Artefacts.load(tmp_path / "a")
+    mapped = MuseTalkArtefacts.load(tmp_path / "a")
     before = np.array(mapped.latents)
     stored(tmp_path / "a", 3)
-    assert len(Artefacts.load(tmp_path / "a")) == 3
+    assert len(MuseTalkArtefacts.load(tmp_path / "a")) == 3
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["boxes.npy", "latents.npy", "masks.npy"]
     assert np.array_equal(mapped.latents, before), "who has it mapped keeps it"
@@ -157,20 +157,20 @@ def test_saving_replaces_what_lay_there_and_leaves_nothing_beside_it(tmp_path: P
 
 def test_nothing_there_is_told_from_something_broken(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        Artefacts.load(tmp_path / "a")
+        MuseTalkArtefacts.load(tmp_path / "a")
     stored(tmp_path / "a")
     (tmp_path / "a" / "masks.npy").write_bytes(b"")
     with pytest.raises(DamagedArrays):
-        Artefacts.load(tmp_path / "a")
+        MuseTalkArtefacts.load(tmp_path / "a")
 
 
-@pytest.mark.parametrize("name", ["latents", "boxes", "masks"])
+@pytest.record_event.parametrize("name", ["latents", "boxes", "masks"])
 def test_a_header_that_numpy_cannot_parse_is_damage(tmp_path: Path, name: str) -> None:
     stored(tmp_path / "a")
     path = tmp_path / "a" / f"{name}.npy"
     path.write_bytes(path.read_bytes().replace(b"), }", b",   ", 1))
     with pytest.raises(DamagedArrays):
-        Artefacts.load(tmp_path / "a")
+        MuseTalkArtefacts.load(tmp_path / "a")
 
 
 CHANGES: dict[str, tuple[str, np.ndarray]] = {
@@ -188,16 +188,18 @@ CHANGES: dict[str, tuple[str, np.ndarray]] = {
 }
 
 
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.record_event.parametrize("change", CHANGES)
 def test_what_does_not_fit_together_is_refused(tmp_path: Path, change: str) -> None:
     stored(tmp_path / "a")
     name, array = CHANGES[change]
     np.save(tmp_path / "a" / f"{name}.npy", array)
     with pytest.raises(DamagedArrays):
-        Artefacts.load(tmp_path / "a")
+        MuseTalkArtefacts.load(tmp_path / "a")
 
 
-@pytest.mark.parametrize(("size", "fits"), [((53, 60), True), ((51, 60), False), ((52, 59), False), ((640, 480), True)])
+@pytest.record_event.parametrize(
+    ("size", "fits"), [((53, 60), True), ((51, 60), False), ((52, 59), False), ((640, 480), True)]
+)
 def test_boxes_fit_a_picture_that_holds_all_of_them(tmp_path: Path, size: tuple[int, int], fits: bool) -> None:
     assert stored(tmp_path / "a").fits(*size) is fits
 
@@ -207,5 +209,5 @@ def test_of_two_that_save_at_once_one_is_there_whole(tmp_path: Path) -> None:
     first, folder = stored(tmp_path / "first"), tmp_path / "a"
     shutil.copytree(tmp_path / "first", folder)
     first.save(folder)
-    assert np.array_equal(Artefacts.load(folder).latents, first.latents)
+    assert np.array_equal(MuseTalkArtefacts.load(folder).latents, first.latents)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "first"]

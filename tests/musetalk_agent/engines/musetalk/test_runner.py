@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from musetalk_agent.engines.musetalk.device import CudaCard, card_for, device_errors
-from musetalk_agent.engines.musetalk.runner import HEADROOM, Launched, Pace, Runner
+from musetalk_agent.engines.musetalk.runner import HEADROOM, Launched, Runner, Throughput
 from musetalk_agent.errors import EngineFailed, EngineUnavailable
 from musetalk_agent.media_types import Feature
 from tests.musetalk_agent.engines.musetalk.models import CardWithPinnedMemory, MeanNetwork
@@ -113,9 +113,9 @@ def test_buckets_that_never_fit_are_given_up_while_warming() -> None:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
     class Capturing(CardWithPinnedMemory):
-        def fix(self, call: Callable[[], Any]) -> Callable[[], Any]:
+        def capture(self, call: Callable[[], Any]) -> Callable[[], Any]:
             call()
-            return super().fix(call)
+            return super().capture(call)
 
     card = Capturing()
     runner = Runner(MeanNetwork(fails), card, WINDOW, 256, (1, 2, 4, 8))  # type: ignore[arg-type]
@@ -133,7 +133,7 @@ def test_no_memory_for_a_single_frame_says_so() -> None:
         runner.launch(*frames(1))
 
 
-@pytest.mark.parametrize(
+@pytest.record_event.parametrize(
     "error",
     [
         RuntimeError("CUDA error: an illegal memory access was encountered\nmore"),
@@ -175,7 +175,7 @@ def test_a_pace_is_measured_for_every_bucket() -> None:
     runner.close()
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card")
+@pytest.record_event.skipif(torch.cuda.is_available(), reason="there is a card")
 def test_a_card_that_is_not_there() -> None:
     with pytest.raises(EngineUnavailable, match="no cuda:0"):
         CudaCard("cuda:0")
@@ -183,12 +183,12 @@ def test_a_card_that_is_not_there() -> None:
 
 
 def test_capacity_is_the_best_buckets_pace_with_headroom() -> None:
-    pace = Pace({1: 0.005, 4: 0.010, 16: 0.032})
+    pace = Throughput({1: 0.005, 4: 0.010, 16: 0.032})
     assert pace.frames_per_second == 500
     assert pace.capacity(25) == int(500 * HEADROOM / 25) == 15
     assert pace.capacity(30) == 12
 
 
 def test_a_device_that_cannot_hold_one_session_says_none() -> None:
-    assert Pace({1: 5.0}).capacity(25) == 0
-    assert Pace().capacity(25) == 0
+    assert Throughput({1: 5.0}).capacity(25) == 0
+    assert Throughput().capacity(25) == 0

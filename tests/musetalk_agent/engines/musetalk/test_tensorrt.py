@@ -27,7 +27,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_exported_network_paints_what_torch_paints_at_any_batch_size(models: Path, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
-    painter = tensorrt.Painter(
+    painter = tensorrt.UNetAndDecoder(
         FoldedUNet(load_unet(models, CPU, torch.float32)), PatchDecoder(load_vae(models, CPU, torch.float32))
     )
     path = tmp_path / "painter.onnx"
@@ -55,10 +55,10 @@ def test_a_plan_belongs_to_its_weights_profile_and_precision(models: Path, tmp_p
     ]
     assert path.parent == models / "tensorrt"
     assert path.name not in [other.name for other in others]
-    assert tensorrt.planned(models, quality, CPU, half) is None
+    assert tensorrt.find_plan(models, quality, CPU, half) is None
 
 
-@pytest.mark.skipif(tensorrt.importlib.util.find_spec("tensorrt") is not None, reason="TensorRT is installed")
+@pytest.record_event.skipif(tensorrt.importlib.util.find_spec("tensorrt") is not None, reason="TensorRT is installed")
 def test_without_tensorrt_the_command_says_so(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     parser = build_engine.argparse.ArgumentParser()
     build_engine.add_arguments(parser)

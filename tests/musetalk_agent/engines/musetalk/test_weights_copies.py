@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from musetalk_agent.engines.musetalk.profiles import BUCKETS, PROFILES, SHOWN_FROM, bucket_of, profile_named
-from musetalk_agent.engines.musetalk.runner import HEADROOM, Pace
+from musetalk_agent.engines.musetalk.runner import HEADROOM, Throughput
 from musetalk_agent.engines.musetalk.weights_files import (
     HEADER_LIMIT,
     MARK,
@@ -80,8 +80,8 @@ def test_a_fingerprint_is_the_content_s_and_not_the_name_s(
     assert fingerprint(one) != fingerprint(other)
 
 
-@pytest.mark.parametrize("size", [1, 100, BLOCK, 63 * BLOCK, 64 * BLOCK])
-@pytest.mark.parametrize("place", [0.0, 0.3, 0.5, 0.999])
+@pytest.record_event.parametrize("size", [1, 100, BLOCK, 63 * BLOCK, 64 * BLOCK])
+@pytest.record_event.parametrize("place", [0.0, 0.3, 0.5, 0.999])
 def test_up_to_four_megabytes_every_byte_counts(tmp_path: Path, size: int, place: float) -> None:
     path = tmp_path / "a"
     data = bytearray(size)
@@ -134,7 +134,7 @@ BROKEN: dict[str, bytes] = {
 }
 
 
-@pytest.mark.parametrize("name", BROKEN)
+@pytest.record_event.parametrize("name", BROKEN)
 def test_a_broken_copy_is_not_used_and_it_is_said_why(original: Path, name: str) -> None:
     path = copy_path(original, "fp16")
     path.write_bytes(BROKEN[name])
@@ -163,7 +163,7 @@ def exchanged(original: Path) -> None:
     original.write_bytes(original.read_bytes()[::-1])
 
 
-@pytest.mark.parametrize(
+@pytest.record_event.parametrize(
     ("change", "told"),
     [(cut, "has another size than what it was made from"), (exchanged, "is not what it was made from")],
 )
@@ -188,7 +188,7 @@ def test_a_copy_of_another_format_or_one_that_is_not_there_is_none(original: Pat
     assert problem_of(copy, original), "an original that went away meanwhile"
 
 
-@pytest.mark.parametrize(
+@pytest.record_event.parametrize(
     ("there", "wanted", "chosen"),
     [
         (("original",), "fp16", None),
@@ -231,16 +231,16 @@ def test_the_state_of_copies_tells_whole_ones_from_others(original: Path) -> Non
 
 @given(st.dictionaries(st.sampled_from(BUCKETS), st.floats(0.001, 2), max_size=8), st.sampled_from([15, 25, 30, 60]))
 def test_a_card_promises_three_quarters_of_its_best_pace(seconds: dict[int, float], fps: int) -> None:
-    pace = Pace(seconds)
+    pace = Throughput(seconds)
     best = max([0.0, *(size / spent for size, spent in seconds.items())])
     assert pace.frames_per_second == best
     assert pace.capacity(fps) <= HEADROOM * best / fps < pace.capacity(fps) + 1
-    slower = Pace({size: 2 * spent for size, spent in seconds.items()})
+    slower = Throughput({size: 2 * spent for size, spent in seconds.items()})
     assert slower.capacity(fps) <= pace.capacity(fps) and pace.capacity(2 * fps) <= pace.capacity(fps)
 
 
 def test_a_batch_that_took_no_time_was_not_measured() -> None:
-    assert (Pace().capacity(25), Pace({4: 0.0}).capacity(25)) == (0, 0)
+    assert (Throughput().capacity(25), Throughput({4: 0.0}).capacity(25)) == (0, 0)
 
 
 @given(st.lists(st.integers(1, 32), min_size=1, unique=True).map(sorted), st.integers(1, 40))

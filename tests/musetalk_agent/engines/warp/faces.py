@@ -12,7 +12,7 @@ from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.avatars.framing import face_windows
 from musetalk_agent.avatars.library import DEMO_ASSET
 from musetalk_agent.engines.warp import WarpEngine
-from musetalk_agent.engines.warp.engine import WarpActor
+from musetalk_agent.engines.warp.engine import WarpSession
 from musetalk_agent.engines.warp.idle_shapes import CHIN_FALLS
 from musetalk_agent.engines.warp.mouth_space import INNER_LOWER, INNER_UPPER, OUTER_LOWER, OUTER_UPPER
 from musetalk_agent.features.extractor import FeatureStream, VoiceActivityDetector
@@ -134,8 +134,8 @@ def bundle_of(folder: Path, pictures: list[Pixels], points: list[Points]) -> Bun
     return Bundle(folder, width, height, 25, planes, landmarks, boxes, faces, report)
 
 
-def opened_with(folder: Path, pictures: list[Pixels], points: list[Points]) -> tuple[WarpEngine, WarpActor]:
-    """An engine, and the actor of a bundle made from these pictures."""
+def opened_with(folder: Path, pictures: list[Pixels], points: list[Points]) -> tuple[WarpEngine, WarpSession]:
+    """An engine, and the session of a bundle made from these pictures."""
     engine = WarpEngine(NoFeatures())
     return engine, engine.open(bundle_of(folder, pictures, points))
 
@@ -148,10 +148,10 @@ def composed(picture: Pixels, patch: Patch | None) -> Pixels:
     return out
 
 
-def idle(actor: WarpActor, pose: int, box: Box) -> Pixels:
+def idle(session: WarpSession, idle_index: int, box: Box) -> Pixels:
     """The idle frame's pixels of `box`."""
-    window = actor.bundle.box(pose)
-    face = actor.bundle.faces[pose]
+    window = session.bundle.box(idle_index)
+    face = session.bundle.faces[idle_index]
     return np.asarray(face[box.y0 - window.y0 : box.y1 - window.y0, box.x0 - window.x0 : box.x1 - window.x0])
 
 

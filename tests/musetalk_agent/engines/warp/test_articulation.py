@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from musetalk_agent.engines.warp.target_frame import _reach
 
 from musetalk_agent.engines.warp.articulation import (
     LINE,
@@ -18,8 +19,7 @@ from musetalk_agent.engines.warp.articulation import (
     opened,
 )
 from musetalk_agent.engines.warp.field import Lattice, Nodes
-from musetalk_agent.engines.warp.mouth_space import CHIN, IL, IU, OL, OU, SAMPLES, S, Shape
-from musetalk_agent.engines.warp.shot import _reach
+from musetalk_agent.engines.warp.mouth_space import CHIN, IL, IU, OL, OU, SAMPLES, MouthShape, S
 from musetalk_agent.media_types import Box
 from tests.musetalk_agent.engines.warp.test_fields import ACTS, FRAME, REST
 
@@ -31,7 +31,7 @@ def act(jaw: float = 0, width: float = 0, rounding: float = 0, closure: float = 
     return Articulation(jaw, width, rounding, closure, tuck)
 
 
-def gap(shape: Shape) -> float:
+def gap(shape: MouthShape) -> float:
     return float((shape.curves[IL] - shape.curves[IU])[MIDDLE])
 
 

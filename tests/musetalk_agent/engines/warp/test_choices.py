@@ -16,10 +16,10 @@ from musetalk_agent.arrays import DamagedArrays
 from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.engines.interface import PatchRequest
 from musetalk_agent.engines.warp import WarpEngine
-from musetalk_agent.engines.warp.artefacts import FILE, Artefacts
+from musetalk_agent.engines.warp.artefacts import FILE, WarpArtefacts
 from musetalk_agent.engines.warp.articulation import FEATURE_SIZE, closed
 from musetalk_agent.engines.warp.engine import FILE as QUIET
-from musetalk_agent.engines.warp.engine import WarpActor, _load, _save, quiet_patches
+from musetalk_agent.engines.warp.engine import WarpSession, _load, _save, closed_mouth_patches
 from musetalk_agent.engines.warp.idle_shapes import (
     APART,
     BENT,
@@ -49,11 +49,11 @@ POSES = st.lists(st.tuples(ANGLE, ANGLE, st.floats(0, 0.2)), min_size=1, max_siz
 
 @given(POSES, st.data())
 def test_every_pose_is_near_a_reference_that_it_can_borrow_from(
-    poses: list[tuple[float, float, float]], drawn: st.DataObject
+    idle_shapes: list[tuple[float, float, float]], drawn: st.DataObject
 ) -> None:
-    angles = np.array([pose[:2] for pose in poses], np.float32)
-    openness = np.array([pose[2] for pose in poses], np.float32)
-    usable = np.array(sorted(drawn.draw(st.sets(st.integers(0, len(poses) - 1), min_size=1))), np.int64)
+    angles = np.array([idle_index[:2] for idle_index in idle_shapes], np.float32)
+    openness = np.array([idle_index[2] for idle_index in idle_shapes], np.float32)
+    usable = np.array(sorted(drawn.draw(st.sets(st.integers(0, len(idle_shapes) - 1), min_size=1))), np.int64)
     first = int(usable[openness[usable].argmin()])
     found = chosen(angles, openness, usable, first)
     assert found[0] == first and len(set(found.tolist())) == len(found) <= MOST and set(found) <= set(usable)
@@ -64,12 +64,14 @@ def test_every_pose_is_near_a_reference_that_it_can_borrow_from(
 
 
 @given(POSES)
-def test_a_pose_shows_the_nearest_reference_and_a_reference_itself(poses: list[tuple[float, float, float]]) -> None:
-    angles = np.array([pose[:2] for pose in poses], np.float32)
-    references = np.unique(np.array([0, len(poses) // 2, len(poses) - 1], np.int64))
+def test_a_pose_shows_the_nearest_reference_and_a_reference_itself(
+    idle_shapes: list[tuple[float, float, float]],
+) -> None:
+    angles = np.array([idle_index[:2] for idle_index in idle_shapes], np.float32)
+    references = np.unique(np.array([0, len(idle_shapes) // 2, len(idle_shapes) - 1], np.int64))
     shown = nearest(angles, references)
-    for pose, choice in enumerate(shown):
-        away = np.linalg.norm(angles[pose] - angles[references], axis=1)
+    for idle_index, choice in enumerate(shown):
+        away = np.linalg.norm(angles[idle_index] - angles[references], axis=1)
         assert away[choice] == away.min()
     assert all(np.linalg.norm(angles[references[shown[k]]] - angles[k]) == 0 for k in references)
 
@@ -152,13 +154,13 @@ def test_a_mouth_that_stands_still_is_settled_as_it_is() -> None:
 @settings(max_examples=20)
 @given(st.lists(st.floats(0, 0.15), min_size=3, max_size=12), st.floats(0, 1))
 def test_at_rest_every_pose_has_its_lips_together(gaps: list[float], smile: float) -> None:
-    poses = tuple(shapes(gaps))
+    idle_shapes = tuple(shapes(gaps))
     first = int(np.argmin(gaps))
     references, shown = np.array([first], np.int64), np.zeros(len(gaps), np.int64)
-    rests = rest_shapes(poses, (poses[first],), references, shown, smile)
+    rests = rest_shapes(idle_shapes, (idle_shapes[first],), references, shown, smile)
     assert len(rests) == len(gaps)
     for rest in rests:
-        assert rest.opening < 1e-4 and rest.half == pytest.approx(closed(poses[first]).half, abs=1e-5)
+        assert rest.opening < 1e-4 and rest.half == pytest.approx(closed(idle_shapes[first]).half, abs=1e-5)
 
 
 def test_an_upright_face_s_outline_is_beside_its_mouth_on_both_sides() -> None:
@@ -180,17 +182,17 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 @pytest.fixture(scope="module")
-def artefacts(bundle: Bundle) -> Artefacts:
-    return Artefacts.of(bundle)
+def artefacts(bundle: Bundle) -> WarpArtefacts:
+    return WarpArtefacts.of(bundle)
 
 
-def test_artefacts_come_back_as_they_were_saved(artefacts: Artefacts, tmp_path: Path) -> None:
+def test_artefacts_come_back_as_they_were_saved(artefacts: WarpArtefacts, tmp_path: Path) -> None:
     artefacts.save(tmp_path / "a")
-    loaded = Artefacts.load(tmp_path / "a")
+    loaded = WarpArtefacts.load(tmp_path / "a")
     assert [path.name for path in (tmp_path / "a").iterdir()] == [FILE]
     for name in ("frames", "references", "shown", "sides", "light"):
         assert np.array_equal(getattr(loaded, name), getattr(artefacts, name)), name
-    for name in ("poses", "rests", "shapes"):
+    for name in ("idle_shapes", "rests", "shapes"):
         for one, other in zip(getattr(loaded, name), getattr(artefacts, name), strict=True):
             assert np.array_equal(one.curves, other.curves)
             assert (one.centre, one.half) == pytest.approx((other.centre, other.half), abs=1e-6)
@@ -234,9 +236,9 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "another number of samples": replaced(curves=lambda curves: curves[..., :-1]),
     "a shape too few": replaced(curves=lambda curves: curves[:-1], sizes=lambda sizes: sizes[:-1]),
     "curves without sizes": replaced(sizes=lambda sizes: sizes[:-1]),
-    "a pose too few": replaced(frames=lambda frames: frames[:-1]),
+    "an idle frame too few": replaced(frames=lambda frames: frames[:-1]),
     "another reference": replaced(references=lambda references: np.append(references, 0)),
-    "nothing of a pose": replaced(shown=lambda shown: shown[:-1]),
+    "nothing of an idle frame": replaced(shown=lambda shown: shown[:-1]),
     "no colours": replaced(palette=None),
     "no frames": replaced(frames=None),
     "a row of teeth too few": replaced(teeth=lambda teeth: teeth[:1]),
@@ -248,7 +250,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_artefacts_that_are_not_whole_are_noticed_and_made_again(
-    artefacts: Artefacts,
+    artefacts: WarpArtefacts,
     bundle: Bundle,
     damage: str,
     caplog: pytest.LogCaptureFixture,
@@ -259,11 +261,11 @@ def test_artefacts_that_are_not_whole_are_noticed_and_made_again(
     artefacts.save(folder)
     DAMAGE[damage](folder / FILE)
     with pytest.raises(DamagedArrays, match=FILE):
-        Artefacts.load(folder)
-    monkeypatch.setattr(Artefacts, "of", lambda _: artefacts)
+        WarpArtefacts.load(folder)
+    monkeypatch.setattr(WarpArtefacts, "of", lambda _: artefacts)
     engine.open(bundle)
     assert "made again" in caplog.text
-    assert np.array_equal(Artefacts.load(folder).frames, artefacts.frames)
+    assert np.array_equal(WarpArtefacts.load(folder).frames, artefacts.frames)
 
 
 @settings(max_examples=60)
@@ -297,7 +299,7 @@ def test_every_byte_of_an_archive_s_records_may_be_wrong(tmp_path: Path, signatu
 
 
 def test_a_save_that_fails_leaves_what_was_there(
-    artefacts: Artefacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    artefacts: WarpArtefacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     artefacts.save(tmp_path)
     before = (tmp_path / FILE).read_bytes()
@@ -334,11 +336,13 @@ def test_closed_lips_of_a_talking_clip_come_back_frame_by_frame(
         _load(tmp_path / QUIET, len(patches) + 1)
 
 
-def test_a_talking_clip_gets_a_patch_for_each_frame_once(bundle: Bundle, artefacts: Artefacts, tmp_path: Path) -> None:
-    made = quiet_patches(bundle, artefacts, tmp_path)
+def test_a_talking_clip_gets_a_patch_for_each_frame_once(
+    bundle: Bundle, artefacts: WarpArtefacts, tmp_path: Path
+) -> None:
+    made = closed_mouth_patches(bundle, artefacts, tmp_path)
     assert len(made) == 3 and all(one is not None for one in made)
     (tmp_path / QUIET).write_bytes((tmp_path / QUIET).read_bytes()[:100])
-    again = quiet_patches(bundle, artefacts, tmp_path)
+    again = closed_mouth_patches(bundle, artefacts, tmp_path)
     for one, other in zip(made, again, strict=True):
         assert one is not None and other is not None and np.array_equal(one.pixels, other.pixels)
     assert len(_load(tmp_path / QUIET, 3)) == 3
@@ -350,15 +354,15 @@ FEATURES = st.lists(st.floats(-2, 2, width=32), min_size=FEATURE_SIZE, max_size=
 @settings(max_examples=12)
 @given(FEATURES, st.floats(-0.5, 1.5), st.integers(0, 2))
 def test_any_request_is_a_patch_in_its_face_window_or_none(
-    bundle: Bundle, values: list[float], presence: float, pose: int
+    bundle: Bundle, values: list[float], blend_weight: float, idle_index: int
 ) -> None:
     engine = WarpEngine(faces.NoFeatures())
-    actor = engine.open(bundle)
-    request = PatchRequest(actor, pose, np.array(values, np.float32), presence)
+    session = engine.open(bundle)
+    request = PatchRequest(session, idle_index, np.array(values, np.float32), blend_weight)
     (made,) = engine.launch([request]).patches()
     (again,) = engine.launch([request]).patches()
     assert made is not None and again is not None and np.array_equal(made.pixels, again.pixels)
-    window, box = bundle.box(pose), made.box
+    window, box = bundle.box(idle_index), made.box
     assert window.x0 <= box.x0 < box.x1 <= window.x1 and window.y0 <= box.y0 < box.y1 <= window.y1
     assert all(value % 2 == 0 for value in (box.x0, box.y0, box.x1, box.y1))
     assert made.pixels.shape == (box.height, box.width, 3) and made.mask is None
@@ -367,6 +371,6 @@ def test_any_request_is_a_patch_in_its_face_window_or_none(
 @given(FEATURES, st.floats(0, 1))
 def test_on_the_way_to_rest_a_mouth_does_less_of_the_same(values: list[float], amount: float) -> None:
     feature = np.array(values, np.float32)
-    made = WarpActor.towards_rest(None, feature, amount)  # type: ignore[arg-type]  # it needs nothing of the actor
+    made = WarpSession.fade_to_silence(None, feature, amount)  # type: ignore[arg-type]  # it needs nothing of the session
     assert made.dtype == np.float32 and (np.abs(made) <= np.abs(feature)).all()
     assert (made * feature >= 0).all()

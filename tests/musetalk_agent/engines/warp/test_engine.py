@@ -13,24 +13,24 @@ import pytest
 from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.engines.interface import PatchRequest
 from musetalk_agent.engines.warp import artefacts
-from musetalk_agent.engines.warp.artefacts import FILE, Artefacts
-from musetalk_agent.engines.warp.engine import WarpActor, WarpEngine
-from musetalk_agent.engines.warp.mouth_space import IL, IU, Shape, eye_frame, mesh_shape, to_mouth
+from musetalk_agent.engines.warp.artefacts import FILE, WarpArtefacts
+from musetalk_agent.engines.warp.engine import WarpEngine, WarpSession
+from musetalk_agent.engines.warp.mouth_space import IL, IU, MouthShape, eye_frame, mesh_shape, to_mouth
 from musetalk_agent.media_types import Feature, Patch
 from tests.musetalk_agent.engines.warp import faces
 
 SIZE = (480, 480)
 REST = np.zeros(5, np.float32)
 A = np.array([1, 0, 0, 0, 0], np.float32)
-Demo = tuple[WarpEngine, WarpActor]
+Demo = tuple[WarpEngine, WarpSession]
 
 
 def vector(jaw: float = 0, width: float = 0, rounding: float = 0, closure: float = 0, tuck: float = 0) -> Feature:
     return np.array([jaw, width, rounding, closure, tuck], np.float32)
 
 
-def patch_of(demo: Demo, feature: Feature, presence: float = 1.0, pose: int = 0) -> Patch:
-    patch = demo[0].infer([PatchRequest(demo[1], pose, feature, presence)])[0]
+def patch_of(demo: Demo, feature: Feature, blend_weight: float = 1.0, idle_index: int = 0) -> Patch:
+    patch = demo[0].infer([PatchRequest(demo[1], idle_index, feature, blend_weight)])[0]
     assert patch is not None
     return patch
 
@@ -57,7 +57,7 @@ def front(gap: float = 0.0, angle: float = 0.0) -> faces.Points:
     return faces.opened(points, gap) if gap else points
 
 
-def test_presence_nought_shows_the_idle_frame(demo: Demo) -> None:
+def test_blend_weight_nought_shows_the_idle_frame(demo: Demo) -> None:
     assert demo[0].infer([PatchRequest(demo[1], 0, A, 0.0)]) == [None]
 
 
@@ -68,11 +68,11 @@ def test_nothing_is_drawn_where_no_mouth_is(tmp_path: Path) -> None:
     bundle = replace(faces.bundle_of(tmp_path, [faces.drawn(open_lips, SIZE)] * 4, [open_lips] * 4), mouths=mouths)
     engine = WarpEngine(faces.NoFeatures())
     for _ in range(2):  # made, then loaded
-        actor = engine.open(bundle)
-        made = engine.infer([PatchRequest(actor, pose, REST, 1.0) for pose in range(4)])
+        session = engine.open(bundle)
+        made = engine.infer([PatchRequest(session, idle_index, REST, 1.0) for idle_index in range(4)])
         assert [patch is not None for patch in made] == [True, True, False, False]
-        assert [actor.idle(pose) is not None for pose in range(4)] == [True, True, False, False]
-        changes = [np.abs(faces.idle(actor, k, p.box).astype(int) - p.pixels).mean() for k, p in enumerate(made) if p]
+        assert [session.idle(idle_index) is not None for idle_index in range(4)] == [True, True, False, False]
+        changes = [np.abs(faces.idle(session, k, p.box).astype(int) - p.pixels).mean() for k, p in enumerate(made) if p]
         assert 0.3 * changes[0] < changes[1] < 0.8 * changes[0]
 
 
@@ -81,18 +81,18 @@ def test_lips_are_taken_from_a_frame_that_shows_them(tmp_path: Path) -> None:
     shut, ajar = front(), front(0.05)
     pictures = [np.zeros((480, 480, 3), np.uint8), faces.drawn(ajar, SIZE), faces.drawn(ajar, SIZE)]
     bundle = faces.bundle_of(tmp_path, pictures, [shut, ajar, ajar])
-    assert Artefacts.of(bundle).reference == 0
-    assert Artefacts.of(replace(bundle, mouths=np.array([0, 1, 1], np.float32))).reference != 0
+    assert WarpArtefacts.of(bundle).reference == 0
+    assert WarpArtefacts.of(replace(bundle, mouths=np.array([0, 1, 1], np.float32))).reference != 0
     assert (
-        Artefacts.of(replace(bundle, mouths=np.zeros(3, np.float32))).reference == 0
+        WarpArtefacts.of(replace(bundle, mouths=np.zeros(3, np.float32))).reference == 0
     )  # none shows any: it must not fail
 
 
-def test_presence_brings_the_mouth_in_without_a_jump(demo: Demo) -> None:
+def test_the_blend_weight_brings_the_mouth_in_without_a_jump(demo: Demo) -> None:
     before = faces.idle(demo[1], 0, patch_of(demo, A, 0.001).box).astype(int)
     steps = []
-    for presence in np.linspace(0.001, 1, 9):
-        patch = patch_of(demo, A, float(presence))
+    for blend_weight in np.linspace(0.001, 1, 9):
+        patch = patch_of(demo, A, float(blend_weight))
         now = faces.composed(faces.demo_picture(), patch)[patch_of(demo, A, 0.001).box.y0 :, :]
         steps.append(now)
     assert np.abs(patch_of(demo, A, 0.001).pixels.astype(int) - before).mean() < 0.1
@@ -147,9 +147,9 @@ def test_of_one_mouth_seen_again_and_again_the_middle_reading_is_taken(
         0.11,
     )  # what the pixels of one picture, moved a little, say: 0.02 has missed the teeth
 
-    def exact(_: Bundle, landmarks: np.ndarray, pose: int) -> tuple[Shape, None]:
-        shape = mesh_shape(to_mouth(eye_frame(landmarks[pose]), landmarks[pose]))
-        shape.curves[IL] = shape.curves[IU] + gaps[pose]
+    def exact(_: Bundle, landmarks: np.ndarray, idle_index: int) -> tuple[MouthShape, None]:
+        shape = mesh_shape(to_mouth(eye_frame(landmarks[idle_index]), landmarks[idle_index]))
+        shape.curves[IL] = shape.curves[IU] + gaps[idle_index]
         return shape, None
 
     monkeypatch.setattr(artefacts, "_exact", exact)
@@ -159,9 +159,9 @@ def test_of_one_mouth_seen_again_and_again_the_middle_reading_is_taken(
 def test_an_open_frame_borrows_the_closed_lips_of_another(tmp_path: Path) -> None:
     points = [front(), front(gap=0.12)]
     pictures = [faces.drawn(p, SIZE, teeth=True) for p in points]
-    engine, actor = faces.opened_with(tmp_path, pictures, points)
-    assert actor.artefacts.reference == 0
-    patch = patch_of((engine, actor), REST, pose=1)
+    engine, session = faces.opened_with(tmp_path, pictures, points)
+    assert session.artefacts.reference == 0
+    patch = patch_of((engine, session), REST, idle_index=1)
     assert faces.inside_pixels(faces.composed(pictures[1], patch), points[1]) <= 2
 
 
@@ -169,12 +169,14 @@ def test_an_open_frame_borrows_the_closed_lips_of_another(tmp_path: Path) -> Non
 def test_a_clip_that_says_a_word_now_and_then_rests_with_closed_lips(tmp_path: Path, spoken: int) -> None:
     points = [front()] * 14 + [front(gap=0.09)] * spoken
     pictures = [faces.drawn(p, SIZE) for p in points]
-    _, actor = faces.opened_with(tmp_path, pictures, points)
+    _, session = faces.opened_with(tmp_path, pictures, points)
     if not spoken:
-        assert actor.idle(0) is None
+        assert session.idle(0) is None
         return
-    for pose in (0, 17):
-        assert faces.inside_pixels(faces.composed(pictures[pose], actor.idle(pose)), points[pose]) <= 2
+    for idle_index in (0, 17):
+        assert (
+            faces.inside_pixels(faces.composed(pictures[idle_index], session.idle(idle_index)), points[idle_index]) <= 2
+        )
 
 
 @pytest.mark.parametrize("angle", [0.0, 0.4], ids=["upright", "tilted"])
@@ -246,9 +248,9 @@ def test_patches_are_even_and_within_the_picture(
     face: Callable[..., Demo], centre: tuple[float, float], eyes: float, squeeze: float
 ) -> None:
     points = faces.placed(faces.demo_points(), centre, eyes, 0.1, squeeze)
-    engine, actor = face(points)
+    engine, session = face(points)
     for feature in (REST, A, vector(0.25, -0.4, 1), vector(0.5, closure=1), vector(tuck=1)):
-        patch = engine.infer([PatchRequest(actor, 0, feature)])[0]
+        patch = engine.infer([PatchRequest(session, 0, feature)])[0]
         if patch is None:
             continue
         box = patch.box
@@ -263,8 +265,8 @@ def test_patches_are_even_and_within_the_picture(
 def test_eye_corners_in_one_place_do_not_stop_it(face: Callable[..., Demo]) -> None:
     points = front()
     points[[33, 133, 362, 263]] = points[33]
-    engine, actor = face(points)
-    engine.infer([PatchRequest(actor, 0, A)])
+    engine, session = face(points)
+    engine.infer([PatchRequest(session, 0, A)])
 
 
 def test_the_same_request_gives_the_same_patch_from_stored_artefacts_too(tmp_path: Path) -> None:
@@ -294,7 +296,7 @@ def test_a_still_head_holds_still(tmp_path: Path) -> None:
     points = [front() + noise.normal(0, 0.5, (468, 2)).astype(np.float32) for _ in range(10)]
     picture = faces.drawn(front(), SIZE)
     subject = faces.opened_with(tmp_path, [picture] * 10, points)
-    made = [faces.composed(picture, patch_of(subject, vector(0.5), pose=k)) for k in range(10)]
+    made = [faces.composed(picture, patch_of(subject, vector(0.5), idle_index=k)) for k in range(10)]
     centres = []
     for frame in made:
         lips = np.abs(frame.astype(int) - np.array(faces.LIP)).max(2) < 30
@@ -304,16 +306,16 @@ def test_a_still_head_holds_still(tmp_path: Path) -> None:
         "less than the mesh's points; the largest of 18 steps is chance"
     )
 
-    def trembles(mouths: Sequence[Shape]) -> float:
+    def trembles(mouths: Sequence[MouthShape]) -> float:
         """Mean step from frame to frame of the curves, in pixels."""
         return float(np.abs(np.diff([mouth.curves for mouth in mouths], axis=0)).mean()) * 120
 
     art = subject[1].artefacts
     mesh = trembles([mesh_shape(to_mouth(frame, mesh)) for frame, mesh in zip(art.frames, points, strict=True)])
     assert mesh > 0.5
-    assert trembles(art.poses) < 0.25 * mesh  # 0.12 of it; all of it without smoothing
+    assert trembles(art.idle_shapes) < 0.25 * mesh  # 0.12 of it; all of it without smoothing
     assert trembles(art.rests) < 0.25 * mesh
-    widths = np.array([(mouth.centre, mouth.half) for mouth in art.poses])
+    widths = np.array([(mouth.centre, mouth.half) for mouth in art.idle_shapes])
     assert np.abs(np.diff(widths, axis=0)).mean() * 120 < 0.15  # 0.04 px; 0.45 px without
 
 
@@ -332,7 +334,7 @@ def test_requests_it_cannot_serve(demo: Demo) -> None:
 
     with pytest.raises(TypeError, match="Other"):
         demo[0].infer([PatchRequest(Other(), 0, REST)])
-    with pytest.raises(IndexError, match="pose 5 of a clip of 1"):
+    with pytest.raises(IndexError, match="idle frame 5 of a clip of 1"):
         demo[0].infer([PatchRequest(demo[1], 5, REST)])
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from musetalk_agent.engines.warp.target_frame import fetch
 
 from musetalk_agent.engines.warp.articulation import Articulation, closed, driven
 from musetalk_agent.engines.warp.field import Field, Lattice, Nodes, ramp
@@ -21,12 +22,11 @@ from musetalk_agent.engines.warp.mouth_space import (
     REACH,
     SAMPLES,
     Floats,
-    Shape,
+    MouthShape,
     eye_frame,
     mesh_shape,
     to_mouth,
 )
-from musetalk_agent.engines.warp.shot import fetch
 from musetalk_agent.media_types import Box, Pixels
 from tests.musetalk_agent.engines.warp import faces
 
@@ -38,12 +38,12 @@ TOP = 0.3
 ACTS = st.builds(Articulation, st.floats(0, 1), st.floats(-1, 1), *[st.floats(0, 1)] * 3)
 
 
-def even(shape: Shape) -> Shape:
+def even(shape: MouthShape) -> MouthShape:
     """The shape made the same on both sides."""
-    return Shape(0.0, shape.half, np.asarray((shape.curves + shape.curves[:, ::-1]) / 2, np.float32))
+    return MouthShape(0.0, shape.half, np.asarray((shape.curves + shape.curves[:, ::-1]) / 2, np.float32))
 
 
-def rest() -> Shape:
+def rest() -> MouthShape:
     points = faces.placed(faces.demo_points(), (100, 130), EYES)
     return even(closed(mesh_shape(to_mouth(eye_frame(points), points))))
 
@@ -51,7 +51,9 @@ def rest() -> Shape:
 REST = rest()
 
 
-def between(source: Shape, target: Shape, cell: int = 4, sides: tuple[float, float] = SIDES) -> tuple[Field, Lattice]:
+def between(
+    source: MouthShape, target: MouthShape, cell: int = 4, sides: tuple[float, float] = SIDES
+) -> tuple[Field, Lattice]:
     """The field, and the lattice with a `u` and a `v` for every place of its grid."""
     lattice = Lattice.over(BOX, FRAME, cell)
     u, v = np.broadcast_arrays(lattice.u, lattice.v)

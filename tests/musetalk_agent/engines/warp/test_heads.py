@@ -1,4 +1,4 @@
-"""Heads that turn to 40° and nod to 25°: drawn faces, whose outline, lips and colours are known in every pose."""
+"""Heads that turn to 40° and nod to 25°: drawn faces, whose outline, lips and colours are known in every idle frame."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from musetalk_agent.engines.warp.target_frame import ROOM, FrameTarget
 
 from musetalk_agent.avatars.face_track import head_angles, head_reach
 from musetalk_agent.engines.interface import PatchRequest
-from musetalk_agent.engines.warp.artefacts import LIGHT_MOST, Artefacts
+from musetalk_agent.engines.warp.artefacts import LIGHT_MOST, WarpArtefacts
 from musetalk_agent.engines.warp.articulation import Articulation
-from musetalk_agent.engines.warp.engine import WarpActor, WarpEngine
+from musetalk_agent.engines.warp.engine import WarpEngine, WarpSession
 from musetalk_agent.engines.warp.idle_shapes import APART, apertures
-from musetalk_agent.engines.warp.shot import ROOM, Shot
 from musetalk_agent.media_types import Pixels
 from tests.musetalk_agent.engines.warp import faces
 from tests.musetalk_agent.engines.warp.test_engine import REST, front, vector
@@ -46,7 +46,7 @@ class Clip:
     points: list[faces.Points]
     pictures: list[Pixels]
     engine: WarpEngine
-    actor: WarpActor
+    session: WarpSession
 
     @classmethod
     def of(
@@ -66,14 +66,14 @@ class Clip:
                 picture[(picture == faces.BEHIND).all(2)] = behind
         return cls(points, pictures, *faces.opened_with(folder, pictures, points))
 
-    def made(self, pose: int, feature: np.ndarray) -> Pixels:
-        patch = self.engine.infer([PatchRequest(self.actor, pose, feature)])[0]
+    def made(self, idle_index: int, feature: np.ndarray) -> Pixels:
+        patch = self.engine.infer([PatchRequest(self.session, idle_index, feature)])[0]
         assert patch is not None
-        return faces.composed(self.pictures[pose], patch)
+        return faces.composed(self.pictures[idle_index], patch)
 
-    def chin(self, picture: Pixels, pose: int) -> int:
+    def chin(self, picture: Pixels, idle_index: int) -> int:
         """The row where the face ends under the tip of the chin."""
-        x, y = self.points[pose][152]
+        x, y = self.points[idle_index][152]
         column = picture[round(float(y)) - EYES // 3 :, round(float(x))].astype(int)
         return int(np.argmax(np.abs(column - faces.BEHIND).max(1) < 30)) + round(float(y)) - EYES // 3
 
@@ -88,74 +88,79 @@ def around_the_lips(points: faces.Points) -> np.ndarray:
 @pytest.mark.parametrize("motion", MOTIONS)
 def test_at_rest_a_silent_head_keeps_its_chin_and_its_skin(tmp_path: Path, motion: str) -> None:
     clip = Clip.of(tmp_path, motion)
-    for pose in range(POSES):
-        made, own = clip.made(pose, REST), clip.pictures[pose]
-        assert abs(clip.chin(made, pose) - clip.chin(own, pose)) <= 0.05 * EYES
+    for idle_index in range(POSES):
+        made, own = clip.made(idle_index, REST), clip.pictures[idle_index]
+        assert abs(clip.chin(made, idle_index) - clip.chin(own, idle_index)) <= 0.05 * EYES
         changed = np.abs(made.astype(int) - own).max(2) > 12
-        beyond = changed & ~around_the_lips(clip.points[pose])
-        assert beyond.sum() < 0.02 * EYES**2, f"{beyond.sum()} pixels of skin or background differ in pose {pose}"
+        beyond = changed & ~around_the_lips(clip.points[idle_index])
+        assert beyond.sum() < 0.02 * EYES**2, f"{beyond.sum()} pixels of skin or background differ in pose {idle_index}"
 
 
 @pytest.mark.parametrize("motion", MOTIONS)
 def test_no_background_comes_onto_the_face_while_it_speaks(tmp_path: Path, motion: str) -> None:
     clip = Clip.of(tmp_path, motion)
-    for pose in range(0, POSES, 2):
+    for idle_index in range(0, POSES, 2):
         face = np.zeros(SIZE, np.uint8)
-        cv2.fillConvexPoly(face, cv2.convexHull(clip.points[pose]).astype(np.int32), 1)
-        well_inside = cv2.erode(face, np.ones((25, 25), np.uint8)).astype(bool) & ~around_the_lips(clip.points[pose])
+        cv2.fillConvexPoly(face, cv2.convexHull(clip.points[idle_index]).astype(np.int32), 1)
+        well_inside = cv2.erode(face, np.ones((25, 25), np.uint8)).astype(bool) & ~around_the_lips(
+            clip.points[idle_index]
+        )
         for feature in (vector(0.8, 0.1), vector(0.25, -0.4, 1)):
-            unlike = np.abs(clip.made(pose, feature).astype(int) - faces.SKIN).max(2) > 12
-            below = np.arange(SIZE[1])[:, None] > clip.points[pose][14, 1]
+            unlike = np.abs(clip.made(idle_index, feature).astype(int) - faces.SKIN).max(2) > 12
+            below = np.arange(SIZE[1])[:, None] > clip.points[idle_index][14, 1]
             assert (unlike & well_inside & ~below).sum() < 0.002 * EYES**2
             assert (unlike & well_inside).sum() < 0.02 * EYES**2
 
 
 def test_a_turned_head_speaks(tmp_path: Path) -> None:
     clip = Clip.of(tmp_path, "turns")
-    for pose in (0, 4, 8, 24):
-        points = clip.points[pose]
-        assert faces.inside_pixels(clip.made(pose, REST), points) <= 2
-        assert faces.inside_pixels(clip.made(pose, vector(0.8)), points) >= 10
+    for idle_index in (0, 4, 8, 24):
+        points = clip.points[idle_index]
+        assert faces.inside_pixels(clip.made(idle_index, REST), points) <= 2
+        assert faces.inside_pixels(clip.made(idle_index, vector(0.8)), points) >= 10
 
 
 def test_the_chin_of_an_open_mouth_comes_up_in_every_pose(tmp_path: Path) -> None:
     gaps = {k: 0.12 for k in range(POSES) if k % 16 >= 8}
     clip, silent = Clip.of(tmp_path / "talks", "both", gaps), Clip.of(tmp_path / "silent", "both")
-    for pose in (k for k in gaps if 9 < k % 16 < 14):  # the edges of an opening are smoothed over time
-        closed = silent.chin(silent.pictures[pose], pose)
-        assert clip.chin(clip.pictures[pose], pose) - closed > 0.05 * EYES
-        assert abs(clip.chin(clip.made(pose, REST), pose) - closed) <= 0.05 * EYES
+    for idle_index in (k for k in gaps if 9 < k % 16 < 14):  # the edges of an opening are smoothed over time
+        closed = silent.chin(silent.pictures[idle_index], idle_index)
+        assert clip.chin(clip.pictures[idle_index], idle_index) - closed > 0.05 * EYES
+        assert abs(clip.chin(clip.made(idle_index, REST), idle_index) - closed) <= 0.05 * EYES
 
 
 def test_lips_come_from_a_closed_mouth_in_a_head_that_is_turned_alike(tmp_path: Path) -> None:
     gaps = {k: 0.12 for k in range(POSES) if k % 2}
     clip = Clip.of(tmp_path, "turns", gaps)
-    art = clip.actor.artefacts
+    art = clip.session.artefacts
     assert len(art.references) >= 4
     angles, openness = head_angles(np.stack(clip.points)), apertures(np.stack(clip.points))
     assert all(k not in gaps and openness[k] < 0.02 for k in art.references)
     closed = [k for k in range(POSES) if k not in gaps]
     away = np.linalg.norm(angles[closed] - angles[art.references[art.shown[closed]]], axis=1)
     assert away.max() < 1.3 * APART
-    assert Artefacts.load(clip.actor.bundle.engine_path(clip.engine.fingerprint)).shown.tolist() == art.shown.tolist()
+    assert (
+        WarpArtefacts.load(clip.session.bundle.engine_path(clip.engine.fingerprint)).shown.tolist()
+        == art.shown.tolist()
+    )
 
 
 def test_a_still_head_has_one_reference(tmp_path: Path) -> None:
     points = [front()] * 4
-    _, actor = faces.opened_with(tmp_path, [faces.drawn(front(), SIZE)] * 4, points)
-    assert actor.artefacts.references.tolist() == [0]
+    _, session = faces.opened_with(tmp_path, [faces.drawn(front(), SIZE)] * 4, points)
+    assert session.artefacts.references.tolist() == [0]
 
 
 def test_a_face_whose_chin_is_cut_lends_no_lips(tmp_path: Path) -> None:
     whole, cut = front(0.03), front() + np.array([0, SIZE[1] - 4 - float(front()[152, 1])], np.float32)
     points = [cut, whole, cut]
-    _, actor = faces.opened_with(tmp_path, [faces.drawn(p, SIZE) for p in points], points)
-    assert actor.artefacts.references.tolist() == [1]
+    _, session = faces.opened_with(tmp_path, [faces.drawn(p, SIZE) for p in points], points)
+    assert session.artefacts.references.tolist() == [1]
 
 
 def test_what_lies_behind_the_head_changes_no_light(tmp_path: Path) -> None:
     dark, bright = (
-        Clip.of(tmp_path / str(level), "turns", behind=(level, level, level)).actor.artefacts for level in (0, 255)
+        Clip.of(tmp_path / str(level), "turns", behind=(level, level, level)).session.artefacts for level in (0, 255)
     )
     assert np.abs(dark.light - bright.light).max() < 3
     assert np.abs(bright.light).max() <= LIGHT_MOST
@@ -164,10 +169,12 @@ def test_what_lies_behind_the_head_changes_no_light(tmp_path: Path) -> None:
 def test_a_narrow_cheek_is_stretched_little(tmp_path: Path) -> None:
     clip = Clip.of(tmp_path, "turns")
     changes = []
-    for pose in (0, 8):
-        shot = Shot.of(clip.actor.bundle, clip.actor.artefacts, pose, Articulation(0.25, -0.4, 1, 0, 0), 1.0)
-        changes.append(shot.rest.half - shot.target.half)
-        assert changes[-1] <= ROOM * (min(shot.sides) - shot.rest.half) + 1e-4
+    for idle_index in (0, 8):
+        target_frame = FrameTarget.of(
+            clip.session.bundle, clip.session.artefacts, idle_index, Articulation(0.25, -0.4, 1, 0, 0), 1.0
+        )
+        changes.append(target_frame.rest.half - target_frame.target.half)
+        assert changes[-1] <= ROOM * (min(target_frame.sides) - target_frame.rest.half) + 1e-4
     assert 0 < changes[1] < 0.8 * changes[0]
 
 
@@ -189,8 +196,8 @@ def test_closing_a_smile_leaves_the_chin(tmp_path: Path) -> None:
     for half in (0.37, 0.26):
         points = faces.opened(wide(front(), half), 0.10)
         picture = faces.drawn(points, SIZE, teeth=True)
-        engine, actor = faces.opened_with(tmp_path / str(half), [picture] * 2, [points] * 2)
-        clip = Clip([points], [picture], engine, actor)
+        engine, session = faces.opened_with(tmp_path / str(half), [picture] * 2, [points] * 2)
+        clip = Clip([points], [picture], engine, session)
         moved[half] = clip.chin(picture, 0) - clip.chin(clip.made(0, REST), 0)
     assert moved[0.37] <= 1
     assert moved[0.26] >= 4
@@ -199,8 +206,8 @@ def test_closing_a_smile_leaves_the_chin(tmp_path: Path) -> None:
 def test_a_mouth_that_is_open_in_every_frame_is_closed_by_its_lips_more_than_by_its_chin(tmp_path: Path) -> None:
     points = faces.opened(wide(front(), 0.26), 0.25)
     picture = faces.drawn(points, SIZE)
-    engine, actor = faces.opened_with(tmp_path, [picture] * 2, [points] * 2)
-    clip = Clip([points], [picture], engine, actor)
+    engine, session = faces.opened_with(tmp_path, [picture] * 2, [points] * 2)
+    clip = Clip([points], [picture], engine, session)
     rest = clip.made(0, REST)
     assert 0.02 * EYES <= clip.chin(picture, 0) - clip.chin(rest, 0) <= 0.05 * EYES
     assert faces.inside_pixels(rest, points) <= 2

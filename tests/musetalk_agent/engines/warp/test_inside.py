@@ -49,8 +49,8 @@ def test_lateral_incisors_are_shorter_and_gums_are_red() -> None:
 
 def test_a_wide_vowel_shows_both_rows_of_teeth(tmp_path: Path) -> None:
     picture, points = faces.demo_picture(), faces.demo_points()
-    engine, actor = faces.opened_with(tmp_path, [picture], [points])
-    patch = engine.infer([PatchRequest(actor, 0, np.array([1, 0, 0, 0, 0], np.float32), 1.0)])[0]
+    engine, session = faces.opened_with(tmp_path, [picture], [points])
+    patch = engine.infer([PatchRequest(session, 0, np.array([1, 0, 0, 0, 0], np.float32), 1.0)])[0]
     made = faces.composed(picture, patch)
     x, y = points[[13, 14]].mean(0)
     eyes = float(np.linalg.norm(points[33] - points[263]))

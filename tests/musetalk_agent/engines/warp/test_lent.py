@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from musetalk_agent.engines.interface import PatchRequest
-from musetalk_agent.engines.warp.artefacts import FINER, Lent
-from musetalk_agent.engines.warp.mouth_space import Shape, eye_frame, mesh_shape, to_mouth
+from musetalk_agent.engines.warp.artefacts import FINER, EnlargedMouth
+from musetalk_agent.engines.warp.mouth_space import MouthShape, eye_frame, mesh_shape, to_mouth
 from musetalk_agent.media_types import Box, Pixels
 from tests.musetalk_agent.engines.warp import faces
 
@@ -18,13 +18,13 @@ TOP = 0.3
 OPEN = np.array([0.8, 0.2, 0.1, 0, 0], np.float32)
 
 
-def of_demo(window: Box | None = None) -> tuple[Pixels, Lent, Shape]:
+def of_demo(window: Box | None = None) -> tuple[Pixels, EnlargedMouth, MouthShape]:
     """The demo picture, its mouth lent, and the mouth's shape; `window` is the part of the picture that is known."""
     picture, points = faces.demo_picture(), faces.demo_points()
     frame = eye_frame(points)
     shape = mesh_shape(to_mouth(frame, points))
     box = window or Box(0, 0, picture.shape[1], picture.shape[0])
-    return picture, Lent.of(picture[box.y0 : box.y1, box.x0 : box.x1], box, frame, shape, TOP), shape
+    return picture, EnlargedMouth.of(picture[box.y0 : box.y1, box.x0 : box.x1], box, frame, shape, TOP), shape
 
 
 @pytest.mark.parametrize("window", [None, Box(200, 260, 430, 520)], ids=["whole", "cut"])
@@ -54,10 +54,10 @@ def test_a_window_beside_the_mouth_lends_at_least_a_pixel() -> None:
 
 
 def test_an_actor_enlarges_a_reference_once(tmp_path: Path) -> None:
-    engine, actor = faces.opened_with(tmp_path, [faces.demo_picture()] * 3, [faces.demo_points()] * 3)
-    actor.artefacts.lent.clear()
-    for pose in (0, 1, 2, 0):
-        engine.infer([PatchRequest(actor, pose, OPEN)])
-    (kept,) = actor.artefacts.lent.values()
-    engine.infer([PatchRequest(actor, 1, OPEN)])
-    assert list(actor.artefacts.lent.values()) == [kept]
+    engine, session = faces.opened_with(tmp_path, [faces.demo_picture()] * 3, [faces.demo_points()] * 3)
+    session.artefacts.lent.clear()
+    for idle_index in (0, 1, 2, 0):
+        engine.infer([PatchRequest(session, idle_index, OPEN)])
+    (kept,) = session.artefacts.lent.values()
+    engine.infer([PatchRequest(session, 1, OPEN)])
+    assert list(session.artefacts.lent.values()) == [kept]

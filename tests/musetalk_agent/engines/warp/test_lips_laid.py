@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from musetalk_agent.engines.warp.target_frame import FrameTarget
 
-from musetalk_agent.engines.warp.artefacts import LIGHT_AREA, LIGHT_COLS, LIGHT_ROWS, Artefacts
+from musetalk_agent.engines.warp.artefacts import LIGHT_AREA, LIGHT_COLS, LIGHT_ROWS, WarpArtefacts
 from musetalk_agent.engines.warp.articulation import Articulation
 from musetalk_agent.engines.warp.field import Field, Lattice
 from musetalk_agent.engines.warp.interior import Palette, Row, softness
 from musetalk_agent.engines.warp.mouth_space import IL, IU, OL, OU, SAMPLES, Floats
 from musetalk_agent.engines.warp.render import Lips, lent_shape, lips_over
-from musetalk_agent.engines.warp.shot import Shot
 from musetalk_agent.media_types import Box
 from tests.musetalk_agent.engines.warp import faces
 
@@ -34,27 +34,27 @@ SIZES = (128, 256, 512, 1080)
 class Mouth:
     """One shot of a drawn face, and the lips laid over a plain ground."""
 
-    shot: Shot
+    target_frame: FrameTarget
     box: Box
     lips: Lips
 
     def laid(self, ground: float = 0.0, **changed: object) -> Floats:
         """The box's pixels, float32 `[h, w, 3]`, of a ground of this level; `changed` are fields of the artefacts."""
         pixels = np.full((self.box.height, self.box.width, 3), ground, np.float32)
-        art: Artefacts = replace(self.shot.art, **changed)  # type: ignore[arg-type]  # names and types are the caller's
-        replace(self.lips, shot=replace(self.shot, art=art)).lay(pixels)
+        art: WarpArtefacts = replace(self.target_frame.art, **changed)  # type: ignore[arg-type]  # names and types are the caller's
+        replace(self.lips, target_frame=replace(self.target_frame, art=art)).lay(pixels)
         return pixels
 
     def places(self) -> tuple[Floats, Floats]:
         """Mouth space of the box's pixels."""
         x = np.arange(self.box.x0, self.box.x1, dtype=np.float32)[None]
-        return self.shot.places(x, np.arange(self.box.y0, self.box.y1, dtype=np.float32)[:, None])
+        return self.target_frame.places(x, np.arange(self.box.y0, self.box.y1, dtype=np.float32)[:, None])
 
     def levels(self, level: int) -> Floats:
         """The target's `v` of one of its curves, per pixel `[h, w]`."""
         u, _ = self.places()
-        places = self.shot.target.places
-        return np.interp(u.ravel(), places, self.shot.target.curves[level]).reshape(u.shape).astype(np.float32)
+        places = self.target_frame.target.places
+        return np.interp(u.ravel(), places, self.target_frame.target.curves[level]).reshape(u.shape).astype(np.float32)
 
 
 Maker = Callable[..., Mouth]
@@ -68,30 +68,32 @@ def closed_points(size: int, eyes: float | None = None) -> faces.Points:
     return points
 
 
-def over(shot: Shot, box: Box) -> Lips | None:
+def over(target_frame: FrameTarget, box: Box) -> Lips | None:
     """The lips over `box`, as `render` asks for them."""
-    lattice = Lattice.over(box, shot.frame, max(2, round(0.025 * shot.eyes)))
-    (field,) = Field.between((lent_shape(shot),), shot.target, lattice, shot.art.top, shot.sides)
-    return lips_over(shot, box, lattice, field)
+    lattice = Lattice.over(box, target_frame.frame, max(2, round(0.025 * target_frame.eyes)))
+    (field,) = Field.between(
+        (lent_shape(target_frame),), target_frame.target, lattice, target_frame.art.top, target_frame.sides
+    )
+    return lips_over(target_frame, box, lattice, field)
 
 
 @pytest.fixture(scope="module")
 def mouth(tmp_path_factory: pytest.TempPathFactory) -> Maker:
     """Makes mouths; the face of a size is prepared once."""
-    actors = {}
+    sessions = {}
 
-    def make(act: Articulation, size: int = 256, presence: float = 1.0) -> Mouth:
-        if size not in actors:
+    def make(act: Articulation, size: int = 256, blend_weight: float = 1.0) -> Mouth:
+        if size not in sessions:
             points = closed_points(size)
             folder: Path = tmp_path_factory.mktemp("face")
-            actors[size] = faces.opened_with(folder, [faces.drawn(points, (size, size))], [points])[1]
-        actor = actors[size]
-        shot = Shot.of(actor.bundle, actor.artefacts, 0, act, presence)
-        box = shot.bounds(shot.art.top - 0.02, 0.36, 0.66, actor.bundle.box(0))
+            sessions[size] = faces.opened_with(folder, [faces.drawn(points, (size, size))], [points])[1]
+        session = sessions[size]
+        target_frame = FrameTarget.of(session.bundle, session.artefacts, 0, act, blend_weight)
+        box = target_frame.bounds(target_frame.art.top - 0.02, 0.36, 0.66, session.bundle.box(0))
         assert box is not None
-        lips = over(shot, box)
+        lips = over(target_frame, box)
         assert lips is not None
-        return Mouth(shot, box, lips)
+        return Mouth(target_frame, box, lips)
 
     return make
 
@@ -109,23 +111,25 @@ def all_green(palette: Palette) -> Palette:
 @pytest.mark.parametrize("act", [REST, A, O, E], ids=["rest", "a", "o", "e"])
 def test_nothing_of_the_inside_is_seen_outside_the_opening(mouth: Maker, act: Articulation, size: int) -> None:
     made = mouth(act, size)
-    art = made.shot.art
+    art = made.target_frame.art
     changed = np.abs(made.laid(palette=all_green(art.palette)) - made.laid()).max(2) > 2
     u, v = made.places()
-    soft = softness(made.shot.eyes) + max(0.008, 1 / made.shot.eyes)  # a third of a cell of the grid, or a pixel
-    target = made.shot.target
+    soft = softness(made.target_frame.eyes) + max(
+        0.008, 1 / made.target_frame.eyes
+    )  # a third of a cell of the grid, or a pixel
+    target = made.target_frame.target
     outside = (v < made.levels(IU) - soft) | (v > made.levels(IL) + soft) | (np.abs(u - target.centre) > target.half)
     assert not (changed & outside).any()
     if act is REST:
         assert not changed.any()
     else:
-        assert changed.sum() > made.shot.gap * made.shot.eyes**2 * target.half
+        assert changed.sum() > made.target_frame.gap * made.target_frame.eyes**2 * target.half
 
 
 def test_pressed_lips_show_nothing_of_the_inside_though_the_jaw_is_down(mouth: Maker) -> None:
     made = mouth(PRESSED)
-    assert made.shot.gap == 0
-    assert np.array_equal(made.laid(palette=all_green(made.shot.art.palette)), made.laid())
+    assert made.target_frame.gap == 0
+    assert np.array_equal(made.laid(palette=all_green(made.target_frame.art.palette)), made.laid())
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -134,7 +138,7 @@ def test_lips_keep_their_colour_whatever_the_mouth_does(mouth: Maker, act: Artic
     made = mouth(act, size)
     pixels = made.laid()
     u, v = made.places()
-    target = made.shot.target
+    target = made.target_frame.target
     middle = np.abs(u - target.centre) < 0.4 * target.half
     for outer, inner in ((OU, IU), (OL, IL)):
         share = (v - made.levels(outer)) / (made.levels(inner) - made.levels(outer))
@@ -157,19 +161,22 @@ def test_what_is_laid_lies_in_its_box_and_is_no_darker_than_black_nor_brighter_t
     outside = np.ones(cover.shape[:2], bool)
     outside[part.y0 - box.y0 : part.y1 - box.y0, part.x0 - box.x0 : part.x1 - box.x0] = False
     assert not black[outside].any()
-    row = round((made.shot.frame @ [made.shot.target.centre, float(made.levels(OU).min()), 1])[1]) - box.y0
+    row = (
+        round((made.target_frame.frame @ [made.target_frame.target.centre, float(made.levels(OU).min()), 1])[1])
+        - box.y0
+    )
     assert cover[min(row + 3, box.height - 1), box.width // 2].min() > 0.95, "on the lips the reference has taken over"
     for edge in (np.s_[0], np.s_[-1], np.s_[:, 0], np.s_[:, -1]):
         assert cover[edge].max() < 0.02
 
 
-def test_the_lips_come_in_with_the_presence(mouth: Maker) -> None:
+def test_the_lips_come_in_with_the_blend_weight(mouth: Maker) -> None:
     """None of the reference at 0, half of it at 0.25, all of it from 0.5 on."""
     made = mouth(REST)
     shares = []
-    for presence in (0.0, 0.25, 0.5, 1.0):
-        one = replace(made, lips=replace(made.lips, shot=replace(made.shot, presence=presence)))
-        one = replace(one, shot=one.lips.shot)
+    for blend_weight in (0.0, 0.25, 0.5, 1.0):
+        one = replace(made, lips=replace(made.lips, target_frame=replace(made.target_frame, blend_weight=blend_weight)))
+        one = replace(one, target_frame=one.lips.target_frame)
         shares.append(1 - (one.laid(255.0) - one.laid(0.0)) / 255)
     assert np.abs(shares[0]).max() < 1e-4
     assert np.abs(2 * shares[1] - shares[3]).max() < 1e-3
@@ -216,37 +223,38 @@ def test_the_line_between_closed_lips_has_the_colour_of_the_palette(mouth: Maker
     """It is darkened where the lips were cut apart to open; here they open a little and hide no more than the line."""
     made = mouth(Articulation(0.05, 0, 0, 0, 0))
     dark, bright = (
-        made.laid(palette=replace(made.shot.art.palette, line=np.full(3, level, np.float32))) for level in (0, 255)
+        made.laid(palette=replace(made.target_frame.art.palette, line=np.full(3, level, np.float32)))
+        for level in (0, 255)
     )
     changed = (bright - dark).max(2) > 2
     _, v = made.places()
-    near = 0.012 + softness(made.shot.eyes) + 2 / made.shot.eyes
+    near = 0.012 + softness(made.target_frame.eyes) + 2 / made.target_frame.eyes
     assert not (changed & ((v < made.levels(IU) - near) | (v > made.levels(IL) + near))).any()
 
 
 def test_no_lips_are_laid_where_the_box_has_no_mouth(mouth: Maker) -> None:
     made = mouth(A)
     forehead = Box(made.box.x0, 0, made.box.x1, 20)
-    assert over(made.shot, forehead) is None
+    assert over(made.target_frame, forehead) is None
 
 
 def test_lips_end_at_the_face_s_outline(mouth: Maker) -> None:
     """In a face whose right half ends at the mouth's middle nothing is laid beyond it."""
     made = mouth(A)
     sides = np.array([[0.7, 0.1]], np.float32)
-    shot = replace(made.shot, art=replace(made.shot.art, sides=sides))
-    lips = over(shot, made.box)
+    target_frame = replace(made.target_frame, art=replace(made.target_frame.art, sides=sides))
+    lips = over(target_frame, made.box)
     assert lips is not None
-    cut = Mouth(shot, made.box, lips)
+    cut = Mouth(target_frame, made.box, lips)
     u, _ = cut.places()
     cover = (1 - (cut.laid(255.0) - cut.laid(0.0)) / 255).max(2)
-    away = u - shot.target.centre
+    away = u - target_frame.target.centre
     assert cover[away > 0.1 + 0.03].max() < 0.02
     assert cover[(away < 0) & (away > -0.1)].max() > 0.99
 
 
 def test_the_shape_that_is_lent_is_cut_open_as_far_as_it_is_shown(mouth: Maker) -> None:
-    gaps = [lent_shape(mouth(act).shot).opening for act in (REST, E, A)]
+    gaps = [lent_shape(mouth(act).target_frame).opening for act in (REST, E, A)]
     assert gaps[0] <= gaps[1] <= gaps[2]
-    curves = lent_shape(mouth(A).shot).curves
+    curves = lent_shape(mouth(A).target_frame).curves
     assert (np.diff(curves[:, SAMPLES // 2]) >= 0).all()

@@ -24,8 +24,8 @@ from musetalk_agent.engines.warp.mouth_space import (
     SAMPLES,
     SPAN,
     Floats,
+    MouthShape,
     S,
-    Shape,
     eye_frame,
     mesh_shape,
     ordered,
@@ -49,7 +49,7 @@ def to_pixels(frame: Floats, mouth: Floats) -> Floats:
     return np.asarray(mouth @ frame[:, :2].T + frame[:, 2], np.float32)
 
 
-def shape_of(gap: float = 0.0) -> Shape:
+def shape_of(gap: float = 0.0) -> MouthShape:
     points = placed((100, 100, 120, 0.0), gap)
     return mesh_shape(to_mouth(eye_frame(points), points))
 

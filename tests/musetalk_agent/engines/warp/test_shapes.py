@@ -14,8 +14,8 @@ from musetalk_agent.engines.warp.mouth_space import (
     OU,
     SAMPLES,
     SPAN,
+    MouthShape,
     S,
-    Shape,
     eye_frame,
     mesh_shape,
     pose_frames,
@@ -26,12 +26,12 @@ from tests.musetalk_agent.engines.warp import faces
 MIDDLE = SAMPLES // 2
 
 
-def rest() -> Shape:
+def rest() -> MouthShape:
     points = faces.demo_points()
     return closed(mesh_shape(to_mouth(eye_frame(points), points)))
 
 
-def gap(shape: Shape) -> float:
+def gap(shape: MouthShape) -> float:
     return float((shape.curves[IL] - shape.curves[IU])[MIDDLE])
 
 
@@ -89,7 +89,7 @@ def test_closed_lips_meet() -> None:
 
 @pytest.mark.parametrize("half", [0.15, 0.29, 0.44])
 def test_s_and_u_are_inverse(half: float) -> None:
-    shape = Shape(0.03, half, np.zeros((5, SAMPLES), np.float32))
+    shape = MouthShape(0.03, half, np.zeros((5, SAMPLES), np.float32))
     u = shape.u_of_s(S)
     assert (np.diff(u) > 0).all()
     assert np.allclose(shape.s_of_u(u), S, atol=1e-4)
@@ -112,7 +112,7 @@ def test_edges_of_the_lips_come_from_the_pixels(teeth: bool, error: float) -> No
     points = faces.opened(faces.placed(faces.demo_points(), (240, 280), 150), 0.12)
     frame = eye_frame(points)
     true = mesh_shape(to_mouth(frame, points))
-    wrong = Shape(
+    wrong = MouthShape(
         true.centre, true.half, true.curves + np.float32(error) * np.array([[1], [1], [1], [1], [0]], np.float32)
     )
     found = refine(wrong, frame, faces.drawn(points, (480, 480), teeth))
@@ -151,7 +151,7 @@ def test_lips_without_any_height_are_refined_without_a_colour_of_their_own() -> 
     shape, frame = mesh_shape(to_mouth(eye_frame(points), points)), eye_frame(points)
     curves = shape.curves.copy()
     curves[OU], curves[OL] = curves[IU], curves[IL]
-    flat = Shape(shape.centre, shape.half, curves)
+    flat = MouthShape(shape.centre, shape.half, curves)
     refined = refine(flat, frame, faces.drawn(points, (480, 480), teeth=True))
     assert np.isfinite(refined.curves).all() and (np.diff(refined.curves, axis=0) >= -1e-6).all()
     assert refined.opening == pytest.approx(shape.opening, abs=0.06)

@@ -9,10 +9,10 @@ import cv2
 import numpy as np
 
 from musetalk_agent.avatars.bundle import Bundle
-from musetalk_agent.engines.warp.artefacts import Artefacts, Lent
+from musetalk_agent.engines.warp.artefacts import EnlargedMouth, WarpArtefacts
 from musetalk_agent.engines.warp.articulation import Articulation, driven
 from musetalk_agent.engines.warp.field import Lattice
-from musetalk_agent.engines.warp.mouth_space import CHIN, IL, IU, SAMPLES, Floats, Shape
+from musetalk_agent.engines.warp.mouth_space import CHIN, IL, IU, SAMPLES, Floats, MouthShape
 from musetalk_agent.media_types import Box, Pixels
 
 ROOM = 0.4
@@ -20,67 +20,69 @@ ROOM = 0.4
 
 
 @dataclass(frozen=True)
-class Shot:
-    """One frame to make: the idle frame `pose` with the mouth in the shape `target`.
+class FrameTarget:
+    """One frame to make: the idle frame `idle_index` with the mouth in the shape `target`.
 
     Args:
-        eyes: pixels to one eye distance in this pose.
+        eyes: pixels to one eye distance in this idle frame.
         gap: how far the lips of `target` are apart, in eye distances.
     """
 
     bundle: Bundle
-    art: Artefacts
-    pose: int
+    art: WarpArtefacts
+    idle_index: int
     act: Articulation
-    presence: float
-    target: Shape
+    blend_weight: float
+    target: MouthShape
     eyes: float
     gap: float
 
     @classmethod
-    def of(cls, bundle: Bundle, art: Artefacts, pose: int, act: Articulation, presence: float) -> Shot:
-        """The target is `presence` of the way from the idle frame's own mouth to the driven one.
+    def of(
+        cls, bundle: Bundle, art: WarpArtefacts, idle_index: int, act: Articulation, blend_weight: float
+    ) -> FrameTarget:
+        """The target is `blend_weight` of the way from the idle frame's own mouth to the driven one.
 
         In a face that is turned the cheek behind the mouth is narrow. It is not stretched by more than `ROOM` of its width: the
         mouth widens and rounds less.
         """
-        rest = art.rests[pose]
+        rest = art.rests[idle_index]
         made = driven(rest, act)
-        room = ROOM * max(0.0, float(art.sides[pose].min()) - rest.half)
+        room = ROOM * max(0.0, float(art.sides[idle_index].min()) - rest.half)
         made = replace(made, half=min(max(made.half, rest.half - room), rest.half + room))
-        target = art.poses[pose].towards(made, presence)
-        (a, b, _), (c, d, _) = art.frames[pose].tolist()
+        target = art.idle_shapes[idle_index].towards(made, blend_weight)
+        (a, b, _), (c, d, _) = art.frames[idle_index].tolist()
         eyes = sqrt(abs(a * d - b * c))
         gap = float((target.curves[IL] - target.curves[IU]).max())
-        return cls(bundle, art, pose, act, presence, target, eyes, gap)
+        return cls(bundle, art, idle_index, act, blend_weight, target, eyes, gap)
 
     @property
-    def rest(self) -> Shape:
-        """The pose's mouth with the lips together."""
-        return self.art.rests[self.pose]
+    def rest(self) -> MouthShape:
+        """The idle frame's mouth with the lips together."""
+        return self.art.rests[self.idle_index]
 
     @property
     def reference(self) -> int:
         """The frame whose lips are shown."""
-        return int(self.art.references[int(self.art.shown[self.pose])])
+        return int(self.art.references[int(self.art.shown[self.idle_index])])
 
     @property
-    def shape(self) -> Shape:
+    def shape(self) -> MouthShape:
         """The reference's mouth."""
-        return self.art.shapes[int(self.art.shown[self.pose])]
+        return self.art.shapes[int(self.art.shown[self.idle_index])]
 
     @property
-    def lent(self) -> Lent:
+    def lent(self) -> EnlargedMouth:
         """The same of its pixels, enlarged: made for the first frame that shows it, and kept."""
         art, k = self.art, self.reference
         kept = art.lent.get(k)
         if kept is None:
             face, window = np.asarray(self.bundle.faces[k]), self.bundle.box(k)
-            kept = art.lent[k] = Lent.of(face, window, art.frames[k], self.shape, art.top)
+            kept = art.lent[k] = EnlargedMouth.of(face, window, art.frames[k], self.shape, art.top)
         return kept
 
     def places(self, x: Floats, y: Floats) -> tuple[Floats, Floats]:
-        """Places in mouth space of pixels of this pose: float32 `[h, w]`, for float32 `x` `[1, w]` and `y` `[h, 1]`."""
+        """Places in mouth space of pixels of this idle frame: float32 `[h, w]`, for float32 `x` `[1, w]` and `y` `[h, 1]`."""
         (a, b, c), (d, e, f) = self.frame.tolist()
         whole = a * e - b * d
         x, y = x - np.float32(c), y - np.float32(f)
@@ -90,7 +92,7 @@ class Shot:
     @property
     def sides(self) -> tuple[float, float]:
         """How far the face reaches to the left and right of the mouth's middle."""
-        left, right = self.art.sides[self.pose].tolist()
+        left, right = self.art.sides[self.idle_index].tolist()
         return left, right
 
     @property
@@ -102,7 +104,7 @@ class Shot:
     @property
     def frame(self) -> Floats:
         """Mouth space to pixels of the picture."""
-        return np.asarray(self.art.frames[self.pose], np.float32)
+        return np.asarray(self.art.frames[self.idle_index], np.float32)
 
     def bounds(self, top: float, below_chin: float, reach: float, within: Box) -> Box | None:
         """The even box of pixels around `v` from `top` to below the chin and `u` to `reach` of the mouth's middle.
