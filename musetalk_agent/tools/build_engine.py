@@ -51,7 +51,7 @@ def build(models: Path, profile_name: str, device_name: str) -> Path:
     device, dtype, profile = torch.device(device_name), torch.float16, profile_named(profile_name)
     plan = tensorrt.plan_path(models, profile, dtype)
     decoder = decoder_of(profile, load_vae(models, device, dtype), models, device, dtype)
-    painter = tensorrt.Painter(FoldedUNet(load_unet(models, device, dtype)), decoder)
+    painter = tensorrt.UNetAndDecoder(FoldedUNet(load_unet(models, device, dtype)), decoder)
     with tempfile.TemporaryDirectory() as folder:
         onnx = Path(folder) / "painter.onnx"
         tensorrt.export(painter, onnx, device, dtype)

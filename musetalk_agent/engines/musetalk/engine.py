@@ -203,8 +203,9 @@ class MuseTalkEngine:
         return {"allocated": self.card.allocated(), "avatars": self._avatars.allocated()}
 
     def launch(self, batch: Sequence[PatchRequest]) -> MuseTalkBatch:
-        """Starts the frames that show a mouth, with a blend weight above 0; the others, and faces that are black or no numbers, become
-        None.
+        """Starts the frames that show a mouth, with a blend weight above 0.
+
+        The others become None, and so do faces that are black or hold values that are not finite.
 
         Raises TypeError for a session of another engine, IndexError for an idle frame that its bundle lacks, `EngineFailed`.
         """

@@ -122,8 +122,8 @@ class WarpEngine:
         return None
 
     def infer(self, batch: Sequence[PatchRequest]) -> list[Patch | None]:
-        """One patch per request. None where the idle frame is shown as it is: it shows no mouth, or the blend weight is 0 and the clip is
-        silent by itself.
+        """One patch per request. None where the idle frame is shown as it is: it shows no mouth, or the blend weight is 0 and the
+        clip is silent by itself.
 
         Raises TypeError for a session of another engine, IndexError for an idle frame that the bundle does not have.
         """

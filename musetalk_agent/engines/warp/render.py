@@ -11,6 +11,7 @@ from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.engines.warp.artefacts import FINER, LIGHT_AREA, LIGHT_COLS, LIGHT_ROWS, WarpArtefacts
 from musetalk_agent.engines.warp.articulation import Articulation, opened
 from musetalk_agent.engines.warp.field import Field, Lattice, ramp
+from musetalk_agent.engines.warp.frame_target import FrameTarget, fetch
 from musetalk_agent.engines.warp.interior import Opening, paint, shadow_line, softness
 from musetalk_agent.engines.warp.mouth_space import (
     CHIN,
@@ -26,7 +27,6 @@ from musetalk_agent.engines.warp.mouth_space import (
     smooth,
     unit,
 )
-from musetalk_agent.engines.warp.target_frame import FrameTarget, fetch
 from musetalk_agent.media_types import Box, Patch
 
 CELL = 0.025

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from musetalk_agent.engines.warp.target_frame import _reach
 
 from musetalk_agent.engines.warp.articulation import (
     LINE,
@@ -19,6 +18,7 @@ from musetalk_agent.engines.warp.articulation import (
     opened,
 )
 from musetalk_agent.engines.warp.field import Lattice, Nodes
+from musetalk_agent.engines.warp.frame_target import _reach
 from musetalk_agent.engines.warp.mouth_space import CHIN, IL, IU, OL, OU, SAMPLES, MouthShape, S
 from musetalk_agent.media_types import Box
 from tests.musetalk_agent.engines.warp.test_fields import ACTS, FRAME, REST

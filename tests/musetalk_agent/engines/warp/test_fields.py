@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from musetalk_agent.engines.warp.target_frame import fetch
 
 from musetalk_agent.engines.warp.articulation import Articulation, closed, driven
 from musetalk_agent.engines.warp.field import Field, Lattice, Nodes, ramp
+from musetalk_agent.engines.warp.frame_target import fetch
 from musetalk_agent.engines.warp.interior import COLUMNS, HEIGHT, PITCH, ROWS, SIDE, Row, blurred, drawn
 from musetalk_agent.engines.warp.lips import sample
 from musetalk_agent.engines.warp.mouth_space import (

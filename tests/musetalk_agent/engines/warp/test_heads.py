@@ -9,13 +9,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from musetalk_agent.engines.warp.target_frame import ROOM, FrameTarget
 
 from musetalk_agent.avatars.face_track import head_angles, head_reach
 from musetalk_agent.engines.interface import PatchRequest
 from musetalk_agent.engines.warp.artefacts import LIGHT_MOST, WarpArtefacts
 from musetalk_agent.engines.warp.articulation import Articulation
 from musetalk_agent.engines.warp.engine import WarpEngine, WarpSession
+from musetalk_agent.engines.warp.frame_target import ROOM, FrameTarget
 from musetalk_agent.engines.warp.idle_shapes import APART, apertures
 from musetalk_agent.media_types import Pixels
 from tests.musetalk_agent.engines.warp import faces

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from musetalk_agent.engines.warp.target_frame import FrameTarget
 
 from musetalk_agent.engines.warp.artefacts import LIGHT_AREA, LIGHT_COLS, LIGHT_ROWS, WarpArtefacts
 from musetalk_agent.engines.warp.articulation import Articulation
 from musetalk_agent.engines.warp.field import Field, Lattice
+from musetalk_agent.engines.warp.frame_target import FrameTarget
 from musetalk_agent.engines.warp.interior import Palette, Row, softness
 from musetalk_agent.engines.warp.mouth_space import IL, IU, OL, OU, SAMPLES, Floats
 from musetalk_agent.engines.warp.render import Lips, lent_shape, lips_over
