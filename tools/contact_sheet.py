@@ -34,7 +34,7 @@ from musetalk_agent.weights import Manifest, ModelStore
 
 ROOT = Path(__file__).resolve().parent.parent
 SHOWN: tuple[tuple[str, tuple[float, ...], float], ...] = (
-    # jaw, width, rounding, closure, tuck; presence
+    # jaw, width, rounding, closure, tuck; blend weight
     ("rest", (0, 0, 0, 0, 0), 1.0),
     ("/a/", (0.8, 0.1, 0, 0, 0), 1.0),
     ("/a/ wide", (1.0, 0, 0, 0, 0), 1.0),

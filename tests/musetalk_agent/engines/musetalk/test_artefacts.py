@@ -81,7 +81,7 @@ def test_what_is_parsed_is_upstreams_crop_black_outside_the_picture(tmp_path: Pa
     assert min(picture[0].max() for picture in seen) == 0  # one of them begins above the picture
 
 
-@pytest.record_event.parametrize("parse", [None, classes_of])
+@pytest.mark.parametrize("parse", [None, classes_of])
 def test_a_composed_frame_is_upstreams_to_the_bit(tmp_path: Path, parse: Callable[[Pixels], Pixels] | None) -> None:
     bundle = clip(tmp_path)
     artefacts = MuseTalkArtefacts.of(bundle, Encoder(), parse)
@@ -156,10 +156,8 @@ def _half_of_it(path: Path) -> None:
     np.save(path, np.load(path)[: len(np.load(path)) // 2])
 
 
-@pytest.record_event.parametrize("name", ["latents.npy", "boxes.npy", "masks.npy"])
-@pytest.record_event.parametrize(
-    "damage", [_cut, _pickled, _half_of_it, Path.unlink, lambda path: path.write_bytes(b"")]
-)
+@pytest.mark.parametrize("name", ["latents.npy", "boxes.npy", "masks.npy"])
+@pytest.mark.parametrize("damage", [_cut, _pickled, _half_of_it, Path.unlink, lambda path: path.write_bytes(b"")])
 def test_damaged_artefacts_are_made_again(
     tmp_path: Path, name: str, damage: Callable[[Path], object], caplog: pytest.LogCaptureFixture
 ) -> None:

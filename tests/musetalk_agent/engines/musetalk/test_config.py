@@ -34,7 +34,7 @@ def test_upstreams_file(tmp_path: Path) -> None:
     assert "_class_name" not in config.arguments() and len(config.arguments()) == 17
 
 
-@pytest.record_event.parametrize(
+@pytest.mark.parametrize(
     ("name", "content"),
     [
         ("musetalkV15/musetalk.json", weights.unet_config("full")),
@@ -64,7 +64,7 @@ def test_every_missing_field_is_named(tmp_path: Path) -> None:
         read_config(UnetConfig, written(tmp_path, content))
 
 
-@pytest.record_event.parametrize(
+@pytest.mark.parametrize(
     ("field", "value"), [("in_channels", 4), ("cross_attention_dim", 768), ("block_out_channels", 320)]
 )
 def test_a_value_of_another_model_is_told(tmp_path: Path, field: str, value: object) -> None:
@@ -72,7 +72,7 @@ def test_a_value_of_another_model_is_told(tmp_path: Path, field: str, value: obj
         read_config(UnetConfig, written(tmp_path, weights.unet_config("full") | {field: value}))
 
 
-@pytest.record_event.parametrize("text", ["", "[1]", "{", '"a"'])
+@pytest.mark.parametrize("text", ["", "[1]", "{", '"a"'])
 def test_what_is_not_an_object(tmp_path: Path, text: str) -> None:
     path = written(tmp_path, {})
     path.write_text(text)

@@ -117,7 +117,7 @@ def test_nothing_is_drawn_where_no_mouth_is(models: Path, tmp_path: Path) -> Non
     assert [session.idle(idle_index) is not None for idle_index in range(POSES)] == [True, True, False]
 
 
-@pytest.record_event.parametrize("turns", [1, 2, 3])
+@pytest.mark.parametrize("turns", [1, 2, 3])
 def test_a_face_that_lies_is_not_drawn(models: Path, tmp_path: Path, turns: int) -> None:
     engine = MuseTalkEngine(models, OPTIONS)
     picture, points = moved(40, 20, 0.5, (400, 400))
@@ -260,7 +260,7 @@ def test_faces_that_are_no_numbers_become_the_idle_frame_and_are_counted(
     session.close()
 
 
-@pytest.record_event.parametrize("profile", ["lower", "fast"])
+@pytest.mark.parametrize("profile", ["lower", "fast"])
 def test_other_profiles_make_patches_of_the_same_boxes(
     models: Path, engine: MuseTalkEngine, bundle: Bundle, profile: str
 ) -> None:
@@ -297,7 +297,7 @@ def test_what_is_asked_wrongly_is_said(models: Path, engine: MuseTalkEngine, bun
     with pytest.raises(WeightsMissing, match="taesd"):
         MuseTalkEngine(write_models(tmp_path), Options(profile="fast"))
     stranger = PatternEngine().open(pattern_bundle(64, 64, 25))
-    with pytest.raises(TypeError, match="PatternActor"):
+    with pytest.raises(TypeError, match="PatternSession"):
         engine.launch([PatchRequest(stranger, 0, engine.open(bundle).rest)])
     with pytest.raises(IndexError):
         engine.launch([PatchRequest(engine.open(bundle), POSES, engine.open(bundle).rest)])
@@ -338,10 +338,10 @@ def test_an_engine_releases_every_part_on_a_card_that_refuses_each(
 
     for part in (broken._encoder, broken.network):
         monkeypatch.setattr(part, "to_empty", refuse(type(part).__name__))
-    monkeypatch.setattr(broken.card, "trim", refuse("trim"))
+    monkeypatch.setattr(broken.card, "empty_cache", refuse("trim"))
     with pytest.raises(RuntimeError, match="illegal memory access"):
         broken.close()
-    assert done == [type(broken.network).__name__, type(broken._encoder).__name__, "trim"]
+    assert done == [type(broken.network).__name__, type(broken._encoder).__name__, "empty_cache"]
     assert broken.memory()["avatars"] == 0 and not broken._runner._buckets
 
 

@@ -95,7 +95,7 @@ def test_the_demo_avatars_box_holds_its_face_from_the_brows_to_the_chin() -> Non
     assert (lips > (y1 + y2) / 2 + 20).all()
 
 
-@pytest.record_event.parametrize(
+@pytest.mark.parametrize(
     ("gaps", "talking"),
     [
         ([0.0] * 20, False),

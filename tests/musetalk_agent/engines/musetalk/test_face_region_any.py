@@ -131,7 +131,7 @@ def test_whether_a_clip_talks_does_not_depend_on_its_size(gaps: list[float], sca
         assert talks(lips(gaps, scale)) == bool(middle > 0.02 or high - low > 0.012)
 
 
-@pytest.record_event.parametrize("angle", [-180, -90, -46, -44, 0, 44, 46, 90, 135])
+@pytest.mark.parametrize("angle", [-180, -90, -46, -44, 0, 44, 46, 90, 135])
 def test_a_face_stands_within_an_eighth_of_a_turn(angle: float) -> None:
     landmarks = np.zeros((1, 468, 2), np.float32)
     landmarks[0, 263] = 100 * np.array([np.cos(np.radians(angle)), np.sin(np.radians(angle))])

@@ -196,7 +196,7 @@ def test_code_in_a_file_is_not_run(models: Path, capsys: pytest.CaptureFixture[s
     assert "ran" not in capsys.readouterr().out
 
 
-@pytest.record_event.parametrize(
+@pytest.mark.parametrize(
     ("spoil", "told"),
     [
         (lambda whole: whole[: len(whole) // 2], "damaged or cut off|holds more than tensors, or is damaged"),

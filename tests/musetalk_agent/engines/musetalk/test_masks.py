@@ -43,7 +43,7 @@ def parsed_face(rng: np.random.Generator) -> np.ndarray:
 BOXES: list[Box] = [(100, 180, 310, 430), (0, 0, 97, 120), (3, 5, 404, 305), (700, 300, 1012, 719), (11, 8, 75, 60)]
 
 
-@pytest.record_event.parametrize("box", BOXES)
+@pytest.mark.parametrize("box", BOXES)
 def test_a_mask_from_classes_is_upstreams_to_the_bit(box: Box) -> None:
     x1, y1, x2, y2 = box
     (xs, ys, _, _), _ = reference.crop_box(box)

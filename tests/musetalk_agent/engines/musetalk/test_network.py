@@ -104,7 +104,7 @@ def full(kind: Any, config: dict[str, Any]) -> Any:
     return module.eval().requires_grad_(False)
 
 
-@pytest.record_event.timeout(1800)  # a minute of two whole cores
+@pytest.mark.timeout(1800)  # a minute of two whole cores
 def test_one_frame_of_the_full_architecture() -> None:
     """850 and 84 million parameters, fp32: the fast path to one step of a byte, latents to 1e-4."""
     unet = full(diffusers.UNet2DConditionModel, unet_config("full"))

@@ -164,7 +164,7 @@ def test_nothing_there_is_told_from_something_broken(tmp_path: Path) -> None:
         MuseTalkArtefacts.load(tmp_path / "a")
 
 
-@pytest.record_event.parametrize("name", ["latents", "boxes", "masks"])
+@pytest.mark.parametrize("name", ["latents", "boxes", "masks"])
 def test_a_header_that_numpy_cannot_parse_is_damage(tmp_path: Path, name: str) -> None:
     stored(tmp_path / "a")
     path = tmp_path / "a" / f"{name}.npy"
@@ -188,7 +188,7 @@ CHANGES: dict[str, tuple[str, np.ndarray]] = {
 }
 
 
-@pytest.record_event.parametrize("change", CHANGES)
+@pytest.mark.parametrize("change", CHANGES)
 def test_what_does_not_fit_together_is_refused(tmp_path: Path, change: str) -> None:
     stored(tmp_path / "a")
     name, array = CHANGES[change]
@@ -197,9 +197,7 @@ def test_what_does_not_fit_together_is_refused(tmp_path: Path, change: str) -> N
         MuseTalkArtefacts.load(tmp_path / "a")
 
 
-@pytest.record_event.parametrize(
-    ("size", "fits"), [((53, 60), True), ((51, 60), False), ((52, 59), False), ((640, 480), True)]
-)
+@pytest.mark.parametrize(("size", "fits"), [((53, 60), True), ((51, 60), False), ((52, 59), False), ((640, 480), True)])
 def test_boxes_fit_a_picture_that_holds_all_of_them(tmp_path: Path, size: tuple[int, int], fits: bool) -> None:
     assert stored(tmp_path / "a").fits(*size) is fits
 

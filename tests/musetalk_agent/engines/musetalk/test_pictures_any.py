@@ -85,7 +85,7 @@ def test_a_mask_is_mirrored_with_its_region_and_grows_with_it(box: FaceBox, seed
     assert (blend_mask(large, box) >= mask).all()
 
 
-@pytest.record_event.parametrize("box", [(10, 10, 74, 74), (0, 0, 40, 90), (5, 7, 96, 60)])
+@pytest.mark.parametrize("box", [(10, 10, 74, 74), (0, 0, 40, 90), (5, 7, 96, 60)])
 def test_nothing_has_no_mask_and_a_whole_region_is_full_in_its_middle(box: FaceBox) -> None:
     shape = box[3] - middle(box), box[2] - box[0]
     assert not blend_mask(np.zeros(shape, np.uint8), box).any()

@@ -11,8 +11,8 @@ from musetalk_agent.engines.musetalk.face_region import Filter, resize
 FILTERS: dict[Filter, Image.Resampling] = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
-@pytest.record_event.parametrize("kind", ["bilinear", "bicubic"])
-@pytest.record_event.parametrize("source", [512, 337, 40, 1])
+@pytest.mark.parametrize("kind", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("source", [512, 337, 40, 1])
 def test_grey_and_coloured_pictures_resize_as_pillow_resizes_them(kind: Filter, source: int) -> None:
     rng = np.random.default_rng(source)
     noise = rng.integers(0, 256, (source, source, 3), np.uint8)

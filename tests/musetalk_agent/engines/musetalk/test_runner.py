@@ -133,7 +133,7 @@ def test_no_memory_for_a_single_frame_says_so() -> None:
         runner.launch(*frames(1))
 
 
-@pytest.record_event.parametrize(
+@pytest.mark.parametrize(
     "error",
     [
         RuntimeError("CUDA error: an illegal memory access was encountered\nmore"),
@@ -175,7 +175,7 @@ def test_a_pace_is_measured_for_every_bucket() -> None:
     runner.close()
 
 
-@pytest.record_event.skipif(torch.cuda.is_available(), reason="there is a card")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card")
 def test_a_card_that_is_not_there() -> None:
     with pytest.raises(EngineUnavailable, match="no cuda:0"):
         CudaCard("cuda:0")

@@ -58,7 +58,7 @@ def test_a_plan_belongs_to_its_weights_profile_and_precision(models: Path, tmp_p
     assert tensorrt.find_plan(models, quality, CPU, half) is None
 
 
-@pytest.record_event.skipif(tensorrt.importlib.util.find_spec("tensorrt") is not None, reason="TensorRT is installed")
+@pytest.mark.skipif(tensorrt.importlib.util.find_spec("tensorrt") is not None, reason="TensorRT is installed")
 def test_without_tensorrt_the_command_says_so(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     parser = build_engine.argparse.ArgumentParser()
     build_engine.add_arguments(parser)

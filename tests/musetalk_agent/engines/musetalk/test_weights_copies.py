@@ -80,8 +80,8 @@ def test_a_fingerprint_is_the_content_s_and_not_the_name_s(
     assert fingerprint(one) != fingerprint(other)
 
 
-@pytest.record_event.parametrize("size", [1, 100, BLOCK, 63 * BLOCK, 64 * BLOCK])
-@pytest.record_event.parametrize("place", [0.0, 0.3, 0.5, 0.999])
+@pytest.mark.parametrize("size", [1, 100, BLOCK, 63 * BLOCK, 64 * BLOCK])
+@pytest.mark.parametrize("place", [0.0, 0.3, 0.5, 0.999])
 def test_up_to_four_megabytes_every_byte_counts(tmp_path: Path, size: int, place: float) -> None:
     path = tmp_path / "a"
     data = bytearray(size)
@@ -134,7 +134,7 @@ BROKEN: dict[str, bytes] = {
 }
 
 
-@pytest.record_event.parametrize("name", BROKEN)
+@pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_copy_is_not_used_and_it_is_said_why(original: Path, name: str) -> None:
     path = copy_path(original, "fp16")
     path.write_bytes(BROKEN[name])
@@ -163,7 +163,7 @@ def exchanged(original: Path) -> None:
     original.write_bytes(original.read_bytes()[::-1])
 
 
-@pytest.record_event.parametrize(
+@pytest.mark.parametrize(
     ("change", "told"),
     [(cut, "has another size than what it was made from"), (exchanged, "is not what it was made from")],
 )
@@ -188,7 +188,7 @@ def test_a_copy_of_another_format_or_one_that_is_not_there_is_none(original: Pat
     assert problem_of(copy, original), "an original that went away meanwhile"
 
 
-@pytest.record_event.parametrize(
+@pytest.mark.parametrize(
     ("there", "wanted", "chosen"),
     [
         (("original",), "fp16", None),

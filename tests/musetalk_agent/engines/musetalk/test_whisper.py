@@ -48,9 +48,7 @@ def streamed(encoder: WhisperEncoder, sound: Pcm, fps: int, lookahead: int) -> A
         return torch.cat([AudioEncoder(encoder)(part) for part in windows.split(16)]).numpy()
 
 
-@pytest.record_event.parametrize(
-    ("fps", "lookahead"), [(25, 80), (25, 0), (25, 200), (24, 80), (30, 40), (15, 80), (50, 120)]
-)
+@pytest.mark.parametrize(("fps", "lookahead"), [(25, 80), (25, 0), (25, 200), (24, 80), (30, 40), (15, 80), (50, 120)])
 def test_a_window_is_the_plain_encoder_on_what_was_heard(encoder: WhisperEncoder, fps: int, lookahead: int) -> None:
     sound = speech(5 * RATE + 77)
     ours = streamed(encoder, sound, fps, lookahead)
@@ -109,7 +107,7 @@ def test_nothing_at_all_gives_zeros_not_nan(encoder: WhisperEncoder) -> None:
     assert ours.shape == (1, 50, 32) and (ours == 0).all()
 
 
-@pytest.record_event.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_stays_near(encoder: WhisperEncoder, dtype: torch.dtype) -> None:
     stream = WhisperFeatures().stream(25)
     windows = torch.from_numpy(
@@ -124,7 +122,7 @@ def test_half_precision_stays_near(encoder: WhisperEncoder, dtype: torch.dtype) 
     assert torch.nn.functional.cosine_similarity(ours.float().flatten(1), full.flatten(1)).min() > 0.99
 
 
-@pytest.record_event.parametrize(("fps", "lost"), [(15, 1), (24, 0), (25, 18), (29, 0), (30, 2)])
+@pytest.mark.parametrize(("fps", "lost"), [(15, 1), (24, 0), (25, 18), (29, 0), (30, 2)])
 def test_frame_counts_against_upstreams_for_every_length(fps: int, lost: int) -> None:
     """Upstream counts whole frames in float64, we count frames begun. Exactly: ours are the whole ones, plus one if a sample
     lies in the next; upstream's are the whole ones, less one where rounding loses it, which only whole multiples of a frame do."""
@@ -140,7 +138,7 @@ def test_frame_counts_against_upstreams_for_every_length(fps: int, lost: int) ->
         assert missing[18_560 - 1] == 1
 
 
-@pytest.record_event.parametrize("fps", [25, 29, 30])
+@pytest.mark.parametrize("fps", [25, 29, 30])
 def test_chunks_are_upstreams_where_upstream_is_right(fps: int) -> None:
     rng = np.random.default_rng(1)
     samples = 3 * RATE
