@@ -34,7 +34,10 @@ async def composition() -> list[Figure]:
 def _figures(bundle: Bundle, artefacts: MuseTalkArtefacts) -> list[Figure]:
     faces = np.random.default_rng(0).integers(0, 256, (8, 256, 256, 3), np.uint8)
     idle_indices = [k % len(bundle) for k in range(_FRAMES)]
-    frames = {idle_index: framing.to_bgr(np.ascontiguousarray(bundle.frames[idle_index])) for idle_index in sorted(set(idle_indices))}
+    frames = {
+        idle_index: framing.to_bgr(np.ascontiguousarray(bundle.frames[idle_index]))
+        for idle_index in sorted(set(idle_indices))
+    }
     patches = [artefacts.patch(idle_index, faces[k % 8]) for k, idle_index in enumerate(idle_indices)]
     compositor = Compositor(bundle)
     whole_masks = {idle_index: _whole_mask(artefacts, idle_index) for idle_index in frames}

@@ -338,7 +338,7 @@ def test_an_engine_releases_every_part_on_a_card_that_refuses_each(
 
     for part in (broken._encoder, broken.network):
         monkeypatch.setattr(part, "to_empty", refuse(type(part).__name__))
-    monkeypatch.setattr(broken.card, "empty_cache", refuse("trim"))
+    monkeypatch.setattr(broken.card, "empty_cache", refuse("empty_cache"))
     with pytest.raises(RuntimeError, match="illegal memory access"):
         broken.close()
     assert done == [type(broken.network).__name__, type(broken._encoder).__name__, "empty_cache"]
