@@ -93,7 +93,9 @@ def test_at_rest_a_silent_head_keeps_its_chin_and_its_skin(tmp_path: Path, motio
         assert abs(clip.chin(made, idle_index) - clip.chin(own, idle_index)) <= 0.05 * EYES
         changed = np.abs(made.astype(int) - own).max(2) > 12
         beyond = changed & ~around_the_lips(clip.points[idle_index])
-        assert beyond.sum() < 0.02 * EYES**2, f"{beyond.sum()} pixels of skin or background differ in idle frame {idle_index}"
+        assert beyond.sum() < 0.02 * EYES**2, (
+            f"{beyond.sum()} pixels of skin or background differ in idle frame {idle_index}"
+        )
 
 
 @pytest.mark.parametrize("motion", MOTIONS)
