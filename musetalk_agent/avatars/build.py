@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
+from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import chain, repeat
 from pathlib import Path
@@ -104,22 +105,16 @@ def _target(job: Job) -> TargetSize:
 
 
 def _build_zip(job: Job, net: FaceNet, folder: Path) -> None:
-    archive = FrameArchive(job.source, job.limits)
-    try:
+    with closing(FrameArchive(job.source, job.limits)) as archive:
         chosen = choose_frames(archive, job.limits)
         if len(chosen.names) == 1:
             name = chosen.names[0]
             _build_picture(job, net, folder, archive.read(name), name, chosen.warnings)
             return
-        frames = zip_frames(archive, chosen.names, job.limits, _target(job), job.allow, job.decoders)
-        try:
+        with closing(zip_frames(archive, chosen.names, job.limits, _target(job), job.allow, job.decoders)) as frames:
             first = next(frames)
             pixels = (frame.pixels for frame in chain([first], frames))
             _build_clip(job, net, folder, pixels, len(chosen.names), first.size, lambda: chosen.warnings)
-        finally:
-            frames.close()
-    finally:
-        archive.close()
 
 
 def _build_picture(job: Job, net: FaceNet, folder: Path, data: bytes, name: str, warnings: Warnings) -> None:
@@ -136,8 +131,7 @@ def _build_picture(job: Job, net: FaceNet, folder: Path, data: bytes, name: str,
 def _build_video(job: Job, net: FaceNet, folder: Path, clip: VideoClip) -> None:
     """A clip of frames that are scaled while they are decoded; one frame becomes a still."""
     shape = framing.fit(clip.size, job.picture.width, job.picture.height, job.limits)
-    frames = clip.frames(shape.scaled)
-    try:
+    with closing(clip.frames(shape.scaled)) as frames:
         first = next(frames)
         same, second = 1, next(frames, None)
         while second is first:
@@ -148,8 +142,6 @@ def _build_video(job: Job, net: FaceNet, folder: Path, clip: VideoClip) -> None:
             return
         rest = chain(repeat(first, same), [second], frames)
         _build_clip(job, net, folder, rest, 0, clip.size, lambda: clip.warnings)
-    finally:
-        frames.close()
 
 
 def _build_clip(
@@ -171,8 +163,7 @@ def _build_clip(
     tracker = FaceTracker(net)
     shape: framing.Fit | None = None
     last: tuple[Pixels, Pixels, Pixels] | None = None
-    writer = ArrayWriter(folder / "scaled.npy")
-    try:
+    with closing(ArrayWriter(folder / "scaled.npy")) as writer:
         for pixels in frames:
             if clip is None:
                 clip = (pixels.shape[1], pixels.shape[0])
@@ -186,8 +177,6 @@ def _build_clip(
             tracker.push(last[1])
             writer.append(last[2])
             job.progress("frames", writer.rows, total)
-    finally:
-        writer.close()
     if clip is None or shape is None:
         raise AvatarEmpty("The clip has no frame in it.")
     _finish(job, folder, finish_track(tracker, job.picture.fps), clip, shape, warnings())
@@ -211,14 +200,11 @@ def _build_still(
     found = finish_track(tracker, job.picture.fps)
     motion = still_animation.StillAnimation(pixels, found.points[0], job.picture.fps)
     points = []
-    writer = ArrayWriter(folder / "scaled.npy")
-    try:
+    with closing(ArrayWriter(folder / "scaled.npy")) as writer:
         for frame, moved in motion.frames():
             writer.append(framing.to_i420(frame))
             points.append(moved)
             job.progress("frames", writer.rows, len(motion))
-    finally:
-        writer.close()
     covered = list(range(len(points))) if found.covered else []
     track = replace(found, points=np.stack(points), covered=covered)
     _finish(job, folder, track, clip, shape, warnings, still_picture=True)
@@ -266,12 +252,9 @@ def _crop(folder: Path, points: NDArray[np.float32], shape: framing.Fit, start: 
     """Cuts the picture's part out of the frames of the shot that begins at `start`; returns the points in that part's pixels."""
     left, top = framing.crop_corner(points, shape)
     box = Box(left, top, left + shape.width, top + shape.height)
-    writer = ArrayWriter(folder / "frames.npy")
-    try:
+    with closing(ArrayWriter(folder / "frames.npy")) as writer:
         for frame in read_rows(folder / "scaled.npy", start, len(points)):
             writer.append(framing.crop_i420(frame, shape.scaled, box))
-    finally:
-        writer.close()
     (folder / "scaled.npy").unlink()
     return points - np.array([left, top], np.float32)
 
@@ -281,11 +264,8 @@ def _write_faces(job: Job, folder: Path, points: NDArray[np.float32], shape: fra
     np.save(folder / "landmarks.npy", points.astype(np.float32), allow_pickle=False)
     np.save(folder / "boxes.npy", boxes, allow_pickle=False)
     frames = read_rows(folder / "frames.npy")
-    writer = ArrayWriter(folder / "faces.npy")
-    try:
+    with closing(ArrayWriter(folder / "faces.npy")) as writer:
         for k, (frame, corners) in enumerate(zip(frames, boxes, strict=True)):
             window = framing.crop_i420(frame, (shape.width, shape.height), Box(*(int(v) for v in corners)))
             writer.append(framing.to_bgr(window))
             job.progress("faces", k + 1, len(boxes))
-    finally:
-        writer.close()

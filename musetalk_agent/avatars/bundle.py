@@ -66,14 +66,14 @@ class Bundle:
     def __len__(self) -> int:
         return int(self.frames.shape[0])
 
-    def box(self, pose: int) -> Box:
-        """Face window of idle frame `pose`."""
-        x0, y0, x1, y1 = (int(v) for v in self.boxes[pose])
+    def box(self, idle_index: int) -> Box:
+        """Face window of idle frame `idle_index`."""
+        x0, y0, x1, y1 = (int(v) for v in self.boxes[idle_index])
         return Box(x0, y0, x1, y1)
 
-    def mouth(self, pose: int) -> float:
-        """How far a mouth may be drawn on idle frame `pose`, 0 … 1."""
-        return 1.0 if self.mouths is None else float(self.mouths[pose])
+    def mouth(self, idle_index: int) -> float:
+        """How far a mouth may be drawn on idle frame `idle_index`, 0 … 1."""
+        return 1.0 if self.mouths is None else float(self.mouths[idle_index])
 
     def with_mouth(self) -> NDArray[np.int64]:
         """The frames that show their mouths best: those on which it is drawn whole, else any part of it, else all of them."""

@@ -96,9 +96,9 @@ def network_input(bands: NDArray[np.float32], levels: NDArray[np.float32]) -> ND
     return scaled
 
 
-def log_mels(sound: NDArray[np.int16]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def log_mels(audio: NDArray[np.int16]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Computes a whole recording: int16[n] → input float32[n // 160, 40] and frame powers float32[n // 160]."""
-    padded = np.concatenate([np.zeros(WINDOW - HOP, np.float32), sound.astype(np.float32) / 32768])
+    padded = np.concatenate([np.zeros(WINDOW - HOP, np.float32), audio.astype(np.float32) / 32768])
     if len(padded) < WINDOW:
         return np.zeros((0, BANDS), np.float32), np.zeros(0, np.float32)
     frames = np.lib.stride_tricks.sliding_window_view(padded, WINDOW)[::HOP]

@@ -145,7 +145,7 @@ _STEPS = 24
 
 
 def detect_rate(
-    network: MouthNetwork, sound: Pcm, declared: int, pause: Callable[[], None] = lambda: None
+    network: MouthNetwork, audio: Pcm, declared: int, pause: Callable[[], None] = lambda: None
 ) -> int | None:
     """Returns the likely rate in Hz of int16 `[n]` that was declared as `declared` Hz, or None when it is undecided.
 
@@ -153,7 +153,7 @@ def detect_rate(
     is called about every millisecond so that other threads get the interpreter's lock.
     """
     others = [rate for rate in RATES if abs(rate / declared - 1) > _NEAR]
-    entropy = {rate: _entropy(network, sound, rate, pause) for rate in (declared, *others)}
+    entropy = {rate: _entropy(network, audio, rate, pause) for rate in (declared, *others)}
     best = min(others, key=lambda rate: entropy[rate])
     if entropy[best] < entropy[declared] - _WRONG_NATS:
         return best
@@ -162,10 +162,10 @@ def detect_rate(
     return None
 
 
-def _entropy(network: MouthNetwork, sound: Pcm, rate: int, pause: Callable[[], None]) -> float:
+def _entropy(network: MouthNetwork, audio: Pcm, rate: int, pause: Callable[[], None]) -> float:
     """Returns the mean phoneme entropy (nats) of the speech when the audio is read at `rate`; infinite without speech."""
     resampler, run = Resampler(rate, FEATURE_RATE), network.run()
-    mels, _ = mouth_network.log_mels(np.concatenate([resampler.push(sound), resampler.flush()]))
+    mels, _ = mouth_network.log_mels(np.concatenate([resampler.push(audio), resampler.flush()]))
     mels = mels[: len(mels) // 2 * 2]
     found: list[float] = []
     for at in range(0, len(mels), 2 * _STEPS):

@@ -122,13 +122,13 @@ class VisemeStream:
         self.reset()
         return out
 
-    def _process(self, sound: NDArray[np.float32]) -> None:
-        sound = np.concatenate([self._pending, sound])
+    def _process(self, samples: NDArray[np.float32]) -> None:
+        samples = np.concatenate([self._pending, samples])
         at = 0
-        while at + _PAST + STEP <= len(sound):
-            self._mouth.push(sound[at : at + _PAST + STEP])
+        while at + _PAST + STEP <= len(samples):
+            self._mouth.push(samples[at : at + _PAST + STEP])
             at += STEP
-        self._pending = sound[at:].copy()
+        self._pending = samples[at:].copy()
 
     def _moment(self, frame: int) -> float:
         """Returns the moment that a frame shows, in steps of the network."""

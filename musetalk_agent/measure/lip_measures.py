@@ -1,6 +1,6 @@
-"""What is measured of a film's lips: how far the mouth is open in the pictures, how far it should be open by the sound, and LSE.
+"""What is measured of a video's lips: how far the mouth is open in the pictures, how far it should be open by the audio, and LSE.
 
-LSE-C and LSE-D are the figures by which papers on lip sync compare themselves: how well SyncNet finds lips and voice of a film to
+LSE-C and LSE-D are the figures by which papers on lip sync compare themselves: how well SyncNet finds lips and voice of a video to
 agree. They are defined by joonson/syncnet_python (`SyncNetInstance.evaluate`) and Wav2Lip (`evaluation/scores_LSE`). All
 constants are theirs, except for the face: theirs is cut out by the boxes of the detector S3FD (`run_pipeline.py`, `crop_video`),
 ours by the box around the 468 mesh points, and they compress the cut pictures once more. So values compare with published ones
@@ -40,7 +40,7 @@ _QUARTER_TURNS = {0: 0, 90: 1, 180: 2, 270: 3}
 
 
 class VideoUnreadable(Exception):
-    """The film is not there, is damaged, or has no pictures; the message says which."""
+    """The video is not there, is damaged, or has no pictures; the message says which."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class MouthTrack:
 
     Args:
         times: float64 `[n]`, seconds, ascending: the middle of the time for which each value is shown or heard. By their
-            beginnings a film of 50 fps would be 10 ms later than the same mouth at 25 fps.
+            beginnings a video of 50 fps would be 10 ms later than the same mouth at 25 fps.
         aperture: float64 `[n]`, how far the inner lips are apart across the eye line, in outer eye distances (a little below 0 is a
             closed mouth, too); NaN where no face is seen.
     """
@@ -60,10 +60,10 @@ class MouthTrack:
 
 @dataclass(frozen=True)
 class VideoFaces:
-    """The largest face of a film.
+    """The largest face of a video.
 
     Args:
-        times: float64 `[n]`, seconds on the film's own time line, ascending: when each picture begins to be shown.
+        times: float64 `[n]`, seconds on the video's own time line, ascending: when each picture begins to be shown.
         meshes: n meshes, float32 `[468, 2]` in pixels, None where no face is seen.
     """
 
@@ -72,10 +72,10 @@ class VideoFaces:
 
 
 def find_faces(path: Path, net: FaceNet, progress: Callable[[int], object] = lambda _: None) -> VideoFaces:
-    """Follows the largest face of a film. `progress` is called with the frames done.
+    """Follows the largest face of a video. `progress` is called with the frames done.
 
     Raises:
-        VideoUnreadable: no film, or one without pictures.
+        VideoUnreadable: no video, or one without pictures.
     """
     tracker = FaceTracker(net)
     times: list[float] = []
@@ -93,10 +93,10 @@ def mouth_seen(faces: VideoFaces) -> MouthTrack:
     return MouthTrack(_middles(faces.times), np.array([_aperture(points) for points in faces.meshes]))
 
 
-def mouth_heard(features: VisemeFeatures, sound: Pcm, start_s: float) -> MouthTrack:
+def mouth_heard(features: VisemeFeatures, audio: Pcm, start_s: float) -> MouthTrack:
     """What the mouth network makes of a whole recording, int16 `[n]` at 16 kHz whose first sample has the time `start_s`."""
     stream = features.stream(_STEP_HZ)
-    vectors = [v for at in range(0, len(sound), _PIECE) for v in stream.push(sound[at : at + _PIECE])]
+    vectors = [v for at in range(0, len(audio), _PIECE) for v in stream.push(audio[at : at + _PIECE])]
     made = np.array(vectors + stream.flush(), np.float64)
     times = start_s + (np.arange(len(made)) + 0.5) / _STEP_HZ
     return MouthTrack(times, _FULL * made[:, JAW] * (1 - made[:, CLOSURE]))
@@ -182,19 +182,19 @@ def syncnet_weights(store: ModelStore) -> Path | None:
 
 
 def judge_sync(
-    path: Path, video: Path, faces: VideoFaces, sound: Pcm, start_s: float, progress: Callable[[int], object]
+    path: Path, video: Path, faces: VideoFaces, audio: Pcm, start_s: float, progress: Callable[[int], object]
 ) -> LipSync | None:
-    """Scores a film whose faces were followed, against int16 `[n]` at 16 kHz whose first sample has the time `start_s`.
+    """Scores a video whose faces were followed, against int16 `[n]` at 16 kHz whose first sample has the time `start_s`.
 
     `progress` is called with the pictures read. None with a face in fewer than half of the pictures, or less than two seconds of
-    pictures and sound.
+    pictures and audio.
 
     Raises:
         WeightsInvalid: the weights at `path` are not SyncNet's.
-        FilmUnreadable: the film cannot be read.
+        VideoUnreadable: the video cannot be read.
     """
     chosen = _at_25_fps(faces)
-    voice = _from(sound, float(faces.times[0]) - start_s)
+    voice = _from(audio, float(faces.times[0]) - start_s)
     squares = _squares(faces, chosen)
     frames = min(len(chosen), len(voice) // _FRAME_SAMPLES)
     if squares is None or frames < LEAST_FRAMES:
@@ -262,7 +262,7 @@ def _squares(faces: VideoFaces, chosen: NDArray[np.int64]) -> Squares | None:
 def _cuts(
     video: Path, chosen: NDArray[np.int64], squares: Squares, progress: Callable[[int], object]
 ) -> Iterator[Pixels]:
-    """The face of every chosen picture, read anew: all of a film's pictures would fill the memory."""
+    """The face of every chosen picture, read anew: all of a video's frames would fill the memory."""
     slot = 0
     for index, (_, picture) in enumerate(video_frames(video)):
         while slot < len(chosen) and chosen[slot] == index:
@@ -273,10 +273,10 @@ def _cuts(
             return
 
 
-def _from(sound: Pcm, lead_s: float) -> Pcm:
-    """The sound from `lead_s` after its first sample on; silence where that is before."""
+def _from(audio: Pcm, lead_s: float) -> Pcm:
+    """The audio from `lead_s` after its first sample on; silence where that is before."""
     samples = round(lead_s * FEATURE_RATE)
-    return sound[samples:] if samples >= 0 else np.concatenate([np.zeros(-samples, np.int16), sound])
+    return audio[samples:] if samples >= 0 else np.concatenate([np.zeros(-samples, np.int16), audio])
 
 
 _COEFFICIENTS = 13
@@ -291,14 +291,14 @@ _LEAST = float(np.finfo(np.float64).eps)
 Cepstra = NDArray[np.float64]
 
 
-def mfcc(sound: Pcm) -> Cepstra:
+def mfcc(audio: Pcm) -> Cepstra:
     """float64 `[n, 13]`, 100 a second, of int16 `[samples]` (one or more) at 16 kHz; value 0 is the logarithm of the energy.
 
-    Values are those of `python_speech_features.mfcc(sound, 16000)`: pre-emphasis, windows without a shape, the last one filled with
+    Values are those of `python_speech_features.mfcc(audio, 16000)`: pre-emphasis, windows without a shape, the last one filled with
     zeros.
     """
-    samples = sound.astype(np.float64)
-    samples[1:] -= _PREEMPHASIS * sound[:-1]
+    samples = audio.astype(np.float64)
+    samples[1:] -= _PREEMPHASIS * audio[:-1]
     count = 1 + max(0, -(-(len(samples) - _WINDOW) // _STEP))
     filled = np.zeros((count - 1) * _STEP + _WINDOW)
     filled[: len(samples)] = samples

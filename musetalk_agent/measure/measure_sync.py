@@ -1,4 +1,4 @@
-"""`musetalk-agent measure-sync VIDEO`: how much later the lips of a film move than its voice says, in milliseconds.
+"""`musetalk-agent measure-sync VIDEO`: how much later the lips of a video move than its voice says, in milliseconds.
 
 The opening of the mouth is measured in the pictures and predicted from the sound; both are compared at every lag. Loudness
 would not do: it leads and trails the lips by tens of milliseconds, depending on the sounds. Where SyncNet's weights are, its
@@ -64,14 +64,13 @@ class SyncReport:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the command's arguments."""
     parser.add_argument("video", type=Path, metavar="VIDEO", help="a film of one talking face")
     parser.add_argument("--audio", type=Path, default=None, metavar="SOUND", help="its sound (default: the film's own)")
     parser.add_argument("--json", action="store_true", help="print JSON, also when the lag cannot be measured")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the command: 0 measured, 1 when the film cannot be read or the lag cannot be measured (a sentence says why)."""
+    """Runs the command: 0 measured, 1 when the video cannot be read or the lag cannot be measured (a sentence says why)."""
     try:
         store = ModelStore(offline_settings().models_dir, Manifest.load())
         with tqdm(unit=" frames", desc="measure-sync", file=sys.stderr, leave=False) as bar:
@@ -99,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
 def measure(
     video: Path, audio: Path | None, store: ModelStore, features: VisemeFeatures, progress: Callable[[int], object]
 ) -> SyncReport:
-    """Measures one film against its own sound, or against `audio`, which then begins with its first picture.
+    """Measures one video against its own sound, or against `audio`, which then begins with its first picture.
 
     `progress` is called with 1 for every picture read; with SyncNet's weights every picture is read twice.
 

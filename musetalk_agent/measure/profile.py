@@ -65,7 +65,6 @@ class EngineProfile:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the command's arguments."""
     parser.add_argument("--engine", choices=_ENGINES, default="warp", help="whose frames (default: warp)")
     parser.add_argument("--frames", type=int, default=100, metavar="N", help="how many (default: 100)")
     parser.add_argument(
@@ -138,16 +137,16 @@ def _host(engine: Engine, bundle: Bundle, frames: int, batch: int) -> EngineProf
 def _musetalk(engine: Engine, bundle: Bundle, frames: int, batch: int) -> EngineProfile:
     """MuseTalk: the network's parts on their device, and around them what the processor does."""
     from musetalk_agent.engines.musetalk.engine import MuseTalkEngine
-    from musetalk_agent.measure.card_stages import card_stages
+    from musetalk_agent.measure.network_stages import network_stages
 
     assert isinstance(engine, MuseTalkEngine)
     with tqdm(total=frames, unit=" frames", desc="profile", file=sys.stderr, leave=False) as bar:
-        card = card_stages(engine, frames, batch, lambda done: bar.update(done - bar.n))
+        network = network_stages(engine, frames, batch, lambda done: bar.update(done - bar.n))
     rows = np.full((engine.profile.rows, _FACE_SIDE, 3), 127, np.uint8)
     hosted = host_stages(engine, bundle, frames, lambda request: engine.patch(request, rows, good=True), "patch")
-    stages = [hosted[0], *card.stages, *hosted[1:]]
+    stages = [hosted[0], *network.stages, *hosted[1:]]
     in_service = {size: round(1000 * seconds / size, 3) for size, seconds in engine.pace.seconds.items()}
-    return _figures(engine, bundle, frames, batch, stages, card.peak, in_service)
+    return _figures(engine, bundle, frames, batch, stages, network.peak, in_service)
 
 
 def _figures(

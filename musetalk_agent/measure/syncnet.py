@@ -1,4 +1,4 @@
-"""SyncNet v2 (Chung and Zisserman, "Out of time: automated lip sync in the wild", 2016): pictures of lips and sound, in one space.
+"""SyncNet v2 (Chung and Zisserman, "Out of time: automated lip sync in the wild", 2016): frames of lips and audio, in one space.
 
 Layers, names of weights and the form of the inputs are those of joonson/syncnet_python (`SyncNetModel.py`, `SyncNetInstance.py`),
 by whose weights LSE-C and LSE-D are defined. Needs the extra [musetalk]; imported only where the weights are.
@@ -100,7 +100,7 @@ def embed_voice(net: SyncNet, cepstra: Cepstra, count: int) -> Embeddings:
 
 @torch.inference_mode()
 def embed_lips(net: SyncNet, faces: Iterable[Pixels]) -> Embeddings:
-    """float32 `[n - 4, 1024]` of n pictures, uint8 BGR `[224, 224, 3]`, which are taken one by one: a film may be long."""
+    """float32 `[n - 4, 1024]` of n pictures, uint8 BGR `[224, 224, 3]`, which are taken one by one: a video may be long."""
     parts = [np.empty((0, DIMENSIONS), np.float32)]
     held: list[Pixels] = []
     for face in faces:

@@ -1,4 +1,4 @@
-"""Sound files of any kind that FFmpeg reads, block by block: for what is rendered and what is measured."""
+"""Audio files of any kind that FFmpeg reads, block by block: for `render` and `measure-sync`."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from av.container import InputContainer
 from musetalk_agent.media_types import Pcm
 
 KEPT_RATES = (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000)
-"""Rates (Hz) that AAC and the pipeline both take; sound at another one is converted to the last of them."""
+"""Rates (Hz) that AAC and the pipeline both take; audio at another one is converted to the last of them."""
 
 
 class AudioUnreadable(Exception):
-    """The file is not there, is damaged, or holds no sound; the message says which."""
+    """The file is not there, is damaged, or holds no audio; the message says which."""
 
 
 @dataclass(frozen=True)
 class AudioFile:
-    """The first sound track of a file, decoded anew by every call of `blocks`.
+    """The first audio track of a file, decoded anew by every call of `blocks`.
 
     Args:
-        path: the file; a video with sound will do.
+        path: the file; a video with audio will do.
         rate: samples per second of `blocks`: the file's own where it is one of `KEPT_RATES`, else 48 kHz.
         channels: 1 or 2, the file's own; more are mixed down to 2.
         samples: how many `blocks` gives in all, 1 or more.
@@ -82,9 +82,9 @@ class AudioFile:
         return AudioResampler(format="s16", layout=layout, rate=rate or self.rate)
 
 
-def mono(sound: AudioFile, rate: int) -> Pcm:
+def mono(file: AudioFile, rate: int) -> Pcm:
     """The whole file as int16 `[n]` at `rate`, channels mixed. Raises `AudioUnreadable`."""
-    return np.concatenate([block[:, 0] for block in sound.blocks(rate, 1)])
+    return np.concatenate([block[:, 0] for block in file.blocks(rate, 1)])
 
 
 def _frames(path: Path) -> Iterator[AudioFrame]:

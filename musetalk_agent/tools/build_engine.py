@@ -13,7 +13,6 @@ from musetalk_agent.weights import default_models_dir
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the command's arguments."""
     parser.add_argument(
         "--profile", choices=tuple(PROFILES), default="quality", help="whose decoder (default: quality)"
     )

@@ -27,7 +27,6 @@ _ALIGNED = 64
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the command's arguments."""
     parser.add_argument("--dtype", choices=HALVES, default="fp16", help="precision of the copies (default: fp16)")
     parser.add_argument(
         "--models-dir",

@@ -31,7 +31,6 @@ _DEFAULT_GROUP = "face"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the command's arguments."""
     parser.add_argument(
         "groups", nargs="*", metavar="GROUP", help=f"groups of files to fetch (default: {_DEFAULT_GROUP})"
     )

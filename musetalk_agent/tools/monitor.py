@@ -85,7 +85,6 @@ class SessionTable:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the command's arguments."""
     parser.add_argument("url", metavar="URL", help="the agent's address, http://127.0.0.1:8090 for one")
     parser.add_argument("--key", default=None, help="the agent's key (default: AGENT_API_KEY)")
     parser.add_argument("--interval", type=float, default=1.0, metavar="S", help="seconds between looks (default: 1)")

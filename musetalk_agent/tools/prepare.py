@@ -21,7 +21,6 @@ _BLOCK_BYTES = 1 << 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the command's arguments."""
     parser.add_argument("clip", help=f"zip of pictures, video or picture; an avatar_id or {DEMO_AVATAR_ID!r} works too")
     parser.add_argument("--fps", type=int, default=25, help="frames per second, 15 … 50 (default: 25)")
     parser.add_argument("--width", type=int, default=None, help="width of the picture (default: the clip's)")

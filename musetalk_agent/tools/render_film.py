@@ -56,7 +56,6 @@ class Rendered:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the command's arguments."""
     parser.add_argument(
         "--avatar", required=True, metavar="CLIP", help=f"zip, video or picture, an avatar_id or {DEMO_AVATAR_ID!r}"
     )
@@ -83,11 +82,11 @@ def run(args: argparse.Namespace) -> int:
         print(f"render: {wrong}", file=sys.stderr)
         return 2
     try:
-        sound = AudioFile.open(args.audio)
-        frames = frames_begun(-(-sound.samples * FEATURE_RATE // sound.rate), picture.fps)
-        track = FilmSound(sound.blocks(), sound.rate, sound.channels)
+        audio = AudioFile.open(args.audio)
+        frames = frames_begun(-(-audio.samples * FEATURE_RATE // audio.rate), picture.fps)
+        track = FilmSound(audio.blocks(), audio.rate, audio.channels)
         with Film(args.output, picture.fps, frames, track) as film:
-            made = asyncio.run(render(settings, args.avatar, picture, sound, film))
+            made = asyncio.run(render(settings, args.avatar, picture, audio, film))
             film.finish()
     except AgentError as error:
         print(f"{error.code.value}: {error.detail}", file=sys.stderr)
@@ -108,20 +107,20 @@ def run(args: argparse.Namespace) -> int:
     for warning in made.warnings:
         print(f"! {warning.code}: {warning.message}", file=sys.stderr)
     print(
-        f"{args.output}: {frames} frames of {made.width}×{made.height} at {picture.fps} fps, {sound.seconds:.2f} s of sound at "
-        f"{sound.rate} Hz; engine {made.engine}, made in {made.seconds:.1f} s ({sound.seconds / made.seconds:.1f} × real time)"
+        f"{args.output}: {frames} frames of {made.width}×{made.height} at {picture.fps} fps, {audio.seconds:.2f} s of sound at "
+        f"{audio.rate} Hz; engine {made.engine}, made in {made.seconds:.1f} s ({audio.seconds / made.seconds:.1f} × real time)"
     )
     return 0
 
 
-async def render(settings: AgentSettings, clip: str, picture: Picture, sound: AudioFile, film: Film) -> Rendered:
-    """Plays `sound` through a session with the avatar `clip` into `film`, with a progress bar; the film is not finished yet.
+async def render(settings: AgentSettings, clip: str, picture: Picture, audio: AudioFile, film: Film) -> Rendered:
+    """Plays `audio` through a session with the avatar `clip` into `film`, with a progress bar; the film is not finished yet.
 
     Cancelling is safe.
 
     Raises:
         AgentError: the avatar or the engine cannot be used.
-        AudioUnreadable: the sound is damaged further on.
+        AudioUnreadable: the audio is damaged further on.
         RenderFailed: the session broke, or pictures could not be made.
     """
     clock = VirtualClock()
@@ -138,7 +137,7 @@ async def render(settings: AgentSettings, clip: str, picture: Picture, sound: Au
         try:
             with tqdm(total=film.frames, unit=" frames", desc="render", file=sys.stderr, leave=False) as bar:
                 begun = time.perf_counter()
-                await _play(session, clock, sound, lambda: bar.update(film.written - bar.n))
+                await _play(session, clock, audio, lambda: bar.update(film.written - bar.n))
                 took = time.perf_counter() - begun
         finally:
             await session.stop()
@@ -160,10 +159,10 @@ def _request(avatar_id: str, picture: Picture) -> AgentStartRequest:
     )
 
 
-async def _play(session: Session, clock: VirtualClock, sound: AudioFile, progress: Callable[[], object]) -> None:
-    """Sends the sound as one segment, a little ahead of the voice, until all of it was heard."""
-    blocks = sound.blocks(channels=1)
-    session.inbox.take(SegmentStart(segment=1, sample_rate=sound.rate).model_dump_json())
+async def _play(session: Session, clock: VirtualClock, audio: AudioFile, progress: Callable[[], object]) -> None:
+    """Sends the audio as one segment, a little ahead of the voice, until all of it was heard."""
+    blocks = audio.blocks(channels=1)
+    session.inbox.take(SegmentStart(segment=1, sample_rate=audio.rate).model_dump_json())
     ended = False
     while not any(isinstance(entry.event, PlaybackFinished) for entry in session.outbox.after(0)):
         while not ended and session.pipeline.playback.buffered_s < _AHEAD_S:

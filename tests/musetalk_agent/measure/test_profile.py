@@ -91,13 +91,13 @@ def test_operations_of_a_part_are_counted(monkeypatch: pytest.MonkeyPatch) -> No
     pytest.importorskip("diffusers")
     pytest.importorskip("transformers")
     from musetalk_agent.engines.musetalk.device import CpuCard
-    from musetalk_agent.measure import card_stages
+    from musetalk_agent.measure import network_stages
 
     layer = torch.nn.Conv2d(3, 5, 3, padding=1)
-    counted = card_stages.operations(lambda: (layer(torch.zeros(2, 3, 8, 8)),), CpuCard())
+    counted = network_stages.operations(lambda: (layer(torch.zeros(2, 3, 8, 8)),), CpuCard())
     assert counted == 2 * 2 * 5 * 8 * 8 * 3 * 3 * 3
     line = torch.nn.Linear(7, 11)
-    assert card_stages.operations(lambda: (line(torch.zeros(4, 7)),), CpuCard()) == 2 * 4 * 7 * 11
+    assert network_stages.operations(lambda: (line(torch.zeros(4, 7)),), CpuCard()) == 2 * 4 * 7 * 11
 
 
 def test_refusals(

@@ -25,14 +25,14 @@ _PEAK_TRIES = 4
 
 
 @dataclass(frozen=True)
-class CardStages:
+class NetworkStages:
     """The parts of a frame, and `peak`: operations per second of a large matrix product on the device, in the same precision."""
 
     stages: list[StageTiming]
     peak: float
 
 
-def card_stages(engine: MuseTalkEngine, frames: int, batch: int, progress: Callable[[int], object]) -> CardStages:
+def network_stages(engine: MuseTalkEngine, frames: int, batch: int, progress: Callable[[int], object]) -> NetworkStages:
     """Times the parts over at least `frames` frames in batches of `batch`; the engine must be idle.
 
     `progress` is called with the frames done.
@@ -75,7 +75,7 @@ def card_stages(engine: MuseTalkEngine, frames: int, batch: int, progress: Calla
                 times[name].append(_seconds(part, card) / batch)
             progress(done + batch)
     stages = [StageTiming(name, each, flop[name] // batch if name in flop else None) for name, each in times.items()]
-    return CardStages(stages, max(peak, _peak(card, network.dtype)))  # the machine may have had other work once
+    return NetworkStages(stages, max(peak, _peak(card, network.dtype)))  # the machine may have had other work once
 
 
 def _seconds(call: Callable[[], Outputs], card: Card) -> float:
