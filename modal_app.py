@@ -15,8 +15,8 @@ from pathlib import Path
 import modal
 
 from musetalk_agent.weights import Manifest
-from orchestrator.deploy.modal_settings import KILL_S, ModalCloud, ModalSettings, Service, Wanted, examine
-from orchestrator.deploy.smoke import smoke as one_session
+from musetalk_tools.deploy.modal_settings import KILL_S, ModalCloud, ModalSettings, Service, Wanted, examine
+from musetalk_tools.deploy.smoke import smoke as one_session
 
 NUMBERS = ModalSettings.read(os.environ)
 ORCHESTRATOR_PORT, AGENT_PORT = 8080, 8090
@@ -47,7 +47,7 @@ def _image(extras: str) -> modal.Image:
     here, image = Path(__file__).parent, modal.Image.debian_slim(python_version="3.12")
     for name in ("pyproject.toml", "constraints.txt", "README.md", "LICENSE"):
         image = image.add_local_file(here / name, f"/src/{name}", copy=True)
-    for name in ("musetalk_agent", "orchestrator", "models"):
+    for name in ("musetalk_agent", "orchestrator", "musetalk_tools", "models"):
         image = image.add_local_dir(
             here / name,
             f"/src/{name}",

@@ -5,6 +5,7 @@ WORKDIR /src
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY musetalk_agent musetalk_agent
 COPY orchestrator orchestrator
+COPY musetalk_tools musetalk_tools
 COPY models models
 RUN python -m venv /opt/avatar \
     && /opt/avatar/bin/pip install --no-cache-dir --constraint constraints.txt ".[${EXTRAS}]" \

@@ -46,14 +46,14 @@ def build_parser() -> argparse.ArgumentParser:
         "--port", type=int, default=8080, help="port to listen on, 0 for a free one (default: %(default)s)"
     )
     demo = commands.add_parser("demo", help="run LiveKit, an agent and the orchestrator on this machine")
-    from orchestrator import demo as demonstration
+    from musetalk_tools import demo as demonstration
 
     demonstration.add_arguments(demo)
     loadtest = commands.add_parser("loadtest", help="measure a deployment with sessions, viewers and speech of its own")
-    from orchestrator.loadtest import thresholds as load_arguments
+    from musetalk_tools.loadtest import thresholds as load_arguments
 
     load_arguments.add_arguments(loadtest)
-    from orchestrator import support_bundle
+    from musetalk_tools import support_bundle
 
     bundle = commands.add_parser(
         "support-bundle", help="write a zip of settings without secrets, debug answers and logs"
@@ -76,15 +76,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code: 2 when the environment lacks something."""
     arguments = build_parser().parse_args(argv)
     if arguments.command == "demo":
-        from orchestrator import demo as demonstration
+        from musetalk_tools import demo as demonstration
 
         return demonstration.run(arguments)
     if arguments.command == "loadtest":
-        from orchestrator.loadtest import run as loadtest
+        from musetalk_tools.loadtest import run as loadtest
 
         return loadtest.run(arguments)
     if arguments.command == "support-bundle":
-        from orchestrator import support_bundle
+        from musetalk_tools import support_bundle
 
         return support_bundle.run(arguments)
     if arguments.command == "key":

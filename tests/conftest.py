@@ -16,7 +16,7 @@ from hypothesis.internal.conjecture import providers
 
 from musetalk_agent.avatars.decoder_pool import DecoderPools
 from musetalk_agent.weights import default_models_dir
-from orchestrator.livekit_server import LiveKitAccess, LiveKitServer, find
+from musetalk_tools.livekit_server import LiveKitAccess, LiveKitServer, find
 
 pytest_plugins = ["tests.lanes"]
 

@@ -39,7 +39,7 @@ REAL_TIME = (
     "tests/musetalk_agent/publishers/test_livekit.py",
     "tests/musetalk_agent/publishers/test_rtmp.py",
     "tests/musetalk_agent/publishers/test_whip.py",
-    "tests/orchestrator/loadtest/test_load.py",
+    "tests/musetalk_tools/loadtest/test_load.py",
     "tests/orchestrator/voice/test_worker.py",
     "tests/system",
 )

@@ -10,7 +10,7 @@ import numpy as np
 from livekit import api, rtc
 
 from musetalk_agent.publishers.livekit.detached_connect import leave
-from orchestrator.livekit_server import LiveKitAccess
+from musetalk_tools.livekit_server import LiveKitAccess
 
 RATE = 16_000
 

@@ -10,8 +10,8 @@ import subprocess
 from collections import Counter
 from pathlib import Path
 
-ALSO = {"orchestrator/deploy": ("tests/modal",)}
-SPLIT = ("orchestrator", "integrations", "musetalk_agent")
+ALSO = {"musetalk_tools/deploy": ("tests/modal",)}
+SPLIT = ("orchestrator", "integrations", "musetalk_agent", "musetalk_tools")
 
 
 def package(path: Path) -> str:

@@ -12,7 +12,8 @@ import pytest
 from tests.waiting import NEVER_S
 
 ROOT = Path(__file__).resolve().parents[2]
-PRODUCT = sorted(p for folder in ("orchestrator", "musetalk_agent", "tools") for p in (ROOT / folder).rglob("*.py"))
+PACKAGES = ("orchestrator", "musetalk_agent", "musetalk_tools")
+PRODUCT = sorted(p for folder in (*PACKAGES, "tools") for p in (ROOT / folder).rglob("*.py"))
 
 
 def test_the_layers_hold() -> None:
@@ -65,7 +66,7 @@ def test_files_and_functions_stay_small(path: Path) -> None:
 
 
 def test_the_package_root_stays_empty() -> None:
-    for name in ("orchestrator", "musetalk_agent"):
+    for name in PACKAGES:
         assert (ROOT / name / "__init__.py").read_text("utf-8").strip() == ""
 
 

@@ -8,7 +8,7 @@ import random
 import sys
 import time
 
-from orchestrator.livekit_server import LiveKitServer, find
+from musetalk_tools.livekit_server import LiveKitServer, find
 from tests.bench.figures import Figure
 from tests.integrations.livekit_agents.world import MISSING, Scene, heard_to, scene
 

@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from musetalk_agent.settings import AgentSettings
-from orchestrator.processes import free_port
+from musetalk_tools.processes import free_port
 from orchestrator.settings import Settings
 from tests.waiting import NEVER_S, wait_until
 

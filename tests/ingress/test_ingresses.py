@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 import pytest
 from livekit import api
 
+from musetalk_tools.livekit_server import LiveKitAccess, LiveKitServer, find
 from orchestrator.livekit_rooms import Ingresses, IngressMode, LiveKitKeys
-from orchestrator.livekit_server import LiveKitAccess, LiveKitServer, find
 from tests.servers.ingress import Deployment, deployment
 from tests.servers.redis import redis_server
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import modal
 import pytest
 
-from orchestrator.deploy.modal_settings import ModalCloud, ModalSettings, Wanted, examine
+from musetalk_tools.deploy.modal_settings import ModalCloud, ModalSettings, Wanted, examine
 from tests.modal.inspected import inspected
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.deploy.modal_settings import CARDS, KILL_S, ModalSettings, ModalSettingsError
+from musetalk_tools.deploy.modal_settings import CARDS, KILL_S, ModalSettings, ModalSettingsError
 
 
 def test_what_was_read_is_read_again() -> None:

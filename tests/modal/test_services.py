@@ -13,10 +13,10 @@ import httpx
 import pytest
 
 from musetalk_agent.weights import default_models_dir
-from orchestrator.deploy.modal_settings import Service, ServiceFailed
-from orchestrator.deploy.smoke import smoke
-from orchestrator.livekit_server import LiveKitAccess
-from orchestrator.processes import free_port
+from musetalk_tools.deploy.modal_settings import Service, ServiceFailed
+from musetalk_tools.deploy.smoke import smoke
+from musetalk_tools.livekit_server import LiveKitAccess
+from musetalk_tools.processes import free_port
 from tests.fakes.agent_server import AGENT_KEY
 from tests.fakes.stage import API_KEY
 from tests.modal.inspected import Inspected, inspected

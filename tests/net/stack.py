@@ -18,8 +18,8 @@ import psutil
 from livekit import api
 from livekit.protocol import models
 
-from orchestrator.livekit_server import LiveKitAccess, LiveKitServer, find
-from orchestrator.processes import Child, free_port
+from musetalk_tools.livekit_server import LiveKitAccess, LiveKitServer, find
+from musetalk_tools.processes import Child, free_port
 from tests.bench.stack import Demo
 from tests.net.world import FAR, NEAR, World
 from tests.servers.ingress import deployment

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from orchestrator.processes import Child
+from musetalk_tools.processes import Child
 from tests.waiting import until
 
 NEAR, FAR = "10.99.0.1", "10.99.0.2"

@@ -17,9 +17,9 @@ import httpx
 import numpy as np
 import websockets
 
+from musetalk_tools.livekit_server import LiveKitAccess
+from musetalk_tools.processes import Child, free_port
 from orchestrator.livekit_rooms import LiveKitKeys, Rooms
-from orchestrator.livekit_server import LiveKitAccess
-from orchestrator.processes import Child, free_port
 from tests.fakes.agent_server import AGENT_KEY
 from tests.fakes.stage import API_KEY
 from tests.waiting import NEVER_S, until

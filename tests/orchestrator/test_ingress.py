@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 from livekit import api
 
-from orchestrator.livekit_server import LiveKitAccess, LiveKitServer, find
+from musetalk_tools.livekit_server import LiveKitAccess, LiveKitServer, find
 from tests.fakes.stage import Stage, stage
 from tests.servers.redis import redis_server
 

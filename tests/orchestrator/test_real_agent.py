@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 import numpy as np
 import pytest
 
-from orchestrator.processes import Child, free_port
+from musetalk_tools.processes import Child, free_port
 from tests.fakes.agent_server import AGENT_KEY
 from tests.fakes.relay import Relay, relay
 from tests.fakes.stage import Stage, stage

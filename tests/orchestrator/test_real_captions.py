@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from musetalk_agent.protocol.messages import CaptionWord
-from orchestrator.livekit_server import LiveKitAccess
+from musetalk_tools.livekit_server import LiveKitAccess
 from orchestrator.tts.synthesizer import SpeechChunk, VoiceInfo
 from orchestrator.tts.voices import Voices
 from tests.orchestrator.voice.stack import ROOM, Stack, stack

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from orchestrator.livekit_server import LiveKitAccess
+from musetalk_tools.livekit_server import LiveKitAccess
 from tests.orchestrator.voice.stack import ROOM, stack
 from tests.orchestrator.voice.tones import heard_all, listening, once, tone_code
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from orchestrator.processes import Child, free_port
+from musetalk_tools.processes import Child, free_port
 from tests.fakes.agent_server import AGENT_KEY
 from tests.fakes.collector import Collector
 from tests.fakes.serving import plain_config, serving

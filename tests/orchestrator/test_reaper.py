@@ -10,8 +10,8 @@ from livekit import rtc
 
 from musetalk_agent.protocol.http import SessionState
 from musetalk_agent.protocol.problems import ProblemError
+from musetalk_tools.livekit_server import LiveKitAccess
 from orchestrator.livekit_rooms import LiveKitKeys, Rooms, TokenMinter
-from orchestrator.livekit_server import LiveKitAccess
 from orchestrator.metrics import Metrics
 from orchestrator.recovery import MAX_ROOMS, Reaper
 from orchestrator.store.session_store import StoredSession

@@ -11,7 +11,7 @@ from typing import cast
 import httpx
 import pytest
 
-from orchestrator.livekit_server import LiveKitAccess
+from musetalk_tools.livekit_server import LiveKitAccess
 from tests.orchestrator.survivors import RATE, Sender, Server, World, speech, world
 from tests.servers.redis import redis_server
 from tests.waiting import NEVER_S, until

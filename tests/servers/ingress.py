@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from orchestrator.livekit_server import LiveKitAccess, LiveKitServer, find
-from orchestrator.processes import Child, free_port
+from musetalk_tools.livekit_server import LiveKitAccess, LiveKitServer, find
+from musetalk_tools.processes import Child, free_port
 from tests.servers.redis import redis_server
 from tests.waiting import NEVER_S
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from orchestrator.processes import free_port
+from musetalk_tools.processes import free_port
 from tests.servers.puller import Received, read
 from tests.waiting import until
 

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from orchestrator.processes import free_port
+from musetalk_tools.processes import free_port
 from tests.waiting import until
 
 

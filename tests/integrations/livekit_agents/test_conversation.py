@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.livekit_server import LiveKitAccess
+from musetalk_tools.livekit_server import LiveKitAccess
 from tests.integrations.livekit_agents.world import MISSING, SPEAKER, Scene, heard_to, scene
 from tests.orchestrator.voice.tones import heard_all, once
 from tests.waiting import until

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from orchestrator.livekit_server import LiveKitAccess
+from musetalk_tools.livekit_server import LiveKitAccess
 from tests.clients.printed import lines, printed
 from tests.integrations.livekit_agents.world import MISSING, talker
 from tests.orchestrator.voice.stack import stack

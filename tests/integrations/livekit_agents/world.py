@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from livekit import api
 
-from orchestrator.livekit_server import LiveKitAccess
+from musetalk_tools.livekit_server import LiveKitAccess
 from tests.fakes.stage import API_KEY
 from tests.orchestrator.voice.stack import ROOM, Stack, stack
 from tests.orchestrator.voice.tones import LOWEST_HZ, STEP_HZ, SYMBOL_S, Ears, listening

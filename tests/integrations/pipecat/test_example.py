@@ -9,7 +9,7 @@ import httpx
 import numpy as np
 import pytest
 
-from orchestrator.livekit_server import LiveKitAccess
+from musetalk_tools.livekit_server import LiveKitAccess
 from tests.bench.stack import demo
 from tests.clients.printed import lines, printed
 from tests.integrations.pipecat.conftest import PYTHON, START_S, program

@@ -20,7 +20,7 @@ from musetalk_agent.protocol.http import AgentStartRequest, AvatarSource
 from musetalk_agent.publishers.failover.publisher import FailoverPublisher
 from musetalk_agent.session.session import Session
 from musetalk_agent.settings import AgentSettings
-from orchestrator.livekit_server import LiveKitAccess
+from musetalk_tools.livekit_server import LiveKitAccess
 from tests.viewer import join_token
 from tests.waiting import until
 

@@ -26,7 +26,7 @@ from musetalk_agent.publishers.failover.transports import OutletOptions
 from musetalk_agent.publishers.livekit.publisher import LiveKitOptions
 from musetalk_agent.publishers.rtmp.address import check_rtmp
 from musetalk_agent.session.session import Session
-from orchestrator.livekit_server import LiveKitAccess, LiveKitServer, find
+from musetalk_tools.livekit_server import LiveKitAccess, LiveKitServer, find
 from tests.viewer import RATE, join_token
 from tests.waiting import until
 

@@ -15,8 +15,8 @@ from musetalk_agent.media_types import VideoFrame
 from musetalk_agent.protocol.http import PublisherMode
 from musetalk_agent.publishers.base import Lost
 from musetalk_agent.publishers.livekit.publisher import LiveKitPublisher
-from orchestrator.livekit_server import LiveKitAccess
-from orchestrator.processes import free_port
+from musetalk_tools.livekit_server import LiveKitAccess
+from musetalk_tools.processes import free_port
 from tests.musetalk_agent.publishers.failing import Sfu, coarse, failing, sfu
 from tests.musetalk_agent.publishers.spoken_code import SLOT_S, heard_slots, spoken_code
 from tests.servers.nginx_rtmp import NginxRtmp

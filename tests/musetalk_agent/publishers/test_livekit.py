@@ -21,7 +21,7 @@ from musetalk_agent.media.pipeline import Pipeline
 from musetalk_agent.protocol.http import AgentStartRequest, AvatarSource, DiagnosisCode, SessionState
 from musetalk_agent.publishers.livekit.publisher import LiveKitOptions, LiveKitPublisher
 from musetalk_agent.session.session import Session
-from orchestrator.livekit_server import LiveKitAccess
+from musetalk_tools.livekit_server import LiveKitAccess
 from tests.fakes.relay import relay
 from tests.musetalk_agent.publishers.feed import picture
 from tests.musetalk_agent.stand import bursts, tone

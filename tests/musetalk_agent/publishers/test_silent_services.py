@@ -29,7 +29,7 @@ from musetalk_agent.publishers.livekit import publisher as livekit_publisher
 from musetalk_agent.publishers.livekit.publisher import LiveKitOptions, LiveKitPublisher
 from musetalk_agent.publishers.stream.encoder import Shape
 from musetalk_agent.publishers.whip import sink
-from orchestrator.livekit_server import LiveKitAccess
+from musetalk_tools.livekit_server import LiveKitAccess
 from tests.musetalk_agent.publishers.failing import ROOM, failing, probe_token, sfu
 from tests.musetalk_agent.publishers.feed import picture
 from tests.musetalk_agent.publishers.test_rtmp_hostile import Behaviour, server, silent, trickle

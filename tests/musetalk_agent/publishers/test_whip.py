@@ -11,7 +11,7 @@ import numpy as np
 from musetalk_agent.clock import MonotonicClock
 from musetalk_agent.publishers.stream.sink import StreamOptions
 from musetalk_agent.publishers.whip.sink import WhipSink, whip_url
-from orchestrator.livekit_server import LiveKitAccess, LiveKitServer, find
+from musetalk_tools.livekit_server import LiveKitAccess, LiveKitServer, find
 from tests.musetalk_agent.publishers.feed import BLOCK, FPS, feed, picture
 from tests.viewer import Viewer, join_token
 from tests.waiting import NEVER_S, until

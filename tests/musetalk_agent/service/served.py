@@ -16,7 +16,7 @@ import websockets
 from musetalk_agent.service.app import create_app
 from musetalk_agent.service.server import server_config
 from musetalk_agent.settings import AgentSettings
-from orchestrator.processes import free_port
+from musetalk_tools.processes import free_port
 from tests.fakes.serving import BRIEF
 from tests.waiting import NEVER_S, until
 

@@ -16,7 +16,7 @@ import httpx
 import pytest
 import websockets
 
-from orchestrator.processes import free_port
+from musetalk_tools.processes import free_port
 from tests.musetalk_agent.service.served import HEADERS, KEY, Agent, answers
 from tests.musetalk_agent.stand import tone
 from tests.waiting import NEVER_S

@@ -22,7 +22,7 @@ from musetalk_agent.engines.pattern import PatternEngine, pattern_bundle
 from musetalk_agent.errors import EngineFailed, EngineUnavailable
 from musetalk_agent.settings import AgentSettings
 from musetalk_agent.weights import Manifest, ModelStore
-from orchestrator.processes import free_port
+from musetalk_tools.processes import free_port
 from tests.musetalk_agent.service.served import HEADERS, KEY, Agent, agent, answers
 from tests.waiting import NEVER_S, until
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from musetalk_agent.tools import monitor
-from orchestrator.processes import free_port
+from musetalk_tools.processes import free_port
 from tests.musetalk_agent.service.served import KEY, Agent, agent
 from tests.musetalk_agent.stand import tone
 from tests.waiting import NEVER_S, until

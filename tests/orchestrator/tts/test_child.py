@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from orchestrator.processes import Child
+from musetalk_tools.processes import Child
 from orchestrator.worker_pipe import end
 from tests.waiting import NEVER_S, until
 

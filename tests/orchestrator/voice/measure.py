@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 
-from orchestrator.livekit_server import LiveKitAccess, LiveKitServer, find
+from musetalk_tools.livekit_server import LiveKitAccess, LiveKitServer, find
 from tests.musetalk_agent.stand import bursts
 from tests.orchestrator.voice.stack import ROOM, speak, stack
 from tests.orchestrator.voice.tones import heard_all, tone_code

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator.livekit_server import LiveKitAccess
-from orchestrator.processes import Child, free_port
+from musetalk_tools.livekit_server import LiveKitAccess
+from musetalk_tools.processes import Child, free_port
 from tests.fakes.agent_server import AGENT_KEY
 from tests.fakes.stage import Line, Stage, stage
 from tests.orchestrator.voice.tones import Ears

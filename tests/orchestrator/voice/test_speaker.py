@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from orchestrator.livekit_server import LiveKitAccess
+from musetalk_tools.livekit_server import LiveKitAccess
 from tests.musetalk_agent.stand import bursts
 from tests.orchestrator.voice.stack import ROOM, speak, stack
 from tests.orchestrator.voice.tones import heard_all, once, tone_code

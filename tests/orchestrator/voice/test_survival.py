@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from orchestrator.livekit_server import LiveKitAccess
+from musetalk_tools.livekit_server import LiveKitAccess
 from tests.orchestrator.voice.stack import ROOM, speak, stack
 from tests.orchestrator.voice.tones import heard_all, once, tone_code
 from tests.waiting import NEVER_S

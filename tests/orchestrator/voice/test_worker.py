@@ -14,7 +14,7 @@ import numpy as np
 import psutil
 import pytest
 
-from orchestrator.livekit_server import LiveKitAccess
+from musetalk_tools.livekit_server import LiveKitAccess
 from orchestrator.metrics import Metrics
 from orchestrator.voice.voice_worker import VoiceLine, VoiceWorker
 from orchestrator.voice.worker_messages import LineReport
