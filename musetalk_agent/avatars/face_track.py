@@ -93,7 +93,7 @@ def head_reach(points: NDArray[np.float32]) -> tuple[float, float]:
 
 
 MOUTH_CHECK_EVERY = 4
-"""Every how many pictures the mouth is looked at: it costs as much as the mesh itself, twice."""
+"""Frames from one check of the mouth to the next: a check costs twice as much as the mesh itself."""
 _BARE = 50.0
 """Below this evidence a mouth counts as covered, whatever else is seen. For what was measured see docs/reference/avatars.md."""
 _SHARE = 0.6
@@ -101,10 +101,10 @@ _SHARE = 0.6
 _MOST = 120.0
 """Above this evidence no mouth is covered, however clear it usually is."""
 _NEAR = np.radians(12.0)
-"""Looks at a head within this of a look's own direction (radians) are compared with it: turned by 40° a visible mouth gives 0.41
-to 0.7 of what it gives seen from the front, and 0.67 and more of what others in its direction give."""
+"""Evidence is compared with that of frames whose head direction is within this (radians): at 40° a visible mouth gives 0.41 to 0.7
+of what it gives from the front, and 0.67 and more of what others in its direction give."""
 _ALONE, _BARE_ALONE = 6.0, 70.0
-"""In a picture alone, which nothing can be compared with: the weight of the mouth's evidence without the eyes, and the bar for
+"""In a single picture, which cannot be compared with others: the weight of the mouth's evidence without the eyes, and the bar for
 both together. Of 55 bare mouths, plain, grey, dimmed and under sunglasses, the least gave 86 but for one (56), which the evidence
 with the eyes alone took for covered as well."""
 
@@ -115,12 +115,12 @@ def covered_frames(
     """Which frames of a clip of `total` have their mouths covered: bool `[total]`.
 
     Args:
-        looked: evidence by frame, of the frames that were looked at.
+        looked: evidence by frame, of the frames that were checked.
         angles: the head's direction in each frame, float32 `[total, 2]` in radians, from `head_angles`.
         alone: `FaceNet.mouth_without_eyes` of the first frame, which decides where there is no other.
 
-    One look alone says nothing where there are several: they must agree on two neighbours. Frames between a covered and a visible
-    look count as covered.
+    Where several frames were checked, a single one decides nothing: two neighbours must agree. Frames between a covered and a
+    visible one count as covered.
     """
     out = np.zeros(total, bool)
     if not looked:
@@ -140,7 +140,7 @@ def covered_frames(
 
 
 def _usual(evidence: NDArray[np.float64], angles: NDArray[np.float32]) -> NDArray[np.float64]:
-    """For each look the median evidence of the looks at a head in about the same direction, float64 `[n]`."""
+    """For each check the median evidence of the checks with the head in about the same direction, float64 `[n]`."""
     away = np.linalg.norm(angles[:, None] - angles[None], axis=2)
     return np.array([np.median(evidence[near]) for near in away <= _NEAR])
 

@@ -40,11 +40,11 @@ _LISTED = 3
 
 @dataclass(frozen=True)
 class ZipFrames:
-    """What is shown of a zip.
+    """The entries of a zip that are frames.
 
     Args:
-        names: entries, in the order of the clip.
-        warnings: codes and sentences about what is not.
+        names: in the order of the clip.
+        warnings: codes and sentences about the entries that are left out.
     """
 
     names: Sequence[str]

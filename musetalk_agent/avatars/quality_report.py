@@ -50,9 +50,10 @@ def closed_mouth(points: NDArray[np.float32]) -> NDArray[np.bool_]:
 def make_report(
     avatar_id: str, track: FaceTrack, clip: tuple[int, int], shown: tuple[int, int], fps: int, still: bool
 ) -> AvatarReport:
-    """Report of a clip of `clip` (width, height) pixels, shown at `shown`."""
+    """The report of a clip of `clip` (width, height) pixels that is published at `shown`."""
     points = track.points
     steps = np.linalg.norm(np.diff(points[:, _NOSE_BRIDGE], axis=0), axis=1)
+    warnings = _face_warnings(track, clip) + _frame_warnings(track, fps, still)
     return AvatarReport(
         avatar_id=avatar_id,
         frames=len(points),
@@ -65,12 +66,8 @@ def make_report(
         frames_without_face=track.missing,
         frames_mouth_hidden=track.covered,
         still=still,
-        warnings=[AvatarWarning(code=code, message=message) for code, message in _warnings(track, clip, fps, still)],
+        warnings=[AvatarWarning(code=code, message=message) for code, message in warnings],
     )
-
-
-def _warnings(track: FaceTrack, clip: tuple[int, int], fps: int, still: bool) -> list[tuple[str, str]]:
-    return _face_warnings(track, clip) + _frame_warnings(track, fps, still)
 
 
 def _face_warnings(track: FaceTrack, clip: tuple[int, int]) -> list[tuple[str, str]]:

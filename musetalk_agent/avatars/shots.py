@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from musetalk_agent.media_types import Pixels
 
 _SIDE = 48
-"""Pixels of a side of the small grey pictures that are compared."""
+"""Side of the thumbnails that are compared, in pixels."""
 _TIMES, _LEVELS = 4.0, 2.0
-"""A cut changes the picture by more than so many times what its neighbours change, and so many levels more."""
+"""A cut changes the frame by more than this many times its neighbours' change, plus this many levels."""
 _ALIKE = 0.98
 """Pictures that correlate better than this are one shot. Neighbours within clips of talkers measured 0.997 and more, joins of two
 clips of one person 0.49 to 0.99 (median 0.80), of two persons 0.25 to 0.98 (0.55)."""
@@ -32,14 +32,14 @@ _APART = 0.75
 
 @dataclass(frozen=True, slots=True)
 class FrameDifference:
-    """How a small grey picture differs from another: mean difference in levels, and correlation, which light hardly lowers."""
+    """How two thumbnails differ: mean difference in levels, and correlation, which light hardly lowers."""
 
     levels: float
-    alike: float
+    correlation: float
 
     @classmethod
     def between(cls, one: Pixels, other: Pixels) -> FrameDifference:
-        """Of uint8 `[h, w]` and one of the same shape."""
+        """Compares two uint8 `[h, w]` of one shape."""
         a, b = one.astype(np.float32), other.astype(np.float32)
         levels = float(np.abs(a - b).mean())
         a, b = a - a.mean(), b - b.mean()
@@ -58,13 +58,13 @@ def thumbnail(bgr: Pixels) -> Pixels:
 
 def cut_between(one: Pixels, other: Pixels) -> bool:
     """Whether two thumbnails certainly belong to two shots."""
-    return FrameDifference.between(one, other).alike < _OTHER
+    return FrameDifference.between(one, other).correlation < _OTHER
 
 
 def find_cuts(pictures: list[Pixels], frames: NDArray[np.int64]) -> list[int]:
     """Frames at which another shot begins, ascending.
 
-    `pictures` are the small grey pictures of all frames (the same array for a repeated frame), `frames` the numbers, ascending, of
+    `pictures` are the thumbnails of all frames (the same array for a repeated frame), `frames` the numbers, ascending, of
     those that show a face.
     """
     kept = [frames[0]] if len(frames) else []
@@ -77,10 +77,10 @@ def find_cuts(pictures: list[Pixels], frames: NDArray[np.int64]) -> list[int]:
     for k, (change, gap) in enumerate(zip(changes, gaps, strict=True)):
         beside = [changes[n].levels for n in (k - 1, k + 1) if 0 <= n < len(changes) and not gaps[n]]
         if gap or not beside:
-            other = change.alike < _APART
+            other = change.correlation < _APART
         else:
             sudden = change.levels > _TIMES * max(beside) + _LEVELS
-            other = change.alike < _OTHER or (sudden and change.alike < _ALIKE)
+            other = change.correlation < _OTHER or (sudden and change.correlation < _ALIKE)
         if other:
             found.append(int(kept[k + 1]))
     faded = [int(kept[k]) for fade in _fades([pictures[k] for k in kept]) for k in fade]
@@ -96,7 +96,7 @@ def _fades(pictures: list[Pixels]) -> list[tuple[int, int]]:
             if half <= k < len(pictures) - half - 1:
                 before, after = pictures[k - half], pictures[k + half]
                 change = FrameDifference.between(before, after)
-                if change.alike < alike and change.levels > levels:
+                if change.correlation < alike and change.levels > levels:
                     mean = (before.astype(np.float32) + after) / 2
                     rest = float(np.abs(pictures[k] - mean).mean()) / change.levels
                     if rest < most:

@@ -99,7 +99,7 @@ class SourceWriter:
     @property
     def _file(self) -> Path:
         if self._folder is None:
-            raise RuntimeError("the receiver is not entered")
+            raise RuntimeError("the writer is not entered")
         return self._folder / "source"
 
     async def _flush(self) -> None:

@@ -1,4 +1,4 @@
-"""A still picture brought to life: the head sways and breathes a little, the eyes blink, and it runs without a seam.
+"""An idle clip from a still picture: the head sways and nods a little, the eyes blink, and it loops without a seam.
 
 The player goes through the frames forwards and backwards, so the sequence is half of a loop and stands still at both ends:
 every movement is a sum of `cos(π·m·s)` over `s` in 0 … 1, whose speed is zero there. All sizes are by the face's width.
@@ -38,7 +38,7 @@ _BLINK_S = (0.12, 0.04, 0.14)
 
 
 class StillAnimation:
-    """Frames of a picture that idles.
+    """The frames of a still picture that moves a little.
 
     Args:
         pixels: uint8 BGR `[h, w, 3]`.
@@ -72,7 +72,7 @@ class StillAnimation:
         left, top = self._corner
         height, width = self._by_shift.shape
         for k in range(self._count):
-            sway, nod, tilt = _pose(k / (self._count - 1))
+            sway, nod, tilt = _head_motion(k / (self._count - 1))
             picture = self._blink.closed(_closure((k - self._blink_at * (self._count - 1)) / self._fps))
             from_x = self._columns - np.float32(sway) * self._by_shift - np.float32(tilt) * self._by_turn[0]
             from_y = self._rows - np.float32(nod) * self._by_shift - np.float32(tilt) * self._by_turn[1]
@@ -111,7 +111,7 @@ class StillAnimation:
         return weight
 
 
-def _pose(s: float) -> tuple[float, float, float]:
+def _head_motion(s: float) -> tuple[float, float, float]:
     """Sway, nod (widths of the face) and tilt (radians) at `s` of the half loop, 0 … 1."""
     one, two, three = (math.cos(math.pi * m * s) for m in (1, 2, 3))
     return _SWAY * (0.7 * one + 0.3 * three), _NOD * (0.8 * two + 0.2 * one), _TILT_RADIANS * (0.75 * one - 0.25 * two)

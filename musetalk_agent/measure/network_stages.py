@@ -1,7 +1,7 @@
-"""What the parts of MuseTalk's network cost on its device, and what of its own speed they reach. Needs the extra [musetalk].
+"""What the parts of MuseTalk's network cost on its device, and their share of its peak speed. Needs the extra [musetalk].
 
-Each part is fixed by itself the way the engine fixes the whole, as a CUDA graph on a card, so that what is timed is the card's work
-and not the launching of its kernels. In service one graph holds all parts, and copies overlap with the next batch.
+Each part is captured by itself as the engine captures the whole, as a CUDA graph on a GPU, so that the GPU's work is timed and not
+the launching of its kernels. In service one graph holds all parts, and copies overlap with the next batch.
 """
 
 from __future__ import annotations

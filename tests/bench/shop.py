@@ -121,7 +121,7 @@ def drawn(folder: Path, frames: int) -> Any:
 
     mesh = np.load(MESH) * (SIDE / 640)
     points = np.stack([mesh + np.array((_left(number), 0)) for number in range(frames)]).astype(np.float32)
-    boxes = framing.windows(points, 1280, 720)
+    boxes = framing.face_windows(points, 1280, 720)
     planes = np.stack([cv2.cvtColor(picture, cv2.COLOR_BGR2YUV_I420) for picture in pictures(frames)])
     windows = [Box(*(int(v) for v in box)) for box in boxes]
     faces = [framing.to_bgr(framing.crop_i420(p, (1280, 720), box)) for p, box in zip(planes, windows, strict=True)]

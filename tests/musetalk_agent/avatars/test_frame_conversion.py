@@ -221,7 +221,7 @@ def test_no_colour_leaves_the_range_or_becomes_no_number(
     ],
 )
 def test_only_what_is_not_srgb_already_is_mapped(transfer: int, primaries: int, maps: bool) -> None:
-    assert tone_mapping.maps(transfer, primaries) is maps
+    assert tone_mapping.needs_mapping(transfer, primaries) is maps
 
 
 @pytest.mark.parametrize("transfer", [ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67])

@@ -80,4 +80,4 @@ def test_change_of_equal_and_of_flat_pictures() -> None:
     assert FrameDifference.between(grey, grey) == FrameDifference(0.0, 1.0)
     assert FrameDifference.between(grey, np.full((4, 4), 30, np.uint8)) == FrameDifference(60.0, 1.0)
     stripes = np.tile(np.array([0, 200], np.uint8), (4, 2))
-    assert FrameDifference.between(stripes, 200 - stripes).alike == pytest.approx(-1)
+    assert FrameDifference.between(stripes, 200 - stripes).correlation == pytest.approx(-1)
