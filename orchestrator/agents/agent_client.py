@@ -36,6 +36,7 @@ _LANES = {"health": 64, "state": 128, "control": 256, "start": 512, "upload": 64
 IDLE_S = 2.5
 """How long an idle connection is kept: half as long as the agent keeps it, which else closes it while a call is on its way."""
 _BUSY_RETRY_S = 5
+_NOT_READY = 503
 _LAST_PORT = 65535
 _SECONDS = re.compile(r"[0-9]{1,5}")
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -126,41 +127,35 @@ class AgentClient:
 
     async def health(self, lease: AgentLease) -> AgentHealth:
         """Readiness and load, also of an agent that is not ready."""
-        answer = await self._send(lease, "GET", "/health", _CONNECT_TIMEOUT_S)
-        if answer.status_code not in (200, 503):
+        answer = await self._call(lease, "GET", "/health", timeout_s=_CONNECT_TIMEOUT_S, not_ready=True)
+        if answer.status_code not in (200, _NOT_READY):
             raise _problem(answer)
         return _parse(AgentHealth, answer)
 
     async def upload(self, lease: AgentLease, body: AsyncIterator[bytes], headers: dict[str, str]) -> dict[str, Any]:
         """Streams an avatar's file to the agent and returns its report. What `body` raises is raised."""
-        answer = await self._send(lease, "POST", "/avatars", _UPLOAD_TIMEOUT_S, content=body, headers=headers)
-        if answer.is_error:
-            raise _problem(answer)
+        answer = await self._call(lease, "POST", "/avatars", timeout_s=_UPLOAD_TIMEOUT_S, content=body, headers=headers)
         report = _json(answer)
         if not isinstance(report, dict):
             raise _strange()
         return report
 
     async def _call(
-        self, lease: AgentLease, method: str, path: str, *, timeout_s: float = _CALL_TIMEOUT_S, json: Any = None
-    ) -> httpx.Response:
-        answer = await self._send(lease, method, path, timeout_s, json)
-        if answer.is_error:
-            raise _problem(answer)
-        return answer
-
-    async def _send(
         self,
         lease: AgentLease,
         method: str,
         path: str,
-        timeout_s: float,
-        json: Any = None,
         *,
+        timeout_s: float = _CALL_TIMEOUT_S,
+        json: Any = None,
         content: AsyncIterator[bytes] | None = None,
         headers: Mapping[str, str] | None = None,
+        not_ready: bool = False,
     ) -> httpx.Response:
-        """The answer, read whole within `timeout_s`. Raises ProblemError; what `content` raises is raised."""
+        """The answer, read whole within `timeout_s`. `not_ready`: a 503 is an answer too.
+
+        Raises ProblemError, also the agent's own; what `content` raises is raised.
+        """
         client = self._lanes[_lane(method, path)]
         timeout = httpx.Timeout(timeout_s, connect=_CONNECT_TIMEOUT_S)
         try:
@@ -175,7 +170,7 @@ class AgentClient:
                 )
                 if (request.url.port or 0) > _LAST_PORT:
                     raise httpx.InvalidURL(f"port {request.url.port}")  # what is below would raise an OverflowError
-                return await _read(await client.send(request, stream=True))
+                answer = await _read(await client.send(request, stream=True))
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
             raise unavailable(type(error).__name__) from error
         except httpx.PoolTimeout as error:
@@ -186,6 +181,9 @@ class AgentClient:
             ) from error
         except (httpx.HTTPError, TimeoutError) as error:
             raise _failed(type(error).__name__) from error
+        if answer.is_error and not (not_ready and answer.status_code == _NOT_READY):
+            raise _problem(answer)
+        return answer
 
 
 def _lane(method: str, path: str) -> str:

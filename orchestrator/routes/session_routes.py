@@ -134,7 +134,8 @@ async def start(
     With an `Idempotency-Key`, the same body gets the same answer however often it is sent, until the session has ended. A caller
     that leaves before the answer leaves nothing behind: without a key at once, with one unless it asks again within 30 s.
     """
-    await _check_webhook(ctx, body)
+    if body.webhook_url is not None:
+        await _check_webhook(ctx, body, body.webhook_url)
     caller = current(request.scope)
     order = replace(body.order(), key=caller.name)
 
@@ -149,16 +150,14 @@ async def start(
     return answer
 
 
-async def _check_webhook(ctx: Context, body: StartRequest) -> None:
-    if body.webhook_url is None:
-        return
+async def _check_webhook(ctx: Context, body: StartRequest, url: str) -> None:
     if not (body.webhook_secret or ctx.options.webhooks_signed):
         raise ProblemError(
             ErrorCode.INVALID_REQUEST,
             "webhook_secret: give one, for this service has no WEBHOOK_SECRET to sign with.",
             field="webhook_secret",
         )
-    await ctx.webhooks.check(body.webhook_url)
+    await ctx.webhooks.check(url)
 
 
 def _started(ctx: Context, request: Request, session: ManagedSession) -> dict[str, object]:

@@ -69,10 +69,11 @@ class Placement:
         attempts together have `start_timeout_s` and the waits for a place.
         """
         tries, problem = StartAttempts(), None
+        pool, avatar_id = self._services.pool, session.order.avatar.avatar_id
         left_s = self._options.start_timeout_s
         while True:
             try:
-                lease = await self.acquire(session, tries.avoid)
+                lease = await pool.acquire(session.session_id, avatar_id=avatar_id, avoid=tries.avoid)
             except ProblemError as error:
                 raise problem or error from None
             begun = time.monotonic()
@@ -84,11 +85,6 @@ class Placement:
                 if not tries.failed(lease, error) or left_s <= 0:
                     raise
                 problem = error if error.code is ErrorCode.AGENT_UNAVAILABLE else None
-
-    async def acquire(self, session: ManagedSession, avoid: frozenset[str] = frozenset()) -> AgentLease:
-        """A place at an agent. Raises ProblemError `at_capacity` or `agent_unavailable`."""
-        avatar_id = session.order.avatar.avatar_id
-        return await self._services.pool.acquire(session.session_id, avatar_id=avatar_id, avoid=avoid)
 
     async def start(self, session: ManagedSession, lease: AgentLease, timeout_s: float | None = None) -> None:
         """Starts the session there within `timeout_s` (`start_timeout_s`). On failure it has no lease.
@@ -248,12 +244,13 @@ class Failover:
         """
         problem: ProblemError | None = None
         tries = StartAttempts()
+        pool, avatar_id = self._services.pool, session.order.avatar.avatar_id
         try:
             async with asyncio.timeout(MOVE_S):
                 while True:
                     lease = to
                     try:
-                        lease = lease or await self._placing.acquire(session, tries.avoid)
+                        lease = lease or await pool.acquire(session.session_id, avatar_id=avatar_id, avoid=tries.avoid)
                         await self._placing.start(session, lease)
                         return
                     except ProblemError as error:
@@ -275,7 +272,11 @@ class Failover:
             await asyncio.sleep(POLL_S)
         while True:
             try:
-                lease = await self._placing.acquire(session, frozenset({session.lease.name}))
+                lease = await self._services.pool.acquire(
+                    session.session_id,
+                    avatar_id=session.order.avatar.avatar_id,
+                    avoid=frozenset({session.lease.name}),
+                )
                 break
             except ProblemError:
                 await asyncio.sleep(POLL_S)

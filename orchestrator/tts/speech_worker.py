@@ -254,30 +254,26 @@ class SpeechWorker:
         return bool(self.voices)
 
     async def _serve(self, link: WorkerLink) -> None:
+        """Gives the worker one part after the other. Raises WorkerLostError when it has ended."""
         gone = asyncio.create_task(link.wait(), name="speech-worker-exit")
         try:
             while True:
-                job = await self._next(gone)
-                await self._synthesise(link, job)
+                while self._queue:
+                    _, _, job = heapq.heappop(self._queue)
+                    self.statistics.waiting = len(self._queue)
+                    if not job.result.done():
+                        await self._synthesise(link, job)
+                self._wake.clear()
+                wake = asyncio.create_task(self._wake.wait())
+                try:
+                    await asyncio.wait({wake, gone}, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    wake.cancel()
+                if gone.done():
+                    raise WorkerLostError("the process ended")
         finally:
             gone.cancel()
             await asyncio.wait([gone])
-
-    async def _next(self, gone: asyncio.Task[None]) -> _Job:
-        while True:
-            while self._queue:
-                _, _, job = heapq.heappop(self._queue)
-                self.statistics.waiting = len(self._queue)
-                if not job.result.done():
-                    return job
-            self._wake.clear()
-            wake = asyncio.create_task(self._wake.wait())
-            try:
-                await asyncio.wait({wake, gone}, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                wake.cancel()
-            if gone.done():
-                raise WorkerLostError("the process ended")
 
     async def _synthesise(self, link: WorkerLink, job: _Job) -> None:
         failure: str | None = "The speech service broke over this text."  # `supervise` logs the error
