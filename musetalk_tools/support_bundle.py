@@ -87,7 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
     now = datetime.now(UTC)
     output: Path = arguments.output or Path(f"musetalk-support-{now:%Y%m%d-%H%M%S}.zip")
     try:
-        bundle = Bundle(os.environ, arguments.api_key)
+        bundle = SupportBundle(os.environ, arguments.api_key)
         bundle.add_logs(arguments.log)
         bundle.add_settings()
         bundle.add_answers(arguments.url, arguments.agent_url or _listed(os.environ.get("AGENT_URL", "")))
@@ -101,7 +101,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-class Bundle:
+class SupportBundle:
     """Collects texts, redacted on the way in. `environment` is where settings, keys and the values to remove come from."""
 
     def __init__(self, environment: Mapping[str, str], api_key: str | None = None) -> None:
