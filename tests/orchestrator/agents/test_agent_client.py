@@ -130,7 +130,7 @@ async def test_more_calls_of_a_kind_than_connections_are_refused_with_a_code(mon
         starts = [asyncio.create_task(client.start(lease, REQUEST, 180.0)) for _ in range(2)]
         await until(lambda: agent.waiting == 2)
         with pytest.raises(ProblemError) as caught:
-            await client._send(lease, "POST", "/session/start", 0.2, {})
+            await client._call(lease, "POST", "/session/start", timeout_s=0.2, json={})
         assert caught.value.code in (ErrorCode.AT_CAPACITY, ErrorCode.AGENT_UNAVAILABLE)
         for start in starts:
             start.cancel()
