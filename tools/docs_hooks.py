@@ -18,6 +18,17 @@ OUTSIDE = ("CHANGELOG.md", "models/README.md", "models/mouth/README.md")
 _LINK = re.compile(r"(?<!!)\[(?P<text>[^\]\n]+)\]\((?P<target>[^)\s]+)\)")
 
 
+def on_config(config: Any) -> Any:
+    """Lists the decision records at the end of the shelf "Explanation", by their headings."""
+    records = sorted((ROOT / "docs" / "decisions").glob("*.md"))
+    entries = [{path.read_text("utf-8").split("\n", 1)[0].lstrip("# "): f"decisions/{path.name}"} for path in records]
+    shelf = next(
+        section["Explanation"] for section in config.nav if isinstance(section, dict) and "Explanation" in section
+    )
+    shelf.append({"Decisions": entries})
+    return config
+
+
 def on_files(files: Files, config: Any) -> Files:
     for name in OUTSIDE:
         files.append(File.generated(config, f"repository/{name}", abs_src_path=str(ROOT / name)))
