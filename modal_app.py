@@ -1,4 +1,4 @@
-"""Both services on Modal: `modal deploy modal_app.py`. Deployment only; docs/how-to/modal.md tells the way.
+"""Both services on Modal: `modal deploy modal_app.py`. Deployment only; see docs/how-to/modal.md.
 
 modal run modal_app.py::doctor        what is missing
 modal run modal_app.py::fetch_models  fills and verifies the volume of weights

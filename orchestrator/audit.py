@@ -57,13 +57,13 @@ class AuditLog:
     ) -> None:
         """`key` names the caller, `outcome` is `ok`, `denied`, `failed` or `aborted`, `code` the error's."""
         fields = {"key": key, "action": action, "session_id": session_id, "outcome": outcome, "code": code}
-        told = {name: value for name, value in fields.items() if value is not None}
+        known = {name: value for name, value in fields.items() if value is not None}
         if self._thread is None:
-            _log.info("audit", extra=told)
+            _log.info("audit", extra=known)
             return
         at = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         try:
-            self._lines.put_nowait(json.dumps({"at": at, **told}))
+            self._lines.put_nowait(json.dumps({"at": at, **known}))
         except queue.Full:
             self._metrics.audit_dropped.inc()
 

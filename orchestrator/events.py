@@ -1,4 +1,4 @@
-"""What happens in sessions, told to whoever listens: a bounded history per session, and streams that follow it.
+"""Events of sessions for their listeners: a bounded history per session, and streams that follow it.
 
 Nothing here waits for a reader. One that reads too slowly is cut off with a last event, `overrun`, and resumes from the history by
 the id of the last event it has seen.
@@ -171,7 +171,7 @@ class EventBus:
         self._listeners.append(listener)
 
     def close(self) -> None:
-        """Ends every stream, and every later one, so that nobody holds up the end of the service."""
+        """Ends every stream, and every later one, so that no reader holds up the end of the service."""
         self._closed = True
         for history in self._histories.values():
             for stream in list(history.streams):

@@ -164,7 +164,7 @@ class KeyRing:
         self._keys = wanted
 
     def find(self, given: str, now: float) -> Caller | None:
-        """Whose key this is; None when it is nobody's, or has expired at `now` (Unix time)."""
+        """The key's caller; None for an unknown key, or one that has expired at `now` (Unix time)."""
         wanted = digest(given)
         found: Key | None = None
         for key in self._keys:  # every key is compared, so that the time does not tell which came close
@@ -182,7 +182,7 @@ _Stamp = tuple[int, int, int]
 
 
 class KeysFile:
-    """Keeps a key ring at what the file says. A file that is broken or gone changes nothing and is told in the log."""
+    """Keeps a key ring at what the file says. A file that is broken or gone changes nothing and is logged."""
 
     def __init__(self, path: Path, ring: KeyRing, metrics: Metrics, poll_s: float = POLL_S) -> None:
         self._path = path

@@ -114,10 +114,10 @@ class _BoundedResponse(aiohttp.ClientResponse):
 
 
 EMPTY_TIMEOUT_S = 300
-"""A room nobody joined closes after this long; LiveKit's own default, set so that it does not depend on the server."""
+"""A room without participants closes after this long (s); LiveKit's own default, set so that it does not depend on the server."""
 DEPARTURE_TIMEOUT_S = 20
 DEPLOYMENT = "avatar.deployment"
-"""Attribute of our participants that tells whose they are."""
+"""Attribute of our participants that names their deployment."""
 CALL_S = 5.0
 """Longest wait for an answer that a caller of ours needs."""
 COURTESY_S = 2.0
@@ -127,7 +127,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LiveKitKeys:
-    """Address and credentials of LiveKit. `public_url` is what clients are told.
+    """Address and credentials of LiveKit. `public_url` is the address for clients.
 
     `playout_delay_ms` is what viewers hold pictures back for at least, so that a lost packet can be sent again in time.
     """
@@ -340,7 +340,7 @@ class Ingresses:
         await self._livekit.aclose()
 
     async def create(self, room: str, identity: str, name: str) -> RoomIngress | None:
-        """An idle ingress: whoever pushes to its target is `identity` in `room`. None where there is none to be had.
+        """Makes an idle ingress: its stream appears as `identity` in `room`. None where there is no ingress service.
 
         Takes at most 2 s. The pushing participant evicts one of the same identity, and is evicted by it.
         """
@@ -397,14 +397,14 @@ class Ingresses:
 
         None: it does not come by ingress now. Runs until it is cancelled.
         """
-        told: dict[str, str] | None = None
+        published: dict[str, str] | None = None
         while True:
             wanted = attributes()
-            if wanted is None or (wanted != told and await self._tell(room, identity, wanted)):
-                told = wanted
+            if wanted is None or (wanted != published and await self._set_attributes(room, identity, wanted)):
+                published = wanted
             await asyncio.sleep(_POLL_S)
 
-    async def _tell(self, room: str, identity: str, attributes: dict[str, str]) -> bool:
+    async def _set_attributes(self, room: str, identity: str, attributes: dict[str, str]) -> bool:
         sought = api.RoomParticipantIdentity(room=room, identity=identity)
         update = api.UpdateParticipantRequest(room=room, identity=identity, attributes=attributes)
         try:

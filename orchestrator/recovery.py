@@ -200,11 +200,11 @@ class SessionTakeover:
 
 SWEEP_EVERY_S = 60.0
 CONFIRM_S = 10.0
-"""Between the first look at a participant that nobody knows, and its removal: a store that comes back is filled again by then."""
+"""Between the first look at an unknown participant and its removal (s): a store that comes back is filled again by then."""
 MAX_ROOMS = 200
 """Rooms looked into in one sweep; the next sweep goes on behind them."""
 _FAILURES = 3
-"""Rooms in a row that LiveKit does not tell about before the sweep is given up."""
+"""Rooms in a row that LiveKit fails to list before the sweep is given up."""
 _KINDS = ("avatar-ses_", "voice-ses_")
 Participant = tuple[str, str]
 """Room and identity."""

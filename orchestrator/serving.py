@@ -75,7 +75,7 @@ class OrchestratorServer(uvicorn.Server):
     async def _drained(self, sig: int) -> None:
         try:
             await self._drain()
-        except Exception:  # noqa: BLE001 - task boundary: whatever broke, the process was told to end
+        except Exception:  # noqa: BLE001 - task boundary: whatever broke, the process must end
             _log.exception("draining failed")
         if not self.should_exit:
             super().handle_exit(sig, None)

@@ -43,7 +43,7 @@ class Settings(BaseSettings):
     audio_token_secret: SecretStr | None = None
     """Signs the tokens of `audio_url`; the same at every orchestrator. By default LIVEKIT_API_SECRET does."""
     livekit_public_url: str | None = None
-    """Address of LiveKit that clients are told, when it is not the one the services use."""
+    """Address of LiveKit for clients, when it is not the one the services use."""
     livekit_playout_delay_ms: int = Field(default=0, ge=0, le=2000)
     """What viewers hold pictures back for at least: 200 on networks that lose packets, see docs/reference/reliability.md."""
     orchestrator_api_key: SecretStr
@@ -58,9 +58,9 @@ class Settings(BaseSettings):
     agent_wait_s: float = Field(default=90.0, gt=0, le=600)
     """Longest wait for a place in a container."""
     agent_idle_s: int = Field(default=120, ge=30, le=3600)
-    """A place in a container that nobody uses ends after so long."""
+    """An unused place in a container ends after so long (s)."""
     agent_sessions_max: int = Field(default=0, ge=0)
-    """What all containers may hold together, told by `/health`."""
+    """Sessions that all containers may hold together; `/health` reports it."""
     public_url: str | None = None
     """Address of this service that `audio_url` is made from; otherwise the request's own host."""
     cors_origins: Annotated[list[str], NoDecode] = []

@@ -41,7 +41,7 @@ async def run_each(*steps: tuple[str, Callable[[], Awaitable[object]]], within_s
 
     A step that raises, or takes longer than `within_s`, is logged, and the next one runs. When this is cancelled the step that
     runs is cancelled, the steps after it run all the same, and then CancelledError is raised. A CancelledError that a step raises
-    although this task was not cancelled (it waited for somebody's task that was) is a failure of that step.
+    although this task was not cancelled (it waited for another task that was) is a failure of that step.
     """
     failed: list[str] = []
     cancelled: asyncio.CancelledError | None = None

@@ -58,7 +58,7 @@ class AgentPool(Protocol):
         ...
 
     def borrow(self) -> AbstractAsyncContextManager[AgentLease]:
-        """A way to some agent, for as long as it is entered, for what is no session. Raises as `acquire` does."""
+        """Borrows any agent for a call that belongs to no session. Raises as `acquire` does."""
         ...
 
     def adopt(self, session_id: str, name: str) -> AgentLease | None:
@@ -70,7 +70,7 @@ class AgentPool(Protocol):
         ...
 
     def detach(self, session_id: str) -> None:
-        """The place is no longer ours, but somebody may still have to reach the agent: it is not taken away."""
+        """The place is no longer ours. It is not ended, for the agent may still have to be reached."""
         ...
 
     def lost(self, lease: AgentLease) -> None:
@@ -82,7 +82,7 @@ class AgentPool(Protocol):
         ...
 
     def leases(self) -> list[AgentLease]:
-        """A way to every agent."""
+        """Leases of every agent."""
         ...
 
     def remember_avatar(self, avatar_id: str, lease: AgentLease) -> None:

@@ -112,7 +112,7 @@ class PcmDecoder:
     """One connection's byte stream as int16 little endian mono. A sample split over two messages is carried over.
 
     Half a sample belongs to its utterance. Where the sender ends an utterance itself, `reset` drops it. Where an utterance ends
-    by a pause or by somebody else's clear, the next message either completes the half sample (the stream was held up) or begins
+    by a pause or by another caller's clear, the next message either completes the half sample (the stream was held up) or begins
     with a whole one (the stream was broken off). The wrong choice is noise at full scale, so the smoother one is taken.
 
     Attributes:

@@ -188,16 +188,16 @@ def _take_text(line: AudioSocket, text: str) -> None:
         line.connection.put(Warned(code="unknown_type", message=message))
         return
     try:
-        told = client_message.validate_python(body)
+        command = client_message.validate_python(body)
     except ValidationError as error:
         raise ProblemError(ErrorCode.INVALID_MESSAGE, f"The message {body['type']} is malformed.") from error
-    if isinstance(told, AudioStart):
+    if isinstance(command, AudioStart):
         line.live.audio_start()
         line.decoder.reset()
-    elif isinstance(told, AudioEnd):
+    elif isinstance(command, AudioEnd):
         line.live.audio_end()
         line.decoder.reset()
-    elif isinstance(told, Clear):
+    elif isinstance(command, Clear):
         line.live.clear()
         line.decoder.reset()
     else:

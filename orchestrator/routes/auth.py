@@ -168,7 +168,7 @@ _DOCS_POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
     "object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-"""Swagger UI starts from a script in its page, which takes keys: it is in nobody's frame."""
+"""Swagger UI starts from a script in its page, which takes keys: no page may frame it."""
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -179,14 +179,14 @@ HSTS = "max-age=31536000"
 """For a service that is reached over https: browsers shall not try without, for a year."""
 _SESSION_ID = re.compile(r"ses_[A-Za-z0-9]{1,60}")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-"""What is told apart in the metrics; a client may send any word."""
+"""Methods with a label of their own in the metrics; a client may send any word."""
 _DENIED = frozenset({401, 403, 429})
 
 
 class AuthMiddleware:
     """Refuses HTTP requests that may not be made before anything of them is read. WebSockets are the audio route's own business.
 
-    `is_open` tells by path what needs no key; `uploads` are the paths whose bodies have a limit of their own; `page_policy` is the
+    `is_open` says which paths need no key; `uploads` are the paths whose bodies have a limit of their own; `page_policy` is the
     page's Content-Security-Policy; `secure` says that clients come over https. A request that breaks is answered `internal_error`.
     """
 
@@ -270,7 +270,7 @@ class AuthMiddleware:
         state = scope["state"]
         caller, code = state.get("caller"), state.get("code")
         if code == ErrorCode.RATE_LIMITED or (caller is None and "authorization" not in Headers(scope=scope)):
-            return  # counted in the metrics: whoever floods the service shall not fill the disk
+            return  # counted in the metrics: a flood of requests must not fill the disk
         if status in _DENIED:
             outcome = "denied"
         elif needed.action is None or caller is None:

@@ -97,7 +97,7 @@ _Answer = TypeVar("_Answer")
 async def unless_gone(request: Request, work: Coroutine[Any, Any, _Answer]) -> _Answer:
     """The work's answer. The work is cancelled when the caller closes the connection, and when this is.
 
-    The request's body must have been read. Raises ProblemError `invalid_request` when the caller has left, which nobody reads, and
+    The request's body must have been read. Raises ProblemError `invalid_request` when the caller has left, which is not read, and
     what the work raises.
     """
     working, leaving = asyncio.create_task(work), asyncio.create_task(_gone(request))

@@ -22,7 +22,7 @@ _SECRET_FIELDS = frozenset({"webhook_secret", "webhook_url", "rtmp_url"})
 
 
 def problem_response(error: ProblemError) -> Response:
-    """The answer that tells this error."""
+    """The response for this error."""
     problem = error.problem()
     headers = {"Cache-Control": "no-store"}
     if error.retry_after_s is not None:

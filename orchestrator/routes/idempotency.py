@@ -36,12 +36,12 @@ async def _holds(answer: object) -> bool:
 class Idempotency(Generic[_Answer]):
     """Runs an operation once per key: the same key with the same body gets the same answer, also at the same time.
 
-    An answer that nobody got, for its callers have left, waits `CLAIM_S` for its key to be used again; then what it did is undone.
+    An answer whose callers have left waits `CLAIM_S` for its key to be used again; then what it did is undone.
     Answers are kept for a day at most.
 
     Args:
         holds: whether an answer is still true. False: the operation is run again; it may also raise what the key gets instead.
-        abandon: undoes an operation whose answer nobody got. Must not block.
+        abandon: undoes an operation whose answer was not delivered. Must not block.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class Idempotency(Generic[_Answer]):
             del self._entries[key]
 
     def _give_up(self, key: str, entry: _Entry[_Answer]) -> None:
-        """Nobody has asked again for an answer that nobody got."""
+        """An answer that was not delivered was not asked for again."""
         if entry.waiting or entry.delivered:
             return
         if self._entries.get(key) is entry:

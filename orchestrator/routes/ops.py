@@ -67,15 +67,15 @@ debug_router = APIRouter(prefix="/debug", tags=["debug"])
 async def musetalk(ctx: Ctx) -> dict[str, Any]:
     """Weights, configuration and device as the agent sees them, and the funnel of every session.
 
-    With several agents the first that answers describes the models; `agents` tells which ones answered.
+    With several agents the first that answers describes the models; `agents` lists those that answered.
     """
     leases = ctx.pool.leases()
     answers = await asyncio.gather(*(_debug(ctx, lease) for lease in leases))
-    told = [answer for answer in answers if answer is not None]
-    if not told:
+    reported = [answer for answer in answers if answer is not None]
+    if not reported:
         raise unavailable("none of them")
-    body = told[0].model_dump(mode="json")
-    body["sessions"] = [_session(ctx, session) for answer in told for session in answer.sessions]
+    body = reported[0].model_dump(mode="json")
+    body["sessions"] = [_session(ctx, session) for answer in reported for session in answer.sessions]
     body["agents"] = [
         {"url": lease.base_url, "reachable": answer is not None, "engine": answer.engine if answer else None}
         for lease, answer in zip(leases, answers, strict=True)
@@ -83,12 +83,12 @@ async def musetalk(ctx: Ctx) -> dict[str, Any]:
     return body
 
 
-def _session(ctx: Context, told: AgentSession) -> dict[str, Any]:
+def _session(ctx: Context, reported: AgentSession) -> dict[str, Any]:
     """What its agent says of a session, and what only the orchestrator knows."""
-    here = next((s for s in ctx.sessions.registry.running() if s.session_id == told.session_id), None)
+    here = next((s for s in ctx.sessions.registry.running() if s.session_id == reported.session_id), None)
     if here is not None:
-        told = told.model_copy(update={"diagnosis": here.diagnosed(told.diagnosis)})
-    return told.model_dump(mode="json")
+        reported = reported.model_copy(update={"diagnosis": here.diagnosed(reported.diagnosis)})
+    return reported.model_dump(mode="json")
 
 
 async def _debug(ctx: Context, lease: AgentLease) -> AgentDebug | None:

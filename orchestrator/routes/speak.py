@@ -96,7 +96,7 @@ async def dictate(
 
 
 async def _read(request: Request, dictation: TextStream) -> None:
-    """Returns at the end of the body, or when nobody speaks it any more.
+    """Returns at the end of the body, or when the segment is over.
 
     Raises ProblemError `invalid_request` at the first byte that is no UTF-8; what came before it is said.
     """
@@ -116,9 +116,9 @@ async def _read(request: Request, dictation: TextStream) -> None:
 
 def _check_charset(request: Request) -> None:
     """Raises ProblemError `invalid_request` for a text in another encoding."""
-    told = Message()
-    told["content-type"] = request.headers.get("content-type", "")
-    charset = told.get_content_charset("utf-8")
+    header = Message()
+    header["content-type"] = request.headers.get("content-type", "")
+    charset = header.get_content_charset("utf-8")
     if charset not in ("utf-8", "utf8", "us-ascii"):
         raise ProblemError(
             ErrorCode.INVALID_REQUEST,

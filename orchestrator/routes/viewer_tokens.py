@@ -46,7 +46,7 @@ async def token(body: TokenRequest, ctx: Ctx, request: Request) -> TokenAnswer:
     """A viewer token: joins the room, subscribes, nothing else. The room exists, rightly configured, when it is answered.
 
     To a viewer's or a starter's key the identity is `KEY/IDENTITY`: LiveKit puts out of a room who has the same identity, so
-    these keys get identities that nobody else has.
+    these keys get identities of their own.
     """
     identity = _identity(body.identity, current(request.scope))
     ttl_s = body.ttl_s or ctx.options.viewer_token_ttl_s

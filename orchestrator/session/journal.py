@@ -74,7 +74,7 @@ class SessionJournal:
 
     @property
     def failing(self) -> bool:
-        """Whether the store failed when it was used last: for the leases, for records, or for somebody's question."""
+        """Whether the store failed when it was used last: for the leases, for records, or for a read."""
         return bool(self._failing)
 
     async def open(self, on_lost: Callable[[str], object] = lambda session_id: None) -> None:

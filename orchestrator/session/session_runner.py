@@ -135,7 +135,7 @@ class SessionRunner:
             reason = await self._serve()
         except asyncio.CancelledError:  # `stop` cancels the owner: what follows is the end it asked for
             reason = session.end_reason or "stopped"
-            if session.end_reason is None and not _cancelled():  # somebody cancelled a task that the session waited for
+            if session.end_reason is None and not _cancelled():  # a task that the session waited for was cancelled
                 _log.exception("session failed", extra={"session_id": session.session_id})
                 problem, reason = _broken(), ErrorCode.INTERNAL.value
         except TakenOver:

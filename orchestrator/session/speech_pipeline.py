@@ -442,7 +442,7 @@ class SpeechPipeline:
 
     @property
     def speaking(self) -> bool:
-        """Whether a segment is being heard and somebody speaks in it."""
+        """Whether a segment is being heard that is not silent now."""
         return self._tracker.playing and not self._resting
 
     @property

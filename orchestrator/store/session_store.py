@@ -179,7 +179,7 @@ class SessionStore(Protocol):
         ...
 
     async def claim(self, session_id: str, owner: str, ttl_s: float) -> bool:
-        """Takes the lease, or prolongs one's own. False while somebody else holds it."""
+        """Takes the lease, or prolongs one's own. False while another owner holds it."""
         ...
 
     async def renew(self, session_ids: Collection[str], owner: str, ttl_s: float) -> set[str]:

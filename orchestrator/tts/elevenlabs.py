@@ -90,7 +90,7 @@ class AlignmentTracker:
 
     @property
     def ahead(self) -> int:
-        """Letters that are to be read; 0 where the reader does not tell what it reads."""
+        """Letters that are to be read; 0 where the provider sends no alignment."""
         return 0 if self._blind else self._letters - self._behind
 
     @property
@@ -105,7 +105,7 @@ class AlignmentTracker:
 
     @property
     def blind(self) -> bool:
-        """Whether the reader tells nothing of what it reads."""
+        """Whether the provider sends no alignment."""
         return self._blind
 
     @property
@@ -114,7 +114,7 @@ class AlignmentTracker:
         return not (self._blind and self.given)
 
     def hear(self, pcm: bytes, letters: Iterable[Letter] | None) -> tuple[bytes, tuple[CaptionWord, ...]]:
-        """Sound that came, with its letters if they are told. Returns what may be heard now, and the words that begin in it."""
+        """Sound that came, with its letters if it has them. Returns what may be heard now, and the words that begin in it."""
         begin = self.given + len(self._held) // 2
         self._held += pcm
         self._blind = letters is None and not self._letters_told if pcm else self._blind
@@ -140,7 +140,7 @@ class AlignmentTracker:
         self._told, self._word_at = self._behind, None
 
     def finish(self) -> tuple[bytes, tuple[CaptionWord, ...]]:
-        """Everything was read: the rest, and the words that the reader did not tell of."""
+        """Everything was read: the rest, and the words without an alignment."""
         pcm = self._give(len(self._held) // 2)
         words = tuple(CaptionWord(text=unit.text, start=self.given, end=self.given) for unit in self._units)
         self._units.clear()
@@ -183,7 +183,7 @@ AHEAD_LETTERS = 800
 MESSAGE_BYTES = 4 << 20
 """A message of the provider: 60 s of sound at most."""
 UNTOLD_LETTERS = 24
-"""The provider may count letters a little differently: of so few nobody knows whether they were read."""
+"""The provider may count letters a little differently: of so few it is unknown whether they were read."""
 HELD_S = 30.0
 """Longest sound of one word."""
 LETTER_S, BEGINNING_S = 1.0, 30.0
@@ -429,14 +429,14 @@ def _parsed(message: str | bytes) -> dict[str, Any]:
 
 
 def _sound(message: dict[str, Any]) -> tuple[bytes, list[Letter] | None]:
-    """The sound of a message, and its letters where they are told."""
+    """The sound of a message, and its letters where it has them."""
     try:
         pcm = base64.b64decode(message.get("audio") or "", validate=True)
-        told = message.get("alignment")
-        if not told:
+        alignment = message.get("alignment")
+        if not alignment:
             return pcm, None
-        chars, starts = told["chars"], told["charStartTimesMs"]
-        lengths = told.get("charDurationsMs") or told["charsDurationsMs"]
+        chars, starts = alignment["chars"], alignment["charStartTimesMs"]
+        lengths = alignment.get("charDurationsMs") or alignment["charsDurationsMs"]
         return pcm, [_letter(char, at, ms) for char, at, ms in zip(chars, starts, lengths, strict=True)]
     except (AttributeError, binascii.Error, KeyError, OverflowError, TypeError, ValueError):
         raise _BrokenError(ProviderError("ElevenLabs", "", "nonsense")) from None
@@ -453,7 +453,7 @@ def _letter(char: object, at: Any, ms: Any) -> Letter:
 
 
 def _reason(closed: ConnectionClosed, said: ProviderError) -> ProviderError | None:
-    """Why the provider closed, where its words tell."""
+    """Why the provider closed, where its reason says so."""
     text = closed.rcvd.reason.lower() if closed.rcvd else ""
     for phrase, word in (
         ("api key", "invalid_api_key"),

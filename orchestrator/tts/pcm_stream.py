@@ -309,12 +309,12 @@ def _described(chunk: bytes) -> Layout:
 
 
 def _announced(content_type: str) -> Layout:
-    """The layout that an answer's Content-Type tells; WaveError when it tells that there is no sound."""
+    """The layout that an answer's Content-Type names. Raises WaveError when it names no audio."""
     kind, *options = (part.strip().lower() for part in content_type.split(";"))
     if kind.startswith(_NO_SOUND) or kind.endswith(("+json", "+xml")):
         raise WaveError(f"its Content-Type is {kind[:60]!r}")
-    told = dict(option.split("=", 1) for option in options if "=" in option)
-    rate, channels = told.get("rate", ""), told.get("channels", "1")
+    given = dict(option.split("=", 1) for option in options if "=" in option)
+    rate, channels = given.get("rate", ""), given.get("channels", "1")
     if kind not in _PCM_TYPES:
         return Layout()
     if channels not in ("1", "2"):

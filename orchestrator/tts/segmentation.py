@@ -84,7 +84,7 @@ def clean(text: str) -> str:
     if len(_NUMBERED.findall(text)) > 1:
         text = _NUMBERED.sub("\n\n", text)
     text = _BULLET.sub("\n\n", text)
-    # piper reads [[…]] as raw phonemes; nobody means that here.
+    # piper reads [[…]] as raw phonemes; no caller means that here.
     text = text.replace("[[", " ").replace("]]", " ")
     kept = _speakable(text)
     paragraphs = (_LOOSE_MARK.sub("", " ".join(part.split())) for part in kept.split("\n\n"))
@@ -307,7 +307,7 @@ class GrowingText:
         return made
 
     async def push(self, piece: str) -> bool:
-        """More text; waits while `SENTENCES_WAITING` sentences wait. False: nobody reads it any more. Cancelling loses nothing."""
+        """More text; waits while `SENTENCES_WAITING` sentences wait. False: it is not read any more. Cancelling loses nothing."""
         if self.abandoned or self._ended:
             return False
         self._ready.extend(self._splitter.push(piece))

@@ -347,7 +347,7 @@ def _rate(value: object) -> int:
 def _settle(job: _Job, error: ProblemError) -> None:
     if not job.result.done():
         job.result.set_exception(error)
-        # The utterance may be closed before it looks: its look-ahead's failure is then nobody's news.
+        # The utterance may be closed before it looks: its look-ahead's failure is not reported then.
         job.result.exception()
 
 

@@ -191,7 +191,7 @@ class ProviderError:
         return not known and self.status != 0 and verdict(self.status) is not Verdict.FINAL
 
     def problem(self, variable: str) -> ProblemError:
-        """The error to tell; `variable` holds the provider's key. Nothing of the provider's own sentence is repeated."""
+        """The error for the caller; `variable` holds the provider's key. Nothing of the provider's own sentence is repeated."""
         said = self.word[:60] or f"HTTP {self.status}"
         if self.word in _QUOTA or self.status == _PAYMENT_REQUIRED:
             return ProblemError(

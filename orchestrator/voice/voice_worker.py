@@ -148,7 +148,7 @@ class VoiceLine:
         self._feed()
 
     def follow(self, segment: int, heard_s: float, at: float, *, held: bool = False) -> None:
-        """Second `heard_s` of the segment leaves at `at` (monotonic); see `SyncTo`. Segment 0: nothing is due until told."""
+        """Second `heard_s` of the segment leaves at `at` (monotonic); see `SyncTo`. Segment 0: nothing is due yet."""
         self._say(SyncTo(line=self.name, segment=segment, heard_s=heard_s, at=at, held=held))
 
     def free(self) -> None:
@@ -182,7 +182,7 @@ class VoiceLine:
     # --- what is known
 
     def position(self) -> VoicePosition:
-        """What has been heard by now, told every 100 ms and extrapolated in between."""
+        """What has been heard by now; reported every 100 ms and extrapolated in between."""
         report, heard = self._report, self._heard
         if report is None or report.segment != heard.segment:
             return heard
@@ -223,7 +223,7 @@ class VoiceLine:
     # --- what the worker's keeper calls
 
     def take(self, message: LineReport | HandoffDone) -> None:
-        """Something the worker told."""
+        """Takes a report of the worker."""
         if isinstance(message, HandoffDone):
             answer = self._calls.get(message.call)
             if answer is not None and not answer.done():

@@ -27,13 +27,13 @@ from musetalk_pipecat.unconfirmed import BYTES_PER_SAMPLE, Chunk, ControlMark, U
 AHEAD_S = 10.0
 """Speech handed over before it can have been heard; the session takes 120 s. Past it `push` waits."""
 _OVER = frozenset({"session_not_found", "session_ended", "http_404"})
-"""Refusals that say the session is over: the service tells all of them as `session_ended`."""
+"""Refusals that say the session is over: the service reports all of them as `session_ended`."""
 
 Hear = Callable[[Mapping[str, Any]], Awaitable[None]]
 
 
 class AudioLink:
-    """One session's line. `run` keeps it up; the other methods may be called at any time and keep their order."""
+    """One session's link. `run` keeps it up; the other methods may be called at any time and keep their order."""
 
     def __init__(
         self, url: str, sample_rate: int, hear: Hear, *, schedule: Schedule = LINK, silence_s: float = SILENCE_S

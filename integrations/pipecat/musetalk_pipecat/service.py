@@ -98,7 +98,7 @@ class MuseTalkVideoService(AIService):
         self._resampler = create_stream_resampler()
         self._in_segment = False
         self._segments = 0
-        """Opened and not told finished; those before an interruption are in `_cut_off` instead."""
+        """Opened and not reported finished; those before an interruption are in `_cut_off` instead."""
         self._cut_off = 0
         self._speaking = False
         self._silent = asyncio.Event()

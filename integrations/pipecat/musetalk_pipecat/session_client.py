@@ -24,11 +24,11 @@ class OrchestratorError(Exception):
 def problem(status: int, body: str) -> tuple[str, str]:
     """Code and sentence of a refusal; `http_STATUS` where the answer is no problem+json."""
     try:
-        told = json.loads(body)
+        answer = json.loads(body)
     except (ValueError, RecursionError):
-        told = None
-    told = told if isinstance(told, dict) else {}
-    return str(told.get("code", f"http_{status}")), str(told.get("detail", "The request was refused."))
+        answer = None
+    answer = answer if isinstance(answer, dict) else {}
+    return str(answer.get("code", f"http_{status}")), str(answer.get("detail", "The request was refused."))
 
 
 START_S = 200.0
@@ -111,7 +111,7 @@ class SessionClient:
 
 def _object(text: str) -> dict[str, object]:
     try:
-        told = json.loads(text)
+        answer = json.loads(text)
     except ValueError:
         return {}
-    return told if isinstance(told, dict) else {}
+    return answer if isinstance(answer, dict) else {}

@@ -38,7 +38,7 @@ class SpokenText:
 def merge(symbols: Sequence[Cue]) -> list[Cue]:
     """One cue per sound: stress marks join the sound after them, length and other modifiers the one before, with their time.
 
-    Spaces between words join the sound after them: within a phrase nobody pauses there, and a stop's closure lies in it.
+    Spaces between words join the sound after them: within a phrase no voice pauses there, and a stop's closure lies in it.
     After punctuation they are part of its pause.
     Whatever is no sound (punctuation, ends of the phrase) becomes a pause.
     """

@@ -1,4 +1,4 @@
-"""Reads orders on standard input and carries them out; tells on standard output where each line is.
+"""Reads commands on standard input and carries them out; reports the lines' positions on standard output.
 
 The first message out is `hello`, and again every second.
 """
@@ -32,7 +32,7 @@ from orchestrator.voice.worker_messages import (
 
 BEAT_S = 1.0
 _UNREAD_BYTES = 1 << 20
-"""Past this much unread the core hangs, and is told no more."""
+"""Past this much unread (bytes) the core hangs, and gets no more reports."""
 _GOODBYE_S = 4.0
 
 
@@ -44,7 +44,7 @@ class CommandDispatcher:
         self._lines: dict[str, RoomPublisher] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def tell(self, message: BaseModel) -> None:
+    def report(self, message: BaseModel) -> None:
         """Queues a message for the core; never blocks."""
         if self._out.get_write_buffer_size() < _UNREAD_BYTES:
             self._out.write(worker_pipe.encode(message.model_dump(mode="json")))
@@ -67,7 +67,7 @@ class CommandDispatcher:
         elif isinstance(said, ClearAudio):
             line.clear()
         elif isinstance(said, Handoff):
-            self.tell(line.cut(said))
+            self.report(line.cut(said))
         elif isinstance(said, Publish):
             line.air(said.on)
         elif isinstance(said, LeaveRoom):
@@ -84,11 +84,11 @@ class CommandDispatcher:
     async def beat(self) -> None:
         """Says that the process lives, for ever."""
         while True:
-            self.tell(WorkerReady())
+            self.report(WorkerReady())
             await asyncio.sleep(BEAT_S)
 
     def _join(self, said: JoinRoom) -> None:
-        line = self._lines[said.line] = RoomPublisher(said, self.tell)
+        line = self._lines[said.line] = RoomPublisher(said, self.report)
         task = asyncio.create_task(line.run(), name=f"voice-{said.line}")
         self._tasks.add(task)
 

@@ -1,6 +1,6 @@
-"""What a line says next: its segments, in order, as soon as it can or when it is told. No I/O and no clock: time is passed in.
+"""What a line plays next: its segments, in order, at once or at the times it is given. No I/O and no clock: time is passed in.
 
-A line that follows keeps within 20 ms of what it was told; it makes up for more where it is quiet, and for more than 200 ms at
+A line that follows keeps within 20 ms of those times; it makes up for more where it is quiet, and for more than 200 ms at
 once. Where it joins sounds that do not belong together it fades over 5 ms.
 """
 
@@ -16,7 +16,7 @@ from orchestrator.voice.worker.room_audio import ROOM_RATE, AudioSpan, Pcm, Segm
 STEP = ROOM_RATE // 100
 """WebRTC's 10 ms; blocks are whole ones."""
 BLOCK = 10 * STEP
-"""Most samples at once. The SDK tells each block to every room of the process: many small ones cost more than the sound."""
+"""Most samples at once. The SDK reports each block to every room of the process: many small ones cost more than the sound."""
 _WHILE_OFF = 4 * STEP  # and while there is an error to make up for, so that a quiet place is not missed
 _START = 6 * STEP  # a voice that has run dry begins again with this much in hand
 _FADE = ROOM_RATE // 200

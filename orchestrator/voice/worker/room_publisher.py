@@ -34,7 +34,7 @@ PUBLISH_TIMEOUT_S = 10.0
 CAPTURE_TIMEOUT_S = 2.0
 """The SDK takes a block within 40 ms; one that it never answers for is given up, or the voice would stand still for ever."""
 SUBSCRIBED_S = 0.6
-"""What is said before the first listener has subscribed is heard by nobody; a line does not wait longer than this for it."""
+"""Audio before the first listener has subscribed is lost; a line waits no longer than this for one (s)."""
 _BACKOFF_S = (0.3, 5.0)
 _CLOSE_TIMEOUT_S = 2.0
 _LOW_S = 0.05  # with less in the source every 10 ms are handed over as they come
@@ -121,7 +121,7 @@ class RoomPublisher:
     # --- life
 
     async def run(self) -> None:
-        """Joins, speaks, and leaves when told to. Is not to be cancelled: `leave` ends it."""
+        """Joins, speaks, and leaves on `leave`, which ends it. Must not be cancelled."""
         reporter = asyncio.create_task(self._reporting(), name=f"voice-report-{self._join.line}")
         delay = _BACKOFF_S[0]
         try:
@@ -134,14 +134,14 @@ class RoomPublisher:
                     await self._disconnect()
                 if not self._leaving:
                     self.state = "reconnecting"
-                    self.tell()
+                    self.report()
                     await self._pause(delay)
                     delay = min(_BACKOFF_S[1], 2 * delay)
         finally:
             reporter.cancel()
             await asyncio.gather(reporter, return_exceptions=True)
             self.state = "left"
-            self.tell()
+            self.report()
 
     async def _connect(self) -> bool:
         self._lost = None
@@ -198,7 +198,7 @@ class RoomPublisher:
             await self._unpublish(source)
 
     async def _wait_subscribed(self, publication: rtc.LocalTrackPublication) -> None:
-        """Returns once somebody listens, or when nobody is there to."""
+        """Returns once a listener has subscribed, or when there is none."""
         assert self._room is not None
         standard = rtc.ParticipantKind.PARTICIPANT_KIND_STANDARD
         if any(who.kind == standard for who in self._room.remote_participants.values()):
@@ -264,9 +264,9 @@ class RoomPublisher:
             self.error = f"disconnected by the server: {self._lost}"
         self._wanted.set()
 
-    # --- what the core is told
+    # --- reports
 
-    def tell(self) -> None:
+    def report(self) -> None:
         """One report."""
         now = time.monotonic()
         playout = self.playout
@@ -297,7 +297,7 @@ class RoomPublisher:
 
     async def _reporting(self) -> None:
         while True:
-            self.tell()
+            self.report()
             await asyncio.sleep(REPORT_S)
 
     def _note_ends(self) -> None:
@@ -306,7 +306,7 @@ class RoomPublisher:
 
     def _move(self, state: str) -> None:
         self.state = state
-        self.tell()
+        self.report()
 
     def _renew(self) -> None:
         self.score, self.playout = PlayoutScheduler(), Playout(time.monotonic())

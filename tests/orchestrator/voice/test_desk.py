@@ -145,7 +145,7 @@ async def test_a_core_that_reads_nothing_is_told_no_more(desk: CommandDispatcher
     await turns()
     assert pipe.written == [{"op": "hello"}]
     pipe.unread = 1 << 20
-    desk.tell(LineReport(line="a", state="live", at=1.0))
+    desk.report(LineReport(line="a", state="live", at=1.0))
     assert len(pipe.written) == 1
     beat.cancel()
     await asyncio.gather(beat, return_exceptions=True)

@@ -25,8 +25,8 @@ class MuseTalkError(Exception):
     """The orchestrator said no, or could not be reached.
 
     Attributes:
-        code: its stable code, such as `at_capacity`; `unreachable` when nobody answered.
-        status: of HTTP; 0 when nobody answered.
+        code: its stable code, such as `at_capacity`; `unreachable` without an answer.
+        status: of HTTP; 0 without an answer.
     """
 
     def __init__(self, code: str, detail: str, status: int = NO_ANSWER, retry_after_s: float | None = None) -> None:
@@ -94,10 +94,10 @@ class OrchestratorClient:
 
 def _error(answer: aiohttp.ClientResponse, text: str) -> MuseTalkError:
     try:
-        told = json.loads(text)
+        answered = json.loads(text)
     except ValueError:
-        told = None
-    problem = told if isinstance(told, dict) else {}
+        answered = None
+    problem = answered if isinstance(answered, dict) else {}
     return MuseTalkError(
         str(problem.get("code", f"http_{answer.status}")),
         str(problem.get("detail", answer.reason)),

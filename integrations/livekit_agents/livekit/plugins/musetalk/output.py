@@ -87,7 +87,7 @@ class AvatarOutput(DataStreamAudioOutput):
         self._giving_up = asyncio.get_running_loop().call_later(seconds, self._give_up)
 
     def _give_up(self) -> None:
-        """What the avatar had is lost: it is told of as the avatar would have done."""
+        """What the avatar had is lost: it is reported as the avatar would have done."""
         doubt = self._settle()
         if doubt is None:
             return
