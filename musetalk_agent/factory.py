@@ -146,7 +146,9 @@ class Factory:
             height = (picture.height or _PATTERN_SIDE) // 2 * 2
             return pattern_bundle(width, height, picture.fps)
         begun = time.monotonic()
-        bundle = await self.library.prepare(request.avatar, picture, derive=engine.prepare, derived=engine.fingerprint)
+        bundle = await self.library.prepare(
+            request.avatar, picture, derive=engine.prepare, fingerprint=engine.fingerprint
+        )
         PREPARE_SECONDS.observe(time.monotonic() - begun)
         return bundle
 

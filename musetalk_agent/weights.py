@@ -1,7 +1,7 @@
-"""Model files: what the manifest says of them, where they lie, whether they are whole.
+"""Model files: the manifest that lists them, where they are, and whether they are whole.
 
 Nothing here fetches: `musetalk-agent fetch-models` does (`tools.fetch_models`). Files that were checked against their sha256 are
-written down in `.cache/verified.json` beside them with size and modification time, so that no file is hashed twice.
+recorded in `.cache/verified.json` beside them, with size and modification time, so that no file is hashed twice.
 """
 
 from __future__ import annotations
@@ -179,13 +179,13 @@ class ModelStore:
         return path
 
     def state(self) -> dict[str, FileState]:
-        """Every file of the manifest, without hashing any: `verified` is what was found when it was last hashed, False when its
+        """Every file of the manifest, without hashing any: `verified` is the result of the last hash, False when its
         size is wrong, None when it was not checked."""
         ledger = self._ledger()
         return {name: self._file_state(entry, ledger) for name, entry in self.manifest.entries.items()}
 
     def verify(self, name: str, progress: Callable[[int], object] = lambda _: None) -> bool | None:
-        """Hashes one file and writes the verdict down. None when the manifest knows no checksum, False when it is absent too.
+        """Hashes one file and records the verdict. None when the manifest knows no checksum, False when it is absent too.
 
         `progress` is called with the bytes that were hashed.
         """
@@ -200,12 +200,14 @@ class ModelStore:
             return known
         if sha256_of(path, progress) != entry.sha256:
             return False
-        self._write_down(name, path, entry.sha256)
+        self._record_verified(name, path, entry.sha256)
         return True
 
     def accept(self, name: str, made: Path) -> bool:
-        """Moves a file that lies in the same file system into its place, unless its sha256 is not the manifest's: then it stays
-        where it is and False is returned. What is in the place already is replaced only by a file that is right."""
+        """Moves a file of the same file system into its place and returns True.
+
+        If its sha256 is not the manifest's, it stays where it is and False is returned: only a right file replaces another.
+        """
         entry = self.manifest.entries[name]
         digest = sha256_of(made) if entry.sha256 else None
         if digest != entry.sha256:
@@ -213,7 +215,7 @@ class ModelStore:
         target = self.location(name)
         made.replace(target)
         if digest:
-            self._write_down(name, target, digest)
+            self._record_verified(name, target, digest)
         return True
 
     def _file_state(self, entry: ModelFile, ledger: dict[str, list[int | str]]) -> FileState:
@@ -235,7 +237,7 @@ class ModelStore:
             return {}
         return content if isinstance(content, dict) else {}
 
-    def _write_down(self, name: str, path: Path, digest: str) -> None:
+    def _record_verified(self, name: str, path: Path, digest: str) -> None:
         stat = path.stat()
         ledger = self._ledger() | {name: [stat.st_size, stat.st_mtime_ns, digest]}
         part = self.directory / f"{LEDGER}.{os.getpid()}.part"

@@ -40,7 +40,7 @@ Progress = Callable[[str, int, int], None]
 _MODULE = "musetalk_agent.avatars.decoder_main"
 _INHERITED = ("PATH", "LD_LIBRARY_PATH", "TMPDIR", "LANG", "LC_ALL", "SYSTEMROOT")
 _LOOK_S = 0.05
-"""How often a wait looks whether it was called off."""
+"""How often a wait checks whether it was called off."""
 _LINE_BYTES_MAX = 64 << 10
 _ANSWERS_SPARE = 1000
 _TEXT_MAX = 1000
@@ -69,7 +69,7 @@ class DecoderLost(Exception):
 
 
 class Aborted(Exception):
-    """Nothing waits for the answer any more."""
+    """The caller does not wait for the answer any more."""
 
 
 class DecoderProcess:
@@ -239,13 +239,13 @@ _CHECKERS = 1
 
 
 class DecoderCall(Protocol):
-    """Has the process answer a request; raises as `DecoderPool.run` does."""
+    """Sends a request to the process and waits for its end; raises as `DecoderPool.run` does."""
 
     def __call__(self, request: dict[str, Any], progress: Progress | None = None) -> None: ...
 
 
 class DecoderPool:
-    """Makes threads and processes when they are needed first.
+    """A pool of processes. Threads and processes are started when they are first needed.
 
     Args:
         size: processes, and so clips at a time.
@@ -401,7 +401,7 @@ class DecoderPool:
 
 
 class DecoderPools:
-    """The pools of an agent: `builders` prepare clips, `checkers` look at uploads, which so never wait for a clip.
+    """The pools of an agent: `builders` prepare clips, `checkers` check uploads, which therefore never wait for a clip.
 
     Args:
         models: folder of the face models.

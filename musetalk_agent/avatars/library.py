@@ -101,18 +101,21 @@ class AvatarLibrary:
         picture: Picture,
         derive: Callable[[Bundle], None] | None = None,
         progress: Progress | None = None,
-        derived: str | None = None,
+        fingerprint: str | None = None,
     ) -> Bundle:
-        """Returns the avatar at the size and rate asked for, prepared now or found prepared (`report.cached`).
+        """Returns the avatar at the size and rate asked for, prepared now or found in the cache (`report.cached`).
 
-        `avatar_id` wins over the zip, the zip over the video, which is tried when the zip cannot be used (a warning then says
-        why). A URL is fetched each time; everything after it is done once for the same bytes and settings, also when several
-        callers come together. `derive` runs in a worker thread on the finished bundle, one at a time for each; it is called for a
-        cached one too and is expected to see what is there already. `derived` is the engine's fingerprint, under which `derive`
-        keeps what it made: a bundle that has it already waits for no clip that is being prepared. `progress` is called in worker
-        threads. As long as the caller refers to the bundle, it stays on disk.
+        `avatar_id` wins over the zip, the zip over the video. The video is tried when the zip cannot be used; a warning then says
+        why. A URL is fetched each time. Everything after that is done once for the same bytes and settings, also for concurrent
+        callers. The bundle stays on disk while the caller refers to it.
 
-        Cancelling is safe and does not disturb others who wait for the same avatar; when the last one leaves, the work is ended.
+        Args:
+            derive: runs in a worker thread on the finished bundle, one at a time for each. It is called for a cached bundle as well
+                and must look at what is there already.
+            fingerprint: the engine's, under which `derive` keeps what it made. A bundle that has it waits for no other clip.
+            progress: called in worker threads.
+
+        Cancelling does not disturb others who wait for the same avatar. When the last one leaves, the work is ended.
 
         Raises:
             AtCapacity: too many clips wait to be prepared.
@@ -131,7 +134,7 @@ class AvatarLibrary:
                 clip, bundle, cached = await self._from_video(source.idle_video_url, failed, picture, progress)
                 warnings.append(_zip_failed(failed))
             if derive is not None:
-                await self._derived(bundle, derive, derived)
+                await self._derive(bundle, derive, fingerprint)
         warnings += bundle.report.warnings
         update = {"cached": cached, "avatar_id": clip.avatar_id, "warnings": warnings}
         return self._cache.hold(replace(bundle, report=bundle.report.model_copy(update=update)))
@@ -276,7 +279,7 @@ class AvatarLibrary:
         finally:
             self._cache.discard_part(part)
 
-    async def _derived(self, bundle: Bundle, derive: Callable[[Bundle], None], derived: str | None) -> None:
+    async def _derive(self, bundle: Bundle, derive: Callable[[Bundle], None], fingerprint: str | None) -> None:
         """Runs `derive` to its end even if the caller leaves: a thread cannot be cancelled, and the lock must outlast it.
 
         One that does not return in time is left behind, so that the next start of the avatar does not wait for it.
@@ -293,7 +296,7 @@ class AvatarLibrary:
         async def locked() -> None:
             lock = self._deriving.setdefault(str(bundle.path), asyncio.Lock())
             async with lock:
-                if derived is not None and bundle.engine_path(derived).exists():
+                if fingerprint is not None and bundle.engine_path(fingerprint).exists():
                     await self._run(self._lookups, derive, bundle)
                     return
                 async with self._derivers:

@@ -1,7 +1,7 @@
 """Decodes pictures by Pillow, and HEIC by pillow-heif: scaled down first, then upright, in sRGB and opaque.
 
-Nothing of a picture's full size is kept beside its decoded pixels: they are made smaller in strips, and all else is done to
-what remains. Runs in the decoder process only; Pillow's classes are opened by the kind that was sniffed, so no other is tried.
+Only the decoded pixels have the picture's full size: they are scaled down in strips, and every other step works on the small
+picture. Runs in the decoder process only; Pillow's classes are opened by the kind that was sniffed, so no other is tried.
 """
 
 from __future__ import annotations
@@ -15,7 +15,16 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
-from PIL import AvifImagePlugin, GifImagePlugin, Image, ImageCms, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+from PIL import (
+    AvifImagePlugin,
+    ExifTags,
+    GifImagePlugin,
+    Image,
+    ImageCms,
+    JpegImagePlugin,
+    PngImagePlugin,
+    WebPImagePlugin,
+)
 
 from musetalk_agent.avatars import tone_mapping
 from musetalk_agent.avatars.limits import AvatarLimits
@@ -61,7 +70,6 @@ _CLASSES: dict[MediaKind, Callable[[io.BytesIO], Image.Image]] = {
     MediaKind.GIF: GifImagePlugin.GifImageFile,
     MediaKind.AVIF: AvifImagePlugin.AvifImageFile,
 }
-_ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -191,14 +199,14 @@ def decode_error(name: str, error: Exception) -> Exception:
 def orientation_of(image: Image.Image) -> int:
     """EXIF orientation, 1 … 8; 1 where none is stated. Reads a PNG to its end, as that is where its EXIF may be."""
     try:
-        stated = image.getexif().get(_ORIENTATION, 1)
+        stated = image.getexif().get(ExifTags.Base.Orientation, 1)
     except DAMAGE_ERRORS:  # the picture itself may be whole
         return 1
     return stated if stated in _UPRIGHT else 1
 
 
 def signalling(data: bytes, kind: MediaKind) -> tuple[int, int] | None:
-    """Primaries and transfer that an AVIF (`colr`), HEIC or PNG (`cICP`) says by H.273's numbers; None where it says none."""
+    """Primaries and transfer that AVIF (`colr`), HEIC or PNG (`cICP`) states, as H.273 numbers them; None for none."""
     if kind is MediaKind.PNG:
         at = data.find(b"cICP", 0, max(0, data.find(b"IDAT")))
         return (data[at + 4], data[at + 5]) if at > 0 else None

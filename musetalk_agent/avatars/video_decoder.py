@@ -171,7 +171,7 @@ class VideoTrackDecoder:
             )
         check_pixels(context.width, context.height, "the video", self._limits)
         self.by_libvpx = stream.metadata.get("alpha_mode") == "1" and name in _WITH_ALPHA
-        check_rich(context, self.by_libvpx, self._limits)
+        check_frame_bytes(context, self.by_libvpx, self._limits)
         self._allow(context.width * context.height)
         if self.by_libvpx:
             extradata, context = (
@@ -389,7 +389,7 @@ def threads(context: VideoCodecContext) -> int:
     return max(1, min(_THREADS_MAX, os.cpu_count() or 1, _THREADS_BYTES // max(1, _frame_bytes(context))))
 
 
-def check_rich(context: VideoCodecContext, two_decoders: bool, limits: AvatarLimits) -> None:
+def check_frame_bytes(context: VideoCodecContext, two_decoders: bool, limits: AvatarLimits) -> None:
     """Refuses a large video whose frames take more memory than those of 8 bits in 4:2:0.
 
     Args:

@@ -1,7 +1,7 @@
-"""`musetalk-agent fetch-models`: brings the model files that the manifest names into the models folder, each checked.
+"""`musetalk-agent fetch-models`: fetches the model files of the manifest into the models folder and checks each of them.
 
-Files that are there and whole are left alone, so that a second run does nothing. Interrupted downloads go on where they
-stopped where the source allows it. Folders that a hub's own client nested in themselves are put right first.
+Files that are there and whole are left alone, so that a second run does nothing. Interrupted downloads are resumed where the source
+allows it. Folders that a hub's own client nested in themselves are repaired first.
 """
 
 from __future__ import annotations
@@ -199,15 +199,15 @@ _TRY_AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 class FetchFailed(Exception):
-    """A model file could not be brought; the message says why and what to do."""
+    """A model file could not be fetched; the message says why and what to do."""
 
 
 class Unreachable(FetchFailed):
-    """The network did not let it through, however often it was tried."""
+    """The network failed at every try."""
 
 
 class _Interrupted(Exception):
-    """The network or the server failed in a way that may pass."""
+    """The network or the server failed, perhaps for a moment only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +228,7 @@ class Transfer:
 
 
 def from_hub(store: ModelStore, entry: ModelFile, source: HubSource, network: Transfer) -> None:
-    """Brings a file of a hub's repository. Raises FetchFailed."""
+    """Fetches a file of a hub's repository. Raises FetchFailed."""
     if not importlib.util.find_spec("huggingface_hub"):
         raise FetchFailed(f"{entry.name} lies on a model hub; install the extra [musetalk] to fetch it.")
     hub: Any = importlib.import_module("huggingface_hub")
@@ -260,7 +260,7 @@ def _etag(hub: Any, url: str, name: str) -> str:
 
 
 def from_url(store: ModelStore, entry: ModelFile, source: UrlSource, network: Transfer) -> None:
-    """Brings a plain download. Raises FetchFailed."""
+    """Fetches a plain download. Raises FetchFailed."""
     part = store.directory / _PARTS / f"{entry.name.replace('/', '--')}.part"
 
     def attempt() -> None:

@@ -187,12 +187,12 @@ async def test_cached_avatars_and_uploads_wait_for_no_clip(shop: Shop) -> None:
     def derive(bundle: object) -> None:
         threads.append(threading.current_thread().name)
 
-    await prepare(library, clip, derive=derive, derived="engine")
+    await prepare(library, clip, derive=derive, fingerprint="engine")
     (bundle,) = (library._cache._bundles).iterdir()
     (bundle / "engines" / "engine").mkdir(parents=True)
     busy = [await decoding(shop), await decoding(shop)]
     new = asyncio.create_task(prepare(library, frames_zip(moving(4, 128))))
-    assert await prepare(library, clip, derive=derive, derived="engine") == 3
+    assert await prepare(library, clip, derive=derive, fingerprint="engine") == 3
     assert not any(task.done() for task in (*busy, new))
     assert threads[0].startswith("avatar-derive") and threads[1].startswith("avatar-cache")
     for task in (*busy, new):
