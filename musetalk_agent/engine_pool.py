@@ -8,6 +8,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from functools import cached_property
 from typing import Any
 
@@ -54,7 +55,7 @@ class EnginePool:
     """One batcher per engine that can run here, shared by all sessions.
 
     Args:
-        settings: of the agent; `engine` is the one that a session gets which names none.
+        settings: of the agent; `engine` is the default for sessions that name none.
         models: the models folder.
         on_failure: called on the event loop with the name of an engine whose device failed; it is already being made again.
         on_lost: called on the event loop when that did not help: the process should end.
@@ -120,7 +121,7 @@ class EnginePool:
         """Why MuseTalk cannot run here. Looked at once: torch takes seconds to import, and cards do not come and go."""
         try:
             return self._look_for_musetalk()
-        except Exception as error:  # whatever is wrong with torch or its driver: another engine may run all the same
+        except Exception as error:  # torch and drivers raise anything, and another engine may serve
             log.exception("looking for MuseTalk failed")
             text = f"MuseTalk cannot be loaded here ({type(error).__name__}: {error})."
             return EngineUnavailable(text, field="engine", value="musetalk")
@@ -201,12 +202,12 @@ class EnginePool:
 
     @property
     def device(self) -> str:
-        """Where the default engine computes."""
+        """The default engine's device."""
         batcher = self._batchers.get(self.default)
         return batcher.engine.device if batcher else "none"
 
     def stats(self) -> dict[str, Any]:
-        """What the default engine measured of itself and how its batches are filled, for `/debug`."""
+        """The default engine's measurements and the fill of its batches, for `/debug`."""
         batcher = self._batchers.get(self.default)
         if batcher is None:
             return {}
@@ -226,11 +227,10 @@ class EnginePool:
             async with asyncio.timeout(within_s):
                 engine = await in_thread(self._makers[name], f"engine-{name}-make", give_back=lambda made: made.close())
                 batcher = Batcher(engine, on_failure=lambda error: self._failed(name, error))
-                try:
+                async with AsyncExitStack() as on_error:
+                    on_error.push_async_callback(batcher.aclose)
                     await batcher.start()
-                except BaseException:
-                    await batcher.aclose()
-                    raise
+                    on_error.pop_all()
         except TimeoutError as error:
             raise EngineFailed(f"the engine {name!r} was not ready within {within_s:g} s") from error
         self._batchers[name] = batcher
@@ -244,10 +244,10 @@ class EnginePool:
         self.on_failure(name, error)
 
     async def _restart(self, name: str) -> None:
-        """Makes the engine again, or ends the process. Nothing that the old or the new engine does ends this task otherwise."""
+        """Makes the engine again, or ends the process when that fails."""
         try:
             again = await self._made_again(name)
-        except Exception:  # the task's boundary: health must not say 503 for ever
+        except Exception:  # the task's boundary: otherwise /health would answer 503 for ever
             log.exception("the restart of an engine broke", extra={"engine": name})
             again = False
         if again:
@@ -270,7 +270,7 @@ class EnginePool:
             await asyncio.sleep(wait_s)
             try:
                 await self._begin(name, RESTART_WITHIN_S)
-            except Exception as error:  # noqa: BLE001 - a card that is still broken: health says so, and it is tried again
+            except Exception as error:  # noqa: BLE001 - drivers raise anything while a card is broken; /health reports it and the loop retries
                 log.error("engine did not start again", extra={"engine": name, "reason": str(error)})
                 continue
             return True

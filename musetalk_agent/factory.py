@@ -52,7 +52,7 @@ class Factory:
     Args:
         clock: None for the monotonic one.
         publisher: makes the publisher of a session, given its request and its frames per second; None for one that goes to the
-            room and where else the request says.
+            room and to the other destinations of the request.
     """
 
     def __init__(
@@ -99,6 +99,7 @@ class Factory:
         batcher.check()
         engine_session = await self._opened(batcher.engine, bundle)
         publisher: Publisher | None = None
+        session: Session | None = None
         try:
             batcher.check()
             loop = asyncio.get_running_loop()
@@ -114,13 +115,16 @@ class Factory:
                 )
 
             note = self.engines.note(request.engine)
-            return Session(request, bundle, name, publisher, build, engine_session.close, note, speech, batcher.check)
-        except BaseException:
-            steps = [Step("engine", partial(in_thread, engine_session.close, "engine-release"), RELEASE_S)]
-            if publisher is not None:
-                steps.insert(0, Step("publisher", publisher.aclose, LEAVE_S))
-            await tear_down(f"start of session {request.session_id}", steps)
-            raise
+            session = Session(
+                request, bundle, name, publisher, build, engine_session.close, note, speech, batcher.check
+            )
+            return session
+        finally:
+            if session is None:
+                steps = [Step("engine", partial(in_thread, engine_session.close, "engine-release"), RELEASE_S)]
+                if publisher is not None:
+                    steps.insert(0, Step("publisher", publisher.aclose, LEAVE_S))
+                await tear_down(f"start of session {request.session_id}", steps)
 
     async def _opened(self, engine: Engine, bundle: Bundle) -> EngineSession:
         """Opens the avatar in a thread. A caller that is cancelled, or an engine that takes too long, leaves nothing open."""

@@ -32,10 +32,10 @@ def paste(background: Pixels, patch: Pixels, mask: Pixels) -> Pixels:
 
 
 class Compositor:
-    """Composes pictures of one bundle; stateless, so any thread may call it.
+    """Composes frames of one bundle; stateless, so any thread may call it.
 
     Args:
-        idle_patch: what lies over each idle frame while nobody speaks, by idle frame; None for nothing.
+        idle_patch: the patch over each idle frame outside speech, by index; None for none.
     """
 
     def __init__(self, bundle: Bundle, idle_patch: Callable[[int], Patch | None] = lambda _: None) -> None:
@@ -44,7 +44,7 @@ class Compositor:
         self._width, self._height = bundle.width, bundle.height
 
     def idle(self, idle_index: int) -> VideoFrame:
-        """The idle picture; without a patch over it no copy is made, so its planes are read-only."""
+        """The idle frame; without a patch over it no copy is made, so its planes are read-only."""
         patch = self._idle_patch(idle_index)
         if patch is not None:
             return VideoFrame(self._planes(idle_index, patch), self._width, self._height, idle_index)

@@ -1,4 +1,4 @@
-"""The idle clip: which frame is next, and frames made one tick ahead in worker threads so that the event loop reads no disk."""
+"""The idle clip: which frame is next, and frames made one position ahead in worker threads: the event loop reads no disk."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from musetalk_agent.media_types import VideoFrame
 
 
 class PingPongLoop:
-    """Maps an ever-growing tick to an idle frame: 0, 1 … n-1, n-2 … 1, 0, 1 … A clip of one frame stands still.
+    """Maps a position, which only grows, to an idle frame: 0, 1 … n-1, n-2 … 1, 0, 1 … A clip of one frame stands still.
 
-    The cycle never restarts: a segment takes the ticks that follow the last one shown, and the idle clip goes on after it.
+    The loop never restarts: a segment takes the positions after the last one shown, and the idle clip continues after it.
     """
 
     def __init__(self, frames: int) -> None:
@@ -25,17 +25,17 @@ class PingPongLoop:
         self._frames = frames
         self._period = max(1, 2 * (frames - 1))
 
-    def idle_index(self, tick: int) -> int:
-        """Idle frame shown at `tick` (≥ 0)."""
-        phase = tick % self._period
+    def idle_index(self, position: int) -> int:
+        """Idle frame shown at `position` (≥ 0)."""
+        phase = position % self._period
         return phase if phase < self._frames else self._period - phase
 
 
 class LoopCursor:
-    """Hands out the ticks of the cycle to idle pictures, shown now, and to spoken ones, made a little ahead of time.
+    """Assigns positions of the loop to idle frames, which are shown now, and to spoken frames, which are made ahead of time.
 
     Args:
-        lead: ticks that will pass as idle pictures between the order of a segment's first picture and its showing.
+        lead: idle frames that will be shown between the request of a segment's first frame and its display.
     """
 
     def __init__(self, lead: int = 1) -> None:
@@ -44,36 +44,38 @@ class LoopCursor:
         self._reserved: deque[int] = deque()
 
     def reserve(self, lead: int | None = None) -> int:
-        """The tick of the next spoken picture. `lead`: idle pictures that pass before it, where more is known than the usual."""
-        tick = self._reserved[-1] + 1 if self._reserved else self._shown + 1 + (self._lead if lead is None else lead)
-        self._reserved.append(tick)
-        return tick
+        """The position of the next spoken frame. `lead` replaces the usual number of idle frames before it."""
+        position = (
+            self._reserved[-1] + 1 if self._reserved else self._shown + 1 + (self._lead if lead is None else lead)
+        )
+        self._reserved.append(position)
+        return position
 
-    def show(self, tick: int) -> None:
-        """A spoken picture was shown or dropped: the cycle is at its tick."""
-        while self._reserved and self._reserved[0] <= tick:
+    def show(self, position: int) -> None:
+        """Records that a spoken frame was shown or dropped: the loop is at its position."""
+        while self._reserved and self._reserved[0] <= position:
             self._reserved.popleft()
-        self._shown = max(self._shown, tick)
+        self._shown = max(self._shown, position)
 
     def next_idle(self) -> int:
-        """The tick that `idle` would return now."""
-        tick = self._shown + 1
+        """The position that `idle` would return now."""
+        position = self._shown + 1
         if self._reserved:
-            tick = max(self._shown, min(tick, self._reserved[0] - 1))
-        return max(0, tick)
+            position = max(self._shown, min(position, self._reserved[0] - 1))
+        return max(0, position)
 
     def idle(self) -> int:
-        """The tick of an idle picture shown now: the next one, but never past what spoken pictures have reserved."""
+        """The position of an idle frame shown now: the next one, but never past a reserved one."""
         self._shown = self.next_idle()
         return self._shown
 
     def release(self) -> None:
-        """Every reservation is void (a clear)."""
+        """Cancels every reservation (a clear)."""
         self._reserved.clear()
 
 
 def load_idle(compositor: Compositor, idle_index: int) -> VideoFrame:
-    """The idle frame of `idle_index`, in memory. Blocks on the disk and composes: for worker threads.
+    """Composes an idle frame and loads it into memory. Blocks on the disk: call it in a worker thread.
 
     A frame without a patch is a view of the bundle's file. One byte of each page is read here, so that the page faults of a file
     that is not in the page cache happen in this thread and not where the frame is published.
@@ -84,10 +86,10 @@ def load_idle(compositor: Compositor, idle_index: int) -> VideoFrame:
 
 
 class IdleFrames:
-    """Gives out idle frames in the order of the cycle. At most one is being made at a time.
+    """Returns idle frames in the order of the loop. At most one is being made at a time.
 
     Args:
-        first: the idle frame that is shown already.
+        first: the idle frame that is already shown.
         executor: threads that make the frames.
     """
 
@@ -107,7 +109,7 @@ class IdleFrames:
         self.late = 0
 
     def prepare(self) -> None:
-        """Begins to make the next idle frame, unless it is there or another one is being made. Call it on the event loop."""
+        """Starts making the next idle frame, unless it is ready or another one is being made. Call it on the event loop."""
         idle_index = self._cycle.idle_index(self._cursor.next_idle())
         if idle_index == self._shown.idle_index:
             return
@@ -120,7 +122,7 @@ class IdleFrames:
         self._next = idle_index, making
 
     def take(self) -> VideoFrame | None:
-        """The next idle frame; the cycle moves on. None, counted in `late`, when it is not made yet: the cycle then stays.
+        """The next idle frame; the loop moves on. None, counted in `late`, when it is not made yet: the loop then stays.
 
         Raises what making the frame raised.
         """

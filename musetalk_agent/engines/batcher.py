@@ -1,5 +1,4 @@
-"""Two threads per engine: one owns its device and launches batches, one waits for them, so that neither the card nor a session
-waits for the other's work.
+"""Two threads per engine: one owns its device and launches batches, one waits for them and makes patches of them.
 
     submit ─► waiting frames, a queue a session ─► launcher: earliest deadline first ─► card ─► collector: wait, patches ─► future
 
@@ -89,8 +88,8 @@ class Batcher:
     """Serves every session with one engine. Policy of a full queue: the request fails with `engine_unavailable`.
 
     A device that fails is final: the frames waiting and under way fail with `EngineFailed`, so does every later `submit`, and
-    `on_failure` is called. Whoever owns the batcher closes it then and makes a new engine and a new batcher: weights and latents on
-    a failed card are worth nothing.
+    `on_failure` is called. The owner then closes the batcher and makes a new engine and a new batcher: weights and latents on a
+    failed card are lost.
 
     A batch that is not delivered within `stuck_after_s` is such a failure too, and so is an error in one of the two threads.
 
@@ -182,7 +181,7 @@ class Batcher:
         """Ends the threads, cancels the frames that wait or are under way, and closes the engine. Safe to call twice, and before
         `start`.
 
-        Each step has its time and runs whatever the ones before it did: an engine whose device hangs, or whose `close` raises, is
+        Each step has a time limit and runs even if earlier steps failed: an engine whose device hangs, or whose `close` raises, is
         left behind with a line in the log. Cancelling waits for the steps.
         """
         with self._changed:
@@ -218,7 +217,7 @@ class Batcher:
                 self._fail(EngineFailed(text))
 
     def _guarded(self, work: Callable[[], None]) -> None:
-        """The body of both threads: one that ends by an error takes the batcher with it, so that its owner hears of it."""
+        """The body of both threads: an error that ends one of them fails the batcher."""
         try:
             work()
         except Exception as error:  # the thread's boundary: its death must fail the engine
@@ -236,7 +235,7 @@ class Batcher:
             self._launched.put(None)
 
     def _next_batch(self) -> list[_Job] | None:
-        """The next batch, once it is time; None when it is over."""
+        """Blocks until the next batch is due and returns its jobs; None when the batcher has ended."""
         with self._changed:
             while not (self._closed or self.failed):
                 seconds = self._seconds_until_launch()
@@ -252,7 +251,7 @@ class Batcher:
             return jobs
 
     def _seconds_until_launch(self) -> float | None:
-        """Seconds until the next batch should be launched; None for not before something changes."""
+        """Seconds until the next batch should be launched; None while no batch may be launched."""
         if not self._waiting or len(self._sizes_on_device) >= MAX_ON_DEVICE or self._undelivered >= MAX_UNDELIVERED:
             return None
         if not self._sizes_on_device or self._waiting >= self.engine.batch_sizes[-1]:
@@ -301,17 +300,16 @@ class Batcher:
         while (batch := self._launched.get()) is not None:
             patches: Sequence[Patch | None] = ()
             try:
+                try:
+                    if batch.in_flight is not None:
+                        batch.in_flight.wait()
+                finally:
+                    self._count(batch)
                 if batch.in_flight is not None:
-                    batch.in_flight.wait()
-            except Exception as error:  # noqa: BLE001 - as above
-                batch.error = error
-            self._count(batch)
-            try:
-                if batch.in_flight is not None and batch.error is None:
                     patches = batch.in_flight.patches()
                     if len(patches) != len(batch.jobs):
                         raise RuntimeError(f"{len(patches)} patches for {len(batch.jobs)} requests")
-            except Exception as error:  # noqa: BLE001 - as above
+            except Exception as error:  # noqa: BLE001 - the thread serves every session: a batch that breaks must not end it
                 batch.error = error
             with self._changed:
                 self._undelivered -= 1
@@ -320,7 +318,7 @@ class Batcher:
             self._deliver(batch, patches)
 
     def _count(self, batch: _Batch) -> None:
-        """The device is through with the batch."""
+        """Updates the statistics and the expected end of the batches on the device, after one has ended."""
         now = time.perf_counter()
         with self._changed:
             spent = now - max(batch.begun, self._finished)
@@ -347,7 +345,7 @@ class Batcher:
             self._loop.call_soon_threadsafe(_settle, batch.jobs, patches, batch.error)
 
     def _fail(self, error: EngineFailed) -> None:
-        """Any thread. Fails what waits and what is under way, and tells the owner; once."""
+        """Fails the frames that wait or are under way and notifies the owner, once. Any thread may call it."""
         assert self._loop is not None
         with self._changed:
             if self.failed is not None:
@@ -355,7 +353,7 @@ class Batcher:
             self.failed = error
             left = [job for batch in self._under_way for job in batch.jobs] + self._pop_all()
             self._changed.notify()
-            if self._closed:  # nobody waits, and the owner is closing it already
+            if self._closed:  # the owner is closing it already
                 return
         with contextlib.suppress(RuntimeError):  # the loop is closed, and everything on it is over
             self._loop.call_soon_threadsafe(_settle, left, (), error)

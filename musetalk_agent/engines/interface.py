@@ -1,4 +1,4 @@
-"""The port of lip-sync engines: a bundle and features in, mouth patches out."""
+"""The interface of lip-sync engines: a bundle and features in, mouth patches out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from musetalk_agent.features.extractor import FeatureExtractor
 from musetalk_agent.media_types import Feature, Patch
 
 Progress = Callable[[int, int], None]
-"""Called with (done, of how many) while something long is made."""
+"""Called with (done, total) during a long preparation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class EngineSession(Protocol):
         ...
 
     def fade_to_silence(self, feature: Feature, amount: float) -> Feature:
-        """A feature `amount` (0 … 1) of the way from `feature` to silence, for the pictures after a segment."""
+        """A feature `amount` (0 … 1) of the way from `feature` to silence, for the frames after a segment."""
         ...
 
     def idle(self, idle_index: int) -> Patch | None:
@@ -68,11 +68,11 @@ class InFlightBatch(Protocol):
     """A batch under way. The batcher calls `wait`, then `patches`, once each, on a thread other than the one that launched it."""
 
     def wait(self) -> None:
-        """Blocks until the device is through with the batch. Raises `EngineFailed` when the device failed."""
+        """Blocks until the device has finished the batch. Raises `EngineFailed` when the device failed."""
         ...
 
     def patches(self) -> list[Patch | None]:
-        """After `wait`: what is left to do on the host, then one patch per request, in order.
+        """After `wait`: does the host's work and returns one patch per request, in order.
 
         None where the idle frame is to be shown as it is: blend weight 0, or a patch that the engine found unfit to be shown.
         """
@@ -81,16 +81,16 @@ class InFlightBatch(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class CompletedBatch:
-    """The flight of an engine that computes while it launches."""
+    """The batch of an engine that computes in `launch`."""
 
-    made: list[Patch | None]
+    completed: list[Patch | None]
 
     def wait(self) -> None:
-        """It is done."""
+        """Returns at once."""
 
     def patches(self) -> list[Patch | None]:
-        """What was made."""
-        return self.made
+        """The patches that `launch` made."""
+        return self.completed
 
 
 class Engine(Protocol):
@@ -102,12 +102,12 @@ class Engine(Protocol):
 
     @property
     def name(self) -> str:
-        """Its name in requests and answers."""
+        """Name of the engine in requests and answers."""
         ...
 
     @property
     def device(self) -> str:
-        """Where it computes: `cpu`, `cuda:0` …"""
+        """The device: `cpu`, `cuda:0` …"""
         ...
 
     @property
@@ -117,7 +117,7 @@ class Engine(Protocol):
 
     @property
     def batch_sizes(self) -> Sequence[int]:
-        """Batch sizes it likes, ascending; the last is the most it takes at once. May shrink while it runs."""
+        """Efficient batch sizes, ascending; the last is the largest that `launch` takes. May shrink while the engine runs."""
         ...
 
     @property
@@ -127,7 +127,7 @@ class Engine(Protocol):
 
     @property
     def needs_face(self) -> bool:
-        """False for engines that draw their own picture and take no avatar."""
+        """False for engines that draw their own frames and take no avatar."""
         ...
 
     @property
@@ -144,7 +144,7 @@ class Engine(Protocol):
         ...
 
     def warmup(self) -> None:
-        """Runs one batch at production shape, so that the first session pays nothing."""
+        """Runs one batch at production shape, so that the first session does not wait for it."""
         ...
 
     def launch(self, batch: Sequence[PatchRequest]) -> InFlightBatch:
@@ -159,7 +159,7 @@ class Engine(Protocol):
         ...
 
     def stats(self) -> dict[str, Any]:
-        """What it measured of itself, for `/debug`: JSON values. Called on the event loop: no work."""
+        """The engine's own measurements for `/debug`: JSON values. Called on the event loop: no work."""
         ...
 
     def close(self) -> None:

@@ -28,13 +28,13 @@ class PatternStream:
         self.reset()
 
     def reset(self) -> None:
-        """Forgets everything."""
+        """Starts again at frame 0."""
         self._samples = np.zeros(0, np.int16)
         self._first = 0  # sample index of _samples[0]
         self._frame = 0
 
     def cue(self, cues: Sequence[Cue]) -> None:
-        """Ignored: the pattern shows loudness, not words."""
+        """Does nothing: the pattern shows loudness, not words."""
 
     def push(self, samples: Pcm) -> list[Feature]:
         """RMS of the frames that are complete."""
@@ -80,7 +80,7 @@ class PatternFeatures:
 
 
 class PatternSession:
-    """The two patches of a picture size."""
+    """The two patches of a frame size."""
 
     def __init__(self, bundle: Bundle) -> None:
         box = bundle.box(0)
@@ -89,19 +89,19 @@ class PatternSession:
         self.black = Patch(box, np.full((box.height, box.width, 3), _BLACK, np.uint8))
 
     def fade_to_silence(self, feature: Feature, amount: float) -> Feature:
-        """It fades."""
+        """Scales the loudness down."""
         return (feature * (1 - amount)).astype(np.float32)
 
     def idle(self, idle_index: int) -> Patch | None:
-        """The idle picture is drawn already."""
+        """None: the idle frame needs no patch."""
         return None
 
     def missing_idle_patches(self) -> tuple[int, ...]:
-        """None: the idle picture is drawn already."""
+        """None: the idle frame needs no patch."""
         return ()
 
     def store_idle_patch(self, idle_index: int, patch: Patch) -> None:
-        """Nothing is kept."""
+        """Does nothing."""
 
     def close(self) -> None:
         """Nothing to release."""
@@ -131,11 +131,11 @@ class PatternEngine:
         """Nothing to warm."""
 
     def launch(self, batch: Sequence[PatchRequest]) -> CompletedBatch:
-        """Draws at once."""
+        """Draws the patches and returns them completed."""
         return CompletedBatch(self.infer(batch))
 
     def stats(self) -> dict[str, Any]:
-        """Nothing to tell."""
+        """No measurements."""
         return {}
 
     def capacity(self, fps: int) -> int | None:

@@ -80,12 +80,12 @@ def load(path: Path) -> SyncNet:
     """
     with torch.device("meta"):
         net = SyncNet()
-    state = loading.read(path)
+    state = loading.read_tensors(path)
     for key in net.state_dict():
         if key.endswith(_COUNTER):  # only training counts batches, and PyTorch before 0.4 did not
             state.setdefault(key, torch.tensor(0))
-    loading.check(net, state, path)
-    loading.fill(net, state, torch.device("cpu"), torch.float32)
+    loading.check_fits(net, state, path)
+    loading.assign_weights(net, state, torch.device("cpu"), torch.float32)
     return net
 
 

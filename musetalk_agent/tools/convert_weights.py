@@ -76,7 +76,7 @@ def convert(folder: Path, part: Part, half: Half, *, quiet: bool = False) -> str
     if target.is_file() and problem_of(target, source) is None:
         return f"{shown} is there and fits"
     state = loading.read_part(source, part)
-    loading.check(loading.BUILDERS[part](folder), state, source)
+    loading.check_fits(loading.BUILDERS[part](folder), state, source)
     size = source.stat().st_size
     elements = sum(value.numel() for value in state.values())
     with tqdm(total=size + 2 * elements, unit="B", unit_scale=True, desc=str(shown), disable=quiet) as bar:

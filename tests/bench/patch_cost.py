@@ -1,6 +1,7 @@
 """What a patch of `warp` costs beside the engine of an older commit, in one process and in turn, and how far its picture differs.
 
-The old code is taken from the repository with `git archive` into a temporary folder and loaded under another name. Both engines are
+The old code is taken from the repository with `git archive` into a temporary folder and loaded under another name, what has been
+renamed since by today's names (`RENAMED`). Both engines are
 given the same bundle, the same features and the same mouth for them: today's `articulation.py`, for how far lips part is no cost.
 Times are CPU time of the process, so that neighbours disturb them little.
 """
@@ -39,6 +40,21 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "musetalk_agent.engines.warp"
 OLD = "warp_of_an_older_commit"
 SHAPES = "articulation.py"
+RENAMED = {
+    "musetalk_agent.media import": "musetalk_agent.media_types import",
+    "musetalk_agent.features.base import": "musetalk_agent.features.extractor import",
+    "musetalk_agent.engines.base import": "musetalk_agent.engines.interface import",
+    "musetalk_agent.avatars.head import": "musetalk_agent.avatars.face_track import",
+    "stored_arrays": "open_arrays",
+    "Landed": "CompletedBatch",
+    "request.actor": "request.session",
+    "request.pose": "request.idle_index",
+    "request.presence": "request.blend_weight",
+    f"{PACKAGE}.mouth_space": f"{OLD}.geometry",
+    "MouthShape": "Shape",
+    PACKAGE: OLD,
+}
+"""In the old files, and in today's `SHAPES`, which is copied to them."""
 ROUNDS, FRAMES = 7, 100
 SMALLEST = 133
 """`face_on_720p` of this makes the smallest face that is taken without a complaint."""
@@ -157,7 +173,10 @@ def _older(commit: str) -> Iterator[Any]:
         (Path(folder) / path).rename(Path(folder) / OLD)
         copyfile(ROOT / path / SHAPES, Path(folder) / OLD / SHAPES)
         for file in (Path(folder) / OLD).glob("*.py"):
-            file.write_text(file.read_text().replace(PACKAGE, OLD))
+            text = file.read_text()
+            for old, new in RENAMED.items():
+                text = text.replace(old, new)
+            file.write_text(text)
         sys.path.insert(0, folder)
         try:
             yield importlib.import_module(f"{OLD}.engine")

@@ -49,7 +49,7 @@ Parse = Callable[[Pixels], Pixels]
 """uint8 BGR `[b, n, n, 3]` → uint8 classes `[b, 512, 512]`."""
 
 SIDE = 256
-"""Pixels of a side of the network's picture."""
+"""Pixels of a side of the network's input."""
 _PARSED_SIDE = 512
 _BATCH = 8
 _LATENT = (8, 32, 32)
@@ -148,11 +148,10 @@ class MuseTalkArtefacts:
             except OSError as error:
                 if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
                     raise
-                shutil.rmtree(part)  # another process was quicker; its artefacts are the same
+                # another process was quicker; its artefacts are the same
             shutil.rmtree(folder / _REPLACED, ignore_errors=True)
-        except BaseException:
+        finally:
             shutil.rmtree(part, ignore_errors=True)
-            raise
 
     @classmethod
     def load(cls, folder: Path) -> MuseTalkArtefacts:

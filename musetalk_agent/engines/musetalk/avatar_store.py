@@ -59,7 +59,7 @@ class AvatarStore:
             return avatar
 
     def give_back(self, folder: Path) -> None:
-        """One session less. Nothing happens where the store was cleared meanwhile."""
+        """Counts one session less. Does nothing after `clear`."""
         with self._lock:
             avatar = self._avatars.pop(folder, None)
             if avatar is None:
@@ -74,7 +74,7 @@ class AvatarStore:
             return sum(avatar.nbytes for avatar in self._avatars.values())
 
     def clear(self) -> None:
-        """Forgets all of them, in use or not: the engine is closing."""
+        """Drops all avatars, in use or not: the engine is closing."""
         with self._lock:
             self._cleared = True
             self._avatars.clear()
@@ -130,7 +130,7 @@ class MuseTalkSession:
         return self._rest
 
     def fade_to_silence(self, feature: Feature, amount: float) -> Feature:
-        """The sound fades to silence where it is: the last row, which says where that is, stays (`features.whisper`)."""
+        """Fades the mel columns to silence; the last row, which holds their position, stays (`features.whisper_features`)."""
         faded = (feature + (self._rest - feature) * np.float32(amount)).astype(np.float32)
         faded[-1] = feature[-1]
         return faded

@@ -1,7 +1,7 @@
 """The configuration files beside the weights, checked field by field. Imports no torch.
 
-Fields that upstream's files have must be there, others must not: a file of another model is told apart before any weight is read.
-Fields that start with an underscore are notes of whoever wrote the file and are dropped, as diffusers does (numerics §1).
+Fields that upstream's files have must be there, others must not: a file of another model is rejected before any weight is read.
+Fields that start with an underscore are comments and are dropped, as diffusers does (numerics §1).
 """
 
 from __future__ import annotations
@@ -73,12 +73,12 @@ class VaeConfig(_Config):
     mid_block_add_attention: Literal[True] = True
 
     def arguments(self) -> dict[str, Any]:
-        """Without what says nothing: older versions of diffusers do not know all of these fields."""
+        """Without default values: older versions of diffusers do not know all of these fields."""
         return self.model_dump(exclude_defaults=True) | {"scaling_factor": self.scaling_factor}
 
 
 class WhisperEncoderConfig(_Config):
-    """What `whisper/config.json` says of the encoder. The rest of the file is about decoding text and is not looked at."""
+    """The encoder's part of `whisper/config.json`. The rest of the file configures text decoding and is ignored."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -136,13 +136,15 @@ def read_config(kind: type[_Any], path: Path) -> _Any:
         return kind.model_validate({key: value for key, value in content.items() if not key.startswith("_")})
     except ValidationError as error:
         problems = [(".".join(str(part) for part in found["loc"][:1]), found) for found in error.errors()]
-        told = "; ".join(_told(field, found["type"], found["msg"], found["input"]) for field, found in problems)
+        problems_text = "; ".join(
+            _describe(field, found["type"], found["msg"], found["input"]) for field, found in problems
+        )
         raise WeightsInvalid(
-            f"{name} does not describe this model: {told}.", field=problems[0][0], value=name
+            f"{name} does not describe this model: {problems_text}.", field=problems[0][0], value=name
         ) from error
 
 
-def _told(field: str, kind: str, message: str, given: Any) -> str:
+def _describe(field: str, kind: str, message: str, given: Any) -> str:
     if kind == "missing":
         return f"the field {field!r} is missing"
     if kind == "extra_forbidden":

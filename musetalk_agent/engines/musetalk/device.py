@@ -45,7 +45,7 @@ class Card(Protocol):
 
     @contextmanager
     def background(self) -> Iterator[None]:
-        """Inside, this thread's work gives way to frames."""
+        """Within it, this thread's work yields to the frames'."""
         ...
 
     def capture(self, call: Callable[[], Outputs]) -> Callable[[], Outputs]:
@@ -101,7 +101,7 @@ class CpuCard:
         return _CompletedEvent()
 
     def synchronize(self) -> None:
-        """Nothing is ever under way."""
+        """Does nothing: work on the processor is complete when a call returns."""
 
     def allocated(self) -> int:
         """Nothing beyond the process's own memory."""

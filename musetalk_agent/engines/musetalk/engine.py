@@ -246,7 +246,7 @@ class MuseTalkEngine:
     def close(self) -> None:
         """Releases the device: weights, graphs, latents. Safe to call twice.
 
-        Every part is released whatever the others raise, and on a broken card all of them may; then it raises, at the end.
+        Every part is released even if others raise, as all of them may on a broken card; the last error is raised at the end.
         """
         with ExitStack() as parts:  # called in the opposite order
             parts.callback(self._runner.close)

@@ -1,6 +1,6 @@
 """MuseTalk's networks from a models folder: configuration checked, modules built without memory, weights mapped in.
 
-Weights are mapped into memory, matched strictly by key and shape; nothing that a file says is ever run.
+Weights are mapped into memory, matched strictly by key and shape; no code in a file is ever run.
 
 Every function raises WeightsMissing where a file is not there and WeightsInvalid where one is not of this model; both say which and
 how to mend it. fp32 belongs on the CPU, fp16 or bf16 on a card.
@@ -45,7 +45,7 @@ log = logging.getLogger(__name__)
 DTYPES: Mapping[Half, torch.dtype] = MappingProxyType({"fp16": torch.float16, "bf16": torch.bfloat16})
 _Names = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 _Module = TypeVar("_Module", bound=nn.Module)
-_TOLD = 3
+_MOST_NAMED = 3
 _POINTER = b"version https://git-lfs"
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _VAE_ATTENTION = ".mid_block.attentions.0."
@@ -108,7 +108,7 @@ def build_whisper(folder: Path) -> WhisperEncoder:
 
 def read_part(path: Path, part: Part) -> dict[str, Tensor]:
     """A part's weights as they lie in a file, with today's names, mapped. Raises WeightsInvalid."""
-    return _NAMES.get(part, dict)(read(path))
+    return _NAMES.get(part, dict)(read_tensors(path))
 
 
 def _load(module: _Module, folder: Path, part: Part, device: torch.device, dtype: torch.dtype) -> _Module:
@@ -120,15 +120,15 @@ def _load(module: _Module, folder: Path, part: Part, device: torch.device, dtype
         raise WeightsMissing(
             f"The model file {name} is missing from {folder}; run `musetalk-agent fetch-models musetalk`.", value=name
         )
-    state = dict(read(found.path)) if found.half else read_part(found.path, part)
-    check(module, state, found.path)
-    fill(module, state, torch.device(device), dtype)
+    state = dict(read_tensors(found.path)) if found.half else read_part(found.path, part)
+    check_fits(module, state, found.path)
+    assign_weights(module, state, torch.device(device), dtype)
     seconds = round(time.perf_counter() - start, 3)
     log.info("weights loaded", extra={"part": part, "file": str(found.path), "dtype": str(dtype), "seconds": seconds})
     return module
 
 
-def read(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file or a bare `torch.save` of a state dict, on the CPU.
 
     Files are mapped into memory where their format allows it (all but the pickles of before 2020): nothing is read until it
@@ -192,7 +192,7 @@ def encoder_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return dict(state)
 
 
-def difference(expected: Mapping[str, torch.Size], found: Mapping[str, torch.Size]) -> str | None:
+def state_difference(expected: Mapping[str, torch.Size], found: Mapping[str, torch.Size]) -> str | None:
     """What distinguishes two sets of keys and shapes, in one sentence without its subject; None when nothing does."""
     missing = [key for key in expected if key not in found]
     unexpected = [key for key in found if key not in expected]
@@ -201,34 +201,36 @@ def difference(expected: Mapping[str, torch.Size], found: Mapping[str, torch.Siz
         for key, shape in expected.items()
         if key in found and found[key] != shape
     ]
-    told = [
+    found_differences = [
         f"{len(names)} {what}: {_some(names)}"
         for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
         if names
     ]
-    return "; ".join(told) or None
+    return "; ".join(found_differences) or None
 
 
 def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:_TOLD]) + (", …" if len(names) > _TOLD else "")
+    return ", ".join(names[:_MOST_NAMED]) + (", …" if len(names) > _MOST_NAMED else "")
 
 
-def check(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+def check_fits(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
     """Raises WeightsInvalid, with the difference, unless the state has exactly the module's keys and shapes."""
     expected = {key: value.shape for key, value in module.state_dict().items()}
-    if told := difference(expected, {key: value.shape for key, value in state.items()}):
+    if found_differences := state_difference(expected, {key: value.shape for key, value in state.items()}):
         name = f"{path.parent.name}/{path.name}"
-        raise WeightsInvalid(f"{name} does not fit the model its configuration describes. {told}.", value=name)
+        raise WeightsInvalid(
+            f"{name} does not fit the model its configuration describes. {found_differences}.", value=name
+        )
 
 
-def fill(module: nn.Module, state: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype) -> None:
+def assign_weights(module: nn.Module, state: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype) -> None:
     """Gives a module that was built on the meta device its weights and makes it ready for inference.
 
     Tensors that need no conversion are taken as they are, still mapped; others are converted one at a time on the target device, so
     that no second copy of the model ever exists.
 
     Raises:
-        RuntimeError: keys or shapes differ (`check` tells it better), or the module has buffers that no file holds.
+        RuntimeError: keys or shapes differ (`check_fits` gives the details), or the module has buffers that no file holds.
     """
     placed = {key: _placed(value, device, dtype) for key, value in state.items()}
     module.load_state_dict(placed, strict=True, assign=True)
@@ -239,7 +241,7 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], device: torch.device, d
 
 
 def _placed(value: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
-    # Upload first: the card converts faster than the processor.
+    # uploaded first: the card converts faster than the processor
     placed = value.to(device)
     return placed.to(dtype) if placed.is_floating_point() else placed
 

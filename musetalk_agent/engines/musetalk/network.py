@@ -96,13 +96,16 @@ def _layer(layer: WhisperEncoderLayer, states: Tensor, context: Tensor, heard: T
     """One pre-norm layer: `states` (some of the positions, `[B, T, d]`) attend to `context` (all of them, `[B, P, d]`)."""
     attention = layer.self_attn
     asking = layer.self_attn_layer_norm(states)
-    told = asking if context is states else layer.self_attn_layer_norm(context)
+    context_normed = asking if context is states else layer.self_attn_layer_norm(context)
 
     def split(flat: Tensor) -> Tensor:
         return flat.view(*flat.shape[:2], attention.num_heads, -1).transpose(1, 2)
 
     mixed = F.scaled_dot_product_attention(
-        split(attention.q_proj(asking)), split(attention.k_proj(told)), split(attention.v_proj(told)), attn_mask=heard
+        split(attention.q_proj(asking)),
+        split(attention.k_proj(context_normed)),
+        split(attention.v_proj(context_normed)),
+        attn_mask=heard,
     )
     states = states + attention.out_proj(mixed.transpose(1, 2).flatten(2))
     out: Tensor = states + layer.fc2(layer.activation_fn(layer.fc1(layer.final_layer_norm(states))))
@@ -126,14 +129,14 @@ class AudioEncoder(nn.Module):
     def forward(self, windows: Tensor) -> Tensor:
         """float32 `[B, MEL_COLUMNS, 80]` → `[B, 50, d_model]` in the weights' dtype, row = 5·t + layer, without the positional
         encoding that the UNet's side adds. Vectors before a segment's start and after its end are zeros, as upstream pads."""
-        told = windows[:, -1].round().long()
+        header = windows[:, -1].round().long()
         column, position = self._index[:-1], self._index[:POSITIONS]
-        present = (column >= 2 * told[:, BEGIN, None] + 2) & (column <= 2 * told[:, HEARD, None] + 2)
-        places = (told[:, PLACE, None] + position) % PLACES
+        present = (column >= 2 * header[:, BEGIN, None] + 2) & (column <= 2 * header[:, HEARD, None] + 2)
+        places = (header[:, PLACE, None] + position) % PLACES
         mel = windows[:, :-1].to(self.encoder.conv1.weight.dtype)
         states = hidden_states(self.encoder, mel, present, places, TARGET)
-        sounding = position[TARGET] < told[:, END, None]
-        return (states * sounding[..., None, None]).flatten(1, 2)
+        within_segment = position[TARGET] < header[:, END, None]
+        return (states * within_segment[..., None, None]).flatten(1, 2)
 
 
 class FoldedUNet(nn.Module):
@@ -286,10 +289,10 @@ class FaceEncoder(nn.Module):
 
     def forward(self, faces: Tensor) -> Tensor:
         """uint8 BGR `[B, 256, 256, 3]` on the encoder's device to float16 `[B, 8, 32, 32]`: masked latent, reference latent."""
-        picture = self.levels[faces.flip(3).permute(0, 3, 1, 2).long()]
-        masked = picture.clone()
+        pixels = self.levels[faces.flip(3).permute(0, 3, 1, 2).long()]
+        masked = pixels.clone()
         masked[:, :, FACE // 2 :] = -1.0
-        both = torch.cat([masked, picture]).to(self.quant_conv.weight.dtype)
+        both = torch.cat([masked, pixels]).to(self.quant_conv.weight.dtype)
         moments = self.quant_conv(self.encoder(both))
         mean = moments[:, : moments.shape[1] // 2] * self.scale
         count = len(faces)

@@ -28,7 +28,7 @@ class Profile:
         name: what `--profile` and the settings say.
         decoder: `sd-vae`, upstream's; `taesd`, a small network that imitates it.
         first_row: latent row, 0 … 12, from which on the decoder works behind its mid block; rows above stay undecoded. Above 0 the
-            decoder's group norms see another picture than upstream's, so colours shift a little.
+            decoder's group norms see other rows than upstream's, so colours shift a little.
     """
 
     name: str
@@ -70,8 +70,8 @@ class Options:
         device: `cpu`, `cuda:0` …
         profile: a name of `profiles.PROFILES`.
         precision: of weights and activations; None for float16 on a card, float32 on the processor.
-        lookahead_ms: sound past a frame's end that its feature waits for, 0 … 200.
-        bbox_shift: upstream's, pixels of the picture; moves the line between upper and lower face.
+        lookahead_ms: audio past a frame's end that its feature waits for, 0 … 200.
+        bbox_shift: upstream's, pixels of the frame; moves the line between upper and lower face.
         buckets: batch sizes, ascending; None for those of the device.
         compiled: let `torch.compile` make the kernels (minutes at the first start on a machine, its cache then helps).
     """

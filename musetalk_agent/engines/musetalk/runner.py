@@ -21,9 +21,13 @@ from musetalk_agent.media_types import Feature, Pixels
 log = logging.getLogger(__name__)
 
 MEASURED_BATCHES = 4
-"""Most batches over which a bucket's pace is taken, two of them under way at any moment, as in service."""
+"""Most batches over which a bucket is measured, two of them under way at any moment, as in service."""
 MEASURED_S = 0.5
 """A bucket is measured no longer than this and two batches: the processor takes seconds for one."""
+HEADROOM = 0.75
+"""Share of the measured throughput that is promised. The rest is for preparing new avatars beside speech (their stream has the
+lower priority, but a running kernel is not interrupted), for batches that are not full, and for catching up: at three quarters a
+backlog of one frame a session is worked off within three frames."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +156,7 @@ class Runner:
         return found
 
     def close(self) -> None:
-        """Lets go of graphs and buffers. Safe to call twice."""
+        """Releases graphs and buffers. Safe to call twice."""
         self._buckets.clear()
         self._slots.clear()
         self._card.empty_cache()
@@ -197,12 +201,6 @@ def _finish(batch: Sequence[Launched]) -> None:
     for piece in batch:
         piece.wait()
         piece.release()
-
-
-HEADROOM = 0.75
-"""Share of the measured pace that is promised. The rest is for preparation of new avatars beside speech (its stream gives way, but
-a kernel that runs is not interrupted), for batches that are not full, and for catching up after a hiccup: at three quarters a
-backlog of one frame a session is worked off within three frames."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,5 @@
-"""What the engine derives from a bundle once: the reference frame, the idle frames' frames and shapes, the light's differences,
-and the enlarged mouths of the references."""
+"""What the engine derives from a bundle once: reference frames and their enlarged mouths, the idle frames' maps, mouth shapes and
+differences of light."""
 
 from __future__ import annotations
 

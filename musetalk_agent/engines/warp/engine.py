@@ -1,6 +1,6 @@
 """The CPU engine: artefacts once per bundle, one rendered patch per request.
 
-An idle clip whose mouth hangs open or moves would go on talking without a sound after every utterance. Where the lips part in most
+An idle clip whose mouth hangs open or moves would go on talking silently after every utterance. Where the lips part in most
 of its frames, or open and close, each idle frame gets a patch with the lips at rest, drawn once when the avatar is prepared.
 """
 
@@ -25,13 +25,21 @@ from musetalk_agent.media_types import Box, Feature, Patch
 
 log = logging.getLogger(__name__)
 
+IDLE_PATCHES_FILE = "quiet.npz"
+PARTED = 0.02
+"""Median opening of a clip's lips, in eye distances, above which its idle mouth is closed: silent faces measured 0.000–0.002, the
+same talkers 0.02–0.10."""
+MOVES = 0.012
+"""The same for the difference between the openings' tenth and ninetieth percentile: silent faces measured 0.000 and 0.001,
+talkers whose median is small 0.020 … 0.045."""
+
 
 class WarpSession:
     """A bundle and its artefacts. It keeps nothing from frame to frame, so the same request always gives the same patch.
 
     Args:
-        quiet: one patch per idle frame when the clip's own mouth is to be closed between speech, else none at all. None for a
-            frame that shows no mouth.
+        idle_patches: one patch per idle frame when the clip's own mouth must be closed between speech, else none at all. None for
+            a frame that shows no mouth.
     """
 
     def __init__(self, bundle: Bundle, artefacts: WarpArtefacts, idle_patches: tuple[Patch | None, ...] = ()) -> None:
@@ -57,7 +65,7 @@ class WarpSession:
         return ()
 
     def store_idle_patch(self, idle_index: int, patch: Patch) -> None:
-        """Nothing is kept."""
+        """Does nothing."""
 
     def close(self) -> None:
         """Nothing to release: the bundle belongs to the cache."""
@@ -114,7 +122,7 @@ class WarpEngine:
         return CompletedBatch(self.infer(batch))
 
     def stats(self) -> dict[str, Any]:
-        """Nothing to tell."""
+        """No measurements."""
         return {}
 
     def capacity(self, fps: int) -> int | None:
@@ -137,7 +145,7 @@ class WarpEngine:
             raise IndexError(f"idle frame {request.idle_index} of a clip of {len(session.bundle)} frames")
         blend_weight, mouth = min(max(request.blend_weight, 0.0), 1.0), session.bundle.mouth(request.idle_index)
         feature = request.feature
-        if session.idle_patches:  # idle has the lips at rest: the way there is to open them less
+        if session.idle_patches:  # the idle frames show closed lips: fade by opening the mouth less
             feature, blend_weight = (feature * blend_weight).astype(np.float32), 1.0
         blend_weight *= mouth
         if blend_weight == 0.0:
@@ -146,15 +154,6 @@ class WarpEngine:
 
     def close(self) -> None:
         """Nothing to release."""
-
-
-FILE = "quiet.npz"
-PARTED = 0.02
-"""Median opening of a clip's lips, in eye distances, above which its idle mouth is closed: silent faces measured 0.000–0.002, the
-same talkers 0.02–0.10."""
-MOVES = 0.012
-"""The same for the way between the openings' tenth and ninetieth percentile: silent faces measured 0.000 and 0.001, talkers whose
-median is small 0.020 … 0.045."""
 
 
 def parted(bundle: Bundle, artefacts: WarpArtefacts) -> bool:
@@ -176,7 +175,7 @@ def closed_mouth_patches(bundle: Bundle, artefacts: WarpArtefacts, folder: Path)
     if not parted(bundle, artefacts):
         return ()
     try:
-        return _load(folder / FILE, len(bundle))
+        return _load(folder / IDLE_PATCHES_FILE, len(bundle))
     except (FileNotFoundError, DamagedArrays):
         rest = Articulation.of(np.zeros(FEATURE_SIZE, np.float32))
         patches = tuple(
@@ -193,7 +192,7 @@ def _save(folder: Path, patches: tuple[Patch | None, ...]) -> None:
     """No patch is an empty box."""
     boxes = np.array([(p.box.x0, p.box.y0, p.box.x1, p.box.y1) if p else (0, 0, 0, 0) for p in patches], np.int32)
     pixels = np.concatenate([p.pixels.reshape(-1) for p in patches if p] or [np.empty(0, np.uint8)])
-    save_arrays(folder / FILE, {"boxes": boxes, "pixels": pixels})
+    save_arrays(folder / IDLE_PATCHES_FILE, {"boxes": boxes, "pixels": pixels})
 
 
 def _load(path: Path, count: int) -> tuple[Patch | None, ...]:

@@ -1,4 +1,4 @@
-"""Backward maps: for every pixel of a patch, where in a source picture it comes from.
+"""Backward maps: for every pixel of a patch, where in a source frame it comes from.
 
 Maps are computed on a coarse grid in mouth space, whose columns have one `u` and rows one `v`, so that what depends on the place
 across the mouth is worked out once a column. The grid is turned onto a lattice of the patch's pixels and enlarged: maps are smooth,

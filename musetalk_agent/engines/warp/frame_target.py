@@ -1,4 +1,4 @@
-"""What is asked of the renderer for one frame, and how pixels are fetched for it."""
+"""One frame to render: the mouth's target shape on an idle frame, and sampling of the source pixels."""
 
 from __future__ import annotations
 

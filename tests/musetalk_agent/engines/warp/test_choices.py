@@ -18,7 +18,7 @@ from musetalk_agent.engines.interface import PatchRequest
 from musetalk_agent.engines.warp import WarpEngine
 from musetalk_agent.engines.warp.artefacts import FILE, WarpArtefacts
 from musetalk_agent.engines.warp.articulation import FEATURE_SIZE, closed
-from musetalk_agent.engines.warp.engine import FILE as QUIET
+from musetalk_agent.engines.warp.engine import IDLE_PATCHES_FILE as QUIET
 from musetalk_agent.engines.warp.engine import WarpSession, _load, _save, closed_mouth_patches
 from musetalk_agent.engines.warp.idle_shapes import (
     APART,
