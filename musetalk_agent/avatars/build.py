@@ -24,7 +24,7 @@ from musetalk_agent.avatars.bundle import ArrayWriter, read_rows, write_head
 from musetalk_agent.avatars.face import FaceNet
 from musetalk_agent.avatars.face_track import FaceTrack, FaceTracker, finish_track
 from musetalk_agent.avatars.limits import AvatarLimits
-from musetalk_agent.avatars.media_probe import PICTURES, SNIFF_BYTES, VIDEOS, MediaKind, sniff
+from musetalk_agent.avatars.media_probe import PICTURES, VIDEOS, MediaKind, sniff_file
 from musetalk_agent.avatars.picture_clips import animation_of, choose_frames, zip_frames
 from musetalk_agent.avatars.picture_decoder import Size, TargetSize, decode_picture
 from musetalk_agent.avatars.quality_report import make_report
@@ -65,12 +65,6 @@ class Job:
     allow: Callable[[int], object]
 
 
-def kind_of(path: Path) -> MediaKind:
-    """What the file is."""
-    with path.open("rb") as file:
-        return sniff(file.read(SNIFF_BYTES))
-
-
 def build(job: Job, net: FaceNet, folder: Path) -> None:
     """Writes a bundle into `folder`, which exists and is empty.
 
@@ -78,7 +72,7 @@ def build(job: Job, net: FaceNet, folder: Path) -> None:
         AvatarError: the clip cannot be used.
         MemoryError: it needs more than there is.
     """
-    kind = kind_of(job.source)
+    kind = sniff_file(job.source)
     if kind is MediaKind.ZIP:
         _build_zip(job, net, folder)
     elif kind in PICTURES:

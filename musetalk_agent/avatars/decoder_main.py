@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from musetalk_agent.avatars.archive import FrameArchive
 from musetalk_agent.avatars.limits import AvatarLimits
-from musetalk_agent.avatars.media_probe import SNIFF_BYTES, MediaKind, sniff
+from musetalk_agent.avatars.media_probe import MediaKind, sniff_file
 from musetalk_agent.errors import AgentError
 
 if TYPE_CHECKING:
@@ -161,9 +161,7 @@ class Decoder:
         limits = AvatarLimits(**request["limits"])
         Budget(limits)
         path = Path(request["source"])
-        with path.open("rb") as file:
-            kind = sniff(file.read(SNIFF_BYTES))
-        if kind is MediaKind.ZIP:
+        if sniff_file(path) is MediaKind.ZIP:
             FrameArchive(path, limits).close()
 
     def _build(self, request: dict[str, Any]) -> None:

@@ -24,7 +24,7 @@ from musetalk_agent.avatars.cache import AvatarCache
 from musetalk_agent.avatars.decoder_pool import DecoderCall, DecoderPools, Progress
 from musetalk_agent.avatars.face import DETECTORS, MESH
 from musetalk_agent.avatars.limits import AvatarLimits
-from musetalk_agent.avatars.media_probe import PICTURES, SNIFF_BYTES, VIDEOS, MediaKind, sniff
+from musetalk_agent.avatars.media_probe import PICTURES, VIDEOS, MediaKind, sniff_file
 from musetalk_agent.avatars.sources import Fetcher, SourceWriter
 from musetalk_agent.errors import AvatarError, AvatarNotFound, EngineFailed
 from musetalk_agent.protocol.http import DEMO_AVATAR_ID, AvatarSource, AvatarWarning, Picture
@@ -197,7 +197,7 @@ class AvatarLibrary:
                     async for piece in data:
                         await receiver.write(piece)
                 path, digest = await receiver.finish()
-        if await self._run(self._lookups, _is_zip, path):
+        if await self._run(self._lookups, sniff_file, path) is MediaKind.ZIP:
             request = {"do": "check_archive", "source": str(path), "limits": asdict(self._limits)}
             await self._decoders.checkers.run(lambda call: call(request), self._limits)
         return f"sha256:{digest}"
@@ -321,11 +321,6 @@ def _field(source: AvatarSource) -> str:
 def _zip_failed(error: AvatarError) -> AvatarWarning:
     message = f"The video is shown, because frames_zip_url cannot be used ({error.code}): {error.detail}"
     return AvatarWarning(code="frames_zip_failed", message=message)
-
-
-def _is_zip(path: Path) -> bool:
-    with path.open("rb") as file:
-        return sniff(file.read(SNIFF_BYTES)) is MediaKind.ZIP
 
 
 @dataclass

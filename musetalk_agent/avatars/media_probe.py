@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 
 from musetalk_agent.avatars.limits import AvatarLimits
 from musetalk_agent.errors import AvatarTooLarge, AvatarUndecodable
@@ -100,6 +101,12 @@ def sniff(head: bytes) -> MediaKind:
     if head[257:262] == b"ustar":
         return MediaKind.TAR
     return _text(head)
+
+
+def sniff_file(path: Path) -> MediaKind:
+    """What a file is. Raises OSError."""
+    with path.open("rb") as file:
+        return sniff(file.read(SNIFF_BYTES))
 
 
 def _transport_stream(head: bytes) -> bool:

@@ -184,12 +184,12 @@ def opened_size(data: bytes, name: str) -> Size:
 
 
 def open_picture(data: bytes, kind: MediaKind) -> Image.Image:
-    """Opens a picture of a kind that Pillow reads. Raises `DAMAGE_ERRORS` errors."""
+    """Opens a picture of a kind that Pillow reads. Raises one of `DAMAGE_ERRORS`."""
     return _CLASSES[kind](io.BytesIO(data))
 
 
 def decode_error(name: str, error: Exception) -> Exception:
-    """What a `DAMAGE_ERRORS` error of a library means: a refusal, or that there was no memory."""
+    """The error to raise for one of `DAMAGE_ERRORS`: a refusal, or MemoryError."""
     text = str(error).lower()
     if "memory" in text and "limit" not in text:  # libheif says "memory" of the limits that it sets itself, too
         return MemoryError(str(error))

@@ -57,7 +57,7 @@ class SourceWriter:
         self._folder: Path | None = None
         self._pending = bytearray()
         self._received = 0
-        self._looked = False
+        self._kind_checked = False
 
     async def __aenter__(self) -> SourceWriter:
         self._folder = await asyncio.to_thread(self._cache.part)
@@ -79,18 +79,18 @@ class SourceWriter:
         self._received += len(piece)
         if self._received > self._limit:
             raise AvatarTooLarge(
-                f"{self._sentence()} has more than {self._limit} bytes, the most that is allowed.", limit=self._limit
+                f"{self._subject()} has more than {self._limit} bytes, the most that is allowed.", limit=self._limit
             )
         self._pending += piece
-        if not self._looked and len(self._pending) >= SNIFF_BYTES:
-            self._look()
+        if not self._kind_checked and len(self._pending) >= SNIFF_BYTES:
+            self._check_kind()
         if len(self._pending) >= _BLOCK_BYTES:
             await self._flush()
 
     async def finish(self) -> tuple[Path, str]:
         """Keeps the file; returns its path and its sha256. Raises as `write` does."""
-        if not self._looked:
-            self._look()
+        if not self._kind_checked:
+            self._check_kind()
         await self._flush()
         digest = self._digest.hexdigest()
         path = await asyncio.to_thread(self._cache.keep_source, self._file, digest)
@@ -111,20 +111,20 @@ class SourceWriter:
         with self._file.open("ab") as file:
             file.write(block)
 
-    def _look(self) -> None:
-        self._looked = True
+    def _check_kind(self) -> None:
+        self._kind_checked = True
         kind = sniff(bytes(self._pending[:SNIFF_BYTES]))
         if kind is MediaKind.EMPTY:
-            raise AvatarEmpty(f"{self._sentence()} is empty (0 bytes).")
+            raise AvatarEmpty(f"{self._subject()} is empty (0 bytes).")
         if kind not in self._accepted:
             wanted = sorted(accepted.value for accepted in self._accepted)
             advice = " Export the video as MP4 (H.264)." if kind in VIDEOS_UNREAD else ""
             raise AvatarUndecodable(
-                f"{self._sentence()} looks like {kind.value}; expected is {', '.join(wanted[:-1])} or {wanted[-1]}.{advice}",
+                f"{self._subject()} looks like {kind.value}; expected is {', '.join(wanted[:-1])} or {wanted[-1]}.{advice}",
                 value=kind.value,
             )
 
-    def _sentence(self) -> str:
+    def _subject(self) -> str:
         return self._name[0].upper() + self._name[1:]
 
 
