@@ -45,10 +45,10 @@ def cached() -> Path:
 
 def _version_of(program: str) -> str | None:
     try:
-        told = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=10, check=True).stdout
+        printed = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=10, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return None
-    return told.strip().rpartition(" ")[2]
+    return printed.strip().rpartition(" ")[2]
 
 
 def find() -> Path | None:
@@ -134,7 +134,7 @@ class LiveKitServer:
     Args:
         program: the binary.
         log_level: its own word for it.
-        host: the address it binds and tells clients.
+        host: the address it binds and announces to clients.
         redis: `host:port` of the Redis it shares with LiveKit Ingress.
         rtmp_base_url: where that Ingress takes RTMP.
         through: a command that runs the program, for another network namespace.
@@ -165,7 +165,7 @@ class LiveKitServer:
                 "node_ip": host,
                 "enable_loopback_candidate": True,
                 "ips": {"includes": [f"{host}/32"]},
-                "stun_servers": [f"{host}:3478"],  # nobody listens there; else clients are told public ones
+                "stun_servers": [f"{host}:3478"],  # nothing listens there; without it clients get public ones
                 "pli_throttle": dict.fromkeys(("low_quality", "mid_quality", "high_quality"), _PLI_THROTTLE),
             },
             "keys": {self.access.api_key: self.access.api_secret},

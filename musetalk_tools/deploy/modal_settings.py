@@ -38,10 +38,10 @@ class ModalSettings:
         agent_containers, agent_containers_min: at most, and always.
         agent_containers_spare: idle ones beyond demand, while there is demand.
         agent_engine: what a session gets that names none; `musetalk` keeps an agent without weights from starting.
-        agent_linger_s: how long sessions of a replaced version may end by themselves before its agents are told to end.
+        agent_linger_s: how long sessions of a replaced version may end by themselves before its agents must end.
         agent_drain_s: how long sessions then have to move to another container.
         agent_startup_s: weights, warm-up and all.
-        agent_idle_s: a place that nobody uses ends after so long.
+        agent_idle_s: an unused place ends after so long.
         agent_wait_s: longest wait for a place.
         agent_snapshot: starts containers from a snapshot of a warm one. Experimental with cards.
         scaledown_s: how long an idle container stays.
@@ -52,7 +52,7 @@ class ModalSettings:
         with_elevenlabs: whether the secret `elevenlabs` is there to be used.
         with_redis: whether the secret `redis` is there to be used: the store that sessions survive in, and that several
             orchestrators share.
-        redis_url: the same from the environment of whoever deploys. Secret: it is in no container's `env`.
+        redis_url: the same from the deployer's environment. Secret: it is in no container's `env`.
         public_url: the orchestrator's address where it is not Modal's own.
     """
 
@@ -350,12 +350,12 @@ class Service:
         """What it says of itself, ready or not; None when it does not answer."""
         try:
             with self._http.open(self._address, timeout=_ASK_S) as answer:
-                told = json.load(answer)
+                answered = json.load(answer)
         except HTTPError as error:
-            told = json.load(error)
+            answered = json.load(error)
         except (OSError, ValueError):
             return None
-        return told if isinstance(told, dict) else None
+        return answered if isinstance(answered, dict) else None
 
     def end(self, drain_s: float) -> int:
         """Lets it drain, and returns its exit code. It is killed when it has not ended soon after `drain_s`."""
@@ -373,5 +373,5 @@ class Service:
             return process.wait()
 
     def _draining(self) -> bool:
-        told = self.health()
-        return told is not None and told.get("status") == "draining"
+        answered = self.health()
+        return answered is not None and answered.get("status") == "draining"

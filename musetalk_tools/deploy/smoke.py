@@ -30,7 +30,7 @@ class SmokeFailed(Exception):
 
 @dataclass
 class SmokeReport:
-    """Figures of one session; seconds. `diagnosis` is the worst that was told while the avatar spoke."""
+    """Figures of one session; seconds. `diagnosis` is the worst that was reported while the avatar spoke."""
 
     engine: str = ""
     start_s: float = 0.0
@@ -42,7 +42,7 @@ class SmokeReport:
 
     @property
     def ok(self) -> bool:
-        """Whether lips moved, as the agent tells, and somebody saw a picture."""
+        """Whether lips moved, by the agent's report, and a viewer got a frame."""
         return self.diagnosis == "ok" and self.pictures > 0
 
     def lines(self) -> list[str]:
@@ -84,10 +84,10 @@ async def _speak(http: httpx.AsyncClient, path: str, report: SmokeReport) -> Non
     await _call(http, "speak", "POST", f"{path}/speak", repeatable=False, json={"text": SENTENCE})
     spoke = False
     while time.monotonic() - begun < _SPOKEN_S:
-        told = await _call(http, "session", "GET", path)
-        speaking = told["state"] == "speaking"
-        if speaking and told["playback"]["position_s"] > 0:
-            report.diagnosis = told["diagnosis"]["code"]
+        answered = await _call(http, "session", "GET", path)
+        speaking = answered["state"] == "speaking"
+        if speaking and answered["playback"]["position_s"] > 0:
+            report.diagnosis = answered["diagnosis"]["code"]
         if spoke and not speaking:
             break
         spoke = spoke or speaking
@@ -95,7 +95,7 @@ async def _speak(http: httpx.AsyncClient, path: str, report: SmokeReport) -> Non
     else:
         raise SmokeFailed(f"speak: not heard within {_SPOKEN_S:g} s; the session says {report.diagnosis}")
     report.speech_s = round(time.monotonic() - begun, 2)
-    report.funnel = {stage["stage"]: stage["count"] for stage in told["funnel"]}
+    report.funnel = {stage["stage"]: stage["count"] for stage in answered["funnel"]}
 
 
 @asynccontextmanager
@@ -145,11 +145,11 @@ async def _call(
         except httpx.TransportError as error:
             failure, status, code, asked_s = error, NO_ANSWER, "", None
         else:
-            told = _object(answer)
+            answered = _object(answer)
             if answer.is_success:
-                return told
+                return answered
             failure = SmokeFailed(f"{step}: HTTP {answer.status_code} {answer.text[:500]}")
-            status, code = answer.status_code, str(told.get("code", ""))
+            status, code = answer.status_code, str(answered.get("code", ""))
             asked_s = retry_after_s(answer.headers.get("Retry-After"))
         again = verdict(status, code)
         if again is Verdict.FINAL or (again is Verdict.UNKNOWN and not repeatable):
@@ -162,7 +162,7 @@ async def _call(
 
 def _object(answer: httpx.Response) -> dict[str, Any]:
     try:
-        told = answer.json()
+        answered = answer.json()
     except ValueError:
         return {}
-    return told if isinstance(told, dict) else {}
+    return answered if isinstance(answered, dict) else {}

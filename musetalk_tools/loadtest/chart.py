@@ -194,7 +194,7 @@ def _curve(
     place: Callable[[float, float], tuple[float, float]],
     colour: str,
 ) -> None:
-    line = [place(point.at_s, told) for point in points if (told := value(point)) is not None]
+    line = [place(point.at_s, shown) for point in points if (shown := value(point)) is not None]
     if len(line) > 1:
         canvas.line(line, colour)
 
@@ -236,8 +236,8 @@ def _words(report: LoadReport) -> list[tuple[str, str]]:
         lines.append(("errors: " + ", ".join(f"{code} {many}" for code, many in report.errors.items()), _BAD))
     for bar in report.bars:
         value = "nothing measured" if bar.value is None else f"{_number(bar.value)} {bar.unit}".rstrip()
-        told = f"--{bar.option} {bar.bar:g}: {value}, {'held' if bar.held else 'NOT held'}"
-        lines.append((told, _GOOD if bar.held else _BAD))
+        shown = f"--{bar.option} {bar.bar:g}: {value}, {'held' if bar.held else 'NOT held'}"
+        lines.append((shown, _GOOD if bar.held else _BAD))
     return lines
 
 

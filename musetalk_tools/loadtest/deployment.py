@@ -145,7 +145,7 @@ class ServiceMetrics(BaseModel):
 
 
 async def counters(deployment: Deployment) -> Samples | CallError:
-    """The orchestrator's counters as they stand, or why they are not told."""
+    """The orchestrator's counters as they stand, or why there are none."""
     try:
         return samples(await deployment.metrics())
     except CallError as error:
@@ -167,7 +167,7 @@ def samples(text: str) -> Samples:
 
 
 async def agents(deployment: Deployment, session_ids: set[str]) -> ServiceMetrics:
-    """What the agents tell of these sessions, which must still be running."""
+    """What the agents report of these sessions, which must still be running."""
     try:
         report = await deployment.debug()
     except CallError as error:

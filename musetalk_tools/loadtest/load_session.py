@@ -161,10 +161,10 @@ class Sender:
 def _code(body: bytes | bytearray | None) -> str:
     """The problem's code in a refusal; empty where it is no problem+json."""
     try:
-        told = json.loads(body or b"")
+        answered = json.loads(body or b"")
     except (ValueError, RecursionError):
         return ""
-    return str(told.get("code", "")) if isinstance(told, dict) else ""
+    return str(answered.get("code", "")) if isinstance(answered, dict) else ""
 
 
 FIRST_PICTURE_S = 30.0

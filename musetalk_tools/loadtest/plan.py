@@ -53,7 +53,7 @@ class Plan:
 
     @property
     def window_s(self) -> float:
-        """Time over which a frame rate is told: 2 s, more in runs of over four minutes."""
+        """Time over which a frame rate is measured: 2 s, more in runs of over four minutes."""
         return max(_WINDOW_S, self.seconds / _WINDOWS)
 
     @property

@@ -64,7 +64,7 @@ class Losses(BaseModel):
 
 
 class Happened(BaseModel):
-    """Counts of events. `utterances` were begun, `finished` ones were told to be over; at most one a session is under way at the
+    """Counts of events. `utterances` were begun, `finished` ones were reported over; at most one a session is under way at the
     end."""
 
     utterances: int

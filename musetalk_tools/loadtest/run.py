@@ -16,7 +16,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from musetalk_tools.loadtest import deployment
-from musetalk_tools.loadtest import report as told
+from musetalk_tools.loadtest import report as reports
 from musetalk_tools.loadtest.chart import NAMES, SUFFIXES, draw
 from musetalk_tools.loadtest.deployment import CallError, Deployment, ServiceMetrics
 from musetalk_tools.loadtest.load_session import LoadSession, Shared
@@ -129,7 +129,7 @@ class LoadRun:
                 raise end
 
     async def _sweep(self) -> None:
-        """Stops what still runs in this run's rooms: a start whose answer nobody waited for."""
+        """Stops what still runs in this run's rooms: a start whose answer was not waited for."""
         unknown = any(session.session_id is None for session in self._sessions)
         for sweep in range(_SWEEPS):
             try:
@@ -147,7 +147,7 @@ class LoadRun:
         self, begun_at: datetime, seconds: float, seen: ServiceMetrics, cut_short: bool, cpu_s: float
     ) -> LoadReport:
         shared, sessions = self._shared, self._sessions
-        figures = told.figures(shared.tallies)
+        figures = reports.figures(shared.tallies)
         failed = sum(session.error is not None for session in sessions)
         verdicts = judge(self._bars, figures, failed)
         return LoadReport(
@@ -156,21 +156,21 @@ class LoadRun:
             cut_short=cut_short,
             held=all(each.held for each in verdicts),
             bars=verdicts,
-            plan=told.plan_told(self._plan),
-            machine=told.machine(cpu_s, seconds),
-            sessions=told.SessionCounts(
+            plan=reports.plan_told(self._plan),
+            machine=reports.machine(cpu_s, seconds),
+            sessions=reports.SessionCounts(
                 wanted=self._plan.sessions,
                 started=sum(session.session_id is not None for session in sessions),
                 failed=failed,
             ),
             figures=figures,
-            losses=told.losses(sessions),
-            happened=told.happened(shared.counts),
+            losses=reports.losses(sessions),
+            happened=reports.happened(shared.counts),
             errors=dict(shared.counts.errors.most_common()),
             warnings=dict(shared.counts.warnings.most_common()),
             services=seen,
             timeline=self._timeline,
-            each=[told.session_told(session) for session in sessions],
+            each=[reports.session_told(session) for session in sessions],
         )
 
 

@@ -18,11 +18,11 @@ WHITE = 160
 
 
 class Loudness:
-    """Follows sound at `rate` Hz. `onsets` and `hushes` are for the caller to take away."""
+    """Follows sound at `rate` Hz. `onsets` and `offsets` are for the caller to take away."""
 
     def __init__(self, rate: int) -> None:
         self.onsets: list[float] = []
-        self.hushes: list[float] = []
+        self.offsets: list[float] = []
         self._rate = rate
         self._last: float | None = None
 
@@ -40,7 +40,7 @@ class Loudness:
 
     def _settle(self, now: float) -> None:
         if self._last is not None and now - self._last > QUIET_S:
-            self.hushes.append(self._last)
+            self.offsets.append(self._last)
             self._last = None
 
 

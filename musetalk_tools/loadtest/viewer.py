@@ -44,11 +44,11 @@ _QUEUE = 50  # pictures or blocks that wait for this process; then the oldest go
 
 
 class Viewer:
-    """Joins, watches, leaves. `run()` ends after `leave()`, and tells `left` as its last word."""
+    """Joins, watches, leaves. `run()` ends after `leave()`, and reports `left` last."""
 
-    def __init__(self, join: JoinViewer, tell: Callable[[Joined | Seen | Link | Left], None]) -> None:
+    def __init__(self, join: JoinViewer, report: Callable[[Joined | Seen | Link | Left], None]) -> None:
         self._join = join
-        self._tell = tell
+        self._send = report
         self._room = rtc.Room()
         self._leaving = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -65,17 +65,17 @@ class Viewer:
         name = self._join.name
         self._room.on("track_subscribed", self._subscribed)
         for state in ("reconnecting", "reconnected"):
-            self._room.on(state, lambda state=state: self._tell(Link(name=name, state=state)))
+            self._room.on(state, lambda state=state: self._send(Link(name=name, state=state)))
         self._room.on("disconnected", self._disconnected)
         try:
-            # nobody cancels this: a connect that is dropped half-way ends in a panic of the native library
+            # never cancelled: a connect that is dropped half-way ends in a panic of the native library
             options = rtc.RoomOptions(connect_timeout=_CONNECT_TIMEOUT_S)
             await self._room.connect(self._join.url, self._join.token, options)
         except rtc.ConnectError as error:
-            self._tell(Joined(name=name, error=str(error).replace(self._join.token, "…")[:500]))
-            self._tell(Left(name=name))
+            self._send(Joined(name=name, error=str(error).replace(self._join.token, "…")[:500]))
+            self._send(Left(name=name))
             return
-        self._tell(Joined(name=name))
+        self._send(Joined(name=name))
         while not self._leaving.is_set():
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(REPORT_S):
@@ -85,21 +85,21 @@ class Viewer:
 
     def _report(self) -> None:
         onsets = [at for sound in self._sounds for at in sound.onsets]
-        hushes = [at for sound in self._sounds for at in sound.hushes]
-        self._tell(
+        offsets = [at for sound in self._sounds for at in sound.offsets]
+        self._send(
             Seen(
                 name=self._join.name,
                 frames=self._frames.copy(),
                 whites=self._whites.copy(),
                 onsets=sorted(onsets),
-                hushes=sorted(hushes),
+                offsets=sorted(offsets),
             )
         )
         self._frames.clear()
         self._whites.clear()
         for sound in self._sounds:
             sound.onsets.clear()
-            sound.hushes.clear()
+            sound.offsets.clear()
 
     async def _go(self) -> None:
         counted = Left(name=self._join.name)
@@ -110,7 +110,7 @@ class Viewer:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._report()
         await leave(self._room.disconnect(), _CLOSE_TIMEOUT_S, log)
-        self._tell(counted)
+        self._send(counted)
 
     async def _count(self, left: Left) -> None:
         stats = await self._room.get_rtc_stats()
@@ -160,11 +160,11 @@ class Viewer:
     def _disconnected(self, reason: int) -> None:
         if not self._leaving.is_set():
             why = rtc.DisconnectReason.Name(reason)  # type: ignore[arg-type]  # the SDK hands out the bare integer
-            self._tell(Link(name=self._join.name, state="disconnected", reason=why))
+            self._send(Link(name=self._join.name, state="disconnected", reason=why))
 
 
 _UNREAD_BYTES = 4 << 20
-"""Past this much unread the load generator hangs, and is told no more."""
+"""Past this much unread the load generator hangs, and gets no more reports."""
 _GOODBYE_S = 8.0
 
 
@@ -176,7 +176,7 @@ class Viewers:
         self._viewers: dict[str, Viewer] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def tell(self, message: BaseModel) -> None:
+    def report(self, message: BaseModel) -> None:
         """Queues a message; never blocks."""
         if self._out.get_write_buffer_size() < _UNREAD_BYTES:
             self._out.write(line(message))
@@ -185,7 +185,7 @@ class Viewers:
         """Carries out one order. Raises ValidationError for what is none."""
         said = viewer_commands.validate_json(text)
         if isinstance(said, JoinViewer):
-            viewer = self._viewers[said.name] = Viewer(said, self.tell)
+            viewer = self._viewers[said.name] = Viewer(said, self.report)
             task = asyncio.create_task(viewer.run(), name=f"viewer-{said.name}")
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -206,7 +206,7 @@ async def _serve(replies: BinaryIO) -> None:
     source = asyncio.StreamReader(limit=LINE_LIMIT)
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(source), sys.stdin)
     crowd = Viewers(out)
-    crowd.tell(ViewersReady())
+    crowd.report(ViewersReady())
     try:
         while text := await source.readline():
             crowd.take(text)

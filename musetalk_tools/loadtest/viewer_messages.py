@@ -48,7 +48,7 @@ class Seen(BaseModel):
     """What came since the message before, each with its moment of arrival.
 
     `frames`: pictures. `whites`: the centre of the picture turned white. `onsets`: loud sound began after 100 ms without, to the
-    sample. `hushes`: the last loud sound before 100 ms without.
+    sample. `offsets`: the last loud sound before 100 ms without.
     """
 
     type: Literal["seen"] = "seen"
@@ -56,7 +56,7 @@ class Seen(BaseModel):
     frames: list[float] = []
     whites: list[float] = []
     onsets: list[float] = []
-    hushes: list[float] = []
+    offsets: list[float] = []
 
 
 class Link(BaseModel):

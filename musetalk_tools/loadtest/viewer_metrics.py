@@ -16,7 +16,7 @@ _FARTHEST = 1_000_000  # steps from zero; what lies beyond counts as this far
 
 
 class Figure(BaseModel):
-    """What is told of a figure: how many values there were, and how they lie. Percentiles are nearest ranks."""
+    """A figure: how many values there were, and how they are distributed. Percentiles are nearest ranks."""
 
     unit: str
     count: int
@@ -129,15 +129,15 @@ class ViewerMetrics:
         self._asked: list[float] = []
         self._onsets: list[float] = []
         self._whites: list[float] = []
-        self._hushes: list[float] = []
+        self._offsets: list[float] = []
 
     def take(self, seen: Seen) -> None:
-        """What the viewer tells."""
+        """Takes a report of the viewer."""
         for at in seen.frames:
             self._picture(at)
         self._onsets += seen.onsets
         self._whites += seen.whites
-        self._hushes += seen.hushes
+        self._offsets += seen.offsets
 
     def spoke(self, mark: float) -> None:
         """The sound of a mark was sent at `mark`."""
@@ -155,7 +155,7 @@ class ViewerMetrics:
         while self._asked and self._asked[0] < now - INTERRUPT_WINDOW_S - SETTLED_S:
             self._interruption(self._asked.pop(0))
         oldest = now - 3 * (self._window_s + INTERRUPT_WINDOW_S + SETTLED_S)
-        for past in (self._onsets, self._whites, self._hushes):
+        for past in (self._onsets, self._whites, self._offsets):
             while past and past[0] < oldest:
                 past.pop(0)
 
@@ -200,7 +200,7 @@ class ViewerMetrics:
             self._tallies.skew_abs_ms.add(1000 * abs(seen - heard))
 
     def _interruption(self, asked: float) -> None:
-        after = [at for at in self._hushes if asked <= at < asked + INTERRUPT_WINDOW_S]
+        after = [at for at in self._offsets if asked <= at < asked + INTERRUPT_WINDOW_S]
         if after:
             self._tallies.interrupt_ms.add(1000 * (after[-1] - asked))
 

@@ -52,10 +52,10 @@ class Watch:
     def __post_init__(self) -> None:
         self.joined.add_done_callback(
             lambda joined: joined.cancelled() or joined.exception()
-        )  # maybe nobody waits any more
+        )  # the caller may have stopped waiting
 
     def take(self, message: Joined | Seen | Link | Left) -> None:
-        """What its process tells of it."""
+        """What its process reports of it."""
         if isinstance(message, Seen):
             self.on_seen(message)
         elif isinstance(message, Link):

@@ -135,7 +135,7 @@ class _Line:
         except ProblemError as error:
             self._ctx.metrics.audio_errors.labels(code=error.code.value).inc()
             _log.info("text connection refused", extra={"session_id": self._live.session_id, "code": error.code.value})
-            self._tell("error", code=error.code.value, message=error.detail)
+            self._reply("error", code=error.code.value, message=error.detail)
             self._close(CLOSE_POLICY)
         finally:
             if receiving is not None:
@@ -146,7 +146,7 @@ class _Line:
         dictation, quiet_s = self._dictation, time.monotonic() - self._heard_at
         if dictation is not None and quiet_s > PAUSE_S:
             self._end()
-            self._tell("warning", code="segment_timeout", message=f"The text paused for {PAUSE_S:g} s and was ended.")
+            self._reply("warning", code="segment_timeout", message=f"The text paused for {PAUSE_S:g} s and was ended.")
         if quiet_s > self._ctx.options.audio_idle_s:
             raise ProblemError(
                 ErrorCode.IDLE_TIMEOUT, "Nothing came for too long: connect again when there is something to say."
@@ -154,7 +154,7 @@ class _Line:
         while self._speaking and self._speaking[0].over.is_set():
             utterance = self._speaking.popleft().utterance
             if utterance is not None and utterance.failure is not None:
-                self._tell("warning", code=utterance.failure.code.value, message=utterance.failure.detail)
+                self._reply("warning", code=utterance.failure.code.value, message=utterance.failure.detail)
 
     def _take(self, text: str | None) -> None:
         if not self._bucket.take(1, self._heard_at):
@@ -173,11 +173,11 @@ class _Line:
                 self._end()
                 self._live.clear()
             case "ping":
-                self._tell("pong")
+                self._reply("pong")
             case unknown:
                 known = "clear, end, ping, text"
                 note = f"The type {unknown[:32]!r} is unknown and was ignored; known are {known}."
-                self._tell("warning", code="unknown_type", message=note)
+                self._reply("warning", code="unknown_type", message=note)
 
     def _write(self, piece: object) -> None:
         if not isinstance(piece, str):
@@ -195,7 +195,7 @@ class _Line:
         dictation.write(piece)
         if new and dictation.utterance is not None:
             self._speaking.append(dictation)
-            self._tell("segment", segment=dictation.utterance.segment)
+            self._reply("segment", segment=dictation.utterance.segment)
 
     def _end(self) -> None:
         dictation, self._dictation = self._dictation, None
@@ -204,7 +204,7 @@ class _Line:
 
     # --- out
 
-    def _tell(self, kind: str, **fields: Any) -> None:
+    def _reply(self, kind: str, **fields: Any) -> None:
         """Queues a message. A client that has fallen too far behind is closed instead."""
         if self._close_code is not None:
             return

@@ -365,22 +365,22 @@ class _Reading:
 
     async def _send(self) -> None:
         with suppress(ConnectionClosed):  # the reader learns of it too
-            await self._tell(" ")
+            await self._send_text(" ")
             if self._recital.unread:
-                await self._tell(self._recital.unread + " ")
+                await self._send_text(self._recital.unread + " ")
             while True:
                 try:
                     async with asyncio.timeout(KEEP_ALIVE_S):
                         sentence = await self._next()
                 except TimeoutError:
-                    await self._tell(" ")
+                    await self._send_text(" ")
                     continue
                 if sentence is None:
                     break
                 self._recital.add(sentence)
-                await self._tell(sentence + " ")
+                await self._send_text(sentence + " ")
             self._ended = True
-            await self._tell("")
+            await self._send_text("")
 
     async def _next(self) -> str | None:
         """The next sentence, once the provider has not too much to read. Cancelling loses nothing."""
@@ -389,7 +389,7 @@ class _Reading:
             await self._room.wait()
         return await self._text.next()
 
-    async def _tell(self, text: str) -> None:
+    async def _send_text(self, text: str) -> None:
         self._unheard = self._unheard or bool(text.strip())
         await self._socket.send(json.dumps({"text": text}))
 

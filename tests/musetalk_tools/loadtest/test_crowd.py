@@ -183,7 +183,7 @@ async def test_a_crowd_without_viewers_has_nothing_to_close() -> None:
         JoinViewer(name="ä", url="ws://x", token="t"),
         LeaveViewer(name="0"),
         Joined(name="0", error="two\nlines"),
-        Seen(name="0", frames=[0.1, 1e9], whites=[], onsets=[2.0], hushes=[3.5]),
+        Seen(name="0", frames=[0.1, 1e9], whites=[], onsets=[2.0], offsets=[3.5]),
         Link(name="0", state="reconnecting"),
         Left(name="0", packets_received=1 << 40, concealed_s=1.25),
     ],

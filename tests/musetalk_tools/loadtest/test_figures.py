@@ -50,7 +50,7 @@ def test_onsets_are_to_the_sample_however_the_blocks_fall() -> None:
             block = pcm[at : at + size]
             sound.push((at + len(block) - 1) / RATE, block)
         assert sound.onsets == pytest.approx(begins, abs=1e-6)
-        assert sound.hushes == pytest.approx(ends, abs=1e-6)
+        assert sound.offsets == pytest.approx(ends, abs=1e-6)
 
 
 def test_a_picture_turns_white_once_and_not_at_first_sight() -> None:
@@ -111,7 +111,7 @@ def test_an_interruption_lasts_until_the_last_sound_that_follows() -> None:
     sight = ViewerMetrics(tallies, 0.95)
     sight.interrupted(100.0)
     sight.interrupted(110.0)  # nothing was loud then: no figure
-    sight.take(Seen(name="0", hushes=[99.0, 100.03, 100.07, 103.0]))
+    sight.take(Seen(name="0", offsets=[99.0, 100.03, 100.07, 103.0]))
     sight.settle(120.0)
     figure = tallies.interrupt_ms.figure()
     assert figure and (figure.count, figure.max) == (1, 70.0)

@@ -105,7 +105,7 @@ def test_the_window_of_a_mark_begins_50_ms_before_it_and_ends_before_the_next_on
 
 
 @pytest.mark.parametrize(
-    ("hushes", "told_ms"),
+    ("offsets", "told_ms"),
     [
         ([], None),
         ([99.99], None),
@@ -117,12 +117,12 @@ def test_the_window_of_a_mark_begins_50_ms_before_it_and_ends_before_the_next_on
     ],
 )
 def test_an_interruption_ends_with_the_last_sound_within_two_seconds(
-    hushes: list[float], told_ms: float | None
+    offsets: list[float], told_ms: float | None
 ) -> None:
     tallies = Tallies()
     sight = ViewerMetrics(tallies, WINDOW_S)
     sight.interrupted(100.0)
-    sight.take(Seen(name="0", hushes=hushes))
+    sight.take(Seen(name="0", offsets=offsets))
     sight.settle(100.0 + INTERRUPT_WINDOW_S + SETTLED_S)
     assert len(tallies.interrupt_ms) == 0, "too early"
     sight.settle(110.0)
@@ -134,9 +134,9 @@ def test_what_nobody_asked_for_is_forgotten() -> None:
     """Sound between the marks must not fill the memory of an hour's run."""
     sight = ViewerMetrics(Tallies(), WINDOW_S)
     for second in range(3600):
-        sight.take(Seen(name="0", onsets=[float(second)], whites=[float(second)], hushes=[second + 0.2]))
+        sight.take(Seen(name="0", onsets=[float(second)], whites=[float(second)], offsets=[second + 0.2]))
         sight.settle(float(second))
-    assert max(len(sight._onsets), len(sight._whites), len(sight._hushes)) <= 13
+    assert max(len(sight._onsets), len(sight._whites), len(sight._offsets)) <= 13
 
 
 _steps = st.lists(st.integers(1, 400), max_size=60)
@@ -170,17 +170,17 @@ _stretches = st.lists(st.tuples(st.booleans(), st.integers(1, 250)), max_size=12
 
 def slow_moments(loud: list[bool]) -> tuple[list[int], list[int]]:
     """Onsets and ends of loud stretches, looked at sample by sample; a pause up to `QUIET_S` is none."""
-    onsets, hushes = list[int](), list[int]()
+    onsets, offsets = list[int](), list[int]()
     last: int | None = None
     for n, is_loud in enumerate(loud):
         if last is not None and n - last > QUIET_S * RATE:
-            hushes.append(last)
+            offsets.append(last)
             last = None
         if is_loud:
             if last is None:
                 onsets.append(n)
             last = n
-    return onsets, hushes
+    return onsets, offsets
 
 
 @given(stretches=_stretches, sizes=st.lists(st.integers(1, 300), min_size=1, max_size=5))
@@ -195,9 +195,9 @@ def test_onsets_and_ends_are_those_of_a_look_at_every_sample(
         part = pcm[at : at + sizes[block % len(sizes)]]
         at, block = at + len(part), block + 1
         sound.push((at - 1) / RATE, part)
-    onsets, hushes = slow_moments(loud)
+    onsets, offsets = slow_moments(loud)
     assert sound.onsets == pytest.approx([n / RATE for n in onsets])
-    assert sound.hushes == pytest.approx([n / RATE for n in hushes])
+    assert sound.offsets == pytest.approx([n / RATE for n in offsets])
 
 
 def test_the_loudest_negative_sample_is_loud() -> None:

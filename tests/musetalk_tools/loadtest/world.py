@@ -81,7 +81,7 @@ class World:
     async def interrupt(self, session_id: str) -> None:
         self._call("interrupt")
         name = session_id.rpartition("_")[2]
-        self.seen[name].hushes.append(time.monotonic() + self.hush_s)
+        self.seen[name].offsets.append(time.monotonic() + self.hush_s)
 
     async def stop(self, session_id: str) -> None:
         self._call(f"stop {session_id}")
