@@ -1,6 +1,6 @@
 """What is read of a video's container beside FFmpeg: the size of an MP4's index, and the cropping of MP4 and Matroska.
 
-The index of an MP4 or MOV is added up before FFmpeg builds it in memory: a box of a few bytes may promise milliards of samples:
+The index of an MP4 or MOV is added up before FFmpeg builds it in memory: a box of a few bytes may promise billions of samples:
 FFmpeg's mov demuxer (libavformat/mov.c) allocates some 50 bytes for each of them, for each edit again, and for each run of a
 fragment. The sums are cheap to take; the rest is left to the demuxer. Box layouts are those of ISO/IEC 14496-12, Matroska's
 elements those of RFC 9559. FFmpeg reads the cropping of both and leaves it to its caller, to whom PyAV does not pass it on.
@@ -32,7 +32,7 @@ _TABLES = re.compile(rb"stsz|stz2|stts|ctts|stsc|stco|co64|elst|trun|trak")
 _HANDLER = re.compile(rb"(?s:....)*?hdlr")
 _SCAN_BYTES = 1 << 16
 _ENTRIES_MAX = 16
-"""Sample entries of a track that are looked at; cameras write one."""
+"""Sample entries of a track that are read; cameras write one."""
 _VISUAL_ENTRY_BYTES = 78
 """Of a sample entry before the boxes in it."""
 _BOXES_MAX = 100_000

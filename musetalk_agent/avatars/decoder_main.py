@@ -40,7 +40,7 @@ _FILE_BYTES_SPARE = 64 << 20
 _ADDRESS_BYTES_SPARE = 16 << 30
 """Beyond private memory: libraries, stacks, and the bundle's files, which are mapped."""
 _GROWTH_BYTES = 256 << 20
-"""By so much may what a process keeps from one clip to the next grow, until the hard limit is met."""
+"""What a process keeps from one clip to the next may grow by this before the hard limit is met."""
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38  # linux/prctl.h
 _PAGE_BYTES = resource.getpagesize()
 

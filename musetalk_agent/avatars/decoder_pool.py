@@ -1,11 +1,11 @@
 """The decoder processes of an agent: clips are read and decoded there, within limits, and never in the agent itself.
 
-There are so many processes, with one clip each; other clips wait in order. A process stays for many clips, since starting one takes
-most of a second. It is replaced when a clip broke a limit or was called off, and after `CLIPS_MAX` clips, so that nothing a clip
-left behind stays for long.
+There are so many processes, with one clip each; other clips wait in order. A process stays for many clips, since starting one
+takes most of a second. It is replaced when a clip broke a limit or was cancelled, and after `CLIPS_MAX` clips, so that nothing a
+clip left behind stays for long.
 
-Pixels do not cross: a process reads the source's file and writes the bundle's. What crosses are requests and answers of a line each
-(see `decoder_main`).
+Pixels do not cross: a process reads the source's file and writes the bundle's. What crosses are requests and answers of a line
+each (see `decoder_main`).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Progress = Callable[[str, int, int], None]
 _MODULE = "musetalk_agent.avatars.decoder_main"
 _INHERITED = ("PATH", "LD_LIBRARY_PATH", "TMPDIR", "LANG", "LC_ALL", "SYSTEMROOT")
 _LOOK_S = 0.05
-"""How often a wait checks whether it was called off."""
+"""Seconds from one check for cancellation to the next."""
 _LINE_BYTES_MAX = 64 << 10
 _ANSWERS_SPARE = 1000
 _TEXT_MAX = 1000
@@ -120,7 +120,7 @@ class DecoderProcess:
         Args:
             request: `do` names what, beside its arguments (see `decoder_main.Decoder`).
             limits: how long it may take once it has begun, in all and from one answer to the next.
-            aborted: looked at several times a second.
+            aborted: called several times a second; true ends the wait.
             progress: called in this thread.
 
         Raises:

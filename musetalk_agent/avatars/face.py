@@ -44,7 +44,7 @@ captions, cups and microphones."""
 DRAWN_FACE_LOGIT = 4.0
 """The logit that is enough for one upright face where no other is found at all: painted ones have little more."""
 CERTAIN_LOGIT = 20.0
-"""Below this logit a face may be one that is read the wrong way round: turned copies of the picture are looked at, too."""
+"""Below this logit a face may be one that is read the wrong way round: turned copies of the picture are searched as well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +127,7 @@ class FaceNet:
         """Faces that detector and mesh agree on in an RGB picture, widest first.
 
         The full-range detector is asked when the quick one shows no face that the mesh confirms. `thorough` asks both in any case;
-        where they find no face or a doubtful one, turned copies of the picture are looked at, and without any face its quarters. A
+        where they find no face or a doubtful one, turned copies of the picture are searched, and without any face its quarters. A
         single face of which the mesh is less sure is taken when there is no other, as drawings are.
         """
         found: list[Face] = []

@@ -152,7 +152,7 @@ _SECOND_FACE = 0.35
 _HELD = 4.0
 """The mesh's logit down to which a face that is followed stays one; a new one needs `face.FACE_LOGIT`."""
 _BETTER = 10.0
-"""A face that is found anew takes the place of a followed one of a doubtful score when its logit is so much higher."""
+"""A newly detected face replaces a followed one of a doubtful score when its logit is higher by this."""
 _FADED = 0.7
 """Below this share of the usual contrast, in the face and in the whole picture, a face counts as faded out: the mesh still sees
 it, but lips from another frame show on it. A head that turns changes the face's contrast alone."""

@@ -2,8 +2,8 @@
 
 What the container and the stream say of a picture is in the frame: FFmpeg puts the display matrix of MP4, Matroska and H.264's
 SEI beside it. Pixels are scaled in the step that converts their colours, before anything else looks at them. But planar YUV with
-alpha is laid on white as it is: a frame of 4096×4096 as BGRA takes 67 MB and half a second of CPU. YUV is a linear map of R'G'B',
-so that the mixture with white is the same in both.
+alpha is composited on white as it is: a frame of 4096×4096 as BGRA takes 67 MB and half a second of CPU. YUV is a linear map of
+R'G'B', so that the mixture with white is the same in both.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _MATRIX_STRANGE = {8: "YCgCo", 10: "BT.2020 with constant luminance", 11: "SMPTE
 """Matrices of H.273 that swscale does not know and would take for another."""
 _WHITE = 255
 _STRIP_ROWS = 64
-"""So many rows are laid on white at a time: several copies of them are made, which stay in the processor's cache. A multiple of
+"""Rows that are composited on white at a time: several copies of them are made, which stay in the processor's cache. A multiple of
 four: chroma and picture are halved."""
 
 
@@ -237,7 +237,7 @@ def _marked(frame: VideoFrame) -> VideoFrame:
 
 
 def _opaque(bgra: Pixels) -> Pixels:
-    """The picture laid on white, as transparent pictures are."""
+    """The picture composited on white."""
     over = cv2.merge([bgra[..., 3]] * 3)
     return cast("Pixels", _WHITE - cv2.multiply(_WHITE - bgra[..., :3], over, scale=1 / _WHITE))
 

@@ -39,7 +39,7 @@ DEMO_ASSET = Path(__file__).resolve().parent.parent / "assets" / "demo-avatar.pn
 _AVATAR_ID = re.compile(r"sha256:([0-9a-f]{64})")
 _DERIVERS = 2
 DERIVE_S, DERIVE_FRAME_S = 120.0, 5.0
-"""An engine may take so long for an avatar, and for each of its frames: MuseTalk on a processor takes seconds for a frame."""
+"""The time that an engine may take for an avatar, and more for each of its frames: MuseTalk on a CPU takes seconds for a frame."""
 _CACHE_THREADS = 2
 _PIECE_BYTES = 1 << 20
 _ANY = frozenset({MediaKind.ZIP}) | VIDEOS | PICTURES
@@ -176,7 +176,7 @@ class AvatarLibrary:
         return clip, bundle, cached
 
     async def add(self, data: AsyncIterator[bytes] | bytes, filename: str | None = None) -> str:
-        """Takes an upload and returns its `avatar_id`; its pictures are looked at by `prepare`. Cancelling is safe.
+        """Takes an upload and returns its `avatar_id`; its pictures are checked by `prepare`. Cancelling is safe.
 
         Args:
             data: the file's bytes, whole or in pieces.

@@ -1,4 +1,4 @@
-"""What an avatar may cost, in bytes, pixels, frames and seconds. Every refusal names the limit it met."""
+"""Limits of what an avatar may cost, in bytes, pixels, frames and seconds. Every refusal names the limit that it met."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class AvatarLimits:
         video_samples: samples that the index of a video lists, all tracks and edits together.
         bundle_bytes: I420 frames of the prepared avatar.
         decoder_bytes: memory that a decoder process may take beyond what it has when a clip comes, whatever the clip's size.
-        decoder_bytes_per_pixel: and so much more for each pixel of its largest frame.
+        decoder_bytes_per_pixel: added to that for each pixel of its largest frame.
         decoder_step_cpu_seconds: CPU time from one frame to the next.
         decoder_silence_seconds: real time from one frame to the next.
         decoder_seconds: real time of the whole preparation.

@@ -82,10 +82,10 @@ _UPRIGHT = {
 """What brings a picture of an EXIF orientation upright (EXIF 2.32, 4.6.4)."""
 _LYING = frozenset({5, 6, 7, 8})
 _BACKGROUND = (255, 255, 255)
-"""Transparent pixels are laid on white, as a browser shows them."""
+"""Transparent pictures are composited on white, as a browser shows them."""
 _STRIP_ROWS = 256
 _BOXES_BYTES = 1 << 20
-"""So far the box that says the colours is looked for; boxes come before the coded pixels."""
+"""The box that states the colours is searched for in this many bytes: boxes come before the coded pixels."""
 _KEPT_BOXES = 2
 """Pixels are averaged in boxes down to twice the wanted size, and resampled from there: as sharp as resampling alone, many times
 as fast (`reducing_gap` of Pillow)."""
@@ -217,7 +217,7 @@ def signalling(data: bytes, kind: MediaKind) -> tuple[int, int] | None:
 
 
 def to_pixels(image: Image.Image, target: Size, orientation: int = 1, signal: tuple[int, int] | None = None) -> Pixels:
-    """Pixels of a loaded picture at `target`, its upright size: uint8 BGR `[h, w, 3]`, in sRGB, laid on white. `signal` is what
+    """A loaded picture at `target`, its upright size: uint8 BGR `[h, w, 3]`, in sRGB, composited on white. `signal` is what
     `signalling` says."""
 
     def strip(top: int, bottom: int) -> Image.Image:
@@ -270,7 +270,7 @@ def _plain(image: Image.Image) -> Image.Image:
 
 
 def _opaque(image: Image.Image, profile: object, signal: tuple[int, int] | None) -> Image.Image:
-    """RGB of a picture in a plain mode, in sRGB, laid on white."""
+    """RGB of a picture in a plain mode, in sRGB, composited on white."""
     alpha = image.getchannel("A") if image.mode in ("LA", "RGBA") else None
     colours = image.convert(image.mode.rstrip("A"))
     stated = signal is not None and colours.mode == "RGB" and tone_mapping.needs_mapping(signal[1], signal[0])

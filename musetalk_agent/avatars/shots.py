@@ -22,8 +22,8 @@ clips of one person 0.49 to 0.99 (median 0.80), of two persons 0.25 to 0.98 (0.5
 _OTHER = 0.5
 """Neighbours that correlate less than this are two shots, however much else moves."""
 _BLENDED = 0.1, 0.85, 15.0
-"""A picture in the middle of a cross-fade differs from the mean of those before and after by at most so much of what these differ,
-which correlate less, and differ by more levels, than this."""
+"""In the middle of a cross-fade: the frame differs from the mean of those before and after by at most this share of their own
+difference; those two correlate less than the second number and differ by more levels than the third."""
 _FADES = 6, 12
 """Half the lengths, in frames, at which cross-fades are looked for."""
 _APART = 0.75

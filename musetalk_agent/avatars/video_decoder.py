@@ -43,7 +43,7 @@ _SLICES_PIXELS = 1920 * 1088
 """Up to here no two frames are decoded at once, so that a decoder's error belongs to the packet that it is raised for. H.264 has
 one thread then: with threads that share a frame FFmpeg does not mark those in which it conceals errors (libavcodec/h264dec.c)."""
 _CUT_S, _CUT_SHARE = 0.3, 0.05
-"""A clip counts as cut when it ends so much before its header says: muxers round by a frame or two."""
+"""A clip counts as cut when it ends this much before the end that its header states: muxers round by a frame or two."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -377,7 +377,7 @@ def _too_long(seconds: float, limits: AvatarLimits) -> AvatarTooLarge:
 
 _THREADS_MAX = 4
 _THREADS_BYTES = 50_000_000
-"""Every thread holds a frame of its own: so much they may hold together. More than four do not help a clip of a minute."""
+"""Bytes that all threads may hold together, a frame each. More than four threads do not help a clip of a minute."""
 _PLAIN_BYTES = Fraction(3, 2)
 """Of a pixel in 4:2:0 of 8 bits. Most decoders keep six to nine frames of any kind: with more a pixel, there may be fewer."""
 _LAST_FRAME_ONLY = frozenset({"png", "qtrle"})

@@ -223,7 +223,7 @@ def score(lips: Vectors, voice: Vectors) -> LipSync:
 
 
 def cut(picture: Pixels, x: float, y: float, half: float) -> Pixels:
-    """What SyncNet looks at, uint8 BGR `[224, 224, 3]`: a square 1.4 times as long as the face's box, level with its top.
+    """SyncNet's input, uint8 BGR `[224, 224, 3]`: a square 1.4 times as long as the face's box, level with its top.
 
     `x`, `y` is the centre of the box, `half` half its longer side, all in pixels.
     """

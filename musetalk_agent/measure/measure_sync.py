@@ -150,7 +150,7 @@ def _syncnet_sentence(found: lip_measures.LipSync) -> str:
 Series = NDArray[np.float64]
 
 REACH_S = 0.5
-"""Lags looked at, to both sides."""
+"""Lags that are compared, to both sides."""
 LEAST_S = 2.0
 """Pictures with a face, beside sound, that are needed, in seconds."""
 _STEP_S = 0.005
