@@ -9,7 +9,7 @@ import os
 import sys
 import threading
 
-from musetalk_agent.protocol.version import VERSION
+from musetalk_agent.protocol.http import VERSION
 
 _ENGINE_LOST = 70
 """Exit code when a card failed for good (EX_SOFTWARE of sysexits.h): whoever watches the process starts a new one."""
@@ -50,11 +50,10 @@ def parser() -> argparse.ArgumentParser:
 def _serve(args: argparse.Namespace) -> int:
     from pydantic import ValidationError
 
+    from musetalk_agent.agent_settings import AgentSettings
     from musetalk_agent.errors import AgentError
     from musetalk_agent.protocol.logs import configure
-    from musetalk_agent.service.app import create_app
-    from musetalk_agent.service.server import DrainingServer
-    from musetalk_agent.settings import AgentSettings
+    from musetalk_agent.service.agent_app import AgentServer, create_app
 
     try:
         settings = AgentSettings()
@@ -70,7 +69,7 @@ def _serve(args: argparse.Namespace) -> int:
     except AgentError as error:
         print(f"musetalk-agent: {error.code.value}: {error.detail}", file=sys.stderr)
         return 1
-    server = DrainingServer(app, settings, host=args.host, port=args.port)
+    server = AgentServer(app, settings, host=args.host, port=args.port)
 
     def end() -> None:
         server.should_exit = True

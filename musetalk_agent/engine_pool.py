@@ -12,12 +12,12 @@ from contextlib import AsyncExitStack
 from functools import cached_property
 from typing import Any
 
+from musetalk_agent.agent_metrics import ENGINE_BUSY, ENGINE_QUEUE
+from musetalk_agent.agent_settings import AgentSettings
 from musetalk_agent.engines.batcher import Batcher
 from musetalk_agent.engines.interface import Engine
 from musetalk_agent.engines.pattern import PatternEngine
 from musetalk_agent.errors import AgentError, EngineFailed, EngineUnavailable, EngineUnknown, WeightsMissing
-from musetalk_agent.metrics import ENGINE_BUSY, ENGINE_QUEUE
-from musetalk_agent.settings import AgentSettings
 from musetalk_agent.tasks import in_thread
 from musetalk_agent.weights import ModelStore
 

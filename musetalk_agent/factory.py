@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import cv2
 
+from musetalk_agent.agent_metrics import PREPARE_SECONDS
+from musetalk_agent.agent_settings import AgentSettings
 from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.avatars.library import AvatarLibrary
 from musetalk_agent.clock import Clock, MonotonicClock
@@ -23,17 +25,17 @@ from musetalk_agent.engines.interface import Engine, EngineSession
 from musetalk_agent.engines.pattern import pattern_bundle
 from musetalk_agent.errors import EngineFailed
 from musetalk_agent.media.pipeline import Pipeline
-from musetalk_agent.metrics import PREPARE_SECONDS
 from musetalk_agent.protocol.http import AgentStartRequest, VoiceSource
 from musetalk_agent.protocol.messages import Event
 from musetalk_agent.publishers.base import Publisher
 from musetalk_agent.session.session import LEAVE_S, RELEASE_S, Session
-from musetalk_agent.settings import AgentSettings
 from musetalk_agent.tasks import Step, in_thread, tear_down
 from musetalk_agent.weights import Manifest, ModelStore
 
 if TYPE_CHECKING:
-    from musetalk_agent.avatar_protocol.speech import RoomSpeech  # loads the SDK, which not every session needs
+    from musetalk_agent.avatar_protocol.speech import (
+        DataStreamAudioInput,  # loads the SDK, which not every session needs
+    )
 
 _PATTERN_SIDE = 512
 _MEDIA_THREADS = 4  # features and composition of all sessions; numpy and OpenCV let the others run meanwhile
@@ -135,13 +137,13 @@ class Factory:
             text = f"The engine {engine.name!r} did not open the avatar within {OPEN_WITHIN_S:g} s."
             raise EngineFailed(text, retry_after_s=5) from error
 
-    def _speech(self, request: AgentStartRequest) -> RoomSpeech | None:
+    def _speech(self, request: AgentStartRequest) -> DataStreamAudioInput | None:
         if request.livekit_agent is None:
             return None
-        from musetalk_agent.avatar_protocol.speech import RoomSpeech
+        from musetalk_agent.avatar_protocol.speech import DataStreamAudioInput
         from musetalk_agent.publishers.livekit.publisher import SOUND_PATH_S
 
-        return RoomSpeech(request.livekit_agent, request.backlog_s, self.clock, tail_s=SOUND_PATH_S)
+        return DataStreamAudioInput(request.livekit_agent, request.backlog_s, self.clock, tail_s=SOUND_PATH_S)
 
     async def _bundle(self, request: AgentStartRequest, engine: Engine) -> Bundle:
         picture = request.picture
@@ -156,15 +158,15 @@ class Factory:
         PREPARE_SECONDS.observe(time.monotonic() - begun)
         return bundle
 
-    async def _publisher(self, request: AgentStartRequest, fps: int, speech: RoomSpeech | None) -> Publisher:
+    async def _publisher(self, request: AgentStartRequest, fps: int, speech: DataStreamAudioInput | None) -> Publisher:
         """Raises `RtmpUrlForbidden`. An ingress is the orchestrator's own, wherever it is."""
         rtmp = request.rtmp
         if not request.connect_livekit and rtmp is None:
-            from musetalk_agent.publishers.null import NullPublisher
+            from musetalk_agent.publishers.base import NullPublisher
 
             return NullPublisher(self.clock)
         from musetalk_agent.publishers.failover.publisher import FailoverPublisher
-        from musetalk_agent.publishers.failover.transports import OutletOptions
+        from musetalk_agent.publishers.failover.transports import TransportOptions
         from musetalk_agent.publishers.livekit.publisher import LiveKitOptions
         from musetalk_agent.publishers.rtmp.address import check_rtmp
 
@@ -176,7 +178,7 @@ class Factory:
             sound=request.voice is VoiceSource.AGENT,
             on_joined=speech.attach if speech is not None else None,
         )
-        options = OutletOptions(
+        options = TransportOptions(
             room,
             address=await check_rtmp(rtmp.url, rtmp.ingress or self.settings.allow_private_urls) if rtmp else None,
             ingress=rtmp is not None and rtmp.ingress,

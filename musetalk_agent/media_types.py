@@ -82,14 +82,6 @@ class Tag:
 
 
 @dataclass(frozen=True, slots=True)
-class FeatureWindow:
-    """What the engine needs of the sound for one video frame; the layout of `values` is the engine's own."""
-
-    tag: Tag
-    values: Feature
-
-
-@dataclass(frozen=True, slots=True)
 class Patch:
     """The engine's output for one video frame.
 

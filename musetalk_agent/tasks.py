@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from musetalk_agent.metrics import LOOP_FAILURES
+from musetalk_agent.agent_metrics import LOOP_FAILURES
 from musetalk_agent.protocol.retries import run_restarted
 
 log = logging.getLogger(__name__)

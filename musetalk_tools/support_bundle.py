@@ -22,8 +22,8 @@ from urllib.parse import quote, urlsplit
 import httpx
 from pydantic import SecretStr
 
+from musetalk_agent.protocol.http import VERSION
 from musetalk_agent.protocol.logs import redact
-from musetalk_agent.protocol.version import VERSION
 
 ANSWER_BYTES = 16 << 20
 """Most of one answer that is kept; `/debug/musetalk` of a full agent is under 1 MiB."""

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from musetalk_agent.protocol.version import VERSION
+from musetalk_agent.protocol.http import VERSION
 from orchestrator.keys import Scope
 
 _EPILOG = """environment of serve:

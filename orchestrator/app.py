@@ -15,9 +15,9 @@ from fastapi.security import HTTPBearer
 from starlette.middleware.cors import CORSMiddleware
 
 from musetalk_agent.protocol import logs, traces
+from musetalk_agent.protocol.http import VERSION
 from musetalk_agent.protocol.problems import ProblemError
 from musetalk_agent.protocol.throttle import Failures
-from musetalk_agent.protocol.version import VERSION
 from orchestrator.agents.agent_client import AgentClient
 from orchestrator.agents.modal_pool import ModalAgentPool, ModalSessions
 from orchestrator.agents.pool import AgentPool, StaticAgentPool

@@ -11,7 +11,7 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
-from musetalk_agent.protocol.connections import TimedHttp
+from musetalk_agent.protocol.http_server import TimedHttp
 from orchestrator.settings import Settings
 
 SHUTDOWN_S = 5

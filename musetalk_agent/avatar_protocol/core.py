@@ -45,7 +45,7 @@ class Begin:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Push:
+class PushAudio:
     """PCM of the open segment, mono int16."""
 
     samples: Pcm
@@ -57,7 +57,7 @@ class End:
 
 
 @dataclass(frozen=True, slots=True)
-class Clear:
+class ClearBuffer:
     """Drop everything that was not heard."""
 
 
@@ -74,7 +74,7 @@ class Refuse:
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class RpcCall:
     """Call a method of the agent."""
 
     method: str
@@ -88,7 +88,7 @@ class Warn:
     message: str
 
 
-Act = Begin | Push | End | Clear | Close | Refuse | Call | Warn
+Command = Begin | PushAudio | End | ClearBuffer | Close | Refuse | RpcCall | Warn
 
 
 @dataclass(slots=True)
@@ -124,7 +124,7 @@ class AvatarProtocol:
 
     # --- what the agent does
 
-    def arrived(self, stream: str, sender: str, attributes: Mapping[str, str], now: float) -> list[Act]:
+    def arrived(self, stream: str, sender: str, attributes: Mapping[str, str], now: float) -> list[Command]:
         """A stream's header came. It is read when those before it have ended."""
         if sender != self.sender or stream in self._streams:
             return [Refuse()]
@@ -144,7 +144,7 @@ class AvatarProtocol:
         told = f"sample_rate {attributes.get('sample_rate')!r} and num_channels {attributes.get('num_channels')!r}"
         return [Warn(f"A stream of {sender!r} has {told}: give 8000 … 48000 Hz and 1 … 8 channels. It is not played.")]
 
-    def begin(self, stream: str, now: float) -> list[Act]:
+    def begin(self, stream: str, now: float) -> list[Command]:
         """The stream is read from now on. Nothing comes of one that was cleared meanwhile."""
         found = self._streams.get(stream)
         if found is None:
@@ -152,7 +152,7 @@ class AvatarProtocol:
         found.begun, found.alive_at = True, now
         return [Begin(found.number, found.rate or _RATE_OF_NONE)]
 
-    def data(self, stream: str, chunk: bytes, now: float) -> list[Act]:
+    def data(self, stream: str, chunk: bytes, now: float) -> list[Command]:
         """Bytes of it, cut anywhere; none at all say that more waits to be read."""
         found = self._streams.get(stream)
         if found is None:
@@ -169,30 +169,30 @@ class AvatarProtocol:
             self._untold[found.number] += len(samples) / found.channels / found.rate
         if found.channels > 1:
             samples = samples.reshape(-1, found.channels).mean(axis=1).astype(np.int16)
-        return [Push(samples)]
+        return [PushAudio(samples)]
 
-    def ended(self, stream: str) -> list[Act]:
+    def ended(self, stream: str) -> list[Command]:
         """Its end came, or will not come."""
         return [End()] if self._streams.pop(stream, None) is not None else []
 
-    def clear(self, sender: str) -> list[Act] | None:
+    def clear(self, sender: str) -> list[Command] | None:
         """`lk.clear_buffer`; None when the caller is not the agent. Streams that came and were not read yet are dropped too."""
         if sender != self.sender:
             return None
         return self._drop()
 
-    def rejoined(self) -> list[Act]:
+    def rejoined(self) -> list[Command]:
         """The worker is in the room again, after it was away: it says that it still has the speech it had."""
-        return [Call(STARTED_METHOD)] if self._untold else []
+        return [RpcCall(STARTED_METHOD)] if self._untold else []
 
     # --- what the pipeline says
 
-    def told(self, event: Event) -> list[Act]:
+    def told(self, event: Event) -> list[Command]:
         """A playback event; passed on once for each segment."""
         if isinstance(event, PlaybackStarted) and event.segment in self._untold:
-            return [Call(STARTED_METHOD)]
+            return [RpcCall(STARTED_METHOD)]
         if isinstance(event, PlaybackFinished):
-            acts: list[Act] = []
+            acts: list[Command] = []
             for stream in [s for s, found in self._streams.items() if found.number == event.segment]:
                 del self._streams[stream]  # it was cleared by somebody else
                 acts.append(Close(stream))
@@ -201,7 +201,7 @@ class AvatarProtocol:
             return acts
         return []
 
-    def _finished(self, event: PlaybackFinished, sent_s: float) -> Call:
+    def _finished(self, event: PlaybackFinished, sent_s: float) -> RpcCall:
         position_s = event.position_s
         if event.interrupted and position_s:
             position_s = round(max(position_s, min(position_s + self.tail_s, sent_s)), 3)
@@ -209,7 +209,7 @@ class AvatarProtocol:
 
     # --- what time does
 
-    def tick(self, now: float, heard: tuple[int, float], *, present: bool = True) -> list[Act]:
+    def tick(self, now: float, heard: tuple[int, float], *, present: bool = True) -> list[Command]:
         """Ends a stream that lost its end, and drops speech that is stuck.
 
         `heard`: segment and seconds of it. `present`: the agent is in the room.
@@ -241,16 +241,16 @@ class AvatarProtocol:
             self._here = False
             self._untold.clear()
 
-    def _drop(self) -> list[Act]:
+    def _drop(self) -> list[Command]:
         """Every stream gets a segment before all are cleared, so that each is told of."""
-        acts: list[Act] = [Begin(s.number, s.rate or _RATE_OF_NONE) for s in self._streams.values() if not s.begun]
-        closing: Sequence[Act] = [Close(stream) for stream in self._streams]
+        acts: list[Command] = [Begin(s.number, s.rate or _RATE_OF_NONE) for s in self._streams.values() if not s.begun]
+        closing: Sequence[Command] = [Close(stream) for stream in self._streams]
         self._streams.clear()
-        return [*acts, Clear(), *closing]
+        return [*acts, ClearBuffer(), *closing]
 
 
-def _finished(position_s: float, *, interrupted: bool) -> Call:
-    return Call(FINISHED_METHOD, json.dumps({"playback_position": position_s, "interrupted": interrupted}))
+def _finished(position_s: float, *, interrupted: bool) -> RpcCall:
+    return RpcCall(FINISHED_METHOD, json.dumps({"playback_position": position_s, "interrupted": interrupted}))
 
 
 def _number(attributes: Mapping[str, str], name: str) -> int:

@@ -10,10 +10,10 @@ from contextlib import suppress
 from livekit import rtc
 from livekit.rtc.data_stream import StreamError
 
+from musetalk_agent.agent_metrics import AGENT_CALLS
 from musetalk_agent.avatar_protocol import core
 from musetalk_agent.clock import Clock, utc_now
 from musetalk_agent.media.pipeline import Pipeline
-from musetalk_agent.metrics import AGENT_CALLS
 from musetalk_agent.protocol.messages import Event
 from musetalk_agent.tasks import supervise
 
@@ -39,7 +39,7 @@ _NOT_TAKEN = frozenset(
 """Errors after which the agent surely has not heard the call: only then may it be made again."""
 
 
-class RoomSpeech:
+class DataStreamAudioInput:
     """Feeds a session's pipeline from the room. `attach` belongs to each room that the session joins.
 
     `run` belongs to the session's tasks; streams that come before it are read when it runs. The calls of the agent are answered
@@ -62,7 +62,7 @@ class RoomSpeech:
         self._pipeline: Pipeline | None = None
         self._readers: asyncio.Queue[rtc.ByteStreamReader] = asyncio.Queue()  # bounded by `core.STREAMS_MOST`
         self._reading: tuple[str, asyncio.Task[None]] | None = None
-        self._calls: asyncio.Queue[core.Call] = asyncio.Queue(_CALLS_MOST)
+        self._calls: asyncio.Queue[core.RpcCall] = asyncio.Queue(_CALLS_MOST)
 
     @property
     def segments(self) -> int:
@@ -152,7 +152,7 @@ class RoomSpeech:
             async for chunk in reader:
                 self.last_audio_at = utc_now()
                 self._carry_out(self._core.data(stream, chunk, self._clock.now()))
-                while self._pipeline is not None and self._pipeline.playback.buffered_s > self._backlog_s:
+                while self._pipeline is not None and self._pipeline.player.buffered_s > self._backlog_s:
                     await asyncio.sleep(_TICK_S)
                     self._carry_out(self._core.data(stream, b"", self._clock.now()))
         except StreamError:
@@ -172,7 +172,7 @@ class RoomSpeech:
         while True:
             await asyncio.sleep(_TICK_S)
             if self._pipeline is not None:
-                heard, now = self._pipeline.playback.heard, self._clock.now()
+                heard, now = self._pipeline.player.heard, self._clock.now()
                 self._carry_out(self._core.tick(now, heard, present=self.present))
 
     async def _tell(self) -> None:
@@ -184,7 +184,7 @@ class RoomSpeech:
             if outcome != "ok":
                 log.warning("the agent was not told", extra={"method": call.method, "outcome": outcome})
 
-    async def _perform(self, call: core.Call) -> str:
+    async def _perform(self, call: core.RpcCall) -> str:
         outcome = "no_room"
         for attempt in range(_TRIES):
             if attempt:
@@ -223,30 +223,30 @@ class RoomSpeech:
 
     # --- what is to be done
 
-    def _carry_out(self, acts: Sequence[core.Act]) -> None:
+    def _carry_out(self, acts: Sequence[core.Command]) -> None:
         pipeline = self._pipeline
         assert pipeline is not None
         for act in acts:
             match act:
                 case core.Begin(number, rate):
                     pipeline.begin(number, rate)
-                case core.Push():
+                case core.PushAudio():
                     pipeline.push(act.samples)
                 case core.End():
                     pipeline.end()
-                case core.Clear():
+                case core.ClearBuffer():
                     pipeline.clear()
                 case core.Close(stream):
                     if self._reading is not None and self._reading[0] == stream:
                         self._reading[1].cancel()
                 case core.Refuse():
                     pass  # `_on_stream` has closed its reader
-                case core.Call():
+                case core.RpcCall():
                     self._queue(act)
                 case core.Warn(message):
                     log.warning(message)
 
-    def _queue(self, call: core.Call) -> None:
+    def _queue(self, call: core.RpcCall) -> None:
         if self._calls.full():
             dropped = self._calls.get_nowait()
             AGENT_CALLS.labels(dropped.method, "overrun").inc()

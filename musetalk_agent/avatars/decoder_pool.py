@@ -28,9 +28,9 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from musetalk_agent import errors
+from musetalk_agent.agent_metrics import DECODERS_LOST, DECODERS_WAITING
 from musetalk_agent.avatars.limits import AvatarLimits
 from musetalk_agent.errors import AgentError, AtCapacity, AvatarTooLarge, AvatarUndecodable
-from musetalk_agent.metrics import DECODERS_LOST, DECODERS_WAITING
 
 log = logging.getLogger(__name__)
 

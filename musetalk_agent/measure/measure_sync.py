@@ -18,13 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from musetalk_agent.agent_settings import offline_settings
 from musetalk_agent.avatars.face import FaceNet
 from musetalk_agent.errors import AgentError
 from musetalk_agent.features.visemes import VisemeFeatures
 from musetalk_agent.measure import lip_measures
 from musetalk_agent.measure.lip_measures import MouthTrack, VideoUnreadable, find_faces, mouth_heard, mouth_seen
 from musetalk_agent.media_types import FEATURE_RATE
-from musetalk_agent.settings import offline_settings
 from musetalk_agent.tools.audio_file import AudioFile, AudioUnreadable, mono
 from musetalk_agent.weights import Manifest, ModelStore
 

@@ -16,6 +16,7 @@ import numpy as np
 from pydantic import ValidationError
 from tqdm import tqdm
 
+from musetalk_agent.agent_settings import AgentSettings, offline_settings
 from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.clock import VirtualClock
 from musetalk_agent.compose.compositor import Compositor
@@ -25,7 +26,6 @@ from musetalk_agent.errors import AgentError
 from musetalk_agent.factory import Factory
 from musetalk_agent.media_types import FEATURE_RATE, Feature, Patch, Pcm, Pixels, frame_start
 from musetalk_agent.protocol.http import DEMO_AVATAR_ID, AvatarSource, Picture
-from musetalk_agent.settings import AgentSettings, offline_settings
 from musetalk_agent.tools.prepare import prepare_clip
 
 _ENGINES = ("warp", "musetalk")

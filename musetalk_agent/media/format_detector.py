@@ -69,7 +69,7 @@ def compressed_header(head: bytes) -> bool:
     return len(head) >= 4 and head[0] == 0xFF and head[1] & 0xE6 == 0xE2 and head[2] >> 4 not in (0, 15)
 
 
-def suspect(samples: Pcm) -> Suspicion | None:
+def detect(samples: Pcm) -> Suspicion | None:
     """Judges at least half a second of PCM, int16 `[n]`; None when it is too short, too quiet, or looks right."""
     if len(samples) < _LEAST_SAMPLES:
         return None
@@ -188,7 +188,7 @@ def _looks_stereo(x: Sound) -> bool:
     return two < 0.2 * one and two < 0.2 * power
 
 
-class FormatWatch:
+class FormatDetector:
     """Watches one sender. `finding` is what its PCM looks like, judged anew every second of sound and in every segment.
 
     Memory is bounded: a second of PCM, five seconds of sound for the rate, 1024 arrivals.
@@ -238,7 +238,7 @@ class FormatWatch:
         window = np.concatenate(self._recent)
         self._recent, self._size = [], 0
         headers, self._headers_recent = self._headers_recent, 0
-        verdict = suspect(window)
+        verdict = detect(window)
         stereo, self._stereo_before = self._stereo_before, verdict is Suspicion.STEREO
         if verdict is Suspicion.STEREO and not stereo:  # of 800 seconds of telephone speech two look like it
             return found

@@ -16,6 +16,7 @@ from functools import partial
 
 import numpy as np
 
+from musetalk_agent.agent_metrics import PCM_SAMPLES
 from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.clock import Clock
 from musetalk_agent.compose.compositor import Compositor
@@ -23,17 +24,15 @@ from musetalk_agent.compose.idle import IdleFrames, LoopCursor, PingPongLoop
 from musetalk_agent.engines.batcher import Batcher
 from musetalk_agent.engines.interface import EngineSession
 from musetalk_agent.features.speech_detector import detect_rate, shipped_network
-from musetalk_agent.media.captions import Word
-from musetalk_agent.media.format_detector import Finding, FormatWatch
-from musetalk_agent.media.player import Playback
-from musetalk_agent.media.renderer import Production
-from musetalk_agent.media.segment import Segment
-from musetalk_agent.media.segment_trace import FIRST_PCM, Stages
+from musetalk_agent.media.format_detector import Finding, FormatDetector
+from musetalk_agent.media.player import Player
+from musetalk_agent.media.renderer import FrameRenderer
+from musetalk_agent.media.segment import Segment, Word
+from musetalk_agent.media.segment_trace import FIRST_PCM, SegmentTrace
 from musetalk_agent.media_types import Cue, Pcm, VideoFrame
-from musetalk_agent.metrics import PCM_SAMPLES
-from musetalk_agent.protocol.messages import Cleared, Event, Warned
+from musetalk_agent.protocol.messages import Cleared, Event, WarningEvent
 from musetalk_agent.publishers.base import Publisher
-from musetalk_agent.session.diagnosis import Funnel
+from musetalk_agent.session.diagnosis import PipelineStats
 from musetalk_agent.tasks import in_thread, supervise
 
 _RATE_REST_S = 0.008
@@ -63,13 +62,13 @@ class Pipeline:
         speaking: Callable[[bool], None],
         first: VideoFrame | None = None,
     ) -> None:
-        self.funnel = Funnel()
+        self.stats = PipelineStats()
         self.clock, self._emit, self._fps = clock, emit, bundle.fps
         compositor = Compositor(bundle, engine_session.idle)
         cycle, cursor = PingPongLoop(len(bundle)), LoopCursor()
         self.first: VideoFrame = first or compositor.idle(cycle.idle_index(cursor.next_idle()))
         cursor.idle()
-        self.production = Production(
+        self.renderer = FrameRenderer(
             batcher,
             engine_session,
             compositor,
@@ -77,37 +76,37 @@ class Pipeline:
             cursor,
             clock,
             executor,
-            self.funnel,
+            self.stats,
             bundle.fps,
-            lambda: self.playback.poke(),
+            lambda: self.player.poke(),
         )
-        self.playback = Playback(
+        self.player = Player(
             publisher,
-            self.production,
+            self.renderer,
             IdleFrames(compositor, cycle, cursor, clock, executor, self.first),
             cursor,
             clock,
-            self.funnel,
+            self.stats,
             bundle.fps,
             batcher.engine.features.lookahead_ms / 1000,
             emit,
             speaking,
         )
         self._segment: Segment | None = None
-        self._watch: FormatWatch | None = None
-        self._for_rate: tuple[FormatWatch, Pcm] | None = None  # what is being judged, or will be at once
+        self._watch: FormatDetector | None = None
+        self._for_rate: tuple[FormatDetector, Pcm] | None = None  # what is being judged, or will be at once
         self._rate_wake = asyncio.Event()
 
     @property
-    def watch(self) -> FormatWatch | None:
+    def watch(self) -> FormatDetector | None:
         """The judge of the sender's PCM, once there was some."""
         return self._watch
 
     async def run(self) -> None:
         """Works until cancelled."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self.production.run(), name="production")
-            group.create_task(self.playback.run(), name="playback")
+            group.create_task(self.renderer.run(), name="production")
+            group.create_task(self.player.run(), name="playback")
             group.create_task(supervise("rates", self._judge_rates), name="rates")
 
     def begin(
@@ -118,14 +117,14 @@ class Pipeline:
         `heard_s` of it were heard before, and its sound does not leave within `in_s`. `traceparent` is its span.
         """
         self.end()
-        stages = Stages(number, traceparent)
-        self._segment = Segment(number, self.production.generation, rate, self._fps, heard_s, stages)
+        stages = SegmentTrace(number, traceparent)
+        self._segment = Segment(number, self.renderer.generation, rate, self._fps, heard_s, stages)
         self._segment.not_before = self.clock.now() + in_s
         if self._watch is None or self._watch.rate != rate:
-            self._watch = FormatWatch(rate)
+            self._watch = FormatDetector(rate)
         self._watch.begin()
-        self.production.add(self._segment)
-        self.playback.add(self._segment)
+        self.renderer.add(self._segment)
+        self.player.add(self._segment)
 
     def cue(self, cues: Sequence[Cue]) -> None:
         """Phonemes of the open segment, in samples at its rate, ahead of their PCM."""
@@ -139,35 +138,35 @@ class Pipeline:
 
     def push(self, samples: Pcm) -> None:
         """PCM of the open segment, int16 `[n]`. PCM without one (it was cleared) is dropped."""
-        self.funnel.add("audio_in", samples.nbytes)
+        self.stats.add("audio_in", samples.nbytes)
         if self._segment is None or not len(samples):
             return
         now = self.clock.now()
-        self.funnel.add("samples", len(samples))
-        self.funnel.peak = max(self.funnel.peak, int(np.abs(samples.astype(np.int32)).max()))
+        self.stats.add("samples", len(samples))
+        self.stats.peak = max(self.stats.peak, int(np.abs(samples.astype(np.int32)).max()))
         PCM_SAMPLES.inc(len(samples))
         self._segment.stages.reach(FIRST_PCM)
         self._segment.push(samples, now)
         self._judge(samples, now)
-        self.production.poke()
-        self.playback.poke()
+        self.renderer.poke()
+        self.player.poke()
 
     def end(self) -> None:
         """No more PCM for the open segment."""
         if self._segment is not None:
             self._segment.end(self.clock.now())
             self._segment = None
-            self.production.poke()
-            self.playback.poke()
+            self.renderer.poke()
+            self.player.poke()
 
     def clear(self) -> Cleared:
-        """Barge-in; see `Playback.clear`."""
+        """Barge-in; see `Player.clear`."""
         self._segment = None
-        return self.playback.clear()
+        return self.player.clear()
 
     def rewind(self, position: int) -> None:
-        """Nothing after sample `position` of the playout clock was heard; see `Playback.rewind`."""
-        rests = self.playback.rewind(position)
+        """Nothing after sample `position` of the playout clock was heard; see `Player.rewind`."""
+        rests = self.player.rewind(position)
         if self._segment is not None:
             self._segment = rests.get(self._segment, self._segment)
 
@@ -203,9 +202,11 @@ class Pipeline:
             if watch is self._watch:
                 self._tell_format(watch, watch.finding, watch.judged(rate))
 
-    def _tell_format(self, watch: FormatWatch, before: Finding | None, arisen: Finding | None) -> None:
+    def _tell_format(self, watch: FormatDetector, before: Finding | None, arisen: Finding | None) -> None:
         if arisen is not None:
-            self.funnel.fail("audio_in", arisen.text)
-            self._emit(Warned(code="wrong_format_suspected", message=arisen.text, suspicion=arisen.suspicion.value))
+            self.stats.fail("audio_in", arisen.text)
+            self._emit(
+                WarningEvent(code="wrong_format_suspected", message=arisen.text, suspicion=arisen.suspicion.value)
+            )
         elif before is not None and watch.finding is None:
-            self._emit(Warned(code="format_recovered", message="The PCM looks right now."))
+            self._emit(WarningEvent(code="format_recovered", message="The PCM looks right now."))

@@ -9,32 +9,30 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from musetalk_agent.agent_metrics import LIP_LATENCY, PICTURES, UNDERRUNS
 from musetalk_agent.clock import Clock
 from musetalk_agent.compose.idle import IdleFrames, LoopCursor
-from musetalk_agent.media.adaptive_delay import HeadStart
-from musetalk_agent.media.captions import Caption
-from musetalk_agent.media.renderer import Made, Production
-from musetalk_agent.media.scheduler import Act, Outcome, RecentFrames, Scheduler
-from musetalk_agent.media.segment import LEAST_CUT, ROOM_RATE, Segment
-from musetalk_agent.media.segment_queue import Speech
+from musetalk_agent.media.playout import LEAST_JUMP, VOICE_LEAD_S, VoiceTimingQueue
+from musetalk_agent.media.renderer import FrameRenderer, RenderedFrame
+from musetalk_agent.media.scheduler import AdaptiveDelay, FrameAction, Outcome, RecentFrames, Scheduler
+from musetalk_agent.media.segment import LEAST_CUT, ROOM_RATE, Caption, Segment
+from musetalk_agent.media.segment_queue import PlaybackQueue
 from musetalk_agent.media.segment_trace import PUBLISHED
-from musetalk_agent.media.voice_timing import LEAST_JUMP, VOICE_LEAD_S, DueTimes
 from musetalk_agent.media_types import VideoFrame
-from musetalk_agent.metrics import LIP_LATENCY, PICTURES, UNDERRUNS
 from musetalk_agent.protocol.messages import Cleared, Event
 from musetalk_agent.publishers.base import Publisher
-from musetalk_agent.session.diagnosis import Funnel
+from musetalk_agent.session.diagnosis import PipelineStats
 
 log = logging.getLogger(__name__)
 
-RICH_SAMPLES = ROOM_RATE // 4
+PREBUFFERED_SAMPLES = ROOM_RATE // 4
 """With a quarter of a second in hand the sender is ahead of real time, and no head start is needed."""
-PATIENCE_S = 0.6
+START_TIMEOUT_S = 0.6
 """A voice does not wait longer than this for its first picture."""
 
 
 @dataclass(slots=True)
-class PlaybackStatistics:
+class PlayerStatistics:
     """What was shown and heard. Latencies are milliseconds from a frame's last PCM to its lips leaving, newest last; `late_ms` is
     how long after its sound's moment a spoken picture left. `failed` pictures have no patch: the idle frame was shown in their
     place, and they count neither as spoken nor in the latencies.
@@ -50,7 +48,7 @@ class PlaybackStatistics:
     late_ms: deque[float] = field(default_factory=lambda: deque(maxlen=250))
 
 
-class Playback:
+class Player:
     """Paces one session.
 
     Args:
@@ -65,42 +63,42 @@ class Playback:
     def __init__(
         self,
         publisher: Publisher,
-        production: Production,
+        production: FrameRenderer,
         idle: IdleFrames,
         cursor: LoopCursor,
         clock: Clock,
-        funnel: Funnel,
+        funnel: PipelineStats,
         fps: int,
         lookahead_s: float,
         emit: Callable[[Event], None],
         speaking: Callable[[bool], None],
     ) -> None:
-        self.statistics = PlaybackStatistics()
-        self._publisher, self._production = publisher, production
+        self.statistics = PlayerStatistics()
+        self._publisher, self._renderer = publisher, production
         self._idle, self._cursor = idle, cursor
-        self._clock, self._funnel, self._emit, self._speaking = clock, funnel, emit, speaking
+        self._clock, self._stats, self._emit, self._speaking = clock, funnel, emit, speaking
         self._scheduler = Scheduler(fps, clock.now())
         self.recent = RecentFrames(fps)
-        self._speech = Speech(emit)
+        self._queue = PlaybackQueue(emit)
         self._video_wake, self._audio_wake = asyncio.Event(), asyncio.Event()
-        self._shown: Made | None = None
+        self._shown: RenderedFrame | None = None
         self._latest: VideoFrame | None = None
-        self._head_start = HeadStart(lookahead_s)
+        self._delay = AdaptiveDelay(lookahead_s)
         self._dropped_before = 0  # of the segments that are over
         self._is_speaking = False
-        self._due: DueTimes | None = None
+        self._timings: VoiceTimingQueue | None = None
         self._pushing: Segment | None = None  # of which a block is being handed over
         self._resting = False  # nobody speaks in the segment that is being heard
         production.due_in = self._due_in
 
-    def follow(self, due: DueTimes) -> None:
+    def follow(self, due: VoiceTimingQueue) -> None:
         """`due` is told the times of a voice published elsewhere; pictures leave later by `VOICE_LEAD_S`. Call it before `run`."""
-        self._due = due
-        self._publisher.playout.lead_s = VOICE_LEAD_S
+        self._timings = due
+        self._publisher.playout.video_delay_s = VOICE_LEAD_S
 
     def caption(self, show: Callable[[Caption], None]) -> None:
         """`show` is told what viewers are to read, as they hear it."""
-        self._speech.show = show
+        self._queue.show = show
 
     @property
     def resting(self) -> bool:
@@ -110,7 +108,7 @@ class Playback:
     @property
     def open_segments(self) -> int:
         """Segments that are not over."""
-        return len(self._speech.open)
+        return len(self._queue.open)
 
     def report(self) -> dict[str, float | int | str | None]:
         """Figures for `/debug`: pictures by fate, underruns, and the p50 and p95 of the lips' latency in milliseconds."""
@@ -128,7 +126,7 @@ class Playback:
             "stalls": self._scheduler.stalls,
             "underruns": statistics.underruns,
             "began_without_lips": statistics.began_without_lips,
-            "margin_ms": round(1000 * self._head_start.seconds),
+            "margin_ms": round(1000 * self._delay.seconds),
             "skew_ms": round(late[len(late) // 2], 1) if late else None,
             "lip_latency_p50_ms": round(latencies[len(latencies) // 2], 1) if latencies else None,
             "lip_latency_p95_ms": round(latencies[len(latencies) * 95 // 100], 1) if latencies else None,
@@ -137,21 +135,21 @@ class Playback:
     @property
     def position_s(self) -> float:
         """Seconds of speech heard since the session began."""
-        return self._speech.position_s(self._publisher.playout.position())
+        return self._queue.position_s(self._publisher.playout.position())
 
     @property
     def buffered_s(self) -> float:
         """Seconds of speech received and not yet heard."""
-        return self._speech.buffered_s(self._publisher.playout.position())
+        return self._queue.buffered_s(self._publisher.playout.position())
 
     @property
     def heard(self) -> tuple[int, float]:
         """The segment that is being heard, or was heard last (0: none yet), and how many seconds of it."""
-        return self._speech.heard(self._publisher.playout.position())
+        return self._queue.heard(self._publisher.playout.position())
 
     def add(self, segment: Segment) -> None:
         """A new segment, played after those before it."""
-        self._speech.open.append(segment)
+        self._queue.open.append(segment)
         self._audio_wake.set()
 
     def poke(self) -> None:
@@ -163,10 +161,10 @@ class Playback:
         """Silence at once: drops every segment, tells the end of each, and lets the mouth close."""
         position = self._publisher.playout.position()
         self._publisher.clear_audio()
-        dropped_s = self._speech.clear(position)
-        if self._due is not None:
-            self._due.clear()
-        self._production.clear(self._shown)
+        dropped_s = self._queue.clear(position)
+        if self._timings is not None:
+            self._timings.clear()
+        self._renderer.clear(self._shown)
         self._idle.prepare()
         self._set_speaking(False)
         self.poke()
@@ -180,14 +178,14 @@ class Playback:
         Returns the segments that take the place of others, by those. A block that the publisher holds back meanwhile is among what
         comes again: it must drop it. A voice that is published elsewhere was heard all the same: then nothing is played again.
         """
-        if self._due is not None:
+        if self._timings is not None:
             return {}
         position = self._publisher.playout.rewind(position)
-        self._production.clear(self._shown)
+        self._renderer.clear(self._shown)
         self._idle.prepare()
-        rests = self._speech.rewind(position, self._production.generation)
+        rests = self._queue.rewind(position, self._renderer.generation)
         for rest in rests.values():
-            self._production.add(rest)
+            self._renderer.add(rest)
         self.poke()
         return rests
 
@@ -203,31 +201,31 @@ class Playback:
         """Hands the segments' audio to the publisher, one segment after the other, as fast as it takes it."""
         playout = self._publisher.playout
         while True:
-            segment = self._speech.next_to_hand()
+            segment = self._queue.next_unplayed()
             if segment is None:
                 self._audio_wake.clear()
                 await self._audio_wake.wait()
                 continue
             if not await self._wait_for_start(segment):
                 continue
-            while segment in self._speech.open and not segment.handed_all:
-                least = LEAST_CUT if self._due is None else LEAST_JUMP
-                self.statistics.cut += segment.cut_delay(self._head_start.seconds, least)
+            while segment in self._queue.open and not segment.enqueued_all:
+                least = LEAST_CUT if self._timings is None else LEAST_JUMP
+                self.statistics.cut += segment.cut_delay(self._delay.seconds, least)
                 block = segment.take_block()
                 if block is not None:
-                    begin = playout.handed
+                    begin = playout.enqueued
                     if segment.origin is None:
                         segment.origin = begin
                         self._video_wake.set()
                     self._pushing = segment
                     await self._publisher.push_audio(block)
                     self._pushing = None
-                    if self._due is not None and segment in self._speech.open:
-                        self._due.plays(segment.number, segment.second_at(begin), playout.leaves_at(begin))
-                elif playout.dry:
-                    self._head_start.dry(self._clock.now())
+                    if self._timings is not None and segment in self._queue.open:
+                        self._timings.plays(segment.number, segment.second_at(begin), playout.leaves_at(begin))
+                elif playout.empty:
+                    self._delay.on_underrun(self._clock.now())
                     if not segment.resting:
-                        self._production.close_mouth()
+                        self._renderer.close_mouth()
                     self._tell_pause(segment)
                     break
                 else:
@@ -235,15 +233,15 @@ class Playback:
 
     async def _wait_for_start(self, segment: Segment) -> bool:
         """Waits until the segment's next sound may be heard: its picture is ready, and a live sender has its margin."""
-        frame = segment.handed * self._fps // ROOM_RATE
+        frame = segment.enqueued * self._fps // ROOM_RATE
         ready_at: float | None = None
         since = self._clock.now()
         going_on = segment.origin is not None
-        while segment in self._speech.open:
+        while segment in self._queue.open:
             now = self._clock.now()
             if going_on and segment.has_block:
                 going_on = False
-                if self._head_start.resumed(now):
+                if self._delay.on_resume(now):
                     self.statistics.underruns += 1
                     UNDERRUNS.inc()
             if ready_at is None and segment.has_block and segment.frames_ready > frame:
@@ -251,11 +249,11 @@ class Playback:
             if not segment.received and segment.ended:
                 self._tell()
                 return False
-            give_up = since + PATIENCE_S if segment.has_block else now + PATIENCE_S
+            give_up = since + START_TIMEOUT_S if segment.has_block else now + START_TIMEOUT_S
             begin_at = give_up
             if ready_at is not None:
-                rich = segment.ended or len(segment.for_room) >= RICH_SAMPLES
-                begin_at = now if rich else min(give_up, ready_at + self._head_start.seconds)
+                rich = segment.ended or len(segment.for_room) >= PREBUFFERED_SAMPLES
+                begin_at = now if rich else min(give_up, ready_at + self._delay.seconds)
             begin_at = max(begin_at, segment.not_before)
             if not segment.has_block:
                 since = now
@@ -268,9 +266,11 @@ class Playback:
     def _tell_pause(self, segment: Segment) -> None:
         """The voice stops after what was handed over: no PCM is there, or nothing takes it."""
         playout = self._publisher.playout
-        if self._due is not None and playout.handed:
-            last = playout.handed - 1
-            self._due.holds(segment.number, segment.second_at(playout.handed), playout.leaves_at(last) + 1 / ROOM_RATE)
+        if self._timings is not None and playout.enqueued:
+            last = playout.enqueued - 1
+            self._timings.holds(
+                segment.number, segment.second_at(playout.enqueued), playout.leaves_at(last) + 1 / ROOM_RATE
+            )
 
     # --- the pictures ------------------------------------------------------------------------------------------------
 
@@ -292,29 +292,29 @@ class Playback:
             if decision.at > self._clock.now() and await self._clock.wait(self._video_wake, decision.at):
                 self._note_speaking()
                 continue
-            if self._pushing is not None and self._pushing.origin is not None and self._publisher.playout.dry:
+            if self._pushing is not None and self._pushing.origin is not None and self._publisher.playout.empty:
                 self._tell_pause(self._pushing)
             self._scheduler.done(decision)
-            failed = decision.act is Act.SHOW and made is not None and made.failed
+            failed = decision.act is FrameAction.SHOW and made is not None and made.failed
             self._account(decision.act, failed=failed)
-            if decision.act in (Act.SHOW, Act.DROP):
+            if decision.act in (FrameAction.SHOW, FrameAction.DROP):
                 assert made is not None
-                if due is not None and decision.act is Act.SHOW and not failed:
+                if due is not None and decision.act is FrameAction.SHOW and not failed:
                     self.statistics.late_ms.append(1000 * (self._clock.now() - due))
-                self._show(self._production.ready.pop(), dropped=decision.act is Act.DROP)
-            elif decision.act is Act.IDLE:
+                self._show(self._renderer.ready.pop(), dropped=decision.act is FrameAction.DROP)
+            elif decision.act is FrameAction.IDLE:
                 self._show_idle()
             self._tell()
 
-    def _account(self, act: Act, *, failed: bool) -> None:
+    def _account(self, act: FrameAction, *, failed: bool) -> None:
         PICTURES.labels("failed" if failed else act.name.lower()).inc()
-        if act is not Act.IDLE:
-            outcome = Outcome.FAILED if failed else Outcome.SHOWN if act is Act.SHOW else Outcome.LATE
+        if act is not FrameAction.IDLE:
+            outcome = Outcome.FAILED if failed else Outcome.SHOWN if act is FrameAction.SHOW else Outcome.LATE
             self.recent.note(self._clock.now(), outcome)
 
-    def _next_made(self) -> Made | None:
+    def _next_made(self) -> RenderedFrame | None:
         """The next ready picture; closing pictures give way as soon as speech that is being heard waits behind them."""
-        ready = self._production.ready
+        ready = self._renderer.ready
         spoken = next((m for m in ready.items() if m.segment is not None), None)
         if spoken is not None and spoken.segment is not None and spoken.segment.origin is not None:
             while ready.peek() is not spoken:
@@ -325,10 +325,10 @@ class Playback:
         """The voice goes on and its next picture is still being made."""
         if self._shown is None:  # the idle clip has taken over, or speech returns after a rest
             return False
-        voiced = next((s for s in self._speech.open if s.origin is not None and s.frames_ready < s.frames), None)
-        return voiced is not None and not voiced.resting and not self._publisher.playout.dry
+        voiced = next((s for s in self._queue.open if s.origin is not None and s.frames_ready < s.frames), None)
+        return voiced is not None and not voiced.resting and not self._publisher.playout.empty
 
-    def _show(self, made: Made, *, dropped: bool) -> None:
+    def _show(self, made: RenderedFrame, *, dropped: bool) -> None:
         self._cursor.show(made.tick)
         good = not (dropped or made.failed)
         if not dropped:
@@ -344,13 +344,13 @@ class Playback:
                 latency = self._clock.now() - arrived
                 self.statistics.lip_latency_ms.append(1000 * latency)
                 LIP_LATENCY.observe(latency)
-        if self._production.ready.peek() is None:
+        if self._renderer.ready.peek() is None:
             self._idle.prepare()
 
     def _push(self, frame: VideoFrame) -> None:
         self._publisher.push_video(frame)
         self._latest = frame
-        self._funnel.add("published", 1)
+        self._stats.add("published", 1)
 
     def _show_idle(self) -> None:
         """The next idle frame; once more what was shown last while that is not made yet."""
@@ -362,20 +362,20 @@ class Playback:
 
     def _tell(self) -> None:
         """Tells what has begun and what is over by now."""
-        for segment in self._speech.tell(self._publisher.playout.position()):
-            self._head_start.over(segment.frames, self._scheduler.dropped - self._dropped_before)
+        for segment in self._queue.tell(self._publisher.playout.position()):
+            self._delay.on_segment_end(segment.frames, self._scheduler.dropped - self._dropped_before)
             self._dropped_before = self._scheduler.dropped
         self._note_speaking()
 
     def _note_speaking(self) -> None:
         position = self._publisher.playout.position()
-        segment = next((s for s in self._speech.open if s.origin is not None), None)
+        segment = next((s for s in self._queue.open if s.origin is not None), None)
         resting = segment is not None and segment.rests_at(position)
         if resting and not self._resting and segment is not None:  # a stretch of speech is over, as at a segment's end
-            self._head_start.over(segment.frames_ready, self._scheduler.dropped - self._dropped_before)
+            self._delay.on_segment_end(segment.frames_ready, self._scheduler.dropped - self._dropped_before)
             self._dropped_before = self._scheduler.dropped
         self._resting = resting
-        self._set_speaking(self._speech.speaking(position))
+        self._set_speaking(self._queue.speaking(position))
 
     def _due_in(self, segment: Segment, frame: int) -> float:
         """Seconds until a frame is heard: infinite while the segment has not begun, 0 while nothing carries the voice."""

@@ -1,7 +1,7 @@
-"""Where the voice is: the master clock that video follows.
+"""Where playback is: the master clock that video follows, its history, and the timing of audio that another process publishes.
 
-A sink (LiveKit's AudioSource, an RTMP muxer, nothing) takes blocks faster than they are heard and plays them without gaps while it
-has some. The clock counts what was handed over and knows when each sample is heard; now and then the sink tells its true queue.
+A sink (LiveKit's AudioSource, an RTMP muxer, nothing) takes blocks faster than it plays them, and plays them without gaps while it
+has some. The clock counts what was enqueued and knows when each sample is heard; now and then the sink reports its true queue.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from musetalk_agent.clock import Clock
+from musetalk_agent.media.segment import ROOM_RATE
 
 _SNAP_S = 0.02  # an error of more than this is a hiccup and not jitter: believe the sink at once
 _TRUST = 1 / 8  # weight of one observation of the sink's queue; its own grain is 10 ms
@@ -37,17 +39,17 @@ class PlayoutClock:
         rate: samples per second.
         grain_s: the sink takes samples in steps of this length (10 ms in WebRTC), so a block handed to an idle sink begins half a
             step later on average.
-        path_s: how much longer than a picture a sample takes from the sink to the viewer; the sink in use may set it.
+        audio_delay_s: how much longer than a picture a sample takes from the sink to the viewer; the sink in use may set it.
 
     While `held`, nothing can be handed over: nobody knows when what comes next is heard.
     """
 
-    def __init__(self, clock: Clock, rate: int, grain_s: float = 0.01, path_s: float = 0.0) -> None:
+    def __init__(self, clock: Clock, rate: int, grain_s: float = 0.01, audio_delay_s: float = 0.0) -> None:
         self._clock = clock
         self._rate = rate
         self._grain_s = grain_s
-        self._path_s = path_s
-        self.lead_s = 0.0
+        self._audio_delay_s = audio_delay_s
+        self.video_delay_s = 0.0
         self._base_position = 0.0
         self._base_time = clock.now()
         self._begun = 0, self._base_time  # where and when the sink last began after running dry
@@ -55,14 +57,14 @@ class PlayoutClock:
             maxlen=_RUNS
         )  # what it played before, of which the last may still be on its way
         self._settled = 0  # what lies before it will not come again
-        self.handed = 0
+        self.enqueued = 0
 
     def position(self) -> int:
         """Samples heard by now; stands still when everything handed over was heard."""
-        at = self._clock.now() - self._path_s - self.lead_s
+        at = self._clock.now() - self._audio_delay_s - self.video_delay_s
         end, begun_at = self._begun
         if at >= begun_at:
-            return min(self.handed, int(self._line(at)))
+            return min(self.enqueued, int(self._estimate(at)))
         for run in reversed(self._earlier):
             if at >= run.begun_at:
                 return min(end, max(run.begun, int(run.base_position + (at - run.base_time) * self._rate)))
@@ -70,13 +72,13 @@ class PlayoutClock:
         return end
 
     @property
-    def dry(self) -> bool:
+    def empty(self) -> bool:
         """Nothing is left in the sink; its last samples may still be on their way."""
-        return self._line(self._clock.now()) >= self.handed
+        return self._estimate(self._clock.now()) >= self.enqueued
 
     def queued_s(self) -> float:
         """Seconds of sound that wait in the sink."""
-        return max(0.0, (self.handed - self._line(self._clock.now())) / self._rate)
+        return max(0.0, (self.enqueued - self._estimate(self._clock.now())) / self._rate)
 
     def leaves_at(self, position: int) -> float:
         """Monotonic time at which sample `position` leaves the sink, if the sink never runs dry before it."""
@@ -85,34 +87,34 @@ class PlayoutClock:
             runs = (run for run in reversed(self._earlier) if position >= run.begun)
             run = next(runs, self._earlier[0])
             base_position, base_time = run.base_position, run.base_time
-        return base_time + (position - base_position) / self._rate + self.lead_s
+        return base_time + (position - base_position) / self._rate + self.video_delay_s
 
     def time_of(self, position: int) -> float:
         """Monotonic time at which sample `position` is heard, and a picture of it is due."""
-        return self.leaves_at(position) + self._path_s
+        return self.leaves_at(position) + self._audio_delay_s
 
-    def hand(self, samples: int) -> None:
+    def enqueue(self, samples: int) -> None:
         """`samples` samples are being handed to the sink now."""
-        if self.dry:
+        if self.empty:
             self._earlier.append(_Run(*self._begun, self._base_position, self._base_time))
-            self._base_position = float(self.handed)
+            self._base_position = float(self.enqueued)
             self._base_time = self._clock.now() + self._grain_s / 2
-            self._begun = self.handed, self._base_time
-        self.handed += samples
+            self._begun = self.enqueued, self._base_time
+        self.enqueued += samples
 
     def observe(self, queued: int) -> None:
         """The sink says that `queued` samples wait in it now."""
         now = self._clock.now()
-        error = (self.handed - queued) - self._line(now)
+        error = (self.enqueued - queued) - self._estimate(now)
         if abs(error) > _SNAP_S * self._rate:
-            self._base_position, self._base_time = float(self.handed - queued), now
+            self._base_position, self._base_time = float(self.enqueued - queued), now
         else:
             self._base_position += _TRUST * error
 
     def clear(self) -> int:
         """The sink's queue was emptied: returns how many samples will not be heard."""
-        position = min(self.handed, int(self._line(self._clock.now())))
-        dropped = self.handed - position
+        position = min(self.enqueued, int(self._estimate(self._clock.now())))
+        dropped = self.enqueued - position
         self._settle(position)
         return dropped
 
@@ -121,45 +123,45 @@ class PlayoutClock:
 
         It never goes back to before the last rewind or clear, up to which all is settled. Returns where it stands.
         """
-        self._settle(max(self._settled, min(self.handed, position)))
-        return self.handed
+        self._settle(max(self._settled, min(self.enqueued, position)))
+        return self.enqueued
 
     def _settle(self, position: int) -> None:
-        self.handed = self._settled = position
+        self.enqueued = self._settled = position
         self._base_position, self._base_time = float(position), self._clock.now()
         self._begun = position, self._base_time
         self._earlier.clear()
 
-    def _line(self, now: float) -> float:
+    def _estimate(self, now: float) -> float:
         return max(self._begun[0], self._base_position + (now - self._base_time) * self._rate)
 
 
-class MovingClock(PlayoutClock):
+class SwitchingClock(PlayoutClock):
     """While `held`, nothing can be handed over, and nobody knows when what comes next is heard: its times are infinite."""
 
     held = False
 
-    def take_path(self, path_s: float) -> None:
+    def set_audio_delay(self, audio_delay_s: float) -> None:
         """Another sink is in use, from which sound takes so much longer to the viewer than a picture."""
-        self._path_s = path_s
+        self._audio_delay_s = audio_delay_s
 
     def leaves_at(self, position: int) -> float:
         """See `PlayoutClock.leaves_at`."""
-        return math.inf if self.held and position >= self.handed else super().leaves_at(position)
+        return math.inf if self.held and position >= self.enqueued else super().leaves_at(position)
 
     def time_of(self, position: int) -> float:
         """See `PlayoutClock.time_of`."""
-        return math.inf if self.held and position >= self.handed else super().time_of(position)
+        return math.inf if self.held and position >= self.enqueued else super().time_of(position)
 
 
-_KEPT = 128
+_HISTORY_KEPT = 128
 
 
-class Heard:
+class PlayoutHistory:
     """Positions by time, noted a few times a second; the last 25 s of them."""
 
     def __init__(self) -> None:
-        self._notes: deque[tuple[float, int]] = deque(maxlen=_KEPT)
+        self._notes: deque[tuple[float, int]] = deque(maxlen=_HISTORY_KEPT)
 
     def note(self, now: float, position: int) -> None:
         """At `now` the sound was heard up to `position`. Forgets what was noted of later positions: they were wound back."""
@@ -177,3 +179,73 @@ class Heard:
             return notes[min(index, len(notes) - 1)][1]
         (t0, p0), (t1, p1) = notes[index - 1], notes[index]
         return p0 + int((p1 - p0) * (moment - t0) / (t1 - t0)) if t1 > t0 else p0
+
+
+VOICE_LEAD_S = 0.15
+"""Pictures leave this much later than with a voice of our own: the time in which the word reaches whoever publishes the voice."""
+LEAST_JUMP = ROOM_RATE // 4
+"""Samples. The orchestrator's voice jumps at once by more than 200 ms, and waits for a quiet place with less: silence with a noise
+floor has none, so no less than this is left out of it (`orchestrator/voice/worker/playout_scheduler.py`)."""
+_CORRECT_S = 0.5  # while speech goes on, its time is told again as often
+_OFF_S = 0.005  # and at once when it has moved by more than this
+_TIMINGS_KEPT = 8
+
+
+@dataclass(frozen=True, slots=True)
+class VoiceTiming:
+    """Second `heard_s` of segment `segment` leaves at monotonic time `at`, and those after it without a gap; or the voice pauses
+    there (`held`).
+    """
+
+    segment: int
+    heard_s: float
+    at: float
+    held: bool = False
+
+
+class VoiceTimingQueue:
+    """What is to be told of the voice: where it begins, pauses and goes on, and a correction now and then.
+
+    Only the newest few wait to be sent: an old one is worth nothing.
+
+    Args:
+        changed: called when there is something to send.
+    """
+
+    def __init__(self, changed: Callable[[], None]) -> None:
+        self._changed = changed
+        self._waiting: deque[VoiceTiming] = deque(maxlen=_TIMINGS_KEPT)
+        self._told: VoiceTiming | None = None
+
+    def plays(self, segment: int, heard_s: float, at: float) -> None:
+        """The voice is at second `heard_s` of the segment, which leaves at `at`."""
+        due, told = VoiceTiming(segment, heard_s, at), self._told
+        if told is not None and told.segment == segment and not told.held and at - told.at < _CORRECT_S:
+            expected = told.at + heard_s - told.heard_s
+            if abs(at - expected) <= _OFF_S:
+                return
+        self._tell(due)
+
+    def holds(self, segment: int, heard_s: float, at: float) -> None:
+        """The voice pauses when it has come to second `heard_s` of the segment, at `at`."""
+        due, told = VoiceTiming(segment, heard_s, at, held=True), self._told
+        if told is None or (told.segment, told.heard_s, told.held) != (segment, heard_s, True):
+            self._tell(due)
+
+    def clear(self) -> None:
+        """Nothing is due any more."""
+        self._waiting.clear()
+        self._told = None
+
+    def take(self) -> list[VoiceTiming]:
+        """What was not sent yet, oldest first."""
+        waiting = list(self._waiting)
+        self._waiting.clear()
+        return waiting
+
+    def _tell(self, due: VoiceTiming) -> None:
+        if not math.isfinite(due.at):  # no way out carries now, so nobody knows
+            return
+        self._told = due
+        self._waiting.append(due)
+        self._changed()

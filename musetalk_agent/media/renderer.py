@@ -1,4 +1,4 @@
-"""From PCM to finished pictures, a little ahead of time: features → engine → compositor → the channel of ready pictures."""
+"""Renders frames a little ahead of time: features → engine → compositor → the channel of frames that are ready."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from musetalk_agent.clock import Clock
 from musetalk_agent.compose.compositor import Compositor
@@ -16,14 +16,73 @@ from musetalk_agent.compose.idle import LoopCursor, PingPongLoop
 from musetalk_agent.engines.batcher import Batcher, Result
 from musetalk_agent.engines.interface import EngineSession, PatchRequest
 from musetalk_agent.features.extractor import SpeechGate
-from musetalk_agent.media.channel import Channel
 from musetalk_agent.media.segment import Segment
 from musetalk_agent.media.segment_trace import FEATURES, FRAME
 from musetalk_agent.media_types import FEATURE_RATE, Feature, Pcm, Tag, VideoFrame
-from musetalk_agent.session.diagnosis import Funnel
+from musetalk_agent.session.diagnosis import PipelineStats
+
+T = TypeVar("T")
+
+
+class Channel(Generic[T]):
+    """A bounded queue between two stages: the producer waits while it is full. One consumer; `discard` drops what a clear voided.
+
+    Args:
+        capacity: most items held.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._items: deque[T] = deque()
+        self._changed = asyncio.Event()
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    @property
+    def full(self) -> bool:
+        """The next `put` would wait."""
+        return len(self._items) >= self._capacity
+
+    async def put(self, item: T) -> None:
+        """Adds an item, waiting for room. Cancelling is safe: the item is then not in the channel."""
+        while self.full:
+            self._changed.clear()
+            await self._changed.wait()
+        self._items.append(item)
+        self._changed.set()
+
+    async def get(self) -> T:
+        """Takes the oldest item, waiting for one. Cancelling is safe: nothing is lost."""
+        while not self._items:
+            self._changed.clear()
+            await self._changed.wait()
+        return self.pop()
+
+    def items(self) -> tuple[T, ...]:
+        """What it holds, oldest first, without taking it."""
+        return tuple(self._items)
+
+    def peek(self) -> T | None:
+        """The oldest item, or None, without taking it."""
+        return self._items[0] if self._items else None
+
+    def pop(self) -> T:
+        """Takes the oldest item. Raises IndexError when there is none."""
+        item = self._items.popleft()
+        self._changed.set()
+        return item
+
+    def discard(self, worthless: Callable[[T], bool] = lambda _: True) -> int:
+        """Drops every item for which `worthless` holds; returns how many."""
+        kept = [item for item in self._items if not worthless(item)]
+        dropped = len(self._items) - len(kept)
+        self._items = deque(kept)
+        self._changed.set()
+        return dropped
+
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 AHEAD_FRAMES = 8
 """Pictures kept ready: 320 ms at 25 fps, enough for a hiccup and little to throw away on a barge-in."""
@@ -43,7 +102,7 @@ _LOOK_AGAIN_S = 0.25  # the voice's place may change while one waits for it
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class RenderedFrame:
     """A picture that is ready, with what the next one may need to know of it. Closing pictures have no frame number.
 
     `failed`: the engine made no patch for it, so that it is the idle frame.
@@ -59,7 +118,7 @@ class Made:
 
 
 @dataclass(frozen=True, slots=True)
-class _Flight:
+class _InFlightFrame:
     segment: Segment | None
     tag: Tag
     tick: int
@@ -68,7 +127,7 @@ class _Flight:
     patch: Result
 
 
-class Production:
+class FrameRenderer:
     """Makes one session's pictures.
 
     Args:
@@ -88,20 +147,20 @@ class Production:
         cursor: LoopCursor,
         clock: Clock,
         executor: Executor,
-        funnel: Funnel,
+        funnel: PipelineStats,
         fps: int,
         on_ready: Callable[[], None],
     ) -> None:
-        self.ready: Channel[Made] = Channel("ready", AHEAD_FRAMES)
+        self.ready: Channel[RenderedFrame] = Channel(AHEAD_FRAMES)
         self.generation = 0
         self._batcher, self._engine_session, self._compositor = batcher, engine_session, compositor
         self._cycle, self._cursor, self._clock, self._executor = cycle, cursor, clock, executor
-        self._funnel, self._fps, self._on_ready = funnel, fps, on_ready
+        self._stats, self._fps, self._on_ready = funnel, fps, on_ready
         self._listening = SpeechGate(batcher.engine.features, fps)
         self.due_in: Callable[[Segment, int], float] = lambda _segment, _frame: 0.0
         """Seconds until a segment's frame is heard; infinite while the segment has not begun, 0 where that is not known."""
         self._segments: deque[Segment] = deque()
-        self._flights: Channel[_Flight] = Channel("flights", IN_FLIGHT)
+        self._in_flight: Channel[_InFlightFrame] = Channel(IN_FLIGHT)
         self._wake = asyncio.Event()
         self._close_from: tuple[Feature, float] | None = None
         self._last: tuple[Feature, float] = (engine_session.rest, 0.0)
@@ -117,7 +176,7 @@ class Production:
         """A segment got more PCM or has ended."""
         self._wake.set()
 
-    def clear(self, shown: Made | None) -> None:
+    def clear(self, shown: RenderedFrame | None) -> None:
         """Drops everything under way and lets the mouth close from the picture shown last."""
         self.generation += 1
         self._segments.clear()
@@ -137,7 +196,7 @@ class Production:
     async def run(self) -> None:
         """Works until cancelled. What the engine raises is counted and shown as the idle picture, not raised here."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._order(), name="production-order")
+            group.create_task(self._feature_loop(), name="production-order")
             group.create_task(self._compose(), name="production-compose")
             group.create_task(self._close_idle_mouths(), name="production-idle")
 
@@ -161,12 +220,12 @@ class Production:
                 return
             self._engine_session.store_idle_patch(idle_index, patch)
 
-    async def _order(self) -> None:
+    async def _feature_loop(self) -> None:
         generation = self.generation
         while True:
             if generation != self.generation:
                 generation = self.generation
-                self._restart()
+                self._reset_stream()
             if self._close_from is not None:
                 (feature, blend_weight), self._close_from = self._close_from, None
                 await self._close(feature, blend_weight)
@@ -181,7 +240,7 @@ class Production:
         first = self._segments[0]
         return len(first.for_features) > 0 or first.ended
 
-    def _restart(self) -> None:
+    def _reset_stream(self) -> None:
         self._listening.reset()
         self._cued = 0
 
@@ -204,12 +263,11 @@ class Production:
                 await self._rest(segment)
                 continue
             segment.stages.reach(FEATURES)
-            self._funnel.add("features", 1)
+            self._stats.add("features", 1)
             await self._submit(segment, feature)
         if last and segment.generation == self.generation:
-            segment.features_done = True
             self._segments.popleft()
-            self._restart()
+            self._reset_stream()
             if not self._segments:
                 self._close_from = self._last
         return True
@@ -227,7 +285,7 @@ class Production:
             return await self._in_thread(listening.flush if samples is None else lambda: listening.push(samples))
         except Exception as error:  # one segment's features: it goes on without lips, and the session lives
             log.exception("features failed", extra={"segment": segment.number})
-            self._funnel.fail("features", f"{type(error).__name__}: {error}")
+            self._stats.fail("features", f"{type(error).__name__}: {error}")
             self._mute = segment
             self._listening = SpeechGate(self._batcher.engine.features, self._fps)
             self._close_from = self._last
@@ -259,7 +317,7 @@ class Production:
             lead = max(0, int(min(1.0, self.due_in(segment, segment.frames_ordered)) * self._fps))
         blend_weight = min(1.0, self._last[1] + 1 / _OPENING_FRAMES)
         tag = Tag(segment.number, segment.frame_ordered(), segment.generation)
-        await self._fly(segment, tag, feature, blend_weight, lead)
+        await self._submit_frame(segment, tag, feature, blend_weight, lead)
 
     async def _close(self, feature: Feature, blend_weight: float, going_on: Callable[[], bool] | None = None) -> None:
         """The pictures after speech: its last mouth shape fades to rest while the idle clip takes the mouth back.
@@ -274,10 +332,10 @@ class Production:
                 return
             eased = self._engine_session.fade_to_silence(feature, min(1.0, 2 * step / count))
             fading = blend_weight * (1 - step / (count + 1))
-            await self._fly(None, Tag(0, 0, generation), eased, fading)
+            await self._submit_frame(None, Tag(0, 0, generation), eased, fading)
         self._last = (self._engine_session.rest, 0.0)
 
-    async def _fly(
+    async def _submit_frame(
         self, segment: Segment | None, tag: Tag, feature: Feature, blend_weight: float, lead: int | None = None
     ) -> None:
         tick = self._cursor.reserve(lead)
@@ -285,8 +343,8 @@ class Production:
         # a session with many pictures ready can wait longer than one with none
         deadline = self._clock.now() + (len(self.ready) + 1) / self._fps
         self._last = (feature, blend_weight)
-        flight = _Flight(segment, tag, tick, feature, blend_weight, self._batcher.submit(request, deadline))
-        await self._flights.put(flight)
+        flight = _InFlightFrame(segment, tag, tick, feature, blend_weight, self._batcher.submit(request, deadline))
+        await self._in_flight.put(flight)
         if tag.generation != self.generation:
             self._drop_flights()
 
@@ -294,36 +352,38 @@ class Production:
         """Drops what belongs to a cleared generation; frames that the engine has not begun never reach it."""
         for (
             flight
-        ) in self._flights.items():  # nobody awaits these: `_compose` took the one that it awaits out of the channel
+        ) in self._in_flight.items():  # nobody awaits these: `_compose` took the one that it awaits out of the channel
             if flight.tag.generation != self.generation:
                 flight.patch.cancel()
-        self._flights.discard(lambda flight: flight.tag.generation != self.generation)
+        self._in_flight.discard(lambda flight: flight.tag.generation != self.generation)
 
     async def _compose(self) -> None:
         while True:
-            flight = await self._flights.get()
+            flight = await self._in_flight.get()
             idle_index = self._cycle.idle_index(flight.tick)
             try:
                 with self._clock.working():
                     patch = await flight.patch
                 failed = patch is None and flight.blend_weight > 0
                 if failed:
-                    self._funnel.fail("patches", UNFIT)
+                    self._stats.fail("patches", UNFIT)
                 else:
-                    self._funnel.add("patches", 1)
+                    self._stats.add("patches", 1)
             except asyncio.CancelledError:
                 task = asyncio.current_task()
                 if not flight.patch.cancelled() or (task is not None and task.cancelling()):
                     raise
                 patch, failed = None, True  # the batcher was closed; this loop must go on
             except Exception as error:  # noqa: BLE001 - one picture that fails is shown idle; the funnel tells, speech goes on
-                self._funnel.fail("patches", f"{type(error).__name__}: {error}")
+                self._stats.fail("patches", f"{type(error).__name__}: {error}")
                 patch, failed = None, True
             frame = await self._in_thread(lambda: self._compositor.compose(idle_index, patch, flight.tag))  # noqa: B023
             if flight.tag.generation != self.generation:
                 continue
-            self._funnel.add("composed", 1)
-            made = Made(frame, flight.segment, flight.tag, flight.tick, flight.feature, flight.blend_weight, failed)
+            self._stats.add("composed", 1)
+            made = RenderedFrame(
+                frame, flight.segment, flight.tag, flight.tick, flight.feature, flight.blend_weight, failed
+            )
             await self.ready.put(made)
             if flight.tag.generation != self.generation:
                 self.ready.discard(lambda m: m.tag.generation != self.generation)

@@ -1,6 +1,7 @@
-"""When to show which picture: decisions only, no waiting, no I/O.
+"""When to play and what to show: decisions only, without waiting or I/O.
 
-Spoken pictures are due when the voice reaches their first sample; everything else keeps the beat that the last picture set.
+A rendered frame is due when playback reaches its first audio sample; everything else keeps the beat that the last frame set.
+`AdaptiveDelay` decides how far the audio of a live segment stays behind its PCM.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ REPEAT_FRAMES = 3
 _STALL_FRAMES = 2.5  # a beat missed by more than this is given up and begun anew
 
 
-class Act(Enum):
+class FrameAction(Enum):
     """What to do with the next picture."""
 
     SHOW = auto()
@@ -29,7 +30,7 @@ class Act(Enum):
 class Decision:
     """Do `act` at monotonic time `at`."""
 
-    act: Act
+    act: FrameAction
     at: float
 
 
@@ -63,27 +64,27 @@ class Scheduler:
             beat = now
         if waiting and due is not None:
             if now > due + LATE_FRAMES * self.period:
-                return Decision(Act.DROP, now)
+                return Decision(FrameAction.DROP, now)
             if due <= beat + self.period / 2:
-                return Decision(Act.SHOW, due)
+                return Decision(FrameAction.SHOW, due)
         elif waiting:
-            return Decision(Act.SHOW, beat)
+            return Decision(FrameAction.SHOW, beat)
         if not missing:
             self._held = 0
         elif self._held < REPEAT_FRAMES:
-            return Decision(Act.HOLD, beat)
-        return Decision(Act.IDLE, beat)
+            return Decision(FrameAction.HOLD, beat)
+        return Decision(FrameAction.IDLE, beat)
 
     def done(self, decision: Decision) -> None:
         """The decision was carried out."""
-        if decision.act is Act.DROP:
+        if decision.act is FrameAction.DROP:
             self.dropped += 1
             return
         self._last = decision.at
-        if decision.act is Act.HOLD:
+        if decision.act is FrameAction.HOLD:
             self._held += 1
             self.held += 1
-        elif decision.act is Act.SHOW:
+        elif decision.act is FrameAction.SHOW:
             self._held = 0
 
 
@@ -132,3 +133,52 @@ class RecentFrames:
         share = self.share(now, Outcome.LATE) + self.share(now, Outcome.FAILED)
         self._degraded = share > (_RECOVERED_BELOW if self._degraded else _DEGRADED_ABOVE)
         return self._degraded
+
+
+FIRST_S = 0.04
+"""The jitter a sender at real-time pace may have. An engine that looks ahead has that much PCM in hand already."""
+LEAST_S = 0.01
+STEP_S = 0.02
+MOST_S = 0.16
+PAUSE_S = 0.2
+"""A voice that comes back later than this has paused; no head start would have bridged it."""
+_DROPPED_SHARE = 50  # one picture in so many, and one more, may be dropped before the engine counts as late
+
+
+class AdaptiveDelay:
+    """Learns over a session: a step more whenever the sender or the engine was late, half a step less after each segment without.
+
+    Args:
+        lookahead_s: PCM beyond a picture's end that the engine waits for.
+    """
+
+    def __init__(self, lookahead_s: float) -> None:
+        self._least_s = max(LEAST_S, FIRST_S - lookahead_s)
+        self._dry_at: float | None = None
+        self._late = False
+        self.seconds = self._least_s
+
+    def on_underrun(self, now: float) -> None:
+        """The voice has run out of PCM inside a segment, which may be the end of what it says."""
+        self._dry_at = now
+
+    def on_resume(self, now: float) -> bool:
+        """PCM of the same segment comes again; True when it was late and not a pause."""
+        late = self._dry_at is not None and now - self._dry_at <= PAUSE_S
+        self._dry_at = None
+        if late:
+            self._widen()
+        return late
+
+    def on_segment_end(self, frames: int, dropped: int) -> None:
+        """A segment of `frames` pictures has been heard, `dropped` of them were too late to be shown."""
+        self._dry_at = None
+        if dropped > 1 + frames // _DROPPED_SHARE:
+            self._widen()
+        if not self._late:
+            self.seconds = max(self._least_s, self.seconds - STEP_S / 2)
+        self._late = False
+
+    def _widen(self) -> None:
+        self._late = True
+        self.seconds = min(MOST_S, self.seconds + STEP_S)

@@ -1,4 +1,4 @@
-"""One segment of speech on its way: the same PCM at the features' rate and at the room's, counted in samples and frames."""
+"""One segment of speech: the same PCM at the features' rate and at the room's, counted in samples and frames, and its captions."""
 
 from __future__ import annotations
 
@@ -8,13 +8,76 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from musetalk_agent.media.captions import Script
-from musetalk_agent.media.segment_trace import UNTRACED, Stages
+from musetalk_agent.media.segment_trace import UNTRACED, SegmentTrace
 from musetalk_agent.media_types import FEATURE_RATE, Cue, Pcm, frame_start, frames_begun, frames_complete
 from musetalk_agent.resample import Resampler
 
+WORDS_KEPT = 4096
+"""Words of a segment that wait or may come again: twenty minutes of them."""
 
-class Tape:
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """A piece of text with the space after it, and when it begins, in seconds from the whole segment's beginning."""
+
+    text: str
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Caption:
+    """More of a line of text; with `final` the line is over."""
+
+    line: str
+    text: str = ""
+    final: bool = False
+
+
+class Script:
+    """The words of a segment, or of the rest of one, in order.
+
+    Args:
+        line: names what comes of it.
+    """
+
+    def __init__(self, line: str) -> None:
+        self._line = line
+        self._words: list[Word] = []
+        self._shown = 0
+        self._open = False
+
+    def add(self, words: Sequence[Word]) -> None:
+        """More of them. Past `WORDS_KEPT` those that were shown go first, then the new ones."""
+        if len(self._words) + len(words) > WORDS_KEPT:
+            del self._words[: self._shown]
+            self._shown = 0
+        self._words += words[: WORDS_KEPT - len(self._words)]
+
+    def hear(self, second: float) -> Caption | None:
+        """What is to be shown when the voice has come to this second."""
+        begun = self._shown
+        while self._shown < len(self._words) and self._words[self._shown].at_s <= second:
+            self._shown += 1
+        if begun == self._shown:
+            return None
+        self._open = True
+        return Caption(self._line, "".join(word.text for word in self._words[begun : self._shown]))
+
+    def end(self) -> Caption | None:
+        """The segment is over, or cut: what was begun is final. Once."""
+        if not self._open:
+            return None
+        self._open = False
+        return Caption(self._line, final=True)
+
+    def rest(self, line: str, second: float) -> Script:
+        """The words from this second on, shown or not."""
+        rest = Script(line)
+        rest._words = [word for word in self._words if word.at_s >= second]
+        return rest
+
+
+class SampleBuffer:
     """First in, first out of int16 samples. What was taken stays until it is forgotten, so that it can be taken again.
 
     `len()` counts what was not taken yet; `kept` counts what was taken and can be had again.
@@ -59,14 +122,14 @@ class Tape:
         while self._taken and self.kept - len(self._taken[0]) >= keep:
             self.kept -= len(self._taken.popleft())
 
-    def rest(self, back: int) -> Tape:
+    def rest(self, back: int) -> SampleBuffer:
         """A new tape of the last `back` samples taken and all that wait; a negative `back` skips as many that wait.
 
         Raises ValueError when fewer are kept.
         """
         if back > self.kept:
             raise ValueError(f"{back} samples back, but only {self.kept} are kept")
-        rest, skip = Tape(), self.kept - back
+        rest, skip = SampleBuffer(), self.kept - back
         for part in (*self._taken, *self._waiting):
             rest.push(part[skip:])
             skip = max(0, skip - len(part))
@@ -129,7 +192,7 @@ class Segment:
         rate: int,
         fps: int,
         heard_before_s: float = 0.0,
-        stages: Stages = UNTRACED,
+        stages: SegmentTrace = UNTRACED,
     ) -> None:
         self.number = number
         self.generation = generation
@@ -140,14 +203,13 @@ class Segment:
         self.skipped = 0  # samples at ROOM_RATE that were heard before a rewind, and are not in here
         self.received = 0  # at `rate`, the skipped ones too
         self.ended = False
-        self.for_features = Tape()
-        self.for_room = Tape()
+        self.for_features = SampleBuffer()
+        self.for_room = SampleBuffer()
         self.cues: list[Cue] = []
         self.script = Script(self._line)
         self.arrivals = Arrivals()
         self.frames_ordered = 0
         self.frames_ready = 0
-        self.features_done = False
         self.rests: deque[tuple[int, int | None]] = deque(maxlen=32)  # frames [first, end) without speech
         self.live = True  # its PCM comes at real-time pace
         self._rested: set[int] = set()  # frames that rest, after one that is not ready
@@ -155,7 +217,7 @@ class Segment:
         self._cuts: list[tuple[int, int]] = []  # samples at ROOM_RATE left out, and where
         self._cut: Pcm | None = None  # the beginning of what was just left out
         self.origin: int | None = None  # playout position of its first sample, once it has begun
-        self.handed = 0  # samples at ROOM_RATE given to the sink
+        self.enqueued = 0  # samples at ROOM_RATE given to the sink
         self.not_before = 0.0  # monotonic time at which its first sample may leave
         self.started = heard_before_s > 0  # `playback.started` was told
         self.finished = False  # `playback.finished` was told
@@ -209,7 +271,7 @@ class Segment:
         if not self.has_block:
             return None
         block = self.for_room.take(min(BLOCK, len(self.for_room) // GRAIN * GRAIN))
-        self.handed += len(block)
+        self.enqueued += len(block)
         if self._cut is not None:  # what follows a cut fades in over what was cut
             fade = np.linspace(0, 1, GRAIN, dtype=np.float32)
             joined = self._cut * (1 - fade) + block[:GRAIN] * fade
@@ -269,23 +331,23 @@ class Segment:
         All that is left out was judged to be silence; `margin_s` of it stays before what is not judged yet. Less than `least`
         samples at ROOM_RATE are not left out. Returns the samples that were, 0 mostly. Positions count them as heard.
         """
-        if not self.live or not self.resting or self.handed < frame_start(self.rests[-1][0], self.fps, ROOM_RATE):
+        if not self.live or not self.resting or self.enqueued < frame_start(self.rests[-1][0], self.fps, ROOM_RATE):
             return 0
         judged = frame_start(self.frames_ordered, self.fps, ROOM_RATE) - round(margin_s * ROOM_RATE)
-        excess = min(judged - self.handed, len(self.for_room) - BLOCK) // GRAIN * GRAIN
+        excess = min(judged - self.enqueued, len(self.for_room) - BLOCK) // GRAIN * GRAIN
         if excess < least:
             return 0
         assert self.origin is not None
-        while self._cuts and self._cuts[0][0] + self._cuts[0][1] < self.handed - KEPT_S * ROOM_RATE:
+        while self._cuts and self._cuts[0][0] + self._cuts[0][1] < self.enqueued - KEPT_S * ROOM_RATE:
             self.origin -= self._cuts.pop(0)[1]  # nobody asks for what lies before it any more
-        self._cuts.append((self.handed, excess))
+        self._cuts.append((self.enqueued, excess))
         self._cut = self.for_room.take(excess)[:GRAIN]
-        self.handed += excess
+        self.enqueued += excess
         return excess
 
     def forget(self, position: int) -> None:
         """What was heard before playout position `position` will not be played again. Only once it has begun."""
-        keep = max(0, self.handed - self._sample(position))
+        keep = max(0, self.enqueued - self._sample(position))
         self.for_room.forget(keep)
         self.for_features.forget(-(-keep * FEATURE_RATE // ROOM_RATE))
 
@@ -293,13 +355,13 @@ class Segment:
         """What lies after playout position `position`, as a new segment that has not begun. It takes this one's place: further
         PCM is pushed there. Less lies in it when the position is further back than `KEPT_S`.
         """
-        heard = 0 if self.origin is None else max(0, min(self._sample(position), self.handed))
-        again = min(self.handed - heard, self.for_room.kept)
+        heard = 0 if self.origin is None else max(0, min(self._sample(position), self.enqueued))
+        again = min(self.enqueued - heard, self.for_room.kept)
         rest = Segment(self.number, generation, self.rate, self.fps, self.heard_before_s, self.stages)
-        rest.skipped, rest.received = self.skipped + self.handed - again, self.received
+        rest.skipped, rest.received = self.skipped + self.enqueued - again, self.received
         rest.for_room = self.for_room.rest(again)
         taken = self._features_in - len(self.for_features)
-        begin = min((self.handed - again) * FEATURE_RATE // ROOM_RATE, self._features_in)
+        begin = min((self.enqueued - again) * FEATURE_RATE // ROOM_RATE, self._features_in)
         begin = max(begin, taken - self.for_features.kept)
         rest.for_features = self.for_features.rest(taken - begin)
         rest._features_in = len(rest.for_features)
@@ -320,14 +382,14 @@ class Segment:
         return rest
 
     @property
-    def handed_all(self) -> bool:
+    def enqueued_all(self) -> bool:
         """The sink has everything."""
         return self.ended and not len(self.for_room)
 
     @property
     def end_position(self) -> int:
         """Playout position after its last handed sample. Only once it has begun."""
-        return self.position_of(self.handed)
+        return self.position_of(self.enqueued)
 
     @property
     def duration_s(self) -> float:
@@ -345,7 +407,7 @@ class Segment:
 
     def played_s(self, position: int) -> float:
         """Seconds of the PCM received that are heard when the playout position is `position`; never more than it has."""
-        played = 0 if self.origin is None else max(0, min(self._sample(position), self.handed))
+        played = 0 if self.origin is None else max(0, min(self._sample(position), self.enqueued))
         return min(self.duration_s, (self.skipped + played) / ROOM_RATE)
 
     def second_at(self, position: int) -> float:
@@ -381,7 +443,7 @@ class Segment:
 
     def _pad(self) -> None:
         """Fills the room's side with silence up to whole frames and whole grains."""
-        have = self.handed + len(self.for_room)
+        have = self.enqueued + len(self.for_room)
         missing = max(self.room_samples, -(-have // GRAIN) * GRAIN) - have
         self.for_room.push(np.zeros(missing, np.int16))
 

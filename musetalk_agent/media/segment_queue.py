@@ -1,7 +1,7 @@
 """The session's segments in the order of playing, and what is told of them. Decisions only: positions are passed in.
 
 A segment is *open* until its last sample was heard. What was heard lately stays for a while, so that a way out that turns out to
-have been dead can be rewound: see `Speech.rewind`.
+have been dead can be rewound: see `PlaybackQueue.rewind`.
 """
 
 from __future__ import annotations
@@ -10,14 +10,13 @@ import logging
 from collections import deque
 from collections.abc import Callable
 
-from musetalk_agent.media.captions import Caption
-from musetalk_agent.media.segment import KEPT_S, ROOM_RATE, Segment
+from musetalk_agent.media.segment import KEPT_S, ROOM_RATE, Caption, Segment
 from musetalk_agent.protocol.messages import Event, PlaybackFinished, PlaybackStarted
 
 log = logging.getLogger(__name__)
 
 
-class Speech:
+class PlaybackQueue:
     """The open segments, what of them was heard, and which events were sent. Positions are those of the publisher's `PlayoutClock`.
 
     Args:
@@ -34,9 +33,9 @@ class Speech:
         self._told_s = 0.0
         self._told: tuple[int, float] = (0, 0.0)
 
-    def next_to_hand(self) -> Segment | None:
+    def next_unplayed(self) -> Segment | None:
         """The first segment of which the sink has not everything."""
-        return next((s for s in self.open if not s.handed_all), None)
+        return next((s for s in self.open if not s.enqueued_all), None)
 
     def speaking(self, position: int) -> bool:
         """A segment is under way, and somebody speaks in it."""
@@ -68,7 +67,7 @@ class Speech:
             segment = self.open[0]
             self._tell_started(segment, position)
             self._read(segment, position)
-            if not segment.handed_all or (segment.origin is not None and position < segment.end_position):
+            if not segment.enqueued_all or (segment.origin is not None and position < segment.end_position):
                 break
             if segment.origin is None and segment.frames:
                 break

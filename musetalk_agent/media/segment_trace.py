@@ -12,7 +12,7 @@ _BEFORE = {FIRST_PCM: "", FEATURES: FIRST_PCM, FRAME: FEATURES, PUBLISHED: FRAME
 """What each stage follows."""
 
 
-class Stages:
+class SegmentTrace:
     """A span for the segment, and one in it for each stage: from the one before it until the first picture is through.
 
     Args:
@@ -45,5 +45,5 @@ class Stages:
             self._span.end()
 
 
-UNTRACED = Stages(0, None)
+UNTRACED = SegmentTrace(0, None)
 """Of a segment that nobody traces."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
+from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
@@ -338,3 +339,13 @@ class AgentDebug(Answer):
     files: dict[str, FileState] = {}
     unet_config: dict[str, Any] | None = None
     sessions: list[AgentSession] = []
+
+
+def _installed() -> str:
+    try:
+        return version("musetalk-livekit")
+    except PackageNotFoundError:  # run from a source tree that was never installed
+        return "0+unknown"
+
+
+VERSION = _installed()

@@ -119,7 +119,7 @@ class Cleared(EventMessage):
     dropped_s: float
 
 
-class Warned(EventMessage):
+class WarningEvent(EventMessage):
     """Something is likely wrong, the connection goes on."""
 
     type: Literal["warning"] = "warning"
@@ -128,7 +128,7 @@ class Warned(EventMessage):
     suspicion: str | None = None
 
 
-class Failed(EventMessage):
+class ErrorEvent(EventMessage):
     """Something is wrong; the connection closes with 1008 (the sender's fault) or 1011 (ours)."""
 
     type: Literal["error"] = "error"
@@ -152,7 +152,7 @@ class StateChanged(EventMessage):
     reason: str | None = None
 
 
-PublicEvent = PlaybackStarted | PlaybackFinished | Cleared | Warned | Failed | PublisherChanged | StateChanged
+PublicEvent = PlaybackStarted | PlaybackFinished | Cleared | WarningEvent | ErrorEvent | PublisherChanged | StateChanged
 ServerMessage = Hello | Ack | Pong | PublicEvent
 
 
@@ -277,7 +277,8 @@ class LinkVoice(Message):
 
 
 Event = Annotated[
-    PlaybackStarted | PlaybackFinished | Cleared | Warned | Failed | PublisherChanged, Field(discriminator="type")
+    PlaybackStarted | PlaybackFinished | Cleared | WarningEvent | ErrorEvent | PublisherChanged,
+    Field(discriminator="type"),
 ]
 
 

@@ -13,8 +13,8 @@ from opentelemetry.trace import Span as OtelSpan
 from opentelemetry.trace import Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from musetalk_agent.protocol.http import VERSION
 from musetalk_agent.protocol.traces import HEADER, Span, Value
-from musetalk_agent.protocol.version import VERSION
 
 _W3C = TraceContextTextMapPropagator()
 

@@ -24,8 +24,7 @@ from av.video.stream import VideoStream
 from musetalk_agent.clock import Clock
 from musetalk_agent.media.segment import ROOM_RATE
 from musetalk_agent.media_types import Pcm, VideoFrame
-from musetalk_agent.publishers.base import Lost
-from musetalk_agent.publishers.null import NullPublisher
+from musetalk_agent.publishers.base import Lost, NullPublisher
 
 _X264 = {
     "preset": "veryfast",
@@ -177,5 +176,5 @@ class FilePublisher(NullPublisher):
         await super().open(first, lost)
 
     def _see(self, at: float, frame: VideoFrame) -> None:
-        if self.playout.handed:
+        if self.playout.enqueued:
             self._film.picture(round(self.playout.position() * self._film.fps / ROOM_RATE), frame)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from fastapi import WebSocket, WebSocketDisconnect
 
-from musetalk_agent.media.voice_timing import Due
+from musetalk_agent.media.playout import VoiceTiming
 from musetalk_agent.protocol import messages as m
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from musetalk_agent.session.session import Session
@@ -109,15 +109,15 @@ class LinkServer:
                 item = message.get("text")
             if item is None:
                 raise ProblemError(ErrorCode.INVALID_MESSAGE, "an empty WebSocket message")
-            session.inbox.take(item)
+            session.receiver.take(item)
             unacknowledged += len(item)
             if unacknowledged >= ACK_BYTES:
                 unacknowledged = 0
-                session.outbox.changed.set()
+                session.events.changed.set()
 
     async def _tell(self, socket: WebSocket, session: Session, events_after: int) -> None:
         """Events as they happen, and an acknowledgement every 100 ms while items come or sound is played."""
-        outbox, told = session.outbox, None
+        outbox, told = session.events, None
         while True:
             outbox.changed.clear()
             for event in outbox.after(events_after):
@@ -159,20 +159,20 @@ class LinkServer:
 
 
 def _hello(session: Session) -> m.LinkHello:
-    inbox = session.inbox
+    inbox = session.receiver
     return m.LinkHello(
         items=inbox.items,
         segments=inbox.segments,
         received_samples=inbox.received_samples,
-        events=session.outbox.numbered,
+        events=session.events.numbered,
     )
 
 
 def _ack(session: Session, *, draining: bool) -> m.LinkAck:
-    playback = session.pipeline.playback
+    playback = session.pipeline.player
     segment, heard_s = playback.heard
     return m.LinkAck(
-        items=session.inbox.items,
+        items=session.receiver.items,
         position_s=round(playback.position_s, 3),
         buffered_s=round(playback.buffered_s, 3),
         segment=segment,
@@ -188,5 +188,5 @@ def _differs(ack: m.LinkAck, told: m.LinkAck) -> bool:
     return (ack if ack.buffered_s else ack.model_copy(update={"frames": told.frames})) != told
 
 
-def _voice(due: Due, now: float) -> m.LinkVoice:
+def _voice(due: VoiceTiming, now: float) -> m.LinkVoice:
     return m.LinkVoice(segment=due.segment, heard_s=round(due.heard_s, 4), in_s=round(due.at - now, 4), held=due.held)

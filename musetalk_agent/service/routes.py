@@ -16,8 +16,8 @@ from musetalk_agent.factory import Factory
 from musetalk_agent.protocol.http import AgentDebug, AgentSession, AgentStartRequest, FileState, PublisherRequest
 from musetalk_agent.protocol.problems import ProblemError
 from musetalk_agent.publishers.base import MovingPublisher
-from musetalk_agent.service.auth import problem_response
-from musetalk_agent.service.sessions import Sessions
+from musetalk_agent.service.key_check import problem_response
+from musetalk_agent.service.live_sessions import LiveSessions
 from musetalk_agent.weights import ModelStore
 
 T = TypeVar("T")
@@ -52,12 +52,12 @@ async def _gone(request: Request) -> None:
 router = APIRouter()
 
 
-def _sessions(request: Request) -> Sessions:
-    sessions: Sessions = request.app.state.sessions
+def _sessions(request: Request) -> LiveSessions:
+    sessions: LiveSessions = request.app.state.sessions
     return sessions
 
 
-SessionsHere = Annotated[Sessions, Depends(_sessions)]
+SessionsHere = Annotated[LiveSessions, Depends(_sessions)]
 
 
 @router.post("/session/start")

@@ -15,7 +15,7 @@ FAILING_IN_ROW = 3
 
 
 @dataclass(slots=True)
-class Stage:
+class StageCount:
     """Counts of one stage; `last_at` is ISO 8601 UTC. `failed_in_row`: failures since something went through."""
 
     count: int = 0
@@ -25,15 +25,13 @@ class Stage:
 
 
 @dataclass(slots=True)
-class Facts:
+class DiagnosisInput:
     """What the diagnosis looks at besides the counts."""
 
     joined: bool = False
     join_error: str | None = None
     viewers: int = 0
     subscribed: bool = False
-    weights_missing: str | None = None
-    no_face: str | None = None
     suspicion: Suspicion | None = None
     suspicion_text: str = ""
     failing: str | None = None
@@ -43,10 +41,10 @@ class Facts:
 
 
 @dataclass(slots=True)
-class Funnel:
+class PipelineStats:
     """Counts per stage of one session, in the order of the path."""
 
-    stages: dict[str, Stage] = field(default_factory=lambda: {name: Stage() for name in FUNNEL_STAGES})
+    stages: dict[str, StageCount] = field(default_factory=lambda: {name: StageCount() for name in FUNNEL_STAGES})
     peak: int = 0
 
     def add(self, stage: str, count: int) -> None:
@@ -74,7 +72,7 @@ class Funnel:
             for name, s in self.stages.items()
         ]
 
-    def diagnose(self, facts: Facts) -> Diagnosis:
+    def diagnose(self, facts: DiagnosisInput) -> Diagnosis:
         """The first cause that holds, in the order of `DiagnosisCode`."""
         for code, message in self._causes(facts):
             suspicion = facts.suspicion if code is DiagnosisCode.WRONG_FORMAT_SUSPECTED else None
@@ -90,7 +88,7 @@ class Funnel:
                 return stage.last_error
         return None
 
-    def _causes(self, facts: Facts) -> list[tuple[DiagnosisCode, str]]:
+    def _causes(self, facts: DiagnosisInput) -> list[tuple[DiagnosisCode, str]]:
         heard = self.stages["samples"].count
         error = self._engine_error()
         failing = facts.failing or (error and f"The engine fails on every frame, so the lips stand still: {error}")
@@ -100,8 +98,6 @@ class Funnel:
                 DiagnosisCode.ROOM_NOT_JOINED,
                 facts.join_error or "The avatar is not in the room: it is still joining, or the connection was lost.",
             ),
-            (facts.weights_missing is not None, DiagnosisCode.WEIGHTS_MISSING, facts.weights_missing or ""),
-            (facts.no_face is not None, DiagnosisCode.NO_FACE_IN_AVATAR, facts.no_face or ""),
             (facts.suspicion is not None, DiagnosisCode.WRONG_FORMAT_SUSPECTED, facts.suspicion_text),
             (
                 heard == 0,

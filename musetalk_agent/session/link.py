@@ -12,9 +12,9 @@ import numpy as np
 from pydantic import ValidationError
 
 from musetalk_agent.clock import utc_now
-from musetalk_agent.media.captions import Word
 from musetalk_agent.media.pipeline import Pipeline
-from musetalk_agent.media.voice_timing import DueTimes
+from musetalk_agent.media.playout import VoiceTimingQueue
+from musetalk_agent.media.segment import Word
 from musetalk_agent.media_types import Cue
 from musetalk_agent.protocol import messages as m
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
@@ -26,7 +26,7 @@ SHORT_SEGMENTS = 16
 log = logging.getLogger(__name__)
 
 
-class Inbox:
+class LinkReceiver:
     """Hands PCM and messages to the pipeline.
 
     What passes a limit is dropped with a warning. It does not end the link: the session would move to another agent, and the
@@ -68,7 +68,7 @@ class Inbox:
             return
         if len(item) % 2:
             raise ProblemError(ErrorCode.INVALID_MESSAGE, f"PCM of {len(item)} bytes is not whole int16 samples")
-        if self._open is not None and self._pipeline.playback.buffered_s > self._backlog_s + _MARGIN_S:
+        if self._open is not None and self._pipeline.player.buffered_s > self._backlog_s + _MARGIN_S:
             self._pipeline.end()
             self._refuse(self._open, f"more than {self._backlog_s} s of speech wait to be played")
         samples = np.frombuffer(item, "<i2")
@@ -100,7 +100,7 @@ class Inbox:
         self._counting = start.received is not None
         if start.received is not None:
             self.received_samples = start.received + round(start.heard_s * start.sample_rate)
-        if self._pipeline.playback.open_segments >= _OPEN_SEGMENTS:
+        if self._pipeline.player.open_segments >= _OPEN_SEGMENTS:
             self._refuse(start.segment, f"more than {_OPEN_SEGMENTS} segments wait to be played")
             self._emit(m.PlaybackFinished(segment=start.segment, position_s=start.heard_s, interrupted=True))
             return
@@ -119,7 +119,7 @@ class Inbox:
         self._open = None
         log.warning("speech refused", extra={"segment": segment, "reason": why})
         self._emit(
-            m.Warned(code=ErrorCode.BACKLOG_EXCEEDED, message=f"Segment {segment} is not spoken further: {why}.")
+            m.WarningEvent(code=ErrorCode.BACKLOG_EXCEEDED, message=f"Segment {segment} is not spoken further: {why}.")
         )
 
     def _judge_length(self) -> None:
@@ -133,13 +133,13 @@ class Inbox:
                 "filled up with silence to a whole picture, so that speech takes longer and has gaps: send audio.start and "
                 "audio.end around an utterance, not around each message."
             )
-            self._emit(m.Warned(code="segments_very_short", message=text))
+            self._emit(m.WarningEvent(code="segments_very_short", message=text))
 
 
 _EVENTS_KEPT = 512
 
 
-class Outbox:
+class EventLog:
     """Events numbered from 1; the last 512 are kept for an orchestrator that reconnects. Due times are sent once or never.
 
     `changed` is set when there is something to send.
@@ -148,7 +148,7 @@ class Outbox:
     def __init__(self) -> None:
         self._events: deque[m.LinkEvent] = deque(maxlen=_EVENTS_KEPT)
         self.changed = asyncio.Event()
-        self.due = DueTimes(self.changed.set)
+        self.due = VoiceTimingQueue(self.changed.set)
         self.numbered = 0
 
     def add(self, event: m.Event) -> None:

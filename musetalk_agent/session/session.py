@@ -24,12 +24,14 @@ from musetalk_agent.protocol.http import (
 )
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from musetalk_agent.publishers.base import CaptionPublisher, MovingPublisher, Publisher
-from musetalk_agent.session.diagnosis import Facts
-from musetalk_agent.session.link import Inbox, Outbox
+from musetalk_agent.session.diagnosis import DiagnosisInput
+from musetalk_agent.session.link import EventLog, LinkReceiver
 from musetalk_agent.tasks import Step, in_thread, supervise, tear_down
 
 if TYPE_CHECKING:
-    from musetalk_agent.avatar_protocol.speech import RoomSpeech  # loads the SDK, which not every session needs
+    from musetalk_agent.avatar_protocol.speech import (
+        DataStreamAudioInput,  # loads the SDK, which not every session needs
+    )
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +61,7 @@ _NORMAL_ENDS = frozenset({"PARTICIPANT_REMOVED", "ROOM_DELETED", "ROOM_CLOSED", 
 
 
 class Session:
-    """Owns the pipeline and the publisher; takes items through `inbox` and tells events through `outbox`.
+    """Owns the pipeline and the publisher; takes items through `receiver` and tells events through `events`.
 
     Args:
         request: what the orchestrator asked for.
@@ -82,7 +84,7 @@ class Session:
         build: Callable[[Callable[[m.Event], None], Callable[[bool], None]], Pipeline],
         release: Callable[[], None],
         engine_note: str | None = None,
-        speech: RoomSpeech | None = None,
+        speech: DataStreamAudioInput | None = None,
         check: Callable[[], None] = lambda: None,
     ) -> None:
         self.id = request.session_id
@@ -90,7 +92,7 @@ class Session:
         self.bundle, self.engine, self.publisher = bundle, engine, publisher
         self.engine_note = engine_note
         self.state = SessionState.STARTING
-        self.outbox = Outbox()
+        self.events = EventLog()
         self.started_at = utc_now()
         self.error: dict[str, Any] | None = None
         self.max_duration_s = request.max_duration_s
@@ -98,13 +100,13 @@ class Session:
         self.pipeline = build(self._tell, self._on_speaking)
         if speech is not None:
             speech.feed(self.pipeline)
-        self.inbox = Inbox(self.pipeline, request.backlog_s, bundle.fps, self._tell)
+        self.receiver = LinkReceiver(self.pipeline, request.backlog_s, bundle.fps, self._tell)
         if request.voice is VoiceSource.ORCHESTRATOR:
-            self.pipeline.playback.follow(self.outbox.due)
+            self.pipeline.player.follow(self.events.due)
         if isinstance(publisher, MovingPublisher):
-            publisher.on_rewind, publisher.on_change = self.pipeline.rewind, self.outbox.add
+            publisher.on_rewind, publisher.on_change = self.pipeline.rewind, self.events.add
         if request.captions and isinstance(publisher, CaptionPublisher):
-            self.pipeline.playback.caption(publisher.push_caption)
+            self.pipeline.player.caption(publisher.push_caption)
         self._release, self._check = release, check
         self._over = asyncio.Event()
         self._attribute = asyncio.Event()
@@ -147,7 +149,7 @@ class Session:
         if self.state in ENDED or self.error is not None:
             return
         self.error = {"code": error.code.value, "message": str(error)}
-        self.outbox.add(m.Failed(code=error.code.value, message=str(error)))
+        self.events.add(m.ErrorEvent(code=error.code.value, message=str(error)))
         self._over.set()
 
     async def _run(self) -> None:
@@ -189,7 +191,7 @@ class Session:
         """Ends every part, in this order, each whatever the others do, and then says that it is over. See `tear_down`."""
 
         async def discard() -> None:
-            self.pipeline.production.ready.discard()
+            self.pipeline.renderer.ready.discard()
 
         async def stop_media() -> None:
             if media is not None:
@@ -214,14 +216,14 @@ class Session:
             )
         finally:
             self.ended.set()
-            self.outbox.changed.set()
+            self.events.changed.set()
 
     def _on_lost(self, reason: str) -> None:
         log.warning("room connection ended", extra={"session_id": self.id, "reason": reason})
         if reason not in _NORMAL_ENDS:
             text = f"The connection to room {self.room!r} was lost for good ({reason})."
             self.error = {"code": ErrorCode.LIVEKIT_UNAVAILABLE.value, "message": text}
-            self.outbox.add(m.Failed(code=ErrorCode.LIVEKIT_UNAVAILABLE.value, message=text))
+            self.events.add(m.ErrorEvent(code=ErrorCode.LIVEKIT_UNAVAILABLE.value, message=text))
         self._over.set()
 
     def _fail(self, error: BaseException) -> None:
@@ -229,7 +231,7 @@ class Session:
         code = error.code if isinstance(error, ProblemError) else ErrorCode.INTERNAL
         text = str(error) if known else "The session broke unexpectedly; the agent's log has the details."
         self.error = {"code": code.value, "message": text}
-        self.outbox.add(m.Failed(code=code.value, message=text))
+        self.events.add(m.ErrorEvent(code=code.value, message=text))
         self._move(SessionState.FAILED)
 
     def _move(self, to: SessionState) -> None:
@@ -250,7 +252,7 @@ class Session:
         reported, clock = "", self.pipeline.clock
         while True:
             state = "speaking" if self.state is SessionState.SPEAKING else "idle"
-            if self.pipeline.playback.recent.degraded(clock.now()):
+            if self.pipeline.player.recent.degraded(clock.now()):
                 state = "degraded"
             if state != reported:
                 try:
@@ -262,7 +264,7 @@ class Session:
             await clock.wait(self._attribute, clock.now() + _LOOK_EVERY_S)
 
     def _tell(self, event: m.Event) -> None:
-        self.outbox.add(event)
+        self.events.add(event)
         if self.speech is not None:
             self.speech.told(event)
 
@@ -271,10 +273,10 @@ class Session:
     def diagnose(self) -> Diagnosis:
         """Why the lips do not move, or `ok`."""
         state, watch = self.publisher.state, self.pipeline.watch
-        recent, now = self.pipeline.playback.recent, self.pipeline.clock.now()
+        recent, now = self.pipeline.player.recent, self.pipeline.clock.now()
         late, failed = recent.share(now, Outcome.LATE), recent.share(now, Outcome.FAILED)
         finding = watch.finding if watch else None
-        facts = Facts(
+        facts = DiagnosisInput(
             joined=state.connected,
             join_error=state.error,
             viewers=state.viewers,
@@ -290,12 +292,12 @@ class Session:
             fallback=self.publisher.name == "rtmp",
             note=self.engine_note,
         )
-        return self.pipeline.funnel.diagnose(facts)
+        return self.pipeline.stats.diagnose(facts)
 
     def status(self) -> AgentSession:
         """The session as `GET /session/{id}` tells it."""
-        state, playback = self.publisher.state, self.pipeline.playback
-        self.pipeline.funnel.set_acknowledged(state.acknowledged_frames, state.acknowledged_at)
+        state, playback = self.publisher.state, self.pipeline.player
+        self.pipeline.stats.set_acknowledged(state.acknowledged_frames, state.acknowledged_at)
         return AgentSession(
             session_id=self.id,
             state=self.state,
@@ -311,16 +313,16 @@ class Session:
             playback=Playback(
                 position_s=round(playback.position_s, 3),
                 buffered_s=round(playback.buffered_s, 3),
-                segments=self.speech.segments if self.speech else self.inbox.segments,
+                segments=self.speech.segments if self.speech else self.receiver.segments,
             ),
             diagnosis=self.diagnose(),
-            funnel=self.pipeline.funnel.report(),
+            funnel=self.pipeline.stats.report(),
             tracks=state.tracks,
             transport=self.publisher.transport
             if isinstance(self.publisher, MovingPublisher)
             else Transport(rung=self.publisher.name),
             started_at=self.started_at,
-            last_audio_at=self.speech.last_audio_at if self.speech else self.inbox.last_audio_at,
+            last_audio_at=self.speech.last_audio_at if self.speech else self.receiver.last_audio_at,
             speaker_present=self.speech.present if self.speech else None,
             error=self.error,
             statistics=playback.report(),

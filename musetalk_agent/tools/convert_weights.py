@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from musetalk_agent.agent_settings import offline_settings
 from musetalk_agent.engines.musetalk import weights_files
 from musetalk_agent.engines.musetalk.weights_files import HALVES, MARK, Half, Part, copy_path, fingerprint, problem_of
 from musetalk_agent.errors import AgentError, WeightsInvalid, WeightsMissing
-from musetalk_agent.settings import offline_settings
 from musetalk_agent.weights import sha256_of
 
 if TYPE_CHECKING:

@@ -23,8 +23,8 @@ from typing import Any
 import httpx
 from tqdm import tqdm
 
+from musetalk_agent.agent_settings import offline_settings
 from musetalk_agent.errors import AgentError
-from musetalk_agent.settings import offline_settings
 from musetalk_agent.weights import HubSource, Manifest, ModelFile, ModelStore, UrlSource, WheelSource
 
 _DEFAULT_GROUP = "face"

@@ -13,9 +13,9 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import ValidationError
 
+from musetalk_agent.agent_settings import AgentSettings
 from musetalk_agent.clock import utc_now
 from musetalk_agent.protocol.http import AgentDebug, AgentHealth, AgentSession
-from musetalk_agent.settings import AgentSettings
 
 _TIMEOUT_S = 5.0
 _LEAST_INTERVAL_S = 0.1

@@ -11,10 +11,10 @@ from pathlib import Path
 from pydantic import ValidationError
 from tqdm import tqdm
 
+from musetalk_agent.agent_settings import offline_settings
 from musetalk_agent.avatars.library import AvatarLibrary
 from musetalk_agent.errors import AgentError, AvatarNotFound
 from musetalk_agent.protocol.http import DEMO_AVATAR_ID, AvatarReport, AvatarSource, Picture
-from musetalk_agent.settings import offline_settings
 from musetalk_agent.weights import Manifest, ModelStore
 
 _BLOCK_BYTES = 1 << 20

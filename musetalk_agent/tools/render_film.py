@@ -17,6 +17,7 @@ import numpy as np
 from pydantic import ValidationError
 from tqdm import tqdm
 
+from musetalk_agent.agent_settings import AgentSettings, offline_settings
 from musetalk_agent.clock import VirtualClock
 from musetalk_agent.engine_pool import ENGINES
 from musetalk_agent.errors import AgentError
@@ -26,7 +27,6 @@ from musetalk_agent.protocol.http import DEMO_AVATAR_ID, AgentStartRequest, Avat
 from musetalk_agent.protocol.messages import PlaybackFinished, SegmentEnd, SegmentStart
 from musetalk_agent.publishers.file import FilePublisher, Film, FilmSound
 from musetalk_agent.session.session import ENDED, Session
-from musetalk_agent.settings import AgentSettings, offline_settings
 from musetalk_agent.tools.audio_file import AudioFile, AudioUnreadable
 from musetalk_agent.tools.prepare import prepare_clip
 
@@ -162,20 +162,20 @@ def _request(avatar_id: str, picture: Picture) -> AgentStartRequest:
 async def _play(session: Session, clock: VirtualClock, audio: AudioFile, progress: Callable[[], object]) -> None:
     """Sends the audio as one segment, a little ahead of the voice, until all of it was heard."""
     blocks = audio.blocks(channels=1)
-    session.inbox.take(SegmentStart(segment=1, sample_rate=audio.rate).model_dump_json())
+    session.receiver.take(SegmentStart(segment=1, sample_rate=audio.rate).model_dump_json())
     ended = False
-    while not any(isinstance(entry.event, PlaybackFinished) for entry in session.outbox.after(0)):
-        while not ended and session.pipeline.playback.buffered_s < _AHEAD_S:
+    while not any(isinstance(entry.event, PlaybackFinished) for entry in session.events.after(0)):
+        while not ended and session.pipeline.player.buffered_s < _AHEAD_S:
             block = next(blocks, None)
             ended = block is None
-            session.inbox.take(
+            session.receiver.take(
                 SegmentEnd(segment=1).model_dump_json() if block is None else np.asarray(block, "<i2").tobytes()
             )
         await clock.run(clock.now() + _STEP_S)
         progress()
         if session.state in ENDED:
             raise RenderFailed((session.error or {}).get("message", "the session ended by itself"))
-    failed = session.pipeline.funnel.stages["patches"].last_error
+    failed = session.pipeline.stats.stages["patches"].last_error
     if failed is not None:
         raise RenderFailed(f"the engine failed on some frames ({failed}); nothing was written.")
 

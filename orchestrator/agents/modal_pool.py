@@ -18,9 +18,8 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, Protocol
 
-from musetalk_agent.protocol.http import AgentHealth, Capacity
+from musetalk_agent.protocol.http import VERSION, AgentHealth, Capacity
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
-from musetalk_agent.protocol.version import VERSION
 from orchestrator.agents.agent_client import AgentClient, AgentLease, unavailable
 from orchestrator.agents.pool import LOST_S, AgentStatus
 from orchestrator.store.session_store import Seal, SealBroken, derive

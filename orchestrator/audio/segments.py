@@ -31,7 +31,7 @@ from musetalk_agent.protocol.messages import (
     PlaybackFinished,
     PlaybackStarted,
     PublicEvent,
-    Warned,
+    WarningEvent,
 )
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from musetalk_agent.resample import Resampler
@@ -274,7 +274,7 @@ class SegmentTracker:
                 f"Segment {live.number} was opened by audio.start and got no audio for {EXPLICIT_END_S:g} s, "
                 "so it was ended: send audio.end after the last PCM."
             )
-            self._events.append(Warned(code="segment_timeout", message=message))
+            self._events.append(WarningEvent(code="segment_timeout", message=message))
             self.audio_end()
         elif not live.explicit and now - live.input_at >= IDLE_END_S:
             self.audio_end()

@@ -20,9 +20,9 @@ from musetalk_agent.protocol.messages import (
     AudioEnd,
     AudioStart,
     Clear,
-    Failed,
+    ErrorEvent,
     Pong,
-    Warned,
+    WarningEvent,
     client_message,
 )
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
@@ -159,7 +159,7 @@ def _refuse(ctx: Context, line: AudioSocket, error: ProblemError) -> None:
     ctx.metrics.audio_errors.labels(code=error.code.value).inc()
     extra = {"session_id": line.live.session_id, "code": error.code.value}
     _log.warning("audio connection ended by an error", extra=extra)
-    line.connection.put(Failed(code=error.code, message=error.detail))
+    line.connection.put(ErrorEvent(code=error.code, message=error.detail))
     line.connection.close(CLOSE_POLICY)
 
 
@@ -185,7 +185,7 @@ def _take_text(line: AudioSocket, text: str) -> None:
     if body["type"] not in CLIENT_TYPES:
         known = ", ".join(sorted(CLIENT_TYPES))
         message = f"The type {body['type'][:32]!r} is unknown and was ignored; known are {known}."
-        line.connection.put(Warned(code="unknown_type", message=message))
+        line.connection.put(WarningEvent(code="unknown_type", message=message))
         return
     try:
         command = client_message.validate_python(body)

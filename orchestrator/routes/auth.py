@@ -17,7 +17,7 @@ from starlette.datastructures import Headers, MutableHeaders, QueryParams
 from starlette.types import ASGIApp, Message, Receive, Send
 from starlette.types import Scope as AsgiScope
 
-from musetalk_agent.protocol.bodies import MAX_BODY, UPLOAD_S, announced, bounded, dictated, timely, too_large
+from musetalk_agent.protocol.http_server import MAX_BODY, UPLOAD_S, announced, bounded, dictated, timely, too_large
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from musetalk_agent.protocol.throttle import Failures
 from orchestrator.audit import AuditLog

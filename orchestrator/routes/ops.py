@@ -12,9 +12,8 @@ from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from musetalk_agent.protocol.http import AgentDebug, AgentSession, SessionState
+from musetalk_agent.protocol.http import VERSION, AgentDebug, AgentSession, SessionState
 from musetalk_agent.protocol.problems import ProblemError
-from musetalk_agent.protocol.version import VERSION
 from orchestrator.agents.agent_client import AgentLease, unavailable
 from orchestrator.routes.context import Context, Ctx
 from orchestrator.session.model import ManagedSession

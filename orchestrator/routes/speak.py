@@ -16,8 +16,8 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 from starlette.types import Scope
 
-from musetalk_agent.protocol.bodies import dictated
 from musetalk_agent.protocol.http import Strict
+from musetalk_agent.protocol.http_server import dictated
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.routes.auth import current
 from orchestrator.routes.context import Ctx, here

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from musetalk_agent.protocol.messages import Event, Failed, LinkAck, LinkHello, LinkVoice, PublisherChanged
+from musetalk_agent.protocol.messages import ErrorEvent, Event, LinkAck, LinkHello, LinkVoice, PublisherChanged
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.agents.agent_client import AgentLease
 from orchestrator.agents.agent_link import AgentLink, LinkLost, LinkOver, LinkPeer, LinkTaken, Pull
@@ -203,7 +203,7 @@ class AgentConnection:
     def _on_event(self, event: Event) -> None:
         if isinstance(event, PublisherChanged):
             self.vitals.published(event.publisher, time.monotonic())
-        if not isinstance(event, Failed):
+        if not isinstance(event, ErrorEvent):
             self._forward_event(event)
         elif not self._failure.done():
             self._failure.set_result(ProblemError(_code(event.code), event.message))

@@ -10,7 +10,15 @@ import asyncio
 import time
 from collections import deque
 
-from musetalk_agent.protocol.messages import CLOSE_POLICY, Ack, EventMessage, Failed, PublicEvent, ServerMessage, Warned
+from musetalk_agent.protocol.messages import (
+    CLOSE_POLICY,
+    Ack,
+    ErrorEvent,
+    EventMessage,
+    PublicEvent,
+    ServerMessage,
+    WarningEvent,
+)
 from musetalk_agent.protocol.problems import ErrorCode
 from orchestrator.events import EventBus, event_id
 from orchestrator.metrics import Metrics
@@ -111,7 +119,7 @@ class EventOutbox:
         if self.connection is not None:
             self._settle(self.connection)
             self.connection.put(
-                Failed(code=ErrorCode.REPLACED, message="A newer /audio connection of this session took over.")
+                ErrorEvent(code=ErrorCode.REPLACED, message="A newer /audio connection of this session took over.")
             )
             self.connection.close(CLOSE_POLICY)
         self.connection = connection = ClientQueue()
@@ -158,7 +166,7 @@ class EventOutbox:
         if last_event_id >= self._forgotten:
             return later
         message = f"Events after {last_event_id} may be missing: {KEPT_EVENTS} are kept, by the orchestrator that runs the session."
-        return [Warned(code="events_missed", message=message), *later]
+        return [WarningEvent(code="events_missed", message=message), *later]
 
     def close(self, code: int) -> None:
         """Ends the connection, if there is one, after what is queued."""

@@ -20,15 +20,15 @@ from musetalk_agent.protocol.messages import (
     CaptionWord,
     Cleared,
     CueItem,
+    ErrorEvent,
     Event,
-    Failed,
     Hello,
     LinkHello,
     LinkVoice,
     PlaybackFinished,
     PlaybackStarted,
     PublisherChanged,
-    Warned,
+    WarningEvent,
 )
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.agents.agent_client import AgentLease
@@ -292,7 +292,7 @@ class SpeechPipeline:
         self._flush()
         self._clears.give_up()
         if problem is not None:
-            self.outbox.publish(Failed(code=problem.code, message=problem.detail))
+            self.outbox.publish(ErrorEvent(code=problem.code, message=problem.detail))
         self.outbox.close(CLOSE_GOING_AWAY if problem is None else CLOSE_INTERNAL)
 
     # --- the sender
@@ -412,7 +412,7 @@ class SpeechPipeline:
 
     def warn(self, code: str, message: str) -> None:
         """Sends the sender a warning, which does not end the connection."""
-        self.outbox.publish(Warned(code=code, message=message))
+        self.outbox.publish(WarningEvent(code=code, message=message))
 
     # --- what is known
 
@@ -514,7 +514,7 @@ class SpeechPipeline:
             clearing = self._tracker.on_cleared(event)
             if clearing is not None:
                 self._clears.answer(clearing)
-        elif isinstance(event, Warned):
+        elif isinstance(event, WarningEvent):
             if event.code in ("wrong_format_suspected", "format_recovered"):
                 self.suspicion = event.suspicion
             self.outbox.publish(event)

@@ -33,7 +33,7 @@ def test_the_layers_hold() -> None:
     [
         ("orchestrator.app", ("torch", "cv2", "av", "livekit.rtc", "onnxruntime", "piper")),
         ("musetalk_agent.protocol.messages", ("torch", "cv2", "av", "numpy", "livekit", "fastapi")),
-        ("musetalk_agent.service.app", ("torch", "onnxruntime", "piper", "orchestrator")),
+        ("musetalk_agent.service.agent_app", ("torch", "onnxruntime", "piper", "orchestrator")),
     ],
 )
 def test_importing_loads_no_more_than_it_should(module: str, forbidden: tuple[str, ...]) -> None:

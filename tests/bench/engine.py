@@ -23,7 +23,7 @@ from musetalk_agent.engines.interface import PatchRequest
 from musetalk_agent.media.pipeline import Pipeline
 from musetalk_agent.media_types import Pcm
 from musetalk_agent.protocol.http import DEMO_AVATAR_ID, AvatarSource, Picture
-from musetalk_agent.publishers.null import NullPublisher
+from musetalk_agent.publishers.base import NullPublisher
 from musetalk_agent.weights import Manifest, ModelStore, default_models_dir
 from tests.bench.figures import Figure, percentile
 
@@ -134,13 +134,13 @@ async def latency() -> list[Figure]:
                 first_sound.append(1000 * (heard[sounds] - begun))
                 pipeline.clear()
                 await asyncio.sleep(0.3)
-            pipeline.playback.statistics.lip_latency_ms.clear()
+            pipeline.player.statistics.lip_latency_ms.clear()
             pipeline.begin(21, 16_000)
             begun = loop.time()
             for at in range(0, min(len(pcm), 12 * 16_000), 640):
                 await asyncio.sleep(max(0.0, begun + (at + 640) / 16_000 - loop.time()))
                 pipeline.push(pcm[at : at + 640])
-            live = list(pipeline.playback.statistics.lip_latency_ms)
+            live = list(pipeline.player.statistics.lip_latency_ms)
     return [
         Figure(
             "real-time PCM to its lips leaving (warp), p95", percentile(live, 95), "ms", 160, note=f"{len(live)} frames"

@@ -19,7 +19,7 @@ from musetalk_agent.engines.batcher import Batcher
 from musetalk_agent.engines.interface import PatchRequest
 from musetalk_agent.media.pipeline import Pipeline
 from musetalk_agent.media_types import Pcm, VideoFrame, frame_start
-from musetalk_agent.publishers.null import NullPublisher
+from musetalk_agent.publishers.base import NullPublisher
 
 RATE = 16_000
 SPEECH = Path(__file__).resolve().parents[1] / "data" / "spoken_joe.npz"
@@ -134,9 +134,9 @@ async def speak_together(batcher: Batcher, bundle: Bundle, pcm: Pcm, sessions: i
         )
         await asyncio.sleep(0.5)
         wall = time.perf_counter() - begun
-        reports = [pipeline.playback.report() for pipeline in pipelines]
-        late = [ms for pipeline in pipelines for ms in pipeline.playback.statistics.late_ms]
-        lips = [ms for pipeline in pipelines for ms in pipeline.playback.statistics.lip_latency_ms]
+        reports = [pipeline.player.report() for pipeline in pipelines]
+        late = [ms for pipeline in pipelines for ms in pipeline.player.statistics.late_ms]
+        lips = [ms for pipeline in pipelines for ms in pipeline.player.statistics.lip_latency_ms]
     totals = {name: sum(int(r[name] or 0) for r in reports) for name in ("dropped", "held", "underruns")}
     return Held(
         sessions,

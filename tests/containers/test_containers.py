@@ -17,7 +17,7 @@ import psutil
 import pytest
 import yaml
 
-from musetalk_agent.settings import AgentSettings
+from musetalk_agent.agent_settings import AgentSettings
 from musetalk_tools.processes import free_port
 from orchestrator.settings import Settings
 from tests.waiting import NEVER_S, wait_until

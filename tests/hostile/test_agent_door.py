@@ -11,7 +11,7 @@ import httpx
 import pytest
 import websockets
 
-from musetalk_agent.protocol import bodies, throttle
+from musetalk_agent.protocol import http_server, throttle
 from tests.musetalk_agent.service.served import HEADERS, KEY, Agent, agent
 from tests.waiting import NEVER_S
 
@@ -47,7 +47,7 @@ async def test_bodies_are_bounded(here: Agent) -> None:
         for _ in range(400):
             yield b" " * (1 << 10)
 
-    large = await here.http.post("/session/start", content=b" " * (bodies.MAX_BODY + 1))
+    large = await here.http.post("/session/start", content=b" " * (http_server.MAX_BODY + 1))
     assert (large.status_code, large.json()["code"]) == (413, "message_too_large")
     streamed = await here.http.post("/session/start", content=endless(), headers={"Content-Type": "application/json"})
     assert (streamed.status_code, streamed.json()["code"]) == (413, "message_too_large")
@@ -56,7 +56,7 @@ async def test_bodies_are_bounded(here: Agent) -> None:
 
 @pytest.mark.parametrize("path", ["/session/start", "/avatars"])
 async def test_a_body_that_stops_coming_ends(here: Agent, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bodies, "SILENCE_S", 0.2)
+    monkeypatch.setattr(http_server, "SILENCE_S", 0.2)
     head = f"POST {path} HTTP/1.1\nHost: x\nAuthorization: Bearer {KEY}\nContent-Type: application/json\n"
     assert await answered(here.port, f"{head}Content-Length: 5000\n", b"PK") == (408, "body_timeout")
 

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 
-from musetalk_agent.protocol import bodies
+from musetalk_agent.protocol import http_server
 from musetalk_agent.protocol.problems import MEDIA_TYPE, ErrorCode
 from tests.fakes.stage import API_KEY, Stage, stage
 from tests.waiting import NEVER_S
@@ -193,7 +193,7 @@ async def test_keys_that_are_none(session: tuple[Stage, str], header: str) -> No
 async def test_a_body_that_stops_coming_ends(
     session: tuple[Stage, str], path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bodies, "SILENCE_S", 0.2)
+    monkeypatch.setattr(http_server, "SILENCE_S", 0.2)
     running, _ = session
     host, port = running.url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))

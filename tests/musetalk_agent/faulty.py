@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from musetalk_agent import engine_pool, factory
+from musetalk_agent.agent_settings import AgentSettings
 from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.clock import MonotonicClock
 from musetalk_agent.engines import batcher
@@ -21,11 +22,9 @@ from musetalk_agent.errors import EngineFailed
 from musetalk_agent.factory import Factory
 from musetalk_agent.media_types import Feature, Patch, Pcm, VideoFrame
 from musetalk_agent.protocol.http import AgentStartRequest, AvatarSource
-from musetalk_agent.publishers.base import Lost
-from musetalk_agent.publishers.null import NullPublisher
-from musetalk_agent.service.sessions import Sessions
+from musetalk_agent.publishers.base import Lost, NullPublisher
+from musetalk_agent.service.live_sessions import LiveSessions
 from musetalk_agent.session import session
-from musetalk_agent.settings import AgentSettings
 from tests.musetalk_agent.stand import tone
 from tests.waiting import NEVER_S, until
 
@@ -176,7 +175,7 @@ class World:
 
     plan: Plan
     factory: Factory
-    sessions: Sessions
+    sessions: LiveSessions
     publishers: dict[str, GatedPublisher] = field(default_factory=dict)
     held: set[str] = field(default_factory=set)
     """Ids of sessions that do not come past their publisher's `open`."""
@@ -198,13 +197,13 @@ class World:
     def speak(self, session_id: str, seconds: float = 0.4) -> None:
         """A whole segment."""
         found = self.sessions.get(session_id)
-        number = found.inbox.segments + 1
-        found.take(f'{{"type":"segment.start","segment":{number},"sample_rate":16000}}')
-        found.take(tone(seconds).tobytes())
-        found.take('{"type":"segment.end"' + f',"segment":{number}}}')
+        number = found.receiver.segments + 1
+        found.receiver.take(f'{{"type":"segment.start","segment":{number},"sample_rate":16000}}')
+        found.receiver.take(tone(seconds).tobytes())
+        found.receiver.take('{"type":"segment.end"' + f',"segment":{number}}}')
 
     def events(self, session_id: str) -> list[str]:
-        return [e.event.type for e in self.sessions._sessions[session_id].outbox.after(0)]
+        return [e.event.type for e in self.sessions._sessions[session_id].events.after(0)]
 
     async def until(self, condition: Callable[[], object]) -> None:
         """Returns when `condition` holds."""
@@ -232,7 +231,7 @@ async def world(tmp_path: Path, patch: pytest.MonkeyPatch) -> AsyncIterator[Worl
 
     settings = AgentSettings.model_validate({"agent_api_key": "k", "engine": "pattern", "cache_dir": tmp_path})
     shop = Factory(settings, publisher=publisher)
-    made = World(plan, shop, Sessions(shop))
+    made = World(plan, shop, LiveSessions(shop))
     await shop.start()
     try:
         yield made

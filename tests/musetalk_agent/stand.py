@@ -17,7 +17,7 @@ from musetalk_agent.media.pipeline import Pipeline
 from musetalk_agent.media.segment import ROOM_RATE
 from musetalk_agent.media_types import Pcm, VideoFrame
 from musetalk_agent.protocol.messages import Event
-from musetalk_agent.publishers.null import NullPublisher
+from musetalk_agent.publishers.base import NullPublisher
 
 RATE = 16_000
 

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import numpy as np
 import pytest
 
-from musetalk_agent.media.captions import Caption, Word
+from musetalk_agent.media.segment import Caption, Word
 from tests.musetalk_agent.stand import Stand, bursts, stand
 
 FRAME_S = 1 / 25
@@ -21,7 +21,7 @@ async def reading(executor: ThreadPoolExecutor) -> AsyncIterator[tuple[Stand, Sh
     """A pipeline, and what a viewer reads when."""
     shown: Shown = []
     async with stand(executor) as made:
-        made.pipeline.playback.caption(lambda caption: shown.append((made.clock.now(), caption)))
+        made.pipeline.player.caption(lambda caption: shown.append((made.clock.now(), caption)))
         yield made, shown
 
 

@@ -14,9 +14,8 @@ import pytest
 
 from musetalk_agent import __main__ as command_line
 from musetalk_agent.errors import EngineUnavailable
-from musetalk_agent.protocol.version import VERSION
-from musetalk_agent.service import app as service_app
-from musetalk_agent.service import server
+from musetalk_agent.protocol.http import VERSION
+from musetalk_agent.service import agent_app
 
 COMMANDS = {
     "serve": ["--port", "8091"],
@@ -108,8 +107,8 @@ def engines(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A service that is not made, and its pool of engines."""
     made = SimpleNamespace(lost=False, on_lost=None)
     monkeypatch.setenv("AGENT_API_KEY", "k")
-    monkeypatch.setattr(service_app, "create_app", lambda _: SimpleNamespace(state=SimpleNamespace(engines=made)))
-    monkeypatch.setattr(server, "DrainingServer", Server)
+    monkeypatch.setattr(agent_app, "create_app", lambda _: SimpleNamespace(state=SimpleNamespace(engines=made)))
+    monkeypatch.setattr(agent_app, "AgentServer", Server)
     monkeypatch.setattr("musetalk_agent.protocol.logs.configure", lambda _: None)
     monkeypatch.setattr(command_line, "_limit_arenas", lambda: None)
     monkeypatch.setattr(command_line.threading, "Timer", Watchdog)
@@ -124,7 +123,7 @@ def test_an_engine_that_cannot_run_here_ends_the_start_with_its_code_and_sentenc
     def refuse(_: object) -> None:
         raise EngineUnavailable("torch is not installed: install the extra [musetalk].")
 
-    monkeypatch.setattr(service_app, "create_app", refuse)
+    monkeypatch.setattr(agent_app, "create_app", refuse)
     assert serve() == 1
     told = capsys.readouterr().err
     assert told == "musetalk-agent: engine_unavailable: torch is not installed: install the extra [musetalk].\n"

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from musetalk_agent.agent_settings import AgentSettings
 from musetalk_agent.engine_pool import EnginePool
 from musetalk_agent.errors import EngineUnavailable, EngineUnknown, WeightsMissing
-from musetalk_agent.settings import AgentSettings
 from musetalk_agent.weights import Manifest, ModelStore
 
 

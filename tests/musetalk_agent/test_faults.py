@@ -12,7 +12,7 @@ import pytest
 
 from musetalk_agent.errors import Draining, EngineFailed
 from musetalk_agent.media import pipeline
-from musetalk_agent.media.format_detector import FormatWatch
+from musetalk_agent.media.format_detector import FormatDetector
 from musetalk_agent.media_types import Pcm
 from musetalk_agent.protocol.http import DiagnosisCode, SessionState
 from musetalk_agent.session.session import ENDED, Session
@@ -228,7 +228,7 @@ async def test_every_part_of_a_session_ends_whatever_the_others_do(
         if "release" in parts:
             here.plan.arm("release", kind)
         if "discard" in parts:
-            monkeypatch.setattr(session.pipeline.production.ready, "discard", broken)
+            monkeypatch.setattr(session.pipeline.renderer.ready, "discard", broken)
         async with asyncio.timeout(DEADLINE_S):
             assert (await here.sessions.stop("b")).state in ENDED
         assert session.ended.is_set() and gated.left == 1 and here.plan.closed == 1
@@ -259,7 +259,7 @@ async def test_courtesies_that_break_are_tried_again_and_cost_no_session(
         media = (await here.start("b")).pipeline
         await here.until(lambda: len(shown) == 2)
         for runs in (1, 2):
-            media._for_rate = FormatWatch(16_000), tone(5)
+            media._for_rate = FormatDetector(16_000), tone(5)
             media._rate_wake.set()
             await here.until(lambda: len(judged) == runs and media._for_rate is None)  # noqa: B023 - awaited here
         here.speak("b")

@@ -58,7 +58,7 @@ class Viewer:
 
 
 def position(made: Stand) -> int:
-    return made.pipeline.playback._publisher.playout.position()
+    return made.pipeline.player._publisher.playout.position()
 
 
 def told(made: Stand) -> list[tuple[str, int]]:
@@ -80,15 +80,15 @@ async def test_in_the_middle_of_a_segment(executor: ThreadPoolExecutor, rate: in
         made.pipeline.push(speech)
         made.pipeline.end()
         await made.pass_time(1.0)
-        before = made.pipeline.playback.position_s
+        before = made.pipeline.player.position_s
         viewer.rewind(position(made) - round(back_s * ROOM_RATE))
-        assert made.pipeline.playback.buffered_s == pytest.approx(2.0 - before + back_s, abs=1e-3)
-        assert made.pipeline.playback.position_s == before
+        assert made.pipeline.player.buffered_s == pytest.approx(2.0 - before + back_s, abs=1e-3)
+        assert made.pipeline.player.position_s == before
         await made.pass_time(4)
     assert np.array_equal(viewer.heard(), at_room_rate(speech, rate))
     assert told(made) == once([1])
     assert made.events[-1][1] == PlaybackFinished(segment=1, position_s=2.0, interrupted=False)
-    assert made.pipeline.playback.position_s == pytest.approx(2.0, abs=1e-3)
+    assert made.pipeline.player.position_s == pytest.approx(2.0, abs=1e-3)
 
 
 async def test_across_segments_that_were_told_finished(executor: ThreadPoolExecutor) -> None:
@@ -101,16 +101,16 @@ async def test_across_segments_that_were_told_finished(executor: ThreadPoolExecu
             made.pipeline.end()
         await made.pass_time(1.5)
         assert told(made)[-1] == ("playback.started", 4)
-        assert made.pipeline.playback.heard[0] == 4
+        assert made.pipeline.player.heard[0] == 4
         viewer.rewind(round(0.5 * ROOM_RATE))  # within the second
-        assert made.pipeline.playback.heard[0] == 4
+        assert made.pipeline.player.heard[0] == 4
         await made.pass_time(0.5)
-        assert made.pipeline.playback.heard[0] == 4  # it stands until the replay has caught up
+        assert made.pipeline.player.heard[0] == 4  # it stands until the replay has caught up
         await made.pass_time(4)
     assert np.array_equal(viewer.heard(), np.concatenate([at_room_rate(p, 16_000) for p in parts]))
     assert told(made) == once([1, 2, 3, 4, 5])
-    assert made.pipeline.playback.heard == (5, pytest.approx(0.4))
-    assert made.pipeline.playback.position_s == pytest.approx(2.0, abs=1e-3)
+    assert made.pipeline.player.heard == (5, pytest.approx(0.4))
+    assert made.pipeline.player.position_s == pytest.approx(2.0, abs=1e-3)
 
 
 async def test_after_the_last_segment_and_at_its_boundary(executor: ThreadPoolExecutor) -> None:
@@ -124,14 +124,14 @@ async def test_after_the_last_segment_and_at_its_boundary(executor: ThreadPoolEx
         await made.pass_time(2)
         assert told(made) == once([1, 2])
         viewer.rewind(round(0.4 * ROOM_RATE))  # the first one was heard whole, the second not at all
-        assert made.pipeline.playback.open_segments == 1
+        assert made.pipeline.player.open_segments == 1
         await made.pass_time(2)
         viewer.rewind(round(0.8 * ROOM_RATE))  # nothing was lost
-        assert made.pipeline.playback.open_segments == 0
+        assert made.pipeline.player.open_segments == 0
         await made.pass_time(1)
     assert np.array_equal(viewer.heard(), np.concatenate([at_room_rate(p, 16_000) for p in parts]))
     assert told(made) == once([1, 2])
-    assert made.pipeline.playback.position_s == pytest.approx(0.8, abs=1e-3)
+    assert made.pipeline.player.position_s == pytest.approx(0.8, abs=1e-3)
     assert [speaking for _, speaking in made.spoken] == [True, False, True, False]
 
 
@@ -150,7 +150,7 @@ async def test_a_sender_at_real_time_pace_notices_nothing(executor: ThreadPoolEx
         await made.pass_time(3)
     assert np.array_equal(viewer.heard(), at_room_rate(speech, 16_000))
     assert told(made) == once([1])
-    assert made.pipeline.playback.heard == (1, pytest.approx(4.0))
+    assert made.pipeline.player.heard == (1, pytest.approx(4.0))
 
 
 async def test_lips_and_voice_are_together_again_after_it(executor: ThreadPoolExecutor) -> None:
@@ -176,7 +176,7 @@ async def test_a_clear_right_after_it_tells_no_less_than_was_told(executor: Thre
         made.pipeline.begin(2, 16_000)
         made.pipeline.push(noise(2.0, 16_000, 5))
         await made.pass_time(2.0)
-        number, heard_s = made.pipeline.playback.heard
+        number, heard_s = made.pipeline.player.heard
         assert number == 2
         made.pipeline.rewind(round(0.9 * ROOM_RATE))
         cleared = made.pipeline.clear()
@@ -209,7 +209,7 @@ async def test_a_segment_that_was_begun_elsewhere_counts_from_its_own_beginning(
         made.pipeline.begin(7, 16_000, heard_s=2.5)
         made.pipeline.push(noise(1.0, 16_000, 4))
         await made.pass_time(0.5)
-        assert made.pipeline.playback.heard == (7, pytest.approx(3.0, abs=0.05))
+        assert made.pipeline.player.heard == (7, pytest.approx(3.0, abs=0.05))
         made.pipeline.end()
         await made.pass_time(1)
     assert [e for _, e in made.events] == [PlaybackFinished(segment=7, position_s=3.5, interrupted=False)]
@@ -258,15 +258,15 @@ async def _play(executor: ThreadPoolExecutor, steps: list[Step], rate: int) -> N
                 is_open = False
             else:
                 viewer.rewind(max(0, position(made) - round(amount * ROOM_RATE)))
-            positions.append(made.pipeline.playback.position_s)
-            heard.append(made.pipeline.playback.heard)
+            positions.append(made.pipeline.player.position_s)
+            heard.append(made.pipeline.player.heard)
         made.pipeline.end()
         await made.pass_time(20)
     expected = [at_room_rate(np.concatenate(parts), rate) for parts in said]
     assert np.array_equal(viewer.heard(), np.concatenate([np.zeros(0, np.int16), *expected]))
     assert told(made) == once(range(1, len(said) + 1))
     assert positions == sorted(positions) and heard == sorted(heard)
-    assert made.pipeline.playback.buffered_s == 0
+    assert made.pipeline.player.buffered_s == 0
     lengths = [e.position_s for _, e in made.events if isinstance(e, PlaybackFinished)]
     assert lengths == pytest.approx([sum(len(p) for p in parts) / rate for parts in said], abs=1e-3)
     assert sum(len(b) for _, b in made.sound) % GRAIN == 0

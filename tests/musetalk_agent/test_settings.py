@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from musetalk_agent.settings import AgentSettings, offline_settings
+from musetalk_agent.agent_settings import AgentSettings, offline_settings
 from musetalk_agent.weights import default_models_dir
 
 

@@ -13,7 +13,7 @@ from tests.musetalk_agent.stand import RATE, Stand, stand, tone
 
 
 def _patches(made: Stand) -> int:
-    return next(s.count for s in made.pipeline.funnel.report() if s.stage == "patches")
+    return next(s.count for s in made.pipeline.stats.report() if s.stage == "patches")
 
 
 def _heard(made: Stand) -> np.ndarray:
@@ -37,10 +37,10 @@ async def test_silence_rests_the_engine_and_the_next_word_is_whole_and_in_step(
         await made.live(words, 320)
         begun = made.clock.now()
         await made.live(quiet[:RATE], 320)
-        before, position = _patches(made), made.pipeline.playback.position_s
+        before, position = _patches(made), made.pipeline.player.position_s
         await made.live(quiet[RATE:], 320)
         assert _patches(made) == before
-        assert made.pipeline.playback.position_s - position == pytest.approx(5, abs=0.05)
+        assert made.pipeline.player.position_s - position == pytest.approx(5, abs=0.05)
         assert made.kinds() == ["playback.started"]  # the segment is still open
         returned = made.clock.now()
         await made.live(words, 320)
@@ -76,7 +76,7 @@ async def test_a_pause_in_speech_that_came_at_once_is_kept_and_the_idle_clip_goe
     assert [speaking for _, speaking in made.spoken] == [True, False, True, False, True, False]
     times = np.array([t for t, _ in made.pictures])
     assert np.diff(times).max() < 2.5 / fps  # no picture stands for longer than a stumble
-    assert made.pipeline.playback.report()["cut_ms"] == 0
+    assert made.pipeline.player.report()["cut_ms"] == 0
     assert _patches(made) <= fps * (3 * 0.8 + 2 * 0.5) + 6
 
 
@@ -87,9 +87,9 @@ async def test_the_delay_of_a_stall_ends_in_the_next_silence(executor: ThreadPoo
         await made.pass_time(0.88)  # the sender's network is gone, and what it sent meanwhile comes at once
         made.pipeline.push(tone(0.88))
         await made.live(tone(1), 320)
-        late = made.pipeline.playback.buffered_s
+        late = made.pipeline.player.buffered_s
         await made.live(np.zeros(3 * RATE, np.int16), 320)
-        in_time = made.pipeline.playback.buffered_s
+        in_time = made.pipeline.player.buffered_s
         returned = made.clock.now()
         await made.live(tone(0.5), 320)
         made.pipeline.end()

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from musetalk_agent import factory
+from musetalk_agent.agent_metrics import REGISTRY
 from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.engines.pattern import PatternEngine, pattern_bundle
 from musetalk_agent.errors import EngineFailed, SessionNotFound
-from musetalk_agent.metrics import REGISTRY
 from musetalk_agent.protocol.http import DiagnosisCode
 from musetalk_agent.session import session
 from tests.musetalk_agent.faulty import DEADLINE_S, GatedPublisher, World, world

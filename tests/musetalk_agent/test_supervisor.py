@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from musetalk_agent.metrics import LOOP_FAILURES
+from musetalk_agent.agent_metrics import LOOP_FAILURES
 from musetalk_agent.tasks import supervise
 
 

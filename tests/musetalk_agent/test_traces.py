@@ -85,7 +85,7 @@ def test_a_post_is_traced_within_its_caller_and_nothing_else_is(spans: InMemoryS
 
 def test_without_an_address_nothing_is_imported() -> None:
     code = (
-        "import sys, musetalk_agent.service.app, orchestrator.app\n"
+        "import sys, musetalk_agent.service.agent_app, orchestrator.app\n"
         "from musetalk_agent.protocol import traces\n"
         "traces.start('x')\n"
         "assert traces.begin('y') is traces.OFF\n"

@@ -8,9 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from musetalk_agent.media.playout import MovingClock
+from musetalk_agent.media.playout import LEAST_JUMP, VOICE_LEAD_S, SwitchingClock, VoiceTiming, VoiceTimingQueue
 from musetalk_agent.media.segment import ROOM_RATE
-from musetalk_agent.media.voice_timing import LEAST_JUMP, VOICE_LEAD_S, Due, DueTimes
 from musetalk_agent.media_types import Pcm
 from musetalk_agent.protocol.messages import PlaybackFinished
 from tests.musetalk_agent.stand import Stand, bursts, stand, tone
@@ -22,10 +21,10 @@ class Voice:
     """Says what it is told to, and nothing of what it was not told in time."""
 
     def __init__(self, made: Stand) -> None:
-        self.told: list[tuple[float, Due]] = []
+        self.told: list[tuple[float, VoiceTiming]] = []
         self._made = made
-        self._due = DueTimes(self._note)
-        made.pipeline.playback.follow(self._due)
+        self._due = VoiceTimingQueue(self._note)
+        made.pipeline.player.follow(self._due)
 
     def _note(self) -> None:
         self.told += [(self._made.clock.now(), due) for due in self._due.take()]
@@ -77,8 +76,8 @@ async def test_a_last_picture_keeps_its_time_when_the_voice_begins_again_soon(ex
 
 async def test_it_waits_while_nothing_takes_the_pictures_and_says_no_word_twice(executor: ThreadPoolExecutor) -> None:
     async with stand(executor) as made:
-        publisher = made.pipeline.playback._publisher
-        publisher.playout = playout = MovingClock(made.clock, ROOM_RATE, grain_s=0.0)
+        publisher = made.pipeline.player._publisher
+        publisher.playout = playout = SwitchingClock(made.clock, ROOM_RATE, grain_s=0.0)
         voice = Voice(made)
         push, flows = publisher.push_audio, asyncio.Event()
 
@@ -87,7 +86,7 @@ async def test_it_waits_while_nothing_takes_the_pictures_and_says_no_word_twice(
             await push(block)
 
         flows.set()
-        made.pipeline.playback._publisher.push_audio = stalled  # type: ignore[method-assign]
+        made.pipeline.player._publisher.push_audio = stalled  # type: ignore[method-assign]
         made.pipeline.begin(1, 16_000)
         made.pipeline.push(bursts(3))
         made.pipeline.end()
@@ -139,4 +138,4 @@ async def test_the_delay_of_a_stall_ends_in_the_next_silence_there_too(executor:
     assert delays[1] - delays[0] > 0.8  # the stall
     assert delays[2] - delays[0] < LEAST_JUMP / ROOM_RATE + 0.1
     assert max(abs(white - at) for white, at in zip(made.whites(), said, strict=True)) <= 0.006
-    assert 0.5 < float(made.pipeline.playback.report()["cut_ms"] or 0) / 1000 < 0.9
+    assert 0.5 < float(made.pipeline.player.report()["cut_ms"] or 0) / 1000 < 0.9

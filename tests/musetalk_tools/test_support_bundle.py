@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from pydantic import AliasChoices, SecretStr
 
-from musetalk_agent.settings import AgentSettings
+from musetalk_agent.agent_settings import AgentSettings
 from musetalk_tools import support_bundle
 from musetalk_tools.support_bundle import AGENT_VARIABLES, SECRET, orchestrator_variables
 from orchestrator.__main__ import build_parser, main

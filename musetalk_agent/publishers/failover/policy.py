@@ -46,7 +46,7 @@ BACK_OFF_S = (10.0, 120.0)
 """A room that dies within `TRUST_S` of a return is not returned to for 10 s, and twice as long each time, up to 120 s."""
 
 
-class Rung(StrEnum):
+class TransportKind(StrEnum):
     """The way that media take."""
 
     LIVEKIT = "livekit"
@@ -98,7 +98,7 @@ class Event(Enum):
     MODE = auto()
 
 
-class Act(Enum):
+class Action(Enum):
     """What is to be done, in this order."""
 
     JOIN = auto()
@@ -111,20 +111,20 @@ class Act(Enum):
     GIVE_UP = auto()
 
 
-RUNGS = {
-    State.WEBRTC: Rung.LIVEKIT,
-    State.SUSPECT: Rung.LIVEKIT,
-    State.MOVING: Rung.LIVEKIT,
-    State.WHIP: Rung.WHIP,
-    State.RTMP: Rung.RTMP,
-    State.REJOINING: Rung.RTMP,
-    State.SETTLING: Rung.RTMP,
+KINDS = {
+    State.WEBRTC: TransportKind.LIVEKIT,
+    State.SUSPECT: TransportKind.LIVEKIT,
+    State.MOVING: TransportKind.LIVEKIT,
+    State.WHIP: TransportKind.WHIP,
+    State.RTMP: TransportKind.RTMP,
+    State.REJOINING: TransportKind.RTMP,
+    State.SETTLING: TransportKind.RTMP,
 }
 PROBED = frozenset({State.PROBING, State.RTMP_OPENING, State.RTMP, State.WHIP})
 
 
 @dataclass(frozen=True, slots=True)
-class Ways:
+class AvailableTransports:
     """What there is besides the room.
 
     `rtmp`: an RTMP target; `ingress`: it leads into the same room, under the same identity; `beside`: it runs all the time;
@@ -140,14 +140,14 @@ class Ways:
 log = logging.getLogger(__name__)
 
 
-class Ladder:
+class FailoverPolicy:
     """Decides: `on` and `tick` take events and the time, `_TABLE` has the rule for each. Only `_go` changes `state`, and logs it.
 
     Args:
         now: monotonic seconds, as everywhere here.
     """
 
-    def __init__(self, ways: Ways, mode: PublisherMode, now: float) -> None:
+    def __init__(self, ways: AvailableTransports, mode: PublisherMode, now: float) -> None:
         self.ways, self.mode = ways, mode
         self.state = State.NEW
         self.reason = ""
@@ -155,7 +155,7 @@ class Ladder:
         self.silent_s = 0.0
         self.pause = True
         self.stream_up = False
-        self._way = Rung.RTMP  # which stream `DRAINING` lets go of
+        self._way = TransportKind.RTMP  # which stream `DRAINING` lets go of
         self._joining = False  # a join is under way; it cannot be called off
         self._room = False  # joined, and not left
         self._carried = False  # something has carried: the start is over
@@ -165,13 +165,13 @@ class Ladder:
         self._no_return_before = now
         self._back_off_s = 0.0
         self._retry_s = RETRY_S[0]
-        self._acts: list[Act] = []
+        self._acts: list[Action] = []
         self._now, self._why = now, ""
 
     @property
-    def rung(self) -> Rung:
+    def rung(self) -> TransportKind:
         """What carries now."""
-        return self._way if self.state is State.DRAINING else RUNGS.get(self.state, Rung.NONE)
+        return self._way if self.state is State.DRAINING else KINDS.get(self.state, TransportKind.NONE)
 
     @property
     def holding(self) -> bool:
@@ -179,7 +179,7 @@ class Ladder:
         elapsed_s = self._now - self.since
         if self.state is State.RTMP:
             return self.ways.ingress and elapsed_s < INGRESS_LEAD_S
-        patience_s = PAUSE_S if self._way is Rung.WHIP else 0.0  # an ingress is too slow for pauses to be seen
+        patience_s = PAUSE_S if self._way is TransportKind.WHIP else 0.0  # an ingress is too slow for pauses to be seen
         return self.state is State.DRAINING and elapsed_s >= patience_s
 
     @property
@@ -193,11 +193,11 @@ class Ladder:
         before = self.rung
         log.info("ladder", extra={"from": self.state.value, "to": to.value, "reason": reason})
         self.state, self.reason, self.since = to, reason, self._now
-        if self.rung is Rung.NONE and before is not Rung.NONE:
+        if self.rung is TransportKind.NONE and before is not TransportKind.NONE:
             self._down_since = self._now
-        self._carried = self._carried or self.rung is not Rung.NONE
+        self._carried = self._carried or self.rung is not TransportKind.NONE
 
-    def _do(self, *acts: Act) -> None:
+    def _do(self, *acts: Action) -> None:
         self._acts.extend(acts)
 
     @property
@@ -211,25 +211,25 @@ class Ladder:
     def _leave_room(self) -> None:
         if self._room:
             self._room = False
-            self._do(Act.LEAVE_ROOM)
+            self._do(Action.LEAVE_ROOM)
 
     def _join(self, reason: str, state: State = State.JOINING) -> None:
         if not self._joining:
             self._joining = True
             self._leave_room()
-            self._do(Act.JOIN)
+            self._do(Action.JOIN)
         self._go(state, reason)
 
     def _lose(self, reason: str) -> None:
         self._leave_room()
         self._close_stream()
-        self._do(Act.CLOSE_WHIP, Act.GIVE_UP)
+        self._do(Action.CLOSE_WHIP, Action.GIVE_UP)
         self._go(State.LOST, reason)
 
     def _close_stream(self) -> None:
         if self.ways.rtmp and not self.ways.beside:
             self.stream_up = False
-            self._do(Act.CLOSE_STREAM)
+            self._do(Action.CLOSE_STREAM)
 
     def _take_stream(self, reason: str) -> None:
         """From nothing to RTMP."""
@@ -243,7 +243,7 @@ class Ladder:
         if self.stream_up:
             self._go(State.RTMP, reason)
         else:
-            self._do(Act.OPEN_STREAM)
+            self._do(Action.OPEN_STREAM)
             self._go(State.RTMP_OPENING, reason)
 
     def _fall(self, reason: str) -> None:
@@ -266,7 +266,7 @@ class Ladder:
         """The room that carried is dead."""
         self._distrust()
         if not (self.ways.beside and self.stream_up):
-            self._do(Act.REWIND)
+            self._do(Action.REWIND)
         if self._stream_allowed:
             self._take_stream(reason)
         elif self._room:
@@ -285,7 +285,7 @@ class Ladder:
         self._close_stream()
         self._go(State.WEBRTC, "joined" if self.state is State.JOINING else "healthy")
 
-    def on(self, event: Event, now: float, reason: str = "") -> list[Act]:
+    def on(self, event: Event, now: float, reason: str = "") -> list[Action]:
         """Takes an event; returns what is to be done about it. `reason` is told where it ends the use of a way."""
         self._now, self._why, self._acts = now, reason, []
         if event in (Event.JOINED, Event.JOIN_FAILED, Event.JOIN_BROKE, Event.JOIN_REFUSED):
@@ -301,7 +301,7 @@ class Ladder:
             handler(self)
         return self._acts
 
-    def tick(self, now: float, silent_s: float, pause: bool) -> list[Act]:
+    def tick(self, now: float, silent_s: float, pause: bool) -> list[Action]:
         """Time passes. Several times a second.
 
         Args:
@@ -310,7 +310,7 @@ class Ladder:
         """
         self.silent_s, self.pause = silent_s, pause
         acts = self.on(Event.TICK, now)
-        down = self.rung is Rung.NONE and self.state is not State.LOST
+        down = self.rung is TransportKind.NONE and self.state is not State.LOST
         if down and self._carried and now - self._down_since > LOST_S:
             self._lose("nothing_reachable")
         return acts
@@ -350,7 +350,7 @@ class Ladder:
         if self.ways.whip and not self._whip_tried:
             self._whip_tried = True
             self._distrust()
-            self._do(Act.OPEN_WHIP)
+            self._do(Action.OPEN_WHIP)
             self._go(State.WHIP_OPENING, "join_broke")
         else:
             self._fall("join_broke")
@@ -366,7 +366,7 @@ class Ladder:
             self._die("transport_silent")
         elif self.silent_s >= SUSPECT_S:
             if self._stream_allowed and not self.ways.ingress:
-                self._do(Act.OPEN_STREAM)
+                self._do(Action.OPEN_STREAM)
             self._go(State.SUSPECT, "transport_silent")
 
     def _tick_suspect(self) -> None:
@@ -395,7 +395,7 @@ class Ladder:
             self._left()
 
     def _left(self) -> None:
-        self._do(Act.OPEN_STREAM)
+        self._do(Action.OPEN_STREAM)
         self._go(State.RTMP_OPENING, self.reason)
 
     def _lost_room(self) -> None:
@@ -412,13 +412,13 @@ class Ladder:
 
     def _moved(self) -> None:
         if not self.ways.beside:  # else the stream has had it all
-            self._do(Act.REWIND)
+            self._do(Action.REWIND)
         self._leave_room()
         self._go(State.RTMP, "mode")
 
     def _stream_lost(self) -> None:
         if self.ways.ingress:  # what it had not played yet went with it; a sink keeps only what it could not push
-            self._do(Act.REWIND)
+            self._do(Action.REWIND)
         self._go(State.RTMP_OPENING, "stream_lost")
 
     def _tick_rtmp_opening(self) -> None:
@@ -429,7 +429,7 @@ class Ladder:
         """A join that was given up has succeeded after all."""
         if self.ways.ingress or self.mode is PublisherMode.RTMP or self.state is State.LOST:
             self._leave_room()
-        elif self.rung is Rung.NONE:
+        elif self.rung is TransportKind.NONE:
             self._arrive()
         elif self.state is State.RTMP and self._now >= self._no_return_before:
             self._go(State.SETTLING, "healthy")
@@ -440,7 +440,7 @@ class Ladder:
         self._go(State.WHIP, self.reason)
 
     def _whip_failed(self) -> None:
-        self._do(Act.CLOSE_WHIP)
+        self._do(Action.CLOSE_WHIP)
         self._fall("whip_failed")
 
     def _tick_whip_opening(self) -> None:
@@ -448,7 +448,7 @@ class Ladder:
             self._whip_failed()
 
     def _whip_lost(self) -> None:
-        self._do(Act.CLOSE_WHIP, Act.REWIND)
+        self._do(Action.CLOSE_WHIP, Action.REWIND)
         if self._stream_allowed:
             self._take_stream("whip_lost")
         else:
@@ -487,13 +487,13 @@ class Ladder:
 
     def _let_go(self) -> None:
         """The stream ends, then the room is joined."""
-        self._do(Act.CLOSE_WHIP)
+        self._do(Action.CLOSE_WHIP)
         self._close_stream()
         self._whip_tried = False
         self._join("healthy")
 
     def _drain_lost(self) -> None:
-        self._do(Act.REWIND)
+        self._do(Action.REWIND)
         self._let_go()
 
     def _mode_changed(self) -> None:
@@ -513,22 +513,22 @@ class Ladder:
                 if self.stream_up:
                     self._moved()
                 else:
-                    self._do(Act.OPEN_STREAM)
+                    self._do(Action.OPEN_STREAM)
                     self._go(State.MOVING, "mode")
             case State.WEBRTC | State.SUSPECT:
-                self._do(Act.REWIND)
+                self._do(Action.REWIND)
                 self._take_stream("mode")
             case State.SILENT | State.WAITING | State.PROBING | State.JOINING if not (
                 self.ways.ingress and self._joining
             ):
                 self._fall("mode")
             case State.WHIP | State.WHIP_OPENING:
-                self._do(Act.CLOSE_WHIP, Act.REWIND)
+                self._do(Action.CLOSE_WHIP, Action.REWIND)
                 self._take_stream("mode")
             case State.REJOINING | State.SETTLING:
                 self._leave_room()
                 self._go(State.RTMP, "mode")
-            case State.DRAINING if self._way is Rung.RTMP:
+            case State.DRAINING if self._way is TransportKind.RTMP:
                 self._go(State.RTMP, "mode")
             case _:
                 pass
@@ -546,8 +546,8 @@ class Ladder:
                 pass
 
 
-_Handler = Callable[[Ladder], None]
-_L = Ladder
+_Handler = Callable[[FailoverPolicy], None]
+_L = FailoverPolicy
 _TABLE: dict[tuple[State, Event], _Handler] = {
     (State.NEW, Event.START): _L._start,
     (State.PROBING, Event.TICK): _L._tick_probing,

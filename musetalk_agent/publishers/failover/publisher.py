@@ -1,7 +1,7 @@
-"""The publisher of sessions with a room: carries sound and pictures to whichever way out works, and changes without losing a word.
+"""The publisher of sessions with a room: sends the media over whichever transport works, and switches without losing a word.
 
-The decisions are `ladder.Ladder`'s; here they are carried out. One playout clock is the session's master clock throughout. Sound is
-handed to one way at a time, and waits (the clock stands) while none works; pictures go to every way that is open.
+`policy.FailoverPolicy` decides; this module carries its actions out. One playout clock is the session's master clock throughout.
+Audio goes to one transport at a time, and waits (the clock stands) while none works; frames go to every transport that is open.
 """
 
 from __future__ import annotations
@@ -10,20 +10,25 @@ import asyncio
 import logging
 from collections.abc import Callable
 
+from musetalk_agent.agent_metrics import PUBLISHER_CHANGES, PUBLISHER_RUNG
 from musetalk_agent.clock import Clock, utc_now
 from musetalk_agent.errors import PublisherUnavailable, PublishFailed
-from musetalk_agent.media.captions import Caption
-from musetalk_agent.media.playout import Heard, MovingClock, PlayoutClock
-from musetalk_agent.media.segment import ROOM_RATE
+from musetalk_agent.media.playout import PlayoutClock, PlayoutHistory, SwitchingClock
+from musetalk_agent.media.segment import ROOM_RATE, Caption
 from musetalk_agent.media_types import Pcm, VideoFrame
-from musetalk_agent.metrics import PUBLISHER_CHANGES, PUBLISHER_RUNG
 from musetalk_agent.protocol.http import PublisherMode, Transport
 from musetalk_agent.protocol.messages import PublisherChanged
 from musetalk_agent.publishers.base import Lost, PublisherState
-from musetalk_agent.publishers.failover.policy import SUSPECT_S, Act, Event, Ladder, Rung, Ways
-from musetalk_agent.publishers.failover.probe import HEALTHY_S
-from musetalk_agent.publishers.failover.quality import QualityWatch
-from musetalk_agent.publishers.failover.transports import OutletOptions, Outlets
+from musetalk_agent.publishers.failover.policy import (
+    SUSPECT_S,
+    Action,
+    AvailableTransports,
+    Event,
+    FailoverPolicy,
+    TransportKind,
+)
+from musetalk_agent.publishers.failover.quality import QualityController
+from musetalk_agent.publishers.failover.transports import HEALTHY_S, TransportManager, TransportOptions
 from musetalk_agent.publishers.livekit.publisher import QUEUE_MS, SOUND_PATH_S, video_bitrate
 from musetalk_agent.tasks import supervise
 
@@ -56,29 +61,29 @@ class FailoverPublisher:
         mode: which ways may be taken.
     """
 
-    def __init__(self, options: OutletOptions, mode: PublisherMode, clock: Clock) -> None:
+    def __init__(self, options: TransportOptions, mode: PublisherMode, clock: Clock) -> None:
         self._options, self._clock = options, clock
-        self.name = Rung.NONE.value
+        self.name = TransportKind.NONE.value
         self.state = PublisherState()
         mode = mode if options.joins else PublisherMode.RTMP
-        self.transport = Transport(mode=mode, rung=Rung.NONE.value)
-        self._playout = MovingClock(clock, ROOM_RATE, path_s=SOUND_PATH_S)
+        self.transport = Transport(mode=mode, rung=TransportKind.NONE.value)
+        self._playout = SwitchingClock(clock, ROOM_RATE, audio_delay_s=SOUND_PATH_S)
         self.playout: PlayoutClock = self._playout
         self._playout.held = True
         self.on_rewind: Callable[[int], None] = self._wind_back
         self.on_change: Callable[[PublisherChanged], None] = lambda _: None
-        ways = Ways(
+        ways = AvailableTransports(
             rtmp=options.address is not None, ingress=options.ingress, beside=options.beside, whip=options.joins
         )
-        self._ladder = Ladder(ways, mode, clock.now())
-        self._outlets = Outlets(options, clock, self.playout, self._step, self._tick)
-        self._heard = Heard()
-        self._rung = Rung.NONE
+        self._policy = FailoverPolicy(ways, mode, clock.now())
+        self._transports = TransportManager(options, clock, self.playout, self._step, self._tick)
+        self._heard = PlayoutHistory()
+        self._rung = TransportKind.NONE
         self._flow = asyncio.Event()
         self._turn = 0
         self._settled = asyncio.Event()
         self._lost: Lost | None = None
-        self._quality: QualityWatch | None = None
+        self._quality: QualityController | None = None
         self._ticker: asyncio.Task[None] | None = None
         self._doubt_at: float | None = None  # when the SDK began to reconnect, and nothing came back any more
         self._watched = False  # somebody listened when the room was last well
@@ -88,18 +93,18 @@ class FailoverPublisher:
 
     async def open(self, first: VideoFrame, lost: Lost) -> None:
         """Takes the first way that works: the room, else RTMP after 6 s at the latest. See `Publisher.open`."""
-        self._outlets.show(first)
+        self._transports.show(first)
         bitrate = self._options.room.max_bitrate or video_bitrate(first)
-        self._quality = QualityWatch(bitrate, self._options.room.fps, self._clock.now())
+        self._quality = QualityController(bitrate, self._options.room.fps, self._clock.now())
         if self._options.beside:
-            self._outlets.open_stream()
+            self._transports.open_stream()
         self._ticker = asyncio.create_task(supervise("failover-ticker", self._tick_on), name="failover-ticker")
         self._step(Event.START)
         await self._settled.wait()
-        if self._rung is Rung.NONE:
+        if self._rung is TransportKind.NONE:
             room = self._options.room
-            raise self._outlets.error or PublishFailed(
-                f"the agent could not publish to room {room.room!r} at {room.url} ({self._ladder.reason}); "
+            raise self._transports.error or PublishFailed(
+                f"the agent could not publish to room {room.room!r} at {room.url} ({self._policy.reason}); "
                 "check LIVEKIT_URL, that UDP reaches the server, and rtmp_url where there is one",
                 value=room.url,
             )
@@ -113,13 +118,13 @@ class FailoverPublisher:
             await self._flow.wait()
         if turn != self._turn:
             return
-        begins = self.playout.handed
-        self.playout.hand(len(block))
+        begins = self.playout.enqueued
+        self.playout.enqueue(len(block))
         at = self.playout.time_of(begins)
-        room = self._outlets.room
-        for sink in self._outlets.audio_sinks(self._rung):
+        room = self._transports.room
+        for sink in self._transports.audio_sinks(self._rung):
             sink.offer_audio(at, block)
-        if self._rung is Rung.LIVEKIT and room is not None:
+        if self._rung is TransportKind.LIVEKIT and room is not None:
             await room.capture(block)
         else:
             excess = self.playout.queued_s() - QUEUE_MS / 1000
@@ -127,28 +132,28 @@ class FailoverPublisher:
 
     def push_video(self, frame: VideoFrame) -> None:
         """Shows a picture on every way that is open."""
-        self._outlets.show(frame)
-        if self._rung is not Rung.NONE:
+        self._transports.show(frame)
+        if self._rung is not TransportKind.NONE:
             self.state.published_frames += 1
 
     def push_caption(self, caption: Caption) -> None:
         """Text for the room; other ways have no place for it."""
-        if self._rung is Rung.LIVEKIT and self._outlets.room is not None:
-            self._outlets.room.push_caption(caption)
+        if self._rung is TransportKind.LIVEKIT and self._transports.room is not None:
+            self._transports.room.push_caption(caption)
 
     def clear_audio(self) -> int:
         """Silences every way: the one in use, and what waits in any stream."""
         self._turn += 1
-        self._outlets.clear_audio()
-        if self._rung is Rung.LIVEKIT and self._outlets.room is not None:
-            return self._outlets.room.clear_audio()
+        self._transports.clear_audio()
+        if self._rung is TransportKind.LIVEKIT and self._transports.room is not None:
+            return self._transports.room.clear_audio()
         return self.playout.clear()
 
     async def set_state(self, state: str) -> None:
         """Tells the room, where there is one; best effort."""
-        self._outlets.attribute = state
-        if self._outlets.room is not None:
-            await self._outlets.room.set_state(state)
+        self._transports.attribute = state
+        if self._transports.room is not None:
+            await self._transports.room.set_state(state)
 
     def set_mode(self, mode: PublisherMode) -> None:
         """See `MovingPublisher.set_mode`."""
@@ -158,7 +163,7 @@ class FailoverPublisher:
         if mode is not PublisherMode.RTMP and not self._options.joins:
             text = "This session was started without joining its room (connect_livekit false); start another one."
             raise PublisherUnavailable(text, field="mode", value=mode.value)
-        self._ladder.mode = self.transport.mode = mode
+        self._policy.mode = self.transport.mode = mode
         self._step(Event.MODE)
 
     async def aclose(self) -> None:
@@ -171,13 +176,13 @@ class FailoverPublisher:
             self._ticker.cancel()
             await asyncio.gather(self._ticker, return_exceptions=True)
         try:
-            await self._outlets.aclose()
+            await self._transports.aclose()
         finally:
             if self._quality is not None:
                 self._quality.close()
-            if self._rung is not Rung.NONE:
+            if self._rung is not TransportKind.NONE:
                 PUBLISHER_RUNG.labels(self._rung.value).dec()
-                self._rung = Rung.NONE
+                self._rung = TransportKind.NONE
             self.state.connected = False
             self.state.tracks = []
 
@@ -187,12 +192,12 @@ class FailoverPublisher:
         """Something happened."""
         if self._closing:
             return
-        self._carry_out(self._ladder.on(event, self._clock.now(), reason))
+        self._carry_out(self._policy.on(event, self._clock.now(), reason))
 
     async def _tick_on(self) -> None:
         while True:
             await asyncio.sleep(_TICK_S)
-            if not self._outlets.reads:
+            if not self._transports.reads:
                 self._tick()
 
     def _tick(self) -> None:
@@ -207,16 +212,16 @@ class FailoverPublisher:
     def _look(self) -> None:
         now = self._clock.now()
         self._heard.note(now, self.playout.position())
-        room = self._outlets.room
+        room = self._transports.room
         silent_s = room.liveness.silent_s if room is not None else 0.0
         self._mind_reconnect()
-        self._carry_out(self._ladder.tick(now, silent_s, self._all_heard(now)))
+        self._carry_out(self._policy.tick(now, silent_s, self._all_heard(now)))
         self._report()
 
     def _mind_reconnect(self) -> None:
         """What was said into a reconnect of the SDK's own is said again when it is through."""
-        room = self._outlets.room
-        if room is None or self._rung is not Rung.LIVEKIT:
+        room = self._transports.room
+        if room is None or self._rung is not TransportKind.LIVEKIT:
             self._doubt_at = None
         elif room.state.reconnecting:
             if self._doubt_at is None and room.liveness.silent_s > _SWALLOWED_S:
@@ -226,40 +231,40 @@ class FailoverPublisher:
             self._doubt_at = None
 
     def _all_heard(self, now: float) -> bool:
-        latency_s = _WHIP_LATENCY_S if self._rung is Rung.WHIP else 0.0
-        if self._rung is Rung.RTMP and self._options.ingress:
+        latency_s = _WHIP_LATENCY_S if self._rung is TransportKind.WHIP else 0.0
+        if self._rung is TransportKind.RTMP and self._options.ingress:
             latency_s = INGRESS_LATENCY_S
-        return self.playout.dry and self._heard.at(now - latency_s) >= self.playout.handed
+        return self.playout.empty and self._heard.at(now - latency_s) >= self.playout.enqueued
 
-    def _carry_out(self, acts: list[Act]) -> None:
+    def _carry_out(self, acts: list[Action]) -> None:
         for act in acts:
             match act:
-                case Act.JOIN:
-                    self._outlets.join()
-                case Act.LEAVE_ROOM:
-                    self._outlets.leave_room()
-                case Act.OPEN_STREAM:
-                    self._outlets.open_stream()
-                case Act.CLOSE_STREAM:
-                    self._outlets.close_stream()
-                case Act.OPEN_WHIP:
-                    self._outlets.open_whip()
-                case Act.CLOSE_WHIP:
-                    self._outlets.close_whip()
-                case Act.REWIND:
+                case Action.JOIN:
+                    self._transports.join()
+                case Action.LEAVE_ROOM:
+                    self._transports.leave_room()
+                case Action.OPEN_STREAM:
+                    self._transports.open_stream()
+                case Action.CLOSE_STREAM:
+                    self._transports.close_stream()
+                case Action.OPEN_WHIP:
+                    self._transports.open_whip()
+                case Action.CLOSE_WHIP:
+                    self._transports.close_whip()
+                case Action.REWIND:
                     self._rewind()
-                case Act.GIVE_UP:
+                case Action.GIVE_UP:
                     self._give_up()
         self._settle()
 
     def _rewind(self) -> None:
         """Everything that is not known to be heard is wanted again."""
-        now, room = self._clock.now(), self._outlets.room
+        now, room = self._clock.now(), self._transports.room
         moment = now - _STREAM_DOUBT_S
-        if self._rung is Rung.LIVEKIT:
-            moment = room.liveness.heard_at if room is not None else self._outlets.heard_at
+        if self._rung is TransportKind.LIVEKIT:
+            moment = room.liveness.heard_at if room is not None else self._transports.heard_at
             moment = min(moment, now - _ROOM_LATENCY_S)
-        elif self._options.ingress and self._rung is Rung.RTMP:
+        elif self._options.ingress and self._rung is TransportKind.RTMP:
             moment = now - INGRESS_LATENCY_S
         self._rewind_to(moment)
 
@@ -268,64 +273,64 @@ class FailoverPublisher:
         if not self._options.room.sound:
             return
         self._heard.note(self._clock.now(), self.playout.position())
-        position = min(self._heard.at(moment), self.playout.handed)
-        if position < self.playout.handed:
-            log.info("unheard speech is played again", extra={"samples": self.playout.handed - position})
+        position = min(self._heard.at(moment), self.playout.enqueued)
+        if position < self.playout.enqueued:
+            log.info("unheard speech is played again", extra={"samples": self.playout.enqueued - position})
             self._turn += 1
-            self._outlets.clear_audio(moment)  # what waits in a stream comes again as well
+            self._transports.clear_audio(moment)  # what waits in a stream comes again as well
             self.on_rewind(position)
 
     def _wind_back(self, position: int) -> None:
         self.playout.rewind(position)
 
     def _give_up(self) -> None:
-        self.state.error = self._ladder.reason
+        self.state.error = self._policy.reason
         self._settled.set()
         if self._lost is not None:
-            self._lost(self._ladder.reason)
+            self._lost(self._policy.reason)
 
     def _settle(self) -> None:
         """Makes true what the ladder's state says."""
-        rung = self._ladder.rung
+        rung = self._policy.rung
         if rung is not self._rung:
             self._change(rung)
-        flows = rung is not Rung.NONE and not self._ladder.holding and not self._hushed()
+        flows = rung is not TransportKind.NONE and not self._policy.holding and not self._hushed()
         self._playout.held = not flows
         if flows:
             self._flow.set()
         else:
             self._flow.clear()
         healthy_s = _INGRESS_HEALTHY_S if self._options.ingress else HEALTHY_S
-        self._outlets.probe_if(self._ladder.probing, healthy_s if self._settled.is_set() else 0.0)
+        self._transports.probe_if(self._policy.probing, healthy_s if self._settled.is_set() else 0.0)
 
     def _hushed(self) -> bool:
         """Somebody is in the room, or was, and cannot hear the avatar yet."""
-        room = self._outlets.room
-        if self._rung is not Rung.LIVEKIT or room is None or room.state.subscribed:
+        room = self._transports.room
+        if self._rung is not TransportKind.LIVEKIT or room is None or room.state.subscribed:
             return False
         patience_s = _RETURN_S if self._watched else _HUSH_S if room.state.viewers else 0.0
-        return self._clock.now() - self._outlets.joined_at < patience_s
+        return self._clock.now() - self._transports.joined_at < patience_s
 
-    def _change(self, rung: Rung) -> None:
+    def _change(self, rung: TransportKind) -> None:
         begins = not self._settled.is_set()
         for labels, step in ((self._rung, -1), (rung, 1)):
-            if labels is not Rung.NONE:
+            if labels is not TransportKind.NONE:
                 PUBLISHER_RUNG.labels(labels.value).inc(step)
         self._rung, self.name = rung, rung.value
-        self._playout.take_path(SOUND_PATH_S if rung is Rung.LIVEKIT else 0.0)
-        self.state.connected = rung is not Rung.NONE
+        self._playout.set_audio_delay(SOUND_PATH_S if rung is TransportKind.LIVEKIT else 0.0)
+        self.state.connected = rung is not TransportKind.NONE
         transport = self.transport
-        transport.rung, transport.since, transport.reason = rung.value, utc_now(), self._ladder.reason
-        if rung is not Rung.NONE:
+        transport.rung, transport.since, transport.reason = rung.value, utc_now(), self._policy.reason
+        if rung is not TransportKind.NONE:
             self._settled.set()
-        if not (begins and rung is Rung.LIVEKIT):
+        if not (begins and rung is TransportKind.LIVEKIT):
             transport.changes += 1
             PUBLISHER_CHANGES.labels(rung.value).inc()
-            self.on_change(PublisherChanged(publisher=rung.value, reason=self._ladder.reason))
+            self.on_change(PublisherChanged(publisher=rung.value, reason=self._policy.reason))
 
     def _report(self) -> None:
         """Brings `state` and `transport` up to date."""
-        outlets, state, transport = self._outlets, self.state, self.transport
+        outlets, state, transport = self._transports, self.state, self.transport
         room = outlets.room
         if room is not None:
             state.reconnecting, state.subscribed = room.state.reconnecting, room.state.subscribed
@@ -334,14 +339,16 @@ class FailoverPublisher:
                 self._watched = state.viewers > 0
         else:
             state.reconnecting, state.tracks = False, []
-            if self._rung is not Rung.NONE:  # who watches a stream nobody knows: the session goes on as if somebody did
+            if (
+                self._rung is not TransportKind.NONE
+            ):  # who watches a stream nobody knows: the session goes on as if somebody did
                 state.viewers = max(1, state.viewers)
         acknowledged = outlets.frames_acknowledged()
         if acknowledged > state.acknowledged_frames:
             state.acknowledged_frames, state.acknowledged_at = acknowledged, utc_now()
         stream = outlets.stream
-        sinks = {Rung.LIVEKIT: room, Rung.RTMP: stream, Rung.WHIP: outlets.whip}
-        if self._quality is not None and outlets.latest is not None and self._ladder.silent_s < SUSPECT_S:
+        sinks = {TransportKind.LIVEKIT: room, TransportKind.RTMP: stream, TransportKind.WHIP: outlets.whip}
+        if self._quality is not None and outlets.latest is not None and self._policy.silent_s < SUSPECT_S:
             self._quality.look(sinks.get(self._rung), outlets.latest, transport, self._clock.now())
         if self._options.beside:
             transport.beside = "live" if stream is not None and stream.state.connected else "retrying"

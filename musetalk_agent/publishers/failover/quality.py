@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum, auto
 
+from musetalk_agent.agent_metrics import ADAPTATION_STEP
 from musetalk_agent.media_types import VideoFrame
-from musetalk_agent.metrics import ADAPTATION_STEP
 from musetalk_agent.protocol.http import Transport
 from musetalk_agent.publishers.livekit.publisher import LiveKitPublisher
-from musetalk_agent.publishers.livekit.stats import Reading
+from musetalk_agent.publishers.livekit.stats import TransportStats
 from musetalk_agent.publishers.stream.sink import StreamSink
 
 DOWN_S = 2.0
@@ -92,7 +92,7 @@ class Adaptation:
         return True
 
 
-def judge_room(before: Reading, after: Reading, wanted: int, fps: int, step: int) -> Health:
+def judge_room(before: TransportStats, after: TransportStats, wanted: int, fps: int, step: int) -> Health:
     """Health of a room, from two readings some time apart.
 
     Args:
@@ -120,7 +120,7 @@ _EVERY_S = 1.0
 _GRACE_S = 5.0  # the estimation of a new connection begins low
 
 
-class QualityWatch:
+class QualityController:
     """Looks at the sink in use once a second.
 
     Args:
@@ -134,7 +134,7 @@ class QualityWatch:
         self._adaptation = Adaptation(now)
         self._sink: LiveKitPublisher | StreamSink | None = None
         self._since = self._looked_at = now
-        self._reading = Reading()
+        self._reading = TransportStats()
         self._frames = self._dropped = 0
         ADAPTATION_STEP.labels("0").inc()
 
@@ -164,7 +164,7 @@ class QualityWatch:
     def _begin(self, sink: LiveKitPublisher | StreamSink | None, now: float) -> None:
         """Another way out: nothing is known against it, and full quality is tried."""
         self._sink, self._since, self._looked_at = sink, now, now
-        self._reading, self._frames, self._dropped = Reading(), 0, 0
+        self._reading, self._frames, self._dropped = TransportStats(), 0, 0
         before, self._adaptation = self._adaptation.step, Adaptation(now)
         self._move(before, 0)
         if before and sink is not None:

@@ -1,32 +1,122 @@
-"""The ways out of a session, opened and closed at the ladder's word: the room, the RTMP stream, WHIP, and the probe of the room.
+"""The transports of a session (room, RTMP stream, WHIP) and the probe of the room, opened and closed as the policy decides.
 
-Nothing here waits: what takes time is a task, and its outcome an event for the ladder. A room that was left, and a stream that was
+Nothing here waits: what takes time is a task, and its outcome an event for the policy. A room that was left, and a stream that was
 closed, end in the background; a stream of the room's own identity has ended before the room is joined.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import re
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
 from typing import Any
+from urllib.parse import urlsplit
+
+from livekit import rtc
 
 from musetalk_agent.clock import Clock
 from musetalk_agent.errors import PublishFailed
 from musetalk_agent.media.playout import PlayoutClock
 from musetalk_agent.media_types import VideoFrame
-from musetalk_agent.publishers.failover.policy import Event, Rung
-from musetalk_agent.publishers.failover.probe import Probe, answers
+from musetalk_agent.publishers.failover.policy import Event, TransportKind
+from musetalk_agent.publishers.livekit.detached_connect import abandon
 from musetalk_agent.publishers.livekit.publisher import LiveKitOptions, LiveKitPublisher, video_bitrate
 from musetalk_agent.publishers.rtmp.address import RtmpAddress
 from musetalk_agent.publishers.rtmp.sink import RtmpSink
 from musetalk_agent.publishers.stream.sink import StreamOptions, StreamSink
 from musetalk_agent.publishers.whip.sink import WhipSink
+from musetalk_agent.tasks import supervise
 
 log = logging.getLogger(__name__)
+
+HEALTHY_S = 2.0
+_EVERY_S = 1.0
+_HTTP_TIMEOUT_S = 1.0
+_CONNECT_TIMEOUT_S = 3.0
+_JOIN_S = 75.0
+"""No join is waited for longer: through blocked UDP it fails by itself after a minute."""
+
+
+async def answers(livekit_url: str) -> bool:
+    """Whether the SFU's HTTP side says anything, within a second."""
+    parts = urlsplit(livekit_url)
+    tls = parts.scheme in ("wss", "https")
+    try:
+        async with asyncio.timeout(_HTTP_TIMEOUT_S):
+            reader, writer = await asyncio.open_connection(parts.hostname, parts.port or (443 if tls else 80), ssl=tls)
+            try:
+                writer.write(f"HEAD / HTTP/1.0\r\nHost: {parts.netloc}\r\n\r\n".encode())
+                return (await reader.read(5)).startswith(b"HTTP")
+            finally:
+                writer.close()
+                with contextlib.suppress(OSError):
+                    await writer.wait_closed()
+    except (OSError, ValueError):  # ValueError: a port or a host name that cannot be
+        return False
+
+
+class Probe:
+    """Tries until it is closed.
+
+    A try looks whether the SFU answers over HTTP, then joins, which needs UDP both ways, and stays a while. A join through
+    blocked UDP goes on for a minute, and succeeds at once when the way is free.
+
+    Args:
+        token: joins hidden; None leaves it at HTTP.
+        tell: called with the outcome of every try.
+        healthy_s: how long a join has to hold.
+    """
+
+    def __init__(self, url: str, token: str | None, tell: Callable[[bool], None], healthy_s: float) -> None:
+        self._url, self._token, self._tell = url, token, tell
+        self._healthy_s = healthy_s
+        self._room: rtc.Room | None = None
+        self._connecting: asyncio.Task[None] | None = None
+        self._leaving: asyncio.Task[None] | None = None
+        self._task = asyncio.create_task(supervise("probe", self._run), name="probe")
+
+    async def aclose(self) -> None:
+        """Ends it and leaves the room; a join under way is let go. Idempotent."""
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        await self._leave()
+
+    async def _run(self) -> None:
+        while True:
+            await self._leave()
+            healthy = await answers(self._url) and await self._try()
+            self._tell(healthy)
+            await self._leave()
+            await asyncio.sleep(_EVERY_S)
+
+    async def _try(self) -> bool:
+        if self._token is None:
+            await asyncio.sleep(self._healthy_s)
+            return await answers(self._url)
+        try:
+            self._room = room = rtc.Room()
+            options = rtc.RoomOptions(auto_subscribe=False, connect_timeout=_CONNECT_TIMEOUT_S)
+            self._connecting = asyncio.create_task(room.connect(self._url, self._token, options), name="probe-join")
+            async with asyncio.timeout(_JOIN_S):
+                await asyncio.shield(self._connecting)
+        except Exception as error:  # noqa: BLE001 - the SDK raises bare Exceptions: this try has failed, the next one comes
+            log.info("a probe did not join", extra={"error": type(error).__name__})  # its text quotes the token
+            return False
+        await asyncio.sleep(self._healthy_s)
+        return room.connection_state == rtc.ConnectionState.CONN_CONNECTED
+
+    async def _leave(self) -> None:
+        """Leaves the room now, or in the background while it is still being joined."""
+        room, self._room = self._room, None
+        if room is not None and self._connecting is not None:
+            self._leaving = abandon(room, self._connecting)
+        if self._leaving is not None and self._connecting is not None and self._connecting.done():
+            await asyncio.shield(self._leaving)
+
 
 NEVER_REJOIN = frozenset({"PARTICIPANT_REMOVED", "ROOM_DELETED", "ROOM_CLOSED", "DUPLICATE_IDENTITY"})
 """Somebody ended the avatar's stay, or took its identity: joining again would work against them."""
@@ -40,7 +130,7 @@ Tell = Callable[[Event, str], None]
 
 
 @dataclass(frozen=True, slots=True)
-class OutletOptions:
+class TransportOptions:
     """What ways there are.
 
     `address` is where RTMP goes, if anywhere; `ingress` and `beside` are those of `RtmpTarget`. Without `joins` there is no room.
@@ -54,7 +144,7 @@ class OutletOptions:
     probe_token: str | None = None
 
 
-class Outlets:
+class TransportManager:
     """Holds what is open.
 
     Args:
@@ -64,7 +154,7 @@ class Outlets:
 
     def __init__(
         self,
-        options: OutletOptions,
+        options: TransportOptions,
         clock: Clock,
         playout: PlayoutClock,
         tell: Tell,
@@ -104,15 +194,15 @@ class Outlets:
             if sink is not None:
                 sink.offer_video(now, frame)
 
-    def audio_sinks(self, rung: Rung) -> list[StreamSink]:
+    def audio_sinks(self, rung: TransportKind) -> list[StreamSink]:
         """The streams that take the sound while `rung` is in use; the room itself is not among them.
 
         A stream that leads into the room (WHIP, an ingress) takes sound only where the agent publishes it: else it would be heard
         twice. A plain RTMP address is another place, and always has the sound.
         """
         options = self._options
-        wants_whip = rung is Rung.WHIP and options.room.sound
-        wants_rtmp = (rung is Rung.RTMP or options.beside) and (options.room.sound or not options.ingress)
+        wants_whip = rung is TransportKind.WHIP and options.room.sound
+        wants_rtmp = (rung is TransportKind.RTMP or options.beside) and (options.room.sound or not options.ingress)
         offered = ((self.whip, wants_whip), (self.stream, wants_rtmp))
         return [sink for sink, wanted in offered if sink is not None and wanted]
 

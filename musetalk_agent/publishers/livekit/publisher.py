@@ -1,7 +1,7 @@
 """Publishes to a LiveKit room: one audio and one video track in one sync group, paced by us and never by wall clock.
 
 docs/explanation/livekit.md lists the traps this avoids, with their sources: connect is never cancelled, nothing is published
-twice after a reconnect, a real picture is there before the track is, audio is 48 kHz in whole 10 ms with one capture at a time.
+twice after a reconnect, a real frame is there before the track is, audio is 48 kHz in whole 10 ms with one capture at a time.
 """
 
 from __future__ import annotations
@@ -14,22 +14,74 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
+import cv2
+import numpy as np
 from livekit import rtc
 from livekit.rtc._proto.room_pb2 import AudioEncoding, DegradationPreference
 
 from musetalk_agent.clock import Clock, utc_now
 from musetalk_agent.errors import PublishFailed
-from musetalk_agent.media.captions import Caption
 from musetalk_agent.media.playout import PlayoutClock
-from musetalk_agent.media.segment import ROOM_RATE
-from musetalk_agent.media_types import Pcm, VideoFrame
+from musetalk_agent.media.segment import ROOM_RATE, Caption
+from musetalk_agent.media_types import Pcm, Pixels, VideoFrame
 from musetalk_agent.protocol.http import TrackInfo
 from musetalk_agent.publishers.base import Lost, PublisherState
-from musetalk_agent.publishers.livekit.camera import Camera
 from musetalk_agent.publishers.livekit.detached_connect import abandon, leave
-from musetalk_agent.publishers.livekit.stats import Liveness, Reading, read
+from musetalk_agent.publishers.livekit.stats import Liveness, TransportStats, read
 from musetalk_agent.publishers.livekit.transcription import CaptionWriter
 from musetalk_agent.tasks import supervise
+
+
+class LiveKitVideoSource:
+    """A video source that shows `first` from the start.
+
+    `scale` (0 … 1] is the size of what is published by that of what is pushed; only every `fps_divisor`-th picture goes.
+    """
+
+    def __init__(self, first: VideoFrame) -> None:
+        self.source = rtc.VideoSource(first.width, first.height)
+        self.scale = 1.0
+        self.fps_divisor = 1
+        self._count = 0
+        self._scratch: Pixels | None = None
+        self.push(first)
+
+    def push(self, frame: VideoFrame) -> bool:
+        """Whether the picture was shown, and not left out."""
+        self._count += 1
+        if self._count % self.fps_divisor:
+            return False
+        frame = frame if self.scale == 1.0 else smaller(frame, self.scale)
+        planes = frame.i420
+        if not planes.flags.writeable:
+            # the SDK takes the address of writable buffers only; it copies before it returns
+            if self._scratch is None or len(self._scratch) != len(planes):
+                self._scratch = np.empty(len(planes), np.uint8)
+            np.copyto(self._scratch, planes)
+            planes = self._scratch
+        data = memoryview(planes)  # type: ignore[arg-type]  # arrays declare themselves buffers from Python 3.12 on
+        self.source.capture_frame(rtc.VideoFrame(frame.width, frame.height, rtc.VideoBufferType.I420, data))
+        return True
+
+    async def aclose(self) -> None:
+        """Frees the source."""
+        await self.source.aclose()
+
+
+def smaller(frame: VideoFrame, scale: float) -> VideoFrame:
+    """The picture at `scale` times its size, in multiples of 4 pixels."""
+    width, height = (max(16, round(side * scale / 4) * 4) for side in (frame.width, frame.height))
+    rows, columns = frame.height, frame.width
+    luma, chroma = np.split(frame.i420, [rows * columns])
+    planes = [luma.reshape(rows, columns), *chroma.reshape(2, rows // 2, columns // 2)]
+    sizes = [(width, height), (width // 2, height // 2), (width // 2, height // 2)]
+    made = [
+        cv2.resize(plane, size, interpolation=cv2.INTER_AREA).ravel() for plane, size in zip(planes, sizes, strict=True)
+    ]
+    return VideoFrame(
+        np.concatenate(made).astype(np.uint8, copy=False), width, height, frame.idle_index, frame.spoken, frame.tag
+    )
+
 
 log = logging.getLogger(__name__)
 
@@ -99,13 +151,13 @@ class LiveKitPublisher:
         self._clock = clock
         self._on_reading = on_reading
         self.state = PublisherState()
-        self.playout = playout or PlayoutClock(clock, ROOM_RATE, path_s=SOUND_PATH_S)
+        self.playout = playout or PlayoutClock(clock, ROOM_RATE, audio_delay_s=SOUND_PATH_S)
         self.liveness = Liveness(clock.now())
-        self.reading = Reading()
+        self.reading = TransportStats()
         self.token = options.token
         self._room = rtc.Room()
         self._audio: rtc.AudioSource | None = None
-        self._camera: Camera | None = None
+        self._camera: LiveKitVideoSource | None = None
         self._publications: list[rtc.LocalTrackPublication] = []
         self._lost: Lost | None = None
         self._closing = False
@@ -119,7 +171,7 @@ class LiveKitPublisher:
         self._listen()
         if self._options.sound:
             self._audio = rtc.AudioSource(ROOM_RATE, 1, queue_size_ms=QUEUE_MS)
-        self._camera = Camera(first)
+        self._camera = LiveKitVideoSource(first)
         options = rtc.RoomOptions(auto_subscribe=False, dynacast=False, connect_timeout=CONNECT_TIMEOUT_S)
         self._connecting = asyncio.create_task(
             self._room.connect(self._options.url, self._options.token, options), name="livekit-connect"
@@ -147,7 +199,7 @@ class LiveKitPublisher:
 
     async def push_audio(self, block: Pcm) -> None:
         """Hands a block to the SDK and takes its back-pressure as the truth about the queue."""
-        self.playout.hand(len(block))
+        self.playout.enqueue(len(block))
         await self.capture(block)
 
     async def capture(self, block: Pcm) -> None:
@@ -157,7 +209,7 @@ class LiveKitPublisher:
             await self._clock.sleep_until(self._clock.now() + max(0.0, excess))
             return
         frame = rtc.AudioFrame(block.tobytes(), ROOM_RATE, 1, len(block))
-        handed, begun = self.playout.handed, self._clock.now()
+        handed, begun = self.playout.enqueued, self._clock.now()
         try:
             async with asyncio.timeout(_CAPTURE_TIMEOUT_S):
                 await self._audio.capture_frame(frame)
@@ -170,7 +222,7 @@ class LiveKitPublisher:
         except Exception as error:  # noqa: BLE001 - the SDK raises bare Exceptions: a lost block is counted, speech goes on
             self._note_refused(error)
             return
-        if self._clock.now() - begun > _GRACE_AFTER_STALL_S and self.playout.handed == handed:
+        if self._clock.now() - begun > _GRACE_AFTER_STALL_S and self.playout.enqueued == handed:
             self.playout.observe(QUEUE_MS * ROOM_RATE // 1000)
 
     def _note_refused(self, error: BaseException) -> None:
@@ -324,7 +376,7 @@ class LiveKitPublisher:
     async def _poll_stats(self) -> None:
         while True:
             await asyncio.sleep(_STATS_PERIOD_S)
-            reading: Reading | None = None
+            reading: TransportStats | None = None
             try:
                 async with asyncio.timeout(_STATS_TIMEOUT_S):
                     reading = read((await self._room.get_rtc_stats()).publisher_stats)
@@ -337,7 +389,7 @@ class LiveKitPublisher:
             if self._on_reading is not None:
                 self._on_reading()
 
-    def _acknowledge(self, reading: Reading) -> None:
+    def _acknowledge(self, reading: TransportStats) -> None:
         """Frames the SFU acknowledges: those sent, less the share its receiver reports as lost."""
         acknowledged = int(reading.frames_sent * (1 - reading.fraction_lost)) if reading.reports else 0
         if acknowledged > self.state.acknowledged_frames:

@@ -17,7 +17,7 @@ _BANDWIDTH = 2  # QualityLimitationReason
 
 
 @dataclass(slots=True)
-class Reading:
+class TransportStats:
     """One reading of the statistics; counts since the connection began, rates in bit/s, times in seconds."""
 
     packets_received: int = 0
@@ -34,9 +34,9 @@ class Reading:
     height: int = 0
 
 
-def read(entries: Iterable[Any]) -> Reading:
+def read(entries: Iterable[Any]) -> TransportStats:
     """Reads `get_rtc_stats().publisher_stats`."""
-    found = Reading()
+    found = TransportStats()
     for entry in entries:
         kind = entry.WhichOneof("stats")
         if kind == "candidate_pair":
@@ -74,7 +74,7 @@ class Liveness:
         self._reports = self._frames = 0
         self._answered_at = now
 
-    def note(self, reading: Reading | None, now: float, wall_ms: float) -> None:
+    def note(self, reading: TransportStats | None, now: float, wall_ms: float) -> None:
         """Takes a reading, or that there was none.
 
         The wall clock only places a packet between two readings, so that a step of it does no harm.

@@ -13,8 +13,8 @@ from collections.abc import Callable
 
 from livekit import rtc
 
-from musetalk_agent.media.captions import Caption
-from musetalk_agent.metrics import CAPTIONS
+from musetalk_agent.agent_metrics import CAPTIONS
+from musetalk_agent.media.segment import Caption
 from musetalk_agent.tasks import supervise
 
 log = logging.getLogger(__name__)

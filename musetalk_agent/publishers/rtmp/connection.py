@@ -66,7 +66,7 @@ class RtmpLink:
         self._socket: socket.socket | None = None
         self._reader = wire.ChunkReader()
         self._flv = wire.FlvReader()
-        self._inbox: list[wire.Message] = []
+        self._inbox: list[wire.RtmpMessage] = []
         self._stream = 0
         self._received = self._told = 0
         self._allowance = _Allowance()
@@ -209,7 +209,7 @@ class RtmpLink:
             if values[:2] == ["_result", float(number)]:
                 return values
 
-    def _next_command(self) -> wire.Message:
+    def _next_command(self) -> wire.RtmpMessage:
         """The next command that is no failure, save one of the courtesies that servers may not know."""
         while True:
             for message in self._take():
@@ -221,16 +221,16 @@ class RtmpLink:
             self._wait(reading=True)
             self._receive()
 
-    def _take(self) -> list[wire.Message]:
+    def _take(self) -> list[wire.RtmpMessage]:
         """Messages up to the first command, which stays for a later call when it is not the last."""
-        taken: list[wire.Message] = []
+        taken: list[wire.RtmpMessage] = []
         while self._inbox and (not taken or taken[-1].kind != wire.COMMAND):
             taken.append(self._inbox.pop(0))
         for message in taken:
             number = int.from_bytes(message.body[:4], "big")
             if message.kind == wire.USER_CONTROL and int.from_bytes(message.body[:2], "big") == wire.PING_REQUEST:
                 pong = wire.PING_RESPONSE.to_bytes(2, "big") + message.body[2:6]
-                self._send(wire.chunks(wire.Message(wire.USER_CONTROL, pong)))
+                self._send(wire.chunks(wire.RtmpMessage(wire.USER_CONTROL, pong)))
             elif message.kind == wire.ACKNOWLEDGEMENT:
                 self._acks, self._acked = self._acks + 1, (time.monotonic(), self.sent)
             elif message.kind == wire.WINDOW_SIZE and number:
@@ -330,13 +330,13 @@ class _Allowance:
             raise wire.RtmpError("The server floods the connection, where it has hardly anything to say.")
 
 
-def _codes(message: wire.Message) -> list[str]:
+def _codes(message: wire.RtmpMessage) -> list[str]:
     """Codes that a command's information objects carry. Descriptions are left alone: servers quote the stream key in them."""
     found = [value.get("code") for value in wire.unpack(message.body) if isinstance(value, dict)]
     return [code[:80] for code in found if isinstance(code, str)]
 
 
-def _failure(message: wire.Message) -> str | None:
+def _failure(message: wire.RtmpMessage) -> str | None:
     """Why a command tells of a failure, or None."""
     values = wire.unpack(message.body)
     levels = [value.get("level") for value in values if isinstance(value, dict)]

@@ -35,7 +35,7 @@ class RtmpError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
+class RtmpMessage:
     """A message: its kind, body, stream (0 for the connection itself) and time stamp in milliseconds."""
 
     kind: int
@@ -44,7 +44,7 @@ class Message:
     time_ms: int = 0
 
 
-def padded(message: Message, size: int) -> Message:
+def padded(message: RtmpMessage, size: int) -> RtmpMessage:
     """A picture (H.264 in FLV) of at least `size` bytes: a NAL unit of filler follows it, which decoders throw away."""
     missing = size - len(message.body) - 6
     if message.kind != VIDEO or missing < 0 or message.body[1:2] != b"\x01":  # 0 there: the decoder's configuration
@@ -122,17 +122,17 @@ def _name(body: bytes, at: int) -> tuple[str, int]:
     return body[at + 2 : at + 2 + size].decode("utf-8", "replace"), at + 2 + size
 
 
-def command(name: str, number: int, *values: Amf, stream: int = 0) -> Message:
+def command(name: str, number: int, *values: Amf, stream: int = 0) -> RtmpMessage:
     """A command with its transaction number."""
-    return Message(COMMAND, pack(name, float(number), *values), stream)
+    return RtmpMessage(COMMAND, pack(name, float(number), *values), stream)
 
 
-def control(kind: int, value: int) -> Message:
+def control(kind: int, value: int) -> RtmpMessage:
     """A message of the protocol itself with one number of 32 bits."""
-    return Message(kind, struct.pack(">I", value))
+    return RtmpMessage(kind, struct.pack(">I", value))
 
 
-def chunks(message: Message, size: int = CHUNK) -> bytes:
+def chunks(message: RtmpMessage, size: int = CHUNK) -> bytes:
     """The message as chunks of up to `size` bytes, each with the time stamp in full: no state is needed."""
     channel = _CHANNEL.get(message.kind, _CONTROL_CHANNEL)
     time = message.time_ms & 0xFFFFFFFF
@@ -169,7 +169,7 @@ class ChunkReader:
         self._channels: dict[int, _Channel] = {}
         self._size = _FIRST_CHUNK
 
-    def feed(self, data: bytes) -> Iterator[Message]:
+    def feed(self, data: bytes) -> Iterator[RtmpMessage]:
         """Messages that are complete now. Raises `RtmpError` for what is no RTMP. Read it to its end before the next call."""
         data = self._rest + data
         at = 0
@@ -185,7 +185,7 @@ class ChunkReader:
                 self._size = min(max(1, int.from_bytes(message.body, "big") & 0x7FFFFFFF), _MAX_MESSAGE)
             yield message
 
-    def _chunk(self, data: bytes, at: int) -> tuple[int, Message | None]:
+    def _chunk(self, data: bytes, at: int) -> tuple[int, RtmpMessage | None]:
         """The chunk at `at`: where it ends, and the message that it completes. Raises IndexError when it is not all there."""
         first = data[at]
         form, number = first >> 6, first & 0x3F
@@ -204,7 +204,7 @@ class ChunkReader:
         self._channels[number] = channel
         if len(channel.body) < channel.size:
             return at + part, None
-        message = Message(channel.kind, bytes(channel.body), channel.stream, channel.time_ms)
+        message = RtmpMessage(channel.kind, bytes(channel.body), channel.stream, channel.time_ms)
         channel.body = bytearray()
         return at + part, message
 
@@ -245,7 +245,7 @@ class FlvReader:
         self._buffer = bytearray()
         self._skip = _FLV_HEADER
 
-    def feed(self, data: bytes, stream: int) -> Iterator[Message]:
+    def feed(self, data: bytes, stream: int) -> Iterator[RtmpMessage]:
         """Messages for the message stream `stream` that are complete now."""
         self._buffer += data
         while True:
@@ -260,6 +260,6 @@ class FlvReader:
             time_ms = int.from_bytes(self._buffer[4:7], "big") | self._buffer[7] << 24
             body = bytes(self._buffer[_FLV_TAG : _FLV_TAG + size])
             kind = self._buffer[0]
-            yield Message(kind, pack("@setDataFrame") + body if kind == DATA else body, stream, time_ms)
+            yield RtmpMessage(kind, pack("@setDataFrame") + body if kind == DATA else body, stream, time_ms)
             del self._buffer[: _FLV_TAG + size]
             self._skip = _FLV_TRAILER

@@ -11,9 +11,8 @@ from av.container import OutputContainer
 from musetalk_agent.clock import Clock
 from musetalk_agent.publishers.rtmp.address import RtmpAddress
 from musetalk_agent.publishers.rtmp.connection import RtmpLink
-from musetalk_agent.publishers.stream.encoder import Codecs, Shape, StreamEncoder
-from musetalk_agent.publishers.stream.queue import Picture, Sound
-from musetalk_agent.publishers.stream.sink import Push, StreamOptions, StreamSink
+from musetalk_agent.publishers.stream.encoder import Codecs, QueuedAudio, QueuedFrame, StreamEncoder, StreamShape
+from musetalk_agent.publishers.stream.sink import StreamConnection, StreamOptions, StreamSink
 
 _FLV = {"flvflags": "no_duration_filesize", "flush_packets": "1"}
 _CODECS = Codecs(
@@ -45,18 +44,18 @@ class _RtmpPush:
         """Bytes given to the socket."""
         return self._link.sent
 
-    def open(self, shape: Shape) -> None:
+    def open(self, shape: StreamShape) -> None:
         """Connects and begins the stream."""
         self._link.open()
         self._container = av.open(self._link, "w", format="flv", options=_FLV)
         self._encoder = StreamEncoder(self._container, shape, _CODECS)
         self._encoder.open()
 
-    def play(self, sound: Sound) -> None:
+    def play(self, sound: QueuedAudio) -> None:
         """Adds sound."""
         self._encoder.play(sound)
 
-    def show(self, picture: Picture) -> None:
+    def show(self, picture: QueuedFrame) -> None:
         """Adds a picture."""
         self._encoder.show(picture)
 
@@ -102,7 +101,7 @@ class RtmpSink(StreamSink):
             raise ValueError("RTMP is pushed to a checked address only: see check_rtmp")
         self._address: RtmpAddress = options.address
 
-    def _connect(self, attempt: int) -> Push:
+    def _connect(self, attempt: int) -> StreamConnection:
         return _RtmpPush(self._address, attempt, self.options.picture_bytes)
 
     def _tell(self, error: Exception) -> str:

@@ -1,7 +1,13 @@
-"""Encodes and muxes one push: H.264 beside AAC or Opus on one time line that begins with the first thing heard or seen."""
+"""Encodes and muxes one push (H.264 with AAC or Opus), and the bounded queue in front of it.
+
+The event loop fills `MediaQueue`, a thread empties it. The time line begins with the first audio or frame.
+"""
 
 from __future__ import annotations
 
+import math
+import threading
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -17,10 +23,133 @@ from av.video.stream import VideoStream
 
 from musetalk_agent.media.segment import ROOM_RATE
 from musetalk_agent.media_types import Pcm, VideoFrame
-from musetalk_agent.publishers.stream.queue import Picture, Sound
+
+AUDIO_S = 3.0
+"""Sound that may wait, over a reconnect; of more the oldest is given up."""
+VIDEO_S = 0.5
+"""A picture older than this is never pushed."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueuedAudio:
+    """int16 mono samples at `ROOM_RATE`; the first is heard at `at` (monotonic seconds)."""
+
+    at: float
+    block: Pcm
+
+
+@dataclass(frozen=True, slots=True)
+class QueuedFrame:
+    """A picture that is seen at `at`. `key`: pictures before it were dropped, it has to be a key frame."""
+
+    at: float
+    frame: VideoFrame
+    key: bool = False
+
+
+class MediaQueue:
+    """Media in the order of their times. `offer_*` and `take` never wait; `wait` does. All are safe from any thread."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._sounds: deque[QueuedAudio] = deque()
+        self._pictures: deque[QueuedFrame] = deque()
+        self._gap = False
+        self._stopped = False
+        self._cut: float | None = None
+        self.dropped_pictures = 0
+        self.dropped_sounds = 0
+
+    def offer_audio(self, sound: QueuedAudio) -> None:
+        """Adds sound; what is more than `AUDIO_S` older than its end is given up."""
+        with self._changed:
+            self._sounds.append(sound)
+            limit = sound.at + len(sound.block) / ROOM_RATE - AUDIO_S
+            while self._sounds[0].at < limit:
+                self._sounds.popleft()
+                self.dropped_sounds += 1
+            self._changed.notify()
+
+    def offer_video(self, picture: QueuedFrame) -> None:
+        """Adds a picture; when that makes more than `VIDEO_S` wait, all before it are dropped."""
+        with self._changed:
+            if self._pictures and picture.at - self._pictures[0].at > VIDEO_S:
+                self._drop(len(self._pictures))
+            self._pictures.append(picture)
+            self._changed.notify()
+
+    def take(self, now: float) -> QueuedAudio | QueuedFrame | None:
+        """The next in time, sound first; None when nothing waits. Pictures that are too old by `now` are dropped before."""
+        with self._changed:
+            while self._pictures and now - self._pictures[0].at > VIDEO_S:
+                self._drop(1)
+            if self._sounds and not (self._pictures and self._pictures[0].at < self._sounds[0].at):
+                return self._sounds.popleft()
+            if not self._pictures:
+                return None
+            picture = self._pictures.popleft()
+            if self._gap:
+                self._gap = False
+                return QueuedFrame(picture.at, picture.frame, key=True)
+            return picture
+
+    def clear_audio(self, since: float = -math.inf) -> None:
+        """Drops the sound that would be heard at `since` (monotonic seconds) or later; `take_cut` tells the reader of it once."""
+        with self._changed:
+            while self._sounds and self._sounds[-1].at >= since:
+                self._sounds.pop()
+            self._cut = since if self._cut is None else min(self._cut, since)
+
+    def take_cut(self) -> float | None:
+        """The `since` of the clears after the last call, or None. Sound taken before it from then on must not be given back."""
+        with self._changed:
+            cut, self._cut = self._cut, None
+            return cut
+
+    def requeue(self, sound: QueuedAudio) -> None:
+        """Puts sound that could not be pushed to the front again."""
+        with self._changed:
+            self._sounds.appendleft(sound)
+
+    def wait(self, timeout_s: float) -> None:
+        """Until something waits, or the queue is stopped, or the time is over."""
+        with self._changed:
+            if not (self._sounds or self._pictures or self._stopped):
+                self._changed.wait(timeout_s)
+
+    def rest(self, timeout_s: float) -> None:
+        """Until the queue is stopped or the time is over, whatever waits."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopped, timeout_s)
+
+    def stop(self) -> None:
+        """Ends all waiting, now and later."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+
+    @property
+    def stopped(self) -> bool:
+        """`stop` was called."""
+        return self._stopped
+
+    def seconds(self) -> float:
+        """From the oldest that waits to the newest."""
+        with self._changed:
+            heads = [queue[0].at for queue in (self._sounds, self._pictures) if queue]
+            tails = [self._sounds[-1].at + len(self._sounds[-1].block) / ROOM_RATE] if self._sounds else []
+            tails += [self._pictures[-1].at] if self._pictures else []
+            return max(tails) - min(heads) if heads else 0.0
+
+    def _drop(self, count: int) -> None:
+        for _ in range(count):
+            self._pictures.popleft()
+        self.dropped_pictures += count
+        self._gap = True
+
 
 _TICK = Fraction(1, 90_000)
-_WOBBLE = ROOM_RATE * 15 // 1000
+_JITTER_TOLERANCE = ROOM_RATE * 15 // 1000
 """Samples by which the clock may be off before sound is moved that follows on sound: a seam in a word is worse than 15 ms."""
 _LATE = ROOM_RATE // 10
 """Samples by which sound may come late and still be heard whole. Pictures are then as much later, so that both stay in step."""
@@ -48,7 +177,7 @@ class Codecs:
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class StreamShape:
     """Size (even) and greatest rate of the pictures, and what they may take in bit/s."""
 
     width: int
@@ -60,7 +189,7 @@ class Shape:
 class StreamEncoder:
     """Writes what it is given, in order of time, into `container`. One thread only. Its methods raise what the container does."""
 
-    def __init__(self, container: OutputContainer, shape: Shape, codecs: Codecs) -> None:
+    def __init__(self, container: OutputContainer, shape: StreamShape, codecs: Codecs) -> None:
         self._container, self._shape = container, shape
         # x264 takes another bitrate while it runs only where a buffer was limited from the start
         limits = {"maxrate": str(shape.bitrate), "bufsize": str(shape.bitrate)}
@@ -96,7 +225,7 @@ class StreamEncoder:
         """Takes effect with the next picture; the encoder goes on."""
         self._video.bit_rate = bitrate
 
-    def play(self, sound: Sound) -> None:
+    def play(self, sound: QueuedAudio) -> None:
         """Adds sound at its time. Where none was before it there is silence; what comes too late to be heard is left out.
 
         Sound that is a little late is heard whole and delays both tracks; silence gives the delay back.
@@ -104,23 +233,23 @@ class StreamEncoder:
         block = sound.block
         place = self._sample(sound.at)
         if np.abs(block.astype(np.int32)).max(initial=0) <= _QUIET:
-            block = block[self._give_back(len(block)) :]
+            block = block[self._return_early(len(block)) :]
         late = self._samples - place
         if late > _LATE:
             block = block[late:]
-        elif late > (0 if self._silent else _WOBBLE):
+        elif late > (0 if self._silent else _JITTER_TOLERANCE):
             self._delay += late
-        elif -late > (0 if self._silent else _WOBBLE):
-            self._hush(self._samples - late)
+        elif -late > (0 if self._silent else _JITTER_TOLERANCE):
+            self._pad_silence(self._samples - late)
         self._encode_sound(block)
         self._silent = False
 
-    def show(self, picture: Picture) -> None:
+    def show(self, picture: QueuedFrame) -> None:
         """Adds a picture at its time, and silence up to it where no sound was offered: sound is always offered before."""
         if self._silent:
-            self._give_back(_GIVEN_BACK)
+            self._return_early(_GIVEN_BACK)
         place = self._sample(picture.at)
-        self._hush(place)
+        self._pad_silence(place)
         seconds = max(0.0, place / ROOM_RATE)
         frame = self._frame(picture.frame)
         frame.time_base, frame.pts = _TICK, max(self._last_tick + 1, round(seconds / _TICK))
@@ -142,13 +271,13 @@ class StreamEncoder:
             self._start = at
         return round((at - self._start) * ROOM_RATE) + self._delay
 
-    def _give_back(self, most: int) -> int:
+    def _return_early(self, most: int) -> int:
         """Reduces the delay by up to `most` samples; returns by how many."""
         given = min(most, self._delay, _GIVEN_BACK)
         self._delay -= given
         return given
 
-    def _hush(self, until: int) -> None:
+    def _pad_silence(self, until: int) -> None:
         self._silent = self._silent or self._samples < until
         while self._samples < until:
             self._encode_sound(np.zeros(min(_SILENCE, until - self._samples), np.int16))

@@ -18,13 +18,12 @@ from typing import Protocol
 
 from av.error import FFmpegError
 
-from musetalk_agent import metrics
+from musetalk_agent import agent_metrics
 from musetalk_agent.clock import Clock
 from musetalk_agent.media_types import Pcm, VideoFrame
 from musetalk_agent.publishers.rtmp.address import RtmpAddress
 from musetalk_agent.publishers.rtmp.protocol import RtmpError
-from musetalk_agent.publishers.stream.encoder import Shape
-from musetalk_agent.publishers.stream.queue import AUDIO_S, MediaQueue, Picture, Sound
+from musetalk_agent.publishers.stream.encoder import AUDIO_S, MediaQueue, QueuedAudio, QueuedFrame, StreamShape
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +74,7 @@ class StreamState:
     delivered_at: float | None = None
 
 
-class Push(Protocol):
+class StreamConnection(Protocol):
     """One stream, from connecting to its end. `abort` may be called from any thread, all else belongs to the sink's.
 
     What fails raises OSError, RtmpError or FFmpegError, in bounded time.
@@ -86,15 +85,15 @@ class Push(Protocol):
         """Bytes given to the transport."""
         ...
 
-    def open(self, shape: Shape) -> None:
+    def open(self, shape: StreamShape) -> None:
         """Connects, and begins the stream."""
         ...
 
-    def play(self, sound: Sound) -> None:
+    def play(self, sound: QueuedAudio) -> None:
         """Adds sound."""
         ...
 
-    def show(self, picture: Picture) -> None:
+    def show(self, picture: QueuedFrame) -> None:
         """Adds a picture, after the sound before it."""
         ...
 
@@ -136,12 +135,11 @@ class StreamSink(ABC):
         self._queue = MediaQueue()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
-        self._settled = asyncio.Event()
         self._ended = asyncio.Event()
-        self._current: Push | None = None
+        self._current: StreamConnection | None = None
         self._aborted = False
         self._bitrate, self._divisor, self._offered = options.bitrate, 1, 0
-        self._sent: deque[tuple[int, Sound]] = deque()
+        self._sent: deque[tuple[int, QueuedAudio]] = deque()
 
     def start(self) -> None:
         """Begins to connect, and goes on until `aclose`; returns at once."""
@@ -153,7 +151,7 @@ class StreamSink(ABC):
     def offer_audio(self, at: float, block: Pcm) -> None:
         """Adds int16 mono samples at `ROOM_RATE`, the first heard at `at`; gaps are silence. `block` must not change."""
         if not self._queue.stopped and len(block):
-            self._queue.offer_audio(Sound(at, block))
+            self._queue.offer_audio(QueuedAudio(at, block))
 
     def clear_audio(self, since: float = -math.inf) -> None:
         """Drops the sound heard at `since` (monotonic seconds) or later that was not pushed yet, and never pushes it again."""
@@ -164,23 +162,12 @@ class StreamSink(ABC):
         """Adds a picture seen at `at`, after the sound up to there. When more than 500 ms wait, pictures are dropped."""
         self._offered += 1
         if not self._queue.stopped and self._offered % self._divisor == 0:
-            self._queue.offer_video(Picture(at, frame))
+            self._queue.offer_video(QueuedFrame(at, frame))
             self._count()
 
     def set_quality(self, *, bitrate: int, fps_divisor: int) -> None:
         """Bits per second of the pictures from now on (at most those of the options); only every `fps_divisor`-th is pushed."""
         self._bitrate, self._divisor = bitrate, max(1, fps_divisor)
-
-    async def wait_connected(self, timeout_s: float) -> bool:
-        """Whether it is connected within this time. Cancelling is safe."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                while not self.state.connected:
-                    self._settled.clear()
-                    await self._settled.wait()
-        except TimeoutError:
-            return self.state.connected
-        return True
 
     async def aclose(self) -> None:
         """Pushes what waits, for up to 0.7 s, and ends; within 3 s whatever the server does. Idempotent.
@@ -202,7 +189,7 @@ class StreamSink(ABC):
             self._count(ended=True)
 
     @abstractmethod
-    def _connect(self, attempt: int) -> Push:
+    def _connect(self, attempt: int) -> StreamConnection:
         """A new push, not yet open."""
 
     def _tell(self, error: Exception) -> str:
@@ -242,11 +229,11 @@ class StreamSink(ABC):
         try:
             if self._aborted:
                 return
-            push.open(Shape(options.width, options.height, options.fps, options.bitrate))
+            push.open(StreamShape(options.width, options.height, options.fps, options.bitrate))
             self.state.connected_at = self._clock.now()
             if self.state.frames_sent:
                 self.state.reconnects += 1
-                metrics.STREAM_RECONNECTS.labels(self.name).inc()
+                agent_metrics.STREAM_RECONNECTS.labels(self.name).inc()
             self._change(connected=True, error=None)
             self._pump(push)
             push.finish()
@@ -257,7 +244,7 @@ class StreamSink(ABC):
             push.close()
             self._current = None
 
-    def _pump(self, push: Push) -> None:
+    def _pump(self, push: StreamConnection) -> None:
         """Encodes and pushes what is offered, until the sink is closed and nothing waits any more."""
         last: float | None = None
         bitrate = self.options.bitrate
@@ -272,7 +259,7 @@ class StreamSink(ABC):
                 if last:
                     return
                 self._queue.wait(_TICK_S)
-            elif isinstance(item, Sound):
+            elif isinstance(item, QueuedAudio):
                 self._sent.append((_NOT_YET, item))
                 push.play(item)
                 self._sent[-1] = (push.sent, item)
@@ -282,11 +269,11 @@ class StreamSink(ABC):
                     push.set_bitrate(bitrate)
                 push.show(item)
                 self.state.frames_sent += 1
-                metrics.STREAM_FRAMES.labels(self.name).inc()
+                agent_metrics.STREAM_FRAMES.labels(self.name).inc()
             push.poll()
             self._confirm(push)
 
-    def _confirm(self, push: Push) -> None:
+    def _confirm(self, push: StreamConnection) -> None:
         """Forgets the sound that has reached the server."""
         arrived = push.sent - push.pending()
         newest = next((sound.at for offset, sound in reversed(self._sent) if offset <= arrived), None)
@@ -302,19 +289,19 @@ class StreamSink(ABC):
         while cut is not None and self._sent and self._sent[-1][1].at >= cut:
             self._sent.pop()
 
-    def _take_back(self, push: Push) -> None:
+    def _take_back(self, push: StreamConnection) -> None:
         """Sound that has not reached the server waits again, for the next push."""
         self._confirm(push)
         self._forget_cleared()
         while self._sent:
-            self._queue.give_back(self._sent.pop()[1])
+            self._queue.requeue(self._sent.pop()[1])
 
     def _count(self, *, ended: bool = False) -> None:
         state, queue = self.state, self._queue
         waits = 0.0 if ended else queue.seconds()
-        metrics.STREAM_QUEUE.labels(self.name).inc(waits - state.queue_s)
-        metrics.STREAM_DROPPED.labels(self.name, "picture").inc(queue.dropped_pictures - state.dropped)
-        metrics.STREAM_DROPPED.labels(self.name, "sound").inc(queue.dropped_sounds - state.lost_sounds)
+        agent_metrics.STREAM_QUEUE.labels(self.name).inc(waits - state.queue_s)
+        agent_metrics.STREAM_DROPPED.labels(self.name, "picture").inc(queue.dropped_pictures - state.dropped)
+        agent_metrics.STREAM_DROPPED.labels(self.name, "sound").inc(queue.dropped_sounds - state.lost_sounds)
         state.queue_s, state.dropped, state.lost_sounds = waits, queue.dropped_pictures, queue.dropped_sounds
 
     def _change(self, *, connected: bool, error: str | None) -> None:
@@ -322,7 +309,6 @@ class StreamSink(ABC):
             return
         self.state.connected, self.state.error = connected, error
         log.info("push %s", "begun" if connected else "ended", extra={"sink": self.name, "error": error})
-        self._on_loop(self._settled.set)
         self._on_loop(self._on_change)
 
     def _on_loop(self, call: Callable[[], None]) -> None:

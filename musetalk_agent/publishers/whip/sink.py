@@ -16,9 +16,8 @@ import subprocess
 import sys
 import time
 
-from musetalk_agent.publishers.stream.encoder import Shape
-from musetalk_agent.publishers.stream.queue import Picture, Sound
-from musetalk_agent.publishers.stream.sink import Push, StreamSink
+from musetalk_agent.publishers.stream.encoder import QueuedAudio, QueuedFrame, StreamShape
+from musetalk_agent.publishers.stream.sink import StreamConnection, StreamSink
 from musetalk_agent.publishers.whip.worker import BITRATE, END, PICTURE, RECORD, SOUND
 
 _CONNECT_S = 8.0
@@ -44,7 +43,7 @@ class _WhipPush:
         self._aborted = False
         self.sent = 0
 
-    def open(self, shape: Shape) -> None:
+    def open(self, shape: StreamShape) -> None:
         """Starts the process and waits until it is connected. Raises OSError."""
         command = [sys.executable, "-m", "musetalk_agent.publishers.whip.worker"]
         pipe = subprocess.PIPE
@@ -63,12 +62,12 @@ class _WhipPush:
             self._wait(process.stdout.fileno(), select.POLLIN, deadline)
             self.poll()
 
-    def play(self, sound: Sound) -> None:
+    def play(self, sound: QueuedAudio) -> None:
         """Hands sound over."""
         payload = sound.block.tobytes()
         self._write(RECORD.pack(SOUND, sound.at, len(payload), 0, 0, False) + payload)
 
-    def show(self, picture: Picture) -> None:
+    def show(self, picture: QueuedFrame) -> None:
         """Hands a picture over."""
         frame = picture.frame
         self._write(RECORD.pack(PICTURE, picture.at, len(frame.i420), frame.width, frame.height, picture.key))
@@ -143,5 +142,5 @@ class WhipSink(StreamSink):
 
     name = "whip"
 
-    def _connect(self, attempt: int) -> Push:
+    def _connect(self, attempt: int) -> StreamConnection:
         return _WhipPush(whip_url(self.options.url), self.options.token or "")

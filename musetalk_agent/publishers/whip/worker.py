@@ -19,8 +19,7 @@ import av
 import numpy as np
 
 from musetalk_agent.media_types import VideoFrame
-from musetalk_agent.publishers.stream.encoder import Codecs, Shape, StreamEncoder
-from musetalk_agent.publishers.stream.queue import Picture, Sound
+from musetalk_agent.publishers.stream.encoder import Codecs, QueuedAudio, QueuedFrame, StreamEncoder, StreamShape
 
 RECORD = struct.Struct("<BdIII?")
 """Kind, time (monotonic seconds, the same in both processes), bytes that follow, width, height, key frame."""
@@ -77,7 +76,7 @@ def _push(source: BinaryIO, consent: _Consent) -> None:
     container = av.open(about["url"], "w", format="whip", options=options)
     try:
         signal.alarm(_HANG_S)  # its default is to end the process, also from within FFmpeg
-        encoder = StreamEncoder(container, Shape(**about["shape"]), _CODECS)
+        encoder = StreamEncoder(container, StreamShape(**about["shape"]), _CODECS)
         encoder.open()
         signal.alarm(0)
         _tell("up")
@@ -98,10 +97,10 @@ def _carry(source: BinaryIO, encoder: StreamEncoder, consent: _Consent) -> None:
         if kind == END:
             return
         if kind == SOUND:
-            encoder.play(Sound(at - _SOUND_PATH_S, np.frombuffer(payload, np.int16)))
+            encoder.play(QueuedAudio(at - _SOUND_PATH_S, np.frombuffer(payload, np.int16)))
         elif kind == PICTURE:
             frame = VideoFrame(np.frombuffer(payload, np.uint8), width, height, 0)
-            encoder.show(Picture(at, frame, key))
+            encoder.show(QueuedFrame(at, frame, key))
         elif kind == BITRATE:
             encoder.set_bitrate(width)
         if consent.asked is not None and time.monotonic() - consent.asked > _SILENT_S:

@@ -7,7 +7,18 @@ import numpy as np
 import pytest
 
 from musetalk_agent.avatar_protocol import core
-from musetalk_agent.avatar_protocol.core import Act, AvatarProtocol, Begin, Call, Clear, Close, End, Push, Refuse, Warn
+from musetalk_agent.avatar_protocol.core import (
+    AvatarProtocol,
+    Begin,
+    ClearBuffer,
+    Close,
+    Command,
+    End,
+    PushAudio,
+    Refuse,
+    RpcCall,
+    Warn,
+)
 from musetalk_agent.protocol.messages import Cleared, PlaybackFinished, PlaybackStarted
 
 SENDER = "agent-1"
@@ -29,16 +40,16 @@ def finished(number: int, position_s: float = 1.0, *, interrupted: bool = False)
     return PlaybackFinished(segment=number, position_s=position_s, interrupted=interrupted)
 
 
-def told(position: float, *, interrupted: bool) -> Call:
-    return Call(core.FINISHED_METHOD, json.dumps({"playback_position": position, "interrupted": interrupted}))
+def told(position: float, *, interrupted: bool) -> RpcCall:
+    return RpcCall(core.FINISHED_METHOD, json.dumps({"playback_position": position, "interrupted": interrupted}))
 
 
-def kinds(acts: Sequence[Act]) -> list[type]:
+def kinds(acts: Sequence[Command]) -> list[type]:
     return [type(act) for act in acts]
 
 
-def pushed(acts: Sequence[Act]) -> list[int]:
-    return [int(sample) for act in acts if isinstance(act, Push) for sample in act.samples]
+def pushed(acts: Sequence[Command]) -> list[int]:
+    return [int(sample) for act in acts if isinstance(act, PushAudio) for sample in act.samples]
 
 
 def test_a_segment_from_its_header_to_its_acknowledgement() -> None:
@@ -47,7 +58,7 @@ def test_a_segment_from_its_header_to_its_acknowledgement() -> None:
     assert made.begin("a", 0) == [Begin(1, 24000)]
     assert pushed(made.data("a", PCM.tobytes(), 0.1)) == PCM.tolist()
     assert made.ended("a") == [End()]
-    assert made.told(PlaybackStarted(segment=1)) == [Call(core.STARTED_METHOD)]
+    assert made.told(PlaybackStarted(segment=1)) == [RpcCall(core.STARTED_METHOD)]
     assert made.told(finished(1, 0.025)) == [told(0.025, interrupted=False)]
     assert made.told(finished(1, 0.025)) == [], "once"
     assert made.told(PlaybackStarted(segment=1)) == []
@@ -102,7 +113,7 @@ def test_others_are_not_listened_to() -> None:
 def test_a_stream_with_the_id_of_one_that_is_read_does_not_end_that(sender: str) -> None:
     made = protocol("a")
     assert made.arrived("a", sender, PLAIN, 0) == [Refuse()]
-    assert kinds(made.data("a", PCM.tobytes(), 0)) == [Push]
+    assert kinds(made.data("a", PCM.tobytes(), 0)) == [PushAudio]
     assert made.ended("a") == [End()]
 
 
@@ -111,7 +122,7 @@ def test_a_clear_drops_what_was_read_and_what_was_not(streams: list[str], begun:
     made = protocol(*streams, begun=begun)
     acts = made.clear(SENDER)
     opened = [Begin(number + 1, 24000) for number in range(begun, len(streams))]
-    assert acts == [*opened, Clear(), *(Close(stream) for stream in streams)]
+    assert acts == [*opened, ClearBuffer(), *(Close(stream) for stream in streams)]
     calls = [call for number in range(len(streams)) for call in made.told(finished(number + 1, interrupted=True))]
     assert calls == [told(1.0, interrupted=True)] * len(streams)
     for stream in streams:
@@ -126,7 +137,7 @@ def test_ten_clears_in_a_row_are_ten_acknowledgements() -> None:
         made.arrived(f"s{number}", SENDER, PLAIN, number)
         made.begin(f"s{number}", number)
         for _ in range(2):  # the agent may ask twice
-            assert Clear() in (made.clear(SENDER) or [])
+            assert ClearBuffer() in (made.clear(SENDER) or [])
             calls += len(made.told(finished(number, interrupted=True)))
     assert calls == 10
 
@@ -183,7 +194,7 @@ def test_speech_that_is_stuck_is_dropped() -> None:
     assert made.tick(0.1, (0, 0.0)) == []
     assert made.tick(10.0, (1, 0.5)) == [], "it moves"
     assert made.tick(9.9 + core.STUCK_S, (1, 0.5)) == []
-    assert kinds(made.tick(10.1 + core.STUCK_S, (1, 0.5))) == [Warn, Clear]
+    assert kinds(made.tick(10.1 + core.STUCK_S, (1, 0.5))) == [Warn, ClearBuffer]
     assert made.told(finished(1, 0.5, interrupted=True)) == [told(0.5, interrupted=True)]
     assert made.tick(1000, (1, 0.5)) == [], "nothing waits"
 
@@ -193,7 +204,9 @@ def test_nobody_is_told_once_the_agent_has_left() -> None:
     made.ended("a")
     made.begin("b", 0)
     assert made.tick(core.ABSENT_S - 0.1, (0, 0.0), present=False) == []
-    assert made.told(PlaybackStarted(segment=1)) == [Call(core.STARTED_METHOD)], "it may be out of sight for a moment"
+    assert made.told(PlaybackStarted(segment=1)) == [RpcCall(core.STARTED_METHOD)], (
+        "it may be out of sight for a moment"
+    )
     assert kinds(made.tick(core.ABSENT_S + 0.1, (0, 0.0), present=False)) == [Warn, End, Close], "its stream has no end"
     assert made.told(finished(1)) == [] == made.told(finished(2))
     made.arrived("b", SENDER, PLAIN, 5)
@@ -203,7 +216,7 @@ def test_nobody_is_told_once_the_agent_has_left() -> None:
 
 def test_one_who_comes_back_says_that_it_still_has_the_speech() -> None:
     made = protocol("a")
-    assert made.rejoined() == [Call(core.STARTED_METHOD)]
+    assert made.rejoined() == [RpcCall(core.STARTED_METHOD)]
     made.ended("a")
     assert made.told(finished(1)) == [told(1.0, interrupted=False)]
     assert made.rejoined() == []

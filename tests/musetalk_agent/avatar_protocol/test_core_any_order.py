@@ -11,7 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from musetalk_agent.avatar_protocol import core
-from musetalk_agent.avatar_protocol.core import Act, AvatarProtocol, Begin, Call, Clear, Close, End, Push, Refuse
+from musetalk_agent.avatar_protocol.core import (
+    AvatarProtocol,
+    Begin,
+    ClearBuffer,
+    Close,
+    Command,
+    End,
+    PushAudio,
+    Refuse,
+    RpcCall,
+)
 from musetalk_agent.protocol.messages import PlaybackFinished, PlaybackStarted
 
 SENDER = "agent-1"
@@ -34,24 +44,24 @@ class World:
     came: int = 0
     acknowledged: list[tuple[float, bool]] = field(default_factory=list)
 
-    def take(self, acts: Sequence[Act]) -> None:
+    def take(self, acts: Sequence[Command]) -> None:
         for act in acts:
             match act:
                 case Begin(number):
                     assert number not in self.begun, "a segment began twice"
                     self.begun.append(number)
                     self.playing[number], self.open = 0.0, number
-                case Push(samples):
+                case PushAudio(samples):
                     assert self.open is not None, "sound without a segment"
                     self.playing[self.open] += len(samples) / 16_000
                 case End():
                     assert self.open is not None
                     self.open = None
-                case Clear():
+                case ClearBuffer():
                     self.cleared()
                 case Close(stream):
                     self.forget(stream)
-                case Call(core.FINISHED_METHOD, payload):
+                case RpcCall(core.FINISHED_METHOD, payload):
                     said = json.loads(payload)
                     self.acknowledged.append((said["playback_position"], said["interrupted"]))
                 case _:
@@ -197,7 +207,7 @@ def test_sound_is_the_same_however_its_bytes_are_cut(cuts: list[int], channels: 
     data, got, at = pcm.tobytes(), list[int](), 0
     for size in [*cuts, len(data)]:
         for act in protocol.data("a", data[at : at + size], 0.0):
-            assert isinstance(act, Push)
+            assert isinstance(act, PushAudio)
             got += act.samples.tolist()
         at += size
     assert got == pcm.mean(axis=1).astype(np.int16).tolist()

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from livekit import rtc
 
+from musetalk_agent.agent_metrics import AGENT_CALLS
 from musetalk_agent.avatar_protocol import core, speech
-from musetalk_agent.avatar_protocol.speech import RoomSpeech
-from musetalk_agent.metrics import AGENT_CALLS
+from musetalk_agent.avatar_protocol.speech import DataStreamAudioInput
 from musetalk_agent.protocol.messages import PlaybackFinished, PlaybackStarted
 from tests.waiting import NEVER_S, turns, until
 
@@ -74,7 +74,7 @@ class Reader:
 
 
 class Room:
-    """What `RoomSpeech` uses of a room, and what it was asked for."""
+    """What `DataStreamAudioInput` uses of a room, and what it was asked for."""
 
     def __init__(self, *, here: bool = True, answers: tuple[int | None, ...] = ()) -> None:
         self.remote_participants = {SENDER: object()} if here else {}
@@ -136,7 +136,7 @@ class Pipeline:
     """What the speech is put into."""
 
     acts: list[tuple[object, ...]] = field(default_factory=list)
-    playback: Playback = field(default_factory=Playback)
+    player: Playback = field(default_factory=Playback)
 
     def begin(self, number: int, rate: int) -> None:
         self.acts.append(("begin", number, rate))
@@ -153,9 +153,9 @@ class Pipeline:
 
 @dataclass
 class Heard:
-    """A `RoomSpeech` at work, and what is around it."""
+    """A `DataStreamAudioInput` at work, and what is around it."""
 
-    speech: RoomSpeech
+    speech: DataStreamAudioInput
     room: Room
     pipeline: Pipeline
     time: Time
@@ -170,7 +170,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def made(room: Room, *, feed: bool = True) -> Heard:
     time, pipeline = Time(), Pipeline()
-    subject = RoomSpeech(SENDER, 2, time, 0.0)
+    subject = DataStreamAudioInput(SENDER, 2, time, 0.0)
     if feed:
         subject.feed(pipeline)  # type: ignore[arg-type]  # the part of it that is used
     subject.attach(room)  # type: ignore[arg-type]  # the same
@@ -206,7 +206,7 @@ async def test_a_stream_that_was_cleared_before_it_was_read_is_closed_unread() -
 
 async def test_speech_that_is_in_hand_already_is_heard_before_more_is_read() -> None:
     heard = made(Room())
-    heard.pipeline.playback.buffered_s = 2.5  # and 2 is the most
+    heard.pipeline.player.buffered_s = 2.5  # and 2 is the most
     (reader,) = heard.room.brings("a")
     for _ in range(3):
         reader.chunks.put_nowait(bytes(320))
@@ -214,7 +214,7 @@ async def test_speech_that_is_in_hand_already_is_heard_before_more_is_read() -> 
     async with at_work(heard):
         await until(lambda: reader.read == 1 and heard.time.at > 30)  # three times what a silent stream is waited for
         assert reader.read == 1 and reader.closed == 0
-        heard.pipeline.playback.buffered_s = 2.0
+        heard.pipeline.player.buffered_s = 2.0
         await until(lambda: reader.closed)
     assert heard.pipeline.acts == [("begin", 1, 16000), *3 * [("push", 160)], ("end",)]
 

@@ -14,12 +14,12 @@ import pytest
 from livekit import rtc
 from livekit.rtc._proto.room_pb2 import SimulateScenarioKind
 
+from musetalk_agent.agent_settings import AgentSettings
 from musetalk_agent.avatar_protocol import core
 from musetalk_agent.factory import Factory
 from musetalk_agent.protocol.http import AgentStartRequest, AvatarSource
 from musetalk_agent.publishers.failover.publisher import FailoverPublisher
 from musetalk_agent.session.session import Session
-from musetalk_agent.settings import AgentSettings
 from musetalk_tools.livekit_server import LiveKitAccess
 from tests.viewer import join_token
 from tests.waiting import until

@@ -55,7 +55,7 @@ async def test_no_frame_is_composed_on_the_event_loop(executor: ThreadPoolExecut
         made.pipeline.clear()
         await made.pass_time(1)
         assert engine.session.threads and threading.get_ident() not in engine.session.threads
-        assert made.pipeline.playback.report()["idle_late"] == 0
+        assert made.pipeline.player.report()["idle_late"] == 0
     idle = made.idle_indices[:20]
     assert idle == [0, 1, 2, 3, 4, 3, 2, 1, 0, 1, 2, 3, 4, 3, 2, 1, 0, 1, 2, 3], "no frame twice, none left out"
     beats = np.diff([at for at, _ in made.pictures])
@@ -116,11 +116,11 @@ async def test_frames_that_fail_count_neither_as_shown_nor_as_quick(executor: Th
         made.pipeline.end()
         await made.pass_time(2)
         await asyncio.sleep(0)
-        report = made.pipeline.playback.report()
+        report = made.pipeline.player.report()
         assert (report["spoken"], report["failed"]) == (0, 25)
         assert report["lip_latency_p50_ms"] is None and report["skew_ms"] is None
-        assert made.pipeline.playback.recent.degraded(made.clock.now())
-    assert {s.stage: s.count for s in made.pipeline.funnel.report()}["patches"] == 0
+        assert made.pipeline.player.recent.degraded(made.clock.now())
+    assert {s.stage: s.count for s in made.pipeline.stats.report()}["patches"] == 0
 
 
 class TalkingActor(QuietActor):

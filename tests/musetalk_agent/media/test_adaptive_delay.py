@@ -4,46 +4,46 @@ from __future__ import annotations
 
 import pytest
 
-from musetalk_agent.media.adaptive_delay import HeadStart
+from musetalk_agent.media.scheduler import AdaptiveDelay
 
 
 def test_an_engine_that_looks_ahead_needs_less() -> None:
-    assert HeadStart(0.0).seconds == 0.04
-    assert HeadStart(0.08).seconds == 0.01
+    assert AdaptiveDelay(0.0).seconds == 0.04
+    assert AdaptiveDelay(0.08).seconds == 0.01
 
 
 def test_late_pcm_widens_and_a_pause_does_not() -> None:
-    start = HeadStart(0.0)
-    start.dry(10.0)
-    assert not start.resumed(10.5) and start.seconds == 0.04
-    start.dry(20.0)
-    assert start.resumed(20.15) and start.seconds == pytest.approx(0.06)
-    assert not start.resumed(20.2), "it was not dry again"
+    start = AdaptiveDelay(0.0)
+    start.on_underrun(10.0)
+    assert not start.on_resume(10.5) and start.seconds == 0.04
+    start.on_underrun(20.0)
+    assert start.on_resume(20.15) and start.seconds == pytest.approx(0.06)
+    assert not start.on_resume(20.2), "it was not dry again"
 
 
 def test_it_never_passes_its_limit_and_comes_back() -> None:
-    start = HeadStart(0.0)
+    start = AdaptiveDelay(0.0)
     for _ in range(20):
-        start.dry(0.0)
-        start.resumed(0.1)
+        start.on_underrun(0.0)
+        start.on_resume(0.1)
     assert start.seconds == pytest.approx(0.16)
-    start.over(100, 0)  # in which it was late
+    start.on_segment_end(100, 0)  # in which it was late
     assert start.seconds == pytest.approx(0.16)
     for _ in range(20):
-        start.over(100, 0)
+        start.on_segment_end(100, 0)
     assert start.seconds == pytest.approx(0.04)
 
 
 def test_an_engine_that_drops_pictures_is_given_time() -> None:
-    start = HeadStart(0.08)
-    start.over(100, 3)
+    start = AdaptiveDelay(0.08)
+    start.on_segment_end(100, 3)
     assert start.seconds == pytest.approx(0.01), "a few are no pattern"
-    start.over(100, 4)
+    start.on_segment_end(100, 4)
     assert start.seconds == pytest.approx(0.03)
 
 
 def test_the_end_of_a_segment_is_not_held_against_the_next() -> None:
-    start = HeadStart(0.0)
-    start.dry(10.0)
-    start.over(25, 0)
-    assert not start.resumed(10.1)
+    start = AdaptiveDelay(0.0)
+    start.on_underrun(10.0)
+    start.on_segment_end(25, 0)
+    assert not start.on_resume(10.1)

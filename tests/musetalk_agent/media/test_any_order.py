@@ -10,12 +10,23 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from musetalk_agent.media.adaptive_delay import FIRST_S, LEAST_S, MOST_S, PAUSE_S, STEP_S, HeadStart
-from musetalk_agent.media.captions import WORDS_KEPT, Script, Word
-from musetalk_agent.media.playout import PlayoutClock
-from musetalk_agent.media.scheduler import LATE_FRAMES, REPEAT_FRAMES, WINDOW_S, Act, Outcome, RecentFrames, Scheduler
-from musetalk_agent.media.segment import Tape
-from musetalk_agent.media.voice_timing import VOICE_LEAD_S, Due, DueTimes
+from musetalk_agent.media.playout import VOICE_LEAD_S, PlayoutClock, VoiceTiming, VoiceTimingQueue
+from musetalk_agent.media.scheduler import (
+    FIRST_S,
+    LATE_FRAMES,
+    LEAST_S,
+    MOST_S,
+    PAUSE_S,
+    REPEAT_FRAMES,
+    STEP_S,
+    WINDOW_S,
+    AdaptiveDelay,
+    FrameAction,
+    Outcome,
+    RecentFrames,
+    Scheduler,
+)
+from musetalk_agent.media.segment import WORDS_KEPT, SampleBuffer, Script, Word
 
 RATE = 48_000
 MS = RATE // 1000
@@ -34,25 +45,25 @@ class Now:
 class Sink:
     """Plays what it is handed sample by sample, without gaps while it has some: what the clock has to know."""
 
-    def __init__(self, path_s: float) -> None:
-        self.path_s = path_s
+    def __init__(self, audio_delay_s: float) -> None:
+        self.audio_delay_s = audio_delay_s
         self.left: list[tuple[float, int, int]] = []  # (time, first, last) of runs that leave without a gap
-        self.handed = 0
+        self.enqueued = 0
 
     def hand(self, samples: int, now: float) -> None:
         if self.left and self._end(self.left[-1]) > now:
             at, first, last = self.left[-1]
             self.left[-1] = (at, first, last + samples)
         else:
-            self.left.append((now, self.handed, self.handed + samples))
-        self.handed += samples
+            self.left.append((now, self.enqueued, self.enqueued + samples))
+        self.enqueued += samples
 
     @staticmethod
     def _end(run: tuple[float, int, int]) -> float:
         return run[0] + (run[2] - run[1]) / RATE
 
     def heard(self, now: float) -> float:
-        at = now - self.path_s
+        at = now - self.audio_delay_s
         return max([min(last, first + (at - begun) * RATE) for begun, first, last in self.left if at >= begun] or [0])
 
 
@@ -63,31 +74,31 @@ STEPS = st.lists(
 
 @given(STEPS, st.sampled_from([0.0, 0.035, 0.15]))
 def test_the_playout_clock_counts_only_forward_and_never_more_than_was_handed_over(
-    steps: list[tuple[str, int]], path_s: float
+    steps: list[tuple[str, int]], audio_delay_s: float
 ) -> None:
     clock = Now()
-    playout = PlayoutClock(clock, RATE, grain_s=0.0, path_s=path_s)
+    playout = PlayoutClock(clock, RATE, grain_s=0.0, audio_delay_s=audio_delay_s)
     before, settled = 0, 0
     for act, much in steps:
         if act == "hand":
-            playout.hand(much * MS)
+            playout.enqueue(much * MS)
         elif act == "wait":
             clock.seconds += much / 1000
         elif act == "rewind":
-            asked = playout.handed - much * MS
+            asked = playout.enqueued - much * MS
             before = settled = playout.rewind(asked)
-            assert settled == playout.handed == playout.position() and playout.dry
+            assert settled == playout.enqueued == playout.position() and playout.empty
         else:
-            handed = playout.handed
+            handed = playout.enqueued
             dropped = playout.clear()
-            assert 0 <= dropped <= handed and playout.handed == handed - dropped
-            before = settled = min(before, playout.handed)
-        assert settled <= playout.position() <= playout.handed
+            assert 0 <= dropped <= handed and playout.enqueued == handed - dropped
+            before = settled = min(before, playout.enqueued)
+        assert settled <= playout.position() <= playout.enqueued
         assert playout.position() >= before
-        assert playout.queued_s() >= 0 and (playout.queued_s() == 0) == playout.dry
+        assert playout.queued_s() >= 0 and (playout.queued_s() == 0) == playout.empty
         before = playout.position()
     clock.seconds += 60
-    assert playout.position() == playout.handed and playout.dry
+    assert playout.position() == playout.enqueued and playout.empty
 
 
 PAUSES = st.lists(st.tuples(st.integers(1, 60), st.integers(0, 90)), min_size=1, max_size=40)
@@ -96,13 +107,13 @@ PAUSES = st.lists(st.tuples(st.integers(1, 60), st.integers(0, 90)), min_size=1,
 @given(PAUSES, st.sampled_from([0.0, 0.035, 0.2]))
 @example([(5, 10), (5, 10), (5, 10), (5, 10)], 0.035)
 def test_the_playout_clock_knows_what_a_sink_has_played_to_the_sample(
-    blocks: list[tuple[int, int]], path_s: float
+    blocks: list[tuple[int, int]], audio_delay_s: float
 ) -> None:
     """Blocks of some milliseconds, each after a pause of some: the sink runs dry now and then, for less than the path too."""
-    clock, sink = Now(), Sink(path_s)
-    playout = PlayoutClock(clock, RATE, grain_s=0.0, path_s=path_s)
+    clock, sink = Now(), Sink(audio_delay_s)
+    playout = PlayoutClock(clock, RATE, grain_s=0.0, audio_delay_s=audio_delay_s)
     for block, pause in blocks:
-        playout.hand(block * MS)
+        playout.enqueue(block * MS)
         sink.hand(block * MS, clock.seconds)
         for _ in range(2):
             clock.seconds += pause / 2000
@@ -112,9 +123,9 @@ def test_the_playout_clock_knows_what_a_sink_has_played_to_the_sample(
 @given(st.integers(0, RATE), st.lists(st.integers(1, 4800), min_size=1, max_size=20))
 def test_samples_are_due_in_their_order_and_at_their_distance(waited: int, blocks: list[int]) -> None:
     clock = Now(100 + waited / RATE)
-    playout = PlayoutClock(clock, RATE, grain_s=0.0, path_s=0.035)
+    playout = PlayoutClock(clock, RATE, grain_s=0.0, audio_delay_s=0.035)
     for block in blocks:
-        playout.hand(block)
+        playout.enqueue(block)
     first = playout.time_of(0)
     for position in (0, 1, blocks[0], sum(blocks)):
         assert playout.time_of(position) - first == pytest.approx(position / RATE, abs=1e-9)
@@ -136,20 +147,20 @@ def test_a_picture_is_shown_in_time_or_dropped_and_only_a_few_beats_are_bridged(
         due = now + due_in * period
         decision = paced.decide(now, waiting=waiting, due=due, missing=missing)
         match decision.act:
-            case Act.SHOW:
+            case FrameAction.SHOW:
                 assert waiting and decision.at == due and now - due <= LATE_FRAMES * period + 1e-9
                 held = 0
-            case Act.DROP:
+            case FrameAction.DROP:
                 assert waiting and now - due > LATE_FRAMES * period - 1e-9
                 dropped += 1
-            case Act.HOLD:
+            case FrameAction.HOLD:
                 assert missing
                 held += 1
                 assert held <= REPEAT_FRAMES
-            case Act.IDLE:
+            case FrameAction.IDLE:
                 held = held if missing else 0
                 assert not missing or held == REPEAT_FRAMES
-        if decision.act in (Act.HOLD, Act.IDLE):
+        if decision.act in (FrameAction.HOLD, FrameAction.IDLE):
             assert decision.at >= now - 2.5 * period - 1e-9  # a beat missed by more is given up
             assert not waiting or due > decision.at + period / 2 - 1e-9
         paced.done(decision)
@@ -169,8 +180,8 @@ def test_a_machine_that_is_in_time_shows_every_spoken_picture_at_its_moment(
     idle: list[float] = []
     while len(shown) < count:
         decision = paced.decide(now, waiting=True, due=first + len(shown) * period, missing=False)
-        assert decision.act in (Act.SHOW, Act.IDLE)
-        (shown if decision.act is Act.SHOW else idle).append(decision.at)
+        assert decision.act in (FrameAction.SHOW, FrameAction.IDLE)
+        (shown if decision.act is FrameAction.SHOW else idle).append(decision.at)
         paced.done(decision)
         now = max(now, decision.at)
     assert shown == [first + k * period for k in range(count)]
@@ -188,7 +199,7 @@ def test_a_machine_that_is_in_time_shows_every_spoken_picture_at_its_moment(
 def test_a_head_start_stays_within_its_bounds_and_shrinks_only_after_a_segment_without_lateness(
     lookahead_s: float, happened: list[tuple[str, int, int]]
 ) -> None:
-    head, now = HeadStart(lookahead_s), 0.0
+    head, now = AdaptiveDelay(lookahead_s), 0.0
     least = max(LEAST_S, FIRST_S - lookahead_s)
     assert head.seconds == least
     late, dry_at = False, None
@@ -196,18 +207,18 @@ def test_a_head_start_stays_within_its_bounds_and_shrinks_only_after_a_segment_w
         now += ms / 1000
         before = head.seconds
         if what == "dry":
-            head.dry(now)
+            head.on_underrun(now)
             dry_at = now
             assert head.seconds == before
         elif what == "resumed":
-            was_late = head.resumed(now)
+            was_late = head.on_resume(now)
             assert was_late == (dry_at is not None and now - dry_at <= PAUSE_S)
             late, dry_at = late or was_late, None
             assert head.seconds == pytest.approx(min(MOST_S, before + STEP_S) if was_late else before)
         else:
             frames = 10 * ms
             widened = dropped > 1 + frames // 50
-            head.over(frames, dropped)
+            head.on_segment_end(frames, dropped)
             expected = min(MOST_S, before + STEP_S) if widened else before
             expected = expected if late or widened else max(least, before - STEP_S / 2)
             assert head.seconds == pytest.approx(expected)
@@ -240,7 +251,7 @@ def test_recent_frames_are_those_of_the_window_and_the_verdict_has_two_threshold
 )
 def test_a_tape_gives_back_what_went_in(acts: list[tuple[str, int]]) -> None:
     """The model: one row of samples, and how far it was taken."""
-    tape, samples, taken, forgotten, fresh = Tape(), list[int](), 0, 0, 0
+    tape, samples, taken, forgotten, fresh = SampleBuffer(), list[int](), 0, 0, 0
     for act, much in acts:
         if act == "push":
             tape.push(np.arange(fresh, fresh + much, dtype=np.int16))
@@ -269,8 +280,8 @@ def test_a_tape_gives_back_what_went_in(acts: list[tuple[str, int]]) -> None:
 def test_the_publisher_of_the_voice_always_knows_where_it_is(moments: list[tuple[int, bool, int, int]]) -> None:
     """After each call the newest that was sent says within 5 ms, or half a second ago, when each second of the voice leaves."""
     changes: list[None] = []
-    due = DueTimes(lambda: changes.append(None))
-    known: Due | None = None
+    due = VoiceTimingQueue(lambda: changes.append(None))
+    known: VoiceTiming | None = None
     now = 10.0
     for segment, pauses, ms, off_ms in moments:
         now += ms / 1000

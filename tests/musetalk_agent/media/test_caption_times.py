@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from musetalk_agent.media.captions import WORDS_KEPT, Caption, Script, Word
-from musetalk_agent.media.segment import ROOM_RATE, Segment
+from musetalk_agent.media.segment import ROOM_RATE, WORDS_KEPT, Caption, Script, Segment, Word
 from musetalk_agent.media_types import Cue
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from musetalk_agent.features.speech_detector import detect_rate, shipped_network
-from musetalk_agent.media.format_detector import Finding, FormatWatch, compressed_header
+from musetalk_agent.media.format_detector import Finding, FormatDetector, compressed_header
 from musetalk_agent.protocol.http import Suspicion
 
 RATE = 16_000
@@ -26,7 +26,7 @@ def voice(seconds: float = 3.0) -> np.ndarray:
 
 
 def judge(samples: np.ndarray, rate: int = RATE, pace: float = 1.0) -> list[Suspicion]:
-    watch, found = FormatWatch(rate), []
+    watch, found = FormatDetector(rate), []
     for at in range(0, len(samples), 640):
         arisen = watch.push(samples[at : at + 640], pace * at / rate)
         if arisen:
@@ -157,7 +157,7 @@ def test_real_speech_at_its_own_rate_is_left_alone(rate: int, gain: float) -> No
 @pytest.mark.parametrize("block", [320, 4800])
 def test_one_wav_header_is_told_and_then_forgotten(block: int) -> None:
     header = as_words(b"RIFF\x24\x08\x00\x00WAVEfmt " + bytes(28))
-    watch = FormatWatch(RATE)
+    watch = FormatDetector(RATE)
     sound = np.concatenate([header, joe()])
     told = [watch.push(sound[at : at + block], at / RATE) for at in range(0, len(sound), block)]
     assert [f.suspicion for f in told if f] == [Suspicion.COMPRESSED] and "begins with a WAV header" in next(
@@ -171,7 +171,7 @@ def test_one_wav_header_is_told_and_then_forgotten(block: int) -> None:
 
 def test_a_wav_header_on_each_chunk_is_told_as_that() -> None:
     header = as_words(b"RIFF\x24\x08\x00\x00WAVEfmt " + bytes(28))
-    watch, sound = FormatWatch(RATE), joe()
+    watch, sound = FormatDetector(RATE), joe()
     told: list[Finding] = []
     for at in range(0, len(sound), 3200):
         found = watch.push(np.concatenate([header, sound[at : at + 3200]]), at / RATE)
@@ -182,7 +182,7 @@ def test_a_wav_header_on_each_chunk_is_told_as_that() -> None:
 
 @pytest.mark.parametrize("name", ["float32", "big endian", "two channels", "24 bit"])
 def test_a_suspicion_falls_back_when_right_pcm_comes(name: str) -> None:
-    watch = FormatWatch(RATE)
+    watch = FormatDetector(RATE)
     for at, sound in enumerate((as_words(WRONG[name][0]())[: 3 * RATE], joe()[: 3 * RATE])):
         for begin in range(0, len(sound), 640):
             watch.push(sound[begin : begin + 640], 3 * at + begin / RATE)
@@ -196,7 +196,7 @@ def test_an_even_pace_below_the_declared_rate_is_no_wrong_format() -> None:
 
 
 def test_a_coarse_clock_and_a_long_life_do_no_harm() -> None:
-    watch, sound = FormatWatch(RATE), voice(1)
+    watch, sound = FormatDetector(RATE), voice(1)
     for second in range(40):
         for at in range(0, len(sound), 160):
             watch.push(sound[at : at + 160], float(second // 10 * 10))
@@ -212,7 +212,7 @@ def test_a_coarse_clock_and_a_long_life_do_no_harm() -> None:
     ("true", "declared"), [(24000, 16000), (22050, 16000), (48000, 16000), (8000, 16000), (8000, 24000)]
 )
 def test_another_rate_is_told_by_how_it_sounds_however_fast_it_comes(true: int, declared: int) -> None:
-    watch, sound = FormatWatch(declared), joe(true)
+    watch, sound = FormatDetector(declared), joe(true)
     watch.push(sound[: len(sound) // 2], 0.0)  # all at once, as a voice's server sends it
     for at in range(len(sound) // 2, 6 * len(sound), 16_000):
         watch.push(np.take(sound, range(at, at + 16_000), mode="wrap"), 0.1)
@@ -233,7 +233,7 @@ def test_the_declared_rate_is_known_by_how_it_sounds(rate: int) -> None:
 
 
 def test_silence_takes_no_suspicion_back_and_good_speech_does() -> None:
-    watch = FormatWatch(RATE)
+    watch = FormatDetector(RATE)
     watch.push(voice(1).byteswap(), 0.0)
     assert watch.suspicion is Suspicion.BYTE_SWAPPED
     watch.push(np.zeros(RATE, np.int16), 1.0)

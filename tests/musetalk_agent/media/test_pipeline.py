@@ -50,7 +50,7 @@ async def test_speech_sent_at_once_is_heard_whole_and_begins_at_once(executor: T
     finished = made.events[-1][1]
     assert isinstance(finished, PlaybackFinished)
     assert finished.position_s == pytest.approx(len(speech) / 16_000, abs=1e-3) and not finished.interrupted
-    assert made.pipeline.playback.report()["dropped"] == 0
+    assert made.pipeline.player.report()["dropped"] == 0
 
 
 async def test_a_pause_inside_a_segment_holds_both_and_they_go_on_together(executor: ThreadPoolExecutor) -> None:
@@ -63,14 +63,14 @@ async def test_a_pause_inside_a_segment_holds_both_and_they_go_on_together(execu
         await made.pass_time(1)
     assert len(made.onsets()) == 4
     assert max(abs(s) for s in _skews(made)) < 0.002
-    report = made.pipeline.playback.report()
+    report = made.pipeline.player.report()
     assert (report["underruns"], report["margin_ms"]) == (0, 40)
     assert made.kinds() == ["playback.started", "playback.finished"]
 
 
 async def test_a_late_sender_gets_more_head_start_and_a_steady_one_gets_it_back(executor: ThreadPoolExecutor) -> None:
     async with stand(executor) as made:
-        playback = made.pipeline.playback
+        playback = made.pipeline.player
         for number in range(1, 7):
             made.pipeline.begin(number, 16_000)
             await made.live(tone(1))
@@ -165,7 +165,7 @@ async def test_any_block_size_of_a_live_sender_plays_without_underruns_in_the_lo
         await made.live(tone(4), block)
         made.pipeline.end()
         await made.pass_time(1)
-    report = made.pipeline.playback.report()
+    report = made.pipeline.player.report()
     # a sender of 200 ms blocks needs more than the first margin; it is found within a few of them
     assert report["underruns"] <= (4 if block == 3200 else 1)
     assert sum(len(b) for _, b in made.sound) == 4 * ROOM_RATE
@@ -190,7 +190,7 @@ async def test_an_engine_that_fails_never_silences_the_voice(executor: ThreadPoo
         made.pipeline.end()
         await made.pass_time(2)
     assert sum(len(b) for _, b in made.sound) == ROOM_RATE
-    stages = {s.stage: s for s in made.pipeline.funnel.report()}
+    stages = {s.stage: s for s in made.pipeline.stats.report()}
     assert "no lips today" in (stages["patches"].last_error or "")
     assert stages["composed"].count == 25
 

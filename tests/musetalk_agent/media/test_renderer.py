@@ -33,7 +33,7 @@ class SlowPattern(PatternEngine):
 async def test_frames_of_a_cleared_generation_never_reach_the_device(executor: ThreadPoolExecutor) -> None:
     engine = SlowPattern()
     async with stand(executor, engine=engine) as made:
-        batcher = made.pipeline.production._batcher
+        batcher = made.pipeline.renderer._batcher
         made.pipeline.begin(1, 16_000)
         made.pipeline.push(tone(1))
         await until(lambda: engine.frames and batcher.statistics().waiting >= 2)
@@ -59,6 +59,6 @@ async def test_frames_that_the_engine_found_unfit_are_told_in_the_funnel(executo
         made.pipeline.push(tone(0.4))
         made.pipeline.end()
         await made.pass_time(1)
-    stages = {stage.stage: stage for stage in made.pipeline.funnel.report()}
+    stages = {stage.stage: stage for stage in made.pipeline.stats.report()}
     assert stages["patches"].last_error == UNFIT
     assert stages["composed"].count == 10

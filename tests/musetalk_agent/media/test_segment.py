@@ -24,7 +24,7 @@ def converted(pcm: Pcm, rate: int, to: int) -> Pcm:
 def read(segment: Segment) -> tuple[Pcm, Pcm]:
     """Reads both sides to the end, as playback and production do; the features run ahead of the sound."""
     room, features = [np.zeros(0, np.int16)], [np.zeros(0, np.int16)]
-    while not segment.handed_all or len(segment.for_features):
+    while not segment.enqueued_all or len(segment.for_features):
         features.append(segment.take_features(FEATURE_RATE // 5))
         room += [block for _ in range(5) if (block := segment.take_block()) is not None]
     return np.concatenate(room), np.concatenate(features)
@@ -64,7 +64,7 @@ def test_a_reader_that_lags_never_starves_the_other() -> None:
     taken = 0
     while len(samples := segment.take_features(3200)):
         taken += len(samples)
-    assert taken == 5 * FEATURE_RATE and segment.ended and not segment.handed_all
+    assert taken == 5 * FEATURE_RATE and segment.ended and not segment.enqueued_all
 
 
 @pytest.mark.parametrize("blocks", [0, 3, 60])
@@ -76,7 +76,7 @@ def test_a_rewind_keeps_what_was_not_resampled_yet(blocks: int) -> None:
     for _ in range(blocks):
         segment.take_block()
         segment.take_features(640)
-    heard = max(0, segment.handed - 2 * GRAIN)
+    heard = max(0, segment.enqueued - 2 * GRAIN)
     rest = segment.rest(heard, 1)
     rest.push(pcm[80_000:], 1.0)
     rest.end(1.0)

@@ -32,10 +32,10 @@ def test_both_readers_get_all_of_it_whenever_they_read(rate: int, fps: int, acts
             room += [block] if block is not None else []
         else:
             features.append(segment.take_features(much * FEATURE_RATE // 1000))
-        assert segment.handed == sum(map(len, room)) and segment.duration_s == at / rate
-        assert not segment.ended and not segment.handed_all
+        assert segment.enqueued == sum(map(len, room)) and segment.duration_s == at / rate
+        assert not segment.ended and not segment.enqueued_all
     segment.end(99.0)
-    while not segment.handed_all or len(segment.for_features):
+    while not segment.enqueued_all or len(segment.for_features):
         features.append(segment.take_features(FEATURE_RATE))
         block = segment.take_block()
         room += [block] if block is not None else []
@@ -59,7 +59,7 @@ def cut_apart(cuts: list[tuple[int, int]]) -> tuple[Segment, list[tuple[int, int
         at += heard
         segment._cuts.append((at, left_out))
         at += left_out
-    segment.handed = at + 1000
+    segment.enqueued = at + 1000
     return segment, segment._cuts
 
 
@@ -85,11 +85,11 @@ def test_what_was_heard_only_grows_and_what_was_left_out_counts_as_heard(
     cuts: list[tuple[int, int]], positions: list[int]
 ) -> None:
     segment, made = cut_apart(cuts)
-    segment.received = segment.handed // 3  # at 16 kHz
+    segment.received = segment.enqueued // 3  # at 16 kHz
     seconds = [segment.heard_s(position) for position in sorted(positions)]
     assert seconds == sorted(seconds) and all(0 <= one <= segment.duration_s for one in seconds)
     assert segment.heard_s(segment.end_position) == pytest.approx(segment.duration_s, abs=1 / 16_000)
-    assert segment.end_position == 48_000 + segment.handed - sum(length for _, length in made)
+    assert segment.end_position == 48_000 + segment.enqueued - sum(length for _, length in made)
 
 
 @given(RATES, st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 10**6)), max_size=8), st.floats(0, 5))

@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from musetalk_agent.media.captions import Caption, Word
-from musetalk_agent.media.segment import KEPT_S, ROOM_RATE, Segment
-from musetalk_agent.media.segment_queue import Speech
+from musetalk_agent.media.segment import KEPT_S, ROOM_RATE, Caption, Segment, Word
+from musetalk_agent.media.segment_queue import PlaybackQueue
 from musetalk_agent.protocol.messages import Event, PlaybackFinished, PlaybackStarted
 
 RATE = 16_000
@@ -22,9 +21,9 @@ class Played:
     def __init__(self) -> None:
         self.told: list[Event] = []
         self.shown: list[Caption] = []
-        self.speech = Speech(self.told.append)
+        self.speech = PlaybackQueue(self.told.append)
         self.speech.show = self.shown.append
-        self.handed = self.position = self.generation = 0
+        self.enqueued = self.position = self.generation = 0
 
     def begins(self, number: int, seconds: float, *, ended: bool = True, heard_before_s: float = 0.0) -> Segment:
         segment = Segment(number, self.generation, RATE, 25, heard_before_s)
@@ -37,22 +36,22 @@ class Played:
     def hands(self, blocks: int) -> None:
         """Gives the sink up to so many blocks, as the playback does: a segment begins where the sink stands."""
         for _ in range(blocks):
-            segment = self.speech.next_to_hand()
+            segment = self.speech.next_unplayed()
             block = segment.take_block() if segment is not None else None
             if segment is None or block is None:
                 return
             segment.take_features(10_000)
-            segment.origin = self.handed if segment.origin is None else segment.origin
-            self.handed += len(block)
+            segment.origin = self.enqueued if segment.origin is None else segment.origin
+            self.enqueued += len(block)
 
     def hears(self, samples: int) -> list[Segment]:
-        self.position = min(self.handed, self.position + samples)
+        self.position = min(self.enqueued, self.position + samples)
         return self.speech.tell(self.position)
 
     def rewinds(self, samples: int) -> None:
         """What was handed over after the position so far back is wanted again."""
         self.generation += 1
-        self.position = self.handed = max(0, self.position - samples)
+        self.position = self.enqueued = max(0, self.position - samples)
         self.speech.rewind(self.position, self.generation)
 
     def kinds(self) -> list[tuple[str, int]]:
@@ -64,7 +63,7 @@ def test_a_segment_is_told_when_its_first_sample_was_heard_and_when_its_last_was
     made.begins(1, 0.4)
     assert made.hears(0) == [] and made.told == []
     made.hands(100)
-    assert made.handed == 400 * MS and made.hears(0) == []
+    assert made.enqueued == 400 * MS and made.hears(0) == []
     made.hears(1)
     assert made.told == [PlaybackStarted(segment=1)]
     assert made.hears(400 * MS - 2) == [] and len(made.told) == 1
@@ -137,7 +136,7 @@ def test_a_rewind_brings_back_what_was_over_and_tells_none_of_it_again() -> None
     made.hears(10**6)
     assert made.kinds()[3:] == [("playback.finished", 2)]
     assert made.speech.position_s(made.position) == pytest.approx(0.8)
-    assert made.handed == 800 * MS
+    assert made.enqueued == 800 * MS
 
 
 def test_a_rewind_further_back_than_is_kept_brings_what_is_kept() -> None:
@@ -174,7 +173,7 @@ def test_each_segment_is_told_once_in_order_and_what_was_heard_never_shrinks(act
                 made.rewinds(min(much * MS, made.position))
             case _:
                 made.speech.clear(made.position)
-                made.handed = made.position
+                made.enqueued = made.position
         position_s, heard = made.speech.position_s(made.position), made.speech.heard(made.position)
         assert position_s >= furthest - 1e-9 and heard >= where
         furthest, where = position_s, heard

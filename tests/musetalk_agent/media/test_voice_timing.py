@@ -5,21 +5,25 @@ from __future__ import annotations
 import itertools
 import math
 
-from musetalk_agent.media.voice_timing import Due, DueTimes
+from musetalk_agent.media.playout import VoiceTiming, VoiceTimingQueue
 
 
 def test_it_is_told_when_it_begins_pauses_goes_on_moves_and_now_and_then() -> None:
     calls: list[int] = []
-    due = DueTimes(lambda: calls.append(1))
+    due = VoiceTimingQueue(lambda: calls.append(1))
     due.plays(1, 0.0, 10.0)
     for step in range(1, 10):
         due.plays(1, 0.04 * step, 10 + 0.04 * step)
-    assert due.take() == [Due(1, 0.0, 10.0)]
+    assert due.take() == [VoiceTiming(1, 0.0, 10.0)]
     due.plays(1, 0.4, 10.406)  # later than was promised
     due.holds(1, 0.44, 10.446)
     due.holds(1, 0.44, 10.446)
     due.plays(1, 0.44, 11.0)
-    assert due.take() == [Due(1, 0.4, 10.406), Due(1, 0.44, 10.446, held=True), Due(1, 0.44, 11.0)]
+    assert due.take() == [
+        VoiceTiming(1, 0.4, 10.406),
+        VoiceTiming(1, 0.44, 10.446, held=True),
+        VoiceTiming(1, 0.44, 11.0),
+    ]
     for step in range(100):
         due.plays(1, 0.44 + 0.04 * step, 11 + 0.04 * step)
     times = [d.at for d in due.take()]
@@ -28,12 +32,12 @@ def test_it_is_told_when_it_begins_pauses_goes_on_moves_and_now_and_then() -> No
     due.clear()
     assert due.take() == []
     due.plays(2, 0.04, 15.04)
-    assert due.take() == [Due(2, 0.04, 15.04)]
+    assert due.take() == [VoiceTiming(2, 0.04, 15.04)]
     assert len(calls) == 13
 
 
 def test_only_the_newest_wait_and_nothing_is_told_of_a_time_that_nobody_knows() -> None:
-    due = DueTimes(lambda: None)
+    due = VoiceTimingQueue(lambda: None)
     for number in range(100):
         due.plays(number, 0.0, float(number))
     assert [d.segment for d in due.take()] == list(range(92, 100))

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.types import Message
 
-from musetalk_agent.protocol.bodies import MAX_BODY, announced, bounded, dictated, timely
+from musetalk_agent.protocol.http_server import MAX_BODY, announced, bounded, dictated, timely
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 
 Part = tuple[bytes, bool]  # bytes of the body, and whether more of it comes

@@ -12,8 +12,8 @@ import pytest
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
-from musetalk_agent.protocol import connections
-from musetalk_agent.protocol.connections import HEAD_S, WRITE_S, TimedHttp, most_connections
+from musetalk_agent.protocol import http_server
+from musetalk_agent.protocol.http_server import HEAD_S, WRITE_S, TimedHttp, most_connections
 from tests.waiting import turns
 
 ASK = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -184,7 +184,7 @@ async def test_what_is_gone_or_is_another_protocol_now_has_no_deadline(door: Doo
 async def test_of_too_many_connections_the_one_that_waits_longest_for_a_head_is_closed(
     door: Door, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connections, "CONNECTIONS", 3)
+    monkeypatch.setattr(http_server, "CONNECTIONS", 3)
     door.answer.clear()
     busy, busy_transport = door.connect()
     busy.data_received(ASK)
@@ -204,7 +204,7 @@ async def test_of_too_many_connections_the_one_that_waits_longest_for_a_head_is_
 async def test_where_all_others_are_being_answered_the_new_one_is_closed(
     door: Door, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connections, "CONNECTIONS", 2)
+    monkeypatch.setattr(http_server, "CONNECTIONS", 2)
     door.answer.clear()
     held = [door.connect() for _ in range(2)]
     for made, _ in held:

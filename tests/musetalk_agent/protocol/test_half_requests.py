@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from musetalk_agent.protocol import connections
+from musetalk_agent.protocol import http_server
 from tests.fakes.stage import stage
 from tests.musetalk_agent.service.served import agent
 from tests.waiting import NEVER_S
@@ -37,7 +37,7 @@ async def port(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
 @pytest.mark.parametrize("sent", HALF.values(), ids=HALF.keys())
 async def test_what_is_never_finished_is_closed(port: int, sent: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also when it trickles on."""
-    monkeypatch.setattr(connections, "HEAD_S", 0.3)
+    monkeypatch.setattr(http_server, "HEAD_S", 0.3)
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
 
     async def trickle() -> None:
@@ -62,7 +62,7 @@ async def test_what_is_never_finished_is_closed(port: int, sent: bytes, monkeypa
 
 
 async def test_a_crowd_that_says_nothing_keeps_nobody_out(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "CONNECTIONS", 8)
+    monkeypatch.setattr(http_server, "CONNECTIONS", 8)
     crowd = [await asyncio.open_connection("127.0.0.1", port) for _ in range(30)]
     try:
         async with asyncio.timeout(NEVER_S):
@@ -78,7 +78,7 @@ async def test_a_crowd_that_says_nothing_keeps_nobody_out(port: int, monkeypatch
 
 
 async def test_who_reads_nothing_of_an_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "WRITE_S", 0.3)
+    monkeypatch.setattr(http_server, "WRITE_S", 0.3)
     ask = b"GET /vendor/livekit-client.esm.js HTTP/1.1\r\nHost: x\r\n\r\n"
     async with stage() as running, asyncio.timeout(NEVER_S):
         with socket.create_connection(("127.0.0.1", int(running.url.rpartition(":")[2]))) as idler:

@@ -19,8 +19,8 @@ EVENTS: st.SearchStrategy[m.Event] = st.one_of(
     st.builds(m.PlaybackStarted, segment=COUNT),
     st.builds(m.PlaybackFinished, segment=COUNT, position_s=SECONDS, interrupted=st.booleans()),
     st.builds(m.Cleared, dropped_s=SECONDS),
-    st.builds(m.Warned, code=TEXT, message=TEXT, suspicion=st.none() | TEXT),
-    st.builds(m.Failed, code=TEXT, message=TEXT),
+    st.builds(m.WarningEvent, code=TEXT, message=TEXT, suspicion=st.none() | TEXT),
+    st.builds(m.ErrorEvent, code=TEXT, message=TEXT),
     st.builds(m.PublisherChanged, publisher=TEXT, reason=TEXT),
 )
 TO_AGENT: st.SearchStrategy[m.LinkMessage] = st.one_of(

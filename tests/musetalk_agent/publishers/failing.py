@@ -22,7 +22,7 @@ from musetalk_agent.media_types import Pcm
 from musetalk_agent.protocol.http import AgentStartRequest, AvatarSource, PublisherMode
 from musetalk_agent.protocol.messages import PublisherChanged
 from musetalk_agent.publishers.failover.publisher import FailoverPublisher
-from musetalk_agent.publishers.failover.transports import OutletOptions
+from musetalk_agent.publishers.failover.transports import TransportOptions
 from musetalk_agent.publishers.livekit.publisher import LiveKitOptions
 from musetalk_agent.publishers.rtmp.address import check_rtmp
 from musetalk_agent.session.session import Session
@@ -89,7 +89,7 @@ class Failing:
 
     def kinds(self) -> list[str]:
         """Types of the session's events, in order."""
-        return [numbered.event.type for numbered in self.session.outbox.after(0)]
+        return [numbered.event.type for numbered in self.session.events.after(0)]
 
     async def until(self, way: str) -> None:
         """Returns when that way is in use."""
@@ -97,21 +97,21 @@ class Failing:
 
     def say(self, pcm: Pcm, number: int = 1) -> None:
         """Sends a segment at once."""
-        self.session.inbox.take(START % number)
-        self.session.inbox.take(pcm.tobytes())
-        self.session.inbox.take(END % number)
+        self.session.receiver.take(START % number)
+        self.session.receiver.take(pcm.tobytes())
+        self.session.receiver.take(END % number)
 
     async def speak(self, pcm: Pcm, number: int = 1, *, begins: bool = True, ends: bool = True) -> None:
         """Sends a segment, or a part of one that neither `begins` nor `ends` it, at the pace of its sound."""
         begun = time.monotonic()
         if begins:
-            self.session.inbox.take(START % number)
+            self.session.receiver.take(START % number)
         step = RATE // 10
         for at in range(0, len(pcm), step):
             await asyncio.sleep(max(0.0, begun + (at + step) / RATE - time.monotonic()))
-            self.session.inbox.take(pcm[at : at + step].tobytes())
+            self.session.receiver.take(pcm[at : at + step].tobytes())
         if ends:
-            self.session.inbox.take(END % number)
+            self.session.receiver.take(END % number)
 
 
 def probe_token(access: LiveKitAccess) -> str:
@@ -139,7 +139,7 @@ async def failing(
     token = token or join_token(access, ROOM, "avatar", "agent", publish=True)
     address = await check_rtmp(rtmp_url, True) if rtmp_url else None
     room = LiveKitOptions(url or access.url, token, ROOM, 25)
-    options = OutletOptions(room, address=address, beside=beside, ingress=ingress, probe_token=probe_token(access))
+    options = TransportOptions(room, address=address, beside=beside, ingress=ingress, probe_token=probe_token(access))
     publisher = FailoverPublisher(options, mode, clock)
     request = AgentStartRequest(
         session_id="s1", room=ROOM, livekit_url=access.url, livekit_token=token, avatar=AvatarSource()

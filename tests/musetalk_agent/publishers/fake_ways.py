@@ -11,17 +11,17 @@ import pytest
 
 from musetalk_agent.clock import VirtualClock
 from musetalk_agent.errors import PublishFailed
-from musetalk_agent.media.captions import Caption
 from musetalk_agent.media.playout import PlayoutClock
+from musetalk_agent.media.segment import Caption
 from musetalk_agent.media_types import Pcm, VideoFrame
 from musetalk_agent.protocol.http import PublisherMode
 from musetalk_agent.protocol.messages import PublisherChanged
 from musetalk_agent.publishers.base import Lost, PublisherState
 from musetalk_agent.publishers.failover import quality, transports
 from musetalk_agent.publishers.failover.publisher import FailoverPublisher
-from musetalk_agent.publishers.failover.transports import OutletOptions
+from musetalk_agent.publishers.failover.transports import TransportOptions
 from musetalk_agent.publishers.livekit.publisher import LiveKitOptions
-from musetalk_agent.publishers.livekit.stats import Liveness, Reading
+from musetalk_agent.publishers.livekit.stats import Liveness, TransportStats
 from musetalk_agent.publishers.rtmp.address import RtmpAddress
 from musetalk_agent.publishers.stream.sink import StreamOptions, StreamState
 from tests.musetalk_agent.publishers.feed import picture
@@ -47,7 +47,7 @@ class FakeRoom:
         self.token = options.token
         self.state = PublisherState()
         self.liveness = Liveness(clock.now())
-        self.reading = Reading()
+        self.reading = TransportStats()
         self.answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.lost: Lost | None = None
         self.heard: list[Pcm] = []
@@ -176,9 +176,9 @@ class World:
         return next(one for one in reversed(self.streams) if one.name == "whip")
 
     async def begin(self, mode: PublisherMode = PublisherMode.AUTO, **ways: object) -> None:
-        """Makes a publisher with these ways (see `OutletOptions`) and begins to open it."""
+        """Makes a publisher with these ways (see `TransportOptions`) and begins to open it."""
         room = LiveKitOptions("ws://sfu.example", "token-1", "studio", 25, sound=bool(ways.pop("sound", True)))
-        self.publisher = FailoverPublisher(OutletOptions(room, **ways), mode, self.clock)
+        self.publisher = FailoverPublisher(TransportOptions(room, **ways), mode, self.clock)
         rewound = self.publisher.on_rewind
 
         def rewind(position: int) -> None:

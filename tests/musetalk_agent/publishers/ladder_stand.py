@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 
 from musetalk_agent.protocol.http import PublisherMode as Mode
 from musetalk_agent.publishers.failover import policy as w
-from musetalk_agent.publishers.failover.policy import Act, Event, Ladder, State, Ways
+from musetalk_agent.publishers.failover.policy import Action, AvailableTransports, Event, FailoverPolicy, State
 
-ALONE = Ways(whip=True)
-PLAIN = Ways(rtmp=True, whip=True)
-INGRESS = Ways(rtmp=True, ingress=True, whip=True)
-BESIDE = Ways(rtmp=True, beside=True, whip=True)
+ALONE = AvailableTransports(whip=True)
+PLAIN = AvailableTransports(rtmp=True, whip=True)
+INGRESS = AvailableTransports(rtmp=True, ingress=True, whip=True)
+BESIDE = AvailableTransports(rtmp=True, beside=True, whip=True)
 
 TICK_S = 0.2
 
@@ -20,18 +20,18 @@ TICK_S = 0.2
 class Stand:
     """A ladder, its time, and all that it asked for."""
 
-    ladder: Ladder
+    ladder: FailoverPolicy
     now: float = 100.0
-    acts: list[Act] = field(default_factory=list)
+    acts: list[Action] = field(default_factory=list)
 
-    def on(self, *events: Event, reason: str = "") -> list[Act]:
+    def on(self, *events: Event, reason: str = "") -> list[Action]:
         acts = [act for event in events for act in self.ladder.on(event, self.now, reason)]
         self.acts += acts
         return acts
 
-    def after(self, seconds: float, silent_s: float = 0.0, pause: bool = True, *, grows: bool = False) -> list[Act]:
+    def after(self, seconds: float, silent_s: float = 0.0, pause: bool = True, *, grows: bool = False) -> list[Action]:
         """Ticks through `seconds`; with `grows` nothing comes back meanwhile."""
-        acts: list[Act] = []
+        acts: list[Action] = []
         for _ in range(max(1, round(seconds / TICK_S))):
             self.now += TICK_S
             silent_s += TICK_S if grows else 0.0
@@ -39,7 +39,7 @@ class Stand:
         self.acts += acts
         return acts
 
-    def mode(self, mode: Mode) -> list[Act]:
+    def mode(self, mode: Mode) -> list[Action]:
         self.ladder.mode = mode
         return self.on(Event.MODE)
 
@@ -48,17 +48,17 @@ class Stand:
         return self.ladder.state
 
 
-def begun(ways: Ways, mode: Mode = Mode.AUTO) -> Stand:
-    made = Stand(Ladder(ways, mode, 100.0))
+def begun(ways: AvailableTransports, mode: Mode = Mode.AUTO) -> Stand:
+    made = Stand(FailoverPolicy(ways, mode, 100.0))
     made.on(Event.START)
     return made
 
 
-def reach(state: State, ways: Ways) -> Stand:
+def reach(state: State, ways: AvailableTransports) -> Stand:
     """A ladder in `state`, by the shortest way there."""
     made = begun(ways, Mode.RTMP if state is State.RTMP_OPENING and ways.ingress else Mode.AUTO)
     if state is State.NEW:
-        return Stand(Ladder(ways, Mode.AUTO, 100.0))
+        return Stand(FailoverPolicy(ways, Mode.AUTO, 100.0))
     if state is State.JOINING and ways.ingress:
         made.on(Event.PROBE_OK)
     if state in (State.PROBING, State.JOINING) or (state is State.RTMP_OPENING and ways.ingress):

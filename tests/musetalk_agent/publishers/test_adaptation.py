@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from musetalk_agent.publishers.failover.quality import STEPS, Adaptation, Health, judge_room, judge_stream
-from musetalk_agent.publishers.livekit.stats import Reading
+from musetalk_agent.publishers.livekit.stats import TransportStats
 
 WANTED, FPS = 1_500_000, 25
 
@@ -72,8 +72,8 @@ def test_a_step_up_that_was_too_much_is_tried_again_half_as_often() -> None:
 def test_the_room_is_judged_by_what_fits_what_is_lost_and_what_encoding_takes(
     available: float, limited: bool, lost: float, encode_ms: float, step: int, health: Health
 ) -> None:
-    before = Reading(frames_encoded=100, encode_s=1.0)
-    after = Reading(
+    before = TransportStats(frames_encoded=100, encode_s=1.0)
+    after = TransportStats(
         frames_encoded=125,
         encode_s=1.0 + 25 * encode_ms / 1000,
         available_bitrate=available,

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from musetalk_agent.media.playout import Heard
+from musetalk_agent.media.playout import PlayoutHistory
 from musetalk_agent.media.segment import ROOM_RATE
 from musetalk_agent.media_types import VideoFrame
 from musetalk_agent.publishers.failover.quality import DOWN_S, STEPS, UP_S, Adaptation, Health, judge_room, judge_stream
-from musetalk_agent.publishers.livekit.stats import Liveness, Reading
-from musetalk_agent.publishers.stream.queue import AUDIO_S, VIDEO_S, MediaQueue, Picture, Sound
+from musetalk_agent.publishers.livekit.stats import Liveness, TransportStats
+from musetalk_agent.publishers.stream.encoder import AUDIO_S, VIDEO_S, MediaQueue, QueuedAudio, QueuedFrame
 from tests.musetalk_agent.publishers.feed import picture
 
 FRAME = picture(90, 16)
@@ -69,8 +69,8 @@ def test_each_step_needs_less_than_the_one_before() -> None:
 def test_a_room_is_bad_for_a_reason_and_good_only_where_a_step_up_fits(
     step: int, fps: int, limited: bool, available: float, lost: float, encoded: int, each_s: float
 ) -> None:
-    before = Reading(frames_encoded=100, encode_s=1.0)
-    after = Reading(
+    before = TransportStats(frames_encoded=100, encode_s=1.0)
+    after = TransportStats(
         frames_encoded=100 + encoded,
         encode_s=1.0 + encoded * each_s,
         limited=limited,
@@ -102,7 +102,7 @@ def test_a_stream_with_more_waiting_and_more_dropped_is_never_better(
 def test_what_was_heard_when_goes_forward_and_stays_between_the_notes(
     notes: list[tuple[int, int]], moments: list[float]
 ) -> None:
-    heard, now, position = Heard(), 0.0, 0
+    heard, now, position = PlayoutHistory(), 0.0, 0
     assert heard.at(0.0) == 0
     for ms, samples in notes:
         now += ms / 1000
@@ -117,8 +117,8 @@ class Model:
     """Both queues as lists; what `MediaQueue` must do in its own words."""
 
     def __init__(self) -> None:
-        self.sounds: list[Sound] = []
-        self.pictures: list[Picture] = []
+        self.sounds: list[QueuedAudio] = []
+        self.pictures: list[QueuedFrame] = []
         self.lost = self.dropped = 0
         self.gap = False
 
@@ -136,17 +136,17 @@ def test_a_media_queue_gives_out_in_time_order_bounded_and_with_a_key_after_each
     acts: list[tuple[str, int]],
 ) -> None:
     queue, model, now = MediaQueue(), Model(), 50.0
-    last: Sound | None = None
+    last: QueuedAudio | None = None
     for act, ms in acts:
         if act == "sound":
-            sound = Sound(now, BLOCK)
+            sound = QueuedAudio(now, BLOCK)
             queue.offer_audio(sound)
             model.sounds.append(sound)
             while model.sounds[0].at < now + 0.04 - AUDIO_S:
                 model.sounds.pop(0)
                 model.lost += 1
         elif act == "picture":
-            shown = Picture(now, FRAME)
+            shown = QueuedFrame(now, FRAME)
             if model.pictures and now - model.pictures[0].at > VIDEO_S:
                 model.dropped, model.gap = model.dropped + len(model.pictures), True
                 model.pictures.clear()
@@ -160,18 +160,18 @@ def test_a_media_queue_gives_out_in_time_order_bounded_and_with_a_key_after_each
             heads = [*model.sounds[:1], *model.pictures[:1]]
             expected = min(heads, key=lambda one: one.at) if heads else None
             got = queue.take(now)
-            if isinstance(expected, Sound):
+            if isinstance(expected, QueuedAudio):
                 assert got is expected
                 last = model.sounds.pop(0)
             elif expected is None:
                 assert got is None
             else:
-                assert isinstance(got, Picture) and (got.at, got.key) == (expected.at, model.gap)
+                assert isinstance(got, QueuedFrame) and (got.at, got.key) == (expected.at, model.gap)
                 assert now - got.at <= VIDEO_S
                 model.pictures.pop(0)
                 model.gap = False
         elif act == "back" and last is not None:
-            queue.give_back(last)
+            queue.requeue(last)
             model.sounds.insert(0, last)
             last = None
         elif act == "clear":
@@ -213,7 +213,9 @@ def test_silence_is_never_negative_never_longer_than_the_connection_and_ends_whe
         reading = None
         if counted is not None:
             packets, frames, reports = packets + counted[0], frames + counted[1], reports + counted[2]
-            reading = Reading(packets_received=packets, received_at_ms=wall_ms, frames_sent=frames, reports=reports)
+            reading = TransportStats(
+                packets_received=packets, received_at_ms=wall_ms, frames_sent=frames, reports=reports
+            )
         liveness.note(reading, now, wall_ms)
         assert 0 <= liveness.silent_s <= now - begun + 1e-9
         assert begun <= liveness.heard_at <= now
@@ -223,12 +225,12 @@ def test_silence_is_never_negative_never_longer_than_the_connection_and_ends_whe
 
 def test_a_picture_larger_than_the_queue_s_age_is_not_lost_when_it_is_the_only_one() -> None:
     queue = MediaQueue()
-    queue.offer_video(Picture(1.0, VideoFrame(FRAME.i420, 16, 16, 0)))
+    queue.offer_video(QueuedFrame(1.0, VideoFrame(FRAME.i420, 16, 16, 0)))
     got = queue.take(1.0 + VIDEO_S)
-    assert isinstance(got, Picture) and not got.key
-    queue.offer_video(Picture(1.0, FRAME))
+    assert isinstance(got, QueuedFrame) and not got.key
+    queue.offer_video(QueuedFrame(1.0, FRAME))
     assert queue.take(1.01 + VIDEO_S) is None and queue.dropped_pictures == 1
-    queue.offer_video(Picture(2.0, FRAME))
+    queue.offer_video(QueuedFrame(2.0, FRAME))
     again = queue.take(2.0)
-    assert isinstance(again, Picture) and again.key
+    assert isinstance(again, QueuedFrame) and again.key
     assert queue.seconds() == pytest.approx(0.0)

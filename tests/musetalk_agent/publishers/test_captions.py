@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from musetalk_agent.media.captions import Caption
-from musetalk_agent.metrics import CAPTIONS
+from musetalk_agent.agent_metrics import CAPTIONS
+from musetalk_agent.media.segment import Caption
 from musetalk_agent.publishers.livekit import transcription
 from musetalk_agent.publishers.livekit.transcription import CaptionWriter
 from tests.waiting import NEVER_S, until

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 from musetalk_agent.errors import PublisherUnavailable, PublishFailed
-from musetalk_agent.media.captions import Caption
-from musetalk_agent.media.playout import MovingClock
-from musetalk_agent.media.segment import ROOM_RATE
+from musetalk_agent.media.playout import SwitchingClock
+from musetalk_agent.media.segment import ROOM_RATE, Caption
 from musetalk_agent.protocol.http import PublisherMode
 from musetalk_agent.protocol.problems import ErrorCode
 from tests.musetalk_agent.publishers.fake_ways import ADDRESS, BLOCK, FIRST, World, world
@@ -56,7 +55,7 @@ async def test_a_join_that_is_never_answered_is_a_start_on_the_stream_after_thre
     assert world.publisher.name == "rtmp"
     assert [(change.publisher, change.reason) for change in world.changes] == [("rtmp", "join_timeout")]
     await world.joined()  # at last
-    assert world.publisher.name == "rtmp" and world.publisher._ladder.state.value == "settling"
+    assert world.publisher.name == "rtmp" and world.publisher._policy.state.value == "settling"
     await world.passes(0.4)
     assert world.publisher.name == "livekit" and world.log[-1] == "rtmp ended"
     await world.ends()
@@ -90,7 +89,7 @@ async def test_a_token_that_is_refused_is_told_as_the_room_told_it(world: World)
     await world.refused(world.refusal(401))
     with pytest.raises(PublishFailed, match="the agent could not publish"):
         await world.opening
-    assert len(world.rooms) == 1 and world.publisher._ladder.reason == "join_refused"
+    assert len(world.rooms) == 1 and world.publisher._policy.reason == "join_refused"
     await world.ends()
 
 
@@ -283,7 +282,7 @@ async def test_a_room_that_hangs_at_the_end_does_not_hold_the_end_up(
     async with asyncio.timeout(NEVER_S):
         await world.publisher.aclose()
     assert world.stream.closed and not world.publisher.state.connected
-    for task in list(world.publisher._outlets._tasks):
+    for task in list(world.publisher._transports._tasks):
         task.cancel()
     await turns()
 
@@ -295,9 +294,9 @@ async def test_a_block_that_waited_while_the_sound_was_cleared_is_dropped(world:
     assert world.publisher.clear_audio() == 0
     await world.joined()
     await pushing
-    assert world.room.heard == [] and world.publisher.playout.handed == 0
+    assert world.room.heard == [] and world.publisher.playout.enqueued == 0
     await world.says()
-    assert len(world.room.heard) == 1 and world.publisher.playout.handed == 1920
+    assert len(world.room.heard) == 1 and world.publisher.playout.enqueued == 1920
     await world.ends()
 
 
@@ -375,11 +374,11 @@ async def test_a_tick_that_breaks_is_not_the_last(world: World, monkeypatch: pyt
 
 
 async def test_a_clock_that_is_held_knows_no_time_for_what_comes_and_that_of_what_was_handed_over(world: World) -> None:
-    clock = MovingClock(world.clock, ROOM_RATE, grain_s=0.0, path_s=0.035)
-    clock.hand(4800)
+    clock = SwitchingClock(world.clock, ROOM_RATE, grain_s=0.0, audio_delay_s=0.035)
+    clock.enqueue(4800)
     clock.held = True
     assert clock.time_of(4799) == pytest.approx(4799 / ROOM_RATE + 0.035) and clock.time_of(4800) == math.inf
     assert clock.leaves_at(0) == 0.0 and clock.leaves_at(9000) == math.inf
     clock.held = False
-    clock.take_path(0.0)
+    clock.set_audio_delay(0.0)
     assert clock.time_of(4800) == pytest.approx(0.1) and np.isfinite(clock.leaves_at(9000))

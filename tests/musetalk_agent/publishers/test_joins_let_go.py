@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from livekit import rtc
 
-from musetalk_agent.publishers.failover import probe
-from musetalk_agent.publishers.failover.probe import Probe, answers
+from musetalk_agent.publishers.failover import transports
+from musetalk_agent.publishers.failover.transports import Probe, answers
 from musetalk_agent.publishers.livekit import detached_connect
 from musetalk_agent.publishers.livekit.detached_connect import abandon, leave
 from tests.fakes.stuck import stuck
@@ -112,13 +112,13 @@ async def test_leaving_waits_for_the_task_that_reads_the_rooms_events() -> None:
 
 @pytest.fixture
 async def told(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[bool]]:
-    monkeypatch.setattr(probe.rtc, "Room", Room)
-    monkeypatch.setattr(probe, "_EVERY_S", 0.0)
+    monkeypatch.setattr(transports.rtc, "Room", Room)
+    monkeypatch.setattr(transports, "_EVERY_S", 0.0)
 
     async def yes(url: str) -> bool:
         return True
 
-    monkeypatch.setattr(probe, "answers", yes)
+    monkeypatch.setattr(transports, "answers", yes)
     yield []
 
 

@@ -6,11 +6,11 @@ import pytest
 
 from musetalk_agent.protocol.http import PublisherMode as Mode
 from musetalk_agent.publishers.failover import policy as w
-from musetalk_agent.publishers.failover.policy import Act, Event, Rung, State, Ways
+from musetalk_agent.publishers.failover.policy import Action, AvailableTransports, Event, State, TransportKind
 from tests.musetalk_agent.publishers.ladder_stand import ALONE, BESIDE, INGRESS, PLAIN, TICK_S, Stand, begun, reach
 
-S, E, A = State, Event, Act
-TABLE: list[tuple[State, Ways, Event, State, list[Act]]] = [
+S, E, A = State, Event, Action
+TABLE: list[tuple[State, AvailableTransports, Event, State, list[Action]]] = [
     (S.NEW, ALONE, E.START, S.JOINING, [A.JOIN]),
     (S.NEW, PLAIN, E.START, S.JOINING, [A.JOIN]),
     (S.NEW, INGRESS, E.START, S.PROBING, []),
@@ -61,7 +61,7 @@ TABLE: list[tuple[State, Ways, Event, State, list[Act]]] = [
 
 @pytest.mark.parametrize(("state", "ways", "event", "then", "acts"), TABLE)
 def test_every_event_does_what_the_table_says(
-    state: State, ways: Ways, event: Event, then: State, acts: list[Act]
+    state: State, ways: AvailableTransports, event: Event, then: State, acts: list[Action]
 ) -> None:
     made = reach(state, ways)
     assert (made.on(event), made.state) == (acts, then)
@@ -70,7 +70,7 @@ def test_every_event_does_what_the_table_says(
 def test_a_short_silence_opens_a_stream_and_closes_it_again() -> None:
     made = reach(S.WEBRTC, PLAIN)
     assert made.after(TICK_S, w.SUSPECT_S) == [A.OPEN_STREAM]
-    assert made.on(Event.STREAM_UP) == [] and made.ladder.rung is Rung.LIVEKIT
+    assert made.on(Event.STREAM_UP) == [] and made.ladder.rung is TransportKind.LIVEKIT
     assert made.after(TICK_S, 0.1) == [A.CLOSE_STREAM] and made.state is S.WEBRTC
     assert A.REWIND not in made.acts
 
@@ -79,14 +79,14 @@ def test_a_dead_room_is_left_and_the_stream_that_is_there_carries_at_once() -> N
     made = reach(S.SUSPECT, PLAIN)
     made.on(Event.STREAM_UP)
     assert made.after(TICK_S, w.DEAD_S) == [A.REWIND, A.LEAVE_ROOM]
-    assert made.ladder.rung is Rung.RTMP and made.ladder.reason == "transport_silent"
+    assert made.ladder.rung is TransportKind.RTMP and made.ladder.reason == "transport_silent"
 
 
 def test_a_second_of_silence_is_the_sdks_own_affair() -> None:
     for ways in (ALONE, PLAIN, INGRESS):
         made = reach(S.WEBRTC, ways)
         made.after(1.2, grows=True)
-        assert made.ladder.rung is Rung.LIVEKIT and A.REWIND not in made.acts and A.LEAVE_ROOM not in made.acts
+        assert made.ladder.rung is TransportKind.LIVEKIT and A.REWIND not in made.acts and A.LEAVE_ROOM not in made.acts
 
 
 def test_without_another_way_the_sdk_reconnects_then_rooms_are_tried_then_it_is_lost() -> None:
@@ -156,7 +156,7 @@ def test_returns_back_off_twice_as_long_each_time_up_to_two_minutes() -> None:
 def test_an_ingress_is_pushed_to_only_when_the_room_was_left() -> None:
     made = reach(S.WEBRTC, INGRESS)
     assert made.after(TICK_S, w.DEAD_S) == [A.REWIND, A.LEAVE_ROOM] and made.state is S.LEAVING
-    assert made.ladder.rung is Rung.NONE
+    assert made.ladder.rung is TransportKind.NONE
     assert made.after(w.LEAVE_S) == [A.OPEN_STREAM]
     made.on(Event.ROOM_LEFT)
     assert made.acts.count(A.OPEN_STREAM) == 1
@@ -164,7 +164,7 @@ def test_an_ingress_is_pushed_to_only_when_the_room_was_left() -> None:
 
 def test_from_an_ingress_the_voice_is_held_until_all_was_heard() -> None:
     made = reach(S.DRAINING, INGRESS)
-    assert made.ladder.rung is Rung.RTMP and made.ladder.holding
+    assert made.ladder.rung is TransportKind.RTMP and made.ladder.holding
     assert made.after(w.PAUSE_S + TICK_S, pause=False) == []
     assert made.after(TICK_S, pause=True) == [A.CLOSE_WHIP, A.CLOSE_STREAM, A.JOIN]
     assert made.state is S.JOINING
@@ -175,7 +175,7 @@ def test_from_whip_a_pause_is_waited_for_before_the_voice_is_held() -> None:
     made = reach(S.WHIP, ALONE)
     made.after(w.BACK_OFF_S[0])
     made.on(Event.PROBE_OK)
-    assert made.ladder.rung is Rung.WHIP and not made.ladder.holding
+    assert made.ladder.rung is TransportKind.WHIP and not made.ladder.holding
     made.after(w.PAUSE_S + TICK_S, pause=False)
     assert made.ladder.holding
     assert made.after(TICK_S, pause=True)[:1] == [A.CLOSE_WHIP] and made.state is S.JOINING
@@ -210,8 +210,8 @@ def test_a_join_that_succeeds_late_brings_the_room_back() -> None:
 
 def test_modes_hold_to_one_way() -> None:
     made = reach(S.WEBRTC, PLAIN)
-    assert made.mode(Mode.RTMP) == [A.OPEN_STREAM] and made.ladder.rung is Rung.LIVEKIT
-    assert made.on(Event.STREAM_UP) == [A.REWIND, A.LEAVE_ROOM] and made.ladder.rung is Rung.RTMP
+    assert made.mode(Mode.RTMP) == [A.OPEN_STREAM] and made.ladder.rung is TransportKind.LIVEKIT
+    assert made.on(Event.STREAM_UP) == [A.REWIND, A.LEAVE_ROOM] and made.ladder.rung is TransportKind.RTMP
     assert not made.ladder.probing
     assert made.mode(Mode.WEBRTC) == [A.JOIN] and made.state is S.REJOINING
     made.on(Event.JOINED)
@@ -229,7 +229,7 @@ def test_modes_hold_to_one_way() -> None:
 def test_a_stream_beside_has_heard_everything_already() -> None:
     made = reach(S.WEBRTC, BESIDE)
     made.on(Event.STREAM_UP)
-    assert A.REWIND not in made.after(TICK_S, w.DEAD_S) and made.ladder.rung is Rung.RTMP
+    assert A.REWIND not in made.after(TICK_S, w.DEAD_S) and made.ladder.rung is TransportKind.RTMP
     made.on(Event.PROBE_OK, Event.JOINED)
     assert A.CLOSE_STREAM not in made.after(TICK_S) and made.state is S.WEBRTC
 
@@ -239,7 +239,7 @@ def test_the_room_s_connection_that_broke_is_tried_by_whip_once_and_not_again() 
     made.on(E.WHIP_DOWN)
     assert made.state is S.JOINING
     assert made.on(E.JOIN_BROKE) == [] and made.state is S.WAITING
-    made = begun(Ways(rtmp=True))
+    made = begun(AvailableTransports(rtmp=True))
     assert made.on(E.JOIN_BROKE) == [A.OPEN_STREAM] and made.ladder.reason == "join_broke"
 
 
@@ -280,7 +280,7 @@ def test_a_late_join_is_left_while_the_room_is_not_trusted() -> None:
     ],
 )  # fmt: skip
 def test_a_mode_that_forbids_where_the_ladder_stands_or_goes(
-    made: Stand, mode: Mode, acts: list[Act], then: State
+    made: Stand, mode: Mode, acts: list[Action], then: State
 ) -> None:
     assert (made.mode(mode), made.state) == (acts, then)
 

@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 
 from musetalk_agent.protocol.http import PublisherMode as Mode
 from musetalk_agent.publishers.failover import policy as w
-from musetalk_agent.publishers.failover.policy import Act, Event, Ladder, Rung, State, Ways
+from musetalk_agent.publishers.failover.policy import (
+    Action,
+    AvailableTransports,
+    Event,
+    FailoverPolicy,
+    State,
+    TransportKind,
+)
 from tests.musetalk_agent.publishers.ladder_stand import ALONE, BESIDE, INGRESS, PLAIN, TICK_S, Stand
 
 
@@ -18,29 +25,29 @@ from tests.musetalk_agent.publishers.ladder_stand import ALONE, BESIDE, INGRESS,
 class World:
     """What the acts have led to: who publishes under the identity."""
 
-    ways: Ways
+    ways: AvailableTransports
     room: bool = False
     joining: bool = False
     stream: bool = False
     whip: bool = False
 
-    def take(self, acts: list[Act]) -> None:
+    def take(self, acts: list[Action]) -> None:
         for act in acts:
             match act:
-                case Act.JOIN:
+                case Action.JOIN:
                     assert not self.joining, "two joins of one identity"
                     assert not self.room, "a join although the room is joined"
                     self.joining = True
-                case Act.LEAVE_ROOM:
+                case Action.LEAVE_ROOM:
                     assert self.room
                     self.room = False
-                case Act.OPEN_STREAM:
+                case Action.OPEN_STREAM:
                     self.stream = True
-                case Act.CLOSE_STREAM:
+                case Action.CLOSE_STREAM:
                     self.stream = False
-                case Act.OPEN_WHIP:
+                case Action.OPEN_WHIP:
                     self.whip = True
-                case Act.CLOSE_WHIP:
+                case Action.CLOSE_WHIP:
                     self.whip = False
                 case _:
                     pass
@@ -77,11 +84,11 @@ _STEPS = st.one_of(
 @settings(max_examples=400, deadline=None)
 @given(st.sampled_from([ALONE, PLAIN, INGRESS, BESIDE]), st.sampled_from(list(Mode)), st.lists(_STEPS, max_size=60))
 def test_whatever_happens_one_publisher_of_an_identity_and_no_flapping(
-    ways: Ways, mode: Mode, steps: list[object]
+    ways: AvailableTransports, mode: Mode, steps: list[object]
 ) -> None:
     if not ways.rtmp and mode is Mode.RTMP:
         mode = Mode.AUTO
-    made, world = Stand(Ladder(ways, mode, 100.0)), World(ways)
+    made, world = Stand(FailoverPolicy(ways, mode, 100.0)), World(ways)
     world.take(made.on(Event.START))
     returns: list[float] = []
 
@@ -89,11 +96,11 @@ def test_whatever_happens_one_publisher_of_an_identity_and_no_flapping(
         ladder = made.ladder
         if made.state is State.WEBRTC and before is State.SETTLING:
             returns.append(made.now)
-        if ladder.rung is Rung.LIVEKIT:
+        if ladder.rung is TransportKind.LIVEKIT:
             assert world.room
-        if ladder.rung is Rung.RTMP:
+        if ladder.rung is TransportKind.RTMP:
             assert world.stream or ways.beside
-        if ladder.rung is Rung.WHIP:
+        if ladder.rung is TransportKind.WHIP:
             assert world.whip
         if made.state is State.LOST:
             assert not (world.room or world.whip or (world.stream and not ways.beside))

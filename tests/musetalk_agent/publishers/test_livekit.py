@@ -78,7 +78,7 @@ async def send_live(session: Session, pcm: np.ndarray) -> None:
     begun = time.monotonic()
     for at in range(0, len(pcm), 640):
         await asyncio.sleep(max(0.0, begun + (at + 640) / RATE - time.monotonic()))
-        session.inbox.take(pcm[at : at + 640].tobytes())
+        session.receiver.take(pcm[at : at + 640].tobytes())
 
 
 async def test_both_tracks_idle_and_speech_in_step(livekit_server: LiveKitAccess, executor: ThreadPoolExecutor) -> None:
@@ -92,12 +92,12 @@ async def test_both_tracks_idle_and_speech_in_step(livekit_server: LiveKitAccess
         assert who.kind == rtc.ParticipantKind.PARTICIPANT_KIND_AGENT
         await until(lambda: session.diagnose().code is DiagnosisCode.NO_AUDIO)
         begun = time.monotonic()
-        session.inbox.take(START % 1)
+        session.receiver.take(START % 1)
         sending = asyncio.create_task(send_live(session, bursts(4)))
         await until(lambda: who.attributes.get("avatar.state") == "speaking")
         await sending  # its last 0.8 s are silence, in which the avatar is idle again
-        session.inbox.take('{"type":"segment.end","segment":1}')
-        await until(lambda: len(session.outbox.after(0)) == 2)
+        session.receiver.take('{"type":"segment.end","segment":1}')
+        await until(lambda: len(session.events.after(0)) == 2)
         await until(lambda: who.attributes.get("avatar.state") == "idle")
         whites = viewer.whites(begun)
         nearest = [min(whites, key=lambda t: abs(t - sound)) - sound for sound in viewer.onsets(begun)]
@@ -111,10 +111,10 @@ async def test_clear_silences_the_room(livekit_server: LiveKitAccess, executor: 
     async with watching(livekit_server) as viewer, on_air(livekit_server, executor) as session:
         await session.start()
         await until(lambda: len(viewer.tracks) == 2)
-        session.inbox.take(START % 1)
-        session.inbox.take(tone(60).tobytes())
+        session.receiver.take(START % 1)
+        session.receiver.take(tone(60).tobytes())
         await until(lambda: len(viewer.heard(0.0)) > 50)
-        session.inbox.take('{"type":"clear"}')
+        session.receiver.take('{"type":"clear"}')
 
         def rests() -> bool:  # the minute of sound is far from its end
             sound, pictures = (
@@ -125,7 +125,7 @@ async def test_clear_silences_the_room(livekit_server: LiveKitAccess, executor: 
 
         await until(rests)
         assert sum(len(block) for _, block in viewer.sound) < 50 * RATE
-        kinds = [e.event.type for e in session.outbox.after(0)]
+        kinds = [e.event.type for e in session.events.after(0)]
         assert kinds == ["playback.started", "playback.finished", "cleared"]
 
 
@@ -143,9 +143,9 @@ async def test_a_full_reconnect_is_survived_without_a_second_publish(
         cut, pictures = time.monotonic(), len(viewer.video)
         await until(lambda: len(viewer.video) > pictures + 10)
         assert len(viewer.room.remote_participants["avatar"].track_publications) == 2
-        session.inbox.take(START % 1)
-        session.inbox.take(tone(0.5).tobytes())
-        session.inbox.take('{"type":"segment.end","segment":1}')
+        session.receiver.take(START % 1)
+        session.receiver.take(tone(0.5).tobytes())
+        session.receiver.take('{"type":"segment.end","segment":1}')
         await until(lambda: viewer.heard(cut))
         assert session.state in (SessionState.SPEAKING, SessionState.READY)
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from musetalk_agent.clock import MonotonicClock
-from musetalk_agent.media.captions import Caption
+from musetalk_agent.media.segment import Caption
 from musetalk_agent.publishers.livekit import publisher as livekit_publisher
 from musetalk_agent.publishers.livekit.publisher import LiveKitOptions, LiveKitPublisher
 from tests.waiting import until

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from musetalk_agent.metrics import ADAPTATION_STEP
+from musetalk_agent.agent_metrics import ADAPTATION_STEP
 from musetalk_agent.protocol.http import Transport
-from musetalk_agent.publishers.failover.quality import STEPS, QualityWatch
-from musetalk_agent.publishers.livekit.stats import Reading
+from musetalk_agent.publishers.failover.quality import STEPS, QualityController
+from musetalk_agent.publishers.livekit.stats import TransportStats
 from musetalk_agent.publishers.stream.sink import StreamOptions
 from tests.musetalk_agent.publishers.fake_ways import FIRST, FakeRoom, FakeStream, World, world
 
@@ -28,7 +28,7 @@ class Watched:
     def __init__(self) -> None:
         self.now = 100.0
         self.transport = Transport()
-        self.watch = QualityWatch(BITRATE, 25, self.now)
+        self.watch = QualityController(BITRATE, 25, self.now)
 
     def looks(self, sink: FakeRoom | FakeStream | None, seconds: float, *, bad: bool = False) -> None:
         """Looks five times a second, while the way is bad or good."""
@@ -39,7 +39,7 @@ class Watched:
                 sink.state.frames_sent += 5
             elif sink is not None:
                 before = sink.reading
-                sink.reading = Reading(
+                sink.reading = TransportStats(
                     frames_sent=before.frames_sent + 5,
                     bytes_sent=before.bytes_sent + 20_000,
                     available_bitrate=0 if bad else 2 * BITRATE,
@@ -72,7 +72,7 @@ async def test_a_room_is_told_in_pictures_and_bits_a_second(world: World, watche
     watched.looks(room, 3)
     told = watched.transport
     assert (told.width, told.height, told.fps, told.bitrate, told.adaptation) == (64, 64, 25.0, 800_000, 0)
-    room.reading = Reading()  # counts that begin anew are no negative rate
+    room.reading = TransportStats()  # counts that begin anew are no negative rate
     watched.watch.look(room, FIRST, told, watched.now + 1.0)
     assert (told.fps, told.bitrate, told.width) == (0.0, 0, None)
     await world.ends()

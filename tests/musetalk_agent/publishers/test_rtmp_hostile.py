@@ -24,7 +24,7 @@ from tests.musetalk_agent.publishers.feed import picture
 from tests.waiting import NEVER_S
 
 Behaviour = Callable[[socket.socket, threading.Event], None]
-PING = wire.chunks(wire.Message(wire.USER_CONTROL, struct.pack(">HI", wire.PING_REQUEST, 1)))
+PING = wire.chunks(wire.RtmpMessage(wire.USER_CONTROL, struct.pack(">HI", wire.PING_REQUEST, 1)))
 
 
 @contextmanager
@@ -110,7 +110,7 @@ def empty_chunks(connection: socket.socket, over: threading.Event) -> None:
 def one_long_message(connection: socket.socket, over: threading.Event) -> None:
     """Bodies of 60 kB, in chunks of 128."""
     handshake(connection)
-    data = wire.chunks(wire.Message(wire.DATA, bytes(60_000)), 128)
+    data = wire.chunks(wire.RtmpMessage(wire.DATA, bytes(60_000)), 128)
     while not over.is_set():
         connection.sendall(data)
 

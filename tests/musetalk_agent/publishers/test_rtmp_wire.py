@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from musetalk_agent.publishers.rtmp import protocol as wire
-from musetalk_agent.publishers.rtmp.protocol import ChunkReader, FlvReader, Message, RtmpError, chunks, pack, unpack
+from musetalk_agent.publishers.rtmp.protocol import ChunkReader, FlvReader, RtmpError, RtmpMessage, chunks, pack, unpack
 
 
 def test_values_come_back_as_they_were() -> None:
@@ -36,7 +36,7 @@ def test_a_known_connect_command_has_its_known_bytes() -> None:
 def test_messages_survive_chunks_of_any_size_in_any_portions(said: list[tuple[int, bytes, int]], seed: int) -> None:
     rng = random.Random(seed)
     size = rng.choice([1, 128, 1000, 4096])
-    messages = [Message(kind, body, 1, time) for kind, body, time in said]
+    messages = [RtmpMessage(kind, body, 1, time) for kind, body, time in said]
     begin = chunks(wire.control(wire.SET_CHUNK_SIZE, size))
     data = begin + b"".join(chunks(message, size) for message in messages)
     reader, got = ChunkReader(), []
@@ -56,10 +56,10 @@ def test_shorter_headers_go_on_from_those_before() -> None:
     fourth = bytes([0xC3]) + b"e"
     got = list(ChunkReader().feed(first + second + third + fourth))
     assert got == [
-        Message(9, b"ab", 1, 1000),
-        Message(8, b"c", 1, 1040),
-        Message(8, b"d", 1, 1060),
-        Message(8, b"e", 1, 1080),
+        RtmpMessage(9, b"ab", 1, 1000),
+        RtmpMessage(8, b"c", 1, 1040),
+        RtmpMessage(8, b"d", 1, 1060),
+        RtmpMessage(8, b"e", 1, 1080),
     ]
 
 
@@ -75,9 +75,9 @@ def test_flv_tags_become_messages_and_metadata_is_marked() -> None:
     for index in range(len(data)):
         got += list(reader.feed(data[index : index + 1], 7))
     assert got == [
-        Message(18, pack("@setDataFrame") + b"meta", 7, 0),
-        Message(9, b"video", 7, 0x01234567),
-        Message(8, b"", 7, 40),
+        RtmpMessage(18, pack("@setDataFrame") + b"meta", 7, 0),
+        RtmpMessage(9, b"video", 7, 0x01234567),
+        RtmpMessage(8, b"", 7, 40),
     ]
 
 
@@ -152,13 +152,13 @@ def test_values_of_any_depth_are_read_or_refused(body: bytes) -> None:
 
 def test_small_pictures_are_padded_by_a_nal_unit_of_filler_and_nothing_else_is() -> None:
     slice_unit = (5).to_bytes(4, "big") + b"\x41aaaa"
-    picture = Message(wire.VIDEO, b"\x27\x01\x00\x00\x00" + slice_unit, 1, 40)
+    picture = RtmpMessage(wire.VIDEO, b"\x27\x01\x00\x00\x00" + slice_unit, 1, 40)
     padded = wire.padded(picture, 200)
     assert len(padded.body) == 200 and padded.body.startswith(picture.body) and padded.time_ms == 40
     filler = padded.body[len(picture.body) :]
     assert int.from_bytes(filler[:4], "big") == len(filler) - 4
     assert (filler[4], filler[5:-1], filler[-1]) == (12, b"\xff" * (len(filler) - 6), 0x80)
-    configuration = Message(wire.VIDEO, b"\x17\x00\x00\x00\x00avcC")
-    large = Message(wire.VIDEO, b"\x27\x01" + bytes(300))
-    for other in (configuration, large, Message(wire.AUDIO, b"\xaf\x01abc"), picture):
+    configuration = RtmpMessage(wire.VIDEO, b"\x17\x00\x00\x00\x00avcC")
+    large = RtmpMessage(wire.VIDEO, b"\x27\x01" + bytes(300))
+    for other in (configuration, large, RtmpMessage(wire.AUDIO, b"\xaf\x01abc"), picture):
         assert wire.padded(other, 200 if other is not picture else 0) == other

@@ -16,18 +16,17 @@ import pytest
 from livekit import rtc
 from livekit.rtc.participant import PublishTrackError
 
+from musetalk_agent.agent_metrics import PUBLISHER_RUNG
 from musetalk_agent.clock import MonotonicClock
 from musetalk_agent.errors import PublishFailed
-from musetalk_agent.metrics import PUBLISHER_RUNG
 from musetalk_agent.protocol.http import PublisherMode
-from musetalk_agent.publishers.failover import policy, probe
-from musetalk_agent.publishers.failover.policy import Rung
-from musetalk_agent.publishers.failover.probe import Probe
+from musetalk_agent.publishers.failover import policy, transports
+from musetalk_agent.publishers.failover.policy import TransportKind
 from musetalk_agent.publishers.failover.publisher import FailoverPublisher
-from musetalk_agent.publishers.failover.transports import OutletOptions
+from musetalk_agent.publishers.failover.transports import Probe, TransportOptions
 from musetalk_agent.publishers.livekit import publisher as livekit_publisher
 from musetalk_agent.publishers.livekit.publisher import LiveKitOptions, LiveKitPublisher
-from musetalk_agent.publishers.stream.encoder import Shape
+from musetalk_agent.publishers.stream.encoder import StreamShape
 from musetalk_agent.publishers.whip import sink
 from musetalk_tools.livekit_server import LiveKitAccess
 from tests.musetalk_agent.publishers.failing import ROOM, failing, probe_token, sfu
@@ -226,21 +225,21 @@ async def test_an_end_of_the_transports_that_breaks_still_takes_the_session_out_
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     made = FailoverPublisher(
-        OutletOptions(LiveKitOptions("ws://x", "t", ROOM, 25)), PublisherMode.AUTO, MonotonicClock()
+        TransportOptions(LiveKitOptions("ws://x", "t", ROOM, 25)), PublisherMode.AUTO, MonotonicClock()
     )
     gauge = PUBLISHER_RUNG.labels("livekit")
     before = gauge._value.get()
-    made._change(Rung.LIVEKIT)
+    made._change(TransportKind.LIVEKIT)
     assert gauge._value.get() == before + 1
 
     async def breaks() -> None:
         raise OSError("broken")
 
     with caplog.at_level(logging.ERROR):
-        await asyncio.wait([made._outlets._spawn(breaks(), "failover-test")])
+        await asyncio.wait([made._transports._spawn(breaks(), "failover-test")])
         await asyncio.sleep(0)
     assert "a task of a transport broke" in caplog.messages
-    monkeypatch.setattr(made._outlets, "aclose", breaks)
+    monkeypatch.setattr(made._transports, "aclose", breaks)
     with pytest.raises(OSError, match="broken"):
         await made.aclose()
     assert gauge._value.get() == before and not made.state.connected
@@ -271,7 +270,7 @@ async def test_statistics_go_on_after_an_error_that_no_one_expected(
 async def test_a_probe_goes_on_after_an_error_that_no_one_expected(
     livekit_server: LiveKitAccess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(probe, "_EVERY_S", 0.01)
+    monkeypatch.setattr(transports, "_EVERY_S", 0.01)
     joins = 0
     connect: Callable[..., Awaitable[None]] = rtc.Room.connect
 
@@ -299,8 +298,8 @@ async def test_a_probe_goes_on_after_an_error_that_no_one_expected(
 
 
 async def test_a_probe_of_an_address_that_cannot_be_says_no() -> None:
-    assert not await probe.answers("ws://127.0.0.1:99999")
-    assert not await probe.answers(f"ws://{'a' * 70}.test:80")
+    assert not await transports.answers("ws://127.0.0.1:99999")
+    assert not await transports.answers(f"ws://{'a' * 70}.test:80")
 
 
 def answers_with_a_flood(connection: socket.socket, over: threading.Event) -> None:
@@ -327,7 +326,7 @@ async def test_whip_answers_have_a_deadline_and_leave_no_process(
         try:
             async with asyncio.timeout(NEVER_S):
                 with pytest.raises(OSError):
-                    await asyncio.to_thread(push.open, Shape(64, 64, 25, 100_000))
+                    await asyncio.to_thread(push.open, StreamShape(64, 64, 25, 100_000))
             process = push._process
         finally:
             push.close()

@@ -11,9 +11,9 @@ import pytest
 from musetalk_agent.clock import VirtualClock
 from musetalk_agent.media.segment import ROOM_RATE
 from musetalk_agent.media_types import VideoFrame
-from musetalk_agent.publishers.livekit import camera
-from musetalk_agent.publishers.livekit.camera import Camera
-from musetalk_agent.publishers.null import NullPublisher
+from musetalk_agent.publishers.base import NullPublisher
+from musetalk_agent.publishers.livekit import publisher
+from musetalk_agent.publishers.livekit.publisher import LiveKitVideoSource
 from tests.musetalk_agent.publishers.feed import picture
 
 BLOCK = np.ones(1920, np.int16)
@@ -34,7 +34,7 @@ async def test_the_sink_to_nowhere_takes_60_ms_ahead_and_no_more() -> None:
         assert sink.playout.queued_s() <= 0.06 + 1e-9
     assert heard == pytest.approx([0.04 * number for number in range(10)])
     queued = round(sink.playout.queued_s() * ROOM_RATE)
-    assert sink.clear_audio() == pytest.approx(queued, abs=1) and sink.playout.dry
+    assert sink.clear_audio() == pytest.approx(queued, abs=1) and sink.playout.empty
     await sink.aclose()
     assert not sink.state.connected
 
@@ -66,8 +66,8 @@ class Source:
 
 
 async def test_a_camera_shows_each_picture_or_every_nth_smaller_where_it_is_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(camera.rtc, "VideoSource", Source)
-    made = Camera(picture(10, 64))
+    monkeypatch.setattr(publisher.rtc, "VideoSource", Source)
+    made = LiveKitVideoSource(picture(10, 64))
     source: Source = made.source
     assert source.size == (64, 64) and source.shown == [(64, 64, picture(10, 64).i420.tobytes())]
     made.fps_divisor = 3
@@ -82,8 +82,8 @@ async def test_a_camera_shows_each_picture_or_every_nth_smaller_where_it_is_to(m
 
 
 async def test_pictures_that_must_not_be_written_are_shown_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(camera.rtc, "VideoSource", Source)
-    made = Camera(picture(10, 64))
+    monkeypatch.setattr(publisher.rtc, "VideoSource", Source)
+    made = LiveKitVideoSource(picture(10, 64))
     source: Source = made.source
     for luma, size in ((40, 64), (41, 64), (42, 32)):
         planes = picture(luma, size).i420

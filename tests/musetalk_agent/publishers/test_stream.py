@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from musetalk_agent.clock import MonotonicClock
-from musetalk_agent.publishers.stream.encoder import Shape
-from musetalk_agent.publishers.stream.queue import Picture, Sound
-from musetalk_agent.publishers.stream.sink import Push, StreamOptions, StreamSink
+from musetalk_agent.publishers.stream.encoder import QueuedAudio, QueuedFrame, StreamShape
+from musetalk_agent.publishers.stream.sink import StreamConnection, StreamOptions, StreamSink
 from tests.waiting import until
 
 BLOCK = np.full(1920, 9000, np.int16)
@@ -18,20 +17,20 @@ BLOCK = np.full(1920, 9000, np.int16)
 
 @dataclass
 class ScriptedPush:
-    """Takes sound and acknowledges none of it; breaks when `broken` is set. Every kind of `Push`'s calls is there."""
+    """Takes sound and acknowledges none of it; breaks when `broken` is set. Every kind of `StreamConnection`'s calls is there."""
 
     played: list[float] = field(default_factory=list)
     broken: threading.Event = field(default_factory=threading.Event)
     sent: int = 0
 
-    def open(self, shape: Shape) -> None:
+    def open(self, shape: StreamShape) -> None:
         pass
 
-    def play(self, sound: Sound) -> None:
+    def play(self, sound: QueuedAudio) -> None:
         self.played.append(sound.at)
         self.sent += len(sound.block)
 
-    def show(self, picture: Picture) -> None:
+    def show(self, picture: QueuedFrame) -> None:
         pass
 
     def set_bitrate(self, bitrate: int) -> None:
@@ -59,7 +58,7 @@ class ScriptedSink(StreamSink):
         super().__init__(StreamOptions("", 25, 64, 64, 100_000), MonotonicClock(), lambda: None)
         self.pushes: list[ScriptedPush] = []
 
-    def _connect(self, attempt: int) -> Push:
+    def _connect(self, attempt: int) -> StreamConnection:
         self.pushes.append(ScriptedPush())
         return self.pushes[-1]
 

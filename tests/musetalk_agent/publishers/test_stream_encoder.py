@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from musetalk_agent.media_types import Pcm
-from musetalk_agent.publishers.stream.encoder import Codecs, Shape, StreamEncoder
-from musetalk_agent.publishers.stream.queue import Picture, Sound
+from musetalk_agent.publishers.stream.encoder import Codecs, QueuedAudio, QueuedFrame, StreamEncoder, StreamShape
 from tests.musetalk_agent.publishers.feed import picture
 from tests.servers.puller import RATE, Received, read
 
@@ -28,12 +27,12 @@ def tone(seconds: float) -> Pcm:
     return (10_000 * np.sin(2 * np.pi * 1000 * np.arange(int(seconds * RATE)) / RATE)).astype(np.int16)
 
 
-def encode(path: Path, items: list[Sound | Picture]) -> Received:
+def encode(path: Path, items: list[QueuedAudio | QueuedFrame]) -> Received:
     with av.open(str(path), "w", format="flv") as container:
-        encoder = StreamEncoder(container, Shape(64, 64, 25, 200_000), CODECS)
+        encoder = StreamEncoder(container, StreamShape(64, 64, 25, 200_000), CODECS)
         encoder.open()
         for item in items:
-            if isinstance(item, Sound):
+            if isinstance(item, QueuedAudio):
                 encoder.play(item)
             else:
                 encoder.show(item)
@@ -41,8 +40,8 @@ def encode(path: Path, items: list[Sound | Picture]) -> Received:
     return read(path)
 
 
-def pictures(begin: float, end: float) -> list[Sound | Picture]:
-    return [Picture(at, picture(90, 64)) for at in np.arange(begin, end, 0.04)]
+def pictures(begin: float, end: float) -> list[QueuedAudio | QueuedFrame]:
+    return [QueuedFrame(at, picture(90, 64)) for at in np.arange(begin, end, 0.04)]
 
 
 @pytest.mark.parametrize(
@@ -54,7 +53,7 @@ def pictures(begin: float, end: float) -> list[Sound | Picture]:
     ],
 )
 def test_sound_is_at_its_time_or_follows_at_once(tmp_path: Path, offered: list[float], heard: float) -> None:
-    items = [*pictures(100.0, 100.5), *(Sound(100.0 + at, tone(0.2)) for at in offered), *pictures(100.52, 101.5)]
+    items = [*pictures(100.0, 100.5), *(QueuedAudio(100.0 + at, tone(0.2)) for at in offered), *pictures(100.52, 101.5)]
     received = encode(tmp_path / "out.flv", items)
     start = received.pictures[0][0]
     assert [onset - start for onset in received.onsets()] == pytest.approx([heard], abs=0.004)
@@ -64,11 +63,11 @@ def test_sound_is_at_its_time_or_follows_at_once(tmp_path: Path, offered: list[f
 
 def test_blocks_with_a_little_wobble_are_one_sound(tmp_path: Path) -> None:
     wave = tone(1.0)
-    items: list[Sound | Picture] = []
+    items: list[QueuedAudio | QueuedFrame] = []
     for index in range(25):
         block = wave[index * 1920 : (index + 1) * 1920]
-        items.append(Sound(100.0 + index * 0.04 + (0.008 if index % 2 else -0.004), block))
-        items.append(Picture(100.0 + index * 0.04, picture(90, 64)))
+        items.append(QueuedAudio(100.0 + index * 0.04 + (0.008 if index % 2 else -0.004), block))
+        items.append(QueuedFrame(100.0 + index * 0.04, picture(90, 64)))
     received = encode(tmp_path / "out.flv", items)
     _, heard = received.wave()
     loud = np.flatnonzero(np.abs(heard) > 0.05)
@@ -76,13 +75,15 @@ def test_blocks_with_a_little_wobble_are_one_sound(tmp_path: Path) -> None:
 
 
 def test_sound_for_a_past_that_is_long_over_is_left_out(tmp_path: Path) -> None:
-    received = encode(tmp_path / "out.flv", [*pictures(100.0, 101.0), Sound(100.2, tone(0.5)), *pictures(101.0, 101.2)])
+    received = encode(
+        tmp_path / "out.flv", [*pictures(100.0, 101.0), QueuedAudio(100.2, tone(0.5)), *pictures(101.0, 101.2)]
+    )
     assert received.onsets() == []
 
 
 def test_another_size_is_scaled_and_times_go_on(tmp_path: Path) -> None:
-    items: list[Sound | Picture] = [
-        Picture(100.0 + k * 0.04, picture(40 + 50 * k, 64 if k % 2 else 128)) for k in range(4)
+    items: list[QueuedAudio | QueuedFrame] = [
+        QueuedFrame(100.0 + k * 0.04, picture(40 + 50 * k, 64 if k % 2 else 128)) for k in range(4)
     ]
     received = encode(tmp_path / "out.flv", items)
     start = received.pictures[0][0]
@@ -96,19 +97,19 @@ def skews(received: Received) -> list[float]:
     return [onset - min(whites, key=lambda white: abs(white - onset)) for onset in received.onsets()]
 
 
-def flashes(begin: float, seconds: int) -> list[Sound | Picture]:
+def flashes(begin: float, seconds: int) -> list[QueuedAudio | QueuedFrame]:
     """A flash with a burst at 0.2 s of each second, and blocks of silence between."""
-    items: list[Sound | Picture] = []
+    items: list[QueuedAudio | QueuedFrame] = []
     for index in range(25 * seconds):
         at = begin + index * 0.04
         flash = index % 25 in (5, 6, 7)
         block = tone(0.04) if flash else np.zeros(1920, np.int16)
-        items += [Sound(at, block), Picture(at, picture(235 if flash else 16, 64))]
+        items += [QueuedAudio(at, block), QueuedFrame(at, picture(235 if flash else 16, 64))]
     return items
 
 
 def test_sound_that_comes_late_stays_in_step_and_silence_gives_the_delay_back(tmp_path: Path) -> None:
-    stalled = Picture(
+    stalled = QueuedFrame(
         101.075, picture(16, 64)
     )  # it fills the sound's line up to there; the sound for it comes after it
     received = encode(tmp_path / "out.flv", [*flashes(100.0, 1), stalled, *flashes(101.0, 6)])
@@ -122,7 +123,12 @@ def test_sound_that_comes_late_stays_in_step_and_silence_gives_the_delay_back(tm
 
 
 def test_a_delay_is_given_back_while_no_sound_is_offered_and_times_go_on_rising(tmp_path: Path) -> None:
-    items = [*pictures(100.0, 100.5), Sound(100.41, tone(0.2)), *pictures(100.52, 101.98), Sound(102.0, tone(0.2))]
+    items = [
+        *pictures(100.0, 100.5),
+        QueuedAudio(100.41, tone(0.2)),
+        *pictures(100.52, 101.98),
+        QueuedAudio(102.0, tone(0.2)),
+    ]
     received = encode(tmp_path / "out.flv", [*items, *pictures(102.0, 102.5)])
     start = received.pictures[0][0]
     first, second = received.onsets()

@@ -5,20 +5,22 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from musetalk_agent.media.playout import Heard
+from musetalk_agent.media.playout import PlayoutHistory
 from musetalk_agent.media_types import VideoFrame
-from musetalk_agent.publishers.livekit.camera import smaller
-from musetalk_agent.publishers.livekit.stats import Liveness, Reading
+from musetalk_agent.publishers.livekit.publisher import smaller
+from musetalk_agent.publishers.livekit.stats import Liveness, TransportStats
 
 WALL_MS = 1.8e12
 
 
-def reading(packets: int, at: float, frames: int = 0, reports: int = 0) -> Reading:
+def reading(packets: int, at: float, frames: int = 0, reports: int = 0) -> TransportStats:
     """`at` in seconds after the test's beginning."""
-    return Reading(packets_received=packets, received_at_ms=WALL_MS + 1000 * at, frames_sent=frames, reports=reports)
+    return TransportStats(
+        packets_received=packets, received_at_ms=WALL_MS + 1000 * at, frames_sent=frames, reports=reports
+    )
 
 
-def polled(readings: list[Reading | None], every_s: float = 0.2, *, step_s: float = 0.0) -> Liveness:
+def polled(readings: list[TransportStats | None], every_s: float = 0.2, *, step_s: float = 0.0) -> Liveness:
     """`step_s`: the wall clock jumps by so much before the last poll."""
     made, now = Liveness(0.0), 0.0
     for index, one in enumerate(readings):
@@ -60,7 +62,7 @@ def test_pictures_that_nobody_acknowledges_are_silence() -> None:
 
 
 def test_positions_are_known_between_the_notes_and_forgotten_when_wound_back() -> None:
-    heard = Heard()
+    heard = PlayoutHistory()
     assert heard.at(5.0) == 0
     for now, position in ((1.0, 0), (1.2, 9_600), (1.4, 19_200), (1.6, 19_200)):
         heard.note(now, position)

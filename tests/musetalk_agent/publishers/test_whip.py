@@ -32,7 +32,7 @@ async def test_a_viewer_sees_and_hears_the_avatar_in_step(livekit_server: LiveKi
     sink = sink_to(livekit_server)
     sink.start()
     try:
-        assert await sink.wait_connected(NEVER_S)
+        await until(lambda: sink.state.connected)
         wave = np.zeros(4 * FPS * BLOCK, np.int16)
         tone = (10_000 * np.sin(2 * np.pi * 1000 * np.arange(3 * BLOCK) / 48_000)).astype(np.int16)
         white, black = picture(235), picture(16)
@@ -60,7 +60,7 @@ async def test_a_dead_server_is_noticed_and_holds_nobody_up() -> None:
     sink = sink_to(server.access)
     sink.start()
     try:
-        assert await sink.wait_connected(NEVER_S)
+        await until(lambda: sink.state.connected)
         await feed(sink, FPS // 2, None, lambda frame: picture(90))
         assert server.child.pid is not None
         os.kill(server.child.pid, signal.SIGKILL)

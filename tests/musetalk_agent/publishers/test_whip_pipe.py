@@ -10,8 +10,7 @@ import numpy as np
 import psutil
 import pytest
 
-from musetalk_agent.publishers.stream.encoder import Shape
-from musetalk_agent.publishers.stream.queue import Sound
+from musetalk_agent.publishers.stream.encoder import QueuedAudio, StreamShape
 from musetalk_agent.publishers.whip import sink
 from musetalk_agent.publishers.whip.sink import _WhipPush
 from tests.waiting import wait_until
@@ -37,12 +36,12 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Program
         push.close()
 
 
-def shape() -> Shape:
-    return Shape(256, 256, 25, 800_000)
+def shape() -> StreamShape:
+    return StreamShape(256, 256, 25, 800_000)
 
 
-def sound() -> Sound:
-    return Sound(0.0, np.zeros(480, np.int16))
+def sound() -> QueuedAudio:
+    return QueuedAudio(0.0, np.zeros(480, np.int16))
 
 
 def refused(push: _WhipPush) -> OSError | None:

@@ -10,9 +10,9 @@ import pytest
 from musetalk_agent.clock import VirtualClock
 from musetalk_agent.media_types import Pcm, VideoFrame
 from musetalk_agent.protocol.http import PublisherMode
-from musetalk_agent.publishers.failover.policy import Rung
+from musetalk_agent.publishers.failover.policy import TransportKind
 from musetalk_agent.publishers.failover.publisher import FailoverPublisher
-from musetalk_agent.publishers.failover.transports import OutletOptions
+from musetalk_agent.publishers.failover.transports import TransportOptions
 from musetalk_agent.publishers.livekit.publisher import LiveKitOptions
 from musetalk_agent.publishers.rtmp.address import RtmpAddress
 from musetalk_agent.publishers.stream.sink import StreamOptions, StreamSink
@@ -55,42 +55,42 @@ class RoomEar:
 
 # speaker, where RTMP leads (None, "plain", "beside", "ingress"), the way in use → who hears it: room, whip, rtmp
 TABLE = [
-    ("agent", None, Rung.LIVEKIT, "room"),
-    ("agent", None, Rung.WHIP, "whip"),
-    ("agent", None, Rung.NONE, ""),
-    ("agent", "plain", Rung.LIVEKIT, "room"),
-    ("agent", "plain", Rung.WHIP, "whip"),
-    ("agent", "plain", Rung.RTMP, "rtmp"),
-    ("agent", "beside", Rung.LIVEKIT, "room rtmp"),
-    ("agent", "beside", Rung.WHIP, "whip rtmp"),
-    ("agent", "beside", Rung.RTMP, "rtmp"),
-    ("agent", "ingress", Rung.LIVEKIT, "room"),
-    ("agent", "ingress", Rung.WHIP, "whip"),
-    ("agent", "ingress", Rung.RTMP, "rtmp"),
+    ("agent", None, TransportKind.LIVEKIT, "room"),
+    ("agent", None, TransportKind.WHIP, "whip"),
+    ("agent", None, TransportKind.NONE, ""),
+    ("agent", "plain", TransportKind.LIVEKIT, "room"),
+    ("agent", "plain", TransportKind.WHIP, "whip"),
+    ("agent", "plain", TransportKind.RTMP, "rtmp"),
+    ("agent", "beside", TransportKind.LIVEKIT, "room rtmp"),
+    ("agent", "beside", TransportKind.WHIP, "whip rtmp"),
+    ("agent", "beside", TransportKind.RTMP, "rtmp"),
+    ("agent", "ingress", TransportKind.LIVEKIT, "room"),
+    ("agent", "ingress", TransportKind.WHIP, "whip"),
+    ("agent", "ingress", TransportKind.RTMP, "rtmp"),
     # the orchestrator publishes the sound in the room: whatever leads there has a picture only
-    ("orchestrator", None, Rung.LIVEKIT, ""),
-    ("orchestrator", None, Rung.WHIP, ""),
-    ("orchestrator", None, Rung.NONE, ""),
-    ("orchestrator", "plain", Rung.LIVEKIT, ""),
-    ("orchestrator", "plain", Rung.WHIP, ""),
-    ("orchestrator", "plain", Rung.RTMP, "rtmp"),
-    ("orchestrator", "beside", Rung.LIVEKIT, "rtmp"),
-    ("orchestrator", "beside", Rung.WHIP, "rtmp"),
-    ("orchestrator", "beside", Rung.RTMP, "rtmp"),
-    ("orchestrator", "ingress", Rung.LIVEKIT, ""),
-    ("orchestrator", "ingress", Rung.WHIP, ""),
-    ("orchestrator", "ingress", Rung.RTMP, ""),
+    ("orchestrator", None, TransportKind.LIVEKIT, ""),
+    ("orchestrator", None, TransportKind.WHIP, ""),
+    ("orchestrator", None, TransportKind.NONE, ""),
+    ("orchestrator", "plain", TransportKind.LIVEKIT, ""),
+    ("orchestrator", "plain", TransportKind.WHIP, ""),
+    ("orchestrator", "plain", TransportKind.RTMP, "rtmp"),
+    ("orchestrator", "beside", TransportKind.LIVEKIT, "rtmp"),
+    ("orchestrator", "beside", TransportKind.WHIP, "rtmp"),
+    ("orchestrator", "beside", TransportKind.RTMP, "rtmp"),
+    ("orchestrator", "ingress", TransportKind.LIVEKIT, ""),
+    ("orchestrator", "ingress", TransportKind.WHIP, ""),
+    ("orchestrator", "ingress", TransportKind.RTMP, ""),
 ]
 
 
 @pytest.mark.parametrize("mode", list(PublisherMode))
 @pytest.mark.parametrize(("speaker", "target", "rung", "hears"), TABLE)
 async def test_the_sound_goes_to_each_place_once(
-    speaker: str, target: str | None, rung: Rung, hears: str, mode: PublisherMode
+    speaker: str, target: str | None, rung: TransportKind, hears: str, mode: PublisherMode
 ) -> None:
     clock = VirtualClock()
     sound = speaker == "agent"
-    options = OutletOptions(
+    options = TransportOptions(
         LiveKitOptions("ws://x", "token", "room", 25, sound=sound),
         address=ADDRESS if target else None,
         ingress=target == "ingress",
@@ -98,10 +98,10 @@ async def test_the_sound_goes_to_each_place_once(
     )
     publisher = FailoverPublisher(options, mode, clock)
     whip, stream, room = Ear(clock), Ear(clock), RoomEar(sound)
-    outlets = publisher._outlets
-    outlets.whip = whip if rung is Rung.WHIP else None
+    outlets = publisher._transports
+    outlets.whip = whip if rung is TransportKind.WHIP else None
     outlets.stream = stream if target is not None else None  # it is opened in case also where it is not in use
-    outlets.room = room if rung is Rung.LIVEKIT else None  # type: ignore[assignment]  # what is asked of it is there
+    outlets.room = room if rung is TransportKind.LIVEKIT else None  # type: ignore[assignment]  # what is asked of it is there
     publisher._rung = rung
     publisher._flow.set()
     publisher._playout.held = False

@@ -13,9 +13,8 @@ import httpx
 import uvicorn
 import websockets
 
-from musetalk_agent.service.app import create_app
-from musetalk_agent.service.server import server_config
-from musetalk_agent.settings import AgentSettings
+from musetalk_agent.agent_settings import AgentSettings
+from musetalk_agent.service.agent_app import create_app, server_config
 from musetalk_tools.processes import free_port
 from tests.fakes.serving import BRIEF
 from tests.waiting import NEVER_S, until

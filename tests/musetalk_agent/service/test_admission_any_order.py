@@ -21,7 +21,7 @@ from musetalk_agent.protocol.http import (
     DiagnosisCode,
     SessionState,
 )
-from musetalk_agent.service.sessions import Sessions
+from musetalk_agent.service.live_sessions import LiveSessions
 from tests.waiting import turns
 
 
@@ -31,7 +31,7 @@ class Held:
     def __init__(self, request: AgentStartRequest) -> None:
         self.id, self.engine = request.session_id, str(request.engine)
         self.state, self.ended = SessionState.STARTING, asyncio.Event()
-        self.outbox = SimpleNamespace(changed=asyncio.Event())
+        self.events = SimpleNamespace(changed=asyncio.Event())
         self.stops = 0
 
     async def start(self) -> None:
@@ -103,9 +103,9 @@ def request(name: str, engine: str) -> AgentStartRequest:
     )
 
 
-def made(most: int | None, warp: int | None, pattern: int | None = None) -> tuple[Sessions, Shop]:
+def made(most: int | None, warp: int | None, pattern: int | None = None) -> tuple[LiveSessions, Shop]:
     shop = Shop(most, {"warp": warp, "pattern": pattern})
-    return Sessions(cast(Factory, shop)), shop
+    return LiveSessions(cast(Factory, shop)), shop
 
 
 ACTS = st.lists(

@@ -16,11 +16,11 @@ import pytest
 
 from musetalk_agent import engine_pool
 from musetalk_agent.__main__ import main
+from musetalk_agent.agent_settings import AgentSettings
 from musetalk_agent.engine_pool import EnginePool
 from musetalk_agent.engines.interface import InFlightBatch, PatchRequest
 from musetalk_agent.engines.pattern import PatternEngine, pattern_bundle
 from musetalk_agent.errors import EngineFailed, EngineUnavailable
-from musetalk_agent.settings import AgentSettings
 from musetalk_agent.weights import Manifest, ModelStore
 from musetalk_tools.processes import free_port
 from tests.musetalk_agent.service.served import HEADERS, KEY, Agent, agent, answers

@@ -15,7 +15,7 @@ from musetalk_agent.protocol import messages as m
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from musetalk_agent.service import link_server
 from musetalk_agent.service.link_server import ACK_BYTES, LinkServer
-from musetalk_agent.session.link import Outbox
+from musetalk_agent.session.link import EventLog
 from tests.musetalk_agent.service.served import agent
 from tests.musetalk_agent.stand import tone
 from tests.waiting import NEVER_S
@@ -55,14 +55,14 @@ class LinkSession:
     """What a link needs of a session, without media."""
 
     id = "s"
-    pipeline = SimpleNamespace(playback=SimpleNamespace(heard=(0, 0.0), position_s=0.0, buffered_s=0.0, resting=False))
+    pipeline = SimpleNamespace(player=SimpleNamespace(heard=(0, 0.0), position_s=0.0, buffered_s=0.0, resting=False))
     publisher = SimpleNamespace(state=SimpleNamespace(published_frames=0))
 
     def __init__(self, fails_with: Exception | None = None) -> None:
-        self.outbox, self.ended = Outbox(), asyncio.Event()
+        self.events, self.ended = EventLog(), asyncio.Event()
         self.broken: ProblemError | None = None
         self._fails_with = fails_with
-        self.inbox = SimpleNamespace(items=0, segments=0, received_samples=None, take=self._take)
+        self.receiver = SimpleNamespace(items=0, segments=0, received_samples=None, take=self._take)
 
     def _take(self, item: str | bytes) -> None:
         if self._fails_with is not None:

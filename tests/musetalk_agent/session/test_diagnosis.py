@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 
 from musetalk_agent.protocol.http import DiagnosisCode
-from musetalk_agent.session.diagnosis import Facts, Funnel
+from musetalk_agent.session.diagnosis import DiagnosisInput, PipelineStats
 
-WELL = Facts(joined=True, viewers=1, subscribed=True)
+WELL = DiagnosisInput(joined=True, viewers=1, subscribed=True)
 
 
-def speaking() -> Funnel:
-    funnel = Funnel()
+def speaking() -> PipelineStats:
+    funnel = PipelineStats()
     funnel.add("samples", 16_000)
     funnel.peak = 9000
     return funnel
@@ -39,5 +39,5 @@ def test_three_failures_in_a_row_are_told_after_good_frames_one_is_not() -> None
 
 
 def test_failing_goes_before_slow() -> None:
-    facts = Facts(joined=True, viewers=1, subscribed=True, failing="half of them fail", slow="late")
+    facts = DiagnosisInput(joined=True, viewers=1, subscribed=True, failing="half of them fail", slow="late")
     assert speaking().diagnose(facts).code is DiagnosisCode.ENGINE_FAILING

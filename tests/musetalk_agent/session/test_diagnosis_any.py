@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from musetalk_agent.protocol.http import FUNNEL_STAGES, DiagnosisCode, Suspicion
-from musetalk_agent.session.diagnosis import FAILING_IN_ROW, SILENCE_PEAK, Facts, Funnel
+from musetalk_agent.session.diagnosis import FAILING_IN_ROW, SILENCE_PEAK, DiagnosisInput, PipelineStats
 
 SENTENCE = st.none() | st.just("A sentence.")
 
@@ -19,8 +19,6 @@ class Situation:
     """What may hold of a session."""
 
     joined: bool
-    weights_missing: str | None
-    no_face: str | None
     suspicion: Suspicion | None
     samples: int
     peak: int
@@ -35,8 +33,6 @@ class Situation:
 SITUATIONS = st.builds(
     Situation,
     joined=st.booleans(),
-    weights_missing=SENTENCE,
-    no_face=SENTENCE,
     suspicion=st.none() | st.sampled_from(Suspicion),
     samples=st.sampled_from([0, 1, 16_000]),
     peak=st.sampled_from([0, SILENCE_PEAK - 1, SILENCE_PEAK, 20_000]),
@@ -54,10 +50,6 @@ def first_cause(s: Situation) -> DiagnosisCode:
     code = DiagnosisCode
     if not s.joined:
         return code.ROOM_NOT_JOINED
-    if s.weights_missing:
-        return code.WEIGHTS_MISSING
-    if s.no_face:
-        return code.NO_FACE_IN_AVATAR
     if s.suspicion:
         return code.WRONG_FORMAT_SUSPECTED
     if not s.samples:
@@ -73,8 +65,8 @@ def first_cause(s: Situation) -> DiagnosisCode:
     return code.OK if s.viewers and s.subscribed else code.TRACK_NOT_SUBSCRIBED
 
 
-def funnel(s: Situation) -> Funnel:
-    made = Funnel()
+def funnel(s: Situation) -> PipelineStats:
+    made = PipelineStats()
     if s.samples:
         made.add("samples", s.samples)
     made.peak = s.peak
@@ -83,12 +75,10 @@ def funnel(s: Situation) -> Funnel:
 
 @given(SITUATIONS)
 def test_the_first_cause_along_the_list_is_told(s: Situation) -> None:
-    facts = Facts(
+    facts = DiagnosisInput(
         joined=s.joined,
         viewers=s.viewers,
         subscribed=s.subscribed,
-        weights_missing=s.weights_missing,
-        no_face=s.no_face,
         suspicion=s.suspicion,
         suspicion_text="It looks like floats." if s.suspicion else "",
         failing=s.failing,
@@ -105,14 +95,16 @@ def test_the_first_cause_along_the_list_is_told(s: Situation) -> None:
 
 
 def test_the_sentences_have_the_numbers() -> None:
-    silent = Funnel()
+    silent = PipelineStats()
     silent.add("samples", 32_000)
     silent.peak = 7
-    told = silent.diagnose(Facts(joined=True)).message
+    told = silent.diagnose(DiagnosisInput(joined=True)).message
     assert "32000 samples" in told and "peak 7 of 32767" in told
     silent.peak = 9000
-    assert "(0 viewers)" in silent.diagnose(Facts(joined=True)).message
-    assert Funnel().diagnose(Facts(join_error="The token is too old.")).message == "The token is too old."
+    assert "(0 viewers)" in silent.diagnose(DiagnosisInput(joined=True)).message
+    assert (
+        PipelineStats().diagnose(DiagnosisInput(join_error="The token is too old.")).message == "The token is too old."
+    )
 
 
 STEPS = st.lists(
@@ -123,7 +115,7 @@ STEPS = st.lists(
 @given(STEPS)
 def test_an_engine_fails_when_nothing_went_through_yet_or_three_in_a_row_did_not(steps: list[tuple[str, str]]) -> None:
     """`composed` is no stage of the engine: its failures are not told as the engine's."""
-    made = Funnel()
+    made = PipelineStats()
     made.add("samples", 1)
     made.peak = 9000
     counts = dict.fromkeys(FUNNEL_STAGES, 0)
@@ -137,7 +129,7 @@ def test_an_engine_fails_when_nothing_went_through_yet_or_three_in_a_row_did_not
             made.fail(stage, f"{stage} broke")
             rows[stage] += 1
         failing = [s for s in ("features", "patches") if rows[s] and (rows[s] >= FAILING_IN_ROW or not counts[s])]
-        told = made.diagnose(Facts(joined=True, viewers=1, subscribed=True))
+        told = made.diagnose(DiagnosisInput(joined=True, viewers=1, subscribed=True))
         assert (told.code is DiagnosisCode.ENGINE_FAILING) == bool(failing)
         assert not failing or f"{failing[0]} broke" in told.message
     report = {stage.stage: stage for stage in made.report()}
@@ -148,7 +140,7 @@ def test_an_engine_fails_when_nothing_went_through_yet_or_three_in_a_row_did_not
 
 
 def test_what_the_sfu_says_it_has_replaces_what_it_said_before() -> None:
-    made = Funnel()
+    made = PipelineStats()
     made.set_acknowledged(120, "2026-11-28T20:53:00Z")
     made.set_acknowledged(90, None)  # another room
     (stage,) = [one for one in made.report() if one.stage == "acknowledged"]

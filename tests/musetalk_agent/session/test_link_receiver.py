@@ -8,24 +8,24 @@ import numpy as np
 import pytest
 
 from musetalk_agent.protocol import messages as m
-from musetalk_agent.session.link import Inbox
+from musetalk_agent.session.link import LinkReceiver
 from tests.musetalk_agent.stand import RATE, Stand, stand, tone
 
 
-def make(made: Stand, backlog_s: int = 120) -> Inbox:
-    return Inbox(made.pipeline, backlog_s, 25, lambda event: made.events.append((made.clock.now(), event)))
+def make(made: Stand, backlog_s: int = 120) -> LinkReceiver:
+    return LinkReceiver(made.pipeline, backlog_s, 25, lambda event: made.events.append((made.clock.now(), event)))
 
 
-def begin(inbox: Inbox, number: int) -> None:
+def begin(inbox: LinkReceiver, number: int) -> None:
     inbox.take(m.SegmentStart(segment=number, sample_rate=RATE, received=0).model_dump_json())
 
 
-def end(inbox: Inbox, number: int) -> None:
+def end(inbox: LinkReceiver, number: int) -> None:
     inbox.take(m.SegmentEnd(segment=number).model_dump_json())
 
 
 def warnings(made: Stand) -> list[str]:
-    return [event.code for _, event in made.events if isinstance(event, m.Warned)]
+    return [event.code for _, event in made.events if isinstance(event, m.WarningEvent)]
 
 
 async def test_the_257th_segment_is_refused_and_the_256_before_it_are_spoken(executor: ThreadPoolExecutor) -> None:

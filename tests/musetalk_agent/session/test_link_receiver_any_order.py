@@ -12,20 +12,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from musetalk_agent.media.captions import Word
 from musetalk_agent.media.pipeline import Pipeline
+from musetalk_agent.media.segment import Word
 from musetalk_agent.media_types import Cue, Pcm
 from musetalk_agent.protocol import messages as m
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
-from musetalk_agent.session.link import Inbox
+from musetalk_agent.session.link import LinkReceiver
 
 
 @dataclass
 class Heard:
-    """A pipeline that writes down what it is handed. `playback` says what a test says of the queue."""
+    """A pipeline that writes down what it is handed. `player` says what a test says of the queue."""
 
     calls: list[tuple[Any, ...]] = field(default_factory=list)
-    playback: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(buffered_s=0.0, open_segments=0))
+    player: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(buffered_s=0.0, open_segments=0))
 
     def begin(self, number: int, rate: int, heard_s: float, in_s: float, traceparent: str | None) -> None:
         self.calls.append(("begin", number, rate, heard_s, in_s, traceparent))
@@ -46,9 +46,9 @@ class Heard:
         self.calls.append(("caption", words))
 
 
-def inbox(backlog_s: int = 120) -> tuple[Inbox, Heard, list[m.Event]]:
+def receiver(backlog_s: int = 120) -> tuple[LinkReceiver, Heard, list[m.Event]]:
     heard, events = Heard(), list[m.Event]()
-    return Inbox(cast(Pipeline, heard), backlog_s, 25, events.append), heard, events
+    return LinkReceiver(cast(Pipeline, heard), backlog_s, 25, events.append), heard, events
 
 
 def start(number: int, **more: Any) -> str:
@@ -69,7 +69,7 @@ ITEMS = st.lists(
 def test_every_item_counts_once_and_samples_of_audio_count_where_they_are_told_to(
     items: list[tuple[str, int, bool]],
 ) -> None:
-    taken, heard, _ = inbox()
+    taken, heard, _ = receiver()
     received: int | None = None
     counting, highest, pushed = False, 0, 0
     for number, (act, much, over_audio) in enumerate(items, 1):
@@ -89,7 +89,7 @@ def test_every_item_counts_once_and_samples_of_audio_count_where_they_are_told_t
 
 
 def test_a_segment_that_goes_on_elsewhere_is_counted_from_where_it_was_heard() -> None:
-    taken, heard, _ = inbox()
+    taken, heard, _ = receiver()
     taken.take(start(4, heard_s=0.25, received=100, in_s=0.5, traceparent="00-ab-cd-01"))
     assert heard.calls == [("end",), ("begin", 4, 16_000, 0.25, 0.5, "00-ab-cd-01")]
     assert taken.received_samples == 4100 and taken.segments == 4
@@ -102,7 +102,7 @@ def test_a_segment_that_goes_on_elsewhere_is_counted_from_where_it_was_heard() -
 
 
 def test_samples_are_little_endian_and_phonemes_and_words_are_handed_on() -> None:
-    taken, heard, _ = inbox()
+    taken, heard, _ = receiver()
     taken.take(m.SegmentStart(segment=1, sample_rate=8000).model_dump_json())
     assert taken.last_audio_at is None
     taken.take(b"\x01\x00\xff\xff\x00\x80\xff\x7f")
@@ -128,7 +128,7 @@ def test_samples_are_little_endian_and_phonemes_and_words_are_handed_on() -> Non
     ],
 )
 def test_what_breaks_the_protocol_is_refused_with_a_code_and_counts_as_nothing(item: str | bytes, says: str) -> None:
-    taken, heard, events = inbox()
+    taken, heard, events = receiver()
     taken.take(start(1))
     before = list(heard.calls)
     with pytest.raises(ProblemError) as refused:
@@ -143,12 +143,12 @@ def test_what_breaks_the_protocol_is_refused_with_a_code_and_counts_as_nothing(i
 def test_speech_that_waits_longer_than_the_backlog_and_a_margin_ends_its_segment_once(
     backlog_s: int, buffered_s: float, refused: bool
 ) -> None:
-    taken, heard, events = inbox(backlog_s)
+    taken, heard, events = receiver(backlog_s)
     taken.take(start(3))
-    heard.playback.buffered_s = buffered_s
+    heard.player.buffered_s = buffered_s
     for _ in range(3):
         taken.take(bytes(640))
-    assert [type(event) for event in events] == ([m.Warned] if refused else [])
+    assert [type(event) for event in events] == ([m.WarningEvent] if refused else [])
     assert heard.calls.count(("end",)) == 1 + refused, "the first was of the start"
     if refused:
         told = json.loads(events[0].model_dump_json())
@@ -156,18 +156,18 @@ def test_speech_that_waits_longer_than_the_backlog_and_a_margin_ends_its_segment
         assert (
             told["message"] == f"Segment 3 is not spoken further: more than {backlog_s} s of speech wait to be played."
         )
-    heard.playback.buffered_s = 0.0
+    heard.player.buffered_s = 0.0
     taken.take(start(4))
     assert heard.calls[-1][:2] == ("begin", 4), "the next segment is taken"
 
 
 @pytest.mark.parametrize(("waiting", "refused"), [(255, False), (256, True), (1000, True)])
 def test_a_segment_too_many_is_refused_and_finished_where_it_was_heard(waiting: int, refused: bool) -> None:
-    taken, heard, events = inbox()
-    heard.playback.open_segments = waiting
+    taken, heard, events = receiver()
+    heard.player.open_segments = waiting
     taken.take(start(300, heard_s=1.5))
     assert (heard.calls[-1][0] == "begin") is not refused
     if refused:
-        assert isinstance(events[0], m.Warned) and "more than 256 segments wait" in events[0].message
+        assert isinstance(events[0], m.WarningEvent) and "more than 256 segments wait" in events[0].message
         assert events[1:] == [m.PlaybackFinished(segment=300, position_s=1.5, interrupted=True)]
     assert taken.items == 1 and taken.segments == 300, "it counts as taken, so that it is not sent again"

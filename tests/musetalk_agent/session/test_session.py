@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from musetalk_agent import engine_pool
+from musetalk_agent.agent_settings import AgentSettings
 from musetalk_agent.clock import Clock, MonotonicClock, VirtualClock
 from musetalk_agent.engines.interface import PatchRequest
 from musetalk_agent.engines.pattern import PatternEngine
@@ -16,9 +17,7 @@ from musetalk_agent.factory import Factory
 from musetalk_agent.media_types import Patch, Pcm
 from musetalk_agent.protocol.http import AgentStartRequest, AvatarSource, PublisherMode, Transport
 from musetalk_agent.protocol.messages import PublisherChanged
-from musetalk_agent.publishers.base import MovingPublisher
-from musetalk_agent.publishers.null import NullPublisher
-from musetalk_agent.settings import AgentSettings
+from musetalk_agent.publishers.base import MovingPublisher, NullPublisher
 from tests.musetalk_agent.stand import tone
 from tests.waiting import until
 
@@ -63,20 +62,20 @@ async def test_a_change_of_the_way_out_is_told_and_loses_no_speech(tmp_path: Pat
         assert isinstance(made[0], MovingPublisher)
         await session.start()
         assert session.status().transport.rung == "livekit"
-        session.inbox.take('{"type":"segment.start","segment":1,"sample_rate":16000}')
-        session.inbox.take(tone(1).tobytes())
-        session.inbox.take('{"type":"segment.end","segment":1}')
+        session.receiver.take('{"type":"segment.start","segment":1,"sample_rate":16000}')
+        session.receiver.take(tone(1).tobytes())
+        session.receiver.take('{"type":"segment.end","segment":1}')
         await until(lambda: sum(len(b) for b in made[0].heard) >= 24_000)
         made[0].move()
         status = session.status()
         assert (status.publisher, status.transport.rung, status.transport.changes) == ("rtmp", "rtmp", 1)
         assert status.diagnosis.code == "rtmp_fallback_active"
-        await until(lambda: any(e.event.type == "playback.finished" for e in session.outbox.after(0)))
+        await until(lambda: any(e.event.type == "playback.finished" for e in session.events.after(0)))
         await session.stop()
     finally:
         await factory.aclose()
     assert 48_000 <= sum(len(b) for b in made[0].heard) < 49_920  # filled up to a whole picture
-    events = [e.event for e in session.outbox.after(0)]
+    events = [e.event for e in session.events.after(0)]
     assert [e.type for e in events if e.type != "cleared"] == [
         "playback.started",
         "publisher.changed",
@@ -131,12 +130,12 @@ async def test_the_room_hears_of_degraded_lips_in_time_and_of_their_recovery(
         await session.start()
         await clock.run(1)
         assert [state for _, state in publisher.states] == ["idle"], "said again after the SDK refused it"
-        session.inbox.take('{"type":"segment.start","segment":1,"sample_rate":16000}')
-        session.inbox.take(tone(20).tobytes())
+        session.receiver.take('{"type":"segment.start","segment":1,"sample_rate":16000}')
+        session.receiver.take(tone(20).tobytes())
         await clock.run(8)
         monkeypatch.setattr(Failing, "broken", True)
         await clock.run(12)
-        session.inbox.take('{"type":"clear"}')
+        session.receiver.take('{"type":"clear"}')
         monkeypatch.setattr(Failing, "broken", False)
         await clock.run(20)
         told = publisher.states[1:]
@@ -144,8 +143,8 @@ async def test_the_room_hears_of_degraded_lips_in_time_and_of_their_recovery(
         assert 8 < told[1][0] < 10, "soon after it began, though seven good seconds went before"
         assert 12 < told[2][0] < 18, "over by itself, with nothing said any more"
         assert session.diagnose().code == "engine_failing", "until a frame succeeds"
-        session.inbox.take('{"type":"segment.start","segment":2,"sample_rate":16000}')
-        session.inbox.take(tone(1).tobytes())
+        session.receiver.take('{"type":"segment.start","segment":2,"sample_rate":16000}')
+        session.receiver.take(tone(1).tobytes())
         await clock.run(21)
         assert session.diagnose().code == "track_not_subscribed" and publisher.states[-1][1] == "speaking"
         await session.stop()

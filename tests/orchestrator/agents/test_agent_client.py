@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from musetalk_agent.protocol.http import AgentStartRequest, AvatarSource
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
-from musetalk_agent.service.server import server_config
+from musetalk_agent.service.agent_app import server_config
 from orchestrator.agents import agent_client as module
 from orchestrator.agents.agent_client import AgentClient, AgentFailed, AgentLease
 from tests.waiting import NEVER_S, turns, until

@@ -7,7 +7,7 @@ import asyncio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from musetalk_agent.protocol.messages import Ack, EventMessage, Pong, Warned
+from musetalk_agent.protocol.messages import Ack, EventMessage, Pong, WarningEvent
 from orchestrator.events import EventBus
 from orchestrator.metrics import Metrics
 from orchestrator.session import event_outbox as tested
@@ -64,7 +64,7 @@ def test_a_client_that_names_what_it_saw_gets_each_event_once_and_one_that_does_
         for act, count in acts:
             if act == "tell":
                 for _ in range(count):
-                    box.publish(Warned(code="c", message="m"))
+                    box.publish(WarningEvent(code="c", message="m"))
                     told.append(box._history[-1][1].id or 0)
             elif act == "ack":
                 samples += count
@@ -100,11 +100,11 @@ def test_a_client_that_names_what_it_saw_gets_each_event_once_and_one_that_does_
 def test_what_is_no_longer_kept_is_said_to_be_missing(count: int, seen_at: int) -> None:
     box, told = EventOutbox("s", Metrics(), EventBus(Metrics())), list[int]()
     for _ in range(count):
-        box.publish(Warned(code="c", message="m"))
+        box.publish(WarningEvent(code="c", message="m"))
         told.append(box._history[-1][1].id or 0)
     seen = told[min(seen_at, count - 1)] if told else 1
     queued = list(box.attach(Pong(), seen)._queue)[1:]
-    warned = bool(queued) and isinstance(queued[0], Warned) and queued[0].code == "events_missed"
+    warned = bool(queued) and isinstance(queued[0], WarningEvent) and queued[0].code == "events_missed"
     rest = [m.id for m in queued[warned:] if isinstance(m, EventMessage)]
     later = [id for id in told if id > seen]
     assert rest == later[-tested.KEPT_EVENTS :]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from musetalk_agent.protocol.messages import Failed, PublisherChanged
+from musetalk_agent.protocol.messages import ErrorEvent, PublisherChanged
 from tests.fakes.agent_server import FakeAgent
 from tests.fakes.fleet import Fleet, fleet
 from tests.fakes.stage import Line, Stage
@@ -187,7 +187,7 @@ async def test_other_ways_to_lose_an_agent(how: str) -> None:
         await until(playing(first, session_id, at_least_s=0.1))
         kept = first.only
         if how == "engine_failed":
-            kept.tell(Failed(code="engine_failed", message="The card fell off."))
+            kept.tell(ErrorEvent(code="engine_failed", message="The card fell off."))
         else:
             if how == "forgets":
                 first.sessions.clear()
@@ -234,7 +234,7 @@ async def test_the_only_agent_gets_its_session_back() -> None:
         agent = here.of(started["session_id"])
         await line.socket.send(ramp(0.5))
         await until(playing(agent, started["session_id"], at_least_s=0.1))
-        agent.only.tell(Failed(code="engine_failed", message="The card fell off."))
+        agent.only.tell(ErrorEvent(code="engine_failed", message="The card fell off."))
         await line.wait("playback.finished")
         assert agent.stopped == [started["session_id"]], "it was told to stop before it began again"
         assert agent.only.segments[1].base > 0 and agent.only.segments[1].ended
@@ -245,7 +245,7 @@ async def test_a_session_that_moves_too_often_fails() -> None:
         for _ in range(6):
             agent = here.of(started["session_id"])
             moves = (await state(here.stage, started["session_id"]))["moves"]
-            agent.only.tell(Failed(code="engine_failed", message="The card fell off."))
+            agent.only.tell(ErrorEvent(code="engine_failed", message="The card fell off."))
             if moves < 5:
                 await line.wait("session.state", count=2 * (moves + 1))
         error = await line.wait("error")

@@ -11,14 +11,14 @@ from pydantic import SecretStr
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from musetalk_agent.protocol.bodies import MAX_BODY, UPLOAD_S, announced, bounded, timely, too_large
+from musetalk_agent.protocol.http_server import MAX_BODY, UPLOAD_S, announced, bounded, timely, too_large
 from musetalk_agent.protocol.problems import MEDIA_TYPE, ErrorCode, ProblemError
 from musetalk_agent.protocol.throttle import Failures
 
 _HOLDER = "orchestrator"
 
 
-class Door:
+class KeyChecker:
     """Compares keys in constant time, and slows down who tries wrong ones.
 
     Args:
@@ -50,13 +50,13 @@ _HEALTH = "/health"
 _METRICS = "/metrics"
 
 
-class Guard:
+class AgentAuthMiddleware:
     """Lets requests in that carry the key. `/health` needs none, and `/metrics` none where `open_metrics` is set.
 
     WebSockets are the audio route's own business.
     """
 
-    def __init__(self, app: ASGIApp, *, door: Door, open_metrics: bool) -> None:
+    def __init__(self, app: ASGIApp, *, door: KeyChecker, open_metrics: bool) -> None:
         self._app = app
         self._door = door
         self._open = {_HEALTH, _METRICS} if open_metrics else {_HEALTH}

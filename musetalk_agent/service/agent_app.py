@@ -1,31 +1,35 @@
-"""The agent's HTTP application. Only the orchestrator calls it, with the agent's own key."""
+"""The agent's HTTP application, and the server that runs it. Only the orchestrator calls it, with the agent's own key."""
 
 from __future__ import annotations
 
 import gc
 import logging
 import secrets
+import signal
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from types import FrameType
 
+import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
+from musetalk_agent.agent_metrics import REGISTRY
+from musetalk_agent.agent_settings import AgentSettings
 from musetalk_agent.factory import Factory
-from musetalk_agent.metrics import REGISTRY
 from musetalk_agent.protocol import traces
-from musetalk_agent.protocol.http import AgentHealth
+from musetalk_agent.protocol.http import VERSION, AgentHealth
+from musetalk_agent.protocol.http_server import TimedHttp
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
-from musetalk_agent.protocol.version import VERSION
-from musetalk_agent.service.auth import Door, Guard, problem_response
+from musetalk_agent.service.key_check import AgentAuthMiddleware, KeyChecker, problem_response
 from musetalk_agent.service.link_server import LinkServer
+from musetalk_agent.service.live_sessions import LiveSessions
 from musetalk_agent.service.routes import router
-from musetalk_agent.service.sessions import Sessions
 from musetalk_agent.session.session import LEAVE_S, MEDIA_END_S, RELEASE_S
-from musetalk_agent.settings import AgentSettings
 from musetalk_agent.tasks import Step, tear_down
 
 log = logging.getLogger(__name__)
@@ -45,12 +49,12 @@ def create_app(settings: AgentSettings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         traces.start("musetalk-agent")
-        sessions: Sessions | None = None
+        sessions: LiveSessions | None = None
         try:
             await factory.start()
             gc.collect()
             gc.freeze()
-            sessions = Sessions(factory)
+            sessions = LiveSessions(factory)
             app.state.factory, app.state.sessions = factory, sessions
             app.state.links = LinkServer(lambda: app.state.sessions.draining)
             yield
@@ -63,8 +67,8 @@ def create_app(settings: AgentSettings) -> FastAPI:
     app = FastAPI(title="musetalk-agent", version=VERSION, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.settings, app.state.engines = settings, factory.engines
     app.state.instance = secrets.token_hex(8)
-    app.state.door = Door(settings.agent_api_key)
-    app.add_middleware(Guard, door=app.state.door, open_metrics=settings.open_metrics)
+    app.state.door = KeyChecker(settings.agent_api_key)
+    app.add_middleware(AgentAuthMiddleware, door=app.state.door, open_metrics=settings.open_metrics)
     app.add_middleware(traces.TracedPosts)
     app.include_router(router)
     app.add_api_route("/health", _health, response_model=AgentHealth)
@@ -77,7 +81,7 @@ def create_app(settings: AgentSettings) -> FastAPI:
 
 
 async def _health(request: Request, response: Response) -> AgentHealth:
-    sessions: Sessions = request.app.state.sessions
+    sessions: LiveSessions = request.app.state.sessions
     factory: Factory = request.app.state.factory
     status = "draining" if sessions.draining else "ok" if factory.engines.ready else "engine_failed"
     if status != "ok":
@@ -122,3 +126,55 @@ async def _on_crash(request: Request, _: Exception) -> JSONResponse:
     return problem_response(
         ProblemError(ErrorCode.INTERNAL, "The agent failed on this request; its log has the details.")
     )
+
+
+_SHUTDOWN_S = 5  # for open requests, once nothing else is left
+_WS_MAX_BYTES = 4 << 20
+
+
+def server_config(app: FastAPI, *, host: str, port: int) -> uvicorn.Config:
+    """uvicorn's configuration."""
+    return uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        log_config=None,
+        http=TimedHttp,
+        access_log=False,  # query strings would be logged
+        ws="websockets-sansio",
+        ws_max_size=_WS_MAX_BYTES,
+        timeout_graceful_shutdown=_SHUTDOWN_S,
+    )
+
+
+class AgentServer(uvicorn.Server):
+    """Serves until SIGTERM, then takes no new session and ends when none is left, or when its time is up.
+
+    Meanwhile links stay open, so that the orchestrator can move its sessions away. A second SIGTERM, or SIGINT, ends it at once.
+    uvicorn by itself would close every WebSocket at the first one.
+    """
+
+    def __init__(self, app: FastAPI, settings: AgentSettings, *, host: str, port: int) -> None:
+        super().__init__(server_config(app, host=host, port=port))
+        self._state = app.state
+        self._drain_s = settings.drain_s
+        self._until: float | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The signal's handler; what it asks for is done on the next tick, ten a second."""
+        if sig == signal.SIGTERM and self._until is None and self.started:
+            self._until = time.monotonic() + self._drain_s
+        else:
+            self.should_exit = True
+
+    async def on_tick(self, counter: int) -> bool:
+        """Whether to end now."""
+        ends = await super().on_tick(counter)
+        return ends or (self._until is not None and self._drained(self._until))
+
+    def _drained(self, until: float) -> bool:
+        sessions, links = self._state.sessions, self._state.links
+        if not sessions.draining:
+            log.info("draining", extra={"sessions": len(sessions.live()), "at_most_s": self._drain_s})
+            sessions.drain()
+        return (sessions.empty and links.empty) or time.monotonic() >= until

@@ -9,6 +9,7 @@ import time
 from collections import OrderedDict
 from dataclasses import dataclass
 
+from musetalk_agent.agent_metrics import SESSIONS, SESSIONS_ENDED, SESSIONS_MAX, START_SECONDS
 from musetalk_agent.clock import utc_now
 from musetalk_agent.errors import (
     AtCapacity,
@@ -20,7 +21,6 @@ from musetalk_agent.errors import (
     SessionNotFound,
 )
 from musetalk_agent.factory import Factory
-from musetalk_agent.metrics import SESSIONS, SESSIONS_ENDED, SESSIONS_MAX, START_SECONDS
 from musetalk_agent.protocol.http import (
     AgentSession,
     AgentStartRequest,
@@ -51,7 +51,7 @@ class _Start:
     failure: EngineFailed | None = None
 
 
-class Sessions:
+class LiveSessions:
     """Holds sessions by id. A start that is under way counts against the capacity."""
 
     def __init__(self, factory: Factory) -> None:
@@ -189,7 +189,7 @@ class Sessions:
         """Takes no new session from now on, and asks through every link that the others be moved elsewhere."""
         self.draining = True
         for session in self.live():
-            session.outbox.changed.set()
+            session.events.changed.set()
 
     async def aclose(self) -> None:
         """Stops every session at once, and waits for those that are ending already."""
