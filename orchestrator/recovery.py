@@ -13,10 +13,9 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Protocol
 
 from musetalk_agent.protocol.problems import ProblemError
-from orchestrator.livekit_rooms import Rooms
+from orchestrator.livekit_rooms import Ingresses, Rooms
 from orchestrator.metrics import Metrics
 from orchestrator.routes.context import Context
 from orchestrator.session.journal import LEASE_S, SessionJournal
@@ -210,18 +209,6 @@ Participant = tuple[str, str]
 """Room and identity."""
 
 
-class IngressRemover(Protocol):
-    """Where ingresses are listed and removed."""
-
-    async def ours(self) -> dict[str, str]:
-        """The identities of this deployment's ingresses by ingress id; none while LiveKit does not answer."""
-        ...
-
-    async def remove(self, ingress_id: str) -> bool:
-        """Returns whether it is gone; without effect when there is none."""
-        ...
-
-
 class Reaper:
     """Looks through the rooms every minute.
 
@@ -236,7 +223,7 @@ class Reaper:
         self,
         store: SessionStore,
         rooms: Rooms,
-        ingresses: IngressRemover | None,
+        ingresses: Ingresses | None,
         running: Callable[[], set[str]],
         metrics: Metrics,
         *,

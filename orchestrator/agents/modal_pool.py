@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any, Protocol
+from typing import Any
 
 from musetalk_agent.protocol.http import VERSION, AgentHealth, Capacity
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
@@ -38,27 +38,10 @@ class Ticket:
     token: str = field(repr=False)
 
 
-class StickySessions(Protocol):
-    """Places in containers. Cancelling is harmless: an unused place ends by itself after its idle time."""
-
-    async def start(self, idle_s: int) -> Ticket:
-        """A place; waits while there is none. It ends after `idle_s` without a request or a connection.
-
-        Raises ProblemError: `at_capacity`, or `agent_unavailable` when the server cannot be used at all.
-        """
-        ...
-
-    async def terminate(self, token: str) -> None:
-        """Ends the place. Raises ProblemError `agent_unavailable` when that could not be said."""
-        ...
-
-    async def check(self) -> None:
-        """Whether there is such a server. Raises ProblemError `agent_unavailable`."""
-        ...
-
-
 class ModalSessions:
-    """Sticky sessions of a server that was deployed with Modal, spoken to as the container's own workspace.
+    """Sticky sessions of a server that was deployed with Modal: places in its containers, asked for as the container's workspace.
+
+    Cancelling is harmless: an unused place ends by itself after its idle time.
 
     Args:
         app, server: their names at Modal.
@@ -72,6 +55,7 @@ class ModalSessions:
         self._url = ""
 
     async def check(self) -> None:
+        """Returns when there is such a server. Raises ProblemError `agent_unavailable`."""
         if self._url:
             return
         try:
@@ -83,6 +67,10 @@ class ModalSessions:
         self._url = url.rstrip("/")
 
     async def start(self, idle_s: int) -> Ticket:
+        """A place; waits while there is none. It ends after `idle_s` without a request or a connection.
+
+        Raises ProblemError: `at_capacity`, or `agent_unavailable` when the server cannot be used at all.
+        """
         await self.check()
         try:
             answer = await self._server.sessions.start.aio(idle_timeout=idle_s)
@@ -91,6 +79,7 @@ class ModalSessions:
         return Ticket(self._url, answer.token)
 
     async def terminate(self, token: str) -> None:
+        """Ends the place. Raises ProblemError `agent_unavailable` when Modal did not take the call."""
         try:
             await self._server.sessions.terminate.aio(token)
         except self._errors as error:
@@ -158,7 +147,7 @@ class ModalAgentPool:
     """
 
     def __init__(
-        self, sticky: StickySessions, api_key: str, client: AgentClient, options: ModalOptions | None = None
+        self, sticky: ModalSessions, api_key: str, client: AgentClient, options: ModalOptions | None = None
     ) -> None:
         self._sticky = sticky
         self._api_key = api_key
