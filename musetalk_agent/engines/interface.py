@@ -35,7 +35,8 @@ class PatchRequest:
 class EngineSession(Protocol):
     """An avatar made ready for one session by an engine; opaque to everything else.
 
-    Holds per-session state, if the engine has any (smoothing from frame to frame). `rest` is the feature of a silent mouth.
+    Holds per-session state, if the engine has any (smoothing from frame to frame). Methods with a body suit an engine whose idle
+    frames need no patch.
     """
 
     @property
@@ -49,19 +50,19 @@ class EngineSession(Protocol):
 
     def idle(self, idle_index: int) -> Patch | None:
         """The patch over an idle frame outside speech; None shows the clip as it is. Called on the event loop: no work."""
-        ...
+        return None
 
     def missing_idle_patches(self) -> Sequence[int]:
         """Idle frames whose patch must still be made, from `rest` at blend weight 1, because the clip's own mouth moves."""
-        ...
+        return ()
 
     def store_idle_patch(self, idle_index: int, patch: Patch) -> None:
         """Stores the patch of one of `missing_idle_patches`; `idle` returns them once none is missing."""
-        ...
+        return
 
     def close(self) -> None:
         """Releases what the session holds. Safe to call twice."""
-        ...
+        return
 
 
 class InFlightBatch(Protocol):
@@ -97,7 +98,7 @@ class Engine(Protocol):
     """Turns features into patches for every session of the process.
 
     `launch` runs on the batcher's own thread, and nothing else does; `prepare`, `open` and `warmup` run on worker threads, never on
-    the event loop, and beside `launch`.
+    the event loop, and beside `launch`. Methods with a body suit an engine without device, weights and artefacts.
     """
 
     @property
@@ -137,7 +138,7 @@ class Engine(Protocol):
 
     def prepare(self, bundle: Bundle, progress: Progress | None = None) -> None:
         """Derives the engine's artefacts once and stores them in the bundle under `fingerprint`. Idempotent."""
-        ...
+        return
 
     def open(self, bundle: Bundle) -> EngineSession:
         """Readies a prepared bundle for one session."""
@@ -145,7 +146,7 @@ class Engine(Protocol):
 
     def warmup(self) -> None:
         """Runs one batch at production shape, so that the first session does not wait for it."""
-        ...
+        return
 
     def launch(self, batch: Sequence[PatchRequest]) -> InFlightBatch:
         """Starts a batch and returns without waiting for the device.
@@ -156,12 +157,12 @@ class Engine(Protocol):
 
     def capacity(self, fps: int) -> int | None:
         """Sessions that may all speak at once at `fps`, as measured in `warmup`; None where the engine sets no limit."""
-        ...
+        return None
 
     def stats(self) -> dict[str, Any]:
         """The engine's own measurements for `/debug`: JSON values. Called on the event loop: no work."""
-        ...
+        return {}
 
     def close(self) -> None:
         """Releases the device. Safe to call twice."""
-        ...
+        return

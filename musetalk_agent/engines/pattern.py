@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 
 from musetalk_agent.avatars.bundle import Bundle
-from musetalk_agent.engines.interface import CompletedBatch, PatchRequest, Progress
+from musetalk_agent.engines.interface import CompletedBatch, Engine, EngineSession, PatchRequest
+from musetalk_agent.features.extractor import FeatureExtractor
 from musetalk_agent.features.speech_detector import LevelDetector
 from musetalk_agent.media_types import Box, Cue, Feature, Patch, Pcm, Pixels, frame_start, frames_begun
 from musetalk_agent.protocol.http import AvatarReport
@@ -79,12 +79,13 @@ class PatternFeatures:
         return self.detector(), self.stream(fps)
 
 
-class PatternSession:
+class PatternSession(EngineSession):
     """The two patches of a frame size."""
+
+    rest: Feature = np.zeros(1, np.float32)
 
     def __init__(self, bundle: Bundle) -> None:
         box = bundle.box(0)
-        self.rest = np.zeros(1, np.float32)
         self.white = Patch(box, np.full((box.height, box.width, 3), _WHITE, np.uint8))
         self.black = Patch(box, np.full((box.height, box.width, 3), _BLACK, np.uint8))
 
@@ -92,22 +93,8 @@ class PatternSession:
         """Scales the loudness down."""
         return (feature * (1 - amount)).astype(np.float32)
 
-    def idle(self, idle_index: int) -> Patch | None:
-        """None: the idle frame needs no patch."""
-        return None
 
-    def missing_idle_patches(self) -> tuple[int, ...]:
-        """None: the idle frame needs no patch."""
-        return ()
-
-    def store_idle_patch(self, idle_index: int, patch: Patch) -> None:
-        """Does nothing."""
-
-    def close(self) -> None:
-        """Nothing to release."""
-
-
-class PatternEngine:
+class PatternEngine(Engine):
     """White block or black block."""
 
     name = "pattern"
@@ -116,31 +103,15 @@ class PatternEngine:
     batch_sizes = (8,)
     needs_face = False
     fade_out_frames = 0
-
-    def __init__(self) -> None:
-        self.features = PatternFeatures()
-
-    def prepare(self, bundle: Bundle, progress: Progress | None = None) -> None:
-        """Nothing to derive."""
+    features: FeatureExtractor = PatternFeatures()
 
     def open(self, bundle: Bundle) -> PatternSession:
         """Readies the two patches."""
         return PatternSession(bundle)
 
-    def warmup(self) -> None:
-        """Nothing to warm."""
-
     def launch(self, batch: Sequence[PatchRequest]) -> CompletedBatch:
         """Draws the patches and returns them completed."""
         return CompletedBatch(self.infer(batch))
-
-    def stats(self) -> dict[str, Any]:
-        """No measurements."""
-        return {}
-
-    def capacity(self, fps: int) -> int | None:
-        """No limit of its own."""
-        return None
 
     def infer(self, batch: Sequence[PatchRequest]) -> list[Patch | None]:
         """White above the threshold, else black."""
@@ -150,9 +121,6 @@ class PatternEngine:
             assert isinstance(session, PatternSession)
             patches.append(session.white if request.feature[0] > np.float32(THRESHOLD) else session.black)
         return patches
-
-    def close(self) -> None:
-        """Nothing to release."""
 
 
 def pattern_bundle(width: int, height: int, fps: int) -> Bundle:

@@ -25,6 +25,16 @@ from musetalk_agent.weights import ModelStore
 
 log = logging.getLogger(__name__)
 
+Half = Literal["fp16", "bf16"]
+HALVES: tuple[Half, ...] = ("fp16", "bf16")
+MARK = "musetalk-livekit/1"
+"""Format of the copies; one of another mark is not read."""
+HEADER_LIMIT = 100_000_000
+"""Bytes; safetensors' own limit."""
+
+_SAMPLES = 64
+_SAMPLE_BYTES = 1 << 16
+
 Part = Literal["unet", "vae", "whisper", "parsing", "taesd"]
 
 UNET_CONFIG = "musetalkV15/musetalk.json"
@@ -130,17 +140,6 @@ def musetalk_state(store: ModelStore) -> list[str]:
         if find(folder, part, None) is None:
             missing.append(name_of(part))
     return missing
-
-
-Half = Literal["fp16", "bf16"]
-HALVES: tuple[Half, ...] = ("fp16", "bf16")
-MARK = "musetalk-livekit/1"
-"""Format of the copies; one of another mark is not read."""
-HEADER_LIMIT = 100_000_000
-"""Bytes; safetensors' own limit."""
-
-_SAMPLES = 64
-_SAMPLE_BYTES = 1 << 16
 
 
 def copy_path(source: Path, half: Half) -> Path:

@@ -9,13 +9,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from musetalk_agent.arrays import DamagedArrays, open_arrays, save_arrays
 from musetalk_agent.avatars.bundle import Bundle
-from musetalk_agent.engines.interface import CompletedBatch, PatchRequest, Progress
+from musetalk_agent.engines.interface import CompletedBatch, Engine, EngineSession, PatchRequest, Progress
 from musetalk_agent.engines.warp.artefacts import WarpArtefacts
 from musetalk_agent.engines.warp.articulation import FEATURE_SIZE, Articulation
 from musetalk_agent.engines.warp.mouth_space import IL, IU
@@ -34,7 +33,7 @@ MOVES = 0.012
 talkers whose median is small 0.020 … 0.045."""
 
 
-class WarpSession:
+class WarpSession(EngineSession):
     """A bundle and its artefacts. It keeps nothing from frame to frame, so the same request always gives the same patch.
 
     Args:
@@ -60,18 +59,8 @@ class WarpSession:
         """The closed lips of a clip that talks; None for one that is silent by itself."""
         return self.idle_patches[idle_index] if self.idle_patches else None
 
-    def missing_idle_patches(self) -> tuple[int, ...]:
-        """None: `prepare` has drawn them."""
-        return ()
 
-    def store_idle_patch(self, idle_index: int, patch: Patch) -> None:
-        """Does nothing."""
-
-    def close(self) -> None:
-        """Nothing to release: the bundle belongs to the cache."""
-
-
-class WarpEngine:
+class WarpEngine(Engine):
     """Lip-sync on one CPU core: the idle frame's mouth deformed by an articulation vector (see `Articulation`)."""
 
     name = "warp"
@@ -114,20 +103,9 @@ class WarpEngine:
         artefacts.save(folder)
         return artefacts
 
-    def warmup(self) -> None:
-        """Nothing to warm: no device, no weights."""
-
     def launch(self, batch: Sequence[PatchRequest]) -> CompletedBatch:
         """Renders at once, on the batcher's thread."""
         return CompletedBatch(self.infer(batch))
-
-    def stats(self) -> dict[str, Any]:
-        """No measurements."""
-        return {}
-
-    def capacity(self, fps: int) -> int | None:
-        """No limit of its own: the processor's is the agent's `max_sessions`."""
-        return None
 
     def infer(self, batch: Sequence[PatchRequest]) -> list[Patch | None]:
         """One patch per request. None where the idle frame is shown as it is: it shows no mouth, or the blend weight is 0 and the
@@ -151,9 +129,6 @@ class WarpEngine:
         if blend_weight == 0.0:
             return None
         return render(session.bundle, session.artefacts, request.idle_index, Articulation.of(feature), blend_weight)
-
-    def close(self) -> None:
-        """Nothing to release."""
 
 
 def parted(bundle: Bundle, artefacts: WarpArtefacts) -> bool:

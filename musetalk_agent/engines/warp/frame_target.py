@@ -21,11 +21,11 @@ ROOM = 0.4
 
 @dataclass(frozen=True)
 class FrameTarget:
-    """One frame to make: the idle frame `idle_index` with the mouth in the shape `target`.
+    """One frame to make: the idle frame `idle_index` with the mouth in the shape `mouth`.
 
     Args:
         eyes: pixels to one eye distance in this idle frame.
-        gap: how far the lips of `target` are apart, in eye distances.
+        gap: how far the lips of `mouth` are apart, in eye distances.
     """
 
     bundle: Bundle
@@ -33,7 +33,7 @@ class FrameTarget:
     idle_index: int
     act: Articulation
     blend_weight: float
-    target: MouthShape
+    mouth: MouthShape
     eyes: float
     gap: float
 
@@ -50,11 +50,11 @@ class FrameTarget:
         made = driven(rest, act)
         room = ROOM * max(0.0, float(art.sides[idle_index].min()) - rest.half)
         made = replace(made, half=min(max(made.half, rest.half - room), rest.half + room))
-        target = art.idle_shapes[idle_index].towards(made, blend_weight)
+        mouth = art.idle_shapes[idle_index].towards(made, blend_weight)
         (a, b, _), (c, d, _) = art.frames[idle_index].tolist()
         eyes = sqrt(abs(a * d - b * c))
-        gap = float((target.curves[IL] - target.curves[IU]).max())
-        return cls(bundle, art, idle_index, act, blend_weight, target, eyes, gap)
+        gap = float((mouth.curves[IL] - mouth.curves[IU]).max())
+        return cls(bundle, art, idle_index, act, blend_weight, mouth, eyes, gap)
 
     @property
     def rest(self) -> MouthShape:
@@ -112,8 +112,8 @@ class FrameTarget:
         It is cut to `within`, inwards to even numbers: a patch may not reach beyond the window its pixels come from. None where
         nothing of it is left.
         """
-        bottom = float(self.target.curves[CHIN][SAMPLES // 2]) + below_chin
-        ends = [(self.target.centre + side * reach, v) for side in (-1, 1) for v in (top, bottom)]
+        bottom = float(self.mouth.curves[CHIN][SAMPLES // 2]) + below_chin
+        ends = [(self.mouth.centre + side * reach, v) for side in (-1, 1) for v in (top, bottom)]
         xs, ys = ([a * u + b * v + c for u, v in ends] for a, b, c in self.frame.tolist())
         x0, y0 = -(-max(floor(min(xs)), within.x0) // 2) * 2, -(-max(floor(min(ys)), within.y0) // 2) * 2
         x1, y1 = min(ceil(max(xs)), within.x1) // 2 * 2, min(ceil(max(ys)), within.y1) // 2 * 2

@@ -37,38 +37,38 @@ BORDER = 0.08
 
 def render(bundle: Bundle, art: WarpArtefacts, idle_index: int, act: Articulation, blend_weight: float) -> Patch | None:
     """The patch of idle frame `idle_index` for articulation `act`; None where the mouth is outside the picture."""
-    target_frame = FrameTarget.of(bundle, art, idle_index, act, blend_weight)
-    box = target_frame.bounds(art.top - 0.02, NECK + 0.02, REACH, bundle.box(idle_index))
+    target = FrameTarget.of(bundle, art, idle_index, act, blend_weight)
+    box = target.bounds(art.top - 0.02, NECK + 0.02, REACH, bundle.box(idle_index))
     if box is None:
         return None
-    lattice = Lattice.over(box, target_frame.frame, max(2, round(CELL * target_frame.eyes)))
+    lattice = Lattice.over(box, target.frame, max(2, round(CELL * target.eyes)))
     own, lent = Field.between(
-        (art.idle_shapes[idle_index], lent_shape(target_frame)),
-        target_frame.target,
+        (art.idle_shapes[idle_index], lent_shape(target)),
+        target.mouth,
         lattice,
         art.top,
-        target_frame.sides,
+        target.sides,
     )
-    pixels = _skin(target_frame, lattice, own)
-    if lips := lips_over(target_frame, box, lattice, lent):
+    pixels = _skin(target, lattice, own)
+    if lips := lips_over(target, box, lattice, lent):
         lips.lay(pixels)
     # cubic interpolation undershoots, and what follows takes magnitudes
     cv2.threshold(pixels, 0, 0, cv2.THRESH_TOZERO, pixels)
     return Patch(box, np.asarray(cv2.convertScaleAbs(pixels), np.uint8))
 
 
-def _skin(target_frame: FrameTarget, lattice: Lattice, field: Field) -> Floats:
+def _skin(target: FrameTarget, lattice: Lattice, field: Field) -> Floats:
     """The idle frame itself, its own mouth and chin moved to where the target's are: float32 `[h, w, 3]`."""
     dv = field.through(lattice.v)
-    (a, b, _), (c, d, _) = target_frame.frame.tolist()
+    (a, b, _), (c, d, _) = target.frame.tolist()
     moved = np.zeros((*dv.shape, 4), np.float32)  # four channels are turned twice as fast as two
     np.add(field.du * np.float32(a), dv * np.float32(b), out=moved[..., 0])
     np.add(field.du * np.float32(c), dv * np.float32(d), out=moved[..., 1])
     shift = lattice.turned(moved)
-    shift *= _rim(lattice, max(2.0, BORDER * target_frame.eyes))[..., None]
+    shift *= _rim(lattice, max(2.0, BORDER * target.eyes))[..., None]
     return fetch(
-        np.asarray(target_frame.bundle.faces[target_frame.idle_index]),
-        target_frame.bundle.box(target_frame.idle_index),
+        np.asarray(target.bundle.faces[target.idle_index]),
+        target.bundle.box(target.idle_index),
         lattice,
         shift,
     )
@@ -107,7 +107,7 @@ class Lips:
             halves of the mouth; how much of the reference is shown, 0 … 1.
     """
 
-    target_frame: FrameTarget
+    target: FrameTarget
     box: Box
     lattice: Lattice
     part: Box
@@ -120,21 +120,21 @@ class Lips:
         drawn = self._reference()
         under, over, corner, cover = self.lattice.spread(self.edges, part)
         self._inside(drawn, under, over, corner)
-        if self.target_frame.blend_weight < OWN_TEXTURE:
-            cover *= np.float32(self.target_frame.blend_weight / OWN_TEXTURE)
+        if self.target.blend_weight < OWN_TEXTURE:
+            cover *= np.float32(self.target.blend_weight / OWN_TEXTURE)
         place = _within(part, self.box)
         pixels[place] = cv2.blendLinear(drawn, pixels[place], cover, 1 - cover)
 
     def _reference(self) -> Floats:
         """The reference's pixels over `part`, in the idle frame's light."""
-        art, part = self.target_frame.art, self.part
-        to = art.frames[self.target_frame.reference] * np.float32(FINER)
+        art, part = self.target.art, self.part
+        to = art.frames[self.target.reference] * np.float32(FINER)
         x, y, split, lower = self.lattice.spread(self.maps, part)
         further = cv2.multiply(cv2.threshold(lower, 0, 1, cv2.THRESH_BINARY)[1], split)
         map_x, map_y = cv2.scaleAdd(further, float(to[0, 1]), x), cv2.scaleAdd(further, float(to[1, 1]), y)
-        seen = cv2.remap(self.target_frame.lent.pixels, map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        seen = cv2.remap(self.target.lent.pixels, map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         lips = np.asarray(cv2.cvtColor(seen, cv2.COLOR_BGRA2BGR)).astype(np.float32)
-        light = art.light[self.target_frame.idle_index]
+        light = art.light[self.target.idle_index]
         if max(float(light.max()), -float(light.min())) >= LIGHT_SEEN:
             lips += self._light(light)
         return lips
@@ -142,7 +142,7 @@ class Lips:
     def _light(self, light: Floats) -> Floats:
         """How much brighter the idle frame is than the reference, at the pixels of `part`: float32 `[h, w, 3]`."""
         u0, u1, v0, v1 = LIGHT_AREA
-        (a, b, c), (d, e, f) = self.target_frame.frame.tolist()
+        (a, b, c), (d, e, f) = self.target.frame.tolist()
         whole, across, down = a * e - b * d, (LIGHT_COLS - 1) / (u1 - u0), (LIGHT_ROWS - 1) / (v1 - v0)
         x, y = self.part.x0 - c, self.part.y0 - f
         onto = np.array(
@@ -160,37 +160,37 @@ class Lips:
 
         All are of `part`: distances below the upper and above the lower lip's edge, and from the nearer corner.
         """
-        target_frame, part = self.target_frame, self.part
-        art, soft = target_frame.art, softness(target_frame.eyes)
+        target, part = self.target, self.part
+        art, soft = target.art, softness(target.eyes)
         seen = (self.edges[..., 0] > -soft) & (self.edges[..., 1] > -soft) & (self.edges[..., 2] > 0)
-        area = self.lattice.around(seen, target_frame.frame, part)
+        area = self.lattice.around(seen, target.frame, part)
         if area is None:
             return
         place = _within(area, part)
         under, over, corner = under[place], over[place], corner[place]
         x = np.arange(area.x0, area.x1, dtype=np.float32)[None]
         y = np.arange(area.y0, area.y1, dtype=np.float32)[:, None]
-        u, v = target_frame.places(x, y)
+        u, v = target.places(x, y)
         inner = lips[place]
         meeting = shadow_line(under, over, soft)
         meeting *= unit(np.float32(1) - (under + over) * np.float32(1 / 0.03))
-        cut = float((target_frame.shape.curves[IL] - target_frame.shape.curves[IU]).max())
+        cut = float((target.shape.curves[IL] - target.shape.curves[IU]).max())
         # what was cut out took the line's own shadow with it, and left mixed pixels
-        seam = 3 if cut < 0.03 else 2 * round(0.5 + 0.012 * target_frame.eyes) + 1
+        seam = 3 if cut < 0.03 else 2 * round(0.5 + 0.012 * target.eyes) + 1
         inner[:] = cv2.blendLinear(cv2.blur(inner, (1, seam)), inner, meeting, 1 - meeting)
         shadow = meeting * unit(corner * np.float32(1 / 0.25))
         shadow *= np.float32(0.4 * min(cut / 0.03, 1.0))
         kept = np.float32(1) - shadow
         line = art.palette.line[:, None, None]
-        if target_frame.gap > 0:
-            middle = float(target_frame.rest.curves[IU][SAMPLES // 2])
-            u -= np.float32(target_frame.target.centre)
+        if target.gap > 0:
+            middle = float(target.rest.curves[IU][SAMPLES // 2])
+            u -= np.float32(target.mouth.centre)
             v -= np.float32(middle)
             cover = unit(under * np.float32(0.5 / soft) + np.float32(0.5))
             cover *= unit(over * np.float32(0.5 / soft) + np.float32(0.5))
             cover *= unit(corner * np.float32(1 / 0.15))
-            cover *= np.float32(min(target_frame.gap / 0.012, 1.0))
-            added = paint(Opening(u, v, under, over, target_frame.act.rounding, target_frame.gap), art.palette)
+            cover *= np.float32(min(target.gap / 0.012, 1.0))
+            added = paint(Opening(u, v, under, over, target.act.rounding, target.gap), art.palette)
             added *= cover
             uncovered = np.float32(1) - cover
             kept *= uncovered
@@ -202,15 +202,15 @@ class Lips:
         inner += cv2.merge(tuple(added))
 
 
-def lips_over(target_frame: FrameTarget, box: Box, lattice: Lattice, field: Field) -> Lips | None:
+def lips_over(target: FrameTarget, box: Box, lattice: Lattice, field: Field) -> Lips | None:
     """The lips within `box`; `field` is that of the reference's mouth (see `lent_shape`). None where none are in the picture."""
-    to, lent = target_frame.art.frames[target_frame.reference], target_frame.lent
+    to, lent = target.art.frames[target.reference], target.lent
     (a, b, c), (d, e, f) = (to * np.float32(FINER)).tolist()
     source_u = lattice.u + field.du
     source_v = lattice.v + field.upper
     maps, edges = (np.empty((*source_u.shape, 4), np.float32) for _ in range(2))
-    edges[..., 3] = _cover(target_frame, field, lattice, source_u)
-    part = lattice.around(edges[..., 3] > 0, target_frame.frame, box)
+    edges[..., 3] = _cover(target, field, lattice, source_u)
+    part = lattice.around(edges[..., 3] > 0, target.frame, box)
     if part is None:
         return None
     shift_x, shift_y = lent.offset
@@ -221,15 +221,15 @@ def lips_over(target_frame: FrameTarget, box: Box, lattice: Lattice, field: Fiel
     np.subtract(field.levels[IL + 1], lattice.v, out=edges[..., 1])
     edges[..., 2] = 1 - np.abs(field.s)
     np.subtract(edges[..., 0], edges[..., 1], out=maps[..., 3])
-    return Lips(target_frame, box, lattice, part, maps, edges)
+    return Lips(target, box, lattice, part, maps, edges)
 
 
-def lent_shape(target_frame: FrameTarget) -> MouthShape:
+def lent_shape(target: FrameTarget) -> MouthShape:
     """The reference's mouth as its lips are cut out for this shot."""
-    return opened(target_frame.shape, target_frame.gap)
+    return opened(target.shape, target.gap)
 
 
-def _cover(target_frame: FrameTarget, field: Field, lattice: Lattice, source_u: Floats) -> Floats:
+def _cover(target: FrameTarget, field: Field, lattice: Lattice, source_u: Floats) -> Floats:
     """How much of the reference is shown: all of it on the lips, none half way to chin, nose and cheek, none beyond the outline."""
     top, ou, ol, chin = (field.levels[k] for k in (0, OU + 1, OL + 1, CHIN + 1))
     quarter, two = np.float32(0.25), np.float32(2)
@@ -237,8 +237,8 @@ def _cover(target_frame: FrameTarget, field: Field, lattice: Lattice, source_u: 
     cover *= ramp(-lattice.v, -(ol + np.float32(0.8) * (chin - ol)), two / (chin - ol))
     cover *= np.interp(np.abs(field.s), BESIDE, (1, 0)).astype(np.float32)
     smooth(cover)
-    cover *= _on_face(lattice.u - np.float32(target_frame.target.centre), target_frame.sides)
-    cover *= _on_face(source_u - np.float32(target_frame.shape.centre), target_frame.lent_sides)
+    cover *= _on_face(lattice.u - np.float32(target.mouth.centre), target.sides)
+    cover *= _on_face(source_u - np.float32(target.shape.centre), target.lent_sides)
     return cover
 
 

@@ -172,11 +172,11 @@ def test_a_narrow_cheek_is_stretched_little(tmp_path: Path) -> None:
     clip = Clip.of(tmp_path, "turns")
     changes = []
     for idle_index in (0, 8):
-        target_frame = FrameTarget.of(
+        target = FrameTarget.of(
             clip.session.bundle, clip.session.artefacts, idle_index, Articulation(0.25, -0.4, 1, 0, 0), 1.0
         )
-        changes.append(target_frame.rest.half - target_frame.target.half)
-        assert changes[-1] <= ROOM * (min(target_frame.sides) - target_frame.rest.half) + 1e-4
+        changes.append(target.rest.half - target.mouth.half)
+        assert changes[-1] <= ROOM * (min(target.sides) - target.rest.half) + 1e-4
     assert 0 < changes[1] < 0.8 * changes[0]
 
 

@@ -34,27 +34,27 @@ SIZES = (128, 256, 512, 1080)
 class Mouth:
     """One shot of a drawn face, and the lips laid over a plain ground."""
 
-    target_frame: FrameTarget
+    target: FrameTarget
     box: Box
     lips: Lips
 
     def laid(self, ground: float = 0.0, **changed: object) -> Floats:
         """The box's pixels, float32 `[h, w, 3]`, of a ground of this level; `changed` are fields of the artefacts."""
         pixels = np.full((self.box.height, self.box.width, 3), ground, np.float32)
-        art: WarpArtefacts = replace(self.target_frame.art, **changed)  # type: ignore[arg-type]  # names and types are the caller's
-        replace(self.lips, target_frame=replace(self.target_frame, art=art)).lay(pixels)
+        art: WarpArtefacts = replace(self.target.art, **changed)  # type: ignore[arg-type]  # names and types are the caller's
+        replace(self.lips, target=replace(self.target, art=art)).lay(pixels)
         return pixels
 
     def places(self) -> tuple[Floats, Floats]:
         """Mouth space of the box's pixels."""
         x = np.arange(self.box.x0, self.box.x1, dtype=np.float32)[None]
-        return self.target_frame.places(x, np.arange(self.box.y0, self.box.y1, dtype=np.float32)[:, None])
+        return self.target.places(x, np.arange(self.box.y0, self.box.y1, dtype=np.float32)[:, None])
 
     def levels(self, level: int) -> Floats:
         """The target's `v` of one of its curves, per pixel `[h, w]`."""
         u, _ = self.places()
-        places = self.target_frame.target.places
-        return np.interp(u.ravel(), places, self.target_frame.target.curves[level]).reshape(u.shape).astype(np.float32)
+        places = self.target.mouth.places
+        return np.interp(u.ravel(), places, self.target.mouth.curves[level]).reshape(u.shape).astype(np.float32)
 
 
 Maker = Callable[..., Mouth]
@@ -68,13 +68,11 @@ def closed_points(size: int, eyes: float | None = None) -> faces.Points:
     return points
 
 
-def over(target_frame: FrameTarget, box: Box) -> Lips | None:
+def over(target: FrameTarget, box: Box) -> Lips | None:
     """The lips over `box`, as `render` asks for them."""
-    lattice = Lattice.over(box, target_frame.frame, max(2, round(0.025 * target_frame.eyes)))
-    (field,) = Field.between(
-        (lent_shape(target_frame),), target_frame.target, lattice, target_frame.art.top, target_frame.sides
-    )
-    return lips_over(target_frame, box, lattice, field)
+    lattice = Lattice.over(box, target.frame, max(2, round(0.025 * target.eyes)))
+    (field,) = Field.between((lent_shape(target),), target.mouth, lattice, target.art.top, target.sides)
+    return lips_over(target, box, lattice, field)
 
 
 @pytest.fixture(scope="module")
@@ -88,12 +86,12 @@ def mouth(tmp_path_factory: pytest.TempPathFactory) -> Maker:
             folder: Path = tmp_path_factory.mktemp("face")
             sessions[size] = faces.opened_with(folder, [faces.drawn(points, (size, size))], [points])[1]
         session = sessions[size]
-        target_frame = FrameTarget.of(session.bundle, session.artefacts, 0, act, blend_weight)
-        box = target_frame.bounds(target_frame.art.top - 0.02, 0.36, 0.66, session.bundle.box(0))
+        target = FrameTarget.of(session.bundle, session.artefacts, 0, act, blend_weight)
+        box = target.bounds(target.art.top - 0.02, 0.36, 0.66, session.bundle.box(0))
         assert box is not None
-        lips = over(target_frame, box)
+        lips = over(target, box)
         assert lips is not None
-        return Mouth(target_frame, box, lips)
+        return Mouth(target, box, lips)
 
     return make
 
@@ -111,25 +109,23 @@ def all_green(palette: Palette) -> Palette:
 @pytest.mark.parametrize("act", [REST, A, O, E], ids=["rest", "a", "o", "e"])
 def test_nothing_of_the_inside_is_seen_outside_the_opening(mouth: Maker, act: Articulation, size: int) -> None:
     made = mouth(act, size)
-    art = made.target_frame.art
+    art = made.target.art
     changed = np.abs(made.laid(palette=all_green(art.palette)) - made.laid()).max(2) > 2
     u, v = made.places()
-    soft = softness(made.target_frame.eyes) + max(
-        0.008, 1 / made.target_frame.eyes
-    )  # a third of a cell of the grid, or a pixel
-    target = made.target_frame.target
+    soft = softness(made.target.eyes) + max(0.008, 1 / made.target.eyes)  # a third of a cell of the grid, or a pixel
+    target = made.target.mouth
     outside = (v < made.levels(IU) - soft) | (v > made.levels(IL) + soft) | (np.abs(u - target.centre) > target.half)
     assert not (changed & outside).any()
     if act is REST:
         assert not changed.any()
     else:
-        assert changed.sum() > made.target_frame.gap * made.target_frame.eyes**2 * target.half
+        assert changed.sum() > made.target.gap * made.target.eyes**2 * target.half
 
 
 def test_pressed_lips_show_nothing_of_the_inside_though_the_jaw_is_down(mouth: Maker) -> None:
     made = mouth(PRESSED)
-    assert made.target_frame.gap == 0
-    assert np.array_equal(made.laid(palette=all_green(made.target_frame.art.palette)), made.laid())
+    assert made.target.gap == 0
+    assert np.array_equal(made.laid(palette=all_green(made.target.art.palette)), made.laid())
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -138,7 +134,7 @@ def test_lips_keep_their_colour_whatever_the_mouth_does(mouth: Maker, act: Artic
     made = mouth(act, size)
     pixels = made.laid()
     u, v = made.places()
-    target = made.target_frame.target
+    target = made.target.mouth
     middle = np.abs(u - target.centre) < 0.4 * target.half
     for outer, inner in ((OU, IU), (OL, IL)):
         share = (v - made.levels(outer)) / (made.levels(inner) - made.levels(outer))
@@ -161,10 +157,7 @@ def test_what_is_laid_lies_in_its_box_and_is_no_darker_than_black_nor_brighter_t
     outside = np.ones(cover.shape[:2], bool)
     outside[part.y0 - box.y0 : part.y1 - box.y0, part.x0 - box.x0 : part.x1 - box.x0] = False
     assert not black[outside].any()
-    row = (
-        round((made.target_frame.frame @ [made.target_frame.target.centre, float(made.levels(OU).min()), 1])[1])
-        - box.y0
-    )
+    row = round((made.target.frame @ [made.target.mouth.centre, float(made.levels(OU).min()), 1])[1]) - box.y0
     assert cover[min(row + 3, box.height - 1), box.width // 2].min() > 0.95, "on the lips the reference has taken over"
     for edge in (np.s_[0], np.s_[-1], np.s_[:, 0], np.s_[:, -1]):
         assert cover[edge].max() < 0.02
@@ -175,8 +168,8 @@ def test_the_lips_come_in_with_the_blend_weight(mouth: Maker) -> None:
     made = mouth(REST)
     shares = []
     for blend_weight in (0.0, 0.25, 0.5, 1.0):
-        one = replace(made, lips=replace(made.lips, target_frame=replace(made.target_frame, blend_weight=blend_weight)))
-        one = replace(one, target_frame=one.lips.target_frame)
+        one = replace(made, lips=replace(made.lips, target=replace(made.target, blend_weight=blend_weight)))
+        one = replace(one, target=one.lips.target)
         shares.append(1 - (one.laid(255.0) - one.laid(0.0)) / 255)
     assert np.abs(shares[0]).max() < 1e-4
     assert np.abs(2 * shares[1] - shares[3]).max() < 1e-3
@@ -223,38 +216,37 @@ def test_the_line_between_closed_lips_has_the_colour_of_the_palette(mouth: Maker
     """It is darkened where the lips were cut apart to open; here they open a little and hide no more than the line."""
     made = mouth(Articulation(0.05, 0, 0, 0, 0))
     dark, bright = (
-        made.laid(palette=replace(made.target_frame.art.palette, line=np.full(3, level, np.float32)))
-        for level in (0, 255)
+        made.laid(palette=replace(made.target.art.palette, line=np.full(3, level, np.float32))) for level in (0, 255)
     )
     changed = (bright - dark).max(2) > 2
     _, v = made.places()
-    near = 0.012 + softness(made.target_frame.eyes) + 2 / made.target_frame.eyes
+    near = 0.012 + softness(made.target.eyes) + 2 / made.target.eyes
     assert not (changed & ((v < made.levels(IU) - near) | (v > made.levels(IL) + near))).any()
 
 
 def test_no_lips_are_laid_where_the_box_has_no_mouth(mouth: Maker) -> None:
     made = mouth(A)
     forehead = Box(made.box.x0, 0, made.box.x1, 20)
-    assert over(made.target_frame, forehead) is None
+    assert over(made.target, forehead) is None
 
 
 def test_lips_end_at_the_face_s_outline(mouth: Maker) -> None:
     """In a face whose right half ends at the mouth's middle nothing is laid beyond it."""
     made = mouth(A)
     sides = np.array([[0.7, 0.1]], np.float32)
-    target_frame = replace(made.target_frame, art=replace(made.target_frame.art, sides=sides))
-    lips = over(target_frame, made.box)
+    target = replace(made.target, art=replace(made.target.art, sides=sides))
+    lips = over(target, made.box)
     assert lips is not None
-    cut = Mouth(target_frame, made.box, lips)
+    cut = Mouth(target, made.box, lips)
     u, _ = cut.places()
     cover = (1 - (cut.laid(255.0) - cut.laid(0.0)) / 255).max(2)
-    away = u - target_frame.target.centre
+    away = u - target.mouth.centre
     assert cover[away > 0.1 + 0.03].max() < 0.02
     assert cover[(away < 0) & (away > -0.1)].max() > 0.99
 
 
 def test_the_shape_that_is_lent_is_cut_open_as_far_as_it_is_shown(mouth: Maker) -> None:
-    gaps = [lent_shape(mouth(act).target_frame).opening for act in (REST, E, A)]
+    gaps = [lent_shape(mouth(act).target).opening for act in (REST, E, A)]
     assert gaps[0] <= gaps[1] <= gaps[2]
-    curves = lent_shape(mouth(A).target_frame).curves
+    curves = lent_shape(mouth(A).target).curves
     assert (np.diff(curves[:, SAMPLES // 2]) >= 0).all()
