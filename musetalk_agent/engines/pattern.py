@@ -125,10 +125,10 @@ class PatternEngine(Engine):
 
 def pattern_bundle(width: int, height: int, fps: int) -> Bundle:
     """The pattern's own idle clip: one mid-grey frame whose central quarter (half the width, half the height) is black."""
-    picture = np.full((height, width, 3), _GREY, np.uint8)
+    image = np.full((height, width, 3), _GREY, np.uint8)
     box = Box(width // 4, height // 4, width // 4 + width // 2, height // 4 + height // 2).even(width, height)
-    picture[box.y0 : box.y1, box.x0 : box.x1] = _BLACK
-    planes: Pixels = np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2YUV_I420), np.uint8)
+    image[box.y0 : box.y1, box.x0 : box.x1] = _BLACK
+    planes: Pixels = np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2YUV_I420), np.uint8)
     report = AvatarReport(avatar_id="pattern", frames=1, width=width, height=height, fps=fps, cached=True, still=True)
     return Bundle(
         path=Path("pattern"),
@@ -138,6 +138,6 @@ def pattern_bundle(width: int, height: int, fps: int) -> Bundle:
         frames=planes[None],
         landmarks=np.zeros((1, 468, 2), np.float32),
         boxes=np.array([[box.x0, box.y0, box.x1, box.y1]], np.int32),
-        faces=picture[None, box.y0 : box.y1, box.x0 : box.x1],
+        faces=image[None, box.y0 : box.y1, box.x0 : box.x1],
         report=report,
     )

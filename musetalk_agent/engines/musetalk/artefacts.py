@@ -62,7 +62,7 @@ class MuseTalkArtefacts:
 
     Args:
         latents: float16 `[n, 8, 32, 32]`, per idle frame.
-        boxes: int32 `[n, 4]`, the face box: x1, y1, x2, y2 in pixels of the picture.
+        boxes: int32 `[n, 4]`, the face box: x1, y1, x2, y2 in pixels of the image.
         shown: int32 `[n, 4]`, the even box around the pixels whose mask is not 0.
         masks: uint8, the masks over `shown`, one after the other.
         starts: int64 `[n + 1]`, where each mask begins in `masks`.
@@ -88,7 +88,7 @@ class MuseTalkArtefacts:
     ) -> MuseTalkArtefacts:
         """Derives them, a batch of frames at a time; masks come from the mesh without `parse`.
 
-        Raises NoFaceInAvatar when the face is outside the picture in every frame, and what `encode` and `parse` raise.
+        Raises NoFaceInAvatar when the face is outside the image in every frame, and what `encode` and `parse` raise.
         """
         boxes = face_boxes(bundle.landmarks, bundle.width, bundle.height, bbox_shift)
         latents = np.empty((len(bundle), *_LATENT), np.float16)
@@ -175,7 +175,7 @@ class MuseTalkArtefacts:
             return cls(latents, boxes[:, 0], boxes[:, 1], masks, starts)
 
     def fits(self, width: int, height: int) -> bool:
-        """Whether every box lies within a picture of this size."""
+        """Whether every box lies within an image of this size."""
         return bool((np.maximum(self.boxes[:, 2:], self.shown[:, 2:]) <= (width, height)).all())
 
     def mask(self, idle_index: int) -> Pixels:
@@ -231,13 +231,13 @@ def _crop(bundle: Bundle, idle_index: int, box: NDArray[np.int32]) -> Pixels:
 
 
 def _surroundings(bundle: Bundle, idle_index: int, box: NDArray[np.int32]) -> Pixels:
-    """The crop that is parsed, 512×512 as Pillow resizes it; black where it reaches out of the picture (numerics §3.6)."""
+    """The crop that is parsed, 512×512 as Pillow resizes it; black where it reaches out of the image (numerics §3.6)."""
     pixels = _pixels(bundle, idle_index, Box(*crop_box(_tuple(box))))
     return resize(pixels, _PARSED_SIDE, "bilinear")
 
 
 def _pixels(bundle: Bundle, idle_index: int, box: Box) -> Pixels:
-    """BGR pixels of an idle frame in any box, black outside the picture.
+    """BGR pixels of an idle frame in any box, black outside the image.
 
     They come from the face window where it holds them, else from the frame's planes: the window was cut from the same ones.
     """

@@ -30,7 +30,7 @@ Floats = NDArray[np.float32]
 # fmt: off
 JAW = (127, 234, 93, 132, 58, 172, 136, 150, 149, 176, 148, 152, 377, 400, 378, 379, 365, 397, 288, 361, 323, 454, 356)
 # fmt: on
-"""The face oval from temple over chin to temple, as seen in the picture from left to right."""
+"""The face oval from temple over chin to temple, as seen in the image from left to right."""
 BRIDGE = (195, 5)
 """dlib 29 lies between these two (measured: `docs/explanation/blending.md`)."""
 BETWEEN_EYES = 168
@@ -52,14 +52,14 @@ SLACK = 0.5
 
 
 def face_boxes(landmarks: Floats, width: int, height: int, bbox_shift: int = 0) -> Boxes:
-    """The face box of every frame, int32 `[n, 4]`: x1, y1, x2, y2 in pixels, within the picture.
+    """The face box of every frame, int32 `[n, 4]`: x1, y1, x2, y2 in pixels, within the image.
 
     Args:
-        landmarks: float32 `[n, 468, 2]`, pixels of a picture of `width`×`height`.
+        landmarks: float32 `[n, 468, 2]`, pixels of an image of `width`×`height`.
         bbox_shift: pixels that the middle of the box is moved down: more of the face is repainted the smaller it is.
 
     Raises:
-        NoFaceInAvatar: the face is outside the picture in every frame.
+        NoFaceInAvatar: the face is outside the image in every frame.
     """
     jaw = jaw_lines(landmarks)
     left, right = _whole(jaw[..., 0].min(1)), _whole(jaw[..., 0].max(1))
@@ -85,7 +85,7 @@ def jaw_lines(landmarks: Floats) -> Floats:
 
 
 def crop_box(box: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
-    """The square around a face box that masks are made in: 1.5 times its longer side; may reach out of the picture (§3.6)."""
+    """The square around a face box that masks are made in: 1.5 times its longer side; may reach out of the image (§3.6)."""
     x1, y1, x2, y2 = box
     x, y = (x1 + x2) // 2, (y1 + y2) // 2
     half = int(max(x2 - x1, y2 - y1) // 2 * 1.5)
@@ -102,7 +102,7 @@ def _whole(track: Floats) -> NDArray[np.int32]:
 
 
 def _with_neighbours(boxes: Boxes) -> Boxes:
-    """Empty boxes, of faces outside the picture, replaced by the nearest frame's that is not."""
+    """Empty boxes, of faces outside the image, replaced by the nearest frame's that is not."""
     valid = np.flatnonzero((boxes[:, 2:] > boxes[:, :2]).all(1))
     if len(valid) == 0:
         raise NoFaceInAvatar("The face lies outside the picture in every frame.")
@@ -122,7 +122,7 @@ def talks(landmarks: NDArray[np.float32]) -> bool:
 def upright(landmarks: NDArray[np.float32]) -> NDArray[np.bool_]:
     """Which frames of a clip, mesh points float32 `[n, 468, 2]`, show the face standing: bool `[n]`.
 
-    The network knows no others: its boxes are cut along the picture's edges, and it was trained on faces that stand.
+    The network knows no others: its boxes are cut along the image's edges, and it was trained on faces that stand.
     """
     along = landmarks[:, _RIGHT_EYE] - landmarks[:, _LEFT_EYE]
     standing: NDArray[np.bool_] = np.abs(np.arctan2(along[:, 1], along[:, 0])) < LYING
@@ -162,7 +162,7 @@ def blend_mask(region: Pixels, box: FaceBox) -> Pixels:
 
 
 def middle(box: FaceBox) -> int:
-    """First row of the picture that the mask may show before it is softened: the middle of the face box."""
+    """First row of the image that the mask may show before it is softened: the middle of the face box."""
     return (box[1] + box[3]) // 2
 
 
@@ -178,7 +178,7 @@ def resize(square: Pixels, side: int, kind: Filter) -> Pixels:
 
 
 def region_of_mesh(points: NDArray[np.float32], box: FaceBox) -> Pixels:
-    """The lower face without the nose from mesh points, float32 `[468, 2]` in pixels of the picture.
+    """The lower face without the nose from mesh points, float32 `[468, 2]` in pixels of the image.
 
     Returns uint8 0 … 255, `[y2 - middle, w]`, edges antialiased so that they move less than a pixel when the points do. Its outline
     is the one that upstream's recipe gives a well parsed face: the jaw's, cheeks narrowed, the chin's edge a little lower.

@@ -52,7 +52,7 @@ class BasicBlock(nn.Module):
 
 
 class Resnet18(nn.Module):
-    """The backbone; gives the maps at an eighth, a sixteenth and a thirty-second of the picture's side."""
+    """The backbone; gives the maps at an eighth, a sixteenth and a thirty-second of the image's side."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class AttentionRefinementModule(nn.Module):
 
 
 class ContextPath(nn.Module):
-    """The backbone and what is gathered from its deep maps; gives two maps at an eighth of the picture's side."""
+    """The backbone and what is gathered from its deep maps; gives two maps at an eighth of the image's side."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -171,8 +171,8 @@ class Parser:
         deviation (numerics §3.6). Crops that are 512×512 already are taken as they are.
         """
         sized = [resize(crop, SIDE, "bilinear") for crop in crops]
-        pictures = torch.stack([torch.from_numpy(np.ascontiguousarray(crop)) for crop in sized]).to(self._mean.device)
-        rgb = pictures.flip(3).permute(0, 3, 1, 2).float().div(255)
+        images = torch.stack([torch.from_numpy(np.ascontiguousarray(crop)) for crop in sized]).to(self._mean.device)
+        rgb = images.flip(3).permute(0, 3, 1, 2).float().div(255)
         classes: Pixels = self._network((rgb - self._mean) / self._deviation).argmax(1).to(torch.uint8).cpu().numpy()
         return classes
 

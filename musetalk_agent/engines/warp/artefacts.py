@@ -63,7 +63,7 @@ class WarpArtefacts:
     """Everything `render` needs beside the bundle's pixels.
 
     Args:
-        frames: float32 `[n, 2, 3]`, mouth space to pixels of the picture, per idle frame.
+        frames: float32 `[n, 2, 3]`, mouth space to pixels of the image, per idle frame.
         idle_shapes: the idle frames' own mouths.
         references: frames whose lips are shown while speaking, int `[k]`. The first one has the most closed mouth of all, and its
             eyes are the unit of mouth space; each of the others has that of the frames in which the head is turned as it is there.
@@ -111,9 +111,9 @@ class WarpArtefacts:
         references, shapes = np.array([first, *others], np.int64), (shape, *others.values())
         shown = nearest(angles, references)
         idle_shapes = settled(meshes, angles, shapes, references, shown)
-        picture, frame = np.asarray(bundle.faces[first]), in_window(bundle, frames, first)
+        image, frame = np.asarray(bundle.faces[first]), in_window(bundle, frames, first)
         top = float(to_mouth(frames[first], landmarks[first, SUBNASALE])[1])
-        palette = Palette.of(picture, frame, shape, _teeth(bundle, landmarks))
+        palette = Palette.of(image, frame, shape, _teeth(bundle, landmarks))
         rests = rest_shapes(idle_shapes, shapes, references, shown, smile_of(meshes, angles))
         sides = outlines(frames, landmarks, rests)
         light = light_differences(bundle, frames, idle_shapes, shapes, references, shown)
@@ -212,10 +212,10 @@ def _reference(bundle: Bundle, landmarks: Floats) -> tuple[int, MouthShape]:
 
 
 FINER = 2
-"""Pixels of the enlarged picture to one of the frame. Linear sampling of it is within 3 levels of bicubic sampling of the frame
+"""Pixels of the enlarged image to one of the frame. Linear sampling of it is within 3 levels of bicubic sampling of the frame
 (within 1 at the 99.9th percentile), and costs half."""
 AROUND = 0.65
-"""How far the picture reaches to the left and right of the mouth's middle (eye distances)."""
+"""How far the image reaches to the left and right of the mouth's middle (eye distances)."""
 ABOVE, BELOW = 0.10, 0.10
 """How far it reaches above the nose's base and below the chin (eye distances)."""
 

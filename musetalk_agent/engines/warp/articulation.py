@@ -16,7 +16,7 @@ FEATURE_SIZE = 5
 APERTURE = 0.12
 """Opening of the inner lips at jaw 1 as the face mesh reads it, by the contract with the feature extractor."""
 READING = 0.62
-"""What the mesh reads of a real opening: its inner lips stay closer together than those of the picture. Seen on real talkers."""
+"""What the mesh reads of a real opening: its inner lips stay closer together than those of the image. Seen on real talkers."""
 OPENING = APERTURE / READING
 """How far the lips part at jaw 1."""
 SOONER = 0.4

@@ -158,7 +158,7 @@ def closed_mouth_patches(bundle: Bundle, artefacts: WarpArtefacts, folder: Path)
             for idle_index in range(len(bundle))
         )
         if any(patch is None and bundle.mouth(idle_index) > 0 for idle_index, patch in enumerate(patches)):
-            return ()  # a face too small or too far out of the picture to draw on
+            return ()  # a face too small or too far out of the image to draw on
         _save(folder, patches)
         return patches
 

@@ -154,7 +154,7 @@ class Lattice:
         return Nodes(r0, r1, c0, c1) if r0 < r1 and c0 < c1 else None
 
     def part(self, nodes: Nodes) -> Box:
-        """The pixels of the picture that belong to these nodes, within the box."""
+        """The pixels of the image that belong to these nodes, within the box."""
         box, cell = self.box, self.cell
         return Box(
             box.x0 + (nodes.c0 - 1) * cell,

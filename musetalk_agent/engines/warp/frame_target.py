@@ -103,7 +103,7 @@ class FrameTarget:
 
     @property
     def frame(self) -> Floats:
-        """Mouth space to pixels of the picture."""
+        """Mouth space to pixels of the image."""
         return np.asarray(self.art.frames[self.idle_index], np.float32)
 
     def bounds(self, top: float, below_chin: float, reach: float, within: Box) -> Box | None:
@@ -121,12 +121,12 @@ class FrameTarget:
 
 
 def fetch(source: Pixels, window: Box, lattice: Lattice, shift: Floats) -> Floats:
-    """A lattice's box of the picture with its pixels moved: float32 `[h, w, 3]`, which overshoots 0 … 255 at sharp edges.
+    """A lattice's box of the image with its pixels moved: float32 `[h, w, 3]`, which overshoots 0 … 255 at sharp edges.
 
     Bicubic, the only interpolation that a pixel goes through. Pixels that do not move are copied.
 
     Args:
-        source: the picture's pixels within `window`, in which the box lies.
+        source: the image's pixels within `window`, in which the box lies.
         shift: float32 `[rows, cols, 4]`, how far right and down of each of the lattice's nodes its pixels come from; and zeros.
     """
     height, width = source.shape[:2]

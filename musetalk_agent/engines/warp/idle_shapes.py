@@ -41,7 +41,7 @@ MOST = 12
 NEAR = 0.5
 """A reference is sought within this share of `APART` around the idle frame that lacks one."""
 CLEAR = 0.04
-"""How far a chin must be from the picture's edge, in eye distances, in a frame that lends its lips."""
+"""How far a chin must be from the image's edge, in eye distances, in a frame that lends its lips."""
 
 
 def apertures(landmarks: Floats) -> Floats:
@@ -107,7 +107,7 @@ FACING = 0.25
 """Share of the idle frames, those that are turned least, whose median width counts: the mesh sees a turned mouth up to a quarter
 narrower."""
 OUTLINE = (234, 93, 132, 58, 172, 136), (454, 323, 361, 288, 397, 365)
-"""Mesh points of the face's outline beside the mouth, left and right in the picture."""
+"""Mesh points of the face's outline beside the mouth, left and right in the image."""
 
 
 def _smooth(rows: Floats, sigma: float) -> Floats:

@@ -53,7 +53,7 @@ class Row:
 
 
 def drawn(colour: Floats, gum: Floats, soft: float, lower: bool) -> Row:
-    """Teeth of `colour` under a `gum` (BGR); `soft` is half the blur of the picture's edges in eye distances."""
+    """Teeth of `colour` under a `gum` (BGR); `soft` is half the blur of the image's edges in eye distances."""
     ends, short, arch = (LOWER_ENDS, LOWER_SHORT, LOWER_ARCH) if lower else (UPPER_ENDS, UPPER_SHORT, UPPER_ARCH)
     u = np.linspace(-SIDE, SIDE, COLUMNS, dtype=np.float32)
     v = np.arange(ROWS, dtype=np.float32)[:, None] * PITCH - HEIGHT
@@ -76,14 +76,14 @@ def drawn(colour: Floats, gum: Floats, soft: float, lower: bool) -> Row:
     tint = np.stack([1 - 0.10 * depth - 0.06 * (away > 0.163), 1 - 0.03 * depth, np.ones_like(depth)], -1)
     tooth = light[..., None] * tint * colour
     gums = np.clip((-beyond - CROWN + 0.02 * np.abs(across) ** 2) / 0.008, 0, 1)[..., None]
-    picture = tooth + (gum * (1 - 0.8 * np.clip(away**2 / 0.085, 0, 1))[:, None] - tooth) * gums
+    image = tooth + (gum * (1 - 0.8 * np.clip(away**2 / 0.085, 0, 1))[:, None] - tooth) * gums
     opacity = np.clip(-beyond / PITCH + 0.5, 0, 1) * np.clip((0.34 - away) / 0.10, 0, 1)
-    tile = np.concatenate([picture, opacity[..., None]], -1).astype(np.float32)
+    tile = np.concatenate([image, opacity[..., None]], -1).astype(np.float32)
     return Row(blurred(tile, soft))
 
 
 def blurred(tile: Floats, soft: float) -> Floats:
-    """The tile as soft as the picture is, its colour weighted with its opacity so that the dark beyond does not bleed in."""
+    """The tile as soft as the image is, its colour weighted with its opacity so that the dark beyond does not bleed in."""
     sigma = max(0.5 * soft / PITCH, 0.5)
     opacity = np.maximum(tile[..., 3:], 1e-3)
     weighted = cv2.GaussianBlur(np.concatenate([tile[..., :3] * opacity, opacity], -1), (0, 0), sigma)
@@ -121,10 +121,10 @@ class Palette:
     line: Floats
 
     @classmethod
-    def of(cls, picture: Pixels, frame: Floats, shape: MouthShape, teeth: Floats | None) -> Palette:
+    def of(cls, image: Pixels, frame: Floats, shape: MouthShape, teeth: Floats | None) -> Palette:
         """Taken from the reference's lips and skin; `teeth` is their colour where one has been seen (see `teeth_seen`)."""
-        lip = _lip_colour(picture, frame, shape)
-        skin = _skin_colour(picture, frame, shape)
+        lip = _lip_colour(image, frame, shape)
+        skin = _skin_colour(image, frame, shape)
         off_white = _teeth_for(skin)
         if teeth is None or _redness(teeth) > _redness(skin) - LESS_RED:
             teeth = off_white
@@ -166,27 +166,27 @@ def _strip(shape: MouthShape, upper: int, lower: int, shares: tuple[float, ...],
     return np.broadcast_to(shape.u_of_s(s), v.shape).astype(np.float32), v
 
 
-def _lip_colour(picture: Pixels, frame: Floats, shape: MouthShape) -> Floats:
+def _lip_colour(image: Pixels, frame: Floats, shape: MouthShape) -> Floats:
     strips = [_strip(shape, OU, IU, (0.4, 0.6, 0.8), 0.6), _strip(shape, IL, OL, (0.2, 0.4, 0.6), 0.6)]
-    pixels = np.concatenate([sample(picture, frame, u, v).reshape(-1, 3) for u, v in strips])
+    pixels = np.concatenate([sample(image, frame, u, v).reshape(-1, 3) for u, v in strips])
     return np.asarray(np.median(pixels, 0), np.float32)
 
 
-def _skin_colour(picture: Pixels, frame: Floats, shape: MouthShape) -> Floats:
+def _skin_colour(image: Pixels, frame: Floats, shape: MouthShape) -> Floats:
     u, v = np.meshgrid(np.linspace(-0.4, 0.4, 17), np.linspace(0.3, 0.5, 5))
-    pixels = sample(picture, frame, (u + shape.centre).astype(np.float32), v.astype(np.float32)).reshape(-1, 3)
+    pixels = sample(image, frame, (u + shape.centre).astype(np.float32), v.astype(np.float32)).reshape(-1, 3)
     return np.asarray(np.median(pixels, 0), np.float32)
 
 
-def teeth_seen(picture: Pixels, frame: Floats, shape: MouthShape) -> Floats | None:
-    """The colour of the teeth that the open mouth of a picture shows (BGR), or None where it shows none for sure."""
+def teeth_seen(image: Pixels, frame: Floats, shape: MouthShape) -> Floats | None:
+    """The colour of the teeth that the open mouth of an image shows (BGR), or None where it shows none for sure."""
     if float((shape.curves[IL] - shape.curves[IU]).max()) < OPEN_ENOUGH:
         return None
     u, v = _strip(shape, IU, IL, (0.3, 0.4, 0.5, 0.6, 0.7), 0.5)
-    pixels = sample(picture, frame, u, v).reshape(-1, 3).astype(np.float32)
+    pixels = sample(image, frame, u, v).reshape(-1, 3).astype(np.float32)
     bright = pixels[pixels @ GREY >= np.percentile(pixels @ GREY, 65)]
     colour = np.median(bright, 0).astype(np.float32)
-    lip = _lip_colour(picture, frame, shape)
+    lip = _lip_colour(image, frame, shape)
     if _redness(colour) > _redness(lip) - 0.08 or float(colour @ GREY) < 0.75 * float(lip @ GREY):
         return None
     return np.asarray(colour, np.float32)

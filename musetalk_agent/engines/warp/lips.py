@@ -35,7 +35,7 @@ SHUT = 0.02
 teeth show reads 0.027."""
 MISREAD = 0.03, 1.6
 """Of such lips pixels that say more than this (eye distances) and this multiple of the mesh's opening took a moustache, a shadow
-or dark lips for the inside: so in 4 of 56 pictures of people, all with closed lips."""
+or dark lips for the inside: so in 4 of 56 images of people, all with closed lips."""
 LINE_ROWS = 6
 """Rows above and below the mesh's line in which the lips of such a mouth meet."""
 SLIT = 8
@@ -68,8 +68,8 @@ FAR = 6.0
 """Doubt per eye distance away from the inside that the mesh sees."""
 
 
-def refine(shape: MouthShape, frame: Floats, picture: Pixels) -> MouthShape:
-    """The shape with the inner edges of the lips where `picture` (BGR) shows them; `frame` leads from mouth space to its pixels."""
+def refine(shape: MouthShape, frame: Floats, image: Pixels) -> MouthShape:
+    """The shape with the inner edges of the lips where `image` (BGR) shows them; `frame` leads from mouth space to its pixels."""
     s = np.linspace(-SIDE, SIDE, COLUMNS, dtype=np.float32)
     line = np.interp(s, S, (shape.curves[IU] + shape.curves[IL]) / 2)
     mesh_gap = float((shape.curves[IL] - shape.curves[IU]).max())
@@ -78,7 +78,7 @@ def refine(shape: MouthShape, frame: Floats, picture: Pixels) -> MouthShape:
     rows = np.arange(-above, below, step, dtype=np.float32)
     v = (line + rows[:, None]).astype(np.float32)
     u = np.broadcast_to(shape.u_of_s(s), v.shape)
-    crop = sample(picture, frame, u, v)
+    crop = sample(image, frame, u, v)
     outer = np.interp(s, S, shape.curves[OU]), np.interp(s, S, shape.curves[OL])
     inner = np.interp(s, S, shape.curves[IU]), np.interp(s, S, shape.curves[IL])
     score, teeth, light = _inside_score(crop, v, outer, inner)
@@ -106,12 +106,12 @@ def refine(shape: MouthShape, frame: Floats, picture: Pixels) -> MouthShape:
     return _with_inner(shape, s, middle - half_gap, middle + half_gap)
 
 
-def sample(picture: Pixels, frame: Floats, u: Floats, v: Floats) -> Pixels:
-    """BGR pixels of `picture` at mouth-space positions, linear, edges repeated."""
+def sample(image: Pixels, frame: Floats, u: Floats, v: Floats) -> Pixels:
+    """BGR pixels of `image` at mouth-space positions, linear, edges repeated."""
     x = frame[0, 0] * u + frame[0, 1] * v + frame[0, 2]
     y = frame[1, 0] * u + frame[1, 1] * v + frame[1, 2]
     mapped = cv2.remap(
-        picture, x.astype(np.float32), y.astype(np.float32), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+        image, x.astype(np.float32), y.astype(np.float32), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
     )
     return np.asarray(mapped, np.uint8)
 

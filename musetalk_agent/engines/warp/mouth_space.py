@@ -1,7 +1,7 @@
 """Mouth space: a face-aligned frame in which mouths of all idle frames, sizes and tilts are the same.
 
 Its unit is the distance between the outer eye corners (mesh points 33 and 263) of the reference frame, its origin the point
-between them, `u` runs along the eye line to the picture's right and `v` down the face. An affine map per idle frame leads to
+between them, `u` runs along the eye line to the image's right and `v` down the face. An affine map per idle frame leads to
 pixels. Curves across the mouth are sampled over `s`, which is 0 at the mouth's middle, ±1 at its corners and ±`SPAN` where the
 deformation ends.
 """

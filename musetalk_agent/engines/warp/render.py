@@ -36,7 +36,7 @@ BORDER = 0.08
 
 
 def render(bundle: Bundle, art: WarpArtefacts, idle_index: int, act: Articulation, blend_weight: float) -> Patch | None:
-    """The patch of idle frame `idle_index` for articulation `act`; None where the mouth is outside the picture."""
+    """The patch of idle frame `idle_index` for articulation `act`; None where the mouth is outside the image."""
     target = FrameTarget.of(bundle, art, idle_index, act, blend_weight)
     box = target.bounds(art.top - 0.02, NECK + 0.02, REACH, bundle.box(idle_index))
     if box is None:
@@ -101,7 +101,7 @@ class Lips:
     Args:
         lattice: whose grid the values lie on.
         part: the pixels at which something of the lips is shown.
-        maps: float32 `[m, n, 4]`: where each place's pixel is in the reference's enlarged picture (x, y), taken to lie on the upper
+        maps: float32 `[m, n, 4]`: where each place's pixel is in the reference's enlarged image (x, y), taken to lie on the upper
             side; how much further down (eye distances) it is if on the lower side; and positive on the lower side.
         edges: float32 `[m, n, 4]`: distance below the upper and above the lower lip's edge; distance from the nearer corner in
             halves of the mouth; how much of the reference is shown, 0 … 1.
@@ -203,7 +203,7 @@ class Lips:
 
 
 def lips_over(target: FrameTarget, box: Box, lattice: Lattice, field: Field) -> Lips | None:
-    """The lips within `box`; `field` is that of the reference's mouth (see `lent_shape`). None where none are in the picture."""
+    """The lips within `box`; `field` is that of the reference's mouth (see `lent_shape`). None where none are in the image."""
     to, lent = target.art.frames[target.reference], target.lent
     (a, b, c), (d, e, f) = (to * np.float32(FINER)).tolist()
     source_u = lattice.u + field.du
