@@ -14,6 +14,7 @@ DOCS = ROOT / "docs"
 PAGES = sorted(
     [*ROOT.glob("README*.md"), ROOT / "CHANGELOG.md", *DOCS.rglob("*.md"), *(ROOT / "models").rglob("README.md")]
 )
+CODE = ("orchestrator", "musetalk_agent", "musetalk_tools", "integrations", "tests", "tools", "docs/examples")
 SHELVES = {"tutorial", "how-to", "reference", "explanation"}
 ELSEWHERE = {"index.md": "", "index.zh-CN.md": "中文", "protocol.md": "Reference", "architecture.md": "Explanation"}
 """Pages that keep the addresses which clients and other repositories link to."""
@@ -82,3 +83,13 @@ def test_the_home_page_lists_every_page_but_the_decisions() -> None:
         and not page.name.endswith(".zh-CN.md")
     }
     assert {page.relative_to(ROOT).as_posix() for page in wanted - listed} == set()
+
+
+def test_files_that_pages_name_exist() -> None:
+    """Code is named as `folder/file.py`; a page that still names a file that has moved misleads."""
+    listed = ["/" + path.relative_to(ROOT).as_posix() for folder in CODE for path in (ROOT / folder).rglob("*.*")]
+    for page in PAGES:
+        if page.name in ("CHANGELOG.md", "tests.md") or page.parent.name == "decisions":  # which tell of the past
+            continue
+        for name in re.findall(r"`((?:[\w.-]+/)+[\w-]+\.(?:py|js|dart))`", text_of(page)):
+            assert any(path.endswith("/" + name) for path in listed), f"{page.relative_to(ROOT)} names {name}"
