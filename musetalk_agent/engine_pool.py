@@ -17,7 +17,15 @@ from musetalk_agent.agent_settings import AgentSettings
 from musetalk_agent.engines.batcher import Batcher
 from musetalk_agent.engines.interface import Engine
 from musetalk_agent.engines.pattern import PatternEngine
-from musetalk_agent.errors import AgentError, EngineFailed, EngineUnavailable, EngineUnknown, WeightsMissing
+from musetalk_agent.errors import (
+    AgentError,
+    EngineFailed,
+    EngineUnavailable,
+    EngineUnknown,
+    WeightsInvalid,
+    WeightsMissing,
+)
+from musetalk_agent.protocol.http import FileState
 from musetalk_agent.tasks import in_thread
 from musetalk_agent.weights import ModelStore
 
@@ -215,6 +223,24 @@ class EnginePool:
         sizes = {str(size): count for size, count in (done.sizes or {}).items()}
         counts = {"frames": done.frames, "batches": sizes, "waiting": done.waiting, "dropped": done.dropped}
         return batcher.engine.stats() | counts | {"busy_s": round(done.busy_s, 3)}
+
+    def model_files(self) -> dict[str, FileState]:
+        """The state of every model file; reads the disk."""
+        from musetalk_agent.engines.musetalk.weights_files import copies_state
+
+        return self._models.state() | copies_state(self._models.directory)
+
+    def model_config(self) -> tuple[str | None, dict[str, Any] | None]:
+        """Path and content of MuseTalk's configuration; a broken one says what is wrong with it. Reads the disk."""
+        from musetalk_agent.engines.musetalk.config import unet_config
+        from musetalk_agent.engines.musetalk.weights_files import UNET_CONFIG
+
+        path = self._models.directory / UNET_CONFIG
+        try:
+            config = unet_config(self._models.directory)
+        except WeightsInvalid as error:
+            return str(path), {"error": error.detail}
+        return (str(path), config) if config is not None else (None, None)
 
     def capacity(self, name: str, fps: int) -> int | None:
         """Sessions that the engine holds at `fps`, all speaking; None where it sets no limit, 0 while it is away."""

@@ -25,8 +25,8 @@ from musetalk_agent.engines.interface import Engine, EngineSession
 from musetalk_agent.engines.pattern import pattern_bundle
 from musetalk_agent.errors import EngineFailed
 from musetalk_agent.media.pipeline import Pipeline
+from musetalk_agent.media.player import PlayerOutputs
 from musetalk_agent.protocol.http import AgentStartRequest, VoiceSource
-from musetalk_agent.protocol.messages import Event
 from musetalk_agent.publishers.base import Publisher
 from musetalk_agent.session.session import LEAVE_S, RELEASE_S, Session
 from musetalk_agent.tasks import Step, in_thread, tear_down
@@ -111,10 +111,8 @@ class Factory:
             publisher = make(request, bundle.fps) if make else await self._publisher(request, bundle.fps, speech)
             batcher.check()
 
-            def build(emit: Callable[[Event], None], speaking: Callable[[bool], None]) -> Pipeline:
-                return Pipeline(
-                    publisher, batcher, engine_session, bundle, self.clock, self._executor, emit, speaking, first
-                )
+            def build(outputs: PlayerOutputs) -> Pipeline:
+                return Pipeline(publisher, batcher, engine_session, bundle, self.clock, self._executor, outputs, first)
 
             note = self.engines.note(request.engine)
             session = Session(
@@ -176,7 +174,7 @@ class Factory:
             request.room,
             fps,
             sound=request.voice is VoiceSource.AGENT,
-            on_joined=speech.attach if speech is not None else None,
+            on_joined=speech.on_room_joined if speech is not None else None,
         )
         options = TransportOptions(
             room,

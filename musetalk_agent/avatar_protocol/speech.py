@@ -74,11 +74,11 @@ class DataStreamAudioInput:
         """The agent is in the room; the last known while the room is being joined again."""
         return self._room is None or self.sender in self._room.remote_participants
 
-    def feed(self, pipeline: Pipeline) -> None:
-        """Where the speech goes. Call it once, before `attach`."""
+    def set_pipeline(self, pipeline: Pipeline) -> None:
+        """Where the speech goes. Call it once, before `on_room_joined`."""
         self._pipeline = pipeline
 
-    def attach(self, room: rtc.Room) -> None:
+    def on_room_joined(self, room: rtc.Room) -> None:
         """Listens in a room that was just joined, instead of the one before. Call it before anything is published there."""
         again, self._attached = self._attached, True
         self._room = room
@@ -90,7 +90,7 @@ class DataStreamAudioInput:
         if again:
             self._on_rejoined()
 
-    def told(self, event: Event) -> None:
+    def on_playback_event(self, event: Event) -> None:
         """A playback event of the pipeline."""
         self._carry_out(self._core.told(event))
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from functools import partial
 
@@ -25,14 +25,13 @@ from musetalk_agent.engines.batcher import Batcher
 from musetalk_agent.engines.interface import EngineSession
 from musetalk_agent.features.speech_detector import detect_rate, shipped_network
 from musetalk_agent.media.format_detector import Finding, FormatDetector
-from musetalk_agent.media.player import Player
-from musetalk_agent.media.renderer import FrameRenderer
+from musetalk_agent.media.player import Player, PlayerOutputs
+from musetalk_agent.media.renderer import FrameRenderer, MediaContext
 from musetalk_agent.media.segment import Segment, Word
 from musetalk_agent.media.segment_trace import FIRST_PCM, SegmentTrace
 from musetalk_agent.media_types import Cue, Pcm, VideoFrame
-from musetalk_agent.protocol.messages import Cleared, Event, WarningEvent
+from musetalk_agent.protocol.messages import Cleared, WarningEvent
 from musetalk_agent.publishers.base import Publisher
-from musetalk_agent.session.diagnosis import PipelineStats
 from musetalk_agent.tasks import in_thread, supervise
 
 _RATE_REST_S = 0.008
@@ -45,8 +44,7 @@ class Pipeline:
         publisher: opened before `run`.
         batcher, session, bundle: the engine, and the avatar as the engine readied it.
         executor: threads for features and composition.
-        emit: takes playback events and warnings, in order.
-        speaking: called when speech begins (True) and when all of it is over (False).
+        outputs: where the player reports to.
         first: the idle frame of idle frame 0, loaded in a worker thread (`load_idle`); None loads it here.
     """
 
@@ -58,40 +56,19 @@ class Pipeline:
         bundle: Bundle,
         clock: Clock,
         executor: Executor,
-        emit: Callable[[Event], None],
-        speaking: Callable[[bool], None],
+        outputs: PlayerOutputs,
         first: VideoFrame | None = None,
     ) -> None:
-        self.stats = PipelineStats()
-        self.clock, self._emit, self._fps = clock, emit, bundle.fps
-        compositor = Compositor(bundle, engine_session.idle)
-        cycle, cursor = PingPongLoop(len(bundle)), LoopCursor()
-        self.first: VideoFrame = first or compositor.idle(cycle.idle_index(cursor.next_idle()))
+        compositor, loop, cursor = Compositor(bundle, engine_session.idle), PingPongLoop(len(bundle)), LoopCursor()
+        context = MediaContext(
+            publisher, batcher, engine_session, compositor, loop, cursor, clock, executor, bundle.fps
+        )
+        self.stats, self.clock, self._emit, self._fps = context.stats, clock, outputs.emit, bundle.fps
+        self.first: VideoFrame = first or compositor.idle(loop.idle_index(cursor.next_idle()))
         cursor.idle()
-        self.renderer = FrameRenderer(
-            batcher,
-            engine_session,
-            compositor,
-            cycle,
-            cursor,
-            clock,
-            executor,
-            self.stats,
-            bundle.fps,
-            lambda: self.player.poke(),
-        )
-        self.player = Player(
-            publisher,
-            self.renderer,
-            IdleFrames(compositor, cycle, cursor, clock, executor, self.first),
-            cursor,
-            clock,
-            self.stats,
-            bundle.fps,
-            batcher.engine.features.lookahead_ms / 1000,
-            emit,
-            speaking,
-        )
+        self.renderer = FrameRenderer(context)
+        idle = IdleFrames(compositor, loop, cursor, clock, executor, self.first)
+        self.player = Player(context, self.renderer, idle, outputs)
         self._segment: Segment | None = None
         self._watch: FormatDetector | None = None
         self._for_rate: tuple[FormatDetector, Pcm] | None = None  # what is being judged, or will be at once

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from musetalk_agent.agent_metrics import LIP_LATENCY, PICTURES, UNDERRUNS
-from musetalk_agent.clock import Clock
-from musetalk_agent.compose.idle import IdleFrames, LoopCursor
+from musetalk_agent.compose.idle import IdleFrames
 from musetalk_agent.media.playout import LEAST_JUMP, VOICE_LEAD_S, VoiceTimingQueue
-from musetalk_agent.media.renderer import FrameRenderer, RenderedFrame
+from musetalk_agent.media.renderer import FrameRenderer, MediaContext, RenderedFrame
 from musetalk_agent.media.scheduler import AdaptiveDelay, FrameAction, Outcome, RecentFrames, Scheduler
 from musetalk_agent.media.segment import LEAST_CUT, ROOM_RATE, Caption, Segment
 from musetalk_agent.media.segment_queue import PlaybackQueue
 from musetalk_agent.media.segment_trace import PUBLISHED
 from musetalk_agent.media_types import VideoFrame
 from musetalk_agent.protocol.messages import Cleared, Event
-from musetalk_agent.publishers.base import Publisher
-from musetalk_agent.session.diagnosis import PipelineStats
 
 log = logging.getLogger(__name__)
 
@@ -48,57 +44,50 @@ class PlayerStatistics:
     late_ms: deque[float] = field(default_factory=lambda: deque(maxlen=250))
 
 
-class Player:
-    """Paces one session.
+@dataclass(frozen=True, slots=True)
+class PlayerOutputs:
+    """Where the player reports to.
 
-    Args:
-        publisher: an open publisher.
-        production: makes the pictures.
-        idle, cursor: the idle frames, and where their cycle is.
-        emit: takes playback events.
-        lookahead_s: PCM beyond a picture's end that the engine waits for.
-        speaking: called with True when the first segment begins and False when the last one is over.
+    `emit` takes playback events and warnings, in order; `speaking` is called with True when the first segment begins and False when
+    the last one is over; `show_caption` takes the text that is being heard. `timings` takes the times of audio that another process
+    publishes: frames then leave later by `VOICE_LEAD_S`.
     """
 
+    emit: Callable[[Event], None]
+    speaking: Callable[[bool], None]
+    timings: VoiceTimingQueue | None = None
+    show_caption: Callable[[Caption], None] = lambda _: None
+
+
+class Player:
+    """Paces one session: takes frames from the renderer and audio from the segments, and hands both to an open publisher."""
+
     def __init__(
-        self,
-        publisher: Publisher,
-        production: FrameRenderer,
-        idle: IdleFrames,
-        cursor: LoopCursor,
-        clock: Clock,
-        funnel: PipelineStats,
-        fps: int,
-        lookahead_s: float,
-        emit: Callable[[Event], None],
-        speaking: Callable[[bool], None],
+        self, context: MediaContext, renderer: FrameRenderer, idle: IdleFrames, outputs: PlayerOutputs
     ) -> None:
         self.statistics = PlayerStatistics()
-        self._publisher, self._renderer = publisher, production
-        self._idle, self._cursor = idle, cursor
-        self._clock, self._stats, self._emit, self._speaking = clock, funnel, emit, speaking
-        self._scheduler = Scheduler(fps, clock.now())
-        self.recent = RecentFrames(fps)
-        self._queue = PlaybackQueue(emit)
-        self._video_wake, self._audio_wake = asyncio.Event(), asyncio.Event()
+        self._publisher, self._renderer = context.publisher, renderer
+        self._idle, self._cursor = idle, context.cursor
+        self._clock, self._stats, self._emit, self._speaking = (
+            context.clock,
+            context.stats,
+            outputs.emit,
+            outputs.speaking,
+        )
+        self._scheduler = Scheduler(context.fps, context.clock.now())
+        self.recent = RecentFrames(context.fps)
+        self._queue = PlaybackQueue(outputs.emit, outputs.show_caption)
+        self._audio_wake, self._video_wake, self.poke = context.audio_wake, context.video_wake, context.wake_player
         self._shown: RenderedFrame | None = None
         self._latest: VideoFrame | None = None
-        self._delay = AdaptiveDelay(lookahead_s)
+        self._delay = AdaptiveDelay(context.batcher.engine.features.lookahead_ms / 1000)
         self._dropped_before = 0  # of the segments that are over
         self._is_speaking = False
-        self._timings: VoiceTimingQueue | None = None
+        self._timings = outputs.timings
+        if self._timings is not None:
+            self._publisher.playout.video_delay_s = VOICE_LEAD_S
         self._pushing: Segment | None = None  # of which a block is being handed over
         self._resting = False  # nobody speaks in the segment that is being heard
-        production.due_in = self._due_in
-
-    def follow(self, due: VoiceTimingQueue) -> None:
-        """`due` is told the times of a voice published elsewhere; pictures leave later by `VOICE_LEAD_S`. Call it before `run`."""
-        self._timings = due
-        self._publisher.playout.video_delay_s = VOICE_LEAD_S
-
-    def caption(self, show: Callable[[Caption], None]) -> None:
-        """`show` is told what viewers are to read, as they hear it."""
-        self._queue.show = show
 
     @property
     def resting(self) -> bool:
@@ -151,11 +140,6 @@ class Player:
         """A new segment, played after those before it."""
         self._queue.open.append(segment)
         self._audio_wake.set()
-
-    def poke(self) -> None:
-        """More PCM, an end, or a picture has come."""
-        self._audio_wake.set()
-        self._video_wake.set()
 
     def clear(self) -> Cleared:
         """Silence at once: drops every segment, tells the end of each, and lets the mouth close."""
@@ -376,13 +360,6 @@ class Player:
             self._dropped_before = self._scheduler.dropped
         self._resting = resting
         self._set_speaking(self._queue.speaking(position))
-
-    def _due_in(self, segment: Segment, frame: int) -> float:
-        """Seconds until a frame is heard: infinite while the segment has not begun, 0 while nothing carries the voice."""
-        if segment.origin is None:
-            return math.inf
-        seconds = self._publisher.playout.time_of(segment.frame_position(frame)) - self._clock.now()
-        return seconds if math.isfinite(seconds) else 0.0
 
     def _set_speaking(self, speaking: bool) -> None:
         if speaking != self._is_speaking:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from musetalk_agent.clock import Clock
@@ -19,6 +20,7 @@ from musetalk_agent.features.extractor import SpeechGate
 from musetalk_agent.media.segment import Segment
 from musetalk_agent.media.segment_trace import FEATURES, FRAME
 from musetalk_agent.media_types import FEATURE_RATE, Feature, Pcm, Tag, VideoFrame
+from musetalk_agent.publishers.base import Publisher
 from musetalk_agent.session.diagnosis import PipelineStats
 
 T = TypeVar("T")
@@ -127,43 +129,59 @@ class _InFlightFrame:
     patch: Result
 
 
-class FrameRenderer:
-    """Makes one session's pictures.
+@dataclass(frozen=True, slots=True)
+class MediaContext:
+    """What the parts of one session's media path share.
 
-    Args:
-        batcher: the engine that serves every session.
-        engine_session: what the engine made of the avatar for this session.
-        compositor, cycle, cursor: the idle clip and where it is.
-        executor: threads for features and composition.
-        on_ready: called when a picture was added to `ready`.
+    `publisher` owns the playout clock; `batcher` is the engine that serves every session, `engine_session` its part for this one;
+    `compositor`, `loop` and `cursor` are the idle clip and its position; `executor` has the threads for features and composition.
+    The two events wake the player's tasks.
     """
 
-    def __init__(
-        self,
-        batcher: Batcher,
-        engine_session: EngineSession,
-        compositor: Compositor,
-        cycle: PingPongLoop,
-        cursor: LoopCursor,
-        clock: Clock,
-        executor: Executor,
-        funnel: PipelineStats,
-        fps: int,
-        on_ready: Callable[[], None],
-    ) -> None:
+    publisher: Publisher
+    batcher: Batcher
+    engine_session: EngineSession
+    compositor: Compositor
+    loop: PingPongLoop
+    cursor: LoopCursor
+    clock: Clock
+    executor: Executor
+    fps: int
+    stats: PipelineStats = field(default_factory=PipelineStats)
+    audio_wake: asyncio.Event = field(default_factory=asyncio.Event)
+    video_wake: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def wake_player(self) -> None:
+        """More PCM, an end, or a frame has come."""
+        self.audio_wake.set()
+        self.video_wake.set()
+
+
+class FrameRenderer:
+    """Renders one session's frames into `ready`."""
+
+    def __init__(self, context: MediaContext) -> None:
         self.ready: Channel[RenderedFrame] = Channel(AHEAD_FRAMES)
         self.generation = 0
-        self._batcher, self._engine_session, self._compositor = batcher, engine_session, compositor
-        self._cycle, self._cursor, self._clock, self._executor = cycle, cursor, clock, executor
-        self._stats, self._fps, self._on_ready = funnel, fps, on_ready
-        self._listening = SpeechGate(batcher.engine.features, fps)
-        self.due_in: Callable[[Segment, int], float] = lambda _segment, _frame: 0.0
-        """Seconds until a segment's frame is heard; infinite while the segment has not begun, 0 where that is not known."""
+        self._publisher, self._wake_player = context.publisher, context.wake_player
+        self._batcher, self._engine_session, self._compositor = (
+            context.batcher,
+            context.engine_session,
+            context.compositor,
+        )
+        self._cycle, self._cursor, self._clock, self._executor = (
+            context.loop,
+            context.cursor,
+            context.clock,
+            context.executor,
+        )
+        self._stats, self._fps = context.stats, context.fps
+        self._listening = SpeechGate(context.batcher.engine.features, context.fps)
         self._segments: deque[Segment] = deque()
         self._in_flight: Channel[_InFlightFrame] = Channel(IN_FLIGHT)
         self._wake = asyncio.Event()
         self._close_from: tuple[Feature, float] | None = None
-        self._last: tuple[Feature, float] = (engine_session.rest, 0.0)
+        self._last: tuple[Feature, float] = (context.engine_session.rest, 0.0)
         self._cued = 0
         self._mute: Segment | None = None  # the segment whose features failed
 
@@ -295,7 +313,7 @@ class FrameRenderer:
         """Nobody speaks in the segment's next frame. Before the first such frame the mouth glides shut; then nothing is made."""
         begins = not segment.resting
         segment.frame_rests()
-        self._on_ready()
+        self._wake_player()
         if begins:
             self._close_from = None
             await self._close(*self._last, going_on=lambda: segment.resting)
@@ -303,18 +321,25 @@ class FrameRenderer:
     async def _heard_up_to(self, segment: Segment, ahead_s: float) -> bool:
         """Waits until the segment's next frame is at most `ahead_s` ahead of the voice. False when it was cleared meanwhile."""
         while segment.generation == self.generation:
-            wait_s = self.due_in(segment, segment.frames_ordered) - ahead_s
+            wait_s = self._due_in(segment, segment.frames_ordered) - ahead_s
             if wait_s <= 0:
                 return True
             await self._clock.wait(self._wake, self._clock.now() + min(wait_s, _LOOK_AGAIN_S))
         return False
+
+    def _due_in(self, segment: Segment, frame: int) -> float:
+        """Seconds until a frame is heard: infinite while the segment has not begun, 0 while no transport carries the audio."""
+        if segment.origin is None:
+            return math.inf
+        seconds = self._publisher.playout.time_of(segment.frame_position(frame)) - self._clock.now()
+        return seconds if math.isfinite(seconds) else 0.0
 
     async def _submit(self, segment: Segment, feature: Feature) -> None:
         lead: int | None = None
         if segment.resting:
             if not await self._heard_up_to(segment, _WAKE_AHEAD_FRAMES / self._fps):
                 return
-            lead = max(0, int(min(1.0, self.due_in(segment, segment.frames_ordered)) * self._fps))
+            lead = max(0, int(min(1.0, self._due_in(segment, segment.frames_ordered)) * self._fps))
         blend_weight = min(1.0, self._last[1] + 1 / _OPENING_FRAMES)
         tag = Tag(segment.number, segment.frame_ordered(), segment.generation)
         await self._submit_frame(segment, tag, feature, blend_weight, lead)
@@ -391,7 +416,7 @@ class FrameRenderer:
             if flight.segment is not None:
                 flight.segment.frame_made()
                 flight.segment.stages.reach(FRAME)
-            self._on_ready()
+            self._wake_player()
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         with self._clock.working():

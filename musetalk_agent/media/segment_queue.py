@@ -20,14 +20,14 @@ class PlaybackQueue:
     """The open segments, what of them was heard, and which events were sent. Positions are those of the publisher's `PlayoutClock`.
 
     Args:
-        emit: takes playback events; each is told once for a segment, however often that is played.
+        emit: takes playback events; each is emitted once for a segment, however often that is played.
+        show: takes the captions, as they are heard.
     """
 
-    def __init__(self, emit: Callable[[Event], None]) -> None:
+    def __init__(self, emit: Callable[[Event], None], show: Callable[[Caption], None] = lambda _: None) -> None:
         self.open: deque[Segment] = deque()  # the first ones may be handed over whole
         self._emit = emit
-        self.show: Callable[[Caption], None] = lambda _: None
-        """Takes what viewers read, as it is heard."""
+        self._show_caption = show
         self._over: deque[Segment] = deque()  # heard whole, and kept for a rewind
         self._over_s = 0.0
         self._told_s = 0.0
@@ -132,7 +132,7 @@ class PlaybackQueue:
 
     def _show(self, caption: Caption | None) -> None:
         if caption is not None:
-            self.show(caption)
+            self._show_caption(caption)
 
     def _tell_started(self, segment: Segment, position: int) -> None:
         if not segment.started and segment.origin is not None and position > segment.origin:

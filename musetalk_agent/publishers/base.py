@@ -86,15 +86,23 @@ class CaptionPublisher(Publisher, Protocol):
 
 @runtime_checkable
 class MovingPublisher(Publisher, Protocol):
-    """A publisher that has several ways out and changes from one to the other. The session sets both callbacks before `open`.
-
-    `on_rewind(position)`: what was handed over after sample `position` of `playout` was not heard, and is wanted again. It winds
-    `playout` back itself. `on_change` tells which way media take now.
-    """
+    """A publisher that has several transports and switches between them."""
 
     transport: Transport
-    on_rewind: Callable[[int], None]
-    on_change: Callable[[PublisherChanged], None]
+
+    async def open(
+        self,
+        first: VideoFrame,
+        lost: Lost,
+        rewind: Callable[[int], None] | None = None,
+        changed: Callable[[PublisherChanged], None] | None = None,
+    ) -> None:
+        """As `Publisher.open`. `changed` is called with the transport that media take now.
+
+        `rewind(position)`: what was enqueued after sample `position` of `playout` was not heard, and is wanted again. It winds
+        `playout` back itself; None winds it back and asks for nothing.
+        """
+        ...
 
     def set_mode(self, mode: PublisherMode) -> None:
         """Allows other ways from now on. Raises `PublisherUnavailable` for one that the session does not have."""

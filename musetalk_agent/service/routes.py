@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, Query, Request, WebSocket
 
-from musetalk_agent.engines.musetalk.config import unet_config
-from musetalk_agent.engines.musetalk.weights_files import UNET_CONFIG, copies_state
-from musetalk_agent.errors import PublisherUnavailable, SessionEnded, WeightsInvalid
+from musetalk_agent.errors import PublisherUnavailable, SessionEnded
 from musetalk_agent.factory import Factory
-from musetalk_agent.protocol.http import AgentDebug, AgentSession, AgentStartRequest, FileState, PublisherRequest
+from musetalk_agent.protocol.http import AgentDebug, AgentSession, AgentStartRequest, PublisherRequest
 from musetalk_agent.protocol.problems import ProblemError
 from musetalk_agent.publishers.base import MovingPublisher
 from musetalk_agent.service.key_check import problem_response
 from musetalk_agent.service.live_sessions import LiveSessions
-from musetalk_agent.weights import ModelStore
 
 T = TypeVar("T")
 
@@ -97,31 +93,17 @@ async def debug(request: Request, sessions: SessionsHere) -> AgentDebug:
     """Engine, device, model files and every live session."""
     factory: Factory = request.app.state.factory
     engines = factory.engines
-    config_path, config = await asyncio.to_thread(_unet_config, factory.models.directory)
+    config_path, config = await asyncio.to_thread(engines.model_config)
     return AgentDebug(
         engine=engines.default,
         engine_note=engines.note(None),
         engine_figures=engines.stats(),
         device=engines.device,
         config_path=config_path,
-        files=await asyncio.to_thread(_files, factory.models),
+        files=await asyncio.to_thread(engines.model_files),
         unet_config=config,
         sessions=[s.status() for s in sessions.live()],
     )
-
-
-def _files(models: ModelStore) -> dict[str, FileState]:
-    return models.state() | copies_state(models.directory)
-
-
-def _unet_config(models: Path) -> tuple[str | None, dict[str, Any] | None]:
-    """Where MuseTalk's configuration lies, and what it says; a broken one says what is wrong with it."""
-    path = models / UNET_CONFIG
-    try:
-        config = unet_config(models)
-    except WeightsInvalid as error:
-        return str(path), {"error": error.detail}
-    return (str(path), config) if config is not None else (None, None)
 
 
 @router.post("/avatars")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.clock import utc_now
 from musetalk_agent.media.pipeline import Pipeline
+from musetalk_agent.media.player import PlayerOutputs
 from musetalk_agent.media.scheduler import Outcome
 from musetalk_agent.protocol import messages as m
 from musetalk_agent.protocol.http import (
@@ -68,7 +70,7 @@ class Session:
         bundle: the prepared avatar.
         engine: the name of the engine in use.
         publisher: not yet open.
-        build: makes the pipeline, given the callbacks for events and for speech beginning and ending.
+        build: makes the pipeline, given where its player reports to.
         release: called once, in a thread, when the session is over, to give back what the engine holds.
         check: raises when what the session runs on has failed; called once the publisher is open.
         engine_note: why the engine is not the one that its user may expect.
@@ -81,7 +83,7 @@ class Session:
         bundle: Bundle,
         engine: str,
         publisher: Publisher,
-        build: Callable[[Callable[[m.Event], None], Callable[[bool], None]], Pipeline],
+        build: Callable[[PlayerOutputs], Pipeline],
         release: Callable[[], None],
         engine_note: str | None = None,
         speech: DataStreamAudioInput | None = None,
@@ -97,16 +99,15 @@ class Session:
         self.error: dict[str, Any] | None = None
         self.max_duration_s = request.max_duration_s
         self.speech = speech
-        self.pipeline = build(self._tell, self._on_speaking)
-        if speech is not None:
-            speech.feed(self.pipeline)
-        self.receiver = LinkReceiver(self.pipeline, request.backlog_s, bundle.fps, self._tell)
+        outputs = PlayerOutputs(self._tell, self._on_speaking)
         if request.voice is VoiceSource.ORCHESTRATOR:
-            self.pipeline.player.follow(self.events.due)
-        if isinstance(publisher, MovingPublisher):
-            publisher.on_rewind, publisher.on_change = self.pipeline.rewind, self.events.add
+            outputs = replace(outputs, timings=self.events.due)
         if request.captions and isinstance(publisher, CaptionPublisher):
-            self.pipeline.player.caption(publisher.push_caption)
+            outputs = replace(outputs, show_caption=publisher.push_caption)
+        self.pipeline = build(outputs)
+        if speech is not None:
+            speech.set_pipeline(self.pipeline)
+        self.receiver = LinkReceiver(self.pipeline, request.backlog_s, bundle.fps, self._tell)
         self._release, self._check = release, check
         self._over = asyncio.Event()
         self._attribute = asyncio.Event()
@@ -122,7 +123,11 @@ class Session:
         cancelled.
         """
         try:
-            await self.publisher.open(self.pipeline.first, self._on_lost)
+            first = self.pipeline.first
+            if isinstance(self.publisher, MovingPublisher):
+                await self.publisher.open(first, self._on_lost, self.pipeline.rewind, self.events.add)
+            else:
+                await self.publisher.open(first, self._on_lost)
             self._check()
         except BaseException as error:
             self._fail(error)
@@ -266,7 +271,7 @@ class Session:
     def _tell(self, event: m.Event) -> None:
         self.events.add(event)
         if self.speech is not None:
-            self.speech.told(event)
+            self.speech.on_playback_event(event)
 
     # --- what it says of itself --------------------------------------------------------------------------------------
 

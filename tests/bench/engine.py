@@ -21,6 +21,7 @@ from musetalk_agent.engine_pool import make_warp
 from musetalk_agent.engines.batcher import Batcher
 from musetalk_agent.engines.interface import PatchRequest
 from musetalk_agent.media.pipeline import Pipeline
+from musetalk_agent.media.player import PlayerOutputs
 from musetalk_agent.media_types import Pcm
 from musetalk_agent.protocol.http import DEMO_AVATAR_ID, AvatarSource, Picture
 from musetalk_agent.publishers.base import NullPublisher
@@ -106,7 +107,9 @@ async def _pipeline(folder: Path, seen: list[float], heard: list[float]) -> Asyn
         lambda at, _: heard.append(at),
     )
     with ThreadPoolExecutor(3) as executor:
-        pipeline = Pipeline(publisher, batcher, engine_session, bundle, clock, executor, lambda _: None, lambda _: None)
+        pipeline = Pipeline(
+            publisher, batcher, engine_session, bundle, clock, executor, PlayerOutputs(lambda _: None, lambda _: None)
+        )
         await publisher.open(pipeline.first, lambda _: None)
         task = asyncio.create_task(pipeline.run())
         try:

@@ -18,6 +18,7 @@ from musetalk_agent.clock import MonotonicClock
 from musetalk_agent.engines.batcher import Batcher
 from musetalk_agent.engines.interface import PatchRequest
 from musetalk_agent.media.pipeline import Pipeline
+from musetalk_agent.media.player import PlayerOutputs
 from musetalk_agent.media_types import Pcm, VideoFrame, frame_start
 from musetalk_agent.publishers.base import NullPublisher
 
@@ -175,7 +176,9 @@ async def running(
 
     publisher = NullPublisher(clock, watch)
     engine_session = await asyncio.to_thread(batcher.engine.open, bundle)
-    pipeline = Pipeline(publisher, batcher, engine_session, bundle, clock, executor, lambda _: None, lambda _: None)
+    pipeline = Pipeline(
+        publisher, batcher, engine_session, bundle, clock, executor, PlayerOutputs(lambda _: None, lambda _: None)
+    )
     await publisher.open(pipeline.first, lambda _: None)
     task = asyncio.create_task(pipeline.run())
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -14,7 +14,9 @@ from musetalk_agent.clock import VirtualClock
 from musetalk_agent.engines.batcher import Batcher
 from musetalk_agent.engines.pattern import PatternEngine, pattern_bundle
 from musetalk_agent.media.pipeline import Pipeline
-from musetalk_agent.media.segment import ROOM_RATE
+from musetalk_agent.media.player import PlayerOutputs
+from musetalk_agent.media.playout import VoiceTimingQueue
+from musetalk_agent.media.segment import ROOM_RATE, Caption
 from musetalk_agent.media_types import Pcm, VideoFrame
 from musetalk_agent.protocol.messages import Event
 from musetalk_agent.publishers.base import NullPublisher
@@ -70,7 +72,12 @@ class Stand:
 
 @asynccontextmanager
 async def stand(
-    executor: ThreadPoolExecutor, fps: int = 25, engine: PatternEngine | None = None, frames: int = 1
+    executor: ThreadPoolExecutor,
+    fps: int = 25,
+    engine: PatternEngine | None = None,
+    frames: int = 1,
+    timings: VoiceTimingQueue | None = None,
+    show_caption: Callable[[Caption], None] = lambda _: None,
 ) -> AsyncIterator[Stand]:
     """A running pipeline with the pattern engine, and an idle clip of as many equal frames."""
     clock = VirtualClock()
@@ -93,8 +100,12 @@ async def stand(
         bundle,
         clock,
         executor,
-        lambda event: made.events.append((clock.now(), event)),
-        lambda speaking: made.spoken.append((clock.now(), speaking)),
+        PlayerOutputs(
+            lambda event: made.events.append((clock.now(), event)),
+            lambda speaking: made.spoken.append((clock.now(), speaking)),
+            timings,
+            show_caption,
+        ),
     )
     made = Stand(clock, pipeline)
     await publisher.open(pipeline.first, lambda _: None)

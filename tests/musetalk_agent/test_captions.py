@@ -20,8 +20,11 @@ Shown = list[tuple[float, Caption]]
 async def reading(executor: ThreadPoolExecutor) -> AsyncIterator[tuple[Stand, Shown]]:
     """A pipeline, and what a viewer reads when."""
     shown: Shown = []
-    async with stand(executor) as made:
-        made.pipeline.player.caption(lambda caption: shown.append((made.clock.now(), caption)))
+
+    def show(caption: Caption) -> None:
+        shown.append((made.clock.now(), caption))
+
+    async with stand(executor, show_caption=show) as made:
         yield made, shown
 
 

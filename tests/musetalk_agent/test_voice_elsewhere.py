@@ -20,14 +20,14 @@ BURSTS_AT_S = [0.48, 1.48]  # of `bursts(2)`, which last 2.48 s
 class Voice:
     """Says what it is told to, and nothing of what it was not told in time."""
 
-    def __init__(self, made: Stand) -> None:
+    made: Stand
+
+    def __init__(self) -> None:
         self.told: list[tuple[float, VoiceTiming]] = []
-        self._made = made
-        self._due = VoiceTimingQueue(self._note)
-        made.pipeline.player.follow(self._due)
+        self.timings = VoiceTimingQueue(self._note)
 
     def _note(self) -> None:
-        self.told += [(self._made.clock.now(), due) for due in self._due.take()]
+        self.told += [(self.made.clock.now(), due) for due in self.timings.take()]
 
     def said_at(self, segment: int, second: float) -> float:
         """When that second left, by the last word about it that came before."""
@@ -41,8 +41,9 @@ class Voice:
 
 @pytest.mark.parametrize("gap_s", [0.0, 0.12, 0.7])
 async def test_lips_move_when_the_told_sound_leaves(executor: ThreadPoolExecutor, gap_s: float) -> None:
-    async with stand(executor) as made:
-        voice = Voice(made)
+    voice = Voice()
+    async with stand(executor, timings=voice.timings) as made:
+        voice.made = made
         made.pipeline.begin(1, 16_000)
         await made.live(bursts(2))
         await made.pass_time(gap_s)
@@ -63,8 +64,9 @@ async def test_lips_move_when_the_told_sound_leaves(executor: ThreadPoolExecutor
 
 
 async def test_a_last_picture_keeps_its_time_when_the_voice_begins_again_soon(executor: ThreadPoolExecutor) -> None:
-    async with stand(executor) as made:
-        voice = Voice(made)
+    voice = Voice()
+    async with stand(executor, timings=voice.timings) as made:
+        voice.made = made
         made.pipeline.begin(1, 16_000)
         await made.live(bursts(1)[: 7_680 + 640])  # 40 ms of tone, and the voice stops
         await made.pass_time(0.1)
@@ -75,10 +77,12 @@ async def test_a_last_picture_keeps_its_time_when_the_voice_begins_again_soon(ex
 
 
 async def test_it_waits_while_nothing_takes_the_pictures_and_says_no_word_twice(executor: ThreadPoolExecutor) -> None:
-    async with stand(executor) as made:
+    voice = Voice()
+    async with stand(executor, timings=voice.timings) as made:
+        voice.made = made
         publisher = made.pipeline.player._publisher
         publisher.playout = playout = SwitchingClock(made.clock, ROOM_RATE, grain_s=0.0)
-        voice = Voice(made)
+        playout.video_delay_s = VOICE_LEAD_S
         push, flows = publisher.push_audio, asyncio.Event()
 
         async def stalled(block: Pcm) -> None:
@@ -107,8 +111,9 @@ async def test_it_waits_while_nothing_takes_the_pictures_and_says_no_word_twice(
 
 
 async def test_a_way_out_that_died_does_not_make_it_speak_twice(executor: ThreadPoolExecutor) -> None:
-    async with stand(executor) as made:
-        voice = Voice(made)
+    voice = Voice()
+    async with stand(executor, timings=voice.timings) as made:
+        voice.made = made
         made.pipeline.begin(1, 16_000)
         made.pipeline.push(bursts(2))
         await made.pass_time(1)
@@ -123,8 +128,9 @@ async def test_a_way_out_that_died_does_not_make_it_speak_twice(executor: Thread
 async def test_the_delay_of_a_stall_ends_in_the_next_silence_there_too(executor: ThreadPoolExecutor) -> None:
     seconds = (0.0, 0.88, 4.80)  # of the words: before the stall, after it, and after 2.02 s of silence
     quiet = np.zeros(32_320, np.int16)
-    async with stand(executor) as made:
-        voice = Voice(made)
+    voice = Voice()
+    async with stand(executor, timings=voice.timings) as made:
+        voice.made = made
         begun = made.clock.now()
         made.pipeline.begin(1, 16_000)
         await made.live(np.concatenate([tone(0.6), quiet[:4_480]]))

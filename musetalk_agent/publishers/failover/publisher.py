@@ -70,8 +70,8 @@ class FailoverPublisher:
         self._playout = SwitchingClock(clock, ROOM_RATE, audio_delay_s=SOUND_PATH_S)
         self.playout: PlayoutClock = self._playout
         self._playout.held = True
-        self.on_rewind: Callable[[int], None] = self._wind_back
-        self.on_change: Callable[[PublisherChanged], None] = lambda _: None
+        self._rewind_media: Callable[[int], object] = self.playout.rewind
+        self._changed: Callable[[PublisherChanged], None] = lambda _: None
         ways = AvailableTransports(
             rtmp=options.address is not None, ingress=options.ingress, beside=options.beside, whip=options.joins
         )
@@ -91,8 +91,16 @@ class FailoverPublisher:
 
     # --- the port ----------------------------------------------------------------------------------------------------
 
-    async def open(self, first: VideoFrame, lost: Lost) -> None:
-        """Takes the first way that works: the room, else RTMP after 6 s at the latest. See `Publisher.open`."""
+    async def open(
+        self,
+        first: VideoFrame,
+        lost: Lost,
+        rewind: Callable[[int], None] | None = None,
+        changed: Callable[[PublisherChanged], None] | None = None,
+    ) -> None:
+        """Takes the first transport that works: the room, else RTMP after 6 s at the latest. See `MovingPublisher.open`."""
+        self._rewind_media = rewind or self._rewind_media
+        self._changed = changed or self._changed
         self._transports.show(first)
         bitrate = self._options.room.max_bitrate or video_bitrate(first)
         self._quality = QualityController(bitrate, self._options.room.fps, self._clock.now())
@@ -278,10 +286,7 @@ class FailoverPublisher:
             log.info("unheard speech is played again", extra={"samples": self.playout.enqueued - position})
             self._turn += 1
             self._transports.clear_audio(moment)  # what waits in a stream comes again as well
-            self.on_rewind(position)
-
-    def _wind_back(self, position: int) -> None:
-        self.playout.rewind(position)
+            self._rewind_media(position)
 
     def _give_up(self) -> None:
         self.state.error = self._policy.reason
@@ -326,7 +331,7 @@ class FailoverPublisher:
         if not (begins and rung is TransportKind.LIVEKIT):
             transport.changes += 1
             PUBLISHER_CHANGES.labels(rung.value).inc()
-            self.on_change(PublisherChanged(publisher=rung.value, reason=self._policy.reason))
+            self._changed(PublisherChanged(publisher=rung.value, reason=self._policy.reason))
 
     def _report(self) -> None:
         """Brings `state` and `transport` up to date."""

@@ -236,7 +236,7 @@ async def test_what_another_has_cleared_is_told_once_and_the_stream_that_is_read
     first, second = heard.room.brings("a", "b")
     async with at_work(heard):
         await until(lambda: heard.pipeline.acts)
-        heard.speech.told(PlaybackFinished(segment=2, position_s=0.0, interrupted=True))
+        heard.speech.on_playback_event(PlaybackFinished(segment=2, position_s=0.0, interrupted=True))
         first.chunks.put_nowait(bytes(640))
         first.chunks.put_nowait(None)
         await until(lambda: second.closed)
@@ -249,7 +249,7 @@ async def test_a_new_room_is_told_that_the_speech_is_still_here_and_the_old_one_
     heard = made(Room())
     old, new = heard.room, Room()
     old.brings("a")
-    heard.speech.attach(new)  # type: ignore[arg-type]  # the part of it that is used
+    heard.speech.on_room_joined(new)  # type: ignore[arg-type]  # the part of it that is used
     old.emit("disconnected", 1)
     async with at_work(heard):
         await until(lambda: new.calls)
@@ -264,7 +264,7 @@ async def test_nothing_is_asked_of_a_pipeline_that_is_not_there_yet(monkeypatch:
     async with at_work(heard):
         await turns()
         assert heard.time.at == 0
-        heard.speech.feed(heard.pipeline)  # type: ignore[arg-type]  # the part of it that is used
+        heard.speech.set_pipeline(heard.pipeline)  # type: ignore[arg-type]  # the part of it that is used
         await until(lambda: heard.time.at > 1)  # the watch looks at the time once there is one
     assert heard.pipeline.acts == []
 
@@ -284,7 +284,7 @@ async def test_a_call_is_made_again_only_where_the_agent_has_surely_not_heard_it
     heard = made(Room(answers=answers))
     heard.room.brings("a")
     before = calls(outcome)
-    heard.speech.told(PlaybackStarted(segment=1))
+    heard.speech.on_playback_event(PlaybackStarted(segment=1))
     async with at_work(heard):
         async with asyncio.timeout(NEVER_S):
             await until(lambda: calls(outcome) == before + 1)
@@ -296,7 +296,7 @@ async def test_an_agent_that_is_out_of_sight_is_waited_for_and_then_given_up() -
     heard.room.brings("a", "b")
     heard.room.remote_participants.clear()
     before = calls("agent_absent")
-    heard.speech.told(PlaybackStarted(segment=1))
+    heard.speech.on_playback_event(PlaybackStarted(segment=1))
     async with at_work(heard):
         await until(lambda: calls("agent_absent") == before + 1)
         assert heard.time.at > core.ABSENT_S and heard.room.calls == []
@@ -308,7 +308,7 @@ async def test_without_a_room_a_call_waits_for_one_so_long_and_no_longer(monkeyp
     heard.room.brings("a")
     heard.room.emit("disconnected", 1)
     before = calls("no_room")
-    heard.speech.told(PlaybackStarted(segment=1))
+    heard.speech.on_playback_event(PlaybackStarted(segment=1))
     async with at_work(heard):
         await until(lambda: calls("no_room") == before + 1)
     assert heard.room.calls == []
@@ -321,7 +321,7 @@ async def test_calls_that_are_not_made_in_time_push_out_the_oldest() -> None:
     for _ in range(speech._CALLS_MOST):
         heard.room.emit("reconnected")
     assert calls("overrun") == before
-    heard.speech.told(PlaybackFinished(segment=1, position_s=1.0, interrupted=False))
+    heard.speech.on_playback_event(PlaybackFinished(segment=1, position_s=1.0, interrupted=False))
     assert calls("overrun") == before + 1
     async with at_work(heard):
         await until(lambda: len(heard.room.calls) == speech._CALLS_MOST)

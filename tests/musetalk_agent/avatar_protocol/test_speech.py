@@ -149,8 +149,8 @@ async def test_an_avatar_that_had_to_reconnect_still_has_the_speech(
             # all of it has come: a chunk on its way when the connection goes is the SDK's to lose
             await until(lambda: {s.stage: s.count for s in session.status().funnel}["samples"] == 5 * RATE)
             publisher = session.publisher
-            assert isinstance(publisher, FailoverPublisher) and publisher._outlets.room is not None
-            await publisher._outlets.room._room.simulate_scenario(SimulateScenarioKind.SIMULATE_FULL_RECONNECT)
+            assert isinstance(publisher, FailoverPublisher) and publisher._transports.room is not None
+            await publisher._transports.room._room.simulate_scenario(SimulateScenarioKind.SIMULATE_FULL_RECONNECT)
             assert await agent.until_finished(1) == [(5.0, False)]
             assert [method for method, _ in agent.told] == [*2 * [core.STARTED_METHOD], core.FINISHED_METHOD]
     finally:

@@ -20,7 +20,7 @@ from musetalk_agent.engines.pattern import PatternEngine, pattern_bundle
 from musetalk_agent.media.pipeline import Pipeline
 from musetalk_agent.media_types import Pcm
 from musetalk_agent.protocol.http import AgentStartRequest, AvatarSource, PublisherMode
-from musetalk_agent.protocol.messages import PublisherChanged
+from musetalk_agent.protocol.messages import Event, PublisherChanged
 from musetalk_agent.publishers.failover.publisher import FailoverPublisher
 from musetalk_agent.publishers.failover.transports import TransportOptions
 from musetalk_agent.publishers.livekit.publisher import LiveKitOptions
@@ -150,17 +150,18 @@ async def failing(
         bundle,
         "pattern",
         publisher,
-        lambda emit, speaking: Pipeline(publisher, batcher, actor, bundle, clock, executor, emit, speaking),
+        lambda outputs: Pipeline(publisher, batcher, actor, bundle, clock, executor, outputs),
         actor.close,
     )
     changes: list[tuple[float, PublisherChanged]] = []
-    told = publisher.on_change
+    add = session.events.add
 
-    def note(change: PublisherChanged) -> None:
-        changes.append((time.monotonic(), change))
-        told(change)
+    def note(event: Event) -> None:
+        if isinstance(event, PublisherChanged):
+            changes.append((time.monotonic(), event))
+        add(event)
 
-    publisher.on_change = note
+    session.events.add = note  # type: ignore[method-assign]  # what the session tells is written down too
     try:
         yield Failing(session, publisher, changes)
     finally:

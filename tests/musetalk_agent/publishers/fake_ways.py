@@ -179,14 +179,13 @@ class World:
         """Makes a publisher with these ways (see `TransportOptions`) and begins to open it."""
         room = LiveKitOptions("ws://sfu.example", "token-1", "studio", 25, sound=bool(ways.pop("sound", True)))
         self.publisher = FailoverPublisher(TransportOptions(room, **ways), mode, self.clock)
-        rewound = self.publisher.on_rewind
 
         def rewind(position: int) -> None:
             self.rewinds.append(position)
-            rewound(position)
+            self.publisher.playout.rewind(position)
 
-        self.publisher.on_rewind, self.publisher.on_change = rewind, self.changes.append
-        self.opening = asyncio.create_task(self.publisher.open(FIRST, self.lost.append))
+        opened = self.publisher.open(FIRST, self.lost.append, rewind, self.changes.append)
+        self.opening = asyncio.create_task(opened)
         await turns()
 
     async def joined(self) -> None:

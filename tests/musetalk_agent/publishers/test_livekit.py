@@ -52,7 +52,7 @@ async def on_air(
         bundle,
         "pattern",
         publisher,
-        lambda emit, speaking: Pipeline(publisher, batcher, actor, bundle, clock, executor, emit, speaking),
+        lambda outputs: Pipeline(publisher, batcher, actor, bundle, clock, executor, outputs),
         actor.close,
     )
     try:

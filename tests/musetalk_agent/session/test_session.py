@@ -14,10 +14,10 @@ from musetalk_agent.clock import Clock, MonotonicClock, VirtualClock
 from musetalk_agent.engines.interface import PatchRequest
 from musetalk_agent.engines.pattern import PatternEngine
 from musetalk_agent.factory import Factory
-from musetalk_agent.media_types import Patch, Pcm
+from musetalk_agent.media_types import Patch, Pcm, VideoFrame
 from musetalk_agent.protocol.http import AgentStartRequest, AvatarSource, PublisherMode, Transport
 from musetalk_agent.protocol.messages import PublisherChanged
-from musetalk_agent.publishers.base import MovingPublisher, NullPublisher
+from musetalk_agent.publishers.base import Lost, MovingPublisher, NullPublisher
 from tests.musetalk_agent.stand import tone
 from tests.waiting import until
 
@@ -29,8 +29,17 @@ class Moving(NullPublisher):
         self.heard: list[Pcm] = []
         super().__init__(clock, listen=lambda _, block: self.heard.append(block))
         self.transport = Transport(rung="livekit")
-        self.on_rewind: Callable[[int], None] = lambda _: None
-        self.on_change: Callable[[PublisherChanged], None] = lambda _: None
+
+    async def open(  # type: ignore[override]  # a publisher that moves takes two callbacks more
+        self,
+        first: VideoFrame,
+        lost: Lost,
+        rewind: Callable[[int], None] | None = None,
+        changed: Callable[[PublisherChanged], None] | None = None,
+    ) -> None:
+        assert rewind is not None and changed is not None
+        self._rewind, self._changed = rewind, changed
+        await super().open(first, lost)
 
     def set_mode(self, mode: PublisherMode) -> None:
         """It moves when the test says so."""
@@ -40,8 +49,8 @@ class Moving(NullPublisher):
         self.name = "rtmp"
         self.transport = Transport(mode=PublisherMode.AUTO, rung="rtmp", reason="the room was lost", changes=1)
         self.heard = [np.concatenate(self.heard)[:12_000]]
-        self.on_rewind(12_000)
-        self.on_change(PublisherChanged(publisher="rtmp", reason="the room was lost"))
+        self._rewind(12_000)
+        self._changed(PublisherChanged(publisher="rtmp", reason="the room was lost"))
 
 
 async def test_a_change_of_the_way_out_is_told_and_loses_no_speech(tmp_path: Path) -> None:
