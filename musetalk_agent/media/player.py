@@ -183,7 +183,6 @@ class Player:
 
     async def _play_audio(self) -> None:
         """Hands the segments' audio to the publisher, one segment after the other, as fast as it takes it."""
-        playout = self._publisher.playout
         while True:
             segment = self._queue.next_unplayed()
             if segment is None:
@@ -192,6 +191,7 @@ class Player:
                 continue
             if not await self._wait_for_start(segment):
                 continue
+            playout = self._publisher.playout
             while segment in self._queue.open and not segment.enqueued_all:
                 least = LEAST_CUT if self._timings is None else LEAST_JUMP
                 self.statistics.cut += segment.cut_delay(self._delay.seconds, least)

@@ -172,8 +172,8 @@ def made(room: Room, *, feed: bool = True) -> Heard:
     time, pipeline = Time(), Pipeline()
     subject = DataStreamAudioInput(SENDER, 2, time, 0.0)
     if feed:
-        subject.feed(pipeline)  # type: ignore[arg-type]  # the part of it that is used
-    subject.attach(room)  # type: ignore[arg-type]  # the same
+        subject.set_pipeline(pipeline)  # type: ignore[arg-type]  # the part of it that is used
+    subject.on_room_joined(room)  # type: ignore[arg-type]  # the same
     return Heard(subject, room, pipeline, time)
 
 

@@ -21,8 +21,7 @@ class Played:
     def __init__(self) -> None:
         self.told: list[Event] = []
         self.shown: list[Caption] = []
-        self.speech = PlaybackQueue(self.told.append)
-        self.speech.show = self.shown.append
+        self.speech = PlaybackQueue(self.told.append, self.shown.append)
         self.enqueued = self.position = self.generation = 0
 
     def begins(self, number: int, seconds: float, *, ended: bool = True, heard_before_s: float = 0.0) -> Segment:
