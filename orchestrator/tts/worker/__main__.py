@@ -61,8 +61,8 @@ def _answer(engines: dict[str, VoiceEngine], number: int, voice: str, text: str)
         speech = engines[provider].speak(text, name)
         header = {"id": number, "sample_rate": speech.sample_rate, "cues": speech.cues, "words": speech.words}
         return worker_pipe.encode(header, speech.pcm.tobytes())
-    except Exception as error:  # noqa: BLE001
-        # Task boundary: one text that a voice chokes on must not take the other utterances with it. The text stays untold.
+    except Exception as error:  # noqa: BLE001 - task boundary: a text that breaks a voice must not end the other utterances
+        # The answer names the error's class only: its message may hold the text.
         return worker_pipe.encode({"id": number, "error": type(error).__name__})
 
 
