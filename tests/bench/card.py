@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from tests.bench.figures import Figure, percentile
 from tests.bench.shop import Bench, why
-from tests.bench.stats import Figure, percentile
 
 
 async def card(bench: Bench) -> list[Figure]:

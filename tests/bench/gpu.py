@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 
 from tests.bench.card import card, exact, memory, variants
+from tests.bench.figures import Figure, percentile
 from tests.bench.shop import Bench, prepared, why
 from tests.bench.starting import child, startup
-from tests.bench.stats import Figure, percentile
 
 LIMIT_MS = 1.0
 """What an H200 cannot go below per frame: 790 GFLOP at 790 TFLOP/s (`packages.md`)."""

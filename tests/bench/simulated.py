@@ -22,8 +22,8 @@ from musetalk_agent.engines.musetalk.artefacts import MuseTalkArtefacts
 from musetalk_agent.engines.musetalk.profiles import BUCKETS, bucket_of
 from musetalk_agent.features.whisper_features import WhisperFeatures, rest
 from musetalk_agent.media_types import Feature, Patch
+from tests.bench.figures import Figure, percentile
 from tests.bench.shop import drawn
-from tests.bench.stats import Figure, percentile
 from tests.bench.talkers import first_lips, patch_latencies, speak_together, speech
 
 
