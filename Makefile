@@ -6,11 +6,11 @@ ARGS ?=
 unexport PYTHONDONTWRITEBYTECODE
 
 demo: ## a face that speaks in a browser
-	@tools/setup venv models livekit
+	@tools/setup venv models livekit $(if $(findstring --no-conversation,$(ARGS)),,conversation)
 	@exec .venv/bin/musetalk-orchestrator demo $(ARGS)
 
 test: ## the test suite, against a real livekit-server and a real Chromium
-	@tools/setup torch models livekit browser redis rtmp web pipecat agents bytecode
+	@tools/setup torch models livekit browser redis rtmp web pipecat agents conversation bytecode
 	@$(PY) -m pytest -n auto -m "not network" $(ARGS)
 
 test-network: ## the tests whose networks are made bad on purpose, one after the other; what failed is run once more
@@ -49,7 +49,7 @@ bench-gpu: ## the same for MuseTalk, on a machine with CUDA
 	@$(PY) -m tests.bench.gpu $(ARGS)
 
 setup: ## everything the other targets need
-	@tools/setup torch models livekit browser redis rtmp web pipecat agents
+	@tools/setup torch models livekit browser redis rtmp web pipecat agents conversation
 
 clean:
 	rm -rf .venv

@@ -44,6 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--allow-private-urls", action="store_true", help="avatars may be fetched from loopback and private addresses"
     )
     parser.add_argument(
+        "--no-conversation", action="store_true", help="do without conversations, and without their models"
+    )
+    parser.add_argument(
         "--log-level", help="show the agent's and the orchestrator's logs here, at this level (default: files, info)"
     )
 
@@ -122,6 +125,7 @@ async def _start(args: argparse.Namespace, children: list[Child], logs: Path) ->
         "PAGE_TOKEN_ENABLED": "true",
         "STORE_PATH": ":memory:",  # what it ran ends with it, and is no business of the next demo
         "DRAIN_S": "0",
+        **({"CONVERSATION_PYTHON": ""} if args.no_conversation else {}),
         **level,
     }
     agent_log, orchestrator_log = (None if args.log_level else logs / f"{n}.log" for n in ("agent", "orchestrator"))

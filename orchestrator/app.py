@@ -22,6 +22,7 @@ from orchestrator.agents.agent_client import AgentClient
 from orchestrator.agents.modal_pool import ModalAgentPool, ModalSessions
 from orchestrator.agents.pool import AgentPool, StaticAgentPool
 from orchestrator.audit import AuditLog
+from orchestrator.conversation.conversations import Conversations
 from orchestrator.events import EventBus
 from orchestrator.keys import Credentials, KeyRing, KeysFile, operators
 from orchestrator.livekit_rooms import Ingresses, Rooms, TokenMinter
@@ -31,7 +32,9 @@ from orchestrator.recovery import make_store, surviving
 from orchestrator.routes import (
     audio_ws,
     avatar_upload,
+    conversation,
     error_responses,
+    openai_api,
     ops,
     page,
     session_events,
@@ -41,7 +44,7 @@ from orchestrator.routes import (
     viewer_tokens,
 )
 from orchestrator.routes.auth import Access, AuthMiddleware
-from orchestrator.routes.context import Context, RouteOptions
+from orchestrator.routes.context import Context, OwnAddress, RouteOptions
 from orchestrator.routes.idempotency import Idempotency
 from orchestrator.session.deps import SessionDeps
 from orchestrator.session.journal import SessionJournal
@@ -91,6 +94,7 @@ def create_app(settings: Settings, *, voices: Voices | None = None) -> FastAPI:
             warming.cancel()
             await run_each(
                 ("voices' start", partial(asyncio.wait, {warming})),
+                ("conversations", context.conversations.aclose),
                 ("own voices", context.own_voices.aclose),
                 ("webhooks", context.webhooks.aclose),
                 ("voices", spoken.aclose),
@@ -121,7 +125,7 @@ def create_app(settings: Settings, *, voices: Voices | None = None) -> FastAPI:
 def _add_routes(app: FastAPI) -> None:
     bearer = Security(HTTPBearer(auto_error=False, description="An API key."))  # says so in /docs; the guard checks it
     app.include_router(speak.growing)  # before the other route of its address
-    for module in (viewer_tokens, session_routes, session_events, speak, avatar_upload):
+    for module in (viewer_tokens, session_routes, session_events, speak, avatar_upload, conversation, openai_api):
         app.include_router(module.router, dependencies=[bearer])
     app.include_router(ops.debug_router, dependencies=[bearer])
     for module in (audio_ws, speak_ws, ops, page):
@@ -190,6 +194,10 @@ def _assemble(settings: Settings, access: Access, metrics: Metrics, voices: Voic
     own_voices = StandbyVoices(VoiceWorker(metrics), minter, rooms, metrics, settings.voice_standby)
     ingresses = Ingresses(settings.livekit, settings.livekit_ingress, lambda: store.deployment_id)
     ledger = SessionJournal(store, settings.livekit.api_secret, settings.public_url, metrics)
+    address = OwnAddress()
+    conversations = Conversations(
+        settings.conversation_options, bus, metrics, lambda: address.speech(access.credentials.speech_token())
+    )
     services = SessionDeps(
         pool=pool,
         agents=agents,
@@ -199,6 +207,7 @@ def _assemble(settings: Settings, access: Access, metrics: Metrics, voices: Voic
         events=bus,
         ledger=ledger,
         ingresses=ingresses,
+        conversations=conversations,
         voices=own_voices,
     )
     sessions = SessionManager(services, settings.session_options)
@@ -209,16 +218,7 @@ def _assemble(settings: Settings, access: Access, metrics: Metrics, voices: Voic
     )
     bus.listen(webhooks.on_event)
     return Context(
-        options=RouteOptions(
-            public_url=settings.public_url,
-            viewer_token_ttl_s=settings.viewer_token_ttl_s,
-            page_token_ttl_s=settings.page_token_ttl_s,
-            page_token_enabled=settings.page_token_enabled,
-            avatar_upload_bytes=settings.avatar_upload_bytes,
-            allowed_origins=frozenset(settings.allowed_origins or settings.cors_origins),
-            audio_idle_s=settings.audio_idle_s,
-            webhooks_signed=bool(settings.webhook_secrets),
-        ),
+        options=_route_options(settings),
         access=access,
         metrics=metrics,
         events=bus,
@@ -236,6 +236,21 @@ def _assemble(settings: Settings, access: Access, metrics: Metrics, voices: Voic
         ),
         voices=voices,
         own_voices=own_voices,
+        conversations=conversations,
+        address=address,
+    )
+
+
+def _route_options(settings: Settings) -> RouteOptions:
+    return RouteOptions(
+        public_url=settings.public_url,
+        viewer_token_ttl_s=settings.viewer_token_ttl_s,
+        page_token_ttl_s=settings.page_token_ttl_s,
+        page_token_enabled=settings.page_token_enabled,
+        avatar_upload_bytes=settings.avatar_upload_bytes,
+        allowed_origins=frozenset(settings.allowed_origins or settings.cors_origins),
+        audio_idle_s=settings.audio_idle_s,
+        webhooks_signed=bool(settings.webhook_secrets),
     )
 
 

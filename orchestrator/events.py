@@ -27,6 +27,10 @@ STREAMS_PER_SESSION = 64
 STATE = "session.state"
 OVERRUN = "overrun"
 TYPES = (STATE, "publisher.changed", "playback.started", "playback.finished", "cleared", "warning", "error")
+CONVERSATION_TYPES = frozenset(
+    {"user.started", "user.transcript", "reply.started", "reply.finished", "turn", "conversation.state"}
+)
+"""Events of a conversation: their fields stand in `data`, and beside it."""
 _OVER = frozenset({SessionState.STOPPED.value, SessionState.FAILED.value})
 
 
@@ -217,5 +221,6 @@ class EventBus:
     def _text(session_id: str, type: str, data: Mapping[str, object], now: float, id: int | None) -> str:
         at = datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         numbered = {} if id is None else {"id": id}
-        body = {**numbered, "session_id": session_id, "type": type, "at": at, "data": dict(data)}
+        beside = data if type in CONVERSATION_TYPES else {}
+        body = {**beside, **numbered, "session_id": session_id, "type": type, "at": at, "data": dict(data)}
         return redact(json.dumps(body, separators=(",", ":")))

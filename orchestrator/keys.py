@@ -293,8 +293,11 @@ def _resemble(path: str, like: os.stat_result) -> None:
 
 _AUDIO = "audio"
 _PAGE = "page"
+_SPEECH = "speech"
 PAGE = Caller(_PAGE, Scope.OPERATOR)
 """Who holds a page token."""
+CONVERSATION = Caller("conversation", Scope.STARTER)
+"""The conversation worker, a child of this process."""
 
 
 MAX_TOKEN_S = 24 * 3600 + 60
@@ -316,16 +319,23 @@ class Credentials:
     def __init__(self, keys: KeyRing, secret: str, *, page_tokens: bool = False) -> None:
         self.keys = keys
         audio = hmac.new(secret.encode(), b"tokens of the orchestrator", hashlib.sha256).digest()
-        self._signing_keys = {_AUDIO: audio, _PAGE: secrets.token_bytes(32)}
+        self._signing_keys = {_AUDIO: audio, _PAGE: secrets.token_bytes(32), _SPEECH: secrets.token_bytes(32)}
         self._page_tokens = page_tokens
 
     def caller(self, bearer: str, address: str = "") -> Caller | None:
         """Whose Bearer value this is: a key's, or a page token's that has not expired and comes from this machine (`address`)."""
-        return self.keys.find(bearer, time.time()) or (PAGE if self._opens_page(bearer, address) else None)
+        found = self.keys.find(bearer, time.time()) or (PAGE if self._opens_page(bearer, address) else None)
+        if found is None and is_loopback(address) and self._valid(_SPEECH, "", bearer):
+            return CONVERSATION
+        return found
 
     def page_token(self, ttl_s: float) -> str:
         """A token that opens the API from this machine for `ttl_s` seconds, until the process ends."""
         return self._token(_PAGE, "", time.time() + ttl_s)
+
+    def speech_token(self) -> str:
+        """A token for a child of this process, good on this machine for a day at most."""
+        return self._token(_SPEECH, "", time.time() + MAX_TOKEN_S - 60)
 
     def audio_token(self, session_id: str, expires_at: float) -> str:
         """A token that opens this session's `/audio` until `expires_at` (Unix time)."""

@@ -159,12 +159,32 @@ class TokenMinter:
         """Address of LiveKit for clients."""
         return self._keys.public_url
 
-    def viewer(self, room: str, identity: str, ttl_s: float) -> str:
-        """A token that may join `room` and subscribe, and nothing else."""
+    def viewer(self, room: str, identity: str, ttl_s: float, *, talks: bool = False) -> str:
+        """A token that may join `room` and subscribe; one that `talks` may also publish a microphone and data."""
         grants = api.VideoGrants(
-            room_join=True, room=room, can_subscribe=True, can_publish=False, can_publish_data=False
+            room_join=True,
+            room=room,
+            can_subscribe=True,
+            can_publish=talks,
+            can_publish_data=talks,
+            can_publish_sources=["microphone"] if talks else None,
         )
         return self._token(identity, ttl_s, grants).to_jwt()
+
+    def conversation(self, room: str, identity: str, ttl_s: float) -> str:
+        """The conversation worker's token: hears the room, sends data, and publishes no track. Kind `agent`."""
+        grants = api.VideoGrants(
+            room_join=True,
+            room=room,
+            can_publish=False,
+            can_subscribe=True,
+            can_publish_data=True,
+            can_update_own_metadata=True,
+        )
+        deployment_id = self._deployment_id()
+        attributes = {DEPLOYMENT: deployment_id} if deployment_id else {}
+        token = self._token(identity, ttl_s, grants).with_kind("agent").with_name("Conversation")
+        return token.with_attributes(attributes).to_jwt()
 
     def probe(self, room: str, identity: str, ttl_s: float) -> str:
         """A token that joins `room` unseen, to find out whether that is possible."""

@@ -13,6 +13,9 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from orchestrator.agents.modal_pool import ModalOptions
 from orchestrator.audio.ingest import AudioLimits
+from orchestrator.conversation.conversations import find_python
+from orchestrator.conversation.messages import Provider
+from orchestrator.conversation.options import ConversationOptions
 from orchestrator.livekit_rooms import IngressMode, LiveKitKeys
 from orchestrator.session.model import SessionOptions
 from orchestrator.session.standby_voice import VoiceStandby
@@ -95,6 +98,14 @@ class Settings(BaseSettings):
     """Names that `GET /voices` lists; by default OpenAI's own, where no other server is named."""
     openai_tts_model: str = "gpt-4o-mini-tts"
     openai_tts_format: Literal["pcm", "wav"] = "pcm"
+    llm_base_url: str | None = None
+    llm_model: str | None = None
+    llm_api_key: SecretStr | None = None
+    stt_base_url: str | None = None
+    stt_model: str | None = None
+    stt_api_key: SecretStr | None = None
+    conversation_python: str | None = None
+    """Interpreter of the environment with livekit-agents; by default that of `tools/setup conversation`, where it exists."""
     voice_standby: VoiceStandby = VoiceStandby.WARM
     """How ready the orchestrator's own voice is for the loss of an agent: `off`, `warm`, or `joined`."""
     livekit_ingress: IngressMode = IngressMode.AUTO
@@ -160,7 +171,7 @@ class Settings(BaseSettings):
             raise ValueError("an address that begins with ws:// or wss://")
         return value
 
-    @field_validator("elevenlabs_base_url", "openai_base_url")
+    @field_validator("elevenlabs_base_url", "openai_base_url", "llm_base_url", "stt_base_url")
     @classmethod
     def _provider(cls, value: str | None) -> str | None:
         if value and not value.startswith(("ws://", "wss://", "http://", "https://")):
@@ -236,6 +247,15 @@ class Settings(BaseSettings):
         return ModalOptions(self.agent_wait_s, self.agent_idle_s, self.agent_sessions_max)
 
     @property
+    def conversation_options(self) -> ConversationOptions:
+        """The conversations' models."""
+        return ConversationOptions(
+            python=self.conversation_python or find_python(),
+            llm=_provider(self.llm_base_url, self.llm_model, self.llm_api_key),
+            stt=_provider(self.stt_base_url, self.stt_model, self.stt_api_key),
+        )
+
+    @property
     def voice_options(self) -> VoiceOptions:
         """The voices elsewhere that are configured."""
         eleven, openai = (_listed(key)[:1] for key in (self.elevenlabs_api_key, self.openai_api_key))
@@ -291,6 +311,14 @@ def load() -> Settings:
             name = str(item["loc"][0]).upper()
             lines.append(f"{name} is not set" if item["type"] == "missing" else f"{name} is wrong: {item['msg']}")
         raise SettingsError("\n".join(lines)) from None
+
+
+def _provider(base_url: str | None, model: str | None, key: SecretStr | None) -> Provider | None:
+    if base_url is None:
+        return None
+    return Provider(
+        base_url=base_url.rstrip("/"), model=model or "default", api_key=key.get_secret_value() if key else "-"
+    )
 
 
 def _listed(value: SecretStr | None) -> tuple[str, ...]:

@@ -152,7 +152,7 @@ class Pipeline:
         assert watch is not None
         segment = self._segment
         unknown = segment is not None and not segment.cues and not segment.resting  # no voice of ours, no noise
-        self._report_format(watch, watch.finding, watch.push(samples, now, speech=unknown))
+        self._tell_format(watch, watch.finding, watch.push(samples, now, speech=unknown))
         if self._for_rate is None and (sound := watch.sound_for_rate()) is not None:
             self._for_rate = watch, sound
             self._rate_wake.set()
@@ -177,9 +177,9 @@ class Pipeline:
             finally:
                 self._for_rate = None
             if watch is self._watch:
-                self._report_format(watch, watch.finding, watch.judged(rate))
+                self._tell_format(watch, watch.finding, watch.judged(rate))
 
-    def _report_format(self, watch: FormatDetector, before: Finding | None, arisen: Finding | None) -> None:
+    def _tell_format(self, watch: FormatDetector, before: Finding | None, arisen: Finding | None) -> None:
         if arisen is not None:
             self.stats.fail("audio_in", arisen.text)
             self._emit(

@@ -210,7 +210,7 @@ class Player:
                     self._delay.on_underrun(self._clock.now())
                     if not segment.resting:
                         self._renderer.close_mouth()
-                    self._report_pause(segment)
+                    self._tell_pause(segment)
                     break
                 else:
                     await self._clock.wait(self._audio_wake, self._clock.now() + max(0.001, playout.queued_s()))
@@ -231,7 +231,7 @@ class Player:
             if ready_at is None and segment.has_block and segment.frames_ready > frame:
                 ready_at = now
             if not segment.received and segment.ended:
-                self._report_progress()
+                self._tell()
                 return False
             give_up = since + START_TIMEOUT_S if segment.has_block else now + START_TIMEOUT_S
             begin_at = give_up
@@ -247,7 +247,7 @@ class Player:
             await self._clock.wait(self._audio_wake, begin_at)
         return False
 
-    def _report_pause(self, segment: Segment) -> None:
+    def _tell_pause(self, segment: Segment) -> None:
         """The voice stops after what was handed over: no PCM is there, or nothing takes it."""
         playout = self._publisher.playout
         if self._timings is not None and playout.enqueued:
@@ -277,7 +277,7 @@ class Player:
                 self._note_speaking()
                 continue
             if self._pushing is not None and self._pushing.origin is not None and self._publisher.playout.empty:
-                self._report_pause(self._pushing)
+                self._tell_pause(self._pushing)
             self._scheduler.done(decision)
             failed = decision.act is FrameAction.SHOW and made is not None and made.failed
             self._account(decision.act, failed=failed)
@@ -288,7 +288,7 @@ class Player:
                 self._show(self._renderer.ready.pop(), dropped=decision.act is FrameAction.DROP)
             elif decision.act is FrameAction.IDLE:
                 self._show_idle()
-            self._report_progress()
+            self._tell()
 
     def _account(self, act: FrameAction, *, failed: bool) -> None:
         PICTURES.labels("failed" if failed else act.name.lower()).inc()
@@ -344,9 +344,9 @@ class Player:
             self._push(frame)
         self.statistics.idle += 1
 
-    def _report_progress(self) -> None:
+    def _tell(self) -> None:
         """Tells what has begun and what is over by now."""
-        for segment in self._queue.report(self._publisher.playout.position()):
+        for segment in self._queue.tell(self._publisher.playout.position()):
             self._delay.on_segment_end(segment.frames, self._scheduler.dropped - self._dropped_before)
             self._dropped_before = self._scheduler.dropped
         self._note_speaking()

@@ -63,6 +63,7 @@ class ErrorCode(StrEnum):
     QUOTA_EXCEEDED = "quota_exceeded"
     SESSION_ELSEWHERE = "session_elsewhere"
     SPEECH_ELSEWHERE = "speech_elsewhere"
+    CONVERSATION_UNAVAILABLE = "conversation_unavailable"
     PUBLISHER_UNAVAILABLE = "publisher_unavailable"
     RTMP_URL_FORBIDDEN = "rtmp_url_forbidden"
     WEBHOOK_URL_FORBIDDEN = "webhook_url_forbidden"
@@ -99,6 +100,7 @@ STATUS: dict[ErrorCode, int] = {
     ErrorCode.QUOTA_EXCEEDED: 429,
     ErrorCode.SESSION_ELSEWHERE: 421,
     ErrorCode.SPEECH_ELSEWHERE: 409,
+    ErrorCode.CONVERSATION_UNAVAILABLE: 503,
     ErrorCode.PUBLISHER_UNAVAILABLE: 409,
     ErrorCode.DRAINING: 503,
     ErrorCode.DISK_FULL: 503,

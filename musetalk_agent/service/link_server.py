@@ -78,9 +78,9 @@ class LinkServer:
             await self._send(socket, _hello(session))
             async with asyncio.TaskGroup() as group:
                 reading = group.create_task(self._read(socket, session), name="link-read")
-                sending = group.create_task(self._send_events(socket, session, events_after), name="link-send")
-                done, _ = await asyncio.wait({reading, sending}, return_when=asyncio.FIRST_COMPLETED)
-                for other in {reading, sending} - done:
+                telling = group.create_task(self._tell(socket, session, events_after), name="link-tell")
+                done, _ = await asyncio.wait({reading, telling}, return_when=asyncio.FIRST_COMPLETED)
+                for other in {reading, telling} - done:
                     other.cancel()
         except* _ConnectionLost as errors:
             log.info("link lost", extra={"session_id": session.id, "reason": str(errors.exceptions[0])})
@@ -115,7 +115,7 @@ class LinkServer:
                 unacknowledged = 0
                 session.events.changed.set()
 
-    async def _send_events(self, socket: WebSocket, session: Session, events_after: int) -> None:
+    async def _tell(self, socket: WebSocket, session: Session, events_after: int) -> None:
         """Events as they happen, and an acknowledgement every 100 ms while items come or sound is played."""
         outbox, told = session.events, None
         while True:

@@ -53,7 +53,7 @@ class LinkReceiver:
         self._open: int | None = None  # number of the segment that takes PCM
         self._samples = 0  # of that segment
         self._shorts = 0  # segments in a row that were shorter than a picture
-        self._warned_short = False
+        self._told_short = False
         self.last_audio_at: str | None = None
 
     def take(self, item: str | bytes) -> None:
@@ -123,11 +123,11 @@ class LinkReceiver:
         )
 
     def _judge_length(self) -> None:
-        if not self._samples or self._warned_short:
+        if not self._samples or self._told_short:
             return
         self._shorts = self._shorts + 1 if self._samples * self._fps < self._rate else 0
         if self._shorts == SHORT_SEGMENTS:
-            self._warned_short = True
+            self._told_short = True
             text = (
                 f"{SHORT_SEGMENTS} segments in a row were shorter than a picture ({1000 / self._fps:g} ms). Each of them is "
                 "filled up with silence to a whole picture, so that speech takes longer and has gaps: send audio.start and "

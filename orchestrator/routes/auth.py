@@ -54,6 +54,10 @@ RULES: dict[tuple[str, str], Rule] = {
     ("POST", "/session/{session_id}/speak"): Rule(Scope.STARTER, "speak"),
     ("POST", "/session/{session_id}/interrupt"): Rule(Scope.STARTER, "interrupt"),
     ("POST", "/session/{session_id}/publisher"): Rule(Scope.STARTER, "publisher"),
+    ("POST", "/session/{session_id}/chat"): Rule(Scope.STARTER, "chat"),
+    ("GET", "/session/{session_id}/messages"): Rule(Scope.VIEWER),
+    ("POST", "/v1/audio/speech"): Rule(Scope.STARTER, "speech"),
+    ("GET", "/v1/models"): Rule(Scope.VIEWER),
 }
 AUDIO = Rule(Scope.STARTER, "audio")
 _OPERATORS = Rule(Scope.OPERATOR)

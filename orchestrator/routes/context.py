@@ -17,6 +17,8 @@ from starlette.requests import HTTPConnection
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.agents.agent_client import AgentClient
 from orchestrator.agents.pool import AgentPool
+from orchestrator.conversation.conversations import Conversations
+from orchestrator.conversation.messages import Provider
 from orchestrator.events import EventBus
 from orchestrator.keys import Caller, Credentials, Scope
 from orchestrator.livekit_rooms import Ingresses, Rooms, TokenMinter
@@ -46,6 +48,25 @@ class RouteOptions:
     webhooks_signed: bool
 
 
+class OwnAddress:
+    """Where this process listens, as its own children reach it; known from the first request on."""
+
+    def __init__(self) -> None:
+        self._port: int | None = None
+
+    def note(self, request: HTTPConnection) -> None:
+        """Takes the port from a request."""
+        server = request.scope.get("server")
+        if server is not None and server[1]:
+            self._port = int(server[1])
+
+    def speech(self, token: str) -> Provider | None:
+        """`/v1/audio/speech` for a child process; None before the first request."""
+        if self._port is None:
+            return None
+        return Provider(base_url=f"http://127.0.0.1:{self._port}/v1", model="musetalk", api_key=token)
+
+
 @dataclass(frozen=True)
 class Context:
     """The orchestrator's parts, put together by `app`."""
@@ -65,6 +86,12 @@ class Context:
     starts: Idempotency[dict[str, object]]
     voices: Voices
     own_voices: StandbyVoices
+    conversations: Conversations
+    address: OwnAddress
+
+    def note_address(self, request: HTTPConnection) -> None:
+        """Remembers where this process listens."""
+        self.address.note(request)
 
     @property
     def credentials(self) -> Credentials:

@@ -19,12 +19,16 @@ from musetalk_agent.protocol.http import (
     VoiceSource,
 )
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
-from orchestrator.routes.auth import current, visible
+from orchestrator.conversation.options import ConversationRequest
+from orchestrator.keys import Scope
+from orchestrator.routes.auth import Rule, current, require, visible
 from orchestrator.routes.context import Context, Ctx, here, host_url, stored, unless_gone, views
 from orchestrator.session.model import ManagedSession, SessionRequest, iso
 from orchestrator.webhooks import secret
 
 PATTERN_ENGINE = "pattern"
+OWN_MODELS = Rule(Scope.OPERATOR)
+"""The worker calls the addresses of `conversation.llm` and `stt` from inside the deployment, so only operators may give them."""
 router = APIRouter(tags=["sessions"])
 
 
@@ -45,6 +49,7 @@ class StartRequest(AvatarSource, Picture):
     wants_rtmp: bool = False
     publisher: PublisherMode = PublisherMode.AUTO
     captions: bool = True
+    conversation: ConversationRequest | None = None
     webhook_url: str | None = Field(default=None, min_length=8, max_length=2048, repr=False)
     webhook_secret: str | None = Field(default=None, max_length=128, repr=False)
 
@@ -73,6 +78,7 @@ class StartRequest(AvatarSource, Picture):
             )
         self._check_rtmp()
         self._check_source()
+        self._check_conversation()
         voices = {source.value: source for source in VoiceSource}
         return SessionRequest(
             room=self.room,
@@ -89,7 +95,18 @@ class StartRequest(AvatarSource, Picture):
             captions=self.captions,
             webhook_url=self.webhook_url,
             webhook_secret=self.webhook_secret,
+            conversation=self.conversation,
         )
+
+    def _check_conversation(self) -> None:
+        if self.conversation is None:
+            return
+        if self.speaker is not None or self.audio_source is not AudioSource.HTTP or not self.connect_livekit:
+            raise ProblemError(
+                ErrorCode.INVALID_REQUEST,
+                "conversation: it speaks for itself and needs the room; leave speaker, audio_source and connect_livekit out.",
+                field="conversation",
+            )
 
     def _check_source(self) -> None:
         if self.audio_source is not AudioSource.DATASTREAM:
@@ -137,7 +154,10 @@ async def start(
     if body.webhook_url is not None:
         await _check_webhook(ctx, body, body.webhook_url)
     caller = current(request.scope)
+    if body.conversation is not None and (body.conversation.llm or body.conversation.stt):
+        require(caller, OWN_MODELS)
     order = replace(body.order(), key=caller.name)
+    ctx.note_address(request)
 
     async def begin() -> dict[str, object]:
         mine = sum(session.order.key == caller.name for session in ctx.sessions.registry.running())
@@ -175,7 +195,9 @@ def _started(ctx: Context, request: Request, session: ManagedSession) -> dict[st
         "livekit_url": ctx.minter.public_url,
         "avatar_identity": session.identity,
         "viewer_identity": viewer,
-        "viewer_token": ctx.minter.viewer(session.order.room, viewer, ttl_s),
+        "viewer_token": ctx.minter.viewer(
+            session.order.room, viewer, ttl_s, talks=session.order.conversation is not None
+        ),
         "audio_url": f"{base}/audio?session_id={session.session_id}&token={audio_token}",
         "engine": agent.engine,
         "engine_note": agent.engine_note,
@@ -185,6 +207,7 @@ def _started(ctx: Context, request: Request, session: ManagedSession) -> dict[st
         "publisher": agent.publisher,
         "expires_at": iso(session.expires_at),
         "avatar": report,
+        **({"conversation": talk} if (talk := ctx.conversations.view(session.session_id)) is not None else {}),
     }
 
 

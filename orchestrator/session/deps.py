@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from orchestrator.agents.agent_client import AgentClient
 from orchestrator.agents.pool import AgentPool
+from orchestrator.conversation.conversations import Conversations
 from orchestrator.events import EventBus
 from orchestrator.livekit_rooms import Ingresses, Rooms, TokenMinter
 from orchestrator.metrics import Metrics
@@ -53,4 +54,5 @@ class SessionDeps:
     ledger: SessionJournal
     voices: StandbyVoices
     ingresses: Ingresses | None = None
+    conversations: Conversations | None = None
     background: BackgroundTasks = field(default_factory=BackgroundTasks)

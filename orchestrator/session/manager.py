@@ -6,9 +6,10 @@ import asyncio
 import secrets
 import string
 import time
+from dataclasses import replace
 from typing import Any
 
-from musetalk_agent.protocol.http import AgentSession, PublisherMode, SessionState
+from musetalk_agent.protocol.http import AgentSession, AudioSource, PublisherMode, SessionState
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.session.deps import SessionDeps
 from orchestrator.session.journal import from_record
@@ -96,8 +97,11 @@ class SessionManager:
         """
         self.admit()
         begun = time.monotonic()
+        session_id = "ses_" + "".join(secrets.choice(_ID_LETTERS) for _ in range(_ID_LENGTH))
+        if order.conversation is not None:  # its worker is the speaker, under a name of the session's own
+            order = replace(order, speaker=f"conversation-{session_id}", audio_source=AudioSource.DATASTREAM)
         session = ManagedSession(
-            session_id="ses_" + "".join(secrets.choice(_ID_LETTERS) for _ in range(_ID_LENGTH)),
+            session_id=session_id,
             order=order,
             expires_at=time.time() + self.options.max_s,
             started=asyncio.get_running_loop().create_future(),

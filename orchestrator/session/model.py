@@ -24,6 +24,7 @@ from musetalk_agent.protocol.messages import StateChanged
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.agents.agent_client import AgentLease
 from orchestrator.audio.ingest import AudioLimits
+from orchestrator.conversation.options import ConversationRequest
 from orchestrator.events import STATE, EventBus
 from orchestrator.livekit_rooms import RoomIngress
 from orchestrator.session.speech_pipeline import SpeechPipeline
@@ -114,6 +115,7 @@ class SessionRequest:
     key: str = ""
     webhook_url: str | None = field(default=None, repr=False)
     webhook_secret: str | None = field(default=None, repr=False)
+    conversation: ConversationRequest | None = None
 
 
 @dataclass(frozen=True)

@@ -206,6 +206,7 @@ class SessionRunner:
         try:
             self._services.voices.begin(session)
             await (self._link(live) if self._known is None else self._relink(live, self._known))
+            await self._converse()
             publish_state(self._services.events, session, SessionState.READY, "adopted" if self._known else None)
             session.started.set_result(None)
             _log.info("session ready", extra={"session_id": session.session_id, "room": session.order.room})
@@ -221,11 +222,28 @@ class SessionRunner:
                 task.result()
             return session.end_reason or "stopped"
         finally:
+            if self._services.conversations is not None:
+                self._services.conversations.end(session.session_id)
             if self._serving is not None:
                 tasks.add(self._serving)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _converse(self) -> None:
+        """Opens the session's conversation, where it has one."""
+        session, conversations = self._session, self._services.conversations
+        request, speaker = session.order.conversation, session.order.speaker
+        if request is None or conversations is None or speaker is None:
+            return
+        minter = self._services.minter
+        await conversations.begin(
+            session.session_id,
+            request,
+            url=minter.url,
+            token=lambda: minter.conversation(session.order.room, speaker, max(60.0, session.expires_at - time.time())),
+            avatar=session.identity,
+        )
 
     async def _relink(self, live: SpeechPipeline, known: StoredSession) -> None:
         """The same for a session of another process. When its agent is gone too, it moves to another one as soon as it is ready."""

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.tts.voices import Voices
 from tests.fakes.stage import API_KEY, stage
+from tests.fakes.tone_voice import TonePerWord
 
 CHECKS = (
     "not_a_server_error,status_code_conformance,content_type_conformance,response_headers_conformance,"
@@ -19,7 +21,7 @@ EXAMPLES = 8
 
 @pytest.mark.timeout(240)
 async def test_schemathesis_finds_nothing(tmp_path: Path) -> None:
-    async with stage() as running:
+    async with stage(voices=Voices("tone:one", synthesizers=[TonePerWord()])) as running:
         running.agent.sessions_max = 100_000
         process = await asyncio.create_subprocess_exec(
             str(Path(sys.executable).with_name("schemathesis")),

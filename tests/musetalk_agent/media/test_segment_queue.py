@@ -45,7 +45,7 @@ class Played:
 
     def hears(self, samples: int) -> list[Segment]:
         self.position = min(self.enqueued, self.position + samples)
-        return self.speech.report(self.position)
+        return self.speech.tell(self.position)
 
     def rewinds(self, samples: int) -> None:
         """What was handed over after the position so far back is wanted again."""

@@ -11,7 +11,7 @@ from musetalk_agent.protocol.http import Transport
 from musetalk_agent.publishers.failover.quality import STEPS, QualityController
 from musetalk_agent.publishers.livekit.stats import TransportStats
 from musetalk_agent.publishers.stream.sink import StreamOptions
-from tests.musetalk_agent.publishers.fake_transports import FIRST, FakeRoom, FakeStream, World, world
+from tests.musetalk_agent.publishers.fake_ways import FIRST, FakeRoom, FakeStream, World, world
 
 __all__ = ["world"]
 

@@ -33,6 +33,8 @@ VIEWERS = {
     ("GET", "/voices"),
     ("GET", "/session/{session_id}"),
     ("GET", "/session/{session_id}/events"),
+    ("GET", "/session/{session_id}/messages"),
+    ("GET", "/v1/models"),
 }
 OPERATORS = {("GET", "/metrics"), ("GET", "/debug/audio"), ("GET", "/debug/musetalk")}
 BODY = {"room": "stage", "engine": "pattern"}

@@ -7,7 +7,7 @@ import pytest
 from musetalk_agent.protocol.http import PublisherMode as Mode
 from musetalk_agent.publishers.failover import policy as w
 from musetalk_agent.publishers.failover.policy import Action, AvailableTransports, Event, State, TransportKind
-from tests.musetalk_agent.publishers.policy_stand import ALONE, BESIDE, INGRESS, PLAIN, TICK_S, Stand, begun, reach
+from tests.musetalk_agent.publishers.ladder_stand import ALONE, BESIDE, INGRESS, PLAIN, TICK_S, Stand, begun, reach
 
 S, E, A = State, Event, Action
 TABLE: list[tuple[State, AvailableTransports, Event, State, list[Action]]] = [

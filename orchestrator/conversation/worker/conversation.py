@@ -1,0 +1,237 @@
+"""One conversation: hears the room's microphone, answers through a language model, and speaks through the avatar."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+
+from livekit import rtc
+from livekit.agents import Agent, AgentSession, inference, llm
+from livekit.agents.voice import events, room_io
+from livekit.agents.voice.turn import EndpointingOptions, InterruptionOptions, TurnHandlingOptions
+from livekit.plugins import openai
+from livekit.plugins.musetalk.output import AvatarOutput
+from pydantic import BaseModel
+
+from orchestrator.conversation.messages import (
+    ConversationEnded,
+    ConversationEvent,
+    HistoryMessage,
+    MessageAdded,
+    OpenConversation,
+)
+
+log = logging.getLogger(__name__)
+
+SAMPLE_RATE = 24_000
+"""Hz: what OpenAI's `pcm` is."""
+END_OF_TURN_S = 0.3
+"""A turn ends this long after the last speech, as livekit-agents has it with its own turn detector; the VAD adds 0.25 s."""
+INTERRUPTS_S = 0.35
+"""Speech of the user interrupts the avatar once it has lasted this long: a cough is shorter."""
+TEXTS_MAX = 16
+"""Texts that wait for their answers. As many as the service lets wait."""
+
+
+class Conversation:
+    """Talks in one room from `run` until `close` or the loss of the room.
+
+    Args:
+        opening: what to be, and where.
+        report: takes messages for the service; must not block.
+    """
+
+    def __init__(self, opening: OpenConversation, report: Callable[[BaseModel], None]) -> None:
+        self._opening = opening
+        self._report = report
+        self._room = rtc.Room()
+        self._ending: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._session: AgentSession[None] | None = None
+        self._texts: asyncio.Queue[tuple[str, str]] = asyncio.Queue(TEXTS_MAX)
+        self._replying = False
+        self._heard: dict[str, float] = {}
+
+    async def run(self) -> None:
+        """Returns when the conversation is over, and reports why. Cancelling leaves the room."""
+        reason = ""
+        try:
+            reason = await self._talk()
+        except Exception as error:
+            log.exception("a conversation failed")
+            reason = f"{type(error).__name__}: {error}"[:300]
+        finally:
+            await self._leave()
+            self._report(ConversationEnded(session_id=self._opening.session_id, reason=reason))
+
+    def close(self) -> None:
+        """Ends `run` soon."""
+        if not self._ending.done():
+            self._ending.set_result("")
+
+    def chat(self, message_id: str, text: str) -> None:
+        """Answers a text as if it had been said; what the avatar says at the moment is interrupted."""
+        try:
+            self._texts.put_nowait((message_id, text))
+        except asyncio.QueueFull:
+            detail = f"{TEXTS_MAX} texts wait for their answers: this one is dropped"
+            self._emit("warning", {"code": "conversation_busy", "detail": detail, "message_id": message_id})
+
+    async def _talk(self) -> str:
+        opening = self._opening
+        self._room.on("disconnected", self._on_disconnected)
+        self._room.on("track_subscribed", self._on_track)
+        await self._room.connect(opening.url, opening.token)
+        session = self._session = self._make_session()
+        session.output.audio = AvatarOutput(
+            self._room, destination_identity=opening.avatar_identity, sample_rate=SAMPLE_RATE
+        )
+        history = llm.ChatContext.empty()
+        for message in opening.history:
+            history.add_message(role=message.role, content=message.text, id=message.id, created_at=message.created_at)
+        options = room_io.RoomOptions(
+            audio_output=False,
+            text_input=room_io.TextInputOptions(text_input_cb=self._on_text),
+            close_on_disconnect=False,
+        )
+        agent = Agent(instructions=opening.instructions, chat_ctx=history)
+        await session.start(agent=agent, room=self._room, room_options=options)
+        if opening.greeting and not opening.history:
+            session.say(opening.greeting)
+        answering = asyncio.create_task(self._answer_texts(session), name="answer-texts")
+        try:
+            answering.add_done_callback(self._on_answering_done)
+            return await self._ending
+        finally:
+            answering.cancel()
+            await asyncio.gather(answering, return_exceptions=True)
+
+    async def _answer_texts(self, session: AgentSession[None]) -> None:
+        """Answers texts in their order, each once the speech that it interrupts is over. Never returns normally."""
+        while True:
+            message_id, text = await self._texts.get()
+            self._emit("user.transcript", {"text": text, "final": True, "message_id": message_id})
+            await session.interrupt()
+            session.generate_reply(user_input=llm.ChatMessage(id=message_id, role="user", content=[text]))
+
+    def _make_session(self) -> AgentSession[None]:
+        opening = self._opening
+        session: AgentSession[None] = AgentSession(
+            vad=inference.VAD(min_silence_duration=0.25),
+            stt=openai.STT(
+                base_url=opening.stt.base_url,
+                model=opening.stt.model,
+                api_key=opening.stt.api_key,
+                language=opening.language,
+                use_realtime=False,
+            ),
+            llm=openai.LLM(
+                base_url=opening.llm.base_url,
+                model=opening.llm.model,
+                api_key=opening.llm.api_key,
+                **({"max_completion_tokens": opening.reply_tokens} if opening.reply_tokens else {}),
+            ),
+            tts=openai.TTS(
+                base_url=opening.tts.base_url,
+                model=opening.tts.model,
+                api_key=opening.tts.api_key,
+                voice=opening.voice or "default",
+                response_format="pcm",
+            ),
+            turn_handling=TurnHandlingOptions(
+                turn_detection=inference.TurnDetector(version="v1-mini"),
+                endpointing=EndpointingOptions(mode="fixed", min_delay=END_OF_TURN_S, max_delay=1.0),
+                interruption=InterruptionOptions(mode="vad", min_duration=INTERRUPTS_S),
+            ),
+            aec_warmup_duration=None,
+            user_away_timeout=None,
+        )
+        session.on("user_state_changed", self._on_user_state)
+        session.on("user_input_transcribed", self._on_transcript)
+        session.on("agent_state_changed", self._on_agent_state)
+        session.on("conversation_item_added", self._on_item)
+        session.on("error", self._on_error)
+        session.on("close", self._on_close)
+        return session
+
+    async def _leave(self) -> None:
+        session, self._session = self._session, None
+        for name, step in (("session", session.aclose if session else None), ("room", self._room.disconnect)):
+            if step is None:
+                continue
+            try:
+                async with asyncio.timeout(5.0):
+                    await step()
+            except Exception:
+                log.exception("a step of a conversation's end failed: %s", name)
+
+    def _on_answering_done(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and not self._ending.done():
+            self._ending.set_result(f"a text could not be answered: {task.exception()!r}"[:300])
+
+    # --- what the room and livekit-agents report
+
+    def _on_disconnected(self, reason: object) -> None:
+        if not self._ending.done():
+            self._ending.set_result(f"the room was lost ({reason})")
+
+    def _on_track(
+        self, track: rtc.Track, publication: rtc.RemoteTrackPublication, participant: rtc.RemoteParticipant
+    ) -> None:
+        """Listens to who has a microphone: whoever joined first may only watch."""
+        session = self._session
+        if session is None or participant.kind == rtc.ParticipantKind.PARTICIPANT_KIND_AGENT:
+            return
+        if track.kind == rtc.TrackKind.KIND_AUDIO:
+            session.room_io.set_participant(participant.identity)
+
+    async def _on_text(self, session: AgentSession[None], event: room_io.TextInputEvent) -> None:
+        self.chat(f"chat_{time.time_ns():x}", event.text)
+
+    def _on_user_state(self, event: events.UserStateChangedEvent) -> None:
+        if event.new_state == "speaking":
+            self._emit("user.started", {})
+
+    def _on_transcript(self, event: events.UserInputTranscribedEvent) -> None:
+        self._emit("user.transcript", {"text": event.transcript, "final": event.is_final})
+
+    def _on_agent_state(self, event: events.AgentStateChangedEvent) -> None:
+        if event.new_state == "speaking" and not self._replying:
+            self._replying = True
+            self._emit("reply.started", {})
+        self._emit("conversation.state", {"state": event.new_state})
+
+    def _on_item(self, event: events.ConversationItemAddedEvent) -> None:
+        item = event.item
+        if not isinstance(item, llm.ChatMessage) or item.role not in ("user", "assistant"):
+            return
+        text, metrics = item.text_content or "", item.metrics
+        if item.role == "user":
+            self._heard = {"heard_ms": metrics.get("transcription_delay", 0.0) + metrics.get("end_of_turn_delay", 0.0)}
+        else:
+            self._replying = False
+            self._emit("reply.finished", {"text": text, "interrupted": item.interrupted})
+            parts = {"thought_ms": metrics.get("llm_node_ttft", 0.0), "spoke_ms": metrics.get("tts_node_ttfb", 0.0)}
+            if self._heard:
+                self._emit("turn", {name: round(1000 * value) for name, value in (self._heard | parts).items()})
+                self._heard = {}
+        message = HistoryMessage(
+            id=item.id,
+            role="user" if item.role == "user" else "assistant",
+            text=text,
+            interrupted=item.interrupted,
+            created_at=item.created_at,
+        )
+        self._report(MessageAdded(session_id=self._opening.session_id, message=message))
+
+    def _on_error(self, event: events.ErrorEvent) -> None:
+        part = type(event.source).__module__.rsplit(".", 1)[-1]
+        self._emit("warning", {"code": "conversation_provider", "detail": f"{part}: {event.error!r}"[:300]})
+
+    def _on_close(self, event: events.CloseEvent) -> None:
+        if not self._ending.done():
+            self._ending.set_result(f"the conversation closed ({event.reason.value})")
+
+    def _emit(self, name: str, data: dict[str, object]) -> None:
+        self._report(ConversationEvent(session_id=self._opening.session_id, name=name, data=data))

@@ -1,0 +1,67 @@
+"""Stand-ins for a language model and a speech recogniser in OpenAI's dialect: they answer what the test decides."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import wave
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+KEY = "models-key-of-the-tests"
+
+
+@dataclass
+class FakeModels:
+    """`replies` are given in turn, the last one again and again; `transcripts` likewise. `asked` are the messages of each request
+    to the language model, `heard_s` the seconds of each recording.
+    """
+
+    replies: list[str] = field(default_factory=lambda: ["I have heard you."])
+    transcripts: list[str] = field(default_factory=lambda: ["What is your name?"])
+    asked: list[list[tuple[str, str]]] = field(default_factory=list)
+    heard_s: list[float] = field(default_factory=list)
+
+    @property
+    def app(self) -> Starlette:
+        """The server."""
+        return Starlette(
+            routes=[
+                Route("/v1/chat/completions", self._chat, methods=["POST"]),
+                Route("/v1/audio/transcriptions", self._transcribe, methods=["POST"]),
+            ]
+        )
+
+    async def _chat(self, request: Request) -> Response:
+        if request.headers.get("authorization") != f"Bearer {KEY}":
+            return JSONResponse({"error": {"message": "no such key"}}, 401)
+        body = await request.json()
+        self.asked.append([(message["role"], _text(message["content"])) for message in body["messages"]])
+        reply = self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]
+        return StreamingResponse(_chunks(reply, body["model"]), media_type="text/event-stream")
+
+    async def _transcribe(self, request: Request) -> Response:
+        body = await request.body()
+        with wave.open(io.BytesIO(body[body.index(b"RIFF") :])) as file:  # the only part of the form that is a file
+            self.heard_s.append(file.getnframes() / file.getframerate())
+        return JSONResponse({"text": self.transcripts.pop(0) if len(self.transcripts) > 1 else self.transcripts[0]})
+
+
+def _text(content: str | list[dict[str, str]]) -> str:
+    return content if isinstance(content, str) else "".join(part["text"] for part in content)
+
+
+async def _chunks(reply: str, model: str) -> AsyncIterator[bytes]:
+    common = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 0, "model": model}
+    for word in [*reply.split(" "), None]:
+        delta = {} if word is None else {"role": "assistant", "content": word + " "}
+        choice = {"index": 0, "delta": delta, "finish_reason": "stop" if word is None else None}
+        yield b"data: " + json.dumps({**common, "choices": [choice]}).encode() + b"\n\n"
+        await asyncio.sleep(0)
+    yield b"data: [DONE]\n\n"

@@ -1,0 +1,100 @@
+"""Conversations at the HTTP surface, with a scripted worker behind it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import jwt
+import pytest
+
+from orchestrator.conversation import conversations
+from orchestrator.keys import Scope, new
+from tests.fakes.stage import LIVEKIT_SECRET, Stage, stage
+from tests.orchestrator import conversation
+from tests.waiting import until
+
+MODEL = "http://127.0.0.1:9/v1"
+SCRIPT = Path(conversation.__file__).with_name("scripted_worker.py")
+
+
+@pytest.fixture
+async def talking(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stage]:
+    monkeypatch.setattr(conversations, "WORKER", (str(SCRIPT),))
+    async with stage(
+        conversation_python=sys.executable, llm_base_url=MODEL, llm_model="a-model", stt_base_url=MODEL
+    ) as ready:
+        yield ready
+
+
+async def test_a_session_with_a_conversation_is_talked_to(talking: Stage) -> None:
+    started = await talking.start(conversation={"instructions": "Be brief."})
+    session_id = started["session_id"]
+    assert started["conversation"] == {"llm": "a-model", "stt": "default"}
+    grants = jwt.decode(started["viewer_token"], LIVEKIT_SECRET, algorithms=["HS256"])["video"]
+    assert grants["canPublish"] and grants["canPublishData"] and grants["canPublishSources"] == ["microphone"]
+    asked = talking.agent.only.request
+    assert asked.livekit_agent == f"conversation-{session_id}" and asked.room == "stage"
+    answer = await talking.http.post(f"/session/{session_id}/chat", json={"text": "Hello?"})
+    assert answer.status_code == 202 and answer.json()["message_id"].startswith("msg_")
+
+    async def listed() -> list[dict[str, object]]:
+        found: list[dict[str, object]] = (await talking.http.get(f"/session/{session_id}/messages")).json()["messages"]
+        return found
+
+    (message,) = await until(listed)
+    assert (message["id"], message["role"], message["text"]) == (answer.json()["message_id"], "user", "Hello?")
+    answer = await talking.http.post(f"/session/{session_id}/speak", json={"text": "one"})
+    assert (answer.status_code, answer.json()["code"]) == (409, "speech_elsewhere")
+
+
+async def test_a_session_without_one_has_neither_chat_nor_messages(talking: Stage) -> None:
+    session_id = (await talking.start())["session_id"]
+    for answer in (
+        await talking.http.post(f"/session/{session_id}/chat", json={"text": "Hello?"}),
+        await talking.http.get(f"/session/{session_id}/messages"),
+    ):
+        assert (answer.status_code, answer.json()["code"]) == (409, "session_conflict")
+
+
+@pytest.mark.parametrize(
+    ("more", "status", "code"),
+    [
+        ({"speaker": "someone"}, 422, "invalid_request"),
+        ({"audio_source": "datastream", "speaker": "someone"}, 422, "invalid_request"),
+        ({"connect_livekit": False}, 422, "invalid_request"),
+        ({"conversation": {"instructions": ""}}, 422, "invalid_request"),
+        ({"conversation": {"llm": {"base_url": "http", "model": "m"}}}, 422, "invalid_request"),
+    ],
+)
+async def test_what_does_not_go_together_is_refused(
+    talking: Stage, more: dict[str, object], status: int, code: str
+) -> None:
+    body = {"room": "stage", "engine": "pattern", "conversation": {}, **more}
+    answer = await talking.http.post("/session/start", json=body)
+    assert (answer.status_code, answer.json()["code"]) == (status, code), answer.text
+    assert not talking.agent.sessions
+
+
+async def test_without_the_environment_a_start_fails_and_leaves_nothing() -> None:
+    async with stage(conversation_python="/nowhere/python") as running:
+        body = {"room": "stage", "engine": "pattern", "conversation": {}}
+        answer = await running.http.post("/session/start", json=body)
+        assert (answer.status_code, answer.json()["code"]) == (503, "conversation_unavailable"), answer.text
+        assert (await running.http.get("/sessions")).json() == {"sessions": []}
+        await until(lambda: not running.agent.sessions)
+
+
+async def test_only_an_operator_says_where_the_models_are(talking: Stage, tmp_path: Path) -> None:
+    own = {"llm": {"base_url": "http://127.0.0.1:9/v1/", "model": "my-model"}}
+    started = await talking.start(conversation=own)
+    assert started["conversation"] == {"llm": "my-model", "stt": "default"}
+    key, entry = new("an-app", Scope.STARTER)
+    talking.app.state.context.credentials.keys.replace([entry.made()])
+    answer = await talking.http.post(
+        "/session/start",
+        json={"room": "stage", "engine": "pattern", "conversation": own},
+        headers={"Authorization": f"Bearer {key}"},
+    )
+    assert (answer.status_code, answer.json()["code"]) == (403, "forbidden"), answer.text
