@@ -16,6 +16,8 @@ import sys
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
+from musetalk_agent.protocol.sdk_errors import SdkError, sdk_errors
+
 LENGTHS = struct.Struct(">II")
 HEADER_LIMIT = 256 * 1024
 """Bytes. A part of 120 characters has some hundred phonemes of 40 bytes; the list of voices has 20 KB."""
@@ -131,9 +133,10 @@ async def log_errors(process: asyncio.subprocess.Process, logger: logging.Logger
 async def leave(step: Coroutine[Any, Any, object], within_s: float, logger: logging.Logger) -> None:
     """Runs a step of a clean-up in a worker, `within_s` at most. A failure is logged, so that the next step runs."""
     try:
-        async with asyncio.timeout(within_s):
-            await step
-    except Exception as error:  # noqa: BLE001 - clean-up boundary: native code raises bare Exceptions
+        with sdk_errors():
+            async with asyncio.timeout(within_s):
+                await step
+    except (SdkError, TimeoutError) as error:
         logger.warning("leaving was not clean", extra={"error": repr(error)})
 
 

@@ -15,6 +15,7 @@ from musetalk_agent.avatar_protocol import core
 from musetalk_agent.clock import Clock, utc_now
 from musetalk_agent.media.pipeline import Pipeline
 from musetalk_agent.protocol.messages import Event
+from musetalk_agent.protocol.sdk_errors import SdkError, sdk_errors
 from musetalk_agent.tasks import supervise
 
 log = logging.getLogger(__name__)
@@ -149,15 +150,16 @@ class DataStreamAudioInput:
     async def _consume(self, reader: rtc.ByteStreamReader) -> None:
         stream = reader.info.stream_id
         try:
-            async for chunk in reader:
-                self.last_audio_at = utc_now()
-                self._carry_out(self._core.data(stream, chunk, self._clock.now()))
-                while self._pipeline is not None and self._pipeline.player.buffered_s > self._backlog_s:
-                    await asyncio.sleep(_TICK_S)
-                    self._carry_out(self._core.data(stream, b"", self._clock.now()))
+            with sdk_errors(StreamError):
+                async for chunk in reader:
+                    self.last_audio_at = utc_now()
+                    self._carry_out(self._core.data(stream, chunk, self._clock.now()))
+                    while self._pipeline is not None and self._pipeline.player.buffered_s > self._backlog_s:
+                        await asyncio.sleep(_TICK_S)
+                        self._carry_out(self._core.data(stream, b"", self._clock.now()))
         except StreamError:
             log.info("a stream was cut off: what came of it is said", extra={"stream": stream})
-        except Exception:  # the SDK raises bare Exceptions: one stream that breaks must not end the session
+        except (SdkError, TimeoutError):  # one stream that breaks must not end the session
             log.exception("a stream broke: what came of it is said", extra={"stream": stream})
         self._carry_out(self._core.ended(stream))
 
@@ -194,19 +196,20 @@ class DataStreamAudioInput:
             if room is None or not self.present:
                 return "no_room" if room is None else "agent_absent"
             try:
-                async with asyncio.timeout(_SDK_S):
-                    await room.local_participant.perform_rpc(
-                        destination_identity=self.sender,
-                        method=call.method,
-                        payload=call.payload,
-                        response_timeout=_ANSWER_S,
-                    )
+                with sdk_errors(rtc.RpcError):
+                    async with asyncio.timeout(_SDK_S):
+                        await room.local_participant.perform_rpc(
+                            destination_identity=self.sender,
+                            method=call.method,
+                            payload=call.payload,
+                            response_timeout=_ANSWER_S,
+                        )
                 return "ok"
             except rtc.RpcError as error:
                 outcome = f"error_{error.code}"
                 if error.code not in _NOT_TAKEN:
                     break
-            except Exception as error:  # noqa: BLE001 - the SDK raises bare Exceptions: the agent may have heard the call
+            except (SdkError, TimeoutError) as error:  # the agent may have heard the call: it is not made again
                 log.warning("a call to the agent failed in the SDK", extra={"error": repr(error)})
                 outcome = "error_sdk"
                 break
@@ -255,6 +258,7 @@ class DataStreamAudioInput:
 
 def _close(reader: rtc.ByteStreamReader) -> None:
     try:
-        reader.close()
-    except Exception as error:  # noqa: BLE001 - the SDK raises bare Exceptions: nothing is read from it any more
+        with sdk_errors():
+            reader.close()
+    except (SdkError, TimeoutError) as error:  # nothing is read from it any more
         log.info("a stream was not closed cleanly", extra={"error": repr(error)})

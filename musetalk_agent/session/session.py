@@ -25,6 +25,7 @@ from musetalk_agent.protocol.http import (
     VoiceSource,
 )
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
+from musetalk_agent.protocol.sdk_errors import SdkError, sdk_errors
 from musetalk_agent.publishers.base import CaptionPublisher, MovingPublisher, Publisher
 from musetalk_agent.session.diagnosis import DiagnosisInput
 from musetalk_agent.session.link import EventLog, LinkReceiver
@@ -261,10 +262,11 @@ class Session:
                 state = "degraded"
             if state != reported:
                 try:
-                    async with asyncio.timeout(_ATTRIBUTE_S):
-                        await self.publisher.set_state(state)
+                    with sdk_errors():
+                        async with asyncio.timeout(_ATTRIBUTE_S):
+                            await self.publisher.set_state(state)
                     reported = state
-                except Exception as error:  # noqa: BLE001 - a courtesy to viewers must not end the session; it is tried again
+                except (SdkError, TimeoutError) as error:  # it is tried again
                     log.warning("avatar.state not set", extra={"session_id": self.id, "error": repr(error)})
             await clock.wait(self._attribute, clock.now() + _LOOK_EVERY_S)
 

@@ -19,6 +19,7 @@ import numpy as np
 from livekit import rtc
 from pydantic import BaseModel, ValidationError
 
+from musetalk_agent.protocol.sdk_errors import clean_up
 from musetalk_tools.loadtest.speech_source import Loudness, Whiteness
 from musetalk_tools.loadtest.viewer_messages import (
     LINE_LIMIT,
@@ -31,7 +32,6 @@ from musetalk_tools.loadtest.viewer_messages import (
     line,
     viewer_commands,
 )
-from orchestrator.worker_pipe import leave
 
 log = logging.getLogger(__name__)
 
@@ -104,12 +104,12 @@ class Viewer:
     async def _go(self) -> None:
         counted = Left(name=self._join.name)
         if self._room.isconnected():
-            await leave(self._count(counted), _CLOSE_TIMEOUT_S, log)
+            await clean_up(self._count(counted), _CLOSE_TIMEOUT_S, log)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._report()
-        await leave(self._room.disconnect(), _CLOSE_TIMEOUT_S, log)
+        await clean_up(self._room.disconnect(), _CLOSE_TIMEOUT_S, log)
         self._send(counted)
 
     async def _count(self, left: Left) -> None:

@@ -22,6 +22,7 @@ from musetalk_agent.clock import Clock
 from musetalk_agent.errors import PublishFailed
 from musetalk_agent.media.playout import PlayoutClock
 from musetalk_agent.media_types import VideoFrame
+from musetalk_agent.protocol.sdk_errors import SdkError, sdk_errors
 from musetalk_agent.publishers.failover.policy import Event, TransportKind
 from musetalk_agent.publishers.livekit.detached_connect import abandon
 from musetalk_agent.publishers.livekit.publisher import LiveKitOptions, LiveKitPublisher, video_bitrate
@@ -98,13 +99,15 @@ class Probe:
             await asyncio.sleep(self._healthy_s)
             return await answers(self._url)
         try:
-            self._room = room = rtc.Room()
-            options = rtc.RoomOptions(auto_subscribe=False, connect_timeout=_CONNECT_TIMEOUT_S)
-            self._connecting = asyncio.create_task(room.connect(self._url, self._token, options), name="probe-join")
-            async with asyncio.timeout(_JOIN_S):
-                await asyncio.shield(self._connecting)
-        except Exception as error:  # noqa: BLE001 - the SDK raises bare Exceptions: this try has failed, the next one comes
-            log.info("a probe did not join", extra={"error": type(error).__name__})  # its text quotes the token
+            with sdk_errors():
+                self._room = room = rtc.Room()
+                options = rtc.RoomOptions(auto_subscribe=False, connect_timeout=_CONNECT_TIMEOUT_S)
+                self._connecting = asyncio.create_task(room.connect(self._url, self._token, options), name="probe-join")
+                async with asyncio.timeout(_JOIN_S):
+                    await asyncio.shield(self._connecting)
+        except (SdkError, TimeoutError) as error:  # this try has failed, the next one comes
+            kind = type(error.raised if isinstance(error, SdkError) else error)
+            log.info("a probe did not join", extra={"error": kind.__name__})  # its text quotes the token
             return False
         await asyncio.sleep(self._healthy_s)
         return room.connection_state == rtc.ConnectionState.CONN_CONNECTED
@@ -233,8 +236,9 @@ class TransportManager:
             await asyncio.wait(self._exclusive)
         begun = self._clock.now()
         try:
-            await room.open(self.latest, lambda reason: self._on_ended(room, reason))
-        except Exception as error:  # noqa: BLE001 - whatever the SDK does, the ladder has other ways
+            with sdk_errors(PublishFailed):
+                await room.open(self.latest, lambda reason: self._on_ended(room, reason))
+        except (PublishFailed, SdkError, TimeoutError) as error:  # the ladder has other transports
             self._pending = None
             if isinstance(error, PublishFailed):
                 self.error = error

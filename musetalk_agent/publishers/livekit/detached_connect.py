@@ -11,6 +11,8 @@ import logging
 
 from livekit import rtc
 
+from musetalk_agent.protocol.sdk_errors import SdkError, sdk_errors
+
 
 async def leave(room: rtc.Room) -> None:
     """Disconnects, and waits until the task in which the SDK reads the room's events has ended.
@@ -49,7 +51,8 @@ async def _leave(room: rtc.Room, connecting: asyncio.Task[None]) -> None:
     if connecting.cancelled() or connecting.exception() is not None:
         return
     try:
-        async with asyncio.timeout(_LEAVE_S):
-            await leave(room)
-    except Exception as error:  # noqa: BLE001 - nobody waits: what the SDK raises is only worth a line
+        with sdk_errors():
+            async with asyncio.timeout(_LEAVE_S):
+                await leave(room)
+    except (SdkError, TimeoutError) as error:
         log.warning("an abandoned room was not left cleanly", extra={"error": repr(error)})

@@ -25,6 +25,7 @@ from musetalk_agent.media.playout import PlayoutClock
 from musetalk_agent.media.segment import ROOM_RATE, Caption
 from musetalk_agent.media_types import Pcm, Pixels, VideoFrame
 from musetalk_agent.protocol.http import TrackInfo
+from musetalk_agent.protocol.sdk_errors import SdkError, sdk_errors
 from musetalk_agent.publishers.base import Lost, PublisherState
 from musetalk_agent.publishers.livekit.detached_connect import abandon, leave
 from musetalk_agent.publishers.livekit.stats import Liveness, TransportStats, read
@@ -177,14 +178,15 @@ class LiveKitPublisher:
             self._room.connect(self._options.url, self._options.token, options), name="livekit-connect"
         )
         try:
-            # never cancelled: a connect that is dropped half-way ends in a panic of the native library (rust-sdks#1340)
-            async with asyncio.timeout(_CONNECT_MOST_S):
-                await asyncio.shield(self._connecting)
-            if self._options.on_joined is not None:
-                self._options.on_joined(self._room)
-            async with asyncio.timeout(_PUBLISH_TIMEOUT_S):
-                await self._publish(first)
-        except Exception as error:  # the SDK raises bare Exceptions beside ConnectError and PublishTrackError
+            with sdk_errors():
+                # never cancelled: a connect that is dropped half-way ends in a panic of the native library (rust-sdks#1340)
+                async with asyncio.timeout(_CONNECT_MOST_S):
+                    await asyncio.shield(self._connecting)
+                if self._options.on_joined is not None:
+                    self._options.on_joined(self._room)
+                async with asyncio.timeout(_PUBLISH_TIMEOUT_S):
+                    await self._publish(first)
+        except (SdkError, TimeoutError) as error:
             late = isinstance(error, TimeoutError)
             told = "the server does not answer in time" if late else _TOKEN.sub("…", str(error))
             raise PublishFailed(
@@ -211,15 +213,16 @@ class LiveKitPublisher:
         frame = rtc.AudioFrame(block.tobytes(), ROOM_RATE, 1, len(block))
         handed, begun = self.playout.enqueued, self._clock.now()
         try:
-            async with asyncio.timeout(_CAPTURE_TIMEOUT_S):
-                await self._audio.capture_frame(frame)
+            with sdk_errors():
+                async with asyncio.timeout(_CAPTURE_TIMEOUT_S):
+                    await self._audio.capture_frame(frame)
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise
             self._note_refused(error)  # a future of the SDK's was cancelled, and not this task
             return
-        except Exception as error:  # noqa: BLE001 - the SDK raises bare Exceptions: a lost block is counted, speech goes on
+        except (SdkError, TimeoutError) as error:  # a lost block is counted, speech goes on
             self._note_refused(error)
             return
         if self._clock.now() - begun > _GRACE_AFTER_STALL_S and self.playout.enqueued == handed:
@@ -255,9 +258,10 @@ class LiveKitPublisher:
         if not self.state.connected or self._closing:
             return
         try:
-            async with asyncio.timeout(2.0):
-                await self._room.local_participant.set_attributes({"avatar.state": state})
-        except Exception as error:  # noqa: BLE001 - an attribute is a courtesy; the SDK raises bare Exceptions
+            with sdk_errors():
+                async with asyncio.timeout(2.0):
+                    await self._room.local_participant.set_attributes({"avatar.state": state})
+        except (SdkError, TimeoutError) as error:
             log.info("attribute not set", extra={"room": self._options.room, "error": str(error)})
 
     async def aclose(self) -> None:
@@ -286,9 +290,10 @@ class LiveKitPublisher:
 
     async def _bounded(self, step: Coroutine[Any, Any, None]) -> None:
         try:
-            async with asyncio.timeout(_CLOSE_TIMEOUT_S):
-                await step
-        except Exception as error:  # noqa: BLE001 - shutting down: report and go on with the next step
+            with sdk_errors():
+                async with asyncio.timeout(_CLOSE_TIMEOUT_S):
+                    await step
+        except (SdkError, TimeoutError) as error:  # the next step follows
             log.warning("leaving was not clean", extra={"room": self._options.room, "error": repr(error)})
 
     async def _publish(self, first: VideoFrame) -> None:
@@ -378,9 +383,10 @@ class LiveKitPublisher:
             await asyncio.sleep(_STATS_PERIOD_S)
             reading: TransportStats | None = None
             try:
-                async with asyncio.timeout(_STATS_TIMEOUT_S):
-                    reading = read((await self._room.get_rtc_stats()).publisher_stats)
-            except Exception as error:  # noqa: BLE001 - statistics are missing during a reconnect; the next poll comes
+                with sdk_errors():
+                    async with asyncio.timeout(_STATS_TIMEOUT_S):
+                        reading = read((await self._room.get_rtc_stats()).publisher_stats)
+            except (SdkError, TimeoutError) as error:  # statistics are missing during a reconnect; the next poll comes
                 log.debug("no statistics", extra={"room": self._options.room, "error": repr(error)})
             self.liveness.note(reading, self._clock.now(), time.time() * 1000)
             if reading is not None:

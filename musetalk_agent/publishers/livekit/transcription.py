@@ -15,6 +15,7 @@ from livekit import rtc
 
 from musetalk_agent.agent_metrics import CAPTIONS
 from musetalk_agent.media.segment import Caption
+from musetalk_agent.protocol.sdk_errors import SdkError, sdk_errors
 from musetalk_agent.tasks import supervise
 
 log = logging.getLogger(__name__)
@@ -75,10 +76,11 @@ class CaptionWriter:
     async def _take(self, caption: Caption) -> None:
         outcome = "dropped"
         try:
-            async with asyncio.timeout(_TIMEOUT_S):
-                await self._write(caption)
+            with sdk_errors():
+                async with asyncio.timeout(_TIMEOUT_S):
+                    await self._write(caption)
             outcome = "sent"
-        except Exception as error:  # noqa: BLE001 - captions are a courtesy; the SDK raises bare Exceptions
+        except (SdkError, TimeoutError) as error:
             log.info("caption not sent", extra={"line": caption.line, "error": repr(error)})
         finally:
             if outcome == "dropped":

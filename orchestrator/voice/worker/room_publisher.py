@@ -10,13 +10,14 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 from livekit import rtc
 from livekit.rtc._proto.room_pb2 import AudioEncoding
 
 from musetalk_agent.protocol.logs import redact
+from musetalk_agent.protocol.sdk_errors import SdkError, sdk_errors
 from orchestrator.voice.worker.playout_scheduler import BLOCK, STEP, Block, PlayoutScheduler
 from orchestrator.voice.worker.room_audio import QUEUE_MS, ROOM_RATE, Playout
 from orchestrator.voice.worker_messages import Handoff, HandoffDone, JoinRoom, LineReport
@@ -40,21 +41,6 @@ _CLOSE_TIMEOUT_S = 2.0
 _LOW_S = 0.05  # with less in the source every 10 ms are handed over as they come
 _WAITED_S = 0.002  # a capture that took longer than this has waited for the queue to drain
 _SILENT_DBFS = -96.0
-
-
-class SdkError(Exception):
-    """The LiveKit SDK failed; the message is its own."""
-
-
-@contextlib.contextmanager
-def sdk_errors() -> Iterator[None]:
-    """Turns whatever the SDK raises into SdkError; TimeoutError stays."""
-    try:
-        yield
-    except TimeoutError:
-        raise
-    except Exception as error:  # the SDK raises bare Exceptions beside ConnectError and PublishTrackError
-        raise SdkError(str(error)) from error
 
 
 class RoomPublisher:
