@@ -13,10 +13,8 @@ import logging
 import os
 import struct
 import sys
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from typing import Any
-
-from musetalk_agent.protocol.sdk_errors import SdkError, sdk_errors
 
 LENGTHS = struct.Struct(">II")
 HEADER_LIMIT = 256 * 1024
@@ -128,16 +126,6 @@ async def log_errors(process: asyncio.subprocess.Process, logger: logging.Logger
         if written <= STDERR_MOST:
             text = block.decode(errors="replace").strip()
             logger.warning(message, extra={"worker_pid": process.pid, "text": text})
-
-
-async def leave(step: Coroutine[Any, Any, object], within_s: float, logger: logging.Logger) -> None:
-    """Runs a step of a clean-up in a worker, `within_s` at most. A failure is logged, so that the next step runs."""
-    try:
-        with sdk_errors():
-            async with asyncio.timeout(within_s):
-                await step
-    except (SdkError, TimeoutError) as error:
-        logger.warning("leaving was not clean", extra={"error": repr(error)})
 
 
 async def _empty(process: asyncio.subprocess.Process) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+import logging
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 class SdkError(Exception):
@@ -25,9 +28,20 @@ def sdk_errors(*passing: type[Exception]) -> Iterator[None]:
     raises `RuntimeError` (`Room.get_rtc_stats`, a stream that is closed) and bare `Exception` (`AudioSource.capture_frame`,
     `Room.local_participant`).
     """
+    unchanged: tuple[type[Exception], ...] = (TimeoutError, SdkError, *passing)
     try:
         yield
-    except (TimeoutError, SdkError, *passing):
+    except unchanged:
         raise
     except Exception as error:  # the SDK raises bare Exceptions; see above
         raise SdkError(error) from error
+
+
+async def clean_up(step: Coroutine[Any, Any, object], within_s: float, logger: logging.Logger, **extra: object) -> None:
+    """Runs a step of leaving a room, `within_s` seconds at most. A failure is logged with `extra`, so that the next step runs."""
+    try:
+        with sdk_errors():
+            async with asyncio.timeout(within_s):
+                await step
+    except (SdkError, TimeoutError) as error:
+        logger.warning("leaving was not clean", extra={"error": repr(error), **extra})

@@ -7,6 +7,7 @@ import logging
 import os
 import secrets
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -129,13 +130,12 @@ class Conversations:
         if tts is None:
             raise unavailable("the service does not know its own address yet")
         conversation = self._conversations[session_id] = Conversation(session_id, lambda _: opening)
-        try:
+        with ExitStack() as on_error:  # cancelled or failed: the place is given back
+            on_error.callback(self._conversations.pop, session_id, None)
             llm = request.llm.provider() if request.llm else self._options.llm
             stt = request.stt.provider() if request.stt else self._options.stt
             embedded_llm, embedded_stt = await asyncio.gather(self._provider("llm", llm), self._provider("stt", stt))
-        except BaseException:  # cancelled or failed: the place is given back
-            self._conversations.pop(session_id, None)
-            raise
+            on_error.pop_all()
         conversation.models = {
             "llm": "embedded" if llm is None else llm.model,
             "stt": "embedded" if stt is None else stt.model,

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import secrets
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
@@ -65,17 +66,16 @@ class EmbeddedModel:
         self._errors = asyncio.create_task(log_errors(process, log, f"embedded {self.kind} stderr"))
         assert process.stdout is not None
         try:
-            async with asyncio.timeout(START_S):
-                line = await process.stdout.readline()
-            self._port = int(line)
+            async with AsyncExitStack() as on_error:  # failed or cancelled: the process must not stay without an owner
+                on_error.push_async_callback(self._stop)
+                async with asyncio.timeout(START_S):
+                    line = await process.stdout.readline()
+                self._port = int(line)
+                on_error.pop_all()
         except (TimeoutError, ValueError) as error:
-            await self._stop()
             raise unavailable(
                 f"the embedded {self.kind} did not start ({type(error).__name__}); see the log"
             ) from error
-        except BaseException:  # cancelled: the process must not stay without an owner
-            await self._stop()
-            raise
 
     async def _stop(self) -> None:
         process, self._process = self._process, None

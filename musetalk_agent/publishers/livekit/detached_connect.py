@@ -11,7 +11,7 @@ import logging
 
 from livekit import rtc
 
-from musetalk_agent.protocol.sdk_errors import SdkError, sdk_errors
+from musetalk_agent.protocol.sdk_errors import clean_up
 
 
 async def leave(room: rtc.Room) -> None:
@@ -50,9 +50,4 @@ async def _leave(room: rtc.Room, connecting: asyncio.Task[None]) -> None:
     await asyncio.wait([connecting])
     if connecting.cancelled() or connecting.exception() is not None:
         return
-    try:
-        with sdk_errors():
-            async with asyncio.timeout(_LEAVE_S):
-                await leave(room)
-    except (SdkError, TimeoutError) as error:
-        log.warning("an abandoned room was not left cleanly", extra={"error": repr(error)})
+    await clean_up(leave(room), _LEAVE_S, log)

@@ -25,7 +25,7 @@ from musetalk_agent.media.playout import PlayoutClock
 from musetalk_agent.media.segment import ROOM_RATE, Caption
 from musetalk_agent.media_types import Pcm, Pixels, VideoFrame
 from musetalk_agent.protocol.http import TrackInfo
-from musetalk_agent.protocol.sdk_errors import SdkError, sdk_errors
+from musetalk_agent.protocol.sdk_errors import SdkError, clean_up, sdk_errors
 from musetalk_agent.publishers.base import Lost, PublisherState
 from musetalk_agent.publishers.livekit.detached_connect import abandon, leave
 from musetalk_agent.publishers.livekit.stats import Liveness, TransportStats, read
@@ -289,12 +289,7 @@ class LiveKitPublisher:
         self.state.tracks = []
 
     async def _bounded(self, step: Coroutine[Any, Any, None]) -> None:
-        try:
-            with sdk_errors():
-                async with asyncio.timeout(_CLOSE_TIMEOUT_S):
-                    await step
-        except (SdkError, TimeoutError) as error:  # the next step follows
-            log.warning("leaving was not clean", extra={"room": self._options.room, "error": repr(error)})
+        await clean_up(step, _CLOSE_TIMEOUT_S, log, room=self._options.room)
 
     async def _publish(self, first: VideoFrame) -> None:
         assert self._camera is not None

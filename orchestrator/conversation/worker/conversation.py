@@ -15,6 +15,7 @@ from livekit.plugins import openai
 from livekit.plugins.musetalk.output import AvatarOutput
 from pydantic import BaseModel
 
+from musetalk_agent.protocol.sdk_errors import clean_up
 from orchestrator.conversation.messages import (
     ConversationEnded,
     ConversationEvent,
@@ -31,6 +32,7 @@ END_OF_TURN_S = 0.3
 """A turn ends this long after the last speech, as livekit-agents has it with its own turn detector; the VAD adds 0.25 s."""
 INTERRUPTS_S = 0.35
 """Speech of the user interrupts the avatar once it has lasted this long: a cough is shorter."""
+_CLOSE_S = 5.0
 TEXTS_MAX = 16
 """Texts that wait for their answers. As many as the service lets wait."""
 
@@ -58,7 +60,7 @@ class Conversation:
         reason = ""
         try:
             reason = await self._talk()
-        except Exception as error:
+        except Exception as error:  # task boundary: whatever broke it, the service gets the reason
             log.exception("a conversation failed")
             reason = f"{type(error).__name__}: {error}"[:300]
         finally:
@@ -157,14 +159,9 @@ class Conversation:
 
     async def _leave(self) -> None:
         session, self._session = self._session, None
-        for name, step in (("session", session.aclose if session else None), ("room", self._room.disconnect)):
-            if step is None:
-                continue
-            try:
-                async with asyncio.timeout(5.0):
-                    await step()
-            except Exception:
-                log.exception("a step of a conversation's end failed: %s", name)
+        if session is not None:
+            await clean_up(session.aclose(), _CLOSE_S, log, part="session")
+        await clean_up(self._room.disconnect(), _CLOSE_S, log, part="room")
 
     def _on_answering_done(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and not self._ending.done():

@@ -17,11 +17,10 @@ from livekit import rtc
 from livekit.rtc._proto.room_pb2 import AudioEncoding
 
 from musetalk_agent.protocol.logs import redact
-from musetalk_agent.protocol.sdk_errors import SdkError, sdk_errors
+from musetalk_agent.protocol.sdk_errors import SdkError, clean_up, sdk_errors
 from orchestrator.voice.worker.playout_scheduler import BLOCK, STEP, Block, PlayoutScheduler
 from orchestrator.voice.worker.room_audio import QUEUE_MS, ROOM_RATE, Playout
 from orchestrator.voice.worker_messages import Handoff, HandoffDone, JoinRoom, LineReport
-from orchestrator.worker_pipe import leave
 
 log = logging.getLogger(__name__)
 
@@ -235,14 +234,14 @@ class RoomPublisher:
         self._source = None
         publication, self._publication = self._publication, None
         if publication is not None and self._room is not None and self._lost is None:
-            await leave(self._room.local_participant.unpublish_track(publication.sid), _CLOSE_TIMEOUT_S, log)
+            await clean_up(self._room.local_participant.unpublish_track(publication.sid), _CLOSE_TIMEOUT_S, log)
             self._move("joined")
-        await leave(source.aclose(), _CLOSE_TIMEOUT_S, log)
+        await clean_up(source.aclose(), _CLOSE_TIMEOUT_S, log)
 
     async def _disconnect(self) -> None:
         room, self._room = self._room, None
         if room is not None:
-            await leave(room.disconnect(), _CLOSE_TIMEOUT_S, log)
+            await clean_up(room.disconnect(), _CLOSE_TIMEOUT_S, log)
 
     def _on_disconnected(self, reason: int) -> None:
         self._lost = rtc.DisconnectReason.Name(reason)  # type: ignore[arg-type]  # the SDK hands out the bare integer
