@@ -83,18 +83,21 @@ class NameResolver:
 
     def _look_up(self, wanted: _Name) -> None:
         found: list[str] = []
-        failure: Exception | None = None
+        failure: OSError | None = OSError("the look-up broke")
         try:
             entries = socket.getaddrinfo(*wanted, type=socket.SOCK_STREAM)
-            found = list(dict.fromkeys(str(entry[4][0]) for entry in entries))
-        except Exception as error:  # noqa: BLE001 - thread boundary: whatever it is, those who wait hear of it
-            failure = error if isinstance(error, OSError) else OSError(f"{type(error).__name__}: {error}")
-        with self._lock:
-            waiters = self._running.pop(wanted)
-            self._begin()
-        for loop, answer in waiters:
-            with suppress(RuntimeError):  # its event loop has ended
-                loop.call_soon_threadsafe(_tell, answer, found, failure)
+            found, failure = list(dict.fromkeys(str(entry[4][0]) for entry in entries)), None
+        except OSError as error:
+            failure = error
+        except (ValueError, OverflowError) as error:  # a host that IDNA refuses or that has a NUL, a port out of range
+            failure = OSError(f"{type(error).__name__}: {error}")
+        finally:  # those who wait are answered whatever broke
+            with self._lock:
+                waiters = self._running.pop(wanted)
+                self._begin()
+            for loop, answer in waiters:
+                with suppress(RuntimeError):  # its event loop has ended
+                    loop.call_soon_threadsafe(_tell, answer, found, failure)
 
 
 def _tell(answer: asyncio.Future[list[str]], found: list[str], failure: Exception | None) -> None:

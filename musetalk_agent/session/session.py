@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -123,19 +124,22 @@ class Session:
         Raises `PublishFailed`, and `EngineFailed` when the device failed meanwhile; the session is then over, as it is when this is
         cancelled.
         """
-        try:
+        async with AsyncExitStack() as opening:
+            opening.push_async_exit(self._end_unopened)
             first = self.pipeline.first
             if isinstance(self.publisher, MovingPublisher):
                 await self.publisher.open(first, self._on_lost, self.pipeline.rewind, self.events.add)
             else:
                 await self.publisher.open(first, self._on_lost)
             self._check()
-        except BaseException as error:
-            self._fail(error)
-            await self._end()
-            raise
         self._move(SessionState.READY)
         self._task = asyncio.create_task(self._run(), name=f"session-{self.id}")
+
+    async def _end_unopened(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        """What `error` kept from opening, if anything did, is ended as failed."""
+        if error is not None:
+            self._fail(error)
+            await self._end()
 
     async def stop(self) -> None:
         """Ends it: leaves the room and waits until nothing of it is left. Idempotent, safe in every state.

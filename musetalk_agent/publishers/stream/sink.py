@@ -13,6 +13,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -229,17 +230,17 @@ class StreamSink(ABC):
         try:
             if self._aborted:
                 return
-            push.open(StreamShape(options.width, options.height, options.fps, options.bitrate))
-            self.state.connected_at = self._clock.now()
-            if self.state.frames_sent:
-                self.state.reconnects += 1
-                agent_metrics.STREAM_RECONNECTS.labels(self.name).inc()
-            self._change(connected=True, error=None)
-            self._pump(push)
-            push.finish()
-        except BaseException:  # however it ended, what was not acknowledged belongs to the next push
-            self._take_back(push)
-            raise
+            with ExitStack() as on_error:
+                on_error.callback(self._take_back, push)
+                push.open(StreamShape(options.width, options.height, options.fps, options.bitrate))
+                self.state.connected_at = self._clock.now()
+                if self.state.frames_sent:
+                    self.state.reconnects += 1
+                    agent_metrics.STREAM_RECONNECTS.labels(self.name).inc()
+                self._change(connected=True, error=None)
+                self._pump(push)
+                push.finish()
+                on_error.pop_all()
         finally:
             push.close()
             self._current = None
