@@ -1,4 +1,4 @@
-"""The agent's errors. Every one is a `ProblemError` with a fixed code, raised near its cause and told to the caller as it is.
+"""The agent's errors. Every one is a `ProblemError` with a fixed code, raised near its cause and reported to the caller unchanged.
 
 AgentError
 ├── AvatarError            the clip cannot be used; the subclass's code says why
@@ -9,7 +9,7 @@ AgentError
 ├── SessionNotFound, SessionConflict, SessionEnded, AtCapacity, Draining
 ├── DiskFull               an avatar cannot be written
 ├── PublishFailed          the room could not be joined or published to
-├── PublisherUnavailable   this way to publish is not there for the session
+├── PublisherUnavailable   the session has no transport of that kind
 └── RtmpUrlForbidden       the RTMP address may not be pushed to
 """
 

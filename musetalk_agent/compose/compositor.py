@@ -15,7 +15,7 @@ def paste(background: Pixels, patch: Pixels, mask: Pixels) -> Pixels:
     """`background` and `patch` uint8 `[h, w, 3]`, `mask` uint8 `[h, w]`; returns uint8 `[h, w, 3]`.
 
     Per channel `t = bg·(255-m) + fg·m + 128`, `out = ((t >> 8) + t) >> 8` (Pillow's BLEND; verified over all 65,536
-    combinations in the numerics reference, §4). Sixteen bits hold every step: `t` is at most 255·255 + 128 = 65,153, and with
+    combinations in a reference implementation). Sixteen bits hold every step: `t` is at most 255·255 + 128 = 65,153, and with
     `t >> 8` added 65,407.
     """
     weight = cv2.cvtColor(

@@ -33,7 +33,7 @@ class FeatureStream(Protocol):
         ...
 
     def flush(self) -> list[Feature]:
-        """Ends the segment: returns the features of the remaining frames, `media.frames_begun(samples, fps)` in all."""
+        """Ends the segment: returns the features of the remaining frames, `media_types.frames_begun(samples, fps)` in all."""
         ...
 
     def reset(self) -> None:

@@ -30,7 +30,7 @@ _FFT = 512
 _LOWEST_HZ, _HIGHEST_HZ = 60.0, 7600.0
 
 FLOOR_DB = -50.0
-"""Level (dB of full scale, see `frame_levels`) below which nothing is amplified: room tone stays quiet."""
+"""Level (dB of full scale, see `Normaliser`) below which nothing is amplified: room tone stays quiet."""
 DECAY_DB = 0.03
 """Decay of the tracked level per frame: 3 dB/s, slow enough to last over pauses."""
 _ATTACK = 0.3  # share of a new frame in the smoothed power: a click of one frame moves the level by a third of its own

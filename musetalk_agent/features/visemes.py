@@ -1,6 +1,6 @@
 """Visemes for the `warp` engine: one articulation vector per video frame, on the CPU, while the audio arrives.
 
-An articulation vector is float32[5] (see `articulation.ARTICULATION`): `jaw` 0..1 (inner lips apart by 0.12 outer eye distances at
+An articulation vector is float32[5] (see `phonemes.ARTICULATION`): `jaw` 0..1 (inner lips apart by 0.12 outer eye distances at
 1), `width` -1..1, `rounding` 0..1, `closure` 0..1 (lips pressed together, /p b m/), `tuck` 0..1 (lower lip under the teeth,
 /f v/). At rest and in silence all are 0. Phonemes known in advance decide where there are any; elsewhere the mouth network does.
 """

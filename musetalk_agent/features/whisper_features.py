@@ -1,7 +1,7 @@
 """Whisper's log-mel windows for the `musetalk` engine, one per video frame, while the audio arrives: numpy only.
 
 The encoder itself runs in the engine's batch on the GPU (`engines/musetalk/network.py`). The feature is its input,
-float32 `[MEL_COLUMNS, 80]`, about 20 ms positions a, a+1 … of the segment:
+float32 `[MEL_COLUMNS, 80]`, for the segment's positions a, a+1 … (20 ms each):
 
     rows 0 … 2·POSITIONS+2: columns 2a-2 … 2·(a+POSITIONS), scaled as whisper expects them
     last row: a's place on whisper's 30 s, and three indices of positions: the first that exists (-1 when more did before),

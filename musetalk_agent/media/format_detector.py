@@ -2,7 +2,7 @@
 
 Right PCM is smooth: neighbouring samples are alike. Where they are not, the same bytes are read in every other way that senders
 get wrong, and the reading that is smooth has the name. What fits no reading and has bytes of every value is compressed. Another
-rate leaves PCM smooth: the pace of an even sender gives it away, or how it sounds (`features.rate_judge`).
+rate leaves PCM smooth: the pace of an even sender gives it away, or how it sounds (`features.speech_detector.detect_rate`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From ready pictures and PCM to the publisher, in step: the voice is handed over first, the pictures follow its position."""
+"""Sends rendered frames and PCM to the publisher in sync: audio goes first, and frames follow its playout position."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from musetalk_agent.protocol.messages import Cleared, Event
 log = logging.getLogger(__name__)
 
 PREBUFFERED_SAMPLES = ROOM_RATE // 4
-"""With a quarter of a second in hand the sender is ahead of real time, and no head start is needed."""
+"""With a quarter of a second buffered the sender is ahead of real time, and playback starts without a delay."""
 START_TIMEOUT_S = 0.6
-"""A voice does not wait longer than this for its first picture."""
+"""Audio does not wait longer than this for its first frame."""
 
 
 @dataclass(slots=True)
 class PlayerStatistics:
-    """What was shown and heard. Latencies are milliseconds from a frame's last PCM to its lips leaving, newest last; `late_ms` is
-    how long after its sound's moment a spoken picture left. `failed` pictures have no patch: the idle frame was shown in their
-    place, and they count neither as spoken nor in the latencies.
+    """What was shown and heard. Latencies are milliseconds from a frame's last PCM to its publishing, newest last; `late_ms` is
+    how long after its audio was due a speaking frame was published. `failed` frames have no patch: the idle frame was shown in
+    their place, and they count neither as spoken nor in the latencies.
     """
 
     spoken: int = 0

@@ -80,7 +80,7 @@ class ModalSettings:
 
     @classmethod
     def read(cls, environment: Mapping[str, str]) -> ModalSettings:
-        """Raises NumbersError."""
+        """Raises `ModalSettingsError`."""
         given: dict[str, object] = {}
         faults: list[str] = []
         for each in fields(cls):

@@ -114,7 +114,7 @@ class ViewerMetrics:
 
     Args:
         tallies: where figures go.
-        window_s: see `Speech`.
+        window_s: see `SpeechSource`.
     """
 
     def __init__(self, tallies: Tallies, window_s: float) -> None:

@@ -79,7 +79,7 @@ def _figures(bundle: Bundle, artefacts: MuseTalkArtefacts) -> list[Figure]:
 
 
 def _pillow(frame: Pixels, face: Pixels, box: np.ndarray, mask: Pixels) -> Pixels:
-    """Upstream's `process_frames` and `get_image_blending`: numerics §4."""
+    """Upstream's `process_frames` and `get_image_blending`."""
     x1, y1, x2, y2 = (int(v) for v in box)
     resized = cv2.resize(face, (x2 - x1, y2 - y1))
     crop = crop_box((x1, y1, x2, y2))

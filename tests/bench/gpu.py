@@ -28,7 +28,7 @@ from tests.bench.shop import Bench, prepared, why
 from tests.bench.starting import child, startup
 
 LIMIT_MS = 1.0
-"""What an H200 cannot go below per frame: 790 GFLOP at 790 TFLOP/s (`packages.md`)."""
+"""What an H200 cannot go below per frame: 790 GFLOP at 790 TFLOP/s."""
 NO_CARD = 3
 
 

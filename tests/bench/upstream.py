@@ -1,5 +1,5 @@
 """MuseTalk as upstream's real-time script runs it, for comparison in the same process: eager diffusers in half precision, every
-session a batch of its own, a blocking copy back, Pillow's blend (numerics §4)."""
+session a batch of its own, a blocking copy back, Pillow's blend."""
 
 from __future__ import annotations
 

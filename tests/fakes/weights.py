@@ -1,4 +1,4 @@
-"""Seeded random weights in upstream's exact files: names, formats, key names and shapes (numerics §1).
+"""Seeded random weights in upstream's exact files: names, formats, key names and shapes.
 
 The UNet's, the VAE's and TAESD's configurations at full scale are upstream's byte for byte (their sha256 is the manifest's).
 Values are normal, scaled by the fan-in, so that activations stay of order one and pictures are neither black nor saturated.

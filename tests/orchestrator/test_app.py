@@ -31,7 +31,7 @@ class Cold:
         return [VoiceInfo("cold:voice", "en", "cold", 16_000)] if self.warm.is_set() else []
 
     async def speak(self, text: str, voice: str) -> AsyncGenerator[SpeechChunk, None]:
-        yield SpeechChunk(b"", 16_000)
+        yield SpeechChunk(b"", 16_000, ())
 
 
 async def test_sessions_are_recovered_while_the_voices_warm_up_and_texts_wait_for_them(tmp_path: Path) -> None:

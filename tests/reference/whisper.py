@@ -1,4 +1,4 @@
-"""Upstream's audio features, slowly and plainly, from the numerics page §2, for comparison."""
+"""Upstream's audio features, slowly and plainly, from a written description, for comparison."""
 
 from __future__ import annotations
 

@@ -186,7 +186,7 @@ class MuseTalkArtefacts:
     def patch(self, idle_index: int, face: Pixels, blend_weight: float = 1.0) -> Patch:
         """The shown part of a generated face, uint8 BGR `[256, 256, 3]`, for idle frame `idle_index`. Any thread may call it.
 
-        Resized as upstream does it (OpenCV's bilinear, numerics §4). `blend_weight` (0 … 1) scales the mask. Outside the face box
+        Resized as upstream does it (OpenCV's bilinear). `blend_weight` (0 … 1) scales the mask. Outside the face box
         the mask is 0 and the pixels mean nothing.
         """
         x1, y1, x2, y2 = _tuple(self.boxes[idle_index])
@@ -225,13 +225,13 @@ def _shown(mask: Pixels, face: FaceBox, width: int, height: int) -> tuple[Box, P
 
 
 def _crop(bundle: Bundle, idle_index: int, box: NDArray[np.int32]) -> Pixels:
-    """The face box's pixels as the network sees them: 256×256, OpenCV's Lanczos, the shape not kept (numerics §3.5)."""
+    """The face box's pixels as the network sees them: 256×256, OpenCV's Lanczos, the shape not kept."""
     pixels = _pixels(bundle, idle_index, Box(*_tuple(box)))
     return cast("Pixels", cv2.resize(pixels, (SIDE, SIDE), interpolation=cv2.INTER_LANCZOS4))
 
 
 def _surroundings(bundle: Bundle, idle_index: int, box: NDArray[np.int32]) -> Pixels:
-    """The crop that is parsed, 512×512 as Pillow resizes it; black where it reaches out of the image (numerics §3.6)."""
+    """The crop that is parsed, 512×512 as Pillow resizes it; black where it reaches out of the image."""
     pixels = _pixels(bundle, idle_index, Box(*crop_box(_tuple(box))))
     return resize(pixels, _PARSED_SIDE, "bilinear")
 

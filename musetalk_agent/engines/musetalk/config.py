@@ -1,7 +1,7 @@
 """The configuration files beside the weights, checked field by field. Imports no torch.
 
 Fields that upstream's files have must be there, others must not: a file of another model is rejected before any weight is read.
-Fields that start with an underscore are comments and are dropped, as diffusers does (numerics §1).
+Fields that start with an underscore are comments and are dropped, as diffusers does.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from musetalk_agent.engines.musetalk.weights_files import UNET_CONFIG
 from musetalk_agent.errors import WeightsInvalid, WeightsMissing
 
 SCALING_FACTOR = 0.18215
-"""What latents are multiplied by where the VAE's file does not say: sd-vae-ft-mse's does not (numerics §1)."""
+"""What latents are multiplied by where the VAE's file does not say: sd-vae-ft-mse's does not."""
 
 
 class _Config(BaseModel):

@@ -1,10 +1,10 @@
 """Where MuseTalk looks and paints: the face box that becomes the 256×256 crop, and the mask that blends it back into the frame.
 
 A mask starts from a region: of the mesh (`region_of_mesh`), or of the parsing network's classes by upstream's `jaw` recipe
-(`region_of_classes`). The rest is upstream's for both (numerics §3.6): nothing above the middle of the face box, nothing outside
+(`region_of_classes`). The rest is upstream's for both: nothing above the middle of the face box, nothing outside
 it, edges softened with a Gaussian.
 
-Upstream takes box and crop from 68 points in dlib's order (numerics §3.4, §3.6). The bundle has MediaPipe's mesh, so the points
+Upstream takes box and crop from 68 points in dlib's order. The bundle has MediaPipe's mesh, so the points
 that matter are translated here:
 
 - dlib 0 … 16, the jaw from temple to temple: the mesh's face oval below the temples.
@@ -46,7 +46,7 @@ LYING = np.pi / 4
 JAW_REACH = 0.035
 """The mesh's jaw ends above the visible edge of the chin by this share of the way down from the eyes (measured, as above)."""
 MARGIN = 10
-"""Pixels that v1.5 adds below the chin (`extra_margin`, numerics §3.4)."""
+"""Pixels that v1.5 adds below the chin (`extra_margin`)."""
 SLACK = 0.5
 """Pixels that a side may stray from its whole pixel before the box follows: a resting face's box stands still."""
 

@@ -167,7 +167,7 @@ def _first_line(error: Exception) -> str:
 
 def vae_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A VAE's state with today's names. Checkpoints of 2022 call the projections of their middle attention query, key, value and
-    proj_attn, and some keep them as 1×1 convolutions `[C, C, 1, 1]` (numerics §1)."""
+    proj_attn, and some keep them as 1×1 convolutions `[C, C, 1, 1]`."""
     return {_vae_name(name): _as_linear(name, value) for name, value in state.items()}
 
 

@@ -1,7 +1,7 @@
 """The network of a frame, from a mel window and an idle frame's latents to bytes, as one call that a CUDA graph can capture.
 
-Its parts: whisper-tiny's encoder over short windows of audio (numerics §2), MuseTalk's UNet at its one step t = 0, and the VAE or
-TAESD decoder. The VAE's encoder is used in preparation only (numerics §3.5 and §4).
+Its parts: whisper-tiny's encoder over short windows of audio, MuseTalk's UNet at its one step t = 0, and the VAE or
+TAESD decoder. The VAE's encoder is used in preparation only.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LATENT_SHAPE = (8, 32, 32)
 
 
 def positions(rows: int = AUDIO_ROWS, width: int = AUDIO_WIDTH) -> Tensor:
-    """The sinusoids that are added to the audio, float32 `[rows, width]` (numerics §2.8)."""
+    """The sinusoids that are added to the audio, float32 `[rows, width]`."""
     place = torch.arange(rows, dtype=torch.float32)[:, None]
     rate = torch.exp(torch.arange(0, width, 2, dtype=torch.float32) * (-math.log(10_000.0) / width))
     table = torch.zeros(rows, width)
@@ -191,7 +191,7 @@ def _attend(attention: Any, x: Tensor, audio: Tensor) -> Tensor:
 def fold_time(unet: UNet2DConditionModel) -> None:
     """Adds each residual layer's projection of the embedding of t = 0 to the bias of its first convolution, once, in float32.
 
-    That embedding is cos 0 and sin 0: half ones, half zeros (numerics §4).
+    That embedding is cos 0 and sin 0: half ones, half zeros.
     """
     channels = unet.config.block_out_channels[0]
     weight = unet.conv_in.weight

@@ -16,7 +16,7 @@ from musetalk_agent.media_types import Pixels
 
 CLASSES = 19
 SIDE = 512
-"""Pixels of a side of what the network looks at and of its class map (numerics §3.6)."""
+"""Pixels of a side of what the network looks at and of its class map."""
 _MEAN = (0.485, 0.456, 0.406)
 _DEVIATION = (0.229, 0.224, 0.225)
 
@@ -168,7 +168,7 @@ class Parser:
         """uint8 BGR `[b, n, n, 3]` → uint8 `[b, 512, 512]`: 0 background, 1 skin, 10 nose, 11 mouth, 12 and 13 lips, 14 neck …
 
         Each crop is resized as Pillow does it (bilinear, antialiased), scaled to 0 … 1 and normalised with ImageNet's mean and
-        deviation (numerics §3.6). Crops that are 512×512 already are taken as they are.
+        deviation. Crops that are 512×512 already are taken as they are.
         """
         sized = [resize(crop, SIDE, "bilinear") for crop in crops]
         images = torch.stack([torch.from_numpy(np.ascontiguousarray(crop)) for crop in sized]).to(self._mean.device)

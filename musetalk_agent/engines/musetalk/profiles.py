@@ -12,7 +12,7 @@ from musetalk_agent.errors import EngineUnavailable
 LATENT_ROWS = 32
 """Rows of a latent; each is eight rows of the 256×256 face."""
 SHOWN_FROM = 96
-"""First row of the 256 that a mask can show: masks begin at the box's centre (row 128, numerics §3.6) and their blur reaches
+"""First row of the 256 that a mask can show: masks begin at the box's centre (row 128) and their blur reaches
 `0.075·max(w, h)` of the box further up, 27 rows for a box 1.4 times as wide as high."""
 BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16)
 """Batch sizes on a card. Between them a batch is padded, so the steps are small where padding would cost a third."""

@@ -1,4 +1,4 @@
-"""A connection that publishes to an RTMP server: the blocking shell around `rtmp_wire`, for a thread of its own.
+"""A connection that publishes to an RTMP server: the blocking shell around `rtmp/protocol.py`, for a thread of its own.
 
 The socket is ours, and not FFmpeg's: so it goes to the checked address while the certificate is checked against the name, it
 holds little (what a server does not take shows at once), a silent network is noticed, and another thread can end it at any moment.

@@ -34,7 +34,7 @@ def whip_url(livekit_url: str) -> str:
 
 
 class _WhipPush:
-    """A `whip_worker` and the pipes to it. The token goes through the pipe, where no list of processes shows it."""
+    """A `whip/worker.py` process and the pipes to it. The token goes through the pipe, where no list of processes shows it."""
 
     def __init__(self, url: str, token: str) -> None:
         self._url, self._token = url, token

@@ -183,7 +183,7 @@ THREADS = 2
 
 
 class VoiceEntry(TypedDict):
-    """One voice in the hello message; the fields of `base.VoiceInfo`."""
+    """One voice in the hello message; the fields of `synthesizer.VoiceInfo`."""
 
     name: str
     language: str

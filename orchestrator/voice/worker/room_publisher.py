@@ -1,6 +1,6 @@
-"""One line: a participant of a LiveKit room that publishes one voice at 48 kHz.
+"""Publishes one voice at 48 kHz into a LiveKit room, as a participant of its own (a *line*).
 
-The SDK's traps are those of docs/explanation/livekit.md: connect is never cancelled, one capture at a time, blocks of whole 10 ms,
+What the SDK demands (docs/explanation/livekit.md): connect is never cancelled, one capture at a time, blocks of whole 10 ms,
 nothing is published again by us after a reconnect.
 """
 
@@ -25,19 +25,19 @@ from orchestrator.voice.worker_messages import Handoff, HandoffDone, JoinRoom, L
 log = logging.getLogger(__name__)
 
 STREAM = "avatar"
-"""The avatar's own, so that browsers hold its pictures and this sound together."""
+"""The media stream that the avatar's video is in too: browsers keep the tracks of one stream in sync."""
 TRACK = "avatar-voice"
 REPORT_S = 0.1
 CONNECT_TIMEOUT_S = 5.0
 PUBLISH_TIMEOUT_S = 10.0
-"""A server that took the join and never acknowledges the track is left, and joined again."""
+"""When a server accepts the join and never acknowledges the track, the line disconnects and joins again."""
 CAPTURE_TIMEOUT_S = 2.0
-"""The SDK takes a block within 40 ms; one that it never answers for is given up, or the voice would stand still for ever."""
+"""The SDK takes a block within 40 ms; a block that is never acknowledged is dropped, or the voice would stop for ever."""
 SUBSCRIBED_S = 0.6
 """Audio before the first listener has subscribed is lost; a line waits no longer than this for one (s)."""
 _BACKOFF_S = (0.3, 5.0)
 _CLOSE_TIMEOUT_S = 2.0
-_LOW_S = 0.05  # with less in the source every 10 ms are handed over as they come
+_LOW_S = 0.05  # with less in the SDK's buffer every 10 ms are handed over as they come
 _WAITED_S = 0.002  # a capture that took longer than this has waited for the queue to drain
 _SILENT_DBFS = -96.0
 

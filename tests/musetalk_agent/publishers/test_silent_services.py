@@ -26,6 +26,7 @@ from musetalk_agent.publishers.failover.publisher import FailoverPublisher
 from musetalk_agent.publishers.failover.transports import Probe, TransportOptions
 from musetalk_agent.publishers.livekit import publisher as livekit_publisher
 from musetalk_agent.publishers.livekit.publisher import LiveKitOptions, LiveKitPublisher
+from musetalk_agent.publishers.livekit.stats import TransportStats
 from musetalk_agent.publishers.stream.encoder import StreamShape
 from musetalk_agent.publishers.whip import sink
 from musetalk_tools.livekit_server import LiveKitAccess
@@ -251,7 +252,7 @@ async def test_statistics_go_on_after_an_error_that_no_one_expected(
 ) -> None:
     calls = 0
 
-    def breaks_once(reading: livekit_publisher.Reading) -> None:
+    def breaks_once(reading: TransportStats) -> None:
         nonlocal calls
         calls += 1
         if calls == 1:

@@ -23,7 +23,7 @@ REPORT_S = 0.5
 
 @dataclass
 class World:
-    """The deployment (`Deployment`'s calls) and the crowd (`Crowd`'s) in one, with the delays of both.
+    """The deployment (`Deployment`'s calls) and the viewers (`ViewerPool`'s) in one, with the delays of both.
 
     Attributes:
         start_s: until a start is answered.

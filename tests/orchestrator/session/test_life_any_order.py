@@ -115,7 +115,7 @@ class Life(RuleBasedStateMachine):
         if tracked.session.base_state not in (SessionState.READY, SessionState.RECOVERING):
             return
         live = tracked.session.running()
-        if live._tracker._live is None:
+        if live._tracker.live is None:
             tracked.open = None  # also one that got nothing for EXPLICIT_END_S
         if tracked.open is None:
             live.audio_start()

@@ -232,7 +232,7 @@ def test_a_missing_file_is_told_with_the_command(models: Path) -> None:
 
 
 def test_the_published_architecture(tmp_path: Path) -> None:
-    """Keys, shapes and counts of the real thing, without its 3.9 GB (numerics §1, packages.md)."""
+    """Keys, shapes and counts of the real thing, without its 3.9 GB."""
     for name, content in (
         ("musetalkV15/musetalk.json", weights.unet_config("full")),
         ("sd-vae/config.json", weights.vae_config("full")),

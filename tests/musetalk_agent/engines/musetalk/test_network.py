@@ -109,7 +109,7 @@ def test_one_frame_of_the_full_architecture() -> None:
     """850 and 84 million parameters, fp32: the fast path to one step of a byte, latents to 1e-4."""
     unet = full(diffusers.UNet2DConditionModel, unet_config("full"))
     vae = full(diffusers.AutoencoderKL, vae_config("full"))
-    assert sum(p.numel() for p in unet.parameters()) == 849_947_844  # numerics §1
+    assert sum(p.numel() for p in unet.parameters()) == 849_947_844  # upstream's count
     reference = PlainNetwork(unet, vae)
     audio, latents = inputs(1)
     predicted = reference.predicted(audio[0], latents[0])
