@@ -1,4 +1,4 @@
-"""MuseTalk's boxes, masks, blending and frame numbers, one frame after the other, with Pillow, from a written description of upstream alone.
+"""MuseTalk's boxes, masks, blending and frame numbers, one frame after the other, with Pillow, from a description alone.
 
 Slow and straight; imports nothing of the product. A face box is (x1, y1, x2, y2); pictures are uint8 BGR `[h, w, 3]`.
 """

@@ -1,4 +1,4 @@
-"""MuseTalk's frame the slow way: diffusers and transformers called plainly, one frame at a time, from a written description of upstream alone.
+"""MuseTalk's frame the slow way: diffusers and transformers called plainly, one frame at a time, from a description alone.
 
 Nothing here is shared with `musetalk_agent`: it is what the fast path is compared with.
 """
