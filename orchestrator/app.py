@@ -32,7 +32,7 @@ from orchestrator.recovery import make_store, surviving
 from orchestrator.routes import (
     audio_ws,
     avatar_upload,
-    conversation,
+    conversation_routes,
     error_responses,
     openai_api,
     ops,
@@ -125,7 +125,15 @@ def create_app(settings: Settings, *, voices: Voices | None = None) -> FastAPI:
 def _add_routes(app: FastAPI) -> None:
     bearer = Security(HTTPBearer(auto_error=False, description="An API key."))  # says so in /docs; the guard checks it
     app.include_router(speak.growing)  # before the other route of its address
-    for module in (viewer_tokens, session_routes, session_events, speak, avatar_upload, conversation, openai_api):
+    for module in (
+        viewer_tokens,
+        session_routes,
+        session_events,
+        speak,
+        avatar_upload,
+        conversation_routes,
+        openai_api,
+    ):
         app.include_router(module.router, dependencies=[bearer])
     app.include_router(ops.debug_router, dependencies=[bearer])
     for module in (audio_ws, speak_ws, ops, page):

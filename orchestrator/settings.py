@@ -13,8 +13,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from orchestrator.agents.modal_pool import ModalOptions
 from orchestrator.audio.ingest import AudioLimits
+from orchestrator.conversation.conversation_messages import Provider
 from orchestrator.conversation.conversations import find_python
-from orchestrator.conversation.messages import Provider
 from orchestrator.conversation.options import ConversationOptions
 from orchestrator.livekit_rooms import IngressMode, LiveKitKeys
 from orchestrator.session.model import SessionOptions

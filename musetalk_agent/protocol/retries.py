@@ -47,6 +47,7 @@ CODES: dict[str, Verdict] = {
     "publisher_unavailable": Verdict.FINAL,
     "engine_unavailable": Verdict.FINAL,
     "voice_unavailable": Verdict.FINAL,
+    "conversation_unavailable": Verdict.FINAL,
     "idle_timeout": Verdict.LATER,
 }
 """By the problem's own code, where its status says something else. `idle_timeout` closes a WebSocket and has no status."""

@@ -16,8 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator import worker_pipe
-from orchestrator.conversation.embedded_model import ROOT, EmbeddedModel, unavailable
-from orchestrator.conversation.messages import (
+from orchestrator.conversation.conversation_messages import (
     ChatMessage,
     CloseConversation,
     ConversationEnded,
@@ -28,6 +27,7 @@ from orchestrator.conversation.messages import (
     Provider,
     reports,
 )
+from orchestrator.conversation.embedded_model import ROOT, EmbeddedModel, unavailable
 from orchestrator.conversation.options import ConversationOptions, ConversationRequest
 from orchestrator.events import EventBus
 from orchestrator.metrics import Metrics
@@ -68,7 +68,7 @@ class _WorkerLost(Exception):
 
 
 @dataclass(eq=False)
-class Conversation:
+class OpenedConversation:
     """One session's conversation, whatever happens to the worker."""
 
     session_id: str
@@ -102,7 +102,7 @@ class Conversations:
         self._metrics = metrics
         self._address = address
         self._worker = WORKER if worker is None else worker
-        self._conversations: dict[str, Conversation] = {}
+        self._conversations: dict[str, OpenedConversation] = {}
         self._models = {
             kind: EmbeddedModel(kind, options.python, options.threads) for kind in ("llm", "stt") if options.python
         }
@@ -129,7 +129,7 @@ class Conversations:
         tts = self._address()
         if tts is None:
             raise unavailable("the service does not know its own address yet")
-        conversation = self._conversations[session_id] = Conversation(session_id, lambda _: opening)
+        conversation = self._conversations[session_id] = OpenedConversation(session_id, lambda _: opening)
         with ExitStack() as on_error:  # cancelled or failed: the place is given back
             on_error.callback(self._conversations.pop, session_id, None)
             llm = request.llm.provider() if request.llm else self._options.llm
@@ -178,7 +178,7 @@ class Conversations:
         self._send(message)
         return message.message_id
 
-    def get(self, session_id: str) -> Conversation:
+    def get(self, session_id: str) -> OpenedConversation:
         """Raises ProblemError `session_conflict` for a session without a conversation."""
         found = self._conversations.get(session_id)
         if found is None:
@@ -211,7 +211,7 @@ class Conversations:
     async def _provider(self, kind: str, given: Provider | None) -> Provider:
         return given if given is not None else await self._models[kind].provider()
 
-    def _open(self, conversation: Conversation) -> None:
+    def _open(self, conversation: OpenedConversation) -> None:
         if not self._send(conversation.opening(tuple(conversation.messages))):
             return  # the worker opens all of them as soon as it runs
         for message in conversation.waiting.values():
@@ -302,7 +302,7 @@ class Conversations:
             )
             self._reopen_later(conversation)
 
-    def _reopen_later(self, conversation: Conversation) -> None:
+    def _reopen_later(self, conversation: OpenedConversation) -> None:
         def reopen() -> None:
             self._reopening.discard(handle)
             if not conversation.closed:

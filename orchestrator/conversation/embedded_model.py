@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
-from orchestrator.conversation.messages import Provider
+from orchestrator.conversation.conversation_messages import Provider
 from orchestrator.worker_pipe import end, log_errors
 
 START_S = 60.0

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pydantic import Field
 
 from musetalk_agent.protocol.http import Strict
-from orchestrator.conversation.messages import Provider
+from orchestrator.conversation.conversation_messages import Provider
 
 INSTRUCTIONS_CHARACTERS = 8000
 DEFAULT_INSTRUCTIONS = (

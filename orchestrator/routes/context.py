@@ -17,8 +17,8 @@ from starlette.requests import HTTPConnection
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.agents.agent_client import AgentClient
 from orchestrator.agents.pool import AgentPool
+from orchestrator.conversation.conversation_messages import Provider
 from orchestrator.conversation.conversations import Conversations
-from orchestrator.conversation.messages import Provider
 from orchestrator.events import EventBus
 from orchestrator.keys import Caller, Credentials, Scope
 from orchestrator.livekit_rooms import Ingresses, Rooms, TokenMinter

@@ -33,12 +33,15 @@ const CALL_MS = 20_000;
  * @property {string} [speaker] `agent`, `orchestrator`, or the identity of the participant on whose behalf the avatar speaks
  * @property {"http" | "datastream"} [audio_source] how speech arrives: by this API, or through the room
  * @property {boolean} [captions] default true
+ * @property {ConversationRequest} [conversation] the avatar listens and answers
  * @property {string} [rtmp_url] where media are published when WebRTC fails; it holds a stream key: only a server should know it
  * @property {boolean} [wants_rtmp] publishes there all the time
  * @property {PublisherMode} [publisher]
  * @property {string} [webhook_url]
  * @property {string} [webhook_secret]
  *
+ * @typedef {{instructions?: string, greeting?: string, language?: string, voice?: string, llm?: ModelChoice, stt?: ModelChoice}} ConversationRequest
+ * @typedef {{base_url: string, model: string, api_key?: string}} ModelChoice an address in OpenAI's dialect; for an operator's key only
  * @typedef {"auto" | "webrtc" | "rtmp"} PublisherMode
  *
  * @typedef {{token: string, livekit_url: string, room: string, identity: string, expires_at: string | null}} ViewerToken

@@ -12,8 +12,14 @@ from typing import BinaryIO, NoReturn
 from pydantic import BaseModel, ValidationError
 
 from orchestrator import worker_pipe
-from orchestrator.conversation.messages import ChatMessage, CloseConversation, OpenConversation, WorkerBeat, commands
-from orchestrator.conversation.worker.conversation import Conversation
+from orchestrator.conversation.conversation_messages import (
+    ChatMessage,
+    CloseConversation,
+    OpenConversation,
+    WorkerBeat,
+    commands,
+)
+from orchestrator.conversation.worker.room_conversation import RoomConversation
 
 BEAT_S = 1.0
 _UNREAD_BYTES = 1 << 20
@@ -26,7 +32,7 @@ class ConversationSet:
 
     def __init__(self, out: asyncio.WriteTransport) -> None:
         self._out = out
-        self._conversations: dict[str, Conversation] = {}
+        self._conversations: dict[str, RoomConversation] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def report(self, message: BaseModel) -> None:
@@ -62,7 +68,7 @@ class ConversationSet:
             await asyncio.wait(self._tasks, timeout=_LEAVE_S)
 
     def _open(self, opening: OpenConversation) -> None:
-        conversation = self._conversations[opening.session_id] = Conversation(opening, self.report)
+        conversation = self._conversations[opening.session_id] = RoomConversation(opening, self.report)
         task = asyncio.create_task(conversation.run(), name=f"conversation-{opening.session_id}")
         self._tasks.add(task)
 

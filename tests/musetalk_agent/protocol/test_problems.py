@@ -31,7 +31,7 @@ def test_the_statuses_that_clients_rely_on() -> None:
 
 @pytest.mark.parametrize("code", [code for code in ErrorCode if STATUS.get(code) == 503])
 def test_what_is_unavailable_may_come_back_but_for_what_this_process_will_never_have(code: ErrorCode) -> None:
-    never = {ErrorCode.ENGINE_UNAVAILABLE, ErrorCode.VOICE_UNAVAILABLE}
+    never = {ErrorCode.ENGINE_UNAVAILABLE, ErrorCode.VOICE_UNAVAILABLE, ErrorCode.CONVERSATION_UNAVAILABLE}
     assert verdict(503, code.value) is (Verdict.FINAL if code in never else Verdict.LATER)
 
 

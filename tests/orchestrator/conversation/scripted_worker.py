@@ -9,7 +9,7 @@ import threading
 import time
 
 from orchestrator import worker_pipe
-from orchestrator.conversation.messages import (
+from orchestrator.conversation.conversation_messages import (
     ChatMessage,
     ConversationEnded,
     ConversationEvent,

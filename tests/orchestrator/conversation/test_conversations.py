@@ -12,8 +12,8 @@ import pytest
 
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.conversation import conversations as module
+from orchestrator.conversation.conversation_messages import Provider
 from orchestrator.conversation.conversations import Conversations
-from orchestrator.conversation.messages import Provider
 from orchestrator.conversation.options import ConversationOptions, ConversationRequest
 from orchestrator.events import EventBus
 from orchestrator.metrics import Metrics

@@ -16,7 +16,7 @@ from livekit.plugins.musetalk.output import AvatarOutput
 from pydantic import BaseModel
 
 from musetalk_agent.protocol.sdk_errors import clean_up
-from orchestrator.conversation.messages import (
+from orchestrator.conversation.conversation_messages import (
     ConversationEnded,
     ConversationEvent,
     HistoryMessage,
@@ -37,7 +37,7 @@ TEXTS_MAX = 16
 """Texts that wait for their answers. As many as the service lets wait."""
 
 
-class Conversation:
+class RoomConversation:
     """Talks in one room from `run` until `close` or the loss of the room.
 
     Args:
@@ -52,6 +52,7 @@ class Conversation:
         self._ending: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._session: AgentSession[None] | None = None
         self._texts: asyncio.Queue[tuple[str, str]] = asyncio.Queue(TEXTS_MAX)
+        self._linked = False
         self._replying = False
         self._heard: dict[str, float] = {}
 
@@ -99,6 +100,10 @@ class Conversation:
         )
         agent = Agent(instructions=opening.instructions, chat_ctx=history)
         await session.start(agent=agent, room=self._room, room_options=options)
+        self._linked = True
+        for participant in self._room.remote_participants.values():  # a microphone that was there before
+            if any(each.kind == rtc.TrackKind.KIND_AUDIO for each in participant.track_publications.values()):
+                self._listen_to(participant)
         if opening.greeting and not opening.history:
             session.say(opening.greeting)
         answering = asyncio.create_task(self._answer_texts(session), name="answer-texts")
@@ -177,11 +182,12 @@ class Conversation:
         self, track: rtc.Track, publication: rtc.RemoteTrackPublication, participant: rtc.RemoteParticipant
     ) -> None:
         """Listens to who has a microphone: whoever joined first may only watch."""
-        session = self._session
-        if session is None or participant.kind == rtc.ParticipantKind.PARTICIPANT_KIND_AGENT:
-            return
-        if track.kind == rtc.TrackKind.KIND_AUDIO:
-            session.room_io.set_participant(participant.identity)
+        if self._linked and track.kind == rtc.TrackKind.KIND_AUDIO:
+            self._listen_to(participant)
+
+    def _listen_to(self, participant: rtc.RemoteParticipant) -> None:
+        if self._session is not None and participant.kind != rtc.ParticipantKind.PARTICIPANT_KIND_AGENT:
+            self._session.room_io.set_participant(participant.identity)
 
     async def _on_text(self, session: AgentSession[None], event: room_io.TextInputEvent) -> None:
         self.chat(f"chat_{time.time_ns():x}", event.text)
