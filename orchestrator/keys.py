@@ -30,7 +30,7 @@ from orchestrator.supervision import supervise
 MAX_KEYS = 1024
 """Each request is compared with every key."""
 PREFIX = "mtk_"
-"""Keys made here begin so, that scanners for leaked secrets find them."""
+"""First letters of every key, so that scanners for leaked secrets find them."""
 NAME = r"^[A-Za-z0-9._-]{1,64}$"
 
 
@@ -167,7 +167,7 @@ class KeyRing:
         """The key's caller; None for an unknown key, or one that has expired at `now` (Unix time)."""
         wanted = digest(given)
         found: Key | None = None
-        for key in self._keys:  # every key is compared, so that the time does not tell which came close
+        for key in self._keys:  # every key is compared, so that the time does not show which came close
             if hmac.compare_digest(key.digest, wanted):
                 found = key
         if found is None or (found.expires_at is not None and now >= found.expires_at):

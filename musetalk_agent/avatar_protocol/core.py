@@ -1,7 +1,7 @@
 """The worker's side of LiveKit's avatar protocol, without I/O: what is asked of it comes in, what is to be done goes out.
 
-An agent sends one byte stream a segment, faster than real time, and waits until it is told that the segment was heard. It must be
-told exactly once, whatever becomes of the stream, or it waits for ever. So every stream that came gets a segment of the pipeline,
+An agent sends one byte stream a segment, faster than real time, and waits for the report that the segment was heard. It must get
+it exactly once, whatever becomes of the stream, or it waits for ever. So every stream that came gets a segment of the pipeline,
 and what the pipeline says of that segment is passed on once.
 """
 
@@ -28,7 +28,7 @@ SUPERSEDED_S = 0.5
 ABSENT_S = 3.0
 """An agent that is out of sight for so long has left. It is for a moment when the worker's own connection is made anew."""
 STUCK_S = 20.0
-"""Speech of which nothing comes and nothing is heard for so long is dropped, so that the agent is told something."""
+"""Speech of which nothing comes and nothing is heard for so long is dropped, so that the agent gets an answer."""
 STREAMS_MOST = 64
 """Streams that may wait to be read."""
 _RATES = range(8000, 48001)
@@ -234,7 +234,7 @@ class AvatarProtocol:
         return [Warn(f"A stream of {self.sender!r} has lost its end: what came of it is said."), End(), Close(stream)]
 
     def _look(self, now: float, present: bool) -> None:
-        """Once the agent has left, nobody waits to be told; what it sent is still said."""
+        """Once the agent has left, no report is awaited; what it sent is still said."""
         if present:
             self._here, self._seen_at = True, now
         elif self._here and now - self._seen_at > ABSENT_S:
@@ -242,7 +242,7 @@ class AvatarProtocol:
             self._untold.clear()
 
     def _drop(self) -> list[Command]:
-        """Every stream gets a segment before all are cleared, so that each is told of."""
+        """Every stream gets a segment before all are cleared, so that each is reported."""
         acts: list[Command] = [Begin(s.number, s.rate or _RATE_OF_NONE) for s in self._streams.values() if not s.begun]
         closing: Sequence[Command] = [Close(stream) for stream in self._streams]
         self._streams.clear()

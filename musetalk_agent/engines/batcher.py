@@ -1,9 +1,9 @@
-"""Two threads per engine: one owns its device and launches batches, one waits for them and makes patches of them.
+"""Two threads per engine: one owns its device and launches batches, one waits for each batch and turns it into patches.
 
-    submit ─► waiting frames, a queue a session ─► launcher: earliest deadline first ─► card ─► collector: wait, patches ─► future
+    submit ─► waiting frames, a queue a session ─► launcher: earliest deadline first ─► device ─► collector: wait, patches ─► future
 
-While the card works on a batch the next is launched just before it ends: late enough to gather frames of more sessions, early
-enough that the card never idles.
+While the device works on a batch the next is launched just before it ends: late enough to gather frames of more sessions, early
+enough that the device never idles.
 """
 
 from __future__ import annotations

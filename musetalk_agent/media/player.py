@@ -142,7 +142,7 @@ class Player:
         self._audio_wake.set()
 
     def clear(self) -> Cleared:
-        """Silence at once: drops every segment, tells the end of each, and lets the mouth close."""
+        """Silence at once: drops every segment, emits the end of each, and closes the mouth."""
         position = self._publisher.playout.position()
         self._publisher.clear_audio()
         dropped_s = self._queue.clear(position)
@@ -157,7 +157,7 @@ class Player:
         return cleared
 
     def rewind(self, position: int) -> dict[Segment, Segment]:
-        """Plays everything after sample `position` of the playout clock again, pictures and sound; tells no event twice.
+        """Plays everything after sample `position` of the playout clock again, frames and audio; emits no event twice.
 
         Returns the segments that take the place of others, by those. A block that the publisher holds back meanwhile is among what
         comes again: it must drop it. A voice that is published elsewhere was heard all the same: then nothing is played again.

@@ -1,7 +1,7 @@
-"""Where playback is: the master clock that video follows, its history, and the timing of audio that another process publishes.
+"""The playback position: the master clock that video follows, its history, and the timing of audio published by another process.
 
 A sink (LiveKit's AudioSource, an RTMP muxer, nothing) takes blocks faster than it plays them, and plays them without gaps while it
-has some. The clock counts what was enqueued and knows when each sample is heard; now and then the sink reports its true queue.
+has some. The clock counts the samples enqueued and computes when each is heard; the sink reports its true queue from time to time.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from dataclasses import dataclass
 from musetalk_agent.clock import Clock
 from musetalk_agent.media.segment import ROOM_RATE
 
-_SNAP_S = 0.02  # an error of more than this is a hiccup and not jitter: believe the sink at once
-_TRUST = 1 / 8  # weight of one observation of the sink's queue; its own grain is 10 ms
+_SNAP_S = 0.02  # a larger error is a stall and not jitter: take the sink's value at once
+_TRUST = 1 / 8  # weight of one observation of the sink's queue, which counts in steps of 10 ms
 _RUNS = 64
-"""So many are remembered. The least block is 10 ms, so that they are longer than any path."""
+"""How many runs are kept. A block is 10 ms at least, so that they reach further back than the delay of any transport."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """Sound from sample `begun`, at `begun_at`, until the sink ran dry: it lies on a line through the base."""
+    """Audio without a gap, from sample `begun` at `begun_at` until the sink ran dry. Position and time are linear through the base."""
 
     begun: int
     begun_at: float
@@ -41,7 +41,7 @@ class PlayoutClock:
             step later on average.
         audio_delay_s: how much longer than a picture a sample takes from the sink to the viewer; the sink in use may set it.
 
-    While `held`, nothing can be handed over: nobody knows when what comes next is heard.
+    While `held`, nothing can be handed over: the time at which the next sample is heard is unknown.
     """
 
     def __init__(self, clock: Clock, rate: int, grain_s: float = 0.01, audio_delay_s: float = 0.0) -> None:
@@ -137,7 +137,7 @@ class PlayoutClock:
 
 
 class SwitchingClock(PlayoutClock):
-    """While `held`, nothing can be handed over, and nobody knows when what comes next is heard: its times are infinite."""
+    """While `held`, nothing can be handed over, and the time of the next sample is unknown: it is infinite."""
 
     held = False
 
@@ -182,11 +182,11 @@ class PlayoutHistory:
 
 
 VOICE_LEAD_S = 0.15
-"""Pictures leave this much later than with a voice of our own: the time in which the word reaches whoever publishes the voice."""
+"""Frames are published this much later than with audio of our own: the time a message takes to the process that publishes it."""
 LEAST_JUMP = ROOM_RATE // 4
 """Samples. The orchestrator's voice jumps at once by more than 200 ms, and waits for a quiet place with less: silence with a noise
 floor has none, so no less than this is left out of it (`orchestrator/voice/worker/playout_scheduler.py`)."""
-_CORRECT_S = 0.5  # while speech goes on, its time is told again as often
+_CORRECT_S = 0.5  # while speech goes on, its time is reported again this often
 _OFF_S = 0.005  # and at once when it has moved by more than this
 _TIMINGS_KEPT = 8
 
@@ -204,7 +204,7 @@ class VoiceTiming:
 
 
 class VoiceTimingQueue:
-    """What is to be told of the voice: where it begins, pauses and goes on, and a correction now and then.
+    """What is to be reported of the audio: where it begins, pauses and goes on, and a correction from time to time.
 
     Only the newest few wait to be sent: an old one is worth nothing.
 
@@ -244,7 +244,7 @@ class VoiceTimingQueue:
         return waiting
 
     def _tell(self, due: VoiceTiming) -> None:
-        if not math.isfinite(due.at):  # no way out carries now, so nobody knows
+        if not math.isfinite(due.at):  # no transport carries now: the time is unknown
             return
         self._told = due
         self._waiting.append(due)

@@ -399,7 +399,7 @@ class FrameRenderer:
                 if not flight.patch.cancelled() or (task is not None and task.cancelling()):
                     raise
                 patch, failed = None, True  # the batcher was closed; this loop must go on
-            except Exception as error:  # noqa: BLE001 - one picture that fails is shown idle; the funnel tells, speech goes on
+            except Exception as error:  # noqa: BLE001 - a frame that fails is shown idle and reported in the diagnosis; speech goes on
                 self._stats.fail("patches", f"{type(error).__name__}: {error}")
                 patch, failed = None, True
             frame = await self._in_thread(lambda: self._compositor.compose(idle_index, patch, flight.tag))  # noqa: B023

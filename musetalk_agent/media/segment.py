@@ -155,7 +155,7 @@ _LIVE_AHEAD_S = 0.35
 LEAST_CUT = 2 * GRAIN
 """Samples of silence that are worth being left out."""
 _REST_SEEN_S = 0.2
-"""A rest is told this much before its first frame: nobody spoke then either, and a live segment is not yet heard that far."""
+"""A rest is reported this much before its first frame: nobody spoke then either, and a live segment is not yet heard that far."""
 
 
 @dataclass(slots=True)
@@ -219,8 +219,8 @@ class Segment:
         self.origin: int | None = None  # playout position of its first sample, once it has begun
         self.enqueued = 0  # samples at ROOM_RATE given to the sink
         self.not_before = 0.0  # monotonic time at which its first sample may leave
-        self.started = heard_before_s > 0  # `playback.started` was told
-        self.finished = False  # `playback.finished` was told
+        self.started = heard_before_s > 0  # `playback.started` was emitted
+        self.finished = False  # `playback.finished` was emitted
         self._unconverted: deque[Pcm] = deque()  # at `rate`
         self._end_at: float | None = None  # when `end` was called
         self._features_in = 0

@@ -1,4 +1,4 @@
-"""The session's segments in the order of playing, and what is told of them. Decisions only: positions are passed in.
+"""The session's segments in the order of playing, and the events they emit. Decisions only: positions are passed in.
 
 A segment is *open* until its last sample was heard. What was heard lately stays for a while, so that a way out that turns out to
 have been dead can be rewound: see `PlaybackQueue.rewind`.
@@ -81,7 +81,7 @@ class PlaybackQueue:
         return over
 
     def clear(self, position: int) -> float:
-        """Drops everything, what is kept too, and tells the end of each segment. Returns the seconds that are not heard."""
+        """Drops everything, what is kept too, and emits the end of each segment. Returns the seconds that are not heard."""
         dropped_s = self.buffered_s(position)
         segments, self.open = list(self.open), deque()
         self._over.clear()

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInf
 
 
 class DiagnosisCode(StrEnum):
-    """When several hold, the first along this list is told."""
+    """When several hold, the first in this list is reported."""
 
     ROOM_NOT_JOINED = "room_not_joined"
     WEIGHTS_MISSING = "weights_missing"
@@ -72,7 +72,7 @@ DEMO_AVATAR_ID = "demo"
 
 
 class SessionState(StrEnum):
-    """Life of a session, told by `GET /session/{id}`. `recovering`: its agent was lost, and it moves to another one."""
+    """State of a session, reported by `GET /session/{id}`. `recovering`: its agent was lost, and it moves to another one."""
 
     STARTING = "starting"
     READY = "ready"
@@ -154,7 +154,7 @@ class PublisherRequest(Strict):
 
 
 class VoiceSource(StrEnum):
-    """Who publishes the speech. With `orchestrator` the agent publishes pictures only, and tells when each sound is due."""
+    """Who publishes the speech. With `orchestrator` the agent publishes video only, and reports when its audio is due."""
 
     AGENT = "agent"
     ORCHESTRATOR = "orchestrator"
@@ -317,7 +317,7 @@ class AgentHealth(Answer):
     capacity: Capacity
     draining: bool = False
     instance: str = ""
-    """Another one for each process: behind one address it tells agents apart."""
+    """Another one for each process: it identifies the agent among several behind one address."""
 
 
 class FileState(Answer):

@@ -32,7 +32,7 @@ class RedactingFilter(logging.Filter):
     """For loggers that are not ours and may print a request's address: what they say is redacted before any handler sees it."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Rewrites the record; keeps it, but for what uvicorn says of every refused WebSocket (our own log tells of it)."""
+        """Rewrites the record; keeps it, but for what uvicorn says of every refused WebSocket (our own log has it)."""
         record.msg, record.args = redact(record.getMessage()), None
         return record.msg != _REFUSED
 
@@ -55,7 +55,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def guard() -> None:
-    """Redacts what the libraries log, whoever configured the handlers. Safe to call again."""
+    """Redacts what the libraries log, whichever code configured the handlers. Safe to call again."""
     for name in _FOREIGN:
         logger = logging.getLogger(name)
         if not any(isinstance(existing, RedactingFilter) for existing in logger.filters):
@@ -67,5 +67,5 @@ def configure(level: str = "INFO") -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # one line per poll of an agent tells nobody anything
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # one line per poll of an agent has no information
     guard()

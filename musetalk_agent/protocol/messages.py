@@ -2,7 +2,7 @@
 
 The public one (client → orchestrator) and the inner one (orchestrator → agent) share the events that come back. Binary messages
 are raw PCM, int16 little endian mono. The inner link numbers what it carries: every message of the orchestrator, text or binary,
-counts as one *item*; the agent tells in `link.hello` and `link.ack` how many items it has taken, so that after a drop the
+counts as one *item*; the agent reports in `link.hello` and `link.ack` how many items it has taken, so that after a drop the
 orchestrator goes on from there and nothing is lost or taken twice. Events of the agent carry `id`, counted from 1, and the
 orchestrator names the last one it has seen when it connects (`events_after`).
 """
@@ -145,7 +145,7 @@ class PublisherChanged(EventMessage):
 
 
 class StateChanged(EventMessage):
-    """The session's state, as `GET /session/{id}` tells it, has changed. Not told for `ready` ⇄ `speaking`."""
+    """The session's state, as `GET /session/{id}` reports it, has changed. Not sent for `ready` ⇄ `speaking`."""
 
     type: Literal["session.state"] = "session.state"
     state: str
@@ -160,7 +160,7 @@ class SegmentStart(Message):
     """Inner link: opens segment `segment` (counted from 1); the PCM after it belongs to it, at `sample_rate` Hz.
 
     `heard_s` seconds of the segment were heard before, through another agent: what follows begins there, `playback.started` was
-    told if it is above 0, and `position_s` counts from the segment's own beginning. `received` is the session's count of `/audio`
+    sent if it is above 0, and `position_s` counts from the segment's own beginning. `received` is the session's count of `/audio`
     samples before the segment's first one; None for speech that did not come over `/audio`. What comes before is said by somebody
     else for `in_s` more seconds: the segment's sound does not leave earlier. `traceparent` is the utterance's span.
     """
@@ -232,7 +232,7 @@ class LinkHello(Message):
     """First message of the agent on every inner connection.
 
     For an orchestrator that adopts the session: `segments` were begun so far, `received_samples` of `/audio` were taken (None
-    when no segment has told), `events` were numbered.
+    when no segment has reported one), `events` were numbered.
     """
 
     type: Literal["link.hello"] = "link.hello"
@@ -247,7 +247,7 @@ class LinkAck(Message):
     """Items taken so far; at least every 250 ms while items come or sound is heard.
 
     `segment` is the one that is being heard, or was heard last (0: none yet), and `heard_s` how much of it, from its own beginning.
-    `frames` counts pictures published, `draining` asks that the session be moved elsewhere. `resting`: nobody speaks in what is
+    `frames` counts pictures published, `draining` asks that the session be moved elsewhere. `resting`: no one speaks in what is
     being heard, so the avatar is idle although a segment is open.
     """
 

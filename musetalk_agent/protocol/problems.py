@@ -1,4 +1,4 @@
-"""Errors on the wire: one stable code each, told as RFC 9457 `application/problem+json`.
+"""Errors on the wire: one stable code each, sent as RFC 9457 `application/problem+json`.
 
 Both services raise `ProblemError` (or a subclass that fixes the code) close to the cause; the HTTP layer turns it into a
 `Problem` in one place. A code never changes its meaning; `STATUS` is the HTTP status it travels under.
@@ -123,7 +123,7 @@ class Problem(BaseModel):
 
 
 class ProblemError(Exception):
-    """An error that is told to the caller under a stable code.
+    """An error that is reported to the caller under a stable code.
 
     Args:
         code: what went wrong, for programs.

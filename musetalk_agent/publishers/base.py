@@ -155,7 +155,7 @@ class NullPublisher:
         return self.playout.clear()
 
     async def set_state(self, state: str) -> None:
-        """Nobody to tell."""
+        """Does nothing: there is no listener."""
 
     async def aclose(self) -> None:
         """Nothing to leave."""

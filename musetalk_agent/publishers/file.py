@@ -87,7 +87,7 @@ class Film:
             if container is not None:
                 container.close()
         except OSError:
-            if error is None:  # else the disk that is full has been told of already
+            if error is None:  # else the full disk has been reported already
                 raise
         finally:
             self._part.unlink(missing_ok=True)

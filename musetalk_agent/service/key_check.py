@@ -89,7 +89,7 @@ class AgentAuthMiddleware:
 
 
 def problem_response(error: ProblemError) -> JSONResponse:
-    """The answer that tells this error."""
+    """The response for this error."""
     headers = {"Retry-After": str(error.retry_after_s)} if error.retry_after_s else None
     body = error.problem().model_dump(exclude_none=True)
     return JSONResponse(body, error.status, headers, media_type=MEDIA_TYPE)

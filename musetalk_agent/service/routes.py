@@ -79,7 +79,7 @@ async def session(session_id: str, sessions: SessionsHere) -> AgentSession:
 
 @router.post("/session/{session_id}/publisher")
 async def publisher(session_id: str, body: PublisherRequest, sessions: SessionsHere) -> AgentSession:
-    """Says which ways media may take; answers at once, and `transport` tells which one they take."""
+    """Sets which transports may be used; answers at once, and `transport` says which one is in use."""
     found = sessions.get(session_id)
     if not isinstance(found.publisher, MovingPublisher):
         text = "This session publishes nothing (connect_livekit false, and no rtmp_url); start another one."

@@ -33,7 +33,7 @@ class LinkReceiver:
     same would be sent there. The orchestrator keeps to the same limits, so this is for one that does not.
 
     `items` were taken, `segments` is the highest number begun, and `received_samples` of `/audio` were taken in all (None when no
-    segment has told).
+    segment has reported one).
 
     Args:
         backlog_s: most speech that may wait to be heard.

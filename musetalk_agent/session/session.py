@@ -65,7 +65,7 @@ _NORMAL_ENDS = frozenset({"PARTICIPANT_REMOVED", "ROOM_DELETED", "ROOM_CLOSED", 
 
 
 class Session:
-    """Owns the pipeline and the publisher; takes items through `receiver` and tells events through `events`.
+    """Owns the pipeline and the publisher; takes items through `receiver` and emits events through `events`.
 
     Args:
         request: what the orchestrator asked for.
@@ -306,7 +306,7 @@ class Session:
         return self.pipeline.stats.diagnose(facts)
 
     def status(self) -> AgentSession:
-        """The session as `GET /session/{id}` tells it."""
+        """The session as `GET /session/{id}` reports it."""
         state, playback = self.publisher.state, self.pipeline.player
         self.pipeline.stats.set_acknowledged(state.acknowledged_frames, state.acknowledged_at)
         return AgentSession(

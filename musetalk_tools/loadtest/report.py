@@ -16,7 +16,7 @@ from musetalk_tools.loadtest.thresholds import ThresholdResult
 from musetalk_tools.loadtest.viewer_metrics import Figure, Tallies
 
 
-class PlanTold(BaseModel):
+class ReportedPlan(BaseModel):
     """What was asked for."""
 
     url: str
@@ -109,7 +109,7 @@ class LoadReport(BaseModel):
     cut_short: bool
     held: bool
     bars: list[ThresholdResult]
-    plan: PlanTold
+    plan: ReportedPlan
     machine: Machine
     sessions: SessionCounts
     figures: dict[str, Figure]
@@ -122,9 +122,9 @@ class LoadReport(BaseModel):
     each: list[SessionTold]
 
 
-def plan_told(plan: Plan) -> PlanTold:
+def reported_plan(plan: Plan) -> ReportedPlan:
     """The plan without its secrets, of which it has none."""
-    return PlanTold(
+    return ReportedPlan(
         url=plan.url,
         run_id=plan.run_id,
         sessions=plan.sessions,

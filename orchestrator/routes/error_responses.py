@@ -99,7 +99,7 @@ _FAILURES = {"4XX": "The request cannot be served; `code` says why.", "5XX": "Th
 
 
 def describe_errors(app: FastAPI) -> None:
-    """Makes `/json` tell of problem+json instead of FastAPI's own error bodies."""
+    """Makes `/json` describe problem+json instead of FastAPI's own error bodies."""
     made = app.openapi
 
     def openapi() -> dict[str, Any]:

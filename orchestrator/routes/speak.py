@@ -139,7 +139,7 @@ def _no_utf8(at: int) -> ProblemError:
 
 @router.post("/session/{session_id}/speak", status_code=202, openapi_extra=_GROWING)
 async def speak(session_id: str, body: SpeakRequest, ctx: Ctx, request: Request) -> dict[str, int]:
-    """Speaks a text. Answers at once with the number of its segment; playback events tell the rest. A body of `text/plain` is
+    """Speaks a text. Answers at once with the number of its segment; playback events report the rest. A body of `text/plain` is
     spoken while it comes, and answered at its end.
     """
     await ctx.voices.wait_open()

@@ -24,10 +24,10 @@ from orchestrator.events import EventBus, event_id
 from orchestrator.metrics import Metrics
 
 QUEUE_MESSAGES = 512
-"""Messages that may wait for a slow reader; past it the connection ends, for none may be left out silently."""
+"""Messages that may wait for a slow reader; beyond that the connection is closed: no message may be dropped silently."""
 KEPT_EVENTS = 256
 MISSED_S = 60.0
-"""A connection that names no event gets those of this long that no socket took."""
+"""A connection that names no event gets the unsent events of the last so many seconds."""
 
 
 class ClientQueue:

@@ -39,7 +39,7 @@ _Answer = TypeVar("_Answer")
 class SqliteStore:
     """Records in a file (or in memory, for as long as the process lives), worked on by a thread of its own.
 
-    The file is locked as long as it is open, and the lock ends with the process however that dies: whoever has it open is the
+    The file is locked as long as it is open, and the lock ends with the process however that dies: who has it open is the
     only owner there is, so leases need not be written down.
     """
 

@@ -173,7 +173,7 @@ class PcmStreamDecoder:
     """Bytes of one answer in as they come, whole int16 mono samples out.
 
     Args:
-        content_type: the answer's header. It decides where it says what the bytes are not (`text/html`, `video/webm`), and tells
+        content_type: the answer's header. It decides where it says what the bytes are not (`text/html`, `video/webm`), and says
             the rate of bare PCM; what it says beside that is not believed, for many servers say `audio/mpeg` whatever they send.
 
     Raises:

@@ -108,7 +108,7 @@ def find(folder: Path, part: Part, half: Half | None) -> Checkpoint | None:
 
 
 def copies_state(folder: Path) -> dict[str, FileState]:
-    """The half-precision copies in a models folder, as `ModelStore.state` tells of the manifest's files: `verified` is whether one
+    """The half-precision copies in a models folder, as `ModelStore.state` does for the manifest's files: `verified` is whether one
     is whole and made from the weights beside it."""
     found: dict[str, FileState] = {}
     for part in CONVERTED:

@@ -1,4 +1,4 @@
-"""The shape of the mouth in every idle frame, its own and with the lips together; and the reference frames, which lend their lips.
+"""The shape of the mouth in every idle frame, its own and with the lips together; and the reference frames, whose lips are drawn.
 
 There is one reference for each direction of the head, so that lips are never bent far: lips seen from the front do not fit a face
 seen from the side, whose far half is narrower and has the background behind it. A clip of a still head has one reference; a clip

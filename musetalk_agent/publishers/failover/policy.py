@@ -286,7 +286,7 @@ class FailoverPolicy:
         self._go(State.WEBRTC, "joined" if self.state is State.JOINING else "healthy")
 
     def on(self, event: Event, now: float, reason: str = "") -> list[Action]:
-        """Takes an event; returns what is to be done about it. `reason` is told where it ends the use of a way."""
+        """Takes an event; returns what is to be done about it. `reason` is reported where the event ends the use of a transport."""
         self._now, self._why, self._acts = now, reason, []
         if event in (Event.JOINED, Event.JOIN_FAILED, Event.JOIN_BROKE, Event.JOIN_REFUSED):
             self._joining = False

@@ -260,7 +260,7 @@ class TransportManager:
         return Event.JOIN_FAILED
 
     def leave_room(self) -> None:
-        """Leaves, in the background; tells `ROOM_LEFT`."""
+        """Leaves the room in the background; reports `ROOM_LEFT`."""
         room, self.room = self.room, None
         if room is not None:
             self._forget(room)

@@ -36,7 +36,7 @@ class RtmpAddress:
 
     @property
     def tc_url(self) -> str:
-        """What the server is told it was called: the URL without the key."""
+        """The address as the server receives it: the URL without the key."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         port = "" if self.port == PORTS[self.scheme] else f":{self.port}"
         return f"{self.scheme}://{host}{port}/{self.app}"

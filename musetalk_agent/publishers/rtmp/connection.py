@@ -128,7 +128,7 @@ class RtmpLink:
             raise TimeoutError(errno.ETIMEDOUT, "the server reads nothing")
 
     def pending(self) -> int:
-        """Bytes that the other side has not taken: its kernel, or a server that hangs itself. 0 where that cannot be told."""
+        """Bytes that the other side has not taken: its kernel, or a server that hangs itself. 0 where that is unknown."""
         if self._hung:
             return self.sent - self._acked[1]
         if self._socket is None:
@@ -337,7 +337,7 @@ def _codes(message: wire.RtmpMessage) -> list[str]:
 
 
 def _failure(message: wire.RtmpMessage) -> str | None:
-    """Why a command tells of a failure, or None."""
+    """Why a command reports a failure, or None."""
     values = wire.unpack(message.body)
     levels = [value.get("level") for value in values if isinstance(value, dict)]
     if values[:1] == ["_error"] or "error" in levels:

@@ -1,4 +1,4 @@
-"""Audio of the room: segments at its rate, and when LiveKit plays out each sample of its queue. No I/O; time is passed in."""
+"""Audio for the room: segments resampled to 48 kHz, and when LiveKit plays each sample of its queue. No I/O; time is passed in."""
 
 from __future__ import annotations
 
