@@ -23,7 +23,7 @@ _RUNS = 64
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """Audio without a gap, from sample `begun` at `begun_at` until the sink ran dry. Position and time are linear through the base."""
+    """Audio without a gap, from sample `begun` at `begun_at` until the sink ran dry. Position is linear in time from the base."""
 
     begun: int
     begun_at: float

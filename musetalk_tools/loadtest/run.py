@@ -156,7 +156,7 @@ class LoadRun:
             cut_short=cut_short,
             held=all(each.held for each in verdicts),
             bars=verdicts,
-            plan=reports.plan_told(self._plan),
+            plan=reports.reported_plan(self._plan),
             machine=reports.machine(cpu_s, seconds),
             sessions=reports.SessionCounts(
                 wanted=self._plan.sessions,

@@ -252,7 +252,7 @@ async def interrupt(session_id: str, ctx: Ctx, request: Request) -> dict[str, fl
 
 @router.post("/session/{session_id}/publisher")
 async def publisher(session_id: str, body: PublisherRequest, ctx: Ctx, request: Request) -> dict[str, Any]:
-    """Holds the session's media to WebRTC or RTMP, or leaves the choice to the agent. `publisher.changed` follows when it is done."""
+    """Holds the session's media to WebRTC or RTMP, or leaves the choice to the agent. `publisher.changed` follows."""
     found = await here(ctx, current(request.scope), session_id)
     await ctx.sessions.set_publisher(found, body.mode)
     return found.view()

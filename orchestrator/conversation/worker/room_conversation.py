@@ -181,7 +181,7 @@ class RoomConversation:
     def _on_track(
         self, track: rtc.Track, publication: rtc.RemoteTrackPublication, participant: rtc.RemoteParticipant
     ) -> None:
-        """Listens to who has a microphone: whoever joined first may only watch."""
+        """Listens to participants with a microphone: the first to join may only watch."""
         if self._linked and track.kind == rtc.TrackKind.KIND_AUDIO:
             self._listen_to(participant)
 

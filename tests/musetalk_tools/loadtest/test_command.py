@@ -20,7 +20,7 @@ from musetalk_tools.loadtest.report import (
     Machine,
     Point,
     SessionCounts,
-    plan_told,
+    reported_plan,
 )
 from musetalk_tools.loadtest.speech_source import RATE, SpeechError, recording, tones
 from musetalk_tools.loadtest.thresholds import ThresholdResult
@@ -120,7 +120,7 @@ def _report() -> LoadReport:
         cut_short=False,
         held=False,
         bars=[ThresholdResult(option="max-p95-skew", bar=40, value=94, unit="ms", held=False)],
-        plan=plan_told(Plan("http://127.0.0.1:8080/<&>", 3, 0.5)),
+        plan=reported_plan(Plan("http://127.0.0.1:8080/<&>", 3, 0.5)),
         machine=Machine(processor="P", cores=2, system="S", viewer_cores=0.5, load=1),
         sessions=SessionCounts(wanted=3, started=2, failed=1),
         figures={"skew_abs_ms": figure, "gap_ms": figure},

@@ -16,7 +16,7 @@ from musetalk_tools.loadtest.chart import PngCanvas, SvgCanvas, draw
 from musetalk_tools.loadtest.deployment import Deployment
 from musetalk_tools.loadtest.load_session import LoadSession, Shared
 from musetalk_tools.loadtest.plan import Plan
-from musetalk_tools.loadtest.report import Losses, Point, losses, machine, plan_told, session_told
+from musetalk_tools.loadtest.report import Losses, Point, losses, machine, reported_plan, session_told
 from musetalk_tools.loadtest.speech_source import RATE, SpeechError, recording, tones
 from musetalk_tools.loadtest.viewer_messages import Left, Seen
 from musetalk_tools.loadtest.viewer_pool import ViewerPool
@@ -67,7 +67,7 @@ def test_the_generators_own_work_is_told_in_cores(cpu_s: float, seconds: float, 
 
 def test_a_plan_is_told_as_it_was_given() -> None:
     plan = Plan("https://x", 4, 0.5, ramp_s=1.5, speak_share=0.25, engine="warp", run_id="r")
-    told = plan_told(plan)
+    told = reported_plan(plan)
     assert (told.url, told.run_id, told.sessions, told.seconds, told.ramp_s) == ("https://x", "r", 4, 31.5, 1.5)
 
 
