@@ -30,6 +30,7 @@ REAL_TIME = (
     "tests/musetalk_agent/publishers/test_failover.py",
     "tests/orchestrator/test_real_move.py",
     "tests/integrations/livekit_agents/test_conversation.py",
+    "tests/integrations/conversation",
     "tests/integrations/livekit_agents/test_example.py",
     "tests/integrations/pipecat/test_example.py",
     "tests/modal/test_killed_container.py",
