@@ -253,9 +253,7 @@ def _etag(hub: Any, url: str, name: str) -> str:
         if status in _TRY_AGAIN:
             raise _Interrupted(f"the hub answered {status}") from error
         raise FetchFailed(f"{name} could not be fetched: {_first_line(error)}") from error
-    except (
-        Exception
-    ) as error:  # transport errors come as the hub client's HTTP library has them: requests, httpx or httpx2
+    except Exception as error:  # transport errors are those of the hub client's HTTP library: requests, httpx or httpx2
         raise _Interrupted(_first_line(error)) from error
     return "".join(letter for letter in etag or "" if letter.isalnum()) or "unnamed"
 
