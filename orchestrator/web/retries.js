@@ -19,7 +19,8 @@ export const RETRIES = {
   },
   "codes": {
     "session_ended": "final", "idempotency_conflict": "final", "speech_elsewhere": "final", "publisher_unavailable": "final",
-    "engine_unavailable": "final", "voice_unavailable": "final", "idle_timeout": "later"
+    "engine_unavailable": "final", "voice_unavailable": "final", "conversation_unavailable": "final",
+    "idle_timeout": "later"
   },
   "closes": {
     "1000": "final", "1001": "final", "1002": "final", "1003": "final", "1007": "final", "1008": "final", "1009": "final", "1010": "final"
