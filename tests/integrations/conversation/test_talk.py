@@ -157,8 +157,8 @@ async def test_a_text_interrupts_and_the_history_has_no_more_than_was_said(livek
             ("user", False),
             ("assistant", False),
         ]
-        told = [text.strip() for role, text in models.asked[1] if role == "assistant"]
-        assert told == [first["text"].strip()], "the model knows the same"
+        known = [text.strip() for role, text in models.asked[1] if role == "assistant"]
+        assert known == [first["text"].strip()], "the model knows the same"
 
 
 async def test_a_killed_worker_comes_back_and_remembers(livekit_server: LiveKitAccess) -> None:

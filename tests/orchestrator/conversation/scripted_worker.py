@@ -32,7 +32,7 @@ def report(message: object) -> None:
 def beat() -> None:
     while True:
         report(WorkerBeat())
-        time.sleep(0.2)
+        time.sleep(0.2)  # the interval of the heartbeat; no test waits for it
 
 
 def read() -> bytes:
