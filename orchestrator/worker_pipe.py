@@ -13,8 +13,8 @@ import logging
 import os
 import struct
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 LENGTHS = struct.Struct(">II")
 HEADER_LIMIT = 256 * 1024
@@ -62,6 +62,40 @@ def decode_header(head: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise FramingError("the header is not an object")
     return value
+
+
+class WorkerLost(Exception):
+    """The worker ended, hangs, or sends what is no report; the message says which."""
+
+
+_Report = TypeVar("_Report")
+
+
+async def receive(
+    process: asyncio.subprocess.Process, within_s: float, validate: Callable[[bytes], _Report]
+) -> _Report:
+    """Reads the worker's next report; its payload is dropped.
+
+    Args:
+        within_s: longest wait, in seconds.
+        validate: makes a report of the header; raises ValueError for what is none.
+
+    Raises:
+        WorkerLost: no report came, or not one.
+    """
+    assert process.stdout is not None
+    try:
+        async with asyncio.timeout(within_s):
+            head, payload = lengths(await process.stdout.readexactly(LENGTHS.size))
+            report = validate(await process.stdout.readexactly(head))
+            await process.stdout.readexactly(payload)
+    except TimeoutError as error:
+        raise WorkerLost(f"no sign of life for {within_s:g} s") from error
+    except asyncio.IncompleteReadError as error:
+        raise WorkerLost("the process ended") from error
+    except (ConnectionError, FramingError, ValueError) as error:
+        raise WorkerLost(f"it sent what is no report: {type(error).__name__}") from error
+    return report
 
 
 def _check(head: int, payload: int) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator import worker_pipe
@@ -32,7 +32,7 @@ from orchestrator.conversation.options import ConversationOptions, ConversationR
 from orchestrator.events import EventBus
 from orchestrator.metrics import Metrics
 from orchestrator.supervision import supervise
-from orchestrator.worker_pipe import end, log_errors
+from orchestrator.worker_pipe import WorkerLost, end, log_errors
 
 CONVERSATIONS_MAX = 32
 HISTORY_MAX = 1000
@@ -49,6 +49,8 @@ SILENCE_S = 10.0
 _SETTLED_S = 10.0
 _EXIT_S = 5.0
 _REOPEN_S = 1.0
+_UNSENT_BYTES = 1 << 20
+"""A worker that leaves this much unread hangs."""
 WAITING_MAX = 16
 PLUGIN = ROOT / "integrations" / "livekit_agents"
 log = logging.getLogger(__name__)
@@ -61,10 +63,6 @@ def find_python() -> str | None:
         return given or None
     found = Path.home() / ".cache/musetalk-livekit/envs/conversation/bin/python"
     return str(found) if found.exists() else None
-
-
-class _WorkerLost(Exception):
-    """The worker ended, hangs or sends what is no report; the message says which."""
 
 
 @dataclass(eq=False)
@@ -221,6 +219,8 @@ class Conversations:
         process = self._process
         if process is None or process.stdin is None or not self._ready:
             return False
+        if process.stdin.transport.get_write_buffer_size() > _UNSENT_BYTES:
+            return False
         process.stdin.write(worker_pipe.encode(message.model_dump(mode="json")))
         return True
 
@@ -232,7 +232,7 @@ class Conversations:
             begun = loop.time()
             try:
                 await self._one_process()
-            except _WorkerLost as error:
+            except WorkerLost as error:
                 log.warning("conversation worker lost", extra={"reason": str(error)})
             delay = BACKOFF_S[0] if loop.time() - begun > _SETTLED_S else min(BACKOFF_S[1], 2 * delay)
             await asyncio.sleep(delay)
@@ -252,7 +252,7 @@ class Conversations:
                 *command, stdin=pipe, stdout=pipe, stderr=pipe, env=environment
             )
         except OSError as error:
-            raise _WorkerLost(f"it cannot be started: {error.strerror}") from error
+            raise WorkerLost(f"it cannot be started: {error.strerror}") from error
         self._process = process
         errors = asyncio.create_task(log_errors(process, log, "conversation worker stderr"), name="conversation-stderr")
         try:
@@ -264,20 +264,9 @@ class Conversations:
             await asyncio.wait([errors])
 
     async def _listen(self, process: asyncio.subprocess.Process) -> None:
-        assert process.stdout is not None
         patience = _HELLO_S
         while True:
-            try:
-                async with asyncio.timeout(patience):
-                    head, payload = worker_pipe.lengths(await process.stdout.readexactly(worker_pipe.LENGTHS.size))
-                    message = reports.validate_json(await process.stdout.readexactly(head))
-                    await process.stdout.readexactly(payload)
-            except TimeoutError as error:
-                raise _WorkerLost(f"no report for {patience:g} s") from error
-            except asyncio.IncompleteReadError as error:
-                raise _WorkerLost("the process ended") from error
-            except (ConnectionError, worker_pipe.FramingError, ValidationError) as error:
-                raise _WorkerLost(f"it sent what is no report: {type(error).__name__}") from error
+            message = await worker_pipe.receive(process, patience, reports.validate_json)
             patience = SILENCE_S
             if not self._ready:
                 self._ready = True

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from orchestrator import worker_pipe
 from orchestrator.metrics import Metrics
@@ -31,7 +31,7 @@ from orchestrator.voice.worker_messages import (
     SyncTo,
     worker_reports,
 )
-from orchestrator.worker_pipe import end, log_errors
+from orchestrator.worker_pipe import WorkerLost, end, log_errors
 
 AHEAD_S = 2.0
 """Sound is sent to the worker this far ahead; the rest waits here."""
@@ -353,10 +353,6 @@ class VoiceBusyError(Exception):
     """All lines are taken."""
 
 
-class _WorkerLostError(Exception):
-    """The worker ended, hangs or talks nonsense; the message says which."""
-
-
 @dataclass
 class VoiceStatistics:
     """Counters since the start."""
@@ -448,7 +444,7 @@ class VoiceWorker:
             begun = loop.time()
             try:
                 await self._one_process()
-            except _WorkerLostError as error:
+            except WorkerLost as error:
                 self.statistics.losses += 1
                 self._metrics.voice_losses.inc()
                 log.warning("voice worker lost", extra={"reason": str(error), "losses": self.statistics.losses})
@@ -458,11 +454,11 @@ class VoiceWorker:
             delay = min(BACKOFF_S[1], 2 * delay)
 
     async def _one_process(self) -> None:
-        """Starts a worker and listens to it until it is lost. Raises _WorkerLostError."""
+        """Starts a worker and listens to it until it is lost. Raises WorkerLost."""
         try:
             process = await worker_pipe.spawn(self._command, threads=1)  # its tokens come with its commands
         except OSError as error:
-            raise _WorkerLostError(f"it cannot be started: {error.strerror}") from error
+            raise WorkerLost(f"it cannot be started: {error.strerror}") from error
         self._process = process
         errors = asyncio.create_task(log_errors(process, log, "voice worker stderr"), name="voice-worker-stderr")
         try:
@@ -477,20 +473,9 @@ class VoiceWorker:
             await asyncio.wait([errors])
 
     async def _listen(self, process: asyncio.subprocess.Process) -> None:
-        assert process.stdout is not None
         patience = _HELLO_TIMEOUT_S
         while True:
-            try:
-                async with asyncio.timeout(patience):
-                    head, payload = worker_pipe.lengths(await process.stdout.readexactly(worker_pipe.LENGTHS.size))
-                    message = worker_reports.validate_json(await process.stdout.readexactly(head))
-                    await process.stdout.readexactly(payload)
-            except TimeoutError as error:
-                raise _WorkerLostError(f"no sign of life for {patience:g} s") from error
-            except asyncio.IncompleteReadError as error:
-                raise _WorkerLostError("the process ended") from error
-            except (ConnectionError, worker_pipe.FramingError, ValidationError) as error:
-                raise _WorkerLostError(f"it sent nonsense: {type(error).__name__}") from error
+            message = await worker_pipe.receive(process, patience, worker_reports.validate_json)
             patience = SILENCE_S
             if isinstance(message, LineReport | HandoffDone):
                 line = self._lines.get(message.line)
