@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import io
+import json
 import wave
 from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from typing import Any, Literal
 
 import numpy as np
@@ -35,14 +38,23 @@ class SpeechRequest(BaseModel):
     model: str = MODEL
     voice: str = "default"
     response_format: Literal["pcm", "wav"] = "wav"
+    stream_format: str = "audio"
 
 
 @router.post("/v1/audio/speech", response_class=StreamingResponse)
 async def speech(body: SpeechRequest, ctx: Ctx) -> Response:
-    """Speaks `input`. `pcm` is sent while it is made; `wav` once it is whole, so that its header holds its length."""
+    """Speaks `input`. `pcm` is sent while it is made; `wav` once it is whole, so that its header holds its length.
+
+    `pcm` with `stream_format` `sse` comes as OpenAI's events; each has the `words` too whose sound begins in it, with seconds
+    from the first sample.
+    """
     await ctx.voices.wait_open()
     voice = ctx.sessions.options.voice if body.voice in _OPENAI_VOICES else body.voice
     chunks = ctx.voices.speak(body.input, voice)
+    if (body.response_format, body.stream_format) == ("pcm", "sse"):
+        events = _events(chunks)
+        begun = await anext(events)  # what fails at once is answered with its status
+        return StreamingResponse(_after(begun, events), media_type="text/event-stream")
     pcm = _resampled(chunks)
     if body.response_format == "pcm":
         first = await anext(pcm, b"")  # what fails at once is answered with its status
@@ -75,6 +87,31 @@ async def _resampled(chunks: AsyncGenerator[SpeechChunk, None]) -> AsyncGenerato
             yield resampler.flush().tobytes()
     finally:
         await chunks.aclose()
+
+
+async def _events(chunks: AsyncGenerator[SpeechChunk, None]) -> AsyncGenerator[bytes, None]:
+    """OpenAI's `speech.audio.delta` and `speech.audio.done`. Closing it closes the voice."""
+    resampler: Resampler | None = None
+    async with aclosing(chunks):
+        async for chunk in chunks:
+            resampler = resampler or Resampler(chunk.sample_rate, PCM_RATE)
+            words = [
+                {
+                    "text": word.text,
+                    "start": round(word.start / chunk.sample_rate, 4),
+                    "end": round(word.end / chunk.sample_rate, 4),
+                }
+                for word in chunk.words
+            ]
+            yield _delta(resampler.push(np.frombuffer(chunk.pcm, np.int16)).tobytes(), words)
+    if resampler is not None:
+        yield _delta(resampler.flush().tobytes(), [])
+    yield b'data: {"type": "speech.audio.done"}\n\n'
+
+
+def _delta(pcm: bytes, words: list[dict[str, Any]]) -> bytes:
+    event = {"type": "speech.audio.delta", "audio": base64.b64encode(pcm).decode(), "words": words}
+    return b"data: " + json.dumps(event).encode() + b"\n\n"
 
 
 def _wav(pcm: bytes) -> bytes:

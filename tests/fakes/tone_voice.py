@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 
 import numpy as np
 
-from musetalk_agent.protocol.messages import CueItem
+from musetalk_agent.protocol.messages import CaptionWord, CueItem
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.tts.synthesizer import SpeechChunk, VoiceInfo
 
@@ -15,10 +15,14 @@ RATE = 22050
 
 
 class TonePerWord:
-    """A synthesizer: 100 ms of tone a word. The word `break` breaks it, `hang` waits for ever, `crash` is a bug."""
+    """A synthesizer: 100 ms of tone a word. The word `break` breaks it, `hang` waits for ever, `crash` is a bug.
+
+    It knows when its words are heard where `captions` is true.
+    """
 
     def __init__(self) -> None:
         self.begun = self.closed = 0
+        self.captions = False
 
     async def open(self) -> None: ...
 
@@ -39,7 +43,8 @@ class TonePerWord:
                 if word == "crash":
                     raise RuntimeError("a bug")
                 pcm = np.full(samples, 1000 if voice == "tone:one" else 2000, "<i2").tobytes()
-                yield SpeechChunk(pcm, RATE, (CueItem(phoneme=word, start=at, end=at + samples),))
+                words = (CaptionWord(text=word + " ", start=at, end=at + samples),) if self.captions else ()
+                yield SpeechChunk(pcm, RATE, (CueItem(phoneme=word, start=at, end=at + samples),), words)
                 at += samples
                 await asyncio.sleep(0)
         finally:
