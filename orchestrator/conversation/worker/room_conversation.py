@@ -11,7 +11,6 @@ from livekit import rtc
 from livekit.agents import Agent, AgentSession, inference, llm
 from livekit.agents.voice import events, room_io
 from livekit.agents.voice.turn import EndpointingOptions, InterruptionOptions, TurnHandlingOptions
-from livekit.plugins import openai
 from livekit.plugins.musetalk.output import AvatarOutput
 from pydantic import BaseModel
 
@@ -23,6 +22,7 @@ from orchestrator.conversation.conversation_messages import (
     MessageAdded,
     OpenConversation,
 )
+from orchestrator.conversation.worker import models
 
 log = logging.getLogger(__name__)
 
@@ -126,26 +126,9 @@ class RoomConversation:
         opening = self._opening
         session: AgentSession[None] = AgentSession(
             vad=inference.VAD(min_silence_duration=0.25),
-            stt=openai.STT(
-                base_url=opening.stt.base_url,
-                model=opening.stt.model,
-                api_key=opening.stt.api_key,
-                language=opening.language,
-                use_realtime=False,
-            ),
-            llm=openai.LLM(
-                base_url=opening.llm.base_url,
-                model=opening.llm.model,
-                api_key=opening.llm.api_key,
-                **({"max_completion_tokens": opening.reply_tokens} if opening.reply_tokens else {}),
-            ),
-            tts=openai.TTS(
-                base_url=opening.tts.base_url,
-                model=opening.tts.model,
-                api_key=opening.tts.api_key,
-                voice=opening.voice or "default",
-                response_format="pcm",
-            ),
+            stt=models.recogniser(opening),
+            llm=models.language_model(opening),
+            tts=models.voice(opening),
             turn_handling=TurnHandlingOptions(
                 turn_detection=inference.TurnDetector(version="v1-mini"),
                 endpointing=EndpointingOptions(mode="fixed", min_delay=END_OF_TURN_S, max_delay=1.0),
