@@ -16,7 +16,7 @@ from pathlib import Path
 
 import httpx
 
-from orchestrator.worker_pipe import kill
+from orchestrator.worker_process import kill
 
 log = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from musetalk_tools.loadtest.viewer_messages import (
     line,
     viewer_reports,
 )
-from orchestrator.worker_pipe import kill
+from orchestrator.worker_process import kill
 
 ROOMS_PER_PROCESS = 4
 COMMAND = (sys.executable, "-m", "musetalk_tools.loadtest.viewer")

@@ -15,7 +15,6 @@ from typing import Any
 from pydantic import BaseModel
 
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
-from orchestrator import worker_pipe
 from orchestrator.conversation.conversation_messages import (
     ChatMessage,
     CloseConversation,
@@ -31,8 +30,7 @@ from orchestrator.conversation.embedded_model import ROOT, EmbeddedModel, unavai
 from orchestrator.conversation.options import ConversationOptions, ConversationRequest
 from orchestrator.events import EventBus
 from orchestrator.metrics import Metrics
-from orchestrator.supervision import supervise
-from orchestrator.worker_pipe import WorkerLost, end, log_errors
+from orchestrator.worker_process import WorkerLink, WorkerProcess, WorkerTimes, backoff_s, bare_environment
 
 CONVERSATIONS_MAX = 32
 HISTORY_MAX = 1000
@@ -48,7 +46,8 @@ SILENCE_S = 10.0
 """The worker reports every second; after this long without a report it hangs and is killed."""
 _SETTLED_S = 10.0
 _EXIT_S = 5.0
-_REOPEN_S = 1.0
+REOPEN_S = (1.0, 30.0)
+"""First and longest wait before a conversation that left its room joins it again; it doubles until one has lived for a while."""
 _UNSENT_BYTES = 1 << 20
 """A worker that leaves this much unread hangs."""
 WAITING_MAX = 16
@@ -70,12 +69,22 @@ class OpenedConversation:
     """One session's conversation, whatever happens to the worker."""
 
     session_id: str
-    opening: Callable[[tuple[HistoryMessage, ...]], OpenConversation]
+    opening: Callable[[], OpenConversation] | None = None
+    """What the worker is given, as of now; None while the models start."""
     messages: list[HistoryMessage] = field(default_factory=list)
     models: dict[str, str] = field(default_factory=dict)
-    closed: bool = False
     waiting: dict[str, ChatMessage] = field(default_factory=dict)
     """Texts that the worker has not begun to answer, by id, in their order; at most `WAITING_MAX`."""
+    losses: int = 0
+    """In a row."""
+    opened_at: float = 0.0
+    reopening: asyncio.TimerHandle | None = None
+
+    def rest(self) -> None:
+        """It is not opened again by itself."""
+        if self.reopening is not None:
+            self.reopening.cancel()
+            self.reopening = None
 
 
 class Conversations:
@@ -99,15 +108,22 @@ class Conversations:
         self._bus = bus
         self._metrics = metrics
         self._address = address
-        self._worker = WORKER if worker is None else worker
         self._conversations: dict[str, OpenedConversation] = {}
         self._models = {
-            kind: EmbeddedModel(kind, options.python, options.threads) for kind in ("llm", "stt") if options.python
+            kind: EmbeddedModel(kind, options.python, options.threads, self._move_all)
+            for kind in ("llm", "stt")
+            if options.python
         }
-        self._process: asyncio.subprocess.Process | None = None
-        self._task: asyncio.Task[None] | None = None
-        self._reopening: set[asyncio.TimerHandle] = set()
-        self._ready = False
+        environment = {"HOME": os.environ.get("HOME", "/"), "PATH": os.defpath}
+        self.worker = WorkerProcess(
+            "conversation worker",
+            (str(options.python), *(WORKER if worker is None else worker)),
+            self._serve,
+            times=WorkerTimes(BACKOFF_S, _SETTLED_S, _EXIT_S, _UNSENT_BYTES),
+            environment=bare_environment(path=(str(PLUGIN), str(ROOT))) | environment,
+            metrics=metrics,
+        )
+        self._opened = False
 
     async def begin(
         self, session_id: str, request: ConversationRequest, *, url: str, token: Callable[[], str], avatar: str
@@ -127,36 +143,38 @@ class Conversations:
         tts = self._address()
         if tts is None:
             raise unavailable("the service does not know its own address yet")
-        conversation = self._conversations[session_id] = OpenedConversation(session_id, lambda _: opening)
+        conversation = self._conversations[session_id] = OpenedConversation(session_id)
         with ExitStack() as on_error:  # cancelled or failed: the place is given back
             on_error.callback(self._conversations.pop, session_id, None)
             llm = request.llm.provider() if request.llm else self._options.llm
             stt = request.stt.provider() if request.stt else self._options.stt
-            embedded_llm, embedded_stt = await asyncio.gather(self._provider("llm", llm), self._provider("stt", stt))
+            needed = [self._models[kind] for kind, given in (("llm", llm), ("stt", stt)) if given is None]
+            await asyncio.gather(*(model.start() for model in needed))
             on_error.pop_all()
         conversation.models = {
             "llm": "embedded" if llm is None else llm.model,
             "stt": "embedded" if stt is None else stt.model,
         }
-        opening = OpenConversation(
-            session_id=session_id,
-            url=url,
-            token=token(),
-            avatar_identity=avatar,
-            instructions=request.instructions,
-            greeting=request.greeting,
-            language=request.language,
-            voice=request.voice or "",
-            llm=embedded_llm,
-            stt=embedded_stt,
-            tts=tts,
-            reply_tokens=EMBEDDED_REPLY_TOKENS if llm is None else None,
-        )
-        conversation.opening = lambda history: opening.model_copy(update={"token": token(), "history": history})
-        if self._task is None:
-            self._task = asyncio.create_task(
-                supervise("conversation-worker", self._run, self._metrics), name="conversation-worker"
+
+        def opening() -> OpenConversation:
+            return OpenConversation(
+                session_id=session_id,
+                url=url,
+                token=token(),
+                avatar_identity=avatar,
+                instructions=request.instructions,
+                greeting=request.greeting,
+                language=request.language,
+                voice=request.voice or "",
+                llm=llm or self._models["llm"].provider,
+                stt=stt or self._models["stt"].provider,
+                tts=tts,
+                reply_tokens=EMBEDDED_REPLY_TOKENS if llm is None else None,
+                history=tuple(conversation.messages),
             )
+
+        conversation.opening = opening
+        self.worker.open()
         self._open(conversation)
         return conversation.models
 
@@ -173,7 +191,7 @@ class Conversations:
             raise ProblemError(ErrorCode.SESSION_CONFLICT, detail, limit=WAITING_MAX, retry_after_s=2)
         message = ChatMessage(session_id=session_id, message_id=f"msg_{secrets.token_hex(8)}", text=text)
         conversation.waiting[message.message_id] = message
-        self._send(message)
+        self.worker.send(message)
         return message.message_id
 
     def get(self, session_id: str) -> OpenedConversation:
@@ -188,17 +206,14 @@ class Conversations:
         """The session is over. Without effect where it has no conversation."""
         conversation = self._conversations.pop(session_id, None)
         if conversation is not None:
-            conversation.closed = True
-            self._send(CloseConversation(session_id=session_id))
+            conversation.rest()
+            self.worker.send(CloseConversation(session_id=session_id))
 
     async def aclose(self) -> None:
         """Ends the worker and the models, in bounded time. Idempotent."""
-        task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            await asyncio.wait([task])
-        for handle in self._reopening:
-            handle.cancel()
+        await self.worker.aclose()
+        for conversation in self._conversations.values():
+            conversation.rest()
         await asyncio.gather(*(model.aclose() for model in self._models.values()))
 
     def view(self, session_id: str) -> dict[str, Any] | None:
@@ -206,79 +221,37 @@ class Conversations:
         found = self._conversations.get(session_id)
         return None if found is None else dict(found.models)
 
-    async def _provider(self, kind: str, given: Provider | None) -> Provider:
-        return given if given is not None else await self._models[kind].provider()
-
     def _open(self, conversation: OpenedConversation) -> None:
-        if not self._send(conversation.opening(tuple(conversation.messages))):
-            return  # the worker opens all of them as soon as it runs
+        conversation.rest()
+        conversation.opened_at = asyncio.get_running_loop().time()
+        if conversation.opening is None or not self.worker.send(conversation.opening()):
+            return  # its models start, or the worker opens all of them as soon as it runs
         for message in conversation.waiting.values():
-            self._send(message)
-
-    def _send(self, message: BaseModel) -> bool:
-        process = self._process
-        if process is None or process.stdin is None or not self._ready:
-            return False
-        if process.stdin.transport.get_write_buffer_size() > _UNSENT_BYTES:
-            return False
-        process.stdin.write(worker_pipe.encode(message.model_dump(mode="json")))
-        return True
+            self.worker.send(message)
 
     # --- the worker
 
-    async def _run(self) -> None:
-        delay, loop = BACKOFF_S[0], asyncio.get_running_loop()
-        while True:
-            begun = loop.time()
-            try:
-                await self._one_process()
-            except WorkerLost as error:
-                log.warning("conversation worker lost", extra={"reason": str(error)})
-            delay = BACKOFF_S[0] if loop.time() - begun > _SETTLED_S else min(BACKOFF_S[1], 2 * delay)
-            await asyncio.sleep(delay)
+    async def _serve(self, link: WorkerLink) -> None:
+        self._opened = False
+        await link.listen(reports.validate_json, self._take, _HELLO_S, SILENCE_S)
 
-    async def _one_process(self) -> None:
-        pipe = asyncio.subprocess.PIPE
-        environment = {
-            "PYTHONPATH": os.pathsep.join((str(PLUGIN), str(ROOT))),
-            "PYTHONUTF8": "1",
-            "OMP_NUM_THREADS": "1",
-            "HOME": os.environ.get("HOME", "/"),
-            "PATH": os.defpath,
-        }
-        command = (str(self._options.python), *self._worker)
-        try:
-            process = await asyncio.create_subprocess_exec(
-                *command, stdin=pipe, stdout=pipe, stderr=pipe, env=environment
-            )
-        except OSError as error:
-            raise WorkerLost(f"it cannot be started: {error.strerror}") from error
-        self._process = process
-        errors = asyncio.create_task(log_errors(process, log, "conversation worker stderr"), name="conversation-stderr")
-        try:
-            await self._listen(process)
-        finally:
-            self._ready, self._process = False, None
-            await end(process, _EXIT_S)
-            errors.cancel()
-            await asyncio.wait([errors])
-
-    async def _listen(self, process: asyncio.subprocess.Process) -> None:
-        patience = _HELLO_S
-        while True:
-            message = await worker_pipe.receive(process, patience, reports.validate_json)
-            patience = SILENCE_S
-            if not self._ready:
-                self._ready = True
-                for conversation in self._conversations.values():
-                    self._open(conversation)
-            self._take(message)
+    def _move_all(self) -> None:
+        """A model has another port: its conversations leave their rooms, and are opened anew with their history."""
+        for conversation in self._conversations.values():
+            if "embedded" in conversation.models.values():
+                self.worker.send(CloseConversation(session_id=conversation.session_id))
 
     def _take(self, message: BaseModel) -> None:
+        if not self._opened:  # the first message of a worker: it runs
+            self._opened = True
+            for conversation in self._conversations.values():
+                self._open(conversation)
         session_id = getattr(message, "session_id", None)
-        conversation = self._conversations.get(session_id) if session_id else None
-        if conversation is None:
-            return
+        of = self._conversations.get(session_id) if session_id else None
+        if of is not None:
+            self._take_of(of, message)
+
+    def _take_of(self, conversation: OpenedConversation, message: BaseModel) -> None:
         if isinstance(message, ConversationEvent):
             conversation.waiting.pop(str(message.data.get("message_id")), None)
             self._bus.publish(conversation.session_id, message.name, message.data)
@@ -286,16 +259,14 @@ class Conversations:
             conversation.messages.append(message.message)
             del conversation.messages[:-HISTORY_MAX]
         elif isinstance(message, ConversationEnded):
-            log.warning(
-                "a conversation was lost", extra={"session_id": conversation.session_id, "reason": message.reason}
-            )
-            self._reopen_later(conversation)
+            self._reopen_later(conversation, message.reason)
 
-    def _reopen_later(self, conversation: OpenedConversation) -> None:
-        def reopen() -> None:
-            self._reopening.discard(handle)
-            if not conversation.closed:
-                self._open(conversation)
-
-        handle = asyncio.get_running_loop().call_later(_REOPEN_S, reopen)
-        self._reopening.add(handle)
+    def _reopen_later(self, conversation: OpenedConversation, reason: str) -> None:
+        loop = asyncio.get_running_loop()
+        settled = loop.time() - conversation.opened_at > REOPEN_S[1]
+        conversation.losses = 1 if settled else conversation.losses + 1
+        delay_s = backoff_s(conversation.losses, REOPEN_S)
+        extra = {"session_id": conversation.session_id, "reason": reason, "again_in_s": delay_s}
+        log.warning("a conversation left its room", extra=extra)
+        conversation.rest()
+        conversation.reopening = loop.call_later(delay_s, self._open, conversation)

@@ -1,90 +1,98 @@
-"""The embedded models' processes: each is started when a conversation first needs it, and started again when it is lost."""
+"""The embedded models' processes: each is started when a conversation first needs it, and kept running then."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import secrets
-from contextlib import AsyncExitStack
+from collections.abc import Callable
 from pathlib import Path
 
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
+from orchestrator import worker_pipe
 from orchestrator.conversation.conversation_messages import Provider
-from orchestrator.worker_pipe import end, log_errors
+from orchestrator.worker_process import WorkerLink, WorkerLost, WorkerProcess, WorkerTimes, bare_environment
 
 START_S = 60.0
 """A cold start reads 100 MB and compiles nothing: 2 s on two idle cores, many times that beside other load."""
 _EXIT_S = 2.0
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = {"llm": "smollm2-135m-instruct", "stt": "whisper-tiny.en"}
-log = logging.getLogger(__name__)
 
 
 class EmbeddedModel:
-    """One model's server.
+    """One model's server. Once it has started it is kept running, on the same port where that is free.
 
     Args:
         kind: `llm` or `stt`.
         python: interpreter of the environment that has it.
         threads: how many it may use.
+        moved: is called when it runs again and has another port than before.
     """
 
-    def __init__(self, kind: str, python: str, threads: int) -> None:
+    def __init__(self, kind: str, python: str, threads: int, moved: Callable[[], object]) -> None:
         self.kind = kind
-        self._command = (python, "-m", "orchestrator.conversation.embedded", kind, "--threads", str(threads))
         self._key = secrets.token_urlsafe(24)
+        self._moved = moved
         self._starting = asyncio.Lock()
-        self._process: asyncio.subprocess.Process | None = None
-        self._errors: asyncio.Task[None] | None = None
+        self._settled = asyncio.Event()
         self._port = 0
+        self._failure: str | None = None
+        environment = bare_environment(threads, (str(ROOT),)) | {"MODEL_API_KEY": self._key, "PATH": os.defpath}
+        self._arguments = (python, "-m", "orchestrator.conversation.embedded", kind, "--threads", str(threads))
+        self._process = WorkerProcess(
+            f"embedded {kind}",
+            self._arguments,
+            self._serve,
+            times=WorkerTimes(exit_s=_EXIT_S),
+            environment=environment,
+            lost=self._on_lost,
+        )
 
-    async def provider(self) -> Provider:
-        """Starts the server where it does not run, and returns its address.
+    @property
+    def pid(self) -> int | None:
+        """Process id of its server while that runs."""
+        return self._process.pid
 
-        Raises ProblemError `conversation_unavailable` when it does not start. Cancelling while it starts ends it.
+    @property
+    def provider(self) -> Provider:
+        """Its address as of now; of use once `start` has returned."""
+        return Provider(base_url=f"http://127.0.0.1:{self._port}/v1", model=MODELS[self.kind], api_key=self._key)
+
+    async def start(self) -> None:
+        """Starts the server where it has not been started.
+
+        Raises ProblemError `conversation_unavailable` when it does not start. Cancelling is harmless.
         """
         async with self._starting:
-            if self._process is None or self._process.returncode is not None:
-                await self._stop()
-                await self._start()
-        return Provider(base_url=f"http://127.0.0.1:{self._port}/v1", model=MODELS[self.kind], api_key=self._key)
+            if self._port == 0:
+                self._settled.clear()
+                self._process.open()
+                await self._settled.wait()
+            if self._port == 0:
+                await self._process.aclose()  # the next conversation tries again
+                raise unavailable(f"the embedded {self.kind} did not start ({self._failure}); see the log")
 
     async def aclose(self) -> None:
         """Ends the process, within seconds. Idempotent."""
-        await self._stop()
+        await self._process.aclose()
 
-    async def _start(self) -> None:
-        pipe = asyncio.subprocess.PIPE
-        environment = {"PYTHONPATH": str(ROOT), "PYTHONUTF8": "1", "MODEL_API_KEY": self._key, "PATH": os.defpath}
-        try:
-            process = self._process = await asyncio.create_subprocess_exec(
-                *self._command, stdin=pipe, stdout=pipe, stderr=pipe, env=environment
-            )
-        except OSError as error:
-            raise unavailable(f"the embedded {self.kind} cannot be started: {error.strerror}") from error
-        self._errors = asyncio.create_task(log_errors(process, log, f"embedded {self.kind} stderr"))
-        assert process.stdout is not None
-        try:
-            async with AsyncExitStack() as on_error:  # failed or cancelled: the process must not stay without an owner
-                on_error.push_async_callback(self._stop)
-                async with asyncio.timeout(START_S):
-                    line = await process.stdout.readline()
-                self._port = int(line)
-                on_error.pop_all()
-        except (TimeoutError, ValueError) as error:
-            raise unavailable(
-                f"the embedded {self.kind} did not start ({type(error).__name__}); see the log"
-            ) from error
+    def _on_lost(self, reason: str) -> None:
+        self._failure = reason
+        self._settled.set()
 
-    async def _stop(self) -> None:
-        process, self._process = self._process, None
-        errors, self._errors = self._errors, None
-        if process is not None:
-            await end(process, _EXIT_S)
-        if errors is not None:
-            errors.cancel()
-            await asyncio.wait([errors])
+    async def _serve(self, link: WorkerLink) -> None:
+        head, _ = await link.receive(START_S)
+        port = worker_pipe.decode_header(head).get("port")
+        if not isinstance(port, int):
+            raise WorkerLost("its first message has no port")
+        moved, self._port = self._port not in (0, port), port
+        self._process.command = (*self._arguments, "--port", str(port))
+        self._settled.set()
+        if moved:
+            self._moved()
+        await link.wait()
+        raise WorkerLost("the process ended")
 
 
 def unavailable(reason: str) -> ProblemError:

@@ -11,119 +11,26 @@ import asyncio
 import heapq
 import itertools
 import logging
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator import worker_pipe
-from orchestrator.supervision import supervise
 from orchestrator.tts.synthesizer import VoiceInfo
-from orchestrator.worker_pipe import end, log_errors
+from orchestrator.worker_process import WorkerLink, WorkerLost, WorkerProcess, WorkerTimes, bare_environment
 
 log = logging.getLogger(__name__)
 
 HELLO_TIMEOUT_S = 60.0
 """Loading and warming up takes 2 s; a machine busy with everything else that starts may take many times that."""
-EXIT_TIMEOUT_S = 1.0
-"""The worker leaves as soon as its input closes; after this it is killed."""
-
-
-class WorkerLostError(Exception):
-    """The worker ended, hangs or talks nonsense; the message says which."""
-
-
-class WorkerLink:
-    """One running worker process; `start` makes it, `aclose` ends it."""
-
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self._process = process
-        self._asked = 0
-        self._log = asyncio.create_task(log_errors(process, log, "speech worker stderr"), name="speech-worker-stderr")
-
-    @classmethod
-    async def start(cls, command: tuple[str, ...]) -> WorkerLink:
-        """Starts `command`.
-
-        Raises:
-            WorkerLostError: it cannot be started.
-        """
-        try:
-            process = await worker_pipe.spawn(command, threads=2)
-        except OSError as error:
-            raise WorkerLostError(f"it cannot be started: {error.strerror}") from error
-        return cls(process)
-
-    @property
-    def pid(self) -> int:
-        """Process id."""
-        return self._process.pid
-
-    async def hello(self) -> dict[str, Any]:
-        """The worker's first message: `voices` and `missing`.
-
-        Raises:
-            WorkerLostError: it does not come, or is not one.
-        """
-        try:
-            async with asyncio.timeout(HELLO_TIMEOUT_S):
-                header, _ = await self._receive()
-        except TimeoutError as error:
-            raise WorkerLostError("it did not become ready in time") from error
-        if not isinstance(header.get("voices"), list):
-            raise WorkerLostError("its first message was not a hello")
-        return header
-
-    async def exchange(self, header: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
-        """Sends a request, numbered by its `id`, and waits for its answer. Cancelled in between, the link is of no more use.
-
-        Raises:
-            WorkerLostError: the process ended or answered nonsense, such as an answer to something else.
-        """
-        assert self._process.stdin is not None
-        self._asked += 1
-        try:
-            self._process.stdin.write(worker_pipe.encode({**header, "id": self._asked}))
-            await self._process.stdin.drain()
-        except (ConnectionError, worker_pipe.FramingError) as error:
-            raise WorkerLostError("the request could not be sent") from error
-        answer, payload = await self._receive()
-        if answer.get("id") != self._asked:  # one message too many, and every text would get the sound of another
-            raise WorkerLostError("it answered something that was not asked")
-        return answer, payload
-
-    async def wait(self) -> None:
-        """Waits for the end of the process."""
-        await self._process.wait()
-
-    async def aclose(self) -> None:
-        """Closes the worker's input, waits for its end, kills it if need be."""
-        try:
-            await end(self._process, EXIT_TIMEOUT_S)
-        finally:
-            self._log.cancel()
-            await asyncio.wait([self._log])
-
-    async def _receive(self) -> tuple[dict[str, Any], bytes]:
-        assert self._process.stdout is not None
-        try:
-            head, payload = worker_pipe.lengths(await self._process.stdout.readexactly(worker_pipe.LENGTHS.size))
-            header = worker_pipe.decode_header(await self._process.stdout.readexactly(head))
-            return header, await self._process.stdout.readexactly(payload)
-        except asyncio.IncompleteReadError as error:
-            raise WorkerLostError("the process ended") from error
-        except (ConnectionError, worker_pipe.FramingError) as error:
-            raise WorkerLostError(f"it sent nonsense: {error}") from error
-
-
+TIMES = WorkerTimes(backoff_s=(0.1, 5.0), settled_s=math.inf, exit_s=1.0)
+"""The worker leaves as soon as its input closes. The back-off doubles until a part succeeds."""
 PARTS_MAX = 64
 """Parts waiting at once, over all utterances; past it a new utterance is refused. At 0.1 s each, 6 s."""
 PART_TIMEOUT_S = 15.0
 """A part that takes longer hangs: the longest takes 0.3 s, on a machine fifty times too busy 15 s."""
 _RATES = range(8000, 48_001)
-BACKOFF_S = (0.1, 5.0)
-"""First and longest wait before a lost worker is started again; it doubles until a part succeeds."""
-_DOUBLINGS = 10
-"""Enough to reach the longest wait; 2 ** 1024 is no float."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,28 +72,29 @@ class SpeechWorker:
     _order: itertools.count[int] = field(default_factory=itertools.count)
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
     _settled: asyncio.Event = field(default_factory=asyncio.Event)
-    _task: asyncio.Task[None] | None = None
-    _link: WorkerLink | None = None
+    _greeted: bool = False
+
+    def __post_init__(self) -> None:
+        environment = bare_environment(threads=2)
+        self._process = WorkerProcess(
+            "speech worker", self.command, self._serve, times=TIMES, environment=environment, lost=self._on_lost
+        )
 
     @property
     def pid(self) -> int | None:
         """Process id of the running worker."""
-        return self._link.pid if self._link is not None else None
+        return self._process.pid
 
     async def open(self) -> None:
         """Starts the worker; returns when it is warm or its first start has failed (then it is tried again meanwhile)."""
-        if self._task is None:
+        if self._process.open():
             self._settled.clear()
-            self._task = asyncio.create_task(supervise("speech-worker", self._run, None), name="speech-worker")
         await self._settled.wait()
 
     async def aclose(self) -> None:
         """Ends the process (within three seconds) and fails what waits."""
-        task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            await asyncio.wait([task])
-        self._settled.set()  # a task that is cancelled before it runs sets nothing
+        await self._process.aclose()
+        self._settled.set()  # also where it did not get so far
         self._fail_waiting("The speech service is shutting down.")
 
     def submit(self, voice: str, text: str, *, due: float | None = None) -> asyncio.Future[SpokenPart]:
@@ -201,7 +109,7 @@ class SpeechWorker:
             ProblemError: `tts_failed` when an utterance begins while too many parts wait, or the worker is closed. The future
                 ends with the same code when the worker breaks over this part or cannot be started.
         """
-        if self._task is None or self._task.done():
+        if not self._process.running:
             raise _failed("The speech service is not running.")
         loop = asyncio.get_running_loop()
         # Later parts are few per utterance and were let in with their first: failing them would break speech off.
@@ -215,46 +123,38 @@ class SpeechWorker:
         self._wake.set()
         return job.result
 
-    async def _run(self) -> None:
-        losses = 0
-        while True:
-            made, greeted = self.statistics.parts, False
-            try:
-                self._link = await WorkerLink.start(self.command)
-                self.statistics.starts += 1
-                try:
-                    if not await self._greet(self._link):
-                        return
-                    greeted = True
-                    await self._serve(self._link)
-                finally:
-                    link, self._link = self._link, None
-                    await link.aclose()
-            except WorkerLostError as error:
-                losses = 1 if self.statistics.parts > made else losses + 1
-                self.statistics.failures += 1
-                log.warning("speech worker lost", extra={"reason": str(error), "losses_in_a_row": losses})
-                if not greeted:
-                    self._fail_waiting("The speech worker does not start.")
-            finally:
-                self._settled.set()
-            await asyncio.sleep(backoff_s(losses))
+    def _on_lost(self, _: str) -> None:
+        self.statistics.failures += 1
+        if not self._greeted:
+            self._fail_waiting("The speech worker does not start.")
+        self._settled.set()
+
+    async def _serve(self, link: WorkerLink) -> None:
+        self.statistics.starts += 1
+        self._greeted = False
+        try:
+            self._greeted = await self._greet(link)
+            if self._greeted:
+                await self._make_parts(link)
+        finally:
+            self._settled.set()
 
     async def _greet(self, link: WorkerLink) -> bool:
-        hello = await link.hello()
+        head, _ = await link.receive(HELLO_TIMEOUT_S)
         try:
+            hello = worker_pipe.decode_header(head)
             self.voices = tuple(
                 VoiceInfo(str(v["name"]), str(v["language"]), str(v["provider"]), _rate(v["sample_rate"]))
                 for v in hello["voices"]
             )
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise WorkerLostError("its hello was malformed") from error
+        except (worker_pipe.FramingError, KeyError, TypeError, ValueError, OverflowError) as error:
+            raise WorkerLost("its hello was malformed") from error
         log.info("speech worker ready", extra={"voices": len(self.voices), "missing": hello.get("missing", [])})
         self._settled.set()
         return bool(self.voices)
 
-    async def _serve(self, link: WorkerLink) -> None:
-        """Gives the worker one part after the other. Raises WorkerLostError when it has ended."""
+    async def _make_parts(self, link: WorkerLink) -> None:
+        """Gives the worker one part after the other. Raises WorkerLost when it has ended."""
         gone = asyncio.create_task(link.wait(), name="speech-worker-exit")
         try:
             while True:
@@ -270,7 +170,7 @@ class SpeechWorker:
                 finally:
                     wake.cancel()
                 if gone.done():
-                    raise WorkerLostError("the process ended")
+                    raise WorkerLost("the process ended")
         finally:
             gone.cancel()
             await asyncio.wait([gone])
@@ -284,8 +184,8 @@ class SpeechWorker:
             failure = f"The voice {job.voice} could not speak this text." if part is None else None
         except TimeoutError as error:
             failure = f"The speech worker gave no answer within {self.part_timeout_s:g} s and was restarted."
-            raise WorkerLostError("a part took too long") from error
-        except WorkerLostError:
+            raise WorkerLost("a part took too long") from error
+        except WorkerLost:
             failure = "The speech worker ended while it spoke this text; it is being restarted."
             raise
         except asyncio.CancelledError:
@@ -298,6 +198,7 @@ class SpeechWorker:
             self.statistics.failures += 1
             return
         self.statistics.parts += 1
+        link.settled = True
         if not job.result.done():
             job.result.set_result(part)
 
@@ -308,16 +209,11 @@ class SpeechWorker:
         self.statistics.waiting = 0
 
 
-def backoff_s(losses: int) -> float:
-    """Seconds to wait after so many losses in a row, at least one."""
-    return min(BACKOFF_S[1], BACKOFF_S[0] * 2.0 ** min(losses - 1, _DOUBLINGS))
-
-
 def _part(header: dict[str, Any], pcm: bytes) -> SpokenPart | None:
     """The answer's part, None when the voice failed on it.
 
     Raises:
-        WorkerLostError: the answer is not one: the worker cannot be trusted any more.
+        WorkerLost: the answer is not one: the worker cannot be trusted any more.
     """
     if "error" in header:
         log.warning("speech worker refused a part", extra={"reason": str(header["error"])})
@@ -334,7 +230,7 @@ def _part(header: dict[str, Any], pcm: bytes) -> SpokenPart | None:
             raise ValueError("a time outside of the sound")
         return SpokenPart(pcm, _rate(header["sample_rate"]), cues, words)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise WorkerLostError("the answer was malformed") from error
+        raise WorkerLost("the answer was malformed") from error
 
 
 def _rate(value: object) -> int:

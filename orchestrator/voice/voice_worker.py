@@ -6,7 +6,6 @@ Lines join again after the process was lost. A line keeps the audio that was not
 from __future__ import annotations
 
 import asyncio
-import logging
 import sys
 import time
 from collections.abc import Callable
@@ -15,9 +14,7 @@ from typing import Any, Protocol
 
 from pydantic import BaseModel
 
-from orchestrator import worker_pipe
 from orchestrator.metrics import Metrics
-from orchestrator.supervision import supervise
 from orchestrator.voice.worker_messages import (
     ClearAudio,
     EndSegment,
@@ -29,9 +26,10 @@ from orchestrator.voice.worker_messages import (
     Publish,
     SegmentPcm,
     SyncTo,
+    WorkerReport,
     worker_reports,
 )
-from orchestrator.worker_pipe import WorkerLost, end, log_errors
+from orchestrator.worker_process import WorkerLink, WorkerProcess, WorkerTimes, bare_environment
 
 AHEAD_S = 2.0
 """Sound is sent to the worker this far ahead; the rest waits here."""
@@ -346,7 +344,6 @@ SILENCE_S = 5.0
 _EXIT_TIMEOUT_S = 5.0
 _UNSENT_BYTES = 16 << 20
 """A worker that leaves this much unread hangs; lines send two seconds ahead, so it is never reached by one that does not."""
-log = logging.getLogger(__name__)
 
 
 class VoiceBusyError(Exception):
@@ -367,18 +364,25 @@ class VoiceWorker:
     def __init__(self, metrics: Metrics, command: tuple[str, ...] = COMMAND) -> None:
         self.statistics = VoiceStatistics()
         self._metrics = metrics
-        self._command = command
         self._lines: dict[str, VoiceLine] = {}
         self._numbers = 0
-        self._task: asyncio.Task[None] | None = None
-        self._process: asyncio.subprocess.Process | None = None
+        self._process = WorkerProcess(
+            "voice worker",
+            command,
+            self._serve,
+            times=WorkerTimes(BACKOFF_S, _SETTLED_S, _EXIT_TIMEOUT_S, _UNSENT_BYTES),
+            environment=bare_environment(),  # its tokens come with its commands
+            lost=self._on_lost,
+            metrics=metrics,
+        )
+        self._send = self._process.send
         self._ready = asyncio.Event()
         self._closed = False
 
     @property
     def pid(self) -> int | None:
         """Process id of the running worker."""
-        return self._process.pid if self._process is not None else None
+        return self._process.pid
 
     @property
     def lines(self) -> list[VoiceLine]:
@@ -387,8 +391,8 @@ class VoiceWorker:
 
     def open(self) -> None:
         """Starts the worker in the background: it takes half a second until it is warm."""
-        if self._task is None and not self._closed:
-            self._task = asyncio.create_task(supervise("voice-worker", self._run, self._metrics), name="voice-worker")
+        if not self._closed:
+            self._process.open()
 
     async def wait_ready(self) -> None:
         """Returns once the worker is warm. Cancelling is harmless."""
@@ -397,10 +401,7 @@ class VoiceWorker:
     async def aclose(self) -> None:
         """Lines leave, the process ends, within six seconds. Afterwards lines say nothing any more."""
         self._closed = True
-        task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            await asyncio.wait([task])
+        await self._process.aclose()
 
     def line(
         self, url: str, token: Callable[[], str], on_report: Callable[[LineReport], None] | None = None
@@ -429,60 +430,25 @@ class VoiceWorker:
         self._lines.pop(line.name, None)
         self._metrics.voice_lines.set(len(self._lines))
 
-    def _send(self, message: BaseModel, payload: bytes = b"") -> bool:
-        process = self._process
-        if process is None or process.stdin is None or not self._ready.is_set():
-            return False
-        if process.stdin.transport.get_write_buffer_size() > _UNSENT_BYTES:
-            return False
-        process.stdin.write(worker_pipe.encode(message.model_dump(mode="json"), payload))
-        return True
+    def _on_lost(self, _: str) -> None:
+        self.statistics.losses += 1
+        self._metrics.voice_losses.inc()
 
-    async def _run(self) -> None:
-        delay, loop = BACKOFF_S[0], asyncio.get_running_loop()
-        while True:
-            begun = loop.time()
-            try:
-                await self._one_process()
-            except WorkerLost as error:
-                self.statistics.losses += 1
-                self._metrics.voice_losses.inc()
-                log.warning("voice worker lost", extra={"reason": str(error), "losses": self.statistics.losses})
-            if loop.time() - begun > _SETTLED_S:
-                delay = BACKOFF_S[0]
-            await asyncio.sleep(delay)
-            delay = min(BACKOFF_S[1], 2 * delay)
-
-    async def _one_process(self) -> None:
-        """Starts a worker and listens to it until it is lost. Raises WorkerLost."""
+    async def _serve(self, link: WorkerLink) -> None:
         try:
-            process = await worker_pipe.spawn(self._command, threads=1)  # its tokens come with its commands
-        except OSError as error:
-            raise WorkerLost(f"it cannot be started: {error.strerror}") from error
-        self._process = process
-        errors = asyncio.create_task(log_errors(process, log, "voice worker stderr"), name="voice-worker-stderr")
-        try:
-            await self._listen(process)
+            await link.listen(worker_reports.validate_json, self._take, _HELLO_TIMEOUT_S, SILENCE_S)
         finally:
             self._ready.clear()
-            self._process = None
             for line in self.lines:
                 line.worker_lost()
-            await end(process, _EXIT_TIMEOUT_S)
-            errors.cancel()
-            await asyncio.wait([errors])
 
-    async def _listen(self, process: asyncio.subprocess.Process) -> None:
-        patience = _HELLO_TIMEOUT_S
-        while True:
-            message = await worker_pipe.receive(process, patience, worker_reports.validate_json)
-            patience = SILENCE_S
-            if isinstance(message, LineReport | HandoffDone):
-                line = self._lines.get(message.line)
-                if line is not None:
-                    line.take(message)
-            elif not self._ready.is_set():
-                self.statistics.starts += 1
-                self._ready.set()
-                for line in self.lines:
-                    line.worker_ready()
+    def _take(self, message: WorkerReport) -> None:
+        if isinstance(message, LineReport | HandoffDone):
+            line = self._lines.get(message.line)
+            if line is not None:
+                line.take(message)
+        elif not self._ready.is_set():
+            self.statistics.starts += 1
+            self._ready.set()
+            for line in self.lines:
+                line.worker_ready()

@@ -142,5 +142,5 @@ class HandoffDone(BaseModel):
     whole: bool
 
 
-Told = Annotated[WorkerReady | LineReport | HandoffDone, Field(discriminator="op")]
-worker_reports: TypeAdapter[Told] = TypeAdapter(Told)
+WorkerReport = Annotated[WorkerReady | LineReport | HandoffDone, Field(discriminator="op")]
+worker_reports: TypeAdapter[WorkerReport] = TypeAdapter(WorkerReport)

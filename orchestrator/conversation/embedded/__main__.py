@@ -1,7 +1,7 @@
-"""Serves one embedded model on loopback until standard input closes; prints the port it listens on.
+"""Serves one embedded model on loopback until standard input closes; its one message is `{"port"}`, see `worker_pipe`.
 
-`python -m orchestrator.conversation.embedded llm|stt --key KEY --threads N`: the language model SmolLM2-135M-Instruct
-(Apache-2.0) on llama.cpp, or whisper tiny.en (MIT) on CTranslate2. Both come as files inside Python packages.
+`python -m orchestrator.conversation.embedded llm|stt --threads N [--port PORT]`, the key in `MODEL_API_KEY`: the language model
+SmolLM2-135M-Instruct (Apache-2.0) on llama.cpp, or whisper tiny.en (MIT) on CTranslate2. Both come as files inside Python packages.
 """
 
 from __future__ import annotations
@@ -10,10 +10,17 @@ import argparse
 import asyncio
 import importlib.util
 import os
+import signal
+import socket
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from orchestrator import worker_pipe
+
+Announce = Callable[[int], object]
+"""Sends the service the port."""
 LANGUAGE_MODEL = "smollm2-135m-instruct"
 SPEECH_MODEL = "whisper-tiny.en"
 _CONTEXT_TOKENS = 2048
@@ -30,7 +37,7 @@ def package_file(package: str, name: str) -> Path:
     return Path(next(iter(spec.submodule_search_locations))) / name
 
 
-def serve_language_model(key: str, threads: int) -> None:
+def serve_language_model(key: str, threads: int, port: int, announce: Announce) -> None:
     """llama.cpp's own HTTP server."""
     import xllamacpp
 
@@ -39,7 +46,7 @@ def serve_language_model(key: str, threads: int) -> None:
     parameters.model_alias = {LANGUAGE_MODEL}
     parameters.api_keys = [key]
     parameters.hostnames = ["127.0.0.1"]
-    parameters.port = 0
+    parameters.port = port
     parameters.n_ctx = _CONTEXT_TOKENS
     parameters.n_parallel = 1
     parameters.cpuparams.n_threads = threads  # llama.cpp spins: more threads than cores to spare starve everything else
@@ -49,7 +56,7 @@ def serve_language_model(key: str, threads: int) -> None:
     sys.stdin.read()
 
 
-def serve_speech_to_text(key: str, threads: int) -> None:
+def serve_speech_to_text(key: str, threads: int, port: int, announce: Announce) -> None:
     """`POST /v1/audio/transcriptions` on whisper."""
     from aiohttp import web
     from faster_whisper import WhisperModel
@@ -85,7 +92,7 @@ def serve_speech_to_text(key: str, threads: int) -> None:
         app.router.add_post("/v1/audio/transcriptions", transcriptions)
         runner = web.AppRunner(app)
         await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
+        site = web.TCPSite(runner, "127.0.0.1", port)
         await site.start()
         announce(int(runner.addresses[0][1]))
         await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
@@ -94,9 +101,15 @@ def serve_speech_to_text(key: str, threads: int) -> None:
     asyncio.run(main())
 
 
-def announce(port: int) -> None:
-    """Prints the port for the parent process, which waits for that line."""
-    print(port, flush=True)  # noqa: T201 - the parent reads it
+def free_port(wanted: int) -> int:
+    """`wanted` where it is free, else 0: any."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections of a dead server linger
+        try:
+            probe.bind(("127.0.0.1", wanted))
+        except OSError:
+            return 0
+    return wanted
 
 
 def main() -> None:
@@ -104,12 +117,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Serves one embedded model on loopback.")
     parser.add_argument("model", choices=("llm", "stt"))
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--port", type=int, default=0, help="used where it is free")
     arguments = parser.parse_args()
-    key = os.environ["MODEL_API_KEY"]
-    if arguments.model == "llm":
-        serve_language_model(key, arguments.threads)
-    else:
-        serve_speech_to_text(key, arguments.threads)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the group; the service ends us by closing the pipe
+    messages = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)  # native code that prints writes to the log, not into the pipe
+    serve = serve_language_model if arguments.model == "llm" else serve_speech_to_text
+    serve(
+        os.environ["MODEL_API_KEY"],
+        arguments.threads,
+        free_port(arguments.port),
+        lambda port: messages.write(worker_pipe.encode({"port": port})),
+    )
     os._exit(0)
 
 

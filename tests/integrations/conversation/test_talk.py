@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -166,8 +168,7 @@ async def test_a_killed_worker_comes_back_and_remembers(livekit_server: LiveKitA
     async with talk(livekit_server, models) as here:
         await here.chat("What is your name?")
         await until(lambda: here.of("reply.finished"))
-        worker = here.running.stage.app.state.context.conversations
-        worker._process.kill()
+        os.kill(here.running.stage.app.state.context.conversations.worker.pid, signal.SIGKILL)
         await here.chat("And again?")
         await until(lambda: len(here.of("reply.finished")) == 2)
         assert [text.strip() for _, text in models.asked[1]][1:] == [

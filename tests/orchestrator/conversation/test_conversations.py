@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
@@ -45,6 +48,9 @@ class Host:
     def chat(self, text: str) -> str:
         return self.conversations.chat("ses_1", text)
 
+    def opened(self) -> list[object]:
+        return [event["text"] for event in self.events if "opened with" in str(event.get("text"))]
+
     def texts(self) -> list[str]:
         return [message.text for message in self.conversations.get("ses_1").messages]
 
@@ -52,7 +58,7 @@ class Host:
 @pytest.fixture
 async def host(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Host]:
     monkeypatch.setattr(module, "BACKOFF_S", (0.01, 0.02))
-    monkeypatch.setattr(module, "_REOPEN_S", 0.01)
+    monkeypatch.setattr(module, "REOPEN_S", (0.01, 0.02))
     made = Host()
     try:
         yield made
@@ -95,30 +101,30 @@ async def test_texts_wait_for_a_worker_that_is_not_there_yet(host: Host) -> None
 
 async def test_a_worker_that_hangs_is_replaced(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SILENCE_S", 3.0)
-    monkeypatch.setattr(module, "_EXIT_S", 0.1)
+    host.conversations.worker.times = replace(host.conversations.worker.times, exit_s=0.1)
     await host.begin()
     await host.replied("opened with 0 messages, a-model")
-    process = host.conversations._process
-    assert process is not None
+    hung = host.conversations.worker.pid
+    assert hung is not None
     host.chat("Remember me.")
     await until(lambda: host.texts() == ["Remember me."])
     host.chat("hang")
     await host.replied("opened with 1 messages, a-model")
-    assert process.returncode == -signal.SIGKILL
+    assert host.conversations.worker.pid != hung and not psutil.pid_exists(hung)
 
 
 async def test_after_the_end_nothing_is_said_and_no_process_is_left(host: Host) -> None:
     await host.begin()
     await host.replied("opened with 0 messages, a-model")
-    process = host.conversations._process
-    assert process is not None
+    pid = host.conversations.worker.pid
+    assert pid is not None
     host.conversations.end("ses_1")
     with pytest.raises(ProblemError) as caught:
         host.conversations.chat("ses_1", "Hello?")
     assert caught.value.code is ErrorCode.SESSION_CONFLICT and "no conversation" in str(caught.value)
     await host.conversations.aclose()
     await host.conversations.aclose()
-    assert process.returncode == 0
+    assert not psutil.pid_exists(pid) and not host.conversations.worker.running
 
 
 async def test_as_many_as_there_are_places(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,3 +154,24 @@ async def test_an_embedded_model_that_does_not_start_gives_the_place_back(host: 
         )
     assert caught.value.code is ErrorCode.CONVERSATION_UNAVAILABLE and conversations.view("ses_1") is None
     await conversations.aclose()
+
+
+async def test_a_conversation_that_never_opens_is_tried_less_and_less_often(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "REOPEN_S", (0.01, 1e9))
+    await host.begin()
+    await host.replied("opened with 0 messages, a-model")
+    for losses in (1, 2):
+        host.chat("leave")
+        await until(lambda: host.conversations.get("ses_1").losses == losses)  # noqa: B023 - it is called in this turn
+        await until(lambda: len(host.opened()) == losses + 1)  # noqa: B023
+    monkeypatch.setattr(module, "REOPEN_S", (1e9, 1e9))
+    host.chat("leave")
+    await until(lambda: host.conversations.get("ses_1").losses == 3)
+    assert host.conversations.get("ses_1").reopening is not None
+    pid = host.conversations.worker.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)  # the next worker opens all of them at once, and none of them twice
+    await until(lambda: len(host.opened()) == 4)
+    assert host.conversations.get("ses_1").reopening is None

@@ -22,8 +22,9 @@ from orchestrator.tts import elevenlabs
 from orchestrator.tts.elevenlabs import AlignmentTracker
 from orchestrator.tts.pcm_stream import PcmStreamDecoder, WaveError
 from orchestrator.tts.segmentation import Splitter, clean, parts
-from orchestrator.tts.speech_worker import WorkerLostError, _part
+from orchestrator.tts.speech_worker import _part
 from orchestrator.tts.synthesizer import word_of
+from orchestrator.worker_process import WorkerLost
 
 MANY = settings(max_examples=int(os.environ.get("FUZZ_EXAMPLES", "150")), deadline=None)
 TONE = (9000 * np.sin(np.arange(3000) / 9)).astype("<i2").tobytes()
@@ -161,7 +162,7 @@ CUES = st.one_of(JSON, st.lists(st.tuples(st.text(max_size=3), st.integers(-2, 4
 def test_a_workers_answer_is_a_part_or_a_lost_worker(header: dict[str, Any], pcm: bytes) -> None:
     try:
         part = _part(json.loads(json.dumps(header)), pcm)
-    except WorkerLostError:
+    except WorkerLost:
         return
     assert part is not None and 8000 <= part.sample_rate <= 48000 and len(part.pcm) % 2 == 0
     assert all(0 <= start <= end <= len(pcm) // 2 for _, start, end in (*part.cues, *part.words))

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from musetalk_tools.processes import Child
-from orchestrator.worker_pipe import end
+from orchestrator.worker_process import end
 from tests.waiting import NEVER_S, until
 
 pytestmark = pytest.mark.usefixtures("no_process_left")

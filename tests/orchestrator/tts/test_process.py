@@ -16,8 +16,9 @@ import pytest
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator import worker_pipe
 from orchestrator.tts.local import LocalSynthesizer
-from orchestrator.tts.speech_worker import SpeechWorker, SpokenPart, WorkerLink, backoff_s
+from orchestrator.tts.speech_worker import TIMES, SpeechWorker, SpokenPart
 from orchestrator.tts.voices import Voices
+from orchestrator.worker_process import WorkerLink, backoff_s
 from tests.waiting import NEVER_S, until, wait_until
 
 COMMAND = (sys.executable, "-m", "orchestrator.tts.worker")
@@ -203,7 +204,7 @@ async def test_a_fault_of_our_own_fails_the_part_and_the_worker_is_started_again
 
 
 def test_the_back_off_has_a_limit_however_often_a_worker_was_lost() -> None:
-    assert [backoff_s(losses) for losses in (1, 2, 3, 4, 7, 5000)] == [0.1, 0.2, 0.4, 0.8, 5.0, 5.0]
+    assert [backoff_s(losses, TIMES.backoff_s) for losses in (1, 2, 3, 4, 7, 5000)] == [0.1, 0.2, 0.4, 0.8, 5.0, 5.0]
 
 
 async def test_closing_ends_a_hung_worker_and_fails_what_waits(scripted: SpeechWorker) -> None:

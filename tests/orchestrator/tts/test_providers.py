@@ -12,9 +12,10 @@ from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.settings import Settings
 from orchestrator.tts.elevenlabs import ElevenLabs
 from orchestrator.tts.openai_speech import OPENAI_VOICES, OpenAISpeech
-from orchestrator.tts.speech_worker import SpeechWorker, backoff_s
+from orchestrator.tts.speech_worker import TIMES, SpeechWorker
 from orchestrator.tts.synthesizer import SpeechChunk, VoiceInfo
 from orchestrator.tts.voices import Voices, synthesizers
+from orchestrator.worker_process import backoff_s
 from tests.waiting import NEVER_S
 
 NEEDED = {
@@ -157,4 +158,4 @@ async def test_a_program_that_is_not_there_is_tried_again_and_its_texts_fail_at_
 
 @pytest.mark.parametrize(("losses", "wait_s"), [(1, 0.1), (2, 0.2), (4, 0.8), (7, 5.0), (2000, 5.0)])
 def test_a_lost_worker_is_started_again_after_a_wait_that_doubles_up_to_a_bound(losses: int, wait_s: float) -> None:
-    assert backoff_s(losses) == pytest.approx(wait_s)
+    assert backoff_s(losses, TIMES.backoff_s) == pytest.approx(wait_s)

@@ -1,0 +1,102 @@
+"""The embedded models' processes: one that is lost runs again where it was, or says where it is now."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from musetalk_agent.protocol.problems import ErrorCode, ProblemError
+from orchestrator.conversation.embedded.__main__ import free_port
+from orchestrator.conversation.embedded_model import EmbeddedModel
+from tests.waiting import until
+
+SERVER = f"""#!{sys.executable}
+import argparse, os, socket, sys
+from orchestrator import worker_pipe
+from orchestrator.conversation.embedded.__main__ import free_port
+parser = argparse.ArgumentParser()
+parser.add_argument("--port", type=int, default=0)
+arguments, _ = parser.parse_known_args([each for each in sys.argv[1:] if each != "-m"])
+wanted = 0 if os.path.exists(__file__ + ".elsewhere") else arguments.port
+server = socket.create_server(("127.0.0.1", free_port(wanted)))
+sys.stdout.buffer.write(worker_pipe.encode({{"port": server.getsockname()[1]}}))
+sys.stdout.flush()
+sys.stdin.read()
+"""
+
+
+class Model:
+    """An embedded model whose server is a socket, and how often it moved."""
+
+    def __init__(self, python: Path) -> None:
+        self.moves = 0
+        self.model = EmbeddedModel("llm", str(python), 1, self._moved)
+
+    def _moved(self) -> None:
+        self.moves += 1
+
+    async def killed(self) -> None:
+        """Kills the server; returns when another one runs."""
+        pid = self.model.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        await until(lambda: self.model.pid not in (None, pid))
+
+
+@pytest.fixture
+async def running(tmp_path: Path) -> AsyncIterator[Model]:
+    program = tmp_path / "python"
+    program.write_text(SERVER)
+    program.chmod(0o700)
+    made = Model(program)
+    try:
+        yield made
+    finally:
+        await made.model.aclose()
+
+
+async def test_a_killed_model_runs_again_on_its_port(running: Model) -> None:
+    await running.model.start()
+    before = running.model.provider
+    await running.killed()
+    await running.model.start()
+    assert running.model.provider == before and running.moves == 0
+
+
+async def test_a_model_whose_port_is_taken_says_where_it_is_now(running: Model, tmp_path: Path) -> None:
+    await running.model.start()
+    before = running.model.provider
+    (tmp_path / "python.elsewhere").touch()
+    await running.killed()
+    await until(lambda: running.moves == 1)
+    assert running.model.provider != before and running.model.provider.api_key == before.api_key
+
+
+def test_a_port_that_is_taken_is_not_asked_for() -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as other:
+        port = other.getsockname()[1]
+        assert free_port(port) == 0
+    assert free_port(port) == port
+
+
+async def test_a_model_that_does_not_start_is_said_so_and_tried_again(tmp_path: Path) -> None:
+    program = tmp_path / "python"
+    program.write_text("#!/bin/sh\nexit 3\n")
+    program.chmod(0o700)
+    model = Model(program).model
+    for _ in range(2):
+        with pytest.raises(ProblemError, match="embedded llm did not start") as caught:
+            await model.start()
+        assert caught.value.code is ErrorCode.CONVERSATION_UNAVAILABLE and model.pid is None
+    program.write_text(SERVER)
+    await model.start()
+    assert model.pid is not None
+    await model.aclose()
+    assert model.pid is None
