@@ -210,7 +210,7 @@ function leave() {
 function visibilityChanged() {
   clearTimeout(page.hiddenTimer);
   if (!document.hidden) return;
-  page.view?.talk?.release();
+  page.view?.say?.release();
   page.hiddenTimer = setTimeout(() => void finish(t("status.hidden")), STOP_WHEN_HIDDEN_MS);
 }
 

@@ -11,6 +11,7 @@
  * @module avatar-client
  */
 
+import { sessionEvents } from "./event-stream.js";
 import { RETRIES, Tries, retryAfterS, verdict } from "./retries.js";
 
 export { AudioLink } from "./audio-link.js";
@@ -62,6 +63,7 @@ const CALL_MS = 20_000;
  * @property {number} height
  * @property {string} expires_at ISO 8601
  * @property {{avatar_id: string, frames: number, cached: boolean, face_px: number, warnings: Coded[]} | null} avatar
+ * @property {{llm: string, stt: string}} [conversation] names of its models, or `embedded`
  *
  * @typedef {object} CallOptions
  * @property {boolean} [repeatable] the call is idempotent: it is retried also when no answer came
@@ -90,6 +92,8 @@ const CALL_MS = 20_000;
  * @property {number | null} height
  * @property {number | null} fps
  *
+ * @typedef {{id: number, session_id: string, type: string, at: string, data: any}} SessionEvent see `GET /session/{id}/events`
+ * @typedef {{id: string, role: "user" | "assistant", text: string, interrupted: boolean, created_at: number}} HistoryMessage
  * @typedef {{stage: string, count: number, last_at: string|null, last_error: string|null}} FunnelStage
  * @typedef {{name: string, language: string, provider: string}} Voice `name` goes into `speak`, `language` is BCP 47
  */
@@ -185,6 +189,37 @@ export class AvatarClient {
   /** @param {string} id @returns {Promise<{dropped_s: number}>} */
   interrupt(id) {
     return this.#call("POST", `/session/${encodeURIComponent(id)}/interrupt`, undefined, { once: true }); // a retry would interrupt later speech
+  }
+
+  /** Says a text to the session's conversation. @param {string} id @param {string} text @returns {Promise<{message_id: string}>} */
+  chat(id, text) {
+    return this.#call("POST", `/session/${encodeURIComponent(id)}/chat`, { text });
+  }
+
+  /** The history of a session's conversation. @param {string} id @returns {Promise<{messages: HistoryMessage[]}>} */
+  messages(id) {
+    return this.#call("GET", `/session/${encodeURIComponent(id)}/messages`, undefined, { repeatable: true });
+  }
+
+  /** The session's events, see `sessionEvents`. @param {string} id @param {{signal?: AbortSignal}} [options] */
+  events(id, { signal } = {}) {
+    return sessionEvents((last, within) => this.#openEvents(id, last, within), signal);
+  }
+
+  /** @param {string} id @param {number} last id of the last event, or 0 @param {AbortSignal} signal */
+  async #openEvents(id, last, signal) {
+    const open = async (/** @type {boolean} */ refused) => {
+      this.token = await this.findToken(refused);
+      /** @type {Record<string, string>} */
+      const headers = { Authorization: `Bearer ${this.token}`, ...(last && { "Last-Event-ID": String(last) }) };
+      return fetch(`${this.baseUrl}/session/${encodeURIComponent(id)}/events`, { headers, cache: "no-store", signal }).catch(() => {
+        throw unreachable();
+      });
+    };
+    let answer = await open(false);
+    if (answer.status === 401) answer = await open(true);
+    if (!answer.ok || !answer.body) throw problem(answer.status, await answer.text(), answer.headers.get("Retry-After"));
+    return answer.body;
   }
 
   /** Fixes the transport, or leaves the choice to the agent (`auto`). @param {string} id @param {PublisherMode} mode @returns {Promise<SessionStatus>} */

@@ -7,15 +7,19 @@
  *     await avatar.start({ room: "demo", avatar_id: "demo" });   // in a click, so that the browser plays audio
  *     await avatar.speak("Hello there.");
  *
+ * With `conversation` in the start it listens and answers instead: `avatar.microphone.open()`, `avatar.send("Hello.")`.
+ *
  * A public page gets no API key: let your server call `POST /session/start`, hand its answer to the page, and `join` it.
  *
  * @module avatar
  */
 
 import { ApiError, AudioLink, AvatarClient } from "./avatar-client.js";
+import { Conversation } from "./conversation.js";
+import { RoomMicrophone, requestMicrophone } from "./room-microphone.js";
 import { Viewer } from "./viewer.js";
 
-export { ApiError, AudioLink, AvatarClient, Viewer };
+export { ApiError, AudioLink, AvatarClient, Conversation, RoomMicrophone, Viewer, requestMicrophone };
 
 /**
  * @typedef {"new" | "starting" | "ready" | "speaking" | "recovering" | "draining" | "stopped" | "failed"} AvatarState
@@ -27,12 +31,16 @@ export { ApiError, AudioLink, AvatarClient, Viewer };
  * @property {string} viewer_token
  * @property {string} avatar_identity
  * @property {string} [audio_url] leave it out for a page that only watches: a session has one sender, and a newer one replaces it
+ * @property {object} [conversation] as in the answer; a session with it takes no audio by `audio_url`
  *
  * @typedef {{
  *   "state": {state: AvatarState, reason?: string},
  *   "started": import("./avatar-client.js").Session,
  *   "firstframe": number,
  *   "caption": import("./captions.js").Caption,
+ *   "message": import("./conversation.js").Message,
+ *   "conversation.state": import("./conversation.js").ConversationState,
+ *   "microphone": import("./room-microphone.js").MicrophoneState,
  *   "audioblocked": boolean,
  *   "audiotrack": MediaStreamTrack,
  *   "avatar.state": string | null,
@@ -48,7 +56,7 @@ export { ApiError, AudioLink, AvatarClient, Viewer };
  *   "blocked": boolean,
  * }} AvatarEvents Events and their `detail`. `started`: the orchestrator has started the session, and its room is joined next.
  *     `firstframe`: the first frame is shown, at this `performance.now()`. `audioblocked`: whether the browser blocks playback; call
- *     `startAudio` in a click. `audiotrack`: the track that is played from now on. `avatar.state`: the attribute of the avatar's
+ *     `startAudio` in a click. `message`: a line of the conversation, new or changed. `audiotrack`: the track that is played from now on. `avatar.state`: the attribute of the avatar's
  *     participant. `connection` is the room's, `link` that of the WebSocket for audio and events. `publisher.changed` to `error` are
  *     described in `docs/protocol.md`. `picture` and `blocked` are deprecated: `firstframe`, `audioblocked`.
  */
@@ -67,6 +75,8 @@ export class Avatar extends EventTarget {
   #starting = null;
   /** The session itself is over, or `stop` has asked for it. A lost room alone (`failed`, `room_left`) ends no session. */
   #sessionOver = false;
+  /** Ends the reading of the session's events. */
+  #following = new AbortController();
 
   /**
    * @param {object} options
@@ -84,6 +94,10 @@ export class Avatar extends EventTarget {
     this.viewer = new Viewer({ video, audio, room });
     /** Takes PCM; null until joined, and for a page that only watches. @type {AudioLink | null} */
     this.link = null;
+    /** Both sides' words; null until joined, and for a session without a conversation. @type {Conversation | null} */
+    this.conversation = null;
+    /** The user's microphone, which a conversation hears. */
+    this.microphone = new RoomMicrophone(this.viewer.room);
     /** @type {Joining | null} */
     this.session = null;
     /** @type {AvatarState} */
@@ -94,6 +108,8 @@ export class Avatar extends EventTarget {
     /** Code of the link's last error. */
     this.lastError = "";
     this.#relay(this.viewer, VIEWER_EVENTS);
+    this.#relay(this.microphone, ["state"], () => "microphone");
+    this.#relay(this.microphone, ["error"]);
     this.viewer.addEventListener("avatar.state", (event) => {
       this.speaking = /** @type {CustomEvent} */ (event).detail === "speaking";
       this.#setState(this.base);
@@ -162,16 +178,19 @@ export class Avatar extends EventTarget {
     }
     this.#requireState("starting");
     this.session = session;
+    if (session.conversation) this.#openConversation(session);
     try {
       await this.viewer.join(session);
     } catch (error) {
       if (!OVER.has(this.base)) this.#setState("failed");
-      await this.viewer.leave();
+      await this.leave();
       const { message } = /** @type {Error} */ (error);
       throw new ApiError(`The room cannot be joined: ${message}`, { code: "room_unreachable" });
     }
     if (OVER.has(this.base)) throw new ApiError("The avatar was left before it was joined.", { code: "cancelled" });
-    if (session.audio_url) this.#openLink(session.audio_url);
+    void this.microphone.publish();
+    if (session.conversation) void this.#follow(session.session_id);
+    else if (session.audio_url) this.#openLink(session.audio_url);
     this.#setState("ready");
   }
 
@@ -193,6 +212,22 @@ export class Avatar extends EventTarget {
   /** Speaks a text after what is being spoken. @param {string} text @param {string} [voice] one of `client.voices()` @returns {Promise<{segment: number}>} */
   speak(text, voice) {
     return this.#authorised().speak(this.#joined().session_id, text, voice);
+  }
+
+  /**
+   * Says a text to the conversation, which answers it as if it had been spoken. It waits where the conversation is away.
+   * @param {string} text
+   */
+  async send(text) {
+    const { session_id } = this.#joined();
+    if (!this.conversation) throw new ApiError("This session has no conversation: give `conversation` at the start.", { code: "session_conflict" });
+    if (this.client) {
+      const { message_id } = await this.client.chat(session_id, text);
+      this.conversation.typed(message_id, text);
+    } else {
+      const { id } = await this.viewer.room.localParticipant.sendText(text, { topic: "lk.chat" });
+      this.conversation.typed(id, text);
+    }
   }
 
   /**
@@ -227,8 +262,50 @@ export class Avatar extends EventTarget {
   /** Stops playback and leaves the room, unless it is the page's own; the session goes on. Idempotent. */
   async leave() {
     if (!OVER.has(this.base)) this.#setState("stopped");
-    this.link?.close();
+    this.#close();
     await this.viewer.leave();
+  }
+
+  /** Ends what runs beside the room, and gives the microphone back. */
+  #close() {
+    this.link?.close();
+    this.#following.abort();
+    this.microphone.close();
+    this.conversation?.close();
+  }
+
+  /** @param {Joining} session */
+  #openConversation(session) {
+    const conversation = new Conversation(session);
+    this.conversation = conversation;
+    this.#relay(conversation, ["message"]);
+    this.#relay(conversation, ["state"], () => "conversation.state");
+    conversation.attach(this.viewer.room);
+  }
+
+  /** Reads the events of a session with a conversation, which has no link; without a key the room has to do. @param {string} id */
+  async #follow(id) {
+    if (!this.client) return;
+    try {
+      for await (const { type, data } of this.client.events(id, { signal: this.#following.signal })) {
+        this.conversation?.handle(type, data);
+        if (type === "session.state") await this.#sessionState(data);
+        else if (LINK_EVENTS.some((name) => name === type)) this.dispatchEvent(new CustomEvent(type, { detail: data }));
+      }
+    } catch (error) {
+      const { code, message } = /** @type {ApiError} */ (error);
+      if (SESSION_OVER.has(code)) await this.#sessionState({ state: "stopped", reason: code });
+      else this.dispatchEvent(new CustomEvent("error", { detail: { code, message } }));
+    }
+  }
+
+  /** @param {{state: AvatarState, reason?: string}} reported by the session itself */
+  async #sessionState({ state, reason }) {
+    if (state === "starting" || OVER.has(this.base)) return; // the event stream begins with the past
+    this.#setState(state, reason);
+    if (!OVER.has(state)) return;
+    this.#sessionOver = true;
+    await this.leave();
   }
 
   /** @param {string} url */
@@ -239,12 +316,7 @@ export class Avatar extends EventTarget {
     const on = (type, handler) => link.addEventListener(type, (event) => handler(/** @type {CustomEvent} */ (event).detail));
     on("error", ({ code }) => (this.lastError = code));
     this.#relay(link, LINK_EVENTS);
-    on("session.state", ({ state, reason }) => {
-      this.#setState(state, reason);
-      if (!OVER.has(state)) return;
-      this.#sessionOver = true;
-      void this.leave();
-    });
+    on("session.state", (reported) => void this.#sessionState(reported));
     on("state", (state) => {
       this.dispatchEvent(new CustomEvent("link", { detail: state }));
       if (state === "closed") void this.#linkClosed();
@@ -282,7 +354,7 @@ export class Avatar extends EventTarget {
     if (this.base === "starting" || OVER.has(this.base)) return; // `start` and `join` throw it
     this.dispatchEvent(new CustomEvent("error", { detail: problem }));
     this.#setState("failed", problem.code);
-    this.link?.close();
+    this.#close();
     void this.viewer.leave();
   }
 
@@ -295,10 +367,10 @@ export class Avatar extends EventTarget {
     this.dispatchEvent(new CustomEvent("state", { detail: { state, reason } }));
   }
 
-  /** @param {EventTarget} from @param {readonly string[]} types */
-  #relay(from, types) {
+  /** @param {EventTarget} from @param {readonly string[]} types @param {(type: string) => string} [rename] */
+  #relay(from, types, rename = (type) => type) {
     for (const type of types) {
-      from.addEventListener(type, (event) => this.dispatchEvent(new CustomEvent(type, { detail: /** @type {CustomEvent} */ (event).detail })));
+      from.addEventListener(type, (event) => this.dispatchEvent(new CustomEvent(rename(type), { detail: /** @type {CustomEvent} */ (event).detail })));
     }
   }
 

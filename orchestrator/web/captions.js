@@ -17,6 +17,7 @@
  */
 
 const TOPIC = "lk.transcription";
+const FINAL = "lk.transcription_final";
 const SEGMENT = /\.(\d+)(?:\+[\d.]+)?$/;
 
 /**
@@ -69,7 +70,9 @@ async function readLine(reader, emit) {
       emit({ id, segment, text, final: false });
     }
   } catch {
-    // The sender left the room within the line: what came of it stays.
+    emit({ id, segment, text, final: true }); // the sender left the room within the line: what came of it stays
+    return;
   }
-  emit({ id, segment, text, final: true });
+  // What a user says comes again and again, each time as a stream of its own, until it is final.
+  emit({ id, segment, text, final: reader.info.attributes?.[FINAL] !== "false" });
 }

@@ -4,16 +4,9 @@
  * @module microphone
  */
 
-import { t } from "./strings.js";
+import { requestMicrophone } from "./avatar.js";
 
 const RELEASE_AFTER_MS = 60_000;
-
-/** Messages by the error of `getUserMedia`. @type {Record<string, import("./strings.js").Key>} */
-const REASONS = {
-  NotAllowedError: "microphone.forbidden",
-  NotFoundError: "microphone.missing",
-  NotReadableError: "microphone.busy",
-};
 
 /** Events: `pcm` (detail: Int16Array). */
 export class Microphone extends EventTarget {
@@ -35,7 +28,7 @@ export class Microphone extends EventTarget {
     return this.node !== null;
   }
 
-  /** Asks for the microphone; concurrent calls share one request. Throws an `Error` with a sentence for the user. */
+  /** Asks for the microphone; concurrent calls share one request. Throws `ApiError`, see `requestMicrophone`. */
   open() {
     this.opening ??= this.#open().finally(() => (this.opening = null));
     return this.opening;
@@ -67,16 +60,7 @@ export class Microphone extends EventTarget {
 
   async #open() {
     if (this.isOpen) return;
-    if (!navigator.mediaDevices) {
-      throw new Error(t("microphone.insecure"));
-    }
-    const audio = { channelCount: 1, echoCancellation: true, noiseSuppression: true, autoGainControl: true };
-    try {
-      this.stream = await navigator.mediaDevices.getUserMedia({ audio });
-    } catch (error) {
-      const { name } = /** @type {DOMException} */ (error);
-      throw new Error(t(REASONS[name] ?? "microphone.failed", { name }));
-    }
+    this.stream = await requestMicrophone();
     await this.context.audioWorklet.addModule(new URL("./pcm-worklet.js", import.meta.url));
     const node = new AudioWorkletNode(this.context, "pcm", { numberOfOutputs: 0 });
     node.port.onmessage = ({ data }) => {

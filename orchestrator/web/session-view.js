@@ -12,8 +12,8 @@ import { ApiError } from "./avatar-client.js";
 import { CaptionsView } from "./captions-view.js";
 import { $, setText } from "./elements.js";
 import { amount, skewText } from "./panel.js";
+import { Say } from "./say.js";
 import { t, tOr } from "./strings.js";
-import { Talk } from "./talk.js";
 
 const STATS_MS = 1000;
 const LEVEL_MS = 60;
@@ -70,8 +70,8 @@ export class SessionView {
     this.statusStale = false;
     /** @type {import("./statistics.js").MediaStats | null} */
     this.stats = null;
-    /** @type {Talk | null} */
-    this.talk = null;
+    /** @type {Say | null} */
+    this.say = null;
     this.closed = false;
     /** Measured here, in ms. @type {Record<string, number | null>} */
     this.measured = { firstFrame: null, toAudio: null, toSilence: null };
@@ -87,7 +87,7 @@ export class SessionView {
     this.listeners.abort();
     clearTimeout(this.statusTimer);
     this.timers.forEach((timer) => clearInterval(timer));
-    this.talk?.close();
+    this.say?.close();
     this.meter.detach();
     this.captions.close();
   }
@@ -122,7 +122,7 @@ export class SessionView {
       this.#setAspect(session.width / session.height || 1);
     });
     on("state", ({ state, reason }) => {
-      if (avatar.link && !this.talk) this.#open(avatar.link);
+      if (avatar.link && !this.say) this.#open(avatar.link);
       if (reason || NOTED_STATES.has(state)) panel.event(reason ? t("event.session_reason", { state, reason }) : t("event.session", { state }));
     });
     on("firstframe", (at) => {
@@ -165,7 +165,7 @@ export class SessionView {
   /** The avatar has joined. @param {import("./audio-link.js").AudioLink} link */
   #open(link) {
     const { avatar, context, showStatus, showError } = this;
-    this.talk = new Talk({ context, link, isSpeaking: () => this.#isSpeaking(), showStatus, showError });
+    this.say = new Say({ context, link, isSpeaking: () => this.#isSpeaking(), showStatus, showError });
     this.timers.push(setInterval(() => this.#showLevel(), LEVEL_MS), setInterval(() => void this.#readStats(), STATS_MS));
     this.#requestStatus();
   }

@@ -49,6 +49,8 @@ export class Viewer extends EventTarget {
     this.elements = { video, audio, standbyAudio };
     this.identity = "";
     this.standbyIdentity = "";
+    /** The participant that speaks for the avatar in a conversation: the words are its transcriptions. */
+    this.conversationIdentity = "";
     this.ended = false;
     this.statistics = new Statistics();
     /** @type {{audio: RemoteTrack | null, video: RemoteTrack | null, standbyAudio: RemoteTrack | null}} */
@@ -79,6 +81,7 @@ export class Viewer extends EventTarget {
   async join({ session_id, livekit_url, viewer_token, avatar_identity }) {
     this.identity = avatar_identity;
     this.standbyIdentity = `voice-${session_id}`;
+    this.conversationIdentity = `conversation-${session_id}`;
     this.#listen();
     this.#awaitFirstFrame();
     if (this.ownsRoom) await this.room.connect(livekit_url, viewer_token, { autoSubscribe: true, maxRetries: 2 });
@@ -141,7 +144,7 @@ export class Viewer extends EventTarget {
     this.#on(RoomEvent.Disconnected, (reason) => this.#disconnected(REASONS[reason ?? 0] ?? "The connection to the room was lost."));
     this.unsubscribe.push(
       subscribeToCaptions(this.room, (identity, caption) => {
-        if (identity === this.identity) this.#emit("caption", caption);
+        if (identity === this.identity || identity === this.conversationIdentity) this.#emit("caption", caption);
       }),
     );
   }

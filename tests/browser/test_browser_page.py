@@ -249,7 +249,7 @@ async def test_keyboard_alone_does_everything(page: Page, stack: Stack) -> None:
     await page.until("document.getElementById('events').textContent.includes('finished after')")
 
     session = await session_id(page)
-    await tab_to("talk")
+    await tab_to("hold")
 
     async def taken() -> int:
         sources = (await asyncio.to_thread(stack.get, "/debug/audio")).json()["sessions"]
@@ -263,7 +263,7 @@ async def test_keyboard_alone_does_everything(page: Page, stack: Stack) -> None:
 
     await page.key(" ", hold=talks)
     await page.until("document.getElementById('events').textContent.includes('Segment 2 started')")
-    await page.until("document.getElementById('talk').ariaPressed === 'false'")
+    await page.until("document.getElementById('hold').ariaPressed === 'false'")
     await page.key("Escape")
     await tab_to("stop")
     await page.key("Enter")

@@ -8,8 +8,16 @@ export interface TrackPublication {
 
 export interface Participant {
   readonly identity: string;
+  readonly kind: number;
   readonly attributes: Readonly<Record<string, string>>;
   readonly trackPublications: ReadonlyMap<string, TrackPublication>;
+}
+
+export interface LocalParticipant {
+  readonly identity: string;
+  publishTrack(track: MediaStreamTrack, options: { source: string; name: string }): Promise<unknown>;
+  unpublishTrack(track: MediaStreamTrack): Promise<unknown>;
+  sendText(text: string, options: { topic: string }): Promise<{ readonly id: string }>;
 }
 
 export interface RemoteTrack {
@@ -32,6 +40,7 @@ export interface RoomEvents {
   participantConnected: (participant: Participant) => void;
   participantDisconnected: (participant: Participant) => void;
   audioPlaybackChanged: (playing: boolean) => void;
+  connected: () => void;
   reconnecting: () => void;
   signalReconnecting: () => void;
   reconnected: () => void;
@@ -42,6 +51,7 @@ export class Room {
   constructor(options?: { adaptiveStream?: boolean; dynacast?: boolean; disconnectOnPageLeave?: boolean });
   readonly state: string;
   readonly remoteParticipants: ReadonlyMap<string, Participant>;
+  readonly localParticipant: LocalParticipant;
   readonly canPlaybackAudio: boolean;
   connect(url: string, token: string, options?: { autoSubscribe?: boolean; maxRetries?: number }): Promise<void>;
   disconnect(): Promise<void>;

@@ -152,12 +152,16 @@ async def test_clients_address_of_livekit_is_in_the_policy() -> None:
 def test_the_page_reaches_rooms_and_sessions_through_the_published_client_only() -> None:
     """What `avatar.js` is made of; the page's own modules name these in types at most."""
     inner = {"./viewer.js", "./captions.js", "./audio-link.js", "./vendor/livekit-client.esm.js"}
+    inner |= {"./conversation.js", "./event-stream.js", "./room-microphone.js"}
     client = {
         "avatar.js",
         "avatar-client.js",
         "viewer.js",
         "captions.js",
         "audio-link.js",
+        "conversation.js",
+        "event-stream.js",
+        "room-microphone.js",
         "statistics.js",
         "retries.js",
     }

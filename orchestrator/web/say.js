@@ -1,17 +1,17 @@
 /**
- * Push to talk: while the button, or the space bar on it, is held down, the microphone is sent to the avatar. Enter, and a click by
- * an assistive technology, toggle it.
+ * The user's own voice for the avatar: while the button is held down, the microphone is sent to it, and it repeats what was said.
  *
- * @module talk
+ * @module say
  */
 
 import { $, setText } from "./elements.js";
+import { holdButton } from "./hold-button.js";
 import { Microphone } from "./microphone.js";
-import { t } from "./strings.js";
+import { explained, t } from "./strings.js";
 
 const TAP_MS = 250;
 
-export class Talk {
+export class Say {
   /**
    * @param {object} parts
    * @param {AudioContext} parts.context
@@ -33,7 +33,8 @@ export class Talk {
     this.flushed = Promise.resolve();
     this.listeners = new AbortController();
     this.microphone.addEventListener("pcm", (event) => this.#send(/** @type {CustomEvent<Int16Array>} */ (event).detail));
-    this.#listen();
+    const actions = { press: () => void this.press(), release: () => this.release(), isPressed: () => this.wanted };
+    holdButton($("hold"), actions, this.listeners.signal);
   }
 
   close() {
@@ -46,17 +47,18 @@ export class Talk {
     if (this.wanted) return;
     this.wanted = true;
     this.pressedAt = performance.now();
-    this.#showButton(t("talk.wait"));
+    this.#showButton(t("say.wait"));
     try {
       await Promise.all([this.microphone.open(), this.flushed]);
     } catch (error) {
       this.wanted = false;
-      this.#showButton(t("talk.hold"));
-      this.showError(/** @type {Error} */ (error).message, "microphone");
+      this.#showButton(t("say.hold"));
+      const { code, message } = /** @type {import("./avatar-client.js").ApiError} */ (error);
+      this.showError(explained(code, message), code);
       return;
     }
     if (!this.wanted) {
-      this.showStatus(t("talk.ready"));
+      this.showStatus(t("say.ready"));
       return;
     }
     this.link.open();
@@ -64,60 +66,28 @@ export class Talk {
     this.link.start();
     this.recording = true;
     this.microphone.begin();
-    this.#showButton(t("talk.listening"));
+    this.#showButton(t("say.listening"));
   }
 
   release() {
     if (!this.wanted) return;
     this.wanted = false;
     if (this.recording) this.flushed = this.microphone.end().then(() => this.link.end());
-    if (this.recording && performance.now() - this.pressedAt < TAP_MS) this.showStatus(t("talk.tap"));
+    if (this.recording && performance.now() - this.pressedAt < TAP_MS) this.showStatus(t("say.tap"));
     this.recording = false;
-    this.#showButton(t("talk.hold"));
+    this.#showButton(t("say.hold"));
   }
 
   /** @param {Int16Array} pcm */
   #send(pcm) {
     if (this.link.push(pcm)) return;
     this.release();
-    this.showError(t("talk.full"), "backlog_exceeded");
+    this.showError(t("say.full"), "backlog_exceeded");
   }
 
   /** @param {string} text */
   #showButton(text) {
-    $("talk").setAttribute("aria-pressed", String(this.wanted));
-    setText($("talk-text"), text);
-  }
-
-  #listen() {
-    const button = $("talk");
-    const { signal } = this.listeners;
-    /** @param {string} type @param {(event: any) => void} handler */
-    const on = (type, handler) => button.addEventListener(type, handler, { signal });
-    on("pointerdown", (event) => {
-      if (event.button !== 0) return;
-      button.setPointerCapture(event.pointerId);
-      void this.press();
-    });
-    for (const type of ["pointerup", "pointercancel", "blur"]) on(type, () => this.release());
-    on("contextmenu", (event) => event.preventDefault());
-    on("keydown", (event) => {
-      if (event.key !== " " && event.key !== "Enter") return;
-      event.preventDefault();
-      if (event.repeat) return;
-      if (event.key === " ") void this.press();
-      else this.#toggle();
-    });
-    on("keyup", (event) => {
-      if (event.key !== " ") return;
-      event.preventDefault();
-      this.release();
-    });
-    on("click", (event) => event.detail === 0 && this.#toggle());
-  }
-
-  #toggle() {
-    if (this.wanted) this.release();
-    else void this.press();
+    $("hold").setAttribute("aria-pressed", String(this.wanted));
+    setText($("hold-text"), text);
   }
 }
