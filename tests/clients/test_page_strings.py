@@ -9,7 +9,17 @@ from tests.clients.printed import ROOT
 WEB = ROOT / "orchestrator" / "web"
 PAGE = (WEB / "index.html").read_text("utf-8")
 SOURCE = (WEB / "strings.js").read_text("utf-8")
-MODULES = ("app", "captions-view", "chooser", "credentials", "hold-button", "microphone", "panel", "say", "session-view")
+MODULES = (
+    "app",
+    "captions-view",
+    "chooser",
+    "credentials",
+    "hold-button",
+    "microphone",
+    "panel",
+    "say",
+    "session-view",
+)
 """The page's own modules. The published client's errors are English, and translated by their code."""
 PREFIXES = ("code.", "funnel.", "chip.")
 """Keys that are made at run time."""
