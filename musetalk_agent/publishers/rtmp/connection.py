@@ -313,15 +313,16 @@ class RtmpLink:
 
 
 class _Allowance:
-    """Counts what the server sends within a second."""
+    """Counts what the server sends within a second of `clock`."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._until = 0.0
         self._bytes = self._messages = 0
 
     def spend(self, size: int, messages: int) -> None:
         """Raises RtmpError beyond `_MOST_BYTES` or `_MOST_MESSAGES` within a second."""
-        now = time.monotonic()
+        now = self._clock()
         if now >= self._until:
             self._until, self._bytes, self._messages = now + 1, 0, 0
         self._bytes += size
