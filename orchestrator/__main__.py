@@ -69,7 +69,12 @@ def _add_key(parser: argparse.ArgumentParser) -> None:
         "new", help="make a key and print it; only its hash is kept"
     )
     new.add_argument("--name", required=True, help="whose key it is; several keys of one name are one caller")
-    new.add_argument("--scope", required=True, choices=[scope.value for scope in Scope], help="what it may do")
+    new.add_argument(
+        "--scope",
+        required=True,
+        choices=[scope.value for scope in Scope if scope is not Scope.PUBLIC],
+        help="what it may do",
+    )
     new.add_argument("--file", type=Path, help="keys file to add it to; by default the entry is printed too")
 
 

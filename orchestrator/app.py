@@ -27,6 +27,7 @@ from orchestrator.events import EventBus
 from orchestrator.keys import Credentials, KeyRing, KeysFile, operators
 from orchestrator.livekit_rooms import Ingresses, Rooms, TokenMinter
 from orchestrator.metrics import Metrics
+from orchestrator.public_tokens import PublicTokens
 from orchestrator.quotas import Quotas
 from orchestrator.recovery import make_store, surviving
 from orchestrator.routes import (
@@ -37,15 +38,17 @@ from orchestrator.routes import (
     openai_api,
     ops,
     page,
+    public_sessions,
     session_events,
     session_routes,
     speak,
     speak_ws,
     viewer_tokens,
 )
-from orchestrator.routes.auth import Access, AuthMiddleware
+from orchestrator.routes.auth import Access, AuthMiddleware, takes_public_tokens
 from orchestrator.routes.context import Context, OwnAddress, RouteOptions
 from orchestrator.routes.idempotency import Idempotency
+from orchestrator.routes.public_access import PublicPreflights
 from orchestrator.session.deps import SessionDeps
 from orchestrator.session.journal import SessionJournal
 from orchestrator.session.manager import SessionManager
@@ -133,6 +136,7 @@ def _add_routes(app: FastAPI) -> None:
         avatar_upload,
         conversation_routes,
         openai_api,
+        public_sessions,
     ):
         app.include_router(module.router, dependencies=[bearer])
     app.include_router(ops.debug_router, dependencies=[bearer])
@@ -152,6 +156,7 @@ def _add_guards(app: FastAPI, settings: Settings, access: Access, metrics: Metri
         uploads=frozenset({avatar_upload.PATH}),
         page_policy=page.content_policy(settings.livekit.public_url, settings.public_url),
         secure=(settings.public_url or "").startswith("https://"),
+        public_url=settings.public_url,
     )
     if settings.cors_origins:
         app.add_middleware(
@@ -161,6 +166,9 @@ def _add_guards(app: FastAPI, settings: Settings, access: Access, metrics: Metri
             allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "X-Filename"],
             expose_headers=["Retry-After"],
         )
+    app.add_middleware(
+        PublicPreflights, is_public=takes_public_tokens
+    )  # outside of CORS_ORIGINS, which answers every preflight
     app.add_middleware(traces.TracedPosts)
 
 
@@ -206,6 +214,7 @@ def _assemble(settings: Settings, access: Access, metrics: Metrics, voices: Voic
     conversations = Conversations(
         settings.conversation_options, bus, metrics, lambda: address.speech(access.credentials.speech_token())
     )
+    public_tokens = PublicTokens(store, settings.token_secret)
     services = SessionDeps(
         pool=pool,
         agents=agents,
@@ -216,6 +225,7 @@ def _assemble(settings: Settings, access: Access, metrics: Metrics, voices: Voic
         ledger=ledger,
         ingresses=ingresses,
         conversations=conversations,
+        public_tokens=public_tokens,
         voices=own_voices,
     )
     sessions = SessionManager(services, settings.session_options)
@@ -245,6 +255,7 @@ def _assemble(settings: Settings, access: Access, metrics: Metrics, voices: Voic
         voices=voices,
         own_voices=own_voices,
         conversations=conversations,
+        public_tokens=public_tokens,
         address=address,
     )
 

@@ -37,6 +37,8 @@ NAME = r"^[A-Za-z0-9._-]{1,64}$"
 class Scope(StrEnum):
     """What a key is for. Each one may do all that those before it may."""
 
+    PUBLIC = "public"
+    """Of public tokens only, see `public_tokens.py`: no key has it."""
     VIEWER = "viewer"
     STARTER = "starter"
     OPERATOR = "operator"
@@ -58,11 +60,15 @@ class KeyLimits:
 
 @dataclass(frozen=True)
 class Caller:
-    """Who calls. Several keys of one name are one caller: so a key is changed without losing its sessions."""
+    """Who calls. Several keys of one name are one caller: so a key is changed without losing its sessions.
+
+    `token_id` is that of the public token it holds; empty for the holder of a key.
+    """
 
     name: str
     scope: Scope
     limits: KeyLimits = KeyLimits()
+    token_id: str = ""
 
 
 @dataclass(frozen=True)
@@ -94,6 +100,8 @@ class KeyEntry(Strict):
     def _one_of_both(self) -> KeyEntry:
         if (self.sha256 is None) == (self.key is None):
             raise ValueError("give either sha256 or key")
+        if self.scope is Scope.PUBLIC:
+            raise ValueError("scope public is not for keys: POST /public-tokens makes public tokens")
         return self
 
     def made(self) -> Key:
@@ -162,6 +170,11 @@ class KeyRing:
         if len({key.digest for key in wanted}) < len(wanted):
             raise KeysError("a key is listed twice")
         self._keys = wanted
+
+    def named(self, name: str, now: float) -> Caller | None:
+        """The caller of this name; None when no key of it counts at `now` (Unix time)."""
+        valid = (key for key in self._keys if key.expires_at is None or now < key.expires_at)
+        return next((key.caller for key in valid if key.caller.name == name), None)
 
     def find(self, given: str, now: float) -> Caller | None:
         """The key's caller; None for an unknown key, or one that has expired at `now` (Unix time)."""
@@ -328,6 +341,10 @@ class Credentials:
         if found is None and is_loopback(address) and self._valid(_SPEECH, "", bearer):
             return CONVERSATION
         return found
+
+    def named(self, name: str) -> Caller | None:
+        """The caller of this name, None when no key of it counts any more."""
+        return PAGE if self._page_tokens and name == _PAGE else self.keys.named(name, time.time())
 
     def page_token(self, ttl_s: float) -> str:
         """A token that opens the API from this machine for `ttl_s` seconds, until the process ends."""

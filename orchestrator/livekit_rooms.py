@@ -301,6 +301,16 @@ class Rooms:
             if error.code != "not_found":
                 _log.warning("participant not removed", extra={"room": room, "error": str(error)})
 
+    async def delete(self, room: str) -> None:
+        """Closes a room for everybody in it. Never raises for LiveKit's sake: an empty room closes by itself."""
+        try:
+            await self._livekit.call(
+                lambda livekit: livekit.room.delete_room(api.DeleteRoomRequest(room=room)), COURTESY_S
+            )
+        except LiveKitFailed as error:
+            if error.code != "not_found":
+                _log.warning("room not closed", extra={"room": room, "error": str(error)})
+
 
 def _unavailable(what: str, error: LiveKitFailed) -> ProblemError:
     return ProblemError(

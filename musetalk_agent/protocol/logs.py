@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 _SECRETS = (
     (re.compile(r"([?&](?:access_)?token=)[^&\s\"'\\]+"), r"\1***"),
     (re.compile(r"(Bearer )[A-Za-z0-9._~+/=-]+", re.IGNORECASE), r"\1***"),
-    (re.compile(r"\b(whsec_|mtk_)[A-Za-z0-9+/=_-]+"), r"\1***"),
+    (re.compile(r"\b(whsec_|mtk_|mtp_)[A-Za-z0-9+/=_-]+"), r"\1***"),
     (re.compile(r"\b([a-z][a-z0-9+.-]{1,15}://)[^/@\s\"'\\]+@"), r"\1***@"),
     (re.compile(r"\b(rtmps?://[^/\s\"'\\]+/)[^\s\"'\\,]+", re.IGNORECASE), r"\1***"),
     (re.compile(r"\beyJ[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+"), "***"),

@@ -59,6 +59,8 @@ class ErrorCode(StrEnum):
     REPLACED = "replaced"
     IDLE_TIMEOUT = "idle_timeout"
     FORBIDDEN = "forbidden"
+    ORIGIN_FORBIDDEN = "origin_forbidden"
+    MINUTES_EXHAUSTED = "minutes_exhausted"
     RATE_LIMITED = "rate_limited"
     QUOTA_EXCEEDED = "quota_exceeded"
     SESSION_ELSEWHERE = "session_elsewhere"
@@ -96,6 +98,8 @@ STATUS: dict[ErrorCode, int] = {
     ErrorCode.MESSAGE_TOO_LARGE: 413,
     ErrorCode.BODY_TIMEOUT: 408,
     ErrorCode.FORBIDDEN: 403,
+    ErrorCode.ORIGIN_FORBIDDEN: 403,
+    ErrorCode.MINUTES_EXHAUSTED: 403,
     ErrorCode.RATE_LIMITED: 429,
     ErrorCode.QUOTA_EXCEEDED: 429,
     ErrorCode.SESSION_ELSEWHERE: 421,

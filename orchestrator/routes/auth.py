@@ -23,39 +23,50 @@ from musetalk_agent.protocol.throttle import Failures
 from orchestrator.audit import AuditLog
 from orchestrator.keys import Caller, Credentials, Scope, bearer
 from orchestrator.metrics import Metrics
+from orchestrator.public_tokens import PREFIX as PUBLIC_PREFIX
 from orchestrator.quotas import Quotas
 from orchestrator.routes.error_responses import internal, problem_response, unauthorized
+from orchestrator.routes.public_access import add_cors, public_caller
 from orchestrator.session.manager import SessionRegistry
 from orchestrator.session.model import ManagedSession
 from orchestrator.session.speech_queue import PAUSE_S
 
 _SESSION = re.compile(r"/session/([^/]+)(?:/([^/]+))?/?")
+_PUBLIC_TOKEN = re.compile(r"/public-tokens/[^/]+/?")
 NOBODY = "-"
 """Stands in the audit log for a caller without a name."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """The scope a route needs, and what the audit log calls it; None: reading, which is audited only when it is denied."""
+    """The scope a route needs, and what the audit log calls it; None: reading, which is audited only when it is denied.
+
+    `public`: the holder of a public token may call it too, for its own sessions.
+    """
 
     scope: Scope
     action: str | None = None
+    public: bool = False
 
 
 RULES: dict[tuple[str, str], Rule] = {
     ("POST", "/token"): Rule(Scope.VIEWER, "token"),
     ("GET", "/voices"): Rule(Scope.VIEWER),
-    ("GET", "/session/{session_id}"): Rule(Scope.VIEWER),
-    ("GET", "/session/{session_id}/events"): Rule(Scope.VIEWER, "events"),
+    ("GET", "/session/{session_id}"): Rule(Scope.VIEWER, public=True),
+    ("GET", "/session/{session_id}/events"): Rule(Scope.VIEWER, "events", public=True),
     ("GET", "/sessions"): Rule(Scope.STARTER),
     ("POST", "/avatars"): Rule(Scope.STARTER, "avatar"),
     ("POST", "/session/start"): Rule(Scope.STARTER, "start"),
-    ("POST", "/session/{session_id}/stop"): Rule(Scope.STARTER, "stop"),
+    ("POST", "/session/{session_id}/stop"): Rule(Scope.STARTER, "stop", public=True),
     ("POST", "/session/{session_id}/speak"): Rule(Scope.STARTER, "speak"),
     ("POST", "/session/{session_id}/interrupt"): Rule(Scope.STARTER, "interrupt"),
     ("POST", "/session/{session_id}/publisher"): Rule(Scope.STARTER, "publisher"),
-    ("POST", "/session/{session_id}/chat"): Rule(Scope.STARTER, "chat"),
-    ("GET", "/session/{session_id}/messages"): Rule(Scope.VIEWER),
+    ("POST", "/session/{session_id}/chat"): Rule(Scope.STARTER, "chat", public=True),
+    ("GET", "/session/{session_id}/messages"): Rule(Scope.VIEWER, public=True),
+    ("POST", "/public/session"): Rule(Scope.PUBLIC, "public_start", public=True),
+    ("POST", "/public-tokens"): Rule(Scope.STARTER, "public_token"),
+    ("GET", "/public-tokens/{token_id}"): Rule(Scope.STARTER),
+    ("DELETE", "/public-tokens/{token_id}"): Rule(Scope.STARTER, "public_token_revoke"),
     ("POST", "/v1/audio/speech"): Rule(Scope.STARTER, "speech"),
     ("GET", "/v1/models"): Rule(Scope.VIEWER),
 }
@@ -69,7 +80,14 @@ def rule(method: str, path: str) -> tuple[Rule, str | None]:
     session_id = found[1] if found and (method, path) not in RULES else None
     if found and session_id:
         path = "/session/{session_id}" + (f"/{found[2]}" if found[2] else "")
+    elif _PUBLIC_TOKEN.fullmatch(path):
+        path = "/public-tokens/{token_id}"
     return RULES.get(("GET" if method == "HEAD" else method, path), _OPERATORS), session_id
+
+
+def takes_public_tokens(method: str, path: str) -> bool:
+    """Whether the holder of a public token may call this."""
+    return rule(method, path)[0].public
 
 
 @dataclass(frozen=True)
@@ -126,6 +144,16 @@ class Access:
 
 def require(caller: Caller, rule: Rule) -> None:
     """Raises ProblemError `forbidden` when the caller's scope is not enough."""
+    if caller.scope is Scope.PUBLIC:
+        if rule.public:
+            return
+        raise ProblemError(
+            ErrorCode.FORBIDDEN,
+            "A public token starts its sessions, reads and stops them, and sends them chat, and nothing else: "
+            f"this needs a key of the scope {rule.scope}.",
+            limit=rule.scope.value,
+            value=caller.scope.value,
+        )
     if not caller.scope.covers(rule.scope):
         raise ProblemError(
             ErrorCode.FORBIDDEN,
@@ -137,7 +165,14 @@ def require(caller: Caller, rule: Rule) -> None:
 
 def sees(caller: Caller, session: ManagedSession) -> bool:
     """Whether the session exists for this caller: one that starts sessions sees its own."""
-    return caller.scope is not Scope.STARTER or session.order.key == caller.name
+    return sees_of(caller, session.order.key, session.order.public_token)
+
+
+def sees_of(caller: Caller, key: str, token_id: str) -> bool:
+    """The same for a session that this key started, or the holder of this public token of it."""
+    if caller.scope is Scope.PUBLIC:
+        return bool(token_id) and token_id == caller.token_id
+    return caller.scope is not Scope.STARTER or key == caller.name
 
 
 def own(caller: Caller, registry: SessionRegistry, session_id: str) -> None:
@@ -191,7 +226,8 @@ class AuthMiddleware:
     """Refuses HTTP requests that may not be made before anything of them is read. WebSockets are the audio route's own business.
 
     `is_open` says which paths need no key; `uploads` are the paths whose bodies have a limit of their own; `page_policy` is the
-    page's Content-Security-Policy; `secure` says that clients come over https. A request that breaks is answered `internal_error`.
+    page's Content-Security-Policy; `secure` says that clients come over https; `public_url` is the service's address, where that is
+    known. A request that breaks is answered `internal_error`.
     """
 
     def __init__(
@@ -204,8 +240,10 @@ class AuthMiddleware:
         uploads: frozenset[str],
         page_policy: str,
         secure: bool,
+        public_url: str | None = None,
     ) -> None:
         self._app = app
+        self._public_url = public_url
         self._access = access
         self._metrics = metrics
         self._headers = {
@@ -231,11 +269,12 @@ class AuthMiddleware:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 _add_headers(scope["path"], MutableHeaders(scope=message), self._headers)
+                add_cors(scope, MutableHeaders(scope=message))
                 self._note(scope, needed, session_id, status)
             await send(message)
 
         try:
-            refusal = self._refusal(scope, needed, session_id)
+            refusal = await self._refusal(scope, needed, session_id)
             if refusal is not None:
                 scope["state"]["code"] = refusal.code.value
                 await problem_response(refusal)(scope, receive, sending)
@@ -257,17 +296,32 @@ class AuthMiddleware:
                 self._note(scope, needed, session_id, status)
             self._count(scope, status, time.monotonic() - begun)
 
-    def _refusal(self, scope: AsgiScope, needed: Rule, session_id: str | None) -> ProblemError | None:
+    async def _refusal(self, scope: AsgiScope, needed: Rule, session_id: str | None) -> ProblemError | None:
         if self._is_open(scope["path"]) or _is_preflight(scope):
             return None
         try:
-            scope["state"]["caller"] = caller = self._access.caller(scope)
+            scope["state"]["caller"] = caller = await self._caller(scope)
             require(caller, needed)
             if session_id is not None:
                 own(caller, scope["app"].state.context.sessions.registry, session_id)
         except ProblemError as error:
             return error
         return None
+
+    async def _caller(self, scope: AsgiScope) -> Caller:
+        """Who sends the request, by a key or by a public token. Raises ProblemError as `Access.caller` and `public_caller` do."""
+        given = bearer(Headers(scope=scope).get("authorization"))
+        if given is None or not given.startswith(PUBLIC_PREFIX):
+            return self._access.caller(scope)
+        tokens = scope["app"].state.context.public_tokens
+        token_id = tokens.token_id(given)
+        if token_id is None:
+            self._access.failures.admit(address(scope), None, self._access.clock())
+            raise unauthorized()
+        caller = await public_caller(tokens, scope, token_id, self._public_url)
+        self._access.failures.admit(address(scope), caller.name, self._access.clock())
+        self._access.quotas.request(caller, self._access.clock())
+        return caller
 
     def _note(self, scope: AsgiScope, needed: Rule, session_id: str | None, status: int) -> None:
         """One line of the audit log for what changes something, and for what is denied to a key."""

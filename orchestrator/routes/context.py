@@ -20,10 +20,11 @@ from orchestrator.agents.pool import AgentPool
 from orchestrator.conversation.conversation_messages import Provider
 from orchestrator.conversation.conversations import Conversations
 from orchestrator.events import EventBus
-from orchestrator.keys import Caller, Credentials, Scope
+from orchestrator.keys import Caller, Credentials
 from orchestrator.livekit_rooms import Ingresses, Rooms, TokenMinter
 from orchestrator.metrics import Metrics
-from orchestrator.routes.auth import Access, sees
+from orchestrator.public_tokens import PublicTokens
+from orchestrator.routes.auth import Access, sees, sees_of
 from orchestrator.routes.idempotency import Idempotency
 from orchestrator.session.journal import SessionJournal
 from orchestrator.session.manager import SessionManager
@@ -87,6 +88,7 @@ class Context:
     voices: Voices
     own_voices: StandbyVoices
     conversations: Conversations
+    public_tokens: PublicTokens
     address: OwnAddress
 
     def note_address(self, request: HTTPConnection) -> None:
@@ -183,7 +185,7 @@ async def views(ctx: Context, caller: Caller, known: set[str]) -> list[dict[str,
 
 
 def _sees(caller: Caller, record: StoredSession) -> bool:
-    return caller.scope is not Scope.STARTER or record.key == caller.name
+    return sees_of(caller, record.key, record.public_token)
 
 
 async def admit(ctx: Context, socket: WebSocket, session_id: str, *, text: bool = False) -> ManagedSession:

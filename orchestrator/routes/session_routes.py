@@ -20,7 +20,7 @@ from musetalk_agent.protocol.http import (
 )
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.conversation.options import ConversationRequest
-from orchestrator.keys import Scope
+from orchestrator.keys import Caller, Scope
 from orchestrator.routes.auth import Rule, current, require, visible
 from orchestrator.routes.context import Context, Ctx, here, host_url, stored, unless_gone, views
 from orchestrator.session.model import ManagedSession, SessionRequest, iso
@@ -151,23 +151,28 @@ async def start(
     With an `Idempotency-Key`, the same body gets the same answer however often it is sent, until the session has ended. A caller
     that leaves before the answer leaves nothing behind: without a key at once, with one unless it asks again within 30 s.
     """
-    if body.webhook_url is not None:
-        await _check_webhook(ctx, body, body.webhook_url)
     caller = current(request.scope)
-    if body.conversation is not None and (body.conversation.llm or body.conversation.stt):
-        require(caller, OWN_MODELS)
-    order = replace(body.order(), key=caller.name)
+    order = await admitted(ctx, body, caller)
     ctx.note_address(request)
 
     async def begin() -> dict[str, object]:
         mine = sum(session.order.key == caller.name for session in ctx.sessions.registry.running())
         ctx.access.quotas.start(caller, mine, time.monotonic())
-        return _started(ctx, request, await ctx.sessions.start(order))
+        return started(ctx, request, await ctx.sessions.start(order))
 
     own_key = idempotency_key and f"{caller.name} {idempotency_key}"
     answer = await unless_gone(request, ctx.starts.run(own_key, body.model_dump_json(), begin))
     request.state.session_id = answer["session_id"]
     return answer
+
+
+async def admitted(ctx: Context, body: StartRequest, caller: Caller) -> SessionRequest:
+    """What is asked for, when this caller may ask for it. Raises ProblemError."""
+    if body.webhook_url is not None:
+        await _check_webhook(ctx, body, body.webhook_url)
+    if body.conversation is not None and (body.conversation.llm or body.conversation.stt):
+        require(caller, OWN_MODELS)
+    return replace(body.order(), key=caller.name)
 
 
 async def _check_webhook(ctx: Context, body: StartRequest, url: str) -> None:
@@ -180,7 +185,8 @@ async def _check_webhook(ctx: Context, body: StartRequest, url: str) -> None:
     await ctx.webhooks.check(url)
 
 
-def _started(ctx: Context, request: Request, session: ManagedSession) -> dict[str, object]:
+def started(ctx: Context, request: Request, session: ManagedSession) -> dict[str, object]:
+    """The answer to a start."""
     agent = session.snapshot
     assert agent is not None
     viewer = f"viewer-{secrets.token_urlsafe(6)}"

@@ -12,6 +12,7 @@ from orchestrator.conversation.conversations import Conversations
 from orchestrator.events import EventBus
 from orchestrator.livekit_rooms import Ingresses, Rooms, TokenMinter
 from orchestrator.metrics import Metrics
+from orchestrator.public_tokens import PublicTokens
 from orchestrator.session.journal import SessionJournal
 from orchestrator.session.standby_voice import StandbyVoices
 
@@ -55,4 +56,5 @@ class SessionDeps:
     voices: StandbyVoices
     ingresses: Ingresses | None = None
     conversations: Conversations | None = None
+    public_tokens: PublicTokens | None = None
     background: BackgroundTasks = field(default_factory=BackgroundTasks)

@@ -376,6 +376,7 @@ def to_record(session: ManagedSession, ledger: SessionJournal) -> StoredSession:
         identity=session.identity,
         room=session.order.room,
         key=session.order.key,
+        public_token=session.order.public_token,
         sealed=ledger.seal.encrypt(sealed.model_dump_json()),
         agent_url=session.lease.name if session.lease is not None else None,
         created_at=session.created_at,
@@ -393,7 +394,9 @@ def to_record(session: ManagedSession, ledger: SessionJournal) -> StoredSession:
 
 def from_record(record: StoredSession, seal: Seal) -> ManagedSession:
     """The session to go on with; when its order cannot be read, to end."""
-    order = SessionRequest(room=record.room, avatar=AvatarSource(), picture=Picture(), key=record.key)
+    order = SessionRequest(
+        room=record.room, avatar=AvatarSource(), picture=Picture(), key=record.key, public_token=record.public_token
+    )
     mode, ingress_url, readable = order.publisher, None, True
     try:
         sealed = Sealed.model_validate_json(seal.decrypt(record.sealed))

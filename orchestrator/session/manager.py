@@ -103,7 +103,7 @@ class SessionManager:
         session = ManagedSession(
             session_id=session_id,
             order=order,
-            expires_at=time.time() + self.options.max_s,
+            expires_at=time.time() + min(self.options.max_s, order.max_s or self.options.max_s),
             started=asyncio.get_running_loop().create_future(),
         )
         self._begin(session)

@@ -97,7 +97,8 @@ def step(current: SessionState, to: SessionState) -> SessionState:
 class SessionRequest:
     """What a client asked for. `speaker` is the participant for whom the avatar speaks, `voice` who publishes the speech,
     `audio_source` how it comes: with `datastream` `speaker` sends it through the room.
-    `rtmp_url` is secret. `key` names the caller whose session it is.
+    `rtmp_url` is secret. `key` names the caller whose session it is, `public_token` the token it was started with, if one was.
+    `max_s` shortens the session's longest life.
     """
 
     room: str
@@ -116,6 +117,8 @@ class SessionRequest:
     webhook_url: str | None = field(default=None, repr=False)
     webhook_secret: str | None = field(default=None, repr=False)
     conversation: ConversationRequest | None = None
+    public_token: str = ""
+    max_s: float | None = None
 
 
 @dataclass(frozen=True)

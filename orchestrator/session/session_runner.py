@@ -19,6 +19,7 @@ from orchestrator.livekit_rooms import RoomIngress
 from orchestrator.session.agent_connection import TAKEN, AgentLost
 from orchestrator.session.deps import SessionDeps
 from orchestrator.session.journal import to_record
+from orchestrator.session.metering import Meter
 from orchestrator.session.model import ManagedSession, SessionOptions, ingress_attributes, publish_state
 from orchestrator.session.session_failover import Failover, Placement
 from orchestrator.session.speech_pipeline import SpeechPipeline
@@ -124,6 +125,8 @@ class SessionRunner:
         self._placing = Placement(services, options)
         self._moving = Failover(services, self._placing)
         self._serving: asyncio.Task[None] | None = None
+        tokens, order = services.public_tokens, session.order
+        self._meter = Meter(tokens, order.public_token, order.room) if tokens and order.public_token else None
 
     async def run(self) -> None:
         """Returns when the session has ended and nothing of it is left."""
@@ -212,6 +215,8 @@ class SessionRunner:
             _log.info("session ready", extra={"session_id": session.session_id, "room": session.order.room})
             tasks.add(asyncio.create_task(self._attend(live), name=f"attend-{session.session_id}"))
             tasks.add(asyncio.create_task(self._watch(live), name=f"watch-{session.session_id}"))
+            if self._meter is not None:
+                tasks.add(asyncio.create_task(self._pay(self._meter), name=f"pay-{session.session_id}"))
             if session.ingress is not None and self._services.ingresses is not None:
                 presence = self._services.ingresses.accompany(
                     session.order.room, session.identity, lambda: ingress_attributes(session, live)
@@ -374,6 +379,10 @@ class SessionRunner:
                 return
             await asyncio.sleep(max(0.01, min(self._options.poll_s, life.next_at() - now)))
 
+    async def _pay(self, meter: Meter) -> None:
+        """Returns when a session of a public token may not go on, with `end_reason` set."""
+        self._session.end_reason = await meter.run()
+
     # --- the end
 
     async def _close(self, problem: ProblemError | None) -> None:
@@ -386,6 +395,7 @@ class SessionRunner:
                 ("room", self._leave_room),
                 ("place", self._give_place_back),
                 ("record", partial(self._settle, problem)),
+                ("public token", self._settle_public),
                 within_s=CLOSE_STEP_S,
             )
         finally:
@@ -426,6 +436,13 @@ class SessionRunner:
         publish_state(services.events, session, over, session.end_reason)
         services.metrics.ends.labels(reason=session.end_reason or "stopped").inc()
         _log.info("session ended", extra={"session_id": session.session_id, "reason": session.end_reason})
+
+    async def _settle_public(self) -> None:
+        """A public session's room is its own, and ends with it: else its visitor could publish there for hours."""
+        if self._meter is None:
+            return
+        await self._meter.settle()
+        await self._services.rooms.delete(self._session.order.room)
 
     async def _hand_over(self) -> None:
         """Another process goes on with the session: agent and room are left as they are, the sender is to come again."""

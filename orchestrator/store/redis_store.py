@@ -76,6 +76,11 @@ redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return 1
 """
 _RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) else return 0 end"
+_SWAP = """
+if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
+return 1
+"""
 _EXPIRE = "if redis.call('PTTL', KEYS[1]) == -1 then return redis.call('PEXPIRE', KEYS[1], ARGV[1]) else return 0 end"
 
 
@@ -236,6 +241,13 @@ class RedisStore:
     async def release(self, session_id: str, owner: str) -> None:
         await self._call(self._redis.eval(_RELEASE, 1, _lease(session_id), owner))
 
+    async def document(self, name: str) -> bytes | None:
+        return await self._call(self._redis.getrange(_document(name), 0, MAX_RECORD)) or None
+
+    async def swap_document(self, name: str, old: bytes | None, new: bytes, keep_s: float) -> bool:
+        keep_ms = str(max(1, round(keep_s * 1000)))
+        return bool(await self._call(self._redis.eval(_SWAP, 1, _document(name), old or b"", new, keep_ms)))
+
     async def _deployment(self, ours: str) -> str:
         """The deployment's id; ours where there is none, as in a Redis that came back empty."""
         await self._call(self._redis.set(_DEPLOYMENT, ours, nx=True))
@@ -287,6 +299,10 @@ def _text(value: Any) -> str | None:
 
 def _record(session_id: str) -> str:
     return f"{_PREFIX}session:{session_id}"
+
+
+def _document(name: str) -> str:
+    return f"{_PREFIX}document:{name}"
 
 
 def _lease(session_id: str) -> str:

@@ -91,6 +91,7 @@ class StoredSession(BaseModel):
         sealed: the order as the client gave it, encrypted: addresses in it may carry keys. See `seal.Seal`.
         agent_url: the agent that runs it; None while it has none.
         key: name of the caller's key.
+        public_token: id of the public token it was started with; empty without one.
         owner: the orchestrator whose session it is, "" when that one has given it up for another to take.
         owner_url: its public address, for clients that came to the wrong one.
         moves: how often it changed its agent.
@@ -106,6 +107,7 @@ class StoredSession(BaseModel):
     identity: str
     room: str
     key: str = ""
+    public_token: str = ""
     sealed: str
     agent_url: str | None = None
     created_at: _Time
@@ -199,6 +201,14 @@ class SessionStore(Protocol):
 
     async def release(self, session_id: str, owner: str) -> None:
         """Gives the lease back; without effect when it is another's."""
+        ...
+
+    async def document(self, name: str) -> bytes | None:
+        """A document beside the sessions, `MAX_RECORD` bytes at most; None when there is none, or it has expired."""
+        ...
+
+    async def swap_document(self, name: str, old: bytes | None, new: bytes, keep_s: float) -> bool:
+        """Writes a document, for `keep_s` seconds, where it is still `old`; None: where there is none. False when it is not."""
         ...
 
 

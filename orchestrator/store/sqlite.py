@@ -20,6 +20,8 @@ MEMORY = ":memory:"
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS deployment (id TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS sessions (id TEXT PRIMARY KEY, created_at REAL NOT NULL, ended_at REAL, record TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS documents (name TEXT PRIMARY KEY, body BLOB NOT NULL, expires_at REAL NOT NULL);
+CREATE INDEX IF NOT EXISTS documents_by_end ON documents (expires_at);
 """
 _LOCK_WAIT_S = 5.0
 """A predecessor that is just ending may hold the file for a moment."""
@@ -126,6 +128,12 @@ class SqliteStore:
         if self._holder(session_id) == owner:
             del self._leases[session_id]
 
+    async def document(self, name: str) -> bytes | None:
+        return await self._call(lambda: self._document(name))
+
+    async def swap_document(self, name: str, old: bytes | None, new: bytes, keep_s: float) -> bool:
+        return await self._call(lambda: self._swap_document(name, old, new, keep_s))
+
     def _holder(self, session_id: str) -> str | None:
         owner, until = self._leases.get(session_id, ("", 0.0))
         if time.monotonic() < until:
@@ -193,6 +201,20 @@ class SqliteStore:
             with suppress(sqlite3.Error):  # a log that has grown may be all that fills the disk
                 self._opened.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             raise failure
+
+    def _document(self, name: str) -> bytes | None:
+        rows = self._execute("SELECT body FROM documents WHERE name = ? AND expires_at > ?", (name, time.time()))
+        return bytes(rows[0][0]) if rows else None
+
+    def _swap_document(self, name: str, old: bytes | None, new: bytes, keep_s: float) -> bool:
+        if (
+            self._document(name) != old
+        ):  # nobody else writes: the file is this process's, and this thread is the only one
+            return False
+        now = time.time()
+        self._execute("DELETE FROM documents WHERE expires_at <= ?", (now,))
+        self._execute("INSERT OR REPLACE INTO documents VALUES (?, ?, ?)", (name, new, now + keep_s))
+        return True
 
     def _execute(self, statement: str, values: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
         return self._opened.execute(statement, values).fetchall()

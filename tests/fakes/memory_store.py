@@ -31,6 +31,7 @@ class MemoryStore:
     records: dict[str, StoredSession] = field(default_factory=dict)
     leases: dict[str, tuple[str, float]] = field(default_factory=dict)
     calls: list[str] = field(default_factory=list)
+    documents: dict[str, tuple[bytes, float]] = field(default_factory=dict)
 
     async def _call(self, name: str) -> None:
         self.calls.append(name)
@@ -117,3 +118,14 @@ class MemoryStore:
         await self._call("release")
         if self._holder(session_id) == owner:
             del self.leases[session_id]
+
+    async def document(self, name: str) -> bytes | None:
+        await self._call("document")
+        body, until = self.documents.get(name, (None, float("-inf")))
+        return body if until > time.monotonic() else None
+
+    async def swap_document(self, name: str, old: bytes | None, new: bytes, keep_s: float) -> bool:
+        if await self.document(name) != old:
+            return False
+        self.documents[name] = new, time.monotonic() + keep_s
+        return True

@@ -8,7 +8,7 @@ from starlette.responses import JSONResponse, Response
 
 
 class FakeRoomService:
-    """Rooms that were made, participants that were removed. `broken` answers every call with an error.
+    """Rooms that were made and deleted, participants that were removed. `broken` answers every call with an error.
 
     `ingress_url` None is a deployment without Ingress; `ingresses` are those that are there, by id.
     """
@@ -18,6 +18,7 @@ class FakeRoomService:
         self.ingresses: dict[str, api.CreateIngressRequest] = {}
         self.rooms: dict[str, api.CreateRoomRequest] = {}
         self.removed: list[tuple[str, str]] = []
+        self.deleted: list[str] = []
         self.broken = False
         self.app = FastAPI(openapi_url=None)
         self.app.add_api_route("/twirp/livekit.RoomService/{method}", self._call, methods=["POST"])
@@ -32,6 +33,11 @@ class FakeRoomService:
             asked = api.CreateRoomRequest.FromString(body)
             self.rooms[asked.name] = asked
             return Response(api.Room(name=asked.name).SerializeToString(), media_type="application/protobuf")
+        if method == "DeleteRoom":
+            room = api.DeleteRoomRequest.FromString(body).room
+            self.deleted.append(room)
+            self.rooms.pop(room, None)
+            return Response(api.DeleteRoomResponse().SerializeToString(), media_type="application/protobuf")
         if method == "ListRooms":
             listed = api.ListRoomsResponse(rooms=[api.Room(name=name) for name in self.rooms])
             return Response(listed.SerializeToString(), media_type="application/protobuf")

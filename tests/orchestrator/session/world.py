@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -20,6 +21,7 @@ from orchestrator.audio.ingest import AudioFormat, PcmDecoder
 from orchestrator.events import EventBus, SessionEvent
 from orchestrator.livekit_rooms import LiveKitKeys, Rooms, TokenMinter
 from orchestrator.metrics import Metrics
+from orchestrator.public_tokens import PublicTokens
 from orchestrator.session.deps import SessionDeps
 from orchestrator.session.journal import SessionJournal
 from orchestrator.session.manager import SessionManager
@@ -41,6 +43,7 @@ class FakeRooms:
         self.made: list[str] = []
         self.removed: list[tuple[str, str]] = []
         self.muted: list[str] = []
+        self.deleted: list[str] = []
         self.broken = False
 
     async def ensure(self, room: str) -> None:
@@ -51,6 +54,9 @@ class FakeRooms:
 
     async def remove(self, room: str, identity: str) -> None:
         self.removed.append((room, identity))
+
+    async def delete(self, room: str) -> None:
+        self.deleted.append(room)
 
     async def mute(self, room: str, identity: str, track: str) -> None:
         self.muted.append(track)
@@ -78,6 +84,7 @@ class World:
         keys = LiveKitKeys("ws://livekit", "ws://livekit", "devkey", "secretsecretsecretsecretsecret00")
         minter = TokenMinter(keys)
         rooms = cast(Rooms, self.rooms)
+        self.tokens = PublicTokens(self.store, "secret", time.time)
         self.services = SessionDeps(
             pool=self.pool,
             agents=self.client,
@@ -86,6 +93,7 @@ class World:
             metrics=self.metrics,
             events=self.bus,
             ledger=self.ledger,
+            public_tokens=self.tokens,
             voices=StandbyVoices(VoiceWorker(self.metrics), minter, rooms, self.metrics, VoiceStandby.OFF),
         )
         self.sessions = SessionManager(self.services, options or SessionOptions())

@@ -179,3 +179,38 @@ async def test_redis_gone_and_back_empty_is_the_same_deployment() -> None:
         assert other.deployment_id == deployment
         await other.aclose()
         await store.aclose()
+
+
+async def test_a_document_is_changed_only_by_who_knows_what_it_was(store: SessionStore) -> None:
+    assert await store.document("a") is None
+    assert await store.swap_document("a", None, b"one", 600)
+    assert not await store.swap_document("a", None, b"two", 600)
+    assert not await store.swap_document("a", b"no", b"two", 600)
+    assert await store.document("a") == b"one"
+    won = await asyncio.gather(*(store.swap_document("a", b"one", b"%d" % n, 600) for n in range(10)))
+    assert won.count(True) == 1 and await store.document("a") == b"%d" % won.index(True)
+    assert await store.document("b") is None and await store.sessions() == []
+
+
+async def test_a_document_goes_at_its_time(store: SessionStore) -> None:
+    assert await store.swap_document("a", None, b"one", 0.05)
+
+    async def gone() -> bool:
+        return await store.document("a") is None
+
+    await until(gone)
+    assert await store.swap_document("a", None, b"two", 600)
+    assert await store.document("a") == b"two"
+
+
+async def test_a_file_keeps_documents_over_a_restart(tmp_path: Path) -> None:
+    first = SqliteStore(str(tmp_path / "o.db"), KEEP_S)
+    await first.open()
+    await first.swap_document("a", None, b"one", 600)
+    await first.aclose()
+    second = SqliteStore(str(tmp_path / "o.db"), KEEP_S)
+    await second.open()
+    try:
+        assert await second.document("a") == b"one"
+    finally:
+        await second.aclose()

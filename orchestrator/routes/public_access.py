@@ -1,0 +1,118 @@
+"""Who holds a public token, from which page, and what browsers are answered about it (CORS).
+
+A public token counts only with an `Origin` that it names. That binds browsers; whatever is no browser sends what it likes, and is
+bound by the token's minutes, sessions and rate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Send
+from starlette.types import Scope as AsgiScope
+
+from musetalk_agent.protocol.problems import ErrorCode, ProblemError
+from orchestrator.keys import Caller, KeyLimits, Scope
+from orchestrator.public_tokens import PublicGrant, PublicTokens
+from orchestrator.routes.error_responses import problem_response
+
+REQUESTS_PER_SESSION = 5.0
+"""Requests a second that a token's pages may send for each of its sessions: a conversation in text takes one or two."""
+PREFLIGHT_S = 600
+"""How long a browser keeps the answer to a preflight."""
+_ALLOWED = "Authorization, Content-Type, Idempotency-Key, Last-Event-ID"
+
+
+async def public_caller(tokens: PublicTokens, scope: AsgiScope, token_id: str, public_url: str | None) -> Caller:
+    """The holder of a token whose signature is right; its grant is in the request's state from now on.
+
+    Raises ProblemError `unauthorized` for one that was revoked or is gone, `origin_forbidden`, `store_unavailable`.
+    """
+    origin = _origin(scope, public_url)
+    try:
+        grant = await tokens.find(token_id)
+    except ProblemError:
+        if origin is not None and await tokens.knows_origin(origin):
+            scope["state"]["cors_origin"] = origin  # its page may read why
+        raise
+    if origin is None:
+        raise ProblemError(
+            ErrorCode.ORIGIN_FORBIDDEN,
+            "A public token is for web pages, and this request has no Origin: use an API key.",
+        )
+    if origin not in grant.origins:
+        raise ProblemError(
+            ErrorCode.ORIGIN_FORBIDDEN,
+            f"Pages of {origin[:100]!r} may not use this public token: name the origin when it is made.",
+            value=origin[:100],
+        )
+    scope["state"]["cors_origin"], scope["state"]["grant"] = origin, grant
+    return holder(grant)
+
+
+def holder(grant: PublicGrant) -> Caller:
+    """Who holds this token, for quotas and the audit log: `KEY:TOKEN_ID`, with the name of its maker's key."""
+    limits = KeyLimits(requests_per_second=REQUESTS_PER_SESSION * grant.sessions)
+    return Caller(f"{grant.key}:{grant.token_id}", Scope.PUBLIC, limits, grant.token_id)
+
+
+def _origin(scope: AsgiScope, public_url: str | None) -> str | None:
+    """Whose page sends the request. Browsers leave `Origin` out where a page reads from its own host, and say so."""
+    headers = Headers(scope=scope)
+    origin = headers.get("origin")
+    if origin is not None or headers.get("sec-fetch-site") != "same-origin":
+        return origin
+    if public_url is not None:
+        parts = urlsplit(public_url)
+        return f"{parts.scheme}://{parts.netloc}"
+    return f"{scope['scheme']}://{headers.get('host', '')}"
+
+
+def add_cors(scope: AsgiScope, headers: MutableHeaders) -> None:
+    """Lets the page read the answer, where it is one of the token's."""
+    origin = scope["state"].get("cors_origin")
+    if origin is not None:
+        headers["Access-Control-Allow-Origin"] = origin
+        headers["Access-Control-Expose-Headers"] = "Retry-After"
+        headers.add_vary_header("Origin")
+
+
+class PublicPreflights:
+    """Answers preflights of pages that a public token names. They carry no token, so every token's origins count.
+
+    Every other preflight is passed on. `is_public` says by method and path which routes take public tokens.
+    """
+
+    def __init__(self, app: ASGIApp, *, is_public: Callable[[str, str], bool]) -> None:
+        self._app = app
+        self._is_public = is_public
+
+    async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        answer = await self._answer(scope) if scope["type"] == "http" and scope["method"] == "OPTIONS" else None
+        await (answer or self._app)(scope, receive, send)
+
+    async def _answer(self, scope: AsgiScope) -> Response | None:
+        headers = Headers(scope=scope)
+        origin, method = headers.get("origin"), headers.get("access-control-request-method")
+        if origin is None or method is None or not self._is_public(method, scope["path"]):
+            return None
+        try:
+            if not await scope["app"].state.context.public_tokens.knows_origin(origin):
+                return None
+        except ProblemError as error:
+            return problem_response(error)
+        return Response(
+            status_code=204,
+            headers={
+                "Access-Control-Allow-Origin": origin,
+                "Access-Control-Allow-Methods": method,
+                "Access-Control-Allow-Headers": _ALLOWED,
+                "Access-Control-Max-Age": str(PREFLIGHT_S),
+                "Cache-Control": "no-store",
+                "Vary": "Origin",
+            },
+        )
