@@ -35,16 +35,17 @@ NAME = r"^[A-Za-z0-9._-]{1,64}$"
 
 
 class Scope(StrEnum):
-    """What a key is for. Each one may do all that those before it may."""
+    """What a key is for. Each one may do all that those before it may; `public`, of public tokens only, is beside them."""
 
     PUBLIC = "public"
-    """Of public tokens only, see `public_tokens.py`: no key has it."""
     VIEWER = "viewer"
     STARTER = "starter"
     OPERATOR = "operator"
 
     def covers(self, needed: Scope) -> bool:
         """Whether a key of this scope may do what `needed` is needed for."""
+        if Scope.PUBLIC in (self, needed):
+            return self is needed
         ranks = list(Scope)
         return ranks.index(self) >= ranks.index(needed)
 

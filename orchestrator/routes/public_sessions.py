@@ -206,9 +206,7 @@ async def start_public(
 
     `Idempotency-Key` as there; it has at least 16 characters, since a token's pages share it: take a random one.
     """
-    grant: PublicGrant | None = getattr(request.state, "grant", None)
-    if grant is None:
-        raise ProblemError(ErrorCode.FORBIDDEN, "This takes a public token; with a key call POST /session/start.")
+    grant: PublicGrant = request.state.grant
     ctx.public_tokens.check_fresh(grant)
     maker = ctx.credentials.named(grant.key)
     if maker is None:
