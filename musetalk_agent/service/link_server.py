@@ -12,20 +12,15 @@ from fastapi import WebSocket, WebSocketDisconnect
 from musetalk_agent.media.playout import VoiceTiming
 from musetalk_agent.protocol import messages as m
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
+from musetalk_agent.session.link import ConnectionLost
 from musetalk_agent.session.session import Session
 
 log = logging.getLogger(__name__)
 
 ACK_PERIOD_S = 0.1
 """What an orchestrator that loses the agent does not know of what was heard."""
-ACK_BYTES = 16 << 10
-"""PCM taken after which an acknowledgement leaves at once: the orchestrator sends 2 s ahead of them, and goes on when they come."""
 _SEND_TIMEOUT_S = 5.0  # an orchestrator that reads nothing for this long has lost its connection
 _CLOSE_TIMEOUT_S = 1.0
-
-
-class _ConnectionLost(Exception):
-    """The orchestrator's connection is gone; the session waits for the next one."""
 
 
 @dataclass
@@ -77,12 +72,13 @@ class LinkServer:
         try:
             await self._send(socket, _hello(session))
             async with asyncio.TaskGroup() as group:
-                reading = group.create_task(self._read(socket, session), name="link-read")
-                telling = group.create_task(self._tell(socket, session, events_after), name="link-tell")
-                done, _ = await asyncio.wait({reading, telling}, return_when=asyncio.FIRST_COMPLETED)
-                for other in {reading, telling} - done:
+                receiving = session.receiver.read(socket.receive, session.ended, session.events.changed.set)
+                reading = group.create_task(receiving, name="link-read")
+                writing = group.create_task(self._write(socket, session, events_after), name="link-write")
+                done, _ = await asyncio.wait({reading, writing}, return_when=asyncio.FIRST_COMPLETED)
+                for other in {reading, writing} - done:
                     other.cancel()
-        except* _ConnectionLost as errors:
+        except* ConnectionLost as errors:
             log.info("link lost", extra={"session_id": session.id, "reason": str(errors.exceptions[0])})
         except* ProblemError as errors:
             error = errors.exceptions[0]
@@ -95,29 +91,9 @@ class LinkServer:
         else:
             await self._close(socket, m.CLOSE_GOING_AWAY)
 
-    async def _read(self, socket: WebSocket, session: Session) -> None:
-        unacknowledged = 0
-        while not session.ended.is_set():
-            try:
-                message = await socket.receive()
-            except RuntimeError as error:  # Starlette's: the socket was closed before
-                raise _ConnectionLost(str(error)) from error
-            if message["type"] == "websocket.disconnect":
-                raise _ConnectionLost(f"closed with {message.get('code', 1006)}")
-            item = message.get("bytes")
-            if item is None:
-                item = message.get("text")
-            if item is None:
-                raise ProblemError(ErrorCode.INVALID_MESSAGE, "an empty WebSocket message")
-            session.receiver.take(item)
-            unacknowledged += len(item)
-            if unacknowledged >= ACK_BYTES:
-                unacknowledged = 0
-                session.events.changed.set()
-
-    async def _tell(self, socket: WebSocket, session: Session, events_after: int) -> None:
-        """Events as they happen, and an acknowledgement every 100 ms while items come or sound is played."""
-        outbox, told = session.events, None
+    async def _write(self, socket: WebSocket, session: Session, events_after: int) -> None:
+        """Sends events as they happen, and an acknowledgement every 100 ms while items come or audio is played."""
+        outbox, sent = session.events, None
         while True:
             outbox.changed.clear()
             for event in outbox.after(events_after):
@@ -126,8 +102,8 @@ class LinkServer:
             for due in outbox.due.take():
                 await self._send(socket, _voice(due, session.pipeline.clock.now()))
             ack = _ack(session, draining=self._draining())
-            if told is None or _differs(ack, told):
-                told = ack
+            if sent is None or _differs(ack, sent):
+                sent = ack
                 await self._send(socket, ack)
             if session.ended.is_set() and not outbox.after(events_after):
                 return
@@ -148,7 +124,7 @@ class LinkServer:
             OSError,
             TimeoutError,
         ) as error:  # RuntimeError: Starlette's, as above
-            raise _ConnectionLost(f"{type(error).__name__}: {error}") from error
+            raise ConnectionLost(f"{type(error).__name__}: {error}") from error
 
     async def _close(self, socket: WebSocket, code: int, reason: str = "") -> None:
         try:
@@ -183,9 +159,9 @@ def _ack(session: Session, *, draining: bool) -> m.LinkAck:
     )
 
 
-def _differs(ack: m.LinkAck, told: m.LinkAck) -> bool:
-    """Pictures alone are news only while speech waits: they are then the agent's sign of life."""
-    return (ack if ack.buffered_s else ack.model_copy(update={"frames": told.frames})) != told
+def _differs(ack: m.LinkAck, sent: m.LinkAck) -> bool:
+    """Frames alone are news only while speech waits: they are then the agent's sign of life."""
+    return (ack if ack.buffered_s else ack.model_copy(update={"frames": sent.frames})) != sent
 
 
 def _voice(due: VoiceTiming, now: float) -> m.LinkVoice:

@@ -6,7 +6,8 @@ import asyncio
 import json
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
 
 import numpy as np
 from pydantic import ValidationError
@@ -23,7 +24,13 @@ _OPEN_SEGMENTS = 256
 _MARGIN_S = 5.0  # beyond the backlog: the orchestrator counts what was heard up to 100 ms later
 SHORT_SEGMENTS = 16
 """So many segments in a row that are shorter than a picture are taken for a mistake of the sender."""
+ACK_BYTES = 16 << 10
+"""PCM taken after which an acknowledgement leaves at once: the orchestrator sends 2 s ahead of them, and goes on when they come."""
 log = logging.getLogger(__name__)
+
+
+class ConnectionLost(Exception):
+    """The orchestrator's connection is gone; the session waits for the next one."""
 
 
 class LinkReceiver:
@@ -55,6 +62,35 @@ class LinkReceiver:
         self._shorts = 0  # segments in a row that were shorter than a picture
         self._told_short = False
         self.last_audio_at: str | None = None
+
+    async def read(
+        self,
+        receive: Callable[[], Awaitable[MutableMapping[str, Any]]],
+        over: asyncio.Event,
+        acknowledge: Callable[[], None],
+    ) -> None:
+        """Takes what a connection receives until the session is over; calls `acknowledge` when an acknowledgement is due.
+
+        `receive` is the WebSocket's, as ASGI defines it. Raises ConnectionLost, and ProblemError for what breaks the protocol.
+        """
+        unacknowledged = 0
+        while not over.is_set():
+            try:
+                message = await receive()
+            except RuntimeError as error:  # Starlette's: the socket was closed before
+                raise ConnectionLost(str(error)) from error
+            if message["type"] == "websocket.disconnect":
+                raise ConnectionLost(f"closed with {message.get('code', 1006)}")
+            item = message.get("bytes")
+            if item is None:
+                item = message.get("text")
+            if item is None:
+                raise ProblemError(ErrorCode.INVALID_MESSAGE, "an empty WebSocket message")
+            self.take(item)
+            unacknowledged += len(item)
+            if unacknowledged >= ACK_BYTES:
+                unacknowledged = 0
+                acknowledge()
 
     def take(self, item: str | bytes) -> None:
         """One item: PCM or a `LinkMessage`. Raises `ProblemError` for what breaks the protocol."""

@@ -1,8 +1,9 @@
-"""PCM of a sender: its limits, its conversion to whole int16 samples, and the level of the last second."""
+"""PCM of a session's senders: its limits, its conversion to whole int16 samples, and the level of the last second."""
 
 from __future__ import annotations
 
 import math
+import time
 from collections import deque
 from dataclasses import dataclass
 from enum import StrEnum
@@ -11,16 +12,15 @@ import numpy as np
 
 from musetalk_agent.protocol.messages import Limits
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
-from musetalk_agent.protocol.throttle import TokenBucket
+from orchestrator.audio.outgoing_segment import BYTES_PER_SAMPLE
+from orchestrator.audio.segments import IDLE_END_S, OPEN_SEGMENTS, SegmentTracker
+from orchestrator.metrics import Metrics
 
 SAMPLE_RATES = (8000, 48000)
-BYTES_PER_SAMPLE = 2
 BURST_S = 4.0
 """Seconds' worth of `bytes_per_s` that may come at once: a minute of 48 kHz float fits into it."""
 MESSAGE_COST_BYTES = 128
 """What a message costs beyond its payload, so that a flood of tiny ones meets the limit too."""
-OPEN_SEGMENTS = 256
-"""Segments of a session that may be open and not cleared. An agent takes as many."""
 
 
 @dataclass(frozen=True)
@@ -184,12 +184,56 @@ class PcmDecoder:
         return rough
 
 
-class IngestLimiter:
-    """Refuses what passes a limit. Lives as long as the session, so that reconnecting does not refill the bucket."""
+class AudioIngest:
+    """Puts the messages of a session's senders into its segments. Lives as long as the session, so that reconnecting grants no
+    new burst.
 
-    def __init__(self, limits: AudioLimits, now: float) -> None:
+    Attributes:
+        meter: the level of the last second.
+        sample_rate: of all PCM of the session (Hz); None before the first sample.
+        received_samples: samples taken so far, those of earlier connections too.
+        last_audio_at: Unix time of the last PCM.
+    """
+
+    def __init__(self, tracker: SegmentTracker, limits: AudioLimits, metrics: Metrics) -> None:
+        self._tracker = tracker
         self._limits = limits
-        self._bucket = TokenBucket(limits.bytes_per_s, limits.bytes_per_s * BURST_S, now)
+        self._metrics = metrics
+        self._paid_until = -math.inf  # when the bytes taken so far would have come at the sustained rate
+        self.meter = LevelMeter()
+        self.sample_rate: int | None = None
+        self.received_samples = 0
+        self.last_audio_at: float | None = None
+
+    def push(self, data: bytes, decoder: PcmDecoder, sample_rate: int) -> None:
+        """Takes a message of PCM whole, or raises ProblemError for the limit it passes and takes nothing of it."""
+        now, tracker = time.monotonic(), self._tracker
+        if tracker.live is not None and now - tracker.live.input_at >= IDLE_END_S and tracker.tick(now):
+            tracker.wake()
+        waiting = tracker.totals.audio.total() + (len(decoder.carry) + len(data)) // decoder.width
+        self.admit(len(data), now, waiting / sample_rate)  # all audio of a session has one rate
+        if tracker.live is None:
+            tracker.check_open()
+        pcm = decoder.decode(data, tracker.utterance)
+        self._metrics.audio_bytes.inc(len(data))
+        self.meter.add(pcm, len(data), now)
+        if not pcm:
+            return
+        self.sample_rate = sample_rate
+        tracker.push(pcm, sample_rate, now, self.received_samples)
+        self.received_samples += len(pcm) // BYTES_PER_SAMPLE
+        self.last_audio_at = time.time()
+        tracker.wake()
+
+    def check_rate(self, sample_rate: int) -> None:
+        """Raises ProblemError `sample_rate_changed` when audio has come at another rate before."""
+        if self.sample_rate not in (None, sample_rate):
+            raise ProblemError(
+                ErrorCode.SAMPLE_RATE_CHANGED,
+                f"This session's audio has {self.sample_rate} Hz, not {sample_rate}: keep the rate, or start another session.",
+                field="sample_rate",
+                value=sample_rate,
+            )
 
     def admit(self, size: int, now: float, waiting_s: float = 0.0) -> None:
         """Admits a message of `size` bytes after which `waiting_s` seconds of PCM would wait to be heard.
@@ -204,13 +248,14 @@ class IngestLimiter:
                 limit=limits.message_bytes,
                 value=size,
             )
-        if not self._bucket.take(size + MESSAGE_COST_BYTES, now):
+        paid_until = max(self._paid_until, now) + (size + MESSAGE_COST_BYTES) / limits.bytes_per_s
+        if paid_until - now > BURST_S:
             raise ProblemError(
                 ErrorCode.RATE_EXCEEDED,
                 f"More than {limits.bytes_per_s} bytes per second: send more slowly, then resume from received_samples.",
                 limit=limits.bytes_per_s,
             )
-
+        self._paid_until = paid_until
         if waiting_s > limits.backlog_s:
             raise ProblemError(
                 ErrorCode.BACKLOG_EXCEEDED,

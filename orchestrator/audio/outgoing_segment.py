@@ -14,7 +14,8 @@ from musetalk_agent.protocol.messages import (
     SegmentEnd,
     SegmentStart,
 )
-from orchestrator.audio.ingest import BYTES_PER_SAMPLE
+
+BYTES_PER_SAMPLE = 2
 
 
 @dataclass(frozen=True)
@@ -99,8 +100,18 @@ class OutgoingSegment:
     notes: list[tuple[int, Note]] = field(default_factory=list)
     notes_sent: int = 0
     cleared: bool = False
+    closed: bool = False
 
     # --- what comes
+
+    @property
+    def over(self) -> bool:
+        """It takes no more PCM: it is complete, was cleared, or was heard to its end."""
+        return self.complete or self.cleared or self.closed
+
+    def end(self) -> None:
+        """No more PCM; without effect when it is over."""
+        self.complete = self.complete or not self.over
 
     def append(self, pcm: bytes, rate: int, now: float, received: int | None = None) -> None:
         """More PCM. Raises ValueError for another rate than before."""
@@ -242,6 +253,7 @@ class OutgoingSegment:
 
     def close(self) -> None:
         """It is over: the totals count it no longer."""
+        self.closed = True
         self._forget_all_notes()
         self._count(
             waiting=self.sent - self.samples,

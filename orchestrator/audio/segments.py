@@ -15,7 +15,7 @@ the next renderer: another agent, or the orchestrator's own voice. Each of them 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,9 +24,7 @@ from musetalk_agent.features.mouth_network import STEP
 from musetalk_agent.features.speech_detector import LevelDetector, SpeechDetector
 from musetalk_agent.media_types import FEATURE_RATE
 from musetalk_agent.protocol.messages import (
-    CaptionWord,
     Cleared,
-    CueItem,
     LinkClear,
     PlaybackFinished,
     PlaybackStarted,
@@ -35,8 +33,14 @@ from musetalk_agent.protocol.messages import (
 )
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from musetalk_agent.resample import Resampler
-from orchestrator.audio.ingest import BYTES_PER_SAMPLE, OPEN_SEGMENTS
-from orchestrator.audio.outgoing_segment import DEFAULT_RATE, LinkMessage, OutgoingSegment, Totals, seconds
+from orchestrator.audio.outgoing_segment import (
+    BYTES_PER_SAMPLE,
+    DEFAULT_RATE,
+    LinkMessage,
+    OutgoingSegment,
+    Totals,
+    seconds,
+)
 
 CLEAR_PAUSE_S = 0.3
 """A sender that pauses this long, or whose PCM has no speech for as long, has noticed the clear."""
@@ -98,12 +102,18 @@ IDLE_END_S = 0.5
 EXPLICIT_END_S = 10.0
 """One opened by `audio.start` is waited for this long."""
 MOST_IN_S = 5.0
+OPEN_SEGMENTS = 256
+"""Segments of a session that may be open and not cleared. An agent takes as many."""
 _OPEN_AND_CLEARED = 4 * OPEN_SEGMENTS
 """With those whose clear the agent has not answered: a sender that opens and clears faster than an agent answers."""
 CLEARS = 32
 """Clears that may wait for an answer, each with its own `cleared`; what comes beyond them joins the last."""
 AHEAD_S = 120.0
 """PCM that may be at the agent and not heard: the default backlog."""
+
+
+def _no_renderer() -> None:
+    """In place of a renderer's `wake`."""
 
 
 @dataclass
@@ -123,13 +133,16 @@ class SegmentTracker:
         ahead_s: no more than this many seconds of PCM are forwarded before they are known to be heard. It is also what is kept for
             another agent.
         trace: called with the number of each segment that is opened; returns its trace span.
+
+    Attributes:
+        wake: called when there may be a message for the renderer; does nothing while there is none.
     """
 
     def __init__(self, ahead_s: float = AHEAD_S, trace: Callable[[int], str | None] = lambda _: None) -> None:
         self.opened = 0
         self.utterance = 0
         """Another number for each utterance of `/audio`: it changes with whatever ends a segment."""
-        self.notes_dropped = 0
+        self.wake: Callable[[], None] = _no_renderer
         self._ahead_s, self._trace = ahead_s, trace
         self._attached = self._shows = True
         self.totals = Totals()
@@ -222,45 +235,6 @@ class SegmentTracker:
         return (
             self._after_clear is not None and self._last_pcm_at is not None and now - self._last_pcm_at < CLEAR_PAUSE_S
         )
-
-    # --- what `/speak` does
-
-    def open_speech(self, now: float) -> int:
-        """Opens a segment behind those that are open and returns its number."""
-        return self.open_segment(now, speech=True).number
-
-    def push_speech(
-        self,
-        number: int,
-        pcm: bytes,
-        rate: int,
-        cues: Sequence[CueItem],
-        now: float,
-        words: Sequence[CaptionWord] = (),
-    ) -> bool:
-        """Appends PCM, and the phonemes and words that begin with it. False when the segment is over: synthesise no more."""
-        segment = self._speech(number)
-        if segment is None:
-            return False
-        if cues or words:
-            self.notes_dropped += segment.add_notes(cues, words)
-        if pcm:
-            segment.append(pcm, rate, now)
-        return True
-
-    def end_speech(self, number: int) -> None:
-        """No more speech for the segment; without effect when it is over."""
-        segment = self._speech(number)
-        if segment is not None:
-            segment.complete = True
-
-    def is_open(self, number: int) -> bool:
-        """Whether more speech may be pushed into the segment."""
-        return self._speech(number) is not None
-
-    def _speech(self, number: int) -> OutgoingSegment | None:
-        segment = self._uncleared.get(number)
-        return segment if segment is not None and segment.speech and not segment.complete else None
 
     # --- what time does
 
@@ -397,7 +371,7 @@ class SegmentTracker:
             covered = [self._open[n] for n in clearing.segments if n in self._open]
             self._answer(clearing, sum(segment.at_agent_s for segment in covered))
         self._clears_to_send = 0
-        self._attached = False
+        self._attached, self.wake = False, _no_renderer
         for segment in list(self._open.values()):
             if segment.heard and not segment.playback_started:
                 segment.playback_started = True
@@ -413,9 +387,9 @@ class SegmentTracker:
         self._queue = deque(self._open.values())
         return answered
 
-    def attach(self, shows: bool = True) -> None:
+    def attach(self, shows: bool = True, wake: Callable[[], None] | None = None) -> None:
         """There is a renderer again: another agent, or the orchestrator itself, which does not show what it says."""
-        self._attached, self._shows = True, shows
+        self._attached, self._shows, self.wake = True, shows, wake or _no_renderer
 
     # --- what goes out
 

@@ -104,7 +104,7 @@ async def _admit(ctx: Context, socket: WebSocket) -> tuple[ManagedSession, Audio
     live = session.speakable()
     audio_format = _format(query.get("format", AudioFormat.S16LE.value))
     sample_rate = _rate(query.get("sample_rate", str(live.effective_rate)))
-    live.check_rate(sample_rate)
+    live.ingest.check_rate(sample_rate)
     last_event_id = event_number(query.get("last_event_id") or socket.headers.get("last-event-id"))
     ctx.access.quotas.connect(session_id, time.monotonic())
     return session, audio_format, sample_rate, last_event_id
@@ -147,7 +147,7 @@ async def _read(ctx: Context, line: AudioSocket) -> None:
             continue  # whatever it still sends is not taken, and received_samples says so
         try:
             if message.get("bytes") is not None:
-                line.live.push(message["bytes"], line.decoder, line.sample_rate)
+                line.live.ingest.push(message["bytes"], line.decoder, line.sample_rate)
             else:
                 _take_text(line, message.get("text") or "")
         except ProblemError as error:
@@ -172,7 +172,7 @@ def _idle(idle_s: float) -> ProblemError:
 
 
 def _take_text(line: AudioSocket, text: str) -> None:
-    line.live.check_text(len(text.encode(errors="replace")))
+    line.live.ingest.admit(len(text.encode(errors="replace")), time.monotonic())
     try:
         body = json.loads(text)
     except (ValueError, RecursionError):

@@ -108,7 +108,7 @@ async def audio(ctx: Ctx) -> dict[str, Any]:
 def _audio(ctx: Context, session: ManagedSession) -> dict[str, Any]:
     live, snapshot = session.live, session.snapshot
     now = time.monotonic()
-    level = live.meter.level(now) if live else None
+    level = live.ingest.meter.level(now) if live else None
     return {
         "session_id": session.session_id,
         "room": session.order.room,
@@ -116,7 +116,7 @@ def _audio(ctx: Context, session: ManagedSession) -> dict[str, Any]:
         "state": session.state.value,
         "source": {
             "connected": live is not None and live.outbox.connection is not None,
-            "received_samples": live.received_samples if live else 0,
+            "received_samples": live.ingest.received_samples if live else 0,
             "sample_rate": live.effective_rate if live else None,
             "bytes_per_s": round(level.bytes_per_s, 1) if level else 0.0,
             "rms_dbfs": level.rms_dbfs if level else None,

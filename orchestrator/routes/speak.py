@@ -7,6 +7,7 @@ import codecs
 from contextlib import suppress
 from dataclasses import asdict
 from email.message import Message
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
@@ -75,7 +76,7 @@ async def dictate(
     ctx.sessions.admit()
     chosen = voice or ctx.sessions.options.voice
     ctx.voices.check(chosen)
-    live.check_speech()
+    live.speech.check()
     dictation = TextStream(live.speech, lambda text: ctx.voices.stream(text, chosen))
     reading = asyncio.create_task(_read(request, dictation), name=f"dictation-{session_id}")
     over = asyncio.create_task(dictation.over.wait())
@@ -147,8 +148,7 @@ async def speak(session_id: str, body: SpeakRequest, ctx: Ctx, request: Request)
     ctx.sessions.admit()
     if not body.text.strip():
         raise ProblemError(ErrorCode.INVALID_REQUEST, "text: there is nothing to say in it.", field="text")
-    live.check_speech()
-    spoken = ctx.voices.speak(body.text, body.voice or ctx.sessions.options.voice)
+    spoken = partial(ctx.voices.speak, body.text, body.voice or ctx.sessions.options.voice)
     return {"segment": live.speech.say(spoken).segment}
 
 

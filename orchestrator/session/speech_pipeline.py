@@ -9,7 +9,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,9 +17,7 @@ from musetalk_agent.protocol.messages import (
     CLOSE_GOING_AWAY,
     CLOSE_INTERNAL,
     Ack,
-    CaptionWord,
     Cleared,
-    CueItem,
     ErrorEvent,
     Event,
     Hello,
@@ -30,12 +28,12 @@ from musetalk_agent.protocol.messages import (
     PublisherChanged,
     WarningEvent,
 )
-from musetalk_agent.protocol.problems import ErrorCode, ProblemError
+from musetalk_agent.protocol.problems import ProblemError
 from orchestrator.agents.agent_client import AgentLease
 from orchestrator.agents.agent_link import Pull
-from orchestrator.audio.ingest import BYTES_PER_SAMPLE, AudioLimits, IngestLimiter, LevelMeter, PcmDecoder
-from orchestrator.audio.outgoing_segment import LinkMessage, seconds
-from orchestrator.audio.segments import DEFAULT_RATE, IDLE_END_S, Clearing, SegmentTracker
+from orchestrator.audio.ingest import AudioIngest, AudioLimits
+from orchestrator.audio.outgoing_segment import LinkMessage
+from orchestrator.audio.segments import DEFAULT_RATE, Clearing, SegmentTracker
 from orchestrator.events import EventBus
 from orchestrator.metrics import Metrics
 from orchestrator.session.agent_connection import AgentConnection
@@ -173,22 +171,17 @@ class SpeechPipeline:
         self._tracker = SegmentTracker(limits.backlog_s, self.traces.begin)
         self.next_item = self._tracker.next_item
         """Pulls the next message to render."""
-        self._room = asyncio.Event()
+        self.ingest = AudioIngest(self._tracker, limits, metrics)
         self._renderer: Renderer | None = None
         self._drops_before = 0
         self._nowhere = False
-        self._limiter = IngestLimiter(limits, time.monotonic())
         self._clears = PendingClears(session_id, metrics)
         self._acked_samples, self._acked_at, self._noted_segments = 0, 0.0, 0
         self.side: AgentConnection | None = None
         self.outbox = EventOutbox(session_id, metrics, events)
-        self.meter = LevelMeter()
-        self.speech = SpeechQueue(self, metrics)
-        self.sample_rate: int | None = None
-        self.received_samples = 0
+        self.speech = SpeechQueue(session_id, self._tracker, self.outbox, self.traces, metrics, limits.backlog_s)
         self._cleared_samples = 0
         self._inherited: Progress | None = None
-        self.last_audio_at: float | None = None
         self.suspicion: str | None = None
 
     # --- life
@@ -233,14 +226,14 @@ class SpeechPipeline:
         """Another process had the session before; what its agent says of it counts more than what is known here."""
         self._inherited = known
         self.outbox.inherit()
-        self.sample_rate = known.sample_rate
+        self.ingest.sample_rate = known.sample_rate
 
     def _greeted(self, hello: LinkHello) -> None:
         known, self._inherited = self._inherited, None
         if known is not None:
             self._tracker.inherit(known.segments, known.unfinished, hello.segments)
             self._cleared_samples = known.cleared_samples
-            self.received_samples = max(hello.received_samples or 0, known.cleared_samples)
+            self.ingest.received_samples = max(hello.received_samples or 0, known.cleared_samples)
 
     def without_agent(self) -> None:
         """The agent that had the inherited session is gone, and with it what it had not said."""
@@ -253,8 +246,8 @@ class SpeechPipeline:
             segments=self._tracker.opened,
             unfinished=self._tracker.unfinished,
             events_seen=self.side.link.events_seen if self.side else 0,
-            sample_rate=self.sample_rate,
-            received_samples=self.received_samples,
+            sample_rate=self.ingest.sample_rate,
+            received_samples=self.ingest.received_samples,
             cleared_samples=self._cleared_samples,
         )
 
@@ -268,7 +261,7 @@ class SpeechPipeline:
         """Renders the speech from now on; pulls it with `next_item`."""
         self._renderer = speaker
         self._nowhere = False
-        self._tracker.attach(shows=self.side is not None)
+        self._tracker.attach(shows=self.side is not None, wake=speaker.wake)
 
     def position(self, at: float) -> tuple[int, float]:
         """The segment that was being heard at `at` (monotonic) and how many seconds of it; stays behind the truth."""
@@ -282,13 +275,13 @@ class SpeechPipeline:
         self._renderer = None
         for clearing in self._tracker.rewind(segment, heard_s, time.monotonic(), due_at or 0.0):
             self._clears.answer(clearing)
-        self._room.set()
+        self.speech.room.set()
         self._flush()
 
     def end(self, problem: ProblemError | None) -> None:
         """The session is over: open segments are reported finished, then the connection closes (1001, or 1011 with the error)."""
         self._tracker.finish_all(time.monotonic())
-        self._room.set()
+        self.speech.room.set()
         self._flush()
         self._clears.give_up()
         if problem is not None:
@@ -302,117 +295,40 @@ class SpeechPipeline:
 
         Raises ProblemError `sample_rate_changed`.
         """
-        self.check_rate(sample_rate)
+        self.ingest.check_rate(sample_rate)
         hello = Hello(
             session_id=self.session_id,
-            received_samples=self.received_samples,
+            received_samples=self.ingest.received_samples,
             sample_rate=sample_rate,
             limits=self._limits.announced(),
         )
         return self.outbox.attach(hello, last_event_id)
 
-    def check_rate(self, sample_rate: int) -> None:
-        """Raises ProblemError `sample_rate_changed` when audio has come at another rate before."""
-        if self.sample_rate not in (None, sample_rate):
-            raise ProblemError(
-                ErrorCode.SAMPLE_RATE_CHANGED,
-                f"This session's audio has {self.sample_rate} Hz, not {sample_rate}: keep the rate, or start another session.",
-                field="sample_rate",
-                value=sample_rate,
-            )
-
-    def push(self, data: bytes, decoder: PcmDecoder, sample_rate: int) -> None:
-        """Takes a message of PCM whole, or raises ProblemError for the limit it passes and takes nothing of it."""
-        now, tracker = time.monotonic(), self._tracker
-        if tracker.live is not None and now - tracker.live.input_at >= IDLE_END_S and tracker.tick(now):
-            self._wake()
-        waiting = tracker.totals.audio.total() + (len(decoder.carry) + len(data)) // decoder.width
-        self._limiter.admit(len(data), now, waiting / sample_rate)  # all audio of a session has one rate
-        if tracker.live is None:
-            tracker.check_open()
-        pcm = decoder.decode(data, tracker.utterance)
-        self._metrics.audio_bytes.inc(len(data))
-        self.meter.add(pcm, len(data), now)
-        if not pcm:
-            return
-        self.sample_rate = sample_rate
-        tracker.push(pcm, sample_rate, now, self.received_samples)
-        self.received_samples += len(pcm) // BYTES_PER_SAMPLE
-        self.last_audio_at = time.time()
-        if self._renderer is not None:
-            self._renderer.wake()
-
-    def check_text(self, size: int) -> None:
-        """Raises ProblemError for a text message that passes a limit."""
-        self._limiter.admit(size, time.monotonic())
-
     def audio_start(self) -> None:
         """`audio.start`. Raises ProblemError `backlog_exceeded` when too many segments are open."""
         self._tracker.check_open()
         self._tracker.audio_start(time.monotonic())
-        self._wake()
+        self._tracker.wake()
 
     def audio_end(self) -> None:
         """`audio.end`."""
         self._tracker.audio_end()
-        self._wake()
+        self._tracker.wake()
 
     def clear(self) -> Clearing:
         """`clear`: takes effect at once; `cleared` follows when the agent has answered."""
         self.speech.cancel()
         clearing = self._tracker.clear(time.monotonic())
-        self._cleared_samples = self.received_samples
-        self._room.set()
+        self._cleared_samples = self.ingest.received_samples
+        self.speech.room.set()
         self._on_progress()
-        self._wake()
+        self._tracker.wake()
         self._flush()
         return clearing
 
     async def interrupt(self) -> float:
         """A clear that waits for the agent's answer, a second at most. Returns the seconds of speech that were dropped."""
         return await self._clears.wait(self.clear())
-
-    # --- speech
-
-    def check_speech(self) -> None:
-        """Raises ProblemError `backlog_exceeded` when no other text may be spoken now."""
-        self.speech.check()
-        self._tracker.check_open()
-
-    def open_speech(self) -> int:
-        """Opens a segment for text to speak and returns its number. Raises ProblemError `backlog_exceeded`."""
-        self._tracker.check_open()
-        return self._tracker.open_segment(time.monotonic(), speech=True).number
-
-    async def push_speech(
-        self, segment: int, pcm: bytes, rate: int, cues: Sequence[CueItem], words: Sequence[CaptionWord] = ()
-    ) -> bool:
-        """Appends speech, after waiting until the texts before it have left room for it: `backlog_s` of texts are made ahead.
-
-        Texts are pushed one after the other, so only what is heard earlier can hold one up. False when the segment is over.
-        """
-        tracker, more_s = self._tracker, len(pcm) / (BYTES_PER_SAMPLE * rate)
-        while (waiting_s := seconds(tracker.totals.speech)) and waiting_s + more_s > self._limits.backlog_s:
-            self._room.clear()
-            await self._room.wait()
-            if not tracker.is_open(segment):
-                return False
-        dropped = tracker.notes_dropped
-        going = tracker.push_speech(segment, pcm, rate, cues, time.monotonic(), words)
-        self._metrics.speech_notes_dropped.inc(tracker.notes_dropped - dropped)
-        self.last_audio_at = time.time()
-        if self._renderer is not None:
-            self._renderer.wake()
-        return going
-
-    def end_speech(self, segment: int) -> None:
-        """No more speech for the segment."""
-        self._tracker.end_speech(segment)
-        self._wake()
-
-    def warn(self, code: str, message: str) -> None:
-        """Sends the sender a warning, which does not end the connection."""
-        self.outbox.publish(WarningEvent(code=code, message=message))
 
     # --- what is known
 
@@ -444,6 +360,13 @@ class SpeechPipeline:
     def speaking(self) -> bool:
         """Whether a segment is being heard that is not silent now."""
         return self._tracker.playing and not self._resting
+
+    @property
+    def last_audio_at(self) -> float | None:
+        """Unix time of the last PCM, of a sender or a voice."""
+        return max(
+            (at for at in (self.ingest.last_audio_at, self.speech.last_audio_at) if at is not None), default=None
+        )
 
     @property
     def quiet(self) -> bool:
@@ -494,7 +417,7 @@ class SpeechPipeline:
     @property
     def effective_rate(self) -> int:
         """The session's sample rate, the default before the first sample."""
-        return self.sample_rate or DEFAULT_RATE
+        return self.ingest.sample_rate or DEFAULT_RATE
 
     # --- what the renderer reports
 
@@ -528,24 +451,20 @@ class SpeechPipeline:
 
     def _moved_on(self) -> None:
         """Something was heard or dropped: there may be room for texts here, and for PCM at the speaker."""
-        self._room.set()
-        self._wake()
-
-    def _wake(self) -> None:
-        if self._renderer is not None:
-            self._renderer.wake()
+        self.speech.room.set()
+        self._tracker.wake()
 
     def _tick(self, now: float) -> None:
         if self._tracker.tick(now):
-            self._wake()
+            self._tracker.wake()
         if self._noted_segments != self._tracker.opened:
             self._noted_segments = self._tracker.opened
             self._on_progress()
         self._flush()
-        if self.received_samples != self._acked_samples and now - self._acked_at >= ACK_EVERY_S:
-            self._acked_samples, self._acked_at = self.received_samples, now
+        if self.ingest.received_samples != self._acked_samples and now - self._acked_at >= ACK_EVERY_S:
+            self._acked_samples, self._acked_at = self.ingest.received_samples, now
             if self.outbox.connection is not None:
-                self.outbox.put(Ack(received_samples=self.received_samples))
+                self.outbox.put(Ack(received_samples=self.ingest.received_samples))
 
     def _flush(self) -> None:
         for event in self._tracker.take_events():

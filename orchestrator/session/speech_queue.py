@@ -8,16 +8,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
 
 from musetalk_agent.protocol import traces
-from musetalk_agent.protocol.messages import CaptionWord, CueItem, PlaybackFinished, PlaybackStarted, ServerMessage
+from musetalk_agent.protocol.messages import PlaybackFinished, PlaybackStarted, ServerMessage, WarningEvent
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from musetalk_agent.protocol.traces import OFF, Span
+from orchestrator.audio.outgoing_segment import BYTES_PER_SAMPLE, OutgoingSegment, seconds
+from orchestrator.audio.segments import SegmentTracker
 from orchestrator.metrics import Metrics
+from orchestrator.session.event_outbox import EventOutbox
 from orchestrator.tts.segmentation import GrowingText
 from orchestrator.tts.synthesizer import SpeechChunk
 
@@ -61,31 +64,6 @@ MAX_WAITING = 32
 _log = logging.getLogger(__name__)
 
 
-class SpeechSink(Protocol):
-    """Where the speech goes."""
-
-    session_id: str
-    traces: SegmentSpans
-
-    def open_speech(self) -> int:
-        """Opens a segment and returns its number. Raises ProblemError `backlog_exceeded`."""
-        ...
-
-    async def push_speech(
-        self, segment: int, pcm: bytes, rate: int, cues: Sequence[CueItem], words: Sequence[CaptionWord] = ()
-    ) -> bool:
-        """Appends speech when there is room for it. False: the segment is over."""
-        ...
-
-    def end_speech(self, segment: int) -> None:
-        """No more speech for the segment."""
-        ...
-
-    def warn(self, code: str, message: str) -> None:
-        """Sends the session's sender a warning."""
-        ...
-
-
 @dataclass(eq=False)
 class SpeechJob:
     """A text on its way into its segment. `failure` is why it ended early, if a voice broke."""
@@ -98,12 +76,36 @@ class SpeechQueue:
     """The utterances of one session. They are synthesised one after the other, in the order in which they were asked for and play.
 
     An utterance begins when the one before it is complete, so what it waits for is only what is heard before it: texts cannot hold
-    each other up, a provider is asked for one thing at a time, and no sound of a later text takes the room of an earlier one.
+    each other up, a provider is asked for one thing at a time, and no audio of a later text takes the room of an earlier one.
+
+    Args:
+        session_id: for logs.
+        tracker: the session's segments.
+        outbox: where warnings for the session's sender go.
+        spans: traces of the segments.
+        metrics: where texts are counted.
+        backlog_s: seconds of texts that are made ahead.
+
+    Attributes:
+        room: to be set when something was heard or dropped, so that there may be room for more.
+        last_audio_at: Unix time of the last PCM.
     """
 
-    def __init__(self, sink: SpeechSink, metrics: Metrics) -> None:
-        self._sink = sink
+    def __init__(
+        self,
+        session_id: str,
+        tracker: SegmentTracker,
+        outbox: EventOutbox,
+        spans: SegmentSpans,
+        metrics: Metrics,
+        backlog_s: float,
+    ) -> None:
+        self._session_id = session_id
+        self._tracker, self._outbox, self._spans = tracker, outbox, spans
         self._metrics = metrics
+        self._backlog_s = backlog_s
+        self.room = asyncio.Event()
+        self.last_audio_at: float | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._ending: set[asyncio.Task[None]] = set()
         self._turn = asyncio.Lock()
@@ -114,26 +116,32 @@ class SpeechQueue:
         return len(self._tasks)
 
     def check(self) -> None:
-        """Raises ProblemError `backlog_exceeded` when too many utterances wait already, or too many voices have not closed."""
+        """Raises ProblemError `backlog_exceeded` when too many utterances wait, too many voices have not closed, or too many
+        segments are open.
+        """
         if len(self._tasks) >= MAX_WAITING or len(self._ending) >= 2 * MAX_WAITING:
             raise ProblemError(
                 ErrorCode.BACKLOG_EXCEEDED,
                 f"{MAX_WAITING} texts are waiting to be spoken: wait for playback.finished, or interrupt.",
                 limit=MAX_WAITING,
             )
+        self._tracker.check_open()
 
     def say(
-        self, chunks: AsyncGenerator[SpeechChunk, None], *, on_over: Callable[[], None] = lambda: None
+        self, speak: Callable[[], AsyncGenerator[SpeechChunk, None]], *, on_over: Callable[[], None] = lambda: None
     ) -> SpeechJob:
-        """Opens a segment and fills it in the background, when its turn comes.
+        """Opens a segment and fills it with what `speak` makes in the background, when its turn comes.
 
         `on_over` is called when nothing more is put into it.
 
-        Raises ProblemError `backlog_exceeded` when no other segment may be opened; `chunks` is then the caller's.
+        Raises what `check` and `speak` raise.
         """
-        utterance = SpeechJob(self._sink.open_speech())
-        name = f"speech-{self._sink.session_id}-{utterance.segment}"
-        task = asyncio.create_task(self._fill(utterance, chunks, self._turn), name=name)
+        self.check()
+        chunks = speak()
+        segment = self._tracker.open_segment(time.monotonic(), speech=True)
+        utterance = SpeechJob(segment.number)
+        name = f"speech-{self._session_id}-{segment.number}"
+        task = asyncio.create_task(self._fill(utterance, segment, chunks, self._turn), name=name)
         self._tasks.add(task)
         self._metrics.speech_waiting.inc()
         task.add_done_callback(self._tasks.discard)
@@ -155,9 +163,15 @@ class SpeechQueue:
         self.cancel()
         await asyncio.gather(*self._ending, return_exceptions=True)
 
-    async def _fill(self, utterance: SpeechJob, chunks: AsyncGenerator[SpeechChunk, None], turn: asyncio.Lock) -> None:
-        outcome, segment = "ok", utterance.segment
-        span = self._sink.traces.child(segment, "synthesis")
+    async def _fill(
+        self,
+        utterance: SpeechJob,
+        segment: OutgoingSegment,
+        chunks: AsyncGenerator[SpeechChunk, None],
+        turn: asyncio.Lock,
+    ) -> None:
+        outcome, number = "ok", segment.number
+        span = self._spans.child(number, "synthesis")
         try:
             async with aclosing(chunks), turn:
                 begun: float | None = time.monotonic()
@@ -166,7 +180,7 @@ class SpeechQueue:
                         self._metrics.speech_first_seconds.observe(time.monotonic() - begun)
                         begun = None
                         span.event("first.sound")
-                    if not await self._sink.push_speech(segment, chunk.pcm, chunk.sample_rate, chunk.cues, chunk.words):
+                    if not await self._push(segment, chunk):
                         outcome = "interrupted"
                         break
         except asyncio.CancelledError:
@@ -174,17 +188,41 @@ class SpeechQueue:
             raise
         except ProblemError as error:
             outcome, utterance.failure = error.code.value, error
-            self._sink.warn(error.code.value, f"Segment {segment} ends early: {error.detail}")
+            self._warn(error.code, f"Segment {number} ends early: {error.detail}")
         except Exception:  # noqa: BLE001 - task boundary: a voice that breaks must not take the session with it
             outcome = ErrorCode.TTS_FAILED.value
             utterance.failure = ProblemError(ErrorCode.TTS_FAILED, "The voice broke: try again.")
-            _log.exception("speech failed", extra={"session_id": self._sink.session_id, "segment": segment})
-            self._sink.warn(ErrorCode.TTS_FAILED.value, f"Segment {segment} ends early: the voice broke.")
+            _log.exception("speech failed", extra={"session_id": self._session_id, "segment": number})
+            self._warn(ErrorCode.TTS_FAILED, f"Segment {number} ends early: the voice broke.")
         finally:
             self._metrics.speech.labels(outcome=outcome).inc()
             span.set(outcome=outcome)
             span.end()
-            self._sink.end_speech(segment)
+            segment.end()
+            self._tracker.wake()
+
+    async def _push(self, segment: OutgoingSegment, chunk: SpeechChunk) -> bool:
+        """Appends speech, after waiting until the texts before it have left room for it. False when the segment is over.
+
+        Texts are pushed one after the other, so only what is heard earlier can hold one up.
+        """
+        speech = self._tracker.totals.speech
+        more_s = len(chunk.pcm) / (BYTES_PER_SAMPLE * chunk.sample_rate)
+        while not segment.over and (waiting_s := seconds(speech)) and waiting_s + more_s > self._backlog_s:
+            self.room.clear()
+            await self.room.wait()
+        self.last_audio_at = time.time()
+        if segment.over:
+            return False
+        if chunk.cues or chunk.words:
+            self._metrics.speech_notes_dropped.inc(segment.add_notes(chunk.cues, chunk.words))
+        if chunk.pcm:
+            segment.append(chunk.pcm, chunk.sample_rate, time.monotonic())
+        self._tracker.wake()
+        return True
+
+    def _warn(self, code: ErrorCode, message: str) -> None:
+        self._outbox.publish(WarningEvent(code=code.value, message=message))
 
 
 TEXT_BYTES = 64 << 10
@@ -234,8 +272,7 @@ class TextStream:
             return False
         self._written += piece
         if self.utterance is None and any(c.isalnum() for c in piece):
-            self._speech.check()
-            self.utterance = self._speech.say(self._speak(self._text), on_over=self._close)
+            self.utterance = self._speech.say(partial(self._speak, self._text), on_over=self._close)
             name = f"dictation-{self.utterance.segment}"
             self._feeding = asyncio.create_task(self._feed(), name=name)
         self._changed.set()

@@ -27,8 +27,7 @@ from musetalk_agent.protocol.messages import (
     link_message,
 )
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
-from orchestrator.audio.ingest import BYTES_PER_SAMPLE
-from orchestrator.audio.outgoing_segment import DEFAULT_RATE, LinkMessage
+from orchestrator.audio.outgoing_segment import BYTES_PER_SAMPLE, DEFAULT_RATE, LinkMessage
 from orchestrator.livekit_rooms import Rooms, TokenMinter
 from orchestrator.metrics import Metrics
 from orchestrator.session.model import ManagedSession

@@ -15,7 +15,8 @@ from musetalk_agent.protocol.http import DiagnosisCode, Suspicion
 from musetalk_agent.protocol.messages import PROTOCOL_VERSION
 from musetalk_agent.protocol.problems import ErrorCode
 from musetalk_tools.livekit_server import VERSION as LIVEKIT_SERVER
-from orchestrator.audio.ingest import OPEN_SEGMENTS, AudioLimits
+from orchestrator.audio.ingest import AudioLimits
+from orchestrator.audio.segments import OPEN_SEGMENTS
 from orchestrator.routes.session_routes import StartRequest
 from tests.clients.printed import ROOT
 from tests.fakes import weights

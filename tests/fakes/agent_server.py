@@ -35,7 +35,7 @@ from musetalk_agent.protocol.http import (
     Transport,
 )
 from musetalk_agent.protocol.problems import MEDIA_TYPE, ErrorCode, ProblemError
-from musetalk_agent.service.link_server import ACK_BYTES
+from musetalk_agent.session.link import ACK_BYTES
 from tests.fakes.agent_session import FakeSession
 
 AGENT_KEY = "agent-key-of-the-tests"

@@ -19,7 +19,7 @@ from orchestrator.metrics import Metrics
 from orchestrator.session.speech_pipeline import SpeechPipeline
 
 ROOT = Path(__file__).parents[2]
-MOST = 14
+MOST = 13
 RATE = 16_000
 
 
@@ -52,10 +52,10 @@ async def test_a_pcm_chunk_takes_the_documented_way() -> None:
     def forward() -> object:
         return link._core.next_item(live.next_item, time.monotonic())
 
-    live.push(bytes(640), decoder, RATE)
+    live.ingest.push(bytes(640), decoder, RATE)
     while forward() is not None:  # the segment is open and announced: what follows is the way of every later chunk
         pass
-    way = ["_read", *traced(lambda: live.push(bytes(640), decoder, RATE)), "AgentLink._write", *traced(forward)]
+    way = ["_read", *traced(lambda: live.ingest.push(bytes(640), decoder, RATE)), "AgentLink._write", *traced(forward)]
     text = (ROOT / "docs" / "architecture.md").read_text()
     section = text.split("### In the orchestrator", 1)[1].split("\n#", 1)[0]
     assert way == re.findall(r"^\d+\. .*? `([\w.]+)`:", section, re.MULTILINE)

@@ -14,8 +14,8 @@ import websockets
 from musetalk_agent.protocol import messages as m
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from musetalk_agent.service import link_server
-from musetalk_agent.service.link_server import ACK_BYTES, LinkServer
-from musetalk_agent.session.link import EventLog
+from musetalk_agent.service.link_server import LinkServer
+from musetalk_agent.session.link import ACK_BYTES, EventLog
 from tests.musetalk_agent.service.served import agent
 from tests.musetalk_agent.stand import tone
 from tests.waiting import NEVER_S

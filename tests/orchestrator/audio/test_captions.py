@@ -7,6 +7,7 @@ from typing import Any
 
 from musetalk_agent.protocol.messages import CaptionWord
 from orchestrator.audio.segments import SegmentTracker
+from tests.orchestrator.audio.spoken import speak
 
 RATE = 16_000
 
@@ -27,11 +28,11 @@ def forwarded(tracker: SegmentTracker) -> list[Any]:
 def tracked() -> SegmentTracker:
     """Half a second with two words, then another with a third."""
     tracker = SegmentTracker()
-    number = tracker.open_speech(0.0)
+    segment = tracker.open_segment(0.0, speech=True)
     first = [CaptionWord(text="one ", start=0, end=4000), CaptionWord(text="two ", start=4000, end=8000)]
-    tracker.push_speech(number, bytes(16_000), RATE, [], 0.0, first)
-    tracker.push_speech(number, bytes(16_000), RATE, [], 0.0, [CaptionWord(text="three", start=9000, end=16_000)])
-    tracker.end_speech(number)
+    speak(segment, bytes(16_000), RATE, 0.0, words=first)
+    speak(segment, bytes(16_000), RATE, 0.0, words=[CaptionWord(text="three", start=9000, end=16_000)])
+    segment.end()
     return tracker
 
 

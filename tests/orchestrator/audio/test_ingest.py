@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
-from orchestrator.audio.ingest import AudioFormat, AudioLimits, IngestLimiter, LevelMeter, PcmDecoder
+from orchestrator.audio.ingest import AudioFormat, AudioIngest, AudioLimits, LevelMeter, PcmDecoder
+from orchestrator.audio.segments import SegmentTracker
+from orchestrator.metrics import Metrics
 
 
 @given(st.binary(max_size=200), st.lists(st.integers(0, 200), max_size=8))
@@ -74,7 +76,7 @@ def test_floats_become_int16_and_are_clipped() -> None:
 
 
 def test_a_message_that_is_too_large_is_refused_with_its_size() -> None:
-    gate = IngestLimiter(AudioLimits(message_bytes=100), now=0.0)
+    gate = AudioIngest(SegmentTracker(), AudioLimits(message_bytes=100), Metrics())
     gate.admit(100, 0.0)
     with pytest.raises(ProblemError) as caught:
         gate.admit(101, 0.0)
@@ -82,7 +84,7 @@ def test_a_message_that_is_too_large_is_refused_with_its_size() -> None:
 
 
 def test_the_rate_allows_a_burst_and_then_its_own_pace() -> None:
-    gate = IngestLimiter(AudioLimits(message_bytes=10**6, bytes_per_s=10**5), now=0.0)
+    gate = AudioIngest(SegmentTracker(), AudioLimits(message_bytes=10**6, bytes_per_s=10**5), Metrics())
     gate.admit(399_000, 0.0)
     with pytest.raises(ProblemError, match="100000 bytes per second"):
         gate.admit(50_000, 0.1)
@@ -90,7 +92,7 @@ def test_the_rate_allows_a_burst_and_then_its_own_pace() -> None:
 
 
 def test_a_flood_of_tiny_messages_meets_the_rate_too() -> None:
-    gate = IngestLimiter(AudioLimits(bytes_per_s=64_000), now=0.0)
+    gate = AudioIngest(SegmentTracker(), AudioLimits(bytes_per_s=64_000), Metrics())
     with pytest.raises(ProblemError) as caught:
         for _ in range(3000):
             gate.admit(0, 0.0)
@@ -99,7 +101,7 @@ def test_a_flood_of_tiny_messages_meets_the_rate_too() -> None:
 
 @pytest.mark.parametrize(("waiting", "more", "refused"), [(119.0, 1.0, False), (119.5, 1.0, True), (0.0, 121.0, True)])
 def test_the_backlog_is_bounded_in_seconds(waiting: float, more: float, refused: bool) -> None:
-    gate = IngestLimiter(AudioLimits(), now=0.0)
+    gate = AudioIngest(SegmentTracker(), AudioLimits(), Metrics())
     if not refused:
         gate.admit(100, 0.0, waiting + more)
         return
@@ -110,7 +112,7 @@ def test_the_backlog_is_bounded_in_seconds(waiting: float, more: float, refused:
 
 
 def test_a_minute_of_speech_at_once_is_within_the_default_limits() -> None:
-    gate = IngestLimiter(AudioLimits(), now=0.0)
+    gate = AudioIngest(SegmentTracker(), AudioLimits(), Metrics())
     for _ in range(60):
         gate.admit(48000 * 4, 0.0)  # 48 kHz float
 

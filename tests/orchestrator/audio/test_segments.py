@@ -10,6 +10,7 @@ import pytest
 
 from musetalk_agent.protocol.messages import Cleared, CueItem, PlaybackFinished, PlaybackStarted
 from orchestrator.audio.segments import SegmentTracker
+from tests.orchestrator.audio.spoken import speak
 
 RATE = 16000
 
@@ -90,31 +91,31 @@ def test_audio_end_without_a_segment_does_nothing() -> None:
 
 def test_segments_play_in_the_order_they_were_opened() -> None:
     tracker = SegmentTracker()
-    speech = tracker.open_speech(0.0)
+    speech = tracker.open_segment(0.0, speech=True)
     tracker.push(tone(0.1), RATE, now=0.1)  # while the voice still thinks
-    later = tracker.open_speech(0.2)
-    assert (speech, later) == (1, 3)
+    later = tracker.open_segment(0.2, speech=True)
+    assert (speech.number, later.number) == (1, 3)
     assert forwarded(tracker) == []
     assert tracker.waiting_s == pytest.approx(0.1)
-    tracker.push_speech(later, tone(0.3, 22050), 22050, [], 0.3)
-    tracker.push_speech(speech, tone(0.2, 22050), 22050, [CueItem(phoneme="a", start=0, end=4410)], 0.4)
+    speak(later, tone(0.3, 22050), 22050, 0.3)
+    speak(speech, tone(0.2, 22050), 22050, 0.4, [CueItem(phoneme="a", start=0, end=4410)])
     assert forwarded(tracker) == [("segment.start", 1), ("segment.cues", 1), 0.2]
-    tracker.end_speech(speech)
+    speech.end()
     assert forwarded(tracker) == [("segment.end", 1), ("segment.start", 2), 0.1]
     tracker.audio_end()
-    tracker.end_speech(later)
+    later.end()
     assert forwarded(tracker) == [("segment.end", 2), ("segment.start", 3), 0.3, ("segment.end", 3)]
     assert tracker.waiting_s == 0
 
 
 def test_the_segment_carries_the_rate_of_its_audio() -> None:
     tracker = SegmentTracker()
-    segment = tracker.open_speech(0.0)
-    tracker.push_speech(segment, tone(0.1, 22050), 22050, [], 0.0)
+    segment = tracker.open_segment(0.0, speech=True)
+    speak(segment, tone(0.1, 22050), 22050, 0.0)
     item = tracker.next_item(0.0)
     assert item is not None and json.loads(item.payload)["sample_rate"] == 22050
     with pytest.raises(ValueError, match="22050 Hz, PCM came at 16000"):
-        tracker.push_speech(segment, tone(0.1), RATE, [], 0.1)
+        speak(segment, tone(0.1), RATE, 0.1)
 
 
 def test_clear_tells_finished_for_every_open_segment_and_then_cleared() -> None:
@@ -122,11 +123,11 @@ def test_clear_tells_finished_for_every_open_segment_and_then_cleared() -> None:
     tracker.push(tone(1.0), RATE, now=0.0)
     assert forwarded(tracker) == [("segment.start", 1), 1.0]
     tracker.on_started(PlaybackStarted(segment=1), 0.1)
-    speech = tracker.open_speech(0.2)
-    tracker.push_speech(speech, tone(0.5), RATE, [], 0.2)
+    speech = tracker.open_segment(0.2, speech=True)
+    speak(speech, tone(0.5), RATE, 0.2)
     tracker.clear(0.4)
     assert forwarded(tracker) == [("clear", None)]
-    assert not tracker.push_speech(speech, tone(0.5), RATE, [], 0.5)
+    assert speech.over and speak(speech, tone(0.5), RATE, 0.5) is None
     assert told(tracker) == [{"type": "playback.started", "segment": 1}]
     tracker.on_finished(PlaybackFinished(segment=1, position_s=0.3, interrupted=True))
     clearing = tracker.on_cleared(Cleared(dropped_s=0.7))

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from musetalk_agent.protocol.messages import Cleared, CueItem, PlaybackFinished, PlaybackStarted
-from orchestrator.audio.outgoing_segment import _size
+from orchestrator.audio.outgoing_segment import OutgoingSegment, _size
 from orchestrator.audio.segments import SegmentTracker
+from tests.orchestrator.audio.spoken import speak
 
 RATE = 16000
 STEPS = ["pcm", "start", "end", "clear", "open", "say", "close", "tick", "forward", "play", "finish", "answer"]
@@ -39,7 +40,7 @@ class World:
     def __init__(self) -> None:
         self.tracker = SegmentTracker()
         self.now = 0.0
-        self.voices: list[int] = []
+        self.voices: list[OutgoingSegment] = []
         self.grammar: list[tuple[str, int]] = []
         self.current: int | None = None
         self.known: dict[int, int] = {}
@@ -69,17 +70,17 @@ class World:
         self.tracker.clear(self.now)
 
     def open(self, _: int) -> None:
-        self.voices.append(self.tracker.open_speech(self.now))
+        self.voices.append(self.tracker.open_segment(self.now, speech=True))
 
     def say(self, amount: int) -> None:
-        for number in self.voices[-2:]:
+        for segment in self.voices[-2:]:
             cue = CueItem(phoneme="a", start=0, end=amount)
-            if self.tracker.push_speech(number, b"\x00\x40" * amount, RATE, [cue], self.now):
+            if speak(segment, b"\x00\x40" * amount, RATE, self.now, [cue]) is not None:
                 self.pushed += amount
 
     def close(self, _: int) -> None:
         if self.voices:
-            self.tracker.end_speech(self.voices.pop())
+            self.voices.pop().end()
 
     def tick(self, amount: int) -> None:
         self.now += 0.1 * amount

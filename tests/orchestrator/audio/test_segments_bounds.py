@@ -10,6 +10,7 @@ from musetalk_agent.protocol.messages import CaptionWord, Cleared, CueItem, Play
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.audio.outgoing_segment import NOTES
 from orchestrator.audio.segments import CLEARS, SegmentTracker
+from tests.orchestrator.audio.spoken import speak
 
 RATE = 16000
 
@@ -84,20 +85,20 @@ def test_clears_that_nobody_answers_join_the_last_one_and_all_take_effect() -> N
 
 def test_phonemes_and_words_are_bounded_and_go_with_their_sound() -> None:
     tracker = SegmentTracker()
-    number = tracker.open_speech(0.0)
+    segment = tracker.open_segment(0.0, speech=True)
     for at in range(0, 20 * RATE, RATE):
         cue = CueItem(phoneme="a", start=at, end=at + RATE)
         word = CaptionWord(text="a ", start=at, end=at + RATE)
-        assert tracker.push_speech(number, bytes(2 * RATE), RATE, [cue], 0.0, [word])
+        assert speak(segment, bytes(2 * RATE), RATE, 0.0, [cue], [word]) == 0
     assert tracker.notes == 40
     while tracker.next_item(0.0) is not None:
         pass
-    tracker.on_heard(number, 10.0, 1.0)
-    tracker.on_heard(number, 10.1, 1.1)
+    tracker.on_heard(segment.number, 10.0, 1.0)
+    tracker.on_heard(segment.number, 10.1, 1.1)
     assert 18 <= tracker.notes <= 20, "what is heard needs no phonemes for another agent"
     word = CaptionWord(text="a ", start=0, end=1)
-    tracker.push_speech(number, b"", RATE, [], 0.0, [word] * NOTES)
-    assert tracker.notes <= 20 and tracker.notes_dropped == NOTES
+    assert speak(segment, b"", RATE, 0.0, words=[word] * NOTES) == NOTES
+    assert tracker.notes <= 20
     tracker.clear(2.0)
     tracker.on_cleared(Cleared(dropped_s=0.0))
     assert tracker.notes == 0

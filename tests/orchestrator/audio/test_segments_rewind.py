@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from musetalk_agent.protocol.messages import Cleared, CueItem, PlaybackFinished, PlaybackStarted
-from orchestrator.audio.outgoing_segment import ITEM_BYTES
+from orchestrator.audio.outgoing_segment import ITEM_BYTES, OutgoingSegment
 from orchestrator.audio.segments import SegmentTracker
+from tests.orchestrator.audio.spoken import speak
 from tests.orchestrator.audio.test_segments_any_order import check_totals
 
 RATE = 16000
@@ -90,7 +91,7 @@ class World:
         self.agent: Agent | None = Agent()
         self.acked = (0, 0.0)
         self.pushed: dict[int, int] = defaultdict(int)
-        self.voices: list[int] = []
+        self.voices: list[OutgoingSegment] = []
         self.live: int | None = None
         self.told: list[tuple[str, int | None]] = []
         self.interrupted: set[int] = set()
@@ -125,18 +126,18 @@ class World:
         self.tracker.clear(self.now)
 
     def open(self, _: int) -> None:
-        self.voices.append(self.tracker.open_speech(self.now))
+        self.voices.append(self.tracker.open_segment(self.now, speech=True))
 
     def say(self, amount: int) -> None:
-        for number in self.voices[-2:]:
-            first = self.pushed[number]
+        for segment in self.voices[-2:]:
+            first = self.pushed[segment.number]
             cue = CueItem(phoneme="a", start=first, end=first + amount)
-            assert self.tracker.push_speech(number, numbered(first, amount), RATE, [cue], self.now)
-            self.pushed[number] += amount
+            assert speak(segment, numbered(first, amount), RATE, self.now, [cue]) is not None
+            self.pushed[segment.number] += amount
 
     def close(self, _: int) -> None:
         if self.voices:
-            self.tracker.end_speech(self.voices.pop())
+            self.voices.pop().end()
 
     def forward(self, amount: int) -> None:
         for _ in range(amount):
@@ -267,12 +268,12 @@ def test_what_ended_unheard_of_is_told_and_not_spoken_again() -> None:
 
 def test_phonemes_that_are_not_over_are_sent_again() -> None:
     tracker = SegmentTracker()
-    number = tracker.open_speech(0.0)
+    segment = tracker.open_segment(0.0, speech=True)
     for first in (0, 1600):
         cue = CueItem(phoneme="a", start=first, end=first + 1600)
-        tracker.push_speech(number, numbered(first, 1600), RATE, [cue], 0.0)
+        speak(segment, numbered(first, 1600), RATE, 0.0, [cue])
     forward_all(tracker)
-    tracker.rewind(number, 0.12, 1.0)
+    tracker.rewind(segment.number, 0.12, 1.0)
     tracker.attach()
     start, cues, pcm = forward_all(tracker)
     assert start["heard_s"] == 0.12 and cues["cues"] == [{"phoneme": "a", "start": 1600, "end": 3200}]

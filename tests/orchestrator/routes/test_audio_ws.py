@@ -15,7 +15,7 @@ import websockets
 from starlette.websockets import WebSocket
 
 from musetalk_agent.protocol.messages import ErrorEvent, WarningEvent
-from orchestrator.session.speech_pipeline import SpeechPipeline
+from orchestrator.audio.ingest import AudioIngest
 from tests.fakes.stage import Line, Stage, stage
 from tests.waiting import NEVER_S, until
 
@@ -404,7 +404,7 @@ async def test_a_reader_that_reads_nothing_is_closed_and_the_memory_bounded(runn
 
         def flooded() -> bool:
             for _ in range(400):
-                live.warn("test", "x" * 2000)
+                live.outbox.publish(WarningEvent(code="test", message="x" * 2000))
             return bool(connection.closing)
 
         await until(flooded)
@@ -447,7 +447,7 @@ async def test_a_fault_of_our_own_ends_the_connection_and_is_logged(
         raise LookupError("a bug")
 
     async with running.live() as (_, line):
-        monkeypatch.setattr(SpeechPipeline, "push", breaks)
+        monkeypatch.setattr(AudioIngest, "push", breaks)
         await line.socket.send(tone(0.1))
         assert await line.closed() == 1011
     assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [LookupError]

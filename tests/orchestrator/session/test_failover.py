@@ -105,7 +105,7 @@ async def test_what_is_said_while_there_is_no_agent_is_heard_by_the_next() -> No
         await line.socket.send(ramp(0.4))
         await line.say("audio.end")
         session = here.stage.app.state.context.sessions.registry.get(session_id)
-        await until(lambda: session.live.received_samples == round(0.9 * RATE))
+        await until(lambda: session.live.ingest.received_samples == round(0.9 * RATE))
         second.sessions_max = 8
         await line.wait("playback.finished", count=2)
         assert [message["segment"] for message in line.of("playback.finished")] == [1, 2]

@@ -121,7 +121,7 @@ class Life(RuleBasedStateMachine):
             live.audio_start()
             tracked.open = live.segments
             tracked.sent[tracked.open] = 0
-        live.push(speech(seconds, tracked.open), tracked.decoder, RATE)
+        live.ingest.push(speech(seconds, tracked.open), tracked.decoder, RATE)
         tracked.sent[tracked.open] += round(seconds * RATE)
         if ends:
             live.audio_end()

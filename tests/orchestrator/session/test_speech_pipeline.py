@@ -12,9 +12,9 @@ import pytest
 
 from musetalk_agent.protocol.messages import Cleared, PlaybackFinished, PlaybackStarted
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
-from orchestrator.audio.ingest import OPEN_SEGMENTS, AudioFormat, AudioLimits, PcmDecoder
+from orchestrator.audio.ingest import AudioFormat, AudioLimits, PcmDecoder
 from orchestrator.audio.outgoing_segment import LinkMessage
-from orchestrator.audio.segments import EXPLICIT_END_S, IDLE_END_S
+from orchestrator.audio.segments import EXPLICIT_END_S, IDLE_END_S, OPEN_SEGMENTS
 from orchestrator.events import EventBus
 from orchestrator.metrics import Metrics
 from orchestrator.session.event_outbox import ClientQueue
@@ -77,7 +77,7 @@ async def test_the_hello_tells_where_the_session_stands_and_what_it_takes() -> N
         (hello,) = await read(live.connect(RATE))
         assert (hello.session_id, hello.received_samples, hello.sample_rate) == ("ses_1", 0, RATE)
         assert (hello.limits.backlog_s, hello.limits.segments) == (30.0, OPEN_SEGMENTS)
-        live.push(pcm(0.5), decoder(), RATE)
+        live.ingest.push(pcm(0.5), decoder(), RATE)
         (again, *_) = await read(live.connect(RATE))
         assert again.received_samples == 8000
 
@@ -87,10 +87,10 @@ async def test_a_session_has_one_rate_from_its_first_sample_on() -> None:
     async with running() as live:
         live.connect(48_000)
         live.connect(24_000)
-        assert live.sample_rate is None and live.effective_rate == 16_000
-        live.push(b"", decoder(), 24_000)
-        assert live.sample_rate is None, "nothing came"
-        live.push(pcm(0.1), decoder(), 24_000)
+        assert live.ingest.sample_rate is None and live.effective_rate == 16_000
+        live.ingest.push(b"", decoder(), 24_000)
+        assert live.ingest.sample_rate is None, "nothing came"
+        live.ingest.push(pcm(0.1), decoder(), 24_000)
         with pytest.raises(ProblemError, match="has 24000 Hz, not 16000") as caught:
             live.connect(16_000)
         assert (caught.value.code, caught.value.value) == (ErrorCode.SAMPLE_RATE_CHANGED, 16_000)
@@ -101,15 +101,15 @@ async def test_a_session_has_one_rate_from_its_first_sample_on() -> None:
 async def test_the_backlog_is_taken_to_its_last_sample_and_a_message_over_it_not_at_all() -> None:
     async with running(backlog_s=2.0) as live:
         live.audio_start()
-        live.push(pcm(2.0), decoder(), RATE)
+        live.ingest.push(pcm(2.0), decoder(), RATE)
         with pytest.raises(ProblemError) as caught:
-            live.push(pcm(1 / RATE), decoder(), RATE)
+            live.ingest.push(pcm(1 / RATE), decoder(), RATE)
         assert caught.value.code is ErrorCode.BACKLOG_EXCEEDED
-        assert live.received_samples == 2 * RATE and live.queues().audio_s == 2.0
+        assert live.ingest.received_samples == 2 * RATE and live.queues().audio_s == 2.0
         voice = Voice(live)
         live.on_event(PlaybackStarted(segment=1))
         live.on_heard(1, 0.5)
-        live.push(pcm(0.5), decoder(), RATE)
+        live.ingest.push(pcm(0.5), decoder(), RATE)
         assert live.queues().audio_s == 2.0 and voice.items
 
 
@@ -119,12 +119,12 @@ def test_a_message_has_a_largest_size(size: int, taken: bool) -> None:
     async def played() -> None:
         async with running(message_bytes=1000) as live:
             if taken:
-                live.push(bytes(size), decoder(), RATE)
+                live.ingest.push(bytes(size), decoder(), RATE)
             else:
                 with pytest.raises(ProblemError) as caught:
-                    live.push(bytes(size), decoder(), RATE)
+                    live.ingest.push(bytes(size), decoder(), RATE)
                 assert problem_of(caught) == (ErrorCode.MESSAGE_TOO_LARGE, 1000)
-            assert live.received_samples == (size // 2 if taken else 0)
+            assert live.ingest.received_samples == (size // 2 if taken else 0)
 
     played()
 
@@ -138,7 +138,7 @@ async def test_so_many_segments_may_be_open_and_a_clear_makes_room() -> None:
             live.audio_start()
         assert caught.value.code is ErrorCode.BACKLOG_EXCEEDED
         with pytest.raises(ProblemError):
-            live.open_speech()
+            live.speech.check()
         assert live.queues().segments == OPEN_SEGMENTS
         live.clear()
         live.audio_start()
@@ -151,12 +151,12 @@ async def test_what_was_taken_is_acknowledged_five_times_a_second_at_most_and_al
         connection, one = live.connect(RATE), decoder()
         acks = list[int]()
         for _ in range(20):
-            live.push(pcm(0.05), one, RATE)
+            live.ingest.push(pcm(0.05), one, RATE)
             await asyncio.sleep(0.05)
             acks += [told.received_samples for told in await read(connection) if told.type == "ack"]
         await asyncio.sleep(1.0)
         acks += [told.received_samples for told in await read(connection) if told.type == "ack"]
-        assert acks == sorted(set(acks)) and 4 <= len(acks) <= 7 and acks[-1] == live.received_samples == RATE
+        assert acks == sorted(set(acks)) and 4 <= len(acks) <= 7 and acks[-1] == live.ingest.received_samples == RATE
         await asyncio.sleep(5.0)
         assert not [told for told in await read(connection) if told.type == "ack"], "nothing is said twice"
 
@@ -166,7 +166,7 @@ async def test_an_interruption_returns_what_nobody_heard_also_what_the_agent_had
     async with running() as live:
         voice = Voice(live)
         live.audio_start()
-        live.push(pcm(6.0), decoder(), RATE)
+        live.ingest.push(pcm(6.0), decoder(), RATE)
         forwarded_s = live.at_agent_s
         assert forwarded_s > 0 and live.queues().audio_s == 6.0
         live.on_event(PlaybackStarted(segment=1))
@@ -186,7 +186,7 @@ async def test_while_the_agent_is_lost_an_interruption_is_answered_at_once() -> 
     async with running() as live:
         live.rewind(0, 0.0)
         live.audio_start()
-        live.push(pcm(1.5), decoder(), RATE)
+        live.ingest.push(pcm(1.5), decoder(), RATE)
         connection = live.connect(RATE)
         assert await live.interrupt() == 1.5 and await live.interrupt() == 0.0
         told = [message.type for message in await read(connection)]
@@ -198,7 +198,7 @@ async def test_a_clear_is_not_sent_again_by_one_who_takes_the_session_over() -> 
     changed: list[int] = []
     async with running(lambda: changed.append(1)) as live:
         live.audio_start()
-        live.push(pcm(1.0), decoder(), RATE)
+        live.ingest.push(pcm(1.0), decoder(), RATE)
         changed.clear()
         live.clear()
         assert live.progress().cleared_samples == RATE and changed == [1], "the store hears of it at once"
@@ -215,7 +215,7 @@ async def test_one_that_goes_on_begins_where_the_other_process_was() -> None:
         finished = [message for message in await read(connection) if message.type == "playback.finished"]
         assert [(one.segment, one.position_s, one.interrupted) for one in finished] == [(4, 0.0, True), (5, 0.0, True)]
         live.audio_start()
-        assert live.segments == 6 and live.received_samples == 900 and live.quiet is False
+        assert live.segments == 6 and live.ingest.received_samples == 900 and live.quiet is False
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,7 @@ def test_the_end_answers_everything_that_was_open(problem: ProblemError | None, 
             connection = live.connect(RATE)
             Voice(live)
             live.audio_start()
-            live.push(pcm(1.0), decoder(), RATE)
+            live.ingest.push(pcm(1.0), decoder(), RATE)
             interrupting = asyncio.create_task(live.interrupt())
             await asyncio.sleep(0.01)
             live.end(problem)
@@ -256,13 +256,13 @@ def test_a_segment_whose_pcm_stays_away_is_ended(explicit: bool) -> None:
             connection = live.connect(RATE)
             if explicit:
                 live.audio_start()
-            live.push(pcm(0.1), decoder(), RATE)
+            live.ingest.push(pcm(0.1), decoder(), RATE)
             await asyncio.sleep(ends - 0.1)
             before = live.segments
-            live.push(pcm(0.1), decoder(), RATE)
+            live.ingest.push(pcm(0.1), decoder(), RATE)
             assert live.segments == before, "it was still open"
             await asyncio.sleep(ends + 0.2)
-            live.push(pcm(0.1), decoder(), RATE)
+            live.ingest.push(pcm(0.1), decoder(), RATE)
             assert live.segments == before + 1
             warnings = [told.code for told in await read(connection) if told.type == "warning"]
             assert warnings == (["segment_timeout"] if explicit else [])

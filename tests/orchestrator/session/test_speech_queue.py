@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 import numpy as np
 import pytest
@@ -154,9 +155,9 @@ async def test_ten_long_texts_are_spoken_in_order_and_the_33rd_that_waits_is_ref
         live.attach_renderer(player)
         for number in range(1, 33):
             seconds = 120.0 if number <= 10 else 1.0
-            assert live.speech.say(voice.speak(number, seconds)).segment == number
+            assert live.speech.say(partial(voice.speak, number, seconds)).segment == number
         with pytest.raises(ProblemError) as refused:
-            live.check_speech()
+            live.speech.check()
         assert (refused.value.code, refused.value.limit) == (ErrorCode.BACKLOG_EXCEEDED, 32)
         await play_out(player)
         assert player.finished == list(range(1, 33))
@@ -170,13 +171,13 @@ async def test_pcm_and_texts_in_turn_are_heard_in_order() -> None:
         player, decoder = Player(live), PcmDecoder(AudioFormat.S16LE)
         live.attach_renderer(player)
         for turn in range(5):
-            live.speech.say(voice.speak(100 + turn, 100.0))
+            live.speech.say(partial(voice.speak, 100 + turn, 100.0))
             live.audio_start()
-            live.push(np.full(20 * RATE, turn + 1, "<i2").tobytes(), decoder, RATE)
+            live.ingest.push(np.full(20 * RATE, turn + 1, "<i2").tobytes(), decoder, RATE)
             live.audio_end()
         assert live.queues().audio_s == 100.0
         with pytest.raises(ProblemError) as refused:
-            live.push(bytes(2 * 21 * RATE), decoder, RATE)
+            live.ingest.push(bytes(2 * 21 * RATE), decoder, RATE)
         assert refused.value.code is ErrorCode.BACKLOG_EXCEEDED
         await play_out(player)
         assert player.finished == list(range(1, 11))
@@ -191,12 +192,12 @@ async def test_texts_go_on_when_the_session_moves_to_another_agent() -> None:
         first = Player(live)
         live.attach_renderer(first)
         for number in (1, 2, 3):
-            live.speech.say(voice.speak(number, 100.0))
+            live.speech.say(partial(voice.speak, number, 100.0))
         for _ in range(30):
             await settle()
             first.play(1.0)
         live.rewind(1, first.heard_s[1])
-        live.speech.say(voice.speak(4, 10.0))
+        live.speech.say(partial(voice.speak, 4, 10.0))
         await settle(2000)
         assert live.queues().speech_s == pytest.approx(BACKLOG_S, abs=CHUNK_S), "made ahead while nobody speaks"
         second = Player(live)
@@ -214,7 +215,7 @@ async def test_a_barge_in_at_any_moment_empties_everything_and_the_next_text_is_
         player = Player(live)
         live.attach_renderer(player)
         for number in range(1, 11):
-            live.speech.say(voice.speak(number, 120.0))
+            live.speech.say(partial(voice.speak, number, 120.0))
         for _ in range(played_s):
             await settle(5)
             player.play(1.0)
@@ -224,7 +225,7 @@ async def test_a_barge_in_at_any_moment_empties_everything_and_the_next_text_is_
         assert live.quiet, "the player has answered, in the same turn of the loop"
         await settle()
         assert voice.speaking == 0
-        live.speech.say(voice.speak(11, 1.0))
+        live.speech.say(partial(voice.speak, 11, 1.0))
         await play_out(player)
         assert player.finished[-1] == 11 and values(player.pcm[11]) == ({11}, 1.0)
 
@@ -234,10 +235,10 @@ async def test_a_text_after_a_barge_in_does_not_wait_for_a_voice_that_closes_slo
         player = Player(live)
         live.attach_renderer(player)
         voice.slow_to_close.clear()
-        live.speech.say(voice.speak(1, 10.0))
+        live.speech.say(partial(voice.speak, 1, 10.0))
         await settle(5)
         live.clear()
-        live.speech.say(voice.speak(2, 1.0))
+        live.speech.say(partial(voice.speak, 2, 1.0))
         await settle()
         assert values(player.pcm[2]) == ({2}, 1.0)
         voice.slow_to_close.set()
@@ -245,7 +246,7 @@ async def test_a_text_after_a_barge_in_does_not_wait_for_a_voice_that_closes_slo
 
 async def test_a_text_that_waits_ends_with_the_session() -> None:
     async with running(backlog_s=1.0) as (live, voice):
-        live.speech.say(voice.speak(1, 10.0))
+        live.speech.say(partial(voice.speak, 1, 10.0))
         await settle()
         assert live.queues().speech_s == 1.0
     await settle()
