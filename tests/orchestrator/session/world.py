@@ -163,4 +163,4 @@ def say(session: ManagedSession, pcm: bytes, decoder: PcmDecoder | None = None) 
     """Sends PCM as a sender of `/audio` does, in messages of ten seconds."""
     decoder = decoder or PcmDecoder(AudioFormat.S16LE)
     for at in range(0, len(pcm), 20 * RATE):
-        session.running().push(pcm[at : at + 20 * RATE], decoder, RATE)
+        session.running().ingest.push(pcm[at : at + 20 * RATE], decoder, RATE)
