@@ -277,20 +277,20 @@ class AuthMiddleware:
             refusal = await self._refusal(scope, needed, session_id)
             if refusal is not None:
                 scope["state"]["code"] = refusal.code.value
-                await problem_response(refusal)(scope, receive, sending)
+                await problem_response(refusal, scope["path"])(scope, receive, sending)
             elif scope["path"] in self._uploads:
                 await self._app(scope, timely(receive, longest_s=UPLOAD_S), sending)
             elif dictated(scope):
                 await self._app(scope, timely(receive, PAUSE_S), sending)  # the route bounds its length
             elif announced(scope) > MAX_BODY:
-                await problem_response(too_large())(scope, receive, sending)
+                await problem_response(too_large(), scope["path"])(scope, receive, sending)
             else:
                 await self._app(scope, bounded(receive), sending)
         except Exception:  # request boundary: whatever broke, the caller gets an answer and the log the reason
             _log.exception("request failed", extra={"method": scope["method"], "route": _route(scope)})
             if status:
                 raise
-            await internal()(scope, receive, sending)
+            await internal(scope["path"])(scope, receive, sending)
         finally:
             if not status:
                 self._note(scope, needed, session_id, status)

@@ -21,15 +21,30 @@ _SECRET_FIELDS = frozenset({"webhook_secret", "webhook_url", "rtmp_url"})
 """Values that an error does not repeat."""
 
 
-def problem_response(error: ProblemError) -> Response:
-    """The response for this error."""
+OPENAI_PATHS = "/v1/"
+"""Below it clients of OpenAI's dialect call."""
+_OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+
+
+def openai_error(error: ProblemError) -> dict[str, Any]:
+    """`error` of OpenAI's dialect."""
+    problem = error.problem()
+    kind = _OPENAI_TYPES.get(problem.status, "invalid_request_error" if problem.status < 500 else "server_error")
+    return {"message": problem.detail, "type": kind, "param": problem.field, "code": problem.code.value}
+
+
+def problem_response(error: ProblemError, path: str = "") -> Response:
+    """The response for this error. Below `/v1/` it has OpenAI's `error` beside problem+json's own members."""
     problem = error.problem()
     headers = {"Cache-Control": "no-store"}
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(error.retry_after_s)
     if error.code is ErrorCode.UNAUTHORIZED:
         headers["WWW-Authenticate"] = 'Bearer realm="orchestrator"'
-    body = json.dumps(problem.model_dump(exclude_none=True), ensure_ascii=False)
+    members = problem.model_dump(exclude_none=True)
+    if path.startswith(OPENAI_PATHS):
+        members["error"] = openai_error(error)
+    body = json.dumps(members, ensure_ascii=False)
     content = body.encode("utf-8", "replace")  # a wrong value may hold half of a surrogate pair
     return Response(content, status_code=problem.status, headers=headers, media_type=MEDIA_TYPE)
 
@@ -86,12 +101,12 @@ def install(app: FastAPI) -> None:
 
 def _answer(request: Request, error: ProblemError) -> Response:
     request.state.code = error.code.value  # for the audit log
-    return problem_response(error)
+    return problem_response(error, request.url.path)
 
 
-def internal() -> Response:
+def internal(path: str = "") -> Response:
     """The answer when something of our own broke: no internals."""
-    return problem_response(ProblemError(ErrorCode.INTERNAL, "Something of ours broke; the logs tell what."))
+    return problem_response(ProblemError(ErrorCode.INTERNAL, "Something of ours broke; the logs tell what."), path)
 
 
 _REF = "#/components/schemas/{model}"

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
-import wave
-from collections.abc import AsyncGenerator, AsyncIterator
+import logging
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any, Literal
 
-import numpy as np
 from fastapi import APIRouter
 from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel, Field
 
-from musetalk_agent.resample import Resampler
+from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.routes.context import Ctx
-from orchestrator.tts.synthesizer import SpeechChunk
+from orchestrator.routes.error_responses import openai_error
+from orchestrator.tts.encoding import AudioFormat, EncodedSpeech, encoded
+from orchestrator.tts.synthesizer import FASTEST_SPEED, SLOWEST_SPEED, SpeechOptions
 
 MODEL = "musetalk"
-PCM_RATE = 24_000
-"""Hz: OpenAI's `pcm` is int16 little endian mono at this rate."""
 MAX_INPUT = 4096
 """Characters, as OpenAI has it."""
 _OPENAI_VOICES = frozenset(
@@ -29,96 +27,77 @@ _OPENAI_VOICES = frozenset(
 )
 """Voices that clients name by default: they get the deployment's default voice."""
 router = APIRouter(tags=["speech"])
+_log = logging.getLogger(__name__)
 
 
 class SpeechRequest(BaseModel):
-    """OpenAI's request; fields that change nothing here are accepted and ignored, as its other servers do."""
+    """OpenAI's request; fields that change nothing here (`instructions`) are accepted and ignored, as its other servers do."""
 
     input: str = Field(min_length=1, max_length=MAX_INPUT)
     model: str = MODEL
     voice: str = "default"
-    response_format: Literal["pcm", "wav"] = "wav"
-    stream_format: str = "audio"
+    response_format: AudioFormat = AudioFormat.WAV
+    speed: float = Field(default=1.0, ge=SLOWEST_SPEED, le=FASTEST_SPEED)
+    stream_format: Literal["audio", "sse"] = "audio"
 
 
 @router.post("/v1/audio/speech", response_class=StreamingResponse)
 async def speech(body: SpeechRequest, ctx: Ctx) -> Response:
-    """Speaks `input`. `pcm` is sent while it is made; `wav` once it is whole, so that its header holds its length.
+    """Speaks `input`, and sends it while it is made; `wav` once it is whole, so that its header holds its length.
 
-    `pcm` with `stream_format` `sse` comes as OpenAI's events; each has the `words` too whose sound begins in it, with seconds
-    from the first sample.
+    With `stream_format` `sse`, server-sent events: `speech.audio.delta` has `audio` in base64 and the `words` that begin in it
+    (`text`, `start`, `end` in seconds from the first sample), `speech.audio.done` ends them.
     """
     await ctx.voices.wait_open()
     voice = ctx.sessions.options.voice if body.voice in _OPENAI_VOICES else body.voice
-    chunks = ctx.voices.speak(body.input, voice)
-    if (body.response_format, body.stream_format) == ("pcm", "sse"):
-        events = _events(chunks)
-        begun = await anext(events)  # what fails at once is answered with its status
-        return StreamingResponse(_after(begun, events), media_type="text/event-stream")
-    pcm = _resampled(chunks)
-    if body.response_format == "pcm":
-        first = await anext(pcm, b"")  # what fails at once is answered with its status
-        return StreamingResponse(_after(first, pcm), media_type="audio/pcm")
-    return Response(_wav(b"".join([part async for part in pcm])), media_type="audio/wav")
+    chunks = ctx.voices.speak(body.input, voice, SpeechOptions(speed=body.speed))
+    parts = encoded(chunks, body.response_format)
+    first = await anext(parts, EncodedSpeech(b""))  # what fails at once is answered with its status
+    if body.stream_format == "sse":
+        return StreamingResponse(_events(first, parts), media_type="text/event-stream")
+    return StreamingResponse(_audio(first, parts), media_type=body.response_format.media_type)
 
 
 @router.get("/v1/models")
 async def models(ctx: Ctx) -> dict[str, Any]:
-    """One model; `voice` chooses what it sounds like, see `GET /voices`."""
-    return {"object": "list", "data": [{"id": MODEL, "object": "model", "created": 0, "owned_by": "musetalk-livekit"}]}
+    """One model, with the voices that it has (`GET /voices` has more of each)."""
+    await ctx.voices.wait_open()
+    voices = [voice.name for voice in ctx.voices.names()]
+    model = {"id": MODEL, "object": "model", "created": 0, "owned_by": "musetalk-livekit", "voices": voices}
+    return {"object": "list", "data": [model]}
 
 
-async def _after(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    yield first
-    async for part in rest:
-        yield part
+async def _audio(first: EncodedSpeech, rest: AsyncGenerator[EncodedSpeech, None]) -> AsyncGenerator[bytes, None]:
+    async with aclosing(rest):
+        yield first.data
+        async for part in rest:
+            if part.data:
+                yield part.data
 
 
-async def _resampled(chunks: AsyncGenerator[SpeechChunk, None]) -> AsyncGenerator[bytes, None]:
-    """PCM at `PCM_RATE`. Closing it closes the voice."""
-    resampler: Resampler | None = None
-    try:
-        async for chunk in chunks:
-            resampler = resampler or Resampler(chunk.sample_rate, PCM_RATE)
-            made = resampler.push(np.frombuffer(chunk.pcm, np.int16))
-            if len(made):
-                yield made.tobytes()
-        if resampler is not None:
-            yield resampler.flush().tobytes()
-    finally:
-        await chunks.aclose()
+async def _events(first: EncodedSpeech, rest: AsyncGenerator[EncodedSpeech, None]) -> AsyncGenerator[bytes, None]:
+    async with aclosing(rest):
+        try:
+            yield _delta(first)
+            async for part in rest:
+                yield _delta(part)
+        except ProblemError as error:
+            yield _event({"type": "error", "error": openai_error(error)})
+            return
+        except Exception:  # noqa: BLE001 - task boundary: the answer has begun, and only an event can say that it broke
+            _log.exception("speech failed")
+            broken = ProblemError(ErrorCode.TTS_FAILED, "The voice broke: try again.")
+            yield _event({"type": "error", "error": openai_error(broken)})
+            return
+        usage = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
+        yield _event({"type": "speech.audio.done", "usage": usage})
 
 
-async def _events(chunks: AsyncGenerator[SpeechChunk, None]) -> AsyncGenerator[bytes, None]:
-    """OpenAI's `speech.audio.delta` and `speech.audio.done`. Closing it closes the voice."""
-    resampler: Resampler | None = None
-    async with aclosing(chunks):
-        async for chunk in chunks:
-            resampler = resampler or Resampler(chunk.sample_rate, PCM_RATE)
-            words = [
-                {
-                    "text": word.text,
-                    "start": round(word.start / chunk.sample_rate, 4),
-                    "end": round(word.end / chunk.sample_rate, 4),
-                }
-                for word in chunk.words
-            ]
-            yield _delta(resampler.push(np.frombuffer(chunk.pcm, np.int16)).tobytes(), words)
-    if resampler is not None:
-        yield _delta(resampler.flush().tobytes(), [])
-    yield b'data: {"type": "speech.audio.done"}\n\n'
+def _delta(part: EncodedSpeech) -> bytes:
+    words = [{"text": text, "start": start, "end": end} for text, start, end in part.words]
+    audio = base64.b64encode(part.data).decode("ascii")
+    return _event({"type": "speech.audio.delta", "audio": audio, "words": words})
 
 
-def _delta(pcm: bytes, words: list[dict[str, Any]]) -> bytes:
-    event = {"type": "speech.audio.delta", "audio": base64.b64encode(pcm).decode(), "words": words}
-    return b"data: " + json.dumps(event).encode() + b"\n\n"
-
-
-def _wav(pcm: bytes) -> bytes:
-    file = io.BytesIO()
-    with wave.open(file, "wb") as writer:
-        writer.setnchannels(1)
-        writer.setsampwidth(2)
-        writer.setframerate(PCM_RATE)
-        writer.writeframes(pcm)
-    return file.getvalue()
+def _event(data: dict[str, Any]) -> bytes:
+    return f"data: {json.dumps(data, ensure_ascii=False)}\n\n".encode()

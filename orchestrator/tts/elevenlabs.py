@@ -28,9 +28,11 @@ from orchestrator.tts.segmentation import GrowingText
 from orchestrator.tts.synthesizer import (
     ANSWER_S,
     CONNECT_S,
+    PLAIN,
     Patience,
     ProviderError,
     SpeechChunk,
+    SpeechOptions,
     VoiceInfo,
     pieces,
     silent,
@@ -184,6 +186,8 @@ MESSAGE_BYTES = 4 << 20
 """A message of the provider: 60 s of sound at most."""
 UNTOLD_LETTERS = 24
 """The provider may count letters a little differently: of so few it is unknown whether they were read."""
+SPEEDS = (0.7, 1.2)
+"""The slowest and the fastest that the provider speaks."""
 HELD_S = 30.0
 """Longest sound of one word."""
 LETTER_S, BEGINNING_S = 1.0, 30.0
@@ -235,11 +239,13 @@ class ElevenLabs:
         rate = self._options.sample_rate
         return [VoiceInfo(f"elevenlabs:{voice}", "mul", self.provider, rate) for voice in self._options.voices]
 
-    def speak(self, text: str, voice: str) -> AsyncGenerator[SpeechChunk, None]:
+    def speak(self, text: str, voice: str, options: SpeechOptions = PLAIN) -> AsyncGenerator[SpeechChunk, None]:
         """See `Synthesizer.speak`."""
-        return self.stream(GrowingText.whole(text), voice)
+        return self.stream(GrowingText.whole(text), voice, options)
 
-    async def stream(self, text: GrowingText, voice: str) -> AsyncGenerator[SpeechChunk, None]:
+    async def stream(
+        self, text: GrowingText, voice: str, options: SpeechOptions = PLAIN
+    ) -> AsyncGenerator[SpeechChunk, None]:
         """See `RemoteSynthesizer.stream`. Goes on over connections that break, with the word after the last that was heard."""
         recital = AlignmentTracker(self._options.sample_rate)
         tries, position, begun = Tries(self._options.schedule), 0, False
@@ -249,7 +255,7 @@ class ElevenLabs:
                     break
                 try:
                     async with self._connection(voice) as socket:
-                        reading = _Reading(socket, text, recital, self._options.answer_s)
+                        reading = _Reading(socket, text, recital, self._options.answer_s, options.speed)
                         async with aclosing(reading.run()) as chunks:
                             async for chunk in chunks:
                                 yield chunk
@@ -322,8 +328,11 @@ class ElevenLabs:
 class _Reading:
     """What is said over one connection: what has not been read yet, and the text that comes."""
 
-    def __init__(self, socket: ClientConnection, text: GrowingText, recital: AlignmentTracker, answer_s: float) -> None:
+    def __init__(
+        self, socket: ClientConnection, text: GrowingText, recital: AlignmentTracker, answer_s: float, speed: float
+    ) -> None:
         self._socket = socket
+        self._speed = min(max(speed, SPEEDS[0]), SPEEDS[1])
         self._text = text
         self._recital = recital
         self._answer_s = answer_s
@@ -365,7 +374,7 @@ class _Reading:
 
     async def _send(self) -> None:
         with suppress(ConnectionClosed):  # the reader learns of it too
-            await self._send_text(" ")
+            await self._greet()
             if self._recital.unread:
                 await self._send_text(self._recital.unread + " ")
             while True:
@@ -381,6 +390,11 @@ class _Reading:
                 await self._send_text(sentence + " ")
             self._ended = True
             await self._send_text("")
+
+    async def _greet(self) -> None:
+        """The first message of a connection, which alone may hold settings."""
+        settings = {} if self._speed == 1 else {"voice_settings": {"speed": self._speed}}
+        await self._socket.send(json.dumps({"text": " ", **settings}))
 
     async def _next(self) -> str | None:
         """The next sentence, once the provider has not too much to read. Cancelling loses nothing."""

@@ -12,7 +12,7 @@ from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.tts import segmentation as texts
 from orchestrator.tts.segmentation import spread
 from orchestrator.tts.speech_worker import SpeechWorker, SpokenPart, WorkerStatistics
-from orchestrator.tts.synthesizer import CHUNK_MS, PAUSE, SpeechChunk, VoiceInfo
+from orchestrator.tts.synthesizer import CHUNK_MS, PAUSE, PLAIN, SpeechChunk, SpeechOptions, VoiceInfo
 
 TEXT_CHARACTERS = 10_000
 """Longest text: ten minutes of speech."""
@@ -46,7 +46,7 @@ class LocalSynthesizer:
         """What the worker found installed; empty before `open`."""
         return list(self._worker.voices)
 
-    def speak(self, text: str, voice: str) -> AsyncGenerator[SpeechChunk, None]:
+    def speak(self, text: str, voice: str, options: SpeechOptions = PLAIN) -> AsyncGenerator[SpeechChunk, None]:
         """See `Synthesizer.speak`."""
         cleaned = texts.clean(text)
         if not cleaned:
@@ -64,18 +64,18 @@ class LocalSynthesizer:
                 value=len(cleaned),
             )
         parts = deque(texts.parts(cleaned))
-        first = self._worker.submit(voice, parts[0].text)
-        return self._speak(parts, first, voice)
+        first = self._worker.submit(voice, parts[0].text, options)
+        return self._speak(parts, first, voice, options)
 
     async def aclose(self) -> None:
         """Ends the worker."""
         await self._worker.aclose()
 
     async def _speak(
-        self, parts: deque[texts.Part], first: asyncio.Future[SpokenPart], voice: str
+        self, parts: deque[texts.Part], first: asyncio.Future[SpokenPart], voice: str, options: SpeechOptions
     ) -> AsyncGenerator[SpeechChunk, None]:
         making = deque([(parts.popleft(), first)])
-        position = 0
+        position, character_s = 0, CHARACTER_S / options.speed
         began: float | None = None
         try:
             while making:
@@ -84,12 +84,12 @@ class LocalSynthesizer:
                 making.popleft()
                 began = asyncio.get_running_loop().time() if began is None else began
                 due = began + (position + len(spoken.pcm) // 2) / spoken.sample_rate
-                due += sum(CHARACTER_S * len(ahead.text) for ahead, _ in making)
+                due += sum(character_s * len(ahead.text) for ahead, _ in making)
                 while parts and len(making) < PARTS_AHEAD:
                     following = parts.popleft()
-                    making.append((following, self._worker.submit(voice, following.text, due=due)))
-                    due += CHARACTER_S * len(following.text)
-                for chunk in _chunks(spoken, part, position):
+                    making.append((following, self._worker.submit(voice, following.text, options, due=due)))
+                    due += character_s * len(following.text)
+                for chunk in _chunks(spoken, part, position, options.speed):
                     yield chunk
                     position += len(chunk.pcm) // 2
         finally:
@@ -103,12 +103,12 @@ class LocalSynthesizer:
             )
 
 
-def _chunks(spoken: SpokenPart, part: texts.Part, position: int) -> Iterator[SpeechChunk]:
+def _chunks(spoken: SpokenPart, part: texts.Part, position: int, speed: float) -> Iterator[SpeechChunk]:
     """The part and the pause after it in pieces; all its cues and words go with the first, so that they come before their sound."""
     rate = spoken.sample_rate
     if not spoken.pcm:
         return
-    pause = rate * part.pause_ms // 1000
+    pause = round(rate * part.pause_ms / speed / 1000)
     samples = len(spoken.pcm) // 2
     pcm = memoryview(spoken.pcm + bytes(2 * pause))
     cues = [CueItem(phoneme=p, start=position + a, end=position + b) for p, a, b in spoken.cues]

@@ -19,9 +19,11 @@ from orchestrator.tts.synthesizer import (
     ANSWER_S,
     CONNECT_S,
     NO_SOUND,
+    PLAIN,
     Patience,
     ProviderError,
     SpeechChunk,
+    SpeechOptions,
     VoiceInfo,
     pieces,
     silent,
@@ -90,20 +92,25 @@ class OpenAISpeech:
         """The voices that were configured. Their language is the text's."""
         return [VoiceInfo(f"openai:{voice}", "mul", self.provider, PCM_RATE) for voice in self._options.voices]
 
-    def speak(self, text: str, voice: str) -> AsyncGenerator[SpeechChunk, None]:
+    def speak(self, text: str, voice: str, options: SpeechOptions = PLAIN) -> AsyncGenerator[SpeechChunk, None]:
         """See `Synthesizer.speak`."""
-        return self.stream(GrowingText.whole(text), voice)
+        return self.stream(GrowingText.whole(text), voice, options)
 
-    def stream(self, text: GrowingText, voice: str) -> AsyncGenerator[SpeechChunk, None]:
+    def stream(
+        self, text: GrowingText, voice: str, options: SpeechOptions = PLAIN
+    ) -> AsyncGenerator[SpeechChunk, None]:
         """See `RemoteSynthesizer.stream`. A sentence is asked for again only as long as nothing of it was heard."""
-        return speak_sentences(text, lambda sentence: self._sentence(sentence, voice), PAUSE_MS)
+        return speak_sentences(text, lambda sentence: self._sentence(sentence, voice, options), options, PAUSE_MS)
 
-    async def _sentence(self, sentence: str, voice: str) -> AsyncGenerator[SpeechChunk, None]:
-        words = _Words(sentence + " ", self._letter_s.get(voice, LETTER_S))
+    async def _sentence(self, sentence: str, voice: str, options: SpeechOptions) -> AsyncGenerator[SpeechChunk, None]:
+        words = _Words(sentence + " ", self._letter_s.get(voice, LETTER_S) / options.speed)
         tries, samples, rate = Tries(self._options.schedule), 0, PCM_RATE
         while True:
             try:
-                async with self._answer(sentence, voice) as answer, aclosing(self._sound(answer)) as blocks:
+                async with (
+                    self._answer(sentence, voice, options.speed) as answer,
+                    aclosing(self._sound(answer)) as blocks,
+                ):
                     async for pcm, rate in blocks:
                         samples += len(pcm) // 2
                         for chunk in pieces(pcm, rate, words.due(len(pcm) // 2, rate)):
@@ -128,7 +135,8 @@ class OpenAISpeech:
             if wait_s is None:
                 raise refusal.problem("OPENAI_API_KEY") if refusal else unreachable("openai")
             await asyncio.sleep(wait_s)
-        if letters := sum(c.isalnum() for c in sentence):
+        letters = sum(c.isalnum() for c in sentence)
+        if letters and options.speed == 1:
             self._letter_s[voice] = samples / rate / letters
         for chunk in pieces(b"", rate, words.rest()):
             yield chunk
@@ -154,12 +162,19 @@ class OpenAISpeech:
                 raise ProblemError(ErrorCode.TTS_FAILED, "openai: the sound of one sentence does not end.")
 
     @asynccontextmanager
-    async def _answer(self, sentence: str, voice: str) -> AsyncIterator[httpx.Response]:
+    async def _answer(self, sentence: str, voice: str, speed: float) -> AsyncIterator[httpx.Response]:
         """Raises ProblemError for a refusal that stays, _PassingError for one that may not, WaveError for sound that is packed."""
         options, name = self._options, voice.partition(":")[2]
         if self._http is None:
             raise ProblemError(ErrorCode.TTS_FAILED, "The speech service is shutting down.")
-        body = {"model": options.model, "input": sentence, "voice": name, "response_format": options.sound}
+        body: dict[str, object] = {
+            "model": options.model,
+            "input": sentence,
+            "voice": name,
+            "response_format": options.sound,
+        }
+        if speed != 1:
+            body["speed"] = speed
         request = self._http.build_request("POST", "audio/speech", json=body)
         async with asyncio.timeout(options.answer_s):  # a head that trickles outlasts the client's own timeouts
             answer = await self._http.send(request, stream=True)

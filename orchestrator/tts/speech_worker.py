@@ -17,7 +17,7 @@ from typing import Any
 
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator import worker_pipe
-from orchestrator.tts.synthesizer import VoiceInfo
+from orchestrator.tts.synthesizer import PLAIN, SpeechOptions, VoiceInfo
 from orchestrator.worker_process import WorkerLink, WorkerLost, WorkerProcess, WorkerTimes, bare_environment
 
 log = logging.getLogger(__name__)
@@ -47,6 +47,7 @@ class SpokenPart:
 class _Job:
     voice: str
     text: str
+    options: SpeechOptions
     result: asyncio.Future[SpokenPart]
 
 
@@ -97,12 +98,15 @@ class SpeechWorker:
         self._settled.set()  # also where it did not get so far
         self._fail_waiting("The speech service is shutting down.")
 
-    def submit(self, voice: str, text: str, *, due: float | None = None) -> asyncio.Future[SpokenPart]:
+    def submit(
+        self, voice: str, text: str, options: SpeechOptions = PLAIN, *, due: float | None = None
+    ) -> asyncio.Future[SpokenPart]:
         """Queues one part. Cancelling the future takes it out of the queue, or drops the result if it is being made.
 
         Args:
             voice: one of `voices` by name.
             text: a part as `text.parts` makes them.
+            options: how it is spoken; pauses are the caller's.
             due: when its sound is needed, in the event loop's time; None for the first part of an utterance: now.
 
         Raises:
@@ -117,7 +121,7 @@ class SpeechWorker:
             raise _failed(
                 f"The speech service is busy: {PARTS_MAX} parts are waiting. Try again in a second.", retry_after_s=1
             )
-        job = _Job(voice, text, loop.create_future())
+        job = _Job(voice, text, options, loop.create_future())
         heapq.heappush(self._queue, (loop.time() if due is None else due, next(self._order), job))
         self.statistics.waiting = len(self._queue)
         self._wake.set()
@@ -179,7 +183,7 @@ class SpeechWorker:
         failure: str | None = "The speech service broke over this text."  # `supervise` logs the error
         try:
             async with asyncio.timeout(self.part_timeout_s):
-                header, pcm = await link.exchange({"voice": job.voice, "text": job.text})
+                header, pcm = await link.exchange({"voice": job.voice, "text": job.text, "speed": job.options.speed})
             part = _part(header, pcm)
             failure = f"The voice {job.voice} could not speak this text." if part is None else None
         except TimeoutError as error:

@@ -32,6 +32,24 @@ class VoiceInfo:
     sample_rate: int
 
 
+SLOWEST_SPEED, FASTEST_SPEED = 0.5, 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechOptions:
+    """How a text is spoken.
+
+    Attributes:
+        speed: a multiple of the voice's own pace, 0.5 … 2. A provider with a narrower range takes the nearest that it has.
+    """
+
+    speed: float = 1.0
+
+
+PLAIN = SpeechOptions()
+"""A voice as it is."""
+
+
 @dataclass(frozen=True, slots=True)
 class SpeechChunk:
     """A piece of an utterance.
@@ -60,7 +78,7 @@ class Synthesizer(Protocol):
         """The voices that can speak now."""
         ...
 
-    def speak(self, text: str, voice: str) -> AsyncGenerator[SpeechChunk, None]:
+    def speak(self, text: str, voice: str, options: SpeechOptions = PLAIN) -> AsyncGenerator[SpeechChunk, None]:
         """Speaks `text` with one of `names()`; makes no more sound ahead than a bounded amount.
 
         Closing the generator, or cancelling the task inside it, ends the synthesis.
@@ -83,7 +101,9 @@ class RemoteSynthesizer(Synthesizer, Protocol):
     provider: str
     """What the names of its voices begin with, before the colon."""
 
-    def stream(self, text: GrowingText, voice: str) -> AsyncGenerator[SpeechChunk, None]:
+    def stream(
+        self, text: GrowingText, voice: str, options: SpeechOptions = PLAIN
+    ) -> AsyncGenerator[SpeechChunk, None]:
         """Speaks a growing text as `speak` does a whole one, sentence by sentence, and raises the same.
 
         Raises:
@@ -102,10 +122,11 @@ def pieces(pcm: bytes, sample_rate: int, words: tuple[CaptionWord, ...] = ()) ->
 async def speak_sentences(
     text: GrowingText,
     speak: Callable[[str], AsyncGenerator[SpeechChunk, None]],
+    options: SpeechOptions = PLAIN,
     pause_ms: int = SENTENCE_PAUSE_MS,
 ) -> AsyncGenerator[SpeechChunk, None]:
-    """Speaks sentence by sentence, with a pause between them. Raises what `speak` raises; a sentence with nothing to say is left
-    out, as long as another has something.
+    """Speaks sentence by sentence, with a pause between them that follows the speed. Raises what `speak` raises; a sentence with
+    nothing to say is left out, as long as another has something.
     """
     position, cued, unspeakable = 0, False, None
     try:
@@ -116,7 +137,7 @@ async def speak_sentences(
                     begin = position
                     async for chunk in spoken:
                         if position == begin and begin:
-                            for silence in _silence(position, chunk.sample_rate, pause_ms, cued):
+                            for silence in _silence(position, chunk.sample_rate, pause_ms / options.speed, cued):
                                 yield silence
                                 position += len(silence.pcm) // 2
                             begin = position
@@ -133,8 +154,8 @@ async def speak_sentences(
         raise unspeakable
 
 
-def _silence(position: int, rate: int, pause_ms: int, cued: bool) -> list[SpeechChunk]:
-    samples = rate * pause_ms // 1000
+def _silence(position: int, rate: int, pause_ms: float, cued: bool) -> list[SpeechChunk]:
+    samples = round(rate * pause_ms / 1000)
     out = list(pieces(bytes(2 * samples), rate))
     if out and cued:
         cue = CueItem(phoneme=PAUSE, start=position, end=position + samples)

@@ -13,7 +13,15 @@ from orchestrator.tts.elevenlabs import ElevenLabs, ElevenLabsOptions
 from orchestrator.tts.local import LocalSynthesizer
 from orchestrator.tts.openai_speech import OpenAIOptions, OpenAISpeech
 from orchestrator.tts.segmentation import GrowingText
-from orchestrator.tts.synthesizer import RemoteSynthesizer, SpeechChunk, Synthesizer, VoiceInfo, speak_sentences
+from orchestrator.tts.synthesizer import (
+    PLAIN,
+    RemoteSynthesizer,
+    SpeechChunk,
+    SpeechOptions,
+    Synthesizer,
+    VoiceInfo,
+    speak_sentences,
+)
 
 DEFAULT_VOICE = "piper:joe"
 FALLBACK_VOICE = "espeak:en-us"
@@ -80,7 +88,7 @@ class Voices:
         """
         self._find(voice)
 
-    def speak(self, text: str, voice: str | None) -> AsyncGenerator[SpeechChunk, None]:
+    def speak(self, text: str, voice: str | None, options: SpeechOptions = PLAIN) -> AsyncGenerator[SpeechChunk, None]:
         """Speaks `text`; the first chunk comes before the last sentence is made, and little is made ahead of the consumer.
 
         Closing the generator stops the synthesis within one part (0.3 s of work at most), and the voice is ready for others.
@@ -94,16 +102,18 @@ class Voices:
         synthesizer, name = self._find(voice)
         if isinstance(synthesizer, RemoteSynthesizer) and not texts.clean(text):
             raise nothing_to_say()
-        return synthesizer.speak(text, name)
+        return synthesizer.speak(text, name, options)
 
-    def stream(self, text: GrowingText, voice: str | None) -> AsyncGenerator[SpeechChunk, None]:
+    def stream(
+        self, text: GrowingText, voice: str | None, options: SpeechOptions = PLAIN
+    ) -> AsyncGenerator[SpeechChunk, None]:
         """Speaks a text while it is being written, sentence by sentence; raises as `speak` does. However it ends, `text` is
         abandoned.
         """
         synthesizer, name = self._find(voice)
         if isinstance(synthesizer, RemoteSynthesizer):
-            return synthesizer.stream(text, name)
-        return speak_sentences(text, lambda sentence: synthesizer.speak(sentence, name))
+            return synthesizer.stream(text, name, options)
+        return speak_sentences(text, lambda sentence: synthesizer.speak(sentence, name, options), options)
 
     def _find(self, voice: str | None) -> tuple[Synthesizer, str]:
         known = {info.name: synthesizer for synthesizer in self.synthesizers for info in synthesizer.names()}

@@ -9,7 +9,7 @@ import numpy as np
 
 from musetalk_agent.protocol.messages import CaptionWord, CueItem
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
-from orchestrator.tts.synthesizer import SpeechChunk, VoiceInfo
+from orchestrator.tts.synthesizer import SpeechChunk, SpeechOptions, VoiceInfo
 
 RATE = 22050
 
@@ -31,7 +31,7 @@ class TonePerWord:
     def names(self) -> list[VoiceInfo]:
         return [VoiceInfo("tone:one", "en", "tone", RATE), VoiceInfo("tone:two", "de", "tone", RATE)]
 
-    async def speak(self, text: str, voice: str) -> AsyncGenerator[SpeechChunk, None]:
+    async def speak(self, text: str, voice: str, options: SpeechOptions) -> AsyncGenerator[SpeechChunk, None]:
         at, samples = 0, RATE // 10
         self.begun += 1
         try:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.tts.synthesizer import SpeechChunk, VoiceInfo
+from orchestrator.tts.synthesizer import SpeechChunk, SpeechOptions, VoiceInfo
 from orchestrator.tts.voices import Voices
 from tests.fakes.stage import stage
 from tests.orchestrator.session.test_takeover import seed, view
@@ -30,7 +30,7 @@ class Cold:
     def names(self) -> list[VoiceInfo]:
         return [VoiceInfo("cold:voice", "en", "cold", 16_000)] if self.warm.is_set() else []
 
-    async def speak(self, text: str, voice: str) -> AsyncGenerator[SpeechChunk, None]:
+    async def speak(self, text: str, voice: str, options: SpeechOptions) -> AsyncGenerator[SpeechChunk, None]:
         yield SpeechChunk(b"", 16_000, ())
 
 

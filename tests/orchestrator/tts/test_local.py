@@ -23,7 +23,7 @@ from orchestrator.tts.segmentation import (
     words,
 )
 from orchestrator.tts.speech_worker import SpokenPart
-from orchestrator.tts.synthesizer import CHUNK_MS, PAUSE, SpeechChunk, pieces
+from orchestrator.tts.synthesizer import CHUNK_MS, PAUSE, PLAIN, SpeechChunk, SpeechOptions, pieces
 from tests.waiting import turns
 
 RATE = 8000
@@ -40,7 +40,9 @@ class Worker:
         self.told = True
         self.busy: ProblemError | None = None
 
-    def submit(self, voice: str, text: str, *, due: float | None = None) -> asyncio.Future[SpokenPart]:
+    def submit(
+        self, voice: str, text: str, options: SpeechOptions = PLAIN, *, due: float | None = None
+    ) -> asyncio.Future[SpokenPart]:
         if self.busy is not None:
             raise self.busy
         self.asked.append((voice, text, due))

@@ -13,7 +13,7 @@ from orchestrator.settings import Settings
 from orchestrator.tts.elevenlabs import ElevenLabs
 from orchestrator.tts.openai_speech import OPENAI_VOICES, OpenAISpeech
 from orchestrator.tts.speech_worker import TIMES, SpeechWorker
-from orchestrator.tts.synthesizer import SpeechChunk, VoiceInfo
+from orchestrator.tts.synthesizer import SpeechChunk, SpeechOptions, VoiceInfo
 from orchestrator.tts.voices import Voices, synthesizers
 from orchestrator.worker_process import backoff_s
 from tests.waiting import NEVER_S
@@ -111,7 +111,7 @@ class Provider:
     def names(self) -> list[VoiceInfo]:
         return []
 
-    def speak(self, text: str, voice: str) -> AsyncGenerator[SpeechChunk, None]:
+    def speak(self, text: str, voice: str, options: SpeechOptions) -> AsyncGenerator[SpeechChunk, None]:
         raise NotImplementedError
 
 

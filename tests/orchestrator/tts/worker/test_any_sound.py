@@ -15,8 +15,10 @@ from orchestrator.tts.worker.espeak import CLOSURE_MS, _spans, close_stops
 from orchestrator.tts.worker.synthesis import (
     LEAD_MS,
     PAUSE,
+    PLAIN,
     SILENCE_DBFS,
     Cue,
+    Manner,
     SpokenText,
     VoiceEntry,
     block_levels,
@@ -151,11 +153,12 @@ class Engine:
     """A voice that speaks a tone, and chokes on a text."""
 
     provider = "fake"
+    loaded, loads = 1, 2
 
     def voices(self) -> list[VoiceEntry]:
         return []
 
-    def speak(self, text: str, name: str) -> SpokenText:
+    def speak(self, text: str, name: str, manner: Manner = PLAIN) -> SpokenText:
         if text == "choke":
             raise RuntimeError("a secret sentence")
         if text == "endless":
@@ -169,7 +172,7 @@ class Engine:
         (
             "fake:joe",
             "hi",
-            {"id": 7, "sample_rate": RATE, "cues": [["joe", 0, 2]], "words": [["hi", 0, 2]]},
+            {"id": 7, "sample_rate": RATE, "cues": [["joe", 0, 2]], "words": [["hi", 0, 2]], "loaded": 1, "loads": 2},
             b"\1\0\xfe\xff",
         ),
         ("fake:joe", "choke", {"id": 7, "error": "RuntimeError"}, b""),
@@ -181,7 +184,7 @@ class Engine:
 def test_each_request_has_its_answer_and_an_error_tells_nothing_of_the_text(
     voice: str, text: str, header: dict[str, object], pcm: bytes
 ) -> None:
-    message = _answer({"fake": Engine()}, 7, voice, text)
+    message = _answer({"fake": Engine()}, 7, voice, text, PLAIN)
     head, payload = worker_pipe.lengths(message[: worker_pipe.LENGTHS.size])
     assert worker_pipe.decode_header(message[worker_pipe.LENGTHS.size :][:head]) == header
     assert message[worker_pipe.LENGTHS.size + head :] == pcm and payload == len(pcm)
