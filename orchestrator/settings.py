@@ -21,6 +21,7 @@ from orchestrator.session.model import SessionOptions
 from orchestrator.session.standby_voice import VoiceStandby
 from orchestrator.tts.elevenlabs import ELEVENLABS_URL, ElevenLabsOptions
 from orchestrator.tts.openai_speech import OPENAI_URL, OPENAI_VOICES, OpenAIOptions
+from orchestrator.tts.speech_settings import VOICE_CHARACTERS, SpeechSettings
 from orchestrator.tts.voices import VoiceOptions
 from orchestrator.webhooks import secret, secure_address
 
@@ -81,7 +82,7 @@ class Settings(BaseSettings):
     """File of the audit log, one JSON line each; without it the lines are in the service's own log."""
     page_token_enabled: bool = False
     """Whether `GET /page/token` hands the page a short-lived token. Loopback callers only; the demo sets it."""
-    voice: str | None = None
+    voice: str | None = Field(default=None, min_length=1, max_length=VOICE_CHARACTERS)
     """Voice of `/speak` when the request names none."""
     elevenlabs_api_key: SecretStr | None = None
     """Makes the voices `elevenlabs:ID` available."""
@@ -289,7 +290,7 @@ class Settings(BaseSettings):
             viewer_grace_s=self.viewer_grace_s,
             speaker_grace_s=self.speaker_grace_s,
             start_timeout_s=self.start_timeout_s,
-            voice=self.voice,
+            speech=SpeechSettings(voice=self.voice),
             limits=AudioLimits(
                 message_bytes=self.audio_message_bytes,
                 backlog_s=self.audio_backlog_s,

@@ -49,7 +49,7 @@ async def speech(body: SpeechRequest, ctx: Ctx) -> Response:
     (`text`, `start`, `end` in seconds from the first sample), `speech.audio.done` ends them.
     """
     await ctx.voices.wait_open()
-    voice = ctx.sessions.options.voice if body.voice in _OPENAI_VOICES else body.voice
+    voice = ctx.sessions.options.speech.voice if body.voice in _OPENAI_VOICES else body.voice
     chunks = ctx.voices.speak(body.input, voice, SpeechOptions(speed=body.speed))
     parts = encoded(chunks, body.response_format)
     first = await anext(parts, EncodedSpeech(b""))  # what fails at once is answered with its status

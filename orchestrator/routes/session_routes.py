@@ -24,6 +24,7 @@ from orchestrator.keys import Caller, Scope
 from orchestrator.routes.auth import Rule, current, require, visible
 from orchestrator.routes.context import Context, Ctx, here, host_url, stored, unless_gone, views
 from orchestrator.session.model import ManagedSession, SessionRequest, iso
+from orchestrator.tts.speech_settings import SpeechSettings
 from orchestrator.webhooks import secret
 
 PATTERN_ENGINE = "pattern"
@@ -50,6 +51,7 @@ class StartRequest(AvatarSource, Picture):
     publisher: PublisherMode = PublisherMode.AUTO
     captions: bool = True
     conversation: ConversationRequest | None = None
+    speech: SpeechSettings | None = None
     webhook_url: str | None = Field(default=None, min_length=8, max_length=2048, repr=False)
     webhook_secret: str | None = Field(default=None, max_length=128, repr=False)
 
@@ -96,6 +98,7 @@ class StartRequest(AvatarSource, Picture):
             webhook_url=self.webhook_url,
             webhook_secret=self.webhook_secret,
             conversation=self.conversation,
+            speech=self.speech,
         )
 
     def _check_conversation(self) -> None:

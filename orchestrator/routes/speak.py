@@ -17,16 +17,16 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 from starlette.types import Scope
 
-from musetalk_agent.protocol.http import Strict
 from musetalk_agent.protocol.http_server import dictated
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.routes.auth import current
 from orchestrator.routes.context import Ctx, here
 from orchestrator.session.speech_queue import TextStream
+from orchestrator.tts.speech_settings import VOICE_CHARACTERS, SpeechSettings
+from orchestrator.tts.synthesizer import FASTEST_SPEED, SLOWEST_SPEED
 from orchestrator.tts.voices import nothing_to_say
 
 MAX_TEXT = 5000
-VOICE_CHARACTERS = 128
 _GROWING = {
     "parameters": [
         {
@@ -35,7 +35,14 @@ _GROWING = {
             "required": False,
             "schema": {"type": "string", "minLength": 1, "maxLength": VOICE_CHARACTERS},
             "description": "Voice of a text in `text/plain`.",
-        }
+        },
+        {
+            "name": "speed",
+            "in": "query",
+            "required": False,
+            "schema": {"type": "number", "minimum": SLOWEST_SPEED, "maximum": FASTEST_SPEED},
+            "description": "Speed of a text in `text/plain`.",
+        },
     ],
     "requestBody": {"content": {"text/plain": {"schema": {"type": "string"}}}},
 }
@@ -54,11 +61,10 @@ router = APIRouter(tags=["speech"])
 growing = APIRouter(tags=["speech"], route_class=_DictatedRoute)
 
 
-class SpeakRequest(Strict):
-    """What to say, and with which voice."""
+class SpeakRequest(SpeechSettings):
+    """What to say, and how."""
 
     text: str = Field(min_length=1, max_length=MAX_TEXT)
-    voice: str | None = Field(default=None, min_length=1, max_length=VOICE_CHARACTERS)
 
 
 @growing.post("/session/{session_id}/speak", status_code=202, include_in_schema=False)
@@ -67,6 +73,7 @@ async def dictate(
     ctx: Ctx,
     request: Request,
     voice: Annotated[str | None, Query(min_length=1, max_length=VOICE_CHARACTERS)] = None,
+    speed: Annotated[float | None, Query(ge=SLOWEST_SPEED, le=FASTEST_SPEED)] = None,
 ) -> dict[str, int]:
     """Speaks the body while it comes. Answers at its end, or when the segment is over."""
     await ctx.voices.wait_open()
@@ -74,10 +81,10 @@ async def dictate(
     live = session.speakable()
     _check_charset(request)
     ctx.sessions.admit()
-    chosen = voice or ctx.sessions.options.voice
-    ctx.voices.check(chosen)
+    chosen = ctx.sessions.speech(session, SpeechSettings(voice=voice, speed=speed))
+    ctx.voices.check(chosen.voice)
     live.speech.check()
-    dictation = TextStream(live.speech, lambda text: ctx.voices.stream(text, chosen))
+    dictation = TextStream(live.speech, lambda text: ctx.voices.stream(text, chosen.voice, chosen.options()))
     reading = asyncio.create_task(_read(request, dictation), name=f"dictation-{session_id}")
     over = asyncio.create_task(dictation.over.wait())
     try:
@@ -144,11 +151,13 @@ async def speak(session_id: str, body: SpeakRequest, ctx: Ctx, request: Request)
     spoken while it comes, and answered at its end.
     """
     await ctx.voices.wait_open()
-    live = (await here(ctx, current(request.scope), session_id)).speakable()
+    session = await here(ctx, current(request.scope), session_id)
+    live = session.speakable()
     ctx.sessions.admit()
     if not body.text.strip():
         raise ProblemError(ErrorCode.INVALID_REQUEST, "text: there is nothing to say in it.", field="text")
-    spoken = partial(ctx.voices.speak, body.text, body.voice or ctx.sessions.options.voice)
+    chosen = ctx.sessions.speech(session, body)
+    spoken = partial(ctx.voices.speak, body.text, chosen.voice, chosen.options())
     return {"segment": live.speech.say(spoken).segment}
 
 
@@ -156,4 +165,4 @@ async def speak(session_id: str, body: SpeakRequest, ctx: Ctx, request: Request)
 async def voices(ctx: Ctx) -> dict[str, Any]:
     """Every voice that `/speak` knows here; empty when none is installed."""
     await ctx.voices.wait_open()
-    return {"voices": [asdict(voice) for voice in ctx.voices.names()], "default": ctx.sessions.options.voice}
+    return {"voices": [asdict(voice) for voice in ctx.voices.names()], "default": ctx.sessions.options.speech.voice}

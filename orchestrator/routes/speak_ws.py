@@ -7,20 +7,26 @@ import json
 import logging
 import time
 from collections import deque
+from collections.abc import AsyncGenerator
 from contextlib import ExitStack, suppress
 from typing import Any
 
 from fastapi import APIRouter, WebSocket
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
 from starlette.websockets import WebSocketDisconnect, WebSocketState
 
 from musetalk_agent.protocol.messages import CLOSE_GOING_AWAY, CLOSE_POLICY
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from musetalk_agent.protocol.throttle import TokenBucket
 from orchestrator.routes.context import Context, admit, context
-from orchestrator.routes.error_responses import problem_response
+from orchestrator.routes.error_responses import invalid, problem_response
 from orchestrator.session.model import ManagedSession
 from orchestrator.session.speech_pipeline import SpeechPipeline
 from orchestrator.session.speech_queue import PAUSE_S, TextStream
+from orchestrator.tts.segmentation import GrowingText
+from orchestrator.tts.speech_settings import SpeechSettings
+from orchestrator.tts.synthesizer import SpeechChunk
 
 router = APIRouter()
 MESSAGE_BYTES = 16 << 10
@@ -34,7 +40,6 @@ MESSAGES_PER_S = 2000.0
 """A language model writes about 200 tokens a second."""
 BURST_MESSAGES = 65_536.0
 """That many may come at once: the longest text, letter by letter."""
-VOICE_CHARACTERS = 128
 _log = logging.getLogger(__name__)
 
 
@@ -48,7 +53,7 @@ async def speak(socket: WebSocket, session_id: str) -> None:
             await ctx.voices.wait_open()
             live = session.speakable()
             ctx.sessions.admit()
-            voice = _voice(ctx, socket)
+            speech = _speech(ctx, socket, session)
             ctx.access.quotas.connect(session_id, time.monotonic())
             held.enter_context(ctx.access.quotas.connection(session.order.key))
         except ProblemError as error:
@@ -58,21 +63,19 @@ async def speak(socket: WebSocket, session_id: str) -> None:
         ctx.access.audit.note(session.order.key, "speak", "ok", session_id=session_id)
         await socket.accept()
         with suppress(WebSocketDisconnect, RuntimeError, TimeoutError):  # RuntimeError: Starlette's for a closed socket
-            await _Line(ctx, socket, session, live, voice).run()
+            await _Line(ctx, socket, session, live, speech).run()
 
 
-def _voice(ctx: Context, socket: WebSocket) -> str | None:
-    """The voice that was asked for, if it can speak. Raises ProblemError."""
-    voice = socket.query_params.get("voice") or ctx.sessions.options.voice
-    if voice is not None and len(voice) > VOICE_CHARACTERS:
-        raise ProblemError(
-            ErrorCode.INVALID_REQUEST,
-            f"voice: {len(voice)} characters are too many.",
-            field="voice",
-            limit=VOICE_CHARACTERS,
-        )
-    ctx.voices.check(voice)
-    return voice
+def _speech(ctx: Context, socket: WebSocket, session: ManagedSession) -> SpeechSettings:
+    """How the query wants texts spoken, by a voice that can. Raises ProblemError."""
+    query = socket.query_params
+    try:
+        asked = SpeechSettings.model_validate({name: query[name] for name in ("voice", "speed") if query.get(name)})
+    except ValidationError as error:
+        raise invalid(RequestValidationError(error.errors())) from None
+    chosen = ctx.sessions.speech(session, asked)
+    ctx.voices.check(chosen.voice)
+    return chosen
 
 
 class _Line:
@@ -81,13 +84,13 @@ class _Line:
     """
 
     def __init__(
-        self, ctx: Context, socket: WebSocket, session: ManagedSession, live: SpeechPipeline, voice: str | None
+        self, ctx: Context, socket: WebSocket, session: ManagedSession, live: SpeechPipeline, speech: SpeechSettings
     ) -> None:
         self._ctx = ctx
         self._socket = socket
         self._session = session
         self._live = live
-        self._voice = voice
+        self._speech = speech
         self._dictation: TextStream | None = None
         self._speaking: deque[TextStream] = deque()
         """Texts with a segment that are not over, in order: the client hears of each one that fails. `MAX_WAITING` at most."""
@@ -190,12 +193,15 @@ class _Line:
         if self._dictation is None:
             self._session.speakable()
             self._ctx.sessions.admit()
-            self._dictation = TextStream(self._live.speech, lambda text: self._ctx.voices.stream(text, self._voice))
+            self._dictation = TextStream(self._live.speech, self._spoken)
         dictation, new = self._dictation, self._dictation.utterance is None
         dictation.write(piece)
         if new and dictation.utterance is not None:
             self._speaking.append(dictation)
             self._reply("segment", segment=dictation.utterance.segment)
+
+    def _spoken(self, text: GrowingText) -> AsyncGenerator[SpeechChunk, None]:
+        return self._ctx.voices.stream(text, self._speech.voice, self._speech.options())
 
     def _end(self) -> None:
         dictation, self._dictation = self._dictation, None

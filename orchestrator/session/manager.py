@@ -16,6 +16,7 @@ from orchestrator.session.journal import from_record
 from orchestrator.session.model import ManagedSession, SessionOptions, SessionRequest
 from orchestrator.session.session_runner import HANDED_OVER, SessionRunner, refresh
 from orchestrator.store.session_store import StoredSession
+from orchestrator.tts.speech_settings import SpeechSettings
 
 MAX_ENDED = 1000
 
@@ -88,6 +89,10 @@ class SessionManager:
         self.options = options
         self.registry = SessionRegistry(options.keep_s)
         self.draining = False
+
+    def speech(self, session: ManagedSession, asked: SpeechSettings) -> SpeechSettings:
+        """How a text is spoken in this session: as it asks, as the session does, as the deployment does."""
+        return asked.over(session.order.speech).over(self.options.speech)
 
     async def start(self, order: SessionRequest) -> ManagedSession:
         """Starts a session and returns it when its agent is ready and linked. Cancelling undoes the start.

@@ -29,6 +29,7 @@ from orchestrator.events import STATE, EventBus
 from orchestrator.livekit_rooms import RoomIngress
 from orchestrator.session.speech_pipeline import SpeechPipeline
 from orchestrator.store.session_store import Progress
+from orchestrator.tts.speech_settings import SpeechSettings
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class SessionOptions:
         start_timeout_s: how long the agent may prepare the avatar.
         keep_s: how long an ended session stays readable.
         poll_s: how often the agent is asked for the session's state.
-        voice: voice of `/speak` when the request names none.
+        speech: how texts are spoken where neither they nor their session say it.
         limits: what a sender of `/audio` may do.
     """
 
@@ -54,7 +55,7 @@ class SessionOptions:
     start_timeout_s: float = 180.0
     keep_s: float = 600.0
     poll_s: float = 5.0
-    voice: str | None = None
+    speech: SpeechSettings = field(default_factory=SpeechSettings)
     limits: AudioLimits = field(default_factory=AudioLimits)
 
 
@@ -119,6 +120,8 @@ class SessionRequest:
     conversation: ConversationRequest | None = None
     public_token: str = ""
     max_s: float | None = None
+    speech: SpeechSettings | None = None
+    """How its texts are spoken where a text does not say it."""
 
 
 @dataclass(frozen=True)

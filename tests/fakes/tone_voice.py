@@ -23,6 +23,8 @@ class TonePerWord:
     def __init__(self) -> None:
         self.begun = self.closed = 0
         self.captions = False
+        self.asked: list[tuple[str, str, SpeechOptions]] = []
+        """What was asked for: text, voice, options."""
 
     async def open(self) -> None: ...
 
@@ -34,6 +36,7 @@ class TonePerWord:
     async def speak(self, text: str, voice: str, options: SpeechOptions) -> AsyncGenerator[SpeechChunk, None]:
         at, samples = 0, RATE // 10
         self.begun += 1
+        self.asked.append((text, voice, options))
         try:
             for word in text.split():
                 if word == "hang":

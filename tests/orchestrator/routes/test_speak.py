@@ -83,7 +83,9 @@ async def test_stop_ends_the_synthesis(speaking: Stage, voice: TonePerWord) -> N
         ({"text": " \n\t"}, "invalid_request", "text"),
         ({"text": "x" * 5001}, "invalid_request", "text"),
         ({"text": "hello", "voice": "tone:three"}, "voice_unknown", None),
-        ({"text": "hello", "speed": 2}, "invalid_request", "speed"),
+        ({"text": "hello", "speed": 2.1}, "invalid_request", "speed"),
+        ({"text": "hello", "speed": 0.4}, "invalid_request", "speed"),
+        ({"text": "hello", "pitch": 2}, "invalid_request", "pitch"),
     ],
 )
 async def test_what_cannot_be_spoken(speaking: Stage, body: dict[str, object], code: str, field: str | None) -> None:
@@ -130,3 +132,17 @@ async def test_without_voices_it_says_what_to_install(running: Stage) -> None:
 async def test_voices_are_listed(speaking: Stage) -> None:
     listed = (await speaking.http.get("/voices")).json()["voices"]
     assert listed[0] == {"name": "tone:one", "language": "en", "provider": "tone", "sample_rate": RATE}
+
+
+async def test_a_text_is_spoken_as_it_asks_or_as_its_session_does(speaking: Stage, voice: TonePerWord) -> None:
+    started = await speaking.start(speech={"voice": "tone:two", "speed": 0.8})
+    address = f"/session/{started['session_id']}/speak"
+    for body in ({"text": "a"}, {"text": "b", "voice": "tone:one"}, {"text": "c", "speed": 2}):
+        assert (await speaking.http.post(address, json=body)).status_code == 202
+    plain = {"Content-Type": "text/plain"}
+    answer = await speaking.http.post(address, content="d. ", headers=plain, params={"speed": "1.5"})
+    assert answer.status_code == 202, answer.text
+    asked = [(text.strip(" ."), name, options.speed) for text, name, options in voice.asked]
+    assert asked == [("a", "tone:two", 0.8), ("b", "tone:one", 0.8), ("c", "tone:two", 2.0), ("d", "tone:two", 1.5)]
+    refused = await speaking.http.post(address, content="d. ", headers=plain, params={"speed": "3"})
+    assert (refused.status_code, refused.json()["field"]) == (422, "speed")
