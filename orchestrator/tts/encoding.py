@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import Protocol, cast
 
 import av
 import numpy as np
@@ -155,7 +155,7 @@ class _Library:
         self._sink = _Sink()
         options = {**options, "flush_packets": "1"}
         self._container: OutputContainer = av.open(self._sink, "w", format=container, options=options)
-        self._stream: AudioStream = self._container.add_stream(codec, rate=ENCODED_RATE, layout="mono")
+        self._stream = cast("AudioStream", self._container.add_stream(codec, rate=ENCODED_RATE, layout="mono"))
         if kind is not AudioFormat.FLAC:
             self._stream.bit_rate = BITRATE
         self._at = 0

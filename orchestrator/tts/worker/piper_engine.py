@@ -38,8 +38,15 @@ class PiperEngine:
                 raise
         else:
             model.warm_up()
-            entry: VoiceEntry = {"name": f"piper:{JOE}", "language": "en-US", "provider": self.provider}
-            self._joe = [{**entry, "sample_rate": model.sample_rate, "quality": "medium"}]
+            self._joe.append(
+                {
+                    "name": f"piper:{JOE}",
+                    "language": "en-US",
+                    "provider": self.provider,
+                    "sample_rate": model.sample_rate,
+                    "quality": "medium",
+                }
+            )
 
     def voices(self) -> list[VoiceEntry]:
         """The one of the package; the service itself lists the folder."""
