@@ -77,9 +77,21 @@ AGENT_CALLS = Counter(
     ["method", "outcome"],
     registry=REGISTRY,
 )
+MICROPHONE_DELAY = Histogram(
+    "avatar_microphone_delay_seconds",
+    "What waits of a participant's microphone at the agent, looked at twice a second while it is heard",
+    buckets=(0.05, 0.08, 0.1, 0.12, 0.14, 0.16, 0.2, 0.25, 0.3, 0.4, 0.6, 1.0),
+    registry=REGISTRY,
+)
+MICROPHONE_SECONDS = Counter(
+    "avatar_microphone_seconds_total",
+    "Seconds of microphones that were not said as they came (left_out and stretched: silence, to hold the delay; late: speech)",
+    ["kind"],
+    registry=REGISTRY,
+)
 LOOP_FAILURES = Counter(
     "avatar_loop_failures_total",
-    "Failures of background loops, which are restarted, by loop (probe, speech-read, speech-tell, speech-watch)",
+    "Failures of background loops, which are restarted, by loop (probe, microphone, speech-read, speech-tell, speech-watch)",
     ["loop"],
     registry=REGISTRY,
 )

@@ -33,9 +33,7 @@ from musetalk_agent.tasks import Step, in_thread, tear_down
 from musetalk_agent.weights import Manifest, ModelStore
 
 if TYPE_CHECKING:
-    from musetalk_agent.avatar_protocol.speech import (
-        DataStreamAudioInput,  # loads the SDK, which not every session needs
-    )
+    from musetalk_agent.session.session import RoomSpeech
 
 _PATTERN_SIDE = 512
 _MEDIA_THREADS = 4  # features and composition of all sessions; numpy and OpenCV let the others run meanwhile
@@ -135,7 +133,12 @@ class Factory:
             text = f"The engine {engine.name!r} did not open the avatar within {OPEN_WITHIN_S:g} s."
             raise EngineFailed(text, retry_after_s=5) from error
 
-    def _speech(self, request: AgentStartRequest) -> DataStreamAudioInput | None:
+    def _speech(self, request: AgentStartRequest) -> RoomSpeech | None:
+        """What comes through the room. Its modules load the SDK, which not every session needs."""
+        if request.microphone_of is not None:
+            from musetalk_agent.microphone.microphone_input import MicrophoneInput
+
+            return MicrophoneInput(request.microphone_of, self.clock)
         if request.livekit_agent is None:
             return None
         from musetalk_agent.avatar_protocol.speech import DataStreamAudioInput
@@ -156,7 +159,7 @@ class Factory:
         PREPARE_SECONDS.observe(time.monotonic() - begun)
         return bundle
 
-    async def _publisher(self, request: AgentStartRequest, fps: int, speech: DataStreamAudioInput | None) -> Publisher:
+    async def _publisher(self, request: AgentStartRequest, fps: int, speech: RoomSpeech | None) -> Publisher:
         """Raises `RtmpUrlForbidden`. An ingress is the orchestrator's own, wherever it is."""
         rtmp = request.rtmp
         if not request.connect_livekit and rtmp is None:

@@ -95,6 +95,9 @@ class DataStreamAudioInput:
         """A playback event of the pipeline."""
         self._carry_out(self._core.told(event))
 
+    def status(self) -> None:
+        """There is no microphone."""
+
     async def run(self) -> None:
         """Works until cancelled."""
         try:

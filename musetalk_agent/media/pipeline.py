@@ -76,7 +76,7 @@ class Pipeline:
 
     @property
     def watch(self) -> FormatDetector | None:
-        """The judge of the sender's PCM, once there was some."""
+        """The judge of the sender's PCM, once there was some that is judged."""
         return self._watch
 
     async def run(self) -> None:
@@ -87,19 +87,30 @@ class Pipeline:
             group.create_task(supervise("rates", self._judge_rates), name="rates")
 
     def begin(
-        self, number: int, rate: int, heard_s: float = 0.0, in_s: float = 0.0, traceparent: str | None = None
+        self,
+        number: int,
+        rate: int,
+        heard_s: float = 0.0,
+        in_s: float = 0.0,
+        traceparent: str | None = None,
+        *,
+        judged: bool = True,
     ) -> None:
         """Opens segment `number` at `rate` samples per second; ends the one that was open.
 
-        `heard_s` of it were heard before, and its sound does not leave within `in_s`. `traceparent` is its span.
+        `heard_s` of it were heard before, and its sound does not leave within `in_s`. `traceparent` is its span. PCM whose format
+        is certain need not be `judged`.
         """
         self.end()
         stages = SegmentTrace(number, traceparent)
         self._segment = Segment(number, self.renderer.generation, rate, self._fps, heard_s, stages)
         self._segment.not_before = self.clock.now() + in_s
-        if self._watch is None or self._watch.rate != rate:
+        if not judged:
+            self._watch = None
+        elif self._watch is None or self._watch.rate != rate:
             self._watch = FormatDetector(rate)
-        self._watch.begin()
+        if self._watch is not None:
+            self._watch.begin()
         self.renderer.add(self._segment)
         self.player.add(self._segment)
 
@@ -124,7 +135,8 @@ class Pipeline:
         PCM_SAMPLES.inc(len(samples))
         self._segment.stages.reach(FIRST_PCM)
         self._segment.push(samples, now)
-        self._judge(samples, now)
+        if self._watch is not None:
+            self._judge(self._watch, samples, now)
         self.renderer.poke()
         self.player.poke()
 
@@ -147,9 +159,11 @@ class Pipeline:
         if self._segment is not None:
             self._segment = rests.get(self._segment, self._segment)
 
-    def _judge(self, samples: Pcm, now: float) -> None:
-        watch = self._watch
-        assert watch is not None
+    def warn(self, code: str, message: str) -> None:
+        """Emits a warning about what the pipeline is fed with."""
+        self._emit(WarningEvent(code=code, message=message))
+
+    def _judge(self, watch: FormatDetector, samples: Pcm, now: float) -> None:
         segment = self._segment
         unknown = segment is not None and not segment.cues and not segment.resting  # no voice of ours, no noise
         self._tell_format(watch, watch.finding, watch.push(samples, now, speech=unknown))

@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 PREBUFFERED_SAMPLES = ROOM_RATE // 4
 """With a quarter of a second buffered the sender is ahead of real time, and playback starts without a delay."""
+_ENGINE_S = 0.02
+"""From a picture's last audio to the picture, on a machine that keeps up: 10 ms (`warp`), and the step of the features, 20 ms, at most."""
 START_TIMEOUT_S = 0.6
 """Audio does not wait longer than this for its first frame."""
 
@@ -80,7 +82,8 @@ class Player:
         self._audio_wake, self._video_wake, self.poke = context.audio_wake, context.video_wake, context.wake_player
         self._shown: RenderedFrame | None = None
         self._latest: VideoFrame | None = None
-        self._delay = AdaptiveDelay(context.batcher.engine.features.lookahead_ms / 1000)
+        self._lookahead_s = context.batcher.engine.features.lookahead_ms / 1000
+        self._delay = AdaptiveDelay(self._lookahead_s)
         self._dropped_before = 0  # of the segments that are over
         self._is_speaking = False
         self._timings = outputs.timings
@@ -130,6 +133,20 @@ class Player:
     def buffered_s(self) -> float:
         """Seconds of speech received and not yet heard."""
         return self._queue.buffered_s(self._publisher.playout.position())
+
+    @property
+    def live_delay_s(self) -> float:
+        """`buffered_s` of a live source when nothing is late: a picture's audio and what its features look ahead, the engine's
+        time, the margin, and the way to the viewer.
+        """
+        return (
+            1 / self._fps + self._lookahead_s + _ENGINE_S + self._delay.seconds + self._publisher.playout.sound_path_s
+        )
+
+    @property
+    def flows(self) -> bool:
+        """A segment is being heard, and the sink has some of it."""
+        return any(s.origin is not None for s in self._queue.open) and not self._publisher.playout.empty
 
     @property
     def heard(self) -> tuple[int, float]:

@@ -59,6 +59,11 @@ class PlayoutClock:
         self._settled = 0  # what lies before it will not come again
         self.enqueued = 0
 
+    @property
+    def sound_path_s(self) -> float:
+        """How long a sample is on its way from the sink to the viewer, as far as it is longer than a picture's."""
+        return self._audio_delay_s + self.video_delay_s
+
     def position(self) -> int:
         """Samples heard by now; stands still when everything handed over was heard."""
         at = self._clock.now() - self._audio_delay_s - self.video_delay_s

@@ -161,10 +161,18 @@ class VoiceSource(StrEnum):
 
 
 class AudioSource(StrEnum):
-    """Where the speech comes from: `/audio` and `/speak`, or through the room from an agent of livekit-agents."""
+    """Where the speech comes from: `/audio` and `/speak`, or through the room, from an agent of livekit-agents (`datastream`) or
+    from a participant's microphone (`participant`).
+    """
 
     HTTP = "http"
     DATASTREAM = "datastream"
+    PARTICIPANT = "participant"
+
+    @property
+    def in_room(self) -> bool:
+        """It comes through the room: only the agent sees it."""
+        return self is not AudioSource.HTTP
 
 
 class RtmpTarget(Strict):
@@ -183,7 +191,8 @@ class AgentStartRequest(Strict):
     """`POST /session/start` of the agent.
 
     `probe_token` joins the same room, hidden and under another identity, to find out whether WebRTC is possible again.
-    `livekit_agent` is the identity of the participant whose speech comes through the room, by LiveKit's avatar protocol.
+    `livekit_agent` is the identity of the participant whose speech comes through the room, by LiveKit's avatar protocol;
+    `microphone_of` is that of the participant whose microphone the avatar says.
     """
 
     session_id: str = Field(min_length=1, max_length=64)
@@ -196,6 +205,7 @@ class AgentStartRequest(Strict):
     connect_livekit: bool = True
     voice: VoiceSource = VoiceSource.AGENT
     livekit_agent: str | None = Field(default=None, min_length=1, max_length=256)
+    microphone_of: str | None = Field(default=None, min_length=1, max_length=256)
     rtmp: RtmpTarget | None = None
     probe_token: str | None = Field(default=None, repr=False)
     captions: bool = True
@@ -271,10 +281,43 @@ class Transport(Answer):
     beside: str | None = None
 
 
+class MicrophoneState(StrEnum):
+    """What comes of the participant's microphone.
+
+    `unreachable`: the agent is not in the room by WebRTC, and hears nothing. `waiting`: the participant is not in the room.
+    `unpublished`: it publishes no microphone. `connecting`: the track is subscribed, and nothing came of it yet.
+    """
+
+    UNREACHABLE = "unreachable"
+    WAITING = "waiting"
+    UNPUBLISHED = "unpublished"
+    CONNECTING = "connecting"
+    MUTED = "muted"
+    LIVE = "live"
+
+
+class Microphone(Answer):
+    """The microphone that the avatar says.
+
+    `message` says in one sentence what is waited for, or that it is heard. `delay_ms` is what waits at the agent now;
+    `left_out_ms` and `stretched_ms` are how much was left out of it and put into its silence to hold that, `late_ms` how much
+    came too late to be said, since the session's agent began.
+    """
+
+    participant: str
+    state: MicrophoneState
+    message: str
+    delay_ms: int | None = None
+    left_out_ms: int = 0
+    stretched_ms: int = 0
+    late_ms: int = 0
+
+
 class AgentSession(Answer):
     """A session as its agent sees it (`POST /session/start`, `GET /session/{id}`, one entry of `GET /debug`).
 
-    `speaker_present`: whether the agent of livekit-agents is in the room; None for sessions whose speech comes over `/audio`.
+    `speaker_present`: whether the participant whose speech comes through the room is there; None for sessions whose speech comes
+    over `/audio`.
     """
 
     session_id: str
@@ -296,6 +339,7 @@ class AgentSession(Answer):
     started_at: str
     last_audio_at: Timestamp | None = None
     speaker_present: bool | None = None
+    microphone: Microphone | None = None
     error: dict[str, Any] | None = None
     statistics: dict[str, float | int | str | None] = {}
 

@@ -5,13 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from musetalk_agent.clock import utc_now
-from musetalk_agent.protocol.http import FUNNEL_STAGES, Diagnosis, DiagnosisCode, FunnelStage, Suspicion
+from musetalk_agent.protocol.http import (
+    FUNNEL_STAGES,
+    Diagnosis,
+    DiagnosisCode,
+    FunnelStage,
+    MicrophoneState,
+    Suspicion,
+)
 
 SILENCE_PEAK = 100
 """Peak below which PCM counts as silence: −50 dBFS, under any microphone's or TTS's speech (int16 units)."""
 
 FAILING_IN_ROW = 3
 """A single frame that fails is shown idle for a fraction of a second and needs no diagnosis; three in a row are visible."""
+
+HEARD = frozenset({MicrophoneState.LIVE, MicrophoneState.MUTED})
+"""States of a microphone in which nothing is wrong."""
 
 
 @dataclass(slots=True)
@@ -38,6 +48,7 @@ class DiagnosisInput:
     slow: str | None = None
     fallback: bool = False
     note: str | None = None
+    missing: str | None = None  # what the microphone that is to be said lacks
 
 
 @dataclass(slots=True)
@@ -100,9 +111,10 @@ class PipelineStats:
             ),
             (facts.suspicion is not None, DiagnosisCode.WRONG_FORMAT_SUSPECTED, facts.suspicion_text),
             (
-                heard == 0,
+                heard == 0 or facts.missing is not None,
                 DiagnosisCode.NO_AUDIO,
-                "No PCM has arrived yet: send int16 little endian mono to audio_url, or text to /speak.",
+                facts.missing
+                or "No PCM has arrived yet: send int16 little endian mono to audio_url, or text to /speak.",
             ),
             (
                 self.peak < SILENCE_PEAK,

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.clock import utc_now
@@ -20,6 +20,7 @@ from musetalk_agent.protocol.http import (
     AgentSession,
     AgentStartRequest,
     Diagnosis,
+    Microphone,
     Playback,
     SessionState,
     Transport,
@@ -28,14 +29,12 @@ from musetalk_agent.protocol.http import (
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from musetalk_agent.protocol.sdk_errors import SdkError, sdk_errors
 from musetalk_agent.publishers.base import CaptionPublisher, MovingPublisher, Publisher
-from musetalk_agent.session.diagnosis import DiagnosisInput
+from musetalk_agent.session.diagnosis import HEARD, DiagnosisInput
 from musetalk_agent.session.link import EventLog, LinkReceiver
 from musetalk_agent.tasks import Step, in_thread, supervise, tear_down
 
 if TYPE_CHECKING:
-    from musetalk_agent.avatar_protocol.speech import (
-        DataStreamAudioInput,  # loads the SDK, which not every session needs
-    )
+    from livekit import rtc  # not every session needs the SDK
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +63,42 @@ RELEASE_S = 5.0
 _NORMAL_ENDS = frozenset({"PARTICIPANT_REMOVED", "ROOM_DELETED", "ROOM_CLOSED", "DUPLICATE_IDENTITY"})
 
 
+class RoomSpeech(Protocol):
+    """Speech that comes through the room."""
+
+    last_audio_at: str | None
+
+    @property
+    def segments(self) -> int:
+        """Segments that were opened so far."""
+        ...
+
+    @property
+    def present(self) -> bool:
+        """The one that speaks is in the room."""
+        ...
+
+    def set_pipeline(self, pipeline: Pipeline) -> None:
+        """Where the speech goes. Called once, before `on_room_joined`."""
+        ...
+
+    def on_room_joined(self, room: rtc.Room) -> None:
+        """Listens in a room that was just joined, instead of the one before."""
+        ...
+
+    def on_playback_event(self, event: m.Event) -> None:
+        """A playback event of the pipeline."""
+        ...
+
+    def status(self) -> Microphone | None:
+        """What is known of a microphone; None where the speech comes from none."""
+        ...
+
+    async def run(self) -> None:
+        """Works until cancelled."""
+        ...
+
+
 class Session:
     """Owns the pipeline and the publisher; takes items through `receiver` and emits events through `events`.
 
@@ -88,7 +123,7 @@ class Session:
         build: Callable[[PlayerOutputs], Pipeline],
         release: Callable[[], None],
         engine_note: str | None = None,
-        speech: DataStreamAudioInput | None = None,
+        speech: RoomSpeech | None = None,
         check: Callable[[], None] = lambda: None,
     ) -> None:
         self.id = request.session_id
@@ -287,6 +322,7 @@ class Session:
         recent, now = self.pipeline.player.recent, self.pipeline.clock.now()
         late, failed = recent.share(now, Outcome.LATE), recent.share(now, Outcome.FAILED)
         finding = watch.finding if watch else None
+        microphone = self.speech.status() if self.speech else None
         facts = DiagnosisInput(
             joined=state.connected,
             join_error=state.error,
@@ -302,6 +338,7 @@ class Session:
             else None,
             fallback=self.publisher.name == "rtmp",
             note=self.engine_note,
+            missing=microphone.message if microphone and microphone.state not in HEARD else None,
         )
         return self.pipeline.stats.diagnose(facts)
 
@@ -335,6 +372,7 @@ class Session:
             started_at=self.started_at,
             last_audio_at=self.speech.last_audio_at if self.speech else self.receiver.last_audio_at,
             speaker_present=self.speech.present if self.speech else None,
+            microphone=self.speech.status() if self.speech else None,
             error=self.error,
             statistics=playback.report(),
         )
