@@ -159,15 +159,15 @@ class TokenMinter:
         """Address of LiveKit for clients."""
         return self._keys.public_url
 
-    def viewer(self, room: str, identity: str, ttl_s: float, *, talks: bool = False) -> str:
-        """A token that may join `room` and subscribe; one that `talks` may also publish a microphone and data."""
+    def viewer(self, room: str, identity: str, ttl_s: float, *, talks: bool = False, microphone: bool = False) -> str:
+        """A token that may join `room` and subscribe; with `microphone` it may also publish one, and one that `talks` data too."""
         grants = api.VideoGrants(
             room_join=True,
             room=room,
             can_subscribe=True,
-            can_publish=talks,
+            can_publish=talks or microphone,
             can_publish_data=talks,
-            can_publish_sources=["microphone"] if talks else None,
+            can_publish_sources=["microphone"] if talks or microphone else None,
         )
         return self._token(identity, ttl_s, grants).to_jwt()
 

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 PREBUFFERED_SAMPLES = ROOM_RATE // 4
 """With a quarter of a second buffered the sender is ahead of real time, and playback starts without a delay."""
 _ENGINE_S = 0.02
-"""From a picture's last audio to the picture, on a machine that keeps up: 10 ms (`warp`), and the step of the features, 20 ms, at most."""
+"""From a picture's last audio to the picture on a machine that keeps up: the engine's time, and the step of the features."""
 START_TIMEOUT_S = 0.6
 """Audio does not wait longer than this for its first frame."""
 

@@ -67,13 +67,13 @@ class LiveBuffer:
             block: int16 `[n]` at 48 kHz.
             waiting_s: seconds that came and were not heard yet.
             target_s: what they are when nothing is late.
-            flows: the voice is being heard; before it begins more waits than will later.
+            flows: the voice is being heard. Before it begins, what waits says nothing of how late it will be.
         """
         self._listen(block)
         excess_s = waiting_s - target_s
         if flows and excess_s > SLACK_S and self.quiet:
             self.left_out += len(block)
-        elif flows and excess_s > LATE_S:
+        elif excess_s > LATE_S:
             self.late += len(block)
         elif flows and self.quiet and waiting_s < target_s / 2:
             self.stretched += len(block)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from typing import Literal, get_args
 
 import numpy as np
 from livekit import rtc
@@ -32,7 +33,7 @@ _LOOK_S = 0.5
 MISSED_S = 10.0
 """A microphone that has been missing for so long is reported by a warning, once for each absence."""
 _CLOSE_S = 2.0
-_EVENTS = (
+_Event = Literal[
     "participant_connected",
     "participant_disconnected",
     "track_published",
@@ -42,7 +43,8 @@ _EVENTS = (
     "track_muted",
     "track_unmuted",
     "reconnected",
-)
+]
+_EVENTS: tuple[_Event, ...] = get_args(_Event)
 
 
 class MicrophoneInput:
@@ -124,19 +126,19 @@ class MicrophoneInput:
             self._room = None
             self._wake.set()
 
-    def _publication(self) -> rtc.RemoteTrackPublication | None:
-        """The participant's microphone; of several the one that is being read, else the newest."""
+    def _publications(self) -> list[rtc.RemoteTrackPublication]:
+        """The participant's microphones, first the one to be read: the newest that is not muted, or the one that is read."""
         room = self._room
         who = room.remote_participants.get(self.participant) if room is not None else None
         if who is None:
-            return None
+            return []
         found = [
             publication
             for publication in who.track_publications.values()
             if publication.source == rtc.TrackSource.SOURCE_MICROPHONE and publication.kind == rtc.TrackKind.KIND_AUDIO
         ]
-        read = [p for p in found if self._track is not None and p.track is self._track]
-        return (read or found[-1:] or [None])[0]
+        found.reverse()
+        return sorted(found, key=lambda p: (p.muted, p.track is None or p.track is not self._track))
 
     async def _follow(self) -> None:
         while True:
@@ -151,10 +153,13 @@ class MicrophoneInput:
 
     async def _look(self) -> None:
         """Brings subscription and reading into line with what the room holds."""
-        publication = self._publication()
-        if publication is not None and not publication.subscribed:
-            publication.set_subscribed(True)
-        track = publication.track if publication is not None and publication.subscribed else None
+        found = self._publications()
+        for publication in found[1:]:
+            if publication.subscribed:
+                publication.set_subscribed(False)
+        if found and not found[0].subscribed:
+            found[0].set_subscribed(True)
+        track = found[0].track if found and found[0].subscribed else None
         ended = self._reading is not None and self._reading.done()
         if track is not self._track or ended:
             await self._stop_reading()
@@ -179,7 +184,7 @@ class MicrophoneInput:
                 )
                 self._buffer.begin()
                 async for event in stream:
-                    self._take(np.frombuffer(event.frame.data, np.int16).copy())
+                    self.push(np.frombuffer(event.frame.data, np.int16).copy())
         except (SdkError, TimeoutError):  # one track that breaks must not end the session; it is read anew
             log.exception("a microphone's track broke", extra={"participant": self.participant})
         finally:
@@ -188,8 +193,8 @@ class MicrophoneInput:
 
     # --- the sound
 
-    def _take(self, block: Pcm) -> None:
-        """Ten milliseconds of the microphone."""
+    def push(self, block: Pcm) -> None:
+        """Ten milliseconds of the microphone, int16 `[n]` at 48 kHz."""
         pipeline = self._pipeline
         assert pipeline is not None
         self._came = True
@@ -223,10 +228,10 @@ class MicrophoneInput:
             return MicrophoneState.UNREACHABLE
         if not self.present:
             return MicrophoneState.WAITING
-        publication = self._publication()
-        if publication is None:
+        found = self._publications()
+        if not found:
             return MicrophoneState.UNPUBLISHED
-        if publication.muted:
+        if found[0].muted:
             return MicrophoneState.MUTED
         return MicrophoneState.LIVE if self._came else MicrophoneState.CONNECTING
 

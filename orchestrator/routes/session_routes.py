@@ -21,8 +21,10 @@ from musetalk_agent.protocol.http import (
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.conversation.options import ConversationRequest
 from orchestrator.keys import Caller, Scope
+from orchestrator.routes import participant_source
 from orchestrator.routes.auth import Rule, current, require, visible
 from orchestrator.routes.context import Context, Ctx, here, host_url, stored, unless_gone, views
+from orchestrator.routes.participant_source import NEEDS_WEBRTC, NamedSource, ParticipantSource
 from orchestrator.session.model import ManagedSession, SessionRequest, iso
 from orchestrator.tts.speech_settings import SpeechSettings
 from orchestrator.webhooks import secret
@@ -37,15 +39,15 @@ class StartRequest(AvatarSource, Picture):
     """Body of `POST /session/start`.
 
     `speaker` says who publishes the speech, `agent` or `orchestrator`; any other value is the identity of the participant for
-    whom the avatar speaks, and with `audio_source` `datastream` that one sends the speech through the room. `rtmp_url` holds a
-    stream key and is shown nowhere.
+    whom the avatar speaks, and with `audio_source` `datastream` that one sends the speech through the room. With `audio_source`
+    `{"participant": IDENTITY}` the avatar says what that one's microphone says. `rtmp_url` holds a stream key and is shown nowhere.
     """
 
     room: str = Field(min_length=1, max_length=256)
     connect_livekit: bool = True
     engine: str | None = Field(default=None, min_length=1, max_length=64)
     speaker: str | None = Field(default=None, min_length=1, max_length=256)
-    audio_source: AudioSource = AudioSource.HTTP
+    audio_source: NamedSource | ParticipantSource = "http"
     rtmp_url: str | None = Field(default=None, min_length=8, max_length=2048, repr=False)
     wants_rtmp: bool = False
     publisher: PublisherMode = PublisherMode.AUTO
@@ -54,6 +56,11 @@ class StartRequest(AvatarSource, Picture):
     speech: SpeechSettings | None = None
     webhook_url: str | None = Field(default=None, min_length=8, max_length=2048, repr=False)
     webhook_secret: str | None = Field(default=None, max_length=128, repr=False)
+
+    @field_validator("audio_source", mode="before")
+    @classmethod
+    def _is_source(cls, value: object) -> object:
+        return participant_source.parse(value)
 
     @field_validator("webhook_secret")
     @classmethod
@@ -82,15 +89,20 @@ class StartRequest(AvatarSource, Picture):
         self._check_source()
         self._check_conversation()
         voices = {source.value: source for source in VoiceSource}
+        speaker, audio_source = self.speaker if self.speaker not in voices else None, AudioSource.PARTICIPANT
+        if isinstance(self.audio_source, ParticipantSource):
+            speaker = self.audio_source.participant
+        else:
+            audio_source = AudioSource(self.audio_source)
         return SessionRequest(
             room=self.room,
             avatar=source,
             picture=Picture(fps=self.fps, width=self.width, height=self.height),
             engine=self.engine,
             connect_livekit=self.connect_livekit,
-            speaker=self.speaker if self.speaker not in voices else None,
+            speaker=speaker,
             voice=voices.get(self.speaker or "", VoiceSource.AGENT),
-            audio_source=self.audio_source,
+            audio_source=audio_source,
             rtmp_url=self.rtmp_url,
             wants_rtmp=self.wants_rtmp,
             publisher=self.publisher,
@@ -104,7 +116,7 @@ class StartRequest(AvatarSource, Picture):
     def _check_conversation(self) -> None:
         if self.conversation is None:
             return
-        if self.speaker is not None or self.audio_source is not AudioSource.HTTP or not self.connect_livekit:
+        if self.speaker is not None or self.audio_source != "http" or not self.connect_livekit:
             raise ProblemError(
                 ErrorCode.INVALID_REQUEST,
                 "conversation: it speaks for itself and needs the room; leave speaker, audio_source and connect_livekit out.",
@@ -112,7 +124,14 @@ class StartRequest(AvatarSource, Picture):
             )
 
     def _check_source(self) -> None:
-        if self.audio_source is not AudioSource.DATASTREAM:
+        if isinstance(self.audio_source, ParticipantSource):
+            participant_source.check(
+                self.audio_source,
+                speaker=self.speaker,
+                connect_livekit=self.connect_livekit,
+                publisher=self.publisher,
+            )
+        if self.audio_source != "datastream":
             return
         if self.speaker is None or self.speaker in {source.value for source in VoiceSource}:
             raise ProblemError(
@@ -216,6 +235,7 @@ def started(ctx: Context, request: Request, session: ManagedSession) -> dict[str
         "publisher": agent.publisher,
         "expires_at": iso(session.expires_at),
         "avatar": report,
+        **session.microphone,
         **({"conversation": talk} if (talk := ctx.conversations.view(session.session_id)) is not None else {}),
     }
 
@@ -263,5 +283,9 @@ async def interrupt(session_id: str, ctx: Ctx, request: Request) -> dict[str, fl
 async def publisher(session_id: str, body: PublisherRequest, ctx: Ctx, request: Request) -> dict[str, Any]:
     """Holds the session's media to WebRTC or RTMP, or leaves the choice to the agent. `publisher.changed` follows."""
     found = await here(ctx, current(request.scope), session_id)
+    if body.mode is PublisherMode.RTMP and found.order.audio_source is AudioSource.PARTICIPANT:
+        raise ProblemError(
+            ErrorCode.PUBLISHER_UNAVAILABLE, f"mode: {NEEDS_WEBRTC}", field="mode", value=body.mode.value
+        )
     await ctx.sessions.set_publisher(found, body.mode)
     return found.view()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import time
+from typing import Literal
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
@@ -11,24 +11,27 @@ from pydantic import BaseModel, Field
 from musetalk_agent.protocol.http import Strict
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.keys import Caller, Scope
-from orchestrator.routes.auth import current
+from orchestrator.routes.auth import Rule, current, require
 from orchestrator.routes.context import Ctx
+from orchestrator.routes.participant_source import OUR_IDENTITIES
 from orchestrator.session.model import iso
 
 router = APIRouter(tags=["rooms"])
-_OURS = re.compile(r"(avatar|voice|probe)-ses_")
-"""How the identities of a session's own participants begin: a room has each identity once, and the newer one puts the older out."""
-
 _IDENTITY_LENGTH = 256
 """LiveKit's own limit (`limit.max_participant_identity_length`)."""
 
 
+PUBLISHING = Rule(Scope.STARTER)
+"""Who publishes is heard by everybody in the room, so a key that only watches gets no such token."""
+
+
 class TokenRequest(Strict):
-    """Who wants to watch which room."""
+    """Who wants to watch which room, and to be heard there."""
 
     room: str = Field(min_length=1, max_length=256)
     identity: str = Field(min_length=1, max_length=256)
     ttl_s: int | None = Field(default=None, ge=1, le=24 * 3600)
+    publish: list[Literal["microphone"]] = Field(default=[], max_length=1)
 
 
 class TokenAnswer(BaseModel):
@@ -45,14 +48,19 @@ class TokenAnswer(BaseModel):
 async def token(body: TokenRequest, ctx: Ctx, request: Request) -> TokenAnswer:
     """A viewer token: joins the room, subscribes, nothing else. The room exists, rightly configured, when it is answered.
 
+    With `publish` `["microphone"]` it may publish a microphone too, which needs a starter's or an operator's key.
+
     To a viewer's or a starter's key the identity is `KEY/IDENTITY`: LiveKit puts out of a room who has the same identity, so
     these keys get identities of their own.
     """
-    identity = _identity(body.identity, current(request.scope))
+    caller = current(request.scope)
+    if body.publish:
+        require(caller, PUBLISHING)
+    identity = _identity(body.identity, caller)
     ttl_s = body.ttl_s or ctx.options.viewer_token_ttl_s
     await ctx.rooms.ensure(body.room)
     return TokenAnswer(
-        token=ctx.minter.viewer(body.room, identity, ttl_s),
+        token=ctx.minter.viewer(body.room, identity, ttl_s, microphone=bool(body.publish)),
         livekit_url=ctx.minter.public_url,
         room=body.room,
         identity=identity,
@@ -63,7 +71,7 @@ async def token(body: TokenRequest, ctx: Ctx, request: Request) -> TokenAnswer:
 def _identity(asked: str, caller: Caller) -> str:
     """Under which identity this caller's viewers join. Raises ProblemError `invalid_request`."""
     prefix = "" if caller.scope is Scope.OPERATOR else f"{caller.name}/"  # a key's name has no slash
-    if _OURS.match(asked):
+    if OUR_IDENTITIES.match(asked):
         why = "is how sessions name their own participants; take another one"
     elif len(prefix) + len(asked.removeprefix(prefix)) > _IDENTITY_LENGTH:
         why = f"has no room for the prefix {prefix!r} within {_IDENTITY_LENGTH} characters; take a shorter one"

@@ -97,7 +97,7 @@ def step(current: SessionState, to: SessionState) -> SessionState:
 @dataclass(frozen=True)
 class SessionRequest:
     """What a client asked for. `speaker` is the participant for whom the avatar speaks, `voice` who publishes the speech,
-    `audio_source` how it comes: with `datastream` `speaker` sends it through the room.
+    `audio_source` how it comes: with `datastream` `speaker` sends it through the room, with `participant` its microphone is said.
     `rtmp_url` is secret. `key` names the caller whose session it is, `public_token` the token it was started with, if one was.
     `max_s` shortens the session's longest life.
     """
@@ -193,7 +193,15 @@ class ManagedSession:
     @property
     def _by_room(self) -> AgentSession | None:
         """The agent's snapshot where the speech comes through the room, which only the agent sees."""
-        return self.snapshot if self.order.audio_source is AudioSource.DATASTREAM else None
+        return self.snapshot if self.order.audio_source.in_room else None
+
+    @property
+    def microphone(self) -> dict[str, Any]:
+        """What is known of the microphone that the avatar says, as a field of the session's view; empty where there is none."""
+        snapshot = self.snapshot
+        if self.ended or snapshot is None or snapshot.microphone is None:
+            return {}
+        return {"microphone": snapshot.microphone.model_dump(mode="json", exclude_none=True)}
 
     @property
     def ended(self) -> bool:
@@ -240,6 +248,13 @@ class ManagedSession:
 
     def speakable(self) -> SpeechPipeline:
         """`running`, for those who bring speech. Raises ProblemError `speech_elsewhere` where it comes through the room."""
+        if self.order.audio_source is AudioSource.PARTICIPANT:
+            raise ProblemError(
+                ErrorCode.SPEECH_ELSEWHERE,
+                f"The avatar of session {self.session_id} says what the microphone of {self.order.speaker!r} says "
+                "(audio_source participant): let that one speak, or start another session.",
+                value=self.order.speaker,
+            )
         if self.order.audio_source is AudioSource.DATASTREAM:
             raise ProblemError(
                 ErrorCode.SPEECH_ELSEWHERE,
@@ -285,6 +300,7 @@ class ManagedSession:
                 "segments": heard.segments,
             },
             "diagnosis": self.diagnosis.model_dump(mode="json", exclude_none=True),
+            **self.microphone,
             "error": self.error.problem().model_dump(mode="json", exclude_none=True) if self.error else None,
         }
 

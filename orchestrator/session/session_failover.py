@@ -170,6 +170,7 @@ class Placement:
             connect_livekit=order.connect_livekit,
             voice=order.voice,
             livekit_agent=order.speaker if order.audio_source is AudioSource.DATASTREAM else None,
+            microphone_of=order.speaker if order.audio_source is AudioSource.PARTICIPANT else None,
             rtmp=self._target(session),
             probe_token=minter.probe(order.room, f"probe-{session.session_id}", ttl_s),
             captions=order.captions,

@@ -58,11 +58,13 @@ class Deadlines:
     expires_at: float
     counts_viewers: bool = True
     counts_speaker: bool = False
+    awaits_speaker: bool = False
+    """A speaker that was not there yet may come as late as the deadline for audio."""
 
     def __post_init__(self) -> None:
         self._audio_at = self.begun_at
         self._viewer_at = self.begun_at
-        self._speaker_at = self.begun_at
+        self._speaker_at: float | None = None if self.awaits_speaker else self.begun_at
 
     def note_audio(self, at: float) -> None:
         """Audio came, or speech is being heard."""
@@ -75,7 +77,7 @@ class Deadlines:
 
     def note_speaker(self, at: float) -> None:
         """The participant that sends speech through the room is there, and may speak at any time."""
-        self._speaker_at = max(self._speaker_at, at)
+        self._speaker_at = at if self._speaker_at is None else max(self._speaker_at, at)
         self.note_audio(at)
 
     def over(self, now: float) -> str | None:
@@ -91,7 +93,7 @@ class Deadlines:
         deadlines = [("expired", self.expires_at), ("idle", self._audio_at + self.options.idle_ttl_s)]
         if self.counts_viewers:
             deadlines.append(("no_viewers", self._viewer_at + self.options.viewer_grace_s))
-        if self.counts_speaker:
+        if self.counts_speaker and self._speaker_at is not None:
             deadlines.append(("speaker_left", self._speaker_at + self.options.speaker_grace_s))
         return deadlines
 
@@ -360,7 +362,8 @@ class SessionRunner:
             begun,
             begun + session.expires_at - time.time(),  # from here on a step of the wall clock ends no session
             counts_viewers=order.connect_livekit,
-            counts_speaker=order.audio_source is AudioSource.DATASTREAM,
+            counts_speaker=order.audio_source.in_room,
+            awaits_speaker=order.audio_source is AudioSource.PARTICIPANT,
         )
         last_audio_at = live.last_audio_at
         while True:

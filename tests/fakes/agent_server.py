@@ -196,6 +196,7 @@ class FakeAgent:
             avatar=AvatarReport(avatar_id=AVATAR_ID, frames=100, width=512, height=512, fps=25, face_px=212),
             viewers=session.viewers,
             speaker_present=session.speaker_present,
+            microphone=session.microphone,
             playback=Playback(),
             transport=Transport(mode=session.mode),
             diagnosis=Diagnosis(code=DiagnosisCode.NO_AUDIO, message="No audio came."),

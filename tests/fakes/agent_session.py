@@ -9,7 +9,7 @@ from typing import Any
 
 from fastapi import WebSocket
 
-from musetalk_agent.protocol.http import AgentStartRequest, PublisherMode, SessionState
+from musetalk_agent.protocol.http import AgentStartRequest, Microphone, PublisherMode, SessionState
 from musetalk_agent.protocol.messages import (
     Cleared,
     Event,
@@ -71,6 +71,7 @@ class FakeSession:
     clears: int = 0
     viewers: int = 1
     speaker_present: bool | None = None
+    microphone: Microphone | None = None
     error: dict[str, Any] | None = None
     mutes_clears: bool = False
     frames: int = 0

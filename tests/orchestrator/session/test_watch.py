@@ -50,6 +50,16 @@ def test_one_who_speaks_through_the_room_keeps_the_session_alive(
     assert (life.next_at() <= now) == (reason is not None)
 
 
+def test_one_whose_microphone_is_said_may_come_as_late_as_audio_may() -> None:
+    options = SessionOptions(idle_ttl_s=100, speaker_grace_s=20)
+    life = Deadlines(
+        options, begun_at=0, expires_at=500, counts_viewers=False, counts_speaker=True, awaits_speaker=True
+    )
+    assert (life.over(99), life.next_at(), life.over(100)) == (None, 100, "idle")
+    life.note_speaker(90)
+    assert (life.over(109), life.over(110)) == (None, "speaker_left")
+
+
 def test_viewers_do_not_count_where_no_room_is_joined() -> None:
     life = Deadlines(OPTIONS, begun_at=0, expires_at=500, counts_viewers=False)
     assert life.over(99) is None and life.next_at() == 100
