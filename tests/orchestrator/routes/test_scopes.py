@@ -97,6 +97,14 @@ async def test_what_is_not_listed_is_for_operators(shared: Stage) -> None:
     assert rule("POST", "/session/ses_a/stop\n")[0].scope == "operator"
 
 
+async def test_a_key_that_only_watches_gets_no_token_to_be_heard(shared: Stage) -> None:
+    body = {"room": "r", "identity": "anna", "publish": ["microphone"]}
+    refused = await ask(shared, VIEWER, "POST", "/token", json=body)
+    assert (refused.status_code, refused.json()["code"], refused.json()["limit"]) == (403, "forbidden", "starter")
+    assert (await ask(shared, VIEWER, "POST", "/token", json={**body, "publish": []})).status_code == 200
+    assert (await ask(shared, STARTER, "POST", "/token", json=body)).json()["identity"] == "shop/anna"
+
+
 async def test_a_starter_sees_its_own_sessions_only(shared: Stage) -> None:
     mine, theirs = await start(shared, STARTER), await start(shared, SECOND)
     for key, seen in ((STARTER, [mine]), (SECOND, [theirs]), (API_KEY, [mine, theirs])):
