@@ -25,12 +25,16 @@ const client = new AvatarClient({ token });
 const chooser = new Chooser();
 const panel = new Panel();
 
+/** @typedef {"talk" | "say"} Mode */
+
 /** The session of now. */
 const page = {
   /** @type {Avatar | null} */
   avatar: null,
   /** @type {SessionView | null} */
   view: null,
+  /** `talk`: it listens and answers. `say`: it speaks the user's words. @type {Mode} */
+  mode: "talk",
   /** @type {AudioContext | null} */
   context: null,
   hiddenTimer: 0,
@@ -55,7 +59,8 @@ function showThrown(error) {
     return;
   }
   if (error.field === "url" || error.field === "file") $(error.field).focus();
-  const message = explained(error.code, error.message);
+  const missing = error.code === "conversation_unavailable";
+  const message = missing ? t("talk.unavailable", { detail: error.message }) : explained(error.code, error.message);
   showError(error.retryAfterS ? t("problem.retry", { message, seconds: error.retryAfterS }) : message, error.code);
 }
 
@@ -72,7 +77,26 @@ function enter(phase) {
   $("language").hidden = phase !== "ready"; // texts of a session stay as they were written
   $("controls").hidden = phase !== "live";
   if (phase !== "live") $("unblock").hidden = true;
-  setText($("start"), t(phase === "starting" ? "start.cancel" : "start.start"));
+  $("start-talk").hidden = phase === "starting";
+  $("start-help").hidden = phase === "starting";
+  setText($("start"), t(phase === "starting" ? "start.cancel" : "start.say"));
+}
+
+/** @param {Mode} mode whose controls are shown */
+function choose(mode) {
+  page.mode = mode;
+  document.body.dataset.mode = mode;
+  for (const id of ["speak-form", "hold", "say-help"]) $(id).hidden = mode !== "say";
+  for (const id of ["chat-form", "mic", "push-choice"]) $(id).hidden = mode !== "talk";
+  $("push").hidden = true;
+  setText($("switch"), t(mode === "talk" ? "mode.say" : "mode.talk"));
+  placeConversation();
+}
+
+/** Beside the video where there is room, else below it. */
+function placeConversation() {
+  if (NARROW.matches) $("controls").before($("conversation"));
+  else $("panel").before($("conversation"));
 }
 
 /** Progress of a start: under the stage, and on it. @param {string} text */
@@ -81,14 +105,17 @@ function showProgress(text) {
   setText($("cover-text"), text);
 }
 
-async function start() {
+/** @param {Mode} mode */
+async function start(mode) {
   hideError();
+  choose(mode);
+  const talks = mode === "talk";
   // Both must happen in the click, or the browser blocks the audio later.
   page.context ??= new AudioContext();
   void page.context.resume();
   const avatar = new Avatar({ video: $("video"), audio: $("audio"), token });
   avatar.startAudio();
-  const view = new SessionView({ avatar, panel, context: page.context, showStatus, showError });
+  const view = new SessionView({ avatar, panel, context: page.context, talks, showStatus, showError });
   page.avatar = avatar;
   page.view = view;
   avatar.on("started", () => showProgress(t("status.joining")));
@@ -100,7 +127,8 @@ async function start() {
     if (page.avatar !== avatar) return;
     showProgress(t("status.preparing"));
     view.startedAt = performance.now();
-    await avatar.start(request);
+    if (talks) void openMicrophone(avatar);
+    await avatar.start(talks ? { ...request, conversation: {} } : request);
   } catch (error) {
     if (page.avatar !== avatar) return;
     await finish(t("status.not_started"));
@@ -119,13 +147,32 @@ async function start() {
   });
 }
 
+/** Asks for the microphone while the avatar is prepared. Without it the conversation goes on in writing. @param {Avatar} avatar */
+async function openMicrophone(avatar) {
+  try {
+    await avatar.microphone.open();
+  } catch (error) {
+    if (page.avatar === avatar) showThrown(error);
+  }
+}
+
 /** @param {Avatar} avatar whose first frame is shown */
 function enterLive(avatar) {
   if (page.avatar !== avatar) return;
   enter("live");
-  showStatus(t("status.invitation"));
-  if (!TOUCH.matches) $("text").focus({ preventScroll: true }); // on a phone it would open the keyboard over the avatar
-  void loadVoices();
+  showStatus(t(invitation()));
+  const field = page.mode === "talk" ? $("chat-text") : $("text");
+  if (!TOUCH.matches) field.focus({ preventScroll: true }); // on a phone it would open the keyboard over the avatar
+  if (page.mode === "say") void loadVoices();
+}
+
+const invitation = () => (page.mode === "talk" ? "status.talking" : "status.invitation");
+
+/** The other mode, in a session of its own. */
+async function switchMode() {
+  const mode = page.mode === "talk" ? "say" : "talk";
+  await finish(t("status.stopped"));
+  await start(mode);
 }
 
 /** Ends the session of now and offers to start again. @param {string} sentence */
@@ -136,7 +183,7 @@ async function finish(sentence) {
   page.view = null;
   enter("ready");
   showStatus(t("status.again", { sentence }));
-  $("start").focus({ preventScroll: true });
+  $(page.mode === "talk" ? "start-talk" : "start").focus({ preventScroll: true });
   view?.close();
   await avatar.stop().catch(() => {}); // else it ends by itself, without a viewer
 }
@@ -174,8 +221,22 @@ async function speak() {
   try {
     await page.view.speak(text, $("voice").value);
     $("text").value = "";
-    showStatus(t("status.invitation"));
+    showStatus(t(invitation()));
   } catch (error) {
+    showThrown(error);
+  }
+}
+
+async function send() {
+  const text = $("chat-text").value.trim();
+  const { avatar } = page;
+  if (!text || !avatar) return;
+  hideError();
+  $("chat-text").value = ""; // the next one can be typed at once
+  try {
+    await avatar.send(text);
+  } catch (error) {
+    if (!$("chat-text").value) $("chat-text").value = text;
     showThrown(error);
   }
 }
@@ -196,6 +257,7 @@ function changeLanguage() {
   hideError();
   panel.reset();
   showStatus(t("status.meet"));
+  choose(page.mode);
   for (const old of [...$("voice").children].slice(1)) old.remove(); // languages of voices are named in the page's own
 }
 
@@ -211,11 +273,14 @@ function visibilityChanged() {
   clearTimeout(page.hiddenTimer);
   if (!document.hidden) return;
   page.view?.say?.release();
+  page.view?.talk?.release();
   page.hiddenTimer = setTimeout(() => void finish(t("status.hidden")), STOP_WHEN_HIDDEN_MS);
 }
 
 function listen() {
-  $("start").addEventListener("click", () => void (page.avatar ? finish(t("status.cancelled")) : start()));
+  $("start").addEventListener("click", () => void (page.avatar ? finish(t("status.cancelled")) : start("say")));
+  $("start-talk").addEventListener("click", () => void start("talk"));
+  $("switch").addEventListener("click", () => void switchMode());
   $("stop").addEventListener("click", () => void finish(t("status.stopped")));
   $("interrupt").addEventListener("click", () => void interrupt());
   $("problem-close").addEventListener("click", hideError);
@@ -227,6 +292,10 @@ function listen() {
   $("speak-form").addEventListener("submit", (/** @type {Event} */ event) => {
     event.preventDefault();
     void speak();
+  });
+  $("chat-form").addEventListener("submit", (/** @type {Event} */ event) => {
+    event.preventDefault();
+    void send();
   });
   $("text").addEventListener("keydown", (/** @type {KeyboardEvent} */ event) => {
     if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
@@ -241,6 +310,8 @@ function listen() {
 }
 
 if (NARROW.matches) $("panel").open = false;
+NARROW.addEventListener("change", placeConversation);
 translatePage();
+choose("talk");
 enter("ready");
 listen();

@@ -1,5 +1,5 @@
 /**
- * Level of the received audio, and the moments at which it starts and falls silent. The browser has no event for either, so an
+ * Level of an audio track, and the moments at which it starts and falls silent. The browser has no event for either, so an
  * `AnalyserNode` is sampled every 20 ms.
  *
  * @module audio-meter
@@ -17,6 +17,8 @@ export class AudioMeter {
     this.samples = new Float32Array(this.analyser.fftSize);
     /** @type {MediaStreamAudioSourceNode|null} */
     this.source = null;
+    /** What is measured. @type {MediaStreamTrack|null} */
+    this.track = null;
     this.rms = 0;
     this.quietFor = QUIET_PERIODS;
     /** @type {{loud: boolean, resolve: (at: number) => void}[]} */
@@ -24,9 +26,10 @@ export class AudioMeter {
     this.timer = 0;
   }
 
-  /** @param {MediaStreamTrack} track that is played */
+  /** @param {MediaStreamTrack} track that is played, or the microphone's */
   attach(track) {
     this.detach();
+    this.track = track;
     this.source = this.context.createMediaStreamSource(new MediaStream([track]));
     this.source.connect(this.analyser);
     this.timer = setInterval(() => this.#measure(), PERIOD_MS);
@@ -36,7 +39,9 @@ export class AudioMeter {
     clearInterval(this.timer);
     this.source?.disconnect();
     this.source = null;
+    this.track = null;
     this.rms = 0;
+    this.quietFor = QUIET_PERIODS;
     this.waiting = [];
   }
 

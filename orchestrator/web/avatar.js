@@ -31,7 +31,7 @@ export { ApiError, AudioLink, AvatarClient, Conversation, RoomMicrophone, Viewer
  * @property {string} viewer_token
  * @property {string} avatar_identity
  * @property {string} [audio_url] leave it out for a page that only watches: a session has one sender, and a newer one replaces it
- * @property {object} [conversation] as in the answer; a session with it takes no audio by `audio_url`
+ * @property {{llm: string, stt: string}} [conversation] as in the answer; a session with it takes no audio by `audio_url`
  *
  * @typedef {{
  *   "state": {state: AvatarState, reason?: string},
@@ -290,7 +290,7 @@ export class Avatar extends EventTarget {
       for await (const { type, data } of this.client.events(id, { signal: this.#following.signal })) {
         this.conversation?.handle(type, data);
         if (type === "session.state") await this.#sessionState(data);
-        else if (LINK_EVENTS.some((name) => name === type)) this.dispatchEvent(new CustomEvent(type, { detail: data }));
+        else if (LINK_EVENTS.some((name) => name === type)) this.dispatchEvent(new CustomEvent(type, { detail: { message: data.detail, ...data } }));
       }
     } catch (error) {
       const { code, message } = /** @type {ApiError} */ (error);

@@ -14,7 +14,9 @@ const STORED = "avatar.captions";
 const SENTENCE_END = /[.!?…。！？]["'”’)\]]*\s/g;
 
 export class CaptionsView {
-  constructor() {
+  /** @param {boolean} announces screen readers get the captions; where a conversation is shown it announces its lines itself */
+  constructor(announces) {
+    this.announces = announces;
     this.line = "";
     /** Characters of the line that are in the log. */
     this.logged = 0;
@@ -40,7 +42,7 @@ export class CaptionsView {
     if (this.on && text.trim()) {
       $("captions-text").textContent = tail(text);
       $("captions").hidden = false;
-      this.#log(text, final);
+      if (this.announces) this.#log(text, final);
     }
     if (final) this.hideTimer = setTimeout(() => this.#hide(), SHOWN_AFTER_MS);
   }

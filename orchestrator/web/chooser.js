@@ -23,7 +23,7 @@ export class Chooser {
     $("chooser").addEventListener("change", () => this.show());
     $("chooser").addEventListener("submit", (/** @type {Event} */ event) => {
       event.preventDefault();
-      $("start").click();
+      $("start-talk").click();
     });
     this.show();
   }

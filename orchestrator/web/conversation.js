@@ -39,6 +39,8 @@ export class Conversation extends EventTarget {
   #room = null;
   #avatar;
   #wasThere = false;
+  /** The orchestrator has reported a loss that the room does not show yet: a killed participant stays in it for seconds. */
+  #lost = false;
   /** Ids of replies whose last word is known. @type {Set<string>} */
   #settled = new Set();
 
@@ -57,7 +59,11 @@ export class Conversation extends EventTarget {
   /** Follows the conversation in this room, which may be connected later. @param {Room} room */
   attach(room) {
     this.#room = room;
-    const update = (/** @type {Participant} */ participant) => participant.identity === this.identity && this.#showState();
+    const update = (/** @type {Participant} */ participant) => {
+      if (participant.identity !== this.identity) return;
+      this.#lost = false;
+      this.#showState();
+    };
     /** @type {<Name extends keyof import("./vendor/livekit-client.esm.js").RoomEvents>(name: Name, listener: import("./vendor/livekit-client.esm.js").RoomEvents[Name]) => void} */
     const on = (name, listener) => {
       room.on(name, listener);
@@ -86,7 +92,10 @@ export class Conversation extends EventTarget {
   /** Takes an event of the session's event stream. @param {string} type @param {any} data */
   handle(type, data) {
     if (type === "user.transcript" && data.message_id) this.typed(data.message_id, data.text);
-    else if (type === "reply.finished") this.#settle(data.text.trim(), data.interrupted);
+    else if (type === "conversation.state") {
+      this.#lost = data.state === "away";
+      this.#showState();
+    } else if (type === "reply.finished") this.#settle(data.text.trim(), data.interrupted);
   }
 
   /** @param {string} identity @param {import("./captions.js").Caption} caption */
@@ -150,8 +159,8 @@ export class Conversation extends EventTarget {
 
   #showState() {
     const participant = this.#room?.remoteParticipants.get(this.identity);
-    if (participant) this.#wasThere = true;
-    const state = participant ? (STATES[participant.attributes[STATE]] ?? "starting") : this.#wasThere ? "away" : "starting";
+    if (participant || this.#lost) this.#wasThere = true;
+    const state = participant && !this.#lost ? (STATES[participant.attributes[STATE]] ?? "starting") : this.#wasThere ? "away" : "starting";
     if (state === this.state) return;
     this.state = state;
     this.#emit("state", state);

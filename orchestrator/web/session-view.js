@@ -1,5 +1,6 @@
 /**
- * Shows one session of an `Avatar` on the page: state chip, level, captions, microphone button, and the panel's values.
+ * Shows one session of an `Avatar` on the page: state chip, level, captions, the conversation or the microphone button, and the panel's
+ * values.
  *
  * The session's status is asked for after events. Only counters that change without events are sampled: WebRTC's statistics once a
  * second, and the pipeline's stages while the avatar speaks and the panel is open.
@@ -14,6 +15,7 @@ import { $, setText } from "./elements.js";
 import { amount, skewText } from "./panel.js";
 import { Say } from "./say.js";
 import { t, tOr } from "./strings.js";
+import { Talk } from "./talk.js";
 
 const STATS_MS = 1000;
 const LEVEL_MS = 60;
@@ -40,10 +42,11 @@ export class SessionView {
    * @param {import("./avatar.js").Avatar} options.avatar not yet started
    * @param {import("./panel.js").Panel} options.panel
    * @param {AudioContext} options.context
+   * @param {boolean} options.talks the session has a conversation
    * @param {(text: string) => void} options.showStatus
    * @param {(message: string, code: string) => void} options.showError
    */
-  constructor({ avatar, panel, context, showStatus, showError }) {
+  constructor({ avatar, panel, context, talks, showStatus, showError }) {
     this.avatar = avatar;
     this.panel = panel;
     this.context = context;
@@ -51,7 +54,7 @@ export class SessionView {
     this.showError = showError;
     this.startedAt = performance.now();
     this.meter = new AudioMeter(context);
-    this.captions = new CaptionsView();
+    this.captions = new CaptionsView(!talks);
     this.avatarState = "idle";
     this.connection = "connected";
     this.linkLost = false;
@@ -72,6 +75,9 @@ export class SessionView {
     this.stats = null;
     /** @type {Say | null} */
     this.say = null;
+    /** @type {Talk | null} */
+    this.talk = null;
+    this.opened = false;
     this.closed = false;
     /** Measured here, in ms. @type {Record<string, number | null>} */
     this.measured = { firstFrame: null, toAudio: null, toSilence: null };
@@ -88,6 +94,7 @@ export class SessionView {
     clearTimeout(this.statusTimer);
     this.timers.forEach((timer) => clearInterval(timer));
     this.say?.close();
+    this.talk?.close();
     this.meter.detach();
     this.captions.close();
   }
@@ -122,7 +129,7 @@ export class SessionView {
       this.#setAspect(session.width / session.height || 1);
     });
     on("state", ({ state, reason }) => {
-      if (avatar.link && !this.say) this.#open(avatar.link);
+      if (!this.opened && (avatar.link || avatar.conversation) && state !== "starting") this.#open();
       if (reason || NOTED_STATES.has(state)) panel.event(reason ? t("event.session_reason", { state, reason }) : t("event.session", { state }));
     });
     on("firstframe", (at) => {
@@ -132,6 +139,7 @@ export class SessionView {
     on("audiotrack", (track) => this.meter.attach(track));
     on("audioblocked", (blocked) => ($("unblock").hidden = !blocked));
     on("caption", (caption) => this.captions.show(caption));
+    on("conversation.state", () => this.#showChip());
     on("avatar.state", (state) => {
       this.avatarState = state ?? "idle";
       this.#showChip();
@@ -162,10 +170,12 @@ export class SessionView {
     document.addEventListener("visibilitychange", () => this.#requestStatus(), { signal });
   }
 
-  /** The avatar has joined. @param {import("./audio-link.js").AudioLink} link */
-  #open(link) {
+  /** The avatar has joined. */
+  #open() {
     const { avatar, context, showStatus, showError } = this;
-    this.say = new Say({ context, link, isSpeaking: () => this.#isSpeaking(), showStatus, showError });
+    this.opened = true;
+    if (avatar.conversation) this.talk = new Talk({ avatar, context, showError });
+    else if (avatar.link) this.say = new Say({ context, link: avatar.link, isSpeaking: () => this.#isSpeaking(), showStatus, showError });
     this.timers.push(setInterval(() => this.#showLevel(), LEVEL_MS), setInterval(() => void this.#readStats(), STATS_MS));
     this.#requestStatus();
   }
@@ -190,13 +200,15 @@ export class SessionView {
 
   #showChip() {
     const lost = this.connection === "reconnecting" || this.linkLost || this.avatarState === "reconnecting" || this.stalls >= STALLS_TOLERATED;
-    const state = lost ? (this.publisher === "rtmp" ? "elsewhere" : "reconnecting") : this.avatarState;
+    const shown = this.avatarState === "idle" ? (this.avatar.conversation?.state ?? "idle") : this.avatarState;
+    const state = lost ? (this.publisher === "rtmp" ? "elsewhere" : "reconnecting") : shown;
     $("chip").dataset.state = state;
     setText($("chip-text"), tOr(`chip.${state}`, state));
   }
 
   #showLevel() {
     $("level").style.transform = `scaleX(${this.meter.level.toFixed(2)})`;
+    this.talk?.showLevel();
   }
 
   async #readStats() {

@@ -179,12 +179,12 @@ class Page:
 
 
 @asynccontextmanager
-async def browser(program: str, *extra_flags: str) -> AsyncIterator[Page]:
-    """A fresh Chromium with one empty tab; it and its profile are gone afterwards."""
+async def browser(program: str, *extra_flags: str, without: str = "") -> AsyncIterator[Page]:
+    """A fresh Chromium with one empty tab, and `without` one of `FLAGS`; it and its profile are gone afterwards."""
     with tempfile.TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True) as profile:
         command = [
             program,
-            *FLAGS,
+            *(flag for flag in FLAGS if flag != without),
             *extra_flags,
             "--remote-debugging-port=0",
             f"--user-data-dir={profile}",

@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 import http.server
 import json
+import os
 import select
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +32,7 @@ class Stack:
 
     url: str
     api_key: str
+    pid: int
 
     def get(self, path: str) -> httpx.Response:
         return httpx.get(
@@ -78,12 +81,20 @@ def stack(demo: Stack) -> Iterator[Stack]:
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """`musetalk-orchestrator demo`: livekit-server, agent and orchestrator, as processes."""
-    log = tmp_path_factory.mktemp("demo") / "log"
-    command = [sys.executable, "-m", "orchestrator", "demo", "--json", "--port", "0"]
+    """`musetalk-orchestrator demo`: livekit-server, agent and orchestrator, as processes; without conversations."""
+    with running_demo(tmp_path_factory.mktemp("demo") / "log", "--no-conversation") as stack:
+        yield stack
+
+
+@contextmanager
+def running_demo(log: Path, *options: str, **environment: str) -> Iterator[Stack]:
+    """The demo with these options and variables beside the environment's; it has ended afterwards."""
+    command = [sys.executable, "-m", "orchestrator", "demo", "--json", "--port", "0", *options]
     with (
         log.open("wb") as errors,
-        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=errors) as process,
+        subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, env={**os.environ, **environment}
+        ) as process,
     ):
         try:
             assert process.stdout is not None
@@ -92,7 +103,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
             if not line:
                 pytest.fail(f"the demo did not start:\n{log.read_text()[-4000:]}")
             info = json.loads(line)
-            yield Stack(url=info["orchestrator_url"], api_key=info["api_key"])
+            yield Stack(url=info["orchestrator_url"], api_key=info["api_key"], pid=process.pid)
         finally:
             process.send_signal(signal.SIGTERM)
             try:

@@ -19,16 +19,16 @@ SHOWN = """({
 ENGLISH = {
     "language": "en",
     "title": "Talking avatar",
-    "start": "Start",
-    "status": "Press Start to meet the avatar.",
+    "start": "Say",
+    "status": "Press Talk or Say to meet the avatar.",
     "hint": "Type something and press Enter",
     "captions": "Captions",
 }
 CHINESE = {
     "language": "zh-CN",
     "title": "会说话的数字人",
-    "start": "开始",
-    "status": "点击“开始”，与数字人见面。",
+    "start": "复述",
+    "status": "点击“对话”或“复述”，与数字人见面。",
     "hint": "输入文字，按回车键发送",
     "captions": "字幕",
 }
@@ -74,5 +74,5 @@ async def test_an_error_is_in_the_pages_language(page: Page, web: str) -> None:
     await page.until("!document.getElementById('problem').hidden")
     problem = await page.run("document.getElementById('problem-text').textContent")
     assert problem == "请输入人脸素材的网址，以 http:// 或 https:// 开头。"
-    assert await page.run("document.getElementById('status').textContent") == "启动失败。点击“开始”重新开始。"
+    assert await page.run("document.getElementById('status').textContent") == "启动失败。点击“对话”或“复述”重新开始。"
     assert await page.run("document.documentElement.scrollWidth <= document.documentElement.clientWidth")

@@ -337,6 +337,22 @@ async def test_phone_shows_everything_without_scrolling_sideways(page: Page, sta
     clean(page, "/session/start")
 
 
+async def test_talk_says_what_is_missing_and_say_goes_on(page: Page, stack: Stack) -> None:
+    await page.size(1280, 800)
+    await page.open(f"{stack.url}/")
+    await page.click("#start-talk")
+    await page.until("!document.getElementById('problem').hidden")
+    assert await text(page, "problem-code") == "conversation_unavailable"
+    problem = await text(page, "problem-text")
+    assert "“make demo” or “tools/setup conversation”" in problem and "Say works" in problem
+    assert await page.run("document.body.dataset.phase") == "ready"
+    await page.click("#start")
+    await page.until(LIVE)
+    assert await page.run("document.getElementById('problem').hidden")
+    assert await page.run("document.getElementById('speak-form').checkVisibility()")
+    clean(page, "/session/start")
+
+
 async def test_session_ends_with_the_page_and_the_page_with_the_session(page: Page, stack: Stack) -> None:
     await start(page, stack)
     first = await session_id(page)
@@ -346,7 +362,7 @@ async def test_session_ends_with_the_page_and_the_page_with_the_session(page: Pa
     await start(page, stack)
     await asyncio.to_thread(stack.post, f"/session/{await session_id(page)}/stop")
     await page.until("document.body.dataset.phase === 'ready'")
-    assert "Press Start to begin again" in await text(page, "status")
+    assert "Press Talk or Say to begin again" in await text(page, "status")
     await page.click("#start")
     await page.until(LIVE)
     clean(page)

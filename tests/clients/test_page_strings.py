@@ -19,6 +19,7 @@ MODULES = (
     "panel",
     "say",
     "session-view",
+    "talk",
 )
 """The page's own modules. The published client's errors are English, and translated by their code."""
 PREFIXES = ("code.", "funnel.", "chip.")
@@ -54,7 +55,7 @@ def test_chinese_is_chinese() -> None:
     for key, text in CHINESE.items():
         assert re.search(r"[\u4e00-\u9fff]", text), key
         words = re.sub(
-            r"\{\w+\}|https?://|API|ID|PCM|RTMP|WebRTC|LiveKit|JavaScript|[A-Za-z_/]+(?=[\u4e00-\u9fff（，。])",
+            r"\{\w+\}|“[^”]*”|https?://|API|ID|PCM|RTMP|WebRTC|LiveKit|JavaScript|[A-Za-z_/]+(?=[\u4e00-\u9fff（，。])",
             "",
             text,
         )

@@ -1,0 +1,351 @@
+"""*Talk* in a real Chromium: the page's conversation over the real stack and worker, with a microphone that plays a recording. The
+models are stand-ins, so that their answers are known.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import wave
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from orchestrator.conversation.conversations import find_python
+from tests.browser.chromium import Page, browser, find_chromium
+from tests.browser.conftest import Stack, running_demo
+from tests.browser.test_browser_page import LIVE, LOUD, OVERFLOW, PROBE, TARGETS, clean, session_id, stopped, watch
+from tests.fakes.openai_models import KEY, FakeModels
+from tests.fakes.serving import plain_config, serving
+from tests.waiting import NEVER_S, until
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.livekit,
+    pytest.mark.voice,
+    pytest.mark.skipif(
+        find_python() is None, reason="no environment for conversations: run `tools/setup conversation`"
+    ),
+]
+RATE = 48_000
+LONG = " ".join(["And then the cat went on to the next house, and looked in at every window."] * 8)
+TRACKS = """globalThis.tracks = [];
+const ask = navigator.mediaDevices?.getUserMedia.bind(navigator.mediaDevices);
+if (ask) navigator.mediaDevices.getUserMedia = async (wanted) => {
+  globalThis.asked = wanted;
+  const stream = await ask(wanted);
+  tracks.push(...stream.getTracks());
+  return stream;
+};"""
+LINES = """[...document.querySelectorAll('#messages > .line')].map((line) => [
+  line.classList.contains('user') ? 'user' : 'assistant', line.querySelector('.words').textContent,
+  !line.querySelector('.mark').hidden])"""
+STATE = "document.getElementById('conversation').dataset.state"
+REPLIES = "document.querySelectorAll('#messages > .line.assistant').length"
+
+
+@pytest.fixture(scope="module")
+def models() -> Iterator[tuple[FakeModels, str]]:
+    """Stand-ins for the models and their address, served by a thread for all tests of this module."""
+    fake, ready, address = FakeModels(), threading.Event(), list[str]()
+    loop = asyncio.new_event_loop()
+    stop = asyncio.Event()
+
+    async def serve() -> None:
+        async with serving(plain_config(fake.app)) as url:
+            address.append(url + "/v1")
+            ready.set()
+            await stop.wait()
+
+    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
+    thread.start()
+    assert ready.wait(NEVER_S)
+    yield fake, address[0]
+    loop.call_soon_threadsafe(stop.set)
+    thread.join()
+    loop.close()
+
+
+@pytest.fixture(scope="module")
+def talking(models: tuple[FakeModels, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A demo whose conversations use those models."""
+    url = models[1]
+    providers = {"LLM_BASE_URL": url, "LLM_API_KEY": KEY, "STT_BASE_URL": url}
+    with running_demo(tmp_path_factory.mktemp("talking") / "log", **providers) as stack:
+        yield stack
+
+
+@pytest.fixture
+def fake(models: tuple[FakeModels, str]) -> FakeModels:
+    """The models, as new."""
+    made, fresh = models[0], FakeModels()
+    for name in ("replies", "transcripts", "asked", "heard_s"):
+        setattr(made, name, getattr(fresh, name))
+    return made
+
+
+@pytest.fixture(scope="module")
+def recording(talking: Stack, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sentence of the product's own voice between quiet: 1.5 s before it, 20 s after. Chromium plays it again and again."""
+    asked = {"model": "tts-1", "voice": "default", "input": "What is your name?", "response_format": "pcm"}
+    answer = talking.post("/v1/audio/speech", asked)
+    assert answer.status_code == 200, answer.text
+    spoken = np.repeat(np.frombuffer(answer.content, "<i2"), 2)  # it comes at 24 kHz
+    whole = np.concatenate([np.zeros(RATE * 3 // 2), spoken, np.zeros(20 * RATE)])
+    noise = np.random.default_rng(1).normal(0, 8, whole.size)  # a microphone is never digitally silent
+    path = tmp_path_factory.mktemp("recording") / "microphone.wav"
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(RATE)
+        file.writeframes((whole + noise).astype("<i2").tobytes())
+    return path
+
+
+@pytest.fixture
+async def page(recording: Path, talking: Stack) -> AsyncIterator[Page]:
+    """A tab of a Chromium whose microphone plays the recording; no session stays behind."""
+    program = find_chromium()
+    if program is None:
+        pytest.skip("no Chromium on PATH")
+    microphone = f"--use-file-for-fake-audio-capture={recording}"
+    async with browser(program, microphone, without="--use-fake-ui-for-media-stream") as tab:  # see `permit`
+        await tab.send("Page.addScriptToEvaluateOnNewDocument", source=TRACKS)
+        yield tab
+    for session in (await asyncio.to_thread(talking.get, "/sessions")).json()["sessions"]:
+        await asyncio.to_thread(talking.post, f"/session/{session['session_id']}/stop")
+
+
+async def permit(page: Page, stack: Stack, *, microphone: bool) -> None:
+    setting = "granted" if microphone else "denied"
+    await page.send("Browser.setPermission", permission={"name": "microphone"}, setting=setting, origin=stack.url)
+
+
+async def start(page: Page, stack: Stack, *, microphone: bool = True) -> None:
+    """Opens the page and presses Talk; the avatar is seen and listens afterwards."""
+    await page.size(1280, 800)
+    await permit(page, stack, microphone=microphone)
+    await page.open(f"{stack.url}/")
+    await page.click("#start-talk")
+    await page.until(LIVE)
+    await page.until(f"{STATE} === 'listening'")
+
+
+async def write(page: Page, text: str) -> None:
+    await page.click("#chat-text")
+    await page.type(text)
+    await page.key("Enter")
+
+
+async def agree(page: Page, stack: Stack) -> list[list[Any]]:
+    """The lines of the page, once the orchestrator's history has the same."""
+    session = await session_id(page)
+
+    async def same() -> list[list[Any]]:
+        answer = await asyncio.to_thread(stack.get, f"/session/{session}/messages")
+        known = [[each["role"], each["text"].strip(), each["interrupted"]] for each in answer.json()["messages"]]
+        lines: list[list[Any]] = await page.run(LINES)
+        return lines if lines == known else []
+
+    return await until(same)
+
+
+async def given_back(page: Page) -> bool:
+    """Whether every microphone track that was asked for has ended."""
+    return bool(await page.run("tracks.length > 0 && tracks.every((track) => track.readyState === 'ended')"))
+
+
+async def test_what_is_said_is_shown_and_answered_aloud(page: Page, talking: Stack, fake: FakeModels) -> None:
+    fake.replies = ["My name is Ada, and I am glad that you ask me this."]
+    await start(page, talking, microphone=False)
+    assert await page.run("document.getElementById('problem-code').textContent") == "microphone_forbidden"
+    assert "Allow it in the address bar" in await page.run("document.getElementById('problem-text').textContent")
+    assert await page.run("document.getElementById('talk-state').textContent") == "Waits for your message"
+    await page.run(PROBE.read_text(), gesture=True)
+    idle = await watch(page, 30)
+
+    await permit(page, talking, microphone=True)
+    await page.click("#mic")
+    await page.until("!document.getElementById('hearing').hidden")  # its level is measured
+    assert await page.run("asked.audio") == {
+        "channelCount": 1,
+        "echoCancellation": True,
+        "noiseSuppression": True,
+        "autoGainControl": True,
+    }
+    await page.until(f"{LINES}.some(([role]) => role === 'user')")
+    await page.until(f"probe.rms() > {LOUD}")
+    said = await watch(page, 30)
+    assert said[:, 1].mean() > 1.5 * idle[5:, 1].mean() + 0.5, "the mouth moves"
+    await page.until(f"{REPLIES} === 1")
+    assert await agree(page, talking) == [
+        ["user", "What is your name?", False],
+        ["assistant", fake.replies[0], False],
+    ]
+    assert fake.heard_s[0] > 0.3, "a recording of it was recognised"
+    assert await page.run("document.getElementById('messages').role") == "log"
+    assert await page.run("document.getElementById('messages').ariaLive") == "polite"
+    assert await page.run("document.getElementById('captions-log').children.length") == 0  # nothing is announced twice
+
+    await page.click("#stop")
+    await page.until("document.body.dataset.phase === 'ready'")
+    assert await given_back(page)
+    clean(page)
+
+
+async def test_texts_work_without_a_microphone_and_while_it_speaks(
+    page: Page, talking: Stack, fake: FakeModels
+) -> None:
+    fake.replies = [LONG, "Very well."]
+    await start(page, talking, microphone=False)
+    await write(page, "Tell me a story.")
+    await page.until(f"{STATE} === 'speaking'")
+    await page.until("document.querySelector('#growing .assistant .words')?.textContent.split(' ').length > 4")  # as the words come
+    await page.until("document.getElementById('captions-text').textContent.startsWith('And then')")
+    await write(page, "Stop, please.")
+    await page.until(f"{REPLIES} === 2")
+    lines = await agree(page, talking)
+    assert [[role, cut] for role, _, cut in lines] == [
+        ["user", False],
+        ["assistant", True],
+        ["user", False],
+        ["assistant", False],
+    ]
+    assert LONG.startswith(lines[1][1]) and len(lines[1][1]) < len(LONG)
+    assert lines[3][1] == "Very well."
+    assert await page.run("document.querySelectorAll('#growing .line').length") == 0
+    clean(page)
+
+
+async def test_the_microphone_is_muted_and_pushed_by_keys_and_given_back_with_the_session(
+    page: Page, talking: Stack, fake: FakeModels
+) -> None:
+    await start(page, talking)
+    await page.until("document.getElementById('mic').dataset.state === 'on'")
+    assert await page.run("document.activeElement.id") == "chat-text"
+
+    async def tab_to(element: str) -> None:
+        for _ in range(20):
+            if await page.run("document.activeElement.id") == element:
+                return
+            await page.key("Tab")
+        pytest.fail(f"#{element} cannot be reached with Tab")
+
+    await tab_to("mic")
+    await page.key("Enter")
+    assert await page.run("document.getElementById('mic-text').textContent") == "Unmute"
+    assert await page.run("document.getElementById('talk-state').textContent") == "Muted: it does not hear you"
+    assert await page.run("tracks[0].enabled") is False
+    await page.key("Enter")
+    assert await page.run("tracks[0].enabled") is True
+
+    await tab_to("push-to-talk")
+    await page.key(" ")
+    assert await page.run("[tracks[0].enabled, document.getElementById('mic').hidden]") == [False, True]
+    assert await page.run("document.getElementById('talk-state').textContent") == "Hold the button and talk"
+    await tab_to("chat-text")
+    await tab_to("push")
+
+    async def spoken() -> None:
+        assert await page.run("document.getElementById('push').ariaPressed") == "true"
+        await page.until("tracks[0].enabled")
+        await page.until("!document.getElementById('hearing').hidden")  # the recording comes round
+
+    await page.key(" ", hold=spoken)
+    await page.until("!tracks[0].enabled")
+    await page.until(f"{LINES}.some(([role]) => role === 'user')")
+    await page.until(f"{REPLIES} >= 1")
+    session = await session_id(page)
+
+    await page.run("document.activeElement.blur()")
+    await page.key(" ", hold=spoken)  # nothing has the focus: the key itself talks
+    await asyncio.to_thread(talking.post, f"/session/{session}/stop")
+    await page.until("document.body.dataset.phase === 'ready'")
+    assert await given_back(page)
+    clean(page)
+
+
+async def test_leaving_ends_the_session_and_the_choice_of_push_to_talk_stays(
+    page: Page, talking: Stack, fake: FakeModels
+) -> None:
+    await start(page, talking)
+    await page.click("#push-to-talk")
+    session = await session_id(page)
+    await page.open("about:blank")
+    await stopped(talking, session)
+    await page.open(f"{talking.url}/")
+    await page.click("#start-talk")
+    await page.until(LIVE)
+    await page.until("!document.getElementById('push').hidden")
+    assert await page.run("document.getElementById('push-to-talk').checked && !tracks.at(-1).enabled")
+    await page.click("#switch")
+    await page.until("document.body.dataset.mode === 'say'")
+    await page.until(LIVE)
+    assert await given_back(page)
+    assert await page.run("document.getElementById('conversation').hidden && !document.getElementById('hold').hidden")
+    clean(page)
+
+
+@pytest.mark.parametrize("languages", ["en", "zh-CN"])
+async def test_phone_shows_the_conversation_without_scrolling_sideways(
+    page: Page, talking: Stack, fake: FakeModels, languages: str
+) -> None:
+    fake.replies = [LONG]
+    agent = await page.run("navigator.userAgent")
+    await page.send("Network.setUserAgentOverride", userAgent=agent, acceptLanguage=languages)
+    await page.size(360, 740, scale=2)
+    await permit(page, talking, microphone=True)
+    await page.open(f"{talking.url}/")
+    assert await page.run(OVERFLOW) == 0
+    await page.click("#start-talk")
+    await page.until(LIVE)
+    await page.until("document.getElementById('mic').dataset.state === 'on'")
+    await page.until(f"{STATE} === 'listening'")
+    await page.click("#chat-text")
+    await page.type("Tell me a story.")
+    await page.click("#chat-send")
+    await page.until("document.querySelector('#growing .assistant .words')?.textContent.length > 100")
+    assert await page.run(OVERFLOW) == 0
+    for element in ("video", "messages-box", "chat-text", "mic"):
+        box = await page.run(
+            f"(({{top, bottom}}) => [top, bottom])(document.getElementById('{element}').getBoundingClientRect())"
+        )
+        assert 0 <= box[0] < box[1] <= 740, f"#{element} is not in view"
+    small = {name: height for name, height in await page.run(TARGETS) if height < 24}
+    assert small == {}
+    clean(page)
+
+
+async def test_a_lost_conversation_says_so_and_comes_back(page: Page, talking: Stack, fake: FakeModels) -> None:
+    fake.replies = ["I am here.", "I am here again."]
+    await start(page, talking, microphone=False)
+    await write(page, "Are you there?")
+    await page.until(f"{REPLIES} === 1")
+    await page.run(f"""globalThis.states = [], new MutationObserver(() => states.push({STATE})).observe(
+      document.getElementById('conversation'), {{attributes: true, attributeFilter: ['data-state']}}), null""")
+    await asyncio.to_thread(kill_worker, talking)
+    await page.until("states.includes('away')")
+    await write(page, "And now?")
+    await page.until(f"{REPLIES} === 2")
+    assert [text for _, text, _ in await page.run(LINES)] == [
+        "Are you there?",
+        "I am here.",
+        "And now?",
+        "I am here again.",
+    ]
+    assert await page.run(LIVE)
+    clean(page)
+
+
+def kill_worker(stack: Stack) -> None:
+    """-9, to the conversation worker of this demo alone."""
+    (worker,) = (
+        child
+        for child in psutil.Process(stack.pid).children(recursive=True)
+        if "orchestrator.conversation.worker" in child.cmdline()
+    )
+    worker.kill()
