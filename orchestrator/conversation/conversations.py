@@ -30,7 +30,7 @@ from orchestrator.conversation.embedded_model import ROOT, EmbeddedModel, unavai
 from orchestrator.conversation.options import ConversationOptions, ConversationRequest
 from orchestrator.events import EventBus
 from orchestrator.metrics import Metrics
-from orchestrator.worker_process import WorkerLink, WorkerProcess, WorkerTimes, backoff_s, bare_environment
+from orchestrator.worker_process import WorkerLink, WorkerLost, WorkerProcess, WorkerTimes, backoff_s, bare_environment
 
 CONVERSATIONS_MAX = 32
 HISTORY_MAX = 1000
@@ -233,7 +233,12 @@ class Conversations:
 
     async def _serve(self, link: WorkerLink) -> None:
         self._opened = False
-        await link.listen(reports.validate_json, self._take, _HELLO_S, SILENCE_S)
+        try:
+            await link.listen(reports.validate_json, self._take, _HELLO_S, SILENCE_S)
+        except WorkerLost:
+            for conversation in self._conversations.values():
+                self._report_away(conversation)
+            raise
 
     def _move_all(self) -> None:
         """A model has another port: its conversations leave their rooms, and are opened anew with their history."""
@@ -261,6 +266,10 @@ class Conversations:
         elif isinstance(message, ConversationEnded):
             self._reopen_later(conversation, message.reason)
 
+    def _report_away(self, conversation: OpenedConversation) -> None:
+        """LiveKit keeps a killed participant in the room for seconds: clients learn of the loss by this event."""
+        self._bus.publish(conversation.session_id, "conversation.state", {"state": "away"})
+
     def _reopen_later(self, conversation: OpenedConversation, reason: str) -> None:
         loop = asyncio.get_running_loop()
         settled = loop.time() - conversation.opened_at > REOPEN_S[1]
@@ -268,5 +277,6 @@ class Conversations:
         delay_s = backoff_s(conversation.losses, REOPEN_S)
         extra = {"session_id": conversation.session_id, "reason": reason, "again_in_s": delay_s}
         log.warning("a conversation left its room", extra=extra)
+        self._report_away(conversation)
         conversation.rest()
         conversation.reopening = loop.call_later(delay_s, self._open, conversation)

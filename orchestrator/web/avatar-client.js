@@ -32,8 +32,9 @@ const CALL_MS = 20_000;
  * @property {number} [height]
  * @property {boolean} [connect_livekit] default true
  * @property {string} [speaker] `agent`, `orchestrator`, or the identity of the participant on whose behalf the avatar speaks
- * @property {"http" | "datastream"} [audio_source] how speech arrives: by this API, or through the room
+ * @property {"http" | "datastream" | {participant: string}} [audio_source] how speech arrives: by this API, through the room, or as a participant's microphone
  * @property {boolean} [captions] default true
+ * @property {{voice?: string, speed?: number}} [speech] how texts are spoken; `speed` is a multiple of the voice's own pace
  * @property {ConversationRequest} [conversation] the avatar listens and answers
  * @property {string} [rtmp_url] where media are published when WebRTC fails; it holds a stream key: only a server should know it
  * @property {boolean} [wants_rtmp] publishes there all the time

@@ -120,7 +120,9 @@ export class Conversation extends EventTarget {
 
   /** A reply is over. @param {string} text that was heard of it @param {boolean} interrupted */
   #settle(text, interrupted) {
-    const open = this.messages.find(({ id, role }) => role === "assistant" && !this.#settled.has(id));
+    const replies = this.messages.filter(({ id, role }) => role === "assistant" && !this.#settled.has(id));
+    // Of a reply before this one the end may have been lost with the conversation's process.
+    const open = replies.find((reply) => text.startsWith(reply.text) || reply.text.startsWith(text)) ?? replies[0];
     if (open) {
       this.#settled.add(open.id);
       this.#change(open, { text: text || open.text, final: true, interrupted });

@@ -46,7 +46,9 @@ export class RoomMicrophone extends EventTarget {
   /** Raised by every `close`: what an earlier `open` still brings is given back. */
   #generation = 0;
   #muted = false;
-  #published = false;
+  /** @type {import("./vendor/livekit-client.esm.js").LocalPublication | null} */
+  #publication = null;
+  #publishing = false;
 
   /** @param {Room} room may be connected later: `publish` is called then */
   constructor(room) {
@@ -70,7 +72,8 @@ export class RoomMicrophone extends EventTarget {
     if (muted === this.#muted) return;
     this.#muted = muted;
     if (!this.track) return;
-    this.track.enabled = !muted;
+    this.track.enabled = !muted; // at once; the room learns it a moment later
+    void this.#muteInRoom();
     this.#emit("state", this.state);
   }
 
@@ -91,8 +94,8 @@ export class RoomMicrophone extends EventTarget {
     if (!track) return;
     this.track = null;
     track.stop();
-    if (this.#published && this.#room.state === "connected") this.#room.localParticipant.unpublishTrack(track).catch(() => {}); // the room ends
-    this.#published = false;
+    if (this.#publication && this.#room.state === "connected") this.#room.localParticipant.unpublishTrack(track).catch(() => {}); // the room ends
+    this.#publication = null;
     this.#emit("state", "off");
   }
 
@@ -115,16 +118,30 @@ export class RoomMicrophone extends EventTarget {
   /** Publishes what is open, where the room is connected. `Avatar` calls it. */
   async publish() {
     const { track } = this;
-    if (!track || this.#published || this.#room.state !== "connected") return;
-    this.#published = true;
+    if (!track || this.#publication || this.#publishing || this.#room.state !== "connected") return;
+    this.#publishing = true;
     try {
-      await this.#room.localParticipant.publishTrack(track, { source: "microphone", name: "microphone" });
+      const publication = await this.#room.localParticipant.publishTrack(track, { source: "microphone", name: "microphone" });
+      if (this.track !== track) {
+        await this.#room.localParticipant.unpublishTrack(track); // closed meanwhile
+        return;
+      }
+      this.#publication = publication;
+      await this.#muteInRoom();
     } catch (error) {
-      if (this.track !== track) return; // closed meanwhile
+      if (this.track !== track) return;
       this.close();
       const { message } = /** @type {Error} */ (error);
       this.#emit("error", new ApiError(`The room does not take the microphone: ${message}`, { code: "microphone_refused" }));
+    } finally {
+      this.#publishing = false;
+      if (this.track !== track) void this.publish(); // opened anew meanwhile
     }
+  }
+
+  /** LiveKit enables a track that it publishes, and again when it connects anew, unless it knows that the track is muted. */
+  async #muteInRoom() {
+    await (this.#muted ? this.#publication?.mute() : this.#publication?.unmute());
   }
 
   /** @param {MediaStreamTrack} track */

@@ -13,9 +13,14 @@ export interface Participant {
   readonly trackPublications: ReadonlyMap<string, TrackPublication>;
 }
 
+export interface LocalPublication {
+  mute(): Promise<unknown>;
+  unmute(): Promise<unknown>;
+}
+
 export interface LocalParticipant {
   readonly identity: string;
-  publishTrack(track: MediaStreamTrack, options: { source: string; name: string }): Promise<unknown>;
+  publishTrack(track: MediaStreamTrack, options: { source: string; name: string }): Promise<LocalPublication>;
   unpublishTrack(track: MediaStreamTrack): Promise<unknown>;
   sendText(text: string, options: { topic: string }): Promise<{ readonly id: string }>;
 }

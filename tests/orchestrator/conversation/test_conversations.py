@@ -85,6 +85,8 @@ async def test_a_lost_worker_gets_its_conversations_back_with_their_history(host
     await until(lambda: host.texts() == ["Remember me."])
     host.chat(fault)
     await host.replied("opened with 1 messages, a-model")
+    states = [event["state"] for event in host.events if event["type"] == "conversation.state"]
+    assert states[0] == "away", "a client learns of the loss"
     host.chat("And now?")
     await until(lambda: host.texts() == ["Remember me.", "And now?"])
 
