@@ -32,9 +32,9 @@ const CALL_MS = 20_000;
  * @property {number} [height]
  * @property {boolean} [connect_livekit] default true
  * @property {string} [speaker] `agent`, `orchestrator`, or the identity of the participant on whose behalf the avatar speaks
- * @property {"http" | "datastream" | {participant: string}} [audio_source] how speech arrives: by this API, through the room, or as a participant's microphone
+ * @property {"http" | "datastream" | ParticipantSource} [audio_source] how speech arrives: by this API, through the room, or as a participant's microphone
  * @property {boolean} [captions] default true
- * @property {{voice?: string, speed?: number}} [speech] how texts are spoken; `speed` is a multiple of the voice's own pace
+ * @property {SpeechSettings} [speech] how texts are spoken
  * @property {ConversationRequest} [conversation] the avatar listens and answers
  * @property {string} [rtmp_url] where media are published when WebRTC fails; it holds a stream key: only a server should know it
  * @property {boolean} [wants_rtmp] publishes there all the time
@@ -44,6 +44,8 @@ const CALL_MS = 20_000;
  *
  * @typedef {{instructions?: string, greeting?: string, language?: string, voice?: string, llm?: ModelChoice, stt?: ModelChoice}} ConversationRequest
  * @typedef {{base_url: string, model: string, api_key?: string}} ModelChoice an address in OpenAI's dialect; for an operator's key only
+ * @typedef {{participant: string}} ParticipantSource identity of a participant whose microphone the avatar says
+ * @typedef {{voice?: string, speed?: number}} SpeechSettings `speed` is a multiple of the voice's own pace
  * @typedef {"auto" | "webrtc" | "rtmp"} PublisherMode
  *
  * @typedef {{token: string, livekit_url: string, room: string, identity: string, expires_at: string | null}} ViewerToken
