@@ -51,7 +51,11 @@ control message, which does not wait for the window, may be given.
 """
 
 
-class LinkDesync(Exception):
+class LinkLost(Exception):
+    """The link will not come back; the message says why."""
+
+
+class LinkDesync(LinkLost):
     """The agent's counts cannot belong to this session: it lost its state, or broke the protocol."""
 
 
@@ -155,10 +159,6 @@ _MAX_MESSAGE = 1 << 20
 _log = logging.getLogger(__name__)
 
 
-class LinkLost(Exception):
-    """The link will not come back; the message says why."""
-
-
 class LinkTaken(LinkLost):
     """Another link was made for the session: another orchestrator has it."""
 
@@ -169,19 +169,15 @@ class LinkOver(Exception):
     at = float("-inf")
 
 
-def _ignore(_: object) -> None:
-    """For messages without a handler."""
-
-
 @dataclass(frozen=True)
 class LinkPeer:
     """Where a link's messages come from and go to. All are called on the event loop and must not block."""
 
     pull: Pull
     on_event: Callable[[Event], None]
-    on_ack: Callable[[LinkAck], None] = _ignore
+    on_ack: Callable[[LinkAck], None] | None = None
     on_voice: Callable[[LinkVoice], None] | None = None
-    on_hello: Callable[[LinkHello], None] = _ignore
+    on_hello: Callable[[LinkHello], None] | None = None
 
 
 class AgentLink:
@@ -192,6 +188,9 @@ class AgentLink:
         open_s: how long it may take to be there for the first time.
         adopt_after: for a session that another orchestrator began: the last event of the agent that the sender got. What
             the agent has taken is then where the items begin.
+
+    Attributes:
+        up: set while the agent is there.
     """
 
     def __init__(
@@ -215,7 +214,7 @@ class AgentLink:
         self._core = LinkCore()
         self._core.events_seen = adopt_after or 0
         self._wake = asyncio.Event()
-        self._up = asyncio.Event()
+        self.up = asyncio.Event()
         self._up_at = 0.0
         self._was_up = False
         self._socket: ClientConnection | None = None
@@ -225,11 +224,7 @@ class AgentLink:
     @property
     def connected(self) -> bool:
         """Whether the agent is there now."""
-        return self._up.is_set()
-
-    async def wait_connected(self) -> None:
-        """Returns once the agent has said hello. Cancelling is harmless."""
-        await self._up.wait()
+        return self.up.is_set()
 
     def wake(self) -> None:
         """There may be something to send."""
@@ -269,8 +264,8 @@ class AgentLink:
                 reason = _judge(error)
                 refusals = refusals + 1 if isinstance(error, ConnectionRefusedError) else 0
             finally:
-                if self._up.is_set():
-                    self._up.clear()
+                if self.up.is_set():
+                    self.up.clear()
                     self.drops += 1
                     refusals = 0
                     self._metrics.link_drops.inc()
@@ -306,7 +301,15 @@ class AgentLink:
                 hello = _read(await socket.recv())
             if not isinstance(hello, LinkHello):
                 raise LinkLost("the agent did not begin with link.hello")
-            self._greet(hello)
+            if self._adopting:
+                self._core.adopt(hello.items, self._core.events_seen)
+                self._adopting = False
+            self._core.connected(hello.items)
+            self._metrics.link_connects.inc()
+            self._was_up, self._up_at = True, time.monotonic()
+            self.up.set()
+            if self._peer.on_hello is not None:
+                self._peer.on_hello(hello)
             self._socket = socket
             writer = asyncio.create_task(self._write(socket), name=f"link-write-{self.session_id}")
             writer.add_done_callback(partial(_written, socket))  # it ends by an error or with us
@@ -324,17 +327,6 @@ class AgentLink:
                 if not writer.cancelled() and not isinstance(writer.exception(), ConnectionClosed | None):
                     writer.result()
 
-    def _greet(self, hello: LinkHello) -> None:
-        if self._adopting:
-            self._core.adopt(hello.items, self._core.events_seen)
-            self._adopting = False
-        self._sync(lambda: self._core.connected(hello.items))
-        self._metrics.link_connects.inc()
-        self._was_up = True
-        self._up_at = time.monotonic()
-        self._up.set()
-        self._peer.on_hello(hello)
-
     async def _write(self, socket: ClientConnection) -> None:
         while True:
             self._wake.clear()
@@ -345,20 +337,15 @@ class AgentLink:
     def _take(self, message: str | bytes) -> None:
         received = _read(message)
         if isinstance(received, LinkAck):
-            self._sync(lambda: self._core.acked(received.items, received.buffered_s, time.monotonic()))
-            self._peer.on_ack(received)
+            self._core.acked(received.items, received.buffered_s, time.monotonic())
+            if self._peer.on_ack is not None:
+                self._peer.on_ack(received)
             self._wake.set()
         elif isinstance(received, LinkEvent):
-            if self._sync(lambda: self._core.is_new(received.id)):
+            if self._core.is_new(received.id):
                 self._peer.on_event(received.event)
         elif isinstance(received, LinkVoice) and self._peer.on_voice is not None:
             self._peer.on_voice(received)
-
-    def _sync(self, step: Callable[[], bool | None]) -> bool | None:
-        try:
-            return step()
-        except LinkDesync as error:
-            raise LinkLost(str(error)) from error
 
 
 def _written(socket: ClientConnection, writer: asyncio.Task[None]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, OrderedDict
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -20,6 +20,8 @@ LOST_S = 5.0
 RETRY_AFTER_S = 5
 """A session ends by a person's decision, so a full fleet is asked again at a person's pace."""
 _AVATARS_REMEMBERED = 1024
+_BORROWED = ""
+"""In place of a session's id."""
 
 
 @dataclass(frozen=True)
@@ -119,21 +121,18 @@ class StaticAgentPool:
     async def acquire(
         self, session_id: str, *, avatar_id: str | None = None, avoid: frozenset[str] = frozenset()
     ) -> AgentLease:
-        chosen = await self._choose(avatar_id, avoid)
-        self._held[session_id] = chosen.base_url
-        return self._agents[chosen.base_url]
-
-    async def _choose(self, avatar_id: str | None, avoid: frozenset[str]) -> AgentStatus:
-        """The agent to take. Nothing is awaited once the places are counted, so that no two callers get the last one."""
         lost = [url for url, at in self._lost.items() if time.monotonic() - at < LOST_S]
         healths: dict[str, AgentHealth | None] = {}
         for urls in ([url for url in self._agents if url not in lost], lost):
-            healths |= await self._ask_all(urls)
+            healths |= zip(urls, await asyncio.gather(*map(self._ask, urls)), strict=True)
+            # Nothing is awaited from here on, so that no two callers get the last place.
             usable = [agent for agent in self._statuses(healths) if agent.usable]
             free = [agent for agent in usable if agent.load < 1.0 and agent.base_url not in avoid]
             if free:
                 home = self._avatars.get(avatar_id or "")
-                return min(free, key=lambda agent: (agent.base_url != home, agent.load))
+                chosen = min(free, key=lambda agent: (agent.base_url != home, agent.load)).base_url
+                self._held[session_id] = chosen
+                return self._agents[chosen]
         if not usable:
             raise unavailable("none is ready")
         raise ProblemError(
@@ -144,7 +143,9 @@ class StaticAgentPool:
 
     @asynccontextmanager
     async def borrow(self) -> AsyncIterator[AgentLease]:
-        yield self._agents[(await self._choose(None, frozenset())).base_url]  # it takes no session's place
+        lease = await self.acquire(_BORROWED)
+        del self._held[_BORROWED]  # it takes no session's place
+        yield lease
 
     def adopt(self, session_id: str, name: str) -> AgentLease | None:
         lease = self._agents.get(name)
@@ -167,7 +168,8 @@ class StaticAgentPool:
             known.stale = True
 
     async def status(self) -> list[AgentStatus]:
-        return self._statuses(await self._ask_all(self._agents))
+        healths = await asyncio.gather(*map(self._ask, self._agents))
+        return self._statuses(dict(zip(self._agents, healths, strict=True)))
 
     def _statuses(self, healths: Mapping[str, AgentHealth | None]) -> list[AgentStatus]:
         held = Counter(self._held.values())
@@ -184,11 +186,6 @@ class StaticAgentPool:
 
     async def aclose(self) -> None:
         pass
-
-    async def _ask_all(self, urls: Iterable[str]) -> dict[str, AgentHealth | None]:
-        """What each says of itself, None for those that do not answer."""
-        asked = list(urls)
-        return dict(zip(asked, await asyncio.gather(*(self._ask(url) for url in asked)), strict=True))
 
     async def _ask(self, url: str) -> AgentHealth | None:
         """The agent's health, at most a second old, and no older than the last session that left it."""

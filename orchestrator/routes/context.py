@@ -6,7 +6,7 @@ Sessions owned by another orchestrator are read from the store; everything else 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar, cast
 from urllib.parse import urlsplit
@@ -123,12 +123,20 @@ def host_url(connection: HTTPConnection, public_url: str | None) -> str:
 _Answer = TypeVar("_Answer")
 
 
-async def unless_gone(request: Request, work: Coroutine[Any, Any, _Answer]) -> _Answer:
-    """The work's answer. The work is cancelled when the caller closes the connection, and when this is.
+async def run_once(
+    answers: Idempotency[_Answer],
+    request: Request,
+    key: str | None,
+    body: str,
+    operation: Callable[[], Coroutine[Any, Any, _Answer]],
+) -> _Answer:
+    """The operation's answer; with a key that was used before, the answer of then. Cancelled when the caller closes the connection,
+    at once without a key, and with one as `Idempotency.run` says.
 
     The request's body must have been read. Raises ProblemError `invalid_request` when the caller has left, which is not read, and
-    what the work raises.
+    what the operation and `Idempotency.run` raise.
     """
+    work = operation() if key is None else answers.run(key, body, operation)
     working, leaving = asyncio.create_task(work), asyncio.create_task(_gone(request))
     try:
         await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)

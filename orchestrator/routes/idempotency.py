@@ -57,14 +57,12 @@ class Idempotency(Generic[_Answer]):
         """Keys remembered."""
         return len(self._entries)
 
-    async def run(self, key: str | None, body: str, operation: Callable[[], Awaitable[_Answer]]) -> _Answer:
+    async def run(self, key: str, body: str, operation: Callable[[], Awaitable[_Answer]]) -> _Answer:
         """The operation's answer, or the one it gave before. Failures are forgotten.
 
-        With a key the operation goes on when the caller is cancelled, for `CLAIM_S`; without one it is cancelled too. Raises
-        ProblemError `idempotency_conflict` for a key that was used with another body, and what the operation and `holds` raise.
+        The operation goes on when the caller is cancelled, for `CLAIM_S`. Raises ProblemError `idempotency_conflict` for a key that
+        was used with another body, and what the operation and `holds` raise.
         """
-        if key is None:
-            return await operation()
         entry = await self._entry(key, body, operation)
         entry.waiting += 1
         if entry.unclaimed is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
@@ -18,7 +19,7 @@ from orchestrator.conversation.options import ConversationRequest
 from orchestrator.keys import Caller, Scope
 from orchestrator.public_tokens import HOLD_S, TOKEN_ID, PublicGrant, new_id, refused
 from orchestrator.routes.auth import current
-from orchestrator.routes.context import Context, Ctx, unless_gone
+from orchestrator.routes.context import Context, Ctx, run_once
 from orchestrator.routes.session_routes import StartRequest, admitted, started
 from orchestrator.session.metering import REVOKED
 from orchestrator.session.model import SessionRequest, iso
@@ -214,12 +215,9 @@ async def start_public(
     preset = _preset(ctx, grant).chosen(body.avatar_id)
     base = replace(await admitted(ctx, preset, maker), public_token=grant.token_id)
     ctx.note_address(request)
-
-    async def begin() -> dict[str, object]:
-        return await _begin(ctx, request, maker, base)
-
+    begin = partial(_begin, ctx, request, maker, base)
     own_key = idempotency_key and f"{current(request.scope).name} {idempotency_key}"
-    answer = await unless_gone(request, ctx.starts.run(own_key, body.model_dump_json(), begin))
+    answer = await run_once(ctx.starts, request, own_key, body.model_dump_json(), begin)
     request.state.session_id = answer["session_id"]
     return answer
 

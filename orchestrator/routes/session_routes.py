@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Request
@@ -23,7 +24,7 @@ from orchestrator.conversation.options import ConversationRequest
 from orchestrator.keys import Caller, Scope
 from orchestrator.routes import participant_source
 from orchestrator.routes.auth import Rule, current, require, visible
-from orchestrator.routes.context import Context, Ctx, here, host_url, stored, unless_gone, views
+from orchestrator.routes.context import Context, Ctx, here, host_url, run_once, stored, views
 from orchestrator.routes.participant_source import NEEDS_WEBRTC, NamedSource, ParticipantSource
 from orchestrator.session.model import ManagedSession, SessionRequest, iso
 from orchestrator.tts.speech_settings import SpeechSettings
@@ -176,14 +177,9 @@ async def start(
     caller = current(request.scope)
     order = await admitted(ctx, body, caller)
     ctx.note_address(request)
-
-    async def begin() -> dict[str, object]:
-        mine = sum(session.order.key == caller.name for session in ctx.sessions.registry.running())
-        ctx.access.quotas.start(caller, mine, time.monotonic())
-        return started(ctx, request, await ctx.sessions.start(order))
-
     own_key = idempotency_key and f"{caller.name} {idempotency_key}"
-    answer = await unless_gone(request, ctx.starts.run(own_key, body.model_dump_json(), begin))
+    begin = partial(_begin, ctx, request, caller, order)
+    answer = await run_once(ctx.starts, request, own_key, body.model_dump_json(), begin)
     request.state.session_id = answer["session_id"]
     return answer
 
@@ -205,6 +201,13 @@ async def _check_webhook(ctx: Context, body: StartRequest, url: str) -> None:
             field="webhook_secret",
         )
     await ctx.webhooks.check(url)
+
+
+async def _begin(ctx: Context, request: Request, caller: Caller, order: SessionRequest) -> dict[str, object]:
+    """Starts the session within its caller's quotas."""
+    mine = sum(session.order.key == caller.name for session in ctx.sessions.registry.running())
+    ctx.access.quotas.start(caller, mine, time.monotonic())
+    return started(ctx, request, await ctx.sessions.start(order))
 
 
 def started(ctx: Context, request: Request, session: ManagedSession) -> dict[str, object]:

@@ -115,6 +115,8 @@ class AgentConnection:
         on_event: called with the agent's events, except failures, which end `run`.
         on_voice: called with the agent's playout times where the orchestrator publishes the audio.
         on_hello: called with the first message of each connection.
+        on_end: called with this connection when `run` ends.
+        at_agent_s: seconds of speech that were forwarded and are not known to be heard.
         adopt_after: see `AgentLink`.
     """
 
@@ -128,18 +130,21 @@ class AgentConnection:
         on_heard: Callable[[int, float], None],
         on_event: Callable[[Event], None],
         on_voice: Callable[[LinkVoice], None] | None = None,
-        on_hello: Callable[[LinkHello], None],
+        on_hello: Callable[[LinkHello], None] | None,
+        on_end: Callable[[AgentConnection], None],
+        at_agent_s: Callable[[], float],
         adopt_after: int | None = None,
     ) -> None:
         self.lease = lease
         self.vitals = LivenessMonitor(time.monotonic())
         self._on_heard, self._forward_event = on_heard, on_event
+        self._on_end, self._at_agent_s = on_end, at_agent_s
         self._failure: asyncio.Future[ProblemError] = asyncio.get_running_loop().create_future()
         peer = LinkPeer(pull, self._on_event, self._on_ack, on_voice, on_hello)
         self.link = AgentLink(lease, session_id, peer, metrics, adopt_after=adopt_after)
 
-    async def run(self, at_agent_s: Callable[[], float]) -> None:
-        """Serves until cancelled, which closes the link. `at_agent_s`: seconds of speech that the agent has not played yet.
+    async def run(self) -> None:
+        """Serves until cancelled, which closes the link; never returns normally.
 
         Raises AgentLost, LinkOver when the agent ended the session or knows of none, and ProblemError for what the agent says went
         wrong with the session itself.
@@ -153,10 +158,11 @@ class AgentConnection:
                     raise self._judge(self._failure.result())
                 if link.done():
                     self._end(link)
-                self._check(time.monotonic(), at_agent_s())
+                self._check(time.monotonic(), max(self._at_agent_s(), self.vitals.buffered_s))
         finally:
             link.cancel()
             await asyncio.gather(link, return_exceptions=True)
+            self._on_end(self)
 
     def figures(self, now: float) -> dict[str, Any]:
         """For `/debug/audio`: what the agent said last, and how long ago."""

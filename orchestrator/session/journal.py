@@ -116,7 +116,7 @@ class SessionJournal:
         """
         self._held[session_id] = record
         try:
-            ours = await self.store.claim(session_id, self.owner, LEASE_S) and await self.store.save(record())
+            ours = await self.store.save(record(), LEASE_S)
         except StoreError as error:
             self.failed(error)
             if self.store.shared and not known:

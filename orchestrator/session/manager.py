@@ -6,6 +6,7 @@ import asyncio
 import secrets
 import string
 import time
+from collections.abc import Coroutine
 from dataclasses import replace
 from typing import Any
 
@@ -28,10 +29,12 @@ class SessionRegistry:
         self._keep_s = keep_s
         self._sessions: dict[str, ManagedSession] = {}
 
-    def add(self, session: ManagedSession) -> None:
-        """A new session."""
+    def add(self, session: ManagedSession, run: Coroutine[Any, Any, None]) -> None:
+        """A new session; `run` runs it, in the task that owns it."""
         self._prune()
         self._sessions[session.session_id] = session
+        session.owner = asyncio.create_task(run, name=f"session-{session.session_id}")
+        session.owner.add_done_callback(lambda _: self._owner_ended(session))
 
     def forget(self, session: ManagedSession) -> None:
         """Removes a session whose start failed, so that it is never listed."""
@@ -65,6 +68,13 @@ class SessionRegistry:
     def running(self) -> list[ManagedSession]:
         """Those that have not ended."""
         return [session for session in self._sessions.values() if not session.ended]
+
+    def _owner_ended(self, session: ManagedSession) -> None:
+        """One that was cancelled before its first step has done nothing, and `started` is still open."""
+        if not session.started.done():
+            session.started.set_exception(session.over())
+            session.started.exception()
+            self.forget(session)
 
     def _prune(self) -> None:
         ended = [session for session in self._sessions.values() if session.ended]
@@ -111,7 +121,7 @@ class SessionManager:
             expires_at=time.time() + min(self.options.max_s, order.max_s or self.options.max_s),
             started=asyncio.get_running_loop().create_future(),
         )
-        self._begin(session)
+        self.registry.add(session, SessionRunner(session, self._services, self.options, self._ended).run())
         metrics = self._services.metrics
         try:
             await asyncio.shield(session.started)
@@ -128,7 +138,7 @@ class SessionManager:
     def adopt(self, record: StoredSession) -> ManagedSession:
         """Goes on with a session that another process began; its lease is ours. Returns at once: `started` resolves later."""
         session = from_record(record, self._services.ledger.seal)
-        self._begin(session, record)
+        self.registry.add(session, SessionRunner(session, self._services, self.options, self._ended, record).run())
         return session
 
     def admit(self) -> None:
@@ -226,31 +236,15 @@ class SessionManager:
         session.snapshot, session.snapshot_at, session.publisher_mode = snapshot, time.monotonic(), mode
         return snapshot
 
-    def _begin(self, session: ManagedSession, known: StoredSession | None = None) -> None:
-        """Starts the task that owns the session, in the registry from now on."""
-        self.registry.add(session)
-        owner = SessionRunner(session, self._services, self.options, known)
-        session.owner = asyncio.create_task(self._own(session, owner), name=f"session-{session.session_id}")
-        session.owner.add_done_callback(lambda _: self._owned(session))
-
-    async def _own(self, session: ManagedSession, owner: SessionRunner) -> None:
-        try:
-            await owner.run()
-        finally:
-            if session.end_reason == HANDED_OVER:
-                self.registry.forget(session)
-            elif session.started.done() and session.started.exception() is not None and not session.adopted:
-                self.registry.forget(session)
-                self._services.ledger.forget(session.session_id)
-            else:
-                self._services.ledger.leave(session.session_id)
-
-    def _owned(self, session: ManagedSession) -> None:
-        """The owner has ended. One that was cancelled before its first step has done nothing, not even said so."""
-        if not session.started.done():
-            session.started.set_exception(session.over())
-            session.started.exception()
+    def _ended(self, session: ManagedSession) -> None:
+        """The session has ended here: it is kept for a while, unless it never was, or goes on elsewhere."""
+        if session.end_reason == HANDED_OVER:
             self.registry.forget(session)
+        elif session.started.done() and session.started.exception() is not None and not session.adopted:
+            self.registry.forget(session)
+            self._services.ledger.forget(session.session_id)
+        else:
+            self._services.ledger.leave(session.session_id)
 
 
 def _moving(session: ManagedSession) -> ProblemError:

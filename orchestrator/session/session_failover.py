@@ -95,7 +95,27 @@ class Placement:
             await self._settle(lease)
         session.lease = lease
         self._services.ledger.note(session.session_id)
-        call = self._services.agents.start(lease, self._request(session), timeout_s or self._options.start_timeout_s)
+        minter, order, ttl_s = self._services.minter, session.order, session.expires_at - time.time()
+        request = AgentStartRequest(
+            session_id=session.session_id,
+            room=order.room,
+            livekit_url=minter.url,
+            livekit_token=minter.avatar(order.room, session.identity, ttl_s, name="Avatar", on_behalf_of=order.speaker),
+            avatar=order.avatar,
+            picture=order.picture,
+            engine=order.engine,
+            connect_livekit=order.connect_livekit,
+            voice=order.voice,
+            livekit_agent=order.speaker if order.audio_source is AudioSource.DATASTREAM else None,
+            microphone_of=order.speaker if order.audio_source is AudioSource.PARTICIPANT else None,
+            rtmp=_rtmp_target(session),
+            probe_token=minter.probe(order.room, f"probe-{session.session_id}", ttl_s),
+            captions=order.captions,
+            publisher_mode=session.publisher_mode,
+            max_duration_s=max(1, round(ttl_s)),
+            backlog_s=min(600, int(self._options.limits.backlog_s) + _AGENT_BACKLOG_MARGIN_S),
+        )
+        call = self._services.agents.start(lease, request, timeout_s or self._options.start_timeout_s)
         starting = asyncio.create_task(call, name=f"start-{session.session_id}")
         try:
             session.snapshot = await asyncio.shield(starting)
@@ -105,13 +125,17 @@ class Placement:
             self._services.background.spawn(undo, f"undo-{session.session_id}", awaited=True)
             raise
         except ProblemError as error:
-            session.lease = None
-            if error.code is ErrorCode.AGENT_UNAVAILABLE:
-                self._services.pool.detach(session.session_id)
-                self.leave(session, lease)
-            else:
-                self._services.pool.release(session.session_id)
+            self._not_started(session, lease, error)
             raise
+
+    def _not_started(self, session: ManagedSession, lease: AgentLease, error: ProblemError) -> None:
+        """Gives the place back, unless the agent may still have to be reached."""
+        session.lease = None
+        if error.code is ErrorCode.AGENT_UNAVAILABLE:
+            self._services.pool.detach(session.session_id)
+            self.leave(session, lease)
+        else:
+            self._services.pool.release(session.session_id)
 
     def leave(self, session: ManagedSession, lease: AgentLease) -> None:
         """Has the session stopped in the background where the agent did not answer: one that hangs may wake up and speak again."""
@@ -154,36 +178,12 @@ class Placement:
             await self._services.agents.stop(lease, session.session_id)
         await self._services.rooms.remove(session.order.room, session.identity)
 
-    def _request(self, session: ManagedSession) -> AgentStartRequest:
-        """The same at every agent, but for tokens."""
-        minter, order = self._services.minter, session.order
-        ttl_s = session.expires_at - time.time()
-        token = minter.avatar(order.room, session.identity, ttl_s, name="Avatar", on_behalf_of=order.speaker)
-        return AgentStartRequest(
-            session_id=session.session_id,
-            room=order.room,
-            livekit_url=minter.url,
-            livekit_token=token,
-            avatar=order.avatar,
-            picture=order.picture,
-            engine=order.engine,
-            connect_livekit=order.connect_livekit,
-            voice=order.voice,
-            livekit_agent=order.speaker if order.audio_source is AudioSource.DATASTREAM else None,
-            microphone_of=order.speaker if order.audio_source is AudioSource.PARTICIPANT else None,
-            rtmp=self._target(session),
-            probe_token=minter.probe(order.room, f"probe-{session.session_id}", ttl_s),
-            captions=order.captions,
-            publisher_mode=session.publisher_mode,
-            max_duration_s=max(1, round(ttl_s)),
-            backlog_s=min(600, int(self._options.limits.backlog_s) + _AGENT_BACKLOG_MARGIN_S),
-        )
 
-    def _target(self, session: ManagedSession) -> RtmpTarget | None:
-        order = session.order
-        if order.rtmp_url is not None:
-            return RtmpTarget(url=order.rtmp_url, beside=order.wants_rtmp)
-        return session.ingress.target if session.ingress is not None else None
+def _rtmp_target(session: ManagedSession) -> RtmpTarget | None:
+    order = session.order
+    if order.rtmp_url is not None:
+        return RtmpTarget(url=order.rtmp_url, beside=order.wants_rtmp)
+    return session.ingress.target if session.ingress is not None else None
 
 
 MOVE_S = 20.0

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from musetalk_agent.protocol.http import AudioSource, SessionState
+from musetalk_agent.protocol.http import AudioSource, SessionState, VoiceSource
 from musetalk_agent.protocol.messages import CLOSE_RESTART
 from musetalk_agent.protocol.problems import ErrorCode, Problem, ProblemError
 from orchestrator.agents.agent_client import AgentClient, AgentLease
@@ -110,6 +111,7 @@ class SessionRunner:
     """Runs one session. `end_reason` set on the session before `run` is cancelled says why it ends.
 
     Args:
+        on_end: called with the session once nothing of it is left.
         known: what the store has of a session that another process began.
     """
 
@@ -118,9 +120,11 @@ class SessionRunner:
         session: ManagedSession,
         services: SessionDeps,
         options: SessionOptions,
+        on_end: Callable[[ManagedSession], None],
         known: StoredSession | None = None,
     ) -> None:
         self._session = session
+        self._on_end = on_end
         self._known = known
         self._services = services
         self._options = options
@@ -156,39 +160,35 @@ class SessionRunner:
             _log.exception("session failed", extra={"session_id": session.session_id})
             problem, reason = _broken(), ErrorCode.INTERNAL.value
         session.end_reason = session.end_reason or reason  # from here on `stop` waits and does not cancel
-        if session.end_reason == HANDED_OVER:
-            await self._hand_over()
-        else:
-            await self._close(problem)
+        try:
+            await (self._hand_over() if session.end_reason == HANDED_OVER else self._close(problem))
+        finally:
+            self._on_end(session)
 
     # --- the beginning
 
     async def _enter(self) -> None:
-        """Opens the session, or takes it up where another process was lost."""
-        session, known, ledger = self._session, self._known, self._services.ledger
-        record = partial(to_record, session, ledger)
+        """Opens the session: room, ingress, place at an agent, avatar in the room; or takes it up where another process was lost.
+
+        What it did is on the session for `_close` to undo.
+        """
+        session, known, services = self._session, self._known, self._services
+        order, ledger, ingresses = session.order, services.ledger, services.ingresses
         if known is not None and known.agent_url is not None:
-            session.lease = self._services.pool.adopt(session.session_id, known.agent_url)
+            session.lease = services.pool.adopt(session.session_id, known.agent_url)
+        record = partial(to_record, session, ledger)
         if not await ledger.enter(session.session_id, record, known=known is not None):
             raise TakenOver
-        if known is None:
-            await self._open()
-        elif known.state is SessionState.STARTING:
-            text = "The session was lost while it was starting. Start another one."
-            raise ProblemError(ErrorCode.AGENT_UNAVAILABLE, text)
-        elif not session.readable:
-            text = "The session was lost: what was stored of it cannot be read with this LIVEKIT_API_SECRET."
-            raise ProblemError(ErrorCode.INTERNAL, text)
-
-    async def _open(self) -> None:
-        """Room, ingress, place at an agent, avatar in the room. What it did is on the session for `_close` to undo."""
-        session, order, ingresses = self._session, self._session.order, self._services.ingresses
-        self._services.voices.reserve(session)
+        if known is not None:
+            _check_adopted(session, known)
+            return
+        if order.voice is VoiceSource.ORCHESTRATOR and order.connect_livekit:
+            services.voices.reserve(session)
         making: asyncio.Task[RoomIngress | None] | None = None
         if order.connect_livekit and order.rtmp_url is None and ingresses is not None:
             making = asyncio.create_task(ingresses.create(order.room, session.identity, "Avatar"))
         try:
-            await self._services.rooms.ensure(order.room)
+            await services.rooms.ensure(order.room)
         finally:
             if making is not None:
                 session.ingress = await making
@@ -209,7 +209,8 @@ class SessionRunner:
         session.live = live
         tasks: set[asyncio.Task[Any]] = {asyncio.create_task(live.run(), name=f"live-{session.session_id}")}
         try:
-            self._services.voices.begin(session)
+            if self._services.voices.joins(session.order):
+                self._services.voices.begin(session, live)
             await (self._link(live) if self._known is None else self._relink(live, self._known))
             await self._converse()
             publish_state(self._services.events, session, SessionState.READY, "adopted" if self._known else None)
@@ -272,11 +273,10 @@ class SessionRunner:
         """Opens the link to the session's agent. Raises what ended it, or AgentLost when it takes too long."""
         lease = self._session.lease
         assert lease is not None
-        self._serving = serving = asyncio.create_task(
-            live.serve(lease, adopt_after=adopt_after, follower=self._services.voices.follower(self._session)),
-            name=f"serve-{live.session_id}",
-        )
-        up = asyncio.create_task(live.wait_connected())
+        follower = self._services.voices.follower(self._session)
+        side = live.attach_agent(lease, adopt_after=adopt_after, follower=follower)
+        self._serving = serving = asyncio.create_task(side.run(), name=f"serve-{live.session_id}")
+        up = asyncio.create_task(side.link.up.wait())
         try:
             await asyncio.wait({up, serving}, timeout=LINK_OPEN_S, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -493,6 +493,16 @@ class TakenOver(Exception):
 
 async def _raise(lost: AgentLost) -> None:
     raise lost
+
+
+def _check_adopted(session: ManagedSession, known: StoredSession) -> None:
+    """Raises ProblemError for a session of another process that cannot go on."""
+    if known.state is SessionState.STARTING:
+        text = "The session was lost while it was starting. Start another one."
+        raise ProblemError(ErrorCode.AGENT_UNAVAILABLE, text)
+    if not session.readable:
+        text = "The session was lost: what was stored of it cannot be read with this LIVEKIT_API_SECRET."
+        raise ProblemError(ErrorCode.INTERNAL, text)
 
 
 def _cancelled() -> bool:

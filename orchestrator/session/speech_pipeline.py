@@ -1,6 +1,6 @@
 """The audio path of one running session: its segments, what renders them, the messages to its sender. All on one event loop.
 
-An agent renders the segments (`serve`), or the standby voice while there is no agent (`attach_renderer`).
+An agent renders the segments (`attach_agent`), or the standby voice while there is no agent (`attach_renderer`).
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ ACK_EVERY_S = 0.2
 
 
 class SpeechPipeline:
-    """The audio path of one session. `run()` must be running, and `serve()` as long as an agent has the session."""
+    """The audio path of one session. `run()` must be running, and the connection of `attach_agent` as long as it lasts."""
 
     def __init__(
         self,
@@ -195,14 +195,14 @@ class SpeechPipeline:
         finally:
             await self.speech.aclose()
 
-    async def serve(
+    def attach_agent(
         self, lease: AgentLease, *, adopt_after: int | None = None, follower: PlayoutFollower | None = None
-    ) -> None:
-        """Renders the speech through this agent until cancelled, which closes the link; never returns normally.
+    ) -> AgentConnection:
+        """Renders the speech through this agent from now on. Run the connection: it ends with the agent, or when cancelled.
 
-        `follower` plays the same audio in the orchestrator's own voice. Raises what `AgentConnection.run` raises.
+        `follower` plays the same audio in the orchestrator's own voice.
         """
-        side = AgentConnection(
+        self.side = AgentConnection(
             self.session_id,
             lease,
             self._metrics,
@@ -210,17 +210,18 @@ class SpeechPipeline:
             on_heard=self.on_heard,
             on_event=self.on_event,
             on_voice=follower.on_voice if follower is not None else None,
-            on_hello=self._greeted,
+            on_hello=self._greeted if self._inherited is not None else None,
+            on_end=self._detach_agent,
+            at_agent_s=lambda: self._tracker.at_agent_s,
             adopt_after=adopt_after,
         )
-        self.side = side
-        self.attach_renderer(side.link)
-        try:
-            await side.run(lambda: max(self._tracker.at_agent_s, side.vitals.buffered_s))
-        finally:
-            self._drops_before += side.link.drops
-            if self.side is side:
-                self.side = None
+        self.attach_renderer(self.side.link)
+        return self.side
+
+    def _detach_agent(self, side: AgentConnection) -> None:
+        self._drops_before += side.link.drops
+        if self.side is side:
+            self.side = None
 
     def inherit(self, known: Progress) -> None:
         """Another process had the session before; what its agent says of it counts more than what is known here."""
@@ -250,12 +251,6 @@ class SpeechPipeline:
             received_samples=self.ingest.received_samples,
             cleared_samples=self._cleared_samples,
         )
-
-    async def wait_connected(self) -> None:
-        """Returns once the agent's `/audio` is open."""
-        while self.side is None:  # noqa: ASYNC110 - `serve` was started a moment ago
-            await asyncio.sleep(0)
-        await self.side.link.wait_connected()
 
     def attach_renderer(self, speaker: Renderer) -> None:
         """Renders the speech from now on; pulls it with `next_item`."""

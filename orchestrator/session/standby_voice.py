@@ -30,7 +30,7 @@ from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.audio.outgoing_segment import BYTES_PER_SAMPLE, DEFAULT_RATE, LinkMessage
 from orchestrator.livekit_rooms import Rooms, TokenMinter
 from orchestrator.metrics import Metrics
-from orchestrator.session.model import ManagedSession
+from orchestrator.session.model import ManagedSession, SessionRequest
 from orchestrator.session.speech_pipeline import PlayoutFollower, SpeechPipeline
 from orchestrator.voice.voice_worker import LINES_MAX, VoiceBusyError, VoiceLine, VoiceWorker
 from orchestrator.voice.worker_messages import LineReport
@@ -276,23 +276,20 @@ class StandbyVoices:
         await self._worker.aclose()
 
     def reserve(self, session: ManagedSession) -> None:
-        """Keeps a line for a session that is starting. Raises ProblemError `at_capacity` when it needs one and none is left."""
-        order = session.order
-        if order.voice is not VoiceSource.ORCHESTRATOR or not order.connect_livekit:
-            return
+        """Keeps a line for a session that is starting and will need one. Raises ProblemError `at_capacity` when none is left."""
         if len(self._worker.lines) + len(self._reserved) >= LINES_MAX:
             raise _busy()
         self._reserved.add(session.session_id)
 
-    def begin(self, session: ManagedSession) -> None:
-        """The session's audio path is there. Raises ProblemError `at_capacity` when it is to speak and has no line left."""
-        order, live = session.order, session.live
-        self._reserved.discard(session.session_id)
-        if live is None or not order.connect_livekit:
-            return
+    def joins(self, order: SessionRequest) -> bool:
+        """Whether the voice is in a session's room from its start, and not only while there is no agent."""
         always = order.voice is VoiceSource.ORCHESTRATOR
-        if self._standby is VoiceStandby.OFF and not always:
-            return
+        return order.connect_livekit and (always or self._standby is VoiceStandby.JOINED)
+
+    def begin(self, session: ManagedSession, live: SpeechPipeline) -> None:
+        """Joins the room. Raises ProblemError `at_capacity` when the orchestrator is to speak and has no line left."""
+        self._reserved.discard(session.session_id)
+        always = session.order.voice is VoiceSource.ORCHESTRATOR
         voicing = StandbyVoice(live, self._maker(session), always=always, joined=self._standby is VoiceStandby.JOINED)
         try:
             voicing.open()
@@ -310,7 +307,14 @@ class StandbyVoices:
     @asynccontextmanager
     async def stand_in(self, session: ManagedSession) -> AsyncIterator[None]:
         """Speaks from the moment the session's agent is lost until the next one is ready to."""
-        voicing = self._voicings.get(session.session_id)
+        voicing, live = self._voicings.get(session.session_id), session.live
+        if (
+            voicing is None
+            and live is not None
+            and session.order.connect_livekit
+            and self._standby is VoiceStandby.WARM
+        ):
+            voicing = self._voicings[session.session_id] = StandbyVoice(live, self._maker(session))
         if voicing is None:
             yield
             return

@@ -52,7 +52,8 @@ if ARGV[3] == '' and known and known.ended_at and known.ended_at ~= cjson.null t
 if ARGV[3] == '' then redis.call('SET', KEYS[2], ARGV[2])
 else redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[3]) end
 redis.call('SADD', KEYS[3], ARGV[4])
-if ARGV[5] == 'release' then redis.call('DEL', KEYS[1]) end
+if ARGV[5] == 'release' then redis.call('DEL', KEYS[1])
+elseif ARGV[5] ~= '' then redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[5]) end
 return 1
 """
 )
@@ -129,8 +130,9 @@ class RedisStore:
         except (RedisError, OSError, TimeoutError):
             pass  # it was going away anyhow
 
-    async def save(self, session: StoredSession) -> bool:
-        return bool(await self._call(self._redis.eval(*self._save(session, session.owner))))
+    async def save(self, session: StoredSession, claim_s: float | None = None) -> bool:
+        then = "" if claim_s is None else str(round(claim_s * 1000))
+        return bool(await self._call(self._redis.eval(*self._save(session, session.owner, then))))
 
     async def save_all(self, sessions: Sequence[StoredSession]) -> set[str]:
         def fill(pipeline: Pipeline) -> None:
@@ -144,7 +146,7 @@ class RedisStore:
         return bool(await self._call(self._redis.eval(*self._save(session, owner, "release"))))
 
     def _save(self, session: StoredSession, owner: str, then: str = "") -> tuple[Any, ...]:
-        """The command that writes a record as `owner`."""
+        """The command that writes a record as `owner`; then it releases the lease, or takes it for so many milliseconds."""
         keep_ms: int | str = ""
         if session.ended_at is not None:
             keep_ms = max(1, round((session.ended_at + self._keep_s - time.time()) * 1000))

@@ -153,10 +153,11 @@ class SessionStore(Protocol):
         """Closes the connections, within seconds. Never raises."""
         ...
 
-    async def save(self, session: StoredSession) -> bool:
+    async def save(self, session: StoredSession, claim_s: float | None = None) -> bool:
         """Writes the record. False, and nothing is written, when the session is another owner's now.
 
-        It is while another one holds the lease, and where none does when the stored record names another owner.
+        It is while another one holds the lease, and where none does when the stored record names another owner. `claim_s`: in the
+        same step its owner takes the lease, or prolongs it, for so many seconds.
         """
         ...
 

@@ -72,7 +72,9 @@ class SqliteStore:
                     await asyncio.get_running_loop().run_in_executor(self._thread, database.close)
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    async def save(self, session: StoredSession) -> bool:
+    async def save(self, session: StoredSession, claim_s: float | None = None) -> bool:
+        if claim_s is not None and not await self.claim(session.session_id, session.owner, claim_s):
+            return False
         return not await self.save_all([session])
 
     async def save_all(self, sessions: Sequence[StoredSession]) -> set[str]:

@@ -65,9 +65,12 @@ class MemoryStore:
         self.records[session.session_id] = session
         return True
 
-    async def save(self, session: StoredSession) -> bool:
+    async def save(self, session: StoredSession, claim_s: float | None = None) -> bool:
         await self._call("save")
-        return self._write(session, session.owner, brings_back=session.ended)
+        written = self._write(session, session.owner, brings_back=session.ended)
+        if written and claim_s is not None:
+            self.leases[session.session_id] = session.owner, time.monotonic() + claim_s
+        return written
 
     async def save_all(self, sessions: Sequence[StoredSession]) -> set[str]:
         await self._call("save_all")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -11,10 +12,11 @@ from typing import Any, cast
 
 import pytest
 
-from musetalk_agent.protocol.http import AgentStartRequest, AvatarSource, Picture
+from musetalk_agent.protocol.http import AvatarSource, Picture
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.agents.agent_client import AgentClient
 from orchestrator.agents.modal_pool import HEADER, ModalAgentPool, ModalOptions, ModalSessions
+from orchestrator.livekit_rooms import LiveKitKeys, TokenMinter
 from orchestrator.session.deps import BackgroundTasks, SessionDeps
 from orchestrator.session.model import ManagedSession, SessionOptions, SessionRequest
 from orchestrator.session.session_failover import Placement
@@ -24,9 +26,7 @@ from tests.fakes.sticky_router import StickyRouter, router_server
 from tests.waiting import NEVER_S, until
 
 ORDER = SessionRequest(room="r", avatar=AvatarSource(), picture=Picture(), engine="pattern")
-REQUEST = AgentStartRequest(
-    session_id="ses_a", room="r", livekit_url="ws://x", livekit_token="t", avatar=AvatarSource()
-)
+MINTER = TokenMinter(LiveKitKeys("ws://x", "ws://x", "devkey", "secretsecretsecretsecretsecret00"))
 
 
 @dataclass
@@ -222,12 +222,13 @@ async def test_a_start_that_every_container_fails_ends(
         placing = Placement(
             cast(
                 "SessionDeps",
-                SimpleNamespace(pool=here.pool, agents=agents, ledger=Notes(), background=BackgroundTasks()),
+                SimpleNamespace(
+                    pool=here.pool, agents=agents, minter=MINTER, ledger=Notes(), background=BackgroundTasks()
+                ),
             ),
             SessionOptions(),
         )
-        monkeypatch.setattr(placing, "_request", lambda session: REQUEST)
-        session = ManagedSession("ses_a", ORDER, 0.0, asyncio.get_running_loop().create_future())
+        session = ManagedSession("ses_a", ORDER, time.time() + 60, asyncio.get_running_loop().create_future())
         async with asyncio.timeout(NEVER_S):
             with pytest.raises(ProblemError) as caught:
                 await placing.place(session)

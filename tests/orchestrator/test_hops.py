@@ -1,51 +1,69 @@
-"""The way of a PCM chunk through the orchestrator, as docs/architecture.md lists it."""
+"""The functions that a PCM chunk and a start pass in the orchestrator, as docs/architecture.md lists them."""
 
 from __future__ import annotations
 
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from musetalk_agent.protocol.messages import LinkHello
 from orchestrator.agents.agent_client import AgentLease
 from orchestrator.agents.agent_link import AgentLink, LinkPeer
 from orchestrator.audio.ingest import AudioFormat, AudioLimits, PcmDecoder
 from orchestrator.events import EventBus
 from orchestrator.metrics import Metrics
 from orchestrator.session.speech_pipeline import SpeechPipeline
+from tests.fakes.stage import Stage
 
 ROOT = Path(__file__).parents[2]
-MOST = 13
+MOST_OF_A_CHUNK, MOST_OF_A_START = 13, 32
 RATE = 16_000
 
 
-def traced(work: Callable[[], object]) -> list[str]:
-    """Functions of ours that `work` calls, in order."""
-    called: list[str] = []
+Call = tuple[str, str]
+"""File within the package, and the function's qualified name."""
+
+
+@contextmanager
+def tracing() -> Iterator[list[Call]]:
+    """Functions of ours that are entered meanwhile, in order; coroutines also whenever they go on."""
+    called: list[Call] = []
 
     def on_call(frame: FrameType, event: str, _: Any) -> None:
         code = frame.f_code
-        ours = code.co_filename.startswith((str(ROOT / "orchestrator"), str(ROOT / "musetalk_agent")))
-        if event == "call" and ours and not code.co_name.startswith("<"):
-            called.append(code.co_qualname)
+        package, _, file = code.co_filename.removeprefix(f"{ROOT}/").partition("/")
+        if event == "call" and package in ("orchestrator", "musetalk_agent") and not code.co_name.startswith("<"):
+            called.append((file, code.co_qualname))
 
     sys.setprofile(on_call)
     try:
-        work()
+        yield called
     finally:
         sys.setprofile(None)
+
+
+def traced(work: Callable[[], object]) -> list[Call]:
+    with tracing() as called:
+        work()
     return called
+
+
+def documented(heading: str) -> list[Call]:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    section = text.split(heading, 1)[1].split("\n#", 1)[0]
+    hops = re.findall(r"^(\d+)\. `([\w./]+)` `([\w.]+)`:", section, re.MULTILINE)
+    assert [int(number) for number, _, _ in hops] == list(range(1, len(hops) + 1))
+    return [(file, name) for _, file, name in hops]
 
 
 async def test_a_pcm_chunk_takes_the_documented_way() -> None:
     metrics = Metrics()
     live = SpeechPipeline("ses_1", AudioLimits(), metrics, EventBus(metrics))
     link = AgentLink(AgentLease("http://agent"), "ses_1", LinkPeer(live.next_item, live.on_event), metrics)
-    link._greet(LinkHello(items=0))
     live.attach_renderer(link)
     decoder = PcmDecoder(AudioFormat.S16LE)
 
@@ -55,8 +73,16 @@ async def test_a_pcm_chunk_takes_the_documented_way() -> None:
     live.ingest.push(bytes(640), decoder, RATE)
     while forward() is not None:  # the segment is open and announced: what follows is the way of every later chunk
         pass
-    way = ["_read", *traced(lambda: live.ingest.push(bytes(640), decoder, RATE)), "AgentLink._write", *traced(forward)]
-    text = (ROOT / "docs" / "architecture.md").read_text()
-    section = text.split("### In the orchestrator", 1)[1].split("\n#", 1)[0]
-    assert way == re.findall(r"^\d+\. .*? `([\w.]+)`:", section, re.MULTILINE)
-    assert len(way) <= MOST
+    way = [("routes/audio_ws.py", "_read"), *traced(lambda: live.ingest.push(bytes(640), decoder, RATE))]
+    way += [("agents/agent_link.py", "AgentLink._write"), *traced(forward)]
+    assert way == documented("### In the orchestrator")
+    assert len(way) <= MOST_OF_A_CHUNK
+
+
+async def test_a_start_takes_the_documented_way(running: Stage) -> None:
+    hops = documented("#### A start, from its route on")
+    with tracing() as called:
+        await running.start()
+    trace = iter(called)
+    missing = [hop for hop in hops if hop not in trace]  # `in` goes on in the trace where the last hop was found
+    assert missing == [] and len(hops) <= MOST_OF_A_START

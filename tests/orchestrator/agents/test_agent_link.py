@@ -140,7 +140,7 @@ async def test_an_agent_that_was_there_is_given_up_sooner_and_at_once_when_its_p
             between = await network.enter_async_context(relay(url))
             link = AgentLink(AgentLease(between.url, HEADERS), "s", Source().peer(), Metrics(), give_up_s=0.5)
             with running(link) as task:
-                await link.wait_connected()
+                await link.up.wait()
                 if refuses:
                     between.refuse = True
                     between.cut()
@@ -184,7 +184,7 @@ async def test_going_away_is_the_end_of_the_session() -> None:
     async with agent_behind_relay() as (_, session, between):
         link = AgentLink(AgentLease(between.url, HEADERS), "s", Source().peer(), Metrics())
         with running(link) as task:
-            await link.wait_connected()
+            await link.up.wait()
             await session.sockets[0].close(1001)
             with pytest.raises(LinkOver):
                 await asyncio.wait_for(task, NEVER_S)
@@ -230,7 +230,7 @@ async def test_a_cancel_at_any_moment_of_a_drop_ends_the_link() -> None:
         for iterations in range(40):
             link = AgentLink(lease, "s", Source().peer(), Metrics())
             task = asyncio.create_task(link.run())
-            await link.wait_connected()
+            await link.up.wait()
             drop.set()
             for _ in range(iterations):
                 await asyncio.sleep(0)

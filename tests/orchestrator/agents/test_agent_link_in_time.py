@@ -14,7 +14,7 @@ import pytest
 from musetalk_agent.protocol.http import AgentStartRequest, AvatarSource, Picture
 from musetalk_agent.protocol.messages import TAKEN_OVER
 from orchestrator.agents.agent_client import AgentLease
-from orchestrator.agents.agent_link import AgentLink, LinkLost, LinkOver, LinkPeer, LinkTaken
+from orchestrator.agents.agent_link import AgentLink, LinkDesync, LinkLost, LinkOver, LinkPeer, LinkTaken
 from orchestrator.audio.outgoing_segment import LinkMessage
 from orchestrator.metrics import Metrics
 from tests.fakes.agent_server import AGENT_KEY, FakeAgent
@@ -91,7 +91,7 @@ async def test_an_agent_that_is_not_there_yet_is_tried_with_growing_pauses_for_f
 @virtually
 async def test_one_that_was_there_and_refuses_twice_is_gone() -> None:
     async with linked() as here:
-        await here.link.wait_connected()
+        await here.link.up.wait()
         await asyncio.sleep(10.0)
         here.network.kill(URL)
         error, at = await here.lost()
@@ -102,7 +102,7 @@ async def test_one_that_was_there_and_refuses_twice_is_gone() -> None:
 @virtually
 async def test_one_that_was_there_and_is_not_reached_has_one_and_a_half_seconds() -> None:
     async with linked() as here:
-        await here.link.wait_connected()
+        await here.link.up.wait()
         await asyncio.sleep(10.0)
         here.agent.refuse_link = True
         here.network.cut(URL)
@@ -116,7 +116,7 @@ def test_a_connection_that_held_for_a_second_is_made_again_at_once(held_s: float
     @virtually
     async def played() -> None:
         async with linked() as here:
-            await here.link.wait_connected()
+            await here.link.up.wait()
             await asyncio.sleep(held_s)
             here.network.cut(URL)
             await asyncio.sleep(0.5)
@@ -129,7 +129,7 @@ def test_a_connection_that_held_for_a_second_is_made_again_at_once(held_s: float
 @virtually
 async def test_a_link_that_drops_again_and_again_is_no_storm() -> None:
     async with linked() as here:
-        await here.link.wait_connected()
+        await here.link.up.wait()
         for _ in range(20):
             here.network.cut(URL)
             await asyncio.sleep(0.5)
@@ -142,7 +142,7 @@ async def test_a_link_that_drops_again_and_again_is_no_storm() -> None:
     ("ends", "kind", "why"),
     [
         (lambda agent: agent.sessions.clear(), LinkOver, "no such session any more"),
-        (lambda agent: setattr(agent.only, "items", 99), LinkLost, "has taken 99 items, 0 to 0 were expected"),
+        (lambda agent: setattr(agent.only, "items", 99), LinkDesync, "has taken 99 items, 0 to 0 were expected"),
     ],
 )
 def test_what_another_connection_would_not_change_ends_it_at_the_next_one(
@@ -151,7 +151,7 @@ def test_what_another_connection_would_not_change_ends_it_at_the_next_one(
     @virtually
     async def played() -> None:
         async with linked() as here:
-            await here.link.wait_connected()
+            await here.link.up.wait()
             await asyncio.sleep(5.0)
             ends(here.agent)
             here.network.cut(URL)
@@ -169,7 +169,7 @@ def test_what_an_agents_close_says(code: int, reason: str, kind: type[Exception]
     @virtually
     async def played() -> None:
         async with linked() as here:
-            await here.link.wait_connected()
+            await here.link.up.wait()
             (socket,) = here.agent.only.sockets
             await socket.close(code, reason)
             error, _ = await here.lost()
@@ -181,7 +181,7 @@ def test_what_an_agents_close_says(code: int, reason: str, kind: type[Exception]
 @virtually
 async def test_items_that_were_under_way_when_it_broke_arrive_once() -> None:
     async with linked() as here:
-        await here.link.wait_connected()
+        await here.link.up.wait()
         here.agent.drop_link_after = 3
         here.items += [
             LinkMessage('{"type":"segment.start","segment":1,"sample_rate":16000}'),

@@ -100,6 +100,19 @@ async def test_one_holds_the_lease_until_it_expires_or_is_given_back(store: Sess
     assert await store.claim("ses_a", "one", 30)
 
 
+async def test_a_record_is_written_and_its_lease_taken_in_one_step(store: SessionStore) -> None:
+    assert await store.save(stored(), 30) and await store.save(stored(moves=1), 30)
+    assert await store.holder("ses_a") == "one"
+    assert not await store.save(stored(owner="two", moves=2), 30)
+    assert await store.holder("ses_a") == "one" and (await store.sessions())[0].moves == 1
+    assert await store.save(stored("ses_b"), 0.05)
+
+    async def free() -> bool:
+        return await store.holder("ses_b") is None
+
+    await until(free)
+
+
 async def test_ten_who_claim_at_once_are_one_who_gets_it(store: SessionStore) -> None:
     for session_id in ("ses_a", "ses_b", "ses_c"):
         won = await asyncio.gather(*(store.claim(session_id, f"o{n}", 30) for n in range(10)))
