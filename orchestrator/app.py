@@ -76,7 +76,7 @@ def create_app(settings: Settings, *, voices: Voices | None = None) -> FastAPI:
     """
     metrics = Metrics()
     access = _access(settings, metrics)
-    spoken = voices or Voices(settings.voice, synthesizers=synthesizers(settings.voice_options))
+    spoken = voices or Voices(settings.voice, synthesizers=synthesizers(settings.voice_options, metrics))
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -78,6 +78,10 @@ class Metrics:
             registry=registry,
             buckets=_SECONDS,
         )
+        self.voices_loaded = Gauge("avatar_voices_loaded", "Models of embedded voices in memory", registry=registry)
+        self.voice_loads = Gauge(
+            "avatar_voice_loads", "Models of embedded voices loaded since their worker started", registry=registry
+        )
         self.voice_lines = Gauge("avatar_voice_lines", "Rooms in which the orchestrator has a voice", registry=registry)
         self.voice_stand_ins = Counter(
             "avatar_voice_stand_ins", "Lost agents that the orchestrator's voice stood in for", registry=registry

@@ -20,6 +20,7 @@ from orchestrator.livekit_rooms import IngressMode, LiveKitKeys
 from orchestrator.session.model import SessionOptions
 from orchestrator.session.standby_voice import VoiceStandby
 from orchestrator.tts.elevenlabs import ELEVENLABS_URL, ElevenLabsOptions
+from orchestrator.tts.local import LOADED
 from orchestrator.tts.openai_speech import OPENAI_URL, OPENAI_VOICES, OpenAIOptions
 from orchestrator.tts.speech_settings import VOICE_CHARACTERS, SpeechSettings
 from orchestrator.tts.voices import VoiceOptions
@@ -84,6 +85,10 @@ class Settings(BaseSettings):
     """Whether `GET /page/token` hands the page a short-lived token. Loopback callers only; the demo sets it."""
     voice: str | None = Field(default=None, min_length=1, max_length=VOICE_CHARACTERS)
     """Voice of `/speak` when the request names none."""
+    voices_dir: Path | None = None
+    """Folder of further piper voices: each `NAME.onnx` with `NAME.onnx.json` is the voice `piper:NAME`."""
+    voices_loaded: int = Field(default=LOADED, ge=1, le=64)
+    """Embedded voices in memory at the same time, 100 to 250 MB each."""
     elevenlabs_api_key: SecretStr | None = None
     """Makes the voices `elevenlabs:ID` available."""
     elevenlabs_voices: Annotated[list[str], NoDecode] = []
@@ -261,6 +266,8 @@ class Settings(BaseSettings):
         """The voices elsewhere that are configured."""
         eleven, openai = (_listed(key)[:1] for key in (self.elevenlabs_api_key, self.openai_api_key))
         return VoiceOptions(
+            folder=self.voices_dir,
+            loaded=self.voices_loaded,
             elevenlabs=ElevenLabsOptions(
                 eleven[0],
                 tuple(self.elevenlabs_voices),

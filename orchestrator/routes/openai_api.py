@@ -62,7 +62,7 @@ async def speech(body: SpeechRequest, ctx: Ctx) -> Response:
 async def models(ctx: Ctx) -> dict[str, Any]:
     """One model, with the voices that it has (`GET /voices` has more of each)."""
     await ctx.voices.wait_open()
-    voices = [voice.name for voice in ctx.voices.names()]
+    voices = [name for voice in ctx.voices.names() for name in voice.names]
     model = {"id": MODEL, "object": "model", "created": 0, "owned_by": "musetalk-livekit", "voices": voices}
     return {"object": "list", "data": [model]}
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import codecs
 from contextlib import suppress
-from dataclasses import asdict
 from email.message import Message
 from functools import partial
 from typing import Annotated, Any
@@ -163,6 +162,9 @@ async def speak(session_id: str, body: SpeakRequest, ctx: Ctx, request: Request)
 
 @router.get("/voices")
 async def voices(ctx: Ctx) -> dict[str, Any]:
-    """Every voice that `/speak` knows here; empty when none is installed."""
+    """Every voice that `/speak` knows here, empty when none is installed; `warnings` name files of VOICES_DIR that are none."""
     await ctx.voices.wait_open()
-    return {"voices": [asdict(voice) for voice in ctx.voices.names()], "default": ctx.sessions.options.speech.voice}
+    listed = [voice.view() for voice in ctx.voices.names()]
+    warnings = [{"file": file, "message": reason} for file, reason in sorted(ctx.voices.warnings().items())]
+    answer = {"voices": listed, "default": ctx.sessions.options.speech.voice}
+    return {**answer, "warnings": warnings} if warnings else answer

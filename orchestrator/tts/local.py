@@ -6,14 +6,24 @@ import asyncio
 import sys
 from collections import deque
 from collections.abc import AsyncGenerator, Iterator
+from functools import partial
+from pathlib import Path
 
 from musetalk_agent.protocol.messages import CaptionWord, CueItem
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
+from orchestrator.metrics import Metrics
+from orchestrator.supervision import supervise
 from orchestrator.tts import segmentation as texts
 from orchestrator.tts.segmentation import spread
 from orchestrator.tts.speech_worker import SpeechWorker, SpokenPart, WorkerStatistics
 from orchestrator.tts.synthesizer import CHUNK_MS, PAUSE, PLAIN, SpeechChunk, SpeechOptions, VoiceInfo
+from orchestrator.tts.voice_folder import VoiceFolder
 
+WORKER = (sys.executable, "-m", "orchestrator.tts.worker")
+LOADED = 3
+"""Voices in the worker's memory, 100 to 250 MB each."""
+SCAN_S = 5.0
+"""A voice that is put into the folder can speak after this long."""
 TEXT_CHARACTERS = 10_000
 """Longest text: ten minutes of speech."""
 CHARACTER_S = 0.06
@@ -23,10 +33,29 @@ PARTS_AHEAD = 2
 
 
 class LocalSynthesizer:
-    """`Synthesizer` of the embedded voices `piper:joe` and `espeak:LANGUAGE`."""
+    """`Synthesizer` of the embedded voices `piper:joe` and `espeak:LANGUAGE`, and of the piper voices in `folder`.
 
-    def __init__(self, command: tuple[str, ...] = (sys.executable, "-m", "orchestrator.tts.worker")) -> None:
+    The folder is looked at again every `SCAN_S`. The worker keeps up to `loaded` of the voices in memory.
+    """
+
+    def __init__(
+        self,
+        command: tuple[str, ...] = WORKER,
+        *,
+        folder: Path | None = None,
+        loaded: int = LOADED,
+        metrics: Metrics | None = None,
+    ) -> None:
+        self._folder = VoiceFolder(folder) if folder is not None else None
+        self._watching: asyncio.Task[None] | None = None
+        self._metrics = metrics
+        if folder is not None:
+            command = (*command, "--voices-dir", str(folder.absolute()), "--loaded", str(loaded))
         self._worker = SpeechWorker(command)
+        self._worker.on_broken = self._on_broken
+        if metrics is not None:
+            metrics.voices_loaded.set_function(lambda: self._worker.statistics.loaded)
+            metrics.voice_loads.set_function(lambda: self._worker.statistics.loads)
 
     @property
     def pid(self) -> int | None:
@@ -40,11 +69,22 @@ class LocalSynthesizer:
 
     async def open(self) -> None:
         """Starts the worker and waits until it is warm (2 s)."""
+        if self._folder is not None and self._watching is None:
+            await asyncio.to_thread(self._folder.scan)
+            watch = supervise("voices-folder", partial(self._watch, self._folder), self._metrics)
+            self._watching = asyncio.create_task(watch, name="voices-folder")
         await self._worker.open()
 
     def names(self) -> list[VoiceInfo]:
-        """What the worker found installed; empty before `open`."""
-        return list(self._worker.voices)
+        """What the worker found installed, and what is in the folder; empty before `open`."""
+        found = list(self._worker.voices)
+        if self._folder is not None and "piper" in self._worker.providers:
+            found[1:1] = self._folder.voices  # behind piper:joe, before the many of espeak
+        return found
+
+    def warnings(self) -> dict[str, str]:
+        """Files of the folder that are no voice that can be used, and why."""
+        return dict(self._folder.warnings) if self._folder is not None else {}
 
     def speak(self, text: str, voice: str, options: SpeechOptions = PLAIN) -> AsyncGenerator[SpeechChunk, None]:
         """See `Synthesizer.speak`."""
@@ -69,7 +109,20 @@ class LocalSynthesizer:
 
     async def aclose(self) -> None:
         """Ends the worker."""
+        watching, self._watching = self._watching, None
+        if watching is not None:
+            watching.cancel()
+            await asyncio.wait([watching])
         await self._worker.aclose()
+
+    async def _watch(self, folder: VoiceFolder) -> None:
+        while True:
+            await asyncio.sleep(SCAN_S)
+            await asyncio.to_thread(folder.scan)
+
+    def _on_broken(self, voice: str) -> None:
+        if self._folder is not None:
+            self._folder.mark_broken(voice)
 
     async def _speak(
         self, parts: deque[texts.Part], first: asyncio.Future[SpokenPart], voice: str, options: SpeechOptions

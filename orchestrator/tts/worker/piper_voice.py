@@ -64,7 +64,7 @@ class PiperModel:
 
     def speak(self, text: str, manner: Manner = PLAIN, speaker: str | None = None) -> SpokenText:
         """Speaks `text`. Raises KeyError for a speaker that the model does not have."""
-        number = None if speaker is None else int(self.config.speaker_id_map[speaker])
+        number = None if speaker is None else self._speaker(speaker)
         rate, position = self.sample_rate, 0
         pieces: list[Pcm] = []
         cues: list[Cue] = []
@@ -77,6 +77,10 @@ class PiperModel:
             return SpokenText(np.zeros(0, np.int16), rate, [])
         words = counted(spoken_words(text, manner, "[[{}]]", self._sounds), cues) if cues else []
         return trim(np.concatenate(pieces), rate, merge(cues), words)
+
+    def _speaker(self, name: str) -> int:
+        table = self.config.speaker_id_map or {str(number): number for number in range(self.config.num_speakers)}
+        return int(table[name])
 
     def _sounds(self, word: str) -> int:
         return max(1, sum(count_sounds(phonemes) for phonemes in self._voice.phonemize(word)))
