@@ -9,16 +9,15 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
-import av
 import numpy as np
-from av.audio.frame import AudioFrame
-from av.audio.stream import AudioStream
-from av.container import OutputContainer
 
 from musetalk_agent.resample import Resampler
 from orchestrator.tts.synthesizer import SpeechChunk
+
+if TYPE_CHECKING:
+    from av.audio.stream import AudioStream
 
 ENCODED_RATE = 24_000
 """Hz: OpenAI's `pcm` is int16 little endian mono at this rate; the other formats have it too."""
@@ -69,9 +68,9 @@ async def encoded(chunks: AsyncGenerator[SpeechChunk, None], kind: AudioFormat) 
     No piece is made before the one before it was taken. The encoder works in a thread. Closing it, or cancelling the task inside
     it, closes the voice. Raises what the voice raises.
     """
-    encoder = _encoder(kind)
     resampler: Resampler | None = None
     async with aclosing(chunks):
+        encoder = await asyncio.to_thread(_encoder, kind)
         async for chunk in chunks:
             resampler = resampler or Resampler(chunk.sample_rate, ENCODED_RATE)
             pcm = resampler.push(np.frombuffer(chunk.pcm, np.int16)).tobytes()
@@ -148,13 +147,16 @@ _CONTAINERS = {
 
 
 class _Library:
-    """FFmpeg's encoders."""
+    """FFmpeg's encoders. The first one loads the library, 0.2 s and 20 MB that most deployments never need."""
 
     def __init__(self, kind: AudioFormat) -> None:
+        import av
+
+        self._frame = av.AudioFrame
         container, codec, options = _CONTAINERS[kind]
         self._sink = _Sink()
         options = {**options, "flush_packets": "1"}
-        self._container: OutputContainer = av.open(self._sink, "w", format=container, options=options)
+        self._container = av.open(self._sink, "w", format=container, options=options)
         self._stream = cast("AudioStream", self._container.add_stream(codec, rate=ENCODED_RATE, layout="mono"))
         if kind is not AudioFormat.FLAC:
             self._stream.bit_rate = BITRATE
@@ -162,7 +164,7 @@ class _Library:
 
     def push(self, pcm: bytes) -> bytes:
         if pcm:
-            frame = AudioFrame.from_ndarray(np.frombuffer(pcm, np.int16).reshape(1, -1), format="s16", layout="mono")
+            frame = self._frame.from_ndarray(np.frombuffer(pcm, np.int16).reshape(1, -1), format="s16", layout="mono")
             frame.sample_rate, frame.pts = ENCODED_RATE, self._at
             self._at += frame.samples
             self._container.mux(self._stream.encode(frame))
