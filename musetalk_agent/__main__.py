@@ -100,7 +100,7 @@ def _leave(code: int, *, at_once: bool = False) -> int:
 
 
 def _limit_arenas() -> None:
-    """Keeps glibc from giving each thread its own heap: pictures are made in one thread and freed in another, and with a
+    """Keeps glibc from giving each thread its own heap: frames are made in one thread and freed in another, and with a
     heap per thread what is freed rarely returns to the system. Elsewhere there is nothing to limit."""
     import ctypes
 

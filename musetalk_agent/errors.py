@@ -68,7 +68,7 @@ class AvatarUnsafeArchive(AvatarError):
 
 
 class AvatarUndecodable(AvatarError):
-    """The bytes are not the pictures or the video they should be."""
+    """The bytes are not the frames or the video they should be."""
 
     error_code = ErrorCode.AVATAR_UNDECODABLE
 

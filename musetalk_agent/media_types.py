@@ -54,7 +54,7 @@ class Box:
         return self.y1 - self.y0
 
     def even(self, width: int, height: int) -> Box:
-        """The smallest box with even coordinates around this one, within a picture of `width`×`height` (both even)."""
+        """The smallest box with even coordinates around this one, within a frame of `width`×`height` (both even)."""
         return Box(
             max(0, self.x0) // 2 * 2,
             max(0, self.y0) // 2 * 2,
@@ -96,7 +96,7 @@ class Patch:
 
 @dataclass(frozen=True, slots=True)
 class VideoFrame:
-    """A finished picture: I420 planes one after the other, uint8 `[height·width·3/2]`, BT.601 limited range, contiguous.
+    """A finished frame: I420 planes one after the other, uint8 `[height·width·3/2]`, BT.601 limited range, contiguous.
 
     `idle_index` is the idle frame it was made from; `spoken` says that a patch lies on it.
     """

@@ -129,7 +129,7 @@ _log = logging.getLogger(__name__)
 class LiveKitKeys:
     """Address and credentials of LiveKit. `public_url` is the address for clients.
 
-    `playout_delay_ms` is what viewers hold pictures back for at least, so that a lost packet can be sent again in time.
+    `playout_delay_ms` is what viewers hold frames back for at least, so that a lost packet can be sent again in time.
     """
 
     url: str
@@ -249,7 +249,7 @@ class Rooms:
     async def ensure(self, room: str) -> None:
         """Makes the room, or sets its configuration when it exists. Raises ProblemError `livekit_unavailable`.
 
-        `sync_streams` must be set before anybody joins, or browsers do not hold sound and picture together.
+        `sync_streams` must be set before anybody joins, or browsers do not hold audio and video together.
         """
         request = api.CreateRoomRequest(
             name=room,
@@ -270,7 +270,7 @@ class Rooms:
         try:
             answer = await self._livekit.call(lambda livekit: livekit.room.list_rooms(api.ListRoomsRequest()), CALL_S)
         except LiveKitFailed as error:
-            raise _unavailable("tell its rooms", error) from error
+            raise _unavailable("list its rooms", error) from error
         return [room.name for room in answer.rooms]
 
     async def participants(self, room: str, deployment_id: str) -> list[str]:
@@ -281,7 +281,7 @@ class Rooms:
         except LiveKitFailed as error:
             if error.code == "not_found":
                 return []
-            raise _unavailable("tell who is in the room", error) from error
+            raise _unavailable("list the participants", error) from error
         return [one.identity for one in answer.participants if one.attributes.get(DEPLOYMENT) == deployment_id]
 
     async def mute(self, room: str, identity: str, track: str) -> None:
@@ -327,7 +327,7 @@ INGRESS_CALL_S = 2.0
 _POLL_S = 0.25
 _NAME = "musetalk-avatar"
 _FPS, _VIDEO_BITRATE = 30, 3_000_000
-"""Of what the ingress publishes: its presets' rate, and what the agent gives a picture of 720p in the room. Each preset bounds the
+"""Of what the ingress publishes: its presets' rate, and what the agent gives a frame of 720p in the room. Each preset bounds the
 height too (livekit/ingress, `applyResolutionToLayer`), and would show a portrait of 720×1280 at 404×720."""
 _ALL = api.ListIngressRequest()
 

@@ -52,7 +52,7 @@ class Metrics:
         )
         self.segments = Counter("avatar_segments_finished", "Segments that ended", ["interrupted"], registry=registry)
         self.events_dropped = Counter(
-            "avatar_audio_events_dropped", "Events nobody was connected for and no room was left for", registry=registry
+            "avatar_audio_events_dropped", "Events that no reader took and no room was left for", registry=registry
         )
         self.link_connects = Counter("avatar_link_connects", "Connections made to agents' /audio", registry=registry)
         self.link_drops = Counter("avatar_link_drops", "Connections to agents' /audio that broke", registry=registry)

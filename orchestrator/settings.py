@@ -50,7 +50,7 @@ class Settings(BaseSettings):
     livekit_public_url: str | None = None
     """Address of LiveKit for clients, when it is not the one the services use."""
     livekit_playout_delay_ms: int = Field(default=0, ge=0, le=2000)
-    """What viewers hold pictures back for at least: 200 on networks that lose packets, see docs/reference/reliability.md."""
+    """What viewers hold frames back for at least: 200 on networks that lose packets, see docs/reference/reliability.md."""
     orchestrator_api_key: SecretStr
     """Accepted API keys, separated by commas, so that a key can be changed without an interruption."""
     agent_pool: Literal["static", "modal"] = "static"

@@ -94,7 +94,7 @@ Command = Begin | PushAudio | End | ClearBuffer | Close | Refuse | RpcCall | War
 @dataclass(slots=True)
 class _Stream:
     number: int
-    rate: int = 0  # 0: its sound cannot be used
+    rate: int = 0  # 0: its audio cannot be used
     channels: int = 1
     begun: bool = False
     carry: bytes = b""
@@ -107,7 +107,7 @@ class AvatarProtocol:
 
     Attributes:
         sender: identity of the agent; streams and calls of others are ignored.
-        tail_s: what is on its way to the listeners when the sound is cut, and is still heard.
+        tail_s: what is on its way to the listeners when the audio is cut, and is still heard.
         segments: streams that came so far; their segments are numbered from 1.
     """
 
@@ -115,7 +115,9 @@ class AvatarProtocol:
     tail_s: float = 0.0
     segments: int = 0
     _streams: dict[str, _Stream] = field(default_factory=dict)  # in the order of coming; the first is being read
-    _untold: dict[int, float] = field(default_factory=dict)  # segments whose end the agent waits for: seconds that came
+    _unreported: dict[int, float] = field(
+        default_factory=dict
+    )  # segments whose end the agent waits for: seconds that came
     _here: bool = True
     _seen_at: float = 0.0
     _progress: tuple[int, int, float] = (0, 0, 0.0)
@@ -135,14 +137,16 @@ class AvatarProtocol:
         self.segments += 1
         opened = _Stream(self.segments, alive_at=now)
         self._streams[stream] = opened
-        self._untold[opened.number] = 0.0
+        self._unreported[opened.number] = 0.0
         self._moved_at = now
         rate, channels = _number(attributes, "sample_rate"), _number(attributes, "num_channels")
         if rate in _RATES and channels in _CHANNELS:
             opened.rate, opened.channels = rate, channels
             return []
-        told = f"sample_rate {attributes.get('sample_rate')!r} and num_channels {attributes.get('num_channels')!r}"
-        return [Warn(f"A stream of {sender!r} has {told}: give 8000 … 48000 Hz and 1 … 8 channels. It is not played.")]
+        format = f"sample_rate {attributes.get('sample_rate')!r} and num_channels {attributes.get('num_channels')!r}"
+        return [
+            Warn(f"A stream of {sender!r} has {format}: give 8000 … 48000 Hz and 1 … 8 channels. It is not played.")
+        ]
 
     def begin(self, stream: str, now: float) -> list[Command]:
         """The stream is read from now on. Nothing comes of one that was cleared meanwhile."""
@@ -165,8 +169,8 @@ class AvatarProtocol:
         if not found.rate or not len(samples):
             return []
         self._received += len(samples)
-        if found.number in self._untold:
-            self._untold[found.number] += len(samples) / found.channels / found.rate
+        if found.number in self._unreported:
+            self._unreported[found.number] += len(samples) / found.channels / found.rate
         if found.channels > 1:
             samples = samples.reshape(-1, found.channels).mean(axis=1).astype(np.int16)
         return [PushAudio(samples)]
@@ -183,21 +187,21 @@ class AvatarProtocol:
 
     def rejoined(self) -> list[Command]:
         """The worker is in the room again, after it was away: it says that it still has the speech it had."""
-        return [RpcCall(STARTED_METHOD)] if self._untold else []
+        return [RpcCall(STARTED_METHOD)] if self._unreported else []
 
     # --- what the pipeline says
 
-    def told(self, event: Event) -> list[Command]:
+    def on_playback_event(self, event: Event) -> list[Command]:
         """A playback event; passed on once for each segment."""
-        if isinstance(event, PlaybackStarted) and event.segment in self._untold:
+        if isinstance(event, PlaybackStarted) and event.segment in self._unreported:
             return [RpcCall(STARTED_METHOD)]
         if isinstance(event, PlaybackFinished):
             acts: list[Command] = []
             for stream in [s for s, found in self._streams.items() if found.number == event.segment]:
-                del self._streams[stream]  # it was cleared by somebody else
+                del self._streams[stream]  # it was cleared elsewhere
                 acts.append(Close(stream))
-            if event.segment in self._untold:
-                acts.append(self._finished(event, self._untold.pop(event.segment)))
+            if event.segment in self._unreported:
+                acts.append(self._finished(event, self._unreported.pop(event.segment)))
             return acts
         return []
 
@@ -216,7 +220,7 @@ class AvatarProtocol:
         """
         self._look(now, present)
         progress = (self._received, *heard)
-        if progress != self._progress or not self._untold:
+        if progress != self._progress or not self._unreported:
             self._progress, self._moved_at = progress, now
         if now - self._moved_at > STUCK_S:
             self._moved_at = now
@@ -239,7 +243,7 @@ class AvatarProtocol:
             self._here, self._seen_at = True, now
         elif self._here and now - self._seen_at > ABSENT_S:
             self._here = False
-            self._untold.clear()
+            self._unreported.clear()
 
     def _drop(self) -> list[Command]:
         """Every stream gets a segment before all are cleared, so that each is reported."""
@@ -255,5 +259,5 @@ def _finished(position_s: float, *, interrupted: bool) -> RpcCall:
 
 def _number(attributes: Mapping[str, str], name: str) -> int:
     """0 when it is missing or no number."""
-    told = attributes.get(name, "")
-    return int(told) if told.isascii() and told.isdigit() else 0
+    text = attributes.get(name, "")
+    return int(text) if text.isascii() and text.isdigit() else 0

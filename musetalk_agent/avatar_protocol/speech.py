@@ -93,7 +93,7 @@ class DataStreamAudioInput:
 
     def on_playback_event(self, event: Event) -> None:
         """A playback event of the pipeline."""
-        self._carry_out(self._core.told(event))
+        self._carry_out(self._core.on_playback_event(event))
 
     def status(self) -> None:
         """There is no microphone."""
@@ -102,7 +102,7 @@ class DataStreamAudioInput:
         """Works until cancelled."""
         try:
             async with asyncio.TaskGroup() as group:
-                for name, loop in (("read", self._read), ("tell", self._tell), ("watch", self._watch)):
+                for name, loop in (("read", self._read), ("tell", self._make_calls), ("watch", self._watch)):
                     group.create_task(supervise(f"speech-{name}", loop), name=f"speech-{name}")
         finally:
             await self._stop_reading()
@@ -180,14 +180,14 @@ class DataStreamAudioInput:
                 heard, now = self._pipeline.player.heard, self._clock.now()
                 self._carry_out(self._core.tick(now, heard, present=self.present))
 
-    async def _tell(self) -> None:
+    async def _make_calls(self) -> None:
         """Makes the calls, in order and one at a time, so that the agent hears of a beginning before its end."""
         while True:
             call = await self._calls.get()
             outcome = await self._perform(call)
             AGENT_CALLS.labels(call.method, outcome).inc()
             if outcome != "ok":
-                log.warning("the agent was not told", extra={"method": call.method, "outcome": outcome})
+                log.warning("a call to the agent failed", extra={"method": call.method, "outcome": outcome})
 
     async def _perform(self, call: core.RpcCall) -> str:
         outcome = "no_room"

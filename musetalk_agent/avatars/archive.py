@@ -1,6 +1,6 @@
 """Zip archives of frames: what is refused before anything is unpacked, and the order of the rest.
 
-Nothing is ever extracted to disk: an entry's bytes go from the archive to the picture decoder. The policy is here all the
+Nothing is ever extracted to disk: an entry's bytes go from the archive to the image decoder. The policy is here all the
 same, because an archive with such entries was not made by an honest packer.
 """
 
@@ -26,7 +26,7 @@ _ARCHIVE_SUFFIXES = frozenset({".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7
 _METHODS = {zipfile.ZIP_STORED: "stored", zipfile.ZIP_DEFLATED: "deflated"}
 _ENCRYPTED_FLAGS = 0x1 | 0x40 | 0x2000
 _SMALL_ENTRY_BYTES = 1 << 20
-"""Entries below this are not checked for their ratio: a flat picture packs absurdly well and does no harm."""
+"""Entries below this are not checked for their ratio: a flat image packs absurdly well and does no harm."""
 _END_BYTES = 22
 _COMMENT_BYTES_MAX = 65_535
 _DIRECTORY_ENTRY_BYTES = (46, 1024)
@@ -56,13 +56,13 @@ def natural_key(name: str) -> list[tuple[str | int, ...]]:
 
 
 class FrameArchive:
-    """A checked zip of pictures. `names` are its frames in natural order; `read` may be called from several threads.
+    """A checked zip of images. `names` are its frames in natural order; `read` may be called from several threads.
 
     Raises:
         AvatarUndecodable: it is not a whole zip.
         AvatarUnsafeArchive: an entry climbs out, is a link, is encrypted, overlaps another or unpacks beyond reason.
         AvatarTooLarge: too many entries or bytes.
-        AvatarEmpty: no picture in it.
+        AvatarEmpty: no image in it.
     """
 
     def __init__(self, path: Path, limits: AvatarLimits) -> None:
@@ -236,7 +236,7 @@ def _check_overlap(entries: list[zipfile.ZipInfo], archive_bytes: int) -> None:
 
 
 def _frames(entries: list[zipfile.ZipInfo]) -> dict[str, zipfile.ZipInfo]:
-    """Entries that may be frames, by name. A GIF among other pictures is a preview of them."""
+    """Entries that may be frames, by name. A GIF among other images is a preview of them."""
     frames = {entry.orig_filename: entry for entry in entries if _is_frame(entry)}
     return {name: entry for name, entry in frames.items() if not name.lower().endswith(".gif")} or frames
 

@@ -1,7 +1,7 @@
 """From the source's bytes to a bundle's folder: decode → scale → follow the face → crop → windows → report.
 
-Everything after the scaling works on pixels of the picture that is shown, never on the clip's own.
-Frames go through one at a time, so that a minute of 720p needs no more memory than a second of it. Pictures of a zip are
+Everything after the scaling works on pixels of the image that is shown, never on the clip's own.
+Frames go through one at a time, so that a minute of 720p needs no more memory than a second of it. Images of a zip are
 decoded ahead by a few threads; everything else happens in the caller's, which is a worker thread.
 """
 
@@ -48,9 +48,9 @@ class Job:
         source: file with the clip's bytes.
         avatar_id: `sha256:…` or `demo`, for the report.
         key: the bundle's key.
-        picture: size and rate that were asked for.
+        image: size and rate that were asked for.
         limits: what it may cost.
-        decoders: threads that decode pictures.
+        decoders: threads that decode images.
         progress: called after each frame, in the building thread.
         allow: called with the pixels of a frame before anything of its size is decoded or made, in any thread.
     """
@@ -88,7 +88,7 @@ def build(job: Job, net: FaceNet, folder: Path) -> None:
 
 
 def _target(job: Job) -> TargetSize:
-    """The size that pictures are scaled down to as they are decoded: the one that is shown, before it is cropped."""
+    """The size that images are scaled down to as they are decoded: the one that is shown, before it is cropped."""
 
     def scaled(size: Size) -> Size:
         wanted = framing.fit(size, job.picture.width, job.picture.height, job.limits).scaled
@@ -112,7 +112,7 @@ def _build_zip(job: Job, net: FaceNet, folder: Path) -> None:
 
 
 def _build_picture(job: Job, net: FaceNet, folder: Path, data: bytes, name: str, warnings: Warnings) -> None:
-    """A picture that moves becomes a clip of its own frames, any other a still."""
+    """An image that moves becomes a clip of its own frames, any other a still."""
     animation = animation_of(data, name, job.limits, job.allow)
     if animation is not None:
         frames = animation.frames(job.picture.fps, _target(job))
@@ -184,7 +184,7 @@ def _build_still(
     clip: tuple[int, int] | None = None,
     warnings: Warnings = (),
 ) -> None:
-    """Writes the bundle of a picture, which is of a clip of `clip` (width, height) pixels where it comes scaled."""
+    """Writes the bundle of an image, which is of a clip of `clip` (width, height) pixels where it comes scaled."""
     clip = clip or (pixels.shape[1], pixels.shape[0])
     shape = framing.fit(clip, job.picture.width, job.picture.height, job.limits)
     job.allow(shape.scaled[0] * shape.scaled[1])
@@ -227,7 +227,7 @@ def _finish(
 ) -> None:
     """Takes the shot out of what was scaled, crops it, cuts the face windows and writes the head.
 
-    `track` is in pixels of the scaled picture.
+    `track` is in pixels of the scaled image.
     """
     points = track.points
     if shape.crops or (not still_picture and len(points) < track.total):
@@ -243,7 +243,7 @@ def _finish(
 
 
 def _crop(folder: Path, points: NDArray[np.float32], shape: framing.Fit, start: int) -> NDArray[np.float32]:
-    """Cuts the picture's part out of the frames of the shot that begins at `start`; returns the points in that part's pixels."""
+    """Cuts the image's part out of the frames of the shot that begins at `start`; returns the points in that part's pixels."""
     left, top = framing.crop_corner(points, shape)
     box = Box(left, top, left + shape.width, top + shape.height)
     with closing(ArrayWriter(folder / "frames.npy")) as writer:

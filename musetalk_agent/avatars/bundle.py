@@ -41,7 +41,7 @@ class Bundle:
 
     Args:
         path: the bundle's folder.
-        width, height: size of the published picture, both even.
+        width, height: size of the published image, both even.
         fps: frames per second of the frames.
         frames: uint8 `[n, height·3/2, width]`, I420.
         landmarks: float32 `[n, 468, 2]`, pixels; the MediaPipe face mesh (x right, y down).

@@ -123,7 +123,7 @@ def check_index(path: Path, limits: AvatarLimits) -> None:
 
 
 def mp4_apertures(path: Path) -> dict[int, Aperture]:
-    """The clean aperture of each picture track that has one, by the track's number (ISO/IEC 14496-12, 12.1.4).
+    """The clean aperture of each video track that has one, by the track's number (ISO/IEC 14496-12, 12.1.4).
 
     FFmpeg reads it and leaves the cropping to its caller, to whom PyAV does not pass it on.
     """
@@ -143,7 +143,7 @@ def mp4_apertures(path: Path) -> dict[int, Aperture]:
 
 
 def _aperture(file: BinaryIO, entry: int, clap: int) -> Aperture | None:
-    """The part of the picture of a sample entry that a `clap` box names; None where it is not in the picture."""
+    """The part of the image of a sample entry that a `clap` box names; None where it is not in the image."""
     file.seek(entry + 24)
     coded = struct.unpack(">HH", file.read(4))
     file.seek(clap)
@@ -258,7 +258,7 @@ _ELEMENTS_MAX = 10_000
 
 
 def matroska_aperture(path: Path) -> Aperture | None:
-    """The part of the pictures that is shown; None for all of it, or where the file has not exactly one picture track."""
+    """The part of the images that is shown; None for all of it, or where the file has not exactly one video track."""
     found: list[dict[int, int]] = []
     with path.open("rb") as file:
         for name, start, size in _elements(file, path.stat().st_size):

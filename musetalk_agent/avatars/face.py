@@ -1,4 +1,4 @@
-"""Finds a face and its 468 mesh points in single pictures: MediaPipe's networks on plain LiteRT.
+"""Finds a face and its 468 mesh points in single images: MediaPipe's networks on plain LiteRT.
 
 Constants (anchors, scale of the crop, thresholds) are those of MediaPipe's graphs `face_detection_short_range`,
 `face_detection_full_range` and `face_landmark` (Apache-2.0). Interpreters are not thread-safe: one `FaceNet` per thread.
@@ -21,7 +21,7 @@ from musetalk_agent.weights import ModelStore
 Points = NDArray[np.float32]
 
 POINTS = 468
-LEFT_EYE, RIGHT_EYE = 33, 263  # outer corners, as seen in the picture
+LEFT_EYE, RIGHT_EYE = 33, 263  # outer corners, as seen in the image
 DETECTORS = ("face/face_detection_short_range.tflite", "face/face_detection_full_range.tflite")
 MESH = "face/face_landmark.tflite"
 _MESH_SIDE = 192
@@ -44,7 +44,7 @@ captions, cups and microphones."""
 DRAWN_FACE_LOGIT = 4.0
 """The logit that is enough for one upright face where no other is found at all: painted ones have little more."""
 CERTAIN_LOGIT = 20.0
-"""Below this logit a face may be one that is read the wrong way round: turned copies of the picture are searched as well."""
+"""Below this logit a face may be one that is read the wrong way round: turned copies of the image are searched as well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class Face:
 
 
 class _Network:
-    """One TFLite graph with one thread: the pictures are small, and other sessions need the cores."""
+    """One TFLite graph with one thread: the images are small, and other sessions need the cores."""
 
     def __init__(self, path: str) -> None:
         self._net: Any = Interpreter(path, num_threads=1)
@@ -95,7 +95,7 @@ class _Detector:
         self._anchors = _anchors(self._net.side)
 
     def find(self, rgb: Pixels) -> list[Detection]:
-        """All faces in an RGB picture, best first."""
+        """All faces in an RGB image, best first."""
         side = self._net.side
         height, width = rgb.shape[:2]
         scale = side / max(height, width)
@@ -124,10 +124,10 @@ class FaceNet:
         self._mesh = _Network(str(models.path(MESH)))
 
     def faces(self, rgb: Pixels, *, thorough: bool = True) -> list[Face]:
-        """Faces that detector and mesh agree on in an RGB picture, widest first.
+        """Faces that detector and mesh agree on in an RGB image, widest first.
 
         The full-range detector is asked when the quick one shows no face that the mesh confirms. `thorough` asks both in any case;
-        where they find no face or a doubtful one, turned copies of the picture are searched, and without any face its quarters. A
+        where they find no face or a doubtful one, turned copies of the image are searched, and without any face its quarters. A
         single face of which the mesh is less sure is taken when there is no other, as drawings are.
         """
         found: list[Face] = []
@@ -154,7 +154,7 @@ class FaceNet:
         return seen
 
     def _turned(self, rgb: Pixels) -> list[Detection]:
-        """What the detectors see in copies of the picture turned by quarters, in the picture's own pixels and angles."""
+        """What the detectors see in copies of the image turned by quarters, in the image's own pixels and angles."""
         height, width = rgb.shape[:2]
         found = []
         for turns in (1, 2, 3):
@@ -168,7 +168,7 @@ class FaceNet:
         return found
 
     def _search(self, rgb: Pixels) -> list[Detection]:
-        """Faces too small for the whole picture: the full-range network over overlapping quarters of it."""
+        """Faces too small for the whole image: the full-range network over overlapping quarters of it."""
         height, width = rgb.shape[:2]
         side = max(height, width) // 2
         found = []
@@ -218,14 +218,14 @@ class FaceNet:
         return self._read(eyeless).score - self._read(neither).score
 
     def _read(self, patch: NDArray[np.float32]) -> Face:
-        """What the mesh network sees in its own picture, float32 RGB `[192, 192, 3]` 0 … 255; points in pixels of it."""
+        """What the mesh network sees in its own image, float32 RGB `[192, 192, 3]` 0 … 255; points in pixels of it."""
         outputs = {out.size: out for out in self._mesh.run(patch / np.float32(255))}
         flat = outputs[POINTS * 3].reshape(POINTS, 3)[:, :2]
         return Face(cast("Points", flat.astype(np.float32)), float(outputs[1].reshape(())))
 
 
 def _patch(rgb: Pixels, crop: Detection) -> tuple[NDArray[np.float32], NDArray[np.float64], int, NDArray[np.int64]]:
-    """The mesh network's picture of a crop, and how its pixels lead back: an affine map, then a factor, then an offset."""
+    """The mesh network's image of a crop, and how its pixels lead back: an affine map, then a factor, then an offset."""
     picture, offset = _shrunk(rgb, crop)
     shrink = offset[2]
     side = crop.side / shrink
@@ -238,7 +238,7 @@ def _patch(rgb: Pixels, crop: Detection) -> tuple[NDArray[np.float32], NDArray[n
 
 
 def _refined_patch(rgb: Pixels, face: Face) -> tuple[NDArray[np.float32], Points]:
-    """The mesh network's picture of a refined face, and its points in pixels of that."""
+    """The mesh network's image of a refined face, and its points in pixels of that."""
     patch, to_picture, shrink, corner = _patch(rgb, crop_of(face.points))
     inverse = np.linalg.inv(to_picture[:, :2])
     return patch, (((face.points - corner) / shrink - to_picture[:, 2]) @ inverse.T).astype(np.float32)
@@ -263,7 +263,7 @@ def _painted_over(
 
 
 def crop_of(points: Points) -> Detection:
-    """The crop that the next picture's mesh is read from."""
+    """The crop that the next image's mesh is read from."""
     low, high = points.min(0), points.max(0)
     eyes = points[RIGHT_EYE] - points[LEFT_EYE]
     centre = (low + high) / 2
@@ -277,7 +277,7 @@ def crop_of(points: Points) -> Detection:
 
 
 def plausible(face: Face, rgb: Pixels) -> bool:
-    """Whether a mesh lies in its picture and has a size: one that has left it or shrunk to nothing is none, whatever its score."""
+    """Whether a mesh lies in its image and has a size: one that has left it or shrunk to nothing is none, whatever its score."""
     points = face.points
     height, width = rgb.shape[:2]
     low, high = points.min(0), points.max(0)
@@ -304,7 +304,7 @@ def _distinct(faces: list[Face]) -> list[Face]:
 
 
 def _shrunk(rgb: Pixels, crop: Detection) -> tuple[Pixels, tuple[int, int, int]]:
-    """The part of the picture around a crop, shrunk by a whole factor when it is far larger than the network's input.
+    """The part of the image around a crop, shrunk by a whole factor when it is far larger than the network's input.
 
     A bilinear warp from a large face skips pixels, and points read from such a crop tremble. Returns the part and where it
     came from: left, top, factor.

@@ -70,7 +70,7 @@ whose mesh was turned by up to 40° and nodded by up to 28°."""
 def head_angles(points: NDArray[np.float32]) -> NDArray[np.float32]:
     """How far the head is turned and nodded in each frame, from points `[n, 468, 2]`: float32 `[n, 2]`, radians.
 
-    A head that is turned to the picture's right, or looks down, has positive angles. The nod's zero differs from face to face by
+    A head that is turned to the image's right, or looks down, has positive angles. The nod's zero differs from face to face by
     some 15°; differences within a face are right to about a tenth.
     """
     left, right = (points[:, list(ids)].mean(1) for ids in TEMPLES)
@@ -104,7 +104,7 @@ _NEAR = np.radians(12.0)
 """Evidence is compared with that of frames whose head direction is within this (radians): at 40° a visible mouth gives 0.41 to 0.7
 of what it gives from the front, and 0.67 and more of what others in its direction give."""
 _ALONE, _BARE_ALONE = 6.0, 70.0
-"""In a single picture, which cannot be compared with others: the weight of the mouth's evidence without the eyes, and the bar for
+"""In a single image, which cannot be compared with others: the weight of the mouth's evidence without the eyes, and the bar for
 both together. Of 55 bare mouths, plain, grey, dimmed and under sunglasses, the least gave 86 but for one (56), which the evidence
 with the eyes alone took for covered as well."""
 
@@ -148,13 +148,13 @@ def _usual(evidence: NDArray[np.float64], angles: NDArray[np.float32]) -> NDArra
 _COUNT_EVERY = 12
 """Every how many frames all faces are counted, and a small or lying one is searched for while none is seen: both cost time."""
 _SECOND_FACE = 0.35
-"""A face is another one in the picture when it is at least this much of the followed one's size."""
+"""A face is another one in the image when it is at least this much of the followed one's size."""
 _HELD = 4.0
 """The mesh's logit down to which a face that is followed stays one; a new one needs `face.FACE_LOGIT`."""
 _BETTER = 10.0
 """A newly detected face replaces a followed one of a doubtful score when its logit is higher by this."""
 _FADED = 0.7
-"""Below this share of the usual contrast, in the face and in the whole picture, a face counts as faded out: the mesh still sees
+"""Below this share of the usual contrast, in the face and in the whole image, a face counts as faded out: the mesh still sees
 it, but lips from another frame show on it. A head that turns changes the face's contrast alone."""
 _EASE = 4
 """Frames over which the drawn mouth comes and goes beside frames on which none is drawn."""
@@ -198,7 +198,7 @@ class FaceTracker:
         return [None if frame.face is None else frame.face.points for frame in self.observations]
 
     def push(self, bgr: Pixels) -> None:
-        """Takes the next frame, uint8 BGR `[h, w, 3]`. The same array again means the same picture."""
+        """Takes the next frame, uint8 BGR `[h, w, 3]`. The same array again means the same image."""
         if bgr is self._seen:
             self.observations.append(self.observations[-1])
             return

@@ -1,6 +1,6 @@
-"""A decoded frame as the picture that a player shows: square pixels, upright, cropped, opaque, sRGB, at the size that is wanted.
+"""A decoded frame as the image that a player shows: square pixels, upright, cropped, opaque, sRGB, at the size that is wanted.
 
-What the container and the stream say of a picture is in the frame: FFmpeg puts the display matrix of MP4, Matroska and H.264's
+What the container and the stream say of an image is in the frame: FFmpeg puts the display matrix of MP4, Matroska and H.264's
 SEI beside it. Pixels are scaled in the step that converts their colours, before anything else looks at them. But planar YUV with
 alpha is composited on white as it is: a frame of 4096×4096 as BGRA takes 67 MB and half a second of CPU. YUV is a linear map of
 R'G'B', so that the mixture with white is the same in both.
@@ -35,19 +35,19 @@ _MATRIX_STRANGE = {8: "YCgCo", 10: "BT.2020 with constant luminance", 11: "SMPTE
 _WHITE = 255
 _STRIP_ROWS = 64
 """Rows that are composited on white at a time: several copies of them are made, which stay in the processor's cache. A multiple of
-four: chroma and picture are halved."""
+four: chroma and image are halved."""
 
 
 @dataclass(frozen=True, slots=True)
 class Orientation:
-    """How a player turns a picture: rows become columns where `swaps`, then it is mirrored."""
+    """How a player turns an image: rows become columns where `swaps`, then it is mirrored."""
 
     swaps: bool = False
     mirrors_x: bool = False
     mirrors_y: bool = False
 
     def apply(self, pixels: Pixels) -> Pixels:
-        """The picture upright, contiguous."""
+        """The image upright, contiguous."""
         turned = np.swapaxes(pixels, 0, 1) if self.swaps else pixels
         turned = turned[:: -1 if self.mirrors_y else 1, :: -1 if self.mirrors_x else 1]
         return cast("Pixels", np.ascontiguousarray(turned))
@@ -90,7 +90,7 @@ def frame_orientation(frame: VideoFrame) -> Orientation:
 
 @dataclass(frozen=True, slots=True)
 class StreamMetadata:
-    """What a container and a stream say of their pictures, for frames that do not carry it.
+    """What a container and a stream say of their images, for frames that do not carry it.
 
     Numbers of colours are H.273's, `color_range` is FFmpeg's.
     """
@@ -237,7 +237,7 @@ def _marked(frame: VideoFrame) -> VideoFrame:
 
 
 def _opaque(bgra: Pixels) -> Pixels:
-    """The picture composited on white."""
+    """The image composited on white."""
     over = cv2.merge([bgra[..., 3]] * 3)
     return cast("Pixels", _WHITE - cv2.multiply(_WHITE - bgra[..., :3], over, scale=1 / _WHITE))
 
@@ -291,7 +291,7 @@ def _fill(made: Samples, whole: Samples, alpha: Samples, behind: int, opaque: in
     Args:
         made: where to, of the plane's size or half of it.
         whole: the plane.
-        alpha: of the picture's size, which is that of the plane or twice that.
+        alpha: of the image's size, which is that of the plane or twice that.
         behind: the plane's value of white.
         opaque: the highest alpha.
     """

@@ -21,7 +21,7 @@ _WINDOW_SCALE = 1.6
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """How a clip becomes the picture: scale to `scale` (width, height), then take `width`×`height` out of it. All even."""
+    """How a clip becomes the image: scale to `scale` (width, height), then take `width`×`height` out of it. All even."""
 
     scaled: tuple[int, int]
     width: int
@@ -34,7 +34,7 @@ class Fit:
 
 
 def fit(clip: tuple[int, int], width: int | None, height: int | None, limits: AvatarLimits) -> Fit:
-    """Size of the picture for a clip of `clip` (width, height) pixels.
+    """Size of the image for a clip of `clip` (width, height) pixels.
 
     Without a requested size it is the clip's own, made even, its longer side at most `DEFAULT_SIDE` and its area `DEFAULT_PIXELS`.
     With one side requested, the other follows the clip's shape as far as `MAX_SIDE` and `MAX_PIXELS` allow; with both, the clip
@@ -78,12 +78,12 @@ def scale(bgr: Pixels, fit: Fit) -> Pixels:
 
 
 def to_i420(bgr: Pixels) -> Pixels:
-    """I420 of a picture with even sides, uint8 `[h·3/2, w]`, BT.601 limited range."""
+    """I420 of an image with even sides, uint8 `[h·3/2, w]`, BT.601 limited range."""
     return cast("Pixels", cv2.cvtColor(bgr, cv2.COLOR_BGR2YUV_I420))
 
 
 def to_clip(points: NDArray[np.float32], clip: tuple[int, int], fit: Fit) -> NDArray[np.float32]:
-    """Points `[…, 2]` of the scaled picture in pixels of the clip (pixel centres at whole numbers)."""
+    """Points `[…, 2]` of the scaled image in pixels of the clip (pixel centres at whole numbers)."""
     width, height = clip
     if width - fit.scaled[0] in (0, 1) and height - fit.scaled[1] in (0, 1):
         return points
@@ -94,7 +94,7 @@ def to_clip(points: NDArray[np.float32], clip: tuple[int, int], fit: Fit) -> NDA
 def crop_corner(points: NDArray[np.float32], fit: Fit) -> tuple[int, int]:
     """Left and top of the crop, even: centred, moved as far as needed to hold the face's whole path.
 
-    `points` is `[n, 468, 2]` in pixels of the scaled picture.
+    `points` is `[n, 468, 2]` in pixels of the scaled image.
     """
     low, high = points.min((0, 1)), points.max((0, 1))
     corner = []
@@ -109,7 +109,7 @@ def crop_corner(points: NDArray[np.float32], fit: Fit) -> tuple[int, int]:
 
 
 def crop_i420(i420: Pixels, size: tuple[int, int], box: Box) -> Pixels:
-    """The part `box` (even) of I420 planes uint8 `[h·3/2, w]` of a picture of `size`, itself as I420."""
+    """The part `box` (even) of I420 planes uint8 `[h·3/2, w]` of an image of `size`, itself as I420."""
     width, height = size
     out = np.empty((box.height * 3 // 2, box.width), np.uint8)
     out[: box.height] = i420[box.y0 : box.y1, box.x0 : box.x1]
@@ -125,9 +125,9 @@ def to_bgr(i420: Pixels) -> Pixels:
 
 
 def face_windows(points: NDArray[np.float32], width: int, height: int) -> NDArray[np.int32]:
-    """The face window of every frame, int32 `[n, 4]`: x0, y0, x1, y1, even, one size, within the picture, on the face.
+    """The face window of every frame, int32 `[n, 4]`: x0, y0, x1, y1, even, one size, within the image, on the face.
 
-    `points` is `[n, 468, 2]` in pixels of a picture of `width`×`height`.
+    `points` is `[n, 468, 2]` in pixels of an image of `width`×`height`.
     """
     low, high = points.min(1), points.max(1)
     size = (high - low).max(0) * _WINDOW_SCALE

@@ -176,7 +176,7 @@ class AvatarLibrary:
         return clip, bundle, cached
 
     async def add(self, data: AsyncIterator[bytes] | bytes, filename: str | None = None) -> str:
-        """Takes an upload and returns its `avatar_id`; its pictures are checked by `prepare`. Cancelling is safe.
+        """Takes an upload and returns its `avatar_id`; its images are checked by `prepare`. Cancelling is safe.
 
         Args:
             data: the file's bytes, whole or in pieces.

@@ -10,7 +10,7 @@ class AvatarLimits:
     """Limits of fetching, unpacking and decoding. All are checked before the cost is paid.
 
     Args:
-        source_bytes: size of the zip, video or picture as it is fetched or uploaded.
+        source_bytes: size of the zip, video or image as it is fetched or uploaded.
         fetch_seconds: whole fetch, every redirect included.
         fetch_connect_seconds: one TCP or TLS handshake.
         fetch_silence_seconds: longest wait for the next bytes.
@@ -21,14 +21,14 @@ class AvatarLimits:
         zip_bytes: all unpacked entries.
         zip_ratio: unpacked by packed size, of an entry and of the whole.
         frames: frames of the prepared avatar.
-        picture_pixels: pixels of a frame of a video or of an animated picture.
+        picture_pixels: pixels of a frame of a video or of an animated image.
         rich_pixels: pixels of a frame of a video of more than 1.5 bytes a pixel (more than 8 bits, chroma finer than 4:2:0, alpha)
             whose codec keeps frames for others to refer to.
-        still_pixels: pixels of a still picture or a frame of a zip; a JPEG of so many is scaled down as it is decoded.
-        still_bytes: memory for the pixels of the pictures that are decoded at a time, before they are scaled down.
+        still_pixels: pixels of a still image or a frame of a zip; a JPEG of so many is scaled down as it is decoded.
+        still_bytes: memory for the pixels of the images that are decoded at a time, before they are scaled down.
         decoded_pixels: pixels of all frames together, before scaling.
         side_pixels_min: shortest side that can hold a usable face.
-        jpeg_scans: passes of a progressive JPEG; common encoders make about ten, and every one costs a whole picture.
+        jpeg_scans: passes of a progressive JPEG; common encoders make about ten, and every one costs a whole image.
         jpeg_scan_pixels: those times the pixels.
         video_seconds: duration of a video.
         video_pixels: pixels of all frames of a video together; they are decoded one at a time.

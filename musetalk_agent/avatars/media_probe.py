@@ -1,4 +1,4 @@
-"""What a file is, by its first bytes, and what decoding a picture would cost, by its header: before anything is decoded.
+"""What a file is, by its first bytes, and what decoding an image would cost, by its header: before anything is decoded.
 
 Names and content types are not trusted.
 """
@@ -115,7 +115,7 @@ def _transport_stream(head: bytes) -> bool:
 
 
 def _boxed(head: bytes) -> MediaKind:
-    """A picture or a video, by the brands of the file type box."""
+    """An image or a video, by the brands of the file type box."""
     end = min(int.from_bytes(head[:4], "big"), len(head))
     brands = {head[8:12], *(head[at : at + 4] for at in range(16, end - 3, 4))}
     if head[8:12] not in _AVIF_BRANDS | _HEIC_BRANDS:
@@ -166,7 +166,7 @@ _WEBP_EXTENDED_BYTES = 30
 
 @dataclass(frozen=True, slots=True)
 class DecodeCost:
-    """What decoding a picture takes. `draft` is the factor by which libjpeg scales it down as it is decoded, 1 for none."""
+    """What decoding an image takes. `draft` is the factor by which libjpeg scales it down as it is decoded, 1 for none."""
 
     bytes: int
     draft: int = 1
@@ -177,7 +177,7 @@ def picture_size(data: bytes, name: str) -> tuple[int, int] | None:
     reads. `data` may be the file's beginning.
 
     Raises:
-        AvatarUndecodable: it is no picture, or cut short.
+        AvatarUndecodable: it is no image, or cut short.
     """
     kind = picture_kind(data, name)
     if kind in (MediaKind.AVIF, MediaKind.HEIC):
@@ -192,7 +192,7 @@ def picture_size(data: bytes, name: str) -> tuple[int, int] | None:
 
 
 def picture_kind(data: bytes, name: str) -> MediaKind:
-    """Which picture it is. Raises AvatarUndecodable when it is none."""
+    """Which image it is. Raises AvatarUndecodable when it is none."""
     kind = sniff(data[:SNIFF_BYTES])
     if kind not in PICTURES:
         raise AvatarUndecodable(
@@ -203,7 +203,7 @@ def picture_kind(data: bytes, name: str) -> MediaKind:
 
 
 def check_pixels(width: int, height: int, name: str, limits: AvatarLimits, most: int | None = None) -> None:
-    """Refuses a picture or video frame by its size alone.
+    """Refuses an image or video frame by its size alone.
 
     Raises:
         AvatarTooLarge: more pixels than `most`, or than the limit for frames.
@@ -225,7 +225,7 @@ def check_pixels(width: int, height: int, name: str, limits: AvatarLimits, most:
 
 
 def animation_cost(kind: MediaKind, size: tuple[int, int], name: str, limits: AvatarLimits) -> DecodeCost:
-    """What it costs to decode an animated picture of `size` (width, height).
+    """What it costs to decode an animated image of `size` (width, height).
 
     Raises:
         AvatarTooLarge: more than the limits allow.
@@ -240,7 +240,7 @@ def animation_cost(kind: MediaKind, size: tuple[int, int], name: str, limits: Av
 def still_cost(
     data: bytes, kind: MediaKind, size: tuple[int, int], least: tuple[int, int], name: str, bytes_most: int
 ) -> DecodeCost:
-    """What it costs to decode a picture of `size` (width, height) that is scaled down to `least` afterwards.
+    """What it costs to decode an image of `size` (width, height) that is scaled down to `least` afterwards.
 
     Raises:
         AvatarTooLarge: more than `bytes_most` bytes.
@@ -282,7 +282,7 @@ def _coefficient_bytes(data: bytes, pixels: int) -> int:
 
 
 def check_structure(data: bytes, name: str, pixels: int, limits: AvatarLimits) -> None:
-    """Refuses a picture of `pixels` pixels that costs far more to decode than its size says.
+    """Refuses an image of `pixels` pixels that costs far more to decode than its size says.
 
     Raises:
         AvatarTooLarge: a JPEG of too many scans.
@@ -343,7 +343,7 @@ def _jpeg(data: bytes) -> tuple[int, int] | None:
 
 
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
-    """Markers of the segments of a JPEG and where their length stands; coded data is skipped. Ends at the picture's end, or where
+    """Markers of the segments of a JPEG and where their length stands; coded data is skipped. Ends at the image's end, or where
     it is damaged."""
     at = 2
     for _ in range(_JPEG_SEGMENTS_MAX):

@@ -1,4 +1,4 @@
-"""Clips made of pictures: the frames of a zip, decoded a few ahead, and those of an animated picture (GIF, WebP, APNG, AVIF),
+"""Clips made of images: the frames of a zip, decoded a few ahead, and those of an animated image (GIF, WebP, APNG, AVIF),
 with their own timing, at the session's rate.
 """
 
@@ -33,7 +33,7 @@ from musetalk_agent.media_types import Pixels
 
 _AHEAD = 4
 _AT_ONCE = 2
-"""Threads of the decoder process that decode pictures (`decoder_main`)."""
+"""Threads of the decoder process that decode images (`decoder_main`)."""
 _HEAD_BYTES = 64 << 10
 _LISTED = 3
 
@@ -52,10 +52,10 @@ class ZipFrames:
 
 
 def choose_frames(archive: FrameArchive, limits: AvatarLimits) -> ZipFrames:
-    """The frames of a zip: all pictures where they are of one size, else those of the folder with the most of one size.
+    """The frames of a zip: all images where they are of one size, else those of the folder with the most of one size.
 
     Raises:
-        AvatarSizesDiffer: no size has the most pictures of that folder.
+        AvatarSizesDiffer: no size has the most images of that folder.
         AvatarTooLarge: they have too many pixels in all.
     """
     sizes = {name: _size(archive, name) for name in archive.names}
@@ -154,7 +154,7 @@ _LEAST_MS, _INSTEAD_MS = 10, 100
 
 
 class Animation:
-    """An animated picture, opened. `size` is its width and height; animations have no EXIF orientation that players honour."""
+    """An animated image, opened. `size` is its width and height; animations have no EXIF orientation that players honour."""
 
     def __init__(self, image: Image.Image, name: str, limits: AvatarLimits) -> None:
         self._image = image
@@ -212,7 +212,7 @@ class Animation:
 
 
 def animation_of(data: bytes, name: str, limits: AvatarLimits, allow: Callable[[int], object]) -> Animation | None:
-    """The animation that a picture is; None for a still one.
+    """The animation that an image is; None for a still one.
 
     Raises:
         AvatarUndecodable: damaged, or under the least size.
@@ -240,7 +240,7 @@ def animation_of(data: bytes, name: str, limits: AvatarLimits, allow: Callable[[
 
 
 def _says_so(data: bytes, kind: MediaKind) -> bool:
-    """Whether the header lets an animation be expected, so that a large still picture is not opened for it."""
+    """Whether the header lets an animation be expected, so that a large still image is not opened for it."""
     if kind is MediaKind.PNG:
         return data.find(b"acTL", 0, data.find(b"IDAT")) > 0
     if kind is MediaKind.WEBP:

@@ -1,7 +1,7 @@
-"""Decodes pictures by Pillow, and HEIC by pillow-heif: scaled down first, then upright, in sRGB and opaque.
+"""Decodes images by Pillow, and HEIC by pillow-heif: scaled down first, then upright, in sRGB and opaque.
 
-Only the decoded pixels have the picture's full size: they are scaled down in strips, and every other step works on the small
-picture. Runs in the decoder process only; Pillow's classes are opened by the kind that was sniffed, so no other is tried.
+Only the decoded pixels have the image's full size: they are scaled down in strips, and every other step works on the small
+image. Runs in the decoder process only; Pillow's classes are opened by the kind that was sniffed, so no other is tried.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ except ImportError:  # the extra [heif] is not installed
 
 Size = tuple[int, int]
 TargetSize = Callable[[Size], Size]
-"""From a picture's upright size (width, height) to the size that is wanted of it, which is no larger."""
+"""From an image's upright size (width, height) to the size that is wanted of it, which is no larger."""
 
 DAMAGE_ERRORS = (
     OSError,
@@ -79,10 +79,10 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What brings a picture of an EXIF orientation upright (EXIF 2.32, 4.6.4)."""
+"""What brings an image of an EXIF orientation upright (EXIF 2.32, 4.6.4)."""
 _LYING = frozenset({5, 6, 7, 8})
 _BACKGROUND = (255, 255, 255)
-"""Transparent pictures are composited on white, as a browser shows them."""
+"""Transparent images are composited on white, as a browser shows them."""
 _STRIP_ROWS = 256
 _BOXES_BYTES = 1 << 20
 """The box that states the colours is searched for in this many bytes: boxes come before the coded pixels."""
@@ -98,11 +98,11 @@ AvifImagePlugin.DEFAULT_MAX_THREADS = _THREADS
 
 @dataclass(frozen=True, slots=True)
 class DecodedPicture:
-    """A picture as it is worked on.
+    """An image as it is worked on.
 
     Args:
         pixels: uint8 BGR `[h, w, 3]`, upright, sRGB, opaque, scaled down.
-        size: upright width and height of the picture that was sent.
+        size: upright width and height of the image that was sent.
     """
 
     pixels: Pixels
@@ -118,7 +118,7 @@ def decode_picture(
     allow: Callable[[int], object] = lambda pixels: None,
     at_once: int = 1,
 ) -> DecodedPicture:
-    """Decodes a picture; of an animated one the first frame.
+    """Decodes an image; of an animated one the first frame.
 
     Args:
         data: the file's bytes.
@@ -126,10 +126,10 @@ def decode_picture(
         limits: what it may cost.
         target: the size that is wanted.
         allow: called with what decoding costs, as pixels of `decoder_bytes_per_pixel`, before anything of that size is allocated.
-        at_once: how many pictures are decoded at the same time.
+        at_once: how many images are decoded at the same time.
 
     Raises:
-        AvatarUndecodable: it is no picture, damaged, or under the least size.
+        AvatarUndecodable: it is no image, damaged, or under the least size.
         AvatarTooLarge: it would cost more than the limits allow.
         MemoryError: it needs more than it was given.
     """
@@ -170,7 +170,7 @@ def decode_picture(
 
 
 def opened_size(data: bytes, name: str) -> Size:
-    """Width and height of an AVIF or HEIC picture, as its library reads them without decoding it.
+    """Width and height of an AVIF or HEIC image, as its library reads them without decoding it.
 
     Raises:
         AvatarUndecodable: damaged, or there is no library for it.
@@ -184,7 +184,7 @@ def opened_size(data: bytes, name: str) -> Size:
 
 
 def open_picture(data: bytes, kind: MediaKind) -> Image.Image:
-    """Opens a picture of a kind that Pillow reads. Raises one of `DAMAGE_ERRORS`."""
+    """Opens an image of a kind that Pillow reads. Raises one of `DAMAGE_ERRORS`."""
     return _CLASSES[kind](io.BytesIO(data))
 
 
@@ -200,7 +200,7 @@ def orientation_of(image: Image.Image) -> int:
     """EXIF orientation, 1 … 8; 1 where none is stated. Reads a PNG to its end, as that is where its EXIF may be."""
     try:
         stated = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except DAMAGE_ERRORS:  # the picture itself may be whole
+    except DAMAGE_ERRORS:  # the image itself may be whole
         return 1
     return stated if stated in _UPRIGHT else 1
 
@@ -217,7 +217,7 @@ def signalling(data: bytes, kind: MediaKind) -> tuple[int, int] | None:
 
 
 def to_pixels(image: Image.Image, target: Size, orientation: int = 1, signal: tuple[int, int] | None = None) -> Pixels:
-    """A loaded picture at `target`, its upright size: uint8 BGR `[h, w, 3]`, in sRGB, composited on white. `signal` is what
+    """A loaded image at `target`, its upright size: uint8 BGR `[h, w, 3]`, in sRGB, composited on white. `signal` is what
     `signalling` says."""
 
     def strip(top: int, bottom: int) -> Image.Image:
@@ -235,7 +235,7 @@ def _bgr(image: Image.Image) -> Pixels:
 
 
 def _shrunk(size: Size, strip: Callable[[int, int], Image.Image], target: Size) -> Image.Image:
-    """A picture of `size` at `target`, in one of the plain modes. `strip` gives its rows from the first to before the second."""
+    """An image of `size` at `target`, in one of the plain modes. `strip` gives its rows from the first to before the second."""
     width, height = size
     factor = max(1, min(width // target[0], height // target[1]) // _KEPT_BOXES)
     if factor == 1:
@@ -253,7 +253,7 @@ def _shrunk(size: Size, strip: Callable[[int, int], Image.Image], target: Size) 
 
 
 def _plain(image: Image.Image) -> Image.Image:
-    """The picture in a mode of eight bits whose pixels can be averaged: grey or colour, with alpha or without."""
+    """The image in a mode of eight bits whose pixels can be averaged: grey or colour, with alpha or without."""
     if image.mode.startswith("I;16") or image.mode == "I":
         deep = np.asarray(image).astype(np.uint32)
         return Image.fromarray(np.minimum(deep >> 8, 255).astype(np.uint8))
@@ -261,7 +261,7 @@ def _plain(image: Image.Image) -> Image.Image:
         return image.convert("RGBA" if image.has_transparency_data else "RGB")
     key = image.info.get("transparency")
     if key is not None and image.mode in ("1", "L", "RGB"):
-        if isinstance(key, tuple) and max(key) > 255:  # of a picture of sixteen bits, which Pillow reads as eight
+        if isinstance(key, tuple) and max(key) > 255:  # of an image of sixteen bits, which Pillow reads as eight
             image.info["transparency"] = tuple(value >> 8 for value in key)
         return image.convert("RGBA")
     if image.mode in _PLAIN:
@@ -270,7 +270,7 @@ def _plain(image: Image.Image) -> Image.Image:
 
 
 def _opaque(image: Image.Image, profile: object, signal: tuple[int, int] | None) -> Image.Image:
-    """RGB of a picture in a plain mode, in sRGB, composited on white."""
+    """RGB of an image in a plain mode, in sRGB, composited on white."""
     alpha = image.getchannel("A") if image.mode in ("LA", "RGBA") else None
     colours = image.convert(image.mode.rstrip("A"))
     stated = signal is not None and colours.mode == "RGB" and tone_mapping.needs_mapping(signal[1], signal[0])
@@ -284,7 +284,7 @@ def _opaque(image: Image.Image, profile: object, signal: tuple[int, int] | None)
 
 
 def _by_numbers(image: Image.Image, signal: tuple[int, int]) -> Image.Image:
-    """sRGB of a picture whose primaries and transfer are stated by number, HDR's among them."""
+    """sRGB of an image whose primaries and transfer are stated by number, HDR's among them."""
     pixels = np.asarray(image)
     primaries, transfer = signal
     rows = [tone_mapping.to_srgb(row / 255.0, transfer, primaries) for row in pixels]
@@ -292,7 +292,7 @@ def _by_numbers(image: Image.Image, signal: tuple[int, int]) -> Image.Image:
 
 
 def _in_srgb(image: Image.Image, profile: object) -> Image.Image:
-    """RGB of a picture whose ICC profile is honoured where it fits the picture."""
+    """RGB of an image whose ICC profile is honoured where it fits the image."""
     if isinstance(profile, bytes):
         try:
             stated = ImageCms.ImageCmsProfile(io.BytesIO(profile))

@@ -17,7 +17,7 @@ _SIDE = 48
 _TIMES, _LEVELS = 4.0, 2.0
 """A cut changes the frame by more than this many times its neighbours' change, plus this many levels."""
 _ALIKE = 0.98
-"""Pictures that correlate better than this are one shot. Neighbours within clips of talkers measured 0.997 and more, joins of two
+"""Images that correlate better than this are one shot. Neighbours within clips of talkers measured 0.997 and more, joins of two
 clips of one person 0.49 to 0.99 (median 0.80), of two persons 0.25 to 0.98 (0.55)."""
 _OTHER = 0.5
 """Neighbours that correlate less than this are two shots, however much else moves."""
@@ -27,7 +27,7 @@ difference; those two correlate less than the second number and differ by more l
 _FADES = 6, 12
 """Half the lengths, in frames, at which cross-fades are looked for."""
 _APART = 0.75
-"""The same for the pictures before and after a stretch without a face, in which people move."""
+"""The same for the images before and after a stretch without a face, in which people move."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ def find_cuts(pictures: list[Pixels], frames: NDArray[np.int64]) -> list[int]:
 
 
 def _fades(pictures: list[Pixels]) -> list[tuple[int, int]]:
-    """Cross-fades: for each the first picture that counts as none of the shot before it, and the first of the shot after it."""
+    """Cross-fades: for each the first image that counts as none of the shot before it, and the first of the shot after it."""
     most, alike, levels = _BLENDED
     found: list[tuple[float, int]] = []
     for k in range(len(pictures)):

@@ -1,4 +1,4 @@
-"""An idle clip from a still picture: the head sways and nods a little, the eyes blink, and it loops without a seam.
+"""An idle clip from a still image: the head sways and nods a little, the eyes blink, and it loops without a seam.
 
 The player goes through the frames forwards and backwards, so the sequence is half of a loop and stands still at both ends:
 every movement is a sum of `cos(π·m·s)` over `s` in 0 … 1, whose speed is zero there. All sizes are by the face's width.
@@ -31,14 +31,14 @@ _TILT_RADIANS = 0.008
 _FADE = 1.5
 """How far beyond the face the motion fades out."""
 _BLINK_AT = (0.22, 0.4)
-"""One blink a pass, at a share of it within these or as far from its end; the picture says where. Forwards and backwards make a
+"""One blink a pass, at a share of it within these or as far from its end; the image says where. Forwards and backwards make a
 short pause of 1.5 to 2.8 s and a long one of 4.2 to 5.5 s: people blink each 2 to 6 s, two of them not at the same moments."""
 _BLINK_S = (0.12, 0.04, 0.14)
 """Time to close, to stay closed, to open."""
 
 
 class StillAnimation:
-    """The frames of a still picture that moves a little.
+    """The frames of a still image that moves a little.
 
     Args:
         pixels: uint8 BGR `[h, w, 3]`.
@@ -95,7 +95,7 @@ class StillAnimation:
         return moved.astype(np.float32)
 
     def _reach(self, shape: tuple[int, ...]) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Corner and size of the part of the picture that moves."""
+        """Corner and size of the part of the image that moves."""
         margin = self._width * _FADE + 1
         low = np.maximum(np.floor(self._points.min(0) - margin), 0).astype(int)
         high = np.minimum(np.ceil(self._points.max(0) + margin), (shape[1], shape[0])).astype(int)
@@ -118,7 +118,7 @@ def _head_motion(s: float) -> tuple[float, float, float]:
 
 
 def _blink_at(pixels: Pixels) -> float:
-    """At which share of a pass the eyes of this picture close: always the same for the same pixels."""
+    """At which share of a pass the eyes of this image close: always the same for the same pixels."""
     first, last = _BLINK_AT
     seed = zlib.crc32(pixels.tobytes())
     share = first + (last - first) * (seed >> 1) / 0x7FFFFFFF
@@ -189,7 +189,7 @@ class _Eye:
 
 
 class Blink:
-    """Draws a picture with its eyes closed by degrees.
+    """Draws an image with its eyes closed by degrees.
 
     Args:
         pixels: uint8 BGR `[h, w, 3]`.
@@ -202,7 +202,7 @@ class Blink:
         self._eyes = eyes if all(_sees(pixels, eye) for eye in eyes) else []
 
     def closed(self, closure: float) -> Pixels:
-        """The picture with its eyes closed by `closure`, 0 (as it is) … 1 (shut)."""
+        """The image with its eyes closed by `closure`, 0 (as it is) … 1 (shut)."""
         if closure <= 0 or not self._eyes:
             return self._pixels
         picture = self._pixels.copy()

@@ -1,6 +1,6 @@
 """Colours of HDR and wide-gamut video as sRGB: one colour table for a clip, applied by FFmpeg's `haldclut`.
 
-FFmpeg's own mapping (swscale's `perceptual` intent) gives the same picture up to diffuse white, but takes seven seconds to prepare.
+FFmpeg's own mapping (swscale's `perceptual` intent) gives the same image up to diffuse white, but takes seven seconds to prepare.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 Real = NDArray[np.float64]
 
 _LEVEL = 8
-"""Of the Hald image: 64 steps of each colour, in a picture of 512×512. With 36 steps skin in PQ is off by four levels."""
+"""Of the Hald image: 64 steps of each colour, in an image of 512×512. With 36 steps skin in PQ is off by four levels."""
 _FORMAT = "rgb48le"
 _TICK = Fraction(1, 1000)
 _WHITE_NITS = 203.0
@@ -44,11 +44,11 @@ def needs_mapping(transfer: int, primaries: int) -> bool:
 
 
 class ToneMap:
-    """Maps pictures of one size.
+    """Maps images of one size.
 
     Args:
         transfer, primaries: the clip's, as H.273 numbers them; HDR without primaries has BT.2020's.
-        width, height: size of the pictures.
+        width, height: size of the images.
     """
 
     def __init__(self, transfer: int, primaries: int, width: int, height: int) -> None:
@@ -70,7 +70,7 @@ class ToneMap:
         self._count = 0
 
     def apply(self, picture: VideoFrame) -> VideoFrame:
-        """The picture, of format `rgb48le` both before and after."""
+        """The image, of format `rgb48le` both before and after."""
         picture.pts, picture.time_base = self._count, _TICK
         self._count += 1
         self._source.push(picture)

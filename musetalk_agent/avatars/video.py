@@ -2,7 +2,7 @@
 
 The bytes come from a file object, the container format is the one that was sniffed, and anything FFmpeg wants to open beside
 it (playlists, external tracks) is refused: no path or address out of a clip is ever followed. `video_decoder` has the frames in
-order of time, `frame_conversion` makes pictures of them.
+order of time, `frame_conversion` makes images of them.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class VideoClip:
 def open_clip(
     path: Path, kind: MediaKind, fps: int, limits: AvatarLimits, allow: Allow = lambda pixels: None
 ) -> Iterator[VideoClip]:
-    """Opens a clip and decodes its first frame. Sound is ignored.
+    """Opens a clip and decodes its first frame. Audio is ignored.
 
     Args:
         path: the file.

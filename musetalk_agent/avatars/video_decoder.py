@@ -1,4 +1,4 @@
-"""The frames of a video's picture track in order of time: whole ones only, deinterlaced.
+"""The frames of a clip's video track in order of time: whole ones only, deinterlaced.
 
 A file that is cut or damaged gives the frames that are whole, and a warning. How much memory a frame takes, by its size and pixel
 format, decides on the threads, and on what is refused.
@@ -77,13 +77,13 @@ def _no_memory(error: Exception) -> bool:
 
 
 class VideoTrackDecoder:
-    """The picture track of an open container.
+    """The video track of an open container.
 
     `stream` is the track, `aspect` the width of a pixel by its height. With `by_libvpx`, frames have alpha, but nothing that the
     container states beside their pixels.
 
     Raises:
-        AvatarEmpty: no picture track.
+        AvatarEmpty: no video track.
         AvatarUndecodable: a codec that is not accepted.
         AvatarTooLarge: too many pixels or seconds.
     """
@@ -360,7 +360,7 @@ class _Deinterlacer:
 
 
 def _track(container: InputContainer) -> VideoStream:
-    """The picture track: the first that is not the cover of an album."""
+    """The video track: the first that is not the cover of an album."""
     for stream in container.streams.video:
         if not stream.disposition & Disposition.attached_pic:
             return stream

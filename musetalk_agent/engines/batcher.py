@@ -109,7 +109,7 @@ class Batcher:
         self._on_failure = on_failure
         self._stuck_after_s = stuck_after_s
         self._watch: asyncio.Task[None] | None = None
-        self._under_way: deque[_Batch] = deque()  # launched or being launched, and not delivered
+        self._in_flight: deque[_Batch] = deque()  # launched or being launched, and not delivered
         self._sessions: dict[int, deque[_Job]] = {}  # by the session's identity: a session's frames stay in order
         self._waiting = 0
         self._changed = threading.Condition()
@@ -197,13 +197,13 @@ class Batcher:
             for thread in (self._launcher, self._collector)
             if thread.is_alive()
         ]
-        steps.append(Step("frames", self._cancel_under_way, _JOIN_S))
+        steps.append(Step("frames", self._cancel_in_flight, _JOIN_S))
         steps.append(Step("close", lambda: in_thread(self.engine.close, f"engine-{self.engine.name}-close"), _CLOSE_S))
         await tear_down(f"engine {self.engine.name}", steps)
 
-    async def _cancel_under_way(self) -> None:
+    async def _cancel_in_flight(self) -> None:
         with self._changed:
-            left = [job for batch in self._under_way for job in batch.jobs]
+            left = [job for batch in self._in_flight for job in batch.jobs]
         for job in left:
             job.result.cancel()
 
@@ -211,7 +211,7 @@ class Batcher:
         while self.failed is None:
             await asyncio.sleep(self._stuck_after_s / _CHECKS)
             with self._changed:
-                oldest = self._under_way[0].begun if self._under_way else None
+                oldest = self._in_flight[0].begun if self._in_flight else None
             if oldest is not None and time.perf_counter() - oldest > self._stuck_after_s:
                 text = f"The device of the engine {self.engine.name!r} has not answered for {self._stuck_after_s:g} s."
                 self._fail(EngineFailed(text))
@@ -283,7 +283,7 @@ class Batcher:
         batch = _Batch(jobs, self._size(len(jobs)), time.perf_counter())
         with self._changed:
             self._expected_end = max(batch.begun, self._expected_end) + self._seconds.get(batch.size, 0.0)
-            self._under_way.append(batch)
+            self._in_flight.append(batch)
         try:
             batch.in_flight = self.engine.launch([job.request for job in jobs])
         except Exception as error:  # noqa: BLE001 - the thread serves every session: a frame that breaks must not end it
@@ -313,7 +313,7 @@ class Batcher:
                 batch.error = error
             with self._changed:
                 self._undelivered -= 1
-                self._under_way.remove(batch)
+                self._in_flight.remove(batch)
                 self._changed.notify()
             self._deliver(batch, patches)
 
@@ -351,7 +351,7 @@ class Batcher:
             if self.failed is not None:
                 return
             self.failed = error
-            left = [job for batch in self._under_way for job in batch.jobs] + self._pop_all()
+            left = [job for batch in self._in_flight for job in batch.jobs] + self._pop_all()
             self._changed.notify()
             if self._closed:  # the owner is closing it already
                 return

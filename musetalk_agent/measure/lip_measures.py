@@ -1,9 +1,9 @@
-"""What is measured of a video's lips: how far the mouth is open in the pictures, how far it should be open by the audio, and LSE.
+"""What is measured of a video's lips: how far the mouth is open in the frames, how far it should be open by the audio, and LSE.
 
 LSE-C and LSE-D are the figures by which papers on lip sync compare themselves: how well SyncNet finds lips and voice of a video to
 agree. They are defined by joonson/syncnet_python (`SyncNetInstance.evaluate`) and Wav2Lip (`evaluation/scores_LSE`). All
 constants are theirs, except for the face: theirs is cut out by the boxes of the detector S3FD (`run_pipeline.py`, `crop_video`),
-ours by the box around the 468 mesh points, and they compress the cut pictures once more. So values compare with published ones
+ours by the box around the 468 mesh points, and they compress the cut frames once more. So values compare with published ones
 only roughly.
 """
 
@@ -40,7 +40,7 @@ _QUARTER_TURNS = {0: 0, 90: 1, 180: 2, 270: 3}
 
 
 class VideoUnreadable(Exception):
-    """The video is not there, is damaged, or has no pictures; the message says which."""
+    """The video is not there, is damaged, or has no frames; the message says which."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class VideoFaces:
     """The largest face of a video.
 
     Args:
-        times: float64 `[n]`, seconds on the video's own time line, ascending: when each picture begins to be shown.
+        times: float64 `[n]`, seconds on the video's own time line, ascending: when each frame begins to be shown.
         meshes: n meshes, float32 `[468, 2]` in pixels, None where no face is seen.
     """
 
@@ -75,7 +75,7 @@ def find_faces(path: Path, net: FaceNet, progress: Callable[[int], object] = lam
     """Follows the largest face of a video. `progress` is called with the frames done.
 
     Raises:
-        VideoUnreadable: no video, or one without pictures.
+        VideoUnreadable: no video, or one without frames.
     """
     tracker = FaceTracker(net)
     times: list[float] = []
@@ -103,7 +103,7 @@ def mouth_heard(features: VisemeFeatures, audio: Pcm, start_s: float) -> MouthTr
 
 
 def _middles(times: Track) -> Track:
-    """The middles of pictures that begin at these times; how long the last one is shown is not known, nor that of a single one."""
+    """The middles of frames that begin at these times; how long the last one is shown is not known, nor that of a single one."""
     if len(times) < 2:
         return times
     shown = np.diff(times)
@@ -152,7 +152,7 @@ _FRAME_SAMPLES = FEATURE_RATE // _FPS
 _LAST_WINDOWS = 5  # frames at the end with which no window begins
 _MARGIN = 0.4  # crop_scale
 _SMOOTHED = 13  # frames of the running median
-_GREY = (110, 110, 110)  # beyond the picture's edges
+_GREY = (110, 110, 110)  # beyond the frame's edges
 _EPSILON = 1e-6  # of torch's pairwise_distance
 
 Vectors = NDArray[np.float32]
@@ -186,8 +186,8 @@ def judge_sync(
 ) -> LipSync | None:
     """Scores a video whose faces were followed, against int16 `[n]` at 16 kHz whose first sample has the time `start_s`.
 
-    `progress` is called with the pictures read. None with a face in fewer than half of the pictures, or less than two seconds of
-    pictures and audio.
+    `progress` is called with the frames read. None with a face in fewer than half of the frames, or less than two seconds of
+    frames and audio.
 
     Raises:
         WeightsInvalid: the weights at `path` are not SyncNet's.
@@ -237,7 +237,7 @@ def cut(picture: Pixels, x: float, y: float, half: float) -> Pixels:
 
 
 def _at_25_fps(faces: VideoFaces) -> NDArray[np.int64]:
-    """For every 25th of a second from the first picture to the last, the index of the picture that begins nearest."""
+    """For every 25th of a second from the first frame to the last, the index of the frame that begins nearest."""
     times = faces.times - faces.times[0]
     slots = np.arange(round(times[-1] * _FPS) + 1) / _FPS
     after = np.clip(np.searchsorted(times, slots), 1, max(1, len(times) - 1))
@@ -246,8 +246,8 @@ def _at_25_fps(faces: VideoFaces) -> NDArray[np.int64]:
 
 
 def _squares(faces: VideoFaces, chosen: NDArray[np.int64]) -> Squares | None:
-    """float64 `[n, 3]`: centre and half length of the face's box in every chosen picture; straight lines over gaps, then a running
-    median. None where too few pictures show a face."""
+    """float64 `[n, 3]`: centre and half length of the face's box in every chosen frame; straight lines over gaps, then a running
+    median. None where too few frames show a face."""
     seen = [index for index, points in enumerate(faces.meshes) if points is not None]
     if not seen or 2 * len(seen) < len(faces.meshes):
         return None
@@ -262,7 +262,7 @@ def _squares(faces: VideoFaces, chosen: NDArray[np.int64]) -> Squares | None:
 def _cuts(
     video: Path, chosen: NDArray[np.int64], squares: Squares, progress: Callable[[int], object]
 ) -> Iterator[Pixels]:
-    """The face of every chosen picture, read anew: all of a video's frames would fill the memory."""
+    """The face of every chosen frame, read anew: all of a video's frames would fill the memory."""
     slot = 0
     for index, (_, picture) in enumerate(video_frames(video)):
         while slot < len(chosen) and chosen[slot] == index:

@@ -1,6 +1,6 @@
 """`musetalk-agent measure-sync VIDEO`: how much later the lips of a video move than its voice says, in milliseconds.
 
-The opening of the mouth is measured in the pictures and predicted from the sound; both are compared at every lag. Loudness
+The opening of the mouth is measured in the frames and predicted from the audio; both are compared at every lag. Loudness
 would not do: it leads and trails the lips by tens of milliseconds, depending on the sounds. Where SyncNet's weights are, its
 figures are reported, too.
 """
@@ -98,9 +98,9 @@ def run(args: argparse.Namespace) -> int:
 def measure(
     video: Path, audio: Path | None, store: ModelStore, features: VisemeFeatures, progress: Callable[[int], object]
 ) -> SyncReport:
-    """Measures one video against its own sound, or against `audio`, which then begins with its first picture.
+    """Measures one video against its own audio, or against `audio`, which then begins with its first frame.
 
-    `progress` is called with 1 for every picture read; with SyncNet's weights every picture is read twice.
+    `progress` is called with 1 for every frame read; with SyncNet's weights every frame is read twice.
 
     Raises:
         VideoUnreadable, AudioUnreadable: a file cannot be used.
@@ -152,14 +152,14 @@ Series = NDArray[np.float64]
 REACH_S = 0.5
 """Lags that are compared, to both sides."""
 LEAST_S = 2.0
-"""Pictures with a face, beside sound, that are needed, in seconds."""
+"""Frames with a face, beside audio, that are needed, in seconds."""
 _STEP_S = 0.005
 _DRIFT_S = 1.0
 """What changes more slowly than this is the pose, the talker's habit or the tracker's mood, and no syllable."""
 _EMPHASIS = 0.5
 _EMPHASIS_S = 0.04
 """This share of the value a moment before is taken off each: movements count for more than positions, and the peak is narrower.
-The moment is a whole number of pictures."""
+The moment is a whole number of frames."""
 _MEMORY_S = 0.4
 """How far apart moments may be and still be alike, for the count of independent ones."""
 _TRUST = 0.6
@@ -260,7 +260,7 @@ def _quick(values: Series, window: float) -> Series:
 
 
 def _agreement(times: Series, pictures: Series, heard_times: Series, sound: Series) -> tuple[float, int]:
-    """Correlation of `pictures` with the sound at `times`, where there is sound, and of how many."""
+    """Correlation of `pictures` with the audio at `times`, where there is audio, and of how many."""
     inside = (times >= heard_times[0]) & (times <= heard_times[-1])
     count = int(inside.sum())
     if count < 2:

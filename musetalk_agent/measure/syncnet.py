@@ -100,7 +100,7 @@ def embed_voice(net: SyncNet, cepstra: Cepstra, count: int) -> Embeddings:
 
 @torch.inference_mode()
 def embed_lips(net: SyncNet, faces: Iterable[Pixels]) -> Embeddings:
-    """float32 `[n - 4, 1024]` of n pictures, uint8 BGR `[224, 224, 3]`, which are taken one by one: a video may be long."""
+    """float32 `[n - 4, 1024]` of n frames, uint8 BGR `[224, 224, 3]`, which are taken one by one: a video may be long."""
     parts = [np.empty((0, DIMENSIONS), np.float32)]
     held: list[Pixels] = []
     for face in faces:

@@ -1,4 +1,4 @@
-"""Tells PCM that is not what it claims to be: int16 little endian, mono, at the declared rate.
+"""Recognises PCM that is not what it claims to be: int16 little endian, mono, at the declared rate.
 
 Right PCM is smooth: neighbouring samples are alike. Where they are not, the same bytes are read in every other way that senders
 get wrong, and the reading that is smooth has the name. What fits no reading and has bytes of every value is compressed. Another
@@ -34,8 +34,8 @@ COMMON_RATES = (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 4
 _PACE_S = 4.0
 _PACE_LEAST = 20  # arrivals at different times
 _PACE_OFF = 0.02
-_RATE_SOUND_S = 5.0  # of sound, to judge the rate by
-_RATE_TRIES = 6  # per sender, until its sound is known to be right
+_RATE_SOUND_S = 5.0  # of audio, to judge the rate by
+_RATE_TRIES = 6  # per sender, until its audio is known to be right
 
 EXPLANATIONS = {
     Suspicion.FLOAT32: "The PCM looks like 32-bit floats read as int16; send int16, or connect with format=f32le.",
@@ -189,9 +189,9 @@ def _looks_stereo(x: Sound) -> bool:
 
 
 class FormatDetector:
-    """Watches one sender. `finding` is what its PCM looks like, judged anew every second of sound and in every segment.
+    """Watches one sender. `finding` is what its PCM looks like, judged anew every second of audio and in every segment.
 
-    Memory is bounded: a second of PCM, five seconds of sound for the rate, 1024 arrivals.
+    Memory is bounded: a second of PCM, five seconds of audio for the rate, 1024 arrivals.
 
     Args:
         rate: the declared samples per second.
@@ -224,7 +224,7 @@ class FormatDetector:
     def push(self, samples: Pcm, now: float, *, speech: bool = True) -> Finding | None:
         """Takes PCM that came at `now` (monotonic seconds); returns what has just been found, None when nothing is new.
 
-        Only of `speech` the rate is judged by its sound.
+        Only of `speech` the rate is judged by its audio.
         """
         begins = self._received == 0
         self._received += len(samples)
@@ -264,7 +264,7 @@ class FormatDetector:
         return sound
 
     def judged(self, rate: int | None) -> Finding | None:
-        """The rate that the sound has by its sound, None where that is open. Returns what has just been found."""
+        """The rate that the audio itself shows, None where that is open. Returns what has just been found."""
         if rate is None:
             return None
         self._rate_is_right = rate == self.rate

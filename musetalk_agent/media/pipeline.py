@@ -98,7 +98,7 @@ class Pipeline:
     ) -> None:
         """Opens segment `number` at `rate` samples per second; ends the one that was open.
 
-        `heard_s` of it were heard before, and its sound does not leave within `in_s`. `traceparent` is its span. PCM whose format
+        `heard_s` of it were heard before, and its audio does not leave within `in_s`. `traceparent` is its span. PCM whose format
         is certain need not be `judged`.
         """
         self.end()
@@ -166,13 +166,13 @@ class Pipeline:
     def _judge(self, watch: FormatDetector, samples: Pcm, now: float) -> None:
         segment = self._segment
         unknown = segment is not None and not segment.cues and not segment.resting  # no voice of ours, no noise
-        self._tell_format(watch, watch.finding, watch.push(samples, now, speech=unknown))
+        self._report_format(watch, watch.finding, watch.push(samples, now, speech=unknown))
         if self._for_rate is None and (sound := watch.sound_for_rate()) is not None:
             self._for_rate = watch, sound
             self._rate_wake.set()
 
     async def _judge_rates(self) -> None:
-        """Judges at which rate sound was recorded, five seconds at a time; never returns. Its thread rests more than it works.
+        """Judges at which rate audio was recorded, five seconds at a time; never returns. Its thread rests more than it works.
 
         At full speed it would take the interpreter's lock from the event loop for 0.2 s, just as speech begins.
         """
@@ -191,9 +191,9 @@ class Pipeline:
             finally:
                 self._for_rate = None
             if watch is self._watch:
-                self._tell_format(watch, watch.finding, watch.judged(rate))
+                self._report_format(watch, watch.finding, watch.judged(rate))
 
-    def _tell_format(self, watch: FormatDetector, before: Finding | None, arisen: Finding | None) -> None:
+    def _report_format(self, watch: FormatDetector, before: Finding | None, arisen: Finding | None) -> None:
         if arisen is not None:
             self.stats.fail("audio_in", arisen.text)
             self._emit(

@@ -90,11 +90,11 @@ class Player:
         if self._timings is not None:
             self._publisher.playout.video_delay_s = VOICE_LEAD_S
         self._pushing: Segment | None = None  # of which a block is being handed over
-        self._resting = False  # nobody speaks in the segment that is being heard
+        self._resting = False  # no one speaks in the segment that is being heard
 
     @property
     def resting(self) -> bool:
-        """Nobody speaks in the segment that is being heard."""
+        """No one speaks in the segment that is being heard."""
         return self._resting
 
     @property
@@ -103,7 +103,7 @@ class Player:
         return len(self._queue.open)
 
     def report(self) -> dict[str, float | int | str | None]:
-        """Figures for `/debug`: pictures by fate, underruns, and the p50 and p95 of the lips' latency in milliseconds."""
+        """Figures for `/debug`: frames by fate, underruns, and the p50 and p95 of the lips' latency in milliseconds."""
         statistics, latencies = self.statistics, sorted(self.statistics.lip_latency_ms)
         late = sorted(statistics.late_ms)
         return {
@@ -193,8 +193,8 @@ class Player:
     async def run(self) -> None:
         """Plays until cancelled."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._play_audio(), name="playback-voice")
-            group.create_task(self._pictures(), name="playback-pictures")
+            group.create_task(self._play_audio(), name="playback-audio")
+            group.create_task(self._play_video(), name="playback-video")
 
     # --- the voice ---------------------------------------------------------------------------------------------------
 
@@ -227,13 +227,13 @@ class Player:
                     self._delay.on_underrun(self._clock.now())
                     if not segment.resting:
                         self._renderer.close_mouth()
-                    self._tell_pause(segment)
+                    self._report_pause(segment)
                     break
                 else:
                     await self._clock.wait(self._audio_wake, self._clock.now() + max(0.001, playout.queued_s()))
 
     async def _wait_for_start(self, segment: Segment) -> bool:
-        """Waits until the segment's next sound may be heard: its picture is ready, and a live sender has its margin."""
+        """Waits until the segment's next audio may be heard: its frame is ready, and a live sender has its margin."""
         frame = segment.enqueued * self._fps // ROOM_RATE
         ready_at: float | None = None
         since = self._clock.now()
@@ -248,7 +248,7 @@ class Player:
             if ready_at is None and segment.has_block and segment.frames_ready > frame:
                 ready_at = now
             if not segment.received and segment.ended:
-                self._tell()
+                self._report_segments()
                 return False
             give_up = since + START_TIMEOUT_S if segment.has_block else now + START_TIMEOUT_S
             begin_at = give_up
@@ -264,7 +264,7 @@ class Player:
             await self._clock.wait(self._audio_wake, begin_at)
         return False
 
-    def _tell_pause(self, segment: Segment) -> None:
+    def _report_pause(self, segment: Segment) -> None:
         """The voice stops after what was handed over: no PCM is there, or nothing takes it."""
         playout = self._publisher.playout
         if self._timings is not None and playout.enqueued:
@@ -273,9 +273,9 @@ class Player:
                 segment.number, segment.second_at(playout.enqueued), playout.leaves_at(last) + 1 / ROOM_RATE
             )
 
-    # --- the pictures ------------------------------------------------------------------------------------------------
+    # --- the frames ------------------------------------------------------------------------------------------------
 
-    async def _pictures(self) -> None:
+    async def _play_video(self) -> None:
         self._idle.prepare()
         while True:
             made = self._next_made()
@@ -288,13 +288,13 @@ class Player:
                     position = made.segment.frame_position(made.tag.frame)
                     due = self._publisher.playout.time_of(position)
             decision = self._scheduler.decide(
-                self._clock.now(), waiting=waiting, due=due, missing=made is None and self._picture_missing()
+                self._clock.now(), waiting=waiting, due=due, missing=made is None and self._frame_missing()
             )
             if decision.at > self._clock.now() and await self._clock.wait(self._video_wake, decision.at):
                 self._note_speaking()
                 continue
             if self._pushing is not None and self._pushing.origin is not None and self._publisher.playout.empty:
-                self._tell_pause(self._pushing)
+                self._report_pause(self._pushing)
             self._scheduler.done(decision)
             failed = decision.act is FrameAction.SHOW and made is not None and made.failed
             self._account(decision.act, failed=failed)
@@ -305,7 +305,7 @@ class Player:
                 self._show(self._renderer.ready.pop(), dropped=decision.act is FrameAction.DROP)
             elif decision.act is FrameAction.IDLE:
                 self._show_idle()
-            self._tell()
+            self._report_segments()
 
     def _account(self, act: FrameAction, *, failed: bool) -> None:
         PICTURES.labels("failed" if failed else act.name.lower()).inc()
@@ -314,7 +314,7 @@ class Player:
             self.recent.note(self._clock.now(), outcome)
 
     def _next_made(self) -> RenderedFrame | None:
-        """The next ready picture; closing pictures give way as soon as speech that is being heard waits behind them."""
+        """The next ready frame; closing frames give way as soon as speech that is being heard waits behind them."""
         ready = self._renderer.ready
         spoken = next((m for m in ready.items() if m.segment is not None), None)
         if spoken is not None and spoken.segment is not None and spoken.segment.origin is not None:
@@ -322,8 +322,8 @@ class Player:
                 self._cursor.show(ready.pop().tick)
         return ready.peek()
 
-    def _picture_missing(self) -> bool:
-        """The voice goes on and its next picture is still being made."""
+    def _frame_missing(self) -> bool:
+        """The voice goes on and its next frame is still being made."""
         if self._shown is None:  # the idle clip has taken over, or speech returns after a rest
             return False
         voiced = next((s for s in self._queue.open if s.origin is not None and s.frames_ready < s.frames), None)
@@ -361,9 +361,9 @@ class Player:
             self._push(frame)
         self.statistics.idle += 1
 
-    def _tell(self) -> None:
-        """Tells what has begun and what is over by now."""
-        for segment in self._queue.tell(self._publisher.playout.position()):
+    def _report_segments(self) -> None:
+        """Emits the events of what has begun and what is over by now."""
+        for segment in self._queue.report(self._publisher.playout.position()):
             self._delay.on_segment_end(segment.frames, self._scheduler.dropped - self._dropped_before)
             self._dropped_before = self._scheduler.dropped
         self._note_speaking()

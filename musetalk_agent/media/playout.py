@@ -39,7 +39,7 @@ class PlayoutClock:
         rate: samples per second.
         grain_s: the sink takes samples in steps of this length (10 ms in WebRTC), so a block handed to an idle sink begins half a
             step later on average.
-        audio_delay_s: how much longer than a picture a sample takes from the sink to the viewer; the sink in use may set it.
+        audio_delay_s: how much longer than a frame a sample takes from the sink to the viewer; the sink in use may set it.
 
     While `held`, nothing can be handed over: the time at which the next sample is heard is unknown.
     """
@@ -82,7 +82,7 @@ class PlayoutClock:
         return self._estimate(self._clock.now()) >= self.enqueued
 
     def queued_s(self) -> float:
-        """Seconds of sound that wait in the sink."""
+        """Seconds of audio that wait in the sink."""
         return max(0.0, (self.enqueued - self._estimate(self._clock.now())) / self._rate)
 
     def leaves_at(self, position: int) -> float:
@@ -95,7 +95,7 @@ class PlayoutClock:
         return base_time + (position - base_position) / self._rate + self.video_delay_s
 
     def time_of(self, position: int) -> float:
-        """Monotonic time at which sample `position` is heard, and a picture of it is due."""
+        """Monotonic time at which sample `position` is heard, and a frame of it is due."""
         return self.leaves_at(position) + self._audio_delay_s
 
     def enqueue(self, samples: int) -> None:
@@ -147,7 +147,7 @@ class SwitchingClock(PlayoutClock):
     held = False
 
     def set_audio_delay(self, audio_delay_s: float) -> None:
-        """Another sink is in use, from which sound takes so much longer to the viewer than a picture."""
+        """Another sink is in use, from which audio takes so much longer to the viewer than a frame."""
         self._audio_delay_s = audio_delay_s
 
     def leaves_at(self, position: int) -> float:
@@ -169,7 +169,7 @@ class PlayoutHistory:
         self._notes: deque[tuple[float, int]] = deque(maxlen=_HISTORY_KEPT)
 
     def note(self, now: float, position: int) -> None:
-        """At `now` the sound was heard up to `position`. Forgets what was noted of later positions: they were wound back."""
+        """At `now` the audio was heard up to `position`. Forgets what was noted of later positions: they were wound back."""
         while self._notes and self._notes[-1][1] > position:
             self._notes.pop()
         self._notes.append((now, position))
@@ -220,27 +220,27 @@ class VoiceTimingQueue:
     def __init__(self, changed: Callable[[], None]) -> None:
         self._changed = changed
         self._waiting: deque[VoiceTiming] = deque(maxlen=_TIMINGS_KEPT)
-        self._told: VoiceTiming | None = None
+        self._last: VoiceTiming | None = None
 
     def plays(self, segment: int, heard_s: float, at: float) -> None:
         """The voice is at second `heard_s` of the segment, which leaves at `at`."""
-        due, told = VoiceTiming(segment, heard_s, at), self._told
-        if told is not None and told.segment == segment and not told.held and at - told.at < _CORRECT_S:
-            expected = told.at + heard_s - told.heard_s
+        due, last = VoiceTiming(segment, heard_s, at), self._last
+        if last is not None and last.segment == segment and not last.held and at - last.at < _CORRECT_S:
+            expected = last.at + heard_s - last.heard_s
             if abs(at - expected) <= _OFF_S:
                 return
-        self._tell(due)
+        self._add(due)
 
     def holds(self, segment: int, heard_s: float, at: float) -> None:
         """The voice pauses when it has come to second `heard_s` of the segment, at `at`."""
-        due, told = VoiceTiming(segment, heard_s, at, held=True), self._told
-        if told is None or (told.segment, told.heard_s, told.held) != (segment, heard_s, True):
-            self._tell(due)
+        due, last = VoiceTiming(segment, heard_s, at, held=True), self._last
+        if last is None or (last.segment, last.heard_s, last.held) != (segment, heard_s, True):
+            self._add(due)
 
     def clear(self) -> None:
         """Nothing is due any more."""
         self._waiting.clear()
-        self._told = None
+        self._last = None
 
     def take(self) -> list[VoiceTiming]:
         """What was not sent yet, oldest first."""
@@ -248,9 +248,9 @@ class VoiceTimingQueue:
         self._waiting.clear()
         return waiting
 
-    def _tell(self, due: VoiceTiming) -> None:
+    def _add(self, due: VoiceTiming) -> None:
         if not math.isfinite(due.at):  # no transport carries now: the time is unknown
             return
-        self._told = due
+        self._last = due
         self._waiting.append(due)
         self._changed()

@@ -87,17 +87,15 @@ class Channel(Generic[T]):
 log = logging.getLogger(__name__)
 
 AHEAD_FRAMES = 8
-"""Pictures kept ready: 320 ms at 25 fps, enough for a hiccup and little to throw away on a barge-in."""
+"""Frames kept ready: 320 ms at 25 fps, enough for a hiccup and little to throw away on a barge-in."""
 IN_FLIGHT = 3
-"""Pictures of one session that the engine and the compositor work on at once."""
+"""Frames of one session that the engine and the compositor work on at once."""
 UNFIT = "The engine made a picture that is not fit to be shown (black, or not a number); the idle picture stands in."
-_FEATURE_STEP = (
-    FEATURE_RATE // 5
-)  # samples per call, so that a long utterance sent at once shows its first picture early
+_FEATURE_STEP = FEATURE_RATE // 5  # samples per call, so that a long utterance sent at once shows its first frame early
 _OPENING_FRAMES = 3  # over which speech takes the mouth over from the idle clip
 _REST_AHEAD_S = 0.6  # silence is judged this much before it is heard, at most: what was taken for it is kept in memory
 _WAKE_AHEAD_FRAMES = (
-    4  # pictures of returning speech are begun this much before they are due: the engine's time and a margin
+    4  # frames of returning speech are begun this much before they are due: the engine's time and a margin
 )
 _IDLE_PATIENCE_S = 0.5  # an idle mouth's deadline: later than that of anything that is spoken
 _LOOK_AGAIN_S = 0.25  # the voice's place may change while one waits for it
@@ -105,7 +103,7 @@ _LOOK_AGAIN_S = 0.25  # the voice's place may change while one waits for it
 
 @dataclass(frozen=True, slots=True)
 class RenderedFrame:
-    """A picture that is ready, with what the next one may need to know of it. Closing pictures have no frame number.
+    """A frame that is ready, with what the next one may need to know of it. Closing frames have no frame number.
 
     `failed`: the engine made no patch for it, so that it is the idle frame.
     """
@@ -186,7 +184,7 @@ class FrameRenderer:
         self._mute: Segment | None = None  # the segment whose features failed
 
     def add(self, segment: Segment) -> None:
-        """A new segment; its pictures follow those of the segments before it."""
+        """A new segment; its frames follow those of the segments before it."""
         self._segments.append(segment)
         self._wake.set()
 
@@ -195,7 +193,7 @@ class FrameRenderer:
         self._wake.set()
 
     def clear(self, shown: RenderedFrame | None) -> None:
-        """Drops everything under way and lets the mouth close from the picture shown last."""
+        """Drops everything under way and lets the mouth close from the frame shown last."""
         self.generation += 1
         self._segments.clear()
         self.ready.discard()
@@ -212,7 +210,7 @@ class FrameRenderer:
         self._wake.set()
 
     async def run(self) -> None:
-        """Works until cancelled. What the engine raises is counted and shown as the idle picture, not raised here."""
+        """Works until cancelled. What the engine raises is counted and shown as the idle frame, not raised here."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._feature_loop(), name="production-order")
             group.create_task(self._compose(), name="production-compose")
@@ -294,7 +292,7 @@ class FrameRenderer:
         """What more samples, or the end (None), decide of the segment's next frames: a feature each, None where there is no speech.
 
         An extractor that raises leaves the rest of the segment without lips, because its frames cannot be counted on any more; its
-        sound goes on, and so does the session.
+        audio goes on, and so does the session.
         """
         if segment is self._mute:
             return []
@@ -310,7 +308,7 @@ class FrameRenderer:
             return []
 
     async def _rest(self, segment: Segment) -> None:
-        """Nobody speaks in the segment's next frame. Before the first such frame the mouth glides shut; then nothing is made."""
+        """No one speaks in the segment's next frame. Before the first such frame the mouth glides shut; then nothing is made."""
         begins = not segment.resting
         segment.frame_rests()
         self._wake_player()
@@ -345,7 +343,7 @@ class FrameRenderer:
         await self._submit_frame(segment, tag, feature, blend_weight, lead)
 
     async def _close(self, feature: Feature, blend_weight: float, going_on: Callable[[], bool] | None = None) -> None:
-        """The pictures after speech: its last mouth shape fades to rest while the idle clip takes the mouth back.
+        """The frames after speech: its last mouth shape fades to rest while the idle clip takes the mouth back.
 
         They end when there is other work, or, with `going_on`, when that is false.
         """
@@ -365,7 +363,7 @@ class FrameRenderer:
     ) -> None:
         tick = self._cursor.reserve(lead)
         request = PatchRequest(self._engine_session, self._cycle.idle_index(tick), feature, blend_weight)
-        # a session with many pictures ready can wait longer than one with none
+        # a session with many frames ready can wait longer than one with none
         deadline = self._clock.now() + (len(self.ready) + 1) / self._fps
         self._last = (feature, blend_weight)
         flight = _InFlightFrame(segment, tag, tick, feature, blend_weight, self._batcher.submit(request, deadline))
@@ -377,7 +375,7 @@ class FrameRenderer:
         """Drops what belongs to a cleared generation; frames that the engine has not begun never reach it."""
         for (
             flight
-        ) in self._in_flight.items():  # nobody awaits these: `_compose` took the one that it awaits out of the channel
+        ) in self._in_flight.items():  # nothing awaits these: `_compose` took the one that it awaits out of the channel
             if flight.tag.generation != self.generation:
                 flight.patch.cancel()
         self._in_flight.discard(lambda flight: flight.tag.generation != self.generation)

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 LATE_FRAMES = 1.5
-"""A spoken picture later than this many frames is dropped: shown, it would drag the lips behind the voice (design, "Time")."""
+"""A spoken frame later than this many frames is dropped: shown, it would drag the lips behind the voice (design, "Time")."""
 REPEAT_FRAMES = 3
-"""Missing pictures bridged by holding the last one before the idle clip takes over."""
+"""Missing frames bridged by holding the last one before the idle clip takes over."""
 _STALL_FRAMES = 2.5  # a beat missed by more than this is given up and begun anew
 
 
 class FrameAction(Enum):
-    """What to do with the next picture."""
+    """What to do with the next frame."""
 
     SHOW = auto()
     DROP = auto()
@@ -38,8 +38,8 @@ class Scheduler:
     """Paces one session's video.
 
     Args:
-        fps: pictures per second.
-        now: monotonic seconds; the first picture has just been shown.
+        fps: frames per second.
+        now: monotonic seconds; the first frame has just been shown.
     """
 
     def __init__(self, fps: int, now: float) -> None:
@@ -53,9 +53,9 @@ class Scheduler:
 
         Args:
             now: monotonic seconds.
-            waiting: a made picture waits to be shown.
+            waiting: a made frame waits to be shown.
             due: when it is due; None keeps the beat.
-            missing: the voice goes on, but no picture for it is there.
+            missing: the voice goes on, but no frame for it is there.
         """
         beat = self._last + self.period
         if now - beat > _STALL_FRAMES * self.period:
@@ -142,14 +142,14 @@ STEP_S = 0.02
 MOST_S = 0.16
 PAUSE_S = 0.2
 """A voice that comes back later than this has paused; no head start would have bridged it."""
-_DROPPED_SHARE = 50  # one picture in so many, and one more, may be dropped before the engine counts as late
+_DROPPED_SHARE = 50  # one frame in so many, and one more, may be dropped before the engine counts as late
 
 
 class AdaptiveDelay:
     """Learns over a session: a step more whenever the sender or the engine was late, half a step less after each segment without.
 
     Args:
-        lookahead_s: PCM beyond a picture's end that the engine waits for.
+        lookahead_s: PCM beyond a frame's end that the engine waits for.
     """
 
     def __init__(self, lookahead_s: float) -> None:
@@ -171,7 +171,7 @@ class AdaptiveDelay:
         return late
 
     def on_segment_end(self, frames: int, dropped: int) -> None:
-        """A segment of `frames` pictures has been heard, `dropped` of them were too late to be shown."""
+        """A segment of `frames` frames has been heard, `dropped` of them were too late to be shown."""
         self._dry_at = None
         if dropped > 1 + frames // _DROPPED_SHARE:
             self._widen()

@@ -139,13 +139,13 @@ class SampleBuffer:
 ROOM_RATE = 48_000
 """Samples per second of every sink: Opus's own rate, so that no source loses bandwidth (Hz)."""
 KEPT_S = 12.0
-"""So much sound that was handed over can be played again; a way out that is dead is found dead long before."""
+"""So much audio that was handed over can be played again; a transport that is dead is found dead long before."""
 GRAIN = ROOM_RATE // 100
-"""Sinks take sound in steps of 10 ms."""
+"""Sinks take audio in steps of 10 ms."""
 BLOCK = 4 * GRAIN
 """Most samples handed over at once: 40 ms."""
 _LEAST_BLOCK = 2 * GRAIN
-_FEATURES_AHEAD_S = 2.0  # features are taken this much earlier than sound, at most
+_FEATURES_AHEAD_S = 2.0  # features are taken this much earlier than audio, at most
 _CONVERTED_S = 1.0
 """PCM is resampled this far ahead of its readers and no further, so that a minute of PCM that comes at once costs the event loop
 nothing but its copy, and a clear behind it does not wait for work that it makes void."""
@@ -155,7 +155,7 @@ _LIVE_AHEAD_S = 0.35
 LEAST_CUT = 2 * GRAIN
 """Samples of silence that are worth being left out."""
 _REST_SEEN_S = 0.2
-"""A rest is reported this much before its first frame: nobody spoke then either, and a live segment is not yet heard that far."""
+"""A rest is reported this much before its first frame: no one spoke then either, and a live segment is not yet heard that far."""
 
 
 @dataclass(slots=True)
@@ -293,11 +293,11 @@ class Segment:
         self._pass_rests()
 
     def frame_rests(self) -> None:
-        """Nobody speaks in the next frame: no picture is made for it."""
+        """No one speaks in the next frame: none is made for it."""
         if not self.resting:
             self.rests.append((self.frames_ordered, None))
         self._rested.add(self.frames_ordered)
-        self.arrivals.pop(self.frames_ordered - self.fps)  # keeps those of pictures that are not shown yet
+        self.arrivals.pop(self.frames_ordered - self.fps)  # keeps those of frames that are not shown yet
         self.frames_ordered += 1
         self._pass_rests()
 
@@ -310,11 +310,11 @@ class Segment:
 
     @property
     def resting(self) -> bool:
-        """Nobody speaks in the frame that was decided last."""
+        """No one speaks in the frame that was decided last."""
         return bool(self.rests) and self.rests[-1][1] is None
 
     def rests_at(self, position: int) -> bool:
-        """Nobody speaks at playout position `position`."""
+        """No one speaks at playout position `position`."""
         if self.origin is None:
             return False
         sample = self._sample(position)
@@ -339,7 +339,7 @@ class Segment:
             return 0
         assert self.origin is not None
         while self._cuts and self._cuts[0][0] + self._cuts[0][1] < self.enqueued - KEPT_S * ROOM_RATE:
-            self.origin -= self._cuts.pop(0)[1]  # nobody asks for what lies before it any more
+            self.origin -= self._cuts.pop(0)[1]  # nothing asks for what lies before it any more
         self._cuts.append((self.enqueued, excess))
         self._cut = self.for_room.take(excess)[:GRAIN]
         self.enqueued += excess

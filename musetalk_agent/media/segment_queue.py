@@ -30,8 +30,8 @@ class PlaybackQueue:
         self._show_caption = show
         self._over: deque[Segment] = deque()  # heard whole, and kept for a rewind
         self._over_s = 0.0
-        self._told_s = 0.0
-        self._told: tuple[int, float] = (0, 0.0)
+        self._reported_s = 0.0
+        self._reported: tuple[int, float] = (0, 0.0)
 
     def next_unplayed(self) -> Segment | None:
         """The first segment of which the sink has not everything."""
@@ -43,8 +43,8 @@ class PlaybackQueue:
 
     def position_s(self, position: int) -> float:
         """Seconds heard through this agent. Stands still while something is heard again."""
-        self._told_s = max(self._told_s, self._over_s + sum(s.played_s(position) for s in self.open))
-        return self._told_s
+        self._reported_s = max(self._reported_s, self._over_s + sum(s.played_s(position) for s in self.open))
+        return self._reported_s
 
     def buffered_s(self, position: int) -> float:
         """Seconds received and not heard."""
@@ -57,15 +57,15 @@ class PlaybackQueue:
         """
         for segment in self.open:
             if segment.started or (segment.origin is not None and position > segment.origin):
-                self._told = max(self._told, (segment.number, segment.heard_s(position)))
-        return self._told
+                self._reported = max(self._reported, (segment.number, segment.heard_s(position)))
+        return self._reported
 
-    def tell(self, position: int) -> list[Segment]:
-        """Tells what has begun and what is over by `position`, in order. Returns the segments that are over."""
+    def report(self, position: int) -> list[Segment]:
+        """Emits the events of what has begun and what is over by `position`, in order. Returns the segments that are over."""
         over: list[Segment] = []
         while self.open:
             segment = self.open[0]
-            self._tell_started(segment, position)
+            self._emit_started(segment, position)
             self._read(segment, position)
             if not segment.enqueued_all or (segment.origin is not None and position < segment.end_position):
                 break
@@ -74,8 +74,8 @@ class PlaybackQueue:
             self.open.popleft()
             over.append(segment)
             self._over_s += segment.duration_s
-            self._told = max(self._told, (segment.number, segment.heard_before_s + segment.duration_s))
-            self._tell_finished(segment, segment.heard_before_s + segment.duration_s, interrupted=False)
+            self._reported = max(self._reported, (segment.number, segment.heard_before_s + segment.duration_s))
+            self._emit_finished(segment, segment.heard_before_s + segment.duration_s, interrupted=False)
             self._show(segment.script.end())
             self._keep(segment)
         return over
@@ -87,9 +87,9 @@ class PlaybackQueue:
         self._over.clear()
         for segment in segments:
             self._over_s += segment.played_s(position)
-            self._tell_started(segment, position)
-            heard = max(segment.heard_s(position), self._told[1] if segment.number == self._told[0] else 0.0)
-            self._tell_finished(segment, heard, interrupted=True)
+            self._emit_started(segment, position)
+            heard = max(segment.heard_s(position), self._reported[1] if segment.number == self._reported[0] else 0.0)
+            self._emit_finished(segment, heard, interrupted=True)
             self._show(segment.script.end())
         return dropped_s
 
@@ -134,13 +134,13 @@ class PlaybackQueue:
         if caption is not None:
             self._show_caption(caption)
 
-    def _tell_started(self, segment: Segment, position: int) -> None:
+    def _emit_started(self, segment: Segment, position: int) -> None:
         if not segment.started and segment.origin is not None and position > segment.origin:
             segment.started = True
             segment.stages.event("playback.started")
             self._emit(PlaybackStarted(segment=segment.number))
 
-    def _tell_finished(self, segment: Segment, heard_s: float, *, interrupted: bool) -> None:
+    def _emit_finished(self, segment: Segment, heard_s: float, *, interrupted: bool) -> None:
         if not segment.finished:
             segment.finished = True
             segment.stages.end(interrupted=interrupted, position_s=round(heard_s, 3))

@@ -1,4 +1,4 @@
-"""The trace of a segment in the agent: when its first picture reached each stage, and what became of it."""
+"""The trace of a segment in the agent: when its first frame reached each stage, and what became of it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _BEFORE = {FIRST_PCM: "", FEATURES: FIRST_PCM, FRAME: FEATURES, PUBLISHED: FRAME
 
 
 class SegmentTrace:
-    """A span for the segment, and one in it for each stage: from the one before it until the first picture is through.
+    """A span for the segment, and one in it for each stage: from the one before it until the first frame is through.
 
     Args:
         parent: `traceparent` of the utterance.
@@ -46,4 +46,4 @@ class SegmentTrace:
 
 
 UNTRACED = SegmentTrace(0, None)
-"""Of a segment that nobody traces."""
+"""Of a segment that is not traced."""

@@ -97,10 +97,10 @@ class NameResolver:
                 self._begin()
             for loop, answer in waiters:
                 with suppress(RuntimeError):  # its event loop has ended
-                    loop.call_soon_threadsafe(_tell, answer, found, failure)
+                    loop.call_soon_threadsafe(_set_answer, answer, found, failure)
 
 
-def _tell(answer: asyncio.Future[list[str]], found: list[str], failure: Exception | None) -> None:
+def _set_answer(answer: asyncio.Future[list[str]], found: list[str], failure: Exception | None) -> None:
     if answer.done():
         return
     if failure is not None:

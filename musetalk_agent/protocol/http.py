@@ -64,9 +64,9 @@ FUNNEL_STAGES = ("audio_in", "samples", "features", "patches", "composed", "publ
 
 FPS_RANGE = (15, 50)
 DEFAULT_SIDE, DEFAULT_PIXELS = 1280, 1280 * 720
-"""Bounds of a picture whose size is left to the clip: its longer side, and its area."""
+"""Bounds of a frame whose size is left to the clip: its longer side, and its area."""
 MAX_SIDE, MAX_PIXELS = 1920, 1920 * 1080
-"""The same where a size is asked for, in either orientation: 1920×1080 and 1080×1920 are the largest 16:9 pictures."""
+"""The same where a size is asked for, in either orientation: 1920×1080 and 1080×1920 are the largest 16:9 frames."""
 DEMO_AVATAR_ID = "demo"
 """The avatar that ships with the agent."""
 

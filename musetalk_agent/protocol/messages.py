@@ -162,7 +162,7 @@ class SegmentStart(Message):
     `heard_s` seconds of the segment were heard before, through another agent: what follows begins there, `playback.started` was
     sent if it is above 0, and `position_s` counts from the segment's own beginning. `received` is the session's count of `/audio`
     samples before the segment's first one; None for speech that did not come over `/audio`. What comes before is said by somebody
-    else for `in_s` more seconds: the segment's sound does not leave earlier. `traceparent` is the utterance's span.
+    else for `in_s` more seconds: the segment's audio does not leave earlier. `traceparent` is the utterance's span.
     """
 
     type: Literal["segment.start"] = "segment.start"
@@ -193,7 +193,7 @@ class SegmentCues(Message):
 class CaptionWord(BaseModel):
     """A piece of the text as viewers read it, with the space after it: a word, or a clause where words are not known.
 
-    First and past-the-last sample of its sound, at the segment's own rate and from its beginning.
+    First and past-the-last sample of its audio, at the segment's own rate and from its beginning.
     """
 
     text: str
@@ -244,10 +244,10 @@ class LinkHello(Message):
 
 
 class LinkAck(Message):
-    """Items taken so far; at least every 250 ms while items come or sound is heard.
+    """Items taken so far; at least every 250 ms while items come or audio is heard.
 
     `segment` is the one that is being heard, or was heard last (0: none yet), and `heard_s` how much of it, from its own beginning.
-    `frames` counts pictures published, `draining` asks that the session be moved elsewhere. `resting`: no one speaks in what is
+    `frames` counts frames published, `draining` asks that the session be moved elsewhere. `resting`: no one speaks in what is
     being heard, so the avatar is idle although a segment is open.
     """
 

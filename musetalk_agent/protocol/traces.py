@@ -32,7 +32,7 @@ class Span:
     traceparent: str | None = None
 
     def set(self, **attributes: Value) -> None:
-        """Tells something of it."""
+        """Sets attributes of the span."""
 
     def event(self, name: str, **attributes: Value) -> None:
         """Something happened in it, now."""
@@ -144,8 +144,8 @@ class TracedPosts:
             _current.reset(token)
             route = str(getattr(scope.get("route"), "path", "(none)"))
             span.rename(f"POST {route}")
-            told: dict[str, Value] = {"http.request.method": "POST", "http.route": route}
-            span.set(**told, **{"http.response.status_code": status})
+            known: dict[str, Value] = {"http.request.method": "POST", "http.route": route}
+            span.set(**known, **{"http.response.status_code": status})
             if status >= 500:
                 span.fail(f"status {status}")
             span.end()

@@ -30,11 +30,11 @@ class PublisherState:
 
 
 Lost = Callable[[str], None]
-"""Called once, with the reason, when the connection has ended for good and nobody asked for it."""
+"""Called once, with the reason, when the connection has ended for good without being asked to."""
 
 
 class Publisher(Protocol):
-    """A sink. `playout` is the master clock; pictures are pushed at the moment they are due.
+    """A sink. `playout` is the master clock; frames are pushed at the moment they are due.
 
     `open` is called once, before anything else. All methods run on the event loop.
     """
@@ -54,12 +54,12 @@ class Publisher(Protocol):
         """Hands over int16 mono samples at `sync.segment.ROOM_RATE`, a multiple of 10 ms; waits while the sink's queue is full.
 
         Only one call at a time. Must not be cancelled while it waits. A block that waits and was not handed to the sink when the
-        sound is cleared or rewound is dropped: it comes again, or is not wanted.
+        audio is cleared or rewound is dropped: it comes again, or is not wanted.
         """
         ...
 
     def push_video(self, frame: VideoFrame) -> None:
-        """Shows a picture now. Never waits."""
+        """Shows a frame now. Never waits."""
         ...
 
     def clear_audio(self) -> int:
@@ -67,7 +67,7 @@ class Publisher(Protocol):
         ...
 
     async def set_state(self, state: str) -> None:
-        """Tells the room what the avatar does (`idle`, `speaking`, `degraded`); best effort."""
+        """Shows the room what the avatar does (`idle`, `speaking`, `degraded`); best effort."""
         ...
 
     async def aclose(self) -> None:
@@ -113,7 +113,7 @@ _QUEUE_S = 0.06
 
 
 class NullPublisher:
-    """Plays into nothing. `watch` is called with the time and every picture, `listen` with the time and every block."""
+    """Plays into nothing. `watch` is called with the time and every frame, `listen` with the time and every block."""
 
     name = "null"
 
@@ -144,7 +144,7 @@ class NullPublisher:
             await self._clock.sleep_until(self._clock.now() + excess)
 
     def push_video(self, frame: VideoFrame) -> None:
-        """Counts the picture."""
+        """Counts the frame."""
         self.state.published_frames += 1
         self.state.acknowledged_frames += 1
         if self._watch:

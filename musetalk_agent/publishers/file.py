@@ -1,6 +1,6 @@
-"""A publisher into an MP4 file: every picture at its media time, beside the sound as it was recorded.
+"""A publisher into an MP4 file: every frame at its media time, beside the audio as it was recorded.
 
-The time of a picture is the place of the voice when it is shown, in whole frames, and not what any clock says. So the file is
+The time of a frame is the place of the voice when it is shown, in whole frames, and not what any clock says. So the file is
 in step to the frame, whatever the pace at which it was made.
 """
 
@@ -29,7 +29,7 @@ from musetalk_agent.publishers.base import Lost, NullPublisher
 _X264 = {
     "preset": "veryfast",
     "crf": "18",
-    # without B-frames the first picture has time 0 in every player, also in those that ignore edit lists
+    # without B-frames the first frame has time 0 in every player, also in those that ignore edit lists
     "bf": "0",
 }
 _AAC_BITS_PER_CHANNEL = 96_000
@@ -37,7 +37,7 @@ _AAC_BITS_PER_CHANNEL = 96_000
 
 @dataclass(frozen=True)
 class FilmSound:
-    """The sound of a film.
+    """The audio of a film.
 
     Args:
         blocks: int16 `[n, channels]`, any n, read as the film goes on.
@@ -57,8 +57,8 @@ class Film:
 
     Args:
         target: the file to make; one that is there is replaced at the very end.
-        fps: pictures per second.
-        frames: how many pictures it will have.
+        fps: frames per second.
+        frames: how many frames it will have.
     """
 
     def __init__(self, target: Path, fps: int, frames: int, sound: FilmSound) -> None:
@@ -93,7 +93,7 @@ class Film:
             self._part.unlink(missing_ok=True)
 
     def open(self, width: int, height: int) -> None:
-        """Begins the file with pictures of this size (both even)."""
+        """Begins the file with frames of this size (both even)."""
         self._container = av.open(str(self._part), "w", format="mp4", options={"movflags": "+faststart"})
         self._video = self._container.add_stream("libx264", rate=self.fps, options=_X264)
         self._video.width, self._video.height, self._video.pix_fmt = width, height, "yuv420p"
@@ -105,9 +105,9 @@ class Film:
         self._audio.bit_rate = _AAC_BITS_PER_CHANNEL * self._sound.channels
 
     def picture(self, index: int, frame: VideoFrame) -> None:
-        """Shows `frame` from picture `index` on; before the last one written or past the end it is ignored.
+        """Shows `frame` from frame `index` on; before the last one written or past the end it is ignored.
 
-        Pictures that are missing before it are those before them, once more.
+        Frames that are missing before it are those before them, once more.
         """
         if not self.written <= index < self.frames:
             return
@@ -116,7 +116,7 @@ class Film:
         self._last = frame
 
     def finish(self) -> None:
-        """Writes what is missing and moves the file into place. Raises OSError; ValueError when no picture ever came."""
+        """Writes what is missing and moves the file into place. Raises OSError; ValueError when no frame ever came."""
         if self._container is None or self._last is None:
             raise ValueError("a film without a picture cannot be finished")
         self._hold(self.frames, self._last)
@@ -143,7 +143,7 @@ class Film:
         self._speak(self.written * self._sound.rate // self.fps)
 
     def _speak(self, until: int | None) -> None:
-        """Adds sound up to sample `until`, or all of it: players want both tracks side by side in the file."""
+        """Adds audio up to sample `until`, or all of it: players want both tracks side by side in the file."""
         assert self._container is not None
         while until is None or self._samples < until:
             block = next(self._blocks, None)
@@ -161,7 +161,7 @@ class Film:
 class FilePublisher(NullPublisher):
     """Plays into a film at the pace of its clock; a virtual one makes that as quick as the machine is.
 
-    What is shown before the first sound and after the last is not part of the film. Finishing the film is its owner's business.
+    What is shown before the first audio and after the last is not part of the film. Finishing the film is its owner's business.
     """
 
     name = "file"

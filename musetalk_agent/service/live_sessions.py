@@ -126,7 +126,7 @@ class LiveSessions:
             del self._starting[request.session_id]
 
     def _admit(self, engine: str, fps: int) -> None:
-        """Raises `AtCapacity` when the process, or the engine at this rate of pictures, holds no session more.
+        """Raises `AtCapacity` when the process, or the engine at this rate of frames, holds no session more.
 
         `EngineFailed` while the engine starts again; `EngineUnavailable` where it is too slow for even one session.
         """

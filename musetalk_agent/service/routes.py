@@ -108,7 +108,7 @@ async def debug(request: Request, sessions: SessionsHere) -> AgentDebug:
 
 @router.post("/avatars")
 async def add_avatar(request: Request) -> dict[str, str]:
-    """Takes a clip as the raw body (zip, video or picture) and keeps it; `avatar_id` starts sessions with it."""
+    """Takes a clip as the raw body (zip, video or image) and keeps it; `avatar_id` starts sessions with it."""
     factory: Factory = request.app.state.factory
     avatar_id = await factory.library.add(request.stream(), request.headers.get("x-filename"))
     return {"avatar_id": avatar_id}

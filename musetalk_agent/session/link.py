@@ -23,7 +23,7 @@ from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 _OPEN_SEGMENTS = 256
 _MARGIN_S = 5.0  # beyond the backlog: the orchestrator counts what was heard up to 100 ms later
 SHORT_SEGMENTS = 16
-"""So many segments in a row that are shorter than a picture are taken for a mistake of the sender."""
+"""So many segments in a row that are shorter than a frame are taken for a mistake of the sender."""
 ACK_BYTES = 16 << 10
 """PCM taken after which an acknowledgement leaves at once: the orchestrator sends 2 s ahead of them, and goes on when they come."""
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class LinkReceiver:
 
     Args:
         backlog_s: most speech that may wait to be heard.
-        fps: pictures per second.
+        fps: frames per second.
         emit: takes warnings, and the end of a segment that was refused.
     """
 
@@ -59,8 +59,8 @@ class LinkReceiver:
         self._counting = False  # the open segment's PCM came over `/audio`
         self._open: int | None = None  # number of the segment that takes PCM
         self._samples = 0  # of that segment
-        self._shorts = 0  # segments in a row that were shorter than a picture
-        self._told_short = False
+        self._shorts = 0  # segments in a row that were shorter than a frame
+        self._warned_short = False
         self.last_audio_at: str | None = None
 
     async def read(
@@ -159,11 +159,11 @@ class LinkReceiver:
         )
 
     def _judge_length(self) -> None:
-        if not self._samples or self._told_short:
+        if not self._samples or self._warned_short:
             return
         self._shorts = self._shorts + 1 if self._samples * self._fps < self._rate else 0
         if self._shorts == SHORT_SEGMENTS:
-            self._told_short = True
+            self._warned_short = True
             text = (
                 f"{SHORT_SEGMENTS} segments in a row were shorter than a picture ({1000 / self._fps:g} ms). Each of them is "
                 "filled up with silence to a whole picture, so that speech takes longer and has gaps: send audio.start and "

@@ -136,7 +136,7 @@ class Session:
         self.error: dict[str, Any] | None = None
         self.max_duration_s = request.max_duration_s
         self.speech = speech
-        outputs = PlayerOutputs(self._tell, self._on_speaking)
+        outputs = PlayerOutputs(self._emit, self._on_speaking)
         if request.voice is VoiceSource.ORCHESTRATOR:
             outputs = replace(outputs, timings=self.events.due)
         if request.captions and isinstance(publisher, CaptionPublisher):
@@ -144,7 +144,7 @@ class Session:
         self.pipeline = build(outputs)
         if speech is not None:
             speech.set_pipeline(self.pipeline)
-        self.receiver = LinkReceiver(self.pipeline, request.backlog_s, bundle.fps, self._tell)
+        self.receiver = LinkReceiver(self.pipeline, request.backlog_s, bundle.fps, self._emit)
         self._release, self._check = release, check
         self._over = asyncio.Event()
         self._attribute = asyncio.Event()
@@ -309,7 +309,7 @@ class Session:
                     log.warning("avatar.state not set", extra={"session_id": self.id, "error": repr(error)})
             await clock.wait(self._attribute, clock.now() + _LOOK_EVERY_S)
 
-    def _tell(self, event: m.Event) -> None:
+    def _emit(self, event: m.Event) -> None:
         self.events.add(event)
         if self.speech is not None:
             self.speech.on_playback_event(event)

@@ -43,9 +43,9 @@ class Snapshot:
 class SessionLine:
     """A session in figures; None where the agent has none yet.
 
-    `fps` is of pictures published since the look before; latencies are from a frame's last PCM to its lips leaving, `skew_ms` is
-    how much later than their sound pictures leave (milliseconds, positive: lips late); `waiting_s` is speech received and not yet
-    heard; `dropped` pictures came too late, `held` ones were bridged by the one before, `underruns` counts times the sound ran dry.
+    `fps` is of frames published since the look before; latencies are from a frame's last PCM to its lips leaving, `skew_ms` is
+    how much later than their audio frames leave (milliseconds, positive: lips late); `waiting_s` is speech received and not yet
+    heard; `dropped` frames came too late, `held` ones were bridged by the one before, `underruns` counts times the audio ran dry.
     """
 
     session_id: str

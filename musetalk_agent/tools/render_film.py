@@ -1,6 +1,6 @@
 """`musetalk-agent render`: a talking film from a clip and a recording, by the pipeline that serves rooms, as fast as it goes.
 
-Two things differ from a session: time is virtual, so that it stands still while pictures are made, and the publisher writes a file.
+Two things differ from a session: time is virtual, so that it stands still while frames are made, and the publisher writes a file.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from musetalk_agent.tools.audio_file import AudioFile, AudioUnreadable
 from musetalk_agent.tools.prepare import prepare_clip
 
 _AHEAD_S = 1.0
-"""Sound in hand ahead of the voice: past what any engine looks ahead, little to hold in memory."""
+"""Audio in hand ahead of the voice: past what any engine looks ahead, little to hold in memory."""
 _STEP_S = 0.1
 _WITHOUT_FACE = "pattern"
 _A_LONG_TIME_S = 10**8
@@ -44,7 +44,7 @@ class RenderFailed(Exception):
 
 @dataclass(frozen=True)
 class Rendered:
-    """What was made: engine, picture size, real seconds from the ready avatar on, what is to be said of the clip, and why the
+    """What was made: engine, frame size, real seconds from the ready avatar on, what is to be said of the clip, and why the
     engine is not MuseTalk."""
 
     engine: str
@@ -121,7 +121,7 @@ async def render(settings: AgentSettings, clip: str, picture: Picture, audio: Au
     Raises:
         AgentError: the avatar or the engine cannot be used.
         AudioUnreadable: the audio is damaged further on.
-        RenderFailed: the session broke, or pictures could not be made.
+        RenderFailed: the session broke, or frames could not be made.
     """
     clock = VirtualClock()
     factory = Factory(settings, clock, publisher=lambda request, fps: FilePublisher(film, clock))

@@ -100,7 +100,7 @@ async def _speak(http: httpx.AsyncClient, path: str, report: SmokeReport) -> Non
 
 @asynccontextmanager
 async def _watching(session: dict[str, Any], report: SmokeReport) -> AsyncIterator[None]:
-    """A viewer who counts pictures."""
+    """A viewer who counts frames."""
     room, begun = rtc.Room(), time.monotonic()
     tasks: list[asyncio.Task[None]] = []
 

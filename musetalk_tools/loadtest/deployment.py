@@ -132,7 +132,7 @@ Samples = dict[str, float]
 
 
 class ServiceMetrics(BaseModel):
-    """`note` says why there are none. `orchestrator`: by how much its counters rose, whoever's doing it was. `agents`: of this
+    """`note` says why there are none. `orchestrator`: by how much its counters rose, whatever the cause. `agents`: of this
     run's sessions, counts added up and the worst of their percentiles; `device` and `engine` are the first agent's."""
 
     note: str | None = None

@@ -168,7 +168,7 @@ def _code(body: bytes | bytearray | None) -> str:
 
 
 FIRST_PICTURE_S = 30.0
-"""After this long without a picture the session has failed: `no_picture`."""
+"""After this long without a frame the session has failed: `no_picture`."""
 _INTERRUPTED_AFTER_S = 1.2
 _SPREAD = 0.618  # golden ratio: sessions speak spread over the pause, not all at once
 _POLL_S = 0.02

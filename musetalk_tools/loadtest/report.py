@@ -49,7 +49,7 @@ class SessionCounts(BaseModel):
 
 
 class Losses(BaseModel):
-    """What did not arrive. `marks` are recognisable moments of the speech; `frames_missing` counts pictures that the frame rate
+    """What did not arrive. `marks` are recognisable moments of the speech; `frames_missing` counts frames that the frame rate
     promised; the last four are WebRTC's own counts at the viewers."""
 
     marks_said: int = 0
@@ -86,7 +86,7 @@ class Point(BaseModel):
     errors: int
 
 
-class SessionTold(BaseModel):
+class SessionReport(BaseModel):
     """One session; `error` is the code of what ended it early."""
 
     session_id: str | None
@@ -119,7 +119,7 @@ class LoadReport(BaseModel):
     warnings: dict[str, int]
     services: ServiceMetrics
     timeline: list[Point]
-    each: list[SessionTold]
+    each: list[SessionReport]
 
 
 def reported_plan(plan: Plan) -> ReportedPlan:
@@ -186,9 +186,9 @@ def happened(counts: Counts) -> Happened:
     )
 
 
-def session_told(session: LoadSession) -> SessionTold:
+def report_of(session: LoadSession) -> SessionReport:
     """One row."""
-    return SessionTold(
+    return SessionReport(
         session_id=session.session_id,
         engine=session.engine,
         start_s=_rounded(session.start_s),

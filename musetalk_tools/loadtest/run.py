@@ -170,7 +170,7 @@ class LoadRun:
             warnings=dict(shared.counts.warnings.most_common()),
             services=seen,
             timeline=self._timeline,
-            each=[reports.session_told(session) for session in sessions],
+            each=[reports.report_of(session) for session in sessions],
         )
 
 

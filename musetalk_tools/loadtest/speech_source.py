@@ -10,15 +10,15 @@ import numpy as np
 import numpy.typing as npt
 
 LOUD = 2000
-"""Amplitude (int16) from which sound is loud: speech and the test tone are, what a codec makes of silence is not."""
+"""Amplitude (int16) from which audio is loud: speech and the test tone are, what a codec makes of silence is not."""
 QUIET_S = 0.1
-"""Sound has ended when none was loud for this long."""
+"""Audio has ended when none was loud for this long."""
 WHITE = 160
 """Luma from which the centre is white; the pattern's white is 235, its black 16."""
 
 
 class Loudness:
-    """Follows sound at `rate` Hz. `onsets` and `offsets` are for the caller to take away."""
+    """Follows audio at `rate` Hz. `onsets` and `offsets` are for the caller to take away."""
 
     def __init__(self, rate: int) -> None:
         self.onsets: list[float] = []
@@ -45,14 +45,14 @@ class Loudness:
 
 
 class Whiteness:
-    """Follows pictures. `whites` is for the caller to take away."""
+    """Follows frames. `whites` is for the caller to take away."""
 
     def __init__(self) -> None:
         self.whites: list[float] = []
         self._white = True  # what a viewer sees first did not turn white
 
     def push(self, at: float, luma: npt.NDArray[np.uint8]) -> None:
-        """A picture, [H, W], came at `at`. Only its central eighth or so is looked at."""
+        """A frame, [H, W], came at `at`. Only its central eighth or so is looked at."""
         height, width = luma.shape
         centre = luma[height * 3 // 8 : height * 5 // 8 : 4, width * 3 // 8 : width * 5 // 8 : 4]
         white = float(centre.mean()) > WHITE
@@ -78,7 +78,7 @@ class SpeechError(Exception):
 
 @dataclass(frozen=True)
 class SpokenClip:
-    """int16 mono 16 kHz. `marks` are samples at which loud sound begins that a viewer can recognise."""
+    """int16 mono 16 kHz. `marks` are samples at which loud audio begins that a viewer can recognise."""
 
     pcm: Pcm
     marks: tuple[int, ...]

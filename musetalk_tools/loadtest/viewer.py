@@ -40,7 +40,7 @@ REPORT_S = 0.5
 _CONNECT_TIMEOUT_S = 10.0
 _CLOSE_TIMEOUT_S = 2.0
 _BLANK = 16  # pixels: the SFU's stand-in for a track that ended is smaller
-_QUEUE = 50  # pictures or blocks that wait for this process; then the oldest go, which shows as a gap
+_QUEUE = 50  # frames or blocks that wait for this process; then the oldest go, which shows as a gap
 
 
 class Viewer:

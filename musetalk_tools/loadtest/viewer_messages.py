@@ -47,8 +47,8 @@ class Joined(BaseModel):
 class Seen(BaseModel):
     """What came since the message before, each with its moment of arrival.
 
-    `frames`: pictures. `whites`: the centre of the picture turned white. `onsets`: loud sound began after 100 ms without, to the
-    sample. `offsets`: the last loud sound before 100 ms without.
+    `frames`: frames. `whites`: the centre of the frame turned white. `onsets`: loud audio began after 100 ms without, to the
+    sample. `offsets`: the last loud audio before 100 ms without.
     """
 
     type: Literal["seen"] = "seen"
@@ -80,8 +80,8 @@ class Left(BaseModel):
     concealed_s: float = 0.0
 
 
-Told = Annotated[ViewersReady | Joined | Seen | Link | Left, Field(discriminator="type")]
-viewer_reports: TypeAdapter[Told] = TypeAdapter(Told)
+ViewerReport = Annotated[ViewersReady | Joined | Seen | Link | Left, Field(discriminator="type")]
+viewer_reports: TypeAdapter[ViewerReport] = TypeAdapter(ViewerReport)
 
 
 def line(message: BaseModel) -> bytes:

@@ -70,10 +70,10 @@ _SHARES = (0.0, 0.05, 0.5, 0.95, 0.99, 1.0)
 SETTLED_S = 1.0
 """Figures of a mark are taken this long after its window has closed: reports come twice a second."""
 INTERRUPT_WINDOW_S = 2.0
-"""How long after an interruption sound counts as what was interrupted; the sender is silent for longer."""
+"""How long after an interruption audio counts as what was interrupted; the sender is silent for longer."""
 _SKEW_WITHIN_S = 0.5
 _EARLY_S = 0.05
-"""A mark is the end of the 40 ms in which its sound begins, and those may be heard before the rest was sent."""
+"""A mark is the end of the 40 ms in which its audio begins, and those may be heard before the rest was sent."""
 
 
 @dataclass
@@ -94,7 +94,7 @@ class Tallies:
 
 @dataclass
 class Window:
-    """Pictures since the look before: how many came after the one at `since`, the last arrival, and the largest gap that ended."""
+    """Frames since the look before: how many came after the one at `since`, the last arrival, and the largest gap that ended."""
 
     since: float | None = None
     frames: int = 0
@@ -103,14 +103,14 @@ class Window:
 
     @property
     def fps(self) -> float | None:
-        """0 when pictures have stopped; None when there was none yet."""
+        """0 when frames have stopped; None when there was none yet."""
         if self.since is None:
             return None
         return self.frames / (self.last - self.since) if self.frames else 0.0
 
 
 class ViewerMetrics:
-    """One session at its viewer. `pattern` is to be set when pictures turn white with each mark (the engine `pattern`, and tones).
+    """One session at its viewer. `pattern` is to be set when frames turn white with each mark (the engine `pattern`, and tones).
 
     Args:
         tallies: where figures go.
@@ -140,7 +140,7 @@ class ViewerMetrics:
         self._offsets += seen.offsets
 
     def spoke(self, mark: float) -> None:
-        """The sound of a mark was sent at `mark`."""
+        """The audio of a mark was sent at `mark`."""
         self._marks.append(mark)
 
     def interrupted(self, asked: float) -> None:
@@ -160,12 +160,12 @@ class ViewerMetrics:
                 past.pop(0)
 
     def window(self) -> Window:
-        """The pictures since the look before."""
+        """The frames since the look before."""
         taken, self._window = self._window, Window(since=self.last)
         return taken
 
     def missing(self, fps: int) -> int:
-        """Pictures that should have come between the first and the last one, and did not."""
+        """Frames that should have come between the first and the last one, and did not."""
         if self.first is None or self.last is None:
             return 0
         return max(0, round((self.last - self.first) * fps) + 1 - self.frames)

@@ -167,7 +167,7 @@ class PcmDecoder:
         return bytes(np.round(np.clip(floats, -1.0, 1.0) * 32767.0).astype("<i2").data)
 
     def _roughness(self, pcm: bytes) -> float:
-        """The median step between neighbouring samples that differ: small for sound, a third of full scale for samples cut at the
+        """The median step between neighbouring samples that differ: small for audio, a third of full scale for samples cut at the
         wrong byte. 0 where less than `_EVIDENCE` of them do.
 
         Floats that are cut at the wrong byte are seldom as loud or as quiet as a sender means them; that counts before the steps.

@@ -47,7 +47,7 @@ CLEAR_PAUSE_S = 0.3
 LIVE_S = 1.0
 LIVE_PACE = 1.25
 """PCM that comes no faster than this, as a multiple of real time, over `LIVE_S` is live; what is left of a text comes faster."""
-_LOUD_DBFS = -35.0  # RMS of 20 ms from which sound is no silence here, tones and music too
+_LOUD_DBFS = -35.0  # RMS of 20 ms from which audio is no silence here, tones and music too
 _LOOKED_AT_S = 0.6  # of a message, its end: the event loop waits for the detector
 _WARM_S = 0.3  # in which the detector, which has not heard what was before, may miss speech
 

@@ -155,7 +155,7 @@ async def _read(ctx: Context, line: AudioSocket) -> None:
 
 
 def _refuse(ctx: Context, line: AudioSocket, error: ProblemError) -> None:
-    """Tells why, and closes."""
+    """Sends the reason, and closes."""
     ctx.metrics.audio_errors.labels(code=error.code.value).inc()
     extra = {"session_id": line.live.session_id, "code": error.code.value}
     _log.warning("audio connection ended by an error", extra=extra)

@@ -89,11 +89,11 @@ def install(app: FastAPI) -> None:
     async def _http(request: Request, error: HTTPException) -> Response:
         if isinstance(error.__cause__, ProblemError):  # raised while FastAPI read the body
             return _answer(request, error.__cause__)
-        told = {
+        body = {
             404: ProblemError(ErrorCode.NOT_FOUND, f"There is nothing at {request.url.path[:100]}; see /docs."),
             405: ProblemError(ErrorCode.METHOD_NOT_ALLOWED, f"{request.url.path} does not take {request.method}."),
         }.get(error.status_code, ProblemError(ErrorCode.INVALID_REQUEST, str(error.detail)))
-        answer = _answer(request, told)
+        answer = _answer(request, body)
         if error.headers and "Allow" in error.headers:
             answer.headers["Allow"] = error.headers["Allow"]
         return answer
@@ -106,7 +106,7 @@ def _answer(request: Request, error: ProblemError) -> Response:
 
 def internal(path: str = "") -> Response:
     """The answer when something of our own broke: no internals."""
-    return problem_response(ProblemError(ErrorCode.INTERNAL, "Something of ours broke; the logs tell what."), path)
+    return problem_response(ProblemError(ErrorCode.INTERNAL, "Something of ours broke; see the logs."), path)
 
 
 _REF = "#/components/schemas/{model}"

@@ -50,7 +50,7 @@ class PageFile:
 
     @cached_property
     def compressed(self) -> bytes | None:
-        """The body as gzip, None where that is not shorter by a tenth (pictures). Takes 0.1 s for a large file, once."""
+        """The body as gzip, None where that is not shorter by a tenth (images). Takes 0.1 s for a large file, once."""
         packed = gzip.compress(self.body, 9, mtime=0)
         return packed if len(packed) < 0.9 * len(self.body) else None
 
@@ -134,7 +134,7 @@ def _serve(file: PageFile) -> Callable[[Request], Awaitable[Response]]:
 
 
 def content_policy(livekit_url: str, public_url: str | None) -> str:
-    """The page's Content-Security-Policy: code, styles and pictures come from here, connections go here and to LiveKit.
+    """The page's Content-Security-Policy: code, styles and images come from here, connections go here and to LiveKit.
 
     Args:
         livekit_url: LiveKit's address as clients have it; its HTTP address is asked when its WebSocket fails.

@@ -234,7 +234,7 @@ async def _begin(ctx: Context, request: Request, maker: Caller, order: SessionRe
         await tokens.release(order.public_token, order.room)
         raise
     answer = started(ctx, request, session)
-    del answer["audio_url"]  # it would open the session to any sound
+    del answer["audio_url"]  # it would open the session to any audio
     left_s = max(1.0, session.expires_at - time.time())
     talks = order.conversation is not None
     answer["viewer_token"] = ctx.minter.viewer(order.room, str(answer["viewer_identity"]), left_s, talks=talks)

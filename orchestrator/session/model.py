@@ -141,7 +141,7 @@ class ManagedSession:
     `snapshot_at` is when its agent was asked last (monotonic), `refreshing` is held while it is asked.
     `lease` is None while it has no agent, `placed` says that it had one. `moved_at` are monotonic times.
     `adopted`: another process began it; `readable` is false when its stored order cannot be read. `progress` is what is known of
-    its sound while `live` is not there.
+    its audio while `live` is not there.
     """
 
     session_id: str
@@ -306,7 +306,7 @@ class ManagedSession:
 
     @property
     def funnel(self) -> list[dict[str, Any]]:
-        """Counts of each stage from PCM to picture, as the agent last reported them; empty before that."""
+        """Counts of each stage from PCM to frame, as the agent last reported them; empty before that."""
         return [stage.model_dump(mode="json") for stage in self.snapshot.funnel] if self.snapshot else []
 
     @property

@@ -36,7 +36,7 @@ from orchestrator.voice.voice_worker import LINES_MAX, VoiceBusyError, VoiceLine
 from orchestrator.voice.worker_messages import LineReport
 
 AFTER_S = 0.7
-"""The cut lies at least this far ahead: an agent on a busy machine has its first picture by then."""
+"""The cut lies at least this far ahead: an agent on a busy machine has its first frame by then."""
 WITHIN_S = 0.4
 """A pause is looked for in as much after that."""
 SPOKEN_S = 1.0
@@ -44,7 +44,7 @@ SPOKEN_S = 1.0
 NEW_TRACK_S = 0.4
 """Without that, as long is left to the listeners to subscribe to the agent's track."""
 UNDER_WAY_S = 0.1
-"""What the SDK still has of the last sound."""
+"""Audio that is still in the SDK when the voice ends."""
 MakeLine = Callable[[Callable[[LineReport], None]], VoiceLine]
 _log = logging.getLogger(__name__)
 

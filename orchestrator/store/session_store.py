@@ -63,13 +63,13 @@ class StoreError(Exception):
 
 
 class Progress(BaseModel):
-    """How far a session's sound is.
+    """How far a session's audio is.
 
     Attributes:
         segments: utterances opened so far.
         unfinished: those that are not over, and whether they have begun to be heard.
         events_seen: events of the agent that its sender got.
-        sample_rate: of its `/audio`, once sound has come.
+        sample_rate: of its `/audio`, once audio has come.
         received_samples: of `/audio`, taken so far.
         cleared_samples: of `/audio`, taken when the last clear came: they are not to be sent again, heard or not.
     """
@@ -85,7 +85,7 @@ class Progress(BaseModel):
 
 
 class StoredSession(BaseModel):
-    """One session, without sound and without text.
+    """One session, without audio and without text.
 
     Attributes:
         sealed: the order as the client gave it, encrypted: addresses in it may carry keys. See `seal.Seal`.

@@ -211,7 +211,7 @@ class SqliteStore:
     def _swap_document(self, name: str, old: bytes | None, new: bytes, keep_s: float) -> bool:
         if (
             self._document(name) != old
-        ):  # nobody else writes: the file is this process's, and this thread is the only one
+        ):  # no other process writes: the file is this process's, and this thread is the only one
             return False
         now = time.time()
         self._execute("DELETE FROM documents WHERE expires_at <= ?", (now,))

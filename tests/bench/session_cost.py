@@ -24,7 +24,7 @@ async def session_cost(_: int) -> list[Figure]:
     async with demo() as stack, stack.live(**DEMO) as live:
         agent = _agent(stack)
         assert await finished(live, 60)
-        for name, pcm in _sounds().items():
+        for name, pcm in _audio().items():
             before, begun = _cpu_s(agent), asyncio.get_running_loop().time()
             if pcm is None:
                 await asyncio.sleep(SECONDS)
@@ -36,7 +36,7 @@ async def session_cost(_: int) -> list[Figure]:
     return figures
 
 
-def _sounds() -> dict[str, Pcm | None]:
+def _audio() -> dict[str, Pcm | None]:
     count = SECONDS * RATE
     seconds = np.arange(count) / RATE
     noise = np.random.default_rng(0).normal(0, 300, count)

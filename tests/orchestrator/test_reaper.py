@@ -151,7 +151,7 @@ async def test_without_livekit_a_sweep_is_given_up() -> None:
     rooms = Rooms(keys)
     await rooms.open()
     async with opened_store() as store:
-        with pytest.raises(ProblemError, match="did not tell its rooms"):
+        with pytest.raises(ProblemError, match="did not list its rooms"):
             await Reaper(store, rooms, None, set, Metrics()).sweep()
     await rooms.aclose()
 

@@ -131,7 +131,11 @@ def rooms(*answers: object) -> tuple[Rooms, Scripted]:
 
 async def test_what_a_caller_needs_and_livekit_does_not_do_is_livekit_unavailable() -> None:
     failed = LiveKitFailed("TimeoutError")
-    for call, what in (("ensure", "make the room"), ("names", "tell its rooms"), ("participants", "tell who is in")):
+    for call, what in (
+        ("ensure", "make the room"),
+        ("names", "list its rooms"),
+        ("participants", "list the participants"),
+    ):
         service, client = rooms(failed)
         arguments = {"ensure": ("r",), "names": (), "participants": ("r", "dep_1")}[call]
         with pytest.raises(ProblemError, match=f"LiveKit did not {what}.*TimeoutError.*Check LIVEKIT_URL") as caught:

@@ -32,7 +32,7 @@ from musetalk_pipecat.session_client import KINDS, OrchestratorError, SessionCli
 
 
 class WithoutAvatar(FrameProcessor):
-    """Drops sound and pictures of the bot's own participants, so that a bot does not listen to itself."""
+    """Drops audio and video of the bot's own participants, so that a bot does not listen to itself."""
 
     def __init__(self, is_own: Callable[[str], bool]) -> None:
         """`is_own` is asked at every frame with the participant's identity."""
@@ -52,7 +52,7 @@ FAREWELL_S = 5.0
 
 
 class MuseTalkVideoService(AIService):
-    """Sends the bot's speech to an avatar that joins the LiveKit transport's room; sound and picture come from the avatar.
+    """Sends the bot's speech to an avatar that joins the LiveKit transport's room; audio and video come from the avatar.
 
     Place it between TTS and `transport.output()`, and `without_avatar()` behind `transport.input()`. Speech frames end here, all
     others pass. `BotStartedSpeakingFrame` and `BotStoppedSpeakingFrame` follow what is really heard. An interruption silences
@@ -107,16 +107,16 @@ class MuseTalkVideoService(AIService):
             self._register_event_handler(event)
 
     def can_generate_metrics(self) -> bool:
-        """Time to first byte: from the speech's beginning to its first sound in the room."""
+        """Time to first byte: from the speech's beginning to its first audio in the room."""
         return True
 
     @property
     def identities(self) -> frozenset[str]:
-        """Participants whose sound is the bot's own; none before the session has started. Its last sound may come after its end."""
+        """Participants whose audio is the bot's own; none before the session has started. Its last audio may come after its end."""
         return self._identities or frozenset()
 
     def is_own(self, identity: str) -> bool:
-        """Whether a participant's sound is the bot's own. The avatar is in the room a moment before the start is answered with
+        """Whether a participant's audio is the bot's own. The avatar is in the room a moment before the start is answered with
         its identity: until then any avatar counts as it."""
         return identity.startswith(KINDS) if self._identities is None else identity in self._identities
 
@@ -125,7 +125,7 @@ class MuseTalkVideoService(AIService):
         return WithoutAvatar(self.is_own)
 
     async def setup(self, setup: FrameProcessorSetup) -> None:  # type: ignore[override]  # as all of Pipecat's do
-        """Notes the pipeline's rate of speech; the avatar is sent sound at this rate."""
+        """Notes the pipeline's rate of speech; the avatar is sent audio at this rate."""
         await super().setup(setup)
         self._sample_rate = min(max(setup.audio_out_sample_rate, RATES[0]), RATES[-1])
 

@@ -40,7 +40,7 @@ KINDS = ("avatar-ses_", "voice-ses_")
 
 @dataclass(frozen=True)
 class StartedSession:
-    """A started session. Its identities are those under which its sound comes into the room."""
+    """A started session. Its identities are those under which its audio comes into the room."""
 
     session_id: str
     room: str

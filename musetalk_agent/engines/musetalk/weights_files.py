@@ -148,7 +148,7 @@ def copy_path(source: Path, half: Half) -> Path:
 
 
 def fingerprint(path: Path) -> str:
-    """Tells apart files of weights without reading them whole: sha256 over the size and 64 evenly spaced stretches of 64 KiB, the
+    """Distinguishes files of weights without reading them whole: sha256 over the size and 64 evenly spaced stretches of 64 KiB, the
     last of which holds the checksums that a `torch.save` archive keeps of all its members. Raises OSError."""
     size = path.stat().st_size
     digest = hashlib.sha256(str(size).encode())

@@ -33,7 +33,7 @@ PAUSE_S = 3.0
 """A return waits so long for a pause of the voice."""
 DRAIN_S = 5.0  # on top of it, the most that an identity's own stream may take to be heard
 INGRESS_LEAD_S = 1.0
-"""The voice waits so long when a push to an ingress begins: nobody has subscribed to its tracks yet."""
+"""The voice waits so long when a push to an ingress begins: no one has subscribed to its tracks yet."""
 INGRESS_STAY_S = 4.0
 """An ingress is not left before it can have begun."""
 SDK_S = 60.0
@@ -155,7 +155,7 @@ class FailoverPolicy:
         self.silent_s = 0.0
         self.pause = True
         self.stream_up = False
-        self._way = TransportKind.RTMP  # which stream `DRAINING` lets go of
+        self._stream = TransportKind.RTMP  # which stream `DRAINING` lets go of
         self._joining = False  # a join is under way; it cannot be called off
         self._room = False  # joined, and not left
         self._carried = False  # something has carried: the start is over
@@ -171,15 +171,15 @@ class FailoverPolicy:
     @property
     def rung(self) -> TransportKind:
         """What carries now."""
-        return self._way if self.state is State.DRAINING else KINDS.get(self.state, TransportKind.NONE)
+        return self._stream if self.state is State.DRAINING else KINDS.get(self.state, TransportKind.NONE)
 
     @property
     def holding(self) -> bool:
-        """The voice waits although something carries: what was sent has to be heard first, or nobody can hear it yet."""
+        """The voice waits although something carries: what was sent has to be heard first, or no one can hear it yet."""
         elapsed_s = self._now - self.since
         if self.state is State.RTMP:
             return self.ways.ingress and elapsed_s < INGRESS_LEAD_S
-        patience_s = PAUSE_S if self._way is TransportKind.WHIP else 0.0  # an ingress is too slow for pauses to be seen
+        patience_s = PAUSE_S if self._stream is TransportKind.WHIP else 0.0  # an ingress is too slow to show pauses
         return self.state is State.DRAINING and elapsed_s >= patience_s
 
     @property
@@ -459,7 +459,7 @@ class FailoverPolicy:
         if self.state is State.RTMP and not self.ways.ingress:
             self._join("healthy", State.REJOINING)
         else:
-            self._way = self.rung
+            self._stream = self.rung
             self._go(State.DRAINING, "healthy")
 
     def _returned(self) -> None:
@@ -528,7 +528,7 @@ class FailoverPolicy:
             case State.REJOINING | State.SETTLING:
                 self._leave_room()
                 self._go(State.RTMP, "mode")
-            case State.DRAINING if self._way is TransportKind.RTMP:
+            case State.DRAINING if self._stream is TransportKind.RTMP:
                 self._go(State.RTMP, "mode")
             case _:
                 pass

@@ -38,12 +38,12 @@ _TICK_S = 0.2
 _STREAM_DOUBT_S = 1.5
 """What a stream that breaks was given last is not known to be heard for so long."""
 INGRESS_LATENCY_S = 2.5
-"""So long after it is pushed to an ingress, sound is heard in the room: 1.0 s with Ingress 1.5, if pictures are padded (3.7 s and
+"""So long after it is pushed to an ingress, audio is heard in the room: 1.0 s with Ingress 1.5, if frames are padded (3.7 s and
 more where they are not). At the end of a push it throws away what it holds."""
 _INGRESS_HEALTHY_S = 1.0
 """A probe is believed sooner, because leaving an ingress takes so long."""
 _ROOM_LATENCY_S = 0.3
-"""So long sound is on its way to a viewer's ears: a track that ends takes with it what waits in jitter buffers."""
+"""So long audio is on its way to a viewer's ears: a track that ends takes with it what waits in jitter buffers."""
 _WHIP_LATENCY_S = 0.4
 _SWALLOWED_S = 0.5
 """A reconnect of the SDK in which nothing came back for so long has swallowed what was said; in others only signalling moved."""
@@ -139,7 +139,7 @@ class FailoverPublisher:
             await self._clock.sleep_until(self._clock.now() + max(0.0, excess))
 
     def push_video(self, frame: VideoFrame) -> None:
-        """Shows a picture on every way that is open."""
+        """Shows a frame on every way that is open."""
         self._transports.show(frame)
         if self._rung is not TransportKind.NONE:
             self.state.published_frames += 1
@@ -158,7 +158,7 @@ class FailoverPublisher:
         return self.playout.clear()
 
     async def set_state(self, state: str) -> None:
-        """Tells the room, where there is one; best effort."""
+        """Sets the state in the room, where there is one; best effort."""
         self._transports.attribute = state
         if self._transports.room is not None:
             await self._transports.room.set_state(state)
@@ -346,7 +346,7 @@ class FailoverPublisher:
             state.reconnecting, state.tracks = False, []
             if (
                 self._rung is not TransportKind.NONE
-            ):  # who watches a stream nobody knows: the session goes on as if somebody did
+            ):  # viewers of a stream are not known: the session goes on as if there were some
                 state.viewers = max(1, state.viewers)
         acknowledged = outlets.frames_acknowledged()
         if acknowledged > state.acknowledged_frames:

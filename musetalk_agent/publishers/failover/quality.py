@@ -16,7 +16,7 @@ DOWN_S = 2.0
 UP_S = 8.0
 _MOST_UP_S = 64.0
 _RELAPSE_S = 10.0  # bad again so soon after a step up: the next one waits twice as long
-_LAG = 0.8  # an encoder that needs more of a picture's time than this is about to fall behind
+_LAG = 0.8  # an encoder that needs more of a frame's time than this is about to fall behind
 _LOSS_BAD, _LOSS_FAIR = 0.15, 0.08
 _SHORT, _ENOUGH = 0.5, 0.8  # of the bitrate that a step wants
 _QUEUE_BAD_S, _QUEUE_FAIR_S = 0.4, 0.2
@@ -24,7 +24,7 @@ _QUEUE_BAD_S, _QUEUE_FAIR_S = 0.4, 0.2
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """One step: `bitrate` and `scale` (of width and height) as shares of the full ones, and every how many pictures one goes."""
+    """One step: `bitrate` and `scale` (of width and height) as shares of the full ones, and every how many frames one goes."""
 
     bitrate: float = 1.0
     scale: float = 1.0
@@ -97,7 +97,7 @@ def judge_room(before: TransportStats, after: TransportStats, wanted: int, fps: 
 
     Args:
         wanted: bit/s at full quality.
-        fps: pictures a second at full quality.
+        fps: frames a second at full quality.
     """
     encoded = after.frames_encoded - before.frames_encoded
     lags = encoded > 0 and (after.encode_s - before.encode_s) / encoded > _LAG * STEPS[step].fps_divisor / fps
@@ -110,7 +110,7 @@ def judge_room(before: TransportStats, after: TransportStats, wanted: int, fps: 
 
 
 def judge_stream(queue_s: float, dropped: int) -> Health:
-    """Health of a stream: what waits in it, and how many pictures were dropped since the last look."""
+    """Health of a stream: what waits in it, and how many frames were dropped since the last look."""
     if dropped or queue_s > _QUEUE_BAD_S:
         return Health.BAD
     return Health.FAIR if queue_s > _QUEUE_FAIR_S else Health.GOOD
@@ -124,8 +124,8 @@ class QualityController:
     """Looks at the sink in use once a second.
 
     Args:
-        bitrate: bit/s of the pictures at full quality.
-        fps: pictures a second at full quality.
+        bitrate: bit/s of the frames at full quality.
+        fps: frames a second at full quality.
         now: monotonic seconds.
     """
 

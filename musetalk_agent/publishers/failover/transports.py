@@ -68,12 +68,12 @@ class Probe:
 
     Args:
         token: joins hidden; None leaves it at HTTP.
-        tell: called with the outcome of every try.
+        report: called with the outcome of every try.
         healthy_s: how long a join has to hold.
     """
 
-    def __init__(self, url: str, token: str | None, tell: Callable[[bool], None], healthy_s: float) -> None:
-        self._url, self._token, self._tell = url, token, tell
+    def __init__(self, url: str, token: str | None, report: Callable[[bool], None], healthy_s: float) -> None:
+        self._url, self._token, self._report = url, token, report
         self._healthy_s = healthy_s
         self._room: rtc.Room | None = None
         self._connecting: asyncio.Task[None] | None = None
@@ -90,7 +90,7 @@ class Probe:
         while True:
             await self._leave()
             healthy = await answers(self._url) and await self._try()
-            self._tell(healthy)
+            self._report(healthy)
             await self._leave()
             await asyncio.sleep(_EVERY_S)
 
@@ -127,9 +127,9 @@ _QUICK_S = 2.0
 _REFUSAL = re.compile(r"\b40[13]\b")
 _CLOSE_S = 7.0
 _INGRESS_PICTURE_BYTES = 1500
-"""Ingress hands on what it gets by some kilobytes: of a still picture that is seconds, of pictures this large a fraction of one."""
+"""Ingress hands on what it gets by some kilobytes: of a still frame that is seconds, of frames this large a fraction of one."""
 
-Tell = Callable[[Event, str], None]
+Report = Callable[[Event, str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +151,7 @@ class TransportManager:
     """Holds what is open.
 
     Args:
-        tell: takes what happens.
+        report: takes what happens.
         on_reading: called when the room's statistics were read.
     """
 
@@ -160,11 +160,11 @@ class TransportManager:
         options: TransportOptions,
         clock: Clock,
         playout: PlayoutClock,
-        tell: Tell,
+        report: Report,
         on_reading: Callable[[], None],
     ) -> None:
         self._options, self._clock, self._playout = options, clock, playout
-        self._tell, self._on_reading = tell, on_reading
+        self._report, self._on_reading = report, on_reading
         self.room: LiveKitPublisher | None = None
         self.stream: StreamSink | None = None
         self.whip: StreamSink | None = None
@@ -187,7 +187,7 @@ class TransportManager:
         return self.room is not None
 
     def show(self, frame: VideoFrame) -> None:
-        """A picture for everything that is open."""
+        """A frame for everything that is open."""
         self.latest = frame
         now = self._clock.now()
         for room in (self.room, self._pending):
@@ -198,10 +198,10 @@ class TransportManager:
                 sink.offer_video(now, frame)
 
     def audio_sinks(self, rung: TransportKind) -> list[StreamSink]:
-        """The streams that take the sound while `rung` is in use; the room itself is not among them.
+        """The streams that take the audio while `rung` is in use; the room itself is not among them.
 
-        A stream that leads into the room (WHIP, an ingress) takes sound only where the agent publishes it: else it would be heard
-        twice. A plain RTMP address is another place, and always has the sound.
+        A stream that leads into the room (WHIP, an ingress) takes audio only where the agent publishes it: else it would be heard
+        twice. A plain RTMP address is another place, and always has the audio.
         """
         options = self._options
         wants_whip = rung is TransportKind.WHIP and options.room.sound
@@ -210,13 +210,13 @@ class TransportManager:
         return [sink for sink, wanted in offered if sink is not None and wanted]
 
     def clear_audio(self, since: float = -math.inf) -> None:
-        """Drops the sound that waits in any stream and would be heard at `since` (monotonic seconds) or later."""
+        """Drops the audio that waits in any stream and would be heard at `since` (monotonic seconds) or later."""
         for sink in (self.stream, self.whip):
             if sink is not None:
                 sink.clear_audio(since)
 
     def frames_acknowledged(self) -> int:
-        """Pictures that the other side is known to have, over all the ways so far."""
+        """Frames that the other side is known to have, over all the ways so far."""
         current = self.room.state.acknowledged_frames if self.room is not None else 0
         sinks = sum(s.state.frames_sent for s in (self.stream, self.whip) if s is not None and self.room is None)
         return self._acknowledged + current + sinks
@@ -244,16 +244,16 @@ class TransportManager:
                 self.error = error
             log.warning("the room was not joined", extra={"room": self._options.room.room, "error": str(error)})
             self._spawn(room.aclose(), "failover-leave")
-            self._tell(await self._judge(error, self._clock.now() - begun), "")
+            self._report(await self._judge(error, self._clock.now() - begun), "")
             return
         self._pending, self.room, self.joined_at = None, room, self._clock.now()
-        self._tell(Event.JOINED, "")
+        self._report(Event.JOINED, "")
         if self.attribute != "idle":
             await room.set_state(self.attribute)
 
     async def _judge(self, error: Exception, took_s: float) -> Event:
-        told = str(error.__cause__ or error)
-        if _REFUSAL.search(told):
+        text = str(error.__cause__ or error)
+        if _REFUSAL.search(text):
             return Event.JOIN_REFUSED
         if took_s < _QUICK_S and await answers(self._options.room.url):
             return Event.JOIN_BROKE
@@ -268,7 +268,7 @@ class TransportManager:
 
     async def _leave(self, room: LiveKitPublisher) -> None:
         await room.aclose()
-        self._tell(Event.ROOM_LEFT, "")
+        self._report(Event.ROOM_LEFT, "")
 
     def _on_ended(self, room: LiveKitPublisher, reason: str) -> None:
         if room is not self.room:
@@ -276,7 +276,7 @@ class TransportManager:
         self.room = None
         self._forget(room)
         self._spawn(room.aclose(), "failover-leave")
-        self._tell(Event.ROOM_ENDED if reason in NEVER_REJOIN else Event.ROOM_LOST, reason)
+        self._report(Event.ROOM_ENDED if reason in NEVER_REJOIN else Event.ROOM_LOST, reason)
 
     def _forget(self, room: LiveKitPublisher) -> None:
         self._token, self.heard_at = room.token, room.liveness.heard_at
@@ -341,7 +341,7 @@ class TransportManager:
             log.info("a stream is not connected", extra={"sink": sink.name, "error": sink.state.error})
         if sink.state.connected != self._up[sink.name]:
             self._up[sink.name] = sink.state.connected
-            self._tell(up if sink.state.connected else down, sink.state.error or "")
+            self._report(up if sink.state.connected else down, sink.state.error or "")
 
     # --- the probe ---------------------------------------------------------------------------------------------------
 
@@ -355,7 +355,7 @@ class TransportManager:
             self._spawn(probe.aclose(), "failover-probe-end")
 
     def _on_probe(self, healthy: bool) -> None:
-        self._tell(Event.PROBE_OK if healthy else Event.PROBE_FAILED, "")
+        self._report(Event.PROBE_OK if healthy else Event.PROBE_FAILED, "")
 
     # --- the end -----------------------------------------------------------------------------------------------------
 

@@ -36,7 +36,7 @@ from musetalk_agent.tasks import supervise
 class LiveKitVideoSource:
     """A video source that shows `first` from the start.
 
-    `scale` (0 … 1] is the size of what is published by that of what is pushed; only every `fps_divisor`-th picture goes.
+    `scale` (0 … 1] is the size of what is published by that of what is pushed; only every `fps_divisor`-th frame goes.
     """
 
     def __init__(self, first: VideoFrame) -> None:
@@ -48,7 +48,7 @@ class LiveKitVideoSource:
         self.push(first)
 
     def push(self, frame: VideoFrame) -> bool:
-        """Whether the picture was shown, and not left out."""
+        """Whether the frame was shown, and not left out."""
         self._count += 1
         if self._count % self.fps_divisor:
             return False
@@ -70,7 +70,7 @@ class LiveKitVideoSource:
 
 
 def smaller(frame: VideoFrame, scale: float) -> VideoFrame:
-    """The picture at `scale` times its size, in multiples of 4 pixels."""
+    """The frame at `scale` times its size, in multiples of 4 pixels."""
     width, height = (max(16, round(side * scale / 4) * 4) for side in (frame.width, frame.height))
     rows, columns = frame.height, frame.width
     luma, chroma = np.split(frame.i420, [rows * columns])
@@ -87,9 +87,9 @@ def smaller(frame: VideoFrame, scale: float) -> VideoFrame:
 log = logging.getLogger(__name__)
 
 QUEUE_MS = 60
-"""Sound that waits in the SDK; with one block of 40 ms on top the most is 100 ms, which is the tail a barge-in would leave."""
+"""Audio that waits in the SDK; with one block of 40 ms on top the most is 100 ms, which is the tail a barge-in would leave."""
 SOUND_PATH_S = 0.035
-"""Sound reaches a viewer this much later than a picture that leaves at the same moment: an Opus packet goes out when its 20 ms are
+"""Audio reaches a viewer this much later than a frame that leaves at the same moment: an Opus packet goes out when its 20 ms are
 complete, and the jitter buffers differ. Measured at a viewer on loopback; receivers leave differences under 30 ms uncorrected."""
 CONNECT_TIMEOUT_S = 5.0
 _CONNECT_MOST_S = 75.0
@@ -111,8 +111,8 @@ _TOKEN = re.compile(r"eyJ[\w.-]+")  # the SDK's errors quote tokens
 class LiveKitOptions:
     """How to join and what to publish.
 
-    `max_bitrate` None chooses by picture size: 1.5 Mbit/s up to 512×512, 3 Mbit/s up to 720p. The library's own default for 512×512
-    would be 300 kbit/s at 20 fps. Without `sound` there is a picture only: somebody else publishes the voice. `on_joined` is called
+    `max_bitrate` None chooses by frame size: 1.5 Mbit/s up to 512×512, 3 Mbit/s up to 720p. The library's own default for 512×512
+    would be 300 kbit/s at 20 fps. Without `sound` only video is published: the voice comes from elsewhere. `on_joined` is called
     with each room that is joined, before anything is published.
     """
 
@@ -126,7 +126,7 @@ class LiveKitOptions:
 
 
 def video_bitrate(frame: VideoFrame) -> int:
-    """Bits per second for pictures of this size."""
+    """Bits per second for frames of this size."""
     pixels = frame.width * frame.height
     return int(min(3_000_000, max(1_200_000, 1_500_000 * pixels / (512 * 512))))
 
@@ -188,9 +188,9 @@ class LiveKitPublisher:
                     await self._publish(first)
         except (SdkError, TimeoutError) as error:
             late = isinstance(error, TimeoutError)
-            told = "the server does not answer in time" if late else _TOKEN.sub("…", str(error))
+            reason = "the server does not answer in time" if late else _TOKEN.sub("…", str(error))
             raise PublishFailed(
-                f"the agent could not publish to room {self._options.room!r} at {self._options.url}: {told}; "
+                f"the agent could not publish to room {self._options.room!r} at {self._options.url}: {reason}; "
                 "check LIVEKIT_URL, the key and secret, and that UDP reaches the server",
                 value=self._options.url,
             ) from error
@@ -243,7 +243,7 @@ class LiveKitPublisher:
             self._captions.push(caption)
 
     def set_quality(self, *, scale: float, fps_divisor: int) -> None:
-        """Pictures are made smaller by `scale`, and only every `fps_divisor`-th is published, from now on."""
+        """Frames are made smaller by `scale`, and only every `fps_divisor`-th is published, from now on."""
         if self._camera is not None:
             self._camera.scale, self._camera.fps_divisor = scale, fps_divisor
 
@@ -300,7 +300,7 @@ class LiveKitPublisher:
             stream=STREAM,
             simulcast=False,
             video_codec=rtc.VideoCodec.VP8,
-            # headroom over fps: the encoder's rate control drops pictures that come faster than this
+            # headroom over fps: the encoder's rate control drops frames that come faster than this
             video_encoding=rtc.VideoEncoding(max_bitrate=bitrate, max_framerate=self._options.fps + 5),
             degradation_preference=DegradationPreference.DEGRADATION_PREFERENCE_BALANCED,
         )
@@ -315,8 +315,8 @@ class LiveKitPublisher:
         if self._audio is not None:
             tracks.append((rtc.LocalAudioTrack.create_audio_track("avatar-audio", self._audio), audio))
         tracks.append((rtc.LocalVideoTrack.create_video_track("avatar-video", self._camera.source), video))
-        # Both are under way at once, the sound's request first: a viewer then negotiates once for the two in half of the
-        # starts, which is 0.1 s, and still has the sound when it sees the first picture (docs/reference/performance.md).
+        # Both are under way at once, the audio's request first: a viewer then negotiates once for the two in half of the
+        # starts, which is 0.1 s, and still has the audio when it sees the first frame (docs/reference/performance.md).
         publishing = [asyncio.create_task(participant.publish_track(*track)) for track in tracks]
         try:
             self._publications = await asyncio.gather(*publishing)
@@ -347,7 +347,7 @@ class LiveKitPublisher:
         room.on("token_refreshed", self._on_token)
 
     def _on_token(self) -> None:
-        self.token = self._room._token or self.token  # the SDK tells that there is a new one, and keeps it here
+        self.token = self._room._token or self.token  # the SDK reports a new one, and keeps it here
 
     def _on_subscribed(self, _: object) -> None:
         self.state.subscribed = True

@@ -1,7 +1,7 @@
 """What the SDK's statistics say of the way to the SFU: whether anything comes back, and how much fits.
 
-Liveness is the count of packets received on the candidate pairs, and the time of the last one. Feedback about the pictures
-(transport-wide congestion control) comes every 0.1 to 0.3 s as long as pictures flow, with a viewer or without; STUN answers alone
+Liveness is the count of packets received on the candidate pairs, and the time of the last one. Feedback about the frames
+(transport-wide congestion control) comes every 0.1 to 0.3 s as long as frames flow, with a viewer or without; STUN answers alone
 would be 2.5 s apart. Measured: docs/explanation/failover.md.
 """
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 _UNANSWERED_S = 6.0
-"""Pictures leave and the SFU's receiver reports, which come every second, do not come for so long: it does not take them."""
+"""Frames leave and the SFU's receiver reports, which come every second, do not come for so long: it does not take them."""
 _BANDWIDTH = 2  # QualityLimitationReason
 
 

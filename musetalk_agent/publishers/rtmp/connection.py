@@ -47,7 +47,7 @@ class RtmpLink:
     Args:
         address: where to, checked.
         attempt: which of the addresses to take, counted on over the attempts.
-        picture_bytes: pictures smaller than this are padded.
+        picture_bytes: frames smaller than this are padded.
         tls: makes the context that checks certificates; only asked for rtmps.
     """
 
@@ -68,7 +68,7 @@ class RtmpLink:
         self._flv = wire.FlvReader()
         self._inbox: list[wire.RtmpMessage] = []
         self._stream = 0
-        self._received = self._told = 0
+        self._received = self._acknowledged = 0
         self._allowance = _Allowance()
         self._deadline: float | None = None  # of the whole of connecting, in whatever portions the server answers
         self._window = 2_500_000
@@ -237,10 +237,10 @@ class RtmpLink:
                 self._window = max(number, _LEAST_WINDOW)
             elif message.kind == wire.PEER_BANDWIDTH:
                 self._send(wire.chunks(wire.control(wire.WINDOW_SIZE, number)))
-        if self._received - self._told >= self._window // 2:
-            self._told = self._received
-            told = wire.control(wire.ACKNOWLEDGEMENT, self._received & 0xFFFFFFFF)
-            self._send(wire.chunks(told))
+        if self._received - self._acknowledged >= self._window // 2:
+            self._acknowledged = self._received
+            message = wire.control(wire.ACKNOWLEDGEMENT, self._received & 0xFFFFFFFF)
+            self._send(wire.chunks(message))
         return taken
 
     def _receive(self) -> bool:

@@ -45,7 +45,7 @@ class RtmpMessage:
 
 
 def padded(message: RtmpMessage, size: int) -> RtmpMessage:
-    """A picture (H.264 in FLV) of at least `size` bytes: a NAL unit of filler follows it, which decoders throw away."""
+    """A frame (H.264 in FLV) of at least `size` bytes: a NAL unit of filler follows it, which decoders throw away."""
     missing = size - len(message.body) - 6
     if message.kind != VIDEO or missing < 0 or message.body[1:2] != b"\x01":  # 0 there: the decoder's configuration
         return message

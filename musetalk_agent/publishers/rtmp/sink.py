@@ -52,15 +52,15 @@ class _RtmpPush:
         self._encoder.open()
 
     def play(self, sound: QueuedAudio) -> None:
-        """Adds sound."""
+        """Adds audio."""
         self._encoder.play(sound)
 
     def show(self, picture: QueuedFrame) -> None:
-        """Adds a picture."""
+        """Adds a frame."""
         self._encoder.show(picture)
 
     def set_bitrate(self, bitrate: int) -> None:
-        """Takes effect with the next picture."""
+        """Takes effect with the next frame."""
         self._encoder.set_bitrate(bitrate)
 
     def poll(self) -> None:
@@ -104,5 +104,5 @@ class RtmpSink(StreamSink):
     def _connect(self, attempt: int) -> StreamConnection:
         return _RtmpPush(self._address, attempt, self.options.picture_bytes)
 
-    def _tell(self, error: Exception) -> str:
-        return super()._tell(error).replace(self._address.key, "…")
+    def _describe(self, error: Exception) -> str:
+        return super()._describe(error).replace(self._address.key, "…")

@@ -25,9 +25,9 @@ from musetalk_agent.media.segment import ROOM_RATE
 from musetalk_agent.media_types import Pcm, VideoFrame
 
 AUDIO_S = 3.0
-"""Sound that may wait, over a reconnect; of more the oldest is given up."""
+"""Audio that may wait, over a reconnect; of more the oldest is given up."""
 VIDEO_S = 0.5
-"""A picture older than this is never pushed."""
+"""A frame older than this is never pushed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class QueuedAudio:
 
 @dataclass(frozen=True, slots=True)
 class QueuedFrame:
-    """A picture that is seen at `at`. `key`: pictures before it were dropped, it has to be a key frame."""
+    """A frame that is seen at `at`. `key`: frames before it were dropped, it has to be a key frame."""
 
     at: float
     frame: VideoFrame
@@ -52,69 +52,69 @@ class MediaQueue:
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._sounds: deque[QueuedAudio] = deque()
-        self._pictures: deque[QueuedFrame] = deque()
+        self._audio: deque[QueuedAudio] = deque()
+        self._frames: deque[QueuedFrame] = deque()
         self._gap = False
         self._stopped = False
         self._cut: float | None = None
-        self.dropped_pictures = 0
-        self.dropped_sounds = 0
+        self.dropped_frames = 0
+        self.dropped_audio = 0
 
     def offer_audio(self, sound: QueuedAudio) -> None:
-        """Adds sound; what is more than `AUDIO_S` older than its end is given up."""
+        """Adds audio; what is more than `AUDIO_S` older than its end is given up."""
         with self._changed:
-            self._sounds.append(sound)
+            self._audio.append(sound)
             limit = sound.at + len(sound.block) / ROOM_RATE - AUDIO_S
-            while self._sounds[0].at < limit:
-                self._sounds.popleft()
-                self.dropped_sounds += 1
+            while self._audio[0].at < limit:
+                self._audio.popleft()
+                self.dropped_audio += 1
             self._changed.notify()
 
     def offer_video(self, picture: QueuedFrame) -> None:
-        """Adds a picture; when that makes more than `VIDEO_S` wait, all before it are dropped."""
+        """Adds a frame; when that makes more than `VIDEO_S` wait, all before it are dropped."""
         with self._changed:
-            if self._pictures and picture.at - self._pictures[0].at > VIDEO_S:
-                self._drop(len(self._pictures))
-            self._pictures.append(picture)
+            if self._frames and picture.at - self._frames[0].at > VIDEO_S:
+                self._drop(len(self._frames))
+            self._frames.append(picture)
             self._changed.notify()
 
     def take(self, now: float) -> QueuedAudio | QueuedFrame | None:
-        """The next in time, sound first; None when nothing waits. Pictures that are too old by `now` are dropped before."""
+        """The next in time, audio first; None when nothing waits. Frames that are too old by `now` are dropped before."""
         with self._changed:
-            while self._pictures and now - self._pictures[0].at > VIDEO_S:
+            while self._frames and now - self._frames[0].at > VIDEO_S:
                 self._drop(1)
-            if self._sounds and not (self._pictures and self._pictures[0].at < self._sounds[0].at):
-                return self._sounds.popleft()
-            if not self._pictures:
+            if self._audio and not (self._frames and self._frames[0].at < self._audio[0].at):
+                return self._audio.popleft()
+            if not self._frames:
                 return None
-            picture = self._pictures.popleft()
+            picture = self._frames.popleft()
             if self._gap:
                 self._gap = False
                 return QueuedFrame(picture.at, picture.frame, key=True)
             return picture
 
     def clear_audio(self, since: float = -math.inf) -> None:
-        """Drops the sound that would be heard at `since` (monotonic seconds) or later; `take_cut` tells the reader of it once."""
+        """Drops the audio that would be heard at `since` (monotonic seconds) or later; `take_cut` returns it to the reader once."""
         with self._changed:
-            while self._sounds and self._sounds[-1].at >= since:
-                self._sounds.pop()
+            while self._audio and self._audio[-1].at >= since:
+                self._audio.pop()
             self._cut = since if self._cut is None else min(self._cut, since)
 
     def take_cut(self) -> float | None:
-        """The `since` of the clears after the last call, or None. Sound taken before it from then on must not be given back."""
+        """The `since` of the clears after the last call, or None. Audio taken before it from then on must not be given back."""
         with self._changed:
             cut, self._cut = self._cut, None
             return cut
 
     def requeue(self, sound: QueuedAudio) -> None:
-        """Puts sound that could not be pushed to the front again."""
+        """Puts audio that could not be pushed to the front again."""
         with self._changed:
-            self._sounds.appendleft(sound)
+            self._audio.appendleft(sound)
 
     def wait(self, timeout_s: float) -> None:
         """Until something waits, or the queue is stopped, or the time is over."""
         with self._changed:
-            if not (self._sounds or self._pictures or self._stopped):
+            if not (self._audio or self._frames or self._stopped):
                 self._changed.wait(timeout_s)
 
     def rest(self, timeout_s: float) -> None:
@@ -136,34 +136,34 @@ class MediaQueue:
     def seconds(self) -> float:
         """From the oldest that waits to the newest."""
         with self._changed:
-            heads = [queue[0].at for queue in (self._sounds, self._pictures) if queue]
-            tails = [self._sounds[-1].at + len(self._sounds[-1].block) / ROOM_RATE] if self._sounds else []
-            tails += [self._pictures[-1].at] if self._pictures else []
+            heads = [queue[0].at for queue in (self._audio, self._frames) if queue]
+            tails = [self._audio[-1].at + len(self._audio[-1].block) / ROOM_RATE] if self._audio else []
+            tails += [self._frames[-1].at] if self._frames else []
             return max(tails) - min(heads) if heads else 0.0
 
     def _drop(self, count: int) -> None:
         for _ in range(count):
-            self._pictures.popleft()
-        self.dropped_pictures += count
+            self._frames.popleft()
+        self.dropped_frames += count
         self._gap = True
 
 
 _TICK = Fraction(1, 90_000)
 _JITTER_TOLERANCE = ROOM_RATE * 15 // 1000
-"""Samples by which the clock may be off before sound is moved that follows on sound: a seam in a word is worse than 15 ms."""
+"""Samples by which the clock may be off before audio is moved that follows on audio: a seam in a word is worse than 15 ms."""
 _LATE = ROOM_RATE // 10
-"""Samples by which sound may come late and still be heard whole. Pictures are then as much later, so that both stay in step."""
+"""Samples by which audio may come late and still be heard whole. Frames are then as much later, so that both stay in step."""
 _SILENCE = ROOM_RATE // 50
 _QUIET = 58
 """Peak of a block that counts as silence: -55 dBFS."""
 _GIVEN_BACK = ROOM_RATE // 100
-"""Samples of delay that one block of silence, or one picture without sound, gives back at most. Less than a picture lasts (at
-50 pictures a second), so that time stamps go on rising."""
+"""Samples of delay that one block of silence, or one frame without audio, gives back at most. Less than a frame lasts (at
+50 frames a second), so that time stamps go on rising."""
 
 
 @dataclass(frozen=True, slots=True)
 class Codecs:
-    """How to encode: of H.264 its profile and preset, of sound the codec, its channels (all the same) and its bits per second.
+    """How to encode: of H.264 its profile and preset, of audio the codec, its channels (all the same) and its bits per second.
 
     `keyframe_s` seconds after a key frame there is another.
     """
@@ -178,7 +178,7 @@ class Codecs:
 
 @dataclass(frozen=True, slots=True)
 class StreamShape:
-    """Size (even) and greatest rate of the pictures, and what they may take in bit/s."""
+    """Size (even) and greatest rate of the frames, and what they may take in bit/s."""
 
     width: int
     height: int
@@ -210,7 +210,7 @@ class StreamEncoder:
         self._audio.bit_rate = codecs.audio_bitrate
         self._start: float | None = None
         self._samples = 0
-        self._delay = 0  # samples by which both tracks are behind their times, since sound came late
+        self._delay = 0  # samples by which both tracks are behind their times, since audio came late
         self._silent = True
         self._keyframe_s = codecs.keyframe_s - 0.5 / shape.fps
         self._last_key = -codecs.keyframe_s
@@ -222,13 +222,13 @@ class StreamEncoder:
         self._container.start_encoding()
 
     def set_bitrate(self, bitrate: int) -> None:
-        """Takes effect with the next picture; the encoder goes on."""
+        """Takes effect with the next frame; the encoder goes on."""
         self._video.bit_rate = bitrate
 
     def play(self, sound: QueuedAudio) -> None:
-        """Adds sound at its time. Where none was before it there is silence; what comes too late to be heard is left out.
+        """Adds audio at its time. Where none was before it there is silence; what comes too late to be heard is left out.
 
-        Sound that is a little late is heard whole and delays both tracks; silence gives the delay back.
+        Audio that is a little late is heard whole and delays both tracks; silence gives the delay back.
         """
         block = sound.block
         place = self._sample(sound.at)
@@ -245,7 +245,7 @@ class StreamEncoder:
         self._silent = False
 
     def show(self, picture: QueuedFrame) -> None:
-        """Adds a picture at its time, and silence up to it where no sound was offered: sound is always offered before."""
+        """Adds a frame at its time, and silence up to it where no audio was offered: audio is always offered before."""
         if self._silent:
             self._return_early(_GIVEN_BACK)
         place = self._sample(picture.at)
@@ -292,7 +292,7 @@ class StreamEncoder:
         self._container.mux(self._audio.encode(packed))
 
     def _frame(self, picture: VideoFrame) -> StreamFrame:
-        """A view of the picture's own planes; another size is scaled."""
+        """A view of the frame's own planes; another size is scaled."""
         planes = picture.i420.reshape(picture.height * 3 // 2, picture.width)
         frame = StreamFrame.from_numpy_buffer(planes, format="yuv420p")
         frame.colorspace, frame.color_range = Colorspace.ITU601, ColorRange.MPEG

@@ -1,7 +1,7 @@
 """A sink that encodes and pushes a session's media to a stream server, in a thread of its own, and comes back by itself.
 
-The event loop offers sound and pictures with the time at which each is heard and seen, and never waits. The thread connects,
-encodes, pushes, and after a failure does so again with a new stream: first the sound that the server has not acknowledged.
+The event loop offers audio and video with the time at which each is heard and seen, and never waits. The thread connects,
+encodes, pushes, and after a failure does so again with a new stream: first the audio that the server has not acknowledged.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _DRAIN_S = 0.7  # what waits at the end is pushed for so long
 _ABORT_S = 1.5  # then the connection is ended under the thread's hands
 _CLOSE_S = 2.7
 _NOT_YET = 1 << 62  # more bytes than are ever sent
-_ENCODER_HOLDS_S = 0.1  # sound that encoder and muxer keep before it becomes bytes
+_ENCODER_HOLDS_S = 0.1  # audio that encoder and muxer keep before it becomes bytes
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class StreamOptions:
     """What to push where.
 
     `url` is secret for RTMP, and `address` what `check_rtmp` made of it; for WHIP it is LiveKit's ws(s) URL, and `token` joins.
-    Sizes are even; `bitrate` is that of the pictures, in bit/s. RTMP pads pictures smaller than `picture_bytes`.
+    Sizes are even; `bitrate` is that of the frames, in bit/s. RTMP pads frames smaller than `picture_bytes`.
     """
 
     url: str = field(repr=False)
@@ -60,15 +60,15 @@ class StreamOptions:
 class StreamState:
     """What a sink knows of its push; it keeps the one object up to date.
 
-    `connected_at` is monotonic, as is `delivered_at`: sound heard before it is known to have reached the server. `dropped` counts
-    pictures, `lost_sounds` blocks of sound that were given up; `queue_s` is what waits. `error` is why it is not connected.
+    `connected_at` is monotonic, as is `delivered_at`: audio heard before it is known to have reached the server. `dropped` counts
+    frames, `lost_audio` blocks of audio that were given up; `queue_s` is what waits. `error` is why it is not connected.
     """
 
     connected: bool = False
     error: str | None = None
     frames_sent: int = 0
     dropped: int = 0
-    lost_sounds: int = 0
+    lost_audio: int = 0
     queue_s: float = 0.0
     reconnects: int = 0
     connected_at: float | None = None
@@ -91,15 +91,15 @@ class StreamConnection(Protocol):
         ...
 
     def play(self, sound: QueuedAudio) -> None:
-        """Adds sound."""
+        """Adds audio."""
         ...
 
     def show(self, picture: QueuedFrame) -> None:
-        """Adds a picture, after the sound before it."""
+        """Adds a frame, after the audio before it."""
         ...
 
     def set_bitrate(self, bitrate: int) -> None:
-        """Takes effect with the next picture; no more than the shape's."""
+        """Takes effect with the next frame; no more than the shape's."""
         ...
 
     def poll(self) -> None:
@@ -155,19 +155,19 @@ class StreamSink(ABC):
             self._queue.offer_audio(QueuedAudio(at, block))
 
     def clear_audio(self, since: float = -math.inf) -> None:
-        """Drops the sound heard at `since` (monotonic seconds) or later that was not pushed yet, and never pushes it again."""
+        """Drops the audio heard at `since` (monotonic seconds) or later that was not pushed yet, and never pushes it again."""
         self._queue.clear_audio(since)
         self._count()
 
     def offer_video(self, at: float, frame: VideoFrame) -> None:
-        """Adds a picture seen at `at`, after the sound up to there. When more than 500 ms wait, pictures are dropped."""
+        """Adds a frame seen at `at`, after the audio up to there. When more than 500 ms wait, frames are dropped."""
         self._offered += 1
         if not self._queue.stopped and self._offered % self._divisor == 0:
             self._queue.offer_video(QueuedFrame(at, frame))
             self._count()
 
     def set_quality(self, *, bitrate: int, fps_divisor: int) -> None:
-        """Bits per second of the pictures from now on (at most those of the options); only every `fps_divisor`-th is pushed."""
+        """Bits per second of the frames from now on (at most those of the options); only every `fps_divisor`-th is pushed."""
         self._bitrate, self._divisor = bitrate, max(1, fps_divisor)
 
     async def aclose(self) -> None:
@@ -193,7 +193,7 @@ class StreamSink(ABC):
     def _connect(self, attempt: int) -> StreamConnection:
         """A new push, not yet open."""
 
-    def _tell(self, error: Exception) -> str:
+    def _describe(self, error: Exception) -> str:
         """What an error says, without secrets."""
         return str(error) if isinstance(error, RtmpError) else getattr(error, "strerror", None) or type(error).__name__
 
@@ -211,10 +211,10 @@ class StreamSink(ABC):
                 try:
                     self._push(attempt)
                 except (OSError, FFmpegError, RtmpError) as error:
-                    self._change(connected=False, error=None if self._aborted else self._tell(error))
+                    self._change(connected=False, error=None if self._aborted else self._describe(error))
                 except Exception as error:  # the thread's boundary: whatever a push ends by, another one is tried
                     log.exception("a push failed in an unknown way", extra={"sink": self.name})
-                    self._change(connected=False, error=self._tell(error))
+                    self._change(connected=False, error=self._describe(error))
                 attempt += 1
                 wait_s = _FIRST_WAIT_S if self._clock.now() - begun > _STEADY_S else wait_s
                 self._queue.rest(wait_s)
@@ -275,7 +275,7 @@ class StreamSink(ABC):
             self._confirm(push)
 
     def _confirm(self, push: StreamConnection) -> None:
-        """Forgets the sound that has reached the server."""
+        """Forgets the audio that has reached the server."""
         arrived = push.sent - push.pending()
         newest = next((sound.at for offset, sound in reversed(self._sent) if offset <= arrived), None)
         while newest is not None and self._sent[0][1].at < newest - _ENCODER_HOLDS_S:
@@ -285,13 +285,13 @@ class StreamSink(ABC):
             self._sent.popleft()
 
     def _forget_cleared(self) -> None:
-        """Cleared sound is not pushed again. Called before each `take`, when later sound is not in `_sent` yet."""
+        """Cleared audio is not pushed again. Called before each `take`, when later audio is not in `_sent` yet."""
         cut = self._queue.take_cut()
         while cut is not None and self._sent and self._sent[-1][1].at >= cut:
             self._sent.pop()
 
     def _take_back(self, push: StreamConnection) -> None:
-        """Sound that has not reached the server waits again, for the next push."""
+        """Audio that has not reached the server waits again, for the next push."""
         self._confirm(push)
         self._forget_cleared()
         while self._sent:
@@ -301,9 +301,9 @@ class StreamSink(ABC):
         state, queue = self.state, self._queue
         waits = 0.0 if ended else queue.seconds()
         agent_metrics.STREAM_QUEUE.labels(self.name).inc(waits - state.queue_s)
-        agent_metrics.STREAM_DROPPED.labels(self.name, "picture").inc(queue.dropped_pictures - state.dropped)
-        agent_metrics.STREAM_DROPPED.labels(self.name, "sound").inc(queue.dropped_sounds - state.lost_sounds)
-        state.queue_s, state.dropped, state.lost_sounds = waits, queue.dropped_pictures, queue.dropped_sounds
+        agent_metrics.STREAM_DROPPED.labels(self.name, "picture").inc(queue.dropped_frames - state.dropped)
+        agent_metrics.STREAM_DROPPED.labels(self.name, "sound").inc(queue.dropped_audio - state.lost_audio)
+        state.queue_s, state.dropped, state.lost_audio = waits, queue.dropped_frames, queue.dropped_audio
 
     def _change(self, *, connected: bool, error: str | None) -> None:
         if (self.state.connected, self.state.error) == (connected, error):
@@ -316,5 +316,5 @@ class StreamSink(ABC):
         assert self._loop is not None
         try:
             self._loop.call_soon_threadsafe(call)
-        except RuntimeError:  # the loop is closed: nobody waits any more
+        except RuntimeError:  # the loop is closed: nothing waits any more
             log.debug("a push ended after its event loop", extra={"sink": self.name})

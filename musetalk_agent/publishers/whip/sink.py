@@ -63,33 +63,33 @@ class _WhipPush:
             self.poll()
 
     def play(self, sound: QueuedAudio) -> None:
-        """Hands sound over."""
+        """Hands audio over."""
         payload = sound.block.tobytes()
         self._write(RECORD.pack(SOUND, sound.at, len(payload), 0, 0, False) + payload)
 
     def show(self, picture: QueuedFrame) -> None:
-        """Hands a picture over."""
+        """Hands a frame over."""
         frame = picture.frame
         self._write(RECORD.pack(PICTURE, picture.at, len(frame.i420), frame.width, frame.height, picture.key))
         self._write(frame.i420.data)
 
     def set_bitrate(self, bitrate: int) -> None:
-        """Takes effect with the next picture."""
+        """Takes effect with the next frame."""
         self._write(RECORD.pack(BITRATE, 0.0, 0, bitrate, 0, False))
 
     def poll(self) -> None:
         """Raises OSError when the process has ended, with what it said."""
         assert self._process is not None and self._process.stdout is not None
-        told = self._process.stdout.read(4096)
-        if told is None:
+        output = self._process.stdout.read(4096)
+        if output is None:
             return
-        self._said = (self._said + told)[-4096:]
-        if b"error " in self._said or not told:
+        self._said = (self._said + output)[-4096:]
+        if b"error " in self._said or not output:
             reason = self._said.rpartition(b"error ")[2].decode("utf-8", "replace").strip()
             raise ConnectionError(errno.ECONNABORTED, reason if b"error " in self._said else "the WHIP process ended")
 
     def pending(self) -> int:
-        """UDP: nobody knows what has arrived."""
+        """UDP: what has arrived is not known."""
         return 0
 
     def finish(self) -> None:

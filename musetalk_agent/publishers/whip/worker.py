@@ -31,9 +31,9 @@ _HANDSHAKE_MS = 3000
 _HANG_S = 8
 _END_S = 1
 _SILENT_S = 6.5
-"""Consent to send (RFC 7675) is asked for every 5 s; two without an answer, and nobody is there. FFmpeg would wait for 30 s."""
+"""Consent to send (RFC 7675) is asked for every 5 s; after two without an answer the other side is gone. FFmpeg waits 30 s."""
 _SOUND_PATH_S = 0.045
-"""A viewer's jitter buffer keeps sound so much longer than pictures; measured on loopback, as for the SDK."""
+"""A viewer's jitter buffer keeps audio so much longer than frames; measured on loopback, as for the SDK."""
 _CODECS = Codecs(
     video={
         "preset": "veryfast",
@@ -58,14 +58,14 @@ class _Consent(logging.Handler):
         self.asked: float | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
-        told = record.getMessage()
-        if "Consent Freshness check received" in told:
+        message = record.getMessage()
+        if "Consent Freshness check received" in message:
             self.asked = None
-        elif "Consent Freshness check sent" in told and self.asked is None:
+        elif "Consent Freshness check sent" in message and self.asked is None:
             self.asked = time.monotonic()
 
 
-def _tell(line: str) -> None:
+def _report(line: str) -> None:
     sys.stdout.write(line.replace("\n", " ") + "\n")
     sys.stdout.flush()
 
@@ -79,11 +79,11 @@ def _push(source: BinaryIO, consent: _Consent) -> None:
         encoder = StreamEncoder(container, StreamShape(**about["shape"]), _CODECS)
         encoder.open()
         signal.alarm(0)
-        _tell("up")
+        _report("up")
         _carry(source, encoder, consent)
         encoder.finish()
     except (OSError, av.FFmpegError) as error:
-        _tell(f"error {error.strerror or type(error).__name__}")  # before the end, which may take until the alarm
+        _report(f"error {error.strerror or type(error).__name__}")  # before the end, which may take until the alarm
         raise
     finally:
         signal.alarm(_END_S)

@@ -58,10 +58,10 @@ def test_a_segment_from_its_header_to_its_acknowledgement() -> None:
     assert made.begin("a", 0) == [Begin(1, 24000)]
     assert pushed(made.data("a", PCM.tobytes(), 0.1)) == PCM.tolist()
     assert made.ended("a") == [End()]
-    assert made.told(PlaybackStarted(segment=1)) == [RpcCall(core.STARTED_METHOD)]
-    assert made.told(finished(1, 0.025)) == [told(0.025, interrupted=False)]
-    assert made.told(finished(1, 0.025)) == [], "once"
-    assert made.told(PlaybackStarted(segment=1)) == []
+    assert made.on_playback_event(PlaybackStarted(segment=1)) == [RpcCall(core.STARTED_METHOD)]
+    assert made.on_playback_event(finished(1, 0.025)) == [told(0.025, interrupted=False)]
+    assert made.on_playback_event(finished(1, 0.025)) == [], "once"
+    assert made.on_playback_event(PlaybackStarted(segment=1)) == []
     assert made.segments == 1
 
 
@@ -97,7 +97,7 @@ def test_sound_that_cannot_be_used_is_acknowledged_all_the_same(attributes: dict
     assert kinds(made.begin("a", 0)) == [Begin]
     assert made.data("a", PCM.tobytes(), 0) == []
     assert made.ended("a") == [End()]
-    assert made.told(finished(1, 0.0)) == [told(0.0, interrupted=False)]
+    assert made.on_playback_event(finished(1, 0.0)) == [told(0.0, interrupted=False)]
 
 
 def test_others_are_not_listened_to() -> None:
@@ -123,7 +123,11 @@ def test_a_clear_drops_what_was_read_and_what_was_not(streams: list[str], begun:
     acts = made.clear(SENDER)
     opened = [Begin(number + 1, 24000) for number in range(begun, len(streams))]
     assert acts == [*opened, ClearBuffer(), *(Close(stream) for stream in streams)]
-    calls = [call for number in range(len(streams)) for call in made.told(finished(number + 1, interrupted=True))]
+    calls = [
+        call
+        for number in range(len(streams))
+        for call in made.on_playback_event(finished(number + 1, interrupted=True))
+    ]
     assert calls == [told(1.0, interrupted=True)] * len(streams)
     for stream in streams:
         assert made.data(stream, PCM.tobytes(), 0) == [] == made.ended(stream)
@@ -138,7 +142,7 @@ def test_ten_clears_in_a_row_are_ten_acknowledgements() -> None:
         made.begin(f"s{number}", number)
         for _ in range(2):  # the agent may ask twice
             assert ClearBuffer() in (made.clear(SENDER) or [])
-            calls += len(made.told(finished(number, interrupted=True)))
+            calls += len(made.on_playback_event(finished(number, interrupted=True)))
     assert calls == 10
 
 
@@ -151,14 +155,16 @@ def test_what_is_under_way_when_the_sound_is_cut_is_heard(position_s: float, int
     made.arrived("a", SENDER, PLAIN, 0)
     made.begin("a", 0)
     made.data("a", PCM.tobytes(), 0)  # 25 ms
-    assert made.told(finished(1, position_s, interrupted=interrupted))[-1] == told(told_s, interrupted=interrupted)
+    assert made.on_playback_event(finished(1, position_s, interrupted=interrupted))[-1] == told(
+        told_s, interrupted=interrupted
+    )
 
 
 def test_somebody_else_clears() -> None:
     """`POST …/interrupt`: the pipeline drops the segment while its stream is still being read."""
     made = protocol("a")
-    assert made.told(finished(1, 0.4, interrupted=True)) == [Close("a"), told(0.4, interrupted=True)]
-    assert made.told(Cleared(dropped_s=1)) == []
+    assert made.on_playback_event(finished(1, 0.4, interrupted=True)) == [Close("a"), told(0.4, interrupted=True)]
+    assert made.on_playback_event(Cleared(dropped_s=1)) == []
     assert made.data("a", PCM.tobytes(), 0) == []
 
 
@@ -195,7 +201,7 @@ def test_speech_that_is_stuck_is_dropped() -> None:
     assert made.tick(10.0, (1, 0.5)) == [], "it moves"
     assert made.tick(9.9 + core.STUCK_S, (1, 0.5)) == []
     assert kinds(made.tick(10.1 + core.STUCK_S, (1, 0.5))) == [Warn, ClearBuffer]
-    assert made.told(finished(1, 0.5, interrupted=True)) == [told(0.5, interrupted=True)]
+    assert made.on_playback_event(finished(1, 0.5, interrupted=True)) == [told(0.5, interrupted=True)]
     assert made.tick(1000, (1, 0.5)) == [], "nothing waits"
 
 
@@ -204,21 +210,21 @@ def test_nobody_is_told_once_the_agent_has_left() -> None:
     made.ended("a")
     made.begin("b", 0)
     assert made.tick(core.ABSENT_S - 0.1, (0, 0.0), present=False) == []
-    assert made.told(PlaybackStarted(segment=1)) == [RpcCall(core.STARTED_METHOD)], (
+    assert made.on_playback_event(PlaybackStarted(segment=1)) == [RpcCall(core.STARTED_METHOD)], (
         "it may be out of sight for a moment"
     )
     assert kinds(made.tick(core.ABSENT_S + 0.1, (0, 0.0), present=False)) == [Warn, End, Close], "its stream has no end"
-    assert made.told(finished(1)) == [] == made.told(finished(2))
+    assert made.on_playback_event(finished(1)) == [] == made.on_playback_event(finished(2))
     made.arrived("b", SENDER, PLAIN, 5)
     assert made.begin("b", 5) == [Begin(3, 24000)] and made.ended("b") == [End()]
-    assert made.told(finished(3)) == [told(1.0, interrupted=False)], "it came back"
+    assert made.on_playback_event(finished(3)) == [told(1.0, interrupted=False)], "it came back"
 
 
 def test_one_who_comes_back_says_that_it_still_has_the_speech() -> None:
     made = protocol("a")
     assert made.rejoined() == [RpcCall(core.STARTED_METHOD)]
     made.ended("a")
-    assert made.told(finished(1)) == [told(1.0, interrupted=False)]
+    assert made.on_playback_event(finished(1)) == [told(1.0, interrupted=False)]
     assert made.rejoined() == []
 
 

@@ -78,7 +78,11 @@ class World:
         """The pipeline drops everything and says so of each segment, by whomever it was asked."""
         over, self.playing, self.open = self.playing, {}, None
         for number, seconds in over.items():
-            self.take(self.protocol.told(PlaybackFinished(segment=number, position_s=seconds / 2, interrupted=True)))
+            self.take(
+                self.protocol.on_playback_event(
+                    PlaybackFinished(segment=number, position_s=seconds / 2, interrupted=True)
+                )
+            )
 
     def arrives(self, attributes: dict[str, str]) -> None:
         stream = f"s{self.came}"
@@ -108,9 +112,11 @@ class World:
         number = next(iter(self.playing), None)
         if number is None or number == self.open:
             return
-        self.take(self.protocol.told(PlaybackStarted(segment=number)))
+        self.take(self.protocol.on_playback_event(PlaybackStarted(segment=number)))
         seconds = self.playing.pop(number)
-        self.take(self.protocol.told(PlaybackFinished(segment=number, position_s=seconds, interrupted=False)))
+        self.take(
+            self.protocol.on_playback_event(PlaybackFinished(segment=number, position_s=seconds, interrupted=False))
+        )
 
     def passes(self, seconds: float, *, present: bool = True) -> None:
         self.now += seconds

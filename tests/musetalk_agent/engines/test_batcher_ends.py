@@ -74,7 +74,7 @@ async def test_an_engine_that_cannot_be_closed_is_left_behind_with_a_line(caplog
     assert "the card is gone" in caplog.text
 
 
-async def test_what_waits_and_what_is_under_way_is_cancelled_by_closing() -> None:
+async def test_what_waits_and_what_is_launched_is_cancelled_by_closing() -> None:
     engine = CardEngine()
     async with running(engine) as batcher:
         results = [batcher.submit(request(engine, idle_index), float(idle_index)) for idle_index in range(3)]
@@ -188,7 +188,7 @@ async def test_an_answer_that_comes_after_the_device_was_given_up_changes_nothin
     with pytest.raises(EngineFailed):
         await result
     engine.land()
-    await until(lambda: not batcher._under_way)
+    await until(lambda: not batcher._in_flight)
     assert isinstance(result.exception(), EngineFailed) and len(failures) == 1
     await batcher.aclose()
 

@@ -1,4 +1,4 @@
-"""The session's segments: what is told of them, once and in order, whatever is handed over, cleared and played again."""
+"""The session's segments: what is reported of them, once and in order, whatever is handed over, cleared and played again."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Played:
     """A speech, the sink's positions, and the events that were sent."""
 
     def __init__(self) -> None:
-        self.told: list[Event] = []
+        self.reported: list[Event] = []
         self.shown: list[Caption] = []
-        self.speech = PlaybackQueue(self.told.append, self.shown.append)
+        self.speech = PlaybackQueue(self.reported.append, self.shown.append)
         self.enqueued = self.position = self.generation = 0
 
     def begins(self, number: int, seconds: float, *, ended: bool = True, heard_before_s: float = 0.0) -> Segment:
@@ -45,7 +45,7 @@ class Played:
 
     def hears(self, samples: int) -> list[Segment]:
         self.position = min(self.enqueued, self.position + samples)
-        return self.speech.tell(self.position)
+        return self.speech.report(self.position)
 
     def rewinds(self, samples: int) -> None:
         """What was handed over after the position so far back is wanted again."""
@@ -54,21 +54,21 @@ class Played:
         self.speech.rewind(self.position, self.generation)
 
     def kinds(self) -> list[tuple[str, int]]:
-        return [(event.type, event.segment) for event in self.told]
+        return [(event.type, event.segment) for event in self.reported]
 
 
-def test_a_segment_is_told_when_its_first_sample_was_heard_and_when_its_last_was() -> None:
+def test_a_segment_is_reported_when_its_first_sample_was_heard_and_when_its_last_was() -> None:
     made = Played()
     made.begins(1, 0.4)
-    assert made.hears(0) == [] and made.told == []
+    assert made.hears(0) == [] and made.reported == []
     made.hands(100)
     assert made.enqueued == 400 * MS and made.hears(0) == []
     made.hears(1)
-    assert made.told == [PlaybackStarted(segment=1)]
-    assert made.hears(400 * MS - 2) == [] and len(made.told) == 1
+    assert made.reported == [PlaybackStarted(segment=1)]
+    assert made.hears(400 * MS - 2) == [] and len(made.reported) == 1
     (over,) = made.hears(1)
-    assert over.number == 1 and made.told[1:] == [PlaybackFinished(segment=1, position_s=0.4, interrupted=False)]
-    assert made.hears(1000) == [] and len(made.told) == 2
+    assert over.number == 1 and made.reported[1:] == [PlaybackFinished(segment=1, position_s=0.4, interrupted=False)]
+    assert made.hears(1000) == [] and len(made.reported) == 2
 
 
 def test_a_segment_that_has_no_end_is_not_over_when_all_of_it_was_heard() -> None:
@@ -106,17 +106,17 @@ def test_a_clear_ends_what_is_open_where_it_was_heard_and_drops_the_rest() -> No
     made.hands(20)
     made.hears(250 * MS)
     assert made.speech.clear(made.position) == pytest.approx(1.75)
-    assert made.told == [
+    assert made.reported == [
         PlaybackFinished(segment=1, position_s=2.25, interrupted=True),
         PlaybackFinished(segment=2, position_s=0.0, interrupted=True),
     ]
-    assert not made.speech.open and made.speech.clear(made.position) == 0.0 and len(made.told) == 2
+    assert not made.speech.open and made.speech.clear(made.position) == 0.0 and len(made.reported) == 2
     assert made.speech.position_s(made.position) == pytest.approx(0.25)
     made.rewinds(100 * MS)
     assert not made.speech.open  # what was cleared does not come again
 
 
-def test_a_rewind_brings_back_what_was_over_and_tells_none_of_it_again() -> None:
+def test_a_rewind_brings_back_what_was_over_and_reports_none_of_it_again() -> None:
     made = Played()
     made.begins(1, 0.4)
     made.begins(2, 0.4)
@@ -157,7 +157,7 @@ ACTS = st.lists(
 
 @settings(max_examples=60)
 @given(ACTS)
-def test_each_segment_is_told_once_in_order_and_what_was_heard_never_shrinks(acts: list[tuple[str, int]]) -> None:
+def test_each_segment_is_reported_once_in_order_and_what_was_heard_never_shrinks(acts: list[tuple[str, int]]) -> None:
     made, number, furthest, where = Played(), 0, 0.0, (0, 0.0)
     for act, much in acts:
         match act:
@@ -181,8 +181,8 @@ def test_each_segment_is_told_once_in_order_and_what_was_heard_never_shrinks(act
         made.hands(10**4)
         made.hears(10**9)
     assert not made.speech.open
-    finished = [event for event in made.told if isinstance(event, PlaybackFinished)]
-    started = [event.segment for event in made.told if isinstance(event, PlaybackStarted)]
+    finished = [event for event in made.reported if isinstance(event, PlaybackFinished)]
+    started = [event.segment for event in made.reported if isinstance(event, PlaybackStarted)]
     assert [event.segment for event in finished] == list(range(1, number + 1))
     assert started == sorted(set(started))
     assert all(

@@ -181,7 +181,7 @@ def test_a_media_queue_gives_out_in_time_order_bounded_and_with_a_key_after_each
             cut = queue.take_cut()
             assert cut == since and queue.take_cut() is None
             last = None if last is not None and last.at >= since else last
-        assert (queue.dropped_pictures, queue.dropped_sounds) == (model.dropped, model.lost)
+        assert (queue.dropped_frames, queue.dropped_audio) == (model.dropped, model.lost)
         waiting = [*model.sounds, *model.pictures]
         newest = max(
             [*(one.at + 0.04 for one in model.sounds[-1:]), *(one.at for one in model.pictures[-1:])], default=0.0
@@ -229,7 +229,7 @@ def test_a_picture_larger_than_the_queue_s_age_is_not_lost_when_it_is_the_only_o
     got = queue.take(1.0 + VIDEO_S)
     assert isinstance(got, QueuedFrame) and not got.key
     queue.offer_video(QueuedFrame(1.0, FRAME))
-    assert queue.take(1.01 + VIDEO_S) is None and queue.dropped_pictures == 1
+    assert queue.take(1.01 + VIDEO_S) is None and queue.dropped_frames == 1
     queue.offer_video(QueuedFrame(2.0, FRAME))
     again = queue.take(2.0)
     assert isinstance(again, QueuedFrame) and again.key

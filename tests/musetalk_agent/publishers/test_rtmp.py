@@ -78,7 +78,7 @@ async def test_everything_arrives_whole_and_in_step(nginx: NginxRtmp) -> None:
         assert sink.state.delivered_at is not None and sink.state.delivered_at > start + 3
     received = await nginx.kept()
     assert sink.state.frames_sent == len(received.pictures) == 4 * FPS
-    assert sink.state.dropped == sink.state.lost_sounds == 0
+    assert sink.state.dropped == sink.state.lost_audio == 0
     keys = received.keys()
     assert [round(b - a, 2) for a, b in itertools.pairwise(keys)] == [2.0]
     first, wave = received.wave()
@@ -127,7 +127,7 @@ async def test_a_server_that_dies_and_comes_back_misses_no_word(nginx: NginxRtmp
     async with pushing(nginx.url(app="kept")) as sink:
         await feed(sink, 115, said, lambda frame: grey, fail)
         await until(lambda: sink.state.connected)
-        assert sink.state.reconnects == 1 and sink.state.lost_sounds == 0
+        assert sink.state.reconnects == 1 and sink.state.lost_audio == 0
     before, after = [(await nginx.kept(push)).wave()[1] for push in (0, 1)]
     wave = said.astype(float)
     tail, head = before[-RATE // 2 :], after[4096 : 4096 + RATE // 2]

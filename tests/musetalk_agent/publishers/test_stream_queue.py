@@ -31,7 +31,7 @@ def test_more_than_half_a_second_of_pictures_is_dropped_up_to_a_key_frame() -> N
     queue = MediaQueue()
     for index in range(14):
         queue.offer_video(QueuedFrame(index * 0.04, GREY))
-    assert queue.dropped_pictures == 13
+    assert queue.dropped_frames == 13
     item = queue.take(0.52)
     assert isinstance(item, QueuedFrame) and item.at == 13 * 0.04 and item.key
     queue.offer_video(QueuedFrame(0.56, GREY))
@@ -45,7 +45,7 @@ def test_pictures_that_grew_old_while_they_waited_are_not_pushed() -> None:
     queue.offer_video(QueuedFrame(1.2, GREY))
     item = queue.take(1.6)
     assert isinstance(item, QueuedFrame) and item.at == 1.2 and item.key
-    assert queue.dropped_pictures == 1
+    assert queue.dropped_frames == 1
 
 
 def test_sound_is_kept_for_three_seconds_and_what_comes_back_is_first() -> None:
@@ -53,7 +53,7 @@ def test_sound_is_kept_for_three_seconds_and_what_comes_back_is_first() -> None:
     for index in range(100):
         queue.offer_audio(sound(index * 0.04))
     assert abs(queue.seconds() - AUDIO_S) < 0.05
-    assert queue.dropped_sounds == 25
+    assert queue.dropped_audio == 25
     first = queue.take(0.0)
     assert isinstance(first, QueuedAudio) and abs(first.at - 1.0) < 1e-9
     queue.requeue(first)
@@ -73,7 +73,7 @@ def test_a_clear_drops_sound_from_a_moment_on_and_no_picture() -> None:
     assert [item.at for item in taken if isinstance(item, QueuedFrame)] == [0.2] and taken[-1] is None
     queue.offer_audio(sound(0.4))
     queue.clear_audio()
-    assert queue.take(0.4) is None and queue.dropped_sounds == 0
+    assert queue.take(0.4) is None and queue.dropped_audio == 0
 
 
 def test_a_stopped_queue_waits_for_nobody() -> None:

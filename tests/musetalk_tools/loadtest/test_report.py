@@ -16,7 +16,7 @@ from musetalk_tools.loadtest.chart import PngCanvas, SvgCanvas, draw
 from musetalk_tools.loadtest.deployment import Deployment
 from musetalk_tools.loadtest.load_session import LoadSession, Shared
 from musetalk_tools.loadtest.plan import Plan
-from musetalk_tools.loadtest.report import Losses, Point, losses, machine, reported_plan, session_told
+from musetalk_tools.loadtest.report import Losses, Point, losses, machine, report_of, reported_plan
 from musetalk_tools.loadtest.speech_source import RATE, SpeechError, recording, tones
 from musetalk_tools.loadtest.viewer_messages import Left, Seen
 from musetalk_tools.loadtest.viewer_pool import ViewerPool
@@ -52,10 +52,10 @@ async def test_marks_that_nobody_looked_for_are_none_and_those_that_were_not_see
 
 async def test_a_row_is_rounded_to_milliseconds_and_empty_where_nothing_was() -> None:
     made = await session()
-    row = session_told(made)
+    row = report_of(made)
     assert (row.session_id, row.start_s, row.first_picture_s, row.error, row.frames) == (None, None, None, None, 0)
     made.session_id, made.start_s, made.first_picture_s, made.error = "ses_1", 0.12345, 1.0006, "timeout"
-    row = session_told(made)
+    row = report_of(made)
     assert (row.session_id, row.start_s, row.first_picture_s, row.error) == ("ses_1", 0.123, 1.001, "timeout")
 
 

@@ -26,7 +26,7 @@ class AvatarSession(BaseAvatarSession[str]):
         api_key: one of its keys with the scope `starter`; by default `MUSETALK_API_KEY`.
         idle_video_url, frames_zip_url, avatar_id: the avatar. One is needed, but for the engine `pattern`.
         engine, fps, width, height: as in `POST /session/start`.
-        sample_rate: of the sound on its way to the avatar, 8000 … 48000 Hz.
+        sample_rate: of the audio on its way to the avatar, 8000 … 48000 Hz.
         conn_options: how often a failed call is made again.
 
     Raises:
@@ -128,6 +128,6 @@ def _whereabouts(room: rtc.Room) -> tuple[str, str]:
         return job.job.room.name, job.local_participant_identity
     if not room.isconnected():
         raise RuntimeError(
-            "Connect the room before the avatar starts: outside a job nobody else knows who the agent is."
+            "Connect the room before the avatar starts: outside a job it cannot be known who the agent is."
         )
     return room.name, room.local_participant.identity
