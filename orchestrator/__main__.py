@@ -144,8 +144,12 @@ def serve(host: str, port: int) -> int:
         await context.sessions.drain(settings.drain_s)
         context.events.close()
 
+    def listens(port: int) -> None:
+        context: Context = app.state.context
+        context.address.listens(port)
+
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises the signal again once all is closed
-        OrchestratorServer(server_config(app, settings, host=host, port=port), drain).run()
+        OrchestratorServer(server_config(app, settings, host=host, port=port), drain, listens).run()
     return 0
 
 

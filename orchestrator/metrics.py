@@ -14,6 +14,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._add_sessions(self.registry)
         self._add_audio(self.registry)
+        self._add_conversations(self.registry)
         self._add_surface(self.registry)
 
     def _add_sessions(self, registry: CollectorRegistry) -> None:
@@ -87,6 +88,28 @@ class Metrics:
             "avatar_voice_stand_ins", "Lost agents that the orchestrator's voice stood in for", registry=registry
         )
         self.voice_losses = Counter("avatar_voice_worker_losses", "Voice workers that were lost", registry=registry)
+
+    def _add_conversations(self, registry: CollectorRegistry) -> None:
+        self.conversations = Gauge("avatar_conversations", "Conversations of running sessions", registry=registry)
+        self.conversation_turns = Counter(
+            "avatar_conversation_turns", "Turns of users that were answered", registry=registry
+        )
+        self.conversation_wait_seconds = Histogram(
+            "avatar_conversation_wait_seconds",
+            "Parts of the wait for an answer: heard (end of turn and recognition), thought (model), spoke (voice)",
+            ["part"],
+            registry=registry,
+            buckets=_SECONDS,
+        )
+        self.conversation_worker_losses = Counter(
+            "avatar_conversation_worker_losses", "Conversation workers that were lost", registry=registry
+        )
+        self.conversation_provider_errors = Counter(
+            "avatar_conversation_provider_errors",
+            "Calls of conversations to their models that failed, by part",
+            ["part"],
+            registry=registry,
+        )
 
     def _add_surface(self, registry: CollectorRegistry) -> None:
         self.requests = Counter(

@@ -51,11 +51,17 @@ class OrchestratorServer(uvicorn.Server):
     Args:
         config: uvicorn's.
         drain: returns when nothing stands in the way of the end any more. It must be bounded.
+        listens: is called with the port once the server listens.
     """
 
-    def __init__(self, config: uvicorn.Config, drain: Callable[[], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        drain: Callable[[], Awaitable[None]],
+        listens: Callable[[int], object] = lambda port: None,
+    ) -> None:
         super().__init__(config)
-        self._drain = drain
+        self._drain, self._listens = drain, listens
         self._signal: int | None = None
         self._draining: asyncio.Task[None] | None = None
 
@@ -65,6 +71,12 @@ class OrchestratorServer(uvicorn.Server):
             self._signal = sig
         else:
             super().handle_exit(sig, frame)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begins to listen."""
+        await super().startup(sockets)
+        for server in self.servers:
+            self._listens(int(server.sockets[0].getsockname()[1]))
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second; True ends the server."""

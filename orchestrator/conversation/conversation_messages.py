@@ -46,6 +46,8 @@ class OpenConversation(_Message):
     tts: Provider
     reply_tokens: int | None = None
     history: tuple[HistoryMessage, ...] = ()
+    answer_last: bool = False
+    """The last message of the history is the user's, and has no answer yet."""
 
 
 class ChatMessage(_Message):
@@ -87,6 +89,22 @@ class MessageAdded(_Message):
     message: HistoryMessage
 
 
+class WordsSpoken(_Message):
+    """The avatar got the sound of these words, of a reply that is not over."""
+
+    type: Literal["words"] = "words"
+    session_id: str
+    text: str
+
+
+class MicrophoneState(_Message):
+    """What is known of the users' microphones."""
+
+    type: Literal["microphone"] = "microphone"
+    session_id: str
+    state: Literal["none", "muted", "silent", "heard"]
+
+
 class ConversationEnded(_Message):
     """The conversation is not in its room any more; `reason` is empty after `CloseConversation`."""
 
@@ -96,6 +114,7 @@ class ConversationEnded(_Message):
 
 
 Command = Annotated[OpenConversation | ChatMessage | CloseConversation, Field(discriminator="type")]
-Report = Annotated[WorkerBeat | ConversationEvent | MessageAdded | ConversationEnded, Field(discriminator="type")]
+AnyReport = WorkerBeat | ConversationEvent | MessageAdded | WordsSpoken | MicrophoneState | ConversationEnded
+Report = Annotated[AnyReport, Field(discriminator="type")]
 commands: TypeAdapter[OpenConversation | ChatMessage | CloseConversation] = TypeAdapter(Command)
-reports: TypeAdapter[WorkerBeat | ConversationEvent | MessageAdded | ConversationEnded] = TypeAdapter(Report)
+reports: TypeAdapter[AnyReport] = TypeAdapter(Report)

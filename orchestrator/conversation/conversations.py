@@ -20,21 +20,21 @@ from orchestrator.conversation.conversation_messages import (
     CloseConversation,
     ConversationEnded,
     ConversationEvent,
-    HistoryMessage,
     MessageAdded,
+    MicrophoneState,
     OpenConversation,
     Provider,
+    WordsSpoken,
     reports,
 )
 from orchestrator.conversation.embedded_model import ROOT, EmbeddedModel, unavailable
+from orchestrator.conversation.opened_conversation import OpenedConversation
 from orchestrator.conversation.options import ConversationOptions, ConversationRequest
 from orchestrator.events import EventBus
 from orchestrator.metrics import Metrics
 from orchestrator.worker_process import WorkerLink, WorkerLost, WorkerProcess, WorkerTimes, backoff_s, bare_environment
 
 CONVERSATIONS_MAX = 32
-HISTORY_MAX = 1000
-"""Messages kept of one conversation; past it the oldest goes."""
 EMBEDDED_REPLY_TOKENS = 80
 """The embedded language model rambles: two sentences are enough."""
 BACKOFF_S = (0.1, 5.0)
@@ -50,6 +50,9 @@ REOPEN_S = (1.0, 30.0)
 """First and longest wait before a conversation that left its room joins it again; it doubles until one has lived for a while."""
 _UNSENT_BYTES = 1 << 20
 """A worker that leaves this much unread hangs."""
+RESUME_S = (0.2, 30.0)
+"""First and longest wait before it is tried again to go on with the conversation of a session that was taken over."""
+PARTS = ("llm", "stt", "tts")
 WAITING_MAX = 16
 PLUGIN = ROOT / "integrations" / "livekit_agents"
 log = logging.getLogger(__name__)
@@ -64,27 +67,13 @@ def find_python() -> str | None:
     return str(found) if found.exists() else None
 
 
-@dataclass(eq=False)
-class OpenedConversation:
-    """One session's conversation, whatever happens to the worker."""
+@dataclass(frozen=True)
+class Place:
+    """The room of a conversation: LiveKit's address, a token for every join, and the avatar's identity in it."""
 
-    session_id: str
-    opening: Callable[[], OpenConversation] | None = None
-    """What the worker is given, as of now; None while the models start."""
-    messages: list[HistoryMessage] = field(default_factory=list)
-    models: dict[str, str] = field(default_factory=dict)
-    waiting: dict[str, ChatMessage] = field(default_factory=dict)
-    """Texts that the worker has not begun to answer, by id, in their order; at most `WAITING_MAX`."""
-    losses: int = 0
-    """In a row."""
-    opened_at: float = 0.0
-    reopening: asyncio.TimerHandle | None = None
-
-    def rest(self) -> None:
-        """It is not opened again by itself."""
-        if self.reopening is not None:
-            self.reopening.cancel()
-            self.reopening = None
+    url: str
+    token: Callable[[], str] = field(repr=False)
+    avatar: str
 
 
 class Conversations:
@@ -121,47 +110,69 @@ class Conversations:
             self._serve,
             times=WorkerTimes(BACKOFF_S, _SETTLED_S, _EXIT_S, _UNSENT_BYTES),
             environment=bare_environment(path=(str(PLUGIN), str(ROOT))) | environment,
+            lost=lambda _: metrics.conversation_worker_losses.inc(),
             metrics=metrics,
         )
+        metrics.conversations.set_function(lambda: len(self._conversations))
+        self._resuming: dict[str, asyncio.Task[None]] = {}
         self._opened = False
 
-    async def begin(
-        self, session_id: str, request: ConversationRequest, *, url: str, token: Callable[[], str], avatar: str
-    ) -> dict[str, str]:
-        """Opens a conversation and returns the names of its models.
+    async def begin(self, session_id: str, request: ConversationRequest, place: Place) -> OpenedConversation:
+        """Opens a conversation.
 
         Raises ProblemError `conversation_unavailable`, `at_capacity`. Cancelling opens none.
         """
+        conversation = OpenedConversation(session_id)
+        self._conversations[session_id] = conversation
+        with ExitStack() as on_error:  # cancelled or failed: nothing of it is left
+            on_error.callback(self._conversations.pop, session_id, None)
+            await self._prepare(conversation, request, place)
+            on_error.pop_all()
+        self._open(conversation)
+        return conversation
+
+    def resume(self, conversation: OpenedConversation, request: ConversationRequest, place: Place) -> None:
+        """Goes on with the conversation of a session that another process began, as soon as its models are there. Never fails:
+        the session is an avatar until then, and a `warning` says what is wrong.
+        """
+        self._conversations[conversation.session_id] = conversation
+        task = asyncio.create_task(self._resume(conversation, request, place), name="conversation-resume")
+        self._resuming[conversation.session_id] = task
+        task.add_done_callback(lambda _: self._resuming.pop(conversation.session_id, None))
+
+    async def _resume(self, conversation: OpenedConversation, request: ConversationRequest, place: Place) -> None:
+        tries = 0
+        while True:
+            try:
+                await self._prepare(conversation, request, place)
+                break
+            except ProblemError as error:
+                tries += 1
+                if tries > 1:  # the first comes before this process listens
+                    self._fail(conversation, str(error))
+            await asyncio.sleep(backoff_s(tries, RESUME_S))
+        self._open(conversation)
+
+    async def _prepare(self, conversation: OpenedConversation, request: ConversationRequest, place: Place) -> None:
+        """Starts what the conversation needs. Raises ProblemError."""
         if self._options.python is None:
             raise unavailable("livekit-agents is not installed here")
-        if len(self._conversations) >= CONVERSATIONS_MAX:
-            raise ProblemError(
-                ErrorCode.AT_CAPACITY,
-                f"All {CONVERSATIONS_MAX} conversations are taken: try again later.",
-                retry_after_s=5,
-            )
-        tts = self._address()
-        if tts is None:
+        if sum(each.placed for each in self._conversations.values()) >= CONVERSATIONS_MAX:
+            text = f"All {CONVERSATIONS_MAX} conversations are taken: try again later."
+            raise ProblemError(ErrorCode.AT_CAPACITY, text, retry_after_s=5)
+        if self._address() is None:
             raise unavailable("the service does not know its own address yet")
-        conversation = self._conversations[session_id] = OpenedConversation(session_id)
-        with ExitStack() as on_error:  # cancelled or failed: the place is given back
-            on_error.callback(self._conversations.pop, session_id, None)
-            llm = request.llm.provider() if request.llm else self._options.llm
-            stt = request.stt.provider() if request.stt else self._options.stt
-            needed = [self._models[kind] for kind, given in (("llm", llm), ("stt", stt)) if given is None]
-            await asyncio.gather(*(model.start() for model in needed))
-            on_error.pop_all()
-        conversation.models = {
-            "llm": "embedded" if llm is None else llm.model,
-            "stt": "embedded" if stt is None else stt.model,
-        }
+        llm = request.llm.provider() if request.llm else self._options.llm
+        stt = request.stt.provider() if request.stt else self._options.stt
 
         def opening() -> OpenConversation:
+            tts = self._address()
+            assert tts is not None
             return OpenConversation(
-                session_id=session_id,
-                url=url,
-                token=token(),
-                avatar_identity=avatar,
+                session_id=conversation.session_id,
+                url=place.url,
+                token=place.token(),
+                avatar_identity=place.avatar,
                 instructions=request.instructions,
                 greeting=request.greeting,
                 language=request.language,
@@ -171,12 +182,21 @@ class Conversations:
                 tts=tts,
                 reply_tokens=EMBEDDED_REPLY_TOKENS if llm is None else None,
                 history=tuple(conversation.messages),
+                answer_last=conversation.unanswered,
             )
 
+        with ExitStack() as on_error:  # cancelled or failed: the place is given back
+            conversation.placed = True
+            on_error.callback(setattr, conversation, "placed", False)
+            needed = [self._models[kind] for kind, given in (("llm", llm), ("stt", stt)) if given is None]
+            await asyncio.gather(*(model.start() for model in needed))
+            on_error.pop_all()
         conversation.opening = opening
+        conversation.models = {
+            "llm": "embedded" if llm is None else llm.model,
+            "stt": "embedded" if stt is None else stt.model,
+        }
         self.worker.open()
-        self._open(conversation)
-        return conversation.models
 
     def chat(self, session_id: str, text: str) -> str:
         """Hands the user's text to the conversation; returns the message's id.
@@ -207,10 +227,17 @@ class Conversations:
         conversation = self._conversations.pop(session_id, None)
         if conversation is not None:
             conversation.rest()
+            self._break_off(conversation)
             self.worker.send(CloseConversation(session_id=session_id))
+        task = self._resuming.pop(session_id, None)
+        if task is not None:
+            task.cancel()
 
     async def aclose(self) -> None:
         """Ends the worker and the models, in bounded time. Idempotent."""
+        for task in list(self._resuming.values()):
+            task.cancel()
+        await asyncio.gather(*self._resuming.values(), return_exceptions=True)
         await self.worker.aclose()
         for conversation in self._conversations.values():
             conversation.rest()
@@ -221,11 +248,17 @@ class Conversations:
         found = self._conversations.get(session_id)
         return None if found is None else dict(found.models)
 
+    def debug(self, session_id: str) -> dict[str, Any] | None:
+        """A conversation's part of `/debug/audio`; None where the session has none."""
+        found = self._conversations.get(session_id)
+        return None if found is None else found.debug(running=self.worker.pid is not None)
+
     def _open(self, conversation: OpenedConversation) -> None:
         conversation.rest()
         conversation.opened_at = asyncio.get_running_loop().time()
         if conversation.opening is None or not self.worker.send(conversation.opening()):
             return  # its models start, or the worker opens all of them as soon as it runs
+        conversation.given()
         for message in conversation.waiting.values():
             self.worker.send(message)
 
@@ -258,25 +291,55 @@ class Conversations:
 
     def _take_of(self, conversation: OpenedConversation, message: BaseModel) -> None:
         if isinstance(message, ConversationEvent):
-            conversation.waiting.pop(str(message.data.get("message_id")), None)
+            conversation.trouble = None
+            conversation.note(message.name, message.data)
+            self._count(message)
             self._bus.publish(conversation.session_id, message.name, message.data)
         elif isinstance(message, MessageAdded):
-            conversation.messages.append(message.message)
-            del conversation.messages[:-HISTORY_MAX]
+            conversation.add(message.message)
+        elif isinstance(message, WordsSpoken):
+            conversation.said(message.text)
+        elif isinstance(message, MicrophoneState):
+            conversation.microphone = message.state
         elif isinstance(message, ConversationEnded):
-            self._reopen_later(conversation, message.reason)
+            self._report_away(conversation)
+            self._fail(conversation, message.reason)
+            self._reopen_later(conversation)
 
     def _report_away(self, conversation: OpenedConversation) -> None:
         """LiveKit keeps a killed participant in the room for seconds: clients learn of the loss by this event."""
+        self._break_off(conversation)
         self._bus.publish(conversation.session_id, "conversation.state", {"state": "away"})
 
-    def _reopen_later(self, conversation: OpenedConversation, reason: str) -> None:
+    def _break_off(self, conversation: OpenedConversation) -> None:
+        """No worker has it any more: the reply that it said is over."""
+        half = conversation.broken_off()
+        if half is not None:
+            data = {"text": half.text.strip(), "interrupted": True}
+            self._bus.publish(conversation.session_id, "reply.finished", data)
+
+    def _fail(self, conversation: OpenedConversation, reason: str) -> None:
+        """It is not in its room; the session goes on as an avatar."""
+        if reason and reason != conversation.trouble:
+            log.warning("a conversation is away", extra={"session_id": conversation.session_id, "reason": reason})
+            data = {"code": "conversation_away", "detail": reason}
+            self._bus.publish(conversation.session_id, "warning", data)
+        conversation.trouble = reason or None
+
+    def _reopen_later(self, conversation: OpenedConversation) -> None:
         loop = asyncio.get_running_loop()
         settled = loop.time() - conversation.opened_at > REOPEN_S[1]
         conversation.losses = 1 if settled else conversation.losses + 1
-        delay_s = backoff_s(conversation.losses, REOPEN_S)
-        extra = {"session_id": conversation.session_id, "reason": reason, "again_in_s": delay_s}
-        log.warning("a conversation left its room", extra=extra)
-        self._report_away(conversation)
         conversation.rest()
+        delay_s = backoff_s(conversation.losses, REOPEN_S)
         conversation.reopening = loop.call_later(delay_s, self._open, conversation)
+
+    def _count(self, event: ConversationEvent) -> None:
+        if event.name == "turn":
+            self._metrics.conversation_turns.inc()
+            for part, wait_ms in event.data.items():
+                if part.endswith("_ms") and isinstance(wait_ms, int | float):
+                    self._metrics.conversation_wait_seconds.labels(part=part.removesuffix("_ms")).observe(wait_ms / 1e3)
+        elif event.data.get("code") == "conversation_provider":
+            part = str(event.data.get("part", "other"))
+            self._metrics.conversation_provider_errors.labels(part=part if part in PARTS else "other").inc()

@@ -50,7 +50,7 @@ class RouteOptions:
 
 
 class OwnAddress:
-    """Where this process listens, as its own children reach it; known from the first request on."""
+    """Where this process listens, as its own children reach it; known once it listens, or from the first request on."""
 
     def __init__(self) -> None:
         self._port: int | None = None
@@ -59,10 +59,14 @@ class OwnAddress:
         """Takes the port from a request."""
         server = request.scope.get("server")
         if server is not None and server[1]:
-            self._port = int(server[1])
+            self.listens(int(server[1]))
+
+    def listens(self, port: int) -> None:
+        """This process listens there."""
+        self._port = port
 
     def speech(self, token: str) -> Provider | None:
-        """`/v1/audio/speech` for a child process; None before the first request."""
+        """`/v1/audio/speech` for a child process; None before it is known."""
         if self._port is None:
             return None
         return Provider(base_url=f"http://127.0.0.1:{self._port}/v1", model="musetalk", api_key=token)

@@ -35,5 +35,6 @@ async def chat(session_id: str, body: ChatRequest, ctx: Ctx, request: Request) -
 @router.get("/session/{session_id}/messages")
 async def messages(session_id: str, ctx: Ctx, request: Request) -> dict[str, Any]:
     """The conversation's history, oldest first. The text of a reply is what was heard of it."""
-    await here(ctx, current(request.scope), session_id)
-    return {"messages": [message.model_dump() for message in ctx.conversations.get(session_id).messages]}
+    session = await here(ctx, current(request.scope), session_id)
+    talk = session.talk or ctx.conversations.get(session_id)
+    return {"messages": [message.model_dump() for message in talk.messages]}

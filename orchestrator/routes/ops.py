@@ -131,6 +131,7 @@ def _audio(ctx: Context, session: ManagedSession) -> dict[str, Any]:
             **(live.side.figures(now) if live and live.side else {}),
         },
         "voice": _voice(ctx, session),
+        "conversation": ctx.conversations.debug(session.session_id),
         "moves": session.moves,
         "buffer_s": round(live.backlog_s, 3) if live else 0.0,
         "queues": asdict(live.queues()) if live else None,

@@ -16,6 +16,7 @@ from pydantic import BaseModel
 
 from musetalk_agent.protocol.http import AvatarSource, Picture, PublisherMode, RtmpTarget, SessionState
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
+from orchestrator.conversation.opened_conversation import OpenedConversation
 from orchestrator.livekit_rooms import RoomIngress
 from orchestrator.metrics import Metrics
 from orchestrator.session.model import ManagedSession, SessionRequest
@@ -388,6 +389,7 @@ def to_record(session: ManagedSession, ledger: SessionJournal) -> StoredSession:
         owner_url=ledger.owner_url,
         moves=session.moves,
         progress=live.progress() if live is not None else session.progress,
+        talk=ledger.seal.encrypt(session.talk.pack()) if session.talk is not None else "",
         view=session.view(),
     )
 
@@ -416,6 +418,9 @@ def from_record(record: StoredSession, seal: Seal) -> ManagedSession:
         progress=record.progress,
     )
     session.publisher_mode = mode
+    if record.talk:
+        with suppress(SealBroken, ValueError):
+            session.talk = OpenedConversation.unpack(record.session_id, seal.decrypt(record.talk))
     if record.ingress_id is not None:
         target = RtmpTarget(url=ingress_url or "rtmp://unknown", ingress=True)
         session.ingress = RoomIngress(record.ingress_id, target)

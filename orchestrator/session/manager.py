@@ -151,8 +151,13 @@ class SessionManager:
         """Admits no new session. Returns when no session has speech left, or after `within_s`."""
         self.draining = True
         until = time.monotonic() + within_s
-        while time.monotonic() < until and any(s.live and not s.live.quiet for s in self.registry.running()):  # noqa: ASYNC110
+        while time.monotonic() < until and any(map(self._speaks, self.registry.running())):  # noqa: ASYNC110
             await asyncio.sleep(_DRAINING_POLL_S)
+
+    def _speaks(self, session: ManagedSession) -> bool:
+        if session.talk is not None and session.talk.busy:
+            return True
+        return session.live is not None and not session.live.quiet
 
     def hand_over(self, session_id: str) -> asyncio.Task[None] | None:
         """Another process goes on with the session, or will: here it ends, and elsewhere nothing changes."""

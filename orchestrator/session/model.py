@@ -24,6 +24,7 @@ from musetalk_agent.protocol.messages import StateChanged
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.agents.agent_client import AgentLease
 from orchestrator.audio.ingest import AudioLimits
+from orchestrator.conversation.opened_conversation import OpenedConversation
 from orchestrator.conversation.options import ConversationRequest
 from orchestrator.events import STATE, EventBus
 from orchestrator.livekit_rooms import RoomIngress
@@ -141,7 +142,7 @@ class ManagedSession:
     `snapshot_at` is when its agent was asked last (monotonic), `refreshing` is held while it is asked.
     `lease` is None while it has no agent, `placed` says that it had one. `moved_at` are monotonic times.
     `adopted`: another process began it; `readable` is false when its stored order cannot be read. `progress` is what is known of
-    its audio while `live` is not there.
+    its audio while `live` is not there. `talk` is its conversation, also after its end.
     """
 
     session_id: str
@@ -162,6 +163,7 @@ class ManagedSession:
     moved_at: list[float] = field(default_factory=list)
     agent_lost_at: float | None = None
     live: SpeechPipeline | None = None
+    talk: OpenedConversation | None = None
     final: PlaybackSummary = PlaybackSummary()
     snapshot: AgentSession | None = None
     snapshot_at: float = float("-inf")

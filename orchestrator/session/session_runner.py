@@ -16,6 +16,8 @@ from musetalk_agent.protocol.messages import CLOSE_RESTART
 from musetalk_agent.protocol.problems import ErrorCode, Problem, ProblemError
 from orchestrator.agents.agent_client import AgentClient, AgentLease
 from orchestrator.agents.agent_link import LinkOver
+from orchestrator.conversation.conversations import Place
+from orchestrator.conversation.opened_conversation import OpenedConversation
 from orchestrator.livekit_rooms import RoomIngress
 from orchestrator.session.agent_connection import TAKEN, AgentLost
 from orchestrator.session.deps import SessionDeps
@@ -244,14 +246,18 @@ class SessionRunner:
         request, speaker = session.order.conversation, session.order.speaker
         if request is None or conversations is None or speaker is None:
             return
-        minter = self._services.minter
-        await conversations.begin(
-            session.session_id,
-            request,
-            url=minter.url,
-            token=lambda: minter.conversation(session.order.room, speaker, max(60.0, session.expires_at - time.time())),
-            avatar=session.identity,
-        )
+        minter, room = self._services.minter, session.order.room
+
+        def token() -> str:
+            return minter.conversation(room, speaker, max(60.0, session.expires_at - time.time()))
+
+        if self._known is None:
+            session.talk = await conversations.begin(
+                session.session_id, request, Place(minter.url, token, session.identity)
+            )
+        else:
+            session.talk = session.talk or OpenedConversation(session.session_id)
+            conversations.resume(session.talk, request, Place(minter.url, token, session.identity))
 
     async def _relink(self, live: SpeechPipeline, known: StoredSession) -> None:
         """The same for a session of another process. When its agent is gone too, it moves to another one as soon as it is ready."""

@@ -85,7 +85,7 @@ class Progress(BaseModel):
 
 
 class StoredSession(BaseModel):
-    """One session, without audio and without text.
+    """One session, without audio; what was said in its conversation is encrypted.
 
     Attributes:
         sealed: the order as the client gave it, encrypted: addresses in it may carry keys. See `seal.Seal`.
@@ -96,6 +96,7 @@ class StoredSession(BaseModel):
         owner_url: its public address, for clients that came to the wrong one.
         moves: how often it changed its agent.
         progress: how far it is.
+        talk: the newest part of the conversation, encrypted; empty where there is none.
         view: body of `GET /session/{id}` when it was last saved.
         version: of the record's form, see `VERSION`.
     """
@@ -119,6 +120,7 @@ class StoredSession(BaseModel):
     owner_url: str | None = None
     moves: _Count = 0
     progress: Progress = Progress()
+    talk: str = ""
     view: dict[str, Any] = {}
 
     @property

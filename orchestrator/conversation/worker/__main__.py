@@ -68,7 +68,14 @@ class ConversationSet:
             await asyncio.wait(self._tasks, timeout=_LEAVE_S)
 
     def _open(self, opening: OpenConversation) -> None:
-        conversation = self._conversations[opening.session_id] = RoomConversation(opening, self.report)
+        def report(message: BaseModel) -> None:
+            if self._conversations.get(opening.session_id) is conversation:  # it was not opened anew meanwhile
+                self.report(message)
+
+        before = self._conversations.get(opening.session_id)
+        if before is not None:
+            before.close()
+        conversation = self._conversations[opening.session_id] = RoomConversation(opening, report)
         task = asyncio.create_task(conversation.run(), name=f"conversation-{opening.session_id}")
         self._tasks.add(task)
 

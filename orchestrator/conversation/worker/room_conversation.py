@@ -20,9 +20,11 @@ from orchestrator.conversation.conversation_messages import (
     ConversationEvent,
     HistoryMessage,
     MessageAdded,
+    MicrophoneState,
     OpenConversation,
 )
 from orchestrator.conversation.worker import models
+from orchestrator.conversation.worker.microphone_watch import MicrophoneWatch, State
 
 log = logging.getLogger(__name__)
 
@@ -106,13 +108,20 @@ class RoomConversation:
                 self._listen_to(participant)
         if opening.greeting and not opening.history:
             session.say(opening.greeting)
-        answering = asyncio.create_task(self._answer_texts(session), name="answer-texts")
+        if opening.answer_last:  # the worker that heard it was lost before it answered
+            session.generate_reply()
+        tasks = [asyncio.create_task(self._answer_texts(session), name="answer-texts")]
+        if session.input.audio is not None:
+            watch = session.input.audio = MicrophoneWatch(session.input.audio, self._room, self._on_microphone)
+            tasks.append(asyncio.create_task(watch.run(), name="microphone-watch"))
         try:
-            answering.add_done_callback(self._on_answering_done)
+            for task in tasks:
+                task.add_done_callback(self._on_task_done)
             return await self._ending
         finally:
-            answering.cancel()
-            await asyncio.gather(answering, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _answer_texts(self, session: AgentSession[None]) -> None:
         """Answers texts in their order, each once the speech that it interrupts is over. Never returns normally."""
@@ -151,11 +160,14 @@ class RoomConversation:
             await clean_up(session.aclose(), _CLOSE_S, log, part="session")
         await clean_up(self._room.disconnect(), _CLOSE_S, log, part="room")
 
-    def _on_answering_done(self, task: asyncio.Task[None]) -> None:
+    def _on_task_done(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and not self._ending.done():
-            self._ending.set_result(f"a text could not be answered: {task.exception()!r}"[:300])
+            self._ending.set_result(f"{task.get_name()} failed: {task.exception()!r}"[:300])
 
     # --- what the room and livekit-agents report
+
+    def _on_microphone(self, state: State) -> None:
+        self._report(MicrophoneState(session_id=self._opening.session_id, state=state))
 
     def _on_disconnected(self, reason: object) -> None:
         if not self._ending.done():
@@ -213,7 +225,8 @@ class RoomConversation:
 
     def _on_error(self, event: events.ErrorEvent) -> None:
         part = type(event.source).__module__.rsplit(".", 1)[-1]
-        self._emit("warning", {"code": "conversation_provider", "detail": f"{part}: {event.error!r}"[:300]})
+        detail = f"{part}: {event.error!r}"[:300]
+        self._emit("warning", {"code": "conversation_provider", "part": part, "detail": detail})
 
     def _on_close(self, event: events.CloseEvent) -> None:
         if not self._ending.done():

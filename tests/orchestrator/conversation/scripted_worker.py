@@ -16,6 +16,7 @@ from orchestrator.conversation.conversation_messages import (
     HistoryMessage,
     MessageAdded,
     OpenConversation,
+    WordsSpoken,
     WorkerBeat,
     commands,
 )
@@ -45,7 +46,11 @@ def read() -> bytes:
 
 def carry_out(command: object) -> None:
     if isinstance(command, OpenConversation):
-        data = {"text": f"opened with {len(command.history)} messages, {command.llm.model}", "interrupted": False}
+        data = {
+            "text": f"opened with {len(command.history)} messages, {command.llm.model}"
+            + command.answer_last * ", one to answer",
+            "interrupted": False,
+        }
         report(ConversationEvent(session_id=command.session_id, name="reply.finished", data=data))
     elif isinstance(command, ChatMessage):
         if command.text in (
@@ -70,6 +75,16 @@ def carry_out(command: object) -> None:
             report(ConversationEvent(session_id=command.session_id, name="user.transcript", data=data))
             message = HistoryMessage(id=command.message_id, role="user", text=command.text, created_at=time.time())
             report(MessageAdded(session_id=command.session_id, message=message))
+        if command.text == "turn":
+            report(
+                ConversationEvent(session_id=command.session_id, name="turn", data={"heard_ms": 400, "thought_ms": 9})
+            )
+        if command.text == "fail":
+            data = {"code": "conversation_provider", "part": "llm", "detail": "llm: 503"}
+            report(ConversationEvent(session_id=command.session_id, name="warning", data=data))
+        if command.text == "speak":
+            for words in ("half ", "a "):
+                report(WordsSpoken(session_id=command.session_id, text=words))
 
 
 def main() -> None:

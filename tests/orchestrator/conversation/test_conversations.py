@@ -16,13 +16,14 @@ import pytest
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.conversation import conversations as module
 from orchestrator.conversation.conversation_messages import Provider
-from orchestrator.conversation.conversations import Conversations
+from orchestrator.conversation.conversations import Conversations, Place
 from orchestrator.conversation.options import ConversationOptions, ConversationRequest
 from orchestrator.events import EventBus
 from orchestrator.metrics import Metrics
 from tests.waiting import until
 
 MODEL = Provider(base_url="http://127.0.0.1:9/v1", model="a-model")
+PLACE = Place("ws://127.0.0.1:9", lambda: "token", "avatar-1")
 SCRIPT = (str(Path(__file__).with_name("scripted_worker.py")),)
 
 
@@ -34,13 +35,12 @@ class Host:
         bus = EventBus(Metrics())
         bus.listen(lambda event: self.events.append(json.loads(event.text)))
         options = ConversationOptions(python=python, llm=MODEL, stt=MODEL)
-        self.conversations = Conversations(options, bus, Metrics(), lambda: MODEL, SCRIPT)
+        self.metrics = Metrics()
+        self.conversations = Conversations(options, bus, self.metrics, lambda: MODEL, SCRIPT)
 
     async def begin(self, session_id: str = "ses_1") -> dict[str, str]:
         request = ConversationRequest(instructions="Be brief.")
-        return await self.conversations.begin(
-            session_id, request, url="ws://127.0.0.1:9", token=lambda: "token", avatar="avatar-1"
-        )
+        return (await self.conversations.begin(session_id, request, PLACE)).models
 
     async def replied(self, text: str) -> None:
         await until(lambda: text in [event.get("text") for event in self.events])
@@ -84,7 +84,7 @@ async def test_a_lost_worker_gets_its_conversations_back_with_their_history(host
     host.chat("Remember me.")
     await until(lambda: host.texts() == ["Remember me."])
     host.chat(fault)
-    await host.replied("opened with 1 messages, a-model")
+    await host.replied("opened with 1 messages, a-model, one to answer")
     states = [event["state"] for event in host.events if event["type"] == "conversation.state"]
     assert states[0] == "away", "a client learns of the loss"
     host.chat("And now?")
@@ -111,7 +111,7 @@ async def test_a_worker_that_hangs_is_replaced(host: Host, monkeypatch: pytest.M
     host.chat("Remember me.")
     await until(lambda: host.texts() == ["Remember me."])
     host.chat("hang")
-    await host.replied("opened with 1 messages, a-model")
+    await host.replied("opened with 1 messages, a-model, one to answer")
     assert host.conversations.worker.pid != hung and not psutil.pid_exists(hung)
 
 
@@ -151,9 +151,7 @@ async def test_an_embedded_model_that_does_not_start_gives_the_place_back(host: 
     options = ConversationOptions(python=sys.executable, stt=MODEL)  # this interpreter has no llama.cpp
     conversations = Conversations(options, EventBus(Metrics()), Metrics(), lambda: MODEL, SCRIPT)
     with pytest.raises(ProblemError, match="embedded llm did not start") as caught:
-        await conversations.begin(
-            "ses_1", ConversationRequest(), url="ws://127.0.0.1:9", token=lambda: "token", avatar="avatar-1"
-        )
+        await conversations.begin("ses_1", ConversationRequest(), PLACE)
     assert caught.value.code is ErrorCode.CONVERSATION_UNAVAILABLE and conversations.view("ses_1") is None
     await conversations.aclose()
 
@@ -177,3 +175,32 @@ async def test_a_conversation_that_never_opens_is_tried_less_and_less_often(
     os.kill(pid, signal.SIGKILL)  # the next worker opens all of them at once, and none of them twice
     await until(lambda: len(host.opened()) == 4)
     assert host.conversations.get("ses_1").reopening is None
+
+
+async def test_a_reply_in_the_middle_of_which_the_worker_died_ends_there(host: Host) -> None:
+    await host.begin()
+    await host.replied("opened with 0 messages, a-model")
+    host.chat("speak")
+    await until(lambda: host.conversations.get("ses_1")._half is not None)
+    host.chat("die")
+    await host.replied("opened with 2 messages, a-model")
+    assert host.texts() == ["speak", "half a "]
+    cut = [event["data"] for event in host.events if event["type"] == "reply.finished" and event["interrupted"]]
+    assert cut == [{"text": "half a", "interrupted": True}], "no client waits for its end"
+
+
+async def test_figures_of_conversations(host: Host) -> None:
+    await host.begin()
+    await host.replied("opened with 0 messages, a-model")
+    host.chat("turn")
+    host.chat("fail")
+    host.chat("die")
+    await until(lambda: len(host.opened()) == 2)
+
+    def figure(name: str, **labels: str) -> float | None:
+        return host.metrics.registry.get_sample_value(f"avatar_conversation{name}", labels)
+
+    assert figure("s") == 1 and figure("_turns_total") == 1 and figure("_worker_losses_total") == 1
+    assert figure("_wait_seconds_sum", part="heard") == pytest.approx(0.4)
+    assert figure("_wait_seconds_count", part="thought") == 1
+    assert figure("_provider_errors_total", part="llm") == 1
