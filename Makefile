@@ -1,5 +1,5 @@
 # Each target does its own set-up on a fresh machine (tools/setup) and is quick the second time.
-.PHONY: demo test test-network test-ingress check docs bench bench-reliability bench-gpu setup clean
+.PHONY: demo test test-network test-ingress check docs npm-package bench bench-reliability bench-gpu setup clean
 PY := .venv/bin/python
 ARGS ?=
 # Compiling every module anew in every process takes a third of the suite's time.
@@ -34,6 +34,12 @@ docs: ## the documentation as a site, in build/docs; a broken link fails (ARGS="
 	@tools/setup venv docs
 	@NO_MKDOCS_2_WARNING=1 $(HOME)/.cache/musetalk-livekit/envs/docs/bin/mkdocs build --clean --strict $(ARGS)
 	@echo "build/docs/index.html"
+
+npm-package: ## the element <talking-avatar> and the JavaScript client for npm, in build/npm
+	@tools/setup venv web
+	@rm -rf build/npm && mkdir -p build/npm
+	@$(PY) tools/npm_package/build.py build/npm/package
+	@npm pack --silent --pack-destination build/npm ./build/npm/package
 
 bench: ## one JSON line a figure, with the machine
 	@tools/setup venv models livekit

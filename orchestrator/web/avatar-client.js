@@ -46,6 +46,8 @@ const CALL_MS = 20_000;
  * @typedef {{base_url: string, model: string, api_key?: string}} ModelChoice an address in OpenAI's dialect; for an operator's key only
  * @typedef {{participant: string}} ParticipantSource identity of a participant whose microphone the avatar says
  * @typedef {{voice?: string, speed?: number}} SpeechSettings `speed` is a multiple of the voice's own pace
+ * @typedef {{avatar_id?: string}} PublicStart what a page with a public token may choose: one of the token's avatars
+ * @typedef {Omit<Session, "audio_url">} PublicSession
  * @typedef {"auto" | "webrtc" | "rtmp"} PublisherMode
  *
  * @typedef {{token: string, livekit_url: string, room: string, identity: string, expires_at: string | null}} ViewerToken
@@ -165,6 +167,15 @@ export class AvatarClient {
   start(request, { idempotencyKey = crypto.randomUUID(), signal } = {}) {
     const options = { repeatable: true, withinMs: START_MS, signal };
     return this.#call("POST", "/session/start", request, options, { "Idempotency-Key": idempotencyKey });
+  }
+
+  /**
+   * Starts the session of a public token, which is given as `token`. It answers without `audio_url`.
+   * @param {PublicStart} [request] @param {{idempotencyKey?: string, signal?: AbortSignal}} [options] @returns {Promise<PublicSession>}
+   */
+  startPublic({ avatar_id } = {}, { idempotencyKey = crypto.randomUUID(), signal } = {}) {
+    const options = { repeatable: true, withinMs: START_MS, signal };
+    return this.#call("POST", "/public/session", avatar_id === undefined ? {} : { avatar_id }, options, { "Idempotency-Key": idempotencyKey });
   }
 
   /** @param {string} id @returns {Promise<SessionStatus>} */

@@ -9,7 +9,8 @@
  *
  * With `conversation` in the start it listens and answers instead: `avatar.microphone.open()`, `avatar.send("Hello.")`.
  *
- * A public page gets no API key: let your server call `POST /session/start`, hand its answer to the page, and `join` it.
+ * A public page gets no API key. It gets a public token (`POST /public-tokens`) and calls `startPublic`, or your server
+ * calls `POST /session/start`, hands its answer to the page, and the page calls `join`.
  *
  * @module avatar
  */
@@ -138,7 +139,27 @@ export class Avatar extends EventTarget {
    * @param {{signal?: AbortSignal}} [options] `signal` aborts the start, such as when the page is left
    * @returns {Promise<import("./avatar-client.js").Session>}
    */
-  async start(request, { signal } = {}) {
+  start(request, { signal } = {}) {
+    return this.#begin((client, options) => client.start(request, options), signal);
+  }
+
+  /**
+   * The same for the session of a public token, which is given as `token`.
+   * @param {import("./avatar-client.js").PublicStart} [request]
+   * @param {{signal?: AbortSignal}} [options]
+   * @returns {Promise<import("./avatar-client.js").PublicSession>}
+   */
+  startPublic(request, { signal } = {}) {
+    return this.#begin((client, options) => client.startPublic(request, options), signal);
+  }
+
+  /**
+   * @template {import("./avatar-client.js").PublicSession} Started
+   * @param {(client: AvatarClient, options: {signal: AbortSignal}) => Promise<Started>} begin
+   * @param {AbortSignal} [signal]
+   * @returns {Promise<Started>}
+   */
+  async #begin(begin, signal) {
     const client = this.#authorised();
     this.#requireState("new");
     this.startAudio();
@@ -149,7 +170,7 @@ export class Avatar extends EventTarget {
     signal?.addEventListener("abort", () => starting.abort(), { once: true });
     let session;
     try {
-      session = await client.start(request, { signal: starting.signal });
+      session = await begin(client, { signal: starting.signal });
     } catch (error) {
       if (!OVER.has(this.base)) this.#setState("failed");
       throw error;
@@ -189,8 +210,8 @@ export class Avatar extends EventTarget {
     }
     if (OVER.has(this.base)) throw new ApiError("The avatar was left before it was joined.", { code: "cancelled" });
     void this.microphone.publish();
-    if (session.conversation) void this.#follow(session.session_id);
-    else if (session.audio_url) this.#openLink(session.audio_url);
+    if (session.audio_url && !session.conversation) this.#openLink(session.audio_url);
+    else void this.#follow(session.session_id);
     this.#setState("ready");
   }
 
@@ -283,7 +304,7 @@ export class Avatar extends EventTarget {
     conversation.attach(this.viewer.room);
   }
 
-  /** Reads the events of a session with a conversation, which has no link; without a key the room has to do. @param {string} id */
+  /** Reads the events of a session that has no link; without a key the room has to do. @param {string} id */
   async #follow(id) {
     if (!this.client) return;
     try {
@@ -352,6 +373,7 @@ export class Avatar extends EventTarget {
   /** @param {{code: string, message: string}} problem */
   #fail(problem) {
     if (this.base === "starting" || OVER.has(this.base)) return; // `start` and `join` throw it
+    if (this.base === "draining") return void this.leave(); // the session ends, and its room with it
     this.dispatchEvent(new CustomEvent("error", { detail: problem }));
     this.#setState("failed", problem.code);
     this.#close();

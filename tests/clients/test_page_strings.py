@@ -87,3 +87,11 @@ def test_no_sentence_stands_in_a_module_of_the_page() -> None:
             r"/\*.*?\*/|^\s*//.*?$", "", (WEB / f"{name}.js").read_text("utf-8"), flags=re.DOTALL | re.MULTILINE
         )
         assert re.findall(r'["`][A-Z][a-z]+[^"`\n]* [a-z][^"`\n]*["`]', code) == [], name
+
+
+def test_the_element_has_the_same_texts_in_both_languages() -> None:
+    source = (WEB / "embed-texts.js").read_text("utf-8")
+    tables = [source[source.index(f"const {name} = {{") :].split("\n};", 1)[0] for name in ("EN", "ZH")]
+    english, chinese = (dict(re.findall(r'^  "?([\w.]+)"?: "(.*)",$', text, re.MULTILINE)) for text in tables)
+    assert list(english) == list(chinese) and len(english) > 30
+    assert all(re.search(r"[\u4e00-\u9fff]", text) for text in chinese.values())
