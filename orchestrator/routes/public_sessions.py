@@ -24,6 +24,7 @@ from orchestrator.routes.session_routes import StartRequest, admitted, started
 from orchestrator.session.metering import REVOKED
 from orchestrator.session.model import SessionRequest, iso
 from orchestrator.store.session_store import SealBroken
+from orchestrator.tts.speech_settings import SpeechSettings
 
 ORIGINS_MAX = 16
 AVATARS_MAX = 16
@@ -48,6 +49,7 @@ class PublicTokenRequest(Picture):
     avatar_id: str | list[str] | None = None
     engine: str | None = Field(default=None, min_length=1, max_length=64)
     captions: bool = True
+    speech: SpeechSettings | None = None
     conversation: ConversationRequest | None = None
     webhook_url: str | None = Field(default=None, min_length=8, max_length=2048, repr=False)
     webhook_secret: str | None = Field(default=None, max_length=128, repr=False)

@@ -15,6 +15,8 @@ EXHAUSTED, REVOKED = "minutes_exhausted", "token_revoked"
 LEAD_S = 2.0
 """How long before the end of what is paid the next slice is paid."""
 RETRY_S = 1.0
+VIEWER_GRACE_S = 60.0
+"""A public session whose visitor is gone costs minutes: it ends sooner than `VIEWER_GRACE_S` has it."""
 _log = logging.getLogger(__name__)
 
 

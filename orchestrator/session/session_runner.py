@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -22,7 +22,7 @@ from orchestrator.livekit_rooms import RoomIngress
 from orchestrator.session.agent_connection import TAKEN, AgentLost
 from orchestrator.session.deps import SessionDeps
 from orchestrator.session.journal import to_record
-from orchestrator.session.metering import Meter
+from orchestrator.session.metering import VIEWER_GRACE_S, Meter
 from orchestrator.session.model import ManagedSession, SessionOptions, ingress_attributes, publish_state
 from orchestrator.session.session_failover import Failover, Placement
 from orchestrator.session.speech_pipeline import SpeechPipeline
@@ -363,8 +363,11 @@ class SessionRunner:
         session = self._session
         order = session.order
         begun = time.monotonic()
+        options = self._options
+        if self._meter is not None:
+            options = replace(options, viewer_grace_s=min(options.viewer_grace_s, VIEWER_GRACE_S))
         life = Deadlines(
-            self._options,
+            options,
             begun,
             begun + session.expires_at - time.time(),  # from here on a step of the wall clock ends no session
             counts_viewers=order.connect_livekit,

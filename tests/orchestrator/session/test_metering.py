@@ -149,3 +149,14 @@ async def test_one_session_may_have_an_end_of_its_own() -> None:
         session = await here.start(room="public-a", public_token=TOKEN_ID, max_s=30.0)
         await ended(session)
         assert session.end_reason == "expired" and await used(here) == pytest.approx(30, abs=1)
+
+
+@virtually
+async def test_a_session_whose_visitor_is_gone_ends_after_a_minute() -> None:
+    async with world() as here:
+        await minted(here)
+        for agent in here.agents.values():
+            agent.viewers = 0
+        session, begun = await started(here), time.monotonic()
+        await ended(session)
+        assert session.end_reason == "no_viewers" and time.monotonic() - begun == pytest.approx(60, abs=6)
