@@ -59,9 +59,10 @@ export class Panel {
     }));
   }
 
-  /** @param {import("./avatar-client.js").Coded | null | undefined} diagnosis */
-  diagnose(diagnosis) {
-    setText($("diagnosis-text"), diagnosis ? explained(diagnosis.code, diagnosis.message) : t("panel.waiting"));
+  /** @param {import("./avatar-client.js").Coded | null | undefined} diagnosis @param {boolean} [translated] its message is in the page's language */
+  diagnose(diagnosis, translated = false) {
+    const text = !diagnosis ? t("panel.waiting") : translated ? diagnosis.message : explained(diagnosis.code, diagnosis.message);
+    setText($("diagnosis-text"), text);
     setText($("diagnosis-code"), diagnosis?.code ?? "");
     $("diagnosis-code").hidden = !diagnosis;
     $("diagnosis").dataset.tone = !diagnosis ? "none" : diagnosis.code === "ok" ? "good" : HEALTHY.has(diagnosis.code) ? "none" : "warn";

@@ -264,7 +264,8 @@ export class SessionView {
   /** @param {import("./avatar-client.js").SessionStatus} status */
   #showStatus(status) {
     this.status = status;
-    this.panel.diagnose(status.diagnosis);
+    const quiet = this.talk !== null && status.diagnosis.code === "no_audio";
+    this.panel.diagnose(quiet ? { code: "no_audio", message: t("talk.quiet") } : status.diagnosis, quiet);
     if (status.funnel?.length) this.panel.funnel(status.funnel);
     this.#showSession();
   }
