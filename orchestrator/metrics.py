@@ -14,6 +14,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._add_sessions(self.registry)
         self._add_audio(self.registry)
+        self._add_moves(self.registry)
         self._add_conversations(self.registry)
         self._add_surface(self.registry)
 
@@ -57,6 +58,8 @@ class Metrics:
         )
         self.link_connects = Counter("avatar_link_connects", "Connections made to agents' /audio", registry=registry)
         self.link_drops = Counter("avatar_link_drops", "Connections to agents' /audio that broke", registry=registry)
+
+    def _add_moves(self, registry: CollectorRegistry) -> None:
         self.moves = Counter(
             "avatar_session_moves", "Sessions that lost their agent, by cause", ["cause"], registry=registry
         )

@@ -33,6 +33,8 @@ HOLD_S = 60.0
 """How long the place of a session whose orchestrator is gone stays taken after what it has paid for."""
 RETAIN_S = 25 * 3600.0
 """A token is kept for this long after it has expired: for the sessions that it started, and to say that it has."""
+GRANT_BYTES = MAX_RECORD // 2
+"""Of a token when it is made: the other half is for what is counted."""
 LOOKUPS_MAX = 64
 """Tokens and origins that are looked up at once."""
 _TRIES = 40
@@ -176,10 +178,16 @@ class PublicTokens:
         self._changing: dict[str, asyncio.Lock] = {}
 
     async def mint(self, grant: PublicGrant) -> str:
-        """Stores the grant and returns its token. Raises ProblemError `store_unavailable`."""
+        """Stores the grant and returns its token. Raises ProblemError `invalid_request` for one too large, `store_unavailable`."""
+        body = grant.model_dump_json().encode()
+        if len(body) > GRANT_BYTES:
+            detail = (
+                f"What this token allows takes {len(body)} bytes, of {GRANT_BYTES} at most: give shorter instructions."
+            )
+            raise ProblemError(ErrorCode.INVALID_REQUEST, detail, limit=GRANT_BYTES, value=len(body))
         for origin in grant.origins:
             await self._note_origin(origin, grant.expires_at)
-        if not await self._swap(_name(grant.token_id), None, grant.model_dump_json().encode(), self._keep_s(grant)):
+        if not await self._swap(_name(grant.token_id), None, body, self._keep_s(grant)):
             raise unavailable()  # 128 random bits are in use: the store does not say the truth
         return self._token(grant.token_id)
 

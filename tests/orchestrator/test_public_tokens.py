@@ -9,7 +9,8 @@ import time
 import pytest
 
 from musetalk_agent.protocol.problems import ProblemError
-from orchestrator.public_tokens import HOLD_S, RETAIN_S, SLICE_S, PublicGrant, PublicTokens, new_id
+from orchestrator.public_tokens import GRANT_BYTES, HOLD_S, RETAIN_S, SLICE_S, PublicGrant, PublicTokens, Usage, new_id
+from orchestrator.store.session_store import MAX_RECORD
 from tests.fakes.memory_store import MemoryStore
 from tests.virtual_loop import EPOCH_S, virtually
 
@@ -214,3 +215,17 @@ def test_a_place_is_kept_longer_than_its_owner_may_be_silent() -> None:
     held = grant()
     held.pay("a", SLICE_S, NOW)
     assert held.used.places["a"].until == NOW + SLICE_S + HOLD_S
+
+
+@virtually
+async def test_a_grant_that_the_store_could_not_give_back_is_not_made() -> None:
+    store = MemoryStore()
+    tokens = PublicTokens(store, "secret", time.time)
+    with pytest.raises(ProblemError) as caught:
+        await minted(tokens, sealed="x" * GRANT_BYTES)
+    assert code(caught) == "invalid_request" and store.documents == {}
+    running = {f"public-{n:022}": {"until": EPOCH_S + 10, "paid_until": EPOCH_S + 5} for n in range(1000)}
+    most = grant(sealed="x" * (GRANT_BYTES - 1000), sessions=1000)
+    await tokens.mint(most)
+    most.used = Usage.model_validate({"places": running})
+    assert len(most.model_dump_json()) < MAX_RECORD

@@ -25,6 +25,7 @@ JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJ2aWV3ZXIifQ.c2lnbmF0dXJl"
         ("redis://:the-password@redis:6379/0", "redis://***@redis:6379/0"),
         ("http://me:pw@example.com/a@b", "http://***@example.com/a@b"),
         ("signed with whsec_AAAA+/== and mtk_a-b_c.", "signed with whsec_*** and mtk_***."),
+        (f"minted mtp_{'0a' * 16}{'-_Z' * 14}A for", "minted mtp_*** for"),
         ("at http://example.com/a and https://example.com", "at http://example.com/a and https://example.com"),
         ("nothing to hide", "nothing to hide"),
     ],
