@@ -23,6 +23,7 @@ from orchestrator.agents.modal_pool import ModalAgentPool, ModalSessions
 from orchestrator.agents.pool import AgentPool, StaticAgentPool
 from orchestrator.audit import AuditLog
 from orchestrator.conversation.conversations import Conversations
+from orchestrator.conversation.tool_calls import ToolCaller, ToolCalls
 from orchestrator.events import EventBus
 from orchestrator.keys import Credentials, KeyRing, KeysFile, operators
 from orchestrator.livekit_rooms import Ingresses, Rooms, TokenMinter
@@ -52,6 +53,7 @@ from orchestrator.routes.public_access import PublicPreflights
 from orchestrator.session.deps import SessionDeps
 from orchestrator.session.journal import SessionJournal
 from orchestrator.session.manager import SessionManager
+from orchestrator.session.model import SessionRequest
 from orchestrator.session.standby_voice import StandbyVoices
 from orchestrator.settings import Settings
 from orchestrator.supervision import run_each
@@ -211,8 +213,18 @@ def _assemble(settings: Settings, access: Access, metrics: Metrics, voices: Voic
     ingresses = Ingresses(settings.livekit, settings.livekit_ingress, lambda: store.deployment_id)
     ledger = SessionJournal(store, settings.livekit.api_secret, settings.public_url, metrics)
     address = OwnAddress()
+    tools = ToolCalls(
+        lambda session_id: tool_caller(settings, sessions, session_id),
+        bus,
+        metrics,
+        allow_private=settings.allow_private_urls,
+    )
     conversations = Conversations(
-        settings.conversation_options, bus, metrics, lambda: address.speech(access.credentials.speech_token())
+        settings.conversation_options,
+        bus,
+        metrics,
+        lambda: address.speech(access.credentials.speech_token()),
+        tools=tools,
     )
     public_tokens = PublicTokens(store, settings.token_secret)
     services = SessionDeps(
@@ -256,6 +268,7 @@ def _assemble(settings: Settings, access: Access, metrics: Metrics, voices: Voic
         own_voices=own_voices,
         conversations=conversations,
         public_tokens=public_tokens,
+        tools=tools,
         address=address,
     )
 
@@ -289,8 +302,18 @@ def endpoints(settings: Settings, sessions: SessionManager, session_id: str) -> 
         return common
     if order.webhook_url is None:
         return common
-    secrets = (secret(order.webhook_secret),) if order.webhook_secret else settings.webhook_secrets
-    return [*common, Endpoint(order.webhook_url, secrets, owner=order.key)]
+    return [*common, Endpoint(order.webhook_url, _secrets(settings, order), owner=order.key)]
+
+
+def tool_caller(settings: Settings, sessions: SessionManager, session_id: str) -> ToolCaller:
+    """Who calls a tool. Raises ProblemError `session_not_found`."""
+    order = sessions.registry.get(session_id).order
+    return ToolCaller(order.room, _secrets(settings, order))
+
+
+def _secrets(settings: Settings, order: SessionRequest) -> tuple[bytes, ...]:
+    """What signs the posts of a session: its own secret, or the service's."""
+    return (secret(order.webhook_secret),) if order.webhook_secret else settings.webhook_secrets
 
 
 async def _docs() -> HTMLResponse:

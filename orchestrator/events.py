@@ -28,7 +28,16 @@ STATE = "session.state"
 OVERRUN = "overrun"
 TYPES = (STATE, "publisher.changed", "playback.started", "playback.finished", "cleared", "warning", "error")
 CONVERSATION_TYPES = frozenset(
-    {"user.started", "user.transcript", "reply.started", "reply.finished", "turn", "conversation.state"}
+    {
+        "user.started",
+        "user.transcript",
+        "reply.started",
+        "reply.finished",
+        "turn",
+        "conversation.state",
+        "tool.started",
+        "tool.finished",
+    }
 )
 """Events of a conversation: their fields stand in `data`, and beside it."""
 _OVER = frozenset({SessionState.STOPPED.value, SessionState.FAILED.value})

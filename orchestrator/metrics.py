@@ -126,6 +126,12 @@ class Metrics:
             "avatar_webhooks", "Webhooks by outcome (delivered, failed, dropped)", ["outcome"], registry=registry
         )
         self.webhooks_pending = Gauge("avatar_webhooks_pending", "Webhooks that wait", registry=registry)
+        self.tool_calls = Counter(
+            "avatar_tool_calls", "Calls of conversations' functions, by outcome", ["outcome"], registry=registry
+        )
+        self.tool_call_seconds = Histogram(
+            "avatar_tool_call_seconds", "Duration of those calls", registry=registry, buckets=_SECONDS
+        )
         self.keys = Gauge("avatar_keys", "API keys that count", registry=registry)
         self.keys_file_errors = Counter(
             "avatar_keys_file_errors", "Times the keys file changed and was broken", registry=registry

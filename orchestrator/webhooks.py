@@ -19,17 +19,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-import httpcore
-
-from musetalk_agent.protocol.addresses import (
-    AddressRefused,
-    Resolver,
-    Target,
-    checked_addresses,
-    parse,
-    system_resolver,
-)
+from musetalk_agent.protocol.addresses import AddressRefused, Resolver, parse, system_resolver
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
+from orchestrator.checked_post import FAILURES, CheckedPosts
 from orchestrator.events import SessionEvent
 from orchestrator.metrics import Metrics
 
@@ -179,7 +171,6 @@ _PORTS = {"https": 443}
 _PREFIX = "whsec_"
 _SECRET_BYTES = (24, 64)
 _GONE = 410
-_RESOLVE_S = 5.0
 _log = logging.getLogger(__name__)
 
 
@@ -234,9 +225,7 @@ class Webhooks:
     ) -> None:
         self._endpoints = endpoints
         self._metrics = metrics
-        self._allow_private = allow_private
-        self._resolver = resolver
-        self._ssl_context = ssl_context
+        self._posts = CheckedPosts(_PORTS, allow_private=allow_private, resolver=resolver, ssl_context=ssl_context)
         self._delays_s = delays_s
         self._queue = Queue()
         self._lanes: dict[Lane, asyncio.Task[None]] = {}
@@ -259,13 +248,9 @@ class Webhooks:
     async def check(self, url: str) -> None:
         """Raises ProblemError `webhook_url_forbidden` for an address that nothing would ever be posted to."""
         try:
-            async with asyncio.timeout(_RESOLVE_S):
-                target = parse(url, _PORTS)
-                await self._checked(target)
+            await self._posts.check(url)
         except AddressRefused as error:
             raise _forbidden(error.detail, error.value) from error
-        except TimeoutError as error:
-            raise _forbidden(f"The name {target.host} was not found in {_RESOLVE_S:g} s.", target.host) from error
 
     async def aclose(self) -> None:
         """Gives what waits some seconds, and takes nothing more. Idempotent."""
@@ -303,7 +288,7 @@ class Webhooks:
                         status = await self._post(delivery)
             except AddressRefused as error:
                 reason = error.detail
-            except (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError, TimeoutError) as error:
+            except FAILURES as error:
                 reason = type(error).__name__
             except Exception as error:  # noqa: BLE001 - task boundary: one endpoint's trouble is not the others'
                 _log.exception("a webhook broke", extra={"session_id": delivery.event.session_id})
@@ -329,46 +314,20 @@ class Webhooks:
             return False
         return True
 
-    async def _checked(self, target: Target) -> list[str]:
-        return await checked_addresses(target.host, target.port, self._resolver, allow_private=self._allow_private)
-
     async def _post(self, delivery: Delivery) -> int:
-        """One try: the name is resolved once, and only a checked address connected to. Returns the status."""
-        target = parse(delivery.endpoint.url, _PORTS)
-        addresses = await self._checked(target)
-        if self._ssl_context is None:
-            self._ssl_context = await asyncio.to_thread(httpcore.default_ssl_context)
-        headers, body = _message(delivery, target, int(time.time()))
-        failure: Exception = httpcore.ConnectError("no address")
-        for address in addresses:
-            url = httpcore.URL(scheme=b"https", host=address.encode(), port=target.port, target=target.path.encode())
-            pool = httpcore.AsyncConnectionPool(self._ssl_context, max_connections=1, max_keepalive_connections=0)
-            try:
-                async with (
-                    pool,
-                    pool.stream(
-                        "POST", url, headers=headers, content=body, extensions={"sni_hostname": target.host}
-                    ) as answer,
-                ):
-                    return answer.status  # whatever it says beside that is not read
-            except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
-                failure = error
-        raise failure
+        """One try. Returns the status; whatever the answer says beside that is not read."""
+        body = delivery.event.text.encode()
+        headers = signed_headers(delivery.endpoint.secrets, delivery.message_id, body)
+        return (await self._posts.post(delivery.endpoint.url, headers, body)).status
 
 
-def _message(delivery: Delivery, target: Target, timestamp: int) -> tuple[list[tuple[bytes, bytes]], bytes]:
-    body = delivery.event.text.encode()
-    host = f"[{target.host}]" if ":" in target.host else target.host
-    signed = signature(delivery.endpoint.secrets, delivery.message_id, timestamp, body)
-    headers = {
-        "Host": host if target.port == _PORTS["https"] else f"{host}:{target.port}",
-        "Content-Type": "application/json",
-        "User-Agent": "musetalk-livekit",
-        "webhook-id": delivery.message_id,
-        "webhook-timestamp": str(timestamp),
-        "webhook-signature": signed,
-    }
-    return [(name.encode(), value.encode()) for name, value in headers.items()], body
+def signed_headers(secrets: Sequence[bytes], message_id: str, body: bytes) -> dict[str, str]:
+    """Headers of one JSON message, signed now; without secrets the signature is left out."""
+    timestamp = int(time.time())
+    headers = {"Content-Type": "application/json", "webhook-id": message_id, "webhook-timestamp": str(timestamp)}
+    if secrets:
+        headers["webhook-signature"] = signature(secrets, message_id, timestamp, body)
+    return headers
 
 
 def _forbidden(why: str, value: str | None) -> ProblemError:

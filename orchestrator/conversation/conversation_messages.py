@@ -19,6 +19,14 @@ class Provider(_Message):
     api_key: str = Field(default="-", repr=False)
 
 
+class ToolDescription(_Message):
+    """A function that the model may call. `parameters` is the JSON schema of its arguments."""
+
+    name: str
+    description: str
+    parameters: dict[str, object]
+
+
 class HistoryMessage(_Message):
     """One message of the conversation. `text` of a reply is what was heard of it."""
 
@@ -45,6 +53,7 @@ class OpenConversation(_Message):
     stt: Provider
     tts: Provider
     reply_tokens: int | None = None
+    tools: tuple[ToolDescription, ...] = ()
     history: tuple[HistoryMessage, ...] = ()
     answer_last: bool = False
     """The last message of the history is the user's, and has no answer yet."""
@@ -56,6 +65,16 @@ class ChatMessage(_Message):
     type: Literal["chat"] = "chat"
     session_id: str
     message_id: str
+    text: str
+
+
+class ToolResult(_Message):
+    """What the model gets of its call: the tool's answer, or (`ok` false) why there is none."""
+
+    type: Literal["tool_result"] = "tool_result"
+    session_id: str
+    call_id: str
+    ok: bool
     text: str
 
 
@@ -105,6 +124,24 @@ class MicrophoneState(_Message):
     state: Literal["none", "muted", "silent", "heard"]
 
 
+class ToolCall(_Message):
+    """The model calls a function: `ToolResult` follows, unless the call is cancelled. `call_id` is the worker's own."""
+
+    type: Literal["tool_call"] = "tool_call"
+    session_id: str
+    call_id: str
+    name: str
+    arguments: dict[str, object]
+
+
+class ToolCancelled(_Message):
+    """Nothing waits for the call's result any more."""
+
+    type: Literal["tool_cancelled"] = "tool_cancelled"
+    session_id: str
+    call_id: str
+
+
 class ConversationEnded(_Message):
     """The conversation is not in its room any more; `reason` is empty after `CloseConversation`."""
 
@@ -113,8 +150,16 @@ class ConversationEnded(_Message):
     reason: str = ""
 
 
-Command = Annotated[OpenConversation | ChatMessage | CloseConversation, Field(discriminator="type")]
-AnyReport = WorkerBeat | ConversationEvent | MessageAdded | WordsSpoken | MicrophoneState | ConversationEnded
-Report = Annotated[AnyReport, Field(discriminator="type")]
-commands: TypeAdapter[OpenConversation | ChatMessage | CloseConversation] = TypeAdapter(Command)
-reports: TypeAdapter[AnyReport] = TypeAdapter(Report)
+AnyCommand = OpenConversation | ChatMessage | ToolResult | CloseConversation
+AnyReport = (
+    WorkerBeat
+    | ConversationEvent
+    | MessageAdded
+    | WordsSpoken
+    | MicrophoneState
+    | ToolCall
+    | ToolCancelled
+    | ConversationEnded
+)
+commands: TypeAdapter[AnyCommand] = TypeAdapter(Annotated[AnyCommand, Field(discriminator="type")])
+reports: TypeAdapter[AnyReport] = TypeAdapter(Annotated[AnyReport, Field(discriminator="type")])

@@ -24,12 +24,16 @@ from orchestrator.conversation.conversation_messages import (
     MicrophoneState,
     OpenConversation,
     Provider,
+    ToolCall,
+    ToolCancelled,
+    ToolDescription,
     WordsSpoken,
     reports,
 )
 from orchestrator.conversation.embedded_model import ROOT, EmbeddedModel, unavailable
 from orchestrator.conversation.opened_conversation import OpenedConversation
 from orchestrator.conversation.options import ConversationOptions, ConversationRequest
+from orchestrator.conversation.tool_calls import ToolCaller, ToolCalls
 from orchestrator.events import EventBus
 from orchestrator.metrics import Metrics
 from orchestrator.worker_process import WorkerLink, WorkerLost, WorkerProcess, WorkerTimes, backoff_s, bare_environment
@@ -82,6 +86,7 @@ class Conversations:
     Args:
         bus: takes the conversations' events.
         worker: arguments of the interpreter that run the worker; by default `WORKER`.
+        tools: calls the functions that conversations have; by default unsigned and at public addresses.
         address: base URL of this service on loopback, with a key that may call `/v1/audio/speech`; None before it listens.
     """
 
@@ -92,11 +97,13 @@ class Conversations:
         metrics: Metrics,
         address: Callable[[], Provider | None],
         worker: tuple[str, ...] | None = None,
+        tools: ToolCalls | None = None,
     ) -> None:
         self._options = options
         self._bus = bus
         self._metrics = metrics
         self._address = address
+        self._tools = tools or ToolCalls(lambda _: ToolCaller("", ()), bus, metrics)
         self._conversations: dict[str, OpenedConversation] = {}
         self._models = {
             kind: EmbeddedModel(kind, options.python, options.threads, self._move_all)
@@ -181,6 +188,10 @@ class Conversations:
                 stt=stt or self._models["stt"].provider,
                 tts=tts,
                 reply_tokens=EMBEDDED_REPLY_TOKENS if llm is None else None,
+                tools=tuple(
+                    ToolDescription(name=each.name, description=each.description, parameters=each.parameters)
+                    for each in request.tools
+                ),
                 history=tuple(conversation.messages),
                 answer_last=conversation.unanswered,
             )
@@ -191,7 +202,7 @@ class Conversations:
             needed = [self._models[kind] for kind, given in (("llm", llm), ("stt", stt)) if given is None]
             await asyncio.gather(*(model.start() for model in needed))
             on_error.pop_all()
-        conversation.opening = opening
+        conversation.opening, conversation.tools = opening, request.tools
         conversation.models = {
             "llm": "embedded" if llm is None else llm.model,
             "stt": "embedded" if stt is None else stt.model,
@@ -228,6 +239,7 @@ class Conversations:
         if conversation is not None:
             conversation.rest()
             self._break_off(conversation)
+            self._tools.cancel(session_id)
             self.worker.send(CloseConversation(session_id=session_id))
         task = self._resuming.pop(session_id, None)
         if task is not None:
@@ -239,6 +251,7 @@ class Conversations:
             task.cancel()
         await asyncio.gather(*self._resuming.values(), return_exceptions=True)
         await self.worker.aclose()
+        await self._tools.aclose()
         for conversation in self._conversations.values():
             conversation.rest()
         await asyncio.gather(*(model.aclose() for model in self._models.values()))
@@ -272,6 +285,8 @@ class Conversations:
             for conversation in self._conversations.values():
                 self._report_away(conversation)
             raise
+        finally:
+            self._tools.cancel()  # the calls of models that are gone
 
     def _move_all(self) -> None:
         """A model has another port: its conversations leave their rooms, and are opened anew with their history."""
@@ -301,7 +316,12 @@ class Conversations:
             conversation.said(message.text)
         elif isinstance(message, MicrophoneState):
             conversation.microphone = message.state
+        elif isinstance(message, ToolCall):
+            self._tools.begin(message, conversation.tools, self.worker.send)
+        elif isinstance(message, ToolCancelled):
+            self._tools.cancel(conversation.session_id, message.call_id)
         elif isinstance(message, ConversationEnded):
+            self._tools.cancel(conversation.session_id)
             self._report_away(conversation)
             self._fail(conversation, message.reason)
             self._reopen_later(conversation)

@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from orchestrator.conversation.conversation_messages import ChatMessage, HistoryMessage, OpenConversation
+from orchestrator.conversation.function_tools import FunctionTools
 
 HISTORY_MAX = 1000
 """Messages kept of one conversation; past it the oldest goes."""
@@ -43,6 +44,7 @@ class OpenedConversation:
 
     Attributes:
         opening: what the worker is given, as of now; None while the models start.
+        tools: the functions that its model may call.
         placed: it counts among those that a worker may have.
         waiting: texts that the worker has not begun to answer, by id, in their order.
         losses: how often in a row it left its room.
@@ -53,6 +55,7 @@ class OpenedConversation:
 
     session_id: str
     opening: Callable[[], OpenConversation] | None = None
+    tools: FunctionTools = ()
     placed: bool = False
     messages: list[HistoryMessage] = field(default_factory=list)
     models: dict[str, str] = field(default_factory=dict)

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from musetalk_agent.protocol.http import Strict
 from orchestrator.conversation.conversation_messages import Provider
+from orchestrator.conversation.function_tools import FunctionTools
 
 INSTRUCTIONS_CHARACTERS = 8000
 DEFAULT_INSTRUCTIONS = (
@@ -37,6 +38,7 @@ class ConversationRequest(Strict):
     voice: str | None = Field(default=None, min_length=1, max_length=128)
     llm: ModelChoice | None = None
     stt: ModelChoice | None = None
+    tools: FunctionTools = ()
 
 
 @dataclass(frozen=True)

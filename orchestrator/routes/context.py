@@ -19,6 +19,7 @@ from orchestrator.agents.agent_client import AgentClient
 from orchestrator.agents.pool import AgentPool
 from orchestrator.conversation.conversation_messages import Provider
 from orchestrator.conversation.conversations import Conversations
+from orchestrator.conversation.tool_calls import ToolCalls
 from orchestrator.events import EventBus
 from orchestrator.keys import Caller, Credentials
 from orchestrator.livekit_rooms import Ingresses, Rooms, TokenMinter
@@ -93,6 +94,7 @@ class Context:
     own_voices: StandbyVoices
     conversations: Conversations
     public_tokens: PublicTokens
+    tools: ToolCalls
     address: OwnAddress
 
     def note_address(self, request: HTTPConnection) -> None:

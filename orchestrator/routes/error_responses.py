@@ -17,8 +17,8 @@ from musetalk_agent.protocol.problems import MEDIA_TYPE, ErrorCode, Problem, Pro
 _log = logging.getLogger(__name__)
 _VALUE_CHARS = 200
 _FIELD_CHARS = 80
-_SECRET_FIELDS = frozenset({"webhook_secret", "webhook_url", "rtmp_url"})
-"""Values that an error does not repeat."""
+_SECRET_FIELDS = frozenset({"webhook_secret", "webhook_url", "rtmp_url", "url", "api_key"})
+"""Last parts of fields whose values an error does not repeat."""
 
 
 OPENAI_PATHS = "/v1/"
@@ -64,7 +64,7 @@ def invalid(error: RequestValidationError) -> ProblemError:
     field = ".".join(path)[:_FIELD_CHARS] if first["type"] != "json_invalid" else ""
     message = str(first["msg"]).removeprefix("Value error, ")
     more = f" ({len(errors) - 1} more)" if len(errors) > 1 else ""
-    value = None if field in _SECRET_FIELDS else first.get("input")
+    value = None if path and path[-1] in _SECRET_FIELDS else first.get("input")
     return ProblemError(
         ErrorCode.INVALID_REQUEST,
         f"{field}: {message}.{more}" if field else f"The body is wrong: {message}.{more}",

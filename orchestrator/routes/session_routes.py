@@ -190,7 +190,10 @@ async def admitted(ctx: Context, body: StartRequest, caller: Caller) -> SessionR
         await _check_webhook(ctx, body, body.webhook_url)
     if body.conversation is not None and (body.conversation.llm or body.conversation.stt):
         require(caller, OWN_MODELS)
-    return replace(body.order(), key=caller.name)
+    order = replace(body.order(), key=caller.name)
+    if body.conversation is not None:
+        await ctx.tools.check(body.conversation.tools)
+    return order
 
 
 async def _check_webhook(ctx: Context, body: StartRequest, url: str) -> None:

@@ -22,9 +22,11 @@ from orchestrator.conversation.conversation_messages import (
     MessageAdded,
     MicrophoneState,
     OpenConversation,
+    ToolResult,
 )
 from orchestrator.conversation.worker import models
 from orchestrator.conversation.worker.microphone_watch import MicrophoneWatch, State
+from orchestrator.conversation.worker.webhook_tools import WebhookTools
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +56,7 @@ class RoomConversation:
         self._ending: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._session: AgentSession[None] | None = None
         self._texts: asyncio.Queue[tuple[str, str]] = asyncio.Queue(TEXTS_MAX)
+        self._tools = WebhookTools(opening.session_id, report)
         self._linked = False
         self._replying = False
         self._heard: dict[str, float] = {}
@@ -83,6 +86,10 @@ class RoomConversation:
             detail = f"{TEXTS_MAX} texts wait for their answers: this one is dropped"
             self._emit("warning", {"code": "conversation_busy", "detail": detail, "message_id": message_id})
 
+    def take(self, result: ToolResult) -> None:
+        """Hands the result of a function to the model that called it."""
+        self._tools.take(result)
+
     async def _talk(self) -> str:
         opening = self._opening
         self._room.on("disconnected", self._on_disconnected)
@@ -100,7 +107,8 @@ class RoomConversation:
             text_input=room_io.TextInputOptions(text_input_cb=self._on_text),
             close_on_disconnect=False,
         )
-        agent = Agent(instructions=opening.instructions, chat_ctx=history)
+        tools = self._tools.functions(opening.tools)
+        agent = Agent(instructions=opening.instructions, chat_ctx=history, tools=[*tools])
         await session.start(agent=agent, room=self._room, room_options=options)
         self._linked = True
         for participant in self._room.remote_participants.values():  # a microphone that was there before
