@@ -94,7 +94,8 @@ class ToolCalls:
         if key in self._running:
             return
         tool = next((each for each in tools if each.name == call.name), None)
-        task = asyncio.create_task(self._call(call, tool, answer), name=f"tool-{call.session_id}")
+        busy = sum(session == call.session_id for session, _ in self._running) >= CALLS_MAX
+        task = asyncio.create_task(self._call(call, tool, busy, answer), name=f"tool-{call.session_id}")
         self._running[key] = task
         task.add_done_callback(lambda _: self._running.pop(key, None))
 
@@ -110,10 +111,14 @@ class ToolCalls:
         self.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _call(self, call: ToolCall, tool: FunctionTool | None, answer: Callable[[ToolResult], object]) -> None:
+    async def _call(
+        self, call: ToolCall, tool: FunctionTool | None, busy: bool, answer: Callable[[ToolResult], object]
+    ) -> None:
         begun, outcome, text = time.monotonic(), "cancelled", ""
         self._bus.publish(call.session_id, "tool.started", {"name": call.name, "call_id": call.call_id})
         try:
+            if busy:
+                raise _Failed("busy", f"{CALLS_MAX} functions run already: try again when they are done.")
             text = await self._answered(call, tool)
             outcome = "ok"
         except _Failed as failure:
@@ -137,8 +142,6 @@ class ToolCalls:
         wrong = fault(tool.parameters, call.arguments)
         if wrong is not None:
             raise _Failed("invalid_arguments", f"The arguments do not fit the function's parameters: {wrong}")
-        if sum(session == call.session_id for session, _ in self._running) > CALLS_MAX:
-            raise _Failed("busy", f"{CALLS_MAX} functions run already: try again when they are done.")
         caller = self._caller(call.session_id)
         body = json.dumps(
             {

@@ -29,14 +29,15 @@ class Hook:
 
 @dataclass
 class Receiver:
-    """`answers` are statuses of the next requests (then 200); `hold` keeps every answer back while it is clear.
+    """`answers` are statuses of the next requests (then 200), `content` is their body.
 
-    `misbehave` answers in place of that, and may take for ever.
+    `hold` keeps every answer back while it is clear. `misbehave` answers in place of that, and may take for ever.
     """
 
     port: int = 0
     hooks: list[Hook] = field(default_factory=list)
     answers: list[int] = field(default_factory=list)
+    content: bytes = b""
     location: str = ""
     misbehave: Callable[[asyncio.StreamWriter], Awaitable[None]] | None = None
     hold: asyncio.Event = field(default_factory=asyncio.Event)
@@ -68,7 +69,8 @@ class Receiver:
                 await self.misbehave(writer)
             status = self.answers.pop(0) if self.answers else 200
             where = f"Location: {self.location}\r\n" if self.location else ""
-            writer.write(f"HTTP/1.1 {status} So\r\n{where}Content-Length: 0\r\n\r\n".encode())
+            writer.write(f"HTTP/1.1 {status} So\r\n{where}Content-Length: {len(self.content)}\r\n\r\n".encode())
+            writer.write(self.content)
             await writer.drain()
         except (ConnectionError, asyncio.IncompleteReadError):
             pass
@@ -79,8 +81,8 @@ class Receiver:
 
 
 @asynccontextmanager
-async def receiving(context: ssl.SSLContext) -> AsyncIterator[Receiver]:
-    """Serves on 127.0.0.1 at a free port while the block runs."""
+async def receiving(context: ssl.SSLContext | None) -> AsyncIterator[Receiver]:
+    """Serves on 127.0.0.1 at a free port while the block runs; over http without a context."""
     receiver = Receiver()
     receiver.hold.set()
     connections: set[asyncio.Task[None]] = set()

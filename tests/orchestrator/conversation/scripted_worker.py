@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -16,6 +17,9 @@ from orchestrator.conversation.conversation_messages import (
     HistoryMessage,
     MessageAdded,
     OpenConversation,
+    ToolCall,
+    ToolCancelled,
+    ToolResult,
     WordsSpoken,
     WorkerBeat,
     commands,
@@ -52,6 +56,16 @@ def carry_out(command: object) -> None:
             "interrupted": False,
         }
         report(ConversationEvent(session_id=command.session_id, name="reply.finished", data=data))
+    elif isinstance(command, ToolResult):
+        data = {"text": f"{command.call_id} {command.ok} {command.text}", "interrupted": False}
+        report(ConversationEvent(session_id=command.session_id, name="reply.finished", data=data))
+    elif isinstance(command, ChatMessage) and command.text.startswith(("call ", "give up ")):
+        data = {"text": command.text, "final": True, "message_id": command.message_id}
+        report(ConversationEvent(session_id=command.session_id, name="user.transcript", data=data))
+        if command.text.startswith("call "):
+            report(ToolCall(session_id=command.session_id, **json.loads(command.text[5:])))
+        else:
+            report(ToolCancelled(session_id=command.session_id, call_id=command.text[8:]))
     elif isinstance(command, ChatMessage):
         if command.text in (
             "die",

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jwt
 import pytest
 
 from orchestrator.conversation import conversations
 from orchestrator.keys import Scope, new
+from tests.fakes.hook_receiver import receiving
 from tests.fakes.stage import LIVEKIT_SECRET, Stage, stage
 from tests.orchestrator import conversation
+from tests.orchestrator.test_webhooks import SECRET, verified
 from tests.waiting import until
 
 MODEL = "http://127.0.0.1:9/v1"
@@ -23,7 +28,11 @@ SCRIPT = Path(conversation.__file__).with_name("scripted_worker.py")
 async def talking(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stage]:
     monkeypatch.setattr(conversations, "WORKER", (str(SCRIPT),))
     async with stage(
-        conversation_python=sys.executable, llm_base_url=MODEL, llm_model="a-model", stt_base_url=MODEL
+        conversation_python=sys.executable,
+        llm_base_url=MODEL,
+        llm_model="a-model",
+        stt_base_url=MODEL,
+        allow_private_urls=True,
     ) as ready:
         yield ready
 
@@ -98,3 +107,62 @@ async def test_only_an_operator_says_where_the_models_are(talking: Stage, tmp_pa
         headers={"Authorization": f"Bearer {key}"},
     )
     assert (answer.status_code, answer.json()["code"]) == (403, "forbidden"), answer.text
+
+
+def any_given_up(seen: list[dict[str, Any]], call_id: str) -> bool:
+    finished = [event for event in seen if event["type"] == "tool.finished"]
+    return (call_id, "cancelled") in [(event["call_id"], event.get("error")) for event in finished]
+
+
+async def test_a_function_is_called_for_the_worker_and_given_up_with_it(talking: Stage) -> None:
+    async with receiving(None) as receiver:
+        receiver.content = b"It is on its way."
+        tool = {"name": "order", "url": f"http://127.0.0.1:{receiver.port}/order"}
+        started = await talking.start(conversation={"tools": [tool]}, webhook_secret=SECRET)
+        session_id = started["session_id"]
+        seen: list[dict[str, Any]] = []
+        talking.app.state.context.events.listen(lambda event: seen.append(json.loads(event.text)))
+
+        async def chat(text: str) -> None:
+            assert (await talking.http.post(f"/session/{session_id}/chat", json={"text": text})).status_code == 202
+
+        def events(kind: str) -> list[dict[str, Any]]:
+            return [event for event in seen if event["type"] == kind]
+
+        await chat('call {"call_id": "call_1", "name": "order", "arguments": {}}')
+        (hook,) = await receiver.wait(1)
+        assert hook.event["session_id"] == session_id and hook.event["room"] == "stage" and verified(hook, SECRET)
+
+        await until(lambda: "call_1 True It is on its way." in [event["text"] for event in events("reply.finished")])
+        receiver.hold.clear()
+        for call_id, ending in (("call_2", "give up call_2"), ("call_3", "die"), ("call_4", "leave")):
+            await chat("call " + json.dumps({"call_id": call_id, "name": "order", "arguments": {}}))
+            await receiver.wait(int(call_id[-1]))
+            await chat(ending)
+            await until(partial(any_given_up, seen, call_id))
+        await chat('call {"call_id": "call_5", "name": "order", "arguments": {}}')
+        await receiver.wait(5)
+        await talking.http.post(f"/session/{session_id}/stop")
+        await until(lambda: not talking.app.state.context.tools._running)
+
+
+@pytest.mark.parametrize(
+    ("tool", "code", "field"),
+    [
+        ({"name": "a b", "url": "http://127.0.0.1/"}, "invalid_request", "conversation.tools.0.name"),
+        ({"name": "a", "url": "ftp://127.0.0.1/?key=s3cret"}, "invalid_request", "conversation.tools.0.url"),
+        ({"name": "a", "url": "http://169.254.169.254/"}, "webhook_url_forbidden", "conversation.tools.0.url"),
+        (
+            {"name": "a", "url": "http://127.0.0.1/", "parameters": {"type": "object", "properties": 1}},
+            "invalid_request",
+            "conversation.tools.0.parameters",
+        ),
+    ],
+)
+async def test_a_bad_function_is_refused_with_its_place(
+    talking: Stage, tool: dict[str, object], code: str, field: str
+) -> None:
+    body = {"room": "stage", "engine": "pattern", "conversation": {"tools": [tool]}}
+    answer = await talking.http.post("/session/start", json=body)
+    assert (answer.status_code, answer.json()["code"], answer.json()["field"]) == (422, code, field), answer.text
+    assert "s3cret" not in answer.text and not talking.agent.sessions
