@@ -8,6 +8,7 @@ import json
 import wave
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -17,16 +18,22 @@ from starlette.routing import Route
 KEY = "models-key-of-the-tests"
 
 
+Calls = list[tuple[str, dict[str, object]]]
+"""Functions that the model calls, with their arguments."""
+
+
 @dataclass
 class FakeModels:
-    """`replies` are given in turn, the last one again and again; `transcripts` likewise. `asked` are the messages of each request
+    """`replies` are given in turn, the last one again and again; `transcripts` likewise. A reply may be calls of functions, and
+    `offered` are the functions of the last request. `asked` are the messages of each request
     to the language model, `heard_s` the seconds of each recording.
     """
 
-    replies: list[str] = field(default_factory=lambda: ["I have heard you."])
+    replies: list[str | Calls] = field(default_factory=lambda: ["I have heard you."])
     transcripts: list[str] = field(default_factory=lambda: ["What is your name?"])
     asked: list[list[tuple[str, str]]] = field(default_factory=list)
     heard_s: list[float] = field(default_factory=list)
+    offered: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def app(self) -> Starlette:
@@ -42,9 +49,11 @@ class FakeModels:
         if request.headers.get("authorization") != f"Bearer {KEY}":
             return JSONResponse({"error": {"message": "no such key"}}, 401)
         body = await request.json()
-        self.asked.append([(message["role"], _text(message["content"])) for message in body["messages"]])
+        self.asked.append([(message["role"], _text(message.get("content"))) for message in body["messages"]])
+        self.offered = body.get("tools") or []
         reply = self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]
-        return StreamingResponse(_chunks(reply, body["model"]), media_type="text/event-stream")
+        made = _chunks(reply, body["model"]) if isinstance(reply, str) else _called(reply, body["model"])
+        return StreamingResponse(made, media_type="text/event-stream")
 
     async def _transcribe(self, request: Request) -> Response:
         body = await request.body()
@@ -53,7 +62,9 @@ class FakeModels:
         return JSONResponse({"text": self.transcripts.pop(0) if len(self.transcripts) > 1 else self.transcripts[0]})
 
 
-def _text(content: str | list[dict[str, str]]) -> str:
+def _text(content: str | list[dict[str, str]] | None) -> str:
+    if content is None:  # a message of nothing but calls
+        return ""
     return content if isinstance(content, str) else "".join(part["text"] for part in content)
 
 
@@ -64,4 +75,16 @@ async def _chunks(reply: str, model: str) -> AsyncIterator[bytes]:
         choice = {"index": 0, "delta": delta, "finish_reason": "stop" if word is None else None}
         yield b"data: " + json.dumps({**common, "choices": [choice]}).encode() + b"\n\n"
         await asyncio.sleep(0)
+    yield b"data: [DONE]\n\n"
+
+
+async def _called(calls: Calls, model: str) -> AsyncIterator[bytes]:
+    common = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 0, "model": model}
+    made = [
+        {"index": n, "id": f"id{n}", "type": "function", "function": {"name": name, "arguments": json.dumps(arguments)}}
+        for n, (name, arguments) in enumerate(calls)
+    ]
+    for delta, reason in (({"role": "assistant", "content": None, "tool_calls": made}, None), ({}, "tool_calls")):
+        choice = {"index": 0, "delta": delta, "finish_reason": reason}
+        yield b"data: " + json.dumps({**common, "choices": [choice]}).encode() + b"\n\n"
     yield b"data: [DONE]\n\n"

@@ -87,7 +87,9 @@ class Talk:
 
 
 @asynccontextmanager
-async def talk(access: LiveKitAccess, models: FakeModels, **conversation: Any) -> AsyncIterator[Talk]:
+async def talk(
+    access: LiveKitAccess, models: FakeModels, *, webhook_secret: str | None = None, **conversation: Any
+) -> AsyncIterator[Talk]:
     async with AsyncExitStack() as exits:
         url = await exits.enter_async_context(serving(plain_config(models.app)))
         running = await exits.enter_async_context(
@@ -102,9 +104,8 @@ async def talk(access: LiveKitAccess, models: FakeModels, **conversation: Any) -
                 allow_private_urls=True,
             )
         )
-        made = Talk(
-            running, models, await running.stage.start(conversation={"instructions": "Be brief.", **conversation})
-        )
+        given = {"instructions": "Be brief.", **conversation}
+        made = Talk(running, models, await running.stage.start(conversation=given, webhook_secret=webhook_secret))
         following = asyncio.create_task(made.follow())
         try:
             yield made
