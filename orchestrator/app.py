@@ -57,6 +57,7 @@ from orchestrator.session.model import SessionRequest
 from orchestrator.session.standby_voice import StandbyVoices
 from orchestrator.settings import Settings
 from orchestrator.supervision import run_each
+from orchestrator.tts import lexicon
 from orchestrator.tts.voices import Voices, synthesizers
 from orchestrator.voice.voice_worker import VoiceWorker
 from orchestrator.webhooks import Endpoint, Webhooks, secret
@@ -78,7 +79,11 @@ def create_app(settings: Settings, *, voices: Voices | None = None) -> FastAPI:
     """
     metrics = Metrics()
     access = _access(settings, metrics)
-    spoken = voices or Voices(settings.voice, synthesizers=synthesizers(settings.voice_options, metrics))
+    spoken = voices or Voices(
+        settings.voice,
+        synthesizers=synthesizers(settings.voice_options, metrics),
+        lexicon=lexicon.load(settings.lexicon_file) if settings.lexicon_file is not None else None,
+    )
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

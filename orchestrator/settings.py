@@ -19,10 +19,11 @@ from orchestrator.conversation.options import ConversationOptions
 from orchestrator.livekit_rooms import IngressMode, LiveKitKeys
 from orchestrator.session.model import SessionOptions
 from orchestrator.session.standby_voice import VoiceStandby
+from orchestrator.tts import lexicon
 from orchestrator.tts.elevenlabs import ELEVENLABS_URL, ElevenLabsOptions
 from orchestrator.tts.local import LOADED
 from orchestrator.tts.openai_speech import OPENAI_URL, OPENAI_VOICES, OpenAIOptions
-from orchestrator.tts.speech_settings import VOICE_CHARACTERS, SpeechSettings
+from orchestrator.tts.speech_settings import NATURAL_PAUSE_MS_MAX, VOICE_CHARACTERS, SpeechSettings
 from orchestrator.tts.voices import VoiceOptions
 from orchestrator.webhooks import secret, secure_address
 
@@ -89,6 +90,11 @@ class Settings(BaseSettings):
     """Folder of further piper voices: each `NAME.onnx` with `NAME.onnx.json` is the voice `piper:NAME`."""
     voices_loaded: int = Field(default=LOADED, ge=1, le=64)
     """Embedded voices in memory at the same time, 100 to 250 MB each."""
+    lexicon_file: Path | None = None
+    """JSON file of words that the voices would get wrong: `[{"word", "say" or "ipa", "language"}]`."""
+    sentence_pause_ms: int | None = Field(default=None, ge=0, le=NATURAL_PAUSE_MS_MAX)
+    paragraph_pause_ms: int | None = Field(default=None, ge=0, le=NATURAL_PAUSE_MS_MAX)
+    """Silence after a sentence and a paragraph; by default 220 and 400 with the embedded voices."""
     elevenlabs_api_key: SecretStr | None = None
     """Makes the voices `elevenlabs:ID` available."""
     elevenlabs_voices: Annotated[list[str], NoDecode] = []
@@ -200,6 +206,13 @@ class Settings(BaseSettings):
     def _webhooks(cls, value: list[str]) -> list[str]:
         return [secure_address(url) for url in value]
 
+    @field_validator("lexicon_file")
+    @classmethod
+    def _lexicon(cls, value: Path | None) -> Path | None:
+        if value is not None:
+            lexicon.load(value)
+        return value
+
     @field_validator("webhook_secret")
     @classmethod
     def _webhook_secret(cls, value: SecretStr | None) -> SecretStr | None:
@@ -297,7 +310,11 @@ class Settings(BaseSettings):
             viewer_grace_s=self.viewer_grace_s,
             speaker_grace_s=self.speaker_grace_s,
             start_timeout_s=self.start_timeout_s,
-            speech=SpeechSettings(voice=self.voice),
+            speech=SpeechSettings(
+                voice=self.voice,
+                sentence_pause_ms=self.sentence_pause_ms,
+                paragraph_pause_ms=self.paragraph_pause_ms,
+            ),
             limits=AudioLimits(
                 message_bytes=self.audio_message_bytes,
                 backlog_s=self.audio_backlog_s,

@@ -17,7 +17,9 @@ from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.routes.context import Ctx
 from orchestrator.routes.error_responses import openai_error
 from orchestrator.tts.encoding import AudioFormat, EncodedSpeech, encoded
-from orchestrator.tts.synthesizer import FASTEST_SPEED, SLOWEST_SPEED, SpeechOptions
+from orchestrator.tts.lexicon import LexiconEntry
+from orchestrator.tts.speech_settings import LEXICON_ENTRIES, VOICE_CHARACTERS, SpeechSettings
+from orchestrator.tts.synthesizer import FASTEST_SPEED, SLOWEST_SPEED
 
 MODEL = "musetalk"
 MAX_INPUT = 4096
@@ -35,9 +37,10 @@ class SpeechRequest(BaseModel):
 
     input: str = Field(min_length=1, max_length=MAX_INPUT)
     model: str = MODEL
-    voice: str = "default"
+    voice: str = Field(default="default", min_length=1, max_length=VOICE_CHARACTERS)
     response_format: AudioFormat = AudioFormat.WAV
     speed: float = Field(default=1.0, ge=SLOWEST_SPEED, le=FASTEST_SPEED)
+    lexicon: tuple[LexiconEntry, ...] | None = Field(default=None, max_length=LEXICON_ENTRIES)
     stream_format: Literal["audio", "sse"] = "audio"
 
 
@@ -49,8 +52,10 @@ async def speech(body: SpeechRequest, ctx: Ctx) -> Response:
     (`text`, `start`, `end` in seconds from the first sample), `speech.audio.done` ends them.
     """
     await ctx.voices.wait_open()
-    voice = ctx.sessions.options.speech.voice if body.voice in _OPENAI_VOICES else body.voice
-    chunks = ctx.voices.speak(body.input, voice, SpeechOptions(speed=body.speed))
+    voice = None if body.voice in _OPENAI_VOICES else body.voice
+    asked = SpeechSettings(voice=voice, speed=body.speed, lexicon=body.lexicon)
+    chosen = asked.over(ctx.sessions.options.speech)
+    chunks = ctx.voices.speak(body.input, chosen.voice, chosen.options())
     parts = encoded(chunks, body.response_format)
     first = await anext(parts, EncodedSpeech(b""))  # what fails at once is answered with its status
     if body.stream_format == "sse":

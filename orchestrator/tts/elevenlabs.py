@@ -24,6 +24,7 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidSta
 from musetalk_agent.protocol.messages import CaptionWord
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from musetalk_agent.protocol.retries import VOICE, Schedule, Tries, retry_after_s
+from orchestrator.tts import pauses
 from orchestrator.tts.segmentation import GrowingText
 from orchestrator.tts.synthesizer import (
     ANSWER_S,
@@ -401,7 +402,7 @@ class _Reading:
         while self._recital.ahead > AHEAD_LETTERS:
             self._room.clear()
             await self._room.wait()
-        return await self._text.next()
+        return await _sentence(self._text)
 
     async def _send_text(self, text: str) -> None:
         self._unheard = self._unheard or bool(text.strip())
@@ -479,9 +480,17 @@ def _reason(closed: ConnectionClosed, said: ProviderError) -> ProviderError | No
     return None
 
 
+async def _sentence(text: GrowingText) -> str | None:
+    """The next sentence; its pauses are left out, for the voice tells no place in its audio where they would be."""
+    while (sentence := await text.next()) is not None:
+        if spoken := pauses.without(sentence):
+            return spoken
+    return None
+
+
 async def _more(text: GrowingText, recital: AlignmentTracker) -> bool:
     """Waits for more to read. False: there is none."""
-    sentence = await text.next()
+    sentence = await _sentence(text)
     if sentence is not None:
         recital.add(sentence)
     return sentence is not None

@@ -6,6 +6,7 @@ import asyncio
 import sys
 from collections import deque
 from collections.abc import AsyncGenerator, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from musetalk_agent.protocol.messages import CaptionWord, CueItem
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.metrics import Metrics
 from orchestrator.supervision import supervise
+from orchestrator.tts import lexicon, pauses
 from orchestrator.tts import segmentation as texts
 from orchestrator.tts.segmentation import spread
 from orchestrator.tts.speech_worker import SpeechWorker, SpokenPart, WorkerStatistics
@@ -88,23 +90,24 @@ class LocalSynthesizer:
 
     def speak(self, text: str, voice: str, options: SpeechOptions = PLAIN) -> AsyncGenerator[SpeechChunk, None]:
         """See `Synthesizer.speak`."""
-        cleaned = texts.clean(text)
-        if not cleaned:
+        pieces = [(texts.clean(piece), ms) for piece, ms in pauses.split(text)]
+        length = sum(len(cleaned) for cleaned, _ in pieces)
+        if not length:
             raise ProblemError(
                 ErrorCode.INVALID_REQUEST,
                 "`text` has nothing that can be spoken: give it at least one letter or digit.",
                 field="text",
             )
-        if len(cleaned) > TEXT_CHARACTERS:
+        if length > TEXT_CHARACTERS:
             raise ProblemError(
                 ErrorCode.INVALID_REQUEST,
-                f"`text` has {len(cleaned)} characters, at most {TEXT_CHARACTERS} can be spoken at once: send it in pieces.",
+                f"`text` has {length} characters, at most {TEXT_CHARACTERS} can be spoken at once: send it in pieces.",
                 field="text",
                 limit=TEXT_CHARACTERS,
-                value=len(cleaned),
+                value=length,
             )
-        parts = deque(texts.parts(cleaned))
-        first = self._worker.submit(voice, parts[0].text, options)
+        parts = deque(_parts(pieces, options))
+        first = self._submit(voice, parts[0].text, options)
         return self._speak(parts, first, voice, options)
 
     async def aclose(self) -> None:
@@ -124,6 +127,15 @@ class LocalSynthesizer:
         if self._folder is not None:
             self._folder.mark_broken(voice)
 
+    def _submit(
+        self, voice: str, text: str, options: SpeechOptions, due: float | None = None
+    ) -> asyncio.Future[SpokenPart]:
+        replaced = lexicon.said(text, self._language(voice), options.lexicons) if options.lexicons else ()
+        return self._worker.submit(voice, text, speed=options.speed, said=replaced, due=due)
+
+    def _language(self, voice: str) -> str:
+        return next((info.language for info in self.names() if voice in info.names), "")
+
     async def _speak(
         self, parts: deque[texts.Part], first: asyncio.Future[SpokenPart], voice: str, options: SpeechOptions
     ) -> AsyncGenerator[SpeechChunk, None]:
@@ -140,7 +152,7 @@ class LocalSynthesizer:
                 due += sum(character_s * len(ahead.text) for ahead, _ in making)
                 while parts and len(making) < PARTS_AHEAD:
                     following = parts.popleft()
-                    making.append((following, self._worker.submit(voice, following.text, options, due=due)))
+                    making.append((following, self._submit(voice, following.text, options, due)))
                     due += character_s * len(following.text)
                 for chunk in _chunks(spoken, part, position, options.speed):
                     yield chunk
@@ -156,22 +168,49 @@ class LocalSynthesizer:
             )
 
 
+def _parts(pieces: list[tuple[str, int]], options: SpeechOptions) -> list[texts.Part]:
+    """The parts of a text between its pauses."""
+    sentence, paragraph = options.sentence_pause_ms, options.paragraph_pause_ms
+    out: list[texts.Part] = []
+    before_ms = 0
+    for cleaned, ms in pieces:
+        made = texts.parts(
+            cleaned,
+            early=not out,
+            sentence_ms=texts.SENTENCE_PAUSE_MS if sentence is None else sentence,
+            paragraph_ms=texts.PARAGRAPH_PAUSE_MS if paragraph is None else paragraph,
+        )
+        if made:
+            made[0] = replace(made[0], before_ms=before_ms)
+            made[-1] = replace(made[-1], silence_ms=ms)
+            out, before_ms = [*out, *made], 0
+        elif out:
+            out[-1] = replace(out[-1], silence_ms=min(pauses.PAUSE_MS_MAX, out[-1].silence_ms + ms))
+        else:
+            before_ms = min(pauses.PAUSE_MS_MAX, before_ms + ms)
+    return out
+
+
 def _chunks(spoken: SpokenPart, part: texts.Part, position: int, speed: float) -> Iterator[SpeechChunk]:
     """The part and the pause after it in pieces; all its cues and words go with the first, so that they come before their sound."""
     rate = spoken.sample_rate
     if not spoken.pcm:
         return
-    pause = round(rate * part.pause_ms / speed / 1000)
-    samples = len(spoken.pcm) // 2
-    pcm = memoryview(spoken.pcm + bytes(2 * pause))
-    cues = [CueItem(phoneme=p, start=position + a, end=position + b) for p, a, b in spoken.cues]
+    pause = round(rate * (part.silence_ms or part.pause_ms / speed) / 1000)
+    before = rate * part.before_ms // 1000
+    begin = position + before
+    end = begin + len(spoken.pcm) // 2
+    pcm = memoryview(bytes(2 * before) + spoken.pcm + bytes(2 * pause))
+    cues = [CueItem(phoneme=p, start=begin + a, end=begin + b) for p, a, b in spoken.cues]
+    if cues and before:
+        cues.insert(0, CueItem(phoneme=PAUSE, start=position, end=begin))
     if cues and pause:
-        cues.append(CueItem(phoneme=PAUSE, start=position + samples, end=position + samples + pause))
-    words = _words(spoken, part.text, position)
+        cues.append(CueItem(phoneme=PAUSE, start=end, end=end + pause))
+    words = _words(spoken, part.text, begin)
     step = 2 * (rate * CHUNK_MS // 1000)
-    for begin in range(0, len(pcm), step):
-        piece = bytes(pcm[begin : begin + step])
-        yield SpeechChunk(piece, rate, tuple(cues), words) if begin == 0 else SpeechChunk(piece, rate, ())
+    for at in range(0, len(pcm), step):
+        piece = bytes(pcm[at : at + step])
+        yield SpeechChunk(piece, rate, tuple(cues), words) if at == 0 else SpeechChunk(piece, rate, ())
 
 
 def _words(spoken: SpokenPart, text: str, position: int) -> tuple[CaptionWord, ...]:

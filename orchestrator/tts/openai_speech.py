@@ -13,6 +13,7 @@ import httpx
 from musetalk_agent.protocol.messages import CaptionWord
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from musetalk_agent.protocol.retries import VOICE, Schedule, Tries, retry_after_s
+from orchestrator.tts.lexicon import respelled
 from orchestrator.tts.pcm_stream import PCM_RATE, PcmStreamDecoder, WaveError
 from orchestrator.tts.segmentation import GrowingText, spread
 from orchestrator.tts.synthesizer import (
@@ -108,7 +109,7 @@ class OpenAISpeech:
         while True:
             try:
                 async with (
-                    self._answer(sentence, voice, options.speed) as answer,
+                    self._answer(respelled(sentence, "mul", options.lexicons), voice, options.speed) as answer,
                     aclosing(self._sound(answer)) as blocks,
                 ):
                     async for pcm, rate in blocks:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from html import unescape
 
 from musetalk_agent.protocol.messages import CaptionWord
+from orchestrator.tts import pauses
 
 PART_CHARACTERS = 120
 """Longest part, in letters: about 7 s of speech, 0.3 s of synthesis, the longest that other utterances wait for their turn."""
@@ -68,10 +69,15 @@ _CONJUNCTION = re.compile(r"\s(?=(?:and|but|because|which|that|when|while|if|so|
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One call of the synthesizer, and the silence after it (ms; 0 after the last part and inside a clause)."""
+    """One call of the synthesizer, and the silence after it (ms; 0 after the last part and inside a clause).
+
+    `pause_ms` follows the speed. `before_ms` and `silence_ms`, before and after it, are what the text itself asks for.
+    """
 
     text: str
     pause_ms: int
+    before_ms: int = 0
+    silence_ms: int = 0
 
 
 def clean(text: str) -> str:
@@ -92,14 +98,16 @@ def clean(text: str) -> str:
     return cleaned if any(unicodedata.category(c)[0] in "LN" for c in cleaned) else ""
 
 
-def parts(cleaned: str) -> list[Part]:
-    """Cuts cleaned text into sentences, long ones into clauses, and the first early, so that sound starts early."""
+def parts(
+    cleaned: str, *, early: bool = True, sentence_ms: int = SENTENCE_PAUSE_MS, paragraph_ms: int = PARAGRAPH_PAUSE_MS
+) -> list[Part]:
+    """Cuts cleaned text into sentences, long ones into clauses, and where it is `early` the first, so that sound starts early."""
     out: list[Part] = []
     for paragraph in cleaned.split("\n"):
         for sentence in _sentences(paragraph):
-            out += _clauses(sentence, first=not out)
+            out += _clauses(sentence, first=early and not out, sentence_ms=sentence_ms)
         if out:
-            out[-1] = Part(out[-1].text, PARAGRAPH_PAUSE_MS)
+            out[-1] = Part(out[-1].text, paragraph_ms)
     if out:
         out[-1] = Part(out[-1].text, 0)
     return out
@@ -154,7 +162,7 @@ def _sentences(paragraph: str) -> list[str]:
     return [piece.strip() for piece in out if any(c.isalnum() for c in piece)]
 
 
-def _clauses(sentence: str, *, first: bool) -> list[Part]:
+def _clauses(sentence: str, *, first: bool, sentence_ms: int) -> list[Part]:
     out: list[Part] = []
     while True:
         early = first and not out
@@ -166,7 +174,7 @@ def _clauses(sentence: str, *, first: bool) -> list[Part]:
             break
         out.append(Part(sentence[:cut].strip(), pause))
         sentence = sentence[cut:].strip()
-    return [*out, Part(sentence, SENTENCE_PAUSE_MS)]
+    return [*out, Part(sentence, sentence_ms)]
 
 
 def _cut(sentence: str, limit: int, *, whole: int) -> tuple[int, int]:
@@ -217,7 +225,7 @@ _LIST_NUMBER = re.compile(r"\s*\d{1,3}\.")
 class Splitter:
     """Cuts a growing text: whole sentences, a clause where nothing was cut yet, and long sentences where they can bear it.
 
-    What comes out is clean (see `text.clean`) and never empty.
+    What comes out is clean (see `clean`) but for the marks of pauses (see `pauses.mark`), and never empty.
     """
 
     def __init__(self) -> None:
@@ -248,11 +256,13 @@ class Splitter:
         return self._cleaned(taken)
 
     def _cleaned(self, taken: str) -> list[str]:
-        cleaned = " ".join(clean(taken).split())
-        if not cleaned:
-            return []
-        self._first = False
-        return [cleaned]
+        out: list[str] = []
+        for piece, ms in pauses.split(taken):
+            cleaned = " ".join(clean(piece).split())
+            self._first = self._first and not cleaned
+            out += [cleaned] if cleaned else []
+            out += [pauses.mark(ms)] if ms else []
+        return [" ".join(out)] if out else []
 
     @staticmethod
     def _sentence(text: str, begin: int) -> int | None:
@@ -284,7 +294,7 @@ class Splitter:
         if size <= 2 * PART_CHARACTERS or (size <= SENTENCE_CHARACTERS and unclosed(text[begin:])):
             return None
         space = text.rfind(" ", begin + 1, within)
-        return space if space > begin else within
+        return pauses.spared(text, begin, space if space > begin else within)
 
 
 class GrowingText:

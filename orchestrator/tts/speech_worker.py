@@ -18,7 +18,8 @@ from typing import Any
 
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator import worker_pipe
-from orchestrator.tts.synthesizer import PLAIN, SpeechOptions, VoiceInfo
+from orchestrator.tts.lexicon import Said
+from orchestrator.tts.synthesizer import VoiceInfo
 from orchestrator.worker_process import WorkerLink, WorkerLost, WorkerProcess, WorkerTimes, bare_environment
 
 log = logging.getLogger(__name__)
@@ -49,7 +50,8 @@ class SpokenPart:
 class _Job:
     voice: str
     text: str
-    options: SpeechOptions
+    speed: float
+    said: tuple[Said, ...]
     result: asyncio.Future[SpokenPart]
 
 
@@ -109,14 +111,21 @@ class SpeechWorker:
         self._fail_waiting("The speech service is shutting down.")
 
     def submit(
-        self, voice: str, text: str, options: SpeechOptions = PLAIN, *, due: float | None = None
+        self,
+        voice: str,
+        text: str,
+        *,
+        speed: float = 1.0,
+        said: tuple[Said, ...] = (),
+        due: float | None = None,
     ) -> asyncio.Future[SpokenPart]:
         """Queues one part. Cancelling the future takes it out of the queue, or drops the result if it is being made.
 
         Args:
             voice: one of `voices` by name.
             text: a part as `text.parts` makes them.
-            options: how it is spoken; pauses are the caller's.
+            speed: a multiple of the voice's own pace.
+            said: what of the text is said otherwise than it is written, in its order.
             due: when its sound is needed, in the event loop's time; None for the first part of an utterance: now.
 
         Raises:
@@ -131,7 +140,7 @@ class SpeechWorker:
             raise _failed(
                 f"The speech service is busy: {PARTS_MAX} parts are waiting. Try again in a second.", retry_after_s=1
             )
-        job = _Job(voice, text, options, loop.create_future())
+        job = _Job(voice, text, speed, said, loop.create_future())
         heapq.heappush(self._queue, (loop.time() if due is None else due, next(self._order), job))
         self.statistics.waiting = len(self._queue)
         self._wake.set()
@@ -200,7 +209,9 @@ class SpeechWorker:
         failure: str | None = "The speech service broke over this text."  # `supervise` logs the error
         try:
             async with asyncio.timeout(self.part_timeout_s):
-                header, pcm = await link.exchange({"voice": job.voice, "text": job.text, "speed": job.options.speed})
+                header, pcm = await link.exchange(
+                    {"voice": job.voice, "text": job.text, "speed": job.speed, "said": job.said}
+                )
             part = _part(header, pcm)
             failure = None if part is not None else self._refused(job.voice, str(header["error"]))
             self.statistics.loaded = int(header.get("loaded", self.statistics.loaded))

@@ -13,6 +13,8 @@ from typing import Any, Protocol, runtime_checkable
 from musetalk_agent.protocol.messages import CaptionWord, CueItem
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from musetalk_agent.protocol.retries import Verdict, verdict
+from orchestrator.tts import pauses
+from orchestrator.tts.lexicon import Lexicon
 from orchestrator.tts.segmentation import SENTENCE_PAUSE_MS, GrowingText
 
 CHUNK_MS = 200
@@ -55,9 +57,14 @@ class SpeechOptions:
 
     Attributes:
         speed: a multiple of the voice's own pace, 0.5 … 2. A provider with a narrower range takes the nearest that it has.
+        sentence_pause_ms, paragraph_pause_ms: silence after them, at speed 1; None: the provider's own.
+        lexicons: how words are said; the nearer first.
     """
 
     speed: float = 1.0
+    sentence_pause_ms: int | None = None
+    paragraph_pause_ms: int | None = None
+    lexicons: tuple[Lexicon, ...] = ()
 
 
 PLAIN = SpeechOptions()
@@ -139,42 +146,77 @@ async def speak_sentences(
     options: SpeechOptions = PLAIN,
     pause_ms: int = SENTENCE_PAUSE_MS,
 ) -> AsyncGenerator[SpeechChunk, None]:
-    """Speaks sentence by sentence, with a pause between them that follows the speed. Raises what `speak` raises; a sentence with
-    nothing to say is left out, as long as another has something.
+    """Speaks sentence by sentence, with a pause between them that follows the speed, and the pauses that the text asks for.
+
+    Raises what `speak` raises; a sentence with nothing to say is left out, as long as another has something.
     """
-    position, cued, unspeakable = 0, False, None
+    natural_ms = (pause_ms if options.sentence_pause_ms is None else options.sentence_pause_ms) / options.speed
+    line, unspeakable = _Line(), None
     try:
         while (sentence := await text.next()) is not None:
-            try:
-                spoken = speak(sentence)
-                async with aclosing(spoken):
-                    begin = position
-                    async for chunk in spoken:
-                        if position == begin and begin:
-                            for silence in _silence(position, chunk.sample_rate, pause_ms / options.speed, cued):
-                                yield silence
-                                position += len(silence.pcm) // 2
-                            begin = position
-                        yield _later(chunk, begin)
-                        position += len(chunk.pcm) // 2
-                        cued = cued or bool(chunk.cues)
-            except ProblemError as error:
-                if error.code is not ErrorCode.INVALID_REQUEST:
-                    raise
-                unspeakable = error
+            for piece, asked_ms in pauses.split(sentence):
+                try:
+                    if piece.strip():
+                        async with aclosing(speak(piece)) as spoken:
+                            async for chunk in line.placed(spoken):
+                                yield chunk
+                        line.owe(natural_ms, asked=False)
+                except ProblemError as error:
+                    if error.code is not ErrorCode.INVALID_REQUEST:
+                        raise
+                    unspeakable = error
+                if asked_ms:
+                    line.owe(asked_ms, asked=True)
+        for chunk in line.end():
+            yield chunk
     finally:
         text.abandon()
-    if unspeakable is not None and position == 0:
+    if unspeakable is not None and line.position == 0:
         raise unspeakable
 
 
-def _silence(position: int, rate: int, pause_ms: float, cued: bool) -> list[SpeechChunk]:
-    samples = round(rate * pause_ms / 1000)
-    out = list(pieces(bytes(2 * samples), rate))
-    if out and cued:
-        cue = CueItem(phoneme=PAUSE, start=position, end=position + samples)
-        out[0] = SpeechChunk(out[0].pcm, rate, (cue,))
-    return out
+class _Line:
+    """Sentences one after the other, with the silence between them; samples count from the first sentence's beginning."""
+
+    def __init__(self) -> None:
+        self.position = 0
+        self._rate = 0
+        self._cued = False
+        self._owed_ms = 0.0
+        self._asked = False
+
+    def owe(self, ms: float, *, asked: bool) -> None:
+        """Silence before what comes next. What the text asks for takes the place of what is natural, and adds to what it asked."""
+        if asked:
+            self._owed_ms = min(float(pauses.PAUSE_MS_MAX), ms + (self._owed_ms if self._asked else 0))
+            self._asked = True
+        elif self.position:
+            self._owed_ms, self._asked = ms, False
+
+    async def placed(self, spoken: AsyncGenerator[SpeechChunk, None]) -> AsyncGenerator[SpeechChunk, None]:
+        """A sentence's chunks, behind what was said before it."""
+        begin: int | None = None
+        async for chunk in spoken:
+            if begin is None:
+                self._rate, self._cued = chunk.sample_rate, self._cued or bool(chunk.cues)
+                for silence in self._silence():
+                    yield silence
+                begin = self.position
+            yield _later(chunk, begin)
+            self.position += len(chunk.pcm) // 2
+
+    def end(self) -> Iterator[SpeechChunk]:
+        """The pause that the text ends with, if it asks for one."""
+        if self._asked and self.position:
+            yield from self._silence()
+
+    def _silence(self) -> Iterator[SpeechChunk]:
+        samples = round(self._rate * self._owed_ms / 1000)
+        self._owed_ms, self._asked = 0.0, False
+        cue = CueItem(phoneme=PAUSE, start=self.position, end=self.position + samples)
+        for index, chunk in enumerate(pieces(bytes(2 * samples), self._rate)):
+            yield SpeechChunk(chunk.pcm, chunk.sample_rate, (cue,) if self._cued and index == 0 else ())
+        self.position += samples
 
 
 def _later(chunk: SpeechChunk, by: int) -> SpeechChunk:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
@@ -12,6 +12,7 @@ from orchestrator.metrics import Metrics
 from orchestrator.supervision import run_each
 from orchestrator.tts import segmentation as texts
 from orchestrator.tts.elevenlabs import ElevenLabs, ElevenLabsOptions
+from orchestrator.tts.lexicon import Lexicon
 from orchestrator.tts.local import LOADED, LocalSynthesizer
 from orchestrator.tts.openai_speech import OpenAIOptions, OpenAISpeech
 from orchestrator.tts.segmentation import GrowingText
@@ -47,10 +48,18 @@ class Voices:
         default: voice for callers that name none; by itself `piper:joe`, `espeak:en-us` where piper is not installed, or else
             the first there is.
         synthesizers: the providers; by itself the embedded ones.
+        lexicon: how words are said in every text, where its own lexicon does not say it.
     """
 
-    def __init__(self, default: str | None = None, *, synthesizers: Sequence[Synthesizer] | None = None) -> None:
+    def __init__(
+        self,
+        default: str | None = None,
+        *,
+        synthesizers: Sequence[Synthesizer] | None = None,
+        lexicon: Lexicon | None = None,
+    ) -> None:
         self._default = default
+        self._lexicons = (lexicon,) if lexicon is not None else ()
         self._warm: asyncio.Event | None = None
         self.synthesizers: tuple[Synthesizer, ...] = (
             tuple(synthesizers) if synthesizers is not None else (LocalSynthesizer(),)
@@ -111,7 +120,7 @@ class Voices:
         synthesizer, name = self._find(voice)
         if isinstance(synthesizer, RemoteSynthesizer) and not texts.clean(text):
             raise nothing_to_say()
-        return synthesizer.speak(text, name, options)
+        return synthesizer.speak(text, name, self._with_lexicon(options))
 
     def stream(
         self, text: GrowingText, voice: str | None, options: SpeechOptions = PLAIN
@@ -120,9 +129,13 @@ class Voices:
         abandoned.
         """
         synthesizer, name = self._find(voice)
+        options = self._with_lexicon(options)
         if isinstance(synthesizer, RemoteSynthesizer):
             return synthesizer.stream(text, name, options)
         return speak_sentences(text, lambda sentence: synthesizer.speak(sentence, name, options), options)
+
+    def _with_lexicon(self, options: SpeechOptions) -> SpeechOptions:
+        return replace(options, lexicons=(*options.lexicons, *self._lexicons)) if self._lexicons else options
 
     def _find(self, voice: str | None) -> tuple[Synthesizer, str]:
         known = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from orchestrator.tts.lexicon import respelled
 from orchestrator.tts.voices import Voices
 from tests.fakes.stage import Stage, stage
 from tests.fakes.tone_voice import RATE, TonePerWord
@@ -144,5 +145,12 @@ async def test_a_text_is_spoken_as_it_asks_or_as_its_session_does(speaking: Stag
     assert answer.status_code == 202, answer.text
     asked = [(text.strip(" ."), name, options.speed) for text, name, options in voice.asked]
     assert asked == [("a", "tone:two", 0.8), ("b", "tone:one", 0.8), ("c", "tone:two", 2.0), ("d", "tone:two", 1.5)]
+    lexicon = [{"word": "a", "say": "b"}]
+    answer = await speaking.http.post(address, json={"text": "a", "lexicon": lexicon, "sentence_pause_ms": 7})
+    assert answer.status_code == 202, answer.text
+    options = voice.asked[-1][2]
+    assert options.sentence_pause_ms == 7 and respelled("a", "en", options.lexicons) == "b"
+    refused = await speaking.http.post(address, json={"text": "a", "lexicon": [{"word": "a", "say": "[[b]]"}]})
+    assert (refused.status_code, refused.json()["field"]) == (422, "lexicon.0.say")
     refused = await speaking.http.post(address, content="d. ", headers=plain, params={"speed": "3"})
     assert (refused.status_code, refused.json()["field"]) == (422, "speed")

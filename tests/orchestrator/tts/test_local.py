@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from musetalk_agent.protocol.messages import CaptionWord, CueItem
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
+from orchestrator.tts.lexicon import Said
 from orchestrator.tts.local import PARTS_AHEAD, TEXT_CHARACTERS, LocalSynthesizer
 from orchestrator.tts.segmentation import (
     CLAUSE_PAUSE_MS,
@@ -23,7 +24,7 @@ from orchestrator.tts.segmentation import (
     words,
 )
 from orchestrator.tts.speech_worker import SpokenPart
-from orchestrator.tts.synthesizer import CHUNK_MS, PAUSE, PLAIN, SpeechChunk, SpeechOptions, pieces
+from orchestrator.tts.synthesizer import CHUNK_MS, PAUSE, SpeechChunk, pieces
 from tests.waiting import turns
 
 RATE = 8000
@@ -34,6 +35,7 @@ class Worker:
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, str, float | None]] = []
+        self.said: list[tuple[float, tuple[Said, ...]]] = []
         self.results: list[asyncio.Future[SpokenPart]] = []
         self.part_ms = 300
         self.at_once = True
@@ -41,11 +43,12 @@ class Worker:
         self.busy: ProblemError | None = None
 
     def submit(
-        self, voice: str, text: str, options: SpeechOptions = PLAIN, *, due: float | None = None
+        self, voice: str, text: str, *, speed: float = 1.0, said: tuple[Said, ...] = (), due: float | None = None
     ) -> asyncio.Future[SpokenPart]:
         if self.busy is not None:
             raise self.busy
         self.asked.append((voice, text, due))
+        self.said.append((speed, said))
         result: asyncio.Future[SpokenPart] = asyncio.get_running_loop().create_future()
         self.results.append(result)
         if self.at_once:

@@ -15,6 +15,7 @@ from prometheus_client import generate_latest
 
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.metrics import Metrics
+from orchestrator.tts.lexicon import Lexicon, LexiconEntry
 from orchestrator.tts.local import LocalSynthesizer
 from orchestrator.tts.synthesizer import SpeechOptions
 from orchestrator.tts.voice_folder import VoiceFolder
@@ -36,6 +37,16 @@ async def opened(folder: Path, **more: int) -> AsyncIterator[tuple[Voices, Local
     try:
         await voices.open()
         yield voices, local, metrics
+    finally:
+        await voices.aclose()
+
+
+@asynccontextmanager
+async def opened_plainly() -> AsyncIterator[Voices]:
+    voices = Voices()
+    try:
+        await voices.open()
+        yield voices
     finally:
         await voices.aclose()
 
@@ -166,3 +177,18 @@ async def test_speech_is_so_much_longer_or_shorter_and_its_phonemes_with_it(tmp_
                 lengths[speed] = samples / times
             assert lengths[0.5] / 2 == pytest.approx(lengths[1.0], rel=tolerance), voice
             assert lengths[2.0] * 2 == pytest.approx(lengths[1.0], rel=tolerance), voice
+
+
+async def test_a_lexicon_changes_what_is_said_and_not_what_is_shown() -> None:
+    entries = [LexiconEntry(word="nginx", say="engine x", ipa="ˈɛndʒɪn ˈɛks"), LexiconEntry(word="Zq", say="bee")]
+    options = SpeechOptions(lexicons=(Lexicon(entries),))
+    async with opened_plainly() as voices:
+        for voice in ("piper:joe", "espeak:en-us"):
+            chunks = [chunk async for chunk in voices.speak("We run nginx, zq.", voice, options)]
+            _, _, cues = join(chunks)
+            spoken = "".join(bare(cue.phoneme) for cue in cues if cue.phoneme != "_")
+            assert "ɛndʒɪnɛks" in spoken and spoken.endswith("bi"), (voice, spoken)
+            words = [word for chunk in chunks for word in chunk.words]
+            assert "".join(word.text for word in words).split() == ["We", "run", "nginx,", "zq."]
+            begins = next(cue.start for cue in cues if bare(cue.phoneme) == "ɛ")
+            assert abs(next(word.start for word in words if word.text.startswith("nginx")) - begins) < 22_050 // 10
