@@ -24,7 +24,7 @@ from orchestrator.tts.segmentation import (
     words,
 )
 from orchestrator.tts.speech_worker import SpokenPart
-from orchestrator.tts.synthesizer import CHUNK_MS, PAUSE, SpeechChunk, pieces
+from orchestrator.tts.synthesizer import CHUNK_MS, PAUSE, SpeechChunk, VoiceInfo, pieces
 from tests.waiting import turns
 
 RATE = 8000
@@ -35,6 +35,7 @@ class Worker:
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, str, float | None]] = []
+        self.voices: tuple[VoiceInfo, ...] = ()
         self.said: list[tuple[float, tuple[Said, ...]]] = []
         self.results: list[asyncio.Future[SpokenPart]] = []
         self.part_ms = 300
