@@ -15,6 +15,7 @@ class Metrics:
         self._add_sessions(self.registry)
         self._add_audio(self.registry)
         self._add_moves(self.registry)
+        self._add_voices(self.registry)
         self._add_conversations(self.registry)
         self._add_surface(self.registry)
 
@@ -82,6 +83,8 @@ class Metrics:
             registry=registry,
             buckets=_SECONDS,
         )
+
+    def _add_voices(self, registry: CollectorRegistry) -> None:
         self.voices_loaded = Gauge("avatar_voices_loaded", "Models of embedded voices in memory", registry=registry)
         self.voice_loads = Gauge(
             "avatar_voice_loads", "Models of embedded voices loaded since their worker started", registry=registry
