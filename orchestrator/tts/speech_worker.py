@@ -32,6 +32,8 @@ PARTS_MAX = 64
 """Parts waiting at once, over all utterances; past it a new utterance is refused. At 0.1 s each, 6 s."""
 PART_TIMEOUT_S = 15.0
 """A part that takes longer hangs: the longest takes 0.3 s, on a machine fifty times too busy 15 s."""
+LOADS = 4
+"""A part that loads its voice may take so many times as long: 2 s on an idle machine."""
 _BROKEN = "BrokenVoiceError: "
 _RATES = range(8000, 48_001)
 
@@ -206,9 +208,10 @@ class SpeechWorker:
             await asyncio.wait([gone])
 
     async def _synthesise(self, link: WorkerLink, job: _Job) -> None:
+        patience_s = self._patience_s(job.voice)
         failure: str | None = "The speech service broke over this text."  # `supervise` logs the error
         try:
-            async with asyncio.timeout(self.part_timeout_s):
+            async with asyncio.timeout(patience_s):
                 header, pcm = await link.exchange(
                     {"voice": job.voice, "text": job.text, "speed": job.speed, "said": job.said}
                 )
@@ -217,7 +220,7 @@ class SpeechWorker:
             self.statistics.loaded = int(header.get("loaded", self.statistics.loaded))
             self.statistics.loads = int(header.get("loads", self.statistics.loads))
         except TimeoutError as error:
-            failure = f"The speech worker gave no answer within {self.part_timeout_s:g} s and was restarted."
+            failure = f"The speech worker gave no answer within {patience_s:g} s and was restarted."
             raise WorkerLost("a part took too long") from error
         except WorkerLost:
             failure = "The speech worker ended while it spoke this text; it is being restarted."
@@ -235,6 +238,11 @@ class SpeechWorker:
         link.settled = True
         if not job.result.done():
             job.result.set_result(part)
+
+    def _patience_s(self, voice: str) -> float:
+        """How long a part may take. Once voices come and go in the worker's memory, any part may load one first."""
+        resident = self.statistics.loads <= 1 and any(info.name == voice for info in self.voices)
+        return self.part_timeout_s if resident else LOADS * self.part_timeout_s
 
     def _refused(self, voice: str, error: str) -> str:
         """The failure of a text that the worker did not speak."""
