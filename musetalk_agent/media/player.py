@@ -23,8 +23,10 @@ log = logging.getLogger(__name__)
 
 PREBUFFERED_SAMPLES = ROOM_RATE // 4
 """With a quarter of a second buffered the sender is ahead of real time, and playback starts without a delay."""
-_ENGINE_S = 0.02
-"""From a picture's last audio to the picture on a machine that keeps up: the engine's time, and the step of the features."""
+_ENGINE_S = 0.015
+"""From the last audio that a picture needs to the picture, on a machine that keeps up (`warp`: 10 ms)."""
+_LEAST_IN_HAND_S = 0.06
+"""A microphone's sound begins with no less than this in hand: blocks are up to 40 ms, and the event loop may stall for a moment."""
 START_TIMEOUT_S = 0.6
 """Audio does not wait longer than this for its first frame."""
 
@@ -136,12 +138,11 @@ class Player:
 
     @property
     def live_delay_s(self) -> float:
-        """`buffered_s` of a live source when nothing is late: a picture's audio and what its features look ahead, the engine's
-        time, the margin, and the way to the viewer.
+        """`buffered_s` of a microphone when nothing is late: a picture's audio and what its features look ahead, the engine's
+        time and the margin. The sound leaves earlier than its picture by its longer way to the viewer.
         """
-        return (
-            1 / self._fps + self._lookahead_s + _ENGINE_S + self._delay.seconds + self._publisher.playout.sound_path_s
-        )
+        lips_s = 1 / self._fps + self._lookahead_s + _ENGINE_S + self._delay.seconds
+        return max(lips_s, _LEAST_IN_HAND_S + self._publisher.playout.sound_path_s)
 
     @property
     def flows(self) -> bool:
@@ -215,6 +216,8 @@ class Player:
                 block = segment.take_block()
                 if block is not None:
                     begin = playout.enqueued
+                    if playout.empty:  # from now on it is known when pictures are due
+                        self._video_wake.set()
                     if segment.origin is None:
                         segment.origin = begin
                         self._video_wake.set()
@@ -252,17 +255,25 @@ class Player:
                 return False
             give_up = since + START_TIMEOUT_S if segment.has_block else now + START_TIMEOUT_S
             begin_at = give_up
-            if ready_at is not None:
+            if segment.microphone:
+                if segment.ended or len(segment.for_room) >= self._in_hand:
+                    begin_at = now
+            elif ready_at is not None:
                 rich = segment.ended or len(segment.for_room) >= PREBUFFERED_SAMPLES
                 begin_at = now if rich else min(give_up, ready_at + self._delay.seconds)
             begin_at = max(begin_at, segment.not_before)
             if not segment.has_block:
                 since = now
             elif now >= begin_at:
-                self.statistics.began_without_lips += ready_at is None
+                self.statistics.began_without_lips += ready_at is None and not segment.microphone
                 return True
             await self._clock.wait(self._audio_wake, begin_at)
         return False
+
+    @property
+    def _in_hand(self) -> int:
+        """With so many samples at ROOM_RATE the sound of a microphone may leave: its lips will be ready when they are due."""
+        return round((self.live_delay_s - self._publisher.playout.sound_path_s) * ROOM_RATE)
 
     def _report_pause(self, segment: Segment) -> None:
         """The voice stops after what was handed over: no PCM is there, or nothing takes it."""
@@ -282,11 +293,8 @@ class Player:
             due = None
             waiting = made is not None
             if made is not None and made.segment is not None:
-                if made.segment.origin is None:
-                    waiting = False
-                else:
-                    position = made.segment.frame_position(made.tag.frame)
-                    due = self._publisher.playout.time_of(position)
+                due = self._due(made.segment, made.tag.frame)
+                waiting = due is not None
             decision = self._scheduler.decide(
                 self._clock.now(), waiting=waiting, due=due, missing=made is None and self._frame_missing()
             )
@@ -306,6 +314,15 @@ class Player:
             elif decision.act is FrameAction.IDLE:
                 self._show_idle()
             self._report_segments()
+
+    def _due(self, segment: Segment, frame: int) -> float | None:
+        """When a picture is due; None while nobody knows, since the sink is dry and has not got its sound yet."""
+        if segment.origin is None:
+            return None
+        position, playout = segment.frame_position(frame), self._publisher.playout
+        if position >= playout.enqueued and playout.empty:
+            return None
+        return playout.time_of(position)
 
     def _account(self, act: FrameAction, *, failed: bool) -> None:
         PICTURES.labels("failed" if failed else act.name.lower()).inc()

@@ -212,6 +212,7 @@ class Segment:
         self.frames_ready = 0
         self.rests: deque[tuple[int, int | None]] = deque(maxlen=32)  # frames [first, end) without speech
         self.live = True  # its PCM comes at real-time pace
+        self.microphone = False  # see `Pipeline.begin`
         self._rested: set[int] = set()  # frames that rest, after one that is not ready
         self._began_at: float | None = None
         self._cuts: list[tuple[int, int]] = []  # samples at ROOM_RATE left out, and where
@@ -366,7 +367,7 @@ class Segment:
         rest.for_features = self.for_features.rest(taken - begin)
         rest._features_in = len(rest.for_features)
         rest._to_features, rest._to_room = self._to_features, self._to_room
-        rest.live, rest._began_at = self.live, self._began_at
+        rest.live, rest._began_at, rest.microphone = self.live, self._began_at, self.microphone
         rest._unconverted, rest._end_at = self._unconverted, self._end_at
         rest.cues = [Cue(c.phoneme, max(0, c.start - begin), c.end - begin) for c in self.cues if c.end > begin]
         rest._cue_base = self._cue_base + begin

@@ -21,8 +21,8 @@ _QUIET_BELOW = 10 ** (-30 / 20)
 _LOUDEST_OF = round(3.0 / BLOCK_S)
 _QUIET_FOR_S = 0.05
 """The end of a word and its echo are kept."""
-SLACK_S = 0.03
-"""Later than the target by less than this is the grain of blocks and frames."""
+SLACK_S = 0.015
+"""Later than the target by less than this is the grain of blocks."""
 LATE_S = 0.2
 """Speech that comes with more than this in hand above the target is not said: it would make the rest late until the next pause."""
 OVERDUE_S = 1.0

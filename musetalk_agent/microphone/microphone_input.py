@@ -17,11 +17,12 @@ from musetalk_agent.agent_metrics import MICROPHONE_DELAY, MICROPHONE_SECONDS
 from musetalk_agent.clock import Clock, utc_now
 from musetalk_agent.media.pipeline import Pipeline
 from musetalk_agent.media.segment import ROOM_RATE
-from musetalk_agent.media_types import Pcm
+from musetalk_agent.media_types import FEATURE_RATE, Pcm
 from musetalk_agent.microphone.live_buffer import QUIET_RMS, LiveBuffer
 from musetalk_agent.protocol.http import Microphone, MicrophoneState
 from musetalk_agent.protocol.messages import Event, PlaybackFinished
 from musetalk_agent.protocol.sdk_errors import SdkError, clean_up, sdk_errors
+from musetalk_agent.resample import HALF_WIDTH
 from musetalk_agent.tasks import supervise
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,10 @@ _LOOK_S = 0.5
 MISSED_S = 10.0
 """A microphone that has been missing for so long is reported by a warning, once for each absence."""
 _CLOSE_S = 2.0
+_LEAD: Pcm = np.zeros(HALF_WIDTH * ROOM_RATE // FEATURE_RATE, np.int16)
+"""A millisecond of silence before the first block, as the resampler withholds as much from the features: so a picture is made after
+the block with which its audio is complete, and not after the next one.
+"""
 _Event = Literal[
     "participant_connected",
     "participant_disconnected",
@@ -208,7 +213,8 @@ class MicrophoneInput:
         if not self._open:
             self.segments += 1
             self._open = True
-            pipeline.begin(self.segments, ROOM_RATE, judged=False)
+            pipeline.begin(self.segments, ROOM_RATE, microphone=True)
+            pipeline.push(_LEAD)
             self._buffer.begin()
         said = self._buffer.pass_on(block, waiting_s, target_s, flows=player.flows)
         if float(np.abs(block.astype(np.int32)).max(initial=0)) > QUIET_RMS:

@@ -7,7 +7,7 @@ import asyncio
 import sys
 from collections.abc import Awaitable, Callable
 
-from tests.bench import composition, engine, patch_cost, preparation, room, session_cost, voices
+from tests.bench import composition, engine, microphone, patch_cost, preparation, room, session_cost, voices
 from tests.bench.figures import Figure
 
 BENCHES: dict[str, Callable[[int], Awaitable[list[Figure]]]] = {
@@ -17,6 +17,7 @@ BENCHES: dict[str, Callable[[int], Awaitable[list[Figure]]]] = {
     "latency": lambda _: engine.latency(),
     "start": room.start,
     "in_step": room.in_step,
+    "microphone": microphone.microphone,
     "barge_in": room.barge_in,
     "cycles": room.cycles,
     "capacity": room.capacity,

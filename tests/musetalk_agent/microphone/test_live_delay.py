@@ -9,13 +9,13 @@ import pytest
 
 from musetalk_agent.media.segment import ROOM_RATE
 from musetalk_agent.media_types import Pcm
-from musetalk_agent.microphone import live_buffer
+from musetalk_agent.microphone import live_buffer, microphone_input
 from musetalk_agent.microphone.microphone_input import MicrophoneInput
 from musetalk_agent.protocol.messages import PlaybackFinished
 from tests.musetalk_agent.stand import Stand, stand
 
 BLOCK = ROOM_RATE // 100
-FLOOR_S = live_buffer.SLACK_S + 0.02  # what the grain of blocks and frames may add
+FLOOR_S = live_buffer.SLACK_S + 0.013  # a block more may have come, and the drift of a word
 
 
 def tone(seconds: float) -> Pcm:
@@ -71,8 +71,8 @@ async def test_what_comes_in_time_is_said_as_it_came_with_its_lips(executor: Thr
         await made.pass_time(0.3)
         assert live.ms() == (0, 0, 0)
         assert max(live.delays) <= live.target_s + FLOOR_S
-        heard = live.heard()
-        assert np.array_equal(heard[: len(said) - BLOCK], said[: len(heard)][: len(said) - BLOCK])
+        heard = live.heard()[len(microphone_input._LEAD) :]
+        assert len(heard) > len(said) - 2 * BLOCK and np.array_equal(heard, said[: len(heard)])
         assert len(made.whites()) == len(made.onsets()) == 10
         assert max(abs(w - s) for w, s in zip(made.whites(), made.onsets(), strict=True)) < 0.002
         assert made.kinds() == ["playback.started"]
@@ -104,14 +104,14 @@ async def test_the_delay_that_a_burst_leaves_ends_in_the_next_pauses(executor: T
     async with stand(executor) as made:
         live = Live(made)
         await live.say(np.concatenate([silence(1), words(2)]))
-        await made.pass_time(0.15)  # the network holds 150 ms back
-        live.comes_at_once(tone(0.15))
+        await made.pass_time(0.2)  # the network holds 200 ms back
+        live.comes_at_once(tone(0.2))
         await live.say(tone(0.5))
         late_s = made.pipeline.player.buffered_s
         await live.say(silence(0.25))
         in_time_s = made.pipeline.player.buffered_s
         await live.say(words(1))
-        assert late_s > live.target_s + 0.08
+        assert late_s > live.target_s + 0.05
         assert in_time_s <= live.target_s + FLOOR_S
         left_out, _, late = live.ms()
         assert left_out >= 50 and late == 0
