@@ -24,9 +24,9 @@ log = logging.getLogger(__name__)
 PREBUFFERED_SAMPLES = ROOM_RATE // 4
 """With a quarter of a second buffered the sender is ahead of real time, and playback starts without a delay."""
 _ENGINE_S = 0.015
-"""From the last audio that a picture needs to the picture, on a machine that keeps up (`warp`: 10 ms)."""
+"""From the last audio that a frame needs to the frame, on a machine that keeps up (`warp`: 10 ms)."""
 _LEAST_IN_HAND_S = 0.06
-"""A microphone's sound begins with no less than this in hand: blocks are up to 40 ms, and the event loop may stall for a moment."""
+"""A microphone's audio begins with no less than this in hand: blocks are up to 40 ms, and the event loop may stall for a moment."""
 START_TIMEOUT_S = 0.6
 """Audio does not wait longer than this for its first frame."""
 
@@ -138,11 +138,11 @@ class Player:
 
     @property
     def live_delay_s(self) -> float:
-        """`buffered_s` of a microphone when nothing is late: a picture's audio and what its features look ahead, the engine's
-        time and the margin. The sound leaves earlier than its picture by its longer way to the viewer.
+        """`buffered_s` of a microphone when nothing is late: a frame's audio and what its features look ahead, the engine's
+        time and the margin. Audio leaves earlier than its frame by its longer way to the viewer.
         """
         lips_s = 1 / self._fps + self._lookahead_s + _ENGINE_S + self._delay.seconds
-        return max(lips_s, _LEAST_IN_HAND_S + self._publisher.playout.sound_path_s)
+        return max(lips_s, _LEAST_IN_HAND_S + self._publisher.playout.audio_path_s)
 
     @property
     def flows(self) -> bool:
@@ -216,7 +216,7 @@ class Player:
                 block = segment.take_block()
                 if block is not None:
                     begin = playout.enqueued
-                    if playout.empty:  # from now on it is known when pictures are due
+                    if playout.empty:  # from now on it is known when frames are due
                         self._video_wake.set()
                     if segment.origin is None:
                         segment.origin = begin
@@ -272,8 +272,8 @@ class Player:
 
     @property
     def _in_hand(self) -> int:
-        """With so many samples at ROOM_RATE the sound of a microphone may leave: its lips will be ready when they are due."""
-        return round((self.live_delay_s - self._publisher.playout.sound_path_s) * ROOM_RATE)
+        """With so many samples at ROOM_RATE the audio of a microphone may leave: its frames will be ready when they are due."""
+        return round((self.live_delay_s - self._publisher.playout.audio_path_s) * ROOM_RATE)
 
     def _report_pause(self, segment: Segment) -> None:
         """The voice stops after what was handed over: no PCM is there, or nothing takes it."""
@@ -316,7 +316,7 @@ class Player:
             self._report_segments()
 
     def _due(self, segment: Segment, frame: int) -> float | None:
-        """When a picture is due; None while nobody knows, since the sink is dry and has not got its sound yet."""
+        """When a frame is due; None while that is unknown, since the sink is dry and has not got its audio yet."""
         if segment.origin is None:
             return None
         position, playout = segment.frame_position(frame), self._publisher.playout

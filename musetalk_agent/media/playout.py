@@ -60,8 +60,8 @@ class PlayoutClock:
         self.enqueued = 0
 
     @property
-    def sound_path_s(self) -> float:
-        """How long a sample is on its way from the sink to the viewer, as far as it is longer than a picture's."""
+    def audio_path_s(self) -> float:
+        """By how much a sample's way from the sink to the viewer takes longer than a frame's."""
         return self._audio_delay_s + self.video_delay_s
 
     def position(self) -> int:

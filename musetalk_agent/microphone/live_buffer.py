@@ -15,9 +15,9 @@ from musetalk_agent.media_types import Pcm
 BLOCK_S = 0.01
 """What comes at once: the SDK's own frames are so long."""
 QUIET_RMS = 32768 * 10 ** (-55 / 20)
-"""Sound below −55 dBFS is silence (design, "Silence"), in int16 units."""
+"""Audio below −55 dBFS is silence (design, "Silence"), in int16 units."""
 _QUIET_BELOW = 10 ** (-30 / 20)
-"""Sound 30 dB below the loudest of the last seconds is a pause, for a microphone whose room is not silent."""
+"""Audio 30 dB below the loudest of the last seconds is a pause, for a microphone whose room is not silent."""
 _LOUDEST_OF = round(3.0 / BLOCK_S)
 _QUIET_FOR_S = 0.05
 """The end of a word and its echo are kept."""

@@ -35,7 +35,7 @@ MISSED_S = 10.0
 """A microphone that has been missing for so long is reported by a warning, once for each absence."""
 _CLOSE_S = 2.0
 _LEAD: Pcm = np.zeros(HALF_WIDTH * ROOM_RATE // FEATURE_RATE, np.int16)
-"""A millisecond of silence before the first block, as the resampler withholds as much from the features: so a picture is made after
+"""A millisecond of silence before the first block, as the resampler withholds as much from the features: so a frame is made after
 the block with which its audio is complete, and not after the next one.
 """
 _Event = Literal[
@@ -196,7 +196,7 @@ class MicrophoneInput:
             if stream is not None:
                 await clean_up(stream.aclose(), _CLOSE_S, log)
 
-    # --- the sound
+    # --- the audio
 
     def push(self, block: Pcm) -> None:
         """Ten milliseconds of the microphone, int16 `[n]` at 48 kHz."""

@@ -65,7 +65,7 @@ async def test_a_pause_inside_a_segment_holds_both_and_they_go_on_together(execu
     assert max(abs(s) for s in _skews(made)) < 0.002
     report = made.pipeline.player.report()
     assert (report["underruns"], report["margin_ms"]) == (0, 40)
-    assert (report["dropped"], report["held"]) == (0, 0)  # no picture counts as late while nobody knows when it is due
+    assert (report["dropped"], report["held"]) == (0, 0)  # no frame counts as late while it is unknown when it is due
     assert made.kinds() == ["playback.started", "playback.finished"]
 
 
