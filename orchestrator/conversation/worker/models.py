@@ -5,6 +5,7 @@ from __future__ import annotations
 from livekit.plugins import openai
 
 from orchestrator.conversation.conversation_messages import OpenConversation
+from orchestrator.conversation.worker.timed_voice import TimedVoice
 
 
 def recogniser(opening: OpenConversation) -> openai.STT:
@@ -28,12 +29,6 @@ def language_model(opening: OpenConversation) -> openai.LLM:
     )
 
 
-def voice(opening: OpenConversation) -> openai.TTS:
-    """Text to speech, as 24 kHz PCM. Connects to nothing yet."""
-    return openai.TTS(
-        base_url=opening.tts.base_url,
-        model=opening.tts.model,
-        api_key=opening.tts.api_key,
-        voice=opening.voice or "default",
-        response_format="pcm",
-    )
+def voice(opening: OpenConversation) -> TimedVoice:
+    """One of the orchestrator's voices. Connects to nothing yet."""
+    return TimedVoice(opening.tts, opening.voice)

@@ -8,10 +8,9 @@ import time
 from collections.abc import Callable
 
 from livekit import rtc
-from livekit.agents import Agent, AgentSession, inference, llm
+from livekit.agents import AgentSession, inference, llm
 from livekit.agents.voice import events, room_io
 from livekit.agents.voice.turn import EndpointingOptions, InterruptionOptions, TurnHandlingOptions
-from livekit.plugins.musetalk.output import AvatarOutput
 from pydantic import BaseModel
 
 from musetalk_agent.protocol.sdk_errors import clean_up
@@ -25,17 +24,25 @@ from orchestrator.conversation.conversation_messages import (
     ToolResult,
 )
 from orchestrator.conversation.worker import models
+from orchestrator.conversation.worker.echo import RATE
+from orchestrator.conversation.worker.floor import Floor
+from orchestrator.conversation.worker.gated_vad import GatedVAD, SpeechGate
+from orchestrator.conversation.worker.heard_output import HeardOutput
 from orchestrator.conversation.worker.microphone_watch import MicrophoneWatch, State
+from orchestrator.conversation.worker.played_sound import PlayedSound
+from orchestrator.conversation.worker.room_agent import RoomAgent
+from orchestrator.conversation.worker.room_captions import RoomCaptions
+from orchestrator.conversation.worker.timed_voice import SAMPLE_RATE, TimedVoice
 from orchestrator.conversation.worker.webhook_tools import WebhookTools
 
 log = logging.getLogger(__name__)
 
-SAMPLE_RATE = 24_000
-"""Hz: what OpenAI's `pcm` is."""
 END_OF_TURN_S = 0.3
 """A turn ends this long after the last speech, as livekit-agents has it with its own turn detector; the VAD adds 0.25 s."""
-INTERRUPTS_S = 0.35
-"""Speech of the user interrupts the avatar once it has lasted this long: a cough is shorter."""
+_NEVER_S = 3600.0
+"""livekit-agents interrupts on no length of speech by itself: `Floor` does."""
+FRAME_MS = 30
+"""Of the microphone's sound: about what the detector looks at. The SDK's gain control panics at what is no multiple of 10 ms."""
 _CLOSE_S = 5.0
 TEXTS_MAX = 16
 """Texts that wait for their answers. As many as the service lets wait."""
@@ -57,6 +64,7 @@ class RoomConversation:
         self._session: AgentSession[None] | None = None
         self._texts: asyncio.Queue[tuple[str, str]] = asyncio.Queue(TEXTS_MAX)
         self._tools = WebhookTools(opening.session_id, report)
+        self._floor: Floor | None = None
         self._linked = False
         self._replying = False
         self._heard: dict[str, float] = {}
@@ -95,21 +103,36 @@ class RoomConversation:
         self._room.on("disconnected", self._on_disconnected)
         self._room.on("track_subscribed", self._on_track)
         await self._room.connect(opening.url, opening.token)
-        session = self._session = self._make_session()
-        session.output.audio = AvatarOutput(
-            self._room, destination_identity=opening.avatar_identity, sample_rate=SAMPLE_RATE
+        captions = RoomCaptions(self._room, opening.avatar_identity)
+        output = HeardOutput(
+            self._room, destination_identity=opening.avatar_identity, sample_rate=SAMPLE_RATE, captions=captions
         )
+        gate = SpeechGate(
+            PlayedSound(output.played),
+            self._on_floor(Floor.hold),
+            self._on_floor(Floor.cut),
+            self._on_floor(Floor.quiet),
+        )
+        session = self._session = self._make_session(GatedVAD(inference.VAD(min_silence_duration=0.25), gate))
+        session.output.audio = output
+        floor = self._floor = Floor(session, output, opening.language)
+        timed = isinstance(session.tts, TimedVoice)
         history = llm.ChatContext.empty()
         for message in opening.history:
             history.add_message(role=message.role, content=message.text, id=message.id, created_at=message.created_at)
         options = room_io.RoomOptions(
+            audio_input=room_io.AudioInputOptions(sample_rate=RATE, frame_size_ms=FRAME_MS),
             audio_output=False,
+            text_output=room_io.TextOutputOptions(sync_transcription=not timed),
             text_input=room_io.TextInputOptions(text_input_cb=self._on_text),
             close_on_disconnect=False,
         )
         tools = self._tools.functions(opening.tools)
-        agent = Agent(instructions=opening.instructions, chat_ctx=history, tools=[*tools])
+        agent = RoomAgent(instructions=opening.instructions, chat_ctx=history, tools=[*tools])
+        agent.floor = floor
         await session.start(agent=agent, room=self._room, room_options=options)
+        if timed:
+            session.output.transcription = None  # `captions` knows when each word is heard
         self._linked = True
         for participant in self._room.remote_participants.values():  # a microphone that was there before
             if any(each.kind == rtc.TrackKind.KIND_AUDIO for each in participant.track_publications.values()):
@@ -118,7 +141,10 @@ class RoomConversation:
             session.say(opening.greeting)
         if opening.answer_last:  # the worker that heard it was lost before it answered
             session.generate_reply()
-        tasks = [asyncio.create_task(self._answer_texts(session), name="answer-texts")]
+        tasks = [
+            asyncio.create_task(self._answer_texts(session), name="answer-texts"),
+            asyncio.create_task(captions.run(), name="room-captions"),
+        ]
         if session.input.audio is not None:
             watch = session.input.audio = MicrophoneWatch(session.input.audio, self._room, self._on_microphone)
             tasks.append(asyncio.create_task(watch.run(), name="microphone-watch"))
@@ -129,6 +155,8 @@ class RoomConversation:
         finally:
             for task in tasks:
                 task.cancel()
+            floor.close()
+            await output.aclose()
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _answer_texts(self, session: AgentSession[None]) -> None:
@@ -139,18 +167,21 @@ class RoomConversation:
             await session.interrupt()
             session.generate_reply(user_input=llm.ChatMessage(id=message_id, role="user", content=[text]))
 
-    def _make_session(self) -> AgentSession[None]:
+    def _make_session(self, detector: GatedVAD) -> AgentSession[None]:
         opening = self._opening
         session: AgentSession[None] = AgentSession(
-            vad=inference.VAD(min_silence_duration=0.25),
+            vad=detector,
             stt=models.recogniser(opening),
             llm=models.language_model(opening),
             tts=models.voice(opening),
             turn_handling=TurnHandlingOptions(
                 turn_detection=inference.TurnDetector(version="v1-mini"),
                 endpointing=EndpointingOptions(mode="fixed", min_delay=END_OF_TURN_S, max_delay=1.0),
-                interruption=InterruptionOptions(mode="vad", min_duration=INTERRUPTS_S),
+                interruption=InterruptionOptions(
+                    mode="vad", min_duration=_NEVER_S, resume_false_interruption=False, false_interruption_timeout=None
+                ),
             ),
+            use_tts_aligned_transcript=False,  # a reply that was heard whole keeps the model's own text
             aec_warmup_duration=None,
             user_away_timeout=None,
         )
@@ -161,6 +192,13 @@ class RoomConversation:
         session.on("error", self._on_error)
         session.on("close", self._on_close)
         return session
+
+    def _on_floor(self, act: Callable[[Floor], None]) -> Callable[[], None]:
+        def run() -> None:
+            if self._floor is not None:
+                act(self._floor)
+
+        return run
 
     async def _leave(self) -> None:
         session, self._session = self._session, None
@@ -206,6 +244,9 @@ class RoomConversation:
         if event.new_state == "speaking" and not self._replying:
             self._replying = True
             self._emit("reply.started", {})
+        if event.old_state == "speaking" and event.new_state != "speaking" and self._replying:
+            self._replying = False  # not one word of it was heard, so there is no message
+            self._emit("reply.finished", {"text": "", "interrupted": True})
         self._emit("conversation.state", {"state": event.new_state})
 
     def _on_item(self, event: events.ConversationItemAddedEvent) -> None:

@@ -19,7 +19,7 @@ from musetalk_agent.protocol.messages import CaptionWord
 from musetalk_agent.publishers.livekit.detached_connect import leave
 from musetalk_tools.livekit_server import LiveKitAccess
 from orchestrator.conversation.conversations import find_python
-from orchestrator.tts.synthesizer import SpeechChunk, SpeechOptions, VoiceInfo
+from orchestrator.tts.synthesizer import SpeechChunk, SpeechOptions, Synthesizer, VoiceInfo
 from orchestrator.tts.voices import Voices
 from tests.fakes.openai_models import KEY, FakeModels
 from tests.fakes.serving import plain_config, serving
@@ -51,7 +51,7 @@ class SineVoice:
         for n, word in enumerate(text.split()):
             t = np.arange(n * samples, (n + 1) * samples) / RATE
             pcm = (6000 * np.sin(2 * np.pi * 440 * t)).astype("<i2").tobytes()
-            yield SpeechChunk(pcm, RATE, (), (CaptionWord(text=word, start=n * samples, end=(n + 1) * samples),))
+            yield SpeechChunk(pcm, RATE, (), (CaptionWord(text=word + " ", start=n * samples, end=(n + 1) * samples),))
             await asyncio.sleep(0)
 
 
@@ -88,8 +88,15 @@ class Talk:
 
 @asynccontextmanager
 async def talk(
-    access: LiveKitAccess, models: FakeModels, *, webhook_secret: str | None = None, **conversation: Any
+    access: LiveKitAccess,
+    models: FakeModels,
+    *,
+    speaks: Synthesizer | None = None,
+    webhook_secret: str | None = None,
+    **conversation: Any,
 ) -> AsyncIterator[Talk]:
+    speaker = speaks or SineVoice()
+    named = speaker.names()[0].name
     async with AsyncExitStack() as exits:
         url = await exits.enter_async_context(serving(plain_config(models.app)))
         running = await exits.enter_async_context(
@@ -97,7 +104,7 @@ async def talk(
                 access,
                 agents=1,
                 voice_standby="off",
-                voices=Voices("sine:one", synthesizers=[SineVoice()]),
+                voices=Voices(named, synthesizers=[speaker]),
                 llm_base_url=url + "/v1",
                 llm_api_key=KEY,
                 stt_base_url=url + "/v1",
@@ -152,7 +159,7 @@ async def test_a_text_interrupts_and_the_history_has_no_more_than_was_said(livek
         await here.chat("Stop.")
         await until(lambda: len(here.of("reply.finished")) == 2)
         first, second = here.of("reply.finished")
-        assert first["interrupted"] and LONG.startswith(first["text"].strip())  # how much was heard is estimated
+        assert first["interrupted"] and LONG.startswith(first["text"].strip() + " ")
         assert not second["interrupted"] and second["text"].strip() == "Very well."
         assert [(role, cut) for role, _, cut in await here.messages()] == [
             ("user", False),
@@ -215,7 +222,7 @@ async def test_a_microphone_is_heard_and_interrupts(livekit_server: LiveKitAcces
         await ended(talking)
         talking = asyncio.create_task(say(spoken + 50 * quiet))
         exits.push_async_callback(ended, talking)
-        await until(lambda: len(here.of("reply.finished")) == 2)
-        assert [event["interrupted"] for event in here.of("reply.finished")] == [True, False]
+        await until(lambda: here.of("reply.finished") and not here.of("reply.finished")[-1]["interrupted"])
+        assert here.of("reply.finished")[0]["interrupted"]  # a busy machine may cut what is said in two
         turn = here.of("turn")[-1]
         assert turn["heard_ms"] >= 0 and turn["thought_ms"] >= 0 and turn["spoke_ms"] >= 0

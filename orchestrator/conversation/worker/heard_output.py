@@ -1,0 +1,71 @@
+"""The avatar's speech with its words: captions go to the room as they are heard, and the history gets what was heard."""
+
+from __future__ import annotations
+
+import asyncio
+
+from livekit import rtc
+from livekit.agents.types import USERDATA_TIMED_TRANSCRIPT
+from livekit.plugins.musetalk.output import AvatarOutput
+
+from orchestrator.conversation.worker.room_captions import RoomCaptions
+from orchestrator.conversation.worker.spoken_words import SpokenWords
+
+_TICK_S = 0.02
+"""How late a caption may be."""
+
+
+class HeardOutput(AvatarOutput):  # type: ignore[misc]  # livekit-agents lives in an environment of its own
+    """`AvatarOutput` for speech whose frames carry timed words."""
+
+    def __init__(self, room: rtc.Room, *, destination_identity: str, sample_rate: int, captions: RoomCaptions) -> None:
+        super().__init__(room, destination_identity=destination_identity, sample_rate=sample_rate)
+        self._captions = captions
+        self._words: list[SpokenWords] = []  # of the segments that are not over
+        self._flushed = True
+        self._showing: asyncio.Task[None] | None = None
+
+    async def capture_frame(self, frame: rtc.AudioFrame) -> None:
+        if self._flushed:
+            self._flushed = False
+            self._words.append(SpokenWords())
+        words = self._words[-1]
+        for word in frame.userdata.get(USERDATA_TIMED_TRANSCRIPT, ()):
+            words.add(str(word), word.start_time)
+        await super().capture_frame(frame)
+
+    def flush(self) -> None:
+        super().flush()
+        self._flushed = True
+
+    def on_playback_started(self, *, created_at: float) -> None:
+        super().on_playback_started(created_at=created_at)
+        if self._showing is None or self._showing.done():
+            self._showing = asyncio.create_task(self._show(), name="captions")
+
+    def said(self, position_s: float, interrupted: bool) -> str | None:
+        """Also closes the caption: what was heard and not shown yet is shown."""
+        words = self._words.pop(0) if self._words else SpokenWords()
+        self._flushed = self._flushed or not self._words
+        if not words.texts:
+            return None
+        heard = words.begun(position_s) if interrupted else len(words.texts)
+        self._captions.write("".join(words.texts[words.shown : heard]))
+        self._captions.end()
+        return words.heard(position_s) if interrupted else "".join(words.texts).strip()
+
+    async def aclose(self) -> None:
+        if self._showing is not None:
+            self._showing.cancel()
+            await asyncio.gather(self._showing, return_exceptions=True)
+        await super().aclose()
+
+    async def _show(self) -> None:
+        """Until nothing is heard any more, or the speech is paused."""
+        while (position_s := self.position_s) is not None:
+            words = self._words[0]
+            begun = words.begun(position_s)
+            if begun > words.shown:
+                self._captions.write("".join(words.texts[words.shown : begun]))
+                words.shown = begun
+            await asyncio.sleep(_TICK_S)

@@ -1,0 +1,77 @@
+"""Whether a person speaks: not a cough, not a key, not the avatar's own voice. Windows of 32 ms in, an answer out."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+RATE = 16_000
+WINDOW = 512
+"""Samples of a window: those of the voice activity detector."""
+WINDOW_S = WINDOW / RATE
+SPEECH_S = 0.16
+"""So much of a person's speech holds the avatar's voice: with it the voice is silent within half a second."""
+CERTAIN_S = 1.0
+"""A person who has spoken for so long has interrupted: an "mhm" takes 0.3 to 0.6 s."""
+LIKELY = 0.5
+"""Probability of speech from which a window counts, as the detector itself has it."""
+_FORGET_S = 0.4
+"""Windows that count and lie further apart do not belong together."""
+_VOICED = 3
+"""Windows with a pitch that speech has before it counts. A cough has one at most."""
+_PITCH = 0.5
+"""Likeness of a window with itself one pitch period later. Vowels 0.6 to 1, noise below 0.45."""
+_PITCHES = slice(RATE // 400, RATE // 70)
+
+Sound = npt.NDArray[np.float64]
+
+
+def _likeness_of(power: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    correlation = np.fft.irfft(power)[: WINDOW // 2]
+    return np.asarray(correlation / correlation[0])
+
+
+_TAPER = np.hanning(WINDOW)
+_TAPERED = np.maximum(_likeness_of(np.abs(np.fft.rfft(_TAPER, 2 * WINDOW)) ** 2), 0.15)
+
+
+def voiced(window: Sound) -> bool:
+    """The window has a pitch between 70 and 400 Hz."""
+    power = np.abs(np.fft.rfft((window - np.mean(window)) * _TAPER, 2 * WINDOW)) ** 2
+    if not np.any(power):
+        return False
+    return bool(np.max((_likeness_of(power) / _TAPERED)[_PITCHES]) >= _PITCH)
+
+
+class SpeechEvidence:
+    """Adds up what speaks for a person, until the detector says that the speech is over (`reset`)."""
+
+    def __init__(self) -> None:
+        self.speech_s = 0.0
+        self._voiced = 0
+        self._idle_s = 0.0
+
+    def add(self, probability: float, window: Sound, louder: float | None) -> None:
+        """One window. `louder`: the share of it that is louder than an echo; None: that is not known yet, so it does not count."""
+        if probability < LIKELY or louder is None or louder < 0.5:
+            self._idle_s += WINDOW_S
+            if self._idle_s > _FORGET_S:
+                self.reset()
+            return
+        self._idle_s = 0.0
+        self.speech_s += WINDOW_S
+        self._voiced += voiced(window)
+
+    def reset(self) -> None:
+        """The speech is over."""
+        self.speech_s, self._voiced, self._idle_s = 0.0, 0, 0.0
+
+    @property
+    def person(self) -> bool:
+        """A person speaks."""
+        return self.speech_s >= SPEECH_S - 1e-9 and self._voiced >= _VOICED
+
+    @property
+    def certain(self) -> bool:
+        """And says more than "mhm"."""
+        return self.person and self.speech_s >= CERTAIN_S
