@@ -5,6 +5,7 @@ models are stand-ins, so that their answers are known.
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 import wave
 from collections.abc import AsyncIterator, Iterator
@@ -320,6 +321,54 @@ async def test_phone_shows_the_conversation_without_scrolling_sideways(
     small = {name: height for name, height in await page.run(TARGETS) if height < 24}
     assert small == {}
     clean(page)
+
+
+JOIN = """(async () => {
+  const { Avatar } = await import('/avatar.js');
+  globalThis.avatar = new Avatar({ video: document.querySelector('video') });
+  globalThis.messages = new Map();
+  avatar.on('message', (message) => messages.set(message.id, message));
+  await avatar.join(%s);
+})()"""
+
+
+async def test_a_page_without_a_key_sees_the_words_and_writes(page: Page, talking: Stack, fake: FakeModels) -> None:
+    fake.replies = ["I have read it."]
+    body: dict[str, object] = {"room": "keyless", "engine": "pattern", "conversation": {}}
+    started = (await asyncio.to_thread(talking.post, "/session/start", body)).json()
+    await page.serve(f"{talking.url}/keyless.html", "<video playsinline></video>")
+    await page.open(f"{talking.url}/keyless.html")
+    names = ("session_id", "livekit_url", "viewer_token", "avatar_identity", "audio_url", "conversation")
+    await page.run(JOIN % json.dumps({name: started[name] for name in names}), gesture=True)
+    await page.until("avatar.conversation.state === 'listening'")
+    assert await page.run("avatar.link") is None
+    await page.run("avatar.send('Can you read this?')")
+    await page.until("[...messages.values()].some(({role, final}) => role === 'assistant' && final)")
+    assert await page.run("[...messages.values()].map(({role, text, typed}) => [role, text, typed])") == [
+        ["user", "Can you read this?", True],
+        ["assistant", "I have read it.", False],
+    ]
+    assert fake.asked[0][-1][1] == "Can you read this?"
+    await page.run("avatar.leave()")
+
+
+async def test_the_microphone_is_heard_again_after_the_connection_was_lost(
+    page: Page, talking: Stack, fake: FakeModels
+) -> None:
+    await start(page, talking)
+    await page.until("document.getElementById('mic').dataset.state === 'on'")
+    await page.until(f"{REPLIES} >= 1")
+    await page.run("""globalThis.chips = [], new MutationObserver(([{target}]) => chips.push(target.dataset.state)).observe(
+      document.getElementById('chip'), {attributes: true, attributeFilter: ['data-state']}), null""")
+    conditions = {"latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
+    await page.send("Network.emulateNetworkConditions", offline=True, **conditions)
+    await page.until("chips.includes('reconnecting')")
+    await page.send("Network.emulateNetworkConditions", offline=False, **conditions)
+    await page.until("chips.at(-1) !== 'reconnecting'")
+    heard = len(fake.heard_s)
+    await until(lambda: len(fake.heard_s) > heard)  # the recording comes round, and is recognised
+    assert await page.run("tracks.every((track) => track.readyState === 'live' && track.enabled)")
+    await agree(page, talking)
 
 
 async def test_a_lost_conversation_says_so_and_comes_back(page: Page, talking: Stack, fake: FakeModels) -> None:
