@@ -105,16 +105,17 @@ class Factory:
             loop = asyncio.get_running_loop()
             first = await loop.run_in_executor(self._executor, load_idle, Compositor(bundle, engine_session.idle), 0)
             batcher.check()
-            make, speech = self._make_publisher, self._speech(request)
-            publisher = make(request, bundle.fps) if make else await self._publisher(request, bundle.fps, speech)
+            make = self._make_publisher
+            publisher = make(request, bundle.fps) if make else await self._publisher(request, bundle.fps)
             batcher.check()
 
             def build(outputs: PlayerOutputs) -> Pipeline:
                 return Pipeline(publisher, batcher, engine_session, bundle, self.clock, self._executor, outputs, first)
 
             note = self.engines.note(request.engine)
+            make_speech = self._speech_maker(request)
             session = Session(
-                request, bundle, name, publisher, build, engine_session.close, note, speech, batcher.check
+                request, bundle, name, publisher, build, engine_session.close, note, make_speech, batcher.check
             )
             return session
         finally:
@@ -133,18 +134,22 @@ class Factory:
             text = f"The engine {engine.name!r} did not open the avatar within {OPEN_WITHIN_S:g} s."
             raise EngineFailed(text, retry_after_s=5) from error
 
-    def _speech(self, request: AgentStartRequest) -> RoomSpeech | None:
-        """What comes through the room. Its modules load the SDK, which not every session needs."""
+    def _speech_maker(self, request: AgentStartRequest) -> Callable[[Pipeline], RoomSpeech] | None:
+        """For speech that comes through the room. Its modules load the SDK, which not every session needs."""
         if request.microphone_of is not None:
             from musetalk_agent.microphone.microphone_input import MicrophoneInput
 
-            return MicrophoneInput(request.microphone_of, self.clock)
-        if request.livekit_agent is None:
+            participant = request.microphone_of
+            return lambda pipeline: MicrophoneInput(pipeline, participant, self.clock)
+        agent = request.livekit_agent
+        if agent is None:
             return None
         from musetalk_agent.avatar_protocol.speech import DataStreamAudioInput
         from musetalk_agent.publishers.livekit.publisher import SOUND_PATH_S
 
-        return DataStreamAudioInput(request.livekit_agent, request.backlog_s, self.clock, tail_s=SOUND_PATH_S)
+        return lambda pipeline: DataStreamAudioInput(
+            pipeline, agent, request.backlog_s, self.clock, tail_s=SOUND_PATH_S
+        )
 
     async def _bundle(self, request: AgentStartRequest, engine: Engine) -> Bundle:
         picture = request.picture
@@ -159,7 +164,7 @@ class Factory:
         PREPARE_SECONDS.observe(time.monotonic() - begun)
         return bundle
 
-    async def _publisher(self, request: AgentStartRequest, fps: int, speech: RoomSpeech | None) -> Publisher:
+    async def _publisher(self, request: AgentStartRequest, fps: int) -> Publisher:
         """Raises `RtmpUrlForbidden`. An ingress is the orchestrator's own, wherever it is."""
         rtmp = request.rtmp
         if not request.connect_livekit and rtmp is None:
@@ -177,7 +182,6 @@ class Factory:
             request.room,
             fps,
             sound=request.voice is VoiceSource.AGENT,
-            on_joined=speech.on_room_joined if speech is not None else None,
         )
         options = TransportOptions(
             room,

@@ -79,7 +79,7 @@ class Metrics:
         )
         self.speech_first_seconds = Histogram(
             "avatar_speech_first_seconds",
-            "First word of a text to its first sound",
+            "First word of a text to its first audio",
             registry=registry,
             buckets=_SECONDS,
         )

@@ -47,12 +47,13 @@ class DataStreamAudioInput:
     without waiting for anything.
 
     Args:
+        pipeline: where the speech goes.
         sender: identity of the agent.
         tail_s: see `core.AvatarProtocol`.
         backlog_s: with so much speech in hand no more is read; what the agent sends meanwhile waits in the SDK.
     """
 
-    def __init__(self, sender: str, backlog_s: int, clock: Clock, tail_s: float) -> None:
+    def __init__(self, pipeline: Pipeline, sender: str, backlog_s: int, clock: Clock, tail_s: float) -> None:
         self.sender = sender
         self.last_audio_at: str | None = None
         self._backlog_s, self._clock = backlog_s, clock
@@ -60,7 +61,7 @@ class DataStreamAudioInput:
         self._room: rtc.Room | None = None
         self._joined = asyncio.Event()
         self._attached = False
-        self._pipeline: Pipeline | None = None
+        self._pipeline = pipeline
         self._readers: asyncio.Queue[rtc.ByteStreamReader] = asyncio.Queue()  # bounded by `core.STREAMS_MOST`
         self._reading: tuple[str, asyncio.Task[None]] | None = None
         self._calls: asyncio.Queue[core.RpcCall] = asyncio.Queue(_CALLS_MOST)
@@ -74,10 +75,6 @@ class DataStreamAudioInput:
     def present(self) -> bool:
         """The agent is in the room; the last known while the room is being joined again."""
         return self._room is None or self.sender in self._room.remote_participants
-
-    def set_pipeline(self, pipeline: Pipeline) -> None:
-        """Where the speech goes. Call it once, before `on_room_joined`."""
-        self._pipeline = pipeline
 
     def on_room_joined(self, room: rtc.Room) -> None:
         """Listens in a room that was just joined, instead of the one before. Call it before anything is published there."""
@@ -157,7 +154,7 @@ class DataStreamAudioInput:
                 async for chunk in reader:
                     self.last_audio_at = utc_now()
                     self._carry_out(self._core.data(stream, chunk, self._clock.now()))
-                    while self._pipeline is not None and self._pipeline.player.buffered_s > self._backlog_s:
+                    while self._pipeline.player.buffered_s > self._backlog_s:
                         await asyncio.sleep(_TICK_S)
                         self._carry_out(self._core.data(stream, b"", self._clock.now()))
         except StreamError:
@@ -176,9 +173,8 @@ class DataStreamAudioInput:
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(_TICK_S)
-            if self._pipeline is not None:
-                heard, now = self._pipeline.player.heard, self._clock.now()
-                self._carry_out(self._core.tick(now, heard, present=self.present))
+            heard, now = self._pipeline.player.heard, self._clock.now()
+            self._carry_out(self._core.tick(now, heard, present=self.present))
 
     async def _make_calls(self) -> None:
         """Makes the calls, in order and one at a time, so that the agent hears of a beginning before its end."""
@@ -231,7 +227,6 @@ class DataStreamAudioInput:
 
     def _carry_out(self, acts: Sequence[core.Command]) -> None:
         pipeline = self._pipeline
-        assert pipeline is not None
         for act in acts:
             match act:
                 case core.Begin(number, rate):

@@ -58,10 +58,11 @@ class MicrophoneInput:
     `run` belongs to the session's tasks.
 
     Args:
+        pipeline: where the speech goes.
         participant: its identity; tracks of others, and its other tracks, are not subscribed.
     """
 
-    def __init__(self, participant: str, clock: Clock) -> None:
+    def __init__(self, pipeline: Pipeline, participant: str, clock: Clock) -> None:
         self.participant = participant
         self.last_audio_at: str | None = None
         self.segments = 0
@@ -69,7 +70,7 @@ class MicrophoneInput:
         self._buffer = LiveBuffer()
         self._counted = 0, 0, 0
         self._room: rtc.Room | None = None
-        self._pipeline: Pipeline | None = None
+        self._pipeline = pipeline
         self._wake = asyncio.Event()
         self._track: rtc.Track | None = None
         self._reading: asyncio.Task[None] | None = None
@@ -84,10 +85,6 @@ class MicrophoneInput:
     def present(self) -> bool:
         """The participant is in the room; the last known while the room is being joined again."""
         return self._room is None or self.participant in self._room.remote_participants
-
-    def set_pipeline(self, pipeline: Pipeline) -> None:
-        """Where the speech goes. Call it once, before `on_room_joined`."""
-        self._pipeline = pipeline
 
     def on_room_joined(self, room: rtc.Room) -> None:
         """Listens in a room that was just joined, instead of the one before."""
@@ -105,13 +102,12 @@ class MicrophoneInput:
     def status(self) -> Microphone:
         """What `GET /session/{id}` reports."""
         buffer, state = self._buffer, self._state()
-        player = self._pipeline.player if self._pipeline is not None else None
-        live = state is MicrophoneState.LIVE and player is not None
+        live = state is MicrophoneState.LIVE
         return Microphone(
             participant=self.participant,
             state=state,
             message=self._message(state),
-            delay_ms=round(1000 * player.buffered_s) if live and player is not None else None,
+            delay_ms=round(1000 * self._pipeline.player.buffered_s) if live else None,
             left_out_ms=_ms(buffer.left_out),
             stretched_ms=_ms(buffer.stretched),
             late_ms=_ms(buffer.late),
@@ -201,7 +197,6 @@ class MicrophoneInput:
     def push(self, block: Pcm) -> None:
         """Ten milliseconds of the microphone, int16 `[n]` at 48 kHz."""
         pipeline = self._pipeline
-        assert pipeline is not None
         self._came = True
         player = pipeline.player
         waiting_s, target_s = player.buffered_s, player.live_delay_s
@@ -223,7 +218,7 @@ class MicrophoneInput:
 
     def _end(self) -> None:
         """What came is said to its end."""
-        if self._open and self._pipeline is not None:
+        if self._open:
             self._open = False
             self._pipeline.end()
 
@@ -265,14 +260,14 @@ class MicrophoneInput:
             MICROPHONE_SECONDS.labels(kind).inc((counted - before) / ROOM_RATE)
         self._counted = now_counted
         state, now = self._state(), self._clock.now()
-        if state is MicrophoneState.LIVE and self._pipeline is not None and self._pipeline.player.flows:
+        if state is MicrophoneState.LIVE and self._pipeline.player.flows:
             MICROPHONE_DELAY.observe(self._pipeline.player.buffered_s)
         if state in (MicrophoneState.LIVE, MicrophoneState.MUTED):
             self._missed_since, self._warned = None, False
             return
         if self._missed_since is None:
             self._missed_since = now
-        if not self._warned and now - self._missed_since >= MISSED_S and self._pipeline is not None:
+        if not self._warned and now - self._missed_since >= MISSED_S:
             self._warned = True
             self._pipeline.warn("microphone_missing", self._message(state))
 

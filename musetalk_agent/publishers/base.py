@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from musetalk_agent.clock import Clock
 from musetalk_agent.media.playout import PlayoutClock
@@ -12,6 +12,9 @@ from musetalk_agent.media.segment import ROOM_RATE, Caption
 from musetalk_agent.media_types import Pcm, VideoFrame
 from musetalk_agent.protocol.http import PublisherMode, TrackInfo, Transport
 from musetalk_agent.protocol.messages import PublisherChanged
+
+if TYPE_CHECKING:
+    from livekit import rtc  # not every session needs the SDK
 
 
 @dataclass(slots=True)
@@ -96,8 +99,10 @@ class MovingPublisher(Publisher, Protocol):
         lost: Lost,
         rewind: Callable[[int], None] | None = None,
         changed: Callable[[PublisherChanged], None] | None = None,
+        joined: Callable[[rtc.Room], None] | None = None,
     ) -> None:
-        """As `Publisher.open`. `changed` is called with the transport that media take now.
+        """As `Publisher.open`. `changed` is called with the transport that media take now, `joined` with each room that is joined,
+        before anything is published in it.
 
         `rewind(position)`: what was enqueued after sample `position` of `playout` was not heard, and is wanted again. It winds
         `playout` back itself; None winds it back and asks for nothing.

@@ -78,10 +78,6 @@ class RoomSpeech(Protocol):
         """The one that speaks is in the room."""
         ...
 
-    def set_pipeline(self, pipeline: Pipeline) -> None:
-        """Where the speech goes. Called once, before `on_room_joined`."""
-        ...
-
     def on_room_joined(self, room: rtc.Room) -> None:
         """Listens in a room that was just joined, instead of the one before."""
         ...
@@ -111,7 +107,7 @@ class Session:
         release: called once, in a thread, when the session is over, to give back what the engine holds.
         check: raises when what the session runs on has failed; called once the publisher is open.
         engine_note: why the engine is not the one that its user may expect.
-        speech: speech that comes through the room, where it does not come from the orchestrator.
+        make_speech: makes what feeds the pipeline where speech comes through the room, and not from the orchestrator.
     """
 
     def __init__(
@@ -123,7 +119,7 @@ class Session:
         build: Callable[[PlayerOutputs], Pipeline],
         release: Callable[[], None],
         engine_note: str | None = None,
-        speech: RoomSpeech | None = None,
+        make_speech: Callable[[Pipeline], RoomSpeech] | None = None,
         check: Callable[[], None] = lambda: None,
     ) -> None:
         self.id = request.session_id
@@ -135,15 +131,13 @@ class Session:
         self.started_at = utc_now()
         self.error: dict[str, Any] | None = None
         self.max_duration_s = request.max_duration_s
-        self.speech = speech
         outputs = PlayerOutputs(self._emit, self._on_speaking)
         if request.voice is VoiceSource.ORCHESTRATOR:
             outputs = replace(outputs, timings=self.events.due)
         if request.captions and isinstance(publisher, CaptionPublisher):
             outputs = replace(outputs, show_caption=publisher.push_caption)
         self.pipeline = build(outputs)
-        if speech is not None:
-            speech.set_pipeline(self.pipeline)
+        self.speech = make_speech(self.pipeline) if make_speech is not None else None
         self.receiver = LinkReceiver(self.pipeline, request.backlog_s, bundle.fps, self._emit)
         self._release, self._check = release, check
         self._over = asyncio.Event()
@@ -163,7 +157,8 @@ class Session:
             opening.push_async_exit(self._end_unopened)
             first = self.pipeline.first
             if isinstance(self.publisher, MovingPublisher):
-                await self.publisher.open(first, self._on_lost, self.pipeline.rewind, self.events.add)
+                joined = self.speech.on_room_joined if self.speech is not None else None
+                await self.publisher.open(first, self._on_lost, self.pipeline.rewind, self.events.add, joined)
             else:
                 await self.publisher.open(first, self._on_lost)
             self._check()

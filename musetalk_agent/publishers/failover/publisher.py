@@ -10,6 +10,8 @@ import asyncio
 import logging
 from collections.abc import Callable
 
+from livekit import rtc
+
 from musetalk_agent.agent_metrics import PUBLISHER_CHANGES, PUBLISHER_RUNG
 from musetalk_agent.clock import Clock, utc_now
 from musetalk_agent.errors import PublisherUnavailable, PublishFailed
@@ -97,10 +99,12 @@ class FailoverPublisher:
         lost: Lost,
         rewind: Callable[[int], None] | None = None,
         changed: Callable[[PublisherChanged], None] | None = None,
+        joined: Callable[[rtc.Room], None] | None = None,
     ) -> None:
         """Takes the first transport that works: the room, else RTMP after 6 s at the latest. See `MovingPublisher.open`."""
         self._rewind_media = rewind or self._rewind_media
         self._changed = changed or self._changed
+        self._transports.on_joined = joined
         self._transports.show(first)
         bitrate = self._options.room.max_bitrate or video_bitrate(first)
         self._quality = QualityController(bitrate, self._options.room.fps, self._clock.now())

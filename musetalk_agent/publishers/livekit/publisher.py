@@ -112,8 +112,7 @@ class LiveKitOptions:
     """How to join and what to publish.
 
     `max_bitrate` None chooses by frame size: 1.5 Mbit/s up to 512×512, 3 Mbit/s up to 720p. The library's own default for 512×512
-    would be 300 kbit/s at 20 fps. Without `sound` only video is published: the voice comes from elsewhere. `on_joined` is called
-    with each room that is joined, before anything is published.
+    would be 300 kbit/s at 20 fps. Without `sound` only video is published: the voice comes from elsewhere.
     """
 
     url: str
@@ -122,7 +121,6 @@ class LiveKitOptions:
     fps: int
     max_bitrate: int | None = None
     sound: bool = True
-    on_joined: Callable[[rtc.Room], None] | None = field(default=None, compare=False)
 
 
 def video_bitrate(frame: VideoFrame) -> int:
@@ -137,6 +135,7 @@ class LiveKitPublisher:
     Args:
         playout: the session's clock, where another owns it.
         on_reading: called about five times a second once it is open, after `liveness` and `reading` were brought up to date.
+        on_joined: called with the room once it is joined, before anything is published.
     """
 
     name = "livekit"
@@ -147,10 +146,11 @@ class LiveKitPublisher:
         clock: Clock,
         playout: PlayoutClock | None = None,
         on_reading: Callable[[], None] | None = None,
+        on_joined: Callable[[rtc.Room], None] | None = None,
     ) -> None:
         self._options = options
         self._clock = clock
-        self._on_reading = on_reading
+        self._on_reading, self._on_joined = on_reading, on_joined
         self.state = PublisherState()
         self.playout = playout or PlayoutClock(clock, ROOM_RATE, audio_delay_s=SOUND_PATH_S)
         self.liveness = Liveness(clock.now())
@@ -182,8 +182,8 @@ class LiveKitPublisher:
                 # never cancelled: a connect that is dropped half-way ends in a panic of the native library (rust-sdks#1340)
                 async with asyncio.timeout(_CONNECT_MOST_S):
                     await asyncio.shield(self._connecting)
-                if self._options.on_joined is not None:
-                    self._options.on_joined(self._room)
+                if self._on_joined is not None:
+                    self._on_joined(self._room)
                 async with asyncio.timeout(_PUBLISH_TIMEOUT_S):
                     await self._publish(first)
         except (SdkError, TimeoutError) as error:

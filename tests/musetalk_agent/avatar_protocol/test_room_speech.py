@@ -168,11 +168,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(speech, name, 0.001)
 
 
-def made(room: Room, *, feed: bool = True) -> Heard:
+def made(room: Room) -> Heard:
     time, pipeline = Time(), Pipeline()
-    subject = DataStreamAudioInput(SENDER, 2, time, 0.0)
-    if feed:
-        subject.set_pipeline(pipeline)  # type: ignore[arg-type]  # the part of it that is used
+    subject = DataStreamAudioInput(pipeline, SENDER, 2, time, 0.0)  # type: ignore[arg-type]  # the part that is used
     subject.on_room_joined(room)  # type: ignore[arg-type]  # the same
     return Heard(subject, room, pipeline, time)
 
@@ -256,17 +254,6 @@ async def test_a_new_room_is_told_that_the_speech_is_still_here_and_the_old_one_
     assert new.calls == [(core.STARTED_METHOD, "")] and old.calls == []
     new.emit("disconnected", 1)
     assert heard.speech.present, "the last known while it is joined again"
-
-
-async def test_nothing_is_asked_of_a_pipeline_that_is_not_there_yet(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speech, "_TICK_S", 0)
-    heard = made(Room(), feed=False)
-    async with at_work(heard):
-        await turns()
-        assert heard.time.at == 0
-        heard.speech.set_pipeline(heard.pipeline)  # type: ignore[arg-type]  # the part of it that is used
-        await until(lambda: heard.time.at > 1)  # the watch looks at the time once there is one
-    assert heard.pipeline.acts == []
 
 
 @pytest.mark.parametrize(

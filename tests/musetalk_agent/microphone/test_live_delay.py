@@ -35,8 +35,7 @@ class Live:
 
     def __init__(self, made: Stand) -> None:
         self.made = made
-        self.microphone = MicrophoneInput("anna", made.clock)
-        self.microphone.set_pipeline(made.pipeline)
+        self.microphone = MicrophoneInput(made.pipeline, "anna", made.clock)
         self.delays: list[float] = []
 
     async def say(self, pcm: Pcm, pace: float = 1.0) -> None:

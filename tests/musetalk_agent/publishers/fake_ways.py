@@ -42,6 +42,7 @@ class FakeRoom:
         clock: VirtualClock,
         playout: PlayoutClock,
         on_reading: Callable[[], None],
+        on_joined: object = None,
     ) -> None:
         self.world, self.options, self.playout, self.on_reading = world, options, playout, on_reading
         self.token = options.token
