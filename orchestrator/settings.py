@@ -6,6 +6,7 @@ import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -15,7 +16,12 @@ from orchestrator.agents.modal_pool import ModalOptions
 from orchestrator.audio.ingest import AudioLimits
 from orchestrator.conversation.conversation_messages import Provider
 from orchestrator.conversation.conversations import find_python
-from orchestrator.conversation.options import ConversationOptions
+from orchestrator.conversation.options import (
+    LIVEKIT_INFERENCE_URL,
+    LIVEKIT_MODEL,
+    ConversationOptions,
+    InferenceAccess,
+)
 from orchestrator.livekit_rooms import IngressMode, LiveKitKeys
 from orchestrator.session.model import SessionOptions
 from orchestrator.session.standby_voice import VoiceStandby
@@ -116,6 +122,15 @@ class Settings(BaseSettings):
     stt_base_url: str | None = None
     stt_model: str | None = None
     stt_api_key: SecretStr | None = None
+    tts_base_url: str | None = None
+    """Speech of conversations from another place than the orchestrator's own voices."""
+    tts_model: str | None = None
+    tts_voice: str | None = None
+    tts_api_key: SecretStr | None = None
+    livekit_inference_url: str | None = None
+    livekit_inference_api_key: str | None = None
+    livekit_inference_api_secret: SecretStr | None = None
+    """For models `livekit:NAME`; by default LiveKit's own address, key and secret, where LIVEKIT_URL is one of LiveKit Cloud."""
     conversation_python: str | None = None
     """Interpreter of the environment with livekit-agents; by default that of `tools/setup conversation`, where it exists."""
     voice_standby: VoiceStandby = VoiceStandby.WARM
@@ -183,7 +198,14 @@ class Settings(BaseSettings):
             raise ValueError("an address that begins with ws:// or wss://")
         return value
 
-    @field_validator("elevenlabs_base_url", "openai_base_url", "llm_base_url", "stt_base_url")
+    @field_validator(
+        "elevenlabs_base_url",
+        "openai_base_url",
+        "llm_base_url",
+        "stt_base_url",
+        "tts_base_url",
+        "livekit_inference_url",
+    )
     @classmethod
     def _provider(cls, value: str | None) -> str | None:
         if value and not value.startswith(("ws://", "wss://", "http://", "https://")):
@@ -233,6 +255,16 @@ class Settings(BaseSettings):
             raise ValueError("must not be empty")
         return value
 
+    @model_validator(mode="after")
+    def _inferred(self) -> Settings:
+        for name in ("llm_model", "stt_model", "tts_model"):
+            if (getattr(self, name) or "").startswith(LIVEKIT_MODEL) and self._inference is None:
+                raise ValueError(
+                    f"{name.upper()}: {LIVEKIT_MODEL} needs a project of LiveKit Cloud: as LIVEKIT_URL, or by "
+                    "LIVEKIT_INFERENCE_API_KEY and LIVEKIT_INFERENCE_API_SECRET"
+                )
+        return self
+
     @property
     def api_keys(self) -> tuple[str, ...]:
         """Keys that clients may use."""
@@ -270,8 +302,30 @@ class Settings(BaseSettings):
         """The conversations' models."""
         return ConversationOptions(
             python=self.conversation_python or find_python(),
-            llm=_provider(self.llm_base_url, self.llm_model, self.llm_api_key),
-            stt=_provider(self.stt_base_url, self.stt_model, self.stt_api_key),
+            llm=self._model(self.llm_base_url, self.llm_model, self.llm_api_key),
+            stt=self._model(self.stt_base_url, self.stt_model, self.stt_api_key),
+            tts=self._model(self.tts_base_url, self.tts_model, self.tts_api_key),
+            tts_voice=self.tts_voice or "",
+            inference=self._inference,
+        )
+
+    @property
+    def _inference(self) -> InferenceAccess | None:
+        secret = self.livekit_inference_api_secret
+        url = self.livekit_inference_url or LIVEKIT_INFERENCE_URL
+        if self.livekit_inference_api_key and secret:
+            return InferenceAccess(url, self.livekit_inference_api_key, secret.get_secret_value())
+        if not (self.livekit_inference_url or (urlsplit(self.livekit_url).hostname or "").endswith(".livekit.cloud")):
+            return None
+        return InferenceAccess(url, self.livekit_api_key, self.livekit_api_secret.get_secret_value())
+
+    def _model(self, base_url: str | None, model: str | None, key: SecretStr | None) -> Provider | None:
+        if model is not None and model.startswith(LIVEKIT_MODEL):
+            return self._inference.provider(model.removeprefix(LIVEKIT_MODEL)) if self._inference else None
+        if base_url is None:
+            return None
+        return Provider(
+            base_url=base_url.rstrip("/"), model=model or "default", api_key=key.get_secret_value() if key else "-"
         )
 
     @property
@@ -336,14 +390,6 @@ def load() -> Settings:
             name = str(item["loc"][0]).upper()
             lines.append(f"{name} is not set" if item["type"] == "missing" else f"{name} is wrong: {item['msg']}")
         raise SettingsError("\n".join(lines)) from None
-
-
-def _provider(base_url: str | None, model: str | None, key: SecretStr | None) -> Provider | None:
-    if base_url is None:
-        return None
-    return Provider(
-        base_url=base_url.rstrip("/"), model=model or "default", api_key=key.get_secret_value() if key else "-"
-    )
 
 
 def _listed(value: SecretStr | None) -> tuple[str, ...]:

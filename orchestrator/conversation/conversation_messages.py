@@ -12,11 +12,17 @@ class _Message(BaseModel):
 
 
 class Provider(_Message):
-    """An HTTP service in OpenAI's dialect. `base_url` ends before `/chat/completions` and the like."""
+    """Where a model is.
+
+    `openai`: an HTTP service in OpenAI's dialect; `base_url` ends before `/chat/completions` and the like. `livekit`: LiveKit's
+    inference, which wants the project's key and secret. `own`: the orchestrator's voices, in OpenAI's dialect too.
+    """
 
     base_url: str
     model: str
     api_key: str = Field(default="-", repr=False)
+    api_secret: str = Field(default="", repr=False)
+    dialect: Literal["openai", "livekit", "own"] = "openai"
 
 
 class ToolDescription(_Message):

@@ -80,6 +80,11 @@ class Place:
     avatar: str
 
 
+def own_voice(name: str | None) -> str:
+    """What the answer says of the orchestrator's voices: those of a provider elsewhere by name."""
+    return name if name is not None and name.startswith(("elevenlabs:", "openai:")) else "embedded"
+
+
 class Conversations:
     """Holds the conversations of one event loop.
 
@@ -169,11 +174,12 @@ class Conversations:
             raise ProblemError(ErrorCode.AT_CAPACITY, text, retry_after_s=5)
         if self._address() is None:
             raise unavailable("the service does not know its own address yet")
-        llm = request.llm.provider() if request.llm else self._options.llm
-        stt = request.stt.provider() if request.stt else self._options.stt
+        llm = self._options.chosen("llm", request.llm)
+        stt = self._options.chosen("stt", request.stt)
+        elsewhere = self._options.chosen("tts", request.tts)
 
         def opening() -> OpenConversation:
-            tts = self._address()
+            tts = elsewhere or self._address()
             assert tts is not None
             return OpenConversation(
                 session_id=conversation.session_id,
@@ -183,7 +189,7 @@ class Conversations:
                 instructions=request.instructions,
                 greeting=request.greeting,
                 language=request.language,
-                voice=request.voice or "",
+                voice=request.voice or (self._options.tts_voice if elsewhere else ""),
                 llm=llm or self._models["llm"].provider,
                 stt=stt or self._models["stt"].provider,
                 tts=tts,
@@ -206,6 +212,7 @@ class Conversations:
         conversation.models = {
             "llm": "embedded" if llm is None else llm.model,
             "stt": "embedded" if stt is None else stt.model,
+            "tts": own_voice(request.voice) if elsewhere is None else elsewhere.model,
         }
         self.worker.open()
 
@@ -291,7 +298,7 @@ class Conversations:
     def _move_all(self) -> None:
         """A model has another port: its conversations leave their rooms, and are opened anew with their history."""
         for conversation in self._conversations.values():
-            if "embedded" in conversation.models.values():
+            if "embedded" in (conversation.models.get("llm"), conversation.models.get("stt")):
                 self.worker.send(CloseConversation(session_id=conversation.session_id))
 
     def _take(self, message: BaseModel) -> None:

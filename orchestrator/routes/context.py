@@ -70,7 +70,7 @@ class OwnAddress:
         """`/v1/audio/speech` for a child process; None before it is known."""
         if self._port is None:
             return None
-        return Provider(base_url=f"http://127.0.0.1:{self._port}/v1", model="musetalk", api_key=token)
+        return Provider(base_url=f"http://127.0.0.1:{self._port}/v1", model="musetalk", api_key=token, dialect="own")
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from orchestrator.webhooks import secret
 
 PATTERN_ENGINE = "pattern"
 OWN_MODELS = Rule(Scope.OPERATOR)
-"""The worker calls the addresses of `conversation.llm` and `stt` from inside the deployment, so only operators may give them."""
+"""The worker calls the addresses of a conversation's models from inside the deployment, so only operators may give them."""
 router = APIRouter(tags=["sessions"])
 
 
@@ -188,7 +188,7 @@ async def admitted(ctx: Context, body: StartRequest, caller: Caller) -> SessionR
     """What is asked for, when this caller may ask for it. Raises ProblemError."""
     if body.webhook_url is not None:
         await _check_webhook(ctx, body, body.webhook_url)
-    if body.conversation is not None and (body.conversation.llm or body.conversation.stt):
+    if body.conversation is not None and body.conversation.names_models:
         require(caller, OWN_MODELS)
     order = replace(body.order(), key=caller.name)
     if body.conversation is not None:

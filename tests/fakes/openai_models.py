@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -34,19 +35,24 @@ class FakeModels:
     asked: list[list[tuple[str, str]]] = field(default_factory=list)
     heard_s: list[float] = field(default_factory=list)
     offered: list[dict[str, Any]] = field(default_factory=list)
+    spoken: list[tuple[str, str, str, str]] = field(default_factory=list)
+    """Text, voice, model and format of each request for speech."""
+    key: str | None = KEY
+    """What the language model wants; None: anything."""
 
     @property
     def app(self) -> Starlette:
         """The server."""
         return Starlette(
             routes=[
-                Route("/v1/chat/completions", self._chat, methods=["POST"]),
+                Route("/v1/chat/completions", self.chat, methods=["POST"]),
                 Route("/v1/audio/transcriptions", self._transcribe, methods=["POST"]),
+                Route("/v1/audio/speech", self._speak, methods=["POST"]),
             ]
         )
 
-    async def _chat(self, request: Request) -> Response:
-        if request.headers.get("authorization") != f"Bearer {KEY}":
+    async def chat(self, request: Request) -> Response:
+        if self.key is not None and request.headers.get("authorization") != f"Bearer {self.key}":
             return JSONResponse({"error": {"message": "no such key"}}, 401)
         body = await request.json()
         self.asked.append([(message["role"], _text(message.get("content"))) for message in body["messages"]])
@@ -60,6 +66,13 @@ class FakeModels:
         with wave.open(io.BytesIO(body[body.index(b"RIFF") :])) as file:  # the only part of the form that is a file
             self.heard_s.append(file.getnframes() / file.getframerate())
         return JSONResponse({"text": self.transcripts.pop(0) if len(self.transcripts) > 1 else self.transcripts[0]})
+
+    async def _speak(self, request: Request) -> Response:
+        """200 ms of 440 Hz for each word."""
+        body = await request.json()
+        self.spoken.append((body["input"].strip(), body["voice"], body["model"], body["response_format"]))
+        t = np.arange(len(body["input"].split()) * 4800) / 24_000
+        return Response((6000 * np.sin(2 * np.pi * 440 * t)).astype("<i2").tobytes(), media_type="audio/pcm")
 
 
 def _text(content: str | list[dict[str, str]] | None) -> str:

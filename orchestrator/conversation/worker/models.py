@@ -1,34 +1,53 @@
-"""The models of a conversation, made for livekit-agents."""
+"""The models of a conversation, made for livekit-agents. None of them connects to anything yet."""
 
 from __future__ import annotations
 
+from functools import cache
+from typing import Any
+
+import aiohttp
+from livekit.agents import inference
 from livekit.plugins import openai
 
-from orchestrator.conversation.conversation_messages import OpenConversation
-from orchestrator.conversation.worker.timed_voice import TimedVoice
+from orchestrator.conversation.conversation_messages import OpenConversation, Provider
+from orchestrator.conversation.worker.timed_voice import SAMPLE_RATE, TimedVoice
 
 
-def recogniser(opening: OpenConversation) -> openai.STT:
-    """Speech to text. Connects to nothing yet."""
-    return openai.STT(
-        base_url=opening.stt.base_url,
-        model=opening.stt.model,
-        api_key=opening.stt.api_key,
-        language=opening.language,
-        use_realtime=False,
-    )
+def recogniser(opening: OpenConversation) -> openai.STT | inference.STT:
+    """Speech to text."""
+    if opening.stt.dialect == "livekit":
+        return inference.STT(language=opening.language, http_session=_http(), **_access(opening.stt))
+    return openai.STT(**_address(opening.stt), language=opening.language, use_realtime=False)
 
 
-def language_model(opening: OpenConversation) -> openai.LLM:
-    """The language model. Connects to nothing yet."""
-    return openai.LLM(
-        base_url=opening.llm.base_url,
-        model=opening.llm.model,
-        api_key=opening.llm.api_key,
-        **({"max_completion_tokens": opening.reply_tokens} if opening.reply_tokens else {}),
-    )
+def language_model(opening: OpenConversation) -> openai.LLM | inference.LLM:
+    """The language model."""
+    if opening.llm.dialect == "livekit":
+        return inference.LLM(**_access(opening.llm))
+    bounded = {"max_completion_tokens": opening.reply_tokens} if opening.reply_tokens else {}
+    return openai.LLM(**_address(opening.llm), **bounded)
 
 
-def voice(opening: OpenConversation) -> TimedVoice:
-    """One of the orchestrator's voices. Connects to nothing yet."""
-    return TimedVoice(opening.tts, opening.voice)
+def voice(opening: OpenConversation) -> TimedVoice | openai.TTS | inference.TTS:
+    """Text to speech, at 24 kHz. Only the orchestrator's voices tell the time of each word."""
+    if opening.tts.dialect == "own":
+        return TimedVoice(opening.tts, opening.voice)
+    if opening.tts.dialect == "livekit":
+        named = {"voice": opening.voice} if opening.voice else {}
+        sound = {"sample_rate": SAMPLE_RATE, "encoding": "pcm_s16le"}
+        return inference.TTS(**_access(opening.tts), **named, **sound, language=opening.language, http_session=_http())
+    return openai.TTS(**_address(opening.tts), voice=opening.voice or "alloy", response_format="pcm")
+
+
+def _address(provider: Provider) -> dict[str, Any]:
+    return {"base_url": provider.base_url, "model": provider.model, "api_key": provider.api_key}
+
+
+def _access(provider: Provider) -> dict[str, Any]:
+    return {**_address(provider), "api_secret": provider.api_secret}
+
+
+@cache
+def _http() -> aiohttp.ClientSession:
+    """For what keeps none of its own: one for the process, which has one event loop, until the process ends."""
+    return aiohttp.ClientSession()

@@ -93,6 +93,7 @@ async def talk(
     *,
     speaks: Synthesizer | None = None,
     webhook_secret: str | None = None,
+    settings: dict[str, Any] | None = None,
     **conversation: Any,
 ) -> AsyncIterator[Talk]:
     speaker = speaks or SineVoice()
@@ -103,12 +104,15 @@ async def talk(
             stack(
                 access,
                 agents=1,
-                voice_standby="off",
-                voices=Voices(named, synthesizers=[speaker]),
-                llm_base_url=url + "/v1",
-                llm_api_key=KEY,
-                stt_base_url=url + "/v1",
-                allow_private_urls=True,
+                **{
+                    "voice_standby": "off",
+                    "voices": Voices(named, synthesizers=[speaker]),
+                    "llm_base_url": url + "/v1",
+                    "llm_api_key": KEY,
+                    "stt_base_url": url + "/v1",
+                    "allow_private_urls": True,
+                    **(settings or {}),
+                },
             )
         )
         given = {"instructions": "Be brief.", **conversation}

@@ -67,7 +67,11 @@ async def host(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Host]:
 
 
 async def test_events_and_messages_come_through(host: Host) -> None:
-    assert await host.begin() == {"llm": "a-model", "stt": "a-model"} == host.conversations.view("ses_1")
+    assert (
+        await host.begin()
+        == {"llm": "a-model", "stt": "a-model", "tts": "embedded"}
+        == host.conversations.view("ses_1")
+    )
     await host.replied("opened with 0 messages, a-model")
     (event,) = [event for event in host.events if event["type"] == "reply.finished"]
     assert event["session_id"] == "ses_1" and event["interrupted"] is False

@@ -64,7 +64,7 @@ async def test_the_next_process_goes_on_with_the_conversation(tmp_path: Path, mo
             return (await messages(running, session_id))[3:] == [("user", "And now?", False)]
 
         await until(answered)
-        assert talk(running, session_id).models == {"llm": "a-model", "stt": "a-model"}
+        assert talk(running, session_id).models == {"llm": "a-model", "stt": "a-model", "tts": "embedded"}
         await running.http.post(f"/session/{session_id}/stop")
         assert len(await messages(running, session_id)) == 4, "also after its end"
 

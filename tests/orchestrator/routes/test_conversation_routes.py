@@ -40,7 +40,7 @@ async def talking(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stage]:
 async def test_a_session_with_a_conversation_is_talked_to(talking: Stage) -> None:
     started = await talking.start(conversation={"instructions": "Be brief."})
     session_id = started["session_id"]
-    assert started["conversation"] == {"llm": "a-model", "stt": "default"}
+    assert started["conversation"] == {"llm": "a-model", "stt": "default", "tts": "embedded"}
     grants = jwt.decode(started["viewer_token"], LIVEKIT_SECRET, algorithms=["HS256"])["video"]
     assert grants["canPublish"] and grants["canPublishData"] and grants["canPublishSources"] == ["microphone"]
     asked = talking.agent.only.request
@@ -96,17 +96,18 @@ async def test_without_the_environment_a_start_fails_and_leaves_nothing() -> Non
 
 
 async def test_only_an_operator_says_where_the_models_are(talking: Stage, tmp_path: Path) -> None:
-    own = {"llm": {"base_url": "http://127.0.0.1:9/v1/", "model": "my-model"}}
+    own: dict[str, Any] = {"llm": {"base_url": "http://127.0.0.1:9/v1/", "model": "my-model"}}
     started = await talking.start(conversation=own)
-    assert started["conversation"] == {"llm": "my-model", "stt": "default"}
+    assert started["conversation"] == {"llm": "my-model", "stt": "default", "tts": "embedded"}
     key, entry = new("an-app", Scope.STARTER)
     talking.app.state.context.credentials.keys.replace([entry.made()])
-    answer = await talking.http.post(
-        "/session/start",
-        json={"room": "stage", "engine": "pattern", "conversation": own},
-        headers={"Authorization": f"Bearer {key}"},
-    )
-    assert (answer.status_code, answer.json()["code"]) == (403, "forbidden"), answer.text
+    for choice in (own, {"stt": own["llm"]}, {"tts": own["llm"]}, {"llm": {"provider": "livekit", "model": "a/b"}}):
+        answer = await talking.http.post(
+            "/session/start",
+            json={"room": "stage", "engine": "pattern", "conversation": choice},
+            headers={"Authorization": f"Bearer {key}"},
+        )
+        assert (answer.status_code, answer.json()["code"]) == (403, "forbidden"), answer.text
 
 
 def any_given_up(seen: list[dict[str, Any]], call_id: str) -> bool:

@@ -1,0 +1,80 @@
+"""A real conversation worker with models of other dialects and at other places."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+
+import jwt
+
+from musetalk_tools.livekit_server import LiveKitAccess
+from orchestrator.tts.elevenlabs import ElevenLabs, ElevenLabsOptions
+from orchestrator.tts.voices import Voices
+from tests.fakes.elevenlabs import KEY as ELEVENLABS_KEY
+from tests.fakes.elevenlabs import FakeElevenLabs
+from tests.fakes.livekit_inference import FakeInference
+from tests.fakes.openai_models import FakeModels
+from tests.fakes.serving import plain_config, serving
+from tests.integrations.conversation.test_talk import pytestmark, talk
+from tests.waiting import until
+
+__all__ = ["pytestmark"]
+SECRET = "secret-of-a-cloud-project-0123456789"
+
+
+async def test_livekit_inference_serves_all_three_parts(livekit_server: LiveKitAccess) -> None:
+    gateway = FakeInference(FakeModels(replies=["My name is Ada."], key=None))
+    async with AsyncExitStack() as exits:
+        url = await exits.enter_async_context(serving(plain_config(gateway.app)))
+        settings = {
+            "llm_model": "livekit:openai/gpt-4o-mini",
+            "tts_model": "livekit:cartesia/sonic-3:a-voice",
+            "livekit_inference_url": url + "/v1",
+            "livekit_inference_api_key": "cloud-key",
+            "livekit_inference_api_secret": SECRET,
+        }
+        stt = {"provider": "livekit", "model": "deepgram/nova-3"}
+        here = await exits.enter_async_context(talk(livekit_server, gateway.models, settings=settings, stt=stt))
+        names = {"llm": "openai/gpt-4o-mini", "stt": "deepgram/nova-3", "tts": "cartesia/sonic-3:a-voice"}
+        assert here.started["conversation"] == names
+        await here.chat("What is your name?")
+        await until(lambda: here.of("reply.finished"))
+        assert gateway.models.asked[0][-1] == ("user", "What is your name?")
+        assert gateway.spoken == ["My name is Ada."] and len(here.running.ears.heard(0.0)) > 20
+        assert gateway.opened["llm"]["model"] == "openai/gpt-4o-mini"
+        assert (gateway.opened["tts"]["model"], gateway.opened["tts"]["voice"]) == ("cartesia/sonic-3", "a-voice")
+        for part in ("llm", "tts"):
+            claims = jwt.decode(gateway.tokens[part], SECRET, algorithms=["HS256"])
+            assert claims["iss"] == "cloud-key" and claims["inference"] == {"perform": True}
+        answer = await here.running.stage.http.get(f"/session/{here.started['session_id']}")
+        assert SECRET not in answer.text
+
+
+async def test_the_voice_of_elevenlabs_is_one_of_the_orchestrators(livekit_server: LiveKitAccess) -> None:
+    models = FakeModels(replies=["My name is Ada."])
+    async with AsyncExitStack() as exits:
+        provider = FakeElevenLabs(tone=True)
+        url = await exits.enter_async_context(provider.serving())
+        options = ElevenLabsOptions(ELEVENLABS_KEY, ("ada",), base_url=url)
+        voices = Voices("elevenlabs:ada", synthesizers=[ElevenLabs(options)])
+        here = await exits.enter_async_context(
+            talk(livekit_server, models, settings={"voices": voices}, voice="elevenlabs:ada")
+        )
+        assert here.started["conversation"]["tts"] == "elevenlabs:ada"
+        await here.chat("What is your name?")
+        await until(lambda: here.of("reply.finished"))
+        assert here.of("reply.finished")[0]["text"].strip() == "My name is Ada."
+        (call,) = provider.calls
+        assert call.voice == "ada" and call.spoken.strip() == "My name is Ada."
+
+
+async def test_speech_comes_from_any_server_of_openais_dialect(livekit_server: LiveKitAccess) -> None:
+    models = FakeModels(replies=["My name is Ada."])
+    async with AsyncExitStack() as exits:
+        url = await exits.enter_async_context(serving(plain_config(models.app)))
+        tts = {"base_url": url + "/v1", "model": "a-voice-model", "api_key": "a-key"}
+        here = await exits.enter_async_context(talk(livekit_server, models, tts=tts, voice="nova"))
+        assert here.started["conversation"]["tts"] == "a-voice-model"
+        await here.chat("What is your name?")
+        await until(lambda: here.of("reply.finished"))
+        assert models.spoken == [("My name is Ada.", "nova", "a-voice-model", "pcm")]
+        assert len(here.running.ears.heard(0.0)) > 20
