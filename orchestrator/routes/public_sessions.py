@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any
@@ -20,6 +21,7 @@ from orchestrator.keys import Caller, Scope
 from orchestrator.public_tokens import HOLD_S, TOKEN_ID, PublicGrant, new_id, refused
 from orchestrator.routes.auth import current
 from orchestrator.routes.context import Context, Ctx, run_once
+from orchestrator.routes.public_views import shown_start
 from orchestrator.routes.session_routes import StartRequest, admitted, started
 from orchestrator.session.metering import REVOKED
 from orchestrator.session.model import SessionRequest, iso
@@ -205,7 +207,7 @@ async def start_public(
     ctx: Ctx,
     idempotency_key: Annotated[str | None, Header(min_length=16, max_length=256)] = None,
 ) -> dict[str, Any]:
-    """Starts the session of a public token, in a room of its own. The answer is that of `/session/start` without `audio_url`.
+    """Starts the session of a public token, in a room of its own. The answer is a part of that of `/session/start`.
 
     `Idempotency-Key` as there; it has at least 16 characters, since a token's pages share it: take a random one.
     """
@@ -230,13 +232,11 @@ async def _begin(ctx: Context, request: Request, maker: Caller, order: SessionRe
     tokens, options = ctx.public_tokens, ctx.sessions.options
     grant = await tokens.reserve(order.public_token, order.room, options.start_timeout_s + HOLD_S)
     longest_s = min(60 * (grant.session_minutes or float("inf")), grant.seconds_left + HOLD_S)
-    try:
+    async with AsyncExitStack() as on_error:  # failed or cancelled: nothing of the start remains
+        on_error.push_async_callback(tokens.release, order.public_token, order.room)
         session = await ctx.sessions.start(replace(order, max_s=longest_s))
-    except BaseException:  # also when it is cancelled: nothing of a failed start remains
-        await tokens.release(order.public_token, order.room)
-        raise
-    answer = started(ctx, request, session)
-    del answer["audio_url"]  # it would open the session to any audio
+        on_error.pop_all()
+    answer = shown_start(started(ctx, request, session))
     left_s = max(1.0, session.expires_at - time.time())
     talks = order.conversation is not None
     answer["viewer_token"] = ctx.minter.viewer(order.room, str(answer["viewer_identity"]), left_s, talks=talks)

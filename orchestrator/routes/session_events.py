@@ -13,8 +13,10 @@ from starlette.types import Receive, Scope, Send
 
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.events import EventStream, SessionEvent
+from orchestrator.keys import Caller
 from orchestrator.routes.auth import current
 from orchestrator.routes.context import Ctx, here
+from orchestrator.routes.public_views import shown_event
 
 router = APIRouter(tags=["sessions"])
 HEARTBEAT_S = 15.0
@@ -40,13 +42,14 @@ async def events(
     With `Last-Event-ID`, or `last_event_id` in the query, the history begins after that event, so that a reader that was cut off
     misses nothing.
     """
-    await here(ctx, current(request.scope), session_id)
+    caller = current(request.scope)
+    await here(ctx, caller, session_id)
     after = event_number(last_event_id or query_id) or 0
     with ExitStack() as held:
-        held.enter_context(ctx.access.quotas.connection(current(request.scope).name))
+        held.enter_context(ctx.access.quotas.connection(caller.name))
         stream = ctx.events.subscribe(session_id, after)
         held.callback(ctx.events.unsubscribe, session_id, stream)
-        return _EventResponse(_lines(session_id, stream), held.pop_all())
+        return _EventResponse(_lines(session_id, stream, caller), held.pop_all())
 
 
 class _EventResponse(StreamingResponse):
@@ -76,7 +79,7 @@ def event_number(text: str | None) -> int | None:
     return int(text)
 
 
-async def _lines(session_id: str, stream: EventStream) -> AsyncIterator[str]:
+async def _lines(session_id: str, stream: EventStream, caller: Caller) -> AsyncIterator[str]:
     taking: asyncio.Task[SessionEvent | None] | None = None
     try:
         yield f"retry: {RETRY_MS}\n\n"
@@ -89,7 +92,7 @@ async def _lines(session_id: str, stream: EventStream) -> AsyncIterator[str]:
             event, taking = taking.result(), None
             if event is None:
                 return
-            yield sse(event)
+            yield sse(shown_event(caller, event))
     finally:
         if taking is not None:
             taking.cancel()

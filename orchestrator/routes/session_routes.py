@@ -26,6 +26,7 @@ from orchestrator.routes import participant_source
 from orchestrator.routes.auth import Rule, current, require, visible
 from orchestrator.routes.context import Context, Ctx, here, host_url, run_once, stored, views
 from orchestrator.routes.participant_source import NEEDS_WEBRTC, NamedSource, ParticipantSource
+from orchestrator.routes.public_views import shown
 from orchestrator.session.model import ManagedSession, SessionRequest, iso
 from orchestrator.tts.speech_settings import SpeechSettings
 from orchestrator.webhooks import secret
@@ -259,23 +260,25 @@ async def session(session_id: str, ctx: Ctx, request: Request) -> dict[str, Any]
     """One session with its funnel, as its agent sees it now; as its owner last stored it, without one, when that is another
     orchestrator.
     """
+    caller = current(request.scope)
     if not ctx.sessions.registry.holds(session_id):
-        return {**(await stored(ctx, current(request.scope), session_id)).view, "funnel": []}
+        return shown(caller, {**(await stored(ctx, caller, session_id)).view, "funnel": []})
     found = ctx.sessions.registry.get(session_id)
     await ctx.sessions.refresh(found)
-    return {**found.view(), "funnel": found.funnel}
+    return shown(caller, {**found.view(), "funnel": found.funnel})
 
 
 @router.post("/session/{session_id}/stop")
 async def stop(session_id: str, ctx: Ctx, request: Request) -> dict[str, Any]:
     """Ends the session, in whatever state it is, any number of times."""
+    caller = current(request.scope)
     if not ctx.sessions.registry.holds(session_id):
-        record = await stored(ctx, current(request.scope), session_id)
+        record = await stored(ctx, caller, session_id)
         if record.ended:
-            return record.view
-    found = await here(ctx, current(request.scope), session_id)
+            return shown(caller, record.view)
+    found = await here(ctx, caller, session_id)
     await ctx.sessions.stop(found)
-    return found.view()
+    return shown(caller, found.view())
 
 
 @router.post("/session/{session_id}/interrupt")

@@ -47,7 +47,7 @@ const CALL_MS = 20_000;
  * @typedef {{participant: string}} ParticipantSource identity of a participant whose microphone the avatar says
  * @typedef {{voice?: string, speed?: number}} SpeechSettings `speed` is a multiple of the voice's own pace
  * @typedef {{avatar_id?: string}} PublicStart what a page with a public token may choose: one of the token's avatars
- * @typedef {Omit<Session, "audio_url">} PublicSession
+ * @typedef {Omit<Session, "audio_url" | "engine" | "avatar" | "conversation"> & {conversation?: {llm?: string, stt?: string}}} PublicSession
  * @typedef {"auto" | "webrtc" | "rtmp"} PublisherMode
  *
  * @typedef {{token: string, livekit_url: string, room: string, identity: string, expires_at: string | null}} ViewerToken
@@ -143,6 +143,9 @@ function problem(status, text, retryAfter) {
 const unreachable = () =>
   new ApiError("The server cannot be reached. Check that it is running and that you are online.", { code: "network" });
 
+/** Browsers have `randomUUID` on secure pages only. */
+const randomKey = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+
 const cancelled = () => new ApiError("The call was cancelled.", { code: "cancelled" });
 
 /**
@@ -164,7 +167,7 @@ export class AvatarClient {
   }
 
   /** @param {StartRequest} request @param {{idempotencyKey?: string, signal?: AbortSignal}} [options] @returns {Promise<Session>} */
-  start(request, { idempotencyKey = crypto.randomUUID(), signal } = {}) {
+  start(request, { idempotencyKey = randomKey(), signal } = {}) {
     const options = { repeatable: true, withinMs: START_MS, signal };
     return this.#call("POST", "/session/start", request, options, { "Idempotency-Key": idempotencyKey });
   }
@@ -173,7 +176,7 @@ export class AvatarClient {
    * Starts the session of a public token, which is given as `token`. It answers without `audio_url`.
    * @param {PublicStart} [request] @param {{idempotencyKey?: string, signal?: AbortSignal}} [options] @returns {Promise<PublicSession>}
    */
-  startPublic({ avatar_id } = {}, { idempotencyKey = crypto.randomUUID(), signal } = {}) {
+  startPublic({ avatar_id } = {}, { idempotencyKey = randomKey(), signal } = {}) {
     const options = { repeatable: true, withinMs: START_MS, signal };
     return this.#call("POST", "/public/session", avatar_id === undefined ? {} : { avatar_id }, options, { "Idempotency-Key": idempotencyKey });
   }

@@ -32,7 +32,7 @@ export { ApiError, AudioLink, AvatarClient, Conversation, RoomMicrophone, Viewer
  * @property {string} viewer_token
  * @property {string} avatar_identity
  * @property {string} [audio_url] leave it out for a page that only watches: a session has one sender, and a newer one replaces it
- * @property {{llm: string, stt: string}} [conversation] as in the answer; a session with it takes no audio by `audio_url`
+ * @property {{llm?: string, stt?: string}} [conversation] as in the answer; a session with it takes no audio by `audio_url`
  *
  * @typedef {{
  *   "state": {state: AvatarState, reason?: string},

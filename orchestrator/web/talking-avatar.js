@@ -354,6 +354,7 @@ export class TalkingAvatar extends Base {
       this.#show();
     });
     on("error", (problem) => this.#report(problem));
+    on("warning", (problem) => problem.code === "conversation_provider" && this.#report(problem));
   }
 
   /** @param {Avatar} avatar @param {import("./avatar.js").AvatarState} state @param {string} reason */
@@ -377,8 +378,9 @@ export class TalkingAvatar extends Base {
     const ofUser = role === "user";
     this.#caption(ofUser ? `${texts.you}: ${text}` : text);
     if (final) this.#view.note(ofUser ? texts.you : texts.avatar, text);
-    if (ofUser) this.#dispatch("transcript", { id, text, final, typed });
-    else this.#dispatch("reply", { id, text, final, interrupted });
+    if (ofUser) return this.#dispatch("transcript", { id, text, final, typed });
+    this.#view.showProblem(""); // it answers
+    this.#dispatch("reply", { id, text, final, interrupted });
   }
 
   /** @param {string} text */
@@ -396,7 +398,7 @@ export class TalkingAvatar extends Base {
 
   /** @param {unknown} error shows and dispatches it */
   #report(error) {
-    const { code = "other", message = String(error) } = /** @type {Partial<ApiError>} */ (error);
+    const { code = "other", message = error instanceof Error ? String(error) : code } = /** @type {Partial<ApiError>} */ (error);
     this.#view.showProblem(sentence("error", code, this.#texts()) ?? "");
     this.#dispatch("error", { code, message });
   }

@@ -94,7 +94,7 @@ async def test_a_page_starts_its_session_chats_reads_and_stops(shop: Stage) -> N
     before = time.time()
     started = await start(shop, token)
     session_id = started["session_id"]
-    assert "audio_url" not in started and started["conversation"]["llm"] == "default"
+    assert started["conversation"] == {} and "audio_url" not in started and "engine" not in started
     assert re.fullmatch(r"public-[A-Za-z0-9_-]{22}", started["room"])
     claims = jwt.decode(started["viewer_token"], LIVEKIT_SECRET, algorithms=["HS256"])
     assert claims["video"]["room"] == started["room"] and claims["video"]["canPublishSources"] == ["microphone"]
@@ -108,10 +108,18 @@ async def test_a_page_starts_its_session_chats_reads_and_stops(shop: Stage) -> N
 
     await until(heard)
     assert (await ask(shop, token, "GET", f"{path}/messages")).json()["messages"][0]["text"] == "Hello?"
-    assert (await ask(shop, token, "GET", path)).json()["state"] == "ready"
+    view = (await ask(shop, token, "GET", path)).json()
+    assert view["state"] == "ready" and not view.keys() & {"engine", "diagnosis", "funnel", "transport", "error"}
+    bus = shop.app.state.context.events
+    secret = {"detail": "http://10.0.0.5/v1 refuses", "message": "http://10.0.0.5/v1 refuses"}
+    bus.publish(session_id, "warning", {"code": "conversation_provider", "part": "llm", **secret})
+    bus.publish(session_id, "error", {"code": "tts_failed", **secret})
     assert (await ask(shop, token, "POST", f"{path}/stop")).json()["state"] == "stopped"
     events = await ask(shop, token, "GET", f"{path}/events")
     assert events.headers["content-type"].startswith("text/event-stream") and '"reason":"stopped"' in events.text
+    assert '"data":{"code":"conversation_provider","part":"llm"}' in events.text
+    assert '"data":{"code":"tts_failed"}' in events.text and "10.0.0.5" not in events.text
+    assert "10.0.0.5" in (await shop.http.get(f"{path}/events")).text  # a key's holder reads all of it
     seen = (await shop.http.get(f"/public-tokens/{made['token_id']}")).json()
     assert (seen["sessions_running"], seen["starts"], seen["origins"]) == (0, 1, [SHOP])
     assert 0 < seen["minutes_used"] < 5 and "token" not in seen
