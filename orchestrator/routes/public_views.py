@@ -9,10 +9,9 @@ from typing import Any
 from orchestrator.events import CONVERSATION_TYPES, SessionEvent
 from orchestrator.keys import Caller, Scope
 
-SESSION = ("session_id", "state", "room", "avatar_identity", "fps", "width", "height")
-SESSION += ("started_at", "expires_at", "ended_at", "end_reason")
-STARTED = ("session_id", "state", "room", "livekit_url", "avatar_identity", "viewer_identity", "viewer_token")
-STARTED += ("fps", "width", "height", "expires_at")
+_BOTH = ("session_id", "state", "room", "avatar_identity", "fps", "width", "height", "expires_at")
+SESSION = (*_BOTH, "started_at", "ended_at", "end_reason")
+STARTED = (*_BOTH, "livekit_url", "viewer_identity", "viewer_token")
 _DATA = {"publisher.changed": ("publisher",), "warning": ("code", "part"), "error": ("code",)}
 """Fields of events of which the rest is for operators; other events are shown whole."""
 
