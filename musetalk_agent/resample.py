@@ -1,6 +1,6 @@
 """Streaming conversion between sample rates with a delay of one millisecond.
 
-soxr and swresample hold back 10–50 ms of a live stream inside their block structure, which would be the largest single part of
+soxr holds back 12–30 ms of a live stream inside its block structure, which would be the largest single part of
 the path's latency; a windowed-sinc polyphase filter needs `HALF_WIDTH` samples of look-ahead and no more.
 """
 

@@ -43,7 +43,7 @@ _JOIN_S = 75.0
 
 
 async def answers(livekit_url: str) -> bool:
-    """Whether the SFU's HTTP side says anything, within a second."""
+    """Whether the SFU's HTTP side says anything, within a second. On a socket for the reasons of decision 17."""
     parts = urlsplit(livekit_url)
     tls = parts.scheme in ("wss", "https")
     try:
