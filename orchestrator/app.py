@@ -22,6 +22,7 @@ from orchestrator.agents.agent_client import AgentClient
 from orchestrator.agents.modal_pool import ModalAgentPool, ModalSessions
 from orchestrator.agents.pool import AgentPool, StaticAgentPool
 from orchestrator.audit import AuditLog
+from orchestrator.conversation.conversation_messages import Provider
 from orchestrator.conversation.conversations import Conversations
 from orchestrator.conversation.tool_calls import ToolCaller, ToolCalls
 from orchestrator.events import EventBus
@@ -224,13 +225,8 @@ def _assemble(settings: Settings, access: Access, metrics: Metrics, voices: Voic
         metrics,
         allow_private=settings.allow_private_urls,
     )
-    conversations = Conversations(
-        settings.conversation_options,
-        bus,
-        metrics,
-        lambda: address.speech(access.credentials.speech_token()),
-        tools=tools,
-    )
+    speech = partial(_own_speech, address, access)
+    conversations = Conversations(settings.conversation_options, bus, metrics, speech, tools=tools)
     public_tokens = PublicTokens(store, settings.token_secret)
     services = SessionDeps(
         pool=pool,
@@ -247,9 +243,7 @@ def _assemble(settings: Settings, access: Access, metrics: Metrics, voices: Voic
     )
     sessions = SessionManager(services, settings.session_options)
     webhooks = Webhooks(
-        lambda session_id: endpoints(settings, sessions, session_id),
-        metrics,
-        allow_private=settings.allow_private_urls,
+        lambda session_id: endpoints(settings, sessions, session_id), metrics, allow_private=settings.allow_private_urls
     )
     bus.listen(webhooks.on_event)
     return Context(
@@ -265,16 +259,24 @@ def _assemble(settings: Settings, access: Access, metrics: Metrics, voices: Voic
         agents=agents,
         pool=pool,
         sessions=sessions,
-        starts=Idempotency(
-            holds=lambda answer: sessions.goes_on(str(answer["session_id"])),
-            abandon=lambda answer: sessions.abandon(str(answer["session_id"])),
-        ),
+        starts=_starts(sessions),
         voices=voices,
         own_voices=own_voices,
         conversations=conversations,
         public_tokens=public_tokens,
         tools=tools,
         address=address,
+    )
+
+
+def _own_speech(address: OwnAddress, access: Access) -> Provider | None:
+    return address.speech(access.credentials.speech_token())
+
+
+def _starts(sessions: SessionManager) -> Idempotency[dict[str, object]]:
+    return Idempotency(
+        holds=lambda answer: sessions.goes_on(str(answer["session_id"])),
+        abandon=lambda answer: sessions.abandon(str(answer["session_id"])),
     )
 
 

@@ -93,7 +93,7 @@ class ModalSettings:
                 faults.append(f"{name} is {text!r}: {error}")
         if faults:
             raise ModalSettingsError("\n".join(faults))
-        numbers = cls(**given)  # type: ignore[arg-type]
+        numbers = cls(**given)  # type: ignore[arg-type]  # fields by name, of several types
         faults = list(numbers._faults())
         if faults:
             raise ModalSettingsError("\n".join(faults))

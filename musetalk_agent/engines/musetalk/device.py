@@ -135,8 +135,8 @@ class CudaCard:
                 f"PyTorch sees no {device} ({torch.cuda.device_count()} CUDA devices).", field="device", value=device
             )
         self._graphs = graphs
-        self._stream = torch.cuda.Stream(self.device, priority=-1)  # type: ignore[no-untyped-call]
-        self._background = torch.cuda.Stream(self.device, priority=0)  # type: ignore[no-untyped-call]
+        self._stream = torch.cuda.Stream(self.device, priority=-1)  # type: ignore[no-untyped-call]  # torch's own
+        self._background = torch.cuda.Stream(self.device, priority=0)  # type: ignore[no-untyped-call]  # torch's own
         self._pool = torch.cuda.graph_pool_handle()
 
     def host_buffer(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -175,7 +175,7 @@ class CudaCard:
 
     def record_event(self) -> DeviceEvent:
         """A blocking event on the current stream."""
-        event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # torch's own
         event.record()
         return _CudaEvent(event)
 
