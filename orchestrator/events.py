@@ -31,6 +31,7 @@ CONVERSATION_TYPES = frozenset(
     {
         "user.started",
         "user.transcript",
+        "reply.queued",
         "reply.started",
         "reply.finished",
         "turn",

@@ -84,6 +84,15 @@ class ToolResult(_Message):
     text: str
 
 
+class SayLine(_Message):
+    """A line that the avatar says, after what it is saying."""
+
+    type: Literal["say"] = "say"
+    session_id: str
+    message_id: str
+    text: str
+
+
 class CloseConversation(_Message):
     """Leave the room."""
 
@@ -156,7 +165,7 @@ class ConversationEnded(_Message):
     reason: str = ""
 
 
-AnyCommand = OpenConversation | ChatMessage | ToolResult | CloseConversation
+AnyCommand = OpenConversation | ChatMessage | SayLine | ToolResult | CloseConversation
 AnyReport = (
     WorkerBeat
     | ConversationEvent

@@ -24,6 +24,7 @@ from orchestrator.conversation.conversation_messages import (
     MicrophoneState,
     OpenConversation,
     Provider,
+    SayLine,
     ToolCall,
     ToolCancelled,
     ToolDescription,
@@ -223,11 +224,17 @@ class Conversations:
 
         Raises ProblemError `session_conflict` when the session has no conversation, or as many texts wait as may.
         """
-        conversation = self.get(session_id)
+        return self._hand(ChatMessage(session_id=session_id, message_id=_message_id(), text=text))
+
+    def say(self, session_id: str, text: str) -> str:
+        """Hands the avatar a line of its own to say; returns the message's id. Waits and raises as `chat` does."""
+        return self._hand(SayLine(session_id=session_id, message_id=_message_id(), text=text))
+
+    def _hand(self, message: ChatMessage | SayLine) -> str:
+        conversation = self.get(message.session_id)
         if len(conversation.waiting) >= WAITING_MAX:
             detail = f"{WAITING_MAX} texts of this conversation wait for their answers: try again."
             raise ProblemError(ErrorCode.SESSION_CONFLICT, detail, limit=WAITING_MAX, retry_after_s=2)
-        message = ChatMessage(session_id=session_id, message_id=f"msg_{secrets.token_hex(8)}", text=text)
         conversation.waiting[message.message_id] = message
         self.worker.send(message)
         return message.message_id
@@ -267,6 +274,11 @@ class Conversations:
         """The models of a session's conversation; None where it has none."""
         found = self._conversations.get(session_id)
         return None if found is None else dict(found.models)
+
+    def status(self, session_id: str) -> dict[str, Any]:
+        """`conversation` of `GET /session/{id}`: the models and the state. Empty where the session has none."""
+        found = self._conversations.get(session_id)
+        return {} if found is None else {"conversation": {**found.models, "state": found.state}}
 
     def debug(self, session_id: str) -> dict[str, Any] | None:
         """A conversation's part of `/debug/audio`; None where the session has none."""
@@ -370,3 +382,7 @@ class Conversations:
         elif event.data.get("code") == "conversation_provider":
             part = str(event.data.get("part", "other"))
             self._metrics.conversation_provider_errors.labels(part=part if part in PARTS else "other").inc()
+
+
+def _message_id() -> str:
+    return f"msg_{secrets.token_hex(8)}"

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from orchestrator.conversation.conversation_messages import ChatMessage, HistoryMessage, OpenConversation
+from orchestrator.conversation.conversation_messages import ChatMessage, HistoryMessage, OpenConversation, SayLine
 from orchestrator.conversation.function_tools import FunctionTools
 
 HISTORY_MAX = 1000
@@ -35,7 +35,7 @@ _SILENT = {
 
 class _Kept(BaseModel):
     messages: list[HistoryMessage] = []
-    waiting: list[ChatMessage] = []
+    waiting: list[ChatMessage | SayLine] = []
 
 
 @dataclass(eq=False)
@@ -59,7 +59,7 @@ class OpenedConversation:
     placed: bool = False
     messages: list[HistoryMessage] = field(default_factory=list)
     models: dict[str, str] = field(default_factory=dict)
-    waiting: dict[str, ChatMessage] = field(default_factory=dict)
+    waiting: dict[str, ChatMessage | SayLine] = field(default_factory=dict)
     losses: int = 0
     state: str = "away"
     microphone: str | None = None
@@ -92,6 +92,8 @@ class OpenedConversation:
             self.failures.clear()
         elif event == "user.transcript":
             self.failures.pop("stt", None)
+        elif event == "reply.finished" and not data.get("text"):
+            self._half = None  # no word of it was heard, so no message comes of it
         elif data.get("code") == "conversation_provider":
             self.failures[str(data.get("part", "other"))] = str(data.get("detail"))
 

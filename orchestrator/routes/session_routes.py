@@ -265,7 +265,7 @@ async def session(session_id: str, ctx: Ctx, request: Request) -> dict[str, Any]
         return shown(caller, {**(await stored(ctx, caller, session_id)).view, "funnel": []})
     found = ctx.sessions.registry.get(session_id)
     await ctx.sessions.refresh(found)
-    return shown(caller, {**found.view(), "funnel": found.funnel})
+    return shown(caller, {**found.view(), **ctx.conversations.status(session_id), "funnel": found.funnel})
 
 
 @router.post("/session/{session_id}/stop")

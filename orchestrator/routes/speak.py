@@ -145,19 +145,39 @@ def _no_utf8(at: int) -> ProblemError:
 
 
 @router.post("/session/{session_id}/speak", status_code=202, openapi_extra=_GROWING)
-async def speak(session_id: str, body: SpeakRequest, ctx: Ctx, request: Request) -> dict[str, int]:
+async def speak(session_id: str, body: SpeakRequest, ctx: Ctx, request: Request) -> dict[str, int | str]:
     """Speaks a text. Answers at once with the number of its segment; playback events report the rest. A body of `text/plain` is
-    spoken while it comes, and answered at its end.
+    spoken while it comes, and answered at its end. In a conversation the avatar says the text as a line of its own, and the
+    answer is `message_id`.
     """
     await ctx.voices.wait_open()
     session = await here(ctx, current(request.scope), session_id)
+    if session.order.conversation is not None:
+        session.running()
+        return {"message_id": ctx.conversations.say(session_id, _line(body))}
     live = session.speakable()
     ctx.sessions.admit()
-    if not body.text.strip():
-        raise ProblemError(ErrorCode.INVALID_REQUEST, "text: there is nothing to say in it.", field="text")
+    _check_text(body)
     chosen = ctx.sessions.speech(session, body)
     spoken = partial(ctx.voices.speak, body.text, chosen.voice, chosen.options())
     return {"segment": live.speech.say(spoken).segment}
+
+
+def _line(body: SpeakRequest) -> str:
+    """A line of a conversation. Raises ProblemError `invalid_request` where it is to have another voice than the rest."""
+    _check_text(body)
+    for name in sorted(body.model_fields_set - {"text"}):
+        raise ProblemError(
+            ErrorCode.INVALID_REQUEST,
+            f"{name}: this session's conversation speaks with one voice: leave it out, or give it at /session/start.",
+            field=name,
+        )
+    return body.text.strip()
+
+
+def _check_text(body: SpeakRequest) -> None:
+    if not body.text.strip():
+        raise ProblemError(ErrorCode.INVALID_REQUEST, "text: there is nothing to say in it.", field="text")
 
 
 @router.get("/voices")

@@ -16,6 +16,7 @@ from orchestrator.conversation.conversation_messages import (
     ChatMessage,
     CloseConversation,
     OpenConversation,
+    SayLine,
     ToolResult,
     WorkerBeat,
     commands,
@@ -52,6 +53,8 @@ class ConversationSet:
             return
         if isinstance(command, ChatMessage):
             conversation.chat(command.message_id, command.text)
+        elif isinstance(command, SayLine):
+            conversation.say(command.message_id, command.text)
         elif isinstance(command, ToolResult):
             conversation.take(command)
         elif isinstance(command, CloseConversation):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from livekit import rtc
 from livekit.agents.types import USERDATA_TIMED_TRANSCRIPT
@@ -16,11 +17,24 @@ _TICK_S = 0.02
 
 
 class HeardOutput(AvatarOutput):  # type: ignore[misc]  # livekit-agents lives in an environment of its own
-    """`AvatarOutput` for speech whose frames carry timed words."""
+    """`AvatarOutput` for speech whose frames carry timed words.
 
-    def __init__(self, room: rtc.Room, *, destination_identity: str, sample_rate: int, captions: RoomCaptions) -> None:
+    Args:
+        captions: takes the words as they are heard.
+        sent: takes the words whose sound the avatar got; must not block.
+    """
+
+    def __init__(
+        self,
+        room: rtc.Room,
+        *,
+        destination_identity: str,
+        sample_rate: int,
+        captions: RoomCaptions,
+        sent: Callable[[str], object],
+    ) -> None:
         super().__init__(room, destination_identity=destination_identity, sample_rate=sample_rate)
-        self._captions = captions
+        self._captions, self._sent = captions, sent
         self._words: list[SpokenWords] = []  # of the segments that are not over
         self._flushed = True
         self._showing: asyncio.Task[None] | None = None
@@ -30,9 +44,12 @@ class HeardOutput(AvatarOutput):  # type: ignore[misc]  # livekit-agents lives i
             self._flushed = False
             self._words.append(SpokenWords())
         words = self._words[-1]
-        for word in frame.userdata.get(USERDATA_TIMED_TRANSCRIPT, ()):
+        timed = frame.userdata.get(USERDATA_TIMED_TRANSCRIPT, ())
+        for word in timed:
             words.add(str(word), word.start_time)
         await super().capture_frame(frame)
+        if timed:
+            self._sent("".join(timed))
 
     def flush(self) -> None:
         super().flush()
@@ -50,7 +67,7 @@ class HeardOutput(AvatarOutput):  # type: ignore[misc]  # livekit-agents lives i
         if not words.texts:
             return None
         heard = words.begun(position_s) if interrupted else len(words.texts)
-        self._captions.write("".join(words.texts[words.shown : heard]))
+        self._caption(words, heard)
         self._captions.end()
         return words.heard(position_s) if interrupted else "".join(words.texts).strip()
 
@@ -64,8 +81,10 @@ class HeardOutput(AvatarOutput):  # type: ignore[misc]  # livekit-agents lives i
         """Until nothing is heard any more, or the speech is paused."""
         while (position_s := self.position_s) is not None:
             words = self._words[0]
-            begun = words.begun(position_s)
-            if begun > words.shown:
-                self._captions.write("".join(words.texts[words.shown : begun]))
-                words.shown = begun
+            self._caption(words, words.begun(position_s))
             await asyncio.sleep(_TICK_S)
+
+    def _caption(self, words: SpokenWords, begun: int) -> None:
+        if begun > words.shown:
+            self._captions.write("".join(words.texts[words.shown : begun]))
+            words.shown = begun

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from livekit import rtc
 from livekit.agents import AgentSession, inference, llm
-from livekit.agents.voice import events, room_io
+from livekit.agents.voice import SpeechHandle, events, room_io
 from livekit.agents.voice.turn import EndpointingOptions, InterruptionOptions, TurnHandlingOptions
 from pydantic import BaseModel
 
@@ -22,6 +22,7 @@ from orchestrator.conversation.conversation_messages import (
     MicrophoneState,
     OpenConversation,
     ToolResult,
+    WordsSpoken,
 )
 from orchestrator.conversation.worker import models
 from orchestrator.conversation.worker.echo import RATE
@@ -65,6 +66,8 @@ class RoomConversation:
         self._texts: asyncio.Queue[tuple[str, str]] = asyncio.Queue(TEXTS_MAX)
         self._tools = WebhookTools(opening.session_id, report)
         self._floor: Floor | None = None
+        self._lines: list[SpeechHandle] = []
+        self._early: list[str] = []  # lines that came before the conversation had begun
         self._linked = False
         self._replying = False
         self._heard: dict[str, float] = {}
@@ -98,6 +101,22 @@ class RoomConversation:
         """Hands the result of a function to the model that called it."""
         self._tools.take(result)
 
+    def say(self, message_id: str, text: str) -> None:
+        """Says a line of its own, after what is being said. What interrupts the avatar drops the lines that wait, too."""
+        self._lines = [line for line in self._lines if not line.done()]
+        if len(self._lines) + len(self._early) >= TEXTS_MAX:
+            detail = f"{TEXTS_MAX} lines wait to be said: this one is dropped"
+            self._emit("warning", {"code": "conversation_busy", "detail": detail, "message_id": message_id})
+            return
+        self._emit("reply.queued", {"text": text, "message_id": message_id})
+        self._early.append(text)
+        self._say_early()
+
+    def _say_early(self) -> None:
+        if self._linked and self._session is not None:
+            self._lines += [self._session.say(text) for text in self._early]
+            self._early = []
+
     async def _talk(self) -> str:
         opening = self._opening
         self._room.on("disconnected", self._on_disconnected)
@@ -105,7 +124,11 @@ class RoomConversation:
         await self._room.connect(opening.url, opening.token)
         captions = RoomCaptions(self._room, opening.avatar_identity)
         output = HeardOutput(
-            self._room, destination_identity=opening.avatar_identity, sample_rate=SAMPLE_RATE, captions=captions
+            self._room,
+            destination_identity=opening.avatar_identity,
+            sample_rate=SAMPLE_RATE,
+            captions=captions,
+            sent=self._on_words,
         )
         gate = SpeechGate(
             PlayedSound(output.played),
@@ -139,6 +162,7 @@ class RoomConversation:
                 self._listen_to(participant)
         if opening.greeting and not opening.history:
             session.say(opening.greeting)
+        self._say_early()
         if opening.answer_last:  # the worker that heard it was lost before it answered
             session.generate_reply()
         tasks = [
@@ -214,6 +238,9 @@ class RoomConversation:
 
     def _on_microphone(self, state: State) -> None:
         self._report(MicrophoneState(session_id=self._opening.session_id, state=state))
+
+    def _on_words(self, text: str) -> None:
+        self._report(WordsSpoken(session_id=self._opening.session_id, text=text))
 
     def _on_disconnected(self, reason: object) -> None:
         if not self._ending.done():

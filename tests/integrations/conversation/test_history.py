@@ -157,3 +157,21 @@ async def test_the_history_has_the_words_that_were_heard(livekit_server: LiveKit
             text for _, text, _ in messages[1:-1:2]
         ], "the model knows the same"
         await until(lambda: ears.room.remote_participants[speaker].attributes.get("lk.agent.state") == "listening")
+
+
+async def test_a_line_of_its_own_waits_for_its_turn(livekit_server: LiveKitAccess) -> None:
+    models = FakeModels(replies=[reply(0, 5)])
+    async with talk(livekit_server, models, speaks=CodedVoice(), greeting="w40 w41 w42.") as here:
+        address = f"/session/{here.started['session_id']}/speak"
+        answer = await here.running.stage.http.post(address, json={"text": "w50 w51."})
+        assert answer.status_code == 202, answer.text
+        await until(lambda: len(here.of("reply.finished")) == 2)
+        (queued,) = here.of("reply.queued")
+        assert (queued["text"], queued["message_id"]) == ("w50 w51.", answer.json()["message_id"])
+        assert [event["text"].strip() for event in here.of("reply.finished")] == ["w40 w41 w42.", "w50 w51."]
+        assert await here.messages() == [("assistant", "w40 w41 w42.", False), ("assistant", "w50 w51.", False)]
+        await here.chat("Hello.")
+        await until(lambda: len(here.of("reply.finished")) == 3)
+        assert [text.strip() for role, text in models.asked[0] if role == "assistant"] == ["w40 w41 w42.", "w50 w51."]
+        session = (await here.running.stage.http.get(f"/session/{here.started['session_id']}")).json()
+        assert session["conversation"]["state"] in ("listening", "speaking")

@@ -17,6 +17,7 @@ from orchestrator.conversation.conversation_messages import (
     HistoryMessage,
     MessageAdded,
     OpenConversation,
+    SayLine,
     ToolCall,
     ToolCancelled,
     ToolResult,
@@ -66,6 +67,9 @@ def carry_out(command: object) -> None:
             report(ToolCall(session_id=command.session_id, **json.loads(command.text[5:])))
         else:
             report(ToolCancelled(session_id=command.session_id, call_id=command.text[8:]))
+    elif isinstance(command, SayLine):
+        data = {"text": command.text, "message_id": command.message_id}
+        report(ConversationEvent(session_id=command.session_id, name="reply.queued", data=data))
     elif isinstance(command, ChatMessage):
         if command.text in (
             "die",

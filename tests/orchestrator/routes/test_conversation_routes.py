@@ -54,7 +54,17 @@ async def test_a_session_with_a_conversation_is_talked_to(talking: Stage) -> Non
 
     (message,) = await until(listed)
     assert (message["id"], message["role"], message["text"]) == (answer.json()["message_id"], "user", "Hello?")
-    answer = await talking.http.post(f"/session/{session_id}/speak", json={"text": "one"})
+    shown = (await talking.http.get(f"/session/{session_id}")).json()["conversation"]
+    assert shown == {**started["conversation"], "state": shown["state"]} and shown["state"]
+    answer = await talking.http.post(f"/session/{session_id}/speak", json={"text": " One line. "})
+    assert answer.status_code == 202, answer.text
+    conversation = talking.app.state.context.conversations.get(session_id)
+    await until(lambda: not conversation.waiting)  # the worker has it
+    for body, field in (({"text": "One.", "speed": 1.2}, "speed"), ({"text": "  "}, "text")):
+        answer = await talking.http.post(f"/session/{session_id}/speak", json=body)
+        assert (answer.status_code, answer.json()["code"], answer.json()["field"]) == (422, "invalid_request", field)
+    growing = {"content": "One.", "headers": {"Content-Type": "text/plain"}}
+    answer = await talking.http.post(f"/session/{session_id}/speak", **growing)
     assert (answer.status_code, answer.json()["code"]) == (409, "speech_elsewhere")
 
 
