@@ -22,7 +22,11 @@ def test_the_statuses_that_clients_rely_on() -> None:
     by_status: dict[int, set[str]] = {}
     for code in ErrorCode:
         by_status.setdefault(ProblemError(code, "x").status, set()).add(code.value)
-    assert by_status[401] == {"unauthorized"} and by_status[403] == {"forbidden"}
+    assert by_status[401] == {"unauthorized"} and by_status[403] == {
+        "forbidden",
+        "origin_forbidden",
+        "minutes_exhausted",
+    }
     assert by_status[404] == {"not_found", "session_not_found", "avatar_not_found"}
     assert by_status[405] == {"method_not_allowed"} and by_status[413] == {"message_too_large"}
     assert by_status[429] == {"rate_limited", "quota_exceeded"} and by_status[421] == {"session_elsewhere"}

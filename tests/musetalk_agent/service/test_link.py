@@ -15,7 +15,7 @@ from musetalk_agent.protocol import messages as m
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from musetalk_agent.service import link_server
 from musetalk_agent.service.link_server import LinkServer
-from musetalk_agent.session.link import ACK_BYTES, EventLog
+from musetalk_agent.session.link import ACK_BYTES, EventLog, LinkReceiver
 from tests.musetalk_agent.service.served import agent
 from tests.musetalk_agent.stand import tone
 from tests.waiting import NEVER_S
@@ -51,6 +51,18 @@ class Socket:
         self.closed = (code, reason)
 
 
+class Receiver(LinkReceiver):
+    """Reads as the real one does, and fails with `error` at the first item."""
+
+    def __init__(self, error: Exception | None) -> None:
+        super().__init__(None, 1, 25, print)  # type: ignore[arg-type]  # nothing is handed on
+        self._error = error
+
+    def take(self, item: str | bytes) -> None:
+        if self._error is not None:
+            raise self._error
+
+
 class LinkSession:
     """What a link needs of a session, without media."""
 
@@ -61,12 +73,7 @@ class LinkSession:
     def __init__(self, fails_with: Exception | None = None) -> None:
         self.events, self.ended = EventLog(), asyncio.Event()
         self.broken: ProblemError | None = None
-        self._fails_with = fails_with
-        self.receiver = SimpleNamespace(items=0, segments=0, received_samples=None, take=self._take)
-
-    def _take(self, item: str | bytes) -> None:
-        if self._fails_with is not None:
-            raise self._fails_with
+        self.receiver = Receiver(fails_with)
 
     def break_off(self, error: ProblemError) -> None:
         self.broken = error
