@@ -59,6 +59,7 @@ from orchestrator.session.standby_voice import StandbyVoices
 from orchestrator.settings import Settings
 from orchestrator.supervision import run_each
 from orchestrator.tts import lexicon
+from orchestrator.tts.voice_choice import is_auto
 from orchestrator.tts.voices import Voices, synthesizers
 from orchestrator.voice.voice_worker import VoiceWorker
 from orchestrator.webhooks import Endpoint, Webhooks, secret
@@ -82,7 +83,9 @@ def create_app(settings: Settings, *, voices: Voices | None = None) -> FastAPI:
     access = _access(settings, metrics)
     spoken = voices or Voices(
         settings.voice,
-        synthesizers=synthesizers(settings.voice_options, metrics),
+        synthesizers=synthesizers(
+            settings.voice_options, metrics, languages=settings.voice is None or is_auto(settings.voice)
+        ),
         lexicon=lexicon.load(settings.lexicon_file) if settings.lexicon_file is not None else None,
     )
 

@@ -179,6 +179,8 @@ class Conversations:
         stt = self._options.chosen("stt", request.stt)
         elsewhere = self._options.chosen("tts", request.tts)
 
+        by_language = f"auto:{request.language}" if "language" in request.model_fields_set else ""
+
         def opening() -> OpenConversation:
             tts = elsewhere or self._address()
             assert tts is not None
@@ -190,7 +192,7 @@ class Conversations:
                 instructions=request.instructions,
                 greeting=request.greeting,
                 language=request.language,
-                voice=request.voice or (self._options.tts_voice if elsewhere else ""),
+                voice=request.voice or (self._options.tts_voice if elsewhere else by_language),
                 llm=llm or self._models["llm"].provider,
                 stt=stt or self._models["stt"].provider,
                 tts=tts,

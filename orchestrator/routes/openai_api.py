@@ -8,6 +8,7 @@ import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any, Literal
+from urllib.parse import quote
 
 from fastapi import APIRouter
 from fastapi.responses import Response, StreamingResponse
@@ -55,12 +56,14 @@ async def speech(body: SpeechRequest, ctx: Ctx) -> Response:
     voice = None if body.voice in _OPENAI_VOICES else body.voice
     asked = SpeechSettings(voice=voice, speed=body.speed, lexicon=body.lexicon)
     chosen = asked.over(ctx.sessions.options.speech)
-    chunks = ctx.voices.speak(body.input, chosen.voice, chosen.options())
+    choice = await ctx.voices.choose(body.input, chosen.voice)
+    chunks = ctx.voices.speak(body.input, choice.voice, chosen.options())
     parts = encoded(chunks, body.response_format)
     first = await anext(parts, EncodedSpeech(b""))  # what fails at once is answered with its status
+    headers = {"X-Voice": quote(choice.voice or "", safe=":")} if choice.automatic else {}
     if body.stream_format == "sse":
-        return StreamingResponse(_events(first, parts), media_type="text/event-stream")
-    return StreamingResponse(_audio(first, parts), media_type=body.response_format.media_type)
+        return StreamingResponse(_events(first, parts), media_type="text/event-stream", headers=headers)
+    return StreamingResponse(_audio(first, parts), media_type=body.response_format.media_type, headers=headers)
 
 
 @router.get("/v1/models")

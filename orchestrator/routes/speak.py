@@ -23,6 +23,7 @@ from orchestrator.routes.context import Ctx, here
 from orchestrator.session.speech_queue import TextStream
 from orchestrator.tts.speech_settings import VOICE_CHARACTERS, SpeechSettings
 from orchestrator.tts.synthesizer import FASTEST_SPEED, SLOWEST_SPEED
+from orchestrator.tts.voice_choice import VoiceChoice
 from orchestrator.tts.voices import nothing_to_say
 
 MAX_TEXT = 5000
@@ -73,7 +74,7 @@ async def dictate(
     request: Request,
     voice: Annotated[str | None, Query(min_length=1, max_length=VOICE_CHARACTERS)] = None,
     speed: Annotated[float | None, Query(ge=SLOWEST_SPEED, le=FASTEST_SPEED)] = None,
-) -> dict[str, int]:
+) -> dict[str, int | str | None]:
     """Speaks the body while it comes. Answers at its end, or when the segment is over."""
     await ctx.voices.wait_open()
     session = await here(ctx, current(request.scope), session_id)
@@ -83,7 +84,10 @@ async def dictate(
     chosen = ctx.sessions.speech(session, SpeechSettings(voice=voice, speed=speed))
     ctx.voices.check(chosen.voice)
     live.speech.check()
-    dictation = TextStream(live.speech, lambda text: ctx.voices.stream(text, chosen.voice, chosen.options()))
+    choices: list[VoiceChoice] = []
+    dictation = TextStream(
+        live.speech, lambda text: ctx.voices.stream(text, chosen.voice, chosen.options(), choices.append)
+    )
     reading = asyncio.create_task(_read(request, dictation), name=f"dictation-{session_id}")
     over = asyncio.create_task(dictation.over.wait())
     try:
@@ -99,7 +103,7 @@ async def dictate(
         raise nothing_to_say()
     if dictation.utterance.failure is not None:
         raise dictation.utterance.failure
-    return {"segment": dictation.utterance.segment}
+    return _answer(dictation.utterance.segment, choices[0] if choices else None)
 
 
 async def _read(request: Request, dictation: TextStream) -> None:
@@ -145,7 +149,7 @@ def _no_utf8(at: int) -> ProblemError:
 
 
 @router.post("/session/{session_id}/speak", status_code=202, openapi_extra=_GROWING)
-async def speak(session_id: str, body: SpeakRequest, ctx: Ctx, request: Request) -> dict[str, int | str]:
+async def speak(session_id: str, body: SpeakRequest, ctx: Ctx, request: Request) -> dict[str, int | str | None]:
     """Speaks a text. Answers at once with the number of its segment; playback events report the rest. A body of `text/plain` is
     spoken while it comes, and answered at its end. In a conversation the avatar says the text as a line of its own, and the
     answer is `message_id`.
@@ -159,8 +163,17 @@ async def speak(session_id: str, body: SpeakRequest, ctx: Ctx, request: Request)
     ctx.sessions.admit()
     _check_text(body)
     chosen = ctx.sessions.speech(session, body)
-    spoken = partial(ctx.voices.speak, body.text, chosen.voice, chosen.options())
-    return {"segment": live.speech.say(spoken).segment}
+    choice = await ctx.voices.choose(body.text, chosen.voice)
+    live = session.speakable()  # it may have ended meanwhile
+    spoken = partial(ctx.voices.speak, body.text, choice.voice, chosen.options())
+    return _answer(live.speech.say(spoken).segment, choice)
+
+
+def _answer(segment: int, choice: VoiceChoice | None) -> dict[str, int | str | None]:
+    """The segment, and the voice where it was chosen by the text's language."""
+    if choice is None or not choice.automatic:
+        return {"segment": segment}
+    return {"segment": segment, "voice": choice.voice, "language": choice.language}
 
 
 def _line(body: SpeakRequest) -> str:

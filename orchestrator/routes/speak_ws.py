@@ -27,6 +27,7 @@ from orchestrator.session.speech_queue import PAUSE_S, TextStream
 from orchestrator.tts.segmentation import GrowingText
 from orchestrator.tts.speech_settings import SpeechSettings
 from orchestrator.tts.synthesizer import SpeechChunk
+from orchestrator.tts.voice_choice import VoiceChoice
 
 router = APIRouter()
 MESSAGE_BYTES = 16 << 10
@@ -193,15 +194,20 @@ class _Line:
         if self._dictation is None:
             self._session.speakable()
             self._ctx.sessions.admit()
-            self._dictation = TextStream(self._live.speech, self._spoken)
+            self._dictation = dictation = TextStream(self._live.speech, lambda text: self._spoken(text, dictation))
         dictation, new = self._dictation, self._dictation.utterance is None
         dictation.write(piece)
         if new and dictation.utterance is not None:
             self._speaking.append(dictation)
             self._reply("segment", segment=dictation.utterance.segment)
 
-    def _spoken(self, text: GrowingText) -> AsyncGenerator[SpeechChunk, None]:
-        return self._ctx.voices.stream(text, self._speech.voice, self._speech.options())
+    def _spoken(self, text: GrowingText, dictation: TextStream) -> AsyncGenerator[SpeechChunk, None]:
+        def report(choice: VoiceChoice) -> None:
+            if dictation.utterance is not None:
+                segment = dictation.utterance.segment
+                self._reply("voice", segment=segment, voice=choice.voice, language=choice.language)
+
+        return self._ctx.voices.stream(text, self._speech.voice, self._speech.options(), report)
 
     def _end(self) -> None:
         dictation, self._dictation = self._dictation, None

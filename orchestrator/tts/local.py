@@ -38,6 +38,7 @@ class LocalSynthesizer:
     """`Synthesizer` of the embedded voices `piper:joe` and `espeak:LANGUAGE`, and of the piper voices in `folder`.
 
     The folder is looked at again every `SCAN_S`. The worker keeps up to `loaded` of the voices in memory.
+    `languages`: texts will be asked for their language, so that the worker loads what it takes when it starts.
     """
 
     def __init__(
@@ -47,12 +48,15 @@ class LocalSynthesizer:
         folder: Path | None = None,
         loaded: int = LOADED,
         metrics: Metrics | None = None,
+        languages: bool = False,
     ) -> None:
         self._folder = VoiceFolder(folder) if folder is not None else None
         self._watching: asyncio.Task[None] | None = None
         self._metrics = metrics
         if folder is not None:
             command = (*command, "--voices-dir", str(folder.absolute()), "--loaded", str(loaded))
+        if languages:
+            command = (*command, "--languages")
         self._worker = SpeechWorker(command)
         self._worker.on_broken = self._on_broken
         if metrics is not None:
@@ -83,6 +87,10 @@ class LocalSynthesizer:
         if self._folder is not None and "piper" in self._worker.providers:
             found[1:1] = self._folder.voices  # behind piper:joe, before the many of espeak
         return found
+
+    async def ranking(self, text: str, languages: list[str]) -> list[tuple[str, float]]:
+        """See `SpeechWorker.ranking`."""
+        return await self._worker.ranking(text, languages)
 
     def warnings(self) -> dict[str, str]:
         """Files of the folder that are no voice that can be used, and why."""

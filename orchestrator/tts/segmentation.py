@@ -327,6 +327,10 @@ class GrowingText:
             await self._less.wait()
         return not self.abandoned
 
+    def put_back(self, sentence: str) -> None:
+        """The sentence that `next` gave is the next one again."""
+        self._ready.appendleft(sentence)
+
     def end(self) -> None:
         """No more text. Safe to call twice."""
         if not self._ended:

@@ -54,7 +54,9 @@ class _Job:
     text: str
     speed: float
     said: tuple[Said, ...]
-    result: asyncio.Future[SpokenPart]
+    result: asyncio.Future[Any]
+    """A `SpokenPart`, or the ranking of `languages` where they are given."""
+    languages: list[str] | None = None
 
 
 @dataclass(slots=True)
@@ -194,7 +196,7 @@ class SpeechWorker:
                     _, _, job = heapq.heappop(self._queue)
                     self.statistics.waiting = len(self._queue)
                     if not job.result.done():
-                        await self._synthesise(link, job)
+                        await (self._synthesise if job.languages is None else self._rank)(link, job)
                 self._wake.clear()
                 wake = asyncio.create_task(self._wake.wait())
                 try:
@@ -206,6 +208,37 @@ class SpeechWorker:
         finally:
             gone.cancel()
             await asyncio.wait([gone])
+
+    async def ranking(self, text: str, languages: list[str]) -> list[tuple[str, float]]:
+        """The likeliest of the languages (ISO 639-1) of a text first, with their shares of 1; before any part that waits.
+
+        Empty where it cannot be known: there is no worker, it has no model for it, or too much waits. Cancelling takes it out of
+        the queue.
+        """
+        if not self._process.running or len(self._queue) >= PARTS_MAX:
+            return []
+        loop = asyncio.get_running_loop()
+        job = _Job("", text, 1.0, (), loop.create_future(), languages)
+        heapq.heappush(self._queue, (loop.time(), next(self._order), job))
+        self._wake.set()
+        try:
+            return list(await job.result)
+        except ProblemError:
+            return []
+
+    async def _rank(self, link: WorkerLink, job: _Job) -> None:
+        ranking: list[tuple[str, float]] = []
+        try:
+            async with asyncio.timeout(LOADS * self.part_timeout_s):
+                header, _ = await link.exchange({"text": job.text, "languages": job.languages})
+            ranking = [(str(language), float(share)) for language, share in header["ranking"]]
+        except TimeoutError as error:
+            raise WorkerLost("it did not find the language of a text in time") from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise WorkerLost("its ranking of languages was malformed") from error
+        finally:
+            if not job.result.done():
+                job.result.set_result(ranking)
 
     async def _synthesise(self, link: WorkerLink, job: _Job) -> None:
         patience_s = self._patience_s(job.voice)

@@ -133,6 +133,15 @@ class RemoteSynthesizer(Synthesizer, Protocol):
         ...
 
 
+@runtime_checkable
+class LanguageRanker(Protocol):
+    """A provider that finds the language of texts."""
+
+    async def ranking(self, text: str, languages: list[str]) -> list[tuple[str, float]]:
+        """The likeliest of the languages (ISO 639-1) first, with their shares of 1; empty where that cannot be known."""
+        ...
+
+
 def pieces(pcm: bytes, sample_rate: int, words: tuple[CaptionWord, ...] = ()) -> Iterator[SpeechChunk]:
     """Sound of any length as chunks; the words go with the first, which may be without sound."""
     step = 2 * (sample_rate * CHUNK_MS // 1000)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.metrics import Metrics
 from orchestrator.supervision import run_each
+from orchestrator.tts import pauses
 from orchestrator.tts import segmentation as texts
 from orchestrator.tts.elevenlabs import ElevenLabs, ElevenLabsOptions
 from orchestrator.tts.lexicon import Lexicon
@@ -18,12 +20,24 @@ from orchestrator.tts.openai_speech import OpenAIOptions, OpenAISpeech
 from orchestrator.tts.segmentation import GrowingText
 from orchestrator.tts.synthesizer import (
     PLAIN,
+    LanguageRanker,
     RemoteSynthesizer,
     SpeechChunk,
     SpeechOptions,
     Synthesizer,
     VoiceInfo,
     speak_sentences,
+)
+from orchestrator.tts.voice_choice import (
+    ANY_LANGUAGE,
+    TEXT_CHARACTERS,
+    VoiceChoice,
+    base,
+    best_language,
+    best_voice,
+    candidates,
+    is_auto,
+    says_nothing,
 )
 
 DEFAULT_VOICE = "piper:joe"
@@ -106,6 +120,31 @@ class Voices:
         """
         self._find(voice)
 
+    async def choose(self, text: str, voice: str | None) -> VoiceChoice:
+        """The voice for a text: the one that is named, or one of the text's language where the name is `auto`, `auto:LANGUAGE`, or
+        there is none and the deployment has no default. Where the language is in doubt it is that of the default voice.
+
+        Raises ProblemError as `check` does. Cancelling is harmless.
+        """
+        named = voice or self._default
+        if named is not None and not is_auto(named):
+            self._find(named)
+            return VoiceChoice(named)
+        hint = (named or "").partition(":")[2]
+        voices = self.names()
+        _, name = self._find(voice)
+        default = next((each for each in voices if each.name == name), None)
+        default = (best_voice(voices, hint, default) if hint else None) or default
+        if default is None or default.language == ANY_LANGUAGE:
+            return VoiceChoice(name if default is None else default.name, automatic=True)
+        language, languages = base(default.language), candidates(voices)
+        spoken = " ".join(pauses.without(text).split())[:TEXT_CHARACTERS]
+        local = next((each for each in self.synthesizers if isinstance(each, LanguageRanker)), None)
+        if local is not None and len(languages) > 1 and not hint and not says_nothing(spoken):
+            language = best_language(await local.ranking(spoken, languages), language)
+        chosen = default if language == base(default.language) else best_voice(voices, language, default) or default
+        return VoiceChoice(chosen.name, chosen.language, automatic=True)
+
     def speak(self, text: str, voice: str | None, options: SpeechOptions = PLAIN) -> AsyncGenerator[SpeechChunk, None]:
         """Speaks `text`; the first chunk comes before the last sentence is made, and little is made ahead of the consumer.
 
@@ -123,16 +162,38 @@ class Voices:
         return synthesizer.speak(text, name, self._with_lexicon(options))
 
     def stream(
-        self, text: GrowingText, voice: str | None, options: SpeechOptions = PLAIN
+        self,
+        text: GrowingText,
+        voice: str | None,
+        options: SpeechOptions = PLAIN,
+        on_choice: Callable[[VoiceChoice], None] = lambda choice: None,
     ) -> AsyncGenerator[SpeechChunk, None]:
         """Speaks a text while it is being written, sentence by sentence; raises as `speak` does. However it ends, `text` is
-        abandoned.
+        abandoned. `on_choice` is called when the voice was chosen by the language of the first sentence.
         """
         synthesizer, name = self._find(voice)
+        if not (voice or self._default) or is_auto(voice or self._default):
+            return self._chosen_stream(text, voice, options, on_choice)
         options = self._with_lexicon(options)
         if isinstance(synthesizer, RemoteSynthesizer):
             return synthesizer.stream(text, name, options)
         return speak_sentences(text, lambda sentence: synthesizer.speak(sentence, name, options), options)
+
+    async def _chosen_stream(
+        self, text: GrowingText, voice: str | None, options: SpeechOptions, on_choice: Callable[[VoiceChoice], None]
+    ) -> AsyncGenerator[SpeechChunk, None]:
+        try:
+            first = await text.next()
+            if first is None:
+                return
+            text.put_back(first)
+            choice = await self.choose(first, voice)
+            on_choice(choice)
+            async with aclosing(self.stream(text, choice.voice, options)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+        finally:
+            text.abandon()
 
     def _with_lexicon(self, options: SpeechOptions) -> SpeechOptions:
         return replace(options, lexicons=(*options.lexicons, *self._lexicons)) if self._lexicons else options
@@ -145,6 +206,8 @@ class Voices:
             for name in info.names
         }
         name = voice or self._default
+        if not name or is_auto(name):
+            name = self._default if self._default and not is_auto(self._default) else ""
         if not name:
             name = next((each for each in (DEFAULT_VOICE, FALLBACK_VOICE, *known) if each in known), FALLBACK_VOICE)
         if name in known:
@@ -194,9 +257,13 @@ class VoiceOptions:
     openai: OpenAIOptions | None = None
 
 
-def synthesizers(options: VoiceOptions, metrics: Metrics | None = None) -> list[Synthesizer]:
+def synthesizers(
+    options: VoiceOptions, metrics: Metrics | None = None, *, languages: bool = False
+) -> list[Synthesizer]:
     """The embedded voices, and those elsewhere."""
-    made: list[Synthesizer] = [LocalSynthesizer(folder=options.folder, loaded=options.loaded, metrics=metrics)]
+    made: list[Synthesizer] = [
+        LocalSynthesizer(folder=options.folder, loaded=options.loaded, metrics=metrics, languages=languages)
+    ]
     if options.elevenlabs is not None:
         made.append(ElevenLabs(options.elevenlabs))
     if options.openai is not None:

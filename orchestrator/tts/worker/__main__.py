@@ -1,5 +1,6 @@
 """Reads requests `{"id", "voice", "text", "speed", "said"}` on standard input, answers each with its PCM on standard output, in
-order. `said` are words that are said otherwise than they are written: `[[start, end, respelling, IPA], …]`.
+order; and requests `{"id", "text", "languages"}`, answered by `{"id", "ranking": [[language, share], …]}`. `said` are words that
+are said otherwise than they are written: `[[start, end, respelling, IPA], …]`.
 
 The first message is a hello: `{"voices": [...], "missing": [...], "providers": [...]}`. An answer is `{"id", "sample_rate", "cues",
 "words", "loaded", "loads"}` and int16 mono PCM, or `{"id", "error"}`; the error of files that cannot be loaded begins with
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from orchestrator import worker_pipe
+from orchestrator.tts.worker.languages import LanguageRanking
 from orchestrator.tts.worker.synthesis import BrokenVoiceError, Manner, Replacement, VoiceEngine, load_engines
 
 REQUESTS_MAX = 4
@@ -31,17 +33,24 @@ def main() -> int:
     replies = _private_stdout()
     parser = argparse.ArgumentParser()
     parser.add_argument("--voices-dir", type=Path)
+    parser.add_argument("--languages", action="store_true")
     parser.add_argument("--loaded", type=int, default=3)
     arguments = parser.parse_args()
+    languages = LanguageRanking()
+    if arguments.languages:
+        languages.start()
     engines, missing = load_engines(arguments.voices_dir, arguments.loaded)
     by_provider = {engine.provider: engine for engine in engines}
     voices = [voice for engine in engines for voice in engine.voices()]
     _send(replies, worker_pipe.encode({"voices": voices, "missing": missing, "providers": list(by_provider)}))
-    requests: queue.Queue[tuple[int, str, str, Manner]] = queue.Queue(REQUESTS_MAX)
+    requests: queue.Queue[tuple[int, str, str, Manner | list[str]]] = queue.Queue(REQUESTS_MAX)
     threading.Thread(target=_read, args=(sys.stdin.buffer, requests), daemon=True).start()
     while True:
         number, voice, text, manner = requests.get()
-        _send(replies, _answer(by_provider, number, voice, text, manner))
+        if isinstance(manner, Manner):
+            _send(replies, _answer(by_provider, number, voice, text, manner))
+        else:
+            _send(replies, worker_pipe.encode({"id": number, "ranking": languages.rank(text, manner)}))
 
 
 def _private_stdout() -> BinaryIO:
@@ -51,12 +60,16 @@ def _private_stdout() -> BinaryIO:
     return replies
 
 
-def _read(source: BinaryIO, requests: queue.Queue[tuple[int, str, str, Manner]]) -> None:
+def _read(source: BinaryIO, requests: queue.Queue[tuple[int, str, str, Manner | list[str]]]) -> None:
     try:
         while prefix := source.read(worker_pipe.LENGTHS.size):
             head, payload = worker_pipe.lengths(prefix)
             header = worker_pipe.decode_header(source.read(head))
             source.read(payload)
+            if "languages" in header:
+                candidates = [str(each) for each in header["languages"]]
+                requests.put((int(header["id"]), "", str(header["text"]), candidates))
+                continue
             said = tuple(Replacement(int(a), int(b), str(say), str(ipa)) for a, b, say, ipa in header.get("said", ()))
             manner = Manner(float(header.get("speed", 1.0)), said)
             requests.put((int(header["id"]), str(header["voice"]), str(header["text"]), manner))
