@@ -214,6 +214,8 @@ class AgentLink:
         self._core = LinkCore()
         self._core.events_seen = adopt_after or 0
         self._wake = asyncio.Event()
+        self.wake: Callable[[], None] = self._wake.set
+        """To be called when there may be something to send."""
         self.up = asyncio.Event()
         self._up_at = 0.0
         self._was_up = False
@@ -225,10 +227,6 @@ class AgentLink:
     def connected(self) -> bool:
         """Whether the agent is there now."""
         return self.up.is_set()
-
-    def wake(self) -> None:
-        """There may be something to send."""
-        self._wake.set()
 
     @property
     def unacked(self) -> bool:

@@ -170,7 +170,7 @@ class SpeechQueue:
         chunks: AsyncGenerator[SpeechChunk, None],
         turn: asyncio.Lock,
     ) -> None:
-        outcome, number = "ok", segment.number
+        outcome, number, speech = "ok", segment.number, self._tracker.totals.speech
         span = self._spans.child(number, "synthesis")
         try:
             async with aclosing(chunks), turn:
@@ -180,9 +180,19 @@ class SpeechQueue:
                         self._metrics.speech_first_seconds.observe(time.monotonic() - begun)
                         begun = None
                         span.event("first.sound")
-                    if not await self._push(segment, chunk):
+                    more_s = len(chunk.pcm) / (BYTES_PER_SAMPLE * chunk.sample_rate)
+                    # Texts are made one after the other, so only what is heard earlier can hold one up.
+                    while not segment.over and (ahead_s := seconds(speech)) and ahead_s + more_s > self._backlog_s:
+                        self.room.clear()
+                        await self.room.wait()
+                    if segment.over:
                         outcome = "interrupted"
                         break
+                    self._metrics.speech_notes_dropped.inc(segment.add_notes(chunk.cues, chunk.words))
+                    if chunk.pcm:
+                        segment.append(chunk.pcm, chunk.sample_rate, time.monotonic())
+                    self.last_audio_at = time.time()
+                    self._tracker.wake()
         except asyncio.CancelledError:
             outcome = "interrupted"
             raise
@@ -200,26 +210,6 @@ class SpeechQueue:
             span.end()
             segment.end()
             self._tracker.wake()
-
-    async def _push(self, segment: OutgoingSegment, chunk: SpeechChunk) -> bool:
-        """Appends speech, after waiting until the texts before it have left room for it. False when the segment is over.
-
-        Texts are pushed one after the other, so only what is heard earlier can hold one up.
-        """
-        speech = self._tracker.totals.speech
-        more_s = len(chunk.pcm) / (BYTES_PER_SAMPLE * chunk.sample_rate)
-        while not segment.over and (waiting_s := seconds(speech)) and waiting_s + more_s > self._backlog_s:
-            self.room.clear()
-            await self.room.wait()
-        self.last_audio_at = time.time()
-        if segment.over:
-            return False
-        if chunk.cues or chunk.words:
-            self._metrics.speech_notes_dropped.inc(segment.add_notes(chunk.cues, chunk.words))
-        if chunk.pcm:
-            segment.append(chunk.pcm, chunk.sample_rate, time.monotonic())
-        self._tracker.wake()
-        return True
 
     def _warn(self, code: ErrorCode, message: str) -> None:
         self._outbox.publish(WarningEvent(code=code.value, message=message))

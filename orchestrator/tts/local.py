@@ -115,7 +115,8 @@ class LocalSynthesizer:
                 value=length,
             )
         parts = deque(_parts(pieces, options))
-        first = self._submit(voice, parts[0].text, options)
+        said = self._said(voice, parts[0].text, options)
+        first = self._worker.submit(voice, parts[0].text, speed=options.speed, said=said)
         return self._speak(parts, first, voice, options)
 
     async def aclose(self) -> None:
@@ -135,11 +136,9 @@ class LocalSynthesizer:
         if self._folder is not None:
             self._folder.mark_broken(voice)
 
-    def _submit(
-        self, voice: str, text: str, options: SpeechOptions, due: float | None = None
-    ) -> asyncio.Future[SpokenPart]:
-        replaced = lexicon.said(text, self._language(voice), options.lexicons) if options.lexicons else ()
-        return self._worker.submit(voice, text, speed=options.speed, said=replaced, due=due)
+    def _said(self, voice: str, text: str, options: SpeechOptions) -> tuple[lexicon.Said, ...]:
+        """Words of a part that the lexicons say otherwise."""
+        return lexicon.said(text, self._language(voice), options.lexicons) if options.lexicons else ()
 
     def _language(self, voice: str) -> str:
         return next((info.language for info in self.names() if voice in info.names), "")
@@ -160,7 +159,9 @@ class LocalSynthesizer:
                 due += sum(character_s * len(ahead.text) for ahead, _ in making)
                 while parts and len(making) < PARTS_AHEAD:
                     following = parts.popleft()
-                    making.append((following, self._submit(voice, following.text, options, due)))
+                    said = self._said(voice, following.text, options)
+                    made = self._worker.submit(voice, following.text, speed=options.speed, said=said, due=due)
+                    making.append((following, made))
                     due += character_s * len(following.text)
                 for chunk in _chunks(spoken, part, position, options.speed):
                     yield chunk

@@ -234,7 +234,7 @@ async def test_unknown_voices_are_told_the_known_ones(voices: Voices, voice: str
 
 async def test_nothing_installed_is_told_with_the_remedy() -> None:
     # A worker that finds no voice: what happens without the extra and without Debian's library.
-    program = "import sys; from orchestrator.tts import framing as f; o = sys.stdout.buffer; "
+    program = "import sys; from orchestrator import worker_pipe as f; o = sys.stdout.buffer; "
     program += "o.write(f.encode({'voices': [], 'missing': ['piper']})); o.flush(); sys.stdin.read()"
     voices = Voices(synthesizers=[LocalSynthesizer((sys.executable, "-c", program))])
     await voices.open()
