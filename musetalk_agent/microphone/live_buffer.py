@@ -23,6 +23,8 @@ _QUIET_FOR_S = 0.05
 """The end of a word and its echo are kept."""
 SLACK_S = 0.015
 """Later than the target by less than this is the grain of blocks."""
+ASLEEP_S = 3.0
+"""After so much silence nothing goes on until there is a sound: an open microphone in a silent room then costs little."""
 LATE_S = 0.2
 """Speech that comes with more than this in hand above the target is not said: it would make the rest late until the next pause."""
 OVERDUE_S = 1.0
@@ -43,6 +45,7 @@ class LiveBuffer:
         self.left_out = self.stretched = self.late = 0
         self._levels: deque[float] = deque(maxlen=_LOUDEST_OF)
         self._quiet_s = 0.0
+        self._silent_s = ASLEEP_S
         self._last: int | None = None  # the last sample that went on
         self._cut = False
 
@@ -50,6 +53,11 @@ class LiveBuffer:
     def quiet(self) -> bool:
         """Nothing has been said for a moment."""
         return self._quiet_s >= _QUIET_FOR_S
+
+    @property
+    def asleep(self) -> bool:
+        """There has been nothing but silence for so long that nothing need go on."""
+        return self._silent_s >= ASLEEP_S
 
     def begin(self) -> None:
         """A new track, or speech after a clear: nothing is joined to what came before."""
@@ -64,12 +72,11 @@ class LiveBuffer:
         """What of 10 ms that came now is to be said: the block, nothing, or in silence the block twice.
 
         Args:
-            block: int16 `[n]` at 48 kHz.
+            block: int16 `[n]` at 48 kHz, which `listen` has heard.
             waiting_s: seconds that came and were not heard yet.
             target_s: what they are when nothing is late.
             flows: the voice is being heard. Before it begins, what waits says nothing of how late it will be.
         """
-        self._listen(block)
         excess_s = waiting_s - target_s
         if flows and excess_s > SLACK_S and self.quiet:
             self.left_out += len(block)
@@ -83,11 +90,13 @@ class LiveBuffer:
         self._cut = True
         return block[:0]
 
-    def _listen(self, block: Pcm) -> None:
+    def listen(self, block: Pcm) -> None:
+        """Judges 10 ms that came now."""
         level = float(np.sqrt(np.mean(np.square(block, dtype=np.float32)))) if len(block) else 0.0
         self._levels.append(level)
         quiet = level < max(QUIET_RMS, _QUIET_BELOW * max(self._levels))
         self._quiet_s = self._quiet_s + BLOCK_S if quiet else 0.0
+        self._silent_s = self._silent_s + BLOCK_S if level < QUIET_RMS else 0.0
 
     def _joined(self, block: Pcm) -> Pcm:
         if self._cut and self._last is not None and len(block):

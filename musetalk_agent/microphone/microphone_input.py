@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from typing import Literal, get_args
 
 import numpy as np
@@ -34,6 +35,8 @@ _LOOK_S = 0.5
 MISSED_S = 10.0
 """A microphone that has been missing for so long is reported by a warning, once for each absence."""
 _CLOSE_S = 2.0
+_BEFORE = 2
+"""Blocks before the one in which sound returns that are said with it: how a word begins may be as quiet as silence."""
 _LEAD: Pcm = np.zeros(HALF_WIDTH * ROOM_RATE // FEATURE_RATE, np.int16)
 """A millisecond of silence before the first block, as the resampler withholds as much from the features: so a frame is made after
 the block with which its audio is complete, and not after the next one.
@@ -75,6 +78,7 @@ class MicrophoneInput:
         self._track: rtc.Track | None = None
         self._reading: asyncio.Task[None] | None = None
         self._open = False  # a segment takes what comes
+        self._before: deque[Pcm] = deque(maxlen=_BEFORE)  # the silence before a sound
         self._came = False  # something came of this track
         self._missed_since: float | None = None
         self._warned = False
@@ -198,6 +202,11 @@ class MicrophoneInput:
         """Ten milliseconds of the microphone, int16 `[n]` at 48 kHz."""
         pipeline = self._pipeline
         self._came = True
+        self._buffer.listen(block)
+        if self._buffer.asleep:
+            self._end()
+            self._before.append(block)
+            return
         player = pipeline.player
         waiting_s, target_s = player.buffered_s, player.live_delay_s
         if self._buffer.overdue(waiting_s, target_s):
@@ -209,7 +218,8 @@ class MicrophoneInput:
             self.segments += 1
             self._open = True
             pipeline.begin(self.segments, ROOM_RATE, microphone=True)
-            pipeline.push(_LEAD)
+            pipeline.push(np.concatenate([_LEAD, *self._before]))
+            self._before.clear()
             self._buffer.begin()
         said = self._buffer.pass_on(block, waiting_s, target_s, flows=player.flows)
         if float(np.abs(block.astype(np.int32)).max(initial=0)) > QUIET_RMS:

@@ -150,7 +150,7 @@ async def _measured(stack: Demo, engine: str, seconds: int) -> list[Figure]:
         view = (await stack.http.get(f"/session/{started['session_id']}")).json()
         microphone = view["microphone"]
     median, to_room, waited = float(np.median(whole)), float(np.median(hop)), float(np.median(waits))
-    told = (
+    note = (
         f"median {median:.0f}, of {len(whole)}; to another participant {to_room:.0f}, waits at the agent {waited:.0f} "
         f"(35 of them on the way out), rest of the way out {median - to_room - waited:.0f}; "
         f"left out {microphone['left_out_ms']}, stretched {microphone['stretched_ms']}, late {microphone['late_ms']} ms"
@@ -161,7 +161,7 @@ async def _measured(stack: Demo, engine: str, seconds: int) -> list[Figure]:
             percentile(whole, 95),
             "ms",
             BAR_MS,
-            note=told,
+            note=note,
         )
     ]
 
