@@ -38,7 +38,11 @@ class EmbeddedModel:
         self._settled = asyncio.Event()
         self._port = 0
         self._failure: str | None = None
-        environment = bare_environment(threads, (str(ROOT),)) | {"MODEL_API_KEY": self._key, "PATH": os.defpath}
+        environment = bare_environment(threads, (str(ROOT),)) | {
+            "MODEL_API_KEY": self._key,
+            "PATH": os.defpath,
+            "OMP_WAIT_POLICY": "PASSIVE",  # threads that wait leave the cores to the others
+        }
         self._arguments = (python, "-m", "orchestrator.conversation.embedded", kind, "--threads", str(threads))
         self._process = WorkerProcess(
             f"embedded {kind}",

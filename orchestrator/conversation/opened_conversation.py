@@ -88,6 +88,8 @@ class OpenedConversation:
         self.waiting.pop(str(data.get("message_id")), None)
         if event == "conversation.state":
             self.state = str(data.get("state"))
+            if self.state == "listening":  # a reply of which nothing was heard is in no history
+                self._half = None
         elif event == "turn" or event == "reply.started":
             self.failures.clear()
         elif event == "user.transcript":
@@ -129,8 +131,7 @@ class OpenedConversation:
 
     def add(self, message: HistoryMessage) -> None:
         """The history has one message more. A reply takes the place of what was known of it while it was said."""
-        if message.role == "assistant":
-            self._half = None
+        self._half = None
         self.messages.append(message)
         del self.messages[:-HISTORY_MAX]
 

@@ -27,7 +27,8 @@ Calls = list[tuple[str, dict[str, object]]]
 class FakeModels:
     """`replies` are given in turn, the last one again and again; `transcripts` likewise. A reply may be calls of functions, and
     `offered` are the functions of the last request. `asked` are the messages of each request
-    to the language model, `heard_s` the seconds of each recording.
+    to the language model, `heard_s` the seconds of each recording. A transcript comes after `transcript_s`, the first word of a
+    reply after `first_word_s`, and the others `word_s` apart.
     """
 
     replies: list[str | Calls] = field(default_factory=lambda: ["I have heard you."])
@@ -39,6 +40,9 @@ class FakeModels:
     """Text, voice, model and format of each request for speech."""
     key: str | None = KEY
     """What the language model wants; None: anything."""
+    transcript_s: float = 0.0
+    first_word_s: float = 0.0
+    word_s: float = 0.0
 
     @property
     def app(self) -> Starlette:
@@ -58,13 +62,15 @@ class FakeModels:
         self.asked.append([(message["role"], _text(message.get("content"))) for message in body["messages"]])
         self.offered = body.get("tools") or []
         reply = self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]
-        made = _chunks(reply, body["model"]) if isinstance(reply, str) else _called(reply, body["model"])
+        await asyncio.sleep(self.first_word_s)
+        made = _chunks(reply, body["model"], self.word_s) if isinstance(reply, str) else _called(reply, body["model"])
         return StreamingResponse(made, media_type="text/event-stream")
 
     async def _transcribe(self, request: Request) -> Response:
         body = await request.body()
         with wave.open(io.BytesIO(body[body.index(b"RIFF") :])) as file:  # the only part of the form that is a file
             self.heard_s.append(file.getnframes() / file.getframerate())
+        await asyncio.sleep(self.transcript_s)
         return JSONResponse({"text": self.transcripts.pop(0) if len(self.transcripts) > 1 else self.transcripts[0]})
 
     async def _speak(self, request: Request) -> Response:
@@ -81,13 +87,13 @@ def _text(content: str | list[dict[str, str]] | None) -> str:
     return content if isinstance(content, str) else "".join(part["text"] for part in content)
 
 
-async def _chunks(reply: str, model: str) -> AsyncIterator[bytes]:
+async def _chunks(reply: str, model: str, word_s: float) -> AsyncIterator[bytes]:
     common = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 0, "model": model}
     for word in [*reply.split(" "), None]:
         delta = {} if word is None else {"role": "assistant", "content": word + " "}
         choice = {"index": 0, "delta": delta, "finish_reason": "stop" if word is None else None}
         yield b"data: " + json.dumps({**common, "choices": [choice]}).encode() + b"\n\n"
-        await asyncio.sleep(0)
+        await asyncio.sleep(word_s)
     yield b"data: [DONE]\n\n"
 
 

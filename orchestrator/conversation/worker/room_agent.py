@@ -7,11 +7,12 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterable
 
 from livekit import rtc
-from livekit.agents import Agent, APIError, ModelSettings, stt, tokenize
+from livekit.agents import Agent, APIError, ModelSettings, stt
 from livekit.agents.stt import SpeechEventType
 from livekit.agents.types import USERDATA_TIMED_TRANSCRIPT, TimedString
 from livekit.agents.vad import VADEvent, VADEventType
 
+from orchestrator.conversation.worker.early_sentences import EarlySentences
 from orchestrator.conversation.worker.floor import Floor
 from orchestrator.conversation.worker.timed_voice import TimedVoice
 
@@ -75,7 +76,7 @@ class RoomAgent(Agent):  # type: ignore[misc]  # livekit-agents lives in an envi
             async for frame in Agent.default.tts_node(self, text, model_settings):
                 yield frame
             return
-        sentences = tokenize.blingfire.SentenceTokenizer(retain_format=True).stream()
+        sentences = EarlySentences().stream()
 
         async def write() -> None:
             async for part in text:

@@ -10,7 +10,12 @@ from collections.abc import Callable
 from livekit import rtc
 from livekit.agents import AgentSession, inference, llm
 from livekit.agents.voice import SpeechHandle, events, room_io
-from livekit.agents.voice.turn import EndpointingOptions, InterruptionOptions, TurnHandlingOptions
+from livekit.agents.voice.turn import (
+    EndpointingOptions,
+    InterruptionOptions,
+    PreemptiveGenerationOptions,
+    TurnHandlingOptions,
+)
 from pydantic import BaseModel
 
 from musetalk_agent.protocol.sdk_errors import clean_up
@@ -201,6 +206,7 @@ class RoomConversation:
             turn_handling=TurnHandlingOptions(
                 turn_detection=inference.TurnDetector(version="v1-mini"),
                 endpointing=EndpointingOptions(mode="fixed", min_delay=END_OF_TURN_S, max_delay=1.0),
+                preemptive_generation=PreemptiveGenerationOptions(preemptive_tts=True),
                 interruption=InterruptionOptions(
                     mode="vad", min_duration=_NEVER_S, resume_false_interruption=False, false_interruption_timeout=None
                 ),
@@ -282,7 +288,7 @@ class RoomConversation:
             return
         text, metrics = item.text_content or "", item.metrics
         if item.role == "user":
-            self._heard = {"heard_ms": metrics.get("transcription_delay", 0.0) + metrics.get("end_of_turn_delay", 0.0)}
+            self._heard = {"heard_ms": metrics.get("end_of_turn_delay", 0.0)}  # the transcript came within it
         else:
             self._replying = False
             self._emit("reply.finished", {"text": text, "interrupted": item.interrupted})

@@ -192,6 +192,31 @@ async def test_a_killed_worker_comes_back_and_remembers(livekit_server: LiveKitA
         assert session["state"] in ("ready", "speaking") and session["moves"] == 0
 
 
+async def test_a_worker_killed_in_mid_sentence_leaves_what_the_avatar_had_and_the_avatar_goes_on(
+    livekit_server: LiveKitAccess,
+) -> None:
+    models = FakeModels(replies=[LONG, "Very well."])
+    async with talk(livekit_server, models) as here:
+        await here.chat("Tell me a long story.")
+        await until(lambda: here.of("reply.started"))
+        heard = len(here.running.ears.heard(0.0))
+        await until(lambda: len(here.running.ears.heard(0.0)) > heard + 50)
+        os.kill(here.running.stage.app.state.context.conversations.worker.pid, signal.SIGKILL)
+        await until(lambda: here.of("reply.finished"))
+        (broken,) = here.of("reply.finished")
+        assert broken["interrupted"] and LONG.startswith(broken["text"]) and broken["text"]
+        await here.chat("Are you there?")
+        await until(lambda: len(here.of("reply.finished")) == 2)
+        assert await here.messages() == [
+            ("user", "Tell me a long story.", False),
+            ("assistant", broken["text"], True),
+            ("user", "Are you there?", False),
+            ("assistant", "Very well.", False),
+        ]
+        session = (await here.running.stage.http.get(f"/session/{here.started['session_id']}")).json()
+        assert session["state"] in ("ready", "speaking") and session["moves"] == 0
+
+
 @pytest.mark.voice
 async def test_a_microphone_is_heard_and_interrupts(livekit_server: LiveKitAccess) -> None:
     models = FakeModels(replies=[LONG, "Very well."], transcripts=["Tell me a story.", "Please stop now."])

@@ -1,0 +1,152 @@
+"""A synthetic person in a room: speaks our own voice into a real track with a microphone's noise, and listens to the avatar."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import numpy as np
+from livekit import rtc
+
+from orchestrator.tts.voices import Voices
+from tests.bench.stack import Demo
+from tests.viewer import Viewer
+from tests.waiting import NEVER_S, until
+
+RATE = 24_000
+_STEP = RATE // 100
+NOISE = 10.0
+"""Standard deviation of the microphone's noise, of 32768: no microphone is digitally silent."""
+LOUD = 700
+"""Of 32768: the avatar's voice is louder, and what the codec makes of silence is not."""
+QUIET_S = 1.0
+
+
+async def speech(texts: list[str], voice: str) -> list[np.ndarray]:
+    """Each text as int16 at `RATE`, without the silence before and after it."""
+    voices, made = Voices(), []
+    await voices.open()
+    try:
+        for text in texts:
+            chunks = [chunk async for chunk in voices.speak(text, voice)]
+            pcm = np.frombuffer(b"".join(chunk.pcm for chunk in chunks), "<i2").astype(float)
+            at = np.arange(0, len(pcm), chunks[0].sample_rate / RATE)
+            pcm = np.interp(at, np.arange(len(pcm)), pcm).astype(np.int16)
+            loud = np.flatnonzero(np.abs(pcm.astype(int)) > 300)
+            made.append(pcm[loud[0] : loud[-1] + 1])
+    finally:
+        await voices.aclose()
+    return made
+
+
+@dataclass
+class Person:
+    """Joined, with an open microphone. `events` are the session's."""
+
+    demo: Demo
+    started: dict[str, Any]
+    viewer: Viewer
+    source: rtc.AudioSource
+    events: list[dict[str, Any]] = field(default_factory=list)
+    _saying: list[np.ndarray] = field(default_factory=list)
+    _said_at: float = 0.0
+
+    def of(self, kind: str) -> list[dict[str, Any]]:
+        """The session's events of one type."""
+        return [event for event in self.events if event["type"] == kind]
+
+    async def say(self, pcm: np.ndarray) -> float:
+        """Speaks, and returns the moment at which the last sample was handed to the microphone (monotonic)."""
+        self._saying.append(pcm)
+        await until(lambda: not self._saying)
+        return self._said_at
+
+    def loud(self, since: float) -> list[float]:
+        """When loud audio of the avatar came, to the sample: the first of each block."""
+        found = []
+        for sid, strand in list(self.viewer.strands.items()):
+            if self.viewer.owners.get(sid) != self.started["avatar_identity"]:
+                continue
+            for at, block in strand[-2000:]:
+                above = np.flatnonzero(np.abs(block.astype(int)) > LOUD)
+                if at >= since and len(above):
+                    found.append(at - (len(block) - int(above[0])) / 16_000)
+        return [at for at in found if at >= since]
+
+    async def quiet(self) -> None:
+        """Returns when the avatar has said nothing for a second."""
+        await until(lambda: not self.loud(time.monotonic() - QUIET_S))
+
+    async def turn(self, pcm: np.ndarray) -> float | None:
+        """Says it, waits for the answer, and returns the seconds in between; None when it began before the end, or none came."""
+        await self.quiet()
+        begun = time.monotonic()
+        ended = await self.say(pcm)
+        try:
+            await until(lambda: self.loud(begun + 0.2), within_s=20.0)
+        except AssertionError:
+            return None
+        wait_s = self.loud(begun + 0.2)[0] - ended
+        return wait_s if wait_s > 0 else None
+
+    async def microphone(self) -> None:
+        """Noise, and speech where there is some, in real time; never returns."""
+        noise = np.random.default_rng(1)
+        rest = np.zeros(0, np.int16)
+        while True:
+            if not len(rest) and self._saying:
+                rest = self._saying[0]
+            block = np.clip(noise.normal(0, NOISE, _STEP), -100, 100)
+            part, rest = rest[:_STEP], rest[_STEP:]
+            block[: len(part)] += part
+            await self.source.capture_frame(rtc.AudioFrame(block.astype("<i2").tobytes(), RATE, 1, _STEP))
+            if len(part) and not len(rest):
+                self._said_at = time.monotonic()
+                self._saying.pop(0)
+
+    async def follow(self) -> None:
+        """Reads the session's events; never returns."""
+        address = f"/session/{self.started['session_id']}/events"
+        async with self.demo.http.stream("GET", address, timeout=None) as answer:
+            async for line in answer.aiter_lines():
+                if line.startswith("data:"):
+                    self.events.append({"at": time.monotonic(), **json.loads(line[5:])})
+
+
+@asynccontextmanager
+async def person(demo: Demo, **body: Any) -> AsyncIterator[Person]:
+    """Starts a session with a conversation and joins its room with a microphone; its worker hears it once this is entered."""
+    async with AsyncExitStack() as exits:
+        answer = await demo.http.post("/session/start", json=body, timeout=httpx.Timeout(NEVER_S))
+        assert answer.is_success, answer.text
+        started = answer.json()
+        exits.push_async_callback(demo.http.post, f"/session/{started['session_id']}/stop")
+        viewer = await Viewer().join(started["livekit_url"], started["viewer_token"])
+        exits.push_async_callback(viewer.leave)
+        source = rtc.AudioSource(RATE, 1, queue_size_ms=20)
+        track = rtc.LocalAudioTrack.create_audio_track("microphone", source)
+        options = rtc.TrackPublishOptions(source=rtc.TrackSource.SOURCE_MICROPHONE)
+        await viewer.room.local_participant.publish_track(track, options)
+        made = Person(demo, started, viewer, source)
+        for work in (made.microphone(), made.follow()):
+            task = asyncio.create_task(work)
+            exits.push_async_callback(_ended, task)
+        await until(lambda: _heard(demo, started["session_id"]))
+        yield made
+
+
+async def _heard(demo: Demo, session_id: str) -> bool:
+    sessions = (await demo.http.get("/debug/audio")).json()["sessions"]
+    found = next(each["conversation"] for each in sessions if each["session_id"] == session_id)
+    return found is not None and found["microphone"] == "heard" and found["state"] == "listening"
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
