@@ -21,6 +21,7 @@ from orchestrator.conversation.options import (
     LIVEKIT_MODEL,
     ConversationOptions,
     InferenceAccess,
+    realtime_provider,
 )
 from orchestrator.livekit_rooms import IngressMode, LiveKitKeys
 from orchestrator.session.model import SessionOptions
@@ -127,6 +128,11 @@ class Settings(BaseSettings):
     tts_model: str | None = None
     tts_voice: str | None = None
     tts_api_key: SecretStr | None = None
+    realtime_base_url: str | None = None
+    """A model of OpenAI's realtime dialect for conversations: it hears and speaks itself."""
+    realtime_model: str = "gpt-realtime"
+    realtime_voice: str | None = None
+    realtime_api_key: SecretStr | None = None
     livekit_inference_url: str | None = None
     livekit_inference_api_key: str | None = None
     livekit_inference_api_secret: SecretStr | None = None
@@ -204,6 +210,7 @@ class Settings(BaseSettings):
         "llm_base_url",
         "stt_base_url",
         "tts_base_url",
+        "realtime_base_url",
         "livekit_inference_url",
     )
     @classmethod
@@ -306,8 +313,17 @@ class Settings(BaseSettings):
             stt=self._model(self.stt_base_url, self.stt_model, self.stt_api_key),
             tts=self._model(self.tts_base_url, self.tts_model, self.tts_api_key),
             tts_voice=self.tts_voice or "",
+            realtime=self._realtime,
+            realtime_voice=self.realtime_voice or "",
             inference=self._inference,
         )
+
+    @property
+    def _realtime(self) -> Provider | None:
+        if self.realtime_base_url is None:
+            return None
+        key = self.realtime_api_key.get_secret_value() if self.realtime_api_key else None
+        return realtime_provider(self.realtime_base_url, self.realtime_model, key)
 
     @property
     def _inference(self) -> InferenceAccess | None:

@@ -15,14 +15,15 @@ class Provider(_Message):
     """Where a model is.
 
     `openai`: an HTTP service in OpenAI's dialect; `base_url` ends before `/chat/completions` and the like. `livekit`: LiveKit's
-    inference, which wants the project's key and secret. `own`: the orchestrator's voices, in OpenAI's dialect too.
+    inference, which wants the project's key and secret. `own`: the orchestrator's voices, in OpenAI's dialect too. `realtime`:
+    OpenAI's realtime dialect over a WebSocket; such a model is all three of a conversation's parts.
     """
 
     base_url: str
     model: str
     api_key: str = Field(default="-", repr=False)
     api_secret: str = Field(default="", repr=False)
-    dialect: Literal["openai", "livekit", "own"] = "openai"
+    dialect: Literal["openai", "livekit", "own", "realtime"] = "openai"
 
 
 class ToolDescription(_Message):

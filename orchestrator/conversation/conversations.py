@@ -81,11 +81,6 @@ class Place:
     avatar: str
 
 
-def own_voice(name: str | None) -> str:
-    """What the answer says of the orchestrator's voices: those of a provider elsewhere by name."""
-    return name if name is not None and name.startswith(("elevenlabs:", "openai:")) else "embedded"
-
-
 class Conversations:
     """Holds the conversations of one event loop.
 
@@ -175,14 +170,13 @@ class Conversations:
             raise ProblemError(ErrorCode.AT_CAPACITY, text, retry_after_s=5)
         if self._address() is None:
             raise unavailable("the service does not know its own address yet")
-        llm = self._options.chosen("llm", request.llm)
-        stt = self._options.chosen("stt", request.stt)
-        elsewhere = self._options.chosen("tts", request.tts)
+        serving = self._options.serving(request)
+        llm, stt = serving.llm, serving.stt
 
         by_language = f"auto:{request.language}" if "language" in request.model_fields_set else ""
 
         def opening() -> OpenConversation:
-            tts = elsewhere or self._address()
+            tts = serving.tts or self._address()
             assert tts is not None
             return OpenConversation(
                 session_id=conversation.session_id,
@@ -192,7 +186,7 @@ class Conversations:
                 instructions=request.instructions,
                 greeting=request.greeting,
                 language=request.language,
-                voice=request.voice or (self._options.tts_voice if elsewhere else by_language),
+                voice=serving.voice or (by_language if serving.tts is None else ""),
                 llm=llm or self._models["llm"].provider,
                 stt=stt or self._models["stt"].provider,
                 tts=tts,
@@ -212,11 +206,7 @@ class Conversations:
             await asyncio.gather(*(model.start() for model in needed))
             on_error.pop_all()
         conversation.opening, conversation.tools = opening, request.tools
-        conversation.models = {
-            "llm": "embedded" if llm is None else llm.model,
-            "stt": "embedded" if stt is None else stt.model,
-            "tts": own_voice(request.voice) if elsewhere is None else elsewhere.model,
-        }
+        conversation.models = serving.names
         self.worker.open()
 
     def chat(self, session_id: str, text: str) -> str:

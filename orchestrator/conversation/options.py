@@ -42,6 +42,15 @@ class ModelChoice(Strict):
         return self
 
 
+class RealtimeChoice(Strict):
+    """A model of OpenAI's realtime dialect, which hears and speaks itself. `base_url` ends before `/realtime`."""
+
+    base_url: str = Field(min_length=8, max_length=2048)
+    model: str = Field(min_length=1, max_length=200)
+    voice: str | None = Field(default=None, min_length=1, max_length=128)
+    api_key: str | None = Field(default=None, min_length=1, max_length=512, repr=False)
+
+
 class ConversationRequest(Strict):
     """`conversation` of `POST /session/start`."""
 
@@ -52,12 +61,19 @@ class ConversationRequest(Strict):
     llm: ModelChoice | None = None
     stt: ModelChoice | None = None
     tts: ModelChoice | None = None
+    realtime: RealtimeChoice | None = None
     tools: FunctionTools = ()
+
+    @model_validator(mode="after")
+    def _one_way(self) -> ConversationRequest:
+        if self.realtime is not None and (self.llm or self.stt or self.tts):
+            raise ValueError("a realtime model hears and speaks itself: leave llm, stt and tts out")
+        return self
 
     @property
     def names_models(self) -> bool:
         """It says where models are, which only an operator may."""
-        return any(choice is not None for choice in (self.llm, self.stt, self.tts))
+        return any(choice is not None for choice in (self.llm, self.stt, self.tts, self.realtime))
 
 
 LIVEKIT_MODEL = "livekit:"
@@ -80,6 +96,31 @@ class InferenceAccess:
 
 
 @dataclass(frozen=True)
+class Serving:
+    """What serves one conversation; None: the embedded model, or the orchestrator's voices. `voice` is empty for the default."""
+
+    llm: Provider | None
+    stt: Provider | None
+    tts: Provider | None
+    voice: str
+
+    @property
+    def names(self) -> dict[str, str]:
+        """As the answer to a start has them: of the orchestrator's voices those of a provider elsewhere by name."""
+        own = self.voice if self.voice.startswith(("elevenlabs:", "openai:")) else "embedded"
+        return {
+            "llm": "embedded" if self.llm is None else self.llm.model,
+            "stt": "embedded" if self.stt is None else self.stt.model,
+            "tts": own if self.tts is None else self.tts.model,
+        }
+
+
+def realtime_provider(base_url: str, model: str, api_key: str | None) -> Provider:
+    """A model of the realtime dialect."""
+    return Provider(base_url=base_url.rstrip("/"), model=model, api_key=api_key or "-", dialect="realtime")
+
+
+@dataclass(frozen=True)
 class ConversationOptions:
     """The deployment's models; None: the embedded one, or the orchestrator's voices.
 
@@ -87,6 +128,7 @@ class ConversationOptions:
         python: interpreter of the environment with livekit-agents; None where there is no such environment.
         llm, stt, tts: by environment, for sessions that name none.
         tts_voice: of `tts`, for sessions that name none.
+        realtime, realtime_voice: a model that is all three, for sessions that name none of them.
         inference: LiveKit's inference; None where the deployment's LiveKit has none.
         threads: of each embedded model.
     """
@@ -96,8 +138,26 @@ class ConversationOptions:
     stt: Provider | None = field(default=None, repr=False)
     tts: Provider | None = field(default=None, repr=False)
     tts_voice: str = ""
+    realtime: Provider | None = field(default=None, repr=False)
+    realtime_voice: str = ""
     inference: InferenceAccess | None = None
     threads: int = 2
+
+    def serving(self, request: ConversationRequest) -> Serving:
+        """The models of a session, and the name of its voice. Raises ProblemError as `chosen` does."""
+        if request.realtime is not None:
+            given = request.realtime
+            model = realtime_provider(given.base_url, given.model, given.api_key)
+            return Serving(model, model, model, given.voice or request.voice or "")
+        if self.realtime is not None and not request.names_models:
+            return Serving(self.realtime, self.realtime, self.realtime, request.voice or self.realtime_voice)
+        tts = self.chosen("tts", request.tts)
+        return Serving(
+            self.chosen("llm", request.llm),
+            self.chosen("stt", request.stt),
+            tts,
+            request.voice or (self.tts_voice if tts is not None else ""),
+        )
 
     def chosen(self, kind: Literal["llm", "stt", "tts"], choice: ModelChoice | None) -> Provider | None:
         """What serves: the session's choice, else the deployment's.

@@ -11,6 +11,7 @@ import pytest
 from musetalk_agent.protocol.http import SessionState
 from musetalk_agent.protocol.messages import CLIENT_TYPES, ServerMessage
 from musetalk_agent.protocol.problems import Problem
+from orchestrator.conversation.options import ConversationRequest
 from tests.clients.printed import ROOT
 from tests.fakes.stage import Stage, stage
 
@@ -97,6 +98,16 @@ def test_what_it_sends_and_the_states_it_knows() -> None:
     transports = set(re.search(r"The transport of the avatar's media: (.*)\.", avatar)[1].replace("`", "").split(", "))  # type: ignore[index]
     row = re.search(r"^\| `publisher.changed` \|.*another way: (.*) \|$", PROTOCOL, re.MULTILINE)
     assert row and transports == set(re.findall(r"`(\w+)`", row[1]))
+
+
+def test_a_conversation_asks_for_what_there_is_and_reads_the_rooms_topics() -> None:
+    code = dart("conversation.dart")
+    asked = code[code.index("static const request") : code.index("};")]
+    assert set(re.findall(r"'(\w+)': ", asked)) <= set(ConversationRequest.model_fields)
+    assert set(re.findall(r"'(lk\.\w+)'", code)) == {"lk.transcription", "lk.chat", "lk.segment_id"}
+    assert "'conversation': conversation" in dart("orchestrator.dart")
+    captions = (ROOT / "docs" / "reference" / "captions.md").read_text("utf-8")
+    assert "topic `lk.transcription`" in captions and "`lk.segment_id`" in captions and "`lk.chat`" in PROTOCOL
 
 
 def test_sample_is_complete_and_its_dependencies_are_declared() -> None:

@@ -6,7 +6,7 @@ from functools import cache
 from typing import Any
 
 import aiohttp
-from livekit.agents import inference
+from livekit.agents import AgentSession, inference
 from livekit.plugins import openai
 
 from orchestrator.conversation.conversation_messages import OpenConversation, Provider
@@ -39,6 +39,25 @@ def voice(opening: OpenConversation) -> TimedVoice | openai.TTS | inference.TTS:
         sound = {"sample_rate": SAMPLE_RATE, "encoding": "pcm_s16le"}
         return inference.TTS(**_access(opening.tts), **named, **sound, language=opening.language, http_session=_http())
     return openai.TTS(**_address(opening.tts), voice=opening.voice or "alloy", response_format="pcm")
+
+
+def hears_itself(opening: OpenConversation) -> bool:
+    """One realtime model hears, thinks and speaks."""
+    return opening.llm.dialect == "realtime"
+
+
+def realtime(opening: OpenConversation) -> openai.realtime.RealtimeModel:
+    """That model. It decides itself when the user has finished."""
+    voice = {"voice": opening.voice} if opening.voice else {}
+    return openai.realtime.RealtimeModel(**_address(opening.llm), **voice)
+
+
+def greet(session: AgentSession[None], opening: OpenConversation) -> None:
+    """Says the greeting: with its own voice, which for a realtime model is the model's."""
+    if hears_itself(opening):
+        session.generate_reply(instructions=f"Greet the user with exactly these words: {opening.greeting}")
+    else:
+        session.say(opening.greeting)
 
 
 def _address(provider: Provider) -> dict[str, Any]:

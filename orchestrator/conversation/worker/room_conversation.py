@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from typing import Any
 
 from livekit import rtc
 from livekit.agents import AgentSession, inference, llm
@@ -38,6 +39,7 @@ from orchestrator.conversation.worker.microphone_watch import MicrophoneWatch, S
 from orchestrator.conversation.worker.played_sound import PlayedSound
 from orchestrator.conversation.worker.room_agent import RoomAgent
 from orchestrator.conversation.worker.room_captions import RoomCaptions
+from orchestrator.conversation.worker.room_texts import RoomTexts
 from orchestrator.conversation.worker.timed_voice import SAMPLE_RATE, TimedVoice
 from orchestrator.conversation.worker.webhook_tools import WebhookTools
 
@@ -152,7 +154,7 @@ class RoomConversation:
             audio_input=room_io.AudioInputOptions(sample_rate=RATE, frame_size_ms=FRAME_MS),
             audio_output=False,
             text_output=room_io.TextOutputOptions(sync_transcription=not timed),
-            text_input=room_io.TextInputOptions(text_input_cb=self._on_text),
+            text_input=False,  # `texts` bounds them
             close_on_disconnect=False,
         )
         tools = self._tools.functions(opening.tools)
@@ -166,10 +168,12 @@ class RoomConversation:
             if any(each.kind == rtc.TrackKind.KIND_AUDIO for each in participant.track_publications.values()):
                 self._listen_to(participant)
         if opening.greeting and not opening.history:
-            session.say(opening.greeting)
+            models.greet(session, opening)
         self._say_early()
         if opening.answer_last:  # the worker that heard it was lost before it answered
             session.generate_reply()
+        texts = RoomTexts(self._room, self.chat, self._on_dropped_text, time.monotonic)
+        texts.open()
         tasks = [
             asyncio.create_task(self._answer_texts(session), name="answer-texts"),
             asyncio.create_task(captions.run(), name="room-captions"),
@@ -184,6 +188,7 @@ class RoomConversation:
         finally:
             for task in tasks:
                 task.cancel()
+            texts.close()
             floor.close()
             await output.aclose()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -198,19 +203,30 @@ class RoomConversation:
 
     def _make_session(self, detector: GatedVAD) -> AgentSession[None]:
         opening = self._opening
-        session: AgentSession[None] = AgentSession(
-            vad=detector,
-            stt=models.recogniser(opening),
-            llm=models.language_model(opening),
-            tts=models.voice(opening),
-            turn_handling=TurnHandlingOptions(
-                turn_detection=inference.TurnDetector(version="v1-mini"),
-                endpointing=EndpointingOptions(mode="fixed", min_delay=END_OF_TURN_S, max_delay=1.0),
-                preemptive_generation=PreemptiveGenerationOptions(preemptive_tts=True),
-                interruption=InterruptionOptions(
-                    mode="vad", min_duration=_NEVER_S, resume_false_interruption=False, false_interruption_timeout=None
+        parts: dict[str, Any]
+        if models.hears_itself(opening):  # the model decides when a turn ends, and what interrupts
+            turns = TurnHandlingOptions(turn_detection="realtime_llm")
+            parts = {"llm": models.realtime(opening), "vad": None, "turn_handling": turns}
+        else:
+            parts = {
+                "vad": detector,
+                "stt": models.recogniser(opening),
+                "llm": models.language_model(opening),
+                "tts": models.voice(opening),
+                "turn_handling": TurnHandlingOptions(
+                    turn_detection=inference.TurnDetector(version="v1-mini"),
+                    endpointing=EndpointingOptions(mode="fixed", min_delay=END_OF_TURN_S, max_delay=1.0),
+                    preemptive_generation=PreemptiveGenerationOptions(preemptive_tts=True),
+                    interruption=InterruptionOptions(
+                        mode="vad",
+                        min_duration=_NEVER_S,
+                        resume_false_interruption=False,
+                        false_interruption_timeout=None,
+                    ),
                 ),
-            ),
+            }
+        session: AgentSession[None] = AgentSession(
+            **parts,
             use_tts_aligned_transcript=False,  # a reply that was heard whole keeps the model's own text
             aec_warmup_duration=None,
             user_away_timeout=None,
@@ -263,8 +279,8 @@ class RoomConversation:
         if self._session is not None and participant.kind != rtc.ParticipantKind.PARTICIPANT_KIND_AGENT:
             self._session.room_io.set_participant(participant.identity)
 
-    async def _on_text(self, session: AgentSession[None], event: room_io.TextInputEvent) -> None:
-        self.chat(f"chat_{time.time_ns():x}", event.text)
+    def _on_dropped_text(self, detail: str) -> None:
+        self._emit("warning", {"code": "conversation_busy", "detail": detail})
 
     def _on_user_state(self, event: events.UserStateChangedEvent) -> None:
         if event.new_state == "speaking":
@@ -278,9 +294,15 @@ class RoomConversation:
             self._replying = True
             self._emit("reply.started", {})
         if event.old_state == "speaking" and event.new_state != "speaking" and self._replying:
-            self._replying = False  # not one word of it was heard, so there is no message
-            self._emit("reply.finished", {"text": "", "interrupted": True})
+            # a realtime model's message comes after the state
+            asyncio.get_running_loop().call_soon(self._end_unheard)
         self._emit("conversation.state", {"state": event.new_state})
+
+    def _end_unheard(self) -> None:
+        """Not one word of the reply was heard: there is no message."""
+        if self._replying:
+            self._replying = False
+            self._emit("reply.finished", {"text": "", "interrupted": True})
 
     def _on_item(self, event: events.ConversationItemAddedEvent) -> None:
         item = event.item

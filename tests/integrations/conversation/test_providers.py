@@ -13,8 +13,9 @@ from tests.fakes.elevenlabs import KEY as ELEVENLABS_KEY
 from tests.fakes.elevenlabs import FakeElevenLabs
 from tests.fakes.livekit_inference import FakeInference
 from tests.fakes.openai_models import FakeModels
+from tests.fakes.openai_realtime import FakeRealtime
 from tests.fakes.serving import plain_config, serving
-from tests.integrations.conversation.test_talk import pytestmark, talk
+from tests.integrations.conversation.test_talk import LONG, pytestmark, talk
 from tests.waiting import until
 
 __all__ = ["pytestmark"]
@@ -78,3 +79,38 @@ async def test_speech_comes_from_any_server_of_openais_dialect(livekit_server: L
         await until(lambda: here.of("reply.finished"))
         assert models.spoken == [("My name is Ada.", "nova", "a-voice-model", "pcm")]
         assert len(here.running.ears.heard(0.0)) > 20
+
+
+async def test_a_realtime_model_hears_and_speaks_itself(livekit_server: LiveKitAccess) -> None:
+    model = FakeRealtime(replies=["Good morning.", LONG, "My name is Ada."])
+    async with AsyncExitStack() as exits:
+        url = await exits.enter_async_context(serving(plain_config(model.app)))
+        realtime = {"base_url": url + "/v1", "model": "gpt-realtime", "voice": "marin", "api_key": "a-key"}
+        here = await exits.enter_async_context(
+            talk(livekit_server, FakeModels(), realtime=realtime, greeting="Good morning.")
+        )
+        assert here.started["conversation"] == dict.fromkeys(("llm", "stt", "tts"), "gpt-realtime")
+        await until(lambda: here.of("reply.finished"))
+        assert here.of("reply.finished")[0]["text"].strip() == "Good morning."
+        assert (model.keys[0], model.models[0]) == ("a-key", "gpt-realtime")
+        session = model.of("session.update")[0]["session"]
+        assert session["audio"]["output"]["voice"] == "marin"
+        assert any("Be brief." in event["session"].get("instructions", "") for event in model.of("session.update"))
+        await here.chat("Tell me a story.")
+        await until(lambda: len(here.of("reply.started")) == 2)
+        heard = len(here.running.ears.heard(0.0))
+        await until(lambda: len(here.running.ears.heard(0.0)) > heard + 50)
+        await here.chat("What is your name?")
+        await until(lambda: len(here.of("reply.finished")) == 3)
+        story, answer = here.of("reply.finished")[1:]
+        assert story["interrupted"] and LONG.startswith(story["text"].strip())
+        assert (answer["text"].strip(), answer["interrupted"]) == ("My name is Ada.", False)
+        (cut,) = model.of("conversation.item.truncate")
+        assert 0 < cut["audio_end_ms"] < 12_000
+        said = [
+            part["text"]
+            for event in model.of("conversation.item.create")
+            if event["item"].get("role") == "user"
+            for part in event["item"]["content"]
+        ]
+        assert said == ["Tell me a story.", "What is your name?"]

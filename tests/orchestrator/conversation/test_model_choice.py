@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.conversation.conversation_messages import Provider
-from orchestrator.conversation.options import ConversationOptions, InferenceAccess, ModelChoice
+from orchestrator.conversation.options import ConversationOptions, ConversationRequest, InferenceAccess, ModelChoice
 from orchestrator.settings import SettingsError, load
 
 ENVIRONMENT = {
@@ -89,3 +89,27 @@ def test_a_livekit_of_ones_own_has_no_inference(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setenv(name, "livekit:openai/gpt-4o-mini")
     with pytest.raises(SettingsError, match=f"{name}: livekit: needs a project of LiveKit Cloud"):
         load()
+
+
+def test_a_realtime_model_is_all_three(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REALTIME_BASE_URL", "wss://realtime.example/v1/")
+    monkeypatch.setenv("REALTIME_API_KEY", "realtime-key")
+    monkeypatch.setenv("REALTIME_VOICE", "cedar")
+    options = load().conversation_options
+    serving = options.serving(ConversationRequest())
+    assert serving.llm == serving.stt == serving.tts and serving.llm is not None and serving.voice == "cedar"
+    assert (serving.llm.dialect, serving.llm.base_url, serving.llm.model, serving.llm.api_key) == (
+        "realtime",
+        "wss://realtime.example/v1",
+        "gpt-realtime",
+        "realtime-key",
+    )
+    assert serving.names == dict.fromkeys(("llm", "stt", "tts"), "gpt-realtime")
+    own = {"realtime": {"base_url": "http://a/v1", "model": "m", "voice": "marin"}}
+    serving = options.serving(ConversationRequest.model_validate(own))
+    assert serving.names["llm"] == "m" and serving.voice == "marin"
+    llm = {"base_url": "http://a/v1", "model": "m"}
+    named = options.serving(ConversationRequest.model_validate({"llm": llm, "voice": "elevenlabs:ada"}))
+    assert named.names == {"llm": "m", "stt": "embedded", "tts": "elevenlabs:ada"}
+    with pytest.raises(ValidationError, match="leave llm, stt and tts out"):
+        ConversationRequest.model_validate({**own, "llm": llm})

@@ -111,7 +111,13 @@ async def test_only_an_operator_says_where_the_models_are(talking: Stage, tmp_pa
     assert started["conversation"] == {"llm": "my-model", "stt": "default", "tts": "embedded"}
     key, entry = new("an-app", Scope.STARTER)
     talking.app.state.context.credentials.keys.replace([entry.made()])
-    for choice in (own, {"stt": own["llm"]}, {"tts": own["llm"]}, {"llm": {"provider": "livekit", "model": "a/b"}}):
+    for choice in (
+        own,
+        {"stt": own["llm"]},
+        {"tts": own["llm"]},
+        {"realtime": own["llm"]},
+        {"llm": {"provider": "livekit", "model": "a/b"}},
+    ):
         answer = await talking.http.post(
             "/session/start",
             json={"room": "stage", "engine": "pattern", "conversation": choice},

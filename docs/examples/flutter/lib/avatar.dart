@@ -8,6 +8,7 @@ import 'package:flutter_webrtc/flutter_webrtc.dart' show RTCVideoRenderer;
 import 'package:livekit_client/livekit_client.dart';
 
 import 'audio_link.dart';
+import 'conversation.dart';
 import 'orchestrator.dart';
 
 enum AvatarState { off, starting, ready, speaking, recovering, draining, stopped, failed }
@@ -40,7 +41,15 @@ class Avatar extends ChangeNotifier {
 
   static const _emptyFramePx = 16; // the last frame of a track that ends has 2 × 2 pixels
 
-  Future<void> start({required String room, String? avatarId, String? idleVideoUrl, String? framesZipUrl, String? rtmpUrl}) async {
+  /// With a [conversation] the avatar listens and answers: then `speak` is refused, and texts go to [Conversation.send].
+  Future<void> start({
+    required String room,
+    String? avatarId,
+    String? idleVideoUrl,
+    String? framesZipUrl,
+    String? rtmpUrl,
+    Conversation? conversation,
+  }) async {
     _setState(AvatarState.starting);
     problem = null;
     try {
@@ -55,9 +64,10 @@ class Avatar extends ChangeNotifier {
         idleVideoUrl: idleVideoUrl,
         framesZipUrl: framesZipUrl,
         rtmpUrl: rtmpUrl,
+        conversation: conversation == null ? null : Conversation.request,
       );
       _session = session;
-      await _join(session);
+      await _join(session, conversation);
       final audio = AudioLink(session.audioUrl, onMessage: _onMessage, onClosed: _onLinkClosed);
       link = audio;
       unawaited(audio.open());
@@ -76,7 +86,7 @@ class Avatar extends ChangeNotifier {
   /// Ends the session for everybody.
   Future<void> stop() => _leave(AvatarState.stopped);
 
-  Future<void> _join(StartedSession session) async {
+  Future<void> _join(StartedSession session, Conversation? conversation) async {
     // No adaptive stream: the avatar has one layer, and the SFU would pause it while the widget is not laid out.
     final room = Room(roomOptions: const RoomOptions(adaptiveStream: false, dynacast: false));
     _room = room;
@@ -94,7 +104,9 @@ class Avatar extends ChangeNotifier {
         problem = 'The connection to the room was lost.';
         unawaited(_leave(AvatarState.failed));
       });
+    conversation?.follow(room);
     await room.connect(session.livekitUrl, session.viewerToken);
+    await conversation?.listen(true);
   }
 
   /// Events of `/audio`, see docs/protocol.md.

@@ -56,6 +56,7 @@ class Orchestrator {
     String? idleVideoUrl,
     String? framesZipUrl,
     String? rtmpUrl,
+    Map<String, Object>? conversation,
   }) async {
     final answer = await _call('POST', '/session/start', {
       'room': room,
@@ -63,6 +64,7 @@ class Orchestrator {
       if (idleVideoUrl != null) 'idle_video_url': idleVideoUrl,
       if (framesZipUrl != null) 'frames_zip_url': framesZipUrl,
       if (rtmpUrl != null) 'rtmp_url': rtmpUrl,
+      if (conversation != null) 'conversation': conversation,
     });
     return StartedSession.fromJson(answer);
   }
