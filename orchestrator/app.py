@@ -81,13 +81,7 @@ def create_app(settings: Settings, *, voices: Voices | None = None) -> FastAPI:
     """
     metrics = Metrics()
     access = _access(settings, metrics)
-    spoken = voices or Voices(
-        settings.voice,
-        synthesizers=synthesizers(
-            settings.voice_options, metrics, languages=settings.voice is None or is_auto(settings.voice)
-        ),
-        lexicon=lexicon.load(settings.lexicon_file) if settings.lexicon_file is not None else None,
-    )
+    spoken = voices or _voices(settings, metrics)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -134,6 +128,16 @@ def create_app(settings: Settings, *, voices: Voices | None = None) -> FastAPI:
     _add_routes(app)
     _add_guards(app, settings, access, metrics)
     return app
+
+
+def _voices(settings: Settings, metrics: Metrics) -> Voices:
+    return Voices(
+        settings.voice,
+        synthesizers=synthesizers(
+            settings.voice_options, metrics, languages=settings.voice is None or is_auto(settings.voice)
+        ),
+        lexicon=lexicon.load(settings.lexicon_file) if settings.lexicon_file is not None else None,
+    )
 
 
 def _add_routes(app: FastAPI) -> None:

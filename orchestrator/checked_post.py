@@ -17,7 +17,7 @@ FAILURES = (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolE
 
 
 @dataclass(frozen=True)
-class Answer:
+class PostAnswer:
     """What came back. `body` is cut one byte past what was asked for; `encoding` is its `Content-Encoding`."""
 
     status: int
@@ -57,7 +57,7 @@ class CheckedPosts:
             detail = f"The name {target.host} was not found in {RESOLVE_S:g} s."
             raise HostUnknown(detail, target.host) from error
 
-    async def post(self, url: str, headers: Mapping[str, str], body: bytes, answer_bytes: int = 0) -> Answer:
+    async def post(self, url: str, headers: Mapping[str, str], body: bytes, answer_bytes: int = 0) -> PostAnswer:
         """One try, without a time limit of its own. At most `answer_bytes` + 1 bytes of the answer are read; with 0, none.
 
         Raises AddressRefused, and one of `FAILURES`.
@@ -80,7 +80,7 @@ class CheckedPosts:
                     pool.stream("POST", where, headers=sent, content=body, extensions=extensions) as answer,
                 ):
                     encoding = dict(answer.headers).get(b"content-encoding", b"").decode("latin-1")
-                    return Answer(answer.status, await _read(answer, answer_bytes), encoding)
+                    return PostAnswer(answer.status, await _read(answer, answer_bytes), encoding)
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
                 failure = error
         raise failure

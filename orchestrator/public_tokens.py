@@ -41,7 +41,7 @@ _TRIES = 40
 _PAUSE_S = 0.01
 
 
-class Place(BaseModel):
+class TokenSession(BaseModel):
     """One session of a token: until when it counts, and until when it has paid (Unix time); None: it is still starting."""
 
     until: float
@@ -62,7 +62,7 @@ class Usage(BaseModel):
     starts: int = 0
     allowance: float = 0.0
     refilled_at: float = 0.0
-    places: dict[str, Place] = {}
+    places: dict[str, TokenSession] = {}
 
     def running(self, now: float) -> int:
         """Sessions that have not ended."""
@@ -125,7 +125,7 @@ class PublicGrant(BaseModel):
             raise limited(why, self.starts_per_minute, 60 * (1 - level) / self.starts_per_minute)
         used.starts += 1
         used.allowance, used.refilled_at = max(0.0, level - 1), now
-        used.places[place] = Place(until=now + hold_s)
+        used.places[place] = TokenSession(until=now + hold_s)
 
     def pay(self, place: str, ahead_s: float, now: float, ran_s: float = 0.0) -> float:
         """Pays for a session, from where it has paid to until `ahead_s` from now, or as far as the minutes reach.
@@ -137,7 +137,7 @@ class PublicGrant(BaseModel):
         begins = now - ran_s if known is None or known.paid_until is None else known.paid_until
         paid = min(max(0.0, now + ahead_s - begins), self.seconds_left)
         self.used.seconds += paid
-        self.used.places[place] = Place(until=now + ahead_s + HOLD_S, paid_until=begins + paid)
+        self.used.places[place] = TokenSession(until=now + ahead_s + HOLD_S, paid_until=begins + paid)
         return begins + paid - now
 
     def release(self, place: str, now: float) -> None:

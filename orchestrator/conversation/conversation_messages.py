@@ -132,7 +132,7 @@ class WordsSpoken(_Message):
     text: str
 
 
-class MicrophoneState(_Message):
+class MicrophoneReport(_Message):
     """What is known of the users' microphones."""
 
     type: Literal["microphone"] = "microphone"
@@ -172,7 +172,7 @@ AnyReport = (
     | ConversationEvent
     | MessageAdded
     | WordsSpoken
-    | MicrophoneState
+    | MicrophoneReport
     | ToolCall
     | ToolCancelled
     | ConversationEnded

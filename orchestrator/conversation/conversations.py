@@ -21,7 +21,7 @@ from orchestrator.conversation.conversation_messages import (
     ConversationEnded,
     ConversationEvent,
     MessageAdded,
-    MicrophoneState,
+    MicrophoneReport,
     OpenConversation,
     Provider,
     SayLine,
@@ -325,7 +325,7 @@ class Conversations:
             conversation.add(message.message)
         elif isinstance(message, WordsSpoken):
             conversation.said(message.text)
-        elif isinstance(message, MicrophoneState):
+        elif isinstance(message, MicrophoneReport):
             conversation.microphone = message.state
         elif isinstance(message, ToolCall):
             self._tools.begin(message, conversation.tools, self.worker.send)

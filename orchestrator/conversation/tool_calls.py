@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from musetalk_agent.protocol.addresses import AddressRefused, Resolver, system_resolver
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
-from orchestrator.checked_post import FAILURES, Answer, CheckedPosts
+from orchestrator.checked_post import FAILURES, CheckedPosts, PostAnswer
 from orchestrator.conversation.conversation_messages import ToolCall, ToolResult
 from orchestrator.conversation.function_tools import PORTS, FunctionTool, fault
 from orchestrator.events import EventBus
@@ -167,7 +167,7 @@ class ToolCalls:
         return _text(got)
 
 
-def _text(got: Answer) -> str:
+def _text(got: PostAnswer) -> str:
     """What the model reads. Raises _Failed for an answer that it cannot use."""
     text = got.body.decode("utf-8", "replace").strip()
     if not 200 <= got.status < 300:

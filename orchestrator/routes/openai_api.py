@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.routes.context import Ctx
 from orchestrator.routes.error_responses import openai_error
-from orchestrator.tts.encoding import AudioFormat, EncodedSpeech, encoded
+from orchestrator.tts.encoding import EncodedFormat, EncodedSpeech, encoded
 from orchestrator.tts.lexicon import LexiconEntry
 from orchestrator.tts.speech_settings import LEXICON_ENTRIES, VOICE_CHARACTERS, SpeechSettings
 from orchestrator.tts.synthesizer import FASTEST_SPEED, SLOWEST_SPEED
@@ -39,7 +39,7 @@ class SpeechRequest(BaseModel):
     input: str = Field(min_length=1, max_length=MAX_INPUT)
     model: str = MODEL
     voice: str = Field(default="default", min_length=1, max_length=VOICE_CHARACTERS)
-    response_format: AudioFormat = AudioFormat.WAV
+    response_format: EncodedFormat = EncodedFormat.WAV
     speed: float = Field(default=1.0, ge=SLOWEST_SPEED, le=FASTEST_SPEED)
     lexicon: tuple[LexiconEntry, ...] | None = Field(default=None, max_length=LEXICON_ENTRIES)
     stream_format: Literal["audio", "sse"] = "audio"

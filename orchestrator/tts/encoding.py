@@ -25,7 +25,7 @@ BITRATE = 64_000
 """Bits a second of `mp3`, `opus` and `aac`: speech at 24 kHz loses nothing that is heard."""
 
 
-class AudioFormat(StrEnum):
+class EncodedFormat(StrEnum):
     """`response_format` of OpenAI's dialect."""
 
     MP3 = "mp3"
@@ -62,7 +62,9 @@ class _Encoder(Protocol):
         ...
 
 
-async def encoded(chunks: AsyncGenerator[SpeechChunk, None], kind: AudioFormat) -> AsyncGenerator[EncodedSpeech, None]:
+async def encoded(
+    chunks: AsyncGenerator[SpeechChunk, None], kind: EncodedFormat
+) -> AsyncGenerator[EncodedSpeech, None]:
     """Speech as a file of this kind, piece by piece as it is made; `wav` once it is whole, so that its header holds its length.
 
     No piece is made before the one before it was taken. The encoder works in a thread. Closing it, or cancelling the task inside
@@ -85,11 +87,11 @@ async def encoded(chunks: AsyncGenerator[SpeechChunk, None], kind: AudioFormat) 
             yield EncodedSpeech(data)
 
 
-def _encoder(kind: AudioFormat) -> _Encoder:
+def _encoder(kind: EncodedFormat) -> _Encoder:
     match kind:
-        case AudioFormat.PCM:
+        case EncodedFormat.PCM:
             return _Raw()
-        case AudioFormat.WAV:
+        case EncodedFormat.WAV:
             return _Wave()
     return _Library(kind)
 
@@ -139,17 +141,17 @@ class _Sink:
 
 
 _CONTAINERS = {
-    AudioFormat.MP3: ("mp3", "libmp3lame", {"write_xing": "0"}),
-    AudioFormat.OPUS: ("ogg", "libopus", {"page_duration": "100000"}),  # µs; a second by itself
-    AudioFormat.AAC: ("adts", "aac", {}),
-    AudioFormat.FLAC: ("flac", "flac", {}),
+    EncodedFormat.MP3: ("mp3", "libmp3lame", {"write_xing": "0"}),
+    EncodedFormat.OPUS: ("ogg", "libopus", {"page_duration": "100000"}),  # µs; a second by itself
+    EncodedFormat.AAC: ("adts", "aac", {}),
+    EncodedFormat.FLAC: ("flac", "flac", {}),
 }
 
 
 class _Library:
     """FFmpeg's encoders. The first one loads the library, 0.2 s and 20 MB that most deployments never need."""
 
-    def __init__(self, kind: AudioFormat) -> None:
+    def __init__(self, kind: EncodedFormat) -> None:
         import av
 
         self._frame = av.AudioFrame
@@ -158,7 +160,7 @@ class _Library:
         options = {**options, "flush_packets": "1"}
         self._container = av.open(self._sink, "w", format=container, options=options)
         self._stream = cast("AudioStream", self._container.add_stream(codec, rate=ENCODED_RATE, layout="mono"))
-        if kind is not AudioFormat.FLAC:
+        if kind is not EncodedFormat.FLAC:
             self._stream.bit_rate = BITRATE
         self._at = 0
 

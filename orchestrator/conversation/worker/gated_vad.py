@@ -23,7 +23,7 @@ _DRIFT_S = 0.0001
 _GAP_S = 0.5
 
 
-class SpeechGate:
+class VadGate:
     """Decides which of the detector's events pass. Pure but for the clock that is passed in.
 
     Args:
@@ -115,7 +115,7 @@ class SpeechGate:
 class GatedVAD(vad.VAD):  # type: ignore[misc]  # livekit-agents lives in an environment of its own
     """Every stream gets the same events: one of them runs the detector, for all of them hear the same microphone."""
 
-    def __init__(self, detector: vad.VAD, gate: SpeechGate) -> None:
+    def __init__(self, detector: vad.VAD, gate: VadGate) -> None:
         super().__init__(capabilities=detector.capabilities)
         self.detector, self.gate = detector, gate
         self.streams: list[_GatedStream] = []

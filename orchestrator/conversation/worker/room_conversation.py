@@ -25,7 +25,7 @@ from orchestrator.conversation.conversation_messages import (
     ConversationEvent,
     HistoryMessage,
     MessageAdded,
-    MicrophoneState,
+    MicrophoneReport,
     OpenConversation,
     ToolResult,
     WordsSpoken,
@@ -33,7 +33,7 @@ from orchestrator.conversation.conversation_messages import (
 from orchestrator.conversation.worker import models
 from orchestrator.conversation.worker.echo import RATE
 from orchestrator.conversation.worker.floor import Floor
-from orchestrator.conversation.worker.gated_vad import GatedVAD, SpeechGate
+from orchestrator.conversation.worker.gated_vad import GatedVAD, VadGate
 from orchestrator.conversation.worker.heard_output import HeardOutput
 from orchestrator.conversation.worker.microphone_watch import MicrophoneWatch, State
 from orchestrator.conversation.worker.played_sound import PlayedSound
@@ -137,7 +137,7 @@ class RoomConversation:
             captions=captions,
             sent=self._on_words,
         )
-        gate = SpeechGate(
+        gate = VadGate(
             PlayedSound(output.played),
             self._on_floor(Floor.hold),
             self._on_floor(Floor.cut),
@@ -259,7 +259,7 @@ class RoomConversation:
     # --- what the room and livekit-agents report
 
     def _on_microphone(self, state: State) -> None:
-        self._report(MicrophoneState(session_id=self._opening.session_id, state=state))
+        self._report(MicrophoneReport(session_id=self._opening.session_id, state=state))
 
     def _on_words(self, text: str) -> None:
         self._report(WordsSpoken(session_id=self._opening.session_id, text=text))
