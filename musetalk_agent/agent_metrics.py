@@ -16,7 +16,7 @@ SESSIONS = Gauge("avatar_sessions", "Sessions held by this agent", registry=REGI
 SESSIONS_MAX = Gauge("avatar_sessions_max", "Sessions this agent takes", registry=REGISTRY)
 SESSIONS_ENDED = Counter("avatar_sessions_ended_total", "Sessions ended, by how", ["outcome"], registry=REGISTRY)
 PCM_SAMPLES = Counter("avatar_pcm_samples_total", "PCM samples taken", registry=REGISTRY)
-PICTURES = Counter("avatar_pictures_total", "Pictures, by what was done with them", ["kind"], registry=REGISTRY)
+FRAMES = Counter("avatar_pictures_total", "Pictures, by what was done with them", ["kind"], registry=REGISTRY)
 UNDERRUNS = Counter(
     "avatar_underruns_total", "Times PCM came up to 200 ms after the voice had run dry", registry=REGISTRY
 )

@@ -145,10 +145,10 @@ class Factory:
         if agent is None:
             return None
         from musetalk_agent.avatar_protocol.speech import DataStreamAudioInput
-        from musetalk_agent.publishers.livekit.publisher import SOUND_PATH_S
+        from musetalk_agent.publishers.livekit.publisher import AUDIO_PATH_S
 
         return lambda pipeline: DataStreamAudioInput(
-            pipeline, agent, request.backlog_s, self.clock, tail_s=SOUND_PATH_S
+            pipeline, agent, request.backlog_s, self.clock, tail_s=AUDIO_PATH_S
         )
 
     async def _bundle(self, request: AgentStartRequest, engine: Engine) -> Bundle:
@@ -181,7 +181,7 @@ class Factory:
             request.livekit_token,
             request.room,
             fps,
-            sound=request.voice is VoiceSource.AGENT,
+            publishes_audio=request.voice is VoiceSource.AGENT,
         )
         options = TransportOptions(
             room,

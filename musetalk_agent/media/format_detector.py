@@ -34,7 +34,7 @@ COMMON_RATES = (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 4
 _PACE_S = 4.0
 _PACE_LEAST = 20  # arrivals at different times
 _PACE_OFF = 0.02
-_RATE_SOUND_S = 5.0  # of audio, to judge the rate by
+_RATE_AUDIO_S = 5.0  # of audio, to judge the rate by
 _RATE_TRIES = 6  # per sender, until its audio is known to be right
 
 EXPLANATIONS = {
@@ -254,9 +254,9 @@ class FormatDetector:
             return found
         return self._conclude(self._wrong_rate or (None if self._rate_is_right else self._pace())) or found
 
-    def sound_for_rate(self) -> Pcm | None:
+    def audio_for_rate(self) -> Pcm | None:
         """Five seconds of loud PCM that wait for `judged`, None until there are; they are given out once."""
-        if self._for_rate_size < _RATE_SOUND_S * self.rate or self._rate_is_right or self._tries >= _RATE_TRIES:
+        if self._for_rate_size < _RATE_AUDIO_S * self.rate or self._rate_is_right or self._tries >= _RATE_TRIES:
             return None
         sound = np.concatenate(self._for_rate)
         self._tries += 1
@@ -291,7 +291,7 @@ class FormatDetector:
         return self._conclude(Finding(Suspicion.COMPRESSED, text))
 
     def _keep_for_rate(self, window: Pcm) -> None:
-        if not self._rate_is_right and self._for_rate_size < _RATE_SOUND_S * self.rate:
+        if not self._rate_is_right and self._for_rate_size < _RATE_AUDIO_S * self.rate:
             self._for_rate.append(window)
             self._for_rate_size += len(window)
 

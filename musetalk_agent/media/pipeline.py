@@ -168,7 +168,7 @@ class Pipeline:
         segment = self._segment
         unknown = segment is not None and not segment.cues and not segment.resting  # no voice of ours, no noise
         self._report_format(watch, watch.finding, watch.push(samples, now, speech=unknown))
-        if self._for_rate is None and (sound := watch.sound_for_rate()) is not None:
+        if self._for_rate is None and (sound := watch.audio_for_rate()) is not None:
             self._for_rate = watch, sound
             self._rate_wake.set()
 

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from musetalk_agent.agent_metrics import LIP_LATENCY, PICTURES, UNDERRUNS
+from musetalk_agent.agent_metrics import FRAMES, LIP_LATENCY, UNDERRUNS
 from musetalk_agent.compose.idle import IdleFrames
 from musetalk_agent.media.playout import LEAST_JUMP, VOICE_LEAD_S, VoiceTimingQueue
 from musetalk_agent.media.renderer import FrameRenderer, MediaContext, RenderedFrame
@@ -325,7 +325,7 @@ class Player:
         return playout.time_of(position)
 
     def _account(self, act: FrameAction, *, failed: bool) -> None:
-        PICTURES.labels("failed" if failed else act.name.lower()).inc()
+        FRAMES.labels("failed" if failed else act.name.lower()).inc()
         if act is not FrameAction.IDLE:
             outcome = Outcome.FAILED if failed else Outcome.SHOWN if act is FrameAction.SHOW else Outcome.LATE
             self.recent.note(self._clock.now(), outcome)

@@ -36,7 +36,7 @@ _AAC_BITS_PER_CHANNEL = 96_000
 
 
 @dataclass(frozen=True)
-class FilmSound:
+class FilmAudio:
     """The audio of a film.
 
     Args:
@@ -61,7 +61,7 @@ class Film:
         frames: how many frames it will have.
     """
 
-    def __init__(self, target: Path, fps: int, frames: int, sound: FilmSound) -> None:
+    def __init__(self, target: Path, fps: int, frames: int, sound: FilmAudio) -> None:
         self.target, self.fps, self.frames = target, fps, frames
         self.written = 0
         self.repeated = 0

@@ -25,7 +25,7 @@ from musetalk_agent.factory import Factory
 from musetalk_agent.media_types import FEATURE_RATE, frames_begun
 from musetalk_agent.protocol.http import DEMO_AVATAR_ID, AgentStartRequest, AvatarSource, AvatarWarning, Picture
 from musetalk_agent.protocol.messages import PlaybackFinished, SegmentEnd, SegmentStart
-from musetalk_agent.publishers.file import FilePublisher, Film, FilmSound
+from musetalk_agent.publishers.file import FilePublisher, Film, FilmAudio
 from musetalk_agent.session.session import ENDED, Session
 from musetalk_agent.tools.audio_file import AudioFile, AudioUnreadable
 from musetalk_agent.tools.prepare import prepare_clip
@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         audio = AudioFile.open(args.audio)
         frames = frames_begun(-(-audio.samples * FEATURE_RATE // audio.rate), picture.fps)
-        track = FilmSound(audio.blocks(), audio.rate, audio.channels)
+        track = FilmAudio(audio.blocks(), audio.rate, audio.channels)
         with Film(args.output, picture.fps, frames, track) as film:
             made = asyncio.run(render(settings, args.avatar, picture, audio, film))
             film.finish()

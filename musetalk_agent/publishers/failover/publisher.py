@@ -31,7 +31,7 @@ from musetalk_agent.publishers.failover.policy import (
 )
 from musetalk_agent.publishers.failover.quality import QualityController
 from musetalk_agent.publishers.failover.transports import HEALTHY_S, TransportManager, TransportOptions
-from musetalk_agent.publishers.livekit.publisher import QUEUE_MS, SOUND_PATH_S, video_bitrate
+from musetalk_agent.publishers.livekit.publisher import AUDIO_PATH_S, QUEUE_MS, video_bitrate
 from musetalk_agent.tasks import supervise
 
 log = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ class FailoverPublisher:
         self.state = PublisherState()
         mode = mode if options.joins else PublisherMode.RTMP
         self.transport = Transport(mode=mode, rung=TransportKind.NONE.value)
-        self._playout = SwitchingClock(clock, ROOM_RATE, audio_delay_s=SOUND_PATH_S)
+        self._playout = SwitchingClock(clock, ROOM_RATE, audio_delay_s=AUDIO_PATH_S)
         self.playout: PlayoutClock = self._playout
         self._playout.held = True
         self._rewind_media: Callable[[int], object] = self.playout.rewind
@@ -282,7 +282,7 @@ class FailoverPublisher:
 
     def _rewind_to(self, moment: float) -> None:
         """Plays again what was handed over and heard after `moment`. A voice that is published elsewhere was heard all the same."""
-        if not self._options.room.sound:
+        if not self._options.room.publishes_audio:
             return
         self._heard.note(self._clock.now(), self.playout.position())
         position = min(self._heard.at(moment), self.playout.enqueued)
@@ -326,7 +326,7 @@ class FailoverPublisher:
             if labels is not TransportKind.NONE:
                 PUBLISHER_RUNG.labels(labels.value).inc(step)
         self._rung, self.name = rung, rung.value
-        self._playout.set_audio_delay(SOUND_PATH_S if rung is TransportKind.LIVEKIT else 0.0)
+        self._playout.set_audio_delay(AUDIO_PATH_S if rung is TransportKind.LIVEKIT else 0.0)
         self.state.connected = rung is not TransportKind.NONE
         transport = self.transport
         transport.rung, transport.since, transport.reason = rung.value, utc_now(), self._policy.reason

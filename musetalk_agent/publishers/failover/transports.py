@@ -126,7 +126,7 @@ NEVER_REJOIN = frozenset({"PARTICIPANT_REMOVED", "ROOM_DELETED", "ROOM_CLOSED", 
 _QUICK_S = 2.0
 _REFUSAL = re.compile(r"\b40[13]\b")
 _CLOSE_S = 7.0
-_INGRESS_PICTURE_BYTES = 1500
+_INGRESS_FRAME_BYTES = 1500
 """Ingress hands on what it gets by some kilobytes: of a still frame that is seconds, of frames this large a fraction of one."""
 
 Report = Callable[[Event, str], None]
@@ -208,8 +208,10 @@ class TransportManager:
         twice. A plain RTMP address is another place, and always has the audio.
         """
         options = self._options
-        wants_whip = rung is TransportKind.WHIP and options.room.sound
-        wants_rtmp = (rung is TransportKind.RTMP or options.beside) and (options.room.sound or not options.ingress)
+        wants_whip = rung is TransportKind.WHIP and options.room.publishes_audio
+        wants_rtmp = (rung is TransportKind.RTMP or options.beside) and (
+            options.room.publishes_audio or not options.ingress
+        )
         offered = ((self.whip, wants_whip), (self.stream, wants_rtmp))
         return [sink for sink, wanted in offered if sink is not None and wanted]
 
@@ -329,7 +331,7 @@ class TransportManager:
             bitrate=room.max_bitrate or video_bitrate(frame),
             address=self._options.address,
             token=self._token,
-            picture_bytes=_INGRESS_PICTURE_BYTES if self._options.ingress else 0,
+            least_frame_bytes=_INGRESS_FRAME_BYTES if self._options.ingress else 0,
         )
 
     def _on_stream(self) -> None:

@@ -88,7 +88,7 @@ log = logging.getLogger(__name__)
 
 QUEUE_MS = 60
 """Audio that waits in the SDK; with one block of 40 ms on top the most is 100 ms, which is the tail a barge-in would leave."""
-SOUND_PATH_S = 0.035
+AUDIO_PATH_S = 0.035
 """Audio reaches a viewer this much later than a frame that leaves at the same moment: an Opus packet goes out when its 20 ms are
 complete, and the jitter buffers differ. Measured at a viewer on loopback; receivers leave differences under 30 ms uncorrected."""
 CONNECT_TIMEOUT_S = 5.0
@@ -112,7 +112,7 @@ class LiveKitOptions:
     """How to join and what to publish.
 
     `max_bitrate` None chooses by frame size: 1.5 Mbit/s up to 512×512, 3 Mbit/s up to 720p. The library's own default for 512×512
-    would be 300 kbit/s at 20 fps. Without `sound` only video is published: the voice comes from elsewhere.
+    would be 300 kbit/s at 20 fps. Without `publishes_audio` only video is published: the voice comes from elsewhere.
     """
 
     url: str
@@ -120,7 +120,7 @@ class LiveKitOptions:
     room: str
     fps: int
     max_bitrate: int | None = None
-    sound: bool = True
+    publishes_audio: bool = True
 
 
 def video_bitrate(frame: VideoFrame) -> int:
@@ -152,7 +152,7 @@ class LiveKitPublisher:
         self._clock = clock
         self._on_reading, self._on_joined = on_reading, on_joined
         self.state = PublisherState()
-        self.playout = playout or PlayoutClock(clock, ROOM_RATE, audio_delay_s=SOUND_PATH_S)
+        self.playout = playout or PlayoutClock(clock, ROOM_RATE, audio_delay_s=AUDIO_PATH_S)
         self.liveness = Liveness(clock.now())
         self.reading = TransportStats()
         self.token = options.token
@@ -162,7 +162,7 @@ class LiveKitPublisher:
         self._publications: list[rtc.LocalTrackPublication] = []
         self._lost: Lost | None = None
         self._closing = False
-        self._captions = CaptionWriter(self._room, self._sound_sid)
+        self._captions = CaptionWriter(self._room, self._audio_sid)
         self._stats: asyncio.Task[None] | None = None
         self._connecting: asyncio.Task[None] | None = None
 
@@ -170,7 +170,7 @@ class LiveKitPublisher:
         """Joins and publishes; see `Publisher.open`. The room's tracks are acknowledged by the server when this returns."""
         self._lost = lost
         self._listen()
-        if self._options.sound:
+        if self._options.publishes_audio:
             self._audio = rtc.AudioSource(ROOM_RATE, 1, queue_size_ms=QUEUE_MS)
         self._camera = LiveKitVideoSource(first)
         options = rtc.RoomOptions(auto_subscribe=False, dynacast=False, connect_timeout=CONNECT_TIMEOUT_S)
@@ -326,7 +326,7 @@ class LiveKitPublisher:
             await asyncio.gather(*publishing, return_exceptions=True)
         self._describe_tracks()
 
-    def _sound_sid(self) -> str | None:
+    def _audio_sid(self) -> str | None:
         return next((track.sid for track in self.state.tracks if track.kind == "audio"), None)
 
     def _describe_tracks(self) -> None:

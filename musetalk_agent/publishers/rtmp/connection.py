@@ -47,7 +47,7 @@ class RtmpLink:
     Args:
         address: where to, checked.
         attempt: which of the addresses to take, counted on over the attempts.
-        picture_bytes: frames smaller than this are padded.
+        least_frame_bytes: frames smaller than this are padded.
         tls: makes the context that checks certificates; only asked for rtmps.
     """
 
@@ -55,11 +55,11 @@ class RtmpLink:
         self,
         address: RtmpAddress,
         attempt: int = 0,
-        picture_bytes: int = 0,
+        least_frame_bytes: int = 0,
         tls: Callable[[], ssl.SSLContext] = ssl.create_default_context,
     ) -> None:
         self._address = address
-        self._picture_bytes = picture_bytes
+        self._least_frame_bytes = least_frame_bytes
         self._ip = address.addresses[attempt % len(address.addresses)]
         self._tls = tls
         self._plain: socket.socket | None = None
@@ -105,7 +105,7 @@ class RtmpLink:
         if not self.broken:
             try:
                 for message in self._flv.feed(bytes(data), self._stream):
-                    self._send(wire.chunks(wire.padded(message, self._picture_bytes)))
+                    self._send(wire.chunks(wire.padded(message, self._least_frame_bytes)))
             except OSError:
                 self.broken = True
                 raise

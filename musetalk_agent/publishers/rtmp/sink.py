@@ -34,8 +34,8 @@ _CODECS = Codecs(
 class _RtmpPush:
     """A link, with the encoders and FFmpeg's FLV muxer in front of it."""
 
-    def __init__(self, address: RtmpAddress, attempt: int, picture_bytes: int) -> None:
-        self._link = RtmpLink(address, attempt, picture_bytes)
+    def __init__(self, address: RtmpAddress, attempt: int, least_frame_bytes: int) -> None:
+        self._link = RtmpLink(address, attempt, least_frame_bytes)
         self._container: OutputContainer | None = None
         self._encoder: StreamEncoder
 
@@ -102,7 +102,7 @@ class RtmpSink(StreamSink):
         self._address: RtmpAddress = options.address
 
     def _connect(self, attempt: int) -> StreamConnection:
-        return _RtmpPush(self._address, attempt, self.options.picture_bytes)
+        return _RtmpPush(self._address, attempt, self.options.least_frame_bytes)
 
     def _describe(self, error: Exception) -> str:
         return super()._describe(error).replace(self._address.key, "…")

@@ -241,7 +241,7 @@ class StreamEncoder:
             self._delay += late
         elif -late > (0 if self._silent else _JITTER_TOLERANCE):
             self._pad_silence(self._samples - late)
-        self._encode_sound(block)
+        self._encode_audio(block)
         self._silent = False
 
     def show(self, picture: QueuedFrame) -> None:
@@ -280,9 +280,9 @@ class StreamEncoder:
     def _pad_silence(self, until: int) -> None:
         self._silent = self._silent or self._samples < until
         while self._samples < until:
-            self._encode_sound(np.zeros(min(_SILENCE, until - self._samples), np.int16))
+            self._encode_audio(np.zeros(min(_SILENCE, until - self._samples), np.int16))
 
-    def _encode_sound(self, block: Pcm) -> None:
+    def _encode_audio(self, block: Pcm) -> None:
         if not len(block):
             return
         interleaved = np.repeat(block, self._channels).reshape(1, -1)

@@ -43,7 +43,7 @@ class StreamOptions:
     """What to push where.
 
     `url` is secret for RTMP, and `address` what `check_rtmp` made of it; for WHIP it is LiveKit's ws(s) URL, and `token` joins.
-    Sizes are even; `bitrate` is that of the frames, in bit/s. RTMP pads frames smaller than `picture_bytes`.
+    Sizes are even; `bitrate` is that of the frames, in bit/s. RTMP pads frames smaller than `least_frame_bytes`.
     """
 
     url: str = field(repr=False)
@@ -53,7 +53,7 @@ class StreamOptions:
     bitrate: int
     address: RtmpAddress | None = None
     token: str | None = field(default=None, repr=False)
-    picture_bytes: int = 0
+    least_frame_bytes: int = 0
 
 
 @dataclass(slots=True)

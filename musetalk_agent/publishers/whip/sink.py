@@ -18,7 +18,7 @@ import time
 
 from musetalk_agent.publishers.stream.encoder import QueuedAudio, QueuedFrame, StreamShape
 from musetalk_agent.publishers.stream.sink import StreamConnection, StreamSink
-from musetalk_agent.publishers.whip.worker import BITRATE, END, PICTURE, RECORD, SOUND
+from musetalk_agent.publishers.whip.worker import AUDIO, BITRATE, END, FRAME, RECORD
 
 _CONNECT_S = 8.0
 _STALL_S = 2.0
@@ -65,12 +65,12 @@ class _WhipPush:
     def play(self, sound: QueuedAudio) -> None:
         """Hands audio over."""
         payload = sound.block.tobytes()
-        self._write(RECORD.pack(SOUND, sound.at, len(payload), 0, 0, False) + payload)
+        self._write(RECORD.pack(AUDIO, sound.at, len(payload), 0, 0, False) + payload)
 
     def show(self, picture: QueuedFrame) -> None:
         """Hands a frame over."""
         frame = picture.frame
-        self._write(RECORD.pack(PICTURE, picture.at, len(frame.i420), frame.width, frame.height, picture.key))
+        self._write(RECORD.pack(FRAME, picture.at, len(frame.i420), frame.width, frame.height, picture.key))
         self._write(frame.i420.data)
 
     def set_bitrate(self, bitrate: int) -> None:

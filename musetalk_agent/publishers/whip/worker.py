@@ -23,7 +23,7 @@ from musetalk_agent.publishers.stream.encoder import Codecs, QueuedAudio, Queued
 
 RECORD = struct.Struct("<BdIII?")
 """Kind, time (monotonic seconds, the same in both processes), bytes that follow, width, height, key frame."""
-SOUND, PICTURE, BITRATE, END = range(4)
+AUDIO, FRAME, BITRATE, END = range(4)
 """int16 samples; I420 planes; bits per second as the width; the end."""
 
 
@@ -32,7 +32,7 @@ _HANG_S = 8
 _END_S = 1
 _SILENT_S = 6.5
 """Consent to send (RFC 7675) is asked for every 5 s; after two without an answer the other side is gone. FFmpeg waits 30 s."""
-_SOUND_PATH_S = 0.045
+_AUDIO_PATH_S = 0.045
 """A viewer's jitter buffer keeps audio so much longer than frames; measured on loopback, as for the SDK."""
 _CODECS = Codecs(
     video={
@@ -96,9 +96,9 @@ def _carry(source: BinaryIO, encoder: StreamEncoder, consent: _Consent) -> None:
         payload = source.read(size)
         if kind == END:
             return
-        if kind == SOUND:
-            encoder.play(QueuedAudio(at - _SOUND_PATH_S, np.frombuffer(payload, np.int16)))
-        elif kind == PICTURE:
+        if kind == AUDIO:
+            encoder.play(QueuedAudio(at - _AUDIO_PATH_S, np.frombuffer(payload, np.int16)))
+        elif kind == FRAME:
             frame = VideoFrame(np.frombuffer(payload, np.uint8), width, height, 0)
             encoder.show(QueuedFrame(at, frame, key))
         elif kind == BITRATE:

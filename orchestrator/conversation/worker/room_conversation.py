@@ -147,16 +147,7 @@ class RoomConversation:
         session.output.audio = output
         floor = self._floor = Floor(session, output, opening.language)
         timed = isinstance(session.tts, TimedVoice)
-        history = llm.ChatContext.empty()
-        for message in opening.history:
-            history.add_message(role=message.role, content=message.text, id=message.id, created_at=message.created_at)
-        options = room_io.RoomOptions(
-            audio_input=room_io.AudioInputOptions(sample_rate=RATE, frame_size_ms=FRAME_MS),
-            audio_output=False,
-            text_output=room_io.TextOutputOptions(sync_transcription=not timed),
-            text_input=False,  # `texts` bounds them
-            close_on_disconnect=False,
-        )
+        history, options = _history(opening), _room_options(timed=timed)
         tools = self._tools.functions(opening.tools)
         agent = RoomAgent(instructions=opening.instructions, chat_ctx=history, tools=[*tools])
         agent.floor = floor
@@ -338,3 +329,22 @@ class RoomConversation:
 
     def _emit(self, name: str, data: dict[str, object]) -> None:
         self._report(ConversationEvent(session_id=self._opening.session_id, name=name, data=data))
+
+
+def _history(opening: OpenConversation) -> llm.ChatContext:
+    """What was said in the conversation before."""
+    history = llm.ChatContext.empty()
+    for message in opening.history:
+        history.add_message(role=message.role, content=message.text, id=message.id, created_at=message.created_at)
+    return history
+
+
+def _room_options(*, timed: bool) -> room_io.RoomOptions:
+    """`timed`: the voice gives the time of each word, and `RoomCaptions` shows them."""
+    return room_io.RoomOptions(
+        audio_input=room_io.AudioInputOptions(sample_rate=RATE, frame_size_ms=FRAME_MS),
+        audio_output=False,
+        text_output=room_io.TextOutputOptions(sync_transcription=not timed),
+        text_input=False,  # `RoomTexts` bounds them
+        close_on_disconnect=False,
+    )

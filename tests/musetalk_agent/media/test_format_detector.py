@@ -216,7 +216,7 @@ def test_another_rate_is_told_by_how_it_sounds_however_fast_it_comes(true: int, 
     watch.push(sound[: len(sound) // 2], 0.0)  # all at once, as a voice's server sends it
     for at in range(len(sound) // 2, 6 * len(sound), 16_000):
         watch.push(np.take(sound, range(at, at + 16_000), mode="wrap"), 0.1)
-    heard = watch.sound_for_rate()
+    heard = watch.audio_for_rate()
     assert heard is not None
     found = watch.judged(detect_rate(shipped_network(), heard, declared))
     assert found is not None and found.suspicion is Suspicion.WRONG_RATE

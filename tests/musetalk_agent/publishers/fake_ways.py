@@ -178,7 +178,9 @@ class World:
 
     async def begin(self, mode: PublisherMode = PublisherMode.AUTO, **ways: object) -> None:
         """Makes a publisher with these ways (see `TransportOptions`) and begins to open it."""
-        room = LiveKitOptions("ws://sfu.example", "token-1", "studio", 25, sound=bool(ways.pop("sound", True)))
+        room = LiveKitOptions(
+            "ws://sfu.example", "token-1", "studio", 25, publishes_audio=bool(ways.pop("sound", True))
+        )
         self.publisher = FailoverPublisher(TransportOptions(room, **ways), mode, self.clock)
 
         def rewind(position: int) -> None:

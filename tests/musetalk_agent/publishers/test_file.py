@@ -12,7 +12,7 @@ import pytest
 
 from musetalk_agent.clock import VirtualClock
 from musetalk_agent.media_types import Pcm, VideoFrame
-from musetalk_agent.publishers.file import FilePublisher, Film, FilmSound
+from musetalk_agent.publishers.file import FilePublisher, Film, FilmAudio
 
 
 def grey(value: int, width: int = 64, height: int = 48) -> VideoFrame:
@@ -49,7 +49,7 @@ def test_pictures_have_their_times_and_the_sound_its_rate(tmp_path: Path, fps: i
     target = tmp_path / "out.mp4"
     sound = noise(rate, channels)
     blocks = [sound[at : at + 1_000] for at in range(0, len(sound), 1_000)]
-    with Film(target, fps, fps, FilmSound(blocks, rate, channels)) as film:
+    with Film(target, fps, fps, FilmAudio(blocks, rate, channels)) as film:
         film.open(64, 48)
         for index in range(fps):
             film.picture(index, grey(60 + 2 * index))
@@ -77,7 +77,7 @@ def test_pictures_have_their_times_and_the_sound_its_rate(tmp_path: Path, fps: i
 
 def test_missing_pictures_are_those_before_them_and_late_ones_are_ignored(tmp_path: Path) -> None:
     target = tmp_path / "out.mp4"
-    with Film(target, 25, 6, FilmSound([np.zeros((3_840, 1), np.int16)], 16_000, 1)) as film:
+    with Film(target, 25, 6, FilmAudio([np.zeros((3_840, 1), np.int16)], 16_000, 1)) as film:
         film.open(64, 48)
         for index, value in ((1, 50), (3, 100), (2, 200), (3, 200), (6, 200), (-1, 200)):
             film.picture(index, grey(value))
@@ -89,14 +89,14 @@ def test_missing_pictures_are_those_before_them_and_late_ones_are_ignored(tmp_pa
 def test_what_is_not_finished_is_deleted_and_what_was_there_stays(tmp_path: Path) -> None:
     target = tmp_path / "out.mp4"
     target.write_bytes(b"before")
-    with pytest.raises(RuntimeError), Film(target, 25, 2, FilmSound([], 16_000, 1)) as film:
+    with pytest.raises(RuntimeError), Film(target, 25, 2, FilmAudio([], 16_000, 1)) as film:
         film.open(64, 48)
         film.picture(0, grey(100))
         raise RuntimeError
     assert [p.name for p in tmp_path.iterdir()] == ["out.mp4"] and target.read_bytes() == b"before"
-    with Film(target, 25, 2, FilmSound([], 16_000, 1)) as film, pytest.raises(ValueError, match="without a picture"):
+    with Film(target, 25, 2, FilmAudio([], 16_000, 1)) as film, pytest.raises(ValueError, match="without a picture"):
         film.finish()
-    with pytest.raises(FileNotFoundError), Film(tmp_path / "nowhere" / "x.mp4", 25, 1, FilmSound([], 16_000, 1)):
+    with pytest.raises(FileNotFoundError), Film(tmp_path / "nowhere" / "x.mp4", 25, 1, FilmAudio([], 16_000, 1)):
         raise AssertionError
     assert [p.name for p in tmp_path.iterdir()] == ["out.mp4"]
 
@@ -106,7 +106,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, before[1]))
     try:
-        with pytest.raises(OSError), Film(tmp_path / "out.mp4", 25, 50, FilmSound([], 16_000, 1)) as film:
+        with pytest.raises(OSError), Film(tmp_path / "out.mp4", 25, 50, FilmAudio([], 16_000, 1)) as film:
             film.open(640, 480)
             for index in range(50):
                 film.picture(index, VideoFrame(rng.integers(0, 255, 640 * 720, np.uint8), 640, 480, 0))
@@ -119,7 +119,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:
 async def test_only_what_is_shown_while_the_voice_is_heard_is_in_the_film(tmp_path: Path) -> None:
     target, clock = tmp_path / "out.mp4", VirtualClock()
     silence = np.zeros(1_920, np.int16)
-    with Film(target, 25, 3, FilmSound([np.zeros((1_920, 1), np.int16)], 16_000, 1)) as film:
+    with Film(target, 25, 3, FilmAudio([np.zeros((1_920, 1), np.int16)], 16_000, 1)) as film:
         publisher = FilePublisher(film, clock)
         await publisher.open(grey(30), lambda _: None)
         assert publisher.state.connected

@@ -91,7 +91,7 @@ async def test_the_sound_goes_to_each_place_once(
     clock = VirtualClock()
     sound = speaker == "agent"
     options = TransportOptions(
-        LiveKitOptions("ws://x", "token", "room", 25, sound=sound),
+        LiveKitOptions("ws://x", "token", "room", 25, publishes_audio=sound),
         address=ADDRESS if target else None,
         ingress=target == "ingress",
         beside=target == "beside",

@@ -14,7 +14,7 @@ from orchestrator import worker_pipe
 from orchestrator.voice.worker import __main__ as worker
 from orchestrator.voice.worker.__main__ import CommandDispatcher
 from orchestrator.voice.worker.playout_scheduler import PlayoutScheduler
-from orchestrator.voice.worker.room_audio import QUEUE_MS, ROOM_RATE, SOUND_PATH_S, AudioSpan, Playout
+from orchestrator.voice.worker.room_audio import AUDIO_PATH_S, QUEUE_MS, ROOM_RATE, AudioSpan, Playout
 from orchestrator.voice.worker_messages import (
     ClearAudio,
     EndSegment,
@@ -205,11 +205,11 @@ def test_the_playout_knows_which_sample_of_which_segment_is_heard(blocks: list[t
         assert playout.handed == handed and playout.queued_s(now) == pytest.approx(free_at - now, abs=0.0051)
         now += pause / 100
         playout.advance(now)
-        begun = [(at, n) for at, n in leaves if now - SOUND_PATH_S > at + 1e-4]
+        begun = [(at, n) for at, n in leaves if now - AUDIO_PATH_S > at + 1e-4]
         if begun:
             at, segment = begun[-1]
             length = blocks[segment - 1][0] * 480
-            expected = 100 + min(length, int((now - SOUND_PATH_S - at) * ROOM_RATE))
+            expected = 100 + min(length, int((now - AUDIO_PATH_S - at) * ROOM_RATE))
             assert playout.segment == segment and playout.heard == pytest.approx(expected, abs=2)
         assert playout.heard <= playout.goes_on_to()
     playout.advance(now + 60)
@@ -222,7 +222,7 @@ def test_a_cleared_queue_is_not_heard_and_a_full_one_corrects_the_clock() -> Non
     playout.clear(100.505)
     assert playout.handed == pytest.approx(24_000, abs=1) and playout.dry(100.506)
     playout.advance(101.0)
-    assert (playout.segment, playout.heard) == (1, pytest.approx((0.5 - SOUND_PATH_S) * ROOM_RATE, abs=1))
+    assert (playout.segment, playout.heard) == (1, pytest.approx((0.5 - AUDIO_PATH_S) * ROOM_RATE, abs=1))
     playout = Playout(100.0)
     playout.hand(100.0, [AudioSpan(0, 48_000, 1, 0)])
     playout.full(100.5)  # a hiccup: 100 ms wait, so that 900 were played
