@@ -15,22 +15,25 @@ video, .poster { position: absolute; inset: 0; inline-size: 100%; block-size: 10
 .top, .bottom { position: absolute; inset-inline: 0; display: flex; gap: 8px; padding: 10px; align-items: center; justify-content: center; }
 .top { inset-block-start: 0; justify-content: space-between; pointer-events: none; }
 .top > * { pointer-events: auto; }
-.bottom { inset-block-end: 0; flex-direction: column; }
+.bottom { inset-block-end: 0; flex-direction: column; pointer-events: none; }
+.start:not([hidden]) ~ .bottom { inset-block-end: 68px; }
 .status, .captions, .problem { margin: 0; padding: 4px 10px; border-radius: 10px; background: var(--ta-panel); max-inline-size: 100%; overflow-wrap: anywhere; }
 .status:empty { visibility: hidden; }
 .problem { text-align: center; }
-.controls { display: flex; gap: 8px; }
+.controls { display: flex; gap: 8px; pointer-events: auto; }
 button { font: inherit; color: inherit; border: 0; border-radius: 999px; min-inline-size: 44px; min-block-size: 44px; padding: 0 12px; background: var(--ta-panel); cursor: pointer; }
 button svg { inline-size: 20px; block-size: 20px; fill: currentColor; vertical-align: -4px; }
 button:focus-visible, input:focus-visible { outline: 3px solid #fff; outline-offset: 2px; box-shadow: 0 0 0 5px #000; }
 button[aria-pressed="true"] { background: var(--ta-accent); }
-.start { position: absolute; inset: 0; margin: auto; inline-size: max-content; max-inline-size: 90%; block-size: 52px; padding: 0 22px; background: var(--ta-accent); font-weight: 600; }
-.start:disabled { cursor: progress; opacity: 0.85; }
+.start { position: absolute; inset: 0; display: flex; align-items: end; justify-content: center; padding: 16px; border-radius: inherit; background: none; }
+.start span { padding: 14px 22px; border-radius: 999px; background: var(--ta-accent); font-weight: 600; }
+.start:disabled { cursor: progress; }
+.start:focus-visible { outline-offset: -3px; box-shadow: inset 0 0 0 6px #000; }
 form { display: flex; gap: 8px; margin: 8px 0 0; }
 input { flex: 1; min-inline-size: 0; font: inherit; padding: 10px 14px; border-radius: 999px; border: 1px solid #8a90a0; background: #fff; color: #111; }
 form button { background: var(--ta-accent); }
 .log { position: absolute; inline-size: 1px; block-size: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap; }
-@media (prefers-reduced-motion: no-preference) { .start, button { transition: filter 0.15s; } }
+@media (prefers-reduced-motion: no-preference) { button { transition: filter 0.15s; } }
 button:hover:enabled { filter: brightness(1.15); }
 `;
 const ICONS = {
@@ -79,7 +82,9 @@ export class EmbedView {
     root.adoptedStyleSheets = [sheet]; // a page's `style-src` does not have to allow it
     this.video = /** @type {HTMLVideoElement} */ (make("video", { part: "video", playsinline: "" }));
     this.poster = /** @type {HTMLImageElement} */ (make("img", { part: "poster", class: "poster", alt: "" }));
-    this.start = /** @type {HTMLButtonElement} */ (make("button", { part: "start button", class: "start", type: "button" }));
+    this.startLabel = make("span", { part: "start" });
+    /** The whole picture. @type {HTMLButtonElement} */
+    this.start = /** @type {HTMLButtonElement} */ (make("button", { class: "start", type: "button" }, this.startLabel));
     this.status = make("p", { part: "status", class: "status", "aria-live": "polite" });
     this.stop = /** @type {HTMLButtonElement} */ (make("button", { part: "stop button", type: "button" }));
     this.captions = make("p", { part: "captions", class: "captions", "aria-hidden": "true" });
@@ -126,7 +131,7 @@ export class EmbedView {
   show({ running, starting, hears, talks, writes, muted, microphone, status }, texts) {
     this.start.hidden = running;
     this.start.disabled = starting;
-    setText(this.start, starting ? texts.starting : texts.start);
+    setText(this.startLabel, starting ? texts.starting : texts.start);
     this.stop.hidden = !running && !starting;
     this.controls.hidden = !running;
     this.talk.hidden = !(talks && hears);

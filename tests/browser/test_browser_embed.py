@@ -143,7 +143,7 @@ async def test_a_visitor_talks_to_a_face_on_another_site(page: Page, site: Site,
         False,
         False,
     ]
-    await page.click("talking-avatar")  # the button is in its middle
+    await page.click("talking-avatar")  # the whole picture is the button
     await page.until("seen.some(([name]) => name === 'ready')")
     assert await page.run("states().slice(0, 2)") == ["starting", "ready"]
     width, height = await page.run(FRAMES % "a")
@@ -214,14 +214,14 @@ async def _is(read: Callable[[], Any], wanted: object) -> bool:
     return bool(await read() == wanted)
 
 
-async def test_what_goes_wrong_is_shown_in_plain_words(page: Page, site: Site) -> None:
+async def test_what_goes_wrong_is_shown_in_plain_words(page: Page, site: Site, tmp_path: Path) -> None:
     elsewhere = await site.mint(origins=["https://elsewhere.example"])
     used = await site.mint(minutes=0.2, sessions=2)
     tokens = site.stage.app.state.context.public_tokens
     await tokens.pay(tokens.token_id(used), "an earlier session", 9.0)
     await site.open(page, site.tag(f'token="{elsewhere}"'), site.tag("", "b"), site.tag(f'token="{used}"', "c"))
 
-    await page.run("$('start').focus()")
+    await page.run("$('start').closest('button').focus()")
     await page.key("Enter")
     await page.until("a.state === 'failed'")
     assert await page.run(
@@ -231,6 +231,7 @@ async def test_what_goes_wrong_is_shown_in_plain_words(page: Page, site: Site) -
         "The avatar cannot be reached. Check that you are online, then try again.",
         True,
     ]
+    await page.screenshot(tmp_path / "problem.png")
     assert await page.run("b.start().catch(({code}) => code)") == "no_token"
     assert await page.run("[b.state, $('error', 'b').textContent]") == [
         "failed",

@@ -12,8 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.applications import Starlette
+from starlette.staticfiles import StaticFiles
 
+from tests.browser.chromium import browser, find_chromium
 from tests.clients.printed import ROOT
+from tests.fakes.serving import plain_config, serving
 
 NODE = Path.home() / ".cache" / "musetalk-livekit" / "node" / "node_modules"
 TOOL = ROOT / "tools" / "npm_package"
@@ -136,3 +140,26 @@ def test_its_types_help_and_find_mistakes(project: Path, module: str, resolution
     ours = sorted({(file, int(line)) for file, line in found if "livekit-client" not in file})
     first = CONSUMER.count("\n") + 2
     assert ours == [("wrong.ts", line) for line in range(first, first + 5)], said
+
+
+@pytest.mark.browser
+async def test_it_runs_in_a_page_with_the_sites_own_livekit_client(project: Path) -> None:
+    program = find_chromium()
+    if program is None:
+        pytest.skip("no Chromium on PATH")
+    modules = {
+        "musetalk-livekit-avatar": "/node_modules/musetalk-livekit-avatar/dist/talking-avatar.js",
+        "livekit-client": "/node_modules/livekit-client/dist/livekit-client.esm.mjs",
+    }
+    page = (
+        f'<!doctype html><script type="importmap">{json.dumps({"imports": modules})}</script>'
+        '<script type="module">import "musetalk-livekit-avatar";</script><talking-avatar id="a"></talking-avatar>'
+    )
+    (project / "index.html").write_text(page)
+    app = Starlette()
+    app.mount("/", StaticFiles(directory=project, html=True, follow_symlink=True))
+    async with serving(plain_config(app)) as url, browser(program) as tab:
+        await tab.open(url + "/")
+        await tab.until("customElements.get('talking-avatar') !== undefined")
+        assert await tab.run("a.start().catch(({code}) => [code, a.state])") == ["no_token", "failed"]
+        assert [error for error in tab.errors if "favicon" not in error] == []
