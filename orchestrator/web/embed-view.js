@@ -83,7 +83,7 @@ export class EmbedView {
     this.video = /** @type {HTMLVideoElement} */ (make("video", { part: "video", playsinline: "" }));
     this.poster = /** @type {HTMLImageElement} */ (make("img", { part: "poster", class: "poster", alt: "" }));
     this.startLabel = make("span", { part: "start" });
-    /** The whole picture. @type {HTMLButtonElement} */
+    /** The whole stage. @type {HTMLButtonElement} */
     this.start = /** @type {HTMLButtonElement} */ (make("button", { class: "start", type: "button" }, this.startLabel));
     this.status = make("p", { part: "status", class: "status", "aria-live": "polite" });
     this.stop = /** @type {HTMLButtonElement} */ (make("button", { part: "stop button", type: "button" }));
@@ -151,7 +151,7 @@ export class EmbedView {
     this.poster.hidden = !address;
   }
 
-  /** The last words of a text over the picture; "" for none. @param {string} text */
+  /** The last words of a text over the video; "" for none. @param {string} text */
   showCaption(text) {
     const words = text.length > SHOWN_CHARACTERS ? `… ${text.slice(text.indexOf(" ", text.length - SHOWN_CHARACTERS) + 1)}` : text;
     setText(this.captions, words);

@@ -6,8 +6,8 @@
  *
  * Attributes, each with a property of the same name (`token-url` is `tokenUrl`):
  * `src` origin of the orchestrator, by default that of this module; `token` a public token (`POST /public-tokens`), or `token-url` an address
- * of your own site that answers `{"token": "mtp_…"}` at each start; `avatar` one of the token's avatars; `poster` a picture shown before the
- * start; `talk` shows the microphone's button, `text` the text field; `captions="off"` hides captions; `muted` plays no sound.
+ * of your own site that answers `{"token": "mtp_…"}` at each start; `avatar` one of the token's avatars; `poster` an image shown before the
+ * start; `talk` shows the microphone's button, `text` the text field; `captions="off"` hides captions; `muted` plays no audio.
  *
  * Styling: `::part(stage | video | poster | start | stop | talk | mute | button | controls | status | captions | error | form | input | send)`, the
  * attribute `state`, and the custom properties `--ta-ratio`, `--ta-accent`, `--ta-panel`, `--ta-radius`.
@@ -16,6 +16,7 @@
  */
 
 import { ApiError, Avatar } from "./avatar.js";
+import { ATTRIBUTES, ReflectedAttributes } from "./embed-attributes.js";
 import { sentence, textsFor } from "./embed-texts.js";
 import { EmbedView } from "./embed-view.js";
 
@@ -39,12 +40,9 @@ export { ApiError };
 
 const OVER = new Set(["stopped", "failed"]);
 const RESTARTS = new Set(["src", "avatar"]);
-/** On a server there are no elements; the module can be imported there all the same. */
-const Base = globalThis.HTMLElement ?? /** @type {typeof HTMLElement} */ (/** @type {unknown} */ (class {}));
-
 /** The element. A removed one ends its session and gives everything back; one that is moved within the document goes on. */
-export class TalkingAvatar extends Base {
-  static observedAttributes = ["src", "token", "token-url", "avatar", "poster", "talk", "text", "captions", "muted", "lang"];
+export class TalkingAvatar extends ReflectedAttributes {
+  static observedAttributes = [...ATTRIBUTES, "lang"];
 
   /**
    * Gives the token for a start, in place of `token` and `token-url`.
@@ -85,81 +83,6 @@ export class TalkingAvatar extends Base {
     });
   }
 
-  // --- attributes
-
-  get src() {
-    return this.getAttribute("src") ?? "";
-  }
-
-  set src(value) {
-    this.#reflect("src", value);
-  }
-
-  get token() {
-    return this.getAttribute("token") ?? "";
-  }
-
-  set token(value) {
-    this.#reflect("token", value);
-  }
-
-  get tokenUrl() {
-    return this.getAttribute("token-url") ?? "";
-  }
-
-  set tokenUrl(value) {
-    this.#reflect("token-url", value);
-  }
-
-  get avatar() {
-    return this.getAttribute("avatar") ?? "";
-  }
-
-  set avatar(value) {
-    this.#reflect("avatar", value);
-  }
-
-  get poster() {
-    return this.getAttribute("poster") ?? "";
-  }
-
-  set poster(value) {
-    this.#reflect("poster", value);
-  }
-
-  get talk() {
-    return this.hasAttribute("talk");
-  }
-
-  set talk(value) {
-    this.toggleAttribute("talk", Boolean(value));
-  }
-
-  get text() {
-    return this.hasAttribute("text");
-  }
-
-  set text(value) {
-    this.toggleAttribute("text", Boolean(value));
-  }
-
-  /** Whether captions are shown. */
-  get captions() {
-    return this.getAttribute("captions") !== "off";
-  }
-
-  set captions(value) {
-    this.#reflect("captions", value ? "" : "off");
-  }
-
-  get muted() {
-    return this.hasAttribute("muted");
-  }
-
-  set muted(value) {
-    this.toggleAttribute("muted", Boolean(value));
-  }
-
   // --- state and methods
 
   /** @returns {TalkingAvatarState} */
@@ -178,7 +101,7 @@ export class TalkingAvatar extends Base {
   }
 
   /**
-   * Starts the session; without effect while one starts or runs. Call it in a click, or the browser blocks the sound.
+   * Starts the session; without effect while one starts or runs. Call it in a click, or the browser blocks the audio.
    * @returns {Promise<void>} when the avatar is in its room
    * @throws {ApiError} which is shown and dispatched too; `cancelled` when it was stopped meanwhile
    */
@@ -484,12 +407,6 @@ export class TalkingAvatar extends Base {
   #running() {
     if (!this.#avatar || this.#state === "starting") throw new ApiError("Start the avatar first.", { code: "session_not_found" });
     return this.#avatar;
-  }
-
-  /** @param {string} name @param {string} value "" for none */
-  #reflect(name, value) {
-    if (value) this.setAttribute(name, value);
-    else this.removeAttribute(name);
   }
 
   /**

@@ -143,7 +143,7 @@ async def test_a_visitor_talks_to_a_face_on_another_site(page: Page, site: Site,
         False,
         False,
     ]
-    await page.click("talking-avatar")  # the whole picture is the button
+    await page.click("talking-avatar")  # the whole stage is the button
     await page.until("seen.some(([name]) => name === 'ready')")
     assert await page.run("states().slice(0, 2)") == ["starting", "ready"]
     width, height = await page.run(FRAMES % "a")

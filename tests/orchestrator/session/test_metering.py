@@ -55,8 +55,8 @@ async def test_a_session_ends_with_its_minutes_and_its_reader_learns_why() -> No
         await ended(session)
         assert time.monotonic() - begun == pytest.approx(120, abs=0.5)
         assert (session.base_state, session.end_reason) == (SessionState.STOPPED, "minutes_exhausted")
-        told = [(data["state"], data["reason"]) for data in here.events(session, "session.state")]
-        assert told[-2:] == [("draining", "minutes_exhausted"), ("stopped", "minutes_exhausted")]
+        reported = [(data["state"], data["reason"]) for data in here.events(session, "session.state")]
+        assert reported[-2:] == [("draining", "minutes_exhausted"), ("stopped", "minutes_exhausted")]
         assert await used(here) == pytest.approx(120, abs=0.01)
         assert here.rooms.deleted == ["public-a"]
 
