@@ -136,6 +136,9 @@ class Conversations:
             on_error.callback(self._conversations.pop, session_id, None)
             await self._prepare(conversation, request, place)
             on_error.pop_all()
+        if request.tools and conversation.models["llm"] == "embedded":
+            detail = "The embedded language model calls no functions: give LLM_BASE_URL, or conversation.llm."
+            self._bus.publish(session_id, "warning", {"code": "conversation_tools_unused", "detail": detail})
         self._open(conversation)
         return conversation
 

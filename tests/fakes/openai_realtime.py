@@ -13,6 +13,8 @@ from starlette.applications import Starlette
 from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from tests.fakes.openai_models import Calls
+
 RATE = 24_000
 _LOUD = 500
 _TURN_S, _PAUSE_S = 0.3, 0.3
@@ -20,9 +22,11 @@ _TURN_S, _PAUSE_S = 0.3, 0.3
 
 @dataclass
 class FakeRealtime:
-    """`replies` are given in turn, the last one again and again. `sent` are the client's events but for sound, `keys` its keys."""
+    """`replies` are given in turn, the last one again and again; one may be calls of functions. `sent` are the client's events but
+    for sound, `keys` its keys.
+    """
 
-    replies: list[str] = field(default_factory=lambda: ["I have heard you."])
+    replies: list[str | Calls] = field(default_factory=lambda: ["I have heard you."])
     transcript: str = "What is your name?"
     sent: list[dict[str, Any]] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
@@ -123,8 +127,11 @@ class _Connection:
         reply = replies.pop(0) if len(replies) > 1 else replies[0]
         self._response = asyncio.create_task(self._respond(reply, metadata))
 
-    async def _respond(self, reply: str, metadata: dict[str, str] | None) -> None:
+    async def _respond(self, reply: str | Calls, metadata: dict[str, str] | None) -> None:
         response = {"id": self._name("resp"), "object": "realtime.response", "metadata": metadata, "output": []}
+        if not isinstance(reply, str):
+            await self._call(reply, response)
+            return
         item = {"id": self._name("item"), "type": "message", "role": "assistant", "content": []}
         part = {"item_id": item["id"], "response_id": response["id"], "output_index": 0, "content_index": 0}
         status = "completed"
@@ -143,6 +150,16 @@ class _Connection:
             status = "cancelled"
         await self._send("response.output_item.done", **part, item=item)
         await self._send("response.done", response={**response, "status": status})
+
+    async def _call(self, calls: Calls, response: dict[str, Any]) -> None:
+        await self._send("response.created", response={**response, "status": "in_progress"})
+        for number, (name, arguments) in enumerate(calls):
+            item = {"id": self._name("item"), "type": "function_call", "name": name, "call_id": self._name("call")}
+            part = {"response_id": response["id"], "output_index": number}
+            await self._send("response.output_item.added", **part, item={**item, "arguments": ""})
+            await self._add({**item, "arguments": ""})
+            await self._send("response.output_item.done", **part, item={**item, "arguments": json.dumps(arguments)})
+        await self._send("response.done", response={**response, "status": "completed"})
 
     def _name(self, kind: str) -> str:
         self._number += 1

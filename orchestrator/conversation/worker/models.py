@@ -6,7 +6,7 @@ from functools import cache
 from typing import Any
 
 import aiohttp
-from livekit.agents import AgentSession, inference
+from livekit.agents import AgentSession, inference, llm, stt, tts
 from livekit.plugins import openai
 
 from orchestrator.conversation.conversation_messages import OpenConversation, Provider
@@ -50,6 +50,12 @@ def realtime(opening: OpenConversation) -> openai.realtime.RealtimeModel:
     """That model. It decides itself when the user has finished."""
     voice = {"voice": opening.voice} if opening.voice else {}
     return openai.realtime.RealtimeModel(**_address(opening.llm), **voice)
+
+
+def part_of(source: object) -> str:
+    """Which part of a conversation a model is: `stt`, `llm` (a realtime model too), `tts`, or `other`."""
+    kinds = {"stt": stt.STT, "llm": (llm.LLM, llm.RealtimeModel), "tts": tts.TTS}
+    return next((part for part, kind in kinds.items() if isinstance(source, kind)), "other")
 
 
 def greet(session: AgentSession[None], opening: OpenConversation) -> None:

@@ -278,7 +278,8 @@ class RoomConversation:
             self._emit("user.started", {})
 
     def _on_transcript(self, event: events.UserInputTranscribedEvent) -> None:
-        self._emit("user.transcript", {"text": event.transcript, "final": event.is_final})
+        if event.transcript:  # a realtime model begins with nothing
+            self._emit("user.transcript", {"text": event.transcript, "final": event.is_final})
 
     def _on_agent_state(self, event: events.AgentStateChangedEvent) -> None:
         if event.new_state == "speaking" and not self._replying:
@@ -319,7 +320,7 @@ class RoomConversation:
         self._report(MessageAdded(session_id=self._opening.session_id, message=message))
 
     def _on_error(self, event: events.ErrorEvent) -> None:
-        part = type(event.source).__module__.rsplit(".", 1)[-1]
+        part = models.part_of(event.source)
         detail = f"{part}: {event.error!r}"[:300]
         self._emit("warning", {"code": "conversation_provider", "part": part, "detail": detail})
 

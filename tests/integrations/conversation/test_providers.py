@@ -5,15 +5,19 @@ from __future__ import annotations
 from contextlib import AsyncExitStack
 
 import jwt
+import numpy as np
+from livekit import rtc
 
+from musetalk_agent.publishers.livekit.detached_connect import leave
 from musetalk_tools.livekit_server import LiveKitAccess
 from orchestrator.tts.elevenlabs import ElevenLabs, ElevenLabsOptions
 from orchestrator.tts.voices import Voices
 from tests.fakes.elevenlabs import KEY as ELEVENLABS_KEY
 from tests.fakes.elevenlabs import FakeElevenLabs
+from tests.fakes.hook_receiver import receiving
 from tests.fakes.livekit_inference import FakeInference
 from tests.fakes.openai_models import FakeModels
-from tests.fakes.openai_realtime import FakeRealtime
+from tests.fakes.openai_realtime import RATE, FakeRealtime
 from tests.fakes.serving import plain_config, serving
 from tests.integrations.conversation.test_talk import LONG, pytestmark, talk
 from tests.waiting import until
@@ -114,3 +118,45 @@ async def test_a_realtime_model_hears_and_speaks_itself(livekit_server: LiveKitA
             for part in event["item"]["content"]
         ]
         assert said == ["Tell me a story.", "What is your name?"]
+
+
+async def test_a_realtime_model_hears_the_microphone_and_calls_functions(livekit_server: LiveKitAccess) -> None:
+    model = FakeRealtime(replies=[[("order", {"number": "A17"})], "It is on its way."], transcript="Where is my order?")
+    async with AsyncExitStack() as exits:
+        desk = await exits.enter_async_context(receiving(None))
+        desk.content = b"on its way"
+        url = await exits.enter_async_context(serving(plain_config(model.app)))
+        settings = {"realtime_base_url": url + "/v1", "realtime_api_key": "a-key"}
+        tools = [{"name": "order", "url": f"http://127.0.0.1:{desk.port}/"}]
+        schema = {"type": "object", "properties": {"number": {"type": "string"}}}
+        here = await exits.enter_async_context(
+            talk(
+                livekit_server,
+                FakeModels(),
+                settings={**settings, "llm_base_url": None, "stt_base_url": None},
+                tools=[{**tools[0], "parameters": schema}],
+            )
+        )
+        room = rtc.Room()
+        exits.push_async_callback(leave, room)
+        await room.connect(here.started["livekit_url"], here.started["viewer_token"])
+        source = rtc.AudioSource(RATE, 1, queue_size_ms=40)
+        track = rtc.LocalAudioTrack.create_audio_track("microphone", source)
+        await room.local_participant.publish_track(
+            track, rtc.TrackPublishOptions(source=rtc.TrackSource.SOURCE_MICROPHONE)
+        )
+        loud = (9000 * np.sin(2 * np.pi * 300 * np.arange(RATE // 100) / RATE)).astype("<i2").tobytes()
+
+        async def say(blocks: int, pcm: bytes) -> None:
+            for _ in range(blocks):
+                await source.capture_frame(rtc.AudioFrame(pcm, RATE, 1, RATE // 100))
+
+        while not here.of("user.transcript"):  # what is said before the worker has the track is lost
+            await say(60, loud)
+            await say(60, bytes(len(loud)))
+        assert here.of("user.transcript")[0]["text"] == "Where is my order?"
+        await until(lambda: any(event["text"].strip() == "It is on its way." for event in here.of("reply.finished")))
+        assert desk.hooks[0].event["arguments"] == {"number": "A17"} and here.of("tool.finished")[0]["ok"]
+        outputs = [event["item"] for event in model.of("conversation.item.create")]
+        assert next(item["output"] for item in outputs if item["type"] == "function_call_output") == "on its way"
+        assert ("user", "Where is my order?", False) in await here.messages()

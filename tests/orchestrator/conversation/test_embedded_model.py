@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -13,8 +14,13 @@ from pathlib import Path
 import pytest
 
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
+from orchestrator.conversation.conversation_messages import Provider
+from orchestrator.conversation.conversations import Conversations, Place
 from orchestrator.conversation.embedded.__main__ import free_port
 from orchestrator.conversation.embedded_model import EmbeddedModel
+from orchestrator.conversation.options import ConversationOptions, ConversationRequest
+from orchestrator.events import EventBus
+from orchestrator.metrics import Metrics
 from tests.waiting import until
 
 SERVER = f"""#!{sys.executable}
@@ -100,3 +106,25 @@ async def test_a_model_that_does_not_start_is_said_so_and_tried_again(tmp_path: 
     assert model.pid is not None
     await model.aclose()
     assert model.pid is None
+
+
+async def test_it_says_that_it_calls_no_functions(tmp_path: Path) -> None:
+    program = tmp_path / "python"
+    program.write_text(SERVER)
+    program.chmod(0o700)
+    events: list[dict[str, object]] = []
+    bus, metrics = EventBus(Metrics()), Metrics()
+    bus.listen(lambda event: events.append(json.loads(event.text)))
+    model = Provider(base_url="http://127.0.0.1:9/v1", model="a-model")
+    options = ConversationOptions(python=str(program), stt=model)
+    conversations = Conversations(options, bus, metrics, lambda: model)
+    place = Place("ws://127.0.0.1:9", lambda: "token", "avatar-1")
+    tools = {"tools": [{"name": "order", "url": "https://desk.example/"}]}
+    try:
+        await conversations.begin("ses_1", ConversationRequest(), place)
+        assert not events
+        await conversations.begin("ses_2", ConversationRequest.model_validate(tools), place)
+        (event,) = [event for event in events if event["session_id"] == "ses_2"]
+        assert event["type"] == "warning" and event["data"]["code"] == "conversation_tools_unused"  # type: ignore[index]
+    finally:
+        await conversations.aclose()
