@@ -94,6 +94,13 @@ class SayLine(_Message):
     text: str
 
 
+class InterruptReply(_Message):
+    """What the avatar says is over, and so are the lines that wait."""
+
+    type: Literal["interrupt"] = "interrupt"
+    session_id: str
+
+
 class CloseConversation(_Message):
     """Leave the room."""
 
@@ -166,7 +173,7 @@ class ConversationEnded(_Message):
     reason: str = ""
 
 
-AnyCommand = OpenConversation | ChatMessage | SayLine | ToolResult | CloseConversation
+AnyCommand = OpenConversation | ChatMessage | SayLine | ToolResult | InterruptReply | CloseConversation
 AnyReport = (
     WorkerBeat
     | ConversationEvent

@@ -20,6 +20,7 @@ from orchestrator.conversation.conversation_messages import (
     CloseConversation,
     ConversationEnded,
     ConversationEvent,
+    InterruptReply,
     MessageAdded,
     MicrophoneReport,
     OpenConversation,
@@ -224,6 +225,11 @@ class Conversations:
     def say(self, session_id: str, text: str) -> str:
         """Hands the avatar a line of its own to say; returns the message's id. Waits and raises as `chat` does."""
         return self._hand(SayLine(session_id=session_id, message_id=_message_id(), text=text))
+
+    def interrupt(self, session_id: str) -> None:
+        """Ends what the avatar says. Without effect where the session has no conversation, and while the worker is away."""
+        if session_id in self._conversations:
+            self.worker.send(InterruptReply(session_id=session_id))
 
     def _hand(self, message: ChatMessage | SayLine) -> str:
         conversation = self.get(message.session_id)

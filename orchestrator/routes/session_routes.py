@@ -285,6 +285,7 @@ async def stop(session_id: str, ctx: Ctx, request: Request) -> dict[str, Any]:
 async def interrupt(session_id: str, ctx: Ctx, request: Request) -> dict[str, float]:
     """Barge-in: silence at once. Answers with the seconds of speech that will not be heard."""
     live = (await here(ctx, current(request.scope), session_id)).running()
+    ctx.conversations.interrupt(session_id)  # else the rest of its reply would go on after the silence
     return {"dropped_s": await live.interrupt()}
 
 

@@ -122,7 +122,8 @@ export class Conversation extends EventTarget {
   #settle(text, interrupted) {
     const replies = this.messages.filter(({ id, role }) => role === "assistant" && !this.#settled.has(id));
     // Of a reply before this one the end may have been lost with the conversation's process.
-    const open = replies.find((reply) => text.startsWith(reply.text) || reply.text.startsWith(text)) ?? replies[0];
+    const matches = replies.find((reply) => text && (text.startsWith(reply.text) || reply.text.startsWith(text)));
+    const open = matches ?? (text ? replies[0] : replies.find(({ final }) => final));
     if (open) {
       this.#settled.add(open.id);
       this.#change(open, { text: text || open.text, final: true, interrupted });

@@ -224,6 +224,18 @@ async def test_texts_work_without_a_microphone_and_while_it_speaks(
     clean(page)
 
 
+async def test_escape_ends_the_reply(page: Page, talking: Stack, fake: FakeModels) -> None:
+    fake.replies = [LONG]
+    await start(page, talking, microphone=False)
+    await write(page, "Tell me a story.")
+    await page.until("document.querySelector('#growing .assistant .words')?.textContent.split(' ').length > 4")
+    await page.key("Escape")
+    await page.until(f"{REPLIES} === 1 && {STATE} === 'listening'")
+    (_, reply) = await agree(page, talking)
+    assert reply[2] and LONG.startswith(reply[1]) and len(reply[1]) < len(LONG)
+    clean(page)
+
+
 async def test_the_microphone_is_muted_and_pushed_by_keys_and_given_back_with_the_session(
     page: Page, talking: Stack, fake: FakeModels
 ) -> None:

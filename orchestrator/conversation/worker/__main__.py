@@ -15,6 +15,7 @@ from orchestrator import worker_pipe
 from orchestrator.conversation.conversation_messages import (
     ChatMessage,
     CloseConversation,
+    InterruptReply,
     OpenConversation,
     SayLine,
     ToolResult,
@@ -57,6 +58,8 @@ class ConversationSet:
             conversation.say(command.message_id, command.text)
         elif isinstance(command, ToolResult):
             conversation.take(command)
+        elif isinstance(command, InterruptReply):
+            conversation.interrupt()
         elif isinstance(command, CloseConversation):
             conversation.close()
 

@@ -53,6 +53,10 @@ class Floor:
             self._cut = True
             self._spawn(self._interrupt)
 
+    def interrupt(self) -> None:
+        """The service asks for silence."""
+        self._spawn(self._interrupt)
+
     def quiet(self) -> None:
         """The person speaks no more; what was said is not known yet."""
         self._speaking = False

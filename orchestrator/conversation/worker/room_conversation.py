@@ -119,6 +119,11 @@ class RoomConversation:
         self._early.append(text)
         self._say_early()
 
+    def interrupt(self) -> None:
+        """Ends what the avatar says, as a person's voice does; the history keeps what was heard of it."""
+        self._early = []
+        self._on_floor(Floor.interrupt)()
+
     def _say_early(self) -> None:
         if self._linked and self._session is not None:
             self._lines += [self._session.say(text) for text in self._early]

@@ -15,6 +15,7 @@ from orchestrator.conversation.conversation_messages import (
     ConversationEnded,
     ConversationEvent,
     HistoryMessage,
+    InterruptReply,
     MessageAdded,
     OpenConversation,
     SayLine,
@@ -67,6 +68,9 @@ def carry_out(command: object) -> None:
             report(ToolCall(session_id=command.session_id, **json.loads(command.text[5:])))
         else:
             report(ToolCancelled(session_id=command.session_id, call_id=command.text[8:]))
+    elif isinstance(command, InterruptReply):
+        data = {"text": "no more", "interrupted": True}
+        report(ConversationEvent(session_id=command.session_id, name="reply.finished", data=data))
     elif isinstance(command, SayLine):
         data = {"text": command.text, "message_id": command.message_id}
         report(ConversationEvent(session_id=command.session_id, name="reply.queued", data=data))

@@ -79,6 +79,9 @@ async def test_events_and_messages_come_through(host: Host) -> None:
     message_id = host.chat("Hello?")
     await until(lambda: host.texts() == ["Hello?"])
     assert host.conversations.get("ses_1").messages[0].id == message_id
+    host.conversations.interrupt("ses_of_no_conversation")
+    host.conversations.interrupt("ses_1")
+    await host.replied("no more")
 
 
 @pytest.mark.parametrize("fault", ["die", "babble", "leave"])
