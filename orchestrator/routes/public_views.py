@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 from typing import Any
 
-from orchestrator.events import CONVERSATION_TYPES, SessionEvent
+from orchestrator.events import SessionEvent
 from orchestrator.keys import Caller, Scope
 
 _BOTH = ("session_id", "state", "room", "avatar_identity", "fps", "width", "height", "expires_at")
@@ -14,6 +14,7 @@ SESSION = (*_BOTH, "started_at", "ended_at", "end_reason")
 STARTED = (*_BOTH, "livekit_url", "viewer_identity", "viewer_token")
 _DATA = {"publisher.changed": ("publisher",), "warning": ("code", "part"), "error": ("code",)}
 """Fields of events of which the rest is for operators; other events are shown whole."""
+_HIDDEN = frozenset({"tool.started", "tool.finished"})
 
 
 def shown(caller: Caller, view: dict[str, Any]) -> dict[str, Any]:
@@ -29,10 +30,14 @@ def shown_start(answer: dict[str, object]) -> dict[str, object]:
     return {**kept, "conversation": {}} if "conversation" in answer else kept
 
 
-def shown_event(caller: Caller, event: SessionEvent) -> SessionEvent:
-    """The event for this caller."""
+def shown_event(caller: Caller, event: SessionEvent) -> SessionEvent | None:
+    """The event for this caller; None for one that it is not shown."""
+    if caller.scope is not Scope.PUBLIC:
+        return event
+    if event.type in _HIDDEN:
+        return None
     fields = _DATA.get(event.type)
-    if caller.scope is not Scope.PUBLIC or fields is None or event.type in CONVERSATION_TYPES:
+    if fields is None:
         return event
     body = json.loads(event.text)
     body["data"] = {name: value for name, value in body["data"].items() if name in fields}

@@ -92,7 +92,8 @@ async def _lines(session_id: str, stream: EventStream, caller: Caller) -> AsyncI
             event, taking = taking.result(), None
             if event is None:
                 return
-            yield sse(shown_event(caller, event))
+            if (shown := shown_event(caller, event)) is not None:
+                yield sse(shown)
     finally:
         if taking is not None:
             taking.cancel()

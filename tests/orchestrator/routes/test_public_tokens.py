@@ -18,6 +18,7 @@ import pytest
 from musetalk_agent.protocol import throttle
 from orchestrator.app import OPEN_PATHS
 from orchestrator.conversation import conversations
+from orchestrator.routes.public_sessions import Preset, PublicTokenRequest
 from tests.fakes.stage import LIVEKIT_SECRET, Stage, stage
 from tests.orchestrator.routes.test_conversation_routes import MODEL, SCRIPT
 from tests.servers.redis import redis_server
@@ -114,11 +115,13 @@ async def test_a_page_starts_its_session_chats_reads_and_stops(shop: Stage) -> N
     secret = {"detail": "http://10.0.0.5/v1 refuses", "message": "http://10.0.0.5/v1 refuses"}
     bus.publish(session_id, "warning", {"code": "conversation_provider", "part": "llm", **secret})
     bus.publish(session_id, "error", {"code": "tts_failed", **secret})
+    bus.publish(session_id, "tool.started", {"name": "stock_of_shoes", "call_id": "call_1"})
     assert (await ask(shop, token, "POST", f"{path}/stop")).json()["state"] == "stopped"
     events = await ask(shop, token, "GET", f"{path}/events")
     assert events.headers["content-type"].startswith("text/event-stream") and '"reason":"stopped"' in events.text
     assert '"data":{"code":"conversation_provider","part":"llm"}' in events.text
     assert '"data":{"code":"tts_failed"}' in events.text and "10.0.0.5" not in events.text
+    assert "stock_of_shoes" not in events.text
     assert "10.0.0.5" in (await shop.http.get(f"{path}/events")).text  # a key's holder reads all of it
     seen = (await shop.http.get(f"/public-tokens/{made['token_id']}")).json()
     assert (seen["sessions_running"], seen["starts"], seen["origins"]) == (0, 1, [SHOP])
@@ -481,3 +484,27 @@ async def test_several_orchestrators_count_together() -> None:
         await there.http.delete(f"/public-tokens/{made['token_id']}")
         answer = await ask(here, made["token"], "GET", f"/session/{first['session_id']}")
         assert refusal(answer) == (401, "unauthorized")
+
+
+def test_what_is_sealed_comes_back_as_it_was() -> None:
+    conversation = {
+        "instructions": "Sell shoes.",
+        "llm": {"base_url": "https://models.example/v1", "model": "m", "api_key": "sk-1"},
+        "tools": [{"name": "stock", "description": "How many there are.", "url": "https://shop.example/tools?key=1"}],
+    }
+    body = PublicTokenRequest.model_validate(
+        {
+            "origins": [SHOP],
+            "avatar_id": ["demo", "sha256:other"],
+            "conversation": conversation,
+            "webhook_url": "https://shop.example/hook",
+            "webhook_secret": "whsec_" + "A" * 44,
+            "speech": {"voice": "tone:one"},
+        }
+    )
+    preset = body.preset()
+    again = Preset.model_validate_json(preset.model_dump_json())
+    assert again == preset and again.start.conversation == body.conversation
+    assert again.start.webhook_secret == body.webhook_secret and again.start.speech == body.speech
+    chosen = again.chosen("sha256:other")
+    assert chosen.avatar_id == "sha256:other" and chosen.room != again.chosen(None).room
