@@ -481,7 +481,7 @@ def _reason(closed: ConnectionClosed, said: ProviderError) -> ProviderError | No
 
 
 async def _sentence(text: GrowingText) -> str | None:
-    """The next sentence; its pauses are left out, for the voice tells no place in its audio where they would be."""
+    """The next sentence; its pauses are left out, for the voice gives no place in its audio where they would be."""
     while (sentence := await text.next()) is not None:
         if spoken := pauses.without(sentence):
             return spoken

@@ -339,7 +339,7 @@ class GrowingText:
             self._more.set()
 
     def abandon(self) -> None:
-        """Nobody will read the rest."""
+        """The rest will not be read."""
         self.abandoned = True
         self._ready.clear()
         self._less.set()

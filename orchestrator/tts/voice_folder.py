@@ -74,7 +74,7 @@ class VoiceFolder:
             _log.warning("a voice cannot be used", extra={"file": f"{name}.onnx", "reason": _UNLOADABLE})
 
     def _stamps(self) -> dict[str, tuple[int, int]]:
-        """Time and size of each model with its description, which together tell a change."""
+        """Time and size of each model with its description, which together show a change."""
         out: dict[str, tuple[int, int]] = {}
         try:
             for file in sorted(self._path.glob("*.onnx")):

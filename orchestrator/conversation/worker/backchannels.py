@@ -1,4 +1,4 @@
-"""Words that say "go on" and no more: whoever says them while the avatar speaks does not interrupt it."""
+"""Words that say "go on" and no more: saying them while the avatar speaks does not interrupt it."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ def language_model(opening: OpenConversation) -> openai.LLM | inference.LLM:
 
 
 def voice(opening: OpenConversation) -> TimedVoice | openai.TTS | inference.TTS:
-    """Text to speech, at 24 kHz. Only the orchestrator's voices tell the time of each word."""
+    """Text to speech, at 24 kHz. Only the orchestrator's voices report the time of each word."""
     if opening.tts.dialect == "own":
         return TimedVoice(opening.tts, opening.voice)
     if opening.tts.dialect == "livekit":

@@ -232,7 +232,7 @@ class AvatarOutput(DataStreamAudioOutput):
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.warning("speech was lost on its way to the avatar", extra={"error": repr(error)})
-            while self._segments:  # nobody waits for it for ever
+            while self._segments:  # nothing waits for it for ever
                 self.on_playback_finished(playback_position=0.0, interrupted=True)
 
     async def _take_back(self) -> None:
@@ -293,9 +293,9 @@ class AvatarOutput(DataStreamAudioOutput):
             sent = [segment for segment in self._segments if segment.sent]
             if not sent and self._segments:
                 return "ok"  # too late: the clock has said it
-            told = json.loads(data.payload)
-            if self._recalling and told["interrupted"]:
-                sent[0].take_back(float(told["playback_position"]))
+            report = json.loads(data.payload)
+            if self._recalling and report["interrupted"]:
+                sent[0].take_back(float(report["playback_position"]))
                 if len(sent) == 1:
                     self._recalled.set()
                 return "ok"
