@@ -9,7 +9,7 @@ RATE = 16_000
 WINDOW = 512
 """Samples of a window: those of the voice activity detector."""
 WINDOW_S = WINDOW / RATE
-SPEECH_S = 0.16
+SPEECH_S = 0.096
 """So much of a person's speech holds the avatar's voice: with it the voice is silent within half a second."""
 CERTAIN_S = 1.0
 """A person who has spoken for so long has interrupted: an "mhm" takes 0.3 to 0.6 s."""
@@ -17,7 +17,7 @@ LIKELY = 0.5
 """Probability of speech from which a window counts, as the detector itself has it."""
 _FORGET_S = 0.4
 """Windows that count and lie further apart do not belong together."""
-_VOICED = 3
+_VOICED = 2
 """Windows with a pitch that speech has before it counts. A cough has one at most."""
 _PITCH = 0.5
 """Likeness of a window with itself one pitch period later. Vowels 0.6 to 1, noise below 0.45."""

@@ -49,8 +49,8 @@ END_OF_TURN_S = 0.3
 """A turn ends this long after the last speech, as livekit-agents has it with its own turn detector; the VAD adds 0.25 s."""
 _NEVER_S = 3600.0
 """livekit-agents interrupts on no length of speech by itself: `Floor` does."""
-FRAME_MS = 30
-"""Of the microphone's sound: about what the detector looks at. The SDK's gain control panics at what is no multiple of 10 ms."""
+FRAME_MS = 20
+"""Of the microphone's sound: the detector waits for no more than it needs. The SDK panics at what is no multiple of 10 ms."""
 _CLOSE_S = 5.0
 TEXTS_MAX = 16
 """Texts that wait for their answers. As many as the service lets wait."""

@@ -97,7 +97,8 @@ async def talk(
     **conversation: Any,
 ) -> AsyncIterator[Talk]:
     speaker = speaks or SineVoice()
-    named = speaker.names()[0].name
+    known = speaker.names()
+    named = known[0].name if known else "piper:joe"  # the embedded voices are known once they are open
     async with AsyncExitStack() as exits:
         url = await exits.enter_async_context(serving(plain_config(models.app)))
         running = await exits.enter_async_context(
@@ -222,7 +223,7 @@ async def test_a_microphone_is_heard_and_interrupts(livekit_server: LiveKitAcces
     models = FakeModels(replies=[LONG, "Very well."], transcripts=["Tell me a story.", "Please stop now."])
     voices = Voices()
     await voices.open()
-    chunks = [chunk async for chunk in voices.speak("Tell me a very long story, please.", "espeak:en-us")]
+    chunks = [chunk async for chunk in voices.speak("Tell me a very long story please.", "espeak:en-us")]
     await voices.aclose()
     spoken, rate = b"".join(chunk.pcm for chunk in chunks), chunks[0].sample_rate
     async with AsyncExitStack() as exits:
@@ -246,7 +247,7 @@ async def test_a_microphone_is_heard_and_interrupts(livekit_server: LiveKitAcces
         talking = asyncio.create_task(say(50 * quiet))  # a microphone is never digitally silent
         exits.push_async_callback(ended, talking)
         await until(lambda: here.of("reply.started"))
-        assert here.of("user.started") and here.of("user.transcript")[-1]["text"] == "Tell me a story."
+        assert here.of("user.started") and here.of("user.transcript")[0]["text"] == "Tell me a story."
         assert models.heard_s[0] > 0.3, "and a recording of it was recognised"
         await ended(talking)
         talking = asyncio.create_task(say(spoken + 50 * quiet))

@@ -1,8 +1,8 @@
 """An agent of livekit-agents as a process of its own, in an environment of its own: told what to do by JSON lines, and telling so.
 
 Runs with that environment's Python and imports nothing of this repository but the plugin. In: `{"do": "say", "symbols": 20}`,
-`{"do": "interrupt"}`, `{"do": "leave"}`, and `{"do": "vanish"}`, which leaves the room and tells nobody. Out: `{"event": …}` with
-`ready`, `started`, `finished`, `said`, `left`, and `log` for warnings.
+`{"do": "interrupt"}`, `{"do": "pause"}`, `{"do": "resume"}`, `{"do": "leave"}`, and `{"do": "vanish"}`, which leaves the room and
+tells nobody. Out: `{"event": …}` with `ready`, `started`, `finished`, `said`, `left`, and `log` for warnings.
 """
 
 from __future__ import annotations
@@ -83,6 +83,8 @@ async def _obey(session: AgentSession, room: rtc.Room) -> None:
             task.add_done_callback(saying.discard)
         elif order["do"] == "interrupt":
             session.interrupt()
+        elif order["do"] in ("pause", "resume"):
+            getattr(session.output.audio, order["do"])()
         elif order["do"] == "vanish":
             await room.disconnect()
             os._exit(0)

@@ -74,6 +74,7 @@ async def test_the_agent_speaks_through_the_avatar_and_is_interrupted(livekit_se
         assert refused.status_code == 409 and refused.json()["code"] == "speech_elsewhere"
         assert SPEAKER in refused.json()["detail"]
 
+        await paused(playing)
         await worker_dies(playing)
 
         await talker.do("leave")
@@ -81,6 +82,36 @@ async def test_the_agent_speaks_through_the_avatar_and_is_interrupted(livekit_se
         session = await playing.session()
         assert session["state"] == "stopped" and session["end_reason"] == "stopped"
         assert talker.complaints == []
+
+
+async def paused(playing: Scene) -> None:
+    """A voice that pauses goes on where it stopped, and is one segment; one that is interrupted meanwhile ends there."""
+    talker, ears, over = playing.talker, playing.ears, len(playing.talker.of("finished"))
+    ears.forget()
+    begun = len(talker.of("started"))
+    await talker.do("say", symbols=LONG)
+    assert await heard_all(ears, 10, settle_s=0)
+    await talker.do("pause")
+    await until(lambda: time.monotonic() - ears.spoken()[-1][0] > 0.5)
+    stopped = ears.spoken()[-1][1]
+    assert stopped < LONG - 5, "what was not heard waits"
+    await talker.do("resume")
+    assert await heard_all(ears, LONG - 1)
+    assert once(ears.durations(LONG)), "every tone was heard, and once"
+    finished = await talker.wait("finished", over + 1)
+    assert finished["interrupted"] is False and LONG / 10 <= finished["position"] < LONG / 10 + 0.2, finished
+    assert len(talker.of("started")) == begun + 1
+
+    ears.forget()
+    await talker.do("say", symbols=LONG)
+    assert await heard_all(ears, 10, settle_s=0)
+    await talker.do("pause")
+    await until(lambda: time.monotonic() - ears.spoken()[-1][0] > 0.5)
+    await talker.do("interrupt")
+    finished = await talker.wait("finished", over + 2)
+    assert finished["interrupted"] is True and abs(finished["position"] - heard_to(ears)) < 0.5, finished
+    await talker.do("resume")
+    assert talker.complaints == []
 
 
 async def worker_dies(playing: Scene) -> None:

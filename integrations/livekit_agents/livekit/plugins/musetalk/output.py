@@ -240,8 +240,6 @@ class AvatarOutput(DataStreamAudioOutput):
             if not self._paused or not any(segment.sent for segment in self._segments):
                 return
             writer, self._stream_writer = self._stream_writer, None
-            if writer is not None:
-                await writer.aclose()
             self._recalled.clear()
             self._recalling = True
             try:
@@ -249,6 +247,8 @@ class AvatarOutput(DataStreamAudioOutput):
                     await self._room.local_participant.perform_rpc(
                         destination_identity=self._avatar, method=RPC_CLEAR_BUFFER, payload=""
                     )
+                    if writer is not None:  # not before: the voice is to stop at once
+                        await writer.aclose()
                     await self._recalled.wait()
             except (rtc.RpcError, TimeoutError) as error:
                 log.warning("the avatar did not say where it stopped", extra={"error": repr(error)})
