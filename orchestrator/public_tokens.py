@@ -176,6 +176,9 @@ class PublicTokens:
         self._clock = clock
         self._lookups = asyncio.Semaphore(LOOKUPS_MAX)
         self._changing: dict[str, asyncio.Lock] = {}
+        self._paying: dict[str, set[str]] = {}
+        self._last: dict[str, PublicGrant] = {}
+        """Of tokens with sessions that pay here: a store that came back empty gets them again."""
 
     async def mint(self, grant: PublicGrant) -> str:
         """Stores the grant and returns its token. Raises ProblemError `invalid_request` for one too large, `store_unavailable`."""
@@ -185,8 +188,7 @@ class PublicTokens:
                 f"What this token allows takes {len(body)} bytes, of {GRANT_BYTES} at most: give shorter instructions."
             )
             raise ProblemError(ErrorCode.INVALID_REQUEST, detail, limit=GRANT_BYTES, value=len(body))
-        for origin in grant.origins:
-            await self._note_origin(origin, grant.expires_at)
+        await self._note_origins(grant)
         if not await self._swap(_name(grant.token_id), None, body, self._keep_s(grant)):
             raise unavailable()  # 128 random bits are in use: the store does not say the truth
         return self._token(grant.token_id)
@@ -250,11 +252,28 @@ class PublicTokens:
             nonlocal reaches
             reaches = None if grant.revoked_at is not None else grant.pay(place, ahead_s, self._clock(), ran_s)
 
-        return reaches if await self._change(token_id, paid) is not None else None
+        self._paying.setdefault(token_id, set()).add(place)
+        grant = await self._change(token_id, paid)
+        if grant is None and (last := self._last.get(token_id)) is not None:
+            await self._note_origins(last)
+            await self._swap(_name(token_id), None, last.model_dump_json().encode(), self._keep_s(last))
+            grant = await self._change(token_id, paid)
+        if grant is None:
+            return None
+        self._last[token_id] = grant
+        return reaches
 
     async def release(self, token_id: str, place: str) -> None:
         """A session is over. Idempotent. Raises ProblemError `store_unavailable`."""
         await self._change(token_id, lambda grant: grant.release(place, self._clock()))
+
+    def leave(self, token_id: str, place: str) -> None:
+        """The session pays here no more, since it is over or another process has it. Idempotent."""
+        places = self._paying.get(token_id, set())
+        places.discard(place)
+        if not places:
+            self._paying.pop(token_id, None)
+            self._last.pop(token_id, None)
 
     # --- the store
 
@@ -277,6 +296,10 @@ class PublicTokens:
         finally:
             if not lock.locked() and self._changing.get(token_id) is lock:
                 del self._changing[token_id]
+
+    async def _note_origins(self, grant: PublicGrant) -> None:
+        for origin in grant.origins:
+            await self._note_origin(origin, grant.expires_at)
 
     async def _note_origin(self, origin: str, expires_at: float) -> None:
         name, until = _origin_name(origin), b"%d" % math.ceil(expires_at)

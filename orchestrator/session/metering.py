@@ -15,6 +15,8 @@ EXHAUSTED, REVOKED = "minutes_exhausted", "token_revoked"
 LEAD_S = 2.0
 """How long before the end of what is paid the next slice is paid."""
 RETRY_S = 1.0
+ROUNDING_S = 0.01
+"""Unix times are sums of floats: what is less by so little is the whole slice."""
 VIEWER_GRACE_S = 60.0
 """A public session whose visitor is gone costs minutes: it ends sooner than `VIEWER_GRACE_S` has it."""
 _log = logging.getLogger(__name__)
@@ -36,6 +38,12 @@ class Meter:
 
     async def run(self) -> str:
         """Pays on and on; returns why the session ends, at the end of what is paid. Cancelling it leaves the rest to `settle`."""
+        try:
+            return await self._pay()
+        finally:
+            self._tokens.leave(self._token_id, self._place)
+
+    async def _pay(self) -> str:
         begun, owes = time.monotonic(), False
         while True:
             try:
@@ -51,7 +59,7 @@ class Meter:
             if reaches is None:
                 return REVOKED
             paid_until = time.monotonic() + reaches
-            if reaches < SLICE_S:
+            if reaches < SLICE_S - ROUNDING_S:
                 await asyncio.sleep(max(0.0, reaches))
                 return EXHAUSTED
             await asyncio.sleep(paid_until - LEAD_S - time.monotonic())

@@ -160,3 +160,22 @@ async def test_a_session_whose_visitor_is_gone_ends_after_a_minute() -> None:
         session, begun = await started(here), time.monotonic()
         await ended(session)
         assert session.end_reason == "no_viewers" and time.monotonic() - begun == pytest.approx(60, abs=6)
+
+
+@virtually
+async def test_a_store_that_comes_back_empty_gets_the_tokens_of_running_sessions_again() -> None:
+    store = MemoryStore()
+    async with world(store=store) as here:
+        await minted(here)
+        session = await started(here)
+        await asyncio.sleep(30)
+        store.documents.clear()
+        await asyncio.sleep(20)
+        assert await used(here) == pytest.approx(58, abs=2) and await here.tokens.knows_origin("https://shop.example")
+        begun = time.monotonic()
+        await ended(session)
+        assert session.end_reason == "minutes_exhausted" and time.monotonic() - begun == pytest.approx(70, abs=1)
+        store.documents.clear()
+        assert (
+            await here.tokens.pay(TOKEN_ID, "public-b", 20) is None
+        )  # nothing of it is kept when its sessions are over
