@@ -95,6 +95,8 @@ class Settings(BaseSettings):
     """Voice of `/speak` when the request names none."""
     voices_dir: Path | None = None
     """Folder of further piper voices: each `NAME.onnx` with `NAME.onnx.json` is the voice `piper:NAME`."""
+    kokoro_dir: Path | None = None
+    """Folder of the styles of Kokoro's voices, `NAME.bin`; they make the voices `kokoro:NAME` available."""
     voices_loaded: int = Field(default=LOADED, ge=1, le=64)
     """Embedded voices in memory at the same time, 100 to 250 MB each."""
     lexicon_file: Path | None = None
@@ -351,6 +353,7 @@ class Settings(BaseSettings):
         return VoiceOptions(
             folder=self.voices_dir,
             loaded=self.voices_loaded,
+            kokoro=self.kokoro_dir,
             elevenlabs=ElevenLabsOptions(
                 eleven[0],
                 tuple(self.elevenlabs_voices),

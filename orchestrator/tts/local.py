@@ -39,6 +39,7 @@ class LocalSynthesizer:
 
     The folder is looked at again every `SCAN_S`. The worker keeps up to `loaded` of the voices in memory.
     `languages`: texts will be asked for their language, so that the worker loads what it takes when it starts.
+    `kokoro` is the folder of the styles of Kokoro's voices.
     """
 
     def __init__(
@@ -49,12 +50,15 @@ class LocalSynthesizer:
         loaded: int = LOADED,
         metrics: Metrics | None = None,
         languages: bool = False,
+        kokoro: Path | None = None,
     ) -> None:
         self._folder = VoiceFolder(folder) if folder is not None else None
         self._watching: asyncio.Task[None] | None = None
         self._metrics = metrics
         if folder is not None:
             command = (*command, "--voices-dir", str(folder.absolute()), "--loaded", str(loaded))
+        if kokoro is not None:
+            command = (*command, "--kokoro-dir", str(kokoro.absolute()))
         if languages:
             command = (*command, "--languages")
         self._worker = SpeechWorker(command)

@@ -35,6 +35,8 @@ PART_TIMEOUT_S = 15.0
 LOADS = 4
 """A part that loads its voice may take so many times as long: 2 s on an idle machine."""
 _BROKEN = "BrokenVoiceError: "
+_LAZY = frozenset({"kokoro"})
+"""Providers whose voices are loaded when they first speak."""
 _RATES = range(8000, 48_001)
 
 
@@ -274,7 +276,8 @@ class SpeechWorker:
 
     def _patience_s(self, voice: str) -> float:
         """How long a part may take. Once voices come and go in the worker's memory, any part may load one first."""
-        resident = self.statistics.loads <= 1 and any(info.name == voice for info in self.voices)
+        known = any(info.name == voice and info.provider not in _LAZY for info in self.voices)
+        resident = known and self.statistics.loads <= 1
         return self.part_timeout_s if resident else LOADS * self.part_timeout_s
 
     def _refused(self, voice: str, error: str) -> str:

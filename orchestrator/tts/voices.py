@@ -49,6 +49,7 @@ _NAMES_MAX = 200
 """Names in an error."""
 _MISSING = {
     "piper": f"is not installed here: {INSTALL}",
+    "kokoro": "is not installed here: run tools/setup kokoro, and set KOKORO_DIR",
     "espeak": f"is not installed here: {INSTALL}",
     "elevenlabs": "is not configured here: set ELEVENLABS_API_KEY",
     "openai": "is not configured here: set OPENAI_API_KEY, or OPENAI_BASE_URL of a server of your own",
@@ -253,6 +254,8 @@ class VoiceOptions:
 
     folder: Path | None = None
     loaded: int = LOADED
+    kokoro: Path | None = None
+    """Folder of the styles of Kokoro's voices."""
     elevenlabs: ElevenLabsOptions | None = None
     openai: OpenAIOptions | None = None
 
@@ -262,7 +265,9 @@ def synthesizers(
 ) -> list[Synthesizer]:
     """The embedded voices, and those elsewhere."""
     made: list[Synthesizer] = [
-        LocalSynthesizer(folder=options.folder, loaded=options.loaded, metrics=metrics, languages=languages)
+        LocalSynthesizer(
+            folder=options.folder, loaded=options.loaded, metrics=metrics, languages=languages, kokoro=options.kokoro
+        )
     ]
     if options.elevenlabs is not None:
         made.append(ElevenLabs(options.elevenlabs))

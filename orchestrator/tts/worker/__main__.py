@@ -33,13 +33,14 @@ def main() -> int:
     replies = _private_stdout()
     parser = argparse.ArgumentParser()
     parser.add_argument("--voices-dir", type=Path)
+    parser.add_argument("--kokoro-dir", type=Path)
     parser.add_argument("--languages", action="store_true")
     parser.add_argument("--loaded", type=int, default=3)
     arguments = parser.parse_args()
     languages = LanguageRanking()
     if arguments.languages:
         languages.start()
-    engines, missing = load_engines(arguments.voices_dir, arguments.loaded)
+    engines, missing = load_engines(arguments.voices_dir, arguments.loaded, arguments.kokoro_dir)
     by_provider = {engine.provider: engine for engine in engines}
     voices = [voice for engine in engines for voice in engine.voices()]
     _send(replies, worker_pipe.encode({"voices": voices, "missing": missing, "providers": list(by_provider)}))

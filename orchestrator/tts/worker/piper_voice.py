@@ -131,32 +131,33 @@ def session_of(model: bytes, threads: int) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def add_pace(model: onnx.ModelProto) -> bool:
+def add_pace(model: onnx.ModelProto, kind: str = "Ceil", name: str | None = None) -> bool:
     """Makes the frames of each id an output, and adds the input `pace`: a scalar that they are multiplied with.
 
     The model rounds every duration up, so its own `length_scale` makes speech at twice the speed 60 % as long instead of half.
     Here the sums of the rounded durations are scaled and rounded to the nearest: all of it is `pace` times as long, within half a
-    frame, and no sound is off its place by more. False: the model's durations cannot be found, and nothing is changed.
+    frame, and no sound is off its place by more. The durations are the output of the one node of this kind (and `name`). False:
+    they cannot be found, and nothing is changed.
     """
-    found = [node for node in model.graph.node if node.op_type == "Ceil"]
+    found = [node for node in model.graph.node if node.op_type == kind and name in (None, node.name)]
     if len(found) != 1:
         return False
-    name, made = found[0].output[0], []
-    whole = f"{name}_whole"
+    output, made = found[0].output[0], []
+    whole = f"{output}_whole"
     found[0].output[0] = whole
-    for kind, exclusive in (("end", 0), ("start", 1)):
+    for edge, exclusive in (("end", 0), ("start", 1)):
         made += [
-            onnx.helper.make_node("CumSum", [whole, "pace_axis"], [f"pace_{kind}_sum"], exclusive=exclusive),
-            onnx.helper.make_node("Mul", [f"pace_{kind}_sum", PACE], [f"pace_{kind}_scaled"]),
-            onnx.helper.make_node("Round", [f"pace_{kind}_scaled"], [f"pace_{kind}"]),
+            onnx.helper.make_node("CumSum", [whole, "pace_axis"], [f"pace_{edge}_sum"], exclusive=exclusive),
+            onnx.helper.make_node("Mul", [f"pace_{edge}_sum", PACE], [f"pace_{edge}_scaled"]),
+            onnx.helper.make_node("Round", [f"pace_{edge}_scaled"], [f"pace_{edge}"]),
         ]
-    made.append(onnx.helper.make_node("Sub", ["pace_end", "pace_start"], [name]))
+    made.append(onnx.helper.make_node("Sub", ["pace_end", "pace_start"], [output]))
     at = list(model.graph.node).index(found[0]) + 1
     for offset, node in enumerate(made):
         model.graph.node.insert(at + offset, node)
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(-1, np.int64), "pace_axis"))
     model.graph.input.append(onnx.helper.make_tensor_value_info(PACE, onnx.TensorProto.FLOAT, []))
-    model.graph.output.append(onnx.helper.make_empty_tensor_value_info(name))
+    model.graph.output.append(onnx.helper.make_empty_tensor_value_info(output))
     return True
 
 

@@ -279,10 +279,12 @@ class VoiceEngine(Protocol):
         ...
 
 
-def load_engines(folder: Path | None = None, loaded: int = 3) -> tuple[list[VoiceEngine], list[str]]:
+def load_engines(
+    folder: Path | None = None, loaded: int = 3, kokoro: Path | None = None
+) -> tuple[list[VoiceEngine], list[str]]:
     """The engines that can run here, loaded and warmed up, and the names of those that cannot.
 
-    `folder` has further piper voices; so many stay `loaded`.
+    `folder` has further piper voices; so many stay `loaded`. `kokoro` has the styles of Kokoro's voices.
     """
     engines: list[VoiceEngine] = []
     missing: list[str] = []
@@ -292,6 +294,13 @@ def load_engines(folder: Path | None = None, loaded: int = 3) -> tuple[list[Voic
         engines.append(PiperEngine(threads=THREADS, folder=folder, loaded=loaded))
     except ImportError as error:
         missing.append(f"piper: {error.name}")
+    if kokoro is not None:
+        try:
+            from orchestrator.tts.worker.kokoro import KokoroEngine
+
+            engines.append(KokoroEngine(kokoro, threads=THREADS))
+        except ImportError as error:
+            missing.append(f"kokoro: {error.name}")
     try:
         from orchestrator.tts.worker.espeak import EspeakEngine
 
