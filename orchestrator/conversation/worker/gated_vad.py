@@ -66,6 +66,10 @@ class VadGate:
                 self._quiet()
                 yield replace(event, frames=[self._since_onset(frame) for frame in event.frames])
 
+    def forget(self) -> None:
+        """Another microphone is heard: whether the avatar comes back through it is not known."""
+        self._echo = EchoPath()
+
     def flush(self) -> None:
         """The detector begins anew."""
         self._inside = self._released = False

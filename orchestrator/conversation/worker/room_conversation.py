@@ -73,6 +73,8 @@ class RoomConversation:
         self._texts: asyncio.Queue[tuple[str, str]] = asyncio.Queue(TEXTS_MAX)
         self._tools = WebhookTools(opening.session_id, report)
         self._floor: Floor | None = None
+        self._gate: VadGate | None = None
+        self._listening_to: str | None = None
         self._lines: list[SpeechHandle] = []
         self._early: list[str] = []  # lines that came before the conversation had begun
         self._linked = False
@@ -142,7 +144,7 @@ class RoomConversation:
             captions=captions,
             sent=self._on_words,
         )
-        gate = VadGate(
+        gate = self._gate = VadGate(
             PlayedSound(output.played),
             self._on_floor(Floor.hold),
             self._on_floor(Floor.cut),
@@ -273,6 +275,9 @@ class RoomConversation:
 
     def _listen_to(self, participant: rtc.RemoteParticipant) -> None:
         if self._session is not None and participant.kind != rtc.ParticipantKind.PARTICIPANT_KIND_AGENT:
+            if self._gate is not None and participant.identity != self._listening_to:
+                self._gate.forget()
+            self._listening_to = participant.identity
             self._session.room_io.set_participant(participant.identity)
 
     def _on_dropped_text(self, detail: str) -> None:

@@ -17,6 +17,7 @@ from musetalk_tools.livekit_server import LiveKitAccess
 from orchestrator.conversation.conversations import find_python
 from orchestrator.tts.synthesizer import SpeechChunk, SpeechOptions, VoiceInfo
 from tests.fakes.openai_models import FakeModels
+from tests.integrations.conversation.room_lines import follow_captions
 from tests.integrations.conversation.test_talk import Talk, talk
 from tests.orchestrator.voice.tones import LOWEST_HZ, STEP_HZ, Ears
 from tests.viewer import RATE
@@ -70,22 +71,6 @@ def heard_of(ears: Ears) -> list[list[int]]:
         if np.sum(counts) > 3:
             replies.append([int(word) for word in np.flatnonzero(counts >= 3)])
     return replies
-
-
-def follow_captions(room: rtc.Room, lines: list[tuple[str, dict[str, str], str]]) -> None:
-    """Every line of the room: who sent it, its attributes, its text."""
-    reading: set[asyncio.Task[None]] = set()
-
-    async def read(reader: rtc.TextStreamReader, identity: str, number: int) -> None:
-        attributes, text = dict(reader.info.attributes or {}), await reader.read_all()
-        lines[number] = (identity, attributes, text)
-
-    def opened(reader: rtc.TextStreamReader, identity: str) -> None:
-        lines.append((identity, {}, ""))
-        reading.add(task := asyncio.create_task(read(reader, identity, len(lines) - 1)))
-        task.add_done_callback(reading.discard)
-
-    room.register_text_stream_handler("lk.transcription", opened)
 
 
 def expected_order(cut: list[bool]) -> list[str]:

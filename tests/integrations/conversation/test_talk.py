@@ -23,6 +23,7 @@ from orchestrator.tts.synthesizer import SpeechChunk, SpeechOptions, Synthesizer
 from orchestrator.tts.voices import Voices
 from tests.fakes.openai_models import KEY, FakeModels
 from tests.fakes.serving import plain_config, serving
+from tests.integrations.conversation.room_lines import follow_captions
 from tests.orchestrator.voice.stack import Stack, stack
 from tests.viewer import RATE
 from tests.waiting import until
@@ -228,6 +229,8 @@ async def test_a_microphone_is_heard_and_interrupts(livekit_server: LiveKitAcces
     spoken, rate = b"".join(chunk.pcm for chunk in chunks), chunks[0].sample_rate
     async with AsyncExitStack() as exits:
         here = await exits.enter_async_context(talk(livekit_server, models))
+        lines: list[tuple[str, dict[str, str], str]] = []
+        follow_captions(here.running.ears.room, lines)
         room = rtc.Room()
         exits.push_async_callback(leave, room)
         await room.connect(here.started["livekit_url"], here.started["viewer_token"])
@@ -254,5 +257,11 @@ async def test_a_microphone_is_heard_and_interrupts(livekit_server: LiveKitAcces
         exits.push_async_callback(ended, talking)
         await until(lambda: here.of("reply.finished") and not here.of("reply.finished")[-1]["interrupted"])
         assert here.of("reply.finished")[0]["interrupted"]  # a busy machine may cut what is said in two
+        await until(lambda: any(text for _, line, text in lines if line.get("lk.transcribed_track_id") == track.sid))
+        users = [line for line in lines if line[1].get("lk.transcribed_track_id") == track.sid]
+        assert {who for who, _, _ in users} == {room.local_participant.identity}, (
+            "the user's words under the user's name"
+        )
+        assert users[0][2] == "Tell me a story."
         turn = here.of("turn")[-1]
         assert turn["heard_ms"] >= 0 and turn["thought_ms"] >= 0 and turn["spoke_ms"] >= 0
