@@ -43,8 +43,8 @@ AGENT_VARIABLES = {
     ),
 }
 """The agent's variables. The orchestrator does not import the agent's settings; a test compares the two."""
-_NAMED_SECRETS = {"livekit_api_key"}
-"""Not a secret by itself, but half of a pair."""
+_NAMED_SECRETS = {"livekit_api_key", "livekit_inference_api_key"}
+"""No secrets by themselves, but halves of pairs."""
 _PACKAGES = (
     "livekit livekit-api livekit-protocol av numpy opencv-python-headless pillow fastapi starlette uvicorn websockets httpx "
     "pydantic torch diffusers transformers safetensors huggingface-hub ai-edge-litert onnxruntime piper-tts redis modal "
