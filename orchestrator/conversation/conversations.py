@@ -38,6 +38,7 @@ from orchestrator.conversation.options import ConversationOptions, ConversationR
 from orchestrator.conversation.tool_calls import ToolCaller, ToolCalls
 from orchestrator.events import EventBus
 from orchestrator.metrics import Metrics
+from orchestrator.tts.voice_choice import auto_voice
 from orchestrator.worker_process import WorkerLink, WorkerLost, WorkerProcess, WorkerTimes, backoff_s, bare_environment
 
 CONVERSATIONS_MAX = 32
@@ -177,7 +178,8 @@ class Conversations:
         serving = self._options.serving(request)
         llm, stt = serving.llm, serving.stt
 
-        by_language = f"auto:{request.language}" if "language" in request.model_fields_set else ""
+        # One voice for all of a conversation: a short sentence may look like one in another language.
+        by_language = auto_voice(request.language if "language" in request.model_fields_set else "")
 
         def opening() -> OpenConversation:
             tts = serving.tts or self._address()

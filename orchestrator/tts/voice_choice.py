@@ -25,6 +25,7 @@ TEXT_CHARACTERS = 1000
 TIMES = 3.0
 """So many times likelier than the default voice's language another one must be. Of 121 sentences of two to six words in 11
 languages none of the default's own is then taken for another one, and 2 of 110 others for the default's."""
+_DEFAULT = "default"
 _SAME = {"cmn": "zh", "nb": "no", "nn": "no"}
 _QUALITIES = {"high": 0, "medium": 1, "low": 2, "x_low": 3}
 
@@ -36,6 +37,11 @@ class VoiceChoice:
     voice: str | None
     language: str = ""
     automatic: bool = False
+
+
+def auto_voice(language: str) -> str:
+    """The name of a voice of this language; without one the default voice, whatever its texts' languages."""
+    return f"{AUTO}:{language or _DEFAULT}"
 
 
 def is_auto(voice: str | None) -> bool:

@@ -11,7 +11,15 @@ from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.tts.local import LocalSynthesizer
 from orchestrator.tts.segmentation import GrowingText
 from orchestrator.tts.synthesizer import PLAIN, SpeechChunk, SpeechOptions, VoiceInfo
-from orchestrator.tts.voice_choice import VoiceChoice, base, best_language, best_voice, candidates, says_nothing
+from orchestrator.tts.voice_choice import (
+    VoiceChoice,
+    auto_voice,
+    base,
+    best_language,
+    best_voice,
+    candidates,
+    says_nothing,
+)
 from orchestrator.tts.voices import Voices
 from tests.fakes.stage import stage
 
@@ -95,6 +103,9 @@ def test_languages_and_when_a_text_says_nothing_of_its_own() -> None:
         ("Guten Morgen.", "auto", "espeak:fr", VoiceChoice("piper:de_AT-vera-high", "de-AT", True)),
         ("Xyzzy plugh.", "auto", "espeak:fr", VoiceChoice("espeak:fr", "fr", True)),
         ("Good morning.", "auto:fr", None, VoiceChoice("espeak:fr", "fr", True)),
+        ("Guten Morgen.", auto_voice(""), None, VoiceChoice("piper:joe", "en-US", True)),
+        ("Guten Morgen.", auto_voice(""), "espeak:fr", VoiceChoice("espeak:fr", "fr", True)),
+        ("Guten Morgen.", auto_voice("fr"), None, VoiceChoice("espeak:fr", "fr", True)),
         ("Good morning.", "auto:sv", None, VoiceChoice("piper:joe", "en-US", True)),
     ],
 )
