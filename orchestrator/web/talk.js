@@ -12,7 +12,7 @@ import { holdButton } from "./hold-button.js";
 import { explained, t } from "./strings.js";
 
 const STORED = "avatar.push-to-talk";
-/** The microphone stays open a little after the button: people let it go within the last syllable. */
+/** The microphone stays open a little after the button: people release it within the last syllable. */
 const TAIL_MS = 200;
 /** Pauses between words are no silence. */
 const PAUSE_MS = 900;
@@ -76,7 +76,7 @@ export class Talk {
     }
   }
 
-  /** The button is let go without its own event, such as when the tab is hidden. */
+  /** The button is released without its own event, such as when the tab is hidden. */
   release() {
     if (!this.#held) return;
     this.#held = false;

@@ -52,13 +52,13 @@ ROOM = """(async () => {
   globalThis.event = (type, data) => conversation.handle(type, data);
   globalThis.lines = () => conversation.messages.map((m) => [m.role, m.text, m.final, m.interrupted, m.typed]);
 })()"""
-TELL = """(async () => {
+FOLLOW = """(async () => {
   const { AvatarClient } = await import('/avatar.js');
-  globalThis.told = [];
+  globalThis.taken = [];
   globalThis.ended = null;
   globalThis.stop = new AbortController();
   const client = new AvatarClient({baseUrl: %r, token: 'a-key'});
-  (async () => { for await (const event of client.events('ses_1', {signal: stop.signal})) told.push(event.id); })()
+  (async () => { for await (const event of client.events('ses_1', {signal: stop.signal})) taken.push(event.id); })()
     .then(() => (globalThis.ended = 'over'), (error) => (globalThis.ended = error.code));
 })()"""
 
@@ -150,11 +150,11 @@ async def test_events_come_once_over_connections_that_end(page: Page, web: str) 
     app = Starlette(routes=[Route("/session/ses_1/events", events)], middleware=[door])
     async with serving(plain_config(app)) as url:
         await page.open(f"{web}/index.html")
-        await page.run(TELL % url)
-        await page.until("told.length === 3")
+        await page.run(FOLLOW % url)
+        await page.until("taken.length === 3")
         held.set()
         await page.until("ended")
-        assert await page.run("[told, ended]") == [[1, 2, 3, 4], "over"]
+        assert await page.run("[taken, ended]") == [[1, 2, 3, 4], "over"]
     assert asked == [("Bearer a-key", last) for last in (None, "1", "1", "3")]
 
 
