@@ -21,6 +21,7 @@ from tests.viewer import RATE, Viewer
 PRESENTER = "presenter"
 BLOCK = RATE // 100
 BAR_MS = 200
+COUNTS = ("spoken", "dropped", "held", "skew_ms", "underruns", "margin_ms")
 
 
 @dataclass
@@ -149,11 +150,13 @@ async def _measured(stack: Demo, engine: str, seconds: int) -> list[Figure]:
         hop = delays_ms(presenter.spoken, strands[PRESENTER], begun, end)
         view = (await stack.http.get(f"/session/{started['session_id']}")).json()
         microphone = view["microphone"]
+        statistics = await stack.statistics(started["session_id"])
     median, to_room, waited = float(np.median(whole)), float(np.median(hop)), float(np.median(waits))
     note = (
         f"median {median:.0f}, of {len(whole)}; to another participant {to_room:.0f}, waits at the agent {waited:.0f} "
         f"(35 of them on the way out), rest of the way out {median - to_room - waited:.0f}; "
-        f"left out {microphone['left_out_ms']}, stretched {microphone['stretched_ms']}, late {microphone['late_ms']} ms"
+        f"left out {microphone['left_out_ms']}, stretched {microphone['stretched_ms']}, late {microphone['late_ms']} ms; "
+        f"frames {', '.join(f'{name} {statistics[name]}' for name in COUNTS)}"
     )
     return [
         Figure(

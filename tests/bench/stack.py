@@ -47,6 +47,14 @@ class Demo:
             "cpu_s": sum(m.cpu_times().user + m.cpu_times().system for m in members),
         }
 
+    async def statistics(self, session_id: str) -> dict[str, Any]:
+        """What the agent counts of a session."""
+        headers = {"Authorization": f"Bearer {self.info['agent_api_key']}"}
+        async with httpx.AsyncClient(headers=headers, trust_env=False) as agent:
+            answer = await agent.get(f"{self.info['agent_url']}/session/{session_id}")
+        statistics: dict[str, Any] = answer.json()["statistics"]
+        return statistics
+
     @asynccontextmanager
     async def live(self, **body: Any) -> AsyncIterator[Live]:
         """A viewer joins, then a session starts in its room."""
@@ -101,13 +109,7 @@ class Live:
 
     async def statistics(self) -> dict[str, Any]:
         """What the agent counts of this session."""
-        agent = httpx.AsyncClient(
-            headers={"Authorization": f"Bearer {self.demo.info['agent_api_key']}"}, trust_env=False
-        )
-        async with agent:
-            answer = await agent.get(f"{self.demo.info['agent_url']}/session/{self.started['session_id']}")
-        statistics: dict[str, Any] = answer.json()["statistics"]
-        return statistics
+        return await self.demo.statistics(self.started["session_id"])
 
 
 @asynccontextmanager
