@@ -201,7 +201,7 @@ class Conversations:
                     ToolDescription(name=each.name, description=each.description, parameters=each.parameters)
                     for each in request.tools
                 ),
-                history=tuple(conversation.messages),
+                history=conversation.history(),
                 answer_last=conversation.unanswered,
             )
 

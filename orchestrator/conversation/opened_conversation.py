@@ -19,7 +19,8 @@ from orchestrator.conversation.function_tools import FunctionTools
 HISTORY_MAX = 1000
 """Messages kept of one conversation; past it the oldest goes."""
 KEPT_BYTES = 64 << 10
-"""Of history and waiting texts that a take-over brings along, before they are compressed; past it the oldest messages go."""
+"""Of history that a new worker gets, and of history and waiting texts that a take-over brings along, as JSON before compression.
+Past it the oldest messages go. A message of the pipe (`worker_pipe.HEADER_LIMIT`) holds it beside instructions and functions."""
 _FAILING = {
     "stt": "What was said could not be recognised",
     "llm": "The language model did not answer",
@@ -135,6 +136,10 @@ class OpenedConversation:
         self.messages.append(message)
         del self.messages[:-HISTORY_MAX]
 
+    def history(self) -> tuple[HistoryMessage, ...]:
+        """Its newest messages, in their order, for a worker that opens it."""
+        return tuple(_newest(self.messages, KEPT_BYTES))
+
     def said(self, words: str) -> None:
         """The avatar got the sound of these words of a reply that is not over."""
         half = self._half or HistoryMessage(
@@ -169,13 +174,7 @@ class OpenedConversation:
         if self._packed is None or self._packed[0] != state:
             waiting = list(self.waiting.values())
             room = KEPT_BYTES - sum(len(each.model_dump_json()) for each in waiting)
-            kept: list[HistoryMessage] = []
-            for message in reversed(messages):
-                room -= len(message.model_dump_json().encode())
-                if room < 0:
-                    break
-                kept.insert(0, message)
-            text = _Kept(messages=kept, waiting=waiting).model_dump_json()
+            text = _Kept(messages=_newest(messages, room), waiting=waiting).model_dump_json()
             self._packed = state, base64.b64encode(zlib.compress(text.encode())).decode()
         return self._packed[1]
 
@@ -188,3 +187,14 @@ class OpenedConversation:
             raise ValueError("it is not compressed") from error
         kept = _Kept.model_validate_json(text)
         return cls(session_id, messages=kept.messages, waiting={each.message_id: each for each in kept.waiting})
+
+
+def _newest(messages: list[HistoryMessage], room: int) -> list[HistoryMessage]:
+    """The last of `messages` whose JSON has at most `room` bytes together."""
+    kept: list[HistoryMessage] = []
+    for message in reversed(messages):
+        room -= len(message.model_dump_json().encode())
+        if room < 0:
+            break
+        kept.append(message)
+    return kept[::-1]

@@ -6,6 +6,7 @@ import pytest
 
 from orchestrator.conversation.conversation_messages import ChatMessage, HistoryMessage
 from orchestrator.conversation.opened_conversation import HISTORY_MAX, KEPT_BYTES, OpenedConversation
+from orchestrator.worker_pipe import HEADER_LIMIT, encode
 
 
 def message(number: int, role: str = "user", text: str = "Hello.") -> HistoryMessage:
@@ -69,6 +70,17 @@ def test_what_is_kept_is_bounded_and_has_the_newest() -> None:
     assert KEPT_BYTES - 2000 < size <= KEPT_BYTES
     assert found.messages == conversation.messages[-len(found.messages) :]
     assert len(conversation.pack()) < 2 * KEPT_BYTES
+
+
+@pytest.mark.parametrize("text", ["Hello.", "你好，" * 300, '"\\n' * 900])
+def test_a_new_worker_gets_the_newest_messages_that_fit_into_one_message_of_the_pipe(text: str) -> None:
+    conversation = OpenedConversation("ses_1")
+    for number in range(HISTORY_MAX):
+        conversation.add(message(number, text=text))
+    history = conversation.history()
+    assert history and list(history) == conversation.messages[-len(history) :]
+    header = {"history": [each.model_dump(mode="json") for each in history]}
+    assert len(encode(header)) < HEADER_LIMIT // 2, "instructions and functions have as much room again"
 
 
 @pytest.mark.parametrize("packed", ["", "e30=", "x", "eJwDAAAAAAE="])
