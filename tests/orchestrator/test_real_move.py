@@ -7,8 +7,10 @@ import signal
 import pytest
 
 from musetalk_tools.livekit_server import LiveKitAccess
+from tests.musetalk_agent.microphone.speaker import Speaker, until_heard
 from tests.orchestrator.voice.stack import ROOM, stack
 from tests.orchestrator.voice.tones import heard_all, listening, once, tone_code
+from tests.viewer import Viewer
 
 pytestmark = pytest.mark.livekit
 SYMBOLS = 35
@@ -48,3 +50,25 @@ async def test_an_agent_that_is_terminated_hands_its_session_over(livekit_server
         assert await heard_all(running.ears, 19)
         assert once(running.ears.durations(20))
         assert await leaving.ended() == 0
+
+
+async def test_the_next_agent_of_a_killed_one_says_the_microphone(livekit_server: LiveKitAccess) -> None:
+    async with stack(livekit_server, voice_standby="off") as running:
+        http = running.stage.http
+        asked = {"room": ROOM, "identity": "anna", "publish": ["microphone"]}
+        ticket = (await http.post("/token", json=asked)).raise_for_status().json()
+        started = await running.stage.start(room=ROOM, audio_source={"participant": ticket["identity"]})
+        anna, avatar = await Speaker().join(livekit_server.url, ticket["token"]), started["avatar_identity"]
+        viewer = await Viewer().join(livekit_server.url, started["viewer_token"])
+        try:
+            await anna.publish()
+            anna.note = 500
+            await until_heard(viewer, avatar, 500)
+            running.agent_of(started).kill()
+            anna.note = 700
+            await until_heard(viewer, avatar, 700)
+            session = (await http.get(f"/session/{started['session_id']}")).json()
+            assert (session["moves"], session["microphone"]["state"]) == (1, "live")
+        finally:
+            await anna.leave()
+            await viewer.leave()

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import numpy as np
 import pytest
 from livekit import rtc
 from livekit.rtc._proto.room_pb2 import SimulateScenarioKind
@@ -19,64 +17,14 @@ from musetalk_agent.microphone.microphone_input import MicrophoneInput
 from musetalk_agent.protocol.http import AgentStartRequest, AvatarSource, DiagnosisCode, MicrophoneState
 from musetalk_agent.protocol.messages import WarningEvent
 from musetalk_agent.publishers.failover.publisher import FailoverPublisher
-from musetalk_agent.publishers.livekit.detached_connect import leave
 from musetalk_agent.session.session import Session
 from musetalk_tools.livekit_server import LiveKitAccess
+from tests.musetalk_agent.microphone.speaker import Speaker, pitch, until_heard
 from tests.viewer import Viewer, join_token
 from tests.waiting import until
 
 pytestmark = pytest.mark.livekit
 ROOM, AVATAR, ANNA = "studio", "avatar-1", "anna"
-RATE, BLOCK = 48_000, 480
-
-
-class Speaker:
-    """A participant with a microphone that is open: silence, or the note it is asked for (Hz)."""
-
-    def __init__(self) -> None:
-        self.room = rtc.Room()
-        self.note = 0
-        self._tracks: list[tuple[rtc.LocalAudioTrack, rtc.LocalTrackPublication, asyncio.Task[None]]] = []
-
-    async def join(self, access: LiveKitAccess, identity: str = ANNA) -> Speaker:
-        token = join_token(access, ROOM, identity, publish=True)
-        await self.room.connect(access.url, token, rtc.RoomOptions(auto_subscribe=False))
-        return self
-
-    async def publish(
-        self, source: rtc.TrackSource.ValueType = rtc.TrackSource.SOURCE_MICROPHONE, note: int | None = None
-    ) -> rtc.LocalAudioTrack:
-        """Opens a microphone, or another audio track that plays its own `note`."""
-        made = rtc.AudioSource(RATE, 1, queue_size_ms=20)
-        track = rtc.LocalAudioTrack.create_audio_track("sound", made)
-        publication = await self.room.local_participant.publish_track(track, rtc.TrackPublishOptions(source=source))
-        self._tracks.append((track, publication, asyncio.create_task(self._play(made, note))))
-        return track
-
-    async def _play(self, source: rtc.AudioSource, note: int | None) -> None:
-        at = 0
-        try:
-            while True:
-                pitch = self.note if note is None else note
-                wave = np.sin(2 * np.pi * pitch * (np.arange(BLOCK) + at) / RATE)
-                at += BLOCK
-                await source.capture_frame(rtc.AudioFrame((12_000 * wave).astype("<i2").tobytes(), RATE, 1, BLOCK))
-        finally:
-            await source.aclose()
-
-    async def unpublish(self) -> None:
-        """Closes what was published last."""
-        _, publication, playing = self._tracks.pop()
-        await self.room.local_participant.unpublish_track(publication.sid)
-        playing.cancel()
-        await asyncio.gather(playing, return_exceptions=True)
-
-    async def leave(self) -> None:
-        while self._tracks:
-            playing = self._tracks.pop()[2]
-            playing.cancel()
-            await asyncio.gather(playing, return_exceptions=True)
-        await leave(self.room)
 
 
 @asynccontextmanager
@@ -112,29 +60,18 @@ async def listening(access: LiveKitAccess) -> AsyncIterator[Viewer]:
         await viewer.leave()
 
 
+async def joined(access: LiveKitAccess, identity: str = ANNA) -> Speaker:
+    return await Speaker().join(access.url, join_token(access, ROOM, identity, publish=True))
+
+
 def state(session: Session) -> MicrophoneState:
     microphone = session.status().microphone
     assert microphone is not None
     return microphone.state
 
 
-def pitch(viewer: Viewer, identity: str = AVATAR) -> int:
-    """What is heard of a participant now, in Hz; 0 for silence."""
-    newest = [strand for sid, strand in viewer.strands.items() if viewer.owners[sid] == identity and strand]
-    if not newest:
-        return 0
-    heard = np.concatenate([block for _, block in newest[-1][-20:]])
-    if len(heard) < 3200 or np.abs(heard).max() < 2000:
-        return 0
-    return int(np.argmax(np.abs(np.fft.rfft(heard * np.hanning(len(heard))))) * 16_000 / len(heard))
-
-
-async def until_heard(viewer: Viewer, note: int) -> None:
-    await until(lambda: abs(pitch(viewer) - note) < 20)
-
-
 async def test_a_microphone_is_said_however_it_comes_and_goes(livekit_server: LiveKitAccess, tmp_path: Path) -> None:
-    anna, stranger = Speaker(), await Speaker().join(livekit_server, "somebody")
+    anna, stranger = Speaker(), await joined(livekit_server, "somebody")
     try:
         await stranger.publish(note=3000)  # a microphone that is not Anna's
         async with on_air(livekit_server, tmp_path) as session, listening(livekit_server) as viewer:
@@ -142,37 +79,37 @@ async def test_a_microphone_is_said_however_it_comes_and_goes(livekit_server: Li
             diagnosis = session.status().diagnosis
             assert diagnosis.code is DiagnosisCode.NO_AUDIO and "Waiting for 'anna'" in diagnosis.message
 
-            await anna.join(livekit_server)
+            await anna.join(livekit_server.url, join_token(livekit_server, ROOM, ANNA, publish=True))
             await until(lambda: state(session) is MicrophoneState.UNPUBLISHED)
             await anna.publish(rtc.TrackSource.SOURCE_SCREENSHARE_AUDIO, note=2000)  # not her microphone
             microphone = await anna.publish()
             anna.note = 500
-            await until_heard(viewer, 500)
+            await until_heard(viewer, AVATAR, 500)
             assert state(session) is MicrophoneState.LIVE and session.status().speaker_present
             await until(lambda: session.state == "speaking")
 
             microphone.mute()
             await until(lambda: state(session) is MicrophoneState.MUTED)
-            await until_heard(viewer, 0)
+            await until_heard(viewer, AVATAR, 0)
             await until(lambda: session.state == "ready")
             anna.note = 700
             microphone.unmute()
-            await until_heard(viewer, 700)
+            await until_heard(viewer, AVATAR, 700)
 
             await anna.unpublish()
-            await until(lambda: state(session) is MicrophoneState.UNPUBLISHED and pitch(viewer) == 0)
+            await until(lambda: state(session) is MicrophoneState.UNPUBLISHED and pitch(viewer, AVATAR) == 0)
             anna.note = 900
             await anna.publish()
-            await until_heard(viewer, 900)
+            await until_heard(viewer, AVATAR, 900)
 
             await anna.leave()
             await until(lambda: state(session) is MicrophoneState.WAITING and not session.status().speaker_present)
-            await until_heard(viewer, 0)
-            again = await Speaker().join(livekit_server)
+            await until_heard(viewer, AVATAR, 0)
+            again = await joined(livekit_server)
             try:
                 again.note = 1100
                 await again.publish()
-                await until_heard(viewer, 1100)
+                await until_heard(viewer, AVATAR, 1100)
                 assert session.state == "speaking" and session.error is None
             finally:
                 await again.leave()
@@ -184,22 +121,22 @@ async def test_a_microphone_is_said_however_it_comes_and_goes(livekit_server: Li
 async def test_a_microphone_that_was_there_before_is_heard_after_reconnects_and_an_interrupt(
     livekit_server: LiveKitAccess, tmp_path: Path
 ) -> None:
-    anna = await Speaker().join(livekit_server)
+    anna = await joined(livekit_server)
     try:
         await anna.publish()
         anna.note = 500
         async with on_air(livekit_server, tmp_path) as session, listening(livekit_server) as viewer:
-            await until_heard(viewer, 500)
+            await until_heard(viewer, AVATAR, 500)
             publisher = session.publisher
             assert isinstance(publisher, FailoverPublisher) and publisher._transports.room is not None
             await publisher._transports.room._room.simulate_scenario(SimulateScenarioKind.SIMULATE_FULL_RECONNECT)
             anna.note = 700
-            await until_heard(viewer, 700)
+            await until_heard(viewer, AVATAR, 700)
             segments = session.status().playback.segments
             session.pipeline.clear()
             await until(lambda: session.status().playback.segments == segments + 1)
             anna.note = 900
-            await until_heard(viewer, 900)
+            await until_heard(viewer, AVATAR, 900)
             anna.note = 0  # its microphone stays open
             await until(lambda: session.state == "ready")
             assert state(session) is MicrophoneState.LIVE
@@ -210,7 +147,7 @@ async def test_a_microphone_that_was_there_before_is_heard_after_reconnects_and_
 async def test_only_those_who_may_hear_the_microphone_itself_hear_it(
     livekit_server: LiveKitAccess, tmp_path: Path
 ) -> None:
-    anna = await Speaker().join(livekit_server)
+    anna = await joined(livekit_server)
     anna.room.local_participant.set_track_subscription_permissions(
         allow_all_participants=False,
         participant_permissions=[rtc.ParticipantTrackPermission(participant_identity=AVATAR, allow_all=True)],
@@ -219,7 +156,7 @@ async def test_only_those_who_may_hear_the_microphone_itself_hear_it(
         async with on_air(livekit_server, tmp_path), listening(livekit_server) as viewer:
             await anna.publish()
             anna.note = 500
-            await until_heard(viewer, 500)
+            await until_heard(viewer, AVATAR, 500)
             assert {identity for _, identity in viewer.tracks} == {AVATAR}
             assert pitch(viewer, ANNA) == 0
     finally:
