@@ -100,7 +100,7 @@ class SegmentSound:
 
 QUEUE_MS = 100
 """Sound that waits in the SDK."""
-SOUND_PATH_S = 0.035
+AUDIO_PATH_S = 0.035
 """Sound reaches a viewer this much later than a picture that leaves at the same moment; the agent counts the same."""
 _GRAIN_S = 0.01
 _SNAP_S = 0.02  # an error of more than this is a hiccup and not jitter
@@ -147,7 +147,7 @@ class Playout:
         self.passed = 0
 
     def next_at(self, now: float) -> float:
-        """When the next sample handed over at `now` leaves the source; it is heard `SOUND_PATH_S` later."""
+        """When the next sample handed over at `now` leaves the source; it is heard `AUDIO_PATH_S` later."""
         return now + _GRAIN_S / 2 if self.dry(now) else self._run.base_at + (self.handed - self._run.base) / ROOM_RATE
 
     def dry(self, now: float) -> bool:
@@ -186,7 +186,7 @@ class Playout:
 
     def advance(self, now: float) -> None:
         """Moves `passed` (samples in all), `segment` and `heard` (samples of it) to what is heard at `now`."""
-        line = min(float(self.handed), self._line(now - SOUND_PATH_S))
+        line = min(float(self.handed), self._line(now - AUDIO_PATH_S))
         self.passed = max(self.passed, int(line))
         while self._spans:
             span = self._spans[0]
