@@ -194,7 +194,15 @@ async def _answers(name: str, talking: Person, turns: int, median_s: float, p90_
     return [
         *_waits(name, waits, median_s, p90_s),
         *(Figure(f"{name}: of it {part.removesuffix('_ms')}, median", value, "ms") for part, value in medians.items()),
-        Figure(f"{name}: of it the room and the avatar (the rest)", rest, "ms"),
+        Figure(
+            f"{name}: of it the room and the avatar (the rest; model and voice begin before the turn is over)",
+            rest,
+            "ms",
+        ),
+        *(
+            Figure(f"{name}: end of the question to {kind}, median", 1000 * float(np.median(marks)), "ms")
+            for kind, marks in talking.marks.items()
+        ),
         Figure(f"{name}: turns without an answer, or one before the question's end", turns - len(waits), "", 0),
     ]
 

@@ -54,6 +54,8 @@ class Person:
     viewer: Viewer
     source: rtc.AudioSource
     events: list[dict[str, Any]] = field(default_factory=list)
+    marks: dict[str, list[float]] = field(default_factory=dict)
+    """Of each turn: seconds from the end of the question to an event."""
     _saying: list[np.ndarray] = field(default_factory=list)
     _said_at: float = 0.0
 
@@ -93,6 +95,10 @@ class Person:
         except AssertionError:
             return None
         wait_s = self.loud(begun + 0.2)[0] - ended
+        for kind in ("user.transcript", "reply.started"):
+            first = next((event["at"] for event in self.of(kind) if event["at"] > ended), None)
+            if first is not None:
+                self.marks.setdefault(kind, []).append(first - ended)
         return wait_s if wait_s > 0 else None
 
     async def microphone(self) -> None:

@@ -97,6 +97,9 @@ def carry_out(command: object) -> None:
             report(ConversationEvent(session_id=command.session_id, name="user.transcript", data=data))
             message = HistoryMessage(id=command.message_id, role="user", text=command.text, created_at=time.time())
             report(MessageAdded(session_id=command.session_id, message=message))
+        if command.text in ("thinking", "listening"):
+            data = {"state": command.text}
+            report(ConversationEvent(session_id=command.session_id, name="conversation.state", data=data))
         if command.text == "turn":
             report(
                 ConversationEvent(session_id=command.session_id, name="turn", data={"heard_ms": 400, "thought_ms": 9})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from orchestrator.conversation import conversations as module
 from orchestrator.store.sqlite import SqliteStore
 from tests.fakes.stage import Stage, stage
 from tests.orchestrator.conversation.test_conversations import SCRIPT
-from tests.waiting import until
+from tests.waiting import NEVER_S, turns, until
 
 MODELS = {"base_url": "http://127.0.0.1:9/v1", "model": "a-model", "api_key": "key-of-a-model"}
 CONVERSATION = {"instructions": "Be brief.", "llm": MODELS, "stt": MODELS}
@@ -67,6 +68,21 @@ async def test_the_next_process_goes_on_with_the_conversation(tmp_path: Path, mo
         assert talk(running, session_id).models == {"llm": "a-model", "stt": "a-model", "tts": "embedded"}
         await running.http.post(f"/session/{session_id}/stop")
         assert len(await messages(running, session_id)) == 4, "also after its end"
+
+
+async def test_a_process_that_drains_lets_an_answer_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "WORKER", SCRIPT)
+    async with stage(conversation_python=sys.executable) as running:
+        session_id = (await running.start(conversation=CONVERSATION))["session_id"]
+        await chat(running, session_id, "thinking")
+        await until(lambda: talk(running, session_id).state == "thinking")
+        draining = asyncio.create_task(running.app.state.context.sessions.drain(NEVER_S))
+        await until(lambda: running.app.state.context.sessions.draining)
+        await turns(20)
+        assert not draining.done(), "the answer has not been said"
+        await chat(running, session_id, "listening")
+        async with asyncio.timeout(NEVER_S):
+            await draining
 
 
 async def test_a_process_that_has_no_conversations_goes_on_with_the_avatar(
