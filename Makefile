@@ -1,5 +1,5 @@
 # Each target does its own set-up on a fresh machine (tools/setup) and is quick the second time.
-.PHONY: demo test test-network test-ingress check docs npm-package bench bench-reliability bench-gpu setup clean
+.PHONY: demo test test-network test-ingress check docs npm-package bench bench-conversations bench-reliability bench-gpu setup clean
 PY := .venv/bin/python
 ARGS ?=
 # Compiling every module anew in every process takes a third of the suite's time.
@@ -44,6 +44,10 @@ npm-package: ## the element <talking-avatar> and the JavaScript client for npm, 
 bench: ## one JSON line a figure, with the machine
 	@tools/setup venv models livekit
 	@$(PY) -m tests.bench $(ARGS)
+
+bench-conversations: ## the wait for an answer, ten conversations at once, a worker that is killed (ARGS="--only standins")
+	@tools/setup venv models livekit conversation
+	@$(PY) -m tests.bench.conversations $(ARGS)
 
 bench-reliability: ## what faults do: networks made bad on purpose, processes killed (a quarter of an hour)
 	@tools/setup venv models livekit redis rtmp network

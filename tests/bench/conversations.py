@@ -129,7 +129,7 @@ async def killed(turns: int) -> list[Figure]:
             back.append(time.monotonic() - at)
             assert await talking.turn(words[1]) is not None, "no answer after the worker was killed"
             shown = [each[0] for each in talking.viewer.video if each[0] > at - 1]
-            dark.append(max(np.diff(shown)))
+            dark.append(float(max(np.diff(shown))))
             now = await _messages(talking)
             kept += now[: len(history)] == history and any(each["interrupted"] for each in now[len(history) :])
     return [

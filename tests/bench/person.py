@@ -122,7 +122,7 @@ class Person:
         async with self.demo.http.stream("GET", address, timeout=None) as answer:
             async for line in answer.aiter_lines():
                 if line.startswith("data:"):
-                    self.events.append({"at": time.monotonic(), **json.loads(line[5:])})
+                    self.events.append({**json.loads(line[5:]), "at": time.monotonic()})
 
 
 @asynccontextmanager
