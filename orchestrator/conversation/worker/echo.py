@@ -19,10 +19,11 @@ _WINDOW = 2 * HOP
 BANDS = 20
 _HISTORY = 3 * RATE // HOP
 """Hops that are compared: three seconds."""
-LAG_MOST = int(0.7 * RATE / HOP)
-"""Hops: the longest way from the avatar through the loudspeaker to here. Networks take 0.1 to 0.4 s of it, rooms 0.2 s."""
-_EARLY = 2
-"""Hops by which an echo may come before its usual time: the jitter buffer shrank."""
+LAG_MOST = int(1.0 * RATE / HOP)
+"""Hops: the longest way from the avatar through the loudspeaker to here. Networks take 0.1 to 0.4 s of it,
+rooms 0.2 s, busy machines the rest."""
+_EARLY = 5
+"""Hops by which an echo may come before its usual time, or after it: jitter buffers shrink and grow."""
 _DECAY_DB = 1.5
 """A room of 0.6 s reverberation loses so much in a hop."""
 LIKE = 0.5
@@ -33,7 +34,7 @@ _LOUDER_BANDS = 10
 """A person is this much louder than the echo in half of the bands. Measured: 92 % of a person's hops, 5 % of an echo's."""
 _ACTIVE_DB = 25.0
 _QUIET_DB = 8.0
-_SETTLE = int(0.6 * RATE / HOP)
+_SETTLE = int(0.9 * RATE / HOP)
 """Hops of the avatar's speech after which an echo would have come."""
 _LEARN = int(1.0 * RATE / HOP)
 """Hops of the avatar's speech without which a likeness says nothing."""
@@ -59,7 +60,7 @@ class EchoPath:
         self.state = Echo.UNKNOWN
         self._rest = np.zeros((2, 0))
         self._hops = 0
-        size = _HISTORY + LAG_MOST + 1
+        size = _HISTORY + LAG_MOST + _EARLY + 16
         self._heard: Levels = np.full((size, BANDS), _FLOOR_DB)  # newest last
         self._played: Levels = np.full((size, BANDS), _FLOOR_DB)
         self._smeared: Levels = np.full((size, BANDS), _FLOOR_DB)
@@ -90,8 +91,11 @@ class EchoPath:
         return float(np.mean(bands >= _LOUDER_BANDS))
 
     def _expected(self, hops: int) -> Levels:
-        at = len(self._smeared) - max(self._lag - _EARLY, 0)
-        return self._smeared[at - hops : at] + self._gain
+        """The loudest that the echo may be now, in each band."""
+        size = len(self._smeared)
+        lags = range(max(self._lag - _EARLY, 0), self._lag + _EARLY + 1)
+        loudest: Levels = np.max([self._smeared[size - lag - hops : size - lag] for lag in lags], axis=0)
+        return loudest + self._gain
 
     def _hop(self, levels: Levels) -> None:
         for ring, level in ((self._heard, levels[0]), (self._played, levels[1])):
@@ -138,7 +142,7 @@ class EchoPath:
         return best, found
 
     def _fit(self) -> None:
-        at = len(self._smeared) - max(self._lag - _EARLY, 0)
+        at = len(self._smeared) - self._lag
         span = min(_HISTORY, at, self._hops)
         played, heard = self._smeared[at - span : at], self._heard[-span:]
         for band in range(BANDS):

@@ -14,7 +14,7 @@ from livekit.agents import vad
 from livekit.agents.vad import VADEvent, VADEventType
 
 from orchestrator.conversation.worker.echo import RATE, Echo, EchoPath
-from orchestrator.conversation.worker.interruption import WINDOW, SpeechEvidence
+from orchestrator.conversation.worker.interruption import ECHO_S, SPEECH_S, WINDOW, SpeechEvidence
 from orchestrator.conversation.worker.played_sound import PlayedSound
 
 PADDING_S = 0.5
@@ -82,6 +82,7 @@ class VadGate:
         self._echo.push(window, self._played.between(ends - len(window) / RATE, len(window)))
         known = self._echo.state is not Echo.UNKNOWN or not self._echo.sounding
         before_s = self._evidence.speech_s
+        self._evidence.needed_s = ECHO_S if self._echo.state is Echo.HEARD else SPEECH_S
         self._evidence.add(event.probability, window, self._echo.louder(2) if known else None)
         if self._evidence.speech_s and not before_s and not self._released:
             self._onset = self._samples - event.frames[0].samples_per_channel

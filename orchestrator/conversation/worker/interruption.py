@@ -11,6 +11,8 @@ WINDOW = 512
 WINDOW_S = WINDOW / RATE
 SPEECH_S = 0.096
 """So much of a person's speech holds the avatar's voice: with it the voice is silent within half a second."""
+ECHO_S = 0.192
+"""The same where the microphone hears the avatar: its echo is at times a little louder than expected."""
 CERTAIN_S = 1.0
 """A person who has spoken for so long has interrupted: an "mhm" takes 0.3 to 0.6 s."""
 LIKELY = 0.5
@@ -44,10 +46,14 @@ def voiced(window: Sound) -> bool:
 
 
 class SpeechEvidence:
-    """Adds up what speaks for a person, until the detector says that the speech is over (`reset`)."""
+    """Adds up what speaks for a person, until the detector says that the speech is over (`reset`).
+
+    `needed_s`: how much of it is a person's speech.
+    """
 
     def __init__(self) -> None:
         self.speech_s = 0.0
+        self.needed_s = SPEECH_S
         self._voiced = 0
         self._idle_s = 0.0
 
@@ -69,7 +75,7 @@ class SpeechEvidence:
     @property
     def person(self) -> bool:
         """A person speaks."""
-        return self.speech_s >= SPEECH_S - 1e-9 and self._voiced >= _VOICED
+        return self.speech_s >= self.needed_s - 1e-9 and self._voiced >= _VOICED
 
     @property
     def certain(self) -> bool:
