@@ -109,8 +109,8 @@ class Conversations:
         self._tools = tools or ToolCalls(lambda _: ToolCaller("", ()), bus, metrics)
         self._conversations: dict[str, OpenedConversation] = {}
         self._models = {
-            kind: EmbeddedModel(kind, options.python, options.threads, self._move_all)
-            for kind in ("llm", "stt")
+            kind: EmbeddedModel(kind, options.python, threads, self._move_all)
+            for kind, threads in options.threads.items()
             if options.python
         }
         environment = {"HOME": os.environ.get("HOME", "/"), "PATH": os.defpath}

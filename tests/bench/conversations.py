@@ -69,7 +69,9 @@ async def standins(turns: int) -> list[Figure]:
 async def many(turns: int) -> list[Figure]:
     """Ten conversations at once."""
     words = await speech(QUESTIONS, USER_VOICE)
-    async with _standins("--engine", "pattern") as stack, AsyncExitStack() as exits:
+    async with AsyncExitStack() as exits:
+        exits.enter_context(_environment(AGENT_MAX_SESSIONS=str(MANY)))
+        stack = await exits.enter_async_context(_standins("--engine", "pattern"))
         before = stack.memory_mb()
         talking: list[Person] = []
         memory: list[dict[str, float]] = []
