@@ -73,12 +73,12 @@ class AlignmentTracker:
         self._units: deque[_Unit] = deque()
         self._letters = 0
         self._behind = 0  # letters up to the last whole word
-        self._told = 0
+        self._timed = 0
         self._word_at: int | None = None
         self._word_end = 0
         self._held = bytearray()
         self._blind = False
-        self._letters_told = False
+        self._has_letters = False
 
     def add(self, sentence: str) -> None:
         """More text to be read, after what is there."""
@@ -120,8 +120,8 @@ class AlignmentTracker:
         """Sound that came, with its letters if it has them. Returns what may be heard now, and the words that begin in it."""
         begin = self.given + len(self._held) // 2
         self._held += pcm
-        self._blind = letters is None and not self._letters_told if pcm else self._blind
-        self._letters_told = self._letters_told or letters is not None
+        self._blind = letters is None and not self._has_letters if pcm else self._blind
+        self._has_letters = self._has_letters or letters is not None
         words: list[CaptionWord] = []
         for letter in letters or ():
             if letter.char.isspace():
@@ -130,8 +130,8 @@ class AlignmentTracker:
             at = begin + round(letter.start_ms * self.sample_rate / 1000)
             self._word_at = at if self._word_at is None else self._word_at
             self._word_end = at + round(letter.length_ms * self.sample_rate / 1000)
-            self._told += 1
-            if self._units and self._told >= self._units[0].end:
+            self._timed += 1
+            if self._units and self._timed >= self._units[0].end:
                 self._whole(words)
         whole = self._word_at is None
         samples = len(self._held) // 2 if whole else max(0, (self._word_at or 0) - self.given)
@@ -140,30 +140,30 @@ class AlignmentTracker:
     def broken(self) -> None:
         """The connection is gone. What had not been handed out will be read again by the next one."""
         self._held.clear()
-        self._told, self._word_at = self._behind, None
+        self._timed, self._word_at = self._behind, None
 
     def finish(self) -> tuple[bytes, tuple[CaptionWord, ...]]:
         """Everything was read: the rest, and the words without an alignment."""
         pcm = self._give(len(self._held) // 2)
         words = tuple(CaptionWord(text=unit.text, start=self.given, end=self.given) for unit in self._units)
         self._units.clear()
-        self._behind = self._told = self._letters
+        self._behind = self._timed = self._letters
         return pcm, words
 
     def _settle(self, words: list[CaptionWord]) -> None:
         """A space: words that were counted apart, by a letter more or less, meet again here."""
         if self._word_at is None or not self._units:
             return
-        if self._units[0].end - self._told <= self._told - self._behind:
+        if self._units[0].end - self._timed <= self._timed - self._behind:
             self._whole(words)
         else:
-            self._told, self._word_at = self._behind, None
+            self._timed, self._word_at = self._behind, None
 
     def _whole(self, words: list[CaptionWord]) -> None:
         unit = self._units.popleft()
         start = self._word_at if self._word_at is not None else self._word_end
         words.append(CaptionWord(text=unit.text, start=start, end=self._word_end))
-        self._behind = self._told = unit.end
+        self._behind = self._timed = unit.end
         self._word_at = None
 
     def _give(self, samples: int) -> bytes:
@@ -185,7 +185,7 @@ AHEAD_LETTERS = 800
 """Letters that the provider is given before it has read them: a minute of speech."""
 MESSAGE_BYTES = 4 << 20
 """A message of the provider: 60 s of sound at most."""
-UNTOLD_LETTERS = 24
+UNTIMED_LETTERS = 24
 """The provider may count letters a little differently: of so few it is unknown whether they were read."""
 SPEEDS = (0.7, 1.2)
 """The slowest and the fastest that the provider speaks."""
@@ -413,7 +413,7 @@ class _Reading:
         """Whether the provider has something to say, as far as it can be known."""
         if self._ended or self._recital.blind:
             return self._ended or self._unheard
-        return self._recital.ahead > (0 if self._unheard else UNTOLD_LETTERS)
+        return self._recital.ahead > (0 if self._unheard else UNTIMED_LETTERS)
 
     async def _receive(self) -> dict[str, Any]:
         """The next message. Raises ProblemError `voice_timeout` when no sound comes though some is owed, whatever else comes."""
