@@ -116,11 +116,10 @@ export class Talk {
       this.#showState();
     });
     on("microphone", () => this.#microphoneChanged());
-    on("warning", ({ code, message }) => {
-      if (code !== PROVIDER) return;
+    on("warning", ({ code }) => {
+      if (code !== PROVIDER) return; // the panel has the details
       this.#missing = true;
       this.#showState();
-      this.showError(explained(code, message), code);
     });
     const box = $("messages-box");
     box.addEventListener("scroll", () => (this.#atEnd = box.scrollHeight - box.scrollTop - box.clientHeight < 40), { signal });
