@@ -18,6 +18,10 @@ SAMPLE_RATE = 24_000
 """Hz: what OpenAI's `pcm` is."""
 _READ_S = 30.0
 """A voice that is made elsewhere takes its time; one that sends nothing for so long hangs."""
+_KEEP_S = 2.0
+"""A connection is kept this long between sentences: uvicorn closes one after 5 s, and a request that meets its end is lost."""
+_EVENT_BYTES = 1 << 22
+"""Room for one event: at most twice this, which is more than a minute of audio in base64."""
 
 
 class TimedVoice(tts.TTS):  # type: ignore[misc]  # livekit-agents lives in an environment of its own
@@ -47,7 +51,9 @@ class TimedVoice(tts.TTS):  # type: ignore[misc]  # livekit-agents lives in an e
     def http(self) -> aiohttp.ClientSession:
         """Connections are kept between sentences."""
         if self._http is None:
-            self._http = aiohttp.ClientSession()
+            self._http = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(keepalive_timeout=_KEEP_S), read_bufsize=_EVENT_BYTES
+            )
         return self._http
 
     def synthesize(
@@ -96,6 +102,8 @@ class _Utterance(tts.ChunkedStream):  # type: ignore[misc]  # livekit-agents liv
             raise APIConnectionError(f"the voice broke off: {error!r}") from error
 
     def _take(self, event: dict[str, Any], output_emitter: tts.AudioEmitter) -> None:
+        if event.get("type") == "error":
+            raise ValueError(str(event["error"].get("message"))[:300])
         if event.get("type") != "speech.audio.delta":
             return
         words: Iterable[dict[str, Any]] = event.get("words", ())
