@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from livekit import rtc
 
 from musetalk_agent import engine_pool
 from musetalk_agent.agent_settings import AgentSettings
@@ -30,12 +31,13 @@ class Moving(NullPublisher):
         super().__init__(clock, listen=lambda _, block: self.heard.append(block))
         self.transport = Transport(rung="livekit")
 
-    async def open(  # type: ignore[override]  # a publisher that moves takes two callbacks more
+    async def open(  # type: ignore[override]  # a publisher that moves takes three callbacks more
         self,
         first: VideoFrame,
         lost: Lost,
         rewind: Callable[[int], None] | None = None,
         changed: Callable[[PublisherChanged], None] | None = None,
+        joined: Callable[[rtc.Room], None] | None = None,
     ) -> None:
         assert rewind is not None and changed is not None
         self._rewind, self._changed = rewind, changed

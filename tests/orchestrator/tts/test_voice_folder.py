@@ -191,4 +191,5 @@ async def test_a_lexicon_changes_what_is_said_and_not_what_is_shown() -> None:
             words = [word for chunk in chunks for word in chunk.words]
             assert "".join(word.text for word in words).split() == ["We", "run", "nginx,", "zq."]
             begins = next(cue.start for cue in cues if bare(cue.phoneme) == "ɛ")
-            assert abs(next(word.start for word in words if word.text.startswith("nginx")) - begins) < 22_050 // 10
+            # a word begins with the breath before it, whose length piper draws at random
+            assert abs(next(word.start for word in words if word.text.startswith("nginx")) - begins) < 22_050 // 4
