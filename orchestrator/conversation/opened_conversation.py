@@ -28,7 +28,7 @@ _FAILING = {
     "other": "A model failed",
 }
 _SILENT = {
-    "none": "Nobody in the room publishes a microphone: allow it in the browser, or send texts to POST /session/{id}/chat.",
+    "none": "No participant of the room publishes a microphone: allow it in the browser, or send texts to POST /session/{id}/chat.",
     "muted": "The microphone in the room is muted.",
     "silent": "The microphone in the room sends silence: check which device it is, and its level.",
 }

@@ -5,6 +5,7 @@
  * @module captions-view
  */
 
+import { storeChoice, storedChoice } from "./choices.js";
 import { $, make } from "./elements.js";
 
 const SHOWN_CHARACTERS = 180; // more than two lines of the widest stage
@@ -22,7 +23,7 @@ export class CaptionsView {
     this.logged = 0;
     this.hideTimer = 0;
     this.listeners = new AbortController();
-    this.on = stored() !== "off";
+    this.on = storedChoice(STORED) !== "off";
     $("captions-log").replaceChildren();
     $("captions-toggle").addEventListener("click", () => this.#setOn(!this.on), { signal: this.listeners.signal });
     this.#showToggle();
@@ -61,7 +62,7 @@ export class CaptionsView {
   /** @param {boolean} on */
   #setOn(on) {
     this.on = on;
-    store(on ? "on" : "off");
+    storeChoice(STORED, on ? "on" : "off");
     this.#showToggle();
     if (!on) this.#hide();
   }
@@ -74,24 +75,6 @@ export class CaptionsView {
     clearTimeout(this.hideTimer);
     $("captions").hidden = true;
     $("captions-text").textContent = "";
-  }
-}
-
-/** The choice of an earlier visit; null also where the browser allows no storage. */
-function stored() {
-  try {
-    return localStorage.getItem(STORED);
-  } catch {
-    return null;
-  }
-}
-
-/** @param {string} choice */
-function store(choice) {
-  try {
-    localStorage.setItem(STORED, choice);
-  } catch {
-    // The browser allows no storage: the choice lasts as long as the page.
   }
 }
 

@@ -5,6 +5,8 @@
  * @module strings
  */
 
+import { storeChoice, storedChoice } from "./choices.js";
+
 const STORED = "avatar.language";
 
 const EN = {
@@ -449,11 +451,7 @@ export const explained = (code, detail) => tOr(`code.${code}`, detail, { detail 
 /** Changes the language, and keeps the choice for the next visit. */
 export function switchLanguage() {
   current = current === "en" ? "zh-CN" : "en";
-  try {
-    localStorage.setItem(STORED, current);
-  } catch {
-    // The browser allows no storage: the choice lasts as long as the page.
-  }
+  storeChoice(STORED, current);
   translatePage();
 }
 
@@ -471,10 +469,6 @@ export function translatePage() {
 
 /** The choice of an earlier visit. @returns {Language | null} */
 function chosen() {
-  try {
-    const stored = localStorage.getItem(STORED);
-    return stored === "en" || stored === "zh-CN" ? stored : null;
-  } catch {
-    return null;
-  }
+  const stored = storedChoice(STORED);
+  return stored === "en" || stored === "zh-CN" ? stored : null;
 }

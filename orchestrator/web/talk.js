@@ -7,6 +7,7 @@
  */
 
 import { AudioMeter } from "./audio-meter.js";
+import { storeChoice, storedChoice } from "./choices.js";
 import { $, make, setText } from "./elements.js";
 import { holdButton } from "./hold-button.js";
 import { explained, t } from "./strings.js";
@@ -43,7 +44,7 @@ export class Talk {
     this.avatar = avatar;
     this.showError = showError;
     this.meter = new AudioMeter(context);
-    this.pushToTalk = stored() === "on";
+    this.pushToTalk = storedChoice(STORED) === "on";
     $("push-to-talk").checked = this.pushToTalk;
     $("messages").replaceChildren();
     $("growing").replaceChildren();
@@ -153,7 +154,7 @@ export class Talk {
   /** @param {boolean} pushToTalk */
   #choose(pushToTalk) {
     this.pushToTalk = pushToTalk;
-    store(pushToTalk ? "on" : "off");
+    storeChoice(STORED, pushToTalk ? "on" : "off");
     this.#muted = false;
     this.#apply();
     this.#microphoneChanged();
@@ -235,23 +236,5 @@ export class Talk {
     const later = messages.slice(messages.findIndex((message) => message.id === id) + 1);
     const lines = later.map((message) => this.#lines.get(message.id));
     return lines.find((line) => line?.parentElement === $("messages")) ?? null;
-  }
-}
-
-/** The choice of an earlier visit; null also where the browser allows no storage. */
-function stored() {
-  try {
-    return localStorage.getItem(STORED);
-  } catch {
-    return null;
-  }
-}
-
-/** @param {string} choice */
-function store(choice) {
-  try {
-    localStorage.setItem(STORED, choice);
-  } catch {
-    // The browser allows no storage: the choice lasts as long as the page.
   }
 }

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
-import os
 import sys
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -18,7 +16,7 @@ import psutil
 
 from tests.bench.figures import Figure, percentile
 from tests.bench.person import Person, person, speech
-from tests.bench.stack import Demo, demo
+from tests.bench.stack import Demo, demo, environment
 from tests.fakes import openai_models, openai_speech
 from tests.fakes.openai_models import FakeModels
 from tests.fakes.openai_speech import FakeOpenAI
@@ -44,16 +42,6 @@ TRANSCRIPT_S, FIRST_WORD_S, FIRST_BYTE_S, WORD_S = 0.15, 0.25, 0.15, 0.02
 """What real providers take: the transcript of a turn, the first word of an answer, its first audio, and between two words."""
 
 
-@contextlib.contextmanager
-def _environment(**variables: str) -> Iterator[None]:
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name in variables:
-            del os.environ[name]
-
-
 async def embedded(turns: int) -> list[Figure]:
     """Everything on this machine, the avatar too."""
     async with demo() as stack, person(stack, **_body()) as talking:
@@ -70,7 +58,7 @@ async def many(turns: int) -> list[Figure]:
     """Ten conversations at once."""
     words = await speech(QUESTIONS, USER_VOICE)
     async with AsyncExitStack() as exits:
-        exits.enter_context(_environment(AGENT_MAX_SESSIONS=str(MANY)))
+        exits.enter_context(environment(AGENT_MAX_SESSIONS=str(MANY)))
         stack = await exits.enter_async_context(_standins("--engine", "pattern"))
         before = stack.memory_mb()
         talking: list[Person] = []
@@ -159,7 +147,7 @@ async def _standins(*options: str) -> AsyncIterator[Demo]:
             "OPENAI_API_KEY": openai_speech.KEY,
             "OPENAI_BASE_URL": f"{voice_url}/v1",
         }
-        with _environment(**environment):
+        with environment(**environment):
             async with demo(*options) as stack:
                 yield stack
 

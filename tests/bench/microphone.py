@@ -154,7 +154,7 @@ async def _measured(stack: Demo, engine: str, seconds: int) -> list[Figure]:
     median, to_room, waited = float(np.median(whole)), float(np.median(hop)), float(np.median(waits))
     note = (
         f"median {median:.0f}, of {len(whole)}; to another participant {to_room:.0f}, waits at the agent {waited:.0f} "
-        f"(35 of them on the way out), rest of the way out {median - to_room - waited:.0f}; "
+        f"(35 of them between agent and viewer), rest of the path to the viewer {median - to_room - waited:.0f}; "
         f"left out {microphone['left_out_ms']}, stretched {microphone['stretched_ms']}, late {microphone['late_ms']} ms; "
         f"frames {', '.join(f'{name} {statistics[name]}' for name in COUNTS)}"
     )

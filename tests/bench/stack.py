@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import sys
 import uuid
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -131,3 +132,14 @@ async def demo(*options: str) -> AsyncIterator[Demo]:
             process.send_signal(signal.SIGTERM)
         async with asyncio.timeout(NEVER_S):
             await process.wait()
+
+
+@contextmanager
+def environment(**variables: str) -> Iterator[None]:
+    """These variables are set within, and not after it."""
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name in variables:
+            del os.environ[name]

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import numpy as np
 import websockets
@@ -26,16 +24,6 @@ TOKEN_S = 0.03
 """Between two words, as a language model writes them."""
 LEVEL = 3000
 Writer = Callable[[Live, str], Awaitable[float]]
-
-
-@contextlib.contextmanager
-def _environment(**variables: str) -> Iterator[None]:
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name in variables:
-            del os.environ[name]
 
 
 async def _pieces(said: list[float]) -> AsyncIterator[bytes]:
@@ -105,7 +93,7 @@ async def voices(seconds: int) -> list[Figure]:
             "OPENAI_API_KEY": openai_speech.KEY,
             "OPENAI_BASE_URL": f"{openai_url}/v1",
         }
-        with _environment(**environment):
+        with environment(**environment):
             async with demo() as stack:
                 for voice, first_bytes in (("elevenlabs:any", eleven.first_bytes), ("openai:any", openai.first_bytes)):
                     for way, write in (("POST", _by_http), ("WebSocket", _by_socket)):

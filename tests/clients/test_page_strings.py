@@ -12,6 +12,7 @@ SOURCE = (WEB / "strings.js").read_text("utf-8")
 MODULES = (
     "app",
     "captions-view",
+    "choices",
     "chooser",
     "credentials",
     "hold-button",

@@ -155,7 +155,7 @@ class FailoverPolicy:
         self.silent_s = 0.0
         self.pause = True
         self.stream_up = False
-        self._stream = TransportKind.RTMP  # which stream `DRAINING` lets go of
+        self._stream = TransportKind.RTMP  # which stream `DRAINING` closes
         self._joining = False  # a join is under way; it cannot be called off
         self._room = False  # joined, and not left
         self._carried = False  # something has carried: the start is over

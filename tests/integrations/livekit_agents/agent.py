@@ -1,8 +1,8 @@
-"""An agent of livekit-agents as a process of its own, in an environment of its own: told what to do by JSON lines, and telling so.
+"""An agent of livekit-agents as a process of its own, in an environment of its own: with commands and reports as JSON lines.
 
 Runs with that environment's Python and imports nothing of this repository but the plugin. In: `{"do": "say", "symbols": 20}`,
 `{"do": "interrupt"}`, `{"do": "pause"}`, `{"do": "resume"}`, `{"do": "leave"}`, and `{"do": "vanish"}`, which leaves the room and
-tells nobody. Out: `{"event": …}` with `ready`, `started`, `finished`, `said`, `left`, and `log` for warnings.
+reports to no one. Out: `{"event": …}` with `ready`, `started`, `finished`, `said`, `left`, and `log` for warnings.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ def finished(number: int, position_s: float = 1.0, *, interrupted: bool = False)
     return PlaybackFinished(segment=number, position_s=position_s, interrupted=interrupted)
 
 
-def told(position: float, *, interrupted: bool) -> RpcCall:
+def finished_call(position: float, *, interrupted: bool) -> RpcCall:
     return RpcCall(core.FINISHED_METHOD, json.dumps({"playback_position": position, "interrupted": interrupted}))
 
 
@@ -59,7 +59,7 @@ def test_a_segment_from_its_header_to_its_acknowledgement() -> None:
     assert pushed(made.data("a", PCM.tobytes(), 0.1)) == PCM.tolist()
     assert made.ended("a") == [End()]
     assert made.on_playback_event(PlaybackStarted(segment=1)) == [RpcCall(core.STARTED_METHOD)]
-    assert made.on_playback_event(finished(1, 0.025)) == [told(0.025, interrupted=False)]
+    assert made.on_playback_event(finished(1, 0.025)) == [finished_call(0.025, interrupted=False)]
     assert made.on_playback_event(finished(1, 0.025)) == [], "once"
     assert made.on_playback_event(PlaybackStarted(segment=1)) == []
     assert made.segments == 1
@@ -97,7 +97,7 @@ def test_sound_that_cannot_be_used_is_acknowledged_all_the_same(attributes: dict
     assert kinds(made.begin("a", 0)) == [Begin]
     assert made.data("a", PCM.tobytes(), 0) == []
     assert made.ended("a") == [End()]
-    assert made.on_playback_event(finished(1, 0.0)) == [told(0.0, interrupted=False)]
+    assert made.on_playback_event(finished(1, 0.0)) == [finished_call(0.0, interrupted=False)]
 
 
 def test_others_are_not_listened_to() -> None:
@@ -128,7 +128,7 @@ def test_a_clear_drops_what_was_read_and_what_was_not(streams: list[str], begun:
         for number in range(len(streams))
         for call in made.on_playback_event(finished(number + 1, interrupted=True))
     ]
-    assert calls == [told(1.0, interrupted=True)] * len(streams)
+    assert calls == [finished_call(1.0, interrupted=True)] * len(streams)
     for stream in streams:
         assert made.data(stream, PCM.tobytes(), 0) == [] == made.ended(stream)
     made.arrived("next", SENDER, PLAIN, 1)
@@ -147,23 +147,28 @@ def test_ten_clears_in_a_row_are_ten_acknowledgements() -> None:
 
 
 @pytest.mark.parametrize(
-    ("position_s", "interrupted", "told_s"),
+    ("position_s", "interrupted", "reported_s"),
     [(0.01, True, 0.02), (0.02, True, 0.025), (0.0, True, 0.0), (0.025, False, 0.025), (0.03, True, 0.03)],
 )
-def test_what_is_under_way_when_the_sound_is_cut_is_heard(position_s: float, interrupted: bool, told_s: float) -> None:
+def test_what_is_under_way_when_the_sound_is_cut_is_heard(
+    position_s: float, interrupted: bool, reported_s: float
+) -> None:
     made = AvatarProtocol(SENDER, tail_s=0.01)
     made.arrived("a", SENDER, PLAIN, 0)
     made.begin("a", 0)
     made.data("a", PCM.tobytes(), 0)  # 25 ms
-    assert made.on_playback_event(finished(1, position_s, interrupted=interrupted))[-1] == told(
-        told_s, interrupted=interrupted
+    assert made.on_playback_event(finished(1, position_s, interrupted=interrupted))[-1] == finished_call(
+        reported_s, interrupted=interrupted
     )
 
 
 def test_somebody_else_clears() -> None:
     """`POST …/interrupt`: the pipeline drops the segment while its stream is still being read."""
     made = protocol("a")
-    assert made.on_playback_event(finished(1, 0.4, interrupted=True)) == [Close("a"), told(0.4, interrupted=True)]
+    assert made.on_playback_event(finished(1, 0.4, interrupted=True)) == [
+        Close("a"),
+        finished_call(0.4, interrupted=True),
+    ]
     assert made.on_playback_event(Cleared(dropped_s=1)) == []
     assert made.data("a", PCM.tobytes(), 0) == []
 
@@ -201,11 +206,11 @@ def test_speech_that_is_stuck_is_dropped() -> None:
     assert made.tick(10.0, (1, 0.5)) == [], "it moves"
     assert made.tick(9.9 + core.STUCK_S, (1, 0.5)) == []
     assert kinds(made.tick(10.1 + core.STUCK_S, (1, 0.5))) == [Warn, ClearBuffer]
-    assert made.on_playback_event(finished(1, 0.5, interrupted=True)) == [told(0.5, interrupted=True)]
+    assert made.on_playback_event(finished(1, 0.5, interrupted=True)) == [finished_call(0.5, interrupted=True)]
     assert made.tick(1000, (1, 0.5)) == [], "nothing waits"
 
 
-def test_nobody_is_told_once_the_agent_has_left() -> None:
+def test_nothing_is_reported_once_the_agent_has_left() -> None:
     made = protocol("a", "b")
     made.ended("a")
     made.begin("b", 0)
@@ -217,19 +222,19 @@ def test_nobody_is_told_once_the_agent_has_left() -> None:
     assert made.on_playback_event(finished(1)) == [] == made.on_playback_event(finished(2))
     made.arrived("b", SENDER, PLAIN, 5)
     assert made.begin("b", 5) == [Begin(3, 24000)] and made.ended("b") == [End()]
-    assert made.on_playback_event(finished(3)) == [told(1.0, interrupted=False)], "it came back"
+    assert made.on_playback_event(finished(3)) == [finished_call(1.0, interrupted=False)], "it came back"
 
 
 def test_one_who_comes_back_says_that_it_still_has_the_speech() -> None:
     made = protocol("a")
     assert made.rejoined() == [RpcCall(core.STARTED_METHOD)]
     made.ended("a")
-    assert made.on_playback_event(finished(1)) == [told(1.0, interrupted=False)]
+    assert made.on_playback_event(finished(1)) == [finished_call(1.0, interrupted=False)]
     assert made.rejoined() == []
 
 
 def test_streams_that_wait_are_bounded_and_each_is_acknowledged() -> None:
     made = protocol(*(f"s{n}" for n in range(core.STREAMS_MOST)))
     warning, close, call = made.arrived("more", SENDER, PLAIN, 0)
-    assert isinstance(warning, Warn) and close == Refuse() and call == told(0.0, interrupted=True)
+    assert isinstance(warning, Warn) and close == Refuse() and call == finished_call(0.0, interrupted=True)
     assert made.segments == core.STREAMS_MOST

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,13 +12,10 @@ import pytest
 from livekit import rtc
 from livekit.rtc._proto.room_pb2 import SimulateScenarioKind
 
-from musetalk_agent.agent_settings import AgentSettings
 from musetalk_agent.avatar_protocol import core
-from musetalk_agent.factory import Factory
-from musetalk_agent.protocol.http import AgentStartRequest, AvatarSource
 from musetalk_agent.publishers.failover.publisher import FailoverPublisher
-from musetalk_agent.session.session import Session
 from musetalk_tools.livekit_server import LiveKitAccess
+from tests.musetalk_agent.session_in_room import session_in_room
 from tests.viewer import join_token
 from tests.waiting import until
 
@@ -79,35 +74,13 @@ def tone(seconds: float) -> bytes:
     return (np.sin(np.arange(round(seconds * RATE)) * 0.2) * 8000).astype("<i2").tobytes()
 
 
-@asynccontextmanager
-async def on_air(access: LiveKitAccess, tmp_path: Path) -> AsyncIterator[Session]:
-    """A session that listens to the agent, as the worker makes it."""
-    factory = Factory(AgentSettings(agent_api_key="k", engine="pattern", cache_dir=tmp_path))  # type: ignore[arg-type]
-    await factory.start()
-    try:
-        request = AgentStartRequest(
-            session_id="s1",
-            room=ROOM,
-            livekit_url=access.url,
-            livekit_token=join_token(access, ROOM, AVATAR, "agent", publish=True),
-            avatar=AvatarSource(),
-            livekit_agent=SENDER,
-        )
-        session = await factory.session(request)
-        await session.start()
-        try:
-            yield session
-        finally:
-            await session.stop()
-    finally:
-        await factory.aclose()
-
-
 async def test_speech_comes_in_and_is_acknowledged_once(livekit_server: LiveKitAccess, tmp_path: Path) -> None:
     agent = await ByHand().join(livekit_server)
     stranger = await ByHand().join(livekit_server, "somebody")
     try:
-        async with on_air(livekit_server, tmp_path) as session:
+        async with session_in_room(
+            livekit_server, tmp_path, room=ROOM, identity=AVATAR, livekit_agent=SENDER
+        ) as session:
             await agent.say(0.5)
             assert await agent.until_finished(1) == [(0.5, False)]
             assert [method for method, _ in agent.told] == [core.STARTED_METHOD, core.FINISHED_METHOD]
@@ -143,7 +116,9 @@ async def test_an_avatar_that_had_to_reconnect_still_has_the_speech(
 ) -> None:
     agent = await ByHand().join(livekit_server)
     try:
-        async with on_air(livekit_server, tmp_path) as session:
+        async with session_in_room(
+            livekit_server, tmp_path, room=ROOM, identity=AVATAR, livekit_agent=SENDER
+        ) as session:
             await agent.say(5)
             await until(lambda: agent.told)
             # all of it has come: a chunk on its way when the connection goes is the SDK's to lose
@@ -183,7 +158,9 @@ async def test_errors_of_the_sdk_that_no_one_expected_cost_a_call_or_a_stream_an
     monkeypatch.setattr(rtc.ByteStreamReader, "__anext__", breaks_at_its_second_chunk)
     agent = await ByHand().join(livekit_server)
     try:
-        async with on_air(livekit_server, tmp_path) as session:
+        async with session_in_room(
+            livekit_server, tmp_path, room=ROOM, identity=AVATAR, livekit_agent=SENDER
+        ) as session:
             await agent.say(3)  # the stream breaks after its first chunk: what came of it is said
             (broken,) = await agent.until_finished(1)
             assert 0 < broken[0] < 3 and not broken[1]

@@ -10,45 +10,20 @@ import pytest
 from livekit import rtc
 from livekit.rtc._proto.room_pb2 import SimulateScenarioKind
 
-from musetalk_agent.agent_settings import AgentSettings
-from musetalk_agent.factory import Factory
 from musetalk_agent.microphone import microphone_input
 from musetalk_agent.microphone.microphone_input import MicrophoneInput
-from musetalk_agent.protocol.http import AgentStartRequest, AvatarSource, DiagnosisCode, MicrophoneState
+from musetalk_agent.protocol.http import DiagnosisCode, MicrophoneState
 from musetalk_agent.protocol.messages import WarningEvent
 from musetalk_agent.publishers.failover.publisher import FailoverPublisher
 from musetalk_agent.session.session import Session
 from musetalk_tools.livekit_server import LiveKitAccess
 from tests.musetalk_agent.microphone.speaker import Speaker, pitch, until_heard
+from tests.musetalk_agent.session_in_room import session_in_room
 from tests.viewer import Viewer, join_token
 from tests.waiting import until
 
 pytestmark = pytest.mark.livekit
 ROOM, AVATAR, ANNA = "studio", "avatar-1", "anna"
-
-
-@asynccontextmanager
-async def on_air(access: LiveKitAccess, tmp_path: Path) -> AsyncIterator[Session]:
-    """A session that says the microphone of `ANNA`, as the agent makes it."""
-    factory = Factory(AgentSettings(agent_api_key="k", engine="pattern", cache_dir=tmp_path))  # type: ignore[arg-type]
-    await factory.start()
-    try:
-        request = AgentStartRequest(
-            session_id="s1",
-            room=ROOM,
-            livekit_url=access.url,
-            livekit_token=join_token(access, ROOM, AVATAR, "agent", publish=True),
-            avatar=AvatarSource(),
-            microphone_of=ANNA,
-        )
-        session = await factory.session(request)
-        await session.start()
-        try:
-            yield session
-        finally:
-            await session.stop()
-    finally:
-        await factory.aclose()
 
 
 @asynccontextmanager
@@ -74,7 +49,10 @@ async def test_a_microphone_is_said_however_it_comes_and_goes(livekit_server: Li
     anna, stranger = Speaker(), await joined(livekit_server, "somebody")
     try:
         await stranger.publish(note=3000)  # a microphone that is not Anna's
-        async with on_air(livekit_server, tmp_path) as session, listening(livekit_server) as viewer:
+        async with (
+            session_in_room(livekit_server, tmp_path, room=ROOM, identity=AVATAR, microphone_of=ANNA) as session,
+            listening(livekit_server) as viewer,
+        ):
             assert state(session) is MicrophoneState.WAITING
             diagnosis = session.status().diagnosis
             assert diagnosis.code is DiagnosisCode.NO_AUDIO and "Waiting for 'anna'" in diagnosis.message
@@ -125,7 +103,10 @@ async def test_a_microphone_that_was_there_before_is_heard_after_reconnects_and_
     try:
         await anna.publish()
         anna.note = 500
-        async with on_air(livekit_server, tmp_path) as session, listening(livekit_server) as viewer:
+        async with (
+            session_in_room(livekit_server, tmp_path, room=ROOM, identity=AVATAR, microphone_of=ANNA) as session,
+            listening(livekit_server) as viewer,
+        ):
             await until_heard(viewer, AVATAR, 500)
             publisher = session.publisher
             assert isinstance(publisher, FailoverPublisher) and publisher._transports.room is not None
@@ -153,7 +134,10 @@ async def test_only_those_who_may_hear_the_microphone_itself_hear_it(
         participant_permissions=[rtc.ParticipantTrackPermission(participant_identity=AVATAR, allow_all=True)],
     )
     try:
-        async with on_air(livekit_server, tmp_path), listening(livekit_server) as viewer:
+        async with (
+            session_in_room(livekit_server, tmp_path, room=ROOM, identity=AVATAR, microphone_of=ANNA),
+            listening(livekit_server) as viewer,
+        ):
             await anna.publish()
             anna.note = 500
             await until_heard(viewer, AVATAR, 500)
@@ -175,7 +159,7 @@ async def test_a_microphone_that_does_not_come_is_reported_once(
         looks += 1
 
     monkeypatch.setattr(MicrophoneInput, "_report", looked)
-    async with on_air(livekit_server, tmp_path) as session:
+    async with session_in_room(livekit_server, tmp_path, room=ROOM, identity=AVATAR, microphone_of=ANNA) as session:
 
         def warnings() -> list[WarningEvent]:
             return [e.event for e in session.events.after(0) if isinstance(e.event, WarningEvent)]

@@ -149,10 +149,10 @@ def test_a_server_that_wants_to_hear_what_was_read_hears_it() -> None:
         wait_until(lambda: heard)
         link.abort()
         opening.join(NEVER_S)
-        told = link._acknowledged
+        acknowledged = link._acknowledged
         link.close()
-    assert told > 1 + 2 * wire.HANDSHAKE
-    assert wire.chunks(wire.control(wire.ACKNOWLEDGEMENT, told)) in heard[0]
+    assert acknowledged > 1 + 2 * wire.HANDSHAKE
+    assert wire.chunks(wire.control(wire.ACKNOWLEDGEMENT, acknowledged)) in heard[0]
 
 
 def _quietly(link: RtmpLink) -> None:
