@@ -137,7 +137,7 @@ async def _standins(*options: str) -> AsyncIterator[Demo]:
     models = FakeModels(replies=[ANSWER], transcript_s=TRANSCRIPT_S, first_word_s=FIRST_WORD_S, word_s=WORD_S)
     voice = FakeOpenAI(first_byte_s=FIRST_BYTE_S, letter_ms=20, tone=True, block_bytes=9600)
     async with serving(plain_config(models.app)) as models_url, serving(plain_config(voice.app)) as voice_url:
-        environment = {
+        variables = {
             "LLM_BASE_URL": f"{models_url}/v1",
             "LLM_API_KEY": openai_models.KEY,
             "LLM_MODEL": "stand-in",
@@ -147,7 +147,7 @@ async def _standins(*options: str) -> AsyncIterator[Demo]:
             "OPENAI_API_KEY": openai_speech.KEY,
             "OPENAI_BASE_URL": f"{voice_url}/v1",
         }
-        with environment(**environment):
+        with environment(**variables):
             async with demo(*options) as stack:
                 yield stack
 

@@ -10,7 +10,7 @@ import numpy as np
 import websockets
 
 from tests.bench.figures import Figure, percentile
-from tests.bench.stack import Demo, Live, demo
+from tests.bench.stack import Demo, Live, demo, environment
 from tests.fakes import elevenlabs, openai_speech
 from tests.fakes.elevenlabs import FakeElevenLabs
 from tests.fakes.openai_speech import FakeOpenAI
@@ -87,13 +87,13 @@ async def voices(seconds: int) -> list[Figure]:
     openai = FakeOpenAI(first_byte_s=FIRST_BYTE_S, letter_ms=60, tone=True, block_bytes=9600)
     out = []
     async with eleven.serving() as eleven_url, serving(plain_config(openai.app)) as openai_url:
-        environment = {
+        variables = {
             "ELEVENLABS_API_KEY": elevenlabs.KEY,
             "ELEVENLABS_BASE_URL": eleven_url,
             "OPENAI_API_KEY": openai_speech.KEY,
             "OPENAI_BASE_URL": f"{openai_url}/v1",
         }
-        with environment(**environment):
+        with environment(**variables):
             async with demo() as stack:
                 for voice, first_bytes in (("elevenlabs:any", eleven.first_bytes), ("openai:any", openai.first_bytes)):
                     for way, write in (("POST", _by_http), ("WebSocket", _by_socket)):
