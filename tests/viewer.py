@@ -28,7 +28,7 @@ def join_token(
 
 @dataclass
 class Viewer:
-    """Joins and writes down. `video` holds (arrival, mean luma of the central quarter, width, height)."""
+    """Joins and writes down. `video` holds (arrival, mean luma of the central quarter, width, height), if it `watches`."""
 
     room: rtc.Room = field(default_factory=rtc.Room)
     video: list[tuple[float, float, int, int]] = field(default_factory=list)
@@ -37,6 +37,7 @@ class Viewer:
     gone: list[str] = field(default_factory=list)
     strands: dict[str, list[tuple[float, np.ndarray]]] = field(default_factory=dict)  # sound by track
     owners: dict[str, str] = field(default_factory=dict)  # identity by track
+    watches: bool = True
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     async def join(self, url: str, token: str) -> Viewer:
@@ -51,6 +52,9 @@ class Viewer:
         self.tracks.append((publication.name, who.identity))
         self.owners[track.sid] = who.identity
         video = track.kind == rtc.TrackKind.KIND_VIDEO
+        if video and not self.watches:
+            publication.set_subscribed(False)
+            return
         self._tasks.append(asyncio.create_task(self._watch(track) if video else self._listen(track)))
 
     async def _watch(self, track: rtc.Track) -> None:

@@ -64,7 +64,7 @@ async def many(turns: int) -> list[Figure]:
         talking: list[Person] = []
         memory: list[dict[str, float]] = []
         for _ in range(MANY):
-            talking.append(await exits.enter_async_context(person(stack, **_body(voice="openai:any"))))
+            talking.append(await exits.enter_async_context(person(stack, watches=False, **_body(voice="openai:any"))))
             await talking[-1].turn(words[0])
             memory.append(stack.memory_mb())
         used = stack.usage()["cpu_s"], time.monotonic()
