@@ -5,6 +5,7 @@
  */
 
 import { ApiError } from "./avatar-client.js";
+import { LocalAudioTrack } from "./vendor/livekit-client.esm.js";
 
 /** @typedef {import("./vendor/livekit-client.esm.js").Room} Room */
 /** @typedef {"off" | "on" | "muted"} MicrophoneState */
@@ -121,7 +122,11 @@ export class RoomMicrophone extends EventTarget {
     if (!track || this.#publication || this.#publishing || this.#room.state !== "connected") return;
     this.#publishing = true;
     try {
-      const publication = await this.#room.localParticipant.publishTrack(track, { source: "microphone", name: "microphone" });
+      const local = new LocalAudioTrack(track, undefined, true);
+      await local.mute(); // else its constructor enables the track a moment later
+      if (!this.#muted) await local.unmute();
+      track.enabled = !this.#muted; // it may have changed meanwhile
+      const publication = await this.#room.localParticipant.publishTrack(local, { source: "microphone", name: "microphone" });
       if (this.track !== track) {
         await this.#room.localParticipant.unpublishTrack(track); // closed meanwhile
         return;
@@ -139,7 +144,7 @@ export class RoomMicrophone extends EventTarget {
     }
   }
 
-  /** LiveKit enables a track that it publishes, and again when it connects anew, unless it knows that the track is muted. */
+  /** LiveKit enables a track when it connects anew, unless it knows that the track is muted. */
   async #muteInRoom() {
     await (this.#muted ? this.#publication?.mute() : this.#publication?.unmute());
   }

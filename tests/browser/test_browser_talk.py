@@ -42,6 +42,13 @@ if (ask) navigator.mediaDevices.getUserMedia = async (wanted) => {
   tracks.push(...stream.getTracks());
   return stream;
 };"""
+# What each track that is sent was when the connection got it.
+SENT = """globalThis.sent = [];
+const add = RTCPeerConnection.prototype.addTransceiver;
+RTCPeerConnection.prototype.addTransceiver = function (track, ...rest) {
+  if (track instanceof MediaStreamTrack) sent.push(track.enabled);
+  return add.call(this, track, ...rest);
+};"""
 LINES = """[...document.querySelectorAll('#messages > .line')].map((line) => [
   line.classList.contains('user') ? 'user' : 'assistant', line.querySelector('.words').textContent,
   !line.querySelector('.mark').hidden])"""
@@ -115,7 +122,7 @@ async def page(recording: Path, talking: Stack) -> AsyncIterator[Page]:
         pytest.skip("no Chromium on PATH")
     microphone = f"--use-file-for-fake-audio-capture={recording}"
     async with browser(program, microphone, without="--use-fake-ui-for-media-stream") as tab:  # see `permit`
-        await tab.send("Page.addScriptToEvaluateOnNewDocument", source=TRACKS)
+        await tab.send("Page.addScriptToEvaluateOnNewDocument", source=TRACKS + SENT)
         yield tab
     for session in (await asyncio.to_thread(talking.get, "/sessions")).json()["sessions"]:
         await asyncio.to_thread(talking.post, f"/session/{session['session_id']}/stop")
@@ -296,7 +303,10 @@ async def test_leaving_ends_the_session_and_the_choice_of_push_to_talk_stays(
     await page.click("#start-talk")
     await page.until(LIVE)
     await page.until("!document.getElementById('push').hidden")
-    assert await page.run("document.getElementById('push-to-talk').checked && !tracks.at(-1).enabled")
+    assert await page.run("document.getElementById('push-to-talk').checked")
+    await page.until("sent.length > 0")
+    assert await page.run("sent") == [False]  # not for a moment is it open
+    assert await page.run("tracks.at(-1).enabled") is False
     await page.click("#switch")
     await page.until("document.body.dataset.mode === 'say'")
     await page.until(LIVE)

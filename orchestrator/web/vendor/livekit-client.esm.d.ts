@@ -18,9 +18,15 @@ export interface LocalPublication {
   unmute(): Promise<unknown>;
 }
 
+export class LocalAudioTrack {
+  constructor(mediaTrack: MediaStreamTrack, constraints?: MediaTrackConstraints, userProvidedTrack?: boolean);
+  mute(): Promise<unknown>;
+  unmute(): Promise<unknown>;
+}
+
 export interface LocalParticipant {
   readonly identity: string;
-  publishTrack(track: MediaStreamTrack, options: { source: string; name: string }): Promise<LocalPublication>;
+  publishTrack(track: LocalAudioTrack, options: { source: string; name: string }): Promise<LocalPublication>;
   unpublishTrack(track: MediaStreamTrack): Promise<unknown>;
   sendText(text: string, options: { topic: string }): Promise<{ readonly id: string }>;
 }
