@@ -145,10 +145,10 @@ class EnginePool:
             text = f"{', '.join(missing)} is missing from {self._models.directory}: run `musetalk-agent fetch-models musetalk`."
             return WeightsMissing(text, field="engine", value="musetalk")
         if self._settings.musetalk_device.startswith("cuda"):
-            import torch
+            from musetalk_agent.engines.musetalk.card_facts import look
 
-            if not torch.cuda.is_available():
-                text = "torch sees no CUDA device. MUSETALK_DEVICE=cpu runs it on the processor, at seconds a picture."
+            if fault := look(self._settings.musetalk_device).fault:
+                text = f"{fault} MUSETALK_DEVICE=cpu runs it on the processor, at seconds a picture."
                 return EngineUnavailable(text, field="engine", value="musetalk")
         return None
 

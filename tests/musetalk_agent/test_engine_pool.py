@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from musetalk_agent.agent_settings import AgentSettings
 from musetalk_agent.engine_pool import EnginePool
+from musetalk_agent.engines.musetalk import card_facts
+from musetalk_agent.engines.musetalk.card_facts import CardFacts, Driver
 from musetalk_agent.errors import EngineUnavailable, EngineUnknown, WeightsMissing
 from musetalk_agent.weights import Manifest, ModelStore
 
@@ -61,3 +64,18 @@ def test_weights_without_a_card_are_not_enough_for_auto(tmp_path: Path) -> None:
     engines = pool(tmp_path)
     assert engines.default == "warp" and "no CUDA device" in (engines.note("auto") or "")
     assert pool(tmp_path, musetalk_device="cpu").default == "musetalk"
+
+
+def test_the_reason_of_auto_names_the_driver_and_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = pytest.importorskip("tests.fakes.weights")
+    weights.write_models(tmp_path, scale="tiny")
+    old = CardFacts("cuda:0", "2.15.0+cu132", "13.2", Driver("550.54", (12, 4)), "The NVIDIA driver is too old.", 0)
+    monkeypatch.setattr(card_facts, "look", lambda device: replace(old, device=device))
+    engines = pool(tmp_path)
+    note = engines.note(None) or ""
+    assert engines.default == "warp"
+    assert "550.54" in note and "13.2" in note and "+cu126" in note and "The NVIDIA driver is too old." in note
+    with pytest.raises(EngineUnavailable, match="580 or newer"):
+        pool(tmp_path, engine="musetalk")

@@ -303,7 +303,7 @@ def decoder_of(profile: Profile, vae: nn.Module, models: Path, device: torch.dev
     taesd = load_taesd(models, device, dtype)
     if taesd is None:
         raise WeightsMissing(
-            f"The profile {profile.name!r} needs taesd, not in {models}; run `musetalk-agent fetch-models taesd`.",
+            f"The profile {profile.name!r} needs TAESD's weights, which are not in {models}; run `musetalk-agent fetch-models fast`.",
             field="profile",
             value=profile.name,
         )

@@ -294,7 +294,7 @@ def test_what_is_asked_wrongly_is_said(models: Path, engine: MuseTalkEngine, bun
         MuseTalkEngine(models, Options(precision="int8"))  # type: ignore[arg-type]
     with pytest.raises(WeightsMissing):
         MuseTalkEngine(tmp_path)
-    with pytest.raises(WeightsMissing, match="taesd"):
+    with pytest.raises(WeightsMissing, match="fetch-models fast"):
         MuseTalkEngine(write_models(tmp_path), Options(profile="fast"))
     stranger = PatternEngine().open(pattern_bundle(64, 64, 25))
     with pytest.raises(TypeError, match="PatternSession"):
