@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.models.whisper.modeling_whisper import WhisperEncoder, WhisperEncoderLayer
 
+from musetalk_agent.engines.musetalk.upsample import fold_upsamplers
 from musetalk_agent.features.whisper_features import BEGIN, END, HEARD, MEL_COLUMNS, PLACE, PLACES, POSITIONS, TARGET
 
 AUDIO_ROWS, AUDIO_WIDTH = 50, 384
@@ -142,12 +143,13 @@ class AudioEncoder(nn.Module):
 class FoldedUNet(nn.Module):
     """Straight-line forward over diffusers' modules; equal to `unet(latents, 0, encoder_hidden_states=audio).sample`.
 
-    Takes the UNet over: its time layers are gone afterwards, and it cannot be called by itself any more.
+    Takes the UNet over: its time layers and upsamplers are folded afterwards, and it cannot be called by itself any more.
     """
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
         super().__init__()
         fold_time(unet)
+        fold_upsamplers(unet)
         self.unet: Any = unet
 
     def forward(self, latents: Tensor, audio: Tensor) -> Tensor:
@@ -220,7 +222,7 @@ BLACK = 8
 
 
 class PatchDecoder(nn.Module):
-    """The decoder of the Stable Diffusion VAE.
+    """The decoder of the Stable Diffusion VAE. Takes it over: its upsamplers are folded afterwards.
 
     Args:
         first_row: latent row from which on rows are decoded; the mid block, whose attention looks at all rows, always sees all.
@@ -230,6 +232,7 @@ class PatchDecoder(nn.Module):
         super().__init__()
         self.post_quant_conv: Any = vae.post_quant_conv
         self.decoder: Any = vae.decoder
+        fold_upsamplers(self.decoder)
         self.scale = 1 / vae.config.scaling_factor
         self.first_row = first_row
 
@@ -248,11 +251,12 @@ class PatchDecoder(nn.Module):
 
 
 class TinyDecoder(nn.Module):
-    """TAESD's decoder. It reads the UNet's latents as they are: its scaling factor is 1."""
+    """TAESD's decoder, its upsamplers folded. It reads the UNet's latents as they are: its scaling factor is 1."""
 
     def __init__(self, taesd: AutoencoderTiny) -> None:
         super().__init__()
         self.decoder: Any = taesd.decoder
+        fold_upsamplers(self.decoder)
 
     def forward(self, latents: Tensor) -> Tensor:
         """`[B, 4, 32, 32]` to RGB `[B, 3, 256, 256]`, about -1 … 1."""
