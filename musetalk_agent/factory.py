@@ -26,6 +26,7 @@ from musetalk_agent.engines.pattern import pattern_bundle
 from musetalk_agent.errors import EngineFailed
 from musetalk_agent.media.pipeline import Pipeline
 from musetalk_agent.media.player import PlayerOutputs
+from musetalk_agent.protocol.avatar_settings import AvatarSettings
 from musetalk_agent.protocol.http import AgentStartRequest, VoiceSource
 from musetalk_agent.publishers.base import Publisher
 from musetalk_agent.session.session import LEAVE_S, RELEASE_S, Session
@@ -97,7 +98,7 @@ class Factory:
         batcher = self.engines.batcher(name)
         bundle = await self._bundle(request, batcher.engine)
         batcher.check()
-        engine_session = await self._opened(batcher.engine, bundle)
+        engine_session = await self._opened(batcher.engine, bundle, request.avatar_settings)
         publisher: Publisher | None = None
         session: Session | None = None
         try:
@@ -110,7 +111,10 @@ class Factory:
             batcher.check()
 
             def build(outputs: PlayerOutputs) -> Pipeline:
-                return Pipeline(publisher, batcher, engine_session, bundle, self.clock, self._executor, outputs, first)
+                offset_ms = request.avatar_settings.av_offset_ms
+                return Pipeline(
+                    publisher, batcher, engine_session, bundle, self.clock, self._executor, outputs, first, offset_ms
+                )
 
             note = self.engines.note(request.engine)
             make_speech = self._speech_maker(request)
@@ -125,11 +129,13 @@ class Factory:
                     steps.insert(0, Step("publisher", publisher.aclose, LEAVE_S))
                 await tear_down(f"start of session {request.session_id}", steps)
 
-    async def _opened(self, engine: Engine, bundle: Bundle) -> EngineSession:
+    async def _opened(self, engine: Engine, bundle: Bundle, settings: AvatarSettings) -> EngineSession:
         """Opens the avatar in a thread. A caller that is cancelled, or an engine that takes too long, leaves nothing open."""
         try:
             async with asyncio.timeout(OPEN_WITHIN_S):
-                return await in_thread(partial(engine.open, bundle), "engine-open", give_back=lambda late: late.close())
+                return await in_thread(
+                    partial(engine.open, bundle, settings), "engine-open", give_back=lambda late: late.close()
+                )
         except TimeoutError as error:
             text = f"The engine {engine.name!r} did not open the avatar within {OPEN_WITHIN_S:g} s."
             raise EngineFailed(text, retry_after_s=5) from error
@@ -159,7 +165,10 @@ class Factory:
             return pattern_bundle(width, height, picture.fps)
         begun = time.monotonic()
         bundle = await self.library.prepare(
-            request.avatar, picture, derive=engine.prepare, fingerprint=engine.fingerprint
+            request.avatar,
+            picture,
+            derive=partial(engine.prepare, settings=request.avatar_settings),
+            fingerprint=engine.fingerprint_with(request.avatar_settings),
         )
         PREPARE_SECONDS.observe(time.monotonic() - begun)
         return bundle

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.features.extractor import FeatureExtractor
 from musetalk_agent.media_types import Feature, Patch
+from musetalk_agent.protocol.avatar_settings import DEFAULTS, AvatarSettings
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) during a long preparation."""
@@ -116,6 +117,10 @@ class Engine(Protocol):
         """Changes whenever the artefacts it writes into a bundle change."""
         ...
 
+    def fingerprint_with(self, settings: AvatarSettings) -> str:
+        """`fingerprint` of the artefacts for these settings; the same for settings on which no artefact depends."""
+        return self.fingerprint
+
     @property
     def batch_sizes(self) -> Sequence[int]:
         """Efficient batch sizes, ascending; the last is the largest that `launch` takes. May shrink while the engine runs."""
@@ -136,12 +141,12 @@ class Engine(Protocol):
         """Frames after a segment over which the mouth glides back to the idle clip (their `blend_weight` falls to 0)."""
         ...
 
-    def prepare(self, bundle: Bundle, progress: Progress | None = None) -> None:
-        """Derives the engine's artefacts once and stores them in the bundle under `fingerprint`. Idempotent."""
+    def prepare(self, bundle: Bundle, progress: Progress | None = None, settings: AvatarSettings = DEFAULTS) -> None:
+        """Derives the engine's artefacts once and stores them in the bundle under `fingerprint_with`. Idempotent."""
         return
 
-    def open(self, bundle: Bundle) -> EngineSession:
-        """Readies a prepared bundle for one session."""
+    def open(self, bundle: Bundle, settings: AvatarSettings = DEFAULTS) -> EngineSession:
+        """Readies a prepared bundle for one session; what the engine cannot do of the settings it leaves out."""
         ...
 
     def warmup(self) -> None:

@@ -13,6 +13,7 @@ from musetalk_agent.engines.interface import CompletedBatch, Engine, EngineSessi
 from musetalk_agent.features.extractor import FeatureExtractor
 from musetalk_agent.features.speech_detector import LevelDetector
 from musetalk_agent.media_types import Box, Cue, Feature, Patch, Pcm, Pixels, frame_start, frames_begun
+from musetalk_agent.protocol.avatar_settings import DEFAULTS, AvatarSettings
 from musetalk_agent.protocol.http import AvatarReport
 
 THRESHOLD = 0.05
@@ -105,7 +106,7 @@ class PatternEngine(Engine):
     fade_out_frames = 0
     features: FeatureExtractor = PatternFeatures()
 
-    def open(self, bundle: Bundle) -> PatternSession:
+    def open(self, bundle: Bundle, settings: AvatarSettings = DEFAULTS) -> PatternSession:
         """Readies the two patches."""
         return PatternSession(bundle)
 

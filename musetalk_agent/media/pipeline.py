@@ -46,6 +46,7 @@ class Pipeline:
         executor: threads for features and composition.
         outputs: where the player reports to.
         first: the idle frame of idle frame 0, loaded in a worker thread (`load_idle`); None loads it here.
+        av_offset_ms: how much later than the voice the lips move.
     """
 
     def __init__(
@@ -58,10 +59,11 @@ class Pipeline:
         executor: Executor,
         outputs: PlayerOutputs,
         first: VideoFrame | None = None,
+        av_offset_ms: int = 0,
     ) -> None:
         compositor, loop, cursor = Compositor(bundle, engine_session.idle), PingPongLoop(len(bundle)), LoopCursor()
         context = MediaContext(
-            publisher, batcher, engine_session, compositor, loop, cursor, clock, executor, bundle.fps
+            publisher, batcher, engine_session, compositor, loop, cursor, clock, executor, bundle.fps, av_offset_ms
         )
         self.stats, self.clock, self._emit, self._fps = context.stats, clock, outputs.emit, bundle.fps
         self.first: VideoFrame = first or compositor.idle(loop.idle_index(cursor.next_idle()))

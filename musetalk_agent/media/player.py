@@ -84,7 +84,7 @@ class Player:
         self._audio_wake, self._video_wake, self.poke = context.audio_wake, context.video_wake, context.wake_player
         self._shown: RenderedFrame | None = None
         self._latest: VideoFrame | None = None
-        self._lookahead_s = context.batcher.engine.features.lookahead_ms / 1000
+        self._lookahead_s = context.lookahead_s
         self._delay = AdaptiveDelay(self._lookahead_s)
         self._dropped_before = 0  # of the segments that are over
         self._is_speaking = False

@@ -16,6 +16,7 @@ from musetalk_agent.compose.compositor import Compositor
 from musetalk_agent.compose.idle import LoopCursor, PingPongLoop
 from musetalk_agent.engines.batcher import Batcher, Result
 from musetalk_agent.engines.interface import EngineSession, PatchRequest
+from musetalk_agent.features.av_offset import OffsetGate
 from musetalk_agent.features.extractor import SpeechGate
 from musetalk_agent.media.segment import Segment
 from musetalk_agent.media.segment_trace import FEATURES, FRAME
@@ -133,7 +134,7 @@ class MediaContext:
 
     `publisher` owns the playout clock; `batcher` is the engine that serves every session, `engine_session` its part for this one;
     `compositor`, `loop` and `cursor` are the idle clip and its position; `executor` has the threads for features and composition.
-    The two events wake the player's tasks.
+    `av_offset_ms` is how much later than the voice the lips move. The two events wake the player's tasks.
     """
 
     publisher: Publisher
@@ -145,9 +146,19 @@ class MediaContext:
     clock: Clock
     executor: Executor
     fps: int
+    av_offset_ms: int = 0
     stats: PipelineStats = field(default_factory=PipelineStats)
     audio_wake: asyncio.Event = field(default_factory=asyncio.Event)
     video_wake: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def lookahead_s(self) -> float:
+        """Audio past a frame's end that its lips wait for, in seconds."""
+        return max(0, self.batcher.engine.features.lookahead_ms - self.av_offset_ms) / 1000
+
+    def listening(self) -> OffsetGate:
+        """Decides the frames of one segment after the other."""
+        return OffsetGate(SpeechGate(self.batcher.engine.features, self.fps), self.fps, self.av_offset_ms)
 
     def wake_player(self) -> None:
         """More PCM, an end, or a frame has come."""
@@ -174,7 +185,8 @@ class FrameRenderer:
             context.executor,
         )
         self._stats, self._fps = context.stats, context.fps
-        self._listening = SpeechGate(context.batcher.engine.features, context.fps)
+        self._new_listening = context.listening
+        self._listening = context.listening()
         self._segments: deque[Segment] = deque()
         self._in_flight: Channel[_InFlightFrame] = Channel(IN_FLIGHT)
         self._wake = asyncio.Event()
@@ -303,7 +315,7 @@ class FrameRenderer:
             log.exception("features failed", extra={"segment": segment.number})
             self._stats.fail("features", f"{type(error).__name__}: {error}")
             self._mute = segment
-            self._listening = SpeechGate(self._batcher.engine.features, self._fps)
+            self._listening = self._new_listening()
             self._close_from = self._last
             return []
 

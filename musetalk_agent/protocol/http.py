@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
+from musetalk_agent.protocol.avatar_settings import AvatarSettings
+
 
 class DiagnosisCode(StrEnum):
     """When several hold, the first in this list is reported."""
@@ -201,6 +203,7 @@ class AgentStartRequest(Strict):
     livekit_token: str = Field(repr=False)
     avatar: AvatarSource
     picture: Picture = Picture()
+    avatar_settings: AvatarSettings = AvatarSettings()
     engine: str | None = None
     connect_livekit: bool = True
     voice: VoiceSource = VoiceSource.AGENT

@@ -14,6 +14,7 @@ from fastapi import APIRouter, Header, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
+from musetalk_agent.protocol.avatar_settings import AvatarSettings
 from musetalk_agent.protocol.http import Picture, Strict
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.conversation.options import ConversationRequest
@@ -50,6 +51,7 @@ class PublicTokenRequest(Picture):
     starts_per_minute: float = Field(default=6, ge=0.1, le=1000, allow_inf_nan=False)
     avatar_id: str | list[str] | None = None
     engine: str | None = Field(default=None, min_length=1, max_length=64)
+    avatar_settings: AvatarSettings = AvatarSettings()
     captions: bool = True
     speech: SpeechSettings | None = None
     conversation: ConversationRequest | None = None

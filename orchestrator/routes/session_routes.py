@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Request
 from pydantic import Field, field_validator
 
+from musetalk_agent.protocol.avatar_settings import AvatarSettings
 from musetalk_agent.protocol.http import (
     AudioSource,
     AvatarSource,
@@ -48,6 +49,7 @@ class StartRequest(AvatarSource, Picture):
     room: str = Field(min_length=1, max_length=256)
     connect_livekit: bool = True
     engine: str | None = Field(default=None, min_length=1, max_length=64)
+    avatar_settings: AvatarSettings = AvatarSettings()
     speaker: str | None = Field(default=None, min_length=1, max_length=256)
     audio_source: NamedSource | ParticipantSource = "http"
     rtmp_url: str | None = Field(default=None, min_length=8, max_length=2048, repr=False)
@@ -113,6 +115,7 @@ class StartRequest(AvatarSource, Picture):
             webhook_secret=self.webhook_secret,
             conversation=self.conversation,
             speech=self.speech,
+            avatar_settings=self.avatar_settings,
         )
 
     def _check_conversation(self) -> None:

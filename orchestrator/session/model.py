@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
+from musetalk_agent.protocol.avatar_settings import DEFAULTS, AvatarSettings
 from musetalk_agent.protocol.http import (
     AgentSession,
     AudioSource,
@@ -123,6 +124,7 @@ class SessionRequest:
     max_s: float | None = None
     speech: SpeechSettings | None = None
     """How its texts are spoken where a text does not say it."""
+    avatar_settings: AvatarSettings = DEFAULTS
 
 
 @dataclass(frozen=True)

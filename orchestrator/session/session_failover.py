@@ -103,6 +103,7 @@ class Placement:
             livekit_token=minter.avatar(order.room, session.identity, ttl_s, name="Avatar", on_behalf_of=order.speaker),
             avatar=order.avatar,
             picture=order.picture,
+            avatar_settings=order.avatar_settings,
             engine=order.engine,
             connect_livekit=order.connect_livekit,
             voice=order.voice,

@@ -73,10 +73,10 @@ class TimedEngine:
         self._artefacts: dict[int, MuseTalkArtefacts] = {}
         self._face = np.random.default_rng(0).integers(0, 256, (256, 256, 3), np.uint8)
 
-    def prepare(self, bundle: Any, progress: Any = None) -> None:
+    def prepare(self, bundle: Any, progress: Any = None, settings: Any = None) -> None:
         self._of(bundle)
 
-    def open(self, bundle: Any) -> _Actor:
+    def open(self, bundle: Any, settings: Any = None) -> _Actor:
         return _Actor(self._of(bundle))
 
     def warmup(self) -> None:

@@ -21,6 +21,7 @@ from musetalk_agent.engines.pattern import PatternEngine, PatternFeatures, Patte
 from musetalk_agent.errors import EngineFailed
 from musetalk_agent.factory import Factory
 from musetalk_agent.media_types import Feature, Patch, Pcm, VideoFrame
+from musetalk_agent.protocol.avatar_settings import DEFAULTS, AvatarSettings
 from musetalk_agent.protocol.http import AgentStartRequest, AvatarSource
 from musetalk_agent.publishers.base import Lost, NullPublisher
 from musetalk_agent.service.live_sessions import LiveSessions
@@ -129,7 +130,7 @@ class FaultyEngine(PatternEngine):
         plan.pass_through("make")
         self.features = FaultyFeatures(plan)
 
-    def open(self, bundle: Bundle) -> PatternSession:
+    def open(self, bundle: Bundle, settings: AvatarSettings = DEFAULTS) -> PatternSession:
         self._plan.pass_through("open")
         return FaultyActor(self._plan, bundle)
 

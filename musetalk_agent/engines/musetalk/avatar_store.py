@@ -16,6 +16,8 @@ from musetalk_agent.engines.musetalk.device import Card
 from musetalk_agent.errors import EngineUnavailable
 from musetalk_agent.media_types import Feature, Patch
 
+LOUDEST = np.float32(1.65)
+"""Upper end of whisper's scaled mel values: a full-scale square wave gives 1.64 at most."""
 SPARE_BYTES = 128 << 20
 """Latents kept of avatars without a session, in case they come back: 8,192 idle frames of 16 KiB."""
 
@@ -107,6 +109,7 @@ class MuseTalkSession:
     Args:
         mouth: how far a mouth may be drawn on each idle frame, 0 … 1 (`Bundle.mouth`, and 0 where the face does not stand upright).
         talks: the clip's own mouth talks, so that idle frames get the mouth that the network makes of silence.
+        mouth_gain: how far the network hears the audio away from silence, see `heard`.
     """
 
     def __init__(
@@ -118,9 +121,11 @@ class MuseTalkSession:
         mouth: Callable[[int], float] = lambda _: 1.0,
         *,
         talks: bool = False,
+        mouth_gain: float = 1.0,
     ) -> None:
         self._store, self._folder, self._rest = store, folder, rest
         self._closed = False
+        self._mouth_gain = mouth_gain
         self.avatar, self.mouth, self._talks = avatar, mouth, talks
         self._idle_indices = tuple(idle_index for idle_index in range(len(avatar.artefacts)) if mouth(idle_index) > 0)
 
@@ -134,6 +139,12 @@ class MuseTalkSession:
         faded = (feature + (self._rest - feature) * np.float32(amount)).astype(np.float32)
         faded[-1] = feature[-1]
         return faded
+
+    def heard(self, feature: Feature) -> Feature:
+        """The feature as the network gets it: `mouth_gain` times as far from silence, but no louder than any mel value can be."""
+        if self._mouth_gain == 1.0:
+            return feature
+        return np.minimum(self.fade_to_silence(feature, 1.0 - self._mouth_gain), np.maximum(feature, LOUDEST))
 
     def idle(self, idle_index: int) -> Patch | None:
         """The closed mouth of a clip that talks, once all of its idle frames have one; None for the clip as it is."""

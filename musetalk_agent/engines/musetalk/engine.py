@@ -38,6 +38,7 @@ from musetalk_agent.errors import EngineUnavailable, WeightsMissing
 from musetalk_agent.features.extractor import FeatureExtractor
 from musetalk_agent.features.whisper_features import WhisperFeatures, rest
 from musetalk_agent.media_types import Patch, Pixels
+from musetalk_agent.protocol.avatar_settings import DEFAULTS, AvatarSettings
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +112,7 @@ class MuseTalkEngine:
             network = Network(encoder, unet, decoder_of(self.profile, vae, models_dir, device, dtype), dtype)
         bisenet = load_parsing(models_dir, device, torch.float32)
         self._parse = None if bisenet is None else Parser(bisenet)
-        self._fingerprint = _fingerprint(self._encoder, self._parse is not None, self.options.bbox_shift)
+        self._weights_digest = _weights_digest(self._encoder)
         self.network = network.to(device).eval().requires_grad_(False)
         self._runner = self._run_by(self.network)
         self._avatars = AvatarStore(self.card)
@@ -127,7 +128,13 @@ class MuseTalkEngine:
     @property
     def fingerprint(self) -> str:
         """Of what preparation depends on: the VAE's encoder, how boxes and masks are found, `bbox_shift`."""
-        return self._fingerprint
+        return self.fingerprint_with(DEFAULTS)
+
+    def fingerprint_with(self, settings: AvatarSettings) -> str:
+        """The same with the `bbox_shift` of a session."""
+        digest = self._weights_digest.copy()
+        digest.update(f"{GEOMETRY_VERSION} {self._parse is not None} {self._shift(settings)}".encode())
+        return f"musetalk-{digest.hexdigest()[:16]}"
 
     @property
     def batch_sizes(self) -> Sequence[int]:
@@ -139,24 +146,25 @@ class MuseTalkEngine:
         """Mel windows."""
         return self._features
 
-    def prepare(self, bundle: Bundle, progress: Progress | None = None) -> None:
+    def prepare(self, bundle: Bundle, progress: Progress | None = None, settings: AvatarSettings = DEFAULTS) -> None:
         """Derives the artefacts unless they are there. Raises OSError when the bundle's folder cannot be written."""
-        self._artefacts(bundle, progress)
+        self._artefacts(bundle, settings, progress)
         if progress:
             progress(len(bundle), len(bundle))
 
-    def open(self, bundle: Bundle) -> MuseTalkSession:
+    def open(self, bundle: Bundle, settings: AvatarSettings = DEFAULTS) -> MuseTalkSession:
         """Readies a bundle; prepares it first where `prepare` has not been called. Raises `EngineUnavailable` without memory."""
-        folder = bundle.engine_path(self.fingerprint)
+        folder = bundle.engine_path(self.fingerprint_with(settings))
         with device_errors():
-            avatar = self._avatars.take(folder, lambda: self._artefacts(bundle))
+            avatar = self._avatars.take(folder, lambda: self._artefacts(bundle, settings))
         talking = self._closes_idle(bundle, avatar)
         standing = upright(bundle.landmarks)
 
         def mouth(idle_index: int) -> float:
             return bundle.mouth(idle_index) if standing[idle_index] else 0.0
 
-        return MuseTalkSession(self._avatars, folder, avatar, self._rest, mouth, talks=talking)
+        gain = settings.mouth_gain
+        return MuseTalkSession(self._avatars, folder, avatar, self._rest, mouth, talks=talking, mouth_gain=gain)
 
     def _closes_idle(self, bundle: Bundle, avatar: Avatar) -> bool:
         """Whether idle mouths are closed: the clip talks, a device in real time makes them, and memory holds them."""
@@ -217,7 +225,8 @@ class MuseTalkEngine:
         in_flight = MuseTalkBatch(self, batch, speaking)
         if speaking:
             latents = [_session_of(batch[index]).avatar.latents[batch[index].idle_index] for index in speaking]
-            in_flight.pieces = self._runner.launch([batch[index].feature for index in speaking], latents)
+            heard = [_session_of(batch[index]).heard(batch[index].feature) for index in speaking]
+            in_flight.pieces = self._runner.launch(heard, latents)
         return in_flight
 
     def patch(self, request: PatchRequest, rows: Pixels, *, good: bool) -> Patch | None:
@@ -271,12 +280,17 @@ class MuseTalkEngine:
         sizes = self.options.buckets or (card_buckets if on_card else CPU_BUCKETS)
         return Runner(network, self.card, self._rest.shape, self.profile.rows, sizes)
 
-    def _artefacts(self, bundle: Bundle, progress: Progress | None = None) -> MuseTalkArtefacts:
+    def _shift(self, settings: AvatarSettings) -> int:
+        return self.options.bbox_shift if settings.bbox_shift is None else settings.bbox_shift
+
+    def _artefacts(
+        self, bundle: Bundle, settings: AvatarSettings, progress: Progress | None = None
+    ) -> MuseTalkArtefacts:
         def make() -> MuseTalkArtefacts:
-            return MuseTalkArtefacts.of(bundle, self._encode, self._parse, self.options.bbox_shift, progress)
+            return MuseTalkArtefacts.of(bundle, self._encode, self._parse, self._shift(settings), progress)
 
         with device_errors():
-            return MuseTalkArtefacts.found_or_made(bundle.engine_path(self.fingerprint), bundle, make)
+            return MuseTalkArtefacts.found_or_made(bundle.engine_path(self.fingerprint_with(settings)), bundle, make)
 
     def _encode(self, faces: Pixels) -> NDArray[np.float16]:
         """uint8 BGR `[b, 256, 256, 3]` → float16 `[b, 8, 32, 32]`; smaller batches when memory is short."""
@@ -318,9 +332,7 @@ def _session_of(request: PatchRequest) -> MuseTalkSession:
     return request.session
 
 
-def _fingerprint(encoder: nn.Module, parsing: bool, bbox_shift: int) -> str:
+def _weights_digest(encoder: nn.Module) -> hashlib._Hash:
     """Of a few values of every layer in float16, so that the processor and a card agree on the same weights."""
     values = [parameter.detach().flatten()[:4].to("cpu", torch.float16) for parameter in encoder.parameters()]
-    digest = hashlib.sha256(torch.cat(values).numpy().tobytes())
-    digest.update(f"{GEOMETRY_VERSION} {parsing} {bbox_shift}".encode())
-    return f"musetalk-{digest.hexdigest()[:16]}"
+    return hashlib.sha256(torch.cat(values).numpy().tobytes())

@@ -21,10 +21,13 @@ from musetalk_agent.engines.warp.mouth_space import IL, IU
 from musetalk_agent.engines.warp.render import render
 from musetalk_agent.features.extractor import FeatureExtractor
 from musetalk_agent.media_types import Box, Feature, Patch
+from musetalk_agent.protocol.avatar_settings import DEFAULTS, AvatarSettings
 
 log = logging.getLogger(__name__)
 
 IDLE_PATCHES_FILE = "quiet.npz"
+MOVES_OF_JAW = 3
+"""The first values of a feature, which `mouth_gain` scales: jaw, width, rounding."""
 PARTED = 0.02
 """Median opening of a clip's lips, in eye distances, above which its idle mouth is closed: silent faces measured 0.000–0.002, the
 same talkers 0.02–0.10."""
@@ -39,12 +42,20 @@ class WarpSession(EngineSession):
     Args:
         idle_patches: one patch per idle frame when the clip's own mouth must be closed between speech, else none at all. None for
             a frame that shows no mouth.
+        mouth_gain: how far jaw, width and rounding go; closures and tucks, which are whole or not at all, stay as they are.
     """
 
-    def __init__(self, bundle: Bundle, artefacts: WarpArtefacts, idle_patches: tuple[Patch | None, ...] = ()) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        artefacts: WarpArtefacts,
+        idle_patches: tuple[Patch | None, ...] = (),
+        mouth_gain: float = 1.0,
+    ) -> None:
         self.bundle = bundle
         self.artefacts = artefacts
         self.idle_patches = idle_patches
+        self.gains = np.array([mouth_gain] * MOVES_OF_JAW + [1.0] * (FEATURE_SIZE - MOVES_OF_JAW), np.float32)
 
     @property
     def rest(self) -> Feature:
@@ -78,18 +89,17 @@ class WarpEngine(Engine):
         """Extractor of articulation vectors, float32 `[5]`."""
         return self._features
 
-    def prepare(self, bundle: Bundle, progress: Progress | None = None) -> None:
+    def prepare(self, bundle: Bundle, progress: Progress | None = None, settings: AvatarSettings = DEFAULTS) -> None:
         """Derives the artefacts unless they are there. Raises OSError when the bundle's folder cannot be written."""
         self.open(bundle)
         if progress:
             progress(len(bundle), len(bundle))
 
-    def open(self, bundle: Bundle) -> WarpSession:
-        """Readies a bundle; prepares it first where `prepare` has not been called."""
+    def open(self, bundle: Bundle, settings: AvatarSettings = DEFAULTS) -> WarpSession:
+        """Readies a bundle; prepares it first where `prepare` has not been called. Of the settings it uses `mouth_gain`."""
         artefacts = self._artefacts(bundle)
-        return WarpSession(
-            bundle, artefacts, closed_mouth_patches(bundle, artefacts, bundle.engine_path(self.fingerprint))
-        )
+        idle_patches = closed_mouth_patches(bundle, artefacts, bundle.engine_path(self.fingerprint))
+        return WarpSession(bundle, artefacts, idle_patches, settings.mouth_gain)
 
     def _artefacts(self, bundle: Bundle) -> WarpArtefacts:
         folder = bundle.engine_path(self.fingerprint)
@@ -122,7 +132,7 @@ class WarpEngine(Engine):
         if not 0 <= request.idle_index < len(session.bundle):
             raise IndexError(f"idle frame {request.idle_index} of a clip of {len(session.bundle)} frames")
         blend_weight, mouth = min(max(request.blend_weight, 0.0), 1.0), session.bundle.mouth(request.idle_index)
-        feature = request.feature
+        feature = (request.feature * session.gains).astype(np.float32)
         if session.idle_patches:  # the idle frames show closed lips: fade by opening the mouth less
             feature, blend_weight = (feature * blend_weight).astype(np.float32), 1.0
         blend_weight *= mouth

@@ -17,6 +17,7 @@ from musetalk_agent.compose.idle import IdleFrames, LoopCursor, PingPongLoop
 from musetalk_agent.engines.interface import PatchRequest
 from musetalk_agent.engines.pattern import PatternEngine, PatternSession, pattern_bundle
 from musetalk_agent.media_types import Patch
+from musetalk_agent.protocol.avatar_settings import DEFAULTS, AvatarSettings
 from tests.musetalk_agent.stand import stand, tone
 
 
@@ -39,7 +40,7 @@ class QuietEngine(PatternEngine):
 
     engine_session: QuietActor
 
-    def open(self, bundle: Bundle) -> PatternSession:
+    def open(self, bundle: Bundle, settings: AvatarSettings = DEFAULTS) -> PatternSession:
         self.session = QuietActor(bundle)
         return self.session
 
@@ -145,7 +146,7 @@ class TalkingEngine(PatternEngine):
         super().__init__()
         self.calls, self.fails_from = 0, fails_from
 
-    def open(self, bundle: Bundle) -> PatternSession:
+    def open(self, bundle: Bundle, settings: AvatarSettings = DEFAULTS) -> PatternSession:
         self.session = TalkingActor(bundle)
         return self.session
 

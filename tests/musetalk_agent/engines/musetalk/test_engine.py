@@ -26,6 +26,7 @@ from musetalk_agent.engines.musetalk.runner import Throughput  # noqa: E402
 from musetalk_agent.engines.pattern import PatternEngine, pattern_bundle  # noqa: E402
 from musetalk_agent.errors import EngineUnavailable, WeightsMissing  # noqa: E402
 from musetalk_agent.media_types import Feature, Patch  # noqa: E402
+from musetalk_agent.protocol.avatar_settings import AvatarSettings  # noqa: E402
 from tests.fakes.weights import write_models  # noqa: E402
 from tests.musetalk_agent.engines.musetalk.faces import bundle_of, moved  # noqa: E402
 from tests.musetalk_agent.engines.musetalk.models import difference, plain  # noqa: E402
@@ -362,3 +363,32 @@ def test_a_face_that_cannot_be_resized_keeps_no_memory_of_the_card(
             made_by(engine, batch)
     assert len(engine._runner._slots) == slots > 0
     session.close()
+
+
+def test_a_shifted_box_has_artefacts_of_its_own(models: Path, tmp_path: Path) -> None:
+    """Asked for at the start or set for the agent, it is the same."""
+    engine, settings = MuseTalkEngine(models, OPTIONS), AvatarSettings(bbox_shift=8)
+    assert engine.fingerprint_with(AvatarSettings(mouth_gain=2, sharpen=1, smoothing="off")) == engine.fingerprint
+    assert engine.fingerprint_with(settings) != engine.fingerprint
+    assert engine.fingerprint_with(settings) == MuseTalkEngine(models, replace(OPTIONS, bbox_shift=8)).fingerprint
+    bundle = clip(tmp_path)
+    engine.prepare(bundle, settings=settings)
+    assert bundle.engine_path(engine.fingerprint_with(settings)).exists()
+    assert not bundle.engine_path(engine.fingerprint).exists()
+    moved_down = (
+        engine.open(bundle, settings).avatar.artefacts.boxes[:, 1] - engine.open(bundle).avatar.artefacts.boxes[:, 1]
+    )
+    assert moved_down.tolist() == [16] * POSES  # the middle by 8, the top by twice that
+
+
+def test_the_gain_moves_what_is_heard_away_from_silence(engine: MuseTalkEngine, bundle: Bundle) -> None:
+    window = features(engine, 1)[0]
+    usual, half, twice = (engine.open(bundle, AvatarSettings(mouth_gain=gain)) for gain in (1.0, 0.5, 2.0))
+    assert usual.heard(window) is window
+    for session in (half, twice):
+        assert np.array_equal(session.heard(window)[-1], window[-1])  # positions are no sound
+    silence = usual.rest[:-1]
+    assert np.allclose(half.heard(window)[:-1] - silence, (window[:-1] - silence) / 2, atol=1e-5)
+    louder = twice.heard(window)[:-1]
+    assert np.allclose(louder, np.minimum(2 * window[:-1] - silence, 1.65), atol=1e-5)
+    assert np.array_equal(twice.heard(usual.rest), usual.rest)

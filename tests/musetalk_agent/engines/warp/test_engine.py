@@ -17,6 +17,7 @@ from musetalk_agent.engines.warp.artefacts import FILE, WarpArtefacts
 from musetalk_agent.engines.warp.engine import WarpEngine, WarpSession
 from musetalk_agent.engines.warp.mouth_space import IL, IU, MouthShape, eye_frame, mesh_shape, to_mouth
 from musetalk_agent.media_types import Feature, Patch
+from musetalk_agent.protocol.avatar_settings import AvatarSettings
 from tests.musetalk_agent.engines.warp import faces
 
 SIZE = (480, 480)
@@ -345,3 +346,18 @@ def test_what_a_frame_costs(demo: Demo, record_property: Callable[[str, object],
     for k in range(20):
         patch_of(demo, vector(k / 20, 0.2))
     record_property("warp_ms_per_frame", round((time.thread_time() - begun) / 20 * 1000, 2))
+
+
+def test_the_gain_of_the_mouth_opens_it_more_or_less_and_leaves_closures_whole(tmp_path: Path) -> None:
+    engine, points = WarpEngine(faces.NoFeatures()), front()
+    bundle = faces.bundle_of(tmp_path, [faces.drawn(points, SIZE)], [points])
+
+    def opening(gain: float, feature: Feature) -> int:
+        session = engine.open(bundle, AvatarSettings(mouth_gain=gain))
+        return faces.inside_pixels(
+            faces.composed(faces.drawn(points, SIZE), patch_of((engine, session), feature)), points
+        )
+
+    half, usual, more = (opening(gain, vector(jaw=0.5)) for gain in (0.5, 1.0, 1.6))
+    assert 0.3 * usual < half < 0.8 * usual < usual < 0.9 * more
+    assert opening(2.0, vector(jaw=0.5, closure=1)) == opening(1.0, vector(jaw=0.5, closure=1))

@@ -1,0 +1,39 @@
+"""How an avatar's mouth is made and laid: `avatar_settings` of `/session/start`, handed on to the agent as it is."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Smoothing = Literal["off", "light", "strong"]
+Blend = Literal["feather", "multiband", "poisson"]
+
+BBOX_SHIFT_MOST = 50
+"""Pixels, up or down."""
+
+
+class AvatarSettings(BaseModel):
+    """An unknown field, or a value out of its range, is an error that names it.
+
+    Args:
+        bbox_shift: pixels of the picture, -50 … 50, by which the middle of MuseTalk's face box is moved down; None leaves it to the
+            agent (`MUSETALK_BBOX_SHIFT`). The engine's artefacts depend on it, on the other fields nothing that is kept.
+        mouth_gain: 0.5 … 2; how far the mouth moves away from its silent shape, 1 as the engine makes it.
+        av_offset_ms: -200 … 200; how much later than the voice the lips move. A negative one makes them wait for more audio.
+        smoothing: how much of the trembling between frames is taken out.
+        blend: how the mouth's picture is joined to the frame around it.
+        sharpen: 0 … 1; how much of the missing detail is given back from the clip's own frames.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    bbox_shift: int | None = Field(default=None, ge=-BBOX_SHIFT_MOST, le=BBOX_SHIFT_MOST)
+    mouth_gain: float = Field(default=1.0, ge=0.5, le=2.0, allow_inf_nan=False)
+    av_offset_ms: int = Field(default=0, ge=-200, le=200)
+    smoothing: Smoothing = "light"
+    blend: Blend = "feather"
+    sharpen: float = Field(default=0.0, ge=0.0, le=1.0, allow_inf_nan=False)
+
+
+DEFAULTS = AvatarSettings()
