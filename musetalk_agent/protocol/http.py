@@ -354,8 +354,15 @@ class Capacity(Answer):
     sessions_max: int
 
 
+WARMING = "warming"
+"""An agent's `status` before its engines have been made."""
+
+
 class AgentHealth(Answer):
-    """`GET /health` of the agent: 200 when warm, else 503 with the same body."""
+    """`GET /health` of the agent: 200 when warm, else 503 with the same body.
+
+    `status` is `ok`, `warming`, `draining` or `engine_failed`.
+    """
 
     status: str
     version: str

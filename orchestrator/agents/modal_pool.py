@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
-from musetalk_agent.protocol.http import VERSION, AgentHealth, Capacity
+from musetalk_agent.protocol.http import VERSION, WARMING, AgentHealth, Capacity
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.agents.agent_client import AgentClient, AgentLease, unavailable
 from orchestrator.agents.pool import LOST_S, AgentStatus
@@ -102,7 +102,12 @@ def full(reason: str) -> ProblemError:
 
 
 TRIES = 3
-"""Places looked at before the one that is least bad is taken, or none."""
+"""Places looked at before one is taken whose container lost a session lately."""
+BROKEN_MOST = 3
+"""Containers that say they are not well before the search ends: a fourth one would most likely be no better, and each one is a card
+that is paid for."""
+AGAIN_S = 1.0
+"""Until Modal is asked again after it had no room."""
 TERMINATE_S = 10.0
 CHECK_S = 2.0
 """How long `status` waits for Modal's word on the server."""
@@ -118,7 +123,8 @@ class ModalOptions:
     """How places are asked for.
 
     Attributes:
-        wait_s: longest wait for one; a cold container has to load its weights within it.
+        wait_s: longest wait for one; a cold container has to load its weights within it. So long places that are refused are kept,
+            which makes Modal start another container.
         idle_s: an unused place ends after so long; an orchestrator must be back by then.
         sessions_max: what the fleet may hold at most, for people; 0 where it is not set.
     """
@@ -135,9 +141,26 @@ class _Place:
     instance: str = ""
 
 
+@dataclass
+class _Search:
+    """A place is being looked for. `refused` are held meanwhile; `problem` is what was wrong with the last of them."""
+
+    avoided: set[str]
+    refused: list[_Place] = field(default_factory=list)
+    problem: ProblemError | None = None
+    broken: set[str] = field(default_factory=set)
+    second: _Place | None = None
+    """At a container that is well and lost a session lately."""
+
+    def take_second(self) -> _Place | None:
+        if self.second is not None:
+            self.refused.remove(self.second)
+        return self.second
+
+
 class ModalAgentPool:
     """An `AgentPool` over sticky sessions. Which container a session gets is Modal's choice; the pool looks at it before it is
-    taken, and gives it back when the agent in it is not well, is full or drains.
+    taken, and keeps it until it has a better one when the agent in it is not well, is full or drains.
 
     Args:
         sticky: where places come from.
@@ -163,19 +186,19 @@ class ModalAgentPool:
     async def acquire(
         self, session_id: str, *, avatar_id: str | None = None, avoid: frozenset[str] = frozenset()
     ) -> AgentLease:
-        avoided = {self._instances[name] for name in avoid if name in self._instances}
-        refused: list[_Place] = []
+        search = _Search({self._instances[name] for name in avoid if name in self._instances})
         try:
             async with asyncio.timeout(self._options.wait_s):
-                place = await self._find(avoided, refused)
+                place = await self._find(search)
         except TimeoutError:
-            raise full(f"none came within {self._options.wait_s:g} s") from None
+            problem = search.problem or full(f"none came within {self._options.wait_s:g} s")
+            self._note_failure(problem)
+            raise problem from None
         except ProblemError as error:
-            if error.code is not ErrorCode.AT_CAPACITY:
-                self._failed_at = time.monotonic()
+            self._note_failure(error)
             raise
         finally:
-            for each in refused:
+            for each in search.refused:
                 self._end(each.ticket)
         self._remember(place)
         self._held[session_id] = (
@@ -183,38 +206,58 @@ class ModalAgentPool:
         )
         return place.lease
 
-    async def _find(self, avoided: set[str], refused: list[_Place]) -> _Place:
-        """A place at an agent that is well. Those it does not take are added to `refused`, which holds them meanwhile: the next
-        place is then likely another container's.
+    def _note_failure(self, problem: ProblemError) -> None:
+        """A full fleet is not a broken one."""
+        if problem.code is not ErrorCode.AT_CAPACITY:
+            self._failed_at = time.monotonic()
+
+    async def _find(self, search: _Search) -> _Place:
+        """A place at an agent that is well; runs until it is cancelled, for containers start and sessions end meanwhile.
+
+        Raises ProblemError when Modal cannot be used, or when `BROKEN_MOST` containers are broken.
         """
-        second: _Place | None = None
-        problem = unavailable("none is ready")
-        for _ in range(TRIES):
-            place = self._place(await self._sticky.start(self._options.idle_s))
-            refused.append(place)
+        looked = 0
+        while len(search.broken) < BROKEN_MOST:
             try:
-                health = await self._client.health(place.lease)
+                place = self._place(await self._sticky.start(self._options.idle_s))
             except ProblemError as error:
-                problem = error
+                if error.code is not ErrorCode.AT_CAPACITY:
+                    raise
+                if second := search.take_second():
+                    return second
+                search.problem = search.problem or error
+                await asyncio.sleep(AGAIN_S)
                 continue
-            if health.status != "ok" or health.draining:
-                problem = unavailable(f"it is {'draining' if health.draining else health.status[:40]}")
-                continue
-            if health.instance in avoided:
-                problem = full("the only containers that are there have just refused the session")
-                continue
-            if health.capacity.sessions >= health.capacity.sessions_max:
-                problem = full(f"the container holds {health.capacity.sessions} sessions, as many as it can")
-                continue
-            place = refused[-1] = _Place(place.lease, place.ticket, health.instance)
+            looked += 1
+            search.refused.append(place)
+            if (good := await self._look(place, search)) is not None:
+                search.refused.remove(place)
+                return good
+            if looked >= TRIES and (second := search.take_second()):
+                return second
+        raise search.problem or unavailable("none is ready")
+
+    async def _look(self, place: _Place, search: _Search) -> _Place | None:
+        """The place with its agent's name when it may be taken; else notes why not."""
+        try:
+            health = await self._client.health(place.lease)
+        except ProblemError as error:
+            search.problem = error
+            return None
+        if health.status != "ok" or health.draining:
+            search.problem = unavailable(f"it is {'draining' if health.draining else health.status[:40]}")
+            if not health.draining and health.status != WARMING:
+                search.broken.add(health.instance)
+        elif health.instance in search.avoided:
+            search.problem = full("the only containers that are there have just refused the session")
+        elif health.capacity.sessions >= health.capacity.sessions_max:
+            search.problem = full(f"the container holds {health.capacity.sessions} sessions, as many as it can")
+        else:
+            good = _Place(place.lease, place.ticket, health.instance)
             if not self._lost_lately(health.instance):
-                refused.remove(place)
-                return place
-            second = place
-        if second is None:
-            raise problem
-        refused.remove(second)
-        return second
+                return good
+            search.refused[search.refused.index(place)] = search.second = good
+        return None
 
     def _place(self, ticket: Ticket) -> _Place:
         headers = {"Authorization": f"Bearer {self._api_key}", HEADER: f"Bearer {ticket.token}"}

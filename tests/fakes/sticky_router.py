@@ -57,9 +57,13 @@ class StickyRouter:
         containers: addresses, in the order in which they are filled up when they hold equally many.
         max_concurrency: places in each.
         queue_s: how long a start waits for one before it is refused with 503.
+        packs: one container is filled up before the next.
     """
 
-    def __init__(self, containers: list[str], max_concurrency: int = 8, queue_s: float = 0.2) -> None:
+    def __init__(
+        self, containers: list[str], max_concurrency: int = 8, queue_s: float = 0.2, *, packs: bool = False
+    ) -> None:
+        self.packs = packs
         self.containers = containers
         self.max_concurrency = max_concurrency
         self.queue_s = queue_s
@@ -122,6 +126,8 @@ class StickyRouter:
             del self.places[token]
         held = {c: len(self.of(c)) for c in self.containers if await _alive(c)}
         free = [c for c in held if held[c] < self.max_concurrency]
+        if self.packs:
+            return free[0] if free else None
         return min(free, key=held.__getitem__) if free else None
 
     def _place(self, header: str | None) -> Place | None:

@@ -14,8 +14,9 @@ import pytest
 
 from musetalk_agent.protocol.http import AvatarSource, Picture
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
+from orchestrator.agents import modal_pool
 from orchestrator.agents.agent_client import AgentClient
-from orchestrator.agents.modal_pool import HEADER, ModalAgentPool, ModalOptions, ModalSessions
+from orchestrator.agents.modal_pool import HEADER, ModalAgentPool, ModalOptions, ModalSessions, Ticket
 from orchestrator.livekit_rooms import LiveKitKeys, TokenMinter
 from orchestrator.session.deps import BackgroundTasks, SessionDeps
 from orchestrator.session.model import ManagedSession, SessionOptions, SessionRequest
@@ -59,6 +60,18 @@ async def cloud(
             return pool
 
         yield Cloud(make(), router, agents, make)
+
+
+def no_waiting(monkeypatch: pytest.MonkeyPatch, here: Cloud) -> None:
+    """The time is over as soon as every place is taken."""
+    start, router = here.pool._sticky.start, here.router
+
+    async def in_time(idle_s: int) -> Ticket:
+        if len(router.places) == router.max_concurrency * len(router.containers):
+            raise TimeoutError
+        return await start(idle_s)
+
+    monkeypatch.setattr(here.pool._sticky, "start", in_time)
 
 
 def token_of(lease: Any) -> str:
@@ -125,12 +138,58 @@ async def test_none_that_is_well_is_not_the_same_as_none_with_room(monkeypatch: 
     async with cloud(monkeypatch, places=8) as here:
         for agent in here.agents:
             agent.status = "engine_failed"
+        no_waiting(monkeypatch, here)
         with pytest.raises(ProblemError) as caught:
             await here.pool.acquire("s")
         assert caught.value.code is ErrorCode.AGENT_UNAVAILABLE
         assert not (await here.pool.status())[0].usable
         await here.pool.aclose()
         assert here.router.places == {}, "what was looked at was given back"
+
+
+async def test_places_that_an_agent_refuses_make_another_container_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fleet promises six places a container, its agents hold three, and Modal fills one container before the next."""
+    monkeypatch.setattr(modal_pool, "AGAIN_S", 0.01)
+    async with cloud(monkeypatch, containers=3, places=6, wait_s=NEVER_S) as here:
+        here.router.packs = True
+        cold, here.router.containers = here.router.containers[1:], here.router.containers[:1]
+        leases = [await here.pool.acquire(f"s{n}") for n in range(3)]
+        here.agents[0].sessions_max = 0  # as many as it can
+        waiting = [asyncio.create_task(here.pool.acquire(f"s{n}")) for n in (3, 4)]
+        await until(lambda: len(here.router.of(here.router.containers[0])) == 6)
+        assert not any(task.done() for task in waiting), "three places are refused, and kept"
+        here.router.containers.append(cold[0])
+        leases += await asyncio.gather(*waiting)
+        assert [here.router.places[token_of(lease)].container for lease in leases[3:]] == [cold[0]] * 2
+        await here.pool.aclose()
+        assert len(here.router.places) == 5, "what was refused was given back"
+        assert (await here.pool.status())[0].usable
+
+
+async def test_a_fleet_of_broken_containers_is_not_made_larger_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with cloud(monkeypatch, containers=6, places=1, wait_s=NEVER_S) as here:
+        for agent in here.agents:
+            agent.status = "engine_failed"
+        with pytest.raises(ProblemError) as caught:
+            await here.pool.acquire("s")
+        assert caught.value.code is ErrorCode.AGENT_UNAVAILABLE and "engine_failed" in caught.value.detail
+        await here.pool.aclose()
+        assert len(here.router.ended) == modal_pool.BROKEN_MOST
+
+
+async def test_containers_that_still_warm_up_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(modal_pool, "AGAIN_S", 0.01)
+    async with cloud(monkeypatch, containers=4, places=1, wait_s=NEVER_S) as here:
+        for agent in here.agents:
+            agent.status = "warming"
+        waiting = asyncio.create_task(here.pool.acquire("s"))
+        await until(lambda: len(here.router.places) == 4)
+        assert not waiting.done()
+        here.agents[2].status = "ok"
+        for token in [t for t, place in here.router.places.items() if place.container == here.router.containers[2]]:
+            del here.router.places[token]  # it comes free, and is asked for again
+        lease = await waiting
+        assert here.router.places[token_of(lease)].container == here.router.containers[2]
 
 
 async def test_a_container_that_lost_a_session_is_taken_last(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,6 +260,7 @@ async def test_containers_that_refused_are_avoided_after_their_places_were_given
         other = here.router.places[token_of(second)].container
         assert other != refused
         here.pool.detach("s")
+        no_waiting(monkeypatch, here)
         with pytest.raises(ProblemError) as caught:
             await here.pool.acquire("s", avoid=frozenset({first.name, second.name}))
         assert caught.value.code is ErrorCode.AT_CAPACITY
@@ -215,6 +275,7 @@ async def test_a_start_that_every_container_fails_ends(
     monkeypatch: pytest.MonkeyPatch, error: ErrorCode | None, code: str, starts: list[int]
 ) -> None:
     async with cloud(monkeypatch, containers=2, places=8) as here:
+        no_waiting(monkeypatch, here)
         for agent in here.agents:
             agent.start_error = ProblemError(error, "no") if error else None
             agent.start_breaks = error is None

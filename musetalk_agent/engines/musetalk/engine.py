@@ -317,7 +317,7 @@ def decoder_of(profile: Profile, vae: nn.Module, models: Path, device: torch.dev
     taesd = load_taesd(models, device, dtype)
     if taesd is None:
         raise WeightsMissing(
-            f"The profile {profile.name!r} needs TAESD's weights, which are not in {models}; run `musetalk-agent fetch-models fast`.",
+            f"The profile {profile.name!r} needs TAESD, not in {models}; run `musetalk-agent fetch-models fast`.",
             field="profile",
             value=profile.name,
         )
