@@ -1,8 +1,10 @@
 """Both services on Modal: `modal deploy modal_app.py`. Deployment only; see docs/how-to/modal.md.
 
-modal run modal_app.py::doctor        what is missing
-modal run modal_app.py::fetch_models  fills and verifies the volume of weights
-modal run modal_app.py::smoke         one session at what is deployed, with its figures
+modal run modal_app.py::doctor          what is missing
+modal run modal_app.py::fetch_models    fills and verifies the volume of weights
+modal run modal_app.py::doctor_on_card  what the card, the weights and the network there can do, with sessions measured
+modal run modal_app.py::build_plans     TensorRT plans for that card (WITH_TENSORRT=1)
+modal run modal_app.py::smoke           one session at what is deployed, with its figures
 """
 
 from __future__ import annotations
@@ -14,17 +16,39 @@ from pathlib import Path
 
 import modal
 
+from musetalk_agent.agent_settings import AgentSettings
+from musetalk_agent.checks import exit_code, next_command
 from musetalk_agent.weights import Manifest
-from musetalk_tools.deploy.modal_settings import KILL_S, ModalCloud, ModalSettings, Service, Wanted, examine
+from musetalk_tools.deploy.modal_settings import (
+    KILL_S,
+    LIVEKIT_KEYS,
+    OWN_KEYS,
+    ModalCloud,
+    ModalSettings,
+    Wanted,
+    examine,
+    wanted_by,
+)
+from musetalk_tools.deploy.passed_on import passed_on, plain_settings, told
+from musetalk_tools.deploy.service import Service
 from musetalk_tools.deploy.smoke import smoke as one_session
+from orchestrator.settings import Settings
 
 NUMBERS = ModalSettings.read(os.environ)
 ORCHESTRATOR_PORT, AGENT_PORT = 8080, 8090
-MODELS, AVATARS = "/root/MuseTalk/models", "/root/avatars"
-GROUPS = ("face", "musetalk")
-LIVEKIT_KEYS = ["LIVEKIT_URL", "LIVEKIT_API_KEY", "LIVEKIT_API_SECRET"]
-OWN_KEYS = ["ORCHESTRATOR_API_KEY", "AGENT_API_KEY"]
+MODELS, AVATARS, KERNELS = "/root/MuseTalk/models", "/root/avatars", "/root/kernels"
 NOT_THE_AGENTS = frozenset({"ORCHESTRATOR_API_KEY"})
+CACHES = {
+    name: f"{KERNELS}/{name.lower()}" for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "CUDA_CACHE_PATH")
+}
+AGENT_ENV = {
+    **passed_on(os.environ, plain_settings(AgentSettings), musetalk=True),
+    **NUMBERS.agent_variables(),
+    **CACHES,
+    "MODELS_DIR": MODELS,
+    "AVATAR_CACHE_DIR": AVATARS,
+}
+ORCHESTRATOR_ENV = {**passed_on(os.environ, plain_settings(Settings)), **NUMBERS.orchestrator_variables()}
 
 app = modal.App(NUMBERS.modal_app)
 checks = modal.App(f"{NUMBERS.modal_app}-doctor")  # its own: it runs where the app cannot, for want of a secret
@@ -38,34 +62,37 @@ elevenlabs = (
 redis = [modal.Secret.from_name("redis", required_keys=["REDIS_URL"])] if NUMBERS.with_redis else []
 if NUMBERS.redis_url and not NUMBERS.with_redis:
     redis = [modal.Secret.from_dict({"REDIS_URL": NUMBERS.redis_url})]
+more = [modal.Secret.from_name(name) for name in NUMBERS.more_secrets]
 models = modal.Volume.from_name("musetalk-models", create_if_missing=True)
 avatars = modal.Volume.from_name("musetalk-avatars", create_if_missing=True)
+kernels = modal.Volume.from_name("musetalk-kernels", create_if_missing=True)
+WEIGHTS = models.with_mount_options(read_only=True)
 
 
-def _image(extras: str) -> modal.Image:
+NOT_IN_THE_IMAGE = ~modal.FilePatternMatcher("manifest.toml", "README.md", "mouth", "mouth/**")
+"""Of the models folder: weights, plans and half-fetched files of the deployer's stay where they are."""
+
+
+def _image(extras: str, beside: str = "") -> modal.Image:
     """The product, installed as in containers/*.Dockerfile."""
     here, image = Path(__file__).parent, modal.Image.debian_slim(python_version="3.12")
     for name in ("pyproject.toml", "constraints.txt", "README.md", "LICENSE"):
         image = image.add_local_file(here / name, f"/src/{name}", copy=True)
     for name in ("musetalk_agent", "orchestrator", "musetalk_tools", "models"):
-        image = image.add_local_dir(
-            here / name,
-            f"/src/{name}",
-            copy=True,
-            ignore=["**/__pycache__", "**/*.pth", "**/*.bin", "musetalkV15", "sd-vae", "whisper"],
-        )
-    install = f"pip install --no-cache-dir --constraint /src/constraints.txt '/src[{extras}]'"
+        ignored = NOT_IN_THE_IMAGE if name == "models" else ["**/__pycache__"]
+        image = image.add_local_dir(here / name, f"/src/{name}", copy=True, ignore=ignored)
+    install = f"pip install --no-cache-dir --constraint /src/constraints.txt '/src[{extras}]' {beside}"
     return image.run_commands(install).env({"PYTHONUNBUFFERED": "1"})
 
 
 orchestrator_image = _image("voice,redis,modal")
-agent_image = _image("musetalk,modal")
+agent_image = _image("musetalk,modal", "tensorrt" if NUMBERS.with_tensorrt else "")
 
 
 @app.server(
     image=orchestrator_image,
-    secrets=[livekit, keys, *elevenlabs, *redis],
-    env=NUMBERS.orchestrator_variables(),
+    secrets=[livekit, keys, *elevenlabs, *redis, *more],
+    env=ORCHESTRATOR_ENV,
     port=ORCHESTRATOR_PORT,
     cpu=2,
     memory=2048,
@@ -95,12 +122,12 @@ class Orchestrator:
 @app.server(
     image=agent_image,
     secrets=[keys],
-    env={**NUMBERS.agent_variables(), "MODELS_DIR": MODELS, "AVATAR_CACHE_DIR": AVATARS},
-    volumes={MODELS: models.with_mount_options(read_only=True), AVATARS: avatars},
+    env=AGENT_ENV,
+    volumes={MODELS: WEIGHTS, AVATARS: avatars, KERNELS: kernels},
     port=AGENT_PORT,
     gpu=NUMBERS.agent_gpu,
-    cpu=4,
-    memory=16384,
+    cpu=NUMBERS.cores,
+    memory=NUMBERS.agent_memory_mb,
     min_containers=NUMBERS.agent_containers_min,
     max_containers=NUMBERS.agent_containers,
     buffer_containers=NUMBERS.agent_containers_spare,
@@ -125,16 +152,46 @@ class Agent:
         self.service.end(drain_s=min(NUMBERS.agent_drain_s, KILL_S))
 
 
-@app.function(
-    image=agent_image, env=NUMBERS.agent_variables(), volumes={MODELS: models}, cpu=4, memory=4096, timeout=3600
-)
+def _run(*arguments: str) -> None:
+    """A command of the agent; one that fails raises."""
+    subprocess.run(["musetalk-agent", *arguments], check=True, env=dict(os.environ))
+
+
+@app.function(image=agent_image, env=AGENT_ENV, volumes={MODELS: models}, cpu=4, memory=4096, timeout=3600)
 def fetch_models() -> None:
     """Fetches what is missing, checks all of it, writes the half-precision copies, and keeps what there is."""
     try:
-        for arguments in (["fetch-models", *GROUPS], ["fetch-models", *GROUPS, "--check"], ["convert-weights"]):
-            subprocess.run(["musetalk-agent", *arguments], check=True, env={**os.environ, "MODELS_DIR": MODELS})
+        _run("fetch-models", *NUMBERS.groups)
+        _run("fetch-models", *NUMBERS.groups, "--check")
+        _run("convert-weights")
     finally:
         models.commit()
+
+
+@app.function(
+    image=agent_image, env=AGENT_ENV, volumes={MODELS: models}, gpu=NUMBERS.agent_gpu, cpu=4, memory=32768, timeout=3600
+)
+def build_plans() -> None:
+    """Builds the TensorRT plan of the profile on the agents' card, and keeps it beside the weights."""
+    try:
+        _run("build-engine", "--profile", NUMBERS.musetalk_profile)
+    finally:
+        models.commit()
+
+
+@app.function(
+    image=agent_image,
+    env=AGENT_ENV,
+    secrets=[livekit, keys],
+    volumes={MODELS: WEIGHTS, KERNELS: kernels},
+    gpu=NUMBERS.agent_gpu,
+    cpu=NUMBERS.cores,
+    memory=NUMBERS.agent_memory_mb,
+    timeout=1200,
+)
+def doctor_on_card() -> None:
+    """The agent's own doctor, in a container as the agents have it."""
+    _run("doctor")
 
 
 @app.function(image=orchestrator_image, env=NUMBERS.agent_variables(), secrets=[keys], cpu=2, timeout=600)
@@ -149,20 +206,7 @@ def smoke() -> None:
 
 def wanted() -> Wanted:
     """What has to be there."""
-    files = {entry.name: entry.size for entry in Manifest.load().entries.values() if entry.group in GROUPS}
-    made = [
-        (
-            "livekit",
-            LIVEKIT_KEYS,
-            "modal secret create livekit LIVEKIT_URL=wss://… LIVEKIT_API_KEY=… LIVEKIT_API_SECRET=…",
-        ),
-        ("musetalk-keys", OWN_KEYS, "modal secret create musetalk-keys ORCHESTRATOR_API_KEY=… AGENT_API_KEY=…"),
-    ]
-    if NUMBERS.with_elevenlabs:
-        made.append(("elevenlabs", ["ELEVENLABS_API_KEY"], "modal secret create elevenlabs ELEVENLABS_API_KEY=…"))
-    if NUMBERS.with_redis:
-        made.append(("redis", ["REDIS_URL"], "modal secret create redis REDIS_URL=rediss://…"))
-    return Wanted(made, "musetalk-models", "musetalk-avatars", files, ("Orchestrator", "Agent"))
+    return wanted_by(NUMBERS, {entry.name: (entry.group, entry.size) for entry in Manifest.load().entries.values()})
 
 
 @checks.local_entrypoint()
@@ -171,5 +215,6 @@ def doctor() -> None:
     findings = examine(ModalCloud(), NUMBERS, wanted())
     print("\n".join(finding.line() for finding in findings))
     print(NUMBERS.how_many_orchestrators())
-    if any(finding.cure for finding in findings):
-        raise SystemExit(1)
+    print(told(os.environ, {"agents": AGENT_ENV, "orchestrator": ORCHESTRATOR_ENV}))
+    print(f"Next: {next_command(findings) or 'modal run modal_app.py::smoke'}")
+    raise SystemExit(exit_code(findings))

@@ -1,23 +1,17 @@
-"""Settings of a deployment at Modal; look-up of secrets, volumes and addresses there; runs a service inside a container."""
+"""Settings of a deployment at Modal; look-up of secrets, volumes and addresses there."""
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from importlib import import_module
 from typing import Any, Protocol
-from urllib.error import HTTPError
-from urllib.request import ProxyHandler, build_opener
 
-CARDS = {"L4": 2, "A10": 2, "L40S": 6, "A100-40GB": 5, "A100-80GB": 5, "H100": 16, "H200": 16}
-"""Speaking sessions a card is asked to hold. No card was measured: these are a third of its dense half-precision speed on paper
-(121, 125, 362, 312 and 989 TFLOP/s) over 0.8 TFLOP a frame at 25 frames a second. An agent that measures less of itself refuses
-the rest."""
+from musetalk_agent.card_estimates import CARDS, CPU_BASE, CPU_SESSION, PROFILES, card_of, sessions
+from musetalk_agent.checks import Check
+
+UNKNOWN_CARD_SESSIONS = 4
+"""Places on a card that the estimates do not know."""
 KILL_S = 30
 """After SIGTERM Modal waits so long, and no longer."""
 _MARGIN_S = 3
@@ -34,7 +28,10 @@ class ModalSettings:
 
     Attributes:
         agent_gpu: a card of Modal's, such as `L40S`, `A100-80GB`, `H100`, `H200`.
-        agent_sessions: sessions a container is given at most; 0 is what `CARDS` says of the card.
+        agent_sessions: sessions a container is given at most; 0 is what `musetalk_agent.card_estimates` says of card and profile.
+            An agent that measures less of itself refuses the rest, for which other containers are then asked.
+        agent_cpu: cores of an agent's container; 0 is 2 and 0.3 a session.
+        agent_memory_mb: of an agent's container.
         agent_containers, agent_containers_min: at most, and always.
         agent_containers_spare: idle ones beyond demand, while there is demand.
         agent_engine: what a session gets that names none; `musetalk` keeps an agent without weights from starting.
@@ -43,6 +40,9 @@ class ModalSettings:
         agent_startup_s: weights, warm-up and all.
         agent_idle_s: an unused place ends after so long.
         agent_wait_s: longest wait for a place.
+        musetalk_profile: how frames are made; `fast` has weights of its own, which `fetch_models` then fetches.
+        musetalk_compile: kernels by `torch.compile`, kept on a volume.
+        with_tensorrt: whether TensorRT is in the agent's image, for plans that `build_plans` makes.
         agent_snapshot: starts containers from a snapshot of a warm one. Experimental with cards.
         scaledown_s: how long an idle container stays.
         orchestrator_containers: more than one needs `with_redis` or `redis_url`.
@@ -54,14 +54,20 @@ class ModalSettings:
             orchestrators share.
         redis_url: the same from the deployer's environment. Secret: it is in no container's `env`.
         public_url: the orchestrator's address where it is not Modal's own.
+        orchestrator_secrets: names of further secrets at Modal for the orchestrator, separated by commas.
     """
 
     agent_gpu: str = "L40S"
     agent_sessions: int = 0
+    agent_cpu: float = 0.0
+    agent_memory_mb: int = 16384
     agent_containers: int = 10
     agent_containers_min: int = 0
     agent_containers_spare: int = 0
     agent_engine: str = "musetalk"
+    musetalk_profile: str = "quality"
+    musetalk_compile: bool = False
+    with_tensorrt: bool = False
     agent_linger_s: int = 600
     agent_drain_s: int = 25
     agent_startup_s: int = 300
@@ -77,6 +83,7 @@ class ModalSettings:
     with_redis: bool = False
     redis_url: str = field(default="", repr=False)
     public_url: str = ""
+    orchestrator_secrets: str = ""
 
     @classmethod
     def read(cls, environment: Mapping[str, str]) -> ModalSettings:
@@ -101,8 +108,31 @@ class ModalSettings:
 
     @property
     def sessions(self) -> int:
-        """Sessions of one container."""
-        return self.agent_sessions or CARDS.get(self.agent_gpu, 4)
+        """Places of one container. At least one: an agent on a card that holds none says so itself."""
+        estimate = self.estimated_sessions
+        return self.agent_sessions or (UNKNOWN_CARD_SESSIONS if estimate is None else max(1, estimate))
+
+    @property
+    def estimated_sessions(self) -> int | None:
+        """What the card should hold with the profile; None for a card that is not known."""
+        card = card_of(self.agent_gpu)
+        return sessions(card, self.musetalk_profile) if card else None
+
+    @property
+    def cores(self) -> float:
+        """Of an agent's container."""
+        return self.agent_cpu or round(CPU_BASE + CPU_SESSION * self.sessions, 1)
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Groups of weights that the agents need. `auto` may fall back to the profile `fast`."""
+        fast = self.musetalk_profile == "fast" or self.agent_engine == "auto"
+        return ("face", "musetalk", "fast") if fast else ("face", "musetalk")
+
+    @property
+    def more_secrets(self) -> tuple[str, ...]:
+        """Names of the orchestrator's further secrets."""
+        return tuple(name.strip() for name in self.orchestrator_secrets.split(",") if name.strip())
 
     @property
     def shares_a_store(self) -> bool:
@@ -137,8 +167,10 @@ class ModalSettings:
         return known | {"AGENT_POOL": "modal", "AGENT_SESSIONS_MAX": most, "STORE_PATH": ":memory:"}
 
     def _faults(self) -> list[str]:
-        limits = {
+        limits: dict[str, tuple[float, float]] = {
             "agent_sessions": (0, 256),
+            "agent_cpu": (0, 64),
+            "agent_memory_mb": (4096, 344_064),
             "agent_containers": (1, 10_000),
             "agent_containers_min": (0, self.agent_containers),
             "agent_containers_spare": (0, self.agent_containers),
@@ -156,6 +188,8 @@ class ModalSettings:
             for name, (low, high) in limits.items()
             if not low <= getattr(self, name) <= high
         ]
+        if self.musetalk_profile not in PROFILES:
+            found.append(f"MUSETALK_PROFILE is {self.musetalk_profile!r}: {', '.join(PROFILES)}")
         if self.orchestrator_containers > 1 and not self.shares_a_store:
             found.append(
                 f"ORCHESTRATOR_CONTAINERS is {self.orchestrator_containers}: more than one needs REDIS_URL or WITH_REDIS"
@@ -174,6 +208,11 @@ def _parsed(kind: type, text: str) -> object:
         if not text.isdecimal():
             raise ValueError("a whole number")
         return int(text)
+    if kind is float:
+        try:
+            return float(text)
+        except ValueError:
+            raise ValueError("a number") from None
     return text
 
 
@@ -194,21 +233,6 @@ class Cloud(Protocol):
 
 
 @dataclass(frozen=True)
-class CheckResult:
-    """One thing that was looked at. `cure` is what to do; empty when all is well."""
-
-    what: str
-    found: str
-    cure: str = ""
-
-    def line(self) -> str:
-        """For people."""
-        return f"{'missing' if self.cure else 'ok':8} {self.what}: {self.found}" + (
-            f"\n         → {self.cure}" if self.cure else ""
-        )
-
-
-@dataclass(frozen=True)
 class Wanted:
     """What the deployment needs by name.
 
@@ -226,44 +250,76 @@ class Wanted:
     servers: Sequence[str]
 
 
-def examine(cloud: Cloud, numbers: ModalSettings, wanted: Wanted) -> list[CheckResult]:
+LIVEKIT_KEYS = ["LIVEKIT_URL", "LIVEKIT_API_KEY", "LIVEKIT_API_SECRET"]
+OWN_KEYS = ["ORCHESTRATOR_API_KEY", "AGENT_API_KEY"]
+
+
+def wanted_by(numbers: ModalSettings, manifest: Mapping[str, tuple[str, int | None]]) -> Wanted:
+    """What this deployment needs. `manifest` has group and size of each model file by name."""
+    made: list[tuple[str, Sequence[str], str]] = [
+        (
+            "livekit",
+            LIVEKIT_KEYS,
+            "modal secret create livekit LIVEKIT_URL=wss://… LIVEKIT_API_KEY=… LIVEKIT_API_SECRET=…",
+        ),
+        ("musetalk-keys", OWN_KEYS, "modal secret create musetalk-keys ORCHESTRATOR_API_KEY=… AGENT_API_KEY=…"),
+    ]
+    if numbers.with_elevenlabs:
+        made.append(("elevenlabs", ["ELEVENLABS_API_KEY"], "modal secret create elevenlabs ELEVENLABS_API_KEY=…"))
+    if numbers.with_redis:
+        made.append(("redis", ["REDIS_URL"], "modal secret create redis REDIS_URL=rediss://…"))
+    made += [(name, [], f"modal secret create {name} NAME=…") for name in numbers.more_secrets]
+    weights = {name: size for name, (group, size) in manifest.items() if group in numbers.groups}
+    return Wanted(made, "musetalk-models", "musetalk-avatars", weights, ("Orchestrator", "Agent"))
+
+
+def examine(cloud: Cloud, numbers: ModalSettings, wanted: Wanted) -> list[Check]:
     """Everything, in the order in which it is to be cured."""
     findings = [_card(numbers)]
     for name, keys, command in wanted.secrets:
         fault = cloud.secret(name, keys)
-        findings.append(CheckResult(f"secret {name}", fault or "there", command if fault else ""))
+        findings.append(Check(f"secret {name}", fault or "there", command if fault else ""))
     findings.append(_weights(cloud, wanted))
     avatars = cloud.files(wanted.avatars)
     found = "made by the first deploy" if avatars is None else f"{len(avatars)} files"
-    findings.append(CheckResult(f"volume {wanted.avatars}", found))
+    findings.append(Check(f"volume {wanted.avatars}", found))
     for server in wanted.servers:
         address = cloud.address(numbers.modal_app, server)
         findings.append(
-            CheckResult(f"server {server}", address or "not deployed", "" if address else "modal deploy modal_app.py")
+            Check(f"server {server}", address or "not deployed", "" if address else "modal deploy modal_app.py")
         )
     return findings
 
 
-def _card(numbers: ModalSettings) -> CheckResult:
-    known = numbers.agent_gpu in CARDS
-    found = (
-        f"{numbers.agent_gpu}, {numbers.sessions} sessions a container (an estimate: make bench-gpu ARGS='--only hold')"
+def _card(numbers: ModalSettings) -> Check:
+    estimate, places = (
+        numbers.estimated_sessions,
+        f"{numbers.sessions} places in a container of {numbers.cores:g} cores",
     )
-    cure = "" if known else f"AGENT_GPU is none of {', '.join(CARDS)}: set AGENT_SESSIONS to what was measured on it"
-    return CheckResult("card", found, "" if numbers.agent_sessions else cure)
+    if numbers.agent_sessions:
+        return Check("card", f"{numbers.agent_gpu}, {places}, as AGENT_SESSIONS says")
+    if estimate is None:
+        cure = f"AGENT_GPU is none of {', '.join(CARDS)}: set AGENT_SESSIONS to what was measured on it"
+        return Check("card", f"{numbers.agent_gpu}, {places}", cure)
+    profile = f"with the profile {numbers.musetalk_profile}"
+    if estimate == 0:
+        cure = "take a larger card (AGENT_GPU=L40S), or MUSETALK_PROFILE=fast"
+        return Check("card", f"{numbers.agent_gpu} should hold no session in real time {profile}", cure)
+    cure = "modal run modal_app.py::doctor_on_card measures it"
+    return Check("card", f"{numbers.agent_gpu}, {places}, an estimate {profile}", cure, needed=False)
 
 
-def _weights(cloud: Cloud, wanted: Wanted) -> CheckResult:
+def _weights(cloud: Cloud, wanted: Wanted) -> Check:
     files = cloud.files(wanted.models)
     what, cure = f"weights in volume {wanted.models}", "modal run modal_app.py::fetch_models"
     if files is None:
-        return CheckResult(what, "no such volume", cure)
+        return Check(what, "no such volume", cure)
     lacking = [name for name, size in wanted.weights.items() if name not in files or size not in (None, files[name])]
     if lacking:
-        return CheckResult(
+        return Check(
             what, f"{len(lacking)} of {len(wanted.weights)} missing or cut short: {', '.join(lacking[:3])}", cure
         )
-    return CheckResult(what, f"{len(wanted.weights)} files, of the right sizes")
+    return Check(what, f"{len(wanted.weights)} files, of the right sizes")
 
 
 class ModalCloud:
@@ -293,85 +349,3 @@ class ModalCloud:
         except self._modal.exception.NotFoundError:
             return None
         return url
-
-
-_POLL_S = 0.1
-_NOTICE_S = 1.0
-"""How long a process has to show that the platform's own SIGTERM has reached it: a second one would end it at once."""
-_ASK_S = 2.0
-_CLOSE_S = 6.0
-"""What a service may take to close, beyond its time to drain."""
-
-
-class ServiceFailed(Exception):
-    """A service ended before it was ready, or was not ready in time; the message says which and how."""
-
-
-class Service:
-    """One process. All methods block: Modal calls them where nothing else runs.
-
-    Args:
-        module: `orchestrator` or `musetalk_agent`.
-        port: where it listens, on every interface.
-        variables: its environment, over this process's own.
-        without: variables that are not its business.
-        host: the interface; in a container the proxy is the only way in.
-    """
-
-    def __init__(
-        self,
-        module: str,
-        port: int,
-        variables: Mapping[str, str],
-        without: frozenset[str] = frozenset(),
-        *,
-        host: str = "0.0.0.0",
-    ) -> None:
-        self.command = [sys.executable, "-m", module, "serve", "--host", host, "--port", str(port)]
-        self.environment = {k: v for k, v in os.environ.items() if k not in without} | dict(variables)
-        self._address = f"http://127.0.0.1:{port}/health"
-        self._http = build_opener(ProxyHandler({}))
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self, within_s: float) -> None:
-        """Returns when it answers, which it does only when it is warm. Raises ServiceFailed."""
-        self._process = process = subprocess.Popen(self.command, env=self.environment, start_new_session=True)
-        until = time.monotonic() + within_s
-        while self.health() is None:
-            if process.poll() is not None:
-                raise ServiceFailed(f"{self.command[2]} ended with exit code {process.returncode} while starting")
-            if time.monotonic() > until:
-                process.kill()
-                process.wait()
-                raise ServiceFailed(f"{self.command[2]} was not ready within {within_s:g} s")
-            time.sleep(_POLL_S)
-
-    def health(self) -> dict[str, object] | None:
-        """What it says of itself, ready or not; None when it does not answer."""
-        try:
-            with self._http.open(self._address, timeout=_ASK_S) as answer:
-                answered = json.load(answer)
-        except HTTPError as error:
-            answered = json.load(error)
-        except (OSError, ValueError):
-            return None
-        return answered if isinstance(answered, dict) else None
-
-    def end(self, drain_s: float) -> int:
-        """Lets it drain, and returns its exit code. It is killed when it has not ended soon after `drain_s`."""
-        process = self._process
-        assert process is not None
-        noticed = time.monotonic() + _NOTICE_S
-        while process.poll() is None and not self._draining() and time.monotonic() < noticed:
-            time.sleep(_POLL_S)
-        if process.poll() is None and not self._draining():
-            process.terminate()
-        try:
-            return process.wait(drain_s + _CLOSE_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            return process.wait()
-
-    def _draining(self) -> bool:
-        answered = self.health()
-        return answered is not None and answered.get("status") == "draining"

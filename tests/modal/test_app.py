@@ -24,7 +24,7 @@ def named(*names: str) -> list[str]:
 
 
 def test_it_is_deployment_only() -> None:
-    assert FILE.read_text("utf-8").count("\n") <= 200
+    assert FILE.read_text("utf-8").count("\n") <= 240
 
 
 def test_the_orchestrator(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,7 +41,7 @@ def test_the_orchestrator(monkeypatch: pytest.MonkeyPatch) -> None:
     assert secrets_of(asked) == named("livekit", "musetalk-keys")
     environment = here.environment("Orchestrator")
     assert environment["AGENT_POOL"] == "modal" and environment["MODAL_APP"] == "musetalk-livekit"
-    assert environment["AGENT_SESSIONS_MAX"] == "60" and "REDIS_URL" not in environment
+    assert environment["AGENT_SESSIONS_MAX"] == "30" and "REDIS_URL" not in environment
 
 
 def test_the_agent(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,15 +51,15 @@ def test_the_agent(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked["gpu"] == "L40S" and asked["is_sessioned"] and asked["is_server"]
     assert (http.port, http.unauthenticated, http.startup_timeout, http.exit_grace_period) == (8090, False, 300, 600)
     assert asked["startup_timeout"] == 300 and list(http.proxy_regions) == ["us-east"]
-    assert asked["max_concurrent_inputs"] == asked["target_concurrent_inputs"] == 6
+    assert asked["max_concurrent_inputs"] == asked["target_concurrent_inputs"] == 3
     assert (asked["min_containers"], asked["max_containers"], asked["buffer_containers"]) == (0, 10, 0)
-    assert (asked["cpu"], asked["memory"], asked["scaledown_window"]) == (4, 16384, 300)
+    assert (asked["cpu"], asked["memory"], asked["scaledown_window"]) == (2.9, 16384, 300)
     assert not asked["enable_memory_snapshot"] and asked["experimental_options"] == {}
     assert secrets_of(asked) == named("musetalk-keys"), "it needs nothing of LiveKit's: tokens come with each session"
-    assert sorted(asked["volumes"]) == ["/root/MuseTalk/models", "/root/avatars"]
+    assert sorted(asked["volumes"]) == ["/root/MuseTalk/models", "/root/avatars", "/root/kernels"]
     environment = here.environment("Agent")
     assert environment["MODELS_DIR"] == "/root/MuseTalk/models" and environment["AVATAR_CACHE_DIR"] == "/root/avatars"
-    assert (environment["AGENT_MAX_SESSIONS"], environment["AGENT_DRAIN_S"]) == ("6", "25")
+    assert (environment["AGENT_MAX_SESSIONS"], environment["AGENT_DRAIN_S"]) == ("3", "25")
     assert environment["AGENT_ENGINE"] == "musetalk"
 
 
@@ -74,7 +74,7 @@ def test_the_agents_weights_are_read_only_and_the_names_of_volumes_are_known(mon
 
 def test_the_functions(monkeypatch: pytest.MonkeyPatch) -> None:
     here = inspected(monkeypatch)
-    assert sorted(here.asked) == ["Agent", "Orchestrator", "fetch_models", "smoke"]
+    assert sorted(here.asked) == ["Agent", "Orchestrator", "build_plans", "doctor_on_card", "fetch_models", "smoke"]
     assert {asked["app"] for asked in here.asked.values()} == {"musetalk-livekit"}
     fetch, smoke = here.asked["fetch_models"], here.asked["smoke"]
     assert fetch["timeout"] == 3600 and not secrets_of(fetch) and not fetch.get("gpu")
@@ -87,6 +87,8 @@ def test_the_functions(monkeypatch: pytest.MonkeyPatch) -> None:
         ("doctor", "musetalk-livekit-doctor"),
         ("smoke", "musetalk-livekit"),
         ("fetch_models", "musetalk-livekit"),
+        ("build_plans", "musetalk-livekit"),
+        ("doctor_on_card", "musetalk-livekit"),
         ("", "musetalk-livekit"),
     ],
 )
@@ -130,6 +132,66 @@ def test_numbers_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> N
     assert "REDIS_URL" not in here.environment("Agent") and REDIS not in repr(here.module.NUMBERS)
 
 
+def test_every_setting_of_the_deployer_reaches_the_containers_and_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {
+        "MUSETALK_PROFILE": "fast",
+        "MUSETALK_PRECISION": "bfloat16",
+        "MUSETALK_COMPILE": "true",
+        "MUSETALK_LOOKAHEAD_MS": "120",
+        "MUSETALK_OF_A_LATER_VERSION": "7",
+        "AVATAR_CACHE_BYTES": "1073741824",
+        "LOG_LEVEL": "DEBUG",
+        "ALLOW_PRIVATE_URLS": "true",
+    }
+    kept_back = {
+        "MUSETALK_DEVICE": "cpu",
+        "AGENT_API_KEY": "not-mine-to-give",
+        "AVATAR_CACHE_DIR": "/home/me",
+        "MODELS_DIR": "/home/me/models",
+        "OPENAI_API_KEY": "sk-secret",
+        "STORE_PATH": "/home/me/db",
+        "ORCHESTRATOR_KEYS_FILE": "/home/me/keys.json",
+    }
+    here = inspected(monkeypatch, **given, **kept_back, VOICE="espeak:en-us", ORCHESTRATOR_SECRETS="openai, hooks")
+    agent, orchestrator = here.environment("Agent"), here.environment("Orchestrator")
+    assert {name: agent[name].lower() for name in given} == {name: value.lower() for name, value in given.items()}
+    assert orchestrator["VOICE"] == "espeak:en-us" and orchestrator["LOG_LEVEL"] == "DEBUG"
+    assert orchestrator["STORE_PATH"] == ":memory:" and agent["MODELS_DIR"] == "/root/MuseTalk/models"
+    for environment in (agent, orchestrator):
+        assert not set(kept_back.values()) & set(environment.values())
+        assert not {"MUSETALK_DEVICE", "AGENT_API_KEY", "OPENAI_API_KEY", "ORCHESTRATOR_KEYS_FILE"} & set(environment)
+    assert secrets_of(here.asked["Orchestrator"])[-2:] == named("openai", "hooks")
+    for function in ("build_plans", "doctor_on_card", "fetch_models"):
+        assert here.environment(function) == agent
+    assert "taesd/config.json" in here.module.wanted().weights
+
+
+def test_compiled_kernels_and_plans_are_kept_on_volumes(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = inspected(monkeypatch, AGENT_GPU="H100", WITH_TENSORRT="1")
+    agent, plans, doctor = (here.asked[name] for name in ("Agent", "build_plans", "doctor_on_card"))
+    assert agent["volumes"]["/root/kernels"]._name == "musetalk-kernels"
+    assert agent["volumes"]["/root/kernels"]._mount_options is None
+    environment = here.environment("Agent")
+    for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "CUDA_CACHE_PATH"):
+        assert environment[name].startswith("/root/kernels/")
+    (written,) = plans["volumes"].values()
+    assert written._name == "musetalk-models" and written._mount_options is None
+    assert plans["gpu"] == doctor["gpu"] == agent["gpu"] == "H100" and plans["image"] is agent["image"]
+    assert doctor["volumes"]["/root/MuseTalk/models"]._mount_options.read_only
+    assert secrets_of(doctor) == named("livekit", "musetalk-keys")
+
+
+def test_no_weights_of_the_deployer_go_into_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    ignored = inspected(monkeypatch).module.NOT_IN_THE_IMAGE
+    shipped = ["manifest.toml", "README.md", "mouth/mouth.npz", "mouth/README.md"]
+    left = [
+        *(".cache/parts/musetalkV15--unet.pth.part", ".cache/verified.json", "musetalkV15/unet.fp16.safetensors"),
+        *("tensorrt/quality-float16-abc.plan", "syncnet/syncnet_v2.model", "taesd/config.json", "sd-vae-ft-mse/x.bin"),
+    ]
+    assert not [name for name in shipped if ignored(Path(name))]
+    assert [name for name in left if ignored(Path(name))] == left
+
+
 def test_the_store_may_be_a_secret_at_modal(monkeypatch: pytest.MonkeyPatch) -> None:
     here = inspected(monkeypatch, WITH_REDIS="1", ORCHESTRATOR_CONTAINERS="2")
     assert secrets_of(here.asked["Orchestrator"]) == named("livekit", "musetalk-keys", "redis")
@@ -149,7 +211,7 @@ def test_a_container_reads_the_numbers_that_were_deployed(
     shutil.copy(FILE, tmp_path / "modal_app.py")  # nothing else of the checkout is beside it in a container
     again = inspected(monkeypatch, tmp_path / "modal_app.py", **there)
     assert again.module.NUMBERS.modal_app == "faces"
-    assert again.asked["Agent"]["max_concurrent_inputs"] == given.asked["Agent"]["max_concurrent_inputs"] == 2
+    assert again.asked["Agent"]["max_concurrent_inputs"] == given.asked["Agent"]["max_concurrent_inputs"] == 1
 
 
 @pytest.mark.parametrize(("snapshot", "flag"), [("0", "ENTER_POST_SNAPSHOT"), ("1", "ENTER_PRE_SNAPSHOT")])

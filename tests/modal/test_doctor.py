@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import modal
 import pytest
 
+from musetalk_agent.checks import exit_code, next_command
 from musetalk_tools.deploy.modal_settings import ModalCloud, ModalSettings, Wanted, examine
 from tests.modal.inspected import inspected
 
@@ -47,13 +48,14 @@ def whole(of: Wanted) -> Workspace:
 def test_nothing_is_said_of_a_whole_workspace(monkeypatch: pytest.MonkeyPatch) -> None:
     of = wanted(monkeypatch)
     findings = examine(whole(of), ModalSettings(), of)
-    assert [finding.cure for finding in findings] == [""] * 7
+    assert [finding.cure for finding in findings] == [findings[0].cure, *[""] * 6] and not findings[0].needed
     assert "musetalkV15/unet.pth" in of.weights and "face/face_landmark.tflite" in of.weights
 
 
 def test_an_empty_workspace_is_told_every_step_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     findings = examine(Workspace(), ModalSettings(), wanted(monkeypatch))
-    cures = [finding.cure.split(" ")[:4] for finding in findings if finding.cure]
+    cures = [finding.cure.split(" ")[:4] for finding in findings if finding.verdict == "todo"]
+    assert next_command(findings) == findings[1].cure and exit_code(findings) == 1
     assert [" ".join(cure) for cure in cures] == [
         "modal secret create livekit",
         "modal secret create musetalk-keys",
@@ -69,10 +71,12 @@ def test_what_is_half_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     mine.secrets["livekit"].discard("LIVEKIT_API_SECRET")
     mine.volumes[of.models]["musetalkV15/unet.pth"] = 1000
     del mine.volumes[of.models]["face/face_landmark.tflite"]
-    lines = "\n".join(finding.line() for finding in examine(mine, ModalSettings(agent_gpu="T4"), of) if finding.cure)
+    lines = "\n".join(finding.line() for finding in examine(mine, ModalSettings(agent_gpu="B300"), of) if finding.cure)
     assert "lacks LIVEKIT_API_SECRET" in lines and "2 of " in lines
     assert "musetalkV15/unet.pth" in lines and "face/face_landmark.tflite" in lines
     assert "set AGENT_SESSIONS" in lines
+    slow = examine(mine, ModalSettings(agent_gpu="T4"), of)[0]
+    assert slow.verdict == "todo" and "no session" in slow.found and "MUSETALK_PROFILE=fast" in slow.cure
 
 
 def test_the_doctor_uses_what_the_package_has(monkeypatch: pytest.MonkeyPatch) -> None:

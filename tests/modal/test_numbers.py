@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from musetalk_tools.deploy.modal_settings import CARDS, KILL_S, ModalSettings, ModalSettingsError
+from musetalk_agent.card_estimates import CARDS
+from musetalk_tools.deploy.modal_settings import KILL_S, ModalSettings, ModalSettingsError
 
 
 def test_what_was_read_is_read_again() -> None:
@@ -10,7 +11,24 @@ def test_what_was_read_is_read_again() -> None:
     numbers = ModalSettings.read(given)
     assert ModalSettings.read(numbers.variables()) == numbers
     assert ModalSettings.read(ModalSettings().variables()) == ModalSettings()
-    assert (numbers.sessions, numbers.agent_snapshot) == (CARDS["H200"], True)
+    assert (numbers.sessions, numbers.cores, numbers.agent_snapshot) == (12, 5.6, True)
+
+
+@pytest.mark.parametrize(
+    ("card", "places"), [("L4", 1), ("A10", 1), ("L40S", 3), ("A100-80GB", 4), ("H100", 10), ("H200", 12), ("T4", 1)]
+)
+def test_places_and_cores_follow_from_the_model_of_the_card(card: str, places: int) -> None:
+    numbers = ModalSettings.read({"AGENT_GPU": card})
+    assert card in CARDS and numbers.sessions == places
+    assert numbers.cores == pytest.approx(2 + 0.3 * places)
+    assert ModalSettings.read({"AGENT_GPU": card, "AGENT_CPU": "7.5"}).cores == 7.5
+
+
+def test_the_profile_counts_and_brings_its_weights() -> None:
+    assert ModalSettings.read({"MUSETALK_PROFILE": "fast"}).sessions > ModalSettings().sessions
+    assert ModalSettings.read({"MUSETALK_PROFILE": "fast"}).groups == ("face", "musetalk", "fast")
+    assert ModalSettings.read({"AGENT_ENGINE": "auto"}).groups == ("face", "musetalk", "fast")
+    assert ModalSettings().groups == ("face", "musetalk")
 
 
 def test_an_unknown_card_holds_few_and_a_given_number_wins() -> None:
@@ -26,6 +44,8 @@ def test_an_unknown_card_holds_few_and_a_given_number_wins() -> None:
         ("AGENT_CONTAINERS_MIN", "11", "0 … 10"),
         ("AGENT_SESSIONS", "many", "a whole number"),
         ("AGENT_SNAPSHOT", "perhaps", "true or false"),
+        ("AGENT_CPU", "lots", "a number"),
+        ("MUSETALK_PROFILE", "best", "quality, lower, fast"),
         ("ORCHESTRATOR_CONTAINERS", "2", "needs REDIS_URL"),
     ],
 )

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from musetalk_agent.weights import default_models_dir
-from musetalk_tools.deploy.modal_settings import Service, ServiceFailed
+from musetalk_tools.deploy.service import Service, ServiceFailed
 from musetalk_tools.deploy.smoke import smoke
 from musetalk_tools.livekit_server import LiveKitAccess
 from musetalk_tools.processes import free_port
