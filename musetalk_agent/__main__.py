@@ -20,7 +20,7 @@ _ENDS_WITHIN_S = 60.0
 def parser() -> argparse.ArgumentParser:
     """Every subcommand with its options."""
     from musetalk_agent.measure import measure_sync, profile
-    from musetalk_agent.tools import build_engine, convert_weights, fetch_models, monitor, prepare, render_film
+    from musetalk_agent.tools import build_engine, convert_weights, doctor, fetch_models, monitor, prepare, render_film
 
     top = argparse.ArgumentParser(prog="musetalk-agent", description="Renders talking avatars into LiveKit rooms.")
     top.add_argument("--version", action="version", version=f"musetalk-agent {VERSION}")
@@ -32,6 +32,7 @@ def parser() -> argparse.ArgumentParser:
     serve.add_argument("--port", type=int, default=8090, help="port to listen on (default 8090)")
     serve.set_defaults(run=_serve)
     for name, tool, text in (
+        ("doctor", doctor, "say what this machine can do, what is missing, and what to type next"),
         ("prepare", prepare, "prepare an avatar offline and print its quality report"),
         ("render", render_film, "make a film of an avatar that speaks a recording"),
         ("measure-sync", measure_sync, "measure how late the lips of a video are"),
@@ -124,7 +125,7 @@ def main() -> int:
     _limit_blas()
     args = parser().parse_args()
     code: int = args.run(args)
-    return code
+    return _leave(code)
 
 
 if __name__ == "__main__":

@@ -43,12 +43,8 @@ class Check:
 
 
 def next_command(checks: Sequence[Check]) -> str | None:
-    """The cure to begin with: the first that is needed, else the first that would help; None when all is well."""
-    for verdict in ("todo", "note"):
-        for check in checks:
-            if check.verdict == verdict:
-                return check.cure
-    return None
+    """The cure to begin with: the first that is needed; None when none is."""
+    return next((check.cure for check in checks if check.verdict == "todo"), None)
 
 
 def exit_code(checks: Sequence[Check]) -> int:

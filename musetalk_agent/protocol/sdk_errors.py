@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any
+
+_TOKEN = re.compile(r"eyJ[\w.-]+")
+
+
+def without_tokens(text: str) -> str:
+    """The SDK's errors quote tokens."""
+    return _TOKEN.sub("…", text)
 
 
 class SdkError(Exception):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
@@ -25,7 +24,7 @@ from musetalk_agent.media.playout import PlayoutClock
 from musetalk_agent.media.segment import ROOM_RATE, Caption
 from musetalk_agent.media_types import Pcm, Pixels, VideoFrame
 from musetalk_agent.protocol.http import TrackInfo
-from musetalk_agent.protocol.sdk_errors import SdkError, clean_up, sdk_errors
+from musetalk_agent.protocol.sdk_errors import SdkError, clean_up, sdk_errors, without_tokens
 from musetalk_agent.publishers.base import Lost, PublisherState
 from musetalk_agent.publishers.livekit.detached_connect import abandon, leave
 from musetalk_agent.publishers.livekit.stats import Liveness, TransportStats, read
@@ -104,7 +103,6 @@ _STATS_PERIOD_S = 0.2
 _STATS_TIMEOUT_S = 0.5
 _GRACE_AFTER_STALL_S = 0.002  # a capture that took longer than this has waited for the queue to drain
 STREAM = "avatar"
-_TOKEN = re.compile(r"eyJ[\w.-]+")  # the SDK's errors quote tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +186,7 @@ class LiveKitPublisher:
                     await self._publish(first)
         except (SdkError, TimeoutError) as error:
             late = isinstance(error, TimeoutError)
-            reason = "the server does not answer in time" if late else _TOKEN.sub("…", str(error))
+            reason = "the server does not answer in time" if late else without_tokens(str(error))
             raise PublishFailed(
                 f"the agent could not publish to room {self._options.room!r} at {self._options.url}: {reason}; "
                 "check LIVEKIT_URL, the key and secret, and that UDP reaches the server",

@@ -1,0 +1,121 @@
+"""`musetalk-agent doctor`: says before anyone waits what this machine can do, what is missing, and the next command to type."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from musetalk_agent.agent_settings import AgentSettings, offline_settings
+from musetalk_agent.checks import Check, exit_code, next_command
+from musetalk_agent.errors import WeightsMissing
+from musetalk_agent.tools.doctor_machine import Machine, check_engine, check_musetalk
+from musetalk_agent.tools.doctor_room import JOIN_S, LiveKitAddress, check_livekit
+from musetalk_agent.weights import Manifest, ModelStore
+
+_NEXT = "make demo, or musetalk-agent serve"
+_ENGINES_END_S = 1200.0
+"""The engine's own limits are shorter; a driver that hangs must not hold the doctor for ever."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "--quick", action="store_true", help="hash nothing and start no engine: no sessions are measured"
+    )
+    for name in ("livekit-url", "livekit-api-key", "livekit-api-secret"):
+        variable = name.upper().replace("-", "_")
+        parser.add_argument(f"--{name}", default=None, help=f"to try LiveKit with (default: {variable})")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints a line for each thing that was looked at. 0 when nothing has to be done, 1 otherwise, 2 for a wrong setting, 130 after
+    Ctrl-C."""
+    logging.getLogger("musetalk_agent").setLevel(logging.CRITICAL)  # what fails is said in a line here
+    try:
+        settings = offline_settings()
+    except ValidationError as error:
+        for problem in error.errors():
+            name = ".".join(str(part) for part in problem["loc"]).upper()
+            print(f"doctor: {name}: {problem['msg']}", file=sys.stderr)
+        return 2
+    found: list[Check] = []
+
+    def tell(check: Check) -> None:
+        found.append(check)
+        if not args.json:
+            print(check.line(), flush=True)
+
+    try:
+        asyncio.run(_examine(settings, _address(args), tell, quick=args.quick))
+    except KeyboardInterrupt:
+        return 130
+    todo = next_command(found)
+    if args.json:
+        print(json.dumps({"ok": exit_code(found) == 0, "next": todo, "checks": [check.values() for check in found]}))
+    else:
+        print(f"\nNext: {todo or _NEXT}")
+    return exit_code(found)
+
+
+def _address(args: argparse.Namespace) -> LiveKitAddress:
+    def given(name: str) -> str:
+        return getattr(args, name) or os.environ.get(name.upper(), "")
+
+    return LiveKitAddress(given("livekit_url"), given("livekit_api_key"), given("livekit_api_secret"))
+
+
+async def _examine(
+    settings: AgentSettings, server: LiveKitAddress, tell: Callable[[Check], None], *, quick: bool
+) -> None:
+    machine = Machine(
+        settings,
+        ModelStore(settings.models_dir, Manifest.load()),
+        hashes=not quick,
+        progress=lambda line: print(f"…     {line}", file=sys.stderr, flush=True),
+    )
+    tell(Check("settings", f"AGENT_ENGINE={settings.engine}, MUSETALK_PROFILE={settings.musetalk_profile}"))
+    if machine.wants_musetalk:
+        for check in check_musetalk(machine):
+            tell(check)
+    tell(_faces(machine.store))
+    tell(_folder(settings.cache_dir))
+    if quick:
+        cure = "leave --quick away: the engine is started and measured"
+        tell(Check("engine", "not started, no sessions measured", cure, needed=False))
+    else:
+        async with asyncio.timeout(_ENGINES_END_S):
+            tell(await check_engine(machine))
+    tell(await check_livekit(server, JOIN_S))
+
+
+def _faces(store: ModelStore) -> Check:
+    """The models that find the face in an avatar, which every engine but `pattern` needs."""
+    names = [name for name, entry in store.manifest.entries.items() if entry.group == "face"]
+    try:
+        for name in names:
+            store.path(name)
+    except WeightsMissing as error:
+        return Check("face models", error.detail.partition(";")[0], "musetalk-agent fetch-models")
+    return Check("face models", f"{len(names)} files in {store.directory}")
+
+
+def _folder(folder: Path) -> Check:
+    """Where prepared avatars are kept."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        return Check(
+            "avatars", f"{folder} cannot be written ({error.strerror})", "set AVATAR_CACHE_DIR to a folder that can"
+        )
+    return Check("avatars", str(folder))
