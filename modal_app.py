@@ -47,6 +47,7 @@ AGENT_ENV = {
     **CACHES,
     "MODELS_DIR": MODELS,
     "AVATAR_CACHE_DIR": AVATARS,
+    "KERNELS_DIR": KERNELS,
 }
 ORCHESTRATOR_ENV = {**passed_on(os.environ, plain_settings(Settings)), **NUMBERS.orchestrator_variables()}
 

@@ -32,7 +32,8 @@ class AgentSettings(BaseSettings):
     musetalk_precision: Literal["float16", "bfloat16", "float32"] | None = None
     musetalk_lookahead_ms: int = Field(default=80, ge=0, le=200)
     musetalk_bbox_shift: int = Field(default=0, ge=-50, le=50)
-    musetalk_compile: bool = False
+    musetalk_fuse: Literal["auto", "triton", "compile", "off"] = "auto"
+    kernels_dir: Path = CACHE / "kernels"
     allow_private_urls: bool = False
     cache_dir: Path = Field(default=CACHE / "avatars", validation_alias=AliasChoices("AVATAR_CACHE_DIR", "cache_dir"))
     cache_bytes: int = Field(

@@ -40,7 +40,7 @@ FAILURES_WITHIN_S = 600.0
 """An engine that failed more often than this in so long is given up, however well it starts again: every failure ends its sessions,
 and a card that breaks at each first frame would go on like that for ever."""
 START_WITHIN_S = 900.0
-"""An engine that is not ready by then is stuck: `MUSETALK_COMPILE` takes some minutes at the first start on a machine."""
+"""An engine that is not ready by then is stuck: `MUSETALK_FUSE=compile` takes some minutes at the first start on a machine."""
 RESTART_WITHIN_S = 300.0
 """The same for an engine that is made again: what was compiled is cached by then."""
 _AUTO = ("musetalk", "warp")
@@ -163,7 +163,8 @@ class EnginePool:
             precision=settings.musetalk_precision,
             lookahead_ms=settings.musetalk_lookahead_ms,
             bbox_shift=settings.musetalk_bbox_shift,
-            compiled=settings.musetalk_compile,
+            fuse=settings.musetalk_fuse,
+            kernels_dir=settings.kernels_dir,
         )
         return MuseTalkEngine(self._models.directory, options)
 

@@ -41,7 +41,7 @@ class ModalSettings:
         agent_idle_s: an unused place ends after so long.
         agent_wait_s: longest wait for a place.
         musetalk_profile: how frames are made; `fast` has weights of its own, which `fetch_models` then fetches.
-        musetalk_compile: kernels by `torch.compile`, kept on a volume.
+        musetalk_fuse: how the network runs; compiled kernels are kept on a volume.
         with_tensorrt: whether TensorRT is in the agent's image, for plans that `build_plans` makes.
         agent_snapshot: starts containers from a snapshot of a warm one. Experimental with cards.
         scaledown_s: how long an idle container stays.
@@ -66,7 +66,7 @@ class ModalSettings:
     agent_containers_spare: int = 0
     agent_engine: str = "musetalk"
     musetalk_profile: str = "quality"
-    musetalk_compile: bool = False
+    musetalk_fuse: str = "auto"
     with_tensorrt: bool = False
     agent_linger_s: int = 600
     agent_drain_s: int = 25

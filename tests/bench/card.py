@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -137,8 +139,10 @@ async def variants(bench: Bench) -> list[Figure]:
 def _variants(bench: Bench) -> list[Figure]:
     import torch
 
+    from musetalk_agent.engines.musetalk import device
     from musetalk_agent.engines.musetalk.device import card_for
     from musetalk_agent.engines.musetalk.engine import MuseTalkEngine
+    from musetalk_agent.engines.musetalk.forwards import forward_of
     from musetalk_agent.engines.musetalk.runner import Runner
     from musetalk_agent.features.whisper_features import rest
 
@@ -146,11 +150,15 @@ def _variants(bench: Bench) -> list[Figure]:
     engine = MuseTalkEngine(bench.models, bench.options(buckets=(size,)))
     found = []
 
-    def measure(name: str, *, graphs: bool = True) -> None:
+    def measure(name: str, network: Any = None, *, graphs: bool = True) -> None:
         begun = time.perf_counter()
         try:
             runner = Runner(
-                engine.network, card_for(bench.device, graphs=graphs), rest().shape, engine.profile.rows, (size,)
+                network or engine.network,
+                card_for(bench.device, graphs=graphs),
+                rest().shape,
+                engine.profile.rows,
+                (size,),
             )
             runner.warmup()
             warm = time.perf_counter() - begun
@@ -162,16 +170,15 @@ def _variants(bench: Bench) -> list[Figure]:
             figure = Figure(f"variant: {name}", None, "ms a frame", note=why(error))
         found.append(figure)
 
-    measure("graph, channels last (the default)")
-    measure("no graph, channels last", graphs=False)
+    measure("graph, plain torch")
+    measure("no graph, plain torch", graphs=False)
+    with mock.patch.object(device, "_searched_algorithms", contextlib.nullcontext):
+        measure("graph, plain torch, cuDNN's guess instead of its search")
     engine.network.to(memory_format=torch.contiguous_format)
-    measure("graph, channels first")
+    measure("graph, plain torch, channels first")
     engine.network.to(memory_format=torch.channels_last)
-    torch.backends.cudnn.benchmark = True
-    measure("graph, channels last, cuDNN's benchmark")
-    torch.backends.cudnn.benchmark = False
+    measure("graph, Triton's kernels", forward_of("triton", engine.network).network)
     if bench.device != "cpu":
-        engine.network.compile(dynamic=False)
-        measure("graph, torch.compile")
+        measure("graph, torch.compile", forward_of("compile", engine.network).network)
     engine.close()
     return found

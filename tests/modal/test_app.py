@@ -136,7 +136,7 @@ def test_every_setting_of_the_deployer_reaches_the_containers_and_no_secret(monk
     given = {
         "MUSETALK_PROFILE": "fast",
         "MUSETALK_PRECISION": "bfloat16",
-        "MUSETALK_COMPILE": "true",
+        "MUSETALK_FUSE": "compile",
         "MUSETALK_LOOKAHEAD_MS": "120",
         "MUSETALK_OF_A_LATER_VERSION": "7",
         "AVATAR_CACHE_BYTES": "1073741824",

@@ -12,13 +12,13 @@ from musetalk_agent.weights import default_models_dir
 
 
 def test_the_defaults_are_those_of_the_documentation(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("MODELS_DIR", "LOG_LEVEL", "MUSETALK_DEVICE", "MUSETALK_COMPILE"):
+    for name in ("MODELS_DIR", "LOG_LEVEL", "MUSETALK_DEVICE", "MUSETALK_FUSE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AGENT_API_KEY", "the-key")
     read = AgentSettings()
     assert (read.engine, read.max_sessions, read.drain_s, read.cache_bytes) == ("auto", None, 25.0, 4 << 30)
     assert (read.musetalk_device, read.musetalk_profile, read.musetalk_lookahead_ms) == ("cuda:0", "quality", 80)
-    assert (read.allow_private_urls, read.open_metrics, read.musetalk_compile) == (False, False, False)
+    assert (read.allow_private_urls, read.open_metrics, read.musetalk_fuse) == (False, False, "auto")
     assert read.models_dir == default_models_dir() and read.cache_dir.name == "avatars"
     assert read.agent_api_key.get_secret_value() == "the-key" and "the-key" not in f"{read!r}{read}"
 

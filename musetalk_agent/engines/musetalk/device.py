@@ -156,9 +156,13 @@ class CudaCard:
             yield
 
     def capture(self, call: Callable[[], Outputs]) -> Callable[[], Outputs]:
-        """Captured as a CUDA graph. All graphs share one pool of memory, because they never run at the same time."""
-        for _ in range(WARM_RUNS):
-            outputs = call()
+        """Captured as a CUDA graph. All graphs share one pool of memory, because they never run at the same time.
+
+        cuDNN's algorithms are timed in the warm runs; the capture takes those that won, and nothing is searched for in service.
+        """
+        with _searched_algorithms():
+            for _ in range(WARM_RUNS):
+                outputs = call()
         self.synchronize()
         if not self._graphs:
             return call
@@ -190,6 +194,17 @@ class CudaCard:
     def empty_cache(self) -> None:
         """Empties PyTorch's cache."""
         torch.cuda.empty_cache()
+
+
+@contextmanager
+def _searched_algorithms() -> Iterator[None]:
+    """Within it cuDNN times its algorithms for every shape that is new, instead of guessing; what it found is used ever after."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def card_for(device: str, *, graphs: bool = True) -> Card:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,9 +21,11 @@ from musetalk_agent.engines.musetalk.artefacts import MuseTalkArtefacts
 from musetalk_agent.engines.musetalk.avatar_store import Avatar, AvatarStore, MuseTalkSession
 from musetalk_agent.engines.musetalk.device import Card, card_for, device_errors
 from musetalk_agent.engines.musetalk.face_region import talks, upright
+from musetalk_agent.engines.musetalk.forwards import Findings, Forward, Kind, chosen, findings_key, keep_kernels
 from musetalk_agent.engines.musetalk.loading import load_parsing, load_taesd, load_unet, load_vae, load_whisper
 from musetalk_agent.engines.musetalk.network import (
     FACE,
+    LATENT_SHAPE,
     AudioEncoder,
     FaceEncoder,
     FoldedUNet,
@@ -48,6 +51,10 @@ GEOMETRY_VERSION = 1
 """Of boxes, crops and masks in artefacts; raise it when `face_region` or `artefacts` make other ones of the same clip."""
 CPU_BUCKETS = (1,)
 """A processor gains nothing from batches: one frame of the full network keeps it busy for seconds."""
+TIMED_BATCH = 8
+"""Faces in the batch by which forwards are compared: a card is well used by so many, and every card holds them."""
+TIMED_BATCHES = 6
+"""The fastest of so many counts: something else may run on the card meanwhile."""
 IDLE_BYTES = 64 << 20
 """Most memory for the closed mouths of an avatar's idle frames: 600 frames of a face that is shown at 200 by 180 pixels."""
 _UNFIT_LOGGED = 100  # one line of the log for so many faces
@@ -114,6 +121,7 @@ class MuseTalkEngine:
         self._parse = None if bisenet is None else Parser(bisenet)
         self._weights_digest = _weights_digest(self._encoder)
         self.network = network.to(device).eval().requires_grad_(False)
+        self.fused: Kind = "off"
         self._runner = self._run_by(self.network)
         self._avatars = AvatarStore(self.card)
         self.card.synchronize()  # weights were converted on another stream than the frames'
@@ -176,7 +184,11 @@ class MuseTalkEngine:
         )
 
     def warmup(self) -> None:
-        """Readies every bucket and measures it. Raises `EngineFailed`, or `EngineUnavailable` when the card is too small."""
+        """Chooses the network's forward, readies every bucket and measures it.
+
+        Raises `EngineFailed`, or `EngineUnavailable` when the card is too small.
+        """
+        self._choose_forward()
         self._runner.warmup()
         self.pace = Throughput(self._runner.measure())
         log.info(
@@ -184,6 +196,7 @@ class MuseTalkEngine:
             extra={
                 "device": self.device,
                 "profile": self.profile.name,
+                "fused": self.fused,
                 "frames_per_second": round(self.pace.frames_per_second, 1),
                 "buckets": {size: round(1000 * seconds, 2) for size, seconds in self.pace.seconds.items()},
                 "bytes": self.card.allocated(),
@@ -199,6 +212,7 @@ class MuseTalkEngine:
         return {
             "profile": self.profile.name,
             "precision": str(self._dtype()).removeprefix("torch."),
+            "fused": self.fused,
             "lookahead_ms": self.options.lookahead_ms,
             "frames_per_second": round(self.pace.frames_per_second, 1),
             "batch_ms": {str(size): round(1000 * seconds, 3) for size, seconds in self.pace.seconds.items()},
@@ -269,15 +283,57 @@ class MuseTalkEngine:
             raise EngineUnavailable(f"There is no precision {name!r}.", field="precision", value=name)
         return _PRECISIONS[name]
 
+    def _choose_forward(self) -> None:
+        """Once: with `auto` by timing, which on the processor would take longer than it could gain."""
+        asked = self.options.fuse
+        if self.fused != "off" or asked == "off" or (asked == "auto" and self.card.device.type == "cpu"):
+            return
+        if self.options.kernels_dir is not None:
+            keep_kernels(self.options.kernels_dir)
+        key = findings_key(self.card.device, self.profile.name, self._dtype())
+        findings = Findings(self.options.kernels_dir, key)
+        with device_errors():
+            forward = chosen(asked, self.network, self._frame_seconds, self._some_faces, findings)
+        self.network, self.fused = forward.network, forward.kind
+        self._runner = self._run_by(self.network)
+
+    def _frame_seconds(self, forward: Forward) -> float:
+        size = min(TIMED_BATCH, self._runner.sizes[-1])
+        runner = self._runner_of(forward.network, (size,))
+        try:
+            runner.warmup()
+            latent, spent = torch.zeros(LATENT_SHAPE, dtype=torch.float16, device=self.card.device), []
+            for _ in range(TIMED_BATCHES):
+                begun = time.perf_counter()
+                for piece in runner.launch([self._rest] * size, [latent] * size):
+                    piece.wait()
+                    piece.release()
+                spent.append(time.perf_counter() - begun)
+            return min(spent) / size
+        finally:
+            runner.close()
+
+    def _some_faces(self, forward: Forward) -> Pixels:
+        source = torch.Generator().manual_seed(0)
+        mel = torch.from_numpy(self._rest).expand(2, *self._rest.shape).contiguous()
+        latents = torch.randn(2, *LATENT_SHAPE, generator=source).half()
+        with device_errors(), self.card.frames():
+            faces, _ = forward.network(mel.to(self.card.device), latents.to(self.card.device))
+            made = self.card.host_buffer(tuple(faces.shape), faces.dtype)
+            made.copy_(faces, non_blocking=True)
+            self.card.record_event().wait()
+        return np.asarray(made.numpy(), np.uint8)
+
     def _run_by(self, network: Network) -> Runner:
         on_card = self.card.device.type == "cuda"
         if on_card:
             self._encoder.to(memory_format=torch.channels_last)
             network.to(memory_format=torch.channels_last)  # what tensor cores read; else each layer transposes
-        if self.options.compiled:
-            network.compile(dynamic=False)
-        card_buckets = COMPILED_BUCKETS if self.options.compiled else BUCKETS
+        card_buckets = COMPILED_BUCKETS if self.fused == "compile" else BUCKETS
         sizes = self.options.buckets or (card_buckets if on_card else CPU_BUCKETS)
+        return self._runner_of(network, sizes)
+
+    def _runner_of(self, network: Network, sizes: Sequence[int]) -> Runner:
         return Runner(network, self.card, self._rest.shape, self.profile.rows, sizes)
 
     def _shift(self, settings: AvatarSettings) -> int:

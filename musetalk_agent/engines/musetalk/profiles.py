@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
 from musetalk_agent.errors import EngineUnavailable
 
+Fuse = Literal["auto", "triton", "compile", "off"]
 LATENT_ROWS = 32
 """Rows of a latent; each is eight rows of the 256×256 face."""
 SHOWN_FROM = 96
@@ -73,7 +75,9 @@ class Options:
         lookahead_ms: audio past a frame's end that its feature waits for, 0 … 200.
         bbox_shift: upstream's, pixels of the frame; moves the line between upper and lower face.
         buckets: batch sizes, ascending; None for those of the device.
-        compiled: let `torch.compile` make the kernels (minutes at the first start on a machine, its cache then helps).
+        fuse: the forward: `triton`, `compile` (minutes at the first start on a machine, its cache then helps), `off`, or `auto`,
+            which times them on a card (`forwards.chosen`) and is `off` on the processor.
+        kernels_dir: where compiled kernels and their timings are kept; None for the folder of short-lived files.
     """
 
     device: str = "cpu"
@@ -82,7 +86,8 @@ class Options:
     lookahead_ms: int = 80
     bbox_shift: int = 0
     buckets: tuple[int, ...] | None = None
-    compiled: bool = False
+    fuse: Fuse = "auto"
+    kernels_dir: Path | None = None
 
 
 def bucket_of(count: int, sizes: Sequence[int]) -> int:
