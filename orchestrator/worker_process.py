@@ -17,6 +17,9 @@ from orchestrator import worker_pipe
 from orchestrator.metrics import Metrics
 from orchestrator.supervision import supervise
 
+NICE = 5
+"""A process that paces sound gets three times the CPU time of one that makes speech or text ahead of it (sched(7)). Without it a long
+reply delayed what viewers hear: an interruption took 0.1 to 0.3 s longer on two busy cores."""
 _STDERR_BYTES = 2000
 STDERR_MOST = 64 << 10
 """Bytes that one worker may write into our log. The rest is read and dropped, so that the worker never waits for us."""
@@ -164,6 +167,7 @@ class WorkerProcess:
             When it returns, no other process is started.
         lost: is called with the reason when a process was lost or cannot be started.
         environment: see `bare_environment`.
+        nice: by how much its niceness is above ours; `NICE` for what computes while others pace sound.
     """
 
     def __init__(
@@ -176,8 +180,9 @@ class WorkerProcess:
         environment: Mapping[str, str],
         lost: Callable[[str], object] | None = None,
         metrics: Metrics | None = None,
+        nice: int = 0,
     ) -> None:
-        self.name, self.command, self.times = name, command, times
+        self.name, self.command, self.times, self.nice = name, command, times, nice
         self._serve, self._lost = serve, lost
         self._environment, self._metrics = environment, metrics
         self._link: WorkerLink | None = None
@@ -238,6 +243,9 @@ class WorkerProcess:
             )
         except OSError as error:
             raise WorkerLost(f"it cannot be started: {error.strerror}") from error
+        if self.nice:
+            with contextlib.suppress(ProcessLookupError):  # it has ended already; threads it makes later inherit it
+                os.setpriority(os.PRIO_PROCESS, process.pid, os.getpriority(os.PRIO_PROCESS, 0) + self.nice)
         link = self._link = WorkerLink(process, self.name, self.times.unsent_bytes)
         try:
             await self._serve(link)

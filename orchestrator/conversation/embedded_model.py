@@ -11,7 +11,7 @@ from pathlib import Path
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator import worker_pipe
 from orchestrator.conversation.conversation_messages import Provider
-from orchestrator.worker_process import WorkerLink, WorkerLost, WorkerProcess, WorkerTimes, bare_environment
+from orchestrator.worker_process import NICE, WorkerLink, WorkerLost, WorkerProcess, WorkerTimes, bare_environment
 
 START_S = 60.0
 """A cold start reads 100 MB and compiles nothing: 2 s on two idle cores, many times that beside other load."""
@@ -51,6 +51,7 @@ class EmbeddedModel:
             times=WorkerTimes(exit_s=_EXIT_S),
             environment=environment,
             lost=self._on_lost,
+            nice=NICE,
         )
 
     @property

@@ -20,7 +20,7 @@ from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator import worker_pipe
 from orchestrator.tts.lexicon import Said
 from orchestrator.tts.synthesizer import VoiceInfo
-from orchestrator.worker_process import WorkerLink, WorkerLost, WorkerProcess, WorkerTimes, bare_environment
+from orchestrator.worker_process import NICE, WorkerLink, WorkerLost, WorkerProcess, WorkerTimes, bare_environment
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +96,13 @@ class SpeechWorker:
     def __post_init__(self) -> None:
         environment = bare_environment(threads=2)
         self._process = WorkerProcess(
-            "speech worker", self.command, self._serve, times=TIMES, environment=environment, lost=self._on_lost
+            "speech worker",
+            self.command,
+            self._serve,
+            times=TIMES,
+            environment=environment,
+            lost=self._on_lost,
+            nice=NICE,
         )
 
     @property

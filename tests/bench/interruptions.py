@@ -7,26 +7,27 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from livekit import rtc
 
-from musetalk_agent.publishers.livekit.detached_connect import leave
 from musetalk_agent.resample import Resampler
-from musetalk_tools.livekit_server import LiveKitServer, find
-from orchestrator.tts.local import LocalSynthesizer
 from orchestrator.tts.voices import Voices
 from tests.bench.figures import Figure
-from tests.fakes.openai_models import FakeModels
-from tests.integrations.conversation.test_talk import Talk, talk
-from tests.viewer import RATE
-from tests.waiting import until
+from tests.bench.person import ended
+from tests.bench.stack import Demo, demo, environment
+from tests.fakes.openai_models import KEY, FakeModels
+from tests.fakes.serving import plain_config, serving
+from tests.viewer import RATE, Viewer
+from tests.waiting import NEVER_S, until
 
 Sound = npt.NDArray[np.int16]
 BLOCK = RATE // 100
@@ -54,7 +55,7 @@ class Microphone:
     """Sends 10 ms after 10 ms: a quiet room, what is said into it, and with `echo` what the viewer's loudspeaker plays."""
 
     source: rtc.AudioSource
-    here: Talk
+    here: Room
     echo_db: float | None = None
     echo_delay_s: float = 0.15
     waiting: list[Sound] = field(default_factory=list)
@@ -150,41 +151,66 @@ async def said(voices: Voices, text: str, voice: str) -> Sound:
     return np.asarray(sound[loud[0] : loud[-1]], np.int16)
 
 
+@dataclass
+class Room:
+    """A conversation in the demo, which runs in processes of its own, and one who is in its room."""
+
+    stack: Demo
+    started: dict[str, Any]
+    viewer: Viewer
+    events: list[dict[str, Any]] = field(default_factory=list)
+
+    def of(self, kind: str) -> list[dict[str, Any]]:
+        """The session's events of one type."""
+        return [event for event in self.events if event["type"] == kind]
+
+    async def chat(self, text: str) -> None:
+        """Says it in writing."""
+        answer = await self.stack.http.post(f"/session/{self.started['session_id']}/chat", json={"text": text})
+        answer.raise_for_status()
+
+    async def follow(self) -> None:
+        """Reads the session's events; never returns."""
+        address = f"/session/{self.started['session_id']}/events"
+        async with self.stack.http.stream("GET", address, timeout=None) as answer:
+            async for line in answer.aiter_lines():
+                if line.startswith("data:"):
+                    self.events.append(json.loads(line[5:]))
+
+
 @asynccontextmanager
-async def listening_room(models: FakeModels, synthesizer: LocalSynthesizer) -> AsyncIterator[tuple[Talk, Microphone]]:
-    """A conversation, and a viewer with a microphone in its room."""
-    program = find()
-    assert program is not None, "livekit-server is missing: run `tools/setup livekit`"
+async def listening_room(models: FakeModels) -> AsyncIterator[tuple[Room, Microphone]]:
+    """A conversation, and a viewer with a microphone in its room. The voice is the demo's own."""
     async with AsyncExitStack() as exits:
-        server = LiveKitServer(program, log_level="error")
-        await server.start()
-        exits.push_async_callback(server.stop)
-        here = await exits.enter_async_context(talk(server.access, models, speaks=synthesizer))
-        room = rtc.Room()
-        exits.push_async_callback(leave, room)
-        await room.connect(here.started["livekit_url"], here.started["viewer_token"])
+        url = await exits.enter_async_context(serving(plain_config(models.app))) + "/v1"
+        exits.enter_context(
+            environment(LLM_BASE_URL=url, LLM_API_KEY=KEY, LLM_MODEL="stand-in", STT_BASE_URL=url, STT_API_KEY=KEY)
+        )
+        stack = await exits.enter_async_context(demo("--engine", "pattern"))
+        body = {"room": "interruptions", "avatar_id": "demo", "conversation": {"instructions": "Be brief."}}
+        answer = await stack.http.post("/session/start", json=body, timeout=NEVER_S)
+        assert answer.is_success, answer.text
+        started = answer.json()
+        viewer = await Viewer().join(started["livekit_url"], started["viewer_token"])
+        exits.push_async_callback(viewer.leave)
         source = rtc.AudioSource(RATE, 1, queue_size_ms=20)
         track = rtc.LocalAudioTrack.create_audio_track("microphone", source)
         options = rtc.TrackPublishOptions(source=rtc.TrackSource.SOURCE_MICROPHONE)
-        await room.local_participant.publish_track(track, options)
+        await viewer.room.local_participant.publish_track(track, options)
+        here = Room(stack, started, viewer)
         microphone = Microphone(source, here)
-        sending = asyncio.create_task(microphone.run())
-        try:
-            yield here, microphone
-        finally:
-            sending.cancel()
-            await asyncio.gather(sending, return_exceptions=True)
+        for work in (microphone.run(), here.follow()):
+            exits.push_async_callback(ended, asyncio.create_task(work))
+        yield here, microphone
 
 
-def avatar_sound(here: Talk) -> list[tuple[float, Sound]]:
-    """What the listener in the room got of the avatar: when each block came."""
-    ears, avatar = here.running.ears, here.started["avatar_identity"]
-    return next(
-        (ears.by_track[sid] for sid, who in ears.speakers.items() if who == avatar and sid in ears.by_track), []
-    )
+def avatar_sound(here: Room) -> list[tuple[float, Sound]]:
+    """What the viewer got of the avatar: when each block came."""
+    viewer, avatar = here.viewer, here.started["avatar_identity"]
+    return next((strand for sid, strand in viewer.strands.items() if viewer.owners.get(sid) == avatar), [])
 
 
-def silent_since(here: Talk) -> float | None:
+def silent_since(here: Room) -> float | None:
     """When the avatar's voice was last heard, if it is silent now; None while it speaks."""
     now = time.monotonic()
     for came_at, block in reversed(avatar_sound(here)):
@@ -193,7 +219,7 @@ def silent_since(here: Talk) -> float | None:
     return 0.0
 
 
-async def spoken_to(here: Talk, text: str, seconds: float) -> None:
+async def spoken_to(here: Room, text: str, seconds: float) -> None:
     """A text makes the avatar speak; returns when it has done so for this long."""
     count = len(here.of("reply.started"))
     await here.chat(text)
@@ -202,11 +228,11 @@ async def spoken_to(here: Talk, text: str, seconds: float) -> None:
     await asyncio.sleep(seconds)
 
 
-async def persons(count: int, sounds: list[Sound], synthesizer: LocalSynthesizer) -> list[float]:
+async def persons(count: int, sounds: list[Sound]) -> list[float]:
     """Seconds from the onset of each person's speech until the avatar's voice is silent at the viewer."""
     models = FakeModels(replies=[3 * STORY], transcripts=["Stop please."])
     waits = []
-    async with listening_room(models, synthesizer) as (here, microphone):
+    async with listening_room(models) as (here, microphone):
         for number in range(count):
             await spoken_to(here, f"Tell story {number}.", 1.5 + 0.13 * (number % 7))
             microphone.onset_at = None
@@ -220,13 +246,11 @@ async def persons(count: int, sounds: list[Sound], synthesizer: LocalSynthesizer
     return waits
 
 
-async def others(
-    sounds: list[Sound], heard: str, synthesizer: LocalSynthesizer, echo_db: float | None
-) -> tuple[int, list[float]]:
+async def others(sounds: list[Sound], heard: str, echo_db: float | None) -> tuple[int, list[float]]:
     """Sounds that are no turn: how many replies they broke, and how long each held the voice, in seconds."""
     models = FakeModels(replies=[8 * STORY], transcripts=[heard])
     broken, holds = 0, []
-    async with listening_room(models, synthesizer) as (here, microphone):
+    async with listening_room(models) as (here, microphone):
         microphone.echo_db = echo_db
         await spoken_to(here, "Tell a story.", 2.0)
         for sound in sounds:
@@ -250,13 +274,13 @@ async def others(
 
 async def measure(count: int, only: str) -> list[Figure]:
     """All of it, or one part."""
-    voices, synthesizer, figures = Voices(), LocalSynthesizer(), []
+    voices, figures = Voices(), []
     await voices.open()
     speech = [await said(voices, text, "espeak:en-us") for text in PERSON]
     hums = [await said(voices, text, voice) for text in ("Mhm.", "Mm-hmm.") for voice in ("piper:joe", "espeak:en-us")]
     await voices.aclose()
     if only in ("", "person"):
-        waits = 1000 * np.array(await persons(count, speech, synthesizer))
+        waits = 1000 * np.array(await persons(count, speech))
         figures.append(Figure("interruption_median_ms", float(np.median(waits)), "ms"))
         figures.append(Figure("interruption_p95_ms", float(np.percentile(waits, 95)), "ms", 500.0))
     parts: dict[str, tuple[list[Sound], str, float | None]] = {
@@ -266,7 +290,7 @@ async def measure(count: int, only: str) -> list[Figure]:
     }
     for name, (sounds, heard, echo_db) in parts.items():
         if only in ("", name):
-            broken, holds = await others(sounds, heard, synthesizer, echo_db)
+            broken, holds = await others(sounds, heard, echo_db)
             print(name, "holds:", [round(hold, 2) for hold in holds], file=sys.stderr)
             figures.append(Figure(f"false_interruptions_{name}", float(broken), "replies", 0.0))
             figures.append(Figure(f"held_by_{name}_median_s", float(np.median(holds)), "s"))

@@ -147,7 +147,7 @@ async def person(demo: Demo, *, watches: bool = True, **body: Any) -> AsyncItera
         made = Person(demo, started, viewer, source)
         for work in (made.microphone(), made.follow()):
             task = asyncio.create_task(work)
-            exits.push_async_callback(_ended, task)
+            exits.push_async_callback(ended, task)
         await until(lambda: _heard(demo, started["session_id"]))
         yield made
 
@@ -158,6 +158,7 @@ async def _heard(demo: Demo, session_id: str) -> bool:
     return found is not None and found["microphone"] == "heard" and found["state"] == "listening"
 
 
-async def _ended(task: asyncio.Task[None]) -> None:
+async def ended(task: asyncio.Task[None]) -> None:
+    """Cancels it, and returns when it is over."""
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)

@@ -18,7 +18,7 @@ from orchestrator import worker_pipe
 from orchestrator.tts.local import LocalSynthesizer
 from orchestrator.tts.speech_worker import TIMES, SpeechWorker, SpokenPart
 from orchestrator.tts.voices import Voices
-from orchestrator.worker_process import WorkerLink, backoff_s
+from orchestrator.worker_process import NICE, WorkerLink, backoff_s
 from tests.waiting import NEVER_S, until, wait_until
 
 COMMAND = (sys.executable, "-m", "orchestrator.tts.worker")
@@ -114,6 +114,15 @@ async def test_only_the_part_in_progress_fails(scripted: SpeechWorker, text: str
         assert caught.value.code is ErrorCode.TTS_FAILED
         assert len((await good).pcm) == 320
         assert scripted.statistics.starts == 2 and scripted.statistics.failures == 1
+    finally:
+        await scripted.aclose()
+
+
+async def test_what_paces_sound_goes_before_a_voice(scripted: SpeechWorker) -> None:
+    await scripted.open()
+    try:
+        assert scripted.pid is not None
+        assert psutil.Process(scripted.pid).nice() == min(psutil.Process().nice() + NICE, 19)
     finally:
         await scripted.aclose()
 
