@@ -1,6 +1,6 @@
 """UNet and decoder as one TensorRT plan, where that package and a plan are there. The torch path is the reference.
 
-Written from NVIDIA's documentation (TensorRT 10): no card was at hand to run it on.
+Written from NVIDIA's documentation and the names that the bindings of TensorRT 11.4 export: no card was at hand to run it on.
 """
 
 from __future__ import annotations
@@ -93,7 +93,12 @@ def build(onnx: Path, plan: Path, most: int) -> None:
 
 
 class TensorRTPlan(nn.Module):
-    """A plan in place of UNet and decoder; can be captured in a CUDA graph like them."""
+    """A plan in place of UNet and decoder; can be captured in a CUDA graph like them.
+
+    Each batch size has an execution context of its own, because a captured graph holds for its context's state at the capture only:
+    another shape or address set later would make it undefined. Their activations share one block of memory, as the graphs of
+    a card never run at the same time.
+    """
 
     def __init__(self, plan: Path, profile: Profile, device: torch.device) -> None:
         super().__init__()
@@ -104,19 +109,34 @@ class TensorRTPlan(nn.Module):
             raise EngineUnavailable(
                 f"{plan.name} was built for another card or TensorRT; run `musetalk-agent build-engine`."
             )
-        self._context: Any = self._engine.create_execution_context()
+        self._user_managed = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        self._memory = torch.empty(max(1, self._engine.device_memory_size_v2), dtype=torch.uint8, device=device)
+        self._contexts: dict[int, Any] = {}
         self._rows, self._device = profile.rows, device
 
     def forward(self, latents: Tensor, audio: Tensor) -> Tensor:
-        """As `UNetAndDecoder.forward`."""
+        """As `UNetAndDecoder.forward`. The first call of a batch size must not be captured."""
+        context = self._contexts.get(len(latents)) or self._context(len(latents))
         face = torch.empty((len(latents), 3, self._rows, 256), device=self._device, dtype=latents.dtype)
         for name, value in zip(_INPUTS, (latents.contiguous(), audio.contiguous()), strict=True):
-            self._context.set_input_shape(name, tuple(value.shape))
-            self._context.set_tensor_address(name, value.data_ptr())
-        self._context.set_tensor_address(_OUTPUT, face.data_ptr())
-        if not self._context.execute_async_v3(torch.cuda.current_stream(self._device).cuda_stream):
+            context.set_tensor_address(name, value.data_ptr())
+        context.set_tensor_address(_OUTPUT, face.data_ptr())
+        if not context.execute_async_v3(torch.cuda.current_stream(self._device).cuda_stream):
             raise RuntimeError("CUDA error: TensorRT did not run the plan")
         return face
+
+    def _context(self, size: int) -> Any:
+        context = self._engine.create_execution_context(self._user_managed)
+        if context is None:
+            raise torch.cuda.OutOfMemoryError("TensorRT has no memory for another execution context")
+        context.set_device_memory(self._memory.data_ptr(), self._memory.numel())
+        for name, shape in zip(_INPUTS, (LATENT_SHAPE, (AUDIO_ROWS, AUDIO_WIDTH)), strict=True):
+            if not context.set_input_shape(name, (size, *shape)):
+                raise EngineUnavailable(
+                    f"The TensorRT plan takes no batch of {size}; run `musetalk-agent build-engine`."
+                )
+        self._contexts[size] = context
+        return context
 
 
 def find_plan(models: Path, profile: Profile, device: torch.device, dtype: torch.dtype) -> TensorRTPlan | None:
