@@ -22,6 +22,6 @@ USER 10001:10001
 VOLUME ["/models", "/cache"]
 EXPOSE 8090
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=10s --timeout=3s --start-period=120s --retries=3 \
+HEALTHCHECK --interval=10s --timeout=3s --start-period=960s --retries=3 \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8090/health', timeout=2)"]
 CMD ["musetalk-agent", "serve", "--host", "0.0.0.0", "--port", "8090"]

@@ -80,11 +80,20 @@ def _serve(args: argparse.Namespace) -> int:
         watchdog.daemon = True
         watchdog.start()
 
+    def give_up() -> None:
+        server.should_exit = True
+
     app.state.engines.on_lost = end
+    app.state.warmup.on_failed = give_up
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises the signal again once all is closed
         server.run()
     if app.state.engines.lost:
         return _leave(_ENGINE_LOST, at_once=True)
+    failed: Exception | None = app.state.warmup.error
+    if failed is not None:
+        told = f"{failed.code.value}: {failed.detail}" if isinstance(failed, AgentError) else str(failed)
+        print(f"musetalk-agent: {told}", file=sys.stderr)
+        return _leave(1)
     return _leave(0 if server.started else 1)
 
 

@@ -6,7 +6,7 @@ AgentError
 │   ├── AvatarUnsafeArchive, AvatarUndecodable, AvatarSizesDiffer, AvatarEmpty
 │   └── NoFaceInAvatar, AvatarNotFound
 ├── EngineUnknown, EngineUnavailable, EngineFailed, WeightsMissing, WeightsInvalid
-├── SessionNotFound, SessionConflict, SessionEnded, AtCapacity, Draining
+├── SessionNotFound, SessionConflict, SessionEnded, AtCapacity, Draining, NotReady
 ├── DiskFull               an avatar cannot be written
 ├── PublishFailed          the room could not be joined or published to
 ├── PublisherUnavailable   the session has no transport of that kind
@@ -149,6 +149,12 @@ class AtCapacity(AgentError):
     """No room for another session now."""
 
     error_code = ErrorCode.AT_CAPACITY
+
+
+class NotReady(AgentError):
+    """The engines are not started yet."""
+
+    error_code = ErrorCode.NOT_READY
 
 
 class DiskFull(AgentError):

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import httpx
 
+from musetalk_agent.protocol.http import WARMING
 from orchestrator.worker_process import kill
 
 log = logging.getLogger(__name__)
@@ -41,6 +42,17 @@ def free_port(kind: socket.SocketKind = socket.SOCK_STREAM) -> int:
             probe.bind(("127.0.0.1", port))
             return port
     raise OSError(errno.EADDRINUSE, "no free port among a hundred of 127.0.0.1")
+
+
+def _warming(answer: httpx.Response) -> str:
+    """What a service that warms up says of it; empty for any other answer."""
+    try:
+        said = answer.json()
+    except ValueError:
+        return ""
+    if not isinstance(said, dict) or said.get("status") != WARMING:
+        return ""
+    return str(said.get("engine_note") or WARMING)
 
 
 class ChildFailed(Exception):
@@ -89,22 +101,27 @@ class Child:
     async def ready(self, url: str, within_s: float = READY_S, remind: Callable[[str], None] | None = None) -> None:
         """Waits until `url` answers 200. Raises `ChildFailed`.
 
-        `remind` is called every 15 s of waiting, with a sentence that says how long it has lasted.
+        A part that answers that it is warming up (`engine_note` of the agent's `/health`) is waited for as long as it says so: it
+        ends by itself when that takes too long. `remind` is called every 15 s of waiting, with a sentence that says how long it has
+        lasted.
         """
         assert self._process is not None
         async with httpx.AsyncClient(timeout=2, trust_env=False) as http:
             begun = time.monotonic()
-            reminded = begun
-            while (now := time.monotonic()) < begun + within_s:
+            reminded, until, told = begun, begun + within_s, ""
+            while (now := time.monotonic()) < until:
                 if self._process.returncode is not None:
                     code = self._process.returncode
                     raise ChildFailed(f"{self.name} ended with exit code {code} while starting{self.last_lines()}")
                 with contextlib.suppress(httpx.TransportError):
-                    if (await http.get(url)).status_code == 200:
+                    answer = await http.get(url)
+                    if answer.status_code == 200:
                         return
+                    if told := _warming(answer):
+                        until = now + within_s
                 if remind is not None and now >= reminded + _REMIND_S:
                     reminded = now
-                    remind(f"{self.name} is still starting after {now - begun:.0f} s")
+                    remind(f"{self.name} is still starting after {now - begun:.0f} s{told and ': ' + told}")
                 await asyncio.sleep(_POLL_S)
         raise ChildFailed(f"{self.name} was not ready within {within_s:.0f} s ({url}){self.last_lines()}")
 

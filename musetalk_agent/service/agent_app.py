@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import gc
+import asyncio
 import logging
 import secrets
 import signal
@@ -22,13 +22,14 @@ from musetalk_agent.agent_metrics import REGISTRY
 from musetalk_agent.agent_settings import AgentSettings
 from musetalk_agent.factory import Factory
 from musetalk_agent.protocol import traces
-from musetalk_agent.protocol.http import VERSION, AgentHealth
+from musetalk_agent.protocol.http import VERSION, WARMING, AgentHealth
 from musetalk_agent.protocol.http_server import TimedHttp
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from musetalk_agent.service.key_check import AgentAuthMiddleware, KeyChecker, problem_response
 from musetalk_agent.service.link_server import LinkServer
 from musetalk_agent.service.live_sessions import LiveSessions
 from musetalk_agent.service.routes import router
+from musetalk_agent.service.warmup import WarmUp
 from musetalk_agent.session.session import LEAVE_S, MEDIA_END_S, RELEASE_S
 from musetalk_agent.tasks import Step, tear_down
 
@@ -40,32 +41,36 @@ _TRACES_END_S = 5.0
 
 
 def create_app(settings: AgentSettings) -> FastAPI:
-    """Builds the application. Engines warm up in its lifespan: the port opens when they have.
+    """Builds the application. Engines warm up while the port is open: `/health` says `warming`, and no session starts.
+
+    An engine that the settings name and that does not start is `app.state.warmup.error`.
 
     Raises `EngineUnknown`, `EngineUnavailable` or `WeightsMissing` when the engine that the settings name cannot run here.
     """
     factory = Factory(settings)
+    warmup = WarmUp(factory.start)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         traces.start("musetalk-agent")
-        sessions: LiveSessions | None = None
+        sessions = LiveSessions(factory, lambda: warmup.over)
+        app.state.factory, app.state.sessions = factory, sessions
+        app.state.links = LinkServer(lambda: sessions.draining)
+        warming = asyncio.create_task(warmup.run(), name="warm-up")
         try:
-            await factory.start()
-            gc.collect()
-            gc.freeze()
-            sessions = LiveSessions(factory)
-            app.state.factory, app.state.sessions = factory, sessions
-            app.state.links = LinkServer(lambda: app.state.sessions.draining)
             yield
         finally:
-            steps = [Step("engines", factory.aclose, _ENGINES_END_S), Step("traces", traces.stop, _TRACES_END_S)]
-            if sessions is not None:
-                steps.insert(0, Step("sessions", sessions.aclose, _SESSIONS_END_S))
+            warming.cancel()
+            await asyncio.gather(warming, return_exceptions=True)
+            steps = [
+                Step("sessions", sessions.aclose, _SESSIONS_END_S),
+                Step("engines", factory.aclose, _ENGINES_END_S),
+                Step("traces", traces.stop, _TRACES_END_S),
+            ]
             await tear_down("agent", steps)
 
     app = FastAPI(title="musetalk-agent", version=VERSION, lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.state.settings, app.state.engines = settings, factory.engines
+    app.state.settings, app.state.engines, app.state.warmup = settings, factory.engines, warmup
     app.state.instance = secrets.token_hex(8)
     app.state.door = KeyChecker(settings.agent_api_key)
     app.add_middleware(AgentAuthMiddleware, door=app.state.door, open_metrics=settings.open_metrics)
@@ -83,14 +88,21 @@ def create_app(settings: AgentSettings) -> FastAPI:
 async def _health(request: Request, response: Response) -> AgentHealth:
     sessions: LiveSessions = request.app.state.sessions
     factory: Factory = request.app.state.factory
-    status = "draining" if sessions.draining else "ok" if factory.engines.ready else "engine_failed"
+    warmup: WarmUp = request.app.state.warmup
+    engine, note = factory.engines.default, factory.engines.note(None)
+    if sessions.draining:
+        status = "draining"
+    elif not warmup.over:
+        status, note = WARMING, warmup.note(engine)
+    else:
+        status = "ok" if factory.engines.ready else "engine_failed"
     if status != "ok":
         response.status_code = 503
     return AgentHealth(
         status=status,
         version=VERSION,
-        engine=factory.engines.default,
-        engine_note=factory.engines.note(None),
+        engine=engine,
+        engine_note=note,
         capacity=sessions.capacity(),
         draining=sessions.draining,
         instance=request.app.state.instance,

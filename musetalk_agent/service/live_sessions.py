@@ -7,6 +7,7 @@ import gc
 import logging
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from musetalk_agent.agent_metrics import SESSIONS, SESSIONS_ENDED, SESSIONS_MAX, START_SECONDS
@@ -16,6 +17,7 @@ from musetalk_agent.errors import (
     Draining,
     EngineFailed,
     EngineUnavailable,
+    NotReady,
     SessionConflict,
     SessionEnded,
     SessionNotFound,
@@ -52,10 +54,14 @@ class _Start:
 
 
 class LiveSessions:
-    """Holds sessions by id. A start that is under way counts against the capacity."""
+    """Holds sessions by id. A start that is under way counts against the capacity.
 
-    def __init__(self, factory: Factory) -> None:
-        self._factory = factory
+    Args:
+        ready: whether the engines have been started; no session is before.
+    """
+
+    def __init__(self, factory: Factory, ready: Callable[[], bool] = lambda: True) -> None:
+        self._factory, self._ready = factory, ready
         factory.engines.on_failure = self._break_off
         self._sessions: dict[str, Session] = {}
         self._ended: OrderedDict[str, tuple[float, AgentSession]] = OrderedDict()
@@ -97,11 +103,16 @@ class LiveSessions:
     async def start(self, request: AgentStartRequest) -> Session:
         """Prepares the avatar, joins the room, publishes.
 
-        Raises `Draining`, `AtCapacity`, `SessionConflict`, avatar and engine errors. Cancelling the caller gives the start up.
+        Raises `NotReady`, `Draining`, `AtCapacity`, `SessionConflict`, avatar and engine errors. Cancelling the
+        caller gives the start up.
         """
         if self.draining:
             raise Draining(
                 "The agent shuts down and takes no new session; use another one.", retry_after_s=_RETRY_AFTER_S
+            )
+        if not self._ready():
+            raise NotReady(
+                "The agent is loading its engine; `GET /health` says when it is ready.", retry_after_s=_RETRY_AFTER_S
             )
         self._archive()
         if request.session_id in (*self._starting, *self._sessions):

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from urllib.error import HTTPError
 from urllib.request import ProxyHandler, build_opener
 
+from musetalk_agent.protocol.http import WARMING
+
 _POLL_S = 0.1
 _NOTICE_S = 1.0
 """How long a process has to show that the platform's own SIGTERM has reached it: a second one would end it at once."""
@@ -50,10 +52,10 @@ class Service:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, within_s: float) -> None:
-        """Returns when it answers, which it does only when it is warm. Raises ServiceFailed."""
+        """Returns when it answers and does not warm up any more. Raises ServiceFailed."""
         self._process = process = subprocess.Popen(self.command, env=self.environment, start_new_session=True)
         until = time.monotonic() + within_s
-        while self.health() is None:
+        while (told := self.health()) is None or told.get("status") == WARMING:
             if process.poll() is not None:
                 raise ServiceFailed(f"{self.command[2]} ended with exit code {process.returncode} while starting")
             if time.monotonic() > until:

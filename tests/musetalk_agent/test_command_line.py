@@ -27,6 +27,7 @@ COMMANDS = {
     "fetch-models": [],
     "convert-weights": [],
     "build-engine": [],
+    "doctor": [],
 }
 
 
@@ -106,8 +107,10 @@ class Watchdog:
 def engines(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A service that is not made, and its pool of engines."""
     made = SimpleNamespace(lost=False, on_lost=None)
+    made.warmup = SimpleNamespace(error=None, on_failed=None)
+    state = SimpleNamespace(engines=made, warmup=made.warmup)
     monkeypatch.setenv("AGENT_API_KEY", "k")
-    monkeypatch.setattr(agent_app, "create_app", lambda _: SimpleNamespace(state=SimpleNamespace(engines=made)))
+    monkeypatch.setattr(agent_app, "create_app", lambda _: SimpleNamespace(state=state))
     monkeypatch.setattr(agent_app, "AgentServer", Server)
     monkeypatch.setattr("musetalk_agent.protocol.logs.configure", lambda _: None)
     monkeypatch.setattr(command_line, "_limit_arenas", lambda: None)
@@ -136,6 +139,22 @@ def test_a_server_that_ran_ends_well_and_one_that_never_listened_does_not(
     monkeypatch.setattr(Server, "started", started)
     assert serve("--host", "0.0.0.0", "--port", "9999") == code
     assert vars(Server.made) == {"host": "0.0.0.0", "port": 9999}
+
+
+def test_an_engine_that_does_not_start_ends_the_server_and_is_told(
+    engines: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(server: Server) -> None:
+        engines.warmup.error = EngineUnavailable("The engine 'musetalk' did not start: no memory.")
+        engines.warmup.on_failed()
+        assert server.should_exit
+
+    monkeypatch.setattr(Server, "during", staticmethod(fails))
+    assert serve() == 1
+    assert (
+        capsys.readouterr().err
+        == "musetalk-agent: engine_unavailable: The engine 'musetalk' did not start: no memory.\n"
+    )
 
 
 def test_ctrl_c_is_a_clean_end(engines: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:

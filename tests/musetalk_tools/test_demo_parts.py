@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import sys
@@ -74,6 +75,42 @@ async def test_a_slow_part_is_waited_for_and_said_to_be_starting(
     finally:
         await child.stop()
     assert len(said) >= 3 and all(s.startswith("part is still starting after ") for s in said)
+
+
+async def test_a_part_that_warms_up_is_waited_for_as_long_as_it_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Longer than a part may be silent, with what it says of itself in the reminders."""
+    monkeypatch.setattr(processes, "_REMIND_S", 0.01)
+    answers = [503, 503, 503, 503, 200]
+
+    async def health(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        clock.now += 40  # seconds between two looks
+        body = b'{"status": "warming", "engine_note": "8 of 16 batch sizes"}'
+        status = answers.pop(0)
+        writer.write(f"HTTP/1.1 {status} x\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n".encode() + body)
+        await writer.drain()
+        writer.close()
+
+    class Clock:
+        now = 0.0
+
+        def monotonic(self) -> float:
+            return self.now
+
+    clock, said = Clock(), list[str]()
+    monkeypatch.setattr(processes, "time", clock)
+    server = await asyncio.start_server(health, "127.0.0.1", 0)
+    child = _part("import time; time.sleep(600)", tmp_path / "part.log")
+    await child.start()
+    try:
+        async with server:
+            address = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/health"
+            await child.ready(address, 60, remind=said.append)
+    finally:
+        await child.stop()
+    assert answers == [] and said[-1].endswith("still starting after 120 s: 8 of 16 batch sizes")
 
 
 async def test_the_services_end_quietly_at_ctrl_c(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import uvicorn
 import websockets
 
 from musetalk_agent.agent_settings import AgentSettings
+from musetalk_agent.protocol.http import WARMING
 from musetalk_agent.service.agent_app import create_app, server_config
 from musetalk_tools.processes import free_port
 from tests.fakes.serving import BRIEF
@@ -47,16 +48,15 @@ class Agent:
 
 
 async def answers(http: httpx.AsyncClient) -> None:
-    """Returns when the server says anything at all."""
+    """Returns when the server says anything but that it warms up."""
 
-    async def any_answer() -> bool:
+    async def warm() -> bool:
         try:
-            await http.get("/health")
+            return bool((await http.get("/health")).json()["status"] != WARMING)
         except httpx.TransportError:
             return False
-        return True
 
-    await until(any_answer)
+    await until(warm)
 
 
 @asynccontextmanager
@@ -67,7 +67,7 @@ async def agent(cache: Path, **settings: Any) -> AsyncIterator[Agent]:
     server.install_signal_handlers = lambda: None  # type: ignore[attr-defined,method-assign]
     task = asyncio.create_task(server._serve())
     try:
-        await until(lambda: server.started)
+        await until(lambda: server.started and (app.state.warmup.over or app.state.warmup.error))
         base = f"http://127.0.0.1:{port}"
         async with httpx.AsyncClient(
             base_url=base, headers=HEADERS, timeout=NEVER_S, trust_env=False, limits=BRIEF

@@ -1,0 +1,51 @@
+"""The start of the engines, while the port is open already and says so."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import time
+from collections.abc import Awaitable, Callable
+
+log = logging.getLogger(__name__)
+
+
+class WarmUp:
+    """Starts the engines once.
+
+    Args:
+        start: makes and warms them.
+
+    Attributes:
+        over: whether they are ready.
+        error: what `start` raised; the process is to end then.
+        on_failed: called on the event loop when there is an error.
+    """
+
+    def __init__(self, start: Callable[[], Awaitable[None]]) -> None:
+        self._start = start
+        self._begun = time.monotonic()
+        self.over = False
+        self.error: Exception | None = None
+        self.on_failed: Callable[[], None] = lambda: None
+
+    async def run(self) -> None:
+        """Never raises. Cancelling leaves the engines to whoever closes them."""
+        self._begun = time.monotonic()
+        try:
+            await self._start()
+        except (
+            Exception
+        ) as error:  # the task's boundary: drivers raise anything, and the port would stay open for nothing
+            log.exception("the agent cannot start")
+            self.error = error
+            self.on_failed()
+            return
+        gc.collect()
+        gc.freeze()  # what is there now stays, and no collection need look at it again
+        self.over = True
+        log.info("ready", extra={"after_s": round(time.monotonic() - self._begun, 1)})
+
+    def note(self, engine: str) -> str:
+        """For people: what is waited for, and how long it has taken so far."""
+        return f"The engine {engine!r} is loaded and measured, for {time.monotonic() - self._begun:.0f} s so far."
