@@ -6,8 +6,9 @@ import argparse
 import asyncio
 import sys
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
-from tests.bench import composition, engine, microphone, patch_cost, preparation, room, session_cost, voices
+from tests.bench import composition, engine, microphone, patch_cost, picture, preparation, room, session_cost, voices
 from tests.bench.figures import Figure
 
 BENCHES: dict[str, Callable[[int], Awaitable[list[Figure]]]] = {
@@ -31,11 +32,15 @@ BENCHES: dict[str, Callable[[int], Awaitable[list[Figure]]]] = {
 def main() -> int:
     """Runs the benches in order."""
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
-    parser.add_argument("--only", default="", help=f"names separated by commas: {', '.join(BENCHES)}")
+    parser.add_argument("--only", default="", help=f"names separated by commas: {', '.join([*BENCHES, 'picture'])}")
     parser.add_argument("--seconds", type=int, default=60, help="length of the skew's measurement (default 60)")
+    parser.add_argument(
+        "--faces", type=Path, default=None, help="folder of clips for the bench `picture` (default: a drawn face)"
+    )
     options = parser.parse_args()
-    for name in [n for n in options.only.split(",") if n] or BENCHES:
-        for figure in asyncio.run(BENCHES[name](options.seconds)):
+    benches = {**BENCHES, "picture": lambda _: picture.picture(options.faces)}
+    for name in [n for n in options.only.split(",") if n] or benches:
+        for figure in asyncio.run(benches[name](options.seconds)):
             print(figure.line(), flush=True)
     return 0
 

@@ -13,11 +13,15 @@ from torch import Tensor
 
 from musetalk_agent.engines.musetalk.artefacts import MuseTalkArtefacts
 from musetalk_agent.engines.musetalk.device import Card
+from musetalk_agent.engines.musetalk.picture.mouth_picture import MouthPicture
 from musetalk_agent.errors import EngineUnavailable
 from musetalk_agent.media_types import Feature, Patch
+from musetalk_agent.protocol.avatar_settings import DEFAULTS, AvatarSettings, Blend
 
 LOUDEST = np.float32(1.65)
 """Upper end of whisper's scaled mel values: a full-scale square wave gives 1.64 at most."""
+Look = tuple[Blend, float]
+"""The settings on which an idle mouth depends: `blend` and `sharpen`."""
 SPARE_BYTES = 128 << 20
 """Latents kept of avatars without a session, in case they come back: 8,192 idle frames of 16 KiB."""
 
@@ -29,8 +33,9 @@ class Avatar:
     artefacts: MuseTalkArtefacts
     latents: Tensor
     sessions: int = 0
-    idle: dict[int, Patch] = field(default_factory=dict)
-    """Of a clip that talks by itself: its idle frames with the mouth that the network makes of silence, as far as they are made."""
+    idle: dict[Look, dict[int, Patch]] = field(default_factory=dict)
+    """Of a clip that talks by itself: its idle frames with the mouth that the network makes of silence, as far as they are made,
+    for sessions of the same look."""
 
     @property
     def nbytes(self) -> int:
@@ -104,12 +109,15 @@ class AvatarStore:
 
 
 class MuseTalkSession:
-    """An avatar for one session. It keeps nothing from frame to frame.
+    """An avatar for one session. From frame to frame only its `picture` keeps anything.
 
     Args:
         mouth: how far a mouth may be drawn on each idle frame, 0 … 1 (`Bundle.mouth`, and 0 where the face does not stand upright).
         talks: the clip's own mouth talks, so that idle frames get the mouth that the network makes of silence.
-        mouth_gain: how far the network hears the audio away from silence, see `heard`.
+        settings: `mouth_gain` says how far the network hears the audio away from silence, see `heard`.
+
+    Attributes:
+        picture: makes the session's patches; None for upstream's, which are resized and masked and no more.
     """
 
     def __init__(
@@ -121,11 +129,14 @@ class MuseTalkSession:
         mouth: Callable[[int], float] = lambda _: 1.0,
         *,
         talks: bool = False,
-        mouth_gain: float = 1.0,
+        settings: AvatarSettings = DEFAULTS,
     ) -> None:
         self._store, self._folder, self._rest = store, folder, rest
         self._closed = False
-        self._mouth_gain = mouth_gain
+        self._mouth_gain = settings.mouth_gain
+        self.picture: MouthPicture | None = None
+        look = settings.blend, settings.sharpen
+        self._idle_patches = avatar.idle.setdefault(look, {})
         self.avatar, self.mouth, self._talks = avatar, mouth, talks
         self._idle_indices = tuple(idle_index for idle_index in range(len(avatar.artefacts)) if mouth(idle_index) > 0)
 
@@ -148,22 +159,22 @@ class MuseTalkSession:
 
     def idle(self, idle_index: int) -> Patch | None:
         """The closed mouth of a clip that talks, once all of its idle frames have one; None for the clip as it is."""
-        return self.avatar.idle.get(idle_index) if self.rests else None
+        return self._idle_patches.get(idle_index) if self.rests else None
 
     @property
     def rests(self) -> bool:
         """Idle frames have their mouths closed."""
-        return self._talks and len(self.avatar.idle) == len(self._idle_indices)
+        return self._talks and len(self._idle_patches) == len(self._idle_indices)
 
     def missing_idle_patches(self) -> tuple[int, ...]:
         """The idle frames of a clip that talks for which nothing was made yet, by whichever session shows the avatar."""
         if not self._talks:
             return ()
-        return tuple(idle_index for idle_index in self._idle_indices if idle_index not in self.avatar.idle)
+        return tuple(idle_index for idle_index in self._idle_indices if idle_index not in self._idle_patches)
 
     def store_idle_patch(self, idle_index: int, patch: Patch) -> None:
         """Keeps it in memory as long as the avatar is in the store."""
-        self.avatar.idle[idle_index] = Patch(patch.box, np.ascontiguousarray(patch.pixels), patch.mask)
+        self._idle_patches[idle_index] = Patch(patch.box, np.ascontiguousarray(patch.pixels), patch.mask)
 
     def close(self) -> None:
         """The last session's end leaves the latents on the card for a while (`AvatarStore`)."""

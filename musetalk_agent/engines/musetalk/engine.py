@@ -34,6 +34,7 @@ from musetalk_agent.engines.musetalk.network import (
     TinyDecoder,
 )
 from musetalk_agent.engines.musetalk.parsing import Parser
+from musetalk_agent.engines.musetalk.picture.mouth_picture import MouthPicture
 from musetalk_agent.engines.musetalk.profiles import BUCKETS, COMPILED_BUCKETS, Options, Profile, profile_named
 from musetalk_agent.engines.musetalk.runner import Launched, Runner, Throughput
 from musetalk_agent.engines.musetalk.tensorrt import find_plan
@@ -171,8 +172,9 @@ class MuseTalkEngine:
         def mouth(idle_index: int) -> float:
             return bundle.mouth(idle_index) if standing[idle_index] else 0.0
 
-        gain = settings.mouth_gain
-        return MuseTalkSession(self._avatars, folder, avatar, self._rest, mouth, talks=talking, mouth_gain=gain)
+        session = MuseTalkSession(self._avatars, folder, avatar, self._rest, mouth, talks=talking, settings=settings)
+        session.picture = MouthPicture(avatar.artefacts, bundle, settings)
+        return session
 
     def _closes_idle(self, bundle: Bundle, avatar: Avatar) -> bool:
         """Whether idle mouths are closed: the clip talks, a device in real time makes them, and memory holds them."""
@@ -261,10 +263,11 @@ class MuseTalkEngine:
         blend_weight = (
             1.0 if session.rests else min(request.blend_weight, 1.0)
         )  # idle has the lips at rest: nothing to blend with
-        made: Patch = session.avatar.artefacts.patch(
-            request.idle_index, face, blend_weight * session.mouth(request.idle_index)
-        )
-        return made
+        blend_weight *= session.mouth(request.idle_index)
+        if session.picture is None:
+            return session.avatar.artefacts.patch(request.idle_index, face, blend_weight)
+        speaking = request.feature is not session.rest
+        return session.picture.patch(request.idle_index, face, blend_weight, speaking=speaking)
 
     def close(self) -> None:
         """Releases the device: weights, graphs, latents. Safe to call twice.

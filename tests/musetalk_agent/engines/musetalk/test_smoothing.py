@@ -1,0 +1,104 @@
+"""Trembling goes, movement stays: faces of a painted network, whose mouth is known."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from musetalk_agent.engines.musetalk.picture.smoothing import STRENGTHS, FaceSmoother
+from musetalk_agent.media_types import Pixels
+from musetalk_agent.protocol.avatar_settings import Smoothing
+from tests.fakes.painted_mouth import SIDE, Faults, Painter, Speech, lag_frames, opening_of, speech, trembling
+
+TOP = 112
+MOUTH = (128.0, 180.0, 40.0)
+SKIN = (150, 175, 215)
+
+
+def flat() -> Pixels:
+    """A face of one colour."""
+    return np.full((SIDE, SIDE, 3), SKIN, np.uint8)
+
+
+def painted(told: Speech, faults: Faults | None = None) -> list[Pixels]:
+    painter = Painter(faults or Faults())
+    return [painter.face(flat(), MOUTH, opening)[TOP:] for opening in told.openings]
+
+
+def openings(faces: list[Pixels]) -> np.ndarray:
+    return np.array([opening_of(face, (MOUTH[0], MOUTH[1] - TOP), 22) for face in faces])
+
+
+def shown(faces: list[Pixels], name: Smoothing) -> list[Pixels]:
+    strength = STRENGTHS[name]
+    assert strength is not None
+    smoother = FaceSmoother(strength)
+    return [smoother.smoothed(face).copy() for face in faces]
+
+
+@pytest.mark.parametrize("name", ["light", "strong"])
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("hold", [(3, 5), (3, 9)], ids=["fast", "usual"])
+def test_trembling_is_halved_and_nothing_comes_later(name: Smoothing, seed: int, hold: tuple[int, int]) -> None:
+    told = speech(250, seed, hold)
+    before = painted(told)
+    raw, smooth = openings(before), openings(shown(before, name))
+    assert abs(40 * lag_frames(smooth, raw)) < 1  # ms at 25 frames a second
+    closed = [k for k, closure in enumerate(told.closures) if raw[closure.start : closure.stop].min() < 2]
+    kept = [smooth[told.closures[k].start : told.closures[k].stop].min() < 2 for k in closed]
+    assert len(kept) > 10 and np.mean(kept) >= 0.95
+    if hold[1] > 5:
+        assert trembling(smooth, told.holds) < trembling(raw, told.holds) / 2
+
+
+def test_strong_takes_out_more_than_light() -> None:
+    told = speech(250)
+    before = painted(told)
+    light, strong = (trembling(openings(shown(before, name)), told.holds) for name in ("light", "strong"))
+    assert strong < 0.95 * light
+
+
+def test_noise_of_a_face_that_stands_still_is_averaged() -> None:
+    before = painted(Speech(np.full(60, 12.0), [], []), Faults(trembling=0))
+    after = shown(before, "light")
+    skin = (slice(0, 20), slice(0, 60))
+
+    def flicker(faces: list[Pixels]) -> float:
+        return float(np.mean([np.abs(a[skin].astype(float) - b[skin]).mean() for a, b in pairwise(faces[20:])]))
+
+    assert flicker(after) < 0.45 * flicker(before)
+
+
+def test_a_mouth_that_shuts_at_once_is_shut_at_once() -> None:
+    told = Speech(np.array([20.0] * 10 + [0.0] * 2 + [20.0] * 10), [], [])
+    faces = painted(told, Faults(trembling=0, noise=0))
+    seen = openings(shown(faces, "strong"))
+    assert seen[9] > 18 and seen[10] < 1 and seen[11] < 1 and seen[12] > 15
+
+
+def test_a_slow_movement_is_not_held_back_for_long() -> None:
+    """Half a pixel a frame looks like trembling at first; what adds up is let through."""
+    told = Speech(np.concatenate([np.full(5, 6.0), np.arange(6, 22, 0.5), np.full(10, 22.0)]), [], [])
+    faces = painted(told, Faults(trembling=0, noise=0))
+    seen, raw = openings(shown(faces, "strong")), openings(faces)
+    assert np.abs(seen - raw).max() < 3 and abs(seen[-1] - raw[-1]) < 0.3
+
+
+def test_the_first_face_and_the_first_after_a_reset_are_taken_as_they_are() -> None:
+    faces = painted(speech(6))
+    strength = STRENGTHS["strong"]
+    assert strength is not None
+    smoother = FaceSmoother(strength)
+    assert np.array_equal(smoother.smoothed(faces[0]), faces[0])
+    assert not np.array_equal(smoother.smoothed(faces[1]), faces[1])
+    smoother.reset()
+    assert np.array_equal(smoother.smoothed(faces[2]), faces[2])
+
+
+def test_what_is_given_is_not_changed() -> None:
+    faces = painted(speech(5))
+    copies = [face.copy() for face in faces]
+    shown(faces, "light")
+    assert all(np.array_equal(a, b) for a, b in zip(faces, copies, strict=True))
