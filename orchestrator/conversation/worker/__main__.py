@@ -22,6 +22,7 @@ from orchestrator.conversation.conversation_messages import (
     WorkerBeat,
     commands,
 )
+from orchestrator.conversation.worker.awaited_events import AwaitedEvents
 from orchestrator.conversation.worker.room_conversation import RoomConversation
 
 BEAT_S = 1.0
@@ -125,6 +126,7 @@ def main() -> NoReturn:
     reports = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)  # native code that prints writes to the log, not into the pipe
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    AwaitedEvents.install()
     asyncio.run(_serve(reports))
     os._exit(0)  # the rooms are left: the SDK's own clean-up beside its threads panics now and then
 

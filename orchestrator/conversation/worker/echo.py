@@ -41,6 +41,9 @@ _LEARN = int(1.0 * RATE / HOP)
 _FLOOR_DB = 30.0
 """Level of digital silence, in the units of `_levels`."""
 
+_SPEECH_DB = _FLOOR_DB + 12.0
+"""Mean level of the bands above which the avatar speaks."""
+
 Levels = npt.NDArray[np.float64]
 Sound = npt.NDArray[np.float64]
 
@@ -53,6 +56,27 @@ class Echo(Enum):
     HEARD = "heard"
 
 
+class _History:
+    """The newest `size` hops of one sound's levels. Moves them only when its room is used up."""
+
+    def __init__(self, size: int) -> None:
+        self._rows: Levels = np.full((4 * size, BANDS), _FLOOR_DB)
+        self._size = self._end = size
+
+    def add(self, levels: Levels) -> None:
+        """One hop more."""
+        if self._end == len(self._rows):
+            self._rows[: self._size] = self._rows[-self._size :]
+            self._end = self._size
+        self._rows[self._end] = levels
+        self._end += 1
+
+    @property
+    def kept(self) -> Levels:
+        """(size, BANDS), newest last; valid until the next `add`."""
+        return self._rows[self._end - self._size : self._end]
+
+
 class EchoPath:
     """Follows one microphone. `push` takes what it hears and what was played, both at 16 kHz and of the same time."""
 
@@ -61,9 +85,8 @@ class EchoPath:
         self._rest = np.zeros((2, 0))
         self._hops = 0
         size = _HISTORY + LAG_MOST + _EARLY + 16
-        self._heard: Levels = np.full((size, BANDS), _FLOOR_DB)  # newest last
-        self._played: Levels = np.full((size, BANDS), _FLOOR_DB)
-        self._smeared: Levels = np.full((size, BANDS), _FLOOR_DB)
+        self._heard, self._played, self._smeared = _History(size), _History(size), _History(size)
+        self._spoke_at = -size  # the last hop in which the avatar spoke
         self._active = 0
         self._lag = 0
         self._gain: Levels = np.full(BANDS, -60.0)
@@ -72,49 +95,55 @@ class EchoPath:
     def push(self, heard: Sound, played: Sound) -> None:
         """Any number of samples, as many of each; values of int16."""
         both = np.concatenate([self._rest, np.stack([heard, played])], axis=1)
-        while both.shape[1] >= _WINDOW:
-            self._hop(_levels(both[:, :_WINDOW]))
-            both = both[:, HOP:]
-        self._rest = both
+        hops = (both.shape[1] - _WINDOW) // HOP + 1
+        if hops > 0:
+            windows = np.lib.stride_tricks.sliding_window_view(both, _WINDOW, axis=1)[:, ::HOP][:, :hops]
+            silent = not np.any(both[1])  # costs no spectrum
+            played_levels = np.full((hops, BANDS), _FLOOR_DB) if silent else _levels(windows[1])
+            for levels in zip(_levels(windows[0]), played_levels, strict=True):
+                self._hop(*levels)
+        self._rest = both[:, max(hops, 0) * HOP :]
 
     @property
     def sounding(self) -> bool:
         """The avatar is heard, or its echo may still come."""
-        return bool(np.any(_is_speech(self._played[-LAG_MOST - 12 :])))
+        return self._hops - self._spoke_at < LAG_MOST + 12
 
     def louder(self, hops: int) -> float:
         """Share of the last hops in which the microphone hears more than the avatar: 0 … 1. All of them where there is no echo."""
         if self.state is not Echo.HEARD:
             return 1.0
         expected = np.maximum(self._expected(hops), self._floor)
-        bands = np.sum(self._heard[-hops:] > expected + _LOUDER_DB, axis=1)
+        bands = np.sum(self._heard.kept[-hops:] > expected + _LOUDER_DB, axis=1)
         return float(np.mean(bands >= _LOUDER_BANDS))
 
     def _expected(self, hops: int) -> Levels:
         """The loudest that the echo may be now, in each band."""
-        size = len(self._smeared)
+        smeared = self._smeared.kept
+        size = len(smeared)
         lags = range(max(self._lag - _EARLY, 0), self._lag + _EARLY + 1)
-        loudest: Levels = np.max([self._smeared[size - lag - hops : size - lag] for lag in lags], axis=0)
+        loudest: Levels = np.max([smeared[size - lag - hops : size - lag] for lag in lags], axis=0)
         return loudest + self._gain
 
-    def _hop(self, levels: Levels) -> None:
-        for ring, level in ((self._heard, levels[0]), (self._played, levels[1])):
-            ring[:-1] = ring[1:]
-            ring[-1] = level
-        self._smeared[:-1] = self._smeared[1:]
-        self._smeared[-1] = np.maximum(levels[1], self._smeared[-2] - _DECAY_DB)
-        self._active += bool(_is_speech(levels[1][np.newaxis])[0])
+    def _hop(self, heard: Levels, played: Levels) -> None:
+        self._smeared.add(np.maximum(played, self._smeared.kept[-1] - _DECAY_DB))
+        self._heard.add(heard)
+        self._played.add(played)
         self._hops += 1
+        if np.mean(played) > _SPEECH_DB:
+            self._active += 1
+            self._spoke_at = self._hops
         if self._hops % 8 == 0:
             self._learn()
 
     def _learn(self) -> None:
-        """Eight times a second; costs nothing while the avatar is silent."""
-        self._floor = np.percentile(self._heard[-min(self._hops, _HISTORY) :], 10, axis=0) + 3.0
+        """Eight times a second; costs little while the avatar is silent."""
+        heard = self._heard.kept[-min(self._hops, _HISTORY) :]
+        self._floor = np.partition(heard, len(heard) // 10, axis=0)[len(heard) // 10] + 3.0
         if not self.sounding:
             return
         if self.state is Echo.UNKNOWN and self._active >= _SETTLE and self._hops > LAG_MOST:
-            over = np.mean(self._heard[-12:] - self._floor, axis=1)
+            over = np.mean(self._heard.kept[-12:] - self._floor, axis=1)
             if float(np.max(over)) < _QUIET_DB:
                 self.state = Echo.NONE
         if self._active < _LEARN:
@@ -130,29 +159,34 @@ class EchoPath:
         span = min(_HISTORY, self._hops - LAG_MOST)
         if span < _LEARN:
             return 0.0, 0
-        heard = self._heard[-span:] - np.mean(self._heard[-span:], axis=0)
-        size, best, found = len(self._played), 0.0, 0
-        for lag in range(LAG_MOST):
-            played = self._played[size - lag - span : size - lag]
-            played = played - np.mean(played, axis=0)
-            scale = float(np.sum(heard**2) * np.sum(played**2))
-            likeness = float(np.sum(heard * played)) / scale**0.5 if scale > 0 else 0.0
-            if likeness > best:
-                best, found = likeness, lag
-        return best, found
+        heard = self._heard.kept[-span:] - np.mean(self._heard.kept[-span:], axis=0)
+        # Row n of `windows` is (BANDS, span) of what was played LAG_MOST - 1 - n hops before.
+        played = self._played.kept[-span - LAG_MOST + 1 :] - _FLOOR_DB
+        windows = np.lib.stride_tricks.sliding_window_view(played, span, axis=0)
+        together = np.einsum(
+            "nbs,sb->n", windows, heard
+        )  # the mean of `heard` is zero, so that of `played` does not matter
+        sums, squares = (_sliding(each, span) for each in (played, played**2))
+        scale = np.sum(heard**2) * np.sum(squares - sums**2 / span, axis=1)
+        likeness = np.where(scale > 0, together / np.sqrt(np.maximum(scale, 1e-9)), 0.0)[::-1]
+        lag = int(np.argmax(likeness))
+        return (float(likeness[lag]), lag) if likeness[lag] > 0 else (0.0, 0)
 
     def _fit(self) -> None:
-        at = len(self._smeared) - self._lag
+        smeared = self._smeared.kept
+        at = len(smeared) - self._lag
         span = min(_HISTORY, at, self._hops)
-        played, heard = self._smeared[at - span : at], self._heard[-span:]
+        played, heard = smeared[at - span : at], self._heard.kept[-span:]
         for band in range(BANDS):
             active = played[:, band] > _FLOOR_DB + _ACTIVE_DB
             if np.sum(active) >= _LEARN // 4:
                 self._gain[band] = np.median(heard[active, band] - played[active, band])
 
 
-def _is_speech(levels: Levels) -> npt.NDArray[np.bool_]:
-    return np.asarray(np.mean(levels, axis=1) > _FLOOR_DB + 12.0)
+def _sliding(rows: Levels, span: int) -> Levels:
+    """Sums of each `span` rows that follow each other."""
+    sums = np.concatenate([np.zeros((1, rows.shape[1])), np.cumsum(rows, axis=0)])
+    return np.asarray(sums[span:] - sums[:-span])
 
 
 def _bands() -> Levels:

@@ -30,11 +30,12 @@ from orchestrator.conversation.conversation_messages import (
     ToolResult,
     WordsSpoken,
 )
-from orchestrator.conversation.worker import models
+from orchestrator.conversation.worker import models, room_microphones
 from orchestrator.conversation.worker.echo import RATE
 from orchestrator.conversation.worker.floor import Floor
 from orchestrator.conversation.worker.gated_vad import GatedVAD, VadGate
 from orchestrator.conversation.worker.heard_output import HeardOutput
+from orchestrator.conversation.worker.inline_executor import InlineExecutor
 from orchestrator.conversation.worker.microphone_watch import MicrophoneWatch, State
 from orchestrator.conversation.worker.played_sound import PlayedSound
 from orchestrator.conversation.worker.room_agent import RoomAgent
@@ -135,7 +136,8 @@ class RoomConversation:
         opening = self._opening
         self._room.on("disconnected", self._on_disconnected)
         self._room.on("track_subscribed", self._on_track)
-        await self._room.connect(opening.url, opening.token)
+        await self._room.connect(opening.url, opening.token, room_microphones.OPTIONS)
+        room_microphones.take_microphones(self._room)
         captions = RoomCaptions(self._room, opening.avatar_identity)
         output = HeardOutput(
             self._room,
@@ -150,7 +152,8 @@ class RoomConversation:
             self._on_floor(Floor.cut),
             self._on_floor(Floor.quiet),
         )
-        session = self._session = self._make_session(GatedVAD(inference.VAD(min_silence_duration=0.25), gate))
+        detector = inference.VAD(min_silence_duration=0.25, executor=InlineExecutor())
+        session = self._session = self._make_session(GatedVAD(detector, gate))
         session.output.audio = output
         floor = self._floor = Floor(session, output, opening.language)
         timed = isinstance(session.tts, TimedVoice)
