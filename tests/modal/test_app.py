@@ -174,6 +174,7 @@ def test_compiled_kernels_and_plans_are_kept_on_volumes(monkeypatch: pytest.Monk
     environment = here.environment("Agent")
     for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "CUDA_CACHE_PATH"):
         assert environment[name].startswith("/root/kernels/")
+    assert environment["KERNELS_DIR"] == "/root/kernels"
     (written,) = plans["volumes"].values()
     assert written._name == "musetalk-models" and written._mount_options is None
     assert plans["gpu"] == doctor["gpu"] == agent["gpu"] == "H100" and plans["image"] is agent["image"]

@@ -19,6 +19,7 @@ from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.engines.interface import PatchRequest, Progress
 from musetalk_agent.engines.musetalk.artefacts import MuseTalkArtefacts
 from musetalk_agent.engines.musetalk.avatar_store import Avatar, AvatarStore, MuseTalkSession
+from musetalk_agent.engines.musetalk.compiling import compiler_fault
 from musetalk_agent.engines.musetalk.device import Card, card_for, device_errors
 from musetalk_agent.engines.musetalk.face_region import talks, upright
 from musetalk_agent.engines.musetalk.forwards import Findings, Forward, Kind, chosen, findings_key, keep_kernels
@@ -127,6 +128,7 @@ class MuseTalkEngine:
         self._avatars = AvatarStore(self.card)
         self.card.synchronize()  # weights were converted on another stream than the frames'
         self.pace = Throughput()
+        self.forward_note: str | None = None  # why no other forward than the plain one was tried
         self.unfit_faces = 0
 
     @property
@@ -215,6 +217,7 @@ class MuseTalkEngine:
             "profile": self.profile.name,
             "precision": str(self._dtype()).removeprefix("torch."),
             "fused": self.fused,
+            **({"fused_note": self.forward_note} if self.forward_note else {}),
             "lookahead_ms": self.options.lookahead_ms,
             "frames_per_second": round(self.pace.frames_per_second, 1),
             "batch_ms": {str(size): round(1000 * seconds, 3) for size, seconds in self.pace.seconds.items()},
@@ -290,6 +293,12 @@ class MuseTalkEngine:
         """Once: with `auto` by timing, which on the processor would take longer than it could gain."""
         asked = self.options.fuse
         if self.fused != "off" or asked == "off" or (asked == "auto" and self.card.device.type == "cpu"):
+            return
+        if (self.card.device.type == "cuda" or asked == "compile") and (
+            fault := compiler_fault(self.options.kernels_dir)
+        ):
+            log.warning("the network runs in plain torch", extra={"reason": fault})
+            self.forward_note = fault
             return
         if self.options.kernels_dir is not None:
             keep_kernels(self.options.kernels_dir)

@@ -101,7 +101,7 @@ def chosen(
     faces: Callable[[Forward], Pixels],
     findings: Findings,
 ) -> Forward:
-    """The forward that was asked for, or with `auto` the fastest of those that work here.
+    """The forward that was asked for where it works here, else the plain one; with `auto` the fastest of those that work.
 
     Args:
         network: the plain one.
@@ -116,8 +116,17 @@ def chosen(
     if asked == "off":
         return plain
     if asked != "auto":
-        forward = forward_of(asked, network) or plain
-        findings.note(forward.kind, round(1000 * seconds(forward), 4))
+        try:
+            forward = forward_of(asked, network) or plain
+            findings.note(forward.kind, round(1000 * seconds(forward), 4))
+        except EngineFailed:
+            raise
+        except Exception as error:  # noqa: BLE001 - as below; sessions are better served slowly than not at all
+            log.warning(
+                "the forward that was asked for does not work here", extra={"forward": asked, "reason": _why(error)}
+            )
+            findings.note(asked, _why(error))
+            return plain
         return forward
     known = findings.read()
     found = {plain: seconds(plain)}
@@ -134,9 +143,8 @@ def chosen(
         except EngineFailed:
             raise  # what was noted stays, and the next start leaves it out
         except Exception as error:  # noqa: BLE001 - compilers raise anything: no C compiler, no folder, an old or full card
-            reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"[:200]
-            log.warning("a forward does not work here", extra={"forward": kind, "reason": reason})
-            findings.note(kind, reason)
+            log.warning("a forward does not work here", extra={"forward": kind, "reason": _why(error)})
+            findings.note(kind, _why(error))
             continue
         findings.note(kind, round(1000 * found[other], 4))
     best = min(found, key=lambda forward: found[forward])
@@ -145,6 +153,10 @@ def chosen(
         extra={"forward": best.kind, "ms": {one.kind: round(1000 * took, 3) for one, took in found.items()}},
     )
     return best
+
+
+def _why(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"[:200]
 
 
 def _others(known: dict[str, float | str]) -> list[Kind]:

@@ -79,6 +79,20 @@ def test_one_that_does_not_work_here_is_left_out_with_its_reason(
     assert Card(monkeypatch, off=0.002, triton=0.001).choose(findings) == "triton"
 
 
+@pytest.mark.parametrize("asked", ["triton", "compile"])
+def test_one_that_was_asked_for_and_does_not_work_leaves_the_plain_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture, asked: str
+) -> None:
+    findings = Findings(tmp_path, "a card")
+    broken = {asked: RuntimeError("Failed to find C compiler")}
+    with caplog.at_level(logging.WARNING):
+        assert Card(monkeypatch, off=0.002, **broken).choose(findings, asked) == "off"
+    assert findings.read()[asked] == "RuntimeError: Failed to find C compiler"
+    assert "the forward that was asked for does not work here" in caplog.messages
+    with pytest.raises(EngineFailed):
+        Card(monkeypatch, off=0.002, **{asked: EngineFailed("Xid 79")}).choose(findings, asked)
+
+
 def test_one_whose_faces_are_others_is_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     findings, card = Findings(tmp_path, "a card"), Card(monkeypatch, off=0.002, triton=0.001)
     card.faces_of["triton"] = np.full((2, 4, 4, 3), 4, np.uint8)
