@@ -183,6 +183,7 @@ class Factory:
         from musetalk_agent.publishers.failover.publisher import FailoverPublisher
         from musetalk_agent.publishers.failover.transports import TransportOptions
         from musetalk_agent.publishers.livekit.publisher import LiveKitOptions
+        from musetalk_agent.publishers.livekit.video_track import VideoEncoding
         from musetalk_agent.publishers.rtmp.address import check_rtmp
 
         room = LiveKitOptions(
@@ -191,6 +192,7 @@ class Factory:
             request.room,
             fps,
             publishes_audio=request.voice is VoiceSource.AGENT,
+            video=VideoEncoding(request.video_codec, request.simulcast),
         )
         options = TransportOptions(
             room,

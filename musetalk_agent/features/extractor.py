@@ -62,7 +62,7 @@ class FeatureExtractor(Protocol):
         ...
 
     def stream(self, fps: int) -> FeatureStream:
-        """Returns a new stream for video at `fps` (15 … 50)."""
+        """Returns a new stream for video at `fps` (15 … 60)."""
         ...
 
     def begin(self, fps: int) -> tuple[VoiceActivityDetector, FeatureStream]:

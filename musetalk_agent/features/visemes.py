@@ -70,9 +70,9 @@ class VisemeFeatures:
         return SpeechDetector(self._network)
 
     def stream(self, fps: int) -> VisemeStream:
-        """Returns a new stream for video at `fps` frames per second (15 … 50). Raises `ValueError` outside."""
-        if not 15 <= fps <= 50:
-            raise ValueError(f"fps {fps} is not within 15 … 50")
+        """Returns a new stream for video at `fps` frames per second (15 … 60). Raises `ValueError` outside."""
+        if not 15 <= fps <= 60:
+            raise ValueError(f"fps {fps} is not within 15 … 60")
         return VisemeStream(self._network, fps)
 
     def begin(self, fps: int) -> tuple[SpeechDetector, VisemeStream]:

@@ -123,9 +123,9 @@ class WhisperFeatures:
         return SpeechDetector.shipped()
 
     def stream(self, fps: int) -> WhisperStream:
-        """Returns a new stream for video at `fps` frames per second (15 … 50). Raises `ValueError` outside."""
-        if not 15 <= fps <= 50:
-            raise ValueError(f"fps {fps} is not within 15 … 50")
+        """Returns a new stream for video at `fps` frames per second (15 … 60). Raises `ValueError` outside."""
+        if not 15 <= fps <= 60:
+            raise ValueError(f"fps {fps} is not within 15 … 60")
         return WhisperStream(fps, self._lookahead_ms)
 
     def begin(self, fps: int) -> tuple[SpeechDetector, WhisperStream]:

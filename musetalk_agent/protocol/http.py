@@ -64,7 +64,7 @@ class FunnelStage(BaseModel):
 FUNNEL_STAGES = ("audio_in", "samples", "features", "patches", "composed", "published", "acknowledged")
 
 
-FPS_RANGE = (15, 50)
+FPS_RANGE = (15, 60)
 DEFAULT_SIDE, DEFAULT_PIXELS = 1280, 1280 * 720
 """Bounds of a frame whose size is left to the clip: its longer side, and its area."""
 MAX_SIDE, MAX_PIXELS = 1920, 1920 * 1080
@@ -177,6 +177,19 @@ class AudioSource(StrEnum):
         return self is not AudioSource.HTTP
 
 
+class VideoCodec(StrEnum):
+    """How the video is encoded for a room. `auto` is what most viewers decode in hardware."""
+
+    VP8 = "vp8"
+    H264 = "h264"
+    AUTO = "auto"
+
+    @property
+    def chosen(self) -> VideoCodec:
+        """`vp8` or `h264` (docs/decisions/0022-video-codec.md)."""
+        return VideoCodec.H264 if self is VideoCodec.AUTO else self
+
+
 class RtmpTarget(Strict):
     """Where RTMP goes.
 
@@ -195,6 +208,7 @@ class AgentStartRequest(Strict):
     `probe_token` joins the same room, hidden and under another identity, to find out whether WebRTC is possible again.
     `livekit_agent` is the identity of the participant whose speech comes through the room, by LiveKit's avatar protocol;
     `microphone_of` is that of the participant whose microphone the avatar says.
+    `video_codec` and `simulcast` are how a room gets the video; streams (RTMP, WHIP) are H.264 in one size whatever they say.
     """
 
     session_id: str = Field(min_length=1, max_length=64)
@@ -212,6 +226,8 @@ class AgentStartRequest(Strict):
     rtmp: RtmpTarget | None = None
     probe_token: str | None = Field(default=None, repr=False)
     captions: bool = True
+    video_codec: VideoCodec = VideoCodec.VP8
+    simulcast: bool = False
     publisher_mode: PublisherMode = PublisherMode.AUTO
     max_duration_s: int = Field(default=6 * 3600, ge=1)
     backlog_s: int = Field(default=120, ge=1, le=600)
@@ -267,8 +283,8 @@ class Transport(Answer):
     """How media leave.
 
     `rung` is the step of the ladder that is in use (`livekit`, `whip`, `rtmp`; `none` while it changes), `reason` why it is not
-    the first one. `adaptation` is the step of the adaptation, 0 for full quality; `beside` is the state of a simulcast (`live`,
-    `retrying`).
+    the first one. `adaptation` is the step of the adaptation, 0 for full quality; `video_codec` is the one in use; `beside` is the
+    state of a stream beside the room (`live`, `retrying`).
     """
 
     mode: PublisherMode = PublisherMode.AUTO
@@ -281,6 +297,7 @@ class Transport(Answer):
     height: int | None = None
     fps: float | None = None
     bitrate: int | None = None
+    video_codec: str | None = None
     beside: str | None = None
 
 

@@ -22,7 +22,7 @@ _BLOCK_BYTES = 1 << 20
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("clip", help=f"zip of pictures, video or picture; an avatar_id or {DEMO_AVATAR_ID!r} works too")
-    parser.add_argument("--fps", type=int, default=25, help="frames per second, 15 … 50 (default: 25)")
+    parser.add_argument("--fps", type=int, default=25, help="frames per second, 15 … 60 (default: 25)")
     parser.add_argument("--width", type=int, default=None, help="width of the picture (default: the clip's)")
     parser.add_argument("--height", type=int, default=None, help="height of the picture (default: the clip's)")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")

@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--audio", required=True, type=Path, metavar="SOUND", help="what it says: wav, mp3, flac …")
     parser.add_argument("-o", "--output", required=True, type=Path, metavar="OUT.mp4", help="the film to make")
     parser.add_argument("--engine", choices=ENGINES, default=None, help="default: AGENT_ENGINE, else auto")
-    parser.add_argument("--fps", type=int, default=25, help="frames per second, 15 … 50 (default: 25)")
+    parser.add_argument("--fps", type=int, default=25, help="frames per second, 15 … 60 (default: 25)")
     parser.add_argument("--width", type=int, default=None, help="width of the picture (default: the clip's)")
     parser.add_argument("--height", type=int, default=None, help="height of the picture (default: the clip's)")
 

@@ -15,7 +15,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from musetalk_agent.protocol.avatar_settings import AvatarSettings
-from musetalk_agent.protocol.http import Picture, Strict
+from musetalk_agent.protocol.http import Picture, Strict, VideoCodec
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.conversation.options import ConversationRequest
 from orchestrator.keys import Caller, Scope
@@ -53,6 +53,8 @@ class PublicTokenRequest(Picture):
     engine: str | None = Field(default=None, min_length=1, max_length=64)
     avatar_settings: AvatarSettings = AvatarSettings()
     captions: bool = True
+    video_codec: VideoCodec = VideoCodec.VP8
+    simulcast: bool = False
     speech: SpeechSettings | None = None
     conversation: ConversationRequest | None = None
     webhook_url: str | None = Field(default=None, min_length=8, max_length=2048, repr=False)

@@ -18,6 +18,7 @@ from musetalk_agent.protocol.http import (
     Picture,
     PublisherMode,
     PublisherRequest,
+    VideoCodec,
     VoiceSource,
 )
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
@@ -56,6 +57,8 @@ class StartRequest(AvatarSource, Picture):
     wants_rtmp: bool = False
     publisher: PublisherMode = PublisherMode.AUTO
     captions: bool = True
+    video_codec: VideoCodec = VideoCodec.VP8
+    simulcast: bool = False
     conversation: ConversationRequest | None = None
     speech: SpeechSettings | None = None
     webhook_url: str | None = Field(default=None, min_length=8, max_length=2048, repr=False)
@@ -92,6 +95,7 @@ class StartRequest(AvatarSource, Picture):
         self._check_rtmp()
         self._check_source()
         self._check_conversation()
+        self._check_video()
         voices = {source.value: source for source in VoiceSource}
         speaker, audio_source = self.speaker if self.speaker not in voices else None, AudioSource.PARTICIPANT
         if isinstance(self.audio_source, ParticipantSource):
@@ -111,6 +115,8 @@ class StartRequest(AvatarSource, Picture):
             wants_rtmp=self.wants_rtmp,
             publisher=self.publisher,
             captions=self.captions,
+            video_codec=self.video_codec,
+            simulcast=self.simulcast,
             webhook_url=self.webhook_url,
             webhook_secret=self.webhook_secret,
             conversation=self.conversation,
@@ -126,6 +132,14 @@ class StartRequest(AvatarSource, Picture):
                 ErrorCode.INVALID_REQUEST,
                 "conversation: it speaks for itself and needs the room; leave speaker, audio_source and connect_livekit out.",
                 field="conversation",
+            )
+
+    def _check_video(self) -> None:
+        if self.simulcast and not self.connect_livekit:
+            raise ProblemError(
+                ErrorCode.INVALID_REQUEST,
+                "simulcast: it is for the viewers of a room; leave connect_livekit at true, or simulcast at false.",
+                field="simulcast",
             )
 
     def _check_source(self) -> None:

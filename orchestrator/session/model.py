@@ -19,6 +19,7 @@ from musetalk_agent.protocol.http import (
     PublisherMode,
     SessionState,
     Transport,
+    VideoCodec,
     VoiceSource,
 )
 from musetalk_agent.protocol.messages import StateChanged
@@ -116,6 +117,8 @@ class SessionRequest:
     wants_rtmp: bool = False
     publisher: PublisherMode = PublisherMode.AUTO
     captions: bool = True
+    video_codec: VideoCodec = VideoCodec.VP8
+    simulcast: bool = False
     key: str = ""
     webhook_url: str | None = field(default=None, repr=False)
     webhook_secret: str | None = field(default=None, repr=False)

@@ -112,6 +112,8 @@ class Placement:
             rtmp=_rtmp_target(session),
             probe_token=minter.probe(order.room, f"probe-{session.session_id}", ttl_s),
             captions=order.captions,
+            video_codec=order.video_codec,
+            simulcast=order.simulcast,
             publisher_mode=session.publisher_mode,
             max_duration_s=max(1, round(ttl_s)),
             backlog_s=min(600, int(self._options.limits.backlog_s) + _AGENT_BACKLOG_MARGIN_S),

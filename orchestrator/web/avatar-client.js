@@ -27,13 +27,15 @@ const CALL_MS = 20_000;
  * @property {string} [frames_zip_url]
  * @property {string} [idle_video_url]
  * @property {string} [engine] by default the agent's own
- * @property {number} [fps] 15 … 50
+ * @property {number} [fps] 15 … 60
  * @property {number} [width]
  * @property {number} [height]
  * @property {boolean} [connect_livekit] default true
  * @property {string} [speaker] `agent`, `orchestrator`, or the identity of the participant on whose behalf the avatar speaks
  * @property {"http" | "datastream" | ParticipantSource} [audio_source] how speech arrives: by this API, through the room, or as a participant's microphone
  * @property {boolean} [captions] default true
+ * @property {"vp8" | "h264" | "auto"} [video_codec] default `vp8`
+ * @property {boolean} [simulcast] several sizes, for rooms with several viewers; default false
  * @property {SpeechSettings} [speech] how texts are spoken
  * @property {ConversationRequest} [conversation] the avatar listens and answers
  * @property {string} [rtmp_url] where media are published when WebRTC fails; it holds a stream key: only a server should know it

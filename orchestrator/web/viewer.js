@@ -13,6 +13,7 @@ import { DisconnectReason, Room, RoomEvent, Track, setLogLevel } from "./vendor/
 /** @typedef {import("./vendor/livekit-client.esm.js").Participant} Participant */
 /** @typedef {import("./vendor/livekit-client.esm.js").RemoteTrack} RemoteTrack */
 /** @typedef {import("./vendor/livekit-client.esm.js").RoomEvents} RoomEvents */
+/** @typedef {import("./vendor/livekit-client.esm.js").TrackPublication} TrackPublication */
 
 const EMPTY_FRAME_PX = 2; // the last frame of a track that ends has 2×2 pixels
 
@@ -35,6 +36,9 @@ const DEPRECATED_NAMES = { firstframe: "picture", audiotrack: "voice", audiobloc
  * (detail: a sentence). Deprecated names of these: `picture`, `voice`, `blocked`, `avatar`, `ended`.
  */
 export class Viewer extends EventTarget {
+  /** @type {ResizeObserver | undefined} */
+  #sizes;
+
   /**
    * @param {object} options
    * @param {HTMLVideoElement} options.video
@@ -95,6 +99,7 @@ export class Viewer extends EventTarget {
   /** Stops playback and leaves the room, unless it is the caller's. Dispatches no `disconnected`. Idempotent. */
   async leave() {
     this.ended = true;
+    this.#sizes?.disconnect();
     for (const unsubscribe of this.unsubscribe.splice(0)) unsubscribe();
     for (const kind of /** @type {const} */ (["audio", "video", "standbyAudio"])) {
       this.tracks[kind]?.detach(this.elements[kind]);
@@ -125,7 +130,7 @@ export class Viewer extends EventTarget {
 
   #listen() {
     const isAvatar = (/** @type {Participant} */ participant) => participant.identity === this.identity;
-    this.#on(RoomEvent.TrackSubscribed, (track, _, participant) => this.#attach(track, participant));
+    this.#on(RoomEvent.TrackSubscribed, (track, publication, participant) => this.#attach(track, publication, participant));
     this.#on(RoomEvent.TrackUnsubscribed, (track) => this.#detach(track));
     this.#on(RoomEvent.TrackPublished, (_, participant) => this.#attachTracksOf(participant));
     this.#on(RoomEvent.ParticipantAttributesChanged, (_, participant) => {
@@ -168,18 +173,31 @@ export class Viewer extends EventTarget {
   #attachTracksOf(participant) {
     if (participant.identity !== this.identity && participant.identity !== this.standbyIdentity) return;
     for (const publication of participant.trackPublications.values()) {
-      if (publication.track) this.#attach(publication.track, participant);
+      if (publication.track) this.#attach(publication.track, publication, participant);
       else if (!publication.isDesired) publication.setSubscribed(true);
     }
   }
 
-  /** @param {RemoteTrack} track @param {Participant} participant */
-  #attach(track, participant) {
+  /** @param {RemoteTrack} track @param {TrackPublication} publication @param {Participant} participant */
+  #attach(track, publication, participant) {
     const kind = this.#kindOf(track, participant);
     if (kind === null || this.tracks[kind] === track) return;
     this.tracks[kind] = track;
     track.attach(this.elements[kind]);
+    if (kind === "video") this.#fit(publication);
     if (kind !== "video") this.#emit("audiotrack", track.mediaStreamTrack);
+  }
+
+  /** Of a video that is published in several sizes the one is asked for that fits the element, again whenever that changes. @param {TrackPublication} publication */
+  #fit(publication) {
+    this.#sizes?.disconnect();
+    if (!publication.simulcasted) return;
+    this.#sizes = new ResizeObserver(([entry]) => {
+      const { width, height } = entry.contentRect;
+      const pixels = { width: Math.round(width * devicePixelRatio), height: Math.round(height * devicePixelRatio) };
+      if (pixels.width && pixels.height) publication.setVideoDimensions(pixels); // one that is hidden keeps what it has
+    });
+    this.#sizes.observe(this.elements.video);
   }
 
   /** @param {RemoteTrack} track @param {Participant} participant */
@@ -193,6 +211,7 @@ export class Viewer extends EventTarget {
   #detach(track) {
     for (const kind of /** @type {const} */ (["audio", "video", "standbyAudio"])) {
       if (this.tracks[kind] !== track) continue;
+      if (kind === "video") this.#sizes?.disconnect();
       track.detach(this.elements[kind]);
       this.tracks[kind] = null;
     }

@@ -14,7 +14,7 @@ def test_a_frame_begins_at_the_rounded_up_sample(fps: int) -> None:
         assert start * fps >= 16_000 * frame > (start - 1) * fps
 
 
-@pytest.mark.parametrize("fps", [15, 24, 25, 29, 30, 50])
+@pytest.mark.parametrize("fps", [15, 24, 25, 29, 30, 50, 60])
 @pytest.mark.parametrize("rate", [8000, 16000, 22050, 48000])
 def test_counts_of_frames_agree_with_where_frames_begin(fps: int, rate: int) -> None:
     for samples in range(1, 3 * rate, 97):

@@ -27,7 +27,7 @@ QUIET = {
 
 
 @pytest.mark.parametrize("name", QUIET)
-@pytest.mark.parametrize("fps", [25, 30, 24, 50, 15])
+@pytest.mark.parametrize("fps", [25, 30, 24, 50, 60, 15])
 async def test_silence_rests_the_engine_and_the_next_word_is_whole_and_in_step(
     executor: ThreadPoolExecutor, name: str, fps: int
 ) -> None:

@@ -31,7 +31,8 @@ from musetalk_agent.publishers.failover.policy import (
 )
 from musetalk_agent.publishers.failover.quality import QualityController
 from musetalk_agent.publishers.failover.transports import HEALTHY_S, TransportManager, TransportOptions
-from musetalk_agent.publishers.livekit.publisher import AUDIO_PATH_S, QUEUE_MS, video_bitrate
+from musetalk_agent.publishers.livekit.publisher import AUDIO_PATH_S, QUEUE_MS
+from musetalk_agent.publishers.livekit.video_track import video_bitrate
 from musetalk_agent.tasks import supervise
 
 log = logging.getLogger(__name__)
@@ -106,8 +107,7 @@ class FailoverPublisher:
         self._changed = changed or self._changed
         self._transports.on_joined = joined
         self._transports.show(first)
-        bitrate = self._options.room.max_bitrate or video_bitrate(first)
-        self._quality = QualityController(bitrate, self._options.room.fps, self._clock.now())
+        self._quality = QualityController(video_bitrate(first), self._options.room.fps, self._clock.now())
         if self._options.beside:
             self._transports.open_stream()
         self._ticker = asyncio.create_task(supervise("failover-ticker", self._tick_on), name="failover-ticker")

@@ -7,7 +7,7 @@ from enum import Enum, auto
 
 from musetalk_agent.agent_metrics import ADAPTATION_STEP
 from musetalk_agent.media_types import VideoFrame
-from musetalk_agent.protocol.http import Transport
+from musetalk_agent.protocol.http import Transport, VideoCodec
 from musetalk_agent.publishers.livekit.publisher import LiveKitPublisher
 from musetalk_agent.publishers.livekit.stats import TransportStats
 from musetalk_agent.publishers.stream.sink import StreamSink
@@ -174,6 +174,7 @@ class QualityController:
         before, reading = self._reading, room.reading
         self._reading = reading
         transport.width, transport.height = reading.width or None, reading.height or None
+        transport.video_codec = reading.codec or None
         transport.fps = round(max(0, reading.frames_sent - before.frames_sent) / passed_s, 1)
         transport.bitrate = round(max(0, reading.bytes_sent - before.bytes_sent) * 8 / passed_s)
         return judge_room(before, reading, self._bitrate, self._fps, self._adaptation.step)
@@ -182,7 +183,7 @@ class QualityController:
         state = sink.state
         sent, dropped = state.frames_sent - self._frames, state.dropped - self._dropped
         self._frames, self._dropped = state.frames_sent, state.dropped
-        transport.width, transport.height = frame.width, frame.height
+        transport.width, transport.height, transport.video_codec = frame.width, frame.height, VideoCodec.H264.value
         transport.fps = round(sent / passed_s, 1)
         transport.bitrate = self._stream_bitrate()
         return judge_stream(state.queue_s, dropped)

@@ -25,7 +25,8 @@ from musetalk_agent.media_types import VideoFrame
 from musetalk_agent.protocol.sdk_errors import SdkError, sdk_errors
 from musetalk_agent.publishers.failover.policy import Event, TransportKind
 from musetalk_agent.publishers.livekit.detached_connect import abandon
-from musetalk_agent.publishers.livekit.publisher import LiveKitOptions, LiveKitPublisher, video_bitrate
+from musetalk_agent.publishers.livekit.publisher import LiveKitOptions, LiveKitPublisher
+from musetalk_agent.publishers.livekit.video_track import video_bitrate
 from musetalk_agent.publishers.rtmp.address import RtmpAddress
 from musetalk_agent.publishers.rtmp.sink import RtmpSink
 from musetalk_agent.publishers.stream.sink import StreamOptions, StreamSink
@@ -328,7 +329,7 @@ class TransportManager:
             fps=room.fps,
             width=frame.width,
             height=frame.height,
-            bitrate=room.max_bitrate or video_bitrate(frame),
+            bitrate=video_bitrate(frame),
             address=self._options.address,
             token=self._token,
             least_frame_bytes=_INGRESS_FRAME_BYTES if self._options.ingress else 0,

@@ -13,75 +13,22 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
-import cv2
-import numpy as np
 from livekit import rtc
-from livekit.rtc._proto.room_pb2 import AudioEncoding, DegradationPreference
+from livekit.rtc._proto.room_pb2 import AudioEncoding
 
 from musetalk_agent.clock import Clock, utc_now
 from musetalk_agent.errors import PublishFailed
 from musetalk_agent.media.playout import PlayoutClock
 from musetalk_agent.media.segment import ROOM_RATE, Caption
-from musetalk_agent.media_types import Pcm, Pixels, VideoFrame
+from musetalk_agent.media_types import Pcm, VideoFrame
 from musetalk_agent.protocol.http import TrackInfo
 from musetalk_agent.protocol.sdk_errors import SdkError, clean_up, sdk_errors, without_tokens
 from musetalk_agent.publishers.base import Lost, PublisherState
 from musetalk_agent.publishers.livekit.detached_connect import abandon, leave
 from musetalk_agent.publishers.livekit.stats import Liveness, TransportStats, read
 from musetalk_agent.publishers.livekit.transcription import CaptionWriter
+from musetalk_agent.publishers.livekit.video_track import LiveKitVideoSource, VideoEncoding
 from musetalk_agent.tasks import supervise
-
-
-class LiveKitVideoSource:
-    """A video source that shows `first` from the start.
-
-    `scale` (0 … 1] is the size of what is published by that of what is pushed; only every `fps_divisor`-th frame goes.
-    """
-
-    def __init__(self, first: VideoFrame) -> None:
-        self.source = rtc.VideoSource(first.width, first.height)
-        self.scale = 1.0
-        self.fps_divisor = 1
-        self._count = 0
-        self._scratch: Pixels | None = None
-        self.push(first)
-
-    def push(self, frame: VideoFrame) -> bool:
-        """Whether the frame was shown, and not left out."""
-        self._count += 1
-        if self._count % self.fps_divisor:
-            return False
-        frame = frame if self.scale == 1.0 else smaller(frame, self.scale)
-        planes = frame.i420
-        if not planes.flags.writeable:
-            # the SDK takes the address of writable buffers only; it copies before it returns
-            if self._scratch is None or len(self._scratch) != len(planes):
-                self._scratch = np.empty(len(planes), np.uint8)
-            np.copyto(self._scratch, planes)
-            planes = self._scratch
-        data = memoryview(planes)  # type: ignore[arg-type]  # arrays declare themselves buffers from Python 3.12 on
-        self.source.capture_frame(rtc.VideoFrame(frame.width, frame.height, rtc.VideoBufferType.I420, data))
-        return True
-
-    async def aclose(self) -> None:
-        """Frees the source."""
-        await self.source.aclose()
-
-
-def smaller(frame: VideoFrame, scale: float) -> VideoFrame:
-    """The frame at `scale` times its size, in multiples of 4 pixels."""
-    width, height = (max(16, round(side * scale / 4) * 4) for side in (frame.width, frame.height))
-    rows, columns = frame.height, frame.width
-    luma, chroma = np.split(frame.i420, [rows * columns])
-    planes = [luma.reshape(rows, columns), *chroma.reshape(2, rows // 2, columns // 2)]
-    sizes = [(width, height), (width // 2, height // 2), (width // 2, height // 2)]
-    made = [
-        cv2.resize(plane, size, interpolation=cv2.INTER_AREA).ravel() for plane, size in zip(planes, sizes, strict=True)
-    ]
-    return VideoFrame(
-        np.concatenate(made).astype(np.uint8, copy=False), width, height, frame.idle_index, frame.spoken, frame.tag
-    )
-
 
 log = logging.getLogger(__name__)
 
@@ -109,22 +56,15 @@ STREAM = "avatar"
 class LiveKitOptions:
     """How to join and what to publish.
 
-    `max_bitrate` None chooses by frame size: 1.5 Mbit/s up to 512×512, 3 Mbit/s up to 720p. The library's own default for 512×512
-    would be 300 kbit/s at 20 fps. Without `publishes_audio` only video is published: the voice comes from elsewhere.
+    Without `publishes_audio` only video is published: the voice comes from elsewhere.
     """
 
     url: str
     token: str = field(repr=False)
     room: str
     fps: int
-    max_bitrate: int | None = None
     publishes_audio: bool = True
-
-
-def video_bitrate(frame: VideoFrame) -> int:
-    """Bits per second for frames of this size."""
-    pixels = frame.width * frame.height
-    return int(min(3_000_000, max(1_200_000, 1_500_000 * pixels / (512 * 512))))
+    video: VideoEncoding = field(default_factory=VideoEncoding)
 
 
 class LiveKitPublisher:
@@ -292,16 +232,7 @@ class LiveKitPublisher:
     async def _publish(self, first: VideoFrame) -> None:
         assert self._camera is not None
         participant = self._room.local_participant
-        bitrate = self._options.max_bitrate or video_bitrate(first)
-        video = rtc.TrackPublishOptions(
-            source=rtc.TrackSource.SOURCE_CAMERA,
-            stream=STREAM,
-            simulcast=False,
-            video_codec=rtc.VideoCodec.VP8,
-            # headroom over fps: the encoder's rate control drops frames that come faster than this
-            video_encoding=rtc.VideoEncoding(max_bitrate=bitrate, max_framerate=self._options.fps + 5),
-            degradation_preference=DegradationPreference.DEGRADATION_PREFERENCE_BALANCED,
-        )
+        video = self._options.video.publish_options(first, self._options.fps, STREAM)
         audio = rtc.TrackPublishOptions(
             source=rtc.TrackSource.SOURCE_MICROPHONE,
             stream=STREAM,

@@ -32,11 +32,17 @@ class TransportStats:
     fraction_lost: float = 0.0
     width: int = 0
     height: int = 0
+    codec: str = ""  # `vp8` or `h264`
 
 
 def read(entries: Iterable[Any]) -> TransportStats:
-    """Reads `get_rtc_stats().publisher_stats`."""
-    found = TransportStats()
+    """Reads `get_rtc_stats().publisher_stats`.
+
+    Of a video in several sizes the frames are those of the largest that is sent, and the time of encoding is that of the
+    smallest: it is encoded last, and its time begins with the frame.
+    """
+    found, codecs = TransportStats(), dict[str, str]()
+    layers: list[Any] = []
     for entry in entries:
         kind = entry.WhichOneof("stats")
         if kind == "candidate_pair":
@@ -46,14 +52,26 @@ def read(entries: Iterable[Any]) -> TransportStats:
             found.bytes_sent += pair.bytes_sent
             found.available_bitrate = max(found.available_bitrate, pair.available_outgoing_bitrate)
         elif kind == "outbound_rtp" and entry.outbound_rtp.stream.kind == "video":
-            out = entry.outbound_rtp.outbound
-            found.frames_sent, found.frames_encoded = out.frames_sent, out.frames_encoded
-            found.encode_s, found.limited = out.total_encode_time, out.quality_limitation_reason == _BANDWIDTH
-            found.width, found.height = out.frame_width, out.frame_height
+            layers.append(entry.outbound_rtp)
+        elif kind == "codec":
+            codecs[entry.codec.rtc.id] = entry.codec.codec.mime_type.rpartition("/")[2].lower()
         elif kind == "remote_inbound_rtp" and entry.remote_inbound_rtp.stream.kind == "video":
             remote = entry.remote_inbound_rtp.remote_inbound
-            found.reports, found.fraction_lost = remote.round_trip_time_measurements, remote.fraction_lost
+            found.reports += remote.round_trip_time_measurements
+            found.fraction_lost = max(found.fraction_lost, remote.fraction_lost)
+    if layers:
+        _read_video(found, layers, codecs)
     return found
+
+
+def _read_video(found: TransportStats, layers: list[Any], codecs: dict[str, str]) -> None:
+    sent = [layer for layer in layers if layer.outbound.active] or layers
+    largest = max(sent, key=lambda layer: layer.outbound.frame_width)
+    smallest = min(sent, key=lambda layer: layer.outbound.frame_width).outbound
+    found.frames_sent, found.codec = largest.outbound.frames_sent, codecs.get(largest.stream.codec_id, "")
+    found.width, found.height = largest.outbound.frame_width, largest.outbound.frame_height
+    found.frames_encoded, found.encode_s = smallest.frames_encoded, smallest.total_encode_time
+    found.limited = any(layer.outbound.quality_limitation_reason == _BANDWIDTH for layer in sent)
 
 
 class Liveness:

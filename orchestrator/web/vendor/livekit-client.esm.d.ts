@@ -3,7 +3,9 @@
 export interface TrackPublication {
   readonly track?: RemoteTrack;
   readonly isDesired: boolean;
+  readonly simulcasted?: boolean;
   setSubscribed(subscribed: boolean): void;
+  setVideoDimensions(dimensions: { width: number; height: number }): void;
 }
 
 export interface Participant {
@@ -44,7 +46,7 @@ export interface TextStreamReader extends AsyncIterable<string> {
 }
 
 export interface RoomEvents {
-  trackSubscribed: (track: RemoteTrack, publication: unknown, participant: Participant) => void;
+  trackSubscribed: (track: RemoteTrack, publication: TrackPublication, participant: Participant) => void;
   trackUnsubscribed: (track: RemoteTrack, publication: unknown, participant: Participant) => void;
   trackPublished: (publication: unknown, participant: Participant) => void;
   participantAttributesChanged: (changed: Record<string, string>, participant: Participant) => void;

@@ -18,7 +18,7 @@ def test_the_value_is_the_rms_of_the_frames_own_samples() -> None:
     assert values == pytest.approx([0.5, 0.0, 0.5])
 
 
-@pytest.mark.parametrize("fps", [15, 25, 29, 30, 50])
+@pytest.mark.parametrize("fps", [15, 25, 29, 30, 50, 60])
 def test_any_chunking_gives_the_same_and_as_many_as_frames_begin(fps: int) -> None:
     rng = np.random.default_rng(2)
     for length in (0, 1, 639, 640, 641, 5_000, 16_001):

@@ -199,7 +199,7 @@ def decided(features: VisemeFeatures, sound: NDArray[np.int16], fps: int, seed: 
     return made + listening.flush()
 
 
-@pytest.mark.parametrize("fps", [24, 25, 29, 50])
+@pytest.mark.parametrize("fps", [24, 25, 29, 50, 60])
 @pytest.mark.parametrize("seed", range(3))
 def test_one_run_for_two_is_the_same_as_two_runs(fps: int, seed: int) -> None:
     shared = decided(FEATURES, talk(seed), fps, seed)

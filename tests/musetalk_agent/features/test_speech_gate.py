@@ -39,7 +39,7 @@ def between(seconds: float) -> NDArray[np.int16]:
 
 
 @pytest.mark.parametrize("name", EXTRACTORS)
-@pytest.mark.parametrize("fps", [15, 23, 25, 29, 30, 50])
+@pytest.mark.parametrize("fps", [15, 23, 25, 29, 30, 50, 60])
 def test_every_frame_is_decided_once_and_silence_rests(name: str, fps: int) -> None:
     sound = between(3)
     made = decided(EXTRACTORS[name], sound, fps)

@@ -20,7 +20,7 @@ def _skews(made: Stand) -> list[float]:
     return [white - sound for white, sound in zip(made.whites(), made.onsets(), strict=True)]
 
 
-@pytest.mark.parametrize("fps", [25, 30, 15, 50])
+@pytest.mark.parametrize("fps", [25, 30, 15, 50, 60])
 async def test_live_bursts_are_seen_when_they_are_heard(executor: ThreadPoolExecutor, fps: int) -> None:
     async with stand(executor, fps) as made:
         made.pipeline.begin(1, 16_000)

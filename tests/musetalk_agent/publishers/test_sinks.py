@@ -13,7 +13,7 @@ from musetalk_agent.media.segment import ROOM_RATE
 from musetalk_agent.media_types import VideoFrame
 from musetalk_agent.publishers.base import NullPublisher
 from musetalk_agent.publishers.livekit import publisher
-from musetalk_agent.publishers.livekit.publisher import LiveKitVideoSource
+from musetalk_agent.publishers.livekit.video_track import LiveKitVideoSource
 from tests.musetalk_agent.publishers.feed import picture
 
 BLOCK = np.ones(1920, np.int16)

@@ -7,8 +7,8 @@ import pytest
 
 from musetalk_agent.media.playout import PlayoutHistory
 from musetalk_agent.media_types import VideoFrame
-from musetalk_agent.publishers.livekit.publisher import smaller
 from musetalk_agent.publishers.livekit.stats import Liveness, TransportStats
+from musetalk_agent.publishers.livekit.video_track import smaller
 
 WALL_MS = 1.8e12
 

@@ -23,7 +23,7 @@ AVATAR = {"avatar_id": "demo"}
         ({"room": "r", "frames_zip_url": "", "idle_video_url": None}, "avatar_missing", "frames_zip_url"),
         ({"room": "r", "engine": "warp"}, "avatar_missing", "frames_zip_url"),
         ({"room": "r", **AVATAR, "fps": 14}, "invalid_request", "fps"),
-        ({"room": "r", **AVATAR, "fps": 51}, "invalid_request", "fps"),
+        ({"room": "r", **AVATAR, "fps": 61}, "invalid_request", "fps"),
         ({"room": "r", **AVATAR, "fps": "fast"}, "invalid_request", "fps"),
         ({"room": "r", **AVATAR, "width": 512}, "invalid_request", "height"),
         ({"room": "r", **AVATAR, "height": 512}, "invalid_request", "width"),

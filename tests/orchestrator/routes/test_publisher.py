@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from musetalk_agent.protocol.http import PublisherMode, VoiceSource
+from musetalk_agent.protocol.http import PublisherMode, VideoCodec, VoiceSource
 from musetalk_agent.protocol.messages import PublisherChanged
 from tests.fakes.stage import Stage
 from tests.orchestrator.routes.test_sessions import claims
@@ -38,6 +38,9 @@ async def test_the_agent_gets_the_address_and_nobody_else_sees_it(
         ({"wants_rtmp": True}, "invalid_request", "rtmp_url"),
         ({"publisher": "carrier-pigeon"}, "invalid_request", "publisher"),
         ({"rtmp_url": "rtmp://"}, "invalid_request", "rtmp_url"),
+        ({"video_codec": "h265"}, "invalid_request", "video_codec"),
+        ({"simulcast": "perhaps"}, "invalid_request", "simulcast"),
+        ({"simulcast": True, "connect_livekit": False}, "invalid_request", "simulcast"),
     ],
 )
 async def test_what_cannot_be_is_named(running: Stage, fields: dict[str, Any], code: str, field: str) -> None:
@@ -103,3 +106,11 @@ async def test_debug_audio_tells_who_speaks_and_how_the_agent_is(running: Stage)
         assert (voice["source"], voice["room"], voice["track"]) == ("agent", "stage", "TR_a")
         assert link["connected"] and link["ack_age_s"] >= 0 and link["segment"] == 1 and not link["draining"]
         assert 0 < voice["buffer_s"] <= 1.0 and session["moves"] == 0
+
+
+async def test_the_agent_gets_codec_and_simulcast(running: Stage) -> None:
+    await running.start(video_codec="auto", simulcast=True, fps=60)
+    asked = running.agent.only.request
+    assert (asked.video_codec, asked.simulcast, asked.picture.fps) == (VideoCodec.AUTO, True, 60)
+    assert VideoCodec.AUTO.chosen is VideoCodec.H264
+    assert VideoCodec.VP8.chosen is VideoCodec.VP8

@@ -22,6 +22,7 @@ from musetalk_agent.protocol.http import (
     PublisherMode,
     RtmpTarget,
     SessionState,
+    VideoCodec,
     VoiceSource,
 )
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
@@ -205,6 +206,8 @@ _orders = st.builds(
     wants_rtmp=st.booleans(),
     publisher=st.sampled_from(PublisherMode),
     captions=st.booleans(),
+    video_codec=st.sampled_from(VideoCodec),
+    simulcast=st.booleans(),
     key=_names,
     webhook_url=st.none() | st.just("https://hooks.example/SECRET"),
     webhook_secret=st.none() | st.just("SECRET"),

@@ -9,7 +9,7 @@ from musetalk_agent.media_types import frames_complete
 from tests.reference import musetalk as reference
 
 
-@pytest.mark.parametrize("fps", [15, 24, 25, 30, 50])
+@pytest.mark.parametrize("fps", [15, 24, 25, 30, 50, 60])
 def test_frames_of_a_sound_are_upstreams_but_for_those_its_rounding_loses(fps: int) -> None:
     lost = 0
     for samples in range(1, 200_001):
