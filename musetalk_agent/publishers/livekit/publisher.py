@@ -25,6 +25,7 @@ from musetalk_agent.protocol.http import TrackInfo
 from musetalk_agent.protocol.sdk_errors import SdkError, clean_up, sdk_errors, without_tokens
 from musetalk_agent.publishers.base import Lost, PublisherState
 from musetalk_agent.publishers.livekit.detached_connect import abandon, leave
+from musetalk_agent.publishers.livekit.event_filter import own_events_only
 from musetalk_agent.publishers.livekit.stats import Liveness, TransportStats, read
 from musetalk_agent.publishers.livekit.transcription import CaptionWriter
 from musetalk_agent.publishers.livekit.video_track import LiveKitVideoSource, VideoEncoding
@@ -120,6 +121,7 @@ class LiveKitPublisher:
                 # never cancelled: a connect that is dropped half-way ends in a panic of the native library (rust-sdks#1340)
                 async with asyncio.timeout(_CONNECT_MOST_S):
                     await asyncio.shield(self._connecting)
+                own_events_only(self._room)
                 if self._on_joined is not None:
                     self._on_joined(self._room)
                 async with asyncio.timeout(_PUBLISH_TIMEOUT_S):
