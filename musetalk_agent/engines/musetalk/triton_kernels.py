@@ -97,23 +97,23 @@ def _add_kernel(
 @triton.jit
 def _normalize_kernel(
     x, bias, moments, gain, offset, made, rows, steps, channels, groups, width, eps,
-    HAS_BIAS: tl.constexpr, SILU: tl.constexpr,
+    HAS_BIAS: tl.constexpr, SILU: tl.constexpr, PIECES: tl.constexpr,
     ROWS: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
     """`made = activation((x + bias - mean) / deviation * gain + offset)`."""
     piece, pieces, image = tl.program_id(0), tl.num_programs(0), tl.program_id(2)
     group = tl.program_id(1) * GROUPS + tl.arange(0, GROUPS)
-    count = 0.0
-    mean = tl.zeros([GROUPS], tl.float32)
-    squares = tl.zeros([GROUPS], tl.float32)
-    for other in range(pieces):
-        place = moments + ((image * pieces + other) * groups + group) * 2
-        piece_rows = tl.maximum(tl.minimum(rows - other * steps * ROWS, steps * ROWS), 0)
-        piece_mean = tl.load(place, mask=group < groups, other=0.0)
-        piece_squares = tl.load(place + 1, mask=group < groups, other=0.0)
-        count, mean, squares = _merged(
-            count, mean, squares, piece_rows.to(tl.float32) * width, piece_mean, piece_squares
-        )
+    # all pieces at once: one after the other each would wait for its own load
+    other = tl.arange(0, PIECES)
+    known = (other < pieces)[:, None] & (group < groups)[None, :]
+    place = moments + ((image * pieces + other)[:, None] * groups + group[None, :]) * 2
+    piece_rows = tl.maximum(tl.minimum(rows - other * steps * ROWS, steps * ROWS), 0)
+    counts = piece_rows.to(tl.float32)[:, None] * width
+    means = tl.load(place, mask=known, other=0.0)
+    count = tl.sum(counts, 0)
+    mean = tl.sum(means * counts, 0) / count
+    apart = tl.where(known, means - mean[None, :], 0.0)
+    squares = tl.sum(tl.load(place + 1, mask=known, other=0.0) + apart * apart * counts, 0)
     channel, valid = _channels(groups, width, GROUPS, WIDTH, EVEN)
     scale = _spread(1.0 / tl.sqrt(squares / count + eps), GROUPS, WIDTH)
     by = tl.load(gain + channel, mask=valid, other=0.0).to(tl.float32) * scale
@@ -207,7 +207,7 @@ def normalize(
     launch: Any = _normalize_kernel[grid]
     launch(
         x, x if bias is None else bias, moments, gain, offset, made, *sizes, eps,
-        HAS_BIAS=bias is not None, SILU=silu, **tile,
+        HAS_BIAS=bias is not None, SILU=silu, PIECES=triton.next_power_of_2(grid[0]), **tile,
     )  # fmt: skip
     return made
 

@@ -39,9 +39,12 @@ def test_the_kernels_compile_for_cards_that_are_not_here(
     monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")  # its default today; Triton warns that it will change
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))
     tile = {"ROWS": 32, "GROUPS": 8, "WIDTH": 16, "EVEN": True}
+    small = {**tile, "GROUPS": 1, "WIDTH": 128, "EVEN": False, "steps": 1}  # Triton compiles a 1 in
     for kernel, constants in (
         (triton_kernels._add_kernel, {"HAS_Y": True, "HAS_BIAS": True, "STORES": True, **tile}),
-        (triton_kernels._normalize_kernel, {"HAS_BIAS": True, "SILU": True, **tile, "EVEN": False}),
+        (triton_kernels._normalize_kernel, {"HAS_BIAS": True, "SILU": True, "PIECES": 64, **tile}),
+        (triton_kernels._normalize_kernel, {"HAS_BIAS": False, "SILU": False, "PIECES": 2, **small}),
+        (triton_kernels._add_kernel, {"HAS_Y": False, "HAS_BIAS": False, "STORES": False, **small}),
         (triton_kernels._geglu_kernel, {"BLOCK": 1024}),
         (triton_kernels._add_norm_kernel, {"BLOCK": 2048}),
     ):
