@@ -1,5 +1,5 @@
 # Each target does its own set-up on a fresh machine (tools/setup) and is quick the second time.
-.PHONY: demo test test-network test-ingress check docs npm-package bench bench-conversations bench-reliability bench-gpu setup clean
+.PHONY: demo test test-network test-ingress check docs npm-package bench bench-conversations bench-reliability bench-gpu accept-gpu setup clean
 PY := .venv/bin/python
 ARGS ?=
 # Compiling every module anew in every process takes a third of the suite's time.
@@ -57,6 +57,10 @@ bench-reliability: ## what faults do: networks made bad on purpose, processes ki
 bench-gpu: ## the same for MuseTalk, on a machine with CUDA
 	@tools/setup torch models
 	@$(PY) -m tests.bench.gpu $(ARGS)
+
+accept-gpu: ## everything that only a card can show, in 25 minutes; call it again after a break (FACES=folder films them)
+	@tools/setup torch models livekit
+	@$(PY) -m tests.bench.accept $(if $(FACES),--faces $(FACES)) $(ARGS)
 
 setup: ## everything the other targets need
 	@tools/setup torch models livekit browser redis rtmp web pipecat agents conversation

@@ -11,7 +11,7 @@ from unittest import mock
 import numpy as np
 
 from tests.bench.figures import Figure, percentile
-from tests.bench.shop import Bench, why
+from tests.bench.shop import NEEDS_CARD, Bench, why
 
 
 async def card(bench: Bench) -> list[Figure]:
@@ -19,7 +19,7 @@ async def card(bench: Bench) -> list[Figure]:
     import torch
 
     if bench.device == "cpu":
-        return [Figure("card", None, "TFLOP/s", note="processor")]
+        return [Figure("card", None, "TFLOP/s", note=NEEDS_CARD)]
     device = torch.device(bench.device)
     a = torch.randn(8192, 8192, device=device, dtype=torch.float16)
     for _ in range(3):
@@ -47,16 +47,19 @@ def _exact(bench: Bench) -> list[Figure]:
     import torch
 
     from musetalk_agent.engines.musetalk.engine import MuseTalkEngine
+    from musetalk_agent.engines.musetalk.forwards import forward_of
 
     torch.backends.cudnn.allow_tf32 = False  # the reference is to be float32 throughout
     source = torch.Generator().manual_seed(1)
     latents = torch.randn(4, 8, 32, 32, generator=source).half()
 
     def faces(**changes: Any) -> np.ndarray:
+        fused = changes.pop("fused", False)
         engine = MuseTalkEngine(bench.models, bench.options(changes.pop("profile", "quality"), **changes))
+        network = forward_of("triton", engine.network).network if fused else engine.network
         mel = torch.from_numpy(engine.features.stream(25).push(_noise(16_000))[0]).repeat(4, 1, 1)
         with engine.card.frames():
-            pixels, good = engine.network(mel.to(engine.card.device), latents.to(engine.card.device))
+            pixels, good = network(mel.to(engine.card.device), latents.to(engine.card.device))
             made = pixels.cpu().numpy().astype(np.int16)
         note.append(f"{int(good.sum())} of 4 good")
         engine.close()
@@ -67,6 +70,8 @@ def _exact(bench: Bench) -> list[Figure]:
     found = []
     for name, changes in (
         ("float16", {"precision": "float16"}),
+        ("float16, Triton's kernels", {"precision": "float16", "fused": True}),
+        ("float32, Triton's kernels", {"precision": "float32", "fused": True}),
         ("bfloat16", {"precision": "bfloat16"}),
         ("profile lower", {"profile": "lower"}),
         ("profile fast (random weights: says nothing of quality)", {"profile": "fast"}),
@@ -74,7 +79,7 @@ def _exact(bench: Bench) -> list[Figure]:
         made = faces(**changes)
         error = np.abs(made[:, -160:] - whole[:, -160:])
         figures = f"mean {error.mean():.2f}, max {error.max()}, {note[-1]}"
-        bar = 3.0 if name == "float16" else None
+        bar = 3.0 if name.startswith("float16") else 1.0 if name.startswith("float32") else None
         found.append(
             Figure(
                 f"{name} beside float32, p99.9 of the shown rows",
@@ -96,7 +101,7 @@ async def memory(bench: Bench) -> list[Figure]:
     import torch
 
     if bench.device == "cpu":
-        return [Figure("device memory", None, "GiB", note="processor")]
+        return [Figure("device memory", None, "GiB", note=NEEDS_CARD)]
     from musetalk_agent.engines.musetalk.engine import MuseTalkEngine
 
     for name in list(bench.batchers):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -23,7 +24,11 @@ from typing import Any
 import numpy as np
 
 from tests.bench.card import card, exact, memory, variants
+from tests.bench.card_faults import faults
+from tests.bench.card_rooms import rooms
+from tests.bench.counted import counted
 from tests.bench.figures import Figure, percentile
+from tests.bench.films import films
 from tests.bench.shop import Bench, prepared, why
 from tests.bench.starting import child, startup
 
@@ -162,7 +167,7 @@ async def lips(bench: Bench) -> list[Figure]:
     from tests.bench.talkers import first_lips, speech
 
     batcher = await bench.batcher()
-    values = await first_lips(batcher, await bench.bundle(batcher.engine), speech(40), 5 if bench.tiny else 20)
+    values = await first_lips(batcher, await bench.bundle(batcher.engine), speech(40), 2 if bench.tiny else 20)
     note = f"median {np.median(values):.0f} of {len(values)}"
     return [Figure("fast TTS: first PCM to first lips, p95", percentile(values, 95), "ms", 120, note=note)]
 
@@ -180,6 +185,7 @@ async def preparation(bench: Bench) -> list[Figure]:
 
 
 FIGURES: dict[str, Callable[[Bench], Awaitable[list[Figure]]]] = {
+    "counted": counted,
     "card": card,
     "throughput": throughput,
     "exact": exact,
@@ -190,6 +196,9 @@ FIGURES: dict[str, Callable[[Bench], Awaitable[list[Figure]]]] = {
     "memory": memory,
     "startup": startup,
     "variants": variants,
+    "rooms": rooms,
+    "faults": faults,
+    "films": films,
 }
 
 
@@ -209,6 +218,8 @@ def main() -> int:
         default=None,
         help="models folder; random weights are written there when it does not exist (default: one for this run)",
     )
+    parser.add_argument("--faces", type=Path, default=None, help="a folder of pictures and clips to be filmed")
+    parser.add_argument("--films", type=Path, default=Path("build/films"), help="where the films go")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.device != "cpu" and not _has_card():
@@ -219,6 +230,7 @@ def main() -> int:
         if not models.is_dir():
             _made(models, tiny=options.tiny)
         bench = Bench(models, options.device, options.tiny, options.profile, options.seconds, Path(folder))
+        bench.faces, bench.films, bench.weights = options.faces, options.films, _weights()
         if options.child:
             return child(bench)
         return asyncio.run(_all(bench, [name for name in options.only.split(",") if name] or list(FIGURES)))
@@ -248,11 +260,20 @@ def _has_card() -> bool:
     return bool(torch.cuda.is_available())
 
 
+def _weights() -> Path:
+    from musetalk_agent.agent_settings import offline_settings
+
+    return offline_settings().models_dir
+
+
 def _made(folder: Path, *, tiny: bool) -> None:
     from tests.fakes.weights import write_models
 
     begun = time.perf_counter()
-    write_models(folder, scale="tiny" if tiny else "full", taesd=True, parsing=False)
+    part = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)  # of a run that was broken off
+    write_models(part, scale="tiny" if tiny else "full", taesd=True, parsing=False)
+    part.rename(folder)
     print(f"bench-gpu: random weights written in {time.perf_counter() - begun:.0f} s", file=sys.stderr)
 
 

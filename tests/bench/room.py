@@ -196,7 +196,7 @@ async def capacity(seconds: int) -> list[Figure]:
     most, notes = 0, []
     async with demo() as stack:
         for count in range(1, 9):
-            late, figures = await _together(stack, count)
+            late, figures = await together(stack, count)
             notes.append(f"{count}: {figures}")
             if late:
                 break
@@ -208,7 +208,8 @@ async def capacity(seconds: int) -> list[Figure]:
     ]
 
 
-async def _together(stack: Demo, count: int) -> tuple[bool, str]:
+async def together(stack: Demo, count: int) -> tuple[bool, str]:
+    """Whether pictures came late while `count` sessions spoke for ten seconds, each with a viewer, and the figures."""
     pcm = np.tile(speech(), 4)[: 10 * 16_000]
     async with AsyncExitStack() as open_sessions:
         lives: list[Live] = [await open_sessions.enter_async_context(stack.live(**DEMO)) for _ in range(count)]

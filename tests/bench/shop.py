@@ -17,13 +17,17 @@ _REPOSITORY = Path(__file__).resolve().parents[2]
 DEMO = _REPOSITORY / "musetalk_agent" / "assets" / "demo-avatar.png"
 MESH = _REPOSITORY / "tests" / "data" / "demo_mesh.npy"
 """float32 `[468, 2]`: the face mesh of the demo avatar, in pixels of its 640×640."""
+NEEDS_CARD = "needs a card"
 SIDE = 720
 """Pixels of the demo picture in a frame."""
 
 
 @dataclass
 class Bench:
-    """What the figures share: one engine per profile, loaded when first asked for, and an avatar."""
+    """What the figures share: one engine per profile, loaded when first asked for, and an avatar.
+
+    `faces` is a folder of faces to be filmed, `films` where the films go, `weights` the folder of real weights for them.
+    """
 
     models: Path
     device: str
@@ -31,6 +35,9 @@ class Bench:
     profile: str
     seconds: float
     folder: Path
+    faces: Path | None = None
+    films: Path = Path("films")
+    weights: Path = Path("models")
     batchers: dict[str, Any] = field(default_factory=dict)
 
     async def batcher(self, profile: str | None = None) -> Any:

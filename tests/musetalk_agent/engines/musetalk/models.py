@@ -5,13 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
+from transformers import WhisperConfig
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from musetalk_agent.engines.musetalk.device import CpuCard, DeviceEvent, Outputs
 from musetalk_agent.engines.musetalk.loading import load_taesd, load_unet, load_vae
+from musetalk_agent.engines.musetalk.network import AudioEncoder, FoldedUNet, Network, PatchDecoder
+from musetalk_agent.engines.musetalk.upsample import fold_upsamplers
+from tests.fakes.weights import unet_config, vae_config, whisper_config
 from tests.reference.network import PlainNetwork
 
 CPU = torch.device("cpu")
@@ -91,3 +98,30 @@ class _CountedMark:
         self._card.waited += 1
         if self._card.error is not None:
             raise self._card.error
+
+
+class FoldedUNetOnMeta(FoldedUNet):
+    """`FoldedUNet` of a network without weights: its time has no numbers to be folded."""
+
+    def __init__(self, unet: UNet2DConditionModel) -> None:
+        torch.nn.Module.__init__(self)
+        for module in unet.modules():
+            if getattr(module, "time_emb_proj", None) is not None:
+                module.time_emb_proj = None
+        fold_upsamplers(unet)
+        self.unet = unet
+
+
+def plain_fields(config: dict[str, Any]) -> dict[str, Any]:
+    """Without the comments of a configuration file."""
+    return {key: value for key, value in config.items() if not key.startswith("_")}
+
+
+def network_on_meta() -> tuple[Network, tuple[Tensor, Tensor]]:
+    """The network of `quality`, of full size in half precision, and its two inputs for one frame: shapes alone, to be counted."""
+    with torch.device("meta"):
+        unet = FoldedUNetOnMeta(UNet2DConditionModel(**plain_fields(unet_config("full"))).eval())
+        decoder = PatchDecoder(AutoencoderKL(**plain_fields(vae_config("full"))).eval())
+        encoder = AudioEncoder(WhisperEncoder(WhisperConfig(**whisper_config("full"))).eval())
+        network = Network(encoder, unet, decoder, torch.float16).half().to(memory_format=torch.channels_last)
+        return network, (torch.empty(1, 420, 80), torch.empty(1, 8, 32, 32, dtype=torch.float16))

@@ -10,23 +10,17 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
-from diffusers import AutoencoderKL, UNet2DConditionModel  # noqa: E402
-from transformers import WhisperConfig  # noqa: E402
-from transformers.models.whisper.modeling_whisper import WhisperEncoder  # noqa: E402
-
 from musetalk_agent.engines.musetalk.fused_network import FusedDecoder, FusedUNet, fused  # noqa: E402
 from musetalk_agent.engines.musetalk.loading import load_taesd, load_unet, load_vae  # noqa: E402
 from musetalk_agent.engines.musetalk.network import (  # noqa: E402
-    AudioEncoder,
     FoldedUNet,
     Network,
     PatchDecoder,
     TinyDecoder,
 )
 from musetalk_agent.measure.traffic import elementwise_bytes  # noqa: E402
-from tests.fakes.weights import unet_config, vae_config, whisper_config, write_models  # noqa: E402
-from tests.musetalk_agent.engines.musetalk.models import CPU, inputs, plain  # noqa: E402
-from tests.musetalk_agent.engines.musetalk.test_upsample import FoldedUNetOnMeta, plain_fields  # noqa: E402
+from tests.fakes.weights import write_models  # noqa: E402
+from tests.musetalk_agent.engines.musetalk.models import CPU, inputs, network_on_meta, plain  # noqa: E402
 from tests.reference.network import position_table  # noqa: E402
 
 
@@ -88,16 +82,10 @@ def test_weights_are_shared_and_other_decoders_are_kept(models: Path) -> None:
 
 def test_a_frame_moves_at_most_1_2_gigabytes_outside_products() -> None:
     """Counted from shapes at full size, float16. Unfused it is 2.6 (2.7 by the layer list that the desk check of 2026 counted)."""
-    with torch.device("meta"):
-        folded = FoldedUNetOnMeta(UNet2DConditionModel(**plain_fields(unet_config("full"))).eval())
-        decoder = PatchDecoder(AutoencoderKL(**plain_fields(vae_config("full"))).eval())
-        encoder = AudioEncoder(WhisperEncoder(WhisperConfig(**whisper_config("full"))).eval())
-        network = Network(encoder, folded, decoder, torch.float16).half().to(memory_format=torch.channels_last)
-        latents, mel = torch.empty(1, 8, 32, 32, dtype=torch.float16), torch.empty(1, 420, 80)
-        unfused = elementwise_bytes(lambda: network(mel, latents))
-        network.unet, network.decoder = FusedUNet(folded), FusedDecoder(decoder)
-        network.to(memory_format=torch.channels_last)
-        left = elementwise_bytes(lambda: network(mel, latents))
+    network, given = network_on_meta()
+    unfused = elementwise_bytes(lambda: network(*given))
+    other = fused(network).to(memory_format=torch.channels_last)
+    left = elementwise_bytes(lambda: other(*given))
     assert unfused == pytest.approx(2.65e9, rel=0.02)
     assert 1.1e9 < left <= 1.2e9
 

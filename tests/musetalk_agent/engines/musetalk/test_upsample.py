@@ -12,9 +12,10 @@ pytest.importorskip("diffusers")
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
-from musetalk_agent.engines.musetalk.network import FoldedUNet, PatchDecoder  # noqa: E402
+from musetalk_agent.engines.musetalk.network import PatchDecoder  # noqa: E402
 from musetalk_agent.engines.musetalk.upsample import fold_upsamplers, upsampling_convolution  # noqa: E402
 from tests.fakes.weights import taesd_config, unet_config, vae_config  # noqa: E402
+from tests.musetalk_agent.engines.musetalk.models import FoldedUNetOnMeta, plain_fields  # noqa: E402
 
 
 def doubled(convolution: torch.nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
@@ -92,19 +93,3 @@ def test_unet_and_decoder_of_full_size_need_13_per_cent_fewer_operations() -> No
     after = operations(lambda: (folded[0](latents, audio), folded[1](middle)))
     assert before == pytest.approx(800, rel=0.01)
     assert after == pytest.approx(0.867 * before, rel=0.005)
-
-
-class FoldedUNetOnMeta(FoldedUNet):
-    """`FoldedUNet` of a network without weights: its time has no numbers to be folded."""
-
-    def __init__(self, unet: UNet2DConditionModel) -> None:
-        torch.nn.Module.__init__(self)
-        for module in unet.modules():
-            if getattr(module, "time_emb_proj", None) is not None:
-                module.time_emb_proj = None
-        fold_upsamplers(unet)
-        self.unet = unet
-
-
-def plain_fields(config: dict[str, object]) -> dict[str, object]:
-    return {key: value for key, value in config.items() if not key.startswith("_")}

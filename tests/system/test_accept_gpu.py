@@ -1,0 +1,140 @@
+"""`make accept-gpu`: what it writes, that it goes on after a break, and that it runs through without a card."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.bench import accept
+from tests.bench.accept import BEGIN, END, ROWS, Run, markdown, write_into
+from tests.bench.gpu import FIGURES
+from tests.bench.shop import NEEDS_CARD
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def run_of(out: Path, **changes: Any) -> Run:
+    given: dict[str, Any] = {
+        "out": out,
+        "device": "cpu",
+        "tiny": True,
+        "profile": "quality",
+        "seconds": 0.1,
+        "faces": None,
+        "models": out / "models",
+        "deadline": time.monotonic() + 100,
+    }
+    return Run(**given | changes)
+
+
+def row(name: str, state: str = "done", value: float | None = 1.5) -> dict[str, Any]:
+    figure = {"figure": f"the {name}", "value": value, "unit": "ms", "bar": "<= 2", "note": "a|b"}
+    return {"state": state, "seconds": 1.0, "at": "now", "figures": [figure]}
+
+
+def test_every_row_is_a_figure_of_the_bench_and_every_figure_a_row() -> None:
+    assert set(ROWS) == set(FIGURES)
+
+
+def test_after_a_break_only_what_is_missing_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    ran: list[str] = []
+
+    def one(run: Run, name: str, within_s: float) -> dict[str, Any]:
+        if name == "exact" and len(ran) < 3:
+            ran.append("break")
+            raise KeyboardInterrupt
+        ran.append(name)
+        return row(name, "failed" if name == "card" and ran.count("card") == 1 else "done")
+
+    monkeypatch.setattr(accept, "one", one)
+    names = ["counted", "card", "exact"]
+    with pytest.raises(KeyboardInterrupt):
+        accept.accept(run_of(tmp_path), names)
+    assert list(json.loads((tmp_path / "accept-gpu.json").read_text())["rows"]) == ["counted", "card"]
+    assert accept.accept(run_of(tmp_path), names) == 0
+    assert ran == ["counted", "card", "break", "card", "exact"]  # what failed is tried again, what is done is not
+    assert accept.accept(run_of(tmp_path), names) == 0 and len(ran) == 5
+    accept.accept(run_of(tmp_path, profile="fast"), names[:1])
+    assert ran[5:] == ["counted"], "rows of another profile do not count"
+    accept.accept(run_of(tmp_path, profile="fast"), names[:1], fresh=True)
+    assert ran[5:] == ["counted", "counted"]
+
+
+def test_rows_that_time_does_not_reach_are_left_for_the_next_call(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(accept, "one", lambda run, name, within_s: row(name))
+    assert accept.accept(run_of(tmp_path, deadline=time.monotonic()), ["counted"]) == 1
+    assert "no time left" in capsys.readouterr().out
+    assert accept.accept(run_of(tmp_path), ["counted"]) == 0
+
+
+def test_a_row_that_does_not_end_is_ended_with_what_it_started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its process prints a figure and waits for a child for ever; both are gone afterwards, and the figure is kept."""
+    stuck = (
+        "import subprocess, sys; child = subprocess.Popen([sys.executable, '-c', 'input()'], stdin=subprocess.PIPE);"
+        'print(\'{"figure": "one", "value": 1, "unit": "", "note": "\' + str(child.pid) + \'"}\', flush=True); child.wait()'
+    )
+    real = subprocess.Popen
+    monkeypatch.setattr(
+        accept.subprocess, "Popen", lambda command, **given: real([sys.executable, "-c", stuck], **given)
+    )
+    found = accept.one(run_of(tmp_path), "card", 5)
+    assert found["state"] == "out of time"
+    assert found["figures"][0]["value"] == 1
+    child = Path("/proc", found["figures"][0]["note"], "stat")
+    assert not child.exists() or child.read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+def test_the_table_has_every_row_and_goes_between_the_marks(tmp_path: Path) -> None:
+    key = {"commit": "abc", "card": "a card", "profile": "quality", "tiny": False}
+    rows = {"exact": row("exact"), "hold": row("hold", value=None), "rooms": row("rooms", "out of time")}
+    table = markdown({"key": key, "machine": "a machine", "rows": rows})
+    assert "| the exact | <= 2 | 1.5 ms | a/b |" in table
+    assert "| the hold | <= 2 | not measured | a/b |" in table and "| rooms | | out of time | |" in table
+    assert "commit abc" in table and "a machine" in table
+    document = tmp_path / "performance.md"
+    document.write_text(f"# P\n{BEGIN}\nold\n{END}\nafter\n")
+    write_into(document, table)
+    write_into(document, table)
+    assert document.read_text() == f"# P\n{BEGIN}\n{table}{END}\nafter\n"
+    document.write_text("nothing")
+    with pytest.raises(ValueError, match="has no lines"):
+        write_into(document, table)
+    assert BEGIN in accept.PERFORMANCE.read_text() and END in accept.PERFORMANCE.read_text()
+
+
+SLOW = {"throughput", "variants", "latency", "hold", "preparation", "startup"}
+"""Minutes on a busy processor, and through the same call as the others: `python -m tests.bench.accept` runs them too."""
+
+
+@pytest.mark.timeout(600)
+def test_without_a_card_every_row_is_filled_or_needs_one(tmp_path: Path) -> None:
+    faces = tmp_path / "faces"
+    faces.mkdir()
+    (faces / "demo.png").write_bytes((REPOSITORY / "musetalk_agent" / "assets" / "demo-avatar.png").read_bytes())
+    command = [sys.executable, "-m", "tests.bench.accept", "--device", "cpu", "--tiny", "--seconds", "0.1"]
+    names = [name for name in ROWS if name not in SLOW]
+    done = subprocess.run(
+        [*command, "--only", ",".join(names), "--out", str(tmp_path / "out"), "--faces", str(faces)],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=580,
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    rows = json.loads((tmp_path / "out" / "accept-gpu.json").read_text())["rows"]
+    assert list(rows) == names
+    for name, found in rows.items():
+        assert found["state"] == "done" and found["figures"], name
+        for figure in found["figures"]:
+            assert figure["value"] is not None or NEEDS_CARD in figure["note"] or "lag" in figure["figure"], figure
+    assert (tmp_path / "out" / "films" / "demo.mp4").stat().st_size > 1000
+    assert (tmp_path / "out" / "films" / "contact-sheet.jpg").stat().st_size > 1000
+    assert "needs a card" in (tmp_path / "out" / "accept-gpu.md").read_text()
