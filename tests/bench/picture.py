@@ -74,9 +74,13 @@ class PaintedClip:
 
     def mouth(self, idle_index: int) -> tuple[float, float, float]:
         """Middle and half width of the idle frame's mouth in its crop."""
-        x1, y1, x2, y2 = (float(v) for v in self.artefacts.boxes[idle_index])
-        scale = np.array([256 / (x2 - x1), 256 / (y2 - y1)])
-        corners = (self.bundle.landmarks[idle_index, [61, 291, 13, 14]] - (x1, y1)) * scale
+        corners = self.bundle.landmarks[idle_index, [61, 291, 13, 14]]
+        if self.artefacts.placements is not None:
+            back = cv2.invertAffineTransform(self.artefacts.placements[idle_index].astype(np.float64))
+            corners = corners @ back[:, :2].T + back[:, 2]
+        else:
+            x1, y1, x2, y2 = (float(v) for v in self.artefacts.boxes[idle_index])
+            corners = (corners - (x1, y1)) * (256 / (x2 - x1), 256 / (y2 - y1))
         x, y = corners.mean(0)
         return float(x), float(y), float(abs(corners[1, 0] - corners[0, 0]) / 2)
 

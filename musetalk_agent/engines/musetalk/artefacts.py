@@ -5,6 +5,7 @@ On disk, in the engine's folder of the bundle (written whole and renamed into pl
     latents.npy     float16 [n, 8, 32, 32]: the masked crop's latent, then the unmasked one's
     boxes.npy       int32 [n, 2, 4]: the face box, and the part of it (even coordinates) that is ever shown
     masks.npy       uint8 [sum of the shown parts' pixels]: their masks one after the other
+    placements.npy  float32 [n, 2, 3], of a head that leans: where the pixels of the 256×256 crop lie in the image
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from musetalk_agent.engines.musetalk.face_region import (
     region_of_mesh,
     resize,
 )
+from musetalk_agent.engines.musetalk.turned import Turned, cut, laid, laid_mask, moved, turned_faces, within
 from musetalk_agent.media_types import Box, Patch, Pixels
 
 log = logging.getLogger(__name__)
@@ -66,6 +68,8 @@ class MuseTalkArtefacts:
         shown: int32 `[n, 4]`, the even box around the pixels whose mask is not 0.
         masks: uint8, the masks over `shown`, one after the other.
         starts: int64 `[n + 1]`, where each mask begins in `masks`.
+        placements: float32 `[n, 2, 3]`, from the crop's pixels to the image's, of a head that leans; None for boxes along the
+            image's edges. `boxes` are then those of the face turned upright, within the image.
     """
 
     latents: Latents
@@ -73,6 +77,7 @@ class MuseTalkArtefacts:
     shown: Boxes
     masks: Pixels
     starts: NDArray[np.int64]
+    placements: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -91,29 +96,38 @@ class MuseTalkArtefacts:
         Raises NoFaceInAvatar when the face is outside the image in every frame, and what `encode` and `parse` raise.
         """
         boxes = face_boxes(bundle.landmarks, bundle.width, bundle.height, bbox_shift)
+        turned = turned_faces(np.asarray(bundle.landmarks), bbox_shift)
+        if turned is not None:
+            boxes = _inside([face.whole_box for face in turned], boxes, bundle.width, bundle.height)
         latents = np.empty((len(bundle), *_LATENT), np.float16)
         shown = np.empty((len(bundle), 4), np.int32)
         masks: list[Pixels] = []
         for start in range(0, len(bundle), _BATCH):
             idle_indices = range(start, min(start + _BATCH, len(bundle)))
             latents[start : idle_indices.stop] = encode(
-                np.stack([_crop(bundle, idle_index, boxes[idle_index]) for idle_index in idle_indices])
+                np.stack([_crop(bundle, k, boxes[k], turned[k] if turned else None) for k in idle_indices])
             )
             parsed = (
-                parse(np.stack([_surroundings(bundle, idle_index, boxes[idle_index]) for idle_index in idle_indices]))
+                parse(
+                    np.stack([_surroundings(bundle, k, boxes[k], turned[k] if turned else None) for k in idle_indices])
+                )
                 if parse
                 else None
             )
             for k, idle_index in enumerate(idle_indices):
-                mask = _mask(
-                    bundle.landmarks[idle_index], _tuple(boxes[idle_index]), None if parsed is None else parsed[k]
-                )
-                box, part = _shown(mask, _tuple(boxes[idle_index]), bundle.width, bundle.height)
+                classes = None if parsed is None else parsed[k]
+                if turned is not None:
+                    box, part = _shown_turned(turned[idle_index], classes, bundle.width, bundle.height)
+                else:
+                    face = _tuple(boxes[idle_index])
+                    mask = _mask(bundle.landmarks[idle_index], face, classes)
+                    box, part = _shown(mask, face, bundle.width, bundle.height)
                 shown[idle_index] = (box.x0, box.y0, box.x1, box.y1)
                 masks.append(part.reshape(-1))
             if progress:
                 progress(idle_indices.stop, len(bundle))
-        return cls(latents, boxes, shown, np.concatenate(masks), _starts(shown))
+        placements = None if turned is None else np.stack([face.placement(SIDE) for face in turned]).astype(np.float32)
+        return cls(latents, boxes, shown, np.concatenate(masks), _starts(shown), placements)
 
     @classmethod
     def found_or_made(cls, folder: Path, bundle: Bundle, make: Callable[[], MuseTalkArtefacts]) -> MuseTalkArtefacts:
@@ -141,6 +155,8 @@ class MuseTalkArtefacts:
             np.save(part / "latents.npy", self.latents, allow_pickle=False)
             np.save(part / "boxes.npy", np.stack([self.boxes, self.shown], axis=1), allow_pickle=False)
             np.save(part / "masks.npy", self.masks, allow_pickle=False)
+            if self.placements is not None:
+                np.save(part / "placements.npy", self.placements, allow_pickle=False)
             with contextlib.suppress(FileNotFoundError):  # readers keep what they have mapped
                 folder.rename(part / _REPLACED)
             try:
@@ -172,7 +188,7 @@ class MuseTalkArtefacts:
             starts = _starts(boxes[:, 1])
             if masks.dtype != np.uint8 or masks.shape != (starts[-1],):
                 raise ValueError(f"masks are {masks.dtype} of shape {masks.shape} instead of {starts[-1]} pixels")
-            return cls(latents, boxes[:, 0], boxes[:, 1], masks, starts)
+            return cls(latents, boxes[:, 0], boxes[:, 1], masks, starts, _placements(folder, len(latents)))
 
     def fits(self, width: int, height: int) -> bool:
         """Whether every box lies within an image of this size."""
@@ -189,18 +205,25 @@ class MuseTalkArtefacts:
         Resized as upstream does it (OpenCV's bilinear). `blend_weight` (0 … 1) scales the mask. Outside the face box
         the mask is 0 and the pixels mean nothing.
         """
-        x1, y1, x2, y2 = _tuple(self.boxes[idle_index])
         box = Box(*_tuple(self.shown[idle_index]))
+        if self.placements is not None:
+            pixels = laid(face, moved(self.placements[idle_index], box.x0, box.y0), (box.width, box.height))
+        else:
+            pixels = self._resized(idle_index, face, box)
+        mask = self.mask(idle_index)
+        if blend_weight < 1.0:
+            mask = cast("Pixels", cv2.convertScaleAbs(mask, alpha=max(0.0, blend_weight)))
+        return Patch(box, pixels, mask)
+
+    def _resized(self, idle_index: int, face: Pixels, box: Box) -> Pixels:
+        x1, y1, x2, y2 = _tuple(self.boxes[idle_index])
         whole = cv2.resize(face, (x2 - x1, y2 - y1), interpolation=cv2.INTER_LINEAR)
         pixels = whole[max(0, box.y0 - y1) : box.y1 - y1, max(0, box.x0 - x1) : box.x1 - x1]
         if pixels.shape[:2] != (box.height, box.width):  # even coordinates reach a pixel past the face box
             top, left = max(0, y1 - box.y0), max(0, x1 - box.x0)
             bottom, right = box.height - top - pixels.shape[0], box.width - left - pixels.shape[1]
             pixels = cv2.copyMakeBorder(pixels, top, bottom, left, right, cv2.BORDER_REPLICATE)
-        mask = self.mask(idle_index)
-        if blend_weight < 1.0:
-            mask = cast("Pixels", cv2.convertScaleAbs(mask, alpha=max(0.0, blend_weight)))
-        return Patch(box, cast("Pixels", pixels), mask)
+        return cast("Pixels", pixels)
 
 
 def _mask(points: NDArray[np.float32], box: FaceBox, classes: Pixels | None) -> Pixels:
@@ -224,14 +247,37 @@ def _shown(mask: Pixels, face: FaceBox, width: int, height: int) -> tuple[Box, P
     return box, part
 
 
-def _crop(bundle: Bundle, idle_index: int, box: NDArray[np.int32]) -> Pixels:
+def _shown_turned(face: Turned, classes: Pixels | None, width: int, height: int) -> tuple[Box, Pixels]:
+    """The same for the mask of a face that leans."""
+    mask = _mask(face.points, face.whole_box, classes)
+    placement = face.mask_placement(mask)
+    around = within(placement, mask.shape[1], mask.shape[0])
+    upright = laid_mask(mask, moved(placement, around.x0, around.y0), (around.width, around.height))
+    x0, y0 = max(0, around.x0), max(0, around.y0)
+    x1, y1 = min(width, around.x1), min(height, around.y1)
+    if x1 <= x0 or y1 <= y0:
+        return _shown(np.zeros((2, 2), np.uint8), (0, 0, 2, 2), width, height)
+    inside = upright[y0 - around.y0 : y1 - around.y0, x0 - around.x0 : x1 - around.x0]
+    return _shown(np.ascontiguousarray(inside), (x0, y0, x1, y1), width, height)
+
+
+def _crop(bundle: Bundle, idle_index: int, box: NDArray[np.int32], turned: Turned | None = None) -> Pixels:
     """The face box's pixels as the network sees them: 256×256, OpenCV's Lanczos, the shape not kept."""
+    if turned is not None:
+        return _cut(bundle, idle_index, turned.placement(SIDE), SIDE)
     pixels = _pixels(bundle, idle_index, Box(*_tuple(box)))
     return cast("Pixels", cv2.resize(pixels, (SIDE, SIDE), interpolation=cv2.INTER_LANCZOS4))
 
 
-def _surroundings(bundle: Bundle, idle_index: int, box: NDArray[np.int32]) -> Pixels:
+def _cut(bundle: Bundle, idle_index: int, placement: NDArray[np.float64], side: int) -> Pixels:
+    around = within(placement, side, side)
+    return cut(_pixels(bundle, idle_index, around), moved(placement, around.x0, around.y0), side)
+
+
+def _surroundings(bundle: Bundle, idle_index: int, box: NDArray[np.int32], turned: Turned | None = None) -> Pixels:
     """The crop that is parsed, 512×512 as Pillow resizes it; black where it reaches out of the image."""
+    if turned is not None:
+        return _cut(bundle, idle_index, turned.square_placement(_PARSED_SIDE), _PARSED_SIDE)
     pixels = _pixels(bundle, idle_index, Box(*crop_box(_tuple(box))))
     return resize(pixels, _PARSED_SIDE, "bilinear")
 
@@ -256,6 +302,23 @@ def _pixels(bundle: Bundle, idle_index: int, box: Box) -> Pixels:
             y0 - seen.y0 : y1 - seen.y0, x0 - seen.x0 : x1 - seen.x0
         ]
     return out
+
+
+def _inside(turned: list[FaceBox], boxes: Boxes, width: int, height: int) -> Boxes:
+    """The upright boxes as far as they lie in the image, and those along its edges where nothing of them does."""
+    low, high = np.zeros(4, np.int32), np.array([width, height, width, height], np.int32)
+    inside = np.clip(np.array(turned, np.int32), low, high).astype(np.int32)
+    return np.where((inside[:, 2:] > inside[:, :2]).all(1, keepdims=True), inside, boxes)
+
+
+def _placements(folder: Path, count: int) -> NDArray[np.float32] | None:
+    """Raises ValueError for other ones than `save` writes."""
+    if not (folder / "placements.npy").exists():
+        return None
+    placements = np.load(folder / "placements.npy", allow_pickle=False)
+    if placements.dtype != np.float32 or placements.shape != (count, 2, 3) or not np.isfinite(placements).all():
+        raise ValueError(f"placements are {placements.dtype} of shape {placements.shape} beside {count} latents")
+    return cast("NDArray[np.float32]", placements)
 
 
 def _starts(shown: Boxes) -> NDArray[np.int64]:

@@ -49,7 +49,7 @@ log = logging.getLogger(__name__)
 
 ENCODE_BATCH = 4
 """Poses encoded at once while an avatar is prepared: 2 TFLOP, a few milliseconds of a large card, which speech may have to wait."""
-GEOMETRY_VERSION = 1
+GEOMETRY_VERSION = 2
 """Of boxes, crops and masks in artefacts; raise it when `face_region` or `artefacts` make other ones of the same clip."""
 CPU_BUCKETS = (1,)
 """A processor gains nothing from batches: one frame of the full network keeps it busy for seconds."""

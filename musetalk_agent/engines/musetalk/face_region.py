@@ -47,6 +47,10 @@ JAW_REACH = 0.035
 """The mesh's jaw ends above the visible edge of the chin by this share of the way down from the eyes (measured, as above)."""
 MARGIN = 10
 """Pixels that v1.5 adds below the chin (`extra_margin`)."""
+LOCK = 1.12
+"""How much larger than the face a box of locked size may be: from nose to chin four GRID talkers changed by 7 … 12 % in speech."""
+LOCKED_AT = 90
+"""Percentile of the clip's sizes at which the size is locked."""
 SLACK = 0.5
 """Pixels that a side may stray from its whole pixel before the box follows: a resting face's box stands still."""
 
@@ -62,9 +66,12 @@ def face_boxes(landmarks: Floats, width: int, height: int, bbox_shift: int = 0) 
         NoFaceInAvatar: the face is outside the image in every frame.
     """
     jaw = jaw_lines(landmarks)
-    left, right = _whole(jaw[..., 0].min(1)), _whole(jaw[..., 0].max(1))
-    bottom = _whole(jaw[..., 1].max(1))
-    middle = _whole(landmarks[:, BRIDGE, 1].mean(1)) + bbox_shift
+    left, right = jaw[..., 0].min(1), jaw[..., 0].max(1)
+    spare = (locked(right - left) - (right - left)) / 2
+    left, right = _whole(left - spare), _whole(right + spare)
+    high = landmarks[:, BRIDGE, 1].mean(1)
+    bottom = _whole(high + locked(jaw[..., 1].max(1) - high))
+    middle = _whole(high) + bbox_shift
     boxes = np.stack(
         [
             np.maximum(left, 0),
@@ -75,6 +82,15 @@ def face_boxes(landmarks: Floats, width: int, height: int, bbox_shift: int = 0) 
         axis=1,
     )
     return _with_neighbours(boxes.astype(np.int32))
+
+
+def locked(sizes: Floats) -> Floats:
+    """A size of a clip's boxes, float32 `[n]`, held still: that of its large frames, while the face has at least `1/LOCK` of it.
+
+    It is never smaller than the face, or the mask would end above the chin; a face that comes closer or goes away takes it along.
+    """
+    held = np.clip(np.percentile(sizes, LOCKED_AT), sizes, sizes * LOCK)
+    return np.asarray(held, np.float32)
 
 
 def jaw_lines(landmarks: Floats) -> Floats:
@@ -124,9 +140,14 @@ def upright(landmarks: NDArray[np.float32]) -> NDArray[np.bool_]:
 
     The network knows no others: its boxes are cut along the image's edges, and it was trained on faces that stand.
     """
-    along = landmarks[:, _RIGHT_EYE] - landmarks[:, _LEFT_EYE]
-    standing: NDArray[np.bool_] = np.abs(np.arctan2(along[:, 1], along[:, 0])) < LYING
+    standing: NDArray[np.bool_] = np.abs(rolls(landmarks)) < LYING
     return standing
+
+
+def rolls(landmarks: NDArray[np.float32]) -> NDArray[np.float32]:
+    """How far each frame's head leans, float32 `[n]` in radians: the angle of the eyes, positive where the right one is lower."""
+    along = landmarks[:, _RIGHT_EYE] - landmarks[:, _LEFT_EYE]
+    return np.asarray(np.arctan2(along[:, 1], along[:, 0]), np.float32)
 
 
 FaceBox = tuple[int, int, int, int]
