@@ -67,14 +67,16 @@ async def many(turns: int) -> list[Figure]:
             talking.append(await exits.enter_async_context(person(stack, watches=False, **_body(voice="openai:any"))))
             await talking[-1].turn(words[0])
             memory.append(stack.memory_mb())
-        used = stack.usage()["cpu_s"], time.monotonic()
+        used, begun = stack.cpu_s(), time.monotonic()
         rounds = max(1, turns // 5)
 
         async def talk(who: Person, first: int) -> list[float | None]:
             return [await who.turn(words[(first + number) % len(words)]) for number in range(rounds)]
 
         answers = [wait for waits in await asyncio.gather(*map(talk, talking, range(MANY))) for wait in waits]
-        cores = (stack.usage()["cpu_s"] - used[0]) / (time.monotonic() - used[1])
+        took_s = time.monotonic() - begun
+        cores = {name: (cpu_s - used.get(name, 0.0)) / took_s for name, cpu_s in stack.cpu_s().items()}
+        busy = "; ".join(f"{name} {value:.2f}" for name, value in cores.items() if value > 0.005)
         waits = [wait for wait in answers if wait is not None]
         each = {name: (memory[-1][name] - memory[0].get(name, 0.0)) / (MANY - 1) for name in memory[-1]}
         note = "; ".join(f"{name} {value:.1f}" for name, value in each.items() if abs(value) > 0.5)
@@ -89,7 +91,7 @@ async def many(turns: int) -> list[Figure]:
             *_waits(f"{MANY} conversations at once", waits, None, None),
             Figure("memory per conversation after the first one, all processes", sum(each.values()), "MB", note=note),
             Figure(f"memory of {MANY} conversations with their worker", whole, "MB"),
-            Figure(f"cores used by the stack while {MANY} talk", cores, "cores"),
+            Figure(f"cores used by the stack while {MANY} talk", sum(cores.values()), "cores", note=busy),
         ]
 
 

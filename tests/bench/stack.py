@@ -31,11 +31,16 @@ class Demo:
 
     def memory_mb(self) -> dict[str, float]:
         """Resident megabytes of each process, by its last words."""
+        return {name: each.memory_info().rss / 2**20 for name, each in self._members().items()}
+
+    def cpu_s(self) -> dict[str, float]:
+        """CPU seconds that each process has used, by its last words."""
+        times = {name: each.cpu_times() for name, each in self._members().items()}
+        return {name: each.user + each.system for name, each in times.items()}
+
+    def _members(self) -> dict[str, psutil.Process]:
         root = psutil.Process(self.process.pid)
-        return {
-            " ".join(p.cmdline()[1:4])[-40:] or p.name(): p.memory_info().rss / 2**20
-            for p in [root, *root.children(recursive=True)]
-        }
+        return {" ".join(p.cmdline()[1:4])[-40:] or p.name(): p for p in [root, *root.children(recursive=True)]}
 
     def usage(self) -> dict[str, float]:
         """Sums over the stack's processes."""
