@@ -2,7 +2,8 @@
 
 A frame takes `FLOP / (55 % of the dense half-precision peak) + bytes / (75 % of the memory's bandwidth)`: the shares at which eager
 figures of others come out within a quarter (RTX 4090: 72 … 81 frames a second, RTX 3090: 41 … 51). FLOP are counted by torch; bytes
-are those outside convolutions and matrix products, counted from the layers.
+are those outside convolutions and matrix products, counted from the layers. Both are upstream's, in eager mode: what folding and
+fusing take off is a reserve until a card was measured.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """What the parts of MuseTalk's network cost on its device, and their share of its peak speed. Needs the extra [musetalk].
 
 Each part is captured by itself as the engine captures the whole, as a CUDA graph on a GPU, so that the GPU's work is timed and not
-the launching of its kernels. In service one graph holds all parts, and copies overlap with the next batch.
+the launching of its kernels. In service one graph holds all parts, and copies overlap with the next batch. Where the engine runs
+what `torch.compile` made, each part is compiled by itself.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ def network_stages(engine: MuseTalkEngine, frames: int, batch: int, progress: Ca
     latents = torch.zeros((batch, *LATENT_SHAPE), dtype=torch.float16, device=card.device)
 
     def whisper() -> Outputs:
-        return (network.encoder(mel.to(network.dtype)) + network.positions,)
+        return (
+            network.encoder(mel) + network.positions,
+        )  # float32: its last row holds integers that bfloat16 would round
 
     with card.frames():
         (audio,) = whisper()
@@ -67,8 +70,13 @@ def network_stages(engine: MuseTalkEngine, frames: int, batch: int, progress: Ca
     parts = {"whisper": whisper, "unet": unet, "decoder": decoder}
     flop = {name: operations(part, card) for name, part in parts.items()}
     peak = _peak(card, network.dtype)
+    timed = (
+        {name: torch.compile(part, dynamic=False) for name, part in parts.items()}
+        if engine.fused == "compile"
+        else parts
+    )
     with card.frames():
-        fixed = {name: card.capture(part) for name, part in parts.items()} | {"copy": copy}
+        fixed = {name: card.capture(part) for name, part in timed.items()} | {"copy": copy}
         times: dict[str, list[float]] = {name: [] for name in fixed}
         for done in range(0, frames, batch):
             for name, part in fixed.items():

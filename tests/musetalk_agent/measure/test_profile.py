@@ -100,6 +100,29 @@ def test_operations_of_a_part_are_counted(monkeypatch: pytest.MonkeyPatch) -> No
     assert network_stages.operations(lambda: (line(torch.zeros(4, 7)),), CpuCard()) == 2 * 4 * 7 * 11
 
 
+@pytest.mark.parametrize("runs_compiled", [False, True])
+def test_parts_are_timed_as_the_engine_runs_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs_compiled: bool
+) -> None:
+    """The encoder's windows stay float32 with half-precision weights; what runs compiled is timed compiled."""
+    torch = pytest.importorskip("torch")
+    write_models = pytest.importorskip("tests.fakes.weights").write_models
+    from musetalk_agent.engines.musetalk.engine import MuseTalkEngine
+    from musetalk_agent.engines.musetalk.profiles import Options
+    from musetalk_agent.measure.network_stages import network_stages
+
+    compiled: list[object] = []
+    monkeypatch.setattr(torch, "compile", lambda call, **how: compiled.append(how) or call)
+    engine = MuseTalkEngine(write_models(tmp_path / "models"), Options(precision="bfloat16"))
+    engine.fused = "compile" if runs_compiled else "off"
+    seen: list[object] = []
+    engine.network.encoder.register_forward_pre_hook(lambda _, given: seen.append(given[0].dtype))
+    stages = network_stages(engine, 1, 1, lambda _: None).stages
+    engine.close()
+    assert [stage.name for stage in stages] == ["whisper", "unet", "decoder", "copy"]
+    assert set(seen) == {torch.float32} and compiled == [{"dynamic": False}] * (3 if runs_compiled else 0)
+
+
 def test_refusals(
     clip: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
