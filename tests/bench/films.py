@@ -62,6 +62,7 @@ def _filmed(bench: Bench, face: Path, sound: Path, film: Path) -> Figure:
     }
     name, agent = f"film of {face.name}: lag of the lips", [sys.executable, "-m", "musetalk_agent"]
     command = [*agent, "render", "--avatar", str(face), "--audio", str(sound), "-o", str(film), "--engine", "musetalk"]
+    film.unlink(missing_ok=True)
     made = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     if made.returncode:
         return Figure(name, None, "ms", note=f"failed: {made.stderr.strip()[-200:]}")

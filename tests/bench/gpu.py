@@ -273,6 +273,8 @@ def _made(folder: Path, *, tiny: bool) -> None:
     part = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)  # of a run that was broken off
     write_models(part, scale="tiny" if tiny else "full", taesd=True, parsing=False)
+    if (_weights() / "face").is_dir():  # what finds faces in the avatars of rooms and films
+        (part / "face").symlink_to((_weights() / "face").resolve())
     part.rename(folder)
     print(f"bench-gpu: random weights written in {time.perf_counter() - begun:.0f} s", file=sys.stderr)
 
