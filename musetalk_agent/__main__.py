@@ -13,8 +13,8 @@ from musetalk_agent.protocol.http import VERSION
 
 _ENGINE_LOST = 70
 """Exit code when a card failed for good (EX_SOFTWARE of sysexits.h): the supervisor starts a new process."""
-_ENDS_WITHIN_S = 60.0
-"""A process whose engine is lost ends after so long, whatever hangs."""
+_ENDS_WITHIN_S = 5.0
+"""A process whose engine is lost ends after so long, whatever hangs. Its sessions were ended when the engine failed."""
 
 
 def parser() -> argparse.ArgumentParser:

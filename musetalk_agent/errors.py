@@ -5,7 +5,7 @@ AgentError
 │   ├── AvatarUrlForbidden, AvatarFetchFailed, AvatarTooLarge
 │   ├── AvatarUnsafeArchive, AvatarUndecodable, AvatarSizesDiffer, AvatarEmpty
 │   └── NoFaceInAvatar, AvatarNotFound
-├── EngineUnknown, EngineUnavailable, EngineFailed, WeightsMissing, WeightsInvalid
+├── EngineUnknown, EngineUnavailable (EngineOutOfMemory), EngineFailed, WeightsMissing, WeightsInvalid
 ├── SessionNotFound, SessionConflict, SessionEnded, AtCapacity, Draining, NotReady
 ├── DiskFull               an avatar cannot be written
 ├── PublishFailed          the room could not be joined or published to
@@ -107,6 +107,10 @@ class EngineUnavailable(AgentError):
     """The engine is known but cannot run here."""
 
     error_code = ErrorCode.ENGINE_UNAVAILABLE
+
+
+class EngineOutOfMemory(EngineUnavailable):
+    """The engine's device has no memory for it, or for one more avatar."""
 
 
 class EngineFailed(AgentError):

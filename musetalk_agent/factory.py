@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,7 @@ from musetalk_agent.clock import Clock, MonotonicClock
 from musetalk_agent.compose.compositor import Compositor
 from musetalk_agent.compose.idle import load_idle
 from musetalk_agent.engine_pool import EnginePool
+from musetalk_agent.engines.batcher import Batcher
 from musetalk_agent.engines.interface import Engine, EngineSession
 from musetalk_agent.engines.pattern import pattern_bundle
 from musetalk_agent.errors import EngineFailed
@@ -43,6 +44,16 @@ OPEN_WITHIN_S = 60.0
 """For the engine to open a prepared avatar: a second or so, unless its device hangs."""
 
 MakePublisher = Callable[[AgentStartRequest, int], Publisher]
+
+
+@contextmanager
+def _device_of(batcher: Batcher) -> Iterator[None]:
+    """A device that fails outside any batch is broken for the sessions that run, too."""
+    try:
+        yield
+    except EngineFailed as error:
+        batcher.fail(error)
+        raise
 
 
 class Factory:
@@ -96,9 +107,10 @@ class Factory:
         """
         name = self.engines.resolve(request.engine)
         batcher = self.engines.batcher(name)
-        bundle = await self._bundle(request, batcher.engine)
+        with _device_of(batcher):
+            bundle = await self._bundle(request, batcher.engine)
         batcher.check()
-        engine_session = await self._opened(batcher.engine, bundle, request.avatar_settings)
+        engine_session = await self._opened(batcher, bundle, request.avatar_settings)
         publisher: Publisher | None = None
         session: Session | None = None
         try:
@@ -129,16 +141,21 @@ class Factory:
                     steps.insert(0, Step("publisher", publisher.aclose, LEAVE_S))
                 await tear_down(f"start of session {request.session_id}", steps)
 
-    async def _opened(self, engine: Engine, bundle: Bundle, settings: AvatarSettings) -> EngineSession:
+    async def _opened(self, batcher: Batcher, bundle: Bundle, settings: AvatarSettings) -> EngineSession:
         """Opens the avatar in a thread. A caller that is cancelled, or an engine that takes too long, leaves nothing open."""
+        engine = batcher.engine
         try:
             async with asyncio.timeout(OPEN_WITHIN_S):
-                return await in_thread(
-                    partial(engine.open, bundle, settings), "engine-open", give_back=lambda late: late.close()
-                )
+                with _device_of(batcher):
+                    return await in_thread(
+                        partial(engine.open, bundle, settings), "engine-open", give_back=lambda late: late.close()
+                    )
         except TimeoutError as error:
             text = f"The engine {engine.name!r} did not open the avatar within {OPEN_WITHIN_S:g} s."
-            raise EngineFailed(text, retry_after_s=5) from error
+            failure = EngineFailed(text, retry_after_s=5)
+            if not await self.engines.answers(engine):
+                batcher.fail(failure)
+            raise failure from error
 
     def _speech_maker(self, request: AgentStartRequest) -> Callable[[Pipeline], RoomSpeech] | None:
         """For speech that comes through the room. Its modules load the SDK, which not every session needs."""

@@ -38,6 +38,11 @@ and a small part of a frame."""
 STUCK_S = 30.0
 """A batch that is not delivered after so long never will be: the slowest device that is allowed, MuseTalk on a processor, takes a
 few seconds for its batches of one frame."""
+STUCK_LEAST_S = 2.0
+STUCK_TIMES = 20
+"""Where an engine has measured how long its batches take, one that is not delivered after so many times as long, and two seconds
+at least, never will be. The host's work and the batches ahead of it are a few times that; two seconds are more than a busy host
+stumbles for."""
 _CHECKS = 10  # for a stuck batch, in the time after which it counts as stuck
 _RETRY_AFTER_S = 5
 _BROKEN_LOGGED = 100  # one traceback for so many batches: an engine that fails on every frame does so 25 times a second
@@ -91,11 +96,13 @@ class Batcher:
     `on_failure` is called. The owner then closes the batcher and makes a new engine and a new batcher: weights and latents on a
     failed card are lost.
 
-    A batch that is not delivered within `stuck_after_s` is such a failure too, and so is an error in one of the two threads.
+    A batch that is not delivered within `STUCK_TIMES` the time that the engine measured for it is such a failure too
+    (`stuck_after_s` where it measured none), and so is an error in one of the two threads.
 
     Args:
         on_failure: called once, on the event loop, when the device failed.
-        stuck_after_s: seconds after which a device that does not answer has failed.
+        stuck_after_s: seconds after which a device that does not answer has failed, at most.
+        stuck_least_s: the same, at least.
     """
 
     def __init__(
@@ -103,11 +110,13 @@ class Batcher:
         engine: Engine,
         on_failure: Callable[[EngineFailed], None] | None = None,
         stuck_after_s: float = STUCK_S,
+        stuck_least_s: float = STUCK_LEAST_S,
     ) -> None:
         self.engine = engine
         self.failed: EngineFailed | None = None
         self._on_failure = on_failure
         self._stuck_after_s = stuck_after_s
+        self._stuck_least_s = min(stuck_least_s, stuck_after_s)
         self._watch: asyncio.Task[None] | None = None
         self._in_flight: deque[_Batch] = deque()  # launched or being launched, and not delivered
         self._sessions: dict[int, deque[_Job]] = {}  # by the session's identity: a session's frames stay in order
@@ -118,6 +127,7 @@ class Batcher:
         self._undelivered = 0
         self._launched: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()
         self._seconds: dict[int, float] = {}  # what a batch of a size took last
+        self._measured: Mapping[int, float] = {}  # the engine's own figures
         self._expected_end = self._finished = 0.0
         self._frames = self._batches = self._dropped = self._broken = 0
         self._sizes: dict[int, int] = {}
@@ -134,6 +144,8 @@ class Batcher:
         """Warms the engine up and starts the threads. Cancelling leaves the warm-up running; call `aclose` then."""
         self._loop = asyncio.get_running_loop()
         await in_thread(self.engine.warmup, f"engine-{self.engine.name}-warmup")
+        self._measured = self.engine.batch_seconds()
+        self._seconds.update(self._measured)
         self._launcher.start()
         self._collector.start()
         name = f"engine-{self.engine.name}-watch"
@@ -208,13 +220,28 @@ class Batcher:
             job.result.cancel()
 
     async def _look_for_stuck_batches(self) -> None:
+        """Fails a batch that stays the oldest under way for too long. What counts is the time that this loop was running too: a
+        process that was stopped, or a machine that slept, has lost no device."""
+        every_s, waited_s = self._stuck_least_s / _CHECKS, 0.0
+        watched: _Batch | None = None
         while self.failed is None:
-            await asyncio.sleep(self._stuck_after_s / _CHECKS)
+            before = time.perf_counter()
+            await asyncio.sleep(every_s)
             with self._changed:
-                oldest = self._in_flight[0].begun if self._in_flight else None
-            if oldest is not None and time.perf_counter() - oldest > self._stuck_after_s:
-                text = f"The device of the engine {self.engine.name!r} has not answered for {self._stuck_after_s:g} s."
-                self._fail(EngineFailed(text))
+                oldest, limit_s = self._in_flight[0] if self._in_flight else None, self._stuck_limit_s()
+            waited_s = waited_s + min(time.perf_counter() - before, 2 * every_s) if oldest is watched else 0.0
+            watched = oldest
+            if oldest is not None and waited_s > limit_s:
+                text = f"The device of the engine {self.engine.name!r} has not answered for {limit_s:g} s."
+                self.fail(EngineFailed(text))
+
+    def _stuck_limit_s(self) -> float:
+        """Seconds that the oldest batch may still take, with the lock held."""
+        expected = [self._measured.get(batch.size) for batch in self._in_flight]
+        known = [seconds for seconds in expected if seconds is not None]
+        if len(known) < len(expected):
+            return self._stuck_after_s
+        return min(self._stuck_after_s, max(self._stuck_least_s, STUCK_TIMES * max(known, default=0.0)))
 
     def _guarded(self, work: Callable[[], None]) -> None:
         """The body of both threads: an error that ends one of them fails the batcher."""
@@ -222,7 +249,7 @@ class Batcher:
             work()
         except Exception as error:  # the thread's boundary: its death must fail the engine
             log.exception("a thread of the batcher broke", extra={"engine": self.engine.name})
-            self._fail(EngineFailed(f"The engine {self.engine.name!r} broke: {type(error).__name__}: {error}"))
+            self.fail(EngineFailed(f"The engine {self.engine.name!r} broke: {type(error).__name__}: {error}"))
 
     # the launcher's thread
 
@@ -321,7 +348,7 @@ class Batcher:
         """Updates the statistics and the expected end of the batches on the device, after one has ended."""
         now = time.perf_counter()
         with self._changed:
-            spent = now - max(batch.begun, self._finished)
+            spent, queued = now - max(batch.begun, self._finished), batch.begun < self._finished
             self._finished = now
             self._seconds[batch.size] = spent
             self._busy_s += spent
@@ -331,6 +358,7 @@ class Batcher:
             self._sizes_on_device.popleft()
             self._expected_end = now + sum(self._seconds.get(size, 0.0) for size in self._sizes_on_device)
             self._changed.notify()
+        self.engine.took(batch.size, spent, queued=queued)
 
     def _deliver(self, batch: _Batch, patches: Sequence[Patch | None]) -> None:
         assert self._loop is not None
@@ -340,12 +368,13 @@ class Batcher:
                 fields = {"engine": self.engine.name, "batch": len(batch.jobs), "so_far": self._broken}
                 log.error("engine failed on a batch", exc_info=batch.error, extra=fields)
         if isinstance(batch.error, EngineFailed):
-            self._fail(batch.error)
+            self.fail(batch.error)
         with contextlib.suppress(RuntimeError):  # the loop is gone: so is everybody who waited
             self._loop.call_soon_threadsafe(_settle, batch.jobs, patches, batch.error)
 
-    def _fail(self, error: EngineFailed) -> None:
-        """Fails the frames that wait or are under way and notifies the owner, once. Any thread may call it."""
+    def fail(self, error: EngineFailed) -> None:
+        """Ends the batcher because its device failed, in a batch or outside it: fails the frames that wait or are under way and
+        notifies the owner, once. Any thread may call it, after `start`."""
         assert self._loop is not None
         with self._changed:
             if self.failed is not None:
@@ -357,6 +386,8 @@ class Batcher:
                 return
         with contextlib.suppress(RuntimeError):  # the loop is closed, and everything on it is over
             self._loop.call_soon_threadsafe(_settle, left, (), error)
+            if self._watch is not None:
+                self._loop.call_soon_threadsafe(self._watch.cancel)
             if self._on_failure is not None:
                 self._loop.call_soon_threadsafe(self._on_failure, error)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -163,6 +163,19 @@ class Engine(Protocol):
     def capacity(self, fps: int) -> int | None:
         """Sessions that may all speak at once at `fps`, as measured in `warmup`; None where the engine sets no limit."""
         return None
+
+    def batch_seconds(self) -> Mapping[int, float]:
+        """Seconds that a batch of each size takes, as measured in `warmup`; empty where that was not measured."""
+        return {}
+
+    def took(self, size: int, seconds: float, *, queued: bool) -> None:
+        """Called by the batcher on its collecting thread: the device was busy for so long with a batch of this size. `queued`: it
+        began as the batch before it ended, so that nothing but the device's time is in it."""
+        return
+
+    def probe(self) -> None:
+        """Blocks until the device has done a smallest piece of work. Raises `EngineFailed` when it cannot; may never return."""
+        return
 
     def stats(self) -> dict[str, Any]:
         """The engine's own measurements for `/debug`: JSON values. Called on the event loop: no work."""

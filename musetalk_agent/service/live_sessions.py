@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from musetalk_agent.agent_metrics import SESSIONS, SESSIONS_ENDED, SESSIONS_MAX, START_SECONDS
 from musetalk_agent.clock import utc_now
+from musetalk_agent.engine_pool import USUAL_FPS
 from musetalk_agent.errors import (
     AtCapacity,
     Draining,
@@ -40,7 +41,6 @@ REMEMBER_S = 600
 _REMEMBER_MOST = 256
 _RETRY_AFTER_S = 5
 _MOST_SESSIONS = 8  # of an engine that sets no limit, where the settings set none either
-_USUAL_FPS = 25
 
 
 @dataclass(slots=True)
@@ -63,6 +63,7 @@ class LiveSessions:
     def __init__(self, factory: Factory, ready: Callable[[], bool] = lambda: True) -> None:
         self._factory, self._ready = factory, ready
         factory.engines.on_failure = self._break_off
+        factory.engines.busy = lambda: bool(self._starting or self.live())
         self._sessions: dict[str, Session] = {}
         self._ended: OrderedDict[str, tuple[float, AgentSession]] = OrderedDict()
         self._starting: dict[str, _Start] = {}
@@ -71,13 +72,18 @@ class LiveSessions:
         SESSIONS.set_function(lambda: self.capacity().sessions)
 
     def capacity(self) -> Capacity:
-        """Sessions held (starting ones too) and the most."""
+        """Sessions held (starting ones too) and the most of the default engine: 0 where its device is too slow for one."""
+        engines = self._factory.engines
+        return self._capacity(engines.capacity(engines.default, USUAL_FPS))
+
+    def _capacity(self, holds: int | None) -> Capacity:
         self._archive()
-        engines, most = self._factory.engines, self._factory.settings.max_sessions
-        holds = engines.capacity(engines.default, _USUAL_FPS)
-        if holds:
-            most = min(holds, most or holds)
-        return Capacity(sessions=len(self._starting) + len(self.live()), sessions_max=most or _MOST_SESSIONS)
+        most = self._factory.settings.max_sessions
+        if holds is None:
+            most = most or _MOST_SESSIONS
+        else:
+            most = holds if most is None else min(holds, most)
+        return Capacity(sessions=len(self._starting) + len(self.live()), sessions_max=most)
 
     def live(self) -> list[Session]:
         """Sessions that are not over."""
@@ -142,7 +148,9 @@ class LiveSessions:
         `EngineFailed` while the engine starts again; `EngineUnavailable` where it is too slow for even one session.
         """
         device = self._factory.engines.batcher(engine).engine.device
-        capacity = self.capacity()
+        engines = self._factory.engines
+        # where the default engine's device is too slow for one session, the others still run here
+        capacity = self._capacity(engines.capacity(engines.default, USUAL_FPS) or None)
         held = [*(s.engine for s in self._starting.values()), *(s.engine for s in self.live())].count(engine)
         holds = self._factory.engines.capacity(engine, fps)
         limit = capacity.sessions_max

@@ -60,7 +60,7 @@ def _export(models: Path, profile_name: str, device: torch.device, onnx: Path) -
     import torch
 
     from musetalk_agent.engines.musetalk import tensorrt
-    from musetalk_agent.engines.musetalk.engine import decoder_of
+    from musetalk_agent.engines.musetalk.building import decoder_of
     from musetalk_agent.engines.musetalk.loading import load_unet, load_vae
     from musetalk_agent.engines.musetalk.network import FoldedUNet
 

@@ -218,7 +218,7 @@ async def world(tmp_path: Path, patch: pytest.MonkeyPatch) -> AsyncIterator[Worl
     patch.setattr(engine_pool, "PatternEngine", lambda: FaultyEngine(plan))
     patch.setattr(engine_pool, "make_warp", PatternEngine)
     patch.setattr(engine_pool, "RESTART_AFTER_S", (0.01, 0.01, 0.01))
-    patch.setattr(batcher.Batcher.__init__, "__defaults__", (None, 0.5))
+    patch.setattr(batcher.Batcher.__init__, "__defaults__", (None, 0.5, 0.5))
     for module, name in ((batcher, "_JOIN_S"), (batcher, "_CLOSE_S"), (session, "RELEASE_S"), (session, "LEAVE_S")):
         patch.setattr(module, name, 0.2)
     patch.setattr(factory, "RELEASE_S", 0.2)

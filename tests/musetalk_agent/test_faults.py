@@ -165,6 +165,8 @@ async def test_a_start_whose_avatar_is_not_opened_leaves_nothing(
         here.plan.faults.clear()
         here.plan.release()
         await here.until(lambda: here.plan.opened == here.plan.closed == (kind in ("hang", "cancel")))
+        assert here.factory.engines.ready == (kind != "device")  # the device is broken for everybody
+        await here.until(lambda: here.factory.engines.ready)
         await here.start("b")
         await end_all(here)
 

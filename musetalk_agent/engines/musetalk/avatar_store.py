@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from musetalk_agent.engines.musetalk.artefacts import MuseTalkArtefacts
-from musetalk_agent.engines.musetalk.device import Card
+from musetalk_agent.engines.musetalk.device import Card, device_errors
 from musetalk_agent.engines.musetalk.picture.mouth_picture import MouthPicture
-from musetalk_agent.errors import EngineUnavailable
+from musetalk_agent.errors import EngineOutOfMemory, EngineUnavailable
 from musetalk_agent.media_types import Feature, Patch
 from musetalk_agent.protocol.avatar_settings import DEFAULTS, AvatarSettings, Blend
 
@@ -49,21 +49,43 @@ class AvatarStore:
     def __init__(self, card: Card, spare_bytes: int = SPARE_BYTES) -> None:
         self._card, self._spare_bytes = card, spare_bytes
         self._avatars: dict[Path, Avatar] = {}  # in the order of their last use
+        self._loading: dict[Path, threading.Event] = {}  # set when it is over
         self._cleared = False
         self._lock = threading.Lock()
 
     def take(self, folder: Path, load: Callable[[], MuseTalkArtefacts]) -> Avatar:
-        """The avatar of `folder`, loaded by `load` when it is not here; give it back once.
+        """The avatar of `folder`, loaded by `load` when it is not here; give it back once. Other avatars do not wait for the load.
 
-        Raises what `load` raises, and `EngineUnavailable` when the card has no memory for it or the store was cleared.
+        Raises what `load` raises, `EngineOutOfMemory` when the card has no memory for it, `EngineUnavailable` when the store was
+        cleared.
         """
-        with self._lock:
-            if self._cleared:
-                raise EngineUnavailable("The engine is closing and takes no avatar.")
-            avatar = self._avatars.pop(folder, None) or self._loaded(load())
-            avatar.sessions += 1
-            self._avatars[folder] = avatar
-            return avatar
+        while True:
+            with self._lock:
+                if self._cleared:
+                    raise EngineUnavailable("The engine is closing and takes no avatar.")
+                avatar = self._avatars.pop(folder, None)
+                if avatar is not None:
+                    avatar.sessions += 1
+                    self._avatars[folder] = avatar
+                    return avatar
+                elsewhere = self._loading.get(folder)
+                if elsewhere is None:
+                    over = self._loading[folder] = threading.Event()
+            if elsewhere is None:
+                self._load(folder, load, over)
+            else:
+                elsewhere.wait()  # then it is here; or its load failed, and this thread tries it
+
+    def _load(self, folder: Path, load: Callable[[], MuseTalkArtefacts], over: threading.Event) -> None:
+        try:
+            avatar = self._loaded(load())
+            with self._lock:
+                if not self._cleared:
+                    self._avatars[folder] = avatar
+        finally:
+            with self._lock:
+                del self._loading[folder]
+            over.set()
 
     def give_back(self, folder: Path) -> None:
         """Counts one session less. Does nothing after `clear`."""
@@ -89,14 +111,17 @@ class AvatarStore:
     def _loaded(self, artefacts: MuseTalkArtefacts) -> Avatar:
         latents = torch.from_numpy(np.array(artefacts.latents))  # a copy: what is mapped is read-only
         try:
-            return Avatar(artefacts, latents.to(self._card.device))
+            with device_errors():
+                return Avatar(artefacts, latents.to(self._card.device))
         except torch.cuda.OutOfMemoryError:
-            self._drop(0)
+            with self._lock:
+                self._drop(0)
             self._card.empty_cache()
         try:
-            return Avatar(artefacts, latents.to(self._card.device))
+            with device_errors():
+                return Avatar(artefacts, latents.to(self._card.device))
         except torch.cuda.OutOfMemoryError as error:
-            raise EngineUnavailable("The card has no memory for another avatar.", value=latents.nbytes) from error
+            raise EngineOutOfMemory("The card has no memory for another avatar.", value=latents.nbytes) from error
 
     def _drop(self, limit: int) -> None:
         spare = [(folder, avatar) for folder, avatar in self._avatars.items() if not avatar.sessions]

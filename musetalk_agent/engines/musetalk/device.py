@@ -6,6 +6,7 @@ priority; preparation works from its own thread on a stream of normal priority, 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
@@ -13,19 +14,39 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from musetalk_agent.errors import EngineFailed, EngineUnavailable
+from musetalk_agent.errors import EngineFailed, EngineOutOfMemory, EngineUnavailable
 
 Outputs = tuple[Tensor, ...]
 WARM_RUNS = 2
 """Calls before a capture: libraries make their handles and work spaces in the first, the second shows that they are done."""
+ANSWER_S = 10.0
+"""A device that has not done in so long what start, preparation or a probe waits for hangs: the longest such work is two batches
+of the largest bucket, 2 s on the slowest card that the engine is of use on."""
+SETTLE_S = 3.0
+"""How long a card works before its pace counts: one that is limited by its power supply or its cooler slows down by 20 to 40 %
+within the first seconds."""
+_POLL_S = 0.001
 _DEVICE_WORDS = ("CUDA", "cuDNN", "CUDNN", "cuBLAS", "CUBLAS", "device-side assert")
+_MEMORY_WORDS = (
+    "out of memory",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "unable to find an engine",  # cuDNN, when the work space of every algorithm is refused
+)
+
+
+_BFLOAT16_SINCE = (8, 0)
+"""Compute capability from which on cuDNN convolves in bfloat16."""
 
 
 class DeviceEvent(Protocol):
     """A point in the device's work."""
 
-    def wait(self) -> None:
-        """Blocks this thread, and no other, until the device is past it. Raises what the device failed with."""
+    def wait(self, within_s: float | None = None) -> None:
+        """Blocks this thread, and no other, until the device is past it.
+
+        Raises what the device failed with, and `EngineFailed` when it is not past it within `within_s` seconds.
+        """
         ...
 
 
@@ -33,6 +54,8 @@ class Card(Protocol):
     """Where the network computes."""
 
     device: torch.device
+    settle_s: float
+    """Seconds of work after which the device has the pace that it keeps."""
 
     def host_buffer(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Host memory of zeros that copies to and from the device need not wait for."""
@@ -57,7 +80,10 @@ class Card(Protocol):
         ...
 
     def synchronize(self) -> None:
-        """Waits for everything that this process gave to the device, on any of its streams."""
+        """Waits for what the frames, the preparation and the loading of weights gave to the device.
+
+        Raises what the device failed with, and `EngineFailed` when it does not answer within `ANSWER_S`.
+        """
         ...
 
     def allocated(self) -> int:
@@ -68,14 +94,21 @@ class Card(Protocol):
         """Gives memory back that is kept for reuse."""
         ...
 
+    def probe(self) -> None:
+        """Does the smallest piece of work. Raises what the device failed with, `EngineFailed` when it does not answer within
+        `ANSWER_S`."""
+        ...
+
 
 class _CompletedEvent:
-    def wait(self) -> None:
+    def wait(self, within_s: float | None = None) -> None:
         """The processor has done its work when the call returns."""
 
 
 class CpuCard:
     """The processor: everything is done when the call returns."""
+
+    settle_s = 0.0
 
     def __init__(self) -> None:
         self.device = torch.device("cpu")
@@ -110,14 +143,25 @@ class CpuCard:
     def empty_cache(self) -> None:
         """Nothing is kept."""
 
+    def probe(self) -> None:
+        """The processor answers by running this."""
+
 
 class _CudaEvent:
     def __init__(self, event: torch.cuda.Event) -> None:
         self._event = event
 
-    def wait(self) -> None:
-        """Sleeps in the driver (a blocking event), without the interpreter's lock."""
-        self._event.synchronize()
+    def wait(self, within_s: float | None = None) -> None:
+        """Without a limit it sleeps in the driver (a blocking event), without the interpreter's lock; with one it asks again and
+        again, because nothing interrupts that sleep. The batcher's watch finds frames that hang."""
+        if within_s is None:
+            self._event.synchronize()
+            return
+        until = time.monotonic() + within_s
+        while not self._event.query():  # type: ignore[no-untyped-call]  # torch's own
+            if time.monotonic() > until:
+                raise EngineFailed(f"The card has not answered for {within_s:g} s.")
+            time.sleep(_POLL_S)
 
 
 class CudaCard:
@@ -135,6 +179,7 @@ class CudaCard:
                 f"PyTorch sees no {device} ({torch.cuda.device_count()} CUDA devices).", field="device", value=device
             )
         self._graphs = graphs
+        self.settle_s = SETTLE_S
         self._stream = torch.cuda.Stream(self.device, priority=-1)  # type: ignore[no-untyped-call]  # torch's own
         self._background = torch.cuda.Stream(self.device, priority=0)  # type: ignore[no-untyped-call]  # torch's own
         self._pool = torch.cuda.graph_pool_handle()
@@ -184,8 +229,11 @@ class CudaCard:
         return _CudaEvent(event)
 
     def synchronize(self) -> None:
-        """`torch.cuda.synchronize`."""
-        torch.cuda.synchronize(self.device)
+        """A mark on each stream: `torch.cuda.synchronize` would wait for ever on a card that hangs."""
+        for stream in (torch.cuda.default_stream(self.device), self._stream, self._background):
+            with torch.cuda.stream(stream):
+                mark = self.record_event()
+            mark.wait(ANSWER_S)
 
     def allocated(self) -> int:
         """`torch.cuda.memory_allocated`."""
@@ -194,6 +242,15 @@ class CudaCard:
     def empty_cache(self) -> None:
         """Empties PyTorch's cache."""
         torch.cuda.empty_cache()
+
+    def probe(self) -> None:
+        """One number on the stream of preparation. A card that is full has answered."""
+        try:
+            with device_errors(), self.background():
+                torch.zeros(1, device=self.device).add_(1)
+                self.record_event().wait(ANSWER_S)
+        except torch.cuda.OutOfMemoryError:
+            return
 
 
 @contextmanager
@@ -212,14 +269,34 @@ def card_for(device: str, *, graphs: bool = True) -> Card:
     return CpuCard() if device == "cpu" else CudaCard(device, graphs=graphs)
 
 
+def convolves_bfloat16(device: str) -> bool:
+    """Whether a device runs convolutions in bfloat16: the processor does, cards do from compute capability 8.0 on."""
+    return device == "cpu" or torch.cuda.get_device_capability(device) >= _BFLOAT16_SINCE
+
+
 @contextmanager
 def device_errors() -> Iterator[None]:
-    """Turns the device's own failures into `EngineFailed`; memory that ran out and errors of the code pass as they are."""
+    """Turns the device's own failures into `EngineFailed`, and memory that ran out in a library into torch's `OutOfMemoryError`;
+    that error and errors of the code pass as they are."""
     try:
         yield
     except torch.cuda.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        if type(error).__name__ == "AcceleratorError" or any(word in str(error) for word in _DEVICE_WORDS):
-            raise EngineFailed(f"The card failed: {str(error).splitlines()[0]}") from error
+        text = str(error)
+        of_device = type(error).__name__ == "AcceleratorError" or any(word in text for word in _DEVICE_WORDS)
+        if any(word in text for word in _MEMORY_WORDS) and (of_device or "find an engine" in text):
+            raise torch.cuda.OutOfMemoryError(text.splitlines()[0]) from error
+        if of_device:
+            raise EngineFailed(f"The card failed: {text.splitlines()[0]}") from error
         raise
+
+
+@contextmanager
+def enough_memory(purpose: str) -> Iterator[None]:
+    """`device_errors`, and `EngineOutOfMemory` where there is no memory to do what `purpose` says: "load the networks"."""
+    try:
+        with device_errors():
+            yield
+    except torch.cuda.OutOfMemoryError as error:
+        raise EngineOutOfMemory(f"The card has no memory to {purpose}: {str(error).splitlines()[0]}") from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -19,27 +19,28 @@ from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.engines.interface import PatchRequest, Progress
 from musetalk_agent.engines.musetalk.artefacts import MuseTalkArtefacts
 from musetalk_agent.engines.musetalk.avatar_store import Avatar, AvatarStore, MuseTalkSession
+from musetalk_agent.engines.musetalk.building import load_networks, widened
 from musetalk_agent.engines.musetalk.compiling import compiler_fault
-from musetalk_agent.engines.musetalk.device import Card, card_for, device_errors
+from musetalk_agent.engines.musetalk.device import (
+    ANSWER_S,
+    Card,
+    card_for,
+    convolves_bfloat16,
+    device_errors,
+    enough_memory,
+)
 from musetalk_agent.engines.musetalk.face_region import talks, upright
 from musetalk_agent.engines.musetalk.forwards import Findings, Forward, Kind, chosen, findings_key, keep_kernels
-from musetalk_agent.engines.musetalk.loading import load_parsing, load_taesd, load_unet, load_vae, load_whisper
 from musetalk_agent.engines.musetalk.network import (
     FACE,
     LATENT_SHAPE,
-    AudioEncoder,
-    FaceEncoder,
-    FoldedUNet,
     Network,
-    PatchDecoder,
-    TinyDecoder,
 )
-from musetalk_agent.engines.musetalk.parsing import Parser
+from musetalk_agent.engines.musetalk.overflow import OverflowGuard, Part
 from musetalk_agent.engines.musetalk.picture.mouth_picture import MouthPicture
 from musetalk_agent.engines.musetalk.profiles import BUCKETS, COMPILED_BUCKETS, Options, Profile, profile_named
-from musetalk_agent.engines.musetalk.runner import Launched, Runner, Throughput
-from musetalk_agent.engines.musetalk.tensorrt import find_plan
-from musetalk_agent.errors import EngineUnavailable, WeightsMissing
+from musetalk_agent.engines.musetalk.runner import Launched, Runner, Slowdown, Throughput
+from musetalk_agent.errors import EngineOutOfMemory, EngineUnavailable
 from musetalk_agent.features.extractor import FeatureExtractor
 from musetalk_agent.features.whisper_features import WhisperFeatures, rest
 from musetalk_agent.media_types import Patch, Pixels
@@ -108,28 +109,22 @@ class MuseTalkEngine:
         self.options = options or Options()
         self.profile: Profile = profile_named(self.options.profile)
         self.card: Card = card_for(self.options.device)
-        device, dtype = self.card.device, self._dtype()
+        self._models, self._dtype = models_dir, self._checked_dtype()
         self._features = WhisperFeatures(lookahead_ms=self.options.lookahead_ms)
         self._rest = rest()
-        vae = load_vae(models_dir, device, dtype)
-        self._encoder = FaceEncoder(vae).to(device)
-        encoder = AudioEncoder(load_whisper(models_dir, device, dtype))
-        if plan := find_plan(models_dir, self.profile, device, dtype):
-            network = Network(encoder, plan, nn.Identity(), dtype)
-        else:
-            unet = FoldedUNet(load_unet(models_dir, device, dtype))
-            network = Network(encoder, unet, decoder_of(self.profile, vae, models_dir, device, dtype), dtype)
-        bisenet = load_parsing(models_dir, device, torch.float32)
-        self._parse = None if bisenet is None else Parser(bisenet)
-        self._weights_digest = _weights_digest(self._encoder)
-        self.network = network.to(device).eval().requires_grad_(False)
-        self.fused: Kind = "off"
-        self._runner = self._run_by(self.network)
         self._avatars = AvatarStore(self.card)
-        self.card.synchronize()  # weights were converted on another stream than the frames'
-        self.pace = Throughput()
+        self.fused: Kind = "off"
+        with enough_memory("load MuseTalk's networks"):
+            loaded = load_networks(models_dir, self.profile, self.card.device, self._dtype)
+            self.network, self._encoder, self._parse = loaded.network, loaded.encoder, loaded.parse
+            self._weights_digest = _weights_digest(self._encoder)
+            self._runner = self._run_by(self.network, self.card)
+            self.card.synchronize()  # weights were converted on another stream than the frames'
+        self.pace, self._slowdown = Throughput(), Slowdown()
         self.forward_note: str | None = None  # why no other forward than the plain one was tried
-        self.unfit_faces = 0
+        self.unfit_faces, self._closed = 0, False
+        wide = torch.bfloat16 if convolves_bfloat16(self.options.device) else torch.float32
+        self._overflow = OverflowGuard(self._dtype, wide, self._rebuild)
 
     @property
     def device(self) -> str:
@@ -190,13 +185,17 @@ class MuseTalkEngine:
     def warmup(self) -> None:
         """Chooses the network's forward, readies every bucket and measures it.
 
-        Raises `EngineFailed`, or `EngineUnavailable` when the card is too small.
+        Raises `EngineFailed`, or `EngineOutOfMemory` when the card is too small.
         """
-        self._choose_forward()
-        self._runner.warmup()
-        self.pace = Throughput(self._runner.measure())
+        with enough_memory("make frames"):
+            self._choose_forward()
+            self._runner.warmup()
+            self.pace = Throughput(self._runner.measure())
+        self._log_pace("musetalk ready")
+
+    def _log_pace(self, event: str) -> None:
         log.info(
-            "musetalk ready",
+            event,
             extra={
                 "device": self.device,
                 "profile": self.profile.name,
@@ -208,18 +207,36 @@ class MuseTalkEngine:
         )
 
     def capacity(self, fps: int) -> int | None:
-        """As measured in `warmup` (`runner.Throughput`); 0 where the device cannot hold one session in real time."""
-        return self.pace.capacity(fps)
+        """As measured in `warmup` (`runner.Throughput`), less where the device is slower in service; 0 where it could not hold one
+        session in real time."""
+        return self.pace.capacity(fps, self._slowdown.factor)
+
+    def batch_seconds(self) -> Mapping[int, float]:
+        """As measured in `warmup`; empty on the processor, which never hangs but may have other work."""
+        return self.pace.seconds if self.options.device != "cpu" else {}
+
+    def took(self, size: int, seconds: float, *, queued: bool) -> None:
+        """Corrects the pace."""
+        if (measured := self.pace.seconds.get(size)) is not None:
+            self._slowdown.add(measured, seconds, queued=queued)
+
+    def probe(self) -> None:
+        """Raises `EngineFailed` on a card whose context in this process is broken, or that hangs."""
+        self.card.probe()
 
     def stats(self) -> dict[str, Any]:
-        """Profile, pace, memory, and how many faces were unfit to be shown."""
+        """Profile, pace, memory, and how many faces were unfit to be shown.
+
+        `slowdown` is how much slower than measured it is now.
+        """
         return {
             "profile": self.profile.name,
-            "precision": str(self._dtype()).removeprefix("torch."),
+            "precision": str(self._dtype).removeprefix("torch."),
             "fused": self.fused,
             **({"fused_note": self.forward_note} if self.forward_note else {}),
             "lookahead_ms": self.options.lookahead_ms,
             "frames_per_second": round(self.pace.frames_per_second, 1),
+            "slowdown": round(self._slowdown.factor, 2),
             "batch_ms": {str(size): round(1000 * seconds, 3) for size, seconds in self.pace.seconds.items()},
             "memory_bytes": self.memory(),
             "unfit_faces": self.unfit_faces,
@@ -251,8 +268,9 @@ class MuseTalkEngine:
     def patch(self, request: PatchRequest, rows: Pixels, *, good: bool) -> Patch | None:
         """The patch of a request from the lowest rows of its face, uint8 BGR `[h, 256, 3]`; those above are under the mask.
 
-        None, counted in `unfit_faces`, for a face that is not `good`.
+        None, counted in `unfit_faces`, for a face that is not `good`. Too many of those have the networks built again.
         """
+        self._overflow.add(good=good)
         if not good:
             self.unfit_faces += 1
             if self.unfit_faces % _UNFIT_LOGGED == 1:
@@ -277,16 +295,24 @@ class MuseTalkEngine:
 
         Every part is released even if others raise, as all of them may on a broken card; the last error is raised at the end.
         """
+        self._closed = True
         with ExitStack() as parts:  # called in the opposite order
             parts.callback(self._runner.close)
             parts.callback(self._encoder.to_empty, device="meta")
             parts.callback(self.network.to_empty, device="meta")
             parts.callback(self._avatars.clear)
 
-    def _dtype(self) -> torch.dtype:
+    def _checked_dtype(self) -> torch.dtype:
         name = self.options.precision or ("float32" if self.options.device == "cpu" else "float16")
         if name not in _PRECISIONS:
             raise EngineUnavailable(f"There is no precision {name!r}.", field="precision", value=name)
+        if name == "bfloat16" and not convolves_bfloat16(self.options.device):
+            raise EngineUnavailable(
+                f"The card {self.options.device} has no convolutions in bfloat16, which needs compute capability 8.0: set "
+                "MUSETALK_PRECISION=float16, or float32 where float16 overflows.",
+                field="precision",
+                value=name,
+            )
         return _PRECISIONS[name]
 
     def _choose_forward(self) -> None:
@@ -302,23 +328,23 @@ class MuseTalkEngine:
             return
         if self.options.kernels_dir is not None:
             keep_kernels(self.options.kernels_dir)
-        key = findings_key(self.card.device, self.profile.name, self._dtype())
+        key = findings_key(self.card.device, self.profile.name, self._dtype)
         findings = Findings(self.options.kernels_dir, key)
         with device_errors():
             forward = chosen(asked, self.network, self._frame_seconds, self._some_faces, findings)
         self.network, self.fused = forward.network, forward.kind
-        self._runner = self._run_by(self.network)
+        self._runner = self._run_by(self.network, self.card)
 
     def _frame_seconds(self, forward: Forward) -> float:
         size = min(TIMED_BATCH, self._runner.sizes[-1])
-        runner = self._runner_of(forward.network, (size,))
+        runner = self._runner_of(forward.network, (size,), self.card)
         try:
             runner.warmup()
             latent, spent = torch.zeros(LATENT_SHAPE, dtype=torch.float16, device=self.card.device), []
             for _ in range(TIMED_BATCHES):
                 begun = time.perf_counter()
                 for piece in runner.launch([self._rest] * size, [latent] * size):
-                    piece.wait()
+                    piece.wait(ANSWER_S)
                     piece.release()
                 spent.append(time.perf_counter() - begun)
             return min(spent) / size
@@ -333,20 +359,35 @@ class MuseTalkEngine:
             faces, _ = forward.network(mel.to(self.card.device), latents.to(self.card.device))
             made = self.card.host_buffer(tuple(faces.shape), faces.dtype)
             made.copy_(faces, non_blocking=True)
-            self.card.record_event().wait()
+            self.card.record_event().wait(ANSWER_S)
         return np.asarray(made.numpy(), np.uint8)
 
-    def _run_by(self, network: Network) -> Runner:
-        on_card = self.card.device.type == "cuda"
+    def _run_by(self, network: Network, card: Card) -> Runner:
+        on_card = self.options.device != "cpu"
         if on_card:
             self._encoder.to(memory_format=torch.channels_last)
             network.to(memory_format=torch.channels_last)  # what tensor cores read; else each layer transposes
         card_buckets = COMPILED_BUCKETS if self.fused == "compile" else BUCKETS
         sizes = self.options.buckets or (card_buckets if on_card else CPU_BUCKETS)
-        return self._runner_of(network, sizes)
+        return self._runner_of(network, sizes, card)
 
-    def _runner_of(self, network: Network, sizes: Sequence[int]) -> Runner:
-        return Runner(network, self.card, self._rest.shape, self.profile.rows, sizes)
+    def _runner_of(self, network: Network, sizes: Sequence[int], card: Card) -> Runner:
+        return Runner(network, card, self._rest.shape, self.profile.rows, sizes)
+
+    def _rebuild(self, part: Part, dtype: torch.dtype) -> None:
+        """Goes on with a network of which `part` is of `dtype`. Raises what the card raises; the old one runs until then."""
+        with enough_memory("build it again"):
+            card = card_for(self.options.device)  # streams and graphs of its own: those of the old network still run
+            network = widened(self.network, part, self._models, self.profile, dtype)
+            runner = self._run_by(network, card)
+            runner.warmup()
+            pace = Throughput(runner.measure())
+            card.synchronize()
+        if self._closed:
+            runner.close()
+            return
+        self._runner, self.network, self.pace, self._slowdown = runner, network, pace, Slowdown()
+        self._log_pace("musetalk runs in a wider type")
 
     def _shift(self, settings: AvatarSettings) -> int:
         return self.options.bbox_shift if settings.bbox_shift is None else settings.bbox_shift
@@ -366,30 +407,20 @@ class MuseTalkEngine:
         step, at = ENCODE_BATCH, 0
         while at < len(faces):
             try:
-                with self.card.background():
+                with device_errors(), self.card.background():
                     part = torch.from_numpy(np.ascontiguousarray(faces[at : at + step]))
-                    done.append(self._encoder(part.to(self.card.device)).cpu().numpy())
+                    encoded = self._encoder(part.to(self.card.device))
+                    made = self.card.host_buffer(tuple(encoded.shape), encoded.dtype)
+                    made.copy_(encoded, non_blocking=True)
+                    self.card.record_event().wait(ANSWER_S)
+                done.append(made.numpy().copy())
                 at += step
             except torch.cuda.OutOfMemoryError as error:
                 if step == 1:
-                    raise EngineUnavailable("The card has no memory to prepare an avatar.") from error
+                    raise EngineOutOfMemory("The card has no memory to prepare an avatar.") from error
                 self.card.empty_cache()
                 step //= 2
         return np.concatenate(done)
-
-
-def decoder_of(profile: Profile, vae: nn.Module, models: Path, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """The decoder of a profile. Raises `WeightsMissing` where TAESD's weights are not there."""
-    if profile.decoder == "sd-vae":
-        return PatchDecoder(vae, profile.first_row)
-    taesd = load_taesd(models, device, dtype)
-    if taesd is None:
-        raise WeightsMissing(
-            f"The profile {profile.name!r} needs TAESD, not in {models}; run `musetalk-agent fetch-models fast`.",
-            field="profile",
-            value=profile.name,
-        )
-    return TinyDecoder(taesd)
 
 
 def _session_of(request: PatchRequest) -> MuseTalkSession:

@@ -12,10 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from musetalk_agent.engines.musetalk.device import Card, DeviceEvent, Outputs, device_errors
+from musetalk_agent.engines.batcher import MAX_UNDELIVERED
+from musetalk_agent.engines.musetalk.device import ANSWER_S, Card, DeviceEvent, Outputs, device_errors
 from musetalk_agent.engines.musetalk.network import LATENT_SHAPE, Network
 from musetalk_agent.engines.musetalk.profiles import bucket_of
-from musetalk_agent.errors import EngineUnavailable
+from musetalk_agent.errors import EngineOutOfMemory
 from musetalk_agent.media_types import Feature, Pixels
 
 log = logging.getLogger(__name__)
@@ -24,10 +25,17 @@ MEASURED_BATCHES = 4
 """Most batches over which a bucket is measured, two of them under way at any moment, as in service."""
 MEASURED_S = 0.5
 """A bucket is measured no longer than this and two batches: the processor takes seconds for one."""
+SLOTS = MAX_UNDELIVERED + 2
+"""Host memory is made for so many batches at once in `warmup`: pinned memory takes milliseconds and may stop the card's other
+work."""
 HEADROOM = 0.75
 """Share of the measured throughput that is promised. The rest is for preparing new avatars beside speech (their stream has the
 lower priority, but a running kernel is not interrupted), for batches that are not full, and for catching up: at three quarters a
 backlog of one frame a session is worked off within three frames."""
+
+
+_SLOWDOWN_BATCHES = 64  # over which it is averaged: a second or two, so that one avatar's preparation changes little
+_SLOWDOWN_MOST = 4.0  # of one batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +66,11 @@ class Launched:
     def __len__(self) -> int:
         return self._count
 
-    def wait(self) -> None:
-        """Blocks until the faces lie in host memory. Raises `EngineFailed` when the card failed."""
+    def wait(self, within_s: float | None = None) -> None:
+        """Blocks until the faces lie in host memory. Raises `EngineFailed` when the card failed, or takes longer than
+        `within_s`."""
         with device_errors():
-            self._mark.wait()
+            self._mark.wait(within_s)
 
     @property
     def pixels(self) -> Pixels:
@@ -103,17 +112,19 @@ class Runner:
         return self._sizes
 
     def warmup(self) -> None:
-        """Readies every bucket, the largest first, because the smaller ones then fit into its memory.
+        """Readies every bucket, the largest first, because the smaller ones then fit into its memory; then the host's memory.
 
-        Buckets that do not fit are given up with a warning. Raises `EngineUnavailable` when not even one frame fits,
+        Buckets that do not fit are given up with a warning. Raises `EngineOutOfMemory` when not even one frame fits,
         `EngineFailed` when the card failed.
         """
         while missing := [size for size in self._sizes if size not in self._buckets]:
             try:
                 with device_errors(), self._card.frames():
                     self._buckets[missing[-1]] = self._bucket(missing[-1])
-            except torch.cuda.OutOfMemoryError:
-                self._shrink()
+            except torch.cuda.OutOfMemoryError as error:
+                self._shrink(error)
+        with device_errors():
+            self._slots += [self._slot() for _ in range(SLOTS - len(self._slots))]
 
     def launch(self, mels: Sequence[Feature], latents: Sequence[Tensor]) -> list[Launched]:
         """Starts a batch, in pieces where it is larger than the largest bucket.
@@ -123,7 +134,7 @@ class Runner:
 
         Raises:
             EngineFailed: the card failed.
-            EngineUnavailable: there is no memory for a single frame.
+            EngineOutOfMemory: there is no memory for a single frame.
         """
         launched: list[Launched] = []
         at = 0
@@ -131,29 +142,46 @@ class Runner:
             while at < len(mels):
                 end = min(len(mels), at + self._sizes[-1])
                 try:
-                    launched.append(self._start(mels[at:end], latents[at:end]))
-                except torch.cuda.OutOfMemoryError:
-                    self._shrink()
+                    with device_errors():
+                        launched.append(self._start(mels[at:end], latents[at:end]))
+                except torch.cuda.OutOfMemoryError as error:
+                    self._shrink(error)
                     continue
                 at = end
         return launched
 
     def measure(self) -> dict[int, float]:
-        """Seconds per batch of each bucket, launched as in service, copies included. Best after `warmup`."""
-        window = np.zeros(self._window, np.float32)
-        latent = torch.zeros(LATENT_SHAPE, dtype=torch.float16, device=self._card.device)
-        found: dict[int, float] = {}
-        for size in self._sizes:
-            batch = [window] * size, [latent] * size
-            begun, made = time.perf_counter(), 1
-            ahead = self.launch(*batch)
-            while made < MEASURED_BATCHES and time.perf_counter() - begun < MEASURED_S:
-                after = self.launch(*batch)
-                _finish(ahead)
-                ahead, made = after, made + 1
+        """Seconds per batch of each bucket, launched as in service, copies included. Best after `warmup`.
+
+        The largest bucket comes first and runs until the card has settled, so that the others are measured at that pace too.
+        """
+        settle_s, found = self._card.settle_s, dict[int, float]()
+        for size in reversed(self._sizes):
+            found[size] = self._measured(size, settle_s)
+            settle_s = 0.0
+        return {size: found[size] for size in self._sizes}  # without what memory ran out for meanwhile
+
+    def _measured(self, size: int, settle_s: float) -> float:
+        """Seconds per batch over the second half of `settle_s`, or over a few batches where that is 0.
+
+        The input is noise: zeros cost a card less power, so that it would slow down less than in service.
+        """
+        window = np.random.default_rng(0).standard_normal(self._window).astype(np.float32)
+        window[-1] = 0  # positions, not sound
+        latent = torch.randn(LATENT_SHAPE, generator=torch.Generator().manual_seed(0)).half().to(self._card.device)
+        batch = [window] * size, [latent] * size
+        at = [time.perf_counter()]  # the start, then the end of each batch
+        ahead = self.launch(*batch)
+        while at[-1] - at[0] < settle_s or (len(at) < MEASURED_BATCHES and time.perf_counter() - at[0] < MEASURED_S):
+            after = self.launch(*batch)
             _finish(ahead)
-            found[size] = (time.perf_counter() - begun) / made
-        return found
+            at.append(time.perf_counter())
+            ahead = after
+        _finish(ahead)
+        at.append(time.perf_counter())
+        first = next(index for index, moment in enumerate(at) if moment - at[0] >= settle_s / 2)
+        first = min(first, len(at) - 2)
+        return (at[-1] - at[first]) / (len(at) - 1 - first)
 
     def close(self) -> None:
         """Releases graphs and buffers. Safe to call twice."""
@@ -187,19 +215,23 @@ class Runner:
             self._card.host_buffer((self._most,), torch.bool),
         )
 
-    def _shrink(self) -> None:
+    def _shrink(self, error: Exception) -> None:
+        """Gives the larger half of the buckets up. The smallest is kept where it is captured: its replay needs no memory."""
         largest, kept = self._sizes[-1], [s for s in self._sizes if s <= self._sizes[-1] // 2]
+        if not kept:
+            self._card.empty_cache()
+            text = f"The card has no memory left for a single frame: {str(error).splitlines()[0]}"
+            raise EngineOutOfMemory(text, value=self._card.allocated()) from error
         self._buckets = {size: bucket for size, bucket in self._buckets.items() if size in kept}
         self._card.empty_cache()
-        if not kept:
-            raise EngineUnavailable("The card has no memory left for a single frame.", value=self._card.allocated())
         self._sizes = tuple(kept)
         log.warning("out of memory on the card: smaller batches", extra={"largest": largest, "now": kept[-1]})
 
 
 def _finish(batch: Sequence[Launched]) -> None:
+    """Raises `EngineFailed` on a card that does not answer."""
     for piece in batch:
-        piece.wait()
+        piece.wait(ANSWER_S)
         piece.release()
 
 
@@ -214,6 +246,27 @@ class Throughput:
         """At the bucket that is fastest per frame; 0 before it was measured."""
         return max((size / seconds for size, seconds in self.seconds.items() if seconds > 0), default=0.0)
 
-    def capacity(self, fps: int) -> int:
-        """Sessions that may all speak at once at `fps`, with head-room; 0 where not even one keeps up."""
-        return int(HEADROOM * self.frames_per_second / fps)
+    def capacity(self, fps: int, slowdown: float = 1.0) -> int:
+        """Sessions that may all speak at once at `fps`, with head-room, on a device that is `slowdown` (≥ 1) times slower than it
+        was measured; 0 where not even one kept up when it was measured."""
+        sessions = HEADROOM * self.frames_per_second / fps
+        return int(sessions) and max(1, int(sessions / slowdown))
+
+
+class Slowdown:
+    """How much longer batches take in service than they did when they were measured. One thread may call `add`."""
+
+    def __init__(self) -> None:
+        self._average = 1.0
+
+    @property
+    def factor(self) -> float:
+        """1 for a device that is as fast as measured, or faster."""
+        return max(1.0, self._average)
+
+    def add(self, measured_s: float, took_s: float, *, queued: bool) -> None:
+        """Counts a batch. One that did not wait for another holds the host's time too: it can only show that the device is
+        faster."""
+        ratio = min(took_s / measured_s, _SLOWDOWN_MOST)
+        if queued or ratio < self._average:
+            self._average += (ratio - self._average) / _SLOWDOWN_BATCHES

@@ -13,6 +13,8 @@ is trusted by its header; a copy that does not fit the original beside it is sta
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -149,10 +151,18 @@ def copy_path(source: Path, half: Half) -> Path:
 
 def fingerprint(path: Path) -> str:
     """Distinguishes files of weights without reading them whole: sha256 over the size and 64 evenly spaced stretches of 64 KiB, the
-    last of which holds the checksums that a `torch.save` archive keeps of all its members. Raises OSError."""
-    size = path.stat().st_size
-    digest = hashlib.sha256(str(size).encode())
+    last of which holds the checksums that a `torch.save` archive keeps of all its members. Raises OSError.
+
+    A file is read once in a process, unless it was replaced or written to: on a network's volume the stretches take seconds.
+    """
+    state = path.stat()
+    return _sampled(path, state.st_size, state.st_mtime_ns, state.st_ino)
+
+
+@functools.lru_cache(maxsize=32)
+def _sampled(path: Path, size: int, _modified: int, _inode: int) -> str:
     step = max(1, (size - _SAMPLE_BYTES) // (_SAMPLES - 1))
+    digest = hashlib.sha256(str(size).encode())
     with path.open("rb") as file:
         for number in range(_SAMPLES - 1):
             file.seek(number * step)
@@ -160,6 +170,16 @@ def fingerprint(path: Path) -> str:
         file.seek(max(0, size - _SAMPLE_BYTES))
         digest.update(file.read())
     return digest.hexdigest()
+
+
+def files_state(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    """Name, size and time of change of every file in the folders of a models folder: differs when weights came or were replaced."""
+    found = []
+    for path in sorted(folder.glob("*/*")):
+        with contextlib.suppress(OSError):  # it went away
+            state = path.stat()
+            found.append((str(path.relative_to(folder)), state.st_size, state.st_mtime_ns))
+    return tuple(found)
 
 
 def notes_of(path: Path) -> dict[str, str]:

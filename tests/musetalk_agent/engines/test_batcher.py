@@ -286,7 +286,7 @@ async def test_busy_time_is_the_cards_not_the_sum_of_waits() -> None:
 async def test_the_watch_for_stuck_batches_goes_on_after_an_error_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     engine, failures, calls = CardEngine(), list[EngineFailed](), 0
     batcher = Batcher(engine, failures.append, stuck_after_s=0.05)
-    fail = batcher._fail
+    fail = batcher.fail
 
     def breaks_once(error: EngineFailed) -> None:
         nonlocal calls
@@ -295,7 +295,7 @@ async def test_the_watch_for_stuck_batches_goes_on_after_an_error_of_its_own(mon
             raise RuntimeError("the watch broke")
         fail(error)
 
-    monkeypatch.setattr(batcher, "_fail", breaks_once)
+    monkeypatch.setattr(batcher, "fail", breaks_once)
     await batcher.start()
     try:
         batch = batcher.submit(request(engine, 0), 0.0)

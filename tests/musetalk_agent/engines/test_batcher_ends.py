@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -261,3 +262,50 @@ def test_a_flight_that_landed_as_it_was_launched_has_its_patches() -> None:
     flight: InFlightBatch = CompletedBatch(made)
     flight.wait()
     assert flight.patches() is made
+
+
+class Measured(CardEngine):
+    """A card that has measured what its batches take."""
+
+    took_s = 0.01
+
+    def batch_seconds(self) -> Mapping[int, float]:
+        return dict.fromkeys(range(9), self.took_s)
+
+
+@pytest.mark.parametrize(("took_s", "limit_s"), [(0.001, 2.0), (0.2, 4.0), (10.0, 30.0)])
+async def test_a_batch_may_take_twenty_times_what_was_measured(took_s: float, limit_s: float) -> None:
+    engine = Measured()
+    engine.took_s = took_s
+    async with running(engine) as batcher:
+        batch = batcher.submit(request(engine, 0), 0.0)
+        await engine.launched(1)
+        assert batcher._stuck_limit_s() == pytest.approx(limit_s)
+        await until(lambda: engine.land() and batch.done())
+
+
+async def test_time_in_which_the_process_stood_still_is_not_the_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock jumps again and again, as when a machine sleeps: each jump counts as two looks of a tenth of the limit, no more."""
+    engine, failures = Measured(), list[EngineFailed]()
+    batcher = Batcher(engine, failures.append, stuck_after_s=600.0, stuck_least_s=600.0)
+    await batcher.start()
+    assert batcher._watch is not None
+    batcher._watch.cancel()
+    batch = batcher.submit(request(engine, 0), 0.0)
+    await engine.launched(1)
+    looks, now, sleep = 0, 0.0, asyncio.sleep
+
+    async def jump(_: float) -> None:
+        nonlocal looks, now
+        looks, now = looks + 1, now + 100_000.0
+        await sleep(0)
+
+    monkeypatch.setattr("musetalk_agent.engines.batcher.time", SimpleNamespace(perf_counter=lambda: now))
+    monkeypatch.setattr("musetalk_agent.engines.batcher.asyncio", SimpleNamespace(sleep=jump))
+    await batcher._look_for_stuck_batches()
+    monkeypatch.undo()
+    assert looks == 7  # the first sees the batch, six of 120 s pass the limit
+    with pytest.raises(EngineFailed, match="has not answered for 600 s"):
+        await batch
+    engine.land()
+    await batcher.aclose()

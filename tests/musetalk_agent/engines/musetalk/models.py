@@ -94,7 +94,7 @@ class _CountedMark:
     def __init__(self, card: CardWithPinnedMemory) -> None:
         self._card = card
 
-    def wait(self) -> None:
+    def wait(self, within_s: float | None = None) -> None:
         self._card.waited += 1
         if self._card.error is not None:
             raise self._card.error

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from musetalk_agent.engines.musetalk.artefacts import MuseTalkArtefacts, _starts
 from musetalk_agent.errors import EngineUnavailable
 from musetalk_agent.media_types import Box, Patch
+from tests.waiting import NEVER_S
 
 if TYPE_CHECKING:  # torch is loaded when a test runs, not when it is collected
     from musetalk_agent.engines.musetalk.avatar_store import AvatarStore, MuseTalkSession
@@ -220,3 +221,50 @@ def test_closing_twice_gives_back_once() -> None:
     assert store.allocated() == 3 * POSE_BYTES, "the other session still shows it"
     second.close()
     assert store.allocated() == 0
+
+
+def test_an_avatar_that_loads_for_long_holds_up_no_other_one() -> None:
+    store, begun, gate = store_of(), threading.Event(), threading.Event()
+    loads: list[int] = []
+
+    def slow() -> MuseTalkArtefacts:
+        loads.append(1)
+        begun.set()
+        assert gate.wait(NEVER_S)
+        return artefacts()
+
+    threads = [threading.Thread(target=store.take, args=(Path("slow"), slow)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    assert begun.wait(NEVER_S)
+    assert taken(store, "other") and store.allocated() == POSE_BYTES  # /debug and the ends of sessions go on
+    store.give_back(Path("other"))
+    gate.set()
+    for thread in threads:
+        thread.join(NEVER_S)
+    assert loads == [1] and store._avatars[Path("slow")].sessions == 3
+
+
+def test_a_load_that_fails_is_tried_by_the_next_who_waits() -> None:
+    store, begun, gate = store_of(), threading.Event(), threading.Event()
+    failed: list[Exception] = []
+
+    def broken() -> MuseTalkArtefacts:
+        begun.set()
+        assert gate.wait(NEVER_S)
+        raise OSError("a disk that is gone")
+
+    def first() -> None:
+        try:
+            store.take(Path("a"), broken)
+        except OSError as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=first), threading.Thread(target=taken, args=(store, "a"))]
+    threads[0].start()
+    assert begun.wait(NEVER_S)
+    threads[1].start()
+    gate.set()
+    for thread in threads:
+        thread.join(NEVER_S)
+    assert len(failed) == 1 and store._avatars[Path("a")].sessions == 1

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from musetalk_agent.engines.batcher import MAX_UNDELIVERED
 from musetalk_agent.engines.musetalk.device import CudaCard, card_for, device_errors
-from musetalk_agent.engines.musetalk.runner import HEADROOM, Launched, Runner, Throughput
-from musetalk_agent.errors import EngineFailed, EngineUnavailable
+from musetalk_agent.engines.musetalk.runner import HEADROOM, Launched, Runner, Slowdown, Throughput
+from musetalk_agent.errors import EngineFailed, EngineOutOfMemory, EngineUnavailable
 from musetalk_agent.media_types import Feature
 from tests.musetalk_agent.engines.musetalk.models import CardWithPinnedMemory, MeanNetwork
 
@@ -192,3 +194,84 @@ def test_capacity_is_the_best_buckets_pace_with_headroom() -> None:
 def test_a_device_that_cannot_hold_one_session_says_none() -> None:
     assert Throughput({1: 5.0}).capacity(25) == 0
     assert Throughput().capacity(25) == 0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CUDA error: out of memory\nmore",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "GET was unable to find an engine to execute this computation",
+    ],
+)
+def test_a_library_without_memory_makes_batches_smaller(text: str) -> None:
+    full: list[int] = []
+
+    def fails(size: int) -> None:
+        if full and size > 2:
+            raise RuntimeError(text)
+
+    runner, _, _ = runner_of(fails, (1, 2, 4))
+    runner.warmup()
+    full.append(1)
+    assert values(runner.launch(*frames(1, 2, 3))) == [1, 2, 3]
+    assert runner.sizes == (1, 2)
+
+
+def test_a_frame_that_found_no_memory_leaves_the_smallest_bucket_captured() -> None:
+    full: list[int] = []
+
+    def fails(size: int) -> None:
+        if full:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    runner, _, card = runner_of(fails, (1, 2))
+    runner.warmup()
+    captured = card.captured
+    full.append(1)
+    for _ in range(3):
+        with pytest.raises(EngineOutOfMemory, match="single frame: CUDA out of memory"):
+            runner.launch(*frames(1))
+    full.clear()
+    assert values(runner.launch(*frames(1))) == [1] and card.captured == captured
+
+
+def test_no_host_memory_is_made_in_service() -> None:
+    runner, _, _ = runner_of()
+    runner.warmup()
+    made = {id(slot) for slot in runner._slots}
+    flights = [runner.launch(*frames(1)) for _ in range(MAX_UNDELIVERED + 2)]
+    assert {id(piece._slot) for flight in flights for piece in flight} == made and not runner._slots
+    for flight in flights:
+        values(flight)
+
+
+def test_a_card_is_measured_once_it_has_settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches of the largest bucket take 10 ms in the first second and 20 ms after it."""
+    runner, network, card = runner_of()
+    runner.warmup()
+    card.settle_s = 3.0
+    now = [0.0]
+    monkeypatch.setattr("musetalk_agent.engines.musetalk.runner.time", SimpleNamespace(perf_counter=lambda: now[0]))
+
+    def works(size: int) -> None:
+        now[0] += (0.01 if now[0] < 1 else 0.02) * size / 4
+
+    network.fails = works
+    found = runner.measure()
+    assert list(found) == [1, 2, 4]
+    assert found[4] == pytest.approx(0.02, rel=0.05) and found[1] == pytest.approx(0.005, rel=0.05)
+
+
+def test_service_lowers_what_is_promised_but_not_to_nothing() -> None:
+    pace, slowdown = Throughput({16: 0.032}), Slowdown()
+    for _ in range(1000):
+        slowdown.add(0.032, 0.048, queued=True)
+    assert slowdown.factor == pytest.approx(1.5) and pace.capacity(25, slowdown.factor) == 10
+    slowdown.add(0.032, 0.9, queued=False)  # the host was busy
+    assert slowdown.factor == pytest.approx(1.5)
+    for _ in range(1000):
+        slowdown.add(0.032, 0.030, queued=False)  # alone on the card it is fast again
+    assert slowdown.factor == 1
+    assert Throughput({1: 0.025}).capacity(25, 4.0) == 1 and Throughput({1: 0.1}).capacity(25, 1.0) == 0

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from musetalk_agent.engines.musetalk import weights_files
 from musetalk_agent.engines.musetalk.weights_files import find, musetalk_state, vae_config_path
 from musetalk_agent.weights import Manifest, ModelStore
 
@@ -70,3 +71,24 @@ def test_the_command_line_needs_no_torch() -> None:
         "sys.exit(any(name in sys.modules for name in ('torch', 'diffusers', 'transformers', 'huggingface_hub')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_file_is_sampled_once_until_it_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "unet.pth"
+    path.write_bytes(b"a" * 200_000)
+    first = weights_files.fingerprint(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", lambda *_, **__: pytest.fail("it was read again"))
+        assert weights_files.fingerprint(path) == first
+    other = tmp_path / "new"
+    other.write_bytes(b"b" * 200_000)
+    other.replace(path)
+    assert weights_files.fingerprint(path) != first
+
+
+def test_what_lies_in_the_models_folder_shows_when_something_came(tmp_path: Path) -> None:
+    (tmp_path / "taesd").mkdir()
+    empty = weights_files.files_state(tmp_path)
+    (tmp_path / "taesd" / "config.json").write_text("{}")
+    assert empty == () and [name for name, _, _ in weights_files.files_state(tmp_path)] == ["taesd/config.json"]
+    assert weights_files.files_state(tmp_path / "none") == ()
