@@ -253,6 +253,7 @@ async def others(sounds: list[Sound], heard: str, echo_db: float | None) -> tupl
     async with listening_room(models) as (here, microphone):
         microphone.echo_db = echo_db
         await spoken_to(here, "Tell a story.", 2.0)
+        broken += len(here.of("reply.finished"))  # in its first seconds
         for sound in sounds:
             finished = len(here.of("reply.finished"))
             microphone.waiting.append(sound)

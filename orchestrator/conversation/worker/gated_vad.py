@@ -80,10 +80,9 @@ class VadGate:
         self._samples += event.frames[0].samples_per_channel
         ends = self._time(len(window) / RATE)
         self._echo.push(window, self._played.between(ends - len(window) / RATE, len(window)))
-        known = self._echo.state is not Echo.UNKNOWN or not self._echo.sounding
         before_s = self._evidence.speech_s
         self._evidence.needed_s = ECHO_S if self._echo.state is Echo.HEARD else SPEECH_S
-        self._evidence.add(event.probability, window, self._echo.louder(2) if known else None)
+        self._evidence.add(event.probability, window, self._echo.louder(2))
         if self._evidence.speech_s and not before_s and not self._released:
             self._onset = self._samples - event.frames[0].samples_per_channel
         if self._inside and not self._released and self._evidence.person:

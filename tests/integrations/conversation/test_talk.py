@@ -252,12 +252,10 @@ async def test_a_microphone_is_heard_and_interrupts(livekit_server: LiveKitAcces
         await until(lambda: here.of("reply.started"))
         assert here.of("user.started") and here.of("user.transcript")[0]["text"] == "Tell me a story."
         assert models.heard_s[0] > 0.3, "and a recording of it was recognised"
-        before = len(
-            here.running.ears.heard(0.0)
-        )  # whether the microphone hears the avatar is not known in its first second
-        await until(lambda: len(here.running.ears.heard(0.0)) > before + 200)
         await ended(talking)
-        talking = asyncio.create_task(say(spoken + 50 * quiet))
+        talking = asyncio.create_task(
+            say(spoken + 50 * quiet)
+        )  # in the avatar's first second, when an echo is not known yet
         exits.push_async_callback(ended, talking)
         await until(lambda: here.of("reply.finished") and not here.of("reply.finished")[-1]["interrupted"])
         assert here.of("reply.finished")[0]["interrupted"]  # a busy machine may cut what is said in two

@@ -44,11 +44,12 @@ def room(sound: Sound, seed: int, delay_s: float, level_db: float) -> Sound:
 
 
 def follow(heard: Sound, played: Sound) -> tuple[EchoPath, Sound]:
-    """The path after both, and for each step the share that was louder than the echo."""
+    """The path after both, and for each step the share that was louder than the echo; not a number where that is not known."""
     path, shares = EchoPath(), []
     for at in range(0, len(heard) - STEP + 1, STEP):
         path.push(heard[at : at + STEP], played[at : at + STEP])
-        shares.append(path.louder(2))
+        share = path.louder(2)
+        shares.append(np.nan if share is None else share)
     return path, np.array(shares)
 
 
@@ -79,11 +80,48 @@ def test_a_person_over_the_echo_is_heard() -> None:
 def test_with_headphones_everything_is_a_person() -> None:
     played = np.concatenate([np.zeros(RATE), babble(1, SECONDS - 1, 3000.0)])
     noise = np.random.default_rng(2).normal(0, 8, len(played))
-    path, shares = follow(noise, played)
-    assert path.state is Echo.NONE and np.all(shares == 1.0)
-    noise[3 * RATE : 5 * RATE] += babble(7, 2.0, 3000.0)
-    path, shares = follow(noise, played)
-    assert path.state is Echo.NONE and np.all(shares == 1.0), "whoever speaks meanwhile is not taken for an echo"
+    for person in (np.zeros(2 * RATE), babble(7, 2.0, 3000.0)):  # whoever speaks meanwhile is not taken for an echo
+        noise[3 * RATE : 5 * RATE] += person
+        path, shares = follow(noise, played)
+        assert path.state is Echo.NONE
+        assert np.all(shares[: RATE // STEP] == 1.0) and np.all(shares[2 * RATE // STEP + 8 :] == 1.0)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("after_s", [0.1, 0.4, 0.9])
+def test_a_person_who_begins_in_the_avatars_first_second_is_heard(after_s: float, seed: int) -> None:
+    """Both begin after a silence, one a little after the other: that alone makes no echo."""
+    played = np.concatenate([np.zeros(2 * RATE), babble(seed, 3.0, 3000.0)])
+    heard = np.random.default_rng(2).normal(0, 8, len(played))
+    begins = round((2 + after_s) * RATE)
+    heard[begins : begins + 2 * RATE] += babble(20 + seed, 2.0, 3000.0)[: len(heard) - begins]
+    path, shares = follow(heard, played)
+    assert path.state is Echo.NONE
+    first = np.flatnonzero(shares[begins // STEP :] >= 0.5)[0]
+    assert np.isnan(shares[begins // STEP + 2]), "not at once: it may be the avatar"
+    assert first * STEP / RATE < 1.1
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(("delay_s", "level_db"), [(0.1, -6.0), (0.3, -12.0), (0.6, -18.0)])
+def test_the_echo_of_the_avatars_first_second_is_no_person(delay_s: float, level_db: float, seed: int) -> None:
+    played = np.concatenate([np.zeros(2 * RATE), babble(seed, 3.0, 3000.0)])
+    noise = np.random.default_rng(2).normal(0, 8, len(played))
+    path, shares = follow(room(played, seed, delay_s, level_db) + noise, played)
+    assert path.state is Echo.HEARD
+    known = shares[2 * RATE // STEP :]
+    assert not any(np.all(known[at : at + 3] >= 0.5) for at in range(len(known) - 3))
+
+
+def test_an_echo_that_is_heard_no_more_hides_nobody() -> None:
+    played = np.concatenate([np.zeros(RATE), babble(1, 8.0, 3000.0)])
+    echo = room(played, 3, 0.2, -12.0)
+    echo[4 * RATE :] = 0.0  # headphones are put in
+    heard = echo + np.random.default_rng(2).normal(0, 8, len(played))
+    heard[7 * RATE : 8 * RATE] += babble(5, 1.0, 800.0)
+    path, shares = follow(heard, played)
+    assert path.state is Echo.NONE
+    assert np.all(shares[7 * RATE // STEP :] == 1.0)
 
 
 def test_nothing_is_known_before_the_avatar_has_spoken() -> None:
