@@ -8,7 +8,7 @@ import json
 import wave
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from starlette.applications import Starlette
@@ -21,6 +21,8 @@ KEY = "models-key-of-the-tests"
 
 Calls = list[tuple[str, dict[str, object]]]
 """Functions that the model calls, with their arguments."""
+Trouble = Literal["refuses", "hangs", "breaks off"]
+"""What becomes of a request instead of its answer: status 503; nothing, ever; the connection is cut after three words."""
 
 
 @dataclass
@@ -28,7 +30,8 @@ class FakeModels:
     """`replies` are given in turn, the last one again and again; `transcripts` likewise. A reply may be calls of functions, and
     `offered` are the functions of the last request. `asked` are the messages of each request
     to the language model, `heard_s` the seconds of each recording. A transcript comes after `transcript_s`, the first word of a
-    reply after `first_word_s`, and the others `word_s` apart.
+    reply after `first_word_s`, and the others `word_s` apart. `llm_troubles` and `stt_troubles` are the next requests' instead of
+    answers, which keep their turn.
     """
 
     replies: list[str | Calls] = field(default_factory=lambda: ["I have heard you."])
@@ -43,6 +46,8 @@ class FakeModels:
     transcript_s: float = 0.0
     first_word_s: float = 0.0
     word_s: float = 0.0
+    llm_troubles: list[Trouble] = field(default_factory=list)
+    stt_troubles: list[Trouble] = field(default_factory=list)
 
     @property
     def app(self) -> Starlette:
@@ -61,6 +66,8 @@ class FakeModels:
         body = await request.json()
         self.asked.append([(message["role"], _text(message.get("content"))) for message in body["messages"]])
         self.offered = body.get("tools") or []
+        if self.llm_troubles:
+            return await _troubled(self.llm_troubles.pop(0), body["model"])
         reply = self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]
         await asyncio.sleep(self.first_word_s)
         made = _chunks(reply, body["model"], self.word_s) if isinstance(reply, str) else _called(reply, body["model"])
@@ -70,6 +77,8 @@ class FakeModels:
         body = await request.body()
         with wave.open(io.BytesIO(body[body.index(b"RIFF") :])) as file:  # the only part of the form that is a file
             self.heard_s.append(file.getnframes() / file.getframerate())
+        if self.stt_troubles:
+            return await _troubled(self.stt_troubles.pop(0), "")
         await asyncio.sleep(self.transcript_s)
         return JSONResponse({"text": self.transcripts.pop(0) if len(self.transcripts) > 1 else self.transcripts[0]})
 
@@ -85,6 +94,21 @@ def _text(content: str | list[dict[str, str]] | None) -> str:
     if content is None:  # a message of nothing but calls
         return ""
     return content if isinstance(content, str) else "".join(part["text"] for part in content)
+
+
+async def _troubled(trouble: Trouble, model: str) -> Response:
+    if trouble == "hangs":
+        await asyncio.Event().wait()
+    if trouble == "breaks off":
+        return StreamingResponse(_broken(model), media_type="text/event-stream")
+    return JSONResponse({"error": {"message": "overloaded"}}, 503)
+
+
+async def _broken(model: str) -> AsyncIterator[bytes]:
+    async for chunk in _chunks("Once upon a", model, 0.0):
+        if b'"stop"' in chunk:
+            raise ConnectionAbortedError("the model breaks off")
+        yield chunk
 
 
 async def _chunks(reply: str, model: str, word_s: float) -> AsyncIterator[bytes]:

@@ -37,6 +37,7 @@ from orchestrator.conversation.worker.gated_vad import GatedVAD, VadGate
 from orchestrator.conversation.worker.heard_output import HeardOutput
 from orchestrator.conversation.worker.inline_executor import InlineExecutor
 from orchestrator.conversation.worker.microphone_watch import MicrophoneWatch, State
+from orchestrator.conversation.worker.open_microphones import OpenMicrophones
 from orchestrator.conversation.worker.played_sound import PlayedSound
 from orchestrator.conversation.worker.room_agent import RoomAgent
 from orchestrator.conversation.worker.room_captions import RoomCaptions
@@ -75,7 +76,6 @@ class RoomConversation:
         self._tools = WebhookTools(opening.session_id, report)
         self._floor: Floor | None = None
         self._gate: VadGate | None = None
-        self._listening_to: str | None = None
         self._lines: list[SpeechHandle] = []
         self._early: list[str] = []  # lines that came before the conversation had begun
         self._linked = False
@@ -135,7 +135,6 @@ class RoomConversation:
     async def _talk(self) -> str:
         opening = self._opening
         self._room.on("disconnected", self._on_disconnected)
-        self._room.on("track_subscribed", self._on_track)
         await self._room.connect(opening.url, opening.token, room_microphones.OPTIONS)
         room_microphones.take_microphones(self._room)
         captions = RoomCaptions(self._room, opening.avatar_identity)
@@ -165,9 +164,8 @@ class RoomConversation:
         if timed:
             session.output.transcription = None  # `captions` knows when each word is heard
         self._linked = True
-        for participant in self._room.remote_participants.values():  # a microphone that was there before
-            if any(each.kind == rtc.TrackKind.KIND_AUDIO for each in participant.track_publications.values()):
-                self._listen_to(participant)
+        microphones = OpenMicrophones(self._room, self._listen_to)  # the first person to join may only watch
+        microphones.open()
         if opening.greeting and not opening.history:
             models.greet(session, opening)
         self._say_early()
@@ -189,6 +187,7 @@ class RoomConversation:
         finally:
             for task in tasks:
                 task.cancel()
+            microphones.close()
             texts.close()
             floor.close()
             await output.aclose()
@@ -269,19 +268,11 @@ class RoomConversation:
         if not self._ending.done():
             self._ending.set_result(f"the room was lost ({reason})")
 
-    def _on_track(
-        self, track: rtc.Track, publication: rtc.RemoteTrackPublication, participant: rtc.RemoteParticipant
-    ) -> None:
-        """Listens to participants with a microphone: the first to join may only watch."""
-        if self._linked and track.kind == rtc.TrackKind.KIND_AUDIO:
-            self._listen_to(participant)
-
-    def _listen_to(self, participant: rtc.RemoteParticipant) -> None:
-        if self._session is not None and participant.kind != rtc.ParticipantKind.PARTICIPANT_KIND_AGENT:
-            if self._gate is not None and participant.identity != self._listening_to:
+    def _listen_to(self, identity: str) -> None:
+        if self._session is not None:
+            if self._gate is not None:
                 self._gate.forget()
-            self._listening_to = participant.identity
-            self._session.room_io.set_participant(participant.identity)
+            self._session.room_io.set_participant(identity)
 
     def _on_dropped_text(self, detail: str) -> None:
         self._emit("warning", {"code": "conversation_busy", "detail": detail})
