@@ -18,8 +18,7 @@ from orchestrator.metrics import Metrics
 from orchestrator.supervision import supervise
 
 NICE = 5
-"""A process that paces sound gets three times the CPU time of one that makes speech or text ahead of it (sched(7)). Without it a
-long reply delayed what viewers hear: an interruption took 0.1 to 0.3 s longer on two busy cores."""
+"""A process that paces sound gets three times the CPU time of one that makes speech or text ahead of it (sched(7))."""
 _STDERR_BYTES = 2000
 STDERR_MOST = 64 << 10
 """Bytes that one worker may write into our log. The rest is read and dropped, so that the worker never waits for us."""
