@@ -24,6 +24,9 @@ REQUESTS_PER_SESSION = 5.0
 PREFLIGHT_S = 600
 """How long a browser keeps the answer to a preflight."""
 _ALLOWED = "Authorization, Content-Type, Idempotency-Key, Last-Event-ID"
+SESSION_PATH = "/public/session"
+"""Where a page begins. Any page may read that its origin is not the token's: without that its browser calls it a network error, and
+the page tries again."""
 
 
 async def public_caller(tokens: PublicTokens, scope: AsgiScope, token_id: str, public_url: str | None) -> Caller:
@@ -44,6 +47,8 @@ async def public_caller(tokens: PublicTokens, scope: AsgiScope, token_id: str, p
             "A public token is for web pages, and this request has no Origin: use an API key.",
         )
     if origin not in grant.origins:
+        if scope["path"] == SESSION_PATH:
+            scope["state"]["cors_origin"] = origin  # any page may read why
         raise ProblemError(
             ErrorCode.ORIGIN_FORBIDDEN,
             f"Pages of {origin[:100]!r} may not use this public token: name the origin when it is made.",
@@ -81,7 +86,8 @@ def add_cors(scope: AsgiScope, headers: MutableHeaders) -> None:
 
 
 class PublicPreflights:
-    """Answers preflights of pages that a public token names. They carry no token, so every token's origins count.
+    """Answers preflights of pages that a public token names. They carry no token, so every token's origins count, and any origin at
+    `SESSION_PATH`.
 
     Every other preflight is passed on. `is_public` says by method and path which routes take public tokens.
     """
@@ -101,10 +107,11 @@ class PublicPreflights:
         if origin is None or method is None or not self._is_public(method, scope["path"]):
             return None
         try:
-            if not await scope["app"].state.context.public_tokens.knows_origin(origin):
-                return None
+            known = await scope["app"].state.context.public_tokens.knows_origin(origin)
         except ProblemError as error:
             return problem_response(error)
+        if not known and scope["path"] != SESSION_PATH:
+            return None
         return Response(
             status_code=204,
             headers={
