@@ -119,6 +119,7 @@ async def test_nothing_is_left_of_a_start_that_fails(
             await here.until(lambda: here.plan.opened == here.plan.closed == opened)
         if made := here.publishers.get("b"):
             assert made.left == 1
+        await here.until(lambda: here.factory.engines.ready)  # a device that failed is begun again
         await here.start("b")
         await here.sessions.stop("b")
         assert here.sessions.empty and here.plan.opened == here.plan.closed
@@ -167,7 +168,7 @@ async def fails_with_its_card(here: World, name: str, monkeypatch: pytest.Monkey
         place(here, point, name, patch)
         starting = asyncio.create_task(here.start("b"))
         await here.until(point.reached.is_set)
-        here.factory.engines.batcher("pattern")._fail(EngineFailed("the card is gone"))
+        here.factory.engines.batcher("pattern").fail(EngineFailed("the card is gone"))
         point.gate.set()
         with pytest.raises(EngineFailed, match="the card is gone"):
             await starting
