@@ -39,7 +39,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prints a line for each thing that was looked at. 0 when nothing has to be done, 1 otherwise, 2 for a wrong setting, 130 after
     Ctrl-C."""
-    logging.getLogger("musetalk_agent").setLevel(logging.CRITICAL)  # what fails is said in a line here
+    log = logging.getLogger("musetalk_agent")
+    level = log.level
+    log.setLevel(logging.CRITICAL)  # what fails is said in a line here
+    try:
+        return _run(args)
+    finally:
+        log.setLevel(level)
+
+
+def _run(args: argparse.Namespace) -> int:
     try:
         settings = offline_settings()
     except ValidationError as error:

@@ -190,7 +190,7 @@ def test_a_lost_engine_ends_the_server_and_then_the_process_with_70(
     monkeypatch.setattr(logging, "shutdown", lambda: None)
     with pytest.raises(Left):
         serve()
-    assert codes == [70] and Watchdog.begun == (60.0, leave, (70,)), "and whatever hangs, in a minute"
+    assert codes == [70] and Watchdog.begun == (5.0, leave, (70,)), "and whatever hangs, in seconds"
 
 
 @pytest.mark.parametrize(("given", "used"), [(None, "1"), ("3", "3")])

@@ -16,7 +16,9 @@ STATUS = {
     "SessionEnded": 409,
     "PublisherUnavailable": 409,
     "EngineUnavailable": 503,
+    "EngineOutOfMemory": 503,
     "EngineFailed": 503,
+    "NotReady": 503,
     "AtCapacity": 503,
     "DiskFull": 503,
     "Draining": 503,
@@ -36,12 +38,15 @@ def test_an_error_travels_under_its_code_with_what_it_was_given(kind: type[Agent
     assert (problem.field, problem.limit, problem.value) == ("frames", 7, 9)
 
 
-def test_no_two_kinds_share_a_code_but_for_the_base_of_avatars() -> None:
+def test_no_two_kinds_share_a_code_but_for_a_base_and_its_special_case() -> None:
     codes: dict[ErrorCode, set[str]] = {}
     for kind in FAMILY:
         codes.setdefault(kind.error_code, set()).add(kind.__name__)
     shared = {code: names for code, names in codes.items() if len(names) > 1}
-    assert shared == {ErrorCode.AVATAR_UNDECODABLE: {"AvatarError", "AvatarUndecodable"}}
+    assert shared == {
+        ErrorCode.AVATAR_UNDECODABLE: {"AvatarError", "AvatarUndecodable"},
+        ErrorCode.ENGINE_UNAVAILABLE: {"EngineUnavailable", "EngineOutOfMemory"},
+    }
 
 
 def test_the_tree_at_the_top_of_the_file_names_each_and_those_of_avatars_in_their_branch() -> None:

@@ -63,7 +63,7 @@ def test_a_report_is_a_row_for_each_figure_and_a_line_for_each_warning(of: Avata
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        (("--fps", "51"), "prepare: fps 51: "),
+        (("--fps", "61"), "prepare: fps 61: "),
         (("--fps", "14"), "prepare: fps 14: "),
         (("--width", "63"), "prepare: width 63: "),
         (("--width", "1920", "--height", "1920"), "3686400 pixels"),
