@@ -29,7 +29,7 @@ from musetalk_tools.deploy.modal_settings import (
     examine,
     wanted_by,
 )
-from musetalk_tools.deploy.passed_on import passed_on, plain_settings, told
+from musetalk_tools.deploy.passed_on import describe, passed_on, plain_settings
 from musetalk_tools.deploy.service import Service
 from musetalk_tools.deploy.smoke import smoke as one_session
 from orchestrator.settings import Settings
@@ -216,6 +216,6 @@ def doctor() -> None:
     findings = examine(ModalCloud(), NUMBERS, wanted())
     print("\n".join(finding.line() for finding in findings))
     print(NUMBERS.how_many_orchestrators())
-    print(told(os.environ, {"agents": AGENT_ENV, "orchestrator": ORCHESTRATOR_ENV}))
+    print(describe(os.environ, {"agents": AGENT_ENV, "orchestrator": ORCHESTRATOR_ENV}))
     print(f"Next: {next_command(findings) or 'modal run modal_app.py::smoke'}")
     raise SystemExit(exit_code(findings))

@@ -91,8 +91,8 @@ def _serve(args: argparse.Namespace) -> int:
         return _leave(_ENGINE_LOST, at_once=True)
     failed: Exception | None = app.state.warmup.error
     if failed is not None:
-        told = f"{failed.code.value}: {failed.detail}" if isinstance(failed, AgentError) else str(failed)
-        print(f"musetalk-agent: {told}", file=sys.stderr)
+        reason = f"{failed.code.value}: {failed.detail}" if isinstance(failed, AgentError) else str(failed)
+        print(f"musetalk-agent: {reason}", file=sys.stderr)
         return _leave(1)
     return _leave(0 if server.started else 1)
 

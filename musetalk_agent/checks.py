@@ -38,8 +38,8 @@ class Check:
 
     def values(self) -> dict[str, Any]:
         """For programs: JSON values."""
-        told = {"what": self.what, "verdict": self.verdict, "found": self.found}
-        return told | ({"cure": self.cure} if self.cure else {}) | self.figures
+        values = {"what": self.what, "verdict": self.verdict, "found": self.found}
+        return values | ({"cure": self.cure} if self.cure else {}) | self.figures
 
 
 def next_command(checks: Sequence[Check]) -> str | None:

@@ -108,7 +108,7 @@ class Child:
         assert self._process is not None
         async with httpx.AsyncClient(timeout=2, trust_env=False) as http:
             begun = time.monotonic()
-            reminded, until, told = begun, begun + within_s, ""
+            reminded, until, note = begun, begun + within_s, ""
             while (now := time.monotonic()) < until:
                 if self._process.returncode is not None:
                     code = self._process.returncode
@@ -117,11 +117,11 @@ class Child:
                     answer = await http.get(url)
                     if answer.status_code == 200:
                         return
-                    if told := _warming(answer):
+                    if note := _warming(answer):
                         until = now + within_s
                 if remind is not None and now >= reminded + _REMIND_S:
                     reminded = now
-                    remind(f"{self.name} is still starting after {now - begun:.0f} s{told and ': ' + told}")
+                    remind(f"{self.name} is still starting after {now - begun:.0f} s{note and ': ' + note}")
                 await asyncio.sleep(_POLL_S)
         raise ChildFailed(f"{self.name} was not ready within {within_s:.0f} s ({url}){self.last_lines()}")
 

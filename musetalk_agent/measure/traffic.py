@@ -45,7 +45,7 @@ class ElementwiseTraffic(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # torch's own
+        super().__init__()  # type: ignore[no-untyped-call]  # torch does not annotate it
         self.by_operation: Counter[str] = Counter()
         self._stack = ExitStack()
 
@@ -56,13 +56,13 @@ class ElementwiseTraffic(TorchDispatchMode):
 
     def __enter__(self) -> ElementwiseTraffic:
         self._stack.enter_context(_Attention())
-        super().__enter__()  # type: ignore[no-untyped-call]  # torch's own
+        super().__enter__()  # type: ignore[no-untyped-call]  # torch does not annotate it
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        super().__exit__(kind, error, traceback)  # type: ignore[no-untyped-call]  # torch's own
+        super().__exit__(kind, error, traceback)  # type: ignore[no-untyped-call]  # torch does not annotate it
         self._stack.close()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

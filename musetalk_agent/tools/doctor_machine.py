@@ -37,7 +37,7 @@ class Machine:
         settings: the agent's.
         store: the models folder.
         hashes: whether files that were not hashed yet are.
-        progress: told in a sentence what takes long.
+        progress: takes a sentence about what takes long.
     """
 
     settings: AgentSettings
@@ -58,7 +58,7 @@ class Machine:
 
 def check_musetalk(machine: Machine) -> Iterator[Check]:
     """What MuseTalk needs, in the order in which it is to be cured. With `engine` auto a machine without NVIDIA's driver needs none
-    of it, and is told so in one line."""
+    of it, and one line says so."""
     needed = machine.settings.engine == "musetalk" or not machine.wants_card or find_driver().version is not None
     absent = [name for name in _LIBRARIES if importlib.util.find_spec(name) is None]
     if absent:
@@ -109,7 +109,7 @@ def check_kernels(settings: AgentSettings) -> Iterator[Check]:
 
 def _memory(facts: CardFacts, profile: str, *, needed: bool) -> Check:
     if facts.memory_free is None or facts.memory_total is None:
-        return Check("memory", "not told by the driver")
+        return Check("memory", "the driver does not say")
     free, total, wanted = facts.memory_free / _GIB, facts.memory_total / _GIB, MEMORY[profile]
     found = f"{free:.1f} of {total:.1f} GiB free, about {wanted} needed for the profile {profile}"
     figures = {"memory_free": facts.memory_free, "memory_total": facts.memory_total}
@@ -151,7 +151,7 @@ def check_weights(machine: Machine, *, needed: bool) -> Iterator[Check]:
 
 
 def _hashes(machine: Machine) -> Check:
-    """Files of one's own training may stay, so that another hash is told and is no fault: loading looks at keys and shapes."""
+    """Files of one's own training may stay, so another hash is reported and is no fault: loading looks at keys and shapes."""
     store, groups = machine.store, {"musetalk", *(["fast"] if machine.settings.musetalk_profile == "fast" else [])}
     states = store.state()
     names = [name for name, entry in store.manifest.entries.items() if entry.group in groups and states[name].exists]
@@ -168,9 +168,9 @@ def _hashes(machine: Machine) -> Check:
         return Check(
             "weights", f"{found}; {', '.join(other)} is not the published one", cure, needed=False, figures=figures
         )
-    told = f"{len(unknown)} of them not hashed" if unknown else "every sha256 as in the manifest"
+    hashed = f"{len(unknown)} of them not hashed" if unknown else "every sha256 as in the manifest"
     return Check(
-        "weights", f"{found}, {told}" if names else f"half-precision copies in {store.directory}", figures=figures
+        "weights", f"{found}, {hashed}" if names else f"half-precision copies in {store.directory}", figures=figures
     )
 
 

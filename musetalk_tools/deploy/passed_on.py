@@ -48,7 +48,7 @@ def passed_on(environment: Mapping[str, str], names: Iterable[str], *, musetalk:
     return {name: environment[name] for name in sorted(wanted - _OF_THE_APP) if environment.get(name, "").strip()}
 
 
-def told(environment: Mapping[str, str], services: Mapping[str, Mapping[str, str]]) -> str:
+def describe(environment: Mapping[str, str], services: Mapping[str, Mapping[str, str]]) -> str:
     """For people: which variables of the deployer each service has got, a line each."""
     lines = []
     for service, has in services.items():

@@ -55,7 +55,7 @@ class Service:
         """Returns when it answers and does not warm up any more. Raises ServiceFailed."""
         self._process = process = subprocess.Popen(self.command, env=self.environment, start_new_session=True)
         until = time.monotonic() + within_s
-        while (told := self.health()) is None or told.get("status") == WARMING:
+        while (health := self.health()) is None or health.get("status") == WARMING:
             if process.poll() is not None:
                 raise ServiceFailed(f"{self.command[2]} ended with exit code {process.returncode} while starting")
             if time.monotonic() > until:

@@ -64,12 +64,12 @@ async def test_the_window_of_a_phone_gets_a_smaller_size_and_a_large_one_the_lar
     await page.size(1280, 800)
     await decodes(page, mime, lambda width: width == 1280)
 
-    async def told() -> bool:
+    async def reported() -> bool:
         sessions = (await asyncio.to_thread(stack.get, "/sessions")).json()["sessions"]
         running = [s["transport"] for s in sessions if s["state"] == "ready"]
         return [one.get("video_codec") for one in running] == [VideoCodec(codec).chosen.value]
 
-    await until(told)
+    await until(reported)
 
 
 async def test_one_size_stays_what_it_is_whatever_the_window(page: Page, stack: Stack) -> None:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -119,21 +121,28 @@ async def _well_or_gone(here: CardWorld) -> None:
     assert again.state not in ENDED and _pictures(again)
 
 
+@asynccontextmanager
+async def _started(folder: Path, models: Path, patch: pytest.MonkeyPatch) -> AsyncIterator[CardWorld]:
+    """An agent whose engine is MuseTalk on a fake card, with short deadlines."""
+    hurry(patch)
+    with fake_cuda(patch) as cuda:
+        paint(patch, cuda)
+        async with card_world(folder, models, cuda, patch, engine="musetalk") as here:
+            await here.factory.start()
+            yield here
+
+
 @pytest.mark.parametrize(("state", "call", "kind"), [row for row in TABLE if row.values[0] in BRING])
 async def test_no_session_is_lost_or_stuck(
     tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch, state: str, call: str, kind: Kind
 ) -> None:
-    hurry(monkeypatch)
-    with fake_cuda(monkeypatch) as cuda:
-        paint(monkeypatch, cuda)
-        async with card_world(tmp_path, models, cuda, monkeypatch, engine="musetalk") as here:
-            await here.factory.start()
-            await BRING[state](here, call, kind)
-            assert cuda.hit.is_set()
-            if kind == "full":
-                cuda.disarm()  # another process on the card has ended
-            await _all_ended(here)
-            await _well_or_gone(here)
+    async with _started(tmp_path, models, monkeypatch) as here:
+        await BRING[state](here, call, kind)
+        assert here.cuda.hit.is_set()
+        if kind == "full":
+            here.cuda.disarm()  # another process on the card has ended
+        await _all_ended(here)
+        await _well_or_gone(here)
 
 
 @pytest.mark.parametrize(("state", "call", "kind"), [row for row in TABLE if row.values[0] == "warming up"])
@@ -161,14 +170,10 @@ async def test_auto_ends_in_a_working_engine_and_says_why(
 async def test_the_agent_closes(
     tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch, state: str, call: str, kind: Kind
 ) -> None:
-    hurry(monkeypatch)
-    with fake_cuda(monkeypatch) as cuda:
-        paint(monkeypatch, cuda)
-        async with card_world(tmp_path, models, cuda, monkeypatch, engine="musetalk") as here:
-            await here.factory.start()
-            session = await _speaking(here)
-            cuda.arm(call, kind)
-            async with asyncio.timeout(NEVER_S):
-                await here.sessions.aclose()
-                await here.factory.aclose()
-            assert session.ended.is_set() and session.state in ENDED
+    async with _started(tmp_path, models, monkeypatch) as here:
+        session = await _speaking(here)
+        here.cuda.arm(call, kind)
+        async with asyncio.timeout(NEVER_S):
+            await here.sessions.aclose()
+            await here.factory.aclose()
+        assert session.ended.is_set() and session.state in ENDED

@@ -158,7 +158,7 @@ class _CudaEvent:
             self._event.synchronize()
             return
         until = time.monotonic() + within_s
-        while not self._event.query():  # type: ignore[no-untyped-call]  # torch's own
+        while not self._event.query():  # type: ignore[no-untyped-call]  # torch does not annotate it
             if time.monotonic() > until:
                 raise EngineFailed(f"The card has not answered for {within_s:g} s.")
             time.sleep(_POLL_S)
@@ -180,8 +180,8 @@ class CudaCard:
             )
         self._graphs = graphs
         self.settle_s = SETTLE_S
-        self._stream = torch.cuda.Stream(self.device, priority=-1)  # type: ignore[no-untyped-call]  # torch's own
-        self._background = torch.cuda.Stream(self.device, priority=0)  # type: ignore[no-untyped-call]  # torch's own
+        self._stream = torch.cuda.Stream(self.device, priority=-1)  # type: ignore[no-untyped-call]  # torch does not annotate it
+        self._background = torch.cuda.Stream(self.device, priority=0)  # type: ignore[no-untyped-call]  # torch does not annotate it
         self._pool = torch.cuda.graph_pool_handle()
 
     def host_buffer(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -224,7 +224,7 @@ class CudaCard:
 
     def record_event(self) -> DeviceEvent:
         """A blocking event on the current stream."""
-        event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # torch's own
+        event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # torch does not annotate it
         event.record()
         return _CudaEvent(event)
 

@@ -121,7 +121,7 @@ def chosen(
             findings.note(forward.kind, round(1000 * seconds(forward), 4))
         except EngineFailed:
             raise
-        except Exception as error:  # noqa: BLE001 - as below; sessions are better served slowly than not at all
+        except Exception as error:  # noqa: BLE001 - compilers raise anything; plain torch serves on
             log.warning(
                 "the forward that was asked for does not work here", extra={"forward": asked, "reason": _why(error)}
             )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +155,16 @@ async def test_a_real_livekit_is_joined_and_a_wrong_key_is_told(livekit_server: 
     assert keyless.verdict == "note" and "no room was joined" in keyless.found
 
 
+@asynccontextmanager
+async def _server(
+    answer: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
+) -> AsyncIterator[tuple[asyncio.Server, str]]:
+    """A server on loopback whose connections `answer` takes, and its address for LiveKit."""
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with server:
+        yield server, f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
 async def test_a_livekit_that_is_not_there_or_says_nothing() -> None:
     away = await check_livekit(LiveKitAddress(f"ws://127.0.0.1:{free_port()}", "key", "secret"))
     assert away.verdict == "todo" and "does not answer" in away.found
@@ -164,10 +176,8 @@ async def test_a_livekit_that_is_not_there_or_says_nothing() -> None:
         await writer.drain()
         writer.close()
 
-    server = await asyncio.start_server(broken, "127.0.0.1", 0)
-    async with server:
-        port = server.sockets[0].getsockname()[1]
-        answered = await check_livekit(LiveKitAddress(f"ws://127.0.0.1:{port}", "key", "secret"))
+    async with _server(broken) as (_, url):
+        answered = await check_livekit(LiveKitAddress(url, "key", "secret"))
     assert answered.verdict == "todo" and "answers 502" in answered.found
 
 
@@ -184,10 +194,8 @@ async def test_a_livekit_that_never_lets_media_through(monkeypatch: pytest.Monke
         await writer.drain()
         writer.close()
 
-    server = await asyncio.start_server(half, "127.0.0.1", 0)
-    async with server:
-        port = server.sockets[0].getsockname()[1]
-        stuck = await check_livekit(LiveKitAddress(f"ws://127.0.0.1:{port}", "key", "s" * 32), within_s=0.3)
+    async with _server(half) as (server, url):
+        stuck = await check_livekit(LiveKitAddress(url, "key", "s" * 32), within_s=0.3)
         assert stuck.verdict == "todo" and "7881" in stuck.cure
         server.close()
         for writer in held:
