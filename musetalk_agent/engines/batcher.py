@@ -399,5 +399,6 @@ def _settle(jobs: Sequence[_Job], patches: Sequence[Patch | None], error: Except
             continue
         if error is not None:
             job.result.set_exception(error)
+            job.result.exception()  # logged once for all: a session that ends just now never asks, and asyncio would log each
         else:
             job.result.set_result(patches[index])

@@ -387,6 +387,8 @@ class MuseTalkEngine:
             runner.close()
             return
         self._runner, self.network, self.pace, self._slowdown = runner, network, pace, Slowdown()
+        if self.fused != "off":
+            self.forward_note = f"since float16 overflowed, plain torch runs the {part}, in a wider type"
         self._log_pace("musetalk runs in a wider type")
 
     def _shift(self, settings: AvatarSettings) -> int:
