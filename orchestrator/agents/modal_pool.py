@@ -107,7 +107,7 @@ BROKEN_MOST = 3
 """Containers that say they are not well before the search ends: a fourth one would most likely be no better, and each one is a card
 that is paid for."""
 AGAIN_S = 1.0
-"""Until Modal is asked again after it had no room."""
+"""Until Modal is asked again after it had no room, or after a place did not answer."""
 TERMINATE_S = 10.0
 CHECK_S = 2.0
 """How long `status` waits for Modal's word on the server."""
@@ -243,6 +243,7 @@ class ModalAgentPool:
             health = await self._client.health(place.lease)
         except ProblemError as error:
             search.problem = error
+            await asyncio.sleep(AGAIN_S)  # a place that does not answer may be refused at once, and again at once
             return None
         if health.status != "ok" or health.draining:
             search.problem = unavailable(f"it is {'draining' if health.draining else health.status[:40]}")
