@@ -147,6 +147,14 @@ class MicrophoneReport(_Message):
     state: Literal["none", "muted", "silent", "heard"]
 
 
+class ListeningTo(_Message):
+    """The worker listens to this participant's microphone from now on."""
+
+    type: Literal["listening_to"] = "listening_to"
+    session_id: str
+    participant: str
+
+
 class ToolCall(_Message):
     """The model calls a function: `ToolResult` follows, unless the call is cancelled. `call_id` is the worker's own."""
 
@@ -180,6 +188,7 @@ AnyReport = (
     | MessageAdded
     | WordsSpoken
     | MicrophoneReport
+    | ListeningTo
     | ToolCall
     | ToolCancelled
     | ConversationEnded

@@ -21,6 +21,7 @@ from orchestrator.conversation.conversation_messages import (
     ConversationEnded,
     ConversationEvent,
     InterruptReply,
+    ListeningTo,
     MessageAdded,
     MicrophoneReport,
     OpenConversation,
@@ -338,6 +339,8 @@ class Conversations:
             conversation.said(message.text)
         elif isinstance(message, MicrophoneReport):
             conversation.microphone = message.state
+        elif isinstance(message, ListeningTo):
+            conversation.listening_to = message.participant
         elif isinstance(message, ToolCall):
             self._tools.begin(message, conversation.tools, self.worker.send)
         elif isinstance(message, ToolCancelled):

@@ -51,6 +51,7 @@ class OpenedConversation:
         losses: how often in a row it left its room.
         state: of livekit-agents' agent, `away` while no worker has it.
         microphone: what the worker last said of the users' microphones; None before that.
+        listening_to: identity of the participant whose microphone is heard; None before there was one.
         failures: the parts that failed when they were used last (`stt`, `llm`, `tts`, …), with what was wrong.
     """
 
@@ -64,6 +65,7 @@ class OpenedConversation:
     losses: int = 0
     state: str = "away"
     microphone: str | None = None
+    listening_to: str | None = None
     failures: dict[str, str] = field(default_factory=dict)
     trouble: str | None = None
     """Why it cannot be opened, or left its room; None while it is in it."""
@@ -106,6 +108,7 @@ class OpenedConversation:
             "state": self.state,
             "models": dict(self.models),
             "microphone": self.microphone,
+            "listening_to": self.listening_to,
             "waiting": len(self.waiting),
             "messages": len(self.messages),
             "failures": dict(self.failures),

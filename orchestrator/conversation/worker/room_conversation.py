@@ -24,6 +24,7 @@ from orchestrator.conversation.conversation_messages import (
     ConversationEnded,
     ConversationEvent,
     HistoryMessage,
+    ListeningTo,
     MessageAdded,
     MicrophoneReport,
     OpenConversation,
@@ -273,6 +274,7 @@ class RoomConversation:
             if self._gate is not None:
                 self._gate.forget()
             self._session.room_io.set_participant(identity)
+            self._report(ListeningTo(session_id=self._opening.session_id, participant=identity))
 
     def _on_dropped_text(self, detail: str) -> None:
         self._emit("warning", {"code": "conversation_busy", "detail": detail})

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -63,9 +64,17 @@ class Microphone:
         self._playing = asyncio.create_task(self._play(source))
         await until(self._heard)
 
+    async def is_listened_to(self) -> bool:
+        """Whether what is said into it is heard."""
+        return bool((await self._conversation())["listening_to"] == self.identity)
+
     async def _heard(self) -> bool:
+        return bool((await self._conversation())["microphone"] == "heard")
+
+    async def _conversation(self) -> dict[str, Any]:
         (session,) = (await self.here.running.stage.http.get("/debug/audio")).json()["sessions"]
-        return bool(session["conversation"]["microphone"] == "heard")
+        found: dict[str, Any] = session["conversation"]
+        return found
 
     async def close(self) -> None:
         """Unpublishes it; what has not been said yet is not said."""

@@ -38,6 +38,7 @@ async def test_of_two_persons_the_one_who_opened_a_microphone_last_is_heard(live
         ben = await exits.enter_async_context(person(here, "ben"))
 
         async def heard(who: Microphone, count: int) -> None:
+            await until(who.is_listened_to)  # whoever mutes is known to the worker a moment later
             await who.say(QUESTION)
             await answers(here, count)
             users = [line for line in lines if line[0] in (anna.identity, ben.identity)]
