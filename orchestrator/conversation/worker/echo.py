@@ -32,6 +32,9 @@ as the avatar, piper and espeak-ng as persons who begin 0.05 to 1.2 s after it: 
 UNLIKE = 0.5
 """Likeness under which what is heard is not the avatar, from `_FIRST` loud hops on. Measured with the same after 0.4 s: echo 0.67
 and more, persons 0.31 in the median; those above it are below it a little later, all of them after 0.75 s."""
+UNLIKE_WHOLE = 0.4
+"""The same for speech that is over. Measured with piper's and espeak-ng's words of 0.4 to 1.8 s after a change of microphones: echo
+0.45 and more, persons 0.36 at most."""
 _FIRST = 22
 _LIKE_LEAST, _UNLIKE_LEAST = 45, 15
 """Hops that are compared at each lag, at least. Few of them are alike by chance, which only makes it later known who speaks."""
@@ -48,6 +51,8 @@ _SELDOM = 32
 """Hops between two looks once it is known whether there is an echo: a look takes 5 ms."""
 _MISSING = 5
 """Looks in a row, 0.6 s, in which an echo should have been heard and was not: then there is none any more."""
+_KEPT = _HISTORY + LAG_MOST + _EARLY + 16
+KEPT_S = _KEPT * HOP / RATE
 _FLOOR_DB = 30.0
 """Level of digital silence, in the units of `_levels`."""
 
@@ -88,15 +93,21 @@ class _History:
 
 
 class EchoPath:
-    """Follows one microphone. `push` takes what it hears and what was played, both at 16 kHz and of the same time."""
+    """Follows one microphone. `push` takes what it hears and what was played, both at 16 kHz and of the same time.
 
-    def __init__(self) -> None:
+    Args:
+        before: what was played up to now, `KEPT_S` or less of it.
+    """
+
+    def __init__(self, before: Sound | None = None) -> None:
         self.state = Echo.UNKNOWN
         self._rest = np.zeros((2, 0))
         self._hops = 0
-        size = _HISTORY + LAG_MOST + _EARLY + 16
-        self._heard, self._played, self._smeared = _History(size), _History(size), _History(size)
-        self._spoke_at = -size  # the last hop in which the avatar spoke
+        self._heard, self._played, self._smeared = _History(_KEPT), _History(_KEPT), _History(_KEPT)
+        if before is not None and np.any(before):
+            for levels in _levels(_windows(before)):
+                self._play(levels)
+        self._spoke_at = -_KEPT  # the last hop in which the avatar spoke
         self._active = self._missing = 0
         self._unlike = False
         self._lag = 0
@@ -108,7 +119,7 @@ class EchoPath:
         both = np.concatenate([self._rest, np.stack([heard, played])], axis=1)
         hops = (both.shape[1] - _WINDOW) // HOP + 1
         if hops > 0:
-            windows = np.lib.stride_tricks.sliding_window_view(both, _WINDOW, axis=1)[:, ::HOP][:, :hops]
+            windows = _windows(both)[:, :hops]
             silent = not np.any(both[1])  # costs no spectrum
             played_levels = np.full((hops, BANDS), _FLOOR_DB) if silent else _levels(windows[1])
             for levels in zip(_levels(windows[0]), played_levels, strict=True):
@@ -132,6 +143,15 @@ class EchoPath:
         bands = np.sum(self._heard.kept[-hops:] > expected + _LOUDER_DB, axis=1)
         return float(np.mean(bands >= _LOUDER_BANDS))
 
+    @property
+    def unlike(self) -> bool:
+        """For speech that is over: it was not the avatar. What is no quarter of a second of speech may have been."""
+        span = min(_HISTORY, self._hops)
+        loud = np.mean(self._heard.kept[-_HISTORY:] - self._floor, axis=1) > _QUIET_DB
+        return (
+            int(np.sum(loud[-span:])) >= _UNLIKE_LEAST and self._likeness(loud, _UNLIKE_LEAST, span)[0] < UNLIKE_WHOLE
+        )
+
     def _expected(self, hops: int) -> Levels:
         """The loudest that the echo may be now, in each band."""
         smeared = self._smeared.kept
@@ -141,15 +161,18 @@ class EchoPath:
         return loudest + self._gain
 
     def _hop(self, heard: Levels, played: Levels) -> None:
-        self._smeared.add(np.maximum(played, self._smeared.kept[-1] - _DECAY_DB))
+        self._play(played)
         self._heard.add(heard)
-        self._played.add(played)
         self._hops += 1
         if np.mean(played) > _SPEECH_DB:
             self._active += 1
             self._spoke_at = self._hops
         if self._hops % 8 == 0:
             self._learn()
+
+    def _play(self, played: Levels) -> None:
+        self._smeared.add(np.maximum(played, self._smeared.kept[-1] - _DECAY_DB))
+        self._played.add(played)
 
     def _learn(self) -> None:
         """Eight times a second; costs next to nothing while the avatar is silent, and while the microphone is and that is known."""
@@ -164,15 +187,16 @@ class EchoPath:
             self.state = Echo.NONE
         self._look_for_it(quiet)
         loud = over > _QUIET_DB
-        if self._active < _LEARN and np.sum(loud[-LAG_MOST:]) < _FIRST:
+        span = min(_HISTORY, self._hops - LAG_MOST)
+        if span < _LEARN or (self._active < _LEARN and np.sum(loud[-LAG_MOST:]) < _FIRST):
             return
         if self.state is Echo.UNKNOWN:
-            self._unlike = 0 < self._likeness(loud, _UNLIKE_LEAST)[0] < UNLIKE
+            self._unlike = 0 < self._likeness(loud, _UNLIKE_LEAST, span)[0] < UNLIKE
         elif self._hops % _SELDOM or not np.any(loud):
             return
         if self._active < _LEARN:
             return
-        likeness, lag = self._likeness(loud, _LIKE_LEAST)
+        likeness, lag = self._likeness(loud, _LIKE_LEAST, span)
         if likeness >= LIKE:
             self.state, self._lag = Echo.HEARD, lag
             self._fit()
@@ -188,15 +212,13 @@ class EchoPath:
         if self._missing >= _MISSING:
             self.state, self._active, self._missing = Echo.UNKNOWN, 0, 0
 
-    def _likeness(self, loud: npt.NDArray[np.bool_], least: int) -> tuple[float, int]:
-        """How much what is heard is like what was played, at the lag where it is most; 0 where less than `least` is known.
+    def _likeness(self, loud: npt.NDArray[np.bool_], least: int, span: int) -> tuple[float, int]:
+        """How much the last `span` hops that were heard are like what was played, at the lag where they are most; 0 where less than
+        `least` is known.
 
         Compares only the hops in which either has something: two that begin to speak after a silence, one a little after the
         other, would be alike in that alone.
         """
-        span = min(_HISTORY, self._hops - LAG_MOST)
-        if span < _LEARN:
-            return 0.0, 0
         heard, loud, all_played = self._heard.kept[-span:], loud[-span:], self._played.kept
         size, best, found = len(all_played), 0.0, 0
         speech = np.mean(all_played, axis=1) > _SPEECH_DB
@@ -233,6 +255,11 @@ def _bands() -> Levels:
     rising = (bins - edges[:-2]) / (edges[1:-1] - edges[:-2])
     falling = (edges[2:] - bins) / (edges[2:] - edges[1:-1])
     return np.clip(np.minimum(rising, falling), 0.0, None)
+
+
+def _windows(sounds: Sound) -> Sound:
+    """All whole windows along the last axis, one a hop."""
+    return np.lib.stride_tricks.sliding_window_view(sounds, _WINDOW, axis=-1)[..., ::HOP, :]
 
 
 _TAPER = np.hanning(_WINDOW)

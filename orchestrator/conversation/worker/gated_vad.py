@@ -13,7 +13,7 @@ from livekit import rtc
 from livekit.agents import vad
 from livekit.agents.vad import VADEvent, VADEventType
 
-from orchestrator.conversation.worker.echo import RATE, Echo, EchoPath
+from orchestrator.conversation.worker.echo import KEPT_S, RATE, Echo, EchoPath
 from orchestrator.conversation.worker.interruption import ECHO_S, SPEECH_S, WINDOW, SpeechEvidence
 from orchestrator.conversation.worker.played_sound import PlayedSound
 
@@ -43,9 +43,11 @@ class VadGate:
         self._hold, self._cut, self._quiet = hold, cut, quiet
         self._echo = EchoPath()
         self._evidence = SpeechEvidence()
+        self._unclear = SpeechEvidence()  # of what may be the avatar, too
         self._inside = self._released = False
         self._samples = 0
         self._onset: int | None = None
+        self._unclear_onset = 0
         self._anchor: float | None = None
 
     def pass_on(self, event: VADEvent) -> Iterator[VADEvent]:
@@ -60,7 +62,11 @@ class VadGate:
                 yield event
         else:
             self._inside = False
-            self._evidence.reset()
+            if not self._released and self._person_after_all():
+                self._released, self._onset = True, self._unclear_onset
+                yield replace(event, type=VADEventType.START_OF_SPEECH, speaking=True)
+                self._hold()
+            self._reset()
             if self._released:
                 self._released = False
                 self._quiet()
@@ -68,23 +74,28 @@ class VadGate:
 
     def forget(self) -> None:
         """Another microphone is heard: whether the avatar comes back through it is not known."""
-        self._echo = EchoPath()
+        now = self._clock() if self._anchor is None else self._anchor
+        self._echo = EchoPath(self._played.between(now - KEPT_S, round(KEPT_S * RATE)))
 
     def flush(self) -> None:
         """The detector begins anew."""
         self._inside = self._released = False
+        self._reset()
+
+    def _reset(self) -> None:
         self._evidence.reset()
+        self._unclear.reset()
+
+    def _person_after_all(self) -> bool:
+        """Speech is over, and while it lasted it might have been the avatar: the whole of it tells more."""
+        return self._echo.state is Echo.UNKNOWN and self._unclear.person and self._echo.unlike
 
     def _window(self, event: VADEvent) -> Iterator[VADEvent]:
         window = _at_16_khz(event.frames[0])
         self._samples += event.frames[0].samples_per_channel
         ends = self._time(len(window) / RATE)
         self._echo.push(window, self._played.between(ends - len(window) / RATE, len(window)))
-        before_s = self._evidence.speech_s
-        self._evidence.needed_s = ECHO_S if self._echo.state is Echo.HEARD else SPEECH_S
-        self._evidence.add(event.probability, window, self._echo.louder(2))
-        if self._evidence.speech_s and not before_s and not self._released:
-            self._onset = self._samples - event.frames[0].samples_per_channel
+        self._weigh(event.probability, window, self._samples - event.frames[0].samples_per_channel)
         if self._inside and not self._released and self._evidence.person:
             self._released = True
             yield replace(
@@ -98,6 +109,20 @@ class VadGate:
             self._hold()
         if self._evidence.certain:
             self._cut()
+
+    def _weigh(self, probability: float, window: npt.NDArray[np.float64], begins: int) -> None:
+        """`begins`: the number of the window's first sample."""
+        clear, unclear = self._evidence, self._unclear
+        clear_s, unclear_s = clear.speech_s, unclear.speech_s
+        echoes = self._echo.state is Echo.HEARD
+        louder = self._echo.louder(2)
+        clear.needed_s = ECHO_S if echoes else SPEECH_S
+        clear.add(probability, window, louder)
+        unclear.add(probability, window, 1.0 if louder is None else louder)
+        if unclear.speech_s and not unclear_s:
+            self._unclear_onset = begins
+        if clear.speech_s and not clear_s and not self._released:
+            self._onset = begins if echoes else self._unclear_onset
 
     def _time(self, seconds: float) -> float:
         """When the window ended. Windows come in bursts, sound does not: the earliest of late ones is right."""
