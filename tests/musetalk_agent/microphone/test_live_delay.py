@@ -79,24 +79,23 @@ async def test_what_comes_in_time_is_said_as_it_came_with_its_lips(executor: Thr
         assert made.kinds() == ["playback.started"]
 
 
-@pytest.mark.parametrize("pace", [1.002, 0.998])
+@pytest.mark.parametrize("pace", [1.008, 0.992])
 async def test_a_clock_that_drifts_moves_the_delay_no_further_than_a_pause_mends(
     executor: ThreadPoolExecutor, pace: float
 ) -> None:
-    said = np.concatenate(
-        [silence(1), words(150)]
-    )  # two minutes, in which two parts in a thousand are a quarter of a second
+    """Half a minute, in which eight parts in a thousand are a quarter of a second: as a real clock's two make in two minutes."""
+    said = np.concatenate([silence(1), words(38)])
     async with stand(executor) as made:
         live = Live(made)
         await live.say(said, pace)
         await made.pass_time(0.5)
         left_out, stretched, late = live.ms()
-        assert max(live.delays) <= live.target_s + FLOOR_S
+        assert max(live.delays) <= live.target_s + live_buffer.SLACK_S + live_buffer.BLOCK_S + 0.8 * abs(pace - 1)
         assert late == 0
         assert (left_out, stretched)[pace < 1] == pytest.approx(240, abs=80)
         assert (left_out, stretched)[pace > 1] <= 40
         assert made.pipeline.player.statistics.underruns == 0
-        assert len(made.onsets()) == 150  # no word is torn
+        assert len(made.onsets()) == 38  # no word is torn
         loud = np.abs(live.heard().astype(int)) > 1000
         assert loud.sum() == (np.abs(said.astype(int)) > 1000).sum()  # nothing but silence was left out
 
