@@ -104,14 +104,18 @@ def full(kind: Any, config: dict[str, Any]) -> Any:
     return module.eval().requires_grad_(False)
 
 
-@pytest.mark.timeout(1800)  # a minute of two whole cores
-def test_one_frame_of_the_full_architecture() -> None:
-    """850 and 84 million parameters, fp32: the fast path to one step of a byte, latents to 1e-4."""
+@pytest.mark.timeout(600)  # the weights alone are 4 GB of memory
+def test_a_quarter_of_a_frame_of_the_full_architecture() -> None:
+    """850 and 84 million parameters, fp32: the fast path to one step of a byte, latents to 1e-4.
+
+    Each number comes of as many products as in a whole frame, and a quarter of the numbers is made.
+    """
     unet = full(diffusers.UNet2DConditionModel, unet_config("full"))
     vae = full(diffusers.AutoencoderKL, vae_config("full"))
     assert sum(p.numel() for p in unet.parameters()) == 849_947_844  # upstream's count
     reference = PlainNetwork(unet, vae)
     audio, latents = inputs(1)
+    latents = latents[..., :16, :16]
     predicted = reference.predicted(audio[0], latents[0])
     wanted = reference.decoded(predicted)
     with torch.inference_mode():
