@@ -46,7 +46,7 @@ REAL_TIME = (
 )
 """What meets real time, the longest first."""
 
-LONG = ("tests/musetalk_agent/engines/musetalk/test_network.py",)
+LONG = ("tests/musetalk_agent/test_card_faults.py", "tests/musetalk_agent/engines/musetalk/test_network.py")
 """Of the rest, what takes longest: it is begun first, so that no worker is left alone with it at the end."""
 
 

@@ -15,6 +15,7 @@ import pytest
 from musetalk_agent import engine_pool, factory
 from musetalk_agent.agent_settings import AgentSettings
 from musetalk_agent.avatars.bundle import Bundle
+from musetalk_agent.avatars.library import AvatarLibrary
 from musetalk_agent.engines import batcher
 from musetalk_agent.engines.interface import Engine
 from musetalk_agent.factory import Factory
@@ -128,6 +129,7 @@ async def card_world(
         return made
 
     patch.setattr(Factory, "_bundle", bundle)
+    patch.setattr(AvatarLibrary, "warm", lambda self: None)  # decoder processes: no clip is read here
     # the processor is slow in float16
     values = {
         "agent_api_key": "k",

@@ -24,23 +24,39 @@ from tests.fakes.weights import write_models
 from tests.musetalk_agent.card_world import CardWorld, card_world, hurry, paint
 from tests.waiting import NEVER_S, until
 
-_FRAMES = ("h2d", "replay", "record", "synchronize", "d2h")
-_LOADING = ("allocation", "h2d", "replay", "record", "query", "d2h")
-CALLS = {
-    "warming up": _LOADING,
-    "idle": ("h2d", "record", "query", "d2h"),  # of another session, whose avatar is prepared and opened
-    "first batch": _FRAMES,
-    "speaking": _FRAMES,
-    "closing": ("empty_cache", *_FRAMES),
-    "restarting": ("empty_cache", *_LOADING),  # after a failure that the card itself survived
+CALLS: dict[str, dict[str, tuple[Kind, ...]]] = {
+    "warming up": {
+        "h2d": KINDS,  # the weights
+        "record": ("dies",),  # the mark behind them
+        "query": ("hangs",),
+        "allocation": ("dies", "full"),  # of a bucket
+        "replay": KINDS,  # while it is measured
+    },
+    "idle": {  # of another session, whose avatar is prepared and opened
+        "h2d": KINDS,
+        "record": ("full",),
+        "query": ("dies", "hangs"),
+        "d2h": ("full",),
+    },
+    "first batch": {"h2d": KINDS, "synchronize": KINDS},
+    "speaking": {"replay": KINDS, "record": ("dies",), "synchronize": KINDS, "d2h": ("full",)},
+    "closing": {"empty_cache": KINDS, "replay": ("dies", "hangs"), "synchronize": ("dies", "hangs")},
+    "restarting": {  # after a failure that the card itself survived
+        "allocation": KINDS,  # of the probe, the first thing that is asked of the card
+        "query": ("hangs",),
+        "empty_cache": KINDS,  # as the old engine is closed
+        "h2d": KINDS,
+        "replay": KINDS,
+    },
 }
-"""The calls that are made in each state."""
+"""The calls that are made in each state, and how each fails there. One stands for those after which the same code runs: what raises
+or hangs in `Runner._start` is one, whether it copies, replays or marks."""
 LONG_S = 20.0
 TABLE = [
     pytest.param(state, call, kind, id=f"{state}-{call}-{kind}")
     for state, calls in CALLS.items()
-    for call in calls
-    for kind in KINDS
+    for call, kinds in calls.items()
+    for kind in kinds
 ]
 
 
