@@ -81,10 +81,15 @@ async def frame_cost() -> list[Figure]:
                 count += 1
     each = {name: 1000 * seconds / count for name, seconds in spent.items()}
     note = ", ".join(f"{name} {ms:.2f}" for name, ms in each.items())
-    kept = [one.pixels.nbytes for one in engine_session.artefacts.lent.values()]
+    mapped = np.asarray(engine_session.artefacts.mouths)
     face = f"face {bundle.report.face_px} px, picture {bundle.width}x{bundle.height}"
     return [
-        Figure("warp: references kept enlarged, 720p", sum(kept) / 1e6, "MB", note=f"{len(kept)} of them; {face}"),
+        Figure(
+            "warp: lower faces kept enlarged on disk, 720p",
+            mapped.nbytes / 1e6,
+            "MB",
+            note=f"{len(mapped)} of them; {face}",
+        ),
         Figure(
             "warp: features + frame + composition, 720p",
             sum(each.values()),

@@ -1,18 +1,20 @@
-"""What the engine derives from a bundle once: reference frames and their enlarged mouths, the idle frames' maps, mouth shapes and
+"""What the engine derives from a bundle once: reference frames, the idle frames' maps, enlarged lower faces, mouth shapes and
 differences of light."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from musetalk_agent.arrays import open_arrays, save_arrays
 from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.avatars.face_track import head_angles
+from musetalk_agent.engines.warp import enlarged
+from musetalk_agent.engines.warp.enlarged import EnlargedMouth
 from musetalk_agent.engines.warp.idle_shapes import (
     Ints,
     apertures,
@@ -28,7 +30,6 @@ from musetalk_agent.engines.warp.idle_shapes import (
 from musetalk_agent.engines.warp.interior import Palette, teeth_seen
 from musetalk_agent.engines.warp.lips import refine, sample
 from musetalk_agent.engines.warp.mouth_space import (
-    CHIN,
     IL,
     IU,
     LEVELS,
@@ -74,8 +75,8 @@ class WarpArtefacts:
         top: `v` of the base of the nose, where the deformation begins.
         palette: colours of the inside.
         light: float32 `[n, LIGHT_ROWS, LIGHT_COLS, 3]`, how much brighter each idle frame is than its reference (BGR).
-        lent: the references' mouths, enlarged (at most `idle_shapes.MOST` of them, 0.6 MB each for a face of 270 px). Filled as
-            they are shown, and not stored.
+        parts: int32 `[n, 4]`, where the lower faces that are enlarged lie (see `enlarged.places`).
+        mouths: uint8 `[n, h, w, 4]`, these, memory-mapped; None while they are not stored.
     """
 
     frames: Floats
@@ -88,12 +89,23 @@ class WarpArtefacts:
     top: float
     palette: Palette
     light: Floats
-    lent: dict[int, EnlargedMouth] = field(default_factory=dict, repr=False, compare=False)
+    parts: NDArray[np.int32]
+    mouths: Pixels | None = None
 
     @property
     def reference(self) -> int:
         """The frame with the most closed mouth."""
         return int(self.references[0])
+
+    def part(self, idle_index: int) -> Box:
+        """Where the enlarged lower face of an idle frame lies in the image."""
+        return Box(*self.parts[idle_index].tolist())
+
+    def mouth(self, bundle: Bundle, idle_index: int) -> EnlargedMouth:
+        """The lower face of an idle frame, enlarged: what is stored, or made now."""
+        if self.mouths is None:
+            return EnlargedMouth.of(np.asarray(bundle.faces[idle_index]), bundle.box(idle_index), self.part(idle_index))
+        return EnlargedMouth.at(np.asarray(self.mouths[idle_index]), self.part(idle_index))
 
     @classmethod
     def of(cls, bundle: Bundle) -> WarpArtefacts:
@@ -117,11 +129,13 @@ class WarpArtefacts:
         rests = rest_shapes(idle_shapes, shapes, references, shown, smile_of(meshes, angles))
         sides = outlines(frames, landmarks, rests)
         light = light_differences(bundle, frames, idle_shapes, shapes, references, shown)
-        return cls(frames, idle_shapes, references, shapes, shown, rests, sides, top, palette, light)
+        parts = enlarged.places(bundle, frames, rests, idle_shapes, top)
+        return cls(frames, idle_shapes, references, shapes, shown, rests, sides, top, palette, light, parts)
 
-    def save(self, folder: Path) -> None:
-        """Writes them into `folder`, whole or not at all."""
+    def save(self, bundle: Bundle, folder: Path) -> WarpArtefacts:
+        """Writes them into `folder`, each file whole or not at all, and gives back what `load` would. Raises OSError."""
         folder.mkdir(parents=True, exist_ok=True)
+        enlarged.save((self.mouth(bundle, k).pixels for k in range(len(bundle))), folder)
         teeth, colours = self.palette.stored()
         shapes = (*self.idle_shapes, *self.rests, *self.shapes)
         arrays: dict[str, ArrayLike] = {
@@ -135,8 +149,10 @@ class WarpArtefacts:
             "teeth": teeth,
             "palette": colours,
             "light": self.light,
+            "parts": self.parts,
         }
         save_arrays(folder / FILE, arrays)
+        return replace(self, mouths=enlarged.load(self.parts, folder))
 
     @classmethod
     def load(cls, folder: Path) -> WarpArtefacts:
@@ -163,6 +179,8 @@ class WarpArtefacts:
                 float(stored["top"]),
                 Palette.loaded(stored["teeth"], stored["palette"]),
                 stored["light"],
+                stored["parts"],
+                enlarged.load(stored["parts"], folder),
             )
 
 
@@ -209,43 +227,6 @@ def _reference(bundle: Bundle, landmarks: Floats) -> tuple[int, MouthShape]:
     alike = [one for one in seen if abs(float(aperture[one[1]] - aperture[least[1]])) < ALIKE]
     _, idle_index, shape = sorted(alike, key=lambda one: one[0])[len(alike) // 2]
     return idle_index, shape
-
-
-FINER = 2
-"""Pixels of the enlarged image to one of the frame. Linear sampling of it is within 3 levels of bicubic sampling of the frame
-(within 1 at the 99.9th percentile), and costs half."""
-AROUND = 0.65
-"""How far the image reaches to the left and right of the mouth's middle (eye distances)."""
-ABOVE, BELOW = 0.10, 0.10
-"""How far it reaches above the nose's base and below the chin (eye distances)."""
-
-
-@dataclass(frozen=True)
-class EnlargedMouth:
-    """A part of a frame's face window, enlarged.
-
-    Args:
-        pixels: uint8 `[h, w, 4]`, BGR and nothing, for four channels are sampled twice as fast as three; every other row and column
-            is the frame's own.
-        offset: what is to be added to `FINER` times a place in the frame (x, y in pixels) to make it one in `pixels`.
-    """
-
-    pixels: Pixels
-    offset: tuple[float, float]
-
-    @classmethod
-    def of(cls, face: Pixels, window: Box, frame: Floats, shape: MouthShape, top: float) -> EnlargedMouth:
-        """Of the pixels `face` of a frame's `window`; its mouth is `shape`, and `frame` leads from mouth space to its pixels."""
-        bottom = float(shape.curves[CHIN][SAMPLES // 2]) + BELOW
-        corners = [(shape.centre + side * AROUND, v) for side in (-1, 1) for v in (top - ABOVE, bottom)]
-        places = np.array(corners, np.float32) @ frame[:, :2].T + frame[:, 2] - (window.x0, window.y0)
-        x0, y0 = np.clip(np.floor(places.min(0)).astype(int), 0, (window.width - 1, window.height - 1)).tolist()
-        x1, y1 = np.clip(np.ceil(places.max(0)).astype(int), (x0 + 1, y0 + 1), (window.width, window.height)).tolist()
-        part = cv2.cvtColor(face[y0:y1, x0:x1], cv2.COLOR_BGR2BGRA)
-        finer = np.array([[FINER, 0, 0], [0, FINER, 0]], np.float64)
-        size = FINER * (x1 - x0), FINER * (y1 - y0)
-        pixels = cv2.warpAffine(part, finer, size, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
-        return cls(np.asarray(pixels, np.uint8), (-FINER * (window.x0 + x0), -FINER * (window.y0 + y0)))
 
 
 LIGHT_MOST = 25.0

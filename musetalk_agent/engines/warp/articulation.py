@@ -29,6 +29,8 @@ UPPER_SHARE = 0.22
 """The upper lip's part of the opening; the lower lip and the jaw do the rest."""
 JAW_SHARE = 0.5
 """How far the chin drops for an opening: less than the lip, which also curls down."""
+LOWEST_CHIN = JAW_SHARE * OPENING
+"""How far it drops at most."""
 CHEEK_DROP = 0.65
 """How far the corners of the mouth and the cheeks beside them follow the chin down."""
 CHEEK_LIFT = 0.02

@@ -76,7 +76,7 @@ class WarpEngine(Engine):
 
     name = "warp"
     device = "cpu"
-    fingerprint = "warp-6"
+    fingerprint = "warp-7"
     batch_sizes: Sequence[int] = (1,)
     needs_face = True
     fade_out_frames = 4
@@ -109,9 +109,7 @@ class WarpEngine(Engine):
             pass
         except DamagedArrays as error:
             log.warning("damaged artefacts are made again", extra={"engine": self.name, "error": str(error)})
-        artefacts = WarpArtefacts.of(bundle)
-        artefacts.save(folder)
-        return artefacts
+        return WarpArtefacts.of(bundle).save(bundle, folder)
 
     def launch(self, batch: Sequence[PatchRequest]) -> CompletedBatch:
         """Renders at once, on the batcher's thread."""

@@ -9,8 +9,9 @@ import cv2
 import numpy as np
 
 from musetalk_agent.avatars.bundle import Bundle
-from musetalk_agent.engines.warp.artefacts import EnlargedMouth, WarpArtefacts
+from musetalk_agent.engines.warp.artefacts import WarpArtefacts
 from musetalk_agent.engines.warp.articulation import Articulation, driven
+from musetalk_agent.engines.warp.enlarged import FINER_X, FINER_Y, EnlargedMouth
 from musetalk_agent.engines.warp.field import Lattice
 from musetalk_agent.engines.warp.mouth_space import CHIN, IL, IU, SAMPLES, Floats, MouthShape
 from musetalk_agent.media_types import Box, Pixels
@@ -73,13 +74,8 @@ class FrameTarget:
 
     @property
     def lent(self) -> EnlargedMouth:
-        """The same of its pixels, enlarged: made for the first frame that shows it, and kept."""
-        art, k = self.art, self.reference
-        kept = art.lent.get(k)
-        if kept is None:
-            face, window = np.asarray(self.bundle.faces[k]), self.bundle.box(k)
-            kept = art.lent[k] = EnlargedMouth.of(face, window, art.frames[k], self.shape, art.top)
-        return kept
+        """The same of its pixels, enlarged."""
+        return self.art.mouth(self.bundle, self.reference)
 
     def places(self, x: Floats, y: Floats) -> tuple[Floats, Floats]:
         """Places in mouth space of pixels of this idle frame: float32 `[h, w]`, for float32 `x` `[1, w]` and `y` `[h, 1]`."""
@@ -120,37 +116,27 @@ class FrameTarget:
         return Box(x0, y0, x1, y1) if x1 - x0 >= 4 and y1 - y0 >= 4 else None
 
 
-def fetch(source: Pixels, window: Box, lattice: Lattice, shift: Floats) -> Floats:
-    """A lattice's box of the image with its pixels moved: float32 `[h, w, 3]`, which overshoots 0 … 255 at sharp edges.
-
-    Bicubic, the only interpolation that a pixel goes through. Pixels that do not move are copied.
+def fetch(source: Pixels, window: Box, mouth: EnlargedMouth, lattice: Lattice, shift: Floats) -> Pixels:
+    """A lattice's box of the image with its pixels moved: uint8 `[h, w, 3]`. Pixels that do not move are copied.
 
     Args:
         source: the image's pixels within `window`, in which the box lies.
+        mouth: the same, enlarged, of a part that holds the box and all that is moved into it.
         shift: float32 `[rows, cols, 4]`, how far right and down of each of the lattice's nodes its pixels come from; and zeros.
     """
-    height, width = source.shape[:2]
     box = lattice.box
     left, above = box.x0 - window.x0, box.y0 - window.y0
-    pixels = source[above : above + box.height, left : left + box.width].astype(np.float32)
+    pixels = source[above : above + box.height, left : left + box.width].copy()
     nodes = lattice.moved(shift)
     if nodes is None:
         return pixels
     part = lattice.part(nodes)
     x, y = lattice.positions()
-    x = shift[..., 0] + (x - np.float32(window.x0))
-    y = shift[..., 1] + (y - np.float32(window.y0))
-    around = slice(nodes.r0 - 1, nodes.r1 + 1), slice(nodes.c0 - 1, nodes.c1 + 1)
-    x0, x1 = _reach(x[around], width)
-    y0, y1 = _reach(y[around], height)
-    near = source[y0:y1, x0:x1].astype(np.float32)  # bytes are sampled more slowly
-    x, y = lattice.enlarge(x - np.float32(x0), nodes), lattice.enlarge(y - np.float32(y0), nodes)
+    right, down = mouth.offset
+    x = (shift[..., 0] + x) * np.float32(FINER_X) + np.float32(right)
+    y = (shift[..., 1] + y) * np.float32(FINER_Y) + np.float32(down)
+    x, y = lattice.enlarge(x, nodes), lattice.enlarge(y, nodes)
+    moved = cv2.remap(mouth.pixels, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     place = pixels[part.y0 - box.y0 : part.y1 - box.y0, part.x0 - box.x0 : part.x1 - box.x0]
-    cv2.remap(near, x, y, cv2.INTER_CUBIC, place, borderMode=cv2.BORDER_REPLICATE)
+    cv2.cvtColor(moved, cv2.COLOR_BGRA2BGR, place)
     return pixels
-
-
-def _reach(places: Floats, length: int) -> tuple[int, int]:
-    """The part of `length` pixels that bicubic samples at `places` need, at least one pixel."""
-    start = min(max(int(places.min()) - 3, 0), length - 1)
-    return start, min(max(int(places.max()) + 4, start + 1), length)

@@ -8,8 +8,9 @@ import cv2
 import numpy as np
 
 from musetalk_agent.avatars.bundle import Bundle
-from musetalk_agent.engines.warp.artefacts import FINER, LIGHT_AREA, LIGHT_COLS, LIGHT_ROWS, WarpArtefacts
+from musetalk_agent.engines.warp.artefacts import LIGHT_AREA, LIGHT_COLS, LIGHT_ROWS, WarpArtefacts
 from musetalk_agent.engines.warp.articulation import Articulation, opened
+from musetalk_agent.engines.warp.enlarged import FINER_X, FINER_Y
 from musetalk_agent.engines.warp.field import Field, Lattice, ramp
 from musetalk_agent.engines.warp.frame_target import FrameTarget, fetch
 from musetalk_agent.engines.warp.interior import Opening, paint, shadow_line, softness
@@ -27,7 +28,7 @@ from musetalk_agent.engines.warp.mouth_space import (
     smooth,
     unit,
 )
-from musetalk_agent.media_types import Box, Patch
+from musetalk_agent.media_types import Box, Patch, Pixels
 
 CELL = 0.025
 """Lattice cells (eye distances)."""
@@ -38,7 +39,7 @@ BORDER = 0.08
 def render(bundle: Bundle, art: WarpArtefacts, idle_index: int, act: Articulation, blend_weight: float) -> Patch | None:
     """The patch of idle frame `idle_index` for articulation `act`; None where the mouth is outside the image."""
     target = FrameTarget.of(bundle, art, idle_index, act, blend_weight)
-    box = target.bounds(art.top - 0.02, NECK + 0.02, REACH, bundle.box(idle_index))
+    box = target.bounds(art.top - 0.02, NECK + 0.02, REACH, art.part(idle_index))
     if box is None:
         return None
     lattice = Lattice.over(box, target.frame, max(2, round(CELL * target.eyes)))
@@ -52,13 +53,11 @@ def render(bundle: Bundle, art: WarpArtefacts, idle_index: int, act: Articulatio
     pixels = _skin(target, lattice, own)
     if lips := lips_over(target, box, lattice, lent):
         lips.lay(pixels)
-    # cubic interpolation undershoots, and what follows takes magnitudes
-    cv2.threshold(pixels, 0, 0, cv2.THRESH_TOZERO, pixels)
-    return Patch(box, np.asarray(cv2.convertScaleAbs(pixels), np.uint8))
+    return Patch(box, pixels)
 
 
-def _skin(target: FrameTarget, lattice: Lattice, field: Field) -> Floats:
-    """The idle frame itself, its own mouth and chin moved to where the target's are: float32 `[h, w, 3]`."""
+def _skin(target: FrameTarget, lattice: Lattice, field: Field) -> Pixels:
+    """The idle frame itself, its own mouth and chin moved to where the target's are: uint8 `[h, w, 3]`."""
     dv = field.through(lattice.v)
     (a, b, _), (c, d, _) = target.frame.tolist()
     moved = np.zeros((*dv.shape, 4), np.float32)  # four channels are turned twice as fast as two
@@ -69,6 +68,7 @@ def _skin(target: FrameTarget, lattice: Lattice, field: Field) -> Floats:
     return fetch(
         np.asarray(target.bundle.faces[target.idle_index]),
         target.bundle.box(target.idle_index),
+        target.art.mouth(target.bundle, target.idle_index),
         lattice,
         shift,
     )
@@ -114,8 +114,8 @@ class Lips:
     maps: Floats
     edges: Floats
 
-    def lay(self, pixels: Floats) -> None:
-        """Blends the lips into `pixels` (BGR of the patch, float32 `[h, w, 3]`) in place."""
+    def lay(self, pixels: Pixels) -> None:
+        """Blends the lips into `pixels` (BGR of the patch, uint8 `[h, w, 3]`) in place."""
         part = self.part
         drawn = self._reference()
         under, over, corner, cover = self.lattice.spread(self.edges, part)
@@ -125,19 +125,19 @@ class Lips:
         place = _within(part, self.box)
         pixels[place] = cv2.blendLinear(drawn, pixels[place], cover, 1 - cover)
 
-    def _reference(self) -> Floats:
-        """The reference's pixels over `part`, in the idle frame's light."""
+    def _reference(self) -> Pixels:
+        """The reference's pixels over `part`, in the idle frame's light: uint8 `[h, w, 3]`."""
         art, part = self.target.art, self.part
-        to = art.frames[self.target.reference] * np.float32(FINER)
+        (_, right, _), (_, down, _) = art.frames[self.target.reference].tolist()
         x, y, split, lower = self.lattice.spread(self.maps, part)
         further = cv2.multiply(cv2.threshold(lower, 0, 1, cv2.THRESH_BINARY)[1], split)
-        map_x, map_y = cv2.scaleAdd(further, float(to[0, 1]), x), cv2.scaleAdd(further, float(to[1, 1]), y)
+        map_x, map_y = cv2.scaleAdd(further, FINER_X * right, x), cv2.scaleAdd(further, FINER_Y * down, y)
         seen = cv2.remap(self.target.lent.pixels, map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        lips = np.asarray(cv2.cvtColor(seen, cv2.COLOR_BGRA2BGR)).astype(np.float32)
+        lips = cv2.cvtColor(seen, cv2.COLOR_BGRA2BGR)
         light = art.light[self.target.idle_index]
         if max(float(light.max()), -float(light.min())) >= LIGHT_SEEN:
-            lips += self._light(light)
-        return lips
+            lips = cv2.add(lips, self._light(light), dtype=cv2.CV_8U)
+        return np.asarray(lips, np.uint8)
 
     def _light(self, light: Floats) -> Floats:
         """How much brighter the idle frame is than the reference, at the pixels of `part`: float32 `[h, w, 3]`."""
@@ -155,7 +155,7 @@ class Lips:
         size = self.part.width, self.part.height
         return np.asarray(cv2.warpAffine(light, onto, size, flags=flags, borderMode=cv2.BORDER_REPLICATE), np.float32)
 
-    def _inside(self, lips: Floats, under: Floats, over: Floats, corner: Floats) -> None:
+    def _inside(self, lips: Pixels, under: Floats, over: Floats, corner: Floats) -> None:
         """Paints the inside where the lips are apart, and the line where they meet, into `lips` in place.
 
         All are of `part`: distances below the upper and above the lower lip's edge, and from the nearer corner.
@@ -171,13 +171,13 @@ class Lips:
         x = np.arange(area.x0, area.x1, dtype=np.float32)[None]
         y = np.arange(area.y0, area.y1, dtype=np.float32)[:, None]
         u, v = target.places(x, y)
-        inner = lips[place]
+        inner = lips[place].astype(np.float32)
         meeting = shadow_line(under, over, soft)
         meeting *= unit(np.float32(1) - (under + over) * np.float32(1 / 0.03))
         cut = float((target.shape.curves[IL] - target.shape.curves[IU]).max())
         # what was cut out took the line's own shadow with it, and left mixed pixels
         seam = 3 if cut < 0.03 else 2 * round(0.5 + 0.012 * target.eyes) + 1
-        inner[:] = cv2.blendLinear(cv2.blur(inner, (1, seam)), inner, meeting, 1 - meeting)
+        inner = np.asarray(cv2.blendLinear(cv2.blur(inner, (1, seam)), inner, meeting, 1 - meeting), np.float32)
         shadow = meeting * unit(corner * np.float32(1 / 0.25))
         shadow *= np.float32(0.4 * min(cut / 0.03, 1.0))
         kept = np.float32(1) - shadow
@@ -199,13 +199,13 @@ class Lips:
         else:
             added = line * shadow
         inner *= cv2.merge((kept, kept, kept))
-        inner += cv2.merge(tuple(added))
+        cv2.add(inner, cv2.merge(tuple(added)), lips[place], dtype=cv2.CV_8U)
 
 
 def lips_over(target: FrameTarget, box: Box, lattice: Lattice, field: Field) -> Lips | None:
     """The lips within `box`; `field` is that of the reference's mouth (see `lent_shape`). None where none are in the image."""
-    to, lent = target.art.frames[target.reference], target.lent
-    (a, b, c), (d, e, f) = (to * np.float32(FINER)).tolist()
+    lent = target.lent
+    (a, b, c), (d, e, f) = (target.art.frames[target.reference] * np.array([[FINER_X], [FINER_Y]], np.float32)).tolist()
     source_u = lattice.u + field.du
     source_v = lattice.v + field.upper
     maps, edges = (np.empty((*source_u.shape, 4), np.float32) for _ in range(2))

@@ -18,7 +18,6 @@ from musetalk_agent.engines.warp.articulation import (
     opened,
 )
 from musetalk_agent.engines.warp.field import Lattice, Nodes
-from musetalk_agent.engines.warp.frame_target import _reach
 from musetalk_agent.engines.warp.mouth_space import CHIN, IL, IU, OL, OU, SAMPLES, MouthShape, S
 from musetalk_agent.media_types import Box
 from tests.musetalk_agent.engines.warp.test_fields import ACTS, FRAME, REST
@@ -125,16 +124,6 @@ def test_a_reference_is_cut_along_its_line_and_only_where_its_lips_meet(made: Ar
     assert gap(cut) == pytest.approx(LINE * min(wanted / 0.03, 1), abs=1e-6)
     apart = driven(REST, act(jaw=1))
     assert np.array_equal(opened(apart, wanted).curves[:, MIDDLE], apart.curves[:, MIDDLE])
-
-
-@given(st.lists(st.floats(-50, 150, width=32), min_size=1, max_size=20), st.integers(1, 120))
-def test_what_bicubic_needs_of_a_line_of_pixels_is_within_it(places: list[float], length: int) -> None:
-    start, end = _reach(np.array(places, np.float32), length)
-    assert 0 <= start < end <= length
-    for place in places:
-        for needed in range(int(np.floor(place)) - 1, int(np.floor(place)) + 3):
-            if 0 <= needed < length:
-                assert start <= needed < end
 
 
 @given(st.integers(2, 40), st.integers(2, 40), st.integers(2, 9), st.data())

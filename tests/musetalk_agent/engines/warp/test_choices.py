@@ -20,6 +20,7 @@ from musetalk_agent.engines.warp.artefacts import FILE, WarpArtefacts
 from musetalk_agent.engines.warp.articulation import FEATURE_SIZE, closed
 from musetalk_agent.engines.warp.engine import IDLE_PATCHES_FILE as QUIET
 from musetalk_agent.engines.warp.engine import WarpSession, _load, _save, closed_mouth_patches
+from musetalk_agent.engines.warp.enlarged import FILE as MOUTHS
 from musetalk_agent.engines.warp.idle_shapes import (
     APART,
     BENT,
@@ -186,11 +187,11 @@ def artefacts(bundle: Bundle) -> WarpArtefacts:
     return WarpArtefacts.of(bundle)
 
 
-def test_artefacts_come_back_as_they_were_saved(artefacts: WarpArtefacts, tmp_path: Path) -> None:
-    artefacts.save(tmp_path / "a")
+def test_artefacts_come_back_as_they_were_saved(artefacts: WarpArtefacts, bundle: Bundle, tmp_path: Path) -> None:
+    artefacts.save(bundle, tmp_path / "a")
     loaded = WarpArtefacts.load(tmp_path / "a")
-    assert [path.name for path in (tmp_path / "a").iterdir()] == [FILE]
-    for name in ("frames", "references", "shown", "sides", "light"):
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {FILE, MOUTHS}
+    for name in ("frames", "references", "shown", "sides", "light", "parts"):
         assert np.array_equal(getattr(loaded, name), getattr(artefacts, name)), name
     for name in ("idle_shapes", "rests", "shapes"):
         for one, other in zip(getattr(loaded, name), getattr(artefacts, name), strict=True):
@@ -258,7 +259,7 @@ def test_artefacts_that_are_not_whole_are_noticed_and_made_again(
 ) -> None:
     engine = WarpEngine(faces.NoFeatures())
     folder = bundle.engine_path(engine.fingerprint)
-    artefacts.save(folder)
+    artefacts.save(bundle, folder)
     DAMAGE[damage](folder / FILE)
     with pytest.raises(DamagedArrays, match=FILE):
         WarpArtefacts.load(folder)
@@ -299,9 +300,9 @@ def test_every_byte_of_an_archive_s_records_may_be_wrong(tmp_path: Path, signatu
 
 
 def test_a_save_that_fails_leaves_what_was_there(
-    artefacts: WarpArtefacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    artefacts: WarpArtefacts, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    artefacts.save(tmp_path)
+    artefacts.save(bundle, tmp_path)
     before = (tmp_path / FILE).read_bytes()
 
     def full(*_: object, **__: object) -> None:
@@ -309,8 +310,8 @@ def test_a_save_that_fails_leaves_what_was_there(
 
     monkeypatch.setattr(np, "savez", full)
     with pytest.raises(OSError, match="No space"):
-        artefacts.save(tmp_path)
-    assert (tmp_path / FILE).read_bytes() == before and [path.name for path in tmp_path.iterdir()] == [FILE]
+        artefacts.save(bundle, tmp_path)
+    assert (tmp_path / FILE).read_bytes() == before and {path.name for path in tmp_path.iterdir()} == {FILE, MOUTHS}
 
 
 def patch(x: int, width: int, height: int) -> Patch:

@@ -15,6 +15,7 @@ from musetalk_agent.engines.interface import PatchRequest
 from musetalk_agent.engines.warp import artefacts
 from musetalk_agent.engines.warp.artefacts import FILE, WarpArtefacts
 from musetalk_agent.engines.warp.engine import WarpEngine, WarpSession
+from musetalk_agent.engines.warp.enlarged import FILE as MOUTHS
 from musetalk_agent.engines.warp.mouth_space import IL, IU, MouthShape, eye_frame, mesh_shape, to_mouth
 from musetalk_agent.media_types import Feature, Patch
 from musetalk_agent.protocol.avatar_settings import AvatarSettings
@@ -279,7 +280,7 @@ def test_the_same_request_gives_the_same_patch_from_stored_artefacts_too(tmp_pat
     assert (bundle.engine_path(engine.fingerprint) / FILE).stat().st_mtime_ns == stamp
     assert np.array_equal(patches[0].pixels, patches[1].pixels)
     assert patches[0].box == patches[1].box
-    assert [p.name for p in bundle.engine_path(engine.fingerprint).iterdir()] == [FILE]
+    assert {p.name for p in bundle.engine_path(engine.fingerprint).iterdir()} == {FILE, MOUTHS}
 
 
 @pytest.mark.parametrize("damage", [b"", b"not a zip", b"PK\x03\x04broken"])

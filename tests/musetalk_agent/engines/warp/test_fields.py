@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from musetalk_agent.engines.warp.articulation import Articulation, closed, driven
+from musetalk_agent.engines.warp.enlarged import EnlargedMouth
 from musetalk_agent.engines.warp.field import Field, Lattice, Nodes, ramp
 from musetalk_agent.engines.warp.frame_target import fetch
 from musetalk_agent.engines.warp.interior import COLUMNS, HEIGHT, PITCH, ROWS, SIDE, Row, blurred, drawn
@@ -183,15 +184,22 @@ def test_a_ramp_is_nought_before_one_behind_and_never_turns(values: list[float],
 
 
 PICTURE = np.random.default_rng(4).integers(0, 256, (40, 50, 3), np.uint8)
+SMOOTH = np.asarray(cv2.GaussianBlur(PICTURE, (0, 0), 2), np.uint8)
 
 
-def fetched(source: Pixels, place: Box, dx: float, dy: float) -> Floats:
-    """The pixels at `place` in `source`, all of them from so far to the right and down."""
+def in_window(source: Pixels) -> tuple[Box, EnlargedMouth]:
+    """The window that a source fills, and the source enlarged."""
     window = Box(4, 6, 4 + source.shape[1], 6 + source.shape[0])
+    return window, EnlargedMouth.of(source, window, window)
+
+
+def fetched(source: Pixels, place: Box, dx: float, dy: float) -> Pixels:
+    """The pixels at `place` in `source`, all of them from so far to the right and down."""
+    window, mouth = in_window(source)
     lattice = Lattice.over(Box(4 + place.x0, 6 + place.y0, 4 + place.x1, 6 + place.y1), FRAME, 3)
     shift = np.zeros((lattice.rows, lattice.cols, 4), np.float32)
     shift[..., 0], shift[..., 1] = dx, dy
-    return fetch(source, window, lattice, shift)
+    return fetch(source, window, mouth, lattice, shift)
 
 
 @given(st.integers(0, 20), st.integers(0, 10), st.integers(-40, 40), st.integers(-40, 40), st.integers(1, 30))
@@ -199,7 +207,7 @@ def test_whole_shifts_fetch_the_very_pixels_and_repeat_the_edge(x: int, y: int, 
     made = fetched(PICTURE, Box(x, y, x + size, y + size), dx, dy)
     rows = np.clip(np.arange(y, y + size) + dy, 0, 39)
     columns = np.clip(np.arange(x, x + size) + dx, 0, 49)
-    assert np.abs(made - PICTURE[rows][:, columns]).max() < 1e-3
+    assert np.array_equal(made, PICTURE[rows][:, columns])
 
 
 @given(st.floats(-6, 6), st.floats(-6, 6))
@@ -215,16 +223,16 @@ def test_pixels_are_fetched_from_where_the_shift_points(dx: float, dy: float) ->
 def test_pixels_are_moved_around_the_nodes_that_are_and_copied_elsewhere(
     r0: int, c0: int, rows: int, cols: int
 ) -> None:
-    window = Box(4, 6, 54, 46)
+    window, mouth = in_window(SMOOTH)
     lattice = Lattice.over(Box(10, 10, 46, 38), FRAME, 3)
     shift = np.zeros((lattice.rows, lattice.cols, 4), np.float32)
     shift[r0 : r0 + rows, c0 : c0 + cols, :2] = 2.0
-    made = fetch(PICTURE, window, lattice, shift)
+    made = fetch(SMOOTH, window, mouth, lattice, shift)
     x, y = (np.float32(np.arange(n)) for n in (36, 28))
     moved = lattice.enlarge(shift, whole(lattice))
     map_x, map_y = moved[..., 0] + x + 6, moved[..., 1] + y[:, None] + 4
-    exact = cv2.remap(PICTURE.astype(np.float32), map_x, map_y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
-    assert np.abs(made - exact).max() < 0.1
+    exact = cv2.remap(SMOOTH.astype(np.float32), map_x, map_y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+    assert np.abs(made - exact).max() < 2.5
 
 
 @given(ACTS, ACTS)
