@@ -98,3 +98,17 @@ LOOP_FAILURES = Counter(
 ADAPTATION_STEP = Gauge(
     "avatar_adaptation_step", "Sessions by the step of their adaptation", ["step"], registry=REGISTRY
 )
+FILMS = Gauge("avatar_films", "Films that are being recorded here", registry=REGISTRY)
+FILM_DROPPED = Counter(
+    "avatar_film_dropped_total",
+    "What the encoder of a film could not take in time, by kind (picture, sound block)",
+    ["kind"],
+    registry=REGISTRY,
+)
+FILM_QUEUE = Gauge("avatar_film_queue_seconds", "Media that wait for the encoders of films", registry=REGISTRY)
+FILM_RESTARTS = Counter(
+    "avatar_film_restarts_total", "Encoders of films that ended and were started again", registry=REGISTRY
+)
+FILM_LOST = Counter(
+    "avatar_film_lost_fragments_total", "Fragments of films that nobody fetched in time", registry=REGISTRY
+)

@@ -189,3 +189,9 @@ class RtmpUrlForbidden(AgentError):
     """The RTMP address may not be pushed to: scheme, credentials, no stream key, or a host that may not be reached."""
 
     error_code = ErrorCode.RTMP_URL_FORBIDDEN
+
+
+class RecordingFailed(AgentError):
+    """The film cannot be recorded here now."""
+
+    error_code = ErrorCode.RECORDING_UNAVAILABLE

@@ -31,6 +31,8 @@ from orchestrator.livekit_rooms import Ingresses, Rooms, TokenMinter
 from orchestrator.metrics import Metrics
 from orchestrator.public_tokens import PublicTokens
 from orchestrator.quotas import Quotas
+from orchestrator.recording.film_store import FolderStore
+from orchestrator.recording.films import Films
 from orchestrator.recovery import make_store, surviving
 from orchestrator.routes import (
     audio_ws,
@@ -41,6 +43,7 @@ from orchestrator.routes import (
     ops,
     page,
     public_sessions,
+    recording,
     session_events,
     session_routes,
     speak,
@@ -94,6 +97,7 @@ def create_app(settings: Settings, *, voices: Voices | None = None) -> FastAPI:
         try:
             await context.rooms.open()
             await context.ingresses.open()
+            await context.films.open()
             async with _trust(settings, access, metrics):
                 context.own_voices.open()
                 async with surviving(context):
@@ -106,6 +110,7 @@ def create_app(settings: Settings, *, voices: Voices | None = None) -> FastAPI:
                 ("own voices", context.own_voices.aclose),
                 ("webhooks", context.webhooks.aclose),
                 ("voices", spoken.aclose),
+                ("films", context.films.aclose),
                 ("ingresses", context.ingresses.aclose),
                 ("rooms", context.rooms.aclose),
                 ("pool", context.pool.aclose),
@@ -152,6 +157,7 @@ def _add_routes(app: FastAPI) -> None:
         conversation_routes,
         openai_api,
         public_sessions,
+        recording,
     ):
         app.include_router(module.router, dependencies=[bearer])
     app.include_router(ops.debug_router, dependencies=[bearer])
@@ -177,9 +183,9 @@ def _add_guards(app: FastAPI, settings: Settings, access: Access, metrics: Metri
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
-            allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "X-Filename"],
-            expose_headers=["Retry-After"],
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "X-Filename", "Range"],
+            expose_headers=["Retry-After", "Content-Range"],
         )
     app.add_middleware(
         PublicPreflights, is_public=takes_public_tokens
@@ -235,6 +241,7 @@ def _assemble(settings: Settings, access: Access, metrics: Metrics, voices: Voic
     speech = partial(_own_speech, address, access)
     conversations = Conversations(settings.conversation_options, bus, metrics, speech, tools=tools)
     public_tokens = PublicTokens(store, settings.token_secret)
+    films = Films(FolderStore(settings.recording_dir), agents, bus, metrics, settings.recording_days)
     services = SessionDeps(
         pool=pool,
         agents=agents,
@@ -246,6 +253,7 @@ def _assemble(settings: Settings, access: Access, metrics: Metrics, voices: Voic
         ingresses=ingresses,
         conversations=conversations,
         public_tokens=public_tokens,
+        films=films,
         voices=own_voices,
     )
     sessions = SessionManager(services, settings.session_options)
@@ -271,6 +279,7 @@ def _assemble(settings: Settings, access: Access, metrics: Metrics, voices: Voic
         own_voices=own_voices,
         conversations=conversations,
         public_tokens=public_tokens,
+        films=films,
         tools=tools,
         address=address,
     )

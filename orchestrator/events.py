@@ -26,7 +26,16 @@ SESSIONS = 2048
 STREAMS_PER_SESSION = 64
 STATE = "session.state"
 OVERRUN = "overrun"
-TYPES = (STATE, "publisher.changed", "playback.started", "playback.finished", "cleared", "warning", "error")
+TYPES = (
+    STATE,
+    "publisher.changed",
+    "playback.started",
+    "playback.finished",
+    "cleared",
+    "recording.ready",
+    "warning",
+    "error",
+)
 CONVERSATION_TYPES = frozenset(
     {
         "user.started",

@@ -18,6 +18,20 @@ class Metrics:
         self._add_voices(self.registry)
         self._add_conversations(self.registry)
         self._add_surface(self.registry)
+        self._add_films(self.registry)
+
+    def _add_films(self, registry: CollectorRegistry) -> None:
+        self.films = Gauge("avatar_recordings", "Sessions that are recorded", registry=registry)
+        self.film_bytes = Counter("avatar_recording_bytes", "Bytes of films fetched from agents", registry=registry)
+        self.film_lost = Counter(
+            "avatar_recording_lost",
+            "What is missing in films that ended, by kind (picture, sound block: the encoder was late; fragment: not fetched)",
+            ["kind"],
+            registry=registry,
+        )
+        self.film_store_errors = Counter(
+            "avatar_recording_store_errors", "Calls of the films' store that failed", registry=registry
+        )
 
     def _add_sessions(self, registry: CollectorRegistry) -> None:
         self.sessions = Gauge("avatar_orchestrator_sessions", "Sessions by state", ["state"], registry=registry)

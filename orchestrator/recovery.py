@@ -70,7 +70,11 @@ async def surviving(context: Context) -> AsyncIterator[None]:
     def loop(name: str, run: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
         return asyncio.create_task(supervise(name, run, context.metrics), name=name)
 
-    writing = [loop("leases", ledger.keep_leases), loop("records", ledger.write_behind)]
+    writing = [
+        loop("leases", ledger.keep_leases),
+        loop("records", ledger.write_behind),
+        loop("films", context.films.expire),
+    ]
     looking: list[asyncio.Task[None]] = []
     try:
         await adoption.first()

@@ -41,6 +41,11 @@ def default_store_path() -> str:
     return str(Path(state).expanduser() / "musetalk-livekit" / "orchestrator.db")
 
 
+def default_recording_dir() -> Path:
+    """Beside the sessions' store."""
+    return Path(default_store_path()).parent / "recordings"
+
+
 class SettingsError(Exception):
     """Variables are missing or wrong; the message names each and what it should be."""
 
@@ -162,6 +167,10 @@ class Settings(BaseSettings):
     """File of the sessions' store; `:memory:` keeps nothing beyond the process."""
     redis_url: SecretStr | None = None
     """The store when several orchestrators share it; `STORE_PATH` is then not used."""
+    recording_dir: Path = Field(default_factory=default_recording_dir)
+    """Folder of the films of sessions; orchestrators that share it go on with each other's."""
+    recording_days: float = Field(default=7.0, gt=0, le=3650)
+    """So long a film is kept after it changed last."""
     drain_s: float = Field(default=20.0, ge=0, le=600)
     """How long SIGTERM lets speech that is under way be heard."""
     log_level: str = "INFO"

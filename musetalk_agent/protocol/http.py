@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import struct
 from datetime import datetime
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from importlib.metadata import PackageNotFoundError, version
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
@@ -202,12 +203,71 @@ class RtmpTarget(Strict):
     beside: bool = False
 
 
+class FilmOptions(Strict):
+    """How a session is recorded: the film's size in pixels (even; None: the session's own), and whether idle time is left out.
+
+    The parts of a film have one size; frames of another are scaled to it.
+    """
+
+    width: int | None = Field(default=None, ge=64, le=MAX_SIDE, multiple_of=2)
+    height: int | None = Field(default=None, ge=64, le=MAX_SIDE, multiple_of=2)
+    skip_idle: bool = False
+
+
+class RecordingState(StrEnum):
+    """Whether a session is recorded. `none`: it has no film."""
+
+    NONE = "none"
+    RECORDING = "recording"
+    STOPPED = "stopped"
+
+
+class AgentRecordingRequest(FilmOptions):
+    """`POST /session/{id}/recording` of the agent."""
+
+    state: Literal[RecordingState.RECORDING, RecordingState.STOPPED]
+
+
+FILM_LOG = "X-Film-Log"
+"""Header of the agent's answer: the name of the log that its entries are numbered in."""
+FILM_ENTRY = struct.Struct("<QBI")
+"""Head of each entry in the body of `GET /session/{id}/recording` of the agent: number, `FilmEntry`, bytes that follow."""
+
+
+class FilmEntry(IntEnum):
+    """What an entry is. A part is a header, its fragments and an end. `CLOSED` is the last entry of a log.
+
+    `HEADER` is `ftyp` and `moov`, `FRAGMENT` `moof` and `mdat`; `END` is JSON, `FilmPart`.
+    """
+
+    HEADER = 0
+    FRAGMENT = 1
+    END = 2
+    CLOSED = 3
+
+
+class FilmPosition(Answer):
+    """How many entries a session's log has, and its name."""
+
+    log_id: str
+    entries: int
+
+
+class FilmPart(Answer):
+    """What became of a part: frames that are in it, frames and blocks of audio that the encoder did not take in time."""
+
+    frames: int = 0
+    dropped: int = 0
+    lost_audio: int = 0
+
+
 class AgentStartRequest(Strict):
     """`POST /session/start` of the agent.
 
     `probe_token` joins the same room, hidden and under another identity, to find out whether WebRTC is possible again.
     `livekit_agent` is the identity of the participant whose speech comes through the room, by LiveKit's avatar protocol;
     `microphone_of` is that of the participant whose microphone the avatar says.
+    `film`: the session is recorded from its first frame on.
     `video_codec` and `simulcast` are how a room gets the video; streams (RTMP, WHIP) are H.264 in one size whatever they say.
     """
 
@@ -231,6 +291,7 @@ class AgentStartRequest(Strict):
     publisher_mode: PublisherMode = PublisherMode.AUTO
     max_duration_s: int = Field(default=6 * 3600, ge=1)
     backlog_s: int = Field(default=120, ge=1, le=600)
+    film: FilmOptions | None = None
 
 
 class AvatarWarning(Answer):

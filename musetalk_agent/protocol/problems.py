@@ -67,6 +67,9 @@ class ErrorCode(StrEnum):
     SPEECH_ELSEWHERE = "speech_elsewhere"
     CONVERSATION_UNAVAILABLE = "conversation_unavailable"
     PUBLISHER_UNAVAILABLE = "publisher_unavailable"
+    RECORDING_UNAVAILABLE = "recording_unavailable"
+    RECORDING_NOT_FOUND = "recording_not_found"
+    RANGE_NOT_SATISFIABLE = "range_not_satisfiable"
     RTMP_URL_FORBIDDEN = "rtmp_url_forbidden"
     WEBHOOK_URL_FORBIDDEN = "webhook_url_forbidden"
     DRAINING = "draining"
@@ -106,6 +109,9 @@ STATUS: dict[ErrorCode, int] = {
     ErrorCode.SPEECH_ELSEWHERE: 409,
     ErrorCode.CONVERSATION_UNAVAILABLE: 503,
     ErrorCode.PUBLISHER_UNAVAILABLE: 409,
+    ErrorCode.RECORDING_UNAVAILABLE: 503,
+    ErrorCode.RECORDING_NOT_FOUND: 404,
+    ErrorCode.RANGE_NOT_SATISFIABLE: 416,
     ErrorCode.DRAINING: 503,
     ErrorCode.DISK_FULL: 503,
     ErrorCode.STORE_UNAVAILABLE: 503,

@@ -78,6 +78,29 @@ class Publisher(Protocol):
         ...
 
 
+class MediaTap(Protocol):
+    """Gets what is heard and seen beside the publisher, and when. Nothing here waits or raises."""
+
+    def offer_audio(self, at: float, block: Pcm) -> None:
+        """int16 mono samples at `ROOM_RATE`; the first is heard at `at` (monotonic seconds). `block` does not change."""
+        ...
+
+    def offer_video(self, at: float, frame: VideoFrame) -> None:
+        """A frame that is seen at `at`."""
+        ...
+
+    def clear_audio(self, since: float) -> None:
+        """What would be heard at `since` or later is not heard."""
+        ...
+
+
+@runtime_checkable
+class TappedPublisher(Publisher, Protocol):
+    """A publisher whose media can be recorded. `tap` may be set at any time."""
+
+    tap: MediaTap | None
+
+
 @runtime_checkable
 class CaptionPublisher(Publisher, Protocol):
     """A publisher whose viewers can read."""
@@ -133,6 +156,7 @@ class NullPublisher:
         self._listen = listen
         self.state = PublisherState()
         self.playout = PlayoutClock(clock, ROOM_RATE, grain_s=0.0)
+        self.tap: MediaTap | None = None
 
     async def open(self, first: VideoFrame, lost: Lost) -> None:
         """Always succeeds."""
@@ -142,8 +166,11 @@ class NullPublisher:
     async def push_audio(self, block: Pcm) -> None:
         """Waits while more than 60 ms are queued, as the LiveKit publisher does."""
         self.playout.enqueue(len(block))
+        at = self.playout.time_of(self.playout.enqueued - len(block))
         if self._listen:
-            self._listen(self.playout.time_of(self.playout.enqueued - len(block)), block)
+            self._listen(at, block)
+        if self.tap is not None:
+            self.tap.offer_audio(at, block)
         excess = self.playout.queued_s() - _QUEUE_S
         if excess > 0:
             await self._clock.sleep_until(self._clock.now() + excess)
@@ -154,9 +181,13 @@ class NullPublisher:
         self.state.acknowledged_frames += 1
         if self._watch:
             self._watch(self._clock.now(), frame)
+        if self.tap is not None:
+            self.tap.offer_video(self._clock.now(), frame)
 
     def clear_audio(self) -> int:
         """Empties the queue."""
+        if self.tap is not None:
+            self.tap.clear_audio(self._clock.now())
         return self.playout.clear()
 
     async def set_state(self, state: str) -> None:

@@ -25,6 +25,7 @@ from musetalk_agent.protocol import traces
 from musetalk_agent.protocol.http import VERSION, WARMING, AgentHealth
 from musetalk_agent.protocol.http_server import TimedHttp
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
+from musetalk_agent.service.film_routes import router as film_router
 from musetalk_agent.service.key_check import AgentAuthMiddleware, KeyChecker, problem_response
 from musetalk_agent.service.link_server import LinkServer
 from musetalk_agent.service.live_sessions import LiveSessions
@@ -76,6 +77,7 @@ def create_app(settings: AgentSettings) -> FastAPI:
     app.add_middleware(AgentAuthMiddleware, door=app.state.door, open_metrics=settings.open_metrics)
     app.add_middleware(traces.TracedPosts)
     app.include_router(router)
+    app.include_router(film_router)
     app.add_api_route("/health", _health, response_model=AgentHealth)
     app.add_api_route("/metrics", _metrics)
     app.add_exception_handler(ProblemError, _on_problem)

@@ -32,6 +32,7 @@ from musetalk_agent.protocol.http import (
     DiagnosisCode,
     SessionState,
 )
+from musetalk_agent.publishers.film.fragment_log import FragmentLog
 from musetalk_agent.session.session import ENDED, Session
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,8 @@ log = logging.getLogger(__name__)
 REMEMBER_S = 600
 """Ended sessions stay readable for ten minutes (design, "Decided cases")."""
 _REMEMBER_MOST = 256
+_FILM_S = 60.0
+"""What was not fetched of the film of an ended session is kept for so long."""
 _RETRY_AFTER_S = 5
 _MOST_SESSIONS = 8  # of an engine that sets no limit, where the settings set none either
 
@@ -66,6 +69,7 @@ class LiveSessions:
         factory.engines.busy = lambda: bool(self._starting or self.live())
         self._sessions: dict[str, Session] = {}
         self._ended: OrderedDict[str, tuple[float, AgentSession]] = OrderedDict()
+        self._films: dict[str, tuple[float, FragmentLog]] = {}
         self._starting: dict[str, _Start] = {}
         self.draining = False
         SESSIONS_MAX.set_function(lambda: self.capacity().sessions_max)
@@ -105,6 +109,13 @@ class LiveSessions:
         if session_id in self._ended:
             return self._ended[session_id][1]
         return self.get(session_id).status()
+
+    def film(self, session_id: str) -> FragmentLog:
+        """What there is of the session's film, for a minute after its end too. Raises `SessionNotFound`, `SessionEnded`."""
+        self._archive()
+        if session_id in self._films:
+            return self._films[session_id][1]
+        return self.get(session_id).film.entries
 
     async def start(self, request: AgentStartRequest) -> Session:
         """Prepares the avatar, joins the room, publishes.
@@ -182,6 +193,7 @@ class LiveSessions:
         session = await self._factory.session(request)
         await session.start()
         self._ended.pop(session.id, None)  # it was here before, and came back
+        self._films.pop(session.id, None)
         self._sessions[session.id] = session
         START_SECONDS.observe(time.monotonic() - begun)
         return session
@@ -226,12 +238,17 @@ class LiveSessions:
         for session in over:
             del self._sessions[session.id]
             self._ended[session.id] = (now, session.status())
+            if session.film.entries.after(0):
+                self._films[session.id] = (now, session.film.entries)
             SESSIONS_ENDED.labels(session.state.value).inc()
         if over:
             # the SDK's rooms are in reference cycles with their callbacks and hold native memory; what was there before
             # the first session is frozen (see the application's lifespan), so that this looks at little
             over.clear()
             gc.collect()
+        for session_id, (ended_at, _) in list(self._films.items()):
+            if now - ended_at > _FILM_S:
+                del self._films[session_id]
         while self._ended:
             oldest, (ended_at, _) = next(iter(self._ended.items()))
             if len(self._ended) <= _REMEMBER_MOST and now - ended_at <= REMEMBER_S:

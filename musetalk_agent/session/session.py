@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.clock import utc_now
+from musetalk_agent.errors import RecordingFailed
 from musetalk_agent.media.pipeline import Pipeline
 from musetalk_agent.media.player import PlayerOutputs
 from musetalk_agent.media.scheduler import Outcome
@@ -20,6 +21,7 @@ from musetalk_agent.protocol.http import (
     AgentSession,
     AgentStartRequest,
     Diagnosis,
+    FilmOptions,
     Microphone,
     Playback,
     SessionState,
@@ -28,7 +30,9 @@ from musetalk_agent.protocol.http import (
 )
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from musetalk_agent.protocol.sdk_errors import SdkError, sdk_errors
-from musetalk_agent.publishers.base import CaptionPublisher, MovingPublisher, Publisher
+from musetalk_agent.publishers.base import CaptionPublisher, MovingPublisher, Publisher, TappedPublisher
+from musetalk_agent.publishers.film.film import SessionFilm
+from musetalk_agent.publishers.film.recorder import PartOptions
 from musetalk_agent.session.diagnosis import HEARD, DiagnosisInput
 from musetalk_agent.session.link import EventLog, LinkReceiver
 from musetalk_agent.tasks import Step, in_thread, supervise, tear_down
@@ -56,6 +60,8 @@ _LOOK_EVERY_S = 0.5
 _ATTRIBUTE_S = 5.0
 MEDIA_END_S = 2.0
 """The media's tasks end as soon as they are cancelled, unless a publisher's call that may not be cancelled is under way."""
+FILM_END_S = 6.0
+"""To encode what waits of the film: 5 s at most (`SessionFilm.aclose`)."""
 LEAVE_S = 10.0
 """To leave the room: a publisher takes 7 s at most (`FailoverPublisher.aclose`)."""
 RELEASE_S = 5.0
@@ -138,6 +144,8 @@ class Session:
             outputs = replace(outputs, show_caption=publisher.push_caption)
         self.pipeline = build(outputs)
         self.speech = make_speech(self.pipeline) if make_speech is not None else None
+        self.film = SessionFilm(self.pipeline.clock)
+        self._film_options = request.film
         self.receiver = LinkReceiver(self.pipeline, request.backlog_s, bundle.fps, self._emit)
         self._release, self._check = release, check
         self._over = asyncio.Event()
@@ -155,15 +163,48 @@ class Session:
         """
         async with AsyncExitStack() as opening:
             opening.push_async_exit(self._end_unopened)
-            first = self.pipeline.first
-            if isinstance(self.publisher, MovingPublisher):
-                joined = self.speech.on_room_joined if self.speech is not None else None
-                await self.publisher.open(first, self._on_lost, self.pipeline.rewind, self.events.add, joined)
-            else:
-                await self.publisher.open(first, self._on_lost)
+            filming = asyncio.create_task(self._film_from_start(), name=f"session-{self.id}-film")
+            try:
+                await self._open_publisher()
+                await filming
+            finally:
+                filming.cancel()
+                await asyncio.gather(filming, return_exceptions=True)
             self._check()
         self._move(SessionState.READY)
         self._task = asyncio.create_task(self._run(), name=f"session-{self.id}")
+
+    async def _open_publisher(self) -> None:
+        first = self.pipeline.first
+        if isinstance(self.publisher, MovingPublisher):
+            joined = self.speech.on_room_joined if self.speech is not None else None
+            await self.publisher.open(first, self._on_lost, self.pipeline.rewind, self.events.add, joined)
+        else:
+            await self.publisher.open(first, self._on_lost)
+
+    async def _film_from_start(self) -> None:
+        """Begins the film that the start asks for. A session whose film cannot be recorded is held all the same, and warns."""
+        if self._film_options is None:
+            return
+        try:
+            await self.record(self._film_options)
+        except ProblemError as error:
+            log.warning("the film was not begun", extra={"session_id": self.id, "error": str(error)})
+            self.events.add(m.WarningEvent(code=error.code.value, message=str(error)))
+
+    async def record(self, options: FilmOptions) -> None:
+        """Begins to record, unless that is done already; returns when the encoder takes media.
+
+        Raises `RecordingFailed`. Cancelling leaves nothing begun.
+        """
+        if not isinstance(self.publisher, TappedPublisher):
+            raise RecordingFailed(f"A session that publishes by {self.publisher.name!r} is not recorded.")
+        first = self.pipeline.first
+        part = PartOptions(
+            options.width or first.width, options.height or first.height, self.bundle.fps, options.skip_idle
+        )
+        self.publisher.tap = self.film
+        await self.film.record(part)
 
     async def _end_unopened(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         """What `error` kept from opening, if anything did, is ended as failed."""
@@ -249,6 +290,7 @@ class Session:
                 f"session {self.id}",
                 [
                     Step("media", stop_media, MEDIA_END_S),
+                    Step("film", self.film.aclose, FILM_END_S),
                     Step("publisher", self.publisher.aclose, LEAVE_S),
                     Step("frames", discard, MEDIA_END_S),
                     Step("engine", partial(in_thread, self._release, f"release-{self.id}"), RELEASE_S),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
@@ -15,10 +15,15 @@ from pydantic_core import from_json
 
 from musetalk_agent.protocol import traces
 from musetalk_agent.protocol.http import (
+    FILM_ENTRY,
+    FILM_LOG,
     AgentDebug,
     AgentHealth,
+    AgentRecordingRequest,
     AgentSession,
     AgentStartRequest,
+    FilmEntry,
+    FilmPosition,
     PublisherMode,
     PublisherRequest,
 )
@@ -28,10 +33,16 @@ _CALL_TIMEOUT_S = 5.0
 _CONNECT_TIMEOUT_S = 2.0
 _STOP_TIMEOUT_S = 10.0
 _UPLOAD_TIMEOUT_S = 300.0
+_RECORD_TIMEOUT_S = 15.0
+"""An encoder starts within ten seconds, or not at all."""
+_FILM_SILENCE_S = 6.0
+"""The agent ends an answer after four seconds, whether something came or not."""
+MAX_FRAGMENT = 32 << 20
+"""Bytes of a fragment: a few pictures."""
 MAX_ANSWER = 4 << 20
 """Bytes of an answer: `/debug` of an agent with a hundred sessions takes 300 KB."""
 _MAX_DETAIL = 2000
-_LANES = {"health": 64, "state": 128, "control": 256, "start": 512, "upload": 64}
+_LANES = {"health": 64, "state": 128, "control": 256, "start": 512, "upload": 64, "film": 512}
 """Connections of each kind of call. Each kind has its own: slow starts never hold up a look at an agent's health."""
 IDLE_S = 2.5
 """How long an idle connection is kept: half as long as the agent keeps it, which else closes it while a call is on its way."""
@@ -121,6 +132,41 @@ class AgentClient:
         body = PublisherRequest(mode=mode).model_dump(mode="json")
         return _parse(AgentSession, await self._call(lease, "POST", f"/session/{session_id}/publisher", json=body))
 
+    async def record(self, lease: AgentLease, session_id: str, request: AgentRecordingRequest) -> FilmPosition:
+        """Begins a part of the session's film or ends it; answers with how far the agent's log has come then."""
+        body = request.model_dump(mode="json")
+        path = f"/session/{session_id}/recording"
+        answer = await self._call(lease, "POST", path, json=body, timeout_s=_RECORD_TIMEOUT_S)
+        return _parse(FilmPosition, answer)
+
+    async def film(
+        self, lease: AgentLease, session_id: str, stored: int, log_id: str
+    ) -> AsyncGenerator[tuple[str, int, FilmEntry, bytes]]:
+        """Entries of the session's film as they come, for some seconds: the log's name, number, kind, payload.
+
+        The agent forgets those up to number `stored` of the log `log_id`. Raises ProblemError.
+        """
+        path = f"/session/{session_id}/recording?after={stored}&log_id={log_id}"
+        timeout = httpx.Timeout(_FILM_SILENCE_S, connect=_CONNECT_TIMEOUT_S)
+        request = self._lanes["film"].build_request(
+            "GET", lease.base_url + path, headers=dict(lease.headers), timeout=timeout
+        )
+        try:
+            answer = await self._lanes["film"].send(request, stream=True)
+            try:
+                if answer.is_error:
+                    raise _problem(await _read(answer))
+                name, waiting = answer.headers.get(FILM_LOG, ""), bytearray()
+                async with aclosing(cast("AsyncGenerator[bytes]", answer.aiter_raw())) as coming:
+                    async for part in coming:
+                        waiting += part
+                        for entry in _entries(waiting):
+                            yield name, *entry
+            finally:
+                await answer.aclose()
+        except httpx.HTTPError as error:
+            raise _failed(type(error).__name__) from error
+
     async def debug(self, lease: AgentLease) -> AgentDebug:
         """Weights, configuration, and the funnel of every session."""
         return _parse(AgentDebug, await self._call(lease, "GET", "/debug"))
@@ -184,6 +230,19 @@ class AgentClient:
         if answer.is_error and not (not_ready and answer.status_code == _NOT_READY):
             raise _problem(answer)
         return answer
+
+
+def _entries(waiting: bytearray) -> Iterator[tuple[int, FilmEntry, bytes]]:
+    """Takes the whole entries out of `waiting`. Raises AgentFailed for what is none."""
+    while len(waiting) >= FILM_ENTRY.size:
+        number, kind, size = FILM_ENTRY.unpack_from(waiting)
+        if kind not in tuple(FilmEntry) or size > MAX_FRAGMENT:
+            raise _strange()
+        if len(waiting) < FILM_ENTRY.size + size:
+            return
+        payload = bytes(waiting[FILM_ENTRY.size : FILM_ENTRY.size + size])
+        del waiting[: FILM_ENTRY.size + size]
+        yield number, FilmEntry(kind), payload
 
 
 def _lane(method: str, path: str) -> str:

@@ -25,6 +25,7 @@ from orchestrator.keys import Caller, Credentials
 from orchestrator.livekit_rooms import Ingresses, Rooms, TokenMinter
 from orchestrator.metrics import Metrics
 from orchestrator.public_tokens import PublicTokens
+from orchestrator.recording.films import Films
 from orchestrator.routes.auth import Access, sees, sees_of
 from orchestrator.routes.idempotency import Idempotency
 from orchestrator.session.journal import SessionJournal
@@ -94,6 +95,7 @@ class Context:
     own_voices: StandbyVoices
     conversations: Conversations
     public_tokens: PublicTokens
+    films: Films
     tools: ToolCalls
     address: OwnAddress
 

@@ -59,6 +59,8 @@ class StartRequest(AvatarSource, Picture):
     captions: bool = True
     video_codec: VideoCodec = VideoCodec.VP8
     simulcast: bool = False
+    record: bool = False
+    skip_idle: bool = False
     conversation: ConversationRequest | None = None
     speech: SpeechSettings | None = None
     webhook_url: str | None = Field(default=None, min_length=8, max_length=2048, repr=False)
@@ -96,6 +98,7 @@ class StartRequest(AvatarSource, Picture):
         self._check_source()
         self._check_conversation()
         self._check_video()
+        self._check_recording()
         voices = {source.value: source for source in VoiceSource}
         speaker, audio_source = self.speaker if self.speaker not in voices else None, AudioSource.PARTICIPANT
         if isinstance(self.audio_source, ParticipantSource):
@@ -120,6 +123,8 @@ class StartRequest(AvatarSource, Picture):
             webhook_url=self.webhook_url,
             webhook_secret=self.webhook_secret,
             conversation=self.conversation,
+            record=self.record,
+            skip_idle=self.skip_idle,
             speech=self.speech,
             avatar_settings=self.avatar_settings,
         )
@@ -132,6 +137,14 @@ class StartRequest(AvatarSource, Picture):
                 ErrorCode.INVALID_REQUEST,
                 "conversation: it speaks for itself and needs the room; leave speaker, audio_source and connect_livekit out.",
                 field="conversation",
+            )
+
+    def _check_recording(self) -> None:
+        if self.skip_idle and not self.record:
+            raise ProblemError(
+                ErrorCode.INVALID_REQUEST,
+                "skip_idle: it says what a recording leaves out; give record too, or leave it out.",
+                field="skip_idle",
             )
 
     def _check_video(self) -> None:

@@ -13,6 +13,7 @@ from orchestrator.events import EventBus
 from orchestrator.livekit_rooms import Ingresses, Rooms, TokenMinter
 from orchestrator.metrics import Metrics
 from orchestrator.public_tokens import PublicTokens
+from orchestrator.recording.films import Films
 from orchestrator.session.journal import SessionJournal
 from orchestrator.session.standby_voice import StandbyVoices
 
@@ -57,4 +58,5 @@ class SessionDeps:
     ingresses: Ingresses | None = None
     conversations: Conversations | None = None
     public_tokens: PublicTokens | None = None
+    films: Films | None = None
     background: BackgroundTasks = field(default_factory=BackgroundTasks)

@@ -102,7 +102,8 @@ class SessionRequest:
     """What a client asked for. `speaker` is the participant for whom the avatar speaks, `voice` who publishes the speech,
     `audio_source` how it comes: with `datastream` `speaker` sends it through the room, with `participant` its microphone is said.
     `rtmp_url` is secret. `key` names the caller whose session it is, `public_token` the token it was started with, if one was.
-    `max_s` shortens the session's longest life.
+    `max_s` shortens the session's longest life. `record`: it is recorded from its first frame on, with `skip_idle` without idle
+    seconds.
     """
 
     room: str
@@ -124,6 +125,8 @@ class SessionRequest:
     webhook_secret: str | None = field(default=None, repr=False)
     conversation: ConversationRequest | None = None
     public_token: str = ""
+    record: bool = False
+    skip_idle: bool = False
     max_s: float | None = None
     speech: SpeechSettings | None = None
     """How its texts are spoken where a text does not say it."""

@@ -95,6 +95,7 @@ class Placement:
             await self._settle(lease)
         session.lease = lease
         self._services.ledger.note(session.session_id)
+        films = self._services.films
         minter, order, ttl_s = self._services.minter, session.order, session.expires_at - time.time()
         request = AgentStartRequest(
             session_id=session.session_id,
@@ -117,12 +118,15 @@ class Placement:
             publisher_mode=session.publisher_mode,
             max_duration_s=max(1, round(ttl_s)),
             backlog_s=min(600, int(self._options.limits.backlog_s) + _AGENT_BACKLOG_MARGIN_S),
+            film=films.options(session.session_id) if films is not None else None,
         )
         call = self._services.agents.start(lease, request, timeout_s or self._options.start_timeout_s)
         starting = asyncio.create_task(call, name=f"start-{session.session_id}")
         try:
             session.snapshot = await asyncio.shield(starting)
             session.placed = True
+            if films is not None:
+                films.follow(session.session_id, lease, session.snapshot.width, session.snapshot.height)
         except asyncio.CancelledError:
             undo = self._undo(session, lease, starting)
             self._services.background.spawn(undo, f"undo-{session.session_id}", awaited=True)

@@ -19,6 +19,7 @@ from orchestrator.agents.agent_link import LinkOver
 from orchestrator.conversation.conversations import Place
 from orchestrator.conversation.opened_conversation import OpenedConversation
 from orchestrator.livekit_rooms import RoomIngress
+from orchestrator.recording.films import FilmOwner
 from orchestrator.session.agent_connection import TAKEN, AgentLost
 from orchestrator.session.deps import SessionDeps
 from orchestrator.session.journal import to_record
@@ -183,7 +184,13 @@ class SessionRunner:
             raise TakenOver
         if known is not None:
             _check_adopted(session, known)
+            if services.films is not None and session.lease is not None:
+                await services.films.resume(session.session_id, session.lease)
             return
+        if order.record and services.films is not None:
+            services.films.expect(
+                FilmOwner(session.session_id, order.key, order.public_token), skip_idle=order.skip_idle
+            )
         if order.voice is VoiceSource.ORCHESTRATOR and order.connect_livekit:
             services.voices.reserve(session)
         making: asyncio.Task[RoomIngress | None] | None = None
@@ -404,6 +411,7 @@ class SessionRunner:
             await run_each(
                 ("speech", partial(self._end_speech, problem)),
                 ("agent", self._stop_agent),
+                ("film", self._end_film),
                 ("room", self._leave_room),
                 ("place", self._give_place_back),
                 ("record", partial(self._settle, problem)),
@@ -427,6 +435,10 @@ class SessionRunner:
                 session.live.end(problem)
         finally:
             services.voices.end(session)
+
+    async def _end_film(self) -> None:
+        if self._services.films is not None:
+            await self._services.films.finish(self._session.session_id)
 
     async def _leave_room(self) -> None:
         session, services = self._session, self._services
@@ -467,6 +479,10 @@ class SessionRunner:
             finally:
                 services.voices.end(session)
 
+        async def leave_film() -> None:
+            if services.films is not None:
+                await services.films.leave(session.session_id)
+
         async def forget() -> None:
             services.pool.detach(session.session_id)
             session.retire()
@@ -475,6 +491,7 @@ class SessionRunner:
             ("speech", close_audio),
             ("record", partial(services.ledger.hand_over, session.session_id)),
             ("place", forget),
+            ("film", leave_film),
             within_s=CLOSE_STEP_S,
         )
         _log.info("session handed over", extra={"session_id": session.session_id})

@@ -37,6 +37,7 @@ from musetalk_agent.protocol.http import (
 from musetalk_agent.protocol.problems import MEDIA_TYPE, ErrorCode, ProblemError
 from musetalk_agent.session.link import ACK_BYTES
 from tests.fakes.agent_session import FakeSession
+from tests.fakes.film_agent import FakeFilms
 
 AGENT_KEY = "agent-key-of-the-tests"
 AVATAR_ID = "sha256:0123"
@@ -74,6 +75,7 @@ class FakeAgent:
         """Items after which the link is cut without an acknowledgement, again and again."""
         self.acknowledges = True
         """Whether items are acknowledged as they come."""
+        self.films = FakeFilms()
         self.app = self._make_app()
 
     @property
@@ -120,6 +122,7 @@ class FakeAgent:
         app.add_api_route("/session/{session_id}", self._get, methods=["GET"])
         app.add_api_route("/session/{session_id}/stop", self._stop, methods=["POST"])
         app.add_api_route("/session/{session_id}/publisher", self._publisher, methods=["POST"])
+        self.films.add_to(app)
         app.add_api_route("/avatars", self._upload, methods=["POST"])
         app.add_api_route("/health", self._health, methods=["GET"])
         app.add_api_route("/debug", self._debug, methods=["GET"])
@@ -137,6 +140,8 @@ class FakeAgent:
         if self.full_times >= 0 or len(self.sessions) >= self.sessions_max:
             raise ProblemError(ErrorCode.AT_CAPACITY, "full", retry_after_s=3)
         self.sessions[body.session_id] = FakeSession(body, viewers=self.viewers)
+        if body.film is not None:
+            self.films.begin(body.session_id, body.film)
         return self._view(body.session_id)
 
     async def _get(self, session_id: str) -> AgentSession:
@@ -145,6 +150,7 @@ class FakeAgent:
     async def _stop(self, session_id: str) -> AgentSession:
         view = self._view(session_id)
         self.stopped.append(session_id)
+        self.films.close(session_id)
         session = self.sessions.pop(session_id)
         for socket in list(session.sockets):
             await socket.close(1001)

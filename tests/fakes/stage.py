@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import httpx
@@ -136,6 +137,7 @@ class Stage:
 async def stage(agents: int = 1, voices: Voices | None = None, **overrides: Any) -> AsyncIterator[Stage]:
     """Starts everything and ends everything. `overrides` are settings; `agents` counts agents, all the same object when 1."""
     async with AsyncExitStack() as stack:
+        films = stack.enter_context(TemporaryDirectory())
         agent, rooms = FakeAgent(), FakeRoomService()
         addresses = [await stack.enter_async_context(serving(plain_config(agent.app))) for _ in range(agents)]
         livekit = Balky(rooms.app)
@@ -148,6 +150,7 @@ async def stage(agents: int = 1, voices: Voices | None = None, **overrides: Any)
             "agent_url": addresses,
             "agent_api_key": AGENT_KEY,
             "store_path": ":memory:",
+            "recording_dir": films,
             "voice_standby": "off",
         }
         settings = Settings(**{**fields, **overrides})

@@ -20,7 +20,7 @@ from musetalk_agent.media.segment import ROOM_RATE, Caption
 from musetalk_agent.media_types import Pcm, VideoFrame
 from musetalk_agent.protocol.http import PublisherMode, Transport
 from musetalk_agent.protocol.messages import PublisherChanged
-from musetalk_agent.publishers.base import Lost, PublisherState
+from musetalk_agent.publishers.base import Lost, MediaTap, PublisherState
 from musetalk_agent.publishers.failover.policy import (
     SUSPECT_S,
     Action,
@@ -68,6 +68,7 @@ class FailoverPublisher:
         self._options, self._clock = options, clock
         self.name = TransportKind.NONE.value
         self.state = PublisherState()
+        self.tap: MediaTap | None = None
         mode = mode if options.joins else PublisherMode.RTMP
         self.transport = Transport(mode=mode, rung=TransportKind.NONE.value)
         self._playout = SwitchingClock(clock, ROOM_RATE, audio_delay_s=AUDIO_PATH_S)
@@ -136,6 +137,8 @@ class FailoverPublisher:
         room = self._transports.room
         for sink in self._transports.audio_sinks(self._rung):
             sink.offer_audio(at, block)
+        if self.tap is not None:
+            self.tap.offer_audio(at, block)
         if self._rung is TransportKind.LIVEKIT and room is not None:
             await room.capture(block)
         else:
@@ -145,6 +148,8 @@ class FailoverPublisher:
     def push_video(self, frame: VideoFrame) -> None:
         """Shows a frame on every way that is open."""
         self._transports.show(frame)
+        if self.tap is not None:
+            self.tap.offer_video(self._clock.now(), frame)
         if self._rung is not TransportKind.NONE:
             self.state.published_frames += 1
 
@@ -157,6 +162,8 @@ class FailoverPublisher:
         """Silences every way: the one in use, and what waits in any stream."""
         self._turn += 1
         self._transports.clear_audio()
+        if self.tap is not None:  # what has left the sink is still heard
+            self.tap.clear_audio(self._clock.now() + self.playout.audio_path_s)
         if self._rung is TransportKind.LIVEKIT and self._transports.room is not None:
             return self._transports.room.clear_audio()
         return self.playout.clear()
@@ -290,6 +297,8 @@ class FailoverPublisher:
             log.info("unheard speech is played again", extra={"samples": self.playout.enqueued - position})
             self._turn += 1
             self._transports.clear_audio(moment)  # what waits in a stream comes again as well
+            if self.tap is not None:
+                self.tap.clear_audio(moment)
             self._rewind_media(position)
 
     def _give_up(self) -> None:

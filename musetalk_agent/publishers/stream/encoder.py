@@ -48,9 +48,13 @@ class QueuedFrame:
 
 
 class MediaQueue:
-    """Media in the order of their times. `offer_*` and `take` never wait; `wait` does. All are safe from any thread."""
+    """Media in the order of their times. `offer_*` and `take` never wait; `wait` does. All are safe from any thread.
 
-    def __init__(self) -> None:
+    Of audio `audio_s` seconds may wait.
+    """
+
+    def __init__(self, audio_s: float = AUDIO_S) -> None:
+        self._audio_s = audio_s
         self._changed = threading.Condition()
         self._audio: deque[QueuedAudio] = deque()
         self._frames: deque[QueuedFrame] = deque()
@@ -61,10 +65,10 @@ class MediaQueue:
         self.dropped_audio = 0
 
     def offer_audio(self, sound: QueuedAudio) -> None:
-        """Adds audio; what is more than `AUDIO_S` older than its end is given up."""
+        """Adds audio; what is more than `audio_s` older than its end is given up."""
         with self._changed:
             self._audio.append(sound)
-            limit = sound.at + len(sound.block) / ROOM_RATE - AUDIO_S
+            limit = sound.at + len(sound.block) / ROOM_RATE - self._audio_s
             while self._audio[0].at < limit:
                 self._audio.popleft()
                 self.dropped_audio += 1
@@ -78,14 +82,14 @@ class MediaQueue:
             self._frames.append(picture)
             self._changed.notify()
 
-    def take(self, now: float) -> QueuedAudio | QueuedFrame | None:
-        """The next in time, audio first; None when nothing waits. Frames that are too old by `now` are dropped before."""
+    def take(self, now: float, until: float = math.inf) -> QueuedAudio | QueuedFrame | None:
+        """The next in time, audio first; None when nothing waits up to `until`. Frames too old by `now` are dropped before."""
         with self._changed:
             while self._frames and now - self._frames[0].at > VIDEO_S:
                 self._drop(1)
             if self._audio and not (self._frames and self._frames[0].at < self._audio[0].at):
-                return self._audio.popleft()
-            if not self._frames:
+                return self._audio.popleft() if self._audio[0].at <= until else None
+            if not self._frames or self._frames[0].at > until:
                 return None
             picture = self._frames.popleft()
             if self._gap:

@@ -17,8 +17,8 @@ import sys
 import time
 
 from musetalk_agent.publishers.stream.encoder import QueuedAudio, QueuedFrame, StreamShape
+from musetalk_agent.publishers.stream.records import audio_record, bitrate_record, end_record, frame_head
 from musetalk_agent.publishers.stream.sink import StreamConnection, StreamSink
-from musetalk_agent.publishers.whip.worker import AUDIO, BITRATE, END, FRAME, RECORD
 
 _CONNECT_S = 8.0
 _STALL_S = 2.0
@@ -64,18 +64,16 @@ class _WhipPush:
 
     def play(self, sound: QueuedAudio) -> None:
         """Hands audio over."""
-        payload = sound.block.tobytes()
-        self._write(RECORD.pack(AUDIO, sound.at, len(payload), 0, 0, False) + payload)
+        self._write(audio_record(sound))
 
     def show(self, picture: QueuedFrame) -> None:
         """Hands a frame over."""
-        frame = picture.frame
-        self._write(RECORD.pack(FRAME, picture.at, len(frame.i420), frame.width, frame.height, picture.key))
-        self._write(frame.i420.data)
+        self._write(frame_head(picture))
+        self._write(picture.frame.i420.data)
 
     def set_bitrate(self, bitrate: int) -> None:
         """Takes effect with the next frame."""
-        self._write(RECORD.pack(BITRATE, 0.0, 0, bitrate, 0, False))
+        self._write(bitrate_record(bitrate))
 
     def poll(self) -> None:
         """Raises OSError when the process has ended, with what it said."""
@@ -95,7 +93,7 @@ class _WhipPush:
     def finish(self) -> None:
         """Ends the session at the server, so that the participant leaves at once."""
         assert self._process is not None
-        self._write(RECORD.pack(END, 0.0, 0, 0, 0, False))
+        self._write(end_record())
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_END_S)
 

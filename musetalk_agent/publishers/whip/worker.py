@@ -1,6 +1,6 @@
 """The process that pushes by WHIP. FFmpeg's WHIP connects and ends while PyAV holds the interpreter: no agent can wait for that.
 
-Standard input begins with a line of JSON and goes on with records (`RECORD` and a payload); standard output reports `up`, and
+Standard input begins with a line of JSON and goes on with records (`stream/records.py`); standard output reports `up`, and
 `error` with the reason before it ends. It ends with its input, and a call of FFmpeg that hangs ends it too.
 """
 
@@ -10,22 +10,14 @@ import errno
 import json
 import logging
 import signal
-import struct
 import sys
 import time
 from typing import BinaryIO
 
 import av
-import numpy as np
 
-from musetalk_agent.media_types import VideoFrame
 from musetalk_agent.publishers.stream.encoder import Codecs, QueuedAudio, QueuedFrame, StreamEncoder, StreamShape
-
-RECORD = struct.Struct("<BdIII?")
-"""Kind, time (monotonic seconds, the same in both processes), bytes that follow, width, height, key frame."""
-AUDIO, FRAME, BITRATE, END = range(4)
-"""int16 samples; I420 planes; bits per second as the width; the end."""
-
+from musetalk_agent.publishers.stream.records import read_records
 
 _HANDSHAKE_MS = 3000
 _HANG_S = 8
@@ -91,18 +83,13 @@ def _push(source: BinaryIO, consent: _Consent) -> None:
 
 
 def _carry(source: BinaryIO, encoder: StreamEncoder, consent: _Consent) -> None:
-    while head := source.read(RECORD.size):
-        kind, at, size, width, height, key = RECORD.unpack(head)
-        payload = source.read(size)
-        if kind == END:
-            return
-        if kind == AUDIO:
-            encoder.play(QueuedAudio(at - _AUDIO_PATH_S, np.frombuffer(payload, np.int16)))
-        elif kind == FRAME:
-            frame = VideoFrame(np.frombuffer(payload, np.uint8), width, height, 0)
-            encoder.show(QueuedFrame(at, frame, key))
-        elif kind == BITRATE:
-            encoder.set_bitrate(width)
+    for item in read_records(source):
+        if isinstance(item, QueuedAudio):
+            encoder.play(QueuedAudio(item.at - _AUDIO_PATH_S, item.block))
+        elif isinstance(item, QueuedFrame):
+            encoder.show(item)
+        else:
+            encoder.set_bitrate(item)
         if consent.asked is not None and time.monotonic() - consent.asked > _SILENT_S:
             raise TimeoutError(errno.ETIMEDOUT, "the server answers nothing")
 

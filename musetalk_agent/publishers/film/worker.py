@@ -1,0 +1,112 @@
+"""The process that encodes a film: records (`stream/records.py`) on its standard input, fragmented MP4 on its standard output.
+
+The input begins with a line of JSON: `shape`, and `skip_idle`, with which gaps between records are left out of the film. Each piece
+of output has a head (`PIECE`: kind, bytes that follow). The header is written at once, which says that the encoder is ready.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import sys
+from typing import BinaryIO
+
+import av
+
+from musetalk_agent.protocol.http import FilmEntry
+from musetalk_agent.publishers.film.pieces import PieceSplitter
+from musetalk_agent.publishers.stream.encoder import Codecs, QueuedAudio, QueuedFrame, StreamEncoder, StreamShape
+from musetalk_agent.publishers.stream.records import read_records
+
+PIECE = struct.Struct("<BI")
+"""Kind (`FilmEntry`), bytes that follow. `END` has none: all is written."""
+NICENESS = 10
+"""Below everything that paces sound. A film that waits loses frames, a session that waits is heard."""
+_GAP_S = 0.3
+"""Longer than a frame of 15 a second, and than any block of audio: what is missing between was left out on purpose."""
+_FRAGMENT_S = 0.12
+"""Three frames at 25 a second. What an agent loses when it is killed is a fragment; each has a head of 250 bytes."""
+_TIMESCALE = 90_000
+_CODECS = Codecs(
+    video={
+        "preset": "superfast",
+        "tune": "zerolatency",
+        "profile": "main",
+        "crf": "23",
+        "forced-idr": "1",
+        # parameter sets are in the stream too, so that parts of encoders that differ can stand in one film
+        "x264-params": "scenecut=0:repeat-headers=1",
+    },
+    audio="aac",
+    audio_bitrate=96_000,
+    channels=1,
+    audio_options={},
+    keyframe_s=2.0,
+)
+
+
+class _Output:
+    """A file as PyAV wants it: whole pieces go to standard output, with their heads."""
+
+    def __init__(self, target: BinaryIO) -> None:
+        self._target, self._splitter = target, PieceSplitter()
+
+    def write(self, data: bytes) -> int:
+        for kind, piece in self._splitter.push(bytes(data)):
+            self._target.write(PIECE.pack(kind, len(piece)))
+            self._target.write(piece)
+        self._target.flush()
+        return len(data)
+
+
+class IdleCut:
+    """Times of a film out of which gaps are cut: what comes after a gap follows at once on what was before it."""
+
+    def __init__(self) -> None:
+        self._end: float | None = None
+        self._left_out = 0.0
+
+    def place(self, at: float, seconds: float) -> float:
+        """Where media of `at` that last so many seconds belong."""
+        if self._end is not None and at - self._end > _GAP_S:
+            self._left_out += at - self._end
+        self._end = max(self._end or at, at + seconds)
+        return at - self._left_out
+
+
+def encode(source: BinaryIO, target: BinaryIO) -> None:
+    """Encodes the records of `source` up to their end, and writes the pieces to `target`. Raises what the encoders do."""
+    about = json.loads(source.readline())
+    shape = StreamShape(**about["shape"])
+    options = {
+        "movflags": "empty_moov+default_base_moof+skip_trailer",
+        "frag_duration": str(round(_FRAGMENT_S * 1_000_000)),
+        "video_track_timescale": str(_TIMESCALE),
+        "flush_packets": "1",
+    }
+    container = av.open(_Output(target), "w", format="mp4", options=options)
+    encoder = StreamEncoder(container, shape, _CODECS)
+    encoder.open()
+    cut = IdleCut() if about["skip_idle"] else None
+    for item in read_records(source):
+        if isinstance(item, QueuedAudio):
+            at = cut.place(item.at, len(item.block) / 48_000) if cut else item.at
+            encoder.play(QueuedAudio(at, item.block))
+        elif isinstance(item, QueuedFrame):
+            at = cut.place(item.at, 1 / shape.fps) if cut else item.at
+            encoder.show(QueuedFrame(at, item.frame, item.key))
+    encoder.finish()
+    container.close()
+    target.write(PIECE.pack(FilmEntry.END, 0))
+    target.flush()
+
+
+def main() -> None:
+    """Encodes what comes until its end; then the rest is written."""
+    os.nice(NICENESS)
+    encode(sys.stdin.buffer, sys.stdout.buffer)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,321 @@
+"""The films of all sessions: which are recorded, what of them can be read, and how long they are kept."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+from musetalk_agent.protocol.http import AgentRecordingRequest, FilmOptions, RecordingState
+from musetalk_agent.protocol.problems import ErrorCode, ProblemError
+from orchestrator.agents.agent_client import AgentClient, AgentLease
+from orchestrator.events import EventBus
+from orchestrator.metrics import Metrics
+from orchestrator.recording.film_collector import FilmCollector
+from orchestrator.recording.film_store import FilmIndex, FilmStore, StoreFailed, is_name
+from orchestrator.recording.growing_film import GrowingFilm
+
+READY = "recording.ready"
+"""Event: a film has stopped growing, and all of it can be read."""
+END_S = 8.0
+"""The end of a session, or of a recording, does not wait longer for the last fragments."""
+EXPIRE_EVERY_S = 3600.0
+_DAY_S = 24 * 3600.0
+_CHUNK = 256 << 10
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class FilmOwner:
+    """Whose film it is: the session, the caller that started it, and the public token, where one was used."""
+
+    session_id: str
+    key: str
+    public_token: str = ""
+
+
+@dataclass(eq=False)
+class _Live:
+    """A film of a session that runs here. `collector` fetches it while it is recorded; `changing` is held while that changes."""
+
+    film: GrowingFilm
+    collector: FilmCollector | None = None
+    changing: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+class Films:
+    """Every film. One event loop.
+
+    Args:
+        store: where films are kept; opened by `open`.
+        days: how long a film is kept after it changed last.
+    """
+
+    def __init__(self, store: FilmStore, agents: AgentClient, events: EventBus, metrics: Metrics, days: float) -> None:
+        self.store, self._days = store, days
+        self._agents, self._events, self._metrics = agents, events, metrics
+        self._live: dict[str, _Live] = {}
+        metrics.films.set_function(lambda: sum(live.collector is not None for live in self._live.values()))
+
+    async def open(self) -> None:
+        """Opens the store. A store that does not open is logged: sessions begin without it, recordings fail."""
+        try:
+            await self.store.open()
+        except StoreFailed as error:
+            self._failed("", error)
+
+    async def aclose(self) -> None:
+        """Stores what waits; films of sessions that go on elsewhere go on there."""
+        lives, self._live = list(self._live.values()), {}
+        ending = (live.collector.aclose() for live in lives if live.collector is not None)
+        await asyncio.gather(*ending, return_exceptions=True)
+        await self.store.aclose()
+
+    # --- what sessions say
+
+    def options(self, session_id: str) -> FilmOptions | None:
+        """How an agent that takes the session is to record it; None: not at all."""
+        live = self._live.get(session_id)
+        if live is None or live.film.index.state is not RecordingState.RECORDING:
+            return None
+        index = live.film.index
+        return FilmOptions(width=index.width, height=index.height, skip_idle=index.skip_idle)
+
+    def expect(self, owner: FilmOwner, *, skip_idle: bool) -> None:
+        """The session that is about to start is recorded from its first frame on."""
+        now = time.time()
+        index = FilmIndex(
+            session_id=owner.session_id,
+            key=owner.key,
+            public_token=owner.public_token,
+            skip_idle=skip_idle,
+            created_at=now,
+            updated_at=now,
+        )
+        self._live[owner.session_id] = _Live(GrowingFilm(index, self.store))
+
+    def follow(self, session_id: str, lease: AgentLease, width: int, height: int) -> None:
+        """An agent has taken the session, whose frames have that size, and records it where `options` says so."""
+        live = self._live.get(session_id)
+        if live is None or live.film.index.state is not RecordingState.RECORDING:
+            return
+        index = live.film.index
+        index.width, index.height = index.width or width, index.height or height
+        if live.collector is None:
+            live.collector = FilmCollector(live.film, self._agents, self._metrics, lease)
+        else:
+            live.collector.follow(lease)
+
+    async def resume(self, session_id: str, lease: AgentLease) -> None:
+        """Another process had the session: its film goes on where the store has it. A store that fails is logged."""
+        try:
+            index = await self._load(session_id)
+        except ProblemError:
+            return
+        if index is not None and index.width and index.height:
+            self._live[session_id] = _Live(GrowingFilm(index, self.store))
+            self.follow(session_id, lease, index.width, index.height)
+
+    async def finish(self, session_id: str) -> None:
+        """The session has ended: fetches what is left, and closes the film. Cancelling stores what is there."""
+        live = self._live.get(session_id)
+        if live is None:
+            return
+        try:
+            async with live.changing:
+                collector, live.collector = live.collector, None
+                if collector is not None:
+                    await collector.finish(END_S)
+                if live.film.index.state is RecordingState.RECORDING:
+                    await self._close(live)
+        finally:
+            self._live.pop(session_id, None)
+
+    async def leave(self, session_id: str) -> None:
+        """Another process goes on with the session and its film."""
+        live = self._live.pop(session_id, None)
+        if live is not None and live.collector is not None:
+            await live.collector.aclose()
+
+    # --- what callers ask for
+
+    async def record(self, owner: FilmOwner, lease: AgentLease, *, skip_idle: bool | None) -> None:
+        """Begins to record a running session, or goes on. Raises ProblemError; the session is then not recorded."""
+        live = self._live.get(owner.session_id)
+        if live is None:
+            index = await self._load(owner.session_id)
+            live = self._live.get(owner.session_id)  # somebody else may have asked meanwhile
+            if live is None:
+                self.expect(owner, skip_idle=False)
+                live = self._live[owner.session_id]
+                live.film.index.state = RecordingState.NONE
+                if index is not None:
+                    live.film = GrowingFilm(index, self.store)
+        async with live.changing:
+            index = live.film.index
+            if index.state is RecordingState.RECORDING:
+                return
+            index.skip_idle = index.skip_idle if skip_idle is None else skip_idle
+            await self._begin(live, lease)
+
+    async def _begin(self, live: _Live, lease: AgentLease) -> None:
+        index = live.film.index
+        request = AgentRecordingRequest(
+            state=RecordingState.RECORDING, width=index.width, height=index.height, skip_idle=index.skip_idle
+        )
+        await self._agents.record(lease, index.session_id, request)
+        index.state = RecordingState.RECORDING
+        live.collector = FilmCollector(live.film, self._agents, self._metrics, lease)
+
+    async def stop(self, session_id: str, lease: AgentLease | None) -> None:
+        """Ends the recording; returns when all of the film can be read. Idempotent.
+
+        Raises ProblemError `recording_not_found` where there is none, and what the agent raises.
+        """
+        live = self._live.get(session_id)
+        if live is None or live.film.index.state is RecordingState.NONE:
+            raise _not_found(session_id)
+        async with live.changing:
+            if live.film.index.state is RecordingState.RECORDING:
+                await self._end(live, lease)
+                await self._close(live)
+
+    async def _end(self, live: _Live, lease: AgentLease | None) -> None:
+        session_id = live.film.index.session_id
+        if lease is not None:
+            position = await self._agents.record(lease, session_id, AgentRecordingRequest(state=RecordingState.STOPPED))
+            if live.collector is not None and not await live.collector.reaches(
+                position.log_id, position.entries, END_S
+            ):
+                _log.warning("the end of a film is missing", extra={"session_id": session_id})
+        collector, live.collector = live.collector, None
+        if collector is not None:
+            await collector.aclose()
+
+    async def _close(self, live: _Live) -> None:
+        """The film does not grow any more: it is stored, and that is told."""
+        index = live.film.index
+        index.state = RecordingState.STOPPED
+        if not live.film.size:
+            return
+        try:
+            await live.film.flush()
+        except StoreFailed as error:
+            self._failed(index.session_id, error)
+        lost = self._metrics.film_lost
+        lost.labels(kind="picture").inc(index.dropped_frames)
+        lost.labels(kind="sound").inc(index.lost_audio)
+        lost.labels(kind="fragment").inc(index.lost)
+        self._events.publish(index.session_id, READY, {**_figures(live.film), "dropped_frames": index.dropped_frames})
+
+    async def delete(self, session_id: str, lease: AgentLease | None) -> None:
+        """Removes the film. One that is being recorded begins again, empty.
+
+        Raises ProblemError `recording_not_found`, `store_unavailable`, and what the agent raises.
+        """
+        live = self._live.get(session_id)
+        if live is None:
+            if await self._load(session_id) is None:
+                raise _not_found(session_id)
+            await self._remove(session_id)
+            return
+        async with live.changing:
+            index = live.film.index
+            goes_on = index.state is RecordingState.RECORDING
+            if goes_on:
+                await self._end(live, lease)
+            await self._remove(session_id)
+            fresh = FilmIndex(
+                **index.model_dump(include={"session_id", "key", "public_token", "skip_idle", "created_at"}),
+                state=RecordingState.NONE,
+                log_id=live.film.log_id,
+                entry=live.film.entry,
+            )
+            live.film = GrowingFilm(fresh, self.store)
+            if goes_on and lease is not None:
+                await self._begin(live, lease)
+
+    async def find(self, session_id: str) -> GrowingFilm | None:
+        """The film, to read; None where there is none. Raises ProblemError `store_unavailable`."""
+        live = self._live.get(session_id)
+        if live is not None:
+            return live.film
+        index = await self._load(session_id)
+        return GrowingFilm(index, self.store) if index is not None else None
+
+    async def read(self, film: GrowingFilm, begin: int, end: int) -> AsyncIterator[bytes]:
+        """Bytes `begin` to `end` in portions. Raises StoreFailed; cancelling is safe."""
+        while begin < end:
+            data = await film.read(begin, min(end, begin + _CHUNK))
+            if not data:
+                raise StoreFailed(f"a film of {film.size} bytes ends at byte {begin}")
+            yield data
+            begin += len(data)
+
+    async def expire(self) -> None:
+        """Removes films that are too old, every hour; never returns."""
+        while True:
+            try:
+                for name in await self.store.expired(time.time() - self._days * _DAY_S):
+                    if name not in self._live:
+                        await self.store.delete(name)
+                        _log.info("a film has expired", extra={"session_id": name})
+            except StoreFailed as error:
+                self._failed("", error)
+            await asyncio.sleep(EXPIRE_EVERY_S)
+
+    # --- the store
+
+    async def _load(self, session_id: str) -> FilmIndex | None:
+        if not is_name(session_id):
+            return None
+        try:
+            return await self.store.load(session_id)
+        except StoreFailed as error:
+            raise self._failed(session_id, error) from error
+
+    async def _remove(self, session_id: str) -> None:
+        try:
+            await self.store.delete(session_id)
+        except StoreFailed as error:
+            raise self._failed(session_id, error) from error
+
+    def _failed(self, session_id: str, error: StoreFailed) -> ProblemError:
+        self._metrics.film_store_errors.inc()
+        _log.error("the store of films failed", extra={"session_id": session_id, "error": str(error)[:200]})
+        return ProblemError(
+            ErrorCode.STORE_UNAVAILABLE,
+            "The store of films does not answer; see RECORDING_DIR and RECORDING_URL, and try again.",
+            retry_after_s=5,
+        )
+
+
+def view(film: GrowingFilm | None, url: str | None) -> dict[str, object]:
+    """Body of `GET /session/{id}/recording`."""
+    if film is None:
+        return {"state": RecordingState.NONE.value, "seconds": 0.0, "bytes": 0, "parts": 0, "url": None}
+    index = film.index
+    return {
+        "state": index.state.value,
+        **_figures(film),
+        "url": url if film.size else None,
+        "skip_idle": index.skip_idle,
+        "width": index.width,
+        "height": index.height,
+        "dropped_frames": index.dropped_frames,
+        "lost_fragments": index.lost,
+    }
+
+
+def _figures(film: GrowingFilm) -> dict[str, object]:
+    return {"seconds": round(film.seconds, 3), "bytes": film.size, "parts": film.index.parts}
+
+
+def _not_found(session_id: str) -> ProblemError:
+    return ProblemError(
+        ErrorCode.RECORDING_NOT_FOUND,
+        f"Session {session_id[:64]!r} has no recording: begin one with record at the start, or POST /session/ID/recording.",
+        value=session_id[:64],
+    )

@@ -1,0 +1,126 @@
+"""One film as it grows: entries of agents' logs become bytes, which wait for a moment and are then stored."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+from pydantic import ValidationError
+
+from musetalk_agent.protocol.http import FilmEntry, FilmPart
+from orchestrator.recording.boxes import BadFilm
+from orchestrator.recording.film_joiner import FilmJoiner
+from orchestrator.recording.film_store import FilmIndex, FilmStore
+
+WAITING_BYTES = 32 << 20
+"""What a store that fails leaves waiting; then nothing is fetched any more, and agents keep or drop what they have."""
+_log = logging.getLogger(__name__)
+
+
+class GrowingFilm:
+    """Takes entries, stores what they are, and reads it back. One event loop.
+
+    Args:
+        index: of a film that is new, or goes on.
+        store: where it is kept.
+
+    Attributes:
+        log_id, entry: the agent's log, and the number of its entry that was taken last.
+    """
+
+    def __init__(self, index: FilmIndex, store: FilmStore) -> None:
+        self.index, self._store = index, store
+        self.log_id, self.entry = index.log_id, index.entry
+        self._joiner = FilmJoiner(index.join)
+        self._waiting = bytearray()
+        self._flushed_at = time.monotonic()
+        self._flushing = asyncio.Lock()
+        self._skipping = self._fresh = False
+        self._header = b""
+
+    @property
+    def size(self) -> int:
+        """Bytes that can be read now."""
+        return self.index.size + len(self._waiting)
+
+    @property
+    def seconds(self) -> float:
+        """How long it is now."""
+        return self._joiner.state.seconds
+
+    @property
+    def stored_entry(self) -> int:
+        """Number of the log's entry up to which everything is stored."""
+        return self.index.entry if self.index.log_id == self.log_id else 0
+
+    @property
+    def full(self) -> bool:
+        """More waits for the store than may."""
+        return len(self._waiting) > WAITING_BYTES
+
+    @property
+    def due(self) -> bool:
+        """What waits is to be stored."""
+        age = time.monotonic() - self._flushed_at
+        return bool(self._waiting) and (len(self._waiting) >= self._store.flush_bytes or age >= self._store.flush_s)
+
+    def new_log(self, log_id: str) -> None:
+        """The entries that come now are numbered by another log."""
+        self.log_id, self.entry = log_id, 0
+        self._joiner.lose()
+
+    def take(self, number: int, kind: FilmEntry, payload: bytes) -> None:
+        """The next entry; one that was taken before is passed over. What cannot be joined is left out, counted and logged."""
+        if number <= self.entry:
+            return
+        index, missing = self.index, number - self.entry - 1
+        if missing:
+            index.lost += missing
+            self._joiner.lose()
+        self.entry = number
+        try:
+            if kind is FilmEntry.HEADER:
+                self._skipping, self._fresh = True, True
+                self._header += self._joiner.begin(payload)
+                self._skipping = False
+            elif kind is FilmEntry.FRAGMENT and not self._skipping:
+                joined = self._joiner.add(payload)
+                self._waiting += self._header + joined  # a header alone is no film that plays
+                index.parts += self._fresh
+                self._header, self._fresh = b"", False
+            elif kind is FilmEntry.FRAGMENT:
+                index.lost += 1
+            elif kind is FilmEntry.END:
+                part = FilmPart.model_validate_json(payload)
+                index.frames += part.frames
+                index.dropped_frames += part.dropped
+                index.lost_audio += part.lost_audio
+        except (BadFilm, ValidationError) as error:
+            index.lost += kind is FilmEntry.FRAGMENT
+            self._joiner.lose()
+            _log.warning(
+                "a piece of a film is left out", extra={"session_id": index.session_id, "error": str(error)[:200]}
+            )
+
+    async def flush(self) -> None:
+        """Stores what waits, and the index. Raises StoreFailed: then it waits on. Cancelling loses nothing."""
+        async with self._flushing:
+            self._flushed_at = time.monotonic()
+            index, data = self.index, bytes(self._waiting)
+            index.updated_at = time.time()
+            saved = index.model_copy(deep=True)
+            saved.size, saved.log_id, saved.entry = index.size + len(data), self.log_id, self.entry
+            if data:
+                await self._store.append(index.session_id, index.size, data)
+            await self._store.save(saved)
+            index.size, index.log_id, index.entry = saved.size, saved.log_id, saved.entry
+            del self._waiting[: len(data)]
+
+    async def read(self, begin: int, end: int) -> bytes:
+        """Bytes `begin` to `end`, or fewer at its end. Raises StoreFailed."""
+        stored = self.index.size
+        waiting = bytes(self._waiting[max(0, begin - stored) : max(0, end - stored)])
+        if begin >= stored:
+            return waiting
+        return await self._store.read(self.index.session_id, begin, min(end, stored)) + waiting
