@@ -31,7 +31,7 @@ from orchestrator.livekit_rooms import Ingresses, Rooms, TokenMinter
 from orchestrator.metrics import Metrics
 from orchestrator.public_tokens import PublicTokens
 from orchestrator.quotas import Quotas
-from orchestrator.recording.film_store import FolderStore
+from orchestrator.recording.film_store import FilmStore, FolderStore
 from orchestrator.recording.films import Films
 from orchestrator.recovery import make_store, surviving
 from orchestrator.routes import (
@@ -97,7 +97,6 @@ def create_app(settings: Settings, *, voices: Voices | None = None) -> FastAPI:
         try:
             await context.rooms.open()
             await context.ingresses.open()
-            await context.films.open()
             async with _trust(settings, access, metrics):
                 context.own_voices.open()
                 async with surviving(context):
@@ -238,10 +237,11 @@ def _assemble(settings: Settings, access: Access, metrics: Metrics, voices: Voic
         metrics,
         allow_private=settings.allow_private_urls,
     )
-    speech = partial(_own_speech, address, access)
-    conversations = Conversations(settings.conversation_options, bus, metrics, speech, tools=tools)
+    conversations = Conversations(
+        settings.conversation_options, bus, metrics, partial(_own_speech, address, access), tools=tools
+    )
     public_tokens = PublicTokens(store, settings.token_secret)
-    films = Films(FolderStore(settings.recording_dir), agents, bus, metrics, settings.recording_days)
+    films = Films(_film_store(settings), agents, bus, metrics, settings.recording_days)
     services = SessionDeps(
         pool=pool,
         agents=agents,
@@ -257,9 +257,7 @@ def _assemble(settings: Settings, access: Access, metrics: Metrics, voices: Voic
         voices=own_voices,
     )
     sessions = SessionManager(services, settings.session_options)
-    webhooks = Webhooks(
-        lambda session_id: endpoints(settings, sessions, session_id), metrics, allow_private=settings.allow_private_urls
-    )
+    webhooks = Webhooks(partial(endpoints, settings, sessions), metrics, allow_private=settings.allow_private_urls)
     bus.listen(webhooks.on_event)
     return Context(
         options=_route_options(settings),
@@ -283,6 +281,14 @@ def _assemble(settings: Settings, access: Access, metrics: Metrics, voices: Voic
         tools=tools,
         address=address,
     )
+
+
+def _film_store(settings: Settings) -> FilmStore:
+    if settings.recording_url is None:
+        return FolderStore(settings.recording_dir)
+    from orchestrator.recording.s3_store import S3FilmStore  # the extra [s3]
+
+    return S3FilmStore(settings.recording_url)
 
 
 def _own_speech(address: OwnAddress, access: Access) -> Provider | None:

@@ -169,6 +169,8 @@ class Settings(BaseSettings):
     """The store when several orchestrators share it; `STORE_PATH` is then not used."""
     recording_dir: Path = Field(default_factory=default_recording_dir)
     """Folder of the films of sessions; orchestrators that share it go on with each other's."""
+    recording_url: str | None = None
+    """`s3://BUCKET/FOLDER` in place of the folder; keys and endpoint as `AWS_…`. Needs the extra [s3]."""
     recording_days: float = Field(default=7.0, gt=0, le=3650)
     """So long a film is kept after it changed last."""
     drain_s: float = Field(default=20.0, ge=0, le=600)
@@ -229,6 +231,17 @@ class Settings(BaseSettings):
         if value and not value.startswith(("ws://", "wss://", "http://", "https://")):
             raise ValueError("an address that begins with https:// or wss://")
         return value.rstrip("/") if value else None
+
+    @field_validator("recording_url")
+    @classmethod
+    def _recordings(cls, value: str | None) -> str | None:
+        if not value:
+            return None
+        if not value.startswith("s3://") or not urlsplit(value).netloc:
+            raise ValueError("an address like s3://BUCKET/FOLDER; for a folder there is RECORDING_DIR")
+        if find_spec("obstore") is None:
+            raise ValueError("it needs the package obstore: pip install 'musetalk-livekit[s3]'")
+        return value
 
     @field_validator("redis_url")
     @classmethod

@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -15,6 +16,8 @@ from musetalk_agent.protocol.http import RecordingState
 from orchestrator.recording.film_joiner import JoinState
 
 _Result = TypeVar("_Result")
+_THREADS = 4
+_CALL_S = 30.0
 _NAME = re.compile(r"[A-Za-z0-9_]{1,80}")
 
 
@@ -60,10 +63,6 @@ class FilmStore(Protocol):
     flush_s: float
     flush_bytes: int
 
-    async def open(self) -> None:
-        """Makes sure that it can be used."""
-        ...
-
     async def append(self, name: str, at: int, data: bytes) -> None:
         """Writes `data` at byte `at`; what was there behind it is gone."""
         ...
@@ -93,9 +92,40 @@ class FilmStore(Protocol):
         ...
 
 
+def film_name(name: str) -> str:
+    """The name, which is part of a path. Raises StoreFailed for one that no film has."""
+    if not is_name(name):
+        raise StoreFailed(f"{name[:80]!r} is no name of a film")
+    return name
+
+
 def is_name(name: str) -> bool:
-    """Whether a film may have this name: it is part of a path."""
+    """Whether a film may have this name."""
     return _NAME.fullmatch(name) is not None
+
+
+class StoreThreads:
+    """Threads of a store's own: a disk or a network that hangs takes these and no others."""
+
+    def __init__(self, name: str) -> None:
+        self._executor = ThreadPoolExecutor(_THREADS, name)
+
+    async def run(self, work: Callable[[], _Result]) -> _Result:
+        """The result of `work`. Raises what it raises; StoreFailed for an OSError, and when it takes longer than 30 s.
+
+        Cancelling leaves the work to its thread.
+        """
+        try:
+            async with asyncio.timeout(_CALL_S):
+                return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+        except TimeoutError as error:
+            raise StoreFailed(f"no answer within {_CALL_S:g} s") from error
+        except OSError as error:
+            raise StoreFailed(f"{error.strerror or error or type(error).__name__}: {error.filename}") from error
+
+    def close(self) -> None:
+        """Takes no more work, and waits for none."""
+        self._executor.shutdown(wait=False, cancel_futures=True)
 
 
 class FolderStore:
@@ -106,9 +136,7 @@ class FolderStore:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-
-    async def open(self) -> None:
-        """Nothing is made before there is a film."""
+        self._threads = StoreThreads("films-folder")
 
     async def append(self, name: str, at: int, data: bytes) -> None:
         """See `FilmStore.append`."""
@@ -121,7 +149,7 @@ class FolderStore:
                 film.seek(at)
                 film.write(data)
 
-        await _in_thread(write)
+        await self._threads.run(write)
 
     async def read(self, name: str, begin: int, end: int) -> bytes:
         """See `FilmStore.read`."""
@@ -132,7 +160,7 @@ class FolderStore:
                 film.seek(begin)
                 return film.read(max(0, end - begin))
 
-        return await _in_thread(read)
+        return await self._threads.run(read)
 
     async def save(self, index: FilmIndex) -> None:
         """See `FilmStore.save`; the file is replaced in one step."""
@@ -144,7 +172,7 @@ class FolderStore:
             draft.write_text(text, "utf-8")
             os.replace(draft, path)
 
-        await _in_thread(write)
+        await self._threads.run(write)
 
     async def load(self, name: str) -> FilmIndex | None:
         """See `FilmStore.load`."""
@@ -156,7 +184,7 @@ class FolderStore:
             except (FileNotFoundError, ValueError):
                 return None
 
-        return await _in_thread(read)
+        return await self._threads.run(read)
 
     async def delete(self, name: str) -> None:
         """See `FilmStore.delete`."""
@@ -166,7 +194,7 @@ class FolderStore:
             for path in paths:
                 path.unlink(missing_ok=True)
 
-        await _in_thread(remove)
+        await self._threads.run(remove)
 
     async def expired(self, before: float) -> list[str]:
         """See `FilmStore.expired`."""
@@ -180,19 +208,11 @@ class FolderStore:
                 newest[path.stem] = max(newest.get(path.stem, 0.0), path.stat().st_mtime)
             return [name for name, at in newest.items() if at < before and is_name(name)]
 
-        return await _in_thread(look)
+        return await self._threads.run(look)
 
     async def aclose(self) -> None:
-        """There is nothing to free."""
+        """Lets the threads go."""
+        self._threads.close()
 
     def _path(self, name: str, kind: str) -> Path:
-        if not is_name(name):
-            raise StoreFailed(f"{name[:80]!r} is no name of a film")
-        return self._folder / f"{name}.{kind}"
-
-
-async def _in_thread(work: Callable[[], _Result]) -> _Result:
-    try:
-        return await asyncio.to_thread(work)
-    except OSError as error:
-        raise StoreFailed(f"{error.strerror or type(error).__name__}: {error.filename}") from error
+        return self._folder / f"{film_name(name)}.{kind}"

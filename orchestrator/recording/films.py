@@ -49,7 +49,7 @@ class Films:
     """Every film. One event loop.
 
     Args:
-        store: where films are kept; opened by `open`.
+        store: where films are kept.
         days: how long a film is kept after it changed last.
     """
 
@@ -58,13 +58,6 @@ class Films:
         self._agents, self._events, self._metrics = agents, events, metrics
         self._live: dict[str, _Live] = {}
         metrics.films.set_function(lambda: sum(live.collector is not None for live in self._live.values()))
-
-    async def open(self) -> None:
-        """Opens the store. A store that does not open is logged: sessions begin without it, recordings fail."""
-        try:
-            await self.store.open()
-        except StoreFailed as error:
-            self._failed("", error)
 
     async def aclose(self) -> None:
         """Stores what waits; films of sessions that go on elsewhere go on there."""

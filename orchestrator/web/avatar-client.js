@@ -37,6 +37,8 @@ const CALL_MS = 20_000;
  * @property {boolean} [captions] default true
  * @property {"vp8" | "h264" | "auto"} [video_codec] default `vp8`
  * @property {boolean} [simulcast] several sizes, for rooms with several viewers; default false
+ * @property {boolean} [record] the session is recorded from its first frame on; default false
+ * @property {boolean} [skip_idle] a recording leaves idle seconds out; default false
  * @property {SpeechSettings} [speech] how texts are spoken
  * @property {ConversationRequest} [conversation] the avatar listens and answers
  * @property {string} [rtmp_url] where media are published when WebRTC fails; it holds a stream key: only a server should know it

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from musetalk_agent.clock import MonotonicClock
 from musetalk_agent.errors import AtCapacity, EngineUnavailable, SessionConflict, SessionEnded
 from musetalk_agent.factory import Factory
 from musetalk_agent.protocol.http import (
@@ -21,6 +22,7 @@ from musetalk_agent.protocol.http import (
     DiagnosisCode,
     SessionState,
 )
+from musetalk_agent.publishers.film.film import SessionFilm
 from musetalk_agent.service.live_sessions import LiveSessions
 from tests.waiting import turns
 
@@ -32,6 +34,7 @@ class Held:
         self.id, self.engine = request.session_id, str(request.engine)
         self.state, self.ended = SessionState.STARTING, asyncio.Event()
         self.events = SimpleNamespace(changed=asyncio.Event())
+        self.film = SessionFilm(MonotonicClock())
         self.stops = 0
 
     async def start(self) -> None:

@@ -35,6 +35,8 @@ VIEWERS = {
     ("GET", "/session/{session_id}/events"),
     ("GET", "/session/{session_id}/messages"),
     ("GET", "/v1/models"),
+    ("GET", "/session/{session_id}/recording"),
+    ("GET", "/session/{session_id}/recording.mp4"),
 }
 PAGES = {("POST", "/public/session")}
 """Takes public tokens only: `test_public_tokens.py`."""
