@@ -9,6 +9,7 @@ import { Chooser } from "./chooser.js";
 import { Credentials, askForKey } from "./credentials.js";
 import { $, setText } from "./elements.js";
 import { Panel } from "./panel.js";
+import { Recording } from "./recording.js";
 import { SessionView } from "./session-view.js";
 import { explained, language, switchLanguage, t, translatePage } from "./strings.js";
 
@@ -22,6 +23,7 @@ const SESSION_OVER = new Set(["session_not_found", "session_ended", "room_left"]
 const credentials = new Credentials((refused) => askForKey($("key-dialog"), refused));
 const token = (/** @type {boolean} */ refused) => credentials.find(refused);
 const client = new AvatarClient({ token });
+const recording = new Recording({ client, showError: showThrown });
 const chooser = new Chooser();
 const panel = new Panel();
 
@@ -160,6 +162,7 @@ async function openMicrophone(avatar) {
 function enterLive(avatar) {
   if (page.avatar !== avatar) return;
   enter("live");
+  if (avatar.session) recording.open(avatar.session.session_id);
   showStatus(t(invitation()));
   const field = page.mode === "talk" ? $("chat-text") : $("text");
   if (!TOUCH.matches) field.focus({ preventScroll: true }); // on a phone it would open the keyboard over the avatar
@@ -186,6 +189,7 @@ async function finish(sentence) {
   $(page.mode === "talk" ? "start-talk" : "start").focus({ preventScroll: true });
   view?.close();
   await avatar.stop().catch(() => {}); // else it ends by itself, without a viewer
+  await recording.close();
 }
 
 /** Fills the list of voices, by provider; without it the default voice speaks. */

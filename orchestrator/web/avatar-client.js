@@ -57,6 +57,7 @@ const CALL_MS = 20_000;
  *
  * @typedef {{token: string, livekit_url: string, room: string, identity: string, expires_at: string | null}} ViewerToken
  *
+ * @typedef {{state: "none" | "recording" | "stopped", seconds: number, bytes: number, parts: number, url: string | null, dropped_frames?: number}} RecordingStatus
  * @typedef {{code: string, message: string}} Coded
  *
  * @typedef {object} Session Answer of `POST /session/start`.
@@ -206,6 +207,41 @@ export class AvatarClient {
   /** @param {string} id @param {string} text @param {string} [voice] @returns {Promise<{segment: number}>} */
   speak(id, text, voice) {
     return this.#call("POST", `/session/${encodeURIComponent(id)}/speak`, voice ? { text, voice } : { text });
+  }
+
+  /** What there is of a session's film. @param {string} id @returns {Promise<RecordingStatus>} */
+  recording(id) {
+    return this.#call("GET", `/session/${encodeURIComponent(id)}/recording`, undefined, { repeatable: true });
+  }
+
+  /** Begins to record a session, or ends that. @param {string} id @param {"recording" | "stopped"} state @param {boolean} [skipIdle] @returns {Promise<RecordingStatus>} */
+  record(id, state, skipIdle) {
+    const body = { state, ...(skipIdle !== undefined && { skip_idle: skipIdle }) };
+    return this.#call("POST", `/session/${encodeURIComponent(id)}/recording`, body, { repeatable: true });
+  }
+
+  /** Removes the film; one that is being recorded begins again. @param {string} id @returns {Promise<null>} */
+  deleteRecording(id) {
+    return this.#call("DELETE", `/session/${encodeURIComponent(id)}/recording`, undefined, { repeatable: true });
+  }
+
+  /** The film as far as it has come. @param {string} id @param {AbortSignal} [signal] @returns {Promise<Blob>} */
+  async film(id, signal) {
+    this.token = await this.findToken(false);
+    const open = () =>
+      fetch(`${this.baseUrl}/session/${encodeURIComponent(id)}/recording.mp4`, { headers: { Authorization: `Bearer ${this.token}` }, cache: "no-store", signal });
+    try {
+      let answer = await open();
+      if (answer.status === 401) {
+        this.token = await this.findToken(true);
+        answer = await open();
+      }
+      if (!answer.ok) throw problem(answer.status, await answer.text(), answer.headers.get("Retry-After"));
+      return await answer.blob();
+    } catch (error) {
+      if (error instanceof ApiError) throw error;
+      throw signal?.aborted ? cancelled() : unreachable();
+    }
   }
 
   /** @param {string} id @returns {Promise<{dropped_s: number}>} */

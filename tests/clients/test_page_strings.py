@@ -18,6 +18,7 @@ MODULES = (
     "hold-button",
     "microphone",
     "panel",
+    "recording",
     "say",
     "session-view",
     "talk",

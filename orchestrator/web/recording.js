@@ -1,0 +1,104 @@
+/**
+ * The button that records the session, and the one that downloads its film, while it grows and after the end.
+ *
+ * @module recording
+ */
+
+import { $, setText } from "./elements.js";
+import { t } from "./strings.js";
+
+const LOOK_MS = 2000;
+
+export class Recording {
+  /**
+   * @param {object} parts
+   * @param {import("./avatar-client.js").AvatarClient} parts.client
+   * @param {(error: unknown) => void} parts.showError
+   */
+  constructor({ client, showError }) {
+    this.client = client;
+    this.showError = showError;
+    /** Of the session whose film is shown; it may have ended. @type {string | null} */
+    this.id = null;
+    this.live = false;
+    this.busy = false;
+    /** @type {import("./avatar-client.js").RecordingStatus | null} */
+    this.told = null;
+    $("record").addEventListener("click", () => void this.toggle());
+    $("film").addEventListener("click", () => void this.download());
+    setInterval(() => void this.#look(), LOOK_MS);
+    this.#show();
+  }
+
+  /** A session begins. @param {string} id */
+  open(id) {
+    this.id = id;
+    this.live = true;
+    this.told = null;
+    this.#show();
+  }
+
+  /** It is over; its film can still be downloaded. */
+  async close() {
+    const recorded = this.told?.state === "recording";
+    this.live = false;
+    this.#show();
+    if (recorded) await this.#look(true);
+  }
+
+  async toggle() {
+    const { id } = this;
+    if (id === null || this.busy) return;
+    const state = this.told?.state === "recording" ? "stopped" : "recording";
+    await this.#ask(id, () => this.client.record(id, state));
+  }
+
+  /** Saves the film as far as it has come. */
+  async download() {
+    const { id } = this;
+    if (id === null || this.busy) return;
+    await this.#ask(id, async () => {
+      const link = document.createElement("a");
+      link.href = URL.createObjectURL(await this.client.film(id));
+      link.download = `${id}.mp4`;
+      link.click();
+      setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
+      return this.client.recording(id);
+    });
+  }
+
+  /** @param {string} id @param {() => Promise<import("./avatar-client.js").RecordingStatus>} call */
+  async #ask(id, call) {
+    this.busy = true;
+    this.#show();
+    try {
+      const told = await call();
+      if (this.id === id) this.told = told;
+    } catch (error) {
+      this.showError(error);
+    } finally {
+      this.busy = false;
+      this.#show();
+    }
+  }
+
+  /** @param {boolean} [ended] the session has ended since it was looked at last */
+  async #look(ended = false) {
+    const { id } = this;
+    if (id === null || this.busy || (this.told?.state !== "recording" && !ended)) return;
+    const told = await this.client.recording(id).catch(() => null); // the next look tells
+    if (told && this.id === id && !this.busy) this.told = told;
+    this.#show();
+  }
+
+  #show() {
+    const recording = this.told?.state === "recording";
+    $("record").setAttribute("aria-pressed", String(recording));
+    $("record").disabled = this.busy;
+    setText($("record"), t(recording && this.live ? "record.stop" : "record.start"));
+    const { bytes = 0, seconds = 0 } = this.told ?? {};
+    $("film").hidden = !bytes;
+    $("film").disabled = this.busy;
+    setText($("film"), t("record.download", { seconds: seconds.toFixed(0), size: (bytes / 1e6).toFixed(1) }));
+  }
+}
