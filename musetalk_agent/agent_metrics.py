@@ -14,6 +14,17 @@ LIP_LATENCY = Histogram(
 )
 SESSIONS = Gauge("avatar_sessions", "Sessions held by this agent", registry=REGISTRY)
 SESSIONS_MAX = Gauge("avatar_sessions_max", "Sessions this agent takes", registry=REGISTRY)
+SESSIONS_LIMIT = Gauge(
+    "avatar_sessions_limit",
+    "Sessions by each limit (setting, card, processor, memory, pacing); +Inf where it sets none",
+    ["limit"],
+    registry=REGISTRY,
+)
+CLOCK_LATE = Gauge(
+    "avatar_frame_clock_late_ratio",
+    "How late frames left in the last ten seconds, 95th percentile, by the time of a frame",
+    registry=REGISTRY,
+)
 SESSIONS_ENDED = Counter("avatar_sessions_ended_total", "Sessions ended, by how", ["outcome"], registry=REGISTRY)
 PCM_SAMPLES = Counter("avatar_pcm_samples_total", "PCM samples taken", registry=REGISTRY)
 FRAMES = Counter("avatar_pictures_total", "Pictures, by what was done with them", ["kind"], registry=REGISTRY)
@@ -91,7 +102,8 @@ MICROPHONE_SECONDS = Counter(
 )
 LOOP_FAILURES = Counter(
     "avatar_loop_failures_total",
-    "Failures of background loops, which are restarted, by loop (probe, microphone, speech-read, speech-tell, speech-watch)",
+    "Failures of background loops, which are restarted, by loop "
+    "(probe, microphone, speech-read, speech-tell, speech-watch, admission)",
     ["loop"],
     registry=REGISTRY,
 )

@@ -17,7 +17,8 @@ class AgentSettings(BaseSettings):
     """Environment of `musetalk-agent serve`; `docs/how-to/operations.md` lists it for people.
 
     `engine` is what a session gets that names none: `auto` is MuseTalk where a CUDA device and the weights are there, else `warp`.
-    `max_sessions` None is what the default engine was measured to hold, or 8 where it sets no limit.
+    `max_sessions` None is the least of what card, processor, memory and pacing hold, as measured; a number takes the place of all
+    but the card's.
     """
 
     model_config = SettingsConfigDict(env_prefix="", extra="ignore", populate_by_name=True)

@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import os
 import secrets
 import shutil
 import signal
@@ -16,6 +17,9 @@ from pathlib import Path
 
 from musetalk_tools.livekit_server import LiveKitServer, LiveKitServerMissing, obtain
 from musetalk_tools.processes import Child, ChildFailed, free_port
+
+_MAX_SESSIONS = "8"
+"""A trial is not turned away by what a small machine can hold: it shows what happens then."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,7 @@ async def _start(args: argparse.Namespace, children: list[Child], logs: Path) ->
         "AGENT_API_KEY": info.agent_api_key,
         "AGENT_ENGINE": args.engine,
         "AGENT_DRAIN_S": "0",
+        "AGENT_MAX_SESSIONS": os.environ.get("AGENT_MAX_SESSIONS", _MAX_SESSIONS),
         "ALLOW_PRIVATE_URLS": "true" if args.allow_private_urls else "false",
         **level,
     }

@@ -35,7 +35,8 @@ START_TIMEOUT_S = 0.6
 class PlayerStatistics:
     """What was shown and heard. Latencies are milliseconds from a frame's last PCM to its publishing, newest last; `late_ms` is
     how long after its audio was due a speaking frame was published. `failed` frames have no patch: the idle frame was shown in
-    their place, and they count neither as spoken nor in the latencies.
+    their place, and they count neither as spoken nor in the latencies. `clock_late` is how much after the moment that it waited for
+    each frame left, by the time of a frame: what makes frames late by itself does not count.
     """
 
     spoken: int = 0
@@ -46,6 +47,7 @@ class PlayerStatistics:
     began_without_lips: int = 0
     lip_latency_ms: deque[float] = field(default_factory=lambda: deque(maxlen=512))
     late_ms: deque[float] = field(default_factory=lambda: deque(maxlen=250))
+    clock_late: deque[float] = field(default_factory=lambda: deque(maxlen=600))
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,8 +297,9 @@ class Player:
             if made is not None and made.segment is not None:
                 due = self._due(made.segment, made.tag.frame)
                 waiting = due is not None
+            asked = self._clock.now()
             decision = self._scheduler.decide(
-                self._clock.now(), waiting=waiting, due=due, missing=made is None and self._frame_missing()
+                asked, waiting=waiting, due=due, missing=made is None and self._frame_missing()
             )
             if decision.at > self._clock.now() and await self._clock.wait(self._video_wake, decision.at):
                 self._note_speaking()
@@ -304,6 +307,8 @@ class Player:
             if self._pushing is not None and self._pushing.origin is not None and self._publisher.playout.empty:
                 self._report_pause(self._pushing)
             self._scheduler.done(decision)
+            if decision.at > asked or decision.act in (FrameAction.IDLE, FrameAction.HOLD):
+                self.statistics.clock_late.append((self._clock.now() - decision.at) / self._scheduler.period)
             failed = decision.act is FrameAction.SHOW and made is not None and made.failed
             self._account(decision.act, failed=failed)
             if decision.act in (FrameAction.SHOW, FrameAction.DROP):

@@ -425,11 +425,34 @@ class AgentSession(Answer):
     statistics: dict[str, float | int | str | None] = {}
 
 
+class CapacityLimit(StrEnum):
+    """What bounds how many sessions an agent holds; when several are the least, the first in this list is named.
+
+    `setting` is `AGENT_MAX_SESSIONS`; with it only the card may still say less.
+    """
+
+    SETTING = "setting"
+    CARD = "card"
+    PROCESSOR = "processor"
+    MEMORY = "memory"
+    PACING = "pacing"
+
+
 class Capacity(Answer):
-    """How many sessions the agent holds and could hold."""
+    """How many sessions the agent holds and could hold.
+
+    `limited_by` is what `sessions_max` comes from; the others are how many each limit would allow, None where it sets none. They
+    are for sessions like the last one that was taken, and follow what is measured; `sessions` may be more than they say now.
+    """
 
     sessions: int
     sessions_max: int
+    limited_by: CapacityLimit | None = None
+    card: int | None = None
+    processor: int | None = None
+    memory: int | None = None
+    pacing: int | None = None
+    setting: int | None = None
 
 
 WARMING = "warming"

@@ -18,6 +18,8 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
+from musetalk_agent.admission.admission import Admission
+from musetalk_agent.admission.machine import Machine
 from musetalk_agent.agent_metrics import REGISTRY
 from musetalk_agent.agent_settings import AgentSettings
 from musetalk_agent.factory import Factory
@@ -32,7 +34,7 @@ from musetalk_agent.service.live_sessions import LiveSessions
 from musetalk_agent.service.routes import router
 from musetalk_agent.service.warmup import WarmUp
 from musetalk_agent.session.session import LEAVE_S, MEDIA_END_S, RELEASE_S
-from musetalk_agent.tasks import Step, tear_down
+from musetalk_agent.tasks import Step, supervise, tear_down
 
 log = logging.getLogger(__name__)
 
@@ -49,20 +51,28 @@ def create_app(settings: AgentSettings) -> FastAPI:
     Raises `EngineUnknown`, `EngineUnavailable` or `WeightsMissing` when the engine that the settings name cannot run here.
     """
     factory = Factory(settings)
-    warmup = WarmUp(factory.start)
+    admission = Admission(settings.max_sessions, Machine(), factory.clock)
+
+    async def start() -> None:
+        await factory.start()
+        await admission.measure()
+
+    warmup = WarmUp(start)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         traces.start("musetalk-agent")
-        sessions = LiveSessions(factory, lambda: warmup.over)
+        sessions = LiveSessions(factory, lambda: warmup.over, admission)
         app.state.factory, app.state.sessions = factory, sessions
         app.state.links = LinkServer(lambda: sessions.draining)
         warming = asyncio.create_task(warmup.run(), name="warm-up")
+        looking = asyncio.create_task(supervise("admission", sessions.watch), name="admission")
         try:
             yield
         finally:
             warming.cancel()
-            await asyncio.gather(warming, return_exceptions=True)
+            looking.cancel()
+            await asyncio.gather(warming, looking, return_exceptions=True)
             steps = [
                 Step("sessions", sessions.aclose, _SESSIONS_END_S),
                 Step("engines", factory.aclose, _ENGINES_END_S),

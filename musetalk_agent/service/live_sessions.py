@@ -8,9 +8,20 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
-from musetalk_agent.agent_metrics import SESSIONS, SESSIONS_ENDED, SESSIONS_MAX, START_SECONDS
+from musetalk_agent.admission.admission import Admission, Limits, Running, Scene
+from musetalk_agent.admission.costs import Demand, demand_of
+from musetalk_agent.admission.machine import Machine
+from musetalk_agent.agent_metrics import (
+    CLOCK_LATE,
+    SESSIONS,
+    SESSIONS_ENDED,
+    SESSIONS_LIMIT,
+    SESSIONS_MAX,
+    START_SECONDS,
+)
 from musetalk_agent.clock import utc_now
 from musetalk_agent.engine_pool import USUAL_FPS
 from musetalk_agent.errors import (
@@ -28,6 +39,7 @@ from musetalk_agent.protocol.http import (
     AgentSession,
     AgentStartRequest,
     Capacity,
+    CapacityLimit,
     Diagnosis,
     DiagnosisCode,
     SessionState,
@@ -43,7 +55,6 @@ _REMEMBER_MOST = 256
 _FILM_S = 60.0
 """What was not fetched of the film of an ended session is kept for so long."""
 _RETRY_AFTER_S = 5
-_MOST_SESSIONS = 8  # of an engine that sets no limit, where the settings set none either
 
 
 @dataclass(slots=True)
@@ -52,6 +63,7 @@ class _Start:
 
     request: AgentStartRequest
     engine: str
+    demand: Demand
     task: asyncio.Task[Session]
     failure: EngineFailed | None = None
 
@@ -61,10 +73,16 @@ class LiveSessions:
 
     Args:
         ready: whether the engines have been started; no session is before.
+        admission: decides how many there may be; None for one that looks at this machine.
     """
 
-    def __init__(self, factory: Factory, ready: Callable[[], bool] = lambda: True) -> None:
+    def __init__(
+        self, factory: Factory, ready: Callable[[], bool] = lambda: True, admission: Admission | None = None
+    ) -> None:
         self._factory, self._ready = factory, ready
+        self._admission = admission or Admission(factory.settings.max_sessions, Machine(), factory.clock)
+        self._usual: Demand | None = None
+        self._demands: dict[str, Demand] = {}
         factory.engines.on_failure = self._break_off
         factory.engines.busy = lambda: bool(self._starting or self.live())
         self._sessions: dict[str, Session] = {}
@@ -74,20 +92,43 @@ class LiveSessions:
         self.draining = False
         SESSIONS_MAX.set_function(lambda: self.capacity().sessions_max)
         SESSIONS.set_function(lambda: self.capacity().sessions)
+        CLOCK_LATE.set_function(lambda: self._admission.late)
+        for limit in CapacityLimit:
+            SESSIONS_LIMIT.labels(limit).set_function(partial(self._limit, limit))
 
     def capacity(self) -> Capacity:
-        """Sessions held (starting ones too) and the most of the default engine: 0 where its device is too slow for one."""
-        engines = self._factory.engines
-        return self._capacity(engines.capacity(engines.default, USUAL_FPS))
+        """Sessions held (starting ones too), and how many there may be of the default engine, with a picture like the last one's: 0
+        where its device is too slow for one."""
+        limits = self._usual_limits()
+        numbers = {limit.value: most for limit, most in limits.by.items()}
+        return Capacity(sessions=len(self._held()), sessions_max=limits.most, limited_by=limits.limited_by, **numbers)
 
-    def _capacity(self, holds: int | None) -> Capacity:
+    def _usual_limits(self) -> Limits:
         self._archive()
-        most = self._factory.settings.max_sessions
-        if holds is None:
-            most = most or _MOST_SESSIONS
-        else:
-            most = holds if most is None else min(holds, most)
-        return Capacity(sessions=len(self._starting) + len(self.live()), sessions_max=most)
+        engines = self._factory.engines
+        card = engines.capacity(engines.default, USUAL_FPS)
+        return self._admission.limits(self._held(), self._usual or Demand(engines.default), card)
+
+    def _limit(self, limit: CapacityLimit) -> float:
+        most = self._usual_limits().by[limit]
+        return float("inf") if most is None else most
+
+    def _held(self) -> list[Demand]:
+        """What every session asks for, those that are starting too."""
+        return [*(s.demand for s in self._starting.values()), *(self._demands[s.id] for s in self.live())]
+
+    async def watch(self) -> None:
+        """Looks every few seconds at what the sessions use, until cancelled."""
+        await self._admission.run(self._scene)
+
+    def _scene(self) -> Scene:
+        running = []
+        for session in self.live():
+            statistics = session.pipeline.player.statistics
+            late, demand = list(statistics.clock_late), self._demands[session.id]
+            statistics.clock_late.clear()
+            running.append(Running(session.id, demand, statistics.spoken, late))
+        return Scene(running, [starting.demand for starting in self._starting.values()])
 
     def live(self) -> list[Session]:
         """Sessions that are not over."""
@@ -135,9 +176,10 @@ class LiveSessions:
         if request.session_id in (*self._starting, *self._sessions):
             raise SessionConflict(f"A session {request.session_id!r} is here already.", value=request.session_id)
         engine = self._factory.engines.resolve(request.engine)
-        self._admit(engine, request.picture.fps)
-        task = asyncio.create_task(self._begin(request), name=f"start-{request.session_id}")
-        starting = self._starting[request.session_id] = _Start(request, engine, task)
+        demand = demand_of(request, engine)
+        self._admit(demand)
+        task = asyncio.create_task(self._begin(request, demand), name=f"start-{request.session_id}")
+        starting = self._starting[request.session_id] = _Start(request, engine, demand, task)
         try:
             return await task
         except asyncio.CancelledError:
@@ -153,27 +195,26 @@ class LiveSessions:
         finally:
             del self._starting[request.session_id]
 
-    def _admit(self, engine: str, fps: int) -> None:
+    def _admit(self, demand: Demand) -> None:
         """Raises `AtCapacity` when the process, or the engine at this rate of frames, holds no session more.
 
         `EngineFailed` while the engine starts again; `EngineUnavailable` where it is too slow for even one session.
         """
-        device = self._factory.engines.batcher(engine).engine.device
-        engines = self._factory.engines
-        # where the default engine's device is too slow for one session, the others still run here
-        capacity = self._capacity(engines.capacity(engines.default, USUAL_FPS) or None)
-        held = [*(s.engine for s in self._starting.values()), *(s.engine for s in self.live())].count(engine)
-        holds = self._factory.engines.capacity(engine, fps)
-        limit = capacity.sessions_max
+        engine, engines, held = demand.engine, self._factory.engines, self._held()
+        device = engines.batcher(engine).engine.device
+        holds = engines.capacity(engine, demand.fps)
         if holds == 0:
-            text = (
-                f"The engine {engine!r} on {device} is too slow for one session at {fps} pictures a second; use 'warp'."
-            )
+            text = f"The engine {engine!r} on {device} is too slow for one session at {demand.fps} pictures a second; use 'warp'."
             raise EngineUnavailable(text, field="engine", value=engine)
-        if capacity.sessions >= capacity.sessions_max:
-            why = f"holds {capacity.sessions} of {capacity.sessions_max} sessions"
-        elif holds is not None and held >= holds:
-            why, limit = f"holds {held} sessions of the engine {engine!r}, as many as its device can", holds
+        # where the default engine's device is too slow for one session, the others still run here
+        card = engines.capacity(engines.default, USUAL_FPS) or None
+        limits = self._admission.limits(held, demand, card)
+        of_engine = [each.engine for each in held].count(engine)
+        if len(held) >= limits.most:
+            by = self._admission.why(limits.limited_by, demand)
+            why, limit = f"holds {len(held)} of {limits.most} sessions, and what limits it is {by}", limits.most
+        elif holds is not None and of_engine >= holds:
+            why, limit = f"holds {of_engine} sessions of the engine {engine!r}, as many as its device can", holds
         else:
             return
         raise AtCapacity(f"The agent {why}; try again later.", limit=limit, retry_after_s=_RETRY_AFTER_S)
@@ -188,13 +229,15 @@ class LiveSessions:
             if session.engine == engine:
                 session.break_off(error)
 
-    async def _begin(self, request: AgentStartRequest) -> Session:
+    async def _begin(self, request: AgentStartRequest, demand: Demand) -> Session:
         begun = time.monotonic()
         session = await self._factory.session(request)
         await session.start()
         self._ended.pop(session.id, None)  # it was here before, and came back
         self._films.pop(session.id, None)
-        self._sessions[session.id] = session
+        bundle = session.bundle
+        self._usual = replace(demand, width=bundle.width, height=bundle.height, fps=bundle.fps)
+        self._sessions[session.id], self._demands[session.id] = session, self._usual
         START_SECONDS.observe(time.monotonic() - begun)
         return session
 
@@ -236,7 +279,7 @@ class LiveSessions:
         now = time.monotonic()
         over = [s for s in self._sessions.values() if s.ended.is_set()]
         for session in over:
-            del self._sessions[session.id]
+            del self._sessions[session.id], self._demands[session.id]
             self._ended[session.id] = (now, session.status())
             if session.film.entries.after(0):
                 self._films[session.id] = (now, session.film.entries)

@@ -156,9 +156,12 @@ class ModalSettings:
         return {name: value for name, value in given.items() if value}
 
     def agent_variables(self) -> dict[str, str]:
-        """The agent's environment, but for its key and folders; the store is not its business."""
+        """The agent's environment, but for its key and folders; the store is not its business.
+
+        Places that are an estimate set no limit of the agent's: it measures what it holds, and refuses the rest.
+        """
         known = {name: value for name, value in self.variables().items() if name not in _THE_STORES}
-        return known | {"AGENT_MAX_SESSIONS": str(self.sessions)}
+        return known | ({"AGENT_MAX_SESSIONS": str(self.agent_sessions)} if self.agent_sessions else {})
 
     def orchestrator_variables(self) -> dict[str, str]:
         """The orchestrator's environment, but for keys, the store's address, which holds a password, and its own address."""

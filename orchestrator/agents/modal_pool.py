@@ -21,7 +21,7 @@ from typing import Any
 from musetalk_agent.protocol.http import VERSION, WARMING, AgentHealth, Capacity
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.agents.agent_client import AgentClient, AgentLease, unavailable
-from orchestrator.agents.pool import LOST_S, AgentStatus
+from orchestrator.agents.pool import LOST_S, AgentStatus, limited_by
 from orchestrator.store.session_store import Seal, SealBroken, derive
 
 HEADER = "Modal-Authorization"
@@ -252,7 +252,7 @@ class ModalAgentPool:
         elif health.instance in search.avoided:
             search.problem = full("the only containers that are there have just refused the session")
         elif health.capacity.sessions >= health.capacity.sessions_max:
-            search.problem = full(f"the container holds {health.capacity.sessions} sessions, as many as it can")
+            search.problem = full(f"the container holds {health.capacity.sessions} sessions{limited_by([health])}")
         else:
             good = _Place(place.lease, place.ticket, health.instance)
             if not self._lost_lately(health.instance):

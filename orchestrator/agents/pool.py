@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, OrderedDict
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -43,6 +43,13 @@ class AgentStatus:
         if self.health is None or self.health.capacity.sessions_max <= 0:
             return 1.0
         return max(self.health.capacity.sessions, self.leases) / self.health.capacity.sessions_max
+
+
+def limited_by(healths: Iterable[AgentHealth | None]) -> str:
+    """For people: `, limited by memory, processor`; nothing for agents that do not say."""
+    limits = {health.capacity.limited_by for health in healths if health is not None}
+    named = sorted(limit.value for limit in limits if limit is not None)
+    return f", limited by {', '.join(named)}" if named else ""
 
 
 class AgentPool(Protocol):
@@ -137,7 +144,7 @@ class StaticAgentPool:
             raise unavailable("none is ready")
         raise ProblemError(
             ErrorCode.AT_CAPACITY,
-            f"All {len(usable)} agents are full: try again later, or stop a session.",
+            f"All {len(usable)} agents are full{limited_by(agent.health for agent in usable)}: try again later, or stop a session.",
             retry_after_s=RETRY_AFTER_S,
         )
 

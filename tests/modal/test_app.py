@@ -59,8 +59,8 @@ def test_the_agent(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sorted(asked["volumes"]) == ["/root/MuseTalk/models", "/root/avatars", "/root/kernels"]
     environment = here.environment("Agent")
     assert environment["MODELS_DIR"] == "/root/MuseTalk/models" and environment["AVATAR_CACHE_DIR"] == "/root/avatars"
-    assert (environment["AGENT_MAX_SESSIONS"], environment["AGENT_DRAIN_S"]) == ("3", "25")
-    assert environment["AGENT_ENGINE"] == "musetalk"
+    assert (environment["AGENT_DRAIN_S"], environment["AGENT_ENGINE"]) == ("25", "musetalk")
+    assert "AGENT_MAX_SESSIONS" not in environment, "three places are an estimate: the agent measures what it holds"
 
 
 def test_the_agents_weights_are_read_only_and_the_names_of_volumes_are_known(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from musetalk_agent.weights import default_models_dir
 
 
 def test_the_defaults_are_those_of_the_documentation(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("MODELS_DIR", "LOG_LEVEL", "MUSETALK_DEVICE", "MUSETALK_FUSE"):
+    for name in ("AGENT_MAX_SESSIONS", "MODELS_DIR", "LOG_LEVEL", "MUSETALK_DEVICE", "MUSETALK_FUSE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AGENT_API_KEY", "the-key")
     read = AgentSettings()

@@ -11,9 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from musetalk_agent.clock import MonotonicClock
+from musetalk_agent.admission.admission import Admission
+from musetalk_agent.card_estimates import PACED_MOST
+from musetalk_agent.clock import MonotonicClock, VirtualClock
 from musetalk_agent.errors import AtCapacity, EngineUnavailable, SessionConflict, SessionEnded
 from musetalk_agent.factory import Factory
+from musetalk_agent.media.player import PlayerStatistics
 from musetalk_agent.protocol.http import (
     AgentSession,
     AgentStartRequest,
@@ -24,6 +27,7 @@ from musetalk_agent.protocol.http import (
 )
 from musetalk_agent.publishers.film.film import SessionFilm
 from musetalk_agent.service.live_sessions import LiveSessions
+from tests.musetalk_agent.admission.granted import Granted
 from tests.waiting import turns
 
 
@@ -36,6 +40,8 @@ class Held:
         self.events = SimpleNamespace(changed=asyncio.Event())
         self.film = SessionFilm(MonotonicClock())
         self.stops = 0
+        self.bundle = SimpleNamespace(width=64, height=64, fps=25)
+        self.pipeline = SimpleNamespace(player=SimpleNamespace(statistics=PlayerStatistics()))
 
     async def start(self) -> None:
         self.state = SessionState.READY
@@ -108,7 +114,8 @@ def request(name: str, engine: str) -> AgentStartRequest:
 
 def made(most: int | None, warp: int | None, pattern: int | None = None) -> tuple[LiveSessions, Shop]:
     shop = Shop(most, {"warp": warp, "pattern": pattern})
-    return LiveSessions(cast(Factory, shop)), shop
+    admission = Admission(most, Granted(cores=1000), VirtualClock())
+    return LiveSessions(cast(Factory, shop), admission=admission), shop
 
 
 ACTS = st.lists(
@@ -127,7 +134,7 @@ async def test_there_are_never_more_than_fit_and_who_is_refused_finds_no_place(
     acts: list[tuple[str, int, str]], most: int | None, warp: int | None, pattern: int | None
 ) -> None:
     sessions, shop = made(most, warp, pattern)
-    limit = min([n for n in (most, warp) if n is not None] or [8])
+    limit = min([n for n in (most, warp) if n is not None] or [PACED_MOST])
     held: dict[str, str] = {}  # what takes a place, and on which engine
     callers: dict[str, asyncio.Task[Any]] = {}
     for act, number, engine in acts:
@@ -200,7 +207,9 @@ async def test_the_sentence_of_a_refusal_says_which_limit_it_was() -> None:
     assert full.value.limit == 1
     starts.append(asyncio.create_task(sessions.start(request("b", "warp"))))
     await turns(3)
-    with pytest.raises(AtCapacity, match="holds 2 of 2 sessions") as full:
+    with pytest.raises(
+        AtCapacity, match="holds 2 of 2 sessions, and what limits it is AGENT_MAX_SESSIONS; try"
+    ) as full:
         await sessions.start(request("c", "warp"))
     assert full.value.limit == 2 and set(shop.preparing) == {"a", "b"}
     await sessions.aclose()

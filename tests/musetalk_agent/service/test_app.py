@@ -76,7 +76,15 @@ async def test_capacity_conflict_and_unknown_things_have_codes(tmp_path: Path) -
         await here.start("b")
         full = await here.start("c")
         assert (full.status_code, full.json()["code"], full.headers["Retry-After"]) == (503, "at_capacity", "5")
-        assert (await here.http.get("/health")).json()["capacity"] == {"sessions": 2, "sessions_max": 2}
+        capacity = (await here.http.get("/health")).json()["capacity"]
+        assert {name: capacity[name] for name in ("sessions", "sessions_max", "setting", "limited_by", "card")} == {
+            "sessions": 2,
+            "sessions_max": 2,
+            "setting": 2,
+            "limited_by": "setting",
+            "card": None,
+        }
+        assert capacity["processor"] >= 1 and capacity["pacing"] >= 1, "they are told, and do not rule"
         for _ in range(2):
             assert (await here.http.post("/session/a/stop")).json()["state"] == "stopped"
         assert (await here.http.get("/session/a")).json()["state"] == "stopped"

@@ -91,14 +91,16 @@ async def test_sessions_fail_with_a_code_and_new_ones_run_when_the_engine_is_bac
 @pytest.mark.usefixtures("fragile")
 async def test_capacity_is_what_the_engine_was_measured_to_hold(tmp_path: Path) -> None:
     async with agent(tmp_path, max_sessions=3) as here:
-        assert (await here.http.get("/health")).json()["capacity"] == {"sessions": 0, "sessions_max": 3}
+        capacity = (await here.http.get("/health")).json()["capacity"]
+        assert (capacity["sessions"], capacity["sessions_max"], capacity["limited_by"]) == (0, 3, "setting")
         assert (await here.start("a", picture={"fps": 50})).status_code == 200
         assert (await here.start("b", picture={"fps": 50})).status_code == 200
         full = await here.start("c", picture={"fps": 50})
         assert (full.status_code, full.json()["code"], full.json()["limit"]) == (503, "at_capacity", 2)
         assert "as many as its device can" in full.json()["detail"]
     async with agent(tmp_path) as here:
-        assert (await here.http.get("/health")).json()["capacity"]["sessions_max"] == 4
+        capacity = (await here.http.get("/health")).json()["capacity"]
+        assert (capacity["sessions_max"], capacity["card"], capacity["limited_by"]) == (4, 4, "card")
 
 
 @pytest.mark.usefixtures("fragile")
