@@ -20,6 +20,7 @@ _ENDS_WITHIN_S = 5.0
 def parser() -> argparse.ArgumentParser:
     """Every subcommand with its options."""
     from musetalk_agent.measure import measure_sync, profile
+    from musetalk_agent.renders import worker_command
     from musetalk_agent.tools import build_engine, convert_weights, doctor, fetch_models, monitor, prepare, render_film
 
     top = argparse.ArgumentParser(prog="musetalk-agent", description="Renders talking avatars into LiveKit rooms.")
@@ -35,6 +36,7 @@ def parser() -> argparse.ArgumentParser:
         ("doctor", doctor, "say what this machine can do, what is missing, and what to type next"),
         ("prepare", prepare, "prepare an avatar offline and print its quality report"),
         ("render", render_film, "make a film of an avatar that speaks a recording"),
+        ("render-worker", worker_command, "make the renders that an orchestrator ordered"),
         ("measure-sync", measure_sync, "measure how late the lips of a video are"),
         ("monitor", monitor, "a live table of an agent's sessions"),
         ("profile", profile, "measure an engine stage by stage"),

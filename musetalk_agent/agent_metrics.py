@@ -103,10 +103,11 @@ MICROPHONE_SECONDS = Counter(
 LOOP_FAILURES = Counter(
     "avatar_loop_failures_total",
     "Failures of background loops, which are restarted, by loop "
-    "(probe, microphone, speech-read, speech-tell, speech-watch, admission)",
+    "(probe, microphone, speech-read, speech-tell, speech-watch, admission, renders)",
     ["loop"],
     registry=REGISTRY,
 )
+RENDER_WORKERS = Gauge("avatar_render_workers", "Processes of this agent that make renders", registry=REGISTRY)
 ADAPTATION_STEP = Gauge(
     "avatar_adaptation_step", "Sessions by the step of their adaptation", ["step"], registry=REGISTRY
 )

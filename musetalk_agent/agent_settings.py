@@ -16,6 +16,9 @@ CACHE = Path("~/.cache/musetalk-livekit").expanduser()
 class AgentSettings(BaseSettings):
     """Environment of `musetalk-agent serve`; `docs/how-to/operations.md` lists it for people.
 
+    With `renders_dir`, the folder of renders that the orchestrator has too, the agent keeps `render_workers` processes for them;
+    their queue is `renders_queue`, an address `redis://…`, or a file in that folder.
+
     `engine` is what a session gets that names none: `auto` is MuseTalk where a CUDA device and the weights are there, else `warp`.
     `max_sessions` None is the least of what card, processor, memory and pacing hold, as measured; a number takes the place of all
     but the card's.
@@ -42,6 +45,9 @@ class AgentSettings(BaseSettings):
     )
     models_dir: Path = Field(default_factory=default_models_dir)
     open_metrics: bool = Field(default=False, validation_alias=AliasChoices("AGENT_OPEN_METRICS", "open_metrics"))
+    renders_dir: Path | None = None
+    renders_queue: SecretStr | None = None
+    render_workers: int = Field(default=1, ge=0, le=64)
     log_level: str = "INFO"
     drain_s: float = Field(default=25.0, ge=0, le=600, validation_alias=AliasChoices("AGENT_DRAIN_S", "drain_s"))
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -44,6 +45,16 @@ OPEN_WITHIN_S = 60.0
 """For the engine to open a prepared avatar: a second or so, unless its device hangs."""
 
 MakePublisher = Callable[[AgentStartRequest, int], Publisher]
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedAvatar:
+    """An avatar at its engine: the engine's name, what makes its patches, the prepared clip, and the engine's part for it."""
+
+    engine: str
+    batcher: Batcher
+    bundle: Bundle
+    engine_session: EngineSession
 
 
 @contextmanager
@@ -105,12 +116,8 @@ class Factory:
         Raises `AvatarError`s and engine errors; `EngineFailed` when the device fails meanwhile. Nothing of the session is left when
         it raises or is cancelled.
         """
-        name = self.engines.resolve(request.engine)
-        batcher = self.engines.batcher(name)
-        with _device_of(batcher):
-            bundle = await self._bundle(request, batcher.engine)
-        batcher.check()
-        engine_session = await self._opened(batcher, bundle, request.avatar_settings)
+        opened = await self.opened(request)
+        name, batcher, bundle, engine_session = opened.engine, opened.batcher, opened.bundle, opened.engine_session
         publisher: Publisher | None = None
         session: Session | None = None
         try:
@@ -140,6 +147,15 @@ class Factory:
                 if publisher is not None:
                     steps.insert(0, Step("publisher", publisher.aclose, LEAVE_S))
                 await tear_down(f"start of session {request.session_id}", steps)
+
+    async def opened(self, request: AgentStartRequest) -> OpenedAvatar:
+        """Prepares the avatar and opens it at its engine; the caller closes it. Raises as `session` does."""
+        name = self.engines.resolve(request.engine)
+        batcher = self.engines.batcher(name)
+        with _device_of(batcher):
+            bundle = await self._bundle(request, batcher.engine)
+        batcher.check()
+        return OpenedAvatar(name, batcher, bundle, await self._opened(batcher, bundle, request.avatar_settings))
 
     async def _opened(self, batcher: Batcher, bundle: Bundle, settings: AvatarSettings) -> EngineSession:
         """Opens the avatar in a thread. A caller that is cancelled, or an engine that takes too long, leaves nothing open."""

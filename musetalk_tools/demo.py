@@ -111,7 +111,7 @@ async def _start(args: argparse.Namespace, children: list[Child], logs: Path) ->
         livekit_api_key=server.access.api_key,
         livekit_api_secret=server.access.api_secret,
     )
-    level = {"LOG_LEVEL": (args.log_level or "info").upper()}
+    level = {"LOG_LEVEL": (args.log_level or "info").upper(), "RENDERS_DIR": str(logs / "renders")}
     agent_environment = {
         "AGENT_API_KEY": info.agent_api_key,
         "AGENT_ENGINE": args.engine,

@@ -34,6 +34,7 @@ from orchestrator.quotas import Quotas
 from orchestrator.recording.film_store import FilmStore, FolderStore
 from orchestrator.recording.films import Films
 from orchestrator.recovery import make_store, surviving
+from orchestrator.renders import Renders
 from orchestrator.routes import (
     audio_ws,
     avatar_upload,
@@ -44,6 +45,7 @@ from orchestrator.routes import (
     page,
     public_sessions,
     recording,
+    render_routes,
     session_events,
     session_routes,
     speak,
@@ -99,12 +101,14 @@ def create_app(settings: Settings, *, voices: Voices | None = None) -> FastAPI:
             await context.ingresses.open()
             async with _trust(settings, access, metrics):
                 context.own_voices.open()
+                await context.renders.open()
                 async with surviving(context):
                     yield
         finally:
             warming.cancel()
             await run_each(
                 ("voices' start", partial(asyncio.wait, {warming})),
+                ("renders", context.renders.aclose),
                 ("conversations", context.conversations.aclose),
                 ("own voices", context.own_voices.aclose),
                 ("webhooks", context.webhooks.aclose),
@@ -157,6 +161,7 @@ def _add_routes(app: FastAPI) -> None:
         openai_api,
         public_sessions,
         recording,
+        render_routes,
     ):
         app.include_router(module.router, dependencies=[bearer])
     app.include_router(ops.debug_router, dependencies=[bearer])
@@ -279,6 +284,7 @@ def _assemble(settings: Settings, access: Access, metrics: Metrics, voices: Voic
         public_tokens=public_tokens,
         films=films,
         tools=tools,
+        renders=Renders(settings.render_options, voices, settings.session_options.speech, bus, metrics),
         address=address,
     )
 

@@ -52,11 +52,12 @@ class Scope(StrEnum):
 
 @dataclass(frozen=True)
 class KeyLimits:
-    """Quotas of one caller; None: no limit. `max_sessions` counts those that have not ended."""
+    """Quotas of one caller; None: no limit. `max_sessions` and `max_renders` count those that have not ended."""
 
     max_sessions: int | None = None
     starts_per_minute: float | None = None
     requests_per_second: float | None = None
+    max_renders: int | None = None
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,7 @@ class KeyEntry(Strict):
     max_sessions: int | None = Field(default=None, ge=0)
     starts_per_minute: float | None = Field(default=None, gt=0)
     requests_per_second: float | None = Field(default=None, gt=0)
+    max_renders: int | None = Field(default=None, ge=0)
     expires_at: AwareDatetime | None = None
 
     @model_validator(mode="after")
@@ -112,7 +114,7 @@ class KeyEntry(Strict):
             caller=Caller(
                 self.name,
                 self.scope,
-                KeyLimits(self.max_sessions, self.starts_per_minute, self.requests_per_second),
+                KeyLimits(self.max_sessions, self.starts_per_minute, self.requests_per_second, self.max_renders),
             ),
             digest=bytes.fromhex(self.sha256) if self.sha256 else digest(given),
             expires_at=None if self.expires_at is None else datetime.timestamp(self.expires_at),

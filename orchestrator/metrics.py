@@ -19,6 +19,7 @@ class Metrics:
         self._add_conversations(self.registry)
         self._add_surface(self.registry)
         self._add_films(self.registry)
+        self._add_renders(self.registry)
 
     def _add_films(self, registry: CollectorRegistry) -> None:
         self.films = Gauge("avatar_recordings", "Sessions that are recorded", registry=registry)
@@ -42,6 +43,10 @@ class Metrics:
             "avatar_session_start_seconds", "Time a successful start took", registry=registry, buckets=_SECONDS
         )
         self.ends = Counter("avatar_session_ends", "Sessions that ended, by reason", ["reason"], registry=registry)
+
+    def _add_renders(self, registry: CollectorRegistry) -> None:
+        self.renders_open = Gauge("avatar_renders_open", "Renders that have not ended", registry=registry)
+        self.renders = Counter("avatar_renders_ended", "Renders that ended, by state", ["state"], registry=registry)
 
     def _add_audio(self, registry: CollectorRegistry) -> None:
         self.audio_bytes = Counter(

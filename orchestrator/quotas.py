@@ -59,6 +59,18 @@ class Quotas:
         if bucket is not None and not bucket.take(1, now):
             raise limited(f"The key {caller.name!r} may start {rate:g} sessions a minute.", rate, bucket.wait_s(1))
 
+    def render(self, caller: Caller, unfinished: int) -> None:
+        """One more render; `unfinished` ones are the caller's already. Raises `quota_exceeded`."""
+        most = caller.limits.max_renders
+        if most is not None and unfinished >= most:
+            raise ProblemError(
+                ErrorCode.QUOTA_EXCEEDED,
+                f"The key {caller.name!r} has {unfinished} renders of {most} that have not ended: wait, or cancel one.",
+                limit=most,
+                value=unfinished,
+                retry_after_s=30,
+            )
+
     def connect(self, session_id: str, now: float) -> None:
         """One more connection to the session's `/audio`. Raises `rate_limited`."""
         bucket = self._connects.get(session_id, lambda: TokenBucket(CONNECTS_PER_S, CONNECTS_BURST, now))

@@ -24,6 +24,7 @@ from orchestrator.conversation.options import (
     realtime_provider,
 )
 from orchestrator.livekit_rooms import IngressMode, LiveKitKeys
+from orchestrator.renders import RenderOptions
 from orchestrator.session.model import SessionOptions
 from orchestrator.session.standby_voice import VoiceStandby
 from orchestrator.tts import lexicon
@@ -165,6 +166,12 @@ class Settings(BaseSettings):
     avatar_upload_bytes: int = Field(default=256 << 20, ge=1024)
     store_path: str = Field(default_factory=default_store_path)
     """File of the sessions' store; `:memory:` keeps nothing beyond the process."""
+    renders_dir: Path | None = None
+    """Folder of renders, the same as the agents'; without it there are none."""
+    renders_queue: SecretStr | None = None
+    """Their queue when workers are on several machines: redis://…; by default a file in that folder."""
+    renders_days: float = Field(default=7.0, gt=0, le=3650)
+    """How long results are kept."""
     redis_url: SecretStr | None = None
     """The store when several orchestrators share it; `STORE_PATH` is then not used."""
     recording_dir: Path = Field(default_factory=default_recording_dir)
@@ -341,6 +348,12 @@ class Settings(BaseSettings):
             realtime_voice=self.realtime_voice or "",
             inference=self._inference,
         )
+
+    @property
+    def render_options(self) -> RenderOptions:
+        """Where renders are."""
+        queue = self.renders_queue.get_secret_value() if self.renders_queue else None
+        return RenderOptions(self.renders_dir, queue or None, self.renders_days)
 
     @property
     def _realtime(self) -> Provider | None:

@@ -93,7 +93,8 @@ IN_FLIGHT = 3
 """Frames of one session that the engine and the compositor work on at once."""
 UNFIT = "The engine made a picture that is not fit to be shown (black, or not a number); the idle picture stands in."
 _FEATURE_STEP = FEATURE_RATE // 5  # samples per call, so that a long utterance sent at once shows its first frame early
-_OPENING_FRAMES = 3  # over which speech takes the mouth over from the idle clip
+OPENING_FRAMES = 3
+"""Over which speech takes the mouth over from the idle clip."""
 _REST_AHEAD_S = 0.6  # silence is judged this much before it is heard, at most: what was taken for it is kept in memory
 _WAKE_AHEAD_FRAMES = (
     4  # frames of returning speech are begun this much before they are due: the engine's time and a margin
@@ -350,7 +351,7 @@ class FrameRenderer:
             if not await self._heard_up_to(segment, _WAKE_AHEAD_FRAMES / self._fps):
                 return
             lead = max(0, int(min(1.0, self._due_in(segment, segment.frames_ordered)) * self._fps))
-        blend_weight = min(1.0, self._last[1] + 1 / _OPENING_FRAMES)
+        blend_weight = min(1.0, self._last[1] + 1 / OPENING_FRAMES)
         tag = Tag(segment.number, segment.frame_ordered(), segment.generation)
         await self._submit_frame(segment, tag, feature, blend_weight, lead)
 

@@ -75,6 +75,13 @@ class ErrorCode(StrEnum):
     DRAINING = "draining"
     DISK_FULL = "disk_full"
     STORE_UNAVAILABLE = "store_unavailable"
+    RENDER_NOT_FOUND = "render_not_found"
+    RENDER_NOT_DONE = "render_not_done"
+    RENDER_FAILED = "render_failed"
+    RENDERS_UNAVAILABLE = "renders_unavailable"
+    AUDIO_URL_FORBIDDEN = "audio_url_forbidden"
+    AUDIO_FETCH_FAILED = "audio_fetch_failed"
+    AUDIO_UNREADABLE = "audio_unreadable"
 
 
 STATUS: dict[ErrorCode, int] = {
@@ -83,6 +90,9 @@ STATUS: dict[ErrorCode, int] = {
     ErrorCode.METHOD_NOT_ALLOWED: 405,
     ErrorCode.SESSION_NOT_FOUND: 404,
     ErrorCode.AVATAR_NOT_FOUND: 404,
+    ErrorCode.RENDER_NOT_FOUND: 404,
+    ErrorCode.RENDER_NOT_DONE: 409,
+    ErrorCode.RENDERS_UNAVAILABLE: 503,
     ErrorCode.SESSION_ENDED: 409,
     ErrorCode.SESSION_CONFLICT: 409,
     ErrorCode.IDEMPOTENCY_CONFLICT: 409,

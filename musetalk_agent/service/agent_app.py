@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from types import FrameType
 
 import uvicorn
@@ -31,6 +32,7 @@ from musetalk_agent.service.film_routes import router as film_router
 from musetalk_agent.service.key_check import AgentAuthMiddleware, KeyChecker, problem_response
 from musetalk_agent.service.link_server import LinkServer
 from musetalk_agent.service.live_sessions import LiveSessions
+from musetalk_agent.service.render_workers import RenderWorkers
 from musetalk_agent.service.routes import router
 from musetalk_agent.service.warmup import WarmUp
 from musetalk_agent.session.session import LEAVE_S, MEDIA_END_S, RELEASE_S
@@ -41,6 +43,7 @@ log = logging.getLogger(__name__)
 _SESSIONS_END_S = MEDIA_END_S + LEAVE_S + RELEASE_S + 5.0  # of all sessions at once, and of what is starting
 _ENGINES_END_S = 20.0  # the steps of `Batcher.aclose`
 _TRACES_END_S = 5.0
+_RENDERS_END_S = 6.0
 
 
 def create_app(settings: AgentSettings) -> FastAPI:
@@ -67,6 +70,7 @@ def create_app(settings: AgentSettings) -> FastAPI:
         app.state.links = LinkServer(lambda: sessions.draining)
         warming = asyncio.create_task(warmup.run(), name="warm-up")
         looking = asyncio.create_task(supervise("admission", sessions.watch), name="admission")
+        renders = _render_workers(settings, sessions, factory)
         try:
             yield
         finally:
@@ -74,6 +78,7 @@ def create_app(settings: AgentSettings) -> FastAPI:
             looking.cancel()
             await asyncio.gather(warming, looking, return_exceptions=True)
             steps = [
+                Step("renders", partial(_ended, renders), _RENDERS_END_S),
                 Step("sessions", sessions.aclose, _SESSIONS_END_S),
                 Step("engines", factory.aclose, _ENGINES_END_S),
                 Step("traces", traces.stop, _TRACES_END_S),
@@ -95,6 +100,20 @@ def create_app(settings: AgentSettings) -> FastAPI:
     app.add_exception_handler(StarletteHTTPException, _on_http)
     app.add_exception_handler(Exception, _on_crash)
     return app
+
+
+def _render_workers(settings: AgentSettings, sessions: LiveSessions, factory: Factory) -> list[asyncio.Task[None]]:
+    """The task that keeps the workers for renders, where there are to be any."""
+    if settings.renders_dir is None or not settings.render_workers:
+        return []
+    workers = RenderWorkers(settings, sessions.speaking, lambda: factory.engines.device.startswith("cuda"))
+    return [asyncio.create_task(workers.run(), name="renders")]
+
+
+async def _ended(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _health(request: Request, response: Response) -> AgentHealth:

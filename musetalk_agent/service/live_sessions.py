@@ -134,6 +134,10 @@ class LiveSessions:
         """Sessions that are not over."""
         return [s for s in self._sessions.values() if s.state not in ENDED]
 
+    def speaking(self) -> int:
+        """Sessions that speak, or are starting."""
+        return len(self._starting) + sum(s.state is SessionState.SPEAKING for s in self._sessions.values())
+
     def get(self, session_id: str) -> Session:
         """A live session. Raises `SessionEnded` or `SessionNotFound`."""
         self._archive()

@@ -33,6 +33,7 @@ from orchestrator.session.speech_queue import PAUSE_S
 
 _SESSION = re.compile(r"/session/([^/]+)(?:/([^/]+))?/?")
 _PUBLIC_TOKEN = re.compile(r"/public-tokens/[^/]+/?")
+_RENDER = re.compile(r"/renders/[^/]+(?:/(?P<part>cancel|result\.)[^/]*)?/?")
 NOBODY = "-"
 """Stands in the audit log for a caller without a name."""
 
@@ -73,6 +74,11 @@ RULES: dict[tuple[str, str], Rule] = {
     ("DELETE", "/public-tokens/{token_id}"): Rule(Scope.STARTER, "public_token_revoke"),
     ("POST", "/v1/audio/speech"): Rule(Scope.STARTER, "speech"),
     ("GET", "/v1/models"): Rule(Scope.VIEWER),
+    ("POST", "/renders"): Rule(Scope.STARTER, "render"),
+    ("GET", "/renders"): Rule(Scope.STARTER),
+    ("GET", "/renders/{render_id}"): Rule(Scope.STARTER),
+    ("POST", "/renders/{render_id}/cancel"): Rule(Scope.STARTER, "render_cancel"),
+    ("GET", "/renders/{render_id}/result.{suffix}"): Rule(Scope.STARTER),
 }
 AUDIO = Rule(Scope.STARTER, "audio")
 _OPERATORS = Rule(Scope.OPERATOR)
@@ -86,6 +92,8 @@ def rule(method: str, path: str) -> tuple[Rule, str | None]:
         path = "/session/{session_id}" + (f"/{found[2]}" if found[2] else "")
     elif _PUBLIC_TOKEN.fullmatch(path):
         path = "/public-tokens/{token_id}"
+    elif found := _RENDER.fullmatch(path):
+        path = "/renders/{render_id}" + {"cancel": "/cancel", "result.": "/result.{suffix}"}.get(found["part"], "")
     return RULES.get(("GET" if method == "HEAD" else method, path), _OPERATORS), session_id
 
 

@@ -1,0 +1,308 @@
+"""Renders: what is asked for, and the folder in which the orchestrator and the workers keep it.
+
+    renders/<render_id>/
+        order.json      what was asked for, and by whom; never changes
+        voice.wav       the text, spoken (the orchestrator makes it)
+        sound.wav       the sound of the film, int16 (a worker makes it)
+        plan.json       frames, size, parts: there once preparation is over
+        parts/<n>.…     finished parts of the film, each put in place whole
+        tries/…         one empty file for each time a ticket was taken
+        result.…        the film
+        end.json        how it ended; who makes this file first has ended the render, and nobody else can
+
+Every file is written under another name and put in place whole, so that any number of processes may look at any time. What happened
+is what files there are: nothing needs to be taken back when a process dies.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import secrets
+import shutil
+from contextlib import suppress
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from musetalk_agent.protocol.avatar_settings import AvatarSettings
+from musetalk_agent.protocol.http import AvatarSource, Picture, Strict
+
+TEXT_CHARACTERS = 10_000
+"""Longest text of a render: ten minutes of speech or so; the voices take no more at once."""
+URL_CHARACTERS = 4096
+VOICE_CHARACTERS = 128
+PART_S = 4
+"""Film in one part: what a worker that dies loses at most."""
+SPAN_PARTS = 15
+"""Parts of one ticket: a minute, so that reading in at its beginning (about two seconds of sound) costs little."""
+RENDER_ID = re.compile(r"ren_[0-9a-f]{24}")
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class RenderFormat(StrEnum):
+    """What a render's result is: MP4 (H.264 and AAC), or a zip of PNG frames (`00000000.png` …) with `sound.wav`."""
+
+    MP4 = "mp4"
+    PNG = "png"
+
+    @property
+    def suffix(self) -> str:
+        """Of the result's file."""
+        return "mp4" if self is RenderFormat.MP4 else "zip"
+
+
+class RenderState(StrEnum):
+    """`queued` until a worker has begun; the last three are for good."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class RenderRequest(Strict):
+    """Body of `POST /renders`. Exactly one of `audio_url` and `text`, and an avatar unless the engine is `pattern`."""
+
+    avatar_id: str | None = Field(default=None, max_length=128)
+    idle_video_url: str | None = Field(default=None, max_length=URL_CHARACTERS)
+    frames_zip_url: str | None = Field(default=None, max_length=URL_CHARACTERS)
+    audio_url: str | None = Field(default=None, min_length=1, max_length=URL_CHARACTERS)
+    text: str | None = Field(default=None, min_length=1, max_length=TEXT_CHARACTERS)
+    voice: str | None = Field(default=None, min_length=1, max_length=VOICE_CHARACTERS)
+    engine: str | None = Field(default=None, max_length=64)
+    fps: int = Field(default=25, ge=15, le=60)
+    width: int | None = None
+    height: int | None = None
+    avatar_settings: AvatarSettings = AvatarSettings()
+    format: RenderFormat = RenderFormat.MP4
+    judge: bool = False
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if (self.audio_url is None) == (self.text is None):
+            raise ValueError("give either audio_url or text: what the avatar says")
+        if self.voice is not None and self.text is None:
+            raise ValueError("voice: it speaks a text, and there is none")
+        if self.source.empty and self.engine != "pattern":
+            raise ValueError("give avatar_id, idle_video_url or frames_zip_url: who says it")
+        if (self.width is None) != (self.height is None):
+            raise ValueError("give width and height together, or neither for the clip's own size")
+        _ = self.picture  # its limits
+        return self
+
+    @property
+    def source(self) -> AvatarSource:
+        """The avatar."""
+        return AvatarSource(
+            avatar_id=self.avatar_id, idle_video_url=self.idle_video_url, frames_zip_url=self.frames_zip_url
+        )
+
+    @property
+    def picture(self) -> Picture:
+        """Size and rate."""
+        return Picture(fps=self.fps, width=self.width, height=self.height)
+
+
+class RenderOrder(BaseModel):
+    """A render as it was ordered: the caller's name, when (Unix time), and what. `body_sha256` recognises the same request."""
+
+    render_id: str
+    key: str
+    created_at: float
+    request: RenderRequest
+    body_sha256: str = ""
+
+
+class RenderPlan(BaseModel):
+    """What preparation found: the avatar in the cache, the engine, the size, and how the film is cut."""
+
+    avatar_id: str
+    engine: str
+    width: int
+    height: int
+    fps: int
+    frames: int
+    begun_at: float
+
+    @property
+    def part_frames(self) -> int:
+        """Frames of a part; the last one may have fewer."""
+        return PART_S * self.fps
+
+    @property
+    def parts(self) -> int:
+        """Parts of the film."""
+        return -(-self.frames // self.part_frames)
+
+    @property
+    def spans(self) -> int:
+        """Tickets of the film."""
+        return -(-self.parts // SPAN_PARTS)
+
+    def span(self, index: int) -> range:
+        """The parts of span `index`."""
+        return range(index * SPAN_PARTS, min(self.parts, (index + 1) * SPAN_PARTS))
+
+    def part(self, index: int) -> range:
+        """The frames of part `index`."""
+        return range(index * self.part_frames, min(self.frames, (index + 1) * self.part_frames))
+
+
+class RenderFailure(BaseModel):
+    """Why a render failed: a stable code and a sentence."""
+
+    code: str
+    detail: str
+
+
+class RenderEnd(BaseModel):
+    """How a render ended, and when (Unix time). `bytes` and `seconds` are the film's; `judge` is the judge's report on it."""
+
+    state: RenderState
+    at: float
+    bytes: int | None = None
+    seconds: float | None = None
+    judge: dict[str, Any] | None = None
+    error: RenderFailure | None = None
+
+
+def new_render_id(key: str, idempotency_key: str | None) -> str:
+    """A render's id: random, or always the same for a caller's idempotency key."""
+    if idempotency_key is None:
+        return "ren_" + secrets.token_hex(12)
+    return "ren_" + hashlib.sha256(f"{key}\0{idempotency_key}".encode()).hexdigest()[:24]
+
+
+class RenderFolder:
+    """The folder of all renders. Its methods read and write small files: call them in a thread.
+
+    Reading something that is not there, or that another version wrote, gives None; a disk that fails raises OSError.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def path(self, render_id: str) -> Path:
+        """The folder of one render. Raises ValueError for what is no id: it comes from strangers."""
+        if not RENDER_ID.fullmatch(render_id):
+            raise ValueError(f"{render_id[:64]!r} is no id of a render")
+        return self.root / render_id
+
+    def ids(self) -> list[str]:
+        """Every render that there is, in no order."""
+        with suppress(FileNotFoundError):
+            return [name for name in os.listdir(self.root) if RENDER_ID.fullmatch(name)]
+        return []
+
+    def create(self, order: RenderOrder) -> bool:
+        """Keeps a new order; False when there is one of this id."""
+        target = self.path(order.render_id)
+        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        made = self.root / f".{order.render_id}.{secrets.token_hex(4)}"
+        made.mkdir(mode=0o700)
+        try:
+            (made / "order.json").write_text(order.model_dump_json())
+            (made / "parts").mkdir()
+            (made / "tries").mkdir()
+            made.rename(target)  # fails where a folder with something in it stands
+        except OSError:
+            shutil.rmtree(made, ignore_errors=True)
+            if target.exists():
+                return False
+            raise
+        return True
+
+    def order(self, render_id: str) -> RenderOrder | None:
+        """What was ordered."""
+        return self._read(render_id, "order.json", RenderOrder)
+
+    def plan(self, render_id: str) -> RenderPlan | None:
+        """How it is cut; None before preparation is over."""
+        return self._read(render_id, "plan.json", RenderPlan)
+
+    def write_plan(self, render_id: str, plan: RenderPlan) -> None:
+        """Preparation is over."""
+        self._write(self.path(render_id) / "plan.json", plan.model_dump_json())
+
+    def ended(self, render_id: str) -> RenderEnd | None:
+        """How it ended; None while it has not."""
+        return self._read(render_id, "end.json", RenderEnd)
+
+    def end(self, render_id: str, end: RenderEnd) -> bool:
+        """Ends a render, once and for good; False when it had ended, or is gone. What is not needed any more is deleted."""
+        folder = self.path(render_id)
+        made = folder / f".end.{secrets.token_hex(4)}"
+        try:
+            made.write_text(end.model_dump_json())
+            os.link(made, folder / "end.json")
+        except (FileExistsError, FileNotFoundError):
+            return False
+        finally:
+            made.unlink(missing_ok=True)
+        for name in ("parts", "tries"):
+            shutil.rmtree(folder / name, ignore_errors=True)
+        for name in ("voice.wav", "sound.wav"):
+            (folder / name).unlink(missing_ok=True)
+        if end.state is not RenderState.DONE:
+            for left in folder.glob("result.*"):
+                left.unlink(missing_ok=True)
+        return True
+
+    def parts(self, render_id: str) -> set[int]:
+        """Numbers of the parts that are finished."""
+        with suppress(FileNotFoundError):
+            names = os.listdir(self.path(render_id) / "parts")
+            return {int(name.partition(".")[0]) for name in names if name[:1].isdigit()}
+        return set()
+
+    def tried(self, render_id: str, span: int | None) -> int:
+        """Notes that a worker takes this ticket; returns how often that has happened, this time included."""
+        tries = self.path(render_id) / "tries"
+        prefix = "begin-" if span is None else f"{span}-"
+        with suppress(FileNotFoundError):
+            (tries / f"{prefix}{secrets.token_hex(4)}").touch()
+            return sum(name.startswith(prefix) for name in os.listdir(tries))
+        return 1
+
+    def begun(self, render_id: str) -> bool:
+        """Whether a worker has taken it up."""
+        with suppress(FileNotFoundError):
+            return bool(os.listdir(self.path(render_id) / "tries"))
+        return False
+
+    def mark(self, render_id: str, name: str) -> bool:
+        """Leaves a mark of this name; False when it was there, or the render is gone."""
+        try:
+            os.close(os.open(self.path(render_id) / name, os.O_CREAT | os.O_EXCL, 0o600))
+        except (FileExistsError, FileNotFoundError):
+            return False
+        return True
+
+    def marked(self, render_id: str, name: str) -> bool:
+        """Whether the mark is there."""
+        return (self.path(render_id) / name).exists()
+
+    def result(self, render_id: str, made: RenderFormat) -> Path:
+        """Where the film is, or will be."""
+        return self.path(render_id) / f"result.{made.suffix}"
+
+    def delete(self, render_id: str) -> None:
+        """Removes everything of a render."""
+        shutil.rmtree(self.path(render_id), ignore_errors=True)
+
+    def _read(self, render_id: str, name: str, model: type[Model]) -> Model | None:
+        try:
+            return model.model_validate_json((self.path(render_id) / name).read_bytes())
+        except (FileNotFoundError, ValidationError):
+            return None
+
+    @staticmethod
+    def _write(path: Path, text: str) -> None:
+        made = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        made.write_text(text)
+        made.replace(path)

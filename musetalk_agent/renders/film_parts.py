@@ -1,0 +1,205 @@
+"""Parts of a film, each encoded for itself, and the film that they make together with its sound.
+
+The parts of an MP4 are joined packet by packet, without encoding again: each begins with a key frame, and all have the same
+encoder, settings and size. A zip of frames is joined entry by entry.
+"""
+
+from __future__ import annotations
+
+import threading
+import zipfile
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol
+
+import av
+import cv2
+import numpy as np
+from av.audio.frame import AudioFrame
+from av.audio.stream import AudioStream
+from av.container import OutputContainer
+from av.video.frame import VideoFrame as FilmFrame
+from av.video.reformatter import ColorRange, Colorspace
+
+from musetalk_agent.media_types import VideoFrame
+from musetalk_agent.protocol.renders import RenderFormat
+from musetalk_agent.renders.sounds import Sound
+
+X264 = {
+    "preset": "veryfast",
+    "crf": "18",
+    # without B-frames the first frame has time 0 in every player, also in those that ignore edit lists
+    "bf": "0",
+    "threads": "1",  # as many parts as there are workers are made beside each other
+}
+_AAC_BITS_PER_CHANNEL = 96_000
+_PNG_COMPRESSION = 1  # of 9: twice as fast as the default, and a tenth larger
+
+
+class PartsDiffer(Exception):
+    """Two parts cannot be joined: they were encoded differently, by workers of different versions."""
+
+
+class PartWriter(Protocol):
+    """A part in the making. A context manager; leaving it closes the file, whatever happened."""
+
+    def __enter__(self) -> PartWriter: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def write(self, frame: VideoFrame) -> None:
+        """Adds the next frame; nothing once the part is closed. Runs in a thread. Raises OSError on a full disk."""
+        ...
+
+
+def part_writer(path: Path, made: RenderFormat, fps: int, first: int) -> PartWriter:
+    """A writer for a part whose first frame is number `first` of the film."""
+    return _PngPart(path, first) if made is RenderFormat.PNG else _VideoPart(path, fps)
+
+
+class _VideoPart:
+    """H.264 alone, with times from 0."""
+
+    def __init__(self, path: Path, fps: int) -> None:
+        self._lock = threading.Lock()  # a frame may still be on its way when the part is given up: FFmpeg would crash
+        self._closed = False
+        self._container = av.open(str(path), "w", format="mp4")
+        self._stream = self._container.add_stream("libx264", rate=fps, options=X264)
+        self._stream.pix_fmt = "yuv420p"
+        context = self._stream.codec_context
+        context.time_base = self._base = Fraction(1, fps)
+        context.colorspace, context.color_range = Colorspace.ITU601, ColorRange.MPEG
+        self._written = 0
+
+    def __enter__(self) -> _VideoPart:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._lock:
+            self._closed = True
+            try:
+                if error is None:
+                    self._container.mux(self._stream.encode(None))
+            finally:
+                self._container.close()
+
+    def write(self, frame: VideoFrame) -> None:
+        with self._lock:
+            if not self._closed:
+                self._write(frame)
+
+    def _write(self, frame: VideoFrame) -> None:
+        if not self._written:
+            self._stream.width, self._stream.height = frame.width, frame.height
+        picture = FilmFrame.from_ndarray(frame.i420.reshape(frame.height * 3 // 2, frame.width), format="yuv420p")
+        picture.time_base, picture.pts, picture.duration = self._base, self._written, 1
+        picture.colorspace, picture.color_range = Colorspace.ITU601, ColorRange.MPEG
+        self._container.mux(self._stream.encode(picture))
+        self._written += 1
+
+
+class _PngPart:
+    """A zip of pictures, named by their numbers in the film."""
+
+    def __init__(self, path: Path, first: int) -> None:
+        self._lock = threading.Lock()
+        self._zip = zipfile.ZipFile(path, "w", zipfile.ZIP_STORED)
+        self._next = first
+
+    def __enter__(self) -> _PngPart:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._lock:
+            self._zip.close()
+
+    def write(self, frame: VideoFrame) -> None:
+        planes = frame.i420.reshape(frame.height * 3 // 2, frame.width)
+        _, coded = cv2.imencode(
+            ".png", cv2.cvtColor(planes, cv2.COLOR_YUV2BGR_I420), [cv2.IMWRITE_PNG_COMPRESSION, _PNG_COMPRESSION]
+        )
+        with self._lock:
+            if self._zip.fp is not None:  # else the part was given up
+                self._zip.writestr(f"{self._next:08d}.png", np.asarray(coded).tobytes())
+                self._next += 1
+
+
+def join(parts: Sequence[Path], sound: Sound, made: RenderFormat, fps: int, target: Path) -> None:
+    """Makes the film at `target` of its parts, in order, and its sound. Memory does not grow with its length.
+
+    Raises PartsDiffer; OSError on a full disk. What was begun at `target` is then the caller's to remove.
+    """
+    if made is RenderFormat.PNG:
+        _join_zips(parts, sound, target)
+    else:
+        _join_films(parts, sound, fps, target)
+
+
+def _join_zips(parts: Sequence[Path], sound: Sound, target: Path) -> None:
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as whole:
+        for path in parts:
+            with zipfile.ZipFile(path) as part:
+                for name in part.namelist():
+                    whole.writestr(name, part.read(name))
+        whole.write(sound.path, "sound.wav")
+
+
+def _join_films(parts: Sequence[Path], sound: Sound, fps: int, target: Path) -> None:
+    with av.open(str(target), "w", format="mp4", options={"movflags": "+faststart"}) as film:
+        with av.open(str(parts[0])) as first:
+            template = first.streams.video[0]
+            header = template.codec_context.extradata
+            video = film.add_stream_from_template(template)
+        voice = _Voice(film, sound)
+        at = 0
+        for path in parts:
+            with av.open(str(path)) as source:
+                if source.streams.video[0].codec_context.extradata != header:
+                    raise PartsDiffer(f"{path.name} was encoded otherwise than {parts[0].name}: render it again.")
+                for packet in source.demux(source.streams.video[0]):
+                    if packet.size == 0:  # the flush at the end
+                        continue
+                    packet.stream, packet.time_base = video, Fraction(1, fps)
+                    packet.pts = packet.dts = at
+                    packet.duration = 1
+                    at += 1
+                    film.mux(packet)
+                    voice.speak(at * sound.rate // fps)
+        voice.speak(None)
+        voice.finish()
+
+
+class _Voice:
+    """The sound's track, written beside the pictures: players want both close to each other in the file."""
+
+    def __init__(self, film: OutputContainer, sound: Sound) -> None:
+        layout = "mono" if sound.channels == 1 else "stereo"
+        self._film, self._sound, self._layout = film, sound, layout
+        self._stream: AudioStream = film.add_stream("aac", rate=sound.rate, layout=layout)
+        self._stream.bit_rate = _AAC_BITS_PER_CHANNEL * sound.channels
+        self._blocks = iter(sound.blocks())
+        self._samples = 0
+
+    def speak(self, until: int | None) -> None:
+        """Adds sound up to this sample, or all of it."""
+        while until is None or self._samples < until:
+            block = next(self._blocks, None)
+            if block is None:
+                return
+            packed = AudioFrame.from_ndarray(block.reshape(1, -1), format="s16", layout=self._layout)
+            packed.sample_rate, packed.time_base = self._sound.rate, Fraction(1, self._sound.rate)
+            packed.pts = self._samples
+            self._samples += len(block)
+            self._film.mux(self._stream.encode(packed))
+
+    def finish(self) -> None:
+        """Ends the track."""
+        self._film.mux(self._stream.encode(None))

@@ -1,0 +1,277 @@
+"""What a worker does with a ticket: prepares a render and cuts it, or makes the parts of a span and, after the last one, the film.
+
+Everything may be done again by another worker: what is finished is found and left as it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from musetalk_agent.avatars.limits import AvatarLimits
+from musetalk_agent.avatars.sources import Fetcher
+from musetalk_agent.errors import AvatarFetchFailed, AvatarTooLarge, AvatarUrlForbidden
+from musetalk_agent.factory import Factory
+from musetalk_agent.media_types import FEATURE_RATE, Cue, frames_begun
+from musetalk_agent.protocol.http import DEMO_AVATAR_ID, AgentStartRequest, AvatarSource
+from musetalk_agent.protocol.problems import ErrorCode, ProblemError
+from musetalk_agent.protocol.render_queue import Ticket
+from musetalk_agent.protocol.renders import RenderEnd, RenderFailure, RenderFolder, RenderOrder, RenderPlan, RenderState
+from musetalk_agent.renders.film_parts import join, part_writer
+from musetalk_agent.renders.sounds import FeatureSound, Sound, write_sound
+from musetalk_agent.renders.talking_frames import FramesFailed, Talker
+from musetalk_agent.tools.audio_file import AudioUnreadable
+
+log = logging.getLogger(__name__)
+
+TRIES_MOST = 6
+"""A ticket on which so many workers have died is given up: the render would kill the next one too."""
+LONGEST_S = 3600.0
+_LOOK_FRAMES = 25
+"""Frames from one look at whether the render was cancelled, or must wait, to the next."""
+
+
+class RenderStopped(Exception):
+    """The render has ended meanwhile: it was cancelled."""
+
+
+@dataclass(frozen=True)
+class RenderJobs:
+    """Does tickets, with the engines and avatars of a factory.
+
+    Args:
+        factory: started.
+        folder: where the renders are.
+        put: adds tickets to the queue.
+        turn: returns when the machine's live sessions leave room for work.
+        limits: of fetching a sound.
+    """
+
+    factory: Factory
+    folder: RenderFolder
+    put: Callable[[list[Ticket]], Awaitable[None]]
+    turn: Callable[[], Awaitable[None]]
+    limits: AvatarLimits = field(default_factory=AvatarLimits)
+
+    async def do(self, ticket: Ticket) -> None:
+        """Does a ticket; a render that cannot be made fails. Cancelling leaves what is finished.
+
+        Raises OSError where the folder cannot be read or written.
+        """
+        order = await asyncio.to_thread(self.folder.order, ticket.render_id)
+        if order is None or await asyncio.to_thread(self.folder.ended, ticket.render_id) is not None:
+            return
+        if await asyncio.to_thread(self.folder.tried, ticket.render_id, ticket.span) > TRIES_MOST:
+            text = f"{TRIES_MOST} workers ended while they made it; it is not tried again."
+            await self._fail(order, ErrorCode.RENDER_FAILED, text)
+            return
+        try:
+            await self.turn()
+            if ticket.span is None:
+                await self._begin(order)
+            else:
+                await self._span(order, ticket.span)
+        except RenderStopped:
+            return
+        except ProblemError as error:
+            await self._fail(order, error.code, error.detail)
+        except AudioUnreadable as error:
+            await self._fail(
+                order, ErrorCode.AUDIO_UNREADABLE, str(error).replace(str(self._path(order)), "").strip("/ ")
+            )
+        except FramesFailed as error:
+            await self._fail(order, ErrorCode.RENDER_FAILED, str(error))
+
+    def _path(self, order: RenderOrder) -> Path:
+        return self.folder.path(order.render_id)
+
+    async def _fail(self, order: RenderOrder, code: ErrorCode, detail: str) -> None:
+        end = RenderEnd(state=RenderState.FAILED, at=time.time(), error=RenderFailure(code=code.value, detail=detail))
+        if await asyncio.to_thread(self.folder.end, order.render_id, end):
+            log.warning("a render failed", extra={"render_id": order.render_id, "code": code.value, "reason": detail})
+
+    async def _begin(self, order: RenderOrder) -> None:
+        plan = await asyncio.to_thread(self.folder.plan, order.render_id)
+        if plan is None:
+            plan = await self._plan(order)
+            await asyncio.to_thread(self.folder.write_plan, order.render_id, plan)
+        await self.put([Ticket(render_id=order.render_id, span=span) for span in range(plan.spans)])
+
+    async def _plan(self, order: RenderOrder) -> RenderPlan:
+        begun_at = time.time()
+        sound = await self._sound(order)
+        opened = await self.factory.opened(_session_request(order))
+        opened.engine_session.close()
+        request, bundle = order.request, opened.bundle
+        return RenderPlan(
+            avatar_id=bundle.report.avatar_id or DEMO_AVATAR_ID,
+            engine=opened.engine,
+            width=bundle.width,
+            height=bundle.height,
+            fps=request.fps,
+            frames=frames_begun(-(-sound.samples * FEATURE_RATE // sound.rate), request.fps),
+            begun_at=begun_at,
+        )
+
+    async def _sound(self, order: RenderOrder) -> Sound:
+        """The render's sound, made now unless it is there."""
+        path = self._path(order) / "sound.wav"
+        if path.exists():
+            return await asyncio.to_thread(Sound.open, path)
+        if order.request.audio_url is None:
+            return await asyncio.to_thread(write_sound, self._path(order) / "voice.wav", path, LONGEST_S)
+        fetched = self._path(order) / f".sound.{secrets.token_hex(4)}"
+        try:
+            await self._fetch(order.request.audio_url, fetched)
+            return await asyncio.to_thread(write_sound, fetched, path, LONGEST_S)
+        except AudioUnreadable as error:
+            text = str(error).replace(str(fetched), "The file at audio_url")
+            raise ProblemError(ErrorCode.AUDIO_UNREADABLE, text, field="audio_url") from error
+        finally:
+            fetched.unlink(missing_ok=True)
+
+    async def _fetch(self, url: str, target: Path) -> None:
+        fetcher = Fetcher(self.limits, allow_private=self.factory.settings.allow_private_urls)
+        received = 0
+        with target.open("wb") as file:
+
+            async def write(piece: bytes) -> None:
+                nonlocal received
+                received += len(piece)
+                if received > self.limits.source_bytes:
+                    raise AvatarTooLarge(f"The sound has more than {self.limits.source_bytes} bytes.")
+                await asyncio.to_thread(file.write, piece)
+
+            try:
+                await fetcher.fetch(url, write)
+            except AvatarUrlForbidden as error:
+                raise ProblemError(ErrorCode.AUDIO_URL_FORBIDDEN, error.detail, field="audio_url") from error
+            except (AvatarFetchFailed, AvatarTooLarge) as error:
+                raise ProblemError(ErrorCode.AUDIO_FETCH_FAILED, error.detail, field="audio_url") from error
+
+    async def _span(self, order: RenderOrder, span: int) -> None:
+        plan = await asyncio.to_thread(self.folder.plan, order.render_id)
+        if plan is None:
+            return  # another version's, or damaged: the ticket of its beginning makes it anew
+        done = await asyncio.to_thread(self.folder.parts, order.render_id)
+        missing = [part for part in plan.span(span) if part not in done]
+        if missing:
+            await self._make(order, plan, missing)
+        if len(await asyncio.to_thread(self.folder.parts, order.render_id)) == plan.parts:
+            await self._finish(order, plan)
+
+    async def _make(self, order: RenderOrder, plan: RenderPlan, parts: list[int]) -> None:
+        """Makes these parts, in order, those that follow each other in one go."""
+        opened = await self.factory.opened(_session_request(order, plan))
+        try:
+            settings = order.request.avatar_settings
+            talker = Talker(opened.batcher, opened.engine_session, opened.bundle, settings.av_offset_ms)
+            await talker.close_idle_mouths()
+            for run in _runs(parts):
+                await self._make_run(order, plan, talker, run)
+        finally:
+            opened.engine_session.close()
+
+    async def _make_run(self, order: RenderOrder, plan: RenderPlan, talker: Talker, run: range) -> None:
+        sound = await asyncio.to_thread(Sound.open, self._path(order) / "sound.wav")
+        reader = FeatureSound(sound)
+        stretch = range(plan.part(run.start).start, plan.part(run.stop - 1).stop)
+        frames = talker.frames(stretch, reader.read, await asyncio.to_thread(_cues, self._path(order)))
+        folder, suffix = self._path(order) / "parts", order.request.format.suffix
+        try:
+            for part in run:
+                made = folder / f".{part:06d}.{secrets.token_hex(4)}"
+                try:
+                    with part_writer(made, order.request.format, plan.fps, plan.part(part).start) as writer:
+                        writing: asyncio.Future[None] | None = None
+                        for number in plan.part(part):
+                            if number % _LOOK_FRAMES == 0:
+                                await self._may_go_on(order)
+                            frame = await anext(frames)
+                            if writing is not None:
+                                await writing
+                            writing = asyncio.ensure_future(asyncio.to_thread(writer.write, frame))
+                        if writing is not None:
+                            await writing
+                    made.replace(folder / f"{part:06d}.{suffix}")
+                except FileNotFoundError:  # it has ended, and its parts are deleted
+                    raise RenderStopped from None
+                finally:
+                    made.unlink(missing_ok=True)
+        finally:
+            await frames.aclose()
+            reader.close()
+
+    async def _may_go_on(self, order: RenderOrder) -> None:
+        if await asyncio.to_thread((self._path(order) / "end.json").exists):
+            raise RenderStopped
+        await self.turn()
+
+    async def _finish(self, order: RenderOrder, plan: RenderPlan) -> None:
+        """Joins the parts and ends the render, once: of several workers that come here, one does."""
+        made = self._path(order) / f".result.{secrets.token_hex(4)}"
+        result = self.folder.result(order.render_id, order.request.format)
+        try:
+            end = await asyncio.to_thread(self._joined, order, plan, made)
+            made.replace(result)
+        except FileNotFoundError:  # it has ended, and its parts are deleted
+            return
+        finally:
+            made.unlink(missing_ok=True)
+        if await asyncio.to_thread(self.folder.end, order.render_id, end):
+            log.info("a render is done", extra={"render_id": order.render_id, "frames": plan.frames})
+            return
+        ended = await asyncio.to_thread(self.folder.ended, order.render_id)
+        if ended is None or ended.state is not RenderState.DONE:
+            result.unlink(missing_ok=True)
+
+    def _joined(self, order: RenderOrder, plan: RenderPlan, made: Path) -> RenderEnd:
+        folder, suffix = self._path(order) / "parts", order.request.format.suffix
+        sound = Sound.open(self._path(order) / "sound.wav")
+        join(
+            [folder / f"{part:06d}.{suffix}" for part in range(plan.parts)], sound, order.request.format, plan.fps, made
+        )
+        return RenderEnd(
+            state=RenderState.DONE, at=time.time(), bytes=made.stat().st_size, seconds=plan.frames / plan.fps
+        )
+
+
+def _runs(parts: list[int]) -> list[range]:
+    """Parts in ascending order as runs of those that follow each other."""
+    runs: list[range] = []
+    for part in parts:
+        if runs and runs[-1].stop == part:
+            runs[-1] = range(runs[-1].start, part + 1)
+        else:
+            runs.append(range(part, part + 1))
+    return runs
+
+
+def _session_request(order: RenderOrder, plan: RenderPlan | None = None) -> AgentStartRequest:
+    request = order.request
+    return AgentStartRequest(
+        session_id=order.render_id,
+        room=order.render_id,
+        livekit_url="",
+        livekit_token="",
+        avatar=request.source if plan is None else AvatarSource(avatar_id=plan.avatar_id),
+        picture=request.picture,
+        avatar_settings=request.avatar_settings,
+        engine=request.engine if plan is None else plan.engine,
+        connect_livekit=False,
+    )
+
+
+def _cues(folder: Path) -> list[Cue]:
+    """Phonemes of a text that was spoken, in samples at 16 kHz; none where the voice knows none."""
+    with suppress(FileNotFoundError, ValueError, TypeError, KeyError):
+        found = json.loads((folder / "cues.json").read_bytes())
+        return [Cue(str(phoneme), int(start), int(end)) for phoneme, start, end in found]
+    return []

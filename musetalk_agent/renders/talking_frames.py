@@ -1,0 +1,164 @@
+"""The frames of a film, any stretch of them: features → engine → compositor, each stage as fast as it goes.
+
+A room's pipeline paces; a film does not. Frame `k` lies on position `k` of the idle clip and has the lips of its own audio,
+whichever stretch it is made in, so stretches that were made apart, by different workers, join without a jump.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from musetalk_agent.avatars.bundle import Bundle
+from musetalk_agent.compose.compositor import Compositor
+from musetalk_agent.compose.idle import PingPongLoop
+from musetalk_agent.engines.batcher import Batcher, Result
+from musetalk_agent.engines.interface import EngineSession, PatchRequest
+from musetalk_agent.features.av_offset import OffsetGate
+from musetalk_agent.features.extractor import SpeechGate
+from musetalk_agent.media.renderer import OPENING_FRAMES
+from musetalk_agent.media_types import FEATURE_RATE, Cue, Feature, Patch, Pcm, VideoFrame, frame_start
+
+LEAD_S = 2
+"""Sound before a stretch that is heard first: the detector of speech and the features know what came before as if they had heard it
+all. Their own memory is 0.5 s (`extractor.HOLD_S`) and 0.4 s."""
+_LEAD_FRAMES = 5
+"""Frames before a stretch that the engine makes first, where it smooths from frame to frame."""
+_BATCHES_AHEAD = 3
+_AUDIO_STEP = FEATURE_RATE // 5
+_LATER_S = 3600.0  # a film's frames come after anything that is live
+
+
+class FramesFailed(Exception):
+    """The engine could not make a frame; the message says why."""
+
+
+Mouth = tuple[Feature, float] | None
+"""A feature and its blend weight; None where the idle frame is shown."""
+
+
+def mouths(decided: Iterable[Feature | None], session: EngineSession, closing_frames: int) -> Iterator[Mouth]:
+    """What each frame shows: speech takes the mouth over in three frames, and gives it back in `closing_frames`."""
+    feature, weight = session.rest, 0.0
+    closing: tuple[Feature, float] | None = None
+    step = 0
+    for each in decided:
+        if each is not None:
+            feature, weight, closing = each, min(1.0, weight + 1 / OPENING_FRAMES), None
+            yield feature, weight
+            continue
+        if closing is None:
+            closing, step = (feature, weight), 0
+        step += 1
+        if closing[1] <= 0 or step > closing_frames:
+            feature, weight = session.rest, 0.0
+            yield None
+            continue
+        feature = session.fade_to_silence(closing[0], min(1.0, 2 * step / closing_frames))
+        weight = closing[1] * (1 - step / (closing_frames + 1))
+        yield feature, weight
+
+
+@dataclass(frozen=True, slots=True)
+class Talker:
+    """An avatar that an engine has opened.
+
+    Args:
+        batcher: the engine, which makes patches on its own thread.
+        session: the avatar at the engine.
+        bundle: its frames.
+        av_offset_ms: how much later than the voice the lips move.
+    """
+
+    batcher: Batcher
+    session: EngineSession
+    bundle: Bundle
+    av_offset_ms: int = 0
+
+    async def close_idle_mouths(self) -> None:
+        """Makes what the engine wants over idle frames. Call it once, before `frames`. Raises FramesFailed."""
+        for index in self.session.missing_idle_patches():
+            patch = await self._made(
+                self.batcher.submit(PatchRequest(self.session, index, self.session.rest), _LATER_S)
+            )
+            if patch is not None:
+                self.session.store_idle_patch(index, patch)
+
+    async def frames(
+        self, stretch: range, read: Callable[[int, int], Pcm], cues: Iterable[Cue] = ()
+    ) -> AsyncGenerator[VideoFrame, None]:
+        """The frames of `stretch`, in order, a few made ahead. Closing the iterator drops what was begun.
+
+        Args:
+            stretch: numbers of frames from the film's beginning.
+            read: int16 mono 16 kHz `[n]` of the sound from a sample to another; fewer where it ends. Runs in a thread.
+            cues: phonemes known beforehand, in samples at 16 kHz of the film.
+
+        Raises:
+            FramesFailed: the engine could not make one of them, or nothing fit to be shown.
+        """
+        fps = self.bundle.fps
+        decided = await asyncio.to_thread(self._decided, stretch, read, list(cues))
+        shown = list(mouths(decided, self.session, self.batcher.engine.fade_out_frames))
+        first = max(0, stretch.start - _LEAD_FRAMES)
+        loop, compositor = PingPongLoop(len(self.bundle)), Compositor(self.bundle, self.session.idle)
+        lead = stretch.start - _first_heard(stretch.start, fps)
+        wanted = iter(range(first, stretch.stop))
+        ahead: deque[tuple[int, Result | None]] = deque()
+        most = _BATCHES_AHEAD * max(self.batcher.engine.batch_sizes)
+        try:
+            while True:
+                while len(ahead) < most and (frame := next(wanted, None)) is not None:
+                    mouth = shown[frame - stretch.start + lead]
+                    ahead.append((frame, self._submit(loop.idle_index(frame), mouth, frame)))
+                if not ahead:
+                    return
+                frame, result = ahead.popleft()
+                patch = None if result is None else await self._made(result)
+                if frame >= stretch.start:
+                    yield await asyncio.to_thread(compositor.compose, loop.idle_index(frame), patch)
+        finally:
+            for _, result in ahead:
+                if result is not None:
+                    result.cancel()
+
+    def _submit(self, idle_index: int, mouth: Mouth, frame: int) -> Result | None:
+        if mouth is None:
+            return None
+        return self.batcher.submit(PatchRequest(self.session, idle_index, *mouth), _LATER_S + frame)
+
+    @staticmethod
+    async def _made(result: Result) -> Patch | None:
+        try:
+            return await result
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:  # an engine may raise anything: the film fails with its words
+            raise FramesFailed(f"The engine failed on a frame ({type(error).__name__}: {error}).") from error
+
+    def _decided(self, stretch: range, read: Callable[[int, int], Pcm], cues: list[Cue]) -> list[Feature | None]:
+        """One entry for each frame from the first that is heard to the stretch's last."""
+        fps, engine = self.bundle.fps, self.batcher.engine
+        heard = _first_heard(stretch.start, fps)
+        origin = frame_start(heard, fps)
+        ahead = FEATURE_RATE * (engine.features.lookahead_ms + max(0, -self.av_offset_ms)) // 1000 + FEATURE_RATE // 10
+        gate = OffsetGate(SpeechGate(engine.features, fps), fps, self.av_offset_ms)
+        gate.cue([Cue(c.phoneme, max(0, c.start - origin), c.end - origin) for c in cues if c.end > origin])
+        count = stretch.stop - heard
+        made: list[Feature | None] = []
+        at, end = origin, frame_start(stretch.stop, fps) + ahead
+        while at < end and len(made) < count:
+            samples = read(at, min(end, at + _AUDIO_STEP))
+            at += len(samples)
+            if not len(samples):
+                break
+            made += gate.push(samples)
+        made += gate.flush()
+        return (made + [None] * count)[:count]
+
+
+def _first_heard(frame: int, fps: int) -> int:
+    """The frame from which on the sound is heard for a stretch that begins at `frame`; it begins at a whole sample."""
+    return max(0, frame // fps - LEAD_S) * fps

@@ -1,0 +1,101 @@
+"""`/renders`: films that are made as jobs."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Request
+from fastapi.responses import FileResponse
+
+from musetalk_agent.protocol.problems import ErrorCode, ProblemError
+from musetalk_agent.protocol.renders import RenderFormat, RenderOrder, RenderRequest, RenderState, new_render_id
+from orchestrator.keys import Caller
+from orchestrator.routes.auth import current, sees_of
+from orchestrator.routes.context import Context, Ctx
+
+router = APIRouter(tags=["renders"])
+_MEDIA = {RenderFormat.MP4: "video/mp4", RenderFormat.PNG: "application/zip"}
+
+
+@router.post("/renders", status_code=202)
+async def order(
+    body: RenderRequest,
+    request: Request,
+    ctx: Ctx,
+    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=256)] = None,
+) -> dict[str, Any]:
+    """Orders a film. With an `Idempotency-Key`, the same body gets the same render however often it is sent."""
+    caller = current(request.scope)
+    made = RenderOrder(
+        render_id=new_render_id(caller.name, idempotency_key),
+        key=caller.name,
+        created_at=time.time(),
+        request=body,
+        body_sha256=hashlib.sha256(body.model_dump_json().encode()).hexdigest(),
+    )
+    known = idempotency_key is not None and await ctx.renders.find(made.render_id) is not None
+    if not known:
+        ctx.access.quotas.render(caller, ctx.renders.open_of(caller.name))
+    taken = await ctx.renders.order(made)
+    return await ctx.renders.view(taken)
+
+
+@router.get("/renders")
+async def renders(
+    request: Request,
+    ctx: Ctx,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    after: Annotated[str | None, Query(max_length=64)] = None,
+) -> dict[str, Any]:
+    """The caller's renders, the newest first. `next` goes into `after` for the next page; null on the last one."""
+    caller = current(request.scope)
+    mine = [each for each in await ctx.renders.all() if sees_of(caller, each.key, "")]
+    if after is not None:
+        ids = [each.render_id for each in mine]
+        if after not in ids:
+            raise ProblemError(ErrorCode.INVALID_REQUEST, "after: there is no such render.", field="after", value=after)
+        mine = mine[ids.index(after) + 1 :]
+    page = mine[:limit]
+    views = [await ctx.renders.view(each) for each in page]
+    return {"renders": views, "next": page[-1].render_id if len(mine) > limit else None}
+
+
+@router.get("/renders/{render_id}")
+async def render(render_id: str, request: Request, ctx: Ctx) -> dict[str, Any]:
+    """State, progress and result."""
+    return await ctx.renders.view(await _own(ctx, current(request.scope), render_id))
+
+
+@router.post("/renders/{render_id}/cancel")
+async def cancel(render_id: str, request: Request, ctx: Ctx) -> dict[str, Any]:
+    """Ends a render that has not ended; one that has is left as it is."""
+    found = await _own(ctx, current(request.scope), render_id)
+    await ctx.renders.cancel(found)
+    return await ctx.renders.view(found)
+
+
+@router.get("/renders/{render_id}/result.{suffix}", response_class=FileResponse)
+async def result(render_id: str, suffix: str, request: Request, ctx: Ctx) -> FileResponse:
+    """The film (`result.mp4`), or the zip of its frames (`result.zip`); takes `Range`."""
+    found = await _own(ctx, current(request.scope), render_id)
+    view = await ctx.renders.view(found)
+    if view["state"] != RenderState.DONE:
+        text = f"The render is {view['state']}: there is a result once it is done."
+        raise ProblemError(ErrorCode.RENDER_NOT_DONE, text, value=view["state"])
+    made = found.request.format
+    if suffix != made.suffix:
+        text = f"The render's result is result.{made.suffix}, as its format says."
+        raise ProblemError(ErrorCode.RENDER_NOT_FOUND, text, value=suffix[:16])
+    path = ctx.renders.folder.result(render_id, made)
+    return FileResponse(path, media_type=_MEDIA[made], filename=f"{render_id}.{made.suffix}")
+
+
+async def _own(ctx: Context, caller: Caller, render_id: str) -> RenderOrder:
+    """Raises ProblemError `render_not_found`, for another caller's too."""
+    found = await ctx.renders.find(render_id)
+    if found is None or not sees_of(caller, found.key, ""):
+        text = f"There is no render {render_id[:64]!r}."
+        raise ProblemError(ErrorCode.RENDER_NOT_FOUND, text, value=render_id[:64])
+    return found
