@@ -47,21 +47,17 @@ def answered(texts: list[str], sizes: list[list[int]]) -> Any:
     return json.loads(done.stdout)
 
 
-def test_the_first_clause_is_spoken_before_the_sentence_is_over_and_nothing_is_lost() -> None:
+def test_the_first_clause_is_spoken_early_and_a_small_model_gets_the_newest_of_a_long_conversation() -> None:
     texts = [
         "I have heard you, and here is my answer. It has a second sentence, which takes longer. Yes. No. Fine.",
         "Well, that is good. I am Dr. Smith, and it costs 3.5 dollars.",
         "Yes.",
         "A sentence without any clause",
     ]
-    pieces, _ = answered(texts, [])
+    pieces, kept = answered(texts, [[100] * count for count in (0, 40, 41, 48, 49)] + [[5000]])
     assert pieces[0][:2] == [[5, "I have heard you, "], [10, "and here is my answer."]]
     assert [text for _, text in pieces[1]] == ["Well, that is good.", " I am Dr. Smith, and it costs 3.5 dollars."]
     assert [text for _, text in pieces[2]] == ["Yes."] and len(pieces[3]) == 1
     for found, text in zip(pieces, texts, strict=True):
         assert "".join(piece for _, piece in found).strip() == text
-
-
-def test_a_small_model_gets_the_newest_of_a_long_conversation() -> None:
-    _, kept = answered([], [[100] * count for count in (0, 40, 41, 48, 49)] + [[5000]])
     assert kept == [0, 0, 8, 8, 16, 0], "in steps: in between the prompt begins as before"

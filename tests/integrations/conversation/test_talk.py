@@ -106,6 +106,7 @@ async def talk(
             stack(
                 access,
                 agents=1,
+                watches=False,
                 **{
                     "voice_standby": "off",
                     "voices": Voices(named, synthesizers=[speaker]),
@@ -118,7 +119,9 @@ async def talk(
             )
         )
         given = {"instructions": "Be brief.", **conversation}
-        made = Talk(running, models, await running.stage.start(conversation=given, webhook_secret=webhook_secret))
+        small = {"width": 128, "height": 128}  # nobody looks
+        started = await running.stage.start(conversation=given, webhook_secret=webhook_secret, **small)
+        made = Talk(running, models, started)
         following = asyncio.create_task(made.follow())
         try:
             yield made

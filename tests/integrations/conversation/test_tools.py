@@ -18,7 +18,7 @@ from musetalk_tools.processes import Child, free_port
 from orchestrator.conversation import tool_calls
 from tests.fakes.hook_receiver import receiving
 from tests.fakes.openai_models import FakeModels
-from tests.integrations.conversation.test_talk import LONG, pytestmark, talk
+from tests.integrations.conversation.test_talk import pytestmark, talk
 from tests.waiting import until
 
 __all__ = ["pytestmark"]
@@ -89,26 +89,12 @@ async def test_several_calls_in_one_turn_and_one_that_fails(livekit_server: Live
             assert sorted(event["ok"] for event in here.of("tool.finished")) == [False, True]
 
 
-async def test_a_tool_that_never_answers_is_reported_to_the_model(
+async def test_a_call_that_is_never_answered_ends_by_an_interruption_or_in_time(
     livekit_server: LiveKitAccess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tool_calls, "TOOL_S", 0.2)
     async with receiving(None) as receiver:
         receiver.hold.clear()
-        models = FakeModels(replies=[[("slow", {})], "I could not look."])
-        tools = [{"name": "slow", "url": f"http://127.0.0.1:{receiver.port}/"}]
-        async with talk(livekit_server, models, tools=tools) as here:
-            await here.chat("Look.")
-            await until(lambda: here.of("reply.finished"))
-            assert models.asked[1][-1] == ("tool", "The tool did not answer within 0.2 seconds.")
-            (finished,) = here.of("tool.finished")
-            assert (finished["ok"], finished["error"]) == (False, "timeout")
-
-
-async def test_an_interruption_gives_the_call_up(livekit_server: LiveKitAccess) -> None:
-    async with receiving(None) as receiver:
-        receiver.hold.clear()
-        models = FakeModels(replies=[[("slow", {})], "Never mind.", LONG])
+        models = FakeModels(replies=[[("slow", {})], "Never mind.", [("slow", {})], "I could not look."])
         tools = [{"name": "slow", "url": f"http://127.0.0.1:{receiver.port}/"}]
         async with talk(livekit_server, models, tools=tools) as here:
             await here.chat("Look.")
@@ -119,6 +105,13 @@ async def test_an_interruption_gives_the_call_up(livekit_server: LiveKitAccess) 
             assert (finished["ok"], finished["error"]) == (False, "cancelled")
             assert here.of("reply.finished")[0]["text"].strip() == "Never mind."
             assert ("tool", "The user interrupted: the call was given up.") in models.asked[1]
+
+            monkeypatch.setattr(tool_calls, "TOOL_S", 0.2)
+            await here.chat("Look again.")
+            await until(lambda: len(here.of("reply.finished")) == 2)
+            assert models.asked[-1][-1] == ("tool", "The tool did not answer within 0.2 seconds.")
+            finished = here.of("tool.finished")[-1]
+            assert (finished["ok"], finished["error"]) == (False, "timeout")
 
 
 async def test_a_forbidden_address_is_refused_at_the_start(livekit_server: LiveKitAccess) -> None:

@@ -80,8 +80,10 @@ def unhurried() -> Iterator[None]:
 
 
 @asynccontextmanager
-async def stack(access: LiveKitAccess, agents: int = 2, **settings: Any) -> AsyncIterator[Stack]:
-    """Everything started; ended in reverse."""
+async def stack(
+    access: LiveKitAccess, agents: int = 2, *, watches: bool = True, **settings: Any
+) -> AsyncIterator[Stack]:
+    """Everything started; ended in reverse. The listener takes the video too, if it `watches`."""
     async with AsyncExitStack() as exits:
         exits.enter_context(unhurried())
         children = [Agent() for _ in range(agents)]
@@ -90,7 +92,7 @@ async def stack(access: LiveKitAccess, agents: int = 2, **settings: Any) -> Asyn
             exits.push_async_callback(child.stop)
         for child in children:
             await child.ready(child.url + "/health", NEVER_S)
-        ears = Ears()
+        ears = Ears(watches=watches)
         await ears.join(access.url, join_token(access, ROOM, "viewer"))
         exits.push_async_callback(ears.leave)
         running = await exits.enter_async_context(
