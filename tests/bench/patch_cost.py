@@ -85,18 +85,18 @@ async def patch_cost(baseline: str = "") -> list[Figure]:
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
     try:
-        with _older(baseline) as then:
+        with older(baseline) as then:
             for name, (picture, clip) in faces.items():
                 with TemporaryDirectory() as folder:
                     bundle = await bundle_of(Path(folder), picture, clip)
-                    old, new = (_Side(code, made.features, bundle) for code in (then, today))
+                    old, new = (Side(code, made.features, bundle) for code in (then, today))
                     figures += _compared(old, new, spoken, f"{name}, face of {bundle.report.face_px} px", baseline)
     finally:
         cv2.setNumThreads(threads)
     return figures
 
 
-class _Side:
+class Side:
     """One of the two engines with its session of the bundle."""
 
     def __init__(self, code: Any, features: Any, bundle: Bundle) -> None:
@@ -115,8 +115,8 @@ class _Side:
         return 1000 * (time.process_time() - begun) / len(spoken)
 
 
-def _compared(old: _Side, new: _Side, spoken: list[Feature], what: str, baseline: str) -> list[Figure]:
-    levels, boxes = _differences(old, new, spoken)
+def _compared(old: Side, new: Side, spoken: list[Feature], what: str, baseline: str) -> list[Figure]:
+    levels, boxes = differences(old, new, cases(spoken))
     share = np.cumsum(levels) / max(int(levels.sum()), 1)
     p99, worst = int(np.searchsorted(share, 0.99)), int(np.flatnonzero(levels).max(initial=0))
     rounds = []
@@ -141,15 +141,19 @@ def _compared(old: _Side, new: _Side, spoken: list[Feature], what: str, baseline
     ]
 
 
-def _differences(old: _Side, new: _Side, spoken: list[Feature]) -> tuple[np.ndarray, int]:
-    """How many values differ by each number of levels, and how many patches lie elsewhere (their values are not compared)."""
+def cases(spoken: list[Feature]) -> list[tuple[Feature, float]]:
+    """Articulations to compare, with their blend weights: some of a speech, extremes, and any."""
     chance = np.random.default_rng(1)
     made = [np.array(one, np.float32) for one in EXTREMES]
     made += [np.float32([chance.random(), 2 * chance.random() - 1, *chance.random(3)]) for _ in range(40)]
-    cases = [(one, 1.0) for one in (*spoken[:300:3], *made)]
-    cases += [(one, 0.3) for one in made[::4]] + [(one, 0.7) for one in made[1::4]]
+    whole = [(one, 1.0) for one in (*spoken[:300:3], *made)]
+    return whole + [(one, 0.3) for one in made[::4]] + [(one, 0.7) for one in made[1::4]]
+
+
+def differences(old: Side, new: Side, compared: list[tuple[Feature, float]]) -> tuple[np.ndarray, int]:
+    """How many values differ by each number of levels, and how many patches lie elsewhere (their values are not compared)."""
     levels, boxes = np.zeros(256, np.int64), 0
-    for number, (feature, blend_weight) in enumerate(cases):
+    for number, (feature, blend_weight) in enumerate(compared):
         a, b = (side.patch(7 * number, feature, blend_weight) for side in (old, new))
         if a is None or b is None or a.box != b.box:
             boxes += (a is None) != (b is None) or (a is not None and a.box != b.box)
@@ -160,7 +164,7 @@ def _differences(old: _Side, new: _Side, spoken: list[Feature]) -> tuple[np.ndar
 
 
 @contextmanager
-def _older(commit: str) -> Iterator[Any]:
+def older(commit: str) -> Iterator[Any]:
     """The module `engine` of `warp` as it was at `commit`.
 
     Raises subprocess.CalledProcessError where the repository lacks the commit (a shallow clone, or no repository at all).

@@ -4,6 +4,7 @@ differences of light."""
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import cv2
@@ -14,6 +15,7 @@ from musetalk_agent.arrays import open_arrays, save_arrays
 from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.avatars.face_track import head_angles
 from musetalk_agent.engines.warp import enlarged
+from musetalk_agent.engines.warp.articulation import CUT_FROM, Movements, opened
 from musetalk_agent.engines.warp.enlarged import EnlargedMouth
 from musetalk_agent.engines.warp.idle_shapes import (
     Ints,
@@ -97,6 +99,27 @@ class WarpArtefacts:
         """The frame with the most closed mouth."""
         return int(self.references[0])
 
+    @cached_property
+    def movements(self) -> tuple[Movements, ...]:
+        """How each idle frame's mouth moves."""
+        return tuple(Movements.of(rest) for rest in self.rests)
+
+    @cached_property
+    def _cut(self) -> tuple[tuple[MouthShape, MouthShape], ...]:
+        """The references' mouths as their lips are cut out for closed lips, and for lips that are apart."""
+        return tuple((opened(shape, 0.0), opened(shape, CUT_FROM)) for shape in self.shapes)
+
+    def cut(self, reference: int, gap: float) -> MouthShape:
+        """The mouth of one of the `references` as its lips are cut out to be `gap` (eye distances) apart."""
+        if 0 < gap < CUT_FROM:
+            return opened(self.shapes[reference], gap)
+        return self._cut[reference][gap > 0]
+
+    @cached_property
+    def lit_otherwise(self) -> tuple[bool, ...]:
+        """Whether each idle frame's light differs visibly from its reference's."""
+        return tuple((np.abs(self.light).max((1, 2, 3)) >= LIGHT_SEEN).tolist())
+
     def part(self, idle_index: int) -> Box:
         """Where the enlarged lower face of an idle frame lies in the image."""
         return Box(*self.parts[idle_index].tolist())
@@ -105,7 +128,12 @@ class WarpArtefacts:
         """The lower face of an idle frame, enlarged: what is stored, or made now."""
         if self.mouths is None:
             return EnlargedMouth.of(np.asarray(bundle.faces[idle_index]), bundle.box(idle_index), self.part(idle_index))
-        return EnlargedMouth.at(np.asarray(self.mouths[idle_index]), self.part(idle_index))
+        return self._stored[idle_index]
+
+    @cached_property
+    def _stored(self) -> tuple[EnlargedMouth, ...]:
+        assert self.mouths is not None
+        return tuple(EnlargedMouth.at(pixels, self.part(k)) for k, pixels in enumerate(self.mouths))
 
     @classmethod
     def of(cls, bundle: Bundle) -> WarpArtefacts:
@@ -231,6 +259,8 @@ def _reference(bundle: Bundle, landmarks: Floats) -> tuple[int, MouthShape]:
 
 LIGHT_MOST = 25.0
 """Levels by which the reference's skin is made lighter or darker at most."""
+LIGHT_SEEN = 0.5
+"""Differences of light up to this many levels are not laid on."""
 LIPS_AROUND = 0.03
 """How far around the lips nothing is compared (eye distances)."""
 LIGHT_ROWS, LIGHT_COLS = 12, 16

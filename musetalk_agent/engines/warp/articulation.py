@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from musetalk_agent.engines.warp.mouth_space import CHIN, IL, IU, OL, OU, Floats, MouthShape, S, ordered
+from musetalk_agent.engines.warp.mouth_space import CHIN, IL, IU, LEVELS, OL, OU, Floats, MouthShape, S, ordered
 from musetalk_agent.media_types import Feature
 
 FEATURE_SIZE = 5
@@ -37,6 +37,8 @@ CHEEK_LIFT = 0.02
 """How far a spread mouth lifts them at width 1."""
 LINE = 0.02
 """Thickness of the shadow line between closed lips."""
+CUT_FROM = 0.03
+"""An opening from which on all of that line is cut out of lips that meet (see `opened`)."""
 TUCK_GAP = 0.034
 """Upper teeth seen above a tucked lower lip."""
 
@@ -103,32 +105,65 @@ def closed(shape: MouthShape) -> MouthShape:
     return MouthShape(shape.centre, shape.half - 0.3 * smile, ordered(out))
 
 
+@dataclass(frozen=True)
+class Movements:
+    """How a mouth at rest moves, worked out once for it.
+
+    Args:
+        shape: the mouth at rest.
+        grin: half of its width beyond an unsmiling mouth's. Corners must not drag the folds beside them along: the opening narrows
+            instead.
+        moves: float32 `[5, LEVELS · SAMPLES]`, how far the curves move down for 1 of: the cheeks' drop, the bow's flattening, the
+            tuck, the pout, the chin's drop.
+    """
+
+    shape: MouthShape
+    grin: float
+    moves: Floats
+
+    @classmethod
+    def of(cls, rest: MouthShape) -> Movements:
+        """Of any mouth whose lips are together."""
+        curves = rest.curves
+        cheeks, bow, tuck, pout, chin = moves = np.zeros((5, *curves.shape), np.float32)
+        cheeks[:CHIN] = CHEEKS
+        bow[:CHIN] = -np.clip(curves[IU] - curves[IU][S.size // 2], -0.12, 0.12) * BOW
+        thick_u, thick_l = (curves[IU] - curves[OU]) * INNER, (curves[OL] - curves[IL]) * INNER
+        tuck[OU], tuck[IU], tuck[IL], tuck[OL] = -0.008 * INNER, -0.016 * INNER, -0.016 * INNER, -0.3 * thick_l
+        tuck[CHIN] = -0.006 * JAW_WINDOW
+        pout[OU], pout[OL] = -0.5 * thick_u, thick_l
+        chin[CHIN] = JAW_WINDOW
+        return cls(rest, max(0.0, rest.half - 0.30), moves.reshape(5, -1))
+
+    def driven(self, act: Articulation) -> MouthShape:
+        """The rest shape as `act` deforms it."""
+        rest, aperture = self.shape, act.aperture
+        pucker = PUCKER * max(0.4, 1 - 10 * self.grin)
+        half = rest.half * (1 + WIDTH * act.width - pucker * act.rounding - 0.10 * aperture / OPENING)
+        cheeks = CHEEK_DROP * act.drop - CHEEK_LIFT * max(act.width, 0.0)
+        flat = 0.6 * act.rounding + 0.4 * aperture / OPENING
+        pout = 0.22 * act.rounding - 0.18 * act.closure
+        by = np.array((cheeks, flat, act.tuck, pout, act.drop), np.float32)
+        out: Floats = (by @ self.moves).reshape(rest.curves.shape)
+        out += rest.curves
+        if aperture > 0:
+            out += PARTING * (bump(0.88 - (0.16 + 2.5 * self.grin) * act.rounding, 0.7) * np.float32(aperture))
+        return MouthShape(rest.centre, half, ordered(out))
+
+
+PARTING = np.zeros((LEVELS, 1), np.float32)
+PARTING[[OU, IU, IL, OL], 0] = -0.8 * UPPER_SHARE, -UPPER_SHARE, 1 - UPPER_SHARE, 0.9 - UPPER_SHARE
+"""How far the lips' edges go down for an opening of 1."""
+
+
 def driven(rest: MouthShape, act: Articulation) -> MouthShape:
     """The rest shape as `act` deforms it."""
-    aperture = act.aperture
-    grin = max(
-        0.0, rest.half - 0.30
-    )  # its corners must not drag the folds beside them along: the opening narrows instead
-    pucker = PUCKER * max(0.4, 1 - 10 * grin)
-    half = rest.half * (1 + WIDTH * act.width - pucker * act.rounding - 0.10 * aperture / OPENING)
-    opening = bump(0.88 - (0.16 + 2.5 * grin) * act.rounding, 0.7) * aperture
-    out = rest.curves.copy()
-    out[:4] += (CHEEK_DROP * act.drop - CHEEK_LIFT * max(act.width, 0.0)) * CHEEKS
-    bow = rest.curves[IU] - rest.curves[IU][S.size // 2]
-    out[:4] -= (0.6 * act.rounding + 0.4 * aperture / OPENING) * np.clip(bow, -0.12, 0.12) * BOW
-    thick_u, thick_l = rest.curves[IU] - rest.curves[OU], rest.curves[OL] - rest.curves[IL]
-    pout = 0.22 * act.rounding - 0.18 * act.closure
-    out[IU] -= UPPER_SHARE * opening + 0.016 * act.tuck * INNER
-    out[OU] -= 0.8 * UPPER_SHARE * opening + 0.008 * act.tuck * INNER + 0.5 * pout * thick_u * INNER
-    out[IL] += (1 - UPPER_SHARE) * opening - 0.016 * act.tuck * INNER
-    out[OL] += (0.9 - UPPER_SHARE) * opening + (pout - 0.3 * act.tuck) * thick_l * INNER
-    out[CHIN] += (act.drop - 0.006 * act.tuck) * JAW_WINDOW
-    return MouthShape(rest.centre, half, ordered(out))
+    return Movements.of(rest).driven(act)
 
 
 def opened(shape: MouthShape, gap: float) -> MouthShape:
     """Where to cut a reference whose lips meet, when they are to be `gap` apart: the line between them is not part of the lips."""
-    share = min(gap / 0.03, 1.0)
+    share = min(gap / CUT_FROM, 1.0)
     out = shape.curves.copy()
     cut = np.maximum(LINE / 2 * share - (out[IL] - out[IU]) / 2, 0) * INNER
     out[IU] -= cut

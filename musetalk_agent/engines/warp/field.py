@@ -7,9 +7,8 @@ and only the lips' edge needs pixel accuracy, which comes from the signed distan
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from math import ceil, floor
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from math import ceil, floor, hypot
 
 import cv2
 import numpy as np
@@ -27,7 +26,6 @@ from musetalk_agent.engines.warp.mouth_space import (
     Floats,
     MouthShape,
     S,
-    smooth,
     unit,
 )
 from musetalk_agent.media_types import Box
@@ -40,15 +38,6 @@ STILL = 0.02
 """A pixel that comes from less far away (pixels) stays as it is: that is a level where its neighbour is 50 levels off."""
 U_SPAN = 0.5 * (S.size - 1) / SPAN
 """Samples of a curve to one `s`."""
-
-
-class Nodes(NamedTuple):
-    """Some of a lattice's nodes: rows `r0 ≤ r < r1` and columns `c0 ≤ c < c1`, none of them the ones around the box."""
-
-    r0: int
-    r1: int
-    c0: int
-    c1: int
 
 
 @dataclass(frozen=True)
@@ -82,8 +71,8 @@ class Lattice:
         right, down = (e * cell / whole, -d * cell / whole), (-b * cell / whole, a * cell / whole)  # to the next node
         ends = [(i * right[k] + j * down[k]) for k in (0, 1) for i in (0, cols - 1) for j in (0, rows - 1)]
         (left, most), (top, least) = (min(ends[:4]), max(ends[:4])), (min(ends[4:]), max(ends[4:]))
-        step_u, step_v = cell / np.hypot(a, d), cell / np.hypot(b, e)
-        across, along = (int(np.ceil(way - 1e-6)) + 1 for way in ((most - left) / step_u, (least - top) / step_v))
+        step_u, step_v = cell / hypot(a, d), cell / hypot(b, e)
+        across, along = (ceil(way - 1e-6) + 1 for way in ((most - left) / step_u, (least - top) / step_v))
         turn = np.array(
             [
                 (right[0] / step_u, down[0] / step_u, -left / step_u),
@@ -101,18 +90,31 @@ class Lattice:
             turn,
         )
 
+    def within(self, part: Box) -> Lattice:
+        """The same grid with the nodes of `part` of the box alone, or of a few pixels more above and to the left."""
+        box, cell = self.box, self.cell
+        col, row = (part.x0 - box.x0) // cell, (part.y0 - box.y0) // cell
+        whole = Box(box.x0 + col * cell, box.y0 + row * cell, part.x1, part.y1)
+        turn = self.turn.copy()
+        turn[:, 2] += turn[:, :2] @ (col, row)
+        return replace(self, box=whole, rows=-(-whole.height // cell) + 2, cols=-(-whole.width // cell) + 2, turn=turn)
+
     def turned(self, grid: Floats) -> Floats:
-        """Values on the grid, float32 `[m, n, c]` with up to four `c`, at the nodes: `[rows, cols, c]`."""
+        """Values on the grid, float32 `[m, n, 4]` (three are turned half as fast), at the nodes: planes `[4, rows, cols]`."""
         flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
         size = self.cols, self.rows
-        return np.asarray(cv2.warpAffine(grid, self.turn, size, flags=flags, borderMode=cv2.BORDER_REPLICATE))
+        made = cv2.warpAffine(grid, self.turn, size, flags=flags, borderMode=cv2.BORDER_REPLICATE)
+        return np.asarray(np.ascontiguousarray(made.transpose(2, 0, 1)), np.float32)
 
     def spread(self, grid: Floats, part: Box) -> Floats:
-        """Values on the grid, float32 `[m, n, c]` with up to four `c`, at the pixels of `part`: planes `[c, h, w]`."""
+        """Values on the grid, float32 `[m, n, 4]`, at the pixels of `part`: planes `[4, h, w]`.
+
+        It is sharper than `turned` and `enlarge`, and dearer for more than a few thousand pixels.
+        """
         first = (self.cell - 1) / 2 - self.cell  # where the first node lies in the box
-        step = self.turn[:, :2] / self.cell
-        begin = step @ (part.x0 - self.box.x0 - first, part.y0 - self.box.y0 - first)
-        onto = np.column_stack((step, self.turn[:, 2] + begin))
+        onto = self.turn.copy()
+        onto[:, :2] /= self.cell
+        onto[:, 2] += onto[:, :2] @ (part.x0 - self.box.x0 - first, part.y0 - self.box.y0 - first)
         flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
         size = part.width, part.height
         made = cv2.warpAffine(grid, onto, size, flags=flags, borderMode=cv2.BORDER_REPLICATE)
@@ -129,11 +131,14 @@ class Lattice:
         if width == 0:
             return None
         u, v = self.u[0], self.v[:, 0]
-        us = float(u[max(left - 1, 0)]), float(u[min(left + width, u.size - 1)])
-        vs = float(v[max(above - 1, 0)]), float(v[min(above + height, v.size - 1)])
-        xs, ys = ([a * one + b * other + c for one in us for other in vs] for a, b, c in frame.tolist())
-        x0, y0 = max(floor(min(xs)), within.x0), max(floor(min(ys)), within.y0)
-        x1, y1 = min(ceil(max(xs)) + 1, within.x1), min(ceil(max(ys)) + 1, within.y1)
+        u0, u1 = float(u[max(left - 1, 0)]), float(u[min(left + width, u.size - 1)])
+        v0, v1 = float(v[max(above - 1, 0)]), float(v[min(above + height, v.size - 1)])
+        (a, b, c), (d, e, f) = frame.tolist()
+        xs, ys = (a * u0, a * u1, b * v0, b * v1), (d * u0, d * u1, e * v0, e * v1)
+        x0 = max(floor(min(xs[:2]) + min(xs[2:]) + c), within.x0)
+        y0 = max(floor(min(ys[:2]) + min(ys[2:]) + f), within.y0)
+        x1 = min(ceil(max(xs[:2]) + max(xs[2:]) + c) + 1, within.x1)
+        y1 = min(ceil(max(ys[:2]) + max(ys[2:]) + f) + 1, within.y1)
         return Box(x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None
 
     def positions(self) -> tuple[Floats, Floats]:
@@ -143,33 +148,26 @@ class Lattice:
         x, y = line[None, : self.cols], line[: self.rows, None]
         return x + np.float32(self.box.x0 + first), y + np.float32(self.box.y0 + first)
 
-    def moved(self, shift: Floats) -> Nodes | None:
-        """The least block of nodes with all that `shift` moves (pixels, `[rows, cols, 4]`) and those beside them; None for none."""
-        still = cv2.inRange(shift, (-STILL,) * 4, (STILL,) * 4)
+    def moved(self, shift: Floats) -> Box | None:
+        """The pixels of the nodes that `shift` moves (pixels, `[2, rows, cols]`) and of those beside them; None for none."""
+        still = cv2.bitwise_and(cv2.inRange(shift[0], -STILL, STILL), cv2.inRange(shift[1], -STILL, STILL))
         left, above, width, height = cv2.boundingRect(cv2.bitwise_not(still))
         if width == 0:
             return None
-        r0, r1 = max(above - 1, 1), min(above + height + 1, self.rows - 1)
-        c0, c1 = max(left - 1, 1), min(left + width + 1, self.cols - 1)
-        return Nodes(r0, r1, c0, c1) if r0 < r1 and c0 < c1 else None
-
-    def part(self, nodes: Nodes) -> Box:
-        """The pixels of the image that belong to these nodes, within the box."""
         box, cell = self.box, self.cell
-        return Box(
-            box.x0 + (nodes.c0 - 1) * cell,
-            box.y0 + (nodes.r0 - 1) * cell,
-            min(box.x0 + (nodes.c1 - 1) * cell, box.x1),
-            min(box.y0 + (nodes.r1 - 1) * cell, box.y1),
-        )
+        x0, y0 = box.x0 + max(left - 2, 0) * cell, box.y0 + max(above - 2, 0) * cell
+        x1, y1 = min(box.x0 + (left + width) * cell, box.x1), min(box.y0 + (above + height) * cell, box.y1)
+        return Box(x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None
 
-    def enlarge(self, values: Floats, nodes: Nodes) -> Floats:
-        """Values at all nodes, float32 `[rows, cols]` or `[rows, cols, c]`, at the pixels of `part(nodes)`: a view."""
-        cell, around = self.cell, values[nodes.r0 - 1 : nodes.r1 + 1, nodes.c0 - 1 : nodes.c1 + 1]
+    def enlarge(self, values: Floats, part: Box) -> Floats:
+        """Values at all nodes, float32 `[rows, cols]`, at the pixels of `part` of the box: a view."""
+        cell, x, y = self.cell, part.x0 - self.box.x0, part.y0 - self.box.y0
+        c0, r0 = x // cell, y // cell  # the node before the first pixel's
+        around = values[r0 : (y + part.height - 1) // cell + 3, c0 : (x + part.width - 1) // cell + 3]
         size = around.shape[1] * cell, around.shape[0] * cell
         made = cv2.resize(around, size, interpolation=cv2.INTER_LINEAR)
-        box = self.part(nodes)
-        return np.asarray(made[cell : cell + box.height, cell : cell + box.width])
+        left, above = x - (c0 - 1) * cell, y - (r0 - 1) * cell
+        return np.asarray(made[above : above + part.height, left : left + part.width])
 
 
 @dataclass(frozen=True)
@@ -222,19 +220,11 @@ class Field:
         levels[-1] = max(float(shape.curves[CHIN][S.size // 2]) for shape in (*sources, target)) + NECK
         steepness = 1 / np.maximum(levels[1:] - levels[:-1], np.float32(1e-4))
         parts = ramp(lattice.v, levels[STARTS, None], steepness[STARTS, None])  # [5, m, n]
-        aside = _sideways(target, lattice, top, sides)
-        return tuple(cls._stretched(s, levels, parts, aside, shifts) for shifts in looked[1:])
-
-    @classmethod
-    def _stretched(cls, s: Floats, levels: Floats, parts: Floats, aside: Floats, shifts: Floats) -> Field:
-        """One source's: `shifts` `[6, n]` is how far below the target's its five curves lie, and how far to the side."""
-        upper = parts[0] * shifts[OU]
-        upper += parts[1] * (shifts[IU] - shifts[OU])
-        lower = parts[2] * (shifts[OL] - shifts[IL])
-        lower += shifts[IL]
-        lower += parts[3] * (shifts[CHIN] - shifts[OL])
-        lower -= parts[4] * shifts[CHIN]
-        return cls(s, levels, aside * shifts[LEVELS], upper, lower)
+        along, across = _sideways(target, lattice, top, sides)
+        shifts = looked[1:, :, None]  # [k, 6, 1, n]
+        du = np.matmul(along, across * shifts[:, LEVELS])
+        upper, lower = _stretched(parts, shifts)
+        return tuple(cls(s, levels, *planes) for planes in zip(du, upper, lower, strict=True))
 
     def through(self, v: Floats) -> Floats:
         """One continuous shift downwards from `upper` and `lower`: between the lips' edges it passes from one to the other."""
@@ -252,13 +242,38 @@ def ramp(v: Floats, start: Floats | np.float32, steepness: Floats | np.float32) 
     return unit(out)
 
 
-def _sideways(target: MouthShape, lattice: Lattice, top: float, sides: tuple[float, float]) -> Floats:
-    """How much of the corners' movement each place takes part in: all on the lips, none at nose, chin and the face's outline."""
-    ou, ol, chin = target.curves[[OU, OL, CHIN], S.size // 2].tolist()
+def _stretched(parts: Floats, shifts: Floats) -> tuple[Floats, Floats]:
+    """`upper` and `lower` of several sources, `[k, m, n]` each.
+
+    Args:
+        parts: `[5, m, n]`, how far each place is on its way through the parts of a column.
+        shifts: `[k, 6, 1, n]`, how far below the target's each source's five curves lie, and how far to the side.
+    """
+    upper = parts[0] * shifts[:, OU]
+    upper += parts[1] * (shifts[:, IU] - shifts[:, OU])
+    lower = parts[2] * (shifts[:, OL] - shifts[:, IL])
+    lower += shifts[:, IL]
+    lower += parts[3] * (shifts[:, CHIN] - shifts[:, OL])
+    lower -= parts[4] * shifts[:, CHIN]
+    return upper, lower
+
+
+def _sideways(target: MouthShape, lattice: Lattice, top: float, sides: tuple[float, float]) -> tuple[Floats, Floats]:
+    """How much of the corners' movement each place takes part in: all on the lips, none at nose, chin and the face's outline.
+
+    It is the product of two float32 matrices `[m, 2]` and `[2, n]`: `smooth` of the share down the face times that across it.
+    """
+    ou, ol, chin = (float(target.curves[level, S.size // 2]) for level in (OU, OL, CHIN))
     begin = min(top, ou - 0.03)
     left, right = (max(min(side, SIDEWAYS), target.half + 0.02) for side in sides)
     middle, half = target.centre, target.half
-    along = np.interp(lattice.v[:, 0], (begin, ou, ol, chin), (0, 1, 1, 0)).astype(np.float32)
+    down = np.interp(lattice.v[:, 0], (begin, ou, ol, chin), (0, 1, 1, 0)).astype(np.float32)
     ends = middle - left, middle - half, middle + half, middle + right
-    across = np.interp(lattice.u[0], ends, (0, 1, 1, 0)).astype(np.float32)
-    return smooth(along[:, None] * across)
+    beside = np.interp(lattice.u[0], ends, (0, 1, 1, 0)).astype(np.float32)
+    along, across = np.empty((down.size, 2), np.float32), np.empty((2, beside.size), np.float32)
+    square = down * down
+    np.multiply(square, np.float32(3), out=along[:, 0])
+    np.multiply(square * down, np.float32(-2), out=along[:, 1])
+    np.multiply(beside, beside, out=across[0])
+    np.multiply(across[0], beside, out=across[1])
+    return along, across

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import ceil, floor, sqrt
 
 import cv2
@@ -10,7 +10,7 @@ import numpy as np
 
 from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.engines.warp.artefacts import WarpArtefacts
-from musetalk_agent.engines.warp.articulation import Articulation, driven
+from musetalk_agent.engines.warp.articulation import Articulation
 from musetalk_agent.engines.warp.enlarged import FINER_X, FINER_Y, EnlargedMouth
 from musetalk_agent.engines.warp.field import Lattice
 from musetalk_agent.engines.warp.mouth_space import CHIN, IL, IU, SAMPLES, Floats, MouthShape
@@ -48,9 +48,10 @@ class FrameTarget:
         mouth widens and rounds less.
         """
         rest = art.rests[idle_index]
-        made = driven(rest, act)
+        made = art.movements[idle_index].driven(act)
         room = ROOM * max(0.0, float(art.sides[idle_index].min()) - rest.half)
-        made = replace(made, half=min(max(made.half, rest.half - room), rest.half + room))
+        half = min(max(made.half, rest.half - room), rest.half + room)
+        made = MouthShape(made.centre, half, made.curves)
         mouth = art.idle_shapes[idle_index].towards(made, blend_weight)
         (a, b, _), (c, d, _) = art.frames[idle_index].tolist()
         eyes = sqrt(abs(a * d - b * c))
@@ -77,13 +78,14 @@ class FrameTarget:
         """The same of its pixels, enlarged."""
         return self.art.mouth(self.bundle, self.reference)
 
-    def places(self, x: Floats, y: Floats) -> tuple[Floats, Floats]:
-        """Places in mouth space of pixels of this idle frame: float32 `[h, w]`, for float32 `x` `[1, w]` and `y` `[h, 1]`."""
+    def places(self, x: Floats, y: Floats, u: float = 0.0, v: float = 0.0) -> tuple[Floats, Floats]:
+        """Places in mouth space of pixels of this idle frame, from (u, v) on: float32 `[h, w]`, for float32 `x` `[1, w]` and
+        `y` `[h, 1]`."""
         (a, b, c), (d, e, f) = self.frame.tolist()
         whole = a * e - b * d
-        x, y = x - np.float32(c), y - np.float32(f)
-        u = x * np.float32(e / whole) - y * np.float32(b / whole)
-        return u, y * np.float32(a / whole) - x * np.float32(d / whole)
+        x, y = x - np.float32(a * u + b * v + c), y - np.float32(d * u + e * v + f)
+        across = x * np.float32(e / whole) - y * np.float32(b / whole)
+        return across, y * np.float32(a / whole) - x * np.float32(d / whole)
 
     @property
     def sides(self) -> tuple[float, float]:
@@ -109,10 +111,13 @@ class FrameTarget:
         nothing of it is left.
         """
         bottom = float(self.mouth.curves[CHIN][SAMPLES // 2]) + below_chin
-        ends = [(self.mouth.centre + side * reach, v) for side in (-1, 1) for v in (top, bottom)]
-        xs, ys = ([a * u + b * v + c for u, v in ends] for a, b, c in self.frame.tolist())
-        x0, y0 = -(-max(floor(min(xs)), within.x0) // 2) * 2, -(-max(floor(min(ys)), within.y0) // 2) * 2
-        x1, y1 = min(ceil(max(xs)), within.x1) // 2 * 2, min(ceil(max(ys)), within.y1) // 2 * 2
+        left, right = self.mouth.centre - reach, self.mouth.centre + reach
+        (a, b, c), (d, e, f) = self.frame.tolist()
+        xs, ys = (a * left, a * right, b * top, b * bottom), (d * left, d * right, e * top, e * bottom)
+        x0, y0 = floor(min(xs[:2]) + min(xs[2:]) + c), floor(min(ys[:2]) + min(ys[2:]) + f)
+        x1, y1 = ceil(max(xs[:2]) + max(xs[2:]) + c), ceil(max(ys[:2]) + max(ys[2:]) + f)
+        x0, y0 = -(-max(x0, within.x0) // 2) * 2, -(-max(y0, within.y0) // 2) * 2
+        x1, y1 = min(x1, within.x1) // 2 * 2, min(y1, within.y1) // 2 * 2
         return Box(x0, y0, x1, y1) if x1 - x0 >= 4 and y1 - y0 >= 4 else None
 
 
@@ -122,20 +127,19 @@ def fetch(source: Pixels, window: Box, mouth: EnlargedMouth, lattice: Lattice, s
     Args:
         source: the image's pixels within `window`, in which the box lies.
         mouth: the same, enlarged, of a part that holds the box and all that is moved into it.
-        shift: float32 `[rows, cols, 4]`, how far right and down of each of the lattice's nodes its pixels come from; and zeros.
+        shift: float32 `[2, rows, cols]`, how far right and down of each of the lattice's nodes its pixels come from.
     """
     box = lattice.box
     left, above = box.x0 - window.x0, box.y0 - window.y0
     pixels = source[above : above + box.height, left : left + box.width].copy()
-    nodes = lattice.moved(shift)
-    if nodes is None:
+    part = lattice.moved(shift)
+    if part is None:
         return pixels
-    part = lattice.part(nodes)
     x, y = lattice.positions()
     right, down = mouth.offset
-    x = (shift[..., 0] + x) * np.float32(FINER_X) + np.float32(right)
-    y = (shift[..., 1] + y) * np.float32(FINER_Y) + np.float32(down)
-    x, y = lattice.enlarge(x, nodes), lattice.enlarge(y, nodes)
+    x = shift[0] * np.float32(FINER_X) + (x * np.float32(FINER_X) + np.float32(right))
+    y = shift[1] * np.float32(FINER_Y) + (y * np.float32(FINER_Y) + np.float32(down))
+    x, y = lattice.enlarge(x, part), lattice.enlarge(y, part)
     moved = cv2.remap(mouth.pixels, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     place = pixels[part.y0 - box.y0 : part.y1 - box.y0, part.x0 - box.x0 : part.x1 - box.x0]
     cv2.cvtColor(moved, cv2.COLOR_BGRA2BGR, place)

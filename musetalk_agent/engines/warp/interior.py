@@ -6,6 +6,7 @@ Rows of teeth are small images in mouth space, drawn once per avatar, in the per
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import cv2
 import numpy as np
@@ -50,6 +51,10 @@ class Row:
         x = (u + np.float32(SIDE)) * np.float32(1 / PITCH)
         y = (beyond + np.float32(HEIGHT)) * np.float32(1 / PITCH)
         return np.asarray(cv2.remap(self.tile, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT), np.float32)
+
+    def planes(self, u: Floats, beyond: Floats) -> Floats:
+        """The same as planes `[4, h, w]`."""
+        return np.ascontiguousarray(self.at(u, beyond).transpose(2, 0, 1))
 
 
 def drawn(colour: Floats, gum: Floats, soft: float, lower: bool) -> Row:
@@ -141,6 +146,11 @@ class Palette:
             (lip * 0.42).astype(np.float32),
         )
 
+    @cached_property
+    def mixed(self) -> Floats:
+        """Colours of the dark, the tongue and the line, one a column: float32 `[3, 3]`."""
+        return np.stack((self.dark, self.tongue, self.line), 1)
+
     def stored(self) -> tuple[Floats, Floats]:
         """Two arrays for `loaded`: rows of teeth, and colours."""
         return np.stack([self.upper.tile, self.lower.tile]), np.stack([self.tongue, self.dark, self.line])
@@ -204,6 +214,9 @@ def _teeth_for(skin: Floats) -> Floats:
     return np.asarray(light * (0.75 * neutral + 0.25 * tint), np.float32)
 
 
+NOTHING_HIDDEN, NO_LINE = np.float32(1), np.float32(0)
+
+
 @dataclass(frozen=True)
 class Opening:
     """The pixels an opening may cover: all float32 `[h, w]`, in mouth space.
@@ -223,56 +236,73 @@ class Opening:
     aperture: float
 
 
-def paint(opening: Opening, palette: Palette) -> Floats:
-    """Colours of the inside, float32 `[3, h, w]` (BGR)."""
-    u, v, below = opening.u, opening.v, opening.below
+def paint(
+    opening: Opening, palette: Palette, cover: Floats | np.float32 = NOTHING_HIDDEN, line: Floats | np.float32 = NO_LINE
+) -> Floats:
+    """Colours of the inside, float32 `[3, h, w]` (BGR), of which `cover` is seen (0 … 1), and `line` of the line's colour more.
+
+    All of it is a sum of colours, each with its share of every pixel: the shares are worked out first, one plane each.
+    """
     size = min(opening.aperture / 0.06, 1.0)
-    tongue = _step(v - u * u - np.float32(0.012 + 0.3 * opening.aperture), 0.03)
-    tongue *= _fall(u, 0.07, 0.25)
-    tongue *= np.float32(0.85 * size)
-    colour = palette.dark[:, None, None] + (palette.tongue - palette.dark)[:, None, None] * tongue
+    below, above = opening.below, opening.above
+    rest = linear(np.minimum(below, above), 0.0, 0.014, 0.75, 1.0)
+    rest *= cover
+    shares = np.empty((3, *rest.shape), np.float32)  # of the dark, the tongue and the line
+    np.multiply(rest, linear(below + above, 0.0, 0.035, 0.8, 0.0), out=shares[2])  # at its corners it is all lip
+    rest -= shares[2]
+    shares[2] += line
+    teeth = palette.upper.planes(opening.u, opening.v - np.float32(UPPER_EDGE))
+    colours = [_laid(teeth, rest, 1 - 0.75 * opening.rounding)]
+    shade = 0.72 + 0.28 * size
+    colours[0] *= linear(below, 0.0, 0.022, 0.66 * shade, 0.98 * shade)  # the upper lip's shadow
     if opening.aperture > LOWER_HIDDEN:
         edge = LOWER_EDGE + LOWER_SHARE * opening.aperture
-        # the deeper down, the more light falls on them
-        shade = _between(v, 0.02, 0.09, 0.62, 1.0)
-        _lay(colour, palette.lower.at(u, np.float32(edge) - v), shade, 0.9 * size)
-    shade = _between(below, 0.0, 0.022, 0.66, 0.98)  # the upper lip's shadow
-    shade *= np.float32(0.72 + 0.28 * size)
-    _lay(colour, palette.upper.at(u, v - np.float32(UPPER_EDGE)), shade, 1 - 0.75 * opening.rounding)
-    narrow = _between(below + opening.above, 0.0, 0.035, 0.8, 0.0)  # at its corners it is all lip
-    colour *= 1 - narrow
-    colour += palette.line[:, None, None] * narrow
-    colour *= _between(np.minimum(below, opening.above), 0.0, 0.014, 0.75, 1.0)
-    return colour
+        teeth = palette.lower.planes(opening.u, np.float32(edge) - opening.v)
+        colours.append(_laid(teeth, rest, 0.9 * size))
+        colours[1] *= linear(opening.v, 0.02, 0.09, 0.62, 1.0)  # the deeper down, the more light falls on them
+    np.multiply(rest, _tongue(opening, size), out=shares[1])
+    np.subtract(rest, shares[1], out=shares[0])
+    made: Floats = (palette.mixed @ shares.reshape(3, -1)).reshape(shares.shape)
+    for teeth in colours:
+        made += teeth
+    return made
 
 
-def _lay(colour: Floats, teeth: Floats, shade: Floats, opacity: float) -> None:
-    """Lays a row of teeth `[h, w, 4]` over `colour` `[3, h, w]`, in place."""
-    planes = np.ascontiguousarray(teeth.transpose(2, 0, 1))
-    seen = planes[3]
-    seen *= np.float32(opacity)
-    planes[:3] *= shade
-    planes[:3] -= colour
-    planes[:3] *= seen
-    colour += planes[:3]
+def _tongue(opening: Opening, size: float) -> Floats:
+    """How much of the tongue lies on each pixel, 0 … 0.85: smooth over ±0.03 at its edge, and none 0.25 beside the middle."""
+    parts = np.empty((2, *opening.u.shape), np.float32)
+    steep = np.float32(0.5 / 0.03)
+    np.multiply(opening.u, opening.u, out=parts[0])
+    np.subtract(opening.v, parts[0], out=parts[0])
+    parts[0] *= steep
+    parts[0] += np.float32(0.5 - (0.012 + 0.3 * opening.aperture) * float(steep))
+    np.abs(opening.u, out=parts[1])
+    parts[1] *= np.float32(-1 / (0.25 - 0.07))
+    parts[1] += np.float32(0.25 / (0.25 - 0.07))
+    smooth(unit(parts))
+    parts[0] *= parts[1]
+    parts[0] *= np.float32(0.85 * size)
+    return np.asarray(parts[0])
 
 
-def _between(values: Floats, start: float, length: float, first: float, last: float) -> Floats:
+def _laid(teeth: Floats, rest: Floats, opacity: float) -> Floats:
+    """A row of teeth `[4, h, w]` laid over what is left of each pixel: its colours' part `[3, h, w]`; `rest` loses it in place."""
+    share = teeth[3]
+    share *= np.float32(opacity)
+    share *= rest
+    rest -= share
+    colours = teeth[:3]
+    colours *= share
+    return colours
+
+
+def linear(values: Floats, start: float, length: float, first: float, last: float) -> Floats:
     """From `first` at `start` to `last` a `length` further, linear, and level outside."""
-    out = unit((values - np.float32(start)) * np.float32(1 / length))
-    out *= np.float32(last - first)
-    out += np.float32(first)
-    return out
-
-
-def _step(distance: Floats, soft: float) -> Floats:
-    """0 on one side, 1 on the other, smooth over ±`soft`."""
-    return smooth(unit(distance * np.float32(0.5 / soft) + np.float32(0.5)))
-
-
-def _fall(u: Floats, full: float, none: float) -> Floats:
-    """1 up to `full` beside the middle, 0 from `none` on."""
-    return smooth(unit((np.float32(none) - np.abs(u)) * np.float32(1 / (none - full))))
+    steep = (last - first) / length
+    out = np.asarray(values * np.float32(steep), np.float32)
+    out += np.float32(first - start * steep)
+    np.maximum(out, np.float32(min(first, last)), out=out)
+    return np.minimum(out, np.float32(max(first, last)), out=out)
 
 
 def shadow_line(below: NDArray[np.float32], above: NDArray[np.float32], soft: float) -> Floats:

@@ -9,6 +9,7 @@ deformation ends.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,7 +70,7 @@ class MouthShape:
         beyond = start * t + (3 * end - 2 * start - end) * t**2 + (start + end - 2 * end) * t**3
         return np.asarray(self.centre + np.copysign(np.minimum(away, 1) * self.half + beyond, s), np.float32)
 
-    @property
+    @cached_property
     def places(self) -> Floats:
         """`u` for all `S`: `u_of_s(S)`, which is linear in `centre` and `half`."""
         return np.asarray(_PER_HALF * np.float32(self.half) + (_PLACES + np.float32(self.centre)), np.float32)
@@ -79,7 +80,9 @@ class MouthShape:
         return np.interp(u.ravel(), self.places, S).astype(np.float32).reshape(u.shape)
 
     def towards(self, other: MouthShape, amount: float) -> MouthShape:
-        """The shape `amount` (0 … 1) of the way from this one to `other`."""
+        """The shape `amount` (0 … 1) of the way from this one to `other`, which is `other` itself at 1."""
+        if amount == 1:
+            return other
         return MouthShape(
             self.centre + amount * (other.centre - self.centre),
             self.half + amount * (other.half - self.half),

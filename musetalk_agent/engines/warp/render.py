@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import cv2
 import numpy as np
 
 from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.engines.warp.artefacts import LIGHT_AREA, LIGHT_COLS, LIGHT_ROWS, WarpArtefacts
-from musetalk_agent.engines.warp.articulation import Articulation, opened
+from musetalk_agent.engines.warp.articulation import Articulation
 from musetalk_agent.engines.warp.enlarged import FINER_X, FINER_Y
 from musetalk_agent.engines.warp.field import Field, Lattice, ramp
 from musetalk_agent.engines.warp.frame_target import FrameTarget, fetch
-from musetalk_agent.engines.warp.interior import Opening, paint, shadow_line, softness
+from musetalk_agent.engines.warp.interior import Opening, linear, paint, shadow_line, softness
 from musetalk_agent.engines.warp.mouth_space import (
     CHIN,
     IL,
@@ -58,13 +59,13 @@ def render(bundle: Bundle, art: WarpArtefacts, idle_index: int, act: Articulatio
 
 def _skin(target: FrameTarget, lattice: Lattice, field: Field) -> Pixels:
     """The idle frame itself, its own mouth and chin moved to where the target's are: uint8 `[h, w, 3]`."""
-    dv = field.through(lattice.v)
+    dv, box = field.through(lattice.v), lattice.box
     (a, b, _), (c, d, _) = target.frame.tolist()
     moved = np.zeros((*dv.shape, 4), np.float32)  # four channels are turned twice as fast as two
     np.add(field.du * np.float32(a), dv * np.float32(b), out=moved[..., 0])
     np.add(field.du * np.float32(c), dv * np.float32(d), out=moved[..., 1])
-    shift = lattice.turned(moved)
-    shift *= _rim(lattice, max(2.0, BORDER * target.eyes))[..., None]
+    shift = lattice.turned(moved)[:2]
+    shift *= _rim(lattice.rows, lattice.cols, lattice.cell, box.height, box.width, max(2.0, BORDER * target.eyes))
     return fetch(
         np.asarray(target.bundle.faces[target.idle_index]),
         target.bundle.box(target.idle_index),
@@ -74,14 +75,16 @@ def _skin(target: FrameTarget, lattice: Lattice, field: Field) -> Pixels:
     )
 
 
-def _rim(lattice: Lattice, width: float) -> Floats:
-    """0 at the box's edge, 1 from `width` pixels inwards: `[rows, cols]`."""
-    cell, box = lattice.cell, lattice.box
-    line = np.arange(-cell, (max(lattice.rows, lattice.cols) - 1) * cell, cell, dtype=np.float32)
-    y, x = line[: lattice.rows], line[: lattice.cols]
-    steep = np.float32(1 / width)
-    rows = unit(np.minimum(y, np.float32(box.height - cell) - y) * steep)
-    return rows[:, None] * unit(np.minimum(x, np.float32(box.width - cell) - x) * steep)
+@lru_cache(maxsize=128)
+def _rim(rows: int, cols: int, cell: int, height: int, width: int, reach: float) -> Floats:
+    """0 at the edge of a lattice's box of `height` × `width` pixels, 1 from `reach` pixels inwards: `[rows, cols]`, read-only."""
+    line = np.arange(-cell, (max(rows, cols) - 1) * cell, cell, dtype=np.float32)
+    y, x = line[:rows], line[:cols]
+    steep = np.float32(1 / reach)
+    down = unit(np.minimum(y, np.float32(height - cell) - y) * steep)
+    rim = down[:, None] * unit(np.minimum(x, np.float32(width - cell) - x) * steep)
+    rim.flags.writeable = False
+    return rim
 
 
 OWN_TEXTURE = 0.5
@@ -90,8 +93,6 @@ BESIDE = 1.20, 1.65
 """From where to where, in halves of the mouth beside its middle, lips fade into the idle frame's own pixels."""
 OUTLINE_SOFT = 0.06
 """How far from the face's outline lips begin to fade into the idle frame's own pixels (eye distances)."""
-LIGHT_SEEN = 0.5
-"""Differences of light up to this many levels are not laid on."""
 
 
 @dataclass(frozen=True)
@@ -99,9 +100,9 @@ class Lips:
     """What the lips' pixels are made from.
 
     Args:
-        lattice: whose grid the values lie on.
+        lattice: whose grid the values lie on, with nodes for `part`.
         part: the pixels at which something of the lips is shown.
-        maps: float32 `[m, n, 4]`: where each place's pixel is in the reference's enlarged image (x, y), taken to lie on the upper
+        maps: float32 `[m, n, 4]`: where each place's pixel is in the reference's mouth space (u, v), taken to lie on the upper
             side; how much further down (eye distances) it is if on the lower side; and positive on the lower side.
         edges: float32 `[m, n, 4]`: distance below the upper and above the lower lip's edge; distance from the nearer corner in
             halves of the mouth; how much of the reference is shown, 0 … 1.
@@ -118,25 +119,30 @@ class Lips:
         """Blends the lips into `pixels` (BGR of the patch, uint8 `[h, w, 3]`) in place."""
         part = self.part
         drawn = self._reference()
-        under, over, corner, cover = self.lattice.spread(self.edges, part)
-        self._inside(drawn, under, over, corner)
+        self._inside(drawn)
+        cover = self.lattice.enlarge(self.lattice.turned(self.edges)[3], part)
         if self.target.blend_weight < OWN_TEXTURE:
-            cover *= np.float32(self.target.blend_weight / OWN_TEXTURE)
+            cover = cover * np.float32(self.target.blend_weight / OWN_TEXTURE)
         place = _within(part, self.box)
-        pixels[place] = cv2.blendLinear(drawn, pixels[place], cover, 1 - cover)
+        ground = pixels[place]
+        cv2.blendLinear(drawn, ground, cover, np.float32(1) - cover, ground)
 
     def _reference(self) -> Pixels:
         """The reference's pixels over `part`, in the idle frame's light: uint8 `[h, w, 3]`."""
         art, part = self.target.art, self.part
-        (_, right, _), (_, down, _) = art.frames[self.target.reference].tolist()
-        x, y, split, lower = self.lattice.spread(self.maps, part)
+        lent = self.target.lent
+        to = art.frames[self.target.reference] * np.array([[FINER_X], [FINER_Y]], np.float32)
+        (a, b, c), (d, e, f) = to.tolist()
+        u, v, *parting = self.lattice.turned(self.maps)
+        x = u * np.float32(a) + (v * np.float32(b) + np.float32(c + lent.offset[0]))
+        y = u * np.float32(d) + (v * np.float32(e) + np.float32(f + lent.offset[1]))
+        x, y, split, lower = (self.lattice.enlarge(plane, part) for plane in (x, y, *parting))
         further = cv2.multiply(cv2.threshold(lower, 0, 1, cv2.THRESH_BINARY)[1], split)
-        map_x, map_y = cv2.scaleAdd(further, FINER_X * right, x), cv2.scaleAdd(further, FINER_Y * down, y)
-        seen = cv2.remap(self.target.lent.pixels, map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        map_x, map_y = cv2.scaleAdd(further, b, x), cv2.scaleAdd(further, e, y)
+        seen = cv2.remap(lent.pixels, map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         lips = cv2.cvtColor(seen, cv2.COLOR_BGRA2BGR)
-        light = art.light[self.target.idle_index]
-        if max(float(light.max()), -float(light.min())) >= LIGHT_SEEN:
-            lips = cv2.add(lips, self._light(light), dtype=cv2.CV_8U)
+        if art.lit_otherwise[self.target.idle_index]:
+            lips = cv2.add(lips, self._light(art.light[self.target.idle_index]), dtype=cv2.CV_8U)
         return np.asarray(lips, np.uint8)
 
     def _light(self, light: Floats) -> Floats:
@@ -155,78 +161,81 @@ class Lips:
         size = self.part.width, self.part.height
         return np.asarray(cv2.warpAffine(light, onto, size, flags=flags, borderMode=cv2.BORDER_REPLICATE), np.float32)
 
-    def _inside(self, lips: Pixels, under: Floats, over: Floats, corner: Floats) -> None:
-        """Paints the inside where the lips are apart, and the line where they meet, into `lips` in place.
-
-        All are of `part`: distances below the upper and above the lower lip's edge, and from the nearer corner.
-        """
+    def _inside(self, lips: Pixels) -> None:
+        """Paints the inside where the lips are apart, and the line where they meet, into `lips` (of `part`) in place."""
         target, part = self.target, self.part
-        art, soft = target.art, softness(target.eyes)
+        soft = softness(target.eyes)
         seen = (self.edges[..., 0] > -soft) & (self.edges[..., 1] > -soft) & (self.edges[..., 2] > 0)
         area = self.lattice.around(seen, target.frame, part)
         if area is None:
             return
-        place = _within(area, part)
-        under, over, corner = under[place], over[place], corner[place]
-        x = np.arange(area.x0, area.x1, dtype=np.float32)[None]
-        y = np.arange(area.y0, area.y1, dtype=np.float32)[:, None]
-        u, v = target.places(x, y)
-        inner = lips[place].astype(np.float32)
+        inner = lips[_within(area, part)]
+        near = self.lattice.spread(self.edges, area)[:3]
+        under, over, corner = near
         meeting = shadow_line(under, over, soft)
-        meeting *= unit(np.float32(1) - (under + over) * np.float32(1 / 0.03))
+        meeting *= linear(under + over, 0.0, 0.03, 1.0, 0.0)
         cut = float((target.shape.curves[IL] - target.shape.curves[IU]).max())
         # what was cut out took the line's own shadow with it, and left mixed pixels
         seam = 3 if cut < 0.03 else 2 * round(0.5 + 0.012 * target.eyes) + 1
-        inner = np.asarray(cv2.blendLinear(cv2.blur(inner, (1, seam)), inner, meeting, 1 - meeting), np.float32)
-        shadow = meeting * unit(corner * np.float32(1 / 0.25))
-        shadow *= np.float32(0.4 * min(cut / 0.03, 1.0))
+        pixels = inner.astype(np.float32)
+        blurred = cv2.blur(pixels, (1, seam))
+        pixels = np.asarray(cv2.blendLinear(blurred, pixels, meeting, np.float32(1) - meeting), np.float32)
+        most = 0.4 * min(cut / 0.03, 1.0)
+        shadow = np.multiply(meeting, linear(corner, 0.0, 0.25, 0.0, most), out=meeting)
         kept = np.float32(1) - shadow
-        line = art.palette.line[:, None, None]
         if target.gap > 0:
-            middle = float(target.rest.curves[IU][SAMPLES // 2])
-            u -= np.float32(target.mouth.centre)
-            v -= np.float32(middle)
-            cover = unit(under * np.float32(0.5 / soft) + np.float32(0.5))
-            cover *= unit(over * np.float32(0.5 / soft) + np.float32(0.5))
-            cover *= unit(corner * np.float32(1 / 0.15))
-            cover *= np.float32(min(target.gap / 0.012, 1.0))
-            added = paint(Opening(u, v, under, over, target.act.rounding, target.gap), art.palette)
-            added *= cover
-            uncovered = np.float32(1) - cover
-            kept *= uncovered
-            uncovered *= shadow
-            added += line * uncovered
+            kept, added = self._opened(area, near, shadow, kept)
         else:
-            added = line * shadow
-        inner *= cv2.merge((kept, kept, kept))
-        cv2.add(inner, cv2.merge(tuple(added)), lips[place], dtype=cv2.CV_8U)
+            added = target.art.palette.line[:, None, None] * shadow
+        pixels *= cv2.merge((kept, kept, kept))
+        cv2.add(pixels, cv2.merge(tuple(added)), inner, dtype=cv2.CV_8U)
+
+    def _opened(self, area: Box, near: Floats, shadow: Floats, kept: Floats) -> tuple[Floats, Floats]:
+        """How much of the lips' pixels is kept, `[h, w]`, and what is added to them, BGR `[3, h, w]`, in `area`.
+
+        Args:
+            near: `[3, h, w]`, distances below the upper and above the lower lip's edge, and from the nearer corner.
+            shadow, kept: `[h, w]`, the shadow of lips that meet, and 1 less it.
+        """
+        target = self.target
+        x = np.arange(area.x0, area.x1, dtype=np.float32)[None]
+        y = np.arange(area.y0, area.y1, dtype=np.float32)[:, None]
+        u, v = target.places(x, y, target.mouth.centre, float(target.rest.curves[IU][SAMPLES // 2]))
+        edge = 0.5 / softness(target.eyes)
+        parts = near * np.array([[[edge]], [[edge]], [[1 / 0.15]]], np.float32)
+        parts[:2] += np.float32(0.5)
+        unit(parts)
+        cover = parts[0] * parts[1]
+        cover *= parts[2]
+        cover *= np.float32(min(target.gap / 0.012, 1.0))
+        uncovered = np.float32(1) - cover
+        kept *= uncovered
+        uncovered *= shadow
+        opening = Opening(u, v, near[0], near[1], target.act.rounding, target.gap)
+        return kept, paint(opening, target.art.palette, cover, uncovered)
 
 
 def lips_over(target: FrameTarget, box: Box, lattice: Lattice, field: Field) -> Lips | None:
     """The lips within `box`; `field` is that of the reference's mouth (see `lent_shape`). None where none are in the image."""
-    lent = target.lent
-    (a, b, c), (d, e, f) = (target.art.frames[target.reference] * np.array([[FINER_X], [FINER_Y]], np.float32)).tolist()
     source_u = lattice.u + field.du
-    source_v = lattice.v + field.upper
     maps, edges = (np.empty((*source_u.shape, 4), np.float32) for _ in range(2))
     edges[..., 3] = _cover(target, field, lattice, source_u)
     part = lattice.around(edges[..., 3] > 0, target.frame, box)
     if part is None:
         return None
-    shift_x, shift_y = lent.offset
-    np.add(source_u * np.float32(a) + np.float32(c + shift_x), source_v * np.float32(b), out=maps[..., 0])
-    np.add(source_u * np.float32(d) + np.float32(f + shift_y), source_v * np.float32(e), out=maps[..., 1])
+    maps[..., 0] = source_u
+    np.add(lattice.v, field.upper, out=maps[..., 1])
     np.subtract(field.lower, field.upper, out=maps[..., 2])
     np.subtract(lattice.v, field.levels[IU + 1], out=edges[..., 0])
     np.subtract(field.levels[IL + 1], lattice.v, out=edges[..., 1])
     edges[..., 2] = 1 - np.abs(field.s)
     np.subtract(edges[..., 0], edges[..., 1], out=maps[..., 3])
-    return Lips(target, box, lattice, part, maps, edges)
+    return Lips(target, box, lattice.within(part), part, maps, edges)
 
 
 def lent_shape(target: FrameTarget) -> MouthShape:
     """The reference's mouth as its lips are cut out for this shot."""
-    return opened(target.shape, target.gap)
+    return target.art.cut(int(target.art.shown[target.idle_index]), target.gap)
 
 
 def _cover(target: FrameTarget, field: Field, lattice: Lattice, source_u: Floats) -> Floats:

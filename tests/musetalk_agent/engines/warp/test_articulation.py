@@ -17,7 +17,7 @@ from musetalk_agent.engines.warp.articulation import (
     driven,
     opened,
 )
-from musetalk_agent.engines.warp.field import Lattice, Nodes
+from musetalk_agent.engines.warp.field import Lattice
 from musetalk_agent.engines.warp.mouth_space import CHIN, IL, IU, OL, OU, SAMPLES, MouthShape, S
 from musetalk_agent.media_types import Box
 from tests.musetalk_agent.engines.warp.test_fields import ACTS, FRAME, REST
@@ -132,17 +132,19 @@ def test_the_block_that_moves_holds_every_node_that_moves(
 ) -> None:
     box = Box(20, 60, 20 + 2 * width, 60 + 2 * height)
     lattice = Lattice.over(box, FRAME, cell)
-    shift = np.zeros((lattice.rows, lattice.cols, 4), np.float32)
+    shift = np.zeros((2, lattice.rows, lattice.cols), np.float32)
     assert lattice.moved(shift) is None
     row, col = data.draw(st.integers(1, lattice.rows - 2)), data.draw(st.integers(1, lattice.cols - 2))
-    shift[row, col, data.draw(st.integers(0, 1))] = data.draw(st.sampled_from([-3.0, 0.5]))
-    nodes = lattice.moved(shift)
-    assert nodes is not None and nodes.r0 <= row < nodes.r1 and nodes.c0 <= col < nodes.c1
-    part = lattice.part(nodes)
+    shift[data.draw(st.integers(0, 1)), row, col] = data.draw(st.sampled_from([-3.0, 0.5]))
+    part = lattice.moved(shift)
+    assert part is not None
     assert box.x0 <= part.x0 < part.x1 <= box.x1 and box.y0 <= part.y0 < part.y1 <= box.y1
-    everything = Nodes(1, lattice.rows - 1, 1, lattice.cols - 1)
-    assert lattice.part(everything) == box
-    assert lattice.enlarge(shift, nodes).shape == (part.height, part.width, 4)
+    for plane in shift:
+        moves = lattice.enlarge(plane, box) != 0
+        moves[part.y0 - box.y0 : part.y1 - box.y0, part.x0 - box.x0 : part.x1 - box.x0] = False
+        assert not moves.any()
+        assert lattice.enlarge(plane, part).shape == (part.height, part.width)
+    assert lattice.moved(np.ones_like(shift)) == box
 
 
 @given(ACTS)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from musetalk_agent.engines.warp.articulation import Articulation, closed, driven
 from musetalk_agent.engines.warp.enlarged import EnlargedMouth
-from musetalk_agent.engines.warp.field import Field, Lattice, Nodes, ramp
+from musetalk_agent.engines.warp.field import Field, Lattice, ramp
 from musetalk_agent.engines.warp.frame_target import fetch
 from musetalk_agent.engines.warp.interior import COLUMNS, HEIGHT, PITCH, ROWS, SIDE, Row, blurred, drawn
 from musetalk_agent.engines.warp.lips import sample
@@ -115,11 +115,6 @@ def test_beyond_the_face_s_outline_nothing_is_shifted_sideways(left: float, righ
 TURNS = st.floats(-0.6, 0.6)
 
 
-def whole(lattice: Lattice) -> Nodes:
-    """All nodes of a box, without the ones around it."""
-    return Nodes(1, lattice.rows - 1, 1, lattice.cols - 1)
-
-
 def turned_frame(angle: float) -> Floats:
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     return np.column_stack([turn @ np.diag([EYES, 0.8 * EYES]), (100, 60)]).astype(np.float32)
@@ -136,11 +131,10 @@ def test_a_plane_is_turned_and_enlarged_to_the_plane(
     x, y = (frame[k, 0] * u + frame[k, 1] * v + frame[k, 2] for k in (0, 1))
     grid = np.dstack([a * x + b * y, u, v, x]).astype(np.float32)
     part = Box(box.x0 + 1, box.y0 + 2, box.x1, box.y1 - 1)
-    for made, seen in (
-        (lattice.enlarge(lattice.turned(grid), whole(lattice)), box),
-        (lattice.spread(grid, part), part),
-    ):
-        planes = made if seen is part else made.transpose(2, 0, 1)
+    made = [(lattice.spread(grid, part), part)]
+    for nodes, seen in ((lattice, box), (lattice, part), (lattice.within(part), part)):
+        made.append((np.stack([nodes.enlarge(plane, seen) for plane in nodes.turned(grid)]), seen))
+    for planes, seen in made:
         assert planes.shape == (4, seen.height, seen.width)
         place_x, place_y = np.arange(seen.x0, seen.x1)[None], np.arange(seen.y0, seen.y1)[:, None]
         assert np.abs(planes[0] - (a * place_x + b * place_y)).max() < 0.05
@@ -165,14 +159,13 @@ def test_what_is_seen_on_the_grid_is_within_its_pixels(
     assert not shown.any()
 
 
-@given(st.integers(1, 6), st.integers(1, 6), st.integers(1, 6), st.integers(1, 6), st.integers(2, 5))
-def test_part_of_the_nodes_is_enlarged_as_in_the_whole(r0: int, rows: int, c0: int, cols: int, cell: int) -> None:
+@given(st.integers(0, 90), st.integers(0, 90), st.integers(1, 60), st.integers(1, 60), st.integers(2, 5))
+def test_part_of_the_box_is_enlarged_as_in_the_whole(x: int, y: int, width: int, height: int, cell: int) -> None:
     lattice = Lattice.over(BOX, FRAME, cell)
     values = np.random.default_rng(1).random((lattice.rows, lattice.cols), np.float32)
-    nodes = Nodes(r0, r0 + rows, c0, c0 + cols)
-    part, all_of_it = lattice.part(nodes), lattice.enlarge(values, whole(lattice))
-    same = all_of_it[part.y0 - BOX.y0 : part.y1 - BOX.y0, part.x0 - BOX.x0 : part.x1 - BOX.x0]
-    assert np.abs(lattice.enlarge(values, nodes) - same).max() < 1e-5
+    part = Box(BOX.x0 + x, BOX.y0 + y, BOX.x0 + x + width, BOX.y0 + y + height)
+    same = lattice.enlarge(values, BOX)[y : y + height, x : x + width]
+    assert np.abs(lattice.enlarge(values, part) - same).max() < 1e-5
 
 
 @given(st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=9), st.floats(-0.5, 0.5), st.floats(0.001, 1))
@@ -197,8 +190,8 @@ def fetched(source: Pixels, place: Box, dx: float, dy: float) -> Pixels:
     """The pixels at `place` in `source`, all of them from so far to the right and down."""
     window, mouth = in_window(source)
     lattice = Lattice.over(Box(4 + place.x0, 6 + place.y0, 4 + place.x1, 6 + place.y1), FRAME, 3)
-    shift = np.zeros((lattice.rows, lattice.cols, 4), np.float32)
-    shift[..., 0], shift[..., 1] = dx, dy
+    shift = np.empty((2, lattice.rows, lattice.cols), np.float32)
+    shift[0], shift[1] = dx, dy
     return fetch(source, window, mouth, lattice, shift)
 
 
@@ -225,12 +218,12 @@ def test_pixels_are_moved_around_the_nodes_that_are_and_copied_elsewhere(
 ) -> None:
     window, mouth = in_window(SMOOTH)
     lattice = Lattice.over(Box(10, 10, 46, 38), FRAME, 3)
-    shift = np.zeros((lattice.rows, lattice.cols, 4), np.float32)
-    shift[r0 : r0 + rows, c0 : c0 + cols, :2] = 2.0
+    shift = np.zeros((2, lattice.rows, lattice.cols), np.float32)
+    shift[:, r0 : r0 + rows, c0 : c0 + cols] = 2.0
     made = fetch(SMOOTH, window, mouth, lattice, shift)
     x, y = (np.float32(np.arange(n)) for n in (36, 28))
-    moved = lattice.enlarge(shift, whole(lattice))
-    map_x, map_y = moved[..., 0] + x + 6, moved[..., 1] + y[:, None] + 4
+    right, down = (lattice.enlarge(plane, lattice.box) for plane in shift)
+    map_x, map_y = right + x + 6, down + y[:, None] + 4
     exact = cv2.remap(SMOOTH.astype(np.float32), map_x, map_y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
     assert np.abs(made - exact).max() < 2.5
 
