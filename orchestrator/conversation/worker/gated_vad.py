@@ -58,8 +58,10 @@ class VadGate:
             self._inside = True
             if not self._echo.sounding:
                 self._onset = None
+            if not self._echo.sounding or self._evidence.person:
                 self._released = True
                 yield event
+                self._act()
         else:
             self._inside = False
             if not self._released and self._person_after_all():
@@ -105,6 +107,9 @@ class VadGate:
             yield replace(event, speaking=False, speech_duration=0.0, raw_accumulated_speech=0.0)
             return
         yield event
+        self._act()
+
+    def _act(self) -> None:
         if self._evidence.person:
             self._hold()
         if self._evidence.certain:

@@ -9,8 +9,9 @@ RATE = 16_000
 WINDOW = 512
 """Samples of a window: those of the voice activity detector."""
 WINDOW_S = WINDOW / RATE
-SPEECH_S = 0.096
-"""So much of a person's speech holds the avatar's voice: with it the voice is silent within half a second."""
+SPEECH_S = 0.064
+"""So much of a person's speech holds the avatar's voice: no more than `_VOICED` needs. Measured from the onset, without a room:
+104 ms median, 184 ms p95 of 40 (with 0.096: 124 ms, 192 ms). 20 coughs and 20 series of keys hold nothing, with either."""
 ECHO_S = 0.192
 """The same where the microphone hears the avatar: its echo is at times a little louder than expected."""
 CERTAIN_S = 1.0

@@ -18,13 +18,13 @@ def test_a_vowel_has_a_pitch_and_noise_has_none() -> None:
     assert not voiced(NOISE) and not voiced(np.zeros(WINDOW)) and not voiced(np.full(WINDOW, 900.0))
 
 
-def test_speech_counts_after_three_windows_and_is_certain_after_a_second() -> None:
+def test_speech_counts_after_two_windows_and_is_certain_after_a_second() -> None:
     evidence = SpeechEvidence()
     persons = []
     for _ in range(32):
         evidence.add(0.9, VOWEL, 1.0)
         persons.append((evidence.person, evidence.certain))
-    assert persons.index((True, False)) == 2, "0.096 s"
+    assert persons.index((True, False)) == 1, "0.064 s"
     assert persons.index((True, True)) == 31, "1.0 s: the 32nd window ends after 1.024 s"
     evidence.reset()
     assert not evidence.person
@@ -50,7 +50,7 @@ def test_pieces_that_lie_apart_do_not_add_up() -> None:
     evidence = SpeechEvidence()
     for _ in range(10):
         for n in range(20):
-            evidence.add(0.9 if n < 2 else 0.1, VOWEL, 1.0)
+            evidence.add(0.9 if n < 1 else 0.1, VOWEL, 1.0)
             assert not evidence.person
 
 
