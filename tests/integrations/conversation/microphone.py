@@ -66,15 +66,15 @@ class Microphone:
 
     async def is_listened_to(self) -> bool:
         """Whether what is said into it is heard."""
-        return bool((await self._conversation())["listening_to"] == self.identity)
+        return bool((await self._conversation()).get("listening_to") == self.identity)
 
     async def _heard(self) -> bool:
-        return bool((await self._conversation())["microphone"] == "heard")
+        return bool((await self._conversation()).get("microphone") == "heard")
 
     async def _conversation(self) -> dict[str, Any]:
         (session,) = (await self.here.running.stage.http.get("/debug/audio")).json()["sessions"]
-        found: dict[str, Any] = session["conversation"]
-        return found
+        found: dict[str, Any] | None = session["conversation"]
+        return found or {}  # it begins a moment after the session
 
     async def close(self) -> None:
         """Unpublishes it; what has not been said yet is not said."""
