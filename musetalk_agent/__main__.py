@@ -20,8 +20,8 @@ _ENDS_WITHIN_S = 5.0
 def parser() -> argparse.ArgumentParser:
     """Every subcommand with its options."""
     from musetalk_agent.measure import measure_sync, profile
-    from musetalk_agent.renders import worker_command
-    from musetalk_agent.tools import build_engine, convert_weights, doctor, fetch_models, monitor, prepare, render_film
+    from musetalk_agent.renders import render_command, worker_command
+    from musetalk_agent.tools import build_engine, convert_weights, doctor, fetch_models, monitor, prepare
 
     top = argparse.ArgumentParser(prog="musetalk-agent", description="Renders talking avatars into LiveKit rooms.")
     top.add_argument("--version", action="version", version=f"musetalk-agent {VERSION}")
@@ -35,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
     for name, tool, text in (
         ("doctor", doctor, "say what this machine can do, what is missing, and what to type next"),
         ("prepare", prepare, "prepare an avatar offline and print its quality report"),
-        ("render", render_film, "make a film of an avatar that speaks a recording"),
+        ("render", render_command, "make a film of an avatar that speaks a recording, or a list of them"),
         ("render-worker", worker_command, "make the renders that an orchestrator ordered"),
         ("measure-sync", measure_sync, "measure how late the lips of a video are"),
         ("monitor", monitor, "a live table of an agent's sessions"),

@@ -37,8 +37,8 @@ URL_CHARACTERS = 4096
 VOICE_CHARACTERS = 128
 PART_S = 4
 """Film in one part: what a worker that dies loses at most."""
-SPAN_PARTS = 15
-"""Parts of one ticket: a minute, so that reading in at its beginning (about two seconds of sound) costs little."""
+SPAN_PARTS = 8
+"""Parts of one ticket: half a minute, so that the two seconds of sound heard before it cost little; two workers share a minute."""
 RENDER_ID = re.compile(r"ren_[0-9a-f]{24}")
 Model = TypeVar("Model", bound=BaseModel)
 

@@ -56,11 +56,9 @@ class Rendered:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--avatar", required=True, metavar="CLIP", help=f"zip, video or picture, an avatar_id or {DEMO_AVATAR_ID!r}"
-    )
-    parser.add_argument("--audio", required=True, type=Path, metavar="SOUND", help="what it says: wav, mp3, flac …")
-    parser.add_argument("-o", "--output", required=True, type=Path, metavar="OUT.mp4", help="the film to make")
+    parser.add_argument("--avatar", metavar="CLIP", help=f"zip, video or picture, an avatar_id or {DEMO_AVATAR_ID!r}")
+    parser.add_argument("--audio", type=Path, metavar="SOUND", help="what it says: wav, mp3, flac …")
+    parser.add_argument("-o", "--output", type=Path, metavar="OUT.mp4", help="the film to make")
     parser.add_argument("--engine", choices=ENGINES, default=None, help="default: AGENT_ENGINE, else auto")
     parser.add_argument("--fps", type=int, default=25, help="frames per second, 15 … 60 (default: 25)")
     parser.add_argument("--width", type=int, default=None, help="width of the picture (default: the clip's)")
@@ -69,6 +67,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command: 0 made, 1 refused (a sentence on stderr), 2 wrong usage, 130 interrupted. No part of a film is left."""
+    if not (args.avatar and args.audio and args.output):
+        print("render: give --avatar, --audio and -o.", file=sys.stderr)
+        return 2
     try:
         picture = Picture(fps=args.fps, width=args.width, height=args.height)
         settings = offline_settings()

@@ -1,0 +1,242 @@
+"""`musetalk-agent render JOBS.yaml`: a list of films, made by several workers, that goes on where it was interrupted.
+
+What is being made lies in `JOBS.yaml.renders` beside the list, as the renders of a service do (`protocol.renders`); it goes with
+the last film. A job whose output is there, and was made of the same, is not made again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, TypeAdapter, ValidationError
+from tqdm import tqdm
+
+from musetalk_agent.agent_settings import AgentSettings
+from musetalk_agent.avatars.library import AvatarLibrary
+from musetalk_agent.protocol.avatar_settings import AvatarSettings
+from musetalk_agent.protocol.http import DEMO_AVATAR_ID, Strict
+from musetalk_agent.protocol.render_queue import RenderQueue, Ticket, default_target
+from musetalk_agent.protocol.renders import RenderFolder, RenderFormat, RenderOrder, RenderRequest, RenderState
+from musetalk_agent.renders.render_job import LONGEST_S
+from musetalk_agent.renders.sounds import write_sound
+from musetalk_agent.weights import Manifest, ModelStore
+
+_POLL_S = 0.25
+_ENDS_S = 10.0
+_RESTARTS_MOST = 10
+"""Workers that may die over the whole list; a render that kills them has failed by then."""
+
+
+class JobsWrong(Exception):
+    """The list cannot be done; the message says what is wrong."""
+
+
+class Job(Strict):
+    """One film of a list. Paths are relative to the list; `output` ends in `.mp4`, or in `.zip` for frames."""
+
+    avatar: str = Field(min_length=1)
+    audio: Path
+    output: Path
+    engine: str | None = None
+    fps: int = 25
+    width: int | None = None
+    height: int | None = None
+    avatar_settings: AvatarSettings = AvatarSettings()
+
+
+@dataclass(frozen=True)
+class _Film:
+    """A job that is to be made, and its render."""
+
+    output: Path
+    render_id: str
+    made: RenderFormat
+
+
+_jobs: TypeAdapter[list[Job]] = TypeAdapter(list[Job])
+
+
+def read_jobs(path: Path) -> list[Job]:
+    """The films of a list, with whole paths. Raises JobsWrong."""
+    try:
+        jobs = _jobs.validate_python(yaml.safe_load(path.read_bytes()))
+    except OSError as error:
+        raise JobsWrong(f"{path} cannot be read: {error.strerror}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise JobsWrong(f"{path} is no YAML: {error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise JobsWrong(f"{path}: {'.'.join(str(part) for part in first['loc'])}: {first['msg']}") from error
+    if len({job.output for job in jobs}) < len(jobs):
+        raise JobsWrong(f"{path}: two jobs have the same output.")
+    for job in jobs:
+        if job.output.suffix.lower() not in (".mp4", ".zip"):
+            raise JobsWrong(f"{path}: {job.output} ends neither in .mp4 nor in .zip.")
+    return [
+        job.model_copy(update={"audio": path.parent / job.audio, "output": path.parent / job.output}) for job in jobs
+    ]
+
+
+def run_jobs(path: Path, settings: AgentSettings, workers: int) -> int:
+    """Makes the films of a list with a progress bar: 0 all made, 1 some failed (a sentence each on stderr), 130 interrupted.
+
+    What was made stays when it is interrupted, and the same command goes on. Raises JobsWrong; AvatarErrors and AudioUnreadable of
+    sources that cannot be used; OSError.
+    """
+    folder = RenderFolder(path.with_name(path.name + ".renders"))
+    films = asyncio.run(_ordered(read_jobs(path), path, folder, settings))
+    if films:
+        try:
+            _make(films, folder, settings, min(workers, len(films)) if len(films) > 1 else workers)
+        except KeyboardInterrupt:
+            print(
+                f"render: interrupted; the same command goes on ({folder.root} keeps what was made).", file=sys.stderr
+            )
+            return 130
+    failed = [reason for film in films if (reason := _kept(film, folder)) is not None]
+    for reason in failed:
+        print(f"render: {reason}", file=sys.stderr)
+    if not failed:
+        shutil.rmtree(folder.root, ignore_errors=True)
+    return 1 if failed else 0
+
+
+async def _ordered(jobs: list[Job], path: Path, folder: RenderFolder, settings: AgentSettings) -> list[_Film]:
+    """Prepares what the jobs need, and orders those that are not made yet."""
+    films: list[_Film] = []
+    models = ModelStore(settings.models_dir, Manifest.load())
+    library = AvatarLibrary(settings.cache_dir, models, cache_bytes=settings.cache_bytes)
+    try:
+        for job in jobs:
+            avatar_id = job.avatar
+            clip = path.parent / job.avatar
+            if job.avatar != DEMO_AVATAR_ID and not job.avatar.startswith("sha256:") and job.engine != "pattern":
+                try:
+                    avatar_id = await library.add(clip.read_bytes(), clip.name)
+                except OSError as error:
+                    raise JobsWrong(f"{clip} cannot be read: {error.strerror}.") from error
+            made = RenderFormat.MP4 if job.output.suffix.lower() == ".mp4" else RenderFormat.PNG
+            request = _request(job, avatar_id, made, path)
+            sound = hashlib.sha256(job.audio.read_bytes() if job.audio.exists() else b"").hexdigest()
+            content = f"{request.model_dump_json()}\0{sound}\0{job.output}"
+            film = _Film(job.output, "ren_" + hashlib.sha256(content.encode()).hexdigest()[:24], made)
+            if job.output.exists() and not folder.path(film.render_id).exists() and _newer(job.output, clip, job.audio):
+                continue
+            if (ended := folder.ended(film.render_id)) is not None and ended.state is not RenderState.DONE:
+                folder.delete(film.render_id)  # it is tried again
+            order = RenderOrder(render_id=film.render_id, key="", created_at=time.time(), request=request)
+            if folder.create(order):
+                write_sound(job.audio, folder.path(film.render_id) / "voice.wav", LONGEST_S)
+            films.append(film)
+    finally:
+        library.close()
+    return films
+
+
+def _request(job: Job, avatar_id: str, made: RenderFormat, path: Path) -> RenderRequest:
+    try:
+        return RenderRequest(
+            avatar_id=avatar_id,
+            text="(a file)",
+            engine=job.engine,
+            fps=job.fps,
+            width=job.width,
+            height=job.height,
+            avatar_settings=job.avatar_settings,
+            format=made,
+        )
+    except ValidationError as error:
+        raise JobsWrong(f"{path}: {job.output.name}: {error.errors()[0]['msg']}") from error
+
+
+def _newer(output: Path, *sources: Path) -> bool:
+    """Whether a film is newer than everything it was made of."""
+    made = output.stat().st_mtime
+    return all(not source.exists() or source.stat().st_mtime <= made for source in sources)
+
+
+def _make(films: list[_Film], folder: RenderFolder, settings: AgentSettings, workers: int) -> None:
+    """Runs workers until every film has ended."""
+    with RenderQueue(default_target(folder.root)) as queue:
+        while (left := queue.take("left")) is not None:  # of an interrupted run; what is needed is ordered anew
+            queue.done("left", left)
+        queue.put(*(Ticket(render_id=film.render_id) for film in films if folder.ended(film.render_id) is None))
+        running: dict[str, subprocess.Popen[bytes]] = {}
+        restarts = 0
+        try:
+            with tqdm(unit=" frames", desc="render", file=sys.stderr, leave=False) as bar:
+                while any(folder.ended(film.render_id) is None for film in films):
+                    for name in [name for name, process in running.items() if process.poll() is not None]:
+                        del running[name]
+                        queue.give_back(name)
+                        restarts += 1
+                        if restarts > _RESTARTS_MOST:
+                            raise JobsWrong(f"{restarts} workers ended by themselves; their last words are above.")
+                    while len(running) < workers:
+                        name = f"list-{os.getpid()}-{secrets.token_hex(3)}"
+                        running[name] = _worker(name, folder, settings)
+                    _show(bar, films, folder)
+                    time.sleep(_POLL_S)
+                _show(bar, films, folder)
+        finally:
+            _end(list(running.values()))
+
+
+def _worker(name: str, folder: RenderFolder, settings: AgentSettings) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "RENDERS_DIR": str(folder.root), "AGENT_ENGINE": settings.engine, "LOG_LEVEL": "ERROR"}
+    environment.pop("RENDERS_QUEUE", None)
+    command = [sys.executable, "-m", "musetalk_agent", "render-worker", "--told", "--name", name]
+    # a session of its own: Ctrl-C is for this process, which tells the workers
+    return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, start_new_session=True)
+
+
+def _show(bar: tqdm[Any], films: list[_Film], folder: RenderFolder) -> None:
+    done = total = 0
+    for film in films:
+        plan = folder.plan(film.render_id)
+        if plan is None:
+            continue
+        total += plan.frames
+        parts = folder.parts(film.render_id)
+        ended = folder.ended(film.render_id)
+        done += plan.frames if ended is not None else sum(len(plan.part(part)) for part in parts)
+    bar.total = total or None
+    bar.update(max(0, done - bar.n))
+
+
+def _end(processes: list[subprocess.Popen[bytes]]) -> None:
+    for process in processes:
+        if process.stdin is not None:
+            process.stdin.close()
+    until = time.monotonic() + _ENDS_S
+    for process in processes:
+        try:
+            process.wait(max(0.1, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+
+
+def _kept(film: _Film, folder: RenderFolder) -> str | None:
+    """Moves a film to its place; why there is none, else."""
+    ended = folder.ended(film.render_id)
+    if ended is None or ended.state is not RenderState.DONE:
+        why = ended.error.detail if ended is not None and ended.error is not None else "it did not end."
+        return f"{film.output}: {why}"
+    shutil.move(folder.result(film.render_id, film.made), film.output)
+    folder.delete(film.render_id)
+    plan_s = f"{ended.seconds:.2f} s" if ended.seconds is not None else ""
+    print(f"{film.output}: {plan_s}, {ended.bytes} bytes")
+    return None

@@ -1,0 +1,77 @@
+"""A list of films: made by workers in processes of their own, not made twice, and refused with a sentence."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from musetalk_agent.renders import render_command
+from musetalk_agent.renders.job_list import JobsWrong, read_jobs
+from tests.musetalk_agent.tools.test_render_film import bursts, write_wav
+
+
+def run(*argv: str) -> int:
+    parser = argparse.ArgumentParser()
+    render_command.add_arguments(parser)
+    return render_command.run(parser.parse_args(argv))
+
+
+@pytest.fixture(autouse=True)
+def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AVATAR_CACHE_DIR", str(tmp_path / "cache"))
+
+
+def jobs(tmp_path: Path, *lines: str) -> Path:
+    path = tmp_path / "jobs.yaml"
+    path.write_text("".join(f"- {{{line}}}\n" for line in lines))
+    return path
+
+
+def frames(path: Path) -> int:
+    with av.open(str(path)) as container:
+        return sum(1 for _ in container.decode(video=0))
+
+
+def test_a_list_is_made_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_wav(tmp_path / "in.wav", bursts(2.0, 16_000), 16_000)
+    small = "avatar: x, engine: pattern, width: 64, height: 64"
+    path = jobs(tmp_path, f"audio: in.wav, output: a.mp4, {small}", f"audio: in.wav, output: b.zip, {small}")
+    assert run(str(path), "--engine", "pattern", "--workers", "1") == 0
+    told = capsys.readouterr().out
+    assert "a.mp4: 2.00 s" in told and "b.zip: 2.00 s" in told
+    assert frames(tmp_path / "a.mp4") == 50
+    assert not (tmp_path / "jobs.yaml.renders").exists()
+    before = (tmp_path / "a.mp4").stat().st_mtime_ns
+    assert run(str(path), "--engine", "pattern") == 0
+    assert (tmp_path / "a.mp4").stat().st_mtime_ns == before and capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("avatar: x, audio: in.wav", "output"),
+        ("avatar: x, audio: in.wav, output: a.avi", "neither in .mp4 nor in .zip"),
+        ("avatar: x, audio: in.wav, output: a.mp4, speed: 2", "speed"),
+    ],
+)
+def test_a_list_that_is_wrong_is_refused(tmp_path: Path, line: str, says: str) -> None:
+    with pytest.raises(JobsWrong, match=says):
+        read_jobs(jobs(tmp_path, line))
+
+
+def test_refusals_have_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_wav(tmp_path / "in.wav", np.zeros(1600, np.int16), 16_000)
+    small = "engine: pattern, width: 64, height: 64, output: a.mp4"
+    for line, says in (
+        (f"avatar: x, audio: none.wav, {small}", "none.wav cannot be read"),
+        ("avatar: none.png, audio: in.wav, output: a.mp4", "none.png cannot be read"),
+        (f"avatar: x, audio: in.wav, fps: 14, {small}", "greater than or equal to 15"),
+    ):
+        assert run(str(jobs(tmp_path, line)), "--engine", "pattern") == 1, line
+        assert says in capsys.readouterr().err, line
+    assert run("--engine", "pattern") == 2
+    assert run(str(tmp_path / "jobs.yaml"), "--avatar", "x") == 2
