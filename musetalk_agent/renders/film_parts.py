@@ -32,6 +32,8 @@ X264 = {
     "crf": "18",
     # without B-frames the first frame has time 0 in every player, also in those that ignore edit lists
     "bf": "0",
+    # fades are what it is for; without it a talking face has the same size and PSNR for a quarter less of the time
+    "x264-params": "weightp=0",
     "threads": "1",  # as many parts as there are workers are made beside each other
 }
 _AAC_BITS_PER_CHANNEL = 96_000
