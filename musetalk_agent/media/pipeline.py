@@ -9,6 +9,7 @@ Back travel only back-pressure (bounded channels), clear (the generation) and pl
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Executor
@@ -35,6 +36,8 @@ from musetalk_agent.publishers.base import Publisher
 from musetalk_agent.tasks import in_thread, supervise
 
 _RATE_REST_S = 0.008
+_ONE_JUDGE = threading.Lock()
+"""Of the whole process: eight that rest three quarters of their time would hold the interpreter's lock all the time."""
 
 
 class Pipeline:
@@ -177,7 +180,8 @@ class Pipeline:
     async def _judge_rates(self) -> None:
         """Judges at which rate audio was recorded, five seconds at a time; never returns. Its thread rests more than it works.
 
-        At full speed it would take the interpreter's lock from the event loop for 0.2 s, just as speech begins.
+        At full speed it would take the interpreter's lock from the event loop for 0.2 s, just as speech begins. Sessions take
+        turns.
         """
         while True:
             await self._rate_wake.wait()
@@ -187,10 +191,7 @@ class Pipeline:
             watch, sound = self._for_rate
             try:
                 with self.clock.working():
-                    rate = await in_thread(
-                        partial(detect_rate, shipped_network(), sound, watch.rate, partial(time.sleep, _RATE_REST_S)),
-                        "rates",
-                    )
+                    rate = await in_thread(partial(_rate_of, sound, watch.rate), "rates")
             finally:
                 self._for_rate = None
             if watch is self._watch:
@@ -204,3 +205,9 @@ class Pipeline:
             )
         elif before is not None and watch.finding is None:
             self._emit(WarningEvent(code="format_recovered", message="The PCM looks right now."))
+
+
+def _rate_of(sound: Pcm, declared: int) -> int | None:
+    """See `detect_rate`. Blocks until those that began before are through."""
+    with _ONE_JUDGE:
+        return detect_rate(shipped_network(), sound, declared, partial(time.sleep, _RATE_REST_S))

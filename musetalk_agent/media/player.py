@@ -315,9 +315,9 @@ class Player:
                 assert made is not None
                 if due is not None and decision.act is FrameAction.SHOW and not failed:
                     self.statistics.late_ms.append(1000 * (self._clock.now() - due))
-                self._show(self._renderer.ready.pop(), dropped=decision.act is FrameAction.DROP)
+                self._show(self._renderer.ready.pop(), decision.at, dropped=decision.act is FrameAction.DROP)
             elif decision.act is FrameAction.IDLE:
-                self._show_idle()
+                self._show_idle(decision.at)
             self._report_segments()
 
     def _due(self, segment: Segment, frame: int) -> float | None:
@@ -351,11 +351,11 @@ class Player:
         voiced = next((s for s in self._queue.open if s.origin is not None and s.frames_ready < s.frames), None)
         return voiced is not None and not voiced.resting and not self._publisher.playout.empty
 
-    def _show(self, made: RenderedFrame, *, dropped: bool) -> None:
+    def _show(self, made: RenderedFrame, due: float, *, dropped: bool) -> None:
         self._cursor.show(made.tick)
         good = not (dropped or made.failed)
         if not dropped:
-            self._push(made.frame)
+            self._push(made.frame, due)
             self._shown = None if made.failed else made
             self.statistics.spoken += good
             self.statistics.failed += made.failed
@@ -370,17 +370,17 @@ class Player:
         if self._renderer.ready.peek() is None:
             self._idle.prepare()
 
-    def _push(self, frame: VideoFrame) -> None:
-        self._publisher.push_video(frame)
+    def _push(self, frame: VideoFrame, due: float) -> None:
+        self._publisher.push_video(frame, due)
         self._latest = frame
         self._stats.add("published", 1)
 
-    def _show_idle(self) -> None:
+    def _show_idle(self, due: float) -> None:
         """The next idle frame; once more what was shown last while that is not made yet."""
         self._shown = None
         frame = self._idle.take() or self._latest
         if frame is not None:
-            self._push(frame)
+            self._push(frame, due)
         self.statistics.idle += 1
 
     def _report_segments(self) -> None:

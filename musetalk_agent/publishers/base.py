@@ -61,8 +61,8 @@ class Publisher(Protocol):
         """
         ...
 
-    def push_video(self, frame: VideoFrame) -> None:
-        """Shows a frame now. Never waits."""
+    def push_video(self, frame: VideoFrame, due: float | None = None) -> None:
+        """Shows a frame now. Never waits. `due`: seconds of the clock at which it was to leave; None for now."""
         ...
 
     def clear_audio(self) -> int:
@@ -175,7 +175,7 @@ class NullPublisher:
         if excess > 0:
             await self._clock.sleep_until(self._clock.now() + excess)
 
-    def push_video(self, frame: VideoFrame) -> None:
+    def push_video(self, frame: VideoFrame, due: float | None = None) -> None:
         """Counts the frame."""
         self.state.published_frames += 1
         self.state.acknowledged_frames += 1

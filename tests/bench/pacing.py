@@ -39,6 +39,7 @@ SETTLE_S = 5.0
 """Until the estimation of bandwidth has opened up, and everybody speaks."""
 RATE_BAR, SKEW_BAR_MS, SESSIONS_BAR = 1.0, 40.0, 8
 _TICK_S = 0.01
+_ONE_THREAD = "OPENBLAS_NUM_THREADS"
 _GROUPS = {"VideoEncoderQue": "encoding", "python": "event loop", "media": "composing"}
 
 
@@ -66,7 +67,10 @@ def thread_times() -> Counter[str]:
     found: Counter[str] = Counter()
     ticks = os.sysconf("SC_CLK_TCK")
     for task in Path("/proc/self/task").iterdir():
-        name, _, rest = (task / "stat").read_text().partition("(")[2].rpartition(")")
+        try:
+            name, _, rest = (task / "stat").read_text().partition("(")[2].rpartition(")")
+        except (FileNotFoundError, ProcessLookupError):  # a thread that ends as it is looked at
+            continue
         main = int(task.name) == os.getpid()
         words = rest.split()
         group = "event loop" if main else _GROUPS.get(name, "python threads" if name.startswith("python") else "SDK")
@@ -218,7 +222,10 @@ def main() -> int:
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--height", type=int, default=512)
     parser.add_argument("--fps", type=int, default=25)
-    for figure in asyncio.run(pacing(parser.parse_args())):
+    options = parser.parse_args()
+    if _ONE_THREAD not in os.environ:  # as `musetalk-agent` has it, and read when numpy is loaded
+        os.execve(sys.executable, [*sys.orig_argv], {**os.environ, _ONE_THREAD: "1"})
+    for figure in asyncio.run(pacing(options)):
         print(figure.line())
     return 0
 

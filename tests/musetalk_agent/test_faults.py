@@ -6,6 +6,7 @@ Whatever fails, a session either goes on or ends with a code; a stop ends it; wh
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 
 import pytest
@@ -267,6 +268,32 @@ async def test_courtesies_that_break_are_tried_again_and_cost_no_session(
         here.speak("b")
         await here.until(lambda: "playback.finished" in here.events("b"))
         assert shown[:2] == ["idle", "idle"]
+        await end_all(here)
+
+
+async def test_sessions_that_begin_together_are_judged_one_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each rests three quarters of its time; eight at once took the interpreter's lock from the event loop."""
+    going_on, at_work, most = threading.Event(), list[int](), list[int]()
+
+    def judge(_: object, sound: Pcm, rate: int, rest: object) -> int:
+        at_work.append(rate)
+        most.append(len(at_work))
+        going_on.wait()
+        at_work.pop()
+        return rate
+
+    monkeypatch.setattr(pipeline, "detect_rate", judge)
+    async with world(tmp_path, monkeypatch) as here:
+        sessions = [(await here.start(name)).pipeline for name in "abc"]
+        for media in sessions:
+            media._for_rate = FormatDetector(16_000), tone(5)
+            media._rate_wake.set()
+        await here.until(lambda: sum(thread.name == "rates" for thread in threading.enumerate()) >= len(sessions))
+        going_on.set()
+        await here.until(lambda: all(media._for_rate is None for media in sessions))
+        assert most == [1, 1, 1]
         await end_all(here)
 
 

@@ -145,9 +145,9 @@ class FailoverPublisher:
             excess = self.playout.queued_s() - QUEUE_MS / 1000
             await self._clock.sleep_until(self._clock.now() + max(0.0, excess))
 
-    def push_video(self, frame: VideoFrame) -> None:
+    def push_video(self, frame: VideoFrame, due: float | None = None) -> None:
         """Shows a frame on every way that is open."""
-        self._transports.show(frame)
+        self._transports.show(frame, due)
         if self.tap is not None:
             self.tap.offer_video(self._clock.now(), frame)
         if self._rung is not TransportKind.NONE:

@@ -191,13 +191,13 @@ class TransportManager:
         """A room's statistics are being read, so that `on_reading` is called by itself."""
         return self.room is not None
 
-    def show(self, frame: VideoFrame) -> None:
-        """A frame for everything that is open."""
+    def show(self, frame: VideoFrame, due: float | None = None) -> None:
+        """A frame for everything that is open; `due` as in `Publisher.push_video`."""
         self.latest = frame
         now = self._clock.now()
         for room in (self.room, self._pending):
             if room is not None:
-                room.push_video(frame)
+                room.push_video(frame, due)
         for sink in (self.stream, self.whip):
             if sink is not None:
                 sink.offer_video(now, frame)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 import cv2
@@ -21,6 +22,9 @@ class LiveKitVideoSource:
     """A video source that shows `first` from the start.
 
     `scale` (0 … 1] is the size of what is published by that of what is pushed; only every `fps_divisor`-th frame goes.
+
+    Frames carry the time at which they were due. The SDK drops what follows the frame before too closely, by that time; by the time
+    of the call it dropped one in twelve of a process that was late (docs/reference/performance.md, "Codecs and pacing").
     """
 
     def __init__(self, first: VideoFrame) -> None:
@@ -31,8 +35,8 @@ class LiveKitVideoSource:
         self._scratch: Pixels | None = None
         self.push(first)
 
-    def push(self, frame: VideoFrame) -> bool:
-        """Whether the frame was shown, and not left out."""
+    def push(self, frame: VideoFrame, due: float | None = None) -> bool:
+        """Whether the frame was shown, and not left out. `due`: monotonic seconds; None for now."""
         self._count += 1
         if self._count % self.fps_divisor:
             return False
@@ -45,7 +49,9 @@ class LiveKitVideoSource:
             np.copyto(self._scratch, planes)
             planes = self._scratch
         data = memoryview(planes)  # type: ignore[arg-type]  # arrays declare themselves buffers from Python 3.12 on
-        self.source.capture_frame(rtc.VideoFrame(frame.width, frame.height, rtc.VideoBufferType.I420, data))
+        timestamp_us = round(1e6 * (time.monotonic() if due is None else due))
+        shown = rtc.VideoFrame(frame.width, frame.height, rtc.VideoBufferType.I420, data)
+        self.source.capture_frame(shown, timestamp_us=timestamp_us)
         return True
 
     async def aclose(self) -> None:

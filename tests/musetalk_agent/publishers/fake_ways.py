@@ -68,7 +68,7 @@ class FakeRoom:
     async def capture(self, block: Pcm) -> None:
         self.heard.append(block)
 
-    def push_video(self, frame: VideoFrame) -> None:
+    def push_video(self, frame: VideoFrame, due: float | None = None) -> None:
         self.pictures.append(frame)
 
     def push_caption(self, caption: Caption) -> None:

@@ -56,10 +56,12 @@ class Source:
     def __init__(self, width: int, height: int) -> None:
         self.size = (width, height)
         self.shown: list[tuple[int, int, bytes]] = []
+        self.times_us: list[int] = []
         self.closed = 0
 
-    def capture_frame(self, frame: Any) -> None:
+    def capture_frame(self, frame: Any, *, timestamp_us: int) -> None:
         self.shown.append((frame.width, frame.height, bytes(frame.data)))
+        self.times_us.append(timestamp_us)
 
     async def aclose(self) -> None:
         self.closed += 1
@@ -77,6 +79,8 @@ async def test_a_camera_shows_each_picture_or_every_nth_smaller_where_it_is_to(m
     assert made.push(picture(30, 64))
     width, height, data = source.shown[-1]
     assert (width, height, len(data), set(data[:1024])) == (32, 32, 1536, {30})
+    assert made.push(picture(31, 64), 12.5) and source.times_us[-1] == 12_500_000, "the time at which it was due"
+    assert 0 < source.times_us[0] <= source.times_us[1], "or now"
     await made.aclose()
     assert source.closed == 1
 

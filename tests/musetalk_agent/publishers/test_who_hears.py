@@ -49,7 +49,7 @@ class RoomEar:
     def clear_audio(self) -> int:
         return 0
 
-    def push_video(self, frame: VideoFrame) -> None:
+    def push_video(self, frame: VideoFrame, due: float | None = None) -> None:
         pass
 
 
