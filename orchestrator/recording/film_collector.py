@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 
 from musetalk_agent.protocol.http import FilmEntry
@@ -16,6 +17,8 @@ from orchestrator.recording.growing_film import GrowingFilm
 _AGAIN_S = 0.25
 _LEFT_S = 5.0
 """An agent that the session has left is asked for the rest for so long: it may hang."""
+_TELL_EVERY_S = 60.0
+"""A store that fails is tried twice a second, and told of in the log so often."""
 _GONE = frozenset({ErrorCode.SESSION_NOT_FOUND, ErrorCode.SESSION_ENDED, ErrorCode.NOT_FOUND})
 _log = logging.getLogger(__name__)
 
@@ -34,6 +37,7 @@ class FilmCollector:
         self._moved = asyncio.Event()
         self._news = asyncio.Event()
         self._last = False
+        self._quiet_until = 0.0
         self._task = asyncio.create_task(self._run(), name=f"film-{film.index.session_id}")
 
     def follow(self, lease: AgentLease) -> None:
@@ -133,6 +137,9 @@ class FilmCollector:
             await self._film.flush()
         except StoreFailed as error:
             self._metrics.film_store_errors.inc()
+            if time.monotonic() < self._quiet_until:
+                return
+            self._quiet_until = time.monotonic() + _TELL_EVERY_S
             _log.error(
                 "a film cannot be stored", extra={"session_id": self._film.index.session_id, "error": str(error)[:200]}
             )

@@ -22,6 +22,8 @@ READY = "recording.ready"
 END_S = 8.0
 """The end of a session, or of a recording, does not wait longer for the last fragments."""
 EXPIRE_EVERY_S = 3600.0
+_STALE_S = 3600.0
+"""A film that no process here records, and none has touched for so long, was left by one that was killed."""
 _DAY_S = 24 * 3600.0
 _CHUNK = 256 << 10
 _log = logging.getLogger(__name__)
@@ -236,7 +238,11 @@ class Films:
         if live is not None:
             return live.film
         index = await self._load(session_id)
-        return GrowingFilm(index, self.store) if index is not None else None
+        if index is None:
+            return None
+        if index.state is RecordingState.RECORDING and index.updated_at < time.time() - _STALE_S:
+            index.state = RecordingState.STOPPED
+        return GrowingFilm(index, self.store)
 
     async def read(self, film: GrowingFilm, begin: int, end: int) -> AsyncIterator[bytes]:
         """Bytes `begin` to `end` in portions. Raises StoreFailed; cancelling is safe."""

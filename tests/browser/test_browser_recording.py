@@ -1,68 +1,94 @@
-"""The page records a session and downloads its film, in a real Chromium and before the real stack."""
+"""The page's buttons record a session and save its film, in a real Chromium, with an agent whose film grows on demand."""
 
 from __future__ import annotations
 
-import asyncio
 import base64
+import json
 
 import pytest
 
 from tests.browser.chromium import Page
-from tests.browser.conftest import Stack
-from tests.browser.test_browser_page import session_id, start, text
 from tests.fakes.film_parts import watch
+from tests.fakes.stage import API_KEY, Stage, stage
 from tests.waiting import until
 
-pytestmark = [pytest.mark.browser, pytest.mark.livekit, pytest.mark.voice]
+pytestmark = pytest.mark.browser
 
-KEEP = """globalThis.saved = null, HTMLAnchorElement.prototype.click = async function () {
-  const bytes = new Uint8Array(await (await fetch(this.href)).arrayBuffer());
-  let text = '';
-  for (const byte of bytes) text += String.fromCharCode(byte);
-  globalThis.saved = [this.download, btoa(text)];
-}, null"""
+OPEN = """(async () => {
+  const { AvatarClient } = await import(new URL('avatar-client.js', %(base)s));
+  const { Recording } = await import(new URL('recording.js', %(base)s));
+  globalThis.thrown = null;
+  globalThis.client = new AvatarClient({ token: %(key)s });
+  globalThis.recording = new Recording({ client, showError: (error) => { globalThis.thrown = error.code; } });
+  recording.open(%(session)s);
+  document.getElementById('controls').hidden = false;
+  const make = URL.createObjectURL;
+  URL.createObjectURL = (blob) => {
+    void blob.arrayBuffer().then((bytes) => { globalThis.savedFilm = btoa(String.fromCharCode(...new Uint8Array(bytes))); });
+    return make(blob);
+  };
+  HTMLAnchorElement.prototype.click = function () { globalThis.savedName = this.download; };
+})()"""
+PRESSED = "document.getElementById('record').getAttribute('aria-pressed') === '%s' && !document.getElementById('record').disabled"
+TEXT = "document.getElementById(%r).textContent"
+
+
+async def opened(page: Page, here: Stage) -> str:
+    """A session, and the page with its buttons for it."""
+    session_id = str((await here.start())["session_id"])
+    await page.open(f"{here.url}/")
+    base = "document.querySelector('script[src*=app]').src"
+    await page.run(OPEN % {"base": base, "key": json.dumps(API_KEY), "session": json.dumps(session_id)})
+    return session_id
 
 
 async def saved(page: Page) -> tuple[str, bytes]:
     """What the download button saves: name and bytes."""
-    await page.run(KEEP)
-    await page.click("#film")
-    name, content = await page.until("saved")
+    await page.run("globalThis.savedFilm = globalThis.savedName = null, document.getElementById('film').click()")
+    name, content = await page.until(
+        "globalThis.savedFilm && globalThis.savedName && [globalThis.savedName, globalThis.savedFilm]"
+    )
     return name, base64.b64decode(content)
 
 
-async def test_record_download_stop_and_download_again(page: Page, stack: Stack) -> None:
-    await start(page, stack)
-    session = await session_id(page)
-    assert await text(page, "record") == "Record" and await page.run("document.getElementById('film').hidden")
-    await page.click("#record")
-    await page.until("document.getElementById('record').getAttribute('aria-pressed') === 'true'")
-    assert await text(page, "record") == "Stop recording"
-    await page.until("!document.getElementById('film').hidden")
-    name, growing = await saved(page)
-    assert name == f"{session}.mp4" and len(watch(growing).times) > 0
-    await page.click("#record")
-    await page.until("document.getElementById('record').getAttribute('aria-pressed') === 'false'")
-    told = (await asyncio.to_thread(stack.get, f"/session/{session}/recording")).json()
-    assert told["state"] == "stopped" and told["bytes"] > len(growing)
-    await page.click("#stop")
-    await page.until("document.body.dataset.phase === 'ready'")
-    name, whole = await saved(page)  # after the session's end
-    assert whole.startswith(growing) and len(whole) == told["bytes"]
+async def test_record_download_stop_and_download_again(page: Page) -> None:
+    async with stage() as here:
+        session_id = await opened(page, here)
+        assert await page.run(TEXT % "record") == "Record" and await page.run("document.getElementById('film').hidden")
+        await page.click("#record")
+        await page.until(PRESSED % "true")
+        assert await page.run(TEXT % "record") == "Stop recording"
+        here.agent.films.grow(13)
+        await page.until("!document.getElementById('film').hidden")  # the page looks by itself
+        name, growing = await saved(page)
+        assert name == f"{session_id}.mp4" and len(watch(growing).times) == 26
+        here.agent.films.grow(13)
+        await page.until(PRESSED % "true")
+        await page.click("#record")
+        await page.until(PRESSED % "false")
+        assert "2 s" in await page.run(TEXT % "film")
+        await here.http.post(f"/session/{session_id}/stop")
+        await page.run("recording.close()")
+        _, whole = await saved(page)  # after the session's end
+        assert whole.startswith(growing) and len(watch(whole).times) == 52
+        await page.run(f"client.deleteRecording({session_id!r})")
+        assert (await here.http.get(f"/session/{session_id}/recording.mp4")).status_code == 404
+        await page.run("document.getElementById('film').click()")
+        await page.until("thrown === 'recording_not_found'")
 
 
-async def test_the_film_of_a_session_that_ends_while_it_is_recorded(page: Page, stack: Stack) -> None:
-    await start(page, stack)
-    session = await session_id(page)
-    await page.click("#record")
-    await page.until("!document.getElementById('film').hidden")
-    await page.click("#stop")
-    await page.until("document.getElementById('record').getAttribute('aria-pressed') === 'false'")
+async def test_a_session_that_ends_while_it_is_recorded_leaves_its_film(page: Page) -> None:
+    async with stage() as here:
+        session_id = await opened(page, here)
+        await page.click("#record")
+        await page.until(PRESSED % "true")
+        here.agent.films.grow(13)
 
-    async def ended() -> bool:
-        told = (await asyncio.to_thread(stack.get, f"/session/{session}/recording")).json()
-        return bool(told["state"] == "stopped")
+        async def grown() -> bool:
+            return bool((await here.http.get(f"/session/{session_id}/recording")).json()["bytes"])
 
-    await until(ended)
-    _, film = await saved(page)
-    assert len(watch(film).times) > 0
+        await until(grown)
+        await here.http.post(f"/session/{session_id}/stop")
+        await page.run("recording.close()")
+        await page.until(PRESSED % "false")
+        assert len(watch((await saved(page))[1]).times) == 26

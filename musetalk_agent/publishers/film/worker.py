@@ -25,8 +25,8 @@ NICENESS = 10
 """Below everything that paces sound. A film that waits loses frames, a session that waits is heard."""
 _GAP_S = 0.3
 """Longer than a frame of 15 a second, and than any block of audio: what is missing between was left out on purpose."""
-_FRAGMENT_S = 0.12
-"""Three frames at 25 a second. What an agent loses when it is killed is a fragment; each has a head of 250 bytes."""
+_FRAGMENT_S = 0.08
+"""Two frames at 25 a second. What an agent loses when it is killed is a fragment; each has a head of 250 bytes."""
 _TIMESCALE = 90_000
 _CODECS = Codecs(
     video={

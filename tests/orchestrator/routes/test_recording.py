@@ -41,7 +41,7 @@ async def test_a_session_is_recorded_from_its_start_and_plays_while_it_grows(run
     assert running.agent.films.asked[0].width is None and not running.agent.films.asked[0].skip_idle
     address = f"/session/{session_id}/recording.mp4"
     assert (await running.http.get(address)).json()["code"] == "recording_not_found"
-    running.agent.films.grow(5)
+    running.agent.films.grow(7)
     told = await _grown(running, session_id, 0.5)
     first = await running.http.get(address)
     assert (first.status_code, first.headers["content-type"]) == (200, "video/mp4")
@@ -61,7 +61,7 @@ async def test_a_session_is_recorded_from_its_start_and_plays_while_it_grows(run
 
 async def test_ranges_of_a_film(running: Stage) -> None:
     session_id = (await running.start(record=True))["session_id"]
-    running.agent.films.grow(9)
+    running.agent.films.grow(13)
     size = (await _grown(running, session_id, 1.0))["bytes"]
     address = f"/session/{session_id}/recording.mp4"
     whole = (await running.http.get(address)).content
@@ -92,30 +92,30 @@ async def test_recording_begins_and_ends_at_any_time_and_is_reset(running: Stage
     for count in (1, 2):
         begun = await running.http.post(address, json={"state": "recording", "skip_idle": True})
         assert (begun.status_code, begun.json()["state"], begun.json()["skip_idle"]) == (200, "recording", True)
-        running.agent.films.grow(9)
+        running.agent.films.grow(13)
         await _grown(running, session_id, count * 1.0)
         ended = await running.http.post(address, json={"state": "stopped"})
         assert ended.json()["parts"] == count
     film = await running.http.get(f"{address}.mp4")
-    assert len(watch(film.content).times) == 54
+    assert len(watch(film.content).times) == 52
     assert (await running.http.delete(address)).status_code == 204
     assert (await running.http.get(f"{address}.mp4")).status_code == 404
     assert (await _told(running, session_id))["bytes"] == 0
     await running.http.post(address, json={"state": "recording"})
-    running.agent.films.grow(9)
+    running.agent.films.grow(13)
     await _grown(running, session_id, 1.0)
     assert (await running.http.delete(address)).status_code == 204  # while it is recorded: it begins again
     told = await _told(running, session_id)
     assert (told["state"], told["parts"]) == ("recording", 0)
-    running.agent.films.grow(3)
+    running.agent.films.grow(5)
     assert (await _grown(running, session_id, 0.3))["parts"] == 1
 
 
 async def test_the_film_is_there_after_the_session_for_whom_the_session_was(running: Stage) -> None:
     session_id = (await running.start(record=True))["session_id"]
-    running.agent.films.grow(9)
+    running.agent.films.grow(13)
     await _grown(running, session_id, 1.0)
-    running.agent.films.grow(3)  # nobody has fetched these when the session ends
+    running.agent.films.grow(5)  # nobody has fetched these when the session ends
     await running.http.post(f"/session/{session_id}/stop")
     told = await _told(running, session_id)
     assert told["state"] == "stopped" and told["seconds"] > 1.4
@@ -152,18 +152,18 @@ async def test_one_film_over_two_agents() -> None:
     async with fleet(2) as here:
         session_id = (await here.stage.start(record=True))["session_id"]
         first = here.of(session_id)
-        first.films.grow(9, session_id)
+        first.films.grow(13, session_id)
         await _grown(here.stage, session_id, 1.0)
         await here.kill(first)
         await until(lambda: any(session_id in other.sessions for other in here.others(first)))
         second = next(other for other in here.others(first) if session_id in other.sessions)
         assert (second.films.asked[0].width, second.films.asked[0].height) == (512, 512)  # one size for all parts
-        second.films.grow(25, session_id)
+        second.films.grow(40, session_id)
         told = await _grown(here.stage, session_id, 1.0 + 2.9)
         assert told["parts"] == 2 and told["lost_fragments"] == 0
         film = await here.stage.http.get(f"/session/{session_id}/recording.mp4")
         seen = watch(film.content)
-        assert len(seen.times) == 27 + 75 and max(map(abs, seen.skews_ms)) < 40
+        assert len(seen.times) == 26 + 75 and max(map(abs, seen.skews_ms)) < 40
 
 
 async def test_a_film_goes_on_with_the_next_process_that_has_the_session(tmp_path: Path) -> None:
@@ -177,21 +177,21 @@ async def test_a_film_goes_on_with_the_next_process_that_has_the_session(tmp_pat
         (agent,) = agents.agents.values()
         async with stage(**settings) as here:
             session_id = (await here.start(record=True))["session_id"]
-            agent.films.grow(9, session_id)
+            agent.films.grow(13, session_id)
             await _grown(here, session_id, 1.0)
-        agent.films.grow(9, session_id)
+        agent.films.grow(13, session_id)
         async with stage(**settings) as here:
             told = await _grown(here, session_id, 2.0)
             assert told["state"] == "recording" and told["parts"] == 1 and told["lost_fragments"] == 0
             film = await here.http.get(f"/session/{session_id}/recording.mp4")
-            assert len(watch(film.content).times) == 54
+            assert len(watch(film.content).times) == 52
 
 
 async def test_old_films_are_removed(tmp_path: Path) -> None:
     store = FolderStore(tmp_path)
     async with stage(recording_dir=str(tmp_path), recording_days=1.0) as here:
         session_id = (await here.start(record=True))["session_id"]
-        here.agent.films.grow(9)
+        here.agent.films.grow(13)
         await _grown(here, session_id, 1.0)
         await here.http.post(f"/session/{session_id}/stop")
     assert await store.expired(time.time() - 3600) == []
@@ -216,16 +216,16 @@ async def test_a_store_that_fails_stops_no_session_and_loses_nothing_that_fits(
 
     monkeypatch.setattr(FolderStore, "append", failing)
     session_id = (await running.start(record=True))["session_id"]
-    running.agent.films.grow(9)
+    running.agent.films.grow(13)
     await _grown(running, session_id, 1.0)
     metrics = running.app.state.context.metrics
     await until(lambda: metrics.film_store_errors._value.get() > 0)
     film = await running.http.get(f"/session/{session_id}/recording.mp4")
-    assert len(watch(film.content).times) == 27  # from memory
+    assert len(watch(film.content).times) == 26  # from memory
     broken.clear()
-    running.agent.films.grow(9)
+    running.agent.films.grow(13)
     await running.http.post(f"/session/{session_id}/recording", json={"state": "stopped"})
     film = await running.http.get(f"/session/{session_id}/recording.mp4")
-    assert len(watch(film.content).times) == 54
+    assert len(watch(film.content).times) == 52
     stored = Path(running.settings.recording_dir) / f"{session_id}.mp4"
     assert stored.read_bytes() == film.content and film.content.startswith(part().header)

@@ -1,0 +1,135 @@
+"""What an agent sends of a film: whole, torn, wrong, or not at all; and agents that follow one another."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from fastapi import FastAPI
+from starlette.responses import Response, StreamingResponse
+
+from musetalk_agent.protocol.http import FILM_ENTRY, FILM_LOG, FilmEntry, FilmOptions
+from musetalk_agent.protocol.problems import ErrorCode, ProblemError
+from orchestrator.agents.agent_client import AgentClient, AgentLease
+from orchestrator.metrics import Metrics
+from orchestrator.recording.film_collector import FilmCollector
+from orchestrator.recording.film_store import FilmIndex, FolderStore
+from orchestrator.recording.growing_film import GrowingFilm
+from tests.fakes.film_agent import FakeFilms
+from tests.fakes.film_parts import part, watch
+from tests.fakes.serving import plain_config, serving
+from tests.waiting import until
+
+NAME = "ses_1"
+
+
+@asynccontextmanager
+async def client() -> AsyncIterator[AgentClient]:
+    agents = AgentClient()
+    try:
+        yield agents
+    finally:
+        await agents.aclose()
+
+
+@asynccontextmanager
+async def films() -> AsyncIterator[tuple[FakeFilms, AgentLease]]:
+    """An agent that has nothing but films."""
+    made, app = FakeFilms(), FastAPI()
+    made.add_to(app)
+    async with serving(plain_config(app)) as url:
+        yield made, AgentLease(url)
+
+
+def film(tmp_path: Path) -> GrowingFilm:
+    return GrowingFilm(FilmIndex(session_id=NAME), FolderStore(tmp_path))
+
+
+async def whole(growing: GrowingFilm) -> bytes:
+    return await growing.read(0, growing.size)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"\xff" * 64, FILM_ENTRY.pack(1, FilmEntry.FRAGMENT, 1 << 31), FILM_ENTRY.pack(1, 9, 0)],
+    ids=["noise", "too large", "unknown kind"],
+)
+async def test_what_is_no_entry_is_an_error_of_the_agent(body: bytes) -> None:
+    app = FastAPI()
+    app.add_api_route("/session/{session_id}/recording", lambda: Response(body, headers={FILM_LOG: "a"}))
+    async with client() as agents, serving(plain_config(app)) as url:
+        with pytest.raises(ProblemError) as caught:
+            async for _ in agents.film(AgentLease(url), NAME, 0, ""):
+                pass
+    assert caught.value.code is ErrorCode.AGENT_UNAVAILABLE
+
+
+async def test_entries_that_are_torn_come_when_they_are_whole_and_never_twice(tmp_path: Path) -> None:
+    made = part()
+    entries = [(FilmEntry.HEADER, made.header), *((FilmEntry.FRAGMENT, each) for each in made.fragments[:4])]
+    body = b"".join(
+        FILM_ENTRY.pack(n, k, len(p)) + p for n, (k, p) in enumerate([*entries, (FilmEntry.CLOSED, b"")], 1)
+    )
+    calls: list[int] = []
+
+    async def torn(after: int = 0) -> StreamingResponse:
+        async def send() -> AsyncIterator[bytes]:
+            end = len(body) if len(calls) > 1 else len(body) * 2 // 3
+            for at in range(0, end, 700):
+                yield body[at : min(end, at + 700)]
+                await asyncio.sleep(0)
+
+        calls.append(after)
+        return StreamingResponse(send(), headers={FILM_LOG: "a"})
+
+    app = FastAPI()
+    app.add_api_route("/session/{session_id}/recording", torn, response_model=None)
+    growing = film(tmp_path)
+    async with client() as agents, serving(plain_config(app)) as url:
+        collector = FilmCollector(growing, agents, Metrics(), AgentLease(url))
+        await collector.finish(60)
+    assert len(calls) == 2 and growing.index.lost == 0 and growing.entry == 6
+    assert len(watch(await whole(growing)).times) == 8
+
+
+async def test_agents_are_read_one_after_the_other_and_one_that_is_gone_is_left(tmp_path: Path) -> None:
+    growing = film(tmp_path)
+    async with client() as agents, films() as (second, next_lease):
+        async with films() as (first, lease):
+            collector = FilmCollector(growing, agents, Metrics(), lease)
+            first.begin(NAME, FilmOptions())
+            first.grow(10)
+            await until(lambda: growing.seconds > 0.7)
+        second.begin(NAME, FilmOptions())
+        second.grow(10)
+        collector.follow(next_lease)
+        collector.follow(next_lease)
+        await until(lambda: growing.seconds > 1.5)
+        second.close(NAME)
+        await collector.finish(60)
+    assert growing.index.parts == 2 and len(watch(await whole(growing)).times) == 40
+    assert await growing.read(growing.size, growing.size + 1) == b""
+
+
+async def test_what_the_agent_had_no_room_for_is_counted(tmp_path: Path) -> None:
+    growing = film(tmp_path)
+    growing.new_log("a")
+    made = part()
+    growing.take(1, FilmEntry.HEADER, made.header)
+    growing.take(2, FilmEntry.FRAGMENT, made.fragments[0])
+    growing.take(2, FilmEntry.FRAGMENT, made.fragments[0])
+    growing.take(9, FilmEntry.FRAGMENT, made.fragments[7])
+    growing.take(10, FilmEntry.FRAGMENT, b"no fragment")
+    growing.take(11, FilmEntry.END, b"no JSON")
+    assert growing.index.lost == 7 and growing.index.parts == 1
+    await growing.flush()
+    assert growing.stored_entry == 11
+    again = GrowingFilm(FilmIndex.model_validate(await FolderStore(tmp_path).load(NAME)), FolderStore(tmp_path))
+    assert (again.size, again.seconds, again.stored_entry) == (growing.size, growing.seconds, 11)
+    growing.new_log("b")
+    assert growing.stored_entry == 0
+    growing.take(1, FilmEntry.FRAGMENT, made.fragments[0])  # its header is lost: the film's own is the same
+    assert growing.index.lost == 7
