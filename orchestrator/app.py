@@ -227,9 +227,8 @@ async def _trust(settings: Settings, access: Access, metrics: Metrics) -> AsyncI
 
 
 def _assemble(settings: Settings, access: Access, metrics: Metrics, voices: Voices) -> Context:
-    agents = AgentClient()
+    agents, store = AgentClient(), make_store(settings)
     pool = _pool(settings, agents)
-    store = make_store(settings)
     rooms, minter = Rooms(settings.livekit), TokenMinter(settings.livekit, lambda: store.deployment_id)
     bus = EventBus(metrics)
     own_voices = StandbyVoices(VoiceWorker(metrics), minter, rooms, metrics, settings.voice_standby)
