@@ -90,7 +90,7 @@ def find_faces(path: Path, net: FaceNet, progress: Callable[[int], object] = lam
 
 def mouth_seen(faces: VideoFaces) -> MouthTrack:
     """How far the mouth of a followed face is open."""
-    return MouthTrack(_middles(faces.times), np.array([_aperture(points) for points in faces.meshes]))
+    return MouthTrack(frame_middles(faces.times), np.array([aperture_of(points) for points in faces.meshes]))
 
 
 def mouth_heard(features: VisemeFeatures, audio: Pcm, start_s: float) -> MouthTrack:
@@ -102,15 +102,17 @@ def mouth_heard(features: VisemeFeatures, audio: Pcm, start_s: float) -> MouthTr
     return MouthTrack(times, _FULL * made[:, JAW] * (1 - made[:, CLOSURE]))
 
 
-def _middles(times: Track) -> Track:
-    """The middles of frames that begin at these times; how long the last one is shown is not known, nor that of a single one."""
+def frame_middles(times: Track) -> Track:
+    """The middles of frames that begin at these times, float64 `[n]`, ascending. How long the last one is shown is not known, nor
+    that of a single one."""
     if len(times) < 2:
         return times
     shown = np.diff(times)
     return times + np.append(shown, np.median(shown)) / 2
 
 
-def _aperture(points: Points | None) -> float:
+def aperture_of(points: Points | None) -> float:
+    """How far the inner lips of a mesh, float32 `[468, 2]`, are apart, in outer eye distances; NaN without one."""
     if points is None:
         return float("nan")
     along = points[RIGHT_EYE] - points[LEFT_EYE]

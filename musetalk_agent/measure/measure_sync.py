@@ -187,8 +187,29 @@ class Lag:
     confidence: float
 
 
-def estimate_lag(seen: MouthTrack, heard: MouthTrack) -> Lag | None:
-    """The lag at which the two agree best; None where less than `LEAST_S` can be compared.
+@dataclass(frozen=True)
+class LagCurve:
+    """How well lips and audio agree at every lag.
+
+    Args:
+        lags: float64 `[n]`, seconds, evenly spaced from -`REACH_S` to `REACH_S`; positive when the lips are late.
+        agreement: float64 `[n]`, Pearson's correlation at each, slow changes taken off both and movements emphasised.
+        moments: float64 `[n]`, how many independent pairs of moments each correlation is made of.
+    """
+
+    lags: Series
+    agreement: Series
+    moments: Series
+
+    @property
+    def evidence(self) -> Series:
+        """float64 `[n]`, natural logarithm of how many times likelier a lag is than lips that say something else."""
+        agreed = np.clip(self.agreement, 0, _MOST)
+        return np.asarray(-_TRUST * self.moments / 2 * np.log1p(-(agreed**2)), np.float64)
+
+
+def lag_curve(seen: MouthTrack, heard: MouthTrack) -> LagCurve | None:
+    """Compares the two at every lag; None where less than `LEAST_S` can be compared.
 
     `heard` must be evenly spaced. Frames without a face (NaN) are left out.
     """
@@ -208,6 +229,12 @@ def estimate_lag(seen: MouthTrack, heard: MouthTrack) -> Lag | None:
     found = [_agreement(times - lag, pictures[known], heard.times, sound) for lag in lags]
     agreement, shared = np.array([r for r, _ in found]), np.array([float(count) for _, count in found])
     alike = _alike(pictures, np.interp(seen.times, heard.times, sound), round(_MEMORY_S / period))
+    return LagCurve(lags, agreement, shared / alike)
+
+
+def best_lag(curve: LagCurve) -> Lag:
+    """The top of the curve."""
+    lags, agreement = curve.lags, curve.agreement
     best = int(agreement.argmax())
     peak = float(agreement[best])
     if best in (0, len(lags) - 1):
@@ -215,16 +242,22 @@ def estimate_lag(seen: MouthTrack, heard: MouthTrack) -> Lag | None:
     before, after = agreement[best - 1], agreement[best + 1]
     bend = 2 * peak - before - after
     offset = (after - before) / (2 * bend) if bend > 0 else 0.0  # top of the parabola through three points
-    return Lag(float(lags[best] + offset * _STEP_S), peak, _confidence(lags, agreement, shared / alike, best))
+    return Lag(float(lags[best] + offset * _STEP_S), peak, _confidence(curve, best))
 
 
-def _confidence(lags: Series, agreement: Series, moments: Series, best: int) -> float:
+def estimate_lag(seen: MouthTrack, heard: MouthTrack) -> Lag | None:
+    """The lag at which the two agree best; None, and what `heard` must be, as in `lag_curve`."""
+    curve = lag_curve(seen, heard)
+    return None if curve is None else best_lag(curve)
+
+
+def _confidence(curve: LagCurve, best: int) -> float:
     """The share of lags within a frame of the best one in all that may be true.
 
-    `moments` independent pairs with the correlation r are (1 − r²)^(−moments / 2) times as likely if they belong together, by a
-    normal model, as if they do not. Each lag has the same chance beforehand, and that none is true has as much as all together.
+    `curve.moments` independent pairs with the correlation r are (1 − r²)^(−moments / 2) times as likely if they belong together, by
+    a normal model, as if they do not. Each lag has the same chance beforehand, and that none is true has as much as all together.
     """
-    weight = -_TRUST * moments / 2 * np.log1p(-(np.clip(agreement, 0, _MOST) ** 2))
+    weight, lags = curve.evidence, curve.lags
     top = float(weight.max())
     likely = np.exp(weight - top)
     near = np.abs(lags - lags[best]) < _FRAME_S + _STEP_S / 2

@@ -22,6 +22,7 @@ COMMANDS = {
     "prepare": ["clip.zip"],
     "render": ["--avatar", "demo", "--audio", "a.wav", "--out", "a.mp4"],
     "measure-sync": ["film.mp4"],
+    "judge": ["film.mp4"],
     "monitor": ["http://127.0.0.1:8090"],
     "profile": [],
     "fetch-models": [],
