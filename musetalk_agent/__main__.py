@@ -19,6 +19,7 @@ _ENDS_WITHIN_S = 5.0
 
 def parser() -> argparse.ArgumentParser:
     """Every subcommand with its options."""
+    from musetalk_agent.dataset import command as dataset
     from musetalk_agent.judge import command as judge
     from musetalk_agent.measure import measure_sync, profile
     from musetalk_agent.renders import render_command, worker_command
@@ -40,6 +41,7 @@ def parser() -> argparse.ArgumentParser:
         ("render-worker", worker_command, "make the renders that an orchestrator ordered"),
         ("measure-sync", measure_sync, "measure how late the lips of a video are"),
         ("judge", judge, "say whether a film of a talking face is good: lips, picture, person"),
+        ("dataset", dataset, "make training data for MuseTalk's own trainer of a folder of films"),
         ("monitor", monitor, "a live table of an agent's sessions"),
         ("profile", profile, "measure an engine stage by stage"),
         ("fetch-models", fetch_models, "fetch and verify model files"),

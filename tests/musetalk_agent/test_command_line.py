@@ -23,6 +23,7 @@ COMMANDS = {
     "render": ["--avatar", "demo", "--audio", "a.wav", "--out", "a.mp4"],
     "measure-sync": ["film.mp4"],
     "judge": ["film.mp4"],
+    "dataset": ["films"],
     "monitor": ["http://127.0.0.1:8090"],
     "profile": [],
     "fetch-models": [],
