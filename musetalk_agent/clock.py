@@ -6,7 +6,7 @@ import asyncio
 import heapq
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Protocol
@@ -129,8 +129,14 @@ class VirtualClock:
 
     async def _settle(self) -> None:
         """Returns when no thread has worked, begun or ended for a while of loop turns: all that follows from it is done too."""
+        ready: Collection[object] = getattr(
+            asyncio.get_running_loop(), "_ready", (None,)
+        )  # asyncio's own; uvloop has none
         quiet, seen = 0, self._works
         while quiet < self._IDLE_TURNS:
             await asyncio.sleep(0.0005 if self._working else 0)
-            quiet = 0 if self._working or self._works != seen else quiet + 1
+            moved = self._working or self._works != seen
+            quiet = (
+                0 if moved else quiet + (1 if ready else self._IDLE_TURNS // 2)
+            )  # with nobody ready, one more look is enough
             seen = self._works
