@@ -22,7 +22,6 @@ WRONG: dict[str, Callable[[GoodFilm], Pixels]] = {
     "sharpness": lambda film: judge_clips.blurred(film.frames, film.meshes),
     "colour_step": lambda film: judge_clips.tinted(film.frames, film.meshes, (0, 0, 20)),
     "flicker": lambda film: judge_clips.flickering(film.frames, film.meshes),
-    "seam": lambda film: judge_clips.edged(film.frames, film.meshes),
     "black": lambda film: judge_clips.blackened(film.frames),
 }
 
