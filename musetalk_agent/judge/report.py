@@ -138,7 +138,11 @@ class FilmReport:
         return not self.faults
 
     def as_json(self) -> str:
-        """One object: the fields, `passed`, `faults`, and for each face its `measures`."""
+        """`as_dict`, on one line."""
+        return json.dumps(self.as_dict())
+
+    def as_dict(self) -> dict[str, Any]:
+        """One JSON object: the fields, `passed`, `faults`, and for each face its `measures`."""
         faces = [
             {
                 "face": face.number,
@@ -150,9 +154,9 @@ class FilmReport:
             }
             for face in self.faces
         ]
-        fields = {"film": str(self.film), "seconds": round(self.seconds, 3), "frames": self.frames}
+        fields: dict[str, Any] = {"film": str(self.film), "seconds": round(self.seconds, 3), "frames": self.frames}
         fields |= {"passed": self.passed, "faults": self.faults, "black": round(self.black, 4)}
-        return json.dumps(fields | {"describer": self.describer, "left_out": self.left_out, "faces": faces})
+        return fields | {"describer": self.describer, "left_out": self.left_out, "faces": faces}
 
     def as_text(self) -> str:
         """A table a face, and one line that says the outcome."""

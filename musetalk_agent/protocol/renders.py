@@ -92,6 +92,8 @@ class RenderRequest(Strict):
             raise ValueError("give avatar_id, idle_video_url or frames_zip_url: who says it")
         if (self.width is None) != (self.height is None):
             raise ValueError("give width and height together, or neither for the clip's own size")
+        if self.judge and self.format is not RenderFormat.MP4:
+            raise ValueError("judge: it looks at films of the format mp4 only")
         _ = self.picture  # its limits
         return self
 

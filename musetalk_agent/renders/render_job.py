@@ -14,11 +14,14 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from musetalk_agent.avatars.limits import AvatarLimits
 from musetalk_agent.avatars.sources import Fetcher
-from musetalk_agent.errors import AvatarFetchFailed, AvatarTooLarge, AvatarUrlForbidden
+from musetalk_agent.errors import AgentError, AvatarFetchFailed, AvatarTooLarge, AvatarUrlForbidden
 from musetalk_agent.factory import Factory
+from musetalk_agent.judge.film_judge import Judge
+from musetalk_agent.measure.lip_measures import VideoUnreadable
 from musetalk_agent.media_types import FEATURE_RATE, Cue, frames_begun
 from musetalk_agent.protocol.http import DEMO_AVATAR_ID, AgentStartRequest, AvatarSource
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
@@ -239,8 +242,23 @@ class RenderJobs:
             [folder / f"{part:06d}.{suffix}" for part in range(plan.parts)], sound, order.request.format, plan.fps, made
         )
         return RenderEnd(
-            state=RenderState.DONE, at=time.time(), bytes=made.stat().st_size, seconds=plan.frames / plan.fps
+            state=RenderState.DONE,
+            at=time.time(),
+            bytes=made.stat().st_size,
+            seconds=plan.frames / plan.fps,
+            judge=self._judged(order, made) if order.request.judge else None,
         )
+
+    def _judged(self, order: RenderOrder, film: Path) -> dict[str, Any]:
+        """The judge's report on a film; where it cannot judge it, why: the film is no worse for that."""
+        try:
+            report = Judge.load(self.factory.models).judge(film, text=order.request.text)
+        except AgentError as error:
+            return {"passed": None, "error": {"code": error.code.value, "detail": error.detail}}
+        except VideoUnreadable as error:
+            detail = str(error).replace(str(film), "The film")
+            return {"passed": None, "error": {"code": ErrorCode.RENDER_FAILED.value, "detail": detail}}
+        return report.as_dict() | {"film": self.folder.result(order.render_id, order.request.format).name}
 
 
 def _runs(parts: list[int]) -> list[range]:

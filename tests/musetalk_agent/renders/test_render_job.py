@@ -13,7 +13,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from pydantic import SecretStr
+from pydantic import SecretStr, ValidationError
 
 from musetalk_agent.agent_settings import AgentSettings
 from musetalk_agent.factory import Factory
@@ -28,6 +28,7 @@ from musetalk_agent.protocol.renders import (
     new_render_id,
 )
 from musetalk_agent.renders.render_job import TRIES_MOST, RenderJobs
+from musetalk_agent.weights import Manifest, ModelStore
 
 RATE = 16_000
 SECONDS = 9
@@ -113,6 +114,22 @@ async def test_a_film_has_every_frame_and_all_of_its_sound(bench: Bench) -> None
     assert end.bytes == result.stat().st_size and end.seconds == SECONDS
     left = {path.name for path in bench.folder.path(render_id).iterdir()}
     assert left == {"order.json", "plan.json", "end.json", "result.mp4"}
+
+
+async def test_a_film_is_judged_and_one_that_cannot_be_is_kept(bench: Bench, tmp_path: Path) -> None:
+    end = await bench.make(bench.order(bursts(1), judge=True))
+    assert end is not None and end.state is RenderState.DONE and end.judge is not None
+    assert (end.judge["film"], end.judge["passed"], end.judge["faults"]) == ("result.mp4", False, ["no_face"])
+
+    bench.jobs.factory.models = ModelStore(tmp_path / "nothing", Manifest.load())
+    render_id = bench.order(bursts(1), judge=True)
+    end = await bench.make(render_id)
+    assert end is not None and end.state is RenderState.DONE and end.judge is not None
+    assert (end.judge["passed"], end.judge["error"]["code"]) == (None, "weights_missing")
+    assert bench.folder.result(render_id, RenderFormat.MP4).exists()
+
+    with pytest.raises(ValidationError, match="judge: it looks at films of the format mp4 only"):
+        bench.order(bursts(1), judge=True, format="png")
 
 
 async def test_what_was_made_is_not_made_again(bench: Bench) -> None:
