@@ -34,7 +34,7 @@ PROFILES = tuple(_COSTS)
 
 
 @dataclass(frozen=True, slots=True)
-class Card:
+class CardModel:
     """Dense half-precision TFLOP/s (float16 in, float32 sums), TB/s, GB of memory. Makers' data sheets."""
 
     tflops: float
@@ -43,23 +43,23 @@ class Card:
 
 
 CARDS = {
-    "T4": Card(65, 0.32, 16),
-    "L4": Card(100, 0.3, 24),  # 121 on paper, which its 72 W do not last for
-    "A10": Card(70, 0.6, 24),
-    "A10G": Card(70, 0.6, 24),
-    "L40S": Card(362, 0.86, 48),
-    "A100-40GB": Card(312, 1.55, 40),
-    "A100-80GB": Card(312, 2.0, 80),
-    "H100": Card(989, 3.35, 80),
-    "H200": Card(989, 4.8, 141),
-    "RTX 3060": Card(25.6, 0.36, 12),
-    "RTX 3090": Card(71, 0.94, 24),
-    "RTX 4090": Card(165, 1.0, 24),
+    "T4": CardModel(65, 0.32, 16),
+    "L4": CardModel(100, 0.3, 24),  # 121 on paper, which its 72 W do not last for
+    "A10": CardModel(70, 0.6, 24),
+    "A10G": CardModel(70, 0.6, 24),
+    "L40S": CardModel(362, 0.86, 48),
+    "A100-40GB": CardModel(312, 1.55, 40),
+    "A100-80GB": CardModel(312, 2.0, 80),
+    "H100": CardModel(989, 3.35, 80),
+    "H200": CardModel(989, 4.8, 141),
+    "RTX 3060": CardModel(25.6, 0.36, 12),
+    "RTX 3090": CardModel(71, 0.94, 24),
+    "RTX 4090": CardModel(165, 1.0, 24),
 }
 """By the names that Modal and the driver give them."""
 
 
-def card_of(name: str, memory: int | None = None) -> Card | None:
+def card_of(name: str, memory: int | None = None) -> CardModel | None:
     """The card that a driver's name, such as "NVIDIA H100 80GB HBM3", or Modal's, such as "H100:2" or "A100", means; None for one
     that is not in the table. `memory` in bytes tells the two A100 apart."""
     plain = re.sub(r"[^A-Z0-9]+", " ", name.upper().partition(":")[0]).strip()
@@ -72,13 +72,13 @@ def card_of(name: str, memory: int | None = None) -> Card | None:
     return next((card for known, card in CARDS.items() if f" {known.upper()} " in words), None)
 
 
-def frames_per_second(card: Card, profile: str = "quality") -> float:
+def frames_per_second(card: CardModel, profile: str = "quality") -> float:
     """Of the whole network, by the model. Raises KeyError for an unknown profile."""
     cost = _COSTS[profile]
     milliseconds = cost.gflop / (card.tflops * _PEAK_SHARE) + cost.gigabytes / (card.bandwidth * _BANDWIDTH_SHARE)
     return 1000 / milliseconds
 
 
-def sessions(card: Card, profile: str = "quality") -> int:
+def sessions(card: CardModel, profile: str = "quality") -> int:
     """Sessions that all speak at 25 frames a second; 0 for a card that holds none. Raises KeyError for an unknown profile."""
     return min(PACED_MOST, int(_PROMISED * frames_per_second(card, profile) / _FPS))

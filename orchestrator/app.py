@@ -34,7 +34,7 @@ from orchestrator.quotas import Quotas
 from orchestrator.recording.film_store import FilmStore, FolderStore
 from orchestrator.recording.films import Films
 from orchestrator.recovery import make_store, surviving
-from orchestrator.renders import Renders
+from orchestrator.render_orders import Renders
 from orchestrator.routes import (
     audio_ws,
     avatar_upload,

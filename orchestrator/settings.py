@@ -24,7 +24,7 @@ from orchestrator.conversation.options import (
     realtime_provider,
 )
 from orchestrator.livekit_rooms import IngressMode, LiveKitKeys
-from orchestrator.renders import RenderOptions
+from orchestrator.render_orders import RenderOptions
 from orchestrator.session.model import SessionOptions
 from orchestrator.session.standby_voice import VoiceStandby
 from orchestrator.tts import lexicon

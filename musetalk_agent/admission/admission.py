@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from musetalk_agent.admission.costs import Demand
-from musetalk_agent.admission.machine import Machine
+from musetalk_agent.admission.machine import Host
 from musetalk_agent.admission.speed import slowness
 from musetalk_agent.admission.terms import Look, MemoryTerm, Pacing, Processor
 from musetalk_agent.clock import Clock
@@ -40,7 +40,7 @@ class Scene:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class SessionLimits:
     """Sessions in all by each limit; None where it sets none."""
 
     by: dict[CapacityLimit, int | None]
@@ -52,15 +52,13 @@ class Admission:
     """Asked before each start. `measure` is called once, and `run` looks at the sessions from then on.
 
     Args:
-        setting: what the deployer says; processor, memory and pacing are then told and do not limit.
+        setting: what the deployer says; processor, memory and pacing are then reported and do not limit.
         machine: what the system grants.
         clock: of the looks.
         slow: see `slowness`.
     """
 
-    def __init__(
-        self, setting: int | None, machine: Machine, clock: Clock, slow: Callable[[], float] = slowness
-    ) -> None:
+    def __init__(self, setting: int | None, machine: Host, clock: Clock, slow: Callable[[], float] = slowness) -> None:
         self._setting, self._machine, self._clock, self._slow = setting, machine, clock, slow
         self._processor, self._memory, self._pacing = Processor(machine.cores()), MemoryTerm(), Pacing()
         self._memory.observe(machine.memory(), ())
@@ -104,7 +102,7 @@ class Admission:
             ]
             self._processor.observe((used - used_before) / (now - at), looks)
 
-    def limits(self, held: Sequence[Demand], more: Demand, card: int | None) -> Limits:
+    def limits(self, held: Sequence[Demand], more: Demand, card: int | None) -> SessionLimits:
         """With these sessions there, for one like `more`. `card`: what the engine's device holds, None where it sets no limit."""
         by = {
             CapacityLimit.SETTING: self._setting,
@@ -116,7 +114,7 @@ class Admission:
         rule = (CapacityLimit.SETTING, CapacityLimit.CARD) if self._setting is not None else tuple(CapacityLimit)
         ruling = {limit: most for limit in rule if (most := by[limit]) is not None}
         least = min(ruling, key=ruling.__getitem__)
-        return Limits(by, ruling[least], least)
+        return SessionLimits(by, ruling[least], least)
 
     def why(self, limit: CapacityLimit, more: Demand) -> str:
         """For people: what the limit is, and where its number comes from."""

@@ -22,7 +22,7 @@ class Memory:
     own: int
 
 
-class Machine:
+class Host:
     """Looks at the system's files each time that it is asked.
 
     Args:
@@ -109,8 +109,8 @@ def _affinity() -> int:
 def _given_back(group: Path) -> int:
     """Bytes of files that the group would give up at once, which count as used."""
     words = (_text(group / "memory.stat") or "").split()
-    told = dict(zip(words[::2], words[1::2], strict=False))
-    return _number(told.get("total_inactive_file", told.get("inactive_file"))) or 0
+    figures = dict(zip(words[::2], words[1::2], strict=False))
+    return _number(figures.get("total_inactive_file", figures.get("inactive_file"))) or 0
 
 
 def _text(path: Path) -> str | None:

@@ -16,7 +16,7 @@ from musetalk_agent.features import mouth_network
 from musetalk_agent.features.mouth_network import LOOKAHEAD_MS, STEP, MouthNetwork
 from musetalk_agent.features.phonemes import CLASSES, LIPS_MEET, SILENCE
 from musetalk_agent.judge import bars
-from musetalk_agent.judge.report import Measure, at_least, not_judged
+from musetalk_agent.judge.film_report import Measure, at_least, not_judged
 from musetalk_agent.media_types import FEATURE_RATE, Pcm
 
 Series = NDArray[np.float64]

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from musetalk_agent.agent_settings import offline_settings
 from musetalk_agent.errors import AgentError
 from musetalk_agent.judge.film_judge import Judge
-from musetalk_agent.judge.report import FilmReport
+from musetalk_agent.judge.film_report import FilmReport
 from musetalk_agent.judge.sheet import draw_sheet
 from musetalk_agent.measure.lip_measures import VideoUnreadable
 from musetalk_agent.tools.audio_file import AudioUnreadable

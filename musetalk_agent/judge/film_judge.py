@@ -26,9 +26,9 @@ from musetalk_agent.judge.face_record import (
     TIME,
     FaceRecord,
 )
+from musetalk_agent.judge.film_report import FaceReport, FilmReport, Measure, Verdict, at_least, at_most, not_judged
 from musetalk_agent.judge.film_scan import FilmScan, Progress, scan
 from musetalk_agent.judge.identity import Descriptor, FaceDescriber, cosine, describer, mean_descriptor
-from musetalk_agent.judge.report import FaceReport, FilmReport, Measure, Verdict, at_least, at_most, not_judged
 from musetalk_agent.judge.seam import seam
 from musetalk_agent.measure.lip_measures import MouthTrack, frame_middles
 from musetalk_agent.media_types import FEATURE_RATE
@@ -258,8 +258,8 @@ def _mouth(
     middles, aperture = _on_film(rows, seen)
     still = lips.frozen(rows[:, TIME], rows[:, MOUTH], rows[:, MOTION], heard)
     if still.verdict is Verdict.FAILED:
-        told = not_judged(_STILL_STANDS)
-        return {"lag_ms": told, "lip_correlation": told, "closures": told, "rest": told, "frozen": still}
+        unknown = not_judged(_STILL_STANDS)
+        return {"lag_ms": unknown, "lip_correlation": unknown, "closures": unknown, "rest": unknown, "frozen": still}
     following = lips.follow(MouthTrack(middles, aperture), heard)
     other = following.correlation.verdict is Verdict.FAILED
     unlike = not_judged("the lips follow another sound.")

@@ -12,7 +12,7 @@ from musetalk_agent.features.mouth_network import STEP
 from musetalk_agent.features.speech_detector import SpeechDetector
 from musetalk_agent.features.visemes import VisemeFeatures
 from musetalk_agent.judge import bars
-from musetalk_agent.judge.report import Measure, Verdict, at_most, not_judged
+from musetalk_agent.judge.film_report import Measure, Verdict, at_most, not_judged
 from musetalk_agent.measure.lip_measures import MouthTrack, mouth_heard
 from musetalk_agent.measure.measure_sync import best_lag, lag_curve
 from musetalk_agent.media_types import FEATURE_RATE, Pcm

@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from musetalk_agent.judge.report import MEASURES, FaceReport, FilmReport, Verdict
+from musetalk_agent.judge.film_report import MEASURES, FaceReport, FilmReport, Verdict
 from musetalk_agent.measure.lip_measures import video_frames
 from musetalk_agent.media_types import Pixels
 

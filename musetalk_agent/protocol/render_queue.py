@@ -1,6 +1,6 @@
 """The queue of renders: tickets that workers take, hold while they work, and lose when they die.
 
-It is SimpleBroker's (docs/decisions/0031-renders.md): an SQLite file for one machine, Redis for several. A worker takes a ticket by
+It is SimpleBroker's (docs/decisions/0025-renders.md): an SQLite file for one machine, Redis for several. A worker takes a ticket by
 moving it, in one atomic step, from `waiting` into a queue of its own; it is deleted there when its work is done. A worker says that
 it lives by a message that replaces its last one. Whoever looks next moves the tickets of one that has fallen silent back to
 `waiting`, so a ticket is done at least once, and work must bear to be done again.
@@ -26,7 +26,7 @@ _NAMESPACE = "musetalk_renders"
 _NS = 10**9  # a message's id is the time it was written, in nanoseconds
 
 
-class Ticket(BaseModel):
+class RenderTicket(BaseModel):
     """Work on one render: `span` of it, counted from 0, or None for what comes before: fetching, preparing, cutting."""
 
     render_id: str = Field(pattern=r"^ren_[0-9a-f]{24}$")
@@ -37,7 +37,7 @@ class Ticket(BaseModel):
 class TakenTicket:
     """A ticket that a worker holds, and its number in the queue."""
 
-    ticket: Ticket
+    ticket: RenderTicket
     number: int
 
 
@@ -71,7 +71,7 @@ class RenderQueue:
     ) -> None:
         self._opened.__exit__(None, None, None)
 
-    def put(self, *tickets: Ticket) -> None:
+    def put(self, *tickets: RenderTicket) -> None:
         """Adds tickets at the end."""
         with self._using() as broker:
             for ticket in tickets:
@@ -88,7 +88,7 @@ class RenderQueue:
             while (moved := broker.move_one(WAITING, _TAKEN + worker, with_timestamps=True)) is not None:
                 body, number = moved
                 try:
-                    return TakenTicket(Ticket.model_validate_json(body), number)
+                    return TakenTicket(RenderTicket.model_validate_json(body), number)
                 except ValidationError:
                     broker.delete_message_ids(_TAKEN + worker, [number])
         return None

@@ -13,7 +13,7 @@ from email.utils import parsedate_to_datetime
 from enum import StrEnum
 
 
-class Verdict(StrEnum):
+class RetryVerdict(StrEnum):
     """What a refusal means for the same call made again.
 
     `later`: it was not carried out and may succeed later. `unknown`: it may have been carried out, so only a call that is safe to
@@ -27,42 +27,43 @@ class Verdict(StrEnum):
 
 NO_ANSWER = 0
 """Status of a call that was not answered: refused, reset, timed out."""
-STATUSES: dict[int, Verdict] = {
-    NO_ANSWER: Verdict.UNKNOWN,
-    408: Verdict.LATER,
-    409: Verdict.LATER,
-    421: Verdict.LATER,
-    425: Verdict.LATER,
-    429: Verdict.LATER,
-    500: Verdict.UNKNOWN,
-    502: Verdict.UNKNOWN,
-    503: Verdict.LATER,
-    504: Verdict.UNKNOWN,
+STATUSES: dict[int, RetryVerdict] = {
+    NO_ANSWER: RetryVerdict.UNKNOWN,
+    408: RetryVerdict.LATER,
+    409: RetryVerdict.LATER,
+    421: RetryVerdict.LATER,
+    425: RetryVerdict.LATER,
+    429: RetryVerdict.LATER,
+    500: RetryVerdict.UNKNOWN,
+    502: RetryVerdict.UNKNOWN,
+    503: RetryVerdict.LATER,
+    504: RetryVerdict.UNKNOWN,
 }
 """By HTTP status; what is not listed (401, 403, 404, 422 …) is final."""
-CODES: dict[str, Verdict] = {
-    "session_ended": Verdict.FINAL,
-    "idempotency_conflict": Verdict.FINAL,
-    "speech_elsewhere": Verdict.FINAL,
-    "publisher_unavailable": Verdict.FINAL,
-    "engine_unavailable": Verdict.FINAL,
-    "voice_unavailable": Verdict.FINAL,
-    "conversation_unavailable": Verdict.FINAL,
-    "idle_timeout": Verdict.LATER,
+CODES: dict[str, RetryVerdict] = {
+    "session_ended": RetryVerdict.FINAL,
+    "idempotency_conflict": RetryVerdict.FINAL,
+    "speech_elsewhere": RetryVerdict.FINAL,
+    "publisher_unavailable": RetryVerdict.FINAL,
+    "engine_unavailable": RetryVerdict.FINAL,
+    "voice_unavailable": RetryVerdict.FINAL,
+    "conversation_unavailable": RetryVerdict.FINAL,
+    "renders_unavailable": RetryVerdict.FINAL,
+    "idle_timeout": RetryVerdict.LATER,
 }
 """By the problem's own code, where its status says something else. `idle_timeout` closes a WebSocket and has no status."""
-CLOSES: dict[int, Verdict] = dict.fromkeys((1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010), Verdict.FINAL)
+CLOSES: dict[int, RetryVerdict] = dict.fromkeys((1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010), RetryVerdict.FINAL)
 """By the code a WebSocket was closed with; what is not listed (1006, 1011, 1012 …) is tried again."""
 
 
-def verdict(status: int, code: str = "") -> Verdict:
+def verdict(status: int, code: str = "") -> RetryVerdict:
     """Of an HTTP answer (or `NO_ANSWER`) and the problem's code in it, if it has one."""
-    return CODES.get(code) or STATUSES.get(status, Verdict.FINAL)
+    return CODES.get(code) or STATUSES.get(status, RetryVerdict.FINAL)
 
 
-def close_verdict(close: int | None, code: str = "") -> Verdict:
+def close_verdict(close: int | None, code: str = "") -> RetryVerdict:
     """Of a WebSocket's close code (None: it broke), and the code of the `error` message before it."""
-    return CODES.get(code) or CLOSES.get(close or 0, Verdict.LATER)
+    return CODES.get(code) or CLOSES.get(close or 0, RetryVerdict.LATER)
 
 
 @dataclass(frozen=True)

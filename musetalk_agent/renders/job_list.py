@@ -27,7 +27,7 @@ from musetalk_agent.agent_settings import AgentSettings
 from musetalk_agent.avatars.library import AvatarLibrary
 from musetalk_agent.protocol.avatar_settings import AvatarSettings
 from musetalk_agent.protocol.http import DEMO_AVATAR_ID, Strict
-from musetalk_agent.protocol.render_queue import RenderQueue, Ticket, default_target
+from musetalk_agent.protocol.render_queue import RenderQueue, RenderTicket, default_target
 from musetalk_agent.protocol.renders import RenderFolder, RenderFormat, RenderOrder, RenderRequest, RenderState
 from musetalk_agent.renders.render_job import LONGEST_S
 from musetalk_agent.renders.sounds import write_sound
@@ -43,7 +43,7 @@ class JobsWrong(Exception):
     """The list cannot be done; the message says what is wrong."""
 
 
-class Job(Strict):
+class FilmJob(Strict):
     """One film of a list. Paths are relative to the list; `output` ends in `.mp4`, or in `.zip` for frames."""
 
     avatar: str = Field(min_length=1)
@@ -65,10 +65,10 @@ class _Film:
     made: RenderFormat
 
 
-_jobs: TypeAdapter[list[Job]] = TypeAdapter(list[Job])
+_jobs: TypeAdapter[list[FilmJob]] = TypeAdapter(list[FilmJob])
 
 
-def read_jobs(path: Path) -> list[Job]:
+def read_jobs(path: Path) -> list[FilmJob]:
     """The films of a list, with whole paths. Raises JobsWrong."""
     try:
         jobs = _jobs.validate_python(yaml.safe_load(path.read_bytes()))
@@ -113,7 +113,7 @@ def run_jobs(path: Path, settings: AgentSettings, workers: int) -> int:
     return 1 if failed else 0
 
 
-async def _ordered(jobs: list[Job], path: Path, folder: RenderFolder, settings: AgentSettings) -> list[_Film]:
+async def _ordered(jobs: list[FilmJob], path: Path, folder: RenderFolder, settings: AgentSettings) -> list[_Film]:
     """Prepares what the jobs need, and orders those that are not made yet."""
     films: list[_Film] = []
     models = ModelStore(settings.models_dir, Manifest.load())
@@ -145,7 +145,7 @@ async def _ordered(jobs: list[Job], path: Path, folder: RenderFolder, settings: 
     return films
 
 
-def _request(job: Job, avatar_id: str, made: RenderFormat, path: Path) -> RenderRequest:
+def _request(job: FilmJob, avatar_id: str, made: RenderFormat, path: Path) -> RenderRequest:
     try:
         return RenderRequest(
             avatar_id=avatar_id,
@@ -172,7 +172,7 @@ def _make(films: list[_Film], folder: RenderFolder, settings: AgentSettings, wor
     with RenderQueue(default_target(folder.root)) as queue:
         while (left := queue.take("left")) is not None:  # of an interrupted run; what is needed is ordered anew
             queue.done("left", left)
-        queue.put(*(Ticket(render_id=film.render_id) for film in films if folder.ended(film.render_id) is None))
+        queue.put(*(RenderTicket(render_id=film.render_id) for film in films if folder.ended(film.render_id) is None))
         running: dict[str, subprocess.Popen[bytes]] = {}
         restarts = 0
         try:
@@ -197,7 +197,7 @@ def _make(films: list[_Film], folder: RenderFolder, settings: AgentSettings, wor
 def _worker(name: str, folder: RenderFolder, settings: AgentSettings) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "RENDERS_DIR": str(folder.root), "AGENT_ENGINE": settings.engine, "LOG_LEVEL": "ERROR"}
     environment.pop("RENDERS_QUEUE", None)
-    command = [sys.executable, "-m", "musetalk_agent", "render-worker", "--told", "--name", name]
+    command = [sys.executable, "-m", "musetalk_agent", "render-worker", "--supervised", "--name", name]
     # a session of its own: Ctrl-C is for this process, which tells the workers
     return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, start_new_session=True)
 

@@ -25,7 +25,7 @@ from musetalk_agent.measure.lip_measures import VideoUnreadable
 from musetalk_agent.media_types import FEATURE_RATE, Cue, frames_begun
 from musetalk_agent.protocol.http import DEMO_AVATAR_ID, AgentStartRequest, AvatarSource
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
-from musetalk_agent.protocol.render_queue import Ticket
+from musetalk_agent.protocol.render_queue import RenderTicket
 from musetalk_agent.protocol.renders import RenderEnd, RenderFailure, RenderFolder, RenderOrder, RenderPlan, RenderState
 from musetalk_agent.renders.film_parts import join, part_writer
 from musetalk_agent.renders.sounds import FeatureSound, Sound, write_sound
@@ -59,11 +59,11 @@ class RenderJobs:
 
     factory: Factory
     folder: RenderFolder
-    put: Callable[[list[Ticket]], Awaitable[None]]
+    put: Callable[[list[RenderTicket]], Awaitable[None]]
     turn: Callable[[], Awaitable[None]]
     limits: AvatarLimits = field(default_factory=AvatarLimits)
 
-    async def do(self, ticket: Ticket) -> None:
+    async def do(self, ticket: RenderTicket) -> None:
         """Does a ticket; a render that cannot be made fails. Cancelling leaves what is finished.
 
         Raises OSError where the folder cannot be read or written.
@@ -105,7 +105,7 @@ class RenderJobs:
         if plan is None:
             plan = await self._plan(order)
             await asyncio.to_thread(self.folder.write_plan, order.render_id, plan)
-        await self.put([Ticket(render_id=order.render_id, span=span) for span in range(plan.spans)])
+        await self.put([RenderTicket(render_id=order.render_id, span=span) for span in range(plan.spans)])
 
     async def _plan(self, order: RenderOrder) -> RenderPlan:
         begun_at = time.time()

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from musetalk_agent.agent_settings import AgentSettings
 from musetalk_agent.factory import Factory
-from musetalk_agent.protocol.render_queue import RenderQueue, TakenTicket, Ticket, default_target
+from musetalk_agent.protocol.render_queue import RenderQueue, RenderTicket, TakenTicket, default_target
 from musetalk_agent.protocol.renders import RenderFolder
 from musetalk_agent.renders.render_job import RenderJobs
 
@@ -39,7 +39,7 @@ def be_nice() -> None:
 
 
 class RenderWorker:
-    """Works until it is told to end, or has had nothing to do for a minute.
+    """Works until it is stopped, or has had nothing to do for a minute.
 
     Args:
         settings: `renders_dir` is set.
@@ -82,7 +82,7 @@ class RenderWorker:
         self._free.set()
 
     def _jobs(self, factory: Factory, queue: RenderQueue) -> RenderJobs:
-        async def put(tickets: list[Ticket]) -> None:
+        async def put(tickets: list[RenderTicket]) -> None:
             await asyncio.to_thread(queue.put, *tickets)
 
         async def turn() -> None:
@@ -133,18 +133,18 @@ class RenderWorker:
             await asyncio.sleep(_ALIVE_S)
 
 
-async def serve(settings: AgentSettings, *, stay: bool, told: bool, name: str | None = None) -> None:
-    """Runs a worker until SIGTERM, SIGINT or, with `told`, the end of standard input, which says when to wait."""
+async def serve(settings: AgentSettings, *, stay: bool, supervised: bool, name: str | None = None) -> None:
+    """Runs a worker until SIGTERM, SIGINT or, with `supervised`, the end of standard input, which says when to wait."""
     worker = RenderWorker(settings, name, stay=stay)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, worker.ending.set)
-    if told:
+    if supervised:
         loop.add_reader(sys.stdin.fileno(), _read_orders, worker, loop)
     try:
         await worker.run()
     finally:
-        if told:
+        if supervised:
             loop.remove_reader(sys.stdin.fileno())
 
 

@@ -18,13 +18,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     parser.add_argument("--stay", action="store_true", help="wait for renders, however long there are none")
     parser.add_argument(
-        "--told", action="store_true", help="standard input says `wait` and `work`, and its end ends it"
+        "--supervised", action="store_true", help="standard input says `wait` and `work`, and its end ends it"
     )
     parser.add_argument("--name", default=None, help="what the queue knows it by (default: made of host and process)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the command: 0 ended as told, or idle for a minute; 1 no engine can run, or no folder; 2 wrong settings."""
+    """Runs the command: 0 stopped, or idle for a minute; 1 no engine can run, or no folder; 2 wrong settings."""
     try:
         settings = offline_settings()
     except ValidationError as error:
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     configure(settings.log_level)
     be_nice()
     try:
-        asyncio.run(serve(settings, stay=args.stay, told=args.told, name=args.name))
+        asyncio.run(serve(settings, stay=args.stay, supervised=args.supervised, name=args.name))
     except AgentError as error:
         print(f"render-worker: {error.code.value}: {error.detail}", file=sys.stderr)
         return 1

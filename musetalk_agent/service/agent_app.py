@@ -20,7 +20,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from musetalk_agent.admission.admission import Admission
-from musetalk_agent.admission.machine import Machine
+from musetalk_agent.admission.machine import Host
 from musetalk_agent.agent_metrics import REGISTRY
 from musetalk_agent.agent_settings import AgentSettings
 from musetalk_agent.factory import Factory
@@ -54,7 +54,7 @@ def create_app(settings: AgentSettings) -> FastAPI:
     Raises `EngineUnknown`, `EngineUnavailable` or `WeightsMissing` when the engine that the settings name cannot run here.
     """
     factory = Factory(settings)
-    admission = Admission(settings.max_sessions, Machine(), factory.clock)
+    admission = Admission(settings.max_sessions, Host(), factory.clock)
 
     async def start() -> None:
         await factory.start()

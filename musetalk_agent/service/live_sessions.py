@@ -11,9 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-from musetalk_agent.admission.admission import Admission, Limits, Running, Scene
+from musetalk_agent.admission.admission import Admission, Running, Scene, SessionLimits
 from musetalk_agent.admission.costs import Demand, demand_of
-from musetalk_agent.admission.machine import Machine
+from musetalk_agent.admission.machine import Host
 from musetalk_agent.agent_metrics import (
     CLOCK_LATE,
     SESSIONS,
@@ -80,7 +80,7 @@ class LiveSessions:
         self, factory: Factory, ready: Callable[[], bool] = lambda: True, admission: Admission | None = None
     ) -> None:
         self._factory, self._ready = factory, ready
-        self._admission = admission or Admission(factory.settings.max_sessions, Machine(), factory.clock)
+        self._admission = admission or Admission(factory.settings.max_sessions, Host(), factory.clock)
         self._usual: Demand | None = None
         self._demands: dict[str, Demand] = {}
         factory.engines.on_failure = self._break_off
@@ -103,7 +103,7 @@ class LiveSessions:
         numbers = {limit.value: most for limit, most in limits.by.items()}
         return Capacity(sessions=len(self._held()), sessions_max=limits.most, limited_by=limits.limited_by, **numbers)
 
-    def _usual_limits(self) -> Limits:
+    def _usual_limits(self) -> SessionLimits:
         self._archive()
         engines = self._factory.engines
         card = engines.capacity(engines.default, USUAL_FPS)

@@ -79,7 +79,7 @@ class RenderWorkers:
 
     async def _start(self) -> None:
         name = f"agent-{os.getpid()}-{secrets.token_hex(4)}"
-        command = ["-m", "musetalk_agent", "render-worker", "--told", "--name", name]
+        command = ["-m", "musetalk_agent", "render-worker", "--supervised", "--name", name]
         self._processes[name] = process = await asyncio.create_subprocess_exec(
             sys.executable,
             *command,

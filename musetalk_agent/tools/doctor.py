@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from musetalk_agent.agent_settings import AgentSettings, offline_settings
 from musetalk_agent.checks import Check, exit_code, next_command
 from musetalk_agent.errors import WeightsMissing
-from musetalk_agent.tools.doctor_machine import Machine, check_engine, check_musetalk
+from musetalk_agent.tools.doctor_machine import DoctorMachine, check_engine, check_musetalk
 from musetalk_agent.tools.doctor_room import JOIN_S, LiveKitAddress, check_livekit
 from musetalk_agent.weights import Manifest, ModelStore
 
@@ -85,7 +85,7 @@ def _address(args: argparse.Namespace) -> LiveKitAddress:
 async def _examine(
     settings: AgentSettings, server: LiveKitAddress, tell: Callable[[Check], None], *, quick: bool
 ) -> None:
-    machine = Machine(
+    machine = DoctorMachine(
         settings,
         ModelStore(settings.models_dir, Manifest.load()),
         hashes=not quick,

@@ -30,7 +30,7 @@ _HALVES: dict[str | None, Half] = {None: "fp16", "float16": "fp16", "bfloat16": 
 
 
 @dataclass(frozen=True, slots=True)
-class Machine:
+class DoctorMachine:
     """What is looked at, and whether MuseTalk has to run here.
 
     Args:
@@ -56,7 +56,7 @@ class Machine:
         return self.wants_musetalk and self.settings.musetalk_device.startswith("cuda")
 
 
-def check_musetalk(machine: Machine) -> Iterator[Check]:
+def check_musetalk(machine: DoctorMachine) -> Iterator[Check]:
     """What MuseTalk needs, in the order in which it is to be cured. With `engine` auto a machine without NVIDIA's driver needs none
     of it, and one line says so."""
     needed = machine.settings.engine == "musetalk" or not machine.wants_card or find_driver().version is not None
@@ -131,7 +131,7 @@ def _estimate(facts: CardFacts, profile: str, *, needed: bool) -> Check:
     return Check("estimate", found, cure, needed=needed and bool(cure), figures={"estimated_sessions": held})
 
 
-def check_weights(machine: Machine, *, needed: bool) -> Iterator[Check]:
+def check_weights(machine: DoctorMachine, *, needed: bool) -> Iterator[Check]:
     """The files that MuseTalk loads: there, whole, and faster to load."""
     store, profile = machine.store, machine.settings.musetalk_profile
     missing = musetalk_state(store)
@@ -150,7 +150,7 @@ def check_weights(machine: Machine, *, needed: bool) -> Iterator[Check]:
         yield Check("copies", found, "musetalk-agent convert-weights", needed=False)
 
 
-def _hashes(machine: Machine) -> Check:
+def _hashes(machine: DoctorMachine) -> Check:
     """Files of one's own training may stay, so another hash is reported and is no fault: loading looks at keys and shapes."""
     store, groups = machine.store, {"musetalk", *(["fast"] if machine.settings.musetalk_profile == "fast" else [])}
     states = store.state()
@@ -174,7 +174,7 @@ def _hashes(machine: Machine) -> Check:
     )
 
 
-async def check_engine(machine: Machine) -> Check:
+async def check_engine(machine: DoctorMachine) -> Check:
     """Starts the engines as the agent does, and says which one sessions get and how many it holds. Never raises; cancelling ends
     the engines."""
     machine.progress("starting the engine, which measures itself (up to minutes)")
@@ -192,7 +192,7 @@ async def check_engine(machine: Machine) -> Check:
         await pool.aclose()
 
 
-def _of(pool: EnginePool, machine: Machine, took_s: float) -> Check:
+def _of(pool: EnginePool, machine: DoctorMachine, took_s: float) -> Check:
     name, holds, note = pool.default, pool.capacity(pool.default, _FPS), pool.note(None)
     figures = {
         "engine": name,

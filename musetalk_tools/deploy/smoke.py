@@ -14,7 +14,7 @@ import httpx
 from livekit import rtc
 
 from musetalk_agent.protocol.http import DEMO_AVATAR_ID
-from musetalk_agent.protocol.retries import CALL, NO_ANSWER, Tries, Verdict, retry_after_s, verdict
+from musetalk_agent.protocol.retries import CALL, NO_ANSWER, RetryVerdict, Tries, retry_after_s, verdict
 
 SENTENCE = "If you can read this from my lips, the deployment works."
 _START_S = 300.0
@@ -152,7 +152,7 @@ async def _call(
             status, code = answer.status_code, str(answered.get("code", ""))
             asked_s = retry_after_s(answer.headers.get("Retry-After"))
         again = verdict(status, code)
-        if again is Verdict.FINAL or (again is Verdict.UNKNOWN and not repeatable):
+        if again is RetryVerdict.FINAL or (again is RetryVerdict.UNKNOWN and not repeatable):
             raise failure
         wait_s = tries.next_wait_s(asked_s)
         if wait_s is None:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 
-from musetalk_agent.protocol.retries import LINK, SILENCE_S, Tries, Verdict, close_verdict, retry_after_s, verdict
+from musetalk_agent.protocol.retries import LINK, SILENCE_S, RetryVerdict, Tries, close_verdict, retry_after_s, verdict
 from musetalk_tools.loadtest.deployment import CallError, Deployment
 from musetalk_tools.loadtest.plan import PATTERN, Plan
 from musetalk_tools.loadtest.speech_source import BLOCK, RATE, Pcm, SpeechSource, SpokenClip
@@ -67,7 +67,7 @@ class Sender:
                 return
             except InvalidStatus as error:
                 answer = error.response
-                if verdict(answer.status_code, _code(answer.body)) is Verdict.FINAL:
+                if verdict(answer.status_code, _code(answer.body)) is RetryVerdict.FINAL:
                     raise SenderLost(f"refused_{answer.status_code}") from error
                 asked_s = retry_after_s(answer.headers.get("Retry-After"))
             except (OSError, InvalidHandshake, ConnectionClosed, TimeoutError):
@@ -136,7 +136,7 @@ class Sender:
     async def _again(self, closed: ConnectionClosed) -> None:
         await self._end_reader()
         code = closed.rcvd.code if closed.rcvd else 1006
-        if close_verdict(code, self._error or "") is Verdict.FINAL:
+        if close_verdict(code, self._error or "") is RetryVerdict.FINAL:
             raise SenderLost(self._error or f"closed_{code}")
         self._error = None
         self.reconnects += 1

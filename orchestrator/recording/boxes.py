@@ -17,7 +17,7 @@ class BadFilm(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Box:
+class Mp4Box:
     """A box: its type, and where its content begins and ends."""
 
     kind: bytes
@@ -25,14 +25,14 @@ class Box:
     end: int
 
 
-def boxes(data: bytes | bytearray, begin: int = 0, end: int | None = None) -> Iterator[Box]:
+def boxes(data: bytes | bytearray, begin: int = 0, end: int | None = None) -> Iterator[Mp4Box]:
     """The boxes of `data[begin:end]`, those inside of containers after the container. Raises BadFilm."""
     end = len(data) if end is None else end
     while begin < end:
         if end - begin < _HEAD:
             raise BadFilm(f"{end - begin} bytes are no box")
         size = _U32.unpack_from(data, begin)[0]
-        box = Box(bytes(data[begin + 4 : begin + _HEAD]), begin + _HEAD, begin + size)
+        box = Mp4Box(bytes(data[begin + 4 : begin + _HEAD]), begin + _HEAD, begin + size)
         if size < _HEAD or box.end > end:
             raise BadFilm(f"a box {box.kind!r} of {size} bytes")
         yield box

@@ -18,7 +18,7 @@ _AGAIN_S = 0.25
 _LEFT_S = 5.0
 """An agent that the session has left is asked for the rest for so long: it may hang."""
 _TELL_EVERY_S = 60.0
-"""A store that fails is tried twice a second, and told of in the log so often."""
+"""A store that fails is tried twice a second, and the log says so as often."""
 _GONE = frozenset({ErrorCode.SESSION_NOT_FOUND, ErrorCode.SESSION_ENDED, ErrorCode.NOT_FOUND})
 _log = logging.getLogger(__name__)
 

@@ -190,7 +190,7 @@ class Films:
             await collector.aclose()
 
     async def _close(self, live: _Live) -> None:
-        """The film does not grow any more: it is stored, and that is told."""
+        """The film does not grow any more: it is stored, and that is reported."""
         index = live.film.index
         index.state = RecordingState.STOPPED
         if not live.film.size:

@@ -26,7 +26,7 @@ from orchestrator.livekit_rooms import Ingresses, Rooms, TokenMinter
 from orchestrator.metrics import Metrics
 from orchestrator.public_tokens import PublicTokens
 from orchestrator.recording.films import Films
-from orchestrator.renders import Renders
+from orchestrator.render_orders import Renders
 from orchestrator.routes.auth import Access, sees, sees_of
 from orchestrator.routes.idempotency import Idempotency
 from orchestrator.session.journal import SessionJournal

@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from musetalk_agent.protocol.messages import CaptionWord, CueItem
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
-from musetalk_agent.protocol.retries import Verdict, verdict
+from musetalk_agent.protocol.retries import RetryVerdict, verdict
 from orchestrator.tts import pauses
 from orchestrator.tts.lexicon import Lexicon
 from orchestrator.tts.segmentation import SENTENCE_PAUSE_MS, GrowingText
@@ -274,7 +274,7 @@ class ProviderError:
         if self.word in _BUSY or self.word == NO_SOUND:
             return True
         known = self.word in _UNAUTHORIZED | _QUOTA | _NO_VOICE
-        return not known and self.status != 0 and verdict(self.status) is not Verdict.FINAL
+        return not known and self.status != 0 and verdict(self.status) is not RetryVerdict.FINAL
 
     def problem(self, variable: str) -> ProblemError:
         """The error for the caller; `variable` holds the provider's key. Nothing of the provider's own sentence is repeated."""

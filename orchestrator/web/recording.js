@@ -23,7 +23,7 @@ export class Recording {
     this.live = false;
     this.busy = false;
     /** @type {import("./avatar-client.js").RecordingStatus | null} */
-    this.told = null;
+    this.reported = null;
     $("record").addEventListener("click", () => void this.toggle());
     $("film").addEventListener("click", () => void this.download());
     setInterval(() => void this.#look(), LOOK_MS);
@@ -34,13 +34,13 @@ export class Recording {
   open(id) {
     this.id = id;
     this.live = true;
-    this.told = null;
+    this.reported = null;
     this.#show();
   }
 
   /** It is over; its film can still be downloaded. */
   async close() {
-    const recorded = this.told?.state === "recording";
+    const recorded = this.reported?.state === "recording";
     this.live = false;
     this.#show();
     if (recorded) await this.#look(true);
@@ -49,7 +49,7 @@ export class Recording {
   async toggle() {
     const { id } = this;
     if (id === null || this.busy) return;
-    const state = this.told?.state === "recording" ? "stopped" : "recording";
+    const state = this.reported?.state === "recording" ? "stopped" : "recording";
     await this.#ask(id, () => this.client.record(id, state));
   }
 
@@ -72,8 +72,8 @@ export class Recording {
     this.busy = true;
     this.#show();
     try {
-      const told = await call();
-      if (this.id === id) this.told = told;
+      const reported = await call();
+      if (this.id === id) this.reported = reported;
     } catch (error) {
       this.showError(error);
     } finally {
@@ -85,18 +85,18 @@ export class Recording {
   /** @param {boolean} [ended] the session has ended since it was looked at last */
   async #look(ended = false) {
     const { id } = this;
-    if (id === null || this.busy || (this.told?.state !== "recording" && !ended)) return;
-    const told = await this.client.recording(id).catch(() => null); // the next look tells
-    if (told && this.id === id && !this.busy) this.told = told;
+    if (id === null || this.busy || (this.reported?.state !== "recording" && !ended)) return;
+    const reported = await this.client.recording(id).catch(() => null); // the next look reports
+    if (reported && this.id === id && !this.busy) this.reported = reported;
     this.#show();
   }
 
   #show() {
-    const recording = this.told?.state === "recording";
+    const recording = this.reported?.state === "recording";
     $("record").setAttribute("aria-pressed", String(recording));
     $("record").disabled = this.busy;
     setText($("record"), t(recording && this.live ? "record.stop" : "record.start"));
-    const { bytes = 0, seconds = 0 } = this.told ?? {};
+    const { bytes = 0, seconds = 0 } = this.reported ?? {};
     $("film").hidden = !bytes;
     $("film").disabled = this.busy;
     setText($("film"), t("record.download", { seconds: seconds.toFixed(0), size: (bytes / 1e6).toFixed(1) }));

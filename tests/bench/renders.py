@@ -19,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
-from musetalk_agent.protocol.render_queue import RenderQueue, Ticket, default_target
+from musetalk_agent.protocol.render_queue import RenderQueue, RenderTicket, default_target
 from musetalk_agent.protocol.renders import RenderFolder, RenderOrder, RenderRequest, RenderState, new_render_id
-from orchestrator.renders import _view
+from orchestrator.render_orders import _view
 
 RATE = 16_000
 WORKER = (
@@ -64,7 +64,7 @@ def main() -> int:
     begun = time.monotonic()
     with RenderQueue(args.queue or default_target(root)) as queue:
         ids = [order(folder, args.seconds) for _ in range(args.jobs)]
-        queue.put(*(Ticket(render_id=render_id) for render_id in ids))
+        queue.put(*(RenderTicket(render_id=render_id) for render_id in ids))
         workers = [begin(root, args.queue) for _ in range(2)]
         seen: dict[str, float] = dict.fromkeys(ids, 0.0)
         ends: Counter[str] = Counter()

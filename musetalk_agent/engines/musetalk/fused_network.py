@@ -18,7 +18,7 @@ from musetalk_agent.engines.musetalk import fused_operations as operations
 from musetalk_agent.engines.musetalk.network import FoldedUNet, Network, PatchDecoder
 
 
-class Picture(NamedTuple):
+class BiasedTensor(NamedTuple):
     """`x` `[B, C, h, w]` plus a bias that nobody has added yet, and the moments of that sum where they are known."""
 
     x: Tensor
@@ -55,14 +55,14 @@ class FusedResnet(nn.Module):
             added = added + (through if self.shortcut is None else self.shortcut.weight.float().flatten(1) @ through)
         self.register_buffer("added", added.to(block.conv2.bias.dtype), persistent=False)
 
-    def forward(self, given: Picture) -> Picture:
+    def forward(self, given: BiasedTensor) -> BiasedTensor:
         """The layer's picture, without a bias left to add, and with moments for a norm of as many groups."""
         x = functional.conv2d(given.normalized(self.norm1, silu=True), self.conv1.weight, padding=1)
-        middle = Picture(x, self.conv1.bias).normalized(self.norm2, silu=True)
+        middle = BiasedTensor(x, self.conv1.bias).normalized(self.norm2, silu=True)
         x = functional.conv2d(middle, self.conv2.weight, padding=1)
         straight = given.x if self.shortcut is None else functional.conv2d(given.x, self.shortcut.weight)
         made, found = operations.add(x, straight, self.added, self.norm2.num_groups)
-        return Picture(made, None, found)
+        return BiasedTensor(made, None, found)
 
 
 class FusedTransformer(nn.Module):
@@ -72,7 +72,7 @@ class FusedTransformer(nn.Module):
         super().__init__()
         self.transformer: Any = transformer
 
-    def forward(self, given: Picture, audio: Tensor) -> Picture:
+    def forward(self, given: BiasedTensor, audio: Tensor) -> BiasedTensor:
         """`given` without a bias to add, `audio` `[B, 50, 384]`; as `FusedResnet.forward`."""
         inner = self.transformer
         tokens = _projected(inner.proj_in, _tokens(given, inner.norm))
@@ -91,21 +91,21 @@ class FusedAttention(nn.Module):
         super().__init__()
         self.attention: Any = attention
 
-    def forward(self, given: Picture) -> Picture:
+    def forward(self, given: BiasedTensor) -> BiasedTensor:
         """`given` without a bias to add; as `FusedResnet.forward`."""
         tokens = _tokens(given, self.attention.group_norm)
         return _sum(_attended(self.attention, tokens, tokens), given, self.attention.group_norm)
 
 
-def _tokens(given: Picture, norm: Any) -> Tensor:
+def _tokens(given: BiasedTensor, norm: Any) -> Tensor:
     """`[B, C, h, w]`, normalized, as `[B, h·w, C]`: the same memory where channels are last."""
     return given.normalized(norm, silu=False).permute(0, 2, 3, 1).flatten(1, 2)
 
 
-def _sum(tokens: Tensor, given: Picture, norm: Any) -> Picture:
+def _sum(tokens: Tensor, given: BiasedTensor, norm: Any) -> BiasedTensor:
     x = tokens.view(len(tokens), *given.x.shape[2:], -1).permute(0, 3, 1, 2)
     made, found = operations.add(x, given.x, None, norm.num_groups)
-    return Picture(made, None, found)
+    return BiasedTensor(made, None, found)
 
 
 def _added(tokens: Tensor, more: Tensor, norm: Any) -> tuple[Tensor, Tensor]:
@@ -163,7 +163,7 @@ class FusedUNet(nn.Module):
 
     def forward(self, latents: Tensor, audio: Tensor) -> Tensor:
         """As `FoldedUNet.forward`."""
-        at = Picture(self.conv_in(latents))
+        at = BiasedTensor(self.conv_in(latents))
         skips = [at.x]
         block: Any
         for block in self.down:
@@ -172,7 +172,7 @@ class FusedUNet(nn.Module):
                 at = at if transformer is None else transformer(at, audio)
                 skips.append(at.x)
             if block.sampler is not None:
-                at = Picture(block.sampler(at.x))
+                at = BiasedTensor(block.sampler(at.x))
                 skips.append(at.x)
         at = self.first(at)
         pair: Any
@@ -180,10 +180,10 @@ class FusedUNet(nn.Module):
             at = pair[1](pair[0](at, audio))
         for block in self.up:
             for resnet, transformer in block.pairs():
-                at = resnet(Picture(torch.cat([at.x, skips.pop()], 1)))
+                at = resnet(BiasedTensor(torch.cat([at.x, skips.pop()], 1)))
                 at = at if transformer is None else transformer(at, audio)
             if block.sampler is not None:
-                at = Picture(block.sampler(at.x))
+                at = BiasedTensor(block.sampler(at.x))
         made: Tensor = self.conv_out(at.normalized(self.norm_out, silu=True))
         return made
 
@@ -208,16 +208,16 @@ class FusedDecoder(nn.Module):
     def forward(self, latents: Tensor) -> Tensor:
         """As `PatchDecoder.forward`."""
         x = functional.conv2d(self.post_quant_conv(self.scale * latents), self.conv_in.weight, padding=1)
-        at = self.last(self.attention(self.first(Picture(x, self.conv_in.bias))))
+        at = self.last(self.attention(self.first(BiasedTensor(x, self.conv_in.bias))))
         if self.first_row:
-            at = Picture(at.x[:, :, self.first_row :].contiguous(memory_format=torch.channels_last))
+            at = BiasedTensor(at.x[:, :, self.first_row :].contiguous(memory_format=torch.channels_last))
         block: Any
         for block in self.up:
             for resnet in block.resnets:
                 at = resnet(at)
             if block.sampler is not None:
                 x = functional.conv_transpose2d(at.x, block.sampler.weight, stride=2, padding=1)
-                at = Picture(x, block.sampler.bias)
+                at = BiasedTensor(x, block.sampler.bias)
         made: Tensor = self.conv_out(at.normalized(self.norm_out, silu=True))
         return made
 

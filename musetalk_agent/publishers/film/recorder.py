@@ -91,7 +91,7 @@ class PartRecorder:
             self._process = await asyncio.create_subprocess_exec(
                 *command, stdin=taken, stdout=pipe, stderr=asyncio.subprocess.DEVNULL, limit=1 << 20
             )
-        except BaseException:
+        except BaseException:  # cancelling too: without a process nobody else closes the pipe's end
             os.close(given)
             raise
         finally:

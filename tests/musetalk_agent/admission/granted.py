@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from musetalk_agent.admission.machine import Machine, Memory
+from musetalk_agent.admission.machine import Host, Memory
 
 
-class Granted(Machine):
+class Granted(Host):
     """`told` is its memory; None for a system that says nothing of it."""
 
     def __init__(self, cores: float = 2.0, memory: Memory | None = None) -> None:

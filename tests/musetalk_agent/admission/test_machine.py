@@ -6,21 +6,21 @@ from pathlib import Path
 
 import pytest
 
-from musetalk_agent.admission.machine import Machine, Memory
+from musetalk_agent.admission.machine import Host, Memory
 
 GIB = 1 << 30
 MEMINFO = f"MemTotal: {8 * GIB // 1024} kB\nMemFree: 1 kB\nMemAvailable: {6 * GIB // 1024} kB\nHugePages_Total: 0\n"
 STATUS = "Name:\tpython\nVmRSS:\t 900 kB\nRssAnon:\t 500 kB\nRssFile:\t 390 kB\nRssShmem:\t 10 kB\n"
 
 
-def system(root: Path, **files: str) -> Machine:
+def system(root: Path, **files: str) -> Host:
     """A system of files named by their paths, `__` for a slash, beside those that every system has."""
     common = {"proc__meminfo": MEMINFO, "proc__self__status": STATUS}
     for name, text in {**common, **files}.items():
         path = root / name.replace("__", "/")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    return Machine(root, affinity=4)
+    return Host(root, affinity=4)
 
 
 def test_without_control_groups_cores_are_those_of_the_affinity_and_memory_is_the_machines(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_a_system_that_does_not_say_sets_no_limit_of_memory(tmp_path: Path, miss
 
 
 def test_this_machine_answers() -> None:
-    machine = Machine()
+    machine = Host()
     memory = machine.memory()
     assert machine.cores() >= 0.1 and machine.cpu_s() > 0
     assert memory is None or (0 < memory.own <= memory.limit and 0 <= memory.free <= memory.limit)

@@ -10,7 +10,7 @@ import pytest
 
 from musetalk_agent.features.phonemes import CLASSES
 from musetalk_agent.judge.closures import closures, lip_sounds
-from musetalk_agent.judge.report import Verdict
+from musetalk_agent.judge.film_report import Verdict
 
 SAID = ["sil", "m", "a", "m", "a", "sil", "pb", "i", "sil"]
 EACH = 10  # steps of 20 ms

@@ -12,7 +12,7 @@ import pytest
 
 from musetalk_agent.judge import command
 from musetalk_agent.judge.film_judge import Judge
-from musetalk_agent.judge.report import MEASURES
+from musetalk_agent.judge.film_report import MEASURES
 from tests.bench import judge_clips
 from tests.musetalk_agent.judge.conftest import GoodFilm
 

@@ -10,7 +10,7 @@ import pytest
 
 from musetalk_agent.judge import bars
 from musetalk_agent.judge.film_judge import Judge
-from musetalk_agent.judge.report import MEASURES, Verdict
+from musetalk_agent.judge.film_report import MEASURES, Verdict
 from musetalk_agent.media_types import Pixels
 from tests.bench import judge_clips
 from tests.musetalk_agent.judge.conftest import GoodFilm

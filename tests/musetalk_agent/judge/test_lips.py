@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from musetalk_agent.judge import bars, lips
-from musetalk_agent.judge.report import Verdict
+from musetalk_agent.judge.film_report import Verdict
 from musetalk_agent.measure.lip_measures import MouthTrack
 from tests.musetalk_agent.measure.test_measure_sync import babble
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from musetalk_agent.protocol.problems import MEDIA_TYPE, STATUS, ErrorCode, Problem, ProblemError
-from musetalk_agent.protocol.retries import Verdict, verdict
+from musetalk_agent.protocol.retries import RetryVerdict, verdict
 
 
 @pytest.mark.parametrize("code", ErrorCode)
@@ -27,7 +27,13 @@ def test_the_statuses_that_clients_rely_on() -> None:
         "origin_forbidden",
         "minutes_exhausted",
     }
-    assert by_status[404] == {"not_found", "session_not_found", "avatar_not_found"}
+    assert by_status[404] == {
+        "not_found",
+        "session_not_found",
+        "avatar_not_found",
+        "recording_not_found",
+        "render_not_found",
+    }
     assert by_status[405] == {"method_not_allowed"} and by_status[413] == {"message_too_large"}
     assert by_status[429] == {"rate_limited", "quota_exceeded"} and by_status[421] == {"session_elsewhere"}
     assert by_status[500] == {"internal_error"} and by_status[504] == {"voice_timeout"}
@@ -35,8 +41,13 @@ def test_the_statuses_that_clients_rely_on() -> None:
 
 @pytest.mark.parametrize("code", [code for code in ErrorCode if STATUS.get(code) == 503])
 def test_what_is_unavailable_may_come_back_but_for_what_this_process_will_never_have(code: ErrorCode) -> None:
-    never = {ErrorCode.ENGINE_UNAVAILABLE, ErrorCode.VOICE_UNAVAILABLE, ErrorCode.CONVERSATION_UNAVAILABLE}
-    assert verdict(503, code.value) is (Verdict.FINAL if code in never else Verdict.LATER)
+    never = {
+        ErrorCode.ENGINE_UNAVAILABLE,
+        ErrorCode.VOICE_UNAVAILABLE,
+        ErrorCode.CONVERSATION_UNAVAILABLE,
+        ErrorCode.RENDERS_UNAVAILABLE,
+    }
+    assert verdict(503, code.value) is (RetryVerdict.FINAL if code in never else RetryVerdict.LATER)
 
 
 def test_the_body_is_that_of_rfc_9457_with_the_field_the_value_and_the_limit() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from musetalk_agent.protocol import render_queue
-from musetalk_agent.protocol.render_queue import RenderQueue, Ticket
+from musetalk_agent.protocol.render_queue import RenderQueue, RenderTicket
 from tests.servers.redis import redis_server
 
 
@@ -22,8 +22,8 @@ async def target(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
         yield server.url
 
 
-def tickets(count: int) -> list[Ticket]:
-    return [Ticket(render_id=f"ren_{number:024x}", span=number or None) for number in range(count)]
+def tickets(count: int) -> list[RenderTicket]:
+    return [RenderTicket(render_id=f"ren_{number:024x}", span=number or None) for number in range(count)]
 
 
 def test_tickets_come_in_their_order_each_once(target: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from musetalk_agent.protocol import retries
 from musetalk_agent.protocol.problems import STATUS, ErrorCode
-from musetalk_agent.protocol.retries import Schedule, Tries, Verdict, close_verdict, retry_after_s, verdict
+from musetalk_agent.protocol.retries import RetryVerdict, Schedule, Tries, close_verdict, retry_after_s, verdict
 from tests.waiting import NEVER_S
 
 PASSING = {
@@ -23,6 +23,8 @@ PASSING = {
     "not_ready",
     "quota_exceeded",
     "rate_limited",
+    "recording_unavailable",
+    "render_not_done",
     "session_conflict",
     "session_elsewhere",
     "store_unavailable",
@@ -32,7 +34,9 @@ PERHAPS_DONE = {"internal_error", "tts_failed", "voice_quota_exceeded", "voice_t
 
 @pytest.mark.parametrize("code", ErrorCode)
 def test_every_code_of_http_has_the_verdict_that_the_protocol_says(code: ErrorCode) -> None:
-    wanted = Verdict.LATER if code in PASSING else Verdict.UNKNOWN if code in PERHAPS_DONE else Verdict.FINAL
+    wanted = (
+        RetryVerdict.LATER if code in PASSING else RetryVerdict.UNKNOWN if code in PERHAPS_DONE else RetryVerdict.FINAL
+    )
     if code is not ErrorCode.IDLE_TIMEOUT:  # it closes a WebSocket and is no answer
         assert verdict(STATUS.get(code, 422), code.value) is wanted
 
@@ -47,7 +51,7 @@ def test_an_answer_without_a_code_goes_by_its_status(status: int, wanted: str) -
 
 
 def test_no_answer_may_have_been_carried_out() -> None:
-    assert verdict(retries.NO_ANSWER) is verdict(502) is Verdict.UNKNOWN
+    assert verdict(retries.NO_ANSWER) is verdict(502) is RetryVerdict.UNKNOWN
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from pydantic import SecretStr, ValidationError
 
 from musetalk_agent.agent_settings import AgentSettings
 from musetalk_agent.factory import Factory
-from musetalk_agent.protocol.render_queue import Ticket
+from musetalk_agent.protocol.render_queue import RenderTicket
 from musetalk_agent.protocol.renders import (
     RenderEnd,
     RenderFolder,
@@ -43,9 +43,9 @@ class Bench:
         self.on_turn = lambda: None
         self.jobs = RenderJobs(factory, self.folder, self._put, self._turn)
 
-    tickets: list[Ticket]
+    tickets: list[RenderTicket]
 
-    async def _put(self, tickets: list[Ticket]) -> None:
+    async def _put(self, tickets: list[RenderTicket]) -> None:
         self.tickets += tickets
 
     async def _turn(self) -> None:
@@ -64,7 +64,7 @@ class Bench:
         return render_id
 
     async def make(self, render_id: str) -> RenderEnd | None:
-        await self.jobs.do(Ticket(render_id=render_id))
+        await self.jobs.do(RenderTicket(render_id=render_id))
         while self.tickets:
             await self.jobs.do(self.tickets.pop(0))
         return self.folder.ended(render_id)
@@ -136,7 +136,7 @@ async def test_what_was_made_is_not_made_again(bench: Bench) -> None:
     whole = bench.order(bursts())
     await bench.make(whole)
     render_id = bench.order(bursts())
-    await bench.jobs.do(Ticket(render_id=render_id))
+    await bench.jobs.do(RenderTicket(render_id=render_id))
     parts = bench.folder.path(render_id) / "parts"
     working = asyncio.create_task(bench.jobs.do(bench.tickets[0]))
     bench.on_turn = lambda: working.cancel() if list(parts.glob("0*")) else None  # dies after the first part
@@ -159,7 +159,7 @@ async def test_what_was_made_is_not_made_again(bench: Bench) -> None:
 
 async def test_a_ticket_that_comes_twice_ends_a_render_once(bench: Bench) -> None:
     render_id = bench.order(bursts(5))
-    await bench.jobs.do(Ticket(render_id=render_id))
+    await bench.jobs.do(RenderTicket(render_id=render_id))
     ticket = bench.tickets[0]
     await asyncio.gather(bench.jobs.do(ticket), bench.jobs.do(ticket))
     ended = bench.folder.ended(render_id)
@@ -171,7 +171,7 @@ async def test_a_ticket_that_comes_twice_ends_a_render_once(bench: Bench) -> Non
 
 async def test_a_render_that_is_cancelled_stops_and_leaves_nothing(bench: Bench) -> None:
     render_id = bench.order(bursts())
-    await bench.jobs.do(Ticket(render_id=render_id))
+    await bench.jobs.do(RenderTicket(render_id=render_id))
     cancelled = RenderEnd(state=RenderState.CANCELLED, at=time.time())
     bench.on_turn = lambda: bench.folder.end(render_id, cancelled) if bench.turns > 3 else None
     await bench.jobs.do(bench.tickets.pop(0))

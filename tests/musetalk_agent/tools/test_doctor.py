@@ -16,7 +16,7 @@ from musetalk_agent.checks import Check, exit_code, next_command
 from musetalk_agent.engines.musetalk.card_facts import CardFacts, Driver
 from musetalk_agent.publishers.livekit import detached_connect
 from musetalk_agent.tools import doctor, doctor_machine
-from musetalk_agent.tools.doctor_machine import Machine, check_card, check_engine, check_musetalk, check_weights
+from musetalk_agent.tools.doctor_machine import DoctorMachine, check_card, check_engine, check_musetalk, check_weights
 from musetalk_agent.tools.doctor_room import LiveKitAddress, check_livekit
 from musetalk_agent.weights import Manifest, ModelStore
 from musetalk_tools.livekit_server import LiveKitAccess
@@ -39,9 +39,9 @@ NO_DRIVER = CardFacts("cuda:0", "2.15.0+cu132", "13.2", NONE, "Found no NVIDIA d
 OLD_DRIVER = CardFacts("cuda:0", "2.15.0+cu132", "13.2", OLD, "The driver is too old.", 0)
 
 
-def machine(folder: Path, **settings: Any) -> Machine:
+def machine(folder: Path, **settings: Any) -> DoctorMachine:
     made = AgentSettings.model_validate({"agent_api_key": "k", "models_dir": folder, "cache_dir": folder, **settings})
-    return Machine(made, ModelStore(folder, Manifest.load()))
+    return DoctorMachine(made, ModelStore(folder, Manifest.load()))
 
 
 def seen(monkeypatch: pytest.MonkeyPatch, facts: CardFacts) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from musetalk_agent.protocol.render_queue import RenderQueue, Ticket, default_target
+from musetalk_agent.protocol.render_queue import RenderQueue, RenderTicket, default_target
 from musetalk_agent.protocol.renders import (
     RenderEnd,
     RenderFailure,
@@ -51,7 +51,7 @@ def by(key: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {next(each['key'] for each in KEYS if each['name'] == key)}"}
 
 
-async def ticket(folder: RenderFolder) -> Ticket:
+async def ticket(folder: RenderFolder) -> RenderTicket:
     with RenderQueue(default_target(folder.root)) as queue:
         await until(lambda: queue.waiting() > 0)
         taken = queue.take("test")
@@ -75,7 +75,7 @@ async def test_an_order_waits_and_its_ticket_is_in_the_queue(rendering: Stage, f
     assert answer.status_code == 202
     view = answer.json()
     assert (view["state"], view["progress"], view["result"], view["error"]) == ("queued", 0.0, None, None)
-    assert await ticket(folder) == Ticket(render_id=view["render_id"])
+    assert await ticket(folder) == RenderTicket(render_id=view["render_id"])
 
 
 async def test_a_text_is_spoken_before_it_is_queued(rendering: Stage, folder: RenderFolder) -> None:
@@ -180,7 +180,7 @@ async def test_a_cancelled_render_has_ended(rendering: Stage, folder: RenderFold
     assert (await rendering.http.post(f"/renders/{render_id}/cancel")).json()["state"] == "cancelled"
 
 
-async def test_an_end_is_told_once(rendering: Stage, folder: RenderFolder) -> None:
+async def test_an_end_is_reported_once(rendering: Stage, folder: RenderFolder) -> None:
     told: list[dict[str, object]] = []
     rendering.app.state.context.events.listen(lambda event: told.append(json.loads(event.text)))
     done, failed = [(await rendering.http.post("/renders", json=BODY)).json()["render_id"] for _ in range(2)]
@@ -196,7 +196,7 @@ async def test_an_end_is_told_once(rendering: Stage, folder: RenderFolder) -> No
         "result": None,
         "error": {"code": "audio_unreadable", "detail": "It is no sound."},
     }
-    assert folder.marked(done, "told") and folder.marked(failed, "told")
+    assert folder.marked(done, "reported") and folder.marked(failed, "reported")
 
 
 async def test_what_an_orchestrator_left_unqueued_is_queued_by_the_next(tmp_path: Path, folder: RenderFolder) -> None:

@@ -1,4 +1,4 @@
-"""Renders on the orchestrator's side: orders are taken, texts are spoken, and what workers make of them is told.
+"""Renders on the orchestrator's side: orders are taken, texts are spoken, and what workers make of them is reported.
 
 The folder is the truth (`protocol.renders`), the queue says who works on what (`protocol.render_queue`). Any number of
 orchestrators may share both: what one of them did not finish, another one finds.
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
-from musetalk_agent.protocol.render_queue import RenderQueue, Ticket, default_target
+from musetalk_agent.protocol.render_queue import RenderQueue, RenderTicket, default_target
 from musetalk_agent.protocol.renders import (
     RenderEnd,
     RenderFailure,
@@ -40,7 +40,7 @@ OPEN_MOST = 1000
 LOOK_S = 0.5
 _ABANDONED_S = 120.0
 """An order whose ticket was not written so long after it came is another orchestrator's that died."""
-_QUEUED, _TOLD = "queued", "told"
+_QUEUED, _REPORTED = "queued", "reported"
 _CUE_RATE = 16_000
 _DAY_S = 86_400.0
 _log = logging.getLogger(__name__)
@@ -175,7 +175,7 @@ class Renders:
                 async with self._voices_free:
                     await self._speak(order.request, folder.path(order.render_id))
             if queue is not None:
-                await asyncio.to_thread(queue.put, Ticket(render_id=order.render_id))
+                await asyncio.to_thread(queue.put, RenderTicket(render_id=order.render_id))
                 await asyncio.to_thread(folder.mark, order.render_id, _QUEUED)
         except ProblemError as error:
             await self._fail(order, error)
@@ -249,14 +249,14 @@ class Renders:
 
     async def _tell(self, order: RenderOrder, end: RenderEnd) -> None:
         """Publishes how a render ended, once in the deployment."""
-        if not await asyncio.to_thread(self.folder.mark, order.render_id, _TOLD):
+        if not await asyncio.to_thread(self.folder.mark, order.render_id, _REPORTED):
             return
         self._metrics.renders.labels(state=end.state.value).inc()
         if end.state is RenderState.CANCELLED:
             return
         view = await self.view(order)
-        told = {name: view[name] for name in ("render_id", "state", "result", "error")}
-        self._bus.publish(order.render_id, _EVENTS[end.state], told)
+        data = {name: view[name] for name in ("render_id", "state", "result", "error")}
+        self._bus.publish(order.render_id, _EVENTS[end.state], data)
 
     def _delete_old(self, ended: set[str]) -> None:
         folder, old = self.folder, time.time() - self._options.keep_days * _DAY_S
