@@ -10,7 +10,8 @@ AgentError
 ├── DiskFull               an avatar cannot be written
 ├── PublishFailed          the room could not be joined or published to
 ├── PublisherUnavailable   the session has no transport of that kind
-└── RtmpUrlForbidden       the RTMP address may not be pushed to
+├── RtmpUrlForbidden       the RTMP address may not be pushed to
+└── RecordingFailed        the film cannot be recorded
 """
 
 from __future__ import annotations

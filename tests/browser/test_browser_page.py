@@ -310,7 +310,7 @@ async def test_uploaded_face_speaks(page: Page, stack: Stack) -> None:
     await page.until("document.getElementById('poster').src.startsWith('blob:')")
     await page.click("#start")
     await page.until(LIVE)
-    assert await page.run("document.getElementById('video').videoWidth") == 640
+    await page.until("document.getElementById('video').videoWidth === 640")  # a busy machine begins with a smaller one
     clean(page)
 
 

@@ -21,7 +21,8 @@ EXAMPLES = 8
 
 @pytest.mark.timeout(240)
 async def test_schemathesis_finds_nothing(tmp_path: Path) -> None:
-    async with stage(voices=Voices("tone:one", synthesizers=[TonePerWord()])) as running:
+    voices = Voices("tone:one", synthesizers=[TonePerWord()])
+    async with stage(voices=voices, renders_dir=tmp_path / "renders") as running:
         running.agent.sessions_max = 100_000
         process = await asyncio.create_subprocess_exec(
             str(Path(sys.executable).with_name("schemathesis")),

@@ -284,7 +284,12 @@ async def test_a_start_that_every_container_fails_ends(
             cast(
                 "SessionDeps",
                 SimpleNamespace(
-                    pool=here.pool, agents=agents, minter=MINTER, ledger=Notes(), background=BackgroundTasks()
+                    pool=here.pool,
+                    agents=agents,
+                    minter=MINTER,
+                    ledger=Notes(),
+                    background=BackgroundTasks(),
+                    films=None,
                 ),
             ),
             SessionOptions(),

@@ -23,6 +23,7 @@ STATUS = {
     "DiskFull": 503,
     "Draining": 503,
     "PublishFailed": 503,
+    "RecordingFailed": 503,
     "AgentError": 500,
 }
 """Of those that are not the request's own fault."""

@@ -6,13 +6,18 @@ import psutil
 import pytest
 import pytest_asyncio
 
+from orchestrator.tts.local import LocalSynthesizer
 from orchestrator.tts.voices import Voices
+from tests.waiting import NEVER_S
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def voices() -> AsyncIterator[Voices]:
     """The embedded voices with their real worker, started once for a module."""
     voices = Voices()
+    for synthesizer in voices.synthesizers:
+        if isinstance(synthesizer, LocalSynthesizer):
+            synthesizer._worker.part_timeout_s = NEVER_S  # a busy machine takes long, and hangs are tried elsewhere
     await voices.open()
     try:
         yield voices
