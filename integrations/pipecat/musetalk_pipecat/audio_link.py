@@ -14,9 +14,9 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidSta
 from musetalk_agent.protocol.retries import (
     LINK,
     SILENCE_S,
+    RetryVerdict,
     Schedule,
     Tries,
-    Verdict,
     close_verdict,
     retry_after_s,
     verdict,
@@ -126,7 +126,7 @@ class AudioLink:
                 await self._receive(socket, json.loads(text))
         except ConnectionClosed:
             pass
-        if close_verdict(socket.close_code, self._error.code if self._error else "") is Verdict.FINAL:
+        if close_verdict(socket.close_code, self._error.code if self._error else "") is RetryVerdict.FINAL:
             raise self._error or OrchestratorError("session_ended", "The session is over.")
 
     async def _receive(self, socket: ClientConnection, message: Mapping[str, Any]) -> None:
@@ -153,7 +153,7 @@ def _refused(refused: InvalidStatus) -> float | None:
     """The `Retry-After` of a handshake's refusal. Raises OrchestratorError when it would be refused again."""
     answer = refused.response
     code, detail = problem(answer.status_code, (answer.body or b"").decode(errors="replace"))
-    if verdict(answer.status_code, code) is Verdict.FINAL:
+    if verdict(answer.status_code, code) is RetryVerdict.FINAL:
         if code in _OVER:
             code, detail = "session_ended", "The session takes no more sound."
         raise OrchestratorError(code, detail) from refused

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import httpx
 
-from musetalk_agent.protocol.retries import CALL, NO_ANSWER, Schedule, Tries, Verdict, retry_after_s, verdict
+from musetalk_agent.protocol.retries import CALL, NO_ANSWER, RetryVerdict, Schedule, Tries, retry_after_s, verdict
 
 
 class OrchestratorError(Exception):
@@ -101,7 +101,7 @@ class SessionClient:
                     return _object(answer.text)
                 status, asked_s = answer.status_code, retry_after_s(answer.headers.get("Retry-After"))
                 refusal = OrchestratorError(*problem(status, answer.text))
-            if verdict(status, refusal.code) is Verdict.FINAL:
+            if verdict(status, refusal.code) is RetryVerdict.FINAL:
                 raise refusal
             wait_s = tries.next_wait_s(asked_s)
             if wait_s is None:

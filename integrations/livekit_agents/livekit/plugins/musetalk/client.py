@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 from livekit.agents import APIConnectOptions
 
-from musetalk_agent.protocol.retries import NO_ANSWER, Verdict, retry_after_s, verdict
+from musetalk_agent.protocol.retries import NO_ANSWER, RetryVerdict, retry_after_s, verdict
 
 START_TIMEOUT_S = 180.0
 """An avatar that is new to the service is prepared first."""
@@ -36,7 +36,7 @@ class MuseTalkError(Exception):
     @property
     def passing(self) -> bool:
         """The same call may succeed later."""
-        return verdict(self.status, self.code) is not Verdict.FINAL
+        return verdict(self.status, self.code) is not RetryVerdict.FINAL
 
 
 @dataclass(frozen=True)
