@@ -28,6 +28,13 @@ async def answers(here: Talk, count: int) -> None:
     await until(lambda: len(here.of("reply.finished")) == count)
 
 
+def is_answered(here: Talk, text: str) -> bool:
+    """Whether a reply was finished after this text of a user came."""
+    seen = [(event["type"], event.get("text")) for event in here.events]
+    asked = ("user.transcript", text)
+    return asked in seen and any(kind == "reply.finished" for kind, _ in seen[seen.index(asked) :])
+
+
 async def test_of_two_persons_the_one_who_opened_a_microphone_last_is_heard(livekit_server: LiveKitAccess) -> None:
     models = FakeModels(replies=[ANSWER], transcripts=[f"Question {n}." for n in range(9)])
     lines: list[tuple[str, dict[str, str], str]] = []
@@ -60,7 +67,7 @@ async def test_of_two_persons_the_one_who_opened_a_microphone_last_is_heard(live
 
 @pytest.mark.parametrize("ends", ["muted", "closed", "left"])
 async def test_words_before_a_microphone_goes_are_answered(livekit_server: LiveKitAccess, ends: str) -> None:
-    models = FakeModels(replies=[ANSWER], transcripts=[QUESTION, "And yours?"])
+    models = FakeModels(replies=[ANSWER], transcripts=[QUESTION])
     async with AsyncExitStack() as exits:
         here = await exits.enter_async_context(talk(livekit_server, models))
         who = await exits.enter_async_context(person(here))
@@ -73,8 +80,9 @@ async def test_words_before_a_microphone_goes_are_answered(livekit_server: LiveK
             await who.close()
         else:
             await who.room.disconnect()
-        await answers(here, 1)
-        assert said(here) == [QUESTION] and models.heard_s[0] > 0.5
+        await until(lambda: here.of("reply.finished"))
+        assert set(said(here)) == {QUESTION} and models.heard_s[0] > 0.5  # a busy machine may cut what is said in two
+        models.transcripts = ["And yours?"]
         if ends == "muted":
             who.track.unmute()
         elif ends == "closed":
@@ -83,8 +91,7 @@ async def test_words_before_a_microphone_goes_are_answered(livekit_server: LiveK
             who = await exits.enter_async_context(person(here))
             await who.open()
         await who.say(QUESTION)
-        await answers(here, 2)
-        assert said(here) == [QUESTION, "And yours?"]
+        await until(lambda: is_answered(here, "And yours?"))
 
 
 async def test_one_who_leaves_in_mid_reply_and_comes_back_goes_on_with_the_conversation(
