@@ -123,5 +123,7 @@ FILM_RESTARTS = Counter(
     "avatar_film_restarts_total", "Encoders of films that ended and were started again", registry=REGISTRY
 )
 FILM_LOST = Counter(
-    "avatar_film_lost_fragments_total", "Fragments of films that nobody fetched in time", registry=REGISTRY
+    "avatar_film_lost_fragments_total",
+    "Fragments of films that no orchestrator fetched within a minute",
+    registry=REGISTRY,
 )

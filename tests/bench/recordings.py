@@ -23,6 +23,11 @@ from tests.net.stack import Stack, stack
 from tests.net.world import World
 
 _UTTERANCE_S = 10
+_TAIL_S = 0.5
+"""Longer than any pause in what is said: after it the viewer has heard the end."""
+_COPY_EVERY_S = 15
+_RTMP_S = 6
+"""How long the session stays on RTMP before WebRTC works again."""
 _SAME_S = 8.0
 """A piece that comes again within this is the same one: heard in two places, or said again. Numbers repeat after 51 s."""
 
@@ -43,7 +48,7 @@ async def recorded(world: World, seconds: int = 300, interruptions: int = 6) -> 
             await asyncio.gather(*happening[:2])
             happening[2].cancel()
             spoke, ended = await finished(live, 30), time.monotonic()
-            await asyncio.sleep(2)
+            await wait(10, lambda: _quiet_s(live) > _TAIL_S)
             told, film = await _stopped(live)
             rate, dark = smoothness(live.viewer, begun, ended)
             in_room, by_voice = _heard(live, begun)
@@ -73,7 +78,7 @@ class _Copies:
 
     async def take(self) -> None:
         while True:
-            await asyncio.sleep(15)
+            await asyncio.sleep(_COPY_EVERY_S)
             answer = await self._live.demo.http.get(f"/session/{self._live.started['session_id']}/recording.mp4")
             try:
                 with av.open(io.BytesIO(answer.content)) as container:
@@ -95,7 +100,7 @@ async def _at(moment: float, what: Coroutine[Any, Any, None]) -> None:
 async def _fall_back(running: Stack, watcher: Watcher) -> None:
     await running.make_webrtc_impossible()
     await wait(20, lambda: watcher.pictures_at, watcher.speaks_at)
-    await asyncio.sleep(6)
+    await asyncio.sleep(_RTMP_S)
     await running.world.drop()
 
 
@@ -136,6 +141,11 @@ def _heard(live: Live, begun: float) -> tuple[list[Seen], list[Seen]]:
         found = [piece for at, pcm in strand(blocks) for piece in decode(at, pcm) if piece.at >= begun]
         of[live.viewer.owners.get(track, "").startswith("voice-")] += found
     return of[False], of[True]
+
+
+def _quiet_s(live: Live) -> float:
+    """Seconds since the viewer heard something loud."""
+    return time.monotonic() - max(live.viewer.heard(0.0), default=0.0)
 
 
 def _filmed(film: bytes) -> tuple[list[Seen], list[float]]:

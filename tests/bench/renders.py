@@ -29,6 +29,8 @@ WORKER = (
     "from musetalk_agent.__main__ import main; main()"
 )
 """A worker with the priority of everything else: a busy machine would make the bench last for hours."""
+_LOOK_EVERY_S = 0.2
+"""Between two looks at the progress of all renders."""
 
 
 def begin(folder: Path, queue: str | None) -> subprocess.Popen[bytes]:
@@ -86,7 +88,7 @@ def main() -> int:
                 kills, lost_parts = kills + 1, lost_parts + mine
                 print(f"killed a worker at {done} of {args.jobs} renders, {time.monotonic() - begun:.0f} s", flush=True)
                 workers[0] = begin(root, args.queue)
-            time.sleep(0.2)
+            time.sleep(_LOOK_EVERY_S)
         for worker in workers:
             worker.terminate()
             worker.wait()

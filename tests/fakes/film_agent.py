@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI
+from fastapi.responses import StreamingResponse
 
 from musetalk_agent.protocol.http import (
     AgentRecordingRequest,
@@ -65,7 +66,7 @@ class FakeFilms:
         log = self.logs[session_id]
         return FilmPosition(log_id=log.log_id, entries=log.last)
 
-    async def _entries(self, session_id: str, request: Request, after: int = 0, log_id: str = ""):  # type: ignore[no-untyped-def]
+    async def _entries(self, session_id: str, after: int = 0, log_id: str = "") -> StreamingResponse:
         if session_id not in self.logs:
             raise ProblemError(ErrorCode.SESSION_NOT_FOUND, "no such session")
         return answer(self.logs[session_id], after, log_id)

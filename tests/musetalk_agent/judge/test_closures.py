@@ -36,7 +36,7 @@ VOICE = np.zeros(len(SAID) * EACH * 320, np.int16)
 
 
 def test_the_lip_sounds_of_a_text_are_found_where_they_are_heard() -> None:
-    found = lip_sounds("Mama, be!", VOICE, Network(SAID))  # type: ignore[arg-type]  # a network that hears what it is told
+    found = lip_sounds("Mama, be!", VOICE, Network(SAID))  # type: ignore[arg-type]  # it has the one method that is called
     assert found is not None and len(found) == 3
     for (begin, end), first in zip(found, (1, 3, 6), strict=True):
         assert begin == pytest.approx(first * 0.2 - 0.08, abs=0.04)

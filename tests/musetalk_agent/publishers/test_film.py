@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from musetalk_agent.clock import MonotonicClock
@@ -47,6 +48,15 @@ async def offer(film: SessionFilm, seconds: float, begun: float, *, silent: bool
         block = sound(at + 0.06, RATE // FPS, begun)
         film.offer_audio(at + 0.06, 0 * block if silent else block)
         film.offer_video(at, picture(at, begun))
+
+
+def encoders() -> set[int]:
+    """Ids of this process's encoders of films that run."""
+    return {
+        child.pid
+        for child in psutil.Process().children()
+        if child.status() != psutil.STATUS_ZOMBIE and "musetalk_agent.publishers.film.worker" in child.cmdline()
+    }
 
 
 def bytes_of(film: SessionFilm) -> bytes:
@@ -120,14 +130,17 @@ async def test_recording_twice_is_one_part_and_after_the_end_there_is_none() -> 
     assert [e.kind for e in film.entries.after(0)][-1] is FilmEntry.CLOSED
 
 
-async def test_a_start_that_is_cancelled_leaves_no_process() -> None:
-    film = SessionFilm(MonotonicClock())
+@pytest.mark.parametrize("turns", [1, 2, 4])
+async def test_a_start_that_is_cancelled_leaves_no_process(turns: int) -> None:
+    film, before = SessionFilm(MonotonicClock()), encoders()
     starting = asyncio.create_task(film.record(OPTIONS))
-    await asyncio.sleep(0)
+    for _ in range(turns):
+        await asyncio.sleep(0)  # one turn of the loop: the start gets so far
     starting.cancel()
     await asyncio.gather(starting, return_exceptions=True)
     assert starting.cancelled() and not film.recording
     await film.aclose()
+    await until(lambda: encoders() == before)
 
 
 def test_the_log_holds_so_much_and_says_what_is_gone() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -80,7 +79,6 @@ async def test_entries_that_are_torn_come_when_they_are_whole_and_never_twice(tm
             end = len(body) if len(calls) > 1 else len(body) * 2 // 3
             for at in range(0, end, 700):
                 yield body[at : min(end, at + 700)]
-                await asyncio.sleep(0)
 
         calls.append(after)
         return StreamingResponse(send(), headers={FILM_LOG: "a"})
