@@ -42,6 +42,7 @@ _ABANDONED_S = 120.0
 """An order whose ticket was not written so long after it came is another orchestrator's that died."""
 _QUEUED, _REPORTED = "queued", "reported"
 _CUE_RATE = 16_000
+_DELETE_EVERY_S = 3600.0
 _DAY_S = 86_400.0
 _log = logging.getLogger(__name__)
 _Answer = TypeVar("_Answer")
@@ -79,6 +80,7 @@ class Renders:
         self._voices_free = asyncio.Semaphore(1)  # texts of renders wait for each other, so that sessions find a voice
         self._open: dict[str, RenderOrder] = {}
         self._known: set[str] = set()
+        self._delete_at = 0.0
 
     async def open(self) -> None:
         """Opens the queue, finds what there is, and looks on from then on. Raises OSError where the folder cannot be used."""
@@ -121,7 +123,7 @@ class Renders:
         Raises ProblemError `renders_unavailable`, `idempotency_conflict`, `at_capacity`, `disk_full`.
         """
         folder = self.folder
-        if len(self._open) >= OPEN_MOST:
+        if len(self._open) >= OPEN_MOST and await _disk(folder.order, order.render_id) is None:
             text = f"{OPEN_MOST} renders wait or run already: wait until some have ended."
             raise ProblemError(ErrorCode.AT_CAPACITY, text, limit=OPEN_MOST, retry_after_s=30)
         if not await _disk(folder.create, order):
@@ -225,7 +227,7 @@ class Renders:
             await asyncio.sleep(LOOK_S)
 
     async def _look(self, *, first: bool = False) -> None:
-        """Takes up what others left, tells what has ended, deletes what is old."""
+        """Takes up what others left, reports what has ended, deletes what is old."""
         folder = self.folder
         ids = set(await asyncio.to_thread(folder.ids))
         for render_id in ids - self._known:
@@ -236,7 +238,7 @@ class Renders:
         for render_id, order in list(self._open.items()):
             end = await asyncio.to_thread(folder.ended, render_id)
             if end is not None:
-                await self._tell(order, end)
+                await self._report(order, end)
                 del self._open[render_id]
             elif render_id not in ids and render_id not in self._speaking:
                 del self._open[render_id]
@@ -244,10 +246,11 @@ class Renders:
                 if not await asyncio.to_thread(folder.marked, render_id, _QUEUED):
                     self._take_up(order)
         self._metrics.renders_open.set(len(self._open))
-        if first or secrets.randbelow(1000) == 0:
+        if first or time.monotonic() >= self._delete_at:
+            self._delete_at = time.monotonic() + _DELETE_EVERY_S
             await asyncio.to_thread(self._delete_old, ids - self._open.keys())
 
-    async def _tell(self, order: RenderOrder, end: RenderEnd) -> None:
+    async def _report(self, order: RenderOrder, end: RenderEnd) -> None:
         """Publishes how a render ended, once in the deployment."""
         if not await asyncio.to_thread(self.folder.mark, order.render_id, _REPORTED):
             return

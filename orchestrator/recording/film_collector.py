@@ -17,8 +17,8 @@ from orchestrator.recording.growing_film import GrowingFilm
 _AGAIN_S = 0.25
 _LEFT_S = 5.0
 """An agent that the session has left is asked for the rest for so long: it may hang."""
-_TELL_EVERY_S = 60.0
-"""A store that fails is tried twice a second, and the log says so as often."""
+_LOG_EVERY_S = 60.0
+"""A store that fails is tried again twice a second; the log says so once in this time."""
 _GONE = frozenset({ErrorCode.SESSION_NOT_FOUND, ErrorCode.SESSION_ENDED, ErrorCode.NOT_FOUND})
 _log = logging.getLogger(__name__)
 
@@ -139,7 +139,7 @@ class FilmCollector:
             self._metrics.film_store_errors.inc()
             if time.monotonic() < self._quiet_until:
                 return
-            self._quiet_until = time.monotonic() + _TELL_EVERY_S
+            self._quiet_until = time.monotonic() + _LOG_EVERY_S
             _log.error(
                 "a film cannot be stored", extra={"session_id": self._film.index.session_id, "error": str(error)[:200]}
             )

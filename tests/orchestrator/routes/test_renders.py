@@ -20,6 +20,7 @@ from musetalk_agent.protocol.renders import (
     RenderPlan,
     RenderState,
 )
+from orchestrator import render_orders
 from orchestrator.tts.voices import Voices
 from tests.fakes.stage import Stage, stage
 from tests.fakes.tone_voice import TonePerWord
@@ -112,6 +113,29 @@ async def test_the_same_key_and_body_are_the_same_render(rendering: Stage, folde
     theirs = await rendering.http.post("/renders", json=BODY, headers={**headers, **by("other")})
     assert theirs.json()["render_id"] != first.json()["render_id"]
     assert len(folder.ids()) == 2
+
+
+async def test_a_full_deployment_refuses_new_renders_and_knows_the_old_ones(
+    rendering: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(render_orders, "OPEN_MOST", 1)
+    headers = {"Idempotency-Key": "once"}
+    first = await rendering.http.post("/renders", json=BODY, headers=headers)
+    assert first.status_code == 202
+    refused = await rendering.http.post("/renders", json=BODY)
+    assert (refused.status_code, refused.json()["code"], refused.json()["limit"]) == (503, "at_capacity", 1)
+    again = await rendering.http.post("/renders", json=BODY, headers=headers)
+    assert (again.status_code, again.json()["render_id"]) == (202, first.json()["render_id"])
+
+
+async def test_old_results_are_deleted_while_the_service_runs(
+    rendering: Stage, folder: RenderFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    render_id = (await rendering.http.post("/renders", json=BODY)).json()["render_id"]
+    folder.end(render_id, RenderEnd(state=RenderState.CANCELLED, at=0.0))
+    monkeypatch.setattr(render_orders, "_DELETE_EVERY_S", 0.0)
+    rendering.app.state.context.renders._delete_at = 0.0  # the next look deletes
+    await until(lambda: render_id not in folder.ids())
 
 
 async def test_progress_is_that_of_finished_parts(rendering: Stage, folder: RenderFolder) -> None:
