@@ -17,6 +17,7 @@ import cv2
 from musetalk_agent.agent_metrics import PREPARE_SECONDS
 from musetalk_agent.agent_settings import AgentSettings
 from musetalk_agent.avatars.bundle import Bundle
+from musetalk_agent.avatars.decoder_pool import Progress
 from musetalk_agent.avatars.library import AvatarLibrary
 from musetalk_agent.clock import Clock, MonotonicClock
 from musetalk_agent.compose.compositor import Compositor
@@ -28,6 +29,7 @@ from musetalk_agent.engines.pattern import pattern_bundle
 from musetalk_agent.errors import EngineFailed
 from musetalk_agent.media.pipeline import Pipeline
 from musetalk_agent.media.player import PlayerOutputs
+from musetalk_agent.protocol.avatar_library import AgentPrepareRequest
 from musetalk_agent.protocol.avatar_settings import AvatarSettings
 from musetalk_agent.protocol.http import AgentStartRequest, VoiceSource
 from musetalk_agent.publishers.base import Publisher
@@ -190,7 +192,18 @@ class Factory:
             pipeline, agent, request.backlog_s, self.clock, tail_s=AUDIO_PATH_S
         )
 
-    async def _bundle(self, request: AgentStartRequest, engine: Engine) -> Bundle:
+    async def prepared(self, request: AgentPrepareRequest, progress: Progress | None = None) -> Bundle:
+        """Prepares an avatar for sessions to come: the engine's artefacts too, as a start with these settings has them made.
+
+        `progress` is called in worker threads. Raises `AvatarError`s and engine errors. Cancelling is safe.
+        """
+        batcher = self.engines.batcher(self.engines.resolve(request.engine))
+        with _device_of(batcher):
+            return await self._bundle(request, batcher.engine, progress)
+
+    async def _bundle(
+        self, request: AgentStartRequest | AgentPrepareRequest, engine: Engine, progress: Progress | None = None
+    ) -> Bundle:
         picture = request.picture
         if not engine.needs_face:
             width = (picture.width or _PATTERN_SIDE) // 2 * 2
@@ -201,6 +214,7 @@ class Factory:
             request.avatar,
             picture,
             derive=partial(engine.prepare, settings=request.avatar_settings),
+            progress=progress,
             fingerprint=engine.fingerprint_with(request.avatar_settings),
         )
         PREPARE_SECONDS.observe(time.monotonic() - begun)

@@ -129,6 +129,7 @@ async def _start(args: argparse.Namespace, children: list[Child], logs: Path) ->
         "AGENT_API_KEY": info.agent_api_key,
         "PAGE_TOKEN_ENABLED": "true",
         "STORE_PATH": ":memory:",  # what it ran ends with it, and is no business of the next demo
+        "AVATARS_DIR": str(logs / "avatars"),
         "DRAIN_S": "0",
         **({"CONVERSATION_PYTHON": ""} if args.no_conversation else {}),
         **level,

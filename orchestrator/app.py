@@ -22,6 +22,7 @@ from orchestrator.agents.agent_client import AgentClient
 from orchestrator.agents.modal_pool import ModalAgentPool, ModalSessions
 from orchestrator.agents.pool import AgentPool, StaticAgentPool
 from orchestrator.audit import AuditLog
+from orchestrator.avatars.avatar_library import Avatars
 from orchestrator.conversation.conversation_messages import Provider
 from orchestrator.conversation.conversations import Conversations
 from orchestrator.conversation.tool_calls import ToolCaller, ToolCalls
@@ -37,7 +38,7 @@ from orchestrator.recovery import make_store, surviving
 from orchestrator.render_orders import Renders
 from orchestrator.routes import (
     audio_ws,
-    avatar_upload,
+    avatar_routes,
     conversation_routes,
     error_responses,
     openai_api,
@@ -102,27 +103,11 @@ def create_app(settings: Settings, *, voices: Voices | None = None) -> FastAPI:
             async with _trust(settings, access, metrics):
                 context.own_voices.open()
                 await context.renders.open()
+                await context.avatars.open()
                 async with surviving(context):
                     yield
         finally:
-            warming.cancel()
-            await run_each(
-                ("voices' start", partial(asyncio.wait, {warming})),
-                ("renders", context.renders.aclose),
-                ("conversations", context.conversations.aclose),
-                ("own voices", context.own_voices.aclose),
-                ("webhooks", context.webhooks.aclose),
-                ("voices", spoken.aclose),
-                ("films", context.films.aclose),
-                ("ingresses", context.ingresses.aclose),
-                ("rooms", context.rooms.aclose),
-                ("pool", context.pool.aclose),
-                ("agents", context.agents.aclose),
-                ("traces", traces.stop),
-                within_s=CLOSE_S,
-            )
-            if not warming.cancelled() and (failure := warming.exception()) is not None:
-                _log.error("the voices did not start", exc_info=failure)
+            await _close(context, spoken, warming)
 
     app = FastAPI(
         title="musetalk-livekit orchestrator",
@@ -136,6 +121,29 @@ def create_app(settings: Settings, *, voices: Voices | None = None) -> FastAPI:
     _add_routes(app)
     _add_guards(app, settings, access, metrics)
     return app
+
+
+async def _close(context: Context, spoken: Voices, warming: asyncio.Task[None]) -> None:
+    """Ends every part, each whatever becomes of the others."""
+    warming.cancel()
+    await run_each(
+        ("voices' start", partial(asyncio.wait, {warming})),
+        ("renders", context.renders.aclose),
+        ("avatars", context.avatars.aclose),
+        ("conversations", context.conversations.aclose),
+        ("own voices", context.own_voices.aclose),
+        ("webhooks", context.webhooks.aclose),
+        ("voices", spoken.aclose),
+        ("films", context.films.aclose),
+        ("ingresses", context.ingresses.aclose),
+        ("rooms", context.rooms.aclose),
+        ("pool", context.pool.aclose),
+        ("agents", context.agents.aclose),
+        ("traces", traces.stop),
+        within_s=CLOSE_S,
+    )
+    if not warming.cancelled() and (failure := warming.exception()) is not None:
+        _log.error("the voices did not start", exc_info=failure)
 
 
 def _voices(settings: Settings, metrics: Metrics) -> Voices:
@@ -156,7 +164,7 @@ def _add_routes(app: FastAPI) -> None:
         session_routes,
         session_events,
         speak,
-        avatar_upload,
+        avatar_routes,
         conversation_routes,
         openai_api,
         public_sessions,
@@ -178,7 +186,7 @@ def _add_guards(app: FastAPI, settings: Settings, access: Access, metrics: Metri
         access=access,
         metrics=metrics,
         is_open=lambda path: path in open_paths or path.startswith(page.ASSETS),
-        uploads=frozenset({avatar_upload.PATH}),
+        uploads=frozenset({avatar_routes.PATH}),
         page_policy=page.content_policy(settings.livekit.public_url, settings.public_url),
         secure=(settings.public_url or "").startswith("https://"),
         public_url=settings.public_url,
@@ -187,7 +195,7 @@ def _add_guards(app: FastAPI, settings: Settings, access: Access, metrics: Metri
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
-            allow_methods=["GET", "POST", "DELETE"],
+            allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
             allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "X-Filename", "Range"],
             expose_headers=["Retry-After", "Content-Range"],
         )
@@ -236,16 +244,14 @@ def _assemble(settings: Settings, access: Access, metrics: Metrics, voices: Voic
     ledger = SessionJournal(store, settings.livekit.api_secret, settings.public_url, metrics)
     address = OwnAddress()
     tools = ToolCalls(
-        lambda session_id: tool_caller(settings, sessions, session_id),
-        bus,
-        metrics,
-        allow_private=settings.allow_private_urls,
+        lambda each: tool_caller(settings, sessions, each), bus, metrics, allow_private=settings.allow_private_urls
     )
     conversations = Conversations(
         settings.conversation_options, bus, metrics, partial(_own_speech, address, access), tools=tools
     )
     public_tokens = PublicTokens(store, settings.token_secret)
     films = Films(_film_store(settings), agents, bus, metrics, settings.recording_days)
+    avatars = Avatars(settings.avatar_options, pool, agents)
     services = SessionDeps(
         pool=pool,
         agents=agents,
@@ -258,6 +264,7 @@ def _assemble(settings: Settings, access: Access, metrics: Metrics, voices: Voic
         conversations=conversations,
         public_tokens=public_tokens,
         films=films,
+        avatars=avatars,
         voices=own_voices,
     )
     sessions = SessionManager(services, settings.session_options)
@@ -284,6 +291,7 @@ def _assemble(settings: Settings, access: Access, metrics: Metrics, voices: Voic
         films=films,
         tools=tools,
         renders=Renders(settings.render_options, voices, settings.session_options.speech, bus, metrics),
+        avatars=avatars,
         address=address,
     )
 

@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from orchestrator.agents.modal_pool import ModalOptions
 from orchestrator.audio.ingest import AudioLimits
+from orchestrator.avatars.avatar_library import AvatarOptions
 from orchestrator.conversation.conversation_messages import Provider
 from orchestrator.conversation.conversations import find_python
 from orchestrator.conversation.options import (
@@ -45,6 +46,11 @@ def default_store_path() -> str:
 def default_recording_dir() -> Path:
     """Beside the sessions' store."""
     return Path(default_store_path()).parent / "recordings"
+
+
+def default_avatars_dir() -> Path:
+    """Beside the sessions' store."""
+    return Path(default_store_path()).parent / "avatars"
 
 
 class SettingsError(Exception):
@@ -164,6 +170,12 @@ class Settings(BaseSettings):
     audio_idle_s: float = Field(default=900.0, gt=0)
     """An `/audio` connection without any message for this long is closed."""
     avatar_upload_bytes: int = Field(default=256 << 20, ge=1024)
+    avatars_dir: Path = Field(default_factory=default_avatars_dir)
+    """Folder of the avatar library: records and the bytes of clips. Orchestrators that share it share the library."""
+    avatars_max: int = Field(default=200, ge=1)
+    """Avatars of one key."""
+    avatars_bytes: int = Field(default=20 << 30, ge=1 << 20)
+    """Bytes of all clips in the library together."""
     store_path: str = Field(default_factory=default_store_path)
     """File of the sessions' store; `:memory:` keeps nothing beyond the process."""
     renders_dir: Path | None = None
@@ -348,6 +360,11 @@ class Settings(BaseSettings):
             realtime_voice=self.realtime_voice or "",
             inference=self._inference,
         )
+
+    @property
+    def avatar_options(self) -> AvatarOptions:
+        """Where the avatar library is, and what it may hold."""
+        return AvatarOptions(self.avatars_dir, self.avatars_max, self.avatars_bytes, self.avatar_upload_bytes)
 
     @property
     def render_options(self) -> RenderOptions:

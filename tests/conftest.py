@@ -26,6 +26,7 @@ _SCRUBBED = (
     "ORCHESTRATOR_",
     "AGENT_",
     "AVATAR_",
+    "AVATARS_",
     "ALLOW_PRIVATE_URLS",
     "ENGINE",
     "ELEVENLABS_",

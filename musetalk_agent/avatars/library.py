@@ -197,10 +197,30 @@ class AvatarLibrary:
                     async for piece in data:
                         await receiver.write(piece)
                 path, digest = await receiver.finish()
+        await self._check_archive(path)
+        return f"sha256:{digest}"
+
+    async def fetch(self, url: str) -> str:
+        """Takes a clip of any kind from an address and returns its `avatar_id`. Raises as `add` does. Cancelling is safe."""
+        try:
+            with self._cache.writing():
+                async with SourceWriter(self._cache, self._limits, "the file at this address", _ANY) as receiver:
+                    await self._fetcher.fetch(url, receiver.write)
+                    path, digest = await receiver.finish()
+            await self._check_archive(path)
+        except AvatarError as error:
+            error.field = error.field or "url"
+            raise
+        return f"sha256:{digest}"
+
+    async def _check_archive(self, path: Path) -> None:
         if await self._run(self._lookups, sniff_file, path) is MediaKind.ZIP:
             request = {"do": "check_archive", "source": str(path), "limits": asdict(self._limits)}
             await self._decoders.checkers.run(lambda call: call(request), self._limits)
-        return f"sha256:{digest}"
+
+    async def source(self, avatar_id: str) -> Path:
+        """The file with an avatar's own bytes, marked as used. Raises `AvatarNotFound`."""
+        return (await self._run(self._lookups, self._known, avatar_id)).path
 
     def close(self) -> None:
         """Ends the processes within a tenth of a second; callers that wait are cancelled. Safe to call twice."""

@@ -42,6 +42,7 @@ class ErrorCode(StrEnum):
     TTS_FAILED = "tts_failed"
     AVATAR_MISSING = "avatar_missing"
     AVATAR_NOT_FOUND = "avatar_not_found"
+    AVATAR_IN_USE = "avatar_in_use"
     AVATAR_URL_FORBIDDEN = "avatar_url_forbidden"
     AVATAR_FETCH_FAILED = "avatar_fetch_failed"
     AVATAR_TOO_LARGE = "avatar_too_large"
@@ -90,6 +91,7 @@ STATUS: dict[ErrorCode, int] = {
     ErrorCode.METHOD_NOT_ALLOWED: 405,
     ErrorCode.SESSION_NOT_FOUND: 404,
     ErrorCode.AVATAR_NOT_FOUND: 404,
+    ErrorCode.AVATAR_IN_USE: 409,
     ErrorCode.RENDER_NOT_FOUND: 404,
     ErrorCode.RENDER_NOT_DONE: 409,
     ErrorCode.RENDERS_UNAVAILABLE: 503,

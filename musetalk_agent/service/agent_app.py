@@ -28,6 +28,7 @@ from musetalk_agent.protocol import traces
 from musetalk_agent.protocol.http import VERSION, WARMING, AgentHealth
 from musetalk_agent.protocol.http_server import TimedHttp
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
+from musetalk_agent.service.avatar_routes import router as avatar_router
 from musetalk_agent.service.film_routes import router as film_router
 from musetalk_agent.service.key_check import AgentAuthMiddleware, KeyChecker, problem_response
 from musetalk_agent.service.link_server import LinkServer
@@ -93,6 +94,7 @@ def create_app(settings: AgentSettings) -> FastAPI:
     app.add_middleware(traces.TracedPosts)
     app.include_router(router)
     app.include_router(film_router)
+    app.include_router(avatar_router)
     app.add_api_route("/health", _health, response_model=AgentHealth)
     app.add_api_route("/metrics", _metrics)
     app.add_exception_handler(ProblemError, _on_problem)

@@ -106,14 +106,6 @@ async def debug(request: Request, sessions: SessionsHere) -> AgentDebug:
     )
 
 
-@router.post("/avatars")
-async def add_avatar(request: Request) -> dict[str, str]:
-    """Takes a clip as the raw body (zip, video or image) and keeps it; `avatar_id` starts sessions with it."""
-    factory: Factory = request.app.state.factory
-    avatar_id = await factory.library.add(request.stream(), request.headers.get("x-filename"))
-    return {"avatar_id": avatar_id}
-
-
 @router.websocket("/audio")
 async def audio(socket: WebSocket, session_id: str, events_after: Annotated[int, Query(ge=0)] = 0) -> None:
     """The inner link; see `protocol.messages`. Refused before the upgrade with problem+json."""

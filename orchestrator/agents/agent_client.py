@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 
 from musetalk_agent.protocol import traces
+from musetalk_agent.protocol.avatar_library import AgentPrepareRequest, PreparedAvatar, PrepareLine
 from musetalk_agent.protocol.http import (
     FILM_ENTRY,
     FILM_LOG,
@@ -35,6 +36,8 @@ _STOP_TIMEOUT_S = 10.0
 _UPLOAD_TIMEOUT_S = 300.0
 _RECORD_TIMEOUT_S = 15.0
 """An encoder starts within ten seconds, or not at all."""
+_STREAM_SILENCE_S = 20.0
+"""While it prepares an avatar the agent says something every two seconds."""
 _FILM_SILENCE_S = 6.0
 """The agent ends an answer after four seconds, whether something came or not."""
 MAX_FRAGMENT = 32 << 20
@@ -186,6 +189,65 @@ class AgentClient:
             raise _strange()
         return report
 
+    async def prepare(
+        self, lease: AgentLease, request: AgentPrepareRequest, progress: Callable[[float], None]
+    ) -> PreparedAvatar:
+        """Has an avatar prepared, however long that takes; `progress` gets 0 … 1. Cancelling ends it, unless others wait for it.
+
+        Raises ProblemError: the agent's own, or `agent_unavailable`.
+        """
+        body = request.model_dump(mode="json")
+        async for line in self._lines(lease, "/avatars/prepare", body):
+            try:
+                said = PrepareLine.model_validate_json(line)
+            except ValidationError as error:
+                raise _strange() from error
+            if said.problem is not None:
+                raise _of_agent(said.problem, None)
+            if said.prepared is not None:
+                return said.prepared
+            if said.progress is not None:
+                progress(said.progress)
+        raise _failed("its answer broke off")
+
+    async def clip(self, lease: AgentLease, avatar_id: str) -> AsyncGenerator[bytes]:
+        """The bytes of a clip that the agent has. Raises ProblemError."""
+        async with aclosing(self._stream(lease, "GET", f"/avatars/{avatar_id}/source", None)) as coming:
+            async for part in coming:
+                yield part
+
+    async def _lines(self, lease: AgentLease, path: str, body: object) -> AsyncGenerator[bytes]:
+        waiting = bytearray()
+        async with aclosing(self._stream(lease, "POST", path, body)) as coming:
+            async for part in coming:
+                waiting += part
+                *whole, rest = bytes(waiting).split(b"\n")
+                waiting = bytearray(rest)
+                if len(waiting) > 2 * MAX_ANSWER:
+                    raise _strange()
+                for line in whole:
+                    yield line
+
+    async def _stream(self, lease: AgentLease, method: str, path: str, body: object) -> AsyncGenerator[bytes]:
+        """An answer as it comes. Raises ProblemError: the agent's own, or `agent_unavailable` when nothing comes for a while."""
+        client = self._lanes["upload"]
+        timeout = httpx.Timeout(_STREAM_SILENCE_S, connect=_CONNECT_TIMEOUT_S)
+        request = client.build_request(
+            method, lease.base_url + path, json=body, headers=dict(lease.headers), timeout=timeout
+        )
+        try:
+            answer = await client.send(request, stream=True)
+            try:
+                if answer.is_error:
+                    raise _problem(await _read(answer))
+                async with aclosing(cast("AsyncGenerator[bytes]", answer.aiter_raw())) as coming:
+                    async for part in coming:
+                        yield part
+            finally:
+                await answer.aclose()
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise _failed(type(error).__name__) from error
+
     async def _call(
         self,
         lease: AgentLease,
@@ -297,13 +359,17 @@ def _problem(answer: httpx.Response) -> ProblemError:
     if reported.code is ErrorCode.UNAUTHORIZED:
         return unavailable("it refuses our key")
     wait = answer.headers.get("Retry-After", "")
+    return _of_agent(reported, int(wait) if _SECONDS.fullmatch(wait) else None)
+
+
+def _of_agent(reported: Problem, retry_after_s: int | None) -> ProblemError:
     return ProblemError(
         reported.code,
         reported.detail[:_MAX_DETAIL],
         field=_cut(reported.field),
         limit=_cut(reported.limit),
         value=_cut(reported.value),
-        retry_after_s=int(wait) if _SECONDS.fullmatch(wait) else None,
+        retry_after_s=retry_after_s,
     )
 
 

@@ -33,6 +33,7 @@ from orchestrator.session.speech_queue import PAUSE_S
 
 _SESSION = re.compile(r"/session/([^/]+)(?:/([^/]+))?/?")
 _PUBLIC_TOKEN = re.compile(r"/public-tokens/[^/]+/?")
+_AVATAR = re.compile(r"/avatars/[^/]+(?:/(?P<part>poster\.jpg))?/?")
 _RENDER = re.compile(r"/renders/[^/]+(?:/(?P<part>cancel|result\.)[^/]*)?/?")
 NOBODY = "-"
 """Stands in the audit log for a caller without a name."""
@@ -57,6 +58,11 @@ RULES: dict[tuple[str, str], Rule] = {
     ("GET", "/session/{session_id}/events"): Rule(Scope.VIEWER, "events", public=True),
     ("GET", "/sessions"): Rule(Scope.STARTER),
     ("POST", "/avatars"): Rule(Scope.STARTER, "avatar"),
+    ("GET", "/avatars"): Rule(Scope.STARTER),
+    ("GET", "/avatars/{avatar_id}"): Rule(Scope.STARTER),
+    ("PATCH", "/avatars/{avatar_id}"): Rule(Scope.STARTER, "avatar_change"),
+    ("DELETE", "/avatars/{avatar_id}"): Rule(Scope.STARTER, "avatar_delete"),
+    ("GET", "/avatars/{avatar_id}/poster.jpg"): Rule(Scope.STARTER),
     ("POST", "/session/start"): Rule(Scope.STARTER, "start"),
     ("POST", "/session/{session_id}/stop"): Rule(Scope.STARTER, "stop", public=True),
     ("POST", "/session/{session_id}/speak"): Rule(Scope.STARTER, "speak"),
@@ -92,6 +98,8 @@ def rule(method: str, path: str) -> tuple[Rule, str | None]:
         path = "/session/{session_id}" + (f"/{found[2]}" if found[2] else "")
     elif _PUBLIC_TOKEN.fullmatch(path):
         path = "/public-tokens/{token_id}"
+    elif found := _AVATAR.fullmatch(path):
+        path = "/avatars/{avatar_id}" + ("/poster.jpg" if found["part"] else "")
     elif found := _RENDER.fullmatch(path):
         path = "/renders/{render_id}" + {"cancel": "/cancel", "result.": "/result.{suffix}"}.get(found["part"], "")
     return RULES.get(("GET" if method == "HEAD" else method, path), _OPERATORS), session_id

@@ -17,6 +17,7 @@ from starlette.requests import HTTPConnection
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.agents.agent_client import AgentClient
 from orchestrator.agents.pool import AgentPool
+from orchestrator.avatars.avatar_library import Avatars
 from orchestrator.conversation.conversation_messages import Provider
 from orchestrator.conversation.conversations import Conversations
 from orchestrator.conversation.tool_calls import ToolCalls
@@ -99,6 +100,7 @@ class Context:
     films: Films
     tools: ToolCalls
     renders: Renders
+    avatars: Avatars
     address: OwnAddress
 
     def note_address(self, request: HTTPConnection) -> None:

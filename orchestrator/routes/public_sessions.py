@@ -14,9 +14,9 @@ from fastapi import APIRouter, Header, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
-from musetalk_agent.protocol.avatar_settings import AvatarSettings
 from musetalk_agent.protocol.http import Picture, Strict, VideoCodec
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
+from orchestrator.avatars.avatar_record import ShownSettings
 from orchestrator.conversation.options import ConversationRequest
 from orchestrator.keys import Caller, Scope
 from orchestrator.public_tokens import HOLD_S, TOKEN_ID, PublicGrant, new_id, refused
@@ -51,7 +51,7 @@ class PublicTokenRequest(Picture):
     starts_per_minute: float = Field(default=6, ge=0.1, le=1000, allow_inf_nan=False)
     avatar_id: str | list[str] | None = None
     engine: str | None = Field(default=None, min_length=1, max_length=64)
-    avatar_settings: AvatarSettings = AvatarSettings()
+    avatar_settings: ShownSettings = ShownSettings()
     captions: bool = True
     video_codec: VideoCodec = VideoCodec.VP8
     simulcast: bool = False
@@ -179,7 +179,7 @@ async def mint(body: PublicTokenRequest, ctx: Ctx, request: Request) -> MintedTo
         session_minutes=body.session_minutes,
         sessions=body.sessions,
         starts_per_minute=body.starts_per_minute,
-        sealed=ctx.ledger.seal.encrypt(preset.model_dump_json()),
+        sealed=ctx.ledger.seal.encrypt(preset.model_dump_json(exclude_unset=True)),
     )
     token = await ctx.public_tokens.mint(grant)
     return MintedToken(**_view(grant).model_dump(), token=token)

@@ -11,8 +11,10 @@ from fastapi.responses import FileResponse
 
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from musetalk_agent.protocol.renders import RenderFormat, RenderOrder, RenderRequest, RenderState, new_render_id
+from orchestrator.avatars.avatar_record import ShownSettings
 from orchestrator.keys import Caller
 from orchestrator.routes.auth import current, sees_of
+from orchestrator.routes.avatar_routes import clip_of, in_library
 from orchestrator.routes.context import Context, Ctx
 
 router = APIRouter(tags=["renders"])
@@ -32,7 +34,7 @@ async def order(
         render_id=new_render_id(caller.name, idempotency_key),
         key=caller.name,
         created_at=time.time(),
-        request=body,
+        request=await _of_clip(ctx, caller, body),
         body_sha256=hashlib.sha256(body.model_dump_json().encode()).hexdigest(),
     )
     known = idempotency_key is not None and await ctx.renders.find(made.render_id) is not None
@@ -90,6 +92,16 @@ async def result(render_id: str, suffix: str, request: Request, ctx: Ctx) -> Fil
         raise ProblemError(ErrorCode.RENDER_NOT_FOUND, text, value=suffix[:16])
     path = ctx.renders.folder.result(render_id, made)
     return FileResponse(path, media_type=_MEDIA[made], filename=f"{render_id}.{made.suffix}")
+
+
+async def _of_clip(ctx: Context, caller: Caller, body: RenderRequest) -> RenderRequest:
+    """The same with an avatar of the library by its clip, which is what workers know, its settings and its voice."""
+    if not in_library(body.avatar_id):
+        return body
+    given = body.avatar_settings.model_dump(include=body.avatar_settings.model_fields_set)
+    source, settings = await clip_of(ctx, caller, body.avatar_id or "", ShownSettings.model_validate(given))
+    voice = body.voice or (settings.voice if body.text is not None else None)
+    return body.model_copy(update={"avatar_id": source.avatar_id, "avatar_settings": settings.mouth, "voice": voice})
 
 
 async def _own(ctx: Context, caller: Caller, render_id: str) -> RenderOrder:

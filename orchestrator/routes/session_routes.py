@@ -11,7 +11,6 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Request
 from pydantic import Field, field_validator
 
-from musetalk_agent.protocol.avatar_settings import AvatarSettings
 from musetalk_agent.protocol.http import (
     AudioSource,
     AvatarSource,
@@ -22,10 +21,12 @@ from musetalk_agent.protocol.http import (
     VoiceSource,
 )
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
+from orchestrator.avatars.avatar_record import ShownSettings
 from orchestrator.conversation.options import ConversationRequest
 from orchestrator.keys import Caller, Scope
 from orchestrator.routes import participant_source
 from orchestrator.routes.auth import Rule, current, require, visible
+from orchestrator.routes.avatar_routes import resolved
 from orchestrator.routes.context import Context, Ctx, here, host_url, run_once, stored, views
 from orchestrator.routes.participant_source import NEEDS_WEBRTC, NamedSource, ParticipantSource
 from orchestrator.routes.public_views import shown
@@ -50,7 +51,7 @@ class StartRequest(AvatarSource, Picture):
     room: str = Field(min_length=1, max_length=256)
     connect_livekit: bool = True
     engine: str | None = Field(default=None, min_length=1, max_length=64)
-    avatar_settings: AvatarSettings = AvatarSettings()
+    avatar_settings: ShownSettings = ShownSettings()
     speaker: str | None = Field(default=None, min_length=1, max_length=256)
     audio_source: NamedSource | ParticipantSource = "http"
     rtmp_url: str | None = Field(default=None, min_length=8, max_length=2048, repr=False)
@@ -126,7 +127,8 @@ class StartRequest(AvatarSource, Picture):
             record=self.record,
             skip_idle=self.skip_idle,
             speech=self.speech,
-            avatar_settings=self.avatar_settings,
+            avatar_settings=self.avatar_settings.mouth,
+            avatar_voice=self.avatar_settings.voice,
         )
 
     def _check_conversation(self) -> None:
@@ -224,7 +226,7 @@ async def admitted(ctx: Context, body: StartRequest, caller: Caller) -> SessionR
     order = replace(body.order(), key=caller.name)
     if body.conversation is not None:
         await ctx.tools.check(body.conversation.tools)
-    return order
+    return await resolved(ctx, caller, order, body.avatar_settings)
 
 
 async def _check_webhook(ctx: Context, body: StartRequest, url: str) -> None:
@@ -252,7 +254,7 @@ def started(ctx: Context, request: Request, session: ManagedSession) -> dict[str
     ttl_s = ctx.sessions.options.max_s
     audio_token = ctx.credentials.audio_token(session.session_id, session.expires_at)
     base = host_url(request, ctx.options.public_url)
-    report = agent.avatar.model_dump(mode="json") if agent.avatar else None
+    report = {**agent.avatar.model_dump(mode="json"), "avatar_id": session.avatar_id} if agent.avatar else None
     return {
         "session_id": session.session_id,
         "state": session.state.value,

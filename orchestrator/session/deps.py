@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from orchestrator.agents.agent_client import AgentClient
 from orchestrator.agents.pool import AgentPool
+from orchestrator.avatars.avatar_library import Avatars
 from orchestrator.conversation.conversations import Conversations
 from orchestrator.events import EventBus
 from orchestrator.livekit_rooms import Ingresses, Rooms, TokenMinter
@@ -59,4 +60,5 @@ class SessionDeps:
     conversations: Conversations | None = None
     public_tokens: PublicTokens | None = None
     films: Films | None = None
+    avatars: Avatars | None = None
     background: BackgroundTasks = field(default_factory=BackgroundTasks)

@@ -101,8 +101,9 @@ class SessionManager:
         self.draining = False
 
     def speech(self, session: ManagedSession, asked: SpeechSettings) -> SpeechSettings:
-        """How a text is spoken in this session: as it asks, as the session does, as the deployment does."""
-        return asked.over(session.order.speech).over(self.options.speech)
+        """How a text is spoken in this session: as it asks, as the session, its avatar, the deployment do."""
+        order = session.order
+        return asked.over(order.speech).over(SpeechSettings(voice=order.avatar_voice)).over(self.options.speech)
 
     async def start(self, order: SessionRequest) -> ManagedSession:
         """Starts a session and returns it when its agent is ready and linked. Cancelling undoes the start.

@@ -131,6 +131,10 @@ class SessionRequest:
     speech: SpeechSettings | None = None
     """How its texts are spoken where a text does not say it."""
     avatar_settings: AvatarSettings = DEFAULTS
+    library_avatar: str | None = None
+    """The avatar of the library that `avatar` is the clip of."""
+    avatar_voice: str | None = None
+    """The voice of that avatar's settings."""
 
 
 @dataclass(frozen=True)
@@ -214,6 +218,12 @@ class ManagedSession:
         return {"microphone": snapshot.microphone.model_dump(mode="json", exclude_none=True)}
 
     @property
+    def avatar_id(self) -> str | None:
+        """The avatar that is shown; one that is not of the library is named by its bytes, once they are known."""
+        shown = self.snapshot.avatar if self.snapshot is not None else None
+        return self.order.library_avatar or (shown.avatar_id if shown is not None else self.order.avatar.avatar_id)
+
+    @property
     def ended(self) -> bool:
         """Stopped or failed."""
         return self.base_state in ENDED
@@ -293,6 +303,7 @@ class ManagedSession:
             "transport": self.transport.model_dump(mode="json", exclude_none=True),
             "moves": self.moves,
             "agent_lost_at": iso(self.agent_lost_at),
+            "avatar_id": self.avatar_id,
             "engine": snapshot.engine if snapshot else self.order.engine,
             "engine_note": snapshot.engine_note if snapshot else None,
             "fps": snapshot.fps if snapshot else self.order.picture.fps,

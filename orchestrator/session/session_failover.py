@@ -120,7 +120,7 @@ class Placement:
             backlog_s=min(600, int(self._options.limits.backlog_s) + _AGENT_BACKLOG_MARGIN_S),
             film=films.options(session.session_id) if films is not None else None,
         )
-        call = self._services.agents.start(lease, request, timeout_s or self._options.start_timeout_s)
+        call = self._started(lease, request, timeout_s or self._options.start_timeout_s)
         starting = asyncio.create_task(call, name=f"start-{session.session_id}")
         try:
             session.snapshot = await asyncio.shield(starting)
@@ -134,6 +134,18 @@ class Placement:
         except ProblemError as error:
             self._not_started(session, lease, error)
             raise
+
+    async def _started(self, lease: AgentLease, request: AgentStartRequest, timeout_s: float) -> AgentSession:
+        """An agent that lacks the avatar's clip gets it from the library, where that has it."""
+        agents, avatars, clip = self._services.agents, self._services.avatars, request.avatar.avatar_id
+        try:
+            return await agents.start(lease, request, timeout_s)
+        except ProblemError as error:
+            if error.code is not ErrorCode.AVATAR_NOT_FOUND or avatars is None or clip is None:
+                raise
+            if not await avatars.supply(lease, clip):
+                raise
+        return await agents.start(lease, request, timeout_s)
 
     def _not_started(self, session: ManagedSession, lease: AgentLease, error: ProblemError) -> None:
         """Gives the place back, unless the agent may still have to be reached."""

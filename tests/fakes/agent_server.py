@@ -36,6 +36,7 @@ from musetalk_agent.protocol.http import (
 )
 from musetalk_agent.protocol.problems import MEDIA_TYPE, ErrorCode, ProblemError
 from musetalk_agent.session.link import ACK_BYTES
+from tests.fakes.agent_avatars import FakeAvatars
 from tests.fakes.agent_session import FakeSession
 from tests.fakes.film_agent import FakeFilms
 
@@ -70,12 +71,12 @@ class FakeAgent:
         """A start ends the connection without an answer, as one that kills the agent does."""
         self.starts = 0
         """Starts that were asked for."""
-        self.uploads: list[tuple[str | None, int]] = []
         self.drop_link_after: int | None = None
         """Items after which the link is cut without an acknowledgement, again and again."""
         self.acknowledges = True
         """Whether items are acknowledged as they come."""
         self.films = FakeFilms()
+        self.avatars = FakeAvatars()
         self.app = self._make_app()
 
     @property
@@ -123,7 +124,7 @@ class FakeAgent:
         app.add_api_route("/session/{session_id}/stop", self._stop, methods=["POST"])
         app.add_api_route("/session/{session_id}/publisher", self._publisher, methods=["POST"])
         self.films.add_to(app)
-        app.add_api_route("/avatars", self._upload, methods=["POST"])
+        self.avatars.add_to(app)
         app.add_api_route("/health", self._health, methods=["GET"])
         app.add_api_route("/debug", self._debug, methods=["GET"])
         app.add_api_websocket_route("/audio", self._audio)
@@ -136,6 +137,7 @@ class FakeAgent:
         await self.may_start.wait()
         if self.start_error is not None:
             raise self.start_error
+        self.avatars.check(body.avatar.avatar_id)
         self.full_times -= 1
         if self.full_times >= 0 or len(self.sessions) >= self.sessions_max:
             raise ProblemError(ErrorCode.AT_CAPACITY, "full", retry_after_s=3)
@@ -163,13 +165,6 @@ class FakeAgent:
             raise ProblemError(ErrorCode.PUBLISHER_UNAVAILABLE, "no RTMP target")
         self.sessions[session_id].mode = body.mode
         return view.model_copy(update={"transport": Transport(mode=body.mode)})
-
-    async def _upload(self, request: Request) -> dict[str, Any]:
-        size = 0
-        async for chunk in request.stream():
-            size += len(chunk)
-        self.uploads.append((request.headers.get("x-filename"), size))
-        return {"avatar_id": AVATAR_ID, "frames": 25}
 
     async def _health(self) -> Response:
         body = AgentHealth(

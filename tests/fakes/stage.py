@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -151,6 +152,7 @@ async def stage(agents: int = 1, voices: Voices | None = None, **overrides: Any)
             "agent_api_key": AGENT_KEY,
             "store_path": ":memory:",
             "recording_dir": films,
+            "avatars_dir": Path(films) / "avatars",
             "voice_standby": "off",
         }
         settings = Settings(**{**fields, **overrides})

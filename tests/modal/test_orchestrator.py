@@ -13,6 +13,7 @@ from tests.fakes.agent_server import FakeAgent
 from tests.fakes.serving import plain_config, serving
 from tests.fakes.stage import Stage, stage
 from tests.fakes.sticky_router import StickyRouter, router_server
+from tests.waiting import until
 
 QUIET: dict[str, Any] = {"connect_livekit": False}
 
@@ -83,8 +84,14 @@ async def test_the_next_orchestrator_finds_the_place_again(monkeypatch: pytest.M
 async def test_an_upload_has_a_place_until_it_is_through(monkeypatch: pytest.MonkeyPatch) -> None:
     async with containers(monkeypatch) as (router, agents), at_modal() as running:
         answer = await running.http.post("/avatars", content=b"clip", headers={"X-Filename": "a.mp4"})
-        assert answer.status_code == 200, answer.text
-        assert [agent.uploads for agent in agents.values() if agent.uploads] == [[("a.mp4", 4)]]
+        assert answer.status_code == 201, answer.text
+        assert [("a.mp4", 4)] in [agent.avatars.uploads[:1] for agent in agents.values()]
+        path = f"/avatars/{answer.json()['avatar_id']}"
+
+        async def ready() -> bool:
+            return str((await running.http.get(path)).json()["state"]) == "ready"
+
+        await until(ready)
         await given_back(running)
         assert router.places == {} and router.refused == 0
 

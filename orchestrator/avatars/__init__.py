@@ -1,0 +1,1 @@
+"""The avatars that callers keep here."""
