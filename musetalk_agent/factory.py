@@ -21,17 +21,17 @@ from musetalk_agent.avatars.decoder_pool import Progress
 from musetalk_agent.avatars.library import AvatarLibrary
 from musetalk_agent.clock import Clock, MonotonicClock
 from musetalk_agent.compose.compositor import Compositor
-from musetalk_agent.compose.idle import load_idle
+from musetalk_agent.compose.idle_frames import load_idle
 from musetalk_agent.engine_pool import EnginePool
 from musetalk_agent.engines.batcher import Batcher
 from musetalk_agent.engines.interface import Engine, EngineSession
 from musetalk_agent.engines.pattern import pattern_bundle
-from musetalk_agent.errors import EngineFailed
+from musetalk_agent.errors import EngineFailed, EngineUnavailable
 from musetalk_agent.media.pipeline import Pipeline
 from musetalk_agent.media.player import PlayerOutputs
 from musetalk_agent.protocol.avatar_library import AgentPrepareRequest
 from musetalk_agent.protocol.avatar_settings import AvatarSettings
-from musetalk_agent.protocol.http import AgentStartRequest, VoiceSource
+from musetalk_agent.protocol.http import AgentAvatarRequest, AgentStartRequest, Picture, VoiceSource
 from musetalk_agent.publishers.base import Publisher
 from musetalk_agent.session.session import LEAVE_S, RELEASE_S, Session
 from musetalk_agent.tasks import Step, in_thread, tear_down
@@ -158,6 +158,29 @@ class Factory:
             bundle = await self._bundle(request, batcher.engine)
         batcher.check()
         return OpenedAvatar(name, batcher, bundle, await self._opened(batcher, bundle, request.avatar_settings))
+
+    async def other_avatar(self, shown: Bundle, engine: str, request: AgentAvatarRequest) -> OpenedAvatar:
+        """Another avatar at the size and rate of the one that is shown, opened at the same engine; the caller closes it.
+
+        Raises `AvatarError`s and engine errors. Cancelling leaves nothing open.
+        """
+        batcher = self.engines.batcher(engine)
+        if not batcher.engine.needs_face:
+            text = (
+                f"The engine {engine!r} draws its own picture and shows no avatar; start a session with another engine."
+            )
+            raise EngineUnavailable(text, field="engine", value=engine)
+        picture = Picture(fps=shown.fps, width=shown.width, height=shown.height)
+        wanted = AgentPrepareRequest(avatar=request.avatar, picture=picture, avatar_settings=request.avatar_settings)
+        with _device_of(batcher):
+            bundle = await self._bundle(wanted, batcher.engine)
+        batcher.check()
+        return OpenedAvatar(engine, batcher, bundle, await self._opened(batcher, bundle, request.avatar_settings))
+
+    async def discard(self, opened: OpenedAvatar) -> None:
+        """Closes an avatar that is not shown after all."""
+        close = Step("engine", partial(in_thread, opened.engine_session.close, "engine-release"), RELEASE_S)
+        await tear_down("another avatar", [close])
 
     async def _opened(self, batcher: Batcher, bundle: Bundle, settings: AvatarSettings) -> EngineSession:
         """Opens the avatar in a thread. A caller that is cancelled, or an engine that takes too long, leaves nothing open."""

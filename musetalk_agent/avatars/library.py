@@ -163,7 +163,7 @@ class AvatarLibrary:
         try:
             clip = await self._clip(source, field)
             key = self._key(clip.digest, picture)
-            bundle = await self._run(self._lookups, self._cache.bundle, key)
+            bundle = await self._run(self._lookups, self._cached, clip.digest, picture)
             cached = bundle is not None
             if bundle is None:
                 bundle = await self._single_flight.run(
@@ -260,6 +260,15 @@ class AvatarLibrary:
                 f"No avatar is known as {avatar_id!r}; send it again by URL or upload.", value=avatar_id[:128]
             )
         return _Clip(path, match[1], avatar_id)
+
+    def _cached(self, digest: str, picture: Picture) -> Bundle | None:
+        """The bundle, if it is there: for a size that was asked for also the one of the clip's own size, where that is the same."""
+        bundle = self._cache.bundle(self._key(digest, picture))
+        if bundle is None and picture.width is not None and picture.height is not None:
+            own = self._cache.bundle(self._key(digest, Picture(fps=picture.fps)))
+            if own is not None and (own.width, own.height) == (picture.width, picture.height):
+                return own
+        return bundle
 
     def _key(self, digest: str, picture: Picture) -> str:
         """Everything that changes the bundle: bytes, size, rate, layout on disk, face models."""

@@ -1,16 +1,8 @@
-"""The idle clip: which frame is next, and frames made one position ahead in worker threads: the event loop reads no disk."""
+"""The loop of the idle clip: which frame is next."""
 
 from __future__ import annotations
 
-import asyncio
-import mmap
 from collections import deque
-from concurrent.futures import Executor
-from contextlib import ExitStack
-
-from musetalk_agent.clock import Clock
-from musetalk_agent.compose.compositor import Compositor
-from musetalk_agent.media_types import VideoFrame
 
 
 class PingPongLoop:
@@ -51,6 +43,16 @@ class LoopCursor:
         self._reserved.append(position)
         return position
 
+    @property
+    def shown(self) -> int:
+        """The position that is shown; -1 before the first one."""
+        return self._shown
+
+    @property
+    def free(self) -> int:
+        """The first position that no frame is shown or made for."""
+        return (self._reserved[-1] if self._reserved else self._shown) + 1
+
     def show(self, position: int) -> None:
         """Records that a spoken frame was shown or dropped: the loop is at its position."""
         while self._reserved and self._reserved[0] <= position:
@@ -72,67 +74,3 @@ class LoopCursor:
     def release(self) -> None:
         """Cancels every reservation (a clear)."""
         self._reserved.clear()
-
-
-def load_idle(compositor: Compositor, idle_index: int) -> VideoFrame:
-    """Composes an idle frame and loads it into memory. Blocks on the disk: call it in a worker thread.
-
-    A frame without a patch is a view of the bundle's file. One byte of each page is read here, so that the page faults of a file
-    that is not in the page cache happen in this thread and not where the frame is published.
-    """
-    frame = compositor.idle(idle_index)
-    frame.i420[:: mmap.PAGESIZE].sum()
-    return frame
-
-
-class IdleFrames:
-    """Returns idle frames in the order of the loop. At most one is being made at a time.
-
-    Args:
-        first: the idle frame that is already shown.
-        executor: threads that make the frames.
-    """
-
-    def __init__(
-        self,
-        compositor: Compositor,
-        cycle: PingPongLoop,
-        cursor: LoopCursor,
-        clock: Clock,
-        executor: Executor,
-        first: VideoFrame,
-    ) -> None:
-        self._compositor, self._cycle, self._cursor = compositor, cycle, cursor
-        self._clock, self._executor = clock, executor
-        self._shown = first
-        self._next: tuple[int, asyncio.Future[VideoFrame]] | None = None
-        self.late = 0
-
-    def prepare(self) -> None:
-        """Starts making the next idle frame, unless it is ready or another one is being made. Call it on the event loop."""
-        idle_index = self._cycle.idle_index(self._cursor.next_idle())
-        if idle_index == self._shown.idle_index:
-            return
-        if self._next is not None and (self._next[0] == idle_index or not self._next[1].done()):
-            return
-        working = ExitStack()
-        working.enter_context(self._clock.working())
-        making = asyncio.get_running_loop().run_in_executor(self._executor, load_idle, self._compositor, idle_index)
-        making.add_done_callback(lambda _: working.close())
-        self._next = idle_index, making
-
-    def take(self) -> VideoFrame | None:
-        """The next idle frame; the loop moves on. None, counted in `late`, when it is not made yet: the loop then stays.
-
-        Raises what making the frame raised.
-        """
-        idle_index = self._cycle.idle_index(self._cursor.next_idle())
-        if idle_index != self._shown.idle_index:
-            if self._next is None or self._next[0] != idle_index or not self._next[1].done():
-                self.late += 1
-                self.prepare()
-                return None
-            self._shown = self._next[1].result()
-        self._cursor.idle()
-        self.prepare()
-        return self._shown

@@ -21,13 +21,15 @@ from musetalk_agent.agent_metrics import PCM_SAMPLES
 from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.clock import Clock
 from musetalk_agent.compose.compositor import Compositor
-from musetalk_agent.compose.idle import IdleFrames, LoopCursor, PingPongLoop
+from musetalk_agent.compose.idle import LoopCursor
+from musetalk_agent.compose.idle_frames import IdleFrames
+from musetalk_agent.compose.timeline import Timeline
 from musetalk_agent.engines.batcher import Batcher
 from musetalk_agent.engines.interface import EngineSession
 from musetalk_agent.features.speech_detector import detect_rate, shipped_network
 from musetalk_agent.media.format_detector import Finding, FormatDetector
 from musetalk_agent.media.player import Player, PlayerOutputs
-from musetalk_agent.media.renderer import FrameRenderer, MediaContext
+from musetalk_agent.media.renderer import FrameRenderer, MediaContext, OpenFace
 from musetalk_agent.media.segment import Segment, Word
 from musetalk_agent.media.segment_trace import FIRST_PCM, SegmentTrace
 from musetalk_agent.media_types import Cue, Pcm, VideoFrame
@@ -64,15 +66,16 @@ class Pipeline:
         first: VideoFrame | None = None,
         av_offset_ms: int = 0,
     ) -> None:
-        compositor, loop, cursor = Compositor(bundle, engine_session.idle), PingPongLoop(len(bundle)), LoopCursor()
-        context = MediaContext(
-            publisher, batcher, engine_session, compositor, loop, cursor, clock, executor, bundle.fps, av_offset_ms
-        )
+        face, cursor = open_face(bundle, engine_session), LoopCursor()
+        timeline = Timeline(face)
+        context = MediaContext(publisher, batcher, timeline, cursor, clock, executor, bundle.fps, av_offset_ms)
         self.stats, self.clock, self._emit, self._fps = context.stats, clock, outputs.emit, bundle.fps
-        self.first: VideoFrame = first or compositor.idle(loop.idle_index(cursor.next_idle()))
+        self.first: VideoFrame = first or face.compositor.idle(0)
+        self._timeline, self._cursor = timeline, cursor
         cursor.idle()
         self.renderer = FrameRenderer(context)
-        idle = IdleFrames(compositor, loop, cursor, clock, executor, self.first)
+        idle = IdleFrames(timeline, cursor, clock, executor, self.first)
+        self._idle = idle
         self.player = Player(context, self.renderer, idle, outputs)
         self._segment: Segment | None = None
         self._watch: FormatDetector | None = None
@@ -165,6 +168,26 @@ class Pipeline:
         if self._segment is not None:
             self._segment = rests.get(self._segment, self._segment)
 
+    def show(self, bundle: Bundle, engine_session: EngineSession) -> int:
+        """Shows another avatar of the same size and rate, from the first frame on that is not made yet; speech goes on over it.
+
+        Returns the position of that frame, for `shown`.
+        """
+        face, begin = open_face(bundle, engine_session), self._cursor.free
+        self._timeline.show(face, begin)
+        self.renderer.on_face(face)
+        self._idle.prepare()
+        return begin
+
+    async def shown(self, position: int, within_s: float) -> bool:
+        """Waits until the frame at this position is shown, or a later one; False when it is not `within_s`. Cancelling is safe."""
+        until, never = self.clock.now() + within_s, asyncio.Event()
+        while self._cursor.shown < position:
+            if self.clock.now() >= until:
+                return False
+            await self.clock.wait(never, self.clock.now() + 1 / self._fps)
+        return True
+
     def warn(self, code: str, message: str) -> None:
         """Emits a warning about what the pipeline is fed with."""
         self._emit(WarningEvent(code=code, message=message))
@@ -205,6 +228,11 @@ class Pipeline:
             )
         elif before is not None and watch.finding is None:
             self._emit(WarningEvent(code="format_recovered", message="The PCM looks right now."))
+
+
+def open_face(bundle: Bundle, engine_session: EngineSession) -> OpenFace:
+    """A bundle as the engine readied it."""
+    return OpenFace(Compositor(bundle, engine_session.idle), len(bundle), engine_session)
 
 
 def _rate_of(sound: Pcm, declared: int) -> int | None:

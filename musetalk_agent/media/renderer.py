@@ -9,11 +9,12 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Generic, TypeVar
 
 from musetalk_agent.clock import Clock
-from musetalk_agent.compose.compositor import Compositor
-from musetalk_agent.compose.idle import LoopCursor, PingPongLoop
+from musetalk_agent.compose.idle import LoopCursor
+from musetalk_agent.compose.timeline import Face, Look, Timeline
 from musetalk_agent.engines.batcher import Batcher, Result
 from musetalk_agent.engines.interface import EngineSession, PatchRequest
 from musetalk_agent.features.av_offset import OffsetGate
@@ -103,6 +104,13 @@ _IDLE_PATIENCE_S = 0.5  # an idle mouth's deadline: later than that of anything 
 _LOOK_AGAIN_S = 0.25  # the voice's place may change while one waits for it
 
 
+@dataclass(frozen=True, eq=False)
+class OpenFace(Face):
+    """A face that the engine has opened for the session."""
+
+    engine_session: EngineSession
+
+
 @dataclass(frozen=True, slots=True)
 class RenderedFrame:
     """A frame that is ready, with what the next one may need to know of it. Closing frames have no frame number.
@@ -126,6 +134,7 @@ class _InFlightFrame:
     tick: int
     feature: Feature
     blend_weight: float
+    look: Look[OpenFace]
     patch: Result
 
 
@@ -133,16 +142,14 @@ class _InFlightFrame:
 class MediaContext:
     """What the parts of one session's media path share.
 
-    `publisher` owns the playout clock; `batcher` is the engine that serves every session, `engine_session` its part for this one;
-    `compositor`, `loop` and `cursor` are the idle clip and its position; `executor` has the threads for features and composition.
+    `publisher` owns the playout clock; `batcher` is the engine that serves every session; `timeline` and `cursor` are the idle
+    clip, or those that follow each other, and the position; `executor` has the threads for features and composition.
     `av_offset_ms` is how much later than the voice the lips move. The two events wake the player's tasks.
     """
 
     publisher: Publisher
     batcher: Batcher
-    engine_session: EngineSession
-    compositor: Compositor
-    loop: PingPongLoop
+    timeline: Timeline[OpenFace]
     cursor: LoopCursor
     clock: Clock
     executor: Executor
@@ -174,17 +181,8 @@ class FrameRenderer:
         self.ready: Channel[RenderedFrame] = Channel(AHEAD_FRAMES)
         self.generation = 0
         self._publisher, self._wake_player = context.publisher, context.wake_player
-        self._batcher, self._engine_session, self._compositor = (
-            context.batcher,
-            context.engine_session,
-            context.compositor,
-        )
-        self._cycle, self._cursor, self._clock, self._executor = (
-            context.loop,
-            context.cursor,
-            context.clock,
-            context.executor,
-        )
+        self._batcher, self._timeline = context.batcher, context.timeline
+        self._cursor, self._clock, self._executor = context.cursor, context.clock, context.executor
         self._stats, self._fps = context.stats, context.fps
         self._new_listening = context.listening
         self._listening = context.listening()
@@ -192,7 +190,9 @@ class FrameRenderer:
         self._in_flight: Channel[_InFlightFrame] = Channel(IN_FLIGHT)
         self._wake = asyncio.Event()
         self._close_from: tuple[Feature, float] | None = None
-        self._last: tuple[Feature, float] = (context.engine_session.rest, 0.0)
+        self._last: tuple[Feature, float] = (self._rest_feature, 0.0)
+        self._mouths: asyncio.Queue[OpenFace] = asyncio.Queue()  # a few: each is put in by a change of the avatar
+        self._mouths.put_nowait(context.timeline.newest)
         self._cued = 0
         self._mute: Segment | None = None  # the segment whose features failed
 
@@ -205,6 +205,14 @@ class FrameRenderer:
         """A segment got more PCM or has ended."""
         self._wake.set()
 
+    def on_face(self, face: OpenFace) -> None:
+        """The timeline has a new face."""
+        self._mouths.put_nowait(face)
+
+    @property
+    def _rest_feature(self) -> Feature:
+        return self._timeline.newest.engine_session.rest
+
     def clear(self, shown: RenderedFrame | None) -> None:
         """Drops everything under way and lets the mouth close from the frame shown last."""
         self.generation += 1
@@ -214,7 +222,7 @@ class FrameRenderer:
         self._cursor.release()
         if shown is not None and shown.blend_weight > 0:
             self._close_from = (shown.feature, shown.blend_weight)
-        self._last = (self._engine_session.rest, 0.0)
+        self._last = (self._rest_feature, 0.0)
         self._wake.set()
 
     def close_mouth(self) -> None:
@@ -230,9 +238,17 @@ class FrameRenderer:
             group.create_task(self._close_idle_mouths(), name="production-idle")
 
     async def _close_idle_mouths(self) -> None:
-        """Has the engine make what the session wants over idle frames, one at a time, and after everything that is spoken."""
-        for idle_index in self._engine_session.missing_idle_patches():
-            request = PatchRequest(self._engine_session, idle_index, self._engine_session.rest)
+        """Has the engine make what each face wants over its idle frames, one at a time, and after everything that is spoken."""
+        while True:
+            face = await self._mouths.get()
+            await self._close_mouths_of(face)
+
+    async def _close_mouths_of(self, face: OpenFace) -> None:
+        session = face.engine_session
+        for idle_index in session.missing_idle_patches():
+            if face is not self._timeline.newest:
+                return
+            request = PatchRequest(session, idle_index, session.rest)
             try:
                 with self._clock.working():
                     patch = await self._batcher.submit(request, self._clock.now() + _IDLE_PATIENCE_S)
@@ -247,7 +263,7 @@ class FrameRenderer:
                     "idle mouths are not closed: the engine's patch is not fit to be shown", extra={"pose": idle_index}
                 )
                 return
-            self._engine_session.store_idle_patch(idle_index, patch)
+            session.store_idle_patch(idle_index, patch)
 
     async def _feature_loop(self) -> None:
         generation = self.generation
@@ -366,20 +382,22 @@ class FrameRenderer:
             over = self._has_work() if going_on is None else not going_on()
             if generation != self.generation or over:
                 return
-            eased = self._engine_session.fade_to_silence(feature, min(1.0, 2 * step / count))
+            eased = self._timeline.newest.engine_session.fade_to_silence(feature, min(1.0, 2 * step / count))
             fading = blend_weight * (1 - step / (count + 1))
             await self._submit_frame(None, Tag(0, 0, generation), eased, fading)
-        self._last = (self._engine_session.rest, 0.0)
+        self._last = (self._rest_feature, 0.0)
 
     async def _submit_frame(
         self, segment: Segment | None, tag: Tag, feature: Feature, blend_weight: float, lead: int | None = None
     ) -> None:
         tick = self._cursor.reserve(lead)
-        request = PatchRequest(self._engine_session, self._cycle.idle_index(tick), feature, blend_weight)
+        look = self._timeline.at(tick)
+        request = PatchRequest(look.face.engine_session, look.idle_index, feature, blend_weight)
         # a session with many frames ready can wait longer than one with none
         deadline = self._clock.now() + (len(self.ready) + 1) / self._fps
         self._last = (feature, blend_weight)
-        flight = _InFlightFrame(segment, tag, tick, feature, blend_weight, self._batcher.submit(request, deadline))
+        patch = self._batcher.submit(request, deadline)
+        flight = _InFlightFrame(segment, tag, tick, feature, blend_weight, look, patch)
         await self._in_flight.put(flight)
         if tag.generation != self.generation:
             self._drop_flights()
@@ -396,7 +414,7 @@ class FrameRenderer:
     async def _compose(self) -> None:
         while True:
             flight = await self._in_flight.get()
-            idle_index = self._cycle.idle_index(flight.tick)
+            look = flight.look
             try:
                 with self._clock.working():
                     patch = await flight.patch
@@ -413,7 +431,8 @@ class FrameRenderer:
             except Exception as error:  # noqa: BLE001 - a frame that fails is shown idle and reported in the diagnosis; speech goes on
                 self._stats.fail("patches", f"{type(error).__name__}: {error}")
                 patch, failed = None, True
-            frame = await self._in_thread(lambda: self._compositor.compose(idle_index, patch, flight.tag))  # noqa: B023
+            compose = partial(look.face.compositor.compose, look.idle_index, patch, flight.tag)
+            frame = await self._in_thread(compose)
             if flight.tag.generation != self.generation:
                 continue
             self._stats.add("composed", 1)

@@ -203,6 +203,13 @@ class RtmpTarget(Strict):
     beside: bool = False
 
 
+class AgentAvatarRequest(Strict):
+    """`POST /session/{id}/avatar` of the agent: another avatar in the session's own size and rate."""
+
+    avatar: AvatarSource
+    avatar_settings: AvatarSettings = AvatarSettings()
+
+
 class FilmOptions(Strict):
     """How a session is recorded: the film's size in pixels (even; None: the session's own), and whether idle time is left out.
 

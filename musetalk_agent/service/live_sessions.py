@@ -36,6 +36,7 @@ from musetalk_agent.errors import (
 )
 from musetalk_agent.factory import Factory
 from musetalk_agent.protocol.http import (
+    AgentAvatarRequest,
     AgentSession,
     AgentStartRequest,
     Capacity,
@@ -243,6 +244,21 @@ class LiveSessions:
         self._usual = replace(demand, width=bundle.width, height=bundle.height, fps=bundle.fps)
         self._sessions[session.id], self._demands[session.id] = session, self._usual
         START_SECONDS.observe(time.monotonic() - begun)
+        return session
+
+    async def change_avatar(self, session_id: str, request: AgentAvatarRequest) -> Session:
+        """Prepares another avatar and shows it in the session, at its size and rate. Changes of a session come one after the other.
+
+        Raises `SessionNotFound`, `SessionEnded`, avatar and engine errors; the session then shows what it showed. Cancelling before
+        the avatar is shown leaves the old one.
+        """
+        session = self.get(session_id)
+        async with session.changing:
+            opened = await self._factory.other_avatar(session.bundle, session.engine, request)
+            if session.state in ENDED:
+                await self._factory.discard(opened)
+                raise SessionEnded(f"The session {session_id!r} is over; start a new one.", value=session_id)
+            await session.show(opened.bundle, opened.engine_session)
         return session
 
     async def stop(self, session_id: str) -> AgentSession:

@@ -10,7 +10,13 @@ from fastapi import APIRouter, Depends, Query, Request, WebSocket
 
 from musetalk_agent.errors import PublisherUnavailable, SessionEnded
 from musetalk_agent.factory import Factory
-from musetalk_agent.protocol.http import AgentDebug, AgentSession, AgentStartRequest, PublisherRequest
+from musetalk_agent.protocol.http import (
+    AgentAvatarRequest,
+    AgentDebug,
+    AgentSession,
+    AgentStartRequest,
+    PublisherRequest,
+)
 from musetalk_agent.protocol.problems import ProblemError
 from musetalk_agent.publishers.base import MovingPublisher
 from musetalk_agent.service.key_check import problem_response
@@ -86,6 +92,12 @@ async def publisher(session_id: str, body: PublisherRequest, sessions: SessionsH
         raise PublisherUnavailable(text, field="mode", value=body.mode.value)
     found.publisher.set_mode(body.mode)
     return found.status()
+
+
+@router.post("/session/{session_id}/avatar")
+async def avatar(session_id: str, body: AgentAvatarRequest, request: Request, sessions: SessionsHere) -> AgentSession:
+    """Shows another avatar on the same tracks; answers when it is shown. Until then, and when it fails, the old one goes on."""
+    return (await while_connected(request, sessions.change_avatar(session_id, body))).status()
 
 
 @router.get("/debug")

@@ -7,7 +7,6 @@ import logging
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from musetalk_agent.avatars.bundle import Bundle
@@ -40,6 +39,8 @@ from musetalk_agent.tasks import Step, in_thread, supervise, tear_down
 if TYPE_CHECKING:
     from livekit import rtc  # not every session needs the SDK
 
+    from musetalk_agent.engines.interface import EngineSession
+
 log = logging.getLogger(__name__)
 
 _MOVES: dict[SessionState, frozenset[SessionState]] = {
@@ -66,6 +67,8 @@ LEAVE_S = 10.0
 """To leave the room: a publisher takes 7 s at most (`FailoverPublisher.aclose`)."""
 RELEASE_S = 5.0
 """For the engine to release what it holds for the session; longer means that its device hangs."""
+_SEEN_S = 3.0
+"""Another avatar is seen within half a second of being there, unless nothing is shown at all."""
 _NORMAL_ENDS = frozenset({"PARTICIPANT_REMOVED", "ROOM_DELETED", "ROOM_CLOSED", "DUPLICATE_IDENTITY"})
 
 
@@ -152,6 +155,9 @@ class Session:
         self._attribute = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self.ended = asyncio.Event()
+        self.changing = asyncio.Lock()
+        """Held by who changes the avatar."""
+        self._leaving: dict[asyncio.Task[None], Callable[[], None]] = {}
 
     # --- life --------------------------------------------------------------------------------------------------------
 
@@ -225,6 +231,45 @@ class Session:
         self._over.set()
         await asyncio.shield(self._task)
 
+    async def show(self, bundle: Bundle, engine_session: EngineSession) -> None:
+        """Shows another avatar of the same size and rate; `changing` must be held. Returns when it is seen, or after `_SEEN_S`.
+
+        It is the session's from the first moment on: cancelling only ends the wait.
+        """
+        before, self._release = self._release, engine_session.close
+        self.bundle = bundle
+        begin = self.pipeline.show(bundle, engine_session)
+        log.info("another avatar", extra={"session_id": self.id, "avatar_id": bundle.report.avatar_id})
+        leaving = asyncio.create_task(self._leave(begin, before), name=f"session-{self.id}-avatar")
+        self._leaving[leaving] = before
+        leaving.add_done_callback(self._left)
+        await self.pipeline.shown(begin, _SEEN_S)
+
+    async def _leave(self, begin: int, release: Callable[[], None]) -> None:
+        """Gives back what the engine holds for the avatar before, once no frame of it is needed."""
+        while not await self.pipeline.shown(begin, _SEEN_S):
+            pass
+        await asyncio.shield(in_thread(release, f"release-{self.id}"))
+
+    def _left(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled():
+            return  # the session ends, which releases it
+        self._leaving.pop(task, None)
+        if (error := task.exception()) is not None:
+            log.error("an avatar was not released", exc_info=error, extra={"session_id": self.id})
+
+    async def _release_all(self) -> None:
+        left = [*self._leaving.values(), self._release]
+        for task in self._leaving:
+            task.cancel()
+        await asyncio.gather(*self._leaving, return_exceptions=True)
+
+        def release() -> None:
+            for each in left:
+                each()
+
+        await in_thread(release, f"release-{self.id}")
+
     def break_off(self, error: ProblemError) -> None:
         """Ends it as failed, from outside: what it runs on has failed. Returns at once."""
         if self.state in ENDED or self.error is not None:
@@ -293,7 +338,7 @@ class Session:
                     Step("film", self.film.aclose, FILM_END_S),
                     Step("publisher", self.publisher.aclose, LEAVE_S),
                     Step("frames", discard, MEDIA_END_S),
-                    Step("engine", partial(in_thread, self._release, f"release-{self.id}"), RELEASE_S),
+                    Step("engine", self._release_all, RELEASE_S),
                 ],
             )
         finally:

@@ -18,6 +18,7 @@ from musetalk_agent.protocol.avatar_library import AgentPrepareRequest, Prepared
 from musetalk_agent.protocol.http import (
     FILM_ENTRY,
     FILM_LOG,
+    AgentAvatarRequest,
     AgentDebug,
     AgentHealth,
     AgentRecordingRequest,
@@ -134,6 +135,14 @@ class AgentClient:
         """Holds the session's media to one way, or leaves it to the agent."""
         body = PublisherRequest(mode=mode).model_dump(mode="json")
         return _parse(AgentSession, await self._call(lease, "POST", f"/session/{session_id}/publisher", json=body))
+
+    async def avatar(
+        self, lease: AgentLease, session_id: str, request: AgentAvatarRequest, timeout_s: float
+    ) -> AgentSession:
+        """Shows another avatar in the session. Cancelling before it is shown leaves the old one."""
+        body = request.model_dump(mode="json")
+        path = f"/session/{session_id}/avatar"
+        return _parse(AgentSession, await self._call(lease, "POST", path, timeout_s=timeout_s, json=body))
 
     async def record(self, lease: AgentLease, session_id: str, request: AgentRecordingRequest) -> FilmPosition:
         """Begins a part of the session's film or ends it; answers with how far the agent's log has come then."""
@@ -310,6 +319,8 @@ def _entries(waiting: bytearray) -> Iterator[tuple[int, FilmEntry, bytes]]:
 def _lane(method: str, path: str) -> str:
     """The kind of call, which decides whose connections it shares."""
     known = {"/health": "health", "/session/start": "start", "/avatars": "upload"}
+    if path.endswith("/avatar"):
+        return "start"  # it may take as long
     return known.get(path) or ("state" if method == "GET" else "control")
 
 

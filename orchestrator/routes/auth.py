@@ -68,6 +68,7 @@ RULES: dict[tuple[str, str], Rule] = {
     ("POST", "/session/{session_id}/speak"): Rule(Scope.STARTER, "speak"),
     ("POST", "/session/{session_id}/interrupt"): Rule(Scope.STARTER, "interrupt"),
     ("POST", "/session/{session_id}/publisher"): Rule(Scope.STARTER, "publisher"),
+    ("POST", "/session/{session_id}/avatar"): Rule(Scope.STARTER, "session_avatar"),
     ("POST", "/session/{session_id}/recording"): Rule(Scope.STARTER, "record"),
     ("DELETE", "/session/{session_id}/recording"): Rule(Scope.STARTER, "recording_delete"),
     ("GET", "/session/{session_id}/recording"): Rule(Scope.VIEWER),

@@ -12,6 +12,7 @@ from fastapi import APIRouter, Header, Request
 from pydantic import Field, field_validator
 
 from musetalk_agent.protocol.http import (
+    AgentSession,
     AudioSource,
     AvatarSource,
     Picture,
@@ -254,7 +255,7 @@ def started(ctx: Context, request: Request, session: ManagedSession) -> dict[str
     ttl_s = ctx.sessions.options.max_s
     audio_token = ctx.credentials.audio_token(session.session_id, session.expires_at)
     base = host_url(request, ctx.options.public_url)
-    report = {**agent.avatar.model_dump(mode="json"), "avatar_id": session.avatar_id} if agent.avatar else None
+    report = _report(session, agent)
     return {
         "session_id": session.session_id,
         "state": session.state.value,
@@ -277,6 +278,11 @@ def started(ctx: Context, request: Request, session: ManagedSession) -> dict[str
         **session.microphone,
         **({"conversation": talk} if (talk := ctx.conversations.view(session.session_id)) is not None else {}),
     }
+
+
+def _report(session: ManagedSession, agent: AgentSession) -> dict[str, Any] | None:
+    """The quality report of what is shown, under the id that the caller knows it by."""
+    return {**agent.avatar.model_dump(mode="json"), "avatar_id": session.avatar_id} if agent.avatar else None
 
 
 @router.get("/sessions")
@@ -331,3 +337,28 @@ async def publisher(session_id: str, body: PublisherRequest, ctx: Ctx, request: 
         )
     await ctx.sessions.set_publisher(found, body.mode)
     return found.view()
+
+
+class AvatarRequest(AvatarSource):
+    """Body of `POST /session/{session_id}/avatar`."""
+
+    avatar_settings: ShownSettings = ShownSettings()
+
+
+@router.post("/session/{session_id}/avatar")
+async def avatar(session_id: str, body: AvatarRequest, ctx: Ctx, request: Request) -> dict[str, Any]:
+    """Shows another avatar in the session, on the same tracks and at the same size; speech goes on. Answers when it is shown.
+
+    When it cannot be shown the old one stays.
+    """
+    caller = current(request.scope)
+    found = await here(ctx, caller, session_id)
+    found.running()
+    source = AvatarSource.model_validate(body.model_dump(exclude={"avatar_settings"}))
+    if source.empty:
+        raise ProblemError(
+            ErrorCode.AVATAR_MISSING, "Give frames_zip_url, idle_video_url or avatar_id.", field="frames_zip_url"
+        )
+    chosen = replace(found.order, avatar=source, avatar_settings=body.avatar_settings.mouth)
+    snapshot = await ctx.sessions.change_avatar(found, await resolved(ctx, caller, chosen, body.avatar_settings))
+    return {"session_id": session_id, "avatar": _report(found, snapshot)}

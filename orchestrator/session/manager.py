@@ -10,8 +10,9 @@ from collections.abc import Coroutine
 from dataclasses import replace
 from typing import Any
 
-from musetalk_agent.protocol.http import AgentSession, AudioSource, PublisherMode, SessionState
+from musetalk_agent.protocol.http import AgentAvatarRequest, AgentSession, AudioSource, PublisherMode, SessionState
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
+from orchestrator.agents.agent_client import AgentLease
 from orchestrator.session.deps import SessionDeps
 from orchestrator.session.journal import from_record
 from orchestrator.session.model import ManagedSession, SessionOptions, SessionRequest
@@ -241,6 +242,48 @@ class SessionManager:
             raise _moving(session)
         session.snapshot, session.snapshot_at, session.publisher_mode = snapshot, time.monotonic(), mode
         return snapshot
+
+    async def change_avatar(self, session: ManagedSession, chosen: SessionRequest) -> AgentSession:
+        """Shows the avatar of `chosen` in a running session, also after a move. One change of a session after the other.
+
+        Raises ProblemError: why the avatar cannot be shown, `session_ended`, or `session_conflict` while the session moves. It then
+        shows what it showed.
+        """
+        async with session.changing_avatar:
+            session.running()
+            lease = session.lease
+            if lease is None or session.base_state is SessionState.RECOVERING:
+                raise _moving(session)
+            # how late the lips are is decided as speech begins, and stays what it is
+            settings = chosen.avatar_settings.model_copy(
+                update={"av_offset_ms": session.order.avatar_settings.av_offset_ms}
+            )
+            request = AgentAvatarRequest(avatar=chosen.avatar, avatar_settings=settings)
+            snapshot = await self._shown(lease, session.session_id, request)
+            if session.lease is not lease:  # it has moved meanwhile, with the avatar of before
+                raise _moving(session)
+            session.snapshot, session.snapshot_at = snapshot, time.monotonic()
+            session.order = replace(
+                session.order,
+                avatar=chosen.avatar,
+                avatar_settings=settings,
+                library_avatar=chosen.library_avatar,
+                avatar_voice=chosen.avatar_voice,
+            )
+            self._services.ledger.note(session.session_id)
+            return snapshot
+
+    async def _shown(self, lease: AgentLease, session_id: str, request: AgentAvatarRequest) -> AgentSession:
+        """An agent that lacks the avatar's clip gets it from the library."""
+        agents, avatars, clip = self._services.agents, self._services.avatars, request.avatar.avatar_id
+        try:
+            return await agents.avatar(lease, session_id, request, self.options.start_timeout_s)
+        except ProblemError as error:
+            if error.code is not ErrorCode.AVATAR_NOT_FOUND or avatars is None or clip is None:
+                raise
+            if not await avatars.supply(lease, clip):
+                raise
+        return await agents.avatar(lease, session_id, request, self.options.start_timeout_s)
 
     def _ended(self, session: ManagedSession) -> None:
         """The session has ended here: it is kept for a while, unless it never was, or goes on elsewhere."""

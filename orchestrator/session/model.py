@@ -180,6 +180,7 @@ class ManagedSession:
     snapshot: AgentSession | None = None
     snapshot_at: float = float("-inf")
     refreshing: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False)
+    changing_avatar: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False)
     end_reason: str | None = None
     error: ProblemError | None = None
 

@@ -18,6 +18,7 @@ from starlette.websockets import WebSocketDisconnect
 
 from musetalk_agent.protocol.http import (
     FUNNEL_STAGES,
+    AgentAvatarRequest,
     AgentDebug,
     AgentHealth,
     AgentSession,
@@ -123,6 +124,7 @@ class FakeAgent:
         app.add_api_route("/session/{session_id}", self._get, methods=["GET"])
         app.add_api_route("/session/{session_id}/stop", self._stop, methods=["POST"])
         app.add_api_route("/session/{session_id}/publisher", self._publisher, methods=["POST"])
+        app.add_api_route("/session/{session_id}/avatar", self._avatar, methods=["POST"])
         self.films.add_to(app)
         self.avatars.add_to(app)
         app.add_api_route("/health", self._health, methods=["GET"])
@@ -165,6 +167,13 @@ class FakeAgent:
             raise ProblemError(ErrorCode.PUBLISHER_UNAVAILABLE, "no RTMP target")
         self.sessions[session_id].mode = body.mode
         return view.model_copy(update={"transport": Transport(mode=body.mode)})
+
+    async def _avatar(self, session_id: str, body: AgentAvatarRequest) -> AgentSession:
+        view = self._view(session_id)
+        await self.avatars.may_show.wait()
+        self.avatars.check(body.avatar.avatar_id)
+        self.avatars.shown.append(body)
+        return view
 
     async def _health(self) -> Response:
         body = AgentHealth(

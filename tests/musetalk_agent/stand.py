@@ -35,6 +35,7 @@ class Stand:
     events: list[tuple[float, Event]] = field(default_factory=list)
     spoken: list[tuple[float, bool]] = field(default_factory=list)
     idle_indices: list[int] = field(default_factory=list)
+    corners: list[int] = field(default_factory=list)  # luma of each picture's first pixel
 
     def whites(self) -> list[float]:
         """Moments at which black turned white."""
@@ -91,6 +92,7 @@ async def stand(
     def watch(at: float, frame: VideoFrame) -> None:
         made.pictures.append((at, int(frame.i420[32 * 64 + 32]) > 160))
         made.idle_indices.append(frame.idle_index)
+        made.corners.append(int(frame.i420[0]))
 
     publisher = NullPublisher(clock, watch, lambda at, block: made.sound.append((at, block)))
     pipeline = Pipeline(

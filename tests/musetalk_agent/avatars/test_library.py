@@ -58,6 +58,14 @@ async def test_a_zip_becomes_a_bundle(library: AvatarLibrary) -> None:
     assert box.x0 < middle[0] < box.x1 and box.y0 < middle[1] < box.y1
 
 
+async def test_a_clip_of_the_size_that_is_asked_for_is_prepared_once(library: AvatarLibrary) -> None:
+    own = await prepared(library, CLIP)
+    asked = await prepared(library, CLIP, Picture(width=own.width, height=own.height))
+    assert asked.report.cached and asked.path == own.path
+    other = await prepared(library, CLIP, Picture(width=own.width, height=own.height - 2))
+    assert other.path != own.path
+
+
 async def test_black_frames_stay_black_and_get_no_mouth(library: AvatarLibrary) -> None:
     clip = moving(16, 128)
     for gap in (6, 7):

@@ -13,7 +13,9 @@ import pytest
 from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.clock import VirtualClock
 from musetalk_agent.compose.compositor import Compositor
-from musetalk_agent.compose.idle import IdleFrames, LoopCursor, PingPongLoop
+from musetalk_agent.compose.idle import LoopCursor
+from musetalk_agent.compose.idle_frames import IdleFrames
+from musetalk_agent.compose.timeline import Face, Timeline
 from musetalk_agent.engines.interface import PatchRequest
 from musetalk_agent.engines.pattern import PatternEngine, PatternSession, pattern_bundle
 from musetalk_agent.media_types import Patch
@@ -67,11 +69,11 @@ async def test_a_busy_pool_repeats_a_frame_and_the_clip_goes_on_where_it_was() -
     bundle = pattern_bundle(64, 64, 25)
     frames = np.repeat(bundle.frames, 4, 0)
     compositor = Compositor(Bundle(**{**vars(bundle), "frames": frames}))
-    clock, cycle, cursor = VirtualClock(), PingPongLoop(4), LoopCursor()
+    clock, cursor = VirtualClock(), LoopCursor()
     gate = threading.Event()
     with ThreadPoolExecutor(1) as busy:
-        first = compositor.idle(cycle.idle_index(cursor.idle()))
-        idle = IdleFrames(compositor, cycle, cursor, clock, busy, first)
+        first = compositor.idle(cursor.idle())
+        idle = IdleFrames(Timeline(Face(compositor, 4)), cursor, clock, busy, first)
         busy.submit(gate.wait)
         taken = [idle.take(), idle.take()]
         gate.set()
@@ -92,11 +94,11 @@ async def test_what_making_a_frame_raises_reaches_the_session() -> None:
 
     bundle = pattern_bundle(64, 64, 25)
     frames = np.repeat(bundle.frames, 2, 0)
-    clock, cycle, cursor = VirtualClock(), PingPongLoop(2), LoopCursor()
-    plain = Compositor(bundle).idle(cycle.idle_index(cursor.idle()))
+    clock, cursor = VirtualClock(), LoopCursor()
+    plain = Compositor(bundle).idle(cursor.idle())
     with ThreadPoolExecutor(1) as pool:
         compositor = Compositor(Bundle(**{**vars(bundle), "frames": frames}), broken)
-        idle = IdleFrames(compositor, cycle, cursor, clock, pool, plain)
+        idle = IdleFrames(Timeline(Face(compositor, 2)), cursor, clock, pool, plain)
         idle.prepare()
         await clock.run(0.01)
         with pytest.raises(OSError, match="is gone"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -216,3 +217,69 @@ async def test_one_that_is_deleted_while_it_is_prepared_is_gone() -> None:
         assert (await running.http.delete(f"/avatars/{avatar_id}")).status_code == 204
         running.agent.avatars.may_prepare.set()
         assert (await running.http.get(f"/avatars/{avatar_id}")).status_code == 404
+
+
+async def test_another_avatar_is_shown_in_the_session_and_after_a_move() -> None:
+    async with stage(agents=2) as running:
+        first, second = await made(running), await made(running, CLIP + b"2")
+        await settled(running, first), await settled(running, second)
+        await running.http.patch(f"/avatars/{second}", json={"settings": {"mouth_gain": 1.4, "av_offset_ms": 90}})
+        started = await running.start(avatar_id=first, avatar_settings={"av_offset_ms": 40})
+        path = f"/session/{started['session_id']}"
+        answer = await running.http.post(f"{path}/avatar", json={"avatar_id": second})
+        assert (answer.status_code, answer.json()["avatar"]["avatar_id"]) == (200, second)
+        (shown,) = running.agent.avatars.shown
+        assert (shown.avatar_settings.mouth_gain, shown.avatar_settings.av_offset_ms) == (1.4, 40)
+        assert (await running.http.get(path)).json()["avatar_id"] == second
+        assert (await running.http.delete(f"/avatars/{first}")).status_code == 204
+        assert (await running.http.delete(f"/avatars/{second}")).json()["code"] == "avatar_in_use"
+        running.agent.sessions.clear()  # the agent has forgotten it
+        await running.agent.cut()
+
+        async def moved() -> bool:
+            return (await running.http.get(path)).json()["moves"] == 1 and bool(running.agent.sessions)
+
+        for socket in list(running.agent.every_socket):
+            await socket.close(1012)
+        await until(moved)
+        assert running.agent.only.request.avatar == shown.avatar, "it moves with the face that it shows"
+
+
+async def test_what_cannot_be_shown_leaves_the_old_avatar() -> None:
+    async with stage() as running:
+        avatar_id = await made(running)
+        await settled(running, avatar_id)
+        path = f"/session/{(await running.start(avatar_id=avatar_id))['session_id']}"
+        for body, code in (
+            ({}, "avatar_missing"),
+            ({"avatar_id": "ava_000000000000000000000000"}, "avatar_not_found"),
+            ({"avatar_id": avatar_id, "avatar_settings": {"mouth_gain": 9}}, "invalid_request"),
+        ):
+            assert (await running.http.post(f"{path}/avatar", json=body)).json()["code"] == code
+        running.agent.avatars.needs_clips = True
+        gone = await running.http.post(f"{path}/avatar", json={"avatar_id": "sha256:00"})
+        assert (gone.status_code, gone.json()["code"]) == (404, "avatar_not_found")
+        assert running.agent.avatars.shown == []
+        assert (await running.http.get(path)).json()["avatar_id"] == avatar_id
+        running.agent.avatars.clips.clear()
+        assert (await running.http.post(f"{path}/avatar", json={"avatar_id": avatar_id})).status_code == 200
+        await running.http.post(f"{path}/stop")
+        over = await running.http.post(f"{path}/avatar", json={"avatar_id": avatar_id})
+        assert (over.status_code, over.json()["code"]) == (409, "session_ended")
+
+
+async def test_two_changes_at_once_come_one_after_the_other() -> None:
+    async with stage() as running:
+        ids = [await made(running, CLIP + bytes([n])) for n in range(3)]
+        for each in ids:
+            await settled(running, each)
+        path = f"/session/{(await running.start(avatar_id=ids[0]))['session_id']}"
+        running.agent.avatars.may_show.clear()
+        first = asyncio.create_task(running.http.post(f"{path}/avatar", json={"avatar_id": ids[1]}))
+        second = asyncio.create_task(running.http.post(f"{path}/avatar", json={"avatar_id": ids[2]}))
+        running.agent.avatars.may_show.set()
+        assert [(await each).status_code for each in (first, second)] == [200, 200]
+        last = running.agent.avatars.shown[-1].avatar.avatar_id
+        clips = {path.name: path.read_bytes() for path in (running.settings.avatars_dir / "sources").iterdir()}
+        shown = (await running.http.get(path)).json()["avatar_id"]
+        assert clips[str(last).removeprefix("sha256:")][-1] == ids.index(shown), "what is said is what is shown"

@@ -1,0 +1,82 @@
+"""Idle frames, made one position ahead in worker threads: the event loop reads no disk."""
+
+from __future__ import annotations
+
+import asyncio
+import mmap
+from concurrent.futures import Executor
+from contextlib import ExitStack
+from typing import Generic
+
+from musetalk_agent.clock import Clock
+from musetalk_agent.compose.compositor import Compositor
+from musetalk_agent.compose.idle import LoopCursor
+from musetalk_agent.compose.timeline import F, Look, Timeline
+from musetalk_agent.media_types import VideoFrame
+
+
+def load_idle(compositor: Compositor, idle_index: int) -> VideoFrame:
+    """Composes an idle frame and loads it into memory. Blocks on the disk: call it in a worker thread.
+
+    A frame without a patch is a view of the bundle's file. One byte of each page is read here, so that the page faults of a file
+    that is not in the page cache happen in this thread and not where the frame is published.
+    """
+    frame = compositor.idle(idle_index)
+    frame.i420[:: mmap.PAGESIZE].sum()
+    return frame
+
+
+class IdleFrames(Generic[F]):
+    """Returns idle frames in the order of the loop. At most one is being made at a time.
+
+    Args:
+        timeline: which frames these are.
+        first: the idle frame that is already shown.
+        executor: threads that make the frames.
+    """
+
+    def __init__(
+        self,
+        timeline: Timeline[F],
+        cursor: LoopCursor,
+        clock: Clock,
+        executor: Executor,
+        first: VideoFrame,
+    ) -> None:
+        self._timeline, self._cursor = timeline, cursor
+        self._clock, self._executor = clock, executor
+        self._shown = timeline.at(max(0, cursor.shown)), first
+        self._next: tuple[Look[F], asyncio.Future[VideoFrame]] | None = None
+        self.late = 0
+
+    def prepare(self) -> None:
+        """Starts making the next idle frame, unless it is ready or another one is being made. Call it on the event loop."""
+        look = self._timeline.at(self._cursor.next_idle())
+        if look == self._shown[0]:
+            return
+        if self._next is not None and (self._next[0] == look or not self._next[1].done()):
+            return
+        working = ExitStack()
+        working.enter_context(self._clock.working())
+        making = asyncio.get_running_loop().run_in_executor(
+            self._executor, load_idle, look.face.compositor, look.idle_index
+        )
+        making.add_done_callback(lambda _: working.close())
+        self._next = look, making
+
+    def take(self) -> VideoFrame | None:
+        """The next idle frame; the loop moves on. None, counted in `late`, when it is not made yet: the loop then stays.
+
+        Raises what making the frame raised.
+        """
+        look = self._timeline.at(self._cursor.next_idle())
+        if look != self._shown[0]:
+            if self._next is None or self._next[0] != look or not self._next[1].done():
+                self.late += 1
+                self.prepare()
+                return None
+            self._shown = look, self._next[1].result()
+        self._cursor.idle()
+        self._timeline.forget(self._cursor.shown)
+        self.prepare()
+        return self._shown[1]

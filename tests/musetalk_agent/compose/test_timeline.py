@@ -1,0 +1,48 @@
+"""Which face is shown when: decided positions stay, what was to follow is replaced."""
+
+from __future__ import annotations
+
+from musetalk_agent.compose.compositor import Compositor
+from musetalk_agent.compose.timeline import Face, Timeline
+from musetalk_agent.engines.pattern import pattern_bundle
+
+COMPOSITOR = Compositor(pattern_bundle(64, 64, 25))
+
+
+def faces(*frames: int) -> list[Face]:
+    return [Face(COMPOSITOR, count) for count in frames]
+
+
+def test_a_face_begins_with_its_first_frame_and_the_one_before_is_shown_until_then() -> None:
+    old, new = faces(3, 4)
+    timeline = Timeline(old)
+    timeline.show(new, 7)
+    looks = [timeline.at(position) for position in range(12)]
+    assert [look.face for look in looks] == [old] * 7 + [new] * 5
+    assert [look.idle_index for look in looks] == [0, 1, 2, 1, 0, 1, 2, 0, 1, 2, 3, 2]
+    assert timeline.newest is new
+
+
+def test_the_last_change_counts() -> None:
+    old, one, two = faces(1, 1, 1)
+    timeline = Timeline(old)
+    timeline.show(one, 5)
+    timeline.show(two, 5)
+    assert [timeline.at(position).face for position in (4, 5, 6)] == [old, two, two]
+    timeline.show(one, 3)
+    assert [timeline.at(position).face for position in (2, 3, 9)] == [old, one, one]
+
+
+def test_what_is_past_is_forgotten_and_the_loop_goes_on() -> None:
+    old, new = faces(3, 5)
+    timeline = Timeline(old)
+    timeline.show(new, 4)
+    before = [timeline.at(position).idle_index for position in range(4, 20)]
+    timeline.forget(6)
+    assert [timeline.at(position).idle_index for position in range(4, 20)] == before
+    assert timeline.at(0).face is new, "nothing asks for it any more"
+
+
+def test_faces_of_the_same_clip_are_told_apart() -> None:
+    one, other = faces(1, 1)
+    assert Timeline(one).at(0) != Timeline(other).at(0)
