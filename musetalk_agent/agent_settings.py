@@ -17,7 +17,8 @@ class AgentSettings(BaseSettings):
     """Environment of `musetalk-agent serve`; `docs/how-to/operations.md` lists it for people.
 
     With `renders_dir`, the folder of renders that the orchestrator has too, the agent keeps `render_workers` processes for them;
-    their queue is `renders_queue`, an address `redis://…`, or a file in that folder.
+    their queue is `renders_queue`, an address `redis://…`, or a file in that folder. Footage that is dubbed has
+    at most `dub_seconds` and `dub_bytes`.
 
     `engine` is what a session gets that names none: `auto` is MuseTalk where a CUDA device and the weights are there, else `warp`.
     `max_sessions` None is the least of what card, processor, memory and pacing hold, as measured; a number takes the place of all
@@ -48,6 +49,8 @@ class AgentSettings(BaseSettings):
     renders_dir: Path | None = None
     renders_queue: SecretStr | None = None
     render_workers: int = Field(default=1, ge=0, le=64)
+    dub_seconds: float = Field(default=7200.0, gt=0, le=86_400)
+    dub_bytes: int = Field(default=8 << 30, ge=1 << 20)
     log_level: str = "INFO"
     drain_s: float = Field(default=25.0, ge=0, le=600, validation_alias=AliasChoices("AGENT_DRAIN_S", "drain_s"))
 

@@ -182,6 +182,16 @@ class Factory:
         close = Step("engine", partial(in_thread, opened.engine_session.close, "engine-release"), RELEASE_S)
         await tear_down("another avatar", [close])
 
+    async def opened_bundle(self, engine: str | None, bundle: Bundle, settings: AvatarSettings) -> OpenedAvatar:
+        """An avatar like that of `opened`, of a clip that is prepared already, and is nobody else's. Raises engine errors, and AvatarErrors of a face that
+        the engine cannot use."""
+        name = self.engines.resolve(engine)
+        batcher = self.engines.batcher(name)
+        with _device_of(batcher):
+            await in_thread(partial(batcher.engine.prepare, bundle, settings=settings), "engine-prepare")
+        batcher.check()
+        return OpenedAvatar(name, batcher, bundle, await self._opened(batcher, bundle, settings))
+
     async def _opened(self, batcher: Batcher, bundle: Bundle, settings: AvatarSettings) -> EngineSession:
         """Opens the avatar in a thread. A caller that is cancelled, or an engine that takes too long, leaves nothing open."""
         engine = batcher.engine

@@ -300,6 +300,7 @@ def _view(folder: RenderFolder, order: RenderOrder) -> dict[str, Any]:
         .isoformat(timespec="milliseconds")
         .replace("+00:00", "Z"),
         "engine": None if plan is None else plan.engine,
+        "dub": None if plan is None else plan.found,
         "result": None
         if end is None or state is not RenderState.DONE
         else {

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -234,7 +235,7 @@ def _finish(
         points = _crop(folder, points, shape, track.start)
     else:
         (folder / "scaled.npy").rename(folder / "frames.npy")
-    _write_faces(job, folder, points, shape)
+    write_faces(folder, points, (shape.width, shape.height), partial(job.progress, "faces"))
     np.save(folder / "mouths.npy", track.mouths(), allow_pickle=False)
     track = replace(track, points=framing.to_clip(track.points, clip, shape))
     made = make_report(job.avatar_id, track, clip, (shape.width, shape.height), job.picture.fps, still_picture)
@@ -253,13 +254,23 @@ def _crop(folder: Path, points: NDArray[np.float32], shape: framing.Fit, start: 
     return points - np.array([left, top], np.float32)
 
 
-def _write_faces(job: Job, folder: Path, points: NDArray[np.float32], shape: framing.Fit) -> None:
-    boxes = framing.face_windows(points, shape.width, shape.height)
+def write_faces(
+    folder: Path,
+    points: NDArray[np.float32],
+    size: tuple[int, int],
+    progress: Callable[[int, int], object] = lambda done, total: None,
+) -> None:
+    """Writes landmarks, face windows and their pixels beside `frames.npy`, whose frames have `size` (width, height).
+
+    Raises OSError.
+    """
+    width, height = size
+    boxes = framing.face_windows(points, width, height)
     np.save(folder / "landmarks.npy", points.astype(np.float32), allow_pickle=False)
     np.save(folder / "boxes.npy", boxes, allow_pickle=False)
     frames = read_rows(folder / "frames.npy")
     with closing(ArrayWriter(folder / "faces.npy")) as writer:
         for k, (frame, corners) in enumerate(zip(frames, boxes, strict=True)):
-            window = framing.crop_i420(frame, (shape.width, shape.height), Box(*(int(v) for v in corners)))
+            window = framing.crop_i420(frame, size, Box(*(int(v) for v in corners)))
             writer.append(framing.to_bgr(window))
-            job.progress("faces", k + 1, len(boxes))
+            progress(k + 1, len(boxes))

@@ -300,9 +300,8 @@ def finish_track(tracker: FaceTracker, fps: int) -> FaceTrack:
             value=len(missing),
         )
     known = np.stack([face.points for k in seen if (face := observations[k].face)])
-    raw = _filled(known, seen - start, end - start)
-    width = float(np.median(raw[:, :, 0].max(1) - raw[:, :, 0].min(1)))
-    smooth = _SMOOTHING.zero_phase(raw / np.float32(width), float(fps)) * np.float32(width)
+    raw = filled(known, seen - start, end - start)
+    smooth = smoothed(raw, float(fps))
     several = tracker.several / max(1, tracker.counted)
     shot = observations[start:end]
     looked = {
@@ -332,7 +331,13 @@ def eased_mouths(bare: NDArray[np.bool_]) -> NDArray[np.float32]:
     return np.asarray(away / np.float32(_EASE), np.float32)
 
 
-def _filled(known: NDArray[np.float32], seen: NDArray[np.int64], total: int) -> NDArray[np.float32]:
+def smoothed(raw: NDArray[np.float32], fps: float) -> NDArray[np.float32]:
+    """Meshes of frames that follow each other, float32 `[n, 468, 2]` in pixels, smoothed over time."""
+    width = float(np.median(raw[:, :, 0].max(1) - raw[:, :, 0].min(1)))
+    return _SMOOTHING.zero_phase(raw / np.float32(width), fps) * np.float32(width)
+
+
+def filled(known: NDArray[np.float32], seen: NDArray[np.int64], total: int) -> NDArray[np.float32]:
     """Points of every frame: between two frames that show the face they go along the straight line."""
     frames = np.arange(total)
     after = np.clip(np.searchsorted(seen, frames), 0, len(seen) - 1)

@@ -109,6 +109,67 @@ def _fades(pictures: list[Pixels]) -> list[tuple[int, int]]:
     return [(max(1, k - reach), min(k + reach, len(pictures) - 1)) for k in sorted(middles)]
 
 
+_SAME = 0.05
+"""Levels under which a frame repeats the one before, as films at a raised rate do: it says nothing of how quickly things move."""
+_WAIT_FRAMES = 4
+PLAIN = 3.0
+"""Standard deviation of a thumbnail, in levels, under which it shows nothing to compare: black, a title's background."""
+
+
+class CutFinder:
+    """Cuts of a film of any length, frame by frame, by the rules of `find_cuts`; an empty stretch is a shot of its own.
+
+    What looks like a cut is one if the next frame that differs changes far less, so some decisions are a few frames late.
+    """
+
+    def __init__(self) -> None:
+        self._last: Pixels | None = None
+        self._before: float | None = None  # levels of the last change within this shot
+        self._doubted: float | None = None
+        self._late = 0  # frames without a decision: the doubtful one, and those that repeat it
+
+    def push(self, picture: Pixels) -> list[bool]:
+        """Takes the next frame's thumbnail; says of the oldest frames without a decision, in order, whether a shot begins there."""
+        last = self._last
+        if last is None:
+            self._last = picture
+            return [True]
+        change = FrameDifference.between(last, picture)
+        empty = float(last.std()) < PLAIN, float(picture.std()) < PLAIN
+        if empty[0] != empty[1] or (change.correlation < _OTHER and not empty[1]):
+            found = [*self._decided(change.levels), True]
+            self._before, self._last = None, picture
+            return found
+        if change.levels < _SAME or empty[1]:
+            if self._doubted is None:
+                return [False]
+            self._late += 1
+            return self._decided(None) if self._late > _WAIT_FRAMES else []
+        self._last = picture
+        found = self._decided(change.levels)
+        if change.correlation < _ALIKE and change.levels > _TIMES * (self._before or 0.0) + _LEVELS:
+            self._doubted, self._late = change.levels, 1
+            return found
+        self._before = change.levels
+        return [*found, False]
+
+    def flush(self) -> list[bool]:
+        """The last decisions, at the film's end."""
+        return self._decided(None)
+
+    def _decided(self, after: float | None) -> list[bool]:
+        """Decides on the doubtful frame by the change that follows; None where none does."""
+        doubted, late = self._doubted, self._late
+        if doubted is None:
+            return []
+        self._doubted, self._late = None, 0
+        cut = after is None or doubted > _TIMES * after + _LEVELS
+        if after is None and self._before is None:
+            cut = False
+        self._before = None if cut else doubted
+        return [cut, *[False] * (late - 1)]
+
+
 def longest_shot(total: int, frames: NDArray[np.int64], at: list[int]) -> tuple[int, int]:
     """First frame, and the one after the last, of the shot that shows the face in most frames, for `find_cuts` of `total` frames.
 

@@ -142,6 +142,21 @@ def open_clip(
 
 
 @contextmanager
+def open_track(path: Path, kind: MediaKind, limits: AvatarLimits) -> Iterator[tuple[VideoTrackDecoder, FrameConverter]]:
+    """Opens a video for its frames as they are coded, and what makes upright BGR of them, pixel by pixel: whether these are square,
+    and which part of them is shown, is left to the caller. Raises as `open_clip` does, but for `AvatarEmpty` of a track that has no
+    frame.
+    """
+    if kind is MediaKind.MP4:
+        check_index(path, limits)
+    with _opened(path, kind, limits) as container:
+        with decoding_errors():
+            track = VideoTrackDecoder(container, kind, limits, lambda pixels: None)
+        metadata = _stream_metadata(path, kind, limits, track.stream.index) if track.by_libvpx else None
+        yield track, FrameConverter(metadata=metadata)
+
+
+@contextmanager
 def _opened(path: Path, kind: MediaKind, limits: AvatarLimits) -> Iterator[InputContainer]:
     container_options = {"max_streams": str(limits.video_tracks), "codec_whitelist": ",".join(sorted(CODECS))}
     if kind is MediaKind.MP4:

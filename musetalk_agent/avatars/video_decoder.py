@@ -111,8 +111,33 @@ class VideoTrackDecoder:
 
     def frames(self) -> Iterator[ClipFrame]:
         """Whole frames, none of which is kept while the next is decoded. Raises AvatarTooLarge, and what PyAV does."""
+        yield from self._progressive(self._timed(self._undamaged(self._decoded())))
+
+    def stamped_frames(self, start: Fraction | None = None) -> Iterator[ClipFrame]:
+        """Like `frames`, but each at the time that the file gives it, whatever is missing before it, without a limit on seconds.
+
+        With `start`, in seconds of the file, it begins at a key frame that the container names before it: in some files later. A
+        file whose frames have no times of their own cannot be entered so.
+        """
+        if start is not None:
+            self._container.seek(int(start / self._time_base), stream=self.stream)
+        yield from self._progressive(self._in_order(self._undamaged(self._decoded())))
+
+    def _in_order(self, frames: Iterator[tuple[Fraction, DecodedFrame]]) -> Iterator[ClipFrame]:
+        last: Fraction | None = None
+        for stamp, frame in frames:
+            if last is not None and stamp <= last:
+                continue
+            check_pixels(frame.width, frame.height, "the video", self._limits)
+            last = stamp
+            self._whole_frames += 1
+            yield ClipFrame(stamp, Fraction(frame.duration) * self._time_base, frame)
+            del frame
+
+    @staticmethod
+    def _progressive(frames: Iterator[ClipFrame]) -> Iterator[ClipFrame]:
         deinterlacer: _Deinterlacer | None = None
-        for timed in self._timed(self._undamaged(self._decoded())):
+        for timed in frames:
             if deinterlacer is None and timed.frame.interlaced_frame:
                 deinterlacer = _Deinterlacer()
             if deinterlacer is None:

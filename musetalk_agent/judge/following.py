@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from musetalk_agent.avatars.face import Face, FaceNet, crop_of, plausible
-from musetalk_agent.avatars.shots import cut_between, thumbnail
+from musetalk_agent.avatars.shots import PLAIN, cut_between, thumbnail
 from musetalk_agent.media_types import Pixels
 
 _LOOK_EVERY = 12
@@ -18,8 +18,6 @@ _HELD = 4.0
 """The mesh's logit down to which a face that is followed stays one, as in `avatars.face_track`."""
 _AWAY_FRAMES = 50
 """A face that comes back at its place within so many frames of the same shot is the same one (two seconds at 25 fps)."""
-_PLAIN = 3.0
-"""Standard deviation of a thumbnail, in levels, under which it shows nothing to compare: black, a title's background."""
 _FACES_MOST = 8
 """Faces that are followed at once; further ones are left alone."""
 
@@ -57,10 +55,15 @@ class FaceFollower:
         self._frame = self._next = 0
         self.shot = 0
 
-    def push(self, bgr: Pixels) -> list[SeenFace]:
-        """The faces of the next frame, uint8 BGR `[h, w, 3]`, widest first."""
+    def push(self, bgr: Pixels, cut: bool | None = None) -> list[SeenFace]:
+        """The faces of the next frame, uint8 BGR `[h, w, 3]`, widest first. `cut`: whether another shot begins with it,
+        where that is known; else a certain cut is found here."""
         rgb = cast("Pixels", cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB))
-        self._look_for_cut(thumbnail(bgr))
+        if cut is None:
+            self._look_for_cut(thumbnail(bgr))
+        elif cut:
+            self._begin_shot()
+            self._frame = 0  # everybody is looked for at once
         kept = self._followed(rgb)
         if not kept or self._frame % _LOOK_EVERY == 0:
             for face in self._net.faces(rgb, thorough=self._frame % _LOOK_EVERY == 0):
@@ -71,12 +74,15 @@ class FaceFollower:
         return list(self._live)
 
     def _look_for_cut(self, picture: Pixels) -> None:
-        if float(picture.std()) < _PLAIN:
+        if float(picture.std()) < PLAIN:
             return
         if self._picture is not None and cut_between(self._picture, picture):
-            self.shot += 1
-            self._live, self._lost = [], []
+            self._begin_shot()
         self._picture = picture
+
+    def _begin_shot(self) -> None:
+        self.shot += 1
+        self._live, self._lost = [], []
 
     def _followed(self, rgb: Pixels) -> list[SeenFace]:
         """The live faces that are still there; the others are remembered as lost."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -13,7 +14,7 @@ from musetalk_agent.features.speech_detector import SpeechDetector
 from musetalk_agent.features.visemes import VisemeFeatures
 from musetalk_agent.judge import bars
 from musetalk_agent.judge.film_report import Measure, Verdict, at_most, not_judged
-from musetalk_agent.measure.lip_measures import MouthTrack, mouth_heard
+from musetalk_agent.measure.lip_measures import MouthTrack, mouth_made
 from musetalk_agent.measure.measure_sync import best_lag, lag_curve
 from musetalk_agent.media_types import FEATURE_RATE, Pcm
 
@@ -52,9 +53,22 @@ class Heard:
     @classmethod
     def of(cls, features: VisemeFeatures, voice: Pcm, start_s: float) -> Heard:
         """Hears a whole recording, int16 `[n]` at 16 kHz, whose first sample has the time `start_s`."""
-        detector = SpeechDetector.shipped()
-        said = [v for at in range(0, len(voice), FEATURE_RATE) for v in detector.push(voice[at : at + FEATURE_RATE])]
-        return cls(mouth_heard(features, voice, start_s), np.array(said, bool), start_s)
+        return cls.in_pieces(
+            features, (voice[at : at + FEATURE_RATE] for at in range(0, len(voice), FEATURE_RATE)), start_s
+        )
+
+    @classmethod
+    def in_pieces(cls, features: VisemeFeatures, pieces: Iterable[Pcm], start_s: float) -> Heard:
+        """The same of a recording that comes in pieces, of which none is kept."""
+        detector, said = SpeechDetector.shipped(), list[bool]()
+
+        def noted() -> Iterator[Pcm]:
+            for piece in pieces:
+                said.extend(detector.push(piece))
+                yield piece
+
+        mouth = mouth_made(features, noted(), start_s)
+        return cls(mouth, np.array(said, bool), start_s)
 
     def speaking(self, times: Series) -> Flags:
         """Whether speech is heard at each time; short pauses count as speech."""

@@ -10,7 +10,7 @@ only roughly.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -27,7 +27,7 @@ from musetalk_agent.avatars.face import LEFT_EYE, RIGHT_EYE, FaceNet, Points
 from musetalk_agent.avatars.face_track import FaceTracker
 from musetalk_agent.features.phonemes import CLOSURE, JAW
 from musetalk_agent.features.visemes import VisemeFeatures
-from musetalk_agent.media_types import FEATURE_RATE, Pcm, Pixels
+from musetalk_agent.media_types import FEATURE_RATE, Feature, Pcm, Pixels
 from musetalk_agent.weights import ModelStore
 
 Track = NDArray[np.float64]
@@ -95,11 +95,22 @@ def mouth_seen(faces: VideoFaces) -> MouthTrack:
 
 def mouth_heard(features: VisemeFeatures, audio: Pcm, start_s: float) -> MouthTrack:
     """What the mouth network makes of a whole recording, int16 `[n]` at 16 kHz whose first sample has the time `start_s`."""
+    return mouth_made(features, (audio[at : at + _PIECE] for at in range(0, len(audio), _PIECE)), start_s)
+
+
+def mouth_made(features: VisemeFeatures, pieces: Iterable[Pcm], start_s: float) -> MouthTrack:
+    """The same of a recording that comes in pieces, of which none is kept."""
     stream = features.stream(_STEP_HZ)
-    vectors = [v for at in range(0, len(audio), _PIECE) for v in stream.push(audio[at : at + _PIECE])]
-    made = np.array(vectors + stream.flush(), np.float64)
-    times = start_s + (np.arange(len(made)) + 0.5) / _STEP_HZ
-    return MouthTrack(times, _FULL * made[:, JAW] * (1 - made[:, CLOSURE]))
+    openings: list[float] = []
+
+    def take(vectors: list[Feature]) -> None:
+        openings.extend(_FULL * float(v[JAW]) * (1 - float(v[CLOSURE])) for v in vectors)
+
+    for piece in pieces:
+        take(stream.push(piece))
+    take(stream.flush())
+    times = start_s + (np.arange(len(openings)) + 0.5) / _STEP_HZ
+    return MouthTrack(times, np.array(openings, np.float64))
 
 
 def frame_middles(times: Track) -> Track:

@@ -208,8 +208,8 @@ class LagCurve:
         return np.asarray(-_TRUST * self.moments / 2 * np.log1p(-(agreed**2)), np.float64)
 
 
-def lag_curve(seen: MouthTrack, heard: MouthTrack) -> LagCurve | None:
-    """Compares the two at every lag; None where less than `LEAST_S` can be compared.
+def lag_curve(seen: MouthTrack, heard: MouthTrack, least_s: float = LEAST_S) -> LagCurve | None:
+    """Compares the two at every lag; None where less than `least_s` can be compared.
 
     `heard` must be evenly spaced. Frames without a face (NaN) are left out.
     """
@@ -218,7 +218,7 @@ def lag_curve(seen: MouthTrack, heard: MouthTrack) -> LagCurve | None:
         return None
     period = float(np.median(np.diff(seen.times)))
     times = seen.times[known]
-    if ((times >= heard.times[0]) & (times <= heard.times[-1])).sum() * period < LEAST_S:
+    if ((times >= heard.times[0]) & (times <= heard.times[-1])).sum() * period < least_s:
         return None
     filled = MouthTrack(seen.times, np.interp(seen.times, times, seen.aperture[known]))
     before_s = max(1, round(_EMPHASIS_S / period)) * period

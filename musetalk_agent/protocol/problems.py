@@ -83,6 +83,12 @@ class ErrorCode(StrEnum):
     AUDIO_URL_FORBIDDEN = "audio_url_forbidden"
     AUDIO_FETCH_FAILED = "audio_fetch_failed"
     AUDIO_UNREADABLE = "audio_unreadable"
+    VIDEO_URL_FORBIDDEN = "video_url_forbidden"
+    VIDEO_FETCH_FAILED = "video_fetch_failed"
+    VIDEO_UNREADABLE = "video_unreadable"
+    VIDEO_TOO_LONG = "video_too_long"
+    NO_FACE_IN_VIDEO = "no_face_in_video"
+    SPEAKER_NOT_FOUND = "speaker_not_found"
 
 
 STATUS: dict[ErrorCode, int] = {

@@ -4,6 +4,7 @@
         order.json      what was asked for, and by whom; never changes
         voice.wav       the text, spoken (the orchestrator makes it)
         sound.wav       the sound of the film, int16 (a worker makes it)
+        dub/            of a dub: the footage, and what was found in it
         plan.json       frames, size, parts: there once preparation is over
         parts/<n>.…     finished parts of the film, each put in place whole
         tries/…         one empty file for each time a ticket was taken
@@ -23,8 +24,10 @@ import secrets
 import shutil
 from contextlib import suppress
 from enum import StrEnum
+from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
@@ -35,10 +38,13 @@ TEXT_CHARACTERS = 10_000
 """Longest text of a render: ten minutes of speech or so; the voices take no more at once."""
 URL_CHARACTERS = 4096
 VOICE_CHARACTERS = 128
+FPS = 25
 PART_S = 4
 """Film in one part: what a worker that dies loses at most."""
 SPAN_PARTS = 8
 """Parts of one ticket: half a minute, so that the two seconds of sound heard before it cost little; two workers share a minute."""
+Speaker = Literal["all", "largest", "auto"] | Annotated[int, Field(ge=0, le=999)]
+"""Whose mouth a dub changes: `auto` is who speaks in the footage, a number a person, in order of appearance from 0."""
 RENDER_ID = re.compile(r"ren_[0-9a-f]{24}")
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -66,16 +72,20 @@ class RenderState(StrEnum):
 
 
 class RenderRequest(Strict):
-    """Body of `POST /renders`. Exactly one of `audio_url` and `text`, and an avatar unless the engine is `pattern`."""
+    """Body of `POST /renders`. Exactly one of `audio_url` and `text`, and an avatar unless the engine is `pattern`; or, for a dub,
+    `video_url` in the avatar's place, whose size and rate the film has."""
 
     avatar_id: str | None = Field(default=None, max_length=128)
     idle_video_url: str | None = Field(default=None, max_length=URL_CHARACTERS)
     frames_zip_url: str | None = Field(default=None, max_length=URL_CHARACTERS)
+    video_url: str | None = Field(default=None, min_length=1, max_length=URL_CHARACTERS)
+    speaker: Speaker | None = None
+    keep_background_audio: bool | Annotated[str, Field(min_length=1, max_length=URL_CHARACTERS)] = False
     audio_url: str | None = Field(default=None, min_length=1, max_length=URL_CHARACTERS)
     text: str | None = Field(default=None, min_length=1, max_length=TEXT_CHARACTERS)
     voice: str | None = Field(default=None, min_length=1, max_length=VOICE_CHARACTERS)
     engine: str | None = Field(default=None, max_length=64)
-    fps: int = Field(default=25, ge=15, le=60)
+    fps: int = Field(default=FPS, ge=15, le=60)
     width: int | None = None
     height: int | None = None
     avatar_settings: AvatarSettings = AvatarSettings()
@@ -88,7 +98,11 @@ class RenderRequest(Strict):
             raise ValueError("give either audio_url or text: what the avatar says")
         if self.voice is not None and self.text is None:
             raise ValueError("voice: it speaks a text, and there is none")
-        if self.source.empty and self.engine != "pattern":
+        if self.video_url is not None:
+            self._check_dub()
+        elif self.speaker is not None or self.keep_background_audio:
+            raise ValueError("speaker and keep_background_audio belong to a dub: give video_url with them")
+        elif self.source.empty and self.engine != "pattern":
             raise ValueError("give avatar_id, idle_video_url or frames_zip_url: who says it")
         if (self.width is None) != (self.height is None):
             raise ValueError("give width and height together, or neither for the clip's own size")
@@ -96,6 +110,12 @@ class RenderRequest(Strict):
             raise ValueError("judge: it looks at films of the format mp4 only")
         _ = self.picture  # its limits
         return self
+
+    def _check_dub(self) -> None:
+        if not self.source.empty:
+            raise ValueError("give video_url, which has its own people, or an avatar, not both")
+        if self.width is not None or self.fps != FPS:
+            raise ValueError("fps, width and height: a dub has those of its video; leave them out")
 
     @property
     def source(self) -> AvatarSource:
@@ -121,7 +141,11 @@ class RenderOrder(BaseModel):
 
 
 class RenderPlan(BaseModel):
-    """What preparation found: the avatar in the cache, the engine, the size, and how the film is cut."""
+    """What preparation found: the avatar in the cache, the engine, the size, and how the film is cut.
+
+    `starts` are the frames at which tickets begin, 0 first, where shots say so; without them tickets are of one length. `found` is
+    what a dub's footage shows, for people.
+    """
 
     avatar_id: str
     engine: str
@@ -130,29 +154,41 @@ class RenderPlan(BaseModel):
     fps: int
     frames: int
     begun_at: float
+    starts: list[int] = []
+    found: dict[str, Any] | None = None
 
     @property
     def part_frames(self) -> int:
-        """Frames of a part; the last one may have fewer."""
+        """Frames of a part; the last one of a ticket may have fewer."""
         return PART_S * self.fps
+
+    @cached_property
+    def _parts(self) -> list[range]:
+        step = self.part_frames
+        bounds = [*self.starts, self.frames] if self.starts else [0, self.frames]
+        return [range(at, min(end, at + step)) for first, end in pairwise(bounds) for at in range(first, end, step)]
 
     @property
     def parts(self) -> int:
         """Parts of the film."""
-        return -(-self.frames // self.part_frames)
+        return len(self._parts)
 
     @property
     def spans(self) -> int:
         """Tickets of the film."""
-        return -(-self.parts // SPAN_PARTS)
+        return len(self.starts) if self.starts else -(-self.parts // SPAN_PARTS)
 
     def span(self, index: int) -> range:
         """The parts of span `index`."""
-        return range(index * SPAN_PARTS, min(self.parts, (index + 1) * SPAN_PARTS))
+        if not self.starts:
+            return range(index * SPAN_PARTS, min(self.parts, (index + 1) * SPAN_PARTS))
+        firsts = [part.start for part in self._parts]
+        last = index + 1 == len(self.starts)
+        return range(firsts.index(self.starts[index]), self.parts if last else firsts.index(self.starts[index + 1]))
 
     def part(self, index: int) -> range:
         """The frames of part `index`."""
-        return range(index * self.part_frames, min(self.frames, (index + 1) * self.part_frames))
+        return self._parts[index]
 
 
 class RenderFailure(BaseModel):
@@ -246,7 +282,7 @@ class RenderFolder:
             return False
         finally:
             made.unlink(missing_ok=True)
-        for name in ("parts", "tries"):
+        for name in ("parts", "tries", "dub"):
             shutil.rmtree(folder / name, ignore_errors=True)
         for name in ("voice.wav", "sound.wav"):
             (folder / name).unlink(missing_ok=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import zipfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +22,6 @@ from av.audio.frame import AudioFrame
 from av.audio.stream import AudioStream
 from av.container import OutputContainer
 from av.video.frame import VideoFrame as FilmFrame
-from av.video.reformatter import ColorRange, Colorspace
 
 from musetalk_agent.media_types import VideoFrame
 from musetalk_agent.protocol.renders import RenderFormat
@@ -38,6 +38,43 @@ X264 = {
 }
 _AAC_BITS_PER_CHANNEL = 96_000
 _PNG_COMPRESSION = 1  # of 9: twice as fast as the default, and a tenth larger
+
+
+@dataclass(frozen=True, slots=True)
+class Colours:
+    """What the numbers of a film's planes mean: matrix, range (1 limited, 2 full), primaries and transfer, by H.273's numbers."""
+
+    matrix: int
+    range: int
+    primaries: int
+    transfer: int
+
+
+STUDIO_601 = Colours(5, 1, 2, 2)
+"""BT.601 in limited range, as `VideoFrame` has it; primaries and transfer are not said."""
+
+
+@dataclass(frozen=True)
+class FilmClock:
+    """When the frames of a film are shown: frame `k` from `ticks[k]` on, the last one until `end`, in units of `base` seconds."""
+
+    base: Fraction
+    ticks: Sequence[int]
+    end: int
+
+    @classmethod
+    def steady(cls, fps: int, frames: int) -> FilmClock:
+        """`fps` frames a second."""
+        return cls(Fraction(1, fps), range(frames), frames)
+
+    def until(self, frame: int) -> int:
+        """When frame `frame` ends, in units of `base`."""
+        return self.ticks[frame + 1] if frame + 1 < len(self.ticks) else self.end
+
+    @property
+    def seconds(self) -> Fraction:
+        """Length of the film."""
+        return self.end * self.base
 
 
 class PartsDiffer(Exception):
@@ -58,15 +95,22 @@ class PartWriter(Protocol):
         ...
 
 
-def part_writer(path: Path, made: RenderFormat, fps: int, first: int) -> PartWriter:
-    """A writer for a part whose first frame is number `first` of the film."""
-    return _PngPart(path, first) if made is RenderFormat.PNG else _VideoPart(path, fps)
+def part_writer(
+    path: Path,
+    made: RenderFormat,
+    fps: int,
+    first: int,
+    colours: Colours = STUDIO_601,
+    aspect: Fraction = Fraction(1),
+) -> PartWriter:
+    """A writer for a part whose first frame is number `first` of the film. `aspect` is the width of a pixel by its height."""
+    return _PngPart(path, first, colours) if made is RenderFormat.PNG else _VideoPart(path, fps, colours, aspect)
 
 
 class _VideoPart:
     """H.264 alone, with times from 0."""
 
-    def __init__(self, path: Path, fps: int) -> None:
+    def __init__(self, path: Path, fps: int, colours: Colours, aspect: Fraction) -> None:
         self._lock = threading.Lock()  # a frame may still be on its way when the part is given up: FFmpeg would crash
         self._closed = False
         self._container = av.open(str(path), "w", format="mp4")
@@ -74,7 +118,11 @@ class _VideoPart:
         self._stream.pix_fmt = "yuv420p"
         context = self._stream.codec_context
         context.time_base = self._base = Fraction(1, fps)
-        context.colorspace, context.color_range = Colorspace.ITU601, ColorRange.MPEG
+        self._colours = colours
+        context.colorspace, context.color_range = colours.matrix, colours.range
+        context.color_primaries, context.color_trc = colours.primaries, colours.transfer
+        if aspect != 1:
+            context.sample_aspect_ratio = aspect
         self._written = 0
 
     def __enter__(self) -> _VideoPart:
@@ -99,17 +147,24 @@ class _VideoPart:
     def _write(self, frame: VideoFrame) -> None:
         if not self._written:
             self._stream.width, self._stream.height = frame.width, frame.height
-        picture = FilmFrame.from_ndarray(frame.i420.reshape(frame.height * 3 // 2, frame.width), format="yuv420p")
+        picture = _film_frame(frame, self._colours)
         picture.time_base, picture.pts, picture.duration = self._base, self._written, 1
-        picture.colorspace, picture.color_range = Colorspace.ITU601, ColorRange.MPEG
         self._container.mux(self._stream.encode(picture))
         self._written += 1
+
+
+def _film_frame(frame: VideoFrame, colours: Colours) -> FilmFrame:
+    picture = FilmFrame.from_ndarray(frame.i420.reshape(frame.height * 3 // 2, frame.width), format="yuv420p")
+    picture.colorspace, picture.color_range = colours.matrix, colours.range
+    picture.color_primaries, picture.color_trc = colours.primaries, colours.transfer
+    return picture
 
 
 class _PngPart:
     """A zip of pictures, named by their numbers in the film."""
 
-    def __init__(self, path: Path, first: int) -> None:
+    def __init__(self, path: Path, first: int, colours: Colours) -> None:
+        self._colours = colours
         self._lock = threading.Lock()
         self._zip = zipfile.ZipFile(path, "w", zipfile.ZIP_STORED)
         self._next = first
@@ -124,17 +179,18 @@ class _PngPart:
             self._zip.close()
 
     def write(self, frame: VideoFrame) -> None:
-        planes = frame.i420.reshape(frame.height * 3 // 2, frame.width)
-        _, coded = cv2.imencode(
-            ".png", cv2.cvtColor(planes, cv2.COLOR_YUV2BGR_I420), [cv2.IMWRITE_PNG_COMPRESSION, _PNG_COMPRESSION]
-        )
+        if self._colours == STUDIO_601:
+            bgr = cv2.cvtColor(frame.i420.reshape(frame.height * 3 // 2, frame.width), cv2.COLOR_YUV2BGR_I420)
+        else:
+            bgr = _film_frame(frame, self._colours).to_ndarray(format="bgr24")
+        _, coded = cv2.imencode(".png", bgr, [cv2.IMWRITE_PNG_COMPRESSION, _PNG_COMPRESSION])
         with self._lock:
             if self._zip.fp is not None:  # else the part was given up
                 self._zip.writestr(f"{self._next:08d}.png", np.asarray(coded).tobytes())
                 self._next += 1
 
 
-def join(parts: Sequence[Path], sound: Sound, made: RenderFormat, fps: int, target: Path) -> None:
+def join(parts: Sequence[Path], sound: Sound, made: RenderFormat, clock: FilmClock, target: Path) -> None:
     """Makes the film at `target` of its parts, in order, and its sound. Memory does not grow with its length.
 
     Raises PartsDiffer; OSError on a full disk. What was begun at `target` is then the caller's to remove.
@@ -142,7 +198,7 @@ def join(parts: Sequence[Path], sound: Sound, made: RenderFormat, fps: int, targ
     if made is RenderFormat.PNG:
         _join_zips(parts, sound, target)
     else:
-        _join_films(parts, sound, fps, target)
+        _join_films(parts, sound, clock, target)
 
 
 def _join_zips(parts: Sequence[Path], sound: Sound, target: Path) -> None:
@@ -154,12 +210,13 @@ def _join_zips(parts: Sequence[Path], sound: Sound, target: Path) -> None:
         whole.write(sound.path, "sound.wav")
 
 
-def _join_films(parts: Sequence[Path], sound: Sound, fps: int, target: Path) -> None:
+def _join_films(parts: Sequence[Path], sound: Sound, clock: FilmClock, target: Path) -> None:
     with av.open(str(target), "w", format="mp4", options={"movflags": "+faststart"}) as film:
         with av.open(str(parts[0])) as first:
             template = first.streams.video[0]
             header = template.codec_context.extradata
             video = film.add_stream_from_template(template)
+        video.time_base = clock.base
         voice = _Voice(film, sound)
         at = 0
         for path in parts:
@@ -169,12 +226,13 @@ def _join_films(parts: Sequence[Path], sound: Sound, fps: int, target: Path) -> 
                 for packet in source.demux(source.streams.video[0]):
                     if packet.size == 0:  # the flush at the end
                         continue
-                    packet.stream, packet.time_base = video, Fraction(1, fps)
-                    packet.pts = packet.dts = at
-                    packet.duration = 1
+                    packet.stream, packet.time_base = video, clock.base
+                    packet.pts = packet.dts = clock.ticks[at]
+                    end = clock.until(at)
+                    packet.duration = end - packet.pts
                     at += 1
                     film.mux(packet)
-                    voice.speak(at * sound.rate // fps)
+                    voice.speak(int(end * clock.base * sound.rate))
         voice.speak(None)
         voice.finish()
 

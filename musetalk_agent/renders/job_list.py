@@ -28,7 +28,15 @@ from musetalk_agent.avatars.library import AvatarLibrary
 from musetalk_agent.protocol.avatar_settings import AvatarSettings
 from musetalk_agent.protocol.http import DEMO_AVATAR_ID, Strict
 from musetalk_agent.protocol.render_queue import RenderQueue, RenderTicket, default_target
-from musetalk_agent.protocol.renders import RenderFolder, RenderFormat, RenderOrder, RenderRequest, RenderState
+from musetalk_agent.protocol.renders import (
+    FPS,
+    RenderFolder,
+    RenderFormat,
+    RenderOrder,
+    RenderRequest,
+    RenderState,
+    Speaker,
+)
 from musetalk_agent.renders.render_job import LONGEST_S
 from musetalk_agent.renders.sounds import write_sound
 from musetalk_agent.weights import Manifest, ModelStore
@@ -44,13 +52,18 @@ class JobsWrong(Exception):
 
 
 class FilmJob(Strict):
-    """One film of a list. Paths are relative to the list; `output` ends in `.mp4`, or in `.zip` for frames."""
+    """One film of a list: of an avatar, or of footage (`dub`). Paths are relative to the list; `output` ends in `.mp4`, or in
+    `.zip` for frames. `keep_background_audio` is true, or the file of a stem.
+    """
 
-    avatar: str = Field(min_length=1)
+    avatar: str | None = Field(default=None, min_length=1)
+    dub: Path | None = None
+    speaker: Speaker | None = None
+    keep_background_audio: bool | Path = False
     audio: Path
     output: Path
     engine: str | None = None
-    fps: int = 25
+    fps: int = FPS
     width: int | None = None
     height: int | None = None
     avatar_settings: AvatarSettings = AvatarSettings()
@@ -84,9 +97,19 @@ def read_jobs(path: Path) -> list[FilmJob]:
     for job in jobs:
         if job.output.suffix.lower() not in (".mp4", ".zip"):
             raise JobsWrong(f"{path}: {job.output} ends neither in .mp4 nor in .zip.")
-    return [
-        job.model_copy(update={"audio": path.parent / job.audio, "output": path.parent / job.output}) for job in jobs
-    ]
+        if (job.avatar is None) == (job.dub is None):
+            raise JobsWrong(f"{path}: {job.output}: give either avatar or dub: who says it.")
+    return [_whole(job, path.parent) for job in jobs]
+
+
+def _whole(job: FilmJob, folder: Path) -> FilmJob:
+    """The job with whole paths."""
+    paths: dict[str, object] = {"audio": folder / job.audio, "output": folder / job.output}
+    if job.dub is not None:
+        paths["dub"] = folder / job.dub
+    if isinstance(job.keep_background_audio, Path):
+        paths["keep_background_audio"] = folder / job.keep_background_audio
+    return job.model_copy(update=paths)
 
 
 def run_jobs(path: Path, settings: AgentSettings, workers: int) -> int:
@@ -95,8 +118,13 @@ def run_jobs(path: Path, settings: AgentSettings, workers: int) -> int:
     What was made stays when it is interrupted, and the same command goes on. Raises JobsWrong; AvatarErrors and AudioUnreadable of
     sources that cannot be used; OSError.
     """
+    return make_films(read_jobs(path), path, settings, workers)
+
+
+def make_films(jobs: list[FilmJob], path: Path, settings: AgentSettings, workers: int) -> int:
+    """The same for jobs with whole paths; what is being made lies in `PATH.renders`."""
     folder = RenderFolder(path.with_name(path.name + ".renders"))
-    films = asyncio.run(_ordered(read_jobs(path), path, folder, settings))
+    films = asyncio.run(_ordered(jobs, path, folder, settings))
     if films:
         try:
             _make(films, folder, settings, min(workers, len(films)) if len(films) > 1 else workers)
@@ -108,8 +136,7 @@ def run_jobs(path: Path, settings: AgentSettings, workers: int) -> int:
     failed = [reason for film in films if (reason := _kept(film, folder)) is not None]
     for reason in failed:
         print(f"render: {reason}", file=sys.stderr)
-    if not failed:
-        shutil.rmtree(folder.root, ignore_errors=True)
+    shutil.rmtree(folder.root, ignore_errors=True)  # every film has ended: those that failed are begun anew
     return 1 if failed else 0
 
 
@@ -120,9 +147,14 @@ async def _ordered(jobs: list[FilmJob], path: Path, folder: RenderFolder, settin
     library = AvatarLibrary(settings.cache_dir, models, cache_bytes=settings.cache_bytes)
     try:
         for job in jobs:
-            avatar_id = job.avatar
-            clip = path.parent / job.avatar
-            if job.avatar != DEMO_AVATAR_ID and not job.avatar.startswith("sha256:") and job.engine != "pattern":
+            avatar_id = job.avatar or ""
+            clip = job.dub or path.parent / avatar_id
+            if (
+                job.dub is None
+                and job.avatar != DEMO_AVATAR_ID
+                and not avatar_id.startswith("sha256:")
+                and job.engine != "pattern"
+            ):
                 try:
                     avatar_id = await library.add(clip.read_bytes(), clip.name)
                 except OSError as error:
@@ -130,7 +162,7 @@ async def _ordered(jobs: list[FilmJob], path: Path, folder: RenderFolder, settin
             made = RenderFormat.MP4 if job.output.suffix.lower() == ".mp4" else RenderFormat.PNG
             request = _request(job, avatar_id, made, path)
             sound = hashlib.sha256(job.audio.read_bytes() if job.audio.exists() else b"").hexdigest()
-            content = f"{request.model_dump_json()}\0{sound}\0{job.output}"
+            content = f"{request.model_dump_json()}\0{sound}\0{_stamp(job.dub)}\0{job.output}"
             film = _Film(job.output, "ren_" + hashlib.sha256(content.encode()).hexdigest()[:24], made)
             if job.output.exists() and not folder.path(film.render_id).exists() and _newer(job.output, clip, job.audio):
                 continue
@@ -138,7 +170,15 @@ async def _ordered(jobs: list[FilmJob], path: Path, folder: RenderFolder, settin
                 folder.delete(film.render_id)  # it is tried again
             order = RenderOrder(render_id=film.render_id, key="", created_at=time.time(), request=request)
             if folder.create(order):
-                write_sound(job.audio, folder.path(film.render_id) / "voice.wav", LONGEST_S)
+                try:
+                    write_sound(job.audio, folder.path(film.render_id) / "voice.wav", LONGEST_S)
+                    if job.dub is not None:
+                        _bring(job.dub, folder.path(film.render_id) / "dub" / "footage")
+                        if isinstance(job.keep_background_audio, Path):
+                            _bring(job.keep_background_audio, folder.path(film.render_id) / "dub" / "stem")
+                except BaseException:  # without its files the order would be taken for one that goes on
+                    folder.delete(film.render_id)
+                    raise
             films.append(film)
     finally:
         library.close()
@@ -146,9 +186,13 @@ async def _ordered(jobs: list[FilmJob], path: Path, folder: RenderFolder, settin
 
 
 def _request(job: FilmJob, avatar_id: str, made: RenderFormat, path: Path) -> RenderRequest:
+    kept = job.keep_background_audio
     try:
         return RenderRequest(
-            avatar_id=avatar_id,
+            avatar_id=avatar_id or None,
+            video_url=None if job.dub is None else "(a file)",
+            speaker=job.speaker,
+            keep_background_audio="(a file)" if isinstance(kept, Path) else kept,
             text="(a file)",
             engine=job.engine,
             fps=job.fps,
@@ -159,6 +203,25 @@ def _request(job: FilmJob, avatar_id: str, made: RenderFormat, path: Path) -> Re
         )
     except ValidationError as error:
         raise JobsWrong(f"{path}: {job.output.name}: {error.errors()[0]['msg']}") from error
+
+
+def _bring(source: Path, target: Path) -> None:
+    """Puts a file where a worker looks for what it would fetch: a link to it where the disk allows one."""
+    target.parent.mkdir(mode=0o700, exist_ok=True)
+    try:
+        target.symlink_to(source.resolve(strict=True))
+    except FileNotFoundError as error:
+        raise JobsWrong(f"{source} cannot be read: {error.strerror}.") from error
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _stamp(source: Path | None) -> str:
+    """Changes when a file does."""
+    if source is None or not source.exists():
+        return ""
+    found = source.stat()
+    return f"{source}:{found.st_size}:{found.st_mtime_ns}"
 
 
 def _newer(output: Path, *sources: Path) -> bool:

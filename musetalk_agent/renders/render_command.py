@@ -9,9 +9,10 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from musetalk_agent.agent_settings import offline_settings
+from musetalk_agent.agent_settings import AgentSettings, offline_settings
 from musetalk_agent.errors import AgentError
-from musetalk_agent.renders.job_list import JobsWrong, run_jobs
+from musetalk_agent.protocol.renders import FPS
+from musetalk_agent.renders.job_list import FilmJob, JobsWrong, make_films, run_jobs
 from musetalk_agent.tools import render_film
 from musetalk_agent.tools.audio_file import AudioUnreadable
 
@@ -25,13 +26,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--workers", type=int, default=None, help="processes for a list (default: one a core, at most 8)"
     )
     render_film.add_arguments(parser)
+    parser.add_argument(
+        "--dub", type=Path, metavar="VIDEO", help="footage whose people say the sound, instead of --avatar"
+    )
+    parser.add_argument(
+        "--speaker",
+        default=None,
+        metavar="WHO",
+        help="with --dub: auto (who speaks in it, the default), largest, all, or a person's number from 0, by appearance",
+    )
+    parser.add_argument(
+        "--keep-background",
+        nargs="?",
+        const=True,
+        default=False,
+        metavar="STEM",
+        help="with --dub: its own sound stays under the voice, lowered; or this file instead, its sound without voices",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command: 0 made, 1 refused or failed (a sentence on stderr), 2 wrong usage, 130 interrupted."""
-    if args.jobs is None:
+    if args.jobs is None and args.dub is None:
         return render_film.run(args)
-    if args.avatar or args.audio or args.output:
+    if args.dub is not None:
+        if (wrong := _wrong_dub(args)) is not None:
+            print(f"render: {wrong}", file=sys.stderr)
+            return 2
+    elif args.avatar or args.audio or args.output:
         print("render: give either a list or --avatar, --audio and -o.", file=sys.stderr)
         return 2
     try:
@@ -42,12 +64,44 @@ def run(args: argparse.Namespace) -> int:
         return 2
     if args.engine:
         settings = settings.model_copy(update={"engine": args.engine})
+    workers = max(1, args.workers or min(8, os.cpu_count() or 1))
     try:
-        return run_jobs(args.jobs, settings, max(1, args.workers or min(8, os.cpu_count() or 1)))
+        return run_jobs(args.jobs, settings, workers) if args.dub is None else _dub(args, settings, workers)
     except AgentError as error:
         print(f"{error.code.value}: {error.detail}", file=sys.stderr)
     except (JobsWrong, AudioUnreadable) as error:
         print(f"render: {error}", file=sys.stderr)
     except OSError as error:
-        print(f"render: {error.filename or args.jobs}: {error.strerror}.", file=sys.stderr)
+        print(f"render: {error.filename or args.jobs or args.output}: {error.strerror}.", file=sys.stderr)
     return 1
+
+
+def _wrong_dub(args: argparse.Namespace) -> str | None:
+    """What is wrong with the options of a dub; None for nothing."""
+    if args.jobs or args.avatar or not args.audio or not args.output:
+        return "give --dub, --audio and -o, and neither a list nor --avatar."
+    if args.fps != FPS or args.width or args.height:
+        return "a dub has the rate and the size of its video: leave --fps, --width and --height out."
+    if args.output.suffix.lower() not in (".mp4", ".zip"):
+        return f"{args.output} ends neither in .mp4 nor in .zip, a zip of frames."
+    for source in (args.dub, args.audio):
+        if args.output.exists() and source.exists() and args.output.samefile(source):
+            return f"{args.output} would be written over its own source."
+    return None
+
+
+def _dub(args: argparse.Namespace, settings: AgentSettings, workers: int) -> int:
+    """Raises JobsWrong, and as `make_films` does."""
+    speaker = int(args.speaker) if args.speaker and args.speaker.isdecimal() else args.speaker
+    kept = args.keep_background
+    try:
+        job = FilmJob(
+            dub=args.dub.absolute(),
+            audio=args.audio.absolute(),
+            output=args.output.absolute(),
+            speaker=speaker,
+            keep_background_audio=Path(kept).absolute() if isinstance(kept, str) else kept,
+        )
+    except ValidationError:
+        raise JobsWrong(f"--speaker {args.speaker}: it is auto, largest, all, or a person's number from 0.") from None
+    return make_films([job], args.output.absolute(), settings, workers)

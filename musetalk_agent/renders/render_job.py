@@ -13,12 +13,12 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from musetalk_agent.avatars.limits import AvatarLimits
-from musetalk_agent.avatars.sources import Fetcher
-from musetalk_agent.errors import AgentError, AvatarFetchFailed, AvatarTooLarge, AvatarUrlForbidden
+from musetalk_agent.errors import AgentError
 from musetalk_agent.factory import Factory
 from musetalk_agent.judge.film_judge import Judge
 from musetalk_agent.measure.lip_measures import VideoUnreadable
@@ -27,7 +27,11 @@ from musetalk_agent.protocol.http import DEMO_AVATAR_ID, AgentStartRequest, Avat
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from musetalk_agent.protocol.render_queue import RenderTicket
 from musetalk_agent.protocol.renders import RenderEnd, RenderFailure, RenderFolder, RenderOrder, RenderPlan, RenderState
-from musetalk_agent.renders.film_parts import join, part_writer
+from musetalk_agent.renders.dub.dub_job import DubJob
+from musetalk_agent.renders.dub.look import Look
+from musetalk_agent.renders.fetching import SOUND, fetch_file
+from musetalk_agent.renders.film_parts import FilmClock, PartWriter, join, part_writer
+from musetalk_agent.renders.part_making import RenderStopped, make_parts, runs, stretch_of
 from musetalk_agent.renders.sounds import FeatureSound, Sound, write_sound
 from musetalk_agent.renders.talking_frames import FramesFailed, Talker
 from musetalk_agent.tools.audio_file import AudioUnreadable
@@ -37,12 +41,6 @@ log = logging.getLogger(__name__)
 TRIES_MOST = 6
 """A ticket on which so many workers have died is given up: the render would kill the next one too."""
 LONGEST_S = 3600.0
-_LOOK_FRAMES = 25
-"""Frames from one look at whether the render was cancelled, or must wait, to the next."""
-
-
-class RenderStopped(Exception):
-    """The render has ended meanwhile: it was cancelled."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +108,19 @@ class RenderJobs:
     async def _plan(self, order: RenderOrder) -> RenderPlan:
         begun_at = time.time()
         sound = await self._sound(order)
+        if order.request.video_url is not None:
+            look, starts, found = await self._dub(order).prepare(sound)
+            return RenderPlan(
+                avatar_id="",
+                engine=self.factory.engines.resolve(order.request.engine),
+                width=look.size[0],
+                height=look.size[1],
+                fps=look.rate,
+                frames=look.frames,
+                begun_at=begun_at,
+                starts=starts,
+                found=found,
+            )
         opened = await self.factory.opened(_session_request(order))
         opened.engine_session.close()
         request, bundle = order.request, opened.bundle
@@ -132,7 +143,8 @@ class RenderJobs:
             return await asyncio.to_thread(write_sound, self._path(order) / "voice.wav", path, LONGEST_S)
         fetched = self._path(order) / f".sound.{secrets.token_hex(4)}"
         try:
-            await self._fetch(order.request.audio_url, fetched)
+            allow_private = self.factory.settings.allow_private_urls
+            await fetch_file(order.request.audio_url, fetched, self.limits, SOUND, allow_private=allow_private)
             return await asyncio.to_thread(write_sound, fetched, path, LONGEST_S)
         except AudioUnreadable as error:
             text = str(error).replace(str(fetched), "The file at audio_url")
@@ -140,24 +152,8 @@ class RenderJobs:
         finally:
             fetched.unlink(missing_ok=True)
 
-    async def _fetch(self, url: str, target: Path) -> None:
-        fetcher = Fetcher(self.limits, allow_private=self.factory.settings.allow_private_urls)
-        received = 0
-        with target.open("wb") as file:
-
-            async def write(piece: bytes) -> None:
-                nonlocal received
-                received += len(piece)
-                if received > self.limits.source_bytes:
-                    raise AvatarTooLarge(f"The sound has more than {self.limits.source_bytes} bytes.")
-                await asyncio.to_thread(file.write, piece)
-
-            try:
-                await fetcher.fetch(url, write)
-            except AvatarUrlForbidden as error:
-                raise ProblemError(ErrorCode.AUDIO_URL_FORBIDDEN, error.detail, field="audio_url") from error
-            except (AvatarFetchFailed, AvatarTooLarge) as error:
-                raise ProblemError(ErrorCode.AUDIO_FETCH_FAILED, error.detail, field="audio_url") from error
+    def _dub(self, order: RenderOrder) -> DubJob:
+        return DubJob(self.factory, order.request, self._path(order), partial(self._may_go_on, order))
 
     async def _span(self, order: RenderOrder, span: int) -> None:
         plan = await asyncio.to_thread(self.folder.plan, order.render_id)
@@ -165,7 +161,10 @@ class RenderJobs:
             return  # another version's, or damaged: the ticket of its beginning makes it anew
         done = await asyncio.to_thread(self.folder.parts, order.render_id)
         missing = [part for part in plan.span(span) if part not in done]
-        if missing:
+        if missing and order.request.video_url is not None:
+            cues = await asyncio.to_thread(_cues, self._path(order))
+            await self._dub(order).make(plan, plan.span(span), missing, cues)
+        elif missing:
             await self._make(order, plan, missing)
         if len(await asyncio.to_thread(self.folder.parts, order.render_id)) == plan.parts:
             await self._finish(order, plan)
@@ -177,7 +176,7 @@ class RenderJobs:
             settings = order.request.avatar_settings
             talker = Talker(opened.batcher, opened.engine_session, opened.bundle, settings.av_offset_ms)
             await talker.close_idle_mouths()
-            for run in _runs(parts):
+            for run in runs(parts):
                 await self._make_run(order, plan, talker, run)
         finally:
             opened.engine_session.close()
@@ -185,31 +184,17 @@ class RenderJobs:
     async def _make_run(self, order: RenderOrder, plan: RenderPlan, talker: Talker, run: range) -> None:
         sound = await asyncio.to_thread(Sound.open, self._path(order) / "sound.wav")
         reader = FeatureSound(sound)
-        stretch = range(plan.part(run.start).start, plan.part(run.stop - 1).stop)
-        frames = talker.frames(stretch, reader.read, await asyncio.to_thread(_cues, self._path(order)))
-        folder, suffix = self._path(order) / "parts", order.request.format.suffix
+        frames = talker.frames(stretch_of(plan, run), reader.read, await asyncio.to_thread(_cues, self._path(order)))
+        made = order.request.format
+
+        def writer(path: Path, first: int) -> PartWriter:
+            return part_writer(path, made, plan.fps, first)
+
         try:
-            for part in run:
-                made = folder / f".{part:06d}.{secrets.token_hex(4)}"
-                try:
-                    with part_writer(made, order.request.format, plan.fps, plan.part(part).start) as writer:
-                        writing: asyncio.Future[None] | None = None
-                        for number in plan.part(part):
-                            if number % _LOOK_FRAMES == 0:
-                                await self._may_go_on(order)
-                            frame = await anext(frames)
-                            if writing is not None:
-                                await writing
-                            writing = asyncio.ensure_future(asyncio.to_thread(writer.write, frame))
-                        if writing is not None:
-                            await writing
-                    made.replace(folder / f"{part:06d}.{suffix}")
-                except FileNotFoundError:  # it has ended, and its parts are deleted
-                    raise RenderStopped from None
-                finally:
-                    made.unlink(missing_ok=True)
+            await make_parts(
+                self._path(order) / "parts", plan, run, frames, writer, made.suffix, partial(self._may_go_on, order)
+            )
         finally:
-            await frames.aclose()
             reader.close()
 
     async def _may_go_on(self, order: RenderOrder) -> None:
@@ -237,15 +222,16 @@ class RenderJobs:
 
     def _joined(self, order: RenderOrder, plan: RenderPlan, made: Path) -> RenderEnd:
         folder, suffix = self._path(order) / "parts", order.request.format.suffix
-        sound = Sound.open(self._path(order) / "sound.wav")
-        join(
-            [folder / f"{part:06d}.{suffix}" for part in range(plan.parts)], sound, order.request.format, plan.fps, made
-        )
+        sound, clock = Sound.open(self._path(order) / "sound.wav"), FilmClock.steady(plan.fps, plan.frames)
+        if order.request.video_url is not None:
+            own = self._dub(order).own
+            sound, clock = Sound.open(own / "film.wav"), Look.load(own).clock
+        join([folder / f"{part:06d}.{suffix}" for part in range(plan.parts)], sound, order.request.format, clock, made)
         return RenderEnd(
             state=RenderState.DONE,
             at=time.time(),
             bytes=made.stat().st_size,
-            seconds=plan.frames / plan.fps,
+            seconds=round(float(clock.seconds), 3),
             judge=self._judged(order, made) if order.request.judge else None,
         )
 
@@ -259,17 +245,6 @@ class RenderJobs:
             detail = str(error).replace(str(film), "The film")
             return {"passed": None, "error": {"code": ErrorCode.RENDER_FAILED.value, "detail": detail}}
         return report.as_dict() | {"film": self.folder.result(order.render_id, order.request.format).name}
-
-
-def _runs(parts: list[int]) -> list[range]:
-    """Parts in ascending order as runs of those that follow each other."""
-    runs: list[range] = []
-    for part in parts:
-        if runs and runs[-1].stop == part:
-            runs[-1] = range(runs[-1].start, part + 1)
-        else:
-            runs.append(range(part, part + 1))
-    return runs
 
 
 def _session_request(order: RenderOrder, plan: RenderPlan | None = None) -> AgentStartRequest:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from contextlib import aclosing
 from dataclasses import dataclass
 
 from musetalk_agent.avatars.bundle import Bundle
@@ -17,14 +18,14 @@ from musetalk_agent.compose.idle import PingPongLoop
 from musetalk_agent.engines.batcher import Batcher, Result
 from musetalk_agent.engines.interface import EngineSession, PatchRequest
 from musetalk_agent.features.av_offset import OffsetGate
-from musetalk_agent.features.extractor import SpeechGate
+from musetalk_agent.features.extractor import FeatureExtractor, SpeechGate
 from musetalk_agent.media.renderer import OPENING_FRAMES
 from musetalk_agent.media_types import FEATURE_RATE, Cue, Feature, Patch, Pcm, VideoFrame, frame_start
 
 LEAD_S = 2
 """Sound before a stretch that is heard first: the detector of speech and the features know what came before as if they had heard it
 all. Their own memory is 0.5 s (`extractor.HOLD_S`) and 0.4 s."""
-_LEAD_FRAMES = 5
+LEAD_FRAMES = 5
 """Frames before a stretch that the engine makes first, where it smooths from frame to frame."""
 _BATCHES_AHEAD = 3
 _AUDIO_STEP = FEATURE_RATE // 5
@@ -99,28 +100,38 @@ class Talker:
         Raises:
             FramesFailed: the engine could not make one of them, or nothing fit to be shown.
         """
-        fps = self.bundle.fps
-        decided = await asyncio.to_thread(self._decided, stretch, read, list(cues))
-        shown = list(mouths(decided, self.session, self.batcher.engine.fade_out_frames))
-        first = max(0, stretch.start - _LEAD_FRAMES)
+        fps, engine = self.bundle.fps, self.batcher.engine
+        decided = await asyncio.to_thread(decide, engine.features, fps, self.av_offset_ms, stretch, read, list(cues))
+        shown = list(mouths(decided, self.session, engine.fade_out_frames))
+        first = max(0, stretch.start - LEAD_FRAMES)
         loop, compositor = PingPongLoop(len(self.bundle)), Compositor(self.bundle, self.session.idle)
-        lead = stretch.start - _first_heard(stretch.start, fps)
-        wanted = iter(range(first, stretch.stop))
-        ahead: deque[tuple[int, Result | None]] = deque()
+        begin = first_heard(stretch.start, fps)
+        wanted = ((loop.idle_index(frame), shown[frame - begin], frame) for frame in range(first, stretch.stop))
+        async with aclosing(self.patches(wanted)) as patches:
+            frame = first
+            async for patch in patches:
+                if frame >= stretch.start:
+                    yield await asyncio.to_thread(compositor.compose, loop.idle_index(frame), patch)
+                frame += 1
+
+    async def patches(self, wanted: Iterable[tuple[int, Mouth, int]]) -> AsyncGenerator[Patch | None, None]:
+        """A patch for each index of the clip, mouth and place in the film, in order, a few made ahead; None where none is needed.
+
+        Closing the iterator drops what was begun. Raises FramesFailed.
+        """
+        left = iter(wanted)
+        ahead: deque[Result | None] = deque()
         most = _BATCHES_AHEAD * max(self.batcher.engine.batch_sizes)
         try:
             while True:
-                while len(ahead) < most and (frame := next(wanted, None)) is not None:
-                    mouth = shown[frame - stretch.start + lead]
-                    ahead.append((frame, self._submit(loop.idle_index(frame), mouth, frame)))
+                while len(ahead) < most and (one := next(left, None)) is not None:
+                    ahead.append(self._submit(*one))
                 if not ahead:
                     return
-                frame, result = ahead.popleft()
-                patch = None if result is None else await self._made(result)
-                if frame >= stretch.start:
-                    yield await asyncio.to_thread(compositor.compose, loop.idle_index(frame), patch)
+                result = ahead.popleft()
+                yield None if result is None else await self._made(result)
         finally:
-            for _, result in ahead:
+            for result in ahead:
                 if result is not None:
                     result.cancel()
 
@@ -138,27 +149,37 @@ class Talker:
         except Exception as error:  # an engine may raise anything: the film fails with its words
             raise FramesFailed(f"The engine failed on a frame ({type(error).__name__}: {error}).") from error
 
-    def _decided(self, stretch: range, read: Callable[[int, int], Pcm], cues: list[Cue]) -> list[Feature | None]:
-        """One entry for each frame from the first that is heard to the stretch's last."""
-        fps, engine = self.bundle.fps, self.batcher.engine
-        heard = _first_heard(stretch.start, fps)
-        origin = frame_start(heard, fps)
-        ahead = FEATURE_RATE * (engine.features.lookahead_ms + max(0, -self.av_offset_ms)) // 1000 + FEATURE_RATE // 10
-        gate = OffsetGate(SpeechGate(engine.features, fps), fps, self.av_offset_ms)
-        gate.cue([Cue(c.phoneme, max(0, c.start - origin), c.end - origin) for c in cues if c.end > origin])
-        count = stretch.stop - heard
-        made: list[Feature | None] = []
-        at, end = origin, frame_start(stretch.stop, fps) + ahead
-        while at < end and len(made) < count:
-            samples = read(at, min(end, at + _AUDIO_STEP))
-            at += len(samples)
-            if not len(samples):
-                break
-            made += gate.push(samples)
-        made += gate.flush()
-        return (made + [None] * count)[:count]
+
+def decide(
+    features: FeatureExtractor,
+    fps: int,
+    av_offset_ms: int,
+    stretch: range,
+    read: Callable[[int, int], Pcm],
+    cues: list[Cue],
+) -> list[Feature | None]:
+    """One entry for each frame from `first_heard` to the stretch's last: a feature, or None where the mouth rests.
+
+    Arguments are those of `Talker` and `Talker.frames`. Blocks: it reads and computes.
+    """
+    heard = first_heard(stretch.start, fps)
+    origin = frame_start(heard, fps)
+    ahead = FEATURE_RATE * (features.lookahead_ms + max(0, -av_offset_ms)) // 1000 + FEATURE_RATE // 10
+    gate = OffsetGate(SpeechGate(features, fps), fps, av_offset_ms)
+    gate.cue([Cue(c.phoneme, max(0, c.start - origin), c.end - origin) for c in cues if c.end > origin])
+    count = stretch.stop - heard
+    made: list[Feature | None] = []
+    at, end = origin, frame_start(stretch.stop, fps) + ahead
+    while at < end and len(made) < count:
+        samples = read(at, min(end, at + _AUDIO_STEP))
+        at += len(samples)
+        if not len(samples):
+            break
+        made += gate.push(samples)
+    made += gate.flush()
+    return (made + [None] * count)[:count]
 
 
-def _first_heard(frame: int, fps: int) -> int:
+def first_heard(frame: int, fps: int) -> int:
     """The frame from which on the sound is heard for a stretch that begins at `frame`; it begins at a whole sample."""
     return max(0, frame // fps - LEAD_S) * fps

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from musetalk_agent.avatars.face_track import (
     FaceTrack,
-    _filled,
     _listed,
     covered_frames,
     eased_mouths,
+    filled,
     head_angles,
     head_reach,
 )
@@ -183,11 +183,11 @@ def test_the_mouth_comes_and_goes_over_four_frames(bare: list[bool]) -> None:
 def test_points_between_two_seen_frames_go_along_the_straight_line(seen: set[int], total: int) -> None:
     frames = np.array(sorted(seen), np.int64)
     known = np.random.default_rng(0).random((len(frames), 4, 2)).astype(np.float32)
-    filled = _filled(known, frames, total)
-    assert np.array_equal(filled[frames], known)
+    made = filled(known, frames, total)
+    assert np.array_equal(made[frames], known)
     for axis in range(2):
         line = np.interp(np.arange(total), frames, known[:, 0, axis])
-        assert filled[:, 0, axis] == pytest.approx(line, abs=1e-5)
+        assert made[:, 0, axis] == pytest.approx(line, abs=1e-5)
 
 
 @pytest.mark.parametrize(

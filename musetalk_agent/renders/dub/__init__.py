@@ -1,0 +1,1 @@
+"""Dubs: the mouths of real footage say another sound, and everything else stays as it is."""
