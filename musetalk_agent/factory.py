@@ -183,8 +183,10 @@ class Factory:
         await tear_down("another avatar", [close])
 
     async def opened_bundle(self, engine: str | None, bundle: Bundle, settings: AvatarSettings) -> OpenedAvatar:
-        """An avatar like that of `opened`, of a clip that is prepared already, and is nobody else's. Raises engine errors, and AvatarErrors of a face that
-        the engine cannot use."""
+        """Opens a clip that is prepared already, and is nobody else's; the caller closes it.
+
+        Raises engine errors, and AvatarErrors of a face that the engine cannot use.
+        """
         name = self.engines.resolve(engine)
         batcher = self.engines.batcher(name)
         with _device_of(batcher):
