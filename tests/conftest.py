@@ -17,6 +17,7 @@ from hypothesis.internal.conjecture import providers
 from musetalk_agent.avatars.decoder_pool import DecoderPools
 from musetalk_agent.weights import default_models_dir
 from musetalk_tools.livekit_server import LiveKitAccess, LiveKitServer, find
+from tests.waiting import NEVER_S
 
 pytest_plugins = ["tests.lanes"]
 
@@ -80,6 +81,10 @@ async def _no_task_left() -> AsyncIterator[None]:
     yield
     await asyncio.sleep(0)
     left = [t for t in asyncio.all_tasks() - before - {asyncio.current_task()} if not t.done()]
+    shaking_hands = [t for t in left if getattr(t.get_coro(), "__name__", "") == "_accept_connection2"]
+    if shaking_hands:  # asyncio's own: a TLS client that went in the middle is noticed a moment later
+        await asyncio.wait(shaking_hands, timeout=NEVER_S)
+        left = [t for t in left if not t.done()]
     assert not left, f"tasks left running: {[t.get_name() for t in left]}"
 
 

@@ -290,6 +290,7 @@ async def test_a_start_that_every_container_fails_ends(
                     ledger=Notes(),
                     background=BackgroundTasks(),
                     films=None,
+                    avatars=None,
                 ),
             ),
             SessionOptions(),

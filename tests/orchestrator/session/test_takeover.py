@@ -12,6 +12,7 @@ import pytest
 from musetalk_agent.protocol.http import AvatarSource, Picture, SessionState
 from musetalk_agent.protocol.messages import CLOSE_POLICY, TAKEN_OVER
 from orchestrator.keys import Caller, Scope
+from orchestrator.routes.context import stored as stored_session
 from orchestrator.routes.context import views
 from orchestrator.session.journal import Sealed
 from orchestrator.session.model import SessionRequest
@@ -160,6 +161,12 @@ async def test_a_starter_sees_only_its_own_of_what_is_stored(tmp_path: Path) -> 
 async def test_one_whose_link_another_orchestrator_took_is_let_go() -> None:
     async with redis_server() as redis, stage(redis_url=redis.url) as running:
         async with running.live() as (started, line):
+
+            async def is_stored() -> bool:
+                record = await stored_session(running.app.state.context, None, started["session_id"])
+                return record.state is SessionState.READY
+
+            await until(is_stored)
             (socket,) = running.agent.only.sockets
             await socket.close(CLOSE_POLICY, TAKEN_OVER)
             assert await line.closed() == 1012
