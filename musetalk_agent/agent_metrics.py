@@ -103,8 +103,32 @@ MICROPHONE_SECONDS = Counter(
 LOOP_FAILURES = Counter(
     "avatar_loop_failures_total",
     "Failures of background loops, which are restarted, by loop "
-    "(probe, microphone, speech-read, speech-tell, speech-watch, admission, renders)",
+    "(probe, microphone, speech-read, speech-tell, speech-watch, admission, renders, judge)",
     ["loop"],
+    registry=REGISTRY,
+)
+JUDGED = Counter(
+    "avatar_judged_total",
+    "Samples of sessions that the judge looked at, by outcome (passed, failed, not_judged: the judge could not work)",
+    ["outcome"],
+    registry=REGISTRY,
+)
+JUDGE_FAULTS = Counter(
+    "avatar_judge_faults_total",
+    "Measures that a sample did not pass (docs/reference/judge.md)",
+    ["measure"],
+    registry=REGISTRY,
+)
+JUDGE_LAG = Histogram(
+    "avatar_judge_lag_seconds",
+    "How late the lips of a sample were, where it was certain",
+    buckets=(-0.12, -0.08, -0.045, -0.02, 0.0, 0.02, 0.045, 0.08, 0.12),
+    registry=REGISTRY,
+)
+JUDGE_CORRELATION = Histogram(
+    "avatar_judge_lip_correlation",
+    "Correlation of the lips of a sample with its sound",
+    buckets=(0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
     registry=REGISTRY,
 )
 RENDER_WORKERS = Gauge("avatar_render_workers", "Processes of this agent that make renders", registry=REGISTRY)

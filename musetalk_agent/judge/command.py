@@ -14,6 +14,7 @@ from musetalk_agent.judge.film_judge import Judge
 from musetalk_agent.judge.film_report import FilmReport
 from musetalk_agent.judge.sheet import draw_sheet
 from musetalk_agent.measure.lip_measures import VideoUnreadable
+from musetalk_agent.niceness import be_nice
 from musetalk_agent.tools.audio_file import AudioUnreadable
 from musetalk_agent.weights import Manifest, ModelStore
 
@@ -26,11 +27,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--audio", type=Path, default=None, metavar="WAV", help="its sound (default: the film's own)")
     parser.add_argument("--text", default=None, metavar="TEXT", help="what is said: the lips must close at p, b and m")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--background", action="store_true", help="take only the processor time that nobody else wants")
     parser.add_argument("--sheet", type=Path, default=None, metavar="PNG", help="draw the worst frames")
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command: 0 passed, 1 failed, 2 a file or the models cannot be used (a sentence says why), 130 interrupted."""
+    if args.background:
+        be_nice()
     try:
         report = _judged(args)
         if args.sheet is not None:

@@ -22,20 +22,10 @@ from musetalk_agent.renders.render_job import RenderJobs
 
 log = logging.getLogger(__name__)
 
-NICE = 19
 _POLL_S = 0.5
 _ALIVE_S = 1.0
 _IDLE_S = 60.0
 _SWEEP_S = 5.0
-
-
-def be_nice() -> None:
-    """Takes only the time of the processors that nobody else wants. Without effect where the system knows no such thing."""
-    try:
-        os.nice(NICE)
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-    except (AttributeError, OSError):
-        return
 
 
 class RenderWorker:

@@ -10,8 +10,9 @@ from pydantic import ValidationError
 
 from musetalk_agent.agent_settings import offline_settings
 from musetalk_agent.errors import AgentError
+from musetalk_agent.niceness import be_nice
 from musetalk_agent.protocol.logs import configure
-from musetalk_agent.renders.worker import be_nice, serve
+from musetalk_agent.renders.worker import serve
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

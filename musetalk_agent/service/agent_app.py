@@ -32,6 +32,7 @@ from musetalk_agent.service.avatar_routes import router as avatar_router
 from musetalk_agent.service.film_routes import router as film_router
 from musetalk_agent.service.key_check import AgentAuthMiddleware, KeyChecker, problem_response
 from musetalk_agent.service.link_server import LinkServer
+from musetalk_agent.service.live_judge import LiveJudge
 from musetalk_agent.service.live_sessions import LiveSessions
 from musetalk_agent.service.render_workers import RenderWorkers
 from musetalk_agent.service.routes import router
@@ -44,7 +45,7 @@ log = logging.getLogger(__name__)
 _SESSIONS_END_S = MEDIA_END_S + LEAVE_S + RELEASE_S + 5.0  # of all sessions at once, and of what is starting
 _ENGINES_END_S = 20.0  # the steps of `Batcher.aclose`
 _TRACES_END_S = 5.0
-_RENDERS_END_S = 6.0
+_BACKGROUND_END_S = 6.0  # workers of renders, and the judge
 
 
 def create_app(settings: AgentSettings) -> FastAPI:
@@ -71,7 +72,7 @@ def create_app(settings: AgentSettings) -> FastAPI:
         app.state.links = LinkServer(lambda: sessions.draining)
         warming = asyncio.create_task(warmup.run(), name="warm-up")
         looking = asyncio.create_task(supervise("admission", sessions.watch), name="admission")
-        renders = _render_workers(settings, sessions, factory)
+        background = [*_render_workers(settings, sessions, factory), *_judge(settings, sessions, factory)]
         try:
             yield
         finally:
@@ -79,7 +80,7 @@ def create_app(settings: AgentSettings) -> FastAPI:
             looking.cancel()
             await asyncio.gather(warming, looking, return_exceptions=True)
             steps = [
-                Step("renders", partial(_ended, renders), _RENDERS_END_S),
+                Step("background", partial(_ended, background), _BACKGROUND_END_S),
                 Step("sessions", sessions.aclose, _SESSIONS_END_S),
                 Step("engines", factory.aclose, _ENGINES_END_S),
                 Step("traces", traces.stop, _TRACES_END_S),
@@ -110,6 +111,14 @@ def _render_workers(settings: AgentSettings, sessions: LiveSessions, factory: Fa
         return []
     workers = RenderWorkers(settings, sessions.speaking, lambda: factory.engines.device.startswith("cuda"))
     return [asyncio.create_task(workers.run(), name="renders")]
+
+
+def _judge(settings: AgentSettings, sessions: LiveSessions, factory: Factory) -> list[asyncio.Task[None]]:
+    """The task that judges samples, unless the settings say never."""
+    if not settings.judge_every_s:
+        return []
+    judge = LiveJudge(settings.judge_every_s, factory.clock, sessions.live, settings.models_dir)
+    return [asyncio.create_task(judge.run(), name="judge")]
 
 
 async def _ended(tasks: list[asyncio.Task[None]]) -> None:

@@ -29,9 +29,10 @@ from musetalk_agent.protocol.http import (
 )
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from musetalk_agent.protocol.sdk_errors import SdkError, sdk_errors
-from musetalk_agent.publishers.base import CaptionPublisher, MovingPublisher, Publisher, TappedPublisher
+from musetalk_agent.publishers.base import CaptionPublisher, MediaTap, MovingPublisher, Publisher, TappedPublisher
 from musetalk_agent.publishers.film.film import SessionFilm
 from musetalk_agent.publishers.film.recorder import PartOptions
+from musetalk_agent.publishers.film.taps import MediaTaps
 from musetalk_agent.session.diagnosis import HEARD, DiagnosisInput
 from musetalk_agent.session.link import EventLog, LinkReceiver
 from musetalk_agent.tasks import Step, in_thread, supervise, tear_down
@@ -149,6 +150,7 @@ class Session:
         self.speech = make_speech(self.pipeline) if make_speech is not None else None
         self.film = SessionFilm(self.pipeline.clock)
         self._film_options = request.film
+        self._taps = MediaTaps()
         self.receiver = LinkReceiver(self.pipeline, request.backlog_s, bundle.fps, self._emit)
         self._release, self._check = release, check
         self._over = asyncio.Event()
@@ -203,14 +205,25 @@ class Session:
 
         Raises `RecordingFailed`. Cancelling leaves nothing begun.
         """
-        if not isinstance(self.publisher, TappedPublisher):
+        if not self.add_tap(self.film):
             raise RecordingFailed(f"A session that publishes by {self.publisher.name!r} is not recorded.")
         first = self.pipeline.first
         part = PartOptions(
             options.width or first.width, options.height or first.height, self.bundle.fps, options.skip_idle
         )
-        self.publisher.tap = self.film
         await self.film.record(part)
+
+    def add_tap(self, tap: MediaTap) -> bool:
+        """Hands everything that is heard and seen from now on to `tap` too. False where the publisher cannot."""
+        if not isinstance(self.publisher, TappedPublisher):
+            return False
+        self._taps.add(tap)
+        self.publisher.tap = self._taps
+        return True
+
+    def remove_tap(self, tap: MediaTap) -> None:
+        """Hands it nothing more. Idempotent."""
+        self._taps.remove(tap)
 
     async def _end_unopened(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         """What `error` kept from opening, if anything did, is ended as failed."""
