@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from musetalk_agent.protocol.render_queue import RenderQueue, RenderTicket, default_target
 from musetalk_agent.protocol.renders import (
+    CAPTION_SUFFIXES,
     RenderEnd,
     RenderFailure,
     RenderFolder,
@@ -191,12 +192,16 @@ class Renders:
         await asyncio.to_thread(self.folder.end, order.render_id, end)
 
     async def _speak(self, request: RenderRequest, folder: Path) -> None:
-        """Writes `voice.wav`, and `cues.json` with its phonemes in samples at 16 kHz. Raises what the voice raises."""
+        """Writes `voice.wav`, `cues.json` with its phonemes in samples at 16 kHz, and `words.json` with its words in seconds.
+
+        Raises what the voice raises.
+        """
         await self._voices.wait_open()
         chosen = SpeechSettings(voice=request.voice).over(self._speech)
         text = request.text or ""
         choice = await self._voices.choose(text, chosen.voice)
         cues: list[tuple[str, int, int]] = []
+        words: list[tuple[str, float, float]] = []
         made, file = folder / f".voice.{secrets.token_hex(4)}", None
         try:
             async with aclosing(self._voices.speak(text, choice.voice, chosen.options())) as chunks:
@@ -209,10 +214,15 @@ class Renders:
                     await asyncio.to_thread(file.writeframesraw, chunk.pcm)
                     scale = _CUE_RATE / chunk.sample_rate
                     cues += [(cue.phoneme, round(cue.start * scale), round(cue.end * scale)) for cue in chunk.cues]
+                    rate = chunk.sample_rate
+                    words += [
+                        (word.text, round(word.start / rate, 3), round(word.end / rate, 3)) for word in chunk.words
+                    ]
             if file is None:
                 raise ProblemError(ErrorCode.TTS_FAILED, "The voice said nothing.")
             await asyncio.to_thread(file.close)
             await asyncio.to_thread((folder / "cues.json").write_text, json.dumps(cues))
+            await asyncio.to_thread((folder / "words.json").write_text, json.dumps(words))
             made.replace(folder / "voice.wav")
         except FileNotFoundError:
             return  # it was cancelled, and deleted
@@ -308,6 +318,9 @@ def _view(folder: RenderFolder, order: RenderOrder) -> dict[str, Any]:
             "bytes": end.bytes,
             "seconds": end.seconds,
             "judge": end.judge,
+            "captions": {suffix: f"/renders/{render_id}/result.{suffix}" for suffix in CAPTION_SUFFIXES}
+            if end.captions
+            else None,
         },
         "error": None if end is None or end.error is None else end.error.model_dump(),
     }

@@ -8,7 +8,8 @@
         plan.json       frames, size, parts: there once preparation is over
         parts/<n>.…     finished parts of the film, each put in place whole
         tries/…         one empty file for each time a ticket was taken
-        result.…        the film
+        words.json      what the voice says: text, begin and end in seconds (the orchestrator makes it)
+        result.…        the film, and its captions (srt, vtt)
         end.json        how it ended; who makes this file first has ended the render, and nobody else can
 
 Every file is written under another name and put in place whole, so that any number of processes may look at any time. What happened
@@ -39,6 +40,8 @@ TEXT_CHARACTERS = 10_000
 URL_CHARACTERS = 4096
 VOICE_CHARACTERS = 128
 FPS = 25
+CAPTION_SUFFIXES = ("srt", "vtt")
+"""Of the files of captions beside a result."""
 PART_S = 4
 """Film in one part: what a worker that dies loses at most."""
 SPAN_PARTS = 8
@@ -83,6 +86,7 @@ class RenderRequest(Strict):
     keep_background_audio: bool | Annotated[str, Field(min_length=1, max_length=URL_CHARACTERS)] = False
     audio_url: str | None = Field(default=None, min_length=1, max_length=URL_CHARACTERS)
     text: str | None = Field(default=None, min_length=1, max_length=TEXT_CHARACTERS)
+    transcript: str | None = Field(default=None, min_length=1, max_length=TEXT_CHARACTERS)
     voice: str | None = Field(default=None, min_length=1, max_length=VOICE_CHARACTERS)
     engine: str | None = Field(default=None, max_length=64)
     fps: int = Field(default=FPS, ge=15, le=60)
@@ -199,13 +203,15 @@ class RenderFailure(BaseModel):
 
 
 class RenderEnd(BaseModel):
-    """How a render ended, and when (Unix time). `bytes` and `seconds` are the film's; `judge` is the judge's report on it."""
+    """How a render ended, and when (Unix time). `bytes` and `seconds` are the film's; `judge` is the judge's report on it;
+    `captions` says that it has some."""
 
     state: RenderState
     at: float
     bytes: int | None = None
     seconds: float | None = None
     judge: dict[str, Any] | None = None
+    captions: bool = False
     error: RenderFailure | None = None
 
 
@@ -284,7 +290,7 @@ class RenderFolder:
             made.unlink(missing_ok=True)
         for name in ("parts", "tries", "dub"):
             shutil.rmtree(folder / name, ignore_errors=True)
-        for name in ("voice.wav", "sound.wav"):
+        for name in ("voice.wav", "sound.wav", "words.json"):
             (folder / name).unlink(missing_ok=True)
         if end.state is not RenderState.DONE:
             for left in folder.glob("result.*"):

@@ -29,6 +29,7 @@ from musetalk_agent.protocol.avatar_settings import AvatarSettings
 from musetalk_agent.protocol.http import DEMO_AVATAR_ID, Strict
 from musetalk_agent.protocol.render_queue import RenderQueue, RenderTicket, default_target
 from musetalk_agent.protocol.renders import (
+    CAPTION_SUFFIXES,
     FPS,
     RenderFolder,
     RenderFormat,
@@ -53,7 +54,7 @@ class JobsWrong(Exception):
 
 class FilmJob(Strict):
     """One film of a list: of an avatar, or of footage (`dub`). Paths are relative to the list; `output` ends in `.mp4`, or in
-    `.zip` for frames. `keep_background_audio` is true, or the file of a stem.
+    `.zip` for frames. `keep_background_audio` is true, or the file of a stem; `transcript` a text file of what `audio` says.
     """
 
     avatar: str | None = Field(default=None, min_length=1)
@@ -61,6 +62,7 @@ class FilmJob(Strict):
     speaker: Speaker | None = None
     keep_background_audio: bool | Path = False
     audio: Path
+    transcript: Path | None = None
     output: Path
     engine: str | None = None
     fps: int = FPS
@@ -107,6 +109,8 @@ def _whole(job: FilmJob, folder: Path) -> FilmJob:
     paths: dict[str, object] = {"audio": folder / job.audio, "output": folder / job.output}
     if job.dub is not None:
         paths["dub"] = folder / job.dub
+    if job.transcript is not None:
+        paths["transcript"] = folder / job.transcript
     if isinstance(job.keep_background_audio, Path):
         paths["keep_background_audio"] = folder / job.keep_background_audio
     return job.model_copy(update=paths)
@@ -194,6 +198,7 @@ def _request(job: FilmJob, avatar_id: str, made: RenderFormat, path: Path) -> Re
             speaker=job.speaker,
             keep_background_audio="(a file)" if isinstance(kept, Path) else kept,
             text="(a file)",
+            transcript=_text_of(job.transcript),
             engine=job.engine,
             fps=job.fps,
             width=job.width,
@@ -222,6 +227,15 @@ def _stamp(source: Path | None) -> str:
         return ""
     found = source.stat()
     return f"{source}:{found.st_size}:{found.st_mtime_ns}"
+
+
+def _text_of(transcript: Path | None) -> str | None:
+    if transcript is None:
+        return None
+    try:
+        return transcript.read_text("utf-8").strip() or None
+    except (OSError, UnicodeDecodeError) as error:
+        raise JobsWrong(f"{transcript} cannot be read as text: {error}.") from error
 
 
 def _newer(output: Path, *sources: Path) -> bool:
@@ -299,6 +313,8 @@ def _kept(film: _Film, folder: RenderFolder) -> str | None:
         why = ended.error.detail if ended is not None and ended.error is not None else "it did not end."
         return f"{film.output}: {why}"
     shutil.move(folder.result(film.render_id, film.made), film.output)
+    for suffix in CAPTION_SUFFIXES if ended.captions else ():
+        shutil.move(folder.path(film.render_id) / f"result.{suffix}", film.output.with_suffix(f".{suffix}"))
     folder.delete(film.render_id)
     plan_s = f"{ended.seconds:.2f} s" if ended.seconds is not None else ""
     print(f"{film.output}: {plan_s}, {ended.bytes} bytes")

@@ -36,6 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --dub: auto (who speaks in it, the default), largest, all, or a person's number from 0, by appearance",
     )
     parser.add_argument(
+        "--transcript",
+        type=Path,
+        metavar="TEXT",
+        help="with --dub: what the sound says; the film gets captions beside it (.srt, .vtt)",
+    )
+    parser.add_argument(
         "--keep-background",
         nargs="?",
         const=True,
@@ -100,6 +106,7 @@ def _dub(args: argparse.Namespace, settings: AgentSettings, workers: int) -> int
             audio=args.audio.absolute(),
             output=args.output.absolute(),
             speaker=speaker,
+            transcript=args.transcript and args.transcript.absolute(),
             keep_background_audio=Path(kept).absolute() if isinstance(kept, str) else kept,
         )
     except ValidationError:

@@ -30,6 +30,7 @@ from musetalk_agent.protocol.renders import RenderEnd, RenderFailure, RenderFold
 from musetalk_agent.renders.dub.dub_job import DubJob
 from musetalk_agent.renders.dub.look import Look
 from musetalk_agent.renders.fetching import SOUND, fetch_file
+from musetalk_agent.renders.film_captions import Caption, captions, film_words, write_captions
 from musetalk_agent.renders.film_parts import FilmClock, PartWriter, join, part_writer
 from musetalk_agent.renders.part_making import RenderStopped, make_parts, runs, stretch_of
 from musetalk_agent.renders.sounds import FeatureSound, Sound, write_sound
@@ -227,18 +228,33 @@ class RenderJobs:
             own = self._dub(order).own
             sound, clock = Sound.open(own / "film.wav"), Look.load(own).clock
         join([folder / f"{part:06d}.{suffix}" for part in range(plan.parts)], sound, order.request.format, clock, made)
+        shown = self._captions(order, float(clock.seconds))
         return RenderEnd(
             state=RenderState.DONE,
             at=time.time(),
+            captions=bool(shown),
             bytes=made.stat().st_size,
             seconds=round(float(clock.seconds), 3),
             judge=self._judged(order, made) if order.request.judge else None,
         )
 
+    def _captions(self, order: RenderOrder, film_s: float) -> list[Caption]:
+        """Writes the film's captions; none where its words are not known, or cannot be aligned: the film is no worse for that."""
+        folder = self._path(order)
+        try:
+            words = film_words(folder, order.request.transcript, folder / "sound.wav")
+        except (AgentError, AudioUnreadable) as error:
+            log.warning("a render has no captions", extra={"render_id": order.render_id, "reason": str(error)})
+            return []
+        shown = captions(words, film_s)
+        if shown:
+            write_captions(shown, folder)
+        return shown
+
     def _judged(self, order: RenderOrder, film: Path) -> dict[str, Any]:
         """The judge's report on a film; where it cannot judge it, why: the film is no worse for that."""
         try:
-            report = Judge.load(self.factory.models).judge(film, text=order.request.text)
+            report = Judge.load(self.factory.models).judge(film, text=order.request.transcript or order.request.text)
         except AgentError as error:
             return {"passed": None, "error": {"code": error.code.value, "detail": error.detail}}
         except VideoUnreadable as error:

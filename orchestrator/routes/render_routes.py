@@ -18,6 +18,7 @@ from orchestrator.routes.avatar_routes import clip_of, in_library
 from orchestrator.routes.context import Context, Ctx
 
 router = APIRouter(tags=["renders"])
+_CAPTIONS = {"srt": "application/x-subrip", "vtt": "text/vtt"}
 _MEDIA = {RenderFormat.MP4: "video/mp4", RenderFormat.PNG: "application/zip"}
 
 
@@ -80,13 +81,17 @@ async def cancel(render_id: str, request: Request, ctx: Ctx) -> dict[str, Any]:
 
 @router.get("/renders/{render_id}/result.{suffix}", response_class=FileResponse)
 async def result(render_id: str, suffix: str, request: Request, ctx: Ctx) -> FileResponse:
-    """The film (`result.mp4`), or the zip of its frames (`result.zip`); takes `Range`."""
+    """The film (`result.mp4`), or the zip of its frames (`result.zip`), with `Range`; its captions (`result.srt`, `result.vtt`)."""
     found = await _own(ctx, current(request.scope), render_id)
     view = await ctx.renders.view(found)
     if view["state"] != RenderState.DONE:
         text = f"The render is {view['state']}: there is a result once it is done."
         raise ProblemError(ErrorCode.RENDER_NOT_DONE, text, value=view["state"])
     made = found.request.format
+    captions = view["result"]["captions"]
+    if captions is not None and suffix in captions:
+        caption_file = ctx.renders.folder.path(render_id) / f"result.{suffix}"
+        return FileResponse(caption_file, media_type=_CAPTIONS[suffix], filename=f"{render_id}.{suffix}")
     if suffix != made.suffix:
         text = f"The render's result is result.{made.suffix}, as its format says."
         raise ProblemError(ErrorCode.RENDER_NOT_FOUND, text, value=suffix[:16])

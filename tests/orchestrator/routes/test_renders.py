@@ -155,13 +155,33 @@ async def test_a_film_is_there_once_it_is_done(rendering: Stage, folder: RenderF
     finish(folder, render_id)
     view = (await rendering.http.get(f"/renders/{render_id}")).json()
     assert (view["state"], view["progress"]) == ("done", 1.0)
-    assert view["result"] == {"url": f"/renders/{render_id}/result.mp4", "bytes": 200, "seconds": 10.0, "judge": None}
+    assert view["result"] == {
+        "url": f"/renders/{render_id}/result.mp4",
+        "bytes": 200,
+        "seconds": 10.0,
+        "judge": None,
+        "captions": None,
+    }
     whole = await rendering.http.get(view["result"]["url"])
     assert whole.content == bytes(range(200)) and whole.headers["content-type"] == "video/mp4"
     part = await rendering.http.get(view["result"]["url"], headers={"Range": "bytes=10-19"})
     assert (part.status_code, part.content) == (206, bytes(range(10, 20)))
     wrong = await rendering.http.get(f"/renders/{render_id}/result.zip")
     assert (wrong.status_code, wrong.json()["code"]) == (404, "render_not_found")
+
+
+async def test_captions_lie_beside_the_film(rendering: Stage, folder: RenderFolder) -> None:
+    render_id = (await rendering.http.post("/renders", json=BODY)).json()["render_id"]
+    for suffix in ("mp4", "srt", "vtt"):
+        (folder.path(render_id) / f"result.{suffix}").write_text(suffix)
+    folder.end(render_id, RenderEnd(state=RenderState.DONE, at=time.time(), bytes=3, seconds=1.0, captions=True))
+    view = (await rendering.http.get(f"/renders/{render_id}")).json()
+    for suffix, kind in (("srt", "application/x-subrip"), ("vtt", "text/vtt")):
+        answer = await rendering.http.get(view["result"]["captions"][suffix])
+        assert (answer.status_code, answer.text) == (200, suffix) and answer.headers["content-type"].startswith(kind)
+    other = (await rendering.http.post("/renders", json=BODY)).json()["render_id"]
+    finish(folder, other)
+    assert (await rendering.http.get(f"/renders/{other}/result.srt")).status_code == 404
 
 
 async def test_a_render_is_its_owners(rendering: Stage) -> None:

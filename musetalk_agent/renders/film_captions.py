@@ -1,0 +1,127 @@
+"""Captions of a film, as SRT and as WebVTT: the words of a spoken text as its voice timed them, or of a transcript, aligned."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from musetalk_agent.features.mouth_network import MouthNetwork, default_weights
+from musetalk_agent.judge.alignment import word_times
+from musetalk_agent.media_types import FEATURE_RATE
+from musetalk_agent.protocol.renders import CAPTION_SUFFIXES
+from musetalk_agent.tools.audio_file import AudioFile, mono
+
+WORDS_FILE = "words.json"
+_LINE, _LINES = 42, 2
+"""Characters of a line, and lines shown at once: what is usual (Netflix's and the BBC's guides)."""
+_LONGEST_S, _SHORTEST_S = 7.0, 1.0
+_PAUSE_S = 0.7
+"""A pause after which other words are shown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """A word, or a clause where words are not known, and when it is heard: seconds of the film."""
+
+    text: str
+    begin: float
+    end: float
+
+
+@dataclass(frozen=True, slots=True)
+class Caption:
+    """What is shown from one second to another, in lines."""
+
+    lines: tuple[str, ...]
+    begin: float
+    end: float
+
+
+def film_words(folder: Path, transcript: str | None, sound: Path) -> list[Word]:
+    """The words of a render: of `words.json` in its folder, else of a transcript of its sound; none where neither is known.
+
+    Raises AudioUnreadable; WeightsMissing.
+    """
+    with suppress(FileNotFoundError, ValueError, TypeError):
+        return [
+            Word(str(text), float(begin), float(end))
+            for text, begin, end in json.loads((folder / WORDS_FILE).read_bytes())
+        ]
+    if transcript is None:
+        return []
+    found = word_times(transcript, mono(AudioFile.open(sound), FEATURE_RATE), MouthNetwork.load(default_weights()))
+    return [Word(*word) for word in found or ()]
+
+
+def captions(words: Sequence[Word], film_s: float) -> list[Caption]:
+    """Groups words into captions of at most two lines; what is heard after the film's end is left out."""
+    groups: list[list[Word]] = []
+    for word in words:
+        text = " ".join(word.text.split())
+        if not text or word.begin >= film_s:
+            continue
+        heard = Word(text, word.begin, word.end)
+        if groups and _goes_with(groups[-1], heard):
+            groups[-1].append(heard)
+        else:
+            groups.append([heard])
+    found: list[Caption] = []
+    for k, group in enumerate(groups):
+        after = groups[k + 1][0].begin if k + 1 < len(groups) else film_s
+        end = min(max(group[-1].end, group[0].begin + _SHORTEST_S), max(after, group[0].begin + 0.1), film_s)
+        found.append(Caption(tuple(_lines(group)), group[0].begin, end))
+    return found
+
+
+def _goes_with(group: list[Word], word: Word) -> bool:
+    last = group[-1]
+    if word.begin - last.end > _PAUSE_S or word.end - group[0].begin > _LONGEST_S or last.text[-1] in ".!?…。！？":
+        return False
+    return len(_lines([*group, word])) <= _LINES
+
+
+def _lines(group: Sequence[Word]) -> list[str]:
+    lines: list[str] = []
+    for word in group:
+        if lines and len(lines[-1]) + 1 + len(word.text) <= _LINE:
+            lines[-1] += f" {word.text}"
+        else:
+            lines.append(word.text)
+    return lines
+
+
+def srt(shown: Sequence[Caption]) -> str:
+    """SubRip."""
+    parts = [
+        f"{number}\n{_time(each.begin, ',')} --> {_time(each.end, ',')}\n" + "\n".join(each.lines) + "\n"
+        for number, each in enumerate(shown, 1)
+    ]
+    return "\n".join(parts)
+
+
+def vtt(shown: Sequence[Caption]) -> str:
+    """WebVTT (W3C)."""
+    parts = [
+        f"{_time(each.begin, '.')} --> {_time(each.end, '.')}\n"
+        + "\n".join(html.escape(line, quote=False) for line in each.lines)
+        + "\n"
+        for each in shown
+    ]
+    return "\n".join(["WEBVTT\n", *parts])
+
+
+def write_captions(shown: Sequence[Caption], folder: Path) -> None:
+    """Writes `result.srt` and `result.vtt`, each whole. Raises OSError."""
+    for suffix, text in zip(CAPTION_SUFFIXES, (srt(shown), vtt(shown)), strict=True):
+        made = folder / f".captions.{suffix}"
+        made.write_text(text, "utf-8")
+        made.replace(folder / f"result.{suffix}")
+
+
+def _time(seconds: float, comma: str) -> str:
+    ms = round(seconds * 1000)
+    return f"{ms // 3_600_000:02d}:{ms // 60_000 % 60:02d}:{ms // 1000 % 60:02d}{comma}{ms % 1000:03d}"
