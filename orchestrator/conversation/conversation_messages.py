@@ -60,6 +60,8 @@ class OpenConversation(_Message):
     stt: Provider
     tts: Provider
     reply_tokens: int | None = None
+    recognise_early: bool = False
+    """Speech is recognised, and its answer begun, at each short pause. Embedded models have no time for what is then void."""
     tools: tuple[ToolDescription, ...] = ()
     history: tuple[HistoryMessage, ...] = ()
     answer_last: bool = False

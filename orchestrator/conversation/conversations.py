@@ -198,6 +198,7 @@ class Conversations:
                 stt=stt or self._models["stt"].provider,
                 tts=tts,
                 reply_tokens=EMBEDDED_REPLY_TOKENS if llm is None else None,
+                recognise_early=llm is not None and stt is not None,
                 tools=tuple(
                     ToolDescription(name=each.name, description=each.description, parameters=each.parameters)
                     for each in request.tools

@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -50,8 +51,9 @@ async def embedded(turns: int) -> list[Figure]:
 
 async def standins(turns: int) -> list[Figure]:
     """The same with models that take as long as real ones, and are elsewhere."""
-    async with _standins() as stack, person(stack, **_body(voice="openai:any")) as talking:
-        return await _answers("stand-ins of real providers", talking, turns, 1.1, None)
+    name = "stand-ins of real providers"
+    async with _standins() as providers, person(providers.demo, **_body(voice="openai:any")) as talking:
+        return [*await _answers(name, talking, turns, 1.1, None), *_chain(name, talking, providers)]
 
 
 async def many(turns: int) -> list[Figure]:
@@ -59,7 +61,7 @@ async def many(turns: int) -> list[Figure]:
     words = await speech(QUESTIONS, USER_VOICE)
     async with AsyncExitStack() as exits:
         exits.enter_context(environment(AGENT_MAX_SESSIONS=str(MANY)))
-        stack = await exits.enter_async_context(_standins("--engine", "pattern"))
+        stack = (await exits.enter_async_context(_standins("--engine", "pattern"))).demo
         before = stack.memory_mb()
         talking: list[Person] = []
         memory: list[dict[str, float]] = []
@@ -102,7 +104,7 @@ async def killed(turns: int) -> list[Figure]:
     dark: list[float] = []
     kept = 0
     rounds = max(1, turns // 5)
-    async with _standins() as stack, person(stack, **_body(voice="openai:any")) as talking:
+    async with _standins() as providers, person(providers.demo, **_body(voice="openai:any")) as talking:
         await talking.turn(words[0])
         for _ in range(rounds):
             await talking.quiet()
@@ -112,7 +114,7 @@ async def killed(turns: int) -> list[Figure]:
             await until(lambda known=known: len(talking.of("reply.started")) > known)
             await asyncio.sleep(0.5)  # in mid-sentence
             at = time.monotonic()
-            _worker(stack).kill()
+            _worker(providers.demo).kill()
             await until(
                 lambda at=at: [
                     e for e in talking.of("conversation.state") if e["at"] > at and e["state"] == "listening"
@@ -134,8 +136,17 @@ async def killed(turns: int) -> list[Figure]:
 BENCHES = {"embedded": embedded, "standins": standins, "many": many, "killed": killed}
 
 
+@dataclass
+class Providers:
+    """A stack whose models are stand-ins in this process."""
+
+    demo: Demo
+    models: FakeModels
+    voice: FakeOpenAI
+
+
 @asynccontextmanager
-async def _standins(*options: str) -> AsyncIterator[Demo]:
+async def _standins(*options: str) -> AsyncIterator[Providers]:
     models = FakeModels(replies=[ANSWER], transcript_s=TRANSCRIPT_S, first_word_s=FIRST_WORD_S, word_s=WORD_S)
     voice = FakeOpenAI(first_byte_s=FIRST_BYTE_S, letter_ms=20, tone=True, block_bytes=9600)
     async with serving(plain_config(models.app)) as models_url, serving(plain_config(voice.app)) as voice_url:
@@ -151,7 +162,7 @@ async def _standins(*options: str) -> AsyncIterator[Demo]:
         }
         with environment(**variables):
             async with demo(*options) as stack:
-                yield stack
+                yield Providers(stack, models, voice)
 
 
 def _body(**conversation: str) -> dict[str, Any]:
@@ -196,6 +207,29 @@ async def _answers(name: str, talking: Person, turns: int, median_s: float, p90_
             for kind, marks in talking.marks.items()
         ),
         Figure(f"{name}: turns without an answer, or one before the question's end", turns - len(waits), "", 0),
+    ]
+
+
+def _chain(name: str, talking: Person, providers: Providers) -> list[Figure]:
+    """When each link of the chain was reached, after the end of the question: what counted is the last before the first sound, but
+    of the voice the first after the model's first word."""
+    models, voice = providers.models, providers.voice
+    first = {"voice asked": voice.asked_at, "voice first byte": voice.first_bytes}
+    links: dict[str, list[float]] = {}
+    for ended, sounded in talking.turns[1:]:
+        times = {what: at for what, at in models.marks if ended - 0.5 < at < sounded}
+        times |= {
+            what: next((at for at in reached if at > times.get("llm first word", ended)), sounded)
+            for what, reached in first.items()
+        }
+        decided = [e["at"] for e in talking.of("conversation.state") if e["state"] == "thinking"]
+        times["end of turn decided"] = next((at for at in decided if ended < at < sounded), sounded)
+        for what, at in times.items():
+            links.setdefault(what, []).append(1000 * (at - ended))
+    medians = {what: float(np.median(reached)) for what, reached in links.items()}
+    return [
+        Figure(f"{name}: end of the question to {what}, median", at, "ms")
+        for what, at in sorted(medians.items(), key=lambda each: each[1])
     ]
 
 

@@ -56,6 +56,8 @@ class Person:
     events: list[dict[str, Any]] = field(default_factory=list)
     marks: dict[str, list[float]] = field(default_factory=dict)
     """Of each turn: seconds from the end of the question to an event."""
+    turns: list[tuple[float, float]] = field(default_factory=list)
+    """Of each turn with an answer: end of the question, first sound of the answer (monotonic)."""
     _saying: list[np.ndarray] = field(default_factory=list)
     _said_at: float = 0.0
 
@@ -96,12 +98,16 @@ class Person:
             await until(lambda: self.loud(begun + 0.2), within_s=20.0)
         except AssertionError:
             return None
-        wait_s = self.loud(begun + 0.2)[0] - ended
+        sounded = self.loud(begun + 0.2)[0]
+        wait_s = sounded - ended
         for kind in ("user.transcript", "reply.started"):
             first = next((event["at"] for event in self.of(kind) if event["at"] > ended), None)
             if first is not None:
                 self.marks.setdefault(kind, []).append(first - ended)
-        return wait_s if wait_s > 0 else None
+        if wait_s <= 0:
+            return None
+        self.turns.append((ended, sounded))
+        return wait_s
 
     async def microphone(self) -> None:
         """Noise, and speech where there is some, in real time; never returns."""

@@ -12,12 +12,13 @@ from typing import Any, Literal
 
 import numpy as np
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 KEY = "models-key-of-the-tests"
-
+BEGINNING_S = 0.75
+"""Seconds of a recording by which the same speech is known again: half a second before it, and some of it."""
 
 Calls = list[tuple[str, dict[str, object]]]
 """Functions that the model calls, with their arguments."""
@@ -27,11 +28,11 @@ Trouble = Literal["refuses", "hangs", "breaks off"]
 
 @dataclass
 class FakeModels:
-    """`replies` are given in turn, the last one again and again; `transcripts` likewise. A reply may be calls of functions, and
-    `offered` are the functions of the last request. `asked` are the messages of each request
-    to the language model, `heard_s` the seconds of each recording. A transcript comes after `transcript_s`, the first word of a
-    reply after `first_word_s`, and the others `word_s` apart. `llm_troubles` and `stt_troubles` are the next requests' instead of
-    answers, which keep their turn.
+    """`replies` are given in turn, the last one again and again; `transcripts` likewise, but a recording that begins as the one
+    before did is the same speech and has the same transcript. A reply may be calls of functions, and `offered` are the functions of
+    the last request. `asked` are the messages of each request to the language model, `heard_s` the seconds of each recording. A
+    transcript comes after `transcript_s`, the first word of a reply after `first_word_s`, and the others `word_s` apart.
+    `llm_troubles` and `stt_troubles` are the next requests' instead of answers, which keep their turn.
     """
 
     replies: list[str | Calls] = field(default_factory=lambda: ["I have heard you."])
@@ -48,6 +49,9 @@ class FakeModels:
     word_s: float = 0.0
     llm_troubles: list[Trouble] = field(default_factory=list)
     stt_troubles: list[Trouble] = field(default_factory=list)
+    marks: list[tuple[str, float]] = field(default_factory=list)
+    _speech: tuple[bytes, str] = (b"", "")
+    """Requests and answers of the loop's time: `stt asked`, `stt answered`, `llm asked`, `llm first word`."""
 
     @property
     def app(self) -> Starlette:
@@ -64,23 +68,38 @@ class FakeModels:
         if self.key is not None and request.headers.get("authorization") != f"Bearer {self.key}":
             return JSONResponse({"error": {"message": "no such key"}}, 401)
         body = await request.json()
+        self._mark("llm asked")
         self.asked.append([(message["role"], _text(message.get("content"))) for message in body["messages"]])
         self.offered = body.get("tools") or []
         if self.llm_troubles:
             return await _troubled(self.llm_troubles.pop(0), body["model"])
         reply = self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]
         await asyncio.sleep(self.first_word_s)
+        self._mark("llm first word")
         made = _chunks(reply, body["model"], self.word_s) if isinstance(reply, str) else _called(reply, body["model"])
         return StreamingResponse(made, media_type="text/event-stream")
 
     async def _transcribe(self, request: Request) -> Response:
-        body = await request.body()
+        try:
+            body = await request.body()
+        except ClientDisconnect:
+            return Response(status_code=400)
+        self._mark("stt asked")
         with wave.open(io.BytesIO(body[body.index(b"RIFF") :])) as file:  # the only part of the form that is a file
-            self.heard_s.append(file.getnframes() / file.getframerate())
+            rate = file.getframerate()
+            self.heard_s.append(file.getnframes() / rate)
+            beginning = file.readframes(int(BEGINNING_S * rate))
         if self.stt_troubles:
             return await _troubled(self.stt_troubles.pop(0), "")
+        if beginning != self._speech[0]:
+            self._speech = beginning, self.transcripts.pop(0) if len(self.transcripts) > 1 else self.transcripts[0]
+        text = self._speech[1]
         await asyncio.sleep(self.transcript_s)
-        return JSONResponse({"text": self.transcripts.pop(0) if len(self.transcripts) > 1 else self.transcripts[0]})
+        self._mark("stt answered")
+        return JSONResponse({"text": text})
+
+    def _mark(self, what: str) -> None:
+        self.marks.append((what, asyncio.get_running_loop().time()))
 
     async def _speak(self, request: Request) -> Response:
         """200 ms of 440 Hz for each word."""

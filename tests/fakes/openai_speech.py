@@ -40,6 +40,7 @@ class FakeOpenAI:
     cut_after: list[int | None] = field(default_factory=list)
     bodies: list[dict[str, Any]] = field(default_factory=list)
     ended: int = 0
+    asked_at: list[float] = field(default_factory=list)
     first_bytes: list[float] = field(default_factory=list)
 
     @property
@@ -55,6 +56,7 @@ class FakeOpenAI:
         except ClientDisconnect:
             return Response(status_code=400)
         self.bodies.append(body)
+        self.asked_at.append(asyncio.get_running_loop().time())
         refusal = self.refusals.pop(0) if self.refusals else None
         if refusal is not None:
             return JSONResponse(refusal[1], refusal[0], self.headers)

@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import time
+from asyncio import FIRST_COMPLETED
 from collections.abc import AsyncGenerator, AsyncIterable
+from functools import partial
 
 from livekit import rtc
 from livekit.agents import Agent, APIError, ModelSettings, stt
 from livekit.agents.stt import SpeechEventType
 from livekit.agents.types import USERDATA_TIMED_TRANSCRIPT, TimedString
-from livekit.agents.vad import VADEvent, VADEventType
+from livekit.agents.vad import VADEvent, VADEventType, VADStream
 
+from orchestrator.conversation.worker.backchannels import spoken
+from orchestrator.conversation.worker.early_recognition import EarlyRecognition
 from orchestrator.conversation.worker.early_sentences import EarlySentences
 from orchestrator.conversation.worker.floor import Floor
 from orchestrator.conversation.worker.timed_voice import TimedVoice
 
 
 class RoomAgent(Agent):  # type: ignore[misc]  # livekit-agents lives in an environment of its own
-    """`Agent` for a `TimedVoice`; with any other voice it is livekit-agents' own. `floor` decides what is a turn of the user."""
+    """`Agent` for a `TimedVoice`; with any other voice it is livekit-agents' own. `floor` decides what is a turn of the user.
+
+    `recognises_early`: the recogniser is asked at each short pause in the speech, and the model begins with what it heard. An
+    answer is spoken when the turn is over, and only if all that was said is what it answers.
+    """
 
     floor: Floor
+    recognises_early = False
 
     async def stt_node(
         self, audio: AsyncIterable[rtc.AudioFrame], model_settings: ModelSettings
@@ -41,30 +50,59 @@ class RoomAgent(Agent):  # type: ignore[misc]  # livekit-agents lives in an envi
 
         listening = asyncio.create_task(listen(), name="recogniser-input")
         try:
-            async for event in stream:
-                if event.type is VADEventType.START_OF_SPEECH:
-                    yield stt.SpeechEvent(SpeechEventType.START_OF_SPEECH)
-                elif event.type is VADEventType.END_OF_SPEECH:
-                    ended_at = time.time() - event.silence_duration - event.inference_duration
-                    yield stt.SpeechEvent(SpeechEventType.END_OF_SPEECH, speech_end_time=ended_at)
-                    heard = await self._recognise(recogniser, event)
-                    if heard is not None and await self.floor.settle(_text_of(heard)):
-                        yield stt.SpeechEvent(
-                            SpeechEventType.FINAL_TRANSCRIPT,
-                            alternatives=[heard.alternatives[0]],
-                            speech_end_time=ended_at,
-                        )
+            async for event in self._recognised(recogniser, stream):
+                yield event
         finally:
             listening.cancel()
             await asyncio.gather(listening, return_exceptions=True)
             await stream.aclose()
 
-    async def _recognise(self, recogniser: stt.STT, event: VADEvent) -> stt.SpeechEvent | None:
-        """None, and the avatar goes on, when the recogniser fails: it reports that itself."""
+    async def _recognised(self, recogniser: stt.STT, stream: VADStream) -> AsyncGenerator[stt.SpeechEvent, None]:
+        """What was said in each stretch of speech. Its words come early where that is wanted, and again when it is over."""
+        early = EarlyRecognition(partial(self._recognise, recogniser))
+        following = asyncio.ensure_future(anext(stream, None))
         try:
-            return await recogniser.recognize(buffer=event.frames)
+            while True:
+                begun = [early.task] if early.task is not None and not early.task.done() else []
+                await asyncio.wait([following, *begun], return_when=FIRST_COMPLETED)
+                if begun and begun[0].done() and (heard := _words_of(begun[0])) is not None:
+                    yield stt.SpeechEvent(SpeechEventType.PREFLIGHT_TRANSCRIPT, alternatives=[heard.alternatives[0]])
+                if not following.done():
+                    continue
+                event = following.result()
+                if event is None:
+                    return
+                following = asyncio.ensure_future(anext(stream, None))
+                if event.type is VADEventType.INFERENCE_DONE:
+                    early.take(event)
+                elif event.type is VADEventType.START_OF_SPEECH:
+                    # what interrupts the avatar is a turn or none: `floor` decides it when it is over
+                    early.start(self.recognises_early and self.session.agent_state != "speaking")
+                    yield stt.SpeechEvent(SpeechEventType.START_OF_SPEECH)
+                elif event.type is VADEventType.END_OF_SPEECH:
+                    async for result in self._ended(recogniser, event, early):
+                        yield result
+        finally:
+            early.cancel()
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
+
+    async def _ended(
+        self, recogniser: stt.STT, event: VADEvent, early: EarlyRecognition
+    ) -> AsyncGenerator[stt.SpeechEvent, None]:
+        ended_at = time.time() - event.silence_duration - event.inference_duration
+        yield stt.SpeechEvent(SpeechEventType.END_OF_SPEECH, speech_end_time=ended_at)
+        begun = early.end()
+        heard = await (self._recognise(recogniser, event.frames) if begun is None else begun)
+        if await self.floor.settle("" if heard is None else _text_of(heard)) and heard is not None:
+            final = SpeechEventType.FINAL_TRANSCRIPT
+            yield stt.SpeechEvent(final, alternatives=[heard.alternatives[0]], speech_end_time=ended_at)
+
+    async def _recognise(self, recogniser: stt.STT, recording: list[rtc.AudioFrame]) -> stt.SpeechEvent | None:
+        """None when the recogniser fails: it reports that itself."""
+        try:
+            return await recogniser.recognize(buffer=recording)
         except APIError:
-            await self.floor.settle("")
             return None
 
     async def tts_node(
@@ -106,6 +144,14 @@ class RoomAgent(Agent):  # type: ignore[misc]  # livekit-agents lives in an envi
             writing.cancel()
             await asyncio.gather(writing, return_exceptions=True)
             await sentences.aclose()
+
+
+def _words_of(recognition: asyncio.Task[stt.SpeechEvent | None]) -> stt.SpeechEvent | None:
+    """What was heard; None for nothing, and where the recognition failed or was cancelled."""
+    if recognition.cancelled() or recognition.exception() is not None:
+        return None
+    heard = recognition.result()
+    return heard if heard is not None and spoken(_text_of(heard)) else None
 
 
 def _text_of(event: stt.SpeechEvent) -> str:

@@ -50,6 +50,8 @@ log = logging.getLogger(__name__)
 
 END_OF_TURN_S = 0.3
 """A turn ends this long after the last speech, as livekit-agents has it with its own turn detector; the VAD adds 0.25 s."""
+EARLY_ANSWERS = 6
+"""Answers that are begun in one turn, at its pauses, and thrown away when it goes on. After so many it is waited for its end."""
 _NEVER_S = 3600.0
 """livekit-agents interrupts on no length of speech by itself: `Floor` does."""
 FRAME_MS = 20
@@ -160,7 +162,7 @@ class RoomConversation:
         history, options = _history(opening), _room_options(timed=timed)
         tools = self._tools.functions(opening.tools)
         agent = RoomAgent(instructions=opening.instructions, chat_ctx=history, tools=[*tools])
-        agent.floor = floor
+        agent.floor, agent.recognises_early = floor, opening.recognise_early
         await session.start(agent=agent, room=self._room, room_options=options)
         if timed:
             session.output.transcription = None  # `captions` knows when each word is heard
@@ -217,7 +219,7 @@ class RoomConversation:
                 "turn_handling": TurnHandlingOptions(
                     turn_detection=inference.TurnDetector(version="v1-mini"),
                     endpointing=EndpointingOptions(mode="fixed", min_delay=END_OF_TURN_S, max_delay=1.0),
-                    preemptive_generation=PreemptiveGenerationOptions(preemptive_tts=True),
+                    preemptive_generation=PreemptiveGenerationOptions(preemptive_tts=True, max_retries=EARLY_ANSWERS),
                     interruption=InterruptionOptions(
                         mode="vad",
                         min_duration=_NEVER_S,

@@ -21,7 +21,7 @@ ANSWER = "My name is Ada, and I am glad to meet you."
 
 
 def said(here: Talk) -> list[str]:
-    return [event["text"] for event in here.of("user.transcript")]
+    return [event["text"] for event in here.of("user.transcript") if event["final"]]
 
 
 async def answers(here: Talk, count: int) -> None:
