@@ -45,14 +45,14 @@ TRANSCRIPT_S, FIRST_WORD_S, FIRST_BYTE_S, WORD_S = 0.15, 0.25, 0.15, 0.02
 
 async def embedded(turns: int) -> list[Figure]:
     """Everything on this machine, the avatar too."""
-    async with demo() as stack, person(stack, **_body()) as talking:
+    async with demo() as stack, person(stack, watches=False, **_body()) as talking:
         return await _answers("everything embedded", talking, turns, 2.5, 4.0)
 
 
 async def standins(turns: int) -> list[Figure]:
     """The same with models that take as long as real ones, and are elsewhere."""
     name = "stand-ins of real providers"
-    async with _standins() as providers, person(providers.demo, **_body(voice="openai:any")) as talking:
+    async with _standins() as providers, person(providers.demo, watches=False, **_body(voice="openai:any")) as talking:
         return [*await _answers(name, talking, turns, 1.1, None), *_chain(name, talking, providers)]
 
 
