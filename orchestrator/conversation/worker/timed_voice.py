@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import aiohttp
+from livekit import rtc
 from livekit.agents import APIConnectionError, APIConnectOptions, APIStatusError, APITimeoutError, tts
 from livekit.agents.types import DEFAULT_API_CONNECT_OPTIONS, TimedString
 from livekit.agents.utils import shortuuid
@@ -110,4 +111,6 @@ class _Utterance(tts.ChunkedStream):  # type: ignore[misc]  # livekit-agents liv
         output_emitter.push_timed_transcript(
             [TimedString(word["text"], start_time=word["start"], end_time=word["end"]) for word in words]
         )
-        output_emitter.push(base64.b64decode(event["audio"]))
+        pcm = base64.b64decode(event["audio"])
+        if pcm:  # whole: cut into frames of 20 ms, as bytes are, the avatar would get its first 0.1 s in many messages
+            output_emitter.push_frame(rtc.AudioFrame(pcm, SAMPLE_RATE, 1, len(pcm) // 2))
