@@ -30,6 +30,8 @@ class RoomAgent(Agent):  # type: ignore[misc]  # livekit-agents lives in an envi
 
     floor: Floor
     recognises_early = False
+    words = ""
+    """What was recognised last."""
 
     async def stt_node(
         self, audio: AsyncIterable[rtc.AudioFrame], model_settings: ModelSettings
@@ -38,8 +40,11 @@ class RoomAgent(Agent):  # type: ignore[misc]  # livekit-agents lives in an envi
         recogniser, detector = self.session.stt, self.session.vad
         if recogniser is None or recogniser.capabilities.streaming or detector is None:
             async for event in Agent.default.stt_node(self, audio, model_settings):
-                if event.type is not SpeechEventType.FINAL_TRANSCRIPT or await self.floor.settle(_text_of(event)):
-                    yield event
+                if event.type is SpeechEventType.FINAL_TRANSCRIPT:
+                    self.words = _text_of(event)
+                    if not await self.floor.settle(self.words):
+                        continue
+                yield event
             return
         stream = detector.stream()
 
@@ -66,6 +71,7 @@ class RoomAgent(Agent):  # type: ignore[misc]  # livekit-agents lives in an envi
                 begun = [early.task] if early.task is not None and not early.task.done() else []
                 await asyncio.wait([following, *begun], return_when=FIRST_COMPLETED)
                 if begun and begun[0].done() and (heard := _words_of(begun[0])) is not None:
+                    self.words = _text_of(heard)
                     yield stt.SpeechEvent(SpeechEventType.PREFLIGHT_TRANSCRIPT, alternatives=[heard.alternatives[0]])
                 if not following.done():
                     continue
@@ -78,6 +84,7 @@ class RoomAgent(Agent):  # type: ignore[misc]  # livekit-agents lives in an envi
                 elif event.type is VADEventType.START_OF_SPEECH:
                     # what interrupts the avatar is a turn or none: `floor` decides it when it is over
                     early.start(self.recognises_early and self.session.agent_state != "speaking")
+                    self.words = ""
                     yield stt.SpeechEvent(SpeechEventType.START_OF_SPEECH)
                 elif event.type is VADEventType.END_OF_SPEECH:
                     async for result in self._ended(recogniser, event, early):
@@ -94,7 +101,8 @@ class RoomAgent(Agent):  # type: ignore[misc]  # livekit-agents lives in an envi
         yield stt.SpeechEvent(SpeechEventType.END_OF_SPEECH, speech_end_time=ended_at)
         begun = early.end()
         heard = await (self._recognise(recogniser, event.frames) if begun is None else begun)
-        if await self.floor.settle("" if heard is None else _text_of(heard)) and heard is not None:
+        self.words = "" if heard is None else _text_of(heard)
+        if await self.floor.settle(self.words) and heard is not None:
             final = SpeechEventType.FINAL_TRANSCRIPT
             yield stt.SpeechEvent(final, alternatives=[heard.alternatives[0]], speech_end_time=ended_at)
 

@@ -44,6 +44,7 @@ from orchestrator.conversation.worker.room_agent import RoomAgent
 from orchestrator.conversation.worker.room_captions import RoomCaptions
 from orchestrator.conversation.worker.room_texts import RoomTexts
 from orchestrator.conversation.worker.timed_voice import SAMPLE_RATE, TimedVoice
+from orchestrator.conversation.worker.turn_ends import TurnEnds
 from orchestrator.conversation.worker.webhook_tools import WebhookTools
 
 log = logging.getLogger(__name__)
@@ -155,15 +156,17 @@ class RoomConversation:
             self._on_floor(Floor.quiet),
         )
         detector = inference.VAD(min_silence_duration=0.25, executor=InlineExecutor())
-        session = self._session = self._make_session(GatedVAD(detector, gate))
+        agent = RoomAgent(
+            instructions=opening.instructions,
+            chat_ctx=_history(opening),
+            tools=[*self._tools.functions(opening.tools)],
+        )
+        session = self._session = self._make_session(GatedVAD(detector, gate), agent)
         session.output.audio = output
         floor = self._floor = Floor(session, output, opening.language)
         timed = isinstance(session.tts, TimedVoice)
-        history, options = _history(opening), _room_options(timed=timed)
-        tools = self._tools.functions(opening.tools)
-        agent = RoomAgent(instructions=opening.instructions, chat_ctx=history, tools=[*tools])
         agent.floor, agent.recognises_early = floor, opening.recognise_early
-        await session.start(agent=agent, room=self._room, room_options=options)
+        await session.start(agent=agent, room=self._room, room_options=_room_options(timed=timed))
         if timed:
             session.output.transcription = None  # `captions` knows when each word is heard
         self._linked = True
@@ -204,7 +207,7 @@ class RoomConversation:
             await session.interrupt()
             session.generate_reply(user_input=llm.ChatMessage(id=message_id, role="user", content=[text]))
 
-    def _make_session(self, detector: GatedVAD) -> AgentSession[None]:
+    def _make_session(self, detector: GatedVAD, agent: RoomAgent) -> AgentSession[None]:
         opening = self._opening
         parts: dict[str, Any]
         if models.hears_itself(opening):  # the model decides when a turn ends, and what interrupts
@@ -217,7 +220,7 @@ class RoomConversation:
                 "llm": models.language_model(opening),
                 "tts": models.voice(opening),
                 "turn_handling": TurnHandlingOptions(
-                    turn_detection=inference.TurnDetector(version="v1-mini"),
+                    turn_detection=TurnEnds(opening.language, lambda: agent.words),
                     endpointing=EndpointingOptions(mode="fixed", min_delay=END_OF_TURN_S, max_delay=1.0),
                     preemptive_generation=PreemptiveGenerationOptions(preemptive_tts=True, max_retries=EARLY_ANSWERS),
                     interruption=InterruptionOptions(
