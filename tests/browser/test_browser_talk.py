@@ -91,7 +91,7 @@ def talking(models: tuple[FakeModels, str], tmp_path_factory: pytest.TempPathFac
 def fake(models: tuple[FakeModels, str]) -> FakeModels:
     """The models, as new."""
     made, fresh = models[0], FakeModels()
-    for name in ("replies", "transcripts", "asked", "heard_s"):
+    for name in ("replies", "transcripts", "asked", "heard_s", "_answer", "_speech"):
         setattr(made, name, getattr(fresh, name))
     return made
 

@@ -28,11 +28,12 @@ Trouble = Literal["refuses", "hangs", "breaks off"]
 
 @dataclass
 class FakeModels:
-    """`replies` are given in turn, the last one again and again; `transcripts` likewise, but a recording that begins as the one
-    before did is the same speech and has the same transcript. A reply may be calls of functions, and `offered` are the functions of
-    the last request. `asked` are the messages of each request to the language model, `heard_s` the seconds of each recording. A
-    transcript comes after `transcript_s`, the first word of a reply after `first_word_s`, and the others `word_s` apart.
-    `llm_troubles` and `stt_troubles` are the next requests' instead of answers, which keep their turn.
+    """`replies` are given in turn, the last one again and again; `transcripts` likewise. A recording that begins as the one before
+    did is the same speech and has the same transcript, and the same messages have the same reply: a conversation begins its answer
+    before a turn is over. A reply may be calls of functions, and `offered` are the functions of the last request. `asked` are the
+    messages of each request to the language model, `heard_s` the seconds of each recording. A transcript comes after
+    `transcript_s`, the first word of a reply after `first_word_s`, and the others `word_s` apart. `llm_troubles` and `stt_troubles`
+    are the next requests' instead of answers, which keep their turn.
     """
 
     replies: list[str | Calls] = field(default_factory=lambda: ["I have heard you."])
@@ -51,6 +52,7 @@ class FakeModels:
     stt_troubles: list[Trouble] = field(default_factory=list)
     marks: list[tuple[str, float]] = field(default_factory=list)
     _speech: tuple[bytes, str] = (b"", "")
+    _answer: tuple[list[tuple[str, str]], str | Calls] | None = None
     """Requests and answers of the loop's time: `stt asked`, `stt answered`, `llm asked`, `llm first word`."""
 
     @property
@@ -73,7 +75,10 @@ class FakeModels:
         self.offered = body.get("tools") or []
         if self.llm_troubles:
             return await _troubled(self.llm_troubles.pop(0), body["model"])
-        reply = self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]
+        messages = self.asked[-1]
+        if self._answer is None or self._answer[0] != messages:
+            self._answer = messages, self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]
+        reply = self._answer[1]
         await asyncio.sleep(self.first_word_s)
         self._mark("llm first word")
         made = _chunks(reply, body["model"], self.word_s) if isinstance(reply, str) else _called(reply, body["model"])

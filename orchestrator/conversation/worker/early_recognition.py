@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from livekit.agents import stt
     from livekit.agents.vad import VADEvent
 
-PAUSE_S = 0.096
-"""Silence after which speech may be over: three windows of the detector. Between the words of a sentence there are one or two."""
+PAUSE_S = 0.064
+"""Silence after which speech may be over: two windows of the detector. Measured on 29 utterances of piper and espeak-ng: 120 ms
+after their end in the median, and 0.17 times in each before it (three windows: 152 ms, 0.07; one: 88 ms, 0.41)."""
 SPEECH = 0.35
 """Probability above which a window goes on with the speech, as livekit-agents' detector has it."""
 PADDING_S = 0.5

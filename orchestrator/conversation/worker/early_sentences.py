@@ -21,15 +21,17 @@ class EarlySentences(tokenize.SentenceTokenizer):  # type: ignore[misc]  # livek
 
     def tokenize(self, text: str, *, language: str | None = None) -> list[str]:
         """Sentences, the first one as its first clause."""
-        return [piece for piece, _, _ in Splitting()(text)]
+        return [piece for piece, _, _ in Splitting()(text) if piece]
 
     def stream(self, *, language: str | None = None) -> BufferedSentenceStream:
-        """A piece comes as soon as the next one has begun."""
+        """A piece comes as soon as the next one has begun; the first clause, as soon as it is over."""
         return BufferedSentenceStream(tokenizer=Splitting(), min_token_len=1, min_ctx_len=1)
 
 
 class Splitting:
-    """Is called with what has not been spoken yet; all pieces but the last are spoken then."""
+    """Is called with what has not been spoken yet; all pieces but the last are spoken then. After a first clause with nothing
+    behind it yet that last one is empty.
+    """
 
     def __init__(self) -> None:
         self._begun = False
@@ -40,9 +42,12 @@ class Splitting:
         if not text.strip():
             return pieces
         start = 0
+        if not self._begun and (clause := _first_clause(text, len(text))) == len(text):
+            self._begun = True
+            return [(text, 0, clause), ("", clause, clause)]
         for _, end in blingfire.text_to_sentences_with_offsets(text)[1]:
             if not (self._begun or pieces):
-                clause = next((c.end() for c in _CLAUSE.finditer(text, 0, end) if c.end() > SHORTEST_CLAUSE), end)
+                clause = _first_clause(text, end) or end
                 if clause < end:
                     pieces.append((text[:clause], 0, clause))
                     start = clause
@@ -54,3 +59,8 @@ class Splitting:
             pieces.append((text[start:], start, len(text)))
         self._begun = self._begun or len(pieces) > 1
         return pieces
+
+
+def _first_clause(text: str, end: int) -> int | None:
+    """Where it ends; None where no clause is over before `end`."""
+    return next((c.end() for c in _CLAUSE.finditer(text, 0, end) if c.end() > SHORTEST_CLAUSE), None)
