@@ -5,6 +5,7 @@ renders/<render_id>/dub/
     film.wav        the film's sound
     look.npz, meshes.f32
                     what the footage shows (`look`)
+    seen/           what is done of the first look (`looking`)
     speaks.npy      whose mouths are changed, a bool for each row of the look
 """
 
@@ -41,7 +42,8 @@ from musetalk_agent.protocol.renders import RenderPlan, RenderRequest
 from musetalk_agent.renders.dub import background, speakers
 from musetalk_agent.renders.dub.dub_frames import Actor, Decided, dub_frames, heard_stretch
 from musetalk_agent.renders.dub.footage import Footage, FootageFrame, footage_limits
-from musetalk_agent.renders.dub.look import LOOK_FILE, MESHES_FILE, Look, look_at
+from musetalk_agent.renders.dub.look import LOOK_FILE, MESHES_FILE, Look
+from musetalk_agent.renders.dub.looking import look_at
 from musetalk_agent.renders.dub.takes import Take, takes_of, write_clips
 from musetalk_agent.renders.fetching import STEM, VIDEO, Source, fetch_file
 from musetalk_agent.renders.film_parts import PartWriter, part_writer
@@ -127,9 +129,10 @@ class DubJob:
         def work() -> Look:
             with _scratch(self.own) as made:
                 net, people = FaceNet(self.factory.models), describer(self.factory.models)
-                look = look_at(self.footage, made, net, people, progress)
+                look = look_at(self.footage, self.own / "seen", made, net, people, progress)
                 for name in (MESHES_FILE, LOOK_FILE):
                     (made / name).replace(self.own / name)
+                shutil.rmtree(self.own / "seen", ignore_errors=True)
                 return look
 
         try:

@@ -1,40 +1,23 @@
-"""One pass over the footage: shots, and every face that is seen, frame by frame. No frame is kept.
+"""What the footage shows: shots, and every face that is seen, frame by frame.
 
-What is found lies in the render's folder: `look.npz`, some fifty bytes a frame and face, and `meshes.f32`, the meshes one after the
-other, which are read back for the stretch that a worker makes.
+It lies in the render's folder: `look.npz`, some fifty bytes a frame and face, and `meshes.f32`, the meshes one after the other,
+which are read back for the stretch that a worker makes. `looking` makes both.
 """
 
 from __future__ import annotations
 
-import math
-from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from musetalk_agent.avatars.face import POINTS, FaceNet
-from musetalk_agent.avatars.face_track import MOUTH_CHECK_EVERY, head_angles
-from musetalk_agent.avatars.shots import CutFinder, thumbnail
-from musetalk_agent.judge import bars
-from musetalk_agent.judge.face_picture import cut_face
-from musetalk_agent.judge.following import FaceFollower, SeenFace
-from musetalk_agent.judge.identity import Descriptor, FaceDescriber, mean_descriptor
-from musetalk_agent.measure.lip_measures import aperture_of
-from musetalk_agent.media_types import Pixels
-from musetalk_agent.protocol.problems import ErrorCode, ProblemError
-from musetalk_agent.renders.dub.footage import Footage, FootageFrame
+from musetalk_agent.avatars.face import POINTS
 from musetalk_agent.renders.film_parts import Colours, FilmClock
 
-_DESCRIBE_EVERY = 12
-_DESCRIPTORS_MOST = 24
-_LONGEST_FRAME_S = 10
-"""What a file says of its last frame counts up to this."""
 LOOK_FILE, MESHES_FILE = "look.npz", "meshes.f32"
+COLUMNS = ("aperture", "width", "turn", "nod", "evidence")
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -139,8 +122,7 @@ class Look:
             )
 
 
-_COLUMNS = ("aperture", "width", "turn", "nod", "evidence")
-_ARRAYS = ("cuts", "frame", "number", *_COLUMNS, "described")
+_ARRAYS = ("cuts", "frame", "number", *COLUMNS, "described")
 
 
 def _pair(value: Fraction) -> Ints:
@@ -149,117 +131,3 @@ def _pair(value: Fraction) -> Ints:
 
 def _fraction(pair: Ints) -> Fraction:
     return Fraction(int(pair[0]), int(pair[1]))
-
-
-def look_at(
-    footage: Footage, folder: Path, net: FaceNet, describer: FaceDescriber, progress: Callable[[int], object]
-) -> Look:
-    """Reads the footage through, and keeps in `folder` what it finds. `progress` is called with the frames done, and may raise.
-
-    Raises ProblemError `video_unreadable`, `video_too_long`; OSError.
-    """
-    limit = footage.limits.video_seconds
-    stamps: list[Fraction] = []
-    first: FootageFrame | None = None
-    last_duration = Fraction(0)
-    with (folder / MESHES_FILE).open("wb") as meshes:
-        watch = _Watch(net, describer, meshes)
-        for frame in footage.frames():
-            first = first or frame
-            stamps.append(frame.stamp)
-            last_duration = frame.duration
-            if frame.stamp - first.stamp > limit:
-                text = f"The video lasts longer than {limit:g} s, which DUB_SECONDS of the agent allows; cut it, or raise that."
-                raise ProblemError(ErrorCode.VIDEO_TOO_LONG, text, field="video_url", limit=limit)
-            watch.push(frame.bgr())
-            progress(len(stamps))
-        watch.finish()
-    if first is None:
-        raise ProblemError(ErrorCode.VIDEO_UNREADABLE, "The video has no frame in it.", field="video_url")
-    found = Look(
-        _clock(stamps, last_duration),
-        stamps[0],
-        first.size,
-        first.aspect,
-        first.colours,
-        np.array(watch.cuts, np.int64),
-        np.array(watch.frame, np.int64),
-        np.array(watch.number, np.int64),
-        **dict(zip(_COLUMNS, (np.array(column, np.float32) for column in watch.columns), strict=True)),
-        described=watch.described(),
-    )
-    found.save(folder)
-    return found
-
-
-def _clock(stamps: Sequence[Fraction], last: Fraction) -> FilmClock:
-    """The frames' times from 0 on, in the coarsest unit that holds them all."""
-    unit = math.lcm(*(stamp.denominator for stamp in stamps))
-    whole = [int((stamp - stamps[0]) * unit) for stamp in stamps]
-    steps = np.diff(np.array(whole, np.int64))
-    usual = Fraction(int(np.median(steps)), unit) if len(steps) else Fraction(1, 25)
-    if not 0 < last <= _LONGEST_FRAME_S:
-        last = usual
-    unit_of_last = math.lcm(unit, last.denominator)
-    ticks = [value * (unit_of_last // unit) for value in whole]
-    end = ticks[-1] + int(last * unit_of_last)
-    step = math.gcd(*ticks, end)
-    return FilmClock(Fraction(step, unit_of_last), [tick // step for tick in ticks], end // step)
-
-
-@dataclass
-class _Watch:
-    """Finds cuts and follows faces; a few frames wait until it is known whether they begin a shot."""
-
-    net: FaceNet
-    describer: FaceDescriber
-    file: BinaryIO
-    cuts: list[int] = field(default_factory=list)
-    frame: list[int] = field(default_factory=list)
-    number: list[int] = field(default_factory=list)
-    columns: tuple[list[float], ...] = field(default_factory=lambda: tuple([] for _ in range(5)))
-
-    def __post_init__(self) -> None:
-        self._finder, self._follower = CutFinder(), FaceFollower(self.net)
-        self._waiting: deque[Pixels] = deque()
-        self._done = 0
-        self._seen: dict[int, int] = {}
-        self._descriptors: dict[int, list[Descriptor]] = {}
-
-    def push(self, bgr: Pixels) -> None:
-        self._waiting.append(bgr)
-        for cut in self._finder.push(thumbnail(bgr)):
-            self._take(self._waiting.popleft(), cut)
-
-    def finish(self) -> None:
-        for cut in self._finder.flush():
-            self._take(self._waiting.popleft(), cut)
-
-    def described(self) -> Floats:
-        if not self._descriptors:
-            return np.zeros((0, 1), np.float32)
-        return np.stack([mean_descriptor(self._descriptors[k]) for k in range(len(self._descriptors))])
-
-    def _take(self, bgr: Pixels, cut: bool) -> None:
-        if cut:
-            self.cuts.append(self._done)
-        for seen in self._follower.push(bgr, cut):
-            self._note(bgr, seen)
-        self._done += 1
-
-    def _note(self, bgr: Pixels, seen: SeenFace) -> None:
-        points, count = seen.face.points, self._seen.get(seen.number, 0)
-        self._seen[seen.number] = count + 1
-        known = self._descriptors.setdefault(seen.number, [])
-        if count % _DESCRIBE_EVERY == 0 and len(known) < _DESCRIPTORS_MOST:
-            known.append(self.describer.describe(bgr, points, cut_face(bgr, points)))
-        evidence = math.nan
-        if count % MOUTH_CHECK_EVERY == 0 and seen.face.width >= bars.FACE_LEAST_PX:
-            evidence = self.net.mouth_evidence(np.ascontiguousarray(bgr[..., ::-1]), seen.face)
-        turn, nod = (float(v) for v in head_angles(points[None])[0])
-        self.frame.append(self._done)
-        self.number.append(seen.number)
-        values = (aperture_of(points), seen.face.width, turn, nod, evidence)
-        for column, value in zip(self.columns, values, strict=True):
-            column.append(value)
-        self.file.write(np.ascontiguousarray(points, np.float32).tobytes())

@@ -11,7 +11,7 @@ import pytest
 
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from musetalk_agent.renders.dub.footage import Footage, footage_limits
-from musetalk_agent.renders.dub.look import _clock
+from musetalk_agent.renders.dub.looking import film_clock
 from tests.musetalk_agent.renders.dub.films import counted, decoded, write_video
 
 LIMITS = footage_limits(60, 1 << 30)
@@ -36,7 +36,7 @@ def test_frames_are_those_of_the_file_from_wherever_they_are_read(tmp_path: Path
 @pytest.mark.parametrize("rate", [Fraction(24000, 1001), Fraction(30000, 1001), Fraction(50), Fraction(12)])
 def test_a_rate_is_kept_exactly(tmp_path: Path, rate: Fraction) -> None:
     path = write_video(tmp_path / "a.mp4", [counted(number) for number in range(20)], rate)
-    clock = _clock([frame.stamp for frame in Footage(path, LIMITS).frames()], Fraction(0))
+    clock = film_clock([frame.stamp for frame in Footage(path, LIMITS).frames()], Fraction(0))
     assert [tick * clock.base for tick in clock.ticks] == [number / rate for number in range(20)]
     assert clock.seconds == 20 / rate
 
