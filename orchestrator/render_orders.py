@@ -23,10 +23,12 @@ from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from musetalk_agent.protocol.render_queue import RenderQueue, RenderTicket, default_target
 from musetalk_agent.protocol.renders import (
     CAPTION_SUFFIXES,
+    LOOK_SHARE,
     RenderEnd,
     RenderFailure,
     RenderFolder,
     RenderOrder,
+    RenderPlan,
     RenderRequest,
     RenderState,
 )
@@ -302,7 +304,7 @@ def _view(folder: RenderFolder, order: RenderOrder) -> dict[str, Any]:
     return {
         "render_id": render_id,
         "state": state.value,
-        "progress": round(frames_done / plan.frames, 4) if plan is not None else 0.0,
+        "progress": round(_progress(folder, render_id, plan, frames_done), 4),
         "frames_done": frames_done,
         "frames": None if plan is None else plan.frames,
         "eta_s": eta_s,
@@ -324,6 +326,12 @@ def _view(folder: RenderFolder, order: RenderOrder) -> dict[str, Any]:
         },
         "error": None if end is None or end.error is None else end.error.model_dump(),
     }
+
+
+def _progress(folder: RenderFolder, render_id: str, plan: RenderPlan | None, frames_done: int) -> float:
+    if plan is None:
+        return LOOK_SHARE * folder.looked(render_id)
+    return plan.looked + (1 - plan.looked) * frames_done / plan.frames
 
 
 async def _disk(work: Callable[..., _Answer], *args: object) -> _Answer:

@@ -109,6 +109,11 @@ class VideoTrackDecoder:
         frames_at_once = self._context.thread_count if self._context.thread_type & ThreadType.FRAME else 0
         self._recent_pts: deque[int] = deque(maxlen=frames_at_once + 1)
 
+    @property
+    def expected_frames(self) -> int:
+        """How many frames the header promises; 0 where it does not say."""
+        return self.stream.frames or round((self._stated_duration or 0) * self._rate)
+
     def frames(self) -> Iterator[ClipFrame]:
         """Whole frames, none of which is kept while the next is decoded. Raises AvatarTooLarge, and what PyAV does."""
         yield from self._progressive(self._timed(self._undamaged(self._decoded())))

@@ -5,6 +5,7 @@
         voice.wav       the text, spoken (the orchestrator makes it)
         sound.wav       the sound of the film, int16 (a worker makes it)
         dub/            of a dub: the footage, and what was found in it
+        looked          how much of a dub's footage was looked at, 0 … 1
         plan.json       frames, size, parts: there once preparation is over
         parts/<n>.…     finished parts of the film, each put in place whole
         tries/…         one empty file for each time a ticket was taken
@@ -40,6 +41,8 @@ TEXT_CHARACTERS = 10_000
 URL_CHARACTERS = 4096
 VOICE_CHARACTERS = 128
 FPS = 25
+LOOK_SHARE = 0.4
+"""Of a dub's progress: the first look at its footage, against `warp` and the encoder."""
 CAPTION_SUFFIXES = ("srt", "vtt")
 """Of the files of captions beside a result."""
 PART_S = 4
@@ -147,8 +150,8 @@ class RenderOrder(BaseModel):
 class RenderPlan(BaseModel):
     """What preparation found: the avatar in the cache, the engine, the size, and how the film is cut.
 
-    `starts` are the frames at which tickets begin, 0 first, where shots say so; without them tickets are of one length. `found` is
-    what a dub's footage shows, for people.
+    `looked` is the progress that there was when it was made. `starts` are the frames at which tickets begin, 0 first, where shots
+    say so; without them tickets are of one length. `found` is what a dub's footage shows, for people.
     """
 
     avatar_id: str
@@ -158,6 +161,7 @@ class RenderPlan(BaseModel):
     fps: int
     frames: int
     begun_at: float
+    looked: float = 0.0
     starts: list[int] = []
     found: dict[str, Any] | None = None
 
@@ -272,6 +276,17 @@ class RenderFolder:
     def write_plan(self, render_id: str, plan: RenderPlan) -> None:
         """Preparation is over."""
         self._write(self.path(render_id) / "plan.json", plan.model_dump_json())
+
+    def looked(self, render_id: str) -> float:
+        """How much of a dub's footage was looked at, 0 … 1; 0 where nothing says so."""
+        with suppress(FileNotFoundError, ValueError):
+            return min(1.0, max(0.0, float((self.path(render_id) / "looked").read_text())))
+        return 0.0
+
+    def write_looked(self, render_id: str, share: float) -> None:
+        """Notes how much was looked at; less than before changes nothing. Raises FileNotFoundError where the render is gone."""
+        if share > self.looked(render_id):
+            self._write(self.path(render_id) / "looked", f"{share:.4f}")
 
     def ended(self, render_id: str) -> RenderEnd | None:
         """How it ended; None while it has not."""

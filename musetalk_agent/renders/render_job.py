@@ -26,7 +26,15 @@ from musetalk_agent.media_types import FEATURE_RATE, Cue, frames_begun
 from musetalk_agent.protocol.http import DEMO_AVATAR_ID, AgentStartRequest, AvatarSource
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from musetalk_agent.protocol.render_queue import RenderTicket
-from musetalk_agent.protocol.renders import RenderEnd, RenderFailure, RenderFolder, RenderOrder, RenderPlan, RenderState
+from musetalk_agent.protocol.renders import (
+    LOOK_SHARE,
+    RenderEnd,
+    RenderFailure,
+    RenderFolder,
+    RenderOrder,
+    RenderPlan,
+    RenderState,
+)
 from musetalk_agent.renders.dub.dub_job import DubJob
 from musetalk_agent.renders.dub.look import Look
 from musetalk_agent.renders.fetching import SOUND, fetch_file
@@ -118,7 +126,8 @@ class RenderJobs:
                 height=look.size[1],
                 fps=look.rate,
                 frames=look.frames,
-                begun_at=begun_at,
+                begun_at=time.time(),
+                looked=LOOK_SHARE,
                 starts=starts,
                 found=found,
             )
@@ -154,7 +163,8 @@ class RenderJobs:
             fetched.unlink(missing_ok=True)
 
     def _dub(self, order: RenderOrder) -> DubJob:
-        return DubJob(self.factory, order.request, self._path(order), partial(self._may_go_on, order))
+        looked = partial(self.folder.write_looked, order.render_id)
+        return DubJob(self.factory, order.request, self._path(order), looked, partial(self._may_go_on, order))
 
     async def _span(self, order: RenderOrder, span: int) -> None:
         plan = await asyncio.to_thread(self.folder.plan, order.render_id)

@@ -70,12 +70,14 @@ class DubJob:
         factory: started.
         request: with a `video_url`.
         folder: the render's.
+        looked: called with how much of the footage was looked at, 0 … 1, in a thread.
         may_go_on: raises RenderStopped once the render has ended; returns when live sessions leave room.
     """
 
     factory: Factory
     request: RenderRequest
     folder: Path
+    looked: Callable[[float], None]
     may_go_on: Callable[[], Awaitable[None]]
 
     @property
@@ -119,11 +121,13 @@ class DubJob:
         except FileNotFoundError:
             pass
         loop, gone = asyncio.get_running_loop(), threading.Event()
+        expected = await asyncio.to_thread(self.footage.expected)
 
         def progress(done: int) -> None:
             if gone.is_set():
                 raise RenderStopped
             if done % LOOK_FRAMES == 0:
+                self.looked(done / max(done, expected))
                 asyncio.run_coroutine_threadsafe(_awaited(self.may_go_on()), loop).result()
 
         def work() -> Look:

@@ -94,10 +94,7 @@ class Footage:
         Raises ProblemError `video_unreadable`, `video_too_long`.
         """
         with footage_errors(self.limits):
-            kind = sniff_file(self.path)
-            if kind not in VIDEOS:
-                text = f"The file is no video that is read here: it looks like {kind.value}. Export it as MP4 (H.264)."
-                raise ProblemError(ErrorCode.VIDEO_UNREADABLE, text, field="video_url", value=kind.value)
+            kind = self._kind()
             if start and kind is not MediaKind.AVI:  # its times are counted, from the first frame on
                 lead = stamps[max(0, start - _LEAD_FRAMES)]
                 for earlier in _EARLIER_S:
@@ -110,6 +107,18 @@ class Footage:
             for _ in range(start):
                 next(frames, None)
             yield from frames
+
+    def expected(self) -> int:
+        """How many frames the file's header promises; 0 where it does not say. Raises as `frames` does."""
+        with footage_errors(self.limits), open_track(self.path, self._kind(), self.limits) as (track, _):
+            return track.expected_frames
+
+    def _kind(self) -> MediaKind:
+        kind = sniff_file(self.path)
+        if kind not in VIDEOS:
+            text = f"The file is no video that is read here: it looks like {kind.value}. Export it as MP4 (H.264)."
+            raise ProblemError(ErrorCode.VIDEO_UNREADABLE, text, field="video_url", value=kind.value)
+        return kind
 
     def _read(self, kind: MediaKind, start: Fraction | None) -> _Frames:
         with open_track(self.path, kind, self.limits) as (track, converter), decoding_errors():

@@ -106,3 +106,22 @@ def test_an_order_that_cannot_be_made_is_refused(fields: dict[str, object], says
 def test_an_idempotency_key_is_a_callers_own() -> None:
     assert new_render_id("shop", "1") == new_render_id("shop", "1")
     assert len({new_render_id("shop", "1"), new_render_id("other", "1"), new_render_id("shop", None)}) == 3
+
+
+def test_what_was_looked_at_never_shrinks(tmp_path: Path) -> None:
+    folder = RenderFolder(tmp_path)
+    render_id = ordered(folder)
+    assert folder.looked(render_id) == 0.0
+    for share, kept in ((0.25, 0.25), (0.125, 0.25), (0.5, 0.5)):
+        folder.write_looked(render_id, share)
+        assert folder.looked(render_id) == kept
+
+
+def test_tickets_that_begin_with_shots_hold_every_frame_once() -> None:
+    plan = RenderPlan(
+        avatar_id="", engine="warp", width=64, height=64, fps=25, frames=700, begun_at=0.0, starts=[0, 130, 333]
+    )
+    spans = [[plan.part(part) for part in plan.span(span)] for span in range(plan.spans)]
+    assert [(parts[0].start, parts[-1].stop) for parts in spans] == [(0, 130), (130, 333), (333, 700)]
+    frames = [frame for parts in spans for part in parts for frame in part]
+    assert frames == list(range(700)) and plan.parts == 2 + 3 + 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +14,17 @@ import numpy as np
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from musetalk_agent.agent_settings import AgentSettings
+from musetalk_agent.agent_settings import AgentSettings, offline_settings
+from musetalk_agent.avatars.face import FaceNet
 from musetalk_agent.factory import Factory
+from musetalk_agent.judge.identity import PlainDescriber
 from musetalk_agent.media_types import VideoFrame
 from musetalk_agent.protocol.render_queue import RenderTicket
 from musetalk_agent.protocol.renders import RenderEnd, RenderFormat, RenderRequest, RenderState
 from musetalk_agent.renders.dub import dub_job
+from musetalk_agent.renders.dub import footage as footage_module
+from musetalk_agent.renders.dub.looking import look_at
+from musetalk_agent.weights import Manifest, ModelStore
 from tests.musetalk_agent.judge.conftest import GoodFilm, good, judge
 from tests.musetalk_agent.measure.test_measure_sync import RATE
 from tests.musetalk_agent.renders.dub.films import decoded, write_video
@@ -26,7 +32,7 @@ from tests.musetalk_agent.renders.test_render_job import Bench
 
 __all__ = ["good", "judge"]
 
-PAUSE, SCENE = 20, 75
+PAUSE, SCENE = 10, 60
 BEGIN = 30
 """The frame of the good film from which on it speaks."""
 
@@ -36,6 +42,7 @@ class Footage:
     """Black, one who speaks, a title, two of whom the left one speaks, one who listens to the other."""
 
     path: Path
+    looked: Path
     planes: list[np.ndarray]
     alone: range
     two: range
@@ -61,7 +68,7 @@ def footage(good: GoodFilm, tmp_path_factory: pytest.TempPathFactory) -> Footage
     write_video(path, frames, sound=np.concatenate([pause, said, pause, said, said]), sound_rate=RATE)
     at = [PAUSE, 2 * PAUSE + SCENE, 2 * PAUSE + 2 * SCENE]
     scenes = [range(begin, begin + SCENE) for begin in at]
-    return Footage(path, decoded(path)[1], *scenes)
+    return Footage(path, path.with_name("looked"), decoded(path)[1], *scenes)
 
 
 class Dubs(Bench):
@@ -69,12 +76,30 @@ class Dubs(Bench):
 
     frames: dict[int, np.ndarray]
 
+    def again(self, footage: Footage, sound: np.ndarray, **fields: object) -> str:
+        """A dub of the footage, which is looked at once for all tests."""
+        render_id = self.dub(footage.path, sound, **fields)
+        for found in footage.looked.iterdir():
+            shutil.copy(found, self.folder.path(render_id) / "dub")
+        return render_id
+
     def dub(self, footage: Path, sound: np.ndarray, **fields: object) -> str:
         render_id = self.order(sound, video_url="(a file)", engine="warp", width=None, height=None, **fields)
         own = self.folder.path(render_id) / "dub"
         own.mkdir()
         (own / "footage").symlink_to(footage)
         return render_id
+
+
+@pytest.fixture(scope="module")
+def looked(footage: Footage) -> Footage:
+    """The footage, looked at."""
+    models = ModelStore(offline_settings().models_dir, Manifest.load())
+    footage.looked.mkdir()
+    aside = footage.looked.with_name("aside")
+    source = footage_module.Footage(footage.path, footage_module.footage_limits(60, 1 << 30))
+    look_at(source, aside, footage.looked, FaceNet(models), PlainDescriber(), lambda done: None)
+    return footage
 
 
 @pytest.fixture
@@ -117,7 +142,7 @@ def chroma_differs(dubs: Dubs, footage: Footage) -> set[int]:
 
 
 async def test_who_speaks_is_dubbed_and_nothing_else_is_touched(dubs: Dubs, footage: Footage, good: GoodFilm) -> None:
-    voice = np.concatenate([good.voice[BEGIN * RATE // 25 :]] * 4)[: 12 * RATE]
+    voice = np.concatenate([good.voice[BEGIN * RATE // 25 :]] * 4)[: 10 * RATE]
     render_id = dubs.dub(footage.path, voice)
     end = await dubs.make(render_id)
     assert end is not None and end.state is RenderState.DONE, end
@@ -141,9 +166,10 @@ async def test_who_speaks_is_dubbed_and_nothing_else_is_touched(dubs: Dubs, foot
 
 @pytest.mark.parametrize(("speaker", "speaks_right"), [("all", True), (7, None)])
 async def test_a_speaker_may_be_chosen(
-    dubs: Dubs, footage: Footage, good: GoodFilm, speaker: object, speaks_right: bool | None
+    dubs: Dubs, looked: Footage, good: GoodFilm, speaker: object, speaks_right: bool | None
 ) -> None:
-    end = await dubs.make(dubs.dub(footage.path, good.voice[BEGIN * RATE // 25 :], speaker=speaker))
+    footage = looked
+    end = await dubs.make(dubs.again(footage, good.voice[BEGIN * RATE // 25 :], speaker=speaker))
     assert end is not None
     if speaks_right is None:
         assert end.error is not None and end.error.code == "speaker_not_found"
@@ -154,13 +180,13 @@ async def test_a_speaker_may_be_chosen(
     assert not differs[late:].any(), "a shot after the sound's end is left alone"
 
 
-async def test_what_a_dead_worker_made_stays(dubs: Dubs, footage: Footage, good: GoodFilm) -> None:
+async def test_what_a_dead_worker_made_stays(dubs: Dubs, looked: Footage, good: GoodFilm) -> None:
     voice = np.concatenate([good.voice] * 2)
-    whole = dubs.dub(footage.path, voice)
+    whole = dubs.again(looked, voice)
     await dubs.make(whole)
     first = dict(dubs.frames)
     dubs.frames.clear()
-    render_id = dubs.dub(footage.path, voice)
+    render_id = dubs.again(looked, voice)
     await dubs.jobs.do(RenderTicket(render_id=render_id))
     parts = dubs.folder.path(render_id) / "parts"
     working = asyncio.create_task(dubs.jobs.do(dubs.tickets[0]))
@@ -179,10 +205,11 @@ async def test_what_a_dead_worker_made_stays(dubs: Dubs, footage: Footage, good:
 async def test_a_dub_that_is_cancelled_while_it_looks_stops(dubs: Dubs, footage: Footage) -> None:
     render_id = dubs.dub(footage.path, np.zeros(RATE))
     cancelled = RenderEnd(state=RenderState.CANCELLED, at=1.0)
-    dubs.on_turn = lambda: dubs.folder.end(render_id, cancelled) if dubs.turns > 2 else None
+    dubs.on_turn = lambda: dubs.folder.end(render_id, cancelled) if dubs.turns > 3 else None
     await dubs.jobs.do(RenderTicket(render_id=render_id))
     assert dubs.folder.ended(render_id) == cancelled and dubs.tickets == []
-    assert {path.name for path in dubs.folder.path(render_id).iterdir()} == {"order.json", "end.json"}
+    assert {path.name for path in dubs.folder.path(render_id).iterdir()} == {"order.json", "end.json", "looked"}
+    assert 0 < dubs.folder.looked(render_id) < 1
 
 
 async def test_footage_without_a_face_and_without_frames(dubs: Dubs, tmp_path: Path) -> None:
