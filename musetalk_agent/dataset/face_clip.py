@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from musetalk_agent.avatars.face import LEFT_EYE, RIGHT_EYE, FaceNet, Points
-from musetalk_agent.judge.face_picture import EYES, cut_face
+from musetalk_agent.avatars.face_picture import EYES, cut_face
 from musetalk_agent.judge.following import FaceFollower
 from musetalk_agent.media_types import Pixels
 

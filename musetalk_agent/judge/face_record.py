@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from musetalk_agent.judge.face_picture import HEIGHT, WIDTH
-from musetalk_agent.judge.identity import Descriptor, FaceDescriber, cosine, mean_descriptor
+from musetalk_agent.avatars.face_picture import HEIGHT, WIDTH
+from musetalk_agent.avatars.identity import Descriptor, FaceDescriber, cosine, mean_descriptor
 from musetalk_agent.judge.picture_measures import FaceMeasures
 from musetalk_agent.measure.lip_measures import aperture_of
 from musetalk_agent.media_types import Pixels

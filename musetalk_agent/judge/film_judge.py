@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from musetalk_agent.avatars.face import FaceNet
+from musetalk_agent.avatars.identity import Descriptor, FaceDescriber, cosine, describer, mean_descriptor
 from musetalk_agent.features.mouth_network import MouthNetwork, default_weights
 from musetalk_agent.features.visemes import VisemeFeatures
 from musetalk_agent.judge import bars, lips
@@ -28,7 +29,6 @@ from musetalk_agent.judge.face_record import (
 )
 from musetalk_agent.judge.film_report import FaceReport, FilmReport, Measure, Verdict, at_least, at_most, not_judged
 from musetalk_agent.judge.film_scan import FilmScan, Progress, scan
-from musetalk_agent.judge.identity import Descriptor, FaceDescriber, cosine, describer, mean_descriptor
 from musetalk_agent.judge.seam import seam
 from musetalk_agent.measure.lip_measures import MouthTrack, frame_middles
 from musetalk_agent.media_types import FEATURE_RATE

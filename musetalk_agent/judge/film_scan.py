@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from musetalk_agent.avatars.face import FaceNet
+from musetalk_agent.avatars.identity import FaceDescriber
 from musetalk_agent.judge import bars
 from musetalk_agent.judge.face_record import SIZE, FaceRecord, joined
 from musetalk_agent.judge.following import FaceFollower
-from musetalk_agent.judge.identity import FaceDescriber
 from musetalk_agent.measure.lip_measures import VideoUnreadable, video_frames
 from musetalk_agent.media_types import Pixels
 

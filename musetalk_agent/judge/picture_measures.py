@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from musetalk_agent.avatars.face import LEFT_EYE, RIGHT_EYE, Points
-from musetalk_agent.judge.face_picture import EYES, HEIGHT, WIDTH, FacePicture, Mask, Regions, cut_face, regions
+from musetalk_agent.avatars.face_picture import EYES, HEIGHT, WIDTH, FacePicture, cut_face
+from musetalk_agent.judge.face_regions import Mask, Regions, regions
 from musetalk_agent.media_types import Pixels
 
 Levels = NDArray[np.float32]

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from musetalk_agent.judge.face_picture import EYES
+from musetalk_agent.avatars.face_picture import EYES
 
 Floats = NDArray[np.float64]
 

@@ -21,11 +21,11 @@ import numpy as np
 
 from musetalk_agent.agent_settings import offline_settings
 from musetalk_agent.avatars.face import Points
+from musetalk_agent.avatars.identity import PlainDescriber
 from musetalk_agent.judge.film_judge import Judge
 from musetalk_agent.judge.film_report import FilmReport
 from musetalk_agent.judge.film_scan import FilmScan
 from musetalk_agent.judge.following import FaceFollower
-from musetalk_agent.judge.identity import PlainDescriber
 from musetalk_agent.measure.lip_measures import video_frames
 from musetalk_agent.media_types import Pcm, Pixels
 from musetalk_agent.tools.audio_file import AudioFile, mono

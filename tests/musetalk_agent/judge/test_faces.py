@@ -11,8 +11,9 @@ import cv2
 import numpy as np
 import pytest
 
-from musetalk_agent.judge import identity
-from musetalk_agent.judge.face_picture import EYES, cut_face, regions
+from musetalk_agent.avatars import identity
+from musetalk_agent.avatars.face_picture import EYES, cut_face
+from musetalk_agent.judge.face_regions import regions
 from musetalk_agent.judge.film_judge import Judge
 from musetalk_agent.judge.following import FaceFollower
 from musetalk_agent.media_types import Pixels

@@ -5,8 +5,8 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+from musetalk_agent.avatars.face_picture import HEIGHT, WIDTH
 from musetalk_agent.judge import bars
-from musetalk_agent.judge.face_picture import HEIGHT, WIDTH
 from musetalk_agent.judge.seam import seam
 
 MOUTH = np.array([80.0, 98.0])

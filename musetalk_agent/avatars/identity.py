@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from musetalk_agent.avatars.face import Points
-from musetalk_agent.judge.face_picture import HEIGHT, WIDTH, FacePicture
+from musetalk_agent.avatars.face_picture import HEIGHT, WIDTH, FacePicture
 from musetalk_agent.media_types import Pixels
 from musetalk_agent.weights import ModelStore
 
