@@ -4,7 +4,7 @@ AgentError
 ├── AvatarError            the clip cannot be used; the subclass's code says why
 │   ├── AvatarUrlForbidden, AvatarFetchFailed, AvatarTooLarge
 │   ├── AvatarUnsafeArchive, AvatarUndecodable, AvatarSizesDiffer, AvatarEmpty
-│   └── NoFaceInAvatar, AvatarNotFound
+│   └── NoFaceInAvatar, AvatarNotFound, ClipMismatch
 ├── EngineUnknown, EngineUnavailable (EngineOutOfMemory), EngineFailed, WeightsMissing, WeightsInvalid
 ├── SessionNotFound, SessionConflict, SessionEnded, AtCapacity, Draining, NotReady
 ├── DiskFull               an avatar cannot be written
@@ -96,6 +96,12 @@ class AvatarNotFound(AvatarError):
     """No prepared avatar has this id."""
 
     error_code = ErrorCode.AVATAR_NOT_FOUND
+
+
+class ClipMismatch(AvatarError):
+    """The clip shows another person than the avatar, or at another framing."""
+
+    error_code = ErrorCode.CLIP_MISMATCH
 
 
 class EngineUnknown(AgentError):

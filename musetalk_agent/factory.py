@@ -18,7 +18,9 @@ from musetalk_agent.agent_metrics import PREPARE_SECONDS
 from musetalk_agent.agent_settings import AgentSettings
 from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.avatars.decoder_pool import Progress
+from musetalk_agent.avatars.identity import describer
 from musetalk_agent.avatars.library import AvatarLibrary
+from musetalk_agent.avatars.likeness import check_clip
 from musetalk_agent.clock import Clock, MonotonicClock
 from musetalk_agent.compose.compositor import Compositor
 from musetalk_agent.compose.idle_frames import load_idle
@@ -234,7 +236,14 @@ class Factory:
         """
         batcher = self.engines.batcher(self.engines.resolve(request.engine))
         with _device_of(batcher):
-            return await self._bundle(request, batcher.engine, progress)
+            if request.clip_of is None:
+                return await self._bundle(request, batcher.engine, progress)
+            avatar = await self._bundle(request.model_copy(update={"avatar": request.clip_of}), batcher.engine)
+            picture = Picture(fps=avatar.fps, width=avatar.width, height=avatar.height)
+            clip = await self._bundle(request.model_copy(update={"picture": picture}), batcher.engine, progress)
+        if batcher.engine.needs_face:
+            await asyncio.to_thread(check_clip, avatar, clip, describer(self.models))
+        return clip
 
     async def _bundle(
         self, request: AgentStartRequest | AgentPrepareRequest, engine: Engine, progress: Progress | None = None

@@ -186,7 +186,7 @@ def _add_guards(app: FastAPI, settings: Settings, access: Access, metrics: Metri
         access=access,
         metrics=metrics,
         is_open=lambda path: path in open_paths or path.startswith(page.ASSETS),
-        uploads=frozenset({avatar_routes.PATH}),
+        uploads=avatar_routes.takes_clips,
         page_policy=page.content_policy(settings.livekit.public_url, settings.public_url),
         secure=(settings.public_url or "").startswith("https://"),
         public_url=settings.public_url,

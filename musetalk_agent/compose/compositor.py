@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 
 from musetalk_agent.avatars.bundle import Bundle
+from musetalk_agent.avatars.face import Points
 from musetalk_agent.media_types import Box, Patch, Pixels, Tag, VideoFrame
 
 
@@ -55,6 +56,10 @@ class Compositor:
         if patch is None:
             return self.idle(idle_index)
         return VideoFrame(self._planes(idle_index, patch), self._width, self._height, idle_index, spoken=True, tag=tag)
+
+    def face(self, idle_index: int) -> Points:
+        """The mesh of the face in an idle frame, float32 `[468, 2]` in pixels."""
+        return np.asarray(self._bundle.landmarks[idle_index])
 
     def _planes(self, idle_index: int, patch: Patch) -> Pixels:
         planes = np.array(self._bundle.frames[idle_index]).reshape(-1)

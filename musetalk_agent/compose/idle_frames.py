@@ -26,6 +26,15 @@ def load_idle(compositor: Compositor, idle_index: int) -> VideoFrame:
     return frame
 
 
+def load_look(look: Look[F]) -> VideoFrame:
+    """The same for what is shown at a position, which may be between two clips."""
+    frame = load_idle(look.face.compositor, look.idle_index)
+    leaving = look.leaving
+    if leaving is None:
+        return frame
+    return leaving.mixed(load_idle(leaving.face.compositor, leaving.idle_index), frame, look)
+
+
 class IdleFrames(Generic[F]):
     """Returns idle frames in the order of the loop. At most one is being made at a time.
 
@@ -58,9 +67,7 @@ class IdleFrames(Generic[F]):
             return
         working = ExitStack()
         working.enter_context(self._clock.working())
-        making = asyncio.get_running_loop().run_in_executor(
-            self._executor, load_idle, look.face.compositor, look.idle_index
-        )
+        making = asyncio.get_running_loop().run_in_executor(self._executor, load_look, look)
         making.add_done_callback(lambda _: working.close())
         self._next = look, making
 

@@ -1,17 +1,19 @@
-"""Which face is shown at which position of the loop: avatars that follow each other, and clips that one glides into."""
+"""Which face is shown at which position of the loop: avatars that follow each other, and clips that one glides into and back."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from musetalk_agent.compose.compositor import Compositor
+from musetalk_agent.compose.crossfade import Crossfade
 from musetalk_agent.compose.idle import PingPongLoop
+from musetalk_agent.media_types import VideoFrame
 
 
 @dataclass(frozen=True, eq=False)
 class Face:
-    """An avatar's clip that can be shown: `frames` of them, and what composes them. Two faces are never equal."""
+    """A clip that can be shown: `frames` of them, and what composes them. Two faces are never equal."""
 
     compositor: Compositor
     frames: int
@@ -22,52 +24,115 @@ F = TypeVar("F", bound=Face)
 
 @dataclass(frozen=True)
 class Look(Generic[F]):
-    """What is shown at a position: a frame of a face."""
+    """What is shown at a position: a frame of a face, and while one glides into it what goes away."""
 
     face: F
     idle_index: int
+    leaving: Leaving[F] | None = None
+
+
+@dataclass(frozen=True)
+class Leaving(Generic[F]):
+    """A frame of the clip that goes away. `share` is how far the new one has come, 0 … 1; `fade` mixes the two."""
+
+    face: F
+    idle_index: int
+    share: float
+    fade: Crossfade
+
+    def mixed(self, before: VideoFrame, after: VideoFrame, look: Look[F]) -> VideoFrame:
+        """The picture between this frame and that of `look`, both composed. Call it in a thread."""
+        old, new = (each.face.compositor.face(each.idle_index) for each in (self, look))
+        return self.fade.between(before, after, self.share, old, new)
 
 
 @dataclass(frozen=True)
 class _Span(Generic[F]):
-    """From `begin` on `face` is shown, beginning at `phase` of its loop."""
+    """From `begin` on `face` is shown, from its frame `phase` on: to and fro, or `once` and then its last frame.
+
+    Over `fade` positions the span before goes away.
+    """
 
     begin: int
     face: F
-    loop: PingPongLoop
     phase: int = 0
+    fade: int = 0
+    once: bool = False
+    crossfade: Crossfade = field(default_factory=Crossfade, compare=False)
 
-    def look(self, position: int) -> Look[F]:
-        return Look(self.face, self.loop.idle_index(position - self.begin + self.phase))
+    def index(self, position: int) -> int:
+        step = position - self.begin + self.phase
+        return min(step, self.face.frames - 1) if self.once else PingPongLoop(self.face.frames).idle_index(step)
+
+    @property
+    def settled(self) -> int:
+        """The first position at which nothing of the span before is seen."""
+        return self.begin + self.fade
+
+
+@dataclass(frozen=True)
+class Passage:
+    """How one clip goes over into another: at `begin`, to the frame `frame`, over `fade` positions."""
+
+    begin: int
+    frame: int
+    fade: int
 
 
 class Timeline(Generic[F]):
-    """Maps positions, which only grow, to looks. A face that takes over begins with its first frame.
+    """Maps positions, which only grow, to looks. An avatar that takes over begins with its first frame.
 
-    Every position is decided once its frame is being made: `show` only changes later ones.
+    Every position is decided once its frame is being made: changes are of later ones only.
     """
 
     def __init__(self, face: F) -> None:
-        self._spans = [_Span(0, face, PingPongLoop(face.frames))]
+        self._spans = [_Span(0, face)]
+        self.home = face
+        """The avatar itself, to which actions come back."""
 
     @property
     def newest(self) -> F:
         """The face that is shown in the end."""
         return self._spans[-1].face
 
+    @property
+    def faces(self) -> set[F]:
+        """Every face that may still be shown."""
+        return {span.face for span in self._spans} | {self.home}
+
     def at(self, position: int) -> Look[F]:
         """What is shown at `position` (≥ 0)."""
-        for span in reversed(self._spans):
-            if span.begin <= position:
-                return span.look(position)
-        return self._spans[0].look(max(position, self._spans[0].begin))
+        at = max((k for k, span in enumerate(self._spans) if span.begin <= position), default=0)
+        span = self._spans[at]
+        index = span.index(max(position, span.begin))
+        if at == 0 or position >= span.settled:
+            return Look(span.face, index)
+        before = self._spans[at - 1]
+        share = (position - span.begin + 1) / (span.fade + 1)
+        return Look(span.face, index, Leaving(before.face, before.index(position), share, span.crossfade))
+
+    def settled(self, position: int) -> int:
+        """The first position from this one on at which no passage that has begun by then is under way."""
+        return max([position, *(span.settled for span in self._spans if span.begin < position)])
 
     def show(self, face: F, begin: int) -> None:
-        """Shows `face` from `begin` on, in place of everything that was to follow."""
-        kept = [span for span in self._spans if span.begin < begin]
-        self._spans = [*kept, _Span(begin, face, PingPongLoop(face.frames))]
+        """Shows an avatar from `begin` on, in place of everything that was to follow."""
+        self._follow(_Span(begin, face))
+        self.home = face
+
+    def act(self, face: F, enter: Passage, leave: Passage | None) -> None:
+        """Plays a clip in place of what was to follow: to and fro, or with `leave` once and then home to that frame of it.
+
+        `enter.begin` must be settled.
+        """
+        self._follow(_Span(enter.begin, face, enter.frame, enter.fade, once=leave is not None))
+        if leave is not None:
+            self._spans.append(_Span(leave.begin, self.home, leave.frame, leave.fade))
 
     def forget(self, position: int) -> None:
         """Positions before this one are not asked for again."""
-        while len(self._spans) > 1 and self._spans[1].begin <= position:
+        while len(self._spans) > 1 and self._spans[1].settled <= position:
             del self._spans[0]
+
+    def _follow(self, span: _Span[F]) -> None:
+        self._spans = [*(each for each in self._spans if each.begin < span.begin), span]

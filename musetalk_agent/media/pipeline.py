@@ -23,6 +23,7 @@ from musetalk_agent.clock import Clock
 from musetalk_agent.compose.compositor import Compositor
 from musetalk_agent.compose.idle import LoopCursor
 from musetalk_agent.compose.idle_frames import IdleFrames
+from musetalk_agent.compose.passages import Sketch, enter, leave
 from musetalk_agent.compose.timeline import Timeline
 from musetalk_agent.engines.batcher import Batcher
 from musetalk_agent.engines.interface import EngineSession
@@ -178,6 +179,30 @@ class Pipeline:
         self.renderer.on_face(face)
         self._idle.prepare()
         return begin
+
+    def act(self, face: OpenFace, sketches: dict[OpenFace, Sketch], *, loop: bool) -> None:
+        """Plays a clip of the avatar that is shown, once or until something else is to be shown; speech goes on over it.
+
+        `face` may be the avatar itself (`home`), which ends what plays. `sketches` are of every face in play, see `faces`.
+        """
+        entered = enter(self._timeline, self._cursor.free + 1, sketches, face)
+        home = face is self._timeline.home
+        left = None if loop or home else leave(self._timeline, entered, sketches, face)
+        self._timeline.act(face, entered, left)
+        if not home:
+            self.renderer.on_face(face)
+        self._idle.prepare()
+
+    @property
+    def home(self) -> OpenFace:
+        """The avatar that is shown, whatever plays of it."""
+        return self._timeline.home
+
+    @property
+    def faces(self) -> set[OpenFace]:
+        """What is shown, or will be."""
+        self._timeline.forget(self._cursor.shown)
+        return self._timeline.faces
 
     async def shown(self, position: int, within_s: float) -> bool:
         """Waits until the frame at this position is shown, or a later one; False when it is not `within_s`. Cancelling is safe."""

@@ -21,7 +21,7 @@ from musetalk_agent.features.av_offset import OffsetGate
 from musetalk_agent.features.extractor import SpeechGate
 from musetalk_agent.media.segment import Segment
 from musetalk_agent.media.segment_trace import FEATURES, FRAME
-from musetalk_agent.media_types import FEATURE_RATE, Feature, Pcm, Tag, VideoFrame
+from musetalk_agent.media_types import FEATURE_RATE, Feature, Patch, Pcm, Tag, VideoFrame
 from musetalk_agent.publishers.base import Publisher
 from musetalk_agent.session.diagnosis import PipelineStats
 
@@ -136,6 +136,7 @@ class _InFlightFrame:
     blend_weight: float
     look: Look[OpenFace]
     patch: Result
+    leaving: Result | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +247,7 @@ class FrameRenderer:
     async def _close_mouths_of(self, face: OpenFace) -> None:
         session = face.engine_session
         for idle_index in session.missing_idle_patches():
-            if face is not self._timeline.newest:
+            if face not in self._timeline.faces:
                 return
             request = PatchRequest(session, idle_index, session.rest)
             try:
@@ -393,11 +394,16 @@ class FrameRenderer:
         tick = self._cursor.reserve(lead)
         look = self._timeline.at(tick)
         request = PatchRequest(look.face.engine_session, look.idle_index, feature, blend_weight)
+        going: PatchRequest | None = None
+        if look.leaving is not None:
+            old = look.leaving
+            going = PatchRequest(old.face.engine_session, old.idle_index, feature, blend_weight)
         # a session with many frames ready can wait longer than one with none
         deadline = self._clock.now() + (len(self.ready) + 1) / self._fps
         self._last = (feature, blend_weight)
         patch = self._batcher.submit(request, deadline)
-        flight = _InFlightFrame(segment, tag, tick, feature, blend_weight, look, patch)
+        leaving = self._batcher.submit(going, deadline) if going is not None else None
+        flight = _InFlightFrame(segment, tag, tick, feature, blend_weight, look, patch, leaving)
         await self._in_flight.put(flight)
         if tag.generation != self.generation:
             self._drop_flights()
@@ -409,6 +415,8 @@ class FrameRenderer:
         ) in self._in_flight.items():  # nothing awaits these: `_compose` took the one that it awaits out of the channel
             if flight.tag.generation != self.generation:
                 flight.patch.cancel()
+                if flight.leaving is not None:
+                    flight.leaving.cancel()
         self._in_flight.discard(lambda flight: flight.tag.generation != self.generation)
 
     async def _compose(self) -> None:
@@ -431,8 +439,8 @@ class FrameRenderer:
             except Exception as error:  # noqa: BLE001 - a frame that fails is shown idle and reported in the diagnosis; speech goes on
                 self._stats.fail("patches", f"{type(error).__name__}: {error}")
                 patch, failed = None, True
-            compose = partial(look.face.compositor.compose, look.idle_index, patch, flight.tag)
-            frame = await self._in_thread(compose)
+            leaving = await self._leaving_patch(flight)
+            frame = await self._in_thread(partial(_composed, look, patch, leaving, flight.tag))
             if flight.tag.generation != self.generation:
                 continue
             self._stats.add("composed", 1)
@@ -448,6 +456,29 @@ class FrameRenderer:
                 flight.segment.stages.reach(FRAME)
             self._wake_player()
 
+    async def _leaving_patch(self, flight: _InFlightFrame) -> Patch | None:
+        """The patch for the clip that goes away in this frame; one that fails leaves that clip's own mouth for the moment."""
+        if flight.leaving is None:
+            return None
+        try:
+            with self._clock.working():
+                return await flight.leaving
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if not flight.leaving.cancelled() or (task is not None and task.cancelling()):
+                raise
+        except Exception as error:  # noqa: BLE001 - as for the frame itself: it is reported in the diagnosis, and speech goes on
+            self._stats.fail("patches", f"{type(error).__name__}: {error}")
+        return None
+
     async def _in_thread(self, work: Callable[[], T]) -> T:
         with self._clock.working():
             return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+
+
+def _composed(look: Look[OpenFace], patch: Patch | None, leaving: Patch | None, tag: Tag) -> VideoFrame:
+    frame = look.face.compositor.compose(look.idle_index, patch, tag)
+    old = look.leaving
+    if old is None:
+        return frame
+    return old.mixed(old.face.compositor.compose(old.idle_index, leaving, tag), frame, look)

@@ -20,7 +20,8 @@ PREPARE_EVERY_S = 2.0
 class AgentPrepareRequest(Strict):
     """`POST /avatars/prepare`: the clip's bundle at this picture, with the engine's artefacts for these settings.
 
-    `clip_url` is fetched in place of `avatar`, whatever kind of clip it is.
+    `clip_url` is fetched in place of `avatar`, whatever kind of clip it is. `clip_of` is the avatar that it is to be a clip of:
+    another person, or another framing, is `clip_mismatch`.
     """
 
     avatar: AvatarSource = AvatarSource()
@@ -28,6 +29,7 @@ class AgentPrepareRequest(Strict):
     picture: Picture = Picture()
     avatar_settings: AvatarSettings = AvatarSettings()
     engine: str | None = None
+    clip_of: AvatarSource | None = None
 
 
 class PreparedAvatar(Answer):

@@ -210,6 +210,15 @@ class AgentAvatarRequest(Strict):
     avatar_settings: AvatarSettings = AvatarSettings()
 
 
+class AgentActionRequest(AgentAvatarRequest):
+    """`POST /session/{id}/action` of the agent: `avatar` is a clip of the avatar that is shown; none ends what plays.
+
+    `loop`: it plays until something else is asked for, else once.
+    """
+
+    loop: bool = False
+
+
 class FilmOptions(Strict):
     """How a session is recorded: the film's size in pixels (even; None: the session's own), and whether idle time is left out.
 

@@ -43,6 +43,8 @@ class ErrorCode(StrEnum):
     AVATAR_MISSING = "avatar_missing"
     AVATAR_NOT_FOUND = "avatar_not_found"
     AVATAR_IN_USE = "avatar_in_use"
+    CLIP_MISMATCH = "clip_mismatch"
+    CLIP_NOT_FOUND = "clip_not_found"
     AVATAR_URL_FORBIDDEN = "avatar_url_forbidden"
     AVATAR_FETCH_FAILED = "avatar_fetch_failed"
     AVATAR_TOO_LARGE = "avatar_too_large"
@@ -98,6 +100,7 @@ STATUS: dict[ErrorCode, int] = {
     ErrorCode.SESSION_NOT_FOUND: 404,
     ErrorCode.AVATAR_NOT_FOUND: 404,
     ErrorCode.AVATAR_IN_USE: 409,
+    ErrorCode.CLIP_NOT_FOUND: 404,
     ErrorCode.RENDER_NOT_FOUND: 404,
     ErrorCode.RENDER_NOT_DONE: 409,
     ErrorCode.RENDERS_UNAVAILABLE: 503,

@@ -36,6 +36,7 @@ from musetalk_agent.errors import (
 )
 from musetalk_agent.factory import Factory
 from musetalk_agent.protocol.http import (
+    AgentActionRequest,
     AgentAvatarRequest,
     AgentSession,
     AgentStartRequest,
@@ -259,6 +260,20 @@ class LiveSessions:
                 await self._factory.discard(opened)
                 raise SessionEnded(f"The session {session_id!r} is over; start a new one.", value=session_id)
             await session.show(opened.bundle, opened.engine_session)
+        return session
+
+    async def act(self, session_id: str, request: AgentActionRequest) -> Session:
+        """Plays a clip of the avatar that the session shows, prepared first where it is not yet. Raises as `change_avatar` does."""
+        session = self.get(session_id)
+        async with session.changing:
+            clip = None if request.avatar.empty else session.clip(request)
+            if clip is None and not request.avatar.empty:
+                opened = await self._factory.other_avatar(session.bundle, session.engine, request)
+                if session.state in ENDED:
+                    await self._factory.discard(opened)
+                    raise SessionEnded(f"The session {session_id!r} is over; start a new one.", value=session_id)
+                clip = session.keep_clip(request, opened.bundle, opened.engine_session)
+            await session.act(clip, loop=request.loop)
         return session
 
     async def stop(self, session_id: str) -> AgentSession:

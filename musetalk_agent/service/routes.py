@@ -11,6 +11,7 @@ from fastapi import APIRouter, Depends, Query, Request, WebSocket
 from musetalk_agent.errors import PublisherUnavailable, SessionEnded
 from musetalk_agent.factory import Factory
 from musetalk_agent.protocol.http import (
+    AgentActionRequest,
     AgentAvatarRequest,
     AgentDebug,
     AgentSession,
@@ -98,6 +99,12 @@ async def publisher(session_id: str, body: PublisherRequest, sessions: SessionsH
 async def avatar(session_id: str, body: AgentAvatarRequest, request: Request, sessions: SessionsHere) -> AgentSession:
     """Shows another avatar on the same tracks; answers when it is shown. Until then, and when it fails, the old one goes on."""
     return (await while_connected(request, sessions.change_avatar(session_id, body))).status()
+
+
+@router.post("/session/{session_id}/action", status_code=202)
+async def action(session_id: str, body: AgentActionRequest, request: Request, sessions: SessionsHere) -> AgentSession:
+    """Plays a clip of the avatar; answers when it is about to begin."""
+    return (await while_connected(request, sessions.act(session_id, body))).status()
 
 
 @router.get("/debug")

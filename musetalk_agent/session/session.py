@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.clock import utc_now
+from musetalk_agent.compose.passages import Sketch, sketch
 from musetalk_agent.errors import RecordingFailed
-from musetalk_agent.media.pipeline import Pipeline
+from musetalk_agent.media.pipeline import Pipeline, open_face
 from musetalk_agent.media.player import PlayerOutputs
+from musetalk_agent.media.renderer import OpenFace
 from musetalk_agent.media.scheduler import Outcome
 from musetalk_agent.protocol import messages as m
 from musetalk_agent.protocol.http import (
+    AgentActionRequest,
     AgentSession,
     AgentStartRequest,
     Diagnosis,
@@ -160,6 +164,9 @@ class Session:
         self.changing = asyncio.Lock()
         """Held by who changes the avatar."""
         self._leaving: dict[asyncio.Task[None], Callable[[], None]] = {}
+        self._clips: dict[str, OpenFace] = {}
+        self._sketched: dict[OpenFace, Bundle] = {}
+        self._sketches: dict[OpenFace, Sketch] = {}
 
     # --- life --------------------------------------------------------------------------------------------------------
 
@@ -249,14 +256,41 @@ class Session:
 
         It is the session's from the first moment on: cancelling only ends the wait.
         """
-        before, self._release = self._release, engine_session.close
+        closing = [self._release, *(clip.engine_session.close for clip in self._clips.values())]
+        before = partial(_each, closing)
+        self._release = engine_session.close
+        self._sketched.setdefault(self.pipeline.home, self.bundle)
         self.bundle = bundle
+        self._clips.clear()
         begin = self.pipeline.show(bundle, engine_session)
         log.info("another avatar", extra={"session_id": self.id, "avatar_id": bundle.report.avatar_id})
         leaving = asyncio.create_task(self._leave(begin, before), name=f"session-{self.id}-avatar")
         self._leaving[leaving] = before
         leaving.add_done_callback(self._left)
         await self.pipeline.shown(begin, _SEEN_S)
+
+    def clip(self, request: AgentActionRequest) -> OpenFace | None:
+        """A clip of the avatar that is open already."""
+        return self._clips.get(_clip_key(request))
+
+    def keep_clip(self, request: AgentActionRequest, bundle: Bundle, engine_session: EngineSession) -> OpenFace:
+        """Takes a clip over from the engine, until another avatar is shown or the session ends."""
+        face = self._clips[_clip_key(request)] = open_face(bundle, engine_session)
+        self._sketched[face] = bundle
+        return face
+
+    async def act(self, clip: OpenFace | None, *, loop: bool) -> None:
+        """Plays a clip of the avatar that is shown, or ends what plays (None). `changing` must be held."""
+        home = self.pipeline.home
+        face = clip or home
+        self._sketched.setdefault(home, self.bundle)
+        needed = {*self.pipeline.faces, face}
+        for each in needed - self._sketches.keys():
+            self._sketches[each] = await in_thread(partial(sketch, self._sketched[each]), f"sketch-{self.id}")
+        kept = {*needed, home, *self._clips.values()}
+        self._sketched = {each: bundle for each, bundle in self._sketched.items() if each in kept}
+        self._sketches = {each: small for each, small in self._sketches.items() if each in kept}
+        self.pipeline.act(face, self._sketches, loop=loop)
 
     async def _leave(self, begin: int, release: Callable[[], None]) -> None:
         """Gives back what the engine holds for the avatar before, once no frame of it is needed."""
@@ -272,16 +306,12 @@ class Session:
             log.error("an avatar was not released", exc_info=error, extra={"session_id": self.id})
 
     async def _release_all(self) -> None:
-        left = [*self._leaving.values(), self._release]
+        clips = [clip.engine_session.close for clip in self._clips.values()]
+        left = [*self._leaving.values(), *clips, self._release]
         for task in self._leaving:
             task.cancel()
         await asyncio.gather(*self._leaving, return_exceptions=True)
-
-        def release() -> None:
-            for each in left:
-                each()
-
-        await in_thread(release, f"release-{self.id}")
+        await in_thread(partial(_each, left), f"release-{self.id}")
 
     def break_off(self, error: ProblemError) -> None:
         """Ends it as failed, from outside: what it runs on has failed. Returns at once."""
@@ -471,6 +501,15 @@ class Session:
             error=self.error,
             statistics=playback.report(),
         )
+
+
+def _clip_key(request: AgentActionRequest) -> str:
+    return request.model_dump_json(include={"avatar", "avatar_settings"})
+
+
+def _each(closing: Sequence[Callable[[], None]]) -> None:
+    for close in closing:
+        close()
 
 
 def _cause(error: BaseException) -> Exception:

@@ -18,6 +18,7 @@ from musetalk_agent.protocol.avatar_library import AgentPrepareRequest, Prepared
 from musetalk_agent.protocol.http import (
     FILM_ENTRY,
     FILM_LOG,
+    AgentActionRequest,
     AgentAvatarRequest,
     AgentDebug,
     AgentHealth,
@@ -139,9 +140,9 @@ class AgentClient:
     async def avatar(
         self, lease: AgentLease, session_id: str, request: AgentAvatarRequest, timeout_s: float
     ) -> AgentSession:
-        """Shows another avatar in the session. Cancelling before it is shown leaves the old one."""
+        """Shows another avatar in the session, or plays a clip of it. Cancelling before it is shown leaves the old one."""
         body = request.model_dump(mode="json")
-        path = f"/session/{session_id}/avatar"
+        path = f"/session/{session_id}/{'action' if isinstance(request, AgentActionRequest) else 'avatar'}"
         return _parse(AgentSession, await self._call(lease, "POST", path, timeout_s=timeout_s, json=body))
 
     async def record(self, lease: AgentLease, session_id: str, request: AgentRecordingRequest) -> FilmPosition:
@@ -319,7 +320,7 @@ def _entries(waiting: bytearray) -> Iterator[tuple[int, FilmEntry, bytes]]:
 def _lane(method: str, path: str) -> str:
     """The kind of call, which decides whose connections it shares."""
     known = {"/health": "health", "/session/start": "start", "/avatars": "upload"}
-    if path.endswith("/avatar"):
+    if path.endswith(("/avatar", "/action")):
         return "start"  # it may take as long
     return known.get(path) or ("state" if method == "GET" else "control")
 

@@ -9,6 +9,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,18 +22,23 @@ from orchestrator.agents.agent_client import AgentClient, AgentLease
 from orchestrator.agents.pool import AgentPool
 from orchestrator.avatars.avatar_folder import AvatarFolder, IncomingClip
 from orchestrator.avatars.avatar_record import (
+    CLIP_NAME,
+    CLIPS_MOST,
     IDLE,
     NAME_CHARACTERS,
     AvatarChange,
     AvatarOrder,
     AvatarRecord,
     AvatarState,
+    ClipRecord,
     ShownSettings,
     new_avatar_id,
 )
 from orchestrator.avatars.preparation import Preparations, supply
 
 _PIECE_BYTES = 1 << 20
+_CLIP_WAIT_S = 60.0
+"""How long a clip waits for an avatar that is still being fetched."""
 _UNNAMED = "Avatar"
 _Answer = TypeVar("_Answer")
 
@@ -132,12 +138,7 @@ class Avatars:
         """
         avatar_id = new_avatar_id(key, idempotency_key)
         await self._admit(key, avatar_id)
-        incoming: IncomingClip = await _disk(self._folder.incoming)
-        try:
-            await self._receive(incoming, body)
-            source, path = await _disk(incoming.keep)
-        finally:
-            await asyncio.shield(asyncio.to_thread(incoming.drop))
+        source, size = await self._received(body)
         record = AvatarRecord(
             avatar_id=avatar_id,
             key=key,
@@ -145,11 +146,11 @@ class Avatars:
             created_at=time.time(),
             source=source,
             body_sha256=source,
-            size=incoming.size,
+            size=size,
         )
         known = await self.find(avatar_id)
         if known is None:
-            await self._shown_to_agent(path, source, filename)
+            await self._shown_to_agent(source, filename)
         return await self._added(record)
 
     async def order(self, key: str, idempotency_key: str | None, order: AvatarOrder) -> AvatarRecord:
@@ -193,6 +194,66 @@ class Avatars:
             others = {source for other in await self.all() for source in other.sources}
             await _disk(self._folder.remove_sources, record.sources - others)
 
+    # --- clips
+
+    async def put_clip(
+        self, record: AvatarRecord, name: str, filename: str | None, body: AsyncIterator[bytes]
+    ) -> tuple[AvatarRecord, bool]:
+        """Takes a clip of the avatar, has it prepared and compared with it, and then keeps it; says whether the name is new.
+
+        Raises ProblemError: `invalid_request` for a name that is none, `clip_mismatch`, `quota_exceeded`, and what `upload` raises.
+        Cancelling leaves nothing behind.
+        """
+        _check_clip_name(record, name)
+        await self._check_room()
+        idle = await self.source(record, _CLIP_WAIT_S)
+        source, size = await self._received(body)
+        async with self._unless_kept(source), self._pool.borrow() as lease:
+            await supply(self._folder, self._agents, lease, source, filename)
+            prepared = await self._preparations.clip(lease, record, idle, source)
+            return await self._with_clip(
+                record, name, ClipRecord(source=source, frames=prepared.report.frames, size=size)
+            )
+
+    async def order_clip(self, record: AvatarRecord, name: str, url: str) -> tuple[AvatarRecord, bool]:
+        """The same with a clip at an address, which an agent fetches."""
+        _check_clip_name(record, name)
+        await self._check_room()
+        idle = await self.source(record, _CLIP_WAIT_S)
+        async with self._pool.borrow() as lease:
+            report = (await self._preparations.clip(lease, record, idle, None, url)).report
+            source, size = await self._preparations.copy(lease, report.avatar_id)
+        async with self._unless_kept(source):
+            return await self._with_clip(record, name, ClipRecord(source=source, frames=report.frames, size=size))
+
+    async def _with_clip(self, record: AvatarRecord, name: str, clip: ClipRecord) -> tuple[AvatarRecord, bool]:
+        async with self._changing:
+            now = await self._again(record)
+            before = now.clips.get(name)
+            now = now.model_copy(update={"clips": {**now.clips, name: clip}})
+            await self._without(now, {before.source} if before is not None else set())
+        return now, before is None
+
+    async def delete_clip(self, record: AvatarRecord, name: str) -> AvatarRecord:
+        """Removes a clip. Raises ProblemError `clip_not_found`; `invalid_request` for `idle`, which every avatar has."""
+        if name == IDLE:
+            raise _idle_stays()
+        async with self._changing:
+            now = await self._again(record)
+            if name not in now.clips:
+                raise no_clip(name, now)
+            clips = {each: clip for each, clip in now.clips.items() if each != name}
+            removed = now.clips[name].source
+            now = now.model_copy(update={"clips": clips})
+            await self._without(now, {removed})
+        return now
+
+    async def _without(self, now: AvatarRecord, removed: set[str]) -> None:
+        """Stores the record, and removes these clips where no avatar has them any more. `_changing` must be held."""
+        await _disk(self._folder.write, now)
+        used = {source for each in await self.all() for source in each.sources} if removed else set()
+        await _disk(self._folder.remove_sources, removed - used)
+
     # --- for sessions
 
     async def source(self, record: AvatarRecord, within_s: float) -> str:
@@ -232,7 +293,11 @@ class Avatars:
                 limit=self._options.most,
                 value=mine,
             )
-        held = sum(record.size for record in records)
+        await self._check_room(records)
+
+    async def _check_room(self, records: list[AvatarRecord] | None = None) -> None:
+        records = await self.all() if records is None else records
+        held = sum(record.size + sum(clip.size for clip in record.clips.values()) for record in records)
         if held >= self._options.most_bytes:
             raise ProblemError(
                 ErrorCode.QUOTA_EXCEEDED,
@@ -240,6 +305,16 @@ class Avatars:
                 limit=self._options.most_bytes,
                 value=held,
             )
+
+    async def _received(self, body: AsyncIterator[bytes]) -> tuple[str, int]:
+        """Keeps a clip's bytes; returns its name and its size."""
+        incoming: IncomingClip = await _disk(self._folder.incoming)
+        try:
+            await self._receive(incoming, body)
+            source, _ = await _disk(incoming.keep)
+        finally:
+            await asyncio.shield(asyncio.to_thread(incoming.drop))
+        return source, incoming.size
 
     async def _receive(self, incoming: IncomingClip, body: AsyncIterator[bytes]) -> None:
         limit, waiting = self._options.clip_bytes, bytearray()
@@ -252,12 +327,17 @@ class Avatars:
                 waiting.clear()
         await _disk(incoming.write, bytes(waiting))
 
-    async def _shown_to_agent(self, path: Path, source: str, filename: str | None) -> None:
+    async def _shown_to_agent(self, source: str, filename: str | None) -> None:
         """An agent takes the clip, or says what is wrong with it; what is wrong is not kept."""
+        async with self._unless_kept(source), self._pool.borrow() as lease:
+            await supply(self._folder, self._agents, lease, source, filename)
+            self._pool.remember_avatar(source, lease)
+
+    @asynccontextmanager
+    async def _unless_kept(self, source: str) -> AsyncIterator[None]:
+        """Removes a clip that no avatar has when what is done with it fails."""
         try:
-            async with self._pool.borrow() as lease:
-                await supply(self._folder, self._agents, lease, source, filename)
-                self._pool.remember_avatar(source, lease)
+            yield
         except BaseException:
             async with self._changing:
                 used = {each for record in await self.all() for each in record.sources}
@@ -289,6 +369,31 @@ def unknown(avatar_id: str) -> ProblemError:
     """The error for an avatar that is not here, or not this caller's."""
     text = f"There is no avatar {avatar_id[:64]!r}."
     return ProblemError(ErrorCode.AVATAR_NOT_FOUND, text, field="avatar_id", value=avatar_id[:64])
+
+
+def no_clip(name: str, record: AvatarRecord | None) -> ProblemError:
+    """The error for a clip that an avatar does not have; `record` is None for one that is not of the library."""
+    there = (
+        ", ".join([IDLE, *sorted(record.clips)]) if record is not None else f"{IDLE} only, for it is not of the library"
+    )
+    text = f"The avatar has no clip {name[:32]!r}: it has {there}."
+    return ProblemError(ErrorCode.CLIP_NOT_FOUND, text, field="name", value=name[:32])
+
+
+def _idle_stays() -> ProblemError:
+    text = "name: idle is the avatar's own clip; for another one make another avatar."
+    return ProblemError(ErrorCode.INVALID_REQUEST, text, field="name", value=IDLE)
+
+
+def _check_clip_name(record: AvatarRecord, name: str) -> None:
+    if name == IDLE:
+        raise _idle_stays()
+    if not CLIP_NAME.fullmatch(name):
+        text = "name: a clip is named by 1 to 32 of a-z, 0-9, - and _, and begins with a letter or a digit."
+        raise ProblemError(ErrorCode.INVALID_REQUEST, text, field="name", value=name[:32])
+    if name not in record.clips and len(record.clips) >= CLIPS_MOST:
+        text = f"The avatar has {CLIPS_MOST} clips, the most that it may have: delete one."
+        raise ProblemError(ErrorCode.QUOTA_EXCEEDED, text, limit=CLIPS_MOST)
 
 
 def too_large(limit: int) -> ProblemError:

@@ -71,6 +71,12 @@ class AvatarOrder(Strict):
     settings: ShownSettings = ShownSettings()
 
 
+class ClipOrder(Strict):
+    """Body of `PUT /avatars/{avatar_id}/clips/{name}` as JSON."""
+
+    url: str = Field(min_length=8, max_length=URL_CHARACTERS)
+
+
 class AvatarChange(Strict):
     """Body of `PATCH /avatars/{avatar_id}`. A setting that is null goes back to its default; others stay as they are."""
 
@@ -78,11 +84,17 @@ class AvatarChange(Strict):
     settings: dict[str, Any] | None = None
 
 
+CLIPS_MOST = 16
+"""Clips of an avatar beside `idle`: each that a session has played stays open at its engine."""
+CLIP_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
+
+
 class ClipRecord(BaseModel):
     """A clip: the name of its bytes at the agents (`sha256:…`), and how many frames it has; None before it is prepared."""
 
     source: str
     frames: int | None = None
+    size: int = 0
 
 
 class AvatarRecord(BaseModel):

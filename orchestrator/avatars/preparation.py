@@ -93,6 +93,28 @@ class Preparations:
         else:
             await asyncio.wait({running.task}, timeout=step_s)
 
+    async def clip(
+        self, lease: AgentLease, record: AvatarRecord, idle: str, source: str | None, url: str | None = None
+    ) -> PreparedAvatar:
+        """Has a clip of an avatar (one that the agent has, or one at an address) prepared and compared with it.
+
+        Raises ProblemError, `clip_mismatch` among them.
+        """
+        request = AgentPrepareRequest(
+            avatar=AvatarSource(avatar_id=source),
+            clip_url=url,
+            clip_of=AvatarSource(avatar_id=idle),
+            avatar_settings=record.settings.mouth,
+        )
+        try:
+            return await self._agents.prepare(lease, request, lambda _: None)
+        except ProblemError as error:
+            if error.code is not ErrorCode.AVATAR_NOT_FOUND or not await supply(
+                self._folder, self._agents, lease, idle
+            ):
+                raise
+        return await self._agents.prepare(lease, request, lambda _: None)
+
     async def aclose(self) -> None:
         """Ends what runs. Idempotent."""
         tasks = [*(running.task for running in self._running.values()), *self._spreading]
@@ -140,17 +162,22 @@ class Preparations:
         """The agent fetches the clip from its address, and this library keeps a copy."""
         request = AgentPrepareRequest(clip_url=record.url, avatar_settings=record.settings.mouth)
         prepared = await self._agents.prepare(lease, request, self._reporter(record.avatar_id))
+        source, size = await self.copy(lease, prepared.report.avatar_id)
+        update = {"source": source, "size": size}
+        await self._changed(record.avatar_id, update)
+        return record.model_copy(update=update)
+
+    async def copy(self, lease: AgentLease, clip: str) -> tuple[str, int]:
+        """Copies a clip from an agent into the folder; returns its name and its size in bytes. Raises ProblemError."""
         incoming = await asyncio.to_thread(self._folder.incoming)
         try:
-            async with aclosing(self._agents.clip(lease, prepared.report.avatar_id)) as coming:
+            async with aclosing(self._agents.clip(lease, clip)) as coming:
                 async for piece in coming:
                     await asyncio.to_thread(incoming.write, piece)
             source, _ = await asyncio.to_thread(incoming.keep)
         finally:
             await asyncio.shield(asyncio.to_thread(incoming.drop))
-        update = {"source": source, "size": incoming.size}
-        await self._changed(record.avatar_id, update)
-        return record.model_copy(update=update)
+        return source, incoming.size
 
     async def _prepared(self, lease: AgentLease, record: AvatarRecord) -> PreparedAvatar:
         """Everything that a session of this avatar needs at this agent, which gets the clip if it lacks it."""

@@ -33,7 +33,7 @@ from orchestrator.session.speech_queue import PAUSE_S
 
 _SESSION = re.compile(r"/session/([^/]+)(?:/([^/]+))?/?")
 _PUBLIC_TOKEN = re.compile(r"/public-tokens/[^/]+/?")
-_AVATAR = re.compile(r"/avatars/[^/]+(?:/(?P<part>poster\.jpg))?/?")
+_AVATAR = re.compile(r"/avatars/[^/]+(?:/(?P<part>poster\.jpg|clips/[^/]+))?/?")
 _RENDER = re.compile(r"/renders/[^/]+(?:/(?P<part>cancel|result\.)[^/]*)?/?")
 NOBODY = "-"
 """Stands in the audit log for a caller without a name."""
@@ -63,12 +63,15 @@ RULES: dict[tuple[str, str], Rule] = {
     ("PATCH", "/avatars/{avatar_id}"): Rule(Scope.STARTER, "avatar_change"),
     ("DELETE", "/avatars/{avatar_id}"): Rule(Scope.STARTER, "avatar_delete"),
     ("GET", "/avatars/{avatar_id}/poster.jpg"): Rule(Scope.STARTER),
+    ("PUT", "/avatars/{avatar_id}/clips/{name}"): Rule(Scope.STARTER, "avatar_clip"),
+    ("DELETE", "/avatars/{avatar_id}/clips/{name}"): Rule(Scope.STARTER, "avatar_clip_delete"),
     ("POST", "/session/start"): Rule(Scope.STARTER, "start"),
     ("POST", "/session/{session_id}/stop"): Rule(Scope.STARTER, "stop", public=True),
     ("POST", "/session/{session_id}/speak"): Rule(Scope.STARTER, "speak"),
     ("POST", "/session/{session_id}/interrupt"): Rule(Scope.STARTER, "interrupt"),
     ("POST", "/session/{session_id}/publisher"): Rule(Scope.STARTER, "publisher"),
     ("POST", "/session/{session_id}/avatar"): Rule(Scope.STARTER, "session_avatar"),
+    ("POST", "/session/{session_id}/action"): Rule(Scope.STARTER, "action"),
     ("POST", "/session/{session_id}/recording"): Rule(Scope.STARTER, "record"),
     ("DELETE", "/session/{session_id}/recording"): Rule(Scope.STARTER, "recording_delete"),
     ("GET", "/session/{session_id}/recording"): Rule(Scope.VIEWER),
@@ -100,7 +103,8 @@ def rule(method: str, path: str) -> tuple[Rule, str | None]:
     elif _PUBLIC_TOKEN.fullmatch(path):
         path = "/public-tokens/{token_id}"
     elif found := _AVATAR.fullmatch(path):
-        path = "/avatars/{avatar_id}" + ("/poster.jpg" if found["part"] else "")
+        clip = (found["part"] or "").startswith("clips/")
+        path = "/avatars/{avatar_id}" + ("/clips/{name}" if clip else "/poster.jpg" if found["part"] else "")
     elif found := _RENDER.fullmatch(path):
         path = "/renders/{render_id}" + {"cancel": "/cancel", "result.": "/result.{suffix}"}.get(found["part"], "")
     return RULES.get(("GET" if method == "HEAD" else method, path), _OPERATORS), session_id
@@ -246,7 +250,7 @@ _DENIED = frozenset({401, 403, 429})
 class AuthMiddleware:
     """Refuses HTTP requests that may not be made before anything of them is read. WebSockets are the audio route's own business.
 
-    `is_open` says which paths need no key; `uploads` are the paths whose bodies have a limit of their own; `page_policy` is the
+    `is_open` says which paths need no key; `uploads` says which paths' bodies have a limit of their own; `page_policy` is the
     page's Content-Security-Policy; `secure` says that clients come over https; `public_url` is the service's address, where that is
     known. A request that breaks is answered `internal_error`.
     """
@@ -258,7 +262,7 @@ class AuthMiddleware:
         access: Access,
         metrics: Metrics,
         is_open: Callable[[str], bool],
-        uploads: frozenset[str],
+        uploads: Callable[[str], bool],
         page_policy: str,
         secure: bool,
         public_url: str | None = None,
@@ -299,7 +303,7 @@ class AuthMiddleware:
             if refusal is not None:
                 scope["state"]["code"] = refusal.code.value
                 await problem_response(refusal, scope["path"])(scope, receive, sending)
-            elif scope["path"] in self._uploads:
+            elif self._uploads(scope["path"]):
                 await self._app(scope, timely(receive, longest_s=UPLOAD_S), sending)
             elif dictated(scope):
                 await self._app(scope, timely(receive, PAUSE_S), sending)  # the route bounds its length

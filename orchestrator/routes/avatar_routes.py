@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Header, Query, Request
 from fastapi.exceptions import RequestValidationError
@@ -12,11 +12,18 @@ from fastapi.responses import FileResponse, Response
 from pydantic import ValidationError
 from starlette.requests import ClientDisconnect
 
-from musetalk_agent.protocol.http import AvatarSource
+from musetalk_agent.protocol.http import AvatarSource, Strict
 from musetalk_agent.protocol.http_server import MAX_BODY, too_large
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.avatars import avatar_library
-from orchestrator.avatars.avatar_record import AVATAR_ID, AvatarChange, AvatarOrder, AvatarRecord, ShownSettings
+from orchestrator.avatars.avatar_record import (
+    AVATAR_ID,
+    AvatarChange,
+    AvatarOrder,
+    AvatarRecord,
+    ClipOrder,
+    ShownSettings,
+)
 from orchestrator.keys import Caller
 from orchestrator.routes.auth import current, sees_of
 from orchestrator.routes.context import Context, Ctx
@@ -25,15 +32,12 @@ from orchestrator.session.model import SessionRequest
 router = APIRouter(tags=["avatars"])
 PATH = "/avatars"
 _JSON = "application/json"
-_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
-            _JSON: {"schema": AvatarOrder.model_json_schema()},
-        },
-    }
+_BYTES = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+_BODY = {"requestBody": {"required": True, "content": {**_BYTES, _JSON: {"schema": AvatarOrder.model_json_schema()}}}}
+_CLIP_BODY = {
+    "requestBody": {"required": True, "content": {**_BYTES, _JSON: {"schema": ClipOrder.model_json_schema()}}}
 }
+_Model = TypeVar("_Model", bound=Strict)
 
 
 @router.post(PATH, status_code=201, openapi_extra=_BODY)
@@ -49,8 +53,8 @@ async def add(
     avatar however often it is sent.
     """
     caller, limit = current(request.scope), ctx.options.avatar_upload_bytes
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() == _JSON:
-        order = await _order(request)
+    if _is_json(request):
+        order = await _parsed(request, AvatarOrder)
         return ctx.avatars.view(await ctx.avatars.order(caller.name, idempotency_key, order))
     if content_length is not None and content_length > limit:
         raise avatar_library.too_large(limit)
@@ -117,12 +121,50 @@ async def poster(avatar_id: str, request: Request, ctx: Ctx) -> FileResponse:
     return FileResponse(path, media_type="image/jpeg")
 
 
+@router.put("/avatars/{avatar_id}/clips/{name}", openapi_extra=_CLIP_BODY)
+async def put_clip(
+    avatar_id: str,
+    name: str,
+    request: Request,
+    response: Response,
+    ctx: Ctx,
+    content_length: Annotated[int | None, Header(ge=0, include_in_schema=False)] = None,
+    x_filename: Annotated[str | None, Header(max_length=256)] = None,
+) -> dict[str, Any]:
+    """Takes a clip of the avatar's person at the same framing, as the raw body or `{url}` as JSON.
+
+    Answers when it is prepared: 201, or 200 when it takes the place of one.
+    """
+    found, limit = await own(ctx, current(request.scope), avatar_id), ctx.options.avatar_upload_bytes
+    if content_length is not None and content_length > limit:
+        raise avatar_library.too_large(limit)
+    if _is_json(request):
+        order = await _parsed(request, ClipOrder)
+        changed, new = await ctx.avatars.order_clip(found, name, order.url)
+    else:
+        changed, new = await ctx.avatars.put_clip(found, name, x_filename, _body(request))
+    response.status_code = 201 if new else 200
+    return ctx.avatars.view(changed)
+
+
+@router.delete("/avatars/{avatar_id}/clips/{name}", status_code=204)
+async def delete_clip(avatar_id: str, name: str, request: Request, ctx: Ctx) -> Response:
+    """Removes a clip. Sessions that have played it may play it until they end."""
+    await ctx.avatars.delete_clip(await own(ctx, current(request.scope), avatar_id), name)
+    return Response(status_code=204)
+
+
 async def own(ctx: Context, caller: Caller, avatar_id: str) -> AvatarRecord:
     """Raises ProblemError `avatar_not_found`, for another caller's too."""
     found = await ctx.avatars.find(avatar_id)
     if found is None or not sees_of(caller, found.key, ""):
         raise avatar_library.unknown(avatar_id)
     return found
+
+
+def takes_clips(path: str) -> bool:
+    """Whether the bodies of this address are clips."""
+    return path == PATH or (path.startswith(f"{PATH}/") and "/clips/" in path)
 
 
 def in_library(avatar_id: str | None) -> bool:
@@ -168,14 +210,18 @@ async def _session_with(ctx: Context, avatar_id: str) -> str | None:
     return None
 
 
-async def _order(request: Request) -> AvatarOrder:
+def _is_json(request: Request) -> bool:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower() == _JSON
+
+
+async def _parsed(request: Request, kind: type[_Model]) -> _Model:
     data = bytearray()
     async for piece in _body(request):
         data += piece
         if len(data) > MAX_BODY:
             raise too_large()
     try:
-        return AvatarOrder.model_validate_json(bytes(data))
+        return kind.model_validate_json(bytes(data))
     except ValidationError as error:
         raise RequestValidationError(error.errors()) from None
 

@@ -18,11 +18,13 @@ from musetalk_agent.protocol.http import (
     Picture,
     PublisherMode,
     PublisherRequest,
+    Strict,
     VideoCodec,
     VoiceSource,
 )
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
-from orchestrator.avatars.avatar_record import ShownSettings
+from orchestrator.avatars.avatar_library import no_clip
+from orchestrator.avatars.avatar_record import IDLE, ShownSettings
 from orchestrator.conversation.options import ConversationRequest
 from orchestrator.keys import Caller, Scope
 from orchestrator.routes import participant_source
@@ -362,3 +364,26 @@ async def avatar(session_id: str, body: AvatarRequest, ctx: Ctx, request: Reques
     chosen = replace(found.order, avatar=source, avatar_settings=body.avatar_settings.mouth)
     snapshot = await ctx.sessions.change_avatar(found, await resolved(ctx, caller, chosen, body.avatar_settings))
     return {"session_id": session_id, "avatar": _report(found, snapshot)}
+
+
+class ActionRequest(Strict):
+    """Body of `POST /session/{session_id}/action`."""
+
+    name: str = Field(min_length=1, max_length=64)
+    loop: bool = False
+
+
+@router.post("/session/{session_id}/action", status_code=202)
+async def action(session_id: str, body: ActionRequest, ctx: Ctx, request: Request) -> dict[str, Any]:
+    """Plays a clip of the session's avatar, once or until something else is asked for; `idle` ends it. The mouth speaks over it."""
+    found = await here(ctx, current(request.scope), session_id)
+    found.running()
+    clip: str | None = None
+    if body.name != IDLE:
+        kept = found.order.library_avatar
+        record = await ctx.avatars.find(kept) if kept is not None else None
+        clip = record.clip(body.name) if record is not None else None
+        if clip is None:
+            raise no_clip(body.name, record)
+    await ctx.sessions.act(found, clip, loop=body.loop)
+    return {"session_id": session_id, "name": body.name, "loop": body.loop}

@@ -10,7 +10,15 @@ from collections.abc import Coroutine
 from dataclasses import replace
 from typing import Any
 
-from musetalk_agent.protocol.http import AgentAvatarRequest, AgentSession, AudioSource, PublisherMode, SessionState
+from musetalk_agent.protocol.http import (
+    AgentActionRequest,
+    AgentAvatarRequest,
+    AgentSession,
+    AudioSource,
+    AvatarSource,
+    PublisherMode,
+    SessionState,
+)
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.agents.agent_client import AgentLease
 from orchestrator.session.deps import SessionDeps
@@ -272,6 +280,18 @@ class SessionManager:
             )
             self._services.ledger.note(session.session_id)
             return snapshot
+
+    async def act(self, session: ManagedSession, clip: str | None, *, loop: bool) -> None:
+        """Plays a clip of the avatar in a running session; None ends what plays. Raises as `change_avatar` does."""
+        async with session.changing_avatar:
+            session.running()
+            lease = session.lease
+            if lease is None or session.base_state is SessionState.RECOVERING:
+                raise _moving(session)
+            request = AgentActionRequest(
+                avatar=AvatarSource(avatar_id=clip), avatar_settings=session.order.avatar_settings, loop=loop
+            )
+            await self._shown(lease, session.session_id, request)
 
     async def _shown(self, lease: AgentLease, session_id: str, request: AgentAvatarRequest) -> AgentSession:
         """An agent that lacks the avatar's clip gets it from the library."""

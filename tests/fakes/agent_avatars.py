@@ -12,7 +12,7 @@ from fastapi import FastAPI, Request
 from starlette.responses import Response, StreamingResponse
 
 from musetalk_agent.protocol.avatar_library import AgentPrepareRequest, PreparedAvatar, PrepareLine
-from musetalk_agent.protocol.http import AgentAvatarRequest, AvatarReport
+from musetalk_agent.protocol.http import AgentActionRequest, AgentAvatarRequest, AvatarReport
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 
 POSTER = b"\xff\xd8 a poster"
@@ -37,6 +37,8 @@ class FakeAvatars:
         self.may_show.set()
         self.shown: list[AgentAvatarRequest] = []
         """Changes of the avatar of running sessions."""
+        self.played: list[AgentActionRequest] = []
+        """Actions of running sessions."""
         self.prepare_error: ProblemError | None = None
         self.refuses: ProblemError | None = None
         """What is said to an upload."""

@@ -18,6 +18,7 @@ from starlette.websockets import WebSocketDisconnect
 
 from musetalk_agent.protocol.http import (
     FUNNEL_STAGES,
+    AgentActionRequest,
     AgentAvatarRequest,
     AgentDebug,
     AgentHealth,
@@ -125,6 +126,7 @@ class FakeAgent:
         app.add_api_route("/session/{session_id}/stop", self._stop, methods=["POST"])
         app.add_api_route("/session/{session_id}/publisher", self._publisher, methods=["POST"])
         app.add_api_route("/session/{session_id}/avatar", self._avatar, methods=["POST"])
+        app.add_api_route("/session/{session_id}/action", self._action, methods=["POST"])
         self.films.add_to(app)
         self.avatars.add_to(app)
         app.add_api_route("/health", self._health, methods=["GET"])
@@ -173,6 +175,13 @@ class FakeAgent:
         await self.avatars.may_show.wait()
         self.avatars.check(body.avatar.avatar_id)
         self.avatars.shown.append(body)
+        return view
+
+    async def _action(self, session_id: str, body: AgentActionRequest) -> AgentSession:
+        view = self._view(session_id)
+        if not body.avatar.empty:
+            self.avatars.check(body.avatar.avatar_id)
+        self.avatars.played.append(body)
         return view
 
     async def _health(self) -> Response:

@@ -283,3 +283,59 @@ async def test_two_changes_at_once_come_one_after_the_other() -> None:
         clips = {path.name: path.read_bytes() for path in (running.settings.avatars_dir / "sources").iterdir()}
         shown = (await running.http.get(path)).json()["avatar_id"]
         assert clips[str(last).removeprefix("sha256:")][-1] == ids.index(shown), "what is said is what is shown"
+
+
+async def test_a_clip_is_compared_kept_played_and_removed() -> None:
+    async with stage() as running:
+        avatar_id = await made(running)
+        await settled(running, avatar_id)
+        clips = f"/avatars/{avatar_id}/clips"
+        first = await running.http.put(f"{clips}/wave", content=b"waving", headers={"X-Filename": "w.mp4"})
+        assert first.status_code == 201, first.text
+        assert first.json()["clips"][1:] == [{"name": "wave", "frames": 100, "cached": True}]
+        asked = running.agent.avatars.prepared[-1]
+        assert asked.clip_of is not None and asked.clip_of.avatar_id == DIGEST
+        running.agent.avatars.at_address = b"waving better"
+        again = await running.http.put(f"{clips}/wave", json={"url": "https://example.com/wave.mp4"})
+        assert (again.status_code, len(again.json()["clips"])) == (200, 2)
+        sources = running.settings.avatars_dir / "sources"
+        assert sorted(path.read_bytes() for path in sources.iterdir()) == sorted([CLIP, b"waving better"])
+        path = f"/session/{(await running.start(avatar_id=avatar_id))['session_id']}"
+        played = await running.http.post(f"{path}/action", json={"name": "wave", "loop": True})
+        assert (played.status_code, played.json()["loop"]) == (202, True)
+        wave = "sha256:" + hashlib.sha256(b"waving better").hexdigest()
+        assert [(a.avatar.avatar_id, a.loop) for a in running.agent.avatars.played] == [(wave, True)]
+        assert (await running.http.post(f"{path}/action", json={"name": "idle"})).status_code == 202
+        assert running.agent.avatars.played[-1].avatar.empty
+        running.agent.avatars.clips.clear()
+        running.agent.avatars.needs_clips = True
+        assert (await running.http.post(f"{path}/action", json={"name": "wave"})).status_code == 202, "it gets the clip"
+        assert (await running.http.delete(f"{clips}/wave")).status_code == 204
+        for answer in (
+            await running.http.delete(f"{clips}/wave"),
+            await running.http.post(f"{path}/action", json={"name": "wave"}),
+        ):
+            assert (answer.status_code, answer.json()["code"]) == (404, "clip_not_found")
+        assert [path.read_bytes() for path in sources.iterdir()] == [CLIP]
+
+
+async def test_a_clip_that_does_not_fit_leaves_nothing() -> None:
+    async with stage() as running:
+        avatar_id = await made(running)
+        await settled(running, avatar_id)
+        clips = f"/avatars/{avatar_id}/clips"
+        running.agent.avatars.prepare_error = ProblemError(ErrorCode.CLIP_MISMATCH, "Somebody else.")
+        refused = await running.http.put(f"{clips}/wave", content=b"waving")
+        assert (refused.status_code, refused.json()["code"]) == (422, "clip_mismatch")
+        assert len(list((running.settings.avatars_dir / "sources").iterdir())) == 1
+        for name in ("idle", "Wave", "w" * 33):
+            wrong = await running.http.put(f"{clips}/{name}", content=b"waving")
+            assert (wrong.status_code, wrong.json()["field"]) == (422, "name")
+        assert (await running.http.delete(f"{clips}/idle")).status_code == 422
+
+
+async def test_an_avatar_that_is_not_of_the_library_has_no_clips() -> None:
+    async with stage() as running:
+        path = f"/session/{(await running.start(avatar_id='demo'))['session_id']}"
+        answer = await running.http.post(f"{path}/action", json={"name": "wave"})
+        assert (answer.status_code, answer.json()["code"]) == (404, "clip_not_found")
