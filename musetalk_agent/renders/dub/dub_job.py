@@ -28,13 +28,13 @@ from numpy.typing import NDArray
 
 from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.avatars.face import FaceNet
+from musetalk_agent.avatars.identity import describer
 from musetalk_agent.avatars.limits import AvatarLimits
 from musetalk_agent.errors import AvatarError
 from musetalk_agent.factory import Factory
 from musetalk_agent.features.extractor import FeatureExtractor
 from musetalk_agent.features.mouth_network import STEP
 from musetalk_agent.features.visemes import VisemeFeatures
-from musetalk_agent.judge.identity import describer
 from musetalk_agent.judge.lips import Heard
 from musetalk_agent.media_types import FEATURE_RATE, Cue, Pcm
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from musetalk_agent.avatars.face_track import covered_frames
+from musetalk_agent.avatars.identity import FaceDescriber, cosine
 from musetalk_agent.judge import bars
-from musetalk_agent.judge.identity import FaceDescriber, cosine
 from musetalk_agent.judge.lips import Heard
 from musetalk_agent.measure.lip_measures import MouthTrack, frame_middles
 from musetalk_agent.measure.measure_sync import lag_curve
