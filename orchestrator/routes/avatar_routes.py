@@ -121,7 +121,11 @@ async def poster(avatar_id: str, request: Request, ctx: Ctx) -> FileResponse:
     return FileResponse(path, media_type="image/jpeg")
 
 
-@router.put("/avatars/{avatar_id}/clips/{name}", openapi_extra=_CLIP_BODY)
+@router.put(
+    "/avatars/{avatar_id}/clips/{name}",
+    openapi_extra=_CLIP_BODY,
+    responses={201: {"description": "The clip is new."}},
+)
 async def put_clip(
     avatar_id: str,
     name: str,

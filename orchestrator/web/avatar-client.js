@@ -27,7 +27,7 @@ const CALL_MS = 20_000;
  * @property {string} [frames_zip_url]
  * @property {string} [idle_video_url]
  * @property {string} [engine] by default the agent's own
- * @property {Record<string, string | number>} [avatar_settings] how the mouth is made and laid
+ * @property {AvatarSettings} [avatar_settings] how the mouth is made and laid
  * @property {number} [fps] 15 … 60
  * @property {number} [width]
  * @property {number} [height]
@@ -49,6 +49,19 @@ const CALL_MS = 20_000;
  *
  * @typedef {{instructions?: string, greeting?: string, language?: string, voice?: string, llm?: ModelChoice, stt?: ModelChoice}} ConversationRequest
  * @typedef {{base_url: string, model: string, api_key?: string}} ModelChoice an address in OpenAI's dialect; for an operator's key only
+ * @typedef {Record<string, string | number | null>} AvatarSettings
+ * @typedef {{avatar_id: string, frames: number, cached: boolean, face_px: number, warnings: Coded[]}} AvatarReport
+ * @typedef {object} LibraryAvatar
+ * @property {string} avatar_id
+ * @property {string} name
+ * @property {"preparing" | "ready" | "failed"} state
+ * @property {number} progress 0 … 1
+ * @property {string} created_at
+ * @property {AvatarReport | null} report
+ * @property {AvatarSettings} settings
+ * @property {{name: string, frames: number | null, cached: boolean}[]} clips
+ * @property {{code: string, detail: string} | null} error
+ *
  * @typedef {{participant: string}} ParticipantSource identity of a participant whose microphone the avatar says
  * @typedef {{voice?: string, speed?: number}} SpeechSettings `speed` is a multiple of the voice's own pace
  * @typedef {{avatar_id?: string}} PublicStart what a page with a public token may choose: one of the token's avatars
@@ -73,7 +86,7 @@ const CALL_MS = 20_000;
  * @property {number} width
  * @property {number} height
  * @property {string} expires_at ISO 8601
- * @property {{avatar_id: string, frames: number, cached: boolean, face_px: number, warnings: Coded[]} | null} avatar
+ * @property {AvatarReport | null} avatar
  * @property {{llm: string, stt: string}} [conversation] names of its models, or `embedded`
  *
  * @typedef {object} CallOptions
@@ -305,11 +318,51 @@ export class AvatarClient {
     return this.#call("GET", "/voices", undefined, { repeatable: true });
   }
 
+  /** Avatars of the library, the newest first. @param {string} [after] `next` of the page before @returns {Promise<{avatars: LibraryAvatar[], next: string | null}>} */
+  avatars(after) {
+    return this.#call("GET", `/avatars${after ? `?after=${encodeURIComponent(after)}` : ""}`, undefined, { repeatable: true });
+  }
+
+  /** @param {string} id @param {CallOptions} [options] @returns {Promise<LibraryAvatar>} */
+  avatar(id, options) {
+    return this.#call("GET", `/avatars/${encodeURIComponent(id)}`, undefined, { repeatable: true, ...options });
+  }
+
+  /** Takes an avatar by its address; it is prepared afterwards. @param {{url: string, name?: string, settings?: AvatarSettings}} order @returns {Promise<LibraryAvatar>} */
+  addAvatar(order) {
+    return this.#call("POST", "/avatars", order, { repeatable: true }, { "Idempotency-Key": crypto.randomUUID() });
+  }
+
+  /** Renames it, sets its settings; one that is null goes back to its default. @param {string} id @param {{name?: string, settings?: AvatarSettings}} change @returns {Promise<LibraryAvatar>} */
+  changeAvatar(id, change) {
+    return this.#call("PATCH", `/avatars/${encodeURIComponent(id)}`, change, { repeatable: true });
+  }
+
+  /** @param {string} id @returns {Promise<null>} */
+  deleteAvatar(id) {
+    return this.#call("DELETE", `/avatars/${encodeURIComponent(id)}`);
+  }
+
   /**
-   * Uploads a clip, a zip of frames or a picture.
+   * Shows another avatar in a running session, while it speaks.
+   * @param {string} id
+   * @param {{avatar_id?: string, frames_zip_url?: string, idle_video_url?: string, avatar_settings?: AvatarSettings}} source
+   * @returns {Promise<{session_id: string, avatar: AvatarReport}>} when it is shown
+   */
+  show(id, source) {
+    return this.#call("POST", `/session/${encodeURIComponent(id)}/avatar`, source, { repeatable: true, withinMs: START_MS });
+  }
+
+  /** Plays a clip of the session's avatar; `idle` ends it. @param {string} id @param {string} name @param {boolean} [loop] until something else is asked for @returns {Promise<{name: string, loop: boolean}>} */
+  act(id, name, loop = false) {
+    return this.#call("POST", `/session/${encodeURIComponent(id)}/action`, { name, loop }, { withinMs: START_MS });
+  }
+
+  /**
+   * Uploads a clip, a zip of frames or a picture as an avatar of the library, which is prepared afterwards.
    * @param {Blob} file
    * @param {(fraction: number) => void} [onProgress] 0 … 1, of the bytes sent
-   * @returns {Promise<{avatar_id: string}>}
+   * @returns {Promise<LibraryAvatar>}
    */
   async upload(file, onProgress) {
     const attempt = async (/** @type {boolean} */ refused) => {
@@ -409,7 +462,7 @@ export class AvatarClient {
  * @param {string} token
  * @param {Blob} file
  * @param {(fraction: number) => void} [onProgress]
- * @returns {Promise<{avatar_id: string}>}
+ * @returns {Promise<LibraryAvatar>}
  */
 function uploadOnce(url, token, file, onProgress) {
   return new Promise((resolve, reject) => {

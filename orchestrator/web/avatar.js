@@ -263,6 +263,27 @@ export class Avatar extends EventTarget {
     return null;
   }
 
+  /**
+   * Shows another avatar in the same session, while it speaks; needs a key.
+   * @param {{avatar_id?: string, frames_zip_url?: string, idle_video_url?: string}} source
+   * @returns {Promise<{session_id: string, avatar: import("./avatar-client.js").AvatarReport}>} when it is shown
+   */
+  async show(source) {
+    const { session_id } = this.#joined();
+    return this.#keyed().show(session_id, source);
+  }
+
+  /** Plays a clip of the avatar, `idle` ends it; needs a key. @param {string} name @param {{loop?: boolean}} [options] */
+  async act(name, { loop = false } = {}) {
+    const { session_id } = this.#joined();
+    return this.#keyed().act(session_id, name, loop);
+  }
+
+  #keyed() {
+    if (!this.client) throw new ApiError("A page that only watches cannot change the avatar: give a token.", { code: "unauthorized" });
+    return this.client;
+  }
+
   /** Leaves, and with a key ends the session for everybody. Idempotent. */
   async stop() {
     const { client, session } = this;

@@ -34,12 +34,16 @@ avatar.on("playback.finished", ({ position_s }) => position_s.toFixed(2));
 const session = await avatar.start({ room: "demo", avatar_id: "demo" });
 const width: number = session.width;
 const { segment }: { segment: number } = await avatar.speak("Hello.");
+const { avatar: shown } = await avatar.show({ avatar_id: "ava_0" });
+const face: number = shown.face_px;
+await avatar.act("wave", { loop: true });
 """
 WRONG = """
 avatar.on("statte", () => {});
 avatar.on("state", ({ colour }) => colour);
 avatar.start({ avatar_id: "demo" });
 avatar.speak(7);
+avatar.act({ loop: true });
 new Avatar({});
 """
 
@@ -63,7 +67,7 @@ def test_types_hold_together_and_tell_a_wrong_call(tmp_path: Path) -> None:
     right, wrong = tmp_path / "right.mts", tmp_path / "wrong.mts"
     right.write_text(CALLER % WEB)
     wrong.write_text(CALLER % WEB + WRONG)
-    assert check(tmp_path, *modules, right, wrong) == {"wrong.mts": [10, 11, 12, 13, 14]}
+    assert check(tmp_path, *modules, right, wrong) == {"wrong.mts": [13, 14, 15, 16, 17, 18]}
 
 
 def test_what_may_be_asked_of_a_start_is_what_the_api_takes() -> None:

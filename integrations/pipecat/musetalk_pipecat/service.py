@@ -182,6 +182,21 @@ class MuseTalkVideoService(AIService):
                 await self._end_segment(self._line)
         await self.push_frame(frame, direction)
 
+    async def act(self, name: str, *, loop: bool = False) -> None:
+        """Plays a clip of the avatar (`wave` …) once, or with `loop` until something else is asked for; `idle` ends it. The mouth
+        speaks over it. Without effect before the avatar is in the room. Raises OrchestratorError.
+        """
+        if self._session is not None:
+            await self._sessions.act(self._session.session_id, name, loop=loop)
+
+    async def show(self, avatar_id: str) -> None:
+        """Shows another avatar of the library from now on, while it speaks. Without effect before the avatar is in the room.
+
+        Raises OrchestratorError; the old avatar then stays.
+        """
+        if self._session is not None:
+            await self._sessions.show(self._session.session_id, avatar_id)
+
     async def _speak(self, line: AudioLink, frame: TTSAudioRawFrame) -> None:
         if not self._in_segment:
             self._in_segment = True

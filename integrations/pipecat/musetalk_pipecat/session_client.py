@@ -54,7 +54,7 @@ class StartedSession:
 
 
 class SessionClient:
-    """Starts and stops sessions. A call that may succeed later is made again as `schedule` says; both are safe to repeat."""
+    """Starts and stops sessions. A call that may succeed later is made again as `schedule` says; the calls are safe to repeat."""
 
     def __init__(self, url: str, api_key: str, *, schedule: Schedule = CALL) -> None:
         self._schedule = schedule
@@ -75,6 +75,15 @@ class SessionClient:
         except OrchestratorError as error:
             if error.code != "session_not_found":
                 raise
+
+    async def act(self, session_id: str, name: str, *, loop: bool) -> None:
+        """Plays a clip of the avatar. Raises OrchestratorError."""
+        tries = Tries(self._schedule)
+        await self._call(f"/session/{session_id}/action", {"name": name, "loop": loop}, START_S, tries)
+
+    async def show(self, session_id: str, avatar_id: str) -> None:
+        """Shows another avatar of the library. Raises OrchestratorError."""
+        await self._call(f"/session/{session_id}/avatar", {"avatar_id": avatar_id}, START_S, Tries(self._schedule))
 
     async def aclose(self) -> None:
         """Closes the connections."""

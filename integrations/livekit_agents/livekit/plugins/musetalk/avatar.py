@@ -96,6 +96,17 @@ class AvatarSession(BaseAvatarSession[str]):
         self._output = AvatarOutput(room, destination_identity=self.avatar_identity, sample_rate=self._sample_rate)
         agent_session.output.replace_audio_tail(self._output)
 
+    async def act(self, name: str, *, loop: bool = False) -> None:
+        """Plays a clip of the avatar (`wave` …) once, or with `loop` until something else is asked for; `idle` ends it.
+
+        The mouth speaks over it. A tool of a language model may call it. Raises `MuseTalkError`, as for an unknown name.
+        """
+        await self._orchestrator.act(self.session_id, name, loop=loop)
+
+    async def show(self, avatar_id: str) -> None:
+        """Shows another avatar of the library, while the agent speaks. Raises `MuseTalkError`; the old one then stays."""
+        await self._orchestrator.show(self.session_id, avatar_id)
+
     async def aclose(self) -> None:
         """Ends the avatar's session. Idempotent; a job that shuts down calls it by itself."""
         output, self._output = self._output, None

@@ -1,4 +1,4 @@
-"""The two calls of the orchestrator that a plugin needs."""
+"""The calls of the orchestrator that a plugin needs."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class OrchestratorClient:
     """Where it is, and the key for it.
 
     Which failed calls are made again is the protocol's own table; how often and after how long, `retries` says, or the answer's
-    `Retry-After`. Both calls are safe to repeat.
+    `Retry-After`. The calls are safe to repeat.
     """
 
     url: str
@@ -59,6 +59,14 @@ class OrchestratorClient:
     async def stop(self, session_id: str) -> None:
         """`POST /session/{id}/stop`. Raises `MuseTalkError`."""
         await self._call(f"/session/{session_id}/stop", None, {}, _STOP_TIMEOUT_S)
+
+    async def act(self, session_id: str, name: str, *, loop: bool) -> None:
+        """`POST /session/{id}/action`. Raises `MuseTalkError`."""
+        await self._call(f"/session/{session_id}/action", {"name": name, "loop": loop}, {}, START_TIMEOUT_S)
+
+    async def show(self, session_id: str, avatar_id: str) -> None:
+        """`POST /session/{id}/avatar`. Raises `MuseTalkError`."""
+        await self._call(f"/session/{session_id}/avatar", {"avatar_id": avatar_id}, {}, START_TIMEOUT_S)
 
     async def _call(
         self, path: str, body: Mapping[str, Any] | None, headers: Mapping[str, str], timeout_s: float
