@@ -57,6 +57,7 @@ from orchestrator.routes.auth import Access, AuthMiddleware, takes_public_tokens
 from orchestrator.routes.context import Context, OwnAddress, RouteOptions
 from orchestrator.routes.idempotency import Idempotency
 from orchestrator.routes.public_access import PublicPreflights
+from orchestrator.session.conversation_clips import ConversationClips
 from orchestrator.session.deps import SessionDeps
 from orchestrator.session.journal import SessionJournal
 from orchestrator.session.manager import SessionManager
@@ -270,6 +271,7 @@ def _assemble(settings: Settings, access: Access, metrics: Metrics, voices: Voic
     sessions = SessionManager(services, settings.session_options)
     webhooks = Webhooks(partial(endpoints, settings, sessions), metrics, allow_private=settings.allow_private_urls)
     bus.listen(webhooks.on_event)
+    bus.listen(ConversationClips(sessions, avatars, services.background).on_event)
     return Context(
         options=_route_options(settings),
         access=access,

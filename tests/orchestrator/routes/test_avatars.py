@@ -13,7 +13,7 @@ import pytest
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from tests.fakes.agent_avatars import POSTER
 from tests.fakes.stage import Stage, stage
-from tests.waiting import until
+from tests.waiting import turns, until
 
 CLIP = bytes(range(256)) * 40
 DIGEST = "sha256:" + hashlib.sha256(CLIP).hexdigest()
@@ -339,3 +339,45 @@ async def test_an_avatar_that_is_not_of_the_library_has_no_clips() -> None:
         path = f"/session/{(await running.start(avatar_id='demo'))['session_id']}"
         answer = await running.http.post(f"{path}/action", json={"name": "wave"})
         assert (answer.status_code, answer.json()["code"]) == (404, "clip_not_found")
+
+
+async def test_clips_follow_the_conversation() -> None:
+    async with stage() as running:
+        avatar_id = await made(running)
+        await settled(running, avatar_id)
+        names = {}
+        for name in ("listening", "thinking"):
+            await running.http.put(f"/avatars/{avatar_id}/clips/{name}", content=name.encode())
+            names["sha256:" + hashlib.sha256(name.encode()).hexdigest()] = name
+        session_id = (await running.start(avatar_id=avatar_id))["session_id"]
+        publish, played = running.app.state.context.events.publish, running.agent.avatars.played
+
+        def seen() -> list[str]:
+            return [names.get(action.avatar.avatar_id or "", "idle") for action in played]
+
+        publish(session_id, "reply.started", {})
+        story: list[str] = []
+        for kind, data, clip in (
+            ("user.started", {}, "listening"),
+            ("conversation.state", {"state": "thinking"}, "thinking"),
+            ("conversation.state", {"state": "speaking"}, "idle"),
+            ("user.started", {}, "listening"),
+            ("conversation.state", {"state": "listening"}, "idle"),
+        ):
+            publish(session_id, kind, data)
+            story.append(clip)
+            await until(lambda: len(played) >= len(story))
+        assert seen() == story
+        assert [action.loop for action in played] == [clip != "idle" for clip in story]
+
+
+async def test_an_avatar_without_such_clips_stays_idle() -> None:
+    async with stage() as running:
+        avatar_id = await made(running)
+        await settled(running, avatar_id)
+        session_id = (await running.start(avatar_id=avatar_id))["session_id"]
+        for kind in ("user.started", "reply.started"):
+            running.app.state.context.events.publish(session_id, kind, {})
+        await turns()
+        await running.http.get(f"/session/{session_id}")
+        assert running.agent.avatars.played == []
