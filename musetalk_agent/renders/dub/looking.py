@@ -19,12 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from musetalk_agent.avatars.face import POINTS, FaceNet, Points
+from musetalk_agent.avatars.face_picture import cut_face
 from musetalk_agent.avatars.face_track import MOUTH_CHECK_EVERY, head_angles
+from musetalk_agent.avatars.identity import Descriptor, FaceDescriber, mean_descriptor
 from musetalk_agent.avatars.shots import CutFinder, thumbnail
 from musetalk_agent.judge import bars
-from musetalk_agent.judge.face_picture import cut_face
 from musetalk_agent.judge.following import FaceFollower, SeenFace
-from musetalk_agent.judge.identity import Descriptor, FaceDescriber, mean_descriptor
 from musetalk_agent.measure.lip_measures import aperture_of
 from musetalk_agent.media_types import Pixels
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError

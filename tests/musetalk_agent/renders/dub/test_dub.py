@@ -16,8 +16,8 @@ from pydantic import SecretStr, ValidationError
 
 from musetalk_agent.agent_settings import AgentSettings, offline_settings
 from musetalk_agent.avatars.face import FaceNet
+from musetalk_agent.avatars.identity import PlainDescriber
 from musetalk_agent.factory import Factory
-from musetalk_agent.judge.identity import PlainDescriber
 from musetalk_agent.media_types import VideoFrame
 from musetalk_agent.protocol.render_queue import RenderTicket
 from musetalk_agent.protocol.renders import RenderEnd, RenderFormat, RenderRequest, RenderState

@@ -9,7 +9,7 @@ import pytest
 
 from musetalk_agent.agent_settings import offline_settings
 from musetalk_agent.avatars.face import FaceNet
-from musetalk_agent.judge.identity import PlainDescriber
+from musetalk_agent.avatars.identity import PlainDescriber
 from musetalk_agent.renders.dub import looking
 from musetalk_agent.renders.dub.footage import Footage, footage_limits
 from musetalk_agent.renders.dub.look import MESHES_FILE, Look
