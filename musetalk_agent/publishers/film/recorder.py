@@ -87,15 +87,15 @@ class PartRecorder:
         os.set_blocking(given, False)
         pipe = asyncio.subprocess.PIPE
         command = [sys.executable, "-m", "musetalk_agent.publishers.film.worker"]
-        try:
-            self._process = await asyncio.create_subprocess_exec(
-                *command, stdin=taken, stdout=pipe, stderr=asyncio.subprocess.DEVNULL, limit=1 << 20
-            )
-        except BaseException:  # cancelling too: without a process nobody else closes the pipe's end
-            os.close(given)
-            raise
-        finally:
-            os.close(taken)
+        with contextlib.ExitStack() as unused:
+            unused.callback(os.close, given)  # without a process nobody else closes it
+            try:
+                self._process = await asyncio.create_subprocess_exec(
+                    *command, stdin=taken, stdout=pipe, stderr=asyncio.subprocess.DEVNULL, limit=1 << 20
+                )
+            finally:
+                os.close(taken)
+            unused.pop_all()
         FILMS.inc()
         self._feeder = threading.Thread(target=self._feed, args=(given,), name="film-feeder", daemon=True)
         self._feeder.start()
