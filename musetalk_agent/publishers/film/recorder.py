@@ -101,16 +101,17 @@ class PartRecorder:
         self._feeder.start()
         self._reader = asyncio.create_task(self._read(self._process), name="film-reader")
         waits = {asyncio.create_task(event.wait()) for event in (self._ready, self.ended)}
+        ready = False
         try:
             await asyncio.wait(waits, timeout=_READY_S, return_when=asyncio.FIRST_COMPLETED)
-        except asyncio.CancelledError:
-            self._abort()
-            raise
+            ready = self._ready.is_set()
         finally:
             for wait in waits:
                 wait.cancel()
-        if not self._ready.is_set():
-            self._abort()
+            if not ready:
+                self._abort()
+                await asyncio.shield(self.ended.wait())
+        if not ready:
             raise RecordingFailed("The encoder of the film did not start; the agent's log has the details.")
 
     def offer_audio(self, at: float, block: Pcm) -> None:

@@ -14,7 +14,9 @@ import psutil
 import pytest
 
 from musetalk_agent.clock import MonotonicClock
+from musetalk_agent.errors import RecordingFailed
 from musetalk_agent.protocol.http import FILM_ENTRY, FILM_LOG, FilmEntry, FilmPart
+from musetalk_agent.publishers.film import recorder
 from musetalk_agent.publishers.film.film import SessionFilm
 from musetalk_agent.publishers.film.fragment_log import FragmentLog
 from musetalk_agent.publishers.film.pieces import PieceSplitter
@@ -24,9 +26,15 @@ from musetalk_agent.publishers.stream.encoder import QueuedAudio, QueuedFrame
 from musetalk_agent.publishers.stream.records import audio_record, bitrate_record, end_record, frame_head, read_records
 from tests.fakes.film_parts import FPS, HEIGHT, RATE, WIDTH, part, picture, pieces, sound, watch
 from tests.musetalk_agent.service.served import agent
-from tests.waiting import until
+from tests.waiting import NEVER_S, until
 
 OPTIONS = PartOptions(WIDTH, HEIGHT, FPS)
+
+
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine is waited for."""
+    monkeypatch.setattr(recorder, "_READY_S", NEVER_S)
 
 
 @asynccontextmanager
@@ -141,6 +149,18 @@ async def test_a_start_that_is_cancelled_leaves_no_process(turns: int) -> None:
     assert starting.cancelled() and not film.recording
     await film.aclose()
     await until(lambda: encoders() == before)
+
+
+async def test_an_encoder_that_is_not_ready_in_time_is_refused_and_nothing_is_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(recorder, "_READY_S", 0.0)
+    film, before = SessionFilm(MonotonicClock()), encoders()
+    with pytest.raises(RecordingFailed, match="did not start"):
+        await film.record(OPTIONS)
+    assert encoders() == before and not film.recording
+    assert not [task for task in asyncio.all_tasks() if task.get_name() == "film-reader"]
+    await film.aclose()
 
 
 def test_the_log_holds_so_much_and_says_what_is_gone() -> None:

@@ -18,12 +18,13 @@ from musetalk_agent.agent_metrics import JUDGE_FAULTS, JUDGED
 from musetalk_agent.clock import MonotonicClock
 from musetalk_agent.media_types import FEATURE_RATE
 from musetalk_agent.protocol.http import DEMO_AVATAR_ID, SessionState
+from musetalk_agent.publishers.film import recorder
 from musetalk_agent.publishers.film.taps import MediaTaps
 from musetalk_agent.service import live_judge
 from musetalk_agent.service.live_judge import LiveJudge
 from tests.musetalk_agent.measure.test_measure_sync import speech
 from tests.musetalk_agent.service.served import Agent, agent
-from tests.waiting import until
+from tests.waiting import NEVER_S, until
 
 OUTCOMES = ("passed", "failed", "not_judged")
 
@@ -45,6 +46,7 @@ def samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     monkeypatch.setattr(live_judge, "SAMPLE_S", 2.0)
     monkeypatch.setattr(live_judge, "_LEAST_S", 1.0)
+    monkeypatch.setattr(recorder, "_READY_S", NEVER_S)  # a busy machine is waited for
     return folder
 
 
