@@ -13,6 +13,8 @@ import { Recording } from "./recording.js";
 import { SessionView } from "./session-view.js";
 import { explained, language, switchLanguage, t, translatePage } from "./strings.js";
 
+/** What the avatar says first in Talk, so that one who is new knows it hears. In English, as the conversation that the page starts is. */
+const GREETING = "Hello! What would you like to talk about?";
 const STOP_WHEN_HIDDEN_MS = 5 * 60_000;
 const NARROW = matchMedia("(max-width: 899px)");
 const TOUCH = matchMedia("(pointer: coarse)");
@@ -130,7 +132,7 @@ async function start(mode) {
     showProgress(t("status.preparing"));
     view.startedAt = performance.now();
     if (talks) void openMicrophone(avatar);
-    await avatar.start(talks ? { ...request, conversation: {} } : request);
+    await avatar.start(talks ? { ...request, conversation: { greeting: GREETING } } : request);
   } catch (error) {
     if (page.avatar !== avatar) return;
     await finish(t("status.not_started"));

@@ -65,9 +65,12 @@ async def many(turns: int) -> list[Figure]:
         before = stack.memory_mb()
         talking: list[Person] = []
         memory: list[dict[str, float]] = []
-        for _ in range(MANY):
-            talking.append(await exits.enter_async_context(person(stack, watches=False, **_body(voice="openai:any"))))
-            await talking[-1].turn(words[0])
+        for count in (1, MANY):
+            while len(talking) < count:
+                one = person(stack, watches=False, **_body(voice="openai:any"))
+                talking.append(await exits.enter_async_context(one))
+                print(f"person {len(talking)} is heard", file=sys.stderr, flush=True)
+            await asyncio.gather(*(each.turn(words[0]) for each in talking))  # warms what is still cold
             memory.append(stack.memory_mb())
         used, begun = stack.cpu_s(), time.monotonic()
         rounds = max(1, turns // 5)
