@@ -318,6 +318,15 @@ async def test_leaving_ends_the_session_and_the_choice_of_push_to_talk_stays(
     clean(page)
 
 
+ERROR = """(() => {
+  document.getElementById('problem-text').textContent =
+    'The browser may not use the microphone. Allow it in the address bar, then try again.';
+  document.getElementById('problem-code').textContent = 'microphone_forbidden';
+  document.getElementById('problem').hidden = false;
+  scrollTo(0, 0);
+})()"""
+
+
 @pytest.mark.parametrize("languages", ["en", "zh-CN"])
 async def test_phone_shows_the_conversation_without_scrolling_sideways(
     page: Page, talking: Stack, fake: FakeModels, languages: str
@@ -338,7 +347,9 @@ async def test_phone_shows_the_conversation_without_scrolling_sideways(
     await page.click("#chat-send")
     await page.until("document.querySelector('#growing .assistant .words')?.textContent.length > 100")
     assert await page.run(OVERFLOW) == 0
-    for element in ("video", "messages-box", "chat-text", "mic"):
+    await page.run(ERROR)
+    assert await page.run(OVERFLOW) == 0
+    for element in ("video", "problem", "messages-box", "chat-text", "mic", "stop"):
         box = await page.run(
             f"(({{top, bottom}}) => [top, bottom])(document.getElementById('{element}').getBoundingClientRect())"
         )
