@@ -61,7 +61,8 @@ class Comparison:
             differs[0, 0] = True  # its chroma alone: no mouth does that
         self.changed.append((int(differs[:, : width // 2].sum()), int(differs[:, width // 2 :].sum())))
         rows, columns = np.flatnonzero(differs.any(1)), np.flatnonzero(differs.any(0))
-        self.boxes.append((columns[0], rows[0], columns[-1], rows[-1]) if len(rows) else None)
+        box = (int(columns[0]), int(rows[0]), int(columns[-1]), int(rows[-1])) if len(rows) else None
+        self.boxes.append(box)
         if self._at % 90 == 60:
             pair = [cv2.cvtColor(planes, cv2.COLOR_YUV2BGR_I420) for planes in (own.planes, made)]
             self.sheet.append(cv2.resize(np.hstack(pair), None, fx=0.4, fy=0.4, interpolation=cv2.INTER_AREA))
@@ -85,6 +86,7 @@ def speaks_at(voice: np.ndarray, frames: int) -> np.ndarray:
 
 def figures(shots: list[Shot], seen: Comparison, speaks: np.ndarray, look: Look) -> dict[str, Any]:
     """The bench's figures."""
+    cuts, with_face = set(look.cuts.tolist()), set(look.frame.tolist())
     untouched = [k for shot in shots if shot.kind in ("black", "title", "listens") for k in shot.frames]
     wrong = [k for k in untouched if seen.boxes[k] is not None]
     right = total = other = 0
@@ -106,14 +108,14 @@ def figures(shots: list[Shot], seen: Comparison, speaks: np.ndarray, look: Look)
         "frames": len(seen.boxes),
         "cuts_made": len(shots) - 1,
         "cuts_found": len(look.cuts) - 1,
-        "cuts_missed": sum(shot.frames.start not in set(look.cuts.tolist()) for shot in shots),
+        "cuts_missed": sum(shot.frames.start not in cuts for shot in shots),
         "frames_that_must_be_untouched": len(untouched),
         "of_them_changed": len(wrong),
         "speaking_frames": total,
         "right_person_share": round(right / max(1, total), 4),
         "frames_with_the_other_changed_too": other,
         "frames_changed_without_a_face": sum(
-            box is not None and k not in set(look.frame.tolist()) for k, box in enumerate(seen.boxes)
+            box is not None and k not in with_face for k, box in enumerate(seen.boxes)
         ),
         "widest_change_px": max((box[2] - box[0] for box in seen.boxes if box is not None), default=0),
     }

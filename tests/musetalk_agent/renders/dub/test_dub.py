@@ -169,7 +169,9 @@ async def test_a_speaker_may_be_chosen(
     dubs: Dubs, looked: Footage, good: GoodFilm, speaker: object, speaks_right: bool | None
 ) -> None:
     footage = looked
-    end = await dubs.make(dubs.again(footage, good.voice[BEGIN * RATE // 25 :], speaker=speaker))
+    voice = good.voice[BEGIN * RATE // 25 :]
+    render_id = dubs.again(footage, voice, speaker=speaker, keep_background_audio=True)
+    end = await dubs.make(render_id)
     assert end is not None
     if speaks_right is None:
         assert end.error is not None and end.error.code == "speaker_not_found"
@@ -178,6 +180,12 @@ async def test_a_speaker_may_be_chosen(
     assert differs[footage.two][:, :, 320:].any() == speaks_right
     late = len(footage.planes) - SCENE // 2
     assert not differs[late:].any(), "a shot after the sound's end is left alone"
+    with av.open(str(dubs.folder.result(render_id, RenderFormat.MP4))) as film:
+        heard = np.concatenate([frame.to_ndarray()[0] for frame in film.decode(audio=0)])
+    assert len(heard) / RATE == pytest.approx(len(footage.planes) / 25, abs=0.08)
+    assert np.abs(heard[len(voice) + RATE // 4 :]).max() > 0.001, (
+        "the footage's own sound goes on, lowered under its speech"
+    )
 
 
 async def test_what_a_dead_worker_made_stays(dubs: Dubs, looked: Footage, good: GoodFilm) -> None:
