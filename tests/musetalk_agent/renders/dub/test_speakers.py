@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from musetalk_agent.judge.identity import PlainDescriber
+from musetalk_agent.avatars.identity import PlainDescriber
 from musetalk_agent.judge.lips import Heard
 from musetalk_agent.measure.lip_measures import MouthTrack
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
