@@ -236,14 +236,12 @@ async def _trust(settings: Settings, access: Access, metrics: Metrics) -> AsyncI
 
 
 def _assemble(settings: Settings, access: Access, metrics: Metrics, voices: Voices) -> Context:
-    agents, store = AgentClient(), make_store(settings)
-    pool = _pool(settings, agents)
+    agents, store, bus = AgentClient(), make_store(settings), EventBus(metrics)
+    pool, address = _pool(settings, agents), OwnAddress()
     rooms, minter = Rooms(settings.livekit), TokenMinter(settings.livekit, lambda: store.deployment_id)
-    bus = EventBus(metrics)
     own_voices = StandbyVoices(VoiceWorker(metrics), minter, rooms, metrics, settings.voice_standby)
     ingresses = Ingresses(settings.livekit, settings.livekit_ingress, lambda: store.deployment_id)
     ledger = SessionJournal(store, settings.livekit.api_secret, settings.public_url, metrics)
-    address = OwnAddress()
     tools = ToolCalls(
         lambda each: tool_caller(settings, sessions, each), bus, metrics, allow_private=settings.allow_private_urls
     )
